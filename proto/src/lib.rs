@@ -1,0 +1,18 @@
+//! The wire of Toroid: types generated from `proto/toroid/v1/*.proto`, and the facts both ends must agree on.
+//!
+//! Deliberately absent: behaviour. Conversions into checked types live beside the types they make.
+
+#[allow(clippy::all, clippy::pedantic)]
+mod generated {
+    tonic::include_proto!("toroid.v1");
+}
+pub use generated::*;
+
+/// The serialized `FileDescriptorSet` of all services, for gRPC reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/toroid_descriptor.bin"));
+
+/// Version of the control and data plane. A worker and a coordinator, or two workers, of different versions refuse each other.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Version of the program, shown wherever two versions meet.
+pub const BUILD_VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,153 @@
+//! Places, groups, rows and columns of the torus (design section 3).
+//!
+//! A job has `W = tp * pp * dp` places on an X by Y torus, `dp = dx * dy`, `X = tp * dx`, `Y = pp * dy`:
+//!
+//! ```text
+//!   x = dp_x * tp + tp_rank      rank = y * X + x        tp 2, pp 2, dp 2 = 2 x 1:   y=0 | 0 1 | 2 3 |
+//!   y = dp_y * pp + pp_rank      dp_rank = dp_y * dx + dp_x                          y=1 | 4 5 | 6 7 |
+//! ```
+//!
+//! A TP group is `tp` neighbours in a row, a PP group `pp` neighbours in a column, a DP group a `dx` by `dy` torus of its own.
+
+use serde::{Deserialize, Serialize};
+
+/// How many ways the job is split along each axis of the mesh. All are at least 1 and `dp == dx * dy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Shape {
+    tp: usize,
+    pp: usize,
+    dp: usize,
+    dx: usize,
+    dy: usize,
+}
+
+/// A place by the axes of the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    pub tp: usize,
+    pub pp: usize,
+    pub dp: usize,
+}
+
+/// A place by its row and column on the torus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Coord {
+    pub x: usize,
+    pub y: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ShapeError {
+    #[error("a shape needs tp, pp and dp of at least 1, found tp {tp}, pp {pp}, dp {dp}")]
+    Zero { tp: usize, pp: usize, dp: usize },
+    #[error(
+        "the torus of the DP group must have dx * dy = dp places, found dx {dx} * dy {dy} and dp {dp}; leave dx and dy out to have them chosen"
+    )]
+    Torus { dx: usize, dy: usize, dp: usize },
+    #[error("a job has at most {max} places, found tp {tp} * pp {pp} * dp {dp}")]
+    TooLarge { tp: usize, pp: usize, dp: usize, max: usize },
+}
+
+/// The most places that a job may have.
+pub const MAX_PLACES: usize = 1 << 16;
+
+impl Shape {
+    /// `dx` and `dy` are chosen as near to square as divides, the longer side along the row.
+    pub fn new(tp: usize, pp: usize, dp: usize) -> Result<Shape, ShapeError> {
+        let dy = (1..=dp).take_while(|d| d * d <= dp).filter(|d| dp.is_multiple_of(*d)).last().unwrap_or(1);
+        Shape::with_torus(tp, pp, dp, dp / dy, dy)
+    }
+
+    pub fn with_torus(tp: usize, pp: usize, dp: usize, dx: usize, dy: usize) -> Result<Shape, ShapeError> {
+        if tp == 0 || pp == 0 || dp == 0 {
+            return Err(ShapeError::Zero { tp, pp, dp });
+        }
+        let world = tp.checked_mul(pp).and_then(|n| n.checked_mul(dp));
+        if world.is_none_or(|n| n > MAX_PLACES) {
+            return Err(ShapeError::TooLarge { tp, pp, dp, max: MAX_PLACES });
+        }
+        if dx.checked_mul(dy) != Some(dp) {
+            return Err(ShapeError::Torus { dx, dy, dp });
+        }
+        Ok(Shape { tp, pp, dp, dx, dy })
+    }
+
+    pub fn tp(&self) -> usize {
+        self.tp
+    }
+    pub fn pp(&self) -> usize {
+        self.pp
+    }
+    pub fn dp(&self) -> usize {
+        self.dp
+    }
+    pub fn dx(&self) -> usize {
+        self.dx
+    }
+    pub fn dy(&self) -> usize {
+        self.dy
+    }
+    /// Number of places.
+    pub fn world(&self) -> usize {
+        self.tp * self.pp * self.dp
+    }
+    /// Length of a row of the torus.
+    pub fn width(&self) -> usize {
+        self.tp * self.dx
+    }
+    /// Length of a column of the torus.
+    pub fn height(&self) -> usize {
+        self.pp * self.dy
+    }
+
+    pub fn coord(&self, rank: usize) -> Coord {
+        assert!(rank < self.world(), "rank {rank} is outside of {self}");
+        Coord { x: rank % self.width(), y: rank / self.width() }
+    }
+
+    pub fn place(&self, rank: usize) -> Place {
+        let Coord { x, y } = self.coord(rank);
+        Place { tp: x % self.tp, pp: y % self.pp, dp: (y / self.pp) * self.dx + x / self.tp }
+    }
+
+    pub fn rank(&self, place: Place) -> usize {
+        let (dp_x, dp_y) = (place.dp % self.dx, place.dp / self.dx);
+        (dp_y * self.pp + place.pp) * self.width() + dp_x * self.tp + place.tp
+    }
+
+    /// Ranks of the TP group of `rank`, by tp_rank.
+    pub fn tp_group(&self, rank: usize) -> Vec<usize> {
+        let place = self.place(rank);
+        (0..self.tp).map(|tp| self.rank(Place { tp, ..place })).collect()
+    }
+
+    /// Ranks of the PP group of `rank`, by pp_rank.
+    pub fn pp_group(&self, rank: usize) -> Vec<usize> {
+        let place = self.place(rank);
+        (0..self.pp).map(|pp| self.rank(Place { pp, ..place })).collect()
+    }
+
+    /// Ranks of the DP group of `rank`, by dp_rank.
+    pub fn dp_group(&self, rank: usize) -> Vec<usize> {
+        let place = self.place(rank);
+        (0..self.dp).map(|dp| self.rank(Place { dp, ..place })).collect()
+    }
+
+    /// Ranks of the row of `rank`, by x.
+    pub fn row(&self, rank: usize) -> Vec<usize> {
+        let y = self.coord(rank).y;
+        (0..self.width()).map(|x| y * self.width() + x).collect()
+    }
+
+    /// Ranks of the column of `rank`, by y.
+    pub fn column(&self, rank: usize) -> Vec<usize> {
+        let x = self.coord(rank).x;
+        (0..self.height()).map(|y| y * self.width() + x).collect()
+    }
+}
+
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "tp {} x pp {} x dp {} on a {} x {} torus", self.tp, self.pp, self.dp, self.width(), self.height())
+    }
+}

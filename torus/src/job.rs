@@ -1,0 +1,504 @@
+//! Job files: what a user asks for, checked and with every default filled in.
+//!
+//! [`parse`] reads TOML; [`JobSpec`] travels to the workers as JSON and is kept in the store and in manifests. Unknown keys are
+//! refused with the nearest right key; every other complaint names the key, what was found and what is possible.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::geometry::{Shape, ShapeError};
+use crate::model::{ModelConfig, PRESETS};
+use crate::partition::{self, PartitionError};
+use crate::schedule::OptimizerConfig;
+
+/// A job, complete: nothing is left to a default.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobSpec {
+    pub name: String,
+    /// Optimizer updates.
+    pub steps: u64,
+    pub seed: u64,
+    /// Take only workers of one numeric fingerprint.
+    pub exact: bool,
+    /// A safetensors file or a folder of them with the initial weights; drawn from the seed where it is `None`.
+    pub init_from: Option<PathBuf>,
+    /// A checkpoint folder (`.../step-<n>`) of any job of the same model to go on from.
+    pub resume_from: Option<String>,
+    pub shape: Shape,
+    pub model: ModelConfig,
+    pub loss: LossConfig,
+    pub batch: BatchConfig,
+    pub optimizer: OptimizerConfig,
+    pub data: DataConfig,
+    pub eval: EvalConfig,
+    pub checkpoint: CheckpointConfig,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LossConfig {
+    /// Router z-loss.
+    pub z_coef: f64,
+    /// Load-balancing loss.
+    pub balance_coef: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BatchConfig {
+    /// Samples in a micro-batch.
+    pub micro_batch: usize,
+    /// Micro-batches of a step, over all replicas. Replica `r` takes those of [`BatchConfig::of_replica`].
+    pub num_micro_batches: usize,
+}
+
+impl BatchConfig {
+    /// Samples of a step.
+    pub fn samples(&self) -> u64 {
+        (self.micro_batch * self.num_micro_batches) as u64
+    }
+
+    /// Micro-batches of replica `dp_rank`: contiguous, numbers differ by at most one.
+    pub fn of_replica(&self, dp: usize, dp_rank: usize) -> std::ops::Range<usize> {
+        dp_rank * self.num_micro_batches / dp..(dp_rank + 1) * self.num_micro_batches / dp
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SampleOrder {
+    /// A new permutation of all samples each time through the data.
+    Shuffled,
+    /// As they lie in the data, from the start again at its end.
+    Sequential,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// A text file or a folder of them.
+    pub path: PathBuf,
+    /// File name endings that count in a folder, without the dot; empty: every file that is UTF-8 text.
+    pub extensions: Vec<String>,
+    /// Text beyond this many bytes is left out.
+    pub max_bytes: u64,
+    pub order: SampleOrder,
+    /// Tokens between the starts of two samples; `seq` where samples are not to overlap.
+    pub stride: usize,
+    /// Share of the data, at its end, that is held out for validation.
+    pub validation: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalConfig {
+    /// Steps between validations; 0: only before the first and after the last step.
+    pub interval: u64,
+    /// Micro-batches of a validation, over all replicas; 0: none at all.
+    pub num_micro_batches: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Seconds between checkpoints; 0: only on request and at the end.
+    pub interval_s: f64,
+    /// Checkpoint after every so many steps as well; 0: not by steps.
+    pub interval_steps: u64,
+    /// The newest so many are kept, at least 1.
+    pub keep: u32,
+    /// Folder for `step-<n>`; `None`: in the job's folder at the coordinator.
+    pub path: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum JobError {
+    #[error("the job file is not valid: {0}")]
+    Toml(String),
+    #[error("the job file is not valid: {message}; did you mean `{nearest}`?")]
+    UnknownKey { message: String, nearest: String },
+    #[error("the preset `{found}` is not known; there are {}", PRESETS.join(", "))]
+    Preset { found: String },
+    #[error("`{key}` is missing; {hint}")]
+    Missing { key: &'static str, hint: &'static str },
+    #[error("`{key}` = {found} is not possible; expected {expected}")]
+    Value { key: &'static str, found: String, expected: String },
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    #[error("the model cannot be split over this shape: {0}")]
+    Partition(#[from] PartitionError),
+}
+
+// ---------------------------------------------------------------------------------------------- the file, as it is written
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    name: Option<String>,
+    preset: Option<String>,
+    steps: Option<u64>,
+    seed: u64,
+    exact: bool,
+    init_from: Option<PathBuf>,
+    resume_from: Option<String>,
+    shape: ShapeFile,
+    model: ModelFile,
+    loss: LossFile,
+    batch: BatchFile,
+    optimizer: OptimizerFile,
+    data: DataFile,
+    eval: EvalFile,
+    checkpoint: CheckpointFile,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ShapeFile {
+    tp: Option<usize>,
+    pp: Option<usize>,
+    dp: Option<usize>,
+    dx: Option<usize>,
+    dy: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ModelFile {
+    layers: Option<usize>,
+    d_model: Option<usize>,
+    heads: Option<usize>,
+    kv_heads: Option<usize>,
+    head_dim: Option<usize>,
+    experts: Option<usize>,
+    ff: Option<usize>,
+    seq: Option<usize>,
+    vocab: Option<usize>,
+    rope_theta: Option<f64>,
+    norm_eps: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LossFile {
+    z_coef: Option<f64>,
+    balance_coef: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct BatchFile {
+    micro_batch: Option<usize>,
+    micro_batches: Option<usize>,
+    global: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct OptimizerFile {
+    lr: Option<f64>,
+    floor: Option<f64>,
+    warmup: Option<u64>,
+    beta1: Option<f64>,
+    beta2: Option<f64>,
+    eps: Option<f64>,
+    weight_decay: Option<f64>,
+    weight_decay_final: Option<f64>,
+    clip: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct DataFile {
+    path: Option<PathBuf>,
+    extensions: Vec<String>,
+    max_bytes: Option<u64>,
+    order: Option<SampleOrder>,
+    stride: Option<usize>,
+    validation: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct EvalFile {
+    interval: Option<u64>,
+    micro_batches: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct CheckpointFile {
+    interval_s: Option<f64>,
+    interval_steps: Option<u64>,
+    keep: Option<u32>,
+    path: Option<String>,
+}
+
+/// Reads a job file and fills in every default.
+pub fn parse(toml: &str) -> Result<JobSpec, JobError> {
+    let file: File = toml::from_str(toml).map_err(|e| unknown_key(&e))?;
+    resolve(file)
+}
+
+fn resolve(file: File) -> Result<JobSpec, JobError> {
+    let preset = file.preset.as_deref().unwrap_or("tiny");
+    let base = ModelConfig::preset(preset).ok_or_else(|| JobError::Preset { found: preset.into() })?;
+    let m = file.model;
+    let model = ModelConfig {
+        layers: m.layers.unwrap_or(base.layers),
+        d_model: m.d_model.unwrap_or(base.d_model),
+        heads: m.heads.unwrap_or(base.heads),
+        kv_heads: m.kv_heads.unwrap_or(base.kv_heads),
+        head_dim: m.head_dim.unwrap_or(base.head_dim),
+        experts: m.experts.unwrap_or(base.experts),
+        ff: m.ff.unwrap_or(base.ff),
+        seq: m.seq.unwrap_or(base.seq),
+        vocab: m.vocab.unwrap_or(base.vocab),
+        rope_theta: m.rope_theta.unwrap_or(base.rope_theta),
+        norm_eps: m.norm_eps.unwrap_or(base.norm_eps),
+    };
+    let s = file.shape;
+    let (tp, pp, dp) = (s.tp.unwrap_or(1), s.pp.unwrap_or(1), s.dp.unwrap_or(1));
+    let shape = match (s.dx, s.dy) {
+        (None, None) => Shape::new(tp, pp, dp)?,
+        (dx, dy) => {
+            let (dx, dy) = (dx.unwrap_or(dp / dy.unwrap_or(1).max(1)), dy.unwrap_or(dp / dx.unwrap_or(1).max(1)));
+            Shape::with_torus(tp, pp, dp, dx, dy)?
+        }
+    };
+    let batch = resolve_batch(&file.batch, dp)?;
+    let steps = file.steps.ok_or(JobError::Missing { key: "steps", hint: "say how many optimizer updates to make" })?;
+    let o = file.optimizer;
+    // The large recipe warms up for 3,000 steps; a short job for a twentieth of its steps.
+    let warmup = o.warmup.unwrap_or(3000.min(steps / 20));
+    let weight_decay = o.weight_decay.unwrap_or(0.1);
+    let optimizer = OptimizerConfig {
+        lr: o.lr.unwrap_or(1e-3),
+        floor: o.floor.unwrap_or(0.1),
+        warmup,
+        beta1: o.beta1.unwrap_or(0.9),
+        beta2: o.beta2.unwrap_or(0.95),
+        eps: o.eps.unwrap_or(1e-8),
+        weight_decay,
+        weight_decay_final: o.weight_decay_final.unwrap_or(2.0 * weight_decay),
+        clip: o.clip.unwrap_or(1.0),
+    };
+    let d = file.data;
+    let data = DataConfig {
+        path: d.path.ok_or(JobError::Missing { key: "data.path", hint: "name a text file or a folder of them" })?,
+        extensions: d.extensions,
+        max_bytes: d.max_bytes.unwrap_or(1 << 40),
+        order: d.order.unwrap_or(SampleOrder::Shuffled),
+        stride: d.stride.unwrap_or(model.seq),
+        validation: d.validation.unwrap_or(0.01),
+    };
+    let spec = JobSpec {
+        name: file.name.unwrap_or_else(|| preset.to_string()),
+        steps,
+        seed: file.seed,
+        exact: file.exact,
+        init_from: file.init_from,
+        resume_from: file.resume_from,
+        shape,
+        loss: LossConfig {
+            z_coef: file.loss.z_coef.unwrap_or(1e-3),
+            balance_coef: file.loss.balance_coef.unwrap_or(1e-2),
+        },
+        batch,
+        optimizer,
+        eval: EvalConfig {
+            interval: file.eval.interval.unwrap_or(0),
+            num_micro_batches: file.eval.micro_batches.unwrap_or(if data.validation > 0.0 { 16 } else { 0 }),
+        },
+        data,
+        checkpoint: CheckpointConfig {
+            interval_s: file.checkpoint.interval_s.unwrap_or(600.0),
+            interval_steps: file.checkpoint.interval_steps.unwrap_or(0),
+            keep: file.checkpoint.keep.unwrap_or(3),
+            path: file.checkpoint.path,
+        },
+        model,
+    };
+    spec.check()?;
+    Ok(spec)
+}
+
+fn resolve_batch(file: &BatchFile, dp: usize) -> Result<BatchConfig, JobError> {
+    let micro_batch = file.micro_batch.unwrap_or(4);
+    let num_micro_batches = match (file.global, file.micro_batches) {
+        (None, micro_batches) => micro_batches.unwrap_or(8) * dp,
+        (Some(global), None) => {
+            if micro_batch == 0 || global % micro_batch != 0 {
+                return Err(JobError::Value {
+                    key: "batch.global",
+                    found: global.to_string(),
+                    expected: format!("a multiple of batch.micro_batch = {micro_batch}"),
+                });
+            }
+            global / micro_batch
+        }
+        (Some(global), Some(micro_batches)) => {
+            if global != micro_batch * micro_batches * dp {
+                return Err(JobError::Value {
+                    key: "batch.global",
+                    found: global.to_string(),
+                    expected: format!(
+                        "micro_batch {micro_batch} * micro_batches {micro_batches} * dp {dp} = {}; give one of global and micro_batches",
+                        micro_batch * micro_batches * dp
+                    ),
+                });
+            }
+            micro_batches * dp
+        }
+    };
+    Ok(BatchConfig { micro_batch, num_micro_batches })
+}
+
+impl JobSpec {
+    /// Checks what no single value shows. A spec that came over the wire is checked again.
+    pub fn check(&self) -> Result<(), JobError> {
+        let value = |key, found: String, expected: &str| Err(JobError::Value { key, found, expected: expected.into() });
+        let m = &self.model;
+        for (key, found) in [
+            ("steps", self.steps),
+            ("model.layers", m.layers as u64),
+            ("model.d_model", m.d_model as u64),
+            ("model.heads", m.heads as u64),
+            ("model.kv_heads", m.kv_heads as u64),
+            ("model.head_dim", m.head_dim as u64),
+            ("model.ff", m.ff as u64),
+            ("model.seq", m.seq as u64),
+            ("batch.micro_batch", self.batch.micro_batch as u64),
+            ("data.stride", self.data.stride as u64),
+            ("data.max_bytes", self.data.max_bytes),
+            ("checkpoint.keep", u64::from(self.checkpoint.keep)),
+        ] {
+            if found == 0 {
+                return value(key, "0".into(), "at least 1");
+            }
+        }
+        if m.vocab < 256 {
+            return value("model.vocab", m.vocab.to_string(), "at least 256: tokens are bytes");
+        }
+        if m.experts < crate::model::TOP_K {
+            return value("model.experts", m.experts.to_string(), "at least 2: each token goes to two");
+        }
+        if m.head_dim % 2 != 0 {
+            return value("model.head_dim", m.head_dim.to_string(), "an even number: rotary embedding turns pairs");
+        }
+        if m.heads % m.kv_heads != 0 {
+            return value("model.kv_heads", m.kv_heads.to_string(), &format!("a divisor of heads = {}", m.heads));
+        }
+        if self.batch.num_micro_batches < self.shape.dp() {
+            return value(
+                "batch",
+                format!("{} micro-batches a step", self.batch.num_micro_batches),
+                &format!("at least one for each of the {} replicas; raise batch.global", self.shape.dp()),
+            );
+        }
+        let o = &self.optimizer;
+        for (key, found, expected, ok) in [
+            ("optimizer.lr", o.lr, "a positive number", o.lr > 0.0),
+            ("optimizer.floor", o.floor, "0 to 1", (0.0..=1.0).contains(&o.floor)),
+            ("optimizer.beta1", o.beta1, "0 to under 1", (0.0..1.0).contains(&o.beta1)),
+            ("optimizer.beta2", o.beta2, "0 to under 1", (0.0..1.0).contains(&o.beta2)),
+            ("optimizer.eps", o.eps, "a positive number", o.eps > 0.0),
+            ("optimizer.weight_decay", o.weight_decay, "at least 0", o.weight_decay >= 0.0),
+            ("optimizer.weight_decay_final", o.weight_decay_final, "at least 0", o.weight_decay_final >= 0.0),
+            ("optimizer.clip", o.clip, "a positive number", o.clip > 0.0),
+            ("loss.z_coef", self.loss.z_coef, "at least 0", self.loss.z_coef >= 0.0),
+            ("loss.balance_coef", self.loss.balance_coef, "at least 0", self.loss.balance_coef >= 0.0),
+            ("data.validation", self.data.validation, "0 to 0.5", (0.0..=0.5).contains(&self.data.validation)),
+            ("checkpoint.interval_s", self.checkpoint.interval_s, "at least 0", self.checkpoint.interval_s >= 0.0),
+            ("model.rope_theta", m.rope_theta, "a positive number", m.rope_theta > 0.0),
+            ("model.norm_eps", m.norm_eps, "a positive number", m.norm_eps > 0.0),
+        ] {
+            if !ok || !found.is_finite() {
+                return value(key, found.to_string(), expected);
+            }
+        }
+        if self.eval.num_micro_batches > 0 && self.data.validation == 0.0 {
+            return value(
+                "eval.micro_batches",
+                self.eval.num_micro_batches.to_string(),
+                "0, or a data.validation above 0: there is no held-out text",
+            );
+        }
+        partition::check(m, &self.shape)?;
+        Ok(())
+    }
+
+    /// The spec as a TOML document that [`parse`] reads back to the same spec.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(&Written::from(self)).expect("a job spec has only string keys")
+    }
+}
+
+/// A spec in the keys of a job file.
+#[derive(Serialize)]
+struct Written<'a> {
+    name: &'a str,
+    steps: u64,
+    seed: u64,
+    exact: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    init_from: &'a Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resume_from: &'a Option<String>,
+    shape: Shape,
+    model: &'a ModelConfig,
+    loss: &'a LossConfig,
+    batch: WrittenBatch,
+    optimizer: &'a OptimizerConfig,
+    data: &'a DataConfig,
+    eval: WrittenEval,
+    checkpoint: &'a CheckpointConfig,
+}
+
+#[derive(Serialize)]
+struct WrittenBatch {
+    micro_batch: usize,
+    global: usize,
+}
+
+#[derive(Serialize)]
+struct WrittenEval {
+    interval: u64,
+    micro_batches: usize,
+}
+
+impl<'a> From<&'a JobSpec> for Written<'a> {
+    fn from(s: &'a JobSpec) -> Self {
+        Written {
+            name: &s.name,
+            steps: s.steps,
+            seed: s.seed,
+            exact: s.exact,
+            init_from: &s.init_from,
+            resume_from: &s.resume_from,
+            shape: s.shape,
+            model: &s.model,
+            loss: &s.loss,
+            batch: WrittenBatch {
+                micro_batch: s.batch.micro_batch,
+                global: s.batch.micro_batch * s.batch.num_micro_batches,
+            },
+            optimizer: &s.optimizer,
+            data: &s.data,
+            eval: WrittenEval { interval: s.eval.interval, micro_batches: s.eval.num_micro_batches },
+            checkpoint: &s.checkpoint,
+        }
+    }
+}
+
+/// Turns serde's "unknown field `x`, expected one of `a`, `b`" into a message that names the nearest key.
+fn unknown_key(error: &toml::de::Error) -> JobError {
+    let text = error.to_string().trim_end().to_string();
+    let quoted: Vec<&str> = error.message().split('`').skip(1).step_by(2).collect();
+    if !error.message().starts_with("unknown field") || quoted.len() < 2 {
+        return JobError::Toml(text);
+    }
+    let nearest = quoted[1..].iter().min_by_key(|k| strsim::damerau_levenshtein(quoted[0], k));
+    JobError::UnknownKey { message: text, nearest: nearest.map_or_else(String::new, |k| k.to_string()) }
+}

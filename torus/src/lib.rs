@@ -1,0 +1,25 @@
+//! The pure mathematics of Toroid.
+//!
+//! ```text
+//!  job      job files: what a user asks for, checked and with defaults filled in
+//!  model    dims, presets and tensors of the model         partition  which slice of which tensor a place holds
+//!  geometry places, groups, rows and columns of the torus  placement  which worker fills which place
+//!  collective, pipeline  schedules as data                 cursor     which sample comes when
+//!  schedule learning rate and weight decay by step         manifest   what a checkpoint consists of
+//! ```
+//!
+//! Deliberately absent: tokio, sockets, files, clocks, random sources, `HashMap`. Time and seeds are arguments, so the same
+//! inputs give the same outputs (`integration-tests/tidy.rs` keeps it so).
+
+#![forbid(unsafe_code)]
+
+pub mod collective;
+pub mod cursor;
+pub mod geometry;
+pub mod job;
+pub mod manifest;
+pub mod model;
+pub mod partition;
+pub mod pipeline;
+pub mod placement;
+pub mod schedule;
