@@ -74,6 +74,8 @@ pub const MAX_PLACES: usize = 1 << 16;
 impl Shape {
     /// `dx` and `dy` are chosen as near to square as divides, the longer side along the row.
     pub fn new(tp: usize, pp: usize, dp: usize) -> Result<Shape, ShapeError> {
+        // Looking for divisors takes long where dp is absurd: the limits come first.
+        Shape::with_torus(tp, pp, dp, dp, 1)?;
         let dy = (1..=dp).take_while(|d| d * d <= dp).filter(|d| dp.is_multiple_of(*d)).last().unwrap_or(1);
         Shape::with_torus(tp, pp, dp, dp / dy, dy)
     }
