@@ -220,10 +220,8 @@ async fn job(user: &mut JobServiceClient<Channel>, id: &str) -> proto::Job {
 
 /// Both workers of the job, by rank.
 async fn place_two(coordinator: &Coordinator) -> [Worker; 2] {
-    let mut workers = [
-        Worker::connect(coordinator, register("a")).await,
-        Worker::connect(coordinator, register("b")).await,
-    ];
+    let mut workers =
+        [Worker::connect(coordinator, register("a")).await, Worker::connect(coordinator, register("b")).await];
     for worker in &mut workers {
         assert!(!worker.welcomed().await, "a new worker has no work to go on with");
     }
@@ -242,7 +240,10 @@ async fn a_job_runs_to_its_end_over_a_restart_of_the_coordinator() {
     let id = submit(&mut user).await;
     assert_eq!(id, "demo-1");
     let queued = job(&mut user, &id).await;
-    assert_eq!((queued.state(), queued.reason.as_str()), (proto::JobState::Queued, "waits for workers: 0 of 2 are free"));
+    assert_eq!(
+        (queued.state(), queued.reason.as_str()),
+        (proto::JobState::Queued, "waits for workers: 0 of 2 are free")
+    );
 
     let mut workers = place_two(&coordinator).await;
     for worker in &mut workers {
