@@ -226,3 +226,120 @@ fn parse(line: &str) -> Result<StepRecord, String> {
 fn number<T: std::str::FromStr>(text: &str, column: &str) -> Result<T, String> {
     text.parse().map_err(|_| format!("`{text}` is no {column}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(step: u64) -> StepRecord {
+        StepRecord {
+            step,
+            loss: 5.0 / 3.0,
+            ce: f64::from_bits(0x3ff0_0000_0000_0001),
+            z_loss: 1e-300,
+            balance_loss: f64::MAX,
+            grad_norm: f64::INFINITY,
+            lr: f64::MIN_POSITIVE / 2.0,
+            weight_decay: -0.0,
+            tokens: u64::MAX,
+            tokens_per_s: 0.1 + 0.2,
+            step_s: 0.0,
+            skipped: step % 2 == 0,
+            epoch: 3,
+            expert_load: (0..6).map(|e| e * step).collect(),
+            num_layers: 3,
+        }
+    }
+
+    fn filled(num: u64) -> (tempfile::TempDir, Curve) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut curve = Curve::open(folder.path()).unwrap().0;
+        (1..=num).for_each(|step| curve.append(&record(step)).unwrap());
+        (folder, curve)
+    }
+
+    fn steps(records: &[StepRecord]) -> Vec<u64> {
+        records.iter().map(|r| r.step).collect()
+    }
+
+    #[test]
+    fn every_bit_reads_back_also_after_a_restart() {
+        let (folder, curve) = filled(4);
+        let expected: Vec<StepRecord> = (1..=4).map(record).collect();
+        assert_eq!(curve.read(0, 100).unwrap(), expected);
+        let (again, summaries) = Curve::open(folder.path()).unwrap();
+        assert_eq!(again.read(0, 100).unwrap(), expected);
+        assert_eq!(again.last(), expected.last());
+        assert_eq!(summaries, expected.iter().map(StepSummary::from).collect::<Vec<_>>());
+        let bits = |r: &StepRecord| [r.ce, r.lr, r.weight_decay, r.tokens_per_s].map(f64::to_bits);
+        assert_eq!(bits(&again.read(2, 1).unwrap()[0]), bits(&record(2)));
+    }
+
+    #[test]
+    fn the_file_is_what_the_readme_says() {
+        let (folder, mut curve) = filled(0);
+        let plain =
+            StepRecord { step: 1, loss: 5.5, expert_load: vec![1, 2, 3, 4], num_layers: 2, ..Default::default() };
+        curve.append(&plain).unwrap();
+        let none = StepRecord { step: 2, ..Default::default() };
+        curve.append(&none).unwrap();
+        let text = std::fs::read_to_string(folder.path().join(FILE_NAME)).unwrap();
+        let rows = "1,5.5,0,0,0,0,0,0,0,0,0,false,0,\"1 2;3 4\"\n2,0,0,0,0,0,0,0,0,0,0,false,0,\"\"\n";
+        assert_eq!(text, format!("{HEADER}\n{rows}"));
+        assert_eq!(curve.read(1, 2).unwrap(), [plain, none]);
+    }
+
+    #[test]
+    fn ranges_of_rows_are_by_step() {
+        let (_folder, mut curve) = filled(3);
+        curve.append(&record(7)).unwrap();
+        assert_eq!(steps(&curve.read(2, 2).unwrap()), [2, 3]);
+        assert_eq!(steps(&curve.read(4, 9).unwrap()), [7], "a hole is passed over");
+        assert_eq!(curve.read(8, 9).unwrap(), []);
+        assert_eq!(curve.read(1, 0).unwrap(), []);
+    }
+
+    #[test]
+    fn a_cut_drops_what_comes_after() {
+        let (folder, mut curve) = filled(5);
+        curve.cut(9).unwrap();
+        assert_eq!(curve.last().map(|r| r.step), Some(5));
+        curve.cut(3).unwrap();
+        assert_eq!(curve.last().map(|r| r.step), Some(3));
+        curve.append(&record(4)).unwrap();
+        assert_eq!(steps(&Curve::open(folder.path()).unwrap().0.read(0, 9).unwrap()), [1, 2, 3, 4]);
+        curve.cut(0).unwrap();
+        assert_eq!((curve.last(), curve.read(0, 9).unwrap().len()), (None, 0));
+    }
+
+    #[test]
+    fn a_torn_end_is_cut_off_wherever_it_was_torn() {
+        let (folder, _) = filled(3);
+        let path = folder.path().join(FILE_NAME);
+        let whole = std::fs::read(&path).unwrap();
+        for len in 0..whole.len() {
+            std::fs::write(&path, &whole[..len]).unwrap();
+            let (mut curve, summaries) = Curve::open(folder.path()).unwrap();
+            let num_lines = whole[..len].iter().filter(|b| **b == b'\n').count();
+            assert_eq!(summaries.len(), num_lines.saturating_sub(1), "cut to {len} bytes");
+            curve.append(&record(4)).unwrap();
+            assert_eq!(Curve::open(folder.path()).unwrap().0.last(), Some(&record(4)), "cut to {len} bytes");
+        }
+    }
+
+    #[test]
+    fn a_bad_line_in_the_middle_is_named() {
+        let (folder, _) = filled(3);
+        let path = folder.path().join(FILE_NAME);
+        let good = std::fs::read_to_string(&path).unwrap();
+        let damaged = |from: &str, to: &str| {
+            std::fs::write(&path, good.replacen(from, to, 1)).unwrap();
+            Curve::open(folder.path()).unwrap_err().to_string()
+        };
+        assert!(damaged("\n2,1.6", "\n2,x1.6").contains("line 3 of"));
+        assert!(damaged("\n2,1.6", "\n2,x1.6").contains("is no loss"));
+        assert!(damaged("\n2,", "\n1,").contains("step 1 follows step 1"));
+        assert!(damaged("\n2,", "\n2,2,").contains("14 columns before the last, expected 13"));
+        assert!(damaged("step,loss", "loss,step").contains("does not begin with the header"));
+    }
+}

@@ -127,7 +127,6 @@ impl Job {
         if !job.record.state.is_placed() {
             return job;
         }
-        job.cut_what_is_void(cx);
         let (record, live) = (&job.record, &mut job.live);
         live.awaited = (0..record.places.len()).filter(|r| record.places[*r].is_some()).collect();
         live.awaited_until = cx.now.monotonic + cx.config.limits.reconnect();
@@ -145,17 +144,6 @@ impl Job {
         job.event(cx, "coordinator.restarted", text);
         cx.out.unsettled = true;
         job
-    }
-
-    /// Rows of an older epoch after the step that this epoch began from: the cut was decided, but not made.
-    fn cut_what_is_void(&mut self, cx: &mut Context<'_>) {
-        let (epoch, restore_step) = (self.record.epoch, self.record.restore_step);
-        let void = |s: &&StepSummary| s.step > restore_step && s.epoch < epoch;
-        if let Some(first) = self.live.progress.steps().iter().find(void) {
-            let keep = first.step - 1;
-            self.live.progress.cut(keep);
-            cx.out.effects.push(Output::CutCurve { job: self.record.id.clone(), keep });
-        }
     }
 
     // ------------------------------------------------------------------------------------------------------------- helpers

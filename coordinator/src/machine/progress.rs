@@ -10,7 +10,6 @@ const WINDOW: usize = 10;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepSummary {
     pub step: u64,
-    pub epoch: u64,
     pub loss: f64,
     pub step_s: f64,
     pub tokens: u64,
@@ -18,7 +17,7 @@ pub struct StepSummary {
 
 impl From<&StepRecord> for StepSummary {
     fn from(r: &StepRecord) -> Self {
-        StepSummary { step: r.step, epoch: r.epoch, loss: r.loss, step_s: r.step_s, tokens: r.tokens }
+        StepSummary { step: r.step, loss: r.loss, step_s: r.step_s, tokens: r.tokens }
     }
 }
 

@@ -1,8 +1,8 @@
 //! Records in one file: redb, whose commits are durable when they return and all or nothing.
 //!
-//! A value is the blake3 digest of the record's JSON (32 bytes) and the JSON. redb checks its own pages only when it repairs a
-//! file, so the digest is what finds a flipped bit. redb locks the file, which keeps a second coordinator out (T-8); it panics on
-//! some damaged files, which is caught here where its pages are read.
+//! A value is the blake3 digest of the record's JSON (32 bytes) and the JSON. redb locks the file, which keeps a second coordinator
+//! out (T-8). It takes the pages of a file on trust and panics on some damaged ones, even when it closes them; so all pages are
+//! checked when the file is opened, and a panic of redb becomes an error here.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -17,23 +17,41 @@ const DIGEST_BYTES: usize = 32;
 
 pub struct RedbStore {
     path: PathBuf,
-    database: Database,
+    /// `None` only while it is dropped.
+    database: Option<Database>,
 }
 
 impl RedbStore {
     /// Opens the file, or makes an empty one.
     pub fn open(path: &Path) -> Result<RedbStore, StoreError> {
-        let open = || match Database::create(path) {
-            Ok(database) => Ok(RedbStore { path: path.into(), database }),
-            Err(DatabaseError::DatabaseAlreadyOpen) => Err(StoreError::InUse { path: path.into() }),
-            Err(error) => Err(StoreError::Open { path: path.into(), reason: error.to_string() }),
+        let failed = |reason| StoreError::Open { path: path.into(), reason };
+        let open = || {
+            let database = match Database::create(path) {
+                Ok(database) => database,
+                Err(DatabaseError::DatabaseAlreadyOpen) => return Err(StoreError::InUse { path: path.into() }),
+                Err(error) => return Err(failed(error.to_string())),
+            };
+            let mut store = RedbStore { path: path.into(), database: Some(database) };
+            match store.database.as_mut().expect("set above").check_integrity() {
+                Ok(true) => Ok(store),
+                // What redb could put together again need not be what was written last.
+                Ok(false) => Err(StoreError::Damaged {
+                    path: path.into(),
+                    reason: "its pages do not match their checksums".into(),
+                }),
+                Err(error) => Err(failed(error.to_string())),
+            }
         };
-        unless_it_panics(open, |reason| StoreError::Open { path: path.into(), reason })
+        unless_it_panics(open, failed)
+    }
+
+    fn database(&self) -> &Database {
+        self.database.as_ref().expect("only dropping takes it")
     }
 
     fn read(&self) -> Result<Vec<Record>, StoreError> {
         let damaged = |reason: String| StoreError::Damaged { path: self.path.clone(), reason };
-        let transaction = self.database.begin_read().map_err(|e| damaged(e.to_string()))?;
+        let transaction = self.database().begin_read().map_err(|e| damaged(e.to_string()))?;
         let table = match transaction.open_table(RECORDS) {
             Ok(table) => table,
             Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
@@ -48,7 +66,7 @@ impl RedbStore {
     }
 
     fn write(&self, records: &[Record]) -> Result<(), redb::Error> {
-        let transaction = self.database.begin_write()?;
+        let transaction = self.database().begin_write()?;
         {
             let mut table = transaction.open_table(RECORDS)?;
             for record in records {
@@ -66,7 +84,18 @@ impl Store for RedbStore {
     }
 
     fn apply(&mut self, records: &[Record]) -> Result<(), StoreError> {
-        self.write(records).map_err(|e| StoreError::Write { path: self.path.clone(), reason: e.to_string() })
+        let failed = |reason| StoreError::Write { path: self.path.clone(), reason };
+        unless_it_panics(|| self.write(records).map_err(|e| failed(e.to_string())), failed)
+    }
+}
+
+impl Drop for RedbStore {
+    fn drop(&mut self) {
+        let database = self.database.take();
+        let closed = catch_unwind(AssertUnwindSafe(|| drop(database)));
+        if closed.is_err() {
+            tracing::error!(path = %self.path.display(), "the store could not be closed in order: it is damaged");
+        }
     }
 }
 
@@ -92,14 +121,113 @@ fn decode(key: &str, value: &[u8]) -> Result<Record, String> {
     Ok(record)
 }
 
-/// Runs what reads a file that may be damaged. Nothing of it is used after a panic.
+/// Runs what uses a file that may be damaged. Nothing of it is used after a panic.
 fn unless_it_panics<T>(
-    read: impl FnOnce() -> Result<T, StoreError>,
+    work: impl FnOnce() -> Result<T, StoreError>,
     error: impl FnOnce(String) -> StoreError,
 ) -> Result<T, StoreError> {
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
         Err(error(format!("the file is not consistent ({text})")))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::machine::record::{FORMAT, Meta};
+
+    fn meta(count: u64) -> Record {
+        Record::Meta(Meta {
+            format: FORMAT,
+            secret: [count as u8; 32],
+            num_jobs: BTreeMap::from([("a".into(), count)]),
+        })
+    }
+
+    #[test]
+    fn what_was_applied_is_loaded_and_the_newest_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let mut store = RedbStore::open(&path).unwrap();
+        assert_eq!(store.load().unwrap(), []);
+        store.apply(&[meta(1)]).unwrap();
+        store.apply(&[meta(2)]).unwrap();
+        drop(store);
+        assert_eq!(RedbStore::open(&path).unwrap().load().unwrap(), [meta(2)]);
+    }
+
+    #[test]
+    fn a_store_that_was_not_closed_has_all_that_was_applied() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let mut store = RedbStore::open(&path).unwrap();
+        for count in 0..5 {
+            store.apply(&[meta(count)]).unwrap();
+            // What a killed coordinator leaves behind.
+            let left = folder.path().join(format!("left-{count}"));
+            std::fs::copy(&path, &left).unwrap();
+            assert_eq!(RedbStore::open(&left).unwrap().load().unwrap(), [meta(count)]);
+        }
+    }
+
+    #[test]
+    fn a_second_one_is_kept_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let _first = RedbStore::open(&path).unwrap();
+        assert!(matches!(RedbStore::open(&path), Err(StoreError::InUse { .. })));
+    }
+
+    /// Opens and loads.
+    fn read(path: &Path) -> Result<Vec<Record>, StoreError> {
+        RedbStore::open(path)?.load()
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_error_or_what_was_written_and_never_a_panic() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        RedbStore::open(&path).unwrap().apply(&[meta(1)]).unwrap();
+        let good = std::fs::read(&path).unwrap();
+        let mut num_errors = 0;
+        let mut check = |bytes: &[u8], what: &str| {
+            std::fs::write(&path, bytes).unwrap();
+            match read(&path) {
+                Ok(records) => assert_eq!(records, [meta(1)], "{what}"),
+                Err(error) => {
+                    num_errors += 1;
+                    assert!(error.to_string().contains("move it away"), "{what}: {error}");
+                }
+            }
+        };
+        // Bytes that hold something, and some of those that do not.
+        let places = (0..good.len()).filter(|i| good[*i] != 0 || i % 65_537 == 0).step_by(61);
+        for place in places {
+            let mut bytes = good.clone();
+            bytes[place] ^= 0x40;
+            check(&bytes, &format!("byte {place} is flipped"));
+        }
+        for len in [1, 100, good.len() / 2] {
+            check(&good[..len], &format!("cut to {len} bytes"));
+        }
+        check(b"step,loss\n1,5.5\n", "not a store at all");
+        assert!(num_errors > 4, "only {num_errors} of the faults were found");
+    }
+
+    #[test]
+    fn a_record_that_lies_under_another_key_or_changed_is_found() {
+        let value = encode(&meta(1));
+        assert_eq!(decode("meta", &value), Ok(meta(1)));
+        assert!(decode("job/a-1", &value).unwrap_err().contains("is that of `meta`"));
+        assert!(decode("meta", &value[..10]).unwrap_err().contains("only 10 bytes"));
+        for byte in 0..value.len() {
+            let mut changed = value.clone();
+            changed[byte] ^= 1;
+            assert!(decode("meta", &changed).is_err(), "byte {byte}");
+        }
+    }
 }

@@ -85,6 +85,28 @@ fn a_worker_that_hangs_is_replaced_after_the_failure_timeout() {
     assert_eq!(world.worker("b").stream, None, "it may connect again as a spare");
 }
 
+#[test]
+fn who_finished_in_an_older_epoch_has_yet_to_finish_in_this_one() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(2, 2, ""));
+    ["a", "b", "c"].iter().for_each(|id| world.join(id));
+    world.settle();
+    world.train(&job, 1);
+    world.step(&job);
+    while world.deliver_from("b") {}
+    world.kill("a");
+    world.settle();
+    world.train(&job, 1);
+    world.step(&job);
+    // The shard of b is heard of, its end is not.
+    world.deliver_from("b");
+    while world.deliver_from("c") || world.deliver_to("c") {}
+    let record = world.record(&job);
+    assert_eq!((record.last_checkpoint().map(|c| c.step), record.state), (Some(2), State::Running));
+    world.settle();
+    assert_eq!(world.record(&job).state, State::Done);
+}
+
 fn peer_lost(world: &mut World, job: &str, by: &str, rank: u32) {
     let (job_id, epoch) = (job.to_string(), world.record(job).epoch);
     let body = FromWorker::PeerLost(proto::PeerLost { job_id, epoch, rank, error: "reset".into() });
