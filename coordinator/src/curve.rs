@@ -244,7 +244,7 @@ mod tests {
             tokens: u64::MAX,
             tokens_per_s: 0.1 + 0.2,
             step_s: 0.0,
-            skipped: step % 2 == 0,
+            skipped: step.is_multiple_of(2),
             epoch: 3,
             expert_load: (0..6).map(|e| e * step).collect(),
             num_layers: 3,

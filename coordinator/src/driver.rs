@@ -60,7 +60,7 @@ pub(crate) enum Command {
     Watch { job: String, answer: Answer<watch::Receiver<()>> },
     Update { job: String, seen: Seen, answer: Answer<Update> },
     Open { stream: StreamId, connection: Connection },
-    Message { stream: StreamId, body: proto::worker_message::Body },
+    Message { stream: StreamId, body: Box<proto::worker_message::Body> },
     Closed { stream: StreamId, reason: String },
 }
 

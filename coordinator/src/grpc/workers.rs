@@ -69,7 +69,7 @@ impl Reader {
         };
         loop {
             let body = match next {
-                Some(Ok(message)) => message.body,
+                Some(Ok(message)) => message.body.map(Box::new),
                 Some(Err(status)) => return format!("lost its connection ({})", status.message()),
                 None => return "closed its stream".into(),
             };

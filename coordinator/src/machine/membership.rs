@@ -153,7 +153,7 @@ impl Machine {
     pub(super) fn tick(&mut self, now: Now) {
         let is_late = self.poll_timeout().is_some_and(|t| now.monotonic > t + self.config.limits.late());
         if is_late {
-            return self.forgive(now);
+            self.forgive(now);
         }
         let limit = self.config.limits.failure_timeout;
         let silent: Vec<StreamId> =
@@ -165,12 +165,12 @@ impl Machine {
         jobs.values_mut().filter(|j| j.record.state.is_placed()).for_each(|job| job.tick(&mut cx));
     }
 
-    /// The coordinator was stopped itself, so what looks like silence is not: everyone gets one more timeout.
+    /// The coordinator was stopped itself, so what looks like silence is not: everyone who is waited for gets one more timeout.
     fn forgive(&mut self, now: Now) {
         self.pool.iter_mut().for_each(|w| w.last_heard = now.monotonic);
-        let (jobs, mut cx) = self.split(now);
+        let (jobs, cx) = self.split(now);
         for job in jobs.values_mut().filter(|j| j.record.state.is_placed()) {
-            job.forgive(&mut cx);
+            job.forgive(&cx);
         }
     }
 }
@@ -228,21 +228,22 @@ impl Job {
         match body {
             FromWorker::Heartbeat(m) => self.heartbeat(cx, rank, &m),
             FromWorker::Prepared(m) => self.prepared(cx, rank, m),
-            FromWorker::Step(m) => match m.record {
-                Some(record) if rank == 0 => self.step_report(cx, record),
-                _ => {}
-            },
-            FromWorker::Validation(m) => match m.validation {
-                Some(validation) => self.validation(cx, validation),
-                None => {}
-            },
+            FromWorker::Step(proto::StepReport { record: Some(record), .. }) if rank == 0 => {
+                self.step_report(cx, record);
+            }
+            FromWorker::Validation(proto::ValidationReport { validation: Some(validation), .. }) => {
+                self.validation(cx, validation);
+            }
             FromWorker::ShardWritten(m) => self.shard_written(cx, rank, m),
             FromWorker::CheckpointMissed(m) => self.checkpoint_missed(cx, rank, &m),
             FromWorker::ManifestPublished(m) if rank == 0 => self.manifest_published(cx, m),
             FromWorker::Finished(m) => self.finished(cx, rank, m.committed_step),
             FromWorker::Failed(m) => self.failed(cx, rank, &m),
             FromWorker::PeerLost(m) => self.peer_lost(cx, rank, &m),
+            // Only rank 0 speaks for the job, and a message without what it is about says nothing.
             FromWorker::ManifestPublished(_)
+            | FromWorker::Step(_)
+            | FromWorker::Validation(_)
             | FromWorker::Register(_)
             | FromWorker::Leaving(_)
             | FromWorker::Stopped(_) => {}

@@ -29,6 +29,7 @@
 //! curve's file, and anything about how workers compute.
 
 mod checkpoint;
+mod epoch;
 mod job;
 mod limits;
 mod membership;
@@ -95,7 +96,7 @@ pub enum Input {
     /// From a worker. The first on a stream must be `Register`.
     Message {
         stream: StreamId,
-        body: proto::worker_message::Body,
+        body: Box<proto::worker_message::Body>,
     },
     /// The stream ended, by whomever. After [`Output::Close`] it need not be said.
     Closed {
@@ -270,7 +271,7 @@ impl Machine {
             Input::Submit { request, toml } => self.submit(request, &toml, now),
             Input::Cancel { request, job } => self.cancel(request, &job, now),
             Input::Checkpoint { request, job } => self.request_checkpoint(request, &job, now),
-            Input::Message { stream, body } => self.message(stream, body, now),
+            Input::Message { stream, body } => self.message(stream, *body, now),
             Input::Closed { stream, reason } => self.disconnected(stream, &reason, now),
             Input::Tick => self.tick(now),
         }

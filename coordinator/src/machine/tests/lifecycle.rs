@@ -114,6 +114,34 @@ fn mixed_fingerprints_are_warned_about() {
     assert!(world.has_event(&job, "job.mixed", "avx2 | avx512"));
 }
 
+#[test]
+fn a_job_that_resumes_goes_on_from_there() {
+    let mut world = World::new();
+    world.resume_step = 100;
+    let job = world.submit(&job_file(1, 104, "checkpoint.interval_steps = 102"));
+    world.join_as("a", |w| w.resume_step = 100);
+    world.settle();
+    assert_eq!(world.view(&job).committed_step, 100);
+    world.train(&job, 1);
+    assert_eq!(world.curves[&job][0].step, 101);
+    world.join_as("b", |w| w.resume_step = 100);
+    world.kill("a");
+    world.settle();
+    assert_eq!((world.view(&job).committed_step, world.curves[&job].len()), (100, 0), "again from there");
+    world.train(&job, 4);
+    assert_eq!((world.record(&job).state, world.curves[&job].len()), (State::Done, 4));
+}
+
+#[test]
+fn a_job_that_resumes_beyond_its_end_fails() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(1, 50, ""));
+    world.join_as("a", |w| w.resume_step = 100);
+    world.settle();
+    let expected = "`resume_from` is at step 100 and the job has only 50 steps; raise `steps`";
+    assert_eq!((world.record(&job).state, world.record(&job).reason.as_str()), (State::Failed, expected));
+}
+
 /// What a coordinator with a token says to a registration; `None`: welcome.
 fn refusal(change: impl FnOnce(&mut proto::Register)) -> Option<String> {
     let mut world = World::with_token(Some("secret"));
@@ -129,7 +157,8 @@ fn refusal(change: impl FnOnce(&mut proto::Register)) -> Option<String> {
     };
     change(&mut register);
     let stream = StreamId(99);
-    let outputs = world.machine.handle(Input::Message { stream, body: FromWorker::Register(register) }, world.at());
+    let outputs =
+        world.machine.handle(Input::Message { stream, body: Box::new(FromWorker::Register(register)) }, world.at());
     let sent = outputs.into_iter().find_map(|o| match o {
         crate::machine::Output::Send { message, .. } => message.body,
         _ => None,

@@ -5,4 +5,5 @@ mod lifecycle;
 mod recovery;
 mod restart;
 mod simulation;
+mod worker;
 mod world;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 
-use super::world::{LIMITS, World, is_live, job_file};
+use super::world::{LIMITS, World, job_file};
 use crate::machine::record::State;
 use crate::machine::{Input, RequestId};
 
@@ -126,13 +126,17 @@ impl Simulation {
     }
 
     fn time(&mut self) {
-        let by = Duration::from_millis(1 + self.random.below(1500) as u64);
+        // Now and then the coordinator itself is stopped for longer than its failure timeout.
+        let ms_max = if self.random.below(20) == 0 { 20_000 } else { 1500 };
+        let by = Duration::from_millis(1 + self.random.below(ms_max) as u64);
         if self.random.below(8) > 0 {
             self.world.heartbeats();
         }
         self.world.now += by;
         if self.world.machine.poll_timeout().is_some_and(|d| d <= self.world.now) {
             self.world.input(Input::Tick);
+            let still = self.world.machine.poll_timeout();
+            assert!(still.is_none_or(|d| d > self.world.now), "a deadline that passed is still waited for");
         }
     }
 
@@ -159,7 +163,7 @@ impl Simulation {
         if epoch < record.epoch {
             let before = record.clone();
             let job = job.to_string();
-            self.world.input(Input::Message { stream, body: body.clone() });
+            self.world.input(Input::Message { stream, body: Box::new(body.clone()) });
             // The crash that may follow any output is off here, so nothing but the message can have changed it.
             assert_eq!(self.world.record(&job), &before, "T-1: {body:?} of epoch {epoch} from {id} changed something");
         }
@@ -236,7 +240,7 @@ impl Simulation {
             for job in self.jobs.clone() {
                 self.world.train(&job, 1);
             }
-            if !self.world.machine.jobs().any(|j| is_live(j.state)) {
+            if !self.world.machine.jobs().any(|j| !j.state.is_ended()) {
                 break;
             }
         }
