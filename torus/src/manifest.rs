@@ -98,6 +98,10 @@ pub struct Manifest {
     pub job: JobSpec,
     /// Samples consumed: the data cursor (invariant T-5).
     pub samples: u64,
+    /// Updates that were skipped because gradients were not finite; they do not count in the bias correction.
+    pub skipped_steps: u64,
+    /// blake3 of the token file, hex: the same samples come only from the same tokens.
+    pub data_digest: String,
     pub files: Vec<ShardFile>,
 }
 
