@@ -109,7 +109,9 @@ pub struct Manifest {
 pub enum ManifestError {
     #[error("the manifest is not valid: {0}; set the checkpoint aside and use the one before")]
     Parse(String),
-    #[error("the checkpoint has format {found}, this program reads format {FORMAT}; use the version of Toroid that wrote it")]
+    #[error(
+        "the checkpoint has format {found}, this program reads format {FORMAT}; use the version of Toroid that wrote it"
+    )]
     Format { found: u32 },
     #[error("the checkpoint does not hold all of {tensor} ({kind}): {found} of {expected} elements")]
     Incomplete { tensor: String, kind: &'static str, expected: usize, found: usize },
