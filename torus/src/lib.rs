@@ -16,6 +16,7 @@
 pub mod collective;
 pub mod cursor;
 pub mod geometry;
+pub mod holders;
 pub mod job;
 pub mod manifest;
 pub mod model;

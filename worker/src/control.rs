@@ -216,7 +216,7 @@ impl Control {
             epoch: standing.epoch,
             committed_step: standing.committed_step,
             operation: self.shared.operation().to_string(),
-            waits_for: Vec::new(),
+            waits_for: self.shared.waits_for().into_iter().map(|r| r as u32).collect(),
             compute_s: 0.0,
             sealed_next: false,
         };

@@ -84,7 +84,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         return Err(WorkerError::Device { found: config.device });
     }
     let device = device::CpuDevice::new(config.threads.max(1));
-    let listener = Listener::bind(config.data_listen)?;
+    let listener = Listener::bind(&config.data_listen.to_string())?;
     let identity = Register {
         worker_id: config.worker_id.clone().unwrap_or_else(|| format!("{}-{}", config.host, std::process::id())),
         protocol_version: PROTOCOL_VERSION,

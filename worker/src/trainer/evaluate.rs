@@ -3,7 +3,8 @@
 use toroid_proto::Validation;
 
 use super::{Emit, Happened, Job, Shared, TrainerEvent};
-use crate::comm::{Channel, CommError, Links, global_sum};
+use super::step::{receive, send};
+use crate::comm::{Channel, CommError, Links, TpGroup, global_sum};
 use crate::device::Device;
 use crate::model::Input;
 
@@ -26,7 +27,7 @@ impl<D: Device> Job<D> {
                 sums[1] += self.buffers.targets.len() as f64;
             }
         }
-        global_sum(links, &spec.shape, self.assignment.rank, &mut sums)?;
+        global_sum(links, &spec.shape, &mut sums)?;
         if self.assignment.rank == 0 {
             let ce = sums[0] / sums[1];
             let validation = Validation {
@@ -52,16 +53,17 @@ impl<D: Device> Job<D> {
         }
         let neighbours = self.neighbours();
         if let Some(previous) = neighbours.previous {
-            links.receive(previous, Channel::Eval, &mut self.buffers.received)?;
+            receive(links, previous, Channel::Eval, &mut self.buffers.received)?;
         }
-        let (mut tp, b) = (self.tp_group(links), &mut self.buffers);
+        let b = &mut self.buffers;
+        let mut tp = TpGroup::new(links, &self.groups.tp, &mut b.scratch);
         let input =
             if neighbours.previous.is_some() { Input::Activations(&b.received) } else { Input::Tokens(&b.inputs) };
         let targets = neighbours.next.is_none().then_some(b.targets.as_slice());
         let output = neighbours.next.is_some().then_some(b.sent.as_mut_slice());
         let ce = self.stage.evaluate(input, targets, &mut tp, output)?;
         if let Some(next) = neighbours.next {
-            links.send(next, Channel::Eval, &self.buffers.sent)?;
+            send(links, next, Channel::Eval, &self.buffers.sent)?;
         }
         Ok(ce)
     }

@@ -28,7 +28,7 @@ use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::{Manifest, ShardFile};
 
 use crate::checkpoint::{CheckpointError, Storage};
-use crate::comm::{CommError, Fence, Links, Listener, PeerAddr, Plan, peers_of};
+use crate::comm::{CommError, Fence, Links, Listener, PeerAddr, Plan, WaitsFor, peers_of};
 use crate::device::Device;
 
 pub use prepare::{Job, PrepareError};
@@ -97,6 +97,7 @@ pub struct Shared {
     checkpoints: Mutex<BTreeSet<u64>>,
     committed: AtomicU64,
     operation: Mutex<&'static str>,
+    waits_for: Mutex<Option<WaitsFor>>,
 }
 
 impl Shared {
@@ -127,6 +128,11 @@ impl Shared {
 
     pub fn operation(&self) -> &'static str {
         *lock(&self.operation)
+    }
+
+    /// Ranks that the trainer waits for now.
+    pub fn waits_for(&self) -> Vec<usize> {
+        lock(&self.waits_for).as_ref().map(WaitsFor::ranks).unwrap_or_default()
     }
 
     fn enter(&self, operation: &'static str) {
@@ -252,7 +258,7 @@ fn train<D: Device>(
     match outcome {
         Ok(()) => report(Happened::Finished { step: job.committed }),
         Err(CommError::Fenced { .. }) => {}
-        Err(CommError::PeerLost { rank, reason }) => report(Happened::PeerLost { rank, error: reason }),
+        Err(error @ CommError::PeerLost { rank, .. }) => report(Happened::PeerLost { rank, error: error.to_string() }),
         Err(error) => report(Happened::Failed { error: error.to_string(), fatal: false, damaged_step: None }),
     }
     environment.shared.enter("idle");
@@ -269,7 +275,9 @@ fn connect<D: Device>(job: &Job<D>, environment: &Environment) -> Result<Links, 
         key: assignment.link_key,
         peers: assignment.peers.iter().filter(|(r, _)| needed.contains(r)).map(|(r, p)| (*r, p.clone())).collect(),
     };
-    Links::establish(&environment.listener, plan, &environment.fence, environment.connect_timeout)
+    let links = Links::establish(&environment.listener, plan, &environment.fence, environment.connect_timeout)?;
+    *lock(&environment.shared.waits_for) = Some(links.waits_for());
+    Ok(links)
 }
 
 impl<D: Device> Job<D> {
@@ -314,10 +322,10 @@ impl<D: Device> Job<D> {
                 Ok(Command::Publish { .. } | Command::Start { .. }) => {}
                 Ok(later @ (Command::Prepare(_) | Command::Drop { .. })) => {
                     inbox.put_back = Some(later);
-                    return Err(CommError::Fenced { epoch });
+                    return Err(CommError::Fenced { epoch, raised: environment.fence.epoch() });
                 }
                 Err(TryRecvError::Empty) => return Ok(()),
-                Err(TryRecvError::Disconnected) => return Err(CommError::Fenced { epoch }),
+                Err(TryRecvError::Disconnected) => return Err(CommError::Fenced { epoch, raised: u64::MAX }),
             }
         }
     }

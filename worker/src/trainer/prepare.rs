@@ -14,6 +14,7 @@ use toroid_torus::pipeline::{Pipeline, max_in_flight, one_f_one_b};
 
 use super::{Assignment, Emit, Environment, Happened, TrainerEvent};
 use crate::checkpoint::{CheckpointError, ShardState, ShardStateMut, Storage, load_initial};
+use crate::comm::Group;
 use crate::data::{DataError, Dataset, TokenFile};
 use crate::device::Device;
 use crate::model::Stage;
@@ -28,6 +29,7 @@ pub struct Job<D: Device> {
     pub(super) dataset: Dataset,
     pub(super) cursor: Cursor,
     pub(super) pipeline: Pipeline,
+    pub(super) groups: Groups,
     pub(super) buffers: Buffers,
     /// Committed updates, skipped ones included.
     pub(super) committed: u64,
@@ -37,6 +39,12 @@ pub struct Job<D: Device> {
     pub(super) skipped_at: std::sync::Mutex<std::collections::BTreeMap<u64, u64>>,
     storage: Storage,
     writer: Option<JoinHandle<()>>,
+}
+
+/// Whom this place makes sums with.
+pub(super) struct Groups {
+    pub tp: Group,
+    pub dp: Group,
 }
 
 /// Host buffers of a step, allocated once.
@@ -120,8 +128,13 @@ impl<D: Device> Job<D> {
             partial: Vec::new(),
             expert_load: vec![0; spec.model.layers * spec.model.experts],
         };
+        let groups = Groups {
+            tp: Group::tp(&spec.shape, assignment.rank),
+            dp: Group::dp(&spec.shape, assignment.rank),
+        };
         Ok(Job {
             assignment,
+            groups,
             partition,
             stage,
             shard,

@@ -16,7 +16,9 @@ use toroid_torus::pipeline::Action;
 
 use super::prepare::Buffers;
 use super::{Job, Shared};
-use crate::comm::{Channel, CommError, Group, Links, TpGroup, all_gather, all_reduce_sum, global_sum, reduce_scatter};
+use crate::comm::{
+    Channel, CommError, Group, Links, TpGroup, Transfer, all_gather, all_reduce_sum, global_sum, reduce_scatter,
+};
 use crate::device::Device;
 use crate::model::Input;
 use crate::optim::UpdateAt;
@@ -27,6 +29,16 @@ pub(super) struct Sums {
     pub ce: f64,
     pub z: f64,
     pub balance: f64,
+}
+
+/// Sends activations or their gradients, `(B * S, d)`, to another stage. The kernel takes what fits; the rest goes out while this
+/// rank waits for something else.
+pub(super) fn send(links: &mut Links, to: usize, channel: Channel, values: &[f32]) -> Result<(), CommError> {
+    links.queue(to, channel, bytemuck::cast_slice(values).to_vec())
+}
+
+pub(super) fn receive(links: &mut Links, from: usize, channel: Channel, values: &mut [f32]) -> Result<(), CommError> {
+    links.run(&mut [Transfer::Recv { peer: from, channel, buf: bytemuck::cast_slice_mut(values) }])
 }
 
 /// Ranks of the neighbouring stages.
@@ -42,26 +54,21 @@ impl<D: Device> Job<D> {
         Neighbours { previous: pp.checked_sub(1).map(|p| group[p]), next: group.get(pp + 1).copied() }
     }
 
-    pub(super) fn tp_group<'a>(&self, links: &'a mut Links) -> TpGroup<'a> {
-        let ranks = self.assignment.spec.shape.tp_group(self.assignment.rank);
-        TpGroup::new(links, ranks, self.assignment.place().tp)
-    }
-
     /// Makes update `self.committed`; on return it is committed. The record is that of rank 0.
     pub(super) fn step(&mut self, links: &mut Links, shared: &Shared) -> Result<Option<Box<StepRecord>>, CommError> {
         let start = Instant::now();
         let sums = self.accumulate(links, shared)?;
         shared.enter("commit");
         let mut totals = self.totals(&sums);
-        global_sum(links, &self.assignment.spec.shape, self.assignment.rank, &mut totals)?;
+        global_sum(links, &self.assignment.spec.shape, &mut totals)?;
         shared.enter("optimizer");
         let record = self.commit(&totals);
         shared.enter("all-gather");
-        let (group, device) = (self.dp_group(), self.stage.device().clone());
+        let device = self.stage.device().clone();
         let (shard, stage) = (&self.shard, &mut self.stage);
         device.copy(&shard.param, 0, stage.params_mut(), shard.range.start, shard.range.len());
         device.with_host_mut(stage.params_mut(), |params| {
-            all_gather(links, &group, Channel::Dp, params, &mut self.buffers.scratch)
+            all_gather(links, &self.groups.dp, Channel::Dp, params)
         })?;
         Ok(record.map(|record| Box::new(self.timed(record, start))))
     }
@@ -80,18 +87,12 @@ impl<D: Device> Job<D> {
         shared.enter("sum gradients over tp");
         self.sum_partial_grads(links)?;
         shared.enter("reduce-scatter");
-        let group = self.dp_group();
         let device = self.stage.device().clone();
         let scratch = &mut self.buffers.scratch;
         device.with_host_mut(self.stage.grads_mut(), |grads| {
-            reduce_scatter(links, &group, Channel::Dp, grads, scratch)
+            reduce_scatter(links, &self.groups.dp, Channel::Dp, grads, scratch)
         })?;
         Ok(sums)
-    }
-
-    fn dp_group(&self) -> Group {
-        let (shape, rank) = (&self.assignment.spec.shape, self.assignment.rank);
-        Group { ranks: shape.dp_group(rank), me: shape.place(rank).dp, dx: shape.dx(), dy: shape.dy() }
     }
 
     fn forward(&mut self, links: &mut Links, shared: &Shared, i: usize, sums: &mut Sums) -> Result<(), CommError> {
@@ -99,12 +100,13 @@ impl<D: Device> Job<D> {
         self.load_micro_batch(i);
         let neighbours = self.neighbours();
         if let Some(previous) = neighbours.previous {
-            links.receive(previous, Channel::Forward, &mut self.buffers.received)?;
+            receive(links, previous, Channel::Forward, &mut self.buffers.received)?;
         }
         let spec = Arc::clone(&self.assignment.spec);
         let layers = stage_layers(spec.model.layers, spec.shape.pp(), self.assignment.place().pp);
         let slot = self.slot(i);
-        let (mut tp, b) = (self.tp_group(links), &mut self.buffers);
+        let b = &mut self.buffers;
+        let mut tp = TpGroup::new(links, &self.groups.tp, &mut b.scratch);
         let input =
             if neighbours.previous.is_some() { Input::Activations(&b.received) } else { Input::Tokens(&b.inputs) };
         let targets = neighbours.next.is_none().then_some(b.targets.as_slice());
@@ -115,7 +117,7 @@ impl<D: Device> Job<D> {
         sums.z += stats.z;
         sums.balance += stats.balance;
         if let Some(next) = neighbours.next {
-            links.send(next, Channel::Forward, &self.buffers.sent)?;
+            send(links, next, Channel::Forward, &self.buffers.sent)?;
         }
         Ok(())
     }
@@ -124,16 +126,17 @@ impl<D: Device> Job<D> {
         shared.enter("backward");
         let neighbours = self.neighbours();
         if let Some(next) = neighbours.next {
-            links.receive(next, Channel::Backward, &mut self.buffers.received)?;
+            receive(links, next, Channel::Backward, &mut self.buffers.received)?;
         }
         let scale = 1.0 / self.assignment.spec.batch.num_micro_batches as f32;
         let slot = self.slot(i);
-        let (mut tp, b) = (self.tp_group(links), &mut self.buffers);
+        let b = &mut self.buffers;
+        let mut tp = TpGroup::new(links, &self.groups.tp, &mut b.scratch);
         let grad_output = neighbours.next.is_some().then_some(b.received.as_slice());
         let grad_input = neighbours.previous.is_some().then_some(b.sent.as_mut_slice());
         self.stage.backward(slot, grad_output, scale, &mut tp, grad_input)?;
         if let Some(previous) = neighbours.previous {
-            links.send(previous, Channel::Backward, &self.buffers.sent)?;
+            send(links, previous, Channel::Backward, &self.buffers.sent)?;
         }
         Ok(())
     }
@@ -158,8 +161,7 @@ impl<D: Device> Job<D> {
 
     /// Sums the gradients of slices whose replicas hold parts of them, so that afterwards all replicas have the whole.
     fn sum_partial_grads(&mut self, links: &mut Links) -> Result<(), CommError> {
-        let tp_ranks = self.assignment.spec.shape.tp_group(self.assignment.rank);
-        let tp_rank = self.assignment.place().tp;
+        let rank = self.assignment.rank;
         let device = self.stage.device().clone();
         let partition = Arc::clone(&self.partition);
         let mut groups: Vec<std::ops::Range<usize>> =
@@ -176,7 +178,7 @@ impl<D: Device> Job<D> {
                 device.read(self.stage.grads(), s.offset, &mut partial[at..at + s.len]);
                 at += s.len;
             }
-            let group = Group::line(tp_ranks[replicas.clone()].to_vec(), tp_rank - replicas.start);
+            let group = Group::line(self.groups.tp.ranks[replicas.clone()].to_vec(), rank);
             all_reduce_sum(links, &group, Channel::Tp, &mut partial[..len], scratch)?;
             let mut at = 0;
             for s in slices() {
