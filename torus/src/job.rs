@@ -384,10 +384,10 @@ impl JobSpec {
         if m.experts < crate::model::TOP_K {
             return value("model.experts", m.experts.to_string(), "at least 2: each token goes to two");
         }
-        if m.head_dim % 2 != 0 {
+        if !m.head_dim.is_multiple_of(2) {
             return value("model.head_dim", m.head_dim.to_string(), "an even number: rotary embedding turns pairs");
         }
-        if m.heads % m.kv_heads != 0 {
+        if !m.heads.is_multiple_of(m.kv_heads) {
             return value("model.kv_heads", m.kv_heads.to_string(), &format!("a divisor of heads = {}", m.heads));
         }
         if self.batch.num_micro_batches < self.shape.dp() {

@@ -86,7 +86,7 @@ pub fn check(model: &ModelConfig, shape: &Shape) -> Result<(), PartitionError> {
             return Err(PartitionError::Tp { tp, what, count });
         }
     }
-    if model.kv_heads % tp != 0 && tp % model.kv_heads != 0 {
+    if !model.kv_heads.is_multiple_of(tp) && !tp.is_multiple_of(model.kv_heads) {
         return Err(PartitionError::KvHeads { tp, kv_heads: model.kv_heads });
     }
     if shape.pp() > model.layers {
