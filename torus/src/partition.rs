@@ -178,6 +178,12 @@ fn tp_slice(model: &ModelConfig, tp: usize, tp_rank: usize, spec: &TensorSpec) -
 }
 
 impl Slice {
+    /// Elements of the slice of a tensor of shape `global_shape`.
+    pub fn num_elements(&self, global_shape: &[usize]) -> usize {
+        let along_dim: usize = self.ranges.iter().map(|r| r.len()).sum();
+        global_shape.iter().enumerate().map(|(dim, &extent)| if dim == self.dim { along_dim } else { extent }).product()
+    }
+
     /// The slice's elements as contiguous runs `(first in the slice, first in the tensor, length)`, in the order of the slice.
     pub fn runs(&self, global_shape: &[usize]) -> Vec<(usize, usize, usize)> {
         let outer: usize = global_shape[..self.dim].iter().product();
