@@ -179,7 +179,8 @@ impl Session {
             }
         };
         // Records of the epoch before that were not acknowledged still count: their steps were committed.
-        let kept = self.work.take().filter(|w| w.job_id == job_id).map(|w| w.unacknowledged).unwrap_or_default();
+        let mut kept = self.work.take().filter(|w| w.job_id == job_id).map(|w| w.unacknowledged).unwrap_or_default();
+        kept.iter_mut().for_each(|report| report.epoch = epoch);
         self.work = Some(Work {
             job_id,
             epoch,
@@ -252,7 +253,9 @@ impl Work {
                     num_params,
                 };
                 self.prepared = Some(prepared.clone());
-                vec![ToCoordinator::Prepared(prepared)]
+                // What was said in the older epoch may have come too late to be taken.
+                let again = self.unacknowledged.iter().cloned().map(ToCoordinator::Step);
+                std::iter::once(ToCoordinator::Prepared(prepared)).chain(again).collect()
             }
             Happened::Connected => Vec::new(),
             Happened::Committed { step, record } => {

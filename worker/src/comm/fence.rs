@@ -40,7 +40,7 @@ impl Fence {
         self.0.epoch.load(Ordering::SeqCst)
     }
 
-    pub(super) fn check(&self, epoch: u64) -> Result<(), CommError> {
+    pub fn check(&self, epoch: u64) -> Result<(), CommError> {
         let raised = self.epoch();
         if raised > epoch { Err(CommError::Fenced { epoch, raised }) } else { Ok(()) }
     }

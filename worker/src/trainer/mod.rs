@@ -25,9 +25,8 @@ use std::time::Duration;
 use toroid_proto::{StepRecord, Validation};
 use toroid_torus::geometry::Place;
 use toroid_torus::job::JobSpec;
-use toroid_torus::manifest::{Manifest, ShardFile};
+use toroid_torus::manifest::ShardFile;
 
-use crate::checkpoint::{CheckpointError, Storage};
 use crate::comm::{CommError, Fence, Links, Listener, PeerAddr, Plan, WaitsFor, peers_of};
 use crate::device::Device;
 
@@ -290,6 +289,7 @@ impl<D: Device> Job<D> {
     ) -> Result<(), CommError> {
         let epoch = self.assignment.epoch;
         let total = self.assignment.spec.steps;
+        self.gather_params(links)?;
         if self.committed == 0 {
             self.validate(links, &environment.shared, emit)?;
         }

@@ -1,13 +1,14 @@
 //! A job at one place before its first step: data, working parameters, the shard that this place holds.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use toroid_torus::cursor::Cursor;
 use toroid_torus::init::fill_initial;
-use toroid_torus::job::JobError;
+use toroid_torus::job::{JobError, JobSpec};
 use toroid_torus::manifest::{FORMAT, Manifest, ShardFile};
 use toroid_torus::partition::{Partition, partition, shard_position};
 use toroid_torus::pipeline::{Pipeline, max_in_flight, one_f_one_b};
@@ -27,6 +28,7 @@ pub struct Job<D: Device> {
     pub(super) stage: Stage<D>,
     pub(super) shard: Shard<D>,
     pub(super) dataset: Dataset,
+    data_digest: [u8; 32],
     pub(super) cursor: Cursor,
     pub(super) pipeline: Pipeline,
     pub(super) groups: Groups,
@@ -36,8 +38,8 @@ pub struct Job<D: Device> {
     /// Updates that were skipped because gradients were not finite.
     pub(super) skipped: u64,
     /// Skipped updates at the checkpoint that is being written.
-    pub(super) skipped_at: std::sync::Mutex<std::collections::BTreeMap<u64, u64>>,
-    storage: Storage,
+    pub(super) skipped_at: Mutex<BTreeMap<u64, u64>>,
+    storage: Arc<Storage>,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -74,8 +76,8 @@ pub enum PrepareError {
     Restore { step: u64, error: CheckpointError },
     #[error("cannot open the checkpoint folder: {0}")]
     Open(CheckpointError),
-    #[error("cannot resume from {path}: expected the folder of a checkpoint, .../step-<n>")]
-    ResumePath { path: String },
+    #[error("cannot resume: {0}")]
+    ResumePath(CheckpointError),
     #[error("cannot resume from {path}: {what} is {found} there and {expected} in this job; they have to be equal")]
     Resume { path: String, what: &'static str, expected: String, found: String },
 }
@@ -101,21 +103,19 @@ impl<D: Device> Job<D> {
         spec.check()?;
         let place = assignment.place();
         let partition = Arc::new(partition(&spec.model, &spec.shape, place.tp, place.pp));
-        let tokens = TokenFile::prepare(&spec.data, &environment.cache_dir, &mut |_| {})?;
+        let tokens = Arc::new(TokenFile::prepare(&spec.data, &environment.cache_dir, &mut |_| {})?);
+        let data_digest = tokens.digest();
         let dataset = Dataset::new(tokens, spec.model.seq, &spec.data)?;
         let cursor = Cursor::new(spec.seed, dataset.num_train(), spec.data.order);
         let num_micro_batches = spec.batch.of_replica(spec.shape.dp(), place.dp).len();
         let pipeline = one_f_one_b(place.pp, spec.shape.pp(), num_micro_batches);
-        let mut stage =
+        let stage =
             Stage::new(device.clone(), &spec, &spec.shape, place, &partition, max_in_flight(&pipeline).max(1));
-        let storage = Storage::open(&assignment.checkpoint_root).map_err(PrepareError::Open)?;
+        let storage = Arc::new(Storage::open(&assignment.checkpoint_root).map_err(PrepareError::Open)?);
 
         let position = shard_position(&spec.shape, place.dp);
         let range = position * partition.shard_len..(position + 1) * partition.shard_len;
         let start = load_state(&assignment, &partition, &storage, range.clone())?;
-        let mut params = vec![0.0; partition.padded_len];
-        params[..start.params.len()].copy_from_slice(&start.params);
-        device.write(&params, stage.params_mut(), 0);
         let shard = Shard::from_host(device, range, &start.shard);
 
         let activation = stage.activation_len();
@@ -139,19 +139,20 @@ impl<D: Device> Job<D> {
             stage,
             shard,
             dataset,
+            data_digest,
             cursor,
             pipeline,
             buffers,
             committed: start.step,
             skipped: start.skipped,
-            skipped_at: std::sync::Mutex::default(),
+            skipped_at: Mutex::default(),
             storage,
             writer: None,
         })
     }
 
     pub fn data_digest(&self) -> [u8; 32] {
-        self.dataset.digest()
+        self.data_digest
     }
 
     pub fn num_samples(&self) -> u64 {
@@ -167,7 +168,8 @@ impl<D: Device> Job<D> {
         let (step, epoch, rank) = (self.committed, self.assignment.epoch, self.assignment.rank);
         super::lock(&self.skipped_at).insert(step, self.skipped);
         let state = self.shard.to_host(self.stage.device());
-        let (storage, partition, range) = (self.storage.clone(), Arc::clone(&self.partition), self.shard.range.clone());
+        let (storage, partition) = (Arc::clone(&self.storage), Arc::clone(&self.partition));
+        let range = self.shard.range.clone();
         let emit = Arc::clone(emit);
         let write = move || {
             let start = Instant::now();
@@ -193,14 +195,14 @@ impl<D: Device> Job<D> {
             step,
             epoch: self.assignment.epoch,
             shape: spec.shape,
-            job: JobSpecOf::clone(spec),
+            job: JobSpec::clone(spec),
             samples: step * spec.batch.samples(),
             skipped_steps: super::lock(&self.skipped_at).get(&step).copied().unwrap_or(self.skipped),
             data_digest: blake3::Hash::from_bytes(self.data_digest()).to_hex().to_string(),
             files,
         };
         let what = match self.storage.publish(&manifest) {
-            Ok(bytes) => Happened::Published { step, bytes, path: self.storage.describe(step) },
+            Ok(bytes) => Happened::Published { step, bytes, path: self.storage.step_path(step) },
             Err(error) => Happened::PublishFailed { step, error: error.to_string() },
         };
         let published = matches!(what, Happened::Published { .. });
@@ -213,14 +215,10 @@ impl<D: Device> Job<D> {
     }
 }
 
-type JobSpecOf = toroid_torus::job::JobSpec;
-
 /// State before the first step.
 struct Start {
     step: u64,
     skipped: u64,
-    /// `(partition.len)` or `(partition.padded_len)`.
-    params: Vec<f32>,
     shard: HostShard,
 }
 
@@ -228,12 +226,14 @@ fn load_state(
     assignment: &Assignment,
     partition: &Partition,
     storage: &Storage,
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
 ) -> Result<Start, PrepareError> {
     if let Some(step) = assignment.restore_step {
         let restore = |error| PrepareError::Restore { step, error };
-        let manifest = storage.manifest(step).map_err(restore)?;
-        return load_checkpoint(storage, &manifest, partition, range).map_err(restore);
+        return storage
+            .manifest(step)
+            .and_then(|manifest| load_checkpoint(storage, &manifest, partition, range))
+            .map_err(restore);
     }
     if let Some(path) = &assignment.spec.resume_from {
         return resume(assignment, path, partition, range);
@@ -249,7 +249,7 @@ fn load_state(
     }
     let mut shard = HostShard::zeros(range.len());
     shard.param.copy_from_slice(&params[range]);
-    Ok(Start { step: 0, skipped: 0, params, shard })
+    Ok(Start { step: 0, skipped: 0, shard })
 }
 
 /// Goes on from a checkpoint of another job, or of this one under another shape.
@@ -257,15 +257,10 @@ fn resume(
     assignment: &Assignment,
     path: &str,
     partition: &Partition,
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
 ) -> Result<Start, PrepareError> {
-    let bad_path = || PrepareError::ResumePath { path: path.to_string() };
-    let folder = Path::new(path.trim_end_matches('/'));
-    let name = folder.file_name().and_then(|n| n.to_str()).ok_or_else(bad_path)?;
-    let step: u64 = name.strip_prefix("step-").and_then(|n| n.parse().ok()).ok_or_else(bad_path)?;
-    let root: PathBuf = folder.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf);
-    let storage = Storage::open(&root.to_string_lossy()).map_err(PrepareError::Open)?;
-    let manifest = storage.manifest(step).map_err(PrepareError::Initial)?;
+    let (storage, step) = Storage::open_step(path).map_err(PrepareError::ResumePath)?;
+    let manifest = storage.manifest(step).map_err(PrepareError::ResumePath)?;
     let spec = &assignment.spec;
     let differs = |what, expected: String, found: String| {
         Err(PrepareError::Resume { path: path.to_string(), what, expected, found })
@@ -279,14 +274,14 @@ fn resume(
     if manifest.job.seed != spec.seed {
         return differs("seed", spec.seed.to_string(), manifest.job.seed.to_string());
     }
-    load_checkpoint(&storage, &manifest, partition, range).map_err(PrepareError::Initial)
+    load_checkpoint(&storage, &manifest, partition, range).map_err(PrepareError::ResumePath)
 }
 
 fn load_checkpoint(
     storage: &Storage,
     manifest: &Manifest,
     partition: &Partition,
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
 ) -> Result<Start, CheckpointError> {
     let mut shard = HostShard::zeros(range.len());
     let state = ShardStateMut {
@@ -295,7 +290,5 @@ fn load_checkpoint(
         exp_avg_sq: &mut shard.exp_avg_sq,
     };
     storage.load(manifest, partition, range, state)?;
-    let mut params = vec![0.0; partition.padded_len];
-    storage.load_params(manifest, partition, &mut params)?;
-    Ok(Start { step: manifest.step, skipped: manifest.skipped_steps, params, shard })
+    Ok(Start { step: manifest.step, skipped: manifest.skipped_steps, shard })
 }

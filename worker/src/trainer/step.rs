@@ -64,13 +64,16 @@ impl<D: Device> Job<D> {
         shared.enter("optimizer");
         let record = self.commit(&totals);
         shared.enter("all-gather");
-        let device = self.stage.device().clone();
-        let (shard, stage) = (&self.shard, &mut self.stage);
-        device.copy(&shard.param, 0, stage.params_mut(), shard.range.start, shard.range.len());
-        device.with_host_mut(stage.params_mut(), |params| {
-            all_gather(links, &self.groups.dp, Channel::Dp, params)
-        })?;
+        self.gather_params(links)?;
         Ok(record.map(|record| Box::new(self.timed(record, start))))
+    }
+
+    /// Makes the working parameters from the master weights of all shards of the DP group.
+    pub(super) fn gather_params(&mut self, links: &mut Links) -> Result<(), CommError> {
+        let (device, shard, group) = (self.stage.device().clone(), &self.shard, &self.groups.dp);
+        let params = self.stage.params_mut();
+        device.copy(&shard.param, 0, params, shard.range.start, shard.range.len());
+        device.with_host_mut(params, |params| all_gather(links, group, Channel::Dp, params))
     }
 
     /// Forward and backward of all micro-batches; on return this place holds the summed gradient of its shard: sealed.

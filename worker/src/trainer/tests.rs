@@ -123,6 +123,7 @@ fn of_place(assignment: Assignment, environment: &Environment) -> Gradients {
     let tp_rank = assignment.place().tp;
     let mut job = Job::prepare(&device, environment, assignment).expect("prepare the place");
     let mut links = connect(&job, environment).expect("connect the place");
+    job.gather_params(&mut links).expect("gather the parameters");
     let sums = job.accumulate(&mut links, &environment.shared).expect("make the step's gradients");
     let mut out = Gradients::default();
     if tp_rank == 0 {
