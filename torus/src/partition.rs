@@ -64,7 +64,9 @@ pub const SHARD_ALIGN: usize = 16;
 pub enum PartitionError {
     #[error("tp {tp} does not divide {what} = {count}; choose a tp that divides it")]
     Tp { tp: usize, what: &'static str, count: usize },
-    #[error("tp {tp} and kv_heads = {kv_heads} do not divide one another; choose a tp that divides it or is a multiple of it")]
+    #[error(
+        "tp {tp} and kv_heads = {kv_heads} do not divide one another; choose a tp that divides it or is a multiple of it"
+    )]
     KvHeads { tp: usize, kv_heads: usize },
     #[error("pp {pp} is more than the {layers} layers; every stage needs at least one")]
     Layers { pp: usize, layers: usize },
@@ -78,8 +80,7 @@ pub fn stage_layers(layers: usize, pp: usize, pp_rank: usize) -> Range<usize> {
 /// Checks that `model` can be split over `shape`.
 pub fn check(model: &ModelConfig, shape: &Shape) -> Result<(), PartitionError> {
     let tp = shape.tp();
-    for (what, count) in
-        [("heads", model.heads), ("experts", model.experts), ("ff", model.ff), ("vocab", model.vocab)]
+    for (what, count) in [("heads", model.heads), ("experts", model.experts), ("ff", model.ff), ("vocab", model.vocab)]
     {
         if count % tp != 0 {
             return Err(PartitionError::Tp { tp, what, count });
@@ -152,7 +153,8 @@ fn tp_slice(model: &ModelConfig, tp: usize, tp_rank: usize, spec: &TensorSpec) -
     let own = tp_rank..tp_rank + 1;
     let one = |dim, range| Slice { dim, ranges: vec![range] };
     let scale = |r: Range<usize>, by: usize| r.start * by..r.end * by;
-    let suffix = spec.name.strip_prefix("blocks.").and_then(|r| r.split_once('.')).map_or(spec.name.as_str(), |(_, s)| s);
+    let suffix =
+        spec.name.strip_prefix("blocks.").and_then(|r| r.split_once('.')).map_or(spec.name.as_str(), |(_, s)| s);
     match suffix {
         "emb.weight" | "head.weight" => (one(0, part(model.vocab)), own, false),
         "attn.wq.weight" => (one(0, scale(part(model.heads), model.head_dim)), own, false),
@@ -176,6 +178,12 @@ fn tp_slice(model: &ModelConfig, tp: usize, tp_rank: usize, spec: &TensorSpec) -
 }
 
 impl Slice {
+    /// Elements of the slice of a tensor of shape `global_shape`.
+    pub fn num_elements(&self, global_shape: &[usize]) -> usize {
+        let along_dim: usize = self.ranges.iter().map(|r| r.len()).sum();
+        global_shape.iter().enumerate().map(|(dim, &extent)| if dim == self.dim { along_dim } else { extent }).product()
+    }
+
     /// The slice's elements as contiguous runs `(first in the slice, first in the tensor, length)`, in the order of the slice.
     pub fn runs(&self, global_shape: &[usize]) -> Vec<(usize, usize, usize)> {
         let outer: usize = global_shape[..self.dim].iter().product();
