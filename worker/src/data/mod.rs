@@ -1,1 +1,5 @@
-//! To come.
+//! Files with numbers in them, mapped into memory.
+
+mod map;
+
+pub(crate) use map::map_file;
