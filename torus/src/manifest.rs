@@ -3,7 +3,8 @@
 //! ```text
 //! step-100/
 //!   shard-00000.safetensors ... one file a place: its shard of master weights and both moments
-//!   manifest.json               written last: every entry of every file, with digests; a manifest that can be seen is complete
+//!   manifest.json.b3            the digest of the next file, as `b3sum --check` reads it
+//!   manifest.json               written last: every entry of every file, with digests; that it can be seen means complete
 //! ```
 //!
 //! An *entry* is a contiguous range of the elements of a slice of a tensor ([`crate::partition::Slice`]), so any place of any other

@@ -4,13 +4,23 @@
 //! of the other files is believed. What a file's header must be follows from its entries; what lies between is told
 //! apart by the digests of the entries.
 
+<<<<<<< HEAD
 use toroid_torus::manifest::{MANIFEST_NAME, Manifest, ShardFile};
+=======
+use std::ops::Range;
+
+use toroid_torus::manifest::{Entry, MANIFEST_NAME, Manifest, ShardFile};
+>>>>>>> heads/ckpt
 
 use super::encode::{byte_range, shard_header};
 use super::{CheckpointError, Storage, name_in};
 
 /// Bytes read at a time.
+<<<<<<< HEAD
 const CHUNK_BYTES: u64 = 8 << 20;
+=======
+const CHUNK_BYTES: usize = 8 << 20;
+>>>>>>> heads/ckpt
 
 /// One thing that is wrong with a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,8 +73,13 @@ impl Storage {
                 return Ok(vec![whole(FaultKind::Missing, what)]);
             }
             Err(CheckpointError::ManifestDamaged { what, .. }) => return Ok(vec![whole(FaultKind::Manifest, what)]),
+<<<<<<< HEAD
             Err(CheckpointError::Manifest { source, .. }) => {
                 return Ok(vec![whole(FaultKind::Manifest, source.to_string())]);
+=======
+            Err(CheckpointError::Manifest { cause, .. }) => {
+                return Ok(vec![whole(FaultKind::Manifest, cause.to_string())]);
+>>>>>>> heads/ckpt
             }
             Err(e) => return Ok(vec![whole(FaultKind::Unreadable, e.to_string())]),
         };
@@ -88,6 +103,7 @@ impl Storage {
         }
     }
 
+<<<<<<< HEAD
     /// Header, entries and the digest of the whole, in one pass over the file.
     fn compare(&self, step: u64, file: &ShardFile) -> Result<Vec<Fault>, CheckpointError> {
         let name = name_in(step, &file.file);
@@ -118,6 +134,31 @@ impl Storage {
             }
         }
         let found = whole.finalize().to_hex();
+=======
+    /// Header, entries and the whole against their digests, in one pass over the file.
+    fn compare(&self, step: u64, file: &ShardFile) -> Result<Vec<Fault>, CheckpointError> {
+        let mut parts = parts_of(step, file).into_iter();
+        let mut part = parts.next();
+        let (mut of_part, mut of_file) = (blake3::Hasher::new(), blake3::Hasher::new());
+        let mut faults = Vec::new();
+        for start in (0..file.bytes).step_by(CHUNK_BYTES) {
+            let end = file.bytes.min(start + CHUNK_BYTES as u64);
+            let chunk = self.objects.read_range(&name_in(step, &file.file), start..end)?;
+            of_file.update(&chunk);
+            let mut position = start;
+            while let Some(p) = part.as_ref().filter(|_| position < end) {
+                let upto = p.bytes.end.min(end);
+                of_part.update(&chunk[(position - start) as usize..(upto - start) as usize]);
+                position = upto;
+                if upto == p.bytes.end {
+                    faults.extend(p.fault(file, &of_part.finalize().to_hex()));
+                    of_part.reset();
+                    part = parts.next();
+                }
+            }
+        }
+        let found = of_file.finalize().to_hex();
+>>>>>>> heads/ckpt
         if faults.is_empty() && found.as_str() != file.digest {
             let what = format!("the file has the digest {found}, expected {}; its entries match theirs", file.digest);
             faults.push(Fault { file: file.file.clone(), tensor: None, kind: FaultKind::Manifest, what });
@@ -125,3 +166,34 @@ impl Storage {
         Ok(faults)
     }
 }
+<<<<<<< HEAD
+=======
+
+/// The header or an entry: bytes of a file that have a digest of their own.
+struct Part<'a> {
+    /// `None`: the header.
+    entry: Option<&'a Entry>,
+    bytes: Range<u64>,
+    digest: String,
+}
+
+/// The parts of a file, which follow one another without gaps (`Manifest::check`).
+fn parts_of(step: u64, file: &ShardFile) -> Vec<Part<'_>> {
+    let header = blake3::hash(&shard_header(step, file.rank, &file.entries)).to_hex().to_string();
+    let header = Part { entry: None, bytes: 0..file.header_bytes(), digest: header };
+    let entries = file.entries.iter();
+    let entries = entries.map(|e| Part { entry: Some(e), bytes: byte_range(e), digest: e.digest.clone() });
+    std::iter::once(header).chain(entries).collect()
+}
+
+impl Part<'_> {
+    fn fault(&self, file: &ShardFile, found: &str) -> Option<Fault> {
+        if found == self.digest {
+            return None;
+        }
+        let (kind, name) = self.entry.map_or((FaultKind::Header, "it"), |e| (FaultKind::Data, &e.name));
+        let what = format!("{name} at bytes {:?} has the digest {found}, expected {}", self.bytes, self.digest);
+        Some(Fault { file: file.file.clone(), tensor: self.entry.map(|e| e.tensor.clone()), kind, what })
+    }
+}
+>>>>>>> heads/ckpt

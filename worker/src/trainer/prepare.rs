@@ -229,7 +229,10 @@ fn load_state(
     range: Range<usize>,
 ) -> Result<Start, PrepareError> {
     if let Some(step) = assignment.restore_step {
-        let restore = |error| PrepareError::Restore { step, error };
+        let restore = |error| {
+            set_aside_if_damaged(storage, step, &error);
+            PrepareError::Restore { step, error }
+        };
         return storage
             .manifest(step)
             .and_then(|manifest| load_checkpoint(storage, &manifest, partition, range))
@@ -240,7 +243,7 @@ fn load_state(
     }
     let mut params = vec![0.0; partition.padded_len];
     match &assignment.spec.init_from {
-        Some(path) => load_initial(path, partition, &mut params).map_err(PrepareError::Initial)?,
+        Some(path) => load_initial(path, &assignment.spec.model, partition, &mut params).map_err(PrepareError::Initial)?,
         None => {
             for slice in &partition.slices {
                 fill_initial(slice, assignment.spec.seed, &mut params[slice.offset..slice.offset + slice.len]);
@@ -250,6 +253,24 @@ fn load_state(
     let mut shard = HostShard::zeros(range.len());
     shard.param.copy_from_slice(&params[range]);
     Ok(Start { step: 0, skipped: 0, shard })
+}
+
+/// A checkpoint that is damaged is kept for whoever wants to look at it, but not read again. Several places may find it at a time.
+fn set_aside_if_damaged(storage: &Storage, step: u64, error: &CheckpointError) {
+    let is_damaged = matches!(
+        error,
+        CheckpointError::Manifest { .. }
+            | CheckpointError::ManifestDamaged { .. }
+            | CheckpointError::Missing { .. }
+            | CheckpointError::Damaged { .. }
+    );
+    if !is_damaged {
+        return;
+    }
+    match storage.set_aside(step, &error.to_string()) {
+        Ok(path) => tracing::warn!("the damaged checkpoint of step {step} is now in {path}"),
+        Err(error) => tracing::warn!("cannot set the damaged checkpoint of step {step} aside: {error}"),
+    }
 }
 
 /// Goes on from a checkpoint of another job, or of this one under another shape.
