@@ -252,8 +252,10 @@ fn a_raised_fence_ends_a_wait_and_keeps_the_next_from_beginning() {
     let nodes = nodes(2);
     let nodes: Vec<&Node> = nodes.iter().collect();
     let fenced = CommError::Fenced { epoch: 1, raised: 2 };
+    let both_are_up = std::sync::Barrier::new(2);
     on_every_rank(&nodes, |rank, node| {
         let mut links = node.establish(plan(&nodes, rank, 1)).unwrap();
+        both_are_up.wait();
         if rank == 0 {
             let waits_for = links.waits_for();
             std::thread::scope(|scope| {
