@@ -120,11 +120,11 @@ type Parts<S> = BTreeMap<(usize, usize), S>;
 
 /// Borrows parts of `buf`, some to read (the same one as often as one likes) and some to write. Parts that overlap are a bug of
 /// the schedule.
-fn carve<'b>(
-    buf: &'b mut [f32],
+fn carve(
+    buf: &mut [f32],
     read: impl Iterator<Item = Range<usize>>,
     written: impl Iterator<Item = Range<usize>>,
-) -> (Parts<&'b [f32]>, Parts<&'b mut [f32]>) {
+) -> (Parts<&[f32]>, Parts<&mut [f32]>) {
     let key = |range: Range<usize>| (range.start, range.end);
     let mut wanted: Vec<((usize, usize), bool)> = read.map(|range| (key(range), false)).collect();
     wanted.sort_unstable();

@@ -201,7 +201,7 @@ impl Conn {
         header
     }
 
-    /// Writes what the socket takes.
+    /// Writes what the socket takes. Rust's runtime ignores SIGPIPE, so a dead peer is an error here and no signal.
     pub fn send(&mut self, turn: &mut Turn<'_, '_>) -> Result<(), CommError> {
         let mut budget = TURN_BYTES;
         while let (Some(front), Some(stream), true) = (self.out.front_mut(), self.stream.as_mut(), budget > 0) {
@@ -286,7 +286,7 @@ impl Conn {
                 Ok(read) => {
                     turn.tally.stats.bytes_received += read as u64;
                     budget = budget.saturating_sub(read);
-                    self.advance(turn, read)?;
+                    self.take_in(turn, read)?;
                     if read < asked {
                         // The socket is empty: another call would only say so. Polling tells when there is more.
                         return Ok(());
@@ -301,7 +301,7 @@ impl Conn {
     }
 
     /// `read` more bytes lie where [`Reading::space`] pointed to.
-    fn advance(&mut self, turn: &mut Turn<'_, '_>, read: usize) -> Result<(), CommError> {
+    fn take_in(&mut self, turn: &mut Turn<'_, '_>, read: usize) -> Result<(), CommError> {
         match &mut self.reading {
             Reading::Header { bytes, filled } => {
                 *filled += read;
@@ -434,6 +434,9 @@ impl Conn {
             && matches!(target, Target::Transfer(_))
         {
             *target = Target::discard(header);
+        }
+        if self.stream.is_none() {
+            return self.out.clear();
         }
         self.out.retain(|o| o.is_begun() || matches!(o.payload, Payload::Owned(_)));
         if let Some(front) = self.out.front_mut()

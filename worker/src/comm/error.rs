@@ -8,9 +8,7 @@ use super::frame::Channel;
 /// [`advance`](super::Links::advance) to the next one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommError {
-    #[error(
-        "lost rank {rank} (worker {worker_id}): {why}; report it to the coordinator and wait for the next epoch's places"
-    )]
+    #[error("lost rank {rank} (worker {worker_id}): {why}; report it to the coordinator, which makes the next epoch")]
     PeerLost { rank: usize, worker_id: String, why: String },
 
     #[error("epoch {epoch} is over, epoch {raised} is being set up; advance the links to it")]

@@ -285,7 +285,8 @@ impl Message {
             Message::Welcome => 3,
             Message::Refuse { why, text } => {
                 body.push(*why as u8);
-                let end = text.floor_char_boundary(MAX_BODY_LEN - 1);
+                let ends = text.char_indices().map(|(at, c)| at + c.len_utf8());
+                let end = ends.take_while(|&end| end < MAX_BODY_LEN).last().unwrap_or(0);
                 body.extend(&text.as_bytes()[..end]);
                 4
             }

@@ -138,27 +138,23 @@ impl Links {
     }
 
     fn usable(&mut self, peer: usize) -> Result<&mut Conn, CommError> {
-        let rank = self.rank;
-        let conn = self.conns.get_mut(&peer);
-        let conn = conn.unwrap_or_else(|| panic!("rank {rank} has no link to rank {peer}: it is not in the plan"));
+        let conn = linked(&mut self.conns, peer);
         conn.lost().map_or(Ok(conn), Err)
     }
 
     fn admit(&mut self, transfers: &mut [Transfer<'_>], index: usize) -> Result<(), CommError> {
         let epoch = self.epoch;
-        match &transfers[index] {
-            Transfer::Send { peer, channel, data } => self.usable(*peer)?.enqueue(epoch, *channel, data, index),
+        match transfers[index] {
+            Transfer::Send { peer, channel, data } => {
+                self.usable(peer)?.enqueue(epoch, channel, data, index);
+                Ok(())
+            }
+            // Not `usable`: what a dead peer has sent before can still be had.
             Transfer::Recv { peer, channel, .. } => {
-                let (peer, channel) = (*peer, *channel);
-                let Links { rank, conns, tally, .. } = self;
-                let conn = conns.get_mut(&peer);
-                let conn =
-                    conn.unwrap_or_else(|| panic!("rank {rank} has no link to rank {peer}: it is not in the plan"));
-                // Not `usable`: what a dead peer has sent before can still be had.
-                conn.expect(&mut Turn { epoch, transfers, tally }, channel, index)?;
+                let mut turn = Turn { epoch, transfers, tally: &mut self.tally };
+                linked(&mut self.conns, peer).expect(&mut turn, channel, index)
             }
         }
-        Ok(())
     }
 
     /// First attempt without polling, on the links that have something to do: most small messages need no more.
@@ -235,6 +231,10 @@ impl Links {
         let conns = ranks.into_iter().zip(&fds[1..]).map(|(rank, fd)| (rank, fd.revents()));
         Ok(Ready { fence: !fds[0].revents().is_empty(), conns: conns.filter(|(_, e)| !e.is_empty()).collect() })
     }
+}
+
+fn linked(conns: &mut BTreeMap<usize, Conn>, peer: usize) -> &mut Conn {
+    conns.get_mut(&peer).unwrap_or_else(|| panic!("there is no link to rank {peer}: it is not in this rank's plan"))
 }
 
 /// What a poll found.
