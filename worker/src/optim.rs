@@ -8,7 +8,7 @@ use std::ops::Range;
 use toroid_torus::partition::Partition;
 use toroid_torus::schedule::OptimizerConfig;
 
-use crate::device::{AdamW, Device};
+use crate::device::{AdamW, Buffer, Device};
 
 /// One shard: `shard_len` elements of master weights and moments, and where they lie in the partition.
 pub struct Shard<D: Device> {
@@ -41,7 +41,7 @@ impl<D: Device> Shard<D> {
         let upload = |values: &[f32]| {
             assert_eq!(values.len(), range.len(), "a shard's state has the length of its range");
             let mut buf = device.alloc(values.len());
-            device.write(values, &mut buf, 0);
+            device.write(buf.all_mut(), values);
             buf
         };
         let (param, exp_avg, exp_avg_sq) = (upload(&host.param), upload(&host.exp_avg), upload(&host.exp_avg_sq));
@@ -50,9 +50,9 @@ impl<D: Device> Shard<D> {
 
     pub fn to_host(&self, device: &D) -> HostShard {
         let mut host = HostShard::zeros(self.range.len());
-        device.read(&self.param, 0, &mut host.param);
-        device.read(&self.exp_avg, 0, &mut host.exp_avg);
-        device.read(&self.exp_avg_sq, 0, &mut host.exp_avg_sq);
+        device.read(self.param.all(), &mut host.param);
+        device.read(self.exp_avg.all(), &mut host.exp_avg);
+        device.read(self.exp_avg_sq.all(), &mut host.exp_avg_sq);
         host
     }
 
@@ -60,7 +60,7 @@ impl<D: Device> Shard<D> {
     /// has each parameter once. `grads` is the partition's flat gradient `(padded_len)`.
     pub fn grad_sum_of_squares(&self, device: &D, partition: &Partition, grads: &D::Buf) -> f64 {
         let cuts = partition.cut(self.range.clone()).filter(|(slice, _)| partition.counts(slice));
-        cuts.map(|(slice, cut)| device.sum_of_squares(grads, slice.offset + cut.start, cut.len())).sum()
+        cuts.map(|(slice, cut)| device.sum_of_squares(grads.view(slice.offset + cut.start..slice.offset + cut.end))).sum()
     }
 
     /// One AdamW update from the partition's flat gradient `(padded_len)`.
@@ -69,25 +69,25 @@ impl<D: Device> Shard<D> {
     /// (skipped steps do not count); `norm`: global gradient norm before clipping.
     pub fn update(&mut self, device: &D, partition: &Partition, grads: &D::Buf, config: &OptimizerConfig, at: UpdateAt) {
         let hyper = AdamW {
-            lr: config.lr_at(at.t, at.total) as f32,
-            beta1: config.beta1 as f32,
-            beta2: config.beta2 as f32,
-            eps: config.eps as f32,
+            lr: config.lr_at(at.t, at.total),
+            beta1: config.beta1,
+            beta2: config.beta2,
+            eps: config.eps,
             weight_decay: 0.0,
-            bias1: (1.0 - config.beta1.powf(at.update as f64)) as f32,
-            bias2: (1.0 - config.beta2.powf(at.update as f64)) as f32,
-            grad_scale: config.clip_scale(at.norm) as f32,
+            bias1: 1.0 - config.beta1.powf(at.update as f64),
+            bias2: 1.0 - config.beta2.powf(at.update as f64),
+            grad_scale: config.clip_scale(at.norm),
         };
-        let decay = config.weight_decay_at(at.t, at.total) as f32;
+        let decay = config.weight_decay_at(at.t, at.total);
         for (slice, cut) in partition.cut(self.range.clone()) {
-            let in_partition = slice.offset + cut.start;
-            let in_shard = in_partition - self.range.start;
+            let in_partition = slice.offset + cut.start..slice.offset + cut.end;
+            let in_shard = in_partition.start - self.range.start..in_partition.end - self.range.start;
             let hyper = AdamW { weight_decay: if slice.decays { decay } else { 0.0 }, ..hyper };
             device.adamw(
-                (&mut self.param, &mut self.exp_avg, &mut self.exp_avg_sq),
-                in_shard,
-                (grads, in_partition),
-                cut.len(),
+                self.param.view_mut(in_shard.clone()),
+                self.exp_avg.view_mut(in_shard.clone()),
+                self.exp_avg_sq.view_mut(in_shard),
+                grads.view(in_partition),
                 &hyper,
             );
         }

@@ -8,7 +8,7 @@ use crate::comm::{Channel, CommError, Links, TpGroup, global_sum};
 use crate::device::Device;
 use crate::model::Input;
 
-impl<D: Device> Job<D> {
+impl<D: Device + Clone> Job<D> {
     /// Mean cross-entropy over the validation micro-batches; rank 0 reports it.
     pub(super) fn validate(&mut self, links: &mut Links, shared: &Shared, emit: &Emit) -> Result<(), CommError> {
         let spec = std::sync::Arc::clone(&self.assignment.spec);

@@ -183,7 +183,7 @@ impl Inbox<'_> {
 }
 
 /// Runs until the command channel closes. `emit` is called from this thread and, for checkpoints, from a writer thread.
-pub fn run<D: Device>(device: &D, environment: &Environment, commands: &Receiver<Command>, emit: &Emit) {
+pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: &Receiver<Command>, emit: &Emit) {
     let mut inbox = Inbox { commands, put_back: None };
     let mut job: Option<Job<D>> = None;
     while let Some(command) = inbox.wait() {
@@ -207,7 +207,7 @@ pub fn run<D: Device>(device: &D, environment: &Environment, commands: &Receiver
     }
 }
 
-fn prepare<D: Device>(
+fn prepare<D: Device + Clone>(
     device: &D,
     environment: &Environment,
     assignment: Assignment,
@@ -242,7 +242,7 @@ fn prepare<D: Device>(
 }
 
 /// Connects and makes steps until the job is finished, its epoch is over or a peer is lost.
-fn train<D: Device>(
+fn train<D: Device + Clone>(
     job: &mut Job<D>,
     environment: &Environment,
     inbox: &mut Inbox<'_>,
@@ -263,7 +263,7 @@ fn train<D: Device>(
     environment.shared.enter("idle");
 }
 
-fn connect<D: Device>(job: &Job<D>, environment: &Environment) -> Result<Links, CommError> {
+fn connect<D: Device + Clone>(job: &Job<D>, environment: &Environment) -> Result<Links, CommError> {
     environment.shared.enter("connect");
     let assignment = &job.assignment;
     let needed = peers_of(&assignment.spec.shape, assignment.rank);
@@ -279,7 +279,7 @@ fn connect<D: Device>(job: &Job<D>, environment: &Environment) -> Result<Links, 
     Ok(links)
 }
 
-impl<D: Device> Job<D> {
+impl<D: Device + Clone> Job<D> {
     fn steps(
         &mut self,
         links: &mut Links,

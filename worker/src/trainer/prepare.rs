@@ -22,7 +22,7 @@ use crate::model::Stage;
 use crate::optim::{HostShard, Shard};
 
 /// A job at one place.
-pub struct Job<D: Device> {
+pub struct Job<D: Device + Clone> {
     pub assignment: Assignment,
     pub(super) partition: Arc<Partition>,
     pub(super) stage: Stage<D>,
@@ -97,7 +97,7 @@ impl PrepareError {
     }
 }
 
-impl<D: Device> Job<D> {
+impl<D: Device + Clone> Job<D> {
     pub fn prepare(device: &D, environment: &Environment, assignment: Assignment) -> Result<Job<D>, PrepareError> {
         let spec = Arc::clone(&assignment.spec);
         spec.check()?;

@@ -19,7 +19,7 @@ use super::{Job, Shared};
 use crate::comm::{
     Channel, CommError, Group, Links, TpGroup, Transfer, all_gather, all_reduce_sum, global_sum, reduce_scatter,
 };
-use crate::device::Device;
+use crate::device::{Buffer, Device};
 use crate::model::Input;
 use crate::optim::UpdateAt;
 
@@ -47,7 +47,7 @@ pub(super) struct Neighbours {
     pub next: Option<usize>,
 }
 
-impl<D: Device> Job<D> {
+impl<D: Device + Clone> Job<D> {
     pub(super) fn neighbours(&self) -> Neighbours {
         let group = self.assignment.spec.shape.pp_group(self.assignment.rank);
         let pp = self.assignment.place().pp;
@@ -72,8 +72,8 @@ impl<D: Device> Job<D> {
     pub(super) fn gather_params(&mut self, links: &mut Links) -> Result<(), CommError> {
         let (device, shard, group) = (self.stage.device().clone(), &self.shard, &self.groups.dp);
         let params = self.stage.params_mut();
-        device.copy(&shard.param, 0, params, shard.range.start, shard.range.len());
-        device.with_host_mut(params, |params| all_gather(links, group, Channel::Dp, params))
+        device.copy(shard.param.all(), params.view_mut(shard.range.clone()));
+        device.with_host_mut(params.all_mut(), |params| all_gather(links, group, Channel::Dp, params))
     }
 
     /// Forward and backward of all micro-batches; on return this place holds the summed gradient of its shard: sealed.
@@ -92,7 +92,7 @@ impl<D: Device> Job<D> {
         shared.enter("reduce-scatter");
         let device = self.stage.device().clone();
         let scratch = &mut self.buffers.scratch;
-        device.with_host_mut(self.stage.grads_mut(), |grads| {
+        device.with_host_mut(self.stage.grads_mut().all_mut(), |grads| {
             reduce_scatter(links, &self.groups.dp, Channel::Dp, grads, scratch)
         })?;
         Ok(sums)
@@ -178,14 +178,14 @@ impl<D: Device> Job<D> {
             partial.resize(len, 0.0);
             let mut at = 0;
             for s in slices() {
-                device.read(self.stage.grads(), s.offset, &mut partial[at..at + s.len]);
+                device.read(self.stage.grads().view(s.offset..s.offset + s.len), &mut partial[at..at + s.len]);
                 at += s.len;
             }
             let group = Group::line(self.groups.tp.ranks[replicas.clone()].to_vec(), rank);
             all_reduce_sum(links, &group, Channel::Tp, &mut partial[..len], scratch)?;
             let mut at = 0;
             for s in slices() {
-                device.write(&partial[at..at + s.len], self.stage.grads_mut(), s.offset);
+                device.write(self.stage.grads_mut().view_mut(s.offset..s.offset + s.len), &partial[at..at + s.len]);
                 at += s.len;
             }
         }

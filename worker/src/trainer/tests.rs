@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
 use toroid_torus::geometry::Shape;
 use toroid_torus::job::{self, JobSpec};
 
 use super::{Assignment, Environment, Job, Shared, connect};
-use crate::comm::{Fence, HANG_GUARD, Listener, PeerAddr};
-use crate::device::{CpuDevice, Device};
+use crate::comm::{Fence, Listener, PeerAddr};
+use crate::device::{Buffer, CpuDevice, Device};
 
 #[path = "../../../integration-tests/reference/formula.rs"]
 mod formula;
@@ -73,7 +74,7 @@ struct Gradients {
 fn gradients(spec: &JobSpec, dir: &Path) -> Gradients {
     let shape: Shape = spec.shape;
     let listeners: Vec<Listener> = (0..shape.world())
-        .map(|_| Listener::bind("127.0.0.1:0".parse().expect("an address")).expect("listen on loopback"))
+        .map(|_| Listener::bind("127.0.0.1:0").expect("listen on loopback"))
         .collect();
     let peers: BTreeMap<usize, PeerAddr> = listeners
         .iter()
@@ -99,7 +100,7 @@ fn gradients(spec: &JobSpec, dir: &Path) -> Gradients {
                 fence: Fence::new().expect("an eventfd"),
                 shared: Arc::new(Shared::default()),
                 cache_dir: dir.join("cache"),
-                connect_timeout: HANG_GUARD,
+                connect_timeout: Duration::from_secs(60),
             };
             std::thread::spawn(move || of_place(assignment, &environment))
         })
@@ -131,7 +132,7 @@ fn of_place(assignment: Assignment, environment: &Environment) -> Gradients {
     }
     for (slice, cut) in job.partition.cut(job.shard.range.clone()).filter(|(s, _)| job.partition.counts(s)) {
         let mut values = vec![0.0; cut.len()];
-        device.read(job.stage.grads(), slice.offset + cut.start, &mut values);
+        device.read(job.stage.grads().view(slice.offset + cut.start..slice.offset + cut.end), &mut values);
         *out.squares.entry(slice.tensor.clone()).or_default() += values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
         // The first elements of the tensor are those of the slice at the first TP rank, unless a shard is cut between them.
         if tp_rank == 0 && cut.start == 0 && cut.len() > 1 {
