@@ -178,10 +178,13 @@ fn tp_slice(model: &ModelConfig, tp: usize, tp_rank: usize, spec: &TensorSpec) -
 }
 
 impl Slice {
-    /// Elements of the slice of a tensor of shape `global_shape`.
-    pub fn num_elements(&self, global_shape: &[usize]) -> usize {
-        let along_dim: usize = self.ranges.iter().map(|r| r.len()).sum();
-        global_shape.iter().enumerate().map(|(dim, &extent)| if dim == self.dim { along_dim } else { extent }).product()
+    /// Elements of the slice; `None` where a tensor of `global_shape` has no such slice.
+    pub fn num_elements(&self, global_shape: &[usize]) -> Option<usize> {
+        let extent = *global_shape.get(self.dim)?;
+        let inside = self.ranges.iter().all(|r| r.start <= r.end && r.end <= extent);
+        let taken = self.ranges.iter().try_fold(0_usize, |sum, r| sum.checked_add(r.len()))?;
+        let others = global_shape.iter().enumerate().filter(|(dim, _)| *dim != self.dim).map(|(_, n)| n);
+        (inside && taken <= extent).then(|| taken * others.product::<usize>())
     }
 
     /// The slice's elements as contiguous runs `(first in the slice, first in the tensor, length)`, in the order of the slice.
