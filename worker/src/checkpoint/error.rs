@@ -1,9 +1,6 @@
 //! What can go wrong with a checkpoint, in words that say what to do.
-<<<<<<< HEAD
-=======
 //!
 //! The words are whole: they have the cause in them, so no error here has a `source()` that would be printed twice.
->>>>>>> heads/ckpt
 
 use std::io;
 use std::path::PathBuf;
@@ -19,28 +16,6 @@ pub enum CheckpointError {
     #[error("cannot keep checkpoints in `{root}`: {what}; give a folder path or a file:// URL")]
     Root { root: String, what: String },
     #[error(
-<<<<<<< HEAD
-        "`{path}` is not the folder of a checkpoint; expected a path that ends with step-<n>, as `toroid checkpoint list` prints"
-    )]
-    StepPath { path: String },
-    #[error("cannot start the runtime for checkpoint files: {0}; raise the limit of threads or of open files")]
-    Runtime(#[source] io::Error),
-    #[error(
-        "cannot write {file} ({bytes} bytes): {source}; free that much space (or raise the quota) or set checkpoint.path to another disk. \
-         What was written of it is removed, earlier checkpoints are untouched"
-    )]
-    NoSpace { file: String, bytes: u64, source: io::Error },
-    #[error("cannot write {file} ({bytes} bytes): {source}; earlier checkpoints are untouched")]
-    Write { file: String, bytes: u64, source: Box<dyn std::error::Error + Send + Sync> },
-    #[error("cannot read {file}: {source}")]
-    Read { file: String, source: Box<dyn std::error::Error + Send + Sync> },
-    #[error("cannot {action} {file}: {source}")]
-    Change { action: &'static str, file: String, source: Box<dyn std::error::Error + Send + Sync> },
-    #[error("there is no complete checkpoint of step {step} in {root}; {}", there_are(.available))]
-    NotFound { step: u64, root: String, available: Vec<u64> },
-    #[error("{file}: {source}")]
-    Manifest { file: String, source: ManifestError },
-=======
         "`{path}` is not the folder of a checkpoint; expected a path that ends with step-<n>, as `toroid checkpoint list` \
          prints"
     )]
@@ -62,7 +37,6 @@ pub enum CheckpointError {
     NotFound { step: u64, root: String, available: Vec<u64> },
     #[error("{file}: {cause}")]
     Manifest { file: String, cause: ManifestError },
->>>>>>> heads/ckpt
     #[error("{file} is damaged: {what}; set the checkpoint aside and use the one before")]
     ManifestDamaged { file: String, what: String },
     #[error("{file} is missing, though the manifest names it; set the checkpoint aside and use the one before")]
@@ -82,12 +56,8 @@ pub enum CheckpointError {
     )]
     Exists { step: u64, root: String },
     #[error(
-<<<<<<< HEAD
-        "the checkpoint is of another model: {tensor} has the shape {found}, expected {expected}; resume with the model it was made with"
-=======
         "the checkpoint is of another model: {tensor} has the shape {found}, expected {expected}; resume with the model \
          it was made with"
->>>>>>> heads/ckpt
     )]
     Model { tensor: String, expected: String, found: String },
     #[error("cannot start from the weights in {}: {}", .path.display(), listed(.problems))]

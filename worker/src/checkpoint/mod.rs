@@ -1,15 +1,9 @@
 //! Checkpoints: written once by the primaries, published as a whole, read back under any shape (design section 7).
 //!
 //! ```text
-<<<<<<< HEAD
-//!   write_shard (every place) ---> step-<n>/shard-<rank>.safetensors     durable when the call returns
-//!   publish (place 0) -----------> step-<n>/manifest.json.b3             the manifest's digest, as `b3sum --check` reads it
-//!                                  step-<n>/manifest.json                last: whoever sees it sees a complete checkpoint
-=======
 //!   write_shard (every place) ---> step-<n>/shard-<rank>.safetensors  durable when the call returns
 //!   publish (place 0) -----------> step-<n>/manifest.json.b3          its digest, as `b3sum --check` reads it
 //!                                  step-<n>/manifest.json             last: who sees it sees a complete checkpoint
->>>>>>> heads/ckpt
 //!   load (any shape), export <---- the entries that cover what is asked for, each read whole and checked
 //!   verify <---------------------- every byte, against the manifest
 //! ```
@@ -132,11 +126,7 @@ impl Storage {
         let parsed = std::str::from_utf8(&json)
             .map_err(|e| toroid_torus::manifest::ManifestError::Parse(e.to_string()))
             .and_then(Manifest::parse);
-<<<<<<< HEAD
-        let manifest = parsed.map_err(|source| CheckpointError::Manifest { file: file.clone(), source })?;
-=======
         let manifest = parsed.map_err(|cause| CheckpointError::Manifest { file: file.clone(), cause })?;
->>>>>>> heads/ckpt
         if manifest.step != step {
             let what = format!("it is of step {}, expected {step}: the folder was renamed", manifest.step);
             return Err(CheckpointError::ManifestDamaged { file, what });

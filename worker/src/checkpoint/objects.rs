@@ -180,40 +180,24 @@ impl Objects {
         }
     }
 
-<<<<<<< HEAD
-    fn cannot_read(&self, name: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> CheckpointError {
-        CheckpointError::Read { file: self.display(name), source: source.into() }
-=======
     fn cannot_read(&self, name: &str, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> CheckpointError {
         CheckpointError::Read { file: self.display(name), cause: cause.into() }
->>>>>>> heads/ckpt
     }
 
     fn cannot_change(
         &self,
         action: &'static str,
         name: &str,
-<<<<<<< HEAD
-        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> CheckpointError {
-        CheckpointError::Change { action, file: self.display(name), source: source.into() }
-=======
         cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> CheckpointError {
         CheckpointError::Change { action, file: self.display(name), cause: cause.into() }
->>>>>>> heads/ckpt
     }
 
     fn cannot_write(&self, name: &str, bytes: u64, error: object_store::Error) -> CheckpointError {
         let file = self.display(name);
         match out_of_space(&error) {
-<<<<<<< HEAD
-            Some(source) => CheckpointError::NoSpace { file, bytes, source },
-            None => CheckpointError::Write { file, bytes, source: error.into() },
-=======
             Some(cause) => CheckpointError::NoSpace { file, bytes, cause },
             None => CheckpointError::Write { file, bytes, cause: error.into() },
->>>>>>> heads/ckpt
         }
     }
 }

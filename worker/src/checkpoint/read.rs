@@ -72,15 +72,6 @@ pub(super) fn export(objects: &Objects, manifest: &Manifest, path: &Path) -> Res
         [("format", "pt".to_string()), ("job", manifest.job.name.clone()), ("step", manifest.step.to_string())];
     let header = header(&metadata, tensors.iter().map(|t| (t.name.as_str(), &t.shape[..])));
     let bytes = header.len() as u64 + tensors.iter().map(|t| 4 * t.num_elements() as u64).sum::<u64>();
-<<<<<<< HEAD
-    let cannot = |source: io::Error| {
-        let file = path.display().to_string();
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-                CheckpointError::NoSpace { file, bytes, source }
-            }
-            _ => CheckpointError::Write { file, bytes, source: source.into() },
-=======
     let cannot = |cause: io::Error| {
         let file = path.display().to_string();
         match cause.kind() {
@@ -88,7 +79,6 @@ pub(super) fn export(objects: &Objects, manifest: &Manifest, path: &Path) -> Res
                 CheckpointError::NoSpace { file, bytes, cause }
             }
             _ => CheckpointError::Write { file, bytes, cause: cause.into() },
->>>>>>> heads/ckpt
         }
     };
     let mut file = AtomicFile::create(path).map_err(cannot)?;
@@ -142,21 +132,12 @@ impl<'a> Source<'a> {
         let mut filled = 0;
         for (file, entry) in self.entries.get(&(tensor, kind)).map_or(&[][..], Vec::as_slice) {
             let held = clip(&runs_of(&entry.slice, &entry.global_shape), &entry.range);
-<<<<<<< HEAD
-            let copies = overlaps(&held, wanted);
-            if copies.is_empty() {
-                continue;
-            }
-            let bytes = self.read(file, entry)?;
-            for Copy { from, to, len } in copies {
-=======
             let pieces = overlaps(&held, wanted);
             if pieces.is_empty() {
                 continue;
             }
             let bytes = self.read(file, entry)?;
             for Piece { from, to, len } in pieces {
->>>>>>> heads/ckpt
                 copy_values(&bytes[4 * from..4 * (from + len)], &mut out[to..to + len]);
                 filled += len;
             }
@@ -168,11 +149,7 @@ impl<'a> Source<'a> {
         let (tensor, kind, expected) = (tensor.to_string(), kind.name(), out.len());
         Err(CheckpointError::Manifest {
             file,
-<<<<<<< HEAD
-            source: ManifestError::Incomplete { tensor, kind, expected, found: filled },
-=======
             cause: ManifestError::Incomplete { tensor, kind, expected, found: filled },
->>>>>>> heads/ckpt
         })
     }
 
@@ -219,11 +196,7 @@ struct Run {
 
 /// Elements `from..from + len` of one buffer that belong at `to` in another.
 #[derive(Debug, PartialEq)]
-<<<<<<< HEAD
-struct Copy {
-=======
 struct Piece {
->>>>>>> heads/ckpt
     from: usize,
     to: usize,
     len: usize,
@@ -244,20 +217,12 @@ fn clip(runs: &[Run], range: &Range<usize>) -> Vec<Run> {
 }
 
 /// What `held` has of `wanted`. Both ascend in the tensor and have no element twice.
-<<<<<<< HEAD
-fn overlaps(held: &[Run], wanted: &[Run]) -> Vec<Copy> {
-=======
 fn overlaps(held: &[Run], wanted: &[Run]) -> Vec<Piece> {
->>>>>>> heads/ckpt
     let (mut i, mut j, mut out) = (0, 0, Vec::new());
     while let (Some(h), Some(w)) = (held.get(i), wanted.get(j)) {
         let (start, end) = (h.global.max(w.global), (h.global + h.len).min(w.global + w.len));
         if start < end {
-<<<<<<< HEAD
-            out.push(Copy { from: h.local + start - h.global, to: w.local + start - w.global, len: end - start });
-=======
             out.push(Piece { from: h.local + start - h.global, to: w.local + start - w.global, len: end - start });
->>>>>>> heads/ckpt
         }
         if h.global + h.len <= w.global + w.len { i += 1 } else { j += 1 }
     }

@@ -4,23 +4,15 @@
 //! of the other files is believed. What a file's header must be follows from its entries; what lies between is told
 //! apart by the digests of the entries.
 
-<<<<<<< HEAD
-use toroid_torus::manifest::{MANIFEST_NAME, Manifest, ShardFile};
-=======
 use std::ops::Range;
 
 use toroid_torus::manifest::{Entry, MANIFEST_NAME, Manifest, ShardFile};
->>>>>>> heads/ckpt
 
 use super::encode::{byte_range, shard_header};
 use super::{CheckpointError, Storage, name_in};
 
 /// Bytes read at a time.
-<<<<<<< HEAD
-const CHUNK_BYTES: u64 = 8 << 20;
-=======
 const CHUNK_BYTES: usize = 8 << 20;
->>>>>>> heads/ckpt
 
 /// One thing that is wrong with a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,13 +65,8 @@ impl Storage {
                 return Ok(vec![whole(FaultKind::Missing, what)]);
             }
             Err(CheckpointError::ManifestDamaged { what, .. }) => return Ok(vec![whole(FaultKind::Manifest, what)]),
-<<<<<<< HEAD
-            Err(CheckpointError::Manifest { source, .. }) => {
-                return Ok(vec![whole(FaultKind::Manifest, source.to_string())]);
-=======
             Err(CheckpointError::Manifest { cause, .. }) => {
                 return Ok(vec![whole(FaultKind::Manifest, cause.to_string())]);
->>>>>>> heads/ckpt
             }
             Err(e) => return Ok(vec![whole(FaultKind::Unreadable, e.to_string())]),
         };
@@ -103,38 +90,6 @@ impl Storage {
         }
     }
 
-<<<<<<< HEAD
-    /// Header, entries and the digest of the whole, in one pass over the file.
-    fn compare(&self, step: u64, file: &ShardFile) -> Result<Vec<Fault>, CheckpointError> {
-        let name = name_in(step, &file.file);
-        let mut faults = Vec::new();
-        let mut fault = |tensor: Option<&str>, kind, what| {
-            faults.push(Fault { file: file.file.clone(), tensor: tensor.map(String::from), kind, what });
-        };
-        let mut whole = blake3::Hasher::new();
-
-        let header = self.objects.read_range(&name, 0..file.header_bytes())?;
-        whole.update(&header);
-        if *header != shard_header(step, file.rank, &file.entries) {
-            fault(None, FaultKind::Header, format!("bytes 0..{} are not those that were written", header.len()));
-        }
-        for entry in &file.entries {
-            let mut hasher = blake3::Hasher::new();
-            let range = byte_range(entry);
-            for start in range.clone().step_by(CHUNK_BYTES as usize) {
-                let chunk = self.objects.read_range(&name, start..range.end.min(start + CHUNK_BYTES))?;
-                hasher.update(&chunk);
-                whole.update(&chunk);
-            }
-            let found = hasher.finalize().to_hex();
-            if found.as_str() != entry.digest {
-                let what =
-                    format!("{} at bytes {range:?} has the digest {found}, expected {}", entry.name, entry.digest);
-                fault(Some(&entry.tensor), FaultKind::Data, what);
-            }
-        }
-        let found = whole.finalize().to_hex();
-=======
     /// Header, entries and the whole against their digests, in one pass over the file.
     fn compare(&self, step: u64, file: &ShardFile) -> Result<Vec<Fault>, CheckpointError> {
         let mut parts = parts_of(step, file).into_iter();
@@ -158,7 +113,6 @@ impl Storage {
             }
         }
         let found = of_file.finalize().to_hex();
->>>>>>> heads/ckpt
         if faults.is_empty() && found.as_str() != file.digest {
             let what = format!("the file has the digest {found}, expected {}; its entries match theirs", file.digest);
             faults.push(Fault { file: file.file.clone(), tensor: None, kind: FaultKind::Manifest, what });
@@ -166,8 +120,6 @@ impl Storage {
         Ok(faults)
     }
 }
-<<<<<<< HEAD
-=======
 
 /// The header or an entry: bytes of a file that have a digest of their own.
 struct Part<'a> {
@@ -196,4 +148,3 @@ impl Part<'_> {
         Some(Fault { file: file.file.clone(), tensor: self.entry.map(|e| e.tensor.clone()), kind, what })
     }
 }
->>>>>>> heads/ckpt

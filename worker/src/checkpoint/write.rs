@@ -73,11 +73,7 @@ impl Storage {
     pub fn publish(&self, manifest: &Manifest) -> Result<u64, CheckpointError> {
         let step = manifest.step;
         let name = name_in(step, MANIFEST_NAME);
-<<<<<<< HEAD
-        manifest.check().map_err(|source| CheckpointError::Manifest { file: self.objects.display(&name), source })?;
-=======
         manifest.check().map_err(|cause| CheckpointError::Manifest { file: self.objects.display(&name), cause })?;
->>>>>>> heads/ckpt
         for file in &manifest.files {
             let found = self.objects.size(&name_in(step, &file.file))?;
             if found != Some(file.bytes) {

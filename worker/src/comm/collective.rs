@@ -12,6 +12,7 @@ use toroid_torus::collective::{self as schedules, Op, Schedule, Step, chunk_rang
 use toroid_torus::geometry::Shape;
 
 use super::{Channel, CommError, Links, Transfer};
+use crate::model::TpComm;
 
 /// Up to this size an all-reduce of more than two ranks is one direct exchange, above it a ring.
 ///
@@ -284,23 +285,24 @@ impl<'a> TpGroup<'a> {
     pub fn new(links: &'a mut Links, group: &'a Group, scratch: &'a mut Vec<f32>) -> TpGroup<'a> {
         TpGroup { links, group, scratch }
     }
+}
 
-    pub fn size(&self) -> usize {
+impl TpComm for TpGroup<'_> {
+    type Error = CommError;
+
+    fn size(&self) -> usize {
         self.group.ranks.len()
     }
 
-    /// This rank's tp_rank.
-    pub fn rank(&self) -> usize {
+    fn rank(&self) -> usize {
         self.group.me
     }
 
-    /// Sums `buf` over the group; the same bits on every rank.
-    pub fn all_reduce(&mut self, buf: &mut [f32]) -> Result<(), CommError> {
+    fn all_reduce(&mut self, buf: &mut [f32]) -> Result<(), CommError> {
         all_reduce_sum(self.links, self.group, Channel::Tp, buf, self.scratch)
     }
 
-    /// `all (size, own.len())`, by tp_rank.
-    pub fn all_gather(&mut self, own: &[f32], all: &mut [f32]) -> Result<(), CommError> {
+    fn all_gather(&mut self, own: &[f32], all: &mut [f32]) -> Result<(), CommError> {
         let Group { ranks, me, .. } = self.group;
         exchange(self.links, ranks, *me, Channel::Tp, cast_slice(own), cast_slice_mut(all))?;
         all[me * own.len()..][..own.len()].copy_from_slice(own);

@@ -34,13 +34,6 @@ pub use tokens::TokenFile;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
-<<<<<<< HEAD
-    #[error("cannot read the text in {}: {source}; data.path names a text file or a folder of them, on every worker's host", .path.display())]
-    Source { path: PathBuf, source: io::Error },
-    #[error("cannot read {}: {source}; make it readable for the worker, or leave it out by data.extensions", .path.display())]
-    Read { path: PathBuf, source: io::Error },
-    #[error("{} changed while it was read: {found} bytes, expected {expected}; start again when nobody writes to it", .path.display())]
-=======
     #[error(
         "cannot read the text in {}: {cause}; data.path names a text file or a folder of them, on every worker's host",
         .path.display()
@@ -55,7 +48,6 @@ pub enum DataError {
         "{} changed while it was read: {found} bytes, expected {expected}; start again when nobody writes to it",
         .path.display()
     )]
->>>>>>> heads/ckpt
     Changed { path: PathBuf, expected: u64, found: u64 },
     #[error("there is no text in {}: {what}", .path.display())]
     NoText { path: PathBuf, what: String },
@@ -64,12 +56,6 @@ pub enum DataError {
          give more text, {hint}"
     )]
     TooLittle { part: &'static str, needed: u64, found: u64, source_summary: String, hint: &'static str },
-<<<<<<< HEAD
-    #[error("cannot make and lock {}: {source}; give the worker a cache folder that it may write to, on a file system with locks", .path.display())]
-    Lock { path: PathBuf, source: io::Error },
-    #[error("cannot write {} (about {bytes} bytes): {source}; free that much space or give the worker another cache folder", .path.display())]
-    Cache { path: PathBuf, bytes: u64, source: io::Error },
-=======
     #[error(
         "cannot make and lock {}: {cause}; give the worker a cache folder that it may write to, on a file system with \
          locks",
@@ -81,7 +67,6 @@ pub enum DataError {
         .path.display()
     )]
     Cache { path: PathBuf, bytes: u64, cause: io::Error },
->>>>>>> heads/ckpt
 }
 
 /// The sources of the crates that cargo has fetched on this machine, a text that every Rust developer has; `None` where

@@ -20,13 +20,8 @@ const CHUNK_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Listing {
     /// Canonical path of the source.
-<<<<<<< HEAD
-    pub root: PathBuf,
-    pub files: Vec<Listed>,
-=======
     root: PathBuf,
     files: Vec<Listed>,
->>>>>>> heads/ckpt
     /// The source is a folder: its files are joined by newlines and may be filtered by content.
     is_folder: bool,
     extensions: Vec<String>,
@@ -34,17 +29,10 @@ pub(super) struct Listing {
 }
 
 #[derive(Debug)]
-<<<<<<< HEAD
-pub(super) struct Listed {
-    /// Empty for a source that is one file.
-    relative: PathBuf,
-    pub bytes: u64,
-=======
 struct Listed {
     /// Empty for a source that is one file.
     relative: PathBuf,
     bytes: u64,
->>>>>>> heads/ckpt
     /// Time of the last change since 1970.
     modified_ns: u128,
 }
@@ -58,11 +46,7 @@ pub(super) struct Contents {
 
 impl Listing {
     pub fn of(config: &DataConfig) -> Result<Listing, DataError> {
-<<<<<<< HEAD
-        let cannot = |source| DataError::Source { path: config.path.clone(), source };
-=======
         let cannot = |cause| DataError::Source { path: config.path.clone(), cause };
->>>>>>> heads/ckpt
         let root = config.path.canonicalize().map_err(cannot)?;
         let is_folder = fs::metadata(&root).map_err(cannot)?.is_dir();
         let extensions = config.extensions.iter().map(|e| e.trim_start_matches('.').to_string()).collect();
@@ -78,11 +62,7 @@ impl Listing {
 
     fn walk(&mut self, relative: PathBuf) -> Result<(), DataError> {
         let folder = self.path(&relative);
-<<<<<<< HEAD
-        let cannot = |source| DataError::Read { path: folder.clone(), source };
-=======
         let cannot = |cause| DataError::Read { path: folder.clone(), cause };
->>>>>>> heads/ckpt
         for entry in fs::read_dir(&folder).map_err(cannot)? {
             let entry = entry.map_err(cannot)?;
             let kind = entry.file_type().map_err(cannot)?;
@@ -104,11 +84,7 @@ impl Listing {
 
     fn add(&mut self, relative: PathBuf) -> Result<(), DataError> {
         let path = self.path(&relative);
-<<<<<<< HEAD
-        let metadata = fs::metadata(&path).map_err(|source| DataError::Read { path, source })?;
-=======
         let metadata = fs::metadata(&path).map_err(|cause| DataError::Read { path, cause })?;
->>>>>>> heads/ckpt
         // A file system without times gives 0 to all; then only the size tells a changed file.
         let since_epoch = metadata.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
         let modified_ns = since_epoch.map_or(0, |d| d.as_nanos());
@@ -140,14 +116,11 @@ impl Listing {
         hasher.finalize()
     }
 
-<<<<<<< HEAD
-=======
     /// No more text than this comes out of it; less where files are left out by content.
     pub fn bytes_at_most(&self) -> u64 {
         self.files.iter().map(|f| f.bytes + 1).sum::<u64>().min(self.max_bytes)
     }
 
->>>>>>> heads/ckpt
     /// Gives the text to `take` piece by piece, at most `max_bytes` of it. `take` fails with the error of its own.
     pub fn read(&self, mut take: impl FnMut(&[u8]) -> Result<(), DataError>) -> Result<Contents, DataError> {
         let mut contents = Contents { num_files: 0, bytes: 0 };
@@ -157,11 +130,7 @@ impl Listing {
                 break;
             }
             let path = self.path(&listed.relative);
-<<<<<<< HEAD
-            let cannot = |source| DataError::Read { path: path.clone(), source };
-=======
             let cannot = |cause| DataError::Read { path: path.clone(), cause };
->>>>>>> heads/ckpt
             if self.is_folder && self.extensions.is_empty() && !is_text(&path, &mut buffer).map_err(cannot)? {
                 continue;
             }

@@ -1,12 +1,8 @@
 //! The token file of a text source, made once and cached.
 //!
 //! ```text
-<<<<<<< HEAD
-//!   magic 8 | version u32 | bytes a token u32 | tokens u64 | source files u64 | blake3 of the tokens 32 | blake3 of all before 32 | tokens
-=======
 //!   magic, 8 bytes | version, u32 | bytes a token, u32 | tokens, u64 | source files, u64
 //!   blake3 of the tokens, 32 bytes | blake3 of all before, 32 bytes | tokens
->>>>>>> heads/ckpt
 //! ```
 //!
 //! All numbers are little-endian. The file of a source is called by the key of its listing, so a changed source gets a
@@ -66,23 +62,14 @@ impl TokenFile {
             Ok(file)
         });
         // Held to the end of this function. The file stays: whoever deleted it would let two in at once.
-<<<<<<< HEAD
-        let _lock = lock.map_err(|source| DataError::Lock { path: lock_path, source })?;
-=======
         let _lock = lock.map_err(|cause| DataError::Lock { path: lock_path, cause })?;
->>>>>>> heads/ckpt
         if let Some(tokens) = open(&path, &listing) {
             return Ok(tokens);
         }
         make(&path, &listing, progress)?;
         open(&path, &listing).ok_or_else(|| {
-<<<<<<< HEAD
-            let source = io::Error::other("the file that was just written does not read back");
-            DataError::Read { path, source }
-=======
             let cause = io::Error::other("the file that was just written does not read back");
             DataError::Read { path, cause }
->>>>>>> heads/ckpt
         })
     }
 
@@ -130,13 +117,8 @@ fn open(path: &Path, listing: &Listing) -> Option<TokenFile> {
 }
 
 fn make(path: &Path, listing: &Listing, progress: &mut dyn FnMut(u64)) -> Result<(), DataError> {
-<<<<<<< HEAD
-    let expected = HEADER_BYTES as u64 + listing.files.iter().map(|f| f.bytes + 1).sum::<u64>();
-    let cannot = |source| DataError::Cache { path: path.into(), bytes: expected, source };
-=======
     let expected = HEADER_BYTES as u64 + listing.bytes_at_most();
     let cannot = |cause| DataError::Cache { path: path.into(), bytes: expected, cause };
->>>>>>> heads/ckpt
     // The lock is ours, so the name is; a maker that died may have left one.
     let mut file = AtomicFile::create_as(path, &path.with_extension("partial")).map_err(cannot)?;
     file.write_all(&[0; HEADER_BYTES]).map_err(cannot)?;

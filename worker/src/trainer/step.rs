@@ -114,8 +114,9 @@ impl<D: Device + Clone> Job<D> {
             if neighbours.previous.is_some() { Input::Activations(&b.received) } else { Input::Tokens(&b.inputs) };
         let targets = neighbours.next.is_none().then_some(b.targets.as_slice());
         let output = neighbours.next.is_some().then_some(b.sent.as_mut_slice());
+        let stats = self.stage.forward(slot, input, targets, &mut tp, output)?;
         let load = &mut b.expert_load[layers.start * spec.model.experts..layers.end * spec.model.experts];
-        let stats = self.stage.forward(slot, input, targets, &mut tp, output, load)?;
+        load.iter_mut().zip(self.stage.expert_counts(slot)).for_each(|(sum, count)| *sum += u64::from(*count));
         sums.ce += stats.ce;
         sums.z += stats.z;
         sums.balance += stats.balance;
