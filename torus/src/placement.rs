@@ -321,16 +321,16 @@ impl<'a> Search<'a> {
                 reason += "; its TP group is whole on this host";
             } else {
                 let elsewhere = group.iter().filter(|r| self.at[**r] != Some(host)).count();
-                reason += &format!("; no host had room for its TP group, {elsewhere} of {} are elsewhere", group.len());
+                let places = group.len();
+                reason +=
+                    &format!("; for lack of room its TP group is spread, {elsewhere} of {places} places are elsewhere");
             }
         }
         let holders: Vec<usize> = co_holders(self.shape, rank).collect();
         let shared: Vec<usize> = holders.iter().copied().filter(|r| self.at[*r] == Some(host)).collect();
         if !shared.is_empty() {
-            reason += &format!(
-                "; {} has the other copy of a shard on this host too: losing the host loses it",
-                ranks(&shared)
-            );
+            let who = ranks(&shared);
+            reason += &format!("; shares the host with {who} (same shards): losing the host loses both copies");
         } else if !holders.is_empty() {
             reason += &format!("; the other copies of its shards are elsewhere, at {}", ranks(&holders));
         }
@@ -349,4 +349,91 @@ fn co_holders(shape: &Shape, rank: usize) -> impl Iterator<Item = usize> {
 fn ranks(ranks: &[usize]) -> String {
     let list: Vec<String> = ranks.iter().map(usize::to_string).collect();
     format!("rank{} {}", if list.len() == 1 { "" } else { "s" }, list.join(" and "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worker(name: &str, host: &str, rack: &str) -> Candidate {
+        Candidate { worker: name.into(), host: host.into(), rack: rack.into(), zone: String::new() }
+    }
+
+    fn shape(tp: usize, pp: usize, dp: usize) -> Shape {
+        Shape::new(tp, pp, dp).expect("a valid shape")
+    }
+
+    /// Places `free` beside `survivors`, given by rank, and compares the reasons.
+    fn check(shape: Shape, survivors: &[Option<Candidate>], free: &[Candidate], expected: &[&str]) -> Placement {
+        let current: Vec<Option<String>> = survivors.iter().map(|s| s.as_ref().map(|s| s.worker.clone())).collect();
+        let known = survivors.iter().flatten().map(|s| (s.worker.clone(), s.clone())).collect();
+        let placement = place(&shape, &current, free, &known).expect("enough workers");
+        let reasons: Vec<&str> = placement.reasons.iter().map(|(_, reason)| reason.as_str()).collect();
+        assert_eq!(reasons, expected);
+        placement
+    }
+
+    #[test]
+    fn replicas_go_to_different_hosts() {
+        let free = ["a", "a", "b", "b", "b"].iter().zip(0..).map(|(host, i)| worker(&format!("w{i}"), host, "r1"));
+        let expected = [
+            "w2 on host r1/b takes rank 0; its TP group is whole on this host; the other copies of its shards are elsewhere, at rank 2",
+            "w3 on host r1/b takes rank 1; its TP group is whole on this host; the other copies of its shards are elsewhere, at rank 3",
+            "w0 on host r1/a takes rank 2; its TP group is whole on this host; the other copies of its shards are elsewhere, at rank 0",
+            "w1 on host r1/a takes rank 3; its TP group is whole on this host; the other copies of its shards are elsewhere, at rank 1",
+        ];
+        let placement = check(shape(2, 1, 2), &[const { None }; 4], &free.collect::<Vec<_>>(), &expected);
+        assert_eq!(placement.workers, ["w2", "w3", "w0", "w1"]);
+        assert_eq!(placement.spares, ["w4"]);
+    }
+
+    #[test]
+    fn one_host_shares_and_says_so() {
+        let free = ["w0", "w1", "w2"].map(|name| worker(name, "a", ""));
+        let expected = [
+            "w0 on host a takes rank 0; shares the host with ranks 2 and 1 (same shards): losing the host loses both copies",
+            "w1 on host a takes rank 1; shares the host with ranks 0 and 2 (same shards): losing the host loses both copies",
+            "w2 on host a takes rank 2; shares the host with ranks 1 and 0 (same shards): losing the host loses both copies",
+        ];
+        check(shape(1, 1, 3), &[const { None }; 3], &free, &expected);
+        let reason =
+            "w0 on host a takes rank 0; shares the host with rank 1 (same shards): losing the host loses both copies";
+        let elsewhere = [None, Some(worker("s1", "a", "")), Some(worker("s2", "b", ""))];
+        check(shape(1, 1, 3), &elsewhere, &free[..1], &[reason]);
+    }
+
+    #[test]
+    fn a_single_place_has_nothing_to_explain() {
+        check(shape(1, 1, 1), &[None], &[worker("w0", "a", "")], &["w0 on host a takes rank 0"]);
+    }
+
+    /// Rule 1 comes before rule 2: the group with a survivor takes the room beside it before an empty group does.
+    #[test]
+    fn a_survivor_gets_its_group_back_first() {
+        let survivors = [Some(worker("s0", "a", "")), None, None, None];
+        let free = [("w0", "a"), ("w1", "a"), ("w2", "b"), ("w3", "b")].map(|(name, host)| worker(name, host, ""));
+        let expected = [
+            "w0 on host a takes rank 1; its TP group is whole on this host",
+            "w2 on host b takes rank 2; its TP group is whole on this host",
+            "w3 on host b takes rank 3; its TP group is whole on this host",
+        ];
+        assert_eq!(check(shape(2, 2, 1), &survivors, &free, &expected).spares, ["w1"]);
+    }
+
+    /// Rule 3: no host has room for the group, so it takes hosts that are near each other.
+    #[test]
+    fn a_spread_group_stays_in_its_rack() {
+        let survivors = [Some(worker("s0", "a", "r1")), None];
+        let free = [worker("w0", "b", "r2"), worker("w1", "c", "r1"), worker("w2", "b", "r2")];
+        let reason =
+            "w1 on host r1/c takes rank 1; for lack of room its TP group is spread, 1 of 2 places are elsewhere";
+        check(shape(2, 1, 1), &survivors, &free, &[reason]);
+    }
+
+    #[test]
+    fn too_few_workers_are_counted() {
+        let current = [Some("s0".to_string()), None, None];
+        let error = place(&shape(1, 1, 3), &current, &[worker("w0", "a", "")], &BTreeMap::new());
+        assert_eq!(error, Err(PlacementError::TooFew { shape: shape(1, 1, 3), kept: 1, open: 2, found: 1 }),);
+    }
 }
