@@ -25,7 +25,7 @@ pub fn fill_initial(slice: &LocalSlice, seed: u64, out: &mut [f32]) {
     }
 }
 
-/// Where the hashes of a tensor start. Two tensors start 2^64 values apart at random and do not meet.
+/// Where the hashes of a tensor start: a random point of the 2^64, so that two tensors do not meet.
 fn stream(seed: u64, tensor: &str) -> u64 {
     fnv1a64(tensor.as_bytes()) ^ splitmix64(seed)
 }
