@@ -30,8 +30,7 @@ fn neighbour(shape: &Shape, rank: usize, by: isize) -> Option<usize> {
         return Some(shape.rank(Place { dp: shift(place.dp, shape.dp()), ..place }));
     }
     let Coord { x, y } = shape.coord(rank);
-    let (x, y) =
-        if shape.height() > 1 { (x, shift(y, shape.height())) } else { (shift(x, shape.width()), y) };
+    let (x, y) = if shape.height() > 1 { (x, shift(y, shape.height())) } else { (shift(x, shape.width()), y) };
     Some(y * shape.width() + x)
 }
 
