@@ -85,6 +85,8 @@ fn write_shards(storage: &Storage, step: u64, shape: Shape) -> Manifest {
         shape,
         samples: step * job.batch.samples(),
         job,
+        skipped_steps: 0,
+        data_digest: String::new(),
         files,
     }
 }

@@ -1,5 +1,6 @@
 //! Against sums made one after the other, for many shapes.
 
+use crate::model::TpComm;
 use super::*;
 
 const TORI: [(usize, usize); 12] =
