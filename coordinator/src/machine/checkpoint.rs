@@ -213,11 +213,12 @@ impl Job {
         self.changed(cx);
     }
 
-    /// Steps that go once `step` is published: all but the newest `keep`, and leftovers. `step` itself never.
+    /// Steps that go with the publishing of `step`: all but the newest `keep`, and leftovers. Never `step` itself, nor the newest
+    /// that is recorded: until the publishing is recorded too, that one is the last good.
     fn outdated_by(&self, step: u64) -> Vec<u64> {
         let keep = (self.record.spec.checkpoint.keep as usize).max(1);
         let older: Vec<u64> = self.record.checkpoints.iter().map(|c| c.step).filter(|s| *s != step).collect();
-        let num_outdated = (older.len() + 1).saturating_sub(keep);
+        let num_outdated = (older.len() + 1).saturating_sub(keep.max(2));
         let is_kept = |s: &u64| older[num_outdated..].contains(s) || *s == step;
         let leftovers = self.record.leftovers.iter().copied().filter(|s| !is_kept(s));
         let mut out: Vec<u64> = older[..num_outdated].iter().copied().chain(leftovers).collect();
@@ -249,7 +250,8 @@ impl Job {
         });
         self.record.checkpoints.sort_by_key(|c| c.step);
         let num_outdated = self.record.checkpoints.len().saturating_sub(keep);
-        self.record.checkpoints.drain(..num_outdated);
+        let outdated = self.record.checkpoints.drain(..num_outdated);
+        self.record.leftovers.extend(outdated.map(|c| c.step));
         self.record.leftovers.retain(|s| !pending.removes.contains(s));
         self.live.checkpoint.doublings = 0;
         self.event(cx, "checkpoint.done", format!("step {step}: {} bytes at {}", message.bytes, message.path));
@@ -259,6 +261,7 @@ impl Job {
     }
 
     pub fn checkpoint_missed(&mut self, cx: &mut Context<'_>, rank: usize, message: &proto::CheckpointMissed) {
+        self.advance(cx, rank, message.committed_step);
         let Some(why) = self.record.pending.get(&message.step).map(|p| p.why) else { return };
         if !message.error.is_empty() {
             let text = format!("{} could not write its shard: {}", self.describe(rank), message.error);

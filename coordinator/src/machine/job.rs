@@ -9,7 +9,7 @@ use toroid_torus::job::JobSpec;
 use toroid_torus::placement::{self, Candidate, Placement};
 
 use super::checkpoint::Pending;
-use super::pool::Pool;
+use super::pool::{Pool, Worker};
 use super::progress::{Progress, StepSummary};
 use super::record::{DataFacts, Event, Failures, JobRecord, State, Validation};
 use super::recovery::{self, Loss, Plan, Situation};
@@ -63,6 +63,8 @@ pub(super) struct Live {
     pub suspicion: Option<Suspicion>,
     /// Workers that failed at this job: others come first.
     pub avoid: BTreeSet<String>,
+    /// Workers that have other data or another model: never, until they register anew.
+    pub unfit: BTreeSet<String>,
     pub progress: Progress,
     pub checkpoint: super::checkpoint::Schedule,
 }
@@ -81,6 +83,7 @@ impl Live {
             begin_again: None,
             suspicion: None,
             avoid: BTreeSet::new(),
+            unfit: BTreeSet::new(),
             progress,
             checkpoint: super::checkpoint::Schedule::default(),
         }
@@ -291,8 +294,10 @@ impl Job {
     /// Spares that may take a place of this job. Those that failed at it come only where the others do not suffice.
     fn candidates(&self, pool: &Pool, num_needed: usize) -> Vec<Candidate> {
         let fingerprint = self.fingerprint(pool);
-        let fits = |f: &str| !self.record.spec.exact || fingerprint.as_deref() == Some(f);
-        let spares = pool.spares().filter(|w| fits(&w.register.fingerprint)).map(|w| w.candidate());
+        let computes_alike = |f: &str| !self.record.spec.exact || fingerprint.as_deref() == Some(f);
+        let is_fit =
+            |w: &&Worker| computes_alike(&w.register.fingerprint) && !self.live.unfit.contains(&w.register.worker_id);
+        let spares = pool.spares().filter(is_fit).map(Worker::candidate);
         let (avoided, mut out): (Vec<_>, Vec<_>) = spares.partition(|c| self.live.avoid.contains(&c.worker));
         let num_missing = num_needed.saturating_sub(out.len());
         out.extend(avoided.into_iter().take(num_missing));
@@ -392,6 +397,10 @@ impl Job {
             match self.disagreement() {
                 None => self.start(cx),
                 Some((Blame::Job, reason)) => self.end(cx, State::Failed, &reason),
+                Some((Blame::Worker(rank), reason)) => {
+                    self.live.unfit.extend(self.record.places[rank].clone());
+                    self.lose(cx, rank, &reason);
+                }
                 Some((Blame::Place(rank), reason)) => self.place_failed(cx, rank, &reason),
             }
         }
@@ -406,10 +415,10 @@ impl Job {
             if found != known {
                 let (other, blame) = match self.record.data {
                     None => (self.describe(0), Blame::Job),
-                    Some(_) => ("the job so far".into(), Blame::Place(rank)),
+                    Some(_) => ("the job so far".into(), Blame::Worker(rank)),
                 };
                 let reason = format!(
-                    "workers do not see the same data or model: {} has {}, {other} has {}; give all of them the same files",
+                    "does not see the same data or model as the others: {} has {}, {other} has {}; give all of them the same files",
                     self.describe(rank),
                     in_words(&found),
                     in_words(&known)
@@ -580,7 +589,12 @@ impl Job {
     pub fn peer_lost(&mut self, cx: &mut Context<'_>, rank: usize, message: &proto::PeerLost) {
         let peer = message.rank as usize;
         let whole = self.record.places.iter().all(Option::is_some);
-        if peer >= self.world() || !whole || self.live.suspicion.is_some() || self.live.phase != Phase::Started {
+        if peer >= self.world()
+            || peer == rank
+            || !whole
+            || self.live.suspicion.is_some()
+            || self.live.phase != Phase::Started
+        {
             return;
         }
         let text = format!("{} lost its link to {}: {}", self.describe(rank), self.describe(peer), message.error);
@@ -658,7 +672,11 @@ impl Job {
 }
 
 enum Blame {
+    /// Nobody could do it.
     Job,
+    /// The worker of this rank is of no use to the job.
+    Worker(usize),
+    /// It may succeed when it is tried again.
     Place(usize),
 }
 

@@ -103,6 +103,10 @@ impl Machine {
             self.out.close(older, format!("{id} registered on another stream; the newer one counts"));
         }
         let (jobs, mut cx) = self.split(now);
+        // It may have been started anew with what it lacked.
+        for job in jobs.values_mut() {
+            job.live.unfit.remove(&id);
+        }
         let held = jobs.values_mut().find_map(|job| job.record.rank_of(&id).map(|rank| (job, rank)));
         let goes_on = |(job, rank): &(&mut Job, usize)| job.is_done_by(&register, *rank);
         let (keep, lost) = match held {

@@ -20,9 +20,10 @@
 //! - **T-8** Epochs only grow. Whatever an input changes is one [`Output::Persist`], before all other outputs of that input.
 //! - **T-9** After a restart nothing is taken from a worker that says it goes on with its place.
 //!
-//! The worker's side of it: after a `Welcome` with `keep_going` it says again what it had said in its epoch and what may have
-//! been lost (unacknowledged `StepReport`s, `ShardWritten`, `ManifestPublished`, `Finished`), and takes a repeated `Start` or
-//! `CheckpointAt` as the same one. Here repetitions of all of these change nothing.
+//! The worker's side of it: between `Register` and `Welcome` it says nothing. After a `Welcome` with `keep_going` it first says
+//! again what it had said in its epoch and what may have been lost (`Prepared`, unacknowledged `StepReport`s in order,
+//! `ShardWritten`, `ManifestPublished`, `Finished`, a `PeerLost` that still holds), and it takes a repeated `Start`, `CheckpointAt`
+//! or `PublishManifest` as the same one. Here repetitions of all of these change nothing.
 //!
 //! Deliberately absent: tokio, sockets, files, clocks, random sources, `HashMap`. Also absent: step records, which are in the
 //! curve's file, and anything about how workers compute.
