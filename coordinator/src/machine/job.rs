@@ -558,7 +558,19 @@ impl Job {
             let reason = format!("{} cannot go on: {}", self.describe(rank), message.error);
             return self.end(cx, State::Failed, &reason);
         }
-        self.place_failed(cx, rank, &message.error);
+        match message.damaged_step {
+            0 => self.place_failed(cx, rank, &message.error),
+            step => self.checkpoint_damaged(cx, step, &message.error),
+        }
+    }
+
+    /// A checkpoint cannot be read: it does not count any more, and everyone goes on from the one before.
+    fn checkpoint_damaged(&mut self, cx: &mut Context<'_>, step: u64, error: &str) {
+        self.record.checkpoints.retain(|c| c.step != step);
+        let text = format!("the checkpoint of step {step} cannot be read: {error}");
+        self.event(cx, "checkpoint.damaged", text.clone());
+        self.live.begin_again = Some(text);
+        cx.out.unsettled = true;
     }
 
     /// The worker of a place cannot go on, another may. Too often without getting any further: the job has failed.

@@ -135,7 +135,7 @@ fn fail(world: &mut World, job: &str, rank: usize) {
     let worker = world.worker(&id);
     worker.work = None;
     let error = "out of memory".into();
-    let body = FromWorker::Failed(proto::Failed { job_id: job.into(), epoch, error, fatal: false });
+    let body = FromWorker::Failed(proto::Failed { job_id: job.into(), epoch, error, fatal: false, damaged_step: 0 });
     worker.outbox.push_back(body);
     world.settle();
 }
@@ -229,7 +229,7 @@ fn messages_of_an_older_epoch_change_nothing() {
             ..Default::default()
         }),
         FromWorker::Finished(proto::Finished { job_id: job_id.clone(), epoch, committed_step: 20 }),
-        FromWorker::Failed(proto::Failed { job_id: job_id.clone(), epoch, error: "late".into(), fatal: true }),
+        FromWorker::Failed(proto::Failed { job_id: job_id.clone(), epoch, error: "late".into(), fatal: true, damaged_step: 0 }),
         FromWorker::PeerLost(proto::PeerLost { job_id: job_id.clone(), epoch, rank: 1, error: "late".into() }),
         FromWorker::Validation(proto::ValidationReport { job_id, epoch, validation }),
     ];

@@ -187,7 +187,7 @@ impl Simulation {
         let worker = self.world.worker(&id);
         if let Some(work) = worker.work.take() {
             let error = "out of memory".into();
-            let failed = proto::Failed { job_id: work.job, epoch: work.epoch, error, fatal: false };
+            let failed = proto::Failed { job_id: work.job, epoch: work.epoch, error, fatal: false, damaged_step: 0 };
             worker.outbox.push_back(FromWorker::Failed(failed));
         }
     }

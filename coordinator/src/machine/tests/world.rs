@@ -591,7 +591,7 @@ impl Worker {
         match self.prepare_error.clone() {
             Some((error, fatal)) => {
                 self.work = None;
-                self.say(FromWorker::Failed(proto::Failed { job_id, epoch, error, fatal }));
+                self.say(FromWorker::Failed(proto::Failed { job_id, epoch, error, fatal, damaged_step: 0 }));
             }
             None => self.say_and_keep(FromWorker::Prepared(proto::Prepared {
                 job_id,
