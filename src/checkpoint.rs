@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
+use tokio::runtime::Runtime;
 use toroid_torus::manifest::Manifest;
 use toroid_worker::checkpoint::Storage;
 
@@ -64,17 +65,18 @@ impl Place {
     }
 }
 
-pub async fn run(command: Command) -> Result<ExitCode> {
+/// Storage is synchronous: only what asks a coordinator runs on `runtime`.
+pub fn run(runtime: &Runtime, command: Command) -> Result<ExitCode> {
     match command {
         Command::Now { job, connection } => {
-            let step = connection.open().await?.checkpoint(&job).await?;
+            let step = runtime.block_on(async { connection.open().await?.checkpoint(&job).await })?;
             println!("the state after step {step} will be saved");
             Ok(ExitCode::SUCCESS)
         }
-        Command::List { place } => list(&place.find().await?),
-        Command::Verify { place, step } => verify(&place.find().await?, step),
+        Command::List { place } => list(&runtime.block_on(place.find())?),
+        Command::Verify { place, step } => verify(&runtime.block_on(place.find())?, step),
         Command::Export { step, file, from, connection } => {
-            let found = find::checkpoints(&from, &connection).await?;
+            let found = runtime.block_on(find::checkpoints(&from, &connection))?;
             let storage = open(&found)?;
             storage.export(step, &file).with_context(|| format!("export step {step} of {}", found.what))?;
             let size = std::fs::metadata(&file).with_context(|| format!("look at {}", file.display()))?.len();

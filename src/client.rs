@@ -31,7 +31,9 @@ pub fn parse_url(text: &str) -> Result<String, String> {
     match (uri.scheme_str(), uri.port_u16()) {
         (Some("http"), Some(_)) => Ok(url.trim_end_matches('/').to_string()),
         (Some("http"), None) => Err("the port is missing; expected http://host:port".into()),
-        (scheme, _) => Err(format!("{} is not a scheme it speaks; expected http://host:port", scheme.unwrap_or("none"))),
+        (scheme, _) => {
+            Err(format!("{} is not a scheme it speaks; expected http://host:port", scheme.unwrap_or("none")))
+        }
     }
 }
 
@@ -127,11 +129,16 @@ pub fn explain(doing: &str, url: &str, status: &Status) -> anyhow::Error {
     match status.code() {
         Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition | Code::DataLoss => anyhow!("{found}"),
         Code::Unimplemented => {
-            anyhow!("cannot {doing}: {url} is no Toroid coordinator, or one of another version than {} ({found})", proto::BUILD_VERSION)
+            anyhow!(
+                "cannot {doing}: {url} is no Toroid coordinator, or one of another version than {} ({found})",
+                proto::BUILD_VERSION
+            )
         }
         Code::Unavailable | Code::Cancelled | Code::Unknown => {
             let cause = status.source().map_or_else(|| found.to_string(), innermost);
-            anyhow!("cannot {doing}: the connection to {url} broke ({cause}); see whether a coordinator runs there, and try again")
+            anyhow!(
+                "cannot {doing}: the connection to {url} broke ({cause}); see whether a coordinator runs there, and try again"
+            )
         }
         code => anyhow!("cannot {doing}: {url} answered {code:?}: {found}"),
     }

@@ -11,9 +11,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 use crate::client;
 
@@ -167,24 +167,27 @@ fn data_addresses(
 fn shutdown(die_with_parent: bool) -> Result<impl Future<Output = ()>> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let (parent, mut parent_is_gone) = oneshot::channel::<()>();
     if die_with_parent {
         let kill = rustix::process::Signal::KILL;
         rustix::process::set_parent_process_death_signal(Some(kill)).context("bind the life to the parent's")?;
+        // A parent that was gone before that is noticed by the end of the pipe.
+        std::thread::Builder::new()
+            .name("parent".into())
+            .spawn(move || {
+                let _parent = parent;
+                // What cannot be read has ended as well.
+                let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            })
+            .context("start the thread that watches the parent")?;
     }
     Ok(async move {
         tokio::select! {
             _ = interrupt.recv() => tracing::info!("asked to end by SIGINT"),
             _ = terminate.recv() => tracing::info!("asked to end by SIGTERM"),
-            () = end_of_input(), if die_with_parent => tracing::info!("asked to end: standard input ended"),
+            _ = &mut parent_is_gone, if die_with_parent => tracing::info!("asked to end: standard input ended"),
         }
     })
-}
-
-async fn end_of_input() {
-    let mut input = tokio::io::stdin();
-    let mut ignored = [0; 256];
-    // What cannot be read has ended as well.
-    while input.read(&mut ignored).await.is_ok_and(|n| n > 0) {}
 }
 
 #[cfg(test)]

@@ -53,16 +53,20 @@ pub async fn checkpoints(path_or_job: &str, connection: &Connection) -> Result<F
         return by_path(path_or_job);
     }
     if path_or_job.contains('/') || path_or_job == LOCAL_DIR {
-        bail!("there is no folder {path_or_job} here; name a folder of checkpoints or a job (`toroid jobs` lists them)");
+        bail!(
+            "there is no folder {path_or_job} here; name a folder of checkpoints or a job (`toroid jobs` lists them)"
+        );
     }
     let local_job = Path::new(LOCAL_DIR).join(COORDINATOR_DIR).join(JOBS_DIR).join(path_or_job);
     if local_job.is_dir() {
         return of_job_folder(&local_job);
     }
     let asked = async { Client::connect(&connection.coordinator).await?.job(path_or_job, false).await };
-    let not_here = || format!("{path_or_job} is neither a folder here nor a job in {LOCAL_DIR}, so the coordinator was asked");
+    let not_here =
+        || format!("{path_or_job} is neither a folder here nor a job in {LOCAL_DIR}, so the coordinator was asked");
     let job = asked.await.with_context(not_here)?;
-    let root = root_of_job(&job.job_toml, &job.folder).with_context(|| format!("read the job file of {path_or_job}"))?;
+    let root =
+        root_of_job(&job.job_toml, &job.folder).with_context(|| format!("read the job file of {path_or_job}"))?;
     if !root.contains("://") && !Path::new(&root).is_dir() {
         bail!(
             "the checkpoints of {path_or_job} are in {root}, and there is no such folder on this machine; run this where the \

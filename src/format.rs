@@ -133,7 +133,10 @@ mod tests {
             (27_100_000, "27.1 MB", "27.1 M", "27,100,000"),
             (67_000_000_000, "67.0 GB", "67.0 B", "67,000,000,000"),
         ] {
-            assert_eq!((bytes(value).as_str(), short_count(value).as_str(), count(value).as_str()), (size, short, whole));
+            assert_eq!(
+                (bytes(value).as_str(), short_count(value).as_str(), count(value).as_str()),
+                (size, short, whole)
+            );
         }
         assert_eq!(bytes(u64::MAX), "18446.7 PB");
     }

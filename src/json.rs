@@ -278,7 +278,8 @@ mod tests {
         assert_eq!(found, set);
 
         let set: Vec<String> = prost_names("StepRecord").into_iter().filter(|n| n != "num_layers").collect();
-        let mut found: Vec<String> = value["curve"][0].as_object().expect("a step is an object").keys().cloned().collect();
+        let mut found: Vec<String> =
+            value["curve"][0].as_object().expect("a step is an object").keys().cloned().collect();
         found.sort();
         assert_eq!(found, set);
     }

@@ -102,7 +102,7 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Workers(args) => runtime.block_on(status::workers(args)),
         Command::Cancel(args) => runtime.block_on(status::cancel(args)),
         Command::Events(args) => runtime.block_on(status::events(args)),
-        Command::Checkpoint(command) => runtime.block_on(checkpoint::run(command)),
+        Command::Checkpoint(command) => checkpoint::run(runtime, command),
         Command::Version => {
             println!("toroid {}", toroid_proto::BUILD_VERSION);
             println!("protocol {}", toroid_proto::PROTOCOL_VERSION);

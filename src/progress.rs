@@ -53,7 +53,8 @@ impl Progress {
                 bar.set_message(figures(job));
             }
             Output::Lines(last) => {
-                let is_due = last.is_none_or(|at| at.elapsed() >= LINE_INTERVAL) || job.committed_step == job.total_steps;
+                let is_due =
+                    last.is_none_or(|at| at.elapsed() >= LINE_INTERVAL) || job.committed_step == job.total_steps;
                 let is_new = job.committed_step > 0 && self.shown_step != Some(job.committed_step);
                 if is_due && is_new {
                     eprintln!("{}", step_line(job));
@@ -73,10 +74,11 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away.
-    pub fn finish(self) {
-        if let Output::Bar(bar) = self.output {
+    /// Takes the bar away; lines may follow.
+    pub fn finish(&mut self) {
+        if let Output::Bar(bar) = &self.output {
             bar.finish_and_clear();
+            self.output = Output::Lines(None);
         }
     }
 }

@@ -104,8 +104,12 @@ async fn watch(args: StatusArgs) -> Result<ExitCode> {
 /// Where a watched job is shown.
 enum Screen {
     /// Each state takes the place of the one before; so many lines are there now.
-    Terminal { num_lines: usize },
-    Lines { last: Option<(proto::JobState, Instant)> },
+    Terminal {
+        num_lines: usize,
+    },
+    Lines {
+        last: Option<(proto::JobState, Instant)>,
+    },
     Json,
 }
 
@@ -158,7 +162,10 @@ pub async fn workers(args: ListArgs) -> Result<ExitCode> {
     match args.output {
         Format::Json => print_json(&workers.iter().map(json::Worker::from).collect::<Vec<_>>())?,
         Format::Text if workers.is_empty() => {
-            println!("no workers are connected; start some with `toroid worker --coordinator {}`", args.connection.coordinator);
+            println!(
+                "no workers are connected; start some with `toroid worker --coordinator {}`",
+                args.connection.coordinator
+            );
         }
         Format::Text => print!("{}", worker_table(&workers)),
     }
@@ -231,7 +238,8 @@ fn details(job: &proto::Job, now_unix_ms: i64) -> String {
     let mut rows = vec![row("reason", job.reason.clone())];
     if let Some(s) = &job.shape {
         let (width, height) = (s.tp * s.dx, s.pp * s.dy);
-        let places = format!("tp {} x pp {} x dp {} on a {width} x {height} torus, epoch {}", s.tp, s.pp, s.dp, job.epoch);
+        let places =
+            format!("tp {} x pp {} x dp {} on a {width} x {height} torus, epoch {}", s.tp, s.pp, s.dp, job.epoch);
         rows.push(row("model", format!("{} parameters; {places}", short_count(job.num_params))));
     }
     if let (Some(last), true) = (&job.last_step, job.first_loss != 0.0) {
@@ -249,7 +257,15 @@ fn details(job: &proto::Job, now_unix_ms: i64) -> String {
     if !missing.is_empty() && !json::is_ended(job.state()) {
         rows.push(row("missing", missing.join(", ")));
     }
-    rows.push(row("times", format!("submitted {}, started {}, ended {}", time(job.submitted_unix_ms), time(job.started_unix_ms), time(job.finished_unix_ms))));
+    rows.push(row(
+        "times",
+        format!(
+            "submitted {}, started {}, ended {}",
+            time(job.submitted_unix_ms),
+            time(job.started_unix_ms),
+            time(job.finished_unix_ms)
+        ),
+    ));
     if !job.folder.is_empty() {
         rows.push(row("folder", job.folder.clone()));
     }
@@ -285,7 +301,8 @@ fn worker_table(workers: &[proto::WorkerInfo]) -> String {
     let header = ["WORKER", "HOST", "DEVICE", "JOB", "RANK", "SILENT", "FINGERPRINT"];
     let mut rows = vec![header.map(String::from).to_vec()];
     rows.extend(workers.iter().map(|w| {
-        let (job, rank) = if w.rank < 0 { ("(spare)", "-".to_string()) } else { (w.job_id.as_str(), w.rank.to_string()) };
+        let (job, rank) =
+            if w.rank < 0 { ("(spare)", "-".to_string()) } else { (w.job_id.as_str(), w.rank.to_string()) };
         let (silent, fingerprint) = (duration(w.silent_s), w.fingerprint.clone());
         vec![w.worker_id.clone(), w.host.clone(), w.device.clone(), job.into(), rank, silent, fingerprint]
     }));
@@ -351,7 +368,9 @@ mod tests {
     fn the_details_name_who_is_missing_only_while_the_job_lives() {
         let mut job = running();
         let text = details(&job, NOW_UNIX_MS);
-        for words in ["all 2 workers are prepared", "1.9 M parameters", "rank 1 at (1, 0), nobody", "/r/step-100, 27.1 MB"] {
+        for words in
+            ["all 2 workers are prepared", "1.9 M parameters", "rank 1 at (1, 0), nobody", "/r/step-100, 27.1 MB"]
+        {
             assert!(text.contains(words), "{text}");
         }
         assert!(text.contains("started -, ended -"), "{text}");
@@ -362,7 +381,12 @@ mod tests {
     #[test]
     fn the_newest_events_come_with_the_details() {
         let mut job = running();
-        let event = |i| proto::Event { unix_ms: NOW_UNIX_MS, kind: "k".into(), text: format!("event {i}"), ..Default::default() };
+        let event = |i| proto::Event {
+            unix_ms: NOW_UNIX_MS,
+            kind: "k".into(),
+            text: format!("event {i}"),
+            ..Default::default()
+        };
         job.events = (0..9).map(event).collect();
         let text = details(&job, NOW_UNIX_MS);
         assert!(!text.contains("event 3") && text.contains("event 4") && text.contains("event 8"), "{text}");

@@ -44,10 +44,7 @@ fn validation(validations: &[proto::Validation]) -> Vec<Vec<String>> {
         true => format!("{:.4} {unit} at step {}", value(first), first.step),
         false => format!("{:.4} {unit} at step {}, {:.4} at step {}", value(first), first.step, value(last), last.step),
     };
-    vec![
-        row("validation", change("nats per token", |v| v.ce)),
-        row("", change("bits per byte", |v| v.bits_per_byte)),
-    ]
+    vec![row("validation", change("nats per token", |v| v.ce)), row("", change("bits per byte", |v| v.bits_per_byte))]
 }
 
 fn checkpoints(checkpoints: &[proto::CheckpointInfo]) -> String {
