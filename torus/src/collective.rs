@@ -256,3 +256,63 @@ impl Step {
         Some(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_all_reduce_prints_as_one_line_a_step() {
+        let expected = "chunks 4\n\
+            send 2..4 to 1, add 0..2 from 1\n\
+            send 1..2 to 2, add 0..1 from 2\n\
+            send 0..1 to 2, copy 1..2 from 2\n\
+            send 0..2 to 1, copy 2..4 from 1\n";
+        assert_eq!(all_reduce(2, 2, 0).to_string(), expected);
+        let expected = "chunks 3\nsend 0..1 to 2, add 2..3 from 0\nsend 2..3 to 2, add 1..2 from 0\n";
+        assert_eq!(reduce_scatter(3, 1, 1).to_string(), expected);
+        let expected = "chunks 3\nsend 2..3 to 0, copy 1..2 from 1\nsend 1..2 to 0, copy 0..1 from 1\n";
+        assert_eq!(all_gather(1, 3, 2).to_string(), expected);
+        let expected = "chunks 3\nsend 1..2 to 2, send 1..2 to 0, copy 2..3 from 2, copy 0..1 from 0\n";
+        assert_eq!(all_gather_direct(3, 1).to_string(), expected);
+        assert_eq!(all_reduce(1, 1, 0).to_string(), "chunks 1\n");
+    }
+
+    fn check_error(text: &str, line: usize, found: &str) {
+        let error = text.parse::<Schedule>().expect_err("the text is no schedule");
+        assert_eq!((error.line, error.found.as_str()), (line, found), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_schedule_is_refused() {
+        check_error("", 1, "");
+        check_error("chunks 0", 1, "chunks 0");
+        check_error("4 chunks", 1, "4 chunks");
+        check_error("chunks 4\n\n", 2, "");
+        check_error("chunks 4\nsend 0..1 to 1, move 0..1 from 1", 2, "move 0..1 from 1");
+        check_error("chunks 4\nsend 0..1 from 1", 2, "send 0..1 from 1");
+        check_error("chunks 4\nsend 0..1 to 1\nadd 0-1 from 1", 3, "add 0-1 from 1");
+        check_error("chunks 4\nsend 0..5 to 1", 2, "send 0..5 to 1");
+        check_error("chunks 4\nsend 2..2 to 1", 2, "send 2..2 to 1");
+        let error = "chunks x".parse::<Schedule>().expect_err("x is no number").to_string();
+        assert_eq!(
+            error,
+            "line 1 of the collective schedule is not valid: expected `chunks N` with N of at least 1, found `chunks x`"
+        );
+    }
+
+    #[test]
+    fn the_first_chunks_take_what_does_not_divide() {
+        let chunks = |n, chunks| (0..chunks).map(|c| chunk_range(n, chunks, &(c..c + 1)).len()).collect::<Vec<_>>();
+        assert_eq!(chunks(12, 4), [3, 3, 3, 3]);
+        assert_eq!(chunks(14, 4), [4, 4, 3, 3]);
+        assert_eq!(chunks(2, 4), [1, 1, 0, 0]);
+        assert_eq!(chunk_range(14, 4, &(1..3)), 4..11);
+    }
+
+    #[test]
+    #[should_panic(expected = "chunks 3..5 of a buffer of 4 chunks")]
+    fn a_chunk_outside_of_the_buffer_is_a_bug() {
+        chunk_range(100, 4, &(3..5));
+    }
+}

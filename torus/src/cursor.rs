@@ -110,3 +110,37 @@ impl Cursor {
         Permutation::new(self.num_samples, splitmix64(splitmix64(self.seed) ^ pass))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn splitmix64_gives_the_values_of_its_authors_and_of_the_reference_weights() {
+        assert_eq!(splitmix64(0), 0xE220_A839_7B1D_CDAF);
+        assert_eq!(splitmix64(1), 0x910A_2DEC_8902_5CC1);
+        // `first_weights_t0` of the reference file: model.md, "Formula weights".
+        let weight = |i| ((splitmix64(i) >> 40) as f64 - 8_388_608.0) / 8_388_608.0 * 0.0625;
+        let first = [0.04791384935379028, 0.008320190012454987, 0.011398710310459137, -0.048318713903427124];
+        assert_eq!([0, 1, 2, 3].map(weight), first);
+    }
+
+    /// A checkpoint of today must go on in the same order tomorrow; the values are from another implementation.
+    #[test]
+    fn the_order_never_changes() {
+        let small = Permutation::new(10, 0);
+        assert_eq!((0..10).map(|i| small.at(i)).collect::<Vec<_>>(), [3, 9, 7, 8, 6, 0, 5, 2, 4, 1]);
+        let large = Permutation::new(NUM_SAMPLES_MAX, 5);
+        let ends = [0, 1, NUM_SAMPLES_MAX - 1].map(|i| large.at(i));
+        assert_eq!(ends, [206_095_461_066_365, 56_330_264_471_292, 157_709_438_317_405]);
+        let cursor = Cursor::new(7, 6, SampleOrder::Shuffled);
+        assert_eq!((0..12).map(|n| cursor.sample(n)).collect::<Vec<_>>(), [5, 0, 1, 3, 4, 2, 5, 3, 1, 0, 4, 2]);
+    }
+
+    #[test]
+    #[should_panic(expected = "micro-batch 2 of a step of 2 micro-batches")]
+    fn a_micro_batch_outside_of_the_step_is_a_bug() {
+        let batch = BatchConfig { micro_batch: 1, num_micro_batches: 2 };
+        Cursor::new(0, 5, SampleOrder::Sequential).micro_batch(0, &batch, 2);
+    }
+}

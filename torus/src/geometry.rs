@@ -174,3 +174,18 @@ impl std::fmt::Display for Shape {
         write!(f, "tp {} x pp {} x dp {} on a {} x {} torus", self.tp, self.pp, self.dp, self.width(), self.height())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The drawing in the module docs.
+    #[test]
+    fn ranks_are_by_row() {
+        let shape = Shape::new(2, 2, 2).expect("a valid shape");
+        assert_eq!(shape.to_string(), "tp 2 x pp 2 x dp 2 on a 4 x 2 torus");
+        assert_eq!(shape.place(6), Place { tp: 0, pp: 1, dp: 1 });
+        assert_eq!((shape.row(5), shape.column(5)), (vec![4, 5, 6, 7], vec![1, 5]));
+        assert_eq!((shape.tp_group(5), shape.pp_group(5), shape.dp_group(5)), (vec![4, 5], vec![1, 5], vec![5, 7]));
+    }
+}

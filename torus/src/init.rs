@@ -25,7 +25,7 @@ pub fn fill_initial(slice: &LocalSlice, seed: u64, out: &mut [f32]) {
     }
 }
 
-/// Where the hashes of a tensor start. Two tensors start 2^64 values apart at random and do not meet.
+/// Where the hashes of a tensor start: a random point of the 2^64, so that two tensors do not meet.
 fn stream(seed: u64, tensor: &str) -> u64 {
     fnv1a64(tensor.as_bytes()) ^ splitmix64(seed)
 }
@@ -50,4 +50,23 @@ fn normal(counter: u64) -> f64 {
 /// The 64-bit FNV-1a hash (Fowler, Noll and Vo; RFC 9923).
 fn fnv1a64(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xCBF2_9CE4_8422_2325, |hash, b| (hash ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01B3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fnv1a64_gives_the_values_of_its_authors() {
+        assert_eq!(fnv1a64(b""), 0xCBF2_9CE4_8422_2325);
+        assert_eq!(fnv1a64(b"a"), 0xAF63_DC4C_8601_EC8C);
+        assert_eq!(fnv1a64(b"foobar"), 0x8594_4171_F739_67E8);
+    }
+
+    /// A run of today must be repeatable tomorrow; the bits are from another implementation.
+    #[test]
+    fn the_weights_of_a_seed_never_change() {
+        let bits = |element| initial_value(Init::Normal(0.02), 0, "emb.weight", element).to_bits();
+        assert_eq!([0, 1, 2, 3].map(bits), [0xBB01_EE4C, 0x3C54_1680, 0x3CE5_22F5, 0xBC98_F696]);
+    }
 }

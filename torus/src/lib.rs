@@ -6,7 +6,7 @@
 //!  geometry places, groups, rows and columns of the torus  placement  which worker fills which place
 //!  collective, pipeline  schedules as data                 cursor     which sample comes when
 //!  schedule learning rate and weight decay by step         manifest   what a checkpoint consists of
-//!  init     the first value of every weight
+//!  init     the first value of every weight                holders    which two places keep each shard
 //! ```
 //!
 //! Deliberately absent: tokio, sockets, files, clocks, random sources, `HashMap`. Time and seeds are arguments, so the same
@@ -17,6 +17,7 @@
 pub mod collective;
 pub mod cursor;
 pub mod geometry;
+pub mod holders;
 pub mod init;
 pub mod job;
 pub mod manifest;

@@ -226,3 +226,37 @@ impl Partition {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(tensor: &str, tp: usize, tp_rank: usize, expected: &str) {
+        let model = ModelConfig::preset("tiny").expect("a preset");
+        let shape = Shape::new(tp, 1, 1).expect("a valid shape");
+        let part = partition(&model, &shape, tp_rank, 0);
+        let s = part.slice(tensor).expect("a tensor of the model");
+        let found = format!("dim {} {:?} -> {:?}, replicas {:?}", s.slice.dim, s.slice.ranges, s.shape, s.replicas);
+        assert_eq!(found, expected, "{tensor} at rank {tp_rank} of {tp}");
+    }
+
+    #[test]
+    fn each_tensor_is_split_along_its_own_dim() {
+        check("emb.weight", 2, 1, "dim 0 [256..512] -> [256, 128], replicas 1..2");
+        check("blocks.0.attn.wq.weight", 4, 3, "dim 0 [96..128] -> [32, 128], replicas 3..4");
+        check("blocks.0.attn.wo.weight", 4, 3, "dim 1 [96..128] -> [128, 32], replicas 3..4");
+        check("blocks.0.moe.w13", 4, 1, "dim 0 [2..4] -> [2, 256, 128], replicas 1..2");
+        check("blocks.0.moe.shared13.weight", 2, 1, "dim 0 [64..128, 192..256] -> [128, 128], replicas 1..2");
+        check("blocks.0.moe.shared2.weight", 2, 1, "dim 1 [64..128] -> [128, 64], replicas 1..2");
+        check("blocks.0.moe.router.weight", 2, 1, "dim 0 [0..8] -> [8, 128], replicas 0..2");
+        check("norm.weight", 2, 1, "dim 0 [0..128] -> [128], replicas 0..2");
+    }
+
+    /// Two KV heads over four ranks: neighbours hold the same one.
+    #[test]
+    fn kv_heads_are_replicated_beyond_their_number() {
+        check("blocks.0.attn.wk.weight", 2, 1, "dim 0 [32..64] -> [32, 128], replicas 1..2");
+        check("blocks.0.attn.wk.weight", 4, 1, "dim 0 [0..32] -> [32, 128], replicas 0..2");
+        check("blocks.0.attn.wv.weight", 4, 2, "dim 0 [32..64] -> [32, 128], replicas 2..4");
+    }
+}

@@ -114,3 +114,43 @@ impl FromStr for Pipeline {
         text.split_whitespace().enumerate().map(action).collect::<Result<_, _>>().map(Pipeline)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(stage: usize, num_stages: usize, num_micro_batches: usize, expected: &str, in_flight: usize) {
+        let pipeline = one_f_one_b(stage, num_stages, num_micro_batches);
+        assert_eq!(pipeline.to_string(), expected);
+        assert_eq!(max_in_flight(&pipeline), in_flight, "{expected}");
+    }
+
+    #[test]
+    fn a_stage_runs_ahead_by_the_stages_after_it() {
+        check(0, 1, 3, "F0 B0 F1 B1 F2 B2", 1);
+        check(0, 2, 2, "F0 F1 B0 B1", 2);
+        check(0, 3, 4, "F0 F1 F2 B0 F3 B1 B2 B3", 3);
+        check(2, 3, 4, "F0 B0 F1 B1 F2 B2 F3 B3", 1);
+        check(0, 4, 2, "F0 F1 B0 B1", 2);
+        check(0, 2, 0, "", 0);
+    }
+
+    #[test]
+    fn other_schedules_are_counted_too() {
+        let all_forwards_first: Pipeline = "F0 F1 F2 B0 B1 B2".parse().expect("a pipeline");
+        assert_eq!(max_in_flight(&all_forwards_first), 3);
+        assert_eq!(all_forwards_first.actions()[3], Action::Backward(0));
+        assert_eq!(bubble(4, 8), 3.0 / 11.0);
+    }
+
+    #[test]
+    fn what_is_no_pipeline_is_refused() {
+        for (text, index, found) in [("F0 X1", 1, "X1"), ("F", 0, "F"), ("F0 B-1", 1, "B-1"), ("é0", 0, "é0")] {
+            let error = text.parse::<Pipeline>().expect_err("the text is no pipeline");
+            assert_eq!(error, PipelineParseError { index, found: found.into() });
+        }
+        let error = "F0 b0".parse::<Pipeline>().expect_err("actions are capitals").to_string();
+        let expected = "action 1 of the pipeline schedule is not valid: expected F or B and the number of a micro-batch, as in `F0 B0`, found `b0`";
+        assert_eq!(error, expected);
+    }
+}

@@ -17,8 +17,8 @@
 //! - **P-1**: every place is filled by one worker and no worker fills two; who is left is a spare.
 //! - **P-2**: the same workers give the same placement, in whatever order they are named.
 //! - **P-3**: a TP group is inside one host as long as a host has room for it.
-//! - **P-4**: the two holders of a shard (dp_rank r and r + 1 of the same tp and pp) are on different hosts where hosts of equal size
-//!   allow it. Rules 2 and 4 are greedy: on very uneven hosts a placement with fewer shared hosts may exist that they do not find.
+//! - **P-4**: the two holders of a shard ([`crate::holders`]) are on different hosts where hosts of equal size allow it. Rules 2 and 4
+//!   are greedy: on very uneven hosts a placement with fewer shared hosts may exist that they do not find. P-3 goes before P-4.
 //!
 //! Deliberately absent: moving a survivor to better the placement; looking into how busy a host or a link is.
 
@@ -27,6 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::geometry::{Place, Shape};
+use crate::holders::{backup_of, guarded_by};
 
 /// A worker and where it is; what is not known is empty.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -302,7 +303,7 @@ impl<'a> Search<'a> {
                 let host = self.at[rank].expect("every open place was filled");
                 let worker = by_host.get_mut(&self.hosts[host]).and_then(BTreeSet::pop_first);
                 let worker = worker.expect("a host has as many workers as it had room");
-                reasons.push((rank, self.reason(rank, worker, host)));
+                reasons.push((rank, self.reason(rank, host)));
                 worker.to_string()
             });
             workers.push(worker);
@@ -312,25 +313,25 @@ impl<'a> Search<'a> {
         Placement { workers, reasons, spares }
     }
 
-    fn reason(&self, rank: usize, worker: &str, host: usize) -> String {
-        let name = &self.hosts[host];
-        let mut reason = format!("{worker} on host {name} takes rank {rank}");
+    /// Why a worker of `host` takes `rank`, to follow on the names of both.
+    fn reason(&self, rank: usize, host: usize) -> String {
+        let mut reason = format!("on host {}", self.hosts[host]);
         if self.shape.tp() > 1 {
             let group = self.shape.tp_group(rank);
             if group.iter().all(|r| self.at[*r] == Some(host)) {
                 reason += "; its TP group is whole on this host";
             } else {
                 let elsewhere = group.iter().filter(|r| self.at[**r] != Some(host)).count();
-                reason += &format!("; no host had room for its TP group, {elsewhere} of {} are elsewhere", group.len());
+                let places = group.len();
+                reason +=
+                    &format!("; for lack of room its TP group is spread, {elsewhere} of {places} places are elsewhere");
             }
         }
         let holders: Vec<usize> = co_holders(self.shape, rank).collect();
         let shared: Vec<usize> = holders.iter().copied().filter(|r| self.at[*r] == Some(host)).collect();
         if !shared.is_empty() {
-            reason += &format!(
-                "; {} has the other copy of a shard on this host too: losing the host loses it",
-                ranks(&shared)
-            );
+            let who = ranks(&shared);
+            reason += &format!("; shares the host with {who} (same shards): losing the host loses both copies");
         } else if !holders.is_empty() {
             reason += &format!("; the other copies of its shards are elsewhere, at {}", ranks(&holders));
         }
@@ -338,15 +339,102 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Ranks that hold a shard together with `rank`: the one before and the one after it in the ring of its DP group.
-fn co_holders(shape: &Shape, rank: usize) -> impl Iterator<Item = usize> {
-    let place = shape.place(rank);
-    let (before, after) = ((place.dp + shape.dp() - 1) % shape.dp(), (place.dp + 1) % shape.dp());
-    let dp_ranks = [(before != after).then_some(before), (after != place.dp).then_some(after)];
-    dp_ranks.into_iter().flatten().map(move |dp| shape.rank(Place { dp, ..place }))
+/// Ranks that hold a shard together with `rank`: the one whose shard it keeps a copy of, and the one that keeps a copy of its own.
+fn co_holders(shape: &Shape, rank: usize) -> impl Iterator<Item = usize> + use<> {
+    let (before, after) = (guarded_by(shape, rank), backup_of(shape, rank));
+    [before.filter(|_| before != after), after].into_iter().flatten()
 }
 
 fn ranks(ranks: &[usize]) -> String {
     let list: Vec<String> = ranks.iter().map(usize::to_string).collect();
     format!("rank{} {}", if list.len() == 1 { "" } else { "s" }, list.join(" and "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worker(name: &str, host: &str, rack: &str) -> Candidate {
+        Candidate { worker: name.into(), host: host.into(), rack: rack.into(), zone: String::new() }
+    }
+
+    fn shape(tp: usize, pp: usize, dp: usize) -> Shape {
+        Shape::new(tp, pp, dp).expect("a valid shape")
+    }
+
+    /// Places `free` beside `survivors`, given by rank, and compares the reasons.
+    fn check(shape: Shape, survivors: &[Option<Candidate>], free: &[Candidate], expected: &[&str]) -> Placement {
+        let current: Vec<Option<String>> = survivors.iter().map(|s| s.as_ref().map(|s| s.worker.clone())).collect();
+        let known = survivors.iter().flatten().map(|s| (s.worker.clone(), s.clone())).collect();
+        let placement = place(&shape, &current, free, &known).expect("enough workers");
+        let reasons: Vec<&str> = placement.reasons.iter().map(|(_, reason)| reason.as_str()).collect();
+        assert_eq!(reasons, expected);
+        placement
+    }
+
+    #[test]
+    fn replicas_go_to_different_hosts() {
+        let free = ["a", "a", "b", "b", "b"].iter().zip(0..).map(|(host, i)| worker(&format!("w{i}"), host, "r1"));
+        let expected = [
+            "on host r1/b; its TP group is whole on this host; the other copies of its shards are elsewhere, at rank 2",
+            "on host r1/b; its TP group is whole on this host; the other copies of its shards are elsewhere, at rank 3",
+            "on host r1/a; its TP group is whole on this host; the other copies of its shards are elsewhere, at rank 0",
+            "on host r1/a; its TP group is whole on this host; the other copies of its shards are elsewhere, at rank 1",
+        ];
+        let placement = check(shape(2, 1, 2), &[const { None }; 4], &free.collect::<Vec<_>>(), &expected);
+        assert_eq!(placement.workers, ["w2", "w3", "w0", "w1"]);
+        assert_eq!(placement.spares, ["w4"]);
+    }
+
+    #[test]
+    fn one_host_shares_and_says_so() {
+        let free = ["w0", "w1", "w2"].map(|name| worker(name, "a", ""));
+        let expected = [
+            "on host a; shares the host with ranks 2 and 1 (same shards): losing the host loses both copies",
+            "on host a; shares the host with ranks 0 and 2 (same shards): losing the host loses both copies",
+            "on host a; shares the host with ranks 1 and 0 (same shards): losing the host loses both copies",
+        ];
+        check(shape(1, 1, 3), &[const { None }; 3], &free, &expected);
+        let reason = "on host a; shares the host with rank 1 (same shards): losing the host loses both copies";
+        let elsewhere = [None, Some(worker("s1", "a", "")), Some(worker("s2", "b", ""))];
+        check(shape(1, 1, 3), &elsewhere, &free[..1], &[reason]);
+    }
+
+    #[test]
+    fn a_single_place_has_nothing_to_explain() {
+        check(shape(1, 1, 1), &[None], &[worker("w0", "a", "")], &["on host a"]);
+    }
+
+    /// Rule 1 comes before rule 2: the group with a survivor takes the room beside it before an empty group does, which could use it.
+    #[test]
+    fn a_survivor_gets_its_group_back_first() {
+        let survivor = |name, host| Some(worker(name, host, ""));
+        let (first, last) = ([survivor("s0", "a"), None], [survivor("s6", "c"), survivor("s7", "c")]);
+        let survivors = [first, [survivor("s2", "b"), survivor("s3", "b")], [None, None], last].concat();
+        let free = [("w0", "a"), ("w1", "a"), ("w2", "d"), ("w3", "d")].map(|(name, host)| worker(name, host, ""));
+        let whole = |host, ranks| {
+            format!(
+                "on host {host}; its TP group is whole on this host; the other copies of its shards are elsewhere, at {ranks}"
+            )
+        };
+        let expected = [whole("a", "ranks 7 and 3"), whole("d", "ranks 2 and 6"), whole("d", "ranks 3 and 7")];
+        let placement = check(shape(2, 4, 1), &survivors, &free, &expected.each_ref().map(String::as_str));
+        assert_eq!(placement.spares, ["w1"]);
+    }
+
+    /// Rule 3: no host has room for the group, so it takes hosts that are near each other.
+    #[test]
+    fn a_spread_group_stays_in_its_rack() {
+        let survivors = [Some(worker("s0", "a", "r1")), None];
+        let free = [worker("w0", "b", "r2"), worker("w1", "c", "r1"), worker("w2", "b", "r2")];
+        let reason = "on host r1/c; for lack of room its TP group is spread, 1 of 2 places are elsewhere; the other copies of its shards are elsewhere, at rank 0";
+        check(shape(2, 1, 1), &survivors, &free, &[reason]);
+    }
+
+    #[test]
+    fn too_few_workers_are_counted() {
+        let current = [Some("s0".to_string()), None, None];
+        let error = place(&shape(1, 1, 3), &current, &[worker("w0", "a", "")], &BTreeMap::new());
+        assert_eq!(error, Err(PlacementError::TooFew { shape: shape(1, 1, 3), kept: 1, open: 2, found: 1 }),);
+    }
 }

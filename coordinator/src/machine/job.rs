@@ -327,7 +327,20 @@ impl Job {
             let reason = format!("{} cannot go on: {}", self.describe(rank), message.error);
             return self.end(cx, State::Failed, &reason);
         }
-        self.place_failed(cx, rank, &message.error);
+        match message.damaged_step {
+            step if step > 0 && step == self.record.restore_step => self.checkpoint_damaged(cx, rank, &message.error),
+            _ => self.place_failed(cx, rank, &message.error),
+        }
+    }
+
+    /// The checkpoint that the epoch began from cannot be read: it does not count any more, all go on from the one before.
+    fn checkpoint_damaged(&mut self, cx: &mut Context<'_>, rank: usize, error: &str) {
+        let step = self.record.restore_step;
+        self.record.checkpoints.retain(|c| c.step != step);
+        let text = format!("{} cannot read the checkpoint of step {step}: {error}", self.describe(rank));
+        self.event(cx, "checkpoint.damaged", text.clone());
+        self.live.begin_again = Some(text);
+        cx.out.unsettled = true;
     }
 
     /// The worker of a place cannot go on, another may. Too often without getting any further: the job has failed.

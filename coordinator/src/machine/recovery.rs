@@ -61,9 +61,14 @@ pub fn decide(s: &Situation<'_>) -> Plan {
             return Plan::Wait { reason };
         }
     };
-    let moves: Vec<&str> = placement.reasons.iter().take(MAX_NAMED).map(|(_, why)| why.as_str()).collect();
+    let moves: Vec<String> = placement
+        .reasons
+        .iter()
+        .take(MAX_NAMED)
+        .map(|(rank, why)| format!("{} takes rank {rank} ({why})", placement.workers[*rank]))
+        .collect();
     let more = if placement.reasons.len() > MAX_NAMED { ", ..." } else { "" };
-    let moves = if moves.is_empty() { String::new() } else { format!("{}{more}; ", moves.join("; ")) };
+    let moves = if moves.is_empty() { String::new() } else { format!("{}{more}; ", moves.join(", ")) };
     Plan::Begin { placement, reason: format!("{cause}; {moves}all go on from {from}") }
 }
 

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use toroid_torus::geometry::{Place, Shape};
+use toroid_torus::geometry::Shape;
+use toroid_torus::holders::backup_of;
 use toroid_torus::placement::{Candidate, Placement, place};
 
 use crate::{Random, large, shapes, torus};
@@ -41,7 +42,8 @@ fn check(shape: &Shape, current: &[Option<String>], known: &Known, name: &str) -
     let open: Vec<usize> = (0..shape.world()).filter(|r| current[*r].is_none()).collect();
     assert_eq!(placement.reasons.iter().map(|(rank, _)| *rank).collect::<Vec<_>>(), open, "{name}");
     for (rank, reason) in &placement.reasons {
-        assert!(reason.starts_with(&placement.workers[*rank]), "{reason}, {name}");
+        let at = &known[&placement.workers[*rank]];
+        assert!(reason.starts_with(&format!("on host {}/{}/{}", at.zone, at.rack, at.host)), "{reason}, {name}");
     }
     Random(known.len() as u64).shuffle(&mut free);
     assert_eq!(place(shape, current, &free, known), Ok(placement.clone()), "P-2: {name}");
@@ -55,9 +57,7 @@ fn host<'a>(known: &'a Known, placement: &Placement, rank: usize) -> &'a str {
 /// Pairs of holders of a shard that are on one host.
 fn num_shared(shape: &Shape, known: &Known, placement: &Placement) -> usize {
     let shared = |rank: &usize| {
-        let place = shape.place(*rank);
-        let next = shape.rank(Place { dp: (place.dp + 1) % shape.dp(), ..place });
-        next != *rank && host(known, placement, *rank) == host(known, placement, next)
+        backup_of(shape, *rank).is_some_and(|next| host(known, placement, *rank) == host(known, placement, next))
     };
     (0..shape.world()).filter(shared).count()
 }
@@ -122,12 +122,13 @@ fn random_hosts_and_deaths() {
     }
 }
 
-/// P-4 where it can be had: hosts of equal size with room for whole TP groups, three of them, or two and an even dp.
+/// P-4 where it can be had: hosts of equal size with room for whole TP groups, three of them, or two and an even ring of holders.
 #[test]
 fn holders_of_a_shard_are_on_different_hosts() {
-    for shape in shapes(64).filter(|s| s.dp() > 1) {
+    let ring = |shape: &Shape| if shape.dp() > 1 { shape.dp() } else { shape.pp() };
+    for shape in shapes(64).filter(|s| ring(s) > 1) {
         for num_hosts in 2..=9 {
-            if num_hosts == 2 && shape.dp() % 2 == 1 {
+            if num_hosts == 2 && ring(&shape) % 2 == 1 {
                 continue;
             }
             let num_groups = shape.world() / shape.tp();

@@ -186,3 +186,25 @@ fn a_shard_that_makes_no_sense_is_a_failed_write() {
     world.settle();
     assert!(world.has_event(&job, "checkpoint.failed", "b (rank 1) described its shard in a way that cannot be read"));
 }
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
+    let (mut world, job) = running(20, "checkpoint.interval_steps = 3");
+    world.train(&job, 7);
+    assert_eq!(steps_saved(&world, &job), [3, 6]);
+    for id in ["a", "b", "c"] {
+        if id == "c" {
+            world.join(id);
+        }
+        world.worker(id).damaged.insert(6);
+    }
+    world.kill("b");
+    world.settle();
+    assert!(world.has_event(&job, "checkpoint.damaged", "cannot read the checkpoint of step 6: digest differs"));
+    let record = world.record(&job);
+    assert_eq!((record.epoch, record.restore_step, steps_saved(&world, &job)), (3, 3, vec![3]));
+    assert!(record.failures.is_empty(), "no place is to blame");
+    world.workers.values_mut().for_each(|w| w.damaged.clear());
+    world.train(&job, 20);
+    assert_eq!((world.record(&job).state, world.curves[&job].len()), (State::Done, 20));
+}

@@ -4,6 +4,7 @@
 //! links, kills of the coordinator. Then the faults end, and each job must come to its end. A failure prints the seed and its
 //! story; `TOROID_SEED=<n>` replays one.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
 use proto::worker_message::Body as FromWorker;
@@ -191,7 +192,7 @@ impl Simulation {
         let worker = self.world.worker(&id);
         if let Some(work) = worker.work.take() {
             let error = "out of memory".into();
-            let failed = proto::Failed { job_id: work.job, epoch: work.epoch, error, fatal: false };
+            let failed = proto::Failed { job_id: work.job, epoch: work.epoch, error, fatal: false, damaged_step: 0 };
             worker.outbox.push_back(FromWorker::Failed(failed));
         }
     }
@@ -283,28 +284,18 @@ fn epoch_of(body: &FromWorker) -> Option<(&str, u64)> {
     }
 }
 
-/// Prints the story if the simulation panics.
-struct Storyteller {
-    seed: u64,
-    simulation: Simulation,
-}
-
-impl Drop for Storyteller {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let story = self.simulation.world.story.join("\n");
-            eprintln!("{story}\nreplay with TOROID_SEED={}", self.seed);
-        }
-    }
-}
-
+/// The states that the jobs end in. A panic is passed on after its story.
 fn simulate(seed: u64) -> Vec<State> {
-    let mut teller = Storyteller { seed, simulation: Simulation::new(seed) };
-    for _ in 0..NUM_EVENTS {
-        teller.simulation.event();
+    let mut simulation = Simulation::new(seed);
+    let run = catch_unwind(AssertUnwindSafe(|| {
+        (0..NUM_EVENTS).for_each(|_| simulation.event());
+        simulation.calm();
+    }));
+    if let Err(panic) = run {
+        eprintln!("{}\nreplay with TOROID_SEED={seed}", simulation.world.story.join("\n"));
+        resume_unwind(panic);
     }
-    teller.simulation.calm();
-    teller.simulation.world.machine.jobs().map(|j| j.state).collect()
+    simulation.world.machine.jobs().map(|j| j.state).collect()
 }
 
 #[test]

@@ -46,6 +46,8 @@ pub struct Worker {
     pub resume_step: u64,
     /// What preparing ends with, and whether it is fatal; `None`: success.
     pub prepare_error: Option<(String, bool)>,
+    /// Steps whose checkpoints it cannot read.
+    pub damaged: BTreeSet<u64>,
     /// What writing a shard or a manifest ends with; `None`: success.
     pub write_error: Option<String>,
 }
@@ -72,6 +74,7 @@ impl Worker {
             digest: 7,
             resume_step: 0,
             prepare_error: None,
+            damaged: BTreeSet::new(),
             write_error: None,
         }
     }
@@ -188,10 +191,15 @@ impl Worker {
             said: Vec::new(),
             unacknowledged: VecDeque::new(),
         });
+        if self.damaged.contains(&m.restore_step) {
+            self.work = None;
+            let (error, damaged_step) = ("digest differs".into(), m.restore_step);
+            return self.say(FromWorker::Failed(proto::Failed { job_id, epoch, error, fatal: false, damaged_step }));
+        }
         match self.prepare_error.clone() {
             Some((error, fatal)) => {
                 self.work = None;
-                self.say(FromWorker::Failed(proto::Failed { job_id, epoch, error, fatal }));
+                self.say(FromWorker::Failed(proto::Failed { job_id, epoch, error, fatal, damaged_step: 0 }));
             }
             None => self.say_and_keep(FromWorker::Prepared(proto::Prepared {
                 job_id,

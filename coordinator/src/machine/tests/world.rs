@@ -395,9 +395,11 @@ impl World {
 fn check_succession(old: &JobRecord, new: &JobRecord) {
     assert!(new.epoch == old.epoch || new.epoch == old.epoch + 1, "T-8: epoch {} follows {}", new.epoch, old.epoch);
     assert!(!old.state.is_ended() || old.state == new.state, "an ended job is {:?} again", new.state);
-    assert!(old.checkpoints.is_empty() || !new.checkpoints.is_empty(), "the last good checkpoint is forgotten");
     let num_new = (new.num_events - old.num_events) as usize;
     let events = new.events.iter().rev().take(num_new);
+    let is_damaged = events.clone().any(|e| e.kind == "checkpoint.damaged");
+    let is_forgotten = new.checkpoints.is_empty() && !old.checkpoints.is_empty();
+    assert!(is_damaged || !is_forgotten, "the last good checkpoint is forgotten");
     let lost: BTreeSet<&str> = events.filter(|e| e.kind == "worker.lost").map(|e| e.worker.as_str()).collect();
     for (rank, worker) in old.places.iter().enumerate() {
         if let Some(worker) = worker.as_deref().filter(|w| !lost.contains(w) && !new.state.is_ended()) {
