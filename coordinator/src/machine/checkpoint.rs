@@ -135,9 +135,10 @@ impl Job {
         Body::CheckpointAt(proto::CheckpointAt { job_id: self.record.id.clone(), epoch: self.record.epoch, step })
     }
 
-    /// A worker came back on another stream: it may have missed what was sent meanwhile.
-    pub fn name_again(&mut self, cx: &mut Context<'_>, rank: usize) {
-        for step in self.record.pending.keys() {
+    /// A worker came back on another stream: it may have missed what was sent meanwhile. A step that it has committed is not named
+    /// again: either it heard of it, and will say what became of its shard, or it is too late.
+    pub fn name_again(&mut self, cx: &mut Context<'_>, rank: usize, committed: u64) {
+        for step in self.record.pending.keys().filter(|s| **s > committed) {
             self.send(cx, rank, self.checkpoint_at(*step));
         }
         if rank == 0 {
@@ -266,6 +267,11 @@ impl Job {
         if !message.error.is_empty() {
             let text = format!("{} could not write its shard: {}", self.describe(rank), message.error);
             return self.checkpoint_failed(cx, message.step, &text);
+        }
+        // Its shard came: it has only been asked twice.
+        let is_written = |p: &Pending| p.shards.contains_key(&rank);
+        if self.live.checkpoint.pending.get(&message.step).is_some_and(is_written) {
+            return;
         }
         let schedule = &mut self.live.checkpoint;
         schedule.doublings = (schedule.doublings + 1).min(MAX_DOUBLINGS);

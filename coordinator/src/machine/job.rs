@@ -257,16 +257,21 @@ impl Job {
     /// From rank 0. A step that is there already changes nothing, but is acknowledged again.
     pub fn step_report(&mut self, cx: &mut Context<'_>, mut record: proto::StepRecord) {
         let step = record.step;
-        if self.live.phase != Phase::Started || step <= self.live.base_step || step > self.total() {
+        let acknowledge = Body::StepAck(proto::StepAck { job_id: self.record.id.clone(), step });
+        // Steps up to a checkpoint are in the curve before it is published.
+        if step <= self.live.base_step.max(self.live.progress.last_step()) {
+            return self.send(cx, 0, acknowledge);
+        }
+        if self.live.phase != Phase::Started || step > self.total() {
             return;
         }
         record.epoch = self.record.epoch;
-        let id = self.record.id.clone();
-        if self.live.progress.push(StepSummary::from(&record)) {
-            cx.out.effects.push(Output::AppendCurve { job: id.clone(), record: Box::new(record) });
-            cx.out.changed.insert(id.clone());
-        }
-        self.send(cx, 0, Body::StepAck(proto::StepAck { job_id: id, step }));
+        let job = self.record.id.clone();
+        let is_new = self.live.progress.push(StepSummary::from(&record));
+        assert!(is_new, "older steps were acknowledged above");
+        cx.out.changed.insert(job.clone());
+        cx.out.effects.push(Output::AppendCurve { job, record: Box::new(record) });
+        self.send(cx, 0, acknowledge);
         self.runs(cx);
         self.advance(cx, 0, step);
         self.committed_advanced(cx);

@@ -219,7 +219,7 @@ impl Job {
         let start = proto::Start { job_id: self.record.id.clone(), epoch: self.record.epoch };
         self.send(cx, rank, ToWorker::Start(start));
         self.advance(cx, rank, committed);
-        self.name_again(cx, rank);
+        self.name_again(cx, rank, committed);
     }
 
     /// A message of the present epoch, from the worker of `rank`.

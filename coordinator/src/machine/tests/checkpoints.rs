@@ -188,6 +188,19 @@ fn a_shard_that_makes_no_sense_is_a_failed_write() {
 }
 
 #[test]
+fn a_shard_that_came_is_not_missed_afterwards() {
+    let (mut world, job) = running(100, "checkpoint.interval_steps = 2");
+    world.step(&job);
+    while world.deliver_from("b") {}
+    let (job_id, epoch, step, committed_step) = (job.clone(), 1, 2, 2);
+    let missed = toroid_proto::CheckpointMissed { job_id, epoch, step, committed_step, error: String::new() };
+    world.worker("b").outbox.push_back(toroid_proto::worker_message::Body::CheckpointMissed(missed));
+    world.deliver_from("b");
+    world.settle();
+    assert_eq!(steps_saved(&world, &job), [2]);
+}
+
+#[test]
 fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
     let (mut world, job) = running(20, "checkpoint.interval_steps = 3");
     world.train(&job, 7);

@@ -384,7 +384,8 @@ impl World {
             }
             ToWorker::StepAck(m) => {
                 let curve = &self.curves[&m.job_id];
-                assert!(curve.last().is_some_and(|r| r.step >= m.step), "step {} is acknowledged, not kept", m.step);
+                let kept = self.stored(&m.job_id).restore_step.max(curve.last().map_or(0, |r| r.step));
+                assert!(kept.max(self.resume_step) >= m.step, "step {} is acknowledged, not kept", m.step);
             }
             ToWorker::Welcome(_) | ToWorker::Stop(_) | ToWorker::Refused(_) => {}
         }
