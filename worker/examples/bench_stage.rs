@@ -1,4 +1,5 @@
-//! Tokens per second of whole steps on one place: forward and backward of 8 micro-batches of 4 samples, gradient norm, AdamW.
+//! Tokens per second of whole steps on one place: forward and backward of 8 micro-batches of 4 samples, gradient norm,
+//! AdamW.
 //!
 //! ```text
 //! cargo run --release -p toroid-worker --example bench_stage -- [preset] [threads] [steps]
@@ -39,7 +40,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [forward, backward, update] = times[times.len() / 2];
     let tokens = (bench.spec.batch.samples() as usize * bench.spec.model.seq) as f64;
     let total = forward + backward + update;
-    println!("{:.0} tokens/s: forward {forward:.1?}, backward {backward:.1?}, update {update:.1?}", tokens / total.as_secs_f64());
+    println!(
+        "{:.0} tokens/s: forward {forward:.1?}, backward {backward:.1?}, update {update:.1?}",
+        tokens / total.as_secs_f64()
+    );
     Ok(())
 }
 

@@ -1,5 +1,5 @@
-//! Every split over TP and PP gives the undivided run's numbers, every number of threads its bits, and old contents of the buffers
-//! leave no trace.
+//! Every split over TP and PP gives the undivided run's numbers, every number of threads its bits, and old contents of
+//! the buffers leave no trace.
 
 use std::collections::BTreeMap;
 
