@@ -134,7 +134,7 @@ impl Device for CpuDevice {
     type Ids = Box<[u32]>;
 
     fn fingerprint(&self) -> String {
-        let isa = format!("{:?}", self.isa).to_lowercase();
+        let isa = format!("{:?}", self.isa.level()).to_lowercase();
         format!("cpu-{}-{isa}-toroid-{}-products-{}", std::env::consts::ARCH, env!("CARGO_PKG_VERSION"), self.probe())
     }
 

@@ -8,9 +8,12 @@
 /// Lanes of a sum: a vector of AVX-512, two of AVX2, four of SSE.
 pub const LANES: usize = 16;
 
-/// Instruction set that the loops use.
+/// Instruction set that the loops use: one that this machine has, as only [`Isa::detect`] makes a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Isa {
+pub struct Isa(Level);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
     Baseline,
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -28,13 +31,17 @@ impl Isa {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl")
             {
-                return Isa::Avx512;
+                return Isa(Level::Avx512);
             }
             if is_x86_feature_detected!("avx2") {
-                return Isa::Avx2;
+                return Isa(Level::Avx2);
             }
         }
-        Isa::Baseline
+        Isa(Level::Baseline)
+    }
+
+    pub fn level(self) -> Level {
+        self.0
     }
 }
 
@@ -56,14 +63,14 @@ macro_rules! multiversion {
             fn avx512($($arg: $ty),*) $(-> $ret)? {
                 body($($arg),*)
             }
-            match isa {
-                $crate::device::cpu::simd::Isa::Baseline => body($($arg),*),
-                // SAFETY: `Isa::detect` found the features, and so did whoever else made this value.
+            match isa.level() {
+                $crate::device::cpu::simd::Level::Baseline => body($($arg),*),
+                // SAFETY: `Isa::detect` found the features.
                 #[cfg(target_arch = "x86_64")]
-                $crate::device::cpu::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::device::cpu::simd::Level::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::device::cpu::simd::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::device::cpu::simd::Level::Avx512 => unsafe { avx512($($arg),*) },
             }
         }
     };
@@ -185,11 +192,11 @@ mod tests {
     #[test]
     fn every_instruction_set_gives_the_same_bits() {
         let x: Vec<f32> = (0..1003).map(|i| (i as f32 * 0.37).sin() * 20.0).collect();
-        let baseline = versioned(Isa::Baseline, &x).to_bits();
+        let baseline = versioned(Isa(Level::Baseline), &x).to_bits();
         assert_eq!(versioned(Isa::detect(), &x).to_bits(), baseline);
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") {
-            assert_eq!(versioned(Isa::Avx2, &x).to_bits(), baseline);
+            assert_eq!(versioned(Isa(Level::Avx2), &x).to_bits(), baseline);
         }
     }
 }
