@@ -4,18 +4,20 @@
 //!   model/  --(Device: buffers, views, operations)-->  cpu/   the reference: `gemm` and rayon
 //! ```
 //!
-//! [`Device`] is a trait so that the model's code and the tests' body are written once. A buffer is opaque; an operation takes
-//! [`View`]s (a range of a buffer) and knows the dims from their lengths where it can. Every operation has its backward beside it.
+//! [`Device`] is a trait so that the model's code and the tests' body are written once. A buffer is opaque; an
+//! operation takes [`View`]s (a range of a buffer) and knows the dims from their lengths where it can. Every operation
+//! has its backward beside it.
 //!
 //! Invariants:
 //!
-//! - **D-1 order.** The order of every sum depends on shapes (and on which expert a token goes to), never on timing or on the
-//!   number of threads: the same arguments give the same bits.
+//! - **D-1 order.** The order of every sum depends on shapes (and on which expert a token goes to), never on timing or
+//!   on the number of threads: the same arguments give the same bits.
 //! - **D-2 storage.** No operation allocates device storage; whoever calls brings the outputs and the scratch.
-//! - **D-3 accumulation.** Gradients of parameters are *added* to their output (`+=`); every other output is overwritten unless
-//!   its documentation says `+=`.
+//! - **D-3 accumulation.** Gradients of parameters are *added* to their output (`+=`); every other output is
+//!   overwritten unless its documentation says `+=`.
 //!
-//! Wrong shapes are bugs and panic. Deliberately absent: errors, autograd, dtypes other than f32, and shapes at run time.
+//! Wrong shapes are bugs and panic. Deliberately absent: errors, autograd, dtypes other than f32, and shapes at run
+//! time.
 
 use std::ops::Range;
 
@@ -118,8 +120,8 @@ impl<'a, B> MatMut<'a, B> {
     }
 }
 
-/// Dims of causal attention with grouped key/value heads. A row of `qkv` holds the query heads, then the key heads, then the
-/// value heads of one token: `(batch * seq, row_len)`.
+/// Dims of causal attention with grouped key/value heads. A row of `qkv` holds the query heads, then the key heads,
+/// then the value heads of one token: `(batch * seq, row_len)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AttentionDims {
     pub batch: usize,
@@ -152,8 +154,9 @@ pub enum Turn {
     Back,
 }
 
-/// What the router decided for the tokens of a micro-batch; `N` tokens, `E` experts (all of them, whatever the TP rank).
-pub struct Routing<D: Device + ?Sized> {
+/// What the router decided for the tokens of a micro-batch; `N` tokens, `E` experts (all of them, whatever the TP
+/// rank).
+pub struct Routing<D: Device> {
     pub tokens: usize,
     pub experts: usize,
     /// `(N, E)`: softmax over all experts.
@@ -188,9 +191,10 @@ impl<D: Device> Routing<D> {
 
 /// The assignments of a micro-batch to a range of experts, sorted by expert and in the order of the tokens within each.
 ///
-/// Assignment `a = token * TOP_K + k`. *Rows* are the sorted order: `R <= capacity = N * TOP_K` of them, expert `e` of the range
-/// has rows `offsets[e]..offsets[e + 1]`. Buffers of rows have room for `capacity` rows; those past `R` are never touched.
-pub struct Groups<D: Device + ?Sized> {
+/// Assignment `a = token * TOP_K + k`. *Rows* are the sorted order: `R <= capacity = N * TOP_K` of them, expert `e` of
+/// the range has rows `offsets[e]..offsets[e + 1]`. Buffers of rows have room for `capacity` rows; those past `R` are
+/// never touched.
+pub struct Groups<D: Device> {
     pub local: Range<usize>,
     pub capacity: usize,
     /// `(local.len() + 1)`
@@ -214,7 +218,8 @@ impl<D: Device> Groups<D> {
     }
 }
 
-/// Coefficients of the router's own loss terms in the gradient, the scale of the micro-batch included. All but one TP rank pass 0.
+/// Coefficients of the router's own loss terms in the gradient, the scale of the micro-batch included. All but one TP
+/// rank pass 0.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RouterLoss {
     /// Of `mean over tokens of lse^2`.
@@ -245,7 +250,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// What decides the bits of a result: device, instruction sets, libraries. Equal fingerprints give equal bits.
     fn fingerprint(&self) -> String;
 
-    // ------------------------------------------------------------------------------------------------ storage
+    // ------------------------------------------------------------ storage
 
     /// `len` zeros.
     fn alloc(&self, len: usize) -> Self::Buf;
@@ -264,7 +269,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Lends the view to `f` as host memory; what `f` leaves there is the view's content.
     fn with_host_mut<R>(&self, x: ViewMut<'_, Self::Buf>, f: impl FnOnce(&mut [f32]) -> R) -> R;
 
-    // ------------------------------------------------------------------------------------------------ elementwise, sums, optimizer
+    // ------------------------------------------------------------ elementwise, sums, optimizer
 
     /// `y = value`
     fn fill(&self, y: ViewMut<'_, Self::Buf>, value: f32);
@@ -293,7 +298,7 @@ pub trait Device: Send + Sync + Sized + 'static {
         hyper: &AdamW,
     );
 
-    // ------------------------------------------------------------------------------------------------ products
+    // ------------------------------------------------------------ products
 
     /// `c = alpha * a b + beta * c`; `a (m, k)`, `b (k, n)`, `c (m, n)`. With `beta = 0`, `c` is not read.
     fn matmul(&self, alpha: f32, a: Mat<'_, Self::Buf>, b: Mat<'_, Self::Buf>, beta: f32, c: MatMut<'_, Self::Buf>);
@@ -322,7 +327,7 @@ pub trait Device: Send + Sync + Sized + 'static {
         dw: ViewMut<'_, Self::Buf>,
     );
 
-    // ------------------------------------------------------------------------------------------------ embedding, norm, attention
+    // ------------------------------------------------------------ embedding, norm, attention
 
     /// `x[n] = table[ids[n] - first_row]`, zeros where this rank does not hold the row; `table (rows, d)`, `x (N, d)`.
     fn embedding(
@@ -361,8 +366,8 @@ pub trait Device: Send + Sync + Sized + 'static {
         dx: ViewMut<'_, Self::Buf>,
         dw: ViewMut<'_, Self::Buf>,
     );
-    /// Rotates the query and key heads of `qkv (N, row_len)` in place, rotate-half; `table (seq, head_dim)` holds the cosines of a
-    /// position, then its sines, `head_dim / 2` each.
+    /// Rotates the query and key heads of `qkv (N, row_len)` in place, rotate-half; `table (seq, head_dim)` holds the
+    /// cosines of a position, then its sines, `head_dim / 2` each.
     fn rope(&self, dims: &AttentionDims, turn: Turn, table: View<'_, Self::Buf>, qkv: ViewMut<'_, Self::Buf>);
     /// `out = softmax(q k^T / sqrt(head_dim), causal) v`; `qkv (N, row_len)`, `out (N, heads * head_dim)`, and the
     /// log-sum-exp of the scores, `lse (batch, heads, seq)`, all that the backward needs besides.
@@ -384,12 +389,12 @@ pub trait Device: Send + Sync + Sized + 'static {
         dqkv: ViewMut<'_, Self::Buf>,
     );
 
-    // ------------------------------------------------------------------------------------------------ mixture of experts
+    // ------------------------------------------------------------ mixture of experts
 
     /// Chooses experts from `logits (N, E)`.
     fn route(&self, logits: View<'_, Self::Buf>, routing: &mut Routing<Self>);
-    /// `dlogits (N, E)` from `dweights (R)` (gradient of each row's weight; rows of other ranks count as 0) and the router's
-    /// own losses.
+    /// `dlogits (N, E)` from `dweights (R)` (gradient of each row's weight; rows of other ranks count as 0) and the
+    /// router's own losses.
     fn route_backward(
         &self,
         routing: &Routing<Self>,
@@ -402,8 +407,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn group(&self, routing: &Routing<Self>, groups: &mut Groups<Self>);
     /// `rows[r] = x[token of row r]`; `x (N, d)`, `rows (R, d)`.
     fn gather_rows(&self, groups: &Groups<Self>, x: View<'_, Self::Buf>, rows: ViewMut<'_, Self::Buf>);
-    /// `y[n] += sum of the rows of token n`, its assignments in order; `rows (R, d)`, `y (N, d)`. This is the backward of
-    /// [`Device::gather_rows`] as well.
+    /// `y[n] += sum of the rows of token n`, its assignments in order; `rows (R, d)`, `y (N, d)`. This is the backward
+    /// of [`Device::gather_rows`] as well.
     fn combine_rows(&self, groups: &Groups<Self>, rows: View<'_, Self::Buf>, y: ViewMut<'_, Self::Buf>);
     /// `act = silu(gate) * up`; `gate_up (N, 2 ff)` holds gate, then up; `act (N, ff)`.
     fn swiglu(&self, ff: usize, gate_up: View<'_, Self::Buf>, act: ViewMut<'_, Self::Buf>);
@@ -415,8 +420,8 @@ pub trait Device: Send + Sync + Sized + 'static {
         gate_up: ViewMut<'_, Self::Buf>,
         act: ViewMut<'_, Self::Buf>,
     );
-    /// `act = weight * silu(gate) * up` for every row, weighted by the routing: the experts' second product is linear, so
-    /// weighting its input weights its output. `gate_up (R, 2 ff)`, `act (R, ff)`.
+    /// `act = weight * silu(gate) * up` for every row, weighted by the routing: the experts' second product is linear,
+    /// so weighting its input weights its output. `gate_up (R, 2 ff)`, `act (R, ff)`.
     fn routed_swiglu(
         &self,
         groups: &Groups<Self>,
@@ -435,10 +440,11 @@ pub trait Device: Send + Sync + Sized + 'static {
         dweights: ViewMut<'_, Self::Buf>,
     );
 
-    // ------------------------------------------------------------------------------------------------ loss
+    // ------------------------------------------------------------ loss
 
-    /// What a rank knows of each token's cross-entropy: `stats (N, 3)` = largest logit, sum of `exp(logit - largest)`, target's
-    /// logit or 0 where another rank holds it. `logits (N, rows)` are those of rows `first_row..` of the vocabulary.
+    /// What a rank knows of each token's cross-entropy: `stats (N, 3)` = largest logit, sum of `exp(logit - largest)`,
+    /// target's logit or 0 where another rank holds it. `logits (N, rows)` are those of rows `first_row..` of the
+    /// vocabulary.
     fn cross_entropy_local(
         &self,
         targets: &Self::Ids,

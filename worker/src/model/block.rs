@@ -67,7 +67,13 @@ pub(super) struct Context<'a, D: Device, T> {
 }
 
 /// `y = x w^T`: `x (n, in)`, `w (out, in)`, `y (n, out)`.
-pub(super) fn linear<D: Device>(device: &D, n: usize, x: View<'_, D::Buf>, w: View<'_, D::Buf>, y: ViewMut<'_, D::Buf>) {
+pub(super) fn linear<D: Device>(
+    device: &D,
+    n: usize,
+    x: View<'_, D::Buf>,
+    w: View<'_, D::Buf>,
+    y: ViewMut<'_, D::Buf>,
+) {
     let (input, output) = (x.len / n, y.len / n);
     device.matmul(1.0, Mat::new(x, n, input), Mat::new(w, output, input).t(), 0.0, MatMut::new(y, n, output));
 }

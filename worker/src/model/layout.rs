@@ -100,7 +100,8 @@ impl Layout {
             tp_rank: place.tp,
             layers: partition.layers.clone().map(|layer| layer_ranges(partition, layer)).collect(),
             embedding: range("emb.weight"),
-            head: has_head.then(|| HeadRanges { norm: need(partition, "norm.weight"), head: need(partition, "head.weight") }),
+            head: has_head
+                .then(|| HeadRanges { norm: need(partition, "norm.weight"), head: need(partition, "head.weight") }),
         }
     }
 

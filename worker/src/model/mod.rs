@@ -1,12 +1,11 @@
-//! Forward and backward of the layers that one place holds (the mathematics is in the repository's description of the model).
+//! Forward and backward of the layers that one place holds (the mathematics is in the repository's description of the
+//! model).
 //!
 //! ```text
-//!   tokens -> embedding ─┐                                                    first stage
-//!                        v
-//!   activations ------>  x ─> attention: x += wo attn(norm1 x)  ── sum over TP ┐
-//!                             moe:       x += routed(h) + shared(h) ─ sum over TP   h = norm2 x, every layer of the stage
-//!                                                                              v
-//!   loss <- cross-entropy <- head <- norm <- x                                 last stage;  all others: -> activations
+//!   first stage:   tokens -> embedding, sum over TP -> x             others:  activations -> x
+//!   every layer:   x += sum over TP of wo attention(wqkv norm1(x))
+//!                  x += sum over TP of routed(h) + shared(h), with h = norm2(x)
+//!   last stage:    x -> norm -> head -> cross-entropy -> loss        others:  x -> activations
 //! ```
 //!
 //! | file | what |
@@ -19,10 +18,10 @@
 //!
 //! Invariants:
 //!
-//! - **M-1.** The residual stream, what the norms and the router read, and the gradient of the residual stream are the same bits on
-//!   every rank of a TP group: they are computed from sums over the group, by the same operations.
+//! - **M-1.** The residual stream, what the norms and the router read, and the gradient of the residual stream are the
+//!   same bits on every rank of a TP group: they are computed from sums over the group, by the same operations.
 //! - **M-2.** A layer's forward and its backward each sum over the TP group twice.
-//! - **M-3.** Nothing is allocated after [`Stage::new`].
+//! - **M-3.** No buffer is allocated after [`Stage::new`]; only `gemm` takes and frees what it packs operands into.
 //! - **M-4.** A stage's results depend on its parameters and its inputs alone, not on what its buffers held before.
 //!
 //! Deliberately absent: the pipeline's order, the sum of gradients over replicas, the optimizer's state.

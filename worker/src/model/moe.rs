@@ -1,8 +1,8 @@
 //! The mixture-of-experts half of a layer: with `h = norm2(x_mid)`, `x_out = x_mid + routed(h) + shared(h)`.
 //!
-//! Every TP rank routes all tokens, the same way to the bit, computes its own experts and its slice of the shared expert, and one
-//! sum over the group adds all of it up. In the backward the router's gradient is a part on each rank too: that of the weights of its own
-//! experts, and on tp_rank 0 that of the router's own losses.
+//! Every TP rank routes all tokens, the same way to the bit, computes its own experts and its slice of the shared
+//! expert, and one sum over the group adds all of it up. In the backward the router's gradient is a part on each rank
+//! too: that of the weights of its own experts, and on tp_rank 0 that of the router's own losses.
 
 use toroid_torus::model::TOP_K;
 
@@ -43,7 +43,8 @@ impl<D: Device> Saved<D> {
         }
     }
 
-    /// The router's losses of this micro-batch, and the assignments by expert into `counts (E)`. `prob_sums (E)` is scratch.
+    /// The router's losses of this micro-batch, and the assignments by expert into `counts (E)`. `prob_sums (E)` is
+    /// scratch.
     pub fn stats(&self, device: &D, counts: &mut [u32], prob_sums: &mut [f32]) -> RouterStats {
         let (tokens, experts) = (self.routing.tokens as f64, self.routing.experts as f64);
         device.read_ids(&self.routing.counts, counts);
@@ -111,7 +112,8 @@ pub(super) fn backward<D: Device, T: TpComm>(
     Ok(())
 }
 
-/// The routed experts: leaves the gradient of their rows' inputs in `scratch.rows_out` and that of the weights in `scratch.dweights`.
+/// The routed experts: leaves the gradient of their rows' inputs in `scratch.rows_out` and that of the weights in
+/// `scratch.dweights`.
 fn routed_backward<D: Device, T>(
     context: &mut Context<'_, D, T>,
     ranges: &LayerRanges,

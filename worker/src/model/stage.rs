@@ -29,7 +29,8 @@ pub struct RouterStats {
     pub balance: f64,
 }
 
-/// The loss terms of one micro-batch that arise in a stage. The loss is `ce + z_coef * z + balance_coef * balance` over all stages.
+/// The loss terms of one micro-batch that arise in a stage. The loss is `ce + z_coef * z + balance_coef * balance` over
+/// all stages.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct MicroBatchStats {
     /// Mean over the tokens of the cross-entropy; 0 but on the last stage.
@@ -46,8 +47,8 @@ struct LayerSaved<D: Device> {
     moe: moe::Saved<D>,
 }
 
-/// The activations of one micro-batch. Layer `l` uses `layers[l % layers.len()]`, reads `x[l % x.len()]` and writes the next: a slot
-/// for evaluation has one layer and two `x`.
+/// The activations of one micro-batch. Layer `l` uses `layers[l % layers.len()]`, reads `x[l % x.len()]` and writes the
+/// next: a slot for evaluation has one layer and two `x`.
 struct Slot<D: Device> {
     /// A forward is saved here whose backward has not run.
     is_full: bool,
@@ -66,7 +67,8 @@ struct Slot<D: Device> {
 
 impl<D: Device> Slot<D> {
     fn new(device: &D, layout: &Layout, num_layers: usize) -> Slot<D> {
-        let layer = |_| LayerSaved { attention: attention::Saved::new(device, layout), moe: moe::Saved::new(device, layout) };
+        let layer =
+            |_| LayerSaved { attention: attention::Saved::new(device, layout), moe: moe::Saved::new(device, layout) };
         Slot {
             is_full: false,
             tokens: device.alloc_ids(layout.tokens()),
@@ -88,8 +90,8 @@ impl<D: Device> Slot<D> {
 
 /// The layers of one (tp, pp) place: parameters, gradients, and the activations of the micro-batches in flight.
 ///
-/// Parameters and gradients are one flat buffer each, laid out as [`Partition`] says. Everything is allocated by [`Stage::new`]; a
-/// step allocates nothing. Gradients are added up over the calls of [`Stage::backward`] until [`Stage::zero_grads`].
+/// Parameters and gradients are one flat buffer each, laid out as [`Partition`] says. Every buffer is allocated by
+/// [`Stage::new`] (M-3). Gradients are added up over the calls of [`Stage::backward`] until [`Stage::zero_grads`].
 ///
 /// Those of replicated tensors are parts of a sum over the TP group where the partition says so
 /// ([`grad_is_partial`](toroid_torus::partition::LocalSlice::grad_is_partial)); that sum is the caller's, once a step.
@@ -111,8 +113,8 @@ pub struct Stage<D: Device> {
 }
 
 impl<D: Device> Stage<D> {
-    /// A stage with all parameters 0. `partition` is that of `place`; up to `max_in_flight` micro-batches are between their forward
-    /// and their backward at a time.
+    /// A stage with all parameters 0. `partition` is that of `place`; up to `max_in_flight` micro-batches are between
+    /// their forward and their backward at a time.
     pub fn new(
         device: D,
         spec: &JobSpec,
@@ -189,8 +191,8 @@ impl<D: Device> Stage<D> {
         slot.head.as_ref().filter(|_| slot.is_full).map(|head| head.logits.all())
     }
 
-    /// Forward of one micro-batch into `slot`. The first stage takes tokens, the last takes targets `(B, S)`, all but the last
-    /// write `output (B, S, d)`.
+    /// Forward of one micro-batch into `slot`. The first stage takes tokens, the last takes targets `(B, S)`, all but
+    /// the last write `output (B, S, d)`.
     ///
     /// # Errors
     ///
@@ -213,8 +215,8 @@ impl<D: Device> Stage<D> {
         Ok(MicroBatchStats { ce: ce / layout.tokens() as f64, z, balance })
     }
 
-    /// Forward of one micro-batch of which nothing is kept; arguments as in [`Stage::forward`]. Returns the *sum* of the cross-entropy
-    /// over the tokens, 0 but on the last stage.
+    /// Forward of one micro-batch of which nothing is kept; arguments as in [`Stage::forward`]. Returns the *sum* of
+    /// the cross-entropy over the tokens, 0 but on the last stage.
     ///
     /// # Errors
     ///
@@ -231,8 +233,9 @@ impl<D: Device> Stage<D> {
         slot_forward(&mut context, evaluation, prob_sums, input, targets, output)
     }
 
-    /// Backward of the micro-batch in `slot`, which is then free: adds to the gradients. `scale` multiplies every term of the loss
-    /// (1 / micro-batches of the step). All but the last stage take `grad_output (B, S, d)`, all but the first write `grad_input`.
+    /// Backward of the micro-batch in `slot`, which is then free: adds to the gradients. `scale` multiplies every term
+    /// of the loss (1 / micro-batches of the step). All but the last stage take `grad_output (B, S, d)`, all but the
+    /// first write `grad_input`.
     ///
     /// # Errors
     ///
@@ -331,7 +334,11 @@ fn slot_input<D: Device, T: TpComm>(
 fn check_ids(layout: &Layout, ids: &[u32], what: &str) {
     assert_eq!(ids.len(), layout.tokens(), "{what}s of a micro-batch");
     let largest = ids.iter().max().copied().unwrap_or(0);
-    assert!((largest as usize) < layout.vocab_size, "{what} {largest} is outside of a vocabulary of {}", layout.vocab_size);
+    assert!(
+        (largest as usize) < layout.vocab_size,
+        "{what} {largest} is outside of a vocabulary of {}",
+        layout.vocab_size
+    );
 }
 
 /// Leaves the gradient of the stage's first `x` in `scratch.dx`.

@@ -1,11 +1,13 @@
 //! Causal attention with grouped key/value heads, block by block (Dao et al., FlashAttention).
 //!
 //! ```text
-//!   forward:   one task a (sample, query head, block of queries); online softmax over the blocks of keys up to the diagonal
-//!   backward:  one task a (sample, key/value head): all its query heads, blocks of queries in order, blocks of keys in order
+//!   forward:   one task a (sample, query head, block of queries): online softmax over the blocks of keys
+//!              up to the diagonal, in order
+//!   backward:  one task a (sample, key/value head): its query heads, blocks of queries and blocks of keys, in order
 //! ```
 //!
-//! Scores exist only as one tile on a thread's stack. The forward keeps their log-sum-exp, the backward recomputes them from it.
+//! Scores exist only as one tile on a thread's stack. The forward keeps their log-sum-exp, the backward recomputes them
+//! from it.
 
 use super::matmul::{Operand, product};
 use super::pool::{Disjoint, Pool};
@@ -131,8 +133,8 @@ fn forward_block(
 }
 
 multiversion! {
-    /// Turns scores into `exp(score - max)` with the largest score so far, zeros from `visible` on; returns by how much what was
-    /// added up before must shrink.
+    /// Turns scores into `exp(score - max)` with the largest score so far, zeros from `visible` on; returns by how much
+    /// what was added up before must shrink.
     fn online_softmax(row: &mut [f32], visible: usize, max: &mut f32, sum: &mut f32) -> f32 {
         let (seen, hidden) = row.split_at_mut(visible);
         hidden.fill(0.0);
@@ -188,7 +190,8 @@ pub fn backward(pool: &Pool, isa: Isa, dims: &AttentionDims, saved: Backward<'_>
     });
 }
 
-/// Adds what a block of queries of a head gives to the gradients of its keys and values, and writes that of the queries.
+/// Adds what a block of queries of a head gives to the gradients of its keys and values, and writes that of the
+/// queries.
 fn backward_block(isa: Isa, dims: &AttentionDims, head: Head, saved: Backward<'_>, first: usize, dqkv: &Disjoint<'_>) {
     let num = QUERIES.min(dims.seq - first);
     let (row_len, out_len) = (dims.row_len(), dims.out_len());
@@ -219,7 +222,8 @@ fn backward_block(isa: Isa, dims: &AttentionDims, head: Head, saved: Backward<'_
         }
         let tile = |data| Operand { data, rows: num, cols: keys, row_stride: KEYS, col_stride: 1 };
         let add = if key > 0 { 1.0 } else { 0.0 };
-        // SAFETY: the columns of this query head and of its key/value head are this task's own, for all rows of the sample.
+        // SAFETY: the columns of this query head and of its key/value head are this task's own, for all rows of the
+        // sample.
         unsafe {
             product(1.0, tile(&p).t(), dout, 1.0, at(key, head.v), row_len);
             product(1.0, tile(&ds).t(), q, 1.0, at(key, head.k), row_len);
@@ -229,7 +233,8 @@ fn backward_block(isa: Isa, dims: &AttentionDims, head: Head, saved: Backward<'_
 }
 
 multiversion! {
-    /// `p`: scores to probabilities; `ds`: gradient of the probabilities to that of the products `q k`. Zeros from `visible` on.
+    /// `p`: scores to probabilities; `ds`: gradient of the probabilities to that of the products `q k`. Zeros from
+    /// `visible` on.
     fn softmax_backward(visible: usize, lse: f32, delta: f32, scale: f32, p: &mut [f32], ds: &mut [f32]) {
         let (p, p_hidden) = p.split_at_mut(visible);
         let (ds, ds_hidden) = ds.split_at_mut(visible);

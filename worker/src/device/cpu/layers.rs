@@ -103,7 +103,8 @@ multiversion! {
     fn norm_backward_rows(saved: NormBackward<'_>, dx: &mut [f32]) {
         let NormBackward { x, w, inv_rms, dy } = saved;
         let d = w.len();
-        for (((x, dy), inv_rms), dx) in x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(inv_rms).zip(dx.chunks_exact_mut(d)) {
+        let inputs = x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(inv_rms);
+        for (((x, dy), inv_rms), dx) in inputs.zip(dx.chunks_exact_mut(d)) {
             let dot = simd::sum_by(d, |i| dy[i] * w[i] * x[i]);
             let along = dot * inv_rms * inv_rms * inv_rms / d as f32;
             for i in 0..d {
@@ -161,7 +162,7 @@ multiversion! {
     }
 }
 
-/// `act = weight * silu(gate) * up` for `weights.len()` rows; `gate_up (R, 2 ff)`, `act (R, ff)`, `weight` of row `r` is `weight(r)`.
+/// `act = weight(r) * silu(gate) * up` for rows `r` in `0..rows`; `gate_up (R, 2 ff)`, `act (R, ff)`.
 pub fn swiglu(
     pool: &Pool,
     isa: Isa,
@@ -187,8 +188,8 @@ multiversion! {
     }
 }
 
-/// Outputs of [`swiglu_backward`]: `gate_up (R, 2 ff)` becomes its gradient, `act (R, ff)` is what the forward computed,
-/// `dweights (R)` is the gradient of the rows' weights, or empty where nobody wants it.
+/// Outputs of [`swiglu_backward`]: `gate_up (R, 2 ff)` becomes its gradient, `act (R, ff)` is what the forward
+/// computed, `dweights (R)` is the gradient of the rows' weights, or empty where nobody wants it.
 pub struct SwigluBackward<'a> {
     pub gate_up: &'a mut [f32],
     pub act: &'a mut [f32],

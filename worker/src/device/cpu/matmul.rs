@@ -1,9 +1,11 @@
-//! Matrix products by the `gemm` crate, cut into tiles of a fixed size so that the threads' number is not part of the result.
+//! Matrix products by the `gemm` crate, cut into tiles of a fixed size so that the threads' number is not part of the
+//! result.
 
 use super::pool::{Disjoint, Pool};
 use std::ops::Range;
 
-/// Rows and columns of a tile of the result. Whole row panels: the narrower the tile, the more often its operands are packed.
+/// Rows and columns of a tile of the result. Whole row panels: the narrower the tile, the more often its operands are
+/// packed.
 const TILE_ROWS: usize = 128;
 const TILE_COLS: usize = 512;
 
@@ -134,7 +136,8 @@ impl Grouped<'_> {
         self.offsets[self.experts()] as usize
     }
 
-    /// `y = x w[e]^T`, or `x w[e]` where `transposed` is false; `x (R, k)`, `y (R, n)`, `w (experts, n, k)` or `(experts, k, n)`.
+    /// `y = x w[e]^T`, or `x w[e]` where `transposed` is false; `x (R, k)`, `y (R, n)`, `w (experts, n, k)` or
+    /// `(experts, k, n)`.
     pub fn product(&self, pool: &Pool, x: &[f32], w: &[f32], transposed: bool, y: &mut [f32]) {
         let (k, n) = (x.len() / self.capacity, y.len() / self.capacity);
         assert_eq!(w.len(), self.experts() * n * k, "weights of {} experts, ({n}, {k}) each", self.experts());

@@ -6,9 +6,10 @@
 //!   attention, layers, moe, loss, vector           the operations
 //! ```
 //!
-//! Nothing here depends on the number of threads but the speed (D-1): blocks are cut by shape, a sum is done by one thread in a
-//! fixed order, or by parts of fixed size that are then added in order. `unsafe` is for three things: disjoint parts of one output on
-//! several threads, calls into `gemm`, and calls of functions compiled for an instruction set that was found.
+//! Nothing here depends on the number of threads but the speed (D-1): blocks are cut by shape, a sum is done by one
+//! thread in a fixed order, or by parts of fixed size that are then added in order. `unsafe` is for three things:
+//! disjoint parts of one output on several threads, calls into `gemm`, and calls of functions compiled for an
+//! instruction set that was found.
 
 #![allow(unsafe_code)]
 
@@ -107,7 +108,8 @@ impl CpuDevice {
         self.pool.threads()
     }
 
-    /// Digest of products whose sums are long enough for `gemm` to cut them by the machine's caches and instruction set.
+    /// Digest of products whose sums are long enough for `gemm` to cut them by the machine's caches and instruction
+    /// set.
     fn probe(&self) -> String {
         const DEPTH: usize = 3000;
         let values = |n: usize, seed: u32| -> Vec<f32> {
@@ -132,7 +134,7 @@ impl Device for CpuDevice {
     type Ids = Box<[u32]>;
 
     fn fingerprint(&self) -> String {
-        let isa = format!("{:?}", self.isa).to_lowercase();
+        let isa = format!("{:?}", self.isa.level()).to_lowercase();
         format!("cpu-{}-{isa}-toroid-{}-products-{}", std::env::consts::ARCH, env!("CARGO_PKG_VERSION"), self.probe())
     }
 

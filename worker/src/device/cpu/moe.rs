@@ -110,7 +110,8 @@ pub fn route_backward(pool: &Pool, isa: Isa, loss: RouterLoss, saved: RouteBackw
 }
 
 multiversion! {
-    /// Gradient of the z and balance losses of one token: `z p_e + balance p_e (f_e - sum_j f_j p_j)` with `f = counts * share`.
+    /// Gradient of the z and balance losses of one token: `z p_e + balance p_e (f_e - sum_j f_j p_j)` with
+    /// `f = counts * share`.
     fn loss_row(z: f32, balance: f32, share: f32, counts: &[u32], probs: &[f32], dlogits: &mut [f32]) {
         let experts = probs.len();
         let counts = &counts[..experts];

@@ -34,7 +34,8 @@ impl Pool {
         self.threads
     }
 
-    /// Calls `f(i)` for every `i` in `0..n`, in any order and by any thread. `work` is the number of elements touched in all.
+    /// Calls `f(i)` for every `i` in `0..n`, in any order and by any thread. `work` is the number of elements touched
+    /// in all.
     pub fn each(&self, n: usize, work: usize, f: impl Fn(usize) + Sync + Send) {
         match &self.rayon {
             Some(pool) if n > 1 && work >= MIN_PARALLEL => {
@@ -44,8 +45,9 @@ impl Pool {
         }
     }
 
-    /// Cuts `rows` rows into blocks and calls `f(rows of the block, the block's part of each output)`. An output is a slice of
-    /// `rows * row_len` elements and its `row_len`. Rows must not depend on one another: the blocks' size is not part of the result.
+    /// Cuts `rows` rows into blocks and calls `f(rows of the block, the block's part of each output)`. An output is a
+    /// slice of `rows * row_len` elements and its `row_len`. Rows must not depend on one another: the blocks' size is
+    /// not part of the result.
     pub fn rows<const N: usize>(
         &self,
         rows: usize,
@@ -73,7 +75,8 @@ impl Pool {
         });
     }
 
-    /// Cuts `x` into chunks of `len` elements, the last one shorter, and calls `f(first element, chunk)`. `work` as in [`Pool::each`].
+    /// Cuts `x` into chunks of `len` elements, the last one shorter, and calls `f(first element, chunk)`. `work` as in
+    /// [`Pool::each`].
     pub fn chunks(&self, x: &mut [f32], len: usize, work: usize, f: impl Fn(usize, &mut [f32]) + Sync + Send) {
         let total = x.len();
         let x = Disjoint::new(x);

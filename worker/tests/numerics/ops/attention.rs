@@ -1,0 +1,127 @@
+//! Causal attention with grouped key/value heads.
+
+use toroid_worker::device::{AttentionDims, Buffer, Device};
+
+use super::*;
+
+/// Rows of one (sample, query head): where its query, key and value of a position start in `qkv`, and its output in the
+/// output.
+struct Head<'a>(&'a AttentionDims, usize, usize);
+
+impl Head<'_> {
+    fn at(&self, position: usize, head: usize) -> usize {
+        (self.1 * self.0.seq + position) * self.0.row_len() + head * self.0.head_dim
+    }
+    fn kv(&self) -> usize {
+        self.2 / (self.0.heads / self.0.kv_heads)
+    }
+    fn q(&self, position: usize) -> usize {
+        self.at(position, self.2)
+    }
+    fn k(&self, position: usize) -> usize {
+        self.at(position, self.0.heads + self.kv())
+    }
+    fn v(&self, position: usize) -> usize {
+        self.at(position, self.0.heads + self.0.kv_heads + self.kv())
+    }
+    fn out(&self, position: usize) -> usize {
+        (self.1 * self.0.seq + position) * self.0.out_len() + self.2 * self.0.head_dim
+    }
+    fn lse(&self, position: usize) -> usize {
+        (self.1 * self.0.heads + self.2) * self.0.seq + position
+    }
+
+    /// Probabilities of the keys that `query` sees, and the log-sum-exp of their scores.
+    fn probabilities(&self, qkv: &[f64], query: usize) -> (Vec<f64>, f64) {
+        let n = self.0.head_dim;
+        let part = |at: usize| &qkv[at..at + n];
+        let scores: Vec<f64> =
+            (0..=query).map(|key| dot(part(self.q(query)), part(self.k(key))) / (n as f64).sqrt()).collect();
+        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let lse = max + scores.iter().map(|s| (s - max).exp()).sum::<f64>().ln();
+        (scores.iter().map(|s| (s - lse).exp()).collect(), lse)
+    }
+}
+
+fn heads(dims: &AttentionDims) -> impl Iterator<Item = Head<'_>> {
+    (0..dims.batch).flat_map(move |sample| (0..dims.heads).map(move |head| Head(dims, sample, head)))
+}
+
+/// `(out, lse)`
+fn forward(dims: &AttentionDims, qkv: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    let (mut out, mut lse) = (vec![0.0; dims.tokens() * dims.out_len()], vec![0.0; dims.tokens() * dims.heads]);
+    for head in heads(dims) {
+        for query in 0..dims.seq {
+            let (p, sum) = head.probabilities(qkv, query);
+            lse[head.lse(query)] = sum;
+            for (key, p) in p.iter().enumerate() {
+                for i in 0..dims.head_dim {
+                    out[head.out(query) + i] += p * qkv[head.v(key) + i];
+                }
+            }
+        }
+    }
+    (out, lse)
+}
+
+/// `dqkv`
+fn backward(dims: &AttentionDims, qkv: &[f64], dout: &[f64]) -> Vec<f64> {
+    let n = dims.head_dim;
+    let scale = 1.0 / (n as f64).sqrt();
+    let mut dqkv = vec![0.0; qkv.len()];
+    for head in heads(dims) {
+        for query in 0..dims.seq {
+            let (p, _) = head.probabilities(qkv, query);
+            let dout = &dout[head.out(query)..head.out(query) + n];
+            let dp: Vec<f64> = (0..=query).map(|key| dot(dout, &qkv[head.v(key)..head.v(key) + n])).collect();
+            let mean = dot(&p, &dp);
+            for key in 0..=query {
+                let ds = p[key] * (dp[key] - mean) * scale;
+                for i in 0..n {
+                    dqkv[head.v(key) + i] += p[key] * dout[i];
+                    dqkv[head.q(query) + i] += ds * qkv[head.k(key) + i];
+                    dqkv[head.k(key) + i] += ds * qkv[head.q(query) + i];
+                }
+            }
+        }
+    }
+    dqkv
+}
+
+fn example(dims: &AttentionDims) -> (Vec<f64>, Vec<f64>) {
+    let qkv = values(1, dims.tokens() * dims.row_len()).iter().map(|x| 2.0 * x).collect();
+    (qkv, values(2, dims.tokens() * dims.out_len()))
+}
+
+pub fn naive_backward_is_the_derivative<D: Device>(_: &D) {
+    let dims = AttentionDims { batch: 2, seq: 5, heads: 4, kv_heads: 2, head_dim: 4 };
+    let (qkv, dout) = example(&dims);
+    let differences = derivative(&qkv, |qkv| dot(&dout, &forward(&dims, qkv).0));
+    check("the naive backward", &narrow(&backward(&dims, &qkv, &dout)), &differences, 1e-7);
+}
+
+fn check_attention<D: Device>(device: &D, dims: AttentionDims) {
+    let (qkv, dout) = example(&dims);
+    let [qkv_buf, dout_buf] = [&qkv, &dout].map(|v| upload(device, v));
+    // Old contents must not matter.
+    let lens = [dims.tokens() * dims.out_len(), dims.tokens() * dims.heads, qkv.len()];
+    let [mut out, mut lse, mut dqkv] = lens.map(|len| upload(device, &vec![f64::NAN; len]));
+    device.attention(&dims, qkv_buf.all(), out.all_mut(), lse.all_mut());
+    let (expected_out, expected_lse) = forward(&dims, &qkv);
+    check("out", &download(device, &out), &expected_out, 2e-6);
+    check("lse", &download(device, &lse), &expected_lse, 2e-6);
+    device.attention_backward(&dims, qkv_buf.all(), out.all(), lse.all(), dout_buf.all(), dqkv.all_mut());
+    check("dqkv", &download(device, &dqkv), &backward(&dims, &qkv, &dout), 5e-6);
+}
+
+pub fn short<D: Device>(device: &D) {
+    check_attention(device, AttentionDims { batch: 3, seq: 7, heads: 4, kv_heads: 2, head_dim: 10 });
+}
+
+pub fn longer_than_a_tile<D: Device>(device: &D) {
+    check_attention(device, AttentionDims { batch: 2, seq: 300, heads: 4, kv_heads: 2, head_dim: 16 });
+}
+
+pub fn one_head<D: Device>(device: &D) {
+    check_attention(device, AttentionDims { batch: 1, seq: 129, heads: 1, kv_heads: 1, head_dim: 32 });
+}

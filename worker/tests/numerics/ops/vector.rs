@@ -1,0 +1,83 @@
+//! Elementwise arithmetic, sums, host access, the optimizer.
+
+use toroid_worker::device::{AdamW, Buffer, Device};
+
+use super::*;
+
+/// Longer than a chunk, and no multiple of any vector's length.
+const LEN: usize = 40_003;
+
+pub fn elementwise_and_sums<D: Device>(device: &D) {
+    let (x, y) = (values(1, LEN), values(2, LEN));
+    let (a, b, mut c) = (upload(device, &x), upload(device, &y), device.alloc(LEN));
+    device.add(a.all(), b.all(), c.all_mut());
+    check("a + b", &download(device, &c), &plus(&x, &y), 1e-7);
+    device.add_assign(a.all(), c.all_mut());
+    check("c += a", &download(device, &c), &plus(&x, &plus(&x, &y)), 2e-7);
+    device.copy(a.all(), c.all_mut());
+    device.scale(-0.5, c.all_mut());
+    check("c *= -0.5", &download(device, &c), &x.iter().map(|v| v * -0.5).collect::<Vec<_>>(), 0.0);
+    device.fill(c.view_mut(10..20), 3.0);
+    assert_eq!(download(device, &c)[9..21].iter().filter(|v| **v == 3.0).count(), 10, "fill of a part");
+
+    let (sum, squares) = (x.iter().sum::<f64>(), dot(&x, &x));
+    assert!((device.sum(a.all()) - sum).abs() < 1e-9, "sum");
+    assert!((device.sum_of_squares(a.all()) - squares).abs() < 1e-9 * squares, "sum of squares");
+    assert!((device.sum(a.view(5..8)) - x[5..8].iter().sum::<f64>()).abs() < 1e-12, "sum of a part");
+    assert_eq!(device.sum(a.view(7..7)), 0.0, "sum of nothing");
+}
+
+pub fn finite_values<D: Device>(device: &D) {
+    let mut buf = upload(device, &values(3, LEN));
+    assert!(device.all_finite(buf.all()));
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for at in [0, LEN / 2, LEN - 1] {
+            device.fill(buf.view_mut(at..at + 1), bad);
+            assert!(!device.all_finite(buf.all()), "{bad} at {at}");
+            device.fill(buf.view_mut(at..at + 1), f32::MAX);
+            assert!(device.all_finite(buf.all()), "the largest number is finite");
+        }
+    }
+}
+
+pub fn host_access<D: Device>(device: &D) {
+    let mut buf = device.alloc(8);
+    assert_eq!(download(device, &buf), [0.0; 8], "a new buffer is zeros");
+    device.write(buf.view_mut(2..4), &[1.0, 2.0]);
+    let sum = device.with_host_mut(buf.view_mut(3..6), |host| {
+        host[2] = 5.0;
+        host.iter().sum::<f32>()
+    });
+    assert_eq!(sum, 7.0);
+    device.with_host(buf.all(), |host| assert_eq!(host, [0.0, 0.0, 1.0, 2.0, 0.0, 5.0, 0.0, 0.0]));
+}
+
+pub fn adamw_follows_its_formula<D: Device>(device: &D) {
+    let (mut p, mut m, mut v) = (values(4, LEN), vec![0.0; LEN], vec![0.0; LEN]);
+    let [mut pd, mut md, mut vd] = [&p, &m, &v].map(|x| upload(device, x));
+    for t in 0..3 {
+        let g = values(10 + t, LEN);
+        let steps = t as i32 + 1;
+        let hyper = AdamW {
+            lr: 1e-2,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            bias1: 1.0 - 0.9_f64.powi(steps),
+            bias2: 1.0 - 0.95_f64.powi(steps),
+            grad_scale: 0.5,
+        };
+        for i in 0..LEN {
+            let g = g[i] * hyper.grad_scale;
+            p[i] -= hyper.lr * hyper.weight_decay * p[i];
+            m[i] = hyper.beta1 * m[i] + (1.0 - hyper.beta1) * g;
+            v[i] = hyper.beta2 * v[i] + (1.0 - hyper.beta2) * g * g;
+            p[i] -= hyper.lr / hyper.bias1 * m[i] / (v[i].sqrt() / hyper.bias2.sqrt() + hyper.eps);
+        }
+        device.adamw(pd.all_mut(), md.all_mut(), vd.all_mut(), upload(device, &g).all(), &hyper);
+        check("p", &download(device, &pd), &p, 1e-6);
+        check("m", &download(device, &md), &m, 1e-6);
+        check("v", &download(device, &vd), &v, 1e-6);
+    }
+}
