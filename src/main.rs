@@ -1,2 +1,183 @@
-//! The one binary.
-fn main() {}
+//! `toroid`, the one binary: every command of the user, and the daemons.
+//!
+//! ```text
+//!   local       a whole cluster of child processes of this binary      coordinator, worker   daemon
+//!   submit      jobfile (paths), then progress and summary (--wait)     status, jobs, workers, events, cancel   status
+//!   checkpoint  now, list, verify, export; find: which folder is meant  client, watch: gRPC    format, json: output
+//! ```
+//!
+//! Standard output has what was asked for, standard error what is said beside it. Exit codes: 0, 1 (failed), 2 (wrong use), 130
+//! (interrupted). Deliberately absent: decisions about jobs; they are the coordinator's.
+
+#![forbid(unsafe_code)]
+
+mod checkpoint;
+mod client;
+mod daemon;
+mod find;
+mod format;
+mod jobfile;
+mod json;
+mod local;
+mod progress;
+mod status;
+mod submit;
+mod summary;
+mod watch;
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use tokio::runtime::{Builder, Runtime};
+use tracing_subscriber::EnvFilter;
+
+/// Trains Mixture-of-Experts language models on machines that die
+#[derive(Debug, Parser)]
+#[command(name = "toroid", version, max_term_width = 120)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train on this machine: starts a coordinator, workers and spares, and shows the progress
+    Local(Box<local::Args>),
+    /// Run a coordinator
+    Coordinator(daemon::CoordinatorArgs),
+    /// Run a worker
+    Worker(daemon::WorkerArgs),
+    /// Submit a job file; prints the job's id
+    Submit(submit::Args),
+    /// Show a job
+    Status(status::StatusArgs),
+    /// List the jobs
+    Jobs(status::ListArgs),
+    /// List the connected workers, spares included
+    Workers(status::ListArgs),
+    /// Stop a job for good; its checkpoints stay
+    Cancel(status::CancelArgs),
+    /// Show what happened to a job
+    Events(status::EventsArgs),
+    /// Ask for, list, verify and export checkpoints
+    #[command(subcommand)]
+    Checkpoint(checkpoint::Command),
+    /// Show the versions of program, protocol and checkpoint format
+    Version,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    let is_daemon = matches!(command, Command::Coordinator(_) | Command::Worker(_));
+    log_to_stderr(if is_daemon { "info" } else { "warn" });
+    // Clients run on this thread alone. For `local` it matters: its children live as long as the thread that started them.
+    let mut builder = if is_daemon { Builder::new_multi_thread() } else { Builder::new_current_thread() };
+    let runtime = builder.enable_all().build().context("start the runtime")?;
+    let code = dispatch(&runtime, command);
+    // A thread may wait for standard input still; it must not hold up the end.
+    runtime.shutdown_background();
+    code
+}
+
+fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Local(args) => runtime.block_on(local::run(*args)),
+        Command::Coordinator(args) => runtime.block_on(daemon::coordinator(args)),
+        Command::Worker(args) => runtime.block_on(daemon::worker(args)),
+        Command::Submit(args) => runtime.block_on(submit::run(args)),
+        Command::Status(args) => runtime.block_on(status::status(args)),
+        Command::Jobs(args) => runtime.block_on(status::jobs(args)),
+        Command::Workers(args) => runtime.block_on(status::workers(args)),
+        Command::Cancel(args) => runtime.block_on(status::cancel(args)),
+        Command::Events(args) => runtime.block_on(status::events(args)),
+        Command::Checkpoint(command) => checkpoint::run(runtime, command),
+        Command::Version => {
+            println!("toroid {}", toroid_proto::BUILD_VERSION);
+            println!("protocol {}", toroid_proto::PROTOCOL_VERSION);
+            println!("checkpoint format {}", toroid_torus::manifest::FORMAT);
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// RUST_LOG says what is logged; `default_level` where it does not.
+fn log_to_stderr(default_level: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_level));
+    let has_colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(has_colours).with_writer(std::io::stderr).init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_flag_is_documented() {
+        let mut command = Cli::command();
+        command.build();
+        command.clone().debug_assert();
+        let mut commands = vec![command];
+        while let Some(command) = commands.pop() {
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {} has no help", command.get_name(), argument.get_id());
+            }
+            assert!(command.get_about().is_some(), "{} has no description", command.get_name());
+            commands.extend(command.get_subcommands().cloned());
+        }
+    }
+
+    #[test]
+    fn commands_read_as_documented() {
+        let check = |line: &str, is_valid: bool| {
+            let found = Cli::try_parse_from(line.split(' '));
+            assert_eq!(found.is_ok(), is_valid, "{line}: {found:?}");
+        };
+        for line in [
+            "toroid local",
+            "toroid local --tp 2 --pp 1 --dp 1 --steps 8 --spares 1 --data d --dir x --threads 1 --port 0 --keep --seed 3 --quiet",
+            "toroid local --job job.toml --spares 0",
+            "toroid coordinator --dir d --listen 0.0.0.0:7070 --heartbeat-interval-ms 100 --failure-timeout-ms 500 --join-token t",
+            "toroid worker --coordinator http://h:1 --host a --listen 10.0.0.1:0 --advertise h --device cpu --threads 2 --cache c --id w",
+            "toroid submit job.toml --wait",
+            "toroid status tiny-1 -w -o json --no-curve --coordinator h:7070",
+            "toroid jobs -o json",
+            "toroid workers",
+            "toroid cancel tiny-1",
+            "toroid events tiny-1 -f",
+            "toroid checkpoint now tiny-1",
+            "toroid checkpoint list tiny-1",
+            "toroid checkpoint verify path 10",
+            "toroid checkpoint verify path",
+            "toroid checkpoint export 10 out.safetensors --from path",
+            "toroid version",
+        ] {
+            check(line, true);
+        }
+        for line in [
+            "toroid",
+            "toroid local --job job.toml --steps 8",
+            "toroid local --tp 0",
+            "toroid coordinator",
+            "toroid coordinator --dir d --heartbeat-interval-ms 0",
+            "toroid worker --threads 0",
+            "toroid jobs --coordinator https://h:1",
+            "toroid checkpoint export ten out.safetensors",
+            "toroid status",
+        ] {
+            check(line, false);
+        }
+    }
+}

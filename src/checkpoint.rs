@@ -1,0 +1,159 @@
+//! `toroid checkpoint`: ask a job for one, list them, check every byte of them, export the parameters.
+//!
+//! All but `now` read the files themselves and need no coordinator; [`crate::find`] says which files.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+use tokio::runtime::Runtime;
+use toroid_torus::manifest::Manifest;
+use toroid_worker::checkpoint::Storage;
+
+use crate::client::Connection;
+use crate::find::{self, Found, LOCAL_DIR};
+use crate::format::{bytes, count, table};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Ask a running job for a checkpoint; prints the step whose state will be saved
+    Now {
+        /// The job's id, as `toroid jobs` lists it
+        job: String,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// List the complete checkpoints of a job or in a folder
+    List {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Read every byte of checkpoints and name what is damaged; exit code 1 if anything is
+    Verify {
+        #[command(flatten)]
+        place: Place,
+        /// The step; default: all of them
+        step: Option<u64>,
+    },
+    /// Write all parameters of a checkpoint as one safetensors file, whole tensors in f32
+    Export {
+        /// The step
+        step: u64,
+        /// The file to write
+        file: PathBuf,
+        /// Folder or job, as for `list`; default: the newest job of `toroid local`
+        #[arg(long, value_name = "PATH_OR_JOB", default_value = LOCAL_DIR)]
+        from: String,
+        #[command(flatten)]
+        connection: Connection,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Place {
+    /// A folder of checkpoints, one checkpoint's folder, the folder of a job, of a coordinator or of `toroid local`; or a
+    /// job's id, looked for in .toroid and then at the coordinator
+    #[arg(value_name = "PATH_OR_JOB")]
+    path_or_job: String,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl Place {
+    async fn find(&self) -> Result<Found> {
+        find::checkpoints(&self.path_or_job, &self.connection).await
+    }
+}
+
+/// Storage is synchronous: only what asks a coordinator runs on `runtime`.
+pub fn run(runtime: &Runtime, command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Now { job, connection } => {
+            let step = runtime.block_on(async { connection.open().await?.checkpoint(&job).await })?;
+            println!("the state after step {step} will be saved");
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::List { place } => list(&runtime.block_on(place.find())?),
+        Command::Verify { place, step } => verify(&runtime.block_on(place.find())?, step),
+        Command::Export { step, file, from, connection } => {
+            let found = runtime.block_on(find::checkpoints(&from, &connection))?;
+            let storage = open(&found)?;
+            storage.export(step, &file).with_context(|| format!("export step {step} of {}", found.what))?;
+            let size = std::fs::metadata(&file).with_context(|| format!("look at {}", file.display()))?.len();
+            println!("wrote the parameters of step {step} of {} to {} ({})", found.what, file.display(), bytes(size));
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn open(found: &Found) -> Result<Storage> {
+    Storage::open(&found.root).with_context(|| format!("open {}", found.what))
+}
+
+/// The steps asked for; those that are there where none was named.
+fn steps(storage: &Storage, found: &Found, step: Option<u64>) -> Result<Vec<u64>> {
+    match step.or(found.step) {
+        Some(step) => Ok(vec![step]),
+        None => storage.steps().with_context(|| format!("look for {}", found.what)),
+    }
+}
+
+fn list(found: &Found) -> Result<ExitCode> {
+    let storage = open(found)?;
+    let steps = steps(&storage, found, None)?;
+    if steps.is_empty() {
+        println!("there is no complete checkpoint in {}", storage.root());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let header = ["STEP", "SIZE", "FILES", "SAMPLES", "JOB", "PATH"].map(String::from).to_vec();
+    let rows = steps.iter().map(|step| match storage.manifest(*step) {
+        Ok(manifest) => row(&manifest, storage.step_path(*step)),
+        Err(error) => vec![step.to_string(), "damaged".into(), "-".into(), "-".into(), "-".into(), error.to_string()],
+    });
+    print!("{}", table(&std::iter::once(header).chain(rows).collect::<Vec<_>>()));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn row(manifest: &Manifest, path: String) -> Vec<String> {
+    vec![
+        manifest.step.to_string(),
+        bytes(manifest.bytes()),
+        manifest.files.len().to_string(),
+        count(manifest.samples),
+        manifest.job_id.clone(),
+        path,
+    ]
+}
+
+fn verify(found: &Found, step: Option<u64>) -> Result<ExitCode> {
+    let storage = open(found)?;
+    let steps = steps(&storage, found, step)?;
+    if steps.is_empty() {
+        bail!("there is no complete checkpoint in {}", storage.root());
+    }
+    let mut is_whole = true;
+    for step in steps {
+        let faults = storage.verify(step).with_context(|| format!("verify step {step} of {}", found.what))?;
+        for fault in &faults {
+            println!("step {step}: {fault}");
+        }
+        if faults.is_empty() {
+            let size = storage.manifest(step).with_context(|| format!("read the manifest of step {step}"))?.bytes();
+            println!("step {step}: whole, {} read", bytes(size));
+        }
+        is_whole &= faults.is_empty();
+    }
+    if is_whole {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("{}", what_to_do(Path::new(storage.root())));
+    Ok(ExitCode::FAILURE)
+}
+
+fn what_to_do(root: &Path) -> String {
+    format!(
+        "damaged checkpoints are of no use: restore them from a copy, or move their folders out of {} so that the checkpoint \
+         before is used",
+        root.display()
+    )
+}

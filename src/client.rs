@@ -1,0 +1,189 @@
+//! The user's side of `JobService`: one call, one answer or one clear sentence about what went wrong and what to do.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status, Streaming};
+use toroid_proto as proto;
+use toroid_proto::job_service_client::JobServiceClient;
+
+pub const DEFAULT_COORDINATOR: &str = "http://127.0.0.1:7070";
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A cut network is noticed after twice this long.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+/// The curve of a long job is one message: a million steps of a large model.
+const MAX_MESSAGE_BYTES: usize = 1 << 30;
+
+/// Where the coordinator is.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Connection {
+    /// Address of the coordinator
+    #[arg(long, env = "TOROID_COORDINATOR", default_value = DEFAULT_COORDINATOR, value_name = "URL", value_parser = parse_url)]
+    pub coordinator: String,
+}
+
+/// `host:port` and `http://host:port` both name a coordinator.
+pub fn parse_url(text: &str) -> Result<String, String> {
+    let url = if text.contains("://") { text.to_string() } else { format!("http://{text}") };
+    let uri: tonic::codegen::http::Uri = url.parse().map_err(|e| format!("{e}; expected http://host:port"))?;
+    match (uri.scheme_str(), uri.port_u16()) {
+        (Some("http"), Some(_)) => Ok(url.trim_end_matches('/').to_string()),
+        (Some("http"), None) => Err("the port is missing; expected http://host:port".into()),
+        (scheme, _) => {
+            Err(format!("{} is not a scheme it speaks; expected http://host:port", scheme.unwrap_or("none")))
+        }
+    }
+}
+
+impl Connection {
+    pub async fn open(&self) -> Result<Client> {
+        Client::connect(&self.coordinator).await
+    }
+}
+
+/// A connection to a coordinator.
+pub struct Client {
+    inner: JobServiceClient<Channel>,
+    url: String,
+}
+
+impl Client {
+    pub async fn connect(url: &str) -> Result<Client> {
+        let endpoint = Endpoint::from_shared(url.to_string()).with_context(|| format!("read the address {url}"))?;
+        let endpoint = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE)
+            .keep_alive_while_idle(true);
+        let channel = endpoint.connect().await.map_err(|e| unreachable(url, &e))?;
+        let inner = JobServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        Ok(Client { inner, url: url.into() })
+    }
+
+    pub async fn submit(&mut self, job_toml: String) -> Result<String> {
+        let request = proto::SubmitJobRequest { job_toml };
+        let answer = self.inner.submit_job(request).await.map_err(|s| explain("submit the job", &self.url, &s))?;
+        Ok(answer.into_inner().job_id)
+    }
+
+    /// With every step's record where `include_curve` says so.
+    pub async fn job(&mut self, job: &str, include_curve: bool) -> Result<proto::Job> {
+        let request = proto::GetJobRequest { job_id: job.into(), include_curve, curve_from_step: 0 };
+        let answer = self.inner.get_job(request).await.map_err(|s| explain("get the job", &self.url, &s))?;
+        Ok(answer.into_inner())
+    }
+
+    /// All jobs, the oldest first.
+    pub async fn jobs(&mut self) -> Result<Vec<proto::Job>> {
+        let answer = self.inner.list_jobs(proto::ListJobsRequest {}).await;
+        Ok(answer.map_err(|s| explain("list the jobs", &self.url, &s))?.into_inner().jobs)
+    }
+
+    pub async fn workers(&mut self) -> Result<Vec<proto::WorkerInfo>> {
+        let answer = self.inner.list_workers(proto::ListWorkersRequest {}).await;
+        Ok(answer.map_err(|s| explain("list the workers", &self.url, &s))?.into_inner().workers)
+    }
+
+    pub async fn cancel(&mut self, job: &str) -> Result<proto::Job> {
+        let request = proto::CancelJobRequest { job_id: job.into() };
+        let answer = self.inner.cancel_job(request).await.map_err(|s| explain("cancel the job", &self.url, &s))?;
+        Ok(answer.into_inner())
+    }
+
+    /// The step whose state will be saved.
+    pub async fn checkpoint(&mut self, job: &str) -> Result<u64> {
+        let request = proto::CheckpointJobRequest { job_id: job.into() };
+        let answer = self.inner.checkpoint_job(request).await;
+        Ok(answer.map_err(|s| explain("ask for a checkpoint", &self.url, &s))?.into_inner().step)
+    }
+
+    pub async fn watch(&mut self, job: &str, curve_from_step: u64) -> Result<Streaming<proto::JobUpdate>, Status> {
+        let request = proto::WatchJobRequest { job_id: job.into(), curve_from_step };
+        Ok(self.inner.watch_job(request).await?.into_inner())
+    }
+}
+
+fn unreachable(url: &str, error: &tonic::transport::Error) -> anyhow::Error {
+    anyhow!(
+        "no coordinator answers at {url} ({}); start one with `toroid coordinator` or `toroid local`, or name another with \
+         --coordinator or TOROID_COORDINATOR",
+        innermost(error)
+    )
+}
+
+/// The last cause of an error: the words of the system.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+/// What a call's failure means for the user. The coordinator's own refusals are complete sentences already.
+pub fn explain(doing: &str, url: &str, status: &Status) -> anyhow::Error {
+    let found = if status.message().is_empty() { status.code().description() } else { status.message() };
+    match status.code() {
+        Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition | Code::DataLoss => anyhow!("{found}"),
+        Code::Unimplemented => {
+            anyhow!(
+                "cannot {doing}: {url} is no Toroid coordinator, or one of another version than {} ({found})",
+                proto::BUILD_VERSION
+            )
+        }
+        Code::Unavailable | Code::Cancelled | Code::Unknown => {
+            let cause = status.source().map_or_else(|| found.to_string(), innermost);
+            anyhow!(
+                "cannot {doing}: the connection to {url} broke ({cause}); see whether a coordinator runs there, and try again"
+            )
+        }
+        code => anyhow!("cannot {doing}: {url} answered {code:?}: {found}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_completed_or_refused_in_words() {
+        let check = |text: &str, expected: Result<&str, &str>| match (parse_url(text), expected) {
+            (Ok(found), Ok(expected)) => assert_eq!(found, expected),
+            (Err(found), Err(expected)) => assert!(found.contains(expected), "{text}: {found}"),
+            (found, expected) => panic!("{text}: expected {expected:?}, found {found:?}"),
+        };
+        check("http://10.0.0.1:7070", Ok("http://10.0.0.1:7070"));
+        check("http://10.0.0.1:7070/", Ok("http://10.0.0.1:7070"));
+        check("coordinator:7070", Ok("http://coordinator:7070"));
+        check("[::1]:7070", Ok("http://[::1]:7070"));
+        check("coordinator", Err("port is missing"));
+        check("https://coordinator:7070", Err("expected http://host:port"));
+        check("ftp://coordinator:7070", Err("expected http://host:port"));
+        check("http://", Err("expected http://host:port"));
+        check("", Err("expected http://host:port"));
+    }
+
+    #[test]
+    fn a_refusal_is_shown_in_the_coordinators_words_and_a_broken_connection_with_what_to_do() {
+        let check = |status: Status, expected: &[&str]| {
+            let text = explain("cancel the job", "http://h:1", &status).to_string();
+            assert!(expected.iter().all(|words| text.contains(words)), "{text}");
+        };
+        check(Status::not_found("there is no job `x`; there are tiny-1"), &["there is no job `x`; there are tiny-1"]);
+        check(Status::unavailable("tcp reset"), &["cancel the job", "http://h:1", "tcp reset", "try again"]);
+        check(Status::unimplemented(""), &["no Toroid coordinator", "http://h:1"]);
+        check(Status::internal("oh"), &["cancel the job", "Internal", "oh"]);
+    }
+
+    #[tokio::test]
+    async fn a_coordinator_that_does_not_answer_is_named_with_what_to_do() {
+        // Nothing can listen on port 0.
+        let error = Client::connect("http://127.0.0.1:0").await.err().expect("nobody listens").to_string();
+        for words in ["127.0.0.1:0", "toroid coordinator", "--coordinator"] {
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}

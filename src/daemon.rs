@@ -1,0 +1,220 @@
+//! `toroid coordinator` and `toroid worker`: the two kinds of process that stay.
+//!
+//! Both end on SIGINT, SIGTERM and, with `--die-with-parent`, with the process that started them: the kernel kills them then,
+//! and the end of their standard input asks them to end in good order. That is how `toroid local` leaves nothing behind,
+//! however it ends itself.
+
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _, UdpSocket};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::client;
+
+/// How the line begins that a coordinator prints once it listens; the address follows.
+pub const LISTENS_ON: &str = "listens on ";
+
+#[derive(Debug, clap::Args)]
+pub struct CoordinatorArgs {
+    /// Where to listen for users and workers; port 0: any free one, which is printed
+    #[arg(long, default_value = "127.0.0.1:7070", value_name = "IP:PORT")]
+    listen: SocketAddr,
+    /// Folder for everything durable: the store, curves and, unless a job says otherwise, checkpoints
+    #[arg(long, value_name = "FOLDER")]
+    dir: PathBuf,
+    /// How often workers say that they are there
+    #[arg(long, default_value_t = 1000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
+    heartbeat_interval_ms: u64,
+    /// A worker that is silent for this long is lost; all other limits derive from it
+    #[arg(long, default_value_t = 5000, value_name = "MS", value_parser = clap::value_parser!(u64).range(2..))]
+    failure_timeout_ms: u64,
+    /// What workers must show to join; none: nothing
+    #[arg(long, env = "TOROID_JOIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    join_token: Option<String>,
+    /// End with the process that started this one, and when standard input ends
+    #[arg(long)]
+    die_with_parent: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct WorkerArgs {
+    #[command(flatten)]
+    connection: client::Connection,
+    /// Name of this machine, for the placement; default: its host name
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
+    /// Zone of this machine, for the placement
+    #[arg(long, env = "TOROID_ZONE", default_value = "", value_name = "NAME")]
+    zone: String,
+    /// Rack of this machine, for the placement
+    #[arg(long, env = "TOROID_RACK", default_value = "", value_name = "NAME")]
+    rack: String,
+    /// Where to listen for other workers; default: any port of the address that faces the coordinator
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Option<SocketAddr>,
+    /// What other workers dial, where that is not the address listened on: host or host:port
+    #[arg(long, value_name = "HOST[:PORT]")]
+    advertise: Option<String>,
+    /// What to compute on: auto or cpu
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    device: String,
+    /// Compute threads; default: one a core
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Folder for token files; default: toroid in the user's cache folder
+    #[arg(long, value_name = "FOLDER")]
+    cache: Option<PathBuf>,
+    /// Id of this worker, which must be its own; default: host name and process id
+    #[arg(long, value_name = "ID")]
+    id: Option<String>,
+    /// The coordinator's join token
+    #[arg(long, env = "TOROID_JOIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    token: Option<String>,
+    /// End with the process that started this one, and when standard input ends
+    #[arg(long)]
+    die_with_parent: bool,
+}
+
+pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
+    let shutdown = shutdown(args.die_with_parent)?;
+    let listener = TcpListener::bind(args.listen).await.with_context(|| {
+        format!("listen on {} (--listen names another address; port 0 takes any free port)", args.listen)
+    })?;
+    let address = listener.local_addr().context("find the address listened on")?;
+    println!("toroid coordinator {} {LISTENS_ON}{address}", toroid_proto::BUILD_VERSION);
+    let config = toroid_coordinator::Config {
+        data_dir: args.dir,
+        heartbeat_interval: Duration::from_millis(args.heartbeat_interval_ms),
+        failure_timeout: Duration::from_millis(args.failure_timeout_ms),
+        join_token: args.join_token,
+    };
+    toroid_coordinator::run(listener, config, shutdown).await.context("run the coordinator")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
+    let shutdown = shutdown(args.die_with_parent)?;
+    let facing = address_facing(&args.connection.coordinator);
+    let host = args.host.unwrap_or_else(host_name);
+    let (data_listen, advertise) = data_addresses(args.listen, args.advertise, facing, &host);
+    let config = toroid_worker::Config {
+        coordinator: args.connection.coordinator,
+        worker_id: args.id,
+        host,
+        zone: args.zone,
+        rack: args.rack,
+        data_listen,
+        advertise,
+        device: args.device,
+        threads: args.threads.map_or_else(num_cores, usize::from),
+        cache_dir: args.cache.unwrap_or_else(default_cache),
+        token: args.token,
+    };
+    toroid_worker::run(config, shutdown).await.context("run the worker")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Cores that this process may use.
+pub fn num_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if name.trim().is_empty() { "localhost".into() } else { name.trim().to_string() }
+}
+
+fn default_cache() -> PathBuf {
+    let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let cache = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
+    cache.unwrap_or_else(std::env::temp_dir).join("toroid")
+}
+
+/// The address of this machine from which the coordinator is reached. Nothing is sent; `None` where there is no way to it yet.
+fn address_facing(coordinator: &str) -> Option<IpAddr> {
+    let authority = coordinator.split_once("://").map_or(coordinator, |(_, rest)| rest);
+    let target = authority.to_socket_addrs().ok()?.next()?;
+    let any: IpAddr = if target.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(target).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+/// Where to listen for links, and what peers dial if that is another address.
+fn data_addresses(
+    listen: Option<SocketAddr>,
+    advertise: Option<String>,
+    facing: Option<IpAddr>,
+    host: &str,
+) -> (SocketAddr, Option<String>) {
+    let everywhere = SocketAddr::from(([0, 0, 0, 0], 0));
+    let listen = listen.unwrap_or_else(|| facing.map_or(everywhere, |ip| SocketAddr::new(ip, 0)));
+    if advertise.is_some() || !listen.ip().is_unspecified() {
+        return (listen, advertise);
+    }
+    // Nobody can dial 0.0.0.0. An IPv6 address without a port would read as host:port, so the name stands for it.
+    let dialled = facing.filter(IpAddr::is_ipv4).map_or_else(|| host.to_string(), |ip| ip.to_string());
+    (listen, Some(dialled))
+}
+
+/// Resolves when this process is asked to end.
+fn shutdown(die_with_parent: bool) -> Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let (parent, mut parent_is_gone) = oneshot::channel::<()>();
+    if die_with_parent {
+        let kill = rustix::process::Signal::KILL;
+        rustix::process::set_parent_process_death_signal(Some(kill)).context("bind the life to the parent's")?;
+        // A parent that was gone before that is noticed by the end of the pipe.
+        std::thread::Builder::new()
+            .name("parent".into())
+            .spawn(move || {
+                let _parent = parent;
+                // What cannot be read has ended as well.
+                let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            })
+            .context("start the thread that watches the parent")?;
+    }
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => tracing::info!("asked to end by SIGINT"),
+            _ = terminate.recv() => tracing::info!("asked to end by SIGTERM"),
+            _ = &mut parent_is_gone, if die_with_parent => tracing::info!("asked to end: standard input ended"),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_listen_where_the_coordinator_is_reached_and_are_dialled_there() {
+        let facing: Option<IpAddr> = "10.1.2.3".parse().ok();
+        let facing_v6: Option<IpAddr> = "fd00::3".parse().ok();
+        let check = |listen: Option<&str>, advertise: Option<&str>, facing, expected: (&str, Option<&str>)| {
+            let listen = listen.map(|l| l.parse().expect("parse the address"));
+            let (listen, advertise) = data_addresses(listen, advertise.map(String::from), facing, "node-7");
+            assert_eq!((listen.to_string().as_str(), advertise.as_deref()), expected);
+        };
+        check(None, None, facing, ("10.1.2.3:0", None));
+        check(None, None, facing_v6, ("[fd00::3]:0", None));
+        check(None, None, None, ("0.0.0.0:0", Some("node-7")));
+        check(Some("127.0.0.1:9"), None, facing, ("127.0.0.1:9", None));
+        check(Some("0.0.0.0:9"), None, facing, ("0.0.0.0:9", Some("10.1.2.3")));
+        check(Some("[::]:9"), None, facing_v6, ("[::]:9", Some("node-7")));
+        check(Some("0.0.0.0:9"), Some("pod.svc"), facing, ("0.0.0.0:9", Some("pod.svc")));
+    }
+
+    #[test]
+    fn the_way_to_a_coordinator_on_this_machine_is_the_loopback() {
+        assert_eq!(address_facing("http://127.0.0.1:7070"), Some([127, 0, 0, 1].into()));
+        assert_eq!(address_facing("http://no such host:7070"), None);
+    }
+}

@@ -1,0 +1,200 @@
+//! Which folder of checkpoints a user means: by path, as far up as the folder of `toroid local`, or by a job's id.
+//!
+//! ```text
+//!   .toroid/coordinator/jobs/tiny-1/checkpoints/step-100
+//!   |       |                |      |           one checkpoint
+//!   |       |                a job  a folder of checkpoints (elsewhere if the job file says so)
+//!   |       a coordinator: its newest job
+//!   `toroid local`: the newest job
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::{Context as _, Result, bail};
+use toroid_worker::checkpoint::Storage;
+
+use crate::client::{Client, Connection};
+
+/// Where `toroid local` keeps everything, unless told otherwise.
+pub const LOCAL_DIR: &str = ".toroid";
+/// The folder of the coordinator below [`LOCAL_DIR`].
+pub const COORDINATOR_DIR: &str = "coordinator";
+const JOBS_DIR: &str = "jobs";
+const JOB_FILE: &str = "job.toml";
+
+/// Checkpoints that a user named.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Found {
+    /// For `Storage::open`.
+    pub root: String,
+    /// Where one checkpoint was named.
+    pub step: Option<u64>,
+    /// For messages: what was chosen.
+    pub what: String,
+}
+
+impl Found {
+    fn in_folder(root: &Path) -> Found {
+        let root = root.to_string_lossy().into_owned();
+        Found { what: format!("the checkpoints in {root}"), root, step: None }
+    }
+
+    /// The folder was found by way of a job, which is worth saying.
+    fn of_job(job: &str, root: String) -> Found {
+        Found { what: format!("job {job} (checkpoints in {root})"), root, step: None }
+    }
+}
+
+/// A path that exists comes first, then a job of `.toroid`, then a job of the coordinator.
+pub async fn checkpoints(path_or_job: &str, connection: &Connection) -> Result<Found> {
+    let path = Path::new(path_or_job);
+    if path_or_job.contains("://") || path.exists() {
+        return by_path(path_or_job);
+    }
+    if path_or_job.contains('/') || path_or_job == LOCAL_DIR {
+        bail!(
+            "there is no folder {path_or_job} here; name a folder of checkpoints or a job (`toroid jobs` lists them)"
+        );
+    }
+    let local_job = Path::new(LOCAL_DIR).join(COORDINATOR_DIR).join(JOBS_DIR).join(path_or_job);
+    if local_job.is_dir() {
+        return of_job_folder(&local_job);
+    }
+    let asked = async { Client::connect(&connection.coordinator).await?.job(path_or_job, false).await };
+    let not_here =
+        || format!("{path_or_job} is neither a folder here nor a job in {LOCAL_DIR}, so the coordinator was asked");
+    let job = asked.await.with_context(not_here)?;
+    let root =
+        root_of_job(&job.job_toml, &job.folder).with_context(|| format!("read the job file of {path_or_job}"))?;
+    if !root.contains("://") && !Path::new(&root).is_dir() {
+        bail!(
+            "the checkpoints of {path_or_job} are in {root}, and there is no such folder on this machine; run this where the \
+             coordinator at {} runs, or wait for the job's first checkpoint",
+            connection.coordinator
+        );
+    }
+    Ok(Found::of_job(path_or_job, root))
+}
+
+fn by_path(text: &str) -> Result<Found> {
+    let path = Path::new(text);
+    if text.contains("://") {
+        return Ok(Found { root: text.into(), step: None, what: format!("the checkpoints in {text}") });
+    }
+    if !path.is_dir() {
+        bail!("{text} is a file; name a folder of checkpoints or a job");
+    }
+    if let Ok((storage, step)) = Storage::open_step(text) {
+        let root = storage.root().to_string();
+        return Ok(Found { what: format!("the checkpoints in {root}"), root, step: Some(step) });
+    }
+    if path.join(JOB_FILE).is_file() {
+        return of_job_folder(path);
+    }
+    for jobs in [path.join(COORDINATOR_DIR).join(JOBS_DIR), path.join(JOBS_DIR)] {
+        if jobs.is_dir() {
+            return of_job_folder(&newest_job(&jobs)?);
+        }
+    }
+    Ok(Found::in_folder(path))
+}
+
+fn of_job_folder(folder: &Path) -> Result<Found> {
+    let file = folder.join(JOB_FILE);
+    let toml = std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+    let folder = folder.canonicalize().with_context(|| format!("find {}", folder.display()))?;
+    let root = root_of_job(&toml, &folder.to_string_lossy()).with_context(|| format!("read {}", file.display()))?;
+    let job = folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    Ok(Found::of_job(&job, root))
+}
+
+/// As the coordinator has it: in the job's folder unless the job names another place.
+fn root_of_job(job_toml: &str, folder: &str) -> Result<String> {
+    let configured = toroid_torus::job::parse(job_toml)?.checkpoint.path;
+    Ok(configured.unwrap_or_else(|| format!("{folder}/checkpoints")))
+}
+
+/// The one whose job file was written last.
+fn newest_job(jobs: &Path) -> Result<PathBuf> {
+    let entries = std::fs::read_dir(jobs).with_context(|| format!("look for jobs in {}", jobs.display()))?;
+    let mut found: Vec<(SystemTime, PathBuf)> = Vec::new();
+    for entry in entries {
+        let folder = entry.with_context(|| format!("look for jobs in {}", jobs.display()))?.path();
+        // A folder without a job file is none of a job.
+        if let Ok(written) = folder.join(JOB_FILE).metadata().and_then(|m| m.modified()) {
+            found.push((written, folder));
+        }
+    }
+    let newest = found.into_iter().max();
+    newest.map(|(_, folder)| folder).with_context(|| format!("there is no job in {} yet", jobs.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JOB: &str = "steps = 3\n[data]\npath = \"/t\"\n";
+
+    /// `.toroid` with two jobs; the first was written later.
+    fn local_dir() -> Result<tempfile::TempDir> {
+        let dir = tempfile::tempdir()?;
+        let jobs = dir.path().join("coordinator/jobs");
+        for (job, toml, age_s) in
+            [("tiny-1", JOB.to_string(), 0), ("tiny-2", format!("{JOB}[checkpoint]\npath = \"/elsewhere\"\n"), 60)]
+        {
+            std::fs::create_dir_all(jobs.join(job))?;
+            std::fs::write(jobs.join(job).join(JOB_FILE), toml)?;
+            let written = SystemTime::now() - std::time::Duration::from_secs(age_s);
+            std::fs::File::options().append(true).open(jobs.join(job).join(JOB_FILE))?.set_modified(written)?;
+        }
+        std::fs::create_dir_all(jobs.join("tiny-1/checkpoints/step-10"))?;
+        Ok(dir)
+    }
+
+    #[test]
+    fn every_folder_on_the_way_leads_to_the_checkpoints() -> Result<()> {
+        let dir = local_dir()?;
+        let root = dir.path().canonicalize()?;
+        let own = root.join("coordinator/jobs/tiny-1/checkpoints");
+        let check = |path: &str, expected: &Path, step| -> Result<()> {
+            let found = by_path(root.join(path).to_str().context("test folders have UTF-8 names")?)?;
+            assert_eq!((Path::new(&found.root), found.step), (expected, step), "{path}");
+            Ok(())
+        };
+        check("", &own, None)?;
+        check("coordinator", &own, None)?;
+        check("coordinator/jobs/tiny-1", &own, None)?;
+        check("coordinator/jobs/tiny-1/checkpoints", &own, None)?;
+        check("coordinator/jobs/tiny-1/checkpoints/step-10", &own, Some(10))?;
+        check("coordinator/jobs/tiny-2", Path::new("/elsewhere"), None)
+    }
+
+    #[test]
+    fn the_job_that_was_chosen_is_named() -> Result<()> {
+        let dir = local_dir()?;
+        let found = by_path(dir.path().to_str().context("test folders have UTF-8 names")?)?;
+        assert!(found.what.starts_with("job tiny-1 (checkpoints in "), "{}", found.what);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn what_is_nowhere_is_refused_with_where_it_was_looked_for() -> Result<()> {
+        let connection = Connection { coordinator: "http://127.0.0.1:0".into() };
+        let dir = tempfile::tempdir()?;
+        let file = dir.path().join("file");
+        std::fs::write(&file, "")?;
+        std::fs::create_dir_all(dir.path().join("empty/jobs"))?;
+        let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+        for (text, expected) in [
+            ("no-such-job-9".to_string(), ["neither a folder here nor a job", "127.0.0.1:0"]),
+            (path("none"), ["there is no folder", "toroid jobs"]),
+            (path("file"), ["is a file", "folder of checkpoints"]),
+            (path("empty"), ["no job", "empty"]),
+        ] {
+            let error = checkpoints(&text, &connection).await.err().map(|e| format!("{e:#}")).unwrap_or_default();
+            assert!(expected.iter().all(|words| error.contains(words)), "{text}: {error}");
+        }
+        Ok(())
+    }
+}

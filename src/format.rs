@@ -1,0 +1,173 @@
+//! Figures and tables for people. Everything here is pure; what programs read is in [`crate::json`].
+
+/// A time span: `0.4 s`, `42 s`, `3 min 5 s`, `2 h 10 min`, `3 d 4 h`; `-` where it is not known.
+pub fn duration(seconds: f64) -> String {
+    if !seconds.is_finite() || seconds < 0.0 {
+        return "-".into();
+    }
+    if seconds < 9.95 {
+        return format!("{seconds:.1} s");
+    }
+    let s = seconds.round() as u64;
+    let two = |large: u64, large_unit, small: u64, small_unit| match small {
+        0 => format!("{large} {large_unit}"),
+        _ => format!("{large} {large_unit} {small} {small_unit}"),
+    };
+    match s {
+        0..60 => format!("{s} s"),
+        60..3_600 => two(s / 60, "min", s % 60, "s"),
+        3_600..86_400 => two(s / 3_600, "h", s % 3_600 / 60, "min"),
+        _ => two(s / 86_400, "d", s % 86_400 / 3_600, "h"),
+    }
+}
+
+/// A size in powers of 1000: `812 B`, `27.1 MB`.
+pub fn bytes(bytes: u64) -> String {
+    scaled(bytes as f64, &["B", "kB", "MB", "GB", "TB", "PB"])
+}
+
+/// A large number in short: `128`, `1.9 M`, `67.0 B`.
+pub fn short_count(count: u64) -> String {
+    scaled(count as f64, &["", "k", "M", "B", "T"])
+}
+
+fn scaled(mut value: f64, units: &[&str]) -> String {
+    let mut unit = 0;
+    while value >= 999.95 && unit + 1 < units.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    let text = if unit == 0 { format!("{value:.0}") } else { format!("{value:.1}") };
+    format!("{text} {}", units[unit]).trim_end().to_string()
+}
+
+/// A whole number with its thousands apart: `1,234,567`.
+pub fn count(count: u64) -> String {
+    let digits = count.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Tokens per second without their fraction; `-` before there is any.
+pub fn rate(per_s: f64) -> String {
+    if per_s.is_finite() && per_s > 0.0 { count(per_s.round() as u64) } else { "-".into() }
+}
+
+/// A share from 0 to 1 as a percentage.
+pub fn percent(share: f64) -> String {
+    format!("{:.1}%", 100.0 * share)
+}
+
+/// A moment in UTC: `2026-11-24 09:58:54`; `-` for 0, which stands for "not yet".
+pub fn time(unix_ms: i64) -> String {
+    if unix_ms <= 0 {
+        return "-".into();
+    }
+    let s = unix_ms.div_euclid(1000);
+    let (days, s) = (s.div_euclid(86_400), s.rem_euclid(86_400));
+    let (year, month, day) = civil(days);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", s / 3600, s % 3600 / 60, s % 60)
+}
+
+/// Year, month and day of a day counted from 1970-01-01 (H. Hinnant, "chrono-compatible low-level date algorithms").
+fn civil(days: i64) -> (i64, i64, i64) {
+    let z = days + 719_468;
+    let (era, day_of_era) = (z.div_euclid(146_097), z.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    // Years begin in March here, so that the leap day is their last.
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
+}
+
+/// Columns side by side, as wide as their widest cell, two spaces apart, a line feed after each row.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let num_columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|r| r.get(column)).map(|c| c.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..num_columns).map(width).collect();
+    let mut out = String::new();
+    for row in rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        out.push_str(cells.join("  ").trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_at_most_two_units() {
+        for (seconds, expected) in [
+            (0.0, "0.0 s"),
+            (0.44, "0.4 s"),
+            (9.96, "10 s"),
+            (59.7, "1 min"),
+            (185.0, "3 min 5 s"),
+            (7_800.0, "2 h 10 min"),
+            (273_600.0, "3 d 4 h"),
+            (f64::NAN, "-"),
+            (-1.0, "-"),
+        ] {
+            assert_eq!(duration(seconds), expected, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn sizes_and_counts_change_units_where_they_would_show_a_thousand() {
+        for (value, size, short, whole) in [
+            (0, "0 B", "0", "0"),
+            (812, "812 B", "812", "812"),
+            (999_949, "999.9 kB", "999.9 k", "999,949"),
+            (999_950, "1.0 MB", "1.0 M", "999,950"),
+            (27_100_000, "27.1 MB", "27.1 M", "27,100,000"),
+            (67_000_000_000, "67.0 GB", "67.0 B", "67,000,000,000"),
+        ] {
+            assert_eq!(
+                (bytes(value).as_str(), short_count(value).as_str(), count(value).as_str()),
+                (size, short, whole)
+            );
+        }
+        assert_eq!(bytes(u64::MAX), "18446.7 PB");
+    }
+
+    #[test]
+    fn rates_and_shares() {
+        assert_eq!(rate(13_411.6), "13,412");
+        assert_eq!(rate(0.0), "-");
+        assert_eq!(rate(f64::INFINITY), "-");
+        assert_eq!(percent(0.9812), "98.1%");
+    }
+
+    #[test]
+    fn moments_are_in_utc_across_leap_days() {
+        for (unix_s, expected) in [
+            (951_782_400, "2000-02-29 00:00:00"),
+            (1_709_251_199, "2024-02-29 23:59:59"),
+            (1_709_251_200, "2024-03-01 00:00:00"),
+            (1_795_514_334, "2026-11-24 09:58:54"),
+            (4_102_444_799, "2099-12-31 23:59:59"),
+        ] {
+            assert_eq!(time(unix_s * 1000 + 999), expected);
+        }
+        assert_eq!(time(0), "-");
+    }
+
+    #[test]
+    fn tables_align_and_leave_no_space_at_the_end() {
+        let row = |cells: &[&str]| cells.iter().map(|c| c.to_string()).collect::<Vec<_>>();
+        let text = table(&[row(&["JOB", "STATE"]), row(&["tiny-12", "done", "x"]), row(&["é", ""])]);
+        assert_eq!(text, "JOB      STATE\ntiny-12  done   x\né\n");
+        assert_eq!(table(&[]), "");
+    }
+}

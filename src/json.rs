@@ -1,0 +1,319 @@
+//! What `-o json` prints: the messages of `job.proto` under their own field names, which are stable.
+//!
+//! Two things differ from the messages, for those who read them: a state is its word (`running`), and `expert_load` is
+//! `[layer][expert]`. A number that is not finite is `null`, as JSON has no other way to say it.
+
+use serde::Serialize;
+use toroid_proto as proto;
+
+use crate::format;
+
+/// The word for a state, the same in text and JSON.
+pub fn state_word(state: proto::JobState) -> &'static str {
+    match state {
+        proto::JobState::Unspecified => "unknown",
+        proto::JobState::Queued => "queued",
+        proto::JobState::Starting => "starting",
+        proto::JobState::Running => "running",
+        proto::JobState::Recovering => "recovering",
+        proto::JobState::Degraded => "degraded",
+        proto::JobState::Draining => "draining",
+        proto::JobState::Done => "done",
+        proto::JobState::Failed => "failed",
+        proto::JobState::Cancelled => "cancelled",
+    }
+}
+
+/// The job will not change any more.
+pub fn is_ended(state: proto::JobState) -> bool {
+    matches!(state, proto::JobState::Done | proto::JobState::Failed | proto::JobState::Cancelled)
+}
+
+#[derive(Debug, Serialize)]
+pub struct Job<'a> {
+    id: &'a str,
+    name: &'a str,
+    state: &'static str,
+    reason: &'a str,
+    shape: Shape,
+    epoch: u64,
+    committed_step: u64,
+    total_steps: u64,
+    num_params: u64,
+    last_step: Option<StepRecord<'a>>,
+    first_loss: f64,
+    tokens_per_s: f64,
+    eta_s: f64,
+    goodput: f64,
+    places: Vec<Place<'a>>,
+    places_alive: u32,
+    spares: u32,
+    checkpoints: Vec<Checkpoint<'a>>,
+    validations: Vec<Validation>,
+    submitted_unix_ms: i64,
+    started_unix_ms: i64,
+    finished_unix_ms: i64,
+    folder: &'a str,
+    job_toml: &'a str,
+    events: Vec<Event<'a>>,
+    /// Left out where it was not asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    curve: Option<Vec<StepRecord<'a>>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Shape {
+    tp: u32,
+    pp: u32,
+    dp: u32,
+    dx: u32,
+    dy: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct Place<'a> {
+    rank: u32,
+    x: u32,
+    y: u32,
+    worker_id: &'a str,
+    alive: bool,
+    committed_step: u64,
+    host: &'a str,
+}
+
+#[derive(Debug, Serialize)]
+struct StepRecord<'a> {
+    step: u64,
+    loss: f64,
+    ce: f64,
+    z_loss: f64,
+    balance_loss: f64,
+    grad_norm: f64,
+    lr: f64,
+    weight_decay: f64,
+    tokens_per_s: f64,
+    tokens: u64,
+    /// Assignments, `[layer][expert]`.
+    expert_load: Vec<&'a [u64]>,
+    skipped: bool,
+    step_s: f64,
+    epoch: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Validation {
+    step: u64,
+    ce: f64,
+    bits_per_byte: f64,
+    tokens: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Checkpoint<'a> {
+    step: u64,
+    path: &'a str,
+    bytes: u64,
+    unix_ms: i64,
+    write_s: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Event<'a> {
+    unix_ms: i64,
+    /// The same moment for people, in UTC.
+    time: String,
+    kind: &'a str,
+    text: &'a str,
+    step: u64,
+    epoch: u64,
+    worker_id: &'a str,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Worker<'a> {
+    worker_id: &'a str,
+    host: &'a str,
+    device: &'a str,
+    fingerprint: &'a str,
+    job_id: &'a str,
+    rank: i32,
+    silent_s: f64,
+}
+
+impl<'a> Job<'a> {
+    /// With its curve where `with_curve` says so.
+    pub fn new(job: &'a proto::Job, with_curve: bool) -> Job<'a> {
+        let shape = job.shape.unwrap_or_default();
+        Job {
+            id: &job.id,
+            name: &job.name,
+            state: state_word(job.state()),
+            reason: &job.reason,
+            shape: Shape { tp: shape.tp, pp: shape.pp, dp: shape.dp, dx: shape.dx, dy: shape.dy },
+            epoch: job.epoch,
+            committed_step: job.committed_step,
+            total_steps: job.total_steps,
+            num_params: job.num_params,
+            last_step: job.last_step.as_ref().map(StepRecord::from),
+            first_loss: job.first_loss,
+            tokens_per_s: job.tokens_per_s,
+            eta_s: job.eta_s,
+            goodput: job.goodput,
+            places: job.places.iter().map(Place::from).collect(),
+            places_alive: job.places_alive,
+            spares: job.spares,
+            checkpoints: job.checkpoints.iter().map(Checkpoint::from).collect(),
+            validations: job.validations.iter().map(Validation::from).collect(),
+            submitted_unix_ms: job.submitted_unix_ms,
+            started_unix_ms: job.started_unix_ms,
+            finished_unix_ms: job.finished_unix_ms,
+            folder: &job.folder,
+            job_toml: &job.job_toml,
+            events: job.events.iter().map(Event::from).collect(),
+            curve: with_curve.then(|| job.curve.iter().map(StepRecord::from).collect()),
+        }
+    }
+}
+
+impl<'a> From<&'a proto::PlaceInfo> for Place<'a> {
+    fn from(p: &'a proto::PlaceInfo) -> Self {
+        Place {
+            rank: p.rank,
+            x: p.x,
+            y: p.y,
+            worker_id: &p.worker_id,
+            alive: p.alive,
+            committed_step: p.committed_step,
+            host: &p.host,
+        }
+    }
+}
+
+impl<'a> From<&'a proto::StepRecord> for StepRecord<'a> {
+    fn from(r: &'a proto::StepRecord) -> Self {
+        // A layer count that does not divide the load would be the sender's fault: all in one row is still readable.
+        let num_experts = r.expert_load.len() / (r.num_layers as usize).max(1);
+        StepRecord {
+            step: r.step,
+            loss: r.loss,
+            ce: r.ce,
+            z_loss: r.z_loss,
+            balance_loss: r.balance_loss,
+            grad_norm: r.grad_norm,
+            lr: r.lr,
+            weight_decay: r.weight_decay,
+            tokens_per_s: r.tokens_per_s,
+            tokens: r.tokens,
+            expert_load: r.expert_load.chunks(num_experts.max(1)).collect(),
+            skipped: r.skipped,
+            step_s: r.step_s,
+            epoch: r.epoch,
+        }
+    }
+}
+
+impl From<&proto::Validation> for Validation {
+    fn from(v: &proto::Validation) -> Self {
+        Validation { step: v.step, ce: v.ce, bits_per_byte: v.bits_per_byte, tokens: v.tokens }
+    }
+}
+
+impl<'a> From<&'a proto::CheckpointInfo> for Checkpoint<'a> {
+    fn from(c: &'a proto::CheckpointInfo) -> Self {
+        Checkpoint { step: c.step, path: &c.path, bytes: c.bytes, unix_ms: c.unix_ms, write_s: c.write_s }
+    }
+}
+
+impl<'a> From<&'a proto::Event> for Event<'a> {
+    fn from(e: &'a proto::Event) -> Self {
+        Event {
+            unix_ms: e.unix_ms,
+            time: format::time(e.unix_ms),
+            kind: &e.kind,
+            text: &e.text,
+            step: e.step,
+            epoch: e.epoch,
+            worker_id: &e.worker_id,
+        }
+    }
+}
+
+impl<'a> From<&'a proto::WorkerInfo> for Worker<'a> {
+    fn from(w: &'a proto::WorkerInfo) -> Self {
+        Worker {
+            worker_id: &w.worker_id,
+            host: &w.host,
+            device: &w.device,
+            fingerprint: &w.fingerprint,
+            job_id: &w.job_id,
+            rank: w.rank,
+            silent_s: w.silent_s,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step() -> proto::StepRecord {
+        proto::StepRecord {
+            step: 7,
+            loss: 0.1 + 0.2,
+            grad_norm: f64::NAN,
+            expert_load: vec![1, 2, 3, 4, 5, 6],
+            num_layers: 2,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn every_field_of_the_messages_is_there_under_its_name() {
+        // The names of job.proto, but for `num_layers`, which the nesting of `expert_load` says.
+        let set = prost_names("Job");
+        let job = proto::Job { curve: vec![step()], ..Default::default() };
+        let value = serde_json::to_value(Job::new(&job, true)).expect("a job has only string keys");
+        let mut found: Vec<String> = value.as_object().expect("a job is an object").keys().cloned().collect();
+        found.sort();
+        assert_eq!(found, set);
+
+        let set: Vec<String> = prost_names("StepRecord").into_iter().filter(|n| n != "num_layers").collect();
+        let mut found: Vec<String> =
+            value["curve"][0].as_object().expect("a step is an object").keys().cloned().collect();
+        found.sort();
+        assert_eq!(found, set);
+    }
+
+    /// Field names of a message as the descriptor has them, sorted.
+    fn prost_names(message: &str) -> Vec<String> {
+        use prost::Message as _;
+        let files = prost_types::FileDescriptorSet::decode(proto::FILE_DESCRIPTOR_SET).expect("decode the descriptors");
+        let mut messages = files.file.iter().flat_map(|f| &f.message_type);
+        let found = messages.find(|m| m.name() == message).expect("find the message");
+        let mut names: Vec<String> = found.field.iter().map(|f| f.name().to_string()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn numbers_keep_their_bits_and_what_is_not_finite_is_null() {
+        let job = proto::Job { last_step: Some(step()), ..Default::default() };
+        let text = serde_json::to_string(&Job::new(&job, false)).expect("a job has only string keys");
+        let value: serde_json::Value = serde_json::from_str(&text).expect("read what was written");
+        let last = &value["last_step"];
+        assert_eq!(last["loss"].as_f64().map(f64::to_bits), Some((0.1 + 0.2f64).to_bits()));
+        assert!(last["grad_norm"].is_null());
+        assert_eq!(last["expert_load"], serde_json::json!([[1, 2, 3], [4, 5, 6]]));
+        assert!(value.get("curve").is_none());
+    }
+
+    #[test]
+    fn expert_load_survives_a_layer_count_that_does_not_fit() {
+        for (load, num_layers) in [(vec![], 0), (vec![], 4), (vec![1, 2], 0), (vec![1], 4)] {
+            let expected: u64 = load.iter().sum();
+            let record = proto::StepRecord { expert_load: load, num_layers, ..Default::default() };
+            let found: u64 = StepRecord::from(&record).expert_load.iter().copied().flatten().sum();
+            assert_eq!(found, expected);
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! The processes of a local cluster: one coordinator and the workers, all of them this executable.
+//!
+//! Invariants: no child outlives this process (`--die-with-parent`, and the end of its standard input); a child's own end is
+//! reported once, on [`Children::ended`]; a terminal's Ctrl-C reaches this process alone, which then ends the children in order.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::daemon::LISTENS_ON;
+
+/// Children that do not end within this time after they were asked to are killed.
+const GRACE: Duration = Duration::from_secs(5);
+/// Of a log, this much is looked at for a child's last words.
+const LAST_WORDS_BYTES: u64 = 16 << 10;
+
+/// What a child is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Coordinator,
+    Worker,
+}
+
+/// A child that ended by itself.
+#[derive(Debug)]
+pub struct Ended {
+    pub role: Role,
+    pub name: String,
+    pub status: ExitStatus,
+    pub log: PathBuf,
+}
+
+pub struct Children {
+    executable: PathBuf,
+    logs: PathBuf,
+    coordinator_dir: PathBuf,
+    cache_dir: PathBuf,
+    threads: usize,
+    num_workers: usize,
+    /// Where the coordinator listens, once it does; a restarted one listens there again.
+    address: SocketAddr,
+    ended: mpsc::UnboundedReceiver<Ended>,
+    report: mpsc::UnboundedSender<Ended>,
+    /// Dropped to end all children.
+    stop: watch::Sender<()>,
+    tasks: JoinSet<()>,
+}
+
+impl Children {
+    /// Makes the folders; starts nothing. `threads`: of each worker.
+    pub fn new(dir: &Path, port: u16, threads: usize) -> Result<Children> {
+        let folder = |name: &str| -> Result<PathBuf> {
+            let path = dir.join(name);
+            std::fs::create_dir_all(&path).with_context(|| format!("make the folder {}", path.display()))?;
+            path.canonicalize().with_context(|| format!("find the folder {}", path.display()))
+        };
+        let (report, ended) = mpsc::unbounded_channel();
+        Ok(Children {
+            executable: std::env::current_exe().context("find this executable")?,
+            logs: folder("logs")?,
+            coordinator_dir: folder(crate::find::COORDINATOR_DIR)?,
+            cache_dir: folder("cache")?,
+            threads,
+            num_workers: 0,
+            address: SocketAddr::from(([127, 0, 0, 1], port)),
+            ended,
+            report,
+            stop: watch::channel(()).0,
+            tasks: JoinSet::new(),
+        })
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn logs(&self) -> &Path {
+        &self.logs
+    }
+
+    /// The next child that ended by itself.
+    pub async fn ended(&mut self) -> Ended {
+        self.ended.recv().await.expect("this end of the channel keeps a sender")
+    }
+
+    /// Starts the coordinator and waits until it listens. An error has the coordinator's own words.
+    pub async fn start_coordinator(&mut self) -> Result<()> {
+        let log = self.logs.join("coordinator.log");
+        let log_start = log.metadata().map_or(0, |m| m.len());
+        let mut child = self.spawn_coordinator(&log, Stdio::piped())?;
+        let stdout = child.stdout.take().context("take the coordinator's output")?;
+        let Some(address) = listening_address(stdout).await else {
+            let status = child.wait().await.context("wait for the coordinator")?;
+            match last_words(&log, log_start) {
+                Some(words) => bail!("{words}"),
+                None => bail!("the coordinator ended with {status} and said nothing; see {}", log.display()),
+            }
+        };
+        self.address = address;
+        self.tend(Role::Coordinator, "coordinator".into(), child, log);
+        Ok(())
+    }
+
+    /// Starts the coordinator again, on the same folder and address.
+    pub fn restart_coordinator(&mut self) -> Result<()> {
+        let log = self.logs.join("coordinator.log");
+        let child = self.spawn_coordinator(&log, Stdio::null())?;
+        self.tend(Role::Coordinator, "coordinator".into(), child, log);
+        Ok(())
+    }
+
+    fn spawn_coordinator(&self, log: &Path, stdout: Stdio) -> Result<Child> {
+        let mut command = self.command(log)?;
+        command.stdout(stdout).args(["coordinator", "--die-with-parent", "--listen", &self.address.to_string()]);
+        command.arg("--dir").arg(&self.coordinator_dir);
+        command.spawn().context("start the coordinator")
+    }
+
+    /// Starts one more worker and returns its id.
+    pub fn start_worker(&mut self) -> Result<String> {
+        let id = format!("w{}", self.num_workers);
+        self.num_workers += 1;
+        let log = self.logs.join(format!("{id}.log"));
+        // Of this run alone.
+        File::create(&log).with_context(|| format!("make the log {}", log.display()))?;
+        let mut command = self.command(&log)?;
+        command.args(["worker", "--die-with-parent", "--coordinator", &self.url(), "--id", &id]);
+        command.args(["--listen", "127.0.0.1:0", "--threads", &self.threads.to_string()]);
+        command.arg("--cache").arg(&self.cache_dir);
+        let child = command.spawn().with_context(|| format!("start the worker {id}"))?;
+        self.tend(Role::Worker, id.clone(), child, log);
+        Ok(id)
+    }
+
+    fn command(&self, log: &Path) -> Result<Command> {
+        let file = File::options().create(true).append(true).open(log);
+        let file = file.with_context(|| format!("open the log {}", log.display()))?;
+        let mut command = Command::new(&self.executable);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(file).process_group(0).kill_on_drop(true);
+        Ok(command)
+    }
+
+    /// Waits for the child's end, and brings it about when all are to end.
+    fn tend(&mut self, role: Role, name: String, mut child: Child, log: PathBuf) {
+        let (report, mut stop) = (self.report.clone(), self.stop.subscribe());
+        let stdin = child.stdin.take();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                Ok(status) = child.wait() => {
+                    // Nobody listens any more where this process is about to end.
+                    let _ = report.send(Ended { role, name, status, log });
+                }
+                // Only ever changes by being dropped.
+                _ = stop.changed() => {
+                    drop(stdin);
+                    if tokio::time::timeout(GRACE, child.wait()).await.is_err() {
+                        // It may end by itself at this very moment.
+                        let _ = child.kill().await;
+                    }
+                }
+            }
+        });
+    }
+
+    /// Ends all children, and returns when they have ended.
+    pub async fn stop(mut self) {
+        drop(self.stop);
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+/// The address in the line that a coordinator prints; `None` where it ends without one.
+async fn listening_address(stdout: ChildStdout) -> Option<SocketAddr> {
+    let mut lines = BufReader::new(stdout).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        if let Some(address) = address_in(&line) {
+            return Some(address);
+        }
+    }
+    None
+}
+
+fn address_in(line: &str) -> Option<SocketAddr> {
+    line.split_once(LISTENS_ON)?.1.trim().parse().ok()
+}
+
+/// The last line that a child wrote to its log after `start`, without the mark of an error.
+pub fn last_words(log: &Path, start: u64) -> Option<String> {
+    let mut file = File::open(log).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(start.max(length.saturating_sub(LAST_WORDS_BYTES)))).ok()?;
+    let mut text = Vec::new();
+    file.read_to_end(&mut text).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().rev().find(|l| !l.trim().is_empty())?.trim();
+    Some(line.strip_prefix("error: ").unwrap_or(line).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_coordinators_line_is_understood() {
+        assert_eq!(address_in("toroid coordinator 0.1.0 listens on 127.0.0.1:41234"), "127.0.0.1:41234".parse().ok());
+        assert_eq!(address_in("toroid coordinator 0.1.0 listens on [::1]:7070"), "[::1]:7070".parse().ok());
+        assert_eq!(address_in("something else"), None);
+    }
+
+    #[test]
+    fn last_words_are_those_of_this_run() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let log = dir.path().join("log");
+        std::fs::write(&log, "of the run before\nINFO ready\nerror: the port is taken\n\n")?;
+        assert_eq!(last_words(&log, 18).as_deref(), Some("the port is taken"));
+        assert_eq!(last_words(&log, 0).as_deref(), Some("the port is taken"));
+        assert_eq!(last_words(&log, 54), None);
+        assert_eq!(last_words(&dir.path().join("none"), 0), None);
+        Ok(())
+    }
+}

@@ -1,0 +1,170 @@
+//! The job of `toroid local`: from a job file, or from its flags.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use toroid_torus::job::{self, JobSpec};
+
+use super::Args;
+use crate::jobfile;
+
+/// Of the default text, this much: enough for thousands of steps, read in a moment.
+const DEFAULT_TEXT_BYTES: u64 = 32 << 20;
+/// Fits `tiny` and `small`, and runs of some hundred steps.
+const LEARNING_RATE: f64 = 3e-3;
+/// A worker's death costs at most so many steps.
+const CHECKPOINT_INTERVAL_STEPS: u64 = 50;
+
+/// A job, ready to be submitted.
+pub struct LocalJob {
+    pub toml: String,
+    pub spec: JobSpec,
+    /// What it trains on, in words.
+    pub data: String,
+}
+
+/// The keys of a job file that flags decide.
+#[derive(Serialize)]
+struct File<'a> {
+    preset: &'a str,
+    steps: u64,
+    seed: u64,
+    shape: Shape,
+    optimizer: Optimizer,
+    data: Data<'a>,
+    checkpoint: Checkpoint,
+}
+
+#[derive(Serialize)]
+struct Shape {
+    tp: usize,
+    pp: usize,
+    dp: usize,
+}
+
+#[derive(Serialize)]
+struct Optimizer {
+    lr: f64,
+}
+
+#[derive(Serialize)]
+struct Data<'a> {
+    path: &'a Path,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    extensions: Option<[&'static str; 1]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Checkpoint {
+    interval_steps: u64,
+}
+
+/// `registry`: the folder of cargo's sources, the text that is trained on where none is named.
+pub fn make(args: &Args, registry: Option<PathBuf>) -> Result<LocalJob> {
+    let (toml, data) = match &args.job {
+        Some(file) => {
+            let (toml, _) = jobfile::read(file)?;
+            (toml, None)
+        }
+        None => of_flags(args, registry)?,
+    };
+    let spec = job::parse(&toml).with_context(|| match &args.job {
+        Some(file) => format!("read the job file {}", file.display()),
+        None => "make a job of these flags".to_string(),
+    })?;
+    let data = data.unwrap_or_else(|| format!("training on {}", spec.data.path.display()));
+    Ok(LocalJob { toml, spec, data })
+}
+
+fn of_flags(args: &Args, registry: Option<PathBuf>) -> Result<(String, Option<String>)> {
+    let (data, words) = match &args.data {
+        Some(path) => {
+            let path = path.canonicalize().with_context(|| format!("read the text to train on, {}", path.display()))?;
+            ((path, None, None), None)
+        }
+        None => {
+            let path = registry.context(
+                "there is no text to train on: cargo's registry folder has no sources; name a text file or a folder with --data",
+            )?;
+            let words = format!(
+                "training on the Rust sources of the dependencies in cargo's registry folder ({})",
+                path.display()
+            );
+            ((path, Some(["rs"]), Some(DEFAULT_TEXT_BYTES)), Some(words))
+        }
+    };
+    let file = File {
+        preset: &args.preset,
+        steps: args.steps,
+        seed: args.seed,
+        shape: Shape { tp: args.tp, pp: args.pp, dp: args.dp },
+        optimizer: Optimizer { lr: LEARNING_RATE },
+        data: Data { path: &data.0, extensions: data.1, max_bytes: data.2 },
+        checkpoint: Checkpoint { interval_steps: CHECKPOINT_INTERVAL_STEPS },
+    };
+    Ok((toml::to_string(&file).context("write the job file")?, words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn args(line: &[&str]) -> Args {
+        Cli::parse_from(std::iter::once(&"local").chain(line)).args
+    }
+
+    #[test]
+    fn flags_become_a_job_file() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().canonicalize()?;
+        let text = path.to_str().context("test folders have UTF-8 names")?;
+        let job =
+            make(&args(&["--data", text, "--tp", "1", "--pp", "4", "--dp", "3", "--steps", "9", "--seed", "5"]), None)?;
+        assert_eq!((job.spec.shape.tp(), job.spec.shape.pp(), job.spec.shape.dp()), (1, 4, 3));
+        assert_eq!((job.spec.steps, job.spec.seed, job.spec.name.as_str()), (9, 5, "tiny"));
+        assert_eq!((job.spec.data.path.as_path(), job.spec.data.extensions.len()), (path.as_path(), 0));
+        assert_eq!(job.data, format!("training on {text}"));
+        assert_eq!(job::parse(&job.toml)?, job.spec);
+        Ok(())
+    }
+
+    #[test]
+    fn without_a_text_it_trains_on_cargos_sources_and_says_so() -> Result<()> {
+        let job = make(&args(&[]), Some("/cargo/registry/src".into()))?;
+        assert!(job.data.contains("Rust sources of the dependencies in cargo's registry folder"), "{}", job.data);
+        assert_eq!(job.spec.data.extensions, ["rs"]);
+        assert_eq!(job.spec.data.max_bytes, 32 << 20);
+        assert_eq!(job.spec.shape.world(), 8);
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_before_anything_is_started() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let file = dir.path().join("job.toml");
+        std::fs::write(&file, "stepz = 3\n")?;
+        let file = file.to_str().context("test folders have UTF-8 names")?;
+        for (line, expected) in [
+            (vec![], "--data"),
+            (vec!["--data", "/nowhere/at/all"], "/nowhere/at/all"),
+            (vec!["--data", "/", "--preset", "huge"], "huge"),
+            (vec!["--data", "/", "--pp", "5"], "pp 5"),
+            (vec!["--job", file], "did you mean `steps`"),
+            (vec!["--job", "/none.toml"], "/none.toml"),
+        ] {
+            let error = make(&args(&line), None).err().map(|e| format!("{e:#}")).unwrap_or_default();
+            assert!(error.contains(expected), "{line:?}: {error}");
+        }
+        Ok(())
+    }
+}

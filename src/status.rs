@@ -1,0 +1,416 @@
+//! What a coordinator knows, for people and (`-o json`) for programs: `status`, `jobs`, `workers`, `events`; and `cancel`.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use toroid_proto as proto;
+
+use crate::client::Connection;
+use crate::format::{bytes, count, duration, percent, rate, short_count, table, time};
+use crate::json::{self, state_word};
+use crate::progress::event_line;
+use crate::watch::Follow;
+
+/// Jobs go on without a coordinator; whoever watches one gives it this long to come back.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Between two lines of a watched job where there is no terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+/// Of the newest events, this many are shown with a status.
+const NUM_EVENTS: usize = 5;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct StatusArgs {
+    /// The job's id, as `toroid jobs` lists it
+    job: String,
+    /// Stay, and show every change until the job ends; exit code 0 only if it is done
+    #[arg(short, long)]
+    watch: bool,
+    /// Text, or JSON with the whole curve; with --watch one JSON document a line, without the curve
+    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
+    output: Format,
+    /// Leave the curve out of the JSON
+    #[arg(long)]
+    no_curve: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ListArgs {
+    /// Text or JSON
+    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
+    output: Format,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct EventsArgs {
+    /// The job's id, as `toroid jobs` lists it
+    job: String,
+    /// Stay, and show new events until the job ends
+    #[arg(short, long)]
+    follow: bool,
+    /// Text, or one JSON document a line
+    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
+    output: Format,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct CancelArgs {
+    /// The job's id, as `toroid jobs` lists it
+    job: String,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+pub async fn status(args: StatusArgs) -> Result<ExitCode> {
+    if args.watch {
+        return watch(args).await;
+    }
+    let with_curve = args.output == Format::Json && !args.no_curve;
+    let job = args.connection.open().await?.job(&args.job, with_curve).await?;
+    match args.output {
+        Format::Text => print!("{}", details(&job, now_unix_ms())),
+        Format::Json => print_json(&json::Job::new(&job, with_curve))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn watch(args: StatusArgs) -> Result<ExitCode> {
+    let mut follow = Follow::new(&args.connection.coordinator, &args.job, PATIENCE);
+    let mut screen = Screen::new(args.output);
+    let mut state = proto::JobState::Unspecified;
+    while let Some(proto::JobUpdate { job: Some(job), .. }) = follow.next().await? {
+        state = job.state();
+        screen.show(&job)?;
+    }
+    Ok(if state == proto::JobState::Done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Where a watched job is shown.
+enum Screen {
+    /// Each state takes the place of the one before; so many lines are there now.
+    Terminal {
+        num_lines: usize,
+    },
+    Lines {
+        last: Option<(proto::JobState, Instant)>,
+    },
+    Json,
+}
+
+impl Screen {
+    fn new(output: Format) -> Screen {
+        match (output, std::io::stdout().is_terminal()) {
+            (Format::Json, _) => Screen::Json,
+            (Format::Text, true) => Screen::Terminal { num_lines: 0 },
+            (Format::Text, false) => Screen::Lines { last: None },
+        }
+    }
+
+    fn show(&mut self, job: &proto::Job) -> Result<()> {
+        match self {
+            Screen::Json => {
+                let text = serde_json::to_string(&json::Job::new(job, false)).context("write the status as JSON")?;
+                println!("{text}");
+            }
+            Screen::Terminal { num_lines } => {
+                let text = details(job, now_unix_ms());
+                let back = if *num_lines > 0 { format!("\x1b[{num_lines}A\x1b[J") } else { String::new() };
+                print!("{back}{text}");
+                std::io::stdout().flush().context("write to the terminal")?;
+                *num_lines = text.lines().count();
+            }
+            Screen::Lines { last } => {
+                let is_due = last.is_none_or(|(state, at)| state != job.state() || at.elapsed() >= LINE_INTERVAL);
+                if is_due {
+                    println!("{}", line(job, now_unix_ms()));
+                    *last = Some((job.state(), Instant::now()));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+pub async fn jobs(args: ListArgs) -> Result<ExitCode> {
+    let jobs = args.connection.open().await?.jobs().await?;
+    match args.output {
+        Format::Json => print_json(&jobs.iter().map(|job| json::Job::new(job, false)).collect::<Vec<_>>())?,
+        Format::Text if jobs.is_empty() => println!("no jobs yet; submit one with `toroid submit job.toml`"),
+        Format::Text => print!("{}", job_table(&jobs)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn workers(args: ListArgs) -> Result<ExitCode> {
+    let workers = args.connection.open().await?.workers().await?;
+    match args.output {
+        Format::Json => print_json(&workers.iter().map(json::Worker::from).collect::<Vec<_>>())?,
+        Format::Text if workers.is_empty() => {
+            println!(
+                "no workers are connected; start some with `toroid worker --coordinator {}`",
+                args.connection.coordinator
+            );
+        }
+        Format::Text => print!("{}", worker_table(&workers)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn events(args: EventsArgs) -> Result<ExitCode> {
+    let print = |events: &[proto::Event]| -> Result<()> {
+        for event in events {
+            match args.output {
+                Format::Text => println!("{}", event_line(event)),
+                Format::Json => {
+                    println!("{}", serde_json::to_string(&json::Event::from(event)).context("write an event as JSON")?)
+                }
+            }
+        }
+        Ok(())
+    };
+    if !args.follow {
+        print(&args.connection.open().await?.job(&args.job, false).await?.events)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut follow = Follow::new(&args.connection.coordinator, &args.job, PATIENCE);
+    while let Some(update) = follow.next().await? {
+        print(&update.events)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn cancel(args: CancelArgs) -> Result<ExitCode> {
+    let job = args.connection.open().await?.cancel(&args.job).await?;
+    println!("{} is {}: {}", job.id, state_word(job.state()), job.reason);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_json(value: &impl Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string_pretty(value).context("write the answer as JSON")?);
+    Ok(())
+}
+
+fn now_unix_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The status line: state, step of total, ETA, loss, tokens/s, goodput, places alive, spares, age of the last checkpoint.
+fn line(job: &proto::Job, now_unix_ms: i64) -> String {
+    let mut parts = vec![format!("{} {}", job.id, state_word(job.state()))];
+    parts.push(format!("step {}/{}", job.committed_step, job.total_steps));
+    if !json::is_ended(job.state()) && job.eta_s > 0.0 {
+        parts.push(format!("ETA {}", duration(job.eta_s)));
+    }
+    if let Some(last) = &job.last_step {
+        parts.push(format!("loss {:.4}", last.loss));
+        parts.push(format!("{} tokens/s", rate(job.tokens_per_s)));
+        parts.push(format!("goodput {}", percent(job.goodput)));
+    }
+    parts.push(format!("places {}/{}", job.places_alive, job.places.len()));
+    parts.push(format!("spares {}", job.spares));
+    parts.push(match job.checkpoints.iter().max_by_key(|c| c.step) {
+        None => "no checkpoint".into(),
+        Some(c) => format!("checkpoint {} ago (step {})", duration((now_unix_ms - c.unix_ms) as f64 / 1e3), c.step),
+    });
+    parts.join("  ")
+}
+
+/// The status line, and what it is about.
+fn details(job: &proto::Job, now_unix_ms: i64) -> String {
+    let row = |name: &str, value: String| vec![format!("  {name}"), value];
+    let mut rows = vec![row("reason", job.reason.clone())];
+    if let Some(s) = &job.shape {
+        let (width, height) = (s.tp * s.dx, s.pp * s.dy);
+        let places =
+            format!("tp {} x pp {} x dp {} on a {width} x {height} torus, epoch {}", s.tp, s.pp, s.dp, job.epoch);
+        rows.push(row("model", format!("{} parameters; {places}", short_count(job.num_params))));
+    }
+    if let (Some(last), true) = (&job.last_step, job.first_loss != 0.0) {
+        let loss = format!("{:.4} at first, {:.4} now; gradient norm {:.3}", job.first_loss, last.loss, last.grad_norm);
+        rows.push(row("loss", loss));
+    }
+    if let Some(v) = job.validations.last() {
+        let figures = format!("{:.4} nats per token, {:.4} bits per byte at step {}", v.ce, v.bits_per_byte, v.step);
+        rows.push(row("validation", figures));
+    }
+    if let Some(c) = job.checkpoints.iter().max_by_key(|c| c.step) {
+        rows.push(row("checkpoint", format!("{}, {} in {}", c.path, bytes(c.bytes), duration(c.write_s))));
+    }
+    let missing: Vec<String> = job.places.iter().filter(|p| !p.alive).take(8).map(place).collect();
+    if !missing.is_empty() && !json::is_ended(job.state()) {
+        rows.push(row("missing", missing.join(", ")));
+    }
+    rows.push(row(
+        "times",
+        format!(
+            "submitted {}, started {}, ended {}",
+            time(job.submitted_unix_ms),
+            time(job.started_unix_ms),
+            time(job.finished_unix_ms)
+        ),
+    ));
+    if !job.folder.is_empty() {
+        rows.push(row("folder", job.folder.clone()));
+    }
+    let newest = &job.events[job.events.len().saturating_sub(NUM_EVENTS)..];
+    rows.extend(newest.iter().enumerate().map(|(i, e)| row(if i == 0 { "events" } else { "" }, event_line(e))));
+    format!("{}\n{}", line(job, now_unix_ms), table(&rows))
+}
+
+fn place(p: &proto::PlaceInfo) -> String {
+    let worker = if p.worker_id.is_empty() { "nobody" } else { &p.worker_id };
+    format!("rank {} at ({}, {}), {worker}", p.rank, p.x, p.y)
+}
+
+fn job_table(jobs: &[proto::Job]) -> String {
+    let header = ["JOB", "STATE", "STEP", "LOSS", "TOKENS/S", "PLACES", "SUBMITTED", "REASON"];
+    let mut rows = vec![header.map(String::from).to_vec()];
+    rows.extend(jobs.iter().map(|job| {
+        vec![
+            job.id.clone(),
+            state_word(job.state()).to_string(),
+            format!("{}/{}", count(job.committed_step), count(job.total_steps)),
+            job.last_step.as_ref().map_or_else(|| "-".into(), |s| format!("{:.4}", s.loss)),
+            rate(job.tokens_per_s),
+            format!("{}/{}", job.places_alive, job.places.len()),
+            time(job.submitted_unix_ms),
+            job.reason.clone(),
+        ]
+    }));
+    table(&rows)
+}
+
+fn worker_table(workers: &[proto::WorkerInfo]) -> String {
+    let header = ["WORKER", "HOST", "DEVICE", "JOB", "RANK", "SILENT", "FINGERPRINT"];
+    let mut rows = vec![header.map(String::from).to_vec()];
+    rows.extend(workers.iter().map(|w| {
+        let (job, rank) =
+            if w.rank < 0 { ("(spare)", "-".to_string()) } else { (w.job_id.as_str(), w.rank.to_string()) };
+        let (silent, fingerprint) = (duration(w.silent_s), w.fingerprint.clone());
+        vec![w.worker_id.clone(), w.host.clone(), w.device.clone(), job.into(), rank, silent, fingerprint]
+    }));
+    table(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW_UNIX_MS: i64 = 1_795_514_334_000;
+
+    fn running() -> proto::Job {
+        let place = |rank: u32, alive| proto::PlaceInfo {
+            rank,
+            x: rank,
+            y: 0,
+            worker_id: if alive { format!("w{rank}") } else { String::new() },
+            alive,
+            ..Default::default()
+        };
+        proto::Job {
+            id: "tiny-1".into(),
+            state: proto::JobState::Running.into(),
+            reason: "all 2 workers are prepared".into(),
+            shape: Some(proto::Shape { tp: 2, pp: 1, dp: 1, dx: 1, dy: 1 }),
+            epoch: 1,
+            committed_step: 120,
+            total_steps: 200,
+            num_params: 1_900_000,
+            last_step: Some(proto::StepRecord { loss: 2.34567, grad_norm: 0.5, ..Default::default() }),
+            first_loss: 5.55,
+            tokens_per_s: 13_411.6,
+            eta_s: 35.2,
+            goodput: 0.981,
+            places: vec![place(0, true), place(1, false)],
+            places_alive: 1,
+            spares: 1,
+            checkpoints: vec![proto::CheckpointInfo {
+                step: 100,
+                path: "/r/step-100".into(),
+                bytes: 27_100_000,
+                unix_ms: NOW_UNIX_MS - 42_000,
+                write_s: 0.3,
+            }],
+            submitted_unix_ms: NOW_UNIX_MS - 60_000,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_line_has_all_that_one_asks_first() {
+        assert_eq!(
+            line(&running(), NOW_UNIX_MS),
+            "tiny-1 running  step 120/200  ETA 35 s  loss 2.3457  13,412 tokens/s  goodput 98.1%  places 1/2  spares 1  \
+             checkpoint 42 s ago (step 100)"
+        );
+        let queued = proto::Job { id: "a-1".into(), state: proto::JobState::Queued.into(), ..Default::default() };
+        assert_eq!(line(&queued, NOW_UNIX_MS), "a-1 queued  step 0/0  places 0/0  spares 0  no checkpoint");
+    }
+
+    #[test]
+    fn the_details_name_who_is_missing_only_while_the_job_lives() {
+        let mut job = running();
+        let text = details(&job, NOW_UNIX_MS);
+        for words in
+            ["all 2 workers are prepared", "1.9 M parameters", "rank 1 at (1, 0), nobody", "/r/step-100, 27.1 MB"]
+        {
+            assert!(text.contains(words), "{text}");
+        }
+        assert!(text.contains("started -, ended -"), "{text}");
+        job.state = proto::JobState::Done.into();
+        assert!(!details(&job, NOW_UNIX_MS).contains("nobody"));
+    }
+
+    #[test]
+    fn the_newest_events_come_with_the_details() {
+        let mut job = running();
+        let event = |i| proto::Event {
+            unix_ms: NOW_UNIX_MS,
+            kind: "k".into(),
+            text: format!("event {i}"),
+            ..Default::default()
+        };
+        job.events = (0..9).map(event).collect();
+        let text = details(&job, NOW_UNIX_MS);
+        assert!(!text.contains("event 3") && text.contains("event 4") && text.contains("event 8"), "{text}");
+    }
+
+    #[test]
+    fn tables_list_jobs_and_workers() {
+        let text = job_table(&[running()]);
+        assert!(text.contains("JOB     STATE    STEP     LOSS"), "{text}");
+        assert!(text.contains("tiny-1  running  120/200  2.3457  13,412    1/2"), "{text}");
+        let worker = |worker_id: &str, rank| proto::WorkerInfo {
+            worker_id: worker_id.into(),
+            host: "h".into(),
+            device: "cpu".into(),
+            fingerprint: "f".into(),
+            job_id: if rank < 0 { String::new() } else { "tiny-1".into() },
+            rank,
+            silent_s: 0.25,
+        };
+        assert_eq!(
+            worker_table(&[worker("w0", 0), worker("w1", -1)]),
+            "WORKER  HOST  DEVICE  JOB      RANK  SILENT  FINGERPRINT\n\
+             w0      h     cpu     tiny-1   0     0.2 s   f\n\
+             w1      h     cpu     (spare)  -     0.2 s   f\n"
+        );
+    }
+}

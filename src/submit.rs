@@ -1,0 +1,56 @@
+//! `toroid submit`: a job file to the coordinator, and its progress where that is asked for.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use toroid_proto as proto;
+
+use crate::client::Connection;
+use crate::jobfile;
+use crate::progress::Progress;
+use crate::summary;
+use crate::watch::Follow;
+
+/// Jobs go on without a coordinator; whoever waits for one gives it this long to come back.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The job file (README.md lists its keys); relative paths in it are taken from its own folder
+    file: PathBuf,
+    /// Show the progress until the job ends; exit code 0 only if it is done
+    #[arg(long)]
+    wait: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Prints the job's id, alone on standard output, so that a script can go on with it.
+pub async fn run(args: Args) -> Result<ExitCode> {
+    let (job_toml, resolved) = jobfile::read(&args.file)?;
+    let job = args.connection.open().await?.submit(job_toml).await?;
+    for path in resolved {
+        eprintln!("{} = {} is taken as {}", path.key, path.from, path.to);
+    }
+    println!("{job}");
+    if !args.wait {
+        eprintln!("submitted; see how it does with `toroid status {job} -w`");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut follow = Follow::new(&args.connection.coordinator, &job, PATIENCE);
+    let mut progress = Progress::new(false);
+    while let Some(update) = follow.next().await? {
+        progress.update(&update);
+    }
+    progress.finish();
+    let job = args.connection.open().await.context("get the job's end")?.job(&job, true).await?;
+    print!("{}", summary::text(&job));
+    Ok(exit_code(&job))
+}
+
+/// Success only where the job is done.
+pub fn exit_code(job: &proto::Job) -> ExitCode {
+    if job.state() == proto::JobState::Done { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

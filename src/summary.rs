@@ -1,0 +1,114 @@
+//! What a job came to, as a table.
+
+use toroid_proto as proto;
+
+use crate::format::{bytes, count, duration, percent, rate, short_count, table};
+use crate::json::state_word;
+
+/// Of a job with its curve.
+pub fn text(job: &proto::Job) -> String {
+    let mut rows = vec![row("job", format!("{}, {}: {}", job.id, state_word(job.state()), job.reason))];
+    if let Some(s) = &job.shape {
+        let places = format!("tp {} x pp {} x dp {} on a {} x {} torus", s.tp, s.pp, s.dp, s.tp * s.dx, s.pp * s.dy);
+        rows.push(row("model", format!("{} parameters, {places}", short_count(job.num_params))));
+    }
+    if let (Some(first), Some(last)) = (job.curve.first(), job.curve.last()) {
+        let losses = format!("{:.4} at step {}, {:.4} at step {}", first.loss, first.step, last.loss, last.step);
+        rows.push(row("loss", losses));
+        rows.push(row("speed", speed(&job.curve)));
+        rows.push(row("goodput", format!("{} of the time went into steps that count", percent(job.goodput))));
+    }
+    rows.extend(validation(&job.validations));
+    rows.push(row("checkpoints", checkpoints(&job.checkpoints)));
+    if !job.folder.is_empty() {
+        rows.push(row("curve", format!("{}/curve.csv", job.folder)));
+    }
+    table(&rows)
+}
+
+fn row(name: &str, value: String) -> Vec<String> {
+    vec![name.to_string(), value]
+}
+
+fn speed(curve: &[proto::StepRecord]) -> String {
+    let tokens: u64 = curve.iter().map(|r| r.tokens).sum();
+    let step_s: f64 = curve.iter().map(|r| r.step_s).sum();
+    let per_s = rate(tokens as f64 / step_s);
+    format!("{per_s} tokens/s over {} steps, {} tokens in {}", curve.len(), count(tokens), duration(step_s))
+}
+
+/// Before and after, in both units.
+fn validation(validations: &[proto::Validation]) -> Vec<Vec<String>> {
+    let (Some(first), Some(last)) = (validations.first(), validations.last()) else { return Vec::new() };
+    let change = |unit: &str, value: fn(&proto::Validation) -> f64| match first.step == last.step {
+        true => format!("{:.4} {unit} at step {}", value(first), first.step),
+        false => format!("{:.4} {unit} at step {}, {:.4} at step {}", value(first), first.step, value(last), last.step),
+    };
+    vec![row("validation", change("nats per token", |v| v.ce)), row("", change("bits per byte", |v| v.bits_per_byte))]
+}
+
+fn checkpoints(checkpoints: &[proto::CheckpointInfo]) -> String {
+    match checkpoints.iter().max_by_key(|c| c.step) {
+        None => "none".into(),
+        Some(newest) => {
+            let kept = checkpoints.len();
+            format!("{kept} kept, the newest of step {}, {}: {}", newest.step, bytes(newest.bytes), newest.path)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_done_job_shows_what_it_came_to() {
+        let step = |step, loss| proto::StepRecord { step, loss, tokens: 8192, step_s: 0.5, ..Default::default() };
+        let validation = |step, ce| proto::Validation { step, ce, bits_per_byte: ce / 2f64.ln(), tokens: 64 };
+        let job = proto::Job {
+            id: "tiny-1".into(),
+            state: proto::JobState::Done.into(),
+            reason: "all 200 steps are made".into(),
+            shape: Some(proto::Shape { tp: 2, pp: 2, dp: 2, dx: 2, dy: 1 }),
+            num_params: 1_900_000,
+            curve: vec![step(1, 5.55), step(2, 5.25)],
+            validations: vec![validation(0, 5.5), validation(2, 2.75)],
+            goodput: 0.981,
+            checkpoints: vec![proto::CheckpointInfo {
+                step: 2,
+                path: "/r/checkpoints/step-2".into(),
+                bytes: 27_100_000,
+                ..Default::default()
+            }],
+            folder: "/r".into(),
+            ..Default::default()
+        };
+        assert_eq!(
+            text(&job),
+            "job          tiny-1, done: all 200 steps are made\n\
+             model        1.9 M parameters, tp 2 x pp 2 x dp 2 on a 4 x 2 torus\n\
+             loss         5.5500 at step 1, 5.2500 at step 2\n\
+             speed        16,384 tokens/s over 2 steps, 16,384 tokens in 1.0 s\n\
+             goodput      98.1% of the time went into steps that count\n\
+             validation   5.5000 nats per token at step 0, 2.7500 at step 2\n\
+             \x20            7.9348 bits per byte at step 0, 3.9674 at step 2\n\
+             checkpoints  1 kept, the newest of step 2, 27.1 MB: /r/checkpoints/step-2\n\
+             curve        /r/curve.csv\n"
+        );
+    }
+
+    #[test]
+    fn a_job_that_never_began_says_why() {
+        let job = proto::Job {
+            id: "tiny-1".into(),
+            state: proto::JobState::Failed.into(),
+            reason: "cannot read /nowhere".into(),
+            ..Default::default()
+        };
+        assert_eq!(
+            text(&job),
+            "job          tiny-1, failed: cannot read /nowhere\n\
+             checkpoints  none\n"
+        );
+    }
+}
