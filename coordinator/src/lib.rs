@@ -1,1 +1,125 @@
-//! The coordinator of Toroid.
+//! The coordinator of Toroid: gives workers their places, has jobs checkpoint, puts a spare in a lost worker's place.
+//!
+//! ```text
+//!   grpc/     JobService, WorkerService, reflection, health     ── commands ──┐
+//!   driver    one task: executes what the machine says, in that order  <──────┘
+//!   machine/  pure: input + now -> outputs; all decisions, each with its reason
+//!   store/    records of jobs, durable      curve   curve.csv of each job, durable
+//! ```
+//!
+//! On disk: `<data_dir>/coordinator.redb` (records), `<data_dir>/jobs/<id>/` with `job.toml`, `curve.csv` and, where a job names no
+//! other place, `checkpoints/`. All of it may be killed at any instant; a coordinator that starts on the same folder goes on, and
+//! workers go on meanwhile (T-9).
+
+#![forbid(unsafe_code)]
+
+pub mod curve;
+mod driver;
+mod grpc;
+pub mod machine;
+pub mod store;
+
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use machine::Limits;
+use store::RedbStore;
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Everything durable is below this folder; one coordinator at a time.
+    pub data_dir: PathBuf,
+    /// How often workers say that they are there; 1 s by default.
+    pub heartbeat_interval: Duration,
+    /// A worker that is silent for this long is lost; 5 s by default. All other limits derive from it.
+    pub failure_timeout: Duration,
+    /// What workers must show to join; `None`: nothing.
+    pub join_token: Option<String>,
+}
+
+impl Config {
+    pub fn new(data_dir: impl Into<PathBuf>) -> Config {
+        Config {
+            data_dir: data_dir.into(),
+            heartbeat_interval: Duration::from_secs(1),
+            failure_timeout: Duration::from_secs(5),
+            join_token: None,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CoordinatorError {
+    #[error(
+        "heartbeat_interval = {interval:?} is not possible with failure_timeout = {timeout:?}; expected at most half of it, and more than 0"
+    )]
+    Limits { interval: Duration, timeout: Duration },
+    #[error(transparent)]
+    Store(#[from] store::StoreError),
+    #[error(transparent)]
+    Restore(#[from] machine::RestoreError),
+    #[error(transparent)]
+    Curve(#[from] curve::CurveError),
+    #[error("{what} {path} failed: {source}")]
+    Io { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("serving gRPC failed: {0}")]
+    Serve(tonic::transport::Error),
+    #[error("the coordinator stopped because of a bug: {0}")]
+    Panic(tokio::task::JoinError),
+}
+
+/// Runs a coordinator on `listener` until `shutdown` resolves. Workers go on with what they do when it returns.
+pub async fn run(
+    listener: TcpListener,
+    config: Config,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), CoordinatorError> {
+    let limits = limits(&config)?;
+    let data_dir = make_data_dir(&config.data_dir)?;
+    let jobs_dir = data_dir.join("jobs");
+    let store = Box::new(RedbStore::open(&data_dir.join("coordinator.redb"))?);
+    let machine_config =
+        machine::Config { jobs_dir: jobs_dir.to_string_lossy().into_owned(), limits, join_token: config.join_token };
+    let (driver, handle) = driver::Driver::open(store, machine_config, &jobs_dir)?;
+    tracing::info!(folder = %data_dir.display(), "the coordinator is ready");
+
+    let (stop, stopped) = watch::channel(());
+    let runtime = tokio::runtime::Handle::current();
+    let mut stopped_serving = stopped.clone();
+    // A thread of its own: durable writes block.
+    let mut driving = tokio::task::spawn_blocking(move || runtime.block_on(driver.run(stopped)));
+    let serving = grpc::serve(listener, handle, limits, async move { drop(stopped_serving.changed().await) });
+    tokio::pin!(serving);
+    let early = tokio::select! {
+        () = shutdown => None,
+        result = &mut serving => Some(result),
+        result = &mut driving => return result.map_err(CoordinatorError::Panic)?,
+    };
+    stop.send_replace(());
+    let driven = driving.await.map_err(CoordinatorError::Panic)?;
+    let served = match early {
+        Some(result) => result,
+        // Connections that do not drain in time are left to their clients.
+        None => tokio::time::timeout(limits.drain(), serving).await.unwrap_or(Ok(())),
+    };
+    driven.and(served)
+}
+
+fn limits(config: &Config) -> Result<Limits, CoordinatorError> {
+    let (interval, timeout) = (config.heartbeat_interval, config.failure_timeout);
+    if interval.is_zero() || interval > timeout / 2 {
+        return Err(CoordinatorError::Limits { interval, timeout });
+    }
+    Ok(Limits { heartbeat_interval: interval, failure_timeout: timeout })
+}
+
+/// Makes the folder, and gives its absolute path: workers on this machine are told paths below it.
+fn make_data_dir(data_dir: &Path) -> Result<PathBuf, CoordinatorError> {
+    let made = std::fs::create_dir_all(data_dir).and_then(|()| data_dir.canonicalize());
+    made.map_err(|source| CoordinatorError::Io { what: "making the folder", path: data_dir.into(), source })
+}

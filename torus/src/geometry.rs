@@ -13,12 +13,32 @@ use serde::{Deserialize, Serialize};
 
 /// How many ways the job is split along each axis of the mesh. All are at least 1 and `dp == dx * dy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Fields")]
 pub struct Shape {
     tp: usize,
     pp: usize,
     dp: usize,
     dx: usize,
     dy: usize,
+}
+
+/// A shape as it is written, before it is checked.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fields {
+    tp: usize,
+    pp: usize,
+    dp: usize,
+    dx: usize,
+    dy: usize,
+}
+
+impl TryFrom<Fields> for Shape {
+    type Error = ShapeError;
+
+    fn try_from(f: Fields) -> Result<Shape, ShapeError> {
+        Shape::with_torus(f.tp, f.pp, f.dp, f.dx, f.dy)
+    }
 }
 
 /// A place by the axes of the mesh.
@@ -54,6 +74,8 @@ pub const MAX_PLACES: usize = 1 << 16;
 impl Shape {
     /// `dx` and `dy` are chosen as near to square as divides, the longer side along the row.
     pub fn new(tp: usize, pp: usize, dp: usize) -> Result<Shape, ShapeError> {
+        // Looking for divisors takes long where dp is absurd: the limits come first.
+        Shape::with_torus(tp, pp, dp, dp, 1)?;
         let dy = (1..=dp).take_while(|d| d * d <= dp).filter(|d| dp.is_multiple_of(*d)).last().unwrap_or(1);
         Shape::with_torus(tp, pp, dp, dp / dy, dy)
     }
@@ -111,6 +133,7 @@ impl Shape {
     }
 
     pub fn rank(&self, place: Place) -> usize {
+        assert!(place.tp < self.tp && place.pp < self.pp && place.dp < self.dp, "{place:?} is outside of {self}");
         let (dp_x, dp_y) = (place.dp % self.dx, place.dp / self.dx);
         (dp_y * self.pp + place.pp) * self.width() + dp_x * self.tp + place.tp
     }
@@ -149,5 +172,20 @@ impl Shape {
 impl std::fmt::Display for Shape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "tp {} x pp {} x dp {} on a {} x {} torus", self.tp, self.pp, self.dp, self.width(), self.height())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The drawing in the module docs.
+    #[test]
+    fn ranks_are_by_row() {
+        let shape = Shape::new(2, 2, 2).expect("a valid shape");
+        assert_eq!(shape.to_string(), "tp 2 x pp 2 x dp 2 on a 4 x 2 torus");
+        assert_eq!(shape.place(6), Place { tp: 0, pp: 1, dp: 1 });
+        assert_eq!((shape.row(5), shape.column(5)), (vec![4, 5, 6, 7], vec![1, 5]));
+        assert_eq!((shape.tp_group(5), shape.pp_group(5), shape.dp_group(5)), (vec![4, 5], vec![1, 5], vec![5, 7]));
     }
 }

@@ -326,78 +326,86 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
 
 fn resolve_batch(file: &BatchFile, dp: usize) -> Result<BatchConfig, JobError> {
     let micro_batch = file.micro_batch.unwrap_or(4);
-    let num_micro_batches = match (file.global, file.micro_batches) {
-        (None, micro_batches) => micro_batches.unwrap_or(8) * dp,
-        (Some(global), None) => {
-            if micro_batch == 0 || global % micro_batch != 0 {
-                return Err(JobError::Value {
-                    key: "batch.global",
-                    found: global.to_string(),
-                    expected: format!("a multiple of batch.micro_batch = {micro_batch}"),
-                });
-            }
-            global / micro_batch
-        }
-        (Some(global), Some(micro_batches)) => {
-            if global != micro_batch * micro_batches * dp {
-                return Err(JobError::Value {
-                    key: "batch.global",
-                    found: global.to_string(),
-                    expected: format!(
-                        "micro_batch {micro_batch} * micro_batches {micro_batches} * dp {dp} = {}; give one of global and micro_batches",
-                        micro_batch * micro_batches * dp
-                    ),
-                });
-            }
-            micro_batches * dp
-        }
+    let per_replica = file.micro_batches.unwrap_or(8);
+    let too_large = || JobError::Value {
+        key: "batch.micro_batches",
+        found: per_replica.to_string(),
+        expected: format!("at most {COUNT_MAX} micro-batches a step over all of the {dp} replicas"),
     };
+    let of_all = per_replica.checked_mul(dp).ok_or_else(too_large)?;
+    let Some(global) = file.global else { return Ok(BatchConfig { micro_batch, num_micro_batches: of_all }) };
+    let value = |expected| Err(JobError::Value { key: "batch.global", found: global.to_string(), expected });
+    if micro_batch == 0 || !global.is_multiple_of(micro_batch) {
+        return value(format!("a multiple of batch.micro_batch = {micro_batch}"));
+    }
+    let num_micro_batches = global / micro_batch;
+    if file.micro_batches.is_some() && num_micro_batches != of_all {
+        return value(format!(
+            "micro_batch {micro_batch} * micro_batches {per_replica} * dp {dp}; give one of global and micro_batches"
+        ));
+    }
     Ok(BatchConfig { micro_batch, num_micro_batches })
+}
+
+// Limits of counts: high enough for anyone, low enough that no count of elements, samples or bytes overflows 64 bits.
+const LAYERS_MAX: u64 = 1 << 10;
+const WIDTH_MAX: u64 = 1 << 16;
+const TOKENS_MAX: u64 = 1 << 24;
+const COUNT_MAX: u64 = 1 << 32;
+/// TOML has no larger integers, and a job must be writable as a job file.
+const TOML_MAX: u64 = i64::MAX as u64;
+
+fn value<T>(key: &'static str, found: impl ToString, expected: String) -> Result<T, JobError> {
+    Err(JobError::Value { key, found: found.to_string(), expected })
 }
 
 impl JobSpec {
     /// Checks what no single value shows. A spec that came over the wire is checked again.
     pub fn check(&self) -> Result<(), JobError> {
-        let value = |key, found: String, expected: &str| Err(JobError::Value { key, found, expected: expected.into() });
-        let m = &self.model;
-        for (key, found) in [
-            ("steps", self.steps),
-            ("model.layers", m.layers as u64),
-            ("model.d_model", m.d_model as u64),
-            ("model.heads", m.heads as u64),
-            ("model.kv_heads", m.kv_heads as u64),
-            ("model.head_dim", m.head_dim as u64),
-            ("model.ff", m.ff as u64),
-            ("model.seq", m.seq as u64),
-            ("batch.micro_batch", self.batch.micro_batch as u64),
-            ("data.stride", self.data.stride as u64),
-            ("data.max_bytes", self.data.max_bytes),
-            ("checkpoint.keep", u64::from(self.checkpoint.keep)),
+        self.check_counts()?;
+        self.check_numbers()?;
+        self.check_together()?;
+        partition::check(&self.model, &self.shape)?;
+        Ok(())
+    }
+
+    /// Counts by themselves: the limits keep products from overflowing.
+    fn check_counts(&self) -> Result<(), JobError> {
+        let (m, b) = (&self.model, &self.batch);
+        for (key, found, lowest, highest) in [
+            ("steps", self.steps, 1, COUNT_MAX),
+            ("seed", self.seed, 0, TOML_MAX),
+            ("model.layers", m.layers as u64, 1, LAYERS_MAX),
+            ("model.d_model", m.d_model as u64, 1, WIDTH_MAX),
+            ("model.heads", m.heads as u64, 1, WIDTH_MAX),
+            ("model.kv_heads", m.kv_heads as u64, 1, WIDTH_MAX),
+            ("model.head_dim", m.head_dim as u64, 1, WIDTH_MAX),
+            // Each token goes to two experts.
+            ("model.experts", m.experts as u64, crate::model::TOP_K as u64, WIDTH_MAX),
+            ("model.ff", m.ff as u64, 1, WIDTH_MAX),
+            ("model.seq", m.seq as u64, 1, TOKENS_MAX),
+            // Tokens are bytes where there is no tokenizer.
+            ("model.vocab", m.vocab as u64, 256, TOKENS_MAX),
+            ("batch.micro_batch", b.micro_batch as u64, 1, TOKENS_MAX),
+            ("batch.micro_batches", b.num_micro_batches as u64, 1, COUNT_MAX),
+            ("data.stride", self.data.stride as u64, 1, TOML_MAX),
+            ("data.max_bytes", self.data.max_bytes, 1, TOML_MAX),
+            ("eval.interval", self.eval.interval, 0, TOML_MAX),
+            ("eval.micro_batches", self.eval.num_micro_batches as u64, 0, COUNT_MAX),
+            ("checkpoint.interval_steps", self.checkpoint.interval_steps, 0, TOML_MAX),
+            ("checkpoint.keep", u64::from(self.checkpoint.keep), 1, TOML_MAX),
+            ("optimizer.warmup", self.optimizer.warmup, 0, TOML_MAX),
         ] {
-            if found == 0 {
-                return value(key, "0".into(), "at least 1");
+            if !(lowest..=highest).contains(&found) {
+                return value(key, found, format!("{lowest} to {highest}"));
             }
         }
-        if m.vocab < 256 {
-            return value("model.vocab", m.vocab.to_string(), "at least 256: tokens are bytes");
-        }
-        if m.experts < crate::model::TOP_K {
-            return value("model.experts", m.experts.to_string(), "at least 2: each token goes to two");
-        }
-        if m.head_dim % 2 != 0 {
-            return value("model.head_dim", m.head_dim.to_string(), "an even number: rotary embedding turns pairs");
-        }
-        if m.heads % m.kv_heads != 0 {
-            return value("model.kv_heads", m.kv_heads.to_string(), &format!("a divisor of heads = {}", m.heads));
-        }
-        if self.batch.num_micro_batches < self.shape.dp() {
-            return value(
-                "batch",
-                format!("{} micro-batches a step", self.batch.num_micro_batches),
-                &format!("at least one for each of the {} replicas; raise batch.global", self.shape.dp()),
-            );
-        }
-        let o = &self.optimizer;
+        Ok(())
+    }
+
+    /// Fractions by themselves; not a number and infinities are refused everywhere.
+    fn check_numbers(&self) -> Result<(), JobError> {
+        let (o, m) = (&self.optimizer, &self.model);
         for (key, found, expected, ok) in [
             ("optimizer.lr", o.lr, "a positive number", o.lr > 0.0),
             ("optimizer.floor", o.floor, "0 to 1", (0.0..=1.0).contains(&o.floor)),
@@ -410,22 +418,48 @@ impl JobSpec {
             ("loss.z_coef", self.loss.z_coef, "at least 0", self.loss.z_coef >= 0.0),
             ("loss.balance_coef", self.loss.balance_coef, "at least 0", self.loss.balance_coef >= 0.0),
             ("data.validation", self.data.validation, "0 to 0.5", (0.0..=0.5).contains(&self.data.validation)),
-            ("checkpoint.interval_s", self.checkpoint.interval_s, "at least 0", self.checkpoint.interval_s >= 0.0),
+            (
+                "checkpoint.interval_s",
+                self.checkpoint.interval_s,
+                "0 to 1e9",
+                (0.0..=1e9).contains(&self.checkpoint.interval_s),
+            ),
             ("model.rope_theta", m.rope_theta, "a positive number", m.rope_theta > 0.0),
             ("model.norm_eps", m.norm_eps, "a positive number", m.norm_eps > 0.0),
         ] {
             if !ok || !found.is_finite() {
-                return value(key, found.to_string(), expected);
+                return value(key, found, expected.into());
             }
         }
-        if self.eval.num_micro_batches > 0 && self.data.validation == 0.0 {
+        Ok(())
+    }
+
+    /// What must fit together.
+    fn check_together(&self) -> Result<(), JobError> {
+        let m = &self.model;
+        if !m.head_dim.is_multiple_of(2) {
+            return value("model.head_dim", m.head_dim, "an even number: rotary embedding turns pairs".into());
+        }
+        if !m.heads.is_multiple_of(m.kv_heads) {
+            return value("model.kv_heads", m.kv_heads, format!("a divisor of heads = {}", m.heads));
+        }
+        let replicas = self.shape.dp();
+        if self.batch.num_micro_batches < replicas {
+            let found = format!("{} micro-batches a step", self.batch.num_micro_batches);
             return value(
-                "eval.micro_batches",
-                self.eval.num_micro_batches.to_string(),
-                "0, or a data.validation above 0: there is no held-out text",
+                "batch",
+                found,
+                format!("at least one for each of the {replicas} replicas; raise batch.global"),
             );
         }
-        partition::check(m, &self.shape)?;
+        if self.steps.checked_mul(self.batch.samples()).is_none_or(|n| n > TOML_MAX) {
+            let found = format!("{} samples a step", self.batch.samples());
+            return value("batch", found, format!("at most 2^63 samples in all {} steps", self.steps));
+        }
+        if self.eval.num_micro_batches > 0 && self.data.validation == 0.0 {
+            let expected = "0, or a data.validation above 0: there is no held-out text";
+            return value("eval.micro_batches", self.eval.num_micro_batches, expected.into());
+        }
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 //!  geometry places, groups, rows and columns of the torus  placement  which worker fills which place
 //!  collective, pipeline  schedules as data                 cursor     which sample comes when
 //!  schedule learning rate and weight decay by step         manifest   what a checkpoint consists of
+//!  init     the first value of every weight                holders    which two places keep each shard
 //! ```
 //!
 //! Deliberately absent: tokio, sockets, files, clocks, random sources, `HashMap`. Time and seeds are arguments, so the same
@@ -16,6 +17,8 @@
 pub mod collective;
 pub mod cursor;
 pub mod geometry;
+pub mod holders;
+pub mod init;
 pub mod job;
 pub mod manifest;
 pub mod model;

@@ -3,19 +3,22 @@
 //! ```text
 //! step-100/
 //!   shard-00000.safetensors ... one file a place: its shard of master weights and both moments
-//!   manifest.json               written last: every entry of every file, with digests; a manifest that can be seen is complete
+//!   manifest.json.b3            the digest of the next file, as `b3sum --check` reads it
+//!   manifest.json               written last: every entry of every file, with digests; that it can be seen means complete
 //! ```
 //!
 //! An *entry* is a contiguous range of the elements of a slice of a tensor ([`crate::partition::Slice`]), so any place of any other
 //! shape can find what it needs by range. Replicated slices are written once, by the lowest tp_rank that holds them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
 use crate::geometry::Shape;
 use crate::job::JobSpec;
-use crate::partition::{Partition, Slice};
+use crate::model::TensorSpec;
+use crate::partition::{self, Partition, Slice};
 
 /// Version of the checkpoint format.
 pub const FORMAT: u32 = 1;
@@ -66,6 +69,34 @@ impl Entry {
     pub fn name_of(kind: Kind, tensor: &str, range: &Range<usize>) -> String {
         format!("{}/{tensor}/{}-{}", kind.name(), range.start, range.end)
     }
+
+    /// Bytes of the entry in its file.
+    pub fn bytes(&self) -> u64 {
+        (self.range.len() as u64).saturating_mul(4)
+    }
+
+    fn check(&self, spec: Option<&TensorSpec>) -> Result<(), String> {
+        let Some(spec) = spec else { return Err(format!("the model has no tensor {}", self.tensor)) };
+        if self.global_shape != spec.shape {
+            return Err(format!("the tensor has the shape {:?}, expected {:?}", self.global_shape, spec.shape));
+        }
+        let Some(&extent) = spec.shape.get(self.slice.dim) else {
+            return Err(format!("the tensor has {} dims, found a slice of dim {}", spec.shape.len(), self.slice.dim));
+        };
+        let mut end = 0;
+        for range in &self.slice.ranges {
+            if range.start < end || range.end <= range.start || range.end > extent {
+                return Err(format!("the slice takes {:?} of an extent of {extent}", self.slice.ranges));
+            }
+            end = range.end;
+        }
+        let len = self.slice.num_elements(&spec.shape).ok_or("the tensor has no such slice")?;
+        if self.range.start >= self.range.end || self.range.end > len {
+            return Err(format!("it holds the elements {:?} of a slice of {len}", self.range));
+        }
+        let name = Entry::name_of(self.kind, &self.tensor, &self.range);
+        if self.name == name { Ok(()) } else { Err(format!("its name should be {name}")) }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -84,6 +115,26 @@ impl ShardFile {
     pub fn name_of(rank: usize) -> String {
         format!("shard-{rank:05}.safetensors")
     }
+
+    /// Bytes of the safetensors header, its length field included.
+    pub fn header_bytes(&self) -> u64 {
+        self.entries.first().map_or(self.bytes, |e| e.file_offset)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.file != ShardFile::name_of(self.rank) {
+            return Err(format!("the file of rank {} should be {}", self.rank, ShardFile::name_of(self.rank)));
+        }
+        let mut end = self.header_bytes();
+        for entry in &self.entries {
+            if entry.file_offset != end {
+                return Err(format!("entry {} starts at byte {}, expected {end}", entry.name, entry.file_offset));
+            }
+            let next = end.checked_add(entry.bytes());
+            end = next.ok_or_else(|| format!("entry {} ends beyond any file", entry.name))?;
+        }
+        if end == self.bytes { Ok(()) } else { Err(format!("its entries end at byte {end} of {}", self.bytes)) }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -98,6 +149,10 @@ pub struct Manifest {
     pub job: JobSpec,
     /// Samples consumed: the data cursor (invariant T-5).
     pub samples: u64,
+    /// Updates that were skipped because gradients were not finite; they do not count in the bias correction.
+    pub skipped_steps: u64,
+    /// blake3 of the token file, hex: the same samples come only from the same tokens.
+    pub data_digest: String,
     pub files: Vec<ShardFile>,
 }
 
@@ -105,10 +160,16 @@ pub struct Manifest {
 pub enum ManifestError {
     #[error("the manifest is not valid: {0}; set the checkpoint aside and use the one before")]
     Parse(String),
-    #[error("the checkpoint has format {found}, this program reads format {FORMAT}; use the version of Toroid that wrote it")]
-    Format { found: u32 },
+    #[error(
+        "the checkpoint has format {found}, this program reads format {FORMAT}; use the version of Toroid that wrote it"
+    )]
+    Format { found: u64 },
     #[error("the checkpoint does not hold all of {tensor} ({kind}): {found} of {expected} elements")]
     Incomplete { tensor: String, kind: &'static str, expected: usize, found: usize },
+    #[error("the manifest is wrong about {file}: {what}; set the checkpoint aside and use the one before")]
+    File { file: String, what: String },
+    #[error("the checkpoint does not hold {tensor} ({kind}) exactly once: {what}; set it aside and use the one before")]
+    Cover { tensor: String, kind: &'static str, what: String },
 }
 
 impl Manifest {
@@ -123,8 +184,8 @@ impl Manifest {
     /// Parses and checks that every tensor is there exactly once.
     pub fn parse(json: &str) -> Result<Manifest, ManifestError> {
         let value: serde_json::Value = serde_json::from_str(json).map_err(|e| ManifestError::Parse(e.to_string()))?;
-        let found = value.get("format").and_then(serde_json::Value::as_u64).unwrap_or(0) as u32;
-        if found != FORMAT {
+        let found = value.get("format").and_then(serde_json::Value::as_u64).unwrap_or(0);
+        if found != u64::from(FORMAT) {
             return Err(ManifestError::Format { found });
         }
         let manifest: Manifest = serde_json::from_value(value).map_err(|e| ManifestError::Parse(e.to_string()))?;
@@ -132,15 +193,32 @@ impl Manifest {
         Ok(manifest)
     }
 
-    fn check(&self) -> Result<(), ManifestError> {
-        for spec in self.job.model.tensors() {
+    /// Every element of every tensor is there exactly once, and every file is a header followed by its entries without gaps.
+    /// What passes can be read without a further look: no index of an entry leads out of its tensor or its file.
+    pub fn check(&self) -> Result<(), ManifestError> {
+        self.job.check().map_err(|e| ManifestError::Parse(e.to_string()))?;
+        partition::check(&self.job.model, &self.shape).map_err(|e| ManifestError::Parse(e.to_string()))?;
+        let specs: BTreeMap<String, TensorSpec> =
+            self.job.model.tensors().into_iter().map(|s| (s.name.clone(), s)).collect();
+        let mut found: BTreeMap<(&str, Kind), Vec<&Entry>> = BTreeMap::new();
+        let mut ranks = BTreeSet::new();
+        for file in &self.files {
+            let refuse = |what: String| ManifestError::File { file: file.file.clone(), what };
+            if !ranks.insert(file.rank) {
+                return Err(refuse(format!("rank {} has another file already", file.rank)));
+            }
+            file.check().map_err(refuse)?;
+            for entry in &file.entries {
+                entry
+                    .check(specs.get(&entry.tensor))
+                    .map_err(|what| refuse(format!("entry {}: {what}", entry.name)))?;
+                found.entry((&entry.tensor, entry.kind)).or_default().push(entry);
+            }
+        }
+        for spec in specs.values() {
             for kind in KINDS {
-                let entries = self.files.iter().flat_map(|f| &f.entries);
-                let found = entries.filter(|e| e.kind == kind && e.tensor == spec.name).map(|e| e.range.len()).sum();
-                let expected = spec.num_elements();
-                if found != expected {
-                    return Err(ManifestError::Incomplete { tensor: spec.name, kind: kind.name(), expected, found });
-                }
+                let entries = found.get(&(spec.name.as_str(), kind)).map_or(&[][..], Vec::as_slice);
+                check_cover(spec, kind, entries)?;
             }
         }
         Ok(())
@@ -149,6 +227,46 @@ impl Manifest {
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|f| f.bytes).sum()
     }
+}
+
+/// The slices of `entries` are to tile the tensor, and the entries of each slice the slice.
+fn check_cover(spec: &TensorSpec, kind: Kind, entries: &[&Entry]) -> Result<(), ManifestError> {
+    let (expected, found) = (spec.num_elements(), entries.iter().map(|e| e.range.len()).sum());
+    if found != expected {
+        return Err(ManifestError::Incomplete { tensor: spec.name.clone(), kind: kind.name(), expected, found });
+    }
+    let refuse = |what: String| ManifestError::Cover { tensor: spec.name.clone(), kind: kind.name(), what };
+    let dim = entries.first().map_or(0, |e| e.slice.dim);
+    if entries.iter().any(|e| e.slice.dim != dim) {
+        return Err(refuse("it is cut along two dims".into()));
+    }
+    let mut slices: BTreeMap<Vec<(usize, usize)>, Vec<&Entry>> = BTreeMap::new();
+    for entry in entries {
+        let key = entry.slice.ranges.iter().map(|r| (r.start, r.end)).collect();
+        slices.entry(key).or_default().push(entry);
+    }
+    let along_dim = slices.keys().flatten().map(|&(start, end)| start..end).collect();
+    check_tiles(along_dim, spec.shape[dim]).map_err(refuse)?;
+    for entries in slices.into_values() {
+        let ranges = entries.iter().map(|e| e.range.clone()).collect();
+        // Entries were checked by themselves: their slices lie within the tensor.
+        let len = entries[0].slice.num_elements(&spec.shape).unwrap_or(0);
+        check_tiles(ranges, len).map_err(refuse)?;
+    }
+    Ok(())
+}
+
+/// `ranges`, none of them empty, are to cover `0..len` without a gap or an overlap.
+fn check_tiles(mut ranges: Vec<Range<usize>>, len: usize) -> Result<(), String> {
+    ranges.sort_by_key(|r| r.start);
+    let mut end = 0;
+    for range in ranges {
+        if range.start != end {
+            return Err(format!("{range:?} follows on {end} of {len}"));
+        }
+        end = range.end;
+    }
+    if end == len { Ok(()) } else { Err(format!("it ends at {end} of {len}")) }
 }
 
 /// The entries, without offsets and digests, that the holder of the flat range `shard` of `partition` writes.

@@ -111,3 +111,67 @@ impl ModelConfig {
         self.tensors().iter().map(|t| t.num_elements() as u64).sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn preset(name: &str) -> ModelConfig {
+        ModelConfig::preset(name).expect("a preset")
+    }
+
+    /// The names, shapes and order of `reference/tiny.json`.
+    #[test]
+    fn tensors_are_in_the_order_of_the_reference() {
+        let tensors = preset("tiny").tensors();
+        let shapes: Vec<String> = tensors.iter().map(|t| format!("{} {:?}", t.name, t.shape)).collect();
+        assert_eq!(shapes.len(), 47);
+        let first = [
+            "emb.weight [512, 128]",
+            "blocks.0.n1.weight [128]",
+            "blocks.0.attn.wq.weight [128, 128]",
+            "blocks.0.attn.wk.weight [64, 128]",
+            "blocks.0.attn.wv.weight [64, 128]",
+            "blocks.0.attn.wo.weight [128, 128]",
+            "blocks.0.n2.weight [128]",
+            "blocks.0.moe.w13 [8, 256, 128]",
+            "blocks.0.moe.w2 [8, 128, 128]",
+            "blocks.0.moe.router.weight [8, 128]",
+            "blocks.0.moe.shared13.weight [256, 128]",
+            "blocks.0.moe.shared2.weight [128, 128]",
+            "blocks.1.n1.weight [128]",
+        ];
+        assert_eq!(shapes[..13], first);
+        let last = ["blocks.3.moe.shared2.weight [128, 128]", "norm.weight [128]", "head.weight [512, 128]"];
+        assert_eq!(shapes[44..], last);
+    }
+
+    #[test]
+    fn only_norms_start_at_one_and_do_not_decay() {
+        let residual = Init::Normal(0.02 / 8_f64.sqrt());
+        for tensor in preset("tiny").tensors() {
+            let norm = tensor.name.ends_with("n1.weight")
+                || tensor.name.ends_with("n2.weight")
+                || tensor.name == "norm.weight";
+            let into_residual = ["wo.weight", "w2", "shared2.weight"].iter().any(|end| tensor.name.ends_with(end));
+            let expected = match (norm, into_residual) {
+                (true, _) => Init::One,
+                (_, true) => residual,
+                _ => Init::Normal(0.02),
+            };
+            assert_eq!((tensor.init, tensor.decays()), (expected, !norm), "{}", tensor.name);
+        }
+    }
+
+    #[test]
+    fn presets_have_the_parameters_that_their_names_promise() {
+        let counts: Vec<u64> = PRESETS.iter().map(|name| preset(name).num_params()).collect();
+        assert!(counts.windows(2).all(|w| w[0] < w[1]), "smallest first: {counts:?}");
+        assert_eq!(counts[0], 2_102_400);
+        let large = preset("67b");
+        let miss = |ff| (ModelConfig { ff, ..large.clone() }.num_params() as f64 - 67e9).abs();
+        assert!(miss(large.ff) < 0.67e9, "{} parameters", large.num_params());
+        assert!(miss(large.ff) < miss(large.ff - 8).min(miss(large.ff + 8)), "ff is the nearest multiple of 8");
+        assert_eq!(ModelConfig::preset("huge"), None);
+    }
+}

@@ -64,7 +64,9 @@ pub const SHARD_ALIGN: usize = 16;
 pub enum PartitionError {
     #[error("tp {tp} does not divide {what} = {count}; choose a tp that divides it")]
     Tp { tp: usize, what: &'static str, count: usize },
-    #[error("tp {tp} and kv_heads = {kv_heads} do not divide one another; choose a tp that divides it or is a multiple of it")]
+    #[error(
+        "tp {tp} and kv_heads = {kv_heads} do not divide one another; choose a tp that divides it or is a multiple of it"
+    )]
     KvHeads { tp: usize, kv_heads: usize },
     #[error("pp {pp} is more than the {layers} layers; every stage needs at least one")]
     Layers { pp: usize, layers: usize },
@@ -78,14 +80,13 @@ pub fn stage_layers(layers: usize, pp: usize, pp_rank: usize) -> Range<usize> {
 /// Checks that `model` can be split over `shape`.
 pub fn check(model: &ModelConfig, shape: &Shape) -> Result<(), PartitionError> {
     let tp = shape.tp();
-    for (what, count) in
-        [("heads", model.heads), ("experts", model.experts), ("ff", model.ff), ("vocab", model.vocab)]
+    for (what, count) in [("heads", model.heads), ("experts", model.experts), ("ff", model.ff), ("vocab", model.vocab)]
     {
         if count % tp != 0 {
             return Err(PartitionError::Tp { tp, what, count });
         }
     }
-    if model.kv_heads % tp != 0 && tp % model.kv_heads != 0 {
+    if !model.kv_heads.is_multiple_of(tp) && !tp.is_multiple_of(model.kv_heads) {
         return Err(PartitionError::KvHeads { tp, kv_heads: model.kv_heads });
     }
     if shape.pp() > model.layers {
@@ -152,7 +153,8 @@ fn tp_slice(model: &ModelConfig, tp: usize, tp_rank: usize, spec: &TensorSpec) -
     let own = tp_rank..tp_rank + 1;
     let one = |dim, range| Slice { dim, ranges: vec![range] };
     let scale = |r: Range<usize>, by: usize| r.start * by..r.end * by;
-    let suffix = spec.name.strip_prefix("blocks.").and_then(|r| r.split_once('.')).map_or(spec.name.as_str(), |(_, s)| s);
+    let suffix =
+        spec.name.strip_prefix("blocks.").and_then(|r| r.split_once('.')).map_or(spec.name.as_str(), |(_, s)| s);
     match suffix {
         "emb.weight" | "head.weight" => (one(0, part(model.vocab)), own, false),
         "attn.wq.weight" => (one(0, scale(part(model.heads), model.head_dim)), own, false),
@@ -176,6 +178,15 @@ fn tp_slice(model: &ModelConfig, tp: usize, tp_rank: usize, spec: &TensorSpec) -
 }
 
 impl Slice {
+    /// Elements of the slice; `None` where a tensor of `global_shape` has no such slice.
+    pub fn num_elements(&self, global_shape: &[usize]) -> Option<usize> {
+        let extent = *global_shape.get(self.dim)?;
+        let inside = self.ranges.iter().all(|r| r.start <= r.end && r.end <= extent);
+        let taken = self.ranges.iter().try_fold(0_usize, |sum, r| sum.checked_add(r.len()))?;
+        let others = global_shape.iter().enumerate().filter(|(dim, _)| *dim != self.dim).map(|(_, n)| n);
+        (inside && taken <= extent).then(|| taken * others.product::<usize>())
+    }
+
     /// The slice's elements as contiguous runs `(first in the slice, first in the tensor, length)`, in the order of the slice.
     pub fn runs(&self, global_shape: &[usize]) -> Vec<(usize, usize, usize)> {
         let outer: usize = global_shape[..self.dim].iter().product();
@@ -213,5 +224,39 @@ impl Partition {
             let (start, end) = (range.start.max(s.offset), range.end.min(s.offset + s.len));
             (start < end).then(|| (s, start - s.offset..end - s.offset))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(tensor: &str, tp: usize, tp_rank: usize, expected: &str) {
+        let model = ModelConfig::preset("tiny").expect("a preset");
+        let shape = Shape::new(tp, 1, 1).expect("a valid shape");
+        let part = partition(&model, &shape, tp_rank, 0);
+        let s = part.slice(tensor).expect("a tensor of the model");
+        let found = format!("dim {} {:?} -> {:?}, replicas {:?}", s.slice.dim, s.slice.ranges, s.shape, s.replicas);
+        assert_eq!(found, expected, "{tensor} at rank {tp_rank} of {tp}");
+    }
+
+    #[test]
+    fn each_tensor_is_split_along_its_own_dim() {
+        check("emb.weight", 2, 1, "dim 0 [256..512] -> [256, 128], replicas 1..2");
+        check("blocks.0.attn.wq.weight", 4, 3, "dim 0 [96..128] -> [32, 128], replicas 3..4");
+        check("blocks.0.attn.wo.weight", 4, 3, "dim 1 [96..128] -> [128, 32], replicas 3..4");
+        check("blocks.0.moe.w13", 4, 1, "dim 0 [2..4] -> [2, 256, 128], replicas 1..2");
+        check("blocks.0.moe.shared13.weight", 2, 1, "dim 0 [64..128, 192..256] -> [128, 128], replicas 1..2");
+        check("blocks.0.moe.shared2.weight", 2, 1, "dim 1 [64..128] -> [128, 64], replicas 1..2");
+        check("blocks.0.moe.router.weight", 2, 1, "dim 0 [0..8] -> [8, 128], replicas 0..2");
+        check("norm.weight", 2, 1, "dim 0 [0..128] -> [128], replicas 0..2");
+    }
+
+    /// Two KV heads over four ranks: neighbours hold the same one.
+    #[test]
+    fn kv_heads_are_replicated_beyond_their_number() {
+        check("blocks.0.attn.wk.weight", 2, 1, "dim 0 [32..64] -> [32, 128], replicas 1..2");
+        check("blocks.0.attn.wk.weight", 4, 1, "dim 0 [0..32] -> [32, 128], replicas 0..2");
+        check("blocks.0.attn.wv.weight", 4, 2, "dim 0 [32..64] -> [32, 128], replicas 2..4");
     }
 }

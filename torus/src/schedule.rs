@@ -50,3 +50,69 @@ impl OptimizerConfig {
         (self.clip / (norm + 1e-6)).min(1.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(warmup: u64) -> OptimizerConfig {
+        OptimizerConfig {
+            lr: 1e-3,
+            floor: 0.1,
+            warmup,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            weight_decay_final: 0.2,
+            clip: 1.0,
+        }
+    }
+
+    #[test]
+    fn the_learning_rate_is_that_of_the_reference() {
+        let reference = [
+            0.00025,
+            0.0005,
+            0.00075,
+            0.001,
+            0.001,
+            0.0009397114317029974,
+            0.000775,
+            0.00055,
+            0.000325,
+            0.000160288568297,
+        ];
+        for (t, expected) in (0..).zip(reference) {
+            let found = config(4).lr_at(t, 10);
+            assert!((found - expected).abs() < 1e-15, "step {t}: expected {expected}, found {found}");
+        }
+    }
+
+    #[test]
+    fn the_learning_rate_stays_at_the_floor_beyond_the_end_and_copes_with_long_warm_ups() {
+        assert!((config(4).lr_at(1000, 10) - 1e-4).abs() < 1e-15);
+        assert_eq!(config(0).lr_at(0, 1), 1e-3);
+        assert_eq!(config(20).lr_at(9, 10), 0.5e-3);
+        assert!(config(20).lr_at(20, 10) <= 1e-3);
+    }
+
+    #[test]
+    fn weight_decay_rises_over_the_last_tenth() {
+        let decay = |t, total| config(0).weight_decay_at(t, total);
+        assert!((0..9).all(|t| decay(t, 10) == 0.1));
+        assert_eq!(decay(9, 10), 0.2);
+        assert_eq!(decay(89, 100), 0.1);
+        assert!((decay(90, 100) - 0.11).abs() < 1e-15);
+        assert!((decay(94, 100) - 0.15).abs() < 1e-15);
+        assert_eq!(decay(99, 100), 0.2);
+        assert_eq!(decay(4, 5), 0.1, "five steps have no last tenth");
+    }
+
+    #[test]
+    fn gradients_are_only_scaled_down() {
+        assert_eq!(config(0).clip_scale(0.5), 1.0);
+        assert!((config(0).clip_scale(4.0) - 0.25).abs() < 1e-6);
+        assert_eq!(config(0).clip_scale(f64::INFINITY), 0.0);
+    }
+}

@@ -13,6 +13,135 @@
 
 pub mod checkpoint;
 pub mod comm;
+pub mod control;
 pub mod data;
 pub mod device;
 pub mod model;
+pub mod optim;
+pub mod session;
+pub mod trainer;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use toroid_proto::{BUILD_VERSION, PROTOCOL_VERSION, Register};
+
+use comm::{CommError, Fence, Listener};
+use control::{Control, ControlError};
+use device::Device as _;
+use session::Session;
+use trainer::{Emit, Environment, Shared};
+
+/// Until the coordinator's Welcome names them.
+const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(1);
+const DEFAULT_FAILURE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How to run a worker.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `http://host:port`.
+    pub coordinator: String,
+    /// Chosen anew where it is `None`; an id lives as long as the process.
+    pub worker_id: Option<String>,
+    /// Where the worker is, for the placement.
+    pub host: String,
+    pub zone: String,
+    pub rack: String,
+    /// Where its links listen; port 0: any.
+    pub data_listen: SocketAddr,
+    /// `host` or `host:port` that peers dial; the listening address where it is `None`.
+    pub advertise: Option<String>,
+    /// `auto`, `cpu`.
+    pub device: String,
+    /// Compute threads.
+    pub threads: usize,
+    /// Token files are kept here.
+    pub cache_dir: PathBuf,
+    pub token: Option<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    #[error("the device `{found}` is not known; there are auto and cpu")]
+    Device { found: String },
+    #[error("cannot listen for links: {0}")]
+    Listen(#[from] CommError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error("cannot start the trainer thread: {0}")]
+    Thread(std::io::Error),
+    #[error("the trainer ended unexpectedly, see the messages before; please report it")]
+    Trainer,
+}
+
+/// Runs a worker until `shutdown`, or until the coordinator refuses it.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
+    if !["auto", "cpu"].contains(&config.device.as_str()) {
+        return Err(WorkerError::Device { found: config.device });
+    }
+    let device = device::CpuDevice::new(config.threads.max(1));
+    let listener = Listener::bind(&config.data_listen.to_string())?;
+    let identity = Register {
+        worker_id: config.worker_id.clone().unwrap_or_else(|| format!("{}-{}", config.host, std::process::id())),
+        protocol_version: PROTOCOL_VERSION,
+        build_version: BUILD_VERSION.into(),
+        host: config.host.clone(),
+        zone: config.zone.clone(),
+        rack: config.rack.clone(),
+        data_address: advertised(config.advertise.as_deref(), listener.local_addr()),
+        device: "cpu".into(),
+        fingerprint: device.fingerprint(),
+        token: config.token.clone().unwrap_or_default(),
+        pid: std::process::id(),
+        ..Register::default()
+    };
+    let (fence, shared) = (Fence::new()?, Arc::new(Shared::default()));
+    let (events, received) = mpsc::unbounded_channel();
+    let (commands, to_do) = std::sync::mpsc::channel();
+    let environment = Environment {
+        listener,
+        fence: fence.clone(),
+        shared: Arc::clone(&shared),
+        cache_dir: config.cache_dir.clone(),
+        connect_timeout: 6 * DEFAULT_FAILURE_TIMEOUT,
+    };
+    // The receiver is gone only when the process ends.
+    let emit: Emit = Arc::new(move |event| drop(events.send(event)));
+    let (ended, trainer_ended) = tokio::sync::oneshot::channel::<()>();
+    std::thread::Builder::new()
+        .name("trainer".into())
+        .spawn(move || {
+            // Dropped when the thread ends, by a panic too: a worker without a trainer must not look alive.
+            let _ended = ended;
+            trainer::run(&device, &environment, &to_do, &emit);
+        })
+        .map_err(WorkerError::Thread)?;
+    let control = Control {
+        coordinator: config.coordinator,
+        identity,
+        session: Session::new(),
+        commands,
+        events: received,
+        fence,
+        shared,
+        heartbeat: DEFAULT_HEARTBEAT,
+        failure_timeout: DEFAULT_FAILURE_TIMEOUT,
+    };
+    tokio::select! {
+        result = control.run(shutdown) => Ok(result?),
+        _ = trainer_ended => Err(WorkerError::Trainer),
+    }
+}
+
+/// The address that peers dial.
+fn advertised(advertise: Option<&str>, listening: SocketAddr) -> String {
+    match advertise {
+        None => listening.to_string(),
+        Some(address) if address.contains(':') => address.to_string(),
+        Some(host) => format!("{host}:{}", listening.port()),
+    }
+}

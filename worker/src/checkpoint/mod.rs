@@ -1,1 +1,177 @@
-//! To come.
+//! Checkpoints: written once by the primaries, published as a whole, read back under any shape (design section 7).
+//!
+//! ```text
+//!   write_shard (every place) ---> step-<n>/shard-<rank>.safetensors  durable when the call returns
+//!   publish (place 0) -----------> step-<n>/manifest.json.b3          its digest, as `b3sum --check` reads it
+//!                                  step-<n>/manifest.json             last: who sees it sees a complete checkpoint
+//!   load (any shape), export <---- the entries that cover what is asked for, each read whole and checked
+//!   verify <---------------------- every byte, against the manifest
+//! ```
+//!
+//! Invariants:
+//!
+//! - **T-6.** A manifest that can be seen is complete. [`Storage::publish`] looks at every file first; a step with a
+//!   manifest is never written to again: [`Storage::write_shard`] then accepts only what is there already, and
+//!   [`Storage::remove`] takes the manifest first.
+//! - The bytes of a file depend on the state, the step and the rank alone. So a repeated write is harmless.
+//! - No value reaches the caller that did not match its digest.
+//!
+//! Deliberately absent: when to write, which steps to keep and what to do about a fault (the coordinator decides),
+//! asynchrony (the trainer has a thread for it; never call this from an async task without `spawn_blocking`), stores
+//! other than local folders (see `objects`).
+
+use std::path::{Path, PathBuf};
+
+use toroid_torus::manifest::{MANIFEST_NAME, Manifest};
+
+mod durable;
+mod encode;
+mod error;
+mod initial;
+mod objects;
+mod read;
+mod verify;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use durable::AtomicFile;
+pub use error::CheckpointError;
+pub use initial::load_initial;
+pub use read::ShardStateMut;
+pub use verify::{Fault, FaultKind};
+pub use write::ShardState;
+
+use objects::Objects;
+
+/// Holds the digest of [`MANIFEST_NAME`], in the format of `b3sum`.
+const DIGEST_NAME: &str = "manifest.json.b3";
+
+/// A folder of checkpoints.
+#[derive(Debug)]
+pub struct Storage {
+    objects: Objects,
+    root: String,
+}
+
+impl Storage {
+    /// Opens the checkpoints in `root`, a folder path or a `file://` URL. The folder is made by the first write.
+    pub fn open(root: &str) -> Result<Storage, CheckpointError> {
+        let folder = match root.split_once("://") {
+            None => PathBuf::from(root),
+            Some(("file", path)) if path.starts_with('/') => PathBuf::from(path),
+            Some(("file", _)) => {
+                let what = "a file:// URL needs an absolute path, as in file:///data/checkpoints".into();
+                return Err(CheckpointError::Root { root: root.into(), what });
+            }
+            Some((scheme, _)) => return Err(CheckpointError::Scheme { root: root.into(), scheme: scheme.into() }),
+        };
+        if root.is_empty() {
+            return Err(CheckpointError::Root { root: root.into(), what: "the path is empty".into() });
+        }
+        let objects = Objects::local(&folder)?;
+        let root = objects.folder().display().to_string();
+        Ok(Storage { objects, root })
+    }
+
+    /// Opens one checkpoint by its folder, `.../step-<n>`: the storage around it, and its step.
+    pub fn open_step(path: &str) -> Result<(Storage, u64), CheckpointError> {
+        let refuse = || CheckpointError::StepPath { path: path.into() };
+        let (root, name) = path.trim_end_matches('/').rsplit_once('/').unwrap_or((".", path));
+        let step = step_of(name).ok_or_else(refuse)?;
+        Ok((Storage::open(if root.is_empty() { "/" } else { root })?, step))
+    }
+
+    /// Absolute path of the folder.
+    pub fn root(&self) -> &str {
+        &self.root
+    }
+
+    /// Absolute path of the checkpoint of `step`, whether it is there or not.
+    pub fn step_path(&self, step: u64) -> String {
+        self.objects.display(&Manifest::folder(step))
+    }
+
+    /// Steps with a complete checkpoint, ascending.
+    pub fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
+        let (folders, _) = self.objects.list("")?;
+        let mut steps = Vec::new();
+        for step in folders.iter().filter_map(|name| step_of(name)) {
+            if self.objects.size(&name_in(step, MANIFEST_NAME))?.is_some() {
+                steps.push(step);
+            }
+        }
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    /// The manifest of a complete checkpoint, checked against its digest.
+    pub fn manifest(&self, step: u64) -> Result<Manifest, CheckpointError> {
+        self.find_manifest(step)?.ok_or_else(|| self.not_found(step))
+    }
+
+    /// The manifest, or `None` where none can be seen.
+    fn find_manifest(&self, step: u64) -> Result<Option<Manifest>, CheckpointError> {
+        let Some(json) = self.objects.read(&name_in(step, MANIFEST_NAME))? else { return Ok(None) };
+        let file = self.objects.display(&name_in(step, MANIFEST_NAME));
+        let digest = self.objects.read(&name_in(step, DIGEST_NAME))?;
+        if digest.as_deref() != Some(digest_line(&json).as_bytes()) {
+            let what = match digest {
+                None => format!("{DIGEST_NAME}, which holds its digest, is missing"),
+                Some(_) => format!("it does not match its digest in {DIGEST_NAME}"),
+            };
+            return Err(CheckpointError::ManifestDamaged { file, what });
+        }
+        let parsed = std::str::from_utf8(&json)
+            .map_err(|e| toroid_torus::manifest::ManifestError::Parse(e.to_string()))
+            .and_then(Manifest::parse);
+        let manifest = parsed.map_err(|cause| CheckpointError::Manifest { file: file.clone(), cause })?;
+        if manifest.step != step {
+            let what = format!("it is of step {}, expected {step}: the folder was renamed", manifest.step);
+            return Err(CheckpointError::ManifestDamaged { file, what });
+        }
+        Ok(Some(manifest))
+    }
+
+    /// Removes a checkpoint, complete or not: the manifest first, so that nobody takes the rest for a checkpoint (T-6).
+    pub fn remove(&self, step: u64) -> Result<(), CheckpointError> {
+        self.objects.delete(&name_in(step, MANIFEST_NAME))?;
+        self.objects.delete_folder(&Manifest::folder(step))
+    }
+
+    /// Renames a damaged `step-<n>` to `damaged-step-<n>`, so that it is not offered any more but can be looked at.
+    /// Returns the new path.
+    pub fn set_aside(&self, step: u64, reason: &str) -> Result<String, CheckpointError> {
+        let from = Manifest::folder(step);
+        let to = self.objects.rename_folder(&from, &format!("damaged-{from}"))?;
+        let path = self.objects.display(&to);
+        tracing::warn!(step, %path, reason, "set a damaged checkpoint aside");
+        Ok(path)
+    }
+
+    fn not_found(&self, step: u64) -> CheckpointError {
+        let available = self.steps().unwrap_or_default();
+        CheckpointError::NotFound { step, root: self.root.clone(), available }
+    }
+
+    /// Writes all parameters as one safetensors file, whole tensors in f32 under the names of the model.
+    pub fn export(&self, step: u64, file: &Path) -> Result<(), CheckpointError> {
+        read::export(&self.objects, &self.manifest(step)?, file)
+    }
+}
+
+/// The step that a folder's name stands for.
+fn step_of(name: &str) -> Option<u64> {
+    let step = name.strip_prefix("step-")?.parse().ok()?;
+    (Manifest::folder(step) == name).then_some(step)
+}
+
+/// Name of `file` of `step` in the storage.
+fn name_in(step: u64, file: &str) -> String {
+    format!("{}/{file}", Manifest::folder(step))
+}
+
+fn digest_line(json: &[u8]) -> String {
+    format!("{}  {MANIFEST_NAME}\n", blake3::hash(json).to_hex())
+}

@@ -1,1 +1,112 @@
-//! To come.
+//! Links between the ranks of a job, and the collectives that run over them.
+//!
+//! ```text
+//!   collective   executes the schedules of torus::collective over a group; sums and gathers for TP, DP and the whole torus
+//!      | Transfer{Send | Recv}
+//!   links        progresses all transfers of a call at once, on the trainer's thread, with poll(2)
+//!      |         \__ fence     another thread ends the epoch: every wait returns
+//!   conn         one connection: frames out, frames in, stash
+//!      | frame   epoch, stream, sequence, length, sums            establish   dials, accepts, keeps connections over epochs
+//!   TCP          \______________________________________________  handshake   proves the epoch's key, both ways
+//! ```
+//!
+//! Invariants:
+//!
+//! 1. **T-1.** Nothing of an older epoch reaches a buffer: a link is proven for each epoch anew, each frame carries its epoch, and a
+//!    raised fence ends every wait.
+//! 2. A damaged frame is an error that names the rank, never a value.
+//! 3. While a call waits it reads every link. So blocking patterns cannot deadlock, however the ranks order their calls; what nobody
+//!    has asked for yet is kept within a bound.
+//! 4. A link outlives an aborted call: frames are never cut short.
+//! 5. A call fails only for a rank that it needs: what a dead peer has sent before is still delivered.
+//! 6. Results of a sum are the same bits on every rank, in an order that depends on the shape of the job alone (T-4).
+//!
+//! Deliberately absent: reader threads and an async runtime (one thread owns the links, so nothing is locked or handed over), and
+//! time limits of a transfer (who hangs is the coordinator's to judge, from heartbeats that name whom a rank waits for:
+//! [`WaitsFor`]).
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use toroid_torus::geometry::Shape;
+
+mod collective;
+mod conn;
+mod error;
+mod establish;
+mod fence;
+mod frame;
+mod handshake;
+mod links;
+#[cfg(test)]
+mod tests;
+
+pub use collective::{
+    Group, TpGroup, all_gather, all_gather_f64, all_reduce_sum, global_sum, reduce_scatter, run_schedule,
+};
+pub use error::CommError;
+pub use establish::{Listener, PeerAddr, Plan, Refusal};
+pub use fence::Fence;
+pub use frame::{Channel, MAX_PAYLOAD_BYTES};
+pub use links::{Links, WaitsFor};
+
+/// One message, to be sent or received by [`Links::run`]. `peer` is a rank.
+#[derive(Debug)]
+pub enum Transfer<'a> {
+    Send {
+        peer: usize,
+        channel: Channel,
+        data: &'a [u8],
+    },
+    /// The message must have the length of `buf`.
+    Recv {
+        peer: usize,
+        channel: Channel,
+        buf: &'a mut [u8],
+    },
+}
+
+impl Transfer<'_> {
+    fn sent_bytes(&self) -> &[u8] {
+        match self {
+            Transfer::Send { data, .. } => data,
+            Transfer::Recv { .. } => unreachable!("a receive is not sent"),
+        }
+    }
+
+    fn received_bytes(&mut self) -> &mut [u8] {
+        match self {
+            Transfer::Recv { buf, .. } => buf,
+            Transfer::Send { .. } => unreachable!("a send does not receive"),
+        }
+    }
+}
+
+/// Counted over the life of a [`Links`], all epochs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LinkStats {
+    /// With headers.
+    pub bytes_sent: u64,
+    /// With headers.
+    pub bytes_received: u64,
+    pub frames_sent: u64,
+    pub frames_received: u64,
+    /// Frames of older epochs, dropped (T-1).
+    pub stale_frames: u64,
+    /// Connections made, by either side. Those that an epoch keeps are not counted again.
+    pub connections: u64,
+    /// Time spent in calls that move data: everything that is not computing.
+    pub wait: Duration,
+}
+
+/// The ranks that `rank` needs links to: its row and its column (which hold its TP and PP groups and its DP rings), and its
+/// neighbours in the DP group by dp_rank (one keeps this rank's shard as a backup, of the other this rank keeps it).
+pub fn peers_of(shape: &Shape, rank: usize) -> BTreeSet<usize> {
+    let mut peers: BTreeSet<usize> = shape.row(rank).into_iter().chain(shape.column(rank)).collect();
+    let group = shape.dp_group(rank);
+    let dp_rank = shape.place(rank).dp;
+    peers.insert(group[(dp_rank + 1) % group.len()]);
+    peers.insert(group[(dp_rank + group.len() - 1) % group.len()]);
+    peers.remove(&rank);
+    peers
+}

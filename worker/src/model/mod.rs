@@ -1,1 +1,39 @@
-//! To come.
+//! Forward and backward of the layers that one place holds (the mathematics is in the repository's description of the model).
+//!
+//! ```text
+//!   tokens -> embedding ─┐                                                    first stage
+//!                        v
+//!   activations ------>  x ─> attention: x += wo attn(norm1 x)  ── sum over TP ┐
+//!                             moe:       x += routed(h) + shared(h) ─ sum over TP   h = norm2 x, every layer of the stage
+//!                                                                              v
+//!   loss <- cross-entropy <- head <- norm <- x                                 last stage;  all others: -> activations
+//! ```
+//!
+//! | file | what |
+//! |---|---|
+//! | `stage` | [`Stage`]: parameters, gradients, the slots of the micro-batches in flight |
+//! | `attention`, `moe`, `head` | forward and backward of each part, side by side, with what is saved between them |
+//! | `layout` | dims of this place's share, and where its tensors lie in the flat buffers |
+//! | `block` | scratch, and linear layers |
+//! | `tp` | [`TpComm`]: what is asked of the TP group |
+//!
+//! Invariants:
+//!
+//! - **M-1.** The residual stream, what the norms and the router read, and the gradient of the residual stream are the same bits on
+//!   every rank of a TP group: they are computed from sums over the group, by the same operations.
+//! - **M-2.** A layer's forward and its backward each sum over the TP group twice.
+//! - **M-3.** Nothing is allocated after [`Stage::new`].
+//! - **M-4.** A stage's results depend on its parameters and its inputs alone, not on what its buffers held before.
+//!
+//! Deliberately absent: the pipeline's order, the sum of gradients over replicas, the optimizer's state.
+
+mod attention;
+mod block;
+mod head;
+mod layout;
+mod moe;
+mod stage;
+mod tp;
+
+pub use stage::{Input, MicroBatchStats, RouterStats, Stage};
+pub use tp::{Alone, TpComm};

@@ -1,0 +1,85 @@
+//! `WorkerService`: one bidirectional stream a worker, carried between the network and the driver without a look inside.
+
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use toroid_proto as proto;
+use toroid_proto::worker_service_server::WorkerService;
+
+use crate::driver::{Command, Connection, Handle, MAX_MESSAGES};
+use crate::machine::{Limits, StreamId};
+
+pub(crate) struct Workers {
+    handle: Handle,
+    limits: Limits,
+}
+
+impl Workers {
+    pub fn new(handle: Handle, limits: Limits) -> Workers {
+        Workers { handle, limits }
+    }
+}
+
+type Outgoing = std::pin::Pin<Box<dyn futures_core::Stream<Item = Result<proto::CoordinatorMessage, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl WorkerService for Workers {
+    type SessionStream = Outgoing;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<proto::WorkerMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let (messages, outgoing) = mpsc::channel(MAX_MESSAGES);
+        let (open, closed) = oneshot::channel();
+        let stream = self.handle.new_stream();
+        let connection = Connection { messages, _open: open };
+        if !self.handle.tell(Command::Open { stream, connection }).await {
+            return Err(Status::unavailable("the coordinator is stopping; connect again when it is back"));
+        }
+        let reader = Reader { handle: self.handle.clone(), limits: self.limits, stream };
+        tokio::spawn(reader.run(request.into_inner(), closed));
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing).map(Ok))))
+    }
+}
+
+/// Passes on what a worker says until either side ends the stream.
+struct Reader {
+    handle: Handle,
+    limits: Limits,
+    stream: StreamId,
+}
+
+impl Reader {
+    async fn run(self, incoming: Streaming<proto::WorkerMessage>, closed: oneshot::Receiver<()>) {
+        let reason = tokio::select! {
+            // The driver has dropped its end and knows why.
+            _ = closed => return,
+            reason = self.read(incoming) => reason,
+        };
+        self.handle.tell(Command::Closed { stream: self.stream, reason }).await;
+    }
+
+    async fn read(&self, mut incoming: Streaming<proto::WorkerMessage>) -> String {
+        let limit = self.limits.first_message();
+        let mut next = match tokio::time::timeout(limit, incoming.next()).await {
+            Ok(next) => next,
+            Err(_) => return format!("sent nothing for {} s", limit.as_secs_f64()),
+        };
+        loop {
+            let body = match next {
+                Some(Ok(message)) => message.body,
+                Some(Err(status)) => return format!("lost its connection ({})", status.message()),
+                None => return "closed its stream".into(),
+            };
+            // A message of a later version that this one does not know has no body.
+            if let Some(body) = body
+                && !self.handle.tell(Command::Message { stream: self.stream, body }).await
+            {
+                return "was connected when the coordinator stopped".into();
+            }
+            next = incoming.next().await;
+        }
+    }
+}

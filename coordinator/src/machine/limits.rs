@@ -1,0 +1,48 @@
+//! Every time limit of the coordinator, derived from the failure timeout in this one place.
+
+use std::time::Duration;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Workers say that they are there this often.
+    pub heartbeat_interval: Duration,
+    /// A worker that is silent for this long is lost.
+    pub failure_timeout: Duration,
+}
+
+impl Limits {
+    /// After a restart of the coordinator: how long workers have to come back.
+    pub fn reconnect(&self) -> Duration {
+        self.failure_timeout
+    }
+
+    /// How long a worker that another lost sight of has to turn out dead, before only the link is taken for broken.
+    pub fn link_grace(&self) -> Duration {
+        (self.failure_timeout / 5).clamp(Duration::from_millis(300), Duration::from_secs(1))
+    }
+
+    /// From the commit of a step to its published checkpoint. Shards are large and storage is slow: five minutes by default.
+    pub fn checkpoint(&self) -> Duration {
+        self.failure_timeout * 60
+    }
+
+    /// From the opening of a stream to its `Register`.
+    pub fn first_message(&self) -> Duration {
+        self.failure_timeout
+    }
+
+    /// HTTP/2 pings on a connection are this far apart, and have this long to be answered.
+    pub fn keepalive(&self) -> Duration {
+        self.failure_timeout / 2
+    }
+
+    /// How long connections may take to end when the coordinator stops.
+    pub fn drain(&self) -> Duration {
+        self.failure_timeout / 5
+    }
+
+    /// The coordinator itself was stopped if a deadline is noticed this late: silence in that time is nobody's fault.
+    pub fn late(&self) -> Duration {
+        self.failure_timeout / 2
+    }
+}

@@ -1,0 +1,251 @@
+//! Workers that come, speak, fall silent and go.
+//!
+//! Every message passes [`Machine::message`], which drops what is not from the worker of a place in the present epoch of the job
+//! it speaks of (T-1). A stream's end is a worker's end: what it did is given to another at once.
+
+use proto::coordinator_message::Body as ToWorker;
+use proto::worker_message::Body as FromWorker;
+use toroid_proto as proto;
+
+use super::job::{Job, Phase};
+use super::pool::Worker;
+use super::record::State;
+use super::{Config, Context, Machine, Now, StreamId};
+
+/// Longer texts than this from a worker are refused at registration.
+const MAX_NAME_BYTES: usize = 256;
+
+impl Config {
+    /// Why a worker may not join, if so.
+    fn refusal(&self, register: &proto::Register) -> Option<String> {
+        let ours = (proto::PROTOCOL_VERSION, proto::BUILD_VERSION);
+        let theirs = (register.protocol_version, register.build_version.as_str());
+        if ours != theirs {
+            return Some(format!(
+                "the worker is of version {} (protocol {}), the coordinator of version {} (protocol {}); install the same version",
+                theirs.1, theirs.0, ours.1, ours.0
+            ));
+        }
+        // Digests compare in constant time.
+        let is_known = |token: &String| blake3::hash(token.as_bytes()) == blake3::hash(register.token.as_bytes());
+        if !self.join_token.as_ref().is_none_or(is_known) {
+            let found = if register.token.is_empty() { "no join token" } else { "another join token" };
+            return Some(format!(
+                "the worker has {found}; start it with the token that the coordinator was started with"
+            ));
+        }
+        let named = [
+            ("worker_id", &register.worker_id),
+            ("data_address", &register.data_address),
+            ("host", &register.host),
+            ("fingerprint", &register.fingerprint),
+        ];
+        let bad = named.into_iter().find(|(_, text)| text.is_empty() || text.len() > MAX_NAME_BYTES);
+        bad.map(|(key, text)| {
+            format!(
+                "`{key}` has {} bytes; expected 1 to {MAX_NAME_BYTES}: the worker is not of this version",
+                text.len()
+            )
+        })
+    }
+}
+
+impl Machine {
+    pub(super) fn message(&mut self, stream: StreamId, body: FromWorker, now: Now) {
+        let Some(worker) = self.pool.by_stream(stream) else {
+            return match body {
+                FromWorker::Register(register) => self.register(stream, register, now),
+                _ => self.refuse(stream, "the first message on a stream must be Register".into()),
+            };
+        };
+        worker.last_heard = now.monotonic;
+        let place = worker.place.clone();
+        match body {
+            FromWorker::Register(_) => self.drop_worker(stream, "registered twice on one stream", now),
+            FromWorker::Leaving(m) => self.drop_worker(stream, &format!("left: {}", m.reason), now),
+            FromWorker::Heartbeat(m) => {
+                worker.operation.clone_from(&m.operation);
+                // A spare's heartbeat speaks of no job, and is not stale.
+                if !m.job_id.is_empty() {
+                    self.place_message(place, FromWorker::Heartbeat(m), now);
+                }
+            }
+            FromWorker::Stopped(_) => {}
+            body => self.place_message(place, body, now),
+        }
+    }
+
+    fn place_message(&mut self, place: Option<(String, usize)>, body: FromWorker, now: Now) {
+        let (jobs, mut cx) = self.split(now);
+        let about = subject(&body);
+        let present = place.and_then(|(job, rank)| Some((jobs.get_mut(&job)?, rank)));
+        match present {
+            Some((job, rank)) if about == Some((&job.record.id, job.record.epoch)) => {
+                job.message(&mut cx, rank, body);
+            }
+            _ => self.num_stale += 1,
+        }
+    }
+
+    fn refuse(&mut self, stream: StreamId, reason: String) {
+        self.out.send(stream, ToWorker::Refused(proto::Refused { reason: reason.clone() }));
+        self.out.close(stream, reason);
+    }
+
+    fn register(&mut self, stream: StreamId, register: proto::Register, now: Now) {
+        if let Some(reason) = self.config.refusal(&register) {
+            return self.refuse(stream, reason);
+        }
+        let id = register.worker_id.clone();
+        let older = self.pool.get(&id).map(|w| w.stream);
+        if let Some(older) = older {
+            self.pool.remove(older);
+            self.out.close(older, format!("{id} registered on another stream; the newer one counts"));
+        }
+        let (jobs, mut cx) = self.split(now);
+        // It may have been started anew with what it lacked.
+        for job in jobs.values_mut() {
+            job.live.unfit.remove(&id);
+        }
+        let held = jobs.values_mut().find_map(|job| job.record.rank_of(&id).map(|rank| (job, rank)));
+        let goes_on = |(job, rank): &(&mut Job, usize)| job.is_done_by(&register, *rank);
+        let (keep, lost) = match held {
+            Some(held) if goes_on(&held) => (Some(held), None),
+            held => (None, held),
+        };
+        if let Some((job, rank)) = lost {
+            job.lose(&mut cx, rank, "came back without its work");
+        }
+        let place = keep.as_ref().map(|(job, rank)| (job.record.id.clone(), *rank));
+        let committed = register.committed_step;
+        cx.pool.insert(Worker {
+            stream,
+            register,
+            last_heard: now.monotonic,
+            place: place.clone(),
+            operation: String::new(),
+        });
+        cx.out.send(stream, ToWorker::Welcome(welcome(cx.config, place.is_some())));
+        if let Some((job, rank)) = keep {
+            job.rejoined(&mut cx, rank, committed);
+        }
+        self.out.unsettled = true;
+    }
+
+    /// The worker is not connected any more.
+    pub(super) fn disconnected(&mut self, stream: StreamId, reason: &str, now: Now) {
+        let Some(worker) = self.pool.remove(stream) else { return };
+        let (jobs, mut cx) = self.split(now);
+        if let Some((job, rank)) = worker.place
+            && let Some(job) = jobs.get_mut(&job)
+        {
+            job.lose(&mut cx, rank, reason);
+        }
+        self.out.unsettled = true;
+    }
+
+    fn drop_worker(&mut self, stream: StreamId, reason: &str, now: Now) {
+        self.out.close(stream, reason);
+        self.disconnected(stream, reason, now);
+    }
+
+    /// Lets deadlines pass: silent workers are lost, and jobs look at theirs.
+    pub(super) fn tick(&mut self, now: Now) {
+        let is_late = self.poll_timeout().is_some_and(|t| now.monotonic > t + self.config.limits.late());
+        if is_late {
+            return self.forgive(now);
+        }
+        let limit = self.config.limits.failure_timeout;
+        let silent: Vec<StreamId> =
+            self.pool.iter().filter(|w| now.monotonic >= w.last_heard + limit).map(|w| w.stream).collect();
+        for stream in silent {
+            self.drop_worker(stream, &format!("was silent for {} s", limit.as_secs_f64()), now);
+        }
+        let (jobs, mut cx) = self.split(now);
+        jobs.values_mut().filter(|j| j.record.state.is_placed()).for_each(|job| job.tick(&mut cx));
+    }
+
+    /// The coordinator was stopped itself, so what looks like silence is not: everyone gets one more timeout.
+    fn forgive(&mut self, now: Now) {
+        self.pool.iter_mut().for_each(|w| w.last_heard = now.monotonic);
+        let (jobs, mut cx) = self.split(now);
+        for job in jobs.values_mut().filter(|j| j.record.state.is_placed()) {
+            job.forgive(&mut cx);
+        }
+    }
+}
+
+fn welcome(config: &Config, keep_going: bool) -> proto::Welcome {
+    let ms = |d: std::time::Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
+    proto::Welcome {
+        coordinator_version: proto::BUILD_VERSION.into(),
+        heartbeat_interval_ms: ms(config.limits.heartbeat_interval),
+        failure_timeout_ms: ms(config.limits.failure_timeout),
+        keep_going,
+    }
+}
+
+/// The job and epoch that a message speaks of.
+fn subject(body: &FromWorker) -> Option<(&String, u64)> {
+    match body {
+        FromWorker::Heartbeat(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::Prepared(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::Step(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::ShardWritten(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::CheckpointMissed(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::ManifestPublished(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::Finished(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::Failed(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::PeerLost(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::Validation(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::Stopped(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::Register(_) | FromWorker::Leaving(_) => None,
+    }
+}
+
+impl Job {
+    /// Whether a worker that registers says that it does the work of this place, in this epoch.
+    fn is_done_by(&self, register: &proto::Register, rank: usize) -> bool {
+        let claimed = (register.job_id.as_str(), register.epoch, register.rank as usize);
+        claimed == (self.record.id.as_str(), self.record.epoch, rank)
+    }
+
+    /// The worker of a place is back on another stream and goes on. What it may have missed is said again.
+    fn rejoined(&mut self, cx: &mut Context<'_>, rank: usize, committed: u64) {
+        self.live.awaited.remove(&rank);
+        if self.live.phase != Phase::Started {
+            return;
+        }
+        let start = proto::Start { job_id: self.record.id.clone(), epoch: self.record.epoch };
+        self.send(cx, rank, ToWorker::Start(start));
+        self.advance(cx, rank, committed);
+        self.name_again(cx, rank);
+    }
+
+    /// A message of the present epoch, from the worker of `rank`.
+    fn message(&mut self, cx: &mut Context<'_>, rank: usize, body: FromWorker) {
+        debug_assert!(self.record.state != State::Queued && !self.record.state.is_ended());
+        match body {
+            FromWorker::Heartbeat(m) => self.heartbeat(cx, rank, &m),
+            FromWorker::Prepared(m) => self.prepared(cx, rank, m),
+            FromWorker::Step(m) => match m.record {
+                Some(record) if rank == 0 => self.step_report(cx, record),
+                _ => {}
+            },
+            FromWorker::Validation(m) => match m.validation {
+                Some(validation) => self.validation(cx, validation),
+                None => {}
+            },
+            FromWorker::ShardWritten(m) => self.shard_written(cx, rank, m),
+            FromWorker::CheckpointMissed(m) => self.checkpoint_missed(cx, rank, &m),
+            FromWorker::ManifestPublished(m) if rank == 0 => self.manifest_published(cx, m),
+            FromWorker::Finished(m) => self.finished(cx, rank, m.committed_step),
+            FromWorker::Failed(m) => self.failed(cx, rank, &m),
+            FromWorker::PeerLost(m) => self.peer_lost(cx, rank, &m),
+            FromWorker::ManifestPublished(_)
+            | FromWorker::Register(_)
+            | FromWorker::Leaving(_)
+            | FromWorker::Stopped(_) => {}
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! The coordinator's decisions, as a pure state machine: an input and the time in, outputs in order out.
+//!
+//! ```text
+//!   users    Submit, Cancel, Checkpoint ─┐                   ┌─ Persist     records, one transaction, always first
+//!   workers  Message, Closed ────────────┼─> Machine::handle ┼─ AppendCurve, CutCurve, CreateFolder
+//!   clock    Tick (at poll_timeout) ─────┘                   └─ Send, Close, Reply, Event, Changed
+//!
+//!   queued ──> starting ──> running ──> done            any of them ──> failed, cancelled
+//!                 │  ^         │
+//!                 v  └─────────v        a place was lost: the next epoch begins from the newest checkpoint,
+//!               recovering <───┘        or the job waits for a worker
+//! ```
+//!
+//! An epoch begins with `Assign` to all places; when all are `Prepared`, `Start` to all. Invariants kept here:
+//!
+//! - **T-1** A message counts only if it comes from the worker of a place, about this job and its present epoch.
+//! - **T-6** A checkpoint is recorded only after all its shards were reported in one epoch and rank 0 has published the manifest,
+//!   and not before the curve is durable up to its step: a restore never leaves a hole in the curve.
+//! - **T-7** Survivors keep their places: [`recovery::decide`] fills only the empty ones.
+//! - **T-8** Epochs only grow. Whatever an input changes is one [`Output::Persist`], before all other outputs of that input.
+//! - **T-9** After a restart nothing is taken from a worker that says it goes on with its place.
+//!
+//! The worker's side of it: between `Register` and `Welcome` it says nothing. After a `Welcome` with `keep_going` it first says
+//! again what it had said in its epoch and what may have been lost (`Prepared`, unacknowledged `StepReport`s in order,
+//! `ShardWritten`, `ManifestPublished`, `Finished`, a `PeerLost` that still holds), and it takes a repeated `Start`, `CheckpointAt`
+//! or `PublishManifest` as the same one. Here repetitions of all of these change nothing.
+//!
+//! Deliberately absent: tokio, sockets, files, clocks, random sources, `HashMap`. Also absent: step records, which are in the
+//! curve's file, and anything about how workers compute.
+
+mod checkpoint;
+mod job;
+mod limits;
+mod membership;
+mod pool;
+mod progress;
+pub mod record;
+pub mod recovery;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use toroid_proto as proto;
+use toroid_proto::StepRecord;
+use toroid_torus::job::{self as job_file, JobError};
+
+use job::Job;
+pub use limits::Limits;
+use pool::Pool;
+pub use progress::{Progress, StepSummary};
+use record::{FORMAT, JobRecord, Meta, Record, State};
+
+/// A moment: monotonic since any origin for deadlines, and by the calendar for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    pub monotonic: Duration,
+    pub unix_ms: i64,
+}
+
+/// A worker's stream; the driver never uses a number twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StreamId(pub u64);
+
+/// A user's request that waits for its reply; the driver never uses a number twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Folder of the jobs' folders, as workers and users see it.
+    pub jobs_dir: String,
+    pub limits: Limits,
+    /// What workers must show; `None`: nothing.
+    pub join_token: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+pub enum Input {
+    Submit {
+        request: RequestId,
+        toml: String,
+    },
+    Cancel {
+        request: RequestId,
+        job: String,
+    },
+    Checkpoint {
+        request: RequestId,
+        job: String,
+    },
+    /// From a worker. The first on a stream must be `Register`.
+    Message {
+        stream: StreamId,
+        body: proto::worker_message::Body,
+    },
+    /// The stream ended, by whomever. After [`Output::Close`] it need not be said.
+    Closed {
+        stream: StreamId,
+        reason: String,
+    },
+    /// The time of [`Machine::poll_timeout`] came. Only this makes deadlines pass.
+    Tick,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    /// Make durable, all or nothing, before what follows is done.
+    Persist(Vec<Record>),
+    /// Make the job's folder and write its job file.
+    CreateFolder {
+        job: String,
+        toml: String,
+    },
+    /// Make durable before what follows is done.
+    AppendCurve {
+        job: String,
+        record: Box<StepRecord>,
+    },
+    /// Drop the steps after `keep` from the curve.
+    CutCurve {
+        job: String,
+        keep: u64,
+    },
+    Send {
+        stream: StreamId,
+        message: Box<proto::CoordinatorMessage>,
+    },
+    Close {
+        stream: StreamId,
+        reason: String,
+    },
+    Reply {
+        request: RequestId,
+        reply: Result<Reply, RequestError>,
+    },
+    /// For the log; it is in the job's record as well.
+    Event {
+        job: String,
+        event: record::Event,
+    },
+    /// Whoever watches the job may want to look.
+    Changed {
+        job: String,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    Submitted { job: String },
+    Cancelled { job: String },
+    Checkpoint { step: u64 },
+}
+
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum RequestError {
+    #[error("{0}")]
+    Invalid(#[from] JobError),
+    #[error("there is no job `{job}`; {known}")]
+    UnknownJob { job: String, known: String },
+    #[error("{job} cannot be {what}: it is {state} ({reason})")]
+    State { job: String, what: &'static str, state: &'static str, reason: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    #[error(
+        "the store has records of format {found}, this coordinator reads format {FORMAT}; start the version of Toroid that wrote them"
+    )]
+    Format { found: u32 },
+    #[error(
+        "the store has jobs but no meta record; it is damaged: restore it from a copy or start with another folder"
+    )]
+    NoMeta,
+}
+
+/// What an input leads to, collected until all of it is known.
+#[derive(Debug, Default)]
+struct Outbox {
+    effects: Vec<Output>,
+    dirty: BTreeSet<String>,
+    dirty_meta: bool,
+    changed: BTreeSet<String>,
+    /// Workers or jobs came or went: look whether a place can be filled.
+    unsettled: bool,
+}
+
+impl Outbox {
+    fn send(&mut self, stream: StreamId, body: proto::coordinator_message::Body) {
+        let message = Box::new(proto::CoordinatorMessage { body: Some(body) });
+        self.effects.push(Output::Send { stream, message });
+    }
+
+    fn reply(&mut self, request: RequestId, reply: Result<Reply, RequestError>) {
+        self.effects.push(Output::Reply { request, reply });
+    }
+
+    fn close(&mut self, stream: StreamId, reason: impl Into<String>) {
+        self.effects.push(Output::Close { stream, reason: reason.into() });
+    }
+}
+
+/// What a job may look at and act on while it handles something.
+struct Context<'a> {
+    pool: &'a mut Pool,
+    out: &'a mut Outbox,
+    config: &'a Config,
+    secret: &'a [u8; 32],
+    now: Now,
+}
+
+#[derive(Debug)]
+pub struct Machine {
+    config: Config,
+    meta: Meta,
+    jobs: BTreeMap<String, Job>,
+    pool: Pool,
+    out: Outbox,
+    /// Messages that were not taken because of T-1.
+    num_stale: u64,
+}
+
+impl Machine {
+    /// A machine that goes on from `records`. `curves` has the curve of each job, as far as it is durable; `entropy` becomes the
+    /// secret of a new store. The outputs are to be executed like those of an input.
+    pub fn restore(
+        config: Config,
+        records: Vec<Record>,
+        mut curves: BTreeMap<String, Vec<StepSummary>>,
+        entropy: [u8; 32],
+        now: Now,
+    ) -> Result<(Machine, Vec<Output>), RestoreError> {
+        let mut meta = None;
+        let mut jobs: Vec<JobRecord> = Vec::new();
+        for record in records {
+            match record {
+                Record::Meta(found) if found.format != FORMAT => {
+                    return Err(RestoreError::Format { found: found.format });
+                }
+                Record::Meta(found) => meta = Some(found),
+                Record::Job(job) => jobs.push(*job),
+            }
+        }
+        let mut out = Outbox::default();
+        if meta.is_none() && !jobs.is_empty() {
+            return Err(RestoreError::NoMeta);
+        }
+        let meta = meta.unwrap_or_else(|| {
+            out.dirty_meta = true;
+            Meta { format: FORMAT, secret: entropy, num_jobs: BTreeMap::new() }
+        });
+        let mut machine = Machine { config, meta, jobs: BTreeMap::new(), pool: Pool::default(), out, num_stale: 0 };
+        for record in jobs {
+            let id = record.id.clone();
+            let steps = curves.remove(&id).unwrap_or_default();
+            let (_, mut context) = machine.split(now);
+            let job = Job::restore(record, steps, &mut context);
+            machine.jobs.insert(id, job);
+        }
+        let outputs = machine.settle(now);
+        Ok((machine, outputs))
+    }
+
+    /// Handles one input. Time never goes back.
+    pub fn handle(&mut self, input: Input, now: Now) -> Vec<Output> {
+        match input {
+            Input::Submit { request, toml } => self.submit(request, &toml, now),
+            Input::Cancel { request, job } => self.cancel(request, &job, now),
+            Input::Checkpoint { request, job } => self.request_checkpoint(request, &job, now),
+            Input::Message { stream, body } => self.message(stream, body, now),
+            Input::Closed { stream, reason } => self.disconnected(stream, &reason, now),
+            Input::Tick => self.tick(now),
+        }
+        self.settle(now)
+    }
+
+    /// When the next deadline passes, by [`Now::monotonic`]; `None` while nothing is waited for.
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        let silence = self.config.limits.failure_timeout;
+        let workers = self.pool.iter().map(|w| w.last_heard + silence);
+        workers.chain(self.jobs.values().filter_map(Job::poll_timeout)).min()
+    }
+
+    /// Messages of older epochs, or from workers without that place, that were dropped (T-1).
+    pub fn num_stale(&self) -> u64 {
+        self.num_stale
+    }
+
+    pub fn record(&self, job: &str) -> Option<&JobRecord> {
+        self.jobs.get(job).map(|j| &j.record)
+    }
+
+    pub fn jobs(&self) -> impl Iterator<Item = &JobRecord> {
+        self.jobs.values().map(|j| &j.record)
+    }
+
+    /// The error for a job that is not there.
+    pub fn unknown(&self, job: &str) -> RequestError {
+        const MAX_NAMED: usize = 10;
+        let mut ids: Vec<(u64, &str)> = self.jobs().map(|j| (j.number, j.id.as_str())).collect();
+        ids.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
+        let named: Vec<&str> = ids.iter().take(MAX_NAMED).map(|(_, id)| *id).collect();
+        let known = match ids.len() {
+            0 => "no job was submitted yet".into(),
+            n if n > MAX_NAMED => format!("the newest of {n} are {}", named.join(", ")),
+            _ => format!("there are {}", named.join(", ")),
+        };
+        RequestError::UnknownJob { job: job.into(), known }
+    }
+
+    fn split(&mut self, now: Now) -> (&mut BTreeMap<String, Job>, Context<'_>) {
+        let Machine { config, meta, jobs, pool, out, .. } = self;
+        (jobs, Context { pool, out, config, secret: &meta.secret, now })
+    }
+
+    fn submit(&mut self, request: RequestId, toml: &str, now: Now) {
+        let spec = match job_file::parse(toml) {
+            Ok(spec) => spec,
+            Err(error) => return self.out.reply(request, Err(error.into())),
+        };
+        let slug = slug(&spec.name);
+        let count = self.meta.num_jobs.entry(slug.clone()).or_insert(0);
+        *count += 1;
+        let id = format!("{slug}-{count}");
+        let number = self.meta.num_jobs.values().sum();
+        self.out.dirty_meta = true;
+        self.out.unsettled = true;
+        self.out.effects.push(Output::CreateFolder { job: id.clone(), toml: spec.to_toml() });
+        let (jobs, mut context) = self.split(now);
+        let job = Job::submit(id.clone(), number, spec, &mut context);
+        jobs.insert(id.clone(), job);
+        self.out.reply(request, Ok(Reply::Submitted { job: id }));
+    }
+
+    fn cancel(&mut self, request: RequestId, id: &str, now: Now) {
+        let (jobs, mut context) = self.split(now);
+        let Some(job) = jobs.get_mut(id) else {
+            let error = self.unknown(id);
+            return self.out.reply(request, Err(error));
+        };
+        let reply = match job.record.state {
+            State::Cancelled => Ok(Reply::Cancelled { job: id.into() }),
+            state if state.is_ended() => Err(job.refuse("cancelled")),
+            _ => {
+                job.end(&mut context, State::Cancelled, "cancelled by a user");
+                Ok(Reply::Cancelled { job: id.into() })
+            }
+        };
+        self.out.reply(request, reply);
+    }
+
+    fn request_checkpoint(&mut self, request: RequestId, id: &str, now: Now) {
+        let (jobs, mut context) = self.split(now);
+        match jobs.get_mut(id) {
+            Some(job) => job.request_checkpoint(&mut context, request),
+            None => {
+                let error = self.unknown(id);
+                self.out.reply(request, Err(error));
+            }
+        }
+    }
+
+    /// Fills places where that has become possible, and puts the outputs into their order.
+    fn settle(&mut self, now: Now) -> Vec<Output> {
+        while std::mem::take(&mut self.out.unsettled) {
+            self.schedule(now);
+        }
+        let out = std::mem::take(&mut self.out);
+        let mut records = Vec::new();
+        if out.dirty_meta {
+            records.push(Record::Meta(self.meta.clone()));
+        }
+        records.extend(out.dirty.iter().map(|id| Record::Job(Box::new(self.jobs[id].record.clone()))));
+        let persist = (!records.is_empty()).then_some(Output::Persist(records));
+        let changed = out.changed.into_iter().map(|job| Output::Changed { job });
+        persist.into_iter().chain(out.effects).chain(changed).collect()
+    }
+
+    /// First come, first served: jobs that have lost places before those that have none yet, and nobody is overtaken.
+    fn schedule(&mut self, now: Now) {
+        let (jobs, mut context) = self.split(now);
+        let mut order: Vec<&mut Job> = jobs.values_mut().filter(|j| !j.record.state.is_ended()).collect();
+        order.sort_by_key(|j| (!j.record.state.is_placed(), j.record.number));
+        let mut first_waiting: Option<String> = None;
+        for job in order {
+            match &first_waiting {
+                _ if job.record.state.is_placed() => job.recover(&mut context),
+                Some(first) => job.queue_behind(&mut context, first),
+                None if job.place(&mut context) => {}
+                None => first_waiting = Some(job.record.id.clone()),
+            }
+        }
+    }
+}
+
+/// The name of a job as it stands in its id: short, lower case, safe as a folder's name.
+fn slug(name: &str) -> String {
+    const MAX_CHARS: usize = 40;
+    let safe = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c.to_ascii_lowercase() } else { '-' };
+    let slug: String = name.chars().take(MAX_CHARS).map(safe).collect();
+    match slug.trim_matches('-') {
+        "" => "job".into(),
+        slug => slug.into(),
+    }
+}

@@ -1,0 +1,236 @@
+//! What a coordinator keeps: everything that a decision depends on, and nothing that workers tell again.
+//!
+//! A record is replaced as a whole; the records that one input changes are stored in one transaction, before anything that the
+//! input leads to is sent (see [`super`]). Heartbeats and step records are not here: the former are of the moment, the latter
+//! are in the job's `curve.csv`.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use serde::{Deserialize, Serialize};
+use toroid_proto as proto;
+use toroid_torus::job::JobSpec;
+
+/// Version of the records. A store of another version is refused.
+pub const FORMAT: u32 = 1;
+
+/// Events kept of each job.
+pub const MAX_EVENTS: usize = 100;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Record {
+    Meta(Meta),
+    Job(Box<JobRecord>),
+}
+
+impl Record {
+    /// The key under which the record replaces the one before.
+    pub fn key(&self) -> String {
+        match self {
+            Record::Meta(_) => "meta".into(),
+            Record::Job(job) => format!("job/{}", job.id),
+        }
+    }
+}
+
+/// What belongs to no job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Meta {
+    pub format: u32,
+    /// Link keys are derived from it, see [`JobRecord::link_key`]. 32 bytes.
+    pub secret: [u8; 32],
+    /// Number of jobs that were submitted under a name, by the name as it stands in the id.
+    pub num_jobs: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    Queued,
+    Starting,
+    Running,
+    Recovering,
+    Done,
+    Failed,
+    Cancelled,
+}
+
+impl State {
+    pub fn is_ended(self) -> bool {
+        matches!(self, State::Done | State::Failed | State::Cancelled)
+    }
+
+    /// Has places: an epoch was begun and the job has not ended.
+    pub fn is_placed(self) -> bool {
+        matches!(self, State::Starting | State::Running | State::Recovering)
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Queued => "queued",
+            State::Starting => "starting",
+            State::Running => "running",
+            State::Recovering => "recovering",
+            State::Done => "done",
+            State::Failed => "failed",
+            State::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl From<State> for proto::JobState {
+    fn from(state: State) -> Self {
+        match state {
+            State::Queued => proto::JobState::Queued,
+            State::Starting => proto::JobState::Starting,
+            State::Running => proto::JobState::Running,
+            State::Recovering => proto::JobState::Recovering,
+            State::Done => proto::JobState::Done,
+            State::Failed => proto::JobState::Failed,
+            State::Cancelled => proto::JobState::Cancelled,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobRecord {
+    pub id: String,
+    /// Jobs are served in this order.
+    pub number: u64,
+    pub spec: JobSpec,
+    pub state: State,
+    /// Why it is in this state, in words.
+    pub reason: String,
+    /// Grows with every change of the map places -> workers (T-8); 0: never placed.
+    pub epoch: u64,
+    /// The worker of each rank; `None` while it is lost and not replaced. Empty before the first epoch and after the last.
+    pub places: Vec<Option<String>>,
+    /// Checkpoint from which the epoch began; 0: the initial weights.
+    pub restore_step: u64,
+    /// Numeric fingerprint that a job with `exact` was first placed on.
+    pub fingerprint: Option<String>,
+    /// What the workers of the first epoch agreed on.
+    pub data: Option<DataFacts>,
+    /// Highest step ever known to be committed: what a place that fails again and again does not get beyond.
+    pub high_step: u64,
+    pub failures: BTreeMap<usize, Failures>,
+    /// Published ones, ascending by step.
+    pub checkpoints: Vec<Checkpoint>,
+    /// Steps that were named to the workers in this epoch and whose checkpoint is not published yet.
+    pub pending: BTreeMap<u64, PendingRecord>,
+    /// Steps of which some shards may lie about without a recorded manifest; removed with the next publishing.
+    pub leftovers: BTreeSet<u64>,
+    pub validations: Vec<Validation>,
+    pub submitted_unix_ms: i64,
+    /// First told to train; 0 before.
+    pub started_unix_ms: i64,
+    /// 0 before.
+    pub finished_unix_ms: i64,
+    /// The newest [`MAX_EVENTS`].
+    pub events: VecDeque<Event>,
+    /// Number of events so far, those no longer kept included.
+    pub num_events: u64,
+}
+
+impl JobRecord {
+    pub fn last_checkpoint(&self) -> Option<&Checkpoint> {
+        self.checkpoints.last()
+    }
+
+    /// The rank of `worker`, if it has a place.
+    pub fn rank_of(&self, worker: &str) -> Option<usize> {
+        self.places.iter().position(|p| p.as_deref() == Some(worker))
+    }
+
+    /// The key with which workers of this epoch know one another. Derived, so that it need not be stored nor changes by a restart.
+    pub fn link_key(&self, secret: &[u8; 32]) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_keyed(secret);
+        hasher.update(&self.epoch.to_le_bytes());
+        hasher.update(self.id.as_bytes());
+        *hasher.finalize().as_bytes()
+    }
+
+    pub fn push_event(&mut self, event: Event) {
+        if self.events.len() == MAX_EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+        self.num_events += 1;
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataFacts {
+    /// Hex.
+    pub digest: String,
+    pub num_samples: u64,
+    pub num_params: u64,
+}
+
+/// Failures of a place since the job last got further.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Failures {
+    pub count: u32,
+    /// The job's `high_step` at the newest.
+    pub at_step: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checkpoint {
+    pub step: u64,
+    pub epoch: u64,
+    pub path: String,
+    pub bytes: u64,
+    pub unix_ms: i64,
+    /// Of the slowest shard.
+    pub write_s: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PendingRecord {
+    pub why: Why,
+    /// Rank 0 was told to publish it.
+    pub publishing: bool,
+}
+
+/// What a step was named for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Why {
+    /// `checkpoint.interval_s` passed.
+    Time,
+    /// A multiple of `checkpoint.interval_steps`.
+    Steps,
+    /// A user asked.
+    Request,
+    /// The last step of the job.
+    Final,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Validation {
+    pub step: u64,
+    pub epoch: u64,
+    /// Nats per token.
+    pub ce: f64,
+    pub bits_per_byte: f64,
+    pub tokens: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Event {
+    pub unix_ms: i64,
+    pub kind: String,
+    pub text: String,
+    pub step: u64,
+    pub epoch: u64,
+    pub worker: String,
+}

@@ -1,0 +1,188 @@
+//! When steps are named, and what becomes of them.
+
+use std::time::Duration;
+
+use super::world::{LIMITS, World, job_file};
+use crate::machine::record::State;
+use crate::machine::{Input, Reply, RequestId};
+
+fn running(steps: u64, more: &str) -> (World, String) {
+    let mut world = World::new();
+    let job = world.submit(&job_file(2, steps, more));
+    world.join("a");
+    world.join("b");
+    world.settle();
+    world.train(&job, 1);
+    (world, job)
+}
+
+fn steps_saved(world: &World, job: &str) -> Vec<u64> {
+    world.record(job).checkpoints.iter().map(|c| c.step).collect()
+}
+
+fn ask(world: &mut World, job: &str) -> RequestId {
+    world.request(|request| Input::Checkpoint { request, job: job.into() })
+}
+
+#[test]
+fn every_so_many_steps_and_the_last_keeping_the_newest() {
+    let (mut world, job) = running(10, "checkpoint.interval_steps = 3\ncheckpoint.keep = 2");
+    world.train(&job, 9);
+    assert_eq!(world.record(&job).state, State::Done);
+    assert_eq!(steps_saved(&world, &job), [9, 10]);
+    let on_disk: Vec<u64> = world.disk.manifests.keys().map(|(_, step)| *step).collect();
+    assert_eq!(on_disk, [9, 10], "older ones are removed");
+    for step in [3, 6, 9, 10] {
+        assert!(world.has_event(&job, "checkpoint.done", &format!("step {step}:")), "step {step}");
+    }
+}
+
+#[test]
+fn with_one_to_keep_the_one_before_goes_only_when_the_next_is_recorded() {
+    let (mut world, job) = running(100, "checkpoint.interval_steps = 2\ncheckpoint.keep = 1");
+    world.train(&job, 5);
+    let on_disk = |world: &World| world.disk.manifests.keys().map(|(_, step)| *step).collect::<Vec<_>>();
+    assert_eq!((steps_saved(&world, &job), on_disk(&world)), (vec![6], vec![4, 6]));
+    world.train(&job, 2);
+    assert_eq!((steps_saved(&world, &job), on_disk(&world)), (vec![8], vec![6, 8]));
+}
+
+#[test]
+fn every_so_many_seconds() {
+    let (mut world, job) = running(1000, "checkpoint.interval_s = 30");
+    for _ in 0..100 {
+        world.pass(Duration::from_secs(1));
+        world.train(&job, 1);
+    }
+    let count = world.record(&job).events.iter().filter(|e| e.kind == "checkpoint.done").count();
+    assert_eq!(count, 3, "in 100 s: {:?}", steps_saved(&world, &job));
+}
+
+#[test]
+fn on_request_a_step_ahead_is_named_and_saved() {
+    let (mut world, job) = running(100, "");
+    let request = ask(&mut world, &job);
+    // Steps of one second: two heartbeats are two steps.
+    assert_eq!(world.replies[&request], Ok(Reply::Checkpoint { step: 3 }));
+    let same = ask(&mut world, &job);
+    assert_eq!(world.replies[&same], Ok(Reply::Checkpoint { step: 3 }), "one that comes soon serves both");
+    world.train(&job, 2);
+    assert_eq!(steps_saved(&world, &job), [3]);
+}
+
+#[test]
+fn a_request_waits_while_another_step_is_written() {
+    let (mut world, job) = running(100, "");
+    ask(&mut world, &job);
+    world.settle();
+    // Step 3 is committed, and the word of b's shard is not heard yet.
+    for _ in 0..2 {
+        world.step(&job);
+        while world.deliver_from("a") {}
+    }
+    let waiting = ask(&mut world, &job);
+    assert_eq!(world.replies.get(&waiting), None);
+    world.settle();
+    assert_eq!(steps_saved(&world, &job), [3]);
+    assert_eq!(world.replies[&waiting], Ok(Reply::Checkpoint { step: 5 }));
+}
+
+#[test]
+fn a_step_that_was_named_too_late_is_named_again_further_ahead() {
+    let (mut world, job) = running(100, "");
+    let request = ask(&mut world, &job);
+    assert_eq!(world.replies[&request], Ok(Reply::Checkpoint { step: 3 }));
+    // Nobody hears of it before step 3 is over.
+    for _ in 0..3 {
+        world.step(&job);
+    }
+    world.settle();
+    assert!(world.has_event(&job, "checkpoint.late", "had committed step 4 before it heard of it"));
+    assert_eq!(world.record(&job).pending.keys().copied().collect::<Vec<_>>(), [8, 100], "4 ahead of 4");
+    world.train(&job, 4);
+    assert_eq!(steps_saved(&world, &job), [8]);
+}
+
+#[test]
+fn a_failed_write_costs_only_that_checkpoint() {
+    let (mut world, job) = running(100, "checkpoint.interval_steps = 5");
+    world.train(&job, 5);
+    assert_eq!(steps_saved(&world, &job), [5]);
+    world.worker("b").write_error = Some("no space left on /ckpt".into());
+    world.train(&job, 5);
+    assert!(world.has_event(&job, "checkpoint.failed", "b (rank 1) could not write its shard: no space left on /ckpt"));
+    assert_eq!((steps_saved(&world, &job), world.record(&job).state), (vec![5], State::Running));
+    world.worker("b").write_error = None;
+    world.train(&job, 5);
+    assert_eq!(steps_saved(&world, &job), [5, 15], "the next interval");
+    let leftovers = world.disk.shards.keys().any(|(_, step)| *step == 10);
+    assert!(!leftovers, "the shard of a that nobody needs is removed");
+}
+
+#[test]
+fn the_last_step_is_tried_three_times_and_the_last_good_stays() {
+    let (mut world, job) = running(6, "checkpoint.interval_steps = 4");
+    world.train(&job, 3);
+    world.worker("a").write_error = Some("disk full".into());
+    world.train(&job, 2);
+    let record = world.record(&job);
+    assert_eq!(record.state, State::Failed);
+    assert!(record.reason.contains("in 3 tries: a (rank 0) could not write its shard: disk full"), "{}", record.reason);
+    assert!(record.reason.ends_with("the newest good one is of step 4 at step-4"), "{}", record.reason);
+    assert_eq!(steps_saved(&world, &job), [4]);
+}
+
+#[test]
+fn the_last_step_succeeds_when_the_disk_does_again() {
+    let (mut world, job) = running(3, "");
+    world.worker("a").write_error = Some("disk full".into());
+    world.train(&job, 1);
+    world.step(&job);
+    world.deliver_from("a");
+    while !world.has_event(&job, "checkpoint.failed", "disk full") {
+        assert!(world.deliver_from("a"), "the failure is reported");
+    }
+    world.worker("a").write_error = None;
+    world.settle();
+    assert_eq!((world.record(&job).state, steps_saved(&world, &job)), (State::Done, vec![3]));
+}
+
+#[test]
+fn a_manifest_waits_for_the_curve() {
+    // A restore must not leave a hole in the curve.
+    let (mut world, job) = running(100, "checkpoint.interval_steps = 2");
+    world.step(&job);
+    let report = world.worker("a").outbox.pop_front().expect("rank 0 reports its step");
+    world.settle();
+    assert!(world.record(&job).pending.contains_key(&2), "all shards are there, the step's record is not");
+    assert!(steps_saved(&world, &job).is_empty());
+    world.worker("a").outbox.push_back(report);
+    world.settle();
+    assert_eq!(steps_saved(&world, &job), [2]);
+}
+
+#[test]
+fn shards_that_never_come_are_named_and_training_goes_on() {
+    let (mut world, job) = running(100, "checkpoint.interval_steps = 2");
+    world.step(&job);
+    let is_shard = |b: &_| matches!(b, toroid_proto::worker_message::Body::ShardWritten(_));
+    world.worker("b").outbox.retain(|b| !is_shard(b));
+    world.settle();
+    world.pass(LIMITS.checkpoint());
+    assert!(world.has_event(&job, "checkpoint.failed", "step 2: no shard came within 300 s from ranks 1"));
+    world.train(&job, 2);
+    assert_eq!((steps_saved(&world, &job), world.record(&job).state), (vec![4], State::Running));
+}
+
+#[test]
+fn a_shard_that_makes_no_sense_is_a_failed_write() {
+    let (mut world, job) = running(100, "checkpoint.interval_steps = 2");
+    world.step(&job);
+    for body in &mut world.worker("b").outbox {
+        if let toroid_proto::worker_message::Body::ShardWritten(m) = body {
+            m.file_json = "{}".into();
+        }
+    }
+    world.settle();
+    assert!(world.has_event(&job, "checkpoint.failed", "b (rank 1) described its shard in a way that cannot be read"));
+}

@@ -1,0 +1,199 @@
+//! A job from its submission to its end, and who may take part.
+
+use std::time::Duration;
+
+use proto::worker_message::Body as FromWorker;
+use toroid_proto as proto;
+
+use super::world::{LIMITS, World, job_file};
+use crate::machine::record::State;
+use crate::machine::{Input, Reply, RequestError, StreamId};
+
+#[test]
+fn a_job_goes_from_queued_to_done() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(2, 3, ""));
+    assert_eq!(world.record(&job).reason, "waits for workers: 0 of 2 are free");
+    world.join("a");
+    assert_eq!(world.record(&job).reason, "waits for workers: 1 of 2 are free");
+    world.join("b");
+    assert_eq!((world.record(&job).state, world.record(&job).epoch), (State::Starting, 1));
+    world.settle();
+    assert_eq!(world.record(&job).state, State::Starting, "nothing is committed yet");
+    world.train(&job, 1);
+    assert_eq!(world.record(&job).state, State::Running);
+    world.train(&job, 2);
+    let record = world.record(&job);
+    assert_eq!((record.state, record.reason.as_str()), (State::Done, "all 3 steps are committed and saved"));
+    assert_eq!(record.last_checkpoint().map(|c| c.step), Some(3));
+    assert_eq!(world.view(&job).spares, 2, "its workers are free again");
+    assert!(world.workers.values().all(|w| w.work.is_none()), "and were told to stop");
+}
+
+#[test]
+fn jobs_are_served_in_order_and_nobody_is_overtaken() {
+    let mut world = World::new();
+    let big = world.submit(&job_file(2, 3, ""));
+    let small = world.submit(&job_file(1, 3, ""));
+    assert_eq!((big.as_str(), small.as_str()), ("demo-1", "demo-2"));
+    world.join("a");
+    assert_eq!(world.record(&small).reason, "waits behind demo-1, which was submitted earlier");
+    world.join("b");
+    assert_eq!(world.record(&big).state, State::Starting);
+    assert_eq!(world.record(&small).reason, "waits for workers: 0 of 1 are free");
+    world.settle();
+    world.train(&big, 3);
+    assert_eq!((world.record(&big).state, world.record(&small).state), (State::Done, State::Starting));
+}
+
+#[test]
+fn a_cancelled_job_frees_its_workers_and_its_requests_are_answered() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(1, 9, ""));
+    world.join("a");
+    let waits = world.request(|request| Input::Checkpoint { request, job: job.clone() });
+    let cancel = world.request(|request| Input::Cancel { request, job: job.clone() });
+    assert_eq!(world.replies[&cancel], Ok(Reply::Cancelled { job: job.clone() }));
+    assert!(matches!(world.replies[&waits], Err(RequestError::State { .. })));
+    world.settle();
+    assert!(world.worker("a").work.is_none());
+    let again = world.request(|request| Input::Cancel { request, job: job.clone() });
+    assert_eq!(world.replies[&again], Ok(Reply::Cancelled { job }), "cancelling twice is the same as once");
+}
+
+#[test]
+fn data_that_differs_fails_the_job_and_names_both_workers() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(2, 3, ""));
+    world.join("a");
+    world.join_as("b", |w| w.digest = 8);
+    world.settle();
+    let record = world.record(&job);
+    assert_eq!(record.state, State::Failed);
+    for part in ["a (rank", "b (rank", "0707070707070707", "0808080808080808", "same files"] {
+        assert!(record.reason.contains(part), "`{part}` is not in: {}", record.reason);
+    }
+}
+
+#[test]
+fn a_fatal_failure_fails_the_job_in_the_workers_words() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(1, 3, ""));
+    world.join_as("a", |w| w.prepare_error = Some(("/data is empty".into(), true)));
+    world.settle();
+    let record = world.record(&job);
+    assert_eq!((record.state, record.reason.as_str()), (State::Failed, "a (rank 0) cannot go on: /data is empty"));
+    assert_eq!(world.view(&job).spares, 1);
+}
+
+#[test]
+fn an_exact_job_takes_workers_of_one_fingerprint_only() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(2, 9, "exact = true"));
+    world.join_as("a", |w| w.fingerprint = "avx2".into());
+    world.join_as("b", |w| w.fingerprint = "avx512".into());
+    assert_eq!(world.record(&job).reason, "waits for workers of one numeric fingerprint: 1 of 2 are free");
+    world.join_as("c", |w| w.fingerprint = "avx512".into());
+    world.settle();
+    world.train(&job, 1);
+    assert_eq!(world.record(&job).fingerprint.as_deref(), Some("avx512"));
+    world.kill("b");
+    assert_eq!(world.record(&job).state, State::Recovering, "the spare computes differently");
+    world.join_as("d", |w| w.fingerprint = "avx512".into());
+    world.settle();
+    world.train(&job, 1);
+    assert_eq!(world.record(&job).state, State::Running);
+}
+
+#[test]
+fn mixed_fingerprints_are_warned_about() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(2, 9, ""));
+    world.join_as("a", |w| w.fingerprint = "avx2".into());
+    world.join_as("b", |w| w.fingerprint = "avx512".into());
+    assert!(world.has_event(&job, "job.mixed", "avx2 | avx512"));
+}
+
+/// What a coordinator with a token says to a registration; `None`: welcome.
+fn refusal(change: impl FnOnce(&mut proto::Register)) -> Option<String> {
+    let mut world = World::with_token(Some("secret"));
+    let mut register = proto::Register {
+        worker_id: "a".into(),
+        protocol_version: proto::PROTOCOL_VERSION,
+        build_version: proto::BUILD_VERSION.into(),
+        host: "here".into(),
+        data_address: "here:1".into(),
+        fingerprint: "alike".into(),
+        token: "secret".into(),
+        ..Default::default()
+    };
+    change(&mut register);
+    let stream = StreamId(99);
+    let outputs = world.machine.handle(Input::Message { stream, body: FromWorker::Register(register) }, world.at());
+    let sent = outputs.into_iter().find_map(|o| match o {
+        crate::machine::Output::Send { message, .. } => message.body,
+        _ => None,
+    });
+    match sent {
+        Some(proto::coordinator_message::Body::Welcome(_)) => None,
+        Some(proto::coordinator_message::Body::Refused(refused)) => Some(refused.reason),
+        other => panic!("a registration is answered with {other:?}"),
+    }
+}
+
+#[test]
+fn a_worker_that_does_not_fit_is_refused_with_what_was_found() {
+    let contains = |reason: Option<String>, part: &str| {
+        assert!(reason.as_ref().is_some_and(|r| r.contains(part)), "`{part}` is not in {reason:?}");
+    };
+    assert_eq!(refusal(|_| {}), None);
+    contains(refusal(|r| r.build_version = "0.0.1".into()), "the worker is of version 0.0.1");
+    contains(refusal(|r| r.protocol_version = 77), "protocol 77");
+    contains(refusal(|r| r.token.clear()), "no join token");
+    contains(refusal(|r| r.token = "wrong".into()), "another join token");
+    contains(refusal(|r| r.data_address.clear()), "`data_address` has 0 bytes");
+    contains(refusal(|r| r.worker_id = "x".repeat(1000)), "`worker_id` has 1000 bytes");
+}
+
+#[test]
+fn the_newer_stream_of_a_worker_wins() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(1, 9, ""));
+    world.join("a");
+    world.settle();
+    world.train(&job, 2);
+    let older = world.worker("a").stream.expect("connected");
+    world.connect("a");
+    world.settle();
+    assert!(world.story.iter().all(|s| !s.contains("worker.lost")), "it goes on with its place: {:?}", world.story);
+    world.input(Input::Closed { stream: older, reason: "closed late".into() });
+    world.train(&job, 1);
+    let record = world.record(&job);
+    assert_eq!((record.epoch, record.state, world.view(&job).committed_step), (1, State::Running, 3));
+}
+
+#[test]
+fn what_is_measured_adds_up() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(1, 100, ""));
+    world.join("a");
+    world.settle();
+    for _ in 0..10 {
+        world.pass(Duration::from_secs(2));
+        world.train(&job, 1);
+    }
+    let view = world.view(&job);
+    assert_eq!((view.committed_step, view.tokens_per_s, view.eta_s), (10, 100.0, 90.0));
+    assert_eq!(view.goodput, 0.5, "steps of one second, every two seconds");
+    assert_eq!((view.first_loss, view.places.len(), view.places_alive), (5.0, 1, 1));
+}
+
+#[test]
+fn a_silent_spare_is_closed_and_deadlines_end() {
+    let mut world = World::new();
+    world.join("a");
+    world.worker("a").is_hung = true;
+    world.pass(LIMITS.failure_timeout * 2);
+    assert_eq!(world.worker("a").stream, None);
+    assert_eq!(world.machine.poll_timeout(), None, "nothing is left to wait for");
+}

@@ -1,0 +1,260 @@
+//! Workers that die, hang, fail and lose sight of each other.
+
+use std::time::Duration;
+
+use proto::worker_message::Body as FromWorker;
+use toroid_proto as proto;
+
+use super::world::{LIMITS, World, job_file};
+use crate::machine::Input;
+use crate::machine::record::State;
+
+/// A job of two places that runs on a and b, with c as a spare where there is to be one.
+fn running(num_spares: usize, more: &str) -> (World, String) {
+    let mut world = World::new();
+    let job = world.submit(&job_file(2, 20, more));
+    for id in ["a", "b", "c", "d"].iter().take(2 + num_spares) {
+        world.join(id);
+    }
+    world.settle();
+    world.train(&job, 3);
+    assert_eq!(world.record(&job).state, State::Running);
+    (world, job)
+}
+
+fn rank_of(world: &World, job: &str, worker: &str) -> Option<usize> {
+    world.record(job).rank_of(worker)
+}
+
+#[test]
+fn a_spare_takes_the_place_of_a_dead_worker() {
+    let (mut world, job) = running(1, "");
+    let (kept, lost) = (rank_of(&world, &job, "a"), rank_of(&world, &job, "b"));
+    world.kill("b");
+    let record = world.record(&job);
+    assert_eq!((record.state, record.epoch, record.restore_step), (State::Recovering, 2, 0));
+    assert!(record.reason.starts_with("b (rank 1) closed its stream (reset); c takes rank 1"), "{}", record.reason);
+    assert!(record.reason.ends_with("all go on from the initial weights"), "{}", record.reason);
+    assert_eq!((rank_of(&world, &job, "a"), rank_of(&world, &job, "c")), (kept, lost), "T-7");
+    world.settle();
+    assert_eq!(world.curves[&job].len(), 0, "what is made again is cut");
+    world.train(&job, 20);
+    assert_eq!(world.record(&job).state, State::Done);
+    assert_eq!(world.curves[&job].len(), 20);
+}
+
+#[test]
+fn without_a_spare_the_job_waits_for_one() {
+    let (mut world, job) = running(0, "");
+    world.kill("b");
+    let record = world.record(&job);
+    assert_eq!((record.state, record.epoch), (State::Recovering, 1), "the epoch moves when the place is filled");
+    assert!(record.reason.ends_with("waits for a worker: 1 of 2 places filled"), "{}", record.reason);
+    world.join("x");
+    assert_eq!(world.record(&job).epoch, 2);
+    world.settle();
+    world.train(&job, 20);
+    assert_eq!(world.record(&job).state, State::Done);
+}
+
+#[test]
+fn everyone_goes_on_from_the_newest_checkpoint() {
+    let (mut world, job) = running(1, "checkpoint.interval_steps = 2");
+    let saved = world.record(&job).last_checkpoint().map(|c| c.step);
+    assert_eq!(saved, Some(2));
+    world.kill("a");
+    world.settle();
+    let record = world.record(&job);
+    assert_eq!((record.restore_step, world.curves[&job].len()), (2, 2));
+    assert!(record.reason.contains("epoch") || record.reason.contains("prepared"), "{}", record.reason);
+    assert_eq!(world.view(&job).committed_step, 2);
+    world.train(&job, 18);
+    assert_eq!(world.record(&job).state, State::Done);
+}
+
+#[test]
+fn a_worker_that_hangs_is_replaced_after_the_failure_timeout() {
+    let (mut world, job) = running(1, "");
+    world.pass(Duration::from_secs(1));
+    world.worker("b").is_hung = true;
+    world.pass(LIMITS.failure_timeout - Duration::from_secs(1));
+    assert_eq!(world.record(&job).epoch, 1);
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.record(&job).epoch, 2);
+    assert!(world.has_event(&job, "worker.lost", "b (rank 1) was silent for 5 s"));
+    assert_eq!(world.worker("b").stream, None, "it may connect again as a spare");
+}
+
+fn peer_lost(world: &mut World, job: &str, by: &str, rank: u32) {
+    let (job_id, epoch) = (job.to_string(), world.record(job).epoch);
+    let body = FromWorker::PeerLost(proto::PeerLost { job_id, epoch, rank, error: "reset".into() });
+    world.worker(by).outbox.push_back(body);
+    world.settle();
+}
+
+#[test]
+fn a_broken_link_between_living_workers_begins_the_epoch_again_with_both() {
+    let (mut world, job) = running(1, "");
+    peer_lost(&mut world, &job, "a", 1);
+    assert_eq!(world.record(&job).epoch, 1, "b may turn out dead");
+    world.pass(LIMITS.link_grace());
+    let record = world.record(&job);
+    assert_eq!((record.epoch, record.rank_of("a"), record.rank_of("b")), (2, Some(0), Some(1)));
+    assert!(world.has_event(&job, "job.recovering", "a (rank 0) lost its link to b (rank 1): reset; both are alive"));
+    world.train(&job, 1);
+    assert_eq!(world.record(&job).state, State::Running);
+}
+
+#[test]
+fn a_peer_that_was_lost_and_is_dead_is_replaced_once() {
+    let (mut world, job) = running(1, "");
+    peer_lost(&mut world, &job, "a", 1);
+    world.kill("b");
+    world.settle();
+    assert_eq!((world.record(&job).epoch, rank_of(&world, &job, "c")), (2, Some(1)));
+    world.pass(LIMITS.failure_timeout);
+    assert_eq!(world.record(&job).epoch, 2, "the suspicion went with the epoch");
+}
+
+#[test]
+fn a_link_that_breaks_again_and_again_fails_the_job() {
+    let (mut world, job) = running(0, "");
+    for _ in 0..3 {
+        assert_eq!(world.record(&job).state.is_ended(), false);
+        peer_lost(&mut world, &job, "a", 1);
+        world.pass(LIMITS.link_grace());
+    }
+    let record = world.record(&job);
+    assert_eq!(record.state, State::Failed);
+    assert!(record.reason.starts_with("links to rank 1 broke 3 times without a new step"), "{}", record.reason);
+}
+
+fn fail(world: &mut World, job: &str, rank: usize) {
+    let record = world.record(job);
+    let (id, epoch) = (record.places[rank].clone().expect("filled"), record.epoch);
+    let worker = world.worker(&id);
+    worker.work = None;
+    let error = "out of memory".into();
+    let body = FromWorker::Failed(proto::Failed { job_id: job.into(), epoch, error, fatal: false, damaged_step: 0 });
+    worker.outbox.push_back(body);
+    world.settle();
+}
+
+#[test]
+fn a_worker_that_fails_becomes_a_spare_and_another_takes_its_place() {
+    let (mut world, job) = running(1, "");
+    fail(&mut world, &job, 0);
+    let record = world.record(&job);
+    assert_eq!((record.epoch, record.rank_of("a"), record.rank_of("c")), (2, None, Some(0)));
+    assert_eq!(world.view(&job).spares, 1);
+    fail(&mut world, &job, 0);
+    assert_eq!(rank_of(&world, &job, "a"), Some(0), "one that failed comes only where nobody else is left");
+}
+
+#[test]
+fn three_failures_of_a_place_without_a_new_step_fail_the_job() {
+    let (mut world, job) = running(2, "");
+    fail(&mut world, &job, 0);
+    // As far as before, and one step further: the count begins anew.
+    world.train(&job, 4);
+    fail(&mut world, &job, 0);
+    fail(&mut world, &job, 0);
+    assert_eq!(world.record(&job).state, State::Recovering);
+    world.train(&job, 4);
+    fail(&mut world, &job, 0);
+    let record = world.record(&job);
+    assert_eq!(record.state, State::Failed);
+    assert!(record.reason.contains("failed 3 times in a row"), "{}", record.reason);
+    assert!(record.reason.ends_with("out of memory"), "{}", record.reason);
+}
+
+#[test]
+fn a_spare_with_other_data_does_not_take_part_and_the_job_lives() {
+    let (mut world, job) = running(0, "");
+    world.join_as("x", |w| w.digest = 9);
+    world.kill("b");
+    world.settle();
+    assert!(world.has_event(&job, "worker.lost", "x (rank 1) does not see the same data"));
+    world.join("y");
+    world.settle();
+    world.train(&job, 1);
+    assert_eq!((world.record(&job).state, rank_of(&world, &job, "y")), (State::Running, Some(1)));
+}
+
+#[test]
+fn a_worker_that_leaves_or_comes_back_empty_loses_its_place() {
+    let (mut world, job) = running(1, "");
+    world.worker("b").outbox.push_back(FromWorker::Leaving(proto::Leaving { reason: "SIGTERM".into() }));
+    world.settle();
+    assert!(world.has_event(&job, "worker.lost", "b (rank 1) left: SIGTERM"));
+    assert_eq!(rank_of(&world, &job, "c"), Some(1));
+    // The process of c was started anew under its name, and the older stream is not closed yet.
+    world.worker("c").work = None;
+    world.connect("c");
+    world.settle();
+    assert!(world.has_event(&job, "worker.lost", "c (rank 1) came back without its work"));
+    assert_eq!((world.record(&job).epoch, rank_of(&world, &job, "c")), (3, Some(1)), "it is placed anew");
+}
+
+#[test]
+fn messages_of_an_older_epoch_change_nothing() {
+    // T-1, for every message that carries an epoch.
+    let (mut world, job) = running(1, "");
+    world.kill("b");
+    world.settle();
+    world.train(&job, 1);
+    let (job_id, epoch) = (job.clone(), 1);
+    let record = Some(proto::StepRecord { step: 2, ..Default::default() });
+    let validation = Some(proto::Validation { step: 1, ..Default::default() });
+    let stale = [
+        FromWorker::Heartbeat(proto::Heartbeat {
+            job_id: job_id.clone(),
+            epoch,
+            committed_step: 9,
+            ..Default::default()
+        }),
+        FromWorker::Prepared(proto::Prepared { job_id: job_id.clone(), epoch, ..Default::default() }),
+        FromWorker::Step(proto::StepReport { job_id: job_id.clone(), epoch, record }),
+        FromWorker::ShardWritten(proto::ShardWritten { job_id: job_id.clone(), epoch, step: 20, ..Default::default() }),
+        FromWorker::CheckpointMissed(proto::CheckpointMissed {
+            job_id: job_id.clone(),
+            epoch,
+            step: 20,
+            ..Default::default()
+        }),
+        FromWorker::ManifestPublished(proto::ManifestPublished {
+            job_id: job_id.clone(),
+            epoch,
+            step: 20,
+            ..Default::default()
+        }),
+        FromWorker::Finished(proto::Finished { job_id: job_id.clone(), epoch, committed_step: 20 }),
+        FromWorker::Failed(proto::Failed { job_id: job_id.clone(), epoch, error: "late".into(), fatal: true, damaged_step: 0 }),
+        FromWorker::PeerLost(proto::PeerLost { job_id: job_id.clone(), epoch, rank: 1, error: "late".into() }),
+        FromWorker::Validation(proto::ValidationReport { job_id, epoch, validation }),
+    ];
+    let (before, view) = (world.record(&job).clone(), world.view(&job));
+    let stream = world.worker("a").stream.expect("connected");
+    let num_stale = stale.len() as u64;
+    for body in stale {
+        assert_eq!(world.input(Input::Message { stream, body: body.clone() }), 0, "{body:?} led to something");
+    }
+    assert_eq!((world.record(&job), world.view(&job)), (&before, view));
+    assert_eq!(world.machine.num_stale(), num_stale);
+}
+
+#[test]
+fn a_coordinator_that_was_stopped_itself_blames_nobody() {
+    let (mut world, job) = running(1, "");
+    world.now += LIMITS.failure_timeout * 10;
+    world.input(Input::Tick);
+    assert_eq!(world.record(&job).epoch, 1);
+    world.pass(LIMITS.failure_timeout * 2);
+    assert_eq!(world.record(&job).epoch, 1, "all had something to say since");
+}
+
+#[test]
+fn a_tick_without_a_deadline_does_nothing() {
+    let (mut world, _) = running(1, "");
+    assert_eq!(world.input(Input::Tick), 0);
+}

@@ -1,0 +1,129 @@
+//! The coordinator is killed and goes on from what it had stored (T-9).
+
+use super::world::{LIMITS, World, job_file};
+use crate::machine::record::State;
+
+fn running() -> (World, String) {
+    let mut world = World::new();
+    let job = world.submit(&job_file(2, 12, "checkpoint.interval_steps = 4"));
+    for id in ["a", "b", "c"] {
+        world.join(id);
+    }
+    world.settle();
+    world.train(&job, 5);
+    (world, job)
+}
+
+#[test]
+fn workers_that_come_back_go_on() {
+    let (mut world, job) = running();
+    // Steps that are committed meanwhile are reported afterwards.
+    world.disconnect_all();
+    world.step(&job);
+    world.step(&job);
+    world.restart(|_| true);
+    world.settle();
+    let record = world.record(&job);
+    assert_eq!((record.state, record.epoch), (State::Running, 1));
+    assert_eq!(world.curves[&job].len(), 7);
+    world.pass(LIMITS.failure_timeout * 3);
+    world.train(&job, 5);
+    let record = world.record(&job);
+    assert_eq!((record.state, record.epoch, record.last_checkpoint().map(|c| c.step)), (State::Done, 1, Some(12)));
+    assert_eq!(world.curves[&job].len(), 12);
+}
+
+#[test]
+fn a_worker_that_does_not_come_back_is_replaced() {
+    let (mut world, job) = running();
+    world.restart(|id| id != "b");
+    world.settle();
+    assert_eq!(world.record(&job).epoch, 1, "b has time until the failure timeout");
+    world.pass(LIMITS.failure_timeout);
+    assert!(world.has_event(&job, "worker.lost", "b (rank 1) has not come back within 5 s"));
+    let record = world.record(&job);
+    assert_eq!((record.epoch, record.rank_of("a"), record.rank_of("c")), (2, Some(0), Some(1)));
+    world.train(&job, 12);
+    assert_eq!(world.record(&job).state, State::Done);
+}
+
+#[test]
+fn a_job_that_was_starting_begins_again() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(2, 3, ""));
+    world.join("a");
+    world.join("b");
+    assert_eq!(world.record(&job).state, State::Starting);
+    world.restart(|_| true);
+    world.settle();
+    world.train(&job, 3);
+    assert_eq!((world.record(&job).state, world.record(&job).epoch), (State::Done, 2));
+}
+
+#[test]
+fn ended_and_queued_jobs_stay_what_they_are() {
+    let mut world = World::new();
+    let done = world.submit(&job_file(1, 2, ""));
+    world.join("a");
+    world.settle();
+    world.train(&done, 2);
+    let queued = world.submit(&job_file(3, 2, ""));
+    world.restart(|_| true);
+    world.settle();
+    assert_eq!((world.record(&done).state, world.view(&done).committed_step), (State::Done, 2));
+    assert_eq!(world.record(&queued).reason, "waits for workers: 1 of 3 are free");
+    assert_eq!(world.submit(&job_file(1, 2, "")), "demo-3", "ids are not used twice");
+}
+
+#[test]
+fn the_link_key_of_an_epoch_survives_a_restart() {
+    let (mut world, job) = running();
+    let secret = |world: &World| match &world.store["meta"] {
+        crate::machine::record::Record::Meta(meta) => meta.secret,
+        other => panic!("{other:?} under the key of meta"),
+    };
+    let before = (secret(&world), world.record(&job).link_key(&secret(&world)));
+    world.restart(|_| true);
+    assert_eq!((secret(&world), world.record(&job).link_key(&secret(&world))), before);
+    let mut next = world.record(&job).clone();
+    next.epoch += 1;
+    assert_ne!(next.link_key(&before.0), before.1, "each epoch has a key of its own");
+}
+
+/// Submits, trains, loses a worker, recovers and finishes.
+fn story(world: &mut World) -> String {
+    for id in ["a", "b", "c"] {
+        world.join(id);
+    }
+    let mut job = world.submit(&job_file(2, 6, "checkpoint.interval_steps = 2"));
+    if world.machine.record(&job).is_none() {
+        // Killed before the submission was stored: the user sees an error, and submits again.
+        job = world.submit(&job_file(2, 6, "checkpoint.interval_steps = 2"));
+    }
+    world.settle();
+    world.train(&job, 3);
+    world.kill("b");
+    world.settle();
+    for _ in 0..12 {
+        world.pass(LIMITS.heartbeat_interval);
+        world.train(&job, 1);
+    }
+    job
+}
+
+#[test]
+fn a_restart_after_any_output_changes_nothing_about_the_end() {
+    let mut undisturbed = World::new();
+    story(&mut undisturbed);
+    let num_outputs = undisturbed.num_outputs;
+    assert!(num_outputs > 50, "the story has {num_outputs} outputs");
+    for crash_after in 1..=num_outputs {
+        let mut world = World::new();
+        world.crash_after = crash_after;
+        let job = story(&mut world);
+        let record = world.record(&job);
+        let saved: Vec<u64> = record.checkpoints.iter().map(|c| c.step).collect();
+        assert_eq!(record.state, State::Done, "killed after output {crash_after}:\n{}", world.story.join("\n"));
+        assert_eq!((saved.last(), world.curves[&job].len()), (Some(&6), 6), "killed after output {crash_after}");
+    }
+}

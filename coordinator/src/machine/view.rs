@@ -1,0 +1,152 @@
+//! Jobs and workers as users see them.
+//!
+//! What is in a job's curve (its last record, its curve) is filled in by whoever holds the curve's file.
+
+use toroid_proto as proto;
+use toroid_torus::geometry::Shape;
+
+use super::job::Job;
+use super::record::{Checkpoint, Event, JobRecord, Validation};
+use super::{Machine, Now};
+
+impl Machine {
+    /// The job without `last_step` and `curve`.
+    pub fn view(&self, id: &str, now: Now) -> Option<proto::Job> {
+        let job = self.jobs.get(id)?;
+        Some(self.view_of(job, now))
+    }
+
+    /// All jobs as by [`Machine::view`], the oldest first.
+    pub fn view_all(&self, now: Now) -> Vec<proto::Job> {
+        let mut jobs: Vec<&Job> = self.jobs.values().collect();
+        jobs.sort_by_key(|j| j.record.number);
+        jobs.into_iter().map(|job| self.view_of(job, now)).collect()
+    }
+
+    pub fn view_workers(&self, now: Now) -> Vec<proto::WorkerInfo> {
+        let workers = self.pool.iter().map(|w| proto::WorkerInfo {
+            worker_id: w.register.worker_id.clone(),
+            host: w.register.host.clone(),
+            device: w.register.device.clone(),
+            fingerprint: w.register.fingerprint.clone(),
+            job_id: w.place.as_ref().map_or_else(String::new, |(job, _)| job.clone()),
+            rank: w.place.as_ref().map_or(-1, |(_, rank)| *rank as i32),
+            silent_s: now.monotonic.saturating_sub(w.last_heard).as_secs_f64(),
+        });
+        workers.collect()
+    }
+
+    /// Events of a job after the first `seen`, and how many there are by now. Those that are no longer kept are left out.
+    pub fn events_since(&self, id: &str, seen: u64) -> (Vec<proto::Event>, u64) {
+        let Some(job) = self.jobs.get(id) else { return (Vec::new(), 0) };
+        let record = &job.record;
+        let num_new = usize::try_from(record.num_events.saturating_sub(seen)).unwrap_or(usize::MAX);
+        let skip = record.events.len().saturating_sub(num_new);
+        (record.events.iter().skip(skip).map(event).collect(), record.num_events)
+    }
+
+    fn view_of(&self, job: &Job, now: Now) -> proto::Job {
+        let record = &job.record;
+        let places = self.places(job);
+        let progress = &job.live.progress;
+        let committed = job.committed();
+        let is_ended = record.state.is_ended();
+        let eta_s = match progress.step_s() {
+            Some(step_s) if !is_ended => record.spec.steps.saturating_sub(committed) as f64 * step_s,
+            _ => 0.0,
+        };
+        proto::Job {
+            id: record.id.clone(),
+            name: record.spec.name.clone(),
+            state: proto::JobState::from(record.state).into(),
+            reason: record.reason.clone(),
+            shape: Some(shape(&record.spec.shape)),
+            epoch: record.epoch,
+            committed_step: committed,
+            total_steps: record.spec.steps,
+            num_params: record.data.as_ref().map_or_else(|| record.spec.model.num_params(), |d| d.num_params),
+            last_step: None,
+            first_loss: progress.first_loss(),
+            tokens_per_s: progress.tokens_per_s(),
+            eta_s,
+            goodput: goodput(record, progress.useful_s(), now),
+            places_alive: places.iter().filter(|p| p.alive).count() as u32,
+            places,
+            spares: self.pool.spares().count() as u32,
+            checkpoints: record.checkpoints.iter().map(checkpoint).collect(),
+            validations: record.validations.iter().map(validation).collect(),
+            curve: Vec::new(),
+            submitted_unix_ms: record.submitted_unix_ms,
+            started_unix_ms: record.started_unix_ms,
+            finished_unix_ms: record.finished_unix_ms,
+            folder: folder(record, &self.config.jobs_dir),
+            job_toml: record.spec.to_toml(),
+            events: record.events.iter().map(event).collect(),
+        }
+    }
+
+    fn places(&self, job: &Job) -> Vec<proto::PlaceInfo> {
+        let grid = &job.record.spec.shape;
+        let places = (0..grid.world()).map(|rank| {
+            let worker = job.record.places.get(rank).and_then(Option::as_deref);
+            let connected = worker.and_then(|w| self.pool.get(w));
+            let coord = grid.coord(rank);
+            proto::PlaceInfo {
+                rank: rank as u32,
+                x: coord.x as u32,
+                y: coord.y as u32,
+                worker_id: worker.unwrap_or_default().to_string(),
+                alive: connected.is_some(),
+                committed_step: job.live.committed.get(rank).copied().unwrap_or(0),
+                host: connected.map_or_else(String::new, |w| w.register.host.clone()),
+            }
+        });
+        places.collect()
+    }
+}
+
+/// Time of kept steps over all time since the start, 0 to 1.
+fn goodput(record: &JobRecord, useful_s: f64, now: Now) -> f64 {
+    let end = if record.finished_unix_ms > 0 { record.finished_unix_ms } else { now.unix_ms };
+    let all_s = (end - record.started_unix_ms) as f64 / 1e3;
+    if record.started_unix_ms == 0 || all_s <= 0.0 { 0.0 } else { (useful_s / all_s).min(1.0) }
+}
+
+pub(super) fn folder(record: &JobRecord, jobs_dir: &str) -> String {
+    format!("{jobs_dir}/{}", record.id)
+}
+
+/// Where `step-<n>` come to lie.
+pub(super) fn checkpoint_root(record: &JobRecord, jobs_dir: &str) -> String {
+    let configured = record.spec.checkpoint.path.clone();
+    configured.unwrap_or_else(|| format!("{}/checkpoints", folder(record, jobs_dir)))
+}
+
+pub(super) fn shape(shape: &Shape) -> proto::Shape {
+    proto::Shape {
+        tp: shape.tp() as u32,
+        pp: shape.pp() as u32,
+        dp: shape.dp() as u32,
+        dx: shape.dx() as u32,
+        dy: shape.dy() as u32,
+    }
+}
+
+fn event(e: &Event) -> proto::Event {
+    proto::Event {
+        unix_ms: e.unix_ms,
+        kind: e.kind.clone(),
+        text: e.text.clone(),
+        step: e.step,
+        epoch: e.epoch,
+        worker_id: e.worker.clone(),
+    }
+}
+
+fn checkpoint(c: &Checkpoint) -> proto::CheckpointInfo {
+    proto::CheckpointInfo { step: c.step, path: c.path.clone(), bytes: c.bytes, unix_ms: c.unix_ms, write_s: c.write_s }
+}
+
+fn validation(v: &Validation) -> proto::Validation {
+    proto::Validation { step: v.step, ce: v.ce, bits_per_byte: v.bits_per_byte, tokens: v.tokens }
+}

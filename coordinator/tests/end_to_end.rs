@@ -1,0 +1,381 @@
+//! A coordinator on loopback, spoken to as workers and users speak to it: real gRPC, a real store, a restart in between.
+//!
+//! The workers are scripted: they say what the test has them say and compute nothing.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use proto::coordinator_message::Body as ToWorker;
+use proto::job_service_client::JobServiceClient;
+use proto::worker_message::Body as FromWorker;
+use proto::worker_service_client::WorkerServiceClient;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+use toroid_coordinator::store::StoreError;
+use toroid_coordinator::{Config, CoordinatorError};
+use toroid_proto as proto;
+use toroid_torus::manifest::ShardFile;
+
+const STEPS: u64 = 4;
+
+/// Nothing here takes this long; a test that waits in vain ends with an error instead of never.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
+}
+
+struct Coordinator {
+    address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), CoordinatorError>>,
+}
+
+impl Coordinator {
+    async fn start(folder: &Path, join_token: Option<&str>) -> Coordinator {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut config = Config::new(folder);
+        config.join_token = join_token.map(str::to_string);
+        // Long enough that no busy machine makes a worker look dead.
+        config.failure_timeout = PATIENCE;
+        let (stop, stopped) = oneshot::channel();
+        let shutdown = async move { drop(stopped.await) };
+        let task = tokio::spawn(toroid_coordinator::run(listener, config, shutdown));
+        Coordinator { address, stop, task }
+    }
+
+    async fn stop(self) {
+        drop(self.stop);
+        within("the coordinator to stop", self.task).await.unwrap().unwrap();
+    }
+
+    async fn channel(&self) -> Channel {
+        Channel::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap()
+    }
+
+    async fn user(&self) -> JobServiceClient<Channel> {
+        JobServiceClient::new(self.channel().await)
+    }
+}
+
+struct Worker {
+    id: String,
+    assign: proto::Assign,
+    out: mpsc::Sender<proto::WorkerMessage>,
+    messages: Streaming<proto::CoordinatorMessage>,
+}
+
+fn register(id: &str) -> proto::Register {
+    proto::Register {
+        worker_id: id.into(),
+        protocol_version: proto::PROTOCOL_VERSION,
+        build_version: proto::BUILD_VERSION.into(),
+        host: "here".into(),
+        data_address: format!("{id}:1"),
+        device: "cpu".into(),
+        fingerprint: "alike".into(),
+        ..Default::default()
+    }
+}
+
+impl Worker {
+    async fn connect(coordinator: &Coordinator, register: proto::Register) -> Worker {
+        let (out, outgoing) = mpsc::channel(16);
+        let id = register.worker_id.clone();
+        let mut client = WorkerServiceClient::new(coordinator.channel().await);
+        let mut worker = Worker {
+            id,
+            assign: proto::Assign::default(),
+            messages: client.session(ReceiverStream::new(outgoing)).await.unwrap().into_inner(),
+            out,
+        };
+        worker.say(FromWorker::Register(register)).await;
+        worker
+    }
+
+    async fn say(&mut self, body: FromWorker) {
+        self.out.send(proto::WorkerMessage { body: Some(body) }).await.unwrap();
+    }
+
+    async fn hear(&mut self) -> ToWorker {
+        let message = within("a message to a worker", self.messages.next()).await;
+        message.expect("the stream is open").expect("the stream is sound").body.expect("a message has a body")
+    }
+
+    async fn welcomed(&mut self) -> bool {
+        match self.hear().await {
+            ToWorker::Welcome(welcome) => welcome.keep_going,
+            other => panic!("{} expected Welcome, got {other:?}", self.id),
+        }
+    }
+
+    async fn assigned(&mut self) {
+        match self.hear().await {
+            ToWorker::Assign(assign) => self.assign = assign,
+            other => panic!("{} expected Assign, got {other:?}", self.id),
+        }
+    }
+
+    async fn started(&mut self) {
+        assert!(matches!(self.hear().await, ToWorker::Start(s) if s.epoch == self.assign.epoch));
+        assert!(matches!(self.hear().await, ToWorker::CheckpointAt(c) if c.step == STEPS));
+    }
+
+    async fn prepare(&mut self) {
+        let (job_id, epoch) = (self.assign.job_id.clone(), self.assign.epoch);
+        let (data_digest, num_samples, num_params) = (vec![7; 32], 100, 1000);
+        self.say(FromWorker::Prepared(proto::Prepared {
+            job_id,
+            epoch,
+            committed_step: 0,
+            data_digest,
+            num_samples,
+            num_params,
+        }))
+        .await;
+    }
+
+    /// Reports a step and waits for the acknowledgement.
+    async fn step(&mut self, step: u64) {
+        let (job_id, epoch) = (self.assign.job_id.clone(), self.assign.epoch);
+        let record = Some(record(step));
+        self.say(FromWorker::Step(proto::StepReport { job_id, epoch, record })).await;
+        assert!(matches!(self.hear().await, ToWorker::StepAck(ack) if ack.step == step));
+    }
+
+    async fn shard_written(&mut self) {
+        let rank = self.assign.rank;
+        let file = ShardFile {
+            file: ShardFile::name_of(rank as usize),
+            rank: rank as usize,
+            bytes: 10,
+            digest: String::new(),
+            entries: Vec::new(),
+        };
+        self.say(FromWorker::ShardWritten(proto::ShardWritten {
+            job_id: self.assign.job_id.clone(),
+            epoch: self.assign.epoch,
+            step: STEPS,
+            rank,
+            file_json: serde_json::to_string(&file).unwrap(),
+            write_s: 0.5,
+        }))
+        .await;
+    }
+
+    async fn finished(&mut self) {
+        let (job_id, epoch) = (self.assign.job_id.clone(), self.assign.epoch);
+        self.say(FromWorker::Finished(proto::Finished { job_id, epoch, committed_step: STEPS })).await;
+    }
+
+    /// Connects again, to another coordinator, saying what it does.
+    async fn move_to(self, coordinator: &Coordinator, committed_step: u64) -> Worker {
+        let claim = proto::Register {
+            job_id: self.assign.job_id.clone(),
+            epoch: self.assign.epoch,
+            rank: self.assign.rank,
+            committed_step,
+            ..register(&self.id)
+        };
+        Worker { assign: self.assign, ..Worker::connect(coordinator, claim).await }
+    }
+}
+
+/// Values that do not print short, so that the curve must keep all their bits.
+fn record(step: u64) -> proto::StepRecord {
+    proto::StepRecord {
+        step,
+        loss: 5.0 / 3.0 + 1.0 / step as f64,
+        ce: 0.1 + 0.2,
+        grad_norm: 1e-17,
+        lr: 1e-3,
+        tokens: 4096,
+        tokens_per_s: 1e6 / 3.0,
+        step_s: 0.001,
+        expert_load: vec![1, 2, 3, step],
+        num_layers: 2,
+        epoch: 1,
+        ..Default::default()
+    }
+}
+
+const JOB: &str = "name = \"demo\"\nsteps = 4\n[shape]\ndp = 2\n[data]\npath = \"/data\"\n";
+
+async fn submit(user: &mut JobServiceClient<Channel>) -> String {
+    let request = proto::SubmitJobRequest { job_toml: JOB.into() };
+    user.submit_job(request).await.unwrap().into_inner().job_id
+}
+
+async fn job(user: &mut JobServiceClient<Channel>, id: &str) -> proto::Job {
+    let request = proto::GetJobRequest { job_id: id.into(), include_curve: true, curve_from_step: 0 };
+    user.get_job(request).await.unwrap().into_inner()
+}
+
+/// Both workers of the job, by rank.
+async fn place_two(coordinator: &Coordinator) -> [Worker; 2] {
+    let mut workers =
+        [Worker::connect(coordinator, register("a")).await, Worker::connect(coordinator, register("b")).await];
+    for worker in &mut workers {
+        assert!(!worker.welcomed().await, "a new worker has no work to go on with");
+    }
+    for worker in &mut workers {
+        worker.assigned().await;
+    }
+    workers.sort_by_key(|w| w.assign.rank);
+    workers
+}
+
+#[tokio::test]
+async fn a_job_runs_to_its_end_over_a_restart_of_the_coordinator() {
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = Coordinator::start(folder.path(), None).await;
+    let mut user = coordinator.user().await;
+    let id = submit(&mut user).await;
+    assert_eq!(id, "demo-1");
+    let queued = job(&mut user, &id).await;
+    assert_eq!(
+        (queued.state(), queued.reason.as_str()),
+        (proto::JobState::Queued, "waits for workers: 0 of 2 are free")
+    );
+
+    let mut workers = place_two(&coordinator).await;
+    for worker in &mut workers {
+        worker.prepare().await;
+    }
+    for worker in &mut workers {
+        worker.started().await;
+    }
+    workers[0].step(1).await;
+    workers[0].step(2).await;
+    let running = job(&mut user, &id).await;
+    assert_eq!((running.state(), running.committed_step, running.places_alive), (proto::JobState::Running, 2, 2));
+    coordinator.stop().await;
+
+    // Workers have gone on meanwhile (T-9) and keep their places.
+    let coordinator = Coordinator::start(folder.path(), None).await;
+    let mut user = coordinator.user().await;
+    let watch = proto::WatchJobRequest { job_id: id.clone(), curve_from_step: 2 };
+    let watched = user.watch_job(watch).await.unwrap().into_inner();
+    let [first, second] = workers;
+    let mut workers = [first.move_to(&coordinator, 3).await, second.move_to(&coordinator, 3).await];
+    for worker in &mut workers {
+        assert!(worker.welcomed().await, "a worker that goes on is told to");
+        worker.started().await;
+    }
+    workers[0].step(3).await;
+    workers[0].step(4).await;
+    for worker in &mut workers {
+        worker.shard_written().await;
+        worker.finished().await;
+    }
+    let (epoch, path) = (1, "step-4".to_string());
+    match workers[0].hear().await {
+        ToWorker::PublishManifest(p) => assert_eq!((p.step, p.files_json.len(), p.remove_steps.len()), (STEPS, 2, 0)),
+        other => panic!("expected PublishManifest, got {other:?}"),
+    }
+    let published =
+        proto::ManifestPublished { job_id: id.clone(), epoch, step: STEPS, bytes: 20, path, error: String::new() };
+    workers[0].say(FromWorker::ManifestPublished(published)).await;
+    for worker in &mut workers {
+        assert!(matches!(worker.hear().await, ToWorker::Stop(s) if s.job_id == id));
+    }
+
+    let done = job(&mut user, &id).await;
+    assert_eq!((done.state(), done.epoch, done.checkpoints.len()), (proto::JobState::Done, 1, 1));
+    assert_eq!(done.curve, (1..=STEPS).map(record).collect::<Vec<_>>(), "every bit of the curve is kept");
+    assert_eq!(done.last_step, Some(record(STEPS)));
+    let updates: Vec<proto::JobUpdate> =
+        within("the watch to end with the job", watched.collect::<Result<_, Status>>()).await.unwrap();
+    let steps: Vec<u64> = updates.iter().flat_map(|u| &u.steps).map(|s| s.step).collect();
+    assert_eq!(steps, [2, 3, 4], "a watcher gets each step once");
+    coordinator.stop().await;
+
+    let coordinator = Coordinator::start(folder.path(), None).await;
+    let again = job(&mut coordinator.user().await, &id).await;
+    assert_eq!((again.state(), again.curve), (proto::JobState::Done, done.curve));
+    coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn users_are_told_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = Coordinator::start(folder.path(), None).await;
+    let mut user = coordinator.user().await;
+    let bad = proto::SubmitJobRequest { job_toml: JOB.replace("steps", "stepz") };
+    let status = user.submit_job(bad).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(status.message().contains("did you mean `steps`"), "{}", status.message());
+
+    let id = submit(&mut user).await;
+    let unknown = proto::CancelJobRequest { job_id: "demo-7".into() };
+    let status = user.cancel_job(unknown).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::NotFound, "there is no job `demo-7`; there are demo-1"));
+
+    let status = user.checkpoint_job(proto::CheckpointJobRequest { job_id: id.clone() }).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition, "a queued job has nothing to save");
+    let cancelled = user.cancel_job(proto::CancelJobRequest { job_id: id }).await.unwrap().into_inner();
+    assert_eq!(cancelled.state(), proto::JobState::Cancelled);
+    coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_without_the_token_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = Coordinator::start(folder.path(), Some("secret")).await;
+    let mut stranger = Worker::connect(&coordinator, register("a")).await;
+    assert!(matches!(stranger.hear().await, ToWorker::Refused(r) if r.reason.contains("no join token")));
+    assert!(within("the end of the stream", stranger.messages.next()).await.is_none());
+    let token = proto::Register { token: "secret".into(), ..register("a") };
+    assert!(!Worker::connect(&coordinator, token).await.welcomed().await);
+    coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn a_second_coordinator_on_the_same_folder_is_kept_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = Coordinator::start(folder.path(), None).await;
+    // Served means that the store is open.
+    coordinator.user().await.list_jobs(proto::ListJobsRequest {}).await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let second = toroid_coordinator::run(listener, Config::new(folder.path()), std::future::pending()).await;
+    assert!(matches!(second, Err(CoordinatorError::Store(StoreError::InUse { .. }))), "{second:?}");
+    coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn reflection_and_health_answer() {
+    use tonic_health::pb::health_client::HealthClient;
+    use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+    use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
+
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = Coordinator::start(folder.path(), None).await;
+    let message_request = Some(MessageRequest::ListServices(String::new()));
+    let list = ServerReflectionRequest { host: String::new(), message_request };
+    let mut client = ServerReflectionClient::new(coordinator.channel().await);
+    let mut answers = client.server_reflection_info(tokio_stream::once(list)).await.unwrap().into_inner();
+    let answer: ServerReflectionResponse = answers.next().await.unwrap().unwrap();
+    let Some(MessageResponse::ListServicesResponse(services)) = answer.message_response else {
+        panic!("expected a list of services, got {answer:?}");
+    };
+    let names: Vec<&str> = services.service.iter().map(|s| s.name.as_str()).collect();
+    for service in ["toroid.v1.JobService", "toroid.v1.WorkerService", "grpc.health.v1.Health"] {
+        assert!(names.contains(&service), "{service} is not in {names:?}");
+        let request = HealthCheckRequest { service: service.into() };
+        if service.starts_with("toroid") {
+            let health = HealthClient::new(coordinator.channel().await).check(request).await.unwrap().into_inner();
+            assert_eq!(health.status(), ServingStatus::Serving);
+        }
+    }
+    coordinator.stop().await;
+}

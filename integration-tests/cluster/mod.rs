@@ -1,0 +1,269 @@
+//! A whole Toroid on this machine for tests: real processes of the binary under test, real sockets, a folder that goes away.
+//!
+//! Nothing here waits for a time: waits are for an event, with a generous guard against hanging.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use toroid_proto::job_service_client::JobServiceClient;
+use toroid_proto::{GetJobRequest, Job, JobState, StepRecord, SubmitJobRequest};
+
+/// No single wait of a test may take longer.
+pub const HANG_GUARD: Duration = Duration::from_secs(300);
+
+/// Two cores: clusters run one after the other.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+pub fn toroid() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_toroid"));
+    command.stdin(Stdio::null()).env("NO_COLOR", "1");
+    command
+}
+
+/// Runs the binary to its end.
+pub fn run(args: &[&str]) -> Result<Output> {
+    toroid().args(args).output().with_context(|| format!("run toroid {}", args.join(" ")))
+}
+
+/// Runs the binary, which has to succeed, and returns what it printed.
+pub fn run_ok(args: &[&str]) -> Result<String> {
+    let output = run(args)?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "toroid {} failed: {stderr}", args.join(" "));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// One coordinator and its workers.
+pub struct Cluster {
+    dir: tempfile::TempDir,
+    port: u16,
+    coordinator: Option<Child>,
+    workers: BTreeMap<String, Child>,
+    next_worker: usize,
+    runtime: tokio::runtime::Runtime,
+    failure_timeout_ms: u32,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Cluster {
+    /// `num_workers` workers of `threads` compute threads each.
+    pub fn start(num_workers: usize, threads: usize) -> Result<Cluster> {
+        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let mut cluster = Cluster {
+            dir: tempfile::tempdir()?,
+            port: free_port()?,
+            coordinator: None,
+            workers: BTreeMap::new(),
+            next_worker: 0,
+            runtime,
+            failure_timeout_ms: 5000,
+            _turn: turn,
+        };
+        cluster.start_coordinator()?;
+        for _ in 0..num_workers {
+            cluster.add_worker(threads)?;
+        }
+        Ok(cluster)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    pub fn start_coordinator(&mut self) -> Result<()> {
+        let log = std::fs::File::options().create(true).append(true).open(self.path().join("coordinator.log"))?;
+        let child = toroid()
+            .args(["coordinator", "--listen", &format!("127.0.0.1:{}", self.port)])
+            .args(["--failure-timeout-ms", &self.failure_timeout_ms.to_string()])
+            .arg("--dir")
+            .arg(self.path().join("coordinator"))
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("start the coordinator")?;
+        self.coordinator = Some(child);
+        Ok(())
+    }
+
+    /// `kill -9`.
+    pub fn kill_coordinator(&mut self) -> Result<()> {
+        let mut child = self.coordinator.take().context("find the running coordinator")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Starts one more worker and returns its id.
+    pub fn add_worker(&mut self, threads: usize) -> Result<String> {
+        let id = format!("w{}", self.next_worker);
+        self.next_worker += 1;
+        let log = std::fs::File::create(self.path().join(format!("{id}.log")))?;
+        let child = toroid()
+            .args(["worker", "--coordinator", &self.url(), "--id", &id, "--listen", "127.0.0.1:0"])
+            .args(["--threads", &threads.to_string()])
+            .arg("--cache")
+            .arg(self.path().join("cache"))
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("start a worker")?;
+        self.workers.insert(id.clone(), child);
+        Ok(id)
+    }
+
+    /// `kill -9`.
+    pub fn kill_worker(&mut self, id: &str) -> Result<()> {
+        let mut child = self.workers.remove(id).with_context(|| format!("find the running worker {id}"))?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Workers whose process has ended by itself.
+    pub fn dead_workers(&mut self) -> Result<Vec<String>> {
+        let mut dead = Vec::new();
+        for (id, child) in &mut self.workers {
+            if child.try_wait()?.is_some() {
+                dead.push(id.clone());
+            }
+        }
+        Ok(dead)
+    }
+
+    /// Submits a job file. Retries while the coordinator is not up yet.
+    pub fn submit(&self, job_toml: &str) -> Result<String> {
+        let request = SubmitJobRequest { job_toml: job_toml.to_string() };
+        let url = self.url();
+        self.runtime.block_on(async {
+            let start = Instant::now();
+            loop {
+                match JobServiceClient::connect(url.clone()).await {
+                    Ok(mut client) => return Ok(client.submit_job(request).await?.into_inner().job_id),
+                    Err(error) if start.elapsed() > HANG_GUARD => return Err(error).context("reach the coordinator"),
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        })
+    }
+
+    /// The job with its curve; `None` while the coordinator does not answer.
+    pub fn job(&self, id: &str) -> Option<Job> {
+        let request = GetJobRequest { job_id: id.into(), include_curve: true, curve_from_step: 0 };
+        let url = self.url();
+        self.runtime.block_on(async {
+            let client = JobServiceClient::connect(url).await.ok()?;
+            client.max_decoding_message_size(256 << 20).get_job(request).await.ok().map(tonic::Response::into_inner)
+        })
+    }
+
+    /// Polls the job until `found` says so; fails when the job ends before.
+    pub fn wait_for(&self, id: &str, what: &str, mut found: impl FnMut(&Job) -> bool) -> Result<Job> {
+        let start = Instant::now();
+        loop {
+            if let Some(job) = self.job(id) {
+                if found(&job) {
+                    return Ok(job);
+                }
+                let state = job.state();
+                if matches!(state, JobState::Failed | JobState::Done | JobState::Cancelled) {
+                    bail!("waited for {what}, but {id} is {state:?}: {}\n{}", job.reason, self.logs());
+                }
+            }
+            if start.elapsed() > HANG_GUARD {
+                bail!("waited {HANG_GUARD:?} for {what} of {id}; last seen: {:?}\n{}", self.job(id), self.logs());
+            }
+            // The loop asks over gRPC each time: the pause only keeps the two cores for the workers.
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until the job is done.
+    pub fn done(&self, id: &str) -> Result<Job> {
+        self.wait_for(id, "the end", |job| job.state() == JobState::Done)
+    }
+
+    /// Submits and waits until done.
+    pub fn train(&self, job_toml: &str) -> Result<Job> {
+        let id = self.submit(job_toml)?;
+        self.done(&id)
+    }
+
+    /// Where the job's checkpoints are.
+    pub fn checkpoints(&self, id: &str) -> PathBuf {
+        self.path().join("coordinator/jobs").join(id).join("checkpoints")
+    }
+
+    /// All parameters of a checkpoint as the bytes of one safetensors file.
+    pub fn export(&self, id: &str, step: u64) -> Result<Vec<u8>> {
+        let file = self.path().join(format!("{id}-{step}.safetensors"));
+        let from = self.checkpoints(id);
+        run_ok(&["checkpoint", "export", &step.to_string(), path(&file), "--from", path(&from)])?;
+        Ok(std::fs::read(file)?)
+    }
+
+    /// The ends of all logs, for messages of failing tests.
+    pub fn logs(&self) -> String {
+        let mut out = String::new();
+        let mut files: Vec<PathBuf> =
+            std::fs::read_dir(self.path()).into_iter().flatten().flatten().map(|e| e.path()).collect();
+        files.sort();
+        for file in files.iter().filter(|f| f.extension().is_some_and(|e| e == "log")) {
+            let Ok(file_open) = std::fs::File::open(file) else { continue };
+            let lines: Vec<String> = BufReader::new(file_open).lines().map_while(Result::ok).collect();
+            out.push_str(&format!("--- {}\n", file.file_name().unwrap_or_default().to_string_lossy()));
+            for line in &lines[lines.len().saturating_sub(12)..] {
+                out.push_str(line);
+                out.push('\n');
+            }
+        }
+        out
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for child in self.workers.values_mut().chain(self.coordinator.as_mut()) {
+            // They may have ended by themselves.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+pub fn path(p: &Path) -> &str {
+    p.to_str().expect("test folders have UTF-8 names")
+}
+
+/// What must be equal to the bit in two runs of one job: everything but times and epochs.
+pub fn figures(curve: &[StepRecord]) -> Vec<StepRecord> {
+    let timeless = |r: &StepRecord| StepRecord { tokens_per_s: 0.0, step_s: 0.0, epoch: 0, ..r.clone() };
+    curve.iter().map(timeless).collect()
+}
+
+/// Compares two curves bit for bit and names the first step that differs.
+pub fn assert_same_curve(left: &[StepRecord], right: &[StepRecord]) {
+    assert_eq!(left.len(), right.len(), "the curves have different lengths");
+    for (l, r) in figures(left).iter().zip(&figures(right)) {
+        assert_eq!(l, r, "step {} differs", l.step);
+    }
+}
+
+/// Some text to train on: this repository's own sources.
+pub fn text_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("torus/src")
+}

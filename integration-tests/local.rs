@@ -1,0 +1,35 @@
+//! `toroid local`: everything on this machine from one command.
+
+use anyhow::{Result, ensure};
+
+use crate::cluster::{path, run_ok, text_folder, toroid};
+
+#[test]
+fn local_trains_prints_a_summary_and_leaves_what_it_says() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let output = toroid()
+        .args(["local", "--tp", "2", "--pp", "1", "--dp", "1", "--steps", "8", "--spares", "1"])
+        .args(["--data", path(&text_folder()), "--dir", path(dir.path())])
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout).to_string() + &String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{text}");
+    for words in ["loss", "tokens/s", "goodput", "bits per byte", "curve.csv"] {
+        ensure!(text.contains(words), "`{words}` is not in the output: {text}");
+    }
+    let exported = dir.path().join("out.safetensors");
+    run_ok(&["checkpoint", "export", "8", path(&exported), "--from", path(dir.path())])?;
+    ensure!(exported.exists());
+    Ok(())
+}
+
+#[test]
+fn local_fails_with_the_reason_when_the_data_is_missing() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let output = toroid()
+        .args(["local", "--tp", "1", "--pp", "1", "--dp", "1", "--steps", "8", "--data", "/nowhere/at/all"])
+        .args(["--dir", path(dir.path())])
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout).to_string() + &String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success() && text.contains("/nowhere/at/all") && !text.contains("panicked"), "{text}");
+    Ok(())
+}

@@ -1,0 +1,196 @@
+//! Training as a user sees it: job files in, curves and checkpoints out; real processes over real links.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use toroid_proto::{Job, JobState};
+
+use crate::cluster::{Cluster, assert_same_curve, path, run, run_ok, text_folder};
+use crate::reference;
+
+/// A short job of `tiny` on this repository's sources.
+pub fn short_job(shape: (usize, usize, usize), steps: u64, more: &str) -> String {
+    let (tp, pp, dp) = shape;
+    format!(
+        "preset = \"tiny\"\nsteps = {steps}\nseed = 7\n{more}\n\
+         [shape]\ntp = {tp}\npp = {pp}\ndp = {dp}\n\
+         [batch]\nmicro_batch = 2\nglobal = 16\n\
+         [optimizer]\nlr = 3e-3\nwarmup = 5\n\
+         [data]\npath = \"{}\"\nextensions = [\"rs\"]\nvalidation = 0.1\n\
+         [eval]\nmicro_batches = 4\ninterval = 10\n\
+         [checkpoint]\ninterval_steps = 10\nkeep = 10\n",
+        path(&text_folder())
+    )
+}
+
+/// Done-when 2 and 6: ten steps from the formula weights give the reference's losses and parameters on every shape.
+#[test]
+fn reference_losses_and_parameters_on_every_shape() -> Result<()> {
+    let cluster = Cluster::start(8, 1)?;
+    let reference = reference::Reference::read()?;
+    let files = reference.write_inputs(cluster.path())?;
+    for shape in reference::SHAPES {
+        let job = cluster.train(&reference::job_file(shape, &files)).with_context(|| format!("train {shape:?}"))?;
+        reference.check_curve(shape, &job.curve)?;
+        let exported = cluster.export(&job.id, 10)?;
+        reference.check_parameters(shape, &exported)?;
+    }
+    Ok(())
+}
+
+/// Done-when 3: the same job twice, with another number of threads, to the bit.
+#[test]
+fn two_runs_are_identical_to_the_bit_also_with_other_threads() -> Result<()> {
+    let job_file = short_job((2, 2, 2), 20, "");
+    let run = |threads| -> Result<(Job, Vec<u8>)> {
+        let cluster = Cluster::start(8, threads)?;
+        let job = cluster.train(&job_file)?;
+        let exported = cluster.export(&job.id, 20)?;
+        Ok((job, exported))
+    };
+    let (one, one_params) = run(1)?;
+    let (three, three_params) = run(3)?;
+    assert_same_curve(&one.curve, &three.curve);
+    assert_eq!(one.validations, three.validations);
+    assert_eq!(one_params, three_params, "the final parameters differ");
+    ensure!(one.curve.len() == 20);
+    ensure!(one.curve[19].loss < one.curve[0].loss - 0.5, "the loss did not fall: {:?}", one.curve);
+    ensure!(one.validations.len() == 3, "validations before, at 10 and at 20: {:?}", one.validations);
+    Ok(())
+}
+
+/// Done-when 4: going on from a checkpoint is the run that never stopped; other shapes come within 1e-5 of it.
+#[test]
+fn a_checkpoint_goes_on_as_if_never_stopped_and_on_other_shapes() -> Result<()> {
+    let cluster = Cluster::start(8, 1)?;
+    let whole = cluster.train(&short_job((2, 2, 2), 30, ""))?;
+    let from = cluster.checkpoints(&whole.id).join("step-10");
+    let resume = format!("resume_from = \"{}\"", path(&from));
+
+    let same = cluster.train(&short_job((2, 2, 2), 30, &resume))?;
+    assert_same_curve(&whole.curve[10..], &same.curve);
+    assert_eq!(cluster.export(&whole.id, 30)?, cluster.export(&same.id, 30)?, "the final parameters differ");
+
+    for shape in [(1, 1, 1), (4, 1, 2), (1, 2, 4)] {
+        let other = cluster.train(&short_job(shape, 30, &resume))?;
+        ensure!(other.curve.len() == 20, "{shape:?} made {} steps", other.curve.len());
+        for (expected, found) in whole.curve[10..].iter().zip(&other.curve) {
+            let relative = (found.loss - expected.loss).abs() / expected.loss;
+            ensure!(relative <= 1e-5, "{shape:?} step {}: {} against {}", found.step, found.loss, expected.loss);
+        }
+    }
+    Ok(())
+}
+
+/// Done-when 4: one flipped bit anywhere in a shard is found and named.
+#[test]
+fn verify_names_file_and_tensor_of_a_flipped_bit() -> Result<()> {
+    let cluster = Cluster::start(4, 1)?;
+    let job = cluster.train(&short_job((2, 1, 2), 10, ""))?;
+    let folder = cluster.checkpoints(&job.id);
+    run_ok(&["checkpoint", "verify", path(&folder), "10"])?;
+    let file = folder.join("step-10/shard-00002.safetensors");
+    let whole = std::fs::read(&file)?;
+    for at in [whole.len() / 3, whole.len() - 1] {
+        let mut garbled = whole.clone();
+        garbled[at] ^= 0x10;
+        std::fs::write(&file, &garbled)?;
+        let output = run(&["checkpoint", "verify", path(&folder), "10"])?;
+        let text = String::from_utf8_lossy(&output.stdout).to_string() + &String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success(), "a flipped bit at byte {at} was not found");
+        ensure!(text.contains("shard-00002.safetensors"), "the file is not named: {text}");
+        ensure!(text.contains("blocks.") || text.contains("weight"), "the tensor is not named: {text}");
+    }
+    std::fs::write(&file, &whole)?;
+    run_ok(&["checkpoint", "verify", path(&folder), "10"])?;
+    Ok(())
+}
+
+/// Done-when 5 (T-9): the coordinator is killed with SIGKILL within the run and started again; no step is missing.
+#[test]
+fn a_killed_coordinator_goes_on_from_its_store() -> Result<()> {
+    let job_file = short_job((2, 1, 2), 40, "");
+    let mut cluster = Cluster::start(4, 1)?;
+    let undisturbed = cluster.train(&job_file)?;
+    let id = cluster.submit(&job_file)?;
+    cluster.wait_for(&id, "step 5", |job| job.curve.len() >= 5)?;
+    cluster.kill_coordinator()?;
+    cluster.start_coordinator()?;
+    let job = cluster.done(&id)?;
+    assert_same_curve(&undisturbed.curve, &job.curve);
+    ensure!(job.epoch == 1, "no worker had to start again, yet the epoch is {}", job.epoch);
+    ensure!(cluster.dead_workers()?.is_empty());
+    Ok(())
+}
+
+/// T-9: steps go on being committed while there is no coordinator, and are all reported to the next one.
+#[test]
+fn workers_train_to_the_end_without_a_coordinator() -> Result<()> {
+    let job_file = short_job((1, 1, 2), 60, "");
+    let mut cluster = Cluster::start(2, 1)?;
+    let id = cluster.submit(&job_file)?;
+    cluster.wait_for(&id, "step 3", |job| job.curve.len() >= 3)?;
+    cluster.kill_coordinator()?;
+    cluster.start_coordinator()?;
+    let job = cluster.wait_for(&id, "the end", |job| job.state() == JobState::Done)?;
+    let steps: Vec<u64> = job.curve.iter().map(|r| r.step).collect();
+    assert_eq!(steps, (1..=60).collect::<Vec<u64>>());
+    Ok(())
+}
+
+/// A worker dies: the spare takes its place, training goes on from the last checkpoint, and the curve is the undisturbed one (T-4).
+#[test]
+fn a_spare_takes_the_place_of_a_killed_worker() -> Result<()> {
+    let job_file = short_job((2, 2, 1), 40, "");
+    let mut cluster = Cluster::start(4, 1)?;
+    let undisturbed = cluster.train(&job_file)?;
+    cluster.add_worker(1)?;
+    let id = cluster.submit(&job_file)?;
+    let job = cluster.wait_for(&id, "step 15", |job| job.curve.len() >= 15)?;
+    let victim = job.places[2].worker_id.clone();
+    cluster.kill_worker(&victim)?;
+    let job = cluster.done(&id)?;
+    assert_same_curve(&undisturbed.curve, &job.curve);
+    ensure!(job.epoch > 1 && job.places[2].worker_id != victim, "{:?}", job.places);
+    let stayed = |rank: usize| undisturbed.places[rank].rank == job.places[rank].rank;
+    ensure!([0, 1, 3].into_iter().all(stayed));
+    Ok(())
+}
+
+/// Done-when 6: Python's safetensors reads the export and the shards, with the names, shapes and values expected.
+#[test]
+fn python_reads_the_final_checkpoint() -> Result<()> {
+    let cluster = Cluster::start(8, 1)?;
+    let job = cluster.train(&short_job((2, 2, 2), 10, ""))?;
+    let exported = cluster.path().join("export.safetensors");
+    let folder = cluster.checkpoints(&job.id);
+    run_ok(&["checkpoint", "export", "10", path(&exported), "--from", path(&folder)])?;
+    let output = python(&["read_checkpoint.py", path(&exported), path(&folder.join("step-10"))])?;
+    ensure!(output.contains("all tensors agree"), "{output}");
+    Ok(())
+}
+
+/// A client that has none of our files asks for a job's status, through gRPC reflection.
+#[test]
+fn a_foreign_client_reads_a_jobs_status_by_reflection() -> Result<()> {
+    let cluster = Cluster::start(1, 1)?;
+    let job = cluster.train(&short_job((1, 1, 1), 3, ""))?;
+    let output = python(&["reflect.py", &cluster.url(), &job.id])?;
+    ensure!(output.contains("JOB_STATE_DONE") && output.contains("total_steps: 3"), "{output}");
+    Ok(())
+}
+
+/// Runs a script of this folder in the virtual environment that `make test` makes.
+fn python(args: &[&str]) -> Result<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let python = root.join(".venv/bin/python");
+    ensure!(python.exists(), "{} is missing: run scripts/setup.sh (make test does)", python.display());
+    let output = std::process::Command::new(python)
+        .arg(root.join("integration-tests").join(args[0]))
+        .args(&args[1..])
+        .output()
+        .with_context(|| format!("run {}", args[0]))?;
+    let text = String::from_utf8_lossy(&output.stdout).to_string() + &String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{} failed: {text}", args[0]);
+    Ok(text)
+}

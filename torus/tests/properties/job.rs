@@ -1,0 +1,160 @@
+//! Job files: defaults, complaints and the way back.
+
+use std::path::PathBuf;
+
+use toroid_torus::job::{JobError, JobSpec, SampleOrder, parse};
+use toroid_torus::model::{ModelConfig, PRESETS};
+
+/// `toml` on top of the least that a job needs; a table may follow.
+fn with(toml: &str) -> Result<JobSpec, JobError> {
+    parse(&format!("steps = 100\ndata.path = 'text'\n{toml}"))
+}
+
+fn check_error(toml: &str, expected: &str) {
+    let error = with(toml).expect_err("the job file must be refused").to_string();
+    assert!(error.contains(expected), "`{toml}`: expected a message with `{expected}`, found `{error}`");
+}
+
+#[test]
+fn the_least_job_has_every_default() {
+    let job = with("").expect("a job");
+    assert_eq!((job.name.as_str(), job.steps, job.seed, job.exact), ("tiny", 100, 0, false));
+    assert_eq!(job.model, ModelConfig::preset("tiny").expect("a preset"));
+    assert_eq!(job.shape.world(), 1);
+    assert_eq!((job.batch.micro_batch, job.batch.num_micro_batches), (4, 8));
+    assert_eq!((job.optimizer.lr, job.optimizer.warmup, job.optimizer.weight_decay_final), (1e-3, 5, 0.2));
+    assert_eq!((job.data.order, job.data.stride), (SampleOrder::Shuffled, 128));
+    assert_eq!((job.checkpoint.interval_s, job.checkpoint.keep), (600.0, 3));
+    assert_eq!((job.loss.z_coef, job.loss.balance_coef), (1e-3, 1e-2));
+    assert_eq!((job.init_from, job.resume_from), (None, None));
+}
+
+#[test]
+fn values_override_the_preset() {
+    let job = with("preset = 'small'\nmodel.layers = 2\nshape = { tp = 2, dp = 6, dy = 3 }\nbatch.global = 48")
+        .expect("a job");
+    assert_eq!((job.name.as_str(), job.model.layers, job.model.d_model), ("small", 2, 256));
+    assert_eq!((job.shape.dx(), job.shape.dy()), (2, 3));
+    assert_eq!(job.batch.num_micro_batches, 12);
+    let job = with("shape.dp = 2\nbatch = { micro_batch = 2, micro_batches = 3, global = 12 }").expect("they agree");
+    assert_eq!(job.batch.samples(), 12);
+}
+
+#[test]
+fn an_unknown_key_is_named_with_the_nearest() {
+    for (toml, nearest) in [
+        ("presett = 'tiny'", "preset"),
+        ("shape.tpp = 2", "tp"),
+        ("[model]\nlayrs = 2", "layers"),
+        ("[optimizer]\nweight_decay_finale = 1", "weight_decay_final"),
+        ("loss.balance = 1", "balance_coef"),
+        ("[checkpoint]\ninterval = 5", "interval_s"),
+        ("eval.microbatches = 5", "micro_batches"),
+        ("data.strid = 5", "stride"),
+        ("batch.globl = 5", "global"),
+    ] {
+        match with(toml) {
+            Err(JobError::UnknownKey { nearest: found, message }) => {
+                assert_eq!(found, nearest, "`{toml}`");
+                assert!(message.contains("unknown field") && message.contains("line"), "`{toml}`: {message}");
+            }
+            other => panic!("`{toml}`: expected an unknown key, found {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn every_complaint_says_what_is_possible() {
+    assert!(matches!(parse("data.path = 'text'"), Err(JobError::Missing { key: "steps", .. })));
+    assert!(matches!(parse("steps = 1"), Err(JobError::Missing { key: "data.path", .. })));
+    check_error("seed = 'x'", "the job file is not valid");
+    check_error("seed = -1", "the job file is not valid");
+    check_error("data.order = 'random'", "expected `shuffled` or `sequential`");
+    check_error("preset = 'huge'", "`huge` is not known; there are tiny, small, medium, 1b, 67b");
+    check_error("shape.dp = 0", "tp 1, pp 1, dp 0");
+    check_error("shape = { dp = 6, dx = 4 }", "dx 4 * dy 1 and dp 6");
+    check_error("shape = { dp = 6, dx = 0 }", "dx 0 * dy 6 and dp 6");
+    check_error("shape.tp = 3", "cannot be split over this shape: tp 3 does not divide heads = 4");
+    check_error("shape.pp = 5", "pp 5 is more than the 4 layers");
+    check_error("batch.global = 6", "`batch.global` = 6 is not possible; expected a multiple of batch.micro_batch = 4");
+    check_error("batch = { global = 8, micro_batches = 3 }", "give one of global and micro_batches");
+    check_error("batch.micro_batch = 0", "`batch.micro_batch` = 0");
+    check_error("batch = { global = 8, micro_batch = 0 }", "a multiple of batch.micro_batch = 0");
+    check_error("shape.dp = 4\nbatch.global = 8", "at least one for each of the 4 replicas");
+    check_error("model.layers = 0", "`model.layers` = 0 is not possible; expected 1 to 1024");
+    check_error("model.kv_heads = 0", "`model.kv_heads` = 0");
+    check_error("model.kv_heads = 3", "a divisor of heads = 4");
+    check_error("model.experts = 1", "`model.experts` = 1 is not possible; expected 2 to");
+    check_error("model.vocab = 100", "`model.vocab` = 100 is not possible; expected 256 to");
+    check_error("model.head_dim = 31", "an even number");
+    check_error("optimizer.lr = 0.0", "`optimizer.lr` = 0 is not possible; expected a positive number");
+    check_error("optimizer.lr = nan", "`optimizer.lr` = NaN");
+    check_error("optimizer.clip = inf", "`optimizer.clip` = inf");
+    check_error("optimizer.beta2 = 1.0", "0 to under 1");
+    check_error("data.validation = 0.6", "0 to 0.5");
+    check_error("data.validation = 0.0\neval.micro_batches = 2", "there is no held-out text");
+    check_error("checkpoint.keep = 0", "`checkpoint.keep` = 0");
+    check_error("checkpoint.interval_s = 1e30", "0 to 1e9");
+}
+
+#[test]
+fn counts_that_would_overflow_are_refused() {
+    let most = i64::MAX;
+    for toml in [
+        format!("shape.tp = {most}\nshape.dp = {most}"),
+        format!("shape.dp = 2\nbatch.micro_batches = {most}"),
+        format!("batch.micro_batches = {most}"),
+        format!("batch.micro_batch = {most}"),
+        format!("batch = {{ micro_batch = {most}, micro_batches = 2, global = 4 }}"),
+        format!("batch.global = {most}\nbatch.micro_batch = 1"),
+        format!("model.ff = {most}"),
+        format!("model.layers = {most}"),
+        format!("model.head_dim = {}", most - 1),
+        format!("eval.micro_batches = {most}"),
+    ] {
+        assert!(with(&toml).is_err(), "`{toml}`");
+    }
+    let steps = parse(&format!("steps = {most}\ndata.path = 'text'"));
+    assert!(matches!(steps, Err(JobError::Value { key: "steps", .. })), "{steps:?}");
+    let samples = parse("steps = 4294967296\ndata.path = 'text'\nbatch.micro_batches = 1000000000");
+    assert!(matches!(samples, Err(JobError::Value { key: "batch", .. })), "{samples:?}");
+    // The largest model that passes still counts its parameters.
+    let wide = "d_model = 65536\nheads = 65536\nkv_heads = 65536\nhead_dim = 65536\nexperts = 65536\nff = 65536";
+    let job = with(&format!("[model]\nlayers = 1024\nvocab = 16777216\n{wide}")).expect("within the limits");
+    assert!(job.model.num_params() > 1 << 59);
+}
+
+#[test]
+fn a_spec_from_the_wire_is_checked_like_a_file() {
+    let mut job = with("").expect("a job");
+    job.seed = u64::MAX;
+    assert!(matches!(job.check(), Err(JobError::Value { key: "seed", .. })), "TOML cannot say it");
+    let mut json = serde_json::to_value(with("").expect("a job")).expect("a spec is JSON");
+    json["shape"]["dx"] = 0.into();
+    assert!(serde_json::from_value::<JobSpec>(json).is_err());
+}
+
+#[test]
+fn a_spec_is_written_as_a_job_file_and_read_back() {
+    let full = "name = 'n'\nseed = 9223372036854775807\nexact = true\ninit_from = 'a/b'\nresume_from = 'c/step-5'\n\
+        shape = { tp = 2, pp = 2, dp = 6, dx = 2 }\nmodel.rope_theta = 12345.678\n\
+        data = { extensions = ['rs'], max_bytes = 5, order = 'sequential', stride = 7, validation = 0.0 }\n\
+        optimizer = { lr = 0.1, eps = 1e-30, warmup = 0 }\neval = { interval = 3, micro_batches = 0 }\n\
+        checkpoint = { interval_s = 0.5, interval_steps = 2, keep = 1, path = 's3://bucket' }\n";
+    let mut files = PRESETS.map(|p| format!("preset = '{p}'\n")).to_vec();
+    files.extend([String::new(), full.replace("data = { ", "data = { path = 'text', ")]);
+    for file in files {
+        let file = if file.contains("path = 'text'") { file } else { file + "data.path = 'text'\n" };
+        let job = parse(&format!("steps = 100\n{file}")).unwrap_or_else(|e| panic!("{file}: {e}"));
+        let written = job.to_toml();
+        assert_eq!(parse(&written).unwrap_or_else(|e| panic!("{written}: {e}")), job, "{written}");
+        let json = serde_json::to_string(&job).expect("a spec is JSON");
+        assert_eq!(serde_json::from_str::<JobSpec>(&json).expect("its own JSON"), job);
+    }
+}
+
+#[test]
+fn paths_are_kept_as_they_are() {
+    let job = with("init_from = 'weights dir/m.safetensors'").expect("a job");
+    assert_eq!(job.init_from, Some(PathBuf::from("weights dir/m.safetensors")));
+}

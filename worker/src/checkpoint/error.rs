@@ -1,0 +1,82 @@
+//! What can go wrong with a checkpoint, in words that say what to do.
+//!
+//! The words are whole: they have the cause in them, so no error here has a `source()` that would be printed twice.
+
+use std::io;
+use std::path::PathBuf;
+
+use toroid_torus::manifest::ManifestError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error(
+        "cannot keep checkpoints in `{root}`: the scheme `{scheme}` is not supported; give a folder path or a file:// URL"
+    )]
+    Scheme { root: String, scheme: String },
+    #[error("cannot keep checkpoints in `{root}`: {what}; give a folder path or a file:// URL")]
+    Root { root: String, what: String },
+    #[error(
+        "`{path}` is not the folder of a checkpoint; expected a path that ends with step-<n>, as `toroid checkpoint list` \
+         prints"
+    )]
+    StepPath { path: String },
+    #[error("cannot start the runtime for checkpoint files: {0}; raise the limit of threads or of open files")]
+    Runtime(io::Error),
+    #[error(
+        "cannot write {file} ({bytes} bytes): {cause}; free that much space (or raise the quota) or write to another \
+         disk (checkpoint.path). What was written of it is removed, earlier checkpoints are untouched"
+    )]
+    NoSpace { file: String, bytes: u64, cause: io::Error },
+    #[error("cannot write {file} ({bytes} bytes): {cause}; earlier checkpoints are untouched")]
+    Write { file: String, bytes: u64, cause: Box<dyn std::error::Error + Send + Sync> },
+    #[error("cannot read {file}: {cause}")]
+    Read { file: String, cause: Box<dyn std::error::Error + Send + Sync> },
+    #[error("cannot {action} {file}: {cause}")]
+    Change { action: &'static str, file: String, cause: Box<dyn std::error::Error + Send + Sync> },
+    #[error("there is no complete checkpoint of step {step} in {root}; {}", there_are(.available))]
+    NotFound { step: u64, root: String, available: Vec<u64> },
+    #[error("{file}: {cause}")]
+    Manifest { file: String, cause: ManifestError },
+    #[error("{file} is damaged: {what}; set the checkpoint aside and use the one before")]
+    ManifestDamaged { file: String, what: String },
+    #[error("{file} is missing, though the manifest names it; set the checkpoint aside and use the one before")]
+    Missing { file: String },
+    #[error(
+        "{file} is damaged at tensor {tensor} ({kind}): {what}; `toroid checkpoint verify` names everything that is, \
+         set the checkpoint aside and use the one before"
+    )]
+    Damaged { file: String, tensor: String, kind: &'static str, what: String },
+    #[error(
+        "cannot publish the checkpoint of step {step}: {file} has {found}, expected {expected} bytes; write the step again"
+    )]
+    Unpublishable { step: u64, file: String, expected: u64, found: String },
+    #[error(
+        "the checkpoint of step {step} in {root} is complete already, with other contents; remove it or set it aside first, \
+         or set checkpoint.path to another folder"
+    )]
+    Exists { step: u64, root: String },
+    #[error(
+        "the checkpoint is of another model: {tensor} has the shape {found}, expected {expected}; resume with the model \
+         it was made with"
+    )]
+    Model { tensor: String, expected: String, found: String },
+    #[error("cannot start from the weights in {}: {}", .path.display(), listed(.problems))]
+    Initial { path: PathBuf, problems: Vec<String> },
+}
+
+fn there_are(steps: &[u64]) -> String {
+    match steps {
+        [] => "there is none of any step".into(),
+        steps => format!("there are those of {}", steps.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// The first problems, and how many more there are: a model of another name scheme has thousands.
+fn listed(problems: &[String]) -> String {
+    const SHOWN: usize = 12;
+    let mut out = problems.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
+    if problems.len() > SHOWN {
+        out += &format!("; and {} more", problems.len() - SHOWN);
+    }
+    out
+}

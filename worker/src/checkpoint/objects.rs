@@ -1,0 +1,300 @@
+//! The files of a checkpoint folder as named objects: written whole and durable, or not at all.
+//!
+//! Everything goes through [`object_store`], with a current-thread tokio runtime of its own, so callers stay
+//! synchronous. On a local folder `with_fsync` makes a write what the design asks for: a staging file beside the target
+//! (`<name>#<n>`), fsync of the file, rename, fsync of the folder and of every folder made on the way. Three things it
+//! leaves to us, all of them local: it keeps the staging file when the final fsync fails, it does not sync a folder
+//! after a delete, and it cannot rename a folder.
+//!
+//! Another store (S3) needs no more than another `Arc<dyn ObjectStore>` here and the three local leaves left out.
+
+use std::ops::{Deref, Range};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::{fs, io};
+
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as Key;
+use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload};
+use tokio::runtime::Runtime;
+
+use super::CheckpointError;
+
+/// Bytes of one part of an upload; object stores want at least 5 MiB.
+const PART_BYTES: usize = 8 << 20;
+
+#[derive(Debug)]
+pub(super) struct Objects {
+    store: Arc<dyn ObjectStore>,
+    /// `None` only while it is dropped.
+    runtime: Option<Runtime>,
+    /// Absolute; need not exist yet.
+    folder: PathBuf,
+    prefix: Key,
+}
+
+impl Objects {
+    pub fn local(folder: &Path) -> Result<Objects, CheckpointError> {
+        let root = folder.display().to_string();
+        let bad = |what: String| CheckpointError::Root { root: root.clone(), what };
+        let folder = resolve(folder).map_err(|e| bad(e.to_string()))?;
+        if folder.exists() && !folder.is_dir() {
+            return Err(bad("it is a file".into()));
+        }
+        let prefix = Key::from_absolute_path(&folder).map_err(|e| bad(e.to_string()))?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CheckpointError::Runtime)?;
+        let store = Arc::new(LocalFileSystem::new().with_fsync(true));
+        Ok(Objects { store, runtime: Some(runtime), folder, prefix })
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What `name` is called in messages.
+    pub fn display(&self, name: &str) -> String {
+        self.folder.join(name).display().to_string()
+    }
+
+    fn key(&self, name: &str) -> Key {
+        name.split('/').fold(self.prefix.clone(), |key, part| key.join(part))
+    }
+
+    fn wait<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.as_ref().expect("the runtime lives as long as the store").block_on(future)
+    }
+
+    /// Size in bytes; `None` where there is no such object.
+    pub fn size(&self, name: &str) -> Result<Option<u64>, CheckpointError> {
+        match self.wait(self.store.head(&self.key(name))) {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(self.cannot_read(name, e)),
+        }
+    }
+
+    /// The whole object; `None` where there is none.
+    pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, CheckpointError> {
+        let key = self.key(name);
+        match self.wait(async { self.store.get(&key).await?.bytes().await }) {
+            Ok(bytes) => Ok(Some(bytes.to_vec())),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(self.cannot_read(name, e)),
+        }
+    }
+
+    /// Exactly the bytes `range`.
+    pub fn read_range(
+        &self,
+        name: &str,
+        range: Range<u64>,
+    ) -> Result<impl Deref<Target = [u8]> + use<>, CheckpointError> {
+        match self.wait(self.store.get_range(&self.key(name), range.clone())) {
+            Ok(bytes) if bytes.len() as u64 == range.end - range.start => Ok(bytes),
+            Ok(bytes) => Err(self.cannot_read(name, format!("{} bytes at {range:?}", bytes.len()))),
+            Err(object_store::Error::NotFound { .. }) => Err(CheckpointError::Missing { file: self.display(name) }),
+            Err(e) => Err(self.cannot_read(name, e)),
+        }
+    }
+
+    /// Starts an object of `total` bytes; nobody sees it before [`Upload::finish`].
+    pub fn upload(&self, name: &str, total: u64) -> Result<Upload<'_>, CheckpointError> {
+        self.remove_staging(name);
+        let target = self.wait(self.store.put_multipart(&self.key(name)));
+        let target = target.map_err(|e| self.cannot_write(name, total, e))?;
+        let part = Vec::with_capacity(PART_BYTES.min(total as usize));
+        Ok(Upload {
+            objects: self,
+            name: name.into(),
+            total,
+            target: Some(target),
+            part,
+            hasher: blake3::Hasher::new(),
+        })
+    }
+
+    /// Writes a small object.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
+        let mut upload = self.upload(name, bytes.len() as u64)?;
+        upload.write(bytes)?;
+        upload.finish().map(|_| ())
+    }
+
+    /// Names of the folders and of the objects directly below `name` (the root: an empty name).
+    pub fn list(&self, name: &str) -> Result<(Vec<String>, Vec<String>), CheckpointError> {
+        let key = if name.is_empty() { self.prefix.clone() } else { self.key(name) };
+        let list = self.wait(self.store.list_with_delimiter(Some(&key))).map_err(|e| self.cannot_read(name, e))?;
+        let last = |key: &Key| key.filename().map(String::from);
+        let folders = list.common_prefixes.iter().filter_map(last).collect();
+        Ok((folders, list.objects.iter().filter_map(|o| last(&o.location)).collect()))
+    }
+
+    /// Deletes an object, durably. It is no error that there is none.
+    pub fn delete(&self, name: &str) -> Result<(), CheckpointError> {
+        match self.wait(self.store.delete(&self.key(name))) {
+            Ok(()) => {}
+            Err(object_store::Error::NotFound { .. }) => return Ok(()),
+            Err(e) => return Err(self.cannot_change("delete", name, e)),
+        }
+        let parent = self.folder.join(name).parent().map_or_else(|| self.folder.clone(), Path::to_path_buf);
+        sync_folder(&parent).map_err(|e| self.cannot_change("delete", name, e))
+    }
+
+    /// Deletes a folder with all that is in it, staging files of writers that died included.
+    pub fn delete_folder(&self, name: &str) -> Result<(), CheckpointError> {
+        match fs::remove_dir_all(self.folder.join(name)) {
+            Ok(()) => sync_folder(&self.folder).map_err(|e| self.cannot_change("delete", name, e)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(self.cannot_change("delete", name, e)),
+        }
+    }
+
+    /// Renames a folder to the first free name of `to`, `to.2`, `to.3`, ..., durably; returns that name.
+    pub fn rename_folder(&self, from: &str, to: &str) -> Result<String, CheckpointError> {
+        let is_free = |name: &String| !self.folder.join(name).exists();
+        let to = if is_free(&to.to_string()) {
+            to.to_string()
+        } else {
+            (2u64..).map(|n| format!("{to}.{n}")).find(is_free).expect("there are fewer folders than u64s")
+        };
+        fs::rename(self.folder.join(from), self.folder.join(&to))
+            .and_then(|()| sync_folder(&self.folder))
+            .map_err(|e| self.cannot_change("rename", from, e))?;
+        Ok(to)
+    }
+
+    /// Removes what writers of `name` that died or failed have left. Of two writers of one object, the later one wins.
+    fn remove_staging(&self, name: &str) {
+        let target = self.folder.join(name);
+        let (Some(folder), Some(file)) = (target.parent(), target.file_name().and_then(|f| f.to_str())) else { return };
+        let Ok(entries) = fs::read_dir(folder) else { return };
+        let is_staging = |path: &PathBuf| {
+            let found = path.file_name().and_then(|f| f.to_str());
+            found.and_then(|f| f.strip_prefix(file)).is_some_and(|rest| rest.starts_with('#'))
+        };
+        for path in entries.filter_map(Result::ok).map(|e| e.path()).filter(is_staging) {
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "cannot remove the rest of an unfinished write");
+            }
+        }
+    }
+
+    fn cannot_read(&self, name: &str, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> CheckpointError {
+        CheckpointError::Read { file: self.display(name), cause: cause.into() }
+    }
+
+    fn cannot_change(
+        &self,
+        action: &'static str,
+        name: &str,
+        cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> CheckpointError {
+        CheckpointError::Change { action, file: self.display(name), cause: cause.into() }
+    }
+
+    fn cannot_write(&self, name: &str, bytes: u64, error: object_store::Error) -> CheckpointError {
+        let file = self.display(name);
+        match out_of_space(&error) {
+            Some(cause) => CheckpointError::NoSpace { file, bytes, cause },
+            None => CheckpointError::Write { file, bytes, cause: error.into() },
+        }
+    }
+}
+
+impl Drop for Objects {
+    /// A runtime that is dropped in an async context panics; nothing is in flight here that had to be waited for.
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// An object on its way; dropped before [`Upload::finish`], nothing of it remains.
+pub(super) struct Upload<'a> {
+    objects: &'a Objects,
+    name: String,
+    /// Bytes of the whole object.
+    total: u64,
+    /// `None` once it is finished or given up.
+    target: Option<Box<dyn MultipartUpload>>,
+    /// Bytes that wait until they fill a part.
+    part: Vec<u8>,
+    hasher: blake3::Hasher,
+}
+
+impl Upload<'_> {
+    pub fn write(&mut self, mut bytes: &[u8]) -> Result<(), CheckpointError> {
+        self.hasher.update(bytes);
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(PART_BYTES - self.part.len()));
+            self.part.extend_from_slice(now);
+            bytes = later;
+            if self.part.len() == PART_BYTES {
+                self.send_part()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the object visible, durably; returns its digest.
+    pub fn finish(mut self) -> Result<blake3::Hash, CheckpointError> {
+        assert_eq!(self.hasher.count(), self.total, "the upload of {} has another size than was said", self.name);
+        if !self.part.is_empty() {
+            self.send_part()?;
+        }
+        let target = self.target.as_mut().expect("an upload finishes once");
+        let done = self.objects.wait(target.complete());
+        done.map_err(|e| self.objects.cannot_write(&self.name, self.total, e))?;
+        self.target = None;
+        Ok(self.hasher.finalize())
+    }
+
+    fn send_part(&mut self) -> Result<(), CheckpointError> {
+        let next = Vec::with_capacity(self.part.capacity());
+        let part = PutPayload::from(std::mem::replace(&mut self.part, next));
+        let target = self.target.as_mut().expect("an upload is written to before it finishes");
+        let sent = self.objects.wait(target.put_part(part));
+        sent.map_err(|e| self.objects.cannot_write(&self.name, self.total, e))
+    }
+}
+
+impl Drop for Upload<'_> {
+    fn drop(&mut self) {
+        if let Some(mut target) = self.target.take() {
+            // Fails where `complete` failed, which gives its staging file up; the next line finds it.
+            let _ = self.objects.wait(target.abort());
+            self.objects.remove_staging(&self.name);
+        }
+    }
+}
+
+/// `path` made absolute and free of links and `..` as far as it exists.
+fn resolve(path: &Path) -> io::Result<PathBuf> {
+    let absolute = std::path::absolute(path)?;
+    for existing in absolute.ancestors() {
+        if let Ok(real) = existing.canonicalize() {
+            let rest = absolute.strip_prefix(existing).expect("an ancestor is a prefix");
+            return Ok(if rest.as_os_str().is_empty() { real } else { real.join(rest) });
+        }
+    }
+    Ok(absolute)
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    fs::File::open(folder)?.sync_all()
+}
+
+/// The I/O error below `error` where it says that there is no room for the bytes.
+fn out_of_space(error: &(dyn std::error::Error + 'static)) -> Option<io::Error> {
+    let chain = std::iter::successors(Some(error), |e| e.source());
+    for cause in chain {
+        let Some(io) = cause.downcast_ref::<io::Error>() else { continue };
+        let kind = io.kind();
+        if matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge) {
+            return Some(io.raw_os_error().map_or_else(|| kind.into(), io::Error::from_raw_os_error));
+        }
+    }
+    None
+}

@@ -1,0 +1,245 @@
+//! Every kind of damage is found, and named by file and tensor.
+
+use std::process::Command;
+
+use toroid_torus::manifest::{Entry, ManifestError};
+
+use super::*;
+
+/// Damages the file `name` of step 10 by `damage`, checks what `verify` says, and puts the file back.
+fn check_damage(storage: &Storage, name: &str, damage: impl FnOnce(&Path, &[u8]), expected: (FaultKind, Option<&str>)) {
+    let path = PathBuf::from(storage.step_path(10)).join(name);
+    let bytes = std::fs::read(&path).unwrap();
+    damage(&path, &bytes);
+    let faults = storage.verify(10).unwrap();
+    let found: Vec<_> = faults.iter().map(|f| (f.file.as_str(), f.kind, f.tensor.as_deref())).collect();
+    let file = if name == DIGEST_NAME { MANIFEST_NAME } else { name };
+    assert_eq!(found, [(file, expected.0, expected.1)], "{faults:?}");
+    let words = faults[0].to_string();
+    assert!(words.contains(file) && words.contains(expected.1.unwrap_or("")), "{words}");
+    assert!(expected.0 != FaultKind::Header || words.contains("header"), "{words}");
+    std::fs::write(&path, bytes).unwrap();
+}
+
+fn flip(bit: usize) -> impl FnOnce(&Path, &[u8]) {
+    move |path, bytes| {
+        let mut bytes = bytes.to_vec();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        std::fs::write(path, bytes).unwrap();
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_the_data_names_file_and_tensor() {
+    let (_folder, storage) = temporary();
+    let manifest = write(&storage, 10, shape(2, 1, 2));
+    for file in &manifest.files {
+        for (i, entry) in file.entries.iter().enumerate() {
+            let first = 8 * entry.file_offset as usize;
+            let last = first + 8 * entry.bytes() as usize - 1;
+            let bit = if i % 2 == 0 { first } else { last };
+            check_damage(&storage, &file.file, flip(bit), (FaultKind::Data, Some(&entry.tensor)));
+        }
+    }
+    assert_eq!(storage.verify(10).unwrap(), []);
+}
+
+#[test]
+fn a_flipped_bit_in_a_header_names_the_file() {
+    let (_folder, storage) = temporary();
+    let manifest = write(&storage, 10, shape(1, 1, 2));
+    for file in &manifest.files {
+        for byte in (0..file.header_bytes() as usize).step_by(29).chain(0..8) {
+            check_damage(&storage, &file.file, flip(8 * byte + byte % 8), (FaultKind::Header, None));
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_the_manifest_or_its_digest_is_found() {
+    let (_folder, storage) = temporary();
+    write(&storage, 10, shape(1, 1, 2));
+    for name in [MANIFEST_NAME, DIGEST_NAME] {
+        let bytes = std::fs::read(PathBuf::from(storage.step_path(10)).join(name)).unwrap();
+        for byte in (0..bytes.len()).step_by(61) {
+            check_damage(&storage, name, flip(8 * byte + byte % 8), (FaultKind::Manifest, None));
+        }
+    }
+    let remove = |path: &Path, _: &[u8]| std::fs::remove_file(path).unwrap();
+    check_damage(&storage, DIGEST_NAME, remove, (FaultKind::Manifest, None));
+    check_damage(&storage, MANIFEST_NAME, remove, (FaultKind::Missing, None));
+}
+
+#[test]
+fn a_file_of_another_size_or_none_is_named() {
+    let (_folder, storage) = temporary();
+    let manifest = write(&storage, 10, shape(2, 1, 2));
+    for file in &manifest.files {
+        let remove = |path: &Path, _: &[u8]| std::fs::remove_file(path).unwrap();
+        check_damage(&storage, &file.file, remove, (FaultKind::Missing, None));
+        for len in [0, 4, file.header_bytes() as usize, file.bytes as usize - 1] {
+            let truncate = |path: &Path, bytes: &[u8]| std::fs::write(path, &bytes[..len]).unwrap();
+            check_damage(&storage, &file.file, truncate, (FaultKind::Size, None));
+        }
+        let append = |path: &Path, bytes: &[u8]| std::fs::write(path, [bytes, b"\0"].concat()).unwrap();
+        check_damage(&storage, &file.file, append, (FaultKind::Size, None));
+    }
+    assert!(matches!(storage.verify(11), Err(CheckpointError::NotFound { step: 11, .. })));
+}
+
+/// A file that cannot be read at all is one fault, and the others are still looked at.
+#[test]
+fn several_faults_are_all_named() {
+    let (_folder, storage) = temporary();
+    let manifest = write(&storage, 10, shape(1, 1, 2));
+    let path = |i: usize| PathBuf::from(storage.step_path(10)).join(&manifest.files[i].file);
+    let mut bytes = std::fs::read(path(0)).unwrap();
+    let (a, b) = (&manifest.files[0].entries[0], &manifest.files[0].entries[2]);
+    for at in [20, a.file_offset as usize, b.file_offset as usize] {
+        bytes[at] ^= 0x10;
+    }
+    std::fs::write(path(0), bytes).unwrap();
+    std::fs::remove_file(path(1)).unwrap();
+    std::fs::create_dir(path(1)).unwrap();
+    let found: Vec<_> = storage.verify(10).unwrap().into_iter().map(|f| (f.file, f.kind, f.tensor)).collect();
+    let (first, second) = (&manifest.files[0].file, &manifest.files[1].file);
+    let expected = [
+        (first.clone(), FaultKind::Header, None),
+        (first.clone(), FaultKind::Data, Some(a.tensor.clone())),
+        (first.clone(), FaultKind::Data, Some(b.tensor.clone())),
+    ];
+    assert_eq!(found[..3], expected);
+    assert_eq!((found.len(), &found[3].0), (4, second));
+}
+
+/// No value that does not match its digest is handed out.
+#[test]
+fn loading_damaged_values_fails_and_names_them() {
+    let (_folder, storage) = temporary();
+    let manifest = write(&storage, 10, shape(1, 1, 2));
+    let (partition, _) = shard_of(&model(), &shape(1, 1, 1), 0);
+    let whole = 0..partition.padded_len;
+    let file = &manifest.files[1];
+    let path = PathBuf::from(storage.step_path(10)).join(&file.file);
+    let bytes = std::fs::read(&path).unwrap();
+    let entry = &file.entries[5];
+
+    flip(8 * entry.file_offset as usize + 3)(&path, &bytes);
+    let error = load(&storage, &manifest, &partition, whole.clone()).unwrap_err();
+    assert!(matches!(&error, CheckpointError::Damaged { tensor, .. } if tensor == &entry.tensor), "{error}");
+
+    std::fs::write(&path, &bytes[..entry.file_offset as usize + 4]).unwrap();
+    let error = load(&storage, &manifest, &partition, whole.clone()).unwrap_err();
+    assert!(matches!(&error, CheckpointError::Damaged { what, .. } if what.contains("ends at byte")), "{error}");
+
+    std::fs::remove_file(&path).unwrap();
+    let error = load(&storage, &manifest, &partition, whole).unwrap_err();
+    assert!(matches!(&error, CheckpointError::Missing { file } if file == path.to_str().unwrap()), "{error}");
+}
+
+#[test]
+fn a_damaged_manifest_is_refused() {
+    let (_folder, storage) = temporary();
+    write(&storage, 10, shape(1, 1, 1));
+    let path = format!("{}/{MANIFEST_NAME}", storage.step_path(10));
+    let json = std::fs::read_to_string(&path).unwrap().replace("\"epoch\": 3", "\"epoch\": 4");
+    std::fs::write(&path, json).unwrap();
+    let error = storage.manifest(10).unwrap_err();
+    assert!(matches!(&error, CheckpointError::ManifestDamaged { file, .. } if file == &path), "{error}");
+}
+
+/// One way to change the entries of a manifest.
+type Lie = fn(&mut Vec<Entry>);
+
+/// What a manifest says is checked before anything is read by it: nothing leads out of a tensor or a file.
+#[test]
+fn a_manifest_that_lies_is_refused() {
+    let (_folder, storage) = temporary();
+    let good = write(&storage, 10, shape(2, 1, 1));
+    let lies: [(&str, Lie); 9] = [
+        ("shape", |e| e[0].global_shape[0] += 1),
+        ("dim", |e| e[0].slice.dim = 9),
+        ("beyond the extent", |e| e[0].slice.ranges[0].end += 1000),
+        ("descending slice", |e| e[0].slice.ranges.push(0..1)),
+        ("beyond the slice", |e| e[0].range.end += 1),
+        ("huge", |e| e[0].range.end = usize::MAX),
+        ("offset", |e| e[1].file_offset = u64::MAX - 3),
+        ("unknown tensor", |e| e[0].tensor = "nobody".into()),
+        ("gap", |e| drop(e.remove(3))),
+    ];
+    for (name, lie) in lies {
+        let mut manifest = good.clone();
+        lie(&mut manifest.files[0].entries);
+        assert!(manifest.check().is_err(), "{name}");
+        assert!(Manifest::parse(&manifest.to_json()).is_err(), "{name}");
+    }
+    let mut path = good.clone();
+    path.files[0].file = "../shard-00000.safetensors".into();
+    assert!(matches!(path.check(), Err(ManifestError::File { .. })));
+    let mut twice = good.clone();
+    twice.files.push(good.files[0].clone());
+    assert!(matches!(twice.check(), Err(ManifestError::File { .. })));
+    // As many elements as there should be, but the first half of the rows twice.
+    let mut overlap = good.clone();
+    let first = overlap.files[0].entries[0].slice.clone();
+    overlap.files[1].entries[0].slice = first;
+    assert!(matches!(overlap.check(), Err(ManifestError::Cover { .. })), "{:?}", overlap.check());
+    assert_eq!(good.check(), Ok(()));
+}
+
+#[test]
+fn a_checkpoint_set_aside_is_not_offered_but_kept() {
+    let (_folder, storage) = temporary();
+    write(&storage, 10, shape(1, 1, 1));
+    write(&storage, 20, shape(1, 1, 1));
+    let first = storage.set_aside(20, "a test").unwrap();
+    assert!(first.ends_with("/damaged-step-20") && Path::new(&first).join(MANIFEST_NAME).exists(), "{first}");
+    assert_eq!(storage.steps().unwrap(), [10]);
+    write(&storage, 20, shape(1, 1, 1));
+    assert!(storage.set_aside(20, "a test").unwrap().ends_with("/damaged-step-20.2"));
+    let error = storage.set_aside(20, "a test").unwrap_err();
+    assert!(matches!(error, CheckpointError::Change { action: "rename", .. }), "{error}");
+}
+
+const FULL_DISK_ROOT: &str = "TOROID_TEST_FULL_DISK_ROOT";
+const REFUSED: &str = "the full disk was named";
+
+/// A process that may not write files of more than 8 KiB stands for a disk that is full: the write fails in the middle
+/// of a file, with an error of the same class, and it needs no rights. The limit is one of the process, so it is a
+/// child that has it.
+#[test]
+fn a_full_disk_is_named_and_leaves_nothing_behind() {
+    if let Some(root) = std::env::var_os(FULL_DISK_ROOT) {
+        return write_to_a_full_disk(root.to_str().unwrap());
+    }
+    let (folder, storage) = temporary();
+    write(&storage, 10, shape(1, 1, 1));
+    let before = files_below(folder.path());
+    let name = std::thread::current().name().unwrap().to_string();
+    let output = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 16; exec \"$0\" --exact --nocapture \"$1\""])
+        .args([std::env::current_exe().unwrap().as_os_str(), name.as_ref()])
+        .env(FULL_DISK_ROOT, storage.root())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains(REFUSED), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(files_below(folder.path()), before);
+    assert_eq!(storage.steps().unwrap(), [10]);
+    assert_eq!(storage.verify(10).unwrap(), []);
+    write(&storage, 20, shape(1, 1, 1));
+}
+
+fn write_to_a_full_disk(root: &str) {
+    let storage = Storage::open(root).unwrap();
+    let error = write_rank(&storage, 20, &shape(1, 1, 1), 0).unwrap_err();
+    let path = format!("{root}/step-20/shard-00000.safetensors");
+    assert!(
+        matches!(&error, CheckpointError::NoSpace { file, bytes, .. } if file == &path && *bytes > 8192),
+        "{error}"
+    );
+    let export = Path::new(root).join("export.safetensors");
+    let error = storage.export(10, &export).unwrap_err();
+    assert!(matches!(&error, CheckpointError::NoSpace { file, .. } if Path::new(file) == export), "{error}");
+    println!("{REFUSED}");
+}

@@ -1,0 +1,163 @@
+//! Exports, and initial weights from safetensors files.
+
+use std::collections::BTreeMap;
+
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+
+use super::*;
+
+#[test]
+fn an_export_has_every_tensor_whole() {
+    let (folder, storage) = temporary();
+    write(&storage, 10, shape(4, 2, 2));
+    let path = folder.path().join("model.safetensors");
+    storage.export(10, &path).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(tensors.len(), model().tensors().len());
+    for spec in model().tensors() {
+        let view = tensors.tensor(&spec.name).unwrap();
+        assert_eq!((view.dtype(), view.shape()), (Dtype::F32, &spec.shape[..]));
+        let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+        let expected = (0..spec.num_elements()).map(|i| value(&spec.name, Kind::Param, i));
+        assert!(values.eq(expected), "{}", spec.name);
+    }
+    let left: Vec<String> = files_below(folder.path()).into_iter().filter(|f| !f.starts_with("checkpoints/")).collect();
+    assert_eq!(left, ["model.safetensors"]);
+}
+
+#[test]
+fn an_export_that_fails_leaves_nothing() {
+    let (folder, storage) = temporary();
+    let manifest = write(&storage, 10, shape(1, 1, 1));
+    let error = storage.export(10, &folder.path().join("none/model.safetensors")).unwrap_err();
+    assert!(
+        matches!(&error, CheckpointError::Write { file, .. } if file.ends_with("none/model.safetensors")),
+        "{error}"
+    );
+    std::fs::remove_file(format!("{}/{}", storage.step_path(10), manifest.files[0].file)).unwrap();
+    let before = files_below(folder.path());
+    assert!(storage.export(10, &folder.path().join("model.safetensors")).is_err());
+    assert_eq!(files_below(folder.path()), before);
+}
+
+/// A tensor of a file: type, shape, bytes.
+type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+
+fn tensors(dtype: Dtype, encode: fn(f32) -> Vec<u8>) -> Tensors {
+    let specs = model().tensors().into_iter();
+    let bytes = |name: &str, len| (0..len).flat_map(|i| encode(value(name, Kind::Param, i))).collect();
+    specs.map(|s| (s.name.clone(), (dtype, s.shape.clone(), bytes(&s.name, s.num_elements())))).collect()
+}
+
+fn f32_tensors() -> Tensors {
+    tensors(Dtype::F32, |v| v.to_le_bytes().to_vec())
+}
+
+fn save<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a String, &'a (Dtype, Vec<usize>, Vec<u8>))>) {
+    let views = tensors
+        .into_iter()
+        .map(|(n, (dtype, shape, bytes))| (n, TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
+    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+/// Loads every partition of `shape` and compares with `expected` of the element's value.
+fn check_initial(path: &Path, shape: Shape, expected: fn(f32) -> f32) {
+    for rank in 0..shape.world() {
+        let (partition, _) = shard_of(&model(), &shape, rank);
+        let mut params = vec![f32::NAN; partition.padded_len];
+        load_initial(path, &model(), &partition, &mut params).unwrap();
+        let whole = flat(&partition, Kind::Param, 0.0);
+        let differs = (0..params.len()).find(|&i| params[i] != expected(whole[i]));
+        assert_eq!(differs, None, "rank {rank} of {shape}");
+    }
+}
+
+#[test]
+fn initial_weights_load_under_any_shape_from_a_file_or_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let all = f32_tensors();
+    let half = all.len() / 2;
+    save(&folder.path().join("a.safetensors"), all.iter().take(half));
+    save(&folder.path().join("b.safetensors"), all.iter().skip(half));
+    std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+    let (exports, storage) = temporary();
+    write(&storage, 10, shape(2, 2, 1));
+    let export = exports.path().join("model.safetensors");
+    storage.export(10, &export).unwrap();
+    for shape in [shape(1, 1, 1), shape(2, 2, 3), shape(4, 4, 1)] {
+        check_initial(folder.path(), shape, |v| v);
+        check_initial(&export, shape, |v| v);
+    }
+}
+
+#[test]
+fn bf16_is_converted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    save(&path, &tensors(Dtype::BF16, |v| v.to_le_bytes()[2..].to_vec()));
+    check_initial(&path, shape(2, 2, 1), |v| f32::from_bits(v.to_bits() & 0xffff_0000));
+}
+
+/// `change` is made to the right tensors; the error must have all of `expected` in it.
+fn check_refused(change: impl FnOnce(&mut Tensors), expected: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let mut tensors = f32_tensors();
+    change(&mut tensors);
+    save(&path, &tensors);
+    let error = refusal(&path);
+    for part in expected.iter().copied().chain([path.to_str().unwrap()]) {
+        assert!(error.contains(part), "`{part}` is not in `{error}`");
+    }
+}
+
+/// The last stage finds what is wrong with a tensor of the first, too.
+fn refusal(path: &Path) -> String {
+    let (partition, _) = shard_of(&model(), &shape(1, 4, 1), 3);
+    let mut params = vec![0.0; partition.padded_len];
+    load_initial(path, &model(), &partition, &mut params).unwrap_err().to_string()
+}
+
+#[test]
+fn initial_weights_that_do_not_fit_are_refused_with_all_that_is_wrong() {
+    let f32s = |shape: &[usize]| (Dtype::F32, shape.to_vec(), vec![0; 4 * shape.iter().product::<usize>()]);
+    check_refused(|t| drop(t.remove("blocks.0.n1.weight")), &["blocks.0.n1.weight is missing", "[12]"]);
+    check_refused(|t| drop(t.insert("lm_head".into(), f32s(&[2]))), &["lm_head is not one of this model"]);
+    check_refused(
+        |t| drop(t.insert("norm.weight".into(), f32s(&[3, 4]))),
+        &["norm.weight has the shape [3, 4], expected [12]"],
+    );
+    check_refused(
+        |t| drop(t.insert("norm.weight".into(), (Dtype::I8, vec![12], vec![0; 12]))),
+        &["norm.weight is of type I8, expected F32, BF16 or F16"],
+    );
+    check_refused(
+        |t| {
+            t.remove("head.weight");
+            t.insert("lm_head".into(), f32s(&[256, 12]));
+        },
+        &["head.weight is missing", "lm_head is not one"],
+    );
+    check_refused(|t| *t = t.iter().map(|(n, v)| (format!("model.{n}"), v.clone())).collect(), &["and ", " more"]);
+}
+
+#[test]
+fn initial_weights_that_are_not_there_or_no_safetensors_are_refused() {
+    let (folder, storage) = temporary();
+    let path = folder.path().join("weights");
+    assert!(refusal(&path).contains("No such file"));
+    std::fs::create_dir(&path).unwrap();
+    assert!(refusal(&path).contains("no *.safetensors file"));
+    let file = path.join("model.safetensors");
+    for bytes in [&b""[..], b"PK\x03\x04 a pickle, say", &[0xff; 100]] {
+        std::fs::write(&file, bytes).unwrap();
+        assert!(refusal(&path).contains("model.safetensors is not a safetensors file"), "{}", refusal(&path));
+    }
+    save(&file, &f32_tensors());
+    save(&path.join("copy.safetensors"), f32_tensors().iter().take(1));
+    assert!(refusal(&path).contains("is in two files"));
+    write(&storage, 10, shape(1, 1, 1));
+    assert!(refusal(Path::new(&storage.step_path(10))).contains("give it as resume_from"));
+}

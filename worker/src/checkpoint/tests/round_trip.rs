@@ -1,0 +1,220 @@
+//! What is written is read back, under any shape, and nothing is seen of what is not complete.
+
+use std::collections::BTreeMap;
+
+use safetensors::SafeTensors;
+use toroid_torus::manifest::Entry;
+
+use super::*;
+
+#[test]
+fn a_checkpoint_loads_under_any_shape() {
+    let shapes = [shape(2, 2, 2), shape(1, 1, 1), shape(4, 1, 2), shape(1, 2, 4), shape(4, 4, 1), shape(2, 3, 5)];
+    for written in shapes {
+        let (_folder, storage) = temporary();
+        let manifest = write(&storage, 10, written);
+        assert_eq!(storage.manifest(10).unwrap(), manifest);
+        assert_eq!(storage.verify(10).unwrap(), []);
+        for read in shapes {
+            for rank in 0..read.world() {
+                let (partition, shard) = shard_of(&model(), &read, rank);
+                check_load(&storage, &manifest, &partition, shard);
+            }
+        }
+    }
+}
+
+/// A rank loads its whole partition, or any part of it: ranges that start and end within tensors, in padding, and empty
+/// ones.
+#[test]
+fn any_flat_range_loads() {
+    let (_folder, storage) = temporary();
+    let manifest = write(&storage, 10, shape(2, 2, 2));
+    let (partition, _) = shard_of(&model(), &shape(4, 2, 5), 5);
+    assert!(partition.len < partition.padded_len, "the case has no padding");
+    let cuts = [0, 1, 777, 778, 1500, partition.len - 1, partition.len, partition.len + 1, partition.padded_len];
+    for (i, &start) in cuts.iter().enumerate() {
+        for &end in &cuts[i..] {
+            check_load(&storage, &manifest, &partition, start..end);
+        }
+    }
+}
+
+/// The same state gives the same bytes wherever it is written, so a repeated write is harmless.
+#[test]
+fn writing_twice_gives_the_same_bytes() {
+    let ((_a, a), (_b, b)) = (temporary(), temporary());
+    let manifest = write(&a, 10, shape(2, 1, 2));
+    write_shards(&b, 10, shape(2, 1, 2));
+    assert_eq!(write(&b, 10, shape(2, 1, 2)), manifest);
+}
+
+/// The cluster writes the bytes of the state once, replicated slices too.
+#[test]
+fn every_element_is_written_once() {
+    let (_folder, storage) = temporary();
+    let manifest = write(&storage, 10, shape(4, 2, 2));
+    let entries: u64 = manifest.files.iter().flat_map(|f| &f.entries).map(Entry::bytes).sum();
+    assert_eq!(entries, 3 * 4 * model().num_params());
+}
+
+#[test]
+fn shards_are_safetensors_with_the_names_of_the_manifest() {
+    let (_folder, storage) = temporary();
+    let manifest = write(&storage, 10, shape(2, 2, 2));
+    for file in &manifest.files {
+        let bytes = std::fs::read(format!("{}/{}", storage.step_path(10), file.file)).unwrap();
+        assert_eq!((bytes.len() as u64, blake3::hash(&bytes).to_hex().to_string()), (file.bytes, file.digest.clone()));
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(tensors.len(), file.entries.len());
+        for entry in &file.entries {
+            let start = entry.file_offset as usize;
+            let view = tensors.tensor(&entry.name).unwrap();
+            assert_eq!(view.shape(), [entry.range.len()]);
+            assert_eq!(view.data(), &bytes[start..start + entry.bytes() as usize]);
+        }
+    }
+}
+
+/// More places than elements to share: some files have no entry, and are files all the same.
+#[test]
+fn a_place_with_nothing_but_padding_writes_an_empty_file() {
+    let (_folder, storage) = temporary();
+    let mut manifest = write_shards(&storage, 10, shape(1, 1, 1));
+    let (partition, _) = shard_of(&model(), &shape(1, 1, 1), 0);
+    let padded = Partition { padded_len: partition.padded_len + 64, ..partition };
+    let state = [7.0; 16];
+    let state = ShardState { param: &state, exp_avg: &state, exp_avg_sq: &state };
+    let range = padded.padded_len - 16..padded.padded_len;
+    manifest.files.push(storage.write_shard(10, 1, &padded, range, state).unwrap());
+    assert_eq!(manifest.files[1].entries, []);
+    storage.publish(&manifest).unwrap();
+    assert_eq!(storage.verify(10).unwrap(), []);
+}
+
+/// T-6: a crash between the shards and the manifest leaves nothing that anyone takes for a checkpoint, and the step can
+/// be written again.
+#[test]
+fn what_is_not_published_is_not_a_checkpoint() {
+    let (_folder, storage) = temporary();
+    write(&storage, 10, shape(1, 1, 2));
+    let manifest = write_shards(&storage, 20, shape(1, 1, 2));
+    assert_eq!(storage.steps().unwrap(), [10]);
+    let error = storage.manifest(20).unwrap_err();
+    assert!(matches!(&error, CheckpointError::NotFound { step: 20, available, .. } if available == &[10]), "{error}");
+
+    std::fs::write(format!("{}/{DIGEST_NAME}", storage.step_path(20)), "a crash before the manifest").unwrap();
+    assert_eq!(storage.steps().unwrap(), [10]);
+    assert_eq!(write(&storage, 20, shape(1, 1, 2)), manifest);
+    assert_eq!(storage.steps().unwrap(), [10, 20]);
+    assert_eq!(storage.verify(20).unwrap(), []);
+}
+
+/// T-6: a manifest is not written unless all that it names is there.
+#[test]
+fn publishing_looks_at_every_file() {
+    let (_folder, storage) = temporary();
+    let manifest = write_shards(&storage, 10, shape(2, 1, 2));
+    let path = format!("{}/{}", storage.step_path(10), manifest.files[2].file);
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+    let error = storage.publish(&manifest).unwrap_err();
+    assert!(matches!(&error, CheckpointError::Unpublishable { file, .. } if file == &path), "{error}");
+    std::fs::remove_file(&path).unwrap();
+    let error = storage.publish(&manifest).unwrap_err();
+    assert!(error.to_string().contains("no file"), "{error}");
+
+    let mut files = manifest.files.clone();
+    files.remove(1);
+    let error = storage.publish(&Manifest { files, ..manifest.clone() }).unwrap_err();
+    assert!(matches!(error, CheckpointError::Manifest { .. }), "{error}");
+    assert!(storage.steps().unwrap().is_empty());
+}
+
+/// T-6: a complete checkpoint is not written to again; the same bytes and the same manifest, in a later epoch, are no
+/// error.
+#[test]
+fn a_complete_step_only_takes_what_it_has() {
+    let (_folder, storage) = temporary();
+    let manifest = write(&storage, 10, shape(2, 1, 2));
+    assert_eq!(write_rank(&storage, 10, &shape(2, 1, 2), 3).unwrap(), manifest.files[3]);
+    let again = Manifest { epoch: EPOCH + 1, ..manifest.clone() };
+    assert_eq!(storage.publish(&again).unwrap(), manifest.bytes());
+    assert_eq!(storage.manifest(10).unwrap().epoch, EPOCH);
+
+    let (partition, shard) = shard_of(&model(), &shape(2, 1, 2), 3);
+    let state = vec![1.0; shard.len()];
+    let state = ShardState { param: &state, exp_avg: &state, exp_avg_sq: &state };
+    let error = storage.write_shard(10, 3, &partition, shard, state).unwrap_err();
+    assert!(matches!(error, CheckpointError::Exists { step: 10, .. }), "{error}");
+    let error = storage.publish(&Manifest { samples: 1, ..manifest }).unwrap_err();
+    assert!(matches!(error, CheckpointError::Exists { step: 10, .. }), "{error}");
+    assert_eq!(storage.verify(10).unwrap(), []);
+}
+
+#[test]
+fn remove_leaves_nothing_and_can_be_repeated() {
+    let (folder, storage) = temporary();
+    write(&storage, 10, shape(1, 1, 2));
+    write(&storage, 20, shape(1, 1, 2));
+    std::fs::write(format!("{}/shard-00009.safetensors#1", storage.step_path(10)), "of a writer that died").unwrap();
+    storage.remove(10).unwrap();
+    storage.remove(10).unwrap();
+    assert_eq!(storage.steps().unwrap(), [20]);
+    assert!(files_below(folder.path()).iter().all(|name| name.starts_with("checkpoints/step-20/")));
+}
+
+#[test]
+fn steps_are_ascending_and_only_of_folders_that_write_them_so() {
+    let (folder, storage) = temporary();
+    assert!(storage.steps().unwrap().is_empty());
+    for step in [100, 20, 3] {
+        write(&storage, step, shape(1, 1, 1));
+    }
+    for name in ["step-007", "step-", "step-x", "damaged-step-5"] {
+        std::fs::create_dir(folder.path().join("checkpoints").join(name)).unwrap();
+        std::fs::write(folder.path().join("checkpoints").join(name).join(MANIFEST_NAME), "{}").unwrap();
+    }
+    assert_eq!(storage.steps().unwrap(), [3, 20, 100]);
+}
+
+#[test]
+fn a_root_is_a_folder_path_or_a_file_url() {
+    let folder = tempfile::tempdir().unwrap();
+    let odd = folder.path().join("a b").join("100% ü #1");
+    let storage = Storage::open(odd.to_str().unwrap()).unwrap();
+    assert!(!odd.exists(), "opening made the folder");
+    let manifest = write(&storage, 10, shape(1, 1, 1));
+    let url = format!("file://{}", odd.display());
+    assert_eq!(Storage::open(&url).unwrap().steps().unwrap(), [10]);
+    let (found, step) = Storage::open_step(&format!("{}/step-10/", odd.display())).unwrap();
+    assert_eq!((found.manifest(step).unwrap(), step), (manifest, 10));
+
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let cases = BTreeMap::from([
+        ("s3://bucket/run", "the scheme `s3` is not supported; give a folder path or a file:// URL"),
+        ("file://host/run", "needs an absolute path"),
+        ("", "the path is empty"),
+        (file.to_str().unwrap(), "it is a file"),
+    ]);
+    for (root, expected) in cases {
+        let error = Storage::open(root).unwrap_err().to_string();
+        assert!(error.contains(expected), "`{root}` gave `{error}`");
+    }
+    assert!(matches!(Storage::open_step("run/checkpoints"), Err(CheckpointError::StepPath { .. })));
+}
+
+#[test]
+fn a_checkpoint_of_another_model_is_refused() {
+    let (_folder, storage) = temporary();
+    let manifest = write(&storage, 10, shape(1, 1, 1));
+    for (other, tensor) in [
+        (ModelConfig { vocab: 512, ..model() }, "emb.weight"),
+        (ModelConfig { layers: 5, ..model() }, "blocks.4.n1.weight"),
+    ] {
+        let (partition, shard) = shard_of(&other, &shape(1, 1, 1), 0);
+        let error = load(&storage, &manifest, &partition, shard).unwrap_err();
+        assert!(matches!(&error, CheckpointError::Model { tensor: t, .. } if t == tensor), "{error}");
+    }
+}

@@ -1,0 +1,523 @@
+//! One connection to one rank: frames on their way out, the frame that is coming in, and what nobody has asked for yet.
+//!
+//! ```text
+//!   enqueue -> out -----------> socket        socket -> header -> the buffer that waits for it      (no copy)
+//!              (one at a time,                                  | stash, until somebody asks for it (one copy)
+//!               header and payload                              | discard: of an older epoch        (T-1, counted)
+//!               in one call)                                    | park: of a newer epoch            (T-1)
+//! ```
+//!
+//! A frame of a newer epoch stays where it is, in the kernel: its connection is not read any further until this side has advanced, so
+//! that keeping it aside costs no memory.
+//!
+//! A frame is never cut short, whatever happens to the call that sends or receives it: what is left of a half-sent one is copied and
+//! goes out later, what is left of a half-received one is read and thrown away. So the connection outlives the epoch.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, IoSlice, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::event::PollFlags;
+
+use super::frame::{Channel, FrameFault, HEADER_LEN, Header, NUM_CHANNELS, Stream};
+use super::handshake::Binding;
+use super::{CommError, LinkStats, Transfer};
+
+/// Bytes that one turn reads from or writes to one connection at most, so that a fast peer does not starve the others.
+const TURN_BYTES: usize = 4 << 20;
+const DISCARD_BYTES: usize = 64 << 10;
+
+pub(super) struct Conn {
+    pub rank: usize,
+    pub worker_id: String,
+    pub binding: Binding,
+    /// `None` once it is lost; `loss` says why.
+    stream: Option<TcpStream>,
+    loss: String,
+    out: VecDeque<Outgoing>,
+    reading: Reading,
+    /// The peer has proven to be in this epoch.
+    confirmed: bool,
+    expected_resume: Option<blake3::Hash>,
+    next_send: [u64; NUM_CHANNELS],
+    next_recv: [u64; NUM_CHANNELS],
+    /// Transfers that wait, by channel, as indices into the transfers of the running call.
+    waiting: [VecDeque<usize>; NUM_CHANNELS],
+    stash: [VecDeque<Vec<u8>>; NUM_CHANNELS],
+}
+
+/// What all connections of a [`Links`](super::Links) share while one call runs.
+pub(super) struct Turn<'a, 't> {
+    pub epoch: u64,
+    pub transfers: &'a mut [Transfer<'t>],
+    pub tally: &'a mut Tally,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub stats: LinkStats,
+    /// Transfers of the running call that are done.
+    pub completed: usize,
+    /// Bound of what one connection keeps for later: received and not asked for, and queued and not sent.
+    pub limit_bytes: usize,
+}
+
+struct Outgoing {
+    header: [u8; HEADER_LEN],
+    payload: Payload,
+    header_sent: usize,
+    payload_sent: usize,
+}
+
+enum Payload {
+    Owned(Vec<u8>),
+    Transfer(usize),
+}
+
+enum Reading {
+    Header { bytes: [u8; HEADER_LEN], filled: usize },
+    Payload { header: Header, target: Target, filled: usize, crc: u32 },
+    Parked(Header),
+}
+
+enum Target {
+    Transfer(usize),
+    Owned(Vec<u8>),
+    /// Thrown away through this buffer.
+    Discard(Vec<u8>),
+}
+
+impl Target {
+    fn discard(header: &Header) -> Target {
+        Target::Discard(vec![0; header.length.min(DISCARD_BYTES)])
+    }
+}
+
+impl Reading {
+    fn next() -> Reading {
+        Reading::Header { bytes: [0; HEADER_LEN], filled: 0 }
+    }
+}
+
+impl Conn {
+    /// A connection whose handshake for the present epoch is done.
+    pub fn new(rank: usize, worker_id: String, stream: TcpStream, binding: Binding) -> Conn {
+        Conn {
+            rank,
+            worker_id,
+            binding,
+            stream: Some(stream),
+            loss: String::new(),
+            out: VecDeque::new(),
+            reading: Reading::next(),
+            confirmed: true,
+            expected_resume: None,
+            next_send: [0; NUM_CHANNELS],
+            next_recv: [0; NUM_CHANNELS],
+            waiting: Default::default(),
+            stash: Default::default(),
+        }
+    }
+
+    /// What to poll for. Nothing while a frame of a newer epoch is parked: this epoch is over with that peer, a fence will say so.
+    pub fn interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        let stream = self.stream.as_ref().filter(|_| !matches!(self.reading, Reading::Parked(_)))?;
+        let write = if self.wants_write() { PollFlags::OUT } else { PollFlags::empty() };
+        Some((stream.as_fd(), PollFlags::IN | write))
+    }
+
+    pub fn wants_write(&self) -> bool {
+        !self.out.is_empty()
+    }
+
+    /// A transfer of the running call needs this connection.
+    pub fn is_awaited(&self) -> bool {
+        self.waiting.iter().any(|w| !w.is_empty())
+            || matches!(self.reading, Reading::Payload { target: Target::Transfer(_), .. })
+            || self.out.iter().any(|o| matches!(o.payload, Payload::Transfer(_)))
+    }
+
+    pub fn is_confirmed(&self) -> bool {
+        self.confirmed
+    }
+
+    pub fn lost(&self) -> Option<CommError> {
+        self.stream.is_none().then(|| CommError::PeerLost {
+            rank: self.rank,
+            worker_id: self.worker_id.clone(),
+            why: self.loss.clone(),
+        })
+    }
+
+    /// Closes the connection. An error only where a transfer of the running call needs it: a rank that has all it wants from a dead
+    /// one goes on.
+    fn lose(&mut self, why: String) -> Result<(), CommError> {
+        tracing::debug!(rank = self.rank, worker_id = self.worker_id, why, "lost a link");
+        self.stream = None;
+        self.loss = why;
+        match self.lost() {
+            Some(error) if self.is_awaited() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn corrupt(&mut self, fault: FrameFault) -> CommError {
+        let FrameFault { what, expected, found } = fault;
+        self.stream = None;
+        self.loss = format!("the link was closed after a damaged frame ({what})");
+        CommError::Corrupt { rank: self.rank, what, expected, found }
+    }
+
+    // Sending
+
+    pub fn enqueue(&mut self, epoch: u64, channel: Channel, payload: &[u8], transfer: usize) {
+        let header = self.header(epoch, channel, payload);
+        self.out.push_back(Outgoing::new(header, Payload::Transfer(transfer)));
+    }
+
+    pub fn enqueue_owned(
+        &mut self,
+        epoch: u64,
+        channel: Channel,
+        payload: Vec<u8>,
+        limit: usize,
+    ) -> Result<(), CommError> {
+        let queued: usize = self.out.iter().map(Outgoing::owned_bytes).sum();
+        let held = queued + payload.len();
+        if held > limit {
+            let what = "queued and not taken by the other side";
+            return Err(CommError::Overflow { rank: self.rank, channel, what, held, limit });
+        }
+        let header = self.header(epoch, channel, &payload);
+        self.out.push_back(Outgoing::new(header, Payload::Owned(payload)));
+        Ok(())
+    }
+
+    fn header(&mut self, epoch: u64, channel: Channel, payload: &[u8]) -> Header {
+        let sequence = &mut self.next_send[channel.index()];
+        let header = Header::of(Stream::Data(channel), epoch, *sequence, payload);
+        *sequence += 1;
+        header
+    }
+
+    /// Writes what the socket takes. Rust's runtime ignores SIGPIPE, so a dead peer is an error here and no signal.
+    pub fn send(&mut self, turn: &mut Turn<'_, '_>) -> Result<(), CommError> {
+        let mut budget = TURN_BYTES;
+        while let (Some(front), Some(stream), true) = (self.out.front_mut(), self.stream.as_mut(), budget > 0) {
+            let payload = match &front.payload {
+                Payload::Owned(bytes) => bytes.as_slice(),
+                Payload::Transfer(i) => turn.transfers[*i].sent_bytes(),
+            };
+            let parts = [&front.header[front.header_sent..], &payload[front.payload_sent..]].map(IoSlice::new);
+            match stream.write_vectored(&parts) {
+                Ok(written) => {
+                    let of_header = written.min(HEADER_LEN - front.header_sent);
+                    front.header_sent += of_header;
+                    front.payload_sent += written - of_header;
+                    turn.tally.stats.bytes_sent += written as u64;
+                    budget = budget.saturating_sub(written);
+                    if front.header_sent == HEADER_LEN && front.payload_sent == payload.len() {
+                        self.sent(turn);
+                    }
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return self.write_failed(turn, &e),
+            }
+        }
+        Ok(())
+    }
+
+    /// What the peer sent before it died is still to be had: it is read first.
+    fn write_failed(&mut self, turn: &mut Turn<'_, '_>, error: &std::io::Error) -> Result<(), CommError> {
+        let mut before = None;
+        while self.stream.is_some() && before != Some(turn.tally.stats.bytes_received) {
+            before = Some(turn.tally.stats.bytes_received);
+            self.receive(turn)?;
+        }
+        if self.stream.is_some() { self.lose(format!("writing failed: {error}")) } else { Ok(()) }
+    }
+
+    fn sent(&mut self, turn: &mut Turn<'_, '_>) {
+        turn.tally.stats.frames_sent += 1;
+        match self.out.pop_front().map(|o| o.payload) {
+            Some(Payload::Transfer(_)) => turn.tally.completed += 1,
+            Some(Payload::Owned(_)) => {}
+            None => unreachable!("a frame was being sent"),
+        }
+    }
+
+    // Receiving
+
+    /// `transfer` waits for the next message of `channel`; if that is here already it is done at once.
+    pub fn expect(&mut self, turn: &mut Turn<'_, '_>, channel: Channel, transfer: usize) -> Result<(), CommError> {
+        if let Some(message) = self.stash[channel.index()].pop_front() {
+            return self.hand_over(turn, transfer, &message);
+        }
+        match self.lost() {
+            Some(error) => Err(error),
+            None => {
+                self.waiting[channel.index()].push_back(transfer);
+                Ok(())
+            }
+        }
+    }
+
+    fn hand_over(&mut self, turn: &mut Turn<'_, '_>, transfer: usize, message: &[u8]) -> Result<(), CommError> {
+        let buffer = turn.transfers[transfer].received_bytes();
+        if buffer.len() != message.len() {
+            let fault = FrameFault::new("length", buffer.len(), message.len());
+            return Err(self.corrupt(fault));
+        }
+        buffer.copy_from_slice(message);
+        turn.tally.completed += 1;
+        Ok(())
+    }
+
+    /// Reads what the socket has, until it is empty, a frame of a newer epoch comes, or the turn is over.
+    pub fn receive(&mut self, turn: &mut Turn<'_, '_>) -> Result<(), CommError> {
+        let mut budget = TURN_BYTES;
+        while let (Some(stream), true) = (self.stream.as_mut(), budget > 0) {
+            let Some(space) = self.reading.space(turn.transfers) else { return Ok(()) };
+            let asked = space.len();
+            match stream.read(space) {
+                Ok(0) => return self.lose("the connection was closed by the other side".into()),
+                Ok(read) => {
+                    turn.tally.stats.bytes_received += read as u64;
+                    budget = budget.saturating_sub(read);
+                    self.take_in(turn, read)?;
+                    if read < asked {
+                        // The socket is empty: another call would only say so. Polling tells when there is more.
+                        return Ok(());
+                    }
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return self.lose(format!("reading failed: {e}")),
+            }
+        }
+        Ok(())
+    }
+
+    /// `read` more bytes lie where [`Reading::space`] pointed to.
+    fn take_in(&mut self, turn: &mut Turn<'_, '_>, read: usize) -> Result<(), CommError> {
+        match &mut self.reading {
+            Reading::Header { bytes, filled } => {
+                *filled += read;
+                if *filled < HEADER_LEN {
+                    return Ok(());
+                }
+                match Header::decode(bytes) {
+                    Ok(header) => self.dispatch(turn, header),
+                    Err(fault) => Err(self.corrupt(fault)),
+                }
+            }
+            Reading::Payload { header, target, filled, crc } => {
+                let bytes = match target {
+                    Target::Transfer(i) => &turn.transfers[*i].received_bytes()[*filled..][..read],
+                    Target::Owned(bytes) => &bytes[*filled..][..read],
+                    Target::Discard(bytes) => &bytes[..read],
+                };
+                // While they are still in the cache.
+                *crc = crc32c::crc32c_append(*crc, bytes);
+                *filled += read;
+                if *filled == header.length { self.finish(turn) } else { Ok(()) }
+            }
+            Reading::Parked(_) => unreachable!("nothing is read while a frame is parked"),
+        }
+    }
+
+    /// Decides where the payload of `header` goes.
+    fn dispatch(&mut self, turn: &mut Turn<'_, '_>, header: Header) -> Result<(), CommError> {
+        if header.epoch > turn.epoch {
+            self.reading = Reading::Parked(header);
+            return Ok(());
+        }
+        let target = if header.epoch < turn.epoch {
+            turn.tally.stats.stale_frames += 1;
+            Target::discard(&header)
+        } else {
+            match header.stream {
+                Stream::Resume => self.target_of_resume(&header)?,
+                Stream::Data(channel) => self.target_of_data(turn, channel, &header)?,
+            }
+        };
+        self.reading = Reading::Payload { header, target, filled: 0, crc: 0 };
+        if header.length == 0 { self.finish(turn) } else { Ok(()) }
+    }
+
+    fn target_of_resume(&mut self, header: &Header) -> Result<Target, CommError> {
+        if self.confirmed || header.sequence != 0 || header.length != blake3::OUT_LEN {
+            let found = format!("sequence {}, {} bytes, confirmed: {}", header.sequence, header.length, self.confirmed);
+            return Err(self.corrupt(FrameFault::new("resumption", "one of 32 bytes, first in its epoch", found)));
+        }
+        Ok(Target::Owned(vec![0; header.length]))
+    }
+
+    fn target_of_data(
+        &mut self,
+        turn: &mut Turn<'_, '_>,
+        channel: Channel,
+        header: &Header,
+    ) -> Result<Target, CommError> {
+        let expected = self.next_recv[channel.index()];
+        if !self.confirmed {
+            return Err(self.corrupt(FrameFault::new(
+                "first frame of the epoch",
+                "a resumption",
+                format!("{channel}"),
+            )));
+        }
+        if header.sequence != expected {
+            return Err(self.corrupt(FrameFault::new("sequence number", expected, header.sequence)));
+        }
+        self.next_recv[channel.index()] += 1;
+        if let Some(transfer) = self.waiting[channel.index()].pop_front() {
+            let len = turn.transfers[transfer].received_bytes().len();
+            if len != header.length {
+                return Err(self.corrupt(FrameFault::new("length", len, header.length)));
+            }
+            return Ok(Target::Transfer(transfer));
+        }
+        let stashed: usize = self.stash.iter().flatten().map(Vec::len).sum();
+        let (held, limit) = (stashed + header.length, turn.tally.limit_bytes);
+        if held > limit {
+            let what = "that nobody has asked for yet";
+            return Err(CommError::Overflow { rank: self.rank, channel, what, held, limit });
+        }
+        Ok(Target::Owned(vec![0; header.length]))
+    }
+
+    /// The payload is whole.
+    fn finish(&mut self, turn: &mut Turn<'_, '_>) -> Result<(), CommError> {
+        let Reading::Payload { header, target, crc, .. } = std::mem::replace(&mut self.reading, Reading::next()) else {
+            unreachable!("a payload was being read");
+        };
+        if matches!(target, Target::Discard(_)) {
+            return Ok(());
+        }
+        if crc != header.payload_crc {
+            let (expected, found) = (format!("{:#010x}", header.payload_crc), format!("{crc:#010x}"));
+            return Err(self.corrupt(FrameFault::new("checksum of the payload", expected, found)));
+        }
+        turn.tally.stats.frames_received += 1;
+        match (target, header.stream) {
+            (Target::Transfer(_), _) => turn.tally.completed += 1,
+            (Target::Owned(message), Stream::Data(channel)) => match self.waiting[channel.index()].pop_front() {
+                // Asked for while it was on its way into the stash.
+                Some(transfer) => self.hand_over(turn, transfer, &message)?,
+                None => self.stash[channel.index()].push_back(message),
+            },
+            (Target::Owned(proof), Stream::Resume) => self.confirm(&proof)?,
+            (Target::Discard(_), _) => unreachable!("returned above"),
+        }
+        Ok(())
+    }
+
+    fn confirm(&mut self, proof: &[u8]) -> Result<(), CommError> {
+        let proof = <[u8; blake3::OUT_LEN]>::try_from(proof).map(blake3::Hash::from_bytes).ok();
+        if proof.is_none() || proof != self.expected_resume {
+            // Not an error of its own: the handshake that follows says what is wrong.
+            return self.lose("it proved another key than this rank has for this epoch".into());
+        }
+        self.confirmed = true;
+        Ok(())
+    }
+
+    // Changes of epoch
+
+    /// The running call ends without its transfers: nothing refers to them from here on.
+    pub fn abort(&mut self, transfers: &[Transfer<'_>]) {
+        self.waiting.iter_mut().for_each(VecDeque::clear);
+        if let Reading::Payload { header, target, .. } = &mut self.reading
+            && matches!(target, Target::Transfer(_))
+        {
+            *target = Target::discard(header);
+        }
+        if self.stream.is_none() {
+            return self.out.clear();
+        }
+        self.out.retain(|o| o.is_begun() || matches!(o.payload, Payload::Owned(_)));
+        if let Some(front) = self.out.front_mut()
+            && let Payload::Transfer(i) = front.payload
+        {
+            front.payload = Payload::Owned(transfers[i].sent_bytes()[front.payload_sent..].to_vec());
+            front.payload_sent = 0;
+        }
+    }
+
+    /// Keeps the connection for `epoch`, in which the peer is `rank` and proves it with `expected`; `proof` is this side's.
+    /// Sequences start again, what is left of older epochs is dropped.
+    pub fn begin_epoch(
+        &mut self,
+        epoch: u64,
+        rank: usize,
+        proof: blake3::Hash,
+        expected: blake3::Hash,
+        tally: &mut Tally,
+    ) {
+        assert!(!self.is_awaited(), "a call must be over, or aborted, before its epoch ends");
+        self.rank = rank;
+        self.confirmed = false;
+        self.expected_resume = Some(expected);
+        self.next_send = [0; NUM_CHANNELS];
+        self.next_recv = [0; NUM_CHANNELS];
+        for queue in &mut self.stash {
+            tally.stats.stale_frames += queue.len() as u64;
+            queue.clear();
+        }
+        if let Reading::Payload { header, target, .. } = &mut self.reading
+            && !matches!(target, Target::Discard(_))
+        {
+            tally.stats.stale_frames += 1;
+            *target = Target::discard(header);
+        }
+        self.out.retain(Outgoing::is_begun);
+        let header = Header::of(Stream::Resume, epoch, 0, proof.as_bytes());
+        self.out.push_back(Outgoing::new(header, Payload::Owned(proof.as_bytes().to_vec())));
+    }
+
+    /// Goes on with a frame that was ahead of the epoch before.
+    pub fn unpark(&mut self, turn: &mut Turn<'_, '_>) -> Result<(), CommError> {
+        match self.reading {
+            Reading::Parked(header) => self.dispatch(turn, header),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Outgoing {
+    fn new(header: Header, payload: Payload) -> Outgoing {
+        Outgoing { header: header.encode(), payload, header_sent: 0, payload_sent: 0 }
+    }
+
+    fn owned_bytes(&self) -> usize {
+        match &self.payload {
+            Payload::Owned(bytes) => bytes.len(),
+            Payload::Transfer(_) => 0,
+        }
+    }
+
+    fn is_begun(&self) -> bool {
+        self.header_sent > 0
+    }
+}
+
+impl Reading {
+    /// Where the next bytes go; `None` while a frame is parked.
+    fn space<'s>(&'s mut self, transfers: &'s mut [Transfer<'_>]) -> Option<&'s mut [u8]> {
+        match self {
+            Reading::Header { bytes, filled } => Some(&mut bytes[*filled..]),
+            Reading::Payload { target: Target::Transfer(i), filled, .. } => {
+                Some(&mut transfers[*i].received_bytes()[*filled..])
+            }
+            Reading::Payload { target: Target::Owned(bytes), filled, .. } => Some(&mut bytes[*filled..]),
+            Reading::Payload { header, target: Target::Discard(bytes), filled, .. } => {
+                let len = (header.length - *filled).min(bytes.len());
+                Some(&mut bytes[..len])
+            }
+            Reading::Parked(_) => None,
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! What can go wrong between ranks. Everything here is of the world (peers, networks, other epochs); a wrong argument panics.
+
+use std::time::Duration;
+
+use super::frame::Channel;
+
+/// Every variant but [`CommError::Bind`] ends the epoch for the [`Links`](super::Links) that returned it; they can
+/// [`advance`](super::Links::advance) to the next one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommError {
+    #[error("lost rank {rank} (worker {worker_id}): {why}; report it to the coordinator, which makes the next epoch")]
+    PeerLost { rank: usize, worker_id: String, why: String },
+
+    #[error("epoch {epoch} is over, epoch {raised} is being set up; advance the links to it")]
+    Fenced { epoch: u64, raised: u64 },
+
+    #[error(
+        "a frame from rank {rank} is damaged: {what} should be {expected}, found {found}; the link is closed, look at that path's network and memory"
+    )]
+    Corrupt { rank: usize, what: &'static str, expected: String, found: String },
+
+    #[error(
+        "rank {rank} is too far ahead or behind: {held} bytes {what} on channel {channel}, at most {limit} are kept; the ranks do not run the same schedule"
+    )]
+    Overflow { rank: usize, channel: Channel, what: &'static str, held: usize, limit: usize },
+
+    #[error("rank {rank} (worker {worker_id} at {address}) refused the link: {reason}")]
+    Refused { rank: usize, worker_id: String, address: String, reason: String },
+
+    #[error("not all links were up after {after:?}: {missing}")]
+    Timeout { after: Duration, missing: String },
+
+    #[error("cannot listen for links on {address}: {why}; name a free address of this machine")]
+    Bind { address: String, why: String },
+
+    #[error("cannot {what}: {why}")]
+    Io { what: &'static str, why: String },
+}
+
+impl CommError {
+    pub(super) fn io(what: &'static str, error: impl Into<std::io::Error>) -> CommError {
+        CommError::Io { what, why: error.into().to_string() }
+    }
+}

@@ -1,0 +1,560 @@
+//! Brings up the links of an epoch: dials, accepts, and keeps what can be kept.
+//!
+//! ```text
+//!   peer with a higher rank, no connection:  dial -> connecting -> handshake -> up
+//!                                             ^________ retry ______|           (nobody listens, "not yet", cut off)
+//!   peer with a lower rank, no connection:   wait for its call    -> handshake -> up
+//!   peer whose connection is kept:           resumption out, resumption in     -> up
+//!                                             |_ lost: as if there had been none
+//! ```
+//!
+//! Whose call can be trusted is known only after its proof. So a call that fails, whether of a stranger or of a rank with the wrong
+//! key, job or epoch, is refused, logged and remembered in [`Listener::refusals`], and never ends the wait for the right one; if
+//! that does not come in time, the error says who was refused and why. The dialer, who has called an address that its own coordinator
+//! named, takes a refusal as final, except for "not yet": a peer that has not advanced to this epoch is called again.
+//!
+//! All of it is one loop around poll(2), ended at once by the fence. Only a host *name* in a peer's address can make it wait:
+//! it is resolved in line, at each attempt, because a restarted peer may have moved.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::AsFd;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+use super::conn::{Conn, Turn};
+use super::handshake::{
+    Acceptor, Dialer, Garbage, Identity, MAX_JOB_ID_LEN, Message, Nonce, Verdict, Why, resume_proof,
+};
+use super::links::poll_all;
+use super::{CommError, Fence, Links};
+
+const RETRY_MIN: Duration = Duration::from_millis(5);
+const RETRY_MAX: Duration = Duration::from_millis(250);
+/// Calls that have not proven anything yet. The oldest makes room for a new one.
+const CALLS_MAX: usize = 1024;
+const REFUSALS_KEPT: usize = 16;
+
+/// Who is where in an epoch, as far as one rank needs to know.
+#[derive(Clone)]
+pub struct Plan {
+    pub job_id: String,
+    pub epoch: u64,
+    pub rank: usize,
+    /// Known to the workers of this epoch and the coordinator only.
+    pub key: [u8; 32],
+    /// By rank; see [`peers_of`](super::peers_of).
+    pub peers: BTreeMap<usize, PeerAddr>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerAddr {
+    pub worker_id: String,
+    /// `host:port` of its [`Listener`].
+    pub address: String,
+}
+
+/// Without the key.
+impl fmt::Debug for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan { job_id, epoch, rank, peers, .. } = self;
+        f.debug_struct("Plan")
+            .field("job_id", job_id)
+            .field("epoch", epoch)
+            .field("rank", rank)
+            .field("peers", peers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where the peers of a worker reach it, for the worker's life.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    address: SocketAddr,
+    refusals: Mutex<VecDeque<Refusal>>,
+}
+
+/// A call that was refused. `rank` is what the caller claimed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub address: String,
+    pub rank: usize,
+    pub reason: String,
+}
+
+impl Listener {
+    /// `address` is `host:port`; port 0 takes a free one.
+    pub fn bind(address: &str) -> Result<Listener, CommError> {
+        let bound = TcpListener::bind(address).and_then(|socket| {
+            socket.set_nonblocking(true)?;
+            Ok((socket.local_addr()?, socket))
+        });
+        match bound {
+            Ok((address, socket)) => Ok(Listener { socket, address, refusals: Mutex::default() }),
+            Err(e) => Err(CommError::Bind { address: address.to_owned(), why: e.to_string() }),
+        }
+    }
+
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The newest calls that were refused, oldest first.
+    pub fn refusals(&self) -> Vec<Refusal> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    fn remember(&self, refusal: Refusal) {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if refusals.len() == REFUSALS_KEPT {
+            refusals.pop_front();
+        }
+        refusals.push_back(refusal);
+    }
+}
+
+impl Links {
+    /// Connects to all peers of `plan`, or says within `timeout` which are missing and why.
+    pub fn establish(listener: &Listener, plan: Plan, fence: &Fence, timeout: Duration) -> Result<Links, CommError> {
+        let mut links = Links::new(plan.rank, plan.epoch, plan.job_id.clone(), fence.clone());
+        Establish::new(&mut links, listener, &plan, timeout)?.run()?;
+        Ok(links)
+    }
+
+    /// Goes on to the epoch of `plan`, which must be a newer one. Connections to workers that are peers in both epochs are kept, even
+    /// under another rank; both ends prove the new key over them. Sequences start again; what is left of older epochs is dropped.
+    ///
+    /// After an error what could be kept still is, for the epoch after.
+    pub fn advance(
+        &mut self,
+        listener: &Listener,
+        plan: Plan,
+        fence: &Fence,
+        timeout: Duration,
+    ) -> Result<(), CommError> {
+        assert!(plan.epoch > self.epoch, "links of epoch {} cannot go on to epoch {}", self.epoch, plan.epoch);
+        let kept = std::mem::take(&mut self.conns).into_values();
+        let mut kept: BTreeMap<String, Conn> = kept
+            .filter(|conn| conn.lost().is_none() && plan.job_id == self.job_id)
+            .map(|conn| (conn.worker_id.clone(), conn))
+            .collect();
+        (self.rank, self.epoch, self.job_id) = (plan.rank, plan.epoch, plan.job_id.clone());
+        self.fence = fence.clone();
+        for (&rank, peer) in &plan.peers {
+            let Some(mut conn) = kept.remove(&peer.worker_id) else { continue };
+            let proof = resume_proof(&plan.key, &conn.binding, plan.epoch, plan.rank, rank);
+            let expected = resume_proof(&plan.key, &conn.binding, plan.epoch, rank, plan.rank);
+            conn.begin_epoch(plan.epoch, rank, proof, expected, &mut self.tally);
+            self.conns.insert(rank, conn);
+        }
+        let result = Establish::new(self, listener, &plan, timeout).and_then(Establish::run);
+        self.failed = result.as_ref().err().cloned();
+        result
+    }
+}
+
+struct Establish<'a> {
+    links: &'a mut Links,
+    listener: &'a Listener,
+    plan: &'a Plan,
+    timeout: Duration,
+    deadline: Instant,
+    /// By rank.
+    dials: BTreeMap<usize, Dial>,
+    /// By number of the call.
+    calls: BTreeMap<u64, Call>,
+    next_call: u64,
+}
+
+/// Our attempts to reach a peer.
+struct Dial {
+    phase: Phase,
+    retry: Duration,
+    attempts: usize,
+    problem: String,
+}
+
+enum Phase {
+    Idle { until: Instant },
+    Connecting(TcpStream),
+    Shaking(Wire, Dialer),
+}
+
+/// Somebody has called.
+struct Call {
+    wire: Wire,
+    acceptor: Acceptor,
+    address: String,
+}
+
+/// Handshake messages over a socket.
+struct Wire {
+    stream: TcpStream,
+    incoming: Vec<u8>,
+    outgoing: Vec<u8>,
+    verdict: Verdict,
+}
+
+/// Who is ready, according to poll.
+#[derive(Clone, Copy)]
+enum Token {
+    Fence,
+    Listener,
+    Dial(usize),
+    Call(u64),
+    Kept(usize),
+}
+
+impl<'a> Establish<'a> {
+    fn new(
+        links: &'a mut Links,
+        listener: &'a Listener,
+        plan: &'a Plan,
+        timeout: Duration,
+    ) -> Result<Establish<'a>, CommError> {
+        assert!(!plan.peers.contains_key(&plan.rank), "rank {} is not a peer of its own", plan.rank);
+        if plan.job_id.len() > MAX_JOB_ID_LEN {
+            let why = format!("its job id has {} bytes, at most {MAX_JOB_ID_LEN} are allowed", plan.job_id.len());
+            return Err(CommError::Io { what: "connect by this plan", why });
+        }
+        let start = Instant::now();
+        let calls_for = plan.peers.keys().filter(|&&rank| rank > plan.rank && !links.conns.contains_key(&rank));
+        let dials = calls_for.map(|&rank| (rank, Dial::at(start))).collect();
+        let deadline = start + timeout;
+        Ok(Establish { links, listener, plan, timeout, deadline, dials, calls: BTreeMap::new(), next_call: 0 })
+    }
+
+    fn run(mut self) -> Result<(), CommError> {
+        self.unpark();
+        loop {
+            self.links.fence.check(self.plan.epoch)?;
+            self.dial_what_is_due();
+            if self.plan.peers.keys().all(|rank| self.is_up(*rank)) {
+                tracing::debug!(rank = self.plan.rank, epoch = self.plan.epoch, "all links are up");
+                return Ok(());
+            }
+            if Instant::now() >= self.deadline {
+                return Err(CommError::Timeout { after: self.timeout, missing: self.missing() });
+            }
+            for (token, events) in self.poll()? {
+                match token {
+                    Token::Fence => self.links.fence.drain(self.plan.epoch)?,
+                    Token::Listener => self.accept()?,
+                    Token::Dial(rank) => self.on_dial(rank)?,
+                    Token::Call(number) => self.on_call(number),
+                    Token::Kept(rank) => self.on_kept(rank, events),
+                }
+            }
+        }
+    }
+
+    fn is_up(&self, rank: usize) -> bool {
+        let conn = self.links.conns.get(&rank);
+        conn.is_some_and(|conn| conn.is_confirmed() && !conn.wants_write() && conn.lost().is_none())
+    }
+
+    fn missing(&self) -> String {
+        let missing = self.plan.peers.iter().filter(|(rank, _)| !self.is_up(**rank));
+        let texts = missing.map(|(rank, PeerAddr { worker_id, address })| {
+            let refused = self.listener.refusals().into_iter().rfind(|refusal| refusal.rank == *rank);
+            let problem = match (self.dials.get(rank), refused) {
+                _ if self.links.conns.contains_key(rank) => "has not confirmed the new epoch".to_owned(),
+                (Some(dial), _) => dial.problem.clone(),
+                (None, Some(refusal)) => format!("called from {} and was refused: {}", refusal.address, refusal.reason),
+                (None, None) => "has not called".to_owned(),
+            };
+            format!("rank {rank} (worker {worker_id} at {address}) {problem}")
+        });
+        texts.collect::<Vec<_>>().join("; ")
+    }
+
+    fn poll(&self) -> Result<Vec<(Token, PollFlags)>, CommError> {
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(self.links.fence.wake_fd(), PollFlags::IN),
+            PollFd::new(&self.listener.socket, PollFlags::IN),
+        ];
+        let mut tokens = vec![Token::Fence, Token::Listener];
+        let mut wake = self.deadline;
+        for (rank, dial) in &self.dials {
+            let (fd, flags) = match &dial.phase {
+                Phase::Idle { until } => {
+                    wake = wake.min(*until);
+                    continue;
+                }
+                Phase::Connecting(stream) => (stream.as_fd(), PollFlags::OUT),
+                Phase::Shaking(wire, _) => (wire.stream.as_fd(), wire.interest()),
+            };
+            fds.push(PollFd::from_borrowed_fd(fd, flags));
+            tokens.push(Token::Dial(*rank));
+        }
+        for (number, call) in &self.calls {
+            fds.push(PollFd::new(&call.wire.stream, call.wire.interest()));
+            tokens.push(Token::Call(*number));
+        }
+        for (rank, conn) in &self.links.conns {
+            if let Some((fd, flags)) = conn.interest().filter(|_| !self.is_up(*rank)) {
+                fds.push(PollFd::from_borrowed_fd(fd, flags));
+                tokens.push(Token::Kept(*rank));
+            }
+        }
+        poll_all(&mut fds, Some(wake.saturating_duration_since(Instant::now())))?;
+        let ready = tokens.into_iter().zip(&fds).map(|(token, fd)| (token, fd.revents()));
+        Ok(ready.filter(|(_, events)| !events.is_empty()).collect())
+    }
+
+    fn identity(&self) -> Identity<'a> {
+        let Plan { job_id, epoch, rank, key, .. } = self.plan;
+        Identity { job_id, epoch: *epoch, rank: *rank, key }
+    }
+
+    /// The handshake is done. An older connection to the same rank gives way: its other end knows it is gone, or it would not
+    /// have made a new one.
+    fn up(&mut self, rank: usize, stream: TcpStream, binding: [u8; 32]) {
+        let Some(peer) = self.plan.peers.get(&rank) else { unreachable!("only peers of the plan pass the handshake") };
+        self.links.tally.stats.connections += 1;
+        self.links.conns.insert(rank, Conn::new(rank, peer.worker_id.clone(), stream, binding));
+        self.dials.remove(&rank);
+    }
+
+    // Calls of ours
+
+    fn dial_what_is_due(&mut self) {
+        let now = Instant::now();
+        let is_due = |dial: &Dial| matches!(dial.phase, Phase::Idle { until } if until <= now);
+        let due: Vec<usize> = self.dials.iter().filter(|(_, dial)| is_due(dial)).map(|(rank, _)| *rank).collect();
+        for rank in due {
+            let (Some(dial), Some(peer)) = (self.dials.get_mut(&rank), self.plan.peers.get(&rank)) else { continue };
+            match connect(&peer.address, dial.attempts) {
+                Ok(stream) => dial.phase = Phase::Connecting(stream),
+                Err(e) => dial.fail(format!("cannot be reached: {e}")),
+            }
+        }
+    }
+
+    fn on_dial(&mut self, rank: usize) -> Result<(), CommError> {
+        let identity = self.identity();
+        let Some(dial) = self.dials.get_mut(&rank) else { return Ok(()) };
+        if matches!(dial.phase, Phase::Connecting(_)) {
+            dial.greet(&identity, rank)?;
+        }
+        let Phase::Shaking(wire, dialer) = &mut dial.phase else { return Ok(()) };
+        match wire.drive(|message| dialer.receive(message)) {
+            Ok(Verdict::Continue) => {}
+            Ok(Verdict::Established { rank, binding }) => {
+                if let Some(Dial { phase: Phase::Shaking(wire, _), .. }) = self.dials.remove(&rank) {
+                    self.up(rank, wire.stream, binding);
+                }
+            }
+            Ok(Verdict::Refused { why: Why::NotYet, text, .. }) => dial.fail(format!("refused the link: {text}")),
+            Ok(Verdict::Refused { text, .. }) => {
+                let Some(PeerAddr { worker_id, address }) = self.plan.peers.get(&rank).cloned() else { return Ok(()) };
+                return Err(CommError::Refused { rank, worker_id, address, reason: text });
+            }
+            Err(problem) => dial.fail(format!("broke off the handshake: {problem}")),
+        }
+        Ok(())
+    }
+
+    // Calls of others
+
+    fn accept(&mut self) -> Result<(), CommError> {
+        loop {
+            match self.listener.socket.accept() {
+                Ok((stream, address)) => {
+                    if let Err(e) = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)) {
+                        tracing::debug!(%address, error = %e, "dropped a call");
+                        continue;
+                    }
+                    if self.calls.len() == CALLS_MAX {
+                        self.calls.pop_first();
+                    }
+                    let (wire, acceptor) = (Wire::new(stream, Vec::new()), Acceptor::new(nonce()?));
+                    self.calls.insert(self.next_call, Call { wire, acceptor, address: address.to_string() });
+                    self.next_call += 1;
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
+                // The caller has gone again.
+                Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
+                Err(e) => return Err(CommError::io("accept a link", e)),
+            }
+        }
+    }
+
+    fn on_call(&mut self, number: u64) {
+        let (identity, plan) = (self.identity(), self.plan);
+        let Some(mut call) = self.calls.remove(&number) else { return };
+        let expects = |rank| rank < plan.rank && plan.peers.contains_key(&rank);
+        match call.wire.drive(|message| call.acceptor.receive(&identity, expects, message)) {
+            Ok(Verdict::Continue) => {
+                self.calls.insert(number, call);
+            }
+            Ok(Verdict::Established { rank, binding }) => self.up(rank, call.wire.stream, binding),
+            Ok(Verdict::Refused { why: Why::NotYet, text, rank }) => {
+                tracing::debug!(address = call.address, rank, text, "a call for a later epoch");
+            }
+            Ok(Verdict::Refused { rank, text, .. }) => {
+                tracing::warn!(address = call.address, rank, text, "refused a link");
+                self.listener.remember(Refusal { address: call.address, rank, reason: text });
+            }
+            Err(problem) => tracing::warn!(address = call.address, problem, "dropped a call"),
+        }
+    }
+
+    // Connections kept from the epoch before
+
+    fn unpark(&mut self) {
+        let ranks: Vec<usize> = self.links.conns.keys().copied().collect();
+        for rank in ranks {
+            self.on_conn(rank, |conn, turn| conn.unpark(turn));
+        }
+    }
+
+    fn on_kept(&mut self, rank: usize, events: PollFlags) {
+        self.on_conn(rank, |conn, turn| {
+            if events.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+                conn.receive(turn)?;
+            }
+            if events.contains(PollFlags::OUT) { conn.send(turn) } else { Ok(()) }
+        });
+    }
+
+    /// Whatever is wrong with a kept connection, a new one is the cure.
+    fn on_conn(&mut self, rank: usize, act: impl FnOnce(&mut Conn, &mut Turn<'_, '_>) -> Result<(), CommError>) {
+        let Links { conns, tally, .. } = &mut *self.links;
+        let Some(conn) = conns.get_mut(&rank) else { return };
+        let result = act(conn, &mut Turn { epoch: self.plan.epoch, transfers: &mut [], tally });
+        if let Some(error) = result.err().or_else(|| conn.lost()) {
+            tracing::debug!(rank, %error, "a link could not be kept, it is made anew");
+            conns.remove(&rank);
+            if rank > self.plan.rank {
+                self.dials.insert(rank, Dial::at(Instant::now()));
+            }
+        }
+    }
+}
+
+impl Dial {
+    fn at(until: Instant) -> Dial {
+        let problem = "was not reached yet".to_owned();
+        Dial { phase: Phase::Idle { until }, retry: RETRY_MIN, attempts: 0, problem }
+    }
+
+    /// The socket is connected, or failed to be.
+    fn greet(&mut self, me: &Identity<'_>, peer: usize) -> Result<(), CommError> {
+        let idle = Phase::Idle { until: Instant::now() };
+        let Phase::Connecting(stream) = std::mem::replace(&mut self.phase, idle) else {
+            unreachable!("a dial connects")
+        };
+        match stream.take_error().and_then(|error| error.map_or(Ok(()), Err)) {
+            Ok(()) => {
+                let (dialer, hello) = Dialer::new(me, peer, nonce()?);
+                self.phase = Phase::Shaking(Wire::new(stream, hello.encode()), dialer);
+            }
+            Err(e) => self.fail(format!("cannot be reached: {e}")),
+        }
+        Ok(())
+    }
+
+    /// Tries again in a while, and in a longer while the next time.
+    fn fail(&mut self, problem: String) {
+        self.phase = Phase::Idle { until: Instant::now() + self.retry };
+        self.retry = (self.retry * 2).min(RETRY_MAX);
+        self.attempts += 1;
+        self.problem = problem;
+    }
+}
+
+impl Wire {
+    fn new(stream: TcpStream, outgoing: Vec<u8>) -> Wire {
+        Wire { stream, incoming: Vec::new(), outgoing, verdict: Verdict::Continue }
+    }
+
+    fn interest(&self) -> PollFlags {
+        if self.outgoing.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT }
+    }
+
+    /// Goes on as far as the socket lets it. A verdict is given once all that belongs to it is sent.
+    fn drive(
+        &mut self,
+        mut side: impl FnMut(Message) -> Result<(Option<Message>, Verdict), Garbage>,
+    ) -> Result<Verdict, String> {
+        loop {
+            if !self.flush()? {
+                return Ok(Verdict::Continue);
+            }
+            if self.verdict != Verdict::Continue {
+                return Ok(std::mem::replace(&mut self.verdict, Verdict::Continue));
+            }
+            let Some(message) = self.next_message()? else { return Ok(Verdict::Continue) };
+            let (reply, verdict) = side(message).map_err(|garbage| garbage.to_string())?;
+            self.outgoing = reply.map(|reply| reply.encode()).unwrap_or_default();
+            self.verdict = verdict;
+        }
+    }
+
+    /// True when nothing is left to be sent.
+    fn flush(&mut self) -> Result<bool, String> {
+        while !self.outgoing.is_empty() {
+            match self.stream.write(&self.outgoing) {
+                Ok(written) => drop(self.outgoing.drain(..written)),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(format!("writing failed: {e}")),
+            }
+        }
+        Ok(true)
+    }
+
+    fn next_message(&mut self) -> Result<Option<Message>, String> {
+        loop {
+            let missing = Message::missing(&self.incoming).map_err(|garbage| garbage.to_string())?;
+            if missing == 0 {
+                let message = Message::decode(&self.incoming).map_err(|garbage| garbage.to_string())?;
+                self.incoming.clear();
+                return Ok(Some(message));
+            }
+            let have = self.incoming.len();
+            self.incoming.resize(have + missing, 0);
+            let read = self.stream.read(&mut self.incoming[have..]);
+            self.incoming.truncate(have + *read.as_ref().unwrap_or(&0));
+            match read {
+                Ok(0) => return Err("the other side closed the connection".into()),
+                Ok(_) => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(format!("reading failed: {e}")),
+            }
+        }
+    }
+}
+
+/// Begins to connect, without waiting for it. Takes the addresses of a name in turn.
+///
+/// Socket buffers are left to the kernel: setting them switches its tuning off, and with it most of what a long path could use.
+fn connect(address: &str, attempt: usize) -> std::io::Result<TcpStream> {
+    let addresses: Vec<SocketAddr> = address.to_socket_addrs()?.collect();
+    let Some(address) = addresses.get(attempt % addresses.len().max(1)) else {
+        return Err(std::io::Error::new(ErrorKind::NotFound, "the name has no address"));
+    };
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
+    match rustix::net::connect(&socket, address) {
+        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let stream = TcpStream::from(socket);
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+fn nonce() -> Result<Nonce, CommError> {
+    let mut nonce = [0; 32];
+    let read = std::fs::File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut nonce));
+    read.map(|()| nonce).map_err(|e| CommError::io("read the system's random source for a link's handshake", e))
+}

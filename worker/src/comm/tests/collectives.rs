@@ -1,0 +1,148 @@
+//! Against sums made one after the other, for many shapes.
+
+use crate::model::TpComm;
+use super::*;
+
+const TORI: [(usize, usize); 12] =
+    [(1, 1), (2, 1), (1, 2), (3, 1), (1, 3), (2, 2), (5, 1), (3, 2), (2, 3), (4, 2), (3, 3), (4, 4)];
+
+/// Element `i` of rank `rank`: integers, so that every order has the same sum, or fractions, for which orders differ.
+fn value(rank: usize, i: usize, whole: bool) -> f32 {
+    let x = Random((rank as u64) << 32 | i as u64).next();
+    if whole { (x % 2001) as f32 - 1000.0 } else { (x >> 40) as f32 / 1e6 - 8.0 }
+}
+
+fn values(rank: usize, len: usize, whole: bool) -> Vec<f32> {
+    (0..len).map(|i| value(rank, i, whole)).collect()
+}
+
+fn sum(ranks: &[usize], i: usize) -> f64 {
+    ranks.iter().map(|&rank| f64::from(value(rank, i, true))).sum()
+}
+
+#[test]
+fn reduce_scatter_leaves_each_member_the_sum_of_its_chunk() {
+    for (dx, dy) in TORI {
+        let shape = Shape::with_torus(1, 1, dx * dy, dx, dy).unwrap();
+        let chunk = 37;
+        on_shape(&shape, |links| {
+            let group = Group::dp(&shape, links.rank());
+            let mut buf = values(links.rank(), chunk * dx * dy, true);
+            reduce_scatter(links, &group, Channel::Dp, &mut buf, &mut Vec::new()).unwrap();
+            let own = (group.me % dx) * dy + group.me / dx;
+            for i in own * chunk..(own + 1) * chunk {
+                assert_eq!(f64::from(buf[i]), sum(&group.ranks, i), "{dx} x {dy}, member {}, element {i}", group.me);
+            }
+        });
+    }
+}
+
+/// T-4: reduce-scatter and all-gather leave the same bits everywhere, and again the same when repeated.
+#[test]
+fn all_gather_gives_every_member_the_same_bits() {
+    for (dx, dy) in TORI {
+        let shape = Shape::with_torus(2, 1, dx * dy, dx, dy).unwrap();
+        let results = on_shape(&shape, |links| {
+            let group = Group::dp(&shape, links.rank());
+            let mut scratch = Vec::new();
+            let mut run = || {
+                let mut buf = values(links.rank(), 50 * dx * dy, false);
+                reduce_scatter(links, &group, Channel::Dp, &mut buf, &mut scratch).unwrap();
+                all_gather(links, &group, Channel::Dp, &mut buf).unwrap();
+                buf.iter().map(|x| x.to_bits()).collect::<Vec<u32>>()
+            };
+            let first = run();
+            assert_eq!(first, run(), "{dx} x {dy}: another result when repeated");
+            first
+        });
+        for (rank, bits) in results.iter().enumerate() {
+            assert!(*bits == results[shape.dp_group(rank)[0]], "{dx} x {dy}: rank {rank} differs");
+            let near = |i: usize| shape.dp_group(rank).iter().map(|&r| f64::from(value(r, i, false))).sum::<f64>();
+            assert!(bits.iter().enumerate().all(|(i, &b)| (f64::from(f32::from_bits(b)) - near(i)).abs() < 1e-3));
+        }
+    }
+}
+
+/// Both sides of the threshold, lengths that do not divide.
+#[test]
+fn all_reduce_is_right_and_the_same_on_every_rank() {
+    for n in 1..=5 {
+        for len in [0, 1, 7, 1025, 33_000, 100_003] {
+            let shape = Shape::new(n, 1, 1).unwrap();
+            let results = on_shape(&shape, |links| {
+                let group = Group::tp(&shape, links.rank());
+                let mut scratch = Vec::new();
+                let mut whole = values(links.rank(), len, true);
+                all_reduce_sum(links, &group, Channel::Tp, &mut whole, &mut scratch).unwrap();
+                let all: Vec<usize> = (0..n).collect();
+                for (i, x) in whole.into_iter().enumerate() {
+                    assert_eq!(f64::from(x), sum(&all, i), "{n} ranks, element {i} of {len}");
+                }
+                let mut parts = values(links.rank(), len, false);
+                TpGroup::new(links, &group, &mut scratch).all_reduce(&mut parts).unwrap();
+                parts.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+            });
+            assert!(results.iter().all(|bits| *bits == results[0]), "{n} ranks, {len} elements: bits differ");
+        }
+    }
+}
+
+#[test]
+fn a_direct_sum_adds_in_the_order_of_the_members() {
+    let results = on_shape(&Shape::new(4, 1, 1).unwrap(), |links| {
+        let group = Group::line(vec![0, 1, 2, 3], links.rank());
+        // (1e8 + 1) + -1e8 loses the 1, which any order that adds the big ones first would keep.
+        let mut buf = [[1e8, 1.0, -1e8, 0.5][links.rank()]];
+        all_reduce_sum(links, &group, Channel::Tp, &mut buf, &mut Vec::new()).unwrap();
+        buf[0]
+    });
+    assert_eq!(results, [0.5; 4]);
+}
+
+#[test]
+fn a_tp_group_gathers_by_tp_rank() {
+    let shape = Shape::new(3, 2, 2).unwrap();
+    on_shape(&shape, |links| {
+        let rank = links.rank();
+        let (group, mut scratch) = (Group::tp(&shape, rank), Vec::new());
+        let mut tp = TpGroup::new(links, &group, &mut scratch);
+        assert_eq!((tp.size(), tp.rank()), (3, shape.place(rank).tp));
+        let mut all = [0.0; 6];
+        tp.all_gather(&[rank as f32, 0.5], &mut all).unwrap();
+        let expected: Vec<f32> = shape.tp_group(rank).into_iter().flat_map(|r| [r as f32, 0.5]).collect();
+        assert_eq!(all[..], expected);
+    });
+}
+
+/// T-2: nobody has the result before everybody has come.
+#[test]
+fn the_global_sum_is_the_same_everywhere_and_waits_for_all() {
+    for (tp, pp, dp) in [(1, 1, 1), (2, 1, 2), (1, 2, 3), (4, 1, 1), (1, 4, 1), (2, 2, 4), (3, 1, 4)] {
+        let shape = Shape::new(tp, pp, dp).unwrap();
+        let come = std::sync::atomic::AtomicUsize::new(0);
+        let results = on_shape(&shape, |links| {
+            let mut values = [1.0 / (links.rank() as f64 + 3.0), links.rank() as f64];
+            come.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            global_sum(links, &shape, &mut values).unwrap();
+            assert_eq!(come.load(std::sync::atomic::Ordering::SeqCst), shape.world());
+            values.map(f64::to_bits)
+        });
+        let n = shape.world();
+        assert!(results.iter().all(|bits| *bits == results[0]), "{shape}: bits differ");
+        assert_eq!(f64::from_bits(results[0][1]), (n * (n - 1) / 2) as f64, "{shape}");
+        let expected: f64 = (0..n).map(|rank| 1.0 / (rank as f64 + 3.0)).sum();
+        assert!((f64::from_bits(results[0][0]) - expected).abs() < 1e-12, "{shape}");
+    }
+}
+
+#[test]
+fn a_death_within_a_collective_reaches_those_who_wait_for_it() {
+    let shape = Shape::new(1, 1, 2).unwrap();
+    let results = on_shape(&shape, |links| {
+        (links.rank() == 0).then(|| {
+            let group = Group::dp(&shape, 0);
+            reduce_scatter(links, &group, Channel::Dp, &mut vec![1.0; 1 << 20], &mut Vec::new()).unwrap_err()
+        })
+    });
+    assert!(matches!(results[0], Some(CommError::PeerLost { rank: 1, .. })), "{:?}", results[0]);
+}

@@ -1,0 +1,242 @@
+//! From one epoch to the next: what is kept, what is dropped (T-1), what is made anew.
+
+use std::sync::Barrier;
+
+use super::super::frame::{Header, Stream};
+use super::*;
+
+fn local_port(links: &Links, peer: usize) -> u16 {
+    let (fd, _) = links.conns[&peer].interest().expect("a live link");
+    TcpStream::from(fd.try_clone_to_owned().unwrap()).local_addr().unwrap().port()
+}
+
+/// Every link carries a message in each direction.
+fn talk(links: &mut Links) {
+    let (rank, epoch) = (links.rank(), links.epoch());
+    let peers: Vec<usize> = links.conns.keys().copied().collect();
+    for &peer in &peers {
+        send(links, peer, Channel::Dp, &[rank as u8, epoch as u8]).unwrap();
+    }
+    for peer in peers {
+        assert_eq!(recv(links, peer, Channel::Dp, 2).unwrap(), [peer as u8, epoch as u8]);
+    }
+}
+
+#[test]
+fn survivors_keep_their_connections_and_only_the_replaced_place_reconnects() {
+    let nodes = nodes(4);
+    let (before, after) = ([&nodes[0], &nodes[1], &nodes[2]], [&nodes[0], &nodes[1], &nodes[3]]);
+    on_every_rank(&before, |rank, node| {
+        let mut links = node.establish(plan(&before, rank, 1)).unwrap();
+        let port = (rank < 2).then(|| local_port(&links, 1 - rank));
+        talk(&mut links);
+        if rank == 2 {
+            // Dies; the spare takes its place.
+            drop(links);
+            let mut links = nodes[3].establish(plan(&after, 2, 2)).unwrap();
+            talk(&mut links);
+            return assert_eq!(links.stats().connections, 2);
+        }
+        let error = recv(&mut links, 2, Channel::Tp, 1).unwrap_err();
+        assert!(matches!(error, CommError::PeerLost { rank: 2, .. }), "{error}");
+        node.advance(&mut links, plan(&after, rank, 2)).unwrap();
+        assert_eq!(Some(local_port(&links, 1 - rank)), port, "the connection between survivors is the same");
+        talk(&mut links);
+        assert_eq!(links.stats().connections, 3, "two in the first epoch, one to the newcomer");
+    });
+}
+
+#[test]
+fn frames_of_an_older_epoch_are_dropped_wherever_they_are() {
+    let nodes = nodes(2);
+    let nodes: Vec<&Node> = nodes.iter().collect();
+    let (stashed, sent) = (Barrier::new(2), Barrier::new(2));
+    on_every_rank(&nodes, |rank, node| {
+        let mut links = node.establish(plan(&nodes, rank, 1)).unwrap();
+        if rank == 0 {
+            send(&mut links, 1, Channel::Dp, b"old, in the stash").unwrap();
+            stashed.wait();
+            send(&mut links, 1, Channel::Dp, b"old, in the kernel").unwrap();
+            sent.wait();
+        } else {
+            while links.stats().frames_received == 0 {
+                links.progress().unwrap();
+            }
+            stashed.wait();
+            sent.wait();
+        }
+        node.advance(&mut links, plan(&nodes, rank, 2)).unwrap();
+        talk(&mut links);
+        assert_eq!(links.stats().stale_frames, 2 * rank as u64);
+    });
+}
+
+/// Invariant 4, the sender's side: its call is aborted with a frame half sent.
+#[test]
+fn a_half_sent_frame_does_not_cost_the_connection() {
+    let nodes = nodes(2);
+    let nodes: Vec<&Node> = nodes.iter().collect();
+    let aborted = Barrier::new(2);
+    on_every_rank(&nodes, |rank, node| {
+        let mut links = node.establish(plan(&nodes, rank, 1)).unwrap();
+        if rank == 0 {
+            let waits_for = links.waits_for();
+            let (large, small) = (vec![1; 64 << 20], [2; 8]);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    await_waiting(&waits_for, &[1]);
+                    node.fence.raise(2);
+                });
+                let transfers = &mut [
+                    Transfer::Send { peer: 1, channel: Channel::Dp, data: &large },
+                    Transfer::Send { peer: 1, channel: Channel::Dp, data: &small },
+                ];
+                assert_eq!(links.run(transfers).unwrap_err(), CommError::Fenced { epoch: 1, raised: 2 });
+            });
+        }
+        aborted.wait();
+        node.advance(&mut links, plan(&nodes, rank, 2)).unwrap();
+        talk(&mut links);
+        assert_eq!(links.stats().connections, 1);
+        assert_eq!(links.stats().stale_frames, rank as u64, "the half-sent frame, not the one behind it");
+    });
+}
+
+/// Invariant 4, the receiver's side.
+#[test]
+fn a_half_received_frame_does_not_cost_the_connection() {
+    let nodes = nodes(2);
+    let nodes: Vec<&Node> = nodes.iter().collect();
+    let (waits, is_waiting) = channel();
+    let aborted = Barrier::new(2);
+    let is_waiting = std::sync::Mutex::new(is_waiting);
+    on_every_rank(&nodes, |rank, node| {
+        let mut links = node.establish(plan(&nodes, rank, 1)).unwrap();
+        if rank == 0 {
+            let payload = vec![3; 300_000];
+            let mut stream = raw(&links, 1);
+            stream.write_all(&Header::of(Stream::Data(Channel::Dp), 1, 0, &payload).encode()).unwrap();
+            stream.write_all(&payload[..100_000]).unwrap();
+            await_waiting(&is_waiting.lock().unwrap().recv().unwrap(), &[0]);
+            nodes[1].fence.raise(2);
+            aborted.wait();
+            stream.write_all(&payload[100_000..]).unwrap();
+            stream.set_nonblocking(true).unwrap();
+        } else {
+            waits.send(links.waits_for()).unwrap();
+            assert_eq!(
+                recv(&mut links, 0, Channel::Dp, 300_000).unwrap_err(),
+                CommError::Fenced { epoch: 1, raised: 2 }
+            );
+            aborted.wait();
+        }
+        node.advance(&mut links, plan(&nodes, rank, 2)).unwrap();
+        talk(&mut links);
+        assert_eq!(links.stats().connections, 1);
+    });
+}
+
+/// A rank that is ahead harms nobody who is still in the epoch before, and what it has sent is there when they follow.
+#[test]
+fn frames_of_a_newer_epoch_wait_until_this_side_has_caught_up() {
+    let nodes = nodes(3);
+    let nodes: Vec<&Node> = nodes.iter().collect();
+    on_every_rank(&nodes, |rank, node| {
+        let mut links = node.establish(plan(&nodes, rank, 1)).unwrap();
+        if rank != 0 {
+            while links.conns[&0].interest().is_some() {
+                links.progress().unwrap();
+            }
+            let peer = 3 - rank;
+            send(&mut links, peer, Channel::Tp, &[rank as u8; 5]).unwrap();
+            assert_eq!(recv(&mut links, peer, Channel::Tp, 5).unwrap(), [peer as u8; 5]);
+        }
+        node.advance(&mut links, plan(&nodes, rank, 2)).unwrap();
+        talk(&mut links);
+        assert_eq!((links.stats().connections, links.stats().stale_frames), (2, 0));
+    });
+}
+
+#[test]
+fn connections_follow_their_workers_to_other_ranks() {
+    let nodes = nodes(3);
+    let (before, after) = ([&nodes[0], &nodes[1], &nodes[2]], [&nodes[2], &nodes[0], &nodes[1]]);
+    on_every_rank(&before, |rank, node| {
+        let mut links = node.establish(plan(&before, rank, 1)).unwrap();
+        talk(&mut links);
+        node.advance(&mut links, plan(&after, (rank + 1) % 3, 2)).unwrap();
+        talk(&mut links);
+        assert_eq!(links.stats().connections, 2);
+    });
+}
+
+#[test]
+fn a_connection_that_one_side_has_lost_is_made_anew() {
+    for loser in [0, 1] {
+        let nodes = nodes(2);
+        let nodes: Vec<&Node> = nodes.iter().collect();
+        on_every_rank(&nodes, |rank, node| {
+            let mut links = node.establish(plan(&nodes, rank, 1)).unwrap();
+            talk(&mut links);
+            if rank == loser {
+                // The other side has no reason to think so, until it sees it.
+                links.conns.clear();
+            }
+            node.advance(&mut links, plan(&nodes, rank, 2)).unwrap();
+            talk(&mut links);
+            assert_eq!(links.stats().connections, 2);
+        });
+    }
+}
+
+#[test]
+fn an_epoch_that_never_came_up_does_not_cost_the_connections() {
+    let nodes = nodes(2);
+    let nodes: Vec<&Node> = nodes.iter().collect();
+    on_every_rank(&nodes, |rank, node| {
+        let mut links = node.establish(plan(&nodes, rank, 1)).unwrap();
+        if rank == 0 {
+            // Rank 1 never sees epoch 2. The fence of epoch 3 is raised before, so that no time passes.
+            node.fence.raise(3);
+            let error = links.advance(&node.listener, plan(&nodes, 0, 2), &node.fence, HANG_GUARD).unwrap_err();
+            assert_eq!(error, CommError::Fenced { epoch: 2, raised: 3 });
+            assert_eq!(links.flush().unwrap_err(), error);
+        }
+        node.advance(&mut links, plan(&nodes, rank, 3)).unwrap();
+        talk(&mut links);
+        assert_eq!(links.stats().connections, 1);
+    });
+}
+
+#[test]
+fn another_job_gets_other_connections() {
+    let nodes = nodes(2);
+    let nodes: Vec<&Node> = nodes.iter().collect();
+    on_every_rank(&nodes, |rank, node| {
+        let mut links = node.establish(plan(&nodes, rank, 1)).unwrap();
+        let other = Plan { job_id: "other".into(), ..plan(&nodes, rank, 7) };
+        node.advance(&mut links, other).unwrap();
+        talk(&mut links);
+        assert_eq!(links.stats().connections, 2);
+    });
+}
+
+/// A kept connection is no way around the new epoch's key.
+#[test]
+fn a_kept_connection_must_prove_the_new_key() {
+    let nodes = nodes(2);
+    let nodes: Vec<&Node> = nodes.iter().collect();
+    let errors = on_every_rank(&nodes, |rank, node| {
+        let mut links = node.establish(plan(&nodes, rank, 1)).unwrap();
+        let key = if rank == 0 { [1; 32] } else { KEY };
+        let error = node.advance(&mut links, Plan { key, ..plan(&nodes, rank, 2) }).unwrap_err();
+        // The dialer knows; the other would go on waiting for the right one.
+        await_event("the called rank has noted its refusal", || !nodes[1].listener.refusals().is_empty());
+        nodes[1].fence.raise(3);
+        error
+    });
+    assert!(matches!(&errors[0], CommError::Refused { rank: 1, reason, .. } if reason.contains("another key")));
+    assert_eq!(errors[1], CommError::Fenced { epoch: 2, raised: 3 });
+    let refusals = nodes[1].listener.refusals();
+    assert!(refusals.iter().any(|r| r.rank == 0 && r.reason.contains("another key")), "{refusals:?}");
+}

@@ -1,0 +1,172 @@
+//! First connections: who gets in, who does not, and what either side is told.
+
+use super::super::handshake::{Hello, Message, PROTOCOL_VERSION, Why};
+use super::*;
+
+const SHORT: Duration = Duration::from_millis(500);
+
+fn hello() -> Hello {
+    Hello { version: PROTOCOL_VERSION, job_id: "job".into(), epoch: 1, from: 0, to: 1, nonce: [0; 32] }
+}
+
+fn read_message(stream: &mut TcpStream) -> Message {
+    let mut bytes = Vec::new();
+    loop {
+        match Message::missing(&bytes).unwrap() {
+            0 => return Message::decode(&bytes).unwrap(),
+            missing => {
+                let have = bytes.len();
+                bytes.resize(have + missing, 0);
+                stream.read_exact(&mut bytes[have..]).unwrap();
+            }
+        }
+    }
+}
+
+/// Rank 0, with a plan changed by `change`, calls rank 1. Both are told `text`: the caller by its error, the called one in
+/// its refusals, and it goes on waiting for the right one.
+fn check_refused(change: impl Fn(&mut Plan) + Sync, text: &str) {
+    let nodes = nodes(2);
+    let nodes: Vec<&Node> = nodes.iter().collect();
+    let errors = on_every_rank(&nodes, |rank, node| {
+        let mut plan = plan(&nodes, rank, 5);
+        if rank == 0 {
+            change(&mut plan);
+        }
+        let error = node.establish(plan).err().expect("refused");
+        await_event("the called rank has noted its refusal", || !nodes[1].listener.refusals().is_empty());
+        nodes[1].fence.raise(6);
+        error
+    });
+    let CommError::Refused { rank: 1, worker_id, reason, .. } = &errors[0] else { panic!("{}", errors[0]) };
+    assert_eq!(worker_id, "w1");
+    assert!(reason.contains(text), "{reason:?} does not say {text:?}");
+    assert_eq!(errors[1], CommError::Fenced { epoch: 5, raised: 6 });
+    let refusals = nodes[1].listener.refusals();
+    assert!(matches!(&refusals[..], [Refusal { rank: 0, reason, .. }] if reason.contains(text)), "{refusals:?}");
+}
+
+#[test]
+fn a_wrong_key_job_or_epoch_is_refused_and_both_sides_know_why() {
+    check_refused(|plan| plan.key = [0; 32], "another key");
+    check_refused(|plan| plan.job_id = "another".into(), "the caller on job \"another\"");
+    check_refused(|plan| plan.epoch = 4, "the caller still in epoch 4");
+}
+
+#[test]
+fn a_wrong_rank_or_version_is_refused_and_the_caller_is_told() {
+    let nodes = nodes(2);
+    let nodes: Vec<&Node> = nodes.iter().collect();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| nodes[1].establish(plan(&nodes, 1, 1)).err());
+        let ask = |hello: Hello| {
+            let mut stream = TcpStream::connect(nodes[1].listener.local_addr()).unwrap();
+            stream.write_all(&Message::Hello(hello).encode()).unwrap();
+            let answer = read_message(&mut stream);
+            assert_eq!(stream.read(&mut [0]).unwrap(), 0, "closed behind a refusal");
+            match answer {
+                Message::Refuse { why, .. } => why,
+                other => panic!("answered {other:?}"),
+            }
+        };
+        assert_eq!(ask(Hello { version: 0, ..hello() }), Why::Version);
+        assert_eq!(ask(Hello { from: 1, ..hello() }), Why::Rank);
+        assert_eq!(ask(Hello { from: 7, ..hello() }), Why::Rank);
+        assert_eq!(ask(Hello { to: 0, ..hello() }), Why::Rank);
+        assert_eq!(ask(Hello { epoch: 2, ..hello() }), Why::NotYet);
+        nodes[1].fence.raise(2);
+        assert_eq!(waiting.join().unwrap(), Some(CommError::Fenced { epoch: 1, raised: 2 }));
+    });
+    assert_eq!(nodes[1].listener.refusals().len(), 4, "not yet is no refusal");
+}
+
+#[test]
+fn strangers_do_not_disturb() {
+    let nodes = nodes(2);
+    let nodes: Vec<&Node> = nodes.iter().collect();
+    let call = |bytes: &[u8]| {
+        let mut stream = TcpStream::connect(nodes[1].listener.local_addr()).unwrap();
+        stream.write_all(bytes).unwrap();
+        stream
+    };
+    let mut browser = call(b"GET /metrics HTTP/1.1\r\nHost: worker\r\n\r\n");
+    drop(call(b""));
+    let silent = call(b"");
+    let halting = call(b"TOROI");
+    drop(call(b"TOROIDLK\x00"));
+    let impostor = call(&Message::Hello(hello()).encode());
+    let mut liar = call(&[Message::Hello(hello()).encode(), Message::Proof { proof: [0; 32] }.encode()].concat());
+    on_every_rank(&nodes, |rank, node| {
+        let mut links = node.establish(plan(&nodes, rank, 1)).unwrap();
+        send(&mut links, 1 - rank, Channel::Tp, b"hello").unwrap();
+        assert_eq!(recv(&mut links, 1 - rank, Channel::Tp, 5).unwrap(), b"hello");
+        assert_eq!(links.stats().connections, 1);
+    });
+    // Dropped without an answer; closing with its request unread may show as a reset.
+    assert!(matches!(browser.read(&mut [0]), Ok(0) | Err(_)));
+    assert!(matches!(read_message(&mut liar), Message::Challenge { .. }));
+    assert!(matches!(read_message(&mut liar), Message::Refuse { why: Why::Key, .. }));
+    drop((silent, halting, impostor));
+}
+
+#[test]
+fn a_peer_that_is_not_there_yet_is_called_again() {
+    let node = Node::new("w0");
+    let late = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let peer = PeerAddr { worker_id: "w1".into(), address: late.local_addr().unwrap().to_string() };
+    let plan = Plan { job_id: "job".into(), epoch: 1, rank: 0, key: KEY, peers: BTreeMap::from([(1, peer)]) };
+    std::thread::scope(|scope| {
+        let dialing = scope.spawn(|| node.establish(plan).err());
+        // Cut off, then "not yet", then it calls once more.
+        drop(late.accept().unwrap());
+        let (mut stream, _) = late.accept().unwrap();
+        assert!(matches!(read_message(&mut stream), Message::Hello(Hello { from: 0, to: 1, .. })));
+        let answer = Message::Refuse { why: Why::NotYet, text: "wait".into() };
+        stream.write_all(&answer.encode()).unwrap();
+        let (mut stream, _) = late.accept().unwrap();
+        assert!(matches!(read_message(&mut stream), Message::Hello(_)));
+        node.fence.raise(2);
+        assert_eq!(dialing.join().unwrap(), Some(CommError::Fenced { epoch: 1, raised: 2 }));
+    });
+}
+
+#[test]
+fn a_timeout_says_who_is_missing_and_why() {
+    let nodes = nodes(3);
+    // Nobody listens there, and no other test will: it is no port that the system deals out.
+    let closed = "127.0.0.1:1";
+    let mut plan = plan(&[&nodes[0], &nodes[1], &nodes[2]], 1, 1);
+    plan.peers.insert(2, PeerAddr { worker_id: "w2".into(), address: closed.to_string() });
+    plan.peers.insert(3, PeerAddr { worker_id: "w3".into(), address: "no port".into() });
+    let error = Links::establish(&nodes[1].listener, plan.clone(), &nodes[1].fence, SHORT).err().unwrap().to_string();
+    assert!(error.contains("rank 0 (worker w0 at 127.0.0.1:"), "{error}");
+    assert!(error.contains("has not called"), "{error}");
+    assert!(
+        error.contains(&format!("rank 2 (worker w2 at {closed}) cannot be reached: Connection refused")),
+        "{error}"
+    );
+    assert!(error.contains("rank 3 (worker w3 at no port) cannot be reached"), "{error}");
+
+    let mut stranger = TcpStream::connect(nodes[1].listener.local_addr()).unwrap();
+    stranger.write_all(&Message::Hello(Hello { job_id: "other".into(), ..hello() }).encode()).unwrap();
+    let error = Links::establish(&nodes[1].listener, plan, &nodes[1].fence, SHORT).err().unwrap().to_string();
+    assert!(error.contains("was refused: rank 1 works on job \"job\", the caller on job \"other\""), "{error}");
+}
+
+#[test]
+fn a_rank_alone_needs_nobody() {
+    let node = Node::new("w0");
+    let plan = Plan { job_id: "job".into(), epoch: 1, rank: 0, key: KEY, peers: BTreeMap::new() };
+    assert!(!format!("{plan:?}").contains("42"), "the key is not printed");
+    let mut links = node.establish(plan).unwrap();
+    links.run(&mut []).unwrap();
+    links.flush().unwrap();
+}
+
+#[test]
+fn an_address_that_is_taken_is_named() {
+    let node = Node::new("w0");
+    let address = node.listener.local_addr().to_string();
+    let error = Listener::bind(&address).unwrap_err().to_string();
+    assert!(error.contains(&address) && error.contains("in use"), "{error}");
+}

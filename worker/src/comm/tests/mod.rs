@@ -1,0 +1,172 @@
+//! Ranks as threads of one process over loopback TCP.
+//!
+//! Waits are for events; [`HANG_GUARD`] only turns a hang into a failure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use super::*;
+
+mod collectives;
+mod epochs;
+mod establishing;
+mod messages;
+
+const HANG_GUARD: Duration = Duration::from_secs(60);
+const KEY: [u8; 32] = [42; 32];
+
+/// One worker: what it keeps over epochs.
+struct Node {
+    worker_id: String,
+    listener: Listener,
+    fence: Fence,
+}
+
+impl Node {
+    fn new(worker_id: impl Into<String>) -> Node {
+        let listener = Listener::bind("127.0.0.1:0").unwrap();
+        Node { worker_id: worker_id.into(), listener, fence: Fence::new().unwrap() }
+    }
+
+    fn address(&self) -> PeerAddr {
+        PeerAddr { worker_id: self.worker_id.clone(), address: self.listener.local_addr().to_string() }
+    }
+
+    fn establish(&self, plan: Plan) -> Result<Links, CommError> {
+        Links::establish(&self.listener, plan, &self.fence, HANG_GUARD)
+    }
+
+    fn advance(&self, links: &mut Links, plan: Plan) -> Result<(), CommError> {
+        self.fence.raise(plan.epoch);
+        links.advance(&self.listener, plan, &self.fence, HANG_GUARD)
+    }
+}
+
+fn nodes(n: usize) -> Vec<Node> {
+    (0..n).map(|i| Node::new(format!("w{i}"))).collect()
+}
+
+/// Node `i` has rank `i`; everyone is a peer of everyone.
+fn plan(nodes: &[&Node], rank: usize, epoch: u64) -> Plan {
+    plan_with(nodes, rank, epoch, &(0..nodes.len()).collect())
+}
+
+fn plan_with(nodes: &[&Node], rank: usize, epoch: u64, peers: &BTreeSet<usize>) -> Plan {
+    let peers: BTreeMap<usize, PeerAddr> =
+        peers.iter().filter(|&&peer| peer != rank).map(|&peer| (peer, nodes[peer].address())).collect();
+    Plan { job_id: "job".into(), epoch, rank, key: KEY, peers }
+}
+
+/// Runs `body` for every rank on a thread of its own; results by rank.
+fn on_every_rank<T: Send>(nodes: &[&Node], body: impl Fn(usize, &Node) -> T + Sync) -> Vec<T> {
+    std::thread::scope(|scope| {
+        let (done, results) = channel();
+        for (rank, node) in nodes.iter().enumerate() {
+            let (done, body) = (done.clone(), &body);
+            scope.spawn(move || done.send((rank, body(rank, node))));
+        }
+        drop(done);
+        let mut by_rank = BTreeMap::new();
+        while by_rank.len() < nodes.len() {
+            match results.recv_timeout(HANG_GUARD) {
+                Ok((rank, result)) => drop(by_rank.insert(rank, result)),
+                Err(RecvTimeoutError::Disconnected) => panic!("a rank panicked"),
+                Err(RecvTimeoutError::Timeout) => {
+                    nodes.iter().for_each(|node| node.fence.raise(u64::MAX));
+                    panic!("only ranks {:?} came to an end", by_rank.keys());
+                }
+            }
+        }
+        by_rank.into_values().collect()
+    })
+}
+
+/// `n` ranks with links between all of them, in epoch 1.
+fn on_mesh<T: Send>(n: usize, body: impl Fn(&mut Links) -> T + Sync) -> Vec<T> {
+    let nodes = nodes(n);
+    let nodes: Vec<&Node> = nodes.iter().collect();
+    on_every_rank(&nodes, |rank, node| body(&mut node.establish(plan(&nodes, rank, 1)).unwrap()))
+}
+
+/// The ranks of `shape` with the links that they need, in epoch 1.
+fn on_shape<T: Send>(shape: &Shape, body: impl Fn(&mut Links) -> T + Sync) -> Vec<T> {
+    let nodes = nodes(shape.world());
+    let nodes: Vec<&Node> = nodes.iter().collect();
+    on_every_rank(&nodes, |rank, node| {
+        body(&mut node.establish(plan_with(&nodes, rank, 1, &peers_of(shape, rank))).unwrap())
+    })
+}
+
+fn send(links: &mut Links, peer: usize, channel: Channel, data: &[u8]) -> Result<(), CommError> {
+    links.run(&mut [Transfer::Send { peer, channel, data }])
+}
+
+fn recv(links: &mut Links, peer: usize, channel: Channel, len: usize) -> Result<Vec<u8>, CommError> {
+    let mut buf = vec![0; len];
+    links.run(&mut [Transfer::Recv { peer, channel, buf: &mut buf }])?;
+    Ok(buf)
+}
+
+/// The raw socket of a link, to do with it what no link would.
+fn raw(links: &Links, peer: usize) -> TcpStream {
+    let (fd, _) = links.conns[&peer].interest().expect("a live link");
+    let stream = TcpStream::from(fd.try_clone_to_owned().unwrap());
+    stream.set_nonblocking(false).unwrap();
+    stream
+}
+
+fn await_event(what: &str, happened: impl Fn() -> bool) {
+    let start = std::time::Instant::now();
+    while !happened() {
+        assert!(start.elapsed() < HANG_GUARD, "still waiting until {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn await_waiting(waits_for: &WaitsFor, ranks: &[usize]) {
+    await_event("a rank waits for its peers", || waits_for.ranks() == ranks);
+}
+
+/// The splitmix64 sequence.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.next() as u8).collect()
+    }
+}
+
+#[test]
+fn peers_are_mutual_and_hold_every_group() {
+    for (tp, pp, dp) in [(1, 1, 1), (2, 1, 1), (1, 1, 2), (2, 2, 4), (1, 3, 6), (4, 2, 9), (2, 1, 12)] {
+        let shape = Shape::new(tp, pp, dp).unwrap();
+        for rank in 0..shape.world() {
+            let peers = peers_of(&shape, rank);
+            assert!(!peers.contains(&rank));
+            for peer in &peers {
+                assert!(
+                    peers_of(&shape, *peer).contains(&rank),
+                    "{shape}: {rank} needs {peer}, which does not need it"
+                );
+            }
+            let dp_group = shape.dp_group(rank);
+            let next = dp_group[(shape.place(rank).dp + 1) % dp_group.len()];
+            let needed = shape.tp_group(rank).into_iter().chain(shape.pp_group(rank)).chain([next]);
+            assert!(needed.filter(|r| *r != rank).all(|r| peers.contains(&r)), "{shape}: rank {rank} has {peers:?}");
+        }
+    }
+}

@@ -1,0 +1,317 @@
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Barrier};
+
+use toroid_torus::job::{DataConfig, SampleOrder};
+
+use super::source::Listing;
+use super::*;
+
+fn config(path: &Path, extensions: &[&str]) -> DataConfig {
+    DataConfig {
+        path: path.into(),
+        extensions: extensions.iter().map(|e| e.to_string()).collect(),
+        max_bytes: 1 << 40,
+        order: SampleOrder::Sequential,
+        stride: 4,
+        validation: 0.0,
+    }
+}
+
+/// Writes `files` (path, contents) below a new folder, in the order given.
+fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, contents) in files {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, contents).unwrap();
+    }
+    folder
+}
+
+fn prepare(config: &DataConfig) -> Result<TokenFile, DataError> {
+    let cache = tempfile::tempdir().unwrap();
+    TokenFile::prepare(config, cache.path(), &mut |_| {})
+}
+
+fn check_text(config: &DataConfig, expected: &[u8]) {
+    let tokens = prepare(config).unwrap();
+    assert_eq!(String::from_utf8_lossy(tokens.tokens()), String::from_utf8_lossy(expected));
+    assert_eq!(tokens.len(), expected.len() as u64);
+    assert_eq!(tokens.digest(), *blake3::hash(expected).as_bytes());
+}
+
+fn check_error(config: &DataConfig, expected: &[&str]) {
+    let error = prepare(config).map(|t| t.source_summary()).unwrap_err().to_string();
+    for part in expected {
+        assert!(error.contains(part), "`{part}` is not in `{error}`");
+    }
+}
+
+/// Paths are compared as bytes: `-` and `.` come before `/`.
+#[test]
+fn a_folder_is_read_in_the_order_of_relative_paths() {
+    let files: [(&str, &[u8]); 5] =
+        [("b.rs", b"5"), ("a/z.rs", b"3"), ("a-1/x.rs", b"1"), ("a.rs", b"2"), ("a/zz/a.rs", b"4")];
+    let text = folder(&files);
+    check_text(&config(text.path(), &["rs"]), b"1\n2\n3\n4\n5");
+    let mut reversed = files;
+    reversed.reverse();
+    let elsewhere = folder(&reversed);
+    let digest = |f: &tempfile::TempDir| prepare(&config(f.path(), &["rs"])).unwrap().digest();
+    assert_eq!(digest(&text), digest(&elsewhere));
+}
+
+#[test]
+fn extensions_choose_files_by_the_end_of_their_names() {
+    let text =
+        folder(&[("a.rs", b"a"), ("b.md", b"b"), ("c.tar.gz", b"c"), ("rs", b"d"), ("e.RS", b"e"), ("f.rs", b"")]);
+    check_text(&config(text.path(), &["rs"]), b"a");
+    check_text(&config(text.path(), &[".md", "tar.gz"]), b"b\nc");
+    check_error(&config(text.path(), &["py", "c"]), &["no file in it that ends with .py or .c", "data.extensions"]);
+}
+
+#[test]
+fn without_extensions_a_folder_gives_the_files_that_are_text() {
+    let late = |tail: &[u8]| [&vec![b'x'; (1 << 20) - 1], tail].concat();
+    // A character over the border of two reads is text; half of one, and Latin-1, are not.
+    let (cut, torn) = (late("ü".as_bytes()), late(&"ü".as_bytes()[..1]));
+    let files: [(&str, &[u8]); 6] = [
+        ("1 text", "größer".as_bytes()),
+        ("2 nul", b"a\0b"),
+        ("3 latin", b"gr\xf6\xdfer"),
+        ("4 cut", &cut),
+        ("5 torn", &torn),
+        ("6 empty", b""),
+    ];
+    let text = folder(&files);
+    check_text(&config(text.path(), &[]), &[files[0].1, b"\n", &cut].concat());
+    let binary = folder(&files[1..3]);
+    check_error(&config(binary.path(), &[]), &["none of its 2 files is UTF-8 text"]);
+}
+
+#[test]
+fn one_file_is_taken_as_it_is() {
+    let text = folder(&[("a.bin", b"a\0\xff")]);
+    check_text(&config(&text.path().join("a.bin"), &["rs"]), b"a\0\xff");
+    assert!(
+        prepare(&config(&text.path().join("a.bin"), &[])).unwrap().source_summary().starts_with("3 bytes of text in ")
+    );
+}
+
+#[test]
+fn text_ends_at_max_bytes_exactly() {
+    let text = folder(&[("a", b"123"), ("b", b"456"), ("c", b"789")]);
+    let all = b"123\n456\n789";
+    for max in 1..=all.len() + 1 {
+        let config = DataConfig { max_bytes: max as u64, ..config(text.path(), &[]) };
+        check_text(&config, &all[..max.min(all.len())]);
+    }
+}
+
+#[test]
+fn links_are_not_followed() {
+    let text = folder(&[("a.rs", b"a")]);
+    let outside = folder(&[("b.rs", b"b")]);
+    std::os::unix::fs::symlink(outside.path(), text.path().join("folder")).unwrap();
+    std::os::unix::fs::symlink(outside.path().join("b.rs"), text.path().join("b.rs")).unwrap();
+    std::os::unix::fs::symlink(text.path(), text.path().join("loop")).unwrap();
+    check_text(&config(text.path(), &["rs"]), b"a");
+}
+
+#[test]
+fn the_summary_says_what_it_is_made_of() {
+    let text = folder(&[("a.rs", &[b'a'; 123_456]), ("b.rs", b"b"), ("c.md", b"c")]);
+    let root = text.path().canonicalize().unwrap();
+    let summary = |extensions| prepare(&config(text.path(), extensions)).unwrap().source_summary();
+    assert_eq!(
+        summary(&["rs"]),
+        format!("2 files, 123.5 kB of .rs text under {}", root.display()).replace("123.5 kB", "0.1 MB")
+    );
+    assert_eq!(summary(&["md"]), format!("1 file, 1 bytes of .md text under {}", root.display()));
+}
+
+/// Counts how often `prepare` makes the file rather than find it.
+fn prepare_counted(config: &DataConfig, cache: &Path) -> (TokenFile, usize) {
+    let mut last = 0;
+    let tokens = TokenFile::prepare(config, cache, &mut |bytes| last = bytes).unwrap();
+    assert!(last == 0 || last == tokens.len(), "progress ended at {last} of {}", tokens.len());
+    (tokens, usize::from(last > 0))
+}
+
+#[test]
+fn a_token_file_is_made_once_and_again_when_its_source_changes() {
+    let text = folder(&[("a.rs", b"hello")]);
+    let cache = tempfile::tempdir().unwrap();
+    let cache = cache.path().join("not/yet/there");
+    let rust = config(text.path(), &["rs"]);
+    assert_eq!(prepare_counted(&rust, &cache).1, 1);
+    assert_eq!(prepare_counted(&rust, &cache).1, 0);
+    // The order of samples and the share held out are not of the tokens.
+    let other = DataConfig { order: SampleOrder::Shuffled, stride: 9, validation: 0.5, ..rust.clone() };
+    assert_eq!(prepare_counted(&other, &cache).1, 0);
+    assert_eq!(prepare_counted(&DataConfig { max_bytes: 2, ..rust.clone() }, &cache).1, 1);
+    assert_eq!(prepare_counted(&config(text.path(), &["rs", "md"]), &cache).1, 1);
+
+    fs::write(text.path().join("a.rs"), "world!").unwrap();
+    let (tokens, made) = prepare_counted(&rust, &cache);
+    assert_eq!((tokens.tokens(), made), (&b"world!"[..], 1));
+    fs::write(text.path().join("b.rs"), "new").unwrap();
+    assert_eq!(prepare_counted(&rust, &cache).0.tokens(), b"world!\nnew");
+    // The same size at another time is another file.
+    let file = fs::File::options().write(true).open(text.path().join("b.rs")).unwrap();
+    file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(5)).unwrap();
+    assert_eq!(prepare_counted(&rust, &cache).1, 1);
+    let left: Vec<_> = fs::read_dir(&cache).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(left.iter().all(|name| name.ends_with(".tokens") || name.ends_with(".lock")), "{left:?}");
+}
+
+#[test]
+fn of_several_that_start_at_once_one_makes_the_file() {
+    let text = folder(&[("a.rs", &[b'x'; 100_000])]);
+    let cache = tempfile::tempdir().unwrap();
+    let (config, barrier) = (config(text.path(), &["rs"]), Barrier::new(8));
+    let made: usize = std::thread::scope(|scope| {
+        let start = || {
+            barrier.wait();
+            let (tokens, made) = prepare_counted(&config, cache.path());
+            assert_eq!(tokens.tokens(), [b'x'; 100_000]);
+            made
+        };
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).sum()
+    });
+    assert_eq!(made, 1);
+}
+
+#[test]
+fn a_garbled_token_file_is_made_anew() {
+    let text = folder(&[("a.rs", b"hello")]);
+    let cache = tempfile::tempdir().unwrap();
+    let config = config(text.path(), &["rs"]);
+    let (tokens, _) = prepare_counted(&config, cache.path());
+    let digest = tokens.digest();
+    drop(tokens);
+    let key = Listing::of(&config).unwrap().key().to_hex();
+    let path = cache.path().join(format!("{key}.tokens"));
+    let good = fs::read(&path).unwrap();
+    let header = good.len() - 5;
+    let flipped = (0..header).map(|byte| {
+        let mut bytes = good.clone();
+        bytes[byte] ^= 1 << (byte % 8);
+        bytes
+    });
+    let cut = [0, 1, header - 1, header, good.len() - 1].map(|len| good[..len].to_vec());
+    for garbled in flipped.chain(cut).chain([[&good[..], b"!"].concat()]) {
+        // A new inode, as a new disk would have: maps of the old one stay what they are.
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, &garbled).unwrap();
+        let (tokens, made) = prepare_counted(&config, cache.path());
+        assert_eq!((made, tokens.digest()), (1, digest));
+        assert_eq!(fs::read(&path).unwrap(), good);
+    }
+}
+
+#[test]
+fn what_a_maker_that_died_has_left_does_no_harm() {
+    let text = folder(&[("a.rs", b"hello")]);
+    let cache = tempfile::tempdir().unwrap();
+    let config = config(text.path(), &["rs"]);
+    let key = Listing::of(&config).unwrap().key().to_hex();
+    fs::write(cache.path().join(format!("{key}.partial")), [1; 500]).unwrap();
+    assert_eq!(prepare_counted(&config, cache.path()).0.tokens(), b"hello");
+    assert!(!cache.path().join(format!("{key}.partial")).exists());
+}
+
+#[test]
+fn sources_without_text_are_refused() {
+    let text = folder(&[("empty.rs", b"")]);
+    check_error(&config(&text.path().join("none"), &[]), &["none", "No such file", "data.path names"]);
+    check_error(&config(&text.path().join("empty.rs"), &[]), &["the file is empty"]);
+    check_error(&config(text.path(), &["rs"]), &["has anything in it"]);
+}
+
+/// Also root cannot read a file that is gone, or of which a part is gone.
+#[test]
+fn a_file_that_cannot_be_read_is_named_and_not_left_out() {
+    let text = folder(&[("a.rs", b"first"), ("b.rs", b"second"), ("c.rs", b"third")]);
+    let listing = Listing::of(&config(text.path(), &["rs"])).unwrap();
+    let gone = text.path().canonicalize().unwrap().join("b.rs");
+    fs::write(&gone, b"sec").unwrap();
+    let error = listing.read(|_| Ok(())).unwrap_err();
+    assert!(matches!(&error, DataError::Changed { path, expected: 6, found: 3 } if path == &gone), "{error}");
+    fs::remove_file(&gone).unwrap();
+    let error = listing.read(|_| Ok(())).unwrap_err();
+    assert!(matches!(&error, DataError::Read { path, .. } if path == &gone), "{error}");
+}
+
+#[test]
+fn a_cache_that_cannot_be_written_is_named() {
+    let text = folder(&[("a.rs", b"hello")]);
+    let cache = text.path().join("a.rs");
+    let error = TokenFile::prepare(&config(text.path(), &["rs"]), &cache, &mut |_| {}).map(|_| ()).unwrap_err();
+    assert!(matches!(&error, DataError::Lock { path, .. } if path.starts_with(&cache)), "{error}");
+}
+
+/// A text of the bytes 0, 1, 2, ... so that a token is its position.
+fn dataset(len: u8, seq: usize, stride: usize, validation: f64) -> Result<Dataset, DataError> {
+    let text = folder(&[("text", &(0..len).collect::<Vec<u8>>())]);
+    let config = DataConfig { stride, validation, ..config(&text.path().join("text"), &[]) };
+    Dataset::new(Arc::new(prepare(&config).unwrap()), seq, &config)
+}
+
+/// Against the definition: all starts at multiples of the stride from which seq + 1 tokens lie within the part.
+#[test]
+fn samples_are_cut_by_stride_and_never_leave_their_part() {
+    for (len, seq, stride, validation) in
+        [(100, 8, 8, 0.0), (100, 8, 8, 0.25), (100, 8, 3, 0.25), (100, 8, 20, 0.5), (9, 8, 1, 0.0), (18, 8, 5, 0.5)]
+    {
+        let dataset = dataset(len, seq, stride, validation).unwrap();
+        let border = u32::from(len) - (f64::from(len) * validation).floor() as u32;
+        let parts = [(0..border, dataset.num_train()), (border..u32::from(len), dataset.num_validation())];
+        for (is_validation, (part, num_samples)) in [false, true].into_iter().zip(parts) {
+            let starts: Vec<u32> = part.clone().step_by(stride).filter(|s| s + (seq as u32) < part.end).collect();
+            assert_eq!(num_samples, starts.len() as u64, "{len} {seq} {stride} {validation}");
+            for (id, start) in starts.into_iter().enumerate() {
+                let (mut inputs, mut targets) = (vec![999; seq], vec![999; seq]);
+                if is_validation {
+                    dataset.validation_sample(id as u64, &mut inputs, &mut targets);
+                } else {
+                    dataset.train_sample(id as u64, &mut inputs, &mut targets);
+                }
+                assert!(inputs.iter().copied().eq(start..start + seq as u32), "{inputs:?} of {id}");
+                assert!(targets.iter().copied().eq(start + 1..start + 1 + seq as u32), "{targets:?} of {id}");
+            }
+        }
+    }
+}
+
+#[test]
+fn too_little_text_is_refused() {
+    let error = |len, validation| dataset(len, 8, 8, validation).map(|_| ()).unwrap_err().to_string();
+    let train = error(8, 0.0);
+    assert!(train.contains("too little text for training: 8 tokens") && train.contains("at least 9"), "{train}");
+    let validation = error(80, 0.1);
+    assert!(
+        validation.contains("for validation: 8 tokens") && validation.contains("raise data.validation"),
+        "{validation}"
+    );
+}
+
+#[test]
+#[should_panic(expected = "sample 3 of 3")]
+fn a_sample_that_is_not_there_is_a_bug() {
+    dataset(30, 8, 8, 0.0).unwrap().train_sample(3, &mut [0; 8], &mut [0; 8]);
+}
+
+#[test]
+fn the_registry_is_looked_for_below_cargo_home_and_then_home() {
+    let folder = folder(&[(".cargo/registry/src/index/a.rs", b"a"), ("cargo/registry/src/index/b.rs", b"b")]);
+    let at = |name: &str| Some(folder.path().join(name).into_os_string());
+    let found = |home: &str| Some(folder.path().join(home).join("registry/src"));
+    assert_eq!(registry_sources(at("cargo"), at("")), found("cargo"));
+    assert_eq!(registry_sources(None, at("")), found(".cargo"));
+    assert_eq!(registry_sources(Some("".into()), at("")), found(".cargo"));
+    assert_eq!(registry_sources(at("none"), at("")), None);
+    assert_eq!(registry_sources(None, None), None);
+}

@@ -1,0 +1,250 @@
+//! Causal attention with grouped key/value heads, block by block (Dao et al., FlashAttention).
+//!
+//! ```text
+//!   forward:   one task a (sample, query head, block of queries); online softmax over the blocks of keys up to the diagonal
+//!   backward:  one task a (sample, key/value head): all its query heads, blocks of queries in order, blocks of keys in order
+//! ```
+//!
+//! Scores exist only as one tile on a thread's stack. The forward keeps their log-sum-exp, the backward recomputes them from it.
+
+use super::matmul::{Operand, product};
+use super::pool::{Disjoint, Pool};
+use super::simd::{self, Isa, multiversion};
+use crate::device::AttentionDims;
+
+/// Queries of a tile.
+const QUERIES: usize = 64;
+/// Keys of a tile; a multiple of `QUERIES`.
+const KEYS: usize = 128;
+
+type Tile = [f32; QUERIES * KEYS];
+
+/// Where the parts of one (sample, query head) lie in the rows of `qkv` and of the output.
+#[derive(Clone, Copy)]
+struct Head {
+    /// First row of the sample.
+    row: usize,
+    /// First element within a row of `qkv`.
+    q: usize,
+    k: usize,
+    v: usize,
+    /// First element within a row of the output.
+    out: usize,
+    /// First element of `lse`.
+    lse: usize,
+}
+
+impl Head {
+    fn new(dims: &AttentionDims, sample: usize, head: usize) -> Head {
+        let kv = head / (dims.heads / dims.kv_heads);
+        Head {
+            row: sample * dims.seq,
+            q: head * dims.head_dim,
+            k: (dims.heads + kv) * dims.head_dim,
+            v: (dims.heads + dims.kv_heads + kv) * dims.head_dim,
+            out: head * dims.head_dim,
+            lse: (sample * dims.heads + head) * dims.seq,
+        }
+    }
+
+    /// Rows `first..first + num` of the sample, `head_dim` columns from `col`.
+    fn block<'a>(
+        &self,
+        dims: &AttentionDims,
+        x: &'a [f32],
+        row_len: usize,
+        col: usize,
+        first: usize,
+        num: usize,
+    ) -> Operand<'a> {
+        let data = &x[(self.row + first) * row_len + col..];
+        Operand { data, rows: num, cols: dims.head_dim, row_stride: row_len, col_stride: 1 }
+    }
+}
+
+/// Blocks of keys that the queries `first..first + num` see, `(first key, number of keys)`.
+fn key_blocks(first: usize, num: usize) -> impl Iterator<Item = (usize, usize)> {
+    let end = first + num;
+    (0..end).step_by(KEYS).map(move |key| (key, KEYS.min(end - key)))
+}
+
+/// Keys of the block at `key` that query `query` sees.
+fn visible(query: usize, key: usize, keys: usize) -> usize {
+    (query + 1).saturating_sub(key).min(keys)
+}
+
+pub fn forward(pool: &Pool, isa: Isa, dims: &AttentionDims, qkv: &[f32], out: &mut [f32], lse: &mut [f32]) {
+    let blocks = dims.seq.div_ceil(QUERIES);
+    let tasks = dims.batch * dims.heads * blocks;
+    let work = tasks * QUERIES * dims.seq * dims.head_dim;
+    let (out, lse) = (Disjoint::new(out), Disjoint::new(lse));
+    pool.each(tasks, work, |task| {
+        // The last blocks of queries see the most keys: they go first.
+        let (sample_head, block) = (task / blocks, blocks - 1 - task % blocks);
+        let head = Head::new(dims, sample_head / dims.heads, sample_head % dims.heads);
+        let first = block * QUERIES;
+        let num = QUERIES.min(dims.seq - first);
+        // SAFETY: each (sample, head, block of queries) is one task's.
+        let lse = unsafe { lse.range(head.lse + first..head.lse + first + num) };
+        forward_block(isa, dims, head, qkv, first, &out, lse);
+    });
+}
+
+/// Queries `first..first + lse.len()` of a head.
+fn forward_block(
+    isa: Isa,
+    dims: &AttentionDims,
+    head: Head,
+    qkv: &[f32],
+    first: usize,
+    out: &Disjoint<'_>,
+    lse: &mut [f32],
+) {
+    let (num, row_len, out_len) = (lse.len(), dims.row_len(), dims.out_len());
+    let scale = 1.0 / (dims.head_dim as f32).sqrt();
+    let mut scores: Tile = [0.0; QUERIES * KEYS];
+    let (mut max, mut sum) = ([f32::NEG_INFINITY; QUERIES], [0.0_f32; QUERIES]);
+    let out_row = |r: usize| (head.row + first + r) * out_len + head.out;
+    let q = head.block(dims, qkv, row_len, head.q, first, num);
+    for (key, keys) in key_blocks(first, num) {
+        let k = head.block(dims, qkv, row_len, head.k, key, keys);
+        let v = head.block(dims, qkv, row_len, head.v, key, keys);
+        // SAFETY: the tile has `QUERIES` rows of `KEYS` and is this task's own.
+        unsafe { product(scale, q, k.t(), 0.0, scores.as_mut_ptr(), KEYS) };
+        for r in 0..num {
+            let row = &mut scores[r * KEYS..r * KEYS + keys];
+            let rescale = online_softmax(isa, row, visible(first + r, key, keys), &mut max[r], &mut sum[r]);
+            if key > 0 {
+                // SAFETY: this task's own part of the output.
+                scale_row(isa, rescale, unsafe { out.range(out_row(r)..out_row(r) + dims.head_dim) });
+            }
+        }
+        let p = Operand { data: &scores, rows: num, cols: keys, row_stride: KEYS, col_stride: 1 };
+        // SAFETY: rows `first..first + num` of this head's columns of the output are this task's own.
+        unsafe { product(1.0, p, v, if key > 0 { 1.0 } else { 0.0 }, out.at(out_row(0)), out_len) };
+    }
+    for r in 0..num {
+        // SAFETY: as above.
+        scale_row(isa, 1.0 / sum[r], unsafe { out.range(out_row(r)..out_row(r) + dims.head_dim) });
+        lse[r] = max[r] + sum[r].ln();
+    }
+}
+
+multiversion! {
+    /// Turns scores into `exp(score - max)` with the largest score so far, zeros from `visible` on; returns by how much what was
+    /// added up before must shrink.
+    fn online_softmax(row: &mut [f32], visible: usize, max: &mut f32, sum: &mut f32) -> f32 {
+        let (seen, hidden) = row.split_at_mut(visible);
+        hidden.fill(0.0);
+        let found = simd::max(seen);
+        let new = if found > *max { found } else { *max };
+        for x in seen.iter_mut() {
+            *x = simd::exp(*x - new);
+        }
+        let rescale = simd::exp(*max - new);
+        *sum = *sum * rescale + simd::sum_by(seen.len(), |i| seen[i]);
+        *max = new;
+        rescale
+    }
+}
+
+multiversion! {
+    fn scale_row(by: f32, row: &mut [f32]) {
+        for x in row {
+            *x *= by;
+        }
+    }
+}
+
+/// What the backward reads. Shapes as in [`crate::device::Device::attention_backward`].
+#[derive(Clone, Copy)]
+pub struct Backward<'a> {
+    pub qkv: &'a [f32],
+    pub out: &'a [f32],
+    pub lse: &'a [f32],
+    pub dout: &'a [f32],
+}
+
+pub fn backward(pool: &Pool, isa: Isa, dims: &AttentionDims, saved: Backward<'_>, dqkv: &mut [f32]) {
+    let tasks = dims.batch * dims.kv_heads;
+    let group = dims.heads / dims.kv_heads;
+    let (row_len, head_dim) = (dims.row_len(), dims.head_dim);
+    let work = dims.batch * dims.heads * dims.seq * dims.seq * head_dim;
+    let dqkv = Disjoint::new(dqkv);
+    pool.each(tasks, work, |task| {
+        let (sample, kv) = (task / dims.kv_heads, task % dims.kv_heads);
+        let first = Head::new(dims, sample, kv * group);
+        for row in first.row..first.row + dims.seq {
+            for col in [first.k, first.v] {
+                // SAFETY: the key and value columns of one key/value head of one sample are one task's.
+                unsafe { dqkv.range(row * row_len + col..row * row_len + col + head_dim) }.fill(0.0);
+            }
+        }
+        for head in kv * group..(kv + 1) * group {
+            for query in (0..dims.seq).step_by(QUERIES) {
+                backward_block(isa, dims, Head::new(dims, sample, head), saved, query, &dqkv);
+            }
+        }
+    });
+}
+
+/// Adds what a block of queries of a head gives to the gradients of its keys and values, and writes that of the queries.
+fn backward_block(isa: Isa, dims: &AttentionDims, head: Head, saved: Backward<'_>, first: usize, dqkv: &Disjoint<'_>) {
+    let num = QUERIES.min(dims.seq - first);
+    let (row_len, out_len) = (dims.row_len(), dims.out_len());
+    let scale = 1.0 / (dims.head_dim as f32).sqrt();
+    let (mut p, mut ds): (Tile, Tile) = ([0.0; QUERIES * KEYS], [0.0; QUERIES * KEYS]);
+    let q = head.block(dims, saved.qkv, row_len, head.q, first, num);
+    let dout = head.block(dims, saved.dout, out_len, head.out, first, num);
+    let out = head.block(dims, saved.out, out_len, head.out, first, num);
+    let mut delta = [0.0_f32; QUERIES];
+    for (r, delta) in delta.iter_mut().enumerate().take(num) {
+        let row = r * out_len..r * out_len + dims.head_dim;
+        *delta = dot(isa, &out.data[row.clone()], &dout.data[row]);
+    }
+    let at = |row: usize, col: usize| dqkv.at((head.row + row) * row_len + col);
+    for (key, keys) in key_blocks(first, num) {
+        let k = head.block(dims, saved.qkv, row_len, head.k, key, keys);
+        let v = head.block(dims, saved.qkv, row_len, head.v, key, keys);
+        // SAFETY: the tiles have `QUERIES` rows of `KEYS` and are this task's own.
+        unsafe {
+            product(scale, q, k.t(), 0.0, p.as_mut_ptr(), KEYS);
+            product(1.0, dout, v.t(), 0.0, ds.as_mut_ptr(), KEYS);
+        }
+        for r in 0..num {
+            let row = r * KEYS..r * KEYS + keys;
+            let lse = saved.lse[head.lse + first + r];
+            let seen = visible(first + r, key, keys);
+            softmax_backward(isa, seen, lse, delta[r], scale, &mut p[row.clone()], &mut ds[row]);
+        }
+        let tile = |data| Operand { data, rows: num, cols: keys, row_stride: KEYS, col_stride: 1 };
+        let add = if key > 0 { 1.0 } else { 0.0 };
+        // SAFETY: the columns of this query head and of its key/value head are this task's own, for all rows of the sample.
+        unsafe {
+            product(1.0, tile(&p).t(), dout, 1.0, at(key, head.v), row_len);
+            product(1.0, tile(&ds).t(), q, 1.0, at(key, head.k), row_len);
+            product(1.0, tile(&ds), k, add, at(first, head.q), row_len);
+        }
+    }
+}
+
+multiversion! {
+    /// `p`: scores to probabilities; `ds`: gradient of the probabilities to that of the products `q k`. Zeros from `visible` on.
+    fn softmax_backward(visible: usize, lse: f32, delta: f32, scale: f32, p: &mut [f32], ds: &mut [f32]) {
+        let (p, p_hidden) = p.split_at_mut(visible);
+        let (ds, ds_hidden) = ds.split_at_mut(visible);
+        p_hidden.fill(0.0);
+        ds_hidden.fill(0.0);
+        for (p, ds) in p.iter_mut().zip(ds) {
+            *p = simd::exp(*p - lse);
+            *ds = *p * (*ds - delta) * scale;
+        }
+    }
+}
+
+multiversion! {
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        let b = &b[..a.len()];
+        simd::sum_by(a.len(), |i| a[i] * b[i])
+    }
+}

@@ -1,0 +1,462 @@
+//! The CPU: the reference that every other device is tested against.
+//!
+//! ```text
+//!   mod      storage and the trait                 pool    threads and blocks of fixed size
+//!   matmul   products by the `gemm` crate          simd    loops per instruction set, exp
+//!   attention, layers, moe, loss, vector           the operations
+//! ```
+//!
+//! Nothing here depends on the number of threads but the speed (D-1): blocks are cut by shape, a sum is done by one thread in a
+//! fixed order, or by parts of fixed size that are then added in order. `unsafe` is for three things: disjoint parts of one output on
+//! several threads, calls into `gemm`, and calls of functions compiled for an instruction set that was found.
+
+#![allow(unsafe_code)]
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::*;
+
+mod attention;
+mod layers;
+mod loss;
+mod matmul;
+mod moe;
+mod pool;
+mod simd;
+mod vector;
+
+use matmul::{Grouped, Operand};
+use pool::Pool;
+use simd::Isa;
+
+/// One cache line, so that buffers start at one.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+/// f32 in host memory, aligned to a cache line.
+pub struct HostBuf {
+    lines: Box<[Line]>,
+    len: usize,
+}
+
+impl HostBuf {
+    pub fn as_slice(&self) -> &[f32] {
+        // SAFETY: `Line` is `repr(C)` with 16 f32 and no padding, and `len` of them are inside of `lines`.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+
+    pub fn as_mut_slice(&mut self) -> &mut [f32] {
+        // SAFETY: as above, and `self` is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+impl Buffer for HostBuf {
+    fn len(&self) -> usize {
+        self.len
+    }
+}
+
+impl<'a> View<'a, HostBuf> {
+    fn host(self) -> &'a [f32] {
+        &self.buf.as_slice()[self.start..self.start + self.len]
+    }
+}
+
+impl<'a> ViewMut<'a, HostBuf> {
+    fn host(self) -> &'a mut [f32] {
+        &mut self.buf.as_mut_slice()[self.start..self.start + self.len]
+    }
+}
+
+fn operand(m: Mat<'_, HostBuf>) -> Operand<'_> {
+    Operand { data: m.view.host(), rows: m.rows, cols: m.cols, row_stride: m.row_stride, col_stride: m.col_stride }
+}
+
+fn grouped(groups: &Groups<CpuDevice>) -> Grouped<'_> {
+    Grouped { offsets: &groups.offsets, capacity: groups.capacity }
+}
+
+/// Rows in use.
+fn num_rows(groups: &Groups<CpuDevice>) -> usize {
+    groups.offsets[groups.local.len()] as usize
+}
+
+/// Weight of row `r`.
+fn row_weight<'a>(groups: &'a Groups<CpuDevice>, routing: &'a Routing<CpuDevice>) -> impl Fn(usize) -> f32 + Sync + 'a {
+    let weights = routing.weights.as_slice();
+    move |r| weights[groups.assignments[r] as usize]
+}
+
+/// The CPU with its own threads. Clones share them.
+#[derive(Clone)]
+pub struct CpuDevice {
+    pool: Arc<Pool>,
+    isa: Isa,
+}
+
+impl CpuDevice {
+    /// A device with this many threads, at least 1. With one, everything runs on the caller's.
+    pub fn new(threads: usize) -> CpuDevice {
+        CpuDevice { pool: Arc::new(Pool::new(threads)), isa: Isa::detect() }
+    }
+
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Digest of products whose sums are long enough for `gemm` to cut them by the machine's caches and instruction set.
+    fn probe(&self) -> String {
+        const DEPTH: usize = 3000;
+        let values = |n: usize, seed: u32| -> Vec<f32> {
+            let step = |i: usize| (i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed) >> 8;
+            (0..n).map(|i| step(i) as f32 / (1 << 23) as f32 - 1.0).collect()
+        };
+        let mut hasher = blake3::Hasher::new();
+        for (m, n) in [(1, 40), (7, 1), (70, 40)] {
+            let (a, b) = (values(m * DEPTH, 1), values(n * DEPTH, 2));
+            let mut c = vec![0.0; m * n];
+            matmul::matmul(&self.pool, 1.0, Operand::new(&a, m, DEPTH), Operand::new(&b, n, DEPTH).t(), 0.0, &mut c);
+            hasher.update(bytemuck::cast_slice(&c));
+            matmul::matmul(&self.pool, 1.0, Operand::new(&a, DEPTH, m).t(), Operand::new(&b, DEPTH, n), 0.0, &mut c);
+            hasher.update(bytemuck::cast_slice(&c));
+        }
+        hasher.finalize().to_hex()[..12].to_string()
+    }
+}
+
+impl Device for CpuDevice {
+    type Buf = HostBuf;
+    type Ids = Box<[u32]>;
+
+    fn fingerprint(&self) -> String {
+        let isa = format!("{:?}", self.isa).to_lowercase();
+        format!("cpu-{}-{isa}-toroid-{}-products-{}", std::env::consts::ARCH, env!("CARGO_PKG_VERSION"), self.probe())
+    }
+
+    fn alloc(&self, len: usize) -> HostBuf {
+        HostBuf { lines: vec![Line([0.0; 16]); len.div_ceil(16)].into_boxed_slice(), len }
+    }
+
+    fn alloc_ids(&self, len: usize) -> Box<[u32]> {
+        vec![0; len].into_boxed_slice()
+    }
+
+    fn read(&self, x: View<'_, HostBuf>, out: &mut [f32]) {
+        out.copy_from_slice(x.host());
+    }
+
+    fn write(&self, x: ViewMut<'_, HostBuf>, values: &[f32]) {
+        x.host().copy_from_slice(values);
+    }
+
+    fn read_ids(&self, ids: &Box<[u32]>, out: &mut [u32]) {
+        out.copy_from_slice(&ids[..out.len()]);
+    }
+
+    fn write_ids(&self, ids: &mut Box<[u32]>, values: &[u32]) {
+        ids[..values.len()].copy_from_slice(values);
+    }
+
+    fn with_host<R>(&self, x: View<'_, HostBuf>, f: impl FnOnce(&[f32]) -> R) -> R {
+        f(x.host())
+    }
+
+    fn with_host_mut<R>(&self, x: ViewMut<'_, HostBuf>, f: impl FnOnce(&mut [f32]) -> R) -> R {
+        f(x.host())
+    }
+
+    fn fill(&self, y: ViewMut<'_, HostBuf>, value: f32) {
+        y.host().fill(value);
+    }
+
+    fn copy(&self, x: View<'_, HostBuf>, y: ViewMut<'_, HostBuf>) {
+        y.host().copy_from_slice(x.host());
+    }
+
+    fn add(&self, a: View<'_, HostBuf>, b: View<'_, HostBuf>, y: ViewMut<'_, HostBuf>) {
+        assert_eq!((a.len, b.len), (y.len, y.len), "lengths of a and b");
+        vector::add(&self.pool, self.isa, a.host(), b.host(), y.host());
+    }
+
+    fn add_assign(&self, x: View<'_, HostBuf>, y: ViewMut<'_, HostBuf>) {
+        assert_eq!(x.len, y.len, "lengths of x and y");
+        vector::add_assign(&self.pool, self.isa, x.host(), y.host());
+    }
+
+    fn scale(&self, alpha: f32, y: ViewMut<'_, HostBuf>) {
+        vector::scale(&self.pool, self.isa, alpha, y.host());
+    }
+
+    fn sum(&self, x: View<'_, HostBuf>) -> f64 {
+        vector::sum(&self.pool, self.isa, x.host())
+    }
+
+    fn sum_of_squares(&self, x: View<'_, HostBuf>) -> f64 {
+        vector::sum_of_squares(&self.pool, self.isa, x.host())
+    }
+
+    fn all_finite(&self, x: View<'_, HostBuf>) -> bool {
+        vector::all_finite(&self.pool, self.isa, x.host())
+    }
+
+    fn adamw(
+        &self,
+        p: ViewMut<'_, HostBuf>,
+        m: ViewMut<'_, HostBuf>,
+        v: ViewMut<'_, HostBuf>,
+        g: View<'_, HostBuf>,
+        hyper: &AdamW,
+    ) {
+        assert_eq!((m.len, v.len, g.len), (p.len, p.len, p.len), "lengths of m, v and g");
+        vector::adamw(&self.pool, self.isa, hyper, p.host(), m.host(), v.host(), g.host());
+    }
+
+    fn matmul(&self, alpha: f32, a: Mat<'_, HostBuf>, b: Mat<'_, HostBuf>, beta: f32, c: MatMut<'_, HostBuf>) {
+        assert_eq!((c.rows, c.cols), (a.rows, b.cols), "shape of the product");
+        matmul::matmul(&self.pool, alpha, operand(a), operand(b), beta, c.view.host());
+    }
+
+    fn grouped_matmul(
+        &self,
+        groups: &Groups<Self>,
+        x: View<'_, HostBuf>,
+        w: View<'_, HostBuf>,
+        y: ViewMut<'_, HostBuf>,
+    ) {
+        grouped(groups).product(&self.pool, x.host(), w.host(), true, y.host());
+    }
+
+    fn grouped_matmul_dx(
+        &self,
+        groups: &Groups<Self>,
+        dy: View<'_, HostBuf>,
+        w: View<'_, HostBuf>,
+        dx: ViewMut<'_, HostBuf>,
+    ) {
+        grouped(groups).product(&self.pool, dy.host(), w.host(), false, dx.host());
+    }
+
+    fn grouped_matmul_dw(
+        &self,
+        groups: &Groups<Self>,
+        dy: View<'_, HostBuf>,
+        x: View<'_, HostBuf>,
+        dw: ViewMut<'_, HostBuf>,
+    ) {
+        grouped(groups).weight_gradient(&self.pool, dy.host(), x.host(), dw.host());
+    }
+
+    fn embedding(
+        &self,
+        d: usize,
+        ids: &Box<[u32]>,
+        first_row: usize,
+        table: View<'_, HostBuf>,
+        x: ViewMut<'_, HostBuf>,
+    ) {
+        layers::embedding(&self.pool, d, ids, first_row, table.host(), x.host());
+    }
+
+    fn embedding_backward(
+        &self,
+        d: usize,
+        ids: &Box<[u32]>,
+        first_row: usize,
+        dx: View<'_, HostBuf>,
+        dtable: ViewMut<'_, HostBuf>,
+    ) {
+        layers::embedding_backward(&self.pool, self.isa, d, ids, first_row, dx.host(), dtable.host());
+    }
+
+    fn rms_norm(
+        &self,
+        eps: f32,
+        x: View<'_, HostBuf>,
+        w: View<'_, HostBuf>,
+        y: ViewMut<'_, HostBuf>,
+        inv_rms: ViewMut<'_, HostBuf>,
+    ) {
+        assert_eq!((x.len, y.len), (inv_rms.len * w.len, x.len), "lengths of x and y");
+        layers::rms_norm(&self.pool, self.isa, eps, x.host(), w.host(), y.host(), inv_rms.host());
+    }
+
+    fn rms_norm_backward(
+        &self,
+        x: View<'_, HostBuf>,
+        w: View<'_, HostBuf>,
+        inv_rms: View<'_, HostBuf>,
+        dy: View<'_, HostBuf>,
+        dx: ViewMut<'_, HostBuf>,
+        dw: ViewMut<'_, HostBuf>,
+    ) {
+        assert_eq!((x.len, dy.len, dx.len), (inv_rms.len * w.len, x.len, x.len), "lengths of x, dy and dx");
+        let saved = layers::NormBackward { x: x.host(), w: w.host(), inv_rms: inv_rms.host(), dy: dy.host() };
+        layers::rms_norm_backward(&self.pool, self.isa, saved, dx.host(), dw.host());
+    }
+
+    fn rope(&self, dims: &AttentionDims, turn: Turn, table: View<'_, HostBuf>, qkv: ViewMut<'_, HostBuf>) {
+        assert_eq!(qkv.len, dims.tokens() * dims.row_len(), "length of qkv");
+        layers::rope(&self.pool, self.isa, dims, turn, table.host(), qkv.host());
+    }
+
+    fn attention(
+        &self,
+        dims: &AttentionDims,
+        qkv: View<'_, HostBuf>,
+        out: ViewMut<'_, HostBuf>,
+        lse: ViewMut<'_, HostBuf>,
+    ) {
+        assert_eq!(qkv.len, dims.tokens() * dims.row_len(), "length of qkv");
+        assert_eq!(
+            (out.len, lse.len),
+            (dims.tokens() * dims.out_len(), dims.tokens() * dims.heads),
+            "lengths of outputs"
+        );
+        attention::forward(&self.pool, self.isa, dims, qkv.host(), out.host(), lse.host());
+    }
+
+    fn attention_backward(
+        &self,
+        dims: &AttentionDims,
+        qkv: View<'_, HostBuf>,
+        out: View<'_, HostBuf>,
+        lse: View<'_, HostBuf>,
+        dout: View<'_, HostBuf>,
+        dqkv: ViewMut<'_, HostBuf>,
+    ) {
+        assert_eq!((qkv.len, dqkv.len), (dims.tokens() * dims.row_len(), qkv.len), "lengths of qkv and dqkv");
+        let saved = attention::Backward { qkv: qkv.host(), out: out.host(), lse: lse.host(), dout: dout.host() };
+        attention::backward(&self.pool, self.isa, dims, saved, dqkv.host());
+    }
+
+    fn route(&self, logits: View<'_, HostBuf>, routing: &mut Routing<Self>) {
+        let to = moe::Choice {
+            probs: routing.probs.as_mut_slice(),
+            lse: routing.lse.as_mut_slice(),
+            chosen: &mut routing.chosen,
+            weights: routing.weights.as_mut_slice(),
+            counts: &mut routing.counts,
+            prob_sums: routing.prob_sums.as_mut_slice(),
+        };
+        moe::route(&self.pool, self.isa, routing.experts, logits.host(), to);
+    }
+
+    fn route_backward(
+        &self,
+        routing: &Routing<Self>,
+        groups: &Groups<Self>,
+        loss: RouterLoss,
+        dweights: View<'_, HostBuf>,
+        dlogits: ViewMut<'_, HostBuf>,
+    ) {
+        let saved = moe::RouteBackward {
+            experts: routing.experts,
+            probs: routing.probs.as_slice(),
+            lse: routing.lse.as_slice(),
+            chosen: &routing.chosen,
+            weights: routing.weights.as_slice(),
+            counts: &routing.counts,
+            positions: &groups.positions,
+            dweights: dweights.host(),
+        };
+        moe::route_backward(&self.pool, self.isa, loss, saved, dlogits.host());
+    }
+
+    fn group(&self, routing: &Routing<Self>, groups: &mut Groups<Self>) {
+        let local: Range<usize> = groups.local.clone();
+        moe::group(
+            local,
+            &routing.chosen,
+            &routing.counts,
+            &mut groups.offsets,
+            &mut groups.assignments,
+            &mut groups.positions,
+        );
+    }
+
+    fn gather_rows(&self, groups: &Groups<Self>, x: View<'_, HostBuf>, rows: ViewMut<'_, HostBuf>) {
+        let d = rows.len / groups.capacity;
+        moe::gather(&self.pool, d, &groups.assignments[..num_rows(groups)], x.host(), rows.host());
+    }
+
+    fn combine_rows(&self, groups: &Groups<Self>, rows: View<'_, HostBuf>, y: ViewMut<'_, HostBuf>) {
+        let d = rows.len / groups.capacity;
+        moe::combine(&self.pool, self.isa, d, &groups.positions, rows.host(), y.host());
+    }
+
+    fn swiglu(&self, ff: usize, gate_up: View<'_, HostBuf>, act: ViewMut<'_, HostBuf>) {
+        assert_eq!(gate_up.len, 2 * act.len, "length of gate_up");
+        layers::swiglu(&self.pool, self.isa, ff, act.len / ff, |_| 1.0, gate_up.host(), act.host());
+    }
+
+    fn swiglu_backward(
+        &self,
+        ff: usize,
+        dact: View<'_, HostBuf>,
+        gate_up: ViewMut<'_, HostBuf>,
+        act: ViewMut<'_, HostBuf>,
+    ) {
+        assert_eq!((gate_up.len, dact.len), (2 * act.len, act.len), "lengths of gate_up and dact");
+        let rows = act.len / ff;
+        let to = layers::SwigluBackward { gate_up: gate_up.host(), act: act.host(), dweights: &mut [] };
+        layers::swiglu_backward(&self.pool, self.isa, ff, rows, |_| 1.0, dact.host(), to);
+    }
+
+    fn routed_swiglu(
+        &self,
+        groups: &Groups<Self>,
+        routing: &Routing<Self>,
+        gate_up: View<'_, HostBuf>,
+        act: ViewMut<'_, HostBuf>,
+    ) {
+        let ff = act.len / groups.capacity;
+        let weight = row_weight(groups, routing);
+        layers::swiglu(&self.pool, self.isa, ff, num_rows(groups), weight, gate_up.host(), act.host());
+    }
+
+    fn routed_swiglu_backward(
+        &self,
+        groups: &Groups<Self>,
+        routing: &Routing<Self>,
+        dact: View<'_, HostBuf>,
+        gate_up: ViewMut<'_, HostBuf>,
+        act: ViewMut<'_, HostBuf>,
+        dweights: ViewMut<'_, HostBuf>,
+    ) {
+        let ff = act.len / groups.capacity;
+        let to = layers::SwigluBackward { gate_up: gate_up.host(), act: act.host(), dweights: dweights.host() };
+        let weight = row_weight(groups, routing);
+        layers::swiglu_backward(&self.pool, self.isa, ff, num_rows(groups), weight, dact.host(), to);
+    }
+
+    fn cross_entropy_local(
+        &self,
+        targets: &Box<[u32]>,
+        first_row: usize,
+        logits: View<'_, HostBuf>,
+        stats: ViewMut<'_, HostBuf>,
+    ) {
+        let targets = &targets[..stats.len / 3];
+        loss::cross_entropy_local(&self.pool, self.isa, targets, first_row, logits.host(), stats.host());
+    }
+
+    fn cross_entropy_combine(&self, stats: View<'_, HostBuf>, lse: ViewMut<'_, HostBuf>, losses: ViewMut<'_, HostBuf>) {
+        assert_eq!(losses.len, lse.len, "length of losses");
+        loss::cross_entropy_combine(stats.host(), lse.host(), losses.host());
+    }
+
+    fn cross_entropy_backward(
+        &self,
+        targets: &Box<[u32]>,
+        first_row: usize,
+        scale: f32,
+        lse: View<'_, HostBuf>,
+        logits: ViewMut<'_, HostBuf>,
+    ) {
+        let targets = &targets[..lse.len];
+        loss::cross_entropy_backward(&self.pool, self.isa, targets, first_row, scale, lse.host(), logits.host());
+    }
+}

@@ -1,0 +1,188 @@
+//! Loops that vectorize, compiled once per instruction set and chosen at run time; and the exponential function they need.
+//!
+//! The build target is plain x86-64, so that one binary runs everywhere. [`multiversion!`] compiles a function's body three
+//! times. No body uses fused multiply-add, and sums run in [`LANES`] fixed lanes: all versions give the same bits (D-1), only
+//! the matrix products of the `gemm` crate differ by instruction set.
+
+/// Lanes of a sum: a vector of AVX-512, two of AVX2, four of SSE.
+pub const LANES: usize = 16;
+
+/// Instruction set that the loops use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isa {
+    Baseline,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Isa {
+    /// The best that this machine has.
+    pub fn detect() -> Isa {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+            {
+                return Isa::Avx512;
+            }
+            if is_x86_feature_detected!("avx2") {
+                return Isa::Avx2;
+            }
+        }
+        Isa::Baseline
+    }
+}
+
+/// `fn name(args) { body }` becomes `fn name(isa, args)` that runs the body compiled for `isa`. Helpers that the body calls must
+/// be `#[inline(always)]`.
+macro_rules! multiversion {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$doc])*
+        $vis fn $name(isa: $crate::device::cpu::simd::Isa, $($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2")]
+            fn avx2($($arg: $ty),*) $(-> $ret)? {
+                body($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+            fn avx512($($arg: $ty),*) $(-> $ret)? {
+                body($($arg),*)
+            }
+            match isa {
+                $crate::device::cpu::simd::Isa::Baseline => body($($arg),*),
+                // SAFETY: `Isa::detect`, the only source of this value, found the features.
+                #[cfg(target_arch = "x86_64")]
+                $crate::device::cpu::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::device::cpu::simd::Isa::Avx512 => unsafe { avx512($($arg),*) },
+            }
+        }
+    };
+}
+pub(super) use multiversion;
+
+/// `e^x` to within 2 ulp; 0 below -87, `e^88` above 88, NaN for NaN. Coefficients and range reduction of Cephes' `expf` (Moshier).
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    const LO: f32 = -87.0;
+    const HI: f32 = 88.0;
+    // Adding and taking off 1.5 * 2^23 rounds to an integer, which is then in the low bits of the sum.
+    const ROUND: f32 = 12_582_912.0;
+    const LN2_HI: f32 = 0.693_359_4;
+    const LN2_LO: f32 = -2.121_944_4e-4;
+    // Comparisons in this order let NaN through, unlike `clamp`.
+    let t = if x < LO { LO } else { x };
+    let t = if t > HI { HI } else { t };
+    let shifted = t * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = t - n * LN2_HI - n * LN2_LO;
+    let mut p = 1.987_569_2e-4_f32;
+    p = p * r + 1.398_2e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 1.666_666_5e-1;
+    p = p * r + 5e-1;
+    let p = p * (r * r) + r + 1.0;
+    let y = p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0_f32.to_bits()));
+    if x < LO { 0.0 } else { y }
+}
+
+/// `1 / (1 + e^-x)`
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// The sum of the lanes, as a tree.
+#[inline(always)]
+fn reduce(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// `sum_i f(i)` for `i` in `0..n`, lane `i % LANES`.
+#[inline(always)]
+pub fn sum_by(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    let whole = n / LANES * LANES;
+    let mut i = 0;
+    while i < whole {
+        for l in 0..LANES {
+            lanes[l] += f(i + l);
+        }
+        i += LANES;
+    }
+    for l in 0..n - whole {
+        lanes[l] += f(whole + l);
+    }
+    reduce(lanes)
+}
+
+/// The largest element; NaN elements are passed over.
+#[inline(always)]
+pub fn max(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for l in 0..LANES {
+            lanes[l] = if chunk[l] > lanes[l] { chunk[l] } else { lanes[l] };
+        }
+    }
+    for (l, &v) in rest.iter().enumerate() {
+        lanes[l] = if v > lanes[l] { v } else { lanes[l] };
+    }
+    lanes.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Distance in units in the last place of the exact value.
+    fn ulps(found: f32, exact: f64) -> f64 {
+        let ulp = f64::from(f32::from_bits((exact as f32).to_bits() + 1)) - f64::from(exact as f32);
+        ((f64::from(found) - exact) / ulp).abs()
+    }
+
+    #[test]
+    fn exp_is_within_two_ulp() {
+        let worst =
+            (-87_000..=88_000).map(|i| i as f32 * 1e-3).map(|x| ulps(exp(x), f64::from(x).exp())).fold(0.0, f64::max);
+        assert!(worst < 2.0, "exp is off by {worst} ulp");
+    }
+
+    #[test]
+    fn exp_at_the_ends() {
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(-100.0), 0.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert!(exp(f32::INFINITY).is_finite());
+        assert!(exp(f32::NAN).is_nan(), "a NaN must be seen in the loss");
+    }
+
+    multiversion! {
+        fn versioned(x: &[f32]) -> f32 {
+            sum_by(x.len(), |i| exp(x[i]) * sigmoid(x[i]))
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let x: Vec<f32> = (0..1003).map(|i| (i as f32 * 0.37).sin() * 20.0).collect();
+        assert_eq!(versioned(Isa::detect(), &x).to_bits(), versioned(Isa::Baseline, &x).to_bits());
+    }
+}

@@ -1,0 +1,153 @@
+//! Elementwise arithmetic, sums in f64 and the optimizer.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::pool::Pool;
+use super::simd::{Isa, LANES, multiversion};
+use crate::device::AdamW;
+
+/// Parts that a sum is cut into at most; their number depends on the length alone.
+const PARTS: usize = 64;
+/// Smallest part of a sum.
+const MIN_PART: usize = 4096;
+/// Elements of a chunk of an elementwise loop.
+const CHUNK: usize = 16 * 1024;
+
+multiversion! {
+    fn sum_part(x: &[f32]) -> f64 {
+        lanes_f64(x, |v| v)
+    }
+}
+
+multiversion! {
+    fn squares_part(x: &[f32]) -> f64 {
+        lanes_f64(x, |v| v * v)
+    }
+}
+
+multiversion! {
+    /// Exponents of all ones are the infinities and NaNs.
+    fn finite_part(x: &[f32]) -> bool {
+        let mut bad = 0_u32;
+        for v in x {
+            bad |= u32::from(v.to_bits() & 0x7f80_0000 == 0x7f80_0000);
+        }
+        bad == 0
+    }
+}
+
+#[inline(always)]
+fn lanes_f64(x: &[f32], f: impl Fn(f64) -> f64) -> f64 {
+    let mut lanes = [0.0_f64; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for l in 0..LANES {
+            lanes[l] += f(f64::from(chunk[l]));
+        }
+    }
+    for (lane, v) in lanes.iter_mut().zip(rest) {
+        *lane += f(f64::from(*v));
+    }
+    lanes.iter().sum()
+}
+
+/// Sums parts in parallel and the parts in order.
+fn by_parts(pool: &Pool, x: &[f32], f: impl Fn(&[f32]) -> f64 + Sync + Send) -> f64 {
+    let len = x.len().div_ceil(PARTS).max(MIN_PART);
+    let sums = [const { AtomicU64::new(0) }; PARTS];
+    pool.each(x.len().div_ceil(len), x.len(), |i| {
+        let part = &x[i * len..((i + 1) * len).min(x.len())];
+        sums[i].store(f(part).to_bits(), Ordering::Relaxed);
+    });
+    sums.into_iter().map(|sum| f64::from_bits(sum.into_inner())).sum()
+}
+
+pub fn sum(pool: &Pool, isa: Isa, x: &[f32]) -> f64 {
+    by_parts(pool, x, |part| sum_part(isa, part))
+}
+
+pub fn sum_of_squares(pool: &Pool, isa: Isa, x: &[f32]) -> f64 {
+    by_parts(pool, x, |part| squares_part(isa, part))
+}
+
+pub fn all_finite(pool: &Pool, isa: Isa, x: &[f32]) -> bool {
+    by_parts(pool, x, |part| if finite_part(isa, part) { 0.0 } else { 1.0 }) == 0.0
+}
+
+/// `y = a + b`
+pub fn add(pool: &Pool, isa: Isa, a: &[f32], b: &[f32], y: &mut [f32]) {
+    let work = y.len();
+    pool.chunks(y, CHUNK, work, |first, y| {
+        let range = first..first + y.len();
+        add_chunk(isa, &a[range.clone()], &b[range], y);
+    });
+}
+
+pub fn add_assign(pool: &Pool, isa: Isa, x: &[f32], y: &mut [f32]) {
+    let work = y.len();
+    pool.chunks(y, CHUNK, work, |first, y| super::layers::add_assign(isa, &x[first..first + y.len()], y));
+}
+
+pub fn scale(pool: &Pool, isa: Isa, alpha: f32, y: &mut [f32]) {
+    let work = y.len();
+    pool.chunks(y, CHUNK, work, |_, y| scale_chunk(isa, alpha, y));
+}
+
+multiversion! {
+    fn add_chunk(a: &[f32], b: &[f32], y: &mut [f32]) {
+        for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+            *y = a + b;
+        }
+    }
+}
+
+multiversion! {
+    fn scale_chunk(alpha: f32, y: &mut [f32]) {
+        for y in y {
+            *y *= alpha;
+        }
+    }
+}
+
+/// The constants of an update, rounded once.
+#[derive(Clone, Copy)]
+struct Update {
+    keep: f32,
+    beta1: f32,
+    one_minus_beta1: f32,
+    beta2: f32,
+    one_minus_beta2: f32,
+    step: f32,
+    inv_sqrt_bias2: f32,
+    eps: f32,
+    grad_scale: f32,
+}
+
+pub fn adamw(pool: &Pool, isa: Isa, hyper: &AdamW, p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
+    let update = Update {
+        keep: (1.0 - hyper.lr * hyper.weight_decay) as f32,
+        beta1: hyper.beta1 as f32,
+        one_minus_beta1: (1.0 - hyper.beta1) as f32,
+        beta2: hyper.beta2 as f32,
+        one_minus_beta2: (1.0 - hyper.beta2) as f32,
+        step: (hyper.lr / hyper.bias1) as f32,
+        inv_sqrt_bias2: (1.0 / hyper.bias2.sqrt()) as f32,
+        eps: hyper.eps as f32,
+        grad_scale: hyper.grad_scale as f32,
+    };
+    pool.rows(p.len(), [(p, 1), (m, 1), (v, 1)], |range, [p, m, v]| adamw_chunk(isa, update, p, m, v, &g[range]));
+}
+
+multiversion! {
+    fn adamw_chunk(u: Update, p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
+        let n = g.len();
+        let (p, m, v) = (&mut p[..n], &mut m[..n], &mut v[..n]);
+        for i in 0..n {
+            let g = g[i] * u.grad_scale;
+            m[i] = u.beta1 * m[i] + u.one_minus_beta1 * g;
+            v[i] = u.beta2 * v[i] + u.one_minus_beta2 * g * g;
+            let denominator = v[i].sqrt() * u.inv_sqrt_bias2 + u.eps;
+            p[i] = p[i] * u.keep - u.step * (m[i] / denominator);
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The attention half of a layer: `x_mid = x + wo attention(wqkv norm1(x))`.
+
+use crate::device::{Buffer, Device, Turn};
+
+use super::block::{Context, linear, linear_dw, linear_dx, sum_over_tp};
+use super::layout::{LayerRanges, Layout};
+use super::tp::TpComm;
+
+/// What the backward needs of one micro-batch.
+pub(super) struct Saved<D: Device> {
+    /// `(N)`
+    inv_rms: D::Buf,
+    /// `(N, d)`: `norm1(x)`
+    h: D::Buf,
+    /// `(N, row_len)`: after the rotary embedding.
+    qkv: D::Buf,
+    /// `(N, heads * head_dim)`
+    out: D::Buf,
+    /// `(batch, heads, seq)`
+    lse: D::Buf,
+}
+
+impl<D: Device> Saved<D> {
+    pub fn new(device: &D, layout: &Layout) -> Saved<D> {
+        let (tokens, dims) = (layout.tokens(), &layout.attention);
+        Saved {
+            inv_rms: device.alloc(tokens),
+            h: device.alloc(tokens * layout.d),
+            qkv: device.alloc(tokens * dims.row_len()),
+            out: device.alloc(tokens * dims.out_len()),
+            lse: device.alloc(tokens * dims.heads),
+        }
+    }
+}
+
+/// `x, x_mid (N, d)`
+pub(super) fn forward<D: Device, T: TpComm>(
+    context: &mut Context<'_, D, T>,
+    ranges: &LayerRanges,
+    saved: &mut Saved<D>,
+    x: &D::Buf,
+    x_mid: &mut D::Buf,
+) -> Result<(), T::Error> {
+    let Context { device, layout, params, rope, scratch, tp } = context;
+    let (tokens, dims) = (layout.tokens(), &layout.attention);
+    let weight = |range: &std::ops::Range<usize>| params.view(range.clone());
+    device.rms_norm(layout.norm_eps, x.all(), weight(&ranges.norm1), saved.h.all_mut(), saved.inv_rms.all_mut());
+    linear(*device, tokens, saved.h.all(), weight(&ranges.wqkv), saved.qkv.all_mut());
+    device.rope(dims, Turn::Forward, rope.all(), saved.qkv.all_mut());
+    device.attention(dims, saved.qkv.all(), saved.out.all_mut(), saved.lse.all_mut());
+    linear(*device, tokens, saved.out.all(), weight(&ranges.wo), scratch.partial.all_mut());
+    sum_over_tp(*device, &mut scratch.partial, *tp)?;
+    device.add(x.all(), scratch.partial.all(), x_mid.all_mut());
+    Ok(())
+}
+
+/// Turns `scratch.dx` from the gradient of `x_mid` into that of `x`.
+pub(super) fn backward<D: Device, T: TpComm>(
+    context: &mut Context<'_, D, T>,
+    ranges: &LayerRanges,
+    saved: &Saved<D>,
+    x: &D::Buf,
+    grads: &mut D::Buf,
+) -> Result<(), T::Error> {
+    let Context { device, layout, params, rope, scratch, tp } = context;
+    let (tokens, dims) = (layout.tokens(), &layout.attention);
+    let weight = |range: &std::ops::Range<usize>| params.view(range.clone());
+    linear_dx(*device, tokens, scratch.dx.all(), weight(&ranges.wo), 0.0, scratch.dout.all_mut());
+    linear_dw(*device, tokens, scratch.dx.all(), saved.out.all(), grads.view_mut(ranges.wo.clone()));
+    let (out, lse, dout) = (saved.out.all(), saved.lse.all(), scratch.dout.all());
+    device.attention_backward(dims, saved.qkv.all(), out, lse, dout, scratch.dqkv.all_mut());
+    device.rope(dims, Turn::Back, rope.all(), scratch.dqkv.all_mut());
+    linear_dx(*device, tokens, scratch.dqkv.all(), weight(&ranges.wqkv), 0.0, scratch.partial.all_mut());
+    linear_dw(*device, tokens, scratch.dqkv.all(), saved.h.all(), grads.view_mut(ranges.wqkv.clone()));
+    sum_over_tp(*device, &mut scratch.partial, *tp)?;
+    device.rms_norm_backward(
+        x.all(),
+        weight(&ranges.norm1),
+        saved.inv_rms.all(),
+        scratch.partial.all(),
+        scratch.dx.all_mut(),
+        grads.view_mut(ranges.norm1.clone()),
+    );
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! The end of the last stage: final norm, head, and cross-entropy over a vocabulary that the TP group shares.
+
+use crate::device::{Buffer, Device};
+
+use super::block::{Context, linear, linear_dw, linear_dx, sum_over_tp};
+use super::layout::{HeadRanges, Layout};
+use super::tp::TpComm;
+
+/// What the backward needs of one micro-batch.
+pub(super) struct Saved<D: Device> {
+    /// `(N)`
+    pub targets: D::Ids,
+    /// `(N)`
+    inv_rms: D::Buf,
+    /// `(N, d)`
+    h: D::Buf,
+    /// `(N, vocab_local)`; the backward leaves their gradient here.
+    pub logits: D::Buf,
+    /// `(N)`: log-sum-exp over the whole vocabulary.
+    lse: D::Buf,
+    /// `(N, 3)`: this rank's part of the cross-entropy.
+    stats: D::Buf,
+    /// `(tp, N, 3)`
+    all_stats: D::Buf,
+    /// `(N)`
+    losses: D::Buf,
+}
+
+impl<D: Device> Saved<D> {
+    pub fn new(device: &D, layout: &Layout) -> Saved<D> {
+        let tokens = layout.tokens();
+        Saved {
+            targets: device.alloc_ids(tokens),
+            inv_rms: device.alloc(tokens),
+            h: device.alloc(tokens * layout.d),
+            logits: device.alloc(tokens * layout.vocab.len()),
+            lse: device.alloc(tokens),
+            stats: device.alloc(tokens * 3),
+            all_stats: device.alloc(layout.tp * tokens * 3),
+            losses: device.alloc(tokens),
+        }
+    }
+}
+
+/// Sum of the cross-entropy over the tokens; `x (N, d)`.
+pub(super) fn forward<D: Device, T: TpComm>(
+    context: &mut Context<'_, D, T>,
+    ranges: &HeadRanges,
+    saved: &mut Saved<D>,
+    x: &D::Buf,
+) -> Result<f64, T::Error> {
+    let Context { device, layout, params, tp, .. } = context;
+    let Saved { targets, inv_rms, h, logits, lse, stats, all_stats, losses } = saved;
+    let norm = params.view(ranges.norm.clone());
+    device.rms_norm(layout.norm_eps, x.all(), norm, h.all_mut(), inv_rms.all_mut());
+    linear(*device, layout.tokens(), h.all(), params.view(ranges.head.clone()), logits.all_mut());
+    device.cross_entropy_local(targets, layout.vocab.start, logits.all(), stats.all_mut());
+    if tp.size() == 1 {
+        device.cross_entropy_combine(stats.all(), lse.all_mut(), losses.all_mut());
+    } else {
+        device.with_host(stats.all(), |own| {
+            device.with_host_mut(all_stats.all_mut(), |all| tp.all_gather(own, all))
+        })?;
+        device.cross_entropy_combine(all_stats.all(), lse.all_mut(), losses.all_mut());
+    }
+    Ok(device.sum(losses.all()))
+}
+
+/// Leaves the gradient of `x` in `scratch.dx`; `scale` multiplies the loss.
+pub(super) fn backward<D: Device, T: TpComm>(
+    context: &mut Context<'_, D, T>,
+    ranges: &HeadRanges,
+    saved: &mut Saved<D>,
+    scale: f32,
+    x: &D::Buf,
+    grads: &mut D::Buf,
+) -> Result<(), T::Error> {
+    let Context { device, layout, params, scratch, tp, .. } = context;
+    let tokens = layout.tokens();
+    let (first_row, scale) = (layout.vocab.start, scale / tokens as f32);
+    device.cross_entropy_backward(&saved.targets, first_row, scale, saved.lse.all(), saved.logits.all_mut());
+    linear_dw(*device, tokens, saved.logits.all(), saved.h.all(), grads.view_mut(ranges.head.clone()));
+    let head = params.view(ranges.head.clone());
+    linear_dx(*device, tokens, saved.logits.all(), head, 0.0, scratch.partial.all_mut());
+    sum_over_tp(*device, &mut scratch.partial, *tp)?;
+    device.fill(scratch.dx.all_mut(), 0.0);
+    device.rms_norm_backward(
+        x.all(),
+        params.view(ranges.norm.clone()),
+        saved.inv_rms.all(),
+        scratch.partial.all(),
+        scratch.dx.all_mut(),
+        grads.view_mut(ranges.norm.clone()),
+    );
+    Ok(())
+}

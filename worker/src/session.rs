@@ -1,0 +1,552 @@
+//! The worker's side of the protocol: what it tells the coordinator and what it has its trainer do.
+//!
+//! ```text
+//!            Assign e          Prepared         Start e             Finished
+//!   idle ------------> preparing -----> ready -----------> training --------> finished
+//!     ^---------------------------- Stop e, or Welcome{keep_going: false} ----------'
+//!     an Assign of a newer epoch leads from every state to preparing; the older epoch is fenced first (T-1)
+//! ```
+//!
+//! Losing the coordinator changes nothing but that messages wait: what it must not miss (step records, a shard just written, the end)
+//! is sent again after the next Welcome (T-9). Deliberately absent: sockets, clocks, threads.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use toroid_proto::coordinator_message::Body as FromCoordinator;
+use toroid_proto::worker_message::Body as ToCoordinator;
+use toroid_proto::{
+    Assign, CheckpointMissed, Failed, Finished, ManifestPublished, PeerLost, Prepared, PublishManifest, ShardWritten,
+    StepReport, Stopped, ValidationReport, Welcome,
+};
+use toroid_torus::job::JobSpec;
+use toroid_torus::manifest::ShardFile;
+
+use crate::comm::PeerAddr;
+use crate::trainer::{Assignment, Command, Happened, TrainerEvent};
+
+/// Step records that wait for an acknowledgement, at most. A coordinator that is away for longer misses the oldest.
+const MAX_UNACKNOWLEDGED: usize = 1 << 17;
+
+#[derive(Debug)]
+pub enum Input {
+    FromCoordinator(FromCoordinator),
+    Trainer(TrainerEvent),
+    /// A checkpoint was asked for, but this step was committed already.
+    CheckpointTooLate { epoch: u64, step: u64, committed: u64 },
+}
+
+#[derive(Debug)]
+pub enum Output {
+    Send(ToCoordinator),
+    Trainer(Command),
+    /// Nothing of an epoch below this one may go on.
+    Fence { epoch: u64 },
+    RequestCheckpoint { epoch: u64, step: u64 },
+    /// The control stream has its intervals from here.
+    Intervals { heartbeat_ms: u32, failure_timeout_ms: u32 },
+    /// The coordinator will not have this worker.
+    Refused { reason: String },
+    /// One line for the log.
+    Note(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Preparing,
+    Ready,
+    Training,
+    Finished,
+    /// Waits for a newer epoch: a peer was lost, or this worker failed.
+    Halted,
+}
+
+/// The place that this worker has.
+#[derive(Debug)]
+struct Work {
+    job_id: String,
+    epoch: u64,
+    rank: usize,
+    phase: Phase,
+    committed: u64,
+    prepared: Option<Prepared>,
+    unacknowledged: VecDeque<StepReport>,
+    validations: BTreeMap<u64, ValidationReport>,
+    /// Of the checkpoint that is not published yet.
+    shard: Option<ShardWritten>,
+}
+
+/// What Register and Heartbeat say about this worker's work.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Standing {
+    pub job_id: String,
+    pub epoch: u64,
+    pub rank: u32,
+    pub committed_step: u64,
+}
+
+/// See the module's diagram.
+#[derive(Debug, Default)]
+pub struct Session {
+    work: Option<Work>,
+}
+
+impl Session {
+    pub fn new() -> Session {
+        Session::default()
+    }
+
+    pub fn standing(&self) -> Standing {
+        self.work.as_ref().map_or_else(Standing::default, |w| Standing {
+            job_id: w.job_id.clone(),
+            epoch: w.epoch,
+            rank: w.rank as u32,
+            committed_step: w.committed,
+        })
+    }
+
+    pub fn handle(&mut self, input: Input) -> Vec<Output> {
+        match input {
+            Input::FromCoordinator(message) => self.from_coordinator(message),
+            Input::Trainer(event) => self.from_trainer(event),
+            Input::CheckpointTooLate { epoch, step, committed } => match &self.work {
+                Some(work) if work.epoch == epoch => vec![Output::Send(ToCoordinator::CheckpointMissed(
+                    CheckpointMissed { step, committed_step: committed, error: String::new(), ..work.missed() },
+                ))],
+                _ => Vec::new(),
+            },
+        }
+    }
+
+    fn from_coordinator(&mut self, message: FromCoordinator) -> Vec<Output> {
+        match message {
+            FromCoordinator::Welcome(welcome) => self.welcome(&welcome),
+            FromCoordinator::Refused(refused) => vec![Output::Refused { reason: refused.reason }],
+            FromCoordinator::Assign(assign) => self.assign(assign),
+            FromCoordinator::Stop(stop) => self.stop(&stop.job_id, stop.epoch, &stop.reason),
+            FromCoordinator::Start(start) => match self.current(&start.job_id, start.epoch) {
+                Some(work) if work.phase == Phase::Ready => {
+                    work.phase = Phase::Training;
+                    vec![Output::Trainer(Command::Start { epoch: start.epoch })]
+                }
+                _ => Vec::new(),
+            },
+            FromCoordinator::CheckpointAt(at) => match self.current(&at.job_id, at.epoch) {
+                Some(_) => vec![Output::RequestCheckpoint { epoch: at.epoch, step: at.step }],
+                None => Vec::new(),
+            },
+            FromCoordinator::PublishManifest(publish) => self.publish(publish),
+            FromCoordinator::StepAck(ack) => {
+                if let Some(work) = self.work.as_mut().filter(|w| w.job_id == ack.job_id) {
+                    work.unacknowledged.retain(|r| r.record.as_ref().is_some_and(|r| r.step > ack.step));
+                }
+                Vec::new()
+            }
+        }
+    }
+
+    /// T-1: what carries another job or another epoch is not for us.
+    fn current(&mut self, job_id: &str, epoch: u64) -> Option<&mut Work> {
+        self.work.as_mut().filter(|w| w.job_id == job_id && w.epoch == epoch)
+    }
+
+    fn welcome(&mut self, welcome: &Welcome) -> Vec<Output> {
+        let mut out = vec![Output::Intervals {
+            heartbeat_ms: welcome.heartbeat_interval_ms,
+            failure_timeout_ms: welcome.failure_timeout_ms,
+        }];
+        let Some(work) = &self.work else { return out };
+        if welcome.keep_going {
+            out.extend(work.said_again().into_iter().map(Output::Send));
+        } else {
+            let epoch = work.epoch;
+            out.push(Output::Note(format!("the coordinator has given rank {} of {} to another worker", work.rank, work.job_id)));
+            out.extend(self.drop_work(epoch));
+        }
+        out
+    }
+
+    fn assign(&mut self, assign: Assign) -> Vec<Output> {
+        if self.work.as_ref().is_some_and(|w| w.job_id == assign.job_id && w.epoch >= assign.epoch) {
+            return Vec::new();
+        }
+        let (job_id, epoch) = (assign.job_id.clone(), assign.epoch);
+        let assignment = match checked(assign) {
+            Ok(assignment) => assignment,
+            Err(error) => {
+                let failed = Failed { job_id, epoch, error, fatal: true, damaged_step: 0 };
+                return vec![Output::Send(ToCoordinator::Failed(failed))];
+            }
+        };
+        // Records of the epoch before that were not acknowledged still count: their steps were committed.
+        let mut kept = self.work.take().filter(|w| w.job_id == job_id).map(|w| w.unacknowledged).unwrap_or_default();
+        kept.iter_mut().for_each(|report| report.epoch = epoch);
+        self.work = Some(Work {
+            job_id,
+            epoch,
+            rank: assignment.rank,
+            phase: Phase::Preparing,
+            committed: 0,
+            prepared: None,
+            unacknowledged: kept,
+            validations: BTreeMap::new(),
+            shard: None,
+        });
+        vec![Output::Fence { epoch }, Output::Trainer(Command::Prepare(Box::new(assignment)))]
+    }
+
+    fn stop(&mut self, job_id: &str, epoch: u64, reason: &str) -> Vec<Output> {
+        // A stop of a newer epoch than ours ends ours too.
+        let Some(work) = self.work.as_ref().filter(|w| w.job_id == job_id && w.epoch <= epoch) else {
+            return Vec::new();
+        };
+        let mut out = vec![Output::Note(format!("rank {} of {job_id} stops: {reason}", work.rank))];
+        out.extend(self.drop_work(epoch));
+        out.push(Output::Send(ToCoordinator::Stopped(Stopped { job_id: job_id.to_string(), epoch })));
+        out
+    }
+
+    fn drop_work(&mut self, epoch: u64) -> Vec<Output> {
+        self.work = None;
+        vec![Output::Fence { epoch: epoch + 1 }, Output::Trainer(Command::Drop { epoch })]
+    }
+
+    fn publish(&mut self, publish: PublishManifest) -> Vec<Output> {
+        let Some(work) = self.current(&publish.job_id, publish.epoch) else { return Vec::new() };
+        let files: Result<Vec<ShardFile>, _> = publish.files_json.iter().map(|f| serde_json::from_str(f)).collect();
+        match files {
+            Ok(files) => vec![Output::Trainer(Command::Publish {
+                epoch: publish.epoch,
+                step: publish.step,
+                files,
+                remove: publish.remove_steps,
+            })],
+            Err(error) => {
+                let error = format!("cannot read the list of shards that the coordinator sent: {error}");
+                vec![Output::Send(work.published(publish.step, 0, String::new(), error))]
+            }
+        }
+    }
+
+    fn from_trainer(&mut self, event: TrainerEvent) -> Vec<Output> {
+        let TrainerEvent { epoch, what } = event;
+        match self.work.as_mut().filter(|w| w.epoch == epoch) {
+            Some(work) => work.happened(what).into_iter().map(Output::Send).collect(),
+            None => Vec::new(),
+        }
+    }
+}
+
+impl Work {
+    fn happened(&mut self, what: Happened) -> Vec<ToCoordinator> {
+        match what {
+            Happened::Prepared { committed_step, data_digest, num_samples, num_params } => {
+                self.phase = Phase::Ready;
+                self.committed = committed_step;
+                self.unacknowledged.retain(|r| r.record.as_ref().is_some_and(|r| r.step <= committed_step));
+                let prepared = Prepared {
+                    job_id: self.job_id.clone(),
+                    epoch: self.epoch,
+                    committed_step,
+                    data_digest: data_digest.to_vec(),
+                    num_samples,
+                    num_params,
+                };
+                self.prepared = Some(prepared.clone());
+                // What was said in the older epoch may have come too late to be taken.
+                let again = self.unacknowledged.iter().cloned().map(ToCoordinator::Step);
+                std::iter::once(ToCoordinator::Prepared(prepared)).chain(again).collect()
+            }
+            Happened::Connected => Vec::new(),
+            Happened::Committed { step, record } => {
+                self.committed = step;
+                let Some(record) = record else { return Vec::new() };
+                let report = StepReport { job_id: self.job_id.clone(), epoch: self.epoch, record: Some(*record) };
+                if self.unacknowledged.len() == MAX_UNACKNOWLEDGED {
+                    self.unacknowledged.pop_front();
+                }
+                self.unacknowledged.push_back(report.clone());
+                vec![ToCoordinator::Step(report)]
+            }
+            Happened::Validated(validation) => {
+                let step = validation.step;
+                let report = ValidationReport {
+                    job_id: self.job_id.clone(),
+                    epoch: self.epoch,
+                    validation: Some(validation),
+                };
+                self.validations.insert(step, report.clone());
+                vec![ToCoordinator::Validation(report)]
+            }
+            Happened::ShardWritten { step, file, write_s } => {
+                let written = ShardWritten {
+                    job_id: self.job_id.clone(),
+                    epoch: self.epoch,
+                    step,
+                    rank: self.rank as u32,
+                    file_json: serde_json::to_string(&file).expect("a shard file has only string keys"),
+                    write_s,
+                };
+                self.shard = Some(written.clone());
+                vec![ToCoordinator::ShardWritten(written)]
+            }
+            Happened::CheckpointFailed { step, error } => {
+                let missed = CheckpointMissed { step, committed_step: self.committed, error, ..self.missed() };
+                vec![ToCoordinator::CheckpointMissed(missed)]
+            }
+            Happened::Published { step, bytes, path } => vec![self.published(step, bytes, path, String::new())],
+            Happened::PublishFailed { step, error } => vec![self.published(step, 0, String::new(), error)],
+            Happened::Finished { step } => {
+                self.phase = Phase::Finished;
+                self.committed = step;
+                vec![self.finished()]
+            }
+            Happened::PeerLost { rank, error } => {
+                self.phase = Phase::Halted;
+                vec![ToCoordinator::PeerLost(PeerLost {
+                    job_id: self.job_id.clone(),
+                    epoch: self.epoch,
+                    rank: rank as u32,
+                    error,
+                })]
+            }
+            Happened::Failed { error, fatal, damaged_step } => {
+                self.phase = Phase::Halted;
+                vec![ToCoordinator::Failed(Failed {
+                    job_id: self.job_id.clone(),
+                    epoch: self.epoch,
+                    error,
+                    fatal,
+                    damaged_step: damaged_step.unwrap_or(0),
+                })]
+            }
+        }
+    }
+
+    fn finished(&self) -> ToCoordinator {
+        ToCoordinator::Finished(Finished {
+            job_id: self.job_id.clone(),
+            epoch: self.epoch,
+            committed_step: self.committed,
+        })
+    }
+
+    fn missed(&self) -> CheckpointMissed {
+        CheckpointMissed { job_id: self.job_id.clone(), epoch: self.epoch, ..CheckpointMissed::default() }
+    }
+
+    fn published(&self, step: u64, bytes: u64, path: String, error: String) -> ToCoordinator {
+        let (job_id, epoch) = (self.job_id.clone(), self.epoch);
+        ToCoordinator::ManifestPublished(ManifestPublished { job_id, epoch, step, bytes, path, error })
+    }
+
+    /// What a coordinator that was away must hear again, in the order in which it happened.
+    fn said_again(&self) -> Vec<ToCoordinator> {
+        let mut again = Vec::new();
+        if self.phase == Phase::Ready {
+            again.extend(self.prepared.clone().map(ToCoordinator::Prepared));
+        }
+        again.extend(self.unacknowledged.iter().cloned().map(ToCoordinator::Step));
+        again.extend(self.validations.values().cloned().map(ToCoordinator::Validation));
+        again.extend(self.shard.clone().map(ToCoordinator::ShardWritten));
+        if self.phase == Phase::Finished {
+            again.push(self.finished());
+        }
+        again
+    }
+}
+
+/// Parses an assignment; the error says what is wrong with it.
+fn checked(assign: Assign) -> Result<Assignment, String> {
+    let spec: JobSpec = serde_json::from_str(&assign.job_json)
+        .map_err(|e| format!("cannot read the job that the coordinator sent: {e}; are both of one version?"))?;
+    spec.check().map_err(|e| format!("cannot run the job that the coordinator sent: {e}"))?;
+    let world = spec.shape.world();
+    let peers: BTreeMap<usize, PeerAddr> = assign
+        .peers
+        .into_iter()
+        .map(|p| (p.rank as usize, PeerAddr { worker_id: p.worker_id, address: p.data_address }))
+        .collect();
+    if peers.len() != world || peers.keys().last() != Some(&(world - 1)) || assign.rank as usize >= world {
+        return Err(format!(
+            "cannot take rank {} of {}: expected the addresses of {world} places, found {}",
+            assign.rank,
+            assign.job_id,
+            peers.len()
+        ));
+    }
+    let link_key = assign.link_key.as_slice().try_into().map_err(|_| {
+        format!("cannot use the link key of {}: expected 32 bytes, found {}", assign.job_id, assign.link_key.len())
+    })?;
+    Ok(Assignment {
+        job_id: assign.job_id,
+        epoch: assign.epoch,
+        rank: assign.rank as usize,
+        spec: Arc::new(spec),
+        peers,
+        link_key,
+        checkpoint_root: assign.checkpoint_root,
+        restore_step: (assign.restore_step > 0).then_some(assign.restore_step),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use toroid_proto::{CheckpointAt, Peer, Start, StepAck, StepRecord, Stop};
+    use toroid_torus::job;
+
+    use super::*;
+
+    fn job_json() -> String {
+        let spec = job::parse("steps = 3\n[shape]\ndp = 2\n[data]\npath = \"text\"\n").expect("a valid job");
+        serde_json::to_string(&spec).expect("JSON")
+    }
+
+    fn assign_message(epoch: u64) -> Assign {
+        let peer = |rank: u32| Peer { rank, worker_id: format!("w{rank}"), data_address: format!("127.0.0.1:{rank}") };
+        Assign {
+            job_id: "j".into(),
+            epoch,
+            rank: 0,
+            job_json: job_json(),
+            peers: vec![peer(0), peer(1)],
+            link_key: vec![1; 32],
+            checkpoint_root: "/c".into(),
+            ..Assign::default()
+        }
+    }
+
+    fn assign(epoch: u64) -> Input {
+        Input::FromCoordinator(FromCoordinator::Assign(assign_message(epoch)))
+    }
+
+    fn start(epoch: u64) -> Input {
+        Input::FromCoordinator(FromCoordinator::Start(Start { job_id: "j".into(), epoch }))
+    }
+
+    fn happened(epoch: u64, what: Happened) -> Input {
+        Input::Trainer(TrainerEvent { epoch, what })
+    }
+
+    fn prepared(epoch: u64) -> Input {
+        let what = Happened::Prepared { committed_step: 0, data_digest: [0; 32], num_samples: 9, num_params: 5 };
+        happened(epoch, what)
+    }
+
+    fn committed(epoch: u64, step: u64) -> Input {
+        let record = StepRecord { step, ..StepRecord::default() };
+        happened(epoch, Happened::Committed { step, record: Some(Box::new(record)) })
+    }
+
+    fn welcome(keep_going: bool) -> Input {
+        Input::FromCoordinator(FromCoordinator::Welcome(Welcome { keep_going, ..Welcome::default() }))
+    }
+
+    /// Feeds the inputs and compares what came out, printed without its details, with what is expected.
+    fn check(session: &mut Session, inputs: Vec<Input>, expected: &[&str]) {
+        let found: Vec<String> =
+            inputs.into_iter().flat_map(|i| session.handle(i)).map(|o| name(&o)).collect();
+        assert_eq!(found, expected);
+    }
+
+    fn name(output: &Output) -> String {
+        match output {
+            Output::Send(ToCoordinator::Step(r)) => format!("send step {}", r.record.as_ref().map_or(0, |r| r.step)),
+            Output::Send(body) => {
+                let text = format!("{body:?}");
+                format!("send {}", text.split('(').next().unwrap_or_default())
+            }
+            Output::Trainer(command) => {
+                let text = format!("{command:?}");
+                format!("trainer {}", text.split([' ', '(']).next().unwrap_or_default())
+            }
+            Output::Fence { epoch } => format!("fence {epoch}"),
+            Output::RequestCheckpoint { step, .. } => format!("request checkpoint {step}"),
+            Output::Intervals { .. } => "intervals".into(),
+            Output::Refused { .. } => "refused".into(),
+            Output::Note(_) => "note".into(),
+        }
+    }
+
+    #[test]
+    fn a_job_from_assignment_to_end() {
+        let mut session = Session::new();
+        check(&mut session, vec![assign(1)], &["fence 1", "trainer Prepare"]);
+        check(&mut session, vec![prepared(1)], &["send Prepared"]);
+        check(&mut session, vec![start(1)], &["trainer Start"]);
+        check(&mut session, vec![committed(1, 1), committed(1, 2)], &["send step 1", "send step 2"]);
+        check(&mut session, vec![happened(1, Happened::Finished { step: 2 })], &["send Finished"]);
+        let stop = Stop { job_id: "j".into(), epoch: 1, reason: "done".into() };
+        let stop = Input::FromCoordinator(FromCoordinator::Stop(stop));
+        check(&mut session, vec![stop], &["note", "fence 2", "trainer Drop", "send Stopped"]);
+        assert_eq!(session.standing(), Standing::default());
+    }
+
+    #[test]
+    fn t1_nothing_of_another_epoch_or_job_is_taken() {
+        let mut session = Session::new();
+        check(&mut session, vec![assign(5), prepared(5)], &["fence 5", "trainer Prepare", "send Prepared"]);
+        let at = |epoch| {
+            Input::FromCoordinator(FromCoordinator::CheckpointAt(CheckpointAt { job_id: "j".into(), epoch, step: 9 }))
+        };
+        check(&mut session, vec![assign(4), assign(5), start(4), start(6), at(4), at(6)], &[]);
+        check(&mut session, vec![committed(4, 1), prepared(4), happened(4, Happened::Finished { step: 3 })], &[]);
+        check(&mut session, vec![at(5)], &["request checkpoint 9"]);
+        check(&mut session, vec![assign(6)], &["fence 6", "trainer Prepare"]);
+        check(&mut session, vec![committed(5, 1)], &[]);
+    }
+
+    #[test]
+    fn t9_what_the_coordinator_missed_is_said_again() {
+        let mut session = Session::new();
+        for input in [assign(1), prepared(1), start(1), committed(1, 1), committed(1, 2), committed(1, 3)] {
+            session.handle(input);
+        }
+        let ack = Input::FromCoordinator(FromCoordinator::StepAck(StepAck { job_id: "j".into(), step: 1 }));
+        check(&mut session, vec![ack], &[]);
+        check(&mut session, vec![welcome(true)], &["intervals", "send step 2", "send step 3"]);
+        session.handle(happened(1, Happened::Finished { step: 3 }));
+        check(&mut session, vec![welcome(true)], &["intervals", "send step 2", "send step 3", "send Finished"]);
+        assert_eq!(session.standing().committed_step, 3);
+    }
+
+    #[test]
+    fn work_that_was_given_away_is_dropped() {
+        let mut session = Session::new();
+        session.handle(assign(3));
+        check(&mut session, vec![welcome(false)], &["intervals", "note", "fence 4", "trainer Drop"]);
+        check(&mut session, vec![prepared(3)], &[]);
+    }
+
+    #[test]
+    fn records_of_steps_that_are_made_again_are_forgotten() {
+        let mut session = Session::new();
+        for input in [assign(1), prepared(1), start(1), committed(1, 1), assign(2)] {
+            session.handle(input);
+        }
+        // The new epoch starts from step 0: step 1 will be made and reported again.
+        check(&mut session, vec![prepared(2), welcome(true)], &["send Prepared", "intervals", "send Prepared"]);
+    }
+
+    #[test]
+    fn an_assignment_that_makes_no_sense_is_refused_in_words() {
+        let check_error = |assign: Assign, expected: &str| {
+            let out = Session::new().handle(Input::FromCoordinator(FromCoordinator::Assign(assign)));
+            let [Output::Send(ToCoordinator::Failed(failed))] = out.as_slice() else { panic!("{out:?}") };
+            assert!(failed.fatal && failed.error.contains(expected), "{}", failed.error);
+        };
+        check_error(Assign { job_json: "{".into(), ..assign_message(1) }, "cannot read the job");
+        check_error(Assign { peers: Vec::new(), ..assign_message(1) }, "expected the addresses of 2 places, found 0");
+        check_error(Assign { link_key: vec![1], ..assign_message(1) }, "expected 32 bytes, found 1");
+        check_error(Assign { rank: 2, ..assign_message(1) }, "cannot take rank 2");
+    }
+
+    #[test]
+    fn a_checkpoint_that_came_too_late_is_reported() {
+        let mut session = Session::new();
+        session.handle(assign(1));
+        let late = |epoch| Input::CheckpointTooLate { epoch, step: 4, committed: 6 };
+        check(&mut session, vec![late(1)], &["send CheckpointMissed"]);
+        check(&mut session, vec![late(0)], &[]);
+    }
+}

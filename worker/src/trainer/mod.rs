@@ -1,0 +1,332 @@
+//! The training thread of a worker: prepares a place, connects it to its peers and makes steps.
+//!
+//! ```text
+//!  session --Command--> trainer thread --TrainerEvent--> session
+//!      \---- Fence: every wait of an older epoch returns at once (T-1)
+//!  Prepare: data, weights or checkpoint -> Prepared     Start: connect, then steps -> Committed ... Finished
+//! ```
+//!
+//! The trainer decides nothing about membership: it reports what it sees and does what the assignment says. Between two commits it
+//! needs no coordinator (T-9).
+
+mod evaluate;
+mod prepare;
+mod step;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use toroid_proto::{StepRecord, Validation};
+use toroid_torus::geometry::Place;
+use toroid_torus::job::JobSpec;
+use toroid_torus::manifest::ShardFile;
+
+use crate::comm::{CommError, Fence, Links, Listener, PeerAddr, Plan, WaitsFor, peers_of};
+use crate::device::Device;
+
+pub use prepare::{Job, PrepareError};
+
+/// A place in a job, checked.
+#[derive(Debug, Clone)]
+pub struct Assignment {
+    pub job_id: String,
+    pub epoch: u64,
+    pub rank: usize,
+    pub spec: Arc<JobSpec>,
+    /// Every rank, this one included.
+    pub peers: BTreeMap<usize, PeerAddr>,
+    pub link_key: [u8; 32],
+    /// Folder or URL that holds `step-<n>`.
+    pub checkpoint_root: String,
+    /// `None`: initial weights, or what `spec.resume_from` names.
+    pub restore_step: Option<u64>,
+}
+
+impl Assignment {
+    pub fn place(&self) -> Place {
+        self.spec.shape.place(self.rank)
+    }
+}
+
+/// What the session tells the trainer.
+#[derive(Debug)]
+pub enum Command {
+    Prepare(Box<Assignment>),
+    /// All places of the epoch are prepared.
+    Start { epoch: u64 },
+    /// Rank 0: all shards of the step are durable; write its manifest, then remove older checkpoints.
+    Publish { epoch: u64, step: u64, files: Vec<ShardFile>, remove: Vec<u64> },
+    /// Drop the job of this epoch or older.
+    Drop { epoch: u64 },
+}
+
+/// What the trainer reports. Everything carries the epoch it belongs to.
+#[derive(Debug)]
+pub struct TrainerEvent {
+    pub epoch: u64,
+    pub what: Happened,
+}
+
+#[derive(Debug)]
+pub enum Happened {
+    Prepared { committed_step: u64, data_digest: [u8; 32], num_samples: u64, num_params: u64 },
+    Connected,
+    /// With the record of the step at rank 0.
+    Committed { step: u64, record: Option<Box<StepRecord>> },
+    Validated(Validation),
+    ShardWritten { step: u64, file: Box<ShardFile>, write_s: f64 },
+    CheckpointFailed { step: u64, error: String },
+    Published { step: u64, bytes: u64, path: String },
+    PublishFailed { step: u64, error: String },
+    Finished { step: u64 },
+    PeerLost { rank: usize, error: String },
+    /// `fatal`: every other worker would fail in the same way. `damaged_step`: this checkpoint cannot be read.
+    Failed { error: String, fatal: bool, damaged_step: Option<u64> },
+}
+
+/// What both threads see: checkpoints asked for, and where the trainer is.
+#[derive(Debug, Default)]
+pub struct Shared {
+    checkpoints: Mutex<BTreeSet<u64>>,
+    committed: AtomicU64,
+    operation: Mutex<&'static str>,
+    waits_for: Mutex<Option<WaitsFor>>,
+}
+
+impl Shared {
+    /// Asks for a checkpoint of `step`. Says which step was committed already if it comes too late.
+    pub fn request_checkpoint(&self, step: u64) -> Result<(), u64> {
+        let mut checkpoints = lock(&self.checkpoints);
+        let committed = self.committed.load(Ordering::SeqCst);
+        if step <= committed {
+            return Err(committed);
+        }
+        checkpoints.insert(step);
+        Ok(())
+    }
+
+    /// Marks `step` as committed and says whether a checkpoint of it was asked for.
+    fn commit(&self, step: u64) -> bool {
+        let mut checkpoints = lock(&self.checkpoints);
+        self.committed.store(step, Ordering::SeqCst);
+        let wanted = checkpoints.contains(&step);
+        *checkpoints = checkpoints.split_off(&(step + 1));
+        wanted
+    }
+
+    fn reset(&self, committed: u64) {
+        lock(&self.checkpoints).clear();
+        self.committed.store(committed, Ordering::SeqCst);
+    }
+
+    pub fn operation(&self) -> &'static str {
+        *lock(&self.operation)
+    }
+
+    /// Ranks that the trainer waits for now.
+    pub fn waits_for(&self) -> Vec<usize> {
+        lock(&self.waits_for).as_ref().map(WaitsFor::ranks).unwrap_or_default()
+    }
+
+    fn enter(&self, operation: &'static str) {
+        *lock(&self.operation) = operation;
+    }
+}
+
+/// A poisoned lock means that a thread panicked while it held it; what it guards is still whole (single assignments).
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Takes the trainer's events, from any thread.
+pub type Emit = Arc<dyn Fn(TrainerEvent) + Send + Sync>;
+
+/// What a trainer needs from its process.
+pub struct Environment {
+    pub listener: Listener,
+    pub fence: Fence,
+    pub shared: Arc<Shared>,
+    /// Token files are kept here.
+    pub cache_dir: PathBuf,
+    /// How long peers may take to accept a link.
+    pub connect_timeout: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    #[error(transparent)]
+    Comm(#[from] CommError),
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+}
+
+/// The commands, with one that was taken too early put back.
+struct Inbox<'a> {
+    commands: &'a Receiver<Command>,
+    put_back: Option<Command>,
+}
+
+impl Inbox<'_> {
+    fn wait(&mut self) -> Option<Command> {
+        self.put_back.take().or_else(|| self.commands.recv().ok())
+    }
+
+    fn try_next(&mut self) -> Result<Command, TryRecvError> {
+        self.put_back.take().map_or_else(|| self.commands.try_recv(), Ok)
+    }
+}
+
+/// Runs until the command channel closes. `emit` is called from this thread and, for checkpoints, from a writer thread.
+pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: &Receiver<Command>, emit: &Emit) {
+    let mut inbox = Inbox { commands, put_back: None };
+    let mut job: Option<Job<D>> = None;
+    while let Some(command) = inbox.wait() {
+        match command {
+            Command::Prepare(assignment) => {
+                drop(job.take());
+                job = prepare(device, environment, *assignment, emit);
+            }
+            Command::Start { epoch } => {
+                if let Some(running) = job.as_mut().filter(|j| j.assignment.epoch == epoch) {
+                    train(running, environment, &mut inbox, emit);
+                }
+            }
+            Command::Publish { epoch, step, files, remove } => {
+                if let Some(running) = job.as_ref().filter(|j| j.assignment.epoch == epoch) {
+                    running.publish(step, files, remove, emit);
+                }
+            }
+            Command::Drop { epoch } => job = job.filter(|j| j.assignment.epoch > epoch),
+        }
+    }
+}
+
+fn prepare<D: Device + Clone>(
+    device: &D,
+    environment: &Environment,
+    assignment: Assignment,
+    emit: &Emit,
+) -> Option<Job<D>> {
+    let epoch = assignment.epoch;
+    environment.shared.enter("prepare");
+    let what;
+    let job = match Job::prepare(device, environment, assignment) {
+        Ok(job) => {
+            environment.shared.reset(job.committed);
+            what = Happened::Prepared {
+                committed_step: job.committed,
+                data_digest: job.data_digest(),
+                num_samples: job.num_samples(),
+                num_params: job.assignment.spec.model.num_params(),
+            };
+            Some(job)
+        }
+        Err(error) => {
+            what = Happened::Failed {
+                fatal: error.is_fatal(),
+                damaged_step: error.damaged_step(),
+                error: error.to_string(),
+            };
+            None
+        }
+    };
+    environment.shared.enter("wait for start");
+    emit(TrainerEvent { epoch, what });
+    job
+}
+
+/// Connects and makes steps until the job is finished, its epoch is over or a peer is lost.
+fn train<D: Device + Clone>(
+    job: &mut Job<D>,
+    environment: &Environment,
+    inbox: &mut Inbox<'_>,
+    emit: &Emit,
+) {
+    let epoch = job.assignment.epoch;
+    let report = |what| emit(TrainerEvent { epoch, what });
+    let outcome = connect(job, environment).and_then(|mut links| {
+        report(Happened::Connected);
+        job.steps(&mut links, environment, inbox, emit)
+    });
+    match outcome {
+        Ok(()) => report(Happened::Finished { step: job.committed }),
+        Err(CommError::Fenced { .. }) => {}
+        Err(error @ CommError::PeerLost { rank, .. }) => report(Happened::PeerLost { rank, error: error.to_string() }),
+        Err(error) => report(Happened::Failed { error: error.to_string(), fatal: false, damaged_step: None }),
+    }
+    environment.shared.enter("idle");
+}
+
+fn connect<D: Device + Clone>(job: &Job<D>, environment: &Environment) -> Result<Links, CommError> {
+    environment.shared.enter("connect");
+    let assignment = &job.assignment;
+    let needed = peers_of(&assignment.spec.shape, assignment.rank);
+    let plan = Plan {
+        job_id: assignment.job_id.clone(),
+        epoch: assignment.epoch,
+        rank: assignment.rank,
+        key: assignment.link_key,
+        peers: assignment.peers.iter().filter(|(r, _)| needed.contains(r)).map(|(r, p)| (*r, p.clone())).collect(),
+    };
+    let links = Links::establish(&environment.listener, plan, &environment.fence, environment.connect_timeout)?;
+    *lock(&environment.shared.waits_for) = Some(links.waits_for());
+    Ok(links)
+}
+
+impl<D: Device + Clone> Job<D> {
+    fn steps(
+        &mut self,
+        links: &mut Links,
+        environment: &Environment,
+        inbox: &mut Inbox<'_>,
+        emit: &Emit,
+    ) -> Result<(), CommError> {
+        let epoch = self.assignment.epoch;
+        let total = self.assignment.spec.steps;
+        self.gather_params(links)?;
+        if self.committed == 0 {
+            self.validate(links, &environment.shared, emit)?;
+        }
+        while self.committed < total {
+            self.serve(environment, inbox, emit)?;
+            let record = self.step(links, &environment.shared)?;
+            let checkpoint = environment.shared.commit(self.committed);
+            let step = self.committed;
+            emit(TrainerEvent { epoch, what: Happened::Committed { step, record } });
+            if checkpoint {
+                self.write_checkpoint(emit);
+            }
+            let interval = self.assignment.spec.eval.interval;
+            if step == total || (interval > 0 && step.is_multiple_of(interval)) {
+                self.validate(links, &environment.shared, emit)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what the session asks for between two steps.
+    fn serve(&self, environment: &Environment, inbox: &mut Inbox<'_>, emit: &Emit) -> Result<(), CommError> {
+        let epoch = self.assignment.epoch;
+        environment.fence.check(epoch)?;
+        loop {
+            match inbox.try_next() {
+                Ok(Command::Publish { epoch: e, step, files, remove }) if e == epoch => {
+                    self.publish(step, files, remove, emit);
+                }
+                Ok(Command::Publish { .. } | Command::Start { .. }) => {}
+                Ok(later @ (Command::Prepare(_) | Command::Drop { .. })) => {
+                    inbox.put_back = Some(later);
+                    return Err(CommError::Fenced { epoch, raised: environment.fence.epoch() });
+                }
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => return Err(CommError::Fenced { epoch, raised: u64::MAX }),
+            }
+        }
+    }
+}

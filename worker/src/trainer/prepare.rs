@@ -1,0 +1,315 @@
+//! A job at one place before its first step: data, working parameters, the shard that this place holds.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use toroid_torus::cursor::Cursor;
+use toroid_torus::init::fill_initial;
+use toroid_torus::job::{JobError, JobSpec};
+use toroid_torus::manifest::{FORMAT, Manifest, ShardFile};
+use toroid_torus::partition::{Partition, partition, shard_position};
+use toroid_torus::pipeline::{Pipeline, max_in_flight, one_f_one_b};
+
+use super::{Assignment, Emit, Environment, Happened, TrainerEvent};
+use crate::checkpoint::{CheckpointError, ShardState, ShardStateMut, Storage, load_initial};
+use crate::comm::Group;
+use crate::data::{DataError, Dataset, TokenFile};
+use crate::device::Device;
+use crate::model::Stage;
+use crate::optim::{HostShard, Shard};
+
+/// A job at one place.
+pub struct Job<D: Device + Clone> {
+    pub assignment: Assignment,
+    pub(super) partition: Arc<Partition>,
+    pub(super) stage: Stage<D>,
+    pub(super) shard: Shard<D>,
+    pub(super) dataset: Dataset,
+    data_digest: [u8; 32],
+    pub(super) cursor: Cursor,
+    pub(super) pipeline: Pipeline,
+    pub(super) groups: Groups,
+    pub(super) buffers: Buffers,
+    /// Committed updates, skipped ones included.
+    pub(super) committed: u64,
+    /// Updates that were skipped because gradients were not finite.
+    pub(super) skipped: u64,
+    /// Skipped updates at the checkpoint that is being written.
+    pub(super) skipped_at: Mutex<BTreeMap<u64, u64>>,
+    storage: Arc<Storage>,
+    writer: Option<JoinHandle<()>>,
+}
+
+/// Whom this place makes sums with.
+pub(super) struct Groups {
+    pub tp: Group,
+    pub dp: Group,
+}
+
+/// Host buffers of a step, allocated once.
+pub(super) struct Buffers {
+    /// `(B * S)` each.
+    pub inputs: Vec<u32>,
+    pub targets: Vec<u32>,
+    /// `(B * S, d)` each: what comes from and goes to the neighbouring stages.
+    pub received: Vec<f32>,
+    pub sent: Vec<f32>,
+    pub scratch: Vec<f32>,
+    /// Gradients whose parts are summed over TP ranks.
+    pub partial: Vec<f32>,
+    /// Assignments to experts in this step, `(layers, experts)` of the whole model.
+    pub expert_load: Vec<u64>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    #[error("cannot run this job: {0}")]
+    Job(#[from] JobError),
+    #[error("cannot prepare the data: {0}")]
+    Data(#[from] DataError),
+    #[error("cannot load the initial weights: {0}")]
+    Initial(CheckpointError),
+    #[error("cannot restore step {step}: {error}")]
+    Restore { step: u64, error: CheckpointError },
+    #[error("cannot open the checkpoint folder: {0}")]
+    Open(CheckpointError),
+    #[error("cannot resume: {0}")]
+    ResumePath(CheckpointError),
+    #[error("cannot resume from {path}: {what} is {found} there and {expected} in this job; they have to be equal")]
+    Resume { path: String, what: &'static str, expected: String, found: String },
+}
+
+impl PrepareError {
+    /// Every other worker would fail in the same way.
+    pub fn is_fatal(&self) -> bool {
+        self.damaged_step().is_none()
+    }
+
+    /// The checkpoint of this job that cannot be read.
+    pub fn damaged_step(&self) -> Option<u64> {
+        match self {
+            PrepareError::Restore { step, .. } => Some(*step),
+            _ => None,
+        }
+    }
+}
+
+impl<D: Device + Clone> Job<D> {
+    pub fn prepare(device: &D, environment: &Environment, assignment: Assignment) -> Result<Job<D>, PrepareError> {
+        let spec = Arc::clone(&assignment.spec);
+        spec.check()?;
+        let place = assignment.place();
+        let partition = Arc::new(partition(&spec.model, &spec.shape, place.tp, place.pp));
+        let tokens = Arc::new(TokenFile::prepare(&spec.data, &environment.cache_dir, &mut |_| {})?);
+        let data_digest = tokens.digest();
+        let dataset = Dataset::new(tokens, spec.model.seq, &spec.data)?;
+        let cursor = Cursor::new(spec.seed, dataset.num_train(), spec.data.order);
+        let num_micro_batches = spec.batch.of_replica(spec.shape.dp(), place.dp).len();
+        let pipeline = one_f_one_b(place.pp, spec.shape.pp(), num_micro_batches);
+        let stage =
+            Stage::new(device.clone(), &spec, &spec.shape, place, &partition, max_in_flight(&pipeline).max(1));
+        let storage = Arc::new(Storage::open(&assignment.checkpoint_root).map_err(PrepareError::Open)?);
+
+        let position = shard_position(&spec.shape, place.dp);
+        let range = position * partition.shard_len..(position + 1) * partition.shard_len;
+        let start = load_state(&assignment, &partition, &storage, range.clone())?;
+        let shard = Shard::from_host(device, range, &start.shard);
+
+        let activation = stage.activation_len();
+        let buffers = Buffers {
+            inputs: vec![0; spec.batch.micro_batch * spec.model.seq],
+            targets: vec![0; spec.batch.micro_batch * spec.model.seq],
+            received: vec![0.0; activation],
+            sent: vec![0.0; activation],
+            scratch: Vec::new(),
+            partial: Vec::new(),
+            expert_load: vec![0; spec.model.layers * spec.model.experts],
+        };
+        let groups = Groups {
+            tp: Group::tp(&spec.shape, assignment.rank),
+            dp: Group::dp(&spec.shape, assignment.rank),
+        };
+        Ok(Job {
+            assignment,
+            groups,
+            partition,
+            stage,
+            shard,
+            dataset,
+            data_digest,
+            cursor,
+            pipeline,
+            buffers,
+            committed: start.step,
+            skipped: start.skipped,
+            skipped_at: Mutex::default(),
+            storage,
+            writer: None,
+        })
+    }
+
+    pub fn data_digest(&self) -> [u8; 32] {
+        self.data_digest
+    }
+
+    pub fn num_samples(&self) -> u64 {
+        self.dataset.num_train()
+    }
+
+    /// Writes this place's shard of the committed state in the background; the state is copied aside first.
+    pub(super) fn write_checkpoint(&mut self, emit: &Emit) {
+        if let Some(writer) = self.writer.take() {
+            // The coordinator has one checkpoint in flight: this one was given up by it, or has just ended.
+            let _ = writer.join();
+        }
+        let (step, epoch, rank) = (self.committed, self.assignment.epoch, self.assignment.rank);
+        super::lock(&self.skipped_at).insert(step, self.skipped);
+        let state = self.shard.to_host(self.stage.device());
+        let (storage, partition) = (Arc::clone(&self.storage), Arc::clone(&self.partition));
+        let range = self.shard.range.clone();
+        let emit = Arc::clone(emit);
+        let write = move || {
+            let start = Instant::now();
+            let state =
+                ShardState { param: &state.param, exp_avg: &state.exp_avg, exp_avg_sq: &state.exp_avg_sq };
+            let what = match storage.write_shard(step, rank, &partition, range, state) {
+                Ok(file) => {
+                    Happened::ShardWritten { step, file: Box::new(file), write_s: start.elapsed().as_secs_f64() }
+                }
+                Err(error) => Happened::CheckpointFailed { step, error: error.to_string() },
+            };
+            emit(TrainerEvent { epoch, what });
+        };
+        self.writer = Some(std::thread::spawn(write));
+    }
+
+    /// Writes the manifest of `step` (T-6: every shard is durable by now), then removes the checkpoints that are no longer kept.
+    pub(super) fn publish(&self, step: u64, files: Vec<ShardFile>, remove: Vec<u64>, emit: &Emit) {
+        let spec = &self.assignment.spec;
+        let manifest = Manifest {
+            format: FORMAT,
+            job_id: self.assignment.job_id.clone(),
+            step,
+            epoch: self.assignment.epoch,
+            shape: spec.shape,
+            job: JobSpec::clone(spec),
+            samples: step * spec.batch.samples(),
+            skipped_steps: super::lock(&self.skipped_at).get(&step).copied().unwrap_or(self.skipped),
+            data_digest: blake3::Hash::from_bytes(self.data_digest()).to_hex().to_string(),
+            files,
+        };
+        let what = match self.storage.publish(&manifest) {
+            Ok(bytes) => Happened::Published { step, bytes, path: self.storage.step_path(step) },
+            Err(error) => Happened::PublishFailed { step, error: error.to_string() },
+        };
+        let published = matches!(what, Happened::Published { .. });
+        (emit)(TrainerEvent { epoch: self.assignment.epoch, what });
+        for old in remove.into_iter().filter(|_| published) {
+            if let Err(error) = self.storage.remove(old) {
+                tracing::warn!("cannot remove the checkpoint of step {old}, it stays where it is: {error}");
+            }
+        }
+    }
+}
+
+/// State before the first step.
+struct Start {
+    step: u64,
+    skipped: u64,
+    shard: HostShard,
+}
+
+fn load_state(
+    assignment: &Assignment,
+    partition: &Partition,
+    storage: &Storage,
+    range: Range<usize>,
+) -> Result<Start, PrepareError> {
+    if let Some(step) = assignment.restore_step {
+        let restore = |error| {
+            set_aside_if_damaged(storage, step, &error);
+            PrepareError::Restore { step, error }
+        };
+        return storage
+            .manifest(step)
+            .and_then(|manifest| load_checkpoint(storage, &manifest, partition, range))
+            .map_err(restore);
+    }
+    if let Some(path) = &assignment.spec.resume_from {
+        return resume(assignment, path, partition, range);
+    }
+    let mut params = vec![0.0; partition.padded_len];
+    match &assignment.spec.init_from {
+        Some(path) => load_initial(path, &assignment.spec.model, partition, &mut params).map_err(PrepareError::Initial)?,
+        None => {
+            for slice in &partition.slices {
+                fill_initial(slice, assignment.spec.seed, &mut params[slice.offset..slice.offset + slice.len]);
+            }
+        }
+    }
+    let mut shard = HostShard::zeros(range.len());
+    shard.param.copy_from_slice(&params[range]);
+    Ok(Start { step: 0, skipped: 0, shard })
+}
+
+/// A checkpoint that is damaged is kept for whoever wants to look at it, but not read again. Several places may find it at a time.
+fn set_aside_if_damaged(storage: &Storage, step: u64, error: &CheckpointError) {
+    let is_damaged = matches!(
+        error,
+        CheckpointError::Manifest { .. }
+            | CheckpointError::ManifestDamaged { .. }
+            | CheckpointError::Missing { .. }
+            | CheckpointError::Damaged { .. }
+    );
+    if !is_damaged {
+        return;
+    }
+    match storage.set_aside(step, &error.to_string()) {
+        Ok(path) => tracing::warn!("the damaged checkpoint of step {step} is now in {path}"),
+        Err(error) => tracing::warn!("cannot set the damaged checkpoint of step {step} aside: {error}"),
+    }
+}
+
+/// Goes on from a checkpoint of another job, or of this one under another shape.
+fn resume(
+    assignment: &Assignment,
+    path: &str,
+    partition: &Partition,
+    range: Range<usize>,
+) -> Result<Start, PrepareError> {
+    let (storage, step) = Storage::open_step(path).map_err(PrepareError::ResumePath)?;
+    let manifest = storage.manifest(step).map_err(PrepareError::ResumePath)?;
+    let spec = &assignment.spec;
+    let differs = |what, expected: String, found: String| {
+        Err(PrepareError::Resume { path: path.to_string(), what, expected, found })
+    };
+    if manifest.job.model != spec.model {
+        return differs("the model", format!("{:?}", spec.model), format!("{:?}", manifest.job.model));
+    }
+    if manifest.job.batch.samples() != spec.batch.samples() {
+        return differs("batch.global", spec.batch.samples().to_string(), manifest.job.batch.samples().to_string());
+    }
+    if manifest.job.seed != spec.seed {
+        return differs("seed", spec.seed.to_string(), manifest.job.seed.to_string());
+    }
+    load_checkpoint(&storage, &manifest, partition, range).map_err(PrepareError::ResumePath)
+}
+
+fn load_checkpoint(
+    storage: &Storage,
+    manifest: &Manifest,
+    partition: &Partition,
+    range: Range<usize>,
+) -> Result<Start, CheckpointError> {
+    let mut shard = HostShard::zeros(range.len());
+    let state = ShardStateMut {
+        param: &mut shard.param,
+        exp_avg: &mut shard.exp_avg,
+        exp_avg_sq: &mut shard.exp_avg_sq,
+    };
+    storage.load(manifest, partition, range, state)?;
+    Ok(Start { step: manifest.step, skipped: manifest.skipped_steps, shard })
+}

@@ -1,0 +1,252 @@
+//! One step (design section 4).
+//!
+//! ```text
+//!  1 forward and backward of the micro-batches, 1F1B       2 parts of replicated tensors summed over TP, reduce-scatter over DP: sealed
+//!  3 global sum over the torus: the commit point (T-2)     4 AdamW on the shard       5 all-gather of the new parameters
+//! ```
+//!
+//! Nothing that step 4 changes is touched before the global sum returned: an abort until then leaves the state of the step before.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use toroid_proto::StepRecord;
+use toroid_torus::partition::stage_layers;
+use toroid_torus::pipeline::Action;
+
+use super::prepare::Buffers;
+use super::{Job, Shared};
+use crate::comm::{
+    Channel, CommError, Group, Links, TpGroup, Transfer, all_gather, all_reduce_sum, global_sum, reduce_scatter,
+};
+use crate::device::{Buffer, Device};
+use crate::model::Input;
+use crate::optim::UpdateAt;
+
+/// Sums over this place's micro-batches; with those of all places they make the step's record.
+#[derive(Debug, Default)]
+pub(super) struct Sums {
+    pub ce: f64,
+    pub z: f64,
+    pub balance: f64,
+}
+
+/// Sends activations or their gradients, `(B * S, d)`, to another stage. The kernel takes what fits; the rest goes out while this
+/// rank waits for something else.
+pub(super) fn send(links: &mut Links, to: usize, channel: Channel, values: &[f32]) -> Result<(), CommError> {
+    links.queue(to, channel, bytemuck::cast_slice(values).to_vec())
+}
+
+pub(super) fn receive(links: &mut Links, from: usize, channel: Channel, values: &mut [f32]) -> Result<(), CommError> {
+    links.run(&mut [Transfer::Recv { peer: from, channel, buf: bytemuck::cast_slice_mut(values) }])
+}
+
+/// Ranks of the neighbouring stages.
+pub(super) struct Neighbours {
+    pub previous: Option<usize>,
+    pub next: Option<usize>,
+}
+
+impl<D: Device + Clone> Job<D> {
+    pub(super) fn neighbours(&self) -> Neighbours {
+        let group = self.assignment.spec.shape.pp_group(self.assignment.rank);
+        let pp = self.assignment.place().pp;
+        Neighbours { previous: pp.checked_sub(1).map(|p| group[p]), next: group.get(pp + 1).copied() }
+    }
+
+    /// Makes update `self.committed`; on return it is committed. The record is that of rank 0.
+    pub(super) fn step(&mut self, links: &mut Links, shared: &Shared) -> Result<Option<Box<StepRecord>>, CommError> {
+        let start = Instant::now();
+        let sums = self.accumulate(links, shared)?;
+        shared.enter("commit");
+        let mut totals = self.totals(&sums);
+        global_sum(links, &self.assignment.spec.shape, &mut totals)?;
+        shared.enter("optimizer");
+        let record = self.commit(&totals);
+        shared.enter("all-gather");
+        self.gather_params(links)?;
+        Ok(record.map(|record| Box::new(self.timed(record, start))))
+    }
+
+    /// Makes the working parameters from the master weights of all shards of the DP group.
+    pub(super) fn gather_params(&mut self, links: &mut Links) -> Result<(), CommError> {
+        let (device, shard, group) = (self.stage.device().clone(), &self.shard, &self.groups.dp);
+        let params = self.stage.params_mut();
+        device.copy(shard.param.all(), params.view_mut(shard.range.clone()));
+        device.with_host_mut(params.all_mut(), |params| all_gather(links, group, Channel::Dp, params))
+    }
+
+    /// Forward and backward of all micro-batches; on return this place holds the summed gradient of its shard: sealed.
+    pub(super) fn accumulate(&mut self, links: &mut Links, shared: &Shared) -> Result<Sums, CommError> {
+        self.stage.zero_grads();
+        self.buffers.expert_load.fill(0);
+        let mut sums = Sums::default();
+        for action in self.pipeline.clone().actions() {
+            match *action {
+                Action::Forward(i) => self.forward(links, shared, i, &mut sums)?,
+                Action::Backward(i) => self.backward(links, shared, i)?,
+            }
+        }
+        shared.enter("sum gradients over tp");
+        self.sum_partial_grads(links)?;
+        shared.enter("reduce-scatter");
+        let device = self.stage.device().clone();
+        let scratch = &mut self.buffers.scratch;
+        device.with_host_mut(self.stage.grads_mut().all_mut(), |grads| {
+            reduce_scatter(links, &self.groups.dp, Channel::Dp, grads, scratch)
+        })?;
+        Ok(sums)
+    }
+
+    fn forward(&mut self, links: &mut Links, shared: &Shared, i: usize, sums: &mut Sums) -> Result<(), CommError> {
+        shared.enter("forward");
+        self.load_micro_batch(i);
+        let neighbours = self.neighbours();
+        if let Some(previous) = neighbours.previous {
+            receive(links, previous, Channel::Forward, &mut self.buffers.received)?;
+        }
+        let spec = Arc::clone(&self.assignment.spec);
+        let layers = stage_layers(spec.model.layers, spec.shape.pp(), self.assignment.place().pp);
+        let slot = self.slot(i);
+        let b = &mut self.buffers;
+        let mut tp = TpGroup::new(links, &self.groups.tp, &mut b.scratch);
+        let input =
+            if neighbours.previous.is_some() { Input::Activations(&b.received) } else { Input::Tokens(&b.inputs) };
+        let targets = neighbours.next.is_none().then_some(b.targets.as_slice());
+        let output = neighbours.next.is_some().then_some(b.sent.as_mut_slice());
+        let stats = self.stage.forward(slot, input, targets, &mut tp, output)?;
+        let load = &mut b.expert_load[layers.start * spec.model.experts..layers.end * spec.model.experts];
+        load.iter_mut().zip(self.stage.expert_counts(slot)).for_each(|(sum, count)| *sum += u64::from(*count));
+        sums.ce += stats.ce;
+        sums.z += stats.z;
+        sums.balance += stats.balance;
+        if let Some(next) = neighbours.next {
+            send(links, next, Channel::Forward, &self.buffers.sent)?;
+        }
+        Ok(())
+    }
+
+    fn backward(&mut self, links: &mut Links, shared: &Shared, i: usize) -> Result<(), CommError> {
+        shared.enter("backward");
+        let neighbours = self.neighbours();
+        if let Some(next) = neighbours.next {
+            receive(links, next, Channel::Backward, &mut self.buffers.received)?;
+        }
+        let scale = 1.0 / self.assignment.spec.batch.num_micro_batches as f32;
+        let slot = self.slot(i);
+        let b = &mut self.buffers;
+        let mut tp = TpGroup::new(links, &self.groups.tp, &mut b.scratch);
+        let grad_output = neighbours.next.is_some().then_some(b.received.as_slice());
+        let grad_input = neighbours.previous.is_some().then_some(b.sent.as_mut_slice());
+        self.stage.backward(slot, grad_output, scale, &mut tp, grad_input)?;
+        if let Some(previous) = neighbours.previous {
+            send(links, previous, Channel::Backward, &self.buffers.sent)?;
+        }
+        Ok(())
+    }
+
+    /// Activations of micro-batch `i` lie in this slot of the stage until its backward.
+    fn slot(&self, i: usize) -> usize {
+        i % self.stage.num_slots()
+    }
+
+    /// Reads inputs and targets of micro-batch `i` of this replica (T-5).
+    fn load_micro_batch(&mut self, i: usize) {
+        let spec = &self.assignment.spec;
+        let first = spec.batch.of_replica(spec.shape.dp(), self.assignment.place().dp).start;
+        let seq = spec.model.seq;
+        let ids = self.cursor.micro_batch(self.committed, &spec.batch, first + i);
+        for (k, id) in ids.into_iter().enumerate() {
+            let at = k * seq..(k + 1) * seq;
+            let b = &mut self.buffers;
+            self.dataset.train_sample(id, &mut b.inputs[at.clone()], &mut b.targets[at]);
+        }
+    }
+
+    /// Sums the gradients of slices whose replicas hold parts of them, so that afterwards all replicas have the whole.
+    fn sum_partial_grads(&mut self, links: &mut Links) -> Result<(), CommError> {
+        let rank = self.assignment.rank;
+        let device = self.stage.device().clone();
+        let partition = Arc::clone(&self.partition);
+        let mut groups: Vec<std::ops::Range<usize>> =
+            partition.slices.iter().filter(|s| s.grad_is_partial).map(|s| s.replicas.clone()).collect();
+        groups.sort_by_key(|g| (g.start, g.end));
+        groups.dedup();
+        for replicas in groups {
+            let slices = || partition.slices.iter().filter(|s| s.grad_is_partial && s.replicas == replicas);
+            let len = slices().map(|s| s.len).sum();
+            let Buffers { partial, scratch, .. } = &mut self.buffers;
+            partial.resize(len, 0.0);
+            let mut at = 0;
+            for s in slices() {
+                device.read(self.stage.grads().view(s.offset..s.offset + s.len), &mut partial[at..at + s.len]);
+                at += s.len;
+            }
+            let group = Group::line(self.groups.tp.ranks[replicas.clone()].to_vec(), rank);
+            all_reduce_sum(links, &group, Channel::Tp, &mut partial[..len], scratch)?;
+            let mut at = 0;
+            for s in slices() {
+                device.write(self.stage.grads_mut().view_mut(s.offset..s.offset + s.len), &partial[at..at + s.len]);
+                at += s.len;
+            }
+        }
+        Ok(())
+    }
+
+    /// What this place adds to the global sum: `[sum of squares, ce, z, balance, expert load...]`.
+    fn totals(&self, sums: &Sums) -> Vec<f64> {
+        let squares = self.shard.grad_sum_of_squares(self.stage.device(), &self.partition, self.stage.grads());
+        let mut totals = vec![squares, 0.0, 0.0, 0.0];
+        totals.resize(4 + self.buffers.expert_load.len(), 0.0);
+        // TP ranks see the same losses: one of them speaks.
+        if self.assignment.place().tp == 0 {
+            totals[1..4].copy_from_slice(&[sums.ce, sums.z, sums.balance]);
+            for (total, load) in totals[4..].iter_mut().zip(&self.buffers.expert_load) {
+                *total = *load as f64;
+            }
+        }
+        totals
+    }
+
+    /// The step is committed: every place has sealed it. Updates the shard, unless gradients were not finite.
+    fn commit(&mut self, totals: &[f64]) -> Option<StepRecord> {
+        let spec = Arc::clone(&self.assignment.spec);
+        let (t, total) = (self.committed, spec.steps);
+        let norm = totals[0].sqrt();
+        let skipped = !norm.is_finite();
+        if skipped {
+            self.skipped += 1;
+        } else {
+            let at = UpdateAt { t, total, update: t + 1 - self.skipped, norm };
+            let device = self.stage.device().clone();
+            self.shard.update(&device, &self.partition, self.stage.grads(), &spec.optimizer, at);
+        }
+        self.committed += 1;
+        (self.assignment.rank == 0).then(|| {
+            let mean = |sum: f64| sum / spec.batch.num_micro_batches as f64;
+            let (ce, z_loss, balance_loss) = (mean(totals[1]), mean(totals[2]), mean(totals[3]));
+            StepRecord {
+                step: self.committed,
+                loss: ce + spec.loss.z_coef * z_loss + spec.loss.balance_coef * balance_loss,
+                ce,
+                z_loss,
+                balance_loss,
+                grad_norm: norm,
+                lr: spec.optimizer.lr_at(t, total),
+                weight_decay: spec.optimizer.weight_decay_at(t, total),
+                tokens_per_s: 0.0,
+                tokens: spec.batch.samples() * spec.model.seq as u64,
+                expert_load: totals[4..].iter().map(|n| *n as u64).collect(),
+                num_layers: spec.model.layers as u32,
+                skipped,
+                step_s: 0.0,
+                epoch: self.assignment.epoch,
+            }
+        })
+    }
+
+    fn timed(&self, record: StepRecord, start: Instant) -> StepRecord {
+        let step_s = start.elapsed().as_secs_f64();
+        StepRecord { step_s, tokens_per_s: record.tokens as f64 / step_s, ..record }
+    }
+}

@@ -1,0 +1,199 @@
+//! The reference figures on every shape, gradients of every tensor included: one trainer a thread, links over TCP.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use toroid_torus::geometry::Shape;
+use toroid_torus::job::{self, JobSpec};
+
+use super::{Assignment, Environment, Job, Shared, connect};
+use crate::comm::{Fence, Listener, PeerAddr};
+use crate::device::{Buffer, CpuDevice, Device};
+
+#[path = "../../../integration-tests/reference/formula.rs"]
+mod formula;
+
+const SHAPES: [(usize, usize, usize); 11] = [
+    (1, 1, 1),
+    (2, 1, 1),
+    (1, 2, 1),
+    (1, 1, 2),
+    (2, 2, 1),
+    (2, 1, 2),
+    (1, 2, 2),
+    (2, 2, 2),
+    (4, 2, 1),
+    (1, 4, 2),
+    (1, 1, 8),
+];
+
+fn figures() -> Value {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/tiny.json");
+    serde_json::from_str(&std::fs::read_to_string(file).expect("the figures are in the repository")).expect("valid JSON")
+}
+
+struct Inputs {
+    dir: tempfile::TempDir,
+    weights: PathBuf,
+    text: PathBuf,
+}
+
+fn inputs(figures: &Value) -> Inputs {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let (weights, text) = (dir.path().join("formula.safetensors"), dir.path().join("batch.txt"));
+    let tensors: Vec<(String, Vec<usize>)> = serde_json::from_value(figures["tensors"].clone()).expect("tensors");
+    formula::write_weights(&tensors, &weights).expect("write the weights");
+    std::fs::write(&text, formula::text(figures["text"].as_str().expect("text"))).expect("write the text");
+    Inputs { dir, weights, text }
+}
+
+fn spec((tp, pp, dp): (usize, usize, usize), batch: &str, inputs: &Inputs) -> JobSpec {
+    job::parse(&format!(
+        "steps = 10\ninit_from = {:?}\n[shape]\ntp = {tp}\npp = {pp}\ndp = {dp}\n[batch]\n{batch}\n\
+         [optimizer]\nlr = 1e-3\nwarmup = 4\nweight_decay_final = 0.1\n\
+         [data]\npath = {:?}\norder = \"sequential\"\nstride = 7\nvalidation = 0.0\n",
+        inputs.weights, inputs.text
+    ))
+    .expect("a valid job")
+}
+
+/// Loss terms summed over micro-batches, and by tensor the squared norm and the first two elements of the gradient.
+#[derive(Default)]
+struct Gradients {
+    ce: f64,
+    z: f64,
+    balance: f64,
+    squares: BTreeMap<String, f64>,
+    first: BTreeMap<String, [f64; 2]>,
+}
+
+/// Forward, backward and reduce-scatter of the first step on all places of `spec`.
+fn gradients(spec: &JobSpec, dir: &Path) -> Gradients {
+    let shape: Shape = spec.shape;
+    let listeners: Vec<Listener> = (0..shape.world())
+        .map(|_| Listener::bind("127.0.0.1:0").expect("listen on loopback"))
+        .collect();
+    let peers: BTreeMap<usize, PeerAddr> = listeners
+        .iter()
+        .enumerate()
+        .map(|(r, l)| (r, PeerAddr { worker_id: format!("w{r}"), address: l.local_addr().to_string() }))
+        .collect();
+    let threads: Vec<_> = listeners
+        .into_iter()
+        .enumerate()
+        .map(|(rank, listener)| {
+            let assignment = Assignment {
+                job_id: "reference".into(),
+                epoch: 1,
+                rank,
+                spec: Arc::new(spec.clone()),
+                peers: peers.clone(),
+                link_key: [7; 32],
+                checkpoint_root: dir.join("checkpoints").to_string_lossy().into_owned(),
+                restore_step: None,
+            };
+            let environment = Environment {
+                listener,
+                fence: Fence::new().expect("an eventfd"),
+                shared: Arc::new(Shared::default()),
+                cache_dir: dir.join("cache"),
+                connect_timeout: Duration::from_secs(60),
+            };
+            std::thread::spawn(move || of_place(assignment, &environment))
+        })
+        .collect();
+    let mut all = Gradients::default();
+    for thread in threads {
+        let one = thread.join().expect("a place failed");
+        all.ce += one.ce;
+        all.z += one.z;
+        all.balance += one.balance;
+        for (tensor, squares) in one.squares {
+            *all.squares.entry(tensor).or_default() += squares;
+        }
+        all.first.extend(one.first);
+    }
+    all
+}
+
+fn of_place(assignment: Assignment, environment: &Environment) -> Gradients {
+    let device = CpuDevice::new(1);
+    let tp_rank = assignment.place().tp;
+    let mut job = Job::prepare(&device, environment, assignment).expect("prepare the place");
+    let mut links = connect(&job, environment).expect("connect the place");
+    job.gather_params(&mut links).expect("gather the parameters");
+    let sums = job.accumulate(&mut links, &environment.shared).expect("make the step's gradients");
+    let mut out = Gradients::default();
+    if tp_rank == 0 {
+        (out.ce, out.z, out.balance) = (sums.ce, sums.z, sums.balance);
+    }
+    for (slice, cut) in job.partition.cut(job.shard.range.clone()).filter(|(s, _)| job.partition.counts(s)) {
+        let mut values = vec![0.0; cut.len()];
+        device.read(job.stage.grads().view(slice.offset + cut.start..slice.offset + cut.end), &mut values);
+        *out.squares.entry(slice.tensor.clone()).or_default() += values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
+        // The first elements of the tensor are those of the slice at the first TP rank, unless a shard is cut between them.
+        if tp_rank == 0 && cut.start == 0 && cut.len() > 1 {
+            out.first.insert(slice.tensor.clone(), [f64::from(values[0]), f64::from(values[1])]);
+        }
+    }
+    out
+}
+
+fn check_close(what: &str, found: f64, expected: f64, tolerance: f64) {
+    let relative = (found - expected).abs() / expected.abs().max(1e-12);
+    assert!(relative <= tolerance, "{what}: found {found}, expected {expected}, off by {relative:.2e}");
+}
+
+/// One batch of four on every replica: loss terms to 1e-6, the gradient norm of every tensor to 1e-5.
+#[test]
+fn gradients_of_every_tensor_meet_the_reference_on_every_shape() {
+    let figures = figures();
+    let reference = &figures["f64"];
+    let inputs = inputs(&figures);
+    let sum = |key: &str| reference[key].as_array().expect(key).iter().map(|v| v.as_f64().expect(key)).sum::<f64>();
+    for shape in SHAPES {
+        let spec = spec(shape, "micro_batch = 4\nmicro_batches = 1", &inputs);
+        let found = gradients(&spec, inputs.dir.path());
+        let replicas = shape.2 as f64;
+        check_close(&format!("{shape:?} ce"), found.ce / replicas, reference["ce"].as_f64().expect("ce"), 1e-6);
+        check_close(&format!("{shape:?} z"), found.z / replicas, sum("z_per_layer"), 1e-6);
+        check_close(&format!("{shape:?} balance"), found.balance / replicas, sum("lb_per_layer"), 1e-6);
+        let norms = reference["grad_norms"].as_object().expect("grad_norms");
+        assert_eq!(found.squares.len(), norms.len(), "{shape:?}: not every tensor has a gradient");
+        for (tensor, norm) in norms {
+            let what = format!("{shape:?} gradient of {tensor}");
+            check_close(&what, found.squares[tensor].sqrt(), norm.as_f64().expect("a norm"), 1e-5);
+        }
+        for (tensor, first) in &found.first {
+            let norm = found.squares[tensor].sqrt();
+            for i in 0..2 {
+                let expected = reference["grad_first2"][tensor][i].as_f64().expect("an element");
+                assert!((first[i] - expected).abs() <= 1e-5 * norm, "{shape:?} {tensor}[{i}]: {} {expected}", first[i]);
+            }
+        }
+        let total: f64 = found.squares.values().sum();
+        check_close(&format!("{shape:?} norm"), total.sqrt(), reference["grad_norm"].as_f64().expect("norm"), 1e-5);
+    }
+}
+
+/// The same batch as two micro-batches of two, accumulated by one replica or dealt to two.
+#[test]
+fn two_micro_batches_meet_the_reference_wherever_they_are_computed() {
+    let figures = figures();
+    let reference = &figures["f64"];
+    let inputs = inputs(&figures);
+    let losses: Vec<f64> =
+        reference["accum2_losses"].as_array().expect("losses").iter().map(|v| v.as_f64().expect("loss")).collect();
+    for shape in [(1, 1, 1), (1, 2, 1), (2, 2, 1), (1, 1, 2), (2, 1, 2), (2, 2, 2), (1, 4, 1)] {
+        let spec = spec(shape, "micro_batch = 2\nglobal = 4", &inputs);
+        let found = gradients(&spec, inputs.dir.path());
+        let loss = (found.ce + spec.loss.z_coef * found.z + spec.loss.balance_coef * found.balance) / 2.0;
+        check_close(&format!("{shape:?} loss"), loss, (losses[0] + losses[1]) / 2.0, 1e-6);
+        let total: f64 = found.squares.values().sum();
+        let norm = reference["accum2_grad_norm"].as_f64().expect("norm");
+        check_close(&format!("{shape:?} norm"), total.sqrt(), norm, 1e-5);
+    }
+}
