@@ -42,7 +42,7 @@ pub enum Command {
         step: u64,
         /// The file to write
         file: PathBuf,
-        /// Folder or job, as for `list`; default: the newest job of `toroid local`
+        /// Folder or job, as for `list`; the folder of `toroid local` stands for its newest job
         #[arg(long, value_name = "PATH_OR_JOB", default_value = LOCAL_DIR)]
         from: String,
         #[command(flatten)]
