@@ -13,6 +13,7 @@ use toroid_worker::checkpoint::Storage;
 use crate::client::Connection;
 use crate::find::{self, Found, LOCAL_DIR};
 use crate::format::{bytes, count, table};
+use crate::output;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -41,7 +42,7 @@ pub enum Command {
         step: u64,
         /// The file to write
         file: PathBuf,
-        /// Folder or job, as for `list`; default: the newest job of `toroid local`
+        /// Folder or job, as for `list`; the folder of `toroid local` stands for its newest job
         #[arg(long, value_name = "PATH_OR_JOB", default_value = LOCAL_DIR)]
         from: String,
         #[command(flatten)]
@@ -70,7 +71,7 @@ pub fn run(runtime: &Runtime, command: Command) -> Result<ExitCode> {
     match command {
         Command::Now { job, connection } => {
             let step = runtime.block_on(async { connection.open().await?.checkpoint(&job).await })?;
-            println!("the state after step {step} will be saved");
+            output::line(format_args!("the state after step {step} will be saved"))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::List { place } => list(&runtime.block_on(place.find())?),
@@ -80,7 +81,8 @@ pub fn run(runtime: &Runtime, command: Command) -> Result<ExitCode> {
             let storage = open(&found)?;
             storage.export(step, &file).with_context(|| format!("export step {step} of {}", found.what))?;
             let size = std::fs::metadata(&file).with_context(|| format!("look at {}", file.display()))?.len();
-            println!("wrote the parameters of step {step} of {} to {} ({})", found.what, file.display(), bytes(size));
+            let (what, file, size) = (found.what, file.display(), bytes(size));
+            output::line(format_args!("wrote the parameters of step {step} of {what} to {file} ({size})"))?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -102,7 +104,7 @@ fn list(found: &Found) -> Result<ExitCode> {
     let storage = open(found)?;
     let steps = steps(&storage, found, None)?;
     if steps.is_empty() {
-        println!("there is no complete checkpoint in {}", storage.root());
+        output::line(format_args!("there is no complete checkpoint in {}", storage.root()))?;
         return Ok(ExitCode::SUCCESS);
     }
     let header = ["STEP", "SIZE", "FILES", "SAMPLES", "JOB", "PATH"].map(String::from).to_vec();
@@ -110,7 +112,7 @@ fn list(found: &Found) -> Result<ExitCode> {
         Ok(manifest) => row(&manifest, storage.step_path(*step)),
         Err(error) => vec![step.to_string(), "damaged".into(), "-".into(), "-".into(), "-".into(), error.to_string()],
     });
-    print!("{}", table(&std::iter::once(header).chain(rows).collect::<Vec<_>>()));
+    output::print(table(&std::iter::once(header).chain(rows).collect::<Vec<_>>()))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -135,18 +137,18 @@ fn verify(found: &Found, step: Option<u64>) -> Result<ExitCode> {
     for step in steps {
         let faults = storage.verify(step).with_context(|| format!("verify step {step} of {}", found.what))?;
         for fault in &faults {
-            println!("step {step}: {fault}");
+            output::line(format_args!("step {step}: {fault}"))?;
         }
         if faults.is_empty() {
             let size = storage.manifest(step).with_context(|| format!("read the manifest of step {step}"))?.bytes();
-            println!("step {step}: whole, {} read", bytes(size));
+            output::line(format_args!("step {step}: whole, {} read", bytes(size)))?;
         }
         is_whole &= faults.is_empty();
     }
     if is_whole {
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!("{}", what_to_do(Path::new(storage.root())));
+    output::note(what_to_do(Path::new(storage.root())));
     Ok(ExitCode::FAILURE)
 }
 

@@ -10,12 +10,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::client;
+use crate::output;
 
 /// How the line begins that a coordinator prints once it listens; the address follows.
 pub const LISTENS_ON: &str = "listens on ";
@@ -83,11 +84,11 @@ pub struct WorkerArgs {
 
 pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
     let shutdown = shutdown(args.die_with_parent)?;
-    let listener = TcpListener::bind(args.listen).await.with_context(|| {
-        format!("listen on {} (--listen names another address; port 0 takes any free port)", args.listen)
-    })?;
+    let cannot =
+        |e| anyhow!("cannot listen on {}: {e}; name another address, or port 0 for any free port", args.listen);
+    let listener = TcpListener::bind(args.listen).await.map_err(cannot)?;
     let address = listener.local_addr().context("find the address listened on")?;
-    println!("toroid coordinator {} {LISTENS_ON}{address}", toroid_proto::BUILD_VERSION);
+    output::line(format_args!("toroid coordinator {} {LISTENS_ON}{address}", toroid_proto::BUILD_VERSION))?;
     let config = toroid_coordinator::Config {
         data_dir: args.dir,
         heartbeat_interval: Duration::from_millis(args.heartbeat_interval_ms),

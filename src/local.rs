@@ -26,6 +26,7 @@ use crate::client::Client;
 use crate::daemon::num_cores;
 use crate::find::LOCAL_DIR;
 use crate::json::is_ended;
+use crate::output;
 use crate::progress::Progress;
 use crate::submit::exit_code;
 use crate::summary;
@@ -37,6 +38,8 @@ use children::{Children, Ended, Role, last_words};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// After an interrupt, the coordinator has this long to take the job back.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(3);
+/// A coordinator that does not answer has ended by then, or is at fault in another way.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Between the end of the coordinator and its next start: its port may still be busy.
 const RESTART_PAUSE: Duration = Duration::from_millis(200);
 /// Children may end so often without a step being made in between, beyond the number of workers.
@@ -113,7 +116,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let outcome = cluster.train(&job, args.spares, &mut signals).await;
     cluster.progress.finish();
     if let Ok(Outcome::Ended(job)) = &outcome {
-        print!("{}", summary::text(job));
+        output::print(summary::text(job))?;
         if args.keep {
             cluster.run_on(&mut signals).await?;
         }
@@ -170,11 +173,10 @@ impl Cluster {
     /// Coordinator first, so that a folder in use is noticed before anything else happens. Returns the job's id.
     async fn start(&mut self, job: &job::LocalJob, spares: usize) -> Result<String> {
         self.children.start_coordinator().await?;
-        let mut client = Client::connect(&self.children.url()).await?;
-        for old in client.jobs().await?.iter().filter(|job| !is_ended(job.state())) {
-            client.cancel(&old.id).await?;
-            self.progress.line(&format!("cancelled {}, which an earlier run left unfinished", old.id));
-        }
+        let mut client = match self.take_over().await {
+            Ok(client) => client,
+            Err(error) => return Err(self.coordinators_words().await.unwrap_or(error)),
+        };
         let id = client.submit(job.toml.clone()).await?;
         let num_workers = job.spec.shape.world() + spares;
         self.max_deaths += num_workers;
@@ -187,6 +189,22 @@ impl Cluster {
         self.progress.line(&format!("coordinator at {url}, {num_workers} workers ({spares} spare), logs in {logs}"));
         self.progress.line(&format!("see more with `toroid status {id} -w --coordinator {url}`"));
         Ok(id)
+    }
+
+    /// Cancels what an earlier run in this folder left unfinished: it would take the workers.
+    async fn take_over(&self) -> Result<Client> {
+        let mut client = Client::connect(&self.children.url()).await?;
+        for old in client.jobs().await?.iter().filter(|job| !is_ended(job.state())) {
+            client.cancel(&old.id).await?;
+            self.progress.line(&format!("cancelled {}, which an earlier run left unfinished", old.id));
+        }
+        Ok(client)
+    }
+
+    /// Why the coordinator ended, if it did: it listens before it opens its folder.
+    async fn coordinators_words(&mut self) -> Option<anyhow::Error> {
+        let ended = tokio::time::timeout(LAST_WORDS_TIMEOUT, self.children.ended()).await.ok()?;
+        last_words(&ended.log, 0).map(anyhow::Error::msg)
     }
 
     /// A child ended that should not have: another one takes over, unless they keep ending.

@@ -3,7 +3,7 @@
 //! ```text
 //!   local       a whole cluster of child processes of this binary      coordinator, worker   daemon
 //!   submit      jobfile (paths), then progress and summary (--wait)     status, jobs, workers, events, cancel   status
-//!   checkpoint  now, list, verify, export; find: which folder is meant  client, watch: gRPC    format, json: output
+//!   checkpoint  now, list, verify, export; find: which folder is meant  client, watch: gRPC    format, json, output
 //! ```
 //!
 //! Standard output has what was asked for, standard error what is said beside it. Exit codes: 0, 1 (failed), 2 (wrong use), 130
@@ -19,6 +19,7 @@ mod format;
 mod jobfile;
 mod json;
 mod local;
+mod output;
 mod progress;
 mod status;
 mod submit;
@@ -72,8 +73,9 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli.command) {
         Ok(code) => code,
+        Err(error) if output::is_gone(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            output::note(format_args!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -104,9 +106,9 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Events(args) => runtime.block_on(status::events(args)),
         Command::Checkpoint(command) => checkpoint::run(runtime, command),
         Command::Version => {
-            println!("toroid {}", toroid_proto::BUILD_VERSION);
-            println!("protocol {}", toroid_proto::PROTOCOL_VERSION);
-            println!("checkpoint format {}", toroid_torus::manifest::FORMAT);
+            output::line(format_args!("toroid {}", toroid_proto::BUILD_VERSION))?;
+            output::line(format_args!("protocol {}", toroid_proto::PROTOCOL_VERSION))?;
+            output::line(format_args!("checkpoint format {}", toroid_torus::manifest::FORMAT))?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -10,6 +10,7 @@ use toroid_proto as proto;
 
 use crate::format;
 use crate::json::state_word;
+use crate::output;
 
 /// Between two lines where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
@@ -57,7 +58,7 @@ impl Progress {
                     last.is_none_or(|at| at.elapsed() >= LINE_INTERVAL) || job.committed_step == job.total_steps;
                 let is_new = job.committed_step > 0 && self.shown_step != Some(job.committed_step);
                 if is_due && is_new {
-                    eprintln!("{}", step_line(job));
+                    output::note(step_line(job));
                     *last = Some(Instant::now());
                     self.shown_step = Some(job.committed_step);
                 }
@@ -69,8 +70,8 @@ impl Progress {
     pub fn line(&self, text: &str) {
         match &self.output {
             Output::Quiet => {}
-            Output::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
-            Output::Lines(_) => eprintln!("{text}"),
+            Output::Bar(bar) => bar.suspend(|| output::note(text)),
+            Output::Lines(_) => output::note(text),
         }
     }
 

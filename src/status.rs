@@ -1,6 +1,6 @@
 //! What a coordinator knows, for people and (`-o json`) for programs: `status`, `jobs`, `workers`, `events`; and `cancel`.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -11,6 +11,7 @@ use toroid_proto as proto;
 use crate::client::Connection;
 use crate::format::{bytes, count, duration, percent, rate, short_count, table, time};
 use crate::json::{self, state_word};
+use crate::output;
 use crate::progress::event_line;
 use crate::watch::Follow;
 
@@ -84,7 +85,7 @@ pub async fn status(args: StatusArgs) -> Result<ExitCode> {
     let with_curve = args.output == Format::Json && !args.no_curve;
     let job = args.connection.open().await?.job(&args.job, with_curve).await?;
     match args.output {
-        Format::Text => print!("{}", details(&job, now_unix_ms())),
+        Format::Text => output::print(details(&job, now_unix_ms()))?,
         Format::Json => print_json(&json::Job::new(&job, with_curve))?,
     }
     Ok(ExitCode::SUCCESS)
@@ -126,19 +127,18 @@ impl Screen {
         match self {
             Screen::Json => {
                 let text = serde_json::to_string(&json::Job::new(job, false)).context("write the status as JSON")?;
-                println!("{text}");
+                output::line(text)?;
             }
             Screen::Terminal { num_lines } => {
                 let text = details(job, now_unix_ms());
                 let back = if *num_lines > 0 { format!("\x1b[{num_lines}A\x1b[J") } else { String::new() };
-                print!("{back}{text}");
-                std::io::stdout().flush().context("write to the terminal")?;
+                output::print(format_args!("{back}{text}"))?;
                 *num_lines = text.lines().count();
             }
             Screen::Lines { last } => {
                 let is_due = last.is_none_or(|(state, at)| state != job.state() || at.elapsed() >= LINE_INTERVAL);
                 if is_due {
-                    println!("{}", line(job, now_unix_ms()));
+                    output::line(line(job, now_unix_ms()))?;
                     *last = Some((job.state(), Instant::now()));
                 }
             }
@@ -151,8 +151,8 @@ pub async fn jobs(args: ListArgs) -> Result<ExitCode> {
     let jobs = args.connection.open().await?.jobs().await?;
     match args.output {
         Format::Json => print_json(&jobs.iter().map(|job| json::Job::new(job, false)).collect::<Vec<_>>())?,
-        Format::Text if jobs.is_empty() => println!("no jobs yet; submit one with `toroid submit job.toml`"),
-        Format::Text => print!("{}", job_table(&jobs)),
+        Format::Text if jobs.is_empty() => output::line("no jobs yet; submit one with `toroid submit job.toml`")?,
+        Format::Text => output::print(job_table(&jobs))?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -162,12 +162,11 @@ pub async fn workers(args: ListArgs) -> Result<ExitCode> {
     match args.output {
         Format::Json => print_json(&workers.iter().map(json::Worker::from).collect::<Vec<_>>())?,
         Format::Text if workers.is_empty() => {
-            println!(
-                "no workers are connected; start some with `toroid worker --coordinator {}`",
-                args.connection.coordinator
-            );
+            let url = &args.connection.coordinator;
+            let how = format_args!("no workers are connected; start some with `toroid worker --coordinator {url}`");
+            output::line(how)?;
         }
-        Format::Text => print!("{}", worker_table(&workers)),
+        Format::Text => output::print(worker_table(&workers))?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -176,9 +175,9 @@ pub async fn events(args: EventsArgs) -> Result<ExitCode> {
     let print = |events: &[proto::Event]| -> Result<()> {
         for event in events {
             match args.output {
-                Format::Text => println!("{}", event_line(event)),
+                Format::Text => output::line(event_line(event))?,
                 Format::Json => {
-                    println!("{}", serde_json::to_string(&json::Event::from(event)).context("write an event as JSON")?)
+                    output::line(serde_json::to_string(&json::Event::from(event)).context("write an event as JSON")?)?
                 }
             }
         }
@@ -197,13 +196,12 @@ pub async fn events(args: EventsArgs) -> Result<ExitCode> {
 
 pub async fn cancel(args: CancelArgs) -> Result<ExitCode> {
     let job = args.connection.open().await?.cancel(&args.job).await?;
-    println!("{} is {}: {}", job.id, state_word(job.state()), job.reason);
+    output::line(format_args!("{} is {}: {}", job.id, state_word(job.state()), job.reason))?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn print_json(value: &impl Serialize) -> Result<()> {
-    println!("{}", serde_json::to_string_pretty(value).context("write the answer as JSON")?);
-    Ok(())
+    output::line(serde_json::to_string_pretty(value).context("write the answer as JSON")?)
 }
 
 fn now_unix_ms() -> i64 {

@@ -9,6 +9,7 @@ use toroid_proto as proto;
 
 use crate::client::Connection;
 use crate::jobfile;
+use crate::output;
 use crate::progress::Progress;
 use crate::summary;
 use crate::watch::Follow;
@@ -32,11 +33,11 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let (job_toml, resolved) = jobfile::read(&args.file)?;
     let job = args.connection.open().await?.submit(job_toml).await?;
     for path in resolved {
-        eprintln!("{} = {} is taken as {}", path.key, path.from, path.to);
+        output::note(format_args!("{} = {} is taken as {}", path.key, path.from, path.to));
     }
-    println!("{job}");
+    output::line(&job)?;
     if !args.wait {
-        eprintln!("submitted; see how it does with `toroid status {job} -w`");
+        output::note(format_args!("submitted; see how it does with `toroid status {job} -w`"));
         return Ok(ExitCode::SUCCESS);
     }
     let mut follow = Follow::new(&args.connection.coordinator, &job, PATIENCE);
@@ -46,7 +47,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     }
     progress.finish();
     let job = args.connection.open().await.context("get the job's end")?.job(&job, true).await?;
-    print!("{}", summary::text(&job));
+    output::print(summary::text(&job))?;
     Ok(exit_code(&job))
 }
 

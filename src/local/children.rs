@@ -193,7 +193,7 @@ fn address_in(line: &str) -> Option<SocketAddr> {
     line.split_once(LISTENS_ON)?.1.trim().parse().ok()
 }
 
-/// The last line that a child wrote to its log after `start`, without the mark of an error.
+/// The last error that a child wrote to its log after `start`, without its mark; the last line where there is none.
 pub fn last_words(log: &Path, start: u64) -> Option<String> {
     let mut file = File::open(log).ok()?;
     let length = file.metadata().ok()?.len();
@@ -201,8 +201,9 @@ pub fn last_words(log: &Path, start: u64) -> Option<String> {
     let mut text = Vec::new();
     file.read_to_end(&mut text).ok()?;
     let text = String::from_utf8_lossy(&text);
-    let line = text.lines().rev().find(|l| !l.trim().is_empty())?.trim();
-    Some(line.strip_prefix("error: ").unwrap_or(line).to_string())
+    let error = text.lines().rev().find_map(|line| line.strip_prefix("error: "));
+    let words = error.or_else(|| text.lines().rev().find(|line| !line.trim().is_empty()))?;
+    Some(words.trim().to_string())
 }
 
 #[cfg(test)]
@@ -220,10 +221,11 @@ mod tests {
     fn last_words_are_those_of_this_run() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let log = dir.path().join("log");
-        std::fs::write(&log, "of the run before\nINFO ready\nerror: the port is taken\n\n")?;
+        std::fs::write(&log, "of the run before\nINFO ready\nerror: the port is taken\n\nlater\n")?;
         assert_eq!(last_words(&log, 18).as_deref(), Some("the port is taken"));
         assert_eq!(last_words(&log, 0).as_deref(), Some("the port is taken"));
-        assert_eq!(last_words(&log, 54), None);
+        assert_eq!(last_words(&log, 54).as_deref(), Some("later"));
+        assert_eq!(last_words(&log, 60), None);
         assert_eq!(last_words(&dir.path().join("none"), 0), None);
         Ok(())
     }

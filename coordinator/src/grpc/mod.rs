@@ -23,11 +23,15 @@ pub(crate) async fn serve(
     limits: Limits,
     stop: impl Future<Output = ()>,
 ) -> Result<(), CoordinatorError> {
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .expect("the descriptors were made from the .proto files at build time");
+    let descriptors = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let made_at_build_time = "the descriptors were made from the .proto files at build time";
+    let reflection = descriptors().build_v1().expect(made_at_build_time);
+    // Python's grpcio-reflection, among others, knows no newer one.
+    let reflection_v1alpha = descriptors().build_v1alpha().expect(made_at_build_time);
     let (health, health_service) = tonic_health::server::health_reporter();
     let jobs = JobServiceServer::new(jobs::Jobs::new(handle.clone()));
     let workers = WorkerServiceServer::new(workers::Workers::new(handle, limits));
@@ -38,6 +42,7 @@ pub(crate) async fn serve(
         .http2_keepalive_interval(Some(limits.keepalive()))
         .http2_keepalive_timeout(Some(limits.keepalive()))
         .add_service(reflection)
+        .add_service(reflection_v1alpha)
         .add_service(health_service)
         .add_service(jobs)
         .add_service(workers)

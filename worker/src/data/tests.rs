@@ -1,3 +1,5 @@
+//! The behaviour of token files and data sets, through their public interface.
+
 use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Barrier};

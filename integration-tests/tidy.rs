@@ -1,0 +1,238 @@
+//! What no compiler checks: purity of the pure parts, reasons for `unsafe`, module docs, file lengths, documentation that is complete.
+//!
+//! Every complaint names `file:line` and what to do. The words that are looked for are put together here, so that this file does
+//! not complain of itself.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+/// Parts whose results depend on their arguments alone (design sections 2 and 6).
+const PURE: [&str; 3] = ["torus/src", "coordinator/src/machine", "worker/src/session"];
+/// What brings in time, chance, the system, or an order that differs from run to run.
+const IMPURE: [&str; 12] = [
+    "tokio",
+    "Instant",
+    "SystemTime",
+    "HashMap",
+    "HashSet",
+    "RandomState",
+    "rand",
+    "getrandom",
+    "std::fs",
+    "std::net",
+    "std::thread",
+    "std::env",
+];
+/// What the tests of a pure part may use: many seeds on many threads, one seed replayed by name.
+const ALLOWED_IN_TESTS: [&str; 2] = ["std::thread", "std::env"];
+const MAX_LINES: usize = 800;
+/// An `unsafe` is justified within so many lines before it.
+const SAFETY_LINES: usize = 8;
+const SKIPPED_FOLDERS: [&str; 4] = ["target", ".git", ".venv", ".toroid"];
+
+/// Files of this repository with these endings, by their path from its root, sorted.
+fn files(endings: &[&str]) -> Result<Vec<(String, String)>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders = vec![root.to_path_buf()];
+    let mut found: BTreeSet<PathBuf> = BTreeSet::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
+            let entry = entry?;
+            let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+            if entry.file_type()?.is_dir() {
+                if !SKIPPED_FOLDERS.contains(&name.as_str()) {
+                    folders.push(path);
+                }
+            } else if endings.iter().any(|ending| name.ends_with(ending)) {
+                found.insert(path);
+            }
+        }
+    }
+    let read = |path: PathBuf| {
+        let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        Ok((path.strip_prefix(root)?.to_string_lossy().into_owned(), text))
+    };
+    found.into_iter().map(read).collect()
+}
+
+/// Fails with all complaints at once.
+fn check(complaints: Vec<String>) -> Result<()> {
+    let mut text = String::new();
+    for complaint in &complaints {
+        writeln!(text, "  {complaint}")?;
+    }
+    ensure!(complaints.is_empty(), "{} complaints:\n{text}", complaints.len());
+    Ok(())
+}
+
+/// Complaints about single lines: `found` looks at each and says what is wrong with it.
+fn of_lines(files: &[(String, String)], found: impl Fn(&[&str], usize) -> Option<String>) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for (path, text) in files {
+        let lines: Vec<&str> = text.lines().collect();
+        let of_file = (0..lines.len()).filter_map(|i| Some(format!("{path}:{}: {}", i + 1, found(&lines, i)?)));
+        complaints.extend(of_file);
+    }
+    complaints
+}
+
+/// The line without its comment. A `//` within a string is taken for one too, unless it follows a colon as in a URL.
+fn code(line: &str) -> &str {
+    let starts = line.match_indices("//").map(|(at, _)| at);
+    let comment = starts.into_iter().find(|at| !line[..*at].ends_with(':'));
+    &line[..comment.unwrap_or(line.len())]
+}
+
+/// `word` as a whole: not within a longer name.
+fn has_word(line: &str, word: &str) -> bool {
+    let is_part = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    line.match_indices(word)
+        .any(|(at, _)| !is_part(line[..at].chars().next_back()) && !is_part(line[at + word.len()..].chars().next()))
+}
+
+/// The first of these that the line of code names, also as `use std::{fs, io}`.
+fn impurity(line: &str) -> Option<&'static str> {
+    let code = code(line);
+    let grouped = |word: &str| match (word.strip_prefix("std::"), code.split_once("std::{")) {
+        (Some(module), Some((_, group))) => has_word(group, module),
+        _ => false,
+    };
+    IMPURE.into_iter().find(|word| has_word(code, word) || grouped(word))
+}
+
+#[test]
+fn the_pure_parts_know_no_time_no_chance_and_no_system() -> Result<()> {
+    let mut pure = files(&[".rs"])?;
+    pure.retain(|(path, _)| PURE.iter().any(|part| path.starts_with(part)));
+    ensure!(!pure.is_empty(), "no pure part was found: correct the list in this test");
+    let (tests, code): (Vec<_>, Vec<_>) = pure.into_iter().partition(|(path, _)| path.contains("/tests/"));
+    let complaint = |word: &str| {
+        format!("`{word}` in a pure part; take time, seeds and data as arguments, and use ordered maps (BTreeMap)")
+    };
+    let mut complaints = of_lines(&code, |lines, i| impurity(lines[i]).map(complaint));
+    complaints.extend(of_lines(&tests, |lines, i| {
+        impurity(lines[i]).filter(|word| !ALLOWED_IN_TESTS.contains(word)).map(complaint)
+    }));
+    check(complaints)
+}
+
+#[test]
+fn nothing_is_ignored_or_left_to_be_done() -> Result<()> {
+    let words = [
+        (concat!("#[", "ignore"), "a test that does not run is none; make it run or remove it"),
+        (concat!("to", "do!("), "write it, or leave it out and say so in the closing note"),
+        (concat!("unimple", "mented!("), "write it, or leave it out and say so in the closing note"),
+        (concat!("TO", "DO"), "what is left undone goes into the closing note"),
+        (concat!("FIX", "ME"), "what is left undone goes into the closing note"),
+    ];
+    check(of_lines(&files(&[".rs"])?, |lines, i| {
+        let (word, what) = words.iter().find(|(word, _)| lines[i].contains(word))?;
+        Some(format!("`{word}`: {what}"))
+    }))
+}
+
+#[test]
+fn every_unsafe_has_its_reason() -> Result<()> {
+    let word = concat!("un", "safe");
+    check(of_lines(&files(&[".rs"])?, |lines, i| {
+        let before = &lines[i.saturating_sub(SAFETY_LINES)..=i];
+        let is_justified = before.iter().any(|l| l.contains("SAFETY:") || l.contains("# Safety"));
+        let complaint =
+            format!("`{word}` without a `SAFETY:` comment in the {SAFETY_LINES} lines before it; say why it is sound");
+        (has_word(code(lines[i]), word) && !is_justified).then_some(complaint)
+    }))
+}
+
+#[test]
+fn every_module_says_what_it_is_for() -> Result<()> {
+    let complaint = |(path, text): &(String, String)| {
+        let complaint = format!("{path}:1: does not begin with `//!`; say what the module is for");
+        (!text.starts_with("//!")).then_some(complaint)
+    };
+    check(files(&[".rs"])?.iter().filter_map(complaint).collect())
+}
+
+#[test]
+fn no_file_is_too_long_to_read() -> Result<()> {
+    let complaint = |(path, text): &(String, String)| {
+        let num_lines = text.lines().count();
+        let complaint =
+            format!("{path}:{MAX_LINES}: has {num_lines} lines, at most {MAX_LINES}; a file has one subject, split it");
+        (num_lines > MAX_LINES).then_some(complaint)
+    };
+    check(files(&[".rs"])?.iter().filter_map(complaint).collect())
+}
+
+#[test]
+fn no_line_ends_in_white_space() -> Result<()> {
+    let endings =
+        [".rs", ".toml", ".md", ".proto", ".sh", ".py", ".cu", ".yaml", ".yml", "Makefile", "Dockerfile", ".gitignore"];
+    check(of_lines(&files(&endings)?, |lines, i| {
+        lines[i].ends_with([' ', '\t']).then(|| "ends in white space; remove it".to_string())
+    }))
+}
+
+#[test]
+fn the_lock_file_is_part_of_the_repository() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    ensure!(
+        root.join("Cargo.lock").is_file(),
+        "Cargo.lock:1: is missing; commit it, so that everybody builds the same"
+    );
+    let ignored = std::fs::read_to_string(root.join(".gitignore"))?;
+    let is_ignored = ignored.lines().any(|line| line.trim().trim_start_matches('/') == "Cargo.lock");
+    ensure!(!is_ignored, ".gitignore:1: names Cargo.lock; it belongs into the repository");
+    Ok(())
+}
+
+/// Keys of a job file as `section.key`, from a job with all of them set.
+fn job_keys() -> Result<BTreeSet<String>> {
+    let text =
+        "steps = 1\ninit_from = \"/w\"\nresume_from = \"/r/step-1\"\ndata.path = \"/t\"\ncheckpoint.path = \"/c\"\n";
+    let table: toml::Table = toroid_torus::job::parse(text)?.to_toml().parse()?;
+    let mut keys = BTreeSet::new();
+    for (section, value) in &table {
+        match value.as_table() {
+            None => drop(keys.insert(section.clone())),
+            Some(inner) => keys.extend(inner.keys().map(|key| format!("{section}.{key}"))),
+        }
+    }
+    Ok(keys)
+}
+
+#[test]
+fn the_readme_has_every_key_of_a_job_file() -> Result<()> {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"))?;
+    let is_missing = |key: &String| !readme.lines().any(|line| line.starts_with(&format!("| `{key}` |")));
+    let missing = job_keys()?.into_iter().filter(is_missing);
+    check(missing.map(|key| format!("README.md:1: the job file reference has no row for `{key}`")).collect())
+}
+
+#[test]
+fn the_example_job_files_are_valid() -> Result<()> {
+    let examples: Vec<_> = files(&[".toml"])?.into_iter().filter(|(path, _)| path.starts_with("examples/")).collect();
+    ensure!(!examples.is_empty(), "examples/: there are no job files; correct this test");
+    let complaint =
+        |(path, text): &(String, String)| Some(format!("{path}:1: {}", toroid_torus::job::parse(text).err()?));
+    check(examples.iter().filter_map(complaint).collect())
+}
+
+/// The helpers above must be able to fail.
+#[test]
+fn impurities_are_found_in_code_and_not_in_comments() {
+    for (line, expected) in [
+        ("use std::time::Instant;", Some("Instant")),
+        ("use std::{fs, io};", Some("std::fs")),
+        ("    let now = SystemTime::now();", Some("SystemTime")),
+        ("use rand::Rng;", Some("rand")),
+        ("let operand = 1; // no HashMap here", None),
+        ("//! Deliberately absent: tokio.", None),
+        ("use std::{fmt, io};", None),
+        ("let url = \"http://host\"; tokio::spawn(f);", Some("tokio")),
+    ] {
+        assert_eq!(impurity(line), expected, "{line}");
+    }
+}
