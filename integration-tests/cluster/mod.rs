@@ -15,7 +15,7 @@ use toroid_proto::job_service_client::JobServiceClient;
 use toroid_proto::{GetJobRequest, Job, JobState, StepRecord, SubmitJobRequest};
 
 /// No single wait of a test may take longer.
-pub const HANG_GUARD: Duration = Duration::from_secs(300);
+pub const HANG_GUARD: Duration = Duration::from_secs(90);
 
 /// Two cores: clusters run one after the other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());

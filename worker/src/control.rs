@@ -18,7 +18,7 @@ use toroid_proto::{CoordinatorMessage, Heartbeat, Leaving, Register, WorkerMessa
 
 use crate::comm::Fence;
 use crate::session::{Input, Output, Session};
-use crate::trainer::{Command, Shared, TrainerEvent};
+use crate::trainer::{Command, Requested, Shared, TrainerEvent};
 
 /// Messages that wait for the stream, at most; more means that the coordinator does not read, and the stream is opened anew.
 const QUEUE: usize = 4096;
@@ -190,15 +190,18 @@ impl Control {
                 // The trainer thread ends only with the process.
                 let _ = self.commands.send(command);
             }
-            Output::RequestCheckpoint { epoch, step } => {
-                if let Err(committed) = self.shared.request_checkpoint(step) {
+            Output::RequestCheckpoint { epoch, step } => match self.shared.request_checkpoint(step) {
+                Requested::Ahead => {}
+                // The trainer thread ends only with the process.
+                Requested::Now => drop(self.commands.send(Command::Checkpoint { epoch, step })),
+                Requested::TooLate { committed } => {
                     let late = self.session.handle(Input::CheckpointTooLate { epoch, step, committed });
                     return Ok(late.into_iter().find_map(|o| match o {
                         Output::Send(body) => Some(body),
                         _ => None,
                     }));
                 }
-            }
+            },
             Output::Intervals { heartbeat_ms, failure_timeout_ms } => {
                 self.heartbeat = Duration::from_millis(u64::from(heartbeat_ms.max(1)));
                 self.failure_timeout = Duration::from_millis(u64::from(failure_timeout_ms.max(1)));

@@ -74,6 +74,8 @@ struct Work {
     validations: BTreeMap<u64, ValidationReport>,
     /// Of the checkpoint that is not published yet.
     shard: Option<ShardWritten>,
+    /// Why the work is halted.
+    halted: Option<ToCoordinator>,
 }
 
 /// What Register and Heartbeat say about this worker's work.
@@ -191,6 +193,7 @@ impl Session {
             unacknowledged: kept,
             validations: BTreeMap::new(),
             shard: None,
+            halted: None,
         });
         vec![Output::Fence { epoch }, Output::Trainer(Command::Prepare(Box::new(assignment)))]
     }
@@ -302,25 +305,21 @@ impl Work {
                 vec![self.finished()]
             }
             Happened::PeerLost { rank, error } => {
-                self.phase = Phase::Halted;
-                vec![ToCoordinator::PeerLost(PeerLost {
-                    job_id: self.job_id.clone(),
-                    epoch: self.epoch,
-                    rank: rank as u32,
-                    error,
-                })]
+                let (job_id, epoch) = (self.job_id.clone(), self.epoch);
+                self.halt(ToCoordinator::PeerLost(PeerLost { job_id, epoch, rank: rank as u32, error }))
             }
             Happened::Failed { error, fatal, damaged_step } => {
-                self.phase = Phase::Halted;
-                vec![ToCoordinator::Failed(Failed {
-                    job_id: self.job_id.clone(),
-                    epoch: self.epoch,
-                    error,
-                    fatal,
-                    damaged_step: damaged_step.unwrap_or(0),
-                })]
+                let (job_id, epoch) = (self.job_id.clone(), self.epoch);
+                let damaged_step = damaged_step.unwrap_or(0);
+                self.halt(ToCoordinator::Failed(Failed { job_id, epoch, error, fatal, damaged_step }))
             }
         }
+    }
+
+    fn halt(&mut self, why: ToCoordinator) -> Vec<ToCoordinator> {
+        self.phase = Phase::Halted;
+        self.halted = Some(why.clone());
+        vec![why]
     }
 
     fn finished(&self) -> ToCoordinator {
@@ -352,6 +351,7 @@ impl Work {
         if self.phase == Phase::Finished {
             again.push(self.finished());
         }
+        again.extend(self.halted.clone());
         again
     }
 }
@@ -508,6 +508,16 @@ mod tests {
         session.handle(happened(1, Happened::Finished { step: 3 }));
         check(&mut session, vec![welcome(true)], &["intervals", "send step 2", "send step 3", "send Finished"]);
         assert_eq!(session.standing().committed_step, 3);
+    }
+
+    #[test]
+    fn t9_a_lost_peer_is_named_again() {
+        let mut session = Session::new();
+        for input in [assign(1), prepared(1), start(1)] {
+            session.handle(input);
+        }
+        let lost = || happened(1, Happened::PeerLost { rank: 1, error: "reset".into() });
+        check(&mut session, vec![lost(), welcome(true)], &["send PeerLost", "intervals", "send PeerLost"]);
     }
 
     #[test]

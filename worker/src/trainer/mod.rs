@@ -60,6 +60,8 @@ pub enum Command {
     Prepare(Box<Assignment>),
     /// All places of the epoch are prepared.
     Start { epoch: u64 },
+    /// Write the state of `step`, if it still is that step's: the last step's checkpoint is asked for again when it failed.
+    Checkpoint { epoch: u64, step: u64 },
     /// Rank 0: all shards of the step are durable; write its manifest, then remove older checkpoints.
     Publish { epoch: u64, step: u64, files: Vec<ShardFile>, remove: Vec<u64> },
     /// Drop the job of this epoch or older.
@@ -81,6 +83,7 @@ pub enum Happened {
     Committed { step: u64, record: Option<Box<StepRecord>> },
     Validated(Validation),
     ShardWritten { step: u64, file: Box<ShardFile>, write_s: f64 },
+    /// `error` is empty where the request came too late.
     CheckpointFailed { step: u64, error: String },
     Published { step: u64, bytes: u64, path: String },
     PublishFailed { step: u64, error: String },
@@ -99,16 +102,29 @@ pub struct Shared {
     waits_for: Mutex<Option<WaitsFor>>,
 }
 
+/// How a request for a checkpoint stands to the committed step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Requested {
+    /// The trainer writes it right after that commit.
+    Ahead,
+    /// This very step was just committed: the trainer must be told with [`Command::Checkpoint`].
+    Now,
+    TooLate { committed: u64 },
+}
+
 impl Shared {
-    /// Asks for a checkpoint of `step`. Says which step was committed already if it comes too late.
-    pub fn request_checkpoint(&self, step: u64) -> Result<(), u64> {
+    /// Asks for a checkpoint of `step`.
+    pub fn request_checkpoint(&self, step: u64) -> Requested {
         let mut checkpoints = lock(&self.checkpoints);
         let committed = self.committed.load(Ordering::SeqCst);
-        if step <= committed {
-            return Err(committed);
+        match step.cmp(&committed) {
+            std::cmp::Ordering::Greater => {
+                checkpoints.insert(step);
+                Requested::Ahead
+            }
+            std::cmp::Ordering::Equal => Requested::Now,
+            std::cmp::Ordering::Less => Requested::TooLate { committed },
         }
-        checkpoints.insert(step);
-        Ok(())
     }
 
     /// Marks `step` as committed and says whether a checkpoint of it was asked for.
@@ -200,6 +216,11 @@ pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: &
             Command::Publish { epoch, step, files, remove } => {
                 if let Some(running) = job.as_ref().filter(|j| j.assignment.epoch == epoch) {
                     running.publish(step, files, remove, emit);
+                }
+            }
+            Command::Checkpoint { epoch, step } => {
+                if let Some(running) = job.as_mut().filter(|j| j.assignment.epoch == epoch) {
+                    running.write_checkpoint_of(step, emit);
                 }
             }
             Command::Drop { epoch } => job = job.filter(|j| j.assignment.epoch > epoch),
@@ -311,7 +332,7 @@ impl<D: Device + Clone> Job<D> {
     }
 
     /// Does what the session asks for between two steps.
-    fn serve(&self, environment: &Environment, inbox: &mut Inbox<'_>, emit: &Emit) -> Result<(), CommError> {
+    fn serve(&mut self, environment: &Environment, inbox: &mut Inbox<'_>, emit: &Emit) -> Result<(), CommError> {
         let epoch = self.assignment.epoch;
         environment.fence.check(epoch)?;
         loop {
@@ -319,7 +340,8 @@ impl<D: Device + Clone> Job<D> {
                 Ok(Command::Publish { epoch: e, step, files, remove }) if e == epoch => {
                     self.publish(step, files, remove, emit);
                 }
-                Ok(Command::Publish { .. } | Command::Start { .. }) => {}
+                Ok(Command::Checkpoint { epoch: e, step }) if e == epoch => self.write_checkpoint_of(step, emit),
+                Ok(Command::Publish { .. } | Command::Checkpoint { .. } | Command::Start { .. }) => {}
                 Ok(later @ (Command::Prepare(_) | Command::Drop { .. })) => {
                     inbox.put_back = Some(later);
                     return Err(CommError::Fenced { epoch, raised: environment.fence.epoch() });

@@ -159,6 +159,15 @@ impl<D: Device + Clone> Job<D> {
         self.dataset.num_train()
     }
 
+    /// As [`Job::write_checkpoint`], if `step` is the committed one.
+    pub(super) fn write_checkpoint_of(&mut self, step: u64, emit: &Emit) {
+        if step == self.committed {
+            return self.write_checkpoint(emit);
+        }
+        let what = Happened::CheckpointFailed { step, error: String::new() };
+        emit(TrainerEvent { epoch: self.assignment.epoch, what });
+    }
+
     /// Writes this place's shard of the committed state in the background; the state is copied aside first.
     pub(super) fn write_checkpoint(&mut self, emit: &Emit) {
         if let Some(writer) = self.writer.take() {
