@@ -16,7 +16,7 @@ use toroid_proto::worker_message::Body;
 use toroid_proto::worker_service_client::WorkerServiceClient;
 use toroid_proto::{CoordinatorMessage, Heartbeat, Leaving, Register, WorkerMessage};
 
-use crate::comm::Fence;
+use crate::comm::{CommError, Fence};
 use crate::session::{Input, Output, Session};
 use crate::trainer::{Command, Requested, Shared, TrainerEvent};
 
@@ -31,6 +31,8 @@ pub enum ControlError {
     Address { address: String, error: String },
     #[error("the coordinator refused this worker: {reason}")]
     Refused { reason: String },
+    #[error("cannot make the fence of a job: {0}")]
+    Fence(#[from] CommError),
 }
 
 /// What the control task works with.
@@ -41,10 +43,31 @@ pub(crate) struct Control {
     pub session: Session,
     pub commands: Sender<Command>,
     pub events: mpsc::UnboundedReceiver<TrainerEvent>,
-    pub fence: Fence,
+    pub fence: JobFence,
     pub shared: Arc<Shared>,
     pub heartbeat: Duration,
     pub failure_timeout: Duration,
+}
+
+/// Epochs are counted by job, so each job has a fence of its own.
+pub(crate) struct JobFence {
+    job_id: String,
+    fence: Fence,
+}
+
+impl JobFence {
+    pub fn new() -> Result<JobFence, CommError> {
+        Ok(JobFence { job_id: String::new(), fence: Fence::new()? })
+    }
+
+    /// The fence of this job. That of another one that was in its place ends all of its epochs.
+    fn of(&mut self, job_id: &str) -> Result<Fence, CommError> {
+        if self.job_id != job_id {
+            self.fence.raise(u64::MAX);
+            *self = JobFence { job_id: job_id.to_string(), fence: Fence::new()? };
+        }
+        Ok(self.fence.clone())
+    }
 }
 
 /// Why a stream ended.
@@ -185,7 +208,11 @@ impl Control {
     fn execute(&mut self, output: Output) -> Result<Option<Body>, ControlError> {
         match output {
             Output::Send(body) => return Ok(Some(body)),
-            Output::Fence { epoch } => self.fence.raise(epoch),
+            Output::Fence { epoch } => self.fence.fence.raise(epoch),
+            Output::Prepare(assignment) => {
+                let fence = self.fence.of(&assignment.job_id)?;
+                let _ = self.commands.send(Command::Prepare(assignment, fence));
+            }
             Output::Trainer(command) => {
                 // The trainer thread ends only with the process.
                 let _ = self.commands.send(command);

@@ -30,8 +30,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use toroid_proto::{BUILD_VERSION, PROTOCOL_VERSION, Register};
 
-use comm::{CommError, Fence, Listener};
-use control::{Control, ControlError};
+use comm::{CommError, Listener};
+use control::{Control, ControlError, JobFence};
 use device::Device as _;
 use session::Session;
 use trainer::{Emit, Environment, Shared};
@@ -99,12 +99,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         pid: std::process::id(),
         ..Register::default()
     };
-    let (fence, shared) = (Fence::new()?, Arc::new(Shared::default()));
+    let shared = Arc::new(Shared::default());
     let (events, received) = mpsc::unbounded_channel();
     let (commands, to_do) = std::sync::mpsc::channel();
     let environment = Environment {
         listener,
-        fence: fence.clone(),
         shared: Arc::clone(&shared),
         cache_dir: config.cache_dir.clone(),
         connect_timeout: 6 * DEFAULT_FAILURE_TIMEOUT,
@@ -126,7 +125,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         session: Session::new(),
         commands,
         events: received,
-        fence,
+        fence: JobFence::new()?,
         shared,
         heartbeat: DEFAULT_HEARTBEAT,
         failure_timeout: DEFAULT_FAILURE_TIMEOUT,

@@ -40,6 +40,8 @@ pub enum Input {
 pub enum Output {
     Send(ToCoordinator),
     Trainer(Command),
+    /// A place to prepare; its job's fence goes with it.
+    Prepare(Box<Assignment>),
     /// Nothing of an epoch below this one may go on.
     Fence { epoch: u64 },
     RequestCheckpoint { epoch: u64, step: u64 },
@@ -195,7 +197,7 @@ impl Session {
             shard: None,
             halted: None,
         });
-        vec![Output::Fence { epoch }, Output::Trainer(Command::Prepare(Box::new(assignment)))]
+        vec![Output::Fence { epoch }, Output::Prepare(Box::new(assignment))]
     }
 
     fn stop(&mut self, job_id: &str, epoch: u64, reason: &str) -> Vec<Output> {
@@ -460,6 +462,7 @@ mod tests {
                 let text = format!("{command:?}");
                 format!("trainer {}", text.split([' ', '(']).next().unwrap_or_default())
             }
+            Output::Prepare(_) => "prepare".into(),
             Output::Fence { epoch } => format!("fence {epoch}"),
             Output::RequestCheckpoint { step, .. } => format!("request checkpoint {step}"),
             Output::Intervals { .. } => "intervals".into(),
@@ -471,7 +474,7 @@ mod tests {
     #[test]
     fn a_job_from_assignment_to_end() {
         let mut session = Session::new();
-        check(&mut session, vec![assign(1)], &["fence 1", "trainer Prepare"]);
+        check(&mut session, vec![assign(1)], &["fence 1", "prepare"]);
         check(&mut session, vec![prepared(1)], &["send Prepared"]);
         check(&mut session, vec![start(1)], &["trainer Start"]);
         check(&mut session, vec![committed(1, 1), committed(1, 2)], &["send step 1", "send step 2"]);
@@ -485,14 +488,14 @@ mod tests {
     #[test]
     fn t1_nothing_of_another_epoch_or_job_is_taken() {
         let mut session = Session::new();
-        check(&mut session, vec![assign(5), prepared(5)], &["fence 5", "trainer Prepare", "send Prepared"]);
+        check(&mut session, vec![assign(5), prepared(5)], &["fence 5", "prepare", "send Prepared"]);
         let at = |epoch| {
             Input::FromCoordinator(FromCoordinator::CheckpointAt(CheckpointAt { job_id: "j".into(), epoch, step: 9 }))
         };
         check(&mut session, vec![assign(4), assign(5), start(4), start(6), at(4), at(6)], &[]);
         check(&mut session, vec![committed(4, 1), prepared(4), happened(4, Happened::Finished { step: 3 })], &[]);
         check(&mut session, vec![at(5)], &["request checkpoint 9"]);
-        check(&mut session, vec![assign(6)], &["fence 6", "trainer Prepare"]);
+        check(&mut session, vec![assign(6)], &["fence 6", "prepare"]);
         check(&mut session, vec![committed(5, 1)], &[]);
     }
 

@@ -8,7 +8,7 @@
 //!                   at the next interval, or 3 times (the last step)
 //! ```
 //!
-//! Steps that are known in advance (the next multiple of `interval_steps`, the last step) are named far ahead; those for time
+//! Steps that are known in advance (the next multiples of `interval_steps`, the last step) are named far ahead; those for time
 //! and on request [`Job::margin`] steps ahead, and only while no other is being written. Leftovers of what failed are removed
 //! with the next publishing; a published checkpoint is removed only by a newer one, never the last.
 
@@ -27,6 +27,8 @@ use super::{Context, Reply, RequestId};
 const MAX_FINAL_TRIES: u32 = 3;
 const MIN_MARGIN_STEPS: u64 = 2;
 const MAX_MARGIN_STEPS: u64 = 10_000;
+/// Multiples of `interval_steps` that one look names, at most.
+const MAX_MULTIPLES: usize = 64;
 /// Twice as far ahead after each that came too late, up to this often.
 const MAX_DOUBLINGS: u32 = 10;
 
@@ -90,15 +92,25 @@ impl Job {
         if saved < total && !self.record.pending.contains_key(&total) {
             self.name(cx, total, Why::Final);
         }
+        self.name_multiples(cx, committed, if at_start { 1 } else { margin }, margin);
+        self.name_wanted(cx, committed, margin);
+    }
+
+    /// Names the multiples of `interval_steps` from `ahead` steps after the committed one on, so far that the next look comes in
+    /// time for those that are left.
+    fn name_multiples(&mut self, cx: &mut Context<'_>, committed: u64, ahead: u64, margin: u64) {
         let interval = self.record.spec.checkpoint.interval_steps;
-        if interval > 0 && !self.record.pending.values().any(|p| p.why == Why::Steps) {
-            let from = committed + if at_start { 1 } else { margin };
-            let step = from.div_ceil(interval).saturating_mul(interval);
-            if step < total && !self.record.pending.contains_key(&step) {
+        if interval == 0 {
+            return;
+        }
+        let until = committed.saturating_add(2 * margin).saturating_add(interval).min(self.total() - 1);
+        let first = committed.saturating_add(ahead).div_ceil(interval);
+        let multiples = (first..=until / interval).take(MAX_MULTIPLES).map(|n| n * interval);
+        for step in multiples.collect::<Vec<_>>() {
+            if !self.record.pending.contains_key(&step) {
                 self.name(cx, step, Why::Steps);
             }
         }
-        self.name_wanted(cx, committed, margin);
     }
 
     fn name_wanted(&mut self, cx: &mut Context<'_>, committed: u64, margin: u64) {

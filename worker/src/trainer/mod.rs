@@ -57,7 +57,8 @@ impl Assignment {
 /// What the session tells the trainer.
 #[derive(Debug)]
 pub enum Command {
-    Prepare(Box<Assignment>),
+    /// With the fence of its job.
+    Prepare(Box<Assignment>, Fence),
     /// All places of the epoch are prepared.
     Start { epoch: u64 },
     /// Write the state of `step`, if it still is that step's: the last step's checkpoint is asked for again when it failed.
@@ -166,7 +167,6 @@ pub type Emit = Arc<dyn Fn(TrainerEvent) + Send + Sync>;
 /// What a trainer needs from its process.
 pub struct Environment {
     pub listener: Listener,
-    pub fence: Fence,
     pub shared: Arc<Shared>,
     /// Token files are kept here.
     pub cache_dir: PathBuf,
@@ -204,9 +204,9 @@ pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: &
     let mut job: Option<Job<D>> = None;
     while let Some(command) = inbox.wait() {
         match command {
-            Command::Prepare(assignment) => {
+            Command::Prepare(assignment, fence) => {
                 drop(job.take());
-                job = prepare(device, environment, *assignment, emit);
+                job = prepare(device, environment, *assignment, fence, emit);
             }
             Command::Start { epoch } => {
                 if let Some(running) = job.as_mut().filter(|j| j.assignment.epoch == epoch) {
@@ -232,12 +232,13 @@ fn prepare<D: Device + Clone>(
     device: &D,
     environment: &Environment,
     assignment: Assignment,
+    fence: Fence,
     emit: &Emit,
 ) -> Option<Job<D>> {
     let epoch = assignment.epoch;
     environment.shared.enter("prepare");
     let what;
-    let job = match Job::prepare(device, environment, assignment) {
+    let job = match Job::prepare(device, environment, assignment, fence) {
         Ok(job) => {
             environment.shared.reset(job.committed);
             what = Happened::Prepared {
@@ -295,7 +296,7 @@ fn connect<D: Device + Clone>(job: &Job<D>, environment: &Environment) -> Result
         key: assignment.link_key,
         peers: assignment.peers.iter().filter(|(r, _)| needed.contains(r)).map(|(r, p)| (*r, p.clone())).collect(),
     };
-    let links = Links::establish(&environment.listener, plan, &environment.fence, environment.connect_timeout)?;
+    let links = Links::establish(&environment.listener, plan, &job.fence, environment.connect_timeout)?;
     *lock(&environment.shared.waits_for) = Some(links.waits_for());
     Ok(links)
 }
@@ -315,7 +316,7 @@ impl<D: Device + Clone> Job<D> {
             self.validate(links, &environment.shared, emit)?;
         }
         while self.committed < total {
-            self.serve(environment, inbox, emit)?;
+            self.serve(inbox, emit)?;
             let record = self.step(links, &environment.shared)?;
             let checkpoint = environment.shared.commit(self.committed);
             let step = self.committed;
@@ -332,9 +333,9 @@ impl<D: Device + Clone> Job<D> {
     }
 
     /// Does what the session asks for between two steps.
-    fn serve(&mut self, environment: &Environment, inbox: &mut Inbox<'_>, emit: &Emit) -> Result<(), CommError> {
+    fn serve(&mut self, inbox: &mut Inbox<'_>, emit: &Emit) -> Result<(), CommError> {
         let epoch = self.assignment.epoch;
-        environment.fence.check(epoch)?;
+        self.fence.check(epoch)?;
         loop {
             match inbox.try_next() {
                 Ok(Command::Publish { epoch: e, step, files, remove }) if e == epoch => {
@@ -342,9 +343,9 @@ impl<D: Device + Clone> Job<D> {
                 }
                 Ok(Command::Checkpoint { epoch: e, step }) if e == epoch => self.write_checkpoint_of(step, emit),
                 Ok(Command::Publish { .. } | Command::Checkpoint { .. } | Command::Start { .. }) => {}
-                Ok(later @ (Command::Prepare(_) | Command::Drop { .. })) => {
+                Ok(later @ (Command::Prepare(..) | Command::Drop { .. })) => {
                     inbox.put_back = Some(later);
-                    return Err(CommError::Fenced { epoch, raised: environment.fence.epoch() });
+                    return Err(CommError::Fenced { epoch, raised: self.fence.epoch() });
                 }
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => return Err(CommError::Fenced { epoch, raised: u64::MAX }),

@@ -15,7 +15,7 @@ use toroid_torus::pipeline::{Pipeline, max_in_flight, one_f_one_b};
 
 use super::{Assignment, Emit, Environment, Happened, TrainerEvent};
 use crate::checkpoint::{CheckpointError, ShardState, ShardStateMut, Storage, load_initial};
-use crate::comm::Group;
+use crate::comm::{Fence, Group};
 use crate::data::{DataError, Dataset, TokenFile};
 use crate::device::Device;
 use crate::model::Stage;
@@ -24,6 +24,8 @@ use crate::optim::{HostShard, Shard};
 /// A job at one place.
 pub struct Job<D: Device + Clone> {
     pub assignment: Assignment,
+    /// Ends the waits of an epoch that is over.
+    pub(super) fence: Fence,
     pub(super) partition: Arc<Partition>,
     pub(super) stage: Stage<D>,
     pub(super) shard: Shard<D>,
@@ -98,7 +100,12 @@ impl PrepareError {
 }
 
 impl<D: Device + Clone> Job<D> {
-    pub fn prepare(device: &D, environment: &Environment, assignment: Assignment) -> Result<Job<D>, PrepareError> {
+    pub fn prepare(
+        device: &D,
+        environment: &Environment,
+        assignment: Assignment,
+        fence: Fence,
+    ) -> Result<Job<D>, PrepareError> {
         let spec = Arc::clone(&assignment.spec);
         spec.check()?;
         let place = assignment.place();
@@ -134,6 +141,7 @@ impl<D: Device + Clone> Job<D> {
         };
         Ok(Job {
             assignment,
+            fence,
             groups,
             partition,
             stage,

@@ -97,7 +97,6 @@ fn gradients(spec: &JobSpec, dir: &Path) -> Gradients {
             };
             let environment = Environment {
                 listener,
-                fence: Fence::new().expect("an eventfd"),
                 shared: Arc::new(Shared::default()),
                 cache_dir: dir.join("cache"),
                 connect_timeout: Duration::from_secs(60),
@@ -122,7 +121,7 @@ fn gradients(spec: &JobSpec, dir: &Path) -> Gradients {
 fn of_place(assignment: Assignment, environment: &Environment) -> Gradients {
     let device = CpuDevice::new(1);
     let tp_rank = assignment.place().tp;
-    let mut job = Job::prepare(&device, environment, assignment).expect("prepare the place");
+    let mut job = Job::prepare(&device, environment, assignment, Fence::new().expect("an eventfd")).expect("prepare the place");
     let mut links = connect(&job, environment).expect("connect the place");
     job.gather_params(&mut links).expect("gather the parameters");
     let sums = job.accumulate(&mut links, &environment.shared).expect("make the step's gradients");
