@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use toroid_proto::{Job, JobState};
+use toroid_proto::{Job, JobState, StepRecord};
 
 use crate::cluster::{Cluster, assert_same_curve, path, run, run_ok, text_folder};
 use crate::reference;
@@ -74,10 +74,22 @@ fn a_checkpoint_goes_on_as_if_never_stopped_and_on_other_shapes() -> Result<()> 
     for shape in [(1, 1, 1), (4, 1, 2), (1, 2, 4)] {
         let other = cluster.train(&short_job(shape, 30, &resume))?;
         ensure!(other.curve.len() == 20, "{shape:?} made {} steps", other.curve.len());
-        for (expected, found) in whole.curve[10..].iter().zip(&other.curve) {
-            let relative = (found.loss - expected.loss).abs() / expected.loss;
-            ensure!(relative <= 1e-5, "{shape:?} step {}: {} against {}", found.step, found.loss, expected.loss);
+        check_near(&whole.curve[10..], &other.curve).with_context(|| format!("go on at {shape:?}"))?;
+    }
+    Ok(())
+}
+
+/// Losses are within 1e-5 of those of another shape, whose sums have another order. Where a token's second and third expert are even
+/// up to rounding, the order decides between them: from the first step on whose expert load shows that, only nearness can be asked.
+fn check_near(expected: &[StepRecord], found: &[StepRecord]) -> Result<()> {
+    let mut tolerance = 1e-5;
+    for (expected, found) in expected.iter().zip(found) {
+        if expected.expert_load != found.expert_load {
+            tolerance = 1e-3;
         }
+        let relative = (found.loss - expected.loss).abs() / expected.loss;
+        let (step, loss) = (found.step, found.loss);
+        ensure!(relative <= tolerance, "step {step}: {loss} against {}, allowed {tolerance:.0e}", expected.loss);
     }
     Ok(())
 }
@@ -109,7 +121,7 @@ fn verify_names_file_and_tensor_of_a_flipped_bit() -> Result<()> {
 /// Done-when 5 (T-9): the coordinator is killed with SIGKILL within the run and started again; no step is missing.
 #[test]
 fn a_killed_coordinator_goes_on_from_its_store() -> Result<()> {
-    let job_file = short_job((2, 1, 2), 40, "");
+    let job_file = short_job((2, 1, 2), 100, "");
     let mut cluster = Cluster::start(4, 1)?;
     let undisturbed = cluster.train(&job_file)?;
     let id = cluster.submit(&job_file)?;
@@ -126,7 +138,7 @@ fn a_killed_coordinator_goes_on_from_its_store() -> Result<()> {
 /// T-9: steps go on being committed while there is no coordinator, and are all reported to the next one.
 #[test]
 fn workers_train_to_the_end_without_a_coordinator() -> Result<()> {
-    let job_file = short_job((1, 1, 2), 60, "");
+    let job_file = short_job((1, 1, 2), 100, "");
     let mut cluster = Cluster::start(2, 1)?;
     let id = cluster.submit(&job_file)?;
     cluster.wait_for(&id, "step 3", |job| job.curve.len() >= 3)?;
@@ -134,14 +146,14 @@ fn workers_train_to_the_end_without_a_coordinator() -> Result<()> {
     cluster.start_coordinator()?;
     let job = cluster.wait_for(&id, "the end", |job| job.state() == JobState::Done)?;
     let steps: Vec<u64> = job.curve.iter().map(|r| r.step).collect();
-    assert_eq!(steps, (1..=60).collect::<Vec<u64>>());
+    assert_eq!(steps, (1..=100).collect::<Vec<u64>>());
     Ok(())
 }
 
 /// A worker dies: the spare takes its place, training goes on from the last checkpoint, and the curve is the undisturbed one (T-4).
 #[test]
 fn a_spare_takes_the_place_of_a_killed_worker() -> Result<()> {
-    let job_file = short_job((2, 2, 1), 40, "");
+    let job_file = short_job((2, 2, 1), 100, "");
     let mut cluster = Cluster::start(4, 1)?;
     let undisturbed = cluster.train(&job_file)?;
     cluster.add_worker(1)?;

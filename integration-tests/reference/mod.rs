@@ -70,8 +70,7 @@ impl Reference {
             ] {
                 let expected = expected[key].as_f64().with_context(|| format!("read {key}"))?;
                 let tolerance = if record.step == 1 && key == "loss" { 1e-6 } else { 1e-5 };
-                close(found, expected, tolerance)
-                    .with_context(|| format!("{shape:?} step {}: {what}", record.step))?;
+                close(found, expected, tolerance).with_context(|| format!("{shape:?} step {}: {what}", record.step))?;
             }
         }
         Ok(())
@@ -97,7 +96,10 @@ impl Reference {
 
 fn close(found: f64, expected: f64, tolerance: f64) -> Result<()> {
     let relative = (found - expected).abs() / expected.abs().max(1e-12);
-    ensure!(relative <= tolerance, "found {found}, expected {expected}: off by {relative:.2e}, allowed {tolerance:.0e}");
+    ensure!(
+        relative <= tolerance,
+        "found {found}, expected {expected}: off by {relative:.2e}, allowed {tolerance:.0e}"
+    );
     Ok(())
 }
 

@@ -60,14 +60,22 @@ impl<D: Device> Shard<D> {
     /// has each parameter once. `grads` is the partition's flat gradient `(padded_len)`.
     pub fn grad_sum_of_squares(&self, device: &D, partition: &Partition, grads: &D::Buf) -> f64 {
         let cuts = partition.cut(self.range.clone()).filter(|(slice, _)| partition.counts(slice));
-        cuts.map(|(slice, cut)| device.sum_of_squares(grads.view(slice.offset + cut.start..slice.offset + cut.end))).sum()
+        cuts.map(|(slice, cut)| device.sum_of_squares(grads.view(slice.offset + cut.start..slice.offset + cut.end)))
+            .sum()
     }
 
     /// One AdamW update from the partition's flat gradient `(padded_len)`.
     ///
     /// `t`: index of the update from 0, for the schedules; `update`: number of updates with this one, for the bias correction
     /// (skipped steps do not count); `norm`: global gradient norm before clipping.
-    pub fn update(&mut self, device: &D, partition: &Partition, grads: &D::Buf, config: &OptimizerConfig, at: UpdateAt) {
+    pub fn update(
+        &mut self,
+        device: &D,
+        partition: &Partition,
+        grads: &D::Buf,
+        config: &OptimizerConfig,
+        at: UpdateAt,
+    ) {
         let hyper = AdamW {
             lr: config.lr_at(at.t, at.total),
             beta1: config.beta1,

@@ -33,7 +33,11 @@ pub enum Input {
     FromCoordinator(FromCoordinator),
     Trainer(TrainerEvent),
     /// A checkpoint was asked for, but this step was committed already.
-    CheckpointTooLate { epoch: u64, step: u64, committed: u64 },
+    CheckpointTooLate {
+        epoch: u64,
+        step: u64,
+        committed: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -43,12 +47,22 @@ pub enum Output {
     /// A place to prepare; its job's fence goes with it.
     Prepare(Box<Assignment>),
     /// Nothing of an epoch below this one may go on.
-    Fence { epoch: u64 },
-    RequestCheckpoint { epoch: u64, step: u64 },
+    Fence {
+        epoch: u64,
+    },
+    RequestCheckpoint {
+        epoch: u64,
+        step: u64,
+    },
     /// The control stream has its intervals from here.
-    Intervals { heartbeat_ms: u32, failure_timeout_ms: u32 },
+    Intervals {
+        heartbeat_ms: u32,
+        failure_timeout_ms: u32,
+    },
     /// The coordinator will not have this worker.
-    Refused { reason: String },
+    Refused {
+        reason: String,
+    },
     /// One line for the log.
     Note(String),
 }
@@ -111,18 +125,23 @@ impl Session {
 
     pub fn handle(&mut self, input: Input) -> Vec<Output> {
         match input {
-            Input::FromCoordinator(message) => self.from_coordinator(message),
-            Input::Trainer(event) => self.from_trainer(event),
+            Input::FromCoordinator(message) => self.heard(message),
+            Input::Trainer(event) => self.reported(event),
             Input::CheckpointTooLate { epoch, step, committed } => match &self.work {
-                Some(work) if work.epoch == epoch => vec![Output::Send(ToCoordinator::CheckpointMissed(
-                    CheckpointMissed { step, committed_step: committed, error: String::new(), ..work.missed() },
-                ))],
+                Some(work) if work.epoch == epoch => {
+                    vec![Output::Send(ToCoordinator::CheckpointMissed(CheckpointMissed {
+                        step,
+                        committed_step: committed,
+                        error: String::new(),
+                        ..work.missed()
+                    }))]
+                }
                 _ => Vec::new(),
             },
         }
     }
 
-    fn from_coordinator(&mut self, message: FromCoordinator) -> Vec<Output> {
+    fn heard(&mut self, message: FromCoordinator) -> Vec<Output> {
         match message {
             FromCoordinator::Welcome(welcome) => self.welcome(&welcome),
             FromCoordinator::Refused(refused) => vec![Output::Refused { reason: refused.reason }],
@@ -164,7 +183,10 @@ impl Session {
             out.extend(work.said_again().into_iter().map(Output::Send));
         } else {
             let epoch = work.epoch;
-            out.push(Output::Note(format!("the coordinator has given rank {} of {} to another worker", work.rank, work.job_id)));
+            out.push(Output::Note(format!(
+                "the coordinator has given rank {} of {} to another worker",
+                work.rank, work.job_id
+            )));
             out.extend(self.drop_work(epoch));
         }
         out
@@ -233,7 +255,7 @@ impl Session {
         }
     }
 
-    fn from_trainer(&mut self, event: TrainerEvent) -> Vec<Output> {
+    fn reported(&mut self, event: TrainerEvent) -> Vec<Output> {
         let TrainerEvent { epoch, what } = event;
         match self.work.as_mut().filter(|w| w.epoch == epoch) {
             Some(work) => work.happened(what).into_iter().map(Output::Send).collect(),
@@ -275,11 +297,8 @@ impl Work {
             }
             Happened::Validated(validation) => {
                 let step = validation.step;
-                let report = ValidationReport {
-                    job_id: self.job_id.clone(),
-                    epoch: self.epoch,
-                    validation: Some(validation),
-                };
+                let report =
+                    ValidationReport { job_id: self.job_id.clone(), epoch: self.epoch, validation: Some(validation) };
                 self.validations.insert(step, report.clone());
                 vec![ToCoordinator::Validation(report)]
             }
@@ -446,8 +465,7 @@ mod tests {
 
     /// Feeds the inputs and compares what came out, printed without its details, with what is expected.
     fn check(session: &mut Session, inputs: Vec<Input>, expected: &[&str]) {
-        let found: Vec<String> =
-            inputs.into_iter().flat_map(|i| session.handle(i)).map(|o| name(&o)).collect();
+        let found: Vec<String> = inputs.into_iter().flat_map(|i| session.handle(i)).map(|o| name(&o)).collect();
         assert_eq!(found, expected);
     }
 

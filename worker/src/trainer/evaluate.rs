@@ -2,8 +2,8 @@
 
 use toroid_proto::Validation;
 
-use super::{Emit, Happened, Job, Shared, TrainerEvent};
 use super::step::{receive, send};
+use super::{Emit, Happened, Job, Shared, TrainerEvent};
 use crate::comm::{Channel, CommError, Links, TpGroup, global_sum};
 use crate::device::Device;
 use crate::model::Input;

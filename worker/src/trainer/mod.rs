@@ -78,20 +78,51 @@ pub struct TrainerEvent {
 
 #[derive(Debug)]
 pub enum Happened {
-    Prepared { committed_step: u64, data_digest: [u8; 32], num_samples: u64, num_params: u64 },
+    Prepared {
+        committed_step: u64,
+        data_digest: [u8; 32],
+        num_samples: u64,
+        num_params: u64,
+    },
     Connected,
     /// With the record of the step at rank 0.
-    Committed { step: u64, record: Option<Box<StepRecord>> },
+    Committed {
+        step: u64,
+        record: Option<Box<StepRecord>>,
+    },
     Validated(Validation),
-    ShardWritten { step: u64, file: Box<ShardFile>, write_s: f64 },
+    ShardWritten {
+        step: u64,
+        file: Box<ShardFile>,
+        write_s: f64,
+    },
     /// `error` is empty where the request came too late.
-    CheckpointFailed { step: u64, error: String },
-    Published { step: u64, bytes: u64, path: String },
-    PublishFailed { step: u64, error: String },
-    Finished { step: u64 },
-    PeerLost { rank: usize, error: String },
+    CheckpointFailed {
+        step: u64,
+        error: String,
+    },
+    Published {
+        step: u64,
+        bytes: u64,
+        path: String,
+    },
+    PublishFailed {
+        step: u64,
+        error: String,
+    },
+    Finished {
+        step: u64,
+    },
+    PeerLost {
+        rank: usize,
+        error: String,
+    },
     /// `fatal`: every other worker would fail in the same way. `damaged_step`: this checkpoint cannot be read.
-    Failed { error: String, fatal: bool, damaged_step: Option<u64> },
+    Failed {
+        error: String,
+        fatal: bool,
+        damaged_step: Option<u64>,
+    },
 }
 
 /// What both threads see: checkpoints asked for, and where the trainer is.
@@ -110,7 +141,9 @@ pub enum Requested {
     Ahead,
     /// This very step was just committed: the trainer must be told with [`Command::Checkpoint`].
     Now,
-    TooLate { committed: u64 },
+    TooLate {
+        committed: u64,
+    },
 }
 
 impl Shared {
@@ -264,12 +297,7 @@ fn prepare<D: Device + Clone>(
 }
 
 /// Connects and makes steps until the job is finished, its epoch is over or a peer is lost.
-fn train<D: Device + Clone>(
-    job: &mut Job<D>,
-    environment: &Environment,
-    inbox: &mut Inbox<'_>,
-    emit: &Emit,
-) {
+fn train<D: Device + Clone>(job: &mut Job<D>, environment: &Environment, inbox: &mut Inbox<'_>, emit: &Emit) {
     let epoch = job.assignment.epoch;
     let report = |what| emit(TrainerEvent { epoch, what });
     let outcome = connect(job, environment).and_then(|mut links| {

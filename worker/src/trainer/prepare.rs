@@ -116,8 +116,7 @@ impl<D: Device + Clone> Job<D> {
         let cursor = Cursor::new(spec.seed, dataset.num_train(), spec.data.order);
         let num_micro_batches = spec.batch.of_replica(spec.shape.dp(), place.dp).len();
         let pipeline = one_f_one_b(place.pp, spec.shape.pp(), num_micro_batches);
-        let stage =
-            Stage::new(device.clone(), &spec, &spec.shape, place, &partition, max_in_flight(&pipeline).max(1));
+        let stage = Stage::new(device.clone(), &spec, &spec.shape, place, &partition, max_in_flight(&pipeline).max(1));
         let storage = Arc::new(Storage::open(&assignment.checkpoint_root).map_err(PrepareError::Open)?);
 
         let position = shard_position(&spec.shape, place.dp);
@@ -135,10 +134,8 @@ impl<D: Device + Clone> Job<D> {
             partial: Vec::new(),
             expert_load: vec![0; spec.model.layers * spec.model.experts],
         };
-        let groups = Groups {
-            tp: Group::tp(&spec.shape, assignment.rank),
-            dp: Group::dp(&spec.shape, assignment.rank),
-        };
+        let groups =
+            Groups { tp: Group::tp(&spec.shape, assignment.rank), dp: Group::dp(&spec.shape, assignment.rank) };
         Ok(Job {
             assignment,
             fence,
@@ -190,8 +187,7 @@ impl<D: Device + Clone> Job<D> {
         let emit = Arc::clone(emit);
         let write = move || {
             let start = Instant::now();
-            let state =
-                ShardState { param: &state.param, exp_avg: &state.exp_avg, exp_avg_sq: &state.exp_avg_sq };
+            let state = ShardState { param: &state.param, exp_avg: &state.exp_avg, exp_avg_sq: &state.exp_avg_sq };
             let what = match storage.write_shard(step, rank, &partition, range, state) {
                 Ok(file) => {
                     Happened::ShardWritten { step, file: Box::new(file), write_s: start.elapsed().as_secs_f64() }
@@ -260,7 +256,9 @@ fn load_state(
     }
     let mut params = vec![0.0; partition.padded_len];
     match &assignment.spec.init_from {
-        Some(path) => load_initial(path, &assignment.spec.model, partition, &mut params).map_err(PrepareError::Initial)?,
+        Some(path) => {
+            load_initial(path, &assignment.spec.model, partition, &mut params).map_err(PrepareError::Initial)?
+        }
         None => {
             for slice in &partition.slices {
                 fill_initial(slice, assignment.spec.seed, &mut params[slice.offset..slice.offset + slice.len]);
@@ -322,11 +320,8 @@ fn load_checkpoint(
     range: Range<usize>,
 ) -> Result<Start, CheckpointError> {
     let mut shard = HostShard::zeros(range.len());
-    let state = ShardStateMut {
-        param: &mut shard.param,
-        exp_avg: &mut shard.exp_avg,
-        exp_avg_sq: &mut shard.exp_avg_sq,
-    };
+    let state =
+        ShardStateMut { param: &mut shard.param, exp_avg: &mut shard.exp_avg, exp_avg_sq: &mut shard.exp_avg_sq };
     storage.load(manifest, partition, range, state)?;
     Ok(Start { step: manifest.step, skipped: manifest.skipped_steps, shard })
 }

@@ -32,7 +32,8 @@ const SHAPES: [(usize, usize, usize); 11] = [
 
 fn figures() -> Value {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/tiny.json");
-    serde_json::from_str(&std::fs::read_to_string(file).expect("the figures are in the repository")).expect("valid JSON")
+    serde_json::from_str(&std::fs::read_to_string(file).expect("the figures are in the repository"))
+        .expect("valid JSON")
 }
 
 struct Inputs {
@@ -73,9 +74,8 @@ struct Gradients {
 /// Forward, backward and reduce-scatter of the first step on all places of `spec`.
 fn gradients(spec: &JobSpec, dir: &Path) -> Gradients {
     let shape: Shape = spec.shape;
-    let listeners: Vec<Listener> = (0..shape.world())
-        .map(|_| Listener::bind("127.0.0.1:0").expect("listen on loopback"))
-        .collect();
+    let listeners: Vec<Listener> =
+        (0..shape.world()).map(|_| Listener::bind("127.0.0.1:0").expect("listen on loopback")).collect();
     let peers: BTreeMap<usize, PeerAddr> = listeners
         .iter()
         .enumerate()
@@ -121,7 +121,8 @@ fn gradients(spec: &JobSpec, dir: &Path) -> Gradients {
 fn of_place(assignment: Assignment, environment: &Environment) -> Gradients {
     let device = CpuDevice::new(1);
     let tp_rank = assignment.place().tp;
-    let mut job = Job::prepare(&device, environment, assignment, Fence::new().expect("an eventfd")).expect("prepare the place");
+    let mut job =
+        Job::prepare(&device, environment, assignment, Fence::new().expect("an eventfd")).expect("prepare the place");
     let mut links = connect(&job, environment).expect("connect the place");
     job.gather_params(&mut links).expect("gather the parameters");
     let sums = job.accumulate(&mut links, &environment.shared).expect("make the step's gradients");
@@ -132,7 +133,8 @@ fn of_place(assignment: Assignment, environment: &Environment) -> Gradients {
     for (slice, cut) in job.partition.cut(job.shard.range.clone()).filter(|(s, _)| job.partition.counts(s)) {
         let mut values = vec![0.0; cut.len()];
         device.read(job.stage.grads().view(slice.offset + cut.start..slice.offset + cut.end), &mut values);
-        *out.squares.entry(slice.tensor.clone()).or_default() += values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
+        *out.squares.entry(slice.tensor.clone()).or_default() +=
+            values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
         // The first elements of the tensor are those of the slice at the first TP rank, unless a shard is cut between them.
         if tp_rank == 0 && cut.start == 0 && cut.len() > 1 {
             out.first.insert(slice.tensor.clone(), [f64::from(values[0]), f64::from(values[1])]);

@@ -1,7 +1,7 @@
 //! Against sums made one after the other, for many shapes.
 
-use crate::model::TpComm;
 use super::*;
+use crate::model::TpComm;
 
 const TORI: [(usize, usize); 12] =
     [(1, 1), (2, 1), (1, 2), (3, 1), (1, 3), (2, 2), (5, 1), (3, 2), (2, 3), (4, 2), (3, 3), (4, 4)];
