@@ -200,7 +200,7 @@ impl Session {
         let assignment = match checked(assign) {
             Ok(assignment) => assignment,
             Err(error) => {
-                let failed = Failed { job_id, epoch, error, fatal: true, damaged_step: 0 };
+                let failed = Failed { job_id, epoch, error, fatal: true, damaged_step: 0, restore: false };
                 return vec![Output::Send(ToCoordinator::Failed(failed))];
             }
         };
@@ -278,6 +278,8 @@ impl Work {
                     data_digest: data_digest.to_vec(),
                     num_samples,
                     num_params,
+                    has_state: true,
+                    sealed_next: false,
                 };
                 self.prepared = Some(prepared.clone());
                 // What was said in the older epoch may have come too late to be taken.
@@ -332,7 +334,7 @@ impl Work {
             Happened::Failed { error, fatal, damaged_step } => {
                 let (job_id, epoch) = (self.job_id.clone(), self.epoch);
                 let damaged_step = damaged_step.unwrap_or(0);
-                self.halt(ToCoordinator::Failed(Failed { job_id, epoch, error, fatal, damaged_step }))
+                self.halt(ToCoordinator::Failed(Failed { job_id, epoch, error, fatal, damaged_step, restore: false }))
             }
         }
     }

@@ -154,6 +154,7 @@ impl Job {
             checkpoint_root: super::view::checkpoint_root(record, &cx.config.jobs_dir),
             restore_step: record.restore_step,
             keep_checkpoints: record.spec.checkpoint.keep,
+            heal: false,
         };
         for rank in 0..record.places.len() {
             assign.rank = rank as u32;
@@ -223,7 +224,7 @@ impl Job {
         }
         let reason = "all workers are prepared: they connect and compute the first step";
         self.set_state(cx, self.record.state, reason);
-        let start = proto::Start { job_id: self.record.id.clone(), epoch: self.record.epoch };
+        let start = proto::Start { job_id: self.record.id.clone(), epoch: self.record.epoch, heal: None };
         self.send_all(cx, &Body::Start(start));
         let text = format!("epoch {} goes on from step {base_step}", self.record.epoch);
         self.event(cx, "job.started", text);

@@ -216,7 +216,7 @@ impl Job {
         if self.live.phase != Phase::Started {
             return;
         }
-        let start = proto::Start { job_id: self.record.id.clone(), epoch: self.record.epoch };
+        let start = proto::Start { job_id: self.record.id.clone(), epoch: self.record.epoch, heal: None };
         self.send(cx, rank, ToWorker::Start(start));
         self.advance(cx, rank, committed);
         self.name_again(cx, rank, committed);

@@ -82,6 +82,9 @@ impl Machine {
             folder: folder(record, &self.config.jobs_dir),
             job_toml: record.spec.to_toml(),
             events: record.events.iter().map(event).collect(),
+            incidents: Vec::new(),
+            lost_s: 0.0,
+            lost_steps: 0,
         }
     }
 
