@@ -16,6 +16,7 @@ mod client;
 mod daemon;
 mod find;
 mod format;
+mod incidents;
 mod jobfile;
 mod json;
 mod local;
@@ -62,6 +63,10 @@ enum Command {
     Cancel(status::CancelArgs),
     /// Show what happened to a job
     Events(status::EventsArgs),
+    /// Show what failed in a job, what was done about it and what it cost
+    Incidents(incidents::Args),
+    /// Move the place of a worker to a spare, so that the worker can be stopped
+    Drain(status::DrainArgs),
     /// Ask for, list, verify and export checkpoints
     #[command(subcommand)]
     Checkpoint(checkpoint::Command),
@@ -104,6 +109,8 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Workers(args) => runtime.block_on(status::workers(args)),
         Command::Cancel(args) => runtime.block_on(status::cancel(args)),
         Command::Events(args) => runtime.block_on(status::events(args)),
+        Command::Incidents(args) => runtime.block_on(incidents::run(args)),
+        Command::Drain(args) => runtime.block_on(status::drain(args)),
         Command::Checkpoint(command) => checkpoint::run(runtime, command),
         Command::Version => {
             output::line(format_args!("toroid {}", toroid_proto::BUILD_VERSION))?;
@@ -159,6 +166,8 @@ mod tests {
             "toroid workers",
             "toroid cancel tiny-1",
             "toroid events tiny-1 -f",
+            "toroid incidents tiny-1 -o json",
+            "toroid drain w3 --coordinator h:7070",
             "toroid checkpoint now tiny-1",
             "toroid checkpoint list tiny-1",
             "toroid checkpoint verify path 10",
