@@ -147,7 +147,7 @@ impl Run {
                     None => break,
                     Some(update) => self.update(&update).await,
                 },
-                ended = self.cluster.children.ended() => self.cluster.replace(ended, None).await?,
+                ended = self.cluster.children.ended() => drop(self.cluster.replace(ended, None).await?),
                 () = signals.next() => {
                     self.cluster.interrupt(&id).await;
                     return Ok(Outcome::Interrupted);
@@ -205,7 +205,7 @@ impl Run {
         self.cluster.progress.line(&format!("coordinator ({url}) and workers run on until Ctrl-C"));
         loop {
             tokio::select! {
-                ended = self.cluster.children.ended() => self.cluster.replace(ended, None).await?,
+                ended = self.cluster.children.ended() => drop(self.cluster.replace(ended, None).await?),
                 () = signals.next() => return Ok(()),
             }
         }

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //!   local       a whole cluster of child processes of this binary      coordinator, worker   daemon
-//!   submit      jobfile (paths), then progress and summary (--wait)     status, jobs, workers, events, cancel   status
+//!   chaos       faults on such a cluster, and a verdict                 bench   figures of this machine
+//!   submit      jobfile (paths), then progress and summary (--wait)     status, jobs, workers, events, cancel, drain   status
+//!   incidents   what failed and what it cost
 //!   checkpoint  now, list, verify, export; find: which folder is meant  client, watch: gRPC    format, json, output
 //! ```
 //!
@@ -11,6 +13,8 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
+mod chaos;
 mod checkpoint;
 mod client;
 mod daemon;
@@ -70,6 +74,11 @@ enum Command {
     /// Ask for, list, verify and export checkpoints
     #[command(subcommand)]
     Checkpoint(checkpoint::Command),
+    /// Break a job on this machine on purpose: kills and stops workers, and says whether anything was lost
+    Chaos(Box<chaos::Args>),
+    /// Measure
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Show the versions of program, protocol and checkpoint format
     Version,
 }
@@ -112,6 +121,8 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Incidents(args) => runtime.block_on(incidents::run(args)),
         Command::Drain(args) => runtime.block_on(status::drain(args)),
         Command::Checkpoint(command) => checkpoint::run(runtime, command),
+        Command::Chaos(args) => runtime.block_on(chaos::run(*args)),
+        Command::Bench(command) => runtime.block_on(bench::run(command)),
         Command::Version => {
             output::line(format_args!("toroid {}", toroid_proto::BUILD_VERSION))?;
             output::line(format_args!("protocol {}", toroid_proto::PROTOCOL_VERSION))?;
@@ -173,6 +184,12 @@ mod tests {
             "toroid checkpoint verify path 10",
             "toroid checkpoint verify path",
             "toroid checkpoint export 10 out.safetensors --from path",
+            "toroid local --no-kill",
+            "toroid chaos",
+            "toroid chaos --tp 1 --pp 1 --dp 4 --steps 90 --kills 3 --rate 6 --rank 2 --signal both --spares 1 --verify --seed 9 -o json",
+            "toroid chaos --job job.toml --every-steps 20 --signal stop --failure-timeout-ms 1000 --dir d --threads 1",
+            "toroid chaos --phase reduce-scatter --kills 2",
+            "toroid bench recovery --kills 20 --shape 2,2,2 --shape 1,1,4 -o json",
             "toroid version",
         ] {
             check(line, true);
@@ -187,6 +204,13 @@ mod tests {
             "toroid jobs --coordinator https://h:1",
             "toroid checkpoint export ten out.safetensors",
             "toroid status",
+            "toroid local --kill-one --no-kill",
+            "toroid chaos --kills 0",
+            "toroid chaos --rate -1",
+            "toroid chaos --rate 1 --every-steps 5",
+            "toroid chaos --phase lunch",
+            "toroid chaos --phase commit --rank 1",
+            "toroid bench recovery --shape 2,2",
         ] {
             check(line, false);
         }

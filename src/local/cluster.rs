@@ -78,8 +78,9 @@ impl Cluster {
         self.deaths = 0;
     }
 
-    /// A child ended that should not have: another one takes over, unless they keep ending. `dies_at`: of a worker.
-    pub async fn replace(&mut self, ended: Ended, dies_at: Option<&str>) -> Result<()> {
+    /// A child ended that should not have: another one takes over, unless they keep ending. `dies_at` is for a
+    /// worker, whose id is returned.
+    pub async fn replace(&mut self, ended: Ended, dies_at: Option<&str>) -> Result<Option<String>> {
         self.deaths += 1;
         let Ended { role, name, status, log } = ended;
         let words = last_words(&log, 0).map_or_else(String::new, |words| format!("; its last words: {words}"));
@@ -92,15 +93,16 @@ impl Cluster {
                 self.children.restart_coordinator()?;
                 let line = format!("the coordinator ended ({status}) and was started again on the same folder");
                 self.progress.line(&line);
+                Ok(None)
             }
             Role::Worker => {
                 let spare = self.children.start_worker(dies_at)?;
                 let log = log.display();
                 self.progress
                     .line(&format!("worker {name} ended ({status}), see {log}; {spare} was started as a spare"));
+                Ok(Some(spare))
             }
         }
-        Ok(())
     }
 
     /// Cancels the job of a run that was interrupted.
