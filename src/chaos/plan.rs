@@ -119,8 +119,9 @@ impl PhasePlan {
         }
         // One spare at a time: the first that takes a place dies healing, the one after it lives.
         let nth_spare = n - self.num_places;
-        let step = self.steps.get(nth_spare / 2).filter(|_| nth_spare.is_multiple_of(2))?;
-        Some(format!("heal@{}", step - 1))
+        let is_doomed = nth_spare.is_multiple_of(2) && nth_spare / 2 < self.steps.len();
+        // Step 0: the first time.
+        is_doomed.then(|| "heal@0".into())
     }
 
     /// Deaths that are to be seen.
@@ -181,8 +182,7 @@ mod tests {
 
         let plan = PhasePlan::new(Phase::Heal, 2, None, &spec(""))?;
         let at: Vec<_> = (0..8).map(|n| plan.of_worker(n)).collect();
-        let expected =
-            [some("forward@10"), some("forward@25"), None, None, some("heal@9"), None, some("heal@24"), None];
+        let expected = [some("forward@10"), some("forward@25"), None, None, some("heal@0"), None, some("heal@0"), None];
         assert_eq!(at, expected);
         assert_eq!(plan.num_deaths(), 4);
         Ok(())
