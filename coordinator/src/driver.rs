@@ -53,6 +53,7 @@ pub(crate) enum Command {
     Submit { toml: String, answer: Answer<Reply> },
     Cancel { job: String, answer: Answer<Reply> },
     Checkpoint { job: String, answer: Answer<Reply> },
+    Drain { worker: String, answer: Answer<Reply> },
     Job { job: String, answer: Answer<proto::Job> },
     Jobs { answer: Answer<Vec<proto::Job>> },
     Workers { answer: Answer<Vec<proto::WorkerInfo>> },
@@ -192,6 +193,7 @@ impl Driver {
             Command::Submit { toml, answer } => self.request(answer, |request| Input::Submit { request, toml }),
             Command::Cancel { job, answer } => self.request(answer, |request| Input::Cancel { request, job }),
             Command::Checkpoint { job, answer } => self.request(answer, |request| Input::Checkpoint { request, job }),
+            Command::Drain { worker, answer } => self.request(answer, |request| Input::Drain { request, worker }),
             Command::Message { stream, body } => self.input(Input::Message { stream, body }),
             Command::Closed { stream, reason } => {
                 self.connections.remove(&stream);
@@ -224,6 +226,7 @@ impl Driver {
             Command::Submit { .. }
             | Command::Cancel { .. }
             | Command::Checkpoint { .. }
+            | Command::Drain { .. }
             | Command::Message { .. }
             | Command::Closed { .. }
             | Command::Open { .. } => unreachable!("handled as inputs"),

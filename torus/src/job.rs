@@ -34,6 +34,14 @@ pub struct JobSpec {
     pub data: DataConfig,
     pub eval: EvalConfig,
     pub checkpoint: CheckpointConfig,
+    pub fault_tolerance: FaultToleranceConfig,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FaultToleranceConfig {
+    /// Every shard has two holders, so that a death costs no committed step. Off: a death costs the work since the last checkpoint.
+    pub redundancy: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -151,6 +159,7 @@ struct File {
     data: DataFile,
     eval: EvalFile,
     checkpoint: CheckpointFile,
+    fault_tolerance: FaultToleranceFile,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -224,6 +233,12 @@ struct DataFile {
 struct EvalFile {
     interval: Option<u64>,
     micro_batches: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FaultToleranceFile {
+    redundancy: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -318,6 +333,7 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
             keep: file.checkpoint.keep.unwrap_or(3),
             path: file.checkpoint.path,
         },
+        fault_tolerance: FaultToleranceConfig { redundancy: file.fault_tolerance.redundancy.unwrap_or(true) },
         model,
     };
     spec.check()?;
@@ -488,6 +504,7 @@ struct Written<'a> {
     data: &'a DataConfig,
     eval: WrittenEval,
     checkpoint: &'a CheckpointConfig,
+    fault_tolerance: &'a FaultToleranceConfig,
 }
 
 #[derive(Serialize)]
@@ -522,6 +539,7 @@ impl<'a> From<&'a JobSpec> for Written<'a> {
             data: &s.data,
             eval: WrittenEval { interval: s.eval.interval, micro_batches: s.eval.num_micro_batches },
             checkpoint: &s.checkpoint,
+            fault_tolerance: &s.fault_tolerance,
         }
     }
 }

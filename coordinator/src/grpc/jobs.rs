@@ -45,8 +45,12 @@ impl From<AskError> for Status {
         let text = error.to_string();
         match error {
             AskError::Request(RequestError::Invalid(_)) => Status::invalid_argument(text),
-            AskError::Request(RequestError::UnknownJob { .. }) => Status::not_found(text),
-            AskError::Request(RequestError::State { .. }) => Status::failed_precondition(text),
+            AskError::Request(RequestError::UnknownJob { .. } | RequestError::UnknownWorker { .. }) => {
+                Status::not_found(text)
+            }
+            AskError::Request(RequestError::State { .. } | RequestError::Drain { .. }) => {
+                Status::failed_precondition(text)
+            }
             AskError::Curve(_) => Status::data_loss(text),
             AskError::Stopping => Status::unavailable(text),
         }
@@ -115,6 +119,19 @@ impl JobService for Jobs {
         let job = request.into_inner().job_id;
         match self.handle.ask(|answer| Command::Checkpoint { job, answer }).await? {
             Reply::Checkpoint { step } => Ok(Response::new(proto::CheckpointJobResponse { step })),
+            reply => Err(mismatch(&reply)),
+        }
+    }
+
+    async fn drain_worker(
+        &self,
+        request: Request<proto::DrainWorkerRequest>,
+    ) -> Result<Response<proto::DrainWorkerResponse>, Status> {
+        let worker = request.into_inner().worker_id;
+        match self.handle.ask(|answer| Command::Drain { worker, answer }).await? {
+            Reply::Drained { job, replacement } => {
+                Ok(Response::new(proto::DrainWorkerResponse { job_id: job, replacement }))
+            }
             reply => Err(mismatch(&reply)),
         }
     }

@@ -74,8 +74,12 @@ impl Job {
         (base << self.live.checkpoint.doublings).min(MAX_MARGIN_STEPS)
     }
 
-    /// Starts the wait for the next checkpoint by time.
-    pub fn arm_interval(&mut self, cx: &Context<'_>) {
+    /// Starts the wait for the next checkpoint by time. One that was waited for before a heal comes when it was due: were the wait to
+    /// begin anew, frequent deaths could put it off for ever.
+    pub fn arm_interval(&mut self, cx: &Context<'_>, keeps_running: bool) {
+        if keeps_running && (self.live.checkpoint.due.is_some() || self.live.checkpoint.wanted.is_some()) {
+            return;
+        }
         let interval_s = self.record.spec.checkpoint.interval_s;
         let interval = Duration::try_from_secs_f64(interval_s).ok().filter(|i| !i.is_zero());
         self.live.checkpoint.due = interval.and_then(|i| cx.now.monotonic.checked_add(i));
@@ -268,7 +272,7 @@ impl Job {
         self.record.leftovers.retain(|s| !pending.removes.contains(s));
         self.live.checkpoint.doublings = 0;
         self.event(cx, "checkpoint.done", format!("step {step}: {} bytes at {}", message.bytes, message.path));
-        self.arm_interval(cx);
+        self.arm_interval(cx, false);
         self.plan_checkpoints(cx, false);
         self.try_finish(cx);
     }
@@ -303,7 +307,7 @@ impl Job {
     /// Training goes on, and the newest good checkpoint stays.
     fn checkpoint_failed(&mut self, cx: &mut Context<'_>, step: u64, text: &str) {
         self.event(cx, "checkpoint.failed", format!("step {step}: {text}"));
-        self.arm_interval(cx);
+        self.arm_interval(cx, false);
         self.drop_pending(cx, step, text);
     }
 
@@ -326,17 +330,21 @@ impl Job {
         self.plan_checkpoints(cx, false);
     }
 
-    /// The epoch is over: what was named in it is void (T-1), and what was written of it is left over.
-    pub fn abandon_pending(&mut self) {
+    /// The epoch is over: what was named in it is void (T-1), and what was written of it is left over. Where the state stays
+    /// (`heals`), what was wanted is named anew.
+    pub fn abandon_pending(&mut self, heals: bool) {
         let committed = self.committed();
         let written = self.record.pending.keys().copied().filter(|s| *s <= committed);
         self.record.leftovers.extend(written);
-        self.record.pending.clear();
+        let named = std::mem::take(&mut self.record.pending);
         let schedule = &mut self.live.checkpoint;
         schedule.pending.clear();
-        schedule.due = None;
-        if schedule.wanted == Some(Why::Time) {
-            schedule.wanted = None;
+        if heals {
+            let wanted = named.values().map(|p| p.why).find(|why| matches!(why, Why::Time | Why::Request));
+            schedule.wanted = schedule.wanted.or(wanted);
+        } else {
+            schedule.due = None;
+            schedule.wanted.take_if(|why| *why == Why::Time);
         }
     }
 

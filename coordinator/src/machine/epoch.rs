@@ -9,10 +9,11 @@ use proto::coordinator_message::Body;
 use toroid_proto as proto;
 use toroid_torus::placement::{self, Candidate, Placement};
 
+use super::failures::{Activity, Cause};
 use super::job::{Job, Phase};
 use super::pool::{Pool, Worker};
-use super::record::{DataFacts, State};
-use super::recovery::{self, Plan, Situation};
+use super::record::{DataFacts, Heal, Rung, SeenBy, State};
+use super::recovery::{self, Holding, Plan, Resume, Situation, Source};
 use super::{Context, Output};
 
 impl Job {
@@ -26,7 +27,12 @@ impl Job {
         let empty = vec![None; self.world()];
         match placement::place(&self.record.spec.shape, &empty, &candidates, &cx.pool.candidates()) {
             Ok(placement) => {
-                self.begin_epoch(cx, placement, "all places are filled: the workers prepare data, weights and links");
+                self.begin_epoch(
+                    cx,
+                    placement,
+                    State::Starting,
+                    "all places are filled: the workers prepare data, weights and links",
+                );
                 true
             }
             Err(_) => {
@@ -40,9 +46,10 @@ impl Job {
 
     /// Begins the next epoch if a place was lost and can be filled, or says what the job waits for.
     pub fn recover(&mut self, cx: &mut Context<'_>) {
-        if !self.live.awaited.is_empty() {
+        if !self.live.awaited.is_empty() || !self.record.state.is_placed() {
             return;
         }
+        self.begin_drain(cx);
         let num_empty = self.record.places.iter().filter(|p| p.is_none()).count();
         let plan = recovery::decide(&Situation {
             shape: &self.record.spec.shape,
@@ -51,7 +58,7 @@ impl Job {
             hosts: &cx.pool.candidates(),
             losses: &self.live.losses,
             begin_again: self.live.begin_again.as_deref(),
-            restore_step: self.record.last_checkpoint().map_or(0, |c| c.step),
+            source: self.source(),
         });
         match plan {
             Plan::Nothing => {}
@@ -60,14 +67,33 @@ impl Job {
                 if self.live.phase == Phase::Preparing {
                     self.live.phase = Phase::Waiting;
                 }
+                self.incident_waits(cx, &reason);
                 self.set_state(cx, State::Recovering, &reason);
             }
-            Plan::Begin { placement, reason } => self.begin_epoch(cx, placement, &reason),
+            Plan::Begin { placement, rung, reason } => {
+                self.begin_epoch(
+                    cx,
+                    placement,
+                    if rung == Rung::Drain { State::Draining } else { State::Recovering },
+                    &reason,
+                );
+                self.incident_fenced(cx, rung, &reason);
+            }
+        }
+    }
+
+    /// Where the next epoch has its state from.
+    fn source(&self) -> Source {
+        let step = self.record.last_checkpoint().map_or(0, |c| c.step);
+        match self.record.started_unix_ms {
+            _ if self.can_heal() => Source::Holders,
+            0 => Source::First { step },
+            _ => Source::Checkpoint { step },
         }
     }
 
     /// Spares that may take a place of this job. Those that failed at it come only where the others do not suffice.
-    fn candidates(&self, pool: &Pool, num_needed: usize) -> Vec<Candidate> {
+    pub fn candidates(&self, pool: &Pool, num_needed: usize) -> Vec<Candidate> {
         let fingerprint = self.fingerprint(pool);
         let computes_alike = |f: &str| !self.record.spec.exact || fingerprint.as_deref() == Some(f);
         let is_fit =
@@ -92,34 +118,60 @@ impl Job {
         best.map(|(fingerprint, _)| fingerprint.to_string())
     }
 
-    fn begin_epoch(&mut self, cx: &mut Context<'_>, placement: Placement, reason: &str) {
-        self.abandon_pending();
-        let restore_step = self.record.last_checkpoint().map_or(0, |c| c.step);
+    fn begin_epoch(&mut self, cx: &mut Context<'_>, placement: Placement, state: State, reason: &str) {
+        let heals = self.can_heal();
+        self.abandon_pending(heals);
+        let committed = self.committed();
+        let old = std::mem::take(&mut self.record.places);
         self.record.epoch += 1;
-        self.record.restore_step = restore_step;
+        self.record.heal = None;
+        self.record.absent.clear();
         self.record.places = placement.workers.into_iter().map(Some).collect();
         for (rank, worker) in self.record.places.iter().enumerate() {
             let worker = worker.as_deref().expect("a placement fills every place");
             cx.pool.set_place(worker, Some((self.record.id.clone(), rank)));
         }
-        if self.live.progress.last_step() > restore_step {
-            self.live.progress.cut(restore_step);
-            cx.out.effects.push(Output::CutCurve { job: self.record.id.clone(), keep: restore_step });
+        if heals {
+            // The curve stays: what was committed is not lost.
+            self.live.base_step = committed;
+            for (rank, _) in old.iter().enumerate().filter(|(_, worker)| worker.is_none()) {
+                self.live.committed[rank] = 0;
+            }
+        } else {
+            self.go_back(cx);
         }
         let live = &mut self.live;
         live.phase = Phase::Preparing;
-        live.base_step = restore_step;
-        live.committed = vec![restore_step; self.record.places.len()];
+        live.activity = vec![Activity::default(); self.record.places.len()];
         live.prepared.clear();
         live.finished.clear();
         live.losses.clear();
         live.begin_again = None;
         live.suspicion = None;
-        let first = self.record.epoch == 1;
-        self.set_state(cx, if first { State::Starting } else { State::Recovering }, reason);
+        self.set_state(cx, state, reason);
         self.check_fingerprints(cx);
-        self.event(cx, if first { "job.starting" } else { "job.recovering" }, reason);
-        self.assign(cx);
+        self.event(cx, if state == State::Starting { "job.starting" } else { "job.recovering" }, reason);
+        for rank in 0..self.record.places.len() {
+            self.assign(cx, rank);
+        }
+    }
+
+    /// What was computed since the newest checkpoint is made again.
+    fn go_back(&mut self, cx: &mut Context<'_>) {
+        let restore_step = self.record.last_checkpoint().map_or(0, |c| c.step);
+        self.record.has_state = false;
+        self.record.restore_step = restore_step;
+        self.cut_curve(cx, restore_step);
+        self.live.base_step = restore_step;
+        self.live.floor_step = restore_step;
+        self.live.committed = vec![restore_step; self.world()];
+    }
+
+    fn cut_curve(&mut self, cx: &mut Context<'_>, keep: u64) {
+        if self.live.progress.last_step() > keep {
+            self.live.progress.cut(keep);
+            cx.out.effects.push(Output::CutCurve { job: self.record.id.clone(), keep });
+        }
     }
 
     /// Remembers what an exact job runs on; warns where bits may come to differ.
@@ -136,17 +188,17 @@ impl Job {
         }
     }
 
-    fn assign(&mut self, cx: &mut Context<'_>) {
+    pub fn assign(&self, cx: &mut Context<'_>, rank: usize) {
         let record = &self.record;
         let peer = |(rank, worker): (usize, &Option<String>)| {
             let worker = worker.as_ref().and_then(|w| cx.pool.get(w)).expect("only connected workers are placed");
             let (worker_id, data_address) = (worker.register.worker_id.clone(), worker.register.data_address.clone());
             proto::Peer { rank: rank as u32, worker_id, data_address }
         };
-        let mut assign = proto::Assign {
+        let assign = proto::Assign {
             job_id: record.id.clone(),
             epoch: record.epoch,
-            rank: 0,
+            rank: rank as u32,
             job_json: serde_json::to_string(&record.spec).expect("a job spec has only string keys"),
             shape: Some(super::view::shape(&record.spec.shape)),
             peers: record.places.iter().enumerate().map(peer).collect(),
@@ -154,11 +206,9 @@ impl Job {
             checkpoint_root: super::view::checkpoint_root(record, &cx.config.jobs_dir),
             restore_step: record.restore_step,
             keep_checkpoints: record.spec.checkpoint.keep,
+            heal: self.can_heal(),
         };
-        for rank in 0..record.places.len() {
-            assign.rank = rank as u32;
-            self.send(cx, rank, Body::Assign(assign.clone()));
-        }
+        self.send(cx, rank, Body::Assign(assign));
     }
 
     pub fn prepared(&mut self, cx: &mut Context<'_>, rank: usize, message: proto::Prepared) {
@@ -168,13 +218,40 @@ impl Job {
         self.live.prepared.insert(rank, message);
         if self.live.prepared.len() == self.world() && self.record.places.iter().all(Option::is_some) {
             match self.disagreement() {
-                None => self.start(cx),
+                None => self.resume(cx),
                 Some((Blame::Job, reason)) => self.end(cx, State::Failed, &reason),
                 Some((Blame::Worker(rank), reason)) => {
                     self.live.unfit.extend(self.record.places[rank].clone());
-                    self.lose(cx, rank, &reason);
+                    self.lose(cx, rank, Cause::new(SeenBy::Prepared, reason));
                 }
-                Some((Blame::Place(rank), reason)) => self.place_failed(cx, rank, &reason),
+                Some((Blame::Place(rank), reason)) => self.place_failed(cx, rank, SeenBy::Prepared, &reason),
+            }
+        }
+    }
+
+    /// All have reported: the step that they go on from is known, or that no place can give the state.
+    fn resume(&mut self, cx: &mut Context<'_>) {
+        if !self.can_heal() {
+            let step = self.live.prepared[&0].committed_step;
+            self.live.floor_step = step;
+            let reason = "all workers are prepared: they connect and compute the first step";
+            return self.start(cx, step, None, reason);
+        }
+        let held = |p: &proto::Prepared| Holding {
+            committed: p.committed_step,
+            has_state: p.has_state,
+            sealed_next: p.sealed_next,
+        };
+        let held: Vec<Holding> = self.live.prepared.values().map(held).collect();
+        match recovery::resume(&self.record.spec.shape, &held) {
+            Resume::Heal { step, source, newcomers, reason } => {
+                self.cut_curve(cx, step);
+                self.start(cx, step, Some(Heal { step, source, newcomers }), &reason);
+            }
+            Resume::Restore { step, reason } => {
+                self.incident_reported(step);
+                self.record.has_state = false;
+                self.begin_again(cx, SeenBy::Prepared, reason);
             }
         }
     }
@@ -198,22 +275,27 @@ impl Job {
                 );
                 return Some((blame, reason));
             }
+            if self.can_heal() {
+                continue;
+            }
             let expected = if self.record.restore_step > 0 { self.record.restore_step } else { first.committed_step };
             if prepared.committed_step != expected {
                 let reason = format!("loaded step {} where step {expected} was to be loaded", prepared.committed_step);
                 return Some((Blame::Place(rank), reason));
             }
         }
-        (first.committed_step > self.total()).then(|| {
+        (first.committed_step > self.total() && !self.can_heal()).then(|| {
             let (found, total) = (first.committed_step, self.total());
             (Blame::Job, format!("`resume_from` is at step {found} and the job has only {total} steps; raise `steps`"))
         })
     }
 
-    fn start(&mut self, cx: &mut Context<'_>) {
+    fn start(&mut self, cx: &mut Context<'_>, base_step: u64, heal: Option<Heal>, reason: &str) {
         let first = &self.live.prepared[&0];
         self.record.data = Some(facts(first));
-        let base_step = first.committed_step;
+        let is_heal = heal.is_some();
+        self.record.heal = heal;
+        self.record.has_state = true;
         self.live.base_step = base_step;
         self.live.committed.fill(base_step);
         self.live.phase = Phase::Started;
@@ -221,14 +303,24 @@ impl Job {
         if self.record.started_unix_ms == 0 {
             self.record.started_unix_ms = cx.now.unix_ms;
         }
-        let reason = "all workers are prepared: they connect and compute the first step";
         self.set_state(cx, self.record.state, reason);
-        let start = proto::Start { job_id: self.record.id.clone(), epoch: self.record.epoch };
-        self.send_all(cx, &Body::Start(start));
-        let text = format!("epoch {} goes on from step {base_step}", self.record.epoch);
-        self.event(cx, "job.started", text);
-        self.arm_interval(cx);
+        let start = self.start_message();
+        self.send_all(cx, &start);
+        self.event(cx, "job.started", format!("epoch {} goes on from step {base_step}: {reason}", self.record.epoch));
+        self.incident_decided(cx, base_step, is_heal);
+        self.expect_progress(cx);
+        self.arm_interval(cx, is_heal);
         self.plan_checkpoints(cx, true);
+    }
+
+    /// `Start` of the present epoch. A worker that has started takes it as the same one.
+    pub fn start_message(&self) -> Body {
+        let heal = self.record.heal.as_ref().map(|h| proto::Heal {
+            step: h.step,
+            source: h.source as u32,
+            newcomers: h.newcomers.iter().map(|r| *r as u32).collect(),
+        });
+        Body::Start(proto::Start { job_id: self.record.id.clone(), epoch: self.record.epoch, heal })
     }
 }
 

@@ -1,4 +1,4 @@
-//! One job: its record, what is known of it at the moment, its training and its failures, up to its end.
+//! One job: its record, what is known of it at the moment, its training, up to its end.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -8,17 +8,17 @@ use toroid_proto as proto;
 use toroid_torus::job::JobSpec;
 
 use super::checkpoint::Pending;
+use super::failures::{Activity, Cause, Suspicion};
+use super::incident::Incidents;
 use super::progress::{Progress, StepSummary};
-use super::record::{Event, Failures, JobRecord, State, Validation};
+use super::record::{Event, Incident, JobRecord, SeenBy, State, Validation};
 use super::recovery::Loss;
 use super::{Context, Output, RequestError, RequestId};
-
-/// A place that fails this often without the job getting any further ends the job.
-const MAX_FAILURES: u32 = 3;
 
 #[derive(Debug)]
 pub(super) struct Job {
     pub record: JobRecord,
+    pub incidents: Incidents,
     pub live: Live,
 }
 
@@ -33,21 +33,14 @@ pub(super) enum Phase {
     Started,
 }
 
-/// One worker lost sight of another that is still connected.
-#[derive(Debug, Clone)]
-pub(super) struct Suspicion {
-    /// The worker that was lost sight of.
-    pub rank: usize,
-    pub text: String,
-    pub until: Duration,
-}
-
 /// What is known at the moment; a restart finds it out again from the workers.
 #[derive(Debug)]
 pub(super) struct Live {
     pub phase: Phase,
-    /// Step from which the epoch goes on.
+    /// Step from which the epoch goes on; while a healing epoch is being prepared, the highest that was committed before.
     pub base_step: u64,
+    /// Steps up to here were not made by this job or are in its curve: nobody reports them any more.
+    pub floor_step: u64,
     /// Committed steps by rank, as last heard.
     pub committed: Vec<u64>,
     pub prepared: BTreeMap<usize, proto::Prepared>,
@@ -59,6 +52,12 @@ pub(super) struct Live {
     /// Why the next epoch must begin although all places are filled.
     pub begin_again: Option<String>,
     pub suspicion: Option<Suspicion>,
+    /// By rank.
+    pub activity: Vec<Activity>,
+    /// If no step is committed until then, somebody hangs.
+    pub hang_at: Option<Duration>,
+    /// Workers whose places were moved, and from where, until the epoch without them is healed.
+    pub moved: Vec<(String, usize)>,
     /// Workers that failed at this job: others come first.
     pub avoid: BTreeSet<String>,
     /// Workers that have other data or another model: never, until they register anew.
@@ -72,6 +71,7 @@ impl Live {
         Live {
             phase,
             base_step: 0,
+            floor_step: 0,
             committed: Vec::new(),
             prepared: BTreeMap::new(),
             finished: BTreeSet::new(),
@@ -80,6 +80,9 @@ impl Live {
             losses: Vec::new(),
             begin_again: None,
             suspicion: None,
+            activity: Vec::new(),
+            hang_at: None,
+            moved: Vec::new(),
             avoid: BTreeSet::new(),
             unfit: BTreeSet::new(),
             progress,
@@ -97,11 +100,19 @@ impl Job {
             reason: "just submitted".into(),
             epoch: 0,
             places: Vec::new(),
+            absent: BTreeMap::new(),
+            draining: BTreeSet::new(),
+            has_state: false,
+            heal: None,
             restore_step: 0,
             fingerprint: None,
             data: None,
             high_step: 0,
             failures: BTreeMap::new(),
+            deaths: BTreeMap::new(),
+            num_incidents: 0,
+            lost_s: 0.0,
+            lost_steps: 0,
             checkpoints: Vec::new(),
             pending: BTreeMap::new(),
             leftovers: BTreeSet::new(),
@@ -113,29 +124,33 @@ impl Job {
             num_events: 0,
             spec,
         };
-        let mut job = Job { record, live: Live::new(Phase::Waiting, Progress::default()) };
+        let live = Live::new(Phase::Waiting, Progress::default());
+        let mut job = Job { record, incidents: Incidents::default(), live };
         let text = format!("{} steps on {}", job.record.spec.steps, job.record.spec.shape);
         job.event(cx, "job.submitted", text);
         job
     }
 
     /// A job as the store has it, after a restart. Workers that say they go on with their places are believed (T-9).
-    pub fn restore(record: JobRecord, steps: Vec<StepSummary>, cx: &mut Context<'_>) -> Job {
-        let mut job = Job { live: Live::new(Phase::Waiting, Progress::new(steps)), record };
+    pub fn restore(record: JobRecord, incidents: Vec<Incident>, steps: Vec<StepSummary>, cx: &mut Context<'_>) -> Job {
+        let incidents = Incidents::restore(incidents, cx.now.monotonic, cx.now.unix_ms);
+        let mut job = Job { live: Live::new(Phase::Waiting, Progress::new(steps)), incidents, record };
         if !job.record.state.is_placed() {
             return job;
         }
         let (record, live) = (&job.record, &mut job.live);
         live.awaited = (0..record.places.len()).filter(|r| record.places[*r].is_some()).collect();
         live.awaited_until = cx.now.monotonic + cx.config.limits.reconnect();
-        live.base_step = record.restore_step;
-        live.committed = vec![live.progress.last_step().max(record.restore_step); record.places.len()];
+        live.base_step = record.heal.as_ref().map_or(record.restore_step, |h| h.step);
+        live.floor_step = record.restore_step;
+        live.committed = vec![live.progress.last_step().max(live.base_step); record.places.len()];
+        live.activity = vec![Activity::default(); record.places.len()];
         if record.state == State::Running {
             live.phase = Phase::Started;
             live.checkpoint.pending = record.pending.keys().map(|step| (*step, Pending::default())).collect();
-            job.arm_interval(cx);
+            job.arm_interval(cx, false);
         } else if live.awaited.len() == record.places.len() {
-            // Who was prepared is not known any more; beginning again costs only the preparation.
+            // Who was prepared is not known any more; beginning again costs only the preparation. Survivors keep their state.
             live.begin_again = Some("the coordinator was restarted before all were prepared".into());
         }
         let text = format!("waits for {} workers to come back", job.live.awaited.len());
@@ -189,7 +204,7 @@ impl Job {
     /// Highest step known to be committed in this epoch (T-2: ranks are at most one apart).
     pub fn committed(&self) -> u64 {
         let reported = self.live.committed.iter().copied().max().unwrap_or(0);
-        reported.max(self.live.progress.last_step()).max(self.record.restore_step)
+        reported.max(self.live.progress.last_step()).max(self.live.base_step).max(self.record.restore_step)
     }
 
     /// Trains with all places filled and connected.
@@ -197,6 +212,16 @@ impl Job {
         self.live.phase == Phase::Started
             && self.live.awaited.is_empty()
             && self.record.places.iter().all(Option::is_some)
+    }
+
+    /// The state is kept twice.
+    pub fn is_redundant(&self) -> bool {
+        self.record.spec.fault_tolerance.redundancy && self.world() > 1
+    }
+
+    /// The next epoch can have its state from the places.
+    pub fn can_heal(&self) -> bool {
+        self.record.has_state && self.is_redundant()
     }
 
     pub fn describe(&self, rank: usize) -> String {
@@ -239,8 +264,11 @@ impl Job {
         if self.live.phase != Phase::Started {
             return;
         }
+        let now = cx.now.monotonic;
+        self.live.activity[rank].update(message, now);
         self.advance(cx, rank, message.committed_step);
-        if message.committed_step > self.live.base_step || message.sealed_next {
+        // What a survivor had sealed before a heal says nothing about this epoch.
+        if message.committed_step > self.live.base_step || message.sealed_next && self.record.heal.is_none() {
             self.runs(cx);
         }
     }
@@ -250,19 +278,28 @@ impl Job {
         self.live.committed[rank] = self.live.committed[rank].max(committed.min(self.total()));
         if self.committed() > before {
             self.record.high_step = self.record.high_step.max(self.committed());
-            self.committed_advanced(cx);
+            self.progressed(cx);
         }
     }
 
-    /// From rank 0. A step that is there already changes nothing, but is acknowledged again.
-    pub fn step_report(&mut self, cx: &mut Context<'_>, mut record: proto::StepRecord) {
+    fn progressed(&mut self, cx: &mut Context<'_>) {
+        self.expect_progress(cx);
+        self.incident_progress(cx);
+        self.committed_advanced(cx);
+    }
+
+    /// A step that is there already changes nothing, but is acknowledged again. Rank 0 speaks for the job; where it was lost, others
+    /// may have the records that it did not get through, and say them in order when the healing epoch begins.
+    pub fn step_report(&mut self, cx: &mut Context<'_>, rank: usize, mut record: proto::StepRecord) {
         let step = record.step;
+        let last_step = self.live.progress.last_step().max(self.live.floor_step);
         let acknowledge = Body::StepAck(proto::StepAck { job_id: self.record.id.clone(), step });
-        // Steps up to a checkpoint are in the curve before it is published.
-        if step <= self.live.base_step.max(self.live.progress.last_step()) {
-            return self.send(cx, 0, acknowledge);
+        if step <= last_step {
+            return self.send(cx, rank, acknowledge);
         }
-        if self.live.phase != Phase::Started || step > self.total() {
+        let is_left_over = self.can_heal() && step == last_step + 1 && step <= self.committed();
+        let is_new = rank == 0 && self.live.phase == Phase::Started;
+        if step > self.total() || self.live.phase == Phase::Waiting || !(is_new || is_left_over) {
             return;
         }
         record.epoch = self.record.epoch;
@@ -271,10 +308,16 @@ impl Job {
         assert!(is_new, "older steps were acknowledged above");
         cx.out.changed.insert(job.clone());
         cx.out.effects.push(Output::AppendCurve { job, record: Box::new(record) });
-        self.send(cx, 0, acknowledge);
-        self.runs(cx);
-        self.advance(cx, 0, step);
-        self.committed_advanced(cx);
+        self.send(cx, rank, acknowledge);
+        if self.live.phase != Phase::Started {
+            return;
+        }
+        if step > self.live.base_step {
+            self.runs(cx);
+            self.advance(cx, rank, step);
+        }
+        // Also where the commit was heard of before its record came.
+        self.progressed(cx);
     }
 
     pub fn validation(&mut self, cx: &mut Context<'_>, v: proto::Validation) {
@@ -297,6 +340,10 @@ impl Job {
         }
         self.live.finished.insert(rank);
         self.advance(cx, rank, committed);
+        if self.live.finished.len() == self.world() {
+            // A heal at the last step is followed by no other.
+            self.incident_over(cx);
+        }
         self.plan_checkpoints(cx, false);
         self.try_finish(cx);
     }
@@ -310,107 +357,22 @@ impl Job {
         }
     }
 
-    // ------------------------------------------------------------------------------------------------------------- failures
-
-    /// The place is empty from now on.
-    pub fn lose(&mut self, cx: &mut Context<'_>, rank: usize, why: &str) {
-        let Some(worker) = self.record.places[rank].take() else { return };
-        if let Some(connected) = cx.pool.get(&worker) {
-            let stop =
-                proto::Stop { job_id: self.record.id.clone(), epoch: self.record.epoch, reason: why.to_string() };
-            cx.out.send(connected.stream, Body::Stop(stop));
-        }
-        cx.pool.set_place(&worker, None);
-        self.live.awaited.remove(&rank);
-        self.worker_event(cx, "worker.lost", format!("{worker} (rank {rank}) {why}"), &worker);
-        self.live.losses.push(Loss { rank, worker, why: why.into() });
-        cx.out.unsettled = true;
-    }
-
-    pub fn failed(&mut self, cx: &mut Context<'_>, rank: usize, message: &proto::Failed) {
-        if message.fatal {
-            let reason = format!("{} cannot go on: {}", self.describe(rank), message.error);
-            return self.end(cx, State::Failed, &reason);
-        }
-        match message.damaged_step {
-            step if step > 0 && step == self.record.restore_step => self.checkpoint_damaged(cx, rank, &message.error),
-            _ => self.place_failed(cx, rank, &message.error),
-        }
-    }
-
-    /// The checkpoint that the epoch began from cannot be read: it does not count any more, all go on from the one before.
-    fn checkpoint_damaged(&mut self, cx: &mut Context<'_>, rank: usize, error: &str) {
-        let step = self.record.restore_step;
-        self.record.checkpoints.retain(|c| c.step != step);
-        let text = format!("{} cannot read the checkpoint of step {step}: {error}", self.describe(rank));
-        self.event(cx, "checkpoint.damaged", text.clone());
-        self.live.begin_again = Some(text);
-        cx.out.unsettled = true;
-    }
-
-    /// The worker of a place cannot go on, another may. Too often without getting any further: the job has failed.
-    pub fn place_failed(&mut self, cx: &mut Context<'_>, rank: usize, error: &str) {
-        let who = self.describe(rank);
-        if self.count_failure(rank) >= MAX_FAILURES {
-            let reason = format!(
-                "rank {rank} failed {MAX_FAILURES} times in a row without a new step; the last, {who}: {error}"
-            );
-            return self.end(cx, State::Failed, &reason);
-        }
-        if let Some(worker) = self.record.places[rank].clone() {
-            self.live.avoid.insert(worker);
-        }
-        self.lose(cx, rank, &format!("failed: {error}"));
-    }
-
-    fn count_failure(&mut self, rank: usize) -> u32 {
-        let at_step = self.record.high_step.max(self.committed());
-        let failures = self.record.failures.entry(rank).or_insert(Failures { count: 0, at_step });
-        if at_step > failures.at_step {
-            *failures = Failures { count: 0, at_step };
-        }
-        failures.count += 1;
-        failures.count
-    }
-
-    pub fn peer_lost(&mut self, cx: &mut Context<'_>, rank: usize, message: &proto::PeerLost) {
-        let peer = message.rank as usize;
-        let whole = self.record.places.iter().all(Option::is_some);
-        if peer >= self.world()
-            || peer == rank
-            || !whole
-            || self.live.suspicion.is_some()
-            || self.live.phase != Phase::Started
-        {
-            return;
-        }
-        let text = format!("{} lost its link to {}: {}", self.describe(rank), self.describe(peer), message.error);
-        let until = cx.now.monotonic + cx.config.limits.link_grace();
-        self.event(cx, "link.lost", text.clone());
-        self.live.suspicion = Some(Suspicion { rank: peer, text, until });
-    }
-
-    /// The worker that was lost sight of is still connected: only the link is broken, and all begin again.
-    fn confirm_broken_link(&mut self, cx: &mut Context<'_>, suspicion: Suspicion) {
-        let text = format!("{}; both are alive", suspicion.text);
-        if self.count_failure(suspicion.rank) >= MAX_FAILURES {
-            let reason =
-                format!("links to rank {} broke {MAX_FAILURES} times without a new step: {text}", suspicion.rank);
-            return self.end(cx, State::Failed, &reason);
-        }
-        self.live.begin_again = Some(text);
-        cx.out.unsettled = true;
-    }
-
     /// Nothing more is expected of the job; its workers are free.
     pub fn end(&mut self, cx: &mut Context<'_>, state: State, reason: &str) {
         assert!(state.is_ended(), "a job ends as done, failed or cancelled");
+        self.incident_abandoned(cx);
+        self.release_moved(cx);
         let stop = proto::Stop { job_id: self.record.id.clone(), epoch: self.record.epoch, reason: reason.to_string() };
         self.send_all(cx, &Body::Stop(stop));
         for worker in std::mem::take(&mut self.record.places).iter().flatten() {
             cx.pool.set_place(worker, None);
+            if self.record.draining.contains(worker) {
+                cx.pool.retire(worker);
+            }
         }
-        self.abandon_pending();
+        self.record.absent.clear();
+        self.record.draining.clear();
+        self.abandon_pending(false);
         self.record.finished_unix_ms = cx.now.unix_ms;
         self.set_state(cx, state, reason);
         let requests: Vec<RequestId> = std::mem::take(&mut self.live.checkpoint.requests);
@@ -429,7 +391,7 @@ impl Job {
     pub fn poll_timeout(&self) -> Option<Duration> {
         let awaited = (!self.live.awaited.is_empty()).then_some(self.live.awaited_until);
         let suspicion = self.live.suspicion.as_ref().map(|s| s.until);
-        [awaited, suspicion, self.checkpoint_timeout()].into_iter().flatten().min()
+        [awaited, suspicion, self.hang_timeout(), self.checkpoint_timeout()].into_iter().flatten().min()
     }
 
     pub fn tick(&mut self, cx: &mut Context<'_>) {
@@ -437,13 +399,12 @@ impl Job {
         if !self.live.awaited.is_empty() && now >= self.live.awaited_until {
             let limit = cx.config.limits.reconnect().as_secs_f64();
             for rank in std::mem::take(&mut self.live.awaited) {
-                self.lose(cx, rank, &format!("has not come back within {limit} s of the coordinator's restart"));
+                let why = format!("has not come back within {limit} s of the coordinator's restart");
+                self.lose(cx, rank, Cause::new(SeenBy::CoordinatorRestart, why));
             }
         }
-        if self.live.suspicion.as_ref().is_some_and(|s| now >= s.until) {
-            let suspicion = self.live.suspicion.take().expect("checked above");
-            self.confirm_broken_link(cx, suspicion);
-        }
+        self.tick_suspicion(cx);
+        self.tick_hang(cx);
         self.tick_checkpoints(cx);
     }
 
@@ -455,5 +416,6 @@ impl Job {
         if let Some(suspicion) = &mut self.live.suspicion {
             suspicion.until = cx.now.monotonic + cx.config.limits.link_grace();
         }
+        self.expect_progress(cx);
     }
 }

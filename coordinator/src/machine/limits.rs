@@ -21,6 +21,13 @@ impl Limits {
         (self.failure_timeout / 5).clamp(Duration::from_millis(300), Duration::from_secs(1))
     }
 
+    /// From one commit to the next, before whoever is waited for is taken to hang. While no step's time is known, the first may take
+    /// as long as a checkpoint.
+    pub fn hang(&self, step_s: Option<f64>) -> Duration {
+        let steps = step_s.and_then(|s| Duration::try_from_secs_f64(4.0 * s).ok());
+        steps.map_or(self.checkpoint(), |steps| self.failure_timeout.saturating_add(steps))
+    }
+
     /// From the commit of a step to its published checkpoint. Shards are large and storage is slow: five minutes by default.
     pub fn checkpoint(&self) -> Duration {
         self.failure_timeout * 60

@@ -3,13 +3,16 @@
 //! Every message passes [`Machine::message`], which drops what is not from the worker of a place in the present epoch of the job
 //! it speaks of (T-1). A stream's end is a worker's end: what it did is given to another at once.
 
+use std::time::Duration;
+
 use proto::coordinator_message::Body as ToWorker;
 use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 
+use super::failures::Cause;
 use super::job::{Job, Phase};
 use super::pool::Worker;
-use super::record::State;
+use super::record::{SeenBy, State};
 use super::{Config, Context, Machine, Now, StreamId};
 
 /// Longer texts than this from a worker are refused at registration.
@@ -61,15 +64,12 @@ impl Machine {
         worker.last_heard = now.monotonic;
         let place = worker.place.clone();
         match body {
-            FromWorker::Register(_) => self.drop_worker(stream, "registered twice on one stream", now),
-            FromWorker::Leaving(m) => self.drop_worker(stream, &format!("left: {}", m.reason), now),
-            FromWorker::Heartbeat(m) => {
-                worker.operation.clone_from(&m.operation);
-                // A spare's heartbeat speaks of no job, and is not stale.
-                if !m.job_id.is_empty() {
-                    self.place_message(place, FromWorker::Heartbeat(m), now);
-                }
+            FromWorker::Register(_) => {
+                self.drop_worker(stream, SeenBy::WorkerReport, "registered twice on one stream", now);
             }
+            FromWorker::Leaving(m) => self.leaving(stream, &m.reason, now),
+            // A spare's heartbeat speaks of no job, and is not stale.
+            FromWorker::Heartbeat(m) if m.job_id.is_empty() => {}
             FromWorker::Stopped(_) => {}
             body => self.place_message(place, body, now),
         }
@@ -107,46 +107,56 @@ impl Machine {
         for job in jobs.values_mut() {
             job.live.unfit.remove(&id);
         }
-        let held = jobs.values_mut().find_map(|job| job.record.rank_of(&id).map(|rank| (job, rank)));
-        let goes_on = |(job, rank): &(&mut Job, usize)| job.is_done_by(&register, *rank);
-        let (keep, lost) = match held {
-            Some(held) if goes_on(&held) => (Some(held), None),
-            held => (None, held),
-        };
-        if let Some((job, rank)) = lost {
-            job.lose(&mut cx, rank, "came back without its work");
-        }
-        let place = keep.as_ref().map(|(job, rank)| (job.record.id.clone(), *rank));
-        let committed = register.committed_step;
-        cx.pool.insert(Worker {
-            stream,
-            register,
-            last_heard: now.monotonic,
-            place: place.clone(),
-            operation: String::new(),
+        let held = jobs.values_mut().find_map(|job| {
+            let rank = job.record.rank_of(&id).or_else(|| job.take_back(&register))?;
+            Some((job, rank))
         });
-        cx.out.send(stream, ToWorker::Welcome(welcome(cx.config, place.is_some())));
-        if let Some((job, rank)) = keep {
-            job.rejoined(&mut cx, rank, committed);
+        let mut kept = None;
+        if let Some((job, rank)) = held {
+            match job.claim_of(&register, rank) {
+                Claim::Lost => job.lose(&mut cx, rank, Cause::new(SeenBy::Registration, "came back without its work")),
+                claim => kept = Some((job, rank, claim)),
+            }
+        }
+        let place = kept.as_ref().map(|(job, rank, _)| (job.record.id.clone(), *rank));
+        let keep_going = kept.as_ref().is_some_and(|(.., claim)| *claim != Claim::Newcomer);
+        let (epoch, committed) = (register.epoch, register.committed_step);
+        cx.pool.insert(Worker { stream, register, last_heard: now.monotonic, place, is_retired: false });
+        cx.out.send(stream, ToWorker::Welcome(welcome(cx.config, keep_going)));
+        match kept {
+            Some((job, rank, Claim::GoesOn)) => job.rejoined(&mut cx, rank, epoch, committed),
+            Some((job, rank, _)) => drop(job.live.awaited.remove(&rank)),
+            None => {}
         }
         self.out.unsettled = true;
     }
 
+    /// The worker is to end. Where somebody can take its place at once that is a planned move, else it is a loss.
+    fn leaving(&mut self, stream: StreamId, reason: &str, now: Now) {
+        let why = format!("left: {reason}");
+        let placed = self.pool.by_stream(stream).filter(|w| w.place.is_some()).map(|w| w.register.worker_id.clone());
+        if placed.is_none_or(|worker| self.drain_worker(&worker, &why, now).is_err()) {
+            self.drop_worker(stream, SeenBy::WorkerReport, &why, now);
+        }
+    }
+
     /// The worker is not connected any more.
-    pub(super) fn disconnected(&mut self, stream: StreamId, reason: &str, now: Now) {
+    pub(super) fn disconnected(&mut self, stream: StreamId, by: SeenBy, reason: &str, now: Now) {
         let Some(worker) = self.pool.remove(stream) else { return };
         let (jobs, mut cx) = self.split(now);
         if let Some((job, rank)) = worker.place
             && let Some(job) = jobs.get_mut(&job)
         {
-            job.lose(&mut cx, rank, reason);
+            let silent = now.monotonic.saturating_sub(worker.last_heard);
+            let detect = if by == SeenBy::Silence { silent } else { Duration::ZERO };
+            job.lose(&mut cx, rank, Cause { by, why: reason.into(), detect, host: Some(worker.register.host) });
         }
         self.out.unsettled = true;
     }
 
-    fn drop_worker(&mut self, stream: StreamId, reason: &str, now: Now) {
+    fn drop_worker(&mut self, stream: StreamId, by: SeenBy, reason: &str, now: Now) {
         self.out.close(stream, reason);
-        self.disconnected(stream, reason, now);
+        self.disconnected(stream, by, reason, now);
     }
 
     /// Lets deadlines pass: silent workers are lost, and jobs look at theirs.
@@ -159,8 +169,10 @@ impl Machine {
         let silent: Vec<StreamId> =
             self.pool.iter().filter(|w| now.monotonic >= w.last_heard + limit).map(|w| w.stream).collect();
         for stream in silent {
-            self.drop_worker(stream, &format!("was silent for {} s", limit.as_secs_f64()), now);
+            let reason = format!("was silent for {} s", limit.as_secs_f64());
+            self.drop_worker(stream, SeenBy::Silence, &reason, now);
         }
+        self.out.unsettled |= self.pool.forgive_until(now.monotonic);
         let (jobs, mut cx) = self.split(now);
         jobs.values_mut().filter(|j| j.record.state.is_placed()).for_each(|job| job.tick(&mut cx));
     }
@@ -176,13 +188,24 @@ impl Machine {
 }
 
 fn welcome(config: &Config, keep_going: bool) -> proto::Welcome {
-    let ms = |d: std::time::Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
+    let ms = |d: Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
     proto::Welcome {
         coordinator_version: proto::BUILD_VERSION.into(),
         heartbeat_interval_ms: ms(config.limits.heartbeat_interval),
         failure_timeout_ms: ms(config.limits.failure_timeout),
         keep_going,
     }
+}
+
+/// What a worker that registers knows of its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Claim {
+    /// It does its work, in this epoch or in one before that it is told of next.
+    GoesOn,
+    /// It has no state, and the next epoch gives it to it.
+    Newcomer,
+    /// It has lost its work.
+    Lost,
 }
 
 /// The job and epoch that a message speaks of.
@@ -204,22 +227,49 @@ fn subject(body: &FromWorker) -> Option<(&String, u64)> {
 }
 
 impl Job {
-    /// Whether a worker that registers says that it does the work of this place, in this epoch.
-    fn is_done_by(&self, register: &proto::Register, rank: usize) -> bool {
-        let claimed = (register.job_id.as_str(), register.epoch, register.rank as usize);
-        claimed == (self.record.id.as_str(), self.record.epoch, rank)
+    /// What a worker that registers and has the place of `rank` says about it.
+    fn claim_of(&self, register: &proto::Register, rank: usize) -> Claim {
+        let is_this_place = (register.job_id.as_str(), register.rank as usize) == (self.record.id.as_str(), rank);
+        let epoch = self.record.epoch;
+        match register.epoch {
+            e if is_this_place && e == epoch => Claim::GoesOn,
+            // It missed the newer epoch, which is not started: nobody has got any further without it.
+            e if is_this_place && e > 0 && e < epoch && self.live.phase != Phase::Started => Claim::GoesOn,
+            // Nor did it hear of its place, maybe.
+            _ if self.live.phase != Phase::Started && self.live.awaited.contains(&rank) => Claim::Newcomer,
+            _ => Claim::Lost,
+        }
+    }
+
+    /// A worker that was lost comes back with its state before another took the place: it has it again, and with it a holder of two
+    /// shards (T-3).
+    fn take_back(&mut self, register: &proto::Register) -> Option<usize> {
+        let (rank, id) = (register.rank as usize, &register.worker_id);
+        let is_its_own = register.job_id == self.record.id && (1..=self.record.epoch).contains(&register.epoch);
+        if !is_its_own || !self.can_heal() || self.record.absent.get(&rank) != Some(id) {
+            return None;
+        }
+        self.record.absent.remove(&rank);
+        self.record.places[rank] = Some(id.clone());
+        self.live.begin_again = Some(format!("{id} (rank {rank}) came back with its state"));
+        Some(rank)
     }
 
     /// The worker of a place is back on another stream and goes on. What it may have missed is said again.
-    fn rejoined(&mut self, cx: &mut Context<'_>, rank: usize, committed: u64) {
+    fn rejoined(&mut self, cx: &mut Context<'_>, rank: usize, epoch: u64, committed: u64) {
         self.live.awaited.remove(&rank);
-        if self.live.phase != Phase::Started {
-            return;
+        match self.live.phase {
+            _ if self.live.begin_again.is_some() => {}
+            Phase::Waiting => {}
+            Phase::Preparing if epoch < self.record.epoch => self.assign(cx, rank),
+            Phase::Preparing => {}
+            Phase::Started => {
+                self.send(cx, rank, self.start_message());
+                self.advance(cx, rank, committed);
+                self.expect_progress(cx);
+                self.name_again(cx, rank, committed);
+            }
         }
-        let start = proto::Start { job_id: self.record.id.clone(), epoch: self.record.epoch };
-        self.send(cx, rank, ToWorker::Start(start));
-        self.advance(cx, rank, committed);
-        self.name_again(cx, rank, committed);
     }
 
     /// A message of the present epoch, from the worker of `rank`.
@@ -228,9 +278,7 @@ impl Job {
         match body {
             FromWorker::Heartbeat(m) => self.heartbeat(cx, rank, &m),
             FromWorker::Prepared(m) => self.prepared(cx, rank, m),
-            FromWorker::Step(proto::StepReport { record: Some(record), .. }) if rank == 0 => {
-                self.step_report(cx, record);
-            }
+            FromWorker::Step(proto::StepReport { record: Some(record), .. }) => self.step_report(cx, rank, record),
             FromWorker::Validation(proto::ValidationReport { validation: Some(validation), .. }) => {
                 self.validation(cx, validation);
             }

@@ -29,7 +29,12 @@
 //! curve's file, and anything about how workers compute.
 
 mod checkpoint;
+mod crashes;
+mod drain;
 mod epoch;
+mod failures;
+pub mod hang;
+mod incident;
 mod job;
 mod limits;
 mod membership;
@@ -53,7 +58,7 @@ use job::Job;
 pub use limits::Limits;
 use pool::Pool;
 pub use progress::{Progress, StepSummary};
-use record::{FORMAT, JobRecord, Meta, Record, State};
+use record::{FORMAT, Incident, JobRecord, Meta, Record, SeenBy, State};
 
 /// A moment: monotonic since any origin for deadlines, and by the calendar for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +97,11 @@ pub enum Input {
     Checkpoint {
         request: RequestId,
         job: String,
+    },
+    /// The worker is to have no place any more.
+    Drain {
+        request: RequestId,
+        worker: String,
     },
     /// From a worker. The first on a stream must be `Register`.
     Message {
@@ -151,9 +161,20 @@ pub enum Output {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
-    Submitted { job: String },
-    Cancelled { job: String },
-    Checkpoint { step: u64 },
+    Submitted {
+        job: String,
+    },
+    Cancelled {
+        job: String,
+    },
+    Checkpoint {
+        step: u64,
+    },
+    /// `job` is empty where the worker was a spare, `replacement` where the move waits for another that is not healed yet.
+    Drained {
+        job: String,
+        replacement: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -162,6 +183,10 @@ pub enum RequestError {
     Invalid(#[from] JobError),
     #[error("there is no job `{job}`; {known}")]
     UnknownJob { job: String, known: String },
+    #[error("no worker `{worker}` is connected; {known}")]
+    UnknownWorker { worker: String, known: String },
+    #[error("{worker} cannot be drained: {reason}")]
+    Drain { worker: String, reason: String },
     #[error("{job} cannot be {what}: it is {state} ({reason})")]
     State { job: String, what: &'static str, state: &'static str, reason: String },
 }
@@ -184,6 +209,8 @@ struct Outbox {
     effects: Vec<Output>,
     dirty: BTreeSet<String>,
     dirty_meta: bool,
+    /// By job and number.
+    dirty_incidents: BTreeSet<(String, u64)>,
     changed: BTreeSet<String>,
     /// Workers or jobs came or went: look whether a place can be filled.
     unsettled: bool,
@@ -236,6 +263,7 @@ impl Machine {
     ) -> Result<(Machine, Vec<Output>), RestoreError> {
         let mut meta = None;
         let mut jobs: Vec<JobRecord> = Vec::new();
+        let mut incidents: BTreeMap<String, Vec<Incident>> = BTreeMap::new();
         for record in records {
             match record {
                 Record::Meta(found) if found.format != FORMAT => {
@@ -243,6 +271,7 @@ impl Machine {
                 }
                 Record::Meta(found) => meta = Some(found),
                 Record::Job(job) => jobs.push(*job),
+                Record::Incident(incident) => incidents.entry(incident.job.clone()).or_default().push(*incident),
             }
         }
         let mut out = Outbox::default();
@@ -258,7 +287,7 @@ impl Machine {
             let id = record.id.clone();
             let steps = curves.remove(&id).unwrap_or_default();
             let (_, mut context) = machine.split(now);
-            let job = Job::restore(record, steps, &mut context);
+            let job = Job::restore(record, incidents.remove(&id).unwrap_or_default(), steps, &mut context);
             machine.jobs.insert(id, job);
         }
         let outputs = machine.settle(now);
@@ -271,8 +300,9 @@ impl Machine {
             Input::Submit { request, toml } => self.submit(request, &toml, now),
             Input::Cancel { request, job } => self.cancel(request, &job, now),
             Input::Checkpoint { request, job } => self.request_checkpoint(request, &job, now),
+            Input::Drain { request, worker } => self.drain(request, &worker, now),
             Input::Message { stream, body } => self.message(stream, *body, now),
-            Input::Closed { stream, reason } => self.disconnected(stream, &reason, now),
+            Input::Closed { stream, reason } => self.disconnected(stream, SeenBy::StreamClosed, &reason, now),
             Input::Tick => self.tick(now),
         }
         self.settle(now)
@@ -282,7 +312,8 @@ impl Machine {
     pub fn poll_timeout(&self) -> Option<Duration> {
         let silence = self.config.limits.failure_timeout;
         let workers = self.pool.iter().map(|w| w.last_heard + silence);
-        workers.chain(self.jobs.values().filter_map(Job::poll_timeout)).min()
+        let jobs = self.jobs.values().filter_map(Job::poll_timeout);
+        workers.chain(jobs).chain(self.pool.next_return()).min()
     }
 
     /// Messages of older epochs, or from workers without that place, that were dropped (T-1).
@@ -375,6 +406,9 @@ impl Machine {
             records.push(Record::Meta(self.meta.clone()));
         }
         records.extend(out.dirty.iter().map(|id| Record::Job(Box::new(self.jobs[id].record.clone()))));
+        let incident = |(job, number): &(String, u64)| self.jobs[job].incidents.all.get(number).cloned();
+        let incidents = out.dirty_incidents.iter().filter_map(incident);
+        records.extend(incidents.map(|i| Record::Incident(Box::new(i))));
         let persist = (!records.is_empty()).then_some(Output::Persist(records));
         let changed = out.changed.into_iter().map(|job| Output::Changed { job });
         persist.into_iter().chain(out.effects).chain(changed).collect()

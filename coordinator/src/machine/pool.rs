@@ -9,6 +9,7 @@ use toroid_proto::Register;
 use toroid_torus::placement::Candidate;
 
 use super::StreamId;
+use super::crashes::CrashLog;
 
 #[derive(Debug)]
 pub struct Worker {
@@ -17,8 +18,8 @@ pub struct Worker {
     pub last_heard: Duration,
     /// The job and rank whose place it fills; `None`: a spare.
     pub place: Option<(String, usize)>,
-    /// What it does, in its own words.
-    pub operation: String,
+    /// It was drained, or hangs: it is given no place until it registers anew.
+    pub is_retired: bool,
 }
 
 impl Worker {
@@ -32,6 +33,7 @@ impl Worker {
 pub struct Pool {
     workers: BTreeMap<String, Worker>,
     streams: BTreeMap<StreamId, String>,
+    crashes: CrashLog,
 }
 
 impl Pool {
@@ -63,8 +65,32 @@ impl Pool {
         self.workers.values_mut()
     }
 
+    /// Workers that may be given a place.
     pub fn spares(&self) -> impl Iterator<Item = &Worker> {
-        self.iter().filter(|w| w.place.is_none())
+        let is_aside = |w: &Worker| self.crashes.is_aside(&w.register.worker_id, &w.register.host);
+        self.iter().filter(move |w| w.place.is_none() && !w.is_retired && !is_aside(w))
+    }
+
+    pub fn retire(&mut self, worker: &str) {
+        if let Some(worker) = self.workers.get_mut(worker) {
+            worker.is_retired = true;
+        }
+    }
+
+    /// A worker was lost. Says who is put aside for it.
+    pub fn crashed(&mut self, worker: &str, host: &str, now: Duration) -> Vec<String> {
+        let has_other_hosts = self.workers.values().any(|w| w.register.host != host);
+        self.crashes.lost(worker, host, has_other_hosts, now)
+    }
+
+    /// When the next of those put aside comes back.
+    pub fn next_return(&self) -> Option<Duration> {
+        self.crashes.next_return()
+    }
+
+    /// Says whether anyone who was put aside is back.
+    pub fn forgive_until(&mut self, now: Duration) -> bool {
+        self.crashes.forgive_until(now)
     }
 
     pub fn set_place(&mut self, worker: &str, place: Option<(String, usize)>) {

@@ -11,16 +11,20 @@ use toroid_proto as proto;
 use toroid_torus::job::JobSpec;
 
 /// Version of the records. A store of another version is refused.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Events kept of each job.
 pub const MAX_EVENTS: usize = 100;
+
+/// Incidents kept of each job.
+pub const MAX_INCIDENTS: u64 = 1000;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Record {
     Meta(Meta),
     Job(Box<JobRecord>),
+    Incident(Box<Incident>),
 }
 
 impl Record {
@@ -29,6 +33,8 @@ impl Record {
         match self {
             Record::Meta(_) => "meta".into(),
             Record::Job(job) => format!("job/{}", job.id),
+            // A ring: the newest ones replace the oldest.
+            Record::Incident(i) => format!("incident/{}/{}", i.job, i.number % MAX_INCIDENTS),
         }
     }
 }
@@ -51,6 +57,7 @@ pub enum State {
     Starting,
     Running,
     Recovering,
+    Draining,
     Done,
     Failed,
     Cancelled,
@@ -63,7 +70,7 @@ impl State {
 
     /// Has places: an epoch was begun and the job has not ended.
     pub fn is_placed(self) -> bool {
-        matches!(self, State::Starting | State::Running | State::Recovering)
+        matches!(self, State::Starting | State::Running | State::Recovering | State::Draining)
     }
 
     pub fn name(self) -> &'static str {
@@ -72,6 +79,7 @@ impl State {
             State::Starting => "starting",
             State::Running => "running",
             State::Recovering => "recovering",
+            State::Draining => "draining",
             State::Done => "done",
             State::Failed => "failed",
             State::Cancelled => "cancelled",
@@ -86,6 +94,7 @@ impl From<State> for proto::JobState {
             State::Starting => proto::JobState::Starting,
             State::Running => proto::JobState::Running,
             State::Recovering => proto::JobState::Recovering,
+            State::Draining => proto::JobState::Draining,
             State::Done => proto::JobState::Done,
             State::Failed => proto::JobState::Failed,
             State::Cancelled => proto::JobState::Cancelled,
@@ -107,7 +116,15 @@ pub struct JobRecord {
     pub epoch: u64,
     /// The worker of each rank; `None` while it is lost and not replaced. Empty before the first epoch and after the last.
     pub places: Vec<Option<String>>,
-    /// Checkpoint from which the epoch began; 0: the initial weights.
+    /// The worker that each empty place had: where it comes back with its state before another took the place, it has it again.
+    pub absent: BTreeMap<usize, String>,
+    /// Workers of places that are to be moved to others.
+    pub draining: BTreeSet<String>,
+    /// An epoch was started since the state was last loaded: the places hold it, and a lost one can have it from the others (T-3).
+    pub has_state: bool,
+    /// What was decided for the present epoch, if it is a healing one that was started: a worker that missed `Start` is told it again.
+    pub heal: Option<Heal>,
+    /// Checkpoint that the state was last loaded from; 0: the initial weights.
     pub restore_step: u64,
     /// Numeric fingerprint that a job with `exact` was first placed on.
     pub fingerprint: Option<String>,
@@ -116,6 +133,14 @@ pub struct JobRecord {
     /// Highest step ever known to be committed: what a place that fails again and again does not get beyond.
     pub high_step: u64,
     pub failures: BTreeMap<usize, Failures>,
+    /// Workers that a place lost since the job last got further.
+    pub deaths: BTreeMap<usize, Deaths>,
+    /// Number of incidents so far, those no longer kept included.
+    pub num_incidents: u64,
+    /// Of all resolved incidents: from the last sign of life to the step that was next, or to the step that it was at.
+    pub lost_s: f64,
+    /// Committed steps that were made again after a restore.
+    pub lost_steps: u64,
     /// Published ones, ascending by step.
     pub checkpoints: Vec<Checkpoint>,
     /// Steps that were named to the workers in this epoch and whose checkpoint is not published yet.
@@ -161,6 +186,17 @@ impl JobRecord {
     }
 }
 
+/// The step that all go on from, and who has what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Heal {
+    pub step: u64,
+    /// A rank that has committed it.
+    pub source: usize,
+    /// Ranks without state.
+    pub newcomers: Vec<usize>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataFacts {
@@ -177,6 +213,131 @@ pub struct Failures {
     pub count: u32,
     /// The job's `high_step` at the newest.
     pub at_step: u64,
+}
+
+/// Workers that died in one place, none of which made a step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deaths {
+    pub workers: BTreeSet<String>,
+    /// The job's `high_step` at the newest.
+    pub at_step: u64,
+}
+
+/// How a failure, or a move that was asked for, came to be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SeenBy {
+    /// The worker's control stream ended.
+    StreamClosed,
+    /// It said nothing for the failure timeout.
+    Silence,
+    /// It registered and did not know its place.
+    Registration,
+    /// It did not come back after a restart of the coordinator.
+    CoordinatorRestart,
+    /// Another lost the link to it.
+    PeerReport,
+    /// It said so itself.
+    WorkerReport,
+    /// Two copies of a shard differ.
+    Digests,
+    /// Others wait for it and it does not get on.
+    WaitsFor,
+    /// What the workers prepared does not fit.
+    Prepared,
+    /// A user asked, or the worker was told to end.
+    Drain,
+}
+
+impl SeenBy {
+    pub fn name(self) -> &'static str {
+        match self {
+            SeenBy::StreamClosed => "stream closed",
+            SeenBy::Silence => "silence",
+            SeenBy::Registration => "registration",
+            SeenBy::CoordinatorRestart => "coordinator's restart",
+            SeenBy::PeerReport => "peer's report",
+            SeenBy::WorkerReport => "worker's report",
+            SeenBy::Digests => "digests",
+            SeenBy::WaitsFor => "waits-for edges",
+            SeenBy::Prepared => "preparation",
+            SeenBy::Drain => "drain",
+        }
+    }
+}
+
+/// What was done about an incident.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rung {
+    /// Other workers took the places.
+    Spare,
+    /// The lost worker's host had it back, and nobody else was there.
+    Restart,
+    /// Nobody had to be replaced: all began the next epoch with their state.
+    Reconnect,
+    /// There is nobody for the place yet.
+    Wait,
+    /// All went back to the newest checkpoint.
+    Restore,
+    /// The place was moved on request.
+    Drain,
+}
+
+impl Rung {
+    pub fn name(self) -> &'static str {
+        match self {
+            Rung::Spare => "spare",
+            Rung::Restart => "restart",
+            Rung::Reconnect => "reconnect",
+            Rung::Wait => "wait",
+            Rung::Restore => "restore",
+            Rung::Drain => "drain",
+        }
+    }
+}
+
+/// From a failure to the next step that all commit; failures on the way belong to it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Incident {
+    pub job: String,
+    /// From 1 within the job.
+    pub number: u64,
+    pub unix_ms: i64,
+    pub cause: String,
+    pub seen_by: SeenBy,
+    pub ranks: BTreeSet<usize>,
+    pub workers: BTreeSet<String>,
+    pub rung: Rung,
+    /// Why this rung, in words.
+    pub reason: String,
+    /// Committed when it was seen.
+    pub step: u64,
+    /// The step that all went on from.
+    pub resumed_step: u64,
+    pub steps_lost: u64,
+    /// That ended it.
+    pub epoch: u64,
+    /// Last sign of life to seen.
+    pub detect_s: f64,
+    /// To the new epoch on its way; waiting for a worker counts here.
+    pub fence_s: f64,
+    /// To the last report.
+    pub decide_s: f64,
+    /// To the first commit, less a step's time.
+    pub heal_s: f64,
+    /// Making again the step in flight, and after a restore all that were lost.
+    pub redo_s: f64,
+    pub resolved: bool,
+}
+
+impl Incident {
+    /// From its being seen on.
+    pub fn total_s(&self) -> f64 {
+        self.fence_s + self.decide_s + self.heal_s + self.redo_s
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

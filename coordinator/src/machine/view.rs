@@ -82,6 +82,9 @@ impl Machine {
             folder: folder(record, &self.config.jobs_dir),
             job_toml: record.spec.to_toml(),
             events: record.events.iter().map(event).collect(),
+            incidents: job.incidents.all.values().map(super::incident::view).collect(),
+            lost_s: record.lost_s + job.incidents.open_s(now.monotonic),
+            lost_steps: record.lost_steps,
         }
     }
 

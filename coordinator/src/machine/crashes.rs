@@ -1,0 +1,133 @@
+//! Workers and hosts that fail again and again: they are put aside, and come back after a while.
+//!
+//! A worker is put aside after [`MAX_LOSSES`] losses within [`WITHIN`]. So is a host, but only where it stands out: others are
+//! connected and none of them lost a worker in that time. Where everything fails, it is not the host.
+//!
+//! Known at the moment only: after a restart of the coordinator everyone begins anew.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+const MAX_LOSSES: usize = 3;
+const WITHIN: Duration = Duration::from_secs(10 * 60);
+/// Who was put aside is a candidate again after this.
+const ASIDE: Duration = Duration::from_secs(30 * 60);
+
+#[derive(Debug, Default)]
+pub struct CrashLog {
+    workers: BTreeMap<String, Losses>,
+    hosts: BTreeMap<String, Losses>,
+}
+
+#[derive(Debug, Default)]
+struct Losses {
+    /// The newest [`MAX_LOSSES`].
+    at: VecDeque<Duration>,
+    aside_until: Option<Duration>,
+}
+
+impl Losses {
+    fn is_over(&self, now: Duration) -> bool {
+        self.aside_until.is_none() && self.at.back().is_none_or(|at| *at + WITHIN < now)
+    }
+
+    fn push(&mut self, now: Duration) {
+        if self.at.len() == MAX_LOSSES {
+            self.at.pop_front();
+        }
+        self.at.push_back(now);
+    }
+
+    fn is_too_often(&self, now: Duration) -> bool {
+        self.aside_until.is_none() && self.at.len() == MAX_LOSSES && self.at[0] + WITHIN >= now
+    }
+}
+
+impl CrashLog {
+    /// A worker was lost. Returns what is put aside for it, in words. `has_other_hosts`: workers elsewhere are connected.
+    pub fn lost(&mut self, worker: &str, host: &str, has_other_hosts: bool, now: Duration) -> Vec<String> {
+        self.workers.retain(|_, l| !l.is_over(now));
+        self.hosts.retain(|_, l| !l.is_over(now));
+        self.workers.entry(worker.into()).or_default().push(now);
+        if !host.is_empty() {
+            self.hosts.entry(host.into()).or_default().push(now);
+        }
+        let stands_out = has_other_hosts && self.hosts.len() == 1;
+        let worker = self.workers.get_mut(worker).map(|l| (l, format!("worker {worker}")));
+        let host = self.hosts.get_mut(host).filter(|_| stands_out).map(|l| (l, format!("host {host}")));
+        let mut told = Vec::new();
+        for (losses, who) in worker.into_iter().chain(host) {
+            if losses.is_too_often(now) {
+                losses.aside_until = Some(now + ASIDE);
+                let (minutes, aside) = (WITHIN.as_secs() / 60, ASIDE.as_secs() / 60);
+                told.push(format!(
+                    "{who} is put aside for {aside} minutes: it was lost {MAX_LOSSES} times within {minutes} minutes"
+                ));
+            }
+        }
+        told
+    }
+
+    pub fn is_aside(&self, worker: &str, host: &str) -> bool {
+        let is_aside = |l: Option<&Losses>| l.is_some_and(|l| l.aside_until.is_some());
+        is_aside(self.workers.get(worker)) || is_aside(self.hosts.get(host))
+    }
+
+    /// When the next one comes back.
+    pub fn next_return(&self) -> Option<Duration> {
+        self.workers.values().chain(self.hosts.values()).filter_map(|l| l.aside_until).min()
+    }
+
+    /// Says whether anyone is back.
+    pub fn forgive_until(&mut self, now: Duration) -> bool {
+        let is_due = |l: &Losses| l.aside_until.is_some_and(|until| until <= now);
+        let before = self.workers.len() + self.hosts.len();
+        self.workers.retain(|_, l| !is_due(l));
+        self.hosts.retain(|_, l| !is_due(l));
+        self.workers.len() + self.hosts.len() < before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn three_losses_within_ten_minutes_and_thirty_minutes_aside() {
+        let mut log = CrashLog::default();
+        assert!(log.lost("w", "h", false, MINUTE).is_empty());
+        assert!(log.lost("w", "h", false, 2 * MINUTE).is_empty());
+        assert!(log.lost("w", "h", false, 12 * MINUTE).is_empty(), "the first is too long ago");
+        let told = log.lost("w", "h", false, 12 * MINUTE);
+        assert_eq!(told, ["worker w is put aside for 30 minutes: it was lost 3 times within 10 minutes"]);
+        assert!(log.is_aside("w", "h") && !log.is_aside("x", "h"));
+        assert_eq!(log.next_return(), Some(42 * MINUTE));
+        assert!(!log.forgive_until(41 * MINUTE) && log.forgive_until(42 * MINUTE));
+        assert!(!log.is_aside("w", "h"));
+        assert!(log.lost("w", "h", false, 42 * MINUTE).is_empty(), "it begins anew");
+    }
+
+    #[test]
+    fn a_host_is_put_aside_where_it_stands_out() {
+        let lose_three = |log: &mut CrashLog, others: bool| {
+            ["a", "b", "c"].iter().for_each(|w| drop(log.lost(w, "h", others, MINUTE)));
+            log.is_aside("d", "h")
+        };
+        assert!(lose_three(&mut CrashLog::default(), true));
+        assert!(!lose_three(&mut CrashLog::default(), false), "nobody else could do the work");
+        let mut log = CrashLog::default();
+        log.lost("x", "other", true, MINUTE);
+        assert!(!lose_three(&mut log, true), "others fail as well");
+    }
+
+    #[test]
+    fn what_is_long_ago_is_not_kept() {
+        let mut log = CrashLog::default();
+        for n in 0..1000_u32 {
+            log.lost(&format!("w{n}"), &format!("h{n}"), true, n * MINUTE);
+        }
+        assert!(log.workers.len() <= 12 && log.hosts.len() <= 12);
+    }
+}

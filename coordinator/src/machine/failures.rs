@@ -1,0 +1,294 @@
+//! What goes wrong in a job: places that are lost, workers that fail, links that break, ranks that hang.
+//!
+//! Everything here leads to one of three: a place becomes empty ([`Job::lose`]), all begin the next epoch with the places they have
+//! (`begin_again`), or the job has failed. Which workers take the empty places is decided when all of an input is known, see
+//! [`super::recovery`].
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use toroid_proto as proto;
+
+use super::Context;
+use super::hang::{self, Verdict};
+use super::incident::Sighting;
+use super::job::{Job, Phase};
+use super::record::{Deaths, Failures, SeenBy, State};
+use super::recovery::Loss;
+
+/// A place that fails this often without the job getting any further ends the job.
+const MAX_FAILURES: u32 = 3;
+/// Ranks that a text names one by one.
+const MAX_NAMED: usize = 8;
+
+/// One worker lost sight of another that is still connected.
+#[derive(Debug, Clone)]
+pub(super) struct Suspicion {
+    /// The worker that was lost sight of.
+    pub rank: usize,
+    pub text: String,
+    pub until: Duration,
+}
+
+/// Why a place is empty.
+#[derive(Debug)]
+pub(super) struct Cause {
+    pub by: SeenBy,
+    /// A verb phrase.
+    pub why: String,
+    /// Silence before it was seen.
+    pub detect: Duration,
+    /// Where the worker was, if it is not connected any more.
+    pub host: Option<String>,
+}
+
+impl Cause {
+    pub fn new(by: SeenBy, why: impl Into<String>) -> Cause {
+        Cause { by, why: why.into(), detect: Duration::ZERO, host: None }
+    }
+}
+
+impl SeenBy {
+    /// The worker, its host or its network broke, as far as can be told.
+    fn is_crash(self) -> bool {
+        match self {
+            SeenBy::StreamClosed | SeenBy::Silence | SeenBy::Registration | SeenBy::WorkerReport | SeenBy::WaitsFor => {
+                true
+            }
+            SeenBy::CoordinatorRestart | SeenBy::PeerReport | SeenBy::Digests | SeenBy::Prepared | SeenBy::Drain => {
+                false
+            }
+        }
+    }
+
+    /// The process may live on with its state behind a broken network.
+    fn may_come_back(self) -> bool {
+        matches!(self, SeenBy::StreamClosed | SeenBy::Silence | SeenBy::CoordinatorRestart)
+    }
+}
+
+impl Job {
+    /// The place is empty from now on.
+    pub fn lose(&mut self, cx: &mut Context<'_>, rank: usize, cause: Cause) {
+        let Some(worker) = self.record.places.get_mut(rank).and_then(Option::take) else { return };
+        self.stop_worker(cx, &worker, &cause.why);
+        let Cause { by, why, detect, host } = cause;
+        let had_spare = !self.candidates(cx.pool, 1).is_empty();
+        let host = host.or(cx.pool.get(&worker).map(|w| w.register.host.clone())).unwrap_or_default();
+        cx.pool.set_place(&worker, None);
+        if by.may_come_back() {
+            self.record.absent.insert(rank, worker.clone());
+        }
+        self.record.draining.remove(&worker);
+        self.live.awaited.remove(&rank);
+        self.live.suspicion.take_if(|s| s.rank == rank);
+        let text = format!("{worker} (rank {rank}) {why}");
+        self.worker_event(cx, "worker.lost", text.clone(), &worker);
+        self.incident_seen(cx, Sighting { by, cause: text, detect, place: Some((rank, worker.clone())) });
+        if by.is_crash() {
+            for text in cx.pool.crashed(&worker, &host, cx.now.monotonic) {
+                self.worker_event(cx, "worker.aside", text, &worker);
+            }
+            self.count_death(cx, rank, &worker, &why);
+        }
+        self.live.losses.push(Loss { rank, worker, host, by, why, had_spare });
+        self.take_back_moved(cx);
+        cx.out.unsettled = true;
+    }
+
+    /// A step that kills whoever computes it ends the job: places are computed by anyone in the same way.
+    fn count_death(&mut self, cx: &mut Context<'_>, rank: usize, worker: &str, why: &str) {
+        if self.live.phase != Phase::Started {
+            return;
+        }
+        let at_step = self.record.high_step.max(self.committed());
+        self.record.deaths.retain(|_, d| d.at_step == at_step);
+        let deaths = self.record.deaths.entry(rank).or_insert(Deaths { workers: BTreeSet::new(), at_step });
+        deaths.workers.insert(worker.into());
+        if deaths.workers.len() < MAX_FAILURES as usize {
+            return;
+        }
+        let workers: Vec<&str> = deaths.workers.iter().map(String::as_str).collect();
+        let reason = format!(
+            "step {} ends whoever computes it as rank {rank}: {} were lost one after the other without a new step; the last, {worker}, {why}",
+            at_step + 1,
+            workers.join(", ")
+        );
+        self.end(cx, State::Failed, &reason);
+    }
+
+    /// All places stay filled, and the next epoch begins.
+    pub fn begin_again(&mut self, cx: &mut Context<'_>, by: SeenBy, text: String) {
+        self.incident_seen(cx, Sighting { by, cause: text.clone(), detect: Duration::ZERO, place: None });
+        self.live.begin_again = Some(text);
+        cx.out.unsettled = true;
+    }
+
+    pub fn failed(&mut self, cx: &mut Context<'_>, rank: usize, message: &proto::Failed) {
+        if message.fatal {
+            let reason = format!("{} cannot go on: {}", self.describe(rank), message.error);
+            return self.end(cx, State::Failed, &reason);
+        }
+        if message.restore {
+            return self.corrupted(cx, rank, &message.error);
+        }
+        match message.damaged_step {
+            step if step > 0 && step == self.record.restore_step => self.checkpoint_damaged(cx, rank, &message.error),
+            _ => self.place_failed(cx, rank, SeenBy::WorkerReport, &message.error),
+        }
+    }
+
+    /// What the places hold is not to be trusted: all go back to the newest checkpoint.
+    fn corrupted(&mut self, cx: &mut Context<'_>, rank: usize, error: &str) {
+        let text = format!("silent corruption: {}: {error}", self.describe(rank));
+        if self.count_failure(rank) >= MAX_FAILURES {
+            let reason = format!("{MAX_FAILURES} times in a row without a new step: {text}");
+            return self.end(cx, State::Failed, &reason);
+        }
+        self.record.has_state = false;
+        self.begin_again(cx, SeenBy::Digests, text);
+    }
+
+    /// The checkpoint that the epoch began from cannot be read: it does not count any more, all go on from the one before.
+    fn checkpoint_damaged(&mut self, cx: &mut Context<'_>, rank: usize, error: &str) {
+        let step = self.record.restore_step;
+        self.record.checkpoints.retain(|c| c.step != step);
+        let text = format!("{} cannot read the checkpoint of step {step}: {error}", self.describe(rank));
+        self.event(cx, "checkpoint.damaged", text.clone());
+        self.begin_again(cx, SeenBy::WorkerReport, text);
+    }
+
+    /// The worker of a place cannot go on, another may. Too often without getting any further: the job has failed.
+    pub fn place_failed(&mut self, cx: &mut Context<'_>, rank: usize, by: SeenBy, error: &str) {
+        let who = self.describe(rank);
+        if self.count_failure(rank) >= MAX_FAILURES {
+            let reason = format!(
+                "rank {rank} failed {MAX_FAILURES} times in a row without a new step; the last, {who}: {error}"
+            );
+            return self.end(cx, State::Failed, &reason);
+        }
+        if let Some(worker) = self.record.places[rank].clone() {
+            self.live.avoid.insert(worker);
+        }
+        self.lose(cx, rank, Cause::new(by, format!("failed: {error}")));
+    }
+
+    fn count_failure(&mut self, rank: usize) -> u32 {
+        let at_step = self.record.high_step.max(self.committed());
+        let failures = self.record.failures.entry(rank).or_insert(Failures { count: 0, at_step });
+        if at_step > failures.at_step {
+            *failures = Failures { count: 0, at_step };
+        }
+        failures.count += 1;
+        failures.count
+    }
+
+    pub fn peer_lost(&mut self, cx: &mut Context<'_>, rank: usize, message: &proto::PeerLost) {
+        let peer = message.rank as usize;
+        let whole = self.record.places.iter().all(Option::is_some);
+        if peer >= self.world()
+            || peer == rank
+            || !whole
+            || self.live.suspicion.is_some()
+            || self.live.phase != Phase::Started
+        {
+            return;
+        }
+        let text = format!("{} lost its link to {}: {}", self.describe(rank), self.describe(peer), message.error);
+        let until = cx.now.monotonic + cx.config.limits.link_grace();
+        self.event(cx, "link.lost", text.clone());
+        self.live.suspicion = Some(Suspicion { rank: peer, text, until });
+    }
+
+    /// The worker that was lost sight of is still connected: only the link is broken, and all begin again.
+    pub fn tick_suspicion(&mut self, cx: &mut Context<'_>) {
+        let now = cx.now.monotonic;
+        let Some(suspicion) = self.live.suspicion.take_if(|s| now >= s.until) else { return };
+        let text = format!("{}; both are alive", suspicion.text);
+        if self.count_failure(suspicion.rank) >= MAX_FAILURES {
+            let reason =
+                format!("links to rank {} broke {MAX_FAILURES} times without a new step: {text}", suspicion.rank);
+            return self.end(cx, State::Failed, &reason);
+        }
+        self.begin_again(cx, SeenBy::PeerReport, text);
+    }
+
+    // ---------------------------------------------------------------------------------------------------------------- hangs
+
+    /// Steps are to be committed now. Writing a checkpoint keeps nobody from it, and the last step is followed by none.
+    pub fn hang_timeout(&self) -> Option<Duration> {
+        let is_expected = self.is_whole() && self.committed() < self.total();
+        self.live.hang_at.filter(|_| is_expected)
+    }
+
+    /// A step was committed, or an epoch began: the next step has this long.
+    pub fn expect_progress(&mut self, cx: &Context<'_>) {
+        let limit = cx.config.limits.hang(self.live.progress.step_s());
+        // The first step of an epoch heals and connects, and a validation comes between two steps.
+        let is_first = self.committed() == self.live.base_step;
+        let validates = self.live.activity.iter().any(|a| a.operation.contains("valid"));
+        let limit = if is_first || validates { 2 * limit } else { limit };
+        self.live.hang_at = Some(cx.now.monotonic + limit);
+    }
+
+    pub fn tick_hang(&mut self, cx: &mut Context<'_>) {
+        let now = cx.now.monotonic;
+        if self.hang_timeout().is_none_or(|at| now < at) {
+            return;
+        }
+        let timeout = cx.config.limits.failure_timeout;
+        self.live.hang_at = Some(now + timeout);
+        let standings: Vec<hang::Standing> = self.live.activity.iter().map(|a| a.standing(now, timeout)).collect();
+        match hang::culprit(&standings) {
+            Verdict::Nobody => {}
+            Verdict::Root { rank, waiters } => {
+                let operation = &self.live.activity[rank].operation;
+                let why = format!("hangs in {operation}: {} wait for it", in_words(&waiters));
+                let worker = self.record.places[rank].clone().unwrap_or_default();
+                // It would be given work again that it does not do.
+                cx.pool.retire(&worker);
+                self.lose(cx, rank, Cause { detect: self.stalled_for(now), ..Cause::new(SeenBy::WaitsFor, why) });
+            }
+            Verdict::Cycle { ranks } => {
+                let text =
+                    format!("{} wait for one another: nobody commits step {}", in_words(&ranks), self.committed() + 1);
+                self.begin_again(cx, SeenBy::WaitsFor, text);
+            }
+        }
+    }
+
+    /// Since the newest change of anybody's operation.
+    fn stalled_for(&self, now: Duration) -> Duration {
+        let newest = self.live.activity.iter().map(|a| a.since).max().unwrap_or(now);
+        now.saturating_sub(newest)
+    }
+}
+
+fn in_words(ranks: &[usize]) -> String {
+    let named: Vec<String> = ranks.iter().take(MAX_NAMED).map(usize::to_string).collect();
+    let more = if ranks.len() > MAX_NAMED { format!(" and {} more", ranks.len() - MAX_NAMED) } else { String::new() };
+    format!("ranks {}{more}", named.join(", "))
+}
+
+/// What a rank said last that it does.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Activity {
+    pub operation: String,
+    /// It said so first.
+    pub since: Duration,
+    pub waits_for: Vec<usize>,
+}
+
+impl Activity {
+    pub fn update(&mut self, message: &proto::Heartbeat, now: Duration) {
+        if self.operation != message.operation {
+            self.operation.clone_from(&message.operation);
+            self.since = now;
+        }
+        self.waits_for = message.waits_for.iter().map(|r| *r as usize).collect();
+    }
+
+    fn standing(&self, now: Duration, limit: Duration) -> hang::Standing {
+        hang::Standing { waits_for: self.waits_for.clone(), is_stuck: now >= self.since + limit }
+    }
+}

@@ -1,0 +1,113 @@
+//! Who holds the others up: one pure function from what the ranks say they wait for to the one that nobody can do without.
+//!
+//! Each heartbeat names the operation that a rank is in and the ranks that it waits for. Followed from whoever waits, these edges
+//! lead to a rank that waits for nobody: the *root*. It hangs if it has also been in the same operation for long; one that still
+//! changes its operation is slow, and a slow worker is no reason for a new epoch. Where all edges go round in a cycle nobody can
+//! be told from the others, and all begin again.
+
+use std::collections::BTreeSet;
+
+/// What a rank said last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    pub waits_for: Vec<usize>,
+    /// In the same operation for long.
+    pub is_stuck: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nobody waits, or those waited for get on.
+    Nobody,
+    Root {
+        rank: usize,
+        waiters: Vec<usize>,
+    },
+    /// These wait for one another.
+    Cycle {
+        ranks: Vec<usize>,
+    },
+}
+
+/// `standings` are by rank. Of several roots it is the one that most wait for, then the lowest.
+pub fn culprit(standings: &[Standing]) -> Verdict {
+    let waiting: Vec<usize> = (0..standings.len()).filter(|r| waits(standings, *r)).collect();
+    if waiting.is_empty() {
+        return Verdict::Nobody;
+    }
+    let reached: Vec<(usize, BTreeSet<usize>)> = waiting.iter().map(|r| (*r, reach(standings, *r))).collect();
+    let roots: BTreeSet<usize> =
+        reached.iter().flat_map(|(_, to)| to).copied().filter(|r| !waits(standings, *r)).collect();
+    if roots.is_empty() {
+        return Verdict::Cycle { ranks: waiting };
+    }
+    let waiters = |root: usize| reached.iter().filter(move |(_, to)| to.contains(&root)).map(|(from, _)| *from);
+    let stuck = roots.into_iter().filter(|r| standings[*r].is_stuck);
+    match stuck.max_by_key(|root| (waiters(*root).count(), std::cmp::Reverse(*root))) {
+        Some(rank) => Verdict::Root { rank, waiters: waiters(rank).collect() },
+        None => Verdict::Nobody,
+    }
+}
+
+fn waits(standings: &[Standing], rank: usize) -> bool {
+    edges(standings, rank).next().is_some()
+}
+
+/// What a worker says may name ranks that are not there, and itself.
+fn edges(standings: &[Standing], rank: usize) -> impl Iterator<Item = usize> {
+    let to = standings[rank].waits_for.iter().copied();
+    to.filter(move |to| *to != rank && *to < standings.len())
+}
+
+/// All ranks that `from` waits for, through others too.
+fn reach(standings: &[Standing], from: usize) -> BTreeSet<usize> {
+    let mut reached = BTreeSet::new();
+    let mut open = vec![from];
+    while let Some(rank) = open.pop() {
+        open.extend(edges(standings, rank).filter(|to| reached.insert(*to)));
+    }
+    reached
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Edges by rank; those in `moving` have changed their operation lately.
+    fn check(edges: &[&[usize]], moving: &[usize], expected: Verdict) {
+        let standing =
+            |(rank, to): (usize, &&[usize])| Standing { waits_for: to.to_vec(), is_stuck: !moving.contains(&rank) };
+        let standings: Vec<Standing> = edges.iter().enumerate().map(standing).collect();
+        assert_eq!(culprit(&standings), expected, "{edges:?}");
+    }
+
+    #[test]
+    fn the_root_is_who_waits_for_nobody() {
+        check(&[&[1], &[2], &[]], &[], Verdict::Root { rank: 2, waiters: vec![0, 1] });
+        check(&[&[], &[0], &[0], &[0]], &[], Verdict::Root { rank: 0, waiters: vec![1, 2, 3] });
+        check(&[&[1], &[0, 2], &[]], &[], Verdict::Root { rank: 2, waiters: vec![0, 1] });
+    }
+
+    #[test]
+    fn of_two_roots_the_one_that_more_wait_for() {
+        check(&[&[], &[0], &[], &[2], &[2]], &[], Verdict::Root { rank: 2, waiters: vec![3, 4] });
+        check(&[&[], &[0], &[], &[2]], &[], Verdict::Root { rank: 0, waiters: vec![1] });
+        check(&[&[], &[0], &[], &[2]], &[0], Verdict::Root { rank: 2, waiters: vec![3] });
+    }
+
+    #[test]
+    fn who_gets_on_is_slow_and_does_not_hang() {
+        check(&[&[1], &[]], &[1], Verdict::Nobody);
+        check(&[&[], &[]], &[], Verdict::Nobody);
+    }
+
+    #[test]
+    fn a_cycle_has_no_culprit() {
+        check(&[&[1], &[2], &[0]], &[], Verdict::Cycle { ranks: vec![0, 1, 2] });
+    }
+
+    #[test]
+    fn edges_that_lead_nowhere_are_none() {
+        check(&[&[0], &[7]], &[], Verdict::Nobody);
+    }
+}

@@ -1,0 +1,311 @@
+//! Incidents: what each failure cost, measured from its being seen to the next step that all commit.
+//!
+//! ```text
+//!   last sign of life ── detect ──> seen ── fence ──> Assigns sent ── decide ──> Start sent ── heal, redo ──> first commit
+//!                                    ^                    │                │
+//!                                    └────────────────────┴────────────────┘ another failure on the way: the same incident
+//! ```
+//!
+//! - At most one incident of a job is open. Every moment between its being seen and its end belongs to one phase: the phases add up.
+//! - An incident is stored when it is opened, when a decision is made about it and when it ends, so that a coordinator that starts
+//!   again goes on with it. The time that it was away counts as fence: nothing was decided meanwhile.
+//! - After a restore the steps that were lost are made again: that time is added when the job is where it was.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::Context;
+use super::job::Job;
+use super::record::{Incident, MAX_INCIDENTS, Rung, SeenBy};
+
+/// Causes of one incident that are told one by one.
+const MAX_CAUSES: usize = 8;
+/// Workers of one incident that are named.
+const MAX_WORKERS: usize = 256;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Fence,
+    Decide,
+    Heal,
+}
+
+#[derive(Debug)]
+struct Open {
+    number: u64,
+    stage: Stage,
+    since: Duration,
+    num_causes: usize,
+}
+
+/// Lost steps are being made again.
+#[derive(Debug)]
+struct Redo {
+    number: u64,
+    until_step: u64,
+    since: Duration,
+}
+
+/// The incidents of a job.
+#[derive(Debug, Default)]
+pub(super) struct Incidents {
+    /// The newest [`MAX_INCIDENTS`], by number.
+    pub all: BTreeMap<u64, Incident>,
+    open: Option<Open>,
+    redo: Option<Redo>,
+}
+
+/// A failure or a move, as it is seen.
+pub(super) struct Sighting {
+    pub by: SeenBy,
+    pub cause: String,
+    /// Silence before it was seen.
+    pub detect: Duration,
+    pub place: Option<(usize, String)>,
+}
+
+impl Incidents {
+    /// As the store has them. One that is open goes on.
+    pub fn restore(incidents: Vec<Incident>, monotonic: Duration, unix_ms: i64) -> Incidents {
+        let all: BTreeMap<u64, Incident> = incidents.into_iter().map(|i| (i.number, i)).collect();
+        let mut restored = Incidents { all, open: None, redo: None };
+        if let Some(newest) = restored.all.values_mut().last().filter(|i| !i.resolved) {
+            let since_seen_s = (unix_ms - newest.unix_ms) as f64 / 1e3;
+            newest.fence_s += (since_seen_s - newest.total_s()).max(0.0);
+            restored.open =
+                Some(Open { number: newest.number, stage: Stage::Fence, since: monotonic, num_causes: MAX_CAUSES });
+        }
+        restored
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Of the open one, by now.
+    pub fn open_s(&self, monotonic: Duration) -> f64 {
+        let Some(open) = &self.open else { return 0.0 };
+        let incident = &self.all[&open.number];
+        incident.detect_s + incident.total_s() + monotonic.saturating_sub(open.since).as_secs_f64()
+    }
+
+    /// The time since the last change belongs to the stage so far.
+    fn enter(&mut self, stage: Stage, monotonic: Duration) -> Option<&mut Incident> {
+        let open = self.open.as_mut()?;
+        let incident = self.all.get_mut(&open.number).expect("an open incident is kept");
+        let elapsed_s = monotonic.saturating_sub(open.since).as_secs_f64();
+        match open.stage {
+            Stage::Fence => incident.fence_s += elapsed_s,
+            Stage::Decide => incident.decide_s += elapsed_s,
+            Stage::Heal => incident.heal_s += elapsed_s,
+        }
+        open.stage = stage;
+        open.since = monotonic;
+        Some(incident)
+    }
+}
+
+impl Job {
+    /// Opens an incident, or adds to the one that is open.
+    pub fn incident_seen(&mut self, cx: &mut Context<'_>, sighting: Sighting) {
+        self.close_redo(cx);
+        if self.incidents.is_open() {
+            self.add_to_incident(cx, sighting);
+        } else {
+            self.open_incident(cx, sighting);
+        }
+    }
+
+    fn open_incident(&mut self, cx: &mut Context<'_>, sighting: Sighting) {
+        self.record.num_incidents += 1;
+        let number = self.record.num_incidents;
+        let step = self.committed();
+        let text = format!("incident {number}: {}, seen by {}, step {step}", sighting.cause, sighting.by.name());
+        let (rank, worker) = sighting.place.unzip();
+        let incident = Incident {
+            job: self.record.id.clone(),
+            number,
+            unix_ms: cx.now.unix_ms,
+            cause: sighting.cause,
+            seen_by: sighting.by,
+            ranks: rank.into_iter().collect(),
+            workers: worker.into_iter().collect(),
+            rung: Rung::Wait,
+            reason: "not decided yet".into(),
+            step,
+            resumed_step: 0,
+            steps_lost: 0,
+            epoch: self.record.epoch,
+            detect_s: sighting.detect.as_secs_f64(),
+            fence_s: 0.0,
+            decide_s: 0.0,
+            heal_s: 0.0,
+            redo_s: 0.0,
+            resolved: false,
+        };
+        self.incidents.all.insert(number, incident);
+        self.incidents.open = Some(Open { number, stage: Stage::Fence, since: cx.now.monotonic, num_causes: 1 });
+        if number > MAX_INCIDENTS {
+            self.incidents.all.remove(&(number - MAX_INCIDENTS));
+        }
+        self.incident_changed(cx, number);
+        self.event(cx, "incident.begin", text);
+    }
+
+    fn add_to_incident(&mut self, cx: &mut Context<'_>, sighting: Sighting) {
+        let Some(open) = &mut self.incidents.open else { return };
+        open.num_causes += 1;
+        let (number, is_told) = (open.number, open.num_causes <= MAX_CAUSES);
+        let Some(incident) = self.incidents.enter(Stage::Fence, cx.now.monotonic) else { return };
+        if is_told {
+            incident.cause = format!("{}; {}", incident.cause, sighting.cause);
+        }
+        if let Some((rank, worker)) = sighting.place {
+            incident.ranks.insert(rank);
+            if incident.workers.len() < MAX_WORKERS {
+                incident.workers.insert(worker);
+            }
+        }
+        self.incident_changed(cx, number);
+    }
+
+    pub fn incident_waits(&mut self, cx: &mut Context<'_>, reason: &str) {
+        let Some(incident) = self.incidents.enter(Stage::Fence, cx.now.monotonic) else { return };
+        if incident.rung != Rung::Wait || incident.reason != reason {
+            incident.rung = Rung::Wait;
+            incident.reason = reason.into();
+            let number = incident.number;
+            self.incident_changed(cx, number);
+        }
+    }
+
+    /// The next epoch is on its way.
+    pub fn incident_fenced(&mut self, cx: &mut Context<'_>, rung: Rung, reason: &str) {
+        let Some(incident) = self.incidents.enter(Stage::Decide, cx.now.monotonic) else { return };
+        incident.rung = rung;
+        incident.reason = reason.into();
+        let number = incident.number;
+        self.incident_changed(cx, number);
+    }
+
+    /// From the reports: `step` is the highest that was committed.
+    pub fn incident_reported(&mut self, step: u64) {
+        let Some(open) = &self.incidents.open else { return };
+        if let Some(incident) = self.incidents.all.get_mut(&open.number) {
+            incident.step = incident.step.max(step);
+        }
+    }
+
+    /// All go on from `step`. A heal loses nothing: a step that only the dead had committed is made again, bit for bit.
+    pub fn incident_decided(&mut self, cx: &mut Context<'_>, step: u64, is_heal: bool) {
+        let epoch = self.record.epoch;
+        let Some(incident) = self.incidents.enter(Stage::Heal, cx.now.monotonic) else { return };
+        incident.resumed_step = step;
+        incident.steps_lost = if is_heal { 0 } else { incident.step.saturating_sub(step) };
+        incident.epoch = epoch;
+        let number = incident.number;
+        self.incident_changed(cx, number);
+    }
+
+    /// A step beyond those that the epoch began with is committed, or all have finished.
+    pub fn incident_over(&mut self, cx: &mut Context<'_>) {
+        let step_s = self.live.progress.step_s().unwrap_or(0.0);
+        let Some(incident) = self.incidents.enter(Stage::Heal, cx.now.monotonic) else { return };
+        incident.redo_s = incident.heal_s.min(step_s);
+        incident.heal_s -= incident.redo_s;
+        incident.resolved = true;
+        let incident = incident.clone();
+        self.incidents.open = None;
+        self.record.lost_s += incident.detect_s + incident.total_s();
+        self.record.lost_steps += incident.steps_lost;
+        if incident.steps_lost > 0 {
+            let (number, until_step) = (incident.number, incident.step);
+            self.incidents.redo = Some(Redo { number, until_step, since: cx.now.monotonic });
+        }
+        self.incident_changed(cx, incident.number);
+        self.event(cx, "incident.resolved", in_words(&incident));
+        self.release_moved(cx);
+        // A drain may have waited for it.
+        cx.out.unsettled = true;
+    }
+
+    /// A newer step is committed.
+    pub fn incident_progress(&mut self, cx: &mut Context<'_>) {
+        if self.incidents.is_open() && self.committed() > self.live.base_step {
+            self.incident_over(cx);
+        }
+        if self.incidents.redo.as_ref().is_some_and(|r| self.committed() >= r.until_step) {
+            self.close_redo(cx);
+        }
+    }
+
+    /// The job ends: what is open stays unresolved, and its time counts.
+    pub fn incident_abandoned(&mut self, cx: &mut Context<'_>) {
+        self.close_redo(cx);
+        let Some(incident) = self.incidents.enter(Stage::Fence, cx.now.monotonic) else { return };
+        self.record.lost_s += incident.detect_s + incident.total_s();
+        let number = incident.number;
+        self.incidents.open = None;
+        self.incident_changed(cx, number);
+    }
+
+    fn close_redo(&mut self, cx: &mut Context<'_>) {
+        let Some(redo) = self.incidents.redo.take() else { return };
+        let redo_s = cx.now.monotonic.saturating_sub(redo.since).as_secs_f64();
+        let Some(incident) = self.incidents.all.get_mut(&redo.number) else { return };
+        incident.redo_s += redo_s;
+        self.record.lost_s += redo_s;
+        self.incident_changed(cx, redo.number);
+    }
+
+    fn incident_changed(&self, cx: &mut Context<'_>, number: u64) {
+        cx.out.dirty_incidents.insert((self.record.id.clone(), number));
+        self.changed(cx);
+    }
+}
+
+fn in_words(i: &Incident) -> String {
+    let lost = match i.steps_lost {
+        0 => "no step lost".into(),
+        1 => "1 step lost".into(),
+        n => format!("{n} steps lost"),
+    };
+    format!(
+        "incident {}: {}, {lost}, goes on from step {} after {:.3} s (detect {:.3}, fence {:.3}, decide {:.3}, heal {:.3}, redo {:.3})",
+        i.number,
+        i.rung.name(),
+        i.resumed_step,
+        i.total_s(),
+        i.detect_s,
+        i.fence_s,
+        i.decide_s,
+        i.heal_s,
+        i.redo_s
+    )
+}
+
+/// For users.
+pub(super) fn view(i: &Incident) -> toroid_proto::Incident {
+    let workers: &BTreeSet<String> = &i.workers;
+    toroid_proto::Incident {
+        number: i.number,
+        unix_ms: i.unix_ms,
+        cause: i.cause.clone(),
+        seen_by: i.seen_by.name().into(),
+        ranks: i.ranks.iter().map(|r| *r as u32).collect(),
+        workers: workers.iter().cloned().collect(),
+        rung: i.rung.name().into(),
+        reason: i.reason.clone(),
+        step: i.step,
+        resumed_step: i.resumed_step,
+        steps_lost: i.steps_lost,
+        epoch: i.epoch,
+        detect_s: i.detect_s,
+        fence_s: i.fence_s,
+        decide_s: i.decide_s,
+        heal_s: i.heal_s,
+        redo_s: i.redo_s,
+        total_s: i.total_s(),
+        resolved: i.resolved,
+    }
+}
