@@ -23,7 +23,7 @@ use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::ShardFile;
 
 use crate::comm::PeerAddr;
-use crate::trainer::{Assignment, Command, Happened, TrainerEvent};
+use crate::trainer::{Assignment, Command, Happened, HealPlan, TrainerEvent};
 
 /// Step records that wait for an acknowledgement, at most. A coordinator that is away for longer misses the oldest.
 const MAX_UNACKNOWLEDGED: usize = 1 << 17;
@@ -150,7 +150,12 @@ impl Session {
             FromCoordinator::Start(start) => match self.current(&start.job_id, start.epoch) {
                 Some(work) if work.phase == Phase::Ready => {
                     work.phase = Phase::Training;
-                    vec![Output::Trainer(Command::Start { epoch: start.epoch })]
+                    let heal = start.heal.map(|heal| HealPlan {
+                        step: heal.step,
+                        source: heal.source as usize,
+                        newcomers: heal.newcomers.into_iter().map(|r| r as usize).collect(),
+                    });
+                    vec![Output::Trainer(Command::Start { epoch: start.epoch, heal })]
                 }
                 _ => Vec::new(),
             },
@@ -200,7 +205,7 @@ impl Session {
         let assignment = match checked(assign) {
             Ok(assignment) => assignment,
             Err(error) => {
-                let failed = Failed { job_id, epoch, error, fatal: true, damaged_step: 0 };
+                let failed = Failed { job_id, epoch, error, fatal: true, damaged_step: 0, restore: false };
                 return vec![Output::Send(ToCoordinator::Failed(failed))];
             }
         };
@@ -267,10 +272,13 @@ impl Session {
 impl Work {
     fn happened(&mut self, what: Happened) -> Vec<ToCoordinator> {
         match what {
-            Happened::Prepared { committed_step, data_digest, num_samples, num_params } => {
+            Happened::Prepared { committed_step, has_state, sealed_next, data_digest, num_samples, num_params } => {
                 self.phase = Phase::Ready;
                 self.committed = committed_step;
-                self.unacknowledged.retain(|r| r.record.as_ref().is_some_and(|r| r.step <= committed_step));
+                // A newcomer knows nothing of steps yet; what it had to say before still counts.
+                if has_state {
+                    self.unacknowledged.retain(|r| r.record.as_ref().is_some_and(|r| r.step <= committed_step));
+                }
                 let prepared = Prepared {
                     job_id: self.job_id.clone(),
                     epoch: self.epoch,
@@ -278,6 +286,8 @@ impl Work {
                     data_digest: data_digest.to_vec(),
                     num_samples,
                     num_params,
+                    has_state,
+                    sealed_next,
                 };
                 self.prepared = Some(prepared.clone());
                 // What was said in the older epoch may have come too late to be taken.
@@ -329,10 +339,10 @@ impl Work {
                 let (job_id, epoch) = (self.job_id.clone(), self.epoch);
                 self.halt(ToCoordinator::PeerLost(PeerLost { job_id, epoch, rank: rank as u32, error }))
             }
-            Happened::Failed { error, fatal, damaged_step } => {
+            Happened::Failed { error, fatal, damaged_step, restore } => {
                 let (job_id, epoch) = (self.job_id.clone(), self.epoch);
                 let damaged_step = damaged_step.unwrap_or(0);
-                self.halt(ToCoordinator::Failed(Failed { job_id, epoch, error, fatal, damaged_step }))
+                self.halt(ToCoordinator::Failed(Failed { job_id, epoch, error, fatal, damaged_step, restore }))
             }
         }
     }
@@ -407,6 +417,7 @@ fn checked(assign: Assign) -> Result<Assignment, String> {
         peers,
         link_key,
         checkpoint_root: assign.checkpoint_root,
+        heal: assign.heal,
         restore_step: (assign.restore_step > 0).then_some(assign.restore_step),
     })
 }
@@ -442,7 +453,7 @@ mod tests {
     }
 
     fn start(epoch: u64) -> Input {
-        Input::FromCoordinator(FromCoordinator::Start(Start { job_id: "j".into(), epoch }))
+        Input::FromCoordinator(FromCoordinator::Start(Start { job_id: "j".into(), epoch, heal: None }))
     }
 
     fn happened(epoch: u64, what: Happened) -> Input {
@@ -450,7 +461,14 @@ mod tests {
     }
 
     fn prepared(epoch: u64) -> Input {
-        let what = Happened::Prepared { committed_step: 0, data_digest: [0; 32], num_samples: 9, num_params: 5 };
+        let what = Happened::Prepared {
+            committed_step: 0,
+            has_state: true,
+            sealed_next: false,
+            data_digest: [0; 32],
+            num_samples: 9,
+            num_params: 5,
+        };
         happened(epoch, what)
     }
 
