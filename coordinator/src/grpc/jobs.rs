@@ -91,13 +91,6 @@ impl JobService for Jobs {
         Ok(Response::new(proto::ListJobsResponse { jobs }))
     }
 
-    async fn drain_worker(
-        &self,
-        _: Request<proto::DrainWorkerRequest>,
-    ) -> Result<Response<proto::DrainWorkerResponse>, Status> {
-        Err(Status::unimplemented("drain"))
-    }
-
     async fn watch_job(
         &self,
         request: Request<proto::WatchJobRequest>,
