@@ -25,7 +25,7 @@ pub enum Plant {
     Session(session::Planted),
 }
 
-pub const ALL: [Plant; 15] = [
+pub const ALL: [Plant; 17] = [
     Plant::TakeOldFrames,
     Plant::IgnoreFence,
     Plant::CommitBeforeSealed,
@@ -37,9 +37,11 @@ pub const ALL: [Plant; 15] = [
     Plant::Machine(machine::Planted::SendBeforePersist),
     Plant::Machine(machine::Planted::MoveSurvivors),
     Plant::Machine(machine::Planted::GoOnFromLowest),
+    Plant::Machine(machine::Planted::AlwaysRestore),
     Plant::Machine(machine::Planted::PublishWithoutShard),
     Plant::Machine(machine::Planted::CutCurveToHeal),
     Plant::Session(session::Planted::TakeOldEpoch),
+    Plant::Session(session::Planted::DoNotFence),
     Plant::Session(session::Planted::ForgetRecords),
 ];
 

@@ -456,9 +456,6 @@ impl Trainer {
                 env.truth.holds(&job.assignment, job.state.as_ref().expect("just made"));
                 self.shared.checkpoints.clear();
                 self.shared.committed = heal.step;
-                if rank == 0 {
-                    self.report_history(env);
-                }
             }
             Some(state) if state.committed < heal.step && !env.is_planted(Plant::SkipHealCommit) => {
                 // T-2: it has sealed the step, and that another has committed it says that all have.
@@ -472,6 +469,9 @@ impl Trainer {
             Some(state) => state.sealed = None,
         }
         env.truth.healed(&job.assignment, heal.step, job.committed());
+        if rank == 0 && heal.newcomers.contains(&rank) {
+            self.report_history(env);
+        }
         self.job.as_mut().expect("as above").gather(env);
         true
     }

@@ -10,6 +10,9 @@
 //! Losing the coordinator changes nothing but that messages wait: what it must not miss (step records, a shard just written, the end)
 //! is sent again after the next Welcome (T-9). Deliberately absent: sockets, clocks, threads.
 
+#[cfg(any(test, feature = "planted"))]
+pub mod planted;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -24,6 +27,17 @@ use toroid_torus::manifest::ShardFile;
 
 use crate::comm::PeerAddr;
 use crate::trainer::{Assignment, Command, Happened, HealPlan, TrainerEvent};
+
+/// Whether this fault is planted; in a normal build it never is.
+macro_rules! planted {
+    ($fault:ident) => {{
+        #[cfg(any(test, feature = "planted"))]
+        let is_planted = planted::is_planted(planted::Planted::$fault);
+        #[cfg(not(any(test, feature = "planted")))]
+        let is_planted = false;
+        is_planted
+    }};
+}
 
 /// Step records that wait for an acknowledgement, at most. A coordinator that is away for longer misses the oldest.
 const MAX_UNACKNOWLEDGED: usize = 1 << 17;
@@ -175,7 +189,7 @@ impl Session {
 
     /// T-1: what carries another job or another epoch is not for us.
     fn current(&mut self, job_id: &str, epoch: u64) -> Option<&mut Work> {
-        self.work.as_mut().filter(|w| w.job_id == job_id && w.epoch == epoch)
+        self.work.as_mut().filter(|w| w.job_id == job_id && (w.epoch == epoch || planted!(TakeOldEpoch)))
     }
 
     fn welcome(&mut self, welcome: &Welcome) -> Vec<Output> {
@@ -183,7 +197,10 @@ impl Session {
             heartbeat_ms: welcome.heartbeat_interval_ms,
             failure_timeout_ms: welcome.failure_timeout_ms,
         }];
-        let Some(work) = &self.work else { return out };
+        let Some(work) = &mut self.work else { return out };
+        if planted!(ForgetRecords) {
+            work.unacknowledged.clear();
+        }
         if welcome.keep_going {
             out.extend(work.said_again().into_iter().map(Output::Send));
         } else {
@@ -224,7 +241,8 @@ impl Session {
             shard: None,
             halted: None,
         });
-        vec![Output::Fence { epoch }, Output::Prepare(Box::new(assignment))]
+        let fence = (!planted!(DoNotFence)).then_some(Output::Fence { epoch });
+        fence.into_iter().chain([Output::Prepare(Box::new(assignment))]).collect()
     }
 
     fn stop(&mut self, job_id: &str, epoch: u64, reason: &str) -> Vec<Output> {

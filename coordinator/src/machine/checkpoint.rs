@@ -212,7 +212,7 @@ impl Job {
         let (world, removes) = (self.world(), self.outdated_by(step));
         let Some(record) = self.record.pending.get_mut(&step) else { return };
         let Some(pending) = self.live.checkpoint.pending.get_mut(&step) else { return };
-        if pending.is_publish_sent || !curve_is_there || pending.shards.len() < world {
+        if pending.is_publish_sent || !curve_is_there || pending.shards.len() + usize::from(planted!(PublishWithoutShard)) < world {
             return;
         }
         let files_json = pending.shards.values().map(|s| s.file_json.clone()).collect();
