@@ -165,6 +165,11 @@ impl Trainer {
         }
     }
 
+    /// The committed step, if it holds the state of any.
+    pub fn step(&self) -> Option<u64> {
+        Some(self.job.as_ref()?.state.as_ref()?.committed)
+    }
+
     /// For heartbeats: ranks that are waited for.
     pub fn waits_for(&self) -> Vec<u32> {
         let Some(job) = self.job.as_ref().filter(|j| self.busy.is_none() && j.phase.is_waiting_for_peers()) else {

@@ -224,13 +224,12 @@ impl World {
 
     fn at_worker(&mut self, pid: Pid, what: AtWorker) {
         let Some(worker) = self.workers.get_mut(&pid) else { return };
-        let before = worker.trainer.job.as_ref().map(|j| j.committed());
+        let before = worker.trainer.step();
         worker.handle(what, &mut self.env);
-        let Some(job) = &worker.trainer.job else { return };
-        if Some(job.committed()) != before {
-            let (id, step) = (job.assignment.job_id.clone(), job.committed());
-            let (rank, epoch) = (job.assignment.rank, job.assignment.epoch);
-            self.env.tell(|| format!("{} (rank {rank}) has committed step {step} in epoch {epoch}", id_of(pid)));
+        let (Some(job), Some(step)) = (&worker.trainer.job, worker.trainer.step()) else { return };
+        if Some(step) != before {
+            let (id, rank, epoch) = (job.assignment.job_id.clone(), job.assignment.rank, job.assignment.epoch);
+            self.env.tell(|| format!("{} (rank {rank}) is at step {step} in epoch {epoch}", id_of(pid)));
             self.check_steps(&id);
         }
     }

@@ -20,7 +20,7 @@ use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
 use toroid_proto::{
     Assign, CheckpointMissed, Failed, Finished, ManifestPublished, PeerLost, Prepared, PublishManifest, ShardWritten,
-    StepReport, Stopped, ValidationReport, Welcome,
+    StepRecord, StepReport, Stopped, ValidationReport, Welcome,
 };
 use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::ShardFile;
@@ -100,6 +100,8 @@ struct Work {
     phase: Phase,
     committed: u64,
     prepared: Option<Prepared>,
+    /// The epoch that this one heals: what the trainer committed in it before it saw the fence still counts.
+    heals: Option<u64>,
     unacknowledged: VecDeque<StepReport>,
     validations: BTreeMap<u64, ValidationReport>,
     /// Of the checkpoint that is not published yet.
@@ -227,7 +229,9 @@ impl Session {
             }
         };
         // Records of the epoch before that were not acknowledged still count: their steps were committed.
-        let mut kept = self.work.take().filter(|w| w.job_id == job_id).map(|w| w.unacknowledged).unwrap_or_default();
+        let before = self.work.take().filter(|w| w.job_id == job_id);
+        let heals = before.as_ref().filter(|w| assignment.heal && w.has_trained()).map(|w| w.epoch);
+        let mut kept = before.map(|w| w.unacknowledged).unwrap_or_default();
         kept.iter_mut().for_each(|report| report.epoch = epoch);
         self.work = Some(Work {
             job_id,
@@ -236,6 +240,7 @@ impl Session {
             phase: Phase::Preparing,
             committed: 0,
             prepared: None,
+            heals,
             unacknowledged: kept,
             validations: BTreeMap::new(),
             shard: None,
@@ -280,6 +285,10 @@ impl Session {
 
     fn reported(&mut self, event: TrainerEvent) -> Vec<Output> {
         let TrainerEvent { epoch, what } = event;
+        if let Some(work) = self.work.as_mut().filter(|w| w.heals == Some(epoch)) {
+            work.keep_late_record(what);
+            return Vec::new();
+        }
         match self.work.as_mut().filter(|w| w.epoch == epoch) {
             Some(work) => work.happened(what).into_iter().map(Output::Send).collect(),
             None => Vec::new(),
@@ -288,6 +297,27 @@ impl Session {
 }
 
 impl Work {
+    fn has_trained(&self) -> bool {
+        !matches!(self.phase, Phase::Preparing | Phase::Ready)
+    }
+
+    /// The trainer committed a step of the epoch before when this one was already assigned. It says so before it says what it has
+    /// prepared, and then the record is sent with the others.
+    fn keep_late_record(&mut self, what: Happened) {
+        if let Happened::Committed { record: Some(record), .. } = what {
+            self.keep_record(*record);
+        }
+    }
+
+    fn keep_record(&mut self, record: StepRecord) -> StepReport {
+        let report = StepReport { job_id: self.job_id.clone(), epoch: self.epoch, record: Some(record) };
+        if self.unacknowledged.len() == MAX_UNACKNOWLEDGED {
+            self.unacknowledged.pop_front();
+        }
+        self.unacknowledged.push_back(report.clone());
+        report
+    }
+
     fn happened(&mut self, what: Happened) -> Vec<ToCoordinator> {
         match what {
             Happened::Prepared { committed_step, has_state, sealed_next, data_digest, num_samples, num_params } => {
@@ -316,12 +346,7 @@ impl Work {
             Happened::Committed { step, record } => {
                 self.committed = step;
                 let Some(record) = record else { return Vec::new() };
-                let report = StepReport { job_id: self.job_id.clone(), epoch: self.epoch, record: Some(*record) };
-                if self.unacknowledged.len() == MAX_UNACKNOWLEDGED {
-                    self.unacknowledged.pop_front();
-                }
-                self.unacknowledged.push_back(report.clone());
-                vec![ToCoordinator::Step(report)]
+                vec![ToCoordinator::Step(self.keep_record(*record))]
             }
             Happened::Validated(validation) => {
                 let step = validation.step;
@@ -442,7 +467,7 @@ fn checked(assign: Assign) -> Result<Assignment, String> {
 
 #[cfg(test)]
 mod tests {
-    use toroid_proto::{CheckpointAt, Peer, Start, StepAck, StepRecord, Stop};
+    use toroid_proto::{CheckpointAt, Peer, Start, StepAck, Stop};
     use toroid_torus::job;
 
     use super::*;
@@ -593,6 +618,25 @@ mod tests {
         }
         // The new epoch starts from step 0: step 1 will be made and reported again.
         check(&mut session, vec![prepared(2), welcome(true)], &["send Prepared", "intervals", "send Prepared"]);
+    }
+
+    #[test]
+    fn t4_a_step_that_was_committed_under_the_fence_is_still_reported() {
+        let mut session = Session::new();
+        for input in [assign(1), prepared(1), start(1), committed(1, 1)] {
+            session.handle(input);
+        }
+        let heal = Input::FromCoordinator(FromCoordinator::Assign(Assign { heal: true, ..assign_message(2) }));
+        check(&mut session, vec![heal, committed(1, 2)], &["fence 2", "prepare"]);
+        let what = Happened::Prepared {
+            committed_step: 2,
+            has_state: true,
+            sealed_next: false,
+            data_digest: [0; 32],
+            num_samples: 9,
+            num_params: 5,
+        };
+        check(&mut session, vec![happened(2, what)], &["send Prepared", "send step 1", "send step 2"]);
     }
 
     #[test]
