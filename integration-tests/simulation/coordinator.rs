@@ -136,7 +136,11 @@ impl World {
                     coordinator.connections.insert(stream, pid_of(&register.worker_id));
                 }
                 // After it has closed a stream, the driver reads no more of it.
-                if coordinator.connections.contains_key(&stream) {
+                if let Some(pid) = coordinator.connections.get(&stream) {
+                    let pid = *pid;
+                    if !matches!(*body, FromWorker::Heartbeat(_)) {
+                        self.env.tell(|| format!("    w{pid} -> {}", in_words(&*body)));
+                    }
                     self.coordinator_input(Input::Message { stream, body });
                 }
             }
@@ -222,6 +226,10 @@ impl World {
                 let body = message.body.expect("a message has a body");
                 let is_connected = self.coordinator.as_ref().is_some_and(|c| c.connections.contains_key(&stream));
                 if is_connected {
+                    let pid = self.coordinator.as_ref().map_or(0, |c| c.connections[&stream]);
+                    if !matches!(body, ToWorker::StepAck(_)) {
+                        self.env.tell(|| format!("    w{pid} <- {}", in_words(&body)));
+                    }
                     self.check_sent(stream, &body);
                     let body = Box::new(body);
                     self.env.net.to_worker(stream, |stream| AtWorker::Message { stream, body });
@@ -407,6 +415,13 @@ impl World {
             self.env.truth.check(holds, || format!("T-9: {id} stays at step {step} while the coordinator is away"));
         }
     }
+}
+
+/// A message, short enough for a story.
+fn in_words(body: &impl std::fmt::Debug) -> String {
+    const MAX_CHARS: usize = 160;
+    let text = format!("{body:?}");
+    text.chars().take(MAX_CHARS).collect()
 }
 
 /// What is wrong with a record that follows another.

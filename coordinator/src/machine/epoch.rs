@@ -221,6 +221,11 @@ impl Job {
         if self.live.phase != Phase::Preparing {
             return;
         }
+        if self.can_heal() && message.has_state {
+            // Its records follow, and the newest may be of a step that nobody has told of yet.
+            let committed = &mut self.live.committed[rank];
+            *committed = (*committed).max(message.committed_step.min(self.record.spec.steps));
+        }
         self.live.prepared.insert(rank, message);
         if self.live.prepared.len() == self.world() && self.record.places.iter().all(Option::is_some) {
             match self.disagreement() {
