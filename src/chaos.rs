@@ -18,6 +18,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
+use tokio::runtime::Runtime;
 use toroid_proto as proto;
 
 use crate::local::children::Settings;
@@ -90,7 +91,8 @@ fn per_minute(text: &str) -> Result<f64, String> {
     }
 }
 
-pub async fn run(args: Args) -> Result<ExitCode> {
+/// Storage is synchronous: only the clusters run on `runtime`.
+pub fn run(runtime: &Runtime, args: Args) -> Result<ExitCode> {
     let steps = args.steps.unwrap_or_else(|| default_steps(args.kills, args.every_steps));
     let job = job::make(&args.job, steps, 0, toroid_worker::data::cargo_registry_sources())?;
     let plan = plan_of(&args, &job)?;
@@ -101,16 +103,17 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         threads: args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world())),
         failure_timeout: args.failure_timeout_ms.map(Duration::from_millis),
     };
-    let mut signals = Signals::new()?;
+    let mut signals = runtime.block_on(async { Signals::new() })?;
+    let mut train = |plan| runtime.block_on(inject::run(&settings, &job, plan, &mut signals));
     let mut undisturbed = None;
     if args.verify {
-        let Some(outcome) = inject::run(&settings, &job, Plan::nothing(), &mut signals).await? else {
+        let Some(outcome) = train(Plan::nothing())? else {
             return Ok(ExitCode::from(INTERRUPTED));
         };
         ensure!(outcome.problems.is_empty(), "the undisturbed run failed: {}", outcome.problems.join("; "));
         undisturbed = Some(Finished::export(outcome.job, args.dir.join("undisturbed.safetensors"))?);
     }
-    let Some(outcome) = inject::run(&settings, &job, plan, &mut signals).await? else {
+    let Some(outcome) = train(plan)? else {
         return Ok(ExitCode::from(INTERRUPTED));
     };
     let report = judge(seed, outcome, undisturbed.as_ref(), args.dir.join("disturbed.safetensors"))?;

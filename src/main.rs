@@ -121,7 +121,7 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Incidents(args) => runtime.block_on(incidents::run(args)),
         Command::Drain(args) => runtime.block_on(status::drain(args)),
         Command::Checkpoint(command) => checkpoint::run(runtime, command),
-        Command::Chaos(args) => runtime.block_on(chaos::run(*args)),
+        Command::Chaos(args) => chaos::run(runtime, *args),
         Command::Bench(command) => runtime.block_on(bench::run(command)),
         Command::Version => {
             output::line(format_args!("toroid {}", toroid_proto::BUILD_VERSION))?;

@@ -131,7 +131,7 @@ struct Open {
     index: usize,
     at: Instant,
     /// Incidents with a higher number are of this fault.
-    num_incidents: usize,
+    last_incident: u64,
 }
 
 struct Run {
@@ -313,15 +313,16 @@ impl Run {
             self.plan.num_faults
         ));
         self.outcome.faults.push(Fault { worker, rank, how, step, recovery_s: None });
-        self.open.push(Open { index, at, num_incidents: self.job.incidents.len() });
+        let last_incident = self.job.incidents.last().map_or(0, |incident| incident.number);
+        self.open.push(Open { index, at, last_incident });
         self.last_fault_at = Some(at);
         self.state = State::Recovering;
     }
 
     /// All incidents since the fault are over, and a step beyond them was seen: that ends the recovery.
     async fn recover(&mut self) -> Result<()> {
-        let num_known = self.open.iter().map(|open| open.num_incidents).min().unwrap_or(0);
-        let new: Vec<_> = self.job.incidents.iter().filter(|incident| incident.number as usize > num_known).collect();
+        let known = self.open.iter().map(|open| open.last_incident).min().unwrap_or(0);
+        let new: Vec<_> = self.job.incidents.iter().filter(|incident| incident.number > known).collect();
         if new.is_empty() || new.iter().any(|incident| !incident.resolved) {
             return Ok(());
         }

@@ -97,11 +97,11 @@ impl PhasePlan {
             "--phase kills each of the {num_places} places at most once, and {num_faults} kills are asked for; give a smaller --kills"
         );
         let (first, apart) = match phase {
-            // Only there a shard is written.
+            // A shard is written while the step after it is being made.
             Phase::Checkpoint => {
                 let interval = spec.checkpoint.interval_steps;
                 ensure!(interval > 0, "--phase checkpoint needs `checkpoint.interval_steps` in the job file");
-                (interval, interval)
+                (interval + 1, interval)
             }
             _ => (FIRST_STEP, every_steps.unwrap_or(STEPS_APART)),
         };

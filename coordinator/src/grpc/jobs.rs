@@ -91,6 +91,7 @@ impl JobService for Jobs {
         Ok(Response::new(proto::ListJobsResponse { jobs }))
     }
 
+
     async fn watch_job(
         &self,
         request: Request<proto::WatchJobRequest>,

@@ -81,7 +81,8 @@ impl<D: Device + Clone> Job<D> {
             self.start_step = None;
             self.history = history.into_iter().collect();
             self.has_state = true;
-            shared.reset(plan.step);
+            // Checkpoints that were asked for since the start stay asked for.
+            let _ = shared.commit(plan.step);
             self.report_history(emit);
         }
         Ok(())
