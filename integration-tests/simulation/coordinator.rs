@@ -13,7 +13,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use toroid_coordinator::machine::record::{JobRecord, Record};
-use toroid_coordinator::machine::{Config, Input, Limits, Machine, Now, Output, Reply, RequestId, StepSummary, StreamId};
+use toroid_coordinator::machine::{
+    Config, Input, Limits, Machine, Now, Output, Reply, RequestId, StepSummary, StreamId,
+};
 use toroid_proto as proto;
 use toroid_proto::StepRecord;
 use toroid_proto::coordinator_message::Body as ToWorker;
@@ -287,7 +289,8 @@ impl World {
         let (id, step) = (&record.id, checkpoint.step);
         let root = format!("{JOBS_DIR}/{id}/checkpoints");
         let complaint = self.env.truth.incomplete(&self.env.disk, id, &root, step);
-        let recorded = || format!("T-6: the checkpoint of step {step} is recorded and {}", complaint.as_deref().unwrap_or(""));
+        let recorded =
+            || format!("T-6: the checkpoint of step {step} is recorded and {}", complaint.as_deref().unwrap_or(""));
         self.env.truth.check(complaint.is_none(), recorded);
         let last = self.curves[id].last().map_or(0, |r| r.step);
         self.env.truth.check(last >= step, || format!("T-6: the curve ends at step {last}, before checkpoint {step}"));
@@ -317,8 +320,10 @@ impl World {
         self.env.truth.check(complaint.is_none(), || complaint.unwrap_or_default());
     }
 
-    fn wrong_assign(&self, stream: StreamId, m: &proto::Assign) -> Option<String> {
-        let Some(record) = self.record(&m.job_id) else { return Some("T-8: a job is assigned before it is stored".into()) };
+    fn wrong_assign(&mut self, stream: StreamId, m: &proto::Assign) -> Option<String> {
+        let Some(record) = self.record(&m.job_id) else {
+            return Some("T-8: a job is assigned before it is stored".into());
+        };
         if record.epoch != m.epoch {
             return Some(format!("T-8: epoch {} is assigned, epoch {} is stored", m.epoch, record.epoch));
         }
@@ -326,7 +331,12 @@ impl World {
         if record.places[m.rank as usize] != to {
             return Some(format!("T-7: rank {} is assigned to {to:?}, stored is {:?}", m.rank, record.places));
         }
-        if m.heal { None } else { self.avoidable_restore(record, m.restore_step) }
+        if m.heal {
+            return None;
+        }
+        let complaint = self.avoidable_restore(record, m.restore_step);
+        self.env.truth.restores(&m.job_id, m.epoch, m.restore_step);
+        complaint
     }
 
     /// T-3: steps are given up only if both holders of a shard are lost.
@@ -346,7 +356,9 @@ impl World {
         let lost: BTreeSet<usize> = (0..shape.world()).filter(|rank| !survives(*rank)).collect();
         holders::lost_shard(shape, &lost).is_none().then(|| {
             let high = truth.high;
-            format!("T-3: step {high} is given up for the checkpoint of step {step} though only ranks {lost:?} are lost")
+            format!(
+                "T-3: step {high} is given up for the checkpoint of step {step} though only ranks {lost:?} are lost"
+            )
         })
     }
 
@@ -399,8 +411,7 @@ impl World {
         let steps = self.records().filter(|r| r.state.is_placed()).filter(trains);
         let steps = steps.map(|r| (r.id.clone(), self.env.truth.jobs[&r.id].high)).collect();
         let is_whole = !self.env.net.is_any_link_blocked();
-        self.watched =
-            is_whole.then_some(Absence { since: self.env.net.now, num_faults: self.num_faults, steps });
+        self.watched = is_whole.then_some(Absence { since: self.env.net.now, num_faults: self.num_faults, steps });
     }
 
     fn check_absence(&mut self) {

@@ -31,10 +31,7 @@ impl World {
                     self.num_faults += 1;
                     self.fault();
                 }
-                _ => {
-                    self.num_faults = self.scenario.faults.len() as u64 + 1;
-                    self.calm_down();
-                }
+                _ => self.calm_down(),
             }
         }
     }
@@ -276,7 +273,8 @@ impl World {
     // -------------------------------------------------------------------------------------------------------------- the end
 
     /// No more faults; what is broken is mended, and there are workers enough.
-    fn calm_down(&mut self) {
+    pub fn calm_down(&mut self) {
+        self.num_faults = self.scenario.faults.len() as u64 + 1;
         self.env.tell(|| "no more faults".into());
         self.crash_in = None;
         self.env.net.heal();

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use toroid_coordinator::machine::StreamId;
 use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
-use toroid_worker::trainer::TrainerEvent;
+use toroid_worker::trainer::{Assignment, TrainerEvent};
 
 use crate::random::Random;
 use crate::trainer::Frame;
@@ -50,19 +50,43 @@ pub enum AtCoordinator {
 #[derive(Debug)]
 pub enum AtWorker {
     Dial,
-    Message { stream: StreamId, body: Box<ToWorker> },
-    StreamClosed { stream: StreamId },
+    Message {
+        stream: StreamId,
+        body: Box<ToWorker>,
+    },
+    StreamClosed {
+        stream: StreamId,
+    },
     /// The path to the coordinator has been cut for so long that this end gives up.
-    KeepaliveFailed { stream: StreamId },
-    Heartbeat { stream: StreamId },
+    KeepaliveFailed {
+        stream: StreamId,
+    },
+    Heartbeat {
+        stream: StreamId,
+    },
     /// The session has something for the trainer: a command, or a raised fence.
     Wake,
     Trained(TrainerEvent),
     /// What the trainer's thread was busy with is done.
-    Computed { number: u64 },
-    ShardWritten { epoch: u64, step: u64, shard: u64 },
-    Frame { from: Pid, incarnation: u64, due: Micros, frame: Frame },
-    LinkClosed { peer: Pid, incarnation: u64 },
+    Computed {
+        number: u64,
+    },
+    /// A writer's thread is done, of whatever job it was begun for.
+    ShardWritten {
+        assignment: Box<Assignment>,
+        step: u64,
+        shard: u64,
+    },
+    Frame {
+        from: Pid,
+        incarnation: u64,
+        due: Micros,
+        frame: Frame,
+    },
+    LinkClosed {
+        peer: Pid,
+        incarnation: u64,
+    },
 }
 
 struct Scheduled {

@@ -135,6 +135,16 @@ pub struct Shared {
     pub fence: (String, u64),
 }
 
+impl Shared {
+    /// Whether a checkpoint of the step that is committed now was asked for.
+    fn commit(&mut self, step: u64) -> bool {
+        self.committed = step;
+        let is_wanted = self.checkpoints.contains(&step);
+        self.checkpoints = self.checkpoints.split_off(&(step + 1));
+        is_wanted
+    }
+}
+
 #[derive(Debug)]
 pub struct Trainer {
     pid: Pid,
@@ -411,8 +421,7 @@ impl Trainer {
         }
         job.phase = Phase::Ready;
         let committed = job.state.as_ref().map_or(0, |s| s.committed);
-        let (has_state, sealed_next) =
-            (job.state.is_some(), job.state.as_ref().is_some_and(|s| s.sealed.is_some()));
+        let (has_state, sealed_next) = (job.state.is_some(), job.state.as_ref().is_some_and(|s| s.sealed.is_some()));
         env.truth.prepared(self.pid, &job.assignment, job.state.as_ref());
         let epoch = job.assignment.epoch;
         self.shared.checkpoints.clear();
@@ -459,8 +468,6 @@ impl Trainer {
             None => {
                 job.state = Some(job.pulled(&heal));
                 env.truth.holds(&job.assignment, job.state.as_ref().expect("just made"));
-                self.shared.checkpoints.clear();
-                self.shared.committed = heal.step;
             }
             Some(state) if state.committed < heal.step && !env.is_planted(Plant::SkipHealCommit) => {
                 // T-2: it has sealed the step, and that another has committed it says that all have.
@@ -476,6 +483,9 @@ impl Trainer {
         env.truth.healed(&job.assignment, heal.step, job.committed());
         if rank == 0 && heal.newcomers.contains(&rank) {
             self.report_history(env);
+        }
+        if heal.newcomers.contains(&rank) && self.shared.commit(heal.step) {
+            self.write_checkpoint(env);
         }
         self.job.as_mut().expect("as above").gather(env);
         true
@@ -578,9 +588,7 @@ impl Trainer {
         let sums = state.history.last().map_or(0, |(_, sums)| *sums);
         let record = (rank == 0).then(|| Box::new(job.record(step, sums, env)));
         job.gather(env);
-        self.shared.committed = step;
-        let is_wanted = self.shared.checkpoints.contains(&step);
-        self.shared.checkpoints = self.shared.checkpoints.split_off(&(step + 1));
+        let is_wanted = self.shared.commit(step);
         self.emit(epoch, Happened::Committed { step, record }, env);
         if is_wanted {
             self.write_checkpoint(env);
@@ -602,20 +610,19 @@ impl Trainer {
     fn write_checkpoint(&mut self, env: &mut Env) {
         let job = self.job.as_ref().expect("looked up by the caller");
         let state = job.state.as_ref().expect("only a state is saved");
-        let (epoch, step, shard) = (job.assignment.epoch, state.committed, state.own);
+        let (assignment, step, shard) = (Box::new(job.assignment.clone()), state.committed, state.own);
         let after = env.net.random.between(MS, 400 * MS);
-        env.net.at_worker(self.pid, after, AtWorker::ShardWritten { epoch, step, shard });
+        env.net.at_worker(self.pid, after, AtWorker::ShardWritten { assignment, step, shard });
     }
 
     /// The writer's thread is done.
-    pub fn shard_written(&mut self, epoch: u64, step: u64, shard: u64, env: &mut Env) {
-        let Some(job) = &self.job else { return };
-        let what = match env.disk.write(self.pid, &job.assignment, step, shard) {
+    pub fn shard_written(&mut self, assignment: &Assignment, step: u64, shard: u64, env: &mut Env) {
+        let what = match env.disk.write(self.pid, assignment, step, shard) {
             Ok(file) => Happened::ShardWritten { step, file: Box::new(file), write_s: 0.1 },
             Err(error) => Happened::CheckpointFailed { step, error },
         };
-        env.truth.wrote(&job.assignment, step, shard);
-        self.emit(epoch, what, env);
+        env.truth.wrote(assignment, step, shard);
+        self.emit(assignment.epoch, what, env);
     }
 
     fn publish(&mut self, step: u64, files: &[ShardFile], remove: &[u64], env: &mut Env) {

@@ -33,8 +33,9 @@ pub struct JobTruth {
     pub reference: Reference,
     /// Ranks that have sealed, by epoch and step.
     sealed: BTreeMap<(u64, u64), BTreeSet<usize>>,
-    /// Highest step that anyone has committed since the newest restore.
+    /// Highest step that anyone has committed since the newest restore, and the epoch of that.
     pub high: u64,
+    since_epoch: u64,
     /// Who has prepared, by epoch and rank.
     pub prepared: BTreeMap<u64, BTreeMap<usize, Report>>,
     /// What was decided, by epoch: the first Start.
@@ -63,6 +64,7 @@ impl Truth {
             reference: Reference::of(spec),
             sealed: BTreeMap::new(),
             high: 0,
+            since_epoch: 0,
             prepared: BTreeMap::new(),
             started: BTreeMap::new(),
             is_distrusted: false,
@@ -78,14 +80,17 @@ impl Truth {
         if let Some(state) = state {
             self.holds(assignment, state);
         }
-        let world = assignment.spec.shape.world();
         let report = Report { pid, committed: state.map(|s| s.committed) };
         let job = self.job(assignment);
         job.prepared.entry(assignment.epoch).or_default().insert(assignment.rank, report);
-        if !assignment.heal && job.prepared[&assignment.epoch].len() == world {
-            job.high = assignment.restore_step.unwrap_or(0);
-            job.is_distrusted = false;
-        }
+    }
+
+    /// A restore that had to be was decided: what was committed after that step is given up.
+    pub fn restores(&mut self, job: &str, epoch: u64, step: u64) {
+        let job = self.jobs.get_mut(job).expect("a job that is assigned was submitted");
+        job.high = step;
+        job.since_epoch = epoch;
+        job.is_distrusted = false;
     }
 
     pub fn distrusted(&mut self, job: &str) {
@@ -114,7 +119,9 @@ impl Truth {
         let num_sealed = job.sealed.get(&(epoch, step)).map_or(0, BTreeSet::len);
         let world = job.spec.shape.world();
         let is_same = job.reference.sums[step as usize] == sums;
-        job.high = job.high.max(step);
+        if epoch >= job.since_epoch {
+            job.high = job.high.max(step);
+        }
         self.check(num_sealed == world, || {
             format!("T-2: rank {rank} commits step {step} in epoch {epoch} when {num_sealed} of {world} have sealed it")
         });
@@ -137,7 +144,9 @@ impl Truth {
         let own = shards[rank] == state.own;
         let copy = guarded.is_none_or(|guarded| shards[guarded] == state.guarded);
         self.check(own, || format!("T-4: rank {rank} holds another shard of step {step} in epoch {epoch}"));
-        self.check(copy, || format!("T-3: rank {rank} holds a stale copy of the shard of step {step} in epoch {epoch}"));
+        self.check(copy, || {
+            format!("T-3: rank {rank} holds a stale copy of the shard of step {step} in epoch {epoch}")
+        });
     }
 
     /// After healing all are at one step.

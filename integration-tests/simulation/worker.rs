@@ -83,7 +83,9 @@ impl Worker {
             AtWorker::Trained(event) if self.stream.is_some() && !self.is_welcome => self.waiting.push_back(event),
             AtWorker::Trained(event) => self.input(Input::Trainer(event), env),
             AtWorker::Computed { number } => self.trainer.computed(number, env),
-            AtWorker::ShardWritten { epoch, step, shard } => self.trainer.shard_written(epoch, step, shard, env),
+            AtWorker::ShardWritten { assignment, step, shard } => {
+                self.trainer.shard_written(&assignment, step, shard, env);
+            }
             AtWorker::Frame { from, incarnation, due, frame } => {
                 if env.net.reaches(from, self.pid, incarnation, due) {
                     env.frames.keep(&frame, &mut env.net.random);

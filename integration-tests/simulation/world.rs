@@ -171,7 +171,13 @@ impl World {
         }
         loop {
             self.faults_are_due();
-            let Some(event) = self.env.net.pop() else { return self.stuck("nothing happens any more") };
+            let Some(event) = self.env.net.pop() else {
+                if self.is_calm() {
+                    return self.stuck("nothing happens any more");
+                }
+                self.calm_down();
+                continue;
+            };
             self.num_events += 1;
             self.event(event);
             if let Some(violation) = self.env.truth.violation.take() {
