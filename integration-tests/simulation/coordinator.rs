@@ -430,9 +430,11 @@ impl World {
 
 /// A message, short enough for a story.
 fn in_words(body: &impl std::fmt::Debug) -> String {
-    const MAX_CHARS: usize = 160;
+    const MAX_CHARS: usize = 110;
     let text = format!("{body:?}");
-    text.chars().take(MAX_CHARS).collect()
+    // The name of a message stands there twice.
+    let text = text.split_once('(').map_or(text.as_str(), |(_, inner)| inner);
+    text.chars().filter(|c| *c != '"').take(MAX_CHARS).collect()
 }
 
 /// What is wrong with a record that follows another.
