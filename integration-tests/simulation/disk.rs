@@ -67,8 +67,14 @@ impl Disk {
         if self.broken.contains(&pid) {
             return Err("disk full".into());
         }
+        // As a worker's storage does it: each file that the list names must be there.
+        let root = &assignment.checkpoint_root;
+        let is_there = |f: &ShardFile| self.shards.contains_key(&(root.clone(), step, f.rank));
+        if let Some(missing) = files.iter().find(|f| !is_there(f)) {
+            return Err(format!("{} is not there", missing.file));
+        }
         let files = files.iter().map(|f| (f.rank, f.digest.clone())).collect();
-        self.manifests.insert((assignment.checkpoint_root.clone(), step), files);
+        self.manifests.insert((root.clone(), step), files);
         Ok(format!("{}/step-{step}", assignment.checkpoint_root))
     }
 
