@@ -67,5 +67,7 @@ fn job_file(name: &str, shape: (usize, usize, usize), steps: u64, random: &mut R
 
 /// Reasons for which a coordinator may give a job up when too much goes wrong at one place.
 pub fn may_give_up(reason: &str) -> bool {
-    ["times in a row", "times without a new step", "were lost one after the other", "in 3 tries"].iter().any(|known| reason.contains(known))
+    ["times in a row", "times without a new step", "were lost one after the other", "in 3 tries"]
+        .iter()
+        .any(|known| reason.contains(known))
 }

@@ -100,7 +100,7 @@ struct Work {
     phase: Phase,
     committed: u64,
     prepared: Option<Prepared>,
-    /// The epoch that this one heals: what the trainer committed in it before it saw the fence still counts.
+    /// The epoch in which this place trained last, where this one heals: what the trainer committed in it before it saw the fence still counts.
     heals: Option<u64>,
     unacknowledged: VecDeque<StepReport>,
     validations: BTreeMap<u64, ValidationReport>,
@@ -230,7 +230,8 @@ impl Session {
         };
         // Records of the epoch before that were not acknowledged still count: their steps were committed.
         let before = self.work.take().filter(|w| w.job_id == job_id);
-        let heals = before.as_ref().filter(|w| assignment.heal && w.has_trained()).map(|w| w.epoch);
+        let last_trained = |w: &Work| if w.has_trained() { Some(w.epoch) } else { w.heals };
+        let heals = before.as_ref().filter(|_| assignment.heal).and_then(last_trained);
         let mut kept = before.map(|w| w.unacknowledged).unwrap_or_default();
         kept.iter_mut().for_each(|report| report.epoch = epoch);
         self.work = Some(Work {
@@ -627,7 +628,8 @@ mod tests {
             session.handle(input);
         }
         let heal = Input::FromCoordinator(FromCoordinator::Assign(Assign { heal: true, ..assign_message(2) }));
-        check(&mut session, vec![heal, committed(1, 2)], &["fence 2", "prepare"]);
+        let again = Input::FromCoordinator(FromCoordinator::Assign(Assign { heal: true, ..assign_message(3) }));
+        check(&mut session, vec![heal, again, committed(1, 2)], &["fence 2", "prepare", "fence 3", "prepare"]);
         let what = Happened::Prepared {
             committed_step: 2,
             has_state: true,
@@ -636,7 +638,7 @@ mod tests {
             num_samples: 9,
             num_params: 5,
         };
-        check(&mut session, vec![happened(2, what)], &["send Prepared", "send step 1", "send step 2"]);
+        check(&mut session, vec![happened(3, what)], &["send Prepared", "send step 1", "send step 2"]);
     }
 
     #[test]
