@@ -91,7 +91,6 @@ impl JobService for Jobs {
         Ok(Response::new(proto::ListJobsResponse { jobs }))
     }
 
-
     async fn watch_job(
         &self,
         request: Request<proto::WatchJobRequest>,

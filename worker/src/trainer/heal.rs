@@ -81,9 +81,11 @@ impl<D: Device + Clone> Job<D> {
             self.start_step = None;
             self.history = history.into_iter().collect();
             self.has_state = true;
-            // Checkpoints that were asked for since the start stay asked for.
-            let _ = shared.commit(plan.step);
             self.report_history(emit);
+            // Checkpoints that were asked for since the start stay asked for, and that of this very step is due.
+            if shared.commit(plan.step) {
+                self.write_checkpoint(emit);
+            }
         }
         Ok(())
     }
