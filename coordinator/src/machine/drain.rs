@@ -4,7 +4,7 @@
 //! is lost, the step in flight is made again**. Two neighbours that are drained at once would take both holders of a shard away, so
 //! the second waits until the first move is healed. The drained worker stays connected and keeps what it holds until then.
 //!
-//! A worker that was drained is given nothing any more until it registers anew.
+//! A process that was drained is given nothing any more; another of the same worker id is.
 
 use proto::coordinator_message::Body;
 use toroid_proto as proto;
@@ -121,7 +121,8 @@ impl Job {
                 cx.pool.set_place(&newcomer, None);
                 self.worker_event(cx, "worker.displaced", text.clone(), &newcomer);
             }
-            self.worker_event(cx, "worker.draining", text, &worker);
+            self.worker_event(cx, "worker.draining", text.clone(), &worker);
+            self.live.begin_again = Some(text);
             self.record.absent.remove(&rank);
             cx.pool.set_place(&worker, Some((self.record.id.clone(), rank)));
             self.record.draining.insert(worker);

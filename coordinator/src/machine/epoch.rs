@@ -318,7 +318,7 @@ impl Job {
         let start = self.start_message();
         self.send_all(cx, &start);
         self.event(cx, "job.started", format!("epoch {} goes on from step {base_step}: {reason}", self.record.epoch));
-        self.incident_decided(cx, base_step, is_heal);
+        self.incident_decided(cx, base_step);
         self.expect_progress(cx);
         self.arm_interval(cx, is_heal);
         self.plan_checkpoints(cx, true);

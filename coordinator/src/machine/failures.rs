@@ -147,6 +147,7 @@ impl Job {
             return self.end(cx, State::Failed, &reason);
         }
         self.record.has_state = false;
+        self.event(cx, "state.corrupt", text.clone());
         self.begin_again(cx, SeenBy::Digests, text);
     }
 

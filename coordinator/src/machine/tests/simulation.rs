@@ -1,7 +1,7 @@
 //! Random faults, and every invariant checked after every event (in [`super::world`]).
 //!
-//! A seed decides everything: arrivals, deaths, hangs, delays of each message, late messages of older epochs, full disks, broken
-//! links, kills of the coordinator. Then the faults end, and each job must come to its end. A failure prints the seed and its
+//! A seed decides everything: arrivals, deaths, hangs, drains, steps and heals that only some get through, delays of each message,
+//! late messages of older epochs, full disks, broken links, kills of the coordinator. Then the faults end, and each job must come to its end. A failure prints the seed and its
 //! story; `TOROID_SEED=<n>` replays one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -53,9 +53,12 @@ impl Simulation {
         let (world, random) = (World::new(), Random(seed));
         let mut simulation =
             Simulation { world, random, jobs: Vec::new(), next_worker: 0, heard: Vec::new(), requests: Vec::new() };
-        let places = 1 + simulation.random.below(3);
+        let places = 1 + simulation.random.below(4);
         let interval = simulation.random.below(4);
-        let more = format!("checkpoint.interval_steps = {interval}\ncheckpoint.interval_s = 7");
+        let redundancy = simulation.random.below(8) > 0;
+        let more = format!(
+            "checkpoint.interval_steps = {interval}\ncheckpoint.interval_s = 7\nfault_tolerance.redundancy = {redundancy}"
+        );
         simulation.jobs.push(simulation.world.submit(&job_file(places, 12, &more)));
         if simulation.random.below(4) == 0 {
             simulation.jobs.push(simulation.world.submit(&job_file(1, 5, "")));
@@ -89,10 +92,11 @@ impl Simulation {
     fn event(&mut self) {
         match self.random.below(100) {
             0..45 => self.deliver(),
-            45..70 => drop({
+            45..60 => drop({
                 let job = self.some_job();
                 self.world.step(&job)
             }),
+            60..70 => self.step_in_part(),
             70..80 => self.time(),
             80..84 => self.join(),
             84..86 => self.kill(),
@@ -101,7 +105,8 @@ impl Simulation {
             90..92 => self.disk(),
             92..94 => self.lose_peer(),
             94..95 => self.fail(),
-            95..97 => self.ask(),
+            95..96 => self.ask(),
+            96..97 => self.drain(),
             97..98 => self.reconnect(),
             _ => self.restart(),
         }
@@ -189,12 +194,26 @@ impl Simulation {
 
     fn fail(&mut self) {
         let Some(id) = self.some_worker() else { return };
+        let restore = self.random.below(4) == 0;
         let worker = self.world.worker(&id);
         if let Some(work) = worker.work.take() {
             let error = "out of memory".into();
-            let failed = proto::Failed { job_id: work.job, epoch: work.epoch, error, fatal: false, damaged_step: 0 };
+            let failed = proto::Failed { job_id: work.job, epoch: work.epoch, error, restore, ..Default::default() };
             worker.outbox.push_back(FromWorker::Failed(failed));
         }
+    }
+
+    fn step_in_part(&mut self) {
+        let job = self.some_job();
+        let random = &mut self.random;
+        self.world.step_in_part(&job, |_| random.below(3) > 0);
+    }
+
+    fn drain(&mut self) {
+        let Some(worker) = self.some_worker() else { return };
+        self.world.tell(format!("{worker} is to be drained"));
+        let request = self.world.request(|request| Input::Drain { request, worker });
+        self.requests.push(request);
     }
 
     fn ask(&mut self) {
@@ -261,7 +280,7 @@ impl Simulation {
                     assert_eq!(record.last_checkpoint().map(|c| c.step), Some(record.spec.steps), "{job}");
                 }
                 State::Failed => {
-                    let known = ["failed 3 times", "broke 3 times", "in 3 tries"];
+                    let known = ["failed 3 times", "broke 3 times", "in 3 tries", "ends whoever computes it"];
                     assert!(known.iter().any(|k| record.reason.contains(k)), "{job} failed: {}", record.reason);
                 }
                 state => panic!("{job} is {state:?} for ever: {}", record.reason),
