@@ -245,7 +245,10 @@ impl Job {
             Verdict::Nobody => {}
             Verdict::Root { rank, waiters } => {
                 let operation = &self.live.activity[rank].operation;
-                let why = format!("hangs in {operation}: {} wait for it", in_words(&waiters));
+                let why = match waiters.as_slice() {
+                    [] => format!("hangs in {operation}: no step is committed any more"),
+                    waiters => format!("hangs in {operation}: {} wait for it", in_words(waiters)),
+                };
                 let worker = self.record.places[rank].clone().unwrap_or_default();
                 // It would be given work again that it does not do.
                 cx.pool.retire(&worker);
