@@ -1,10 +1,15 @@
 # make demo    train a small model on this machine with a coordinator, eight workers and a spare
+#              and kill one of the workers on the way
 # make test    everything that must hold: formatting, lints, docs, all tests
+# make soak    hundreds of kills at four shapes, each compared to the bit with an undisturbed run; takes hours (KILLS=20: minutes)
 # make check   the part of it that needs no running; writes no source file
 # make fix     format, and apply what clippy knows how to fix
-# make bench   speed of a training step of one worker on one thread
+# make bench   speed of a training step of one worker on one thread, and how long a death holds a job up
 
-.PHONY: demo test check fix bench
+.PHONY: demo test soak check fix bench
+
+KILLS ?= 200
+CHAOS = target/release/toroid chaos --verify --kills $(KILLS)
 
 demo:
 	cargo run --release --bin toroid -- local
@@ -13,6 +18,13 @@ test:
 	scripts/setup.sh
 	$(MAKE) check
 	cargo test --workspace
+
+soak:
+	cargo build --release --bin toroid
+	$(CHAOS) --tp 2 --pp 2 --dp 2 --spares 2
+	$(CHAOS) --tp 1 --pp 1 --dp 8 --spares 2
+	$(CHAOS) --tp 2 --pp 2 --dp 1 --spares 2
+	$(CHAOS) --tp 1 --pp 2 --dp 4 --spares 2
 
 check:
 	cargo fmt --all --check
@@ -24,8 +36,5 @@ fix:
 	cargo fmt --all
 
 bench:
-	@if [ -f worker/examples/bench_stage.rs ]; then \
-		cargo run --release -p toroid-worker --example bench_stage; \
-	else \
-		echo "bench: worker/examples/bench_stage.rs is missing, there is nothing to measure" >&2; exit 1; \
-	fi
+	cargo run --release -p toroid-worker --example bench_stage
+	cargo run --release --bin toroid -- bench recovery

@@ -22,6 +22,21 @@ fn local_trains_prints_a_summary_and_leaves_what_it_says() -> Result<()> {
     Ok(())
 }
 
+/// The demo's death: said when it happens, and in the summary what it cost.
+#[test]
+fn local_kills_a_worker_and_says_what_it_cost() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let output = toroid()
+        .args(["local", "--kill-one", "--tp", "1", "--pp", "1", "--dp", "2", "--steps", "30", "--threads", "1"])
+        .args(["--data", path(&text_folder()), "--dir", path(dir.path())])
+        .output()?;
+    let (text, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{text}{stderr}");
+    ensure!(stderr.contains("killing w") && stderr.contains("SIGKILL"), "{stderr}");
+    ensure!(text.contains("1 incident:") && text.contains("no step lost"), "{text}");
+    Ok(())
+}
+
 #[test]
 fn local_fails_with_the_reason_when_the_data_is_missing() -> Result<()> {
     let dir = tempfile::tempdir()?;

@@ -100,6 +100,13 @@ impl Client {
         Ok(answer.map_err(|s| explain("ask for a checkpoint", &self.url, &s))?.into_inner().step)
     }
 
+    /// Where the worker's place goes; an empty `job_id`: it was a spare.
+    pub async fn drain(&mut self, worker: &str) -> Result<proto::DrainWorkerResponse> {
+        let request = proto::DrainWorkerRequest { worker_id: worker.into() };
+        let answer = self.inner.drain_worker(request).await.map_err(|s| explain("drain the worker", &self.url, &s))?;
+        Ok(answer.into_inner())
+    }
+
     pub async fn watch(&mut self, job: &str, curve_from_step: u64) -> Result<Streaming<proto::JobUpdate>, Status> {
         let request = proto::WatchJobRequest { job_id: job.into(), curve_from_step };
         Ok(self.inner.watch_job(request).await?.into_inner())

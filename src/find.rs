@@ -110,7 +110,7 @@ fn of_job_folder(folder: &Path) -> Result<Found> {
 }
 
 /// As the coordinator has it: in the job's folder unless the job names another place.
-fn root_of_job(job_toml: &str, folder: &str) -> Result<String> {
+pub fn root_of_job(job_toml: &str, folder: &str) -> Result<String> {
     let configured = toroid_torus::job::parse(job_toml)?.checkpoint.path;
     Ok(configured.unwrap_or_else(|| format!("{folder}/checkpoints")))
 }

@@ -56,6 +56,9 @@ pub struct Job<'a> {
     folder: &'a str,
     job_toml: &'a str,
     events: Vec<Event<'a>>,
+    incidents: Vec<Incident<'a>>,
+    lost_s: f64,
+    lost_steps: u64,
     /// Left out where it was not asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     curve: Option<Vec<StepRecord<'a>>>,
@@ -129,6 +132,32 @@ pub struct Event<'a> {
     worker_id: &'a str,
 }
 
+/// Times are seconds; the moment is when the incident was seen.
+#[derive(Debug, Serialize)]
+pub struct Incident<'a> {
+    number: u64,
+    unix_ms: i64,
+    /// The same moment for people, in UTC.
+    time: String,
+    cause: &'a str,
+    seen_by: &'a str,
+    ranks: &'a [u32],
+    workers: &'a [String],
+    rung: &'a str,
+    reason: &'a str,
+    step: u64,
+    resumed_step: u64,
+    steps_lost: u64,
+    epoch: u64,
+    detect_s: f64,
+    fence_s: f64,
+    decide_s: f64,
+    heal_s: f64,
+    redo_s: f64,
+    total_s: f64,
+    resolved: bool,
+}
+
 #[derive(Debug, Serialize)]
 pub struct Worker<'a> {
     worker_id: &'a str,
@@ -138,6 +167,7 @@ pub struct Worker<'a> {
     job_id: &'a str,
     rank: i32,
     silent_s: f64,
+    pid: u32,
 }
 
 impl<'a> Job<'a> {
@@ -170,6 +200,9 @@ impl<'a> Job<'a> {
             folder: &job.folder,
             job_toml: &job.job_toml,
             events: job.events.iter().map(Event::from).collect(),
+            incidents: job.incidents.iter().map(Incident::from).collect(),
+            lost_s: job.lost_s,
+            lost_steps: job.lost_steps,
             curve: with_curve.then(|| job.curve.iter().map(StepRecord::from).collect()),
         }
     }
@@ -238,6 +271,33 @@ impl<'a> From<&'a proto::Event> for Event<'a> {
     }
 }
 
+impl<'a> From<&'a proto::Incident> for Incident<'a> {
+    fn from(i: &'a proto::Incident) -> Self {
+        Incident {
+            number: i.number,
+            unix_ms: i.unix_ms,
+            time: format::time(i.unix_ms),
+            cause: &i.cause,
+            seen_by: &i.seen_by,
+            ranks: &i.ranks,
+            workers: &i.workers,
+            rung: &i.rung,
+            reason: &i.reason,
+            step: i.step,
+            resumed_step: i.resumed_step,
+            steps_lost: i.steps_lost,
+            epoch: i.epoch,
+            detect_s: i.detect_s,
+            fence_s: i.fence_s,
+            decide_s: i.decide_s,
+            heal_s: i.heal_s,
+            redo_s: i.redo_s,
+            total_s: i.total_s,
+            resolved: i.resolved,
+        }
+    }
+}
+
 impl<'a> From<&'a proto::WorkerInfo> for Worker<'a> {
     fn from(w: &'a proto::WorkerInfo) -> Self {
         Worker {
@@ -248,6 +308,7 @@ impl<'a> From<&'a proto::WorkerInfo> for Worker<'a> {
             job_id: &w.job_id,
             rank: w.rank,
             silent_s: w.silent_s,
+            pid: w.pid,
         }
     }
 }
@@ -276,6 +337,12 @@ mod tests {
         let mut found: Vec<String> = value.as_object().expect("a job is an object").keys().cloned().collect();
         found.sort();
         assert_eq!(found, set);
+
+        let incident = serde_json::to_value(Incident::from(&proto::Incident::default())).expect("it has string keys");
+        let mut found: Vec<String> = incident.as_object().expect("it is an object").keys().cloned().collect();
+        found.retain(|name| name != "time");
+        found.sort();
+        assert_eq!(found, prost_names("Incident"));
 
         let set: Vec<String> = prost_names("StepRecord").into_iter().filter(|n| n != "num_layers").collect();
         let mut found: Vec<String> =

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //!   local       a whole cluster of child processes of this binary      coordinator, worker   daemon
-//!   submit      jobfile (paths), then progress and summary (--wait)     status, jobs, workers, events, cancel   status
+//!   chaos       faults on such a cluster, and a verdict                 bench   figures of this machine
+//!   submit      jobfile (paths), then progress and summary (--wait)     status, jobs, workers, events, cancel, drain   status
+//!   incidents   what failed and what it cost
 //!   checkpoint  now, list, verify, export; find: which folder is meant  client, watch: gRPC    format, json, output
 //! ```
 //!
@@ -11,11 +13,14 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
+mod chaos;
 mod checkpoint;
 mod client;
 mod daemon;
 mod find;
 mod format;
+mod incidents;
 mod jobfile;
 mod json;
 mod local;
@@ -62,9 +67,18 @@ enum Command {
     Cancel(status::CancelArgs),
     /// Show what happened to a job
     Events(status::EventsArgs),
+    /// Show what failed in a job, what was done about it and what it cost
+    Incidents(incidents::Args),
+    /// Move the place of a worker to a spare, so that the worker can be stopped
+    Drain(status::DrainArgs),
     /// Ask for, list, verify and export checkpoints
     #[command(subcommand)]
     Checkpoint(checkpoint::Command),
+    /// Break a job on this machine on purpose: kills and stops workers, and says whether anything was lost
+    Chaos(Box<chaos::Args>),
+    /// Measure
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Show the versions of program, protocol and checkpoint format
     Version,
 }
@@ -104,7 +118,11 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Workers(args) => runtime.block_on(status::workers(args)),
         Command::Cancel(args) => runtime.block_on(status::cancel(args)),
         Command::Events(args) => runtime.block_on(status::events(args)),
+        Command::Incidents(args) => runtime.block_on(incidents::run(args)),
+        Command::Drain(args) => runtime.block_on(status::drain(args)),
         Command::Checkpoint(command) => checkpoint::run(runtime, command),
+        Command::Chaos(args) => chaos::run(runtime, *args),
+        Command::Bench(command) => runtime.block_on(bench::run(command)),
         Command::Version => {
             output::line(format_args!("toroid {}", toroid_proto::BUILD_VERSION))?;
             output::line(format_args!("protocol {}", toroid_proto::PROTOCOL_VERSION))?;
@@ -159,11 +177,19 @@ mod tests {
             "toroid workers",
             "toroid cancel tiny-1",
             "toroid events tiny-1 -f",
+            "toroid incidents tiny-1 -o json",
+            "toroid drain w3 --coordinator h:7070",
             "toroid checkpoint now tiny-1",
             "toroid checkpoint list tiny-1",
             "toroid checkpoint verify path 10",
             "toroid checkpoint verify path",
             "toroid checkpoint export 10 out.safetensors --from path",
+            "toroid local --no-kill",
+            "toroid chaos",
+            "toroid chaos --tp 1 --pp 1 --dp 4 --steps 90 --kills 3 --rate 6 --rank 2 --signal both --spares 1 --verify --seed 9 -o json",
+            "toroid chaos --job job.toml --every-steps 20 --signal stop --failure-timeout-ms 1000 --dir d --threads 1",
+            "toroid chaos --phase reduce-scatter --kills 2",
+            "toroid bench recovery --kills 20 --shape 2,2,2 --shape 1,1,4 -o json",
             "toroid version",
         ] {
             check(line, true);
@@ -178,6 +204,13 @@ mod tests {
             "toroid jobs --coordinator https://h:1",
             "toroid checkpoint export ten out.safetensors",
             "toroid status",
+            "toroid local --kill-one --no-kill",
+            "toroid chaos --kills 0",
+            "toroid chaos --rate -1",
+            "toroid chaos --rate 1 --every-steps 5",
+            "toroid chaos --phase lunch",
+            "toroid chaos --phase commit --rank 1",
+            "toroid bench recovery --shape 2,2",
         ] {
             check(line, false);
         }

@@ -1,4 +1,4 @@
-//! What a coordinator knows, for people and (`-o json`) for programs: `status`, `jobs`, `workers`, `events`; and `cancel`.
+//! What a coordinator knows, for people and (`-o json`) for programs: `status`, `jobs`, `workers`, `events`; `cancel` and `drain`.
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -10,6 +10,7 @@ use toroid_proto as proto;
 
 use crate::client::Connection;
 use crate::format::{bytes, count, duration, percent, rate, short_count, table, time};
+use crate::incidents;
 use crate::json::{self, state_word};
 use crate::output;
 use crate::progress::event_line;
@@ -74,6 +75,14 @@ pub struct EventsArgs {
 pub struct CancelArgs {
     /// The job's id, as `toroid jobs` lists it
     job: String,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct DrainArgs {
+    /// The worker's id, as `toroid workers` lists it
+    worker: String,
     #[command(flatten)]
     connection: Connection,
 }
@@ -200,6 +209,24 @@ pub async fn cancel(args: CancelArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+pub async fn drain(args: DrainArgs) -> Result<ExitCode> {
+    let drained = args.connection.open().await?.drain(&args.worker).await?;
+    output::line(drain_line(&args.worker, &drained))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn drain_line(worker: &str, drained: &proto::DrainWorkerResponse) -> String {
+    match (drained.job_id.as_str(), drained.replacement.as_str()) {
+        ("", _) => format!("{worker} was a spare and gets no place any more: stop it whenever you like"),
+        (job, "") => {
+            format!("{worker} leaves {job} once a spare is there to take its place; `toroid events {job} -f` says when")
+        }
+        (job, spare) => {
+            format!("{spare} takes the place of {worker} in {job}; `toroid incidents {job}` says what it cost")
+        }
+    }
+}
+
 fn print_json(value: &impl Serialize) -> Result<()> {
     output::line(serde_json::to_string_pretty(value).context("write the answer as JSON")?)
 }
@@ -209,7 +236,8 @@ fn now_unix_ms() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// The status line: state, step of total, ETA, loss, tokens/s, goodput, places alive, spares, age of the last checkpoint.
+/// The status line: state, step of total, ETA, loss, tokens/s, goodput, places alive, spares, age of the last checkpoint,
+/// last incident and what it cost.
 fn line(job: &proto::Job, now_unix_ms: i64) -> String {
     let mut parts = vec![format!("{} {}", job.id, state_word(job.state()))];
     parts.push(format!("step {}/{}", job.committed_step, job.total_steps));
@@ -227,6 +255,7 @@ fn line(job: &proto::Job, now_unix_ms: i64) -> String {
         None => "no checkpoint".into(),
         Some(c) => format!("checkpoint {} ago (step {})", duration((now_unix_ms - c.unix_ms) as f64 / 1e3), c.step),
     });
+    parts.extend(job.incidents.last().map(incidents::short));
     parts.join("  ")
 }
 
@@ -250,6 +279,10 @@ fn details(job: &proto::Job, now_unix_ms: i64) -> String {
     }
     if let Some(c) = job.checkpoints.iter().max_by_key(|c| c.step) {
         rows.push(row("checkpoint", format!("{}, {} in {}", c.path, bytes(c.bytes), duration(c.write_s))));
+    }
+    if let Some(last) = job.incidents.last() {
+        rows.push(row("incidents", incidents::totals(job)));
+        rows.push(row("the last", incidents::line(last)));
     }
     let missing: Vec<String> = job.places.iter().filter(|p| !p.alive).take(8).map(place).collect();
     if !missing.is_empty() && !json::is_ended(job.state()) {
@@ -296,13 +329,22 @@ fn job_table(jobs: &[proto::Job]) -> String {
 }
 
 fn worker_table(workers: &[proto::WorkerInfo]) -> String {
-    let header = ["WORKER", "HOST", "DEVICE", "JOB", "RANK", "SILENT", "FINGERPRINT"];
+    let header = ["WORKER", "HOST", "PID", "DEVICE", "JOB", "RANK", "SILENT", "FINGERPRINT"];
     let mut rows = vec![header.map(String::from).to_vec()];
     rows.extend(workers.iter().map(|w| {
         let (job, rank) =
             if w.rank < 0 { ("(spare)", "-".to_string()) } else { (w.job_id.as_str(), w.rank.to_string()) };
         let (silent, fingerprint) = (duration(w.silent_s), w.fingerprint.clone());
-        vec![w.worker_id.clone(), w.host.clone(), w.device.clone(), job.into(), rank, silent, fingerprint]
+        vec![
+            w.worker_id.clone(),
+            w.host.clone(),
+            w.pid.to_string(),
+            w.device.clone(),
+            job.into(),
+            rank,
+            silent,
+            fingerprint,
+        ]
     }));
     table(&rows)
 }
@@ -377,6 +419,27 @@ mod tests {
     }
 
     #[test]
+    fn the_last_incident_and_what_it_cost_are_shown() {
+        let mut job = running();
+        let incident =
+            proto::Incident { cause: "w1 fell silent".into(), total_s: 0.41, resolved: true, ..Default::default() };
+        job.incidents = vec![incident];
+        assert!(line(&job, NOW_UNIX_MS).ends_with("last incident 0.4 s, no step lost"), "{}", line(&job, NOW_UNIX_MS));
+        let text = details(&job, NOW_UNIX_MS);
+        assert!(text.contains("w1 fell silent at step 0") && text.contains("1 incident:"), "{text}");
+    }
+
+    #[test]
+    fn a_drain_says_where_the_place_goes() {
+        let drained = |job_id: &str, replacement: &str| {
+            drain_line("w3", &proto::DrainWorkerResponse { job_id: job_id.into(), replacement: replacement.into() })
+        };
+        assert!(drained("", "").contains("w3 was a spare"));
+        assert!(drained("tiny-1", "").contains("once a spare is there"));
+        assert!(drained("tiny-1", "w8").starts_with("w8 takes the place of w3 in tiny-1"));
+    }
+
+    #[test]
     fn the_newest_events_come_with_the_details() {
         let mut job = running();
         let event = |i| proto::Event {
@@ -403,12 +466,13 @@ mod tests {
             job_id: if rank < 0 { String::new() } else { "tiny-1".into() },
             rank,
             silent_s: 0.25,
+            pid: 4242,
         };
         assert_eq!(
             worker_table(&[worker("w0", 0), worker("w1", -1)]),
-            "WORKER  HOST  DEVICE  JOB      RANK  SILENT  FINGERPRINT\n\
-             w0      h     cpu     tiny-1   0     0.2 s   f\n\
-             w1      h     cpu     (spare)  -     0.2 s   f\n"
+            "WORKER  HOST  PID   DEVICE  JOB      RANK  SILENT  FINGERPRINT\n\
+             w0      h     4242  cpu     tiny-1   0     0.2 s   f\n\
+             w1      h     4242  cpu     (spare)  -     0.2 s   f\n"
         );
     }
 }

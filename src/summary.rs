@@ -3,6 +3,7 @@
 use toroid_proto as proto;
 
 use crate::format::{bytes, count, duration, percent, rate, short_count, table};
+use crate::incidents;
 use crate::json::state_word;
 
 /// Of a job with its curve.
@@ -17,6 +18,10 @@ pub fn text(job: &proto::Job) -> String {
         rows.push(row("loss", losses));
         rows.push(row("speed", speed(&job.curve)));
         rows.push(row("goodput", format!("{} of the time went into steps that count", percent(job.goodput))));
+    }
+    if let Some(last) = job.incidents.last() {
+        rows.push(row("incidents", incidents::totals(job)));
+        rows.push(row("the last", incidents::line(last)));
     }
     rows.extend(validation(&job.validations));
     rows.push(row("checkpoints", checkpoints(&job.checkpoints)));

@@ -11,8 +11,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use toroid_proto::job_service_client::JobServiceClient;
-use toroid_proto::{GetJobRequest, Job, JobState, StepRecord, SubmitJobRequest};
+use toroid_proto::{GetJobRequest, Job, JobState, ListWorkersRequest, StepRecord, SubmitJobRequest, WorkerInfo};
 
 /// No single wait of a test may take longer.
 pub const HANG_GUARD: Duration = Duration::from_secs(90);
@@ -58,6 +59,11 @@ pub struct Cluster {
 impl Cluster {
     /// `num_workers` workers of `threads` compute threads each.
     pub fn start(num_workers: usize, threads: usize) -> Result<Cluster> {
+        Cluster::with_failure_timeout(num_workers, threads, 5000)
+    }
+
+    /// The same; a silent worker is lost after `failure_timeout_ms`.
+    pub fn with_failure_timeout(num_workers: usize, threads: usize, failure_timeout_ms: u32) -> Result<Cluster> {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let mut cluster = Cluster {
@@ -67,7 +73,7 @@ impl Cluster {
             workers: BTreeMap::new(),
             next_worker: 0,
             runtime,
-            failure_timeout_ms: 5000,
+            failure_timeout_ms,
             _turn: turn,
         };
         cluster.start_coordinator()?;
@@ -90,6 +96,7 @@ impl Cluster {
         let child = toroid()
             .args(["coordinator", "--listen", &format!("127.0.0.1:{}", self.port)])
             .args(["--failure-timeout-ms", &self.failure_timeout_ms.to_string()])
+            .args(["--heartbeat-interval-ms", &(self.failure_timeout_ms / 5).to_string()])
             .arg("--dir")
             .arg(self.path().join("coordinator"))
             .stdout(log.try_clone()?)
@@ -110,12 +117,18 @@ impl Cluster {
 
     /// Starts one more worker and returns its id.
     pub fn add_worker(&mut self, threads: usize) -> Result<String> {
+        self.add_worker_that_dies(threads, None)
+    }
+
+    /// The same; it kills itself at `dies_at`, `PHASE@STEP`.
+    pub fn add_worker_that_dies(&mut self, threads: usize, dies_at: Option<&str>) -> Result<String> {
         let id = format!("w{}", self.next_worker);
         self.next_worker += 1;
         let log = std::fs::File::create(self.path().join(format!("{id}.log")))?;
         let child = toroid()
             .args(["worker", "--coordinator", &self.url(), "--id", &id, "--listen", "127.0.0.1:0"])
             .args(["--threads", &threads.to_string()])
+            .envs(dies_at.map(|at| ("TOROID_TEST_KILL_AT", at)))
             .arg("--cache")
             .arg(self.path().join("cache"))
             .stdout(log.try_clone()?)
@@ -128,9 +141,53 @@ impl Cluster {
 
     /// `kill -9`.
     pub fn kill_worker(&mut self, id: &str) -> Result<()> {
+        self.kill_workers(&[id])
+    }
+
+    /// `kill -9` for all of them at once: nobody is waited for before the last has its signal.
+    pub fn kill_workers(&mut self, ids: &[&str]) -> Result<()> {
+        for id in ids {
+            self.signal(id, Signal::KILL)?;
+        }
+        for id in ids {
+            self.bury(id)?;
+        }
+        Ok(())
+    }
+
+    /// Sends a signal to a worker that has not been waited for.
+    pub fn signal(&self, id: &str, signal: Signal) -> Result<()> {
+        let child = self.workers.get(id).with_context(|| format!("find the running worker {id}"))?;
+        let pid = Pid::from_raw(i32::try_from(child.id())?).context("a process id is not 0")?;
+        kill_process(pid, signal).with_context(|| format!("send {signal:?} to {id}"))
+    }
+
+    /// Waits for the end of a worker that was killed or kills itself.
+    pub fn bury(&mut self, id: &str) -> Result<()> {
         let mut child = self.workers.remove(id).with_context(|| format!("find the running worker {id}"))?;
-        child.kill()?;
-        child.wait()?;
+        child.wait().with_context(|| format!("wait for the end of {id}"))?;
+        Ok(())
+    }
+
+    /// Those that are connected, as the coordinator has them; empty while it does not answer.
+    pub fn connected(&self) -> Vec<WorkerInfo> {
+        let url = self.url();
+        let answer = self.runtime.block_on(async {
+            let mut client = JobServiceClient::connect(url).await.ok()?;
+            client.list_workers(ListWorkersRequest {}).await.ok()
+        });
+        answer.map_or_else(Vec::new, |answer| answer.into_inner().workers)
+    }
+
+    /// Polls the list of connected workers until `found` says so.
+    pub fn wait_for_workers(&self, what: &str, mut found: impl FnMut(&[WorkerInfo]) -> bool) -> Result<()> {
+        let start = Instant::now();
+        while !found(&self.connected()) {
+            if start.elapsed() > HANG_GUARD {
+                bail!("waited {HANG_GUARD:?} for {what}; connected: {:?}\n{}", self.connected(), self.logs());
+            }
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
         Ok(())
     }
 

@@ -1,19 +1,23 @@
 //! The processes of a local cluster: one coordinator and the workers, all of them this executable.
 //!
+//! Faults are injected here as well: a signal goes to a child that is still waited for, so that it meets no other process.
+//!
 //! Invariants: no child outlives this process (`--die-with-parent`, and the end of its standard input); a child's own end is
 //! reported once, on [`Children::ended`]; a terminal's Ctrl-C reaches this process alone, which then ends the children in order.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::daemon::LISTENS_ON;
@@ -22,6 +26,9 @@ use crate::daemon::LISTENS_ON;
 const GRACE: Duration = Duration::from_secs(5);
 /// Of a log, this much is looked at for a child's last words.
 const LAST_WORDS_BYTES: u64 = 16 << 10;
+
+/// Tells a worker where to kill itself, for tests of single phases: `PHASE@STEP`.
+const KILL_AT: &str = "TOROID_TEST_KILL_AT";
 
 /// What a child is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,13 +46,32 @@ pub struct Ended {
     pub log: PathBuf,
 }
 
+/// How to run the children.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Folder for everything that is kept.
+    pub dir: PathBuf,
+    /// Of the coordinator; 0: any free one.
+    pub port: u16,
+    /// Compute threads of each worker.
+    pub threads: usize,
+    /// `None`: the coordinator's default.
+    pub failure_timeout: Option<Duration>,
+}
+
+/// To be sent to one child; answered with the moment at which it was sent.
+type Order = (Signal, oneshot::Sender<std::io::Result<Instant>>);
+
 pub struct Children {
     executable: PathBuf,
     logs: PathBuf,
     coordinator_dir: PathBuf,
     cache_dir: PathBuf,
     threads: usize,
+    failure_timeout: Option<Duration>,
     num_workers: usize,
+    /// To the task of each child that was started and has not been reported as ended.
+    orders: BTreeMap<String, mpsc::UnboundedSender<Order>>,
     /// Where the coordinator listens, once it does; a restarted one listens there again.
     address: SocketAddr,
     ended: mpsc::UnboundedReceiver<Ended>,
@@ -56,10 +82,10 @@ pub struct Children {
 }
 
 impl Children {
-    /// Makes the folders; starts nothing. `threads`: of each worker.
-    pub fn new(dir: &Path, port: u16, threads: usize) -> Result<Children> {
+    /// Makes the folders; starts nothing.
+    pub fn new(settings: &Settings) -> Result<Children> {
         let folder = |name: &str| -> Result<PathBuf> {
-            let path = dir.join(name);
+            let path = settings.dir.join(name);
             std::fs::create_dir_all(&path).with_context(|| format!("make the folder {}", path.display()))?;
             path.canonicalize().with_context(|| format!("find the folder {}", path.display()))
         };
@@ -69,9 +95,11 @@ impl Children {
             logs: folder("logs")?,
             coordinator_dir: folder(crate::find::COORDINATOR_DIR)?,
             cache_dir: folder("cache")?,
-            threads,
+            threads: settings.threads,
+            failure_timeout: settings.failure_timeout,
             num_workers: 0,
-            address: SocketAddr::from(([127, 0, 0, 1], port)),
+            orders: BTreeMap::new(),
+            address: SocketAddr::from(([127, 0, 0, 1], settings.port)),
             ended,
             report,
             stop: watch::channel(()).0,
@@ -89,7 +117,18 @@ impl Children {
 
     /// The next child that ended by itself.
     pub async fn ended(&mut self) -> Ended {
-        self.ended.recv().await.expect("this end of the channel keeps a sender")
+        let ended = self.ended.recv().await.expect("this end of the channel keeps a sender");
+        self.orders.remove(&ended.name);
+        ended
+    }
+
+    /// Sends a signal to a worker; returns when that was. An error where the worker has ended already.
+    pub async fn signal(&self, worker: &str, signal: Signal) -> Result<Instant> {
+        let has_ended = || format!("send {signal:?} to {worker}, which has ended by itself");
+        let (answer, answered) = oneshot::channel();
+        let orders = self.orders.get(worker).with_context(has_ended)?;
+        orders.send((signal, answer)).ok().with_context(has_ended)?;
+        answered.await.with_context(has_ended)?.with_context(|| format!("send {signal:?} to {worker}"))
     }
 
     /// Starts the coordinator and waits until it listens. An error has the coordinator's own words.
@@ -122,11 +161,16 @@ impl Children {
         let mut command = self.command(log)?;
         command.stdout(stdout).args(["coordinator", "--die-with-parent", "--listen", &self.address.to_string()]);
         command.arg("--dir").arg(&self.coordinator_dir);
+        if let Some(timeout) = self.failure_timeout {
+            let (timeout, heartbeat) = (timeout.as_millis(), timeout.as_millis().div_ceil(5));
+            command.args(["--failure-timeout-ms", &timeout.to_string()]);
+            command.args(["--heartbeat-interval-ms", &heartbeat.to_string()]);
+        }
         command.spawn().context("start the coordinator")
     }
 
-    /// Starts one more worker and returns its id.
-    pub fn start_worker(&mut self) -> Result<String> {
+    /// Starts one more worker and returns its id; `dies_at` (`PHASE@STEP`) says where it is to kill itself.
+    pub fn start_worker(&mut self, dies_at: Option<&str>) -> Result<String> {
         let id = format!("w{}", self.num_workers);
         self.num_workers += 1;
         let log = self.logs.join(format!("{id}.log"));
@@ -136,6 +180,10 @@ impl Children {
         command.args(["worker", "--die-with-parent", "--coordinator", &self.url(), "--id", &id]);
         command.args(["--listen", "127.0.0.1:0", "--threads", &self.threads.to_string()]);
         command.arg("--cache").arg(&self.cache_dir);
+        match dies_at {
+            Some(at) => command.env(KILL_AT, at),
+            None => command.env_remove(KILL_AT),
+        };
         let child = command.spawn().with_context(|| format!("start the worker {id}"))?;
         self.tend(Role::Worker, id.clone(), child, log);
         Ok(id)
@@ -153,20 +201,30 @@ impl Children {
     fn tend(&mut self, role: Role, name: String, mut child: Child, log: PathBuf) {
         let (report, mut stop) = (self.report.clone(), self.stop.subscribe());
         let stdin = child.stdin.take();
+        let (orders, mut ordered) = mpsc::unbounded_channel::<Order>();
+        self.orders.insert(name.clone(), orders);
         self.tasks.spawn(async move {
-            tokio::select! {
-                Ok(status) = child.wait() => {
-                    // Nobody listens any more where this process is about to end.
-                    let _ = report.send(Ended { role, name, status, log });
-                }
-                // Only ever changes by being dropped.
-                _ = stop.changed() => {
-                    drop(stdin);
-                    if tokio::time::timeout(GRACE, child.wait()).await.is_err() {
-                        // It may end by itself at this very moment.
-                        let _ = child.kill().await;
+            loop {
+                tokio::select! {
+                    Ok(status) = child.wait() => {
+                        // Nobody listens any more where this process is about to end.
+                        let _ = report.send(Ended { role, name, status, log });
+                        return;
                     }
+                    Some((signal, answer)) = ordered.recv() => {
+                        // Whoever gave the order may have gone on without an answer.
+                        let _ = answer.send(send_signal(&child, signal));
+                    }
+                    // Only ever changes by being dropped.
+                    _ = stop.changed() => break,
                 }
+            }
+            drop(stdin);
+            // A stopped process would not hear of it; for the others it changes nothing.
+            let _ = send_signal(&child, Signal::CONT);
+            if tokio::time::timeout(GRACE, child.wait()).await.is_err() {
+                // It may end by itself at this very moment.
+                let _ = child.kill().await;
             }
         });
     }
@@ -176,6 +234,15 @@ impl Children {
         drop(self.stop);
         while self.tasks.join_next().await.is_some() {}
     }
+}
+
+/// The child has not been waited for to its end, so that its process id is its own.
+fn send_signal(child: &Child, signal: Signal) -> std::io::Result<Instant> {
+    let id = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+    let id = id.ok_or_else(|| std::io::Error::other("it has ended already"))?;
+    let now = Instant::now();
+    kill_process(id, signal)?;
+    Ok(now)
 }
 
 /// The address in the line that a coordinator prints; `None` where it ends without one.

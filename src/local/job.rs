@@ -1,4 +1,4 @@
-//! The job of `toroid local`: from a job file, or from its flags.
+//! The job of a cluster on this machine: from a job file, or from flags.
 
 use std::path::{Path, PathBuf};
 
@@ -6,17 +6,41 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 use toroid_torus::job::{self, JobSpec};
 
-use super::Args;
+use super::positive;
 use crate::jobfile;
 
 /// Of the default text, this much: enough for thousands of steps, read in a moment.
 const DEFAULT_TEXT_BYTES: u64 = 32 << 20;
 /// Fits `tiny` and `small`, and runs of some hundred steps.
 const LEARNING_RATE: f64 = 3e-3;
-/// A worker's death costs at most so many steps.
+/// Where both holders of a shard die together, this costs at most so many steps.
 const CHECKPOINT_INTERVAL_STEPS: u64 = 50;
 
+/// What to train: the flags that `local` and `chaos` share.
+#[derive(Debug, Clone, clap::Args)]
+pub struct JobArgs {
+    /// Text file or folder of text files to train on; default: the Rust sources in cargo's registry folder
+    #[arg(long, value_name = "PATH", conflicts_with = "job")]
+    pub data: Option<PathBuf>,
+    /// Size of the model: tiny, small, medium, 1b, 67b
+    #[arg(long, default_value = "tiny", conflicts_with = "job")]
+    pub preset: String,
+    /// Ways of tensor parallelism
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = positive, conflicts_with = "job")]
+    pub tp: usize,
+    /// Ways of pipeline parallelism
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = positive, conflicts_with = "job")]
+    pub pp: usize,
+    /// Ways of data parallelism
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = positive, conflicts_with = "job")]
+    pub dp: usize,
+    /// A job file instead of the flags above
+    #[arg(long, value_name = "FILE")]
+    pub job: Option<PathBuf>,
+}
+
 /// A job, ready to be submitted.
+#[derive(Debug)]
 pub struct LocalJob {
     pub toml: String,
     pub spec: JobSpec,
@@ -62,14 +86,15 @@ struct Checkpoint {
     interval_steps: u64,
 }
 
-/// `registry`: the folder of cargo's sources, the text that is trained on where none is named.
-pub fn make(args: &Args, registry: Option<PathBuf>) -> Result<LocalJob> {
+/// `steps` and `seed` are read where no job file is named. `registry`: the folder of cargo's sources, the text that is trained on
+/// where none is named.
+pub fn make(args: &JobArgs, steps: u64, seed: u64, registry: Option<PathBuf>) -> Result<LocalJob> {
     let (toml, data) = match &args.job {
         Some(file) => {
             let (toml, _) = jobfile::read(file)?;
             (toml, None)
         }
-        None => of_flags(args, registry)?,
+        None => of_flags(args, steps, seed, registry)?,
     };
     let spec = job::parse(&toml).with_context(|| match &args.job {
         Some(file) => format!("read the job file {}", file.display()),
@@ -79,7 +104,7 @@ pub fn make(args: &Args, registry: Option<PathBuf>) -> Result<LocalJob> {
     Ok(LocalJob { toml, spec, data })
 }
 
-fn of_flags(args: &Args, registry: Option<PathBuf>) -> Result<(String, Option<String>)> {
+fn of_flags(args: &JobArgs, steps: u64, seed: u64, registry: Option<PathBuf>) -> Result<(String, Option<String>)> {
     let (data, words) = match &args.data {
         Some(path) => {
             let path = path.canonicalize().with_context(|| format!("read the text to train on, {}", path.display()))?;
@@ -98,8 +123,8 @@ fn of_flags(args: &Args, registry: Option<PathBuf>) -> Result<(String, Option<St
     };
     let file = File {
         preset: &args.preset,
-        steps: args.steps,
-        seed: args.seed,
+        steps,
+        seed,
         shape: Shape { tp: args.tp, pp: args.pp, dp: args.dp },
         optimizer: Optimizer { lr: LEARNING_RATE },
         data: Data { path: &data.0, extensions: data.1, max_bytes: data.2 },
@@ -116,10 +141,10 @@ mod tests {
     #[derive(clap::Parser)]
     struct Cli {
         #[command(flatten)]
-        args: Args,
+        args: JobArgs,
     }
 
-    fn args(line: &[&str]) -> Args {
+    fn args(line: &[&str]) -> JobArgs {
         Cli::parse_from(std::iter::once(&"local").chain(line)).args
     }
 
@@ -128,8 +153,7 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let path = dir.path().canonicalize()?;
         let text = path.to_str().context("test folders have UTF-8 names")?;
-        let job =
-            make(&args(&["--data", text, "--tp", "1", "--pp", "4", "--dp", "3", "--steps", "9", "--seed", "5"]), None)?;
+        let job = make(&args(&["--data", text, "--tp", "1", "--pp", "4", "--dp", "3"]), 9, 5, None)?;
         assert_eq!((job.spec.shape.tp(), job.spec.shape.pp(), job.spec.shape.dp()), (1, 4, 3));
         assert_eq!((job.spec.steps, job.spec.seed, job.spec.name.as_str()), (9, 5, "tiny"));
         assert_eq!((job.spec.data.path.as_path(), job.spec.data.extensions.len()), (path.as_path(), 0));
@@ -140,7 +164,7 @@ mod tests {
 
     #[test]
     fn without_a_text_it_trains_on_cargos_sources_and_says_so() -> Result<()> {
-        let job = make(&args(&[]), Some("/cargo/registry/src".into()))?;
+        let job = make(&args(&[]), 9, 0, Some("/cargo/registry/src".into()))?;
         assert!(job.data.contains("Rust sources of the dependencies in cargo's registry folder"), "{}", job.data);
         assert_eq!(job.spec.data.extensions, ["rs"]);
         assert_eq!(job.spec.data.max_bytes, 32 << 20);
@@ -162,7 +186,7 @@ mod tests {
             (vec!["--job", file], "did you mean `steps`"),
             (vec!["--job", "/none.toml"], "/none.toml"),
         ] {
-            let error = make(&args(&line), None).err().map(|e| format!("{e:#}")).unwrap_or_default();
+            let error = make(&args(&line), 9, 0, None).err().map(|e| format!("{e:#}")).unwrap_or_default();
             assert!(error.contains(expected), "{line:?}: {error}");
         }
         Ok(())

@@ -99,7 +99,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         pid: std::process::id(),
         ..Register::default()
     };
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(Shared::of_process());
     let (events, received) = mpsc::unbounded_channel();
     let (commands, to_do) = std::sync::mpsc::channel();
     let environment = Environment {

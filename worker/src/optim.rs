@@ -4,14 +4,17 @@
 //! parameters are a cache of the master weights of all shards, refreshed by the all-gather that ends a step.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use toroid_torus::partition::Partition;
+use toroid_torus::partition::{LocalSlice, Partition};
 use toroid_torus::schedule::OptimizerConfig;
 
-use crate::device::{AdamW, Buffer, Device};
+use crate::device::{AdamW, Buffer, Device, View};
 
-/// One shard: `shard_len` elements of master weights and moments, and where they lie in the partition.
+/// One shard: `shard_len` elements of master weights and moments, and where they lie in their partition. A place holds its own and
+/// a copy of another's (the two holders of design section 4.2): both are updated by the same arithmetic and agree to the bit.
 pub struct Shard<D: Device> {
+    pub partition: Arc<Partition>,
     /// Flat range in the partition.
     pub range: Range<usize>,
     /// Master weights `(shard_len)`.
@@ -37,7 +40,7 @@ impl HostShard {
 }
 
 impl<D: Device> Shard<D> {
-    pub fn from_host(device: &D, range: Range<usize>, host: &HostShard) -> Shard<D> {
+    pub fn from_host(device: &D, partition: Arc<Partition>, range: Range<usize>, host: &HostShard) -> Shard<D> {
         let upload = |values: &[f32]| {
             assert_eq!(values.len(), range.len(), "a shard's state has the length of its range");
             let mut buf = device.alloc(values.len());
@@ -45,7 +48,7 @@ impl<D: Device> Shard<D> {
             buf
         };
         let (param, exp_avg, exp_avg_sq) = (upload(&host.param), upload(&host.exp_avg), upload(&host.exp_avg_sq));
-        Shard { range, param, exp_avg, exp_avg_sq }
+        Shard { partition, range, param, exp_avg, exp_avg_sq }
     }
 
     pub fn to_host(&self, device: &D) -> HostShard {
@@ -56,26 +59,34 @@ impl<D: Device> Shard<D> {
         host
     }
 
-    /// Squared norm of the shard's gradient; slices that another TP rank counts are left out, so that the sum over all places
-    /// has each parameter once. `grads` is the partition's flat gradient `(padded_len)`.
-    pub fn grad_sum_of_squares(&self, device: &D, partition: &Partition, grads: &D::Buf) -> f64 {
-        let cuts = partition.cut(self.range.clone()).filter(|(slice, _)| partition.counts(slice));
-        cuts.map(|(slice, cut)| device.sum_of_squares(grads.view(slice.offset + cut.start..slice.offset + cut.end)))
-            .sum()
+    /// blake3 of the state: equal for the two holders.
+    pub fn digest(&self, device: &D) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        for part in [&self.param, &self.exp_avg, &self.exp_avg_sq] {
+            device.with_host(part.all(), |values| {
+                hasher.update(bytemuck::cast_slice(values));
+            });
+        }
+        *hasher.finalize().as_bytes()
     }
 
-    /// One AdamW update from the partition's flat gradient `(padded_len)`.
-    ///
-    /// `t`: index of the update from 0, for the schedules; `update`: number of updates with this one, for the bias correction
-    /// (skipped steps do not count); `norm`: global gradient norm before clipping.
-    pub fn update(
-        &mut self,
-        device: &D,
-        partition: &Partition,
-        grads: &D::Buf,
-        config: &OptimizerConfig,
-        at: UpdateAt,
-    ) {
+    /// Squared norm of the shard's gradient `grads (shard_len)`; slices that another TP rank counts are left out, so that the sum
+    /// over all places has each parameter once.
+    pub fn grad_sum_of_squares(&self, device: &D, grads: View<'_, D::Buf>) -> f64 {
+        let counted = self.cuts().filter(|(slice, _)| self.partition.counts(slice));
+        counted.map(|(_, in_shard)| device.sum_of_squares(part(grads, in_shard))).sum()
+    }
+
+    /// The slices of the partition that the shard cuts, each with its elements in the shard.
+    fn cuts(&self) -> impl Iterator<Item = (&LocalSlice, Range<usize>)> {
+        let start = self.range.start;
+        self.partition
+            .cut(self.range.clone())
+            .map(move |(slice, cut)| (slice, slice.offset + cut.start - start..slice.offset + cut.end - start))
+    }
+
+    /// One AdamW update from the summed gradient `grads (shard_len)`.
+    pub fn update(&mut self, device: &D, grads: View<'_, D::Buf>, config: &OptimizerConfig, at: UpdateAt) {
         let hyper = AdamW {
             lr: config.lr_at(at.t, at.total),
             beta1: config.beta1,
@@ -87,22 +98,28 @@ impl<D: Device> Shard<D> {
             grad_scale: config.clip_scale(at.norm),
         };
         let decay = config.weight_decay_at(at.t, at.total);
+        let partition = Arc::clone(&self.partition);
         for (slice, cut) in partition.cut(self.range.clone()) {
-            let in_partition = slice.offset + cut.start..slice.offset + cut.end;
-            let in_shard = in_partition.start - self.range.start..in_partition.end - self.range.start;
+            let start = slice.offset + cut.start - self.range.start;
+            let in_shard = start..start + cut.len();
             let hyper = AdamW { weight_decay: if slice.decays { decay } else { 0.0 }, ..hyper };
             device.adamw(
                 self.param.view_mut(in_shard.clone()),
                 self.exp_avg.view_mut(in_shard.clone()),
-                self.exp_avg_sq.view_mut(in_shard),
-                grads.view(in_partition),
+                self.exp_avg_sq.view_mut(in_shard.clone()),
+                part(grads, in_shard),
                 &hyper,
             );
         }
     }
 }
 
-/// When an update happens and what the whole torus found.
+fn part<B>(view: View<'_, B>, range: Range<usize>) -> View<'_, B> {
+    View { buf: view.buf, start: view.start + range.start, len: range.len() }
+}
+
+/// When an update happens and what the whole torus found: `t` is the update's index from 0, for the schedules; `update` the number
+/// of updates with this one, for the bias correction (skipped steps do not count); `norm` the global gradient norm before clipping.
 #[derive(Debug, Clone, Copy)]
 pub struct UpdateAt {
     pub t: u64,

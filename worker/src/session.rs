@@ -10,6 +10,9 @@
 //! Losing the coordinator changes nothing but that messages wait: what it must not miss (step records, a shard just written, the end)
 //! is sent again after the next Welcome (T-9). Deliberately absent: sockets, clocks, threads.
 
+#[cfg(any(test, feature = "planted"))]
+pub mod planted;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -17,13 +20,24 @@ use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
 use toroid_proto::{
     Assign, CheckpointMissed, Failed, Finished, ManifestPublished, PeerLost, Prepared, PublishManifest, ShardWritten,
-    StepReport, Stopped, ValidationReport, Welcome,
+    StepRecord, StepReport, Stopped, ValidationReport, Welcome,
 };
 use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::ShardFile;
 
 use crate::comm::PeerAddr;
-use crate::trainer::{Assignment, Command, Happened, TrainerEvent};
+use crate::trainer::{Assignment, Command, Happened, HealPlan, TrainerEvent};
+
+/// Whether this fault is planted; in a normal build it never is.
+macro_rules! planted {
+    ($fault:ident) => {{
+        #[cfg(any(test, feature = "planted"))]
+        let is_planted = planted::is_planted(planted::Planted::$fault);
+        #[cfg(not(any(test, feature = "planted")))]
+        let is_planted = false;
+        is_planted
+    }};
+}
 
 /// Step records that wait for an acknowledgement, at most. A coordinator that is away for longer misses the oldest.
 const MAX_UNACKNOWLEDGED: usize = 1 << 17;
@@ -86,6 +100,8 @@ struct Work {
     phase: Phase,
     committed: u64,
     prepared: Option<Prepared>,
+    /// The epoch in which this place trained last, where this one heals: what the trainer committed in it before it saw the fence still counts.
+    heals: Option<u64>,
     unacknowledged: VecDeque<StepReport>,
     validations: BTreeMap<u64, ValidationReport>,
     /// Of the checkpoint that is not published yet.
@@ -150,7 +166,12 @@ impl Session {
             FromCoordinator::Start(start) => match self.current(&start.job_id, start.epoch) {
                 Some(work) if work.phase == Phase::Ready => {
                     work.phase = Phase::Training;
-                    vec![Output::Trainer(Command::Start { epoch: start.epoch })]
+                    let heal = start.heal.map(|heal| HealPlan {
+                        step: heal.step,
+                        source: heal.source as usize,
+                        newcomers: heal.newcomers.into_iter().map(|r| r as usize).collect(),
+                    });
+                    vec![Output::Trainer(Command::Start { epoch: start.epoch, heal })]
                 }
                 _ => Vec::new(),
             },
@@ -170,7 +191,7 @@ impl Session {
 
     /// T-1: what carries another job or another epoch is not for us.
     fn current(&mut self, job_id: &str, epoch: u64) -> Option<&mut Work> {
-        self.work.as_mut().filter(|w| w.job_id == job_id && w.epoch == epoch)
+        self.work.as_mut().filter(|w| w.job_id == job_id && (w.epoch == epoch || planted!(TakeOldEpoch)))
     }
 
     fn welcome(&mut self, welcome: &Welcome) -> Vec<Output> {
@@ -178,7 +199,10 @@ impl Session {
             heartbeat_ms: welcome.heartbeat_interval_ms,
             failure_timeout_ms: welcome.failure_timeout_ms,
         }];
-        let Some(work) = &self.work else { return out };
+        let Some(work) = &mut self.work else { return out };
+        if planted!(ForgetRecords) {
+            work.unacknowledged.clear();
+        }
         if welcome.keep_going {
             out.extend(work.said_again().into_iter().map(Output::Send));
         } else {
@@ -200,12 +224,15 @@ impl Session {
         let assignment = match checked(assign) {
             Ok(assignment) => assignment,
             Err(error) => {
-                let failed = Failed { job_id, epoch, error, fatal: true, damaged_step: 0 };
+                let failed = Failed { job_id, epoch, error, fatal: true, damaged_step: 0, restore: false };
                 return vec![Output::Send(ToCoordinator::Failed(failed))];
             }
         };
         // Records of the epoch before that were not acknowledged still count: their steps were committed.
-        let mut kept = self.work.take().filter(|w| w.job_id == job_id).map(|w| w.unacknowledged).unwrap_or_default();
+        let before = self.work.take().filter(|w| w.job_id == job_id);
+        let last_trained = |w: &Work| if w.has_trained() { Some(w.epoch) } else { w.heals };
+        let heals = before.as_ref().filter(|_| assignment.heal).and_then(last_trained);
+        let mut kept = before.map(|w| w.unacknowledged).unwrap_or_default();
         kept.iter_mut().for_each(|report| report.epoch = epoch);
         self.work = Some(Work {
             job_id,
@@ -214,12 +241,14 @@ impl Session {
             phase: Phase::Preparing,
             committed: 0,
             prepared: None,
+            heals,
             unacknowledged: kept,
             validations: BTreeMap::new(),
             shard: None,
             halted: None,
         });
-        vec![Output::Fence { epoch }, Output::Prepare(Box::new(assignment))]
+        let fence = (!planted!(DoNotFence)).then_some(Output::Fence { epoch });
+        fence.into_iter().chain([Output::Prepare(Box::new(assignment))]).collect()
     }
 
     fn stop(&mut self, job_id: &str, epoch: u64, reason: &str) -> Vec<Output> {
@@ -257,6 +286,10 @@ impl Session {
 
     fn reported(&mut self, event: TrainerEvent) -> Vec<Output> {
         let TrainerEvent { epoch, what } = event;
+        if let Some(work) = self.work.as_mut().filter(|w| w.heals == Some(epoch)) {
+            work.keep_late_record(what);
+            return Vec::new();
+        }
         match self.work.as_mut().filter(|w| w.epoch == epoch) {
             Some(work) => work.happened(what).into_iter().map(Output::Send).collect(),
             None => Vec::new(),
@@ -265,12 +298,36 @@ impl Session {
 }
 
 impl Work {
+    fn has_trained(&self) -> bool {
+        !matches!(self.phase, Phase::Preparing | Phase::Ready)
+    }
+
+    /// The trainer committed a step of the epoch before when this one was already assigned. It says so before it says what it has
+    /// prepared, and then the record is sent with the others.
+    fn keep_late_record(&mut self, what: Happened) {
+        if let Happened::Committed { record: Some(record), .. } = what {
+            self.keep_record(*record);
+        }
+    }
+
+    fn keep_record(&mut self, record: StepRecord) -> StepReport {
+        let report = StepReport { job_id: self.job_id.clone(), epoch: self.epoch, record: Some(record) };
+        if self.unacknowledged.len() == MAX_UNACKNOWLEDGED {
+            self.unacknowledged.pop_front();
+        }
+        self.unacknowledged.push_back(report.clone());
+        report
+    }
+
     fn happened(&mut self, what: Happened) -> Vec<ToCoordinator> {
         match what {
-            Happened::Prepared { committed_step, data_digest, num_samples, num_params } => {
+            Happened::Prepared { committed_step, has_state, sealed_next, data_digest, num_samples, num_params } => {
                 self.phase = Phase::Ready;
                 self.committed = committed_step;
-                self.unacknowledged.retain(|r| r.record.as_ref().is_some_and(|r| r.step <= committed_step));
+                // A newcomer knows nothing of steps yet; what it had to say before still counts.
+                if has_state {
+                    self.unacknowledged.retain(|r| r.record.as_ref().is_some_and(|r| r.step <= committed_step));
+                }
                 let prepared = Prepared {
                     job_id: self.job_id.clone(),
                     epoch: self.epoch,
@@ -278,6 +335,8 @@ impl Work {
                     data_digest: data_digest.to_vec(),
                     num_samples,
                     num_params,
+                    has_state,
+                    sealed_next,
                 };
                 self.prepared = Some(prepared.clone());
                 // What was said in the older epoch may have come too late to be taken.
@@ -288,12 +347,7 @@ impl Work {
             Happened::Committed { step, record } => {
                 self.committed = step;
                 let Some(record) = record else { return Vec::new() };
-                let report = StepReport { job_id: self.job_id.clone(), epoch: self.epoch, record: Some(*record) };
-                if self.unacknowledged.len() == MAX_UNACKNOWLEDGED {
-                    self.unacknowledged.pop_front();
-                }
-                self.unacknowledged.push_back(report.clone());
-                vec![ToCoordinator::Step(report)]
+                vec![ToCoordinator::Step(self.keep_record(*record))]
             }
             Happened::Validated(validation) => {
                 let step = validation.step;
@@ -329,10 +383,10 @@ impl Work {
                 let (job_id, epoch) = (self.job_id.clone(), self.epoch);
                 self.halt(ToCoordinator::PeerLost(PeerLost { job_id, epoch, rank: rank as u32, error }))
             }
-            Happened::Failed { error, fatal, damaged_step } => {
+            Happened::Failed { error, fatal, damaged_step, restore } => {
                 let (job_id, epoch) = (self.job_id.clone(), self.epoch);
                 let damaged_step = damaged_step.unwrap_or(0);
-                self.halt(ToCoordinator::Failed(Failed { job_id, epoch, error, fatal, damaged_step }))
+                self.halt(ToCoordinator::Failed(Failed { job_id, epoch, error, fatal, damaged_step, restore }))
             }
         }
     }
@@ -407,13 +461,14 @@ fn checked(assign: Assign) -> Result<Assignment, String> {
         peers,
         link_key,
         checkpoint_root: assign.checkpoint_root,
+        heal: assign.heal,
         restore_step: (assign.restore_step > 0).then_some(assign.restore_step),
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use toroid_proto::{CheckpointAt, Peer, Start, StepAck, StepRecord, Stop};
+    use toroid_proto::{CheckpointAt, Peer, Start, StepAck, Stop};
     use toroid_torus::job;
 
     use super::*;
@@ -442,7 +497,7 @@ mod tests {
     }
 
     fn start(epoch: u64) -> Input {
-        Input::FromCoordinator(FromCoordinator::Start(Start { job_id: "j".into(), epoch }))
+        Input::FromCoordinator(FromCoordinator::Start(Start { job_id: "j".into(), epoch, heal: None }))
     }
 
     fn happened(epoch: u64, what: Happened) -> Input {
@@ -450,7 +505,14 @@ mod tests {
     }
 
     fn prepared(epoch: u64) -> Input {
-        let what = Happened::Prepared { committed_step: 0, data_digest: [0; 32], num_samples: 9, num_params: 5 };
+        let what = Happened::Prepared {
+            committed_step: 0,
+            has_state: true,
+            sealed_next: false,
+            data_digest: [0; 32],
+            num_samples: 9,
+            num_params: 5,
+        };
         happened(epoch, what)
     }
 
@@ -557,6 +619,26 @@ mod tests {
         }
         // The new epoch starts from step 0: step 1 will be made and reported again.
         check(&mut session, vec![prepared(2), welcome(true)], &["send Prepared", "intervals", "send Prepared"]);
+    }
+
+    #[test]
+    fn t4_a_step_that_was_committed_under_the_fence_is_still_reported() {
+        let mut session = Session::new();
+        for input in [assign(1), prepared(1), start(1), committed(1, 1)] {
+            session.handle(input);
+        }
+        let heal = Input::FromCoordinator(FromCoordinator::Assign(Assign { heal: true, ..assign_message(2) }));
+        let again = Input::FromCoordinator(FromCoordinator::Assign(Assign { heal: true, ..assign_message(3) }));
+        check(&mut session, vec![heal, again, committed(1, 2)], &["fence 2", "prepare", "fence 3", "prepare"]);
+        let what = Happened::Prepared {
+            committed_step: 2,
+            has_state: true,
+            sealed_next: false,
+            data_digest: [0; 32],
+            num_samples: 9,
+            num_params: 5,
+        };
+        check(&mut session, vec![happened(3, what)], &["send Prepared", "send step 1", "send step 2"]);
     }
 
     #[test]

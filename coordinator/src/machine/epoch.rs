@@ -127,6 +127,9 @@ impl Job {
         self.record.heal = None;
         self.record.absent.clear();
         self.record.places = placement.workers.into_iter().map(Some).collect();
+        if planted!(MoveSurvivors) {
+            self.record.places.reverse();
+        }
         for (rank, worker) in self.record.places.iter().enumerate() {
             let worker = worker.as_deref().expect("a placement fills every place");
             cx.pool.set_place(worker, Some((self.record.id.clone(), rank)));
@@ -136,6 +139,9 @@ impl Job {
             self.live.base_step = committed;
             for (rank, _) in old.iter().enumerate().filter(|(_, worker)| worker.is_none()) {
                 self.live.committed[rank] = 0;
+            }
+            if planted!(CutCurveToHeal) {
+                self.cut_curve(cx, self.record.restore_step);
             }
         } else {
             self.go_back(cx);
@@ -215,6 +221,11 @@ impl Job {
     pub fn prepared(&mut self, cx: &mut Context<'_>, rank: usize, message: proto::Prepared) {
         if self.live.phase != Phase::Preparing {
             return;
+        }
+        if self.can_heal() && message.has_state {
+            // Its records follow, and the newest may be of a step that nobody has told of yet.
+            let committed = &mut self.live.committed[rank];
+            *committed = (*committed).max(message.committed_step.min(self.record.spec.steps));
         }
         self.live.prepared.insert(rank, message);
         if self.live.prepared.len() == self.world() && self.record.places.iter().all(Option::is_some) {

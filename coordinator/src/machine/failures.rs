@@ -101,7 +101,8 @@ impl Job {
         if self.live.phase != Phase::Started {
             return;
         }
-        let at_step = self.record.high_step.max(self.committed());
+        // After a restore earlier steps are made again: a death in one of those is not the later step's fault.
+        let at_step = self.committed();
         self.record.deaths.retain(|_, d| d.at_step == at_step);
         let deaths = self.record.deaths.entry(rank).or_insert(Deaths { workers: BTreeSet::new(), at_step });
         deaths.workers.insert(worker.into());

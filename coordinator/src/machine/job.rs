@@ -221,7 +221,7 @@ impl Job {
 
     /// The next epoch can have its state from the places.
     pub fn can_heal(&self) -> bool {
-        self.record.has_state && self.is_redundant()
+        self.record.has_state && self.is_redundant() && !planted!(AlwaysRestore)
     }
 
     pub fn describe(&self, rank: usize) -> String {

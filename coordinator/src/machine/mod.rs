@@ -28,6 +28,17 @@
 //! Deliberately absent: tokio, sockets, files, clocks, random sources, `HashMap`. Also absent: step records, which are in the
 //! curve's file, and anything about how workers compute.
 
+/// Whether this fault is planted; in a normal build it never is.
+macro_rules! planted {
+    ($fault:ident) => {{
+        #[cfg(any(test, feature = "planted"))]
+        let is_planted = $crate::machine::planted::is_planted($crate::machine::planted::Planted::$fault);
+        #[cfg(not(any(test, feature = "planted")))]
+        let is_planted = false;
+        is_planted
+    }};
+}
+
 mod checkpoint;
 mod crashes;
 mod drain;
@@ -38,6 +49,8 @@ mod incident;
 mod job;
 mod limits;
 mod membership;
+#[cfg(any(test, feature = "planted"))]
+pub mod planted;
 mod pool;
 mod progress;
 pub mod record;
@@ -416,6 +429,9 @@ impl Machine {
         records.extend(incidents.map(|i| Record::Incident(Box::new(i))));
         let persist = (!records.is_empty()).then_some(Output::Persist(records));
         let changed = out.changed.into_iter().map(|job| Output::Changed { job });
+        if planted!(SendBeforePersist) {
+            return out.effects.into_iter().chain(persist).collect();
+        }
         persist.into_iter().chain(out.effects).chain(changed).collect()
     }
 

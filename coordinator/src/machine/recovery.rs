@@ -161,7 +161,8 @@ pub enum Resume {
 /// From what all places report, by rank, the step that all go on from (T-2, T-3).
 pub fn resume(shape: &Shape, held: &[Holding]) -> Resume {
     assert_eq!(held.len(), shape.world(), "a report of every place of {shape}");
-    let step = held.iter().filter(|h| h.has_state).map(|h| h.committed).max().unwrap_or(0);
+    let committed = || held.iter().filter(|h| h.has_state).map(|h| h.committed);
+    let step = if planted!(GoOnFromLowest) { committed().min() } else { committed().max() }.unwrap_or(0);
     let newcomers: BTreeSet<usize> = (0..held.len()).filter(|r| !held[*r].has_state).collect();
     if let Some(rank) = holders::lost_shard(shape, &newcomers) {
         let reason = match holders::backup_of(shape, rank) {

@@ -32,6 +32,7 @@ impl Machine {
             job_id: w.place.as_ref().map_or_else(String::new, |(job, _)| job.clone()),
             rank: w.place.as_ref().map_or(-1, |(_, rank)| *rank as i32),
             silent_s: now.monotonic.saturating_sub(w.last_heard).as_secs_f64(),
+            pid: w.register.pid,
         });
         workers.collect()
     }

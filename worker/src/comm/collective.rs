@@ -262,6 +262,16 @@ pub fn all_gather_f64(
 /// **The commit point (T-2):** who has the result has heard from its column, each of which had heard from its row. So it knows that all
 /// ranks have come this far.
 pub fn global_sum(links: &mut Links, shape: &Shape, values: &mut [f64]) -> Result<(), CommError> {
+    global_sum_with(links, shape, values, || {})
+}
+
+/// [`global_sum`] that calls `between` after the rows and before the columns, for tests of what happens to a rank there.
+pub fn global_sum_with(
+    links: &mut Links,
+    shape: &Shape,
+    values: &mut [f64],
+    mut between: impl FnMut(),
+) -> Result<(), CommError> {
     assert!(!values.is_empty(), "a sum of nothing would wait for nobody and commit nothing");
     let rank = links.rank();
     for line in [shape.row(rank), shape.column(rank)] {
@@ -269,6 +279,7 @@ pub fn global_sum(links: &mut Links, shape: &Shape, values: &mut [f64]) -> Resul
         for (i, value) in values.iter_mut().enumerate() {
             *value = all.chunks_exact(all.len() / line.len()).map(|of_rank| of_rank[i]).sum();
         }
+        between();
     }
     Ok(())
 }

@@ -42,7 +42,8 @@ mod links;
 mod tests;
 
 pub use collective::{
-    Group, TpGroup, all_gather, all_gather_f64, all_reduce_sum, global_sum, reduce_scatter, run_schedule,
+    Group, TpGroup, all_gather, all_gather_f64, all_reduce_sum, global_sum, global_sum_with, reduce_scatter,
+    run_schedule,
 };
 pub use error::CommError;
 pub use establish::{Listener, PeerAddr, Plan, Refusal};

@@ -10,6 +10,9 @@
 //! needs no coordinator (T-9).
 
 mod evaluate;
+mod heal;
+mod holders;
+mod kill;
 mod prepare;
 mod step;
 #[cfg(test)]
@@ -32,6 +35,8 @@ use crate::device::Device;
 
 pub use prepare::{Job, PrepareError};
 
+use kill::KillAt;
+
 /// A place in a job, checked.
 #[derive(Debug, Clone)]
 pub struct Assignment {
@@ -46,6 +51,19 @@ pub struct Assignment {
     pub checkpoint_root: String,
     /// `None`: initial weights, or what `spec.resume_from` names.
     pub restore_step: Option<u64>,
+    /// Who has the job's state keeps it, who has not gets it from the other holders.
+    pub heal: bool,
+}
+
+/// What the coordinator decided from the reports of a healing epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealPlan {
+    /// All go on from here.
+    pub step: u64,
+    /// A rank that has committed it.
+    pub source: usize,
+    /// Ranks that have no state.
+    pub newcomers: BTreeSet<usize>,
 }
 
 impl Assignment {
@@ -60,7 +78,7 @@ pub enum Command {
     /// With the fence of its job.
     Prepare(Box<Assignment>, Fence),
     /// All places of the epoch are prepared.
-    Start { epoch: u64 },
+    Start { epoch: u64, heal: Option<HealPlan> },
     /// Write the state of `step`, if it still is that step's: the last step's checkpoint is asked for again when it failed.
     Checkpoint { epoch: u64, step: u64 },
     /// Rank 0: all shards of the step are durable; write its manifest, then remove older checkpoints.
@@ -80,6 +98,8 @@ pub struct TrainerEvent {
 pub enum Happened {
     Prepared {
         committed_step: u64,
+        has_state: bool,
+        sealed_next: bool,
         data_digest: [u8; 32],
         num_samples: u64,
         num_params: u64,
@@ -117,11 +137,13 @@ pub enum Happened {
         rank: usize,
         error: String,
     },
-    /// `fatal`: every other worker would fail in the same way. `damaged_step`: this checkpoint cannot be read.
+    /// `fatal`: every other worker would fail in the same way. `damaged_step`: this checkpoint cannot be read. `restore`: the
+    /// state of this epoch is not to be trusted.
     Failed {
         error: String,
         fatal: bool,
         damaged_step: Option<u64>,
+        restore: bool,
     },
 }
 
@@ -132,6 +154,7 @@ pub struct Shared {
     committed: AtomicU64,
     operation: Mutex<&'static str>,
     waits_for: Mutex<Option<WaitsFor>>,
+    kill_at: Option<KillAt>,
 }
 
 /// How a request for a checkpoint stands to the committed step.
@@ -147,6 +170,11 @@ pub enum Requested {
 }
 
 impl Shared {
+    /// For one worker process; reads where a test wants it dead.
+    pub fn of_process() -> Shared {
+        Shared { kill_at: KillAt::from_environment(), ..Shared::default() }
+    }
+
     /// Asks for a checkpoint of `step`.
     pub fn request_checkpoint(&self, step: u64) -> Requested {
         let mut checkpoints = lock(&self.checkpoints);
@@ -186,6 +214,9 @@ impl Shared {
 
     fn enter(&self, operation: &'static str) {
         *lock(&self.operation) = operation;
+        if let Some(kill_at) = &self.kill_at {
+            kill_at.passes(operation, self.committed.load(Ordering::SeqCst) + 1);
+        }
     }
 }
 
@@ -207,12 +238,14 @@ pub struct Environment {
     pub connect_timeout: Duration,
 }
 
+/// Why a place cannot go on with its epoch.
 #[derive(Debug, thiserror::Error)]
-pub enum TrainError {
+pub enum StepError {
     #[error(transparent)]
     Comm(#[from] CommError),
-    #[error(transparent)]
-    Prepare(#[from] PrepareError),
+    /// Silent data corruption. All places stop before the commit; those that saw it say what.
+    #[error("{}", .0.as_deref().unwrap_or("the two copies of a shard differ, as another place saw"))]
+    Corrupt(Option<String>),
 }
 
 /// The commands, with one that was taken too early put back.
@@ -238,12 +271,15 @@ pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: &
     while let Some(command) = inbox.wait() {
         match command {
             Command::Prepare(assignment, fence) => {
-                drop(job.take());
-                job = prepare(device, environment, *assignment, fence, emit);
+                let survivor = job.take().filter(|j| j.can_heal(&assignment));
+                job = match survivor {
+                    Some(survivor) => Some(survivor.rejoin(*assignment, &environment.shared, emit)),
+                    None => prepare(device, environment, *assignment, fence, emit),
+                };
             }
-            Command::Start { epoch } => {
+            Command::Start { epoch, heal } => {
                 if let Some(running) = job.as_mut().filter(|j| j.assignment.epoch == epoch) {
-                    train(running, environment, &mut inbox, emit);
+                    train(running, heal.as_ref(), environment, &mut inbox, emit);
                 }
             }
             Command::Publish { epoch, step, files, remove } => {
@@ -274,18 +310,14 @@ fn prepare<D: Device + Clone>(
     let job = match Job::prepare(device, environment, assignment, fence) {
         Ok(job) => {
             environment.shared.reset(job.committed);
-            what = Happened::Prepared {
-                committed_step: job.committed,
-                data_digest: job.data_digest(),
-                num_samples: job.num_samples(),
-                num_params: job.assignment.spec.model.num_params(),
-            };
+            what = job.report();
             Some(job)
         }
         Err(error) => {
             what = Happened::Failed {
                 fatal: error.is_fatal(),
                 damaged_step: error.damaged_step(),
+                restore: false,
                 error: error.to_string(),
             };
             None
@@ -296,24 +328,43 @@ fn prepare<D: Device + Clone>(
     job
 }
 
-/// Connects and makes steps until the job is finished, its epoch is over or a peer is lost.
-fn train<D: Device + Clone>(job: &mut Job<D>, environment: &Environment, inbox: &mut Inbox<'_>, emit: &Emit) {
+/// Connects, heals where the epoch asks for it, and makes steps until the job is finished, its epoch is over or a peer is lost.
+fn train<D: Device + Clone>(
+    job: &mut Job<D>,
+    heal: Option<&HealPlan>,
+    environment: &Environment,
+    inbox: &mut Inbox<'_>,
+    emit: &Emit,
+) {
     let epoch = job.assignment.epoch;
     let report = |what| emit(TrainerEvent { epoch, what });
-    let outcome = connect(job, environment).and_then(|mut links| {
+    let mut links = job.links.take();
+    let outcome = connect(job, &mut links, environment).map_err(StepError::from).and_then(|()| {
+        let links = links.as_mut().expect("connected above");
         report(Happened::Connected);
-        job.steps(&mut links, environment, inbox, emit)
+        job.steps(links, heal, &environment.shared, inbox, emit)
     });
+    // Connections to those who stay are kept for the next epoch.
+    job.links = links;
     match outcome {
         Ok(()) => report(Happened::Finished { step: job.committed }),
-        Err(CommError::Fenced { .. }) => {}
-        Err(error @ CommError::PeerLost { rank, .. }) => report(Happened::PeerLost { rank, error: error.to_string() }),
-        Err(error) => report(Happened::Failed { error: error.to_string(), fatal: false, damaged_step: None }),
+        Err(StepError::Comm(CommError::Fenced { .. })) | Err(StepError::Corrupt(None)) => {}
+        Err(StepError::Comm(error @ (CommError::PeerLost { rank, .. } | CommError::Refused { rank, .. }))) => {
+            report(Happened::PeerLost { rank, error: error.to_string() });
+        }
+        Err(error) => {
+            let restore = matches!(error, StepError::Corrupt(_));
+            report(Happened::Failed { error: error.to_string(), fatal: false, damaged_step: None, restore });
+        }
     }
     environment.shared.enter("idle");
 }
 
-fn connect<D: Device + Clone>(job: &Job<D>, environment: &Environment) -> Result<Links, CommError> {
+fn connect<D: Device + Clone>(
+    job: &Job<D>,
+    links: &mut Option<Links>,
+    environment: &Environment,
+) -> Result<(), CommError> {
     environment.shared.enter("connect");
     let assignment = &job.assignment;
     let needed = peers_of(&assignment.spec.shape, assignment.rank);
@@ -324,40 +375,68 @@ fn connect<D: Device + Clone>(job: &Job<D>, environment: &Environment) -> Result
         key: assignment.link_key,
         peers: assignment.peers.iter().filter(|(r, _)| needed.contains(r)).map(|(r, p)| (*r, p.clone())).collect(),
     };
-    let links = Links::establish(&environment.listener, plan, &job.fence, environment.connect_timeout)?;
-    *lock(&environment.shared.waits_for) = Some(links.waits_for());
-    Ok(links)
+    let (listener, timeout) = (&environment.listener, environment.connect_timeout);
+    match links {
+        Some(kept) => kept.advance(listener, plan, &job.fence, timeout)?,
+        None => *links = Some(Links::establish(listener, plan, &job.fence, timeout)?),
+    }
+    *lock(&environment.shared.waits_for) = links.as_ref().map(Links::waits_for);
+    Ok(())
 }
 
 impl<D: Device + Clone> Job<D> {
     fn steps(
         &mut self,
         links: &mut Links,
-        environment: &Environment,
+        heal: Option<&HealPlan>,
+        shared: &Shared,
         inbox: &mut Inbox<'_>,
         emit: &Emit,
-    ) -> Result<(), CommError> {
-        let epoch = self.assignment.epoch;
+    ) -> Result<(), StepError> {
         let total = self.assignment.spec.steps;
-        self.gather_params(links)?;
-        if self.committed == 0 {
-            self.validate(links, &environment.shared, emit)?;
+        if let Some(plan) = heal {
+            self.heal(links, shared, plan, emit)?;
         }
+        self.gather_params(links)?;
+        self.validate_if_due(links, shared, emit)?;
+        self.since = std::time::Instant::now();
         while self.committed < total {
             self.serve(inbox, emit)?;
-            let record = self.step(links, &environment.shared)?;
-            let checkpoint = environment.shared.commit(self.committed);
-            let step = self.committed;
-            emit(TrainerEvent { epoch, what: Happened::Committed { step, record } });
-            if checkpoint {
-                self.write_checkpoint(emit);
-            }
-            let interval = self.assignment.spec.eval.interval;
-            if step == total || (interval > 0 && step.is_multiple_of(interval)) {
-                self.validate(links, &environment.shared, emit)?;
+            let record = self.step(links, shared)?;
+            self.committed(record, shared, emit);
+            shared.enter("all-gather");
+            self.gather_params(links)?;
+            if self.validate_if_due(links, shared, emit)? {
+                self.since = std::time::Instant::now();
             }
         }
         Ok(())
+    }
+
+    /// Says that a step is committed, and saves it where that was asked for.
+    fn committed(&mut self, record: Option<StepRecord>, shared: &Shared, emit: &Emit) {
+        let step = self.committed;
+        let checkpoint = shared.commit(step);
+        let record = record.map(Box::new);
+        emit(TrainerEvent { epoch: self.assignment.epoch, what: Happened::Committed { step, record } });
+        if checkpoint {
+            self.write_checkpoint(emit);
+            shared.enter("checkpoint");
+        }
+    }
+
+    /// Validates before the first step, after the last and at the interval; says whether it did.
+    fn validate_if_due(&mut self, links: &mut Links, shared: &Shared, emit: &Emit) -> Result<bool, CommError> {
+        let (step, spec) = (self.committed, &self.assignment.spec);
+        let interval = spec.eval.interval;
+        let is_due = step == 0 || step == spec.steps || (interval > 0 && step.is_multiple_of(interval));
+        // A step that a resumed job starts from was validated by the job that made it.
+        let is_new = self.validated != Some(step) && self.start_step != Some(step);
+        if is_due && is_new {
+            self.validate(links, shared, emit)?;
+            self.validated = Some(step);
+        }
+        Ok(is_due && is_new)
     }
 
     /// Does what the session asks for between two steps.

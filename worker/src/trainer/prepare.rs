@@ -1,6 +1,6 @@
 //! A job at one place before its first step: data, working parameters, the shard that this place holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -13,9 +13,11 @@ use toroid_torus::manifest::{FORMAT, Manifest, ShardFile};
 use toroid_torus::partition::{Partition, partition, shard_position};
 use toroid_torus::pipeline::{Pipeline, max_in_flight, one_f_one_b};
 
+use super::holders::Holders;
+use super::step::Totals;
 use super::{Assignment, Emit, Environment, Happened, TrainerEvent};
 use crate::checkpoint::{CheckpointError, ShardState, ShardStateMut, Storage, load_initial};
-use crate::comm::{Fence, Group};
+use crate::comm::{Fence, Group, Links};
 use crate::data::{DataError, Dataset, TokenFile};
 use crate::device::Device;
 use crate::model::Stage;
@@ -29,6 +31,24 @@ pub struct Job<D: Device + Clone> {
     pub(super) partition: Arc<Partition>,
     pub(super) stage: Stage<D>,
     pub(super) shard: Shard<D>,
+    /// The copy of another place's shard; `None` without redundancy.
+    pub(super) holders: Option<Holders<D>>,
+    /// The shards hold the state of `committed`; a newcomer's do not until it is healed.
+    pub(super) has_state: bool,
+    /// All that is needed to apply `committed + 1` is here: the gradients of both shards.
+    pub(super) sealed: bool,
+    /// What this place saw of silent data corruption in this epoch.
+    pub(super) corrupt: Option<String>,
+    /// Global sums of the newest steps, oldest first.
+    pub(super) history: VecDeque<(u64, Totals)>,
+    /// Of the last commit.
+    pub(super) since: Instant,
+    /// Kept from epoch to epoch.
+    pub(super) links: Option<Links>,
+    /// Step that was loaded from a checkpoint of another job, or 0.
+    pub(super) start_step: Option<u64>,
+    /// Step of the last validation.
+    pub(super) validated: Option<u64>,
     pub(super) dataset: Dataset,
     data_digest: [u8; 32],
     pub(super) cursor: Cursor,
@@ -121,8 +141,12 @@ impl<D: Device + Clone> Job<D> {
 
         let position = shard_position(&spec.shape, place.dp);
         let range = position * partition.shard_len..(position + 1) * partition.shard_len;
-        let start = load_state(&assignment, &partition, &storage, range.clone())?;
-        let shard = Shard::from_host(device, range, &start.shard);
+        let source = Source::of(&assignment, &storage)?;
+        let shard = source.load(&assignment, &partition, range.clone())?;
+        let shard = Shard::from_host(device, Arc::clone(&partition), range, &shard);
+        let holders = Holders::new(device, &spec, assignment.rank, |partition, range| {
+            source.load(&assignment, partition, range)
+        })?;
 
         let activation = stage.activation_len();
         let buffers = Buffers {
@@ -148,8 +172,17 @@ impl<D: Device + Clone> Job<D> {
             cursor,
             pipeline,
             buffers,
-            committed: start.step,
-            skipped: start.skipped,
+            holders,
+            has_state: !matches!(source, Source::OtherHolders),
+            sealed: false,
+            corrupt: None,
+            history: VecDeque::new(),
+            since: Instant::now(),
+            links: None,
+            start_step: source.resumed_step(),
+            validated: None,
+            committed: source.step(),
+            skipped: source.skipped(),
             skipped_at: Mutex::default(),
             storage,
             writer: None,
@@ -228,46 +261,98 @@ impl<D: Device + Clone> Job<D> {
     }
 }
 
-/// State before the first step.
-struct Start {
-    step: u64,
-    skipped: u64,
-    shard: HostShard,
+/// Where the state of a shard comes from.
+enum Source<'a> {
+    /// A healing epoch: this place is a newcomer and pulls its shards.
+    OtherHolders,
+    /// A checkpoint of this job.
+    Checkpoint {
+        storage: &'a Storage,
+        manifest: Box<Manifest>,
+    },
+    /// A checkpoint that the job file names.
+    Resumed {
+        storage: Storage,
+        manifest: Box<Manifest>,
+    },
+    Initial,
 }
 
-fn load_state(
-    assignment: &Assignment,
-    partition: &Partition,
-    storage: &Storage,
-    range: Range<usize>,
-) -> Result<Start, PrepareError> {
-    if let Some(step) = assignment.restore_step {
-        let restore = |error| {
-            set_aside_if_damaged(storage, step, &error);
-            PrepareError::Restore { step, error }
-        };
-        return storage
-            .manifest(step)
-            .and_then(|manifest| load_checkpoint(storage, &manifest, partition, range))
-            .map_err(restore);
-    }
-    if let Some(path) = &assignment.spec.resume_from {
-        return resume(assignment, path, partition, range);
-    }
-    let mut params = vec![0.0; partition.padded_len];
-    match &assignment.spec.init_from {
-        Some(path) => {
-            load_initial(path, &assignment.spec.model, partition, &mut params).map_err(PrepareError::Initial)?
+impl<'a> Source<'a> {
+    fn of(assignment: &Assignment, storage: &'a Storage) -> Result<Source<'a>, PrepareError> {
+        if assignment.heal {
+            return Ok(Source::OtherHolders);
         }
+        if let Some(step) = assignment.restore_step {
+            let manifest = Box::new(storage.manifest(step).map_err(|e| damaged(storage, step, e))?);
+            return Ok(Source::Checkpoint { storage, manifest });
+        }
+        let Some(path) = &assignment.spec.resume_from else { return Ok(Source::Initial) };
+        let (storage, step) = Storage::open_step(path).map_err(PrepareError::ResumePath)?;
+        let manifest = Box::new(storage.manifest(step).map_err(PrepareError::ResumePath)?);
+        check_resume(&assignment.spec, path, &manifest)?;
+        Ok(Source::Resumed { storage, manifest })
+    }
+
+    fn manifest(&self) -> Option<&Manifest> {
+        match self {
+            Source::Checkpoint { manifest, .. } | Source::Resumed { manifest, .. } => Some(manifest),
+            Source::OtherHolders | Source::Initial => None,
+        }
+    }
+
+    fn step(&self) -> u64 {
+        self.manifest().map_or(0, |m| m.step)
+    }
+
+    fn skipped(&self) -> u64 {
+        self.manifest().map_or(0, |m| m.skipped_steps)
+    }
+
+    /// A job that resumes another's checkpoint does not validate that step again.
+    fn resumed_step(&self) -> Option<u64> {
+        matches!(self, Source::Resumed { .. }).then(|| self.step())
+    }
+
+    fn load(
+        &self,
+        assignment: &Assignment,
+        partition: &Partition,
+        range: Range<usize>,
+    ) -> Result<HostShard, PrepareError> {
+        match self {
+            Source::OtherHolders => Ok(HostShard::zeros(range.len())),
+            Source::Checkpoint { storage, manifest } => {
+                load_checkpoint(storage, manifest, partition, range).map_err(|e| damaged(storage, manifest.step, e))
+            }
+            Source::Resumed { storage, manifest } => {
+                load_checkpoint(storage, manifest, partition, range).map_err(PrepareError::ResumePath)
+            }
+            Source::Initial => initial(&assignment.spec, partition, range),
+        }
+    }
+}
+
+/// The shard's initial weights; both moments are 0.
+fn initial(spec: &JobSpec, partition: &Partition, range: Range<usize>) -> Result<HostShard, PrepareError> {
+    let mut params = vec![0.0; partition.padded_len];
+    match &spec.init_from {
+        Some(path) => load_initial(path, &spec.model, partition, &mut params).map_err(PrepareError::Initial)?,
         None => {
             for slice in &partition.slices {
-                fill_initial(slice, assignment.spec.seed, &mut params[slice.offset..slice.offset + slice.len]);
+                fill_initial(slice, spec.seed, &mut params[slice.offset..slice.offset + slice.len]);
             }
         }
     }
     let mut shard = HostShard::zeros(range.len());
     shard.param.copy_from_slice(&params[range]);
-    Ok(Start { step: 0, skipped: 0, shard })
+    Ok(shard)
+}
+
+/// The error of a checkpoint of this job that cannot be read.
+fn damaged(storage: &Storage, step: u64, error: CheckpointError) -> PrepareError {
+    set_aside_if_damaged(storage, step, &error);
+    PrepareError::Restore { step, error }
 }
 
 /// A checkpoint that is damaged is kept for whoever wants to look at it, but not read again. Several places may find it at a time.
@@ -288,16 +373,8 @@ fn set_aside_if_damaged(storage: &Storage, step: u64, error: &CheckpointError) {
     }
 }
 
-/// Goes on from a checkpoint of another job, or of this one under another shape.
-fn resume(
-    assignment: &Assignment,
-    path: &str,
-    partition: &Partition,
-    range: Range<usize>,
-) -> Result<Start, PrepareError> {
-    let (storage, step) = Storage::open_step(path).map_err(PrepareError::ResumePath)?;
-    let manifest = storage.manifest(step).map_err(PrepareError::ResumePath)?;
-    let spec = &assignment.spec;
+/// A job goes on from a checkpoint of another job, or of this one under another shape, only where the next step would be the same.
+fn check_resume(spec: &JobSpec, path: &str, manifest: &Manifest) -> Result<(), PrepareError> {
     let differs = |what, expected: String, found: String| {
         Err(PrepareError::Resume { path: path.to_string(), what, expected, found })
     };
@@ -310,7 +387,7 @@ fn resume(
     if manifest.job.seed != spec.seed {
         return differs("seed", spec.seed.to_string(), manifest.job.seed.to_string());
     }
-    load_checkpoint(&storage, &manifest, partition, range).map_err(PrepareError::ResumePath)
+    Ok(())
 }
 
 fn load_checkpoint(
@@ -318,10 +395,10 @@ fn load_checkpoint(
     manifest: &Manifest,
     partition: &Partition,
     range: Range<usize>,
-) -> Result<Start, CheckpointError> {
+) -> Result<HostShard, CheckpointError> {
     let mut shard = HostShard::zeros(range.len());
     let state =
         ShardStateMut { param: &mut shard.param, exp_avg: &mut shard.exp_avg, exp_avg_sq: &mut shard.exp_avg_sq };
     storage.load(manifest, partition, range, state)?;
-    Ok(Start { step: manifest.step, skipped: manifest.skipped_steps, shard })
+    Ok(shard)
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  1 forward and backward of the micro-batches, 1F1B       2 parts of replicated tensors summed over TP, reduce-scatter over DP: sealed
-//!  3 global sum over the torus: the commit point (T-2)     4 AdamW on the shard       5 all-gather of the new parameters
+//!  3 global sum over the torus: the commit point (T-2)     4 AdamW on both shards     5 all-gather of the new parameters
 //! ```
 //!
 //! Nothing that step 4 changes is touched before the global sum returned: an abort until then leaves the state of the step before.
@@ -11,13 +11,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use toroid_proto::StepRecord;
+use toroid_torus::model::ModelConfig;
 use toroid_torus::partition::stage_layers;
 use toroid_torus::pipeline::Action;
 
+use super::heal::HISTORY;
 use super::prepare::Buffers;
-use super::{Job, Shared};
+use super::{Job, Shared, StepError};
 use crate::comm::{
-    Channel, CommError, Group, Links, TpGroup, Transfer, all_gather, all_reduce_sum, global_sum, reduce_scatter,
+    Channel, CommError, Group, Links, TpGroup, Transfer, all_gather, all_reduce_sum, global_sum_with, reduce_scatter,
 };
 use crate::device::{Buffer, Device};
 use crate::model::Input;
@@ -55,17 +57,18 @@ impl<D: Device + Clone> Job<D> {
     }
 
     /// Makes update `self.committed`; on return it is committed. The record is that of rank 0.
-    pub(super) fn step(&mut self, links: &mut Links, shared: &Shared) -> Result<Option<Box<StepRecord>>, CommError> {
-        let start = Instant::now();
+    pub(super) fn step(&mut self, links: &mut Links, shared: &Shared) -> Result<Option<StepRecord>, StepError> {
+        self.sealed = false;
         let sums = self.accumulate(links, shared)?;
-        shared.enter("commit");
+        self.seal(links, shared)?;
+        shared.enter("sealed");
         let mut totals = self.totals(&sums);
-        global_sum(links, &self.assignment.spec.shape, &mut totals)?;
+        global_sum_with(links, &self.assignment.spec.shape, totals.as_mut_slice(), || shared.enter("commit"))?;
+        if totals.num_corrupt() > 0 {
+            return Err(StepError::Corrupt(self.corrupt.take()));
+        }
         shared.enter("optimizer");
-        let record = self.commit(&totals);
-        shared.enter("all-gather");
-        self.gather_params(links)?;
-        Ok(record.map(|record| Box::new(self.timed(record, start))))
+        Ok(self.commit(totals))
     }
 
     /// Makes the working parameters from the master weights of all shards of the DP group.
@@ -76,7 +79,7 @@ impl<D: Device + Clone> Job<D> {
         device.with_host_mut(params.all_mut(), |params| all_gather(links, group, Channel::Dp, params))
     }
 
-    /// Forward and backward of all micro-batches; on return this place holds the summed gradient of its shard: sealed.
+    /// Forward and backward of all micro-batches; on return this place holds the summed gradient of its shard.
     pub(super) fn accumulate(&mut self, links: &mut Links, shared: &Shared) -> Result<Sums, CommError> {
         self.stage.zero_grads();
         self.buffers.expert_load.fill(0);
@@ -122,6 +125,7 @@ impl<D: Device + Clone> Job<D> {
         sums.balance += stats.balance;
         if let Some(next) = neighbours.next {
             send(links, next, Channel::Forward, &self.buffers.sent)?;
+            shared.enter("stage-transfer");
         }
         Ok(())
     }
@@ -193,60 +197,117 @@ impl<D: Device + Clone> Job<D> {
         Ok(())
     }
 
-    /// What this place adds to the global sum: `[sum of squares, ce, z, balance, expert load...]`.
-    fn totals(&self, sums: &Sums) -> Vec<f64> {
-        let squares = self.shard.grad_sum_of_squares(self.stage.device(), &self.partition, self.stage.grads());
-        let mut totals = vec![squares, 0.0, 0.0, 0.0];
-        totals.resize(4 + self.buffers.expert_load.len(), 0.0);
+    /// What this place adds to the global sums.
+    fn totals(&self, sums: &Sums) -> Totals {
+        let grads = self.stage.grads().view(self.shard.range.clone());
+        let mut totals = Totals::zero(&self.assignment.spec.model);
+        totals.0[SQUARES] = self.shard.grad_sum_of_squares(self.stage.device(), grads);
+        totals.0[CORRUPT] = f64::from(u8::from(self.corrupt.is_some()));
         // TP ranks see the same losses: one of them speaks.
         if self.assignment.place().tp == 0 {
-            totals[1..4].copy_from_slice(&[sums.ce, sums.z, sums.balance]);
-            for (total, load) in totals[4..].iter_mut().zip(&self.buffers.expert_load) {
+            totals.0[CE..=BALANCE].copy_from_slice(&[sums.ce, sums.z, sums.balance]);
+            for (total, load) in totals.0[LOAD..].iter_mut().zip(&self.buffers.expert_load) {
                 *total = *load as f64;
             }
         }
         totals
     }
 
-    /// The step is committed: every place has sealed it. Updates the shard, unless gradients were not finite.
-    fn commit(&mut self, totals: &[f64]) -> Option<StepRecord> {
+    /// The step is committed: every place has sealed it. Updates both shards, unless gradients were not finite.
+    pub(super) fn commit(&mut self, totals: Totals) -> Option<StepRecord> {
         let spec = Arc::clone(&self.assignment.spec);
-        let (t, total) = (self.committed, spec.steps);
-        let norm = totals[0].sqrt();
-        let skipped = !norm.is_finite();
-        if skipped {
-            self.skipped += 1;
-        } else {
+        let (t, total, norm) = (self.committed, spec.steps, totals.norm());
+        if norm.is_finite() {
             let at = UpdateAt { t, total, update: t + 1 - self.skipped, norm };
             let device = self.stage.device().clone();
-            self.shard.update(&device, &self.partition, self.stage.grads(), &spec.optimizer, at);
+            let grads = self.stage.grads().view(self.shard.range.clone());
+            self.shard.update(&device, grads, &spec.optimizer, at);
+            if let Some(holders) = &mut self.holders {
+                holders.copy.update(&device, holders.grads.all(), &spec.optimizer, at);
+            }
+        } else {
+            self.skipped += 1;
         }
         self.committed += 1;
-        (self.assignment.rank == 0).then(|| {
-            let mean = |sum: f64| sum / spec.batch.num_micro_batches as f64;
-            let (ce, z_loss, balance_loss) = (mean(totals[1]), mean(totals[2]), mean(totals[3]));
-            StepRecord {
-                step: self.committed,
-                loss: ce + spec.loss.z_coef * z_loss + spec.loss.balance_coef * balance_loss,
-                ce,
-                z_loss,
-                balance_loss,
-                grad_norm: norm,
-                lr: spec.optimizer.lr_at(t, total),
-                weight_decay: spec.optimizer.weight_decay_at(t, total),
-                tokens_per_s: 0.0,
-                tokens: spec.batch.samples() * spec.model.seq as u64,
-                expert_load: totals[4..].iter().map(|n| *n as u64).collect(),
-                num_layers: spec.model.layers as u32,
-                skipped,
-                step_s: 0.0,
-                epoch: self.assignment.epoch,
-            }
-        })
+        self.sealed = false;
+        let record = (self.assignment.rank == 0).then(|| {
+            let record = self.record(self.committed, &totals);
+            let step_s = self.since.elapsed().as_secs_f64();
+            StepRecord { step_s, tokens_per_s: record.tokens as f64 / step_s, ..record }
+        });
+        self.since = Instant::now();
+        if self.history.len() == HISTORY {
+            self.history.pop_front();
+        }
+        self.history.push_back((self.committed, totals));
+        record
     }
 
-    fn timed(&self, record: StepRecord, start: Instant) -> StepRecord {
-        let step_s = start.elapsed().as_secs_f64();
-        StepRecord { step_s, tokens_per_s: record.tokens as f64 / step_s, ..record }
+    /// The record of a committed step from its global sums, without times.
+    pub(super) fn record(&self, step: u64, totals: &Totals) -> StepRecord {
+        let spec = &self.assignment.spec;
+        let (t, total) = (step - 1, spec.steps);
+        let mean = |i: usize| totals.0[i] / spec.batch.num_micro_batches as f64;
+        let (ce, z_loss, balance_loss) = (mean(CE), mean(Z), mean(BALANCE));
+        StepRecord {
+            step,
+            loss: ce + spec.loss.z_coef * z_loss + spec.loss.balance_coef * balance_loss,
+            ce,
+            z_loss,
+            balance_loss,
+            grad_norm: totals.norm(),
+            lr: spec.optimizer.lr_at(t, total),
+            weight_decay: spec.optimizer.weight_decay_at(t, total),
+            tokens_per_s: 0.0,
+            tokens: spec.batch.samples() * spec.model.seq as u64,
+            expert_load: totals.0[LOAD..].iter().map(|n| *n as u64).collect(),
+            num_layers: spec.model.layers as u32,
+            skipped: !totals.norm().is_finite(),
+            step_s: 0.0,
+            epoch: self.assignment.epoch,
+        }
+    }
+}
+
+/// What is summed over the whole torus at the commit point: `[squared gradient norm, ce, z, balance, places that saw corruption,
+/// expert load (layers, experts)]`.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Totals(Vec<f64>);
+
+const SQUARES: usize = 0;
+const CE: usize = 1;
+const Z: usize = 2;
+const BALANCE: usize = 3;
+const CORRUPT: usize = 4;
+const LOAD: usize = 5;
+
+impl Totals {
+    pub fn len(model: &ModelConfig) -> usize {
+        LOAD + model.layers * model.experts
+    }
+
+    fn zero(model: &ModelConfig) -> Totals {
+        Totals(vec![0.0; Totals::len(model)])
+    }
+
+    pub fn from_slice(values: &[f64]) -> Totals {
+        Totals(values.to_vec())
+    }
+
+    pub fn as_slice(&self) -> &[f64] {
+        &self.0
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [f64] {
+        &mut self.0
+    }
+
+    /// Global gradient norm before clipping.
+    fn norm(&self) -> f64 {
+        self.0[SQUARES].sqrt()
+    }
+
+    fn num_corrupt(&self) -> u64 {
+        self.0[CORRUPT] as u64
     }
 }

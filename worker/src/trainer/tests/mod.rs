@@ -13,7 +13,9 @@ use super::{Assignment, Environment, Job, Shared, connect};
 use crate::comm::{Fence, Listener, PeerAddr};
 use crate::device::{Buffer, CpuDevice, Device};
 
-#[path = "../../../integration-tests/reference/formula.rs"]
+mod heal;
+
+#[path = "../../../../integration-tests/reference/formula.rs"]
 mod formula;
 
 const SHAPES: [(usize, usize, usize); 11] = [
@@ -94,6 +96,7 @@ fn gradients(spec: &JobSpec, dir: &Path) -> Gradients {
                 link_key: [7; 32],
                 checkpoint_root: dir.join("checkpoints").to_string_lossy().into_owned(),
                 restore_step: None,
+                heal: false,
             };
             let environment = Environment {
                 listener,
@@ -123,7 +126,11 @@ fn of_place(assignment: Assignment, environment: &Environment) -> Gradients {
     let tp_rank = assignment.place().tp;
     let mut job =
         Job::prepare(&device, environment, assignment, Fence::new().expect("an eventfd")).expect("prepare the place");
-    let mut links = connect(&job, environment).expect("connect the place");
+    let mut links = {
+        let mut links = None;
+        connect(&job, &mut links, environment).expect("connect the place");
+        links.expect("connected")
+    };
     job.gather_params(&mut links).expect("gather the parameters");
     let sums = job.accumulate(&mut links, &environment.shared).expect("make the step's gradients");
     let mut out = Gradients::default();

@@ -1,0 +1,457 @@
+//! The coordinator's process: the real machine, what its driver does with the outputs, and what is durable.
+//!
+//! Outputs are executed one by one; between any two of them the coordinator may be killed. It starts again from the records, which
+//! went through JSON as a store does it. On the way out every decision is checked against what is really so:
+//!
+//! - **T-1** a Start comes when all places have prepared in this very epoch.
+//! - **T-3** healing goes on from the highest committed step, from a rank that has it; a restore has to be unavoidable.
+//! - **T-6** a checkpoint that is recorded is complete, and so is the curve up to it; the newest one is never removed.
+//! - **T-7** who stays keeps its rank. **T-8** epochs grow by one, and are stored before they are spoken of.
+//! - **T-9** while only the coordinator is away, steps are committed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use toroid_coordinator::machine::record::{JobRecord, Record};
+use toroid_coordinator::machine::{
+    Config, Input, Limits, Machine, Now, Output, Reply, RequestId, StepSummary, StreamId,
+};
+use toroid_proto as proto;
+use toroid_proto::StepRecord;
+use toroid_proto::coordinator_message::Body as ToWorker;
+use toroid_proto::worker_message::Body as FromWorker;
+use toroid_torus::holders;
+
+use crate::arithmetic;
+use crate::network::{AtCoordinator, AtWorker, Event, Micros, Pid, SECOND};
+use crate::worker::pid_of;
+use crate::world::World;
+
+pub const JOBS_DIR: &str = "/jobs";
+pub const LIMITS: Limits =
+    Limits { heartbeat_interval: Duration::from_secs(1), failure_timeout: Duration::from_secs(5) };
+pub const FAILURE_TIMEOUT: Micros = 5 * SECOND;
+
+pub struct Coordinator {
+    machine: Machine,
+    /// Its monotonic clock begins here.
+    origin: Micros,
+    /// Streams below this one belong to the process before.
+    first_stream: StreamId,
+    connections: BTreeMap<StreamId, Pid>,
+    /// What has arrived while it is stopped; `None`: it runs.
+    pub backlog: Option<Vec<AtCoordinator>>,
+    /// The number of the tick that counts, and when it comes.
+    tick: (u64, Micros),
+}
+
+/// What was so when the coordinator went away, and nothing else was missing.
+pub struct Absence {
+    since: Micros,
+    num_faults: u64,
+    /// Committed steps of the jobs that were training.
+    steps: BTreeMap<String, u64>,
+}
+
+impl World {
+    fn now(&self) -> Now {
+        let origin = self.coordinator.as_ref().map_or(0, |c| c.origin);
+        Now {
+            monotonic: Duration::from_micros(self.env.net.now - origin),
+            unix_ms: 1_700_000_000_000 + (self.env.net.now / 1000) as i64 + self.clock_jump_ms,
+        }
+    }
+
+    pub fn start_coordinator(&mut self) {
+        if self.coordinator.is_some() {
+            return;
+        }
+        self.env.tell(|| "the coordinator starts".into());
+        self.check_absence();
+        let text = |r: &Record| serde_json::to_string(r).expect("records are JSON");
+        let records = self.store.values().map(|r| serde_json::from_str(&text(r)).expect("records are read back"));
+        let records: Vec<Record> = records.collect();
+        let summary = |c: &Vec<StepRecord>| c.iter().map(StepSummary::from).collect();
+        let curves = self.curves.iter().map(|(job, c)| (job.clone(), summary(c))).collect();
+        let config = Config { jobs_dir: JOBS_DIR.into(), limits: LIMITS, join_token: None };
+        let now = Now { monotonic: Duration::ZERO, ..self.now() };
+        let restored = Machine::restore(config, records, curves, [3; 32], now);
+        let (machine, outputs) = restored.expect("a store of this version is read back");
+        self.coordinator = Some(Coordinator {
+            machine,
+            origin: self.env.net.now,
+            first_stream: self.env.net.next_stream(),
+            connections: BTreeMap::new(),
+            backlog: None,
+            tick: (0, Micros::MAX),
+        });
+        self.env.is_coordinator_up = true;
+        self.env.is_coordinator_awake = true;
+        self.execute(outputs);
+        self.arm_tick();
+    }
+
+    /// SIGKILL; what is stored stays.
+    pub fn kill_coordinator(&mut self, down: Micros) {
+        let Some(coordinator) = self.coordinator.take() else { return };
+        self.env.tell(|| format!("the coordinator is killed, for {} s", down as f64 / 1e6));
+        self.env.is_coordinator_up = false;
+        self.env.is_coordinator_awake = false;
+        for stream in coordinator.connections.keys() {
+            self.env.net.to_worker(*stream, |stream| AtWorker::StreamClosed { stream });
+        }
+        self.watch_absence();
+        self.env.net.push(down, Event::CoordinatorStarts);
+    }
+
+    pub fn coordinator_continues(&mut self) {
+        let Some(coordinator) = &mut self.coordinator else { return };
+        let Some(backlog) = coordinator.backlog.take() else { return };
+        self.env.tell(|| "the coordinator goes on".into());
+        self.env.is_coordinator_awake = true;
+        // A deadline that passed meanwhile is noticed first, as its driver does it where both are ready.
+        self.tick_now();
+        backlog.into_iter().for_each(|what| self.at_coordinator(what));
+    }
+
+    pub fn at_coordinator(&mut self, what: AtCoordinator) {
+        let Some(coordinator) = &mut self.coordinator else { return };
+        if let Some(backlog) = &mut coordinator.backlog {
+            return backlog.push(what);
+        }
+        match what {
+            AtCoordinator::Tick { number } => {
+                if number == coordinator.tick.0 {
+                    self.tick_now();
+                }
+            }
+            AtCoordinator::Closed { stream, reason } => {
+                if coordinator.connections.remove(&stream).is_some() {
+                    self.coordinator_input(Input::Closed { stream, reason: reason.into() });
+                }
+            }
+            AtCoordinator::Message { stream, body } => {
+                if stream < coordinator.first_stream || !self.env.net.reaches_coordinator(stream) {
+                    return;
+                }
+                if let FromWorker::Register(register) = &*body {
+                    coordinator.connections.insert(stream, pid_of(&register.worker_id));
+                }
+                // After it has closed a stream, the driver reads no more of it.
+                if let Some(pid) = coordinator.connections.get(&stream) {
+                    let pid = *pid;
+                    if !matches!(*body, FromWorker::Heartbeat(_)) {
+                        self.env.tell(|| format!("    w{pid} -> {}", in_words(&*body)));
+                    }
+                    self.coordinator_input(Input::Message { stream, body });
+                }
+            }
+        }
+    }
+
+    pub fn coordinator_input(&mut self, input: Input) {
+        let now = self.now();
+        let Some(coordinator) = &mut self.coordinator else { return };
+        let outputs = coordinator.machine.handle(input, now);
+        self.execute(outputs);
+        self.arm_tick();
+    }
+
+    fn tick_now(&mut self) {
+        let now = self.now().monotonic;
+        let Some(coordinator) = &mut self.coordinator else { return };
+        coordinator.tick.1 = Micros::MAX;
+        if coordinator.machine.poll_timeout().is_some_and(|deadline| deadline <= now) {
+            self.coordinator_input(Input::Tick);
+            let still = self.coordinator.as_ref().and_then(|c| c.machine.poll_timeout());
+            let holds = still.is_none_or(|deadline| deadline > now);
+            self.env.truth.check(holds, || "a deadline that passed is still waited for".into());
+        }
+        self.arm_tick();
+    }
+
+    fn arm_tick(&mut self) {
+        let Some(coordinator) = &mut self.coordinator else { return };
+        let Some(deadline) = coordinator.machine.poll_timeout() else { return };
+        // A deadline between two microseconds has not passed at the earlier one.
+        let at = coordinator.origin + deadline.as_nanos().div_ceil(1000) as u64;
+        if at < coordinator.tick.1 {
+            coordinator.tick = (coordinator.tick.0 + 1, at);
+            let number = coordinator.tick.0;
+            self.env.net.push_at(at, Event::AtCoordinator(AtCoordinator::Tick { number }));
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------------------ requests
+
+    pub fn request(&mut self, input: impl FnOnce(RequestId) -> Input) -> RequestId {
+        let request = RequestId(self.next_request);
+        self.next_request += 1;
+        self.coordinator_input(input(request));
+        request
+    }
+
+    pub fn submit(&mut self, toml: &str) {
+        let request = self.request(|request| Input::Submit { request, toml: toml.into() });
+        let holds = matches!(self.replies.get(&request), Some(Ok(Reply::Submitted { .. })));
+        self.env.truth.check(holds, || format!("a valid job is refused: {toml}"));
+    }
+
+    // ------------------------------------------------------------------------------------------------------------- outputs
+
+    fn execute(&mut self, outputs: Vec<Output>) {
+        for (n, output) in outputs.into_iter().enumerate() {
+            let is_late = n > 0 && matches!(output, Output::Persist(_));
+            self.env.truth.check(!is_late, || "T-8: something is done before what it follows from is stored".into());
+            self.execute_one(output);
+            if let Some(left) = &mut self.crash_in {
+                *left -= 1;
+                if *left == 0 {
+                    self.crash_in = None;
+                    let down = self.env.net.random.below(6 * SECOND);
+                    return self.kill_coordinator(down);
+                }
+            }
+        }
+    }
+
+    fn execute_one(&mut self, output: Output) {
+        match output {
+            Output::Persist(records) => records.into_iter().for_each(|r| self.persist(r)),
+            Output::CreateFolder { job, .. } => drop(self.curves.insert(job, Vec::new())),
+            Output::AppendCurve { job, record } => self.append(&job, *record),
+            Output::CutCurve { job, keep } => {
+                self.env.tell(|| format!("the curve of {job} is cut after step {keep}"));
+                self.curves.entry(job).or_default().retain(|r| r.step <= keep);
+            }
+            Output::Send { stream, message } => {
+                let body = message.body.expect("a message has a body");
+                let is_connected = self.coordinator.as_ref().is_some_and(|c| c.connections.contains_key(&stream));
+                if is_connected {
+                    let pid = self.coordinator.as_ref().map_or(0, |c| c.connections[&stream]);
+                    if !matches!(body, ToWorker::StepAck(_)) {
+                        self.env.tell(|| format!("    w{pid} <- {}", in_words(&body)));
+                    }
+                    self.check_sent(stream, &body);
+                    let body = Box::new(body);
+                    self.env.net.to_worker(stream, |stream| AtWorker::Message { stream, body });
+                }
+            }
+            Output::Close { stream, reason } => {
+                let closed = self.coordinator.as_mut().and_then(|c| c.connections.remove(&stream));
+                if let Some(pid) = closed {
+                    self.env.tell(|| format!("the coordinator closes the stream of w{pid}: {reason}"));
+                    self.env.net.to_worker(stream, |stream| AtWorker::StreamClosed { stream });
+                }
+            }
+            Output::Reply { request, reply } => drop(self.replies.insert(request, reply)),
+            Output::Event { job, event } => self.env.tell(|| format!("{job} {}: {}", event.kind, event.text)),
+            Output::Changed { .. } => {}
+        }
+    }
+
+    fn append(&mut self, job: &str, record: StepRecord) {
+        let curve = self.curves.entry(job.into()).or_default();
+        let last = curve.last().map_or(0, |r| r.step);
+        let (step, loss) = (record.step, record.loss);
+        curve.push(record);
+        self.env.truth.check(step == last + 1, || format!("T-4: step {step} follows step {last} in the curve"));
+        let sums = self.env.truth.jobs.get(job).and_then(|j| j.reference.sums.get(step as usize)).copied();
+        let holds = sums.map(arithmetic::loss) == Some(loss);
+        self.env.truth.check(holds, || format!("T-4: the loss of step {step} is not that of the undisturbed run"));
+    }
+
+    fn persist(&mut self, record: Record) {
+        let Record::Job(new) = &record else {
+            self.store.insert(record.key(), record);
+            return;
+        };
+        match self.store.get(&record.key()) {
+            Some(Record::Job(old)) => {
+                let complaint = succession(old, new);
+                self.env.truth.check(complaint.is_none(), || complaint.unwrap_or_default());
+                if new.epoch > old.epoch {
+                    self.before.insert(new.id.clone(), (**old).clone());
+                }
+                let is_newer = new.checkpoints.last() != old.checkpoints.last();
+                if is_newer {
+                    self.check_checkpoint(new);
+                }
+            }
+            _ => self.env.truth.submitted(&new.id, &new.spec),
+        }
+        self.store.insert(record.key(), record);
+    }
+
+    /// T-6: what is recorded is complete, and the curve up to it.
+    fn check_checkpoint(&mut self, record: &JobRecord) {
+        let Some(checkpoint) = record.last_checkpoint() else { return };
+        let (id, step) = (&record.id, checkpoint.step);
+        let root = format!("{JOBS_DIR}/{id}/checkpoints");
+        let complaint = self.env.truth.incomplete(&self.env.disk, id, &root, step);
+        let recorded =
+            || format!("T-6: the checkpoint of step {step} is recorded and {}", complaint.as_deref().unwrap_or(""));
+        self.env.truth.check(complaint.is_none(), recorded);
+        let last = self.curves[id].last().map_or(0, |r| r.step);
+        self.env.truth.check(last >= step, || format!("T-6: the curve ends at step {last}, before checkpoint {step}"));
+    }
+
+    // ------------------------------------------------------------------------------------------------- what may be sent when
+
+    fn check_sent(&mut self, stream: StreamId, body: &ToWorker) {
+        let complaint = match body {
+            ToWorker::Assign(m) => self.wrong_assign(stream, m),
+            ToWorker::Start(m) => self.wrong_start(m),
+            ToWorker::CheckpointAt(m) => self.record(&m.job_id).and_then(|record| {
+                let is_stored = record.epoch > m.epoch || record.pending.contains_key(&m.step);
+                (!is_stored).then(|| format!("T-8: the checkpoint of step {} is named before it is stored", m.step))
+            }),
+            ToWorker::PublishManifest(m) => self.record(&m.job_id).and_then(|record| {
+                let is_last = record.last_checkpoint().is_some_and(|c| m.remove_steps.contains(&c.step));
+                is_last.then(|| format!("T-6: publishing step {} would remove the last good checkpoint", m.step))
+            }),
+            ToWorker::StepAck(m) => {
+                let last = self.curves.get(&m.job_id).and_then(|c| c.last()).map_or(0, |r| r.step);
+                let kept = last.max(self.record(&m.job_id).map_or(0, |r| r.restore_step));
+                (kept < m.step).then(|| format!("T-4: step {} is acknowledged and not kept", m.step))
+            }
+            ToWorker::Welcome(_) | ToWorker::Stop(_) | ToWorker::Refused(_) => None,
+        };
+        self.env.truth.check(complaint.is_none(), || complaint.unwrap_or_default());
+    }
+
+    fn wrong_assign(&mut self, stream: StreamId, m: &proto::Assign) -> Option<String> {
+        let Some(record) = self.record(&m.job_id) else {
+            return Some("T-8: a job is assigned before it is stored".into());
+        };
+        if record.epoch != m.epoch {
+            return Some(format!("T-8: epoch {} is assigned, epoch {} is stored", m.epoch, record.epoch));
+        }
+        let to = self.coordinator.as_ref().and_then(|c| c.connections.get(&stream)).map(|pid| format!("w{pid}"));
+        if record.places[m.rank as usize] != to {
+            return Some(format!("T-7: rank {} is assigned to {to:?}, stored is {:?}", m.rank, record.places));
+        }
+        if m.heal {
+            return None;
+        }
+        let complaint = self.avoidable_restore(record, m.restore_step);
+        self.env.truth.restores(&m.job_id, m.epoch, m.restore_step);
+        complaint
+    }
+
+    /// T-3: steps are given up only if both holders of a shard are lost.
+    fn avoidable_restore(&self, record: &JobRecord, step: u64) -> Option<String> {
+        let truth = &self.env.truth.jobs[&record.id];
+        let shape = &record.spec.shape;
+        let is_unavoidable = !record.spec.fault_tolerance.redundancy || shape.world() == 1 || truth.is_distrusted;
+        let before = self.before.get(&record.id)?;
+        if truth.high <= step || is_unavoidable {
+            return None;
+        }
+        let survives = |rank: usize| {
+            let worker = record.places[rank].as_ref().filter(|w| before.places.get(rank) == Some(&Some(w.to_string())));
+            let job = worker.and_then(|w| self.workers.get(&pid_of(w))).and_then(|w| w.trainer.job.as_ref());
+            job.is_some_and(|j| j.assignment.job_id == record.id && j.assignment.rank == rank && j.state.is_some())
+        };
+        let lost: BTreeSet<usize> = (0..shape.world()).filter(|rank| !survives(*rank)).collect();
+        holders::lost_shard(shape, &lost).is_none().then(|| {
+            let high = truth.high;
+            format!(
+                "T-3: step {high} is given up for the checkpoint of step {step} though only ranks {lost:?} are lost"
+            )
+        })
+    }
+
+    fn wrong_start(&mut self, m: &proto::Start) -> Option<String> {
+        let record = self.record(&m.job_id)?;
+        if record.epoch != m.epoch {
+            return (record.epoch < m.epoch).then(|| format!("T-8: epoch {} is started before it is stored", m.epoch));
+        }
+        let world = record.spec.shape.world();
+        let places: Vec<Option<Pid>> = record.places.iter().map(|w| w.as_deref().map(pid_of)).collect();
+        let truth = self.env.truth.jobs.get_mut(&m.job_id)?;
+        if let Some(first) = truth.started.get(&m.epoch) {
+            return (*first != m.heal).then(|| format!("epoch {} is started again, with {:?}", m.epoch, m.heal));
+        }
+        truth.started.insert(m.epoch, m.heal.clone());
+        let nobody = BTreeMap::new();
+        let prepared = truth.prepared.get(&m.epoch).unwrap_or(&nobody);
+        let missing = (0..world).find(|rank| prepared.get(rank).map(|p| Some(p.pid)) != Some(places[*rank]));
+        if let Some(rank) = missing {
+            return Some(format!("T-1: epoch {} is started, rank {rank} has not prepared in it", m.epoch));
+        }
+        let reports: Vec<Option<u64>> = (0..world).map(|rank| prepared[&rank].committed).collect();
+        let highest = reports.iter().flatten().copied().max();
+        let Some(heal) = &m.heal else {
+            let agree = reports.iter().all(|step| *step == highest && step.is_some());
+            return (!agree).then(|| format!("T-2: epoch {} is started from the steps {reports:?}", m.epoch));
+        };
+        let newcomers: Vec<u32> = (0..world).filter(|r| reports[*r].is_none()).map(|r| r as u32).collect();
+        let has_it = reports.get(heal.source as usize) == Some(&Some(heal.step));
+        if Some(heal.step) != highest || !has_it || heal.newcomers != newcomers {
+            return Some(format!("T-3: epoch {} heals by {heal:?}, the places hold {reports:?}", m.epoch));
+        }
+        let lost: BTreeSet<usize> = newcomers.iter().map(|r| *r as usize).collect();
+        if let Some(rank) = holders::lost_shard(&truth.spec.shape, &lost) {
+            return Some(format!("T-3: epoch {} heals without a holder of the shard of rank {rank}", m.epoch));
+        }
+        (truth.high > heal.step + 1).then(|| format!("T-2: step {} was committed, {heal:?}", truth.high))
+    }
+
+    // ---------------------------------------------------------------------------------------------------------------- T-9
+
+    /// Remembers how far the jobs are that need nothing but time.
+    fn watch_absence(&mut self) {
+        let trains = |r: &&JobRecord| {
+            r.places.iter().all(|w| {
+                let worker = w.as_deref().and_then(|w| self.workers.get(&pid_of(w)));
+                worker.is_some_and(|w| w.backlog.is_none() && w.trainer.is_training_in(&r.id, r.epoch))
+            })
+        };
+        let steps = self.records().filter(|r| r.state.is_placed()).filter(trains);
+        let steps = steps.map(|r| (r.id.clone(), self.env.truth.jobs[&r.id].high)).collect();
+        let is_whole = !self.env.net.is_any_link_blocked();
+        self.watched = is_whole.then_some(Absence { since: self.env.net.now, num_faults: self.num_faults, steps });
+    }
+
+    fn check_absence(&mut self) {
+        let Some(absence) = self.watched.take().filter(|a| a.num_faults == self.num_faults) else { return };
+        // A step takes its computing and some messages, each of which may be slow.
+        if self.env.net.now - absence.since < 3 * self.env.step_time + 5 * SECOND {
+            return;
+        }
+        for (id, step) in absence.steps {
+            let job = &self.env.truth.jobs[&id];
+            let holds = job.high > step || job.high == job.spec.steps;
+            self.env.truth.check(holds, || format!("T-9: {id} stays at step {step} while the coordinator is away"));
+        }
+    }
+}
+
+/// A message, short enough for a story.
+fn in_words(body: &impl std::fmt::Debug) -> String {
+    const MAX_CHARS: usize = 110;
+    let text = format!("{body:?}");
+    // The name of a message stands there twice.
+    let text = text.split_once('(').map_or(text.as_str(), |(_, inner)| inner);
+    text.chars().filter(|c| *c != '"').take(MAX_CHARS).collect()
+}
+
+/// What is wrong with a record that follows another.
+fn succession(old: &JobRecord, new: &JobRecord) -> Option<String> {
+    let id = &new.id;
+    if new.epoch != old.epoch && new.epoch != old.epoch + 1 {
+        return Some(format!("T-8: epoch {} of {id} follows epoch {}", new.epoch, old.epoch));
+    }
+    if old.state.is_ended() && old.state != new.state {
+        return Some(format!("{id} had ended and is {} again", new.state.name()));
+    }
+    if new.high_step < old.high_step {
+        return Some(format!("T-2: {id} knew of step {} and knows of {} now", old.high_step, new.high_step));
+    }
+    let moved = |(rank, worker): (usize, &Option<String>)| {
+        let now = new.places.iter().position(|w| w.is_some() && w == worker);
+        now.filter(|now| *now != rank).map(|now| format!("T-7: {worker:?} of rank {rank} of {id} has rank {now}"))
+    };
+    old.places.iter().enumerate().find_map(moved)
+}

@@ -1,0 +1,308 @@
+//! What goes wrong, and how it ends: a fault is drawn whenever the scenario has one due.
+//!
+//! Faults come by the number of events and not by time: most events are messages of a step, so that most faults hit the middle of
+//! a collective. After the last of them everything becomes whole again, and every job has to come to its end.
+
+use toroid_coordinator::machine::Input;
+use toroid_proto as proto;
+use toroid_proto::coordinator_message::Body as ToWorker;
+use toroid_proto::worker_message::Body as FromWorker;
+use toroid_worker::session;
+
+use crate::coordinator::FAILURE_TIMEOUT;
+use crate::network::{AtCoordinator, AtWorker, Event, MS, Micros, Pid, SECOND};
+use crate::trainer::Frame;
+use crate::worker::{id_of, pid_of};
+use crate::world::World;
+
+impl World {
+    pub fn is_calm(&self) -> bool {
+        self.num_faults > self.scenario.faults.len() as u64
+    }
+
+    /// Draws the faults whose time has come.
+    pub fn faults_are_due(&mut self) {
+        while !self.is_calm() {
+            let next = self.scenario.faults.get(self.num_faults as usize);
+            let is_over = !self.records().any(|r| !r.state.is_ended());
+            match next {
+                Some(at) if *at > self.num_events && !is_over => return,
+                Some(_) if !is_over => {
+                    self.num_faults += 1;
+                    self.fault();
+                }
+                _ => self.calm_down(),
+            }
+        }
+    }
+
+    fn fault(&mut self) {
+        match self.env.net.random.below(100) {
+            0..30 => self.kill_some(),
+            30..38 => self.stop_one(),
+            38..43 => self.break_a_link(),
+            43..49 => self.block_a_link(),
+            49..55 => self.cut_one_off(),
+            55..60 => self.isolate_one(),
+            60..64 => self.reset_a_stream(),
+            64..76 => self.kill_the_coordinator(),
+            76..80 => self.stop_the_coordinator(),
+            80..83 => self.jump_the_clock(),
+            83..87 => self.break_a_disk(),
+            87..90 => self.ask_for_a_checkpoint(),
+            90..97 => self.repeat_something_old(),
+            _ => self.distrust_the_state(),
+        }
+    }
+
+    // ---------------------------------------------------------------------------------------------------- whom it happens to
+
+    fn placed(&self) -> Vec<Pid> {
+        let placed = self.records().flat_map(|r| r.places.iter().flatten()).map(|w| pid_of(w));
+        placed.filter(|pid| self.workers.contains_key(pid)).collect()
+    }
+
+    /// Mostly one with a place.
+    fn someone(&mut self) -> Option<Pid> {
+        let placed = self.placed();
+        let all: Vec<Pid> = self.workers.keys().copied().collect();
+        let of = if placed.is_empty() || self.env.net.random.percent(15) { all } else { placed };
+        self.env.net.random.pick(&of)
+    }
+
+    /// Two with places.
+    fn pair(&mut self) -> Option<(Pid, Pid)> {
+        let placed = self.placed();
+        let (a, b) = (self.env.net.random.pick(&placed)?, self.env.net.random.pick(&placed)?);
+        (a != b).then_some((a, b))
+    }
+
+    /// From a blink to long enough to be taken for dead.
+    fn a_while(&mut self) -> Micros {
+        if self.env.net.random.percent(50) {
+            self.env.net.random.between(20 * MS, SECOND)
+        } else {
+            self.env.net.random.between(SECOND, 4 * FAILURE_TIMEOUT)
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------------------ to workers
+
+    /// Now and then several at once, or one soon after the other.
+    fn kill_some(&mut self) {
+        let num = if self.env.net.random.percent(25) { self.env.net.random.between(2, 3) } else { 1 };
+        for _ in 0..num {
+            if let Some(pid) = self.someone() {
+                self.kill_worker(pid);
+            }
+        }
+    }
+
+    /// SIGSTOP, and SIGCONT later.
+    fn stop_one(&mut self) {
+        let (Some(pid), time) = (self.someone(), self.a_while()) else { return };
+        let Some(worker) = self.workers.get_mut(&pid).filter(|w| w.backlog.is_none()) else { return };
+        worker.backlog = Some(Vec::new());
+        self.env.tell(|| format!("{} is stopped for {} s", id_of(pid), time as f64 / 1e6));
+        self.env.net.push(time, Event::WorkerContinues { pid });
+    }
+
+    fn break_a_link(&mut self) {
+        if let Some((a, b)) = self.pair() {
+            self.env.tell(|| format!("the link of {} and {} breaks", id_of(a), id_of(b)));
+            self.env.net.break_link(a, b);
+        }
+    }
+
+    fn block_a_link(&mut self) {
+        if let (Some((a, b)), time) = (self.pair(), self.a_while()) {
+            self.env.tell(|| format!("{} and {} are apart for {} s", id_of(a), id_of(b), time as f64 / 1e6));
+            let until = self.env.net.now + time;
+            self.env.net.block_link(a, b, until);
+        }
+    }
+
+    fn cut_one_off(&mut self) {
+        if let (Some(pid), time) = (self.someone(), self.a_while()) {
+            self.env.tell(|| format!("{} is cut off the coordinator for {} s", id_of(pid), time as f64 / 1e6));
+            self.cut_off(pid, time);
+        }
+    }
+
+    fn cut_off(&mut self, pid: Pid, time: Micros) {
+        let until = self.env.net.now + time;
+        self.env.net.cut_off(pid, until);
+        if let Some(stream) = self.workers.get(&pid).and_then(|w| w.stream) {
+            self.env.net.at_worker(pid, FAILURE_TIMEOUT, AtWorker::KeepaliveFailed { stream });
+        }
+    }
+
+    /// From everyone.
+    fn isolate_one(&mut self) {
+        let (Some(pid), time) = (self.someone(), self.a_while()) else { return };
+        self.env.tell(|| format!("{} is isolated for {} s", id_of(pid), time as f64 / 1e6));
+        self.cut_off(pid, time);
+        let until = self.env.net.now + time;
+        for peer in self.workers.keys().filter(|peer| **peer != pid) {
+            self.env.net.block_link(pid, *peer, until);
+        }
+    }
+
+    /// Both ends see it.
+    fn reset_a_stream(&mut self) {
+        let Some(pid) = self.someone() else { return };
+        let Some(stream) = self.workers.get(&pid).and_then(|w| w.stream) else { return };
+        self.env.tell(|| format!("the stream of {} is reset", id_of(pid)));
+        self.env.net.close_at_worker(stream, "closed its stream (reset)");
+        self.env.net.at_worker(pid, 0, AtWorker::StreamClosed { stream });
+    }
+
+    fn break_a_disk(&mut self) {
+        if let Some(pid) = self.someone() {
+            if !self.env.disk.broken.remove(&pid) {
+                self.env.tell(|| format!("the disk of {} is full", id_of(pid)));
+                self.env.disk.broken.insert(pid);
+            }
+        }
+    }
+
+    /// A worker says that its copy of a shard is not what it should be.
+    fn distrust_the_state(&mut self) {
+        let Some(pid) = self.someone() else { return };
+        let Some(worker) = self.workers.get_mut(&pid).filter(|w| w.backlog.is_none()) else { return };
+        if let Some((job, event)) = worker.trainer.distrust() {
+            self.env.tell(|| format!("{} does not trust the state of {job}", id_of(pid)));
+            self.env.truth.distrusted(&job);
+            worker.handle(AtWorker::Trained(event), &mut self.env);
+        }
+    }
+
+    // ----------------------------------------------------------------------------------------------------- to the coordinator
+
+    /// At once, or between two outputs of what it does next.
+    fn kill_the_coordinator(&mut self) {
+        if self.env.net.random.percent(60) {
+            self.crash_in = Some(self.env.net.random.between(1, 12));
+        } else {
+            let down = self.env.net.random.below(3 * FAILURE_TIMEOUT);
+            self.kill_coordinator(down);
+        }
+    }
+
+    fn stop_the_coordinator(&mut self) {
+        let time = self.a_while();
+        let Some(coordinator) = self.coordinator.as_mut().filter(|c| c.backlog.is_none()) else { return };
+        coordinator.backlog = Some(Vec::new());
+        self.env.is_coordinator_awake = false;
+        self.env.tell(|| format!("the coordinator is stopped for {} s", time as f64 / 1e6));
+        self.env.net.push(time, Event::CoordinatorContinues);
+        let streams: Vec<_> = self.workers.values().filter_map(|w| Some((w.pid, w.stream?))).collect();
+        for (pid, stream) in streams {
+            self.env.net.at_worker(pid, FAILURE_TIMEOUT, AtWorker::KeepaliveFailed { stream });
+        }
+    }
+
+    fn jump_the_clock(&mut self) {
+        let by = self.env.net.random.below(7_200_000) as i64 - 3_600_000;
+        self.env.tell(|| format!("the coordinator's clock jumps by {} s", by / 1000));
+        self.clock_jump_ms += by;
+    }
+
+    fn ask_for_a_checkpoint(&mut self) {
+        let jobs: Vec<String> = self.records().map(|r| r.id.clone()).collect();
+        let is_awake = self.env.is_coordinator_awake;
+        if let Some(job) = self.env.net.random.pick(&jobs).filter(|_| is_awake) {
+            self.env.tell(|| format!("a user asks for a checkpoint of {job}"));
+            self.request(|request| Input::Checkpoint { request, job });
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------------------------ T-1
+
+    /// A message of an older epoch comes once more, at anyone: nothing may come of it.
+    fn repeat_something_old(&mut self) {
+        match self.env.net.random.below(3) {
+            0 => self.repeat_to_coordinator(),
+            1 => self.repeat_to_worker(),
+            _ => self.repeat_frame(),
+        }
+    }
+
+    fn repeat_to_coordinator(&mut self) {
+        let (Some(pid), Some(body)) = (self.someone(), self.env.heard.pick(&mut self.env.net.random)) else { return };
+        let Some(stream) = self.workers.get(&pid).and_then(|w| w.stream) else { return };
+        let Some((job, epoch)) = subject(&body) else { return };
+        if self.record(job).is_some_and(|r| epoch < r.epoch) {
+            self.env.tell(|| format!("{} says again, of epoch {epoch}: {}", id_of(pid), name(&body)));
+            self.env.net.to_coordinator(stream, AtCoordinator::Message { stream, body: Box::new(body) });
+        }
+    }
+
+    fn repeat_to_worker(&mut self) {
+        let (Some(pid), Some(body)) = (self.someone(), self.env.said.pick(&mut self.env.net.random)) else { return };
+        let Some(worker) = self.workers.get_mut(&pid).filter(|w| w.backlog.is_none()) else { return };
+        let standing = worker.session.standing();
+        let of = match &body {
+            ToWorker::Assign(m) => (m.job_id.clone(), m.epoch),
+            ToWorker::Start(m) => (m.job_id.clone(), m.epoch),
+            ToWorker::CheckpointAt(m) => (m.job_id.clone(), m.epoch),
+            ToWorker::PublishManifest(m) => (m.job_id.clone(), m.epoch),
+            ToWorker::Stop(m) => (m.job_id.clone(), m.epoch),
+            ToWorker::Welcome(_) | ToWorker::StepAck(_) | ToWorker::Refused(_) => return,
+        };
+        if of.0 == standing.job_id && of.1 < standing.epoch {
+            self.env.tell(|| format!("{} hears something of epoch {} again", id_of(pid), of.1));
+            let outputs = worker.session.handle(session::Input::FromCoordinator(body.clone()));
+            let holds = outputs.is_empty() && worker.session.standing() == standing;
+            self.env.truth.check(holds, || format!("T-1: in epoch {} came {body:?}: {outputs:?}", standing.epoch));
+        }
+    }
+
+    fn repeat_frame(&mut self) {
+        let (Some(pid), Some(frame)) = (self.someone(), self.env.frames.pick(&mut self.env.net.random)) else { return };
+        let Some(worker) = self.workers.get_mut(&pid).filter(|w| w.backlog.is_none()) else { return };
+        let is_old = |frame: &Frame| {
+            let job = worker.trainer.job.as_ref().filter(|j| j.assignment.job_id == frame.job);
+            job.is_some_and(|j| frame.epoch < j.assignment.epoch && frame.from != j.assignment.rank)
+        };
+        if is_old(&frame) {
+            worker.trainer.frame(frame, &mut self.env);
+        }
+    }
+
+    // -------------------------------------------------------------------------------------------------------------- the end
+
+    /// No more faults; what is broken is mended, and there are workers enough.
+    pub fn calm_down(&mut self) {
+        self.num_faults = self.scenario.faults.len() as u64 + 1;
+        self.env.tell(|| "no more faults".into());
+        self.crash_in = None;
+        self.env.net.heal();
+        self.env.disk.broken.clear();
+        for n in 0..self.scenario.num_places + 3 {
+            let after = self.env.net.random.below(SECOND);
+            self.env.net.push(after, Event::WorkerStarts { host: format!("fresh-{n}") });
+        }
+    }
+}
+
+fn name(body: &FromWorker) -> String {
+    let text = format!("{body:?}");
+    text.split(['(', ' ']).next().unwrap_or_default().to_string()
+}
+
+fn subject(body: &FromWorker) -> Option<(&str, u64)> {
+    match body {
+        FromWorker::Heartbeat(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::Prepared(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::Step(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::ShardWritten(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::CheckpointMissed(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::ManifestPublished(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::Finished(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::Failed(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::PeerLost(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::Validation(proto::ValidationReport { job_id, epoch, .. }) => Some((job_id, *epoch)),
+        FromWorker::Register(_) | FromWorker::Leaving(_) | FromWorker::Stopped(_) => None,
+    }
+}

@@ -1,0 +1,60 @@
+//! Faults that are built in on purpose: each must be seen within the seeds of a test run, or the simulation is blind to it.
+
+use toroid_coordinator::machine::planted as machine;
+use toroid_worker::session::planted as session;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plant {
+    // ------------------------------------------------------------------------------------------------- in the data plane
+    /// T-1: frames of older epochs are taken.
+    TakeOldFrames,
+    /// T-1: a raised fence does not end a wait.
+    IgnoreFence,
+    /// T-2: a step is committed when it is sealed here, and not everywhere.
+    CommitBeforeSealed,
+    /// T-2: who has only sealed the decided step goes on without committing it.
+    SkipHealCommit,
+    /// T-3: a holder gives the shard that it has, of whatever step.
+    StaleHolder,
+    /// T-3: the backup copy is not updated.
+    SkipBackup,
+    /// T-5: a newcomer takes its samples from the start.
+    NewcomerSamples,
+    // -------------------------------------------------------------------------------------------------- in the real code
+    Machine(machine::Planted),
+    Session(session::Planted),
+}
+
+pub const ALL: [Plant; 17] = [
+    Plant::TakeOldFrames,
+    Plant::IgnoreFence,
+    Plant::CommitBeforeSealed,
+    Plant::SkipHealCommit,
+    Plant::StaleHolder,
+    Plant::SkipBackup,
+    Plant::NewcomerSamples,
+    Plant::Machine(machine::Planted::TakeOldEpoch),
+    Plant::Machine(machine::Planted::SendBeforePersist),
+    Plant::Machine(machine::Planted::MoveSurvivors),
+    Plant::Machine(machine::Planted::GoOnFromLowest),
+    Plant::Machine(machine::Planted::AlwaysRestore),
+    Plant::Machine(machine::Planted::PublishWithoutShard),
+    Plant::Machine(machine::Planted::CutCurveToHeal),
+    Plant::Session(session::Planted::TakeOldEpoch),
+    Plant::Session(session::Planted::DoNotFence),
+    Plant::Session(session::Planted::ForgetRecords),
+];
+
+impl Plant {
+    /// Switches the fault on in the real code, on this thread.
+    pub fn switch(plant: Option<Plant>) {
+        machine::plant(match plant {
+            Some(Plant::Machine(fault)) => Some(fault),
+            _ => None,
+        });
+        session::plant(match plant {
+            Some(Plant::Session(fault)) => Some(fault),
+            _ => None,
+        });
+    }
+}

@@ -1,0 +1,73 @@
+//! What a seed simulates: the jobs, the workers, and how much goes wrong.
+
+use crate::network::{MS, Micros};
+use crate::random::Random;
+
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// Job files.
+    pub jobs: Vec<String>,
+    pub num_places: usize,
+    pub num_workers: usize,
+    pub step_time: Micros,
+    /// Faults come at these numbers of events, ascending.
+    pub faults: Vec<u64>,
+    /// Workers on one host.
+    per_host: usize,
+}
+
+const SHAPES: [(usize, usize, usize); 10] =
+    [(1, 1, 2), (1, 1, 3), (1, 1, 4), (1, 2, 1), (2, 1, 1), (2, 1, 2), (1, 2, 2), (2, 2, 1), (2, 2, 2), (1, 1, 1)];
+
+impl Scenario {
+    pub fn draw(random: &mut Random) -> Scenario {
+        let (tp, pp, dp) = random.pick(&SHAPES).expect("there are some");
+        let num_places = tp * pp * dp;
+        let num_spares = random.below(4) as usize;
+        let mut jobs = vec![job_file("first", (tp, pp, dp), random.between(5, 12), random)];
+        let mut num_workers = num_places + num_spares;
+        if random.percent(10) {
+            jobs.push(job_file("second", (1, 1, 2), random.between(3, 6), random));
+            num_workers += 2;
+        }
+        // Most of what happens in a job happens within these.
+        let horizon = (num_places * num_places) as u64 * 60 + 300;
+        let num_faults = random.between(1, 8);
+        let mut faults: Vec<u64> = (0..num_faults).map(|_| random.below(horizon)).collect();
+        faults.sort_unstable();
+        Scenario {
+            jobs,
+            num_places,
+            num_workers,
+            step_time: random.pick(&[20 * MS, 100 * MS, 700 * MS]).expect("there are some"),
+            faults,
+            per_host: random.between(1, 4) as usize,
+        }
+    }
+
+    pub fn host_of(&self, n: usize) -> String {
+        format!("host-{}", n / self.per_host)
+    }
+}
+
+fn job_file(name: &str, shape: (usize, usize, usize), steps: u64, random: &mut Random) -> String {
+    let (tp, pp, dp) = shape;
+    let (interval_steps, interval_s) = (random.below(5), random.pick(&[0, 1, 600]).expect("there are some"));
+    let redundancy = !random.percent(8);
+    let keep = random.between(1, 3);
+    format!(
+        "name = \"{name}\"\nsteps = {steps}\nseed = {}\n[shape]\ntp = {tp}\npp = {pp}\ndp = {dp}\n\
+         [batch]\nmicro_batch = 1\nglobal = {}\n[data]\npath = \"/data\"\n\
+         [checkpoint]\ninterval_steps = {interval_steps}\ninterval_s = {interval_s}\nkeep = {keep}\n\
+         [fault_tolerance]\nredundancy = {redundancy}\n",
+        random.below(1000),
+        2 * dp,
+    )
+}
+
+/// Reasons for which a coordinator may give a job up when too much goes wrong at one place.
+pub fn may_give_up(reason: &str) -> bool {
+    ["times in a row", "times without a new step", "were lost one after the other", "in 3 tries"]
+        .iter()
+        .any(|known| reason.contains(known))
+}

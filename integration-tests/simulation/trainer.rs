@@ -1,0 +1,806 @@
+//! The virtual trainer: the data plane of a worker, without tensors.
+//!
+//! ```text
+//!   Prepare ──> Ready ──Start──> [Heal] ──> Gather ──> compute ──> Gradients ──> Row ──> Column ──> optimizer ─┐
+//!                 ^                            ^        (busy)      sealed                  commit    (busy)   │
+//!                 └── a fence leads from every wait back to the commands                └─────────────────────┘
+//! ```
+//!
+//! As in a real worker it is one thread: while it is busy nobody is heard, commands are taken only between two steps, and a
+//! raised fence is seen only when the thread looks, so that a result that has arrived already may still be committed. The
+//! reduce-scatter and the all-gather are messages of everyone to everyone, the commit all-reduce goes by row, then by column: whoever
+//! has its result knows that all have sealed (T-2).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use toroid_proto::StepRecord;
+use toroid_torus::geometry::Shape;
+use toroid_torus::holders;
+use toroid_torus::manifest::ShardFile;
+use toroid_worker::trainer::{Assignment, Happened, HealPlan, TrainerEvent};
+
+use crate::arithmetic;
+use crate::network::{AtWorker, MS, Micros, Pid};
+use crate::planted::Plant;
+use crate::world::Env;
+
+/// A message of the data plane.
+#[derive(Debug, Clone)]
+pub struct Frame {
+    pub job: String,
+    pub epoch: u64,
+    /// The sender's rank.
+    pub from: usize,
+    pub payload: Payload,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// The sender's shard, for the working parameters.
+    Params,
+    Gradient,
+    /// The sender has sealed: the two halves of the all-reduce.
+    Row,
+    Column,
+    /// Healing: the global sums of the committed step.
+    Sums,
+    /// Healing: the newcomer's own shard, from its backup holder.
+    Own,
+    /// Healing: the shard that the newcomer guards, from its primary.
+    Guarded,
+}
+
+#[derive(Debug, Clone)]
+pub struct Payload {
+    pub kind: Kind,
+    pub step: u64,
+    pub value: u64,
+    /// With [`Kind::Sums`].
+    pub history: History,
+}
+
+/// Global sums of the newest committed steps, oldest first.
+pub type History = Vec<(u64, u64)>;
+
+/// As many as a worker keeps.
+const HISTORY_MAX: usize = 64;
+
+/// Commands with what the control task adds to them.
+#[derive(Debug)]
+pub enum Command {
+    Prepare(Box<Assignment>),
+    Start { epoch: u64, heal: Option<HealPlan> },
+    Checkpoint { epoch: u64, step: u64 },
+    Publish { epoch: u64, step: u64, files: Vec<ShardFile>, remove: Vec<u64> },
+    Drop { epoch: u64 },
+}
+
+/// The two shards that a place holds, and what it needs to go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    pub committed: u64,
+    pub own: u64,
+    pub guarded: u64,
+    pub history: History,
+    /// Sums of the next step, if it is sealed.
+    pub sealed: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    Preparing,
+    Ready,
+    Heal,
+    Gather,
+    Gradients,
+    Row,
+    Column,
+    Finished,
+    /// A peer was lost, or the epoch is over: waits for a command.
+    Halted,
+}
+
+impl Phase {
+    pub fn is_waiting_for_peers(self) -> bool {
+        matches!(self, Phase::Heal | Phase::Gather | Phase::Gradients | Phase::Row | Phase::Column)
+    }
+}
+
+#[derive(Debug)]
+pub struct Job {
+    pub assignment: Assignment,
+    pub phase: Phase,
+    pub state: Option<State>,
+    heal: Option<HealPlan>,
+    inbox: BTreeMap<(Kind, u64, usize), u64>,
+    /// What came with [`Kind::Sums`].
+    source_history: History,
+    /// Links of this epoch: the peer's process and the link's incarnation, by rank.
+    links: BTreeMap<usize, (Pid, u64)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Busy {
+    Prepare,
+    Compute,
+    Optimize,
+}
+
+/// What the session's task and the trainer's thread share.
+#[derive(Debug, Default)]
+pub struct Shared {
+    pub checkpoints: BTreeSet<u64>,
+    pub committed: u64,
+    /// The job that the fence is of, and the lowest epoch that may go on.
+    pub fence: (String, u64),
+}
+
+impl Shared {
+    /// Whether a checkpoint of the step that is committed now was asked for.
+    fn commit(&mut self, step: u64) -> bool {
+        self.committed = step;
+        let is_wanted = self.checkpoints.contains(&step);
+        self.checkpoints = self.checkpoints.split_off(&(step + 1));
+        is_wanted
+    }
+}
+
+#[derive(Debug)]
+pub struct Trainer {
+    pid: Pid,
+    pub job: Option<Job>,
+    commands: VecDeque<Command>,
+    busy: Option<(Busy, u64)>,
+    num_busy: u64,
+    /// Frames of epochs that this place has not started.
+    early: Vec<Frame>,
+    /// When the newest event reaches the session: it hears them in order.
+    last_event: Micros,
+    pub shared: Shared,
+    is_fence_seen: bool,
+}
+
+impl Trainer {
+    pub fn new(pid: Pid) -> Trainer {
+        Trainer {
+            pid,
+            job: None,
+            commands: VecDeque::new(),
+            busy: None,
+            num_busy: 0,
+            early: Vec::new(),
+            last_event: 0,
+            shared: Shared::default(),
+            is_fence_seen: false,
+        }
+    }
+
+    /// The committed step, if it holds the state of any.
+    pub fn step(&self) -> Option<u64> {
+        Some(self.job.as_ref()?.state.as_ref()?.committed)
+    }
+
+    /// For heartbeats: ranks that are waited for.
+    pub fn waits_for(&self) -> Vec<u32> {
+        let Some(job) = self.job.as_ref().filter(|j| self.busy.is_none() && j.phase.is_waiting_for_peers()) else {
+            return Vec::new();
+        };
+        job.awaited().into_iter().map(|rank| rank as u32).collect()
+    }
+
+    pub fn operation(&self) -> &'static str {
+        match (&self.busy, self.job.as_ref().map(|j| j.phase)) {
+            (Some((Busy::Prepare, _)), _) | (_, Some(Phase::Preparing)) => "prepare",
+            (Some((Busy::Compute, _)), _) => "forward",
+            (Some((Busy::Optimize, _)), _) => "optimizer",
+            (None, None) => "idle",
+            (None, Some(Phase::Ready)) => "wait for start",
+            (None, Some(Phase::Heal)) => "heal",
+            (None, Some(Phase::Gather)) => "all-gather",
+            (None, Some(Phase::Gradients)) => "reduce-scatter",
+            (None, Some(Phase::Row | Phase::Column)) => "commit",
+            (None, Some(Phase::Finished | Phase::Halted)) => "idle",
+        }
+    }
+
+    /// Makes steps of this epoch, or has made all of them.
+    pub fn is_training_in(&self, job: &str, epoch: u64) -> bool {
+        let is_present = |j: &&Job| j.assignment.job_id == job && j.assignment.epoch == epoch;
+        let goes_on = |j: &Job| j.phase.is_waiting_for_peers() || j.phase == Phase::Finished;
+        self.job.as_ref().filter(is_present).is_some_and(goes_on)
+    }
+
+    /// Stops in a wait because the copies of a shard differ: what it says then.
+    pub fn distrust(&mut self) -> Option<(String, TrainerEvent)> {
+        let job = self.job.as_mut().filter(|j| self.busy.is_none() && j.phase.is_waiting_for_peers())?;
+        job.phase = Phase::Halted;
+        let error = "the two copies of a shard differ".into();
+        let what = Happened::Failed { error, fatal: false, damaged_step: None, restore: true };
+        Some((job.assignment.job_id.clone(), TrainerEvent { epoch: job.assignment.epoch, what }))
+    }
+
+    // -------------------------------------------------------------------------------------------------------------- inputs
+
+    pub fn command(&mut self, command: Command, env: &mut Env) {
+        self.commands.push_back(command);
+        self.wake_soon(env);
+    }
+
+    /// Nothing of an epoch below this one may go on; the trainer sees it when it looks.
+    pub fn raise_fence(&mut self, epoch: u64, env: &mut Env) {
+        self.shared.fence.1 = self.shared.fence.1.max(epoch);
+        self.wake_soon(env);
+    }
+
+    /// The fence of this job; that of another one ends with it.
+    pub fn fence_of(&mut self, job: &str) {
+        if self.shared.fence.0 != job {
+            self.shared.fence = (job.to_string(), 0);
+        }
+    }
+
+    fn wake_soon(&mut self, env: &mut Env) {
+        let after = env.net.random.below(3 * MS);
+        env.net.at_worker(self.pid, after, AtWorker::Wake);
+    }
+
+    pub fn wake(&mut self, env: &mut Env) {
+        self.is_fence_seen = true;
+        self.advance(env);
+    }
+
+    pub fn computed(&mut self, number: u64, env: &mut Env) {
+        let Some((busy, n)) = self.busy else { return };
+        if n != number {
+            return;
+        }
+        self.busy = None;
+        match busy {
+            Busy::Prepare => self.prepared(env),
+            Busy::Compute => self.send_gradient(env),
+            Busy::Optimize => self.optimized(env),
+        }
+        self.advance(env);
+    }
+
+    pub fn frame(&mut self, frame: Frame, env: &mut Env) {
+        let Some(job) = self.job.as_mut().filter(|j| j.assignment.job_id == frame.job) else {
+            return self.early.push(frame);
+        };
+        let epoch = job.assignment.epoch;
+        let takes_old = env.is_planted(Plant::TakeOldFrames) && frame.epoch < epoch;
+        let has_started = !matches!(job.phase, Phase::Preparing | Phase::Ready);
+        if frame.epoch == epoch && has_started || takes_old {
+            job.receive(frame);
+            self.advance(env);
+        } else if frame.epoch >= epoch {
+            self.early.push(frame);
+        }
+    }
+
+    pub fn link_closed(&mut self, peer: Pid, incarnation: u64, env: &mut Env) {
+        let Some(job) = &mut self.job else { return };
+        let rank = job.links.iter().find(|(_, link)| **link == (peer, incarnation)).map(|(rank, _)| *rank);
+        let Some(rank) = rank.filter(|_| job.phase.is_waiting_for_peers()) else { return };
+        // What the thread is busy with ends first; the next wait finds the link closed.
+        job.links.insert(rank, (peer, 0));
+        self.advance(env);
+    }
+
+    // ------------------------------------------------------------------------------------------------------------- progress
+
+    fn emit(&mut self, epoch: u64, what: Happened, env: &mut Env) {
+        let delay = if env.net.random.percent(10) { 20 * MS } else { MS };
+        let at = (env.net.now + env.net.random.below(delay)).max(self.last_event + 1);
+        self.last_event = at;
+        let what = AtWorker::Trained(TrainerEvent { epoch, what });
+        env.net.push_at(at, crate::network::Event::AtWorker { pid: self.pid, what });
+    }
+
+    fn work(&mut self, busy: Busy, low: Micros, high: Micros, env: &mut Env) {
+        self.num_busy += 1;
+        self.busy = Some((busy, self.num_busy));
+        let after = env.net.random.between(low, high);
+        env.net.at_worker(self.pid, after, AtWorker::Computed { number: self.num_busy });
+    }
+
+    /// Goes on until something has to be waited for.
+    fn advance(&mut self, env: &mut Env) {
+        while self.busy.is_none() && self.step_on(env) {}
+    }
+
+    fn step_on(&mut self, env: &mut Env) -> bool {
+        let Some(job) = &mut self.job else { return self.serve(env) };
+        if job.phase.is_waiting_for_peers() && self.is_fence_seen {
+            let fence = &self.shared.fence;
+            let is_over = fence.0 != job.assignment.job_id || fence.1 > job.assignment.epoch;
+            if is_over && !env.is_planted(Plant::IgnoreFence) {
+                job.phase = Phase::Halted;
+            }
+            self.is_fence_seen = false;
+        }
+        match job.phase {
+            Phase::Preparing => false,
+            Phase::Ready | Phase::Finished | Phase::Halted => self.serve(env),
+            _ => match job.lost_link() {
+                Some(rank) => self.peer_lost(rank, env),
+                None => self.make_progress(env),
+            },
+        }
+    }
+
+    fn peer_lost(&mut self, rank: usize, env: &mut Env) -> bool {
+        let job = self.job.as_mut().expect("a link belongs to a job");
+        job.phase = Phase::Halted;
+        let epoch = job.assignment.epoch;
+        self.emit(epoch, Happened::PeerLost { rank, error: "connection reset".into() }, env);
+        true
+    }
+
+    fn make_progress(&mut self, env: &mut Env) -> bool {
+        let job = self.job.as_mut().expect("whoever waits for peers has a job");
+        if !job.awaited().is_empty() {
+            return false;
+        }
+        match job.phase {
+            Phase::Heal => self.healed(env),
+            Phase::Gather => self.gathered(env),
+            Phase::Gradients => self.sealed(env),
+            Phase::Row => {
+                job.phase = Phase::Column;
+                let (step, sums) = job.next_sums();
+                job.send(Kind::Column, step, sums, &job.mates(Kind::Column), env);
+                true
+            }
+            Phase::Column => {
+                let (step, sums) = job.next_sums();
+                env.truth.committed(&job.assignment, step, sums);
+                self.work(Busy::Optimize, MS / 10, 5 * MS, env);
+                false
+            }
+            Phase::Preparing | Phase::Ready | Phase::Finished | Phase::Halted => false,
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------------------ commands
+
+    /// Takes one command; says whether there was one.
+    fn serve(&mut self, env: &mut Env) -> bool {
+        let Some(command) = self.commands.pop_front() else { return false };
+        let is_of = |epoch: u64| move |job: &&mut Job| job.assignment.epoch == epoch;
+        match command {
+            Command::Prepare(assignment) => self.prepare(*assignment, env),
+            Command::Start { epoch, heal } => {
+                if self.job.as_mut().filter(is_of(epoch)).is_some_and(|j| j.phase == Phase::Ready) {
+                    self.start(heal, env);
+                }
+            }
+            Command::Checkpoint { epoch, step } => {
+                if self.job.as_mut().filter(is_of(epoch)).is_some() {
+                    self.write_checkpoint_of(step, env);
+                }
+            }
+            Command::Publish { epoch, step, files, remove } => {
+                if self.job.as_mut().filter(is_of(epoch)).is_some() {
+                    self.publish(step, &files, &remove, env);
+                }
+            }
+            Command::Drop { epoch } => self.job = self.job.take().filter(|j| j.assignment.epoch > epoch),
+        }
+        true
+    }
+
+    fn prepare(&mut self, assignment: Assignment, env: &mut Env) {
+        let same = |job: &Job| job.assignment.job_id == assignment.job_id && job.assignment.rank == assignment.rank;
+        let kept = self.job.take().filter(|job| assignment.heal && same(job)).and_then(|job| job.state);
+        let (low, high) = if kept.is_some() { (0, MS) } else { (MS, 300 * MS) };
+        self.job = Some(Job {
+            assignment,
+            phase: Phase::Preparing,
+            state: kept,
+            heal: None,
+            inbox: BTreeMap::new(),
+            source_history: Vec::new(),
+            links: BTreeMap::new(),
+        });
+        self.work(Busy::Prepare, low, high, env);
+    }
+
+    fn prepared(&mut self, env: &mut Env) {
+        let job = self.job.as_mut().expect("a job is being prepared");
+        if !job.assignment.heal {
+            match env.disk.load(&job.assignment) {
+                Ok(state) => job.state = Some(state),
+                Err(error) => {
+                    let (epoch, damaged_step) = (job.assignment.epoch, job.assignment.restore_step);
+                    self.job = None;
+                    let what = Happened::Failed { error, fatal: false, damaged_step, restore: false };
+                    return self.emit(epoch, what, env);
+                }
+            }
+        }
+        job.phase = Phase::Ready;
+        let committed = job.state.as_ref().map_or(0, |s| s.committed);
+        let (has_state, sealed_next) = (job.state.is_some(), job.state.as_ref().is_some_and(|s| s.sealed.is_some()));
+        env.truth.prepared(self.pid, &job.assignment, job.state.as_ref());
+        let epoch = job.assignment.epoch;
+        self.shared.checkpoints.clear();
+        self.shared.committed = committed;
+        let what = Happened::Prepared {
+            committed_step: committed,
+            data_digest: arithmetic::DATA_DIGEST,
+            num_samples: arithmetic::NUM_SAMPLES,
+            num_params: 1,
+            has_state,
+            sealed_next,
+        };
+        self.emit(epoch, what, env);
+    }
+
+    fn start(&mut self, heal: Option<HealPlan>, env: &mut Env) {
+        let job = self.job.as_mut().expect("looked up by the caller");
+        job.connect(self.pid, env);
+        let (id, epoch) = (job.assignment.job_id.clone(), job.assignment.epoch);
+        for frame in std::mem::take(&mut self.early) {
+            if (&frame.job, frame.epoch) == (&id, epoch) {
+                job.receive(frame);
+            } else if frame.job != id || frame.epoch > epoch {
+                self.early.push(frame);
+            }
+        }
+        job.heal = heal;
+        job.phase = Phase::Heal;
+        job.begin_healing(env);
+        self.emit(epoch, Happened::Connected, env);
+    }
+
+    // ----------------------------------------------------------------------------------------------------------- the phases
+
+    /// What is needed to have the state of the decided step is there.
+    fn healed(&mut self, env: &mut Env) -> bool {
+        let job = self.job.as_mut().expect("called with a job");
+        let Some(heal) = job.heal.clone() else {
+            job.gather(env);
+            return true;
+        };
+        let rank = job.assignment.rank;
+        match &mut job.state {
+            None => {
+                job.state = Some(job.pulled(&heal));
+                env.truth.holds(&job.assignment, job.state.as_ref().expect("just made"));
+            }
+            Some(state) if state.committed < heal.step && !env.is_planted(Plant::SkipHealCommit) => {
+                // T-2: it has sealed the step, and that another has committed it says that all have.
+                let sums = job.source_history.last().map_or(0, |(_, sums)| *sums);
+                state.sealed = Some(sums);
+                env.truth.committed_by_healing(&job.assignment, heal.step, sums);
+                self.work(Busy::Optimize, MS / 10, 5 * MS, env);
+                return false;
+            }
+            // A sealed step after the decided one is dropped and made again.
+            Some(state) => state.sealed = None,
+        }
+        env.truth.healed(&job.assignment, heal.step, job.committed());
+        if rank == 0 && heal.newcomers.contains(&rank) {
+            self.report_history(env);
+        }
+        if heal.newcomers.contains(&rank) && self.shared.commit(heal.step) {
+            self.write_checkpoint(env);
+        }
+        self.job.as_mut().expect("as above").gather(env);
+        true
+    }
+
+    /// A new rank 0 says again what the old one may not have said.
+    fn report_history(&mut self, env: &mut Env) {
+        let job = self.job.as_ref().expect("a newcomer has a job");
+        let epoch = job.assignment.epoch;
+        let history = job.state.as_ref().map(|s| s.history.clone()).unwrap_or_default();
+        for (step, sums) in history {
+            let record = Some(Box::new(self.job.as_ref().expect("as above").record(step, sums, env)));
+            self.emit(epoch, Happened::Committed { step, record }, env);
+        }
+    }
+
+    fn gathered(&mut self, env: &mut Env) -> bool {
+        let job = self.job.as_mut().expect("called with a job");
+        let state = job.state.as_ref().expect("only a healed place gathers");
+        if state.committed >= job.assignment.spec.steps {
+            job.phase = Phase::Finished;
+            let (epoch, step) = (job.assignment.epoch, state.committed);
+            self.emit(epoch, Happened::Finished { step }, env);
+            return true;
+        }
+        // Between two steps: commands, and the fence.
+        self.is_fence_seen = true;
+        let fence = &self.shared.fence;
+        if fence.0 != job.assignment.job_id || fence.1 > job.assignment.epoch {
+            job.phase = Phase::Halted;
+            return true;
+        }
+        while matches!(self.commands.front(), Some(Command::Publish { .. } | Command::Checkpoint { .. })) {
+            self.serve(env);
+        }
+        self.work(Busy::Compute, env.step_time / 2, env.step_time, env);
+        false
+    }
+
+    fn send_gradient(&mut self, env: &mut Env) {
+        let job = self.job.as_mut().expect("gradients are of a job");
+        let state = job.state.as_ref().expect("only a healed place computes");
+        let (rank, world, step) = (job.assignment.rank, job.world(), state.committed);
+        let params = arithmetic::params((0..world).map(|from| match from == rank {
+            true => state.own,
+            false => job.inbox[&(Kind::Params, step, from)],
+        }));
+        let is_newcomer = job.heal.as_ref().is_some_and(|h| h.newcomers.contains(&rank));
+        let begins_anew = env.is_planted(Plant::NewcomerSamples) && is_newcomer;
+        let samples = arithmetic::samples_of(&job.assignment.spec, rank, if begins_anew { 0 } else { step });
+        env.truth.consumed(&job.assignment, step + 1, &samples);
+        let value = arithmetic::gradient(params, rank, &samples);
+        job.phase = Phase::Gradients;
+        job.inbox.insert((Kind::Gradient, step + 1, rank), value);
+        job.send(Kind::Gradient, step + 1, value, &job.all(), env);
+    }
+
+    fn sealed(&mut self, env: &mut Env) -> bool {
+        let job = self.job.as_mut().expect("called with a job");
+        let world = job.world();
+        let step = job.committed() + 1;
+        let sums = arithmetic::sums((0..world).map(|from| job.inbox[&(Kind::Gradient, step, from)]));
+        job.state.as_mut().expect("only a healed place computes").sealed = Some(sums);
+        env.truth.sealed(&job.assignment, step, sums);
+        job.phase = Phase::Row;
+        job.send(Kind::Row, step, sums, &job.mates(Kind::Row), env);
+        if env.is_planted(Plant::CommitBeforeSealed) {
+            env.truth.committed(&job.assignment, step, sums);
+            self.work(Busy::Optimize, MS / 10, 5 * MS, env);
+            return false;
+        }
+        true
+    }
+
+    fn optimized(&mut self, env: &mut Env) {
+        let job = self.job.as_mut().expect("the optimizer works on a job");
+        let rank = job.assignment.rank;
+        let guarded = holders::guarded_by(&job.assignment.spec.shape, rank);
+        let state = job.state.as_mut().expect("the optimizer works on a state");
+        let sums = state.sealed.take().expect("only a sealed step is committed");
+        state.committed += 1;
+        state.own = arithmetic::update(state.own, sums, rank);
+        if let Some(guarded) = guarded.filter(|_| !env.is_planted(Plant::SkipBackup)) {
+            state.guarded = arithmetic::update(state.guarded, sums, guarded);
+        }
+        if state.history.len() == HISTORY_MAX {
+            state.history.remove(0);
+        }
+        state.history.push((state.committed, sums));
+        env.truth.holds(&job.assignment, state);
+        self.after_commit(env);
+    }
+
+    /// The state is that of a committed step: reported, saved if asked for, and gathered for the next.
+    fn after_commit(&mut self, env: &mut Env) {
+        let job = self.job.as_mut().expect("a commit is of a job");
+        let (epoch, rank) = (job.assignment.epoch, job.assignment.rank);
+        let state = job.state.as_ref().expect("a commit leaves a state");
+        let step = state.committed;
+        let sums = state.history.last().map_or(0, |(_, sums)| *sums);
+        let record = (rank == 0).then(|| Box::new(job.record(step, sums, env)));
+        job.gather(env);
+        let is_wanted = self.shared.commit(step);
+        self.emit(epoch, Happened::Committed { step, record }, env);
+        if is_wanted {
+            self.write_checkpoint(env);
+        }
+    }
+
+    // ---------------------------------------------------------------------------------------------------------- checkpoints
+
+    fn write_checkpoint_of(&mut self, step: u64, env: &mut Env) {
+        let job = self.job.as_ref().expect("looked up by the caller");
+        if job.state.as_ref().is_some_and(|s| s.committed == step) {
+            return self.write_checkpoint(env);
+        }
+        let epoch = job.assignment.epoch;
+        self.emit(epoch, Happened::CheckpointFailed { step, error: String::new() }, env);
+    }
+
+    /// In the background, from a copy.
+    fn write_checkpoint(&mut self, env: &mut Env) {
+        let job = self.job.as_ref().expect("looked up by the caller");
+        let state = job.state.as_ref().expect("only a state is saved");
+        let (assignment, step, shard) = (Box::new(job.assignment.clone()), state.committed, state.own);
+        let after = env.net.random.between(MS, 400 * MS);
+        env.net.at_worker(self.pid, after, AtWorker::ShardWritten { assignment, step, shard });
+    }
+
+    /// The writer's thread is done.
+    pub fn shard_written(&mut self, assignment: &Assignment, step: u64, shard: u64, env: &mut Env) {
+        let what = match env.disk.write(self.pid, assignment, step, shard) {
+            Ok(file) => Happened::ShardWritten { step, file: Box::new(file), write_s: 0.1 },
+            Err(error) => Happened::CheckpointFailed { step, error },
+        };
+        env.truth.wrote(assignment, step, shard);
+        self.emit(assignment.epoch, what, env);
+    }
+
+    fn publish(&mut self, step: u64, files: &[ShardFile], remove: &[u64], env: &mut Env) {
+        let job = self.job.as_ref().expect("looked up by the caller");
+        let epoch = job.assignment.epoch;
+        let what = match env.disk.publish(self.pid, &job.assignment, step, files) {
+            Ok(path) => Happened::Published { step, bytes: 8 * files.len() as u64, path },
+            Err(error) => Happened::PublishFailed { step, error },
+        };
+        if matches!(what, Happened::Published { .. }) {
+            env.truth.published(&env.disk, &job.assignment, step);
+            remove.iter().for_each(|old| env.disk.remove(&job.assignment, *old));
+        }
+        self.emit(epoch, what, env);
+    }
+}
+
+impl Job {
+    fn world(&self) -> usize {
+        self.assignment.spec.shape.world()
+    }
+
+    fn shape(&self) -> &Shape {
+        &self.assignment.spec.shape
+    }
+
+    pub fn committed(&self) -> u64 {
+        self.state.as_ref().map_or(0, |s| s.committed)
+    }
+
+    fn next_sums(&self) -> (u64, u64) {
+        let state = self.state.as_ref().expect("only a healed place computes");
+        (state.committed + 1, state.sealed.expect("sealed before the all-reduce"))
+    }
+
+    /// Whom this place makes a half of the all-reduce with, itself included.
+    fn mates(&self, kind: Kind) -> Vec<usize> {
+        let rank = self.assignment.rank;
+        if kind == Kind::Row { self.shape().row(rank) } else { self.shape().column(rank) }
+    }
+
+    /// Opens the links of the epoch; those that stand are kept. Nobody answers at a process that has ended.
+    fn connect(&mut self, pid: Pid, env: &mut Env) {
+        for (rank, peer) in self.assignment.peers.iter().filter(|(rank, _)| **rank != self.assignment.rank) {
+            let peer = crate::worker::pid_of(&peer.worker_id);
+            if env.alive.contains(&peer) {
+                self.links.insert(*rank, (peer, env.net.connect(pid, peer)));
+            }
+        }
+    }
+
+    /// A rank whose link broke since the epoch was connected.
+    fn lost_link(&self) -> Option<usize> {
+        self.links.iter().find(|(_, (_, incarnation))| *incarnation == 0).map(|(rank, _)| *rank)
+    }
+
+    fn receive(&mut self, frame: Frame) {
+        let Payload { kind, step, value, history } = frame.payload;
+        self.inbox.insert((kind, step, frame.from), value);
+        if kind == Kind::Sums {
+            self.source_history = history;
+        }
+    }
+
+    fn all(&self) -> Vec<usize> {
+        (0..self.world()).collect()
+    }
+
+    fn send(&self, kind: Kind, step: u64, value: u64, to: &[usize], env: &mut Env) {
+        self.send_with(kind, step, value, Vec::new(), to, env);
+    }
+
+    fn send_with(&self, kind: Kind, step: u64, value: u64, history: History, to: &[usize], env: &mut Env) {
+        let (from, epoch) = (self.assignment.rank, self.assignment.epoch);
+        let me = crate::worker::pid_of(&self.assignment.peers[&from].worker_id);
+        for (peer, incarnation) in to.iter().filter_map(|rank| self.links.get(rank)) {
+            let payload = Payload { kind, step, value, history: history.clone() };
+            let frame = Frame { job: self.assignment.job_id.clone(), epoch, from, payload };
+            env.net.send_frame(me, *peer, *incarnation, frame);
+        }
+    }
+
+    /// What this place gives to the others so that they have the state of the decided step.
+    fn begin_healing(&mut self, env: &mut Env) {
+        let Some(heal) = self.heal.clone() else { return };
+        if heal.source == self.assignment.rank {
+            let num = if heal.newcomers.contains(&0) { HISTORY_MAX } else { 1 };
+            let kept = self.state.as_ref().map(|s| s.history.as_slice()).unwrap_or_default();
+            let history = kept[kept.len().saturating_sub(num)..].to_vec();
+            self.send_with(Kind::Sums, heal.step, 0, history, &self.all(), env);
+        }
+        if env.is_planted(Plant::StaleHolder) || self.committed() == heal.step {
+            self.give_shards(env);
+        }
+    }
+
+    /// The state that a newcomer got from the other holders.
+    fn pulled(&self, heal: &HealPlan) -> State {
+        let (shape, rank) = (self.shape(), self.assignment.rank);
+        let take = |kind, from: Option<usize>| self.inbox[&(kind, heal.step, from.expect("more than one place"))];
+        State {
+            committed: heal.step,
+            own: take(Kind::Own, holders::backup_of(shape, rank)),
+            guarded: take(Kind::Guarded, holders::guarded_by(shape, rank)),
+            history: self.source_history.clone(),
+            sealed: None,
+        }
+    }
+
+    /// Its shard and the one that it guards, to the newcomers among their other holders.
+    fn give_shards(&self, env: &mut Env) {
+        let (Some(heal), Some(state)) = (&self.heal, &self.state) else { return };
+        let rank = self.assignment.rank;
+        let is_newcomer = |r: &usize| heal.newcomers.contains(r);
+        let backup = holders::backup_of(self.shape(), rank).filter(is_newcomer);
+        self.send(Kind::Guarded, heal.step, state.own, backup.as_slice(), env);
+        let guarded = holders::guarded_by(self.shape(), rank).filter(is_newcomer);
+        self.send(Kind::Own, heal.step, state.guarded, guarded.as_slice(), env);
+    }
+
+    /// Sends the shard of the committed step to everyone.
+    fn gather(&mut self, env: &mut Env) {
+        let was_healing = self.phase == Phase::Heal;
+        self.phase = Phase::Gather;
+        let state = self.state.as_ref().expect("only a healed place gathers");
+        let (step, own) = (state.committed, state.own);
+        // Whoever has just committed the decided step can give it only now.
+        if was_healing && self.heal.as_ref().is_some_and(|h| !h.newcomers.contains(&self.assignment.rank)) {
+            self.give_shards(env);
+        }
+        let rank = self.assignment.rank;
+        self.inbox.retain(|(_, s, _), _| *s >= step);
+        self.inbox.insert((Kind::Params, step, rank), own);
+        self.send(Kind::Params, step, own, &self.all(), env);
+    }
+
+    /// Ranks whose messages the phase waits for.
+    fn awaited(&self) -> Vec<usize> {
+        let lacks = |kind, step| move |from: &usize| !self.inbox.contains_key(&(kind, step, *from));
+        let rank = self.assignment.rank;
+        let others = |from: &usize| *from != rank;
+        let next = self.committed() + 1;
+        match self.phase {
+            Phase::Heal => self.awaited_to_heal(),
+            Phase::Gather => (0..self.world()).filter(lacks(Kind::Params, next - 1)).collect(),
+            Phase::Gradients => (0..self.world()).filter(lacks(Kind::Gradient, next)).collect(),
+            Phase::Row => self.mates(Kind::Row).into_iter().filter(others).filter(lacks(Kind::Row, next)).collect(),
+            Phase::Column => {
+                self.mates(Kind::Column).into_iter().filter(others).filter(lacks(Kind::Column, next)).collect()
+            }
+            Phase::Preparing | Phase::Ready | Phase::Finished | Phase::Halted => Vec::new(),
+        }
+    }
+
+    fn awaited_to_heal(&self) -> Vec<usize> {
+        let Some(heal) = &self.heal else { return Vec::new() };
+        let (rank, source, step) = (self.assignment.rank, heal.source, heal.step);
+        let lacks = |kind, from: usize| (!self.inbox.contains_key(&(kind, step, from))).then_some(from);
+        let mut awaited = Vec::new();
+        if self.committed() < step || self.state.is_none() {
+            awaited.extend(lacks(Kind::Sums, source));
+        }
+        if self.state.is_none() {
+            awaited.extend(holders::backup_of(self.shape(), rank).and_then(|from| lacks(Kind::Own, from)));
+            awaited.extend(holders::guarded_by(self.shape(), rank).and_then(|from| lacks(Kind::Guarded, from)));
+        }
+        awaited
+    }
+
+    fn record(&self, step: u64, sums: u64, env: &Env) -> StepRecord {
+        StepRecord {
+            step,
+            loss: arithmetic::loss(sums),
+            step_s: env.step_time as f64 / 1e6,
+            tokens: 1,
+            num_layers: 1,
+            epoch: self.assignment.epoch,
+            ..StepRecord::default()
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! One simulated cluster: the event loop, and everything that an event may touch.
+//!
+//! ```text
+//!   Network: next event ──> coordinator (the real Machine) ──outputs──> store, curves, streams
+//!        ^            └───> worker: the real Session, a virtual Trainer ──frames──> links, disk
+//!        └───────────────── faults, by number of events <──── Truth: every invariant, after every event
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use toroid_coordinator::machine::record::{JobRecord, Record};
+use toroid_coordinator::machine::{Reply, RequestError, RequestId};
+use toroid_proto::StepRecord;
+use toroid_proto::coordinator_message::Body as ToWorker;
+use toroid_proto::worker_message::Body as FromWorker;
+
+use crate::coordinator::Coordinator;
+use crate::disk::Disk;
+use crate::network::{AtWorker, Event, MS, Micros, Network, Pid, SECOND};
+use crate::planted::Plant;
+use crate::random::Random;
+use crate::scenario::Scenario;
+use crate::trainer::Frame;
+use crate::truth::Truth;
+use crate::worker::{Worker, id_of};
+
+/// A few of the messages that went by, to come again when they are stale.
+#[derive(Debug)]
+pub struct Kept<T>(Vec<T>);
+
+impl<T: Clone> Kept<T> {
+    const MAX: u64 = 24;
+
+    pub fn keep(&mut self, message: &T, random: &mut Random) {
+        if (self.0.len() as u64) < Kept::<T>::MAX {
+            self.0.push(message.clone());
+        } else if random.percent(10) {
+            let at = random.below(Kept::<T>::MAX) as usize;
+            self.0[at] = message.clone();
+        }
+    }
+
+    pub fn pick(&self, random: &mut Random) -> Option<T> {
+        random.pick(&self.0)
+    }
+}
+
+/// What a worker may touch besides itself.
+pub struct Env {
+    pub net: Network,
+    pub disk: Disk,
+    pub truth: Truth,
+    pub plant: Option<Plant>,
+    /// Processes that have not ended.
+    pub alive: BTreeSet<Pid>,
+    pub is_coordinator_up: bool,
+    /// It runs and is not stopped.
+    pub is_coordinator_awake: bool,
+    /// Longest computing of a step.
+    pub step_time: Micros,
+    pub heard: Kept<FromWorker>,
+    pub said: Kept<ToWorker>,
+    pub frames: Kept<Frame>,
+    story: Option<Vec<String>>,
+}
+
+impl Env {
+    pub fn is_planted(&self, plant: Plant) -> bool {
+        self.plant == Some(plant)
+    }
+
+    /// A line of the story, if anyone wants to read it.
+    pub fn tell(&mut self, what: impl FnOnce() -> String) {
+        if let Some(story) = &mut self.story {
+            story.push(format!("{:>10.3} s  {}", self.net.now as f64 / 1e6, what()));
+        }
+    }
+}
+
+pub struct World {
+    pub env: Env,
+    pub scenario: Scenario,
+    /// Those that have not ended.
+    pub workers: BTreeMap<Pid, Worker>,
+    next_pid: Pid,
+    pub coordinator: Option<Coordinator>,
+    /// Outputs until the coordinator is killed; `None`: it is not.
+    pub crash_in: Option<u64>,
+    /// Added to the calendar, which nobody may rely on.
+    pub clock_jump_ms: i64,
+    pub store: BTreeMap<String, Record>,
+    /// A job's record before its newest epoch.
+    pub before: BTreeMap<String, JobRecord>,
+    pub curves: BTreeMap<String, Vec<StepRecord>>,
+    pub replies: BTreeMap<RequestId, Result<Reply, RequestError>>,
+    pub next_request: u64,
+    pub num_events: u64,
+    pub num_faults: u64,
+    /// Deaths, stops and cuts of workers so far: without any, nothing but a coordinator may be missing (T-9).
+    pub watched: Option<crate::coordinator::Absence>,
+}
+
+/// Why a simulation ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// All jobs are done, and are the undisturbed run.
+    Done,
+    /// The coordinator gave a job up, for a reason that it is allowed to have.
+    GivenUp(String),
+    Violation(String),
+}
+
+/// A job that has not ended after so long, or after so many events, never will.
+const TIME_MAX: Micros = 3 * 3600 * SECOND;
+const EVENTS_MAX: u64 = 400_000;
+
+impl World {
+    pub fn new(seed: u64, plant: Option<Plant>, tells: bool) -> World {
+        let mut random = Random::new(seed);
+        let scenario = Scenario::draw(&mut random);
+        let env = Env {
+            net: Network::new(random),
+            disk: Disk::default(),
+            truth: Truth::default(),
+            plant,
+            alive: BTreeSet::new(),
+            is_coordinator_up: false,
+            is_coordinator_awake: false,
+            step_time: scenario.step_time,
+            heard: Kept(Vec::new()),
+            said: Kept(Vec::new()),
+            frames: Kept(Vec::new()),
+            story: tells.then(Vec::new),
+        };
+        World {
+            env,
+            scenario,
+            workers: BTreeMap::new(),
+            next_pid: 0,
+            coordinator: None,
+            crash_in: None,
+            clock_jump_ms: 0,
+            store: BTreeMap::new(),
+            before: BTreeMap::new(),
+            curves: BTreeMap::new(),
+            replies: BTreeMap::new(),
+            next_request: 0,
+            num_events: 0,
+            num_faults: 0,
+            watched: None,
+        }
+    }
+
+    pub fn into_story(self) -> Vec<String> {
+        self.env.story.unwrap_or_default()
+    }
+
+    /// Runs the scenario to its end.
+    pub fn run(&mut self) -> End {
+        self.env.tell(|| String::new());
+        let scenario = self.scenario.clone();
+        self.env.tell(|| format!("{scenario:?}"));
+        self.start_coordinator();
+        for toml in &scenario.jobs {
+            self.submit(toml);
+        }
+        for n in 0..scenario.num_workers {
+            let after = self.env.net.random.below(SECOND);
+            let host = scenario.host_of(n);
+            self.env.net.push(after, Event::WorkerStarts { host });
+        }
+        loop {
+            self.faults_are_due();
+            let Some(event) = self.env.net.pop() else {
+                if self.is_calm() {
+                    return self.stuck("nothing happens any more");
+                }
+                self.calm_down();
+                continue;
+            };
+            self.num_events += 1;
+            self.event(event);
+            if let Some(violation) = self.env.truth.violation.take() {
+                return End::Violation(violation);
+            }
+            if let Some(end) = self.ended() {
+                return end;
+            }
+            if self.env.net.now > TIME_MAX || self.num_events > EVENTS_MAX {
+                return self.stuck("time is over");
+            }
+        }
+    }
+
+    fn stuck(&self, what: &str) -> End {
+        let job = self.records().find(|r| !r.state.is_ended());
+        let job = job.map(|r| format!("{} is {} for ever in epoch {}: {}", r.id, r.state.name(), r.epoch, r.reason));
+        End::Violation(format!("T-9: {what}; {}", job.unwrap_or_default()))
+    }
+
+    pub fn records(&self) -> impl Iterator<Item = &JobRecord> {
+        self.store.values().filter_map(|r| match r {
+            Record::Job(job) => Some(&**job),
+            Record::Meta(_) | Record::Incident(_) => None,
+        })
+    }
+
+    pub fn record(&self, job: &str) -> Option<&JobRecord> {
+        match self.store.get(&format!("job/{job}")) {
+            Some(Record::Job(record)) => Some(record),
+            _ => None,
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::AtCoordinator(what) => self.at_coordinator(what),
+            Event::AtWorker { pid, what } => self.at_worker(pid, what),
+            Event::CoordinatorStarts => self.start_coordinator(),
+            Event::CoordinatorContinues => self.coordinator_continues(),
+            Event::WorkerContinues { pid } => {
+                if let Some(worker) = self.workers.get_mut(&pid) {
+                    self.env.tell(|| format!("{} goes on", id_of(pid)));
+                    worker.continues(&mut self.env);
+                }
+            }
+            Event::WorkerStarts { host } => drop(self.start_worker(host)),
+        }
+    }
+
+    fn at_worker(&mut self, pid: Pid, what: AtWorker) {
+        let Some(worker) = self.workers.get_mut(&pid) else { return };
+        let before = worker.trainer.step();
+        worker.handle(what, &mut self.env);
+        let (Some(job), Some(step)) = (&worker.trainer.job, worker.trainer.step()) else { return };
+        if Some(step) != before {
+            let (id, rank, epoch) = (job.assignment.job_id.clone(), job.assignment.rank, job.assignment.epoch);
+            self.env.tell(|| format!("{} (rank {rank}) is at step {step} in epoch {epoch}", id_of(pid)));
+            self.check_steps(&id);
+        }
+    }
+
+    /// T-2: live ranks of an epoch are at most one step apart.
+    fn check_steps(&mut self, id: &str) {
+        let Some(record) = self.record(id) else { return };
+        let jobs = record.places.iter().flatten().filter_map(|w| self.workers.get(&crate::worker::pid_of(w)));
+        let states = jobs.filter_map(|w| w.trainer.job.as_ref()).filter(|j| {
+            let is_present = j.assignment.job_id == *id && j.assignment.epoch == record.epoch;
+            is_present && j.phase != crate::trainer::Phase::Preparing && j.state.is_some()
+        });
+        let steps: Vec<u64> = states.map(|j| j.committed()).collect();
+        let (low, high) = (steps.iter().min(), steps.iter().max());
+        let holds = low.zip(high).is_none_or(|(low, high)| high - low <= 1);
+        self.env.truth.check(holds, || format!("T-2: live ranks of {id} have committed the steps {steps:?}"));
+    }
+
+    // ------------------------------------------------------------------------------------------------------------- workers
+
+    pub fn start_worker(&mut self, host: String) -> Pid {
+        let pid = self.next_pid;
+        self.next_pid += 1;
+        self.env.tell(|| format!("{} starts on {host}", id_of(pid)));
+        self.workers.insert(pid, Worker::new(pid, host));
+        self.env.alive.insert(pid);
+        self.env.net.at_worker(pid, MS, AtWorker::Dial);
+        pid
+    }
+
+    /// SIGKILL: the kernel closes its connections.
+    pub fn kill_worker(&mut self, pid: Pid) {
+        let Some(worker) = self.workers.remove(&pid) else { return };
+        let doing = worker.trainer.operation();
+        self.env.tell(|| format!("{} is killed in {doing}", id_of(pid)));
+        self.env.alive.remove(&pid);
+        self.env.disk.broken.remove(&pid);
+        self.env.net.break_links_of(pid);
+        if let Some(stream) = worker.stream {
+            self.env.net.close_at_worker(stream, "closed its stream (reset)");
+        }
+        let restarts = self.env.net.random.percent(60);
+        if restarts {
+            let after = self.env.net.random.between(50 * MS, 3 * SECOND);
+            self.env.net.push(after, Event::WorkerStarts { host: worker.host });
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------------------- the end
+
+    /// How it ended, once all jobs have.
+    fn ended(&mut self) -> Option<End> {
+        if !self.is_calm() || self.records().count() < self.scenario.jobs.len() {
+            return None;
+        }
+        if !self.records().all(|r| r.state.is_ended()) {
+            return None;
+        }
+        let complaint = self.records().find_map(|r| self.is_not_the_undisturbed_run(r));
+        if let Some(complaint) = complaint {
+            return Some(End::Violation(complaint));
+        }
+        let given_up = self.records().find(|r| r.state.name() == "failed").map(|r| r.reason.clone());
+        Some(match given_up {
+            None => End::Done,
+            Some(reason) if crate::scenario::may_give_up(&reason) => End::GivenUp(reason),
+            Some(reason) => End::Violation(format!("a job failed that should have gone on: {reason}")),
+        })
+    }
+
+    /// T-4 of the whole: every step is in the curve once, with its loss, and the last checkpoint is the last step's.
+    fn is_not_the_undisturbed_run(&self, record: &JobRecord) -> Option<String> {
+        if record.state.name() != "done" {
+            return None;
+        }
+        let id = &record.id;
+        let steps: Vec<u64> = self.curves[id].iter().map(|r| r.step).collect();
+        if steps != (1..=record.spec.steps).collect::<Vec<_>>() {
+            return Some(format!("T-4: {id} is done and its curve has the steps {steps:?}"));
+        }
+        let root = format!("{}/{id}/checkpoints", crate::coordinator::JOBS_DIR);
+        let complaint = self.env.truth.incomplete(&self.env.disk, id, &root, record.spec.steps);
+        complaint.map(|what| format!("T-6: {id} is done and the checkpoint of its last step {what}"))
+    }
+}

@@ -1,0 +1,182 @@
+//! `toroid bench`: figures of this machine. `recovery`: from the death of a worker to the next committed step.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+
+use crate::chaos::CHAOS_DIR;
+use crate::chaos::inject::{self, Plan};
+use crate::chaos::report::{Report, Spread};
+use crate::format::table;
+use crate::incidents::ms;
+use crate::local::children::Settings;
+use crate::local::cluster::Signals;
+use crate::local::job::{self, JobArgs};
+use crate::local::{INTERRUPTED, default_threads, positive};
+use crate::output;
+use crate::status::Format;
+
+/// More than any measurement waits for; the job is cancelled after the last fault.
+const STEPS_PER_FAULT: u64 = 1000;
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Kill workers of a local cluster and measure how long the job stands still
+    Recovery(RecoveryArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct RecoveryArgs {
+    /// Workers to kill at each shape
+    #[arg(long, default_value_t = 20, value_name = "K", value_parser = positive)]
+    kills: usize,
+    /// Shapes of the job; several times for several
+    #[arg(long, value_name = "TP,PP,DP", value_parser = parse_shape, default_values = ["2,2,2", "1,1,4"])]
+    shape: Vec<Ways>,
+    /// Size of the model
+    #[arg(long, default_value = "tiny", value_name = "PRESET")]
+    preset: String,
+    /// Text file or folder of text files to train on; default: the Rust sources in cargo's registry folder
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+    /// Workers beyond those that the job needs
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    spares: usize,
+    /// Of the victims
+    #[arg(long, default_value_t = 0, value_name = "S")]
+    seed: u64,
+    /// Folder for everything that is kept
+    #[arg(long, default_value = CHAOS_DIR, value_name = "FOLDER")]
+    dir: PathBuf,
+    /// Compute threads of each worker; default: cores divided by the job's places, at least 1
+    #[arg(long, value_name = "N", value_parser = positive)]
+    threads: Option<usize>,
+    /// Text or JSON
+    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
+    output: Format,
+}
+
+/// Ways of tensor, pipeline and data parallelism.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ways {
+    tp: usize,
+    pp: usize,
+    dp: usize,
+}
+
+fn parse_shape(text: &str) -> Result<Ways, String> {
+    let ways: Result<Vec<usize>, String> = text.split(',').map(|n| positive(n.trim())).collect();
+    match ways?.as_slice() {
+        &[tp, pp, dp] => Ok(Ways { tp, pp, dp }),
+        found => Err(format!("expected three numbers as in 2,2,2, found {}", found.len())),
+    }
+}
+
+pub async fn run(command: Command) -> Result<ExitCode> {
+    let Command::Recovery(args) = command;
+    let mut signals = Signals::new()?;
+    let mut reports = Vec::new();
+    for ways in &args.shape {
+        match recovery(&args, *ways, &mut signals).await? {
+            Some(report) => reports.push(report),
+            None => return Ok(ExitCode::from(INTERRUPTED)),
+        }
+    }
+    match args.output {
+        Format::Text => output::print(text(&reports))?,
+        Format::Json => output::line(serde_json::to_string_pretty(&reports).context("write the figures as JSON")?)?,
+    }
+    Ok(if reports.iter().all(Report::is_passed) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// `None` where the user interrupted it.
+async fn recovery(args: &RecoveryArgs, ways: Ways, signals: &mut Signals) -> Result<Option<Report>> {
+    let Ways { tp, pp, dp } = ways;
+    let job = JobArgs { data: args.data.clone(), preset: args.preset.clone(), tp, pp, dp, job: None };
+    let steps = args.kills as u64 * STEPS_PER_FAULT;
+    let job = job::make(&job, steps, 0, toroid_worker::data::cargo_registry_sources())?;
+    let threads = args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world()));
+    let settings = Settings { dir: args.dir.clone(), port: 0, threads, failure_timeout: None };
+    let (num_faults, seed, spares) = (args.kills, args.seed, args.spares);
+    let plan = Plan { num_faults, seed, spares, ends_early: true, ..Plan::nothing() };
+    let outcome = inject::run(&settings, &job, plan, signals).await?;
+    Ok(outcome.map(|o| Report::new(seed, &o.job, o.faults, o.problems)))
+}
+
+/// A row a shape, in milliseconds; failures below.
+fn text(reports: &[Report]) -> String {
+    let header = [
+        "SHAPE",
+        "KILLS",
+        "STEP MS",
+        "RECOVERY",
+        "P90",
+        "MAX",
+        "LESS A STEP",
+        "DETECT",
+        "FENCE",
+        "DECIDE",
+        "HEAL",
+        "REDO",
+    ];
+    let mut rows = vec![header.map(String::from).to_vec()];
+    rows.extend(reports.iter().map(row));
+    let mut text = table(&rows);
+    for report in reports {
+        for problem in &report.problems {
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "FAIL {}: {problem}", shape(report));
+        }
+    }
+    text
+}
+
+fn shape(report: &Report) -> String {
+    let [tp, pp, dp] = report.shape;
+    format!("{tp},{pp},{dp}")
+}
+
+fn row(report: &Report) -> Vec<String> {
+    let of = |figure: fn(&Spread) -> f64| report.recovery_s.as_ref().map_or_else(|| "-".into(), |s| ms(figure(s)));
+    let beyond = report.recovery_s.map_or_else(|| "-".into(), |s| ms(s.median - report.step_s));
+    let mut row = vec![shape(report), report.faults.len().to_string(), ms(report.step_s)];
+    row.extend([of(|s| s.median), of(|s| s.p90), of(|s| s.max), beyond]);
+    row.extend(report.phases.iter().map(|phase| ms(phase.median_s)));
+    row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chaos::report::Fault;
+    use toroid_proto as proto;
+
+    #[test]
+    fn shapes_are_read_or_refused_in_words() {
+        assert_eq!(parse_shape("1,2, 4"), Ok(Ways { tp: 1, pp: 2, dp: 4 }));
+        assert!(parse_shape("2,2").is_err_and(|e| e.contains("three numbers")));
+        assert!(parse_shape("2,0,2").is_err_and(|e| e.contains("at least 1")));
+    }
+
+    #[test]
+    fn a_shape_is_a_row_and_a_failure_a_line() {
+        let incident =
+            proto::Incident { number: 1, fence_s: 0.001, heal_s: 0.19, resolved: true, ..Default::default() };
+        let job = proto::Job {
+            shape: Some(proto::Shape { tp: 2, pp: 2, dp: 2, dx: 2, dy: 1 }),
+            incidents: vec![incident],
+            curve: vec![proto::StepRecord { step: 1, step_s: 0.1, ..Default::default() }],
+            ..Default::default()
+        };
+        let fault = Fault { worker: "w1".into(), rank: Some(1), how: "kill".into(), step: 1, recovery_s: Some(0.3) };
+        let report = Report::new(0, &job, vec![fault], vec!["w2 ended by itself".into()]);
+        assert_eq!(
+            text(&[report]),
+            "SHAPE  KILLS  STEP MS  RECOVERY  P90  MAX  LESS A STEP  DETECT  FENCE  DECIDE  HEAL  REDO\n\
+             2,2,2  1      100      300       300  300  200          0       1      0       190   0\n\
+             FAIL 2,2,2: w2 ended by itself\n"
+        );
+    }
+}

@@ -1,0 +1,166 @@
+//! `toroid chaos`: does the promise hold? A cluster on this machine, a job, faults on the way, and a verdict.
+//!
+//! ```text
+//!   plan    who dies when (a seed names the victims)        inject   runs the job and does it
+//!   verify  bit for bit the undisturbed run?                report   figures, and what does not hold
+//! ```
+//!
+//! Exit code 0 only if everything holds: every fault recovered from, no committed step lost and, with `--verify`, every figure of every
+//! step and all final parameters equal to those of the undisturbed run.
+
+pub mod inject;
+mod plan;
+pub mod report;
+mod verify;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, ensure};
+use tokio::runtime::Runtime;
+use toroid_proto as proto;
+
+use crate::local::children::Settings;
+use crate::local::cluster::Signals;
+use crate::local::job::{self, JobArgs};
+use crate::local::{INTERRUPTED, default_threads, positive};
+use crate::output;
+use crate::status::Format;
+
+use inject::{Kind, Outcome, Plan};
+use plan::{Phase, PhasePlan, default_steps};
+use report::Report;
+use verify::Finished;
+
+/// Everything is kept here, unless told otherwise.
+pub const CHAOS_DIR: &str = ".toroid/chaos";
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    job: JobArgs,
+    /// Optimizer updates to make; default: so many that the faults fit in
+    #[arg(long, value_name = "N", conflicts_with = "job")]
+    steps: Option<u64>,
+    /// Faults to inject, one at a time
+    #[arg(long, default_value_t = 10, value_name = "K", value_parser = positive)]
+    kills: usize,
+    /// At most so many faults a minute; default: the next as soon as the job is at full strength again
+    #[arg(long, value_name = "PER_MINUTE", value_parser = per_minute)]
+    rate: Option<f64>,
+    /// At least so many steps between two faults
+    #[arg(long, value_name = "N", conflicts_with = "rate")]
+    every_steps: Option<u64>,
+    /// Always the worker of this rank; default: drawn
+    #[arg(long, value_name = "R")]
+    rank: Option<usize>,
+    /// What is done to a worker
+    #[arg(long, value_enum, default_value = "kill", value_name = "SIGNAL")]
+    signal: Kind,
+    /// Workers kill themselves within this part of a step, each place at most once
+    #[arg(long, value_enum, value_name = "PHASE", conflicts_with_all = ["rank", "signal", "rate"])]
+    phase: Option<Phase>,
+    /// Workers beyond those that the job needs; those that are used are started again. 1 with --phase heal
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    spares: usize,
+    /// Train the same job undisturbed first, and compare every step and the final parameters
+    #[arg(long)]
+    verify: bool,
+    /// Of the victims; default: drawn, and printed
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// A silent worker is lost after this long; what --signal stop costs depends on it
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(10..))]
+    failure_timeout_ms: Option<u64>,
+    /// Folder for everything that is kept: jobs, curves, checkpoints, logs
+    #[arg(long, default_value = CHAOS_DIR, value_name = "FOLDER")]
+    dir: PathBuf,
+    /// Compute threads of each worker; default: cores divided by the job's places, at least 1
+    #[arg(long, value_name = "N", value_parser = positive)]
+    threads: Option<usize>,
+    /// Text or JSON
+    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
+    output: Format,
+}
+
+fn per_minute(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
+        _ => Err("expected a number above 0".into()),
+    }
+}
+
+/// Storage is synchronous: only the clusters run on `runtime`.
+pub fn run(runtime: &Runtime, args: Args) -> Result<ExitCode> {
+    let steps = args.steps.unwrap_or_else(|| default_steps(args.kills, args.every_steps));
+    let job = job::make(&args.job, steps, 0, toroid_worker::data::cargo_registry_sources())?;
+    let plan = plan_of(&args, &job)?;
+    let seed = plan.seed;
+    let settings = Settings {
+        dir: args.dir.clone(),
+        port: 0,
+        threads: args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world())),
+        failure_timeout: args.failure_timeout_ms.map(Duration::from_millis),
+    };
+    let mut signals = runtime.block_on(async { Signals::new() })?;
+    let mut train = |plan| runtime.block_on(inject::run(&settings, &job, plan, &mut signals));
+    let mut undisturbed = None;
+    if args.verify {
+        let Some(outcome) = train(Plan::nothing())? else {
+            return Ok(ExitCode::from(INTERRUPTED));
+        };
+        ensure!(outcome.problems.is_empty(), "the undisturbed run failed: {}", outcome.problems.join("; "));
+        undisturbed = Some(Finished::export(outcome.job, args.dir.join("undisturbed.safetensors"))?);
+    }
+    let Some(outcome) = train(plan)? else {
+        return Ok(ExitCode::from(INTERRUPTED));
+    };
+    let report = judge(seed, outcome, undisturbed.as_ref(), args.dir.join("disturbed.safetensors"))?;
+    match args.output {
+        Format::Text => output::print(report.text())?,
+        Format::Json => output::line(serde_json::to_string_pretty(&report).context("write the report as JSON")?)?,
+    }
+    Ok(if report.is_passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn plan_of(args: &Args, job: &job::LocalJob) -> Result<Plan> {
+    let world = job.spec.shape.world();
+    if let Some(rank) = args.rank {
+        ensure!(rank < world, "--rank {rank} is no place of {}: ranks are 0 to {}", job.spec.shape, world - 1);
+    }
+    let phases = args.phase.map(|phase| PhasePlan::new(phase, args.kills, args.every_steps, &job.spec)).transpose()?;
+    if let Some(last) = phases.as_ref().map(PhasePlan::last_step) {
+        let steps = job.spec.steps;
+        ensure!(last < steps, "the last fault is due in step {last}, and the job has {steps}: give more --steps");
+    }
+    Ok(Plan {
+        num_faults: phases.as_ref().map_or(args.kills, PhasePlan::num_deaths),
+        seed: args.seed.unwrap_or_else(drawn_seed),
+        kind: args.signal,
+        rank: args.rank,
+        min_pause: args.rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(60.0 / rate)),
+        min_steps: args.every_steps.unwrap_or(0),
+        spares: if args.phase == Some(Phase::Heal) { 1 } else { args.spares },
+        phases,
+        ..Plan::nothing()
+    })
+}
+
+/// So that soaks differ; it is printed, and can be given again.
+fn drawn_seed() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::from(since.subsec_nanos()) ^ since.as_secs()
+}
+
+/// `parameters`: the file for those of the disturbed run.
+fn judge(seed: u64, outcome: Outcome, undisturbed: Option<&Finished>, parameters: PathBuf) -> Result<Report> {
+    let Outcome { job, faults, problems } = outcome;
+    let mut report = Report::new(seed, &job, faults, problems);
+    if let (Some(undisturbed), proto::JobState::Done) = (undisturbed, job.state()) {
+        let disturbed = Finished::export(job, parameters)?;
+        report.problems.extend(verify::differences(undisturbed, &disturbed)?);
+        report.is_verified = true;
+    }
+    Ok(report)
+}

@@ -1,0 +1,375 @@
+//! One job on a local cluster, and the faults that are done to it, one at a time.
+//!
+//! ```text
+//!   Settling ── full strength, a commit is seen ──> Armed ── within a step's time, drawn ──> signal ──> Recovering
+//!      ^                                                                                                  │
+//!      └────────── incident over, a step committed beyond it (a stopped worker is continued now) ─────────┘
+//! ```
+//!
+//! Full strength: every place has a worker, no incident lasts, and a spare waits; children that ended are started again as
+//! spares. Workers that kill themselves at a phase take the way from Settling to Recovering by themselves.
+//! Deliberately absent: what the faults cost is judged in [`super::report`].
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::Signal;
+use toroid_proto as proto;
+
+use super::plan::{PhasePlan, Random};
+use super::report::Fault;
+use crate::client::Client;
+use crate::json::state_word;
+use crate::local::children::{Ended, Role, Settings};
+use crate::local::cluster::{Cluster, PATIENCE, Signals};
+use crate::local::job::LocalJob;
+use crate::progress::Progress;
+use crate::watch::Follow;
+
+/// A job that has made no step for so long will make none.
+const STALL_LIMIT: Duration = Duration::from_secs(120);
+/// A step that took longer was no usual one.
+const STEP_S_MAX: f64 = 60.0;
+
+/// What is sent to a victim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    /// SIGKILL
+    Kill,
+    /// SIGSTOP, and SIGCONT once the job goes on without the worker
+    Stop,
+    /// One or the other, drawn
+    Both,
+}
+
+/// How many faults, of whom, and how fast after each other.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub num_faults: usize,
+    pub seed: u64,
+    pub kind: Kind,
+    /// Always the worker of this place.
+    pub rank: Option<usize>,
+    pub min_pause: Duration,
+    pub min_steps: u64,
+    /// The workers kill themselves as this says.
+    pub phases: Option<PhasePlan>,
+    pub spares: usize,
+    /// Cancel the job when the last fault is recovered from: nothing else is of interest.
+    pub ends_early: bool,
+}
+
+impl Plan {
+    /// The undisturbed run.
+    pub fn nothing() -> Plan {
+        Plan {
+            num_faults: 0,
+            seed: 0,
+            kind: Kind::Kill,
+            rank: None,
+            min_pause: Duration::ZERO,
+            min_steps: 0,
+            phases: None,
+            spares: 0,
+            ends_early: false,
+        }
+    }
+
+    fn words(&self) -> String {
+        match (self.num_faults, &self.phases) {
+            (0, _) => "nothing is done to it".into(),
+            (n, None) => format!("{n} faults, victims of seed {}", self.seed),
+            (n, Some(_)) => format!("{n} faults at a phase of a step"),
+        }
+    }
+}
+
+/// A run to its end.
+pub struct Outcome {
+    /// With its curve.
+    pub job: proto::Job,
+    pub faults: Vec<Fault>,
+    pub problems: Vec<String>,
+}
+
+/// Trains `job` and does to it what `plan` says; `None` where the user interrupted it.
+pub async fn run(settings: &Settings, job: &LocalJob, plan: Plan, signals: &mut Signals) -> Result<Option<Outcome>> {
+    let mut run = Run {
+        cluster: Cluster::new(settings, Progress::new(false))?,
+        random: Random::new(plan.seed),
+        plan,
+        world: job.spec.shape.world(),
+        num_started: 0,
+        state: State::Settling,
+        job: proto::Job::default(),
+        last_step_at: Instant::now(),
+        last_fault_at: None,
+        arrivals: Vec::new(),
+        open: Vec::new(),
+        doomed: BTreeMap::new(),
+        stopped: None,
+        outcome: Outcome { job: proto::Job::default(), faults: Vec::new(), problems: Vec::new() },
+    };
+    let is_complete = run.train(job, signals).await;
+    run.cluster.progress.finish();
+    run.cluster.stop(signals.next()).await;
+    Ok(is_complete?.then_some(run.outcome))
+}
+
+#[derive(Debug, Clone, Copy)]
+enum State {
+    Settling,
+    /// The next fault is due at this moment.
+    Armed(Instant),
+    Recovering,
+}
+
+/// A fault that is not recovered from yet.
+struct Open {
+    /// In the list of all faults.
+    index: usize,
+    at: Instant,
+    /// Incidents with a higher number are of this fault.
+    last_incident: u64,
+}
+
+struct Run {
+    cluster: Cluster,
+    plan: Plan,
+    random: Random,
+    world: usize,
+    /// Workers, since the beginning.
+    num_started: usize,
+    state: State,
+    /// As last seen, without curve.
+    job: proto::Job,
+    last_step_at: Instant,
+    last_fault_at: Option<Instant>,
+    /// Steps that were seen since the oldest fault that is open.
+    arrivals: Vec<(u64, Instant)>,
+    open: Vec<Open>,
+    /// Workers whose end is no surprise: killed already, or told where to kill themselves.
+    doomed: BTreeMap<String, Option<String>>,
+    stopped: Option<String>,
+    outcome: Outcome,
+}
+
+impl Run {
+    /// False where the user interrupted it.
+    async fn train(&mut self, job: &LocalJob, signals: &mut Signals) -> Result<bool> {
+        let started = tokio::select! {
+            started = self.start(job) => started,
+            () = signals.next() => return Ok(false),
+        };
+        let id = started.context("start a local cluster")?;
+        let mut follow = Follow::new(&self.cluster.url(), &id, PATIENCE);
+        loop {
+            let due = self.due();
+            tokio::select! {
+                update = follow.next() => match update? {
+                    None => break,
+                    Some(update) => self.update(update).await?,
+                },
+                ended = self.cluster.children.ended() => self.ended(ended).await?,
+                () = tokio::time::sleep_until(due.into()) => self.fire().await?,
+                () = signals.next() => {
+                    self.cluster.interrupt(&id).await;
+                    return Ok(false);
+                }
+            }
+        }
+        self.outcome.job = Client::connect(&self.cluster.url()).await?.job(&id, true).await?;
+        self.judge();
+        Ok(true)
+    }
+
+    /// The workers of the places; spares come when these have their places, so that it is known who has one.
+    async fn start(&mut self, job: &LocalJob) -> Result<String> {
+        let id = self.cluster.open().await?.submit(job.toml.clone()).await?;
+        for _ in 0..self.world {
+            self.start_worker()?;
+        }
+        let (url, shape) = (self.cluster.url(), job.spec.shape);
+        self.cluster.progress.line(&format!("job {id} on {shape}, coordinator at {url}: {}", self.plan.words()));
+        Ok(id)
+    }
+
+    fn start_worker(&mut self) -> Result<()> {
+        let dies_at = self.next_dies_at();
+        let worker = self.cluster.start_worker(dies_at.as_deref())?;
+        self.started(worker, dies_at);
+        Ok(())
+    }
+
+    fn next_dies_at(&self) -> Option<String> {
+        self.plan.phases.as_ref().and_then(|plan| plan.of_worker(self.num_started))
+    }
+
+    fn started(&mut self, worker: String, dies_at: Option<String>) {
+        self.num_started += 1;
+        if dies_at.is_some() {
+            self.doomed.insert(worker, dies_at);
+        }
+    }
+
+    fn due(&self) -> Instant {
+        match self.state {
+            State::Armed(at) => at,
+            State::Settling | State::Recovering => self.last_step_at + STALL_LIMIT,
+        }
+    }
+
+    async fn update(&mut self, update: proto::JobUpdate) -> Result<()> {
+        self.cluster.progress.update(&update);
+        let now = Instant::now();
+        let has_steps = !update.steps.is_empty();
+        if has_steps {
+            self.last_step_at = now;
+            self.cluster.advanced();
+        }
+        if !self.open.is_empty() {
+            self.arrivals.extend(update.steps.iter().map(|record| (record.step, now)));
+        }
+        let Some(job) = update.job else { return Ok(()) };
+        self.job = job;
+        if self.job.state() != proto::JobState::Queued {
+            while self.num_started < self.world + self.plan.spares {
+                self.start_worker()?;
+            }
+        }
+        match self.state {
+            State::Recovering => self.recover().await?,
+            State::Settling if has_steps && self.is_at_full_strength() => self.arm(now).await?,
+            State::Settling | State::Armed(_) => {}
+        }
+        Ok(())
+    }
+
+    fn is_at_full_strength(&self) -> bool {
+        let job = &self.job;
+        job.state() == proto::JobState::Running
+            && job.places_alive as usize == self.world
+            && job.incidents.iter().all(|incident| incident.resolved)
+            && job.spares as usize >= self.plan.spares.min(1)
+    }
+
+    /// Draws the moment of the next fault, within the step that has just begun; ends a run that has seen all its faults.
+    async fn arm(&mut self, now: Instant) -> Result<()> {
+        if self.outcome.faults.len() >= self.plan.num_faults {
+            if std::mem::take(&mut self.plan.ends_early) {
+                Client::connect(&self.cluster.url()).await?.cancel(&self.job.id).await?;
+            }
+            return Ok(());
+        }
+        let last = self.outcome.faults.last();
+        let is_far_enough = last.is_none_or(|fault| self.job.committed_step >= fault.step + self.plan.min_steps);
+        let is_late_enough = self.last_fault_at.is_none_or(|at| now >= at + self.plan.min_pause);
+        if self.plan.phases.is_none() && is_far_enough && is_late_enough {
+            let step_s = self.job.last_step.as_ref().map_or(0.0, |record| record.step_s);
+            self.state =
+                State::Armed(now + Duration::from_secs_f64(self.random.share() * step_s.clamp(0.0, STEP_S_MAX)));
+        }
+        Ok(())
+    }
+
+    /// The moment of the next fault has come, or that at which waiting has no sense any more.
+    async fn fire(&mut self) -> Result<()> {
+        if !matches!(self.state, State::Armed(_)) {
+            let (limit_s, state) = (STALL_LIMIT.as_secs(), state_word(self.job.state()));
+            bail!("{} made no step for {limit_s} s; it is {state}: {}", self.job.id, self.job.reason);
+        }
+        self.state = State::Settling;
+        if !self.is_at_full_strength() {
+            return Ok(());
+        }
+        let rank = self.plan.rank.unwrap_or_else(|| self.random.below(self.world));
+        let place = self.job.places.get(rank).with_context(|| format!("find the place of rank {rank}"))?;
+        let worker = place.worker_id.clone();
+        let is_kill = match self.plan.kind {
+            Kind::Kill => true,
+            Kind::Stop => false,
+            Kind::Both => self.random.below(2) == 0,
+        };
+        let (signal, how) = if is_kill { (Signal::KILL, "kill") } else { (Signal::STOP, "stop") };
+        let at = self.cluster.children.signal(&worker, signal).await?;
+        if is_kill {
+            self.doomed.insert(worker.clone(), None);
+        } else {
+            self.stopped = Some(worker.clone());
+        }
+        self.fault(worker, how.into(), at);
+        Ok(())
+    }
+
+    fn fault(&mut self, worker: String, how: String, at: Instant) {
+        let place = self.job.places.iter().find(|place| place.worker_id == worker);
+        let (rank, step) = (place.map(|place| place.rank), self.job.committed_step);
+        let index = self.outcome.faults.len();
+        let rank_words = rank.map_or_else(|| "a spare".into(), |rank| format!("rank {rank}"));
+        self.cluster.progress.line(&format!(
+            "fault {} of {}: {how} of {worker} ({rank_words}) at step {step}",
+            index + 1,
+            self.plan.num_faults
+        ));
+        self.outcome.faults.push(Fault { worker, rank, how, step, recovery_s: None });
+        let last_incident = self.job.incidents.last().map_or(0, |incident| incident.number);
+        self.open.push(Open { index, at, last_incident });
+        self.last_fault_at = Some(at);
+        self.state = State::Recovering;
+    }
+
+    /// All incidents since the fault are over, and a step beyond them was seen: that ends the recovery.
+    async fn recover(&mut self) -> Result<()> {
+        let known = self.open.iter().map(|open| open.last_incident).min().unwrap_or(0);
+        let new: Vec<_> = self.job.incidents.iter().filter(|incident| incident.number > known).collect();
+        if new.is_empty() || new.iter().any(|incident| !incident.resolved) {
+            return Ok(());
+        }
+        let resumed_step = new.iter().map(|incident| incident.resumed_step).max().unwrap_or(0);
+        let beyond = |open: &Open| self.arrivals.iter().find(|(step, at)| *step > resumed_step && *at >= open.at);
+        let ends: Option<Vec<Instant>> = self.open.iter().map(|open| Some(beyond(open)?.1)).collect();
+        let Some(ends) = ends else { return Ok(()) };
+        for (open, end) in self.open.drain(..).zip(ends) {
+            self.outcome.faults[open.index].recovery_s = Some((end - open.at).as_secs_f64());
+        }
+        self.arrivals.clear();
+        self.state = State::Settling;
+        if let Some(worker) = self.stopped.take() {
+            self.cluster.children.signal(&worker, Signal::CONT).await?;
+        }
+        Ok(())
+    }
+
+    async fn ended(&mut self, ended: Ended) -> Result<()> {
+        let now = Instant::now();
+        match self.doomed.remove(&ended.name) {
+            // Its fault was noted with the signal.
+            Some(None) => {}
+            Some(Some(at)) => self.fault(ended.name.clone(), at, now),
+            None => {
+                let problem = format!("{} ended without having been killed ({})", ended.name, ended.status);
+                self.outcome.problems.push(problem);
+            }
+        }
+        let is_worker = ended.role == Role::Worker;
+        let dies_at = if is_worker { self.next_dies_at() } else { None };
+        if let Some(worker) = self.cluster.replace(ended, dies_at.as_deref()).await? {
+            self.started(worker, dies_at);
+        }
+        Ok(())
+    }
+
+    /// What can be said of the run as a whole.
+    fn judge(&mut self) {
+        let (num_faults, num_wanted) = (self.outcome.faults.len(), self.plan.num_faults);
+        let (job, problems) = (&self.outcome.job, &mut self.outcome.problems);
+        // Only this run itself cancels it.
+        if !matches!(job.state(), proto::JobState::Done | proto::JobState::Cancelled) {
+            problems.push(format!("{} is {}: {}", job.id, state_word(job.state()), job.reason));
+        }
+        if num_faults < num_wanted {
+            problems.push(format!("the job ended after {num_faults} of {num_wanted} faults: give it more --steps"));
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Is a disturbed run the undisturbed one (T-4)? Every figure of every step and every parameter at the end, bit for bit.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use toroid_proto as proto;
+use toroid_worker::checkpoint::Storage;
+
+use crate::find::root_of_job;
+
+/// What a job came to.
+#[derive(Debug)]
+pub struct Finished {
+    /// With its curve.
+    pub job: proto::Job,
+    /// All its parameters after the last step, in one safetensors file.
+    pub parameters: PathBuf,
+}
+
+impl Finished {
+    /// Writes the parameters to `file`. At once, since another run may take its place in the same folder.
+    pub fn export(job: proto::Job, file: PathBuf) -> Result<Finished> {
+        let root = root_of_job(&job.job_toml, &job.folder).context("find the checkpoints")?;
+        let what = || format!("export the parameters of {} after step {}", job.id, job.total_steps);
+        Storage::open(&root).and_then(|storage| storage.export(job.total_steps, &file)).with_context(what)?;
+        Ok(Finished { job, parameters: file })
+    }
+}
+
+/// What differs, in words; empty: nothing.
+pub fn differences(undisturbed: &Finished, disturbed: &Finished) -> Result<Vec<String>> {
+    let curve = curve_difference(&undisturbed.job.curve, &disturbed.job.curve);
+    let parameters = file_difference(&undisturbed.parameters, &disturbed.parameters)?;
+    Ok(curve.into_iter().chain(parameters).collect())
+}
+
+/// The first step that differs, and in which figure.
+fn curve_difference(expected: &[proto::StepRecord], found: &[proto::StepRecord]) -> Option<String> {
+    let first = expected.iter().zip(found).find_map(|(e, f)| step_difference(e, f));
+    let (expected, found) = (expected.len(), found.len());
+    first
+        .or_else(|| (expected != found).then(|| format!("the curve has {found} steps, the undisturbed one {expected}")))
+}
+
+fn step_difference(expected: &proto::StepRecord, found: &proto::StepRecord) -> Option<String> {
+    let step = expected.step;
+    let differing =
+        figures(expected).into_iter().zip(figures(found)).find(|((_, e), (_, f))| e.to_bits() != f.to_bits());
+    if let Some(((name, e), (_, f))) = differing {
+        return Some(format!("step {step}: the {name} is {f:e}, {e:e} in the undisturbed run"));
+    }
+    let counts = |r: &proto::StepRecord| (r.step, r.tokens, r.skipped);
+    if counts(expected) != counts(found) {
+        let (expected, found) = (counts(expected), counts(found));
+        return Some(format!(
+            "step {step}: (step, tokens, skipped) are {found:?}, {expected:?} in the undisturbed run"
+        ));
+    }
+    (expected.expert_load != found.expert_load).then(|| format!("step {step}: the load of the experts differs"))
+}
+
+/// What must be equal to the bit; speeds and epochs may differ.
+fn figures(r: &proto::StepRecord) -> [(&'static str, f64); 7] {
+    [
+        ("loss", r.loss),
+        ("cross-entropy", r.ce),
+        ("z-loss", r.z_loss),
+        ("balance loss", r.balance_loss),
+        ("gradient norm", r.grad_norm),
+        ("learning rate", r.lr),
+        ("weight decay", r.weight_decay),
+    ]
+}
+
+fn file_difference(expected: &Path, found: &Path) -> Result<Option<String>> {
+    let read = |file: &Path| std::fs::read(file).with_context(|| format!("read {}", file.display()));
+    if read(expected)? == read(found)? {
+        return Ok(None);
+    }
+    Ok(Some(format!(
+        "the final parameters differ: compare {} with {}, the undisturbed ones",
+        found.display(),
+        expected.display()
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn curve() -> Vec<proto::StepRecord> {
+        let step = |step| proto::StepRecord { step, loss: 2.5, expert_load: vec![3, 4], ..Default::default() };
+        (1..=3).map(step).collect()
+    }
+
+    #[test]
+    fn speeds_and_epochs_may_differ_and_nothing_else() {
+        let check = |change: fn(&mut Vec<proto::StepRecord>), expected: Option<&str>| {
+            let mut found = curve();
+            change(&mut found);
+            let difference = curve_difference(&curve(), &found);
+            match expected {
+                None => assert_eq!(difference, None),
+                Some(words) => assert!(difference.as_ref().is_some_and(|d| d.contains(words)), "{difference:?}"),
+            }
+        };
+        check(|_| {}, None);
+        check(|c| (c[1].epoch, c[1].step_s, c[1].tokens_per_s) = (7, 0.5, 9.0), None);
+        check(|c| c[1].loss = f64::from_bits(c[1].loss.to_bits() + 1), Some("step 2: the loss is"));
+        check(|c| c[2].grad_norm = -0.0, Some("step 3: the gradient norm"));
+        check(|c| c[2].expert_load[1] = 5, Some("step 3: the load of the experts"));
+        check(|c| c[0].skipped = true, Some("step 1: (step, tokens, skipped)"));
+        check(|c| drop(c.remove(1)), Some("step 2: (step, tokens, skipped)"));
+        check(|c| drop(c.pop()), Some("has 2 steps, the undisturbed one 3"));
+    }
+
+    #[test]
+    fn one_flipped_bit_of_the_parameters_is_seen() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let file = |name: &str, bytes: &[u8]| -> Result<PathBuf> {
+            let path = dir.path().join(name);
+            std::fs::write(&path, bytes)?;
+            Ok(path)
+        };
+        let (left, same, other) = (file("l", &[1, 2])?, file("s", &[1, 2])?, file("o", &[1, 3])?);
+        assert_eq!(file_difference(&left, &same)?, None);
+        assert!(file_difference(&left, &other)?.is_some_and(|d| d.contains("final parameters differ")));
+        Ok(())
+    }
+}

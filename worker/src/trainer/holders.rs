@@ -1,0 +1,85 @@
+//! The copy that a place keeps of another's shard, and how it stays equal (design section 4.2).
+//!
+//! After the reduce-scatter every place sends the summed gradient of its shard to the shard's backup holder, and with it the digest of
+//! the shard as it is. So both holders have what the next update needs, *sealed* here until the step is committed or dropped, and a
+//! copy that differs (silent data corruption) is seen before anything is built on it.
+
+use std::sync::Arc;
+
+use toroid_torus::holders::{backup_of, guarded_by};
+use toroid_torus::job::JobSpec;
+use toroid_torus::partition::{partition, shard_position};
+
+use super::{Job, Shared};
+use crate::comm::{Channel, CommError, Links, Transfer};
+use crate::device::{Buffer, Device};
+use crate::optim::{HostShard, Shard};
+
+/// The other end of each of this place's two shards.
+pub(super) struct Holders<D: Device> {
+    /// Rank that keeps a copy of this place's shard.
+    pub backup: usize,
+    /// Rank whose shard this place keeps a copy of.
+    pub guarded: usize,
+    pub copy: Shard<D>,
+    /// `(shard_len)`: summed gradient of the copy's shard.
+    pub grads: D::Buf,
+}
+
+impl<D: Device> Holders<D> {
+    /// `None` where the job has one place or no redundancy. `load` brings the state of a shard that begins here.
+    pub fn new<E>(
+        device: &D,
+        spec: &JobSpec,
+        rank: usize,
+        load: impl FnOnce(&toroid_torus::partition::Partition, std::ops::Range<usize>) -> Result<HostShard, E>,
+    ) -> Result<Option<Holders<D>>, E> {
+        let both = backup_of(&spec.shape, rank).zip(guarded_by(&spec.shape, rank));
+        let Some((backup, guarded)) = both.filter(|_| spec.fault_tolerance.redundancy) else { return Ok(None) };
+        let place = spec.shape.place(guarded);
+        let partition = Arc::new(partition(&spec.model, &spec.shape, place.tp, place.pp));
+        let position = shard_position(&spec.shape, place.dp);
+        let range = position * partition.shard_len..(position + 1) * partition.shard_len;
+        let state = load(&partition, range.clone())?;
+        let grads = device.alloc(range.len());
+        let copy = Shard::from_host(device, partition, range, &state);
+        Ok(Some(Holders { backup, guarded, copy, grads }))
+    }
+}
+
+impl<D: Device + Clone> Job<D> {
+    /// Gives the summed gradient of this place's shard to the backup holder and takes that of the guarded shard. On return the next
+    /// update of both shards needs nothing more than the global sums.
+    pub(super) fn seal(&mut self, links: &mut Links, shared: &Shared) -> Result<(), CommError> {
+        let device = self.stage.device().clone();
+        if let Some(holders) = &mut self.holders {
+            shared.enter("seal");
+            let (own, expected) = (self.shard.digest(&device), holders.copy.digest(&device));
+            let mut found = [0; 32];
+            let Holders { backup, guarded, grads, .. } = holders;
+            let (backup, guarded, channel) = (*backup, *guarded, Channel::Backup);
+            device.with_host(self.stage.grads().view(self.shard.range.clone()), |sent| {
+                device.with_host_mut(grads.all_mut(), |received| {
+                    links.run(&mut [
+                        Transfer::Send { peer: backup, channel, data: bytemuck::cast_slice(sent) },
+                        Transfer::Send { peer: backup, channel, data: &own },
+                        Transfer::Recv { peer: guarded, channel, buf: bytemuck::cast_slice_mut(received) },
+                        Transfer::Recv { peer: guarded, channel, buf: &mut found },
+                    ])
+                })
+            })?;
+            if found != expected {
+                self.corrupt = Some(format!(
+                    "silent data corruption: after step {} the shard of rank {guarded} is {} there and {} in the copy of rank {}; \
+                     look at the memory and the processor of both",
+                    self.committed,
+                    blake3::Hash::from_bytes(found).to_hex(),
+                    blake3::Hash::from_bytes(expected).to_hex(),
+                    self.assignment.rank
+                ));
+            }
+        }
+        self.sealed = true;
+        Ok(())
+    }
+}

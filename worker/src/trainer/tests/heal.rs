@@ -1,0 +1,271 @@
+//! Deaths and healing without a coordinator: trainers in threads, links over TCP, a test that decides as the coordinator does.
+//!
+//! A death is what peers see of one: the place's links close, whatever it was doing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+
+use toroid_proto::StepRecord;
+use toroid_torus::holders::{backup_of, lost_shard};
+use toroid_torus::job::{self, JobSpec};
+
+use super::*;
+use crate::trainer::{Command, Emit, Happened, HealPlan, TrainerEvent, run};
+
+/// An event with the worker that it came from; a worker is a number for life, a rank is not.
+type Seen = (usize, TrainerEvent);
+
+/// No single wait may take longer.
+const HANG_GUARD: Duration = Duration::from_secs(60);
+
+struct Worker {
+    commands: Sender<Command>,
+    fence: Fence,
+    address: String,
+}
+
+/// The places of one job, and a test in the coordinator's role.
+struct Cluster<'a> {
+    spec: Arc<JobSpec>,
+    dir: &'a Path,
+    epoch: u64,
+    workers: Vec<Worker>,
+    /// By rank.
+    places: Vec<usize>,
+    emit: Sender<Seen>,
+    seen: Receiver<Seen>,
+    /// By step: what rank 0 reported.
+    curve: BTreeMap<u64, StepRecord>,
+    /// Workers that finished, with the epoch.
+    finished: BTreeSet<(u64, usize)>,
+}
+
+/// What a place reported in the present epoch.
+#[derive(Debug, Clone, Copy)]
+struct Report {
+    committed: u64,
+    has_state: bool,
+    sealed_next: bool,
+}
+
+impl<'a> Cluster<'a> {
+    fn start(spec: &JobSpec, dir: &'a Path) -> Cluster<'a> {
+        let (emit, seen) = channel();
+        let (spec, curve) = (Arc::new(spec.clone()), BTreeMap::new());
+        let mut cluster = Cluster {
+            spec,
+            dir,
+            epoch: 0,
+            workers: Vec::new(),
+            places: Vec::new(),
+            emit,
+            seen,
+            curve,
+            finished: BTreeSet::new(),
+        };
+        cluster.places = (0..cluster.spec.shape.world()).map(|_| cluster.add_worker()).collect();
+        cluster.begin_epoch(false);
+        cluster
+    }
+
+    fn add_worker(&mut self) -> usize {
+        let id = self.workers.len();
+        let listener = Listener::bind("127.0.0.1:0").expect("listen on loopback");
+        let address = listener.local_addr().to_string();
+        let environment = Environment {
+            listener,
+            shared: Arc::new(Shared::default()),
+            cache_dir: self.dir.join("cache"),
+            connect_timeout: Duration::from_secs(60),
+        };
+        let (commands, to_do) = channel();
+        let sender = Mutex::new(self.emit.clone());
+        let emit: Emit = Arc::new(move |event| drop(sender.lock().expect("not poisoned").send((id, event))));
+        std::thread::spawn(move || run(&CpuDevice::new(1), &environment, &to_do, &emit));
+        self.workers.push(Worker { commands, fence: Fence::new().expect("an eventfd"), address });
+        id
+    }
+
+    /// Fence, assign, report, decide, start.
+    fn begin_epoch(&mut self, heal: bool) {
+        self.epoch += 1;
+        let peers: BTreeMap<usize, PeerAddr> = self
+            .places
+            .iter()
+            .enumerate()
+            .map(|(rank, &id)| {
+                (rank, PeerAddr { worker_id: format!("w{id}"), address: self.workers[id].address.clone() })
+            })
+            .collect();
+        for (rank, &id) in self.places.iter().enumerate() {
+            let worker = &self.workers[id];
+            worker.fence.raise(self.epoch);
+            let assignment = Assignment {
+                job_id: "j".into(),
+                epoch: self.epoch,
+                rank,
+                spec: Arc::clone(&self.spec),
+                peers: peers.clone(),
+                link_key: [self.epoch as u8; 32],
+                checkpoint_root: self.dir.join("checkpoints").to_string_lossy().into_owned(),
+                restore_step: None,
+                heal,
+            };
+            worker.commands.send(Command::Prepare(Box::new(assignment), worker.fence.clone())).expect("it lives");
+        }
+        let reports = self.reports();
+        let heal = heal.then(|| decide(&self.spec, &reports));
+        for &id in &self.places {
+            let start = Command::Start { epoch: self.epoch, heal: heal.clone() };
+            self.workers[id].commands.send(start).expect("it lives");
+        }
+    }
+
+    fn reports(&mut self) -> Vec<Report> {
+        let mut reports = BTreeMap::new();
+        while reports.len() < self.places.len() {
+            let (id, event) = self.next();
+            let Happened::Prepared { committed_step, has_state, sealed_next, .. } = event.what else { continue };
+            if event.epoch == self.epoch {
+                reports.insert(id, Report { committed: committed_step, has_state, sealed_next });
+            }
+        }
+        self.places.iter().map(|id| reports[id]).collect()
+    }
+
+    fn next(&mut self) -> Seen {
+        let (id, event) = self.seen.recv_timeout(HANG_GUARD).expect("nothing happens any more");
+        match &event.what {
+            Happened::Committed { record: Some(record), .. } => {
+                let timeless = StepRecord { tokens_per_s: 0.0, step_s: 0.0, epoch: 0, ..(**record).clone() };
+                let known = self.curve.insert(record.step, timeless.clone());
+                assert!(
+                    known.is_none_or(|known| known == timeless),
+                    "step {} was reported twice, differently",
+                    record.step
+                );
+            }
+            Happened::Finished { .. } => drop(self.finished.insert((event.epoch, id))),
+            Happened::Failed { error, .. } => panic!("worker {id} failed: {error}"),
+            _ => {}
+        }
+        (id, event)
+    }
+
+    /// Waits until the worker of `rank` says that it has committed `step`.
+    fn wait_for(&mut self, rank: usize, step: u64) {
+        loop {
+            let (id, event) = self.next();
+            let is_it = matches!(event.what, Happened::Committed { step: s, .. } if s >= step);
+            let is_over = matches!(event.what, Happened::Finished { .. });
+            if id == self.places[rank] && (is_it || is_over) {
+                return;
+            }
+        }
+    }
+
+    /// The workers of these ranks die, and new ones take their places.
+    fn replace(&mut self, ranks: &BTreeSet<usize>) {
+        for &rank in ranks {
+            let worker = &self.workers[self.places[rank]];
+            worker.fence.raise(u64::MAX);
+            worker.commands.send(Command::Drop { epoch: u64::MAX }).expect("it lives");
+        }
+        for &rank in ranks {
+            self.places[rank] = self.add_worker();
+        }
+        self.begin_epoch(true);
+    }
+
+    /// Trains to the end, and returns the curve.
+    fn finish(mut self) -> BTreeMap<u64, StepRecord> {
+        let finished = |c: &Cluster<'_>| c.places.iter().all(|id| c.finished.contains(&(c.epoch, *id)));
+        while !finished(&self) {
+            self.next();
+        }
+        self.curve
+    }
+}
+
+/// As the coordinator does, see design section 5.3.
+fn decide(spec: &JobSpec, reports: &[Report]) -> HealPlan {
+    let newcomers: BTreeSet<usize> = (0..reports.len()).filter(|r| !reports[*r].has_state).collect();
+    assert_eq!(lost_shard(&spec.shape, &newcomers), None, "a test of healing leaves one holder of each shard");
+    let survivors = || reports.iter().enumerate().filter(|(_, r)| r.has_state);
+    let step = survivors().map(|(_, r)| r.committed).max().expect("somebody survives");
+    for (rank, r) in survivors() {
+        assert!(
+            r.committed == step || (r.committed + 1 == step && r.sealed_next),
+            "T-2: rank {rank} is at {r:?}, step {step}"
+        );
+    }
+    let source = survivors().find(|(_, r)| r.committed == step).map(|(rank, _)| rank).expect("the highest");
+    HealPlan { step, source, newcomers }
+}
+
+fn spec((tp, pp, dp): (usize, usize, usize), text: &Path) -> JobSpec {
+    job::parse(&format!(
+        "steps = 12\nseed = 3\n[model]\nlayers = 4\nd_model = 32\nhead_dim = 8\nff = 32\nseq = 32\n\
+         [shape]\ntp = {tp}\npp = {pp}\ndp = {dp}\n[batch]\nmicro_batch = 2\nglobal = 16\n\
+         [optimizer]\nlr = 3e-3\nwarmup = 2\n[data]\npath = {text:?}\nvalidation = 0.1\n[eval]\nmicro_batches = 4\ninterval = 3\n",
+    ))
+    .expect("a valid job")
+}
+
+/// Runs a job once undisturbed and then with `deaths`, each `(rank that is watched, step, ranks that die then)`; T-4: the curves are
+/// equal to the bit.
+fn check(shape: (usize, usize, usize), deaths: &[(usize, u64, BTreeSet<usize>)]) {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let text = dir.path().join("text.txt");
+    std::fs::write(&text, include_str!("heal.rs")).expect("write the text");
+    let spec = spec(shape, &text);
+    let undisturbed = Cluster::start(&spec, dir.path()).finish();
+    assert_eq!(undisturbed.len(), 12);
+    let mut cluster = Cluster::start(&spec, dir.path());
+    for (watched, step, ranks) in deaths {
+        cluster.wait_for(*watched, *step);
+        cluster.replace(ranks);
+    }
+    assert_eq!(cluster.finish(), undisturbed, "{shape:?} {deaths:?}");
+}
+
+fn one(rank: usize) -> BTreeSet<usize> {
+    BTreeSet::from([rank])
+}
+
+#[test]
+fn t4_every_rank_may_die_on_every_shape() {
+    for shape in [(1, 1, 2), (1, 1, 4), (2, 1, 2), (1, 2, 2), (2, 2, 2), (2, 2, 1), (1, 2, 1), (4, 1, 1)] {
+        let world = shape.0 * shape.1 * shape.2;
+        // Each death is seen from another rank and comes at another step, so that it falls into another part of a step.
+        let deaths: Vec<_> = (0..world).map(|rank| ((rank + 1) % world, 1 + rank as u64, one(rank))).collect();
+        check(shape, &deaths);
+    }
+}
+
+#[test]
+fn t3_workers_that_share_no_shard_may_die_together() {
+    check((1, 1, 4), &[(1, 3, BTreeSet::from([0, 2])), (0, 6, BTreeSet::from([1, 3]))]);
+    check((2, 2, 2), &[(3, 2, BTreeSet::from([0, 1, 4, 5])), (0, 5, BTreeSet::from([2, 7, 4, 1]))]);
+}
+
+#[test]
+fn a_death_while_another_is_healed() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let text = dir.path().join("text.txt");
+    std::fs::write(&text, include_str!("heal.rs")).expect("write the text");
+    let spec = spec((2, 1, 4), &text);
+    let undisturbed = Cluster::start(&spec, dir.path()).finish();
+    let mut cluster = Cluster::start(&spec, dir.path());
+    for round in 0..4 {
+        cluster.wait_for(0, 2 + 2 * round);
+        cluster.replace(&one(3));
+        // At once, before the newcomer can have its shards: a rank that holds none of them.
+        let holders = [3, backup_of(&spec.shape, 3).expect("dp 4")];
+        let other = (0..8).rev().find(|r| !holders.contains(r) && backup_of(&spec.shape, *r) != Some(3)).expect("one");
+        cluster.replace(&one(other));
+    }
+    assert_eq!(cluster.finish(), undisturbed);
+}
