@@ -104,18 +104,22 @@ impl Job {
         }
     }
 
-    /// Another place was lost before the newcomers had their shards: a moved worker that is still there has its place again, since
-    /// what it holds may be the only copy. It is moved once the job is whole. After `Start` the survivors go on without it.
-    pub fn take_back_moved(&mut self, cx: &mut Context<'_>) {
-        if self.live.phase != Phase::Preparing {
-            return;
+    /// The newcomers do not have their shards, and another holder was lost: a moved worker that is still there has its place again, since
+    /// what it holds may be the only copy. It is moved once the job is whole. After `Start` the survivors go on without it. Says
+    /// whether there was one.
+    pub fn take_back_moved(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.live.phase != Phase::Preparing || !self.can_heal() {
+            return false;
         }
+        let mut is_back = false;
         for (worker, rank) in std::mem::take(&mut self.live.moved) {
             if cx.pool.get(&worker).is_none() {
                 continue;
             }
             let newcomer = self.record.places[rank].replace(worker.clone());
-            let text = format!("{worker} has rank {rank} again: another place was lost before its shards were copied");
+            let text = format!(
+                "{worker} has rank {rank} again: what else there is of its shards was lost before they were copied"
+            );
             if let Some(newcomer) = newcomer {
                 self.stop_worker(cx, &newcomer, &text);
                 cx.pool.set_place(&newcomer, None);
@@ -126,7 +130,9 @@ impl Job {
             self.record.absent.remove(&rank);
             cx.pool.set_place(&worker, Some((self.record.id.clone(), rank)));
             self.record.draining.insert(worker);
+            is_back = true;
         }
+        is_back
     }
 
     pub fn stop_worker(&self, cx: &mut Context<'_>, worker: &str, reason: &str) {

@@ -165,6 +165,7 @@ impl Job {
     /// What was computed since the newest checkpoint is made again.
     fn go_back(&mut self, cx: &mut Context<'_>) {
         let restore_step = self.record.last_checkpoint().map_or(0, |c| c.step);
+        self.release_moved(cx);
         self.record.has_state = false;
         self.record.restore_step = restore_step;
         self.cut_curve(cx, restore_step);
@@ -259,6 +260,7 @@ impl Job {
                 self.cut_curve(cx, step);
                 self.start(cx, step, Some(Heal { step, source, newcomers }), &reason);
             }
+            Resume::Restore { .. } if self.take_back_moved(cx) => cx.out.unsettled = true,
             Resume::Restore { step, reason } => {
                 self.incident_reported(step);
                 self.record.has_state = false;

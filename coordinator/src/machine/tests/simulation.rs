@@ -2,8 +2,9 @@
 //!
 //! A seed decides everything: arrivals, deaths, hangs, drains, steps and heals that only some get through, delays of each message,
 //! late messages of older epochs, full disks, broken links, kills of the coordinator. Then the faults end, and each job must come to its end. A failure prints the seed and its
-//! story; `TOROID_SEED=<n>` replays one.
+//! story; `TOROID_SEED=<n>` replays one, `TOROID_SEEDS=<n>` tries as many.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 
 use super::world::{LIMITS, World, job_file};
-use crate::machine::record::State;
+use crate::machine::record::{Record, State};
 use crate::machine::{Input, RequestId};
 
 const NUM_SEEDS: u64 = 2000;
@@ -307,8 +308,17 @@ fn epoch_of(body: &FromWorker) -> Option<(&str, u64)> {
     }
 }
 
-/// The states that the jobs end in. A panic is passed on after its story.
-fn simulate(seed: u64) -> Vec<State> {
+/// What came of a seed.
+#[derive(Debug, Default)]
+struct Tally {
+    num_jobs: usize,
+    num_done: usize,
+    /// Incidents by what was done about them.
+    rungs: BTreeMap<&'static str, usize>,
+}
+
+/// A panic is passed on after its story.
+fn simulate(seed: u64, tally: &mut Tally) {
     let mut simulation = Simulation::new(seed);
     let run = catch_unwind(AssertUnwindSafe(|| {
         (0..NUM_EVENTS).for_each(|_| simulation.event());
@@ -318,25 +328,35 @@ fn simulate(seed: u64) -> Vec<State> {
         eprintln!("{}\nreplay with TOROID_SEED={seed}", simulation.world.story.join("\n"));
         resume_unwind(panic);
     }
-    simulation.world.machine.jobs().map(|j| j.state).collect()
+    for job in simulation.world.machine.jobs() {
+        tally.num_jobs += 1;
+        tally.num_done += usize::from(job.state == State::Done);
+    }
+    for record in simulation.world.store.values() {
+        if let Record::Incident(incident) = record {
+            *tally.rungs.entry(incident.rung.name()).or_default() += 1;
+        }
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|e| panic!("{variable} = `{text}` is not a number: {e}")))
 }
 
 #[test]
 fn invariants_hold_and_jobs_end_whatever_happens() {
-    let one = std::env::var("TOROID_SEED").ok().map(|s| s.parse().expect("TOROID_SEED is a number"));
-    let seeds = one.map_or(0..NUM_SEEDS, |seed: u64| seed..seed + 1);
-    let mut num_done = 0;
-    let mut num_jobs = 0;
-    for seed in seeds.clone() {
-        let states = simulate(seed);
-        num_jobs += states.len();
-        num_done += states.iter().filter(|s| **s == State::Done).count();
+    let all = 0..number("TOROID_SEEDS").unwrap_or(NUM_SEEDS);
+    let seeds = number("TOROID_SEED").map_or(all, |seed| seed..seed + 1);
+    let mut tally = Tally::default();
+    seeds.clone().for_each(|seed| simulate(seed, &mut tally));
+    if seeds.end - seeds.start < NUM_SEEDS {
+        return;
     }
-    let is_all = seeds.end - seeds.start > 1;
-    assert!(
-        !is_all || num_done * 2 > num_jobs,
-        "only {num_done} of {num_jobs} jobs were done: the faults are too many"
-    );
+    assert!(tally.num_done * 2 > tally.num_jobs, "the faults are too many: {tally:?}");
+    for rung in ["spare", "restart", "reconnect", "restore", "drain"] {
+        assert!(tally.rungs.get(rung).is_some_and(|n| *n > 20), "{rung} is hardly tried: {tally:?}");
+    }
 }
 
 #[test]

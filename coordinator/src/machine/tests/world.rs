@@ -40,8 +40,10 @@ pub struct World {
     pub num_outputs: usize,
     /// Step of what jobs resume from; 0: nothing.
     pub resume_step: u64,
-    /// Highest step that anyone has committed since the state was last loaded, by job.
-    committed: BTreeMap<String, u64>,
+    /// Highest step that anyone has committed, by job and epoch.
+    committed: BTreeMap<(String, u64), u64>,
+    /// The epoch in which the state was last loaded, by job.
+    loaded: BTreeMap<String, u64>,
     next_stream: u64,
     next_request: u64,
 }
@@ -72,6 +74,7 @@ impl World {
             num_outputs: 0,
             resume_step: 0,
             committed: BTreeMap::new(),
+            loaded: BTreeMap::new(),
             next_stream: 0,
             next_request: 0,
         };
@@ -281,8 +284,7 @@ impl World {
         if !has_sealed {
             return false;
         }
-        let highest = self.committed.entry(job.into()).or_default();
-        *highest = (*highest).max(newest + 1);
+        self.committed.insert((job.into(), self.work(&group[0]).epoch), newest + 1);
         self.each(&all, &mut chosen, |worker, disk| worker.commit(disk))
     }
 
@@ -408,6 +410,9 @@ impl World {
         if let (Record::Job(new), Some(Record::Job(old))) = (&record, self.store.get(&record.key())) {
             check_succession(old, new);
             self.check_survival(old, new);
+            if new.has_state && !old.has_state {
+                self.loaded.insert(new.id.clone(), new.epoch);
+            }
             for checkpoint in new.checkpoints.iter().filter(|c| !old.checkpoints.contains(c)) {
                 let key = (new.id.clone(), checkpoint.step);
                 let world = new.spec.shape.world();
@@ -464,7 +469,10 @@ impl World {
             let follows = work.committed == heal.step || work.committed + 1 == heal.step && work.sealed;
             assert!(follows, "T-2: rank {} is at {} and is to go on from {}", work.rank, work.committed, heal.step);
         }
-        let highest = self.committed.get(&m.job_id).copied().unwrap_or(0);
+        // Workers that the coordinator took for dead may go on among themselves; a restore leaves them behind (T-1).
+        let since = (m.job_id.clone(), self.loaded.get(&m.job_id).copied().unwrap_or(0));
+        let epochs = self.committed.range(since..(m.job_id.clone(), m.epoch));
+        let highest = epochs.map(|(_, step)| *step).max().unwrap_or(0);
         assert!(heal.step + 1 >= highest, "T-3: step {highest} was committed, all go on from {}", heal.step);
     }
 
@@ -486,7 +494,7 @@ impl World {
     }
 
     /// What is sent agrees with what is stored (T-8).
-    fn check_sent(&mut self, stream: StreamId, body: &ToWorker) {
+    fn check_sent(&self, stream: StreamId, body: &ToWorker) {
         let worker = self.workers.values().find(|w| w.stream == Some(stream)).map(|w| w.id.as_str());
         match body {
             ToWorker::Assign(m) => {
@@ -500,10 +508,8 @@ impl World {
             // One input may repeat what was said in an epoch and then begin the next, which is stored by then.
             ToWorker::Start(m) => {
                 assert!(self.stored(&m.job_id).epoch >= m.epoch, "T-8");
-                match &m.heal {
-                    Some(heal) => self.check_heal(m, heal),
-                    // Loaded, or begun anew.
-                    None => drop(self.committed.insert(m.job_id.clone(), self.stored(&m.job_id).restore_step)),
+                if let Some(heal) = &m.heal {
+                    self.check_heal(m, heal);
                 }
             }
             ToWorker::CheckpointAt(m) => {
