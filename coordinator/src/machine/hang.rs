@@ -100,7 +100,14 @@ mod tests {
     #[test]
     fn who_gets_on_is_slow_and_does_not_hang() {
         check(&[&[1], &[]], &[1], Verdict::Nobody);
-        check(&[&[], &[]], &[], Verdict::Nobody);
+        check(&[&[], &[]], &[1], Verdict::Nobody);
+    }
+
+    #[test]
+    fn where_all_hang_nobody_is_left_to_wait() {
+        check(&[&[], &[]], &[], Verdict::Root { rank: 0, waiters: vec![] });
+        check(&[&[]], &[], Verdict::Root { rank: 0, waiters: vec![] });
+        check(&[&[]], &[0], Verdict::Nobody);
     }
 
     #[test]
