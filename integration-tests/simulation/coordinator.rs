@@ -410,7 +410,7 @@ impl World {
         let trains = |r: &&JobRecord| {
             r.places.iter().all(|w| {
                 let worker = w.as_deref().and_then(|w| self.workers.get(&pid_of(w)));
-                worker.is_some_and(|w| w.backlog.is_none() && w.trainer.is_training_in(&r.id, r.epoch))
+                worker.is_some_and(|w| w.backlog.is_none() && w.trainer.is_training_in(&r.id, r.epoch, &self.env.net))
             })
         };
         let steps = self.records().filter(|r| r.state.is_placed()).filter(trains);

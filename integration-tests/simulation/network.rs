@@ -265,6 +265,10 @@ impl Network {
         link.incarnation
     }
 
+    pub fn is_open(&self, a: Pid, b: Pid, incarnation: u64) -> bool {
+        self.links.get(&(a.min(b), a.max(b))).is_some_and(|l| l.is_open && l.incarnation == incarnation)
+    }
+
     pub fn send_frame(&mut self, from: Pid, to: Pid, incarnation: u64, frame: Frame) {
         let delay = self.delay();
         let now = self.now;

@@ -20,7 +20,7 @@ use toroid_torus::manifest::ShardFile;
 use toroid_worker::trainer::{Assignment, Happened, HealPlan, TrainerEvent};
 
 use crate::arithmetic;
-use crate::network::{AtWorker, MS, Micros, Pid};
+use crate::network::{AtWorker, MS, Micros, Network, Pid};
 use crate::planted::Plant;
 use crate::world::Env;
 
@@ -158,6 +158,7 @@ pub struct Trainer {
     last_event: Micros,
     pub shared: Shared,
     is_fence_seen: bool,
+    is_hung: bool,
 }
 
 impl Trainer {
@@ -172,6 +173,7 @@ impl Trainer {
             last_event: 0,
             shared: Shared::default(),
             is_fence_seen: false,
+            is_hung: false,
         }
     }
 
@@ -203,11 +205,12 @@ impl Trainer {
         }
     }
 
-    /// Makes steps of this epoch, or has made all of them.
-    pub fn is_training_in(&self, job: &str, epoch: u64) -> bool {
+    /// Makes steps of this epoch and can go on with it, or has made all of them.
+    pub fn is_training_in(&self, job: &str, epoch: u64, net: &Network) -> bool {
         let is_present = |j: &&Job| j.assignment.job_id == job && j.assignment.epoch == epoch;
-        let goes_on = |j: &Job| j.phase.is_waiting_for_peers() || j.phase == Phase::Finished;
-        self.job.as_ref().filter(is_present).is_some_and(goes_on)
+        let is_linked = |j: &Job| j.links.values().all(|(peer, n)| net.is_open(self.pid, *peer, *n));
+        let goes_on = |j: &Job| j.phase.is_waiting_for_peers() && is_linked(j) || j.phase == Phase::Finished;
+        !self.is_hung && self.job.as_ref().filter(is_present).is_some_and(goes_on)
     }
 
     /// What it computes now never ends; says whether it computes anything.
@@ -216,6 +219,7 @@ impl Trainer {
         if computes {
             self.num_busy += 1;
             self.busy = Some((Busy::Compute, self.num_busy));
+            self.is_hung = true;
         }
         computes
     }
