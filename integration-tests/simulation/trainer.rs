@@ -501,9 +501,8 @@ impl Trainer {
             Some(state) => state.sealed = None,
         }
         env.truth.healed(&job.assignment, heal.step, job.committed());
-        if rank == 0 && heal.newcomers.contains(&rank) {
-            self.report_history(env);
-        }
+        let num = if heal.newcomers.contains(&rank) { HISTORY_MAX } else { 1 };
+        self.report_history(num, env);
         if heal.newcomers.contains(&rank) && self.shared.commit(heal.step) {
             self.write_checkpoint(env);
         }
@@ -511,11 +510,14 @@ impl Trainer {
         true
     }
 
-    /// A new rank 0 says again what the old one may not have said.
-    fn report_history(&mut self, env: &mut Env) {
+    /// Rank 0 says the newest `num` steps again, a new one what the old one may not have said.
+    fn report_history(&mut self, num: usize, env: &mut Env) {
         let job = self.job.as_ref().expect("a newcomer has a job");
+        if job.assignment.rank != 0 {
+            return;
+        }
         let history = job.state.as_ref().map(|s| s.history.clone()).unwrap_or_default();
-        for (step, sums) in history {
+        for (step, sums) in history.iter().skip(history.len().saturating_sub(num)).copied() {
             let record = Some(Box::new(self.job.as_ref().expect("as above").record(step, sums, env)));
             self.report(Happened::Committed { step, record }, env);
         }

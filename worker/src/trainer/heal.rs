@@ -75,12 +75,16 @@ impl<D: Device + Clone> Job<D> {
         // Whatever was sealed beyond is made again.
         self.sealed = false;
         self.pull_shards(links, plan)?;
+        if self.has_state && !behind {
+            // The coordinator may have taken this step's record back when an epoch began that was to go on without it.
+            self.report_history(1, emit);
+        }
         if !self.has_state {
             self.committed = plan.step;
             self.start_step = None;
             self.history = history.into_iter().collect();
             self.has_state = true;
-            self.report_history(emit);
+            self.report_history(HISTORY, emit);
             // Checkpoints that were asked for since the start stay asked for, and that of this very step is due.
             if shared.commit(plan.step) {
                 self.write_checkpoint(emit);
@@ -154,12 +158,12 @@ impl<D: Device + Clone> Job<D> {
         Ok(())
     }
 
-    /// A new rank 0 says again what the old one may not have said.
-    fn report_history(&self, emit: &Emit) {
+    /// Rank 0 says the newest `num` steps again, a new one what the old one may not have said.
+    fn report_history(&self, num: usize, emit: &Emit) {
         if self.assignment.rank != 0 {
             return;
         }
-        for (step, totals) in &self.history {
+        for (step, totals) in self.history.iter().skip(self.history.len().saturating_sub(num)) {
             let record = Some(Box::new(self.record(*step, totals)));
             emit(self.assignment.event(Happened::Committed { step: *step, record }));
         }
