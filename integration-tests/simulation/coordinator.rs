@@ -454,9 +454,14 @@ fn succession(old: &JobRecord, new: &JobRecord) -> Option<String> {
     if new.high_step < old.high_step {
         return Some(format!("T-2: {id} knew of step {} and knows of {} now", old.high_step, new.high_step));
     }
+    // A newcomer makes room for the drained worker whose place it was to take, where that holds the only copy.
+    let num_new = (new.num_events - old.num_events) as usize;
+    let displaced = new.events.iter().rev().take(num_new).filter(|e| e.kind == "worker.displaced");
+    let displaced: BTreeSet<&str> = displaced.map(|e| e.worker.as_str()).collect();
     let moved = |(rank, worker): (usize, &Option<String>)| {
-        let now = new.places.iter().position(|w| w.is_some() && w == worker);
-        now.filter(|now| *now != rank).map(|now| format!("T-7: {worker:?} of rank {rank} of {id} has rank {now}"))
+        let worker = worker.as_deref().filter(|w| !displaced.contains(w))?;
+        let now = new.places.iter().position(|w| w.as_deref() == Some(worker)).filter(|now| *now != rank)?;
+        Some(format!("T-7: {worker} of rank {rank} of {id} has rank {now}"))
     };
     old.places.iter().enumerate().find_map(moved)
 }

@@ -15,7 +15,7 @@ use toroid_torus::holders::{backup_of, guarded_by};
 
 use super::holders::Holders;
 use super::step::Totals;
-use super::{Assignment, Emit, Happened, HealPlan, Job, Shared, StepError, TrainerEvent};
+use super::{Assignment, Emit, Happened, HealPlan, Job, Shared, StepError};
 use crate::comm::{Channel, Links, Transfer, global_sum};
 use crate::device::{Buffer, Device};
 use crate::optim::{HostShard, Shard};
@@ -34,14 +34,13 @@ impl<D: Device + Clone> Job<D> {
 
     /// The survivor's part of a new epoch: keeps everything and says what it holds.
     pub(super) fn rejoin(mut self, assignment: Assignment, shared: &Shared, emit: &Emit) -> Job<D> {
-        let epoch = assignment.epoch;
         self.assignment = assignment;
         self.corrupt = None;
         // A forward whose backward never came leaves its slot full.
         self.stage.clear_slots();
         shared.reset(self.committed);
         shared.enter("wait for start");
-        emit(TrainerEvent { epoch, what: self.report() });
+        emit(self.assignment.event(self.report()));
         self
     }
 
@@ -160,10 +159,9 @@ impl<D: Device + Clone> Job<D> {
         if self.assignment.rank != 0 {
             return;
         }
-        let epoch = self.assignment.epoch;
         for (step, totals) in &self.history {
             let record = Some(Box::new(self.record(*step, totals)));
-            emit(TrainerEvent { epoch, what: Happened::Committed { step: *step, record } });
+            emit(self.assignment.event(Happened::Committed { step: *step, record }));
         }
     }
 }
