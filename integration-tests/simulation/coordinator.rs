@@ -102,7 +102,7 @@ impl World {
         self.env.is_coordinator_up = false;
         self.env.is_coordinator_awake = false;
         for stream in coordinator.connections.keys() {
-            self.env.net.to_worker(*stream, |stream| AtWorker::StreamClosed { stream });
+            self.env.net.send_to_worker(*stream, |stream| AtWorker::StreamClosed { stream });
         }
         self.watch_absence();
         self.env.net.push(down, Event::CoordinatorStarts);
@@ -238,14 +238,14 @@ impl World {
                     }
                     self.check_sent(stream, &body);
                     let body = Box::new(body);
-                    self.env.net.to_worker(stream, |stream| AtWorker::Message { stream, body });
+                    self.env.net.send_to_worker(stream, |stream| AtWorker::Message { stream, body });
                 }
             }
             Output::Close { stream, reason } => {
                 let closed = self.coordinator.as_mut().and_then(|c| c.connections.remove(&stream));
                 if let Some(pid) = closed {
                     self.env.tell(|| format!("the coordinator closes the stream of w{pid}: {reason}"));
-                    self.env.net.to_worker(stream, |stream| AtWorker::StreamClosed { stream });
+                    self.env.net.send_to_worker(stream, |stream| AtWorker::StreamClosed { stream });
                 }
             }
             Output::Reply { request, reply } => drop(self.replies.insert(request, reply)),
