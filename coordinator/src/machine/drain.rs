@@ -10,7 +10,7 @@ use proto::coordinator_message::Body;
 use toroid_proto as proto;
 
 use super::incident::Sighting;
-use super::job::{Job, Phase};
+use super::job::{Job, Moved};
 use super::record::SeenBy;
 use super::recovery::Loss;
 use super::{Context, Machine, Now, Reply, RequestError, RequestId};
@@ -88,7 +88,7 @@ impl Job {
         let host = cx.pool.get(&worker).map(|w| w.register.host.clone()).unwrap_or_default();
         cx.pool.set_place(&worker, None);
         cx.pool.retire(&worker);
-        self.live.moved.push((worker.clone(), rank));
+        self.live.moved.push(Moved { worker: worker.clone(), rank, is_started: false });
         let (by, why) = (SeenBy::Drain, "is drained".to_string());
         let cause = format!("{worker} (rank {rank}) {why}");
         self.worker_event(cx, "worker.drained", cause.clone(), &worker);
@@ -99,21 +99,23 @@ impl Job {
 
     /// Nothing that the moved workers hold is needed any more.
     pub fn release_moved(&mut self, cx: &mut Context<'_>) {
-        for (worker, _) in std::mem::take(&mut self.live.moved) {
+        for Moved { worker, .. } in std::mem::take(&mut self.live.moved) {
             self.stop_worker(cx, &worker, "its place was moved");
         }
     }
 
-    /// The newcomers do not have their shards, and another holder was lost: a moved worker that is still there has its place again, since
-    /// what it holds may be the only copy. It is moved once the job is whole. After `Start` the survivors go on without it. Says
-    /// whether there was one.
-    pub fn take_back_moved(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.live.phase != Phase::Preparing || !self.can_heal() {
-            return false;
-        }
+    /// Another holder was lost: those of the moved workers that are still there have their places again, unless the newcomer says that
+    /// it has its shards, since what a moved one holds may be the only copy. It is moved once the job is whole. Where an epoch was
+    /// started without it, its copy may be behind: it is asked for only when the reports show that nothing else is left. Says whether
+    /// there was one.
+    pub fn take_back_moved(&mut self, cx: &mut Context<'_>, is_asked: impl Fn(&Moved) -> bool) -> bool {
         let mut is_back = false;
-        for (worker, rank) in std::mem::take(&mut self.live.moved) {
-            if cx.pool.get(&worker).is_none() {
+        let (asked, kept) =
+            std::mem::take(&mut self.live.moved).into_iter().partition::<Vec<_>, _>(|moved| is_asked(moved));
+        self.live.moved = kept;
+        for Moved { worker, rank, .. } in asked {
+            let has_state = self.live.prepared.get(&rank).is_some_and(|p| p.has_state);
+            if has_state || cx.pool.get(&worker).is_none() {
                 continue;
             }
             let newcomer = self.record.places[rank].replace(worker.clone());

@@ -261,7 +261,7 @@ impl Job {
                 self.cut_curve(cx, step);
                 self.start(cx, step, Some(Heal { step, source, newcomers }), &reason);
             }
-            Resume::Restore { .. } if self.take_back_moved(cx) => cx.out.unsettled = true,
+            Resume::Restore { .. } if self.take_back_moved(cx, |_| true) => cx.out.unsettled = true,
             Resume::Restore { step, reason } => {
                 self.incident_reported(step);
                 self.record.has_state = false;
@@ -310,6 +310,7 @@ impl Job {
         let is_heal = heal.is_some();
         self.record.heal = heal;
         self.record.has_state = true;
+        self.live.moved.iter_mut().for_each(|moved| moved.is_started = true);
         self.live.base_step = base_step;
         self.live.committed.fill(base_step);
         self.live.phase = Phase::Started;

@@ -92,7 +92,9 @@ impl Job {
             self.count_death(cx, rank, &worker, &why);
         }
         self.live.losses.push(Loss { rank, worker, host, by, why, had_spare });
-        self.take_back_moved(cx);
+        if self.live.phase == Phase::Preparing && self.can_heal() {
+            self.take_back_moved(cx, |moved| !moved.is_started);
+        }
         cx.out.unsettled = true;
     }
 
@@ -257,13 +259,15 @@ impl Job {
         }
         let standings: Vec<hang::Standing> = self.live.activity.iter().map(|a| a.standing(now, timeout)).collect();
         match hang::culprit(&standings) {
+            // The only place of a job, or all of them: nobody is left to wait.
+            Verdict::Nobody if self.all_hang(cx) => {
+                let why = format!("hangs in {}: no place does anything else any more", self.live.activity[0].operation);
+                self.lose_hanging(cx, 0, why);
+            }
             Verdict::Nobody => {}
             Verdict::Root { rank, waiters } => {
                 let operation = &self.live.activity[rank].operation;
-                let why = match waiters.as_slice() {
-                    [] => format!("hangs in {operation}: no step is committed any more"),
-                    waiters => format!("hangs in {operation}: {} wait for it", in_words(waiters)),
-                };
+                let why = format!("hangs in {operation}: {} wait for it", in_words(&waiters));
                 self.lose_hanging(cx, rank, why);
             }
             Verdict::Cycle { ranks } => {
@@ -279,12 +283,18 @@ impl Job {
         let (now, timeout) = (cx.now.monotonic, cx.config.limits.failure_timeout);
         for rank in 0..self.world() {
             let activity = &self.live.activity[rank];
-            let is_known = !activity.operation.is_empty() && activity.operation != PREPARE;
-            if is_known && activity.is_stuck(now, timeout) && !self.live.prepared.contains_key(&rank) {
+            let has_turned = activity.operation == PREPARE || self.live.prepared.contains_key(&rank);
+            if activity.is_stuck(now, timeout) && !has_turned {
                 let why = format!("hangs in {}: it does not turn to epoch {}", activity.operation, self.record.epoch);
                 self.lose_hanging(cx, rank, why);
             }
         }
+    }
+
+    /// Far beyond what any step takes: a machine that is slow for everyone is no reason for a new epoch.
+    fn all_hang(&self, cx: &Context<'_>) -> bool {
+        let limit = 2 * cx.config.limits.checkpoint();
+        self.live.activity.iter().all(|a| a.waits_for.is_empty() && a.is_stuck(cx.now.monotonic, limit))
     }
 
     fn lose_hanging(&mut self, cx: &mut Context<'_>, rank: usize, why: String) {
@@ -330,8 +340,9 @@ impl Activity {
         self.waits_for = message.waits_for.iter().map(|r| *r as usize).collect();
     }
 
+    /// Who has not said in this epoch what it does may do anything.
     fn is_stuck(&self, now: Duration, limit: Duration) -> bool {
-        now >= self.since + limit
+        !self.operation.is_empty() && now >= self.since + limit
     }
 
     fn standing(&self, now: Duration, limit: Duration) -> hang::Standing {

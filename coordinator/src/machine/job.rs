@@ -33,6 +33,15 @@ pub(super) enum Phase {
     Started,
 }
 
+/// A worker whose place was moved.
+#[derive(Debug)]
+pub(super) struct Moved {
+    pub worker: String,
+    pub rank: usize,
+    /// An epoch without it was started: the newcomer may have the shards by now, and may even be a step further.
+    pub is_started: bool,
+}
+
 /// What is known at the moment; a restart finds it out again from the workers.
 #[derive(Debug)]
 pub(super) struct Live {
@@ -56,8 +65,8 @@ pub(super) struct Live {
     pub activity: Vec<Activity>,
     /// If no step is committed until then, somebody hangs.
     pub hang_at: Option<Duration>,
-    /// Workers whose places were moved, and from where, until the epoch without them is healed.
-    pub moved: Vec<(String, usize)>,
+    /// Until the epoch without them is healed.
+    pub moved: Vec<Moved>,
     /// Workers that failed at this job: others come first.
     pub avoid: BTreeSet<String>,
     /// Workers that have other data or another model: never, until they register anew.

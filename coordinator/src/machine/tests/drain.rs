@@ -5,6 +5,7 @@ use std::time::Duration;
 use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 
+use super::worker::STEP_S;
 use super::world::{LIMITS, World, job_file};
 use crate::machine::record::State;
 use crate::machine::{Input, Reply, RequestError};
@@ -214,4 +215,27 @@ fn who_waits_for_nobody_is_not_blamed_and_a_validation_may_take_longer() {
     world.pass(Duration::from_secs(1));
     world.train(&job, 1);
     assert_eq!(world.record(&job).epoch, 1);
+}
+
+#[test]
+fn where_all_hang_the_first_is_replaced_after_a_long_while() {
+    let (mut world, job) = running(1, "");
+    world.pass(LIMITS.checkpoint() * 2 + LIMITS.hang(Some(STEP_S)) * 3);
+    let record = world.record(&job);
+    assert_eq!((record.places[0].as_deref(), record.epoch), (Some("d"), 2));
+    assert!(world.has_event(&job, "worker.lost", "no place does anything else any more"));
+}
+
+#[test]
+fn who_hangs_in_the_older_epoch_does_not_keep_the_next_from_beginning() {
+    let (mut world, job) = running(2, "");
+    hang(&mut world, "b", "forward");
+    world.pass(Duration::from_secs(1));
+    world.kill("a");
+    world.pass(LIMITS.hang(Some(STEP_S)) * 2);
+    let record = world.record(&job);
+    assert!(record.rank_of("b").is_none(), "{:?}", record.places);
+    assert!(world.has_event(&job, "worker.lost", "hangs in forward: it does not turn to epoch 2"));
+    world.train(&job, 1);
+    assert_eq!(world.view(&job).lost_steps, 0);
 }

@@ -242,6 +242,10 @@ impl Worker {
         }
         let (committed_step, has_state, sealed_next) = (work.committed, work.has_state, work.sealed);
         self.work = Some(work);
+        // Who waits for others is woken by the fence; what computes for ever is not.
+        if self.stuck_in.is_some() && self.waits_for.is_empty() {
+            return;
+        }
         let failed = proto::Failed { job_id: job_id.clone(), epoch, ..Default::default() };
         if !m.heal && self.damaged.contains(&m.restore_step) {
             self.work = None;
