@@ -1,7 +1,8 @@
 # make demo    train a small model on this machine with a coordinator, eight workers and a spare
 #              and kill one of the workers on the way
 # make test    everything that must hold: formatting, lints, docs, all tests
-# make soak    hundreds of kills at four shapes, each compared to the bit with an undisturbed run; takes hours (KILLS=20: minutes)
+# make soak    a million simulated clusters (SEEDS=...: more), then hundreds of kills at four shapes, each compared to the bit with an
+#              undisturbed run; takes hours (SEEDS=20000 KILLS=20: minutes)
 # make check   the part of it that needs no running; writes no source file
 # make fix     format, and apply what clippy knows how to fix
 # make bench   speed of a training step of one worker on one thread, and how long a death holds a job up
@@ -9,6 +10,7 @@
 .PHONY: demo test soak check fix bench
 
 KILLS ?= 200
+SEEDS ?= 1000000
 CHAOS = target/release/toroid chaos --verify --kills $(KILLS)
 
 demo:
@@ -20,6 +22,7 @@ test:
 	cargo test --workspace
 
 soak:
+	TOROID_SEEDS=$(SEEDS) cargo test --test simulation
 	cargo build --release --bin toroid
 	$(CHAOS) --tp 2 --pp 2 --dp 2 --spares 2
 	$(CHAOS) --tp 1 --pp 1 --dp 8 --spares 2

@@ -8,7 +8,7 @@ use toroid_worker::trainer::Assignment;
 
 use crate::arithmetic;
 use crate::network::{Micros, Pid};
-use crate::trainer::State;
+use crate::place::State;
 
 #[derive(Debug, Default)]
 pub struct Disk {

@@ -11,7 +11,7 @@ use toroid_worker::session;
 
 use crate::coordinator::{FAILURE_TIMEOUT, checkpoint_root};
 use crate::network::{AtCoordinator, AtWorker, Event, MS, Micros, Pid, SECOND};
-use crate::trainer::Frame;
+use crate::place::Frame;
 use crate::worker::{id_of, pid_of};
 use crate::world::World;
 

@@ -16,6 +16,7 @@ mod coordinator;
 mod disk;
 mod faults;
 mod network;
+mod place;
 mod planted;
 mod random;
 mod scenario;

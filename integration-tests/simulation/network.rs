@@ -18,8 +18,8 @@ use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
 use toroid_worker::trainer::{Assignment, TrainerEvent};
 
+use crate::place::Frame;
 use crate::random::Random;
-use crate::trainer::Frame;
 
 /// Virtual time in microseconds.
 pub type Micros = u64;

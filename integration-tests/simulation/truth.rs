@@ -17,7 +17,7 @@ use toroid_worker::trainer::Assignment;
 use crate::arithmetic::Reference;
 use crate::disk::Disk;
 use crate::network::Pid;
-use crate::trainer::State;
+use crate::place::State;
 
 /// What a place had when it said Prepared.
 #[derive(Debug)]

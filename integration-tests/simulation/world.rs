@@ -17,10 +17,10 @@ use toroid_proto::worker_message::Body as FromWorker;
 use crate::coordinator::Coordinator;
 use crate::disk::Disk;
 use crate::network::{AtWorker, Event, MS, Micros, Network, Pid, SECOND};
+use crate::place::Frame;
 use crate::planted::Plant;
 use crate::random::Random;
 use crate::scenario::Scenario;
-use crate::trainer::Frame;
 use crate::truth::Truth;
 use crate::worker::{Worker, id_of};
 
@@ -157,7 +157,6 @@ impl World {
 
     /// Runs the scenario to its end.
     pub fn run(&mut self) -> End {
-        self.env.tell(String::new);
         let scenario = self.scenario.clone();
         self.env.tell(|| format!("{scenario:?}"));
         self.start_coordinator();
@@ -247,7 +246,7 @@ impl World {
         let jobs = record.places.iter().flatten().filter_map(|w| self.workers.get(&crate::worker::pid_of(w)));
         let states = jobs.filter_map(|w| w.trainer.job.as_ref()).filter(|j| {
             let is_present = j.assignment.job_id == *id && j.assignment.epoch == record.epoch;
-            is_present && j.phase != crate::trainer::Phase::Preparing && j.state.is_some()
+            is_present && j.phase != crate::place::Phase::Preparing && j.state.is_some()
         });
         let steps: Vec<u64> = states.map(|j| j.committed()).collect();
         let (low, high) = (steps.iter().min(), steps.iter().max());
