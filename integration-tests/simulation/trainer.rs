@@ -19,7 +19,7 @@ use toroid_worker::trainer::{Assignment, Happened, HealPlan, TrainerEvent};
 
 use crate::arithmetic;
 use crate::network::{AtWorker, MS, Micros, Network, Pid};
-use crate::place::{Frame, HISTORY_MAX, Job, Kind, Phase, State};
+use crate::place::{Frame, HISTORY_MAX, Job, Kind, Phase};
 use crate::planted::Plant;
 use crate::world::Env;
 
