@@ -334,7 +334,7 @@ fn a_drained_worker_gives_its_place_away_and_no_step() -> Result<()> {
     let drained = worker_of(&job, 1);
     let refused = run(&["drain", &drained, "--coordinator", &cluster.url()])?;
     let words = String::from_utf8_lossy(&refused.stderr).into_owned();
-    ensure!(!refused.status.success() && words.contains("start one more"), "drained without a spare: {words}");
+    ensure!(!refused.status.success() && words.contains("no worker can take"), "drained without a spare: {words}");
     let spare = cluster.add_worker(1)?;
     cluster.wait_for(&id, "the spare", |job| job.spares == 1)?;
     let said = run_ok(&["drain", &drained, "--coordinator", &cluster.url()])?;

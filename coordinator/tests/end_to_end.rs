@@ -138,6 +138,8 @@ impl Worker {
             data_digest,
             num_samples,
             num_params,
+            has_state: true,
+            sealed_next: false,
         }))
         .await;
     }

@@ -27,10 +27,14 @@ use crate::network::{AtCoordinator, AtWorker, Event, Micros, Pid, SECOND};
 use crate::worker::pid_of;
 use crate::world::World;
 
-pub const JOBS_DIR: &str = "/jobs";
+const JOBS_DIR: &str = "/jobs";
 pub const LIMITS: Limits =
     Limits { heartbeat_interval: Duration::from_secs(1), failure_timeout: Duration::from_secs(5) };
 pub const FAILURE_TIMEOUT: Micros = 5 * SECOND;
+
+pub fn checkpoint_root(job: &str) -> String {
+    format!("{JOBS_DIR}/{job}/checkpoints")
+}
 
 pub struct Coordinator {
     machine: Machine,
@@ -273,7 +277,8 @@ impl World {
                 if new.epoch > old.epoch {
                     self.before.insert(new.id.clone(), (**old).clone());
                 }
-                let is_newer = new.checkpoints.last() != old.checkpoints.last();
+                let last = |r: &JobRecord| r.last_checkpoint().map(|c| c.step);
+                let is_newer = last(new) > last(old);
                 if is_newer {
                     self.check_checkpoint(new);
                 }
@@ -287,7 +292,7 @@ impl World {
     fn check_checkpoint(&mut self, record: &JobRecord) {
         let Some(checkpoint) = record.last_checkpoint() else { return };
         let (id, step) = (&record.id, checkpoint.step);
-        let root = format!("{JOBS_DIR}/{id}/checkpoints");
+        let root = checkpoint_root(id);
         let complaint = self.env.truth.incomplete(&self.env.disk, id, &root, step);
         let recorded =
             || format!("T-6: the checkpoint of step {step} is recorded and {}", complaint.as_deref().unwrap_or(""));

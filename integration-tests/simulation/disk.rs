@@ -1,13 +1,13 @@
 //! Where checkpoints lie: shards and manifests of all jobs, durable at once, and the errors of a bad disk.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use toroid_torus::holders;
 use toroid_torus::manifest::ShardFile;
 use toroid_worker::trainer::Assignment;
 
 use crate::arithmetic;
-use crate::network::Pid;
+use crate::network::{Micros, Pid};
 use crate::trainer::State;
 
 #[derive(Debug, Default)]
@@ -16,8 +16,8 @@ pub struct Disk {
     pub shards: BTreeMap<(String, u64, usize), u64>,
     /// Digests by rank, by folder and step: a checkpoint that can be seen.
     pub manifests: BTreeMap<(String, u64), BTreeMap<usize, String>>,
-    /// Workers whose writes fail.
-    pub broken: BTreeSet<Pid>,
+    /// Until when the writes of a worker fail.
+    pub broken: BTreeMap<Pid, Micros>,
 }
 
 fn digest(shard: u64) -> String {
@@ -26,7 +26,7 @@ fn digest(shard: u64) -> String {
 
 impl Disk {
     /// What a place begins with when its epoch does not heal.
-    pub fn load(&self, assignment: &Assignment) -> Result<State, String> {
+    pub fn load(&mut self, assignment: &Assignment) -> Result<State, String> {
         let (rank, spec) = (assignment.rank, &assignment.spec);
         // The only place of a job guards nothing.
         let guarded = holders::guarded_by(&spec.shape, rank);
@@ -44,11 +44,34 @@ impl Disk {
             Some(shard) if manifest.get(&rank) == Some(&digest(*shard)) => Ok(*shard),
             found => Err(format!("cannot restore step {step}: the shard of rank {rank} is {found:?}")),
         };
-        Ok(state(step, read(rank)?, guarded.map_or(Ok(0), read)?))
+        let found = read(rank).and_then(|own| Ok(state(step, own, guarded.map_or(Ok(0), read)?)));
+        if found.is_err() {
+            // Set aside, as a worker does it: it is not offered any more.
+            self.manifests.remove(&(root.clone(), step));
+        }
+        found
     }
 
-    pub fn write(&mut self, pid: Pid, assignment: &Assignment, step: u64, shard: u64) -> Result<ShardFile, String> {
-        if self.broken.contains(&pid) {
+    /// A file rots.
+    pub fn damage(&mut self, root: &str, step: u64, rank: usize) {
+        if let Some(shard) = self.shards.get_mut(&(root.to_string(), step, rank)) {
+            *shard = !*shard;
+        }
+    }
+
+    fn is_broken(&self, pid: Pid, now: Micros) -> bool {
+        self.broken.get(&pid).is_some_and(|until| now < *until)
+    }
+
+    pub fn write(
+        &mut self,
+        pid: Pid,
+        now: Micros,
+        assignment: &Assignment,
+        step: u64,
+        shard: u64,
+    ) -> Result<ShardFile, String> {
+        if self.is_broken(pid, now) {
             return Err("disk full".into());
         }
         let rank = assignment.rank;
@@ -60,11 +83,12 @@ impl Disk {
     pub fn publish(
         &mut self,
         pid: Pid,
+        now: Micros,
         assignment: &Assignment,
         step: u64,
         files: &[ShardFile],
     ) -> Result<String, String> {
-        if self.broken.contains(&pid) {
+        if self.is_broken(pid, now) {
             return Err("disk full".into());
         }
         // As a worker's storage does it: each file that the list names must be there.

@@ -9,7 +9,7 @@ use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
 use toroid_worker::session;
 
-use crate::coordinator::FAILURE_TIMEOUT;
+use crate::coordinator::{FAILURE_TIMEOUT, checkpoint_root};
 use crate::network::{AtCoordinator, AtWorker, Event, MS, Micros, Pid, SECOND};
 use crate::trainer::Frame;
 use crate::worker::{id_of, pid_of};
@@ -38,19 +38,24 @@ impl World {
 
     fn fault(&mut self) {
         match self.env.net.random.below(100) {
-            0..30 => self.kill_some(),
-            30..38 => self.stop_one(),
-            38..43 => self.break_a_link(),
-            43..49 => self.block_a_link(),
-            49..55 => self.cut_one_off(),
-            55..60 => self.isolate_one(),
-            60..64 => self.reset_a_stream(),
-            64..76 => self.kill_the_coordinator(),
-            76..80 => self.stop_the_coordinator(),
-            80..83 => self.jump_the_clock(),
-            83..87 => self.break_a_disk(),
-            87..90 => self.ask_for_a_checkpoint(),
-            90..97 => self.repeat_something_old(),
+            0..28 => self.kill_some(),
+            28..34 => self.stop_one(),
+            34..37 => self.hang_one(),
+            37..41 => self.break_a_link(),
+            41..46 => self.block_a_link(),
+            46..51 => self.cut_one_off(),
+            51..55 => self.isolate_one(),
+            55..58 => self.reset_a_stream(),
+            58..70 => self.kill_the_coordinator(),
+            70..74 => self.stop_the_coordinator(),
+            74..76 => self.jump_the_clock(),
+            76..79 => self.break_a_disk(),
+            79..81 => self.damage_a_checkpoint(),
+            81..83 => self.ask_for_a_checkpoint(),
+            83..87 => self.drain_one(),
+            87..89 => self.end_one(),
+            89..90 => self.cancel_a_job(),
+            90..98 => self.repeat_something_old(),
             _ => self.distrust_the_state(),
         }
     }
@@ -107,6 +112,25 @@ impl World {
         self.env.net.push(time, Event::WorkerContinues { pid });
     }
 
+    /// It computes for ever, and heartbeats.
+    fn hang_one(&mut self) {
+        let Some(pid) = self.someone() else { return };
+        if self.workers.get_mut(&pid).is_some_and(|w| w.trainer.hang()) {
+            self.env.tell(|| format!("{} hangs", id_of(pid)));
+        }
+    }
+
+    /// SIGTERM: it says so, and ends a moment later.
+    fn end_one(&mut self) {
+        let Some(pid) = self.someone() else { return };
+        let Some(stream) = self.workers.get(&pid).and_then(|w| w.stream) else { return };
+        self.env.tell(|| format!("{} is asked to end", id_of(pid)));
+        let body = Box::new(FromWorker::Leaving(proto::Leaving { reason: "the worker was asked to end".into() }));
+        self.env.net.to_coordinator(stream, AtCoordinator::Message { stream, body });
+        let after = self.env.net.random.below(3 * SECOND);
+        self.env.net.push(after, Event::WorkerEnds { pid });
+    }
+
     fn break_a_link(&mut self) {
         if let Some((a, b)) = self.pair() {
             self.env.tell(|| format!("the link of {} and {} breaks", id_of(a), id_of(b)));
@@ -158,12 +182,25 @@ impl World {
     }
 
     fn break_a_disk(&mut self) {
-        if let Some(pid) = self.someone() {
-            if !self.env.disk.broken.remove(&pid) {
-                self.env.tell(|| format!("the disk of {} is full", id_of(pid)));
-                self.env.disk.broken.insert(pid);
-            }
+        if let (Some(pid), time) = (self.someone(), self.a_while()) {
+            self.env.tell(|| format!("the disk of {} is full for {} s", id_of(pid), time as f64 / 1e6));
+            let until = self.env.net.now + time;
+            self.env.disk.broken.insert(pid, until);
         }
+    }
+
+    /// A shard of the newest recorded checkpoint is not what it was.
+    fn damage_a_checkpoint(&mut self) {
+        let mut running = Vec::new();
+        for record in self.records().filter(|r| !r.state.is_ended()) {
+            // The last step's is what the job has to end with.
+            let last = record.last_checkpoint().filter(|c| c.step < record.spec.steps);
+            running.extend(last.map(|c| (record.id.clone(), c.step, record.spec.shape.world() as u64)));
+        }
+        let Some((job, step, world)) = self.env.net.random.pick(&running) else { return };
+        let rank = self.env.net.random.below(world) as usize;
+        self.env.tell(|| format!("the shard of rank {rank} in the checkpoint of step {step} of {job} is damaged"));
+        self.env.disk.damage(&checkpoint_root(&job), step, rank);
     }
 
     /// A worker says that its copy of a shard is not what it should be.
@@ -199,6 +236,24 @@ impl World {
         let streams: Vec<_> = self.workers.values().filter_map(|w| Some((w.pid, w.stream?))).collect();
         for (pid, stream) in streams {
             self.env.net.at_worker(pid, FAILURE_TIMEOUT, AtWorker::KeepaliveFailed { stream });
+        }
+    }
+
+    fn drain_one(&mut self) {
+        let is_awake = self.env.is_coordinator_awake;
+        if let Some(pid) = self.someone().filter(|_| is_awake) {
+            self.env.tell(|| format!("a user drains {}", id_of(pid)));
+            self.request(|request| Input::Drain { request, worker: id_of(pid) });
+        }
+    }
+
+    /// Only the second one, if there is one: the first has to come to its end.
+    fn cancel_a_job(&mut self) {
+        let job = self.records().map(|r| r.id.clone()).find(|id| id.starts_with("second"));
+        let is_awake = self.env.is_coordinator_awake;
+        if let Some(job) = job.filter(|_| is_awake) {
+            self.env.tell(|| format!("a user cancels {job}"));
+            self.request(|request| Input::Cancel { request, job });
         }
     }
 

@@ -38,6 +38,7 @@ pub enum Event {
     CoordinatorContinues,
     WorkerContinues { pid: Pid },
     WorkerStarts { host: String },
+    WorkerEnds { pid: Pid },
 }
 
 #[derive(Debug)]

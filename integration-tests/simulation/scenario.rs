@@ -32,8 +32,16 @@ impl Scenario {
         }
         // Most of what happens in a job happens within these.
         let horizon = (num_places * num_places) as u64 * 60 + 300;
-        let num_faults = random.between(1, 8);
-        let mut faults: Vec<u64> = (0..num_faults).map(|_| random.below(horizon)).collect();
+        let num_faults = random.between(1, 12);
+        // Every other fault comes soon after the one before it: into the recovery.
+        let mut faults: Vec<u64> = Vec::new();
+        for _ in 0..num_faults {
+            let last = faults.last().copied().filter(|_| random.percent(50));
+            faults.push(match last {
+                Some(at) => at + random.below(80),
+                None => random.below(horizon),
+            });
+        }
         faults.sort_unstable();
         Scenario {
             jobs,

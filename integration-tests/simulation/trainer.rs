@@ -210,6 +210,16 @@ impl Trainer {
         self.job.as_ref().filter(is_present).is_some_and(goes_on)
     }
 
+    /// What it computes now never ends; says whether it computes anything.
+    pub fn hang(&mut self) -> bool {
+        let computes = matches!(self.busy, Some((Busy::Compute, _)));
+        if computes {
+            self.num_busy += 1;
+            self.busy = Some((Busy::Compute, self.num_busy));
+        }
+        computes
+    }
+
     /// Stops in a wait because the copies of a shard differ: what it says then.
     pub fn distrust(&mut self) -> Option<(String, TrainerEvent)> {
         let job = self.job.as_mut().filter(|j| self.busy.is_none() && j.phase.is_waiting_for_peers())?;
@@ -412,6 +422,7 @@ impl Trainer {
             match env.disk.load(&job.assignment) {
                 Ok(state) => job.state = Some(state),
                 Err(error) => {
+                    env.truth.distrusted(&job.assignment.job_id);
                     let (epoch, damaged_step) = (job.assignment.epoch, job.assignment.restore_step);
                     self.job = None;
                     let what = Happened::Failed { error, fatal: false, damaged_step, restore: false };
@@ -617,7 +628,7 @@ impl Trainer {
 
     /// The writer's thread is done.
     pub fn shard_written(&mut self, assignment: &Assignment, step: u64, shard: u64, env: &mut Env) {
-        let what = match env.disk.write(self.pid, assignment, step, shard) {
+        let what = match env.disk.write(self.pid, env.net.now, assignment, step, shard) {
             Ok(file) => Happened::ShardWritten { step, file: Box::new(file), write_s: 0.1 },
             Err(error) => Happened::CheckpointFailed { step, error },
         };
@@ -628,7 +639,7 @@ impl Trainer {
     fn publish(&mut self, step: u64, files: &[ShardFile], remove: &[u64], env: &mut Env) {
         let job = self.job.as_ref().expect("looked up by the caller");
         let epoch = job.assignment.epoch;
-        let what = match env.disk.publish(self.pid, &job.assignment, step, files) {
+        let what = match env.disk.publish(self.pid, env.net.now, &job.assignment, step, files) {
             Ok(path) => Happened::Published { step, bytes: 8 * files.len() as u64, path },
             Err(error) => Happened::PublishFailed { step, error },
         };

@@ -40,7 +40,7 @@ pub struct JobTruth {
     pub prepared: BTreeMap<u64, BTreeMap<usize, Report>>,
     /// What was decided, by epoch: the first Start.
     pub started: BTreeMap<u64, Option<toroid_proto::Heal>>,
-    /// A worker has said that the state is not to be trusted, and it has not been restored since.
+    /// A worker has said that the state, or the newest checkpoint of it, is not to be trusted, and no other was restored since.
     pub is_distrusted: bool,
 }
 

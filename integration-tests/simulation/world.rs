@@ -225,6 +225,7 @@ impl World {
                 }
             }
             Event::WorkerStarts { host } => drop(self.start_worker(host)),
+            Event::WorkerEnds { pid } => self.kill_worker(pid),
         }
     }
 
@@ -316,7 +317,7 @@ impl World {
         if steps != (1..=record.spec.steps).collect::<Vec<_>>() {
             return Some(format!("T-4: {id} is done and its curve has the steps {steps:?}"));
         }
-        let root = format!("{}/{id}/checkpoints", crate::coordinator::JOBS_DIR);
+        let root = crate::coordinator::checkpoint_root(id);
         let complaint = self.env.truth.incomplete(&self.env.disk, id, &root, record.spec.steps);
         complaint.map(|what| format!("T-6: {id} is done and the checkpoint of its last step {what}"))
     }

@@ -77,7 +77,11 @@ impl Job {
     /// Starts the wait for the next checkpoint by time. One that was waited for before a heal comes when it was due: were the wait to
     /// begin anew, frequent deaths could put it off for ever.
     pub fn arm_interval(&mut self, cx: &Context<'_>, keeps_running: bool) {
-        if keeps_running && (self.live.checkpoint.due.is_some() || self.live.checkpoint.wanted.is_some()) {
+        let schedule = &mut self.live.checkpoint;
+        if keeps_running && schedule.due.take_if(|due| *due <= cx.now.monotonic).is_some() {
+            schedule.wanted.get_or_insert(Why::Time);
+        }
+        if keeps_running && (schedule.due.is_some() || schedule.wanted.is_some()) {
             return;
         }
         let interval_s = self.record.spec.checkpoint.interval_s;

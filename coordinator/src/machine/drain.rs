@@ -4,7 +4,7 @@
 //! is lost, the step in flight is made again**. Two neighbours that are drained at once would take both holders of a shard away, so
 //! the second waits until the first move is healed. The drained worker stays connected and keeps what it holds until then.
 //!
-//! A worker that was drained is given nothing any more until it registers anew.
+//! A process that was drained is given nothing any more; another of the same worker id is.
 
 use proto::coordinator_message::Body;
 use toroid_proto as proto;
@@ -104,28 +104,35 @@ impl Job {
         }
     }
 
-    /// Another place was lost before the newcomers had their shards: a moved worker that is still there has its place again, since
-    /// what it holds may be the only copy. It is moved once the job is whole. After `Start` the survivors go on without it.
-    pub fn take_back_moved(&mut self, cx: &mut Context<'_>) {
-        if self.live.phase != Phase::Preparing {
-            return;
+    /// The newcomers do not have their shards, and another holder was lost: a moved worker that is still there has its place again, since
+    /// what it holds may be the only copy. It is moved once the job is whole. After `Start` the survivors go on without it. Says
+    /// whether there was one.
+    pub fn take_back_moved(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.live.phase != Phase::Preparing || !self.can_heal() {
+            return false;
         }
+        let mut is_back = false;
         for (worker, rank) in std::mem::take(&mut self.live.moved) {
             if cx.pool.get(&worker).is_none() {
                 continue;
             }
             let newcomer = self.record.places[rank].replace(worker.clone());
-            let text = format!("{worker} has rank {rank} again: another place was lost before its shards were copied");
+            let text = format!(
+                "{worker} has rank {rank} again: what else there is of its shards was lost before they were copied"
+            );
             if let Some(newcomer) = newcomer {
                 self.stop_worker(cx, &newcomer, &text);
                 cx.pool.set_place(&newcomer, None);
                 self.worker_event(cx, "worker.displaced", text.clone(), &newcomer);
             }
-            self.worker_event(cx, "worker.draining", text, &worker);
+            self.worker_event(cx, "worker.draining", text.clone(), &worker);
+            self.live.begin_again = Some(text);
             self.record.absent.remove(&rank);
             cx.pool.set_place(&worker, Some((self.record.id.clone(), rank)));
             self.record.draining.insert(worker);
+            is_back = true;
         }
+        is_back
     }
 
     pub fn stop_worker(&self, cx: &mut Context<'_>, worker: &str, reason: &str) {

@@ -165,6 +165,7 @@ impl Job {
     /// What was computed since the newest checkpoint is made again.
     fn go_back(&mut self, cx: &mut Context<'_>) {
         let restore_step = self.record.last_checkpoint().map_or(0, |c| c.step);
+        self.release_moved(cx);
         self.record.has_state = false;
         self.record.restore_step = restore_step;
         self.cut_curve(cx, restore_step);
@@ -259,6 +260,7 @@ impl Job {
                 self.cut_curve(cx, step);
                 self.start(cx, step, Some(Heal { step, source, newcomers }), &reason);
             }
+            Resume::Restore { .. } if self.take_back_moved(cx) => cx.out.unsettled = true,
             Resume::Restore { step, reason } => {
                 self.incident_reported(step);
                 self.record.has_state = false;
@@ -318,7 +320,7 @@ impl Job {
         let start = self.start_message();
         self.send_all(cx, &start);
         self.event(cx, "job.started", format!("epoch {} goes on from step {base_step}: {reason}", self.record.epoch));
-        self.incident_decided(cx, base_step, is_heal);
+        self.incident_decided(cx, base_step);
         self.expect_progress(cx);
         self.arm_interval(cx, is_heal);
         self.plan_checkpoints(cx, true);

@@ -143,10 +143,12 @@ impl Job {
     fn corrupted(&mut self, cx: &mut Context<'_>, rank: usize, error: &str) {
         let text = format!("silent corruption: {}: {error}", self.describe(rank));
         if self.count_failure(rank) >= MAX_FAILURES {
-            let reason = format!("{MAX_FAILURES} times in a row without a new step: {text}");
+            let reason =
+                format!("rank {rank} failed {MAX_FAILURES} times in a row without a new step; the last: {text}");
             return self.end(cx, State::Failed, &reason);
         }
         self.record.has_state = false;
+        self.event(cx, "state.corrupt", text.clone());
         self.begin_again(cx, SeenBy::Digests, text);
     }
 

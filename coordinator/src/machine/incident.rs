@@ -157,6 +157,8 @@ impl Job {
         open.num_causes += 1;
         let (number, is_told) = (open.number, open.num_causes <= MAX_CAUSES);
         let Some(incident) = self.incidents.enter(Stage::Fence, cx.now.monotonic) else { return };
+        // What was decided is void; what a restore has lost is not.
+        incident.rung = Rung::Wait;
         if is_told {
             incident.cause = format!("{}; {}", incident.cause, sighting.cause);
         }
@@ -182,7 +184,7 @@ impl Job {
     /// The next epoch is on its way.
     pub fn incident_fenced(&mut self, cx: &mut Context<'_>, rung: Rung, reason: &str) {
         let Some(incident) = self.incidents.enter(Stage::Decide, cx.now.monotonic) else { return };
-        incident.rung = rung;
+        incident.rung = if incident.steps_lost > 0 { Rung::Restore } else { rung };
         incident.reason = reason.into();
         let number = incident.number;
         self.incident_changed(cx, number);
@@ -197,11 +199,11 @@ impl Job {
     }
 
     /// All go on from `step`. A heal loses nothing: a step that only the dead had committed is made again, bit for bit.
-    pub fn incident_decided(&mut self, cx: &mut Context<'_>, step: u64, is_heal: bool) {
+    pub fn incident_decided(&mut self, cx: &mut Context<'_>, step: u64) {
         let epoch = self.record.epoch;
         let Some(incident) = self.incidents.enter(Stage::Heal, cx.now.monotonic) else { return };
         incident.resumed_step = step;
-        incident.steps_lost = if is_heal { 0 } else { incident.step.saturating_sub(step) };
+        incident.steps_lost = if incident.rung == Rung::Restore { incident.step.saturating_sub(step) } else { 0 };
         incident.epoch = epoch;
         let number = incident.number;
         self.incident_changed(cx, number);

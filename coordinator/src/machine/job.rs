@@ -288,18 +288,21 @@ impl Job {
         self.committed_advanced(cx);
     }
 
-    /// A step that is there already changes nothing, but is acknowledged again. Rank 0 speaks for the job; where it was lost, others
-    /// may have the records that it did not get through, and say them in order when the healing epoch begins.
-    pub fn step_report(&mut self, cx: &mut Context<'_>, rank: usize, mut record: proto::StepRecord) {
+    /// From rank 0. A step that is there already changes nothing, but is acknowledged again. When a healing epoch begins, rank 0 says
+    /// again what was not acknowledged, and a new one what the lost one may not have said: these steps stay committed.
+    pub fn step_report(&mut self, cx: &mut Context<'_>, mut record: proto::StepRecord) {
         let step = record.step;
         let last_step = self.live.progress.last_step().max(self.live.floor_step);
         let acknowledge = Body::StepAck(proto::StepAck { job_id: self.record.id.clone(), step });
         if step <= last_step {
-            return self.send(cx, rank, acknowledge);
+            return self.send(cx, 0, acknowledge);
         }
-        let is_left_over = self.can_heal() && step == last_step + 1 && step <= self.committed();
-        let is_new = rank == 0 && self.live.phase == Phase::Started;
-        if step > self.total() || self.live.phase == Phase::Waiting || !(is_new || is_left_over) {
+        let is_taken = match self.live.phase {
+            Phase::Started => true,
+            Phase::Preparing => self.can_heal() && step == last_step + 1,
+            Phase::Waiting => false,
+        };
+        if step > self.total() || !is_taken {
             return;
         }
         record.epoch = self.record.epoch;
@@ -308,13 +311,13 @@ impl Job {
         assert!(is_new, "older steps were acknowledged above");
         cx.out.changed.insert(job.clone());
         cx.out.effects.push(Output::AppendCurve { job, record: Box::new(record) });
-        self.send(cx, rank, acknowledge);
+        self.send(cx, 0, acknowledge);
         if self.live.phase != Phase::Started {
             return;
         }
         if step > self.live.base_step {
             self.runs(cx);
-            self.advance(cx, rank, step);
+            self.advance(cx, 0, step);
         }
         // Also where the commit was heard of before its record came.
         self.progressed(cx);

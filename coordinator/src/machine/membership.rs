@@ -121,7 +121,7 @@ impl Machine {
         let place = kept.as_ref().map(|(job, rank, _)| (job.record.id.clone(), *rank));
         let keep_going = kept.as_ref().is_some_and(|(.., claim)| *claim != Claim::Newcomer);
         let (epoch, committed) = (register.epoch, register.committed_step);
-        cx.pool.insert(Worker { stream, register, last_heard: now.monotonic, place, is_retired: false });
+        cx.pool.insert(Worker { stream, register, last_heard: now.monotonic, place });
         cx.out.send(stream, ToWorker::Welcome(welcome(cx.config, keep_going)));
         match kept {
             Some((job, rank, Claim::GoesOn)) => job.rejoined(&mut cx, rank, epoch, committed),
@@ -278,7 +278,9 @@ impl Job {
         match body {
             FromWorker::Heartbeat(m) => self.heartbeat(cx, rank, &m),
             FromWorker::Prepared(m) => self.prepared(cx, rank, m),
-            FromWorker::Step(proto::StepReport { record: Some(record), .. }) => self.step_report(cx, rank, record),
+            FromWorker::Step(proto::StepReport { record: Some(record), .. }) if rank == 0 => {
+                self.step_report(cx, record);
+            }
             FromWorker::Validation(proto::ValidationReport { validation: Some(validation), .. }) => {
                 self.validation(cx, validation);
             }

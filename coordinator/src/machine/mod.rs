@@ -293,9 +293,10 @@ impl Machine {
         }
         let meta = meta.unwrap_or_else(|| {
             out.dirty_meta = true;
-            Meta { format: FORMAT, secret: entropy, num_jobs: BTreeMap::new() }
+            Meta { format: FORMAT, secret: entropy, num_jobs: BTreeMap::new(), retired: BTreeMap::new() }
         });
-        let mut machine = Machine { config, meta, jobs: BTreeMap::new(), pool: Pool::default(), out, num_stale: 0 };
+        let pool = Pool::restore(meta.retired.clone());
+        let mut machine = Machine { config, meta, jobs: BTreeMap::new(), pool, out, num_stale: 0 };
         for record in jobs {
             let id = record.id.clone();
             let steps = curves.remove(&id).unwrap_or_default();
@@ -413,7 +414,11 @@ impl Machine {
         while std::mem::take(&mut self.out.unsettled) {
             self.schedule(now);
         }
-        let out = std::mem::take(&mut self.out);
+        let mut out = std::mem::take(&mut self.out);
+        if self.meta.retired != *self.pool.retired() {
+            self.meta.retired.clone_from(self.pool.retired());
+            out.dirty_meta = true;
+        }
         let mut records = Vec::new();
         if out.dirty_meta {
             records.push(Record::Meta(self.meta.clone()));

@@ -10,6 +10,7 @@ use toroid_torus::placement::Candidate;
 
 use super::StreamId;
 use super::crashes::CrashLog;
+use super::record::Process;
 
 #[derive(Debug)]
 pub struct Worker {
@@ -18,8 +19,6 @@ pub struct Worker {
     pub last_heard: Duration,
     /// The job and rank whose place it fills; `None`: a spare.
     pub place: Option<(String, usize)>,
-    /// It was drained, or hangs: it is given no place until it registers anew.
-    pub is_retired: bool,
 }
 
 impl Worker {
@@ -34,7 +33,11 @@ pub struct Pool {
     workers: BTreeMap<String, Worker>,
     streams: BTreeMap<StreamId, String>,
     crashes: CrashLog,
+    retired: BTreeMap<String, Process>,
 }
+
+/// Processes that are known as retired, at most.
+const MAX_RETIRED: usize = 1000;
 
 impl Pool {
     pub fn get(&self, worker: &str) -> Option<&Worker> {
@@ -45,9 +48,17 @@ impl Pool {
         self.workers.get_mut(self.streams.get(&stream)?)
     }
 
-    /// Adds a worker that is not connected yet.
+    /// No worker is connected; these processes are given no place.
+    pub fn restore(retired: BTreeMap<String, Process>) -> Pool {
+        Pool { retired, ..Pool::default() }
+    }
+
+    /// Adds a worker that is not connected yet. A process that was retired stays it, another of its name begins anew.
     pub fn insert(&mut self, worker: Worker) {
         let id = worker.register.worker_id.clone();
+        if self.retired.get(&id).is_some_and(|process| *process != Process::of(&worker.register)) {
+            self.retired.remove(&id);
+        }
         self.streams.insert(worker.stream, id.clone());
         let before = self.workers.insert(id, worker);
         assert!(before.is_none(), "a worker's older stream is removed before the newer one comes in");
@@ -68,13 +79,23 @@ impl Pool {
     /// Workers that may be given a place.
     pub fn spares(&self) -> impl Iterator<Item = &Worker> {
         let is_aside = |w: &Worker| self.crashes.is_aside(&w.register.worker_id, &w.register.host);
-        self.iter().filter(move |w| w.place.is_none() && !w.is_retired && !is_aside(w))
+        let is_retired = |w: &Worker| self.retired.contains_key(&w.register.worker_id);
+        self.iter().filter(move |w| w.place.is_none() && !is_retired(w) && !is_aside(w))
     }
 
+    /// It was drained, or hangs: this process is given no place any more.
     pub fn retire(&mut self, worker: &str) {
-        if let Some(worker) = self.workers.get_mut(worker) {
-            worker.is_retired = true;
+        let Some(connected) = self.workers.get(worker) else { return };
+        if self.retired.len() == MAX_RETIRED {
+            let is_away = |id: &&String| !self.workers.contains_key(*id);
+            let gone = self.retired.keys().find(is_away).or(self.retired.keys().next()).cloned();
+            gone.map(|id| self.retired.remove(&id));
         }
+        self.retired.insert(worker.into(), Process::of(&connected.register));
+    }
+
+    pub fn retired(&self) -> &BTreeMap<String, Process> {
+        &self.retired
     }
 
     /// A worker was lost. Says who is put aside for it.

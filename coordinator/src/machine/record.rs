@@ -48,6 +48,22 @@ pub struct Meta {
     pub secret: [u8; 32],
     /// Number of jobs that were submitted under a name, by the name as it stands in the id.
     pub num_jobs: BTreeMap<String, u64>,
+    /// Workers that are given no place any more, by id: they were drained, or hang. Another process of the same id is.
+    pub retired: BTreeMap<String, Process>,
+}
+
+/// What tells a process from another of the same worker id; in containers all have the same `pid`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    pub pid: u32,
+    pub data_address: String,
+}
+
+impl Process {
+    pub fn of(register: &proto::Register) -> Process {
+        Process { pid: register.pid, data_address: register.data_address.clone() }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -145,6 +145,7 @@ mod tests {
             format: FORMAT,
             secret: [count as u8; 32],
             num_jobs: BTreeMap::from([("a".into(), count)]),
+            retired: BTreeMap::new(),
         })
     }
 

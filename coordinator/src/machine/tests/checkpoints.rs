@@ -202,7 +202,7 @@ fn a_shard_that_came_is_not_missed_afterwards() {
 
 #[test]
 fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
-    let (mut world, job) = running(20, "checkpoint.interval_steps = 3");
+    let (mut world, job) = running(20, "checkpoint.interval_steps = 3\nfault_tolerance.redundancy = false");
     world.train(&job, 7);
     assert_eq!(steps_saved(&world, &job), [3, 6]);
     for id in ["a", "b", "c"] {
@@ -220,4 +220,27 @@ fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
     world.workers.values_mut().for_each(|w| w.damaged.clear());
     world.train(&job, 20);
     assert_eq!((world.record(&job).state, world.curves[&job].len()), (State::Done, 20));
+}
+
+#[test]
+fn what_a_heal_interrupts_is_named_anew() {
+    let (mut world, job) = running(100, "checkpoint.interval_s = 30");
+    for _ in 0..29 {
+        world.pass(Duration::from_secs(1));
+        world.train(&job, 1);
+    }
+    world.join("c");
+    world.kill("b");
+    world.settle();
+    let request = ask(&mut world, &job);
+    world.settle();
+    assert!(matches!(world.replies[&request], Ok(Reply::Checkpoint { .. })));
+    world.join("d");
+    world.kill("a");
+    world.settle();
+    for _ in 0..8 {
+        world.pass(Duration::from_secs(1));
+        world.train(&job, 1);
+    }
+    assert_eq!(steps_saved(&world, &job).len(), 1, "deaths do not put a checkpoint off: {:?}", world.story);
 }

@@ -1,6 +1,8 @@
 //! Tests of the machine: a behaviour each, restarts at every point, and a simulation with faults.
 
 mod checkpoints;
+mod drain;
+mod healing;
 mod lifecycle;
 mod recovery;
 mod restart;

@@ -1,9 +1,10 @@
 //! Random faults, and every invariant checked after every event (in [`super::world`]).
 //!
-//! A seed decides everything: arrivals, deaths, hangs, delays of each message, late messages of older epochs, full disks, broken
-//! links, kills of the coordinator. Then the faults end, and each job must come to its end. A failure prints the seed and its
-//! story; `TOROID_SEED=<n>` replays one.
+//! A seed decides everything: arrivals, deaths, hangs, drains, steps and heals that only some get through, delays of each message,
+//! late messages of older epochs, full disks, broken links, kills of the coordinator. Then the faults end, and each job must come to its end. A failure prints the seed and its
+//! story; `TOROID_SEED=<n>` replays one, `TOROID_SEEDS=<n>` tries as many.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 
 use super::world::{LIMITS, World, job_file};
-use crate::machine::record::State;
+use crate::machine::record::{Record, State};
 use crate::machine::{Input, RequestId};
 
 const NUM_SEEDS: u64 = 2000;
@@ -53,9 +54,12 @@ impl Simulation {
         let (world, random) = (World::new(), Random(seed));
         let mut simulation =
             Simulation { world, random, jobs: Vec::new(), next_worker: 0, heard: Vec::new(), requests: Vec::new() };
-        let places = 1 + simulation.random.below(3);
+        let places = 1 + simulation.random.below(4);
         let interval = simulation.random.below(4);
-        let more = format!("checkpoint.interval_steps = {interval}\ncheckpoint.interval_s = 7");
+        let redundancy = simulation.random.below(8) > 0;
+        let more = format!(
+            "checkpoint.interval_steps = {interval}\ncheckpoint.interval_s = 7\nfault_tolerance.redundancy = {redundancy}"
+        );
         simulation.jobs.push(simulation.world.submit(&job_file(places, 12, &more)));
         if simulation.random.below(4) == 0 {
             simulation.jobs.push(simulation.world.submit(&job_file(1, 5, "")));
@@ -89,10 +93,11 @@ impl Simulation {
     fn event(&mut self) {
         match self.random.below(100) {
             0..45 => self.deliver(),
-            45..70 => drop({
+            45..60 => drop({
                 let job = self.some_job();
                 self.world.step(&job)
             }),
+            60..70 => self.step_in_part(),
             70..80 => self.time(),
             80..84 => self.join(),
             84..86 => self.kill(),
@@ -101,7 +106,8 @@ impl Simulation {
             90..92 => self.disk(),
             92..94 => self.lose_peer(),
             94..95 => self.fail(),
-            95..97 => self.ask(),
+            95..96 => self.ask(),
+            96..97 => self.drain(),
             97..98 => self.reconnect(),
             _ => self.restart(),
         }
@@ -189,12 +195,26 @@ impl Simulation {
 
     fn fail(&mut self) {
         let Some(id) = self.some_worker() else { return };
+        let restore = self.random.below(4) == 0;
         let worker = self.world.worker(&id);
         if let Some(work) = worker.work.take() {
             let error = "out of memory".into();
-            let failed = proto::Failed { job_id: work.job, epoch: work.epoch, error, fatal: false, damaged_step: 0 };
+            let failed = proto::Failed { job_id: work.job, epoch: work.epoch, error, restore, ..Default::default() };
             worker.outbox.push_back(FromWorker::Failed(failed));
         }
+    }
+
+    fn step_in_part(&mut self) {
+        let job = self.some_job();
+        let random = &mut self.random;
+        self.world.step_in_part(&job, |_| random.below(3) > 0);
+    }
+
+    fn drain(&mut self) {
+        let Some(worker) = self.some_worker() else { return };
+        self.world.tell(format!("{worker} is to be drained"));
+        let request = self.world.request(|request| Input::Drain { request, worker });
+        self.requests.push(request);
     }
 
     fn ask(&mut self) {
@@ -261,7 +281,7 @@ impl Simulation {
                     assert_eq!(record.last_checkpoint().map(|c| c.step), Some(record.spec.steps), "{job}");
                 }
                 State::Failed => {
-                    let known = ["failed 3 times", "broke 3 times", "in 3 tries"];
+                    let known = ["failed 3 times", "broke 3 times", "in 3 tries", "ends whoever computes it"];
                     assert!(known.iter().any(|k| record.reason.contains(k)), "{job} failed: {}", record.reason);
                 }
                 state => panic!("{job} is {state:?} for ever: {}", record.reason),
@@ -288,8 +308,17 @@ fn epoch_of(body: &FromWorker) -> Option<(&str, u64)> {
     }
 }
 
-/// The states that the jobs end in. A panic is passed on after its story.
-fn simulate(seed: u64) -> Vec<State> {
+/// What came of a seed.
+#[derive(Debug, Default)]
+struct Tally {
+    num_jobs: usize,
+    num_done: usize,
+    /// Incidents by what was done about them.
+    rungs: BTreeMap<&'static str, usize>,
+}
+
+/// A panic is passed on after its story.
+fn simulate(seed: u64, tally: &mut Tally) {
     let mut simulation = Simulation::new(seed);
     let run = catch_unwind(AssertUnwindSafe(|| {
         (0..NUM_EVENTS).for_each(|_| simulation.event());
@@ -299,25 +328,35 @@ fn simulate(seed: u64) -> Vec<State> {
         eprintln!("{}\nreplay with TOROID_SEED={seed}", simulation.world.story.join("\n"));
         resume_unwind(panic);
     }
-    simulation.world.machine.jobs().map(|j| j.state).collect()
+    for job in simulation.world.machine.jobs() {
+        tally.num_jobs += 1;
+        tally.num_done += usize::from(job.state == State::Done);
+    }
+    for record in simulation.world.store.values() {
+        if let Record::Incident(incident) = record {
+            *tally.rungs.entry(incident.rung.name()).or_default() += 1;
+        }
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|e| panic!("{variable} = `{text}` is not a number: {e}")))
 }
 
 #[test]
 fn invariants_hold_and_jobs_end_whatever_happens() {
-    let one = std::env::var("TOROID_SEED").ok().map(|s| s.parse().expect("TOROID_SEED is a number"));
-    let seeds = one.map_or(0..NUM_SEEDS, |seed: u64| seed..seed + 1);
-    let mut num_done = 0;
-    let mut num_jobs = 0;
-    for seed in seeds.clone() {
-        let states = simulate(seed);
-        num_jobs += states.len();
-        num_done += states.iter().filter(|s| **s == State::Done).count();
+    let all = 0..number("TOROID_SEEDS").unwrap_or(NUM_SEEDS);
+    let seeds = number("TOROID_SEED").map_or(all, |seed| seed..seed + 1);
+    let mut tally = Tally::default();
+    seeds.clone().for_each(|seed| simulate(seed, &mut tally));
+    if seeds.end - seeds.start < NUM_SEEDS {
+        return;
     }
-    let is_all = seeds.end - seeds.start > 1;
-    assert!(
-        !is_all || num_done * 2 > num_jobs,
-        "only {num_done} of {num_jobs} jobs were done: the faults are too many"
-    );
+    assert!(tally.num_done * 2 > tally.num_jobs, "the faults are too many: {tally:?}");
+    for rung in ["spare", "restart", "reconnect", "restore", "drain"] {
+        assert!(tally.rungs.get(rung).is_some_and(|n| *n > 20), "{rung} is hardly tried: {tally:?}");
+    }
 }
 
 #[test]

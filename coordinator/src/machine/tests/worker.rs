@@ -1,4 +1,4 @@
-//! A fake worker: keeps to the protocol, computes nothing.
+//! A fake worker: keeps to the protocol, computes nothing. What it holds is the number of the step that its two shards are at.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -22,11 +22,22 @@ pub struct Work {
     pub total: u64,
     pub started: bool,
     pub committed: u64,
+    /// Has both its shards at `committed`.
+    pub has_state: bool,
+    /// Can apply `committed + 1`.
+    pub sealed: bool,
+    /// What is to be done before the next step.
+    pub healing: Option<proto::Heal>,
     pub named: BTreeSet<u64>,
     /// What is said again after a reconnection: shards and manifests of this epoch, and the end.
     said: Vec<FromWorker>,
     unacknowledged: VecDeque<StepRecord>,
+    /// The newest steps: a newcomer at rank 0 reports what the lost one may not have reported.
+    pub history: VecDeque<StepRecord>,
 }
+
+/// Steps that every place remembers.
+const HISTORY: usize = 64;
 
 #[derive(Debug)]
 pub struct Worker {
@@ -41,6 +52,11 @@ pub struct Worker {
     pub is_welcome: bool,
     /// Says nothing any more, but its stream stays open.
     pub is_hung: bool,
+    /// Its trainer hangs in this operation; heartbeats go on.
+    pub stuck_in: Option<String>,
+    /// Whom it says it waits for.
+    pub waits_for: Vec<u32>,
+    pub pid: u32,
     pub digest: u8,
     /// Step of what the job resumes from; 0: the initial weights.
     pub resume_step: u64,
@@ -71,6 +87,9 @@ impl Worker {
             outbox: VecDeque::new(),
             is_welcome: false,
             is_hung: false,
+            stuck_in: None,
+            waits_for: Vec::new(),
+            pid: 1,
             digest: 7,
             resume_step: 0,
             prepare_error: None,
@@ -88,6 +107,7 @@ impl Worker {
             data_address: format!("{}:1", self.host),
             device: "cpu".into(),
             fingerprint: self.fingerprint.clone(),
+            pid: self.pid,
             ..Default::default()
         };
         match &self.work {
@@ -108,6 +128,9 @@ impl Worker {
             job_id: work.job.clone(),
             epoch: work.epoch,
             committed_step: work.committed,
+            sealed_next: work.sealed,
+            operation: self.stuck_in.clone().unwrap_or_else(|| "forward".into()),
+            waits_for: self.waits_for.clone(),
             ..Default::default()
         }
     }
@@ -139,9 +162,12 @@ impl Worker {
             ToWorker::Assign(m) => self.assigned(&m),
             ToWorker::Start(m) => {
                 if let Some(work) = self.work_of(&m.job_id, m.epoch) {
-                    work.started = true;
+                    if !work.started {
+                        work.started = true;
+                        work.healing = m.heal;
+                    }
                     let is_finished = work.said.iter().any(|b| matches!(b, FromWorker::Finished(_)));
-                    if work.committed == work.total && !is_finished {
+                    if work.healing.is_none() && work.committed == work.total && !is_finished {
                         self.finish();
                     }
                 }
@@ -149,7 +175,7 @@ impl Worker {
             ToWorker::CheckpointAt(m) => self.checkpoint_at(&m, disk),
             ToWorker::PublishManifest(m) => self.publish(&m, disk),
             ToWorker::Stop(m) => {
-                if self.work_of(&m.job_id, m.epoch).is_some() {
+                if self.work.as_ref().is_some_and(|w| w.job == m.job_id && w.epoch <= m.epoch) {
                     self.work = None;
                     self.say(FromWorker::Stopped(proto::Stopped { job_id: m.job_id, epoch: m.epoch }));
                 }
@@ -176,40 +202,93 @@ impl Worker {
     }
 
     fn assigned(&mut self, m: &proto::Assign) {
+        if self.work.as_ref().is_some_and(|w| w.job == m.job_id && w.epoch >= m.epoch) {
+            return;
+        }
         let spec: toroid_torus::job::JobSpec = serde_json::from_str(&m.job_json).unwrap();
         let (job_id, epoch) = (m.job_id.clone(), m.epoch);
-        let committed_step = if m.restore_step > 0 { m.restore_step } else { self.resume_step };
-        self.work = Some(Work {
+        let before = self.work.take().filter(|w| w.job == m.job_id && w.rank == m.rank as usize);
+        let mut work = Work {
             job: job_id.clone(),
             epoch,
             rank: m.rank as usize,
             world: m.peers.len(),
             total: spec.steps,
             started: false,
-            committed: committed_step,
+            committed: 0,
+            has_state: false,
+            sealed: false,
+            healing: None,
             named: BTreeSet::new(),
             said: Vec::new(),
             unacknowledged: VecDeque::new(),
-        });
-        if self.damaged.contains(&m.restore_step) {
+            history: VecDeque::new(),
+        };
+        match before {
+            Some(before) if m.heal && before.has_state => {
+                work.committed = before.committed;
+                work.has_state = true;
+                work.sealed = before.sealed;
+                work.unacknowledged = before.unacknowledged;
+                work.history = before.history;
+            }
+            _ if m.heal => {}
+            before => {
+                work.committed = if m.restore_step > 0 { m.restore_step } else { self.resume_step };
+                work.has_state = true;
+                work.unacknowledged = before.map(|b| b.unacknowledged).unwrap_or_default();
+                work.unacknowledged.retain(|r| r.step <= work.committed);
+            }
+        }
+        let (committed_step, has_state, sealed_next) = (work.committed, work.has_state, work.sealed);
+        self.work = Some(work);
+        let failed = proto::Failed { job_id: job_id.clone(), epoch, ..Default::default() };
+        if !m.heal && self.damaged.contains(&m.restore_step) {
             self.work = None;
             let (error, damaged_step) = ("digest differs".into(), m.restore_step);
-            return self.say(FromWorker::Failed(proto::Failed { job_id, epoch, error, fatal: false, damaged_step }));
+            return self.say(FromWorker::Failed(proto::Failed { error, damaged_step, ..failed }));
         }
-        match self.prepare_error.clone() {
-            Some((error, fatal)) => {
-                self.work = None;
-                self.say(FromWorker::Failed(proto::Failed { job_id, epoch, error, fatal, damaged_step: 0 }));
+        if let Some((error, fatal)) = self.prepare_error.clone() {
+            self.work = None;
+            return self.say(FromWorker::Failed(proto::Failed { error, fatal, ..failed }));
+        }
+        self.say_and_keep(FromWorker::Prepared(proto::Prepared {
+            job_id,
+            epoch,
+            committed_step,
+            data_digest: vec![self.digest; 32],
+            num_samples: 100,
+            num_params: 1000,
+            has_state,
+            sealed_next,
+        }));
+        let Some(work) = self.work.clone() else { return };
+        work.unacknowledged.iter().for_each(|r| self.say(work.report(r)));
+    }
+
+    /// Ends with the state of the step that was decided. `history` is that of the source.
+    pub fn heal(&mut self, history: &VecDeque<StepRecord>, disk: &mut Disk) {
+        let Some(work) = &mut self.work else { return };
+        let Some(heal) = work.healing.take() else { return };
+        if work.has_state && work.committed < heal.step {
+            assert!(work.sealed && work.committed + 1 == heal.step, "T-2: {} cannot follow to {}", self.id, heal.step);
+            return self.commit(disk);
+        }
+        work.sealed = false;
+        if !work.has_state {
+            work.has_state = true;
+            work.committed = heal.step;
+            work.history.clone_from(history);
+            if work.rank == 0 {
+                work.unacknowledged.clone_from(history);
             }
-            None => self.say_and_keep(FromWorker::Prepared(proto::Prepared {
-                job_id,
-                epoch,
-                committed_step,
-                data_digest: vec![self.digest; 32],
-                num_samples: 100,
-                num_params: 1000,
-            })),
+            let work = work.clone();
+            work.unacknowledged.iter().for_each(|r| self.say(work.report(r)));
         }
+        if self.work.as_mut().is_some_and(|w| w.named.remove(&heal.step)) {
+            self.write(heal.step, disk);
+        }
+        self.finish_if_last();
     }
 
     fn checkpoint_at(&mut self, m: &proto::CheckpointAt, disk: &mut Disk) {
@@ -280,20 +359,20 @@ impl Worker {
         self.say_and_keep(FromWorker::ManifestPublished(body));
     }
 
-    /// Commits the next step.
+    /// Has the global sums of the step that it has sealed.
     pub fn commit(&mut self, disk: &mut Disk) {
         let Some(work) = &mut self.work else { return };
+        assert!(work.has_state && work.sealed, "T-2: {} commits what it has not sealed", self.id);
         work.committed += 1;
-        let (step, is_last) = (work.committed, work.committed == work.total);
+        work.sealed = false;
+        let (step, epoch) = (work.committed, work.epoch);
+        let loss = loss_of(step);
+        let record = StepRecord { step, loss, step_s: STEP_S, tokens: 100, epoch, ..Default::default() };
+        if work.history.len() == HISTORY {
+            work.history.pop_front();
+        }
+        work.history.push_back(record.clone());
         if work.rank == 0 {
-            let record = StepRecord {
-                step,
-                loss: 5.0 / step as f64,
-                step_s: STEP_S,
-                tokens: 100,
-                epoch: work.epoch,
-                ..Default::default()
-            };
             let report = work.report(&record);
             work.unacknowledged.push_back(record);
             self.say(report);
@@ -301,7 +380,11 @@ impl Worker {
         if self.work.as_mut().is_some_and(|w| w.named.remove(&step)) {
             self.write(step, disk);
         }
-        if is_last {
+        self.finish_if_last();
+    }
+
+    fn finish_if_last(&mut self) {
+        if self.work.as_ref().is_some_and(|w| w.committed == w.total) {
             self.finish();
         }
     }
@@ -311,6 +394,11 @@ impl Worker {
         let (job_id, epoch, committed_step) = (work.job.clone(), work.epoch, work.committed);
         self.say_and_keep(FromWorker::Finished(proto::Finished { job_id, epoch, committed_step }));
     }
+}
+
+/// The same whoever computes it (T-4).
+pub fn loss_of(step: u64) -> f64 {
+    5.0 / step as f64
 }
 
 impl Work {

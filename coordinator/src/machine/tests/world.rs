@@ -6,8 +6,9 @@
 //!        └── outboxes <── Worker::handle <────────┘
 //! ```
 //!
-//! The workers keep to the protocol and compute nothing: a step is committed when all places of an epoch have started and live.
-//! What is on disk is a set of shards and manifests. A crash of the coordinator may come after any output.
+//! The workers keep to the protocol and compute nothing. Their data plane keeps to T-2: who has the global sums of a step knows that
+//! all have sealed it, and any part of them may have these sums when somebody dies ([`World::step_in_part`]). A newcomer has its
+//! shards only from a living holder (T-3). On disk are shards and manifests. A crash of the coordinator may come after any output.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,9 +17,10 @@ use proto::coordinator_message::Body as ToWorker;
 use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 use toroid_proto::StepRecord;
+use toroid_torus::holders;
 
-use super::worker::{Disk, Worker};
-use crate::machine::record::{JobRecord, Record};
+use super::worker::{Disk, Work, Worker, loss_of};
+use crate::machine::record::{Incident, JobRecord, Record, Rung};
 use crate::machine::{
     Config, Input, Limits, Machine, Now, Output, Reply, RequestError, RequestId, StepSummary, StreamId,
 };
@@ -38,6 +40,10 @@ pub struct World {
     pub num_outputs: usize,
     /// Step of what jobs resume from; 0: nothing.
     pub resume_step: u64,
+    /// Highest step that anyone has committed, by job and epoch.
+    committed: BTreeMap<(String, u64), u64>,
+    /// The epoch in which the state was last loaded, by job.
+    loaded: BTreeMap<String, u64>,
     next_stream: u64,
     next_request: u64,
 }
@@ -67,6 +73,8 @@ impl World {
             crash_after: 0,
             num_outputs: 0,
             resume_step: 0,
+            committed: BTreeMap::new(),
+            loaded: BTreeMap::new(),
             next_stream: 0,
             next_request: 0,
         };
@@ -237,24 +245,90 @@ impl World {
         }
     }
 
+    /// Ids of the places of `job` if all of them have started the newest epoch, live, and get on with it.
+    fn group(&self, job: &str) -> Vec<String> {
+        let doing = |w: &&Worker| w.work.as_ref().is_some_and(|w| w.job == job && w.started);
+        let epoch = self.workers.values().filter(doing).filter_map(|w| w.work.as_ref()).map(|w| w.epoch).max();
+        let is_member =
+            |w: &&Worker| doing(w) && !w.is_hung && w.stuck_in.is_none() && w.work.as_ref().map(|w| w.epoch) == epoch;
+        let group: Vec<&Worker> = self.workers.values().filter(is_member).collect();
+        let world = group.first().and_then(|w| w.work.as_ref()).map_or(0, |w| w.world);
+        if group.len() < world { Vec::new() } else { group.iter().map(|w| w.id.clone()).collect() }
+    }
+
     /// Commits a step of `job` if all its places have started, in one epoch; says whether.
     pub fn step(&mut self, job: &str) -> bool {
-        let doing = |w: &Worker| w.work.as_ref().is_some_and(|w| w.job == job && w.started);
-        let newest = self.workers.values().filter(|w| doing(w)).filter_map(|w| w.work.as_ref()).map(|w| w.epoch).max();
-        let Some(epoch) = newest else { return false };
-        let mut group: Vec<&mut Worker> = self
-            .workers
-            .values_mut()
-            .filter(|w| !w.is_hung && doing(w) && w.work.as_ref().is_some_and(|w| w.epoch == epoch))
-            .collect();
-        let Some(first) = group.first().and_then(|w| w.work.as_ref()) else { return false };
-        if group.len() < first.world || first.committed >= first.total {
+        self.step_in_part(job, |_| true)
+    }
+
+    /// As [`World::step`], but at each point (heal, seal, commit) only those whom `chosen` names get on, if it names not all.
+    pub fn step_in_part(&mut self, job: &str, mut chosen: impl FnMut(&str) -> bool) -> bool {
+        let group = self.group(job);
+        if group.is_empty() || !self.heal(job, &group, &mut chosen) {
             return false;
         }
-        for worker in &mut group {
-            worker.commit(&mut self.disk);
+        let committed = |world: &World, id: &String| world.work(id).committed;
+        let newest = group.iter().map(|id| committed(self, id)).max().unwrap_or(0);
+        let behind: Vec<&String> = group.iter().filter(|id| committed(self, id) < newest).collect();
+        if !self.each(&behind, &mut chosen, |worker, disk| worker.commit(disk)) {
+            return false;
         }
-        true
+        if newest == self.work(&group[0]).total {
+            return false;
+        }
+        let all: Vec<&String> = group.iter().collect();
+        let seal = |worker: &mut Worker, _: &mut Disk| {
+            worker.work.as_mut().expect("works").sealed = true;
+        };
+        let has_sealed = self.each(&all, &mut chosen, seal) || all.iter().all(|id| self.work(id).sealed);
+        if !has_sealed {
+            return false;
+        }
+        self.committed.insert((job.into(), self.work(&group[0]).epoch), newest + 1);
+        self.each(&all, &mut chosen, |worker, disk| worker.commit(disk))
+    }
+
+    /// Does it with those that are chosen; says whether that was all.
+    fn each(
+        &mut self,
+        ids: &[&String],
+        chosen: &mut impl FnMut(&str) -> bool,
+        does: impl Fn(&mut Worker, &mut Disk),
+    ) -> bool {
+        let mut is_all = true;
+        for id in ids {
+            if chosen(id) {
+                does(self.workers.get_mut(*id).expect("a member"), &mut self.disk);
+            } else {
+                is_all = false;
+            }
+        }
+        is_all
+    }
+
+    pub fn work(&self, id: &str) -> &Work {
+        self.workers[id].work.as_ref().unwrap_or_else(|| panic!("{id} has no work"))
+    }
+
+    /// Newcomers pull their shards from the other holders, who is behind commits; says whether all are done.
+    fn heal(&mut self, job: &str, group: &[String], chosen: &mut impl FnMut(&str) -> bool) -> bool {
+        let Some(heal) = group.iter().find_map(|id| self.work(id).healing.clone()) else { return true };
+        let shape = self.machine.record(job).map(|r| r.spec.shape).expect("a job that is worked at");
+        let by_rank: BTreeMap<usize, &String> = group.iter().map(|id| (self.work(id).rank, id)).collect();
+        let source = by_rank[&(heal.source as usize)];
+        assert_eq!(self.work(source).committed, heal.step, "the source has committed the step");
+        let history = self.work(source).history.clone();
+        let is_new = |rank: usize| heal.newcomers.contains(&(rank as u32));
+        let waits: Vec<&String> = group.iter().filter(|id| self.work(id).healing.is_some()).collect();
+        for id in &waits {
+            let rank = self.work(id).rank;
+            assert_eq!(is_new(rank), !self.work(id).has_state, "{id} (rank {rank}) is a newcomer or not");
+            if is_new(rank) {
+                let holders = [holders::backup_of(&shape, rank), holders::guarded_by(&shape, rank)];
+                assert!(holders.into_iter().flatten().all(|r| !is_new(r)), "T-3: rank {rank} pulls from nobody");
+            }
+        }
+        self.each(&waits, chosen, |worker, disk| worker.heal(&history, disk))
     }
 
     /// Up to `num` steps, all messages delivered between.
@@ -307,6 +381,7 @@ impl World {
                 let curve = self.curves.entry(job).or_default();
                 let last = curve.last().map_or(self.resume_step, |r| r.step);
                 assert_eq!(record.step, last + 1, "the curve has no hole and no repetition");
+                assert_eq!(record.loss, loss_of(record.step), "T-4");
                 curve.push(*record);
             }
             Output::CutCurve { job, keep } => self.curves.entry(job).or_default().retain(|r| r.step <= keep),
@@ -334,6 +409,10 @@ impl World {
     fn persist(&mut self, record: Record) {
         if let (Record::Job(new), Some(Record::Job(old))) = (&record, self.store.get(&record.key())) {
             check_succession(old, new);
+            self.check_survival(old, new);
+            if new.has_state && !old.has_state {
+                self.loaded.insert(new.id.clone(), new.epoch);
+            }
             for checkpoint in new.checkpoints.iter().filter(|c| !old.checkpoints.contains(c)) {
                 let key = (new.id.clone(), checkpoint.step);
                 let world = new.spec.shape.world();
@@ -347,7 +426,64 @@ impl World {
                 assert!(self.disk.manifests.contains_key(&key), "the last good checkpoint, {}, was removed", key.1);
             }
         }
+        if let Record::Incident(incident) = &record {
+            self.check_incident(incident);
+        }
         self.store.insert(record.key(), record);
+    }
+
+    /// T-3: the state is given up only if both holders of a shard are gone, or if it is not to be trusted.
+    fn check_survival(&self, old: &JobRecord, new: &JobRecord) {
+        if !old.has_state || new.has_state || new.state.is_ended() {
+            return;
+        }
+        let num_new = (new.num_events - old.num_events) as usize;
+        let is_corrupt = new.events.iter().rev().take(num_new).any(|e| e.text.contains("silent corruption"));
+        let is_redundant = new.spec.fault_tolerance.redundancy && new.spec.shape.world() > 1;
+        let holds = |rank: &usize| {
+            let worker = old.places[*rank].as_ref().and_then(|w| self.workers.get(w));
+            let work = worker.and_then(|w| w.work.as_ref());
+            work.is_some_and(|w| w.job == old.id && w.rank == *rank && w.has_state)
+        };
+        let lost: BTreeSet<usize> = (0..old.places.len()).filter(|r| !holds(r)).collect();
+        let is_lost = holders::lost_shard(&new.spec.shape, &lost).is_some();
+        assert!(
+            is_corrupt || !is_redundant || is_lost,
+            "T-3: the state is given up, only {lost:?} are lost: {}",
+            new.reason
+        );
+    }
+
+    /// A healing epoch goes on from what its places hold (T-2, T-3).
+    fn check_heal(&self, m: &proto::Start, heal: &proto::Heal) {
+        let record = self.stored(&m.job_id);
+        if record.epoch > m.epoch {
+            return;
+        }
+        let works = record.places.iter().flatten().filter_map(|w| self.workers.get(w)?.work.as_ref());
+        let works: Vec<&Work> = works.filter(|w| w.job == m.job_id && w.epoch == m.epoch).collect();
+        if works.iter().any(|w| w.started) {
+            return;
+        }
+        for work in works.iter().filter(|w| w.has_state) {
+            let follows = work.committed == heal.step || work.committed + 1 == heal.step && work.sealed;
+            assert!(follows, "T-2: rank {} is at {} and is to go on from {}", work.rank, work.committed, heal.step);
+        }
+        // Workers that the coordinator took for dead may go on among themselves; a restore leaves them behind (T-1).
+        let since = (m.job_id.clone(), self.loaded.get(&m.job_id).copied().unwrap_or(0));
+        let epochs = self.committed.range(since..(m.job_id.clone(), m.epoch));
+        let highest = epochs.map(|(_, step)| *step).max().unwrap_or(0);
+        assert!(heal.step + 1 >= highest, "T-3: step {highest} was committed, all go on from {}", heal.step);
+    }
+
+    fn check_incident(&self, new: &Incident) {
+        let phases = [new.detect_s, new.fence_s, new.decide_s, new.heal_s, new.redo_s];
+        assert!(phases.iter().all(|s| *s >= 0.0), "{new:?}");
+        let may_lose = [Rung::Restore, Rung::Wait].contains(&new.rung);
+        assert!(may_lose || new.steps_lost == 0, "only a restore loses steps: {new:?}");
+        if let Some(Record::Incident(old)) = self.store.get(&format!("incident/{}/{}", new.job, new.number - 1)) {
+            assert!(old.resolved, "one incident at a time: {old:?}");
+        }
     }
 
     fn stored(&self, job: &str) -> &JobRecord {
@@ -365,11 +501,17 @@ impl World {
                 let record = self.stored(&m.job_id);
                 assert_eq!(record.epoch, m.epoch, "T-8: an epoch is stored before it is assigned");
                 assert_eq!(record.places[m.rank as usize].as_deref(), worker, "a place is assigned to its worker");
-                assert_eq!(m.restore_step, record.last_checkpoint().map_or(0, |c| c.step));
+                let is_newest = m.restore_step == record.last_checkpoint().map_or(0, |c| c.step);
+                assert!(is_newest || m.heal, "a restore is from the newest checkpoint");
                 assert_eq!(m.peers.len(), record.spec.shape.world());
             }
             // One input may repeat what was said in an epoch and then begin the next, which is stored by then.
-            ToWorker::Start(m) => assert!(self.stored(&m.job_id).epoch >= m.epoch, "T-8"),
+            ToWorker::Start(m) => {
+                assert!(self.stored(&m.job_id).epoch >= m.epoch, "T-8");
+                if let Some(heal) = &m.heal {
+                    self.check_heal(m, heal);
+                }
+            }
             ToWorker::CheckpointAt(m) => {
                 let record = self.stored(&m.job_id);
                 let is_stored = record.pending.contains_key(&m.step);
@@ -401,7 +543,8 @@ fn check_succession(old: &JobRecord, new: &JobRecord) {
     let is_damaged = events.clone().any(|e| e.kind == "checkpoint.damaged");
     let is_forgotten = new.checkpoints.is_empty() && !old.checkpoints.is_empty();
     assert!(is_damaged || !is_forgotten, "the last good checkpoint is forgotten");
-    let lost: BTreeSet<&str> = events.filter(|e| e.kind == "worker.lost").map(|e| e.worker.as_str()).collect();
+    let moves = ["worker.lost", "worker.drained", "worker.displaced"];
+    let lost: BTreeSet<&str> = events.filter(|e| moves.contains(&e.kind.as_str())).map(|e| e.worker.as_str()).collect();
     for (rank, worker) in old.places.iter().enumerate() {
         if let Some(worker) = worker.as_deref().filter(|w| !lost.contains(w) && !new.state.is_ended()) {
             assert_eq!(new.places[rank].as_deref(), Some(worker), "T-7: a survivor keeps rank {rank}");
