@@ -238,11 +238,12 @@ impl Cluster {
                 }
                 let state = job.state();
                 if matches!(state, JobState::Failed | JobState::Done | JobState::Cancelled) {
-                    bail!("waited for {what}, but {id} is {state:?}: {}\n{}", job.reason, self.logs());
+                    bail!("waited for {what}, but {id} is {state:?}: {}\n{}", brief(&job), self.logs());
                 }
             }
             if start.elapsed() > HANG_GUARD {
-                bail!("waited {HANG_GUARD:?} for {what} of {id}; last seen: {:?}\n{}", self.job(id), self.logs());
+                let seen = self.job(id).map_or_else(|| "no coordinator".into(), |job| brief(&job));
+                bail!("waited {HANG_GUARD:?} for {what} of {id}; last seen: {seen}\n{}", self.logs());
             }
             // The loop asks over gRPC each time: the pause only keeps the two cores for the workers.
             std::thread::park_timeout(Duration::from_millis(20));
@@ -300,6 +301,17 @@ impl Drop for Cluster {
             let _ = child.wait();
         }
     }
+}
+
+/// A job without its curve, for messages of failing tests.
+fn brief(job: &Job) -> String {
+    let places: Vec<&str> = job.places.iter().map(|place| place.worker_id.as_str()).collect();
+    let mut text = format!("{:?} at step {}, epoch {}: {}\n", job.state(), job.committed_step, job.epoch, job.reason);
+    text.push_str(&format!("  places {places:?}, {} spares\n", job.spares));
+    for event in &job.events {
+        text.push_str(&format!("  step {} epoch {} {}: {}\n", event.step, event.epoch, event.kind, event.text));
+    }
+    text
 }
 
 pub fn path(p: &Path) -> &str {

@@ -72,8 +72,10 @@ impl<D: Device + Clone> Job<D> {
             let record = self.commit(totals.clone());
             self.committed(record, shared, emit);
         }
-        // Whatever was sealed beyond is made again.
+        // Whatever was sealed beyond is made again, and so is a validation of this step: some have finished it, a newcomer has not, and
+        // all must take part.
         self.sealed = false;
+        (self.validated, self.start_step) = (None, None);
         self.pull_shards(links, plan)?;
         if self.has_state && !behind {
             // The coordinator may have taken this step's record back when an epoch began that was to go on without it.
@@ -81,7 +83,6 @@ impl<D: Device + Clone> Job<D> {
         }
         if !self.has_state {
             self.committed = plan.step;
-            self.start_step = None;
             self.history = history.into_iter().collect();
             self.has_state = true;
             self.report_history(HISTORY, emit);
