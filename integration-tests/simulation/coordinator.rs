@@ -24,6 +24,7 @@ use toroid_torus::holders;
 
 use crate::arithmetic;
 use crate::network::{AtCoordinator, AtWorker, Event, Micros, Pid, SECOND};
+use crate::place::State;
 use crate::worker::pid_of;
 use crate::world::World;
 
@@ -353,12 +354,17 @@ impl World {
         if truth.high <= step || is_unavoidable {
             return None;
         }
-        let survives = |rank: usize| {
+        let state = |rank: usize| {
             let worker = record.places[rank].as_ref().filter(|w| before.places.get(rank) == Some(&Some(w.to_string())));
             let job = worker.and_then(|w| self.workers.get(&pid_of(w))).and_then(|w| w.trainer.job.as_ref());
-            job.is_some_and(|j| j.assignment.job_id == record.id && j.assignment.rank == rank && j.state.is_some())
+            let job = job.filter(|j| j.assignment.job_id == record.id && j.assignment.rank == rank);
+            job.and_then(|j| j.state.as_ref())
         };
-        let lost: BTreeSet<usize> = (0..shape.world()).filter(|rank| !survives(*rank)).collect();
+        let states: Vec<Option<&State>> = (0..shape.world()).map(state).collect();
+        let high = states.iter().flatten().map(|s| s.committed).max().unwrap_or(0);
+        // A drained worker that is asked for its place again may have missed steps that were made without it.
+        let is_of_use = |s: &State| s.committed == high || s.committed + 1 == high && s.sealed.is_some();
+        let lost: BTreeSet<usize> = (0..shape.world()).filter(|rank| !states[*rank].is_some_and(is_of_use)).collect();
         holders::lost_shard(shape, &lost).is_none().then(|| {
             let high = truth.high;
             format!(
