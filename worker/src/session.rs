@@ -341,9 +341,10 @@ impl Work {
                     sealed_next,
                 };
                 self.prepared = Some(prepared.clone());
-                // What was said in the older epoch may have come too late to be taken.
+                // What was said in the older epoch may have come too late to be taken. It goes first: with the last Prepared the epoch
+                // begins, and if this place died on the way its records would be missing in the curve (T-4).
                 let again = self.unacknowledged.iter().cloned().map(ToCoordinator::Step);
-                std::iter::once(ToCoordinator::Prepared(prepared)).chain(again).collect()
+                again.chain([ToCoordinator::Prepared(prepared)]).collect()
             }
             Happened::Connected => Vec::new(),
             Happened::Committed { step, record } => {
@@ -418,11 +419,10 @@ impl Work {
 
     /// What a coordinator that was away must hear again, in the order in which it happened.
     fn said_again(&self) -> Vec<ToCoordinator> {
-        let mut again = Vec::new();
+        let mut again: Vec<ToCoordinator> = self.unacknowledged.iter().cloned().map(ToCoordinator::Step).collect();
         if self.phase == Phase::Ready {
             again.extend(self.prepared.clone().map(ToCoordinator::Prepared));
         }
-        again.extend(self.unacknowledged.iter().cloned().map(ToCoordinator::Step));
         again.extend(self.validations.values().cloned().map(ToCoordinator::Validation));
         again.extend(self.shard.clone().map(ToCoordinator::ShardWritten));
         if self.phase == Phase::Finished {
@@ -644,7 +644,7 @@ mod tests {
             num_samples: 9,
             num_params: 5,
         };
-        check(&mut session, vec![happened(3, what)], &["send Prepared", "send step 1", "send step 2"]);
+        check(&mut session, vec![happened(3, what)], &["send step 1", "send step 2", "send Prepared"]);
     }
 
     #[test]

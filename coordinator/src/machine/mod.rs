@@ -27,7 +27,7 @@
 //!   what the coordinator had stored and not said.
 //!
 //! The worker's side of it: between `Register` and `Welcome` it says nothing. After a `Welcome` with `keep_going` it first says
-//! again what it had said in its epoch and what may have been lost (`Prepared`, unacknowledged `StepReport`s in order,
+//! again what it had said in its epoch and what may have been lost (unacknowledged `StepReport`s in order, `Prepared`,
 //! `ShardWritten`, `ManifestPublished`, `Finished`, a `PeerLost` that still holds), and it takes a repeated `Start`, `CheckpointAt`
 //! or `PublishManifest` as the same one. Here repetitions of all of these change nothing.
 //!
