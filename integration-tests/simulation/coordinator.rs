@@ -53,7 +53,8 @@ pub struct Coordinator {
 /// What was so when the coordinator went away, and nothing else was missing.
 pub struct Absence {
     since: Micros,
-    num_faults: u64,
+    /// Faults and deaths so far.
+    num_disturbed: u64,
     /// Committed steps of the jobs that were training.
     steps: BTreeMap<String, u64>,
 }
@@ -422,11 +423,14 @@ impl World {
         let steps = self.records().filter(|r| r.state.is_placed()).filter(trains);
         let steps = steps.map(|r| (r.id.clone(), self.env.truth.jobs[&r.id].high)).collect();
         let is_whole = !self.env.net.is_any_link_blocked();
-        self.watched = is_whole.then_some(Absence { since: self.env.net.now, num_faults: self.num_faults, steps });
+        let num_disturbed = self.num_faults + self.num_deaths;
+        self.watched = is_whole.then_some(Absence { since: self.env.net.now, num_disturbed, steps });
     }
 
     fn check_absence(&mut self) {
-        let Some(absence) = self.watched.take().filter(|a| a.num_faults == self.num_faults) else { return };
+        let Some(absence) = self.watched.take().filter(|a| a.num_disturbed == self.num_faults + self.num_deaths) else {
+            return;
+        };
         // A step takes its computing and some messages, each of which may be slow.
         if self.env.net.now - absence.since < 3 * self.env.step_time + 5 * SECOND {
             return;

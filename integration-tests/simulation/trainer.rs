@@ -104,6 +104,12 @@ impl Trainer {
         job.awaited().into_iter().map(|rank| rank as u32).collect()
     }
 
+    /// The epoch in which it waits for peers of this job.
+    pub fn waits_in(&self, job: &str) -> Option<u64> {
+        let job = self.job.as_ref().filter(|j| self.busy.is_none() && j.assignment.job_id == job)?;
+        job.phase.is_waiting_for_peers().then_some(job.assignment.epoch)
+    }
+
     pub fn operation(&self) -> &'static str {
         match (&self.busy, self.job.as_ref().map(|j| j.phase)) {
             (Some((Busy::Prepare, _)), _) | (_, Some(Phase::Preparing)) => "prepare",

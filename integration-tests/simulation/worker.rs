@@ -32,6 +32,8 @@ pub struct Worker {
     pub backlog: Option<Vec<AtWorker>>,
     pause: Micros,
     heartbeat: Micros,
+    /// Since when the trainer has been seen in a wait of an epoch that the session knows to be over.
+    waits_on_since: Option<Micros>,
 }
 
 pub fn id_of(pid: Pid) -> String {
@@ -55,6 +57,7 @@ impl Worker {
             backlog: None,
             pause: FIRST_PAUSE,
             heartbeat: SECOND,
+            waits_on_since: None,
         }
     }
 
@@ -156,6 +159,7 @@ impl Worker {
     }
 
     fn beat(&mut self, stream: StreamId, env: &mut Env) {
+        self.check_fenced(env);
         let standing = self.session.standing();
         let sealed_next = self.trainer.job.as_ref().and_then(|j| j.state.as_ref()).is_some_and(|s| s.sealed.is_some());
         let heartbeat = proto::Heartbeat {
@@ -169,6 +173,18 @@ impl Worker {
         };
         self.send(ToCoordinator::Heartbeat(heartbeat), env);
         env.net.at_worker(self.pid, self.heartbeat, AtWorker::Heartbeat { stream });
+    }
+
+    /// T-1: a newer epoch ends every wait of the older one.
+    fn check_fenced(&mut self, env: &mut Env) {
+        let standing = self.session.standing();
+        let since = self.waits_on_since.take();
+        if let Some(epoch) = self.trainer.waits_in(&standing.job_id).filter(|epoch| *epoch < standing.epoch) {
+            let since = *self.waits_on_since.insert(since.unwrap_or(env.net.now));
+            env.truth.check(env.net.now < since + SECOND, || {
+                format!("T-1: {} waits in epoch {epoch}, and has epoch {}", id_of(self.pid), standing.epoch)
+            });
+        }
     }
 
     fn send(&mut self, body: ToCoordinator, env: &mut Env) {

@@ -96,7 +96,8 @@ pub struct World {
     pub next_request: u64,
     pub num_events: u64,
     pub num_faults: u64,
-    /// Deaths, stops and cuts of workers so far: without any, nothing but a coordinator may be missing (T-9).
+    pub num_deaths: u64,
+    /// While a coordinator is away and nothing else happens, steps go on (T-9).
     pub watched: Option<crate::coordinator::Absence>,
 }
 
@@ -147,6 +148,7 @@ impl World {
             next_request: 0,
             num_events: 0,
             num_faults: 0,
+            num_deaths: 0,
             watched: None,
         }
     }
@@ -269,6 +271,7 @@ impl World {
     /// SIGKILL: the kernel closes its connections.
     pub fn kill_worker(&mut self, pid: Pid) {
         let Some(worker) = self.workers.remove(&pid) else { return };
+        self.num_deaths += 1;
         let doing = worker.trainer.operation();
         self.env.tell(|| format!("{} is killed in {doing}", id_of(pid)));
         self.env.alive.remove(&pid);
