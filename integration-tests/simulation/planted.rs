@@ -45,10 +45,6 @@ pub const ALL: [Plant; 17] = [
     Plant::Session(session::Planted::ForgetRecords),
 ];
 
-/// Waits that a fence does not end break no invariant within [`super::NUM_SEEDS`] seeds: frames of the older epoch are dropped all
-/// the same, and the place is replaced as one that hangs. They cost time, which the simulation does not judge.
-pub const ONLY_SLOW: [Plant; 2] = [Plant::IgnoreFence, Plant::Session(session::Planted::DoNotFence)];
-
 impl Plant {
     /// Switches the fault on in the real code, on this thread.
     pub fn switch(plant: Option<Plant>) {

@@ -11,8 +11,6 @@
 //! reduce-scatter and the all-gather are messages of everyone to everyone, the commit all-reduce goes by row, then by column: whoever
 //! has its result knows that all have sealed (T-2).
 
-mod place;
-
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use toroid_torus::holders;
