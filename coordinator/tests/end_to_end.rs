@@ -322,6 +322,13 @@ async fn users_are_told_what_is_wrong() {
 
     let status = user.checkpoint_job(proto::CheckpointJobRequest { job_id: id.clone() }).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition, "a queued job has nothing to save");
+    let drain = |worker_id: &str| proto::DrainWorkerRequest { worker_id: worker_id.into() };
+    let status = user.drain_worker(drain("w")).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::NotFound, "no worker `w` is connected; none is"));
+    let mut spare = Worker::connect(&coordinator, register("a")).await;
+    assert!(!spare.welcomed().await);
+    let drained = user.drain_worker(drain("a")).await.unwrap().into_inner();
+    assert_eq!(drained, proto::DrainWorkerResponse::default(), "it had no place");
     let cancelled = user.cancel_job(proto::CancelJobRequest { job_id: id }).await.unwrap().into_inner();
     assert_eq!(cancelled.state(), proto::JobState::Cancelled);
     coordinator.stop().await;

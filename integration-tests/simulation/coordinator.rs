@@ -102,7 +102,7 @@ impl World {
         self.env.is_coordinator_up = false;
         self.env.is_coordinator_awake = false;
         for stream in coordinator.connections.keys() {
-            self.env.net.to_worker(*stream, |stream| AtWorker::StreamClosed { stream });
+            self.env.net.send_to_worker(*stream, |stream| AtWorker::StreamClosed { stream });
         }
         self.watch_absence();
         self.env.net.push(down, Event::CoordinatorStarts);
@@ -238,14 +238,14 @@ impl World {
                     }
                     self.check_sent(stream, &body);
                     let body = Box::new(body);
-                    self.env.net.to_worker(stream, |stream| AtWorker::Message { stream, body });
+                    self.env.net.send_to_worker(stream, |stream| AtWorker::Message { stream, body });
                 }
             }
             Output::Close { stream, reason } => {
                 let closed = self.coordinator.as_mut().and_then(|c| c.connections.remove(&stream));
                 if let Some(pid) = closed {
                     self.env.tell(|| format!("the coordinator closes the stream of w{pid}: {reason}"));
-                    self.env.net.to_worker(stream, |stream| AtWorker::StreamClosed { stream });
+                    self.env.net.send_to_worker(stream, |stream| AtWorker::StreamClosed { stream });
                 }
             }
             Output::Reply { request, reply } => drop(self.replies.insert(request, reply)),
@@ -410,7 +410,7 @@ impl World {
         let trains = |r: &&JobRecord| {
             r.places.iter().all(|w| {
                 let worker = w.as_deref().and_then(|w| self.workers.get(&pid_of(w)));
-                worker.is_some_and(|w| w.backlog.is_none() && w.trainer.is_training_in(&r.id, r.epoch))
+                worker.is_some_and(|w| w.backlog.is_none() && w.trainer.is_training_in(&r.id, r.epoch, &self.env.net))
             })
         };
         let steps = self.records().filter(|r| r.state.is_placed()).filter(trains);
@@ -454,9 +454,14 @@ fn succession(old: &JobRecord, new: &JobRecord) -> Option<String> {
     if new.high_step < old.high_step {
         return Some(format!("T-2: {id} knew of step {} and knows of {} now", old.high_step, new.high_step));
     }
+    // A newcomer makes room for the drained worker whose place it was to take, where that holds the only copy.
+    let num_new = (new.num_events - old.num_events) as usize;
+    let displaced = new.events.iter().rev().take(num_new).filter(|e| e.kind == "worker.displaced");
+    let displaced: BTreeSet<&str> = displaced.map(|e| e.worker.as_str()).collect();
     let moved = |(rank, worker): (usize, &Option<String>)| {
-        let now = new.places.iter().position(|w| w.is_some() && w == worker);
-        now.filter(|now| *now != rank).map(|now| format!("T-7: {worker:?} of rank {rank} of {id} has rank {now}"))
+        let worker = worker.as_deref().filter(|w| !displaced.contains(w))?;
+        let now = new.places.iter().position(|w| w.as_deref() == Some(worker)).filter(|now| *now != rank)?;
+        Some(format!("T-7: {worker} of rank {rank} of {id} has rank {now}"))
     };
     old.places.iter().enumerate().find_map(moved)
 }

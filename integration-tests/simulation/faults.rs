@@ -126,7 +126,7 @@ impl World {
         let Some(stream) = self.workers.get(&pid).and_then(|w| w.stream) else { return };
         self.env.tell(|| format!("{} is asked to end", id_of(pid)));
         let body = Box::new(FromWorker::Leaving(proto::Leaving { reason: "the worker was asked to end".into() }));
-        self.env.net.to_coordinator(stream, AtCoordinator::Message { stream, body });
+        self.env.net.send_to_coordinator(stream, AtCoordinator::Message { stream, body });
         let after = self.env.net.random.below(3 * SECOND);
         self.env.net.push(after, Event::WorkerEnds { pid });
     }
@@ -289,7 +289,7 @@ impl World {
         let Some((job, epoch)) = subject(&body) else { return };
         if self.record(job).is_some_and(|r| epoch < r.epoch) {
             self.env.tell(|| format!("{} says again, of epoch {epoch}: {}", id_of(pid), name(&body)));
-            self.env.net.to_coordinator(stream, AtCoordinator::Message { stream, body: Box::new(body) });
+            self.env.net.send_to_coordinator(stream, AtCoordinator::Message { stream, body: Box::new(body) });
         }
     }
 

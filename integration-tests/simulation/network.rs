@@ -218,7 +218,7 @@ impl Network {
         (self.now.max(blocked) + delay).max(last + 1)
     }
 
-    pub fn to_coordinator(&mut self, stream: StreamId, what: AtCoordinator) {
+    pub fn send_to_coordinator(&mut self, stream: StreamId, what: AtCoordinator) {
         let (pid, last) = match self.streams.get(&stream) {
             Some(s) => (s.pid, s.last_to_coordinator),
             None => return,
@@ -228,7 +228,7 @@ impl Network {
         self.push_at(due, Event::AtCoordinator(what));
     }
 
-    pub fn to_worker(&mut self, stream: StreamId, what: impl FnOnce(StreamId) -> AtWorker) {
+    pub fn send_to_worker(&mut self, stream: StreamId, what: impl FnOnce(StreamId) -> AtWorker) {
         let (pid, last) = match self.streams.get(&stream) {
             Some(s) => (s.pid, s.last_to_worker),
             None => return,
@@ -242,7 +242,7 @@ impl Network {
     pub fn close_at_worker(&mut self, stream: StreamId, reason: &'static str) {
         let cut = self.point_of_break(|n, s| n.streams[&s].last_to_coordinator, stream);
         self.streams.get_mut(&stream).expect("a worker closes streams that it opened").cut = cut;
-        self.to_coordinator(stream, AtCoordinator::Closed { stream, reason });
+        self.send_to_coordinator(stream, AtCoordinator::Closed { stream, reason });
     }
 
     /// Whether a message from a worker that arrives now is not lost.
@@ -263,6 +263,10 @@ impl Network {
             link.cut = [NEVER; 2];
         }
         link.incarnation
+    }
+
+    pub fn is_open(&self, a: Pid, b: Pid, incarnation: u64) -> bool {
+        self.links.get(&(a.min(b), a.max(b))).is_some_and(|l| l.is_open && l.incarnation == incarnation)
     }
 
     pub fn send_frame(&mut self, from: Pid, to: Pid, incarnation: u64, frame: Frame) {

@@ -20,7 +20,7 @@ use toroid_torus::manifest::ShardFile;
 use toroid_worker::trainer::{Assignment, Happened, HealPlan, TrainerEvent};
 
 use crate::arithmetic;
-use crate::network::{AtWorker, MS, Micros, Pid};
+use crate::network::{AtWorker, MS, Micros, Network, Pid};
 use crate::planted::Plant;
 use crate::world::Env;
 
@@ -158,6 +158,7 @@ pub struct Trainer {
     last_event: Micros,
     pub shared: Shared,
     is_fence_seen: bool,
+    is_hung: bool,
 }
 
 impl Trainer {
@@ -172,6 +173,7 @@ impl Trainer {
             last_event: 0,
             shared: Shared::default(),
             is_fence_seen: false,
+            is_hung: false,
         }
     }
 
@@ -203,11 +205,12 @@ impl Trainer {
         }
     }
 
-    /// Makes steps of this epoch, or has made all of them.
-    pub fn is_training_in(&self, job: &str, epoch: u64) -> bool {
+    /// Makes steps of this epoch and can go on with it, or has made all of them.
+    pub fn is_training_in(&self, job: &str, epoch: u64, net: &Network) -> bool {
         let is_present = |j: &&Job| j.assignment.job_id == job && j.assignment.epoch == epoch;
-        let goes_on = |j: &Job| j.phase.is_waiting_for_peers() || j.phase == Phase::Finished;
-        self.job.as_ref().filter(is_present).is_some_and(goes_on)
+        let is_linked = |j: &Job| j.links.values().all(|(peer, n)| net.is_open(self.pid, *peer, *n));
+        let goes_on = |j: &Job| j.phase.is_waiting_for_peers() && is_linked(j) || j.phase == Phase::Finished;
+        !self.is_hung && self.job.as_ref().filter(is_present).is_some_and(goes_on)
     }
 
     /// What it computes now never ends; says whether it computes anything.
@@ -216,6 +219,7 @@ impl Trainer {
         if computes {
             self.num_busy += 1;
             self.busy = Some((Busy::Compute, self.num_busy));
+            self.is_hung = true;
         }
         computes
     }
@@ -226,7 +230,7 @@ impl Trainer {
         job.phase = Phase::Halted;
         let error = "the two copies of a shard differ".into();
         let what = Happened::Failed { error, fatal: false, damaged_step: None, restore: true };
-        Some((job.assignment.job_id.clone(), TrainerEvent { epoch: job.assignment.epoch, what }))
+        Some((job.assignment.job_id.clone(), job.assignment.event(what)))
     }
 
     // -------------------------------------------------------------------------------------------------------------- inputs
@@ -299,11 +303,17 @@ impl Trainer {
 
     // ------------------------------------------------------------------------------------------------------------- progress
 
-    fn emit(&mut self, epoch: u64, what: Happened, env: &mut Env) {
+    /// About the job that it has now.
+    fn report(&mut self, what: Happened, env: &mut Env) {
+        let event = self.job.as_ref().expect("only a place reports").assignment.event(what);
+        self.emit(event, env);
+    }
+
+    fn emit(&mut self, event: TrainerEvent, env: &mut Env) {
         let delay = if env.net.random.percent(10) { 20 * MS } else { MS };
         let at = (env.net.now + env.net.random.below(delay)).max(self.last_event + 1);
         self.last_event = at;
-        let what = AtWorker::Trained(TrainerEvent { epoch, what });
+        let what = AtWorker::Trained(event);
         env.net.push_at(at, crate::network::Event::AtWorker { pid: self.pid, what });
     }
 
@@ -342,8 +352,7 @@ impl Trainer {
     fn peer_lost(&mut self, rank: usize, env: &mut Env) -> bool {
         let job = self.job.as_mut().expect("a link belongs to a job");
         job.phase = Phase::Halted;
-        let epoch = job.assignment.epoch;
-        self.emit(epoch, Happened::PeerLost { rank, error: "connection reset".into() }, env);
+        self.report(Happened::PeerLost { rank, error: "connection reset".into() }, env);
         true
     }
 
@@ -423,10 +432,11 @@ impl Trainer {
                 Ok(state) => job.state = Some(state),
                 Err(error) => {
                     env.truth.distrusted(&job.assignment.job_id);
-                    let (epoch, damaged_step) = (job.assignment.epoch, job.assignment.restore_step);
-                    self.job = None;
+                    let damaged_step = job.assignment.restore_step;
                     let what = Happened::Failed { error, fatal: false, damaged_step, restore: false };
-                    return self.emit(epoch, what, env);
+                    self.report(what, env);
+                    self.job = None;
+                    return;
                 }
             }
         }
@@ -434,7 +444,6 @@ impl Trainer {
         let committed = job.state.as_ref().map_or(0, |s| s.committed);
         let (has_state, sealed_next) = (job.state.is_some(), job.state.as_ref().is_some_and(|s| s.sealed.is_some()));
         env.truth.prepared(self.pid, &job.assignment, job.state.as_ref());
-        let epoch = job.assignment.epoch;
         self.shared.checkpoints.clear();
         self.shared.committed = committed;
         let what = Happened::Prepared {
@@ -445,7 +454,7 @@ impl Trainer {
             has_state,
             sealed_next,
         };
-        self.emit(epoch, what, env);
+        self.report(what, env);
     }
 
     fn start(&mut self, heal: Option<HealPlan>, env: &mut Env) {
@@ -462,7 +471,7 @@ impl Trainer {
         job.heal = heal;
         job.phase = Phase::Heal;
         job.begin_healing(env);
-        self.emit(epoch, Happened::Connected, env);
+        self.report(Happened::Connected, env);
     }
 
     // ----------------------------------------------------------------------------------------------------------- the phases
@@ -492,9 +501,8 @@ impl Trainer {
             Some(state) => state.sealed = None,
         }
         env.truth.healed(&job.assignment, heal.step, job.committed());
-        if rank == 0 && heal.newcomers.contains(&rank) {
-            self.report_history(env);
-        }
+        let num = if heal.newcomers.contains(&rank) { HISTORY_MAX } else { 1 };
+        self.report_history(num, env);
         if heal.newcomers.contains(&rank) && self.shared.commit(heal.step) {
             self.write_checkpoint(env);
         }
@@ -502,14 +510,16 @@ impl Trainer {
         true
     }
 
-    /// A new rank 0 says again what the old one may not have said.
-    fn report_history(&mut self, env: &mut Env) {
+    /// Rank 0 says the newest `num` steps again, a new one what the old one may not have said.
+    fn report_history(&mut self, num: usize, env: &mut Env) {
         let job = self.job.as_ref().expect("a newcomer has a job");
-        let epoch = job.assignment.epoch;
+        if job.assignment.rank != 0 {
+            return;
+        }
         let history = job.state.as_ref().map(|s| s.history.clone()).unwrap_or_default();
-        for (step, sums) in history {
+        for (step, sums) in history.iter().skip(history.len().saturating_sub(num)).copied() {
             let record = Some(Box::new(self.job.as_ref().expect("as above").record(step, sums, env)));
-            self.emit(epoch, Happened::Committed { step, record }, env);
+            self.report(Happened::Committed { step, record }, env);
         }
     }
 
@@ -518,8 +528,8 @@ impl Trainer {
         let state = job.state.as_ref().expect("only a healed place gathers");
         if state.committed >= job.assignment.spec.steps {
             job.phase = Phase::Finished;
-            let (epoch, step) = (job.assignment.epoch, state.committed);
-            self.emit(epoch, Happened::Finished { step }, env);
+            let step = state.committed;
+            self.report(Happened::Finished { step }, env);
             return true;
         }
         // Between two steps: commands, and the fence.
@@ -593,14 +603,14 @@ impl Trainer {
     /// The state is that of a committed step: reported, saved if asked for, and gathered for the next.
     fn after_commit(&mut self, env: &mut Env) {
         let job = self.job.as_mut().expect("a commit is of a job");
-        let (epoch, rank) = (job.assignment.epoch, job.assignment.rank);
+        let rank = job.assignment.rank;
         let state = job.state.as_ref().expect("a commit leaves a state");
         let step = state.committed;
         let sums = state.history.last().map_or(0, |(_, sums)| *sums);
         let record = (rank == 0).then(|| Box::new(job.record(step, sums, env)));
         job.gather(env);
         let is_wanted = self.shared.commit(step);
-        self.emit(epoch, Happened::Committed { step, record }, env);
+        self.report(Happened::Committed { step, record }, env);
         if is_wanted {
             self.write_checkpoint(env);
         }
@@ -613,8 +623,7 @@ impl Trainer {
         if job.state.as_ref().is_some_and(|s| s.committed == step) {
             return self.write_checkpoint(env);
         }
-        let epoch = job.assignment.epoch;
-        self.emit(epoch, Happened::CheckpointFailed { step, error: String::new() }, env);
+        self.report(Happened::CheckpointFailed { step, error: String::new() }, env);
     }
 
     /// In the background, from a copy.
@@ -633,12 +642,11 @@ impl Trainer {
             Err(error) => Happened::CheckpointFailed { step, error },
         };
         env.truth.wrote(assignment, step, shard);
-        self.emit(assignment.epoch, what, env);
+        self.emit(assignment.event(what), env);
     }
 
     fn publish(&mut self, step: u64, files: &[ShardFile], remove: &[u64], env: &mut Env) {
         let job = self.job.as_ref().expect("looked up by the caller");
-        let epoch = job.assignment.epoch;
         let what = match env.disk.publish(self.pid, env.net.now, &job.assignment, step, files) {
             Ok(path) => Happened::Published { step, bytes: 8 * files.len() as u64, path },
             Err(error) => Happened::PublishFailed { step, error },
@@ -647,7 +655,7 @@ impl Trainer {
             env.truth.published(&env.disk, &job.assignment, step);
             remove.iter().for_each(|old| env.disk.remove(&job.assignment, *old));
         }
-        self.emit(epoch, what, env);
+        self.report(what, env);
     }
 }
 

@@ -174,7 +174,7 @@ impl Worker {
     fn send(&mut self, body: ToCoordinator, env: &mut Env) {
         if let Some(stream) = self.stream {
             env.heard.keep(&body, &mut env.net.random);
-            env.net.to_coordinator(stream, AtCoordinator::Message { stream, body: Box::new(body) });
+            env.net.send_to_coordinator(stream, AtCoordinator::Message { stream, body: Box::new(body) });
         }
     }
 

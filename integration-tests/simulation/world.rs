@@ -157,7 +157,7 @@ impl World {
 
     /// Runs the scenario to its end.
     pub fn run(&mut self) -> End {
-        self.env.tell(|| String::new());
+        self.env.tell(String::new);
         let scenario = self.scenario.clone();
         self.env.tell(|| format!("{scenario:?}"));
         self.start_coordinator();

@@ -285,15 +285,17 @@ impl Session {
     }
 
     fn reported(&mut self, event: TrainerEvent) -> Vec<Output> {
-        let TrainerEvent { epoch, what } = event;
-        if let Some(work) = self.work.as_mut().filter(|w| w.heals == Some(epoch)) {
+        let TrainerEvent { job_id, epoch, what } = event;
+        let work = self.work.as_mut().filter(|w| w.job_id == job_id);
+        let Some(work) = work else { return Vec::new() };
+        if work.heals == Some(epoch) {
             work.keep_late_record(what);
             return Vec::new();
         }
-        match self.work.as_mut().filter(|w| w.epoch == epoch) {
-            Some(work) => work.happened(what).into_iter().map(Output::Send).collect(),
-            None => Vec::new(),
+        if work.epoch != epoch {
+            return Vec::new();
         }
+        work.happened(what).into_iter().map(Output::Send).collect()
     }
 }
 
@@ -501,7 +503,7 @@ mod tests {
     }
 
     fn happened(epoch: u64, what: Happened) -> Input {
-        Input::Trainer(TrainerEvent { epoch, what })
+        Input::Trainer(TrainerEvent { job_id: "j".into(), epoch, what })
     }
 
     fn prepared(epoch: u64) -> Input {
@@ -577,6 +579,10 @@ mod tests {
         check(&mut session, vec![at(5)], &["request checkpoint 9"]);
         check(&mut session, vec![assign(6)], &["fence 6", "prepare"]);
         check(&mut session, vec![committed(5, 1)], &[]);
+        // The trainer was busy with another job that was in the same epoch.
+        let what = Happened::Committed { step: 1, record: Some(Box::default()) };
+        let other = Input::Trainer(TrainerEvent { job_id: "another".into(), epoch: 6, what });
+        check(&mut session, vec![other], &[]);
     }
 
     #[test]

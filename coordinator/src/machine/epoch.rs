@@ -157,6 +157,7 @@ impl Job {
         self.set_state(cx, state, reason);
         self.check_fingerprints(cx);
         self.event(cx, if state == State::Starting { "job.starting" } else { "job.recovering" }, reason);
+        self.expect_reports(cx);
         for rank in 0..self.record.places.len() {
             self.assign(cx, rank);
         }

@@ -218,10 +218,21 @@ impl Job {
 
     // ---------------------------------------------------------------------------------------------------------------- hangs
 
-    /// Steps are to be committed now. Writing a checkpoint keeps nobody from it, and the last step is followed by none.
+    /// Steps are to be committed now, or reports to come. Writing a checkpoint keeps nobody from it, and the last step is followed
+    /// by none.
     pub fn hang_timeout(&self) -> Option<Duration> {
-        let is_expected = self.is_whole() && self.committed() < self.total();
+        let is_expected = self.is_preparing() || self.is_whole() && self.committed() < self.total();
         self.live.hang_at.filter(|_| is_expected)
+    }
+
+    fn is_preparing(&self) -> bool {
+        self.live.phase == Phase::Preparing && self.live.awaited.is_empty()
+    }
+
+    /// An epoch begins: whoever does not turn to it has this long, what it computes in the older one included.
+    pub fn expect_reports(&mut self, cx: &Context<'_>) {
+        let limit = cx.config.limits.hang(self.live.progress.step_s());
+        self.live.hang_at = Some(cx.now.monotonic + limit);
     }
 
     /// A step was committed, or an epoch began: the next step has this long.
@@ -241,16 +252,19 @@ impl Job {
         }
         let timeout = cx.config.limits.failure_timeout;
         self.live.hang_at = Some(now + timeout);
+        if self.live.phase == Phase::Preparing {
+            return self.tick_reports(cx);
+        }
         let standings: Vec<hang::Standing> = self.live.activity.iter().map(|a| a.standing(now, timeout)).collect();
         match hang::culprit(&standings) {
             Verdict::Nobody => {}
             Verdict::Root { rank, waiters } => {
                 let operation = &self.live.activity[rank].operation;
-                let why = format!("hangs in {operation}: {} wait for it", in_words(&waiters));
-                let worker = self.record.places[rank].clone().unwrap_or_default();
-                // It would be given work again that it does not do.
-                cx.pool.retire(&worker);
-                self.lose(cx, rank, Cause { detect: self.stalled_for(now), ..Cause::new(SeenBy::WaitsFor, why) });
+                let why = match waiters.as_slice() {
+                    [] => format!("hangs in {operation}: no step is committed any more"),
+                    waiters => format!("hangs in {operation}: {} wait for it", in_words(waiters)),
+                };
+                self.lose_hanging(cx, rank, why);
             }
             Verdict::Cycle { ranks } => {
                 let text =
@@ -258,6 +272,28 @@ impl Job {
                 self.begin_again(cx, SeenBy::WaitsFor, text);
             }
         }
+    }
+
+    /// Preparing may take long where data is read for the first time. Who does something else all the time hangs in it.
+    fn tick_reports(&mut self, cx: &mut Context<'_>) {
+        let (now, timeout) = (cx.now.monotonic, cx.config.limits.failure_timeout);
+        for rank in 0..self.world() {
+            let activity = &self.live.activity[rank];
+            let is_known = !activity.operation.is_empty() && activity.operation != PREPARE;
+            if is_known && activity.is_stuck(now, timeout) && !self.live.prepared.contains_key(&rank) {
+                let why = format!("hangs in {}: it does not turn to epoch {}", activity.operation, self.record.epoch);
+                self.lose_hanging(cx, rank, why);
+            }
+        }
+    }
+
+    fn lose_hanging(&mut self, cx: &mut Context<'_>, rank: usize, why: String) {
+        // It would be given work again that it does not do.
+        if let Some(worker) = self.record.places[rank].as_deref() {
+            cx.pool.retire(worker);
+        }
+        let detect = self.stalled_for(cx.now.monotonic);
+        self.lose(cx, rank, Cause { detect, ..Cause::new(SeenBy::WaitsFor, why) });
     }
 
     /// Since the newest change of anybody's operation.
@@ -272,6 +308,9 @@ fn in_words(ranks: &[usize]) -> String {
     let more = if ranks.len() > MAX_NAMED { format!(" and {} more", ranks.len() - MAX_NAMED) } else { String::new() };
     format!("ranks {}{more}", named.join(", "))
 }
+
+/// What workers call it when they read data and make or load their state.
+const PREPARE: &str = "prepare";
 
 /// What a rank said last that it does.
 #[derive(Debug, Clone, Default)]
@@ -291,7 +330,11 @@ impl Activity {
         self.waits_for = message.waits_for.iter().map(|r| *r as usize).collect();
     }
 
+    fn is_stuck(&self, now: Duration, limit: Duration) -> bool {
+        now >= self.since + limit
+    }
+
     fn standing(&self, now: Duration, limit: Duration) -> hang::Standing {
-        hang::Standing { waits_for: self.waits_for.clone(), is_stuck: now >= self.since + limit }
+        hang::Standing { waits_for: self.waits_for.clone(), is_stuck: self.is_stuck(now, limit) }
     }
 }

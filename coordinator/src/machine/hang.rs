@@ -17,7 +17,7 @@ pub struct Standing {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Nobody waits, or those waited for get on.
+    /// Those waited for get on, or nobody waits and some get on.
     Nobody,
     Root {
         rank: usize,
@@ -33,7 +33,9 @@ pub enum Verdict {
 pub fn culprit(standings: &[Standing]) -> Verdict {
     let waiting: Vec<usize> = (0..standings.len()).filter(|r| waits(standings, *r)).collect();
     if waiting.is_empty() {
-        return Verdict::Nobody;
+        // The only place of a job, or all that there are: nobody is left to wait.
+        let all_stuck = !standings.is_empty() && standings.iter().all(|s| s.is_stuck);
+        return if all_stuck { Verdict::Root { rank: 0, waiters: Vec::new() } } else { Verdict::Nobody };
     }
     let reached: Vec<(usize, BTreeSet<usize>)> = waiting.iter().map(|r| (*r, reach(standings, *r))).collect();
     let roots: BTreeSet<usize> =
@@ -98,7 +100,14 @@ mod tests {
     #[test]
     fn who_gets_on_is_slow_and_does_not_hang() {
         check(&[&[1], &[]], &[1], Verdict::Nobody);
-        check(&[&[], &[]], &[], Verdict::Nobody);
+        check(&[&[], &[]], &[1], Verdict::Nobody);
+    }
+
+    #[test]
+    fn where_all_hang_nobody_is_left_to_wait() {
+        check(&[&[], &[]], &[], Verdict::Root { rank: 0, waiters: vec![] });
+        check(&[&[]], &[], Verdict::Root { rank: 0, waiters: vec![] });
+        check(&[&[]], &[0], Verdict::Nobody);
     }
 
     #[test]

@@ -261,11 +261,14 @@ impl Job {
     }
 
     pub fn heartbeat(&mut self, cx: &mut Context<'_>, rank: usize, message: &proto::Heartbeat) {
-        if self.live.phase != Phase::Started {
+        if self.live.phase == Phase::Waiting {
             return;
         }
         let now = cx.now.monotonic;
         self.live.activity[rank].update(message, now);
+        if self.live.phase == Phase::Preparing {
+            return;
+        }
         self.advance(cx, rank, message.committed_step);
         // What a survivor had sealed before a heal says nothing about this epoch.
         if message.committed_step > self.live.base_step || message.sealed_next && self.record.heal.is_none() {

@@ -1,24 +1,30 @@
 //! The coordinator's decisions, as a pure state machine: an input and the time in, outputs in order out.
 //!
 //! ```text
-//!   users    Submit, Cancel, Checkpoint ─┐                   ┌─ Persist     records, one transaction, always first
+//!   users    Submit, Cancel, Checkpoint, ┐                   ┌─ Persist     records, one transaction, always first
+//!            Drain                       │                   │
 //!   workers  Message, Closed ────────────┼─> Machine::handle ┼─ AppendCurve, CutCurve, CreateFolder
 //!   clock    Tick (at poll_timeout) ─────┘                   └─ Send, Close, Reply, Event, Changed
 //!
 //!   queued ──> starting ──> running ──> done            any of them ──> failed, cancelled
 //!                 │  ^         │
-//!                 v  └─────────v        a place was lost: the next epoch begins from the newest checkpoint,
-//!               recovering <───┘        or the job waits for a worker
+//!                 v  └─────────v        a place was lost or is to be moved: the next epoch heals what is missing from the
+//!       recovering, draining <─┘        other holders, or the job waits for a worker, or it restores a checkpoint
 //! ```
 //!
-//! An epoch begins with `Assign` to all places; when all are `Prepared`, `Start` to all. Invariants kept here:
+//! An epoch begins with `Assign` to all places (the fence); when all have reported what they hold (`Prepared`), the step that all go
+//! on from is known, and `Start` goes to all. Invariants kept here:
 //!
 //! - **T-1** A message counts only if it comes from the worker of a place, about this job and its present epoch.
+//! - **T-2, T-3** A healing epoch goes on from the highest step that a place has committed, and who has sealed it follows
+//!   ([`recovery::resume`]). State is given up only where both holders of a shard are gone, or where it is not to be trusted. A step
+//!   that nobody but the dead had committed is made again, to the bit.
 //! - **T-6** A checkpoint is recorded only after all its shards were reported in one epoch and rank 0 has published the manifest,
 //!   and not before the curve is durable up to its step: a restore never leaves a hole in the curve.
 //! - **T-7** Survivors keep their places: [`recovery::decide`] fills only the empty ones.
 //! - **T-8** Epochs only grow. Whatever an input changes is one [`Output::Persist`], before all other outputs of that input.
-//! - **T-9** After a restart nothing is taken from a worker that says it goes on with its place.
+//! - **T-9** After a restart nothing is taken from a worker that says it goes on with its place, be it in an epoch that is older by
+//!   what the coordinator had stored and not said.
 //!
 //! The worker's side of it: between `Register` and `Welcome` it says nothing. After a `Welcome` with `keep_going` it first says
 //! again what it had said in its epoch and what may have been lost (`Prepared`, unacknowledged `StepReport`s in order,

@@ -3,7 +3,7 @@
 use toroid_proto::Validation;
 
 use super::step::{receive, send};
-use super::{Emit, Happened, Job, Shared, TrainerEvent};
+use super::{Emit, Happened, Job, Shared};
 use crate::comm::{Channel, CommError, Links, TpGroup, global_sum};
 use crate::device::Device;
 use crate::model::Input;
@@ -37,7 +37,7 @@ impl<D: Device + Clone> Job<D> {
                 bits_per_byte: ce / std::f64::consts::LN_2,
                 tokens: sums[1] as u64,
             };
-            emit(TrainerEvent { epoch: self.assignment.epoch, what: Happened::Validated(validation) });
+            emit(self.assignment.event(Happened::Validated(validation)));
         }
         Ok(())
     }

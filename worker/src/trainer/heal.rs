@@ -15,7 +15,7 @@ use toroid_torus::holders::{backup_of, guarded_by};
 
 use super::holders::Holders;
 use super::step::Totals;
-use super::{Assignment, Emit, Happened, HealPlan, Job, Shared, StepError, TrainerEvent};
+use super::{Assignment, Emit, Happened, HealPlan, Job, Shared, StepError};
 use crate::comm::{Channel, Links, Transfer, global_sum};
 use crate::device::{Buffer, Device};
 use crate::optim::{HostShard, Shard};
@@ -34,14 +34,13 @@ impl<D: Device + Clone> Job<D> {
 
     /// The survivor's part of a new epoch: keeps everything and says what it holds.
     pub(super) fn rejoin(mut self, assignment: Assignment, shared: &Shared, emit: &Emit) -> Job<D> {
-        let epoch = assignment.epoch;
         self.assignment = assignment;
         self.corrupt = None;
         // A forward whose backward never came leaves its slot full.
         self.stage.clear_slots();
         shared.reset(self.committed);
         shared.enter("wait for start");
-        emit(TrainerEvent { epoch, what: self.report() });
+        emit(self.assignment.event(self.report()));
         self
     }
 
@@ -78,11 +77,15 @@ impl<D: Device + Clone> Job<D> {
         self.sealed = false;
         (self.validated, self.start_step) = (None, None);
         self.pull_shards(links, plan)?;
+        if self.has_state && !behind {
+            // The coordinator may have taken this step's record back when an epoch began that was to go on without it.
+            self.report_history(1, emit);
+        }
         if !self.has_state {
             self.committed = plan.step;
             self.history = history.into_iter().collect();
             self.has_state = true;
-            self.report_history(emit);
+            self.report_history(HISTORY, emit);
             // Checkpoints that were asked for since the start stay asked for, and that of this very step is due.
             if shared.commit(plan.step) {
                 self.write_checkpoint(emit);
@@ -156,15 +159,14 @@ impl<D: Device + Clone> Job<D> {
         Ok(())
     }
 
-    /// A new rank 0 says again what the old one may not have said.
-    fn report_history(&self, emit: &Emit) {
+    /// Rank 0 says the newest `num` steps again, a new one what the old one may not have said.
+    fn report_history(&self, num: usize, emit: &Emit) {
         if self.assignment.rank != 0 {
             return;
         }
-        let epoch = self.assignment.epoch;
-        for (step, totals) in &self.history {
+        for (step, totals) in self.history.iter().skip(self.history.len().saturating_sub(num)) {
             let record = Some(Box::new(self.record(*step, totals)));
-            emit(TrainerEvent { epoch, what: Happened::Committed { step: *step, record } });
+            emit(self.assignment.event(Happened::Committed { step: *step, record }));
         }
     }
 }

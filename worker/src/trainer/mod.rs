@@ -70,6 +70,11 @@ impl Assignment {
     pub fn place(&self) -> Place {
         self.spec.shape.place(self.rank)
     }
+
+    /// Of this job and epoch.
+    pub fn event(&self, what: Happened) -> TrainerEvent {
+        TrainerEvent { job_id: self.job_id.clone(), epoch: self.epoch, what }
+    }
 }
 
 /// What the session tells the trainer.
@@ -87,9 +92,10 @@ pub enum Command {
     Drop { epoch: u64 },
 }
 
-/// What the trainer reports. Everything carries the epoch it belongs to.
+/// What the trainer reports. Everything carries the job and the epoch it belongs to: another job may be in the same epoch.
 #[derive(Debug)]
 pub struct TrainerEvent {
+    pub job_id: String,
     pub epoch: u64,
     pub what: Happened,
 }
@@ -304,8 +310,8 @@ fn prepare<D: Device + Clone>(
     fence: Fence,
     emit: &Emit,
 ) -> Option<Job<D>> {
-    let epoch = assignment.epoch;
     environment.shared.enter("prepare");
+    let (job_id, epoch) = (assignment.job_id.clone(), assignment.epoch);
     let what;
     let job = match Job::prepare(device, environment, assignment, fence) {
         Ok(job) => {
@@ -324,7 +330,7 @@ fn prepare<D: Device + Clone>(
         }
     };
     environment.shared.enter("wait for start");
-    emit(TrainerEvent { epoch, what });
+    emit(TrainerEvent { job_id, epoch, what });
     job
 }
 
@@ -336,8 +342,8 @@ fn train<D: Device + Clone>(
     inbox: &mut Inbox<'_>,
     emit: &Emit,
 ) {
-    let epoch = job.assignment.epoch;
-    let report = |what| emit(TrainerEvent { epoch, what });
+    let (job_id, epoch) = (job.assignment.job_id.clone(), job.assignment.epoch);
+    let report = |what| emit(TrainerEvent { job_id: job_id.clone(), epoch, what });
     let mut links = job.links.take();
     let outcome = connect(job, &mut links, environment).map_err(StepError::from).and_then(|()| {
         let links = links.as_mut().expect("connected above");
@@ -418,7 +424,7 @@ impl<D: Device + Clone> Job<D> {
         let step = self.committed;
         let checkpoint = shared.commit(step);
         let record = record.map(Box::new);
-        emit(TrainerEvent { epoch: self.assignment.epoch, what: Happened::Committed { step, record } });
+        emit(self.assignment.event(Happened::Committed { step, record }));
         if checkpoint {
             self.write_checkpoint(emit);
             shared.enter("checkpoint");

@@ -202,8 +202,7 @@ impl<D: Device + Clone> Job<D> {
         if step == self.committed {
             return self.write_checkpoint(emit);
         }
-        let what = Happened::CheckpointFailed { step, error: String::new() };
-        emit(TrainerEvent { epoch: self.assignment.epoch, what });
+        emit(self.assignment.event(Happened::CheckpointFailed { step, error: String::new() }));
     }
 
     /// Writes this place's shard of the committed state in the background; the state is copied aside first.
@@ -212,7 +211,8 @@ impl<D: Device + Clone> Job<D> {
             // The coordinator has one checkpoint in flight: this one was given up by it, or has just ended.
             let _ = writer.join();
         }
-        let (step, epoch, rank) = (self.committed, self.assignment.epoch, self.assignment.rank);
+        let Assignment { job_id, epoch, rank, .. } = self.assignment.clone();
+        let step = self.committed;
         super::lock(&self.skipped_at).insert(step, self.skipped);
         let state = self.shard.to_host(self.stage.device());
         let (storage, partition) = (Arc::clone(&self.storage), Arc::clone(&self.partition));
@@ -227,7 +227,7 @@ impl<D: Device + Clone> Job<D> {
                 }
                 Err(error) => Happened::CheckpointFailed { step, error: error.to_string() },
             };
-            emit(TrainerEvent { epoch, what });
+            emit(TrainerEvent { job_id, epoch, what });
         };
         self.writer = Some(std::thread::spawn(write));
     }
@@ -252,7 +252,7 @@ impl<D: Device + Clone> Job<D> {
             Err(error) => Happened::PublishFailed { step, error: error.to_string() },
         };
         let published = matches!(what, Happened::Published { .. });
-        (emit)(TrainerEvent { epoch: self.assignment.epoch, what });
+        emit(self.assignment.event(what));
         for old in remove.into_iter().filter(|_| published) {
             if let Err(error) = self.storage.remove(old) {
                 tracing::warn!("cannot remove the checkpoint of step {old}, it stays where it is: {error}");

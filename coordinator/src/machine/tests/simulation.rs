@@ -4,7 +4,7 @@
 //! late messages of older epochs, full disks, broken links, kills of the coordinator. Then the faults end, and each job must come to its end. A failure prints the seed and its
 //! story; `TOROID_SEED=<n>` replays one, `TOROID_SEEDS=<n>` tries as many.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
@@ -47,13 +47,22 @@ struct Simulation {
     /// Messages that were said once, to be said again when they are stale.
     heard: Vec<FromWorker>,
     requests: Vec<RequestId>,
+    /// They are given no place any more.
+    drained: BTreeSet<String>,
 }
 
 impl Simulation {
     fn new(seed: u64) -> Simulation {
         let (world, random) = (World::new(), Random(seed));
-        let mut simulation =
-            Simulation { world, random, jobs: Vec::new(), next_worker: 0, heard: Vec::new(), requests: Vec::new() };
+        let mut simulation = Simulation {
+            world,
+            random,
+            jobs: Vec::new(),
+            next_worker: 0,
+            heard: Vec::new(),
+            requests: Vec::new(),
+            drained: BTreeSet::new(),
+        };
         let places = 1 + simulation.random.below(4);
         let interval = simulation.random.below(4);
         let redundancy = simulation.random.below(8) > 0;
@@ -109,6 +118,7 @@ impl Simulation {
             95..96 => self.ask(),
             96..97 => self.drain(),
             97..98 => self.reconnect(),
+            98..99 => self.cut(),
             _ => self.restart(),
         }
     }
@@ -213,6 +223,7 @@ impl Simulation {
     fn drain(&mut self) {
         let Some(worker) = self.some_worker() else { return };
         self.world.tell(format!("{worker} is to be drained"));
+        self.drained.insert(worker.clone());
         let request = self.world.request(|request| Input::Drain { request, worker });
         self.requests.push(request);
     }
@@ -227,6 +238,21 @@ impl Simulation {
         let Some(id) = self.some_worker().filter(|id| !self.world.workers[id].is_hung) else { return };
         self.world.tell(format!("{id} connects again"));
         self.world.connect(&id);
+    }
+
+    /// The streams of some end, and their processes live on.
+    fn cut(&mut self) {
+        let num = 1 + self.random.below(3);
+        let ids: Vec<String> = self.ids().into_iter().take(num).collect();
+        for id in ids {
+            if let Some(stream) = self.world.worker(&id).stream.take() {
+                self.world.tell(format!("{id} is cut off"));
+                self.world.input(Input::Closed { stream, reason: "closed its stream (reset)".into() });
+            }
+        }
+        if self.random.below(2) == 0 {
+            self.world.reconnect(|_| true);
+        }
     }
 
     /// At once, or in the middle of the outputs of a later input. Not everyone comes back at once.
@@ -249,8 +275,9 @@ impl Simulation {
     /// No more faults: every job must come to its end.
     fn calm(&mut self) {
         self.world.tell("no more faults");
-        let hung: Vec<String> = self.ids().into_iter().filter(|id| self.world.workers[id].is_hung).collect();
-        hung.iter().for_each(|id| self.world.kill(id));
+        let is_useless = |id: &String| self.world.workers[id].is_hung || self.drained.contains(id);
+        let useless: Vec<String> = self.ids().into_iter().filter(is_useless).collect();
+        useless.iter().for_each(|id| self.world.kill(id));
         self.world.workers.values_mut().for_each(|w| w.write_error = None);
         while self.world.workers.len() < MAX_WORKERS {
             self.join();

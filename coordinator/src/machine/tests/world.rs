@@ -222,7 +222,8 @@ impl World {
 
     /// Delivers the next message to a worker; says whether there was one.
     pub fn deliver_to(&mut self, id: &str) -> bool {
-        let Some(worker) = self.workers.get_mut(id).filter(|w| !w.is_hung) else { return false };
+        // What was on its way when the stream ended is lost.
+        let Some(worker) = self.workers.get_mut(id).filter(|w| !w.is_hung && w.stream.is_some()) else { return false };
         let Some(message) = worker.inbox.pop_front() else { return false };
         worker.handle(message, &mut self.disk);
         true
