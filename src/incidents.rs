@@ -2,7 +2,7 @@
 //!
 //! The coordinator measures an incident; here it is only shown. Phases, in the order in which they pass:
 //! detect (last sign of life to seen), fence (to the new epoch on its way), decide (to the last report), heal (to the first commit),
-//! redo (making again what was lost). What the phases leave of the total is one step's own time.
+//! redo (the step that was being made, and after a restore those that were lost). All but detect add up to the total.
 
 use std::process::ExitCode;
 

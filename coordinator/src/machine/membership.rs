@@ -148,8 +148,17 @@ impl Machine {
             && let Some(job) = jobs.get_mut(&job)
         {
             let silent = now.monotonic.saturating_sub(worker.last_heard);
+            // A connection that ends after missed heartbeats ends because of them: its keepalive gives up before the failure timeout.
+            let has_missed = by == SeenBy::StreamClosed && silent > 2 * cx.config.limits.heartbeat_interval;
+            let (by, why) = match has_missed {
+                true => (
+                    SeenBy::Silence,
+                    format!("was silent for {:.1} s until its connection ended", silent.as_secs_f64()),
+                ),
+                false => (by, reason.into()),
+            };
             let detect = if by == SeenBy::Silence { silent } else { Duration::ZERO };
-            job.lose(&mut cx, rank, Cause { by, why: reason.into(), detect, host: Some(worker.register.host) });
+            job.lose(&mut cx, rank, Cause { by, why, detect, host: Some(worker.register.host) });
         }
         self.out.unsettled = true;
     }
