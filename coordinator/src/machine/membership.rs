@@ -12,7 +12,7 @@ use toroid_proto as proto;
 use super::failures::Cause;
 use super::job::{Job, Phase};
 use super::pool::Worker;
-use super::record::{SeenBy, State};
+use super::record::{Layout, SeenBy, State};
 use super::{Config, Context, Machine, Now, StreamId};
 
 /// Longer texts than this from a worker are refused at registration.
@@ -238,7 +238,10 @@ fn subject(body: &FromWorker) -> Option<(&String, u64)> {
 impl Job {
     /// What a worker that registers and has the place of `rank` says about it.
     fn claim_of(&self, register: &proto::Register, rank: usize) -> Claim {
-        let is_this_place = (register.job_id.as_str(), register.rank as usize) == (self.record.id.as_str(), rank);
+        let is_rank = |layout: &Layout| layout.rank_of(&register.worker_id) == Some(register.rank as usize);
+        // It may not have heard of the shape that it has this place in.
+        let is_its_rank = register.rank as usize == rank || self.record.earlier.iter().any(is_rank);
+        let is_this_place = register.job_id == self.record.id && is_its_rank;
         let epoch = self.record.epoch;
         match register.epoch {
             e if is_this_place && e == epoch => Claim::GoesOn,
