@@ -100,16 +100,23 @@ impl Job {
         }
     }
 
-    /// Spares that may take a place of this job. Those that failed at it come only where the others do not suffice.
+    /// Spares that may take a place of this job: first those that still hold state of it, and those that failed at it only where the
+    /// others do not suffice.
     pub fn candidates(&self, pool: &Pool, num_needed: usize) -> Vec<Candidate> {
         let fingerprint = self.fingerprint(pool);
         let computes_alike = |f: &str| !self.record.spec.exact || fingerprint.as_deref() == Some(f);
         let is_fit =
             |w: &&Worker| computes_alike(&w.register.fingerprint) && !self.live.unfit.contains(&w.register.worker_id);
         let spares = pool.spares().filter(is_fit).map(Worker::candidate);
-        let (avoided, mut out): (Vec<_>, Vec<_>) = spares.partition(|c| self.live.avoid.contains(&c.worker));
-        let num_missing = num_needed.saturating_sub(out.len());
-        out.extend(avoided.into_iter().take(num_missing));
+        let (avoided, others): (Vec<_>, Vec<_>) = spares.partition(|c| self.live.avoid.contains(&c.worker));
+        let retained = self.retained(pool);
+        let (first, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|c| retained.contains(&c.worker));
+        let num_missing = |out: &[Candidate]| num_needed.saturating_sub(out.len());
+        // Where all are alike the placement chooses.
+        let num_others = if first.is_empty() { usize::MAX } else { num_missing(&first) };
+        let mut out: Vec<Candidate> = first.into_iter().chain(others.into_iter().take(num_others)).collect();
+        let num_avoided = num_missing(&out);
+        out.extend(avoided.into_iter().take(num_avoided));
         out
     }
 
@@ -142,7 +149,7 @@ impl Job {
         if is_resized && heals {
             self.record.earlier.push(Layout { shape: self.record.shape, places: old.clone() });
         } else if !heals {
-            self.record.earlier.clear();
+            self.forget_earlier(cx);
         }
         self.record.shape = shape;
         self.record.epoch += 1;

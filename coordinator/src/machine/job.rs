@@ -404,7 +404,7 @@ impl Job {
                 cx.pool.retire(worker);
             }
         }
-        self.record.earlier.clear();
+        self.forget_earlier(cx);
         self.record.absent.clear();
         self.record.draining.clear();
         self.abandon_pending(false);

@@ -12,7 +12,7 @@ use toroid_proto as proto;
 use super::failures::Cause;
 use super::job::{Job, Phase};
 use super::pool::Worker;
-use super::record::{Layout, SeenBy, State};
+use super::record::{SeenBy, State};
 use super::{Config, Context, Machine, Now, StreamId};
 
 /// Longer texts than this from a worker are refused at registration.
@@ -107,6 +107,7 @@ impl Machine {
         for job in jobs.values_mut() {
             job.live.unfit.remove(&id);
         }
+        let is_retained = jobs.values().any(|job| job.had_before(&register));
         let held = jobs.values_mut().find_map(|job| {
             let rank = job.record.rank_of(&id).or_else(|| job.take_back(&register))?;
             Some((job, rank))
@@ -119,7 +120,8 @@ impl Machine {
             }
         }
         let place = kept.as_ref().map(|(job, rank, _)| (job.record.id.clone(), *rank));
-        let keep_going = kept.as_ref().is_some_and(|(.., claim)| *claim != Claim::Newcomer);
+        let goes_on = kept.as_ref().is_some_and(|(.., claim)| *claim != Claim::Newcomer);
+        let keep_going = goes_on || kept.is_none() && is_retained;
         let (epoch, committed) = (register.epoch, register.committed_step);
         cx.pool.insert(Worker { stream, register, last_heard: now.monotonic, place });
         cx.out.send(stream, ToWorker::Welcome(welcome(cx.config, keep_going)));
@@ -238,10 +240,9 @@ fn subject(body: &FromWorker) -> Option<(&String, u64)> {
 impl Job {
     /// What a worker that registers and has the place of `rank` says about it.
     fn claim_of(&self, register: &proto::Register, rank: usize) -> Claim {
-        let is_rank = |layout: &Layout| layout.rank_of(&register.worker_id) == Some(register.rank as usize);
+        let is_rank = (register.job_id.as_str(), register.rank as usize) == (self.record.id.as_str(), rank);
         // It may not have heard of the shape that it has this place in.
-        let is_its_rank = register.rank as usize == rank || self.record.earlier.iter().any(is_rank);
-        let is_this_place = register.job_id == self.record.id && is_its_rank;
+        let is_this_place = is_rank || self.had_before(register);
         let epoch = self.record.epoch;
         match register.epoch {
             e if is_this_place && e == epoch => Claim::GoesOn,

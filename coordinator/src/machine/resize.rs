@@ -10,6 +10,8 @@
 //!
 //! - **T-3** Who has no place any more in the smaller shape is nobody whose shards no other has: neither in the shape before nor in
 //!   one before that, as long as the state may still be split for that one ([`Job::num_lost`]).
+//! - **T-3** Whoever has no place any more keeps what it holds until a step was committed, and is asked first when a place is empty
+//!   before that: what it holds may be the only copy by then.
 //! - A job with one copy of its state does not change its shape: it would cost the steps since the last checkpoint, twice.
 //!
 //! Deliberately absent: changes of tp and pp. While a drained worker may have to take its place back nothing is shrunk.
@@ -17,6 +19,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use toroid_proto as proto;
 use toroid_torus::geometry::Shape;
 use toroid_torus::placement::{self, Candidate, Placement};
 use toroid_torus::resplit;
@@ -24,6 +27,7 @@ use toroid_torus::resplit;
 use super::Context;
 use super::incident::Sighting;
 use super::job::Job;
+use super::pool::Pool;
 use super::record::{Layout, Rung, SeenBy, State};
 
 /// For how long empty places wait for workers.
@@ -160,17 +164,33 @@ impl Job {
         placement::place(to, &current, candidates, &cx.pool.candidates()).expect("there are workers for every place")
     }
 
-    /// The worker of this place has none any more. It gives up what it holds.
+    /// The worker of this place has none any more. It keeps what it holds until all have the state as it is split next.
     fn displace(&mut self, cx: &mut Context<'_>, rank: usize, why: &str) {
         let Some(worker) = self.record.places[rank].take() else { return };
         let text = format!("{worker} (rank {rank}) {why}");
-        self.stop_worker(cx, &worker, &text);
         cx.pool.set_place(&worker, None);
         self.worker_event(cx, "worker.displaced", text, &worker);
     }
 
-    /// A step was committed, or all have finished: every place has heard that all have the state as it is split now.
+    /// Workers without a place that still hold the state as it was split before.
+    pub fn retained(&self, pool: &Pool) -> BTreeSet<String> {
+        let workers = self.record.earlier.iter().flat_map(|layout| layout.places.iter().flatten());
+        let is_retained = |w: &&String| pool.get(w).is_some_and(|w| w.place.is_none());
+        workers.filter(is_retained).cloned().collect()
+    }
+
+    /// A worker that registers had this place when the state was split as it may still be.
+    pub fn had_before(&self, register: &proto::Register) -> bool {
+        let is_rank = |layout: &Layout| layout.rank_of(&register.worker_id) == Some(register.rank as usize);
+        register.job_id == self.record.id && self.record.earlier.iter().any(is_rank)
+    }
+
+    /// A step was committed, or all have finished: every place has heard that all have the state as it is split now. Or the state is
+    /// given up.
     pub fn forget_earlier(&mut self, cx: &mut Context<'_>) {
+        for worker in self.retained(cx.pool) {
+            self.stop_worker(cx, &worker, "the state is split anew, and what it holds is not needed any more");
+        }
         if !self.record.earlier.is_empty() {
             self.record.earlier.clear();
             self.changed(cx);

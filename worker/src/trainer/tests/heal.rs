@@ -38,6 +38,7 @@ struct Cluster<'a> {
     places: Vec<usize>,
     emit: Sender<Seen>,
     seen: Receiver<Seen>,
+    is_resized: bool,
     /// By step: what rank 0 reported.
     curve: BTreeMap<u64, StepRecord>,
     /// Workers that finished, with the epoch.
@@ -66,6 +67,7 @@ impl<'a> Cluster<'a> {
             seen,
             curve,
             finished: BTreeSet::new(),
+            is_resized: false,
         };
         cluster.places = (0..cluster.spec.shape.world()).map(|_| cluster.add_worker()).collect();
         cluster.begin_epoch(false);
@@ -143,8 +145,10 @@ impl<'a> Cluster<'a> {
             Happened::Committed { record: Some(record), .. } => {
                 let timeless = StepRecord { tokens_per_s: 0.0, step_s: 0.0, epoch: 0, ..(**record).clone() };
                 let known = self.curve.insert(record.step, timeless.clone());
+                // With another number of replicas a step that only the dead had committed differs by rounding when it is made again.
+                let is_same = |known: StepRecord| known == timeless || self.is_resized && is_near(&known, &timeless);
                 assert!(
-                    known.is_none_or(|known| known == timeless),
+                    known.is_none_or(is_same),
                     "step {} was reported twice, differently",
                     record.step
                 );
@@ -188,6 +192,7 @@ impl<'a> Cluster<'a> {
     /// The workers of these ranks die, and all go on with so many replicas; new workers take the places that are empty then.
     fn resize(&mut self, ranks: &BTreeSet<usize>, dp: usize) {
         self.kill(ranks);
+        self.is_resized = true;
         let from = self.spec.shape;
         let to = Shape::new(from.tp(), from.pp(), dp).expect("a valid shape");
         let survivors = (0..from.world()).filter(|rank| !ranks.contains(rank)).collect();
@@ -301,6 +306,11 @@ fn a_death_while_another_is_healed() {
 /// What happens to the replicas: `(rank that is watched, step, ranks that die then, replicas afterwards)`.
 type Resize = (usize, u64, BTreeSet<usize>, usize);
 
+/// The same but for rounding.
+fn is_near(a: &StepRecord, b: &StepRecord) -> bool {
+    (a.loss - b.loss).abs() <= 1e-5 * b.loss && (a.grad_norm - b.grad_norm).abs() <= 1e-3 * b.grad_norm
+}
+
 /// T-5: with other numbers of replicas every step has the same samples, so that its loss differs by rounding only.
 fn check_resizes(shape: (usize, usize, usize), resizes: &[Resize]) {
     let dir = tempfile::tempdir().expect("a temporary folder");
@@ -323,8 +333,7 @@ fn check_resizes(shape: (usize, usize, usize), resizes: &[Resize]) {
             assert_eq!(found, expected, "T-4: {shape:?} {resizes:?}");
         }
         let name = format!("step {step}: {} and {} of {shape:?} {resizes:?}", found.loss, expected.loss);
-        assert!((found.loss - expected.loss).abs() <= 1e-5 * expected.loss, "{name}");
-        assert!((found.grad_norm - expected.grad_norm).abs() <= 1e-3 * expected.grad_norm, "{name}");
+        assert!(is_near(found, expected), "{name}");
         // Every token of the step went to two experts of each layer.
         let load = |record: &StepRecord| record.expert_load.iter().sum::<u64>();
         assert_eq!((found.tokens, load(found)), (expected.tokens, load(expected)), "T-5: {name}");
