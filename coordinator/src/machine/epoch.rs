@@ -14,7 +14,7 @@ use toroid_torus::placement::{self, Candidate, Placement};
 use super::failures::{Activity, Cause};
 use super::job::{Job, Phase};
 use super::pool::{Pool, Worker};
-use super::record::{DataFacts, Heal, Layout, Rung, SeenBy, State};
+use super::record::{DataFacts, Heal, Rung, SeenBy, State};
 use super::recovery::{self, Holding, Plan, Resume, Situation, Source};
 use super::resize::Patience;
 use super::{Context, Output};
@@ -146,9 +146,7 @@ impl Job {
         let committed = self.committed();
         let old = std::mem::take(&mut self.record.places);
         let is_resized = shape != self.record.shape;
-        if is_resized && heals {
-            self.record.earlier.push(Layout { shape: self.record.shape, places: old.clone() });
-        } else if !heals {
+        if !heals {
             self.forget_earlier(cx);
         }
         self.record.shape = shape;

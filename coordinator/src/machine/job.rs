@@ -282,7 +282,8 @@ impl Job {
             self.set_state(cx, State::Running, "all workers train");
         } else if self.record.state != State::Degraded {
             let (dp, all) = (self.record.shape.dp(), self.record.spec.shape.dp());
-            let reason = format!("trains with dp {dp} of {all}, the same samples in every step; it grows when workers come");
+            let reason =
+                format!("trains with dp {dp} of {all}, the same samples in every step; it grows when workers come");
             self.set_state(cx, State::Degraded, &reason);
         }
     }

@@ -282,7 +282,11 @@ mod tests {
     }
 
     /// `(dp of the origin, ranks)`, or the reason for a restore; each place reports its ranks by dp.
-    fn check_ways(dp: usize, reports: &[&[(usize, usize)]], expected: Result<Option<(usize, Vec<Option<usize>>)>, &str>) {
+    fn check_ways(
+        dp: usize,
+        reports: &[&[(usize, usize)]],
+        expected: Result<Option<(usize, Vec<Option<usize>>)>, &str>,
+    ) {
         let shape = |dp| Shape::new(1, 1, dp).expect("a shape");
         let holding = |ways: &&[(usize, usize)]| Holding {
             committed: 7,
@@ -304,7 +308,11 @@ mod tests {
         // dp 4 lost rank 1 and becomes dp 3.
         check_ways(3, &[&[(4, 0)], &[(4, 2)], &[(4, 3)]], Ok(Some((4, vec![Some(0), Some(2), Some(3)]))));
         // Nobody has heard that all have split it anew, so one may not have.
-        check_ways(3, &[&[(4, 0), (3, 0)], &[(4, 2)], &[(4, 3), (3, 2)]], Ok(Some((4, vec![Some(0), Some(2), Some(3)]))));
+        check_ways(
+            3,
+            &[&[(4, 0), (3, 0)], &[(4, 2)], &[(4, 3), (3, 2)]],
+            Ok(Some((4, vec![Some(0), Some(2), Some(3)]))),
+        );
         // One has heard it: all have.
         check_ways(3, &[&[(4, 0), (3, 0)], &[(3, 1)], &[(4, 3), (3, 2)]], Ok(None));
         check_ways(3, &[&[(4, 0), (3, 0)], &[], &[(3, 2)]], Ok(None));

@@ -111,6 +111,7 @@ impl Job {
             shape.dp()
         );
         let placement = self.place_kept(cx, &to, &kept, &candidates);
+        self.remember_layout();
         for rank in left {
             self.displace(cx, rank, &format!("is a spare now: the others make {dp} whole replicas"));
         }
@@ -145,21 +146,15 @@ impl Job {
             shape.dp()
         );
         let placement = self.place_kept(cx, &to, &kept, &candidates);
-        let sighting =
-            Sighting { by: SeenBy::Capacity, cause: reason.clone(), detect: Duration::ZERO, place: None };
+        self.remember_layout();
+        let sighting = Sighting { by: SeenBy::Capacity, cause: reason.clone(), detect: Duration::ZERO, place: None };
         self.incident_seen(cx, sighting);
         self.begin_epoch(cx, to, placement, State::Recovering, &reason);
         self.incident_fenced(cx, Rung::Grow, &reason);
     }
 
     /// `kept` has the present rank of every rank of `to` that is not empty; candidates take the others.
-    fn place_kept(
-        &self,
-        cx: &Context<'_>,
-        to: &Shape,
-        kept: &[Option<usize>],
-        candidates: &[Candidate],
-    ) -> Placement {
+    fn place_kept(&self, cx: &Context<'_>, to: &Shape, kept: &[Option<usize>], candidates: &[Candidate]) -> Placement {
         let current: Vec<Option<String>> = kept.iter().map(|r| r.and_then(|r| self.record.places[r].clone())).collect();
         placement::place(to, &current, candidates, &cx.pool.candidates()).expect("there are workers for every place")
     }
@@ -170,6 +165,13 @@ impl Job {
         let text = format!("{worker} (rank {rank}) {why}");
         cx.pool.set_place(&worker, None);
         self.worker_event(cx, "worker.displaced", text, &worker);
+    }
+
+    /// The state is split for the present shape until all have split it anew.
+    fn remember_layout(&mut self) {
+        if self.record.has_state {
+            self.record.earlier.push(Layout { shape: self.record.shape, places: self.record.places.clone() });
+        }
     }
 
     /// Workers without a place that still hold the state as it was split before.

@@ -14,8 +14,8 @@ use toroid_torus::partition::{Partition, partition, shard_position};
 use toroid_torus::pipeline::{Pipeline, max_in_flight, one_f_one_b};
 
 use super::holders::Holders;
-use super::step::Totals;
 use super::resplit::Earlier;
+use super::step::Totals;
 use super::{Assignment, Emit, Environment, Happened, HeldAs, TrainerEvent};
 use crate::checkpoint::{CheckpointError, ShardState, ShardStateMut, Storage, load_initial};
 use crate::comm::{Fence, Group, Links};

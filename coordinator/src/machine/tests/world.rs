@@ -267,7 +267,7 @@ impl World {
     /// As [`World::step`], but at each point (heal, seal, commit) only those whom `chosen` names get on, if it names not all.
     pub fn step_in_part(&mut self, job: &str, mut chosen: impl FnMut(&str) -> bool) -> bool {
         let group = self.group(job);
-        if group.is_empty() || !self.heal(job, &group, &mut chosen) {
+        if group.is_empty() || !self.heal(&group, &mut chosen) {
             return false;
         }
         let committed = |world: &World, id: &String| world.work(id).committed;
@@ -314,7 +314,7 @@ impl World {
     }
 
     /// Newcomers pull their shards from the other holders, who is behind commits; says whether all are done.
-    fn heal(&mut self, job: &str, group: &[String], chosen: &mut impl FnMut(&str) -> bool) -> bool {
+    fn heal(&mut self, group: &[String], chosen: &mut impl FnMut(&str) -> bool) -> bool {
         let Some(heal) = group.iter().find_map(|id| self.work(id).healing.clone()) else { return true };
         let by_rank: BTreeMap<usize, &String> = group.iter().map(|id| (self.work(id).rank, id)).collect();
         let source = by_rank[&(heal.source as usize)];
@@ -568,7 +568,8 @@ fn check_succession(old: &JobRecord, new: &JobRecord) {
     }
 }
 
-/// A job of `dp` places.
+/// A job of `dp` places. Its shape can be said in `more`, with a `dp` of 0.
 pub fn job_file(dp: usize, steps: u64, more: &str) -> String {
-    format!("name = \"demo\"\nsteps = {steps}\n{more}\n[shape]\ndp = {dp}\n[data]\npath = \"/data\"\n")
+    let shape = if dp == 0 { String::new() } else { format!("shape.dp = {dp}\n") };
+    format!("name = \"demo\"\nsteps = {steps}\n{shape}{more}\n[data]\npath = \"/data\"\n")
 }

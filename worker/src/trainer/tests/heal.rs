@@ -147,11 +147,7 @@ impl<'a> Cluster<'a> {
                 let known = self.curve.insert(record.step, timeless.clone());
                 // With another number of replicas a step that only the dead had committed differs by rounding when it is made again.
                 let is_same = |known: StepRecord| known == timeless || self.is_resized && is_near(&known, &timeless);
-                assert!(
-                    known.is_none_or(is_same),
-                    "step {} was reported twice, differently",
-                    record.step
-                );
+                assert!(known.is_none_or(is_same), "step {} was reported twice, differently", record.step);
             }
             Happened::Finished { .. } => drop(self.finished.insert((event.epoch, id))),
             Happened::Failed { error, .. } => panic!("worker {id} failed: {error}"),
