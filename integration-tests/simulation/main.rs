@@ -8,8 +8,7 @@
 //!
 //! `TOROID_SEED=n cargo test --test simulation` replays one seed and prints its story; `TOROID_SEEDS=n` runs so many of them.
 //!
-//! Deliberately absent: tensors (see `arithmetic`), gRPC and files, whose tests are elsewhere, and the placement of several
-//! shapes: the DP axis does not shrink yet.
+//! Deliberately absent: tensors (see `arithmetic`), gRPC and files, whose tests are elsewhere.
 
 mod arithmetic;
 mod coordinator;

@@ -74,7 +74,8 @@ impl<D: Device + Clone> Job<D> {
         if behind {
             let (_, totals) = history.iter().find(|(step, _)| *step == plan.step).expect("checked in share_history");
             assert!(self.sealed && self.committed + 1 == plan.step, "T-2: the coordinator lets nobody else go on");
-            let record = self.commit(totals.clone()).map(Box::new);
+            // A new rank 0 says this step after those before it, with the history below.
+            let record = self.commit(totals.clone()).filter(|_| plan.origin.is_none()).map(Box::new);
             emit(self.assignment.event(Happened::Committed { step: plan.step, record }));
         }
         // Whatever was sealed beyond is made again, and so is a validation of this step: some have finished it, a newcomer has not, and

@@ -236,10 +236,8 @@ impl<D: Device + Clone> Job<D> {
 
     /// Writes this place's shard of the committed state in the background; the state is copied aside first.
     pub(super) fn write_checkpoint(&mut self, emit: &Emit) {
-        if let Some(writer) = self.writer.take() {
-            // The coordinator has one checkpoint in flight: this one was given up by it, or has just ended.
-            let _ = writer.join();
-        }
+        // The coordinator has one checkpoint in flight: this one was given up by it, or has just ended.
+        self.await_writer();
         let Assignment { job_id, epoch, rank, .. } = self.assignment.clone();
         let step = self.committed;
         super::lock(&self.skipped_at).insert(step, self.skipped);
@@ -259,6 +257,13 @@ impl<D: Device + Clone> Job<D> {
             emit(TrainerEvent { job_id, epoch, what });
         };
         self.writer = Some(std::thread::spawn(write));
+    }
+
+    /// Nothing is being written afterwards.
+    pub(super) fn await_writer(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
     }
 
     /// Writes the manifest of `step` (T-6: every shard is durable by now), then removes the checkpoints that are no longer kept.

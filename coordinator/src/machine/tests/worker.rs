@@ -311,25 +311,25 @@ impl Worker {
         work.held.push((work.shape, work.rank));
     }
 
-    /// Gets to the step that was decided.
+    /// Gets to the step that was decided. A new rank 0 says what the one before may not have said.
     fn follow(&mut self, heal: &proto::Heal, history: &VecDeque<StepRecord>) {
         let Some(work) = &mut self.work else { return };
-        if !work.held.is_empty() && work.committed < heal.step {
+        let (is_newcomer, is_behind) = (work.held.is_empty(), work.committed < heal.step);
+        if is_newcomer {
+            work.committed = heal.step;
+            work.history.clone_from(history);
+        }
+        if work.rank == 0 && (is_newcomer || heal.origin.is_some()) {
+            work.unacknowledged.clone_from(&work.history);
+            let work = work.clone();
+            work.unacknowledged.iter().for_each(|r| self.say(work.report(r)));
+        }
+        let Some(work) = &mut self.work else { return };
+        if is_behind && !is_newcomer {
             assert!(work.sealed && work.committed + 1 == heal.step, "T-2: {} cannot follow to {}", self.id, heal.step);
             return self.commit_step();
         }
         work.sealed = false;
-        if work.held.is_empty() {
-            work.committed = heal.step;
-            work.history.clone_from(history);
-        } else if heal.origin.is_none() {
-            return;
-        }
-        if work.rank == 0 {
-            work.unacknowledged.clone_from(&work.history);
-        }
-        let work = work.clone();
-        work.unacknowledged.iter().for_each(|r| self.say(work.report(r)));
     }
 
     fn checkpoint_at(&mut self, m: &proto::CheckpointAt, disk: &mut Disk) {
