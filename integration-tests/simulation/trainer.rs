@@ -579,6 +579,10 @@ impl Trainer {
 
     fn write_checkpoint_of(&mut self, step: u64, env: &mut Env) {
         let job = self.job.as_ref().expect("looked up by the caller");
+        // The epoch has ended before the state was split for this place.
+        if job.state.as_ref().is_none_or(|s| s.held_as != job.assignment.held_as()) {
+            return;
+        }
         if job.state.as_ref().is_some_and(|s| s.committed == step) {
             return self.write_checkpoint(env);
         }

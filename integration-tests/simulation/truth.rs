@@ -128,7 +128,9 @@ impl Truth {
         let (rank, epoch) = (assignment.rank, assignment.epoch);
         let job = self.job(assignment);
         let holds = job.reference.sums[step as usize] == sums;
+        let ledger = job.is_ledger_right(&assignment.spec.shape, epoch, step);
         job.sealed.entry((epoch, step)).or_default().insert(rank);
+        self.check(ledger.is_ok(), || format!("T-5: step {step} of epoch {epoch}: {}", ledger.unwrap_err()));
         self.check(holds, || format!("T-4: rank {rank} seals step {step} of epoch {epoch} with other gradients"));
     }
 
@@ -138,7 +140,6 @@ impl Truth {
         let job = self.job(assignment);
         let num_sealed = job.sealed.get(&(epoch, step)).map_or(0, BTreeSet::len);
         let world = assignment.spec.shape.world();
-        let ledger = job.is_ledger_right(&assignment.spec.shape, epoch, step);
         let is_same = job.reference.sums[step as usize] == sums;
         if epoch >= job.since_epoch {
             job.high = job.high.max(step);
@@ -146,7 +147,6 @@ impl Truth {
         self.check(num_sealed == world, || {
             format!("T-2: rank {rank} commits step {step} in epoch {epoch} when {num_sealed} of {world} have sealed it")
         });
-        self.check(ledger.is_ok(), || format!("T-5: step {step} of epoch {epoch}: {}", ledger.unwrap_err()));
         self.check(is_same, || format!("T-4: rank {rank} commits step {step} in epoch {epoch} with another loss"));
     }
 

@@ -240,6 +240,8 @@ impl Worker {
 
     /// SIGCONT.
     pub fn continues(&mut self, env: &mut Env) {
+        // A stopped process sees no fence.
+        self.waits_on_since = None;
         for what in self.backlog.take().unwrap_or_default() {
             self.handle(what, env);
         }

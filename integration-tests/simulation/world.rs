@@ -280,7 +280,7 @@ impl World {
         if let Some(stream) = worker.stream {
             self.env.net.close_at_worker(stream, "closed its stream (reset)");
         }
-        let restarts = self.env.net.random.percent(60);
+        let restarts = self.env.net.random.percent(self.scenario.percent_restarts);
         if restarts {
             let after = self.env.net.random.between(50 * MS, 3 * SECOND);
             self.env.net.push(after, Event::WorkerStarts { host: worker.host });

@@ -226,8 +226,12 @@ impl<D: Device + Clone> Job<D> {
         self.dataset.num_train()
     }
 
-    /// As [`Job::write_checkpoint`], if `step` is the committed one.
+    /// As [`Job::write_checkpoint`], if `step` is the committed one. Where the state is not yet split for this place, the epoch has ended
+    /// before it was, and what was asked for in it is void.
     pub(super) fn write_checkpoint_of(&mut self, step: u64, emit: &Emit) {
+        if self.made_for != self.assignment.held_as() || !self.has_state {
+            return;
+        }
         if step == self.committed {
             return self.write_checkpoint(emit);
         }
