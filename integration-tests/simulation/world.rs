@@ -157,6 +157,17 @@ impl World {
         self.env.story.unwrap_or_default()
     }
 
+    /// Incidents by what was done about them.
+    pub fn rungs(&self) -> BTreeMap<&'static str, u64> {
+        let mut rungs = BTreeMap::new();
+        for record in self.store.values() {
+            if let Record::Incident(incident) = record {
+                *rungs.entry(incident.rung.name()).or_default() += 1;
+            }
+        }
+        rungs
+    }
+
     /// Runs the scenario to its end.
     pub fn run(&mut self) -> End {
         let scenario = self.scenario.clone();
