@@ -11,7 +11,7 @@ use toroid_torus::init::fill_initial;
 use toroid_torus::job::{JobError, JobSpec};
 use toroid_torus::manifest::{FORMAT, Manifest, ShardFile};
 use toroid_torus::partition::{Partition, partition, shard_position};
-use toroid_torus::pipeline::{Pipeline, max_in_flight, one_f_one_b};
+use toroid_torus::pipeline::Pipeline;
 
 use super::holders::Holders;
 use super::resplit::Earlier;
@@ -113,8 +113,8 @@ impl<D: Device + Clone> Parts<D> {
         let (spec, place) = (&assignment.spec, assignment.place());
         let partition = Arc::new(partition(&spec.model, &spec.shape, place.tp, place.pp));
         let num_micro_batches = spec.batch.of_replica(spec.shape.dp(), place.dp).len();
-        let pipeline = one_f_one_b(place.pp, spec.shape.pp(), num_micro_batches);
-        let stage = Stage::new(device.clone(), spec, &spec.shape, place, &partition, max_in_flight(&pipeline).max(1));
+        let pipeline = spec.pipeline.schedule.stage(place.pp, spec.shape.pp(), num_micro_batches);
+        let stage = Stage::new(device.clone(), spec, &spec.shape, place, &partition, pipeline.max_in_flight().max(1));
         let position = shard_position(&spec.shape, place.dp);
         let range = position * partition.shard_len..(position + 1) * partition.shard_len;
         let state = load(&partition, range.clone())?;
