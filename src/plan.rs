@@ -59,8 +59,8 @@ pub struct Args {
     /// Microseconds from sending a message to its arrival, beyond its bytes
     #[arg(long, default_value_t = 10.0, value_name = "US", value_parser = not_negative)]
     latency_us: f64,
-    /// Hours between failures of one worker, on average; default: five years
-    #[arg(long, default_value_t = 43_800.0, value_name = "HOURS", value_parser = above_zero)]
+    /// Hours between failures of one worker, on average; default: as in the training of Llama 3 (419 in 54 days of 16,384 GPUs)
+    #[arg(long, default_value_t = 50_000.0, value_name = "HOURS", value_parser = above_zero)]
     mtbf_h: f64,
     /// Seconds until a dead worker is noticed; default: the failure timeout, which a silent death takes
     #[arg(long, default_value_t = 5.0, value_name = "S", value_parser = not_negative)]
@@ -170,7 +170,9 @@ fn measured_flops() -> f64 {
 fn text(spec: &JobSpec, machine: &Machine, failures: &Failures, plan: &Plan) -> String {
     let mut out = String::new();
     // Writing to a string does not fail.
-    let mut line = |text: String| drop(writeln!(out, "{text}"));
+    let mut line = |text: String| {
+        let _ = writeln!(out, "{text}");
+    };
     line(format!(
         "{}: {} parameters, {} of them for each token, on {} places: {}",
         spec.name,
@@ -196,20 +198,20 @@ fn text(spec: &JobSpec, machine: &Machine, failures: &Failures, plan: &Plan) -> 
         seconds(plan.step.optimizer),
     ));
     line(format!(
-        "speed    {} tokens/s with {} TFLOP/s a worker, of which the model uses {}",
+        "speed    {} tokens/s with {}FLOP/s a worker, of which the model uses {}",
         rate(plan.tokens_per_s),
-        short_count((machine.flops / 1e12).round() as u64),
+        operations(machine.flops),
         percent(plan.flops_utilization),
     ));
     let goodput = &plan.goodput;
     line(format!(
-        "goodput  {} with second holders, {} with a checkpoint every {} alone",
-        percent(goodput.with_redundancy),
-        percent(goodput.without_redundancy),
+        "goodput  {:.3}% with second holders, {:.3}% with a checkpoint every {} alone",
+        100.0 * goodput.with_redundancy,
+        100.0 * goodput.without_redundancy,
         duration(goodput.checkpoint_interval_s),
     ));
     line(format!(
-        "         a worker fails once in {}, so {:.2} a day here; a death costs {} and the step, both holders at once {:.4} a day",
+        "         one worker fails in {}, here {:.2} a day; a death costs {} and the step; both holders at once: {:.1e} a day",
         duration(failures.mtbf_s),
         goodput.failures_per_day,
         seconds(goodput.recovery_s),
@@ -272,6 +274,11 @@ fn pipeline_table(plan: &Plan) -> String {
         ]);
     }
     table(&rows)
+}
+
+/// Operations a second: `198 G`.
+fn operations(flops: f64) -> String {
+    if flops < 1e12 { format!("{:.0} G", flops / 1e9) } else { format!("{:.0} T", flops / 1e12) }
 }
 
 /// A short time with three digits.

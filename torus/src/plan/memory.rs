@@ -74,7 +74,7 @@ pub(super) fn of_stage(spec: &JobSpec, dims: &Dims, schedule: Schedule, stage: u
         let sizes: Vec<u64> = chunks.map(|part| slot_bytes(dims, &part, false)).collect();
         in_flight as u64 * sizes.iter().max().copied().unwrap_or(0)
     };
-    let peers = num_peers(spec, rank) as u64;
+    let peers = shape.peers(rank).len() as u64;
     Memory {
         stage,
         num_layers: own.layers.len(),
@@ -93,15 +93,6 @@ fn guarded_partition(spec: &JobSpec, rank: usize) -> Option<Partition> {
     let guarded = guarded_by(&spec.shape, rank).filter(|_| spec.fault_tolerance.redundancy)?;
     let place = spec.shape.place(guarded);
     Some(partition(&spec.model, &spec.shape, place.tp, place.pp))
-}
-
-/// Row, column, and the neighbours in the DP group.
-fn num_peers(spec: &JobSpec, rank: usize) -> usize {
-    let shape = &spec.shape;
-    let mut peers: std::collections::BTreeSet<usize> = shape.row(rank).into_iter().chain(shape.column(rank)).collect();
-    let (group, at) = (shape.dp_group(rank), shape.place(rank).dp);
-    peers.extend([group[(at + 1) % group.len()], group[(at + group.len() - 1) % group.len()]]);
-    peers.len() - 1
 }
 
 /// Elements that a micro-batch keeps of a layer. Rows of experts have room for all assignments, wherever they go.
