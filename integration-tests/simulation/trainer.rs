@@ -341,6 +341,7 @@ impl Trainer {
             phase: Phase::Preparing,
             state: kept,
             earlier,
+            is_moved: false,
             heal: None,
             inbox: BTreeMap::new(),
             source_history: Vec::new(),
@@ -438,7 +439,8 @@ impl Trainer {
             return true;
         }
         let is_newcomer = heal.newcomers.contains(&rank);
-        self.end_healing(heal.step, if is_newcomer { HISTORY_MAX } else { 1 }, is_newcomer, env);
+        let num_said = if is_newcomer || job.is_moved { HISTORY_MAX } else { 1 };
+        self.end_healing(heal.step, num_said, is_newcomer, env);
         true
     }
 

@@ -271,6 +271,11 @@ impl Job {
     /// The worker of a place is back on another stream and goes on. What it may have missed is said again.
     fn rejoined(&mut self, cx: &mut Context<'_>, rank: usize, epoch: u64, committed: u64) {
         self.live.awaited.remove(&rank);
+        // Who is at the highest step is not to be left over when there are fewer places.
+        if self.can_heal() && self.live.phase != Phase::Started {
+            let known = &mut self.live.committed[rank];
+            *known = (*known).max(committed.min(self.record.spec.steps));
+        }
         match self.live.phase {
             _ if self.live.begin_again.is_some() => {}
             Phase::Waiting => {}

@@ -12,6 +12,7 @@
 //!   one before that, as long as the state may still be split for that one ([`Job::num_lost`]).
 //! - **T-3** Whoever has no place any more keeps what it holds until a step was committed, and is asked first when a place is empty
 //!   before that: what it holds may be the only copy by then.
+//! - **T-2** Nor is it the only one that is known to have committed the highest step ([`Job::num_behind`]).
 //! - A job with one copy of its state does not change its shape: it would cost the steps since the last checkpoint, twice.
 //!
 //! Deliberately absent: changes of tp and pp. While a drained worker may have to take its place back nothing is shrunk.
@@ -99,7 +100,7 @@ impl Job {
             return Err(format!("; without one it goes on with dp {dp} after {} s", limit.as_secs_f64()));
         }
         let to = self.shape_of(dp);
-        let kept = resplit::keep(&shape, &to, &survivors, |kept| self.num_lost(kept));
+        let kept = resplit::keep(&shape, &to, &survivors, |kept| self.num_lost(kept) + self.num_behind(kept));
         let Some(kept) = kept else {
             return Err(format!("; with dp {dp} somebody would have no place who holds the only copy of a shard"));
         };
@@ -197,6 +198,13 @@ impl Job {
             self.record.earlier.clear();
             self.changed(cx);
         }
+    }
+
+    /// 1 where nobody of these present ranks is known to have committed the highest step, and somebody else is: it would be made again.
+    fn num_behind(&self, ranks: &BTreeSet<usize>) -> usize {
+        let highest = |ranks: &mut dyn Iterator<Item = usize>| ranks.map(|rank| self.live.committed[rank]).max();
+        let mut survivors = (0..self.world()).filter(|rank| self.record.places[*rank].is_some());
+        usize::from(highest(&mut ranks.iter().copied()) < highest(&mut survivors))
     }
 
     /// Shards that nobody of these present ranks holds, though somebody does now: of the present shape, and of those before that the

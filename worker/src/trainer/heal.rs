@@ -67,6 +67,8 @@ impl<D: Device + Clone> Job<D> {
         emit: &Emit,
     ) -> Result<(), StepError> {
         shared.enter("heal");
+        // Where it was fenced while the state was split anew, it has not said yet what a new rank 0 says.
+        let is_moved = plan.origin.is_some() || self.earlier.is_some();
         self.turn_to(plan)?;
         let is_newcomer = self.held().is_empty();
         let history = self.share_history(links, plan, is_newcomer)?;
@@ -75,7 +77,7 @@ impl<D: Device + Clone> Job<D> {
             let (_, totals) = history.iter().find(|(step, _)| *step == plan.step).expect("checked in share_history");
             assert!(self.sealed && self.committed + 1 == plan.step, "T-2: the coordinator lets nobody else go on");
             // A new rank 0 says this step after those before it, with the history below.
-            let record = self.commit(totals.clone()).filter(|_| plan.origin.is_none()).map(Box::new);
+            let record = self.commit(totals.clone()).filter(|_| !is_moved).map(Box::new);
             emit(self.assignment.event(Happened::Committed { step: plan.step, record }));
         }
         // Whatever was sealed beyond is made again, and so is a validation of this step: some have finished it, a newcomer has not, and
@@ -94,7 +96,7 @@ impl<D: Device + Clone> Job<D> {
         // A new rank 0 says what the one before may not have said. Of a step that is known already the coordinator may have taken the
         // record back, when an epoch began that was to go on without it.
         let num = match () {
-            () if is_newcomer || plan.origin.is_some() => HISTORY,
+            () if is_newcomer || is_moved => HISTORY,
             () if behind => 0,
             () => 1,
         };

@@ -290,3 +290,23 @@ fn a_restore_may_have_fewer_replicas_too() {
     world.train(&job, 40);
     assert_eq!(world.record(&job).state, State::Done);
 }
+
+/// T-2: of the replicas of two, the broken one has the only place that has committed the newest step.
+#[test]
+fn who_alone_has_committed_the_newest_step_keeps_a_place() {
+    let (mut world, job) = running(2, 2, "");
+    // All have sealed step 6; only w1 has its sums when w0 dies.
+    let mut num = 0;
+    world.step_in_part(&job, |id| {
+        num += 1;
+        num <= 4 || id == "w1"
+    });
+    world.settle();
+    assert_eq!((world.work("w1").committed, world.work("w3").committed, world.work("w3").sealed), (6, 5, true));
+    world.kill("w0");
+    world.pass(patience());
+    assert_eq!(places(&world, &job), ["w2", "w1"], "w3 is left over");
+    let heal = world.record(&job).heal.clone().expect("a healing epoch");
+    assert_eq!((heal.step, heal.source), (6, 1), "a committed step is not made again");
+    check_done(&mut world, &job);
+}

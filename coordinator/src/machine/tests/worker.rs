@@ -284,9 +284,9 @@ impl Worker {
         let Some(work) = &mut self.work else { return };
         let Some(heal) = work.healing.take() else { return };
         if heal.origin.is_none() {
-            let place = (work.shape, work.rank);
+            let (place, is_moved) = ((work.shape, work.rank), work.held.len() > 1);
             work.held.retain(|h| *h == place);
-            self.follow(&heal, history);
+            self.follow(&heal, history, is_moved);
         }
         let Some(work) = &mut self.work else { return };
         work.held = vec![(work.shape, work.rank)];
@@ -305,21 +305,21 @@ impl Worker {
         let own = origin.ranks[work.rank].checked_sub(1).map(|rank| (shape, rank as usize));
         assert!(own.is_none_or(|own| work.held.contains(&own)), "{} is to hold {own:?}: {:?}", self.id, work.held);
         work.held.retain(|h| Some(*h) == own);
-        self.follow(&heal, history);
+        self.follow(&heal, history, true);
         let Some(work) = &mut self.work else { return };
         work.is_split = true;
         work.held.push((work.shape, work.rank));
     }
 
     /// Gets to the step that was decided. A new rank 0 says what the one before may not have said.
-    fn follow(&mut self, heal: &proto::Heal, history: &VecDeque<StepRecord>) {
+    fn follow(&mut self, heal: &proto::Heal, history: &VecDeque<StepRecord>, is_moved: bool) {
         let Some(work) = &mut self.work else { return };
         let (is_newcomer, is_behind) = (work.held.is_empty(), work.committed < heal.step);
         if is_newcomer {
             work.committed = heal.step;
             work.history.clone_from(history);
         }
-        if work.rank == 0 && (is_newcomer || heal.origin.is_some()) {
+        if work.rank == 0 && (is_newcomer || is_moved) {
             work.unacknowledged.clone_from(&work.history);
             let work = work.clone();
             work.unacknowledged.iter().for_each(|r| self.say(work.report(r)));

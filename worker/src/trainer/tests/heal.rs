@@ -325,7 +325,8 @@ fn check_resizes(shape: (usize, usize, usize), resizes: &[Resize]) {
     assert_eq!(curve.len(), undisturbed.len());
     for (step, expected) in &undisturbed {
         let found = &curve[step];
-        if *step <= first {
+        // The step that was watched may have been committed by those alone who have no place any more.
+        if *step < first {
             assert_eq!(found, expected, "T-4: {shape:?} {resizes:?}");
         }
         let name = format!("step {step}: {} and {} of {shape:?} {resizes:?}", found.loss, expected.loss);
