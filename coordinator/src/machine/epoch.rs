@@ -166,6 +166,7 @@ impl Job {
             self.live.base_step = committed;
             if is_resized {
                 self.live.committed = vec![0; self.world()];
+                self.carry_failures();
             }
             for (rank, _) in old.iter().enumerate().filter(|(_, worker)| worker.is_none() && !is_resized) {
                 self.live.committed[rank] = 0;

@@ -123,6 +123,9 @@ impl Job {
 
     /// Begins an epoch with more replicas, if there are fewer than asked for, all is well, and workers are there for them.
     pub fn begin_grow(&mut self, cx: &mut Context<'_>) {
+        if !self.is_degraded() || !self.can_heal() || self.committed() >= self.total() {
+            return;
+        }
         let (shape, full) = (self.record.shape, self.record.spec.shape);
         let is_well = self.is_whole()
             && !self.incidents.is_open()
@@ -130,7 +133,7 @@ impl Job {
             && self.live.moved.is_empty()
             && self.record.draining.is_empty()
             && self.record.earlier.is_empty();
-        if !self.is_degraded() || !self.can_heal() || !is_well || self.committed() >= self.total() {
+        if !is_well {
             return;
         }
         let candidates = self.candidates(cx.pool, full.world() - shape.world());
@@ -173,6 +176,17 @@ impl Job {
         if self.record.has_state {
             self.record.earlier.push(Layout { shape: self.record.shape, places: self.record.places.clone() });
         }
+    }
+
+    /// A step that ends whoever computes it does so in any shape, and nobody knows which rank computes it in this one: every rank has
+    /// what was counted most before.
+    pub fn carry_failures(&mut self) {
+        let all = 0..self.world();
+        let record = &mut self.record;
+        let deaths = record.deaths.values().max_by_key(|d| d.workers.len()).cloned();
+        record.deaths = deaths.map_or_else(Default::default, |d| all.clone().map(|rank| (rank, d.clone())).collect());
+        let failures = record.failures.values().max_by_key(|f| f.count).cloned();
+        record.failures = failures.map_or_else(Default::default, |f| all.map(|rank| (rank, f.clone())).collect());
     }
 
     /// Workers without a place that still hold the state as it was split before.

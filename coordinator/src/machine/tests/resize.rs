@@ -310,3 +310,28 @@ fn who_alone_has_committed_the_newest_step_keeps_a_place() {
     assert_eq!((heal.step, heal.source), (6, 1), "a committed step is not made again");
     check_done(&mut world, &job);
 }
+
+#[test]
+fn a_step_that_ends_whoever_computes_it_does_not_eat_all_replicas() {
+    let (mut world, job) = running(1, 5, "");
+    for victim in ["w1", "w3", "w0"] {
+        world.kill(victim);
+        world.pass(patience());
+        world.settle();
+    }
+    let record = world.record(&job);
+    assert_eq!((record.state, record.shape.dp()), (State::Failed, 3));
+    assert!(record.reason.contains("w0, w1, w3 were lost one after the other"), "{}", record.reason);
+}
+
+#[test]
+fn many_that_die_at_once_are_no_such_step() {
+    let (mut world, job) = running(1, 6, "");
+    ["w1", "w3", "w5"].iter().for_each(|victim| world.kill(victim));
+    world.pass(patience());
+    world.settle();
+    world.kill("w0");
+    world.pass(patience());
+    world.settle();
+    assert_ne!(world.record(&job).state, State::Failed, "{}", world.record(&job).reason);
+}
