@@ -91,7 +91,7 @@ impl Job {
     }
 
     /// Where the next epoch has its state from.
-    fn source(&self) -> Source {
+    pub fn source(&self) -> Source {
         let step = self.record.last_checkpoint().map_or(0, |c| c.step);
         match self.record.started_unix_ms {
             _ if self.can_heal() => Source::Holders,

@@ -95,7 +95,7 @@ pub fn decide(s: &Situation<'_>) -> Plan {
     Plan::Begin { rung: rung(s, &placement), placement, reason }
 }
 
-fn source_in_words(source: Source, num_empty: usize) -> String {
+pub(super) fn source_in_words(source: Source, num_empty: usize) -> String {
     match source {
         Source::Holders if num_empty == 0 => "all keep their state".into(),
         Source::Holders => "the others keep their state, what is missing comes from the other holders".into(),

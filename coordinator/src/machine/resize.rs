@@ -30,6 +30,7 @@ use super::incident::Sighting;
 use super::job::Job;
 use super::pool::Pool;
 use super::record::{Layout, Rung, SeenBy, State};
+use super::recovery::{self, Source};
 
 /// For how long empty places wait for workers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -106,18 +107,22 @@ impl Job {
         };
         let left: Vec<usize> = survivors.into_iter().filter(|r| !kept.contains(&Some(*r))).collect();
         let reason = format!(
-            "{cause}; nobody came for it within {} s: the others go on with dp {dp} instead of {} and the same samples in every step, \
-             the shards are split anew",
+            "{cause}; nobody came for it within {} s: the others go on with dp {dp} instead of {} and the same samples in every step, {}",
             limit.as_secs_f64(),
-            shape.dp()
+            shape.dp(),
+            match self.source() {
+                Source::Holders => "the shards are split anew".into(),
+                source => recovery::source_in_words(source, 0),
+            }
         );
+        let rung = if matches!(self.source(), Source::Checkpoint { .. }) { Rung::Restore } else { Rung::Shrink };
         let placement = self.place_kept(cx, &to, &kept, &candidates);
         self.remember_layout();
         for rank in left {
             self.displace(cx, rank, &format!("is a spare now: the others make {dp} whole replicas"));
         }
         self.begin_epoch(cx, to, placement, State::Recovering, &reason);
-        self.incident_fenced(cx, Rung::Shrink, &reason);
+        self.incident_fenced(cx, rung, &reason);
         Ok(())
     }
 

@@ -335,3 +335,20 @@ fn many_that_die_at_once_are_no_such_step() {
     world.settle();
     assert_ne!(world.record(&job).state, State::Failed, "{}", world.record(&job).reason);
 }
+
+#[test]
+fn state_that_is_not_to_be_trusted_is_loaded_by_fewer_replicas() {
+    let (mut world, job) = running(1, 3, "checkpoint.interval_steps = 4");
+    let error = "two copies differ".to_string();
+    let failed = proto::Failed { job_id: job.clone(), epoch: 1, error, restore: true, ..Default::default() };
+    world.worker("w0").outbox.push_back(proto::worker_message::Body::Failed(failed));
+    world.deliver_from("w0");
+    world.kill("w1");
+    world.pass(patience());
+    world.settle();
+    world.train(&job, 3);
+    let (record, incident) = (world.record(&job), newest(&world, &job));
+    assert_eq!((record.state, record.shape.dp(), record.restore_step), (State::Degraded, 2, 4));
+    assert_eq!((incident.rung.as_str(), incident.steps_lost), ("restore", 1), "{incident:?}");
+    assert!(incident.reason.ends_with("all go on from the checkpoint of step 4"), "{}", incident.reason);
+}
