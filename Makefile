@@ -5,7 +5,7 @@
 #              undisturbed run; takes hours (SEEDS=20000 KILLS=20: minutes)
 # make check   the part of it that needs no running; writes no source file
 # make fix     format, and apply what clippy knows how to fix
-# make bench   speed of a training step of one worker on one thread, and how long a death holds a job up
+# make bench   speed and memory of training steps, and how long a death holds a job up
 
 .PHONY: demo test soak check fix bench
 
@@ -39,5 +39,5 @@ fix:
 	cargo fmt --all
 
 bench:
-	cargo run --release -p toroid-worker --example bench_stage
+	cargo run --release --bin toroid -- bench step
 	cargo run --release --bin toroid -- bench recovery

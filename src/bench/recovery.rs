@@ -1,4 +1,4 @@
-//! `toroid bench`: figures of this machine. `recovery`: from the death of a worker to the next committed step.
+//! `toroid bench recovery`: from the death of a worker to the next committed step.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -20,12 +20,6 @@ use crate::status::Format;
 
 /// More than any measurement waits for; the job is cancelled after the last fault.
 const STEPS_PER_FAULT: u64 = 1000;
-
-#[derive(Debug, clap::Subcommand)]
-pub enum Command {
-    /// Kill workers of a local cluster and measure how long the job stands still
-    Recovery(RecoveryArgs),
-}
 
 #[derive(Debug, clap::Args)]
 pub struct RecoveryArgs {
@@ -74,8 +68,7 @@ fn parse_shape(text: &str) -> Result<Ways, String> {
     }
 }
 
-pub async fn run(command: Command) -> Result<ExitCode> {
-    let Command::Recovery(args) = command;
+pub async fn run(args: RecoveryArgs) -> Result<ExitCode> {
     let mut signals = Signals::new()?;
     let mut reports = Vec::new();
     for ways in &args.shape {
