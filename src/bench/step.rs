@@ -36,7 +36,7 @@ const PEAK_SIDE: usize = 1024;
 const PEAK_REPEATS: usize = 20;
 
 #[derive(Debug, clap::Args)]
-pub struct StepArgs {
+pub struct Args {
     /// Sizes of the model
     #[arg(long, value_delimiter = ',', default_value = "tiny,small,medium", value_name = "PRESET,...")]
     preset: Vec<String>,
@@ -102,7 +102,7 @@ struct Figures {
     fingerprint: String,
 }
 
-pub fn run(args: &StepArgs) -> Result<ExitCode> {
+pub fn run(args: &Args) -> Result<ExitCode> {
     let mut all = Vec::new();
     for preset in &args.preset {
         for (&products, &threads) in args.products.iter().flat_map(|p| args.threads.iter().map(move |t| (p, t))) {
@@ -231,8 +231,8 @@ fn train(device: &CpuDevice, spec: &JobSpec) -> Result<Vec<Step>> {
     let fence = Fence::new().context("make an event for the fence")?;
     orders.send(Order::Prepare(Box::new(assignment), fence)).context("give the trainer its place")?;
     drop(orders);
-    // On this thread: it ends when `Seen` drops the channel.
-    trainer::run(device, &environment, &to_do, &emit);
+    // It ends when `Seen` drops the channel.
+    device.enter(|| trainer::run(device, &environment, to_do, &emit));
     // What is left there is of no use to anyone; a job of its own makes it anew.
     let _ = std::fs::remove_dir_all(&folder);
     let seen = lock(&seen);

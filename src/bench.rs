@@ -1,4 +1,9 @@
-//! `toroid bench recovery`: from the death of a worker to the next committed step.
+//! `toroid bench`: figures of this machine. `recovery`: from the death of a worker to the next committed step; `overhead`: what fault
+//! tolerance costs while nothing fails; `checkpoint`: how long a step waits for a checkpoint; `step`: speed and memory of whole steps.
+
+mod checkpoint;
+mod overhead;
+mod step;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -20,6 +25,18 @@ use crate::status::Format;
 
 /// More than any measurement waits for; the job is cancelled after the last fault.
 const STEPS_PER_FAULT: u64 = 1000;
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Kill workers of a local cluster and measure how long the job stands still
+    Recovery(RecoveryArgs),
+    /// What fault tolerance costs while nothing fails: the same job with it and without, in turn
+    Overhead(overhead::Args),
+    /// How long a step waits for a checkpoint, and how fast it is written, beside the disk itself
+    Checkpoint(checkpoint::Args),
+    /// Speed and memory of whole optimizer steps in one worker, beside the machine's own peak
+    Step(step::Args),
+}
 
 #[derive(Debug, clap::Args)]
 pub struct RecoveryArgs {
@@ -68,7 +85,13 @@ fn parse_shape(text: &str) -> Result<Ways, String> {
     }
 }
 
-pub async fn run(args: RecoveryArgs) -> Result<ExitCode> {
+pub async fn run(command: Command) -> Result<ExitCode> {
+    let args = match command {
+        Command::Recovery(args) => args,
+        Command::Overhead(args) => return overhead::run(args).await,
+        Command::Checkpoint(args) => return checkpoint::run(args).await,
+        Command::Step(args) => return step::run(&args),
+    };
     let mut signals = Signals::new()?;
     let mut reports = Vec::new();
     for ways in &args.shape {
