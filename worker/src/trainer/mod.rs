@@ -273,12 +273,12 @@ pub enum StepError {
 }
 
 /// The commands, with one that was taken too early put back.
-struct Inbox<'a> {
-    commands: &'a Receiver<Command>,
+struct Inbox {
+    commands: Receiver<Command>,
     put_back: Option<Command>,
 }
 
-impl Inbox<'_> {
+impl Inbox {
     fn wait(&mut self) -> Option<Command> {
         self.put_back.take().or_else(|| self.commands.recv().ok())
     }
@@ -289,7 +289,7 @@ impl Inbox<'_> {
 }
 
 /// Runs until the command channel closes. `emit` is called from this thread and, for checkpoints, from a writer thread.
-pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: &Receiver<Command>, emit: &Emit) {
+pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: Receiver<Command>, emit: &Emit) {
     let mut inbox = Inbox { commands, put_back: None };
     let mut job: Option<Job<D>> = None;
     while let Some(command) = inbox.wait() {
@@ -357,7 +357,7 @@ fn train<D: Device + Clone>(
     job: &mut Job<D>,
     heal: Option<&HealPlan>,
     environment: &Environment,
-    inbox: &mut Inbox<'_>,
+    inbox: &mut Inbox,
     emit: &Emit,
 ) {
     let (job_id, epoch) = (job.assignment.job_id.clone(), job.assignment.epoch);
@@ -418,7 +418,7 @@ impl<D: Device + Clone> Job<D> {
         links: &mut Links,
         heal: Option<&HealPlan>,
         shared: &Shared,
-        inbox: &mut Inbox<'_>,
+        inbox: &mut Inbox,
         emit: &Emit,
     ) -> Result<(), StepError> {
         let total = self.assignment.spec.steps;
@@ -468,7 +468,7 @@ impl<D: Device + Clone> Job<D> {
     }
 
     /// Does what the session asks for between two steps.
-    fn serve(&mut self, inbox: &mut Inbox<'_>, emit: &Emit) -> Result<(), CommError> {
+    fn serve(&mut self, inbox: &mut Inbox, emit: &Emit) -> Result<(), CommError> {
         let epoch = self.assignment.epoch;
         self.fence.check(epoch)?;
         loop {

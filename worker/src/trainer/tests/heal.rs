@@ -90,7 +90,7 @@ impl<'a> Cluster<'a> {
         let (commands, to_do) = channel();
         let sender = Mutex::new(self.emit.clone());
         let emit: Emit = Arc::new(move |event| drop(sender.lock().expect("not poisoned").send((id, event))));
-        std::thread::spawn(move || run(&CpuDevice::new(1), &environment, &to_do, &emit));
+        std::thread::spawn(move || run(&CpuDevice::new(1), &environment, to_do, &emit));
         self.workers.push(Worker { commands, fence: Fence::new().expect("an eventfd"), address });
         id
     }
