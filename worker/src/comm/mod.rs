@@ -38,6 +38,8 @@ mod fence;
 mod frame;
 mod handshake;
 mod links;
+mod transport;
+mod work;
 #[cfg(test)]
 mod tests;
 
@@ -50,6 +52,7 @@ pub use establish::{Listener, PeerAddr, Plan, Refusal};
 pub use fence::Fence;
 pub use frame::{Channel, MAX_PAYLOAD_BYTES};
 pub use links::{Links, WaitsFor};
+pub use transport::{LinkChoice, LinkKind};
 
 /// One message, to be sent or received by [`Links::run`]. `peer` is a rank.
 #[derive(Debug)]
@@ -65,22 +68,12 @@ pub enum Transfer<'a> {
         channel: Channel,
         buf: &'a mut [u8],
     },
-}
-
-impl Transfer<'_> {
-    fn sent_bytes(&self) -> &[u8] {
-        match self {
-            Transfer::Send { data, .. } => data,
-            Transfer::Recv { .. } => unreachable!("a receive is not sent"),
-        }
-    }
-
-    fn received_bytes(&mut self) -> &mut [u8] {
-        match self {
-            Transfer::Recv { buf, .. } => buf,
-            Transfer::Send { .. } => unreachable!("a send does not receive"),
-        }
-    }
+    /// As `Recv` of as many bytes; each element becomes itself + the one that came.
+    Add {
+        peer: usize,
+        channel: Channel,
+        sum: &'a mut [f32],
+    },
 }
 
 /// Counted over the life of a [`Links`], all epochs.

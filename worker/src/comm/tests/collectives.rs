@@ -25,7 +25,7 @@ fn reduce_scatter_leaves_each_member_the_sum_of_its_chunk() {
     for (dx, dy) in TORI {
         let shape = Shape::with_torus(1, 1, dx * dy, dx, dy).unwrap();
         let chunk = 37;
-        on_shape(&shape, |links| {
+        on_shape(LinkKind::Shm, &shape, |links| {
             let group = Group::dp(&shape, links.rank());
             let mut buf = values(links.rank(), chunk * dx * dy, true);
             reduce_scatter(links, &group, Channel::Dp, &mut buf, &mut Vec::new()).unwrap();
@@ -42,7 +42,7 @@ fn reduce_scatter_leaves_each_member_the_sum_of_its_chunk() {
 fn all_gather_gives_every_member_the_same_bits() {
     for (dx, dy) in TORI {
         let shape = Shape::with_torus(2, 1, dx * dy, dx, dy).unwrap();
-        let results = on_shape(&shape, |links| {
+        let results = on_shape(LinkKind::Shm, &shape, |links| {
             let group = Group::dp(&shape, links.rank());
             let mut scratch = Vec::new();
             let mut run = || {
@@ -69,7 +69,7 @@ fn all_reduce_is_right_and_the_same_on_every_rank() {
     for n in 1..=5 {
         for len in [0, 1, 7, 1025, 33_000, 100_003] {
             let shape = Shape::new(n, 1, 1).unwrap();
-            let results = on_shape(&shape, |links| {
+            let results = on_shape(LinkKind::Shm, &shape, |links| {
                 let group = Group::tp(&shape, links.rank());
                 let mut scratch = Vec::new();
                 let mut whole = values(links.rank(), len, true);
@@ -89,7 +89,7 @@ fn all_reduce_is_right_and_the_same_on_every_rank() {
 
 #[test]
 fn a_direct_sum_adds_in_the_order_of_the_members() {
-    let results = on_shape(&Shape::new(4, 1, 1).unwrap(), |links| {
+    let results = on_shape(LinkKind::Shm, &Shape::new(4, 1, 1).unwrap(), |links| {
         let group = Group::line(vec![0, 1, 2, 3], links.rank());
         // (1e8 + 1) + -1e8 loses the 1, which any order that adds the big ones first would keep.
         let mut buf = [[1e8, 1.0, -1e8, 0.5][links.rank()]];
@@ -102,7 +102,7 @@ fn a_direct_sum_adds_in_the_order_of_the_members() {
 #[test]
 fn a_tp_group_gathers_by_tp_rank() {
     let shape = Shape::new(3, 2, 2).unwrap();
-    on_shape(&shape, |links| {
+    on_shape(LinkKind::Shm, &shape, |links| {
         let rank = links.rank();
         let (group, mut scratch) = (Group::tp(&shape, rank), Vec::new());
         let mut tp = TpGroup::new(links, &group, &mut scratch);
@@ -120,7 +120,7 @@ fn the_global_sum_is_the_same_everywhere_and_waits_for_all() {
     for (tp, pp, dp) in [(1, 1, 1), (2, 1, 2), (1, 2, 3), (4, 1, 1), (1, 4, 1), (2, 2, 4), (3, 1, 4)] {
         let shape = Shape::new(tp, pp, dp).unwrap();
         let come = std::sync::atomic::AtomicUsize::new(0);
-        let results = on_shape(&shape, |links| {
+        let results = on_shape(LinkKind::Shm, &shape, |links| {
             let mut values = [1.0 / (links.rank() as f64 + 3.0), links.rank() as f64];
             come.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             global_sum(links, &shape, &mut values).unwrap();
@@ -138,7 +138,7 @@ fn the_global_sum_is_the_same_everywhere_and_waits_for_all() {
 #[test]
 fn a_death_within_a_collective_reaches_those_who_wait_for_it() {
     let shape = Shape::new(1, 1, 2).unwrap();
-    let results = on_shape(&shape, |links| {
+    let results = on_shape(LinkKind::Shm, &shape, |links| {
         (links.rank() == 0).then(|| {
             let group = Group::dp(&shape, 0);
             reduce_scatter(links, &group, Channel::Dp, &mut vec![1.0; 1 << 20], &mut Vec::new()).unwrap_err()

@@ -10,7 +10,7 @@ use toroid_torus::geometry::Shape;
 use toroid_torus::job::{self, JobSpec};
 
 use super::{Assignment, Environment, Job, Shared, connect};
-use crate::comm::{Fence, Listener, PeerAddr};
+use crate::comm::{Fence, LinkChoice, Listener, PeerAddr};
 use crate::device::{Buffer, CpuDevice, Device};
 
 mod heal;
@@ -77,7 +77,7 @@ struct Gradients {
 fn gradients(spec: &JobSpec, dir: &Path) -> Gradients {
     let shape: Shape = spec.shape;
     let listeners: Vec<Listener> =
-        (0..shape.world()).map(|_| Listener::bind("127.0.0.1:0").expect("listen on loopback")).collect();
+        (0..shape.world()).map(|r| Listener::bind("127.0.0.1:0", &format!("w{r}"), LinkChoice::Auto).expect("listen on loopback")).collect();
     let peers: BTreeMap<usize, PeerAddr> = listeners
         .iter()
         .enumerate()
