@@ -166,6 +166,7 @@ impl Links {
             .collect();
         (self.rank, self.epoch, self.job_id) = (plan.rank, plan.epoch, plan.job_id.clone());
         self.fence = fence.clone();
+        self.one_host.clear();
         for (&rank, peer) in &plan.peers {
             let Some(mut conn) = kept.remove(&peer.worker_id) else { continue };
             let proof = resume_proof(&plan.key, &conn.binding, plan.epoch, plan.rank, rank);

@@ -10,12 +10,15 @@
 //! A call that fails ends the epoch for these links: the same error comes again until [`Links::advance`].
 
 use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::collective::Made;
 use super::conn::{Conn, Tally, Turn};
+use super::transport::Transport;
 use super::work::{Nothing, Transfers, Work};
 use super::{Channel, CommError, Fence, LinkKind, LinkStats, Transfer};
 
@@ -24,7 +27,7 @@ use super::{Channel, CommError, Fence, LinkKind, LinkStats, Transfer};
 const KEPT_BYTES_MAX: usize = 4 << 30;
 
 /// How long a rank yields before it sleeps: about what waking it would cost everyone.
-const YIELD_MAX: Duration = Duration::from_micros(50);
+pub(super) const YIELD_MAX: Duration = Duration::from_micros(50);
 
 /// All links of one rank. Owned by the trainer's thread.
 pub struct Links {
@@ -36,6 +39,9 @@ pub struct Links {
     pub(super) conns: BTreeMap<usize, Conn>,
     pub(super) tally: Tally,
     pub(super) failed: Option<CommError>,
+    /// Of groups, whether all their links are memory; of this epoch.
+    pub(super) one_host: BTreeMap<Vec<usize>, bool>,
+    pub(super) made: Made,
     waits_for: WaitsFor,
 }
 
@@ -69,7 +75,8 @@ impl Links {
     pub(super) fn new(rank: usize, epoch: u64, job_id: String, fence: Fence) -> Links {
         let tally = Tally { limit_bytes: KEPT_BYTES_MAX, ..Tally::default() };
         let (conns, waits_for) = (BTreeMap::new(), WaitsFor::default());
-        Links { rank, epoch, job_id, fence, conns, tally, failed: None, waits_for }
+        let (one_host, made) = (BTreeMap::new(), Made::new());
+        Links { rank, epoch, job_id, fence, conns, tally, failed: None, one_host, made, waits_for }
     }
 
     pub fn rank(&self) -> usize {
@@ -86,6 +93,21 @@ impl Links {
 
     pub fn waits_for(&self) -> WaitsFor {
         self.waits_for.clone()
+    }
+
+    /// Its link never leaves memory; nor does what a rank sends itself.
+    pub(super) fn is_memory(&self, rank: usize) -> bool {
+        rank == self.rank || self.conns.get(&rank).is_some_and(|conn| conn.kind().is_memory())
+    }
+
+    pub(super) fn transport(&mut self, rank: usize) -> Result<&mut Transport, CommError> {
+        let conn = linked(&mut self.conns, rank);
+        let lost = conn.lost();
+        conn.transport().ok_or_else(|| lost.unwrap_or_else(|| unreachable!("a link without a transport is lost")))
+    }
+
+    pub(super) fn socket(&self, rank: usize) -> Option<BorrowedFd<'_>> {
+        self.conns.get(&rank)?.interest().map(|(fd, _)| fd)
     }
 
     /// How many links of each kind there are, kinds without any left out.
@@ -136,7 +158,7 @@ impl Links {
         self.call(&mut Nothing, |links, work| links.turn(work, false))
     }
 
-    fn call<W: Work>(
+    pub(super) fn call<W: Work>(
         &mut self,
         work: &mut W,
         body: impl FnOnce(&mut Links, &mut W) -> Result<(), CommError>,
@@ -163,7 +185,7 @@ impl Links {
         conn.lost().map_or(Ok(conn), Err)
     }
 
-    fn admit_send(
+    pub(super) fn admit_send(
         &mut self,
         work: &mut dyn Work,
         peer: usize,
@@ -176,7 +198,7 @@ impl Links {
     }
 
     /// Of a dead peer too: what it has sent before can still be had.
-    fn admit_receive(
+    pub(super) fn admit_receive(
         &mut self,
         work: &mut dyn Work,
         peer: usize,
@@ -188,7 +210,7 @@ impl Links {
     }
 
     /// First attempt without polling, on the links that have something to do: most small messages need no more.
-    fn start(&mut self, work: &mut dyn Work) -> Result<(), CommError> {
+    pub(super) fn start(&mut self, work: &mut dyn Work) -> Result<(), CommError> {
         let Links { epoch, conns, tally, .. } = self;
         let mut turn = Turn { epoch: *epoch, work, tally };
         for conn in conns.values_mut() {
@@ -225,7 +247,7 @@ impl Links {
     }
 
     /// What can be done now; where that is nothing and `block` is set, waits until something can.
-    fn turn(&mut self, work: &mut dyn Work, block: bool) -> Result<(), CommError> {
+    pub(super) fn turn(&mut self, work: &mut dyn Work, block: bool) -> Result<(), CommError> {
         if block {
             if self.yield_for_rings(work)? {
                 return Ok(());

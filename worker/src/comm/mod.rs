@@ -1,13 +1,15 @@
 //! Links between the ranks of a job, and the collectives that run over them.
 //!
 //! ```text
-//!   collective   executes the schedules of torus::collective over a group; sums and gathers for TP, DP and the whole torus
-//!      | Transfer{Send | Recv}
+//!   collective   chooses a schedule of torus::collective; sums and gathers for TP, DP and the whole torus
+//!      |    \__ program     starts each of its tasks as soon as it can go
+//!      | Transfer{Send | Recv | Add}
 //!   links        progresses all transfers of a call at once, on the trainer's thread, with poll(2)
 //!      |         \__ fence     another thread ends the epoch: every wait returns
 //!   conn         one connection: frames out, frames in, stash
 //!      | frame   epoch, stream, sequence, length, sums            establish   dials, accepts, keeps connections over epochs
-//!   TCP          \______________________________________________  handshake   proves the epoch's key, both ways
+//!   transport    \______________________________________________  handshake   proves the epoch's key, both ways
+//!                TCP; within a host Unix sockets or shared memory
 //! ```
 //!
 //! Invariants:
@@ -38,6 +40,8 @@ mod fence;
 mod frame;
 mod handshake;
 mod links;
+mod program;
+mod raw;
 mod transport;
 mod work;
 #[cfg(test)]
@@ -45,13 +49,13 @@ mod tests;
 
 pub use collective::{
     Group, TpGroup, all_gather, all_gather_f64, all_reduce_sum, global_sum, global_sum_with, reduce_scatter,
-    run_schedule,
 };
 pub use error::CommError;
 pub use establish::{Listener, PeerAddr, Plan, Refusal};
 pub use fence::Fence;
 pub use frame::{Channel, MAX_PAYLOAD_BYTES};
 pub use links::{Links, WaitsFor};
+pub use raw::exchange_raw;
 pub use transport::{LinkChoice, LinkKind};
 
 /// One message, to be sent or received by [`Links::run`]. `peer` is a rank.

@@ -146,7 +146,7 @@ fn header(kind: LinkKind, channel: Channel, sequence: u64, payload: &[u8]) -> Ve
 
 /// Writes to a link what no link would.
 fn write_raw(links: &mut Links, peer: usize, mut bytes: &[u8]) {
-    let transport = links.conns.get_mut(&peer).unwrap().transport();
+    let transport = links.conns.get_mut(&peer).unwrap().transport().unwrap();
     while !bytes.is_empty() {
         match transport.write_vectored(&[IoSlice::new(bytes)]) {
             Ok(written) => bytes = &bytes[written..],
@@ -158,7 +158,7 @@ fn write_raw(links: &mut Links, peer: usize, mut bytes: &[u8]) {
 
 /// Waits until the other side has closed the link.
 fn await_end(links: &mut Links, peer: usize) {
-    let transport = links.conns.get_mut(&peer).unwrap().transport();
+    let transport = links.conns.get_mut(&peer).unwrap().transport().unwrap();
     let mut is_open = || {
         transport.heed(PollFlags::IN, false);
         !matches!(transport.read(&mut [0]).map_err(|e| e.kind()), Ok(0) | Err(ErrorKind::ConnectionReset))

@@ -1,4 +1,4 @@
-//! `toroid bench`: figures of this machine. `recovery`: from the death of a worker to the next committed step.
+//! `toroid bench recovery`: from the death of a worker to the next committed step.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -21,14 +21,8 @@ use crate::status::Format;
 /// More than any measurement waits for; the job is cancelled after the last fault.
 const STEPS_PER_FAULT: u64 = 1000;
 
-#[derive(Debug, clap::Subcommand)]
-pub enum Command {
-    /// Kill workers of a local cluster and measure how long the job stands still
-    Recovery(RecoveryArgs),
-}
-
 #[derive(Debug, clap::Args)]
-pub struct RecoveryArgs {
+pub struct Args {
     /// Workers to kill at each shape
     #[arg(long, default_value_t = 20, value_name = "K", value_parser = positive)]
     kills: usize,
@@ -74,8 +68,7 @@ fn parse_shape(text: &str) -> Result<Ways, String> {
     }
 }
 
-pub async fn run(command: Command) -> Result<ExitCode> {
-    let Command::Recovery(args) = command;
+pub async fn run(args: Args) -> Result<ExitCode> {
     let mut signals = Signals::new()?;
     let mut reports = Vec::new();
     for ways in &args.shape {
@@ -92,7 +85,7 @@ pub async fn run(command: Command) -> Result<ExitCode> {
 }
 
 /// `None` where the user interrupted it.
-async fn recovery(args: &RecoveryArgs, ways: Ways, signals: &mut Signals) -> Result<Option<Report>> {
+async fn recovery(args: &Args, ways: Ways, signals: &mut Signals) -> Result<Option<Report>> {
     let Ways { tp, pp, dp } = ways;
     let job = JobArgs { data: args.data.clone(), preset: args.preset.clone(), tp, pp, dp, job: None };
     let steps = args.kills as u64 * STEPS_PER_FAULT;
