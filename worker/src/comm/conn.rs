@@ -10,6 +10,8 @@
 //! What is added (gradients) is added as it comes: from shared memory without a copy, from a socket through a buffer that stays in
 //! the cache.
 //!
+//! A frame for which the running call has no place yet, but will have, stays where it is too: in the ring, or the kernel.
+//!
 //! A frame of a newer epoch stays where it is, in the kernel: its connection is not read any further until this side has advanced, so
 //! that keeping it aside costs no memory.
 //!
@@ -51,6 +53,8 @@ pub(super) struct Conn {
     /// Transfers that wait, by channel, as indices into the transfers of the running call.
     waiting: [VecDeque<usize>; NUM_CHANNELS],
     stash: [VecDeque<Vec<u8>>; NUM_CHANNELS],
+    /// The running call will ask for more: what comes stays where it is until then.
+    held: [bool; NUM_CHANNELS],
     /// For what is thrown away or added; empty until then.
     staging: Vec<u8>,
     adder: Adder,
@@ -127,12 +131,14 @@ impl Conn {
             next_recv: [0; NUM_CHANNELS],
             waiting: Default::default(),
             stash: Default::default(),
+            held: Default::default(),
             staging: Vec::new(),
             adder: Adder::default(),
         }
     }
 
-    /// What to poll for. Nothing while a frame of a newer epoch is parked: this epoch is over with that peer, a fence will say so.
+    /// What to poll for. Nothing while a frame is parked: of a newer epoch, and then this epoch is over with that peer, which a fence will
+    /// say; or ahead of what this rank will ask for.
     pub fn interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         let stream = self.stream.as_ref().filter(|_| !matches!(self.reading, Reading::Parked(_)))?;
         Some((stream.as_fd(), stream.interest(self.wants_write())))
@@ -313,9 +319,13 @@ impl Conn {
             Some(error) => Err(error),
             None => {
                 self.waiting[channel.index()].push_back(transfer);
-                Ok(())
+                self.unpark(turn)
             }
         }
+    }
+
+    pub fn hold(&mut self, channel: Channel, will_ask: bool) {
+        self.held[channel.index()] = will_ask;
     }
 
     fn hand_over(&mut self, turn: &mut Turn<'_>, transfer: usize, message: &[u8]) -> Result<(), CommError> {
@@ -428,7 +438,9 @@ impl Conn {
 
     /// Decides where the payload of `header` goes.
     fn dispatch(&mut self, turn: &mut Turn<'_>, header: Header) -> Result<(), CommError> {
-        if header.epoch > turn.epoch {
+        let is_held = |channel: Channel| self.held[channel.index()] && self.waiting[channel.index()].is_empty();
+        let is_early = matches!(header.stream, Stream::Data(channel) if header.epoch == turn.epoch && is_held(channel));
+        if header.epoch > turn.epoch || is_early {
             self.reading = Reading::Parked(header);
             return Ok(());
         }
@@ -532,6 +544,7 @@ impl Conn {
     /// The running call ends without its transfers: nothing refers to them from here on.
     pub fn abort(&mut self, work: &dyn Work) {
         self.waiting.iter_mut().for_each(VecDeque::clear);
+        self.held = Default::default();
         if let Reading::Payload { target, .. } = &mut self.reading
             && matches!(target, Target::Transfer(_))
         {
@@ -580,7 +593,7 @@ impl Conn {
         self.out.push_back(Outgoing::new(header, Payload::Owned(proof.as_bytes().to_vec())));
     }
 
-    /// Goes on with a frame that was ahead of the epoch before.
+    /// Goes on with a frame that was ahead of the epoch before, or of what the call had asked for.
     pub fn unpark(&mut self, turn: &mut Turn<'_>) -> Result<(), CommError> {
         match self.reading {
             Reading::Parked(header) => self.dispatch(turn, header),

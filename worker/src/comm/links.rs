@@ -209,6 +209,11 @@ impl Links {
         linked(&mut self.conns, peer).expect(&mut turn, channel, index)
     }
 
+    /// Whether the running call will ask `peer` for more on `channel` than it has so far.
+    pub(super) fn hold(&mut self, peer: usize, channel: Channel, will_ask: bool) {
+        linked(&mut self.conns, peer).hold(channel, will_ask);
+    }
+
     /// First attempt without polling, on the links that have something to do: most small messages need no more.
     pub(super) fn start(&mut self, work: &mut dyn Work) -> Result<(), CommError> {
         let Links { epoch, conns, tally, .. } = self;

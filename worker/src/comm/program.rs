@@ -97,20 +97,28 @@ impl Links {
         }
         let mut lanes: Vec<Lane> = lanes.into_values().collect();
         self.call(program, |links, program| {
+            for lane in lanes.iter().filter(|lane| !lane.is_send) {
+                links.hold(lane.peer, channel, true);
+            }
             loop {
+                let before = program.num_done;
                 for lane in &mut lanes {
                     while let Some(&task) = lane.tasks.front().filter(|&&task| program.left[task] == 0) {
                         lane.tasks.pop_front();
                         if lane.is_send {
                             links.admit_send(program, lane.peer, channel, task)?;
                         } else {
+                            links.hold(lane.peer, channel, !lane.tasks.is_empty());
                             links.admit_receive(program, lane.peer, channel, task)?;
                         }
                     }
                 }
-                let before = program.num_done;
-                if before == program.tasks.tasks.len() {
+                if program.num_done == program.tasks.tasks.len() {
                     return Ok(());
+                }
+                if program.num_done > before {
+                    // What was done may let another lane go on.
+                    continue;
                 }
                 links.start(program)?;
                 if program.num_done == before {
