@@ -1,22 +1,18 @@
 #!/usr/bin/env bash
-# Makes a virtual environment with PyTorch for the programs of bench/peers/, in .venv-bench or the folder named. Does nothing where it
-# is complete. Apart from .venv, which the tests need: PyTorch is large.
+# Installs what the comparisons with PyTorch need, in .venv-bench: torch, torchft, numpy. Some gigabytes (PyPI's torch brings its GPU
+# libraries along). The tests never need it. Does nothing where it is complete.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-venv=${1:-.venv-bench}
-
 is_complete() {
-    [ -x "$venv/bin/python" ] && "$venv/bin/python" -c 'import torch, numpy' 2>/dev/null
+    [ -x .venv-bench/bin/python ] && .venv-bench/bin/python -c 'import numpy, torch, torchft' 2>/dev/null
 }
 
-if is_complete; then
-    exit 0
-fi
-# A half-made environment is made anew.
-python3 -m venv --clear "$venv"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check torch numpy
+is_complete && exit 0
+echo "bench_venv: installing torch, torchft and numpy in .venv-bench; some gigabytes" >&2
+python3 -m venv --clear .venv-bench
+.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check torch torchft numpy
 is_complete || {
-    echo "bench_venv: torch and numpy were installed in $venv but cannot be imported; remove $venv and run this again" >&2
+    echo "bench_venv: torch, torchft and numpy were installed in .venv-bench but cannot be imported; remove .venv-bench and run this again" >&2
     exit 1
 }

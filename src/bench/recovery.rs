@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 
+use super::{Ways, parse_shape};
 use crate::chaos::CHAOS_DIR;
 use crate::chaos::inject::{self, Plan};
 use crate::chaos::report::{Report, Spread};
@@ -50,22 +51,6 @@ pub struct Args {
     /// Text or JSON
     #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
     output: Format,
-}
-
-/// Ways of tensor, pipeline and data parallelism.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Ways {
-    tp: usize,
-    pp: usize,
-    dp: usize,
-}
-
-fn parse_shape(text: &str) -> Result<Ways, String> {
-    let ways: Result<Vec<usize>, String> = text.split(',').map(|n| positive(n.trim())).collect();
-    match ways?.as_slice() {
-        &[tp, pp, dp] => Ok(Ways { tp, pp, dp }),
-        found => Err(format!("expected three numbers as in 2,2,2, found {}", found.len())),
-    }
 }
 
 pub async fn run(args: Args) -> Result<ExitCode> {
@@ -145,13 +130,6 @@ mod tests {
     use super::*;
     use crate::chaos::report::Fault;
     use toroid_proto as proto;
-
-    #[test]
-    fn shapes_are_read_or_refused_in_words() {
-        assert_eq!(parse_shape("1,2, 4"), Ok(Ways { tp: 1, pp: 2, dp: 4 }));
-        assert!(parse_shape("2,2").is_err_and(|e| e.contains("three numbers")));
-        assert!(parse_shape("2,0,2").is_err_and(|e| e.contains("at least 1")));
-    }
 
     #[test]
     fn a_shape_is_a_row_and_a_failure_a_line() {
