@@ -112,10 +112,7 @@ pub fn reduce_scatter_direct(dx: usize, dy: usize, member: usize) -> Schedule {
     let steps = lines.into_iter().filter(|line| line.n > 1).map(|line| Step {
         // Everyone starts with the member after itself, so that they do not all send to member 0 first.
         sends: line.others().map(|i| Send { to: line.member(i), chunks: line.chunks(i) }).collect(),
-        recvs: line
-            .others()
-            .map(|i| Recv { from: line.member(i), chunks: line.chunks(line.i), op: Op::Add })
-            .collect(),
+        recvs: line.others().map(|i| Recv { from: line.member(i), chunks: line.chunks(line.i), op: Op::Add }).collect(),
     });
     Schedule { num_chunks: dx * dy, steps: steps.collect() }
 }

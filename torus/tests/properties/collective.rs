@@ -185,7 +185,8 @@ fn run_tasks<V: Clone + Default>(
 ) -> Vec<Vec<V>> {
     let mut random = Random(splitmix64(seed));
     let mut scratch: Vec<Vec<V>> = tasks.iter().map(|t| vec![V::default(); t.num_scratch]).collect();
-    let mut left: Vec<Vec<usize>> = tasks.iter().map(|t| t.tasks.iter().map(|task| task.num_before).collect()).collect();
+    let mut left: Vec<Vec<usize>> =
+        tasks.iter().map(|t| t.tasks.iter().map(|task| task.num_before).collect()).collect();
     let mut queues: Queues<V> = BTreeMap::new();
     // By member and link: its tasks, in order. What is local has a queue of its own.
     let mut todo: BTreeMap<(usize, usize, bool), VecDeque<usize>> = BTreeMap::new();

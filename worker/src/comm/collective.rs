@@ -2,7 +2,7 @@
 //!
 //! The schedules of [`toroid_torus::collective`] decide who sends what when; here they only move. Each sum has one order: that of the
 //! rings, which the direct schedules keep, or where everybody's values are exchanged that of the members. Which of the two depends on
-//! the length of the buffer and the shape of the group, and never on the kind of link, so every rank has the same bits (T-4).
+//! the length of the buffer and the shape of the group alone, so every rank has the same bits (T-4) and all ranks choose the same.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use crate::model::TpComm;
 /// cores is a switch of processes, and over TCP 10 to 20 microseconds.
 const EXCHANGE_BYTES_MAX: usize = 64 << 10;
 
-/// Up to this size the schedules between hosts are direct, `2` steps a line, above it rings, `2 (n - 1)` steps: what is small suffers from
-/// latency, what is large from many that send to one. Within a host all are direct.
+/// Up to this size schedules are direct, 2 steps a line, above it rings, `2 (n - 1)` steps: what is small suffers from latency, what is large
+/// from many that send to one, and in shared memory from the many rings that then no longer fit into the cache.
 const DIRECT_BYTES_MAX: usize = 64 << 10;
 
 /// Elements in a slice, which moves as one: 128 KiB stay in the second-level cache while one member after another is added.
@@ -84,7 +84,7 @@ fn run(
     scratch: &mut Vec<f32>,
 ) -> Result<(), CommError> {
     let Group { dx, dy, me, .. } = *group;
-    let is_direct = size_of_val(buf) <= DIRECT_BYTES_MAX || is_one_host(links, group, channel)?;
+    let is_direct = size_of_val(buf) <= DIRECT_BYTES_MAX;
     let key = (collective, is_direct, [dx, dy, me, buf.len()]);
     let tasks = match links.made.get(&key) {
         Some(tasks) => Arc::clone(tasks),
@@ -106,24 +106,6 @@ fn run(
         }
     };
     links.execute(&mut Program::new(&tasks, buf, scratch), &group.ranks, channel)
-}
-
-/// All links of the group stay within their hosts' memory. Each member knows this of its own; they tell each other once an epoch,
-/// so that all choose the same schedule.
-fn is_one_host(links: &mut Links, group: &Group, channel: Channel) -> Result<bool, CommError> {
-    if let Some(known) = links.one_host.get(&group.ranks) {
-        return Ok(*known);
-    }
-    let Group { dx, me, .. } = *group;
-    let row: Vec<usize> = group.ranks.chunks_exact(dx).nth(me / dx).map(<[usize]>::to_vec).unwrap_or_default();
-    let column: Vec<usize> = group.ranks.iter().copied().skip(me % dx).step_by(dx).collect();
-    let mut is_one = row.iter().chain(&column).all(|&rank| links.is_memory(rank));
-    for line in [row, column] {
-        let all = all_gather_f64(links, &line, channel, &[f64::from(u8::from(is_one))])?;
-        is_one = all.iter().all(|of_rank| *of_rank == 1.0);
-    }
-    links.one_host.insert(group.ranks.clone(), is_one);
-    Ok(is_one)
 }
 
 fn add(own: &mut [f32], other: &[f32]) {
@@ -171,6 +153,12 @@ pub fn all_reduce_sum(
     }
     if (n - 1) * size_of_val(buf) > EXCHANGE_BYTES_MAX {
         return run(links, group, Collective::AllReduce, channel, buf, scratch);
+    }
+    if n == 2 {
+        // Own + other has the same bits on both sides. The own values are out before they change.
+        let (peer, own) = (group.ranks[1 - group.me], &mut *buf);
+        links.run(&mut [Transfer::Send { peer, channel, data: cast_slice(own) }])?;
+        return links.run(&mut [Transfer::Add { peer, channel, sum: own }]);
     }
     if scratch.len() < n * len {
         scratch.resize(n * len, 0.0);

@@ -270,6 +270,7 @@ impl Conn {
                 Payload::Transfer(i) => turn.work.sent(*i),
             };
             let parts = [&front.header[front.header_sent..], &payload[front.payload_sent..]].map(IoSlice::new);
+            stream.set_queued(matches!(front.payload, Payload::Owned(_)));
             match stream.write_vectored(&parts) {
                 Ok(written) => {
                     let of_header = written.min(HEADER_LEN - front.header_sent);
@@ -465,16 +466,15 @@ impl Conn {
         Ok(Target::Owned(vec![0; header.length]))
     }
 
-    fn target_of_data(
-        &mut self,
-        turn: &mut Turn<'_>,
-        channel: Channel,
-        header: &Header,
-    ) -> Result<Target, CommError> {
+    fn target_of_data(&mut self, turn: &mut Turn<'_>, channel: Channel, header: &Header) -> Result<Target, CommError> {
         let expected = self.next_recv[channel.index()];
         if header.payload_crc.is_none() != self.kind.is_memory() {
             let found = if header.payload_crc.is_some() { "one" } else { "none" };
-            return Err(self.corrupt(FrameFault::new("sum of the payload", format!("that of a {} link", self.kind), found)));
+            return Err(self.corrupt(FrameFault::new(
+                "sum of the payload",
+                format!("that of a {} link", self.kind),
+                found,
+            )));
         }
         if !self.confirmed {
             return Err(self.corrupt(FrameFault::new(

@@ -166,7 +166,6 @@ impl Links {
             .collect();
         (self.rank, self.epoch, self.job_id) = (plan.rank, plan.epoch, plan.job_id.clone());
         self.fence = fence.clone();
-        self.one_host.clear();
         for (&rank, peer) in &plan.peers {
             let Some(mut conn) = kept.remove(&peer.worker_id) else { continue };
             let proof = resume_proof(&plan.key, &conn.binding, plan.epoch, plan.rank, rank);
@@ -401,7 +400,9 @@ impl<'a> Establish<'a> {
                 }
             }
             Ok(Verdict::Refused { why: Why::NotYet, text, .. }) => dial.fail(format!("refused the link: {text}")),
-            Ok(Verdict::Refused { text, .. }) if dial.kinds.len() > 1 => dial.next_kind(format!("refused the link: {text}")),
+            Ok(Verdict::Refused { text, .. }) if dial.kinds.len() > 1 => {
+                dial.next_kind(format!("refused the link: {text}"))
+            }
             Ok(Verdict::Refused { text, .. }) => {
                 let Some(PeerAddr { worker_id, address }) = self.plan.peers.get(&rank).cloned() else { return Ok(()) };
                 return Err(CommError::Refused { rank, worker_id, address, reason: text });
@@ -579,7 +580,9 @@ impl Wire {
         match (self.socket, kind, self.memory) {
             (Socket::Tcp(socket), LinkKind::Tcp, _) => Ok(Transport::Tcp(socket)),
             (Socket::Unix(socket), LinkKind::Unix, _) => Ok(Transport::Unix(socket)),
-            (Socket::Unix(socket), LinkKind::Shm, Some(memory)) => Ok(Transport::Shm(Ring::open(socket, &memory, side)?)),
+            (Socket::Unix(socket), LinkKind::Shm, Some(memory)) => {
+                Ok(Transport::Shm(Ring::open(socket, &memory, side)?))
+            }
             (_, kind, _) => {
                 let what = format!("a {kind} link was agreed on, and what it needs did not come with the welcome");
                 Err(std::io::Error::new(ErrorKind::InvalidData, what))

@@ -56,8 +56,7 @@ pub(super) enum Why {
     Kind,
 }
 
-const WHYS: [Why; 7] =
-    [Why::NotYet, Why::Version, Why::Job, Why::Epoch, Why::Rank, Why::Key, Why::Kind];
+const WHYS: [Why; 7] = [Why::NotYet, Why::Version, Why::Job, Why::Epoch, Why::Rank, Why::Key, Why::Kind];
 const KINDS: [LinkKind; 3] = [LinkKind::Shm, LinkKind::Unix, LinkKind::Tcp];
 
 /// What the caller says of itself. Not to be trusted before its proof.
@@ -148,9 +147,7 @@ impl Dialer {
                 let proof = self::proof(&self.key, Role::Dialer, &binding).into();
                 Ok((Some(Message::Proof { proof }), Verdict::Continue))
             }
-            (Message::Welcome, Some(binding)) => {
-                Ok((None, Verdict::Established { rank, binding, kind: self.kind }))
-            }
+            (Message::Welcome, Some(binding)) => Ok((None, Verdict::Established { rank, binding, kind: self.kind })),
             (other, _) => Err(Garbage(format!("{} out of turn", other.name()))),
         }
     }
@@ -500,7 +497,9 @@ mod tests {
         let (_, verdict) = acceptor(kind).receive(&me(1), |_| false, Message::Hello(hello.clone())).unwrap();
         assert!(matches!(verdict, Verdict::Refused { why: Why::Rank, .. }), "nobody expects this rank");
         let (_, verdict) = acceptor(LinkKind::Shm).receive(&me(1), |_| true, Message::Hello(hello)).unwrap();
-        assert!(matches!(verdict, Verdict::Refused { why: Why::Kind, text, .. } if text.contains("takes shm here and the caller wants tcp")));
+        assert!(
+            matches!(verdict, Verdict::Refused { why: Why::Kind, text, .. } if text.contains("takes shm here and the caller wants tcp"))
+        );
     }
 
     #[test]
@@ -530,7 +529,10 @@ mod tests {
         assert!(Message::decode(b"TOROIDLK\x00\x00\x00").is_err(), "a hello without a body");
         assert!(Message::decode(b"TOROIDLK\x03\x01\x00x").is_err(), "a welcome with a body");
         assert!(Message::decode(b"TOROIDLK\x04\x01\x00\x77").is_err(), "a refusal for no reason");
-        assert!(Dialer::new(&me(0), 1, LinkKind::Tcp, [0; 32]).0.receive(Message::Welcome).is_err(), "a welcome without a proof");
+        assert!(
+            Dialer::new(&me(0), 1, LinkKind::Tcp, [0; 32]).0.receive(Message::Welcome).is_err(),
+            "a welcome without a proof"
+        );
     }
 
     #[test]

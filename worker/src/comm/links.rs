@@ -39,8 +39,6 @@ pub struct Links {
     pub(super) conns: BTreeMap<usize, Conn>,
     pub(super) tally: Tally,
     pub(super) failed: Option<CommError>,
-    /// Of groups, whether all their links are memory; of this epoch.
-    pub(super) one_host: BTreeMap<Vec<usize>, bool>,
     pub(super) made: Made,
     waits_for: WaitsFor,
 }
@@ -75,8 +73,8 @@ impl Links {
     pub(super) fn new(rank: usize, epoch: u64, job_id: String, fence: Fence) -> Links {
         let tally = Tally { limit_bytes: KEPT_BYTES_MAX, ..Tally::default() };
         let (conns, waits_for) = (BTreeMap::new(), WaitsFor::default());
-        let (one_host, made) = (BTreeMap::new(), Made::new());
-        Links { rank, epoch, job_id, fence, conns, tally, failed: None, one_host, made, waits_for }
+        let made = Made::new();
+        Links { rank, epoch, job_id, fence, conns, tally, failed: None, made, waits_for }
     }
 
     pub fn rank(&self) -> usize {
@@ -93,11 +91,6 @@ impl Links {
 
     pub fn waits_for(&self) -> WaitsFor {
         self.waits_for.clone()
-    }
-
-    /// Its link never leaves memory; nor does what a rank sends itself.
-    pub(super) fn is_memory(&self, rank: usize) -> bool {
-        rank == self.rank || self.conns.get(&rank).is_some_and(|conn| conn.kind().is_memory())
     }
 
     pub(super) fn transport(&mut self, rank: usize) -> Result<&mut Transport, CommError> {

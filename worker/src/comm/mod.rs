@@ -42,10 +42,10 @@ mod handshake;
 mod links;
 mod program;
 mod raw;
-mod transport;
-mod work;
 #[cfg(test)]
 mod tests;
+mod transport;
+mod work;
 
 pub use collective::{
     Group, TpGroup, all_gather, all_gather_f64, all_reduce_sum, global_sum, global_sum_with, reduce_scatter,

@@ -11,13 +11,7 @@ use super::links::{YIELD_MAX, poll_all};
 use super::{CommError, Links};
 
 /// Sends `data` to rank `to` while `into` is filled from rank `from`.
-pub fn exchange_raw(
-    links: &mut Links,
-    to: usize,
-    from: usize,
-    data: &[u8],
-    into: &mut [u8],
-) -> Result<(), CommError> {
+pub fn exchange_raw(links: &mut Links, to: usize, from: usize, data: &[u8], into: &mut [u8]) -> Result<(), CommError> {
     let (mut sent, mut received) = (0, 0);
     let mut idle_since: Option<Instant> = None;
     while sent < data.len() || received < into.len() {

@@ -1,7 +1,12 @@
 //! Against sums made one after the other, for many shapes.
 
+use super::super::frame::HEADER_LEN;
 use super::*;
 use crate::model::TpComm;
+
+over_all_kinds! {
+    what_is_sent_is_what_the_formulas_say
+}
 
 const TORI: [(usize, usize); 12] =
     [(1, 1), (2, 1), (1, 2), (3, 1), (1, 3), (2, 2), (5, 1), (3, 2), (2, 3), (4, 2), (3, 3), (4, 4)];
@@ -145,4 +150,48 @@ fn a_death_within_a_collective_reaches_those_who_wait_for_it() {
         })
     });
     assert!(matches!(results[0], Some(CommError::PeerLost { rank: 1, .. })), "{:?}", results[0]);
+}
+
+/// The design's formulas: rings move 2(n - 1)/n of the buffer in 2(dx - 1) + 2(dy - 1) steps, to the byte, over every kind of link.
+fn what_is_sent_is_what_the_formulas_say(kind: LinkKind) {
+    for (dx, dy) in [(2, 1), (4, 1), (2, 2), (4, 4), (16, 1), (3, 2)] {
+        let (n, chunk) = (dx * dy, 8192);
+        let shape = Shape::with_torus(1, 1, n, dx, dy).unwrap();
+        let bytes = n * chunk * size_of::<f32>();
+        on_shape(kind, &shape, |links| {
+            let group = Group::dp(&shape, links.rank());
+            let before = links.stats();
+            let (mut buf, mut scratch) = (values(links.rank(), n * chunk, true), Vec::new());
+            reduce_scatter(links, &group, Channel::Dp, &mut buf, &mut scratch).unwrap();
+            all_gather(links, &group, Channel::Dp, &mut buf).unwrap();
+            let after = links.stats();
+            let frames = after.frames_sent - before.frames_sent;
+            let payload = after.bytes_sent - before.bytes_sent - frames * HEADER_LEN as u64;
+            assert_eq!(payload as usize, 2 * (n - 1) * bytes / n, "{dx} x {dy}: bytes of a member");
+            // Chunks of 32 KiB are not cut: a frame is a step where schedules are rings, and a message to each of a line where they are direct;
+            // both have as many.
+            assert_eq!(frames as usize, 2 * (dx - 1) + 2 * (dy - 1), "{dx} x {dy}: frames of a member");
+        });
+    }
+}
+
+/// T-4: one buffer, cut in many slices, over each kind of link.
+#[test]
+fn kinds_of_link_do_not_change_bits() {
+    let shape = Shape::with_torus(1, 1, 6, 3, 2).unwrap();
+    for len in [6 * 100, 6 * 50_000] {
+        let bits = |kind| {
+            on_shape(kind, &shape, |links| {
+                let (group, mut scratch) = (Group::dp(&shape, links.rank()), Vec::new());
+                let mut buf = values(links.rank(), len, false);
+                reduce_scatter(links, &group, Channel::Dp, &mut buf, &mut scratch).unwrap();
+                all_gather(links, &group, Channel::Dp, &mut buf).unwrap();
+                buf.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+            })
+        };
+        let shm = bits(LinkKind::Shm);
+        assert!(shm.iter().all(|rank| *rank == shm[0]), "{len} elements: ranks differ");
+        assert!(bits(LinkKind::Tcp) == shm, "{len} elements: TCP has other bits than shared memory");
+        assert!(bits(LinkKind::Unix) == shm, "{len} elements: Unix sockets have other bits than shared memory");
+    }
 }

@@ -7,7 +7,15 @@ use super::*;
 const SHORT: Duration = Duration::from_millis(500);
 
 fn hello() -> Hello {
-    Hello { version: PROTOCOL_VERSION, job_id: "job".into(), epoch: 1, from: 0, to: 1, nonce: [0; 32], kind: LinkKind::Tcp }
+    Hello {
+        version: PROTOCOL_VERSION,
+        job_id: "job".into(),
+        epoch: 1,
+        from: 0,
+        to: 1,
+        nonce: [0; 32],
+        kind: LinkKind::Tcp,
+    }
 }
 
 fn read_message(stream: &mut TcpStream) -> Message {
@@ -225,8 +233,7 @@ fn a_stranger_on_a_local_name_is_passed_over() {
 
 #[test]
 fn kinds_that_do_not_fit_are_named() {
-    let nodes =
-        [Node::new("w0", LinkChoice::Only(LinkKind::Unix)), Node::new("w1", LinkChoice::Only(LinkKind::Shm))];
+    let nodes = [Node::new("w0", LinkChoice::Only(LinkKind::Unix)), Node::new("w1", LinkChoice::Only(LinkKind::Shm))];
     let nodes = [&nodes[0], &nodes[1]];
     let errors = on_every_rank(&nodes, |rank, node| {
         let error = node.establish(plan(&nodes, rank, 1)).err().unwrap();

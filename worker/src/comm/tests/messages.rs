@@ -240,7 +240,10 @@ fn repeated_lost_and_misfit_frames_are_damage(kind: LinkKind) {
         let error = error_on(kind, &frames.concat()).to_string();
         assert!(error.contains(expected), "{error:?} does not say {expected:?}");
     };
-    check(&[frame(kind, 0, b"message0"), frame(kind, 0, b"message0")], "rank 0 is damaged: sequence number should be 1, found 0");
+    check(
+        &[frame(kind, 0, b"message0"), frame(kind, 0, b"message0")],
+        "rank 0 is damaged: sequence number should be 1, found 0",
+    );
     check(&[frame(kind, 1, b"message1")], "sequence number should be 0, found 1");
     check(&[frame(kind, 0, b"longer than that")], "length should be 8, found 16");
     let resume = Header::of(Stream::Resume, 1, 0, &[0; 32]).encode();

@@ -231,6 +231,13 @@ impl Transport {
         }
     }
 
+    /// Whether what is written next was queued by a call that did not wait for it.
+    pub fn set_queued(&mut self, is_queued: bool) {
+        if let Transport::Shm(ring) = self {
+            ring.set_queued(is_queued);
+        }
+    }
+
     /// Before poll: what can be done without waiting. A ring's peer is told to wake this side for the rest.
     pub fn announce(&mut self, wants_write: bool) -> PollFlags {
         match self {

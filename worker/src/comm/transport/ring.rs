@@ -1,18 +1,19 @@
 //! A byte stream in each direction through memory that two processes share. One of three leaves of `unsafe` in this crate.
 //!
 //! ```text
-//!   page 0:  to the caller { head, tail, reader sleeps, writer sleeps }, to the called { the same }
+//!   page 0:  to the caller { head, base, tail, reader sleeps, writer sleeps }, to the called { the same }
 //!   then:    RING_BYTES of data to the caller, RING_BYTES to the called
 //!
 //!   writer: copies, then head += n (release)     reader: head (acquire), copies, then tail += n (release)
 //! ```
 //!
-//! Head and tail count bytes from the beginning; `head - tail` is what can be read. Each is written by one side alone.
+//! Head and tail count bytes from the beginning; `head - tail` is what can be read. Each is written by one side alone. Byte `i` lies at
+//! `(i - base) % RING_BYTES`: a writer that finds the ring empty starts at its first byte again, which is still in the cache.
 //!
 //! *Sleep:* who finds nothing to do sets its `sleeps` flag, looks again, and polls the Unix socket that came with the memory. Who
 //! makes something to do and finds the flag set clears it and sends one byte over the socket. Flag and index are both written before
 //! the other is read, each with a full fence between, so one of the two sides always sees the other: no wake is lost. A writer is
-//! woken when half of the ring is free, not for every few bytes.
+//! woken when there is room for a good part, not for every few bytes.
 //!
 //! *Death:* the socket of a process that ends, however it ends, hangs up. What it has published before can still be read; a copy that it
 //! had not finished was never published.
@@ -33,9 +34,12 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::would_block;
 
-/// Of data, in each direction. Measured on two cores with 1 MiB of second-level and 32 MiB of third-level cache: smaller means more
-/// switches between processes, larger means that the rings of many ranks fall out of the cache.
-pub(crate) const RING_BYTES: usize = 256 << 10;
+/// Of data, in each direction; memory that was never written to costs nothing. A stage's message fits in, as it would in the kernel's
+/// buffers, so that who has sent it can compute.
+pub(crate) const RING_BYTES: usize = 4 << 20;
+/// What a call that waits keeps in the ring at most. Measured on two cores with 1 MiB of second-level and 32 MiB of third-level cache: less
+/// means more switches between processes, more means that the rings of many ranks fall out of the cache.
+const STREAM_BYTES: usize = 256 << 10;
 const CONTROL_BYTES: usize = 4096;
 const MEMORY_BYTES: usize = CONTROL_BYTES + 2 * RING_BYTES;
 /// Published and given back at a time, so that one side copies out while the other copies in.
@@ -46,6 +50,8 @@ const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlag
 #[repr(C)]
 struct Control {
     head: Line<AtomicU64>,
+    /// Written before the head, and only while nothing is to be read.
+    base: Line<AtomicU64>,
     tail: Line<AtomicU64>,
     reader_sleeps: Line<AtomicU32>,
     writer_sleeps: Line<AtomicU32>,
@@ -76,6 +82,10 @@ pub(crate) struct Ring {
     /// As last seen: less to look at in memory that the other side writes.
     peer_head: u64,
     peer_tail: u64,
+    base: u64,
+    peer_base: u64,
+    /// Bytes that this side lets lie in the ring.
+    limit: usize,
     hung_up: bool,
 }
 
@@ -97,7 +107,19 @@ impl Ring {
             return Err(io::Error::new(ErrorKind::InvalidData, what));
         }
         let memory = memmap2::MmapOptions::new().len(MEMORY_BYTES).map_raw(memory)?;
-        Ok(Ring { socket, memory, side, head: 0, tail: 0, peer_head: 0, peer_tail: 0, hung_up: false })
+        Ok(Ring {
+            socket,
+            memory,
+            side,
+            head: 0,
+            tail: 0,
+            peer_head: 0,
+            peer_tail: 0,
+            base: 0,
+            peer_base: 0,
+            limit: STREAM_BYTES,
+            hung_up: false,
+        })
     }
 
     pub fn socket(&self) -> BorrowedFd<'_> {
@@ -131,14 +153,17 @@ impl Ring {
     /// Bytes that can be read.
     fn readable(&mut self) -> io::Result<usize> {
         if self.peer_head == self.tail {
-            self.peer_head = self.control(self.incoming()).head.0.load(Ordering::Acquire);
+            let control = self.control(self.incoming());
+            let head = control.head.0.load(Ordering::Acquire);
+            let base = control.base.0.load(Ordering::Relaxed);
+            (self.peer_head, self.peer_base) = (head, base);
         }
         within_ring(self.peer_head.wrapping_sub(self.tail))
     }
 
     /// Bytes that can be written, where at least `wanted` are if the last look says so.
     fn writable(&mut self, wanted: usize) -> io::Result<usize> {
-        let free = |ring: &Ring| Ok(RING_BYTES - within_ring(ring.head.wrapping_sub(ring.peer_tail))?);
+        let free = |ring: &Ring| Ok(ring.limit.saturating_sub(within_ring(ring.head.wrapping_sub(ring.peer_tail))?));
         let known = free(self)?;
         if known >= wanted {
             return Ok(known);
@@ -149,8 +174,9 @@ impl Ring {
 
     /// What can be read without a copy, or a first part of it. Empty where the peer has ended and all it sent is read.
     pub fn peek(&mut self) -> io::Result<&[u8]> {
-        let at = (self.tail % RING_BYTES as u64) as usize;
-        let len = self.readable()?.min(RING_BYTES - at).min(PUBLISH_BYTES);
+        let readable = self.readable()?;
+        let at = offset(self.tail, self.peer_base);
+        let len = readable.min(RING_BYTES - at).min(PUBLISH_BYTES);
         if len == 0 {
             return if self.hung_up { Ok(&[]) } else { Err(would_block()) };
         }
@@ -167,7 +193,7 @@ impl Ring {
         fence(Ordering::SeqCst);
         if control.writer_sleeps.0.load(Ordering::Relaxed) != 0 {
             let used = control.head.0.load(Ordering::Acquire).wrapping_sub(self.tail);
-            if used <= RING_BYTES as u64 / 2 && control.writer_sleeps.0.swap(0, Ordering::AcqRel) != 0 {
+            if used <= STREAM_BYTES as u64 / 2 && control.writer_sleeps.0.swap(0, Ordering::AcqRel) != 0 {
                 self.wake();
             }
         }
@@ -192,6 +218,11 @@ impl Ring {
         Ok(read)
     }
 
+    /// Whether what is written next may fill the whole ring: nobody waits for it to be sent.
+    pub fn set_queued(&mut self, is_queued: bool) {
+        self.limit = if is_queued { RING_BYTES } else { STREAM_BYTES };
+    }
+
     pub fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         if self.hung_up {
             return Err(ErrorKind::BrokenPipe.into());
@@ -202,8 +233,12 @@ impl Ring {
             let mut rest: &[u8] = part;
             while !rest.is_empty() {
                 let wanted = unpublished + rest.len().min(PUBLISH_BYTES);
-                let free = self.writable(wanted.min(RING_BYTES))? - unpublished;
-                let at = ((self.head + unpublished as u64) % RING_BYTES as u64) as usize;
+                let free = self.writable(wanted.min(self.limit))?.saturating_sub(unpublished);
+                if unpublished == 0 && self.head == self.peer_tail && self.head != self.base {
+                    self.base = self.head;
+                    self.control(self.outgoing()).base.0.store(self.base, Ordering::Relaxed);
+                }
+                let at = offset(self.head + unpublished as u64, self.base);
                 let len = rest.len().min(free).min(RING_BYTES - at).min(PUBLISH_BYTES);
                 if len == 0 {
                     self.publish(unpublished);
@@ -253,7 +288,7 @@ impl Ring {
         }
         if wants_write {
             let used = self.head.wrapping_sub(self.control(self.outgoing()).tail.0.load(Ordering::Acquire));
-            if used < RING_BYTES as u64 || self.hung_up {
+            if used < self.limit as u64 || self.hung_up {
                 ready |= PollFlags::OUT;
             }
         }
@@ -295,6 +330,11 @@ impl Ring {
             return;
         }
     }
+}
+
+/// Where byte `index` lies.
+fn offset(index: u64, base: u64) -> usize {
+    (index.wrapping_sub(base) % RING_BYTES as u64) as usize
 }
 
 fn within_ring(bytes: u64) -> io::Result<usize> {
