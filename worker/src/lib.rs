@@ -30,7 +30,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use toroid_proto::{BUILD_VERSION, PROTOCOL_VERSION, Register};
 
-use comm::{CommError, Listener};
+use comm::{CommError, LinkChoice, Listener};
 use control::{Control, ControlError, JobFence};
 use device::Device as _;
 use session::Session;
@@ -55,6 +55,8 @@ pub struct Config {
     pub data_listen: SocketAddr,
     /// `host` or `host:port` that peers dial; the listening address where it is `None`.
     pub advertise: Option<String>,
+    /// Kinds of link that it makes and takes.
+    pub links: LinkChoice,
     /// `auto`, `cpu`.
     pub device: String,
     /// Compute threads.
@@ -84,9 +86,10 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         return Err(WorkerError::Device { found: config.device });
     }
     let device = device::CpuDevice::new(config.threads.max(1));
-    let listener = Listener::bind(&config.data_listen.to_string())?;
+    let worker_id = config.worker_id.clone().unwrap_or_else(|| format!("{}-{}", config.host, std::process::id()));
+    let listener = Listener::bind(&config.data_listen.to_string(), &worker_id, config.links)?;
     let identity = Register {
-        worker_id: config.worker_id.clone().unwrap_or_else(|| format!("{}-{}", config.host, std::process::id())),
+        worker_id,
         protocol_version: PROTOCOL_VERSION,
         build_version: BUILD_VERSION.into(),
         host: config.host.clone(),
