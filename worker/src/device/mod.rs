@@ -1,7 +1,8 @@
 //! The operations that the model needs, and the devices that do them.
 //!
 //! ```text
-//!   model/  --(Device: buffers, views, operations)-->  cpu/   the reference: `gemm` and rayon
+//!   model/  --(Device: buffers, views, operations)-->  cpu/    the reference: `gemm` and rayon
+//!                                                      cuda/   NVIDIA GPUs, through `cudarc`
 //! ```
 //!
 //! [`Device`] is a trait so that the model's code and the tests' body are written once. A buffer is opaque; an
@@ -22,8 +23,10 @@
 use std::ops::Range;
 
 pub mod cpu;
+pub mod cuda;
 
 pub use cpu::CpuDevice;
+pub use cuda::CudaDevice;
 
 /// Experts of one token, as [`toroid_torus::model::TOP_K`].
 pub const TOP_K: usize = toroid_torus::model::TOP_K;

@@ -45,6 +45,7 @@ macro_rules! all_operations {
 
 all_operations!(cpu_1_thread: toroid_worker::device::CpuDevice::new(1));
 all_operations!(cpu_3_threads: toroid_worker::device::CpuDevice::new(3));
+all_operations!(cuda_emulated: crate::emulator::device(toroid_worker::device::cuda::Products::F32));
 
 #[test]
 fn the_fingerprint_does_not_depend_on_threads() {
