@@ -32,7 +32,8 @@ use toroid_proto::{BUILD_VERSION, PROTOCOL_VERSION, Register};
 
 use comm::{CommError, Listener};
 use control::{Control, ControlError, JobFence};
-use device::Device as _;
+use device::choice::{DeviceError, Selected};
+use device::{Choice, Device};
 use session::Session;
 use trainer::{Emit, Environment, Shared};
 
@@ -55,19 +56,18 @@ pub struct Config {
     pub data_listen: SocketAddr,
     /// `host` or `host:port` that peers dial; the listening address where it is `None`.
     pub advertise: Option<String>,
-    /// `auto`, `cpu`.
-    pub device: String,
-    /// Compute threads.
+    pub device: Choice,
+    /// Compute threads, where the device is the CPU.
     pub threads: usize,
-    /// Token files are kept here.
+    /// Token files and compiled kernels are kept here.
     pub cache_dir: PathBuf,
     pub token: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    #[error("the device `{found}` is not known; there are auto and cpu")]
-    Device { found: String },
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     #[error("cannot listen for links: {0}")]
     Listen(#[from] CommError),
     #[error(transparent)]
@@ -80,10 +80,26 @@ pub enum WorkerError {
 
 /// Runs a worker until `shutdown`, or until the coordinator refuses it.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
-    if !["auto", "cpu"].contains(&config.device.as_str()) {
-        return Err(WorkerError::Device { found: config.device });
+    let (selected, why_no_gpu) = config.device.open(config.threads, &config.cache_dir)?;
+    if let Some(why) = why_no_gpu {
+        tracing::info!("computing on the CPU: {why}");
     }
-    let device = device::CpuDevice::new(config.threads.max(1));
+    match selected {
+        Selected::Cpu(device) => run_on(device, "cpu".into(), config, shutdown).await,
+        Selected::Cuda(device) => {
+            let name = device.runtime().name().to_string();
+            run_on(device, name, config, shutdown).await
+        }
+    }
+}
+
+/// Runs a worker on `device`, which users know by `name`.
+async fn run_on<D: Device + Clone>(
+    device: D,
+    name: String,
+    config: Config,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), WorkerError> {
     let listener = Listener::bind(&config.data_listen.to_string())?;
     let identity = Register {
         worker_id: config.worker_id.clone().unwrap_or_else(|| format!("{}-{}", config.host, std::process::id())),
@@ -93,7 +109,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         zone: config.zone.clone(),
         rack: config.rack.clone(),
         data_address: advertised(config.advertise.as_deref(), listener.local_addr()),
-        device: "cpu".into(),
+        device: name,
         fingerprint: device.fingerprint(),
         token: config.token.clone().unwrap_or_default(),
         pid: std::process::id(),

@@ -22,9 +22,11 @@
 
 use std::ops::Range;
 
+pub mod choice;
 pub mod cpu;
 pub mod cuda;
 
+pub use choice::Choice;
 pub use cpu::CpuDevice;
 pub use cuda::CudaDevice;
 

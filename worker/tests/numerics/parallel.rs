@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::job::JobSpec;
 use toroid_torus::partition::Partition;
+use toroid_worker::device::cuda::Products;
+use toroid_worker::device::{Buffer, CpuDevice, Device};
 use toroid_worker::model::{Alone, Input, MicroBatchStats, TpComm};
 
 use crate::support::*;
@@ -179,12 +181,12 @@ fn any_number_of_threads_gives_the_same_bits() {
     }
 }
 
-#[test]
-fn what_buffers_held_before_leaves_no_trace() {
+/// Two runs of a step have the same bits (D-1), and what the buffers held before is not in them (M-4).
+fn check_no_trace<D: Device + Clone>(device: &D) {
     let spec = spec(2);
     let text = reference().text;
     let run = |before: &[usize]| {
-        let (mut stage, _) = whole(&spec, 1);
+        let (mut stage, _) = whole_on(device, &spec);
         for first in before {
             let (tokens, targets) = batch(&text, *first, 2);
             step(&mut stage, &tokens, &targets, 1.0);
@@ -195,6 +197,53 @@ fn what_buffers_held_before_leaves_no_trace() {
         (step(&mut stage, &tokens, &targets, 1.0), read(stage.device(), stage.grads()))
     };
     assert!(run(&[]) == run(&[5, 9, 2]), "a step depends on the steps before it (M-4)");
+}
+
+#[test]
+fn what_buffers_held_before_leaves_no_trace() {
+    check_no_trace(&CpuDevice::new(1));
+}
+
+#[test]
+fn what_buffers_held_before_leaves_no_trace_with_cuda_emulated() {
+    for products in [Products::F32, Products::Bf16] {
+        check_no_trace(&crate::emulator::device(products));
+    }
+}
+
+#[cfg(feature = "gpu")]
+#[test]
+fn what_buffers_held_before_leaves_no_trace_on_a_gpu() {
+    for products in [Products::F32, Products::Tf32, Products::Bf16] {
+        check_no_trace(&gpu(products));
+    }
+}
+
+/// Losses of a step and the norm of its gradient.
+fn losses_and_norm<D: Device + Clone>(device: &D) -> (MicroBatchStats, f64) {
+    let (tokens, targets) = batch(&reference().text, 0, 2);
+    let (mut stage, _) = whole_on(device, &spec(2));
+    let stats = step(&mut stage, &tokens, &targets, 1.0);
+    (stats, stage.device().sum_of_squares(stage.grads().all()).sqrt())
+}
+
+/// Products in bf16 cost accuracy, and not more than they should.
+fn check_bf16<D: Device + Clone>(device: &D) {
+    let (exact, rounded) = (losses_and_norm(&CpuDevice::new(1)), losses_and_norm(device));
+    assert_close("loss in bf16", total(&spec(2), &rounded.0), total(&spec(2), &exact.0), 2e-2);
+    assert_close("gradient norm in bf16", rounded.1, exact.1, 2e-2);
+    assert_ne!(rounded.0, exact.0, "nothing was rounded");
+}
+
+#[test]
+fn bf16_with_cuda_emulated() {
+    check_bf16(&crate::emulator::device(Products::Bf16));
+}
+
+#[cfg(feature = "gpu")]
+#[test]
+fn bf16_on_a_gpu() {
+    check_bf16(&gpu(Products::Bf16));
 }
 
 #[test]

@@ -32,7 +32,7 @@ mod ops;
 mod products;
 pub mod runtime;
 
-pub use gpu::{CudaError, Gpu};
+pub use gpu::{CudaError, Gpu, count};
 pub use runtime::{Arg, Launch, Products, Runtime};
 
 use runtime::DevicePtr;

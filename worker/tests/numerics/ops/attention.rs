@@ -125,3 +125,10 @@ pub fn longer_than_a_tile<D: Device>(device: &D) {
 pub fn one_head<D: Device>(device: &D) {
     check_attention(device, AttentionDims { batch: 1, seq: 129, heads: 1, kv_heads: 1, head_dim: 32 });
 }
+
+/// Sizes for which a device may have other code: dims of a head up to a round number, or beyond it.
+pub fn wide_heads<D: Device>(device: &D) {
+    for head_dim in [64, 80, 128, 200] {
+        check_attention(device, AttentionDims { batch: 2, seq: 70, heads: 3, kv_heads: 1, head_dim });
+    }
+}
