@@ -22,6 +22,9 @@ pub struct JobSpec {
     pub seed: u64,
     /// Take only workers of one numeric fingerprint.
     pub exact: bool,
+    /// Manifests of before there was a choice have none.
+    #[serde(default)]
+    pub products: Products,
     /// A safetensors file or a folder of them with the initial weights; drawn from the seed where it is `None`.
     pub init_from: Option<PathBuf>,
     /// A checkpoint folder (`.../step-<n>`) of any job of the same model to go on from.
@@ -35,6 +38,16 @@ pub struct JobSpec {
     pub eval: EvalConfig,
     pub checkpoint: CheckpointConfig,
     pub fault_tolerance: FaultToleranceConfig,
+}
+
+/// How the operands of matrix products are rounded; sums are in f32 always. The router's products are not affected: they are f32.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Products {
+    #[default]
+    F32,
+    /// To bf16, to nearest, ties to even.
+    Bf16,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -149,6 +162,7 @@ struct File {
     steps: Option<u64>,
     seed: u64,
     exact: bool,
+    products: Products,
     init_from: Option<PathBuf>,
     resume_from: Option<String>,
     shape: ShapeFile,
@@ -313,6 +327,7 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
         steps,
         seed: file.seed,
         exact: file.exact,
+        products: file.products,
         init_from: file.init_from,
         resume_from: file.resume_from,
         shape,
@@ -492,6 +507,7 @@ struct Written<'a> {
     steps: u64,
     seed: u64,
     exact: bool,
+    products: Products,
     #[serde(skip_serializing_if = "Option::is_none")]
     init_from: &'a Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -526,6 +542,7 @@ impl<'a> From<&'a JobSpec> for Written<'a> {
             steps: s.steps,
             seed: s.seed,
             exact: s.exact,
+            products: s.products,
             init_from: &s.init_from,
             resume_from: &s.resume_from,
             shape: s.shape,

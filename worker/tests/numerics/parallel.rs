@@ -4,9 +4,8 @@
 use std::collections::BTreeMap;
 
 use toroid_torus::geometry::{Place, Shape};
-use toroid_torus::job::JobSpec;
+use toroid_torus::job::{JobSpec, Products};
 use toroid_torus::partition::Partition;
-use toroid_worker::device::cuda::Products;
 use toroid_worker::device::{Buffer, CpuDevice, Device};
 use toroid_worker::model::{Alone, Input, MicroBatchStats, TpComm};
 
@@ -165,10 +164,15 @@ fn tp_2_and_pp_2() {
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
-    let spec = spec(3);
+    for products in [Products::F32, Products::Bf16] {
+        check_threads(&JobSpec { products, ..spec(3) });
+    }
+}
+
+fn check_threads(spec: &JobSpec) {
     let (tokens, targets) = batch(&reference().text, 0, 3);
     let run = |threads| {
-        let (mut stage, _) = whole(&spec, threads);
+        let (mut stage, _) = whole(spec, threads);
         let stats = step(&mut stage, &tokens, &targets, 1.0);
         let bits: Vec<u32> = read(stage.device(), stage.grads()).iter().map(|g| g.to_bits()).collect();
         (stats, bits)
@@ -183,68 +187,60 @@ fn any_number_of_threads_gives_the_same_bits() {
 
 /// Two runs of a step have the same bits (D-1), and what the buffers held before is not in them (M-4).
 fn check_no_trace<D: Device + Clone>(device: &D) {
-    let spec = spec(2);
-    let text = reference().text;
-    let run = |before: &[usize]| {
-        let (mut stage, _) = whole_on(device, &spec);
-        for first in before {
-            let (tokens, targets) = batch(&text, *first, 2);
-            step(&mut stage, &tokens, &targets, 1.0);
-            unfailing(stage.evaluate(Input::Tokens(&tokens), Some(&targets), &mut Alone, None));
-        }
-        stage.zero_grads();
-        let (tokens, targets) = batch(&text, 0, 2);
-        (step(&mut stage, &tokens, &targets, 1.0), read(stage.device(), stage.grads()))
-    };
-    assert!(run(&[]) == run(&[5, 9, 2]), "a step depends on the steps before it (M-4)");
-}
-
-#[test]
-fn what_buffers_held_before_leaves_no_trace() {
-    check_no_trace(&CpuDevice::new(1));
-}
-
-#[test]
-fn what_buffers_held_before_leaves_no_trace_with_cuda_emulated() {
     for products in [Products::F32, Products::Bf16] {
-        check_no_trace(&crate::emulator::device(products));
-    }
-}
-
-#[cfg(feature = "gpu")]
-#[test]
-fn what_buffers_held_before_leaves_no_trace_on_a_gpu() {
-    for products in [Products::F32, Products::Tf32, Products::Bf16] {
-        check_no_trace(&gpu(products));
+        let spec = JobSpec { products, ..spec(2) };
+        let text = reference().text;
+        let run = |before: &[usize]| {
+            let (mut stage, _) = whole_on(device, &spec);
+            for first in before {
+                let (tokens, targets) = batch(&text, *first, 2);
+                step(&mut stage, &tokens, &targets, 1.0);
+                unfailing(stage.evaluate(Input::Tokens(&tokens), Some(&targets), &mut Alone, None));
+            }
+            stage.zero_grads();
+            let (tokens, targets) = batch(&text, 0, 2);
+            (step(&mut stage, &tokens, &targets, 1.0), read(stage.device(), stage.grads()))
+        };
+        assert!(run(&[]) == run(&[5, 9, 2]), "a step in {products:?} depends on the steps before it (M-4)");
     }
 }
 
 /// Losses of a step and the norm of its gradient.
-fn losses_and_norm<D: Device + Clone>(device: &D) -> (MicroBatchStats, f64) {
+fn losses_and_norm<D: Device + Clone>(device: &D, products: Products) -> (MicroBatchStats, f64) {
     let (tokens, targets) = batch(&reference().text, 0, 2);
-    let (mut stage, _) = whole_on(device, &spec(2));
+    let (mut stage, _) = whole_on(device, &JobSpec { products, ..spec(2) });
     let stats = step(&mut stage, &tokens, &targets, 1.0);
     (stats, stage.device().sum_of_squares(stage.grads().all()).sqrt())
 }
 
 /// Products in bf16 cost accuracy, and not more than they should.
 fn check_bf16<D: Device + Clone>(device: &D) {
-    let (exact, rounded) = (losses_and_norm(&CpuDevice::new(1)), losses_and_norm(device));
-    assert_close("loss in bf16", total(&spec(2), &rounded.0), total(&spec(2), &exact.0), 2e-2);
-    assert_close("gradient norm in bf16", rounded.1, exact.1, 2e-2);
-    assert_ne!(rounded.0, exact.0, "nothing was rounded");
+    let (exact, found) = (losses_and_norm(&CpuDevice::new(1), Products::F32), losses_and_norm(device, Products::Bf16));
+    assert_close("loss in bf16", total(&spec(2), &found.0), total(&spec(2), &exact.0), 2e-2);
+    assert_close("gradient norm in bf16", found.1, exact.1, 2e-2);
+    assert_ne!(found.0, exact.0, "nothing was rounded");
 }
 
-#[test]
-fn bf16_with_cuda_emulated() {
-    check_bf16(&crate::emulator::device(Products::Bf16));
+macro_rules! on_device {
+    ($device:ident: $new:expr) => {
+        mod $device {
+            #[test]
+            fn what_buffers_held_before_leaves_no_trace() {
+                super::check_no_trace(&$new);
+            }
+
+            #[test]
+            fn bf16_is_near_f32() {
+                super::check_bf16(&$new);
+            }
+        }
+    };
 }
 
+on_device!(cpu: toroid_worker::device::CpuDevice::new(1));
+on_device!(cuda_emulated: crate::emulator::device());
 #[cfg(feature = "gpu")]
-#[test]
-fn bf16_on_a_gpu() {
-    check_bf16(&gpu(Products::Bf16));
-}
+on_device!(gpu: crate::support::gpu());
 
 #[test]
 fn two_micro_batches_in_flight_do_not_mix() {

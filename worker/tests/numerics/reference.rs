@@ -51,12 +51,12 @@ reference_tests! { cpu: toroid_worker::device::CpuDevice::new(1), 1.0 =>
 }
 
 // Ten steps would take minutes there.
-reference_tests! { cuda_emulated: crate::emulator::device(toroid_worker::device::cuda::Products::F32), 1.0 =>
+reference_tests! { cuda_emulated: crate::emulator::device(), 1.0 =>
     forward_gives_the_reference_losses_and_logits, backward_gives_the_reference_gradients,
 }
 
 #[cfg(feature = "gpu")]
-reference_tests! { gpu: crate::support::gpu(toroid_worker::device::cuda::Products::F32), 10.0 =>
+reference_tests! { gpu: crate::support::gpu(), 10.0 =>
     forward_gives_the_reference_losses_and_logits, backward_gives_the_reference_gradients,
     two_micro_batches_add_up_to_the_reference, ten_steps_of_training_follow_the_reference,
 }

@@ -114,13 +114,13 @@ pub fn stage_on<D: Device + Clone>(device: &D, spec: &JobSpec, shape: &Shape, pl
 
 /// The GPU that `make gpu-check` found, opened once for all tests.
 #[cfg(feature = "gpu")]
-pub fn gpu(products: toroid_worker::device::cuda::Products) -> toroid_worker::device::CudaDevice {
+pub fn gpu() -> toroid_worker::device::CudaDevice {
     use toroid_worker::device::CudaDevice;
     static GPU: std::sync::LazyLock<CudaDevice> = std::sync::LazyLock::new(|| {
         let cache = std::env::temp_dir().join("toroid-gpu-check");
         CudaDevice::open(0, &cache).unwrap_or_else(|e| panic!("the tests of the GPU need one: {e}"))
     });
-    GPU.clone().with_products(products)
+    GPU.clone()
 }
 
 /// The undivided model.

@@ -77,7 +77,7 @@ pub fn count() -> Result<usize, CudaError> {
 }
 
 impl CudaDevice<Gpu> {
-    /// GPU `ordinal` with products in f32. Compiled kernels are kept in `cache`.
+    /// GPU `ordinal`. Compiled kernels are kept in `cache`.
     pub fn open(ordinal: usize, cache: &Path) -> Result<CudaDevice<Gpu>, CudaError> {
         Ok(CudaDevice::new(Gpu::open(ordinal, cache)?))
     }

@@ -23,7 +23,7 @@
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Buffer, View, ViewMut};
+use super::{Buffer, Products, View, ViewMut};
 
 pub mod compile;
 mod gpu;
@@ -33,7 +33,7 @@ mod products;
 pub mod runtime;
 
 pub use gpu::{CudaError, Gpu, count};
-pub use runtime::{Arg, Launch, Products, Runtime};
+pub use runtime::{Arg, Launch, Runtime};
 
 use runtime::DevicePtr;
 
@@ -46,12 +46,11 @@ const ALIGNMENT: usize = 256;
 /// A GPU. Clones share it.
 pub struct CudaDevice<R: Runtime = Gpu> {
     shared: Arc<Shared<R>>,
-    products: Products,
 }
 
 impl<R: Runtime> Clone for CudaDevice<R> {
     fn clone(&self) -> Self {
-        CudaDevice { shared: Arc::clone(&self.shared), products: self.products }
+        CudaDevice { shared: Arc::clone(&self.shared) }
     }
 }
 
@@ -174,16 +173,10 @@ fn narrow(n: usize) -> u32 {
 }
 
 impl<R: Runtime> CudaDevice<R> {
-    /// Products in f32.
     pub fn new(runtime: R) -> CudaDevice<R> {
         let scratch = Mutex::new(Block { ptr: 0, bytes: 0 });
         let shared = Shared { scratch, staging: Mutex::new(Vec::new()), runtime };
-        CudaDevice { shared: Arc::new(shared), products: Products::F32 }
-    }
-
-    /// The same device with other products.
-    pub fn with_products(self, products: Products) -> CudaDevice<R> {
-        CudaDevice { products, ..self }
+        CudaDevice { shared: Arc::new(shared) }
     }
 
     pub fn runtime(&self) -> &R {

@@ -160,13 +160,14 @@ impl<R: Runtime> CudaDevice<R> {
     }
 
     /// `[f32, bf16]` kernels of grouped products.
-    fn grouped(&self, [f32_kernel, bf16_kernel]: [&'static str; 2]) -> (&'static str, usize) {
-        if self.products == Products::Bf16 { (bf16_kernel, TILE_BF16) } else { (f32_kernel, TILE_F32) }
+    fn grouped(products: Products, [f32_kernel, bf16_kernel]: [&'static str; 2]) -> (&'static str, usize) {
+        if products == Products::Bf16 { (bf16_kernel, TILE_BF16) } else { (f32_kernel, TILE_F32) }
     }
 
     /// `y` or `dx` of the rows of each expert; `x (R, k)`, `y (R, n)`.
     fn grouped_rows(
         &self,
+        products: Products,
         kernels: [&'static str; 2],
         groups: &Groups<Self>,
         x: View<'_, CudaBuf<R>>,
@@ -176,7 +177,7 @@ impl<R: Runtime> CudaDevice<R> {
         let experts = groups.local.len();
         let (k, n) = (x.len / groups.capacity, y.len / groups.capacity);
         assert_eq!(w.len, experts * n * k, "weights of {experts} experts, ({n}, {k}) each");
-        let (kernel, tile) = self.grouped(kernels);
+        let (kernel, tile) = Self::grouped(products, kernels);
         // Every expert may have one tile that is not full.
         let tiles = groups.capacity.div_ceil(tile) + experts;
         let launch = Launch { grid: [blocks(n, tile), narrow(tiles), 1], threads: THREADS, shared_bytes: 0 };
@@ -199,8 +200,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
     type Ids = CudaIds<R>;
 
     fn fingerprint(&self) -> String {
-        let products = format!("{:?}", self.products).to_lowercase();
-        format!("{}-kernels-{}-products-{products}", self.shared.runtime.fingerprint(), kernels::digest())
+        format!("{}-kernels-{}", self.shared.runtime.fingerprint(), kernels::digest())
     }
 
     fn alloc(&self, len: usize) -> CudaBuf<R> {
@@ -325,10 +325,18 @@ impl<R: Runtime> Device for CudaDevice<R> {
         self.launch("adamw", flat(p.len), &args);
     }
 
-    fn matmul(&self, alpha: f32, a: Mat<'_, CudaBuf<R>>, b: Mat<'_, CudaBuf<R>>, beta: f32, c: MatMut<'_, CudaBuf<R>>) {
+    fn matmul(
+        &self,
+        products: Products,
+        alpha: f32,
+        a: Mat<'_, CudaBuf<R>>,
+        b: Mat<'_, CudaBuf<R>>,
+        beta: f32,
+        c: MatMut<'_, CudaBuf<R>>,
+    ) {
         assert_eq!((c.rows, c.cols, a.cols), (a.rows, b.cols, b.rows), "shape of the product");
         let mut product = Product {
-            products: self.products,
+            products,
             m: a.rows,
             n: b.cols,
             k: a.cols,
@@ -339,7 +347,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
             c: c.view.ptr(),
         };
         // In bf16 the library multiplies copies in scratch, which start at a multiple of `ALIGNMENT`.
-        let bf16 = self.products == Products::Bf16;
+        let bf16 = products == Products::Bf16;
         let planned = Product {
             a: Factor { ptr: if bf16 { 0 } else { product.a.ptr }, ..product.a },
             b: Factor { ptr: if bf16 { 0 } else { product.b.ptr }, ..product.b },
@@ -361,26 +369,29 @@ impl<R: Runtime> Device for CudaDevice<R> {
 
     fn grouped_matmul(
         &self,
+        products: Products,
         groups: &Groups<Self>,
         x: View<'_, CudaBuf<R>>,
         w: View<'_, CudaBuf<R>>,
         y: ViewMut<'_, CudaBuf<R>>,
     ) {
-        self.grouped_rows(["grouped_f32_y", "grouped_bf16_y"], groups, x, w, y);
+        self.grouped_rows(products, ["grouped_f32_y", "grouped_bf16_y"], groups, x, w, y);
     }
 
     fn grouped_matmul_dx(
         &self,
+        products: Products,
         groups: &Groups<Self>,
         dy: View<'_, CudaBuf<R>>,
         w: View<'_, CudaBuf<R>>,
         dx: ViewMut<'_, CudaBuf<R>>,
     ) {
-        self.grouped_rows(["grouped_f32_dx", "grouped_bf16_dx"], groups, dy, w, dx);
+        self.grouped_rows(products, ["grouped_f32_dx", "grouped_bf16_dx"], groups, dy, w, dx);
     }
 
     fn grouped_matmul_dw(
         &self,
+        products: Products,
         groups: &Groups<Self>,
         dy: View<'_, CudaBuf<R>>,
         x: View<'_, CudaBuf<R>>,
@@ -389,7 +400,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         let experts = groups.local.len();
         let (m, n) = (dy.len / groups.capacity, x.len / groups.capacity);
         assert_eq!(dw.len, experts * m * n, "weights of {experts} experts, ({m}, {n}) each");
-        let (kernel, tile) = self.grouped(["grouped_f32_dw", "grouped_bf16_dw"]);
+        let (kernel, tile) = Self::grouped(products, ["grouped_f32_dw", "grouped_bf16_dw"]);
         let grid = [blocks(n, tile), blocks(m, tile), narrow(experts)];
         let [m, n] = u32s([m, n]);
         let args = [groups.offsets.arg(), dy.arg(), x.arg(), dw.arg(), m, n];
@@ -469,6 +480,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
 
     fn attention(
         &self,
+        products: Products,
         dims: &AttentionDims,
         qkv: View<'_, CudaBuf<R>>,
         out: ViewMut<'_, CudaBuf<R>>,
@@ -477,12 +489,13 @@ impl<R: Runtime> Device for CudaDevice<R> {
         let tokens = dims.tokens();
         let expected = (tokens * dims.row_len(), tokens * dims.out_len(), tokens * dims.heads);
         assert_eq!((qkv.len, out.len, lse.len), expected, "lengths of qkv, out and lse");
-        let (kernel, launch) = attention_launch(Family::Forward, self.products, dims);
+        let (kernel, launch) = attention_launch(Family::Forward, products, dims);
         self.launch(kernel, launch, &[&[qkv.arg(), out.arg(), lse.arg()][..], &Self::attention_dims(dims)].concat());
     }
 
     fn attention_backward(
         &self,
+        products: Products,
         dims: &AttentionDims,
         qkv: View<'_, CudaBuf<R>>,
         out: View<'_, CudaBuf<R>>,
@@ -498,7 +511,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         let args = [out.arg(), dout.arg(), delta, batch, seq, heads, head_dim];
         self.launch("attention_delta", warps(num), &args);
         for family in [Family::Dkv, Family::Dq] {
-            let (kernel, launch) = attention_launch(family, self.products, dims);
+            let (kernel, launch) = attention_launch(family, products, dims);
             let saved = [qkv.arg(), lse.arg(), delta, dout.arg(), dqkv.arg()];
             self.launch(kernel, launch, &[&saved[..], &Self::attention_dims(dims)].concat());
         }

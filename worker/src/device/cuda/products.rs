@@ -10,13 +10,13 @@ use std::sync::Mutex;
 
 use cudarc::cublaslt::{result, sys};
 
-use super::runtime::{DevicePtr, Factor, Product, Products};
-use super::{ALIGNMENT, WORKSPACE_BYTES, lock};
+use super::runtime::{DevicePtr, Factor, Product};
+use super::{ALIGNMENT, Products, WORKSPACE_BYTES, lock};
 
 /// What decides the algorithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
-    products: Products,
+    bf16: bool,
     dims: [usize; 3],
     ld: [usize; 2],
     transposed: [bool; 2],
@@ -28,7 +28,7 @@ struct Key {
 impl Key {
     fn new(p: &Product) -> Key {
         Key {
-            products: p.products,
+            bf16: p.products == Products::Bf16,
             dims: [p.m, p.n, p.k],
             ld: [p.a.ld, p.b.ld],
             transposed: [p.a.transposed, p.b.transposed],
@@ -118,12 +118,9 @@ impl Library {
     }
 
     fn plan(&self, p: &Product) -> Result<Plan, result::CublasError> {
-        let compute = match p.products {
-            Products::F32 | Products::Bf16 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-            Products::Tf32 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
-        };
+        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         let element = match p.products {
-            Products::F32 | Products::Tf32 => sys::cudaDataType::CUDA_R_32F,
+            Products::F32 => sys::cudaDataType::CUDA_R_32F,
             Products::Bf16 => sys::cudaDataType::CUDA_R_16BF,
         };
         let operation = result::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F)?;

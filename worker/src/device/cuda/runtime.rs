@@ -5,6 +5,8 @@
 //! driver after the start are the end of the worker (its place is healed like any death), so nothing here returns one: whoever
 //! implements it panics with what was tried.
 
+use crate::device::Products;
+
 /// Address in the device's memory.
 pub type DevicePtr = u64;
 
@@ -41,16 +43,6 @@ pub struct Launch {
     pub grid: [u32; 3],
     pub threads: u32,
     pub shared_bytes: usize,
-}
-
-/// What products compute with. Sums are f32 in all of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Products {
-    F32,
-    /// Operands rounded to 10 bits of mantissa by the tensor cores, where cuBLASLt multiplies; own kernels use f32.
-    Tf32,
-    /// Operands rounded to bf16.
-    Bf16,
 }
 
 /// A matrix of a product: element `(r, c)` is element `r * ld + c`, or `c * ld + r` where it is transposed.

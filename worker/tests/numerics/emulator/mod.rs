@@ -14,7 +14,7 @@ use std::sync::{LazyLock, Mutex};
 
 use toroid_worker::device::CudaDevice;
 use toroid_worker::device::cuda::kernels::{COMMON, SOURCES, Source};
-use toroid_worker::device::cuda::runtime::{Arg, DevicePtr, Launch, Product, Products, Runtime};
+use toroid_worker::device::cuda::runtime::{Arg, DevicePtr, Launch, Product, Runtime};
 
 const HEADER: &str = include_str!("emulator.hpp");
 const FLAGS: [&str; 7] = ["-std=c++17", "-O3", "-ffp-contract=off", "-shared", "-fPIC", "-w", "-o"];
@@ -85,8 +85,8 @@ pub struct Emulator {
     allocations: Mutex<BTreeMap<DevicePtr, usize>>,
 }
 
-pub fn device(products: Products) -> CudaDevice<Emulator> {
-    CudaDevice::new(Emulator::default()).with_products(products)
+pub fn device() -> CudaDevice<Emulator> {
+    CudaDevice::new(Emulator::default())
 }
 
 fn layout(bytes: usize) -> Layout {

@@ -3,7 +3,7 @@
 //!
 //! A test body is generic over the device; [`device_tests!`] runs all of them on one.
 
-use toroid_worker::device::{Buffer, CpuDevice, Device};
+use toroid_worker::device::{Buffer, CpuDevice, Device, Products};
 
 mod attention;
 mod layers;
@@ -14,12 +14,11 @@ mod vector;
 
 /// One `#[test]` for each body and device.
 macro_rules! device_tests {
-    ($device:ident: $new:expr, $error:expr => $($module:ident::$body:ident),* $(,)?) => {
+    ($device:ident: $new:expr => $($module:ident::$body:ident),* $(,)?) => {
         mod $device {
             $(
                 #[test]
                 fn $body() {
-                    super::ALLOWED.set($error);
                     super::$module::$body(&$new);
                 }
             )*
@@ -29,13 +28,13 @@ macro_rules! device_tests {
 
 macro_rules! all_operations {
     ($device:ident: $new:expr) => {
-        device_tests! { $device: $new, 0.0 =>
+        device_tests! { $device: $new =>
             vector::elementwise_and_sums, vector::finite_values, vector::host_access, vector::adamw_follows_its_formula,
             products::matmul_of_any_shape, products::matmul_of_parts_of_buffers, products::grouped_products,
             layers::embedding_of_a_part_of_the_vocabulary, layers::rms_norm_and_its_gradient,
             layers::rope_turns_and_turns_back, layers::swiglu_and_its_gradient,
             attention::naive_backward_is_the_derivative, attention::short, attention::longer_than_a_tile,
-            attention::one_head, attention::wide_heads,
+            attention::one_head, attention::of_bf16, attention::wide_heads,
             moe::router_chooses_and_weighs, moe::ties_go_to_the_lower_expert, moe::nan_logits_stay_in_range,
             moe::router_gradient, moe::groups_are_sorted_and_stable, moe::rows_go_out_and_come_back,
             moe::routed_swiglu_and_its_gradient,
@@ -44,34 +43,11 @@ macro_rules! all_operations {
     };
 }
 
-/// The operations that round their operands where products are in bf16.
-macro_rules! rounded_operations {
-    ($device:ident: $new:expr) => {
-        device_tests! { $device: $new, super::BF16_ERROR =>
-            products::matmul_of_any_shape, products::matmul_of_parts_of_buffers, products::grouped_products,
-            attention::short, attention::longer_than_a_tile, attention::one_head,
-            attention::wide_heads,
-        }
-    };
-}
-
-/// Of the largest element, where operands are rounded to bf16.
-const BF16_ERROR: f64 = 2e-2;
-
-thread_local! {
-    /// An error that every [`check`] of a test allows at least.
-    static ALLOWED: std::cell::Cell<f64> = const { std::cell::Cell::new(0.0) };
-}
-
 all_operations!(cpu_1_thread: toroid_worker::device::CpuDevice::new(1));
 all_operations!(cpu_3_threads: toroid_worker::device::CpuDevice::new(3));
-all_operations!(cuda_emulated: crate::emulator::device(toroid_worker::device::cuda::Products::F32));
-rounded_operations!(cuda_emulated_bf16: crate::emulator::device(toroid_worker::device::cuda::Products::Bf16));
-
+all_operations!(cuda_emulated: crate::emulator::device());
 #[cfg(feature = "gpu")]
-all_operations!(gpu: crate::support::gpu(toroid_worker::device::cuda::Products::F32));
-#[cfg(feature = "gpu")]
-rounded_operations!(gpu_bf16: crate::support::gpu(toroid_worker::device::cuda::Products::Bf16));
+all_operations!(gpu: crate::support::gpu());
 
 #[test]
 fn the_fingerprint_does_not_depend_on_threads() {
@@ -89,6 +65,19 @@ fn values(seed: u64, len: usize) -> Vec<f64> {
         f64::from((state >> 40) as f32 / (1 << 23) as f32 - 1.0)
     };
     (0..len).map(|_| next()).collect()
+}
+
+/// As the products round their operands: bf16 has 8 bits, and to nearest with ties to even is what f64 does when 2^k is added and
+/// taken off again.
+fn rounded(products: Products, x: &[f64]) -> Vec<f64> {
+    let to_bf16 = |v: f64| {
+        let bits = 2.0_f64.powi(v.abs().log2().floor() as i32 - 7 + 52);
+        if v == 0.0 { 0.0 } else { v + bits.copysign(v) - bits.copysign(v) }
+    };
+    match products {
+        Products::F32 => x.to_vec(),
+        Products::Bf16 => x.iter().map(|v| to_bf16(*v)).collect(),
+    }
 }
 
 fn narrow(x: &[f64]) -> Vec<f32> {
@@ -119,10 +108,9 @@ fn download_ids<D: Device>(device: &D, ids: &D::Ids, len: usize) -> Vec<u32> {
     out
 }
 
-/// Every element within `tolerance` of the largest expected one, or within what the test allows.
+/// Every element within `tolerance` of the largest expected one.
 #[track_caller]
 fn check(what: &str, found: &[f32], expected: &[f64], tolerance: f64) {
-    let tolerance = tolerance.max(ALLOWED.get());
     assert_eq!(found.len(), expected.len(), "length of {what}");
     let size = expected.iter().fold(1e-30, |a: f64, b| a.max(b.abs()));
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
