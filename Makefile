@@ -6,8 +6,10 @@
 # make check   the part of it that needs no running; writes no source file
 # make fix     format, and apply what clippy knows how to fix
 # make bench   speed of a training step of one worker on one thread, and how long a death holds a job up
+# make gpu-check   what can only be seen on a GPU: tests, kills, speed of each kernel. gpu-bundle only builds the folder for it, to be
+#              copied to a machine with a GPU and without cargo; there: gpu-bundle/gpu_check.sh
 
-.PHONY: demo test soak check fix bench
+.PHONY: demo test soak check fix bench gpu-bundle gpu-check
 
 KILLS ?= 200
 SEEDS ?= 1000000
@@ -32,6 +34,7 @@ soak:
 check:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy -p toroid-worker --features gpu --test numerics -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 
 fix:
@@ -41,3 +44,10 @@ fix:
 bench:
 	cargo run --release -p toroid-worker --example bench_stage
 	cargo run --release --bin toroid -- bench recovery
+
+gpu-bundle:
+	scripts/gpu_bundle.sh
+
+gpu-check:
+	scripts/gpu_bundle.sh target/gpu-bundle
+	target/gpu-bundle/gpu_check.sh

@@ -301,6 +301,7 @@ impl Runtime for Gpu {
         self.library.as_ref().is_some_and(|library| library.multiplies(product))
     }
 
+    // SAFETY: as the trait says.
     unsafe fn multiply(&self, product: &Product, workspace: (DevicePtr, usize)) {
         self.enter();
         let library = self.library.as_ref().expect("there until the GPU is let go");

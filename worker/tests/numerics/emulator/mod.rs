@@ -24,6 +24,7 @@ const GUARD: usize = 256;
 const PATTERN: u8 = 0xA7;
 
 /// `emulate(name, grid, threads, shared_bytes, kinds, bits)`: 0 if the kernel ran.
+// SAFETY: called in one place, with what `emulator.hpp` expects.
 type Emulate =
     unsafe extern "C" fn(*const std::ffi::c_char, *const u32, u32, usize, *const std::ffi::c_char, *const u64) -> i32;
 
@@ -125,6 +126,7 @@ impl Runtime for Emulator {
         self.alloc(bytes) as *mut u8
     }
 
+    // SAFETY: as the trait says.
     unsafe fn free(&self, ptr: DevicePtr) {
         let bytes = self.allocations.lock().expect("nobody panicked").remove(&ptr).expect("allocated and not freed");
         // SAFETY: allocated above with this layout.
@@ -137,6 +139,7 @@ impl Runtime for Emulator {
         }
     }
 
+    // SAFETY: as the trait says.
     unsafe fn free_host(&self, ptr: *mut u8, _bytes: usize) {
         // SAFETY: the caller's promise.
         unsafe { self.free(ptr as DevicePtr) };
@@ -167,6 +170,7 @@ impl Runtime for Emulator {
         unsafe { (at as *mut u8).write_bytes(0, bytes) };
     }
 
+    // SAFETY: as the trait says.
     unsafe fn launch(&self, kernel: &'static str, launch: Launch, args: &[Arg]) {
         let source = SOURCES.iter().find(|s| s.kernels.contains(&kernel));
         let source = source.unwrap_or_else(|| panic!("no source names the kernel {kernel}"));
@@ -198,6 +202,7 @@ impl Runtime for Emulator {
         false
     }
 
+    // SAFETY: as the trait says; it is never called.
     unsafe fn multiply(&self, product: &Product, _: (DevicePtr, usize)) {
         unreachable!("{product:?} was refused");
     }
