@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     partition::check(&spec.model, &spec.shape)?;
     let device = CudaDevice::open(0, &std::env::temp_dir().join("toroid-gpu-check"))?;
     println!("{}\n{}", device.runtime().name(), device.fingerprint());
-    let mut bench = Bench::new(device.clone(), spec.products);
+    let bench = Bench::new(device.clone(), spec.products);
     println!(
         "ceilings: copy {:.0} GB/s, product {:.1} TFLOP/s ({products})\n",
         bench.bytes_per_s / 1e9,
@@ -122,7 +122,9 @@ impl Bench {
         let (x, mut y) = (self.filled(n), self.filled(n));
         self.row("add_assign", 3 * n, 0.0, |device| device.add_assign(x.all(), y.all_mut()));
         self.row("fill", n, 0.0, |device| device.fill(y.all_mut(), 0.5));
-        self.row("sum of squares, with its read", n, 0.0, |device| drop(device.sum_of_squares(x.all())));
+        self.row("sum of squares, with its read", n, 0.0, |device| {
+            device.sum_of_squares(x.all());
+        });
         let (mut p, mut m) = (self.filled(n), self.filled(n));
         device_adamw(self, n, &x, [&mut p, &mut m, &mut y]);
     }
