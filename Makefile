@@ -6,16 +6,11 @@
 # make check   the part of it that needs no running; writes no source file
 # make fix     format, and apply what clippy knows how to fix
 # make bench   speed of a training step of one worker on one thread, and how long a death holds a job up
-<<<<<<< HEAD
+# make bench-elastic   a worker dies: Toroid, torchrun and torchft beside each other; installs PyTorch in .venv-bench
 # make gpu-check   what can only be seen on a GPU: tests, kills, speed of each kernel. gpu-bundle only builds the folder for it, to be
 #              copied to a machine with a GPU and without cargo; there: gpu-bundle/gpu_check.sh
 
-.PHONY: demo test soak check fix bench gpu-bundle gpu-check
-=======
-# make bench-elastic   a worker dies: Toroid, torchrun and torchft beside each other; installs PyTorch in .venv-bench
-
-.PHONY: demo test soak check fix bench bench-elastic
->>>>>>> main
+.PHONY: demo test soak check fix bench bench-elastic gpu-bundle gpu-check
 
 KILLS ?= 200
 SEEDS ?= 1000000
@@ -51,16 +46,14 @@ bench:
 	cargo run --release -p toroid-worker --example bench_stage
 	cargo run --release --bin toroid -- bench recovery
 
-<<<<<<< HEAD
 gpu-bundle:
 	scripts/gpu_bundle.sh
 
 gpu-check:
 	scripts/gpu_bundle.sh target/gpu-bundle
 	target/gpu-bundle/gpu_check.sh
-=======
+
 bench-elastic:
 	scripts/bench_venv.sh
 	cargo build --release --bin toroid
 	.venv-bench/bin/python bench/elastic.py --toroid target/release/toroid
->>>>>>> main
