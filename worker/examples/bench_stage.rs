@@ -5,7 +5,7 @@
 //! cargo run --release -p toroid-worker --example bench_stage -- [preset] [threads] [steps]
 //! ```
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use toroid_torus::geometry::Place;
 use toroid_torus::job::{self, JobSpec};
@@ -18,7 +18,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let preset = args.first().map_or("tiny", String::as_str);
     let threads = args.get(1).map_or(Ok(1), |t| t.parse())?;
     let steps: usize = args.get(2).map_or(Ok(5), |t| t.parse())?;
-    let spec = job::parse(&format!("preset = \"{preset}\"\nsteps = 1000\n[data]\npath = \"none\"\n"))?;
+    let products = args.get(3).map_or("f32", String::as_str);
+    let spec = job::parse(&format!(
+        "products = \"{products}\"\npreset = \"{preset}\"\nsteps = 1000\n[data]\npath = \"none\"\n"
+    ))?;
     partition::check(&spec.model, &spec.shape)?;
 
     let place = Place { tp: 0, pp: 0, dp: 0 };
@@ -62,6 +65,21 @@ fn initial_values(partition: &Partition) -> Vec<f32> {
     values
 }
 
+struct Cpu(Duration);
+impl Cpu {
+    fn now() -> Cpu {
+        let mut ns = 0;
+        for t in std::fs::read_dir("/proc/self/task").unwrap() {
+            let s = std::fs::read_to_string(t.unwrap().path().join("schedstat")).unwrap();
+            ns += s.split(' ').next().unwrap().parse::<u64>().unwrap();
+        }
+        Cpu(Duration::from_nanos(ns))
+    }
+    fn elapsed(&self) -> Duration {
+        Cpu::now().0 - self.0
+    }
+}
+
 struct Bench {
     spec: JobSpec,
     stage: Stage<CpuDevice>,
@@ -77,14 +95,14 @@ impl Bench {
         let [mut forward, mut backward] = [Duration::ZERO; 2];
         for i in 0..num {
             let text: Vec<u32> = (0..=tokens).map(|n| ((n * n * 7 + n * 13 + i * 31) % 256) as u32).collect();
-            let start = Instant::now();
+            let start = Cpu::now();
             let Ok(_) = self.stage.forward(0, Input::Tokens(&text[..tokens]), Some(&text[1..]), &mut Alone, None);
             forward += start.elapsed();
-            let start = Instant::now();
+            let start = Cpu::now();
             let Ok(()) = self.stage.backward(0, None, 1.0 / num as f32, &mut Alone, None);
             backward += start.elapsed();
         }
-        let start = Instant::now();
+        let start = Cpu::now();
         self.update();
         [forward, backward, start.elapsed()]
     }

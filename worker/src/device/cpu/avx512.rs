@@ -32,6 +32,11 @@ const COLS: usize = 512;
 const ROW_STRIDE: usize = DEPTH + 16;
 /// Units between the depths of a packed tile of `a` that is stored by depth.
 const DEPTH_STRIDE: usize = 16;
+/// Tiles of a strip: as many rows of `a` are packed at a time, so that what is stored by depth is read in long runs.
+const STRIP: usize = 8;
+/// Units of a packed tile of `a`: room for either way.
+const TILE: usize = 16 * ROW_STRIDE;
+const _: () = assert!(TILE >= ROWS * ROW_STRIDE && TILE >= DEPTH * DEPTH_STRIDE);
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -46,7 +51,7 @@ struct Packed {
 impl Packed {
     fn new() -> Packed {
         let lines = |units: usize| vec![Line([0; 16]); units.div_ceil(16)].into_boxed_slice();
-        Packed { a: lines(16 * ROW_STRIDE), b: lines(DEPTH * COLS) }
+        Packed { a: lines(STRIP * TILE), b: lines(DEPTH * COLS) }
     }
 }
 
@@ -157,6 +162,7 @@ macro_rules! kind {
             #[target_feature(enable = $features)]
             pub unsafe fn product(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta: f32, c: *mut f32, stride: usize) {
                 let (m, n, depth) = (a.rows, b.cols, a.cols);
+                let (tiles, by_depth) = (m.div_ceil(ROWS), a.col_stride != 1);
                 with_packed(|packed_a, packed_b| {
                     for col in (0..n).step_by(COLS) {
                         let cols = COLS.min(n - col);
@@ -165,17 +171,20 @@ macro_rules! kind {
                             let num = (DEPTH * UNIT).min(depth - first);
                             let beta = if first == 0 { beta } else { 1.0 };
                             // SAFETY: the block is inside of `b`, a tile's rows inside of `a` and of `c`; `packed_a` and `packed_b` have
-                            // room for a tile and for a block.
+                            // room for a strip and for a block.
                             unsafe {
                                 pack_b(b, first, num, col, cols, packed_b);
-                                let tiles = m.div_ceil(ROWS);
-                                for tile in 0..tiles {
+                                for strip in (0..tiles).step_by(STRIP) {
+                                    let num_tiles = STRIP.min(tiles - strip);
                                     // Rows are dealt out evenly: few rows at the end would be slow.
-                                    let (row, end) = (tile * m / tiles, (tile + 1) * m / tiles);
-                                    let by_depth = a.col_stride != 1;
-                                    pack_a(a, row, end - row, first, num, packed_a);
-                                    let to = Target { alpha, beta, c: c.add(row * stride + col), stride };
-                                    panels(end - row, by_depth, num.div_ceil(UNIT), packed_a, packed_b, cols, to);
+                                    let bounds = std::array::from_fn(|i| (strip + i.min(num_tiles)) * m / tiles);
+                                    pack_a(a, &bounds, num_tiles, first, num, packed_a);
+                                    for i in 0..num_tiles {
+                                        let (row, rows) = (bounds[i], bounds[i + 1] - bounds[i]);
+                                        let to = Target { alpha, beta, c: c.add(row * stride + col), stride };
+                                        let packed_a = packed_a.add(i * TILE);
+                                        panels(rows, by_depth, num.div_ceil(UNIT), packed_a, packed_b, cols, to);
+                                    }
                                 }
                             }
                         }
@@ -183,26 +192,40 @@ macro_rules! kind {
                 });
             }
 
-            /// Packs rows `row..row + rows` of `a`, depths `first..first + num`: by row where a row is contiguous, else by depth.
+            /// Packs depths `first..first + num` of tiles of rows `bounds[i]..bounds[i + 1]` of `a`: by row where a row is contiguous,
+            /// else by depth.
             #[target_feature(enable = $features)]
-            unsafe fn pack_a(a: Operand<'_>, row: usize, rows: usize, first: usize, num: usize, to: *mut u32) {
+            unsafe fn pack_a(
+                a: Operand<'_>,
+                bounds: &[usize; STRIP + 1],
+                num_tiles: usize,
+                first: usize,
+                num: usize,
+                to: *mut u32,
+            ) {
                 let (units, data) = (num.div_ceil(UNIT), a.data.as_ptr());
                 // SAFETY: the caller's.
                 unsafe {
                     if a.col_stride == 1 {
-                        for r in 0..rows {
-                            let from = data.add((row + r) * a.row_stride + first);
-                            for unit in (0..units).step_by(16) {
-                                let at = unit * UNIT;
-                                let x = load_row(from.add(at), num - at);
-                                _mm512_storeu_si512(to.add(r * ROW_STRIDE + unit).cast(), x);
+                        for i in 0..num_tiles {
+                            for (r, row) in (bounds[i]..bounds[i + 1]).enumerate() {
+                                let (from, to) = (data.add(row * a.row_stride + first), to.add(i * TILE + r * ROW_STRIDE));
+                                for unit in (0..units).step_by(16) {
+                                    let at = unit * UNIT;
+                                    _mm512_store_si512(to.add(unit).cast(), load_row(from.add(at), num - at));
+                                }
                             }
                         }
                     } else {
                         for unit in 0..units {
-                            let from = data.add((first + unit * UNIT) * a.col_stride + row);
-                            let second = if unit * UNIT + 1 < num { from.wrapping_add(a.col_stride) } else { std::ptr::null() };
-                            _mm512_storeu_si512(to.add(unit * DEPTH_STRIDE).cast(), load_pair(from, second, rows));
+                            let from = data.add((first + unit * UNIT) * a.col_stride);
+                            let has_second = unit * UNIT + 1 < num;
+                            for i in 0..num_tiles {
+                                let (from, num) = (from.add(bounds[i]), bounds[i + 1] - bounds[i]);
+                                let second = if has_second { from.wrapping_add(a.col_stride) } else { std::ptr::null() };
+                                let to = to.add(i * TILE + unit * DEPTH_STRIDE);
+                                _mm512_store_si512(to.cast(), load_pair(from, second, num));
+                            }
                         }
                     }
                 }
@@ -269,16 +292,21 @@ macro_rules! kind {
                 for col in (0..cols).step_by(PANEL) {
                     // SAFETY: the caller's; panels are `PANEL * DEPTH` units apart.
                     unsafe {
-                        let acc = tile::<R, BY_DEPTH>(units, a, b.add(col * DEPTH));
-                        store(&acc, Target { c: to.c.add(col), ..to }, cols - col);
+                        tile::<R, BY_DEPTH>(units, a, b.add(col * DEPTH), cols - col, Target { c: to.c.add(col), ..to });
                     }
                 }
             }
 
-            /// `acc (R, 32)`, the inner loop.
+            /// A tile of the result, `(R, 32)`, of which `cols` columns exist.
             #[inline]
             #[target_feature(enable = $features)]
-            unsafe fn tile<const R: usize, const BY_DEPTH: bool>(units: usize, a: *const u32, b: *const u32) -> [[__m512; 2]; R] {
+            unsafe fn tile<const R: usize, const BY_DEPTH: bool>(
+                units: usize,
+                a: *const u32,
+                b: *const u32,
+                cols: usize,
+                to: Target,
+            ) {
                 let mut acc = [[_mm512_setzero_ps(); 2]; R];
                 for unit in 0..units {
                     // SAFETY: the caller's.
@@ -293,31 +321,24 @@ macro_rules! kind {
                         }
                     }
                 }
-                acc
+                let (alpha, beta) = (_mm512_set1_ps(to.alpha), _mm512_set1_ps(to.beta));
+                let masks = [lanes(cols), lanes(cols.saturating_sub(16))];
+                for r in 0..R {
+                    for half in 0..2 {
+                        let c = to.c.wrapping_add(r * to.stride + half * 16);
+                        // SAFETY: lanes inside of `c` only, the caller's.
+                        unsafe {
+                            let mut x = _mm512_mul_ps(acc[r][half], alpha);
+                            if to.beta != 0.0 {
+                                x = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(masks[half], c), beta, x);
+                            }
+                            _mm512_mask_storeu_ps(c, masks[half], x);
+                        }
+                    }
+                }
             }
         }
     };
-}
-
-/// Writes a tile, its first `cols` columns.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn store<const R: usize>(acc: &[[__m512; 2]; R], to: Target, cols: usize) {
-    let (alpha, beta) = (_mm512_set1_ps(to.alpha), _mm512_set1_ps(to.beta));
-    let masks = [lanes(cols), lanes(cols.saturating_sub(16))];
-    for (r, row) in acc.iter().enumerate() {
-        for (half, x) in row.iter().enumerate() {
-            let c = to.c.wrapping_add(r * to.stride + half * 16);
-            // SAFETY: lanes inside of `c` only, the caller's.
-            unsafe {
-                let mut x = _mm512_mul_ps(*x, alpha);
-                if to.beta != 0.0 {
-                    x = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(masks[half], c), beta, x);
-                }
-                _mm512_mask_storeu_ps(c, masks[half], x);
-            }
-        }
-    }
 }
 
 kind! {
