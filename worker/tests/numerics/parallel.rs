@@ -29,11 +29,17 @@ struct PlaceOutcome {
 }
 
 /// All stages of one tp_rank, one after the other, on one thread.
-fn run_rank(spec: &JobSpec, shape: &Shape, tp_rank: usize, tp: &mut impl TpComm) -> Vec<PlaceOutcome> {
+fn run_rank<D: Device + Clone>(
+    device: &D,
+    spec: &JobSpec,
+    shape: &Shape,
+    tp_rank: usize,
+    tp: &mut impl TpComm,
+) -> Vec<PlaceOutcome> {
     let (tokens, targets) = batch(&reference().text, 0, spec.batch.micro_batch);
     let last = shape.pp() - 1;
     let mut stages: Vec<_> =
-        (0..shape.pp()).map(|pp| stage(spec, shape, Place { tp: tp_rank, pp, dp: 0 }, 1)).collect();
+        (0..shape.pp()).map(|pp| stage_on(device, spec, shape, Place { tp: tp_rank, pp, dp: 0 })).collect();
     let mut between = vec![0.0; stages[0].0.activation_len()];
     let mut next = between.clone();
     let mut outcomes = Vec::new();
@@ -62,16 +68,21 @@ fn run_rank(spec: &JobSpec, shape: &Shape, tp_rank: usize, tp: &mut impl TpComm)
     outcomes
 }
 
-/// Runs every place of a shape and puts the whole tensors' gradients together.
+/// On the CPU.
 fn run(spec: &JobSpec, tp: usize, pp: usize) -> Outcome {
+    run_on(&CpuDevice::new(1), spec, tp, pp)
+}
+
+/// Runs every place of a shape and puts the whole tensors' gradients together.
+fn run_on<D: Device + Clone>(device: &D, spec: &JobSpec, tp: usize, pp: usize) -> Outcome {
     let shape = Shape::new(tp, pp, 1).expect("a valid shape");
     let ranks: Vec<Vec<PlaceOutcome>> = std::thread::scope(|scope| {
         let run = |(rank, mut group): (usize, Threads)| {
             scope.spawn(move || {
                 if tp == 1 {
-                    run_rank(spec, &shape, rank, &mut Alone)
+                    run_rank(device, spec, &shape, rank, &mut Alone)
                 } else {
-                    run_rank(spec, &shape, rank, &mut group)
+                    run_rank(device, spec, &shape, rank, &mut group)
                 }
             })
         };
@@ -122,8 +133,13 @@ fn distance(found: &[f32], expected: &[f32]) -> f64 {
 }
 
 fn check_split(tp: usize, pp: usize) {
+    check_split_on(&CpuDevice::new(1), tp, pp);
+}
+
+/// A split on this device against the whole on the CPU.
+fn check_split_on<D: Device + Clone>(device: &D, tp: usize, pp: usize) {
     let spec = spec(2);
-    let (whole, split) = (run(&spec, 1, 1), run(&spec, tp, pp));
+    let (whole, split) = (run(&spec, 1, 1), run_on(device, &spec, tp, pp));
     assert_close("loss", total(&spec, &split.stats), total(&spec, &whole.stats), 1e-6);
     assert_close("z", split.stats.z, whole.stats.z, 1e-6);
     assert_close("balance", split.stats.balance, whole.stats.balance, 1e-6);
@@ -155,11 +171,6 @@ fn pp_2_and_pp_4_give_the_same_bits() {
         assert_eq!(split.grads, whole.grads, "pp {pp}");
         check_split(1, pp);
     }
-}
-
-#[test]
-fn tp_2_and_pp_2() {
-    check_split(2, 2);
 }
 
 #[test]
@@ -227,6 +238,11 @@ macro_rules! on_device {
             #[test]
             fn what_buffers_held_before_leaves_no_trace() {
                 super::check_no_trace(&$new);
+            }
+
+            #[test]
+            fn tp_2_and_pp_2() {
+                super::check_split_on(&$new, 2, 2);
             }
 
             #[test]

@@ -130,11 +130,6 @@ pub fn whole_on<D: Device + Clone>(device: &D, spec: &JobSpec) -> (Stage<D>, Par
 }
 
 /// On the CPU.
-pub fn stage(spec: &JobSpec, shape: &Shape, place: Place, threads: usize) -> (Stage<CpuDevice>, Partition) {
-    stage_on(&CpuDevice::new(threads), spec, shape, place)
-}
-
-/// On the CPU.
 pub fn whole(spec: &JobSpec, threads: usize) -> (Stage<CpuDevice>, Partition) {
     whole_on(&CpuDevice::new(threads), spec)
 }
