@@ -2,7 +2,8 @@
 //
 // Barriers and shuffles switch fibers, so the kernels' logic runs as it is written; of inline PTX there are only `pack_bf16` and
 // `mma_bf16`, which have stand-ins here. A barrier that some threads do not reach, and writes past the dynamic shared memory, end
-// the process with a message. Not found: races, and what only a GPU's memory model or compiler does.
+// the process with a message. Between two barriers the threads run one after the other, forwards or backwards: a missing barrier shows
+// in one of the two. Not found: what only a GPU's memory model or compiler does.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -61,6 +62,11 @@ struct Block {
 };
 
 static Block block;
+// Blocks, warps and lanes run from the last to the first.
+static bool backwards = false;
+
+// The `i`th of `n` to run.
+static unsigned turn(unsigned i, unsigned n) { return backwards ? n - 1 - i : i; }
 static const char* kernel_name = "";
 
 static const size_t STACK_BYTES = 128 * 1024;
@@ -110,19 +116,18 @@ static void start(Fiber& fiber) {
     fiber.wait = NOTHING;
 }
 
-// Runs the fibers of a warp until all of them are done or wait for the block; says whether any ran.
-static bool run_warp(Fiber* first, Fiber* end) {
-    bool any = false;
+// Runs the fibers of a warp until all of them are done or wait for the block.
+static void run_warp(Fiber* first, Fiber* end) {
     for (;;) {
-        for (Fiber* f = first; f < end; f++) {
+        for (unsigned i = 0; i < end - first; i++) {
+            Fiber* f = first + turn(i, end - first);
             if (f->done || f->wait != NOTHING) continue;
             block.current = f;
             emulator_switch(&block.scheduler, f->stack_pointer);
-            any = true;
         }
         unsigned live = 0, waiting = 0;
         for (Fiber* f = first; f < end; f++) live += !f->done, waiting += !f->done && f->wait == FOR_WARP;
-        if (waiting == 0) return any;
+        if (waiting == 0) return;
         if (waiting != live) fail("only a part of a warp exchanges");
         for (Fiber* f = first; f < end; f++) f->wait = f->done ? f->wait : NOTHING;
     }
@@ -132,7 +137,10 @@ static void run_block() {
     std::fill(block.shared.begin(), block.shared.end(), POISON);
     for (unsigned i = 0; i < block.threads; i++) start(block.fibers[i]);
     for (;;) {
-        for (unsigned i = 0; i < block.threads; i += 32) run_warp(&block.fibers[i], &block.fibers[std::min(i + 32, block.threads)]);
+        for (unsigned i = 0; i < block.threads / 32; i++) {
+            Fiber* first = &block.fibers[32 * turn(i, block.threads / 32)];
+            run_warp(first, first + 32);
+        }
         unsigned live = 0;
         for (unsigned i = 0; i < block.threads; i++) live += !block.fibers[i].done;
         if (live == 0) break;
@@ -158,7 +166,7 @@ static void run(Index grid, unsigned threads, size_t shared_bytes, void (*body)(
     for (unsigned z = 0; z < grid.z; z++)
         for (unsigned y = 0; y < grid.y; y++)
             for (unsigned x = 0; x < grid.x; x++) {
-                block.index = {x, y, z};
+                block.index = {turn(x, grid.x), turn(y, grid.y), turn(z, grid.z)};
                 run_block();
             }
 }

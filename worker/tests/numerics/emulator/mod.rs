@@ -23,10 +23,17 @@ const FLAGS: [&str; 7] = ["-std=c++17", "-O3", "-ffp-contract=off", "-shared", "
 const GUARD: usize = 256;
 const PATTERN: u8 = 0xA7;
 
-/// `emulate(name, grid, threads, shared_bytes, kinds, bits)`: 0 if the kernel ran.
+/// `emulate(name, grid, threads, shared_bytes, kinds, bits, backwards)`: 0 if the kernel ran.
 // SAFETY: called in one place, with what `emulator.hpp` expects.
-type Emulate =
-    unsafe extern "C" fn(*const std::ffi::c_char, *const u32, u32, usize, *const std::ffi::c_char, *const u64) -> i32;
+type Emulate = unsafe extern "C" fn(
+    *const std::ffi::c_char,
+    *const u32,
+    u32,
+    usize,
+    *const std::ffi::c_char,
+    *const u64,
+    bool,
+) -> i32;
 
 /// Kernel to the library that has it. One launch at a time: a library has one set of fibers.
 struct Libraries(BTreeMap<&'static str, libloading::Library>);
@@ -59,7 +66,8 @@ fn compile(source: &Source) -> PathBuf {
     let entries: String = source.kernels.iter().map(entry).collect();
     let text = format!(
         "{HEADER}\n{COMMON}\n#line 1 \"{}\"\n{}\nextern \"C\" int emulate(const char* name, const unsigned* grid, unsigned threads, \
-         size_t shared_bytes, const char* kinds, const uint64_t* bits) {{\n    emulator::kernel_name = name;\n{entries}    return 2;\n}}\n",
+         size_t shared_bytes, const char* kinds, const uint64_t* bits, bool backwards) {{\n    emulator::kernel_name = name;\n    \
+         emulator::backwards = backwards;\n{entries}    return 2;\n}}\n",
         source.file, source.text
     );
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated");
@@ -84,10 +92,17 @@ fn compile(source: &Source) -> PathBuf {
 pub struct Emulator {
     /// Bytes of each allocation.
     allocations: Mutex<BTreeMap<DevicePtr, usize>>,
+    /// Threads and blocks run from the last to the first.
+    backwards: bool,
 }
 
 pub fn device() -> CudaDevice<Emulator> {
     CudaDevice::new(Emulator::default())
+}
+
+/// Its threads run in the other order, which must not matter.
+pub fn backwards() -> CudaDevice<Emulator> {
+    CudaDevice::new(Emulator { backwards: true, ..Emulator::default() })
 }
 
 fn layout(bytes: usize) -> Layout {
@@ -192,7 +207,15 @@ impl Runtime for Emulator {
         let failed = unsafe {
             let emulate = libraries.0[source.file].get::<Emulate>(b"emulate").expect("every library defines it");
             let (name, kinds) = (name.as_ptr().cast(), kinds.as_ptr().cast());
-            emulate(name, launch.grid.as_ptr(), launch.threads, launch.shared_bytes, kinds, bits.as_ptr())
+            emulate(
+                name,
+                launch.grid.as_ptr(),
+                launch.threads,
+                launch.shared_bytes,
+                kinds,
+                bits.as_ptr(),
+                self.backwards,
+            )
         };
         assert_eq!(failed, 0, "the launch of {kernel} does not fit its declaration: {args:?}");
     }

@@ -46,6 +46,7 @@ macro_rules! all_operations {
 all_operations!(cpu_1_thread: toroid_worker::device::CpuDevice::new(1));
 all_operations!(cpu_3_threads: toroid_worker::device::CpuDevice::new(3));
 all_operations!(cuda_emulated: crate::emulator::device());
+all_operations!(cuda_emulated_backwards: crate::emulator::backwards());
 #[cfg(feature = "gpu")]
 all_operations!(gpu: crate::support::gpu());
 
