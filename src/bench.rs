@@ -1,6 +1,7 @@
 //! `toroid bench`: figures of this machine. `recovery`: from the death of a worker to the next committed step; `overhead`: what fault
-//! tolerance costs while nothing fails.
+//! tolerance costs while nothing fails; `checkpoint`: how long a step waits for a checkpoint.
 
+mod checkpoint;
 mod overhead;
 
 use std::fmt::Write as _;
@@ -31,6 +32,8 @@ pub enum Command {
     Recovery(RecoveryArgs),
     /// What fault tolerance costs while nothing fails: the same job with it and without, in turn
     Overhead(overhead::Args),
+    /// How long a step waits for a checkpoint, and how fast it is written, beside the disk itself
+    Checkpoint(checkpoint::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -84,6 +87,7 @@ pub async fn run(command: Command) -> Result<ExitCode> {
     let args = match command {
         Command::Recovery(args) => args,
         Command::Overhead(args) => return overhead::run(args).await,
+        Command::Checkpoint(args) => return checkpoint::run(args).await,
     };
     let mut signals = Signals::new()?;
     let mut reports = Vec::new();
