@@ -88,6 +88,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         Selected::Cpu(device) => run_on(device, "cpu".into(), config, shutdown).await,
         Selected::Cuda(device) => {
             let name = device.runtime().name().to_string();
+            let (free, total) = device.runtime().memory();
+            tracing::info!("computing on {name}, {} of {} MiB of its memory are free", free >> 20, total >> 20);
             run_on(device, name, config, shutdown).await
         }
     }

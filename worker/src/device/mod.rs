@@ -306,6 +306,10 @@ pub trait Device: Send + Sync + Sized + 'static {
 
     // ------------------------------------------------------------ products
 
+    /// Makes room for what operations need besides their arguments, where the operands of the largest product have so many elements
+    /// together: so no step allocates (D-2).
+    fn reserve(&self, _products: Products, _operands: usize) {}
+
     /// `c = alpha * a b + beta * c`; `a (m, k)`, `b (k, n)`, `c (m, n)`. With `beta = 0`, `c` is not read.
     fn matmul(
         &self,

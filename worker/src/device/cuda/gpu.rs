@@ -135,6 +135,12 @@ impl Gpu {
         &self.name
     }
 
+    /// Bytes of its memory that are free, and all of them.
+    pub fn memory(&self) -> (usize, usize) {
+        self.enter();
+        self.check("say how much memory it has", result::mem_get_info())
+    }
+
     fn load(&mut self, source: &Source, image: &[u8], most_shared: i32) -> Result<(), CudaError> {
         // SAFETY: a cubin or NUL-terminated PTX of NVRTC, whose digest was compared; the context is current.
         let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
@@ -219,7 +225,7 @@ impl Runtime for Gpu {
         self.enter();
         // SAFETY: the context is current. What is allocated is filled below.
         let ptr = unsafe { result::malloc_sync(bytes) }.unwrap_or_else(|error| {
-            let (free, total) = result::mem_get_info().unwrap_or((0, 0));
+            let (free, total) = self.memory();
             panic!(
                 "the GPU {} cannot allocate {bytes} bytes ({error}): {free} of {total} bytes are free; use a smaller micro-batch, more \
                  places, or fewer workers on this GPU",
@@ -243,6 +249,10 @@ impl Runtime for Gpu {
     }
 
     unsafe fn free(&self, ptr: DevicePtr) {
+        if std::thread::panicking() {
+            // Most likely because the GPU failed: a second panic would hide the first. The process ends, and its memory with it.
+            return;
+        }
         self.enter();
         self.wait("finish before memory is freed");
         // SAFETY: the caller's promise.

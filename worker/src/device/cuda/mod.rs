@@ -12,6 +12,7 @@
 //!   shared memory in own kernels. Sums, softmax, norms, the router and the optimizer stay f32.
 //! - **D-1** holds: no float atomics; sums over blocks are parts that a second kernel adds in order; cuBLASLt may not split sums in
 //!   ways that depend on timing, and chooses by shape and alignment alone.
+//! - **D-2** holds: the scratch is sized before the first step.
 //! - The host waits only for a read, never for the number of tokens that an expert got: `offsets` stay on the device.
 //! - One stream: everything runs in the order of the calls. Operations lock the scratch, so threads may share a device.
 //!
@@ -188,7 +189,8 @@ impl<R: Runtime> CudaDevice<R> {
         DeviceBuf { ptr, len, shared: Arc::clone(&self.shared), element: PhantomData }
     }
 
-    /// Scratch for pieces of these many bytes. It grows when an operation first needs more, that is in the first step.
+    /// Scratch for pieces of these many bytes. [`Device::reserve`](super::Device::reserve) sizes it before the first step; it grows
+    /// where an operation needs more.
     fn scratch(&self, pieces: &[usize]) -> Scratch<'_> {
         let mut block = lock(&self.shared.scratch);
         let bytes = pieces.iter().map(|b| b.next_multiple_of(ALIGNMENT)).sum();

@@ -325,6 +325,11 @@ impl<R: Runtime> Device for CudaDevice<R> {
         self.launch("adamw", flat(p.len), &args);
     }
 
+    fn reserve(&self, products: Products, operands: usize) {
+        let copies = if products == Products::Bf16 { 2 * operands } else { 0 };
+        drop(self.scratch(&[WORKSPACE_BYTES, copies, ALIGNMENT]));
+    }
+
     fn matmul(
         &self,
         products: Products,
