@@ -35,10 +35,10 @@ type Emulate = unsafe extern "C" fn(
     bool,
 ) -> i32;
 
-/// Kernel to the library that has it. One launch at a time: a library has one set of fibers.
-struct Libraries(BTreeMap<&'static str, libloading::Library>);
+/// By source. A library has one set of fibers, so it makes one launch at a time.
+struct Libraries(BTreeMap<&'static str, Mutex<libloading::Library>>);
 
-static LIBRARIES: LazyLock<Mutex<Libraries>> = LazyLock::new(|| Mutex::new(Libraries::build()));
+static LIBRARIES: LazyLock<Libraries> = LazyLock::new(Libraries::build);
 
 impl Libraries {
     fn build() -> Libraries {
@@ -49,7 +49,7 @@ impl Libraries {
         let load = |(source, path): (&'static Source, PathBuf)| {
             // SAFETY: the library was made from the sources above and has no initializers but its own.
             let library = unsafe { libloading::Library::new(&path) };
-            (source.file, library.unwrap_or_else(|e| panic!("cannot load {}: {e}", path.display())))
+            (source.file, Mutex::new(library.unwrap_or_else(|e| panic!("cannot load {}: {e}", path.display()))))
         };
         Libraries(files.into_iter().map(load).collect())
     }
@@ -202,10 +202,10 @@ impl Runtime for Emulator {
         let kinds: String = args.iter().map(kind).chain(['\0']).collect();
         let bits: Vec<u64> = args.iter().map(|a| a.bits()).collect();
         let name = format!("{kernel}\0");
-        let libraries = LIBRARIES.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let library = LIBRARIES.0[source.file].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         // SAFETY: the library defines `emulate` so; the strings end with NUL; the caller answers for the kernel's accesses.
         let failed = unsafe {
-            let emulate = libraries.0[source.file].get::<Emulate>(b"emulate").expect("every library defines it");
+            let emulate = library.get::<Emulate>(b"emulate").expect("every library defines it");
             let (name, kinds) = (name.as_ptr().cast(), kinds.as_ptr().cast());
             emulate(
                 name,
