@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, anyhow};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
+use toroid_worker::device::Choice;
 
 use toroid_worker::comm::LinkChoice;
 
@@ -67,13 +68,13 @@ pub struct WorkerArgs {
     /// Links to other workers: auto (memory shared with those of this host, else TCP), or only shm, unix or tcp, for diagnosis
     #[arg(long, default_value = "auto", value_name = "KIND")]
     links: LinkChoice,
-    /// What to compute on: auto or cpu
-    #[arg(long, default_value = "auto", value_name = "DEVICE")]
-    device: String,
-    /// Compute threads; default: one a core
+    /// What to compute on: auto, cpu, or cuda:N for GPU number N; auto takes the first GPU that works, else the CPU
+    #[arg(long, default_value_t, value_name = "DEVICE")]
+    device: Choice,
+    /// Compute threads of the CPU; default: one a core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// Folder for token files; default: toroid in the user's cache folder
+    /// Folder for token files and compiled kernels; default: toroid in the user's cache folder
     #[arg(long, value_name = "FOLDER")]
     cache: Option<PathBuf>,
     /// Id of this worker, which must be its own; default: host name and process id
