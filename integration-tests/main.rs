@@ -3,6 +3,9 @@
 mod bad_input;
 mod chaos;
 mod cluster;
+mod cuts;
 mod local;
+#[path = "../src/chaos/network.rs"]
+mod network;
 mod reference;
 mod training;

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use bytemuck::{cast_slice, cast_slice_mut};
 use toroid_torus::holders::{backup_of, guarded_by};
 
+use super::evaluate::ValidationSums;
 use super::holders::Holders;
 use super::step::Totals;
 use super::{Assignment, Emit, Happened, HealPlan, Job, Shared, StepError};
@@ -22,6 +23,9 @@ use crate::optim::{HostShard, Shard};
 
 /// Global sums that every place keeps, newest last: a new rank 0 reports the steps that the dead one may not have reported.
 pub(super) const HISTORY: usize = 64;
+
+/// What the source says before its sums: `[skipped steps, validated step, its cross-entropy, its tokens]`.
+const HEAD: usize = 4;
 
 const DIGEST_BYTES: usize = 32;
 
@@ -91,28 +95,34 @@ impl<D: Device + Clone> Job<D> {
                 self.write_checkpoint(emit);
             }
         }
+        self.report_validation(emit);
         Ok(())
     }
 
-    /// The source's global sums of the last steps and its count of skipped steps, at every place.
+    /// The source's global sums of the last steps, its count of skipped steps and its last validation, at every place.
     fn share_history(&mut self, links: &mut Links, plan: &HealPlan) -> Result<Vec<(u64, Totals)>, StepError> {
         let spec = Arc::clone(&self.assignment.spec);
         let len = Totals::len(&spec.model);
         let num = if plan.newcomers.contains(&0) { HISTORY } else { 1 };
-        let mut values = vec![0.0; 1 + num * (1 + len)];
+        let mut values = vec![0.0; HEAD + num * (1 + len)];
         if self.assignment.rank == plan.source {
             values[0] = self.skipped as f64;
+            if let Some(v) = self.validation {
+                values[1..HEAD].copy_from_slice(&[v.step as f64, v.ce, v.tokens]);
+            }
             let newest = self.history.iter().rev().take(num).rev();
-            for ((step, totals), slot) in newest.zip(values[1..].chunks_exact_mut(1 + len)) {
+            for ((step, totals), slot) in newest.zip(values[HEAD..].chunks_exact_mut(1 + len)) {
                 slot[0] = *step as f64;
                 slot[1..].copy_from_slice(totals.as_slice());
             }
         }
         global_sum(links, &spec.shape, &mut values)?;
-        let slots = values[1..].chunks_exact(1 + len).filter(|slot| slot[0] > 0.0);
+        let slots = values[HEAD..].chunks_exact(1 + len).filter(|slot| slot[0] > 0.0);
         let history: Vec<(u64, Totals)> = slots.map(|slot| (slot[0] as u64, Totals::from_slice(&slot[1..]))).collect();
         if !self.has_state {
             self.skipped = values[0] as u64;
+            let [step, ce, tokens] = [values[1], values[2], values[3]];
+            self.validation = (tokens > 0.0).then_some(ValidationSums { step: step as u64, ce, tokens });
         } else if self.committed < plan.step && history.last().is_none_or(|(step, _)| *step != plan.step) {
             return Err(StepError::Corrupt(Some(format!(
                 "rank {} says that it has committed step {}, but does not have its sums",

@@ -13,6 +13,7 @@ use toroid_torus::manifest::{FORMAT, Manifest, ShardFile};
 use toroid_torus::partition::{Partition, partition, shard_position};
 use toroid_torus::pipeline::{Pipeline, max_in_flight, one_f_one_b};
 
+use super::evaluate::ValidationSums;
 use super::holders::Holders;
 use super::step::Totals;
 use super::{Assignment, Emit, Environment, Happened, TrainerEvent};
@@ -47,6 +48,8 @@ pub struct Job<D: Device + Clone> {
     pub(super) links: Option<Links>,
     /// Step that was loaded from a checkpoint of another job, or 0.
     pub(super) start_step: Option<u64>,
+    /// What the last validation found.
+    pub(super) validation: Option<ValidationSums>,
     /// Step of the last validation.
     pub(super) validated: Option<u64>,
     pub(super) dataset: Dataset,
@@ -180,6 +183,7 @@ impl<D: Device + Clone> Job<D> {
             since: Instant::now(),
             links: None,
             start_step: source.resumed_step(),
+            validation: None,
             validated: None,
             committed: source.step(),
             skipped: source.skipped(),

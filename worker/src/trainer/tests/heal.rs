@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
-use toroid_proto::StepRecord;
+use toroid_proto::{StepRecord, Validation};
 use toroid_torus::holders::{backup_of, lost_shard};
 use toroid_torus::job::{self, JobSpec};
 
@@ -38,6 +38,8 @@ struct Cluster<'a> {
     seen: Receiver<Seen>,
     /// By step: what rank 0 reported.
     curve: BTreeMap<u64, StepRecord>,
+    /// By the worker that said it and by step.
+    validations: BTreeMap<(usize, u64), Validation>,
     /// Workers that finished, with the epoch.
     finished: BTreeSet<(u64, usize)>,
 }
@@ -63,6 +65,7 @@ impl<'a> Cluster<'a> {
             emit,
             seen,
             curve,
+            validations: BTreeMap::new(),
             finished: BTreeSet::new(),
         };
         cluster.places = (0..cluster.spec.shape.world()).map(|_| cluster.add_worker()).collect();
@@ -147,6 +150,7 @@ impl<'a> Cluster<'a> {
                     record.step
                 );
             }
+            Happened::Validated(validation) => drop(self.validations.insert((id, validation.step), *validation)),
             Happened::Finished { .. } => drop(self.finished.insert((event.epoch, id))),
             Happened::Failed { error, .. } => panic!("worker {id} failed: {error}"),
             _ => {}
@@ -268,4 +272,31 @@ fn a_death_while_another_is_healed() {
         cluster.replace(&one(other));
     }
     assert_eq!(cluster.finish(), undisturbed);
+}
+
+/// Rank 0 may die, or be cut off, with a validation that the coordinator has not heard of.
+#[test]
+fn t4_a_new_rank_0_says_the_last_validation_again() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let text = dir.path().join("text.txt");
+    std::fs::write(&text, include_str!("heal.rs")).expect("write the text");
+    let spec = spec((1, 1, 4), &text);
+    let mut cluster = Cluster::start(&spec, dir.path());
+    // Of step 3 everyone has the validation by then.
+    cluster.wait_for(1, 4);
+    let old = cluster.places[0];
+    cluster.replace(&one(0));
+    let new = cluster.places[0];
+    while !cluster.finished.contains(&(cluster.epoch, new)) {
+        cluster.next();
+    }
+    let last = cluster.validations.range((old, 0)..=(old, u64::MAX)).next_back().expect("the old one validated");
+    let again = cluster.validations.range((new, 0)..=(new, u64::MAX)).next().expect("the new one validates");
+    assert!(
+        last.0.1 >= 3 && again.0.1 <= last.0.1,
+        "after step {} of the old one the new one begins with {again:?}",
+        last.0.1
+    );
+    let both: Vec<_> = cluster.validations.iter().filter(|((id, step), _)| *id == new && *step == last.0.1).collect();
+    assert_eq!(both, [(&(new, last.0.1), last.1)]);
 }
