@@ -90,7 +90,9 @@ impl Control {
             match connected {
                 Ok((messages, stream)) => {
                     pause = FIRST_PAUSE;
-                    match self.carry(messages, stream, shutdown.as_mut()).await? {
+                    let ended = self.carry(messages, stream, shutdown.as_mut()).await;
+                    self.shared.set_connected(false);
+                    match ended? {
                         Ended::Shutdown => return Ok(()),
                         Ended::Lost(why) => tracing::warn!("lost the coordinator, training goes on: {why}"),
                     }
@@ -167,7 +169,10 @@ impl Control {
                     return Ok(Ended::Shutdown);
                 }
             };
-            welcome |= matches!(input, Input::FromCoordinator(_));
+            if !welcome && matches!(input, Input::FromCoordinator(_)) {
+                welcome = true;
+                self.shared.set_connected(true);
+            }
             let interval = self.heartbeat;
             for output in self.session.handle(input) {
                 if let Some(body) = self.execute(output)?

@@ -20,7 +20,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -161,6 +161,8 @@ pub struct Shared {
     operation: Mutex<&'static str>,
     waits_for: Mutex<Option<WaitsFor>>,
     kill_at: Option<KillAt>,
+    /// The coordinator is not heard.
+    is_cut_off: AtomicBool,
 }
 
 /// How a request for a checkpoint stands to the committed step.
@@ -207,6 +209,15 @@ impl Shared {
     fn reset(&self, committed: u64) {
         lock(&self.checkpoints).clear();
         self.committed.store(committed, Ordering::SeqCst);
+    }
+
+    /// Whether the control stream lives. Without it a place may have been given to another.
+    pub fn set_connected(&self, is_connected: bool) {
+        self.is_cut_off.store(!is_connected, Ordering::SeqCst);
+    }
+
+    fn is_connected(&self) -> bool {
+        !self.is_cut_off.load(Ordering::SeqCst)
     }
 
     pub fn operation(&self) -> &'static str {
@@ -290,7 +301,7 @@ pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: &
             }
             Command::Publish { epoch, step, files, remove } => {
                 if let Some(running) = job.as_ref().filter(|j| j.assignment.epoch == epoch) {
-                    running.publish(step, files, remove, emit);
+                    running.publish(step, files, remove, &environment.shared, emit);
                 }
             }
             Command::Checkpoint { epoch, step } => {
@@ -407,7 +418,7 @@ impl<D: Device + Clone> Job<D> {
         self.validate_if_due(links, shared, emit)?;
         self.since = std::time::Instant::now();
         while self.committed < total {
-            self.serve(inbox, emit)?;
+            self.serve(inbox, shared, emit)?;
             let record = self.step(links, shared)?;
             self.committed(record, shared, emit);
             shared.enter("all-gather");
@@ -446,13 +457,13 @@ impl<D: Device + Clone> Job<D> {
     }
 
     /// Does what the session asks for between two steps.
-    fn serve(&mut self, inbox: &mut Inbox<'_>, emit: &Emit) -> Result<(), CommError> {
+    fn serve(&mut self, inbox: &mut Inbox<'_>, shared: &Shared, emit: &Emit) -> Result<(), CommError> {
         let epoch = self.assignment.epoch;
         self.fence.check(epoch)?;
         loop {
             match inbox.try_next() {
                 Ok(Command::Publish { epoch: e, step, files, remove }) if e == epoch => {
-                    self.publish(step, files, remove, emit);
+                    self.publish(step, files, remove, shared, emit);
                 }
                 Ok(Command::Checkpoint { epoch: e, step }) if e == epoch => self.write_checkpoint_of(step, emit),
                 Ok(Command::Publish { .. } | Command::Checkpoint { .. } | Command::Start { .. }) => {}

@@ -16,7 +16,7 @@ use toroid_torus::pipeline::{Pipeline, max_in_flight, one_f_one_b};
 use super::evaluate::ValidationSums;
 use super::holders::Holders;
 use super::step::Totals;
-use super::{Assignment, Emit, Environment, Happened, TrainerEvent};
+use super::{Assignment, Emit, Environment, Happened, Shared, TrainerEvent};
 use crate::checkpoint::{CheckpointError, ShardState, ShardStateMut, Storage, load_initial};
 use crate::comm::{Fence, Group, Links};
 use crate::data::{DataError, Dataset, TokenFile};
@@ -145,6 +145,11 @@ impl<D: Device + Clone> Job<D> {
         let position = shard_position(&spec.shape, place.dp);
         let range = position * partition.shard_len..(position + 1) * partition.shard_len;
         let source = Source::of(&assignment, &storage)?;
+        if let (Source::Checkpoint { manifest, .. }, 0) = (&source, assignment.rank)
+            && let Err(error) = storage.claim(manifest.step, assignment.epoch)
+        {
+            tracing::warn!("cannot mark the checkpoint of step {} as in use: {error}", manifest.step);
+        }
         let shard = source.load(&assignment, &partition, range.clone())?;
         let shard = Shard::from_host(device, Arc::clone(&partition), range, &shard);
         let holders = Holders::new(device, &spec, assignment.rank, |partition, range| {
@@ -236,14 +241,22 @@ impl<D: Device + Clone> Job<D> {
         self.writer = Some(std::thread::spawn(write));
     }
 
-    /// Writes the manifest of `step` (T-6: every shard is durable by now), then removes the checkpoints that are no longer kept.
-    pub(super) fn publish(&self, step: u64, files: Vec<ShardFile>, remove: Vec<u64>, emit: &Emit) {
+    /// Writes the manifest of `step` (T-6: every shard is durable by now), then removes the checkpoints that are no longer kept. Not
+    /// where this place may be another's by now (T-1): whoever has it is told to do it, and so is this one once it is connected again.
+    pub(super) fn publish(&self, step: u64, files: Vec<ShardFile>, remove: Vec<u64>, shared: &Shared, emit: &Emit) {
+        let epoch = self.assignment.epoch;
+        let may_act = || shared.is_connected() && self.fence.epoch() <= epoch;
+        if !may_act() {
+            return tracing::warn!(
+                "step {step} is not published: this worker does not know whether its place is still its own"
+            );
+        }
         let spec = &self.assignment.spec;
         let manifest = Manifest {
             format: FORMAT,
             job_id: self.assignment.job_id.clone(),
             step,
-            epoch: self.assignment.epoch,
+            epoch,
             shape: spec.shape,
             job: JobSpec::clone(spec),
             samples: step * spec.batch.samples(),
@@ -257,8 +270,8 @@ impl<D: Device + Clone> Job<D> {
         };
         let published = matches!(what, Happened::Published { .. });
         emit(self.assignment.event(what));
-        for old in remove.into_iter().filter(|_| published) {
-            if let Err(error) = self.storage.remove(old) {
+        for old in remove.into_iter().filter(|_| published).take_while(|_| may_act()) {
+            if let Err(error) = self.storage.remove(old, epoch) {
                 tracing::warn!("cannot remove the checkpoint of step {old}, it stays where it is: {error}");
             }
         }

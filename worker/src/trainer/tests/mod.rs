@@ -14,6 +14,7 @@ use crate::comm::{Fence, Listener, PeerAddr};
 use crate::device::{Buffer, CpuDevice, Device};
 
 mod heal;
+mod publish;
 
 #[path = "../../../../integration-tests/reference/formula.rs"]
 mod formula;
