@@ -6,8 +6,9 @@
 # make check   the part of it that needs no running; writes no source file
 # make fix     format, and apply what clippy knows how to fix
 # make bench   speed of a training step of one worker on one thread, and how long a death holds a job up
+# make bench-elastic   a worker dies: Toroid, torchrun and torchft beside each other; installs PyTorch in .venv-bench
 
-.PHONY: demo test soak check fix bench
+.PHONY: demo test soak check fix bench bench-elastic
 
 KILLS ?= 200
 SEEDS ?= 1000000
@@ -41,3 +42,8 @@ fix:
 bench:
 	cargo run --release -p toroid-worker --example bench_stage
 	cargo run --release --bin toroid -- bench recovery
+
+bench-elastic:
+	scripts/bench_venv.sh
+	cargo build --release --bin toroid
+	.venv-bench/bin/python bench/elastic.py --toroid target/release/toroid

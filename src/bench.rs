@@ -1,4 +1,7 @@
-//! `toroid bench`: figures of this machine. `recovery`: from the death of a worker to the next committed step.
+//! `toroid bench`: figures of this machine. `recovery`: from the death of a worker to the next committed step; `overhead`: what fault
+//! tolerance costs while nothing fails.
+
+mod overhead;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -25,6 +28,8 @@ const STEPS_PER_FAULT: u64 = 1000;
 pub enum Command {
     /// Kill workers of a local cluster and measure how long the job stands still
     Recovery(RecoveryArgs),
+    /// What fault tolerance costs while nothing fails: the same job with it and without, in turn
+    Overhead(overhead::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -75,7 +80,10 @@ fn parse_shape(text: &str) -> Result<Ways, String> {
 }
 
 pub async fn run(command: Command) -> Result<ExitCode> {
-    let Command::Recovery(args) = command;
+    let args = match command {
+        Command::Recovery(args) => args,
+        Command::Overhead(args) => return overhead::run(args).await,
+    };
     let mut signals = Signals::new()?;
     let mut reports = Vec::new();
     for ways in &args.shape {

@@ -32,8 +32,8 @@ pub struct Worker {
     pub backlog: Option<Vec<AtWorker>>,
     pause: Micros,
     heartbeat: Micros,
-    /// Since when the trainer has been seen in a wait of an epoch that the session knows to be over.
-    waits_on_since: Option<Micros>,
+    /// The epoch in which the trainer waits though the session knows it to be over, and since when that was seen.
+    waits_on: Option<(u64, Micros)>,
 }
 
 pub fn id_of(pid: Pid) -> String {
@@ -57,7 +57,7 @@ impl Worker {
             backlog: None,
             pause: FIRST_PAUSE,
             heartbeat: SECOND,
-            waits_on_since: None,
+            waits_on: None,
         }
     }
 
@@ -178,9 +178,10 @@ impl Worker {
     /// T-1: a newer epoch ends every wait of the older one.
     fn check_fenced(&mut self, env: &mut Env) {
         let standing = self.session.standing();
-        let since = self.waits_on_since.take();
+        let seen = self.waits_on.take();
         if let Some(epoch) = self.trainer.waits_in(&standing.job_id).filter(|epoch| *epoch < standing.epoch) {
-            let since = *self.waits_on_since.insert(since.unwrap_or(env.net.now));
+            let since = seen.filter(|(of, _)| *of == epoch).map_or(env.net.now, |(_, since)| since);
+            self.waits_on = Some((epoch, since));
             env.truth.check(env.net.now < since + SECOND, || {
                 format!("T-1: {} waits in epoch {epoch}, and has epoch {}", id_of(self.pid), standing.epoch)
             });
@@ -240,6 +241,7 @@ impl Worker {
 
     /// SIGCONT.
     pub fn continues(&mut self, env: &mut Env) {
+        self.waits_on = None;
         for what in self.backlog.take().unwrap_or_default() {
             self.handle(what, env);
         }

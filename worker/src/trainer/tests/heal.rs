@@ -31,6 +31,8 @@ struct Cluster<'a> {
     spec: Arc<JobSpec>,
     dir: &'a Path,
     epoch: u64,
+    /// The step that was committed when the epoch began.
+    began_with: u64,
     workers: Vec<Worker>,
     /// By rank.
     places: Vec<usize>,
@@ -60,6 +62,7 @@ impl<'a> Cluster<'a> {
             spec,
             dir,
             epoch: 0,
+            began_with: 0,
             workers: Vec::new(),
             places: Vec::new(),
             emit,
@@ -120,6 +123,7 @@ impl<'a> Cluster<'a> {
         }
         let reports = self.reports();
         let heal = heal.then(|| decide(&self.spec, &reports));
+        self.began_with = heal.as_ref().map_or(0, |heal| heal.step);
         for &id in &self.places {
             let start = Command::Start { epoch: self.epoch, heal: heal.clone() };
             self.workers[id].commands.send(start).expect("it lives");
@@ -158,13 +162,14 @@ impl<'a> Cluster<'a> {
         (id, event)
     }
 
-    /// Waits until the worker of `rank` says that it has committed `step`.
+    /// Waits until the worker of `rank` says that it has committed `step`, in this epoch and after what the epoch began with: then
+    /// all have taken part in a step, and newcomers have their shards.
     fn wait_for(&mut self, rank: usize, step: u64) {
         loop {
             let (id, event) = self.next();
-            let is_it = matches!(event.what, Happened::Committed { step: s, .. } if s >= step);
+            let is_it = matches!(event.what, Happened::Committed { step: s, .. } if s >= step && s > self.began_with);
             let is_over = matches!(event.what, Happened::Finished { .. });
-            if id == self.places[rank] && (is_it || is_over) {
+            if (event.epoch, id) == (self.epoch, self.places[rank]) && (is_it || is_over) {
                 return;
             }
         }

@@ -1,0 +1,172 @@
+//! `toroid bench overhead`: what fault tolerance costs while nothing fails.
+//!
+//! The same job is trained again and again on a local cluster, each round once with everything off (no second holder of a shard, so no
+//! seal exchange, digest or second update; heartbeats an hour apart), once with second holders alone, and once as it comes. The order
+//! turns from round to round; what is compared are the medians of steps of one round, so that a machine that gets slower or
+//! faster in between does not count.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Serialize;
+use toroid_torus::job as job_file;
+
+use super::{Ways, parse_shape};
+use crate::chaos::CHAOS_DIR;
+use crate::chaos::inject::{self, Plan};
+use crate::chaos::report::Spread;
+use crate::format::table;
+use crate::incidents::ms;
+use crate::local::children::Settings;
+use crate::local::cluster::Signals;
+use crate::local::job::{self, JobArgs, LocalJob};
+use crate::local::{INTERRUPTED, default_threads, positive};
+use crate::output;
+use crate::status::Format;
+
+/// Heartbeats and keepalives derive from it; no measurement lasts so long.
+const NO_FAILURE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// The first steps of a run touch memory for the first time.
+const WARM_UP_STEPS: usize = 2;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Ways of tensor, pipeline and data parallelism
+    #[arg(long, value_name = "TP,PP,DP", value_parser = parse_shape, default_value = "2,1,2")]
+    shape: Ways,
+    /// Size of the model
+    #[arg(long, default_value = "small", value_name = "PRESET")]
+    preset: String,
+    /// Rounds; each trains the job three times
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = positive)]
+    rounds: usize,
+    /// Optimizer updates of each run that are measured
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = positive)]
+    steps: usize,
+    /// Text file or folder of text files to train on; default: the Rust sources in cargo's registry folder
+    #[arg(long, value_name = "PATH")]
+    data: Option<std::path::PathBuf>,
+    /// Folder for everything that is kept
+    #[arg(long, default_value = CHAOS_DIR, value_name = "FOLDER")]
+    dir: std::path::PathBuf,
+    /// Compute threads of each worker; default: cores divided by the job's places, at least 1
+    #[arg(long, value_name = "N", value_parser = positive)]
+    threads: Option<usize>,
+    /// Text or JSON
+    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
+    output: Format,
+}
+
+/// What is on.
+#[derive(Debug, Clone, Copy)]
+struct Variant {
+    name: &'static str,
+    redundancy: bool,
+    heartbeats: bool,
+}
+
+/// The first is what the others are compared with.
+const VARIANTS: [Variant; 3] = [
+    Variant { name: "off", redundancy: false, heartbeats: false },
+    Variant { name: "second holders, digests", redundancy: true, heartbeats: false },
+    Variant { name: "and heartbeats (as it comes)", redundancy: true, heartbeats: true },
+];
+
+#[derive(Debug, Serialize)]
+struct Row {
+    variant: &'static str,
+    /// Median over the rounds of a round's median step.
+    step_s: f64,
+    /// Median over the rounds of the step over that of the round's first variant, and how far the rounds lie apart.
+    ratio: f64,
+    ratio_min: f64,
+    ratio_max: f64,
+}
+
+pub async fn run(args: Args) -> Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    // By variant, by round: the median step, in seconds.
+    let mut steps: [Vec<f64>; VARIANTS.len()] = Default::default();
+    for round in 0..args.rounds {
+        for turn in 0..VARIANTS.len() {
+            let index = (round + turn) % VARIANTS.len();
+            match median_step(&args, VARIANTS[index], &mut signals).await? {
+                Some(step) => steps[index].push(step),
+                None => return Ok(ExitCode::from(INTERRUPTED)),
+            }
+        }
+    }
+    let rows = rows(&steps);
+    match args.output {
+        Format::Text => output::print(text(&rows))?,
+        Format::Json => output::line(serde_json::to_string_pretty(&rows).context("write the figures as JSON")?)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Of one run, in seconds; `None` where the user interrupted it.
+async fn median_step(args: &Args, variant: Variant, signals: &mut Signals) -> Result<Option<f64>> {
+    let job = job_of(args, variant)?;
+    let settings = Settings {
+        dir: args.dir.clone(),
+        port: 0,
+        threads: args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world())),
+        failure_timeout: (!variant.heartbeats).then_some(NO_FAILURE_TIMEOUT),
+    };
+    let Some(outcome) = inject::run(&settings, &job, Plan::nothing(), signals).await? else { return Ok(None) };
+    ensure!(outcome.problems.is_empty(), "the run with {} failed: {}", variant.name, outcome.problems.join("; "));
+    let measured = outcome.job.curve.iter().skip(WARM_UP_STEPS).map(|record| record.step_s);
+    Ok(Some(Spread::of(measured).context("the run made no step")?.median))
+}
+
+fn job_of(args: &Args, variant: Variant) -> Result<LocalJob> {
+    let Ways { tp, pp, dp } = args.shape;
+    let flags = JobArgs { data: args.data.clone(), preset: args.preset.clone(), tp, pp, dp, job: None };
+    let steps = (args.steps + WARM_UP_STEPS) as u64;
+    let mut job = job::make(&flags, steps, 0, toroid_worker::data::cargo_registry_sources())?;
+    job.toml.push_str(&format!("\n[fault_tolerance]\nredundancy = {}\n", variant.redundancy));
+    job.spec = job_file::parse(&job.toml).context("make a job of these flags")?;
+    Ok(job)
+}
+
+fn rows(steps: &[Vec<f64>; VARIANTS.len()]) -> Vec<Row> {
+    let of = |values: Vec<f64>| Spread::of(values).map_or(f64::NAN, |s| s.median);
+    let rows = VARIANTS.iter().zip(steps).map(|(variant, own)| {
+        let ratios: Vec<f64> = own.iter().zip(&steps[0]).map(|(step, off)| step / off).collect();
+        Row {
+            variant: variant.name,
+            step_s: of(own.clone()),
+            ratio_min: ratios.iter().copied().fold(f64::INFINITY, f64::min),
+            ratio_max: ratios.iter().copied().fold(0.0, f64::max),
+            ratio: of(ratios),
+        }
+    });
+    rows.collect()
+}
+
+fn text(rows: &[Row]) -> String {
+    let mut cells = vec![["WITH", "STEP MS", "COST", "LEAST", "MOST"].map(String::from).to_vec()];
+    let percent = |ratio: f64| format!("{:+.1}%", 100.0 * (ratio - 1.0));
+    cells.extend(rows.iter().map(|row| {
+        vec![row.variant.into(), ms(row.step_s), percent(row.ratio), percent(row.ratio_min), percent(row.ratio_max)]
+    }));
+    table(&cells)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_is_compared_with_itself() {
+        let rows = rows(&[vec![1.0, 2.0, 4.0], vec![1.02, 2.02, 4.0], vec![1.1, 2.06, 4.04]]);
+        assert_eq!(
+            text(&rows),
+            "WITH                          STEP MS  COST   LEAST  MOST\n\
+             off                           2000     +0.0%  +0.0%  +0.0%\n\
+             second holders, digests       2020     +1.0%  +0.0%  +2.0%\n\
+             and heartbeats (as it comes)  2060     +3.0%  +1.0%  +10.0%\n"
+        );
+    }
+}
