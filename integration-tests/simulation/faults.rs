@@ -303,7 +303,7 @@ impl World {
             ToWorker::CheckpointAt(m) => (m.job_id.clone(), m.epoch),
             ToWorker::PublishManifest(m) => (m.job_id.clone(), m.epoch),
             ToWorker::Stop(m) => (m.job_id.clone(), m.epoch),
-            ToWorker::Welcome(_) | ToWorker::StepAck(_) | ToWorker::Refused(_) => return,
+            ToWorker::Welcome(_) | ToWorker::StepAck(_) | ToWorker::Refused(_) | ToWorker::WarmUp(_) => return,
         };
         if of.0 == standing.job_id && of.1 < standing.epoch {
             self.env.tell(|| format!("{} hears something of epoch {} again", id_of(pid), of.1));

@@ -217,6 +217,8 @@ impl Worker {
                         Command::Publish { epoch, step, files, remove }
                     }
                     RealCommand::Drop { epoch } => Command::Drop { epoch },
+                    // Time only: nothing that is checked here depends on it.
+                    RealCommand::WarmUp(_) => return,
                     RealCommand::Prepare(..) => unreachable!("a session prepares by Output::Prepare"),
                 };
                 self.trainer.command(command, env);

@@ -121,7 +121,7 @@ impl Machine {
         let place = kept.as_ref().map(|(job, rank, _)| (job.record.id.clone(), *rank));
         let keep_going = kept.as_ref().is_some_and(|(.., claim)| *claim != Claim::Newcomer);
         let (epoch, committed) = (register.epoch, register.committed_step);
-        cx.pool.insert(Worker { stream, register, last_heard: now.monotonic, place });
+        cx.pool.insert(Worker { stream, register, last_heard: now.monotonic, place, warm_for: None });
         cx.out.send(stream, ToWorker::Welcome(welcome(cx.config, keep_going)));
         match kept {
             Some((job, rank, Claim::GoesOn)) => job.rejoined(&mut cx, rank, epoch, committed),

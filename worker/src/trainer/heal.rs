@@ -18,7 +18,7 @@ use super::holders::Holders;
 use super::step::Totals;
 use super::{Assignment, Emit, Happened, HealPlan, Job, Shared, StepError};
 use crate::comm::{Channel, Links, Transfer, global_sum};
-use crate::device::{Buffer, Device};
+use crate::device::Device;
 use crate::optim::{HostShard, Shard};
 
 /// Global sums that every place keeps, newest last: a new rank 0 reports the steps that the dead one may not have reported.
@@ -205,9 +205,7 @@ fn decode<D: Device>(device: &D, bytes: &[u8], shard: &mut Shard<D>) -> Result<(
     {
         cast_slice_mut::<f32, u8>(part).copy_from_slice(bytes);
     }
-    device.write(shard.param.all_mut(), &host.param);
-    device.write(shard.exp_avg.all_mut(), &host.exp_avg);
-    device.write(shard.exp_avg_sq.all_mut(), &host.exp_avg_sq);
+    shard.write(device, &host);
     let found = shard.digest(device);
     if found != digest {
         let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();

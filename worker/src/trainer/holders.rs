@@ -13,7 +13,7 @@ use toroid_torus::partition::{partition, shard_position};
 use super::{Job, Shared};
 use crate::comm::{Channel, CommError, Links, Transfer};
 use crate::device::{Buffer, Device};
-use crate::optim::{HostShard, Shard};
+use crate::optim::Shard;
 
 /// The other end of each of this place's two shards.
 pub(super) struct Holders<D: Device> {
@@ -27,23 +27,25 @@ pub(super) struct Holders<D: Device> {
 }
 
 impl<D: Device> Holders<D> {
-    /// `None` where the job has one place or no redundancy. `load` brings the state of a shard that begins here.
-    pub fn new<E>(
-        device: &D,
-        spec: &JobSpec,
-        rank: usize,
-        load: impl FnOnce(&toroid_torus::partition::Partition, std::ops::Range<usize>) -> Result<HostShard, E>,
-    ) -> Result<Option<Holders<D>>, E> {
+    /// Room for the copy; `None` where the job has one place or no redundancy. `used` is room that is free, and taken where it fits.
+    pub fn new(device: &D, spec: &JobSpec, rank: usize, used: Option<Holders<D>>) -> Option<Holders<D>> {
         let both = backup_of(&spec.shape, rank).zip(guarded_by(&spec.shape, rank));
-        let Some((backup, guarded)) = both.filter(|_| spec.fault_tolerance.redundancy) else { return Ok(None) };
+        let (backup, guarded) = both.filter(|_| spec.fault_tolerance.redundancy)?;
         let place = spec.shape.place(guarded);
         let partition = Arc::new(partition(&spec.model, &spec.shape, place.tp, place.pp));
         let position = shard_position(&spec.shape, place.dp);
         let range = position * partition.shard_len..(position + 1) * partition.shard_len;
-        let state = load(&partition, range.clone())?;
-        let grads = device.alloc(range.len());
-        let copy = Shard::from_host(device, partition, range, &state);
-        Ok(Some(Holders { backup, guarded, copy, grads }))
+        let holders = match used.filter(|used| used.copy.range.len() == range.len()) {
+            Some(mut used) => {
+                used.copy.move_to(partition, range);
+                Holders { backup, guarded, ..used }
+            }
+            None => {
+                let grads = device.alloc(range.len());
+                Holders { backup, guarded, copy: Shard::alloc(device, partition, range), grads }
+            }
+        };
+        Some(holders)
     }
 }
 

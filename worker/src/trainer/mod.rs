@@ -14,6 +14,7 @@ mod heal;
 mod holders;
 mod kill;
 mod prepare;
+mod room;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ use crate::device::Device;
 pub use prepare::{Job, PrepareError};
 
 use kill::KillAt;
+use room::Room;
 
 /// A place in a job, checked.
 #[derive(Debug, Clone)]
@@ -77,11 +79,23 @@ impl Assignment {
     }
 }
 
+/// What a spare is to be ready for.
+#[derive(Debug, Clone)]
+pub struct WarmUp {
+    pub job_id: String,
+    pub spec: Arc<JobSpec>,
+    /// A place like this one, most likely: of the same tp_rank and stage.
+    pub rank: usize,
+    pub checkpoint_root: String,
+}
+
 /// What the session tells the trainer.
 #[derive(Debug)]
 pub enum Command {
     /// With the fence of its job.
     Prepare(Box<Assignment>, Fence),
+    /// A spare: make room for a place of this job, which may become its own.
+    WarmUp(Box<WarmUp>),
     /// All places of the epoch are prepared.
     Start { epoch: u64, heal: Option<HealPlan> },
     /// Write the state of `step`, if it still is that step's: the last step's checkpoint is asked for again when it failed.
@@ -285,14 +299,20 @@ impl Inbox<'_> {
 pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: &Receiver<Command>, emit: &Emit) {
     let mut inbox = Inbox { commands, put_back: None };
     let mut job: Option<Job<D>> = None;
+    let mut warm: Option<Room<D>> = None;
     while let Some(command) = inbox.wait() {
         match command {
             Command::Prepare(assignment, fence) => {
                 let survivor = job.take().filter(|j| j.can_heal(&assignment));
                 job = match survivor {
                     Some(survivor) => Some(survivor.rejoin(*assignment, &environment.shared, emit)),
-                    None => prepare(device, environment, *assignment, fence, emit),
+                    None => prepare(device, environment, *assignment, fence, warm.take(), emit),
                 };
+            }
+            Command::WarmUp(ahead) => {
+                if job.is_none() {
+                    warm = warm_up(device, environment, &ahead, warm.take());
+                }
             }
             Command::Start { epoch, heal } => {
                 if let Some(running) = job.as_mut().filter(|j| j.assignment.epoch == epoch) {
@@ -314,17 +334,42 @@ pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: &
     }
 }
 
+/// What fails here is tried again, and said, where a place is really to be prepared.
+fn warm_up<D: Device + Clone>(
+    device: &D,
+    environment: &Environment,
+    ahead: &WarmUp,
+    used: Option<Room<D>>,
+) -> Option<Room<D>> {
+    environment.shared.enter("warm up");
+    let since = std::time::Instant::now();
+    let room = Room::make(device, environment, &ahead.spec, ahead.rank, &ahead.checkpoint_root, used);
+    environment.shared.enter("idle");
+    let (job_id, spent) = (&ahead.job_id, since.elapsed());
+    match room {
+        Ok(room) => {
+            tracing::info!("ready for a place of {job_id}, prepared in {:.0} ms", spent.as_secs_f64() * 1e3);
+            Some(room)
+        }
+        Err(error) => {
+            tracing::warn!("cannot get ready for a place of {job_id}: {error}");
+            None
+        }
+    }
+}
+
 fn prepare<D: Device + Clone>(
     device: &D,
     environment: &Environment,
     assignment: Assignment,
     fence: Fence,
+    warm: Option<Room<D>>,
     emit: &Emit,
 ) -> Option<Job<D>> {
     environment.shared.enter("prepare");
     let (job_id, epoch) = (assignment.job_id.clone(), assignment.epoch);
     let what;
-    let job = match Job::prepare(device, environment, assignment, fence) {
+    let job = match Job::prepare(device, environment, assignment, fence, warm) {
         Ok(job) => {
             environment.shared.reset(job.committed);
             what = job.report();
@@ -466,7 +511,9 @@ impl<D: Device + Clone> Job<D> {
                     self.publish(step, files, remove, shared, emit);
                 }
                 Ok(Command::Checkpoint { epoch: e, step }) if e == epoch => self.write_checkpoint_of(step, emit),
-                Ok(Command::Publish { .. } | Command::Checkpoint { .. } | Command::Start { .. }) => {}
+                Ok(
+                    Command::Publish { .. } | Command::Checkpoint { .. } | Command::Start { .. } | Command::WarmUp(_),
+                ) => {}
                 Ok(later @ (Command::Prepare(..) | Command::Drop { .. })) => {
                     inbox.put_back = Some(later);
                     return Err(CommError::Fenced { epoch, raised: self.fence.epoch() });

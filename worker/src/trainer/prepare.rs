@@ -10,16 +10,17 @@ use toroid_torus::cursor::Cursor;
 use toroid_torus::init::fill_initial;
 use toroid_torus::job::{JobError, JobSpec};
 use toroid_torus::manifest::{FORMAT, Manifest, ShardFile};
-use toroid_torus::partition::{Partition, partition, shard_position};
-use toroid_torus::pipeline::{Pipeline, max_in_flight, one_f_one_b};
+use toroid_torus::partition::Partition;
+use toroid_torus::pipeline::{Pipeline, one_f_one_b};
 
 use super::evaluate::ValidationSums;
 use super::holders::Holders;
+use super::room::{Buffers, Room};
 use super::step::Totals;
 use super::{Assignment, Emit, Environment, Happened, Shared, TrainerEvent};
 use crate::checkpoint::{CheckpointError, ShardState, ShardStateMut, Storage, load_initial};
 use crate::comm::{Fence, Group, Links};
-use crate::data::{DataError, Dataset, TokenFile};
+use crate::data::{DataError, Dataset};
 use crate::device::Device;
 use crate::model::Stage;
 use crate::optim::{HostShard, Shard};
@@ -74,21 +75,6 @@ pub(super) struct Groups {
     pub dp: Group,
 }
 
-/// Host buffers of a step, allocated once.
-pub(super) struct Buffers {
-    /// `(B * S)` each.
-    pub inputs: Vec<u32>,
-    pub targets: Vec<u32>,
-    /// `(B * S, d)` each: what comes from and goes to the neighbouring stages.
-    pub received: Vec<f32>,
-    pub sent: Vec<f32>,
-    pub scratch: Vec<f32>,
-    /// Gradients whose parts are summed over TP ranks.
-    pub partial: Vec<f32>,
-    /// Assignments to experts in this step, `(layers, experts)` of the whole model.
-    pub expert_load: Vec<u64>,
-}
-
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
     #[error("cannot run this job: {0}")]
@@ -123,49 +109,33 @@ impl PrepareError {
 }
 
 impl<D: Device + Clone> Job<D> {
+    /// `warm` is what was made ready before the place was known.
     pub fn prepare(
         device: &D,
         environment: &Environment,
         assignment: Assignment,
         fence: Fence,
+        warm: Option<Room<D>>,
     ) -> Result<Job<D>, PrepareError> {
         let spec = Arc::clone(&assignment.spec);
-        spec.check()?;
         let place = assignment.place();
-        let partition = Arc::new(partition(&spec.model, &spec.shape, place.tp, place.pp));
-        let tokens = Arc::new(TokenFile::prepare(&spec.data, &environment.cache_dir, &mut |_| {})?);
-        let data_digest = tokens.digest();
-        let dataset = Dataset::new(tokens, spec.model.seq, &spec.data)?;
+        let room = Room::make(device, environment, &spec, assignment.rank, &assignment.checkpoint_root, warm)?;
+        let Room { partition, dataset, data_digest, stage, storage, mut shard, mut holders, buffers, .. } = room;
         let cursor = Cursor::new(spec.seed, dataset.num_train(), spec.data.order);
         let num_micro_batches = spec.batch.of_replica(spec.shape.dp(), place.dp).len();
         let pipeline = one_f_one_b(place.pp, spec.shape.pp(), num_micro_batches);
-        let stage = Stage::new(device.clone(), &spec, &spec.shape, place, &partition, max_in_flight(&pipeline).max(1));
-        let storage = Arc::new(Storage::open(&assignment.checkpoint_root).map_err(PrepareError::Open)?);
 
-        let position = shard_position(&spec.shape, place.dp);
-        let range = position * partition.shard_len..(position + 1) * partition.shard_len;
         let source = Source::of(&assignment, &storage)?;
         if let (Source::Checkpoint { manifest, .. }, 0) = (&source, assignment.rank)
             && let Err(error) = storage.claim(manifest.step, assignment.epoch)
         {
             tracing::warn!("cannot mark the checkpoint of step {} as in use: {error}", manifest.step);
         }
-        let shard = source.load(&assignment, &partition, range.clone())?;
-        let shard = Shard::from_host(device, Arc::clone(&partition), range, &shard);
-        let holders = Holders::new(device, &spec, assignment.rank, |partition, range| {
-            source.load(&assignment, partition, range)
-        })?;
-
-        let activation = stage.activation_len();
-        let buffers = Buffers {
-            inputs: vec![0; spec.batch.micro_batch * spec.model.seq],
-            targets: vec![0; spec.batch.micro_batch * spec.model.seq],
-            received: vec![0.0; activation],
-            sent: vec![0.0; activation],
-            scratch: Vec::new(),
-            partial: Vec::new(),
-            expert_load: vec![0; spec.model.layers * spec.model.experts],
-        };
+        for shard in [Some(&mut shard), holders.as_mut().map(|h| &mut h.copy)].into_iter().flatten() {
+            if let Some(state) = source.load(&assignment, &shard.partition, shard.range.clone())? {
+                shard.write(device, &state);
+            }
+        }
         let groups =
             Groups { tp: Group::tp(&spec.shape, assignment.rank), dp: Group::dp(&spec.shape, assignment.rank) };
         Ok(Job {
@@ -331,14 +301,15 @@ impl<'a> Source<'a> {
         matches!(self, Source::Resumed { .. }).then(|| self.step())
     }
 
+    /// `None`: it comes while the epoch is healed.
     fn load(
         &self,
         assignment: &Assignment,
         partition: &Partition,
         range: Range<usize>,
-    ) -> Result<HostShard, PrepareError> {
-        match self {
-            Source::OtherHolders => Ok(HostShard::zeros(range.len())),
+    ) -> Result<Option<HostShard>, PrepareError> {
+        let state = match self {
+            Source::OtherHolders => return Ok(None),
             Source::Checkpoint { storage, manifest } => {
                 load_checkpoint(storage, manifest, partition, range).map_err(|e| damaged(storage, manifest.step, e))
             }
@@ -346,7 +317,8 @@ impl<'a> Source<'a> {
                 load_checkpoint(storage, manifest, partition, range).map_err(PrepareError::ResumePath)
             }
             Source::Initial => initial(&assignment.spec, partition, range),
-        }
+        };
+        state.map(Some)
     }
 }
 

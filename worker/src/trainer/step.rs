@@ -16,7 +16,7 @@ use toroid_torus::partition::stage_layers;
 use toroid_torus::pipeline::Action;
 
 use super::heal::HISTORY;
-use super::prepare::Buffers;
+use super::room::Buffers;
 use super::{Job, Shared, StepError};
 use crate::comm::{
     Channel, CommError, Group, Links, TpGroup, Transfer, all_gather, all_reduce_sum, global_sum_with, reduce_scatter,
@@ -85,6 +85,8 @@ impl<D: Device + Clone> Job<D> {
         self.buffers.expert_load.fill(0);
         let mut sums = Sums::default();
         for action in self.pipeline.clone().actions() {
+            // Without neighbours nothing else here would see that the epoch is over, for a whole step.
+            self.fence.check(self.assignment.epoch)?;
             match *action {
                 Action::Forward(i) => self.forward(links, shared, i, &mut sums)?,
                 Action::Backward(i) => self.backward(links, shared, i)?,

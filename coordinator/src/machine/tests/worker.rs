@@ -66,6 +66,8 @@ pub struct Worker {
     pub damaged: BTreeSet<u64>,
     /// What writing a shard or a manifest ends with; `None`: success.
     pub write_error: Option<String>,
+    /// Jobs and ranks.
+    pub told_to_warm_up: Vec<(String, u32)>,
 }
 
 /// Shards by (job, step), each with the epoch that wrote it, by rank; and manifests that can be seen.
@@ -95,6 +97,7 @@ impl Worker {
             prepare_error: None,
             damaged: BTreeSet::new(),
             write_error: None,
+            told_to_warm_up: Vec::new(),
         }
     }
 
@@ -186,6 +189,7 @@ impl Worker {
                 }
             }
             ToWorker::Refused(_) => self.work = None,
+            ToWorker::WarmUp(m) => self.told_to_warm_up.push((m.job_id, m.rank)),
         }
     }
 

@@ -12,7 +12,7 @@ use toroid_torus::holders::{backup_of, lost_shard};
 use toroid_torus::job::{self, JobSpec};
 
 use super::*;
-use crate::trainer::{Command, Emit, Happened, HealPlan, TrainerEvent, run};
+use crate::trainer::{Command, Emit, Happened, HealPlan, TrainerEvent, WarmUp, run};
 
 /// An event with the worker that it came from; a worker is a number for life, a rank is not.
 type Seen = (usize, TrainerEvent);
@@ -42,6 +42,8 @@ struct Cluster<'a> {
     curve: BTreeMap<u64, StepRecord>,
     /// By the worker that said it and by step.
     validations: BTreeMap<(usize, u64), Validation>,
+    /// Of this rank's kind is the room that new workers make ahead.
+    warm_for: Option<usize>,
     /// Workers that finished, with the epoch.
     finished: BTreeSet<(u64, usize)>,
 }
@@ -69,6 +71,7 @@ impl<'a> Cluster<'a> {
             seen,
             curve,
             validations: BTreeMap::new(),
+            warm_for: None,
             finished: BTreeSet::new(),
         };
         cluster.places = (0..cluster.spec.shape.world()).map(|_| cluster.add_worker()).collect();
@@ -90,8 +93,17 @@ impl<'a> Cluster<'a> {
         let sender = Mutex::new(self.emit.clone());
         let emit: Emit = Arc::new(move |event| drop(sender.lock().expect("not poisoned").send((id, event))));
         std::thread::spawn(move || run(&CpuDevice::new(1), &environment, &to_do, &emit));
+        if let Some(rank) = self.warm_for {
+            let checkpoint_root = self.checkpoint_root();
+            let ahead = WarmUp { job_id: "j".into(), spec: Arc::clone(&self.spec), rank, checkpoint_root };
+            commands.send(Command::WarmUp(Box::new(ahead))).expect("it lives");
+        }
         self.workers.push(Worker { commands, fence: Fence::new().expect("an eventfd"), address });
         id
+    }
+
+    fn checkpoint_root(&self) -> String {
+        self.dir.join("checkpoints").to_string_lossy().into_owned()
     }
 
     /// Fence, assign, report, decide, start.
@@ -115,7 +127,7 @@ impl<'a> Cluster<'a> {
                 spec: Arc::clone(&self.spec),
                 peers: peers.clone(),
                 link_key: [self.epoch as u8; 32],
-                checkpoint_root: self.dir.join("checkpoints").to_string_lossy().into_owned(),
+                checkpoint_root: self.checkpoint_root(),
                 restore_step: None,
                 heal,
             };
@@ -277,6 +289,26 @@ fn a_death_while_another_is_healed() {
         cluster.replace(&one(other));
     }
     assert_eq!(cluster.finish(), undisturbed);
+}
+
+/// Spares that have made room for a place like it, or for one of another coordinate, take places as others do.
+#[test]
+fn t4_warm_spares_heal_as_others_do() {
+    for shape in [(1, 1, 4), (2, 2, 2), (2, 2, 1)] {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let text = dir.path().join("text.txt");
+        std::fs::write(&text, include_str!("heal.rs")).expect("write the text");
+        let spec = spec(shape, &text);
+        let world = spec.shape.world();
+        let undisturbed = Cluster::start(&spec, dir.path()).finish();
+        let mut cluster = Cluster::start(&spec, dir.path());
+        for (rank, warm_for) in [(1, 0), (0, world - 1), (world - 1, world - 1)] {
+            cluster.wait_for((rank + 1) % world, 2 + rank as u64);
+            cluster.warm_for = Some(warm_for);
+            cluster.replace(&one(rank));
+        }
+        assert_eq!(cluster.finish(), undisturbed, "{shape:?}");
+    }
 }
 
 /// Rank 0 may die, or be cut off, with a validation that the coordinator has not heard of.

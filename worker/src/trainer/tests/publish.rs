@@ -51,7 +51,8 @@ fn place() -> Place {
         connect_timeout: Duration::from_secs(60),
     };
     let fence = Fence::new().expect("an eventfd");
-    let mut job = Job::prepare(&CpuDevice::new(1), &environment, assignment, fence.clone()).expect("prepare the place");
+    let mut job =
+        Job::prepare(&CpuDevice::new(1), &environment, assignment, fence.clone(), None).expect("prepare the place");
     let (sender, seen) = channel();
     let sender = Mutex::new(sender);
     let emit: Emit = Arc::new(move |event| drop(sender.lock().expect("not poisoned").send(event)));
