@@ -353,7 +353,13 @@ impl Trainer {
                 Err(error) => {
                     env.truth.distrusted(&job.assignment.job_id);
                     let damaged_step = job.assignment.restore_step;
-                    let what = Happened::Failed { error, fatal: false, damaged_step, restore: false };
+                    let what = Happened::Failed {
+                        error,
+                        fatal: false,
+                        damaged_step,
+                        restore: false,
+                        corrupt_ranks: Vec::new(),
+                    };
                     self.report(what, env);
                     self.job = None;
                     return;

@@ -42,6 +42,14 @@ pub struct JobSpec {
 pub struct FaultToleranceConfig {
     /// Every shard has two holders, so that a death costs no committed step. Off: a death costs the work since the last checkpoint.
     pub redundancy: bool,
+    /// The inputs of the last update are kept, so that of two copies that differ the wrong one can be told.
+    #[serde(default = "is_replayed")]
+    pub replay: bool,
+}
+
+/// Also in jobs of before there was a choice.
+fn is_replayed() -> bool {
+    true
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -239,6 +247,7 @@ struct EvalFile {
 #[serde(deny_unknown_fields, default)]
 struct FaultToleranceFile {
     redundancy: Option<bool>,
+    replay: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -333,7 +342,10 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
             keep: file.checkpoint.keep.unwrap_or(3),
             path: file.checkpoint.path,
         },
-        fault_tolerance: FaultToleranceConfig { redundancy: file.fault_tolerance.redundancy.unwrap_or(true) },
+        fault_tolerance: FaultToleranceConfig {
+            redundancy: file.fault_tolerance.redundancy.unwrap_or(true),
+            replay: file.fault_tolerance.replay.unwrap_or_else(is_replayed),
+        },
         model,
     };
     spec.check()?;

@@ -230,7 +230,7 @@ impl Session {
         let assignment = match checked(assign) {
             Ok(assignment) => assignment,
             Err(error) => {
-                let failed = Failed { job_id, epoch, error, fatal: true, damaged_step: 0, restore: false };
+                let failed = Failed { job_id, epoch, error, fatal: true, ..Failed::default() };
                 return vec![Output::Send(ToCoordinator::Failed(failed))];
             }
         };
@@ -392,10 +392,12 @@ impl Work {
                 let (job_id, epoch) = (self.job_id.clone(), self.epoch);
                 self.halt(ToCoordinator::PeerLost(PeerLost { job_id, epoch, rank: rank as u32, error }))
             }
-            Happened::Failed { error, fatal, damaged_step, restore } => {
+            Happened::Failed { error, fatal, damaged_step, restore, corrupt_ranks } => {
                 let (job_id, epoch) = (self.job_id.clone(), self.epoch);
                 let damaged_step = damaged_step.unwrap_or(0);
-                self.halt(ToCoordinator::Failed(Failed { job_id, epoch, error, fatal, damaged_step, restore }))
+                let corrupt_ranks = corrupt_ranks.into_iter().map(|rank| rank as u32).collect();
+                let failed = Failed { job_id, epoch, error, fatal, damaged_step, restore, corrupt_ranks };
+                self.halt(ToCoordinator::Failed(failed))
             }
         }
     }

@@ -132,12 +132,29 @@ impl Job {
             let reason = format!("{} cannot go on: {}", self.describe(rank), message.error);
             return self.end(cx, State::Failed, &reason);
         }
+        if !message.corrupt_ranks.is_empty() {
+            return self.corrupt_copies(cx, message);
+        }
         if message.restore {
             return self.corrupted(cx, rank, &message.error);
         }
         match message.damaged_step {
             step if step > 0 && step == self.record.restore_step => self.checkpoint_damaged(cx, rank, &message.error),
             _ => self.place_failed(cx, rank, SeenBy::WorkerReport, &message.error),
+        }
+    }
+
+    /// The other copies are right: whoever holds a wrong one is replaced as if it had died, and its process is given nothing any more.
+    fn corrupt_copies(&mut self, cx: &mut Context<'_>, message: &proto::Failed) {
+        let ranks: BTreeSet<usize> = message.corrupt_ranks.iter().map(|r| *r as usize).collect();
+        for rank in ranks {
+            // Of several that saw it one was the first.
+            let Some(worker) = self.record.places.get(rank).cloned().flatten() else { continue };
+            cx.pool.retire(&worker);
+            let who = self.describe(rank);
+            self.event(cx, "state.corrupt", format!("silent corruption at {who}: {}", message.error));
+            let why = format!("holds a wrong copy of a shard: {}", message.error);
+            self.lose(cx, rank, Cause::new(SeenBy::Digests, why));
         }
     }
 

@@ -8,6 +8,7 @@
 //!
 //! Afterwards every place holds the state of step S. Nothing else moves (T-3, T-7).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytemuck::{cast_slice, cast_slice_mut};
@@ -124,10 +125,10 @@ impl<D: Device + Clone> Job<D> {
             let [step, ce, tokens] = [values[1], values[2], values[3]];
             self.validation = (tokens > 0.0).then_some(ValidationSums { step: step as u64, ce, tokens });
         } else if self.committed < plan.step && history.last().is_none_or(|(step, _)| *step != plan.step) {
-            return Err(StepError::Corrupt(Some(format!(
+            return Err(corrupt(format!(
                 "rank {} says that it has committed step {}, but does not have its sums",
                 plan.source, plan.step
-            ))));
+            )));
         }
         Ok(history)
     }
@@ -137,7 +138,7 @@ impl<D: Device + Clone> Job<D> {
         let shape = self.assignment.spec.shape;
         let Some(holders) = &mut self.holders else {
             let what = "a job without redundancy cannot heal; restore the last checkpoint".to_string();
-            return Err(StepError::Corrupt(Some(what)));
+            return Err(corrupt(what));
         };
         let mut sent: Vec<(usize, Vec<u8>)> = Vec::new();
         for &newcomer in plan.newcomers.iter().filter(|n| **n != rank) {
@@ -182,7 +183,12 @@ impl<D: Device + Clone> Job<D> {
 }
 
 fn refuse(shard: usize, from: usize, what: &str) -> StepError {
-    StepError::Corrupt(Some(format!("the shard of rank {shard} that came from rank {from} is damaged: {what}")))
+    corrupt(format!("the shard of rank {shard} that came from rank {from} is damaged: {what}"))
+}
+
+/// Nothing here can tell what is right: the last checkpoint is.
+fn corrupt(what: String) -> StepError {
+    StepError::Corrupt { seen: Some(what), wrong: BTreeSet::new() }
 }
 
 /// State and digest of a shard, `12 * shard_len + 32` bytes.

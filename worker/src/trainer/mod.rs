@@ -13,7 +13,10 @@ mod evaluate;
 mod heal;
 mod holders;
 mod kill;
+#[cfg(any(test, feature = "planted"))]
+mod planted;
 mod prepare;
+mod replay;
 mod room;
 mod step;
 #[cfg(test)]
@@ -158,12 +161,13 @@ pub enum Happened {
         error: String,
     },
     /// `fatal`: every other worker would fail in the same way. `damaged_step`: this checkpoint cannot be read. `restore`: the
-    /// state of this epoch is not to be trusted.
+    /// state of this epoch is not to be trusted. `corrupt_ranks`: these hold a wrong copy of a shard, whose other copy is right.
     Failed {
         error: String,
         fatal: bool,
         damaged_step: Option<u64>,
         restore: bool,
+        corrupt_ranks: Vec<usize>,
     },
 }
 
@@ -175,6 +179,8 @@ pub struct Shared {
     operation: Mutex<&'static str>,
     waits_for: Mutex<Option<WaitsFor>>,
     kill_at: Option<KillAt>,
+    #[cfg(any(test, feature = "planted"))]
+    flip_at: Option<planted::FlipAt>,
     /// The coordinator is not heard.
     is_cut_off: AtomicBool,
 }
@@ -194,7 +200,12 @@ pub enum Requested {
 impl Shared {
     /// For one worker process; reads where a test wants it dead.
     pub fn of_process() -> Shared {
-        Shared { kill_at: KillAt::from_environment(), ..Shared::default() }
+        Shared {
+            kill_at: KillAt::from_environment(),
+            #[cfg(any(test, feature = "planted"))]
+            flip_at: planted::FlipAt::from_environment(),
+            ..Shared::default()
+        }
     }
 
     /// Asks for a checkpoint of `step`.
@@ -274,9 +285,10 @@ pub struct Environment {
 pub enum StepError {
     #[error(transparent)]
     Comm(#[from] CommError),
-    /// Silent data corruption. All places stop before the commit; those that saw it say what.
-    #[error("{}", .0.as_deref().unwrap_or("the two copies of a shard differ, as another place saw"))]
-    Corrupt(Option<String>),
+    /// Silent data corruption. All places stop before the commit; those that saw it say what. `wrong`: ranks that hold a wrong copy;
+    /// none: that could not be told.
+    #[error("{}", .seen.as_deref().unwrap_or("the two copies of a shard differ, as another place saw"))]
+    Corrupt { seen: Option<String>, wrong: BTreeSet<usize> },
 }
 
 /// The commands, with one that was taken too early put back.
@@ -380,6 +392,7 @@ fn prepare<D: Device + Clone>(
                 fatal: error.is_fatal(),
                 damaged_step: error.damaged_step(),
                 restore: false,
+                corrupt_ranks: Vec::new(),
                 error: error.to_string(),
             };
             None
@@ -410,13 +423,17 @@ fn train<D: Device + Clone>(
     job.links = links;
     match outcome {
         Ok(()) => report(Happened::Finished { step: job.committed }),
-        Err(StepError::Comm(CommError::Fenced { .. })) | Err(StepError::Corrupt(None)) => {}
+        Err(StepError::Comm(CommError::Fenced { .. })) | Err(StepError::Corrupt { seen: None, .. }) => {}
         Err(StepError::Comm(error @ (CommError::PeerLost { rank, .. } | CommError::Refused { rank, .. }))) => {
             report(Happened::PeerLost { rank, error: error.to_string() });
         }
         Err(error) => {
-            let restore = matches!(error, StepError::Corrupt(_));
-            report(Happened::Failed { error: error.to_string(), fatal: false, damaged_step: None, restore });
+            let (restore, corrupt_ranks) = match &error {
+                StepError::Corrupt { wrong, .. } => (wrong.is_empty(), wrong.iter().copied().collect()),
+                StepError::Comm(_) => (false, Vec::new()),
+            };
+            let error = error.to_string();
+            report(Happened::Failed { error, fatal: false, damaged_step: None, restore, corrupt_ranks });
         }
     }
     environment.shared.enter("idle");

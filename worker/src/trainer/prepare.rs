@@ -15,6 +15,7 @@ use toroid_torus::pipeline::{Pipeline, one_f_one_b};
 
 use super::evaluate::ValidationSums;
 use super::holders::Holders;
+use super::replay::{Kept, Sealed};
 use super::room::{Buffers, Room};
 use super::step::Totals;
 use super::{Assignment, Emit, Environment, Happened, Shared, TrainerEvent};
@@ -39,6 +40,10 @@ pub struct Job<D: Device + Clone> {
     pub(super) has_state: bool,
     /// All that is needed to apply `committed + 1` is here: the gradients of both shards.
     pub(super) sealed: bool,
+    /// This place's shard and its gradient when they were sealed.
+    pub(super) sealed_own: Sealed,
+    /// Inputs of the shard's last update; `None` where updates are not replayed.
+    pub(super) kept: Option<Kept<D>>,
     /// What this place saw of silent data corruption in this epoch.
     pub(super) corrupt: Option<String>,
     /// Global sums of the newest steps, oldest first.
@@ -120,7 +125,7 @@ impl<D: Device + Clone> Job<D> {
         let spec = Arc::clone(&assignment.spec);
         let place = assignment.place();
         let room = Room::make(device, environment, &spec, assignment.rank, &assignment.checkpoint_root, warm)?;
-        let Room { partition, dataset, data_digest, stage, storage, mut shard, mut holders, buffers, .. } = room;
+        let Room { partition, dataset, data_digest, stage, storage, mut shard, kept, mut holders, buffers, .. } = room;
         let cursor = Cursor::new(spec.seed, dataset.num_train(), spec.data.order);
         let num_micro_batches = spec.batch.of_replica(spec.shape.dp(), place.dp).len();
         let pipeline = one_f_one_b(place.pp, spec.shape.pp(), num_micro_batches);
@@ -153,6 +158,8 @@ impl<D: Device + Clone> Job<D> {
             holders,
             has_state: !matches!(source, Source::OtherHolders),
             sealed: false,
+            sealed_own: Sealed::default(),
+            kept,
             corrupt: None,
             history: VecDeque::new(),
             since: Instant::now(),

@@ -15,6 +15,7 @@ use toroid_torus::pipeline::{max_in_flight, one_f_one_b};
 use super::Environment;
 use super::holders::Holders;
 use super::prepare::PrepareError;
+use super::replay::Kept;
 use crate::checkpoint::Storage;
 use crate::data::{Dataset, TokenFile};
 use crate::device::Device;
@@ -32,6 +33,7 @@ pub struct Room<D: Device> {
     pub(super) stage: Stage<D>,
     pub(super) storage: Arc<Storage>,
     pub(super) shard: Shard<D>,
+    pub(super) kept: Option<Kept<D>>,
     pub(super) holders: Option<Holders<D>>,
     pub(super) buffers: Buffers,
 }
@@ -67,6 +69,9 @@ impl<D: Device + Clone> Room<D> {
             if used.fits(spec, rank, checkpoint_root) {
                 let (partition, len) = (Arc::clone(&used.partition), used.partition.shard_len);
                 used.shard.move_to(partition, position * len..(position + 1) * len);
+                if let Some(kept) = &mut used.kept {
+                    kept.move_to(&used.shard);
+                }
                 used.holders = Holders::new(device, spec, rank, used.holders);
                 return Ok(Room { rank, ..used });
             }
@@ -101,6 +106,8 @@ impl<D: Device + Clone> Room<D> {
         let storage = Arc::new(Storage::open(checkpoint_root).map_err(PrepareError::Open)?);
         let (position, len) = (shard_position(&spec.shape, place.dp), partition.shard_len);
         let shard = Shard::alloc(device, Arc::clone(&partition), position * len..(position + 1) * len);
+        let holders = Holders::new(device, spec, rank, None);
+        let kept = holders.as_ref().filter(|h| h.kept.is_some()).map(|_| Kept::new(device, &shard));
         let activation = stage.activation_len();
         let buffers = Buffers {
             inputs: vec![0; spec.batch.micro_batch * spec.model.seq],
@@ -122,7 +129,8 @@ impl<D: Device + Clone> Room<D> {
             stage,
             storage,
             shard,
-            holders: Holders::new(device, spec, rank, None),
+            kept,
+            holders,
             buffers,
         })
     }

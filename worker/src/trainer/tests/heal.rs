@@ -12,6 +12,7 @@ use toroid_torus::holders::{backup_of, lost_shard};
 use toroid_torus::job::{self, JobSpec};
 
 use super::*;
+use crate::trainer::planted::FlipAt;
 use crate::trainer::{Command, Emit, Happened, HealPlan, TrainerEvent, WarmUp, run};
 
 /// An event with the worker that it came from; a worker is a number for life, a rank is not.
@@ -27,7 +28,7 @@ struct Worker {
 }
 
 /// The places of one job, and a test in the coordinator's role.
-struct Cluster<'a> {
+pub struct Cluster<'a> {
     spec: Arc<JobSpec>,
     dir: &'a Path,
     epoch: u64,
@@ -44,6 +45,10 @@ struct Cluster<'a> {
     validations: BTreeMap<(usize, u64), Validation>,
     /// Of this rank's kind is the room that new workers make ahead.
     warm_for: Option<usize>,
+    /// For workers to come.
+    flip_at: Option<FlipAt>,
+    /// What was said of copies that differ: the ranks with a wrong one, and the words.
+    pub corrupt: Option<(BTreeSet<usize>, String)>,
     /// Workers that finished, with the epoch.
     finished: BTreeSet<(u64, usize)>,
 }
@@ -57,7 +62,12 @@ struct Report {
 }
 
 impl<'a> Cluster<'a> {
-    fn start(spec: &JobSpec, dir: &'a Path) -> Cluster<'a> {
+    pub fn start(spec: &JobSpec, dir: &'a Path) -> Cluster<'a> {
+        Cluster::start_with_flip(spec, dir, None)
+    }
+
+    /// In the worker that begins as this rank a bit is flipped.
+    pub fn start_with_flip(spec: &JobSpec, dir: &'a Path, flip: Option<(usize, FlipAt)>) -> Cluster<'a> {
         let (emit, seen) = channel();
         let (spec, curve) = (Arc::new(spec.clone()), BTreeMap::new());
         let mut cluster = Cluster {
@@ -72,9 +82,16 @@ impl<'a> Cluster<'a> {
             curve,
             validations: BTreeMap::new(),
             warm_for: None,
+            flip_at: None,
+            corrupt: None,
             finished: BTreeSet::new(),
         };
-        cluster.places = (0..cluster.spec.shape.world()).map(|_| cluster.add_worker()).collect();
+        for rank in 0..cluster.spec.shape.world() {
+            cluster.flip_at = flip.clone().filter(|(at, _)| *at == rank).map(|(_, flip)| flip);
+            let worker = cluster.add_worker();
+            cluster.places.push(worker);
+        }
+        cluster.flip_at = None;
         cluster.begin_epoch(false);
         cluster
     }
@@ -85,7 +102,7 @@ impl<'a> Cluster<'a> {
         let address = listener.local_addr().to_string();
         let environment = Environment {
             listener,
-            shared: Arc::new(Shared::default()),
+            shared: Arc::new(Shared { flip_at: self.flip_at.clone(), ..Shared::default() }),
             cache_dir: self.dir.join("cache"),
             connect_timeout: Duration::from_secs(60),
         };
@@ -154,7 +171,7 @@ impl<'a> Cluster<'a> {
         self.places.iter().map(|id| reports[id]).collect()
     }
 
-    fn next(&mut self) -> Seen {
+    pub fn next(&mut self) -> Seen {
         let (id, event) = self.seen.recv_timeout(HANG_GUARD).expect("nothing happens any more");
         match &event.what {
             Happened::Committed { record: Some(record), .. } => {
@@ -168,6 +185,9 @@ impl<'a> Cluster<'a> {
             }
             Happened::Validated(validation) => drop(self.validations.insert((id, validation.step), *validation)),
             Happened::Finished { .. } => drop(self.finished.insert((event.epoch, id))),
+            Happened::Failed { error, corrupt_ranks, restore, .. } if *restore || !corrupt_ranks.is_empty() => {
+                self.corrupt = Some((corrupt_ranks.iter().copied().collect(), error.clone()));
+            }
             Happened::Failed { error, .. } => panic!("worker {id} failed: {error}"),
             _ => {}
         }
@@ -188,7 +208,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// The workers of these ranks die, and new ones take their places.
-    fn replace(&mut self, ranks: &BTreeSet<usize>) {
+    pub fn replace(&mut self, ranks: &BTreeSet<usize>) {
         for &rank in ranks {
             let worker = &self.workers[self.places[rank]];
             worker.fence.raise(u64::MAX);
@@ -201,7 +221,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// Trains to the end, and returns the curve.
-    fn finish(mut self) -> BTreeMap<u64, StepRecord> {
+    pub fn finish(mut self) -> BTreeMap<u64, StepRecord> {
         let finished = |c: &Cluster<'_>| c.places.iter().all(|id| c.finished.contains(&(c.epoch, *id)));
         while !finished(&self) {
             self.next();
@@ -226,7 +246,7 @@ fn decide(spec: &JobSpec, reports: &[Report]) -> HealPlan {
     HealPlan { step, source, newcomers }
 }
 
-fn spec((tp, pp, dp): (usize, usize, usize), text: &Path) -> JobSpec {
+pub fn spec((tp, pp, dp): (usize, usize, usize), text: &Path) -> JobSpec {
     job::parse(&format!(
         "steps = 12\nseed = 3\n[model]\nlayers = 4\nd_model = 32\nhead_dim = 8\nff = 32\nseq = 32\n\
          [shape]\ntp = {tp}\npp = {pp}\ndp = {dp}\n[batch]\nmicro_batch = 2\nglobal = 16\n\

@@ -15,6 +15,7 @@ use crate::device::{Buffer, CpuDevice, Device};
 
 mod heal;
 mod publish;
+mod replay;
 
 #[path = "../../../../integration-tests/reference/formula.rs"]
 mod formula;
