@@ -3,6 +3,7 @@
 mod bad_input;
 mod chaos;
 mod cluster;
+mod corruption;
 mod cuts;
 mod local;
 #[path = "../src/chaos/network.rs"]

@@ -144,6 +144,11 @@ impl Cluster {
 
     /// The same; it kills itself at `dies_at`, `PHASE@STEP`.
     pub fn add_worker_that_dies(&mut self, threads: usize, dies_at: Option<&str>) -> Result<String> {
+        self.add_worker_with(threads, dies_at.map(|at| ("TOROID_TEST_KILL_AT", at)))
+    }
+
+    /// The same, with a variable of the environment that tells it what to do to itself.
+    pub fn add_worker_with(&mut self, threads: usize, variable: Option<(&str, &str)>) -> Result<String> {
         let id = format!("w{}", self.next_worker);
         self.next_worker += 1;
         let log = std::fs::File::create(self.path().join(format!("{id}.log")))?;
@@ -157,7 +162,7 @@ impl Cluster {
         let child = command
             .args(["worker", "--coordinator", &self.url(), "--id", &id, "--listen", &format!("{address}:0")])
             .args(["--threads", &threads.to_string()])
-            .envs(dies_at.map(|at| ("TOROID_TEST_KILL_AT", at)))
+            .envs(variable)
             .arg("--cache")
             .arg(self.path().join("cache"))
             .stdin(Stdio::null())
