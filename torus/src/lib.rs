@@ -7,6 +7,7 @@
 //!  collective, pipeline  schedules as data                 cursor     which sample comes when
 //!  schedule learning rate and weight decay by step         manifest   what a checkpoint consists of
 //!  init     the first value of every weight                holders    which two places keep each shard
+//!  units    sizes for people
 //! ```
 //!
 //! Deliberately absent: tokio, sockets, files, clocks, random sources, `HashMap`. Time and seeds are arguments, so the same
@@ -26,3 +27,4 @@ pub mod partition;
 pub mod pipeline;
 pub mod placement;
 pub mod schedule;
+pub mod units;

@@ -254,6 +254,7 @@ impl Control {
             waits_for: self.shared.waits_for().into_iter().map(|r| r as u32).collect(),
             compute_s: 0.0,
             sealed_next: false,
+            progress: self.shared.progress(),
         };
         WorkerMessage { body: Some(Body::Heartbeat(heartbeat)) }
     }

@@ -295,14 +295,26 @@ impl Job {
         }
     }
 
-    /// Preparing may take long where data is read for the first time. Who does something else all the time hangs in it.
+    /// Preparing may take long where data is read for the first time or a checkpoint is, but gets on. Who does something else all the
+    /// time hangs in it.
     fn tick_reports(&mut self, cx: &mut Context<'_>) {
         let (now, timeout) = (cx.now.monotonic, cx.config.limits.failure_timeout);
         for rank in 0..self.world() {
             let activity = &self.live.activity[rank];
-            let has_turned = activity.operation == PREPARE || self.live.prepared.contains_key(&rank);
-            if activity.is_stuck(now, timeout) && !has_turned {
-                let why = format!("hangs in {}: it does not turn to epoch {}", activity.operation, self.record.epoch);
+            if self.live.prepared.contains_key(&rank) {
+                continue;
+            }
+            let prepares = activity.operation == PREPARE;
+            let limit = if prepares { cx.config.limits.prepare() } else { timeout };
+            if activity.is_stuck(now, limit) {
+                let epoch = self.record.epoch;
+                let why = match prepares {
+                    true => format!(
+                        "hangs while it prepares for epoch {epoch}: nothing of it for {} s",
+                        limit.as_secs_f64()
+                    ),
+                    false => format!("hangs in {}: it does not turn to epoch {epoch}", activity.operation),
+                };
                 self.lose_hanging(cx, rank, why);
             }
         }
@@ -346,12 +358,15 @@ pub(super) struct Activity {
     /// It said so first.
     pub since: Duration,
     pub waits_for: Vec<usize>,
+    /// Of that operation.
+    progress: u64,
 }
 
 impl Activity {
     pub fn update(&mut self, message: &proto::Heartbeat, now: Duration) {
-        if self.operation != message.operation {
+        if self.operation != message.operation || self.progress != message.progress {
             self.operation.clone_from(&message.operation);
+            self.progress = message.progress;
             self.since = now;
         }
         self.waits_for = message.waits_for.iter().map(|r| *r as usize).collect();

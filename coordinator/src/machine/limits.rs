@@ -33,6 +33,11 @@ impl Limits {
         self.failure_timeout * 60
     }
 
+    /// Preparing a place without any sign of getting on. It reads shards from storage, as slow as writing them.
+    pub fn prepare(&self) -> Duration {
+        self.checkpoint()
+    }
+
     /// From the opening of a stream to its `Register`.
     pub fn first_message(&self) -> Duration {
         self.failure_timeout

@@ -178,6 +178,7 @@ pub struct Shared {
     committed: AtomicU64,
     operation: Mutex<&'static str>,
     waits_for: Mutex<Option<WaitsFor>>,
+    progress: AtomicU64,
     kill_at: Option<KillAt>,
     #[cfg(any(test, feature = "planted"))]
     flip_at: Option<planted::FlipAt>,
@@ -247,6 +248,15 @@ impl Shared {
 
     pub fn operation(&self) -> &'static str {
         *lock(&self.operation)
+    }
+
+    /// Grows while the trainer gets on with one long operation.
+    pub fn progress(&self) -> u64 {
+        self.progress.load(Ordering::Relaxed)
+    }
+
+    fn advance(&self) {
+        self.progress.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Ranks that the trainer waits for now.
@@ -353,7 +363,8 @@ fn warm_up<D: Device + Clone>(
     ahead: &WarmUp,
     used: Option<Room<D>>,
 ) -> Option<Room<D>> {
-    environment.shared.enter("warm up");
+    // A place may be assigned meanwhile: it is the same work.
+    environment.shared.enter("prepare");
     let since = std::time::Instant::now();
     let room = Room::make(device, environment, &ahead.spec, ahead.rank, &ahead.checkpoint_root, used);
     environment.shared.enter("idle");

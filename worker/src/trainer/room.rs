@@ -79,7 +79,8 @@ impl<D: Device + Clone> Room<D> {
                 return Room::around(device, used.tokens, spec, rank, checkpoint_root);
             }
         }
-        let tokens = Arc::new(TokenFile::prepare(&spec.data, &environment.cache_dir, &mut |_| {})?);
+        let tokens =
+            Arc::new(TokenFile::prepare(&spec.data, &environment.cache_dir, &mut |_| environment.shared.advance())?);
         Room::around(device, tokens, spec, rank, checkpoint_root)
     }
 

@@ -239,3 +239,25 @@ fn who_hangs_in_the_older_epoch_does_not_keep_the_next_from_beginning() {
     world.train(&job, 1);
     assert_eq!(world.view(&job).lost_steps, 0);
 }
+
+/// Reading data takes as long as it takes while it gets on.
+#[test]
+fn who_hangs_while_it_prepares_is_replaced_and_who_gets_on_is_not() {
+    let (mut world, job) = running(2, "");
+    // The first spare takes the place, and hangs in preparing it.
+    world.worker("d").stuck_in = Some("prepare".into());
+    world.kill("a");
+    world.settle();
+    assert_eq!(world.record(&job).places[0].as_deref(), Some("d"));
+    for progress in 1..=4 {
+        world.worker("d").progress = progress;
+        world.pass(LIMITS.prepare() / 2);
+    }
+    assert_eq!((world.record(&job).epoch, world.record(&job).places[0].as_deref()), (2, Some("d")));
+    world.pass(LIMITS.prepare() + LIMITS.hang(Some(STEP_S)));
+    assert!(world.has_event(&job, "worker.lost", "d (rank 0) hangs while it prepares for epoch 2"));
+    assert_eq!(world.record(&job).places[0].as_deref(), Some("e"));
+    world.settle();
+    world.train(&job, 1);
+    assert_eq!(world.view(&job).lost_steps, 0);
+}

@@ -54,6 +54,8 @@ pub struct Worker {
     pub is_hung: bool,
     /// Its trainer hangs in this operation; heartbeats go on.
     pub stuck_in: Option<String>,
+    /// How far it says it is with one long operation.
+    pub progress: u64,
     /// Whom it says it waits for.
     pub waits_for: Vec<u32>,
     pub pid: u32,
@@ -90,6 +92,7 @@ impl Worker {
             is_welcome: false,
             is_hung: false,
             stuck_in: None,
+            progress: 0,
             waits_for: Vec::new(),
             pid: 1,
             digest: 7,
@@ -134,6 +137,7 @@ impl Worker {
             sealed_next: work.sealed,
             operation: self.stuck_in.clone().unwrap_or_else(|| "forward".into()),
             waits_for: self.waits_for.clone(),
+            progress: self.progress,
             ..Default::default()
         }
     }
