@@ -217,6 +217,22 @@ impl Cluster {
         answer.map_or_else(Vec::new, |answer| answer.into_inner().workers)
     }
 
+    /// Waits until a worker has ended by itself; returns its exit code.
+    pub fn exit_code(&mut self, id: &str) -> Result<Option<i32>> {
+        let start = Instant::now();
+        loop {
+            let child = self.workers.get_mut(id).with_context(|| format!("find the running worker {id}"))?;
+            if let Some(status) = child.try_wait()? {
+                self.workers.remove(id);
+                return Ok(status.code());
+            }
+            if start.elapsed() > HANG_GUARD {
+                bail!("waited {HANG_GUARD:?} for the end of {id}\n{}", self.logs());
+            }
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+    }
+
     /// Polls the list of connected workers until `found` says so.
     pub fn wait_for_workers(&self, what: &str, mut found: impl FnMut(&[WorkerInfo]) -> bool) -> Result<()> {
         let start = Instant::now();

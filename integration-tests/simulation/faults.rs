@@ -125,7 +125,9 @@ impl World {
         let Some(pid) = self.someone() else { return };
         let Some(stream) = self.workers.get(&pid).and_then(|w| w.stream) else { return };
         self.env.tell(|| format!("{} is asked to end", id_of(pid)));
-        let body = Box::new(FromWorker::Leaving(proto::Leaving { reason: "the worker was asked to end".into() }));
+        let at_once = self.env.net.random.below(2) == 0;
+        let body =
+            Box::new(FromWorker::Leaving(proto::Leaving { reason: "the worker was asked to end".into(), at_once }));
         self.env.net.send_to_coordinator(stream, AtCoordinator::Message { stream, body });
         let after = self.env.net.random.below(3 * SECOND);
         self.env.net.push(after, Event::WorkerEnds { pid });

@@ -170,6 +170,7 @@ impl Worker {
             waits_for: self.trainer.waits_for(),
             compute_s: 0.0,
             sealed_next,
+            progress: 0,
         };
         self.send(ToCoordinator::Heartbeat(heartbeat), env);
         env.net.at_worker(self.pid, self.heartbeat, AtWorker::Heartbeat { stream });

@@ -21,13 +21,12 @@ pub mod optim;
 pub mod session;
 pub mod trainer;
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use toroid_proto::{BUILD_VERSION, PROTOCOL_VERSION, Register};
 
 use comm::{CommError, Listener};
@@ -78,8 +77,9 @@ pub enum WorkerError {
     Trainer,
 }
 
-/// Runs a worker until `shutdown`, or until the coordinator refuses it.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
+/// Runs a worker until the coordinator refuses it, or it is asked to end. `asked` counts how often that was: the first time its place
+/// is moved first, if that can be done within the coordinator's grace; the second time it ends at once.
+pub async fn run(config: Config, asked: watch::Receiver<u32>) -> Result<(), WorkerError> {
     if !["auto", "cpu"].contains(&config.device.as_str()) {
         return Err(WorkerError::Device { found: config.device });
     }
@@ -129,9 +129,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         shared,
         heartbeat: DEFAULT_HEARTBEAT,
         failure_timeout: DEFAULT_FAILURE_TIMEOUT,
+        leave_grace: 5 * DEFAULT_FAILURE_TIMEOUT,
+        leaves_at: None,
+        asked,
     };
     tokio::select! {
-        result = control.run(shutdown) => Ok(result?),
+        result = control.run() => Ok(result?),
         _ = trainer_ended => Err(WorkerError::Trainer),
     }
 }

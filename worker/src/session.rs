@@ -73,6 +73,7 @@ pub enum Output {
     Intervals {
         heartbeat_ms: u32,
         failure_timeout_ms: u32,
+        leave_grace_ms: u32,
     },
     /// The coordinator will not have this worker.
     Refused {
@@ -204,6 +205,7 @@ impl Session {
         let mut out = vec![Output::Intervals {
             heartbeat_ms: welcome.heartbeat_interval_ms,
             failure_timeout_ms: welcome.failure_timeout_ms,
+            leave_grace_ms: welcome.leave_grace_ms,
         }];
         let Some(work) = &mut self.work else { return out };
         if planted!(ForgetRecords) {

@@ -48,6 +48,12 @@ impl Limits {
         self.failure_timeout / 2
     }
 
+    /// How long a worker that was asked to end stays, for its place to be moved: 25 seconds by default, within the 30 that Kubernetes
+    /// (`terminationGracePeriodSeconds`) and Slurm (`KillWait`) give by default.
+    pub fn leave(&self) -> Duration {
+        self.failure_timeout * 5
+    }
+
     /// How long connections may take to end when the coordinator stops.
     pub fn drain(&self) -> Duration {
         self.failure_timeout / 5

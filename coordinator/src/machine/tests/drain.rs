@@ -96,7 +96,10 @@ fn a_drain_that_is_not_possible_says_what_to_do() {
 fn a_worker_that_leaves_moves_its_place_where_a_spare_is() {
     let (mut world, job) = running(1, "");
     let leave = |world: &mut World, id: &str| {
-        world.worker(id).outbox.push_back(FromWorker::Leaving(proto::Leaving { reason: "SIGTERM".into() }));
+        world
+            .worker(id)
+            .outbox
+            .push_back(FromWorker::Leaving(proto::Leaving { reason: "SIGTERM".into(), at_once: true }));
         while world.deliver_from(id) {}
     };
     leave(&mut world, "b");
@@ -108,6 +111,24 @@ fn a_worker_that_leaves_moves_its_place_where_a_spare_is() {
     leave(&mut world, "c");
     assert!(world.has_event(&job, "worker.lost", "c (rank 2) left: SIGTERM"), "nobody is there to take its place");
     assert_eq!(world.record(&job).state, State::Recovering);
+}
+
+/// It stays as a holder until somebody comes, and is told to stop when nothing that it holds is needed any more.
+#[test]
+fn a_worker_that_leaves_in_time_keeps_its_place_until_a_spare_comes() {
+    let (mut world, job) = running(0, "");
+    let leaving = proto::Leaving { reason: "SIGTERM".into(), at_once: false };
+    world.worker("b").outbox.push_back(FromWorker::Leaving(leaving.clone()));
+    world.settle();
+    world.train(&job, 1);
+    assert_eq!((world.record(&job).epoch, world.record(&job).places[1].as_deref()), (1, Some("b")));
+    world.join("e");
+    assert_eq!(world.record(&job).places[1].as_deref(), Some("e"));
+    world.settle();
+    world.train(&job, 1);
+    let view = world.view(&job);
+    assert_eq!((view.incidents[0].rung.as_str(), view.lost_steps, view.spares), ("drain", 0, 0));
+    assert!(world.worker("b").work.is_none(), "it was told to stop");
 }
 
 #[test]
