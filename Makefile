@@ -5,10 +5,11 @@
 #              undisturbed run; takes hours (SEEDS=20000 KILLS=20: minutes)
 # make check   the part of it that needs no running; writes no source file
 # make fix     format, and apply what clippy knows how to fix
-# make bench   speed of a training step of one worker on one thread, and how long a death holds a job up
+# make bench   speed and memory of training steps, and how long a death holds a job up
+# make bench-pytorch   speed and memory of training steps, beside the same model in PyTorch; installs it in .venv-bench
 # make bench-elastic   a worker dies: Toroid, torchrun and torchft beside each other; installs PyTorch in .venv-bench
 
-.PHONY: demo test soak check fix bench bench-elastic
+.PHONY: demo test soak check fix bench bench-pytorch bench-elastic
 
 KILLS ?= 200
 SEEDS ?= 1000000
@@ -40,8 +41,13 @@ fix:
 	cargo fmt --all
 
 bench:
-	cargo run --release -p toroid-worker --example bench_stage
+	cargo run --release --bin toroid -- bench step
 	cargo run --release --bin toroid -- bench recovery
+
+bench-pytorch:
+	scripts/bench_venv.sh
+	cargo build --release --bin toroid
+	.venv-bench/bin/python bench/pytorch.py --toroid target/release/toroid
 
 bench-elastic:
 	scripts/bench_venv.sh

@@ -10,4 +10,5 @@ mod local;
 #[path = "../src/chaos/network.rs"]
 mod network;
 mod reference;
+mod resize;
 mod training;

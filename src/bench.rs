@@ -1,7 +1,9 @@
 //! `toroid bench`: figures of this machine. `recovery`: from the death of a worker to the next committed step; `overhead`: what fault
-//! tolerance costs while nothing fails.
+//! tolerance costs while nothing fails; `checkpoint`: how long a step waits for a checkpoint; `step`: speed and memory of whole steps.
 
+mod checkpoint;
 mod overhead;
+mod step;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -30,6 +32,10 @@ pub enum Command {
     Recovery(RecoveryArgs),
     /// What fault tolerance costs while nothing fails: the same job with it and without, in turn
     Overhead(overhead::Args),
+    /// How long a step waits for a checkpoint, and how fast it is written, beside the disk itself
+    Checkpoint(checkpoint::Args),
+    /// Speed and memory of whole optimizer steps in one worker, beside the machine's own peak
+    Step(step::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -83,6 +89,8 @@ pub async fn run(command: Command) -> Result<ExitCode> {
     let args = match command {
         Command::Recovery(args) => args,
         Command::Overhead(args) => return overhead::run(args).await,
+        Command::Checkpoint(args) => return checkpoint::run(args).await,
+        Command::Step(args) => return step::run(&args),
     };
     let mut signals = Signals::new()?;
     let mut reports = Vec::new();

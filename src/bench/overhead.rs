@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
-use toroid_torus::job as job_file;
 
 use super::{Ways, parse_shape};
 use crate::chaos::CHAOS_DIR;
@@ -125,10 +124,8 @@ fn job_of(args: &Args, variant: Variant) -> Result<LocalJob> {
     let Ways { tp, pp, dp } = args.shape;
     let flags = JobArgs { data: args.data.clone(), preset: args.preset.clone(), tp, pp, dp, job: None };
     let steps = (args.steps + WARM_UP_STEPS) as u64;
-    let mut job = job::make(&flags, steps, 0, toroid_worker::data::cargo_registry_sources())?;
-    job.toml.push_str(&format!("\n[fault_tolerance]\nredundancy = {}\n", variant.redundancy));
-    job.spec = job_file::parse(&job.toml).context("make a job of these flags")?;
-    Ok(job)
+    let job = job::make(&flags, steps, 0, toroid_worker::data::cargo_registry_sources())?;
+    job.with("fault_tolerance", "redundancy", variant.redundancy)
 }
 
 fn rows(steps: &[Vec<f64>; VARIANTS.len()]) -> Vec<Row> {

@@ -48,6 +48,19 @@ pub struct LocalJob {
     pub data: String,
 }
 
+impl LocalJob {
+    /// The same with `table.key` set to `value`.
+    pub fn with(self, table: &str, key: &str, value: impl Into<toml::Value>) -> Result<LocalJob> {
+        let mut file: toml::Table = toml::from_str(&self.toml).context("read the job file again")?;
+        let entry = file.entry(table).or_insert_with(|| toml::Table::new().into());
+        let keys = entry.as_table_mut().with_context(|| format!("`{table}` of the job file is no table"))?;
+        keys.insert(key.into(), value.into());
+        let toml = toml::to_string(&file).context("write the job file")?;
+        let spec = job::parse(&toml).with_context(|| format!("set {table}.{key} in the job file"))?;
+        Ok(LocalJob { toml, spec, data: self.data })
+    }
+}
+
 /// The keys of a job file that flags decide.
 #[derive(Serialize)]
 struct File<'a> {
@@ -159,6 +172,15 @@ mod tests {
         assert_eq!((job.spec.data.path.as_path(), job.spec.data.extensions.len()), (path.as_path(), 0));
         assert_eq!(job.data, format!("training on {text}"));
         assert_eq!(job::parse(&job.toml)?, job.spec);
+        Ok(())
+    }
+
+    #[test]
+    fn a_key_is_set_and_checked() -> Result<()> {
+        let job = make(&args(&[]), 9, 0, Some("/cargo/registry/src".into()))?;
+        let off = job.with("fault_tolerance", "redundancy", false)?.with("checkpoint", "keep", 7)?;
+        assert_eq!((off.spec.fault_tolerance.redundancy, off.spec.checkpoint.keep), (false, 7));
+        assert!(off.with("checkpoint", "keeep", 7).is_err_and(|e| format!("{e:#}").contains("did you mean `keep`")));
         Ok(())
     }
 

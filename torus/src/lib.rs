@@ -8,6 +8,7 @@
 //!  schedule learning rate and weight decay by step         manifest   what a checkpoint consists of
 //!  init     the first value of every weight                holders    which two places keep each shard
 //!  units    sizes for people
+//!  resplit  another number of replicas: who keeps a place, which part of the state goes where
 //! ```
 //!
 //! Deliberately absent: tokio, sockets, files, clocks, random sources, `HashMap`. Time and seeds are arguments, so the same
@@ -26,5 +27,6 @@ pub mod model;
 pub mod partition;
 pub mod pipeline;
 pub mod placement;
+pub mod resplit;
 pub mod schedule;
 pub mod units;

@@ -16,14 +16,15 @@
 //! - **D-3 accumulation.** Gradients of parameters are *added* to their output (`+=`); every other output is
 //!   overwritten unless its documentation says `+=`.
 //!
-//! Wrong shapes are bugs and panic. Deliberately absent: errors, autograd, dtypes other than f32, and shapes at run
-//! time.
+//! Products round their operands as [`Products`] says and add up in f32. Wrong shapes are bugs and panic. Deliberately absent:
+//! errors, autograd, buffers of dtypes other than f32, and shapes at run time.
 
 use std::ops::Range;
 
 pub mod cpu;
 
 pub use cpu::CpuDevice;
+pub use toroid_torus::job::Products;
 
 /// Experts of one token, as [`toroid_torus::model::TOP_K`].
 pub const TOP_K: usize = toroid_torus::model::TOP_K;
@@ -301,10 +302,19 @@ pub trait Device: Send + Sync + Sized + 'static {
     // ------------------------------------------------------------ products
 
     /// `c = alpha * a b + beta * c`; `a (m, k)`, `b (k, n)`, `c (m, n)`. With `beta = 0`, `c` is not read.
-    fn matmul(&self, alpha: f32, a: Mat<'_, Self::Buf>, b: Mat<'_, Self::Buf>, beta: f32, c: MatMut<'_, Self::Buf>);
+    fn matmul(
+        &self,
+        products: Products,
+        alpha: f32,
+        a: Mat<'_, Self::Buf>,
+        b: Mat<'_, Self::Buf>,
+        beta: f32,
+        c: MatMut<'_, Self::Buf>,
+    );
     /// For the rows of each expert `y = x w[e]^T`; `x (R, in)`, `w (E_local, out, in)`, `y (R, out)`.
     fn grouped_matmul(
         &self,
+        products: Products,
         groups: &Groups<Self>,
         x: View<'_, Self::Buf>,
         w: View<'_, Self::Buf>,
@@ -313,6 +323,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// `dx = dy w[e]`; shapes as in [`Device::grouped_matmul`].
     fn grouped_matmul_dx(
         &self,
+        products: Products,
         groups: &Groups<Self>,
         dy: View<'_, Self::Buf>,
         w: View<'_, Self::Buf>,
@@ -321,6 +332,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// `dw[e] += dy^T x`; shapes as in [`Device::grouped_matmul`].
     fn grouped_matmul_dw(
         &self,
+        products: Products,
         groups: &Groups<Self>,
         dy: View<'_, Self::Buf>,
         x: View<'_, Self::Buf>,
@@ -373,6 +385,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// log-sum-exp of the scores, `lse (batch, heads, seq)`, all that the backward needs besides.
     fn attention(
         &self,
+        products: Products,
         dims: &AttentionDims,
         qkv: View<'_, Self::Buf>,
         out: ViewMut<'_, Self::Buf>,
@@ -381,6 +394,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// `dqkv` from `dout`, recomputing the scores block by block (Dao et al., FlashAttention).
     fn attention_backward(
         &self,
+        products: Products,
         dims: &AttentionDims,
         qkv: View<'_, Self::Buf>,
         out: View<'_, Self::Buf>,

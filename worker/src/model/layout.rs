@@ -6,7 +6,7 @@ use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::job::JobSpec;
 use toroid_torus::partition::{self, Partition};
 
-use crate::device::AttentionDims;
+use crate::device::{AttentionDims, Products};
 
 /// Ranges of one layer's tensors in the flat buffer of parameters, and of their gradients in that of gradients.
 ///
@@ -59,6 +59,8 @@ pub(super) struct Layout {
     pub vocab: Range<usize>,
     pub vocab_size: usize,
     pub norm_eps: f32,
+    /// All but the router's.
+    pub products: Products,
     pub rope_theta: f64,
     pub z_coef: f64,
     pub balance_coef: f64,
@@ -93,6 +95,7 @@ impl Layout {
             vocab: part(model.vocab),
             vocab_size: model.vocab,
             norm_eps: model.norm_eps as f32,
+            products: spec.products,
             rope_theta: model.rope_theta,
             z_coef: spec.loss.z_coef,
             balance_coef: spec.loss.balance_coef,

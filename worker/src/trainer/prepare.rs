@@ -11,14 +11,15 @@ use toroid_torus::init::fill_initial;
 use toroid_torus::job::{JobError, JobSpec};
 use toroid_torus::manifest::{FORMAT, Manifest, ShardFile};
 use toroid_torus::partition::Partition;
-use toroid_torus::pipeline::{Pipeline, one_f_one_b};
+use toroid_torus::pipeline::Pipeline;
 
 use super::evaluate::ValidationSums;
 use super::holders::Holders;
 use super::replay::{Kept, Sealed};
-use super::room::{Buffers, Room};
+use super::resplit::Earlier;
+use super::room::{Buffers, Parts, Room};
 use super::step::Totals;
-use super::{Assignment, Emit, Environment, Happened, Shared, TrainerEvent};
+use super::{Assignment, Emit, Environment, Happened, HeldAs, Shared, TrainerEvent};
 use crate::checkpoint::{CheckpointError, ShardState, ShardStateMut, Storage, load_initial};
 use crate::comm::{Fence, Group, Links};
 use crate::data::{DataError, Dataset};
@@ -36,8 +37,13 @@ pub struct Job<D: Device + Clone> {
     pub(super) shard: Shard<D>,
     /// The copy of another place's shard; `None` without redundancy.
     pub(super) holders: Option<Holders<D>>,
+    /// What the parts of this place, from `partition` to `buffers`, are made for. Until it is healed that may be another place than the
+    /// assignment's.
+    pub(super) made_for: HeldAs,
     /// The shards hold the state of `committed`; a newcomer's do not until it is healed.
     pub(super) has_state: bool,
+    /// The state as it was split before, until all are known to have it as it is split now.
+    pub(super) earlier: Option<Earlier<D>>,
     /// All that is needed to apply `committed + 1` is here: the gradients of both shards.
     pub(super) sealed: bool,
     /// This place's shard and its gradient when they were sealed.
@@ -123,12 +129,10 @@ impl<D: Device + Clone> Job<D> {
         warm: Option<Room<D>>,
     ) -> Result<Job<D>, PrepareError> {
         let spec = Arc::clone(&assignment.spec);
-        let place = assignment.place();
         let room = Room::make(device, environment, &spec, assignment.rank, &assignment.checkpoint_root, warm)?;
-        let Room { partition, dataset, data_digest, stage, storage, mut shard, kept, mut holders, buffers, .. } = room;
+        let Room { dataset, data_digest, storage, parts, .. } = room;
+        let Parts { partition, stage, mut shard, kept, mut holders, pipeline, groups, buffers } = parts;
         let cursor = Cursor::new(spec.seed, dataset.num_train(), spec.data.order);
-        let num_micro_batches = spec.batch.of_replica(spec.shape.dp(), place.dp).len();
-        let pipeline = one_f_one_b(place.pp, spec.shape.pp(), num_micro_batches);
 
         let source = Source::of(&assignment, &storage)?;
         if let (Source::Checkpoint { manifest, .. }, 0) = (&source, assignment.rank)
@@ -141,10 +145,7 @@ impl<D: Device + Clone> Job<D> {
                 shard.write(device, &state);
             }
         }
-        let groups =
-            Groups { tp: Group::tp(&spec.shape, assignment.rank), dp: Group::dp(&spec.shape, assignment.rank) };
         Ok(Job {
-            assignment,
             fence,
             groups,
             partition,
@@ -156,6 +157,8 @@ impl<D: Device + Clone> Job<D> {
             pipeline,
             buffers,
             holders,
+            made_for: assignment.held_as(),
+            earlier: None,
             has_state: !matches!(source, Source::OtherHolders),
             sealed: false,
             sealed_own: Sealed::default(),
@@ -172,6 +175,7 @@ impl<D: Device + Clone> Job<D> {
             skipped_at: Mutex::default(),
             storage,
             writer: None,
+            assignment,
         })
     }
 
@@ -183,8 +187,12 @@ impl<D: Device + Clone> Job<D> {
         self.dataset.num_train()
     }
 
-    /// As [`Job::write_checkpoint`], if `step` is the committed one.
+    /// As [`Job::write_checkpoint`], if `step` is the committed one. Where the state is not yet split for this place, the epoch has ended
+    /// before it was, and what was asked for in it is void.
     pub(super) fn write_checkpoint_of(&mut self, step: u64, emit: &Emit) {
+        if self.made_for != self.assignment.held_as() || !self.has_state {
+            return;
+        }
         if step == self.committed {
             return self.write_checkpoint(emit);
         }
@@ -193,10 +201,8 @@ impl<D: Device + Clone> Job<D> {
 
     /// Writes this place's shard of the committed state in the background; the state is copied aside first.
     pub(super) fn write_checkpoint(&mut self, emit: &Emit) {
-        if let Some(writer) = self.writer.take() {
-            // The coordinator has one checkpoint in flight: this one was given up by it, or has just ended.
-            let _ = writer.join();
-        }
+        // The coordinator has one checkpoint in flight: this one was given up by it, or has just ended.
+        self.await_writer();
         let Assignment { job_id, epoch, rank, .. } = self.assignment.clone();
         let step = self.committed;
         super::lock(&self.skipped_at).insert(step, self.skipped);
@@ -216,6 +222,13 @@ impl<D: Device + Clone> Job<D> {
             emit(TrainerEvent { job_id, epoch, what });
         };
         self.writer = Some(std::thread::spawn(write));
+    }
+
+    /// Nothing is being written afterwards.
+    pub(super) fn await_writer(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
     }
 
     /// Writes the manifest of `step` (T-6: every shard is durable by now), then removes the checkpoints that are no longer kept. Not

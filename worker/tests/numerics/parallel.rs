@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use toroid_torus::geometry::{Place, Shape};
-use toroid_torus::job::JobSpec;
+use toroid_torus::job::{JobSpec, Products};
 use toroid_torus::partition::Partition;
 use toroid_worker::model::{Alone, Input, MicroBatchStats, TpComm};
 
@@ -163,10 +163,15 @@ fn tp_2_and_pp_2() {
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
-    let spec = spec(3);
+    for products in [Products::F32, Products::Bf16] {
+        check_threads(&JobSpec { products, ..spec(3) });
+    }
+}
+
+fn check_threads(spec: &JobSpec) {
     let (tokens, targets) = batch(&reference().text, 0, 3);
     let run = |threads| {
-        let (mut stage, _) = whole(&spec, threads);
+        let (mut stage, _) = whole(spec, threads);
         let stats = step(&mut stage, &tokens, &targets, 1.0);
         let bits: Vec<u32> = read(stage.device(), stage.grads()).iter().map(|g| g.to_bits()).collect();
         (stats, bits)

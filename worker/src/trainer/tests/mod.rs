@@ -130,7 +130,7 @@ fn of_place(assignment: Assignment, environment: &Environment) -> Gradients {
         .expect("prepare the place");
     let mut links = {
         let mut links = None;
-        connect(&job, &mut links, environment).expect("connect the place");
+        connect(&job, None, &mut links, environment).expect("connect the place");
         links.expect("connected")
     };
     job.gather_params(&mut links).expect("gather the parameters");
