@@ -21,13 +21,12 @@ pub mod optim;
 pub mod session;
 pub mod trainer;
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use toroid_proto::{BUILD_VERSION, PROTOCOL_VERSION, Register};
 
 use comm::{CommError, LinkChoice, Listener};
@@ -80,19 +79,20 @@ pub enum WorkerError {
     Trainer,
 }
 
-/// Runs a worker until `shutdown`, or until the coordinator refuses it.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
+/// Runs a worker until the coordinator refuses it, or it is asked to end. `asked` counts how often that was: the first time its place
+/// is moved first, if that can be done within the coordinator's grace; the second time it ends at once.
+pub async fn run(config: Config, asked: watch::Receiver<u32>) -> Result<(), WorkerError> {
     let (selected, why_no_gpu) = config.device.open(config.threads, &config.cache_dir)?;
     if let Some(why) = why_no_gpu {
         tracing::info!("computing on the CPU: {why}");
     }
     match selected {
-        Selected::Cpu(device) => run_on(device, "cpu".into(), config, shutdown).await,
+        Selected::Cpu(device) => run_on(device, "cpu".into(), config, asked).await,
         Selected::Cuda(device) => {
             let name = device.runtime().name().to_string();
             let (free, total) = device.runtime().memory();
             tracing::info!("computing on {name}, {} of {} MiB of its memory are free", free >> 20, total >> 20);
-            run_on(device, name, config, shutdown).await
+            run_on(device, name, config, asked).await
         }
     }
 }
@@ -102,7 +102,7 @@ async fn run_on<D: Device + Clone>(
     device: D,
     name: String,
     config: Config,
-    shutdown: impl Future<Output = ()>,
+    asked: watch::Receiver<u32>,
 ) -> Result<(), WorkerError> {
     let worker_id = config.worker_id.clone().unwrap_or_else(|| format!("{}-{}", config.host, std::process::id()));
     let listener = Listener::bind(&config.data_listen.to_string(), &worker_id, config.links)?;
@@ -150,9 +150,12 @@ async fn run_on<D: Device + Clone>(
         shared,
         heartbeat: DEFAULT_HEARTBEAT,
         failure_timeout: DEFAULT_FAILURE_TIMEOUT,
+        leave_grace: 5 * DEFAULT_FAILURE_TIMEOUT,
+        leaves_at: None,
+        asked,
     };
     tokio::select! {
-        result = control.run(shutdown) => Ok(result?),
+        result = control.run() => Ok(result?),
         _ = trainer_ended => Err(WorkerError::Trainer),
     }
 }

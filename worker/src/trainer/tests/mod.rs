@@ -14,6 +14,8 @@ use crate::comm::{Fence, LinkChoice, Listener, PeerAddr};
 use crate::device::{Buffer, CpuDevice, Device};
 
 mod heal;
+mod publish;
+mod replay;
 
 #[path = "../../../../integration-tests/reference/formula.rs"]
 mod formula;
@@ -125,8 +127,8 @@ fn gradients(spec: &JobSpec, dir: &Path) -> Gradients {
 fn of_place(assignment: Assignment, environment: &Environment) -> Gradients {
     let device = CpuDevice::new(1);
     let tp_rank = assignment.place().tp;
-    let mut job =
-        Job::prepare(&device, environment, assignment, Fence::new().expect("an eventfd")).expect("prepare the place");
+    let mut job = Job::prepare(&device, environment, assignment, Fence::new().expect("an eventfd"), None)
+        .expect("prepare the place");
     let mut links = {
         let mut links = None;
         connect(&job, None, &mut links, environment).expect("connect the place");
