@@ -20,6 +20,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, ensure};
 use tokio::runtime::Runtime;
 use toroid_proto as proto;
+use toroid_worker::device::Choice;
 
 use crate::local::children::Settings;
 use crate::local::cluster::Signals;
@@ -76,6 +77,9 @@ pub struct Args {
     /// Folder for everything that is kept: jobs, curves, checkpoints, logs
     #[arg(long, default_value = CHAOS_DIR, value_name = "FOLDER")]
     dir: PathBuf,
+    /// What every worker computes on, as in `toroid worker`
+    #[arg(long, default_value_t, value_name = "DEVICE")]
+    device: Choice,
     /// Compute threads of each worker; default: cores divided by the job's places, at least 1
     #[arg(long, value_name = "N", value_parser = positive)]
     threads: Option<usize>,
@@ -100,6 +104,7 @@ pub fn run(runtime: &Runtime, args: Args) -> Result<ExitCode> {
     let settings = Settings {
         dir: args.dir.clone(),
         port: 0,
+        device: args.device,
         threads: args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world())),
         failure_timeout: args.failure_timeout_ms.map(Duration::from_millis),
     };

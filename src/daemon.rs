@@ -14,6 +14,9 @@ use anyhow::{Context as _, Result, anyhow};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
+use toroid_worker::device::Choice;
+
+use toroid_worker::comm::LinkChoice;
 
 use crate::client;
 use crate::output;
@@ -62,13 +65,16 @@ pub struct WorkerArgs {
     /// What other workers dial, where that is not the address listened on: host or host:port
     #[arg(long, value_name = "HOST[:PORT]")]
     advertise: Option<String>,
-    /// What to compute on: auto or cpu
-    #[arg(long, default_value = "auto", value_name = "DEVICE")]
-    device: String,
-    /// Compute threads; default: one a core
+    /// Links to other workers: auto (memory shared with those of this host, else TCP), or only shm, unix or tcp, for diagnosis
+    #[arg(long, default_value = "auto", value_name = "KIND")]
+    links: LinkChoice,
+    /// What to compute on: auto, cpu, or cuda:N for GPU number N; auto takes the first GPU that works, else the CPU
+    #[arg(long, default_value_t, value_name = "DEVICE")]
+    device: Choice,
+    /// Compute threads of the CPU; default: one a core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// Folder for token files; default: toroid in the user's cache folder
+    /// Folder for token files and compiled kernels; default: toroid in the user's cache folder
     #[arg(long, value_name = "FOLDER")]
     cache: Option<PathBuf>,
     /// Id of this worker, which must be its own; default: host name and process id
@@ -112,6 +118,7 @@ pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
         rack: args.rack,
         data_listen,
         advertise,
+        links: args.links,
         device: args.device,
         threads: args.threads.map_or_else(num_cores, usize::from),
         cache_dir: args.cache.unwrap_or_else(default_cache),

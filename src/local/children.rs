@@ -19,6 +19,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use toroid_worker::device::Choice;
 
 use crate::daemon::LISTENS_ON;
 
@@ -53,6 +54,8 @@ pub struct Settings {
     pub dir: PathBuf,
     /// Of the coordinator; 0: any free one.
     pub port: u16,
+    /// Of each worker.
+    pub device: Choice,
     /// Compute threads of each worker.
     pub threads: usize,
     /// `None`: the coordinator's default.
@@ -67,6 +70,7 @@ pub struct Children {
     logs: PathBuf,
     coordinator_dir: PathBuf,
     cache_dir: PathBuf,
+    device: Choice,
     threads: usize,
     failure_timeout: Option<Duration>,
     num_workers: usize,
@@ -95,6 +99,7 @@ impl Children {
             logs: folder("logs")?,
             coordinator_dir: folder(crate::find::COORDINATOR_DIR)?,
             cache_dir: folder("cache")?,
+            device: settings.device,
             threads: settings.threads,
             failure_timeout: settings.failure_timeout,
             num_workers: 0,
@@ -179,6 +184,7 @@ impl Children {
         let mut command = self.command(&log)?;
         command.args(["worker", "--die-with-parent", "--coordinator", &self.url(), "--id", &id]);
         command.args(["--listen", "127.0.0.1:0", "--threads", &self.threads.to_string()]);
+        command.args(["--device", &self.device.to_string()]);
         command.arg("--cache").arg(&self.cache_dir);
         match dies_at {
             Some(at) => command.env(KILL_AT, at),

@@ -118,11 +118,6 @@ impl CpuDevice {
         self.pool.threads()
     }
 
-    /// Runs `f` on one of the device's threads: faster than calls from outside, each of which wakes one up and waits for it.
-    pub fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
-        self.pool.enter(f)
-    }
-
     fn kernel(&self, products: Products) -> Kernel {
         Kernel::new(self.isa, products)
     }
@@ -155,6 +150,10 @@ impl CpuDevice {
 impl Device for CpuDevice {
     type Buf = HostBuf;
     type Ids = Box<[u32]>;
+
+    fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        self.pool.enter(f)
+    }
 
     fn fingerprint(&self) -> String {
         let isa = format!("{:?}", self.isa.level()).to_lowercase();
