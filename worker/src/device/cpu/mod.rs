@@ -1,15 +1,16 @@
 //! The CPU: the reference that every other device is tested against.
 //!
 //! ```text
-//!   mod      storage and the trait                 pool    threads and blocks of fixed size
-//!   matmul   products by the `gemm` crate          simd    loops per instruction set, exp
+//!   mod      storage and the trait                 pool    threads, blocks of rows
+//!   matmul   products on all threads  ->  product  one of them on one thread  ->  avx512, or the `gemm` crate
 //!   attention, layers, moe, loss, vector           the operations
+//!   simd     loops per instruction set, exp
 //! ```
 //!
-//! Nothing here depends on the number of threads but the speed (D-1): blocks are cut by shape, a sum is done by one
-//! thread in a fixed order, or by parts of fixed size that are then added in order. `unsafe` is for three things:
-//! disjoint parts of one output on several threads, calls into `gemm`, and calls of functions compiled for an
-//! instruction set that was found.
+//! Nothing here depends on the number of threads but the speed (D-1): a sum is done by one thread in a fixed order, or by parts of
+//! fixed size that are then added in order; where work is cut for the number of threads, no sum is cut. Each thread keeps the
+//! packed operands of its products, allocated at the first one (D-2). `unsafe` is for four things: disjoint parts of one output on
+//! several threads, calls into `gemm`, the AVX-512 products, and calls of functions compiled for an instruction set that was found.
 
 #![allow(unsafe_code)]
 
