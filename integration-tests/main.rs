@@ -5,4 +5,5 @@ mod chaos;
 mod cluster;
 mod local;
 mod reference;
+mod resize;
 mod training;

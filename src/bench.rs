@@ -1,8 +1,9 @@
 //! `toroid bench`: figures of this machine. `recovery`: from the death of a worker to the next committed step; `overhead`: what fault
-//! tolerance costs while nothing fails; `checkpoint`: how long a step waits for a checkpoint.
+//! tolerance costs while nothing fails; `checkpoint`: how long a step waits for a checkpoint; `step`: speed and memory of whole steps.
 
 mod checkpoint;
 mod overhead;
+mod step;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -34,6 +35,8 @@ pub enum Command {
     Overhead(overhead::Args),
     /// How long a step waits for a checkpoint, and how fast it is written, beside the disk itself
     Checkpoint(checkpoint::Args),
+    /// Speed and memory of whole optimizer steps in one worker, beside the machine's own peak
+    Step(step::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -88,6 +91,7 @@ pub async fn run(command: Command) -> Result<ExitCode> {
         Command::Recovery(args) => args,
         Command::Overhead(args) => return overhead::run(args).await,
         Command::Checkpoint(args) => return checkpoint::run(args).await,
+        Command::Step(args) => return step::run(&args),
     };
     let mut signals = Signals::new()?;
     let mut reports = Vec::new();

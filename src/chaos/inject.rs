@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Full strength: every place has a worker, no incident lasts, and a spare waits; children that ended are started again as
-//! spares. Workers that kill themselves at a phase take the way from Settling to Recovering by themselves.
+//! spares. The job keeps all its replicas, and waits for a worker where none is there. Workers that kill themselves at a phase take the way from Settling to Recovering by themselves.
 //! Deliberately absent: what the faults cost is judged in [`super::report`].
 
 use std::collections::BTreeMap;
@@ -186,7 +186,10 @@ impl Run {
 
     /// The workers of the places; spares come when these have their places, so that it is known who has one.
     async fn start(&mut self, job: &LocalJob) -> Result<String> {
-        let id = self.cluster.open().await?.submit(job.toml.clone()).await?;
+        // With fewer replicas the steps would differ by rounding from the undisturbed ones.
+        let mut spec = job.spec.clone();
+        spec.fault_tolerance.min_dp = spec.shape.dp();
+        let id = self.cluster.open().await?.submit(spec.to_toml()).await?;
         for _ in 0..self.world {
             self.start_worker()?;
         }

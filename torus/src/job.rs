@@ -55,6 +55,8 @@ pub enum Products {
 pub struct FaultToleranceConfig {
     /// Every shard has two holders, so that a death costs no committed step. Off: a death costs the work since the last checkpoint.
     pub redundancy: bool,
+    /// Where nobody is there for a lost place, the job goes on with fewer replicas, but not with fewer than these; `dp`: it waits.
+    pub min_dp: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -253,6 +255,7 @@ struct EvalFile {
 #[serde(deny_unknown_fields, default)]
 struct FaultToleranceFile {
     redundancy: Option<bool>,
+    min_dp: Option<usize>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -348,7 +351,10 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
             keep: file.checkpoint.keep.unwrap_or(3),
             path: file.checkpoint.path,
         },
-        fault_tolerance: FaultToleranceConfig { redundancy: file.fault_tolerance.redundancy.unwrap_or(true) },
+        fault_tolerance: FaultToleranceConfig {
+            redundancy: file.fault_tolerance.redundancy.unwrap_or(true),
+            min_dp: file.fault_tolerance.min_dp.unwrap_or(1),
+        },
         model,
     };
     spec.check()?;
@@ -482,6 +488,10 @@ impl JobSpec {
                 found,
                 format!("at least one for each of the {replicas} replicas; raise batch.global"),
             );
+        }
+        let min_dp = self.fault_tolerance.min_dp;
+        if !(1..=replicas).contains(&min_dp) {
+            return value("fault_tolerance.min_dp", min_dp, format!("1 to shape.dp = {replicas}"));
         }
         if self.steps.checked_mul(self.batch.samples()).is_none_or(|n| n > TOML_MAX) {
             let found = format!("{} samples a step", self.batch.samples());

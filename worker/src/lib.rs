@@ -134,7 +134,7 @@ async fn run_on<D: Device + Clone>(
         .spawn(move || {
             // Dropped when the thread ends, by a panic too: a worker without a trainer must not look alive.
             let _ended = ended;
-            trainer::run(&device, &environment, &to_do, &emit);
+            device.enter(|| trainer::run(&device, &environment, to_do, &emit));
         })
         .map_err(WorkerError::Thread)?;
     let control = Control {

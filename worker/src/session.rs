@@ -22,8 +22,10 @@ use toroid_proto::{
     Assign, CheckpointMissed, Failed, Finished, ManifestPublished, PeerLost, Prepared, PublishManifest, ShardWritten,
     StepRecord, StepReport, Stopped, ValidationReport, Welcome,
 };
+use toroid_torus::geometry::Shape;
 use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::ShardFile;
+use toroid_torus::resplit::Origin;
 
 use crate::comm::PeerAddr;
 use crate::trainer::{Assignment, Command, Happened, HealPlan, TrainerEvent};
@@ -97,6 +99,8 @@ struct Work {
     job_id: String,
     epoch: u64,
     rank: usize,
+    /// Places of the epoch.
+    world: usize,
     phase: Phase,
     committed: u64,
     prepared: Option<Prepared>,
@@ -166,12 +170,14 @@ impl Session {
             FromCoordinator::Start(start) => match self.current(&start.job_id, start.epoch) {
                 Some(work) if work.phase == Phase::Ready => {
                     work.phase = Phase::Training;
-                    let heal = start.heal.map(|heal| HealPlan {
-                        step: heal.step,
-                        source: heal.source as usize,
-                        newcomers: heal.newcomers.into_iter().map(|r| r as usize).collect(),
-                    });
-                    vec![Output::Trainer(Command::Start { epoch: start.epoch, heal })]
+                    match start.heal.map(|heal| heal_plan(heal, work.world)).transpose() {
+                        Ok(heal) => vec![Output::Trainer(Command::Start { epoch: start.epoch, heal })],
+                        Err(error) => {
+                            let (fatal, damaged_step, restore) = (true, None, false);
+                            let failed = Happened::Failed { error, fatal, damaged_step, restore };
+                            work.happened(failed).into_iter().map(Output::Send).collect()
+                        }
+                    }
                 }
                 _ => Vec::new(),
             },
@@ -238,6 +244,7 @@ impl Session {
             job_id,
             epoch,
             rank: assignment.rank,
+            world: assignment.spec.shape.world(),
             phase: Phase::Preparing,
             committed: 0,
             prepared: None,
@@ -323,11 +330,11 @@ impl Work {
 
     fn happened(&mut self, what: Happened) -> Vec<ToCoordinator> {
         match what {
-            Happened::Prepared { committed_step, has_state, sealed_next, data_digest, num_samples, num_params } => {
+            Happened::Prepared { committed_step, held, sealed_next, data_digest, num_samples, num_params } => {
                 self.phase = Phase::Ready;
                 self.committed = committed_step;
                 // A newcomer knows nothing of steps yet; what it had to say before still counts.
-                if has_state {
+                if !held.is_empty() {
                     self.unacknowledged.retain(|r| r.record.as_ref().is_some_and(|r| r.step <= committed_step));
                 }
                 let prepared = Prepared {
@@ -337,7 +344,10 @@ impl Work {
                     data_digest: data_digest.to_vec(),
                     num_samples,
                     num_params,
-                    has_state,
+                    held: held
+                        .iter()
+                        .map(|h| toroid_proto::Held { shape: Some((&h.shape).into()), rank: h.rank as u32 })
+                        .collect(),
                     sealed_next,
                 };
                 self.prepared = Some(prepared.clone());
@@ -433,6 +443,32 @@ impl Work {
     }
 }
 
+/// Parses what the coordinator decided for an epoch of `world` places.
+fn heal_plan(heal: toroid_proto::Heal, world: usize) -> Result<HealPlan, String> {
+    let origin = match &heal.origin {
+        None => None,
+        Some(origin) => {
+            let shape = Shape::try_from(&origin.shape.unwrap_or_default())
+                .map_err(|e| format!("cannot split the state anew as the coordinator says: {e}"))?;
+            let ranks = origin.ranks.iter().map(|r| r.checked_sub(1).map(|r| r as usize)).collect();
+            let origin = Origin { shape, ranks };
+            if origin.ranks.len() != world || origin.ranks.iter().flatten().any(|r| *r >= shape.world()) {
+                return Err(format!(
+                    "cannot split the state anew as the coordinator says: expected ranks of {shape} for {world} places, found {:?}",
+                    origin.ranks
+                ));
+            }
+            Some(origin)
+        }
+    };
+    Ok(HealPlan {
+        step: heal.step,
+        source: heal.source as usize,
+        newcomers: heal.newcomers.into_iter().map(|r| r as usize).collect(),
+        origin,
+    })
+}
+
 /// Parses an assignment; the error says what is wrong with it.
 fn checked(assign: Assign) -> Result<Assignment, String> {
     let spec: JobSpec = serde_json::from_str(&assign.job_json)
@@ -474,6 +510,7 @@ mod tests {
     use toroid_torus::job;
 
     use super::*;
+    use crate::trainer::HeldAs;
 
     fn job_json() -> String {
         let spec = job::parse("steps = 3\n[shape]\ndp = 2\n[data]\npath = \"text\"\n").expect("a valid job");
@@ -509,7 +546,7 @@ mod tests {
     fn prepared(epoch: u64) -> Input {
         let what = Happened::Prepared {
             committed_step: 0,
-            has_state: true,
+            held: vec![HeldAs { shape: Shape::new(1, 1, 2).expect("a shape"), rank: 0 }],
             sealed_next: false,
             data_digest: [0; 32],
             num_samples: 9,
@@ -638,7 +675,7 @@ mod tests {
         check(&mut session, vec![heal, again, committed(1, 2)], &["fence 2", "prepare", "fence 3", "prepare"]);
         let what = Happened::Prepared {
             committed_step: 2,
-            has_state: true,
+            held: vec![HeldAs { shape: Shape::new(1, 1, 2).expect("a shape"), rank: 0 }],
             sealed_next: false,
             data_digest: [0; 32],
             num_samples: 9,

@@ -114,7 +114,7 @@ impl Job {
             std::mem::take(&mut self.live.moved).into_iter().partition::<Vec<_>, _>(|moved| is_asked(moved));
         self.live.moved = kept;
         for Moved { worker, rank, .. } in asked {
-            let has_state = self.live.prepared.get(&rank).is_some_and(|p| p.has_state);
+            let has_state = self.live.prepared.get(&rank).is_some_and(|p| !p.held.is_empty());
             if has_state || cx.pool.get(&worker).is_none() {
                 continue;
             }

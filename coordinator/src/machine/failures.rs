@@ -15,6 +15,7 @@ use super::incident::Sighting;
 use super::job::{Job, Phase};
 use super::record::{Deaths, Failures, SeenBy, State};
 use super::recovery::Loss;
+use super::resize::Patience;
 
 /// A place that fails this often without the job getting any further ends the job.
 const MAX_FAILURES: u32 = 3;
@@ -55,9 +56,12 @@ impl SeenBy {
             SeenBy::StreamClosed | SeenBy::Silence | SeenBy::Registration | SeenBy::WorkerReport | SeenBy::WaitsFor => {
                 true
             }
-            SeenBy::CoordinatorRestart | SeenBy::PeerReport | SeenBy::Digests | SeenBy::Prepared | SeenBy::Drain => {
-                false
-            }
+            SeenBy::CoordinatorRestart
+            | SeenBy::PeerReport
+            | SeenBy::Digests
+            | SeenBy::Prepared
+            | SeenBy::Drain
+            | SeenBy::Capacity => false,
         }
     }
 
@@ -92,6 +96,7 @@ impl Job {
             self.count_death(cx, rank, &worker, &why);
         }
         self.live.losses.push(Loss { rank, worker, host, by, why, had_spare });
+        self.live.patience = Patience::Idle;
         if self.live.phase == Phase::Preparing && self.can_heal() {
             self.take_back_moved(cx, |moved| !moved.is_started);
         }

@@ -21,6 +21,11 @@ impl Limits {
         (self.failure_timeout / 5).clamp(Duration::from_millis(300), Duration::from_secs(1))
     }
 
+    /// How long a lost worker's own restart, or a spare that is being started, is waited for before the job goes on with fewer replicas.
+    pub fn replacement(&self) -> Duration {
+        2 * self.failure_timeout
+    }
+
     /// From one commit to the next, before whoever is waited for is taken to hang. While no step's time is known, the first may take
     /// as long as a checkpoint.
     pub fn hang(&self, step_s: Option<f64>) -> Duration {

@@ -107,6 +107,7 @@ impl Machine {
         for job in jobs.values_mut() {
             job.live.unfit.remove(&id);
         }
+        let is_retained = jobs.values().any(|job| job.had_before(&register));
         let held = jobs.values_mut().find_map(|job| {
             let rank = job.record.rank_of(&id).or_else(|| job.take_back(&register))?;
             Some((job, rank))
@@ -119,7 +120,8 @@ impl Machine {
             }
         }
         let place = kept.as_ref().map(|(job, rank, _)| (job.record.id.clone(), *rank));
-        let keep_going = kept.as_ref().is_some_and(|(.., claim)| *claim != Claim::Newcomer);
+        let goes_on = kept.as_ref().is_some_and(|(.., claim)| *claim != Claim::Newcomer);
+        let keep_going = goes_on || kept.is_none() && is_retained;
         let (epoch, committed) = (register.epoch, register.committed_step);
         cx.pool.insert(Worker { stream, register, last_heard: now.monotonic, place });
         cx.out.send(stream, ToWorker::Welcome(welcome(cx.config, keep_going)));
@@ -238,7 +240,9 @@ fn subject(body: &FromWorker) -> Option<(&String, u64)> {
 impl Job {
     /// What a worker that registers and has the place of `rank` says about it.
     fn claim_of(&self, register: &proto::Register, rank: usize) -> Claim {
-        let is_this_place = (register.job_id.as_str(), register.rank as usize) == (self.record.id.as_str(), rank);
+        let is_rank = (register.job_id.as_str(), register.rank as usize) == (self.record.id.as_str(), rank);
+        // It may not have heard of the shape that it has this place in.
+        let is_this_place = is_rank || self.had_before(register);
         let epoch = self.record.epoch;
         match register.epoch {
             e if is_this_place && e == epoch => Claim::GoesOn,
@@ -267,6 +271,11 @@ impl Job {
     /// The worker of a place is back on another stream and goes on. What it may have missed is said again.
     fn rejoined(&mut self, cx: &mut Context<'_>, rank: usize, epoch: u64, committed: u64) {
         self.live.awaited.remove(&rank);
+        // Who is at the highest step is not to be left over when there are fewer places.
+        if self.can_heal() && self.live.phase != Phase::Started {
+            let known = &mut self.live.committed[rank];
+            *known = (*known).max(committed.min(self.record.spec.steps));
+        }
         match self.live.phase {
             _ if self.live.begin_again.is_some() => {}
             Phase::Waiting => {}

@@ -11,6 +11,7 @@ mod manifest;
 mod partition;
 mod pipeline;
 mod placement;
+mod resplit;
 
 use toroid_torus::cursor::splitmix64;
 use toroid_torus::geometry::Shape;

@@ -256,6 +256,11 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// What decides the bits of a result: device, instruction sets, libraries. Equal fingerprints give equal bits.
     fn fingerprint(&self) -> String;
 
+    /// Runs `f`, which calls the device often, where such calls are cheapest.
+    fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        f()
+    }
+
     // ------------------------------------------------------------ storage
 
     /// `len` zeros.

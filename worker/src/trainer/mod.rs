@@ -14,6 +14,7 @@ mod heal;
 mod holders;
 mod kill;
 mod prepare;
+mod resplit;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -26,9 +27,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use toroid_proto::{StepRecord, Validation};
-use toroid_torus::geometry::Place;
+use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::ShardFile;
+use toroid_torus::resplit::Origin;
 
 use crate::comm::{CommError, Fence, Links, Listener, PeerAddr, Plan, WaitsFor, peers_of};
 use crate::device::Device;
@@ -43,6 +45,7 @@ pub struct Assignment {
     pub job_id: String,
     pub epoch: u64,
     pub rank: usize,
+    /// Its shape is that of this epoch, which may have fewer replicas than the job file asks for.
     pub spec: Arc<JobSpec>,
     /// Every rank, this one included.
     pub peers: BTreeMap<usize, PeerAddr>,
@@ -64,11 +67,25 @@ pub struct HealPlan {
     pub source: usize,
     /// Ranks that have no state.
     pub newcomers: BTreeSet<usize>,
+    /// The state is split anew, from this; `None`: every rank has its own shards already, or is a newcomer.
+    pub origin: Option<Origin>,
+}
+
+/// Two shards, as the place of a rank in a shape has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldAs {
+    pub shape: Shape,
+    pub rank: usize,
 }
 
 impl Assignment {
     pub fn place(&self) -> Place {
         self.spec.shape.place(self.rank)
+    }
+
+    /// How the shards of this place are to be split.
+    pub fn held_as(&self) -> HeldAs {
+        HeldAs { shape: self.spec.shape, rank: self.rank }
     }
 
     /// Of this job and epoch.
@@ -104,7 +121,8 @@ pub struct TrainerEvent {
 pub enum Happened {
     Prepared {
         committed_step: u64,
-        has_state: bool,
+        /// None: a newcomer. Two, the older first, while not all are known to have split the state anew.
+        held: Vec<HeldAs>,
         sealed_next: bool,
         data_digest: [u8; 32],
         num_samples: u64,
@@ -255,12 +273,12 @@ pub enum StepError {
 }
 
 /// The commands, with one that was taken too early put back.
-struct Inbox<'a> {
-    commands: &'a Receiver<Command>,
+struct Inbox {
+    commands: Receiver<Command>,
     put_back: Option<Command>,
 }
 
-impl Inbox<'_> {
+impl Inbox {
     fn wait(&mut self) -> Option<Command> {
         self.put_back.take().or_else(|| self.commands.recv().ok())
     }
@@ -271,7 +289,7 @@ impl Inbox<'_> {
 }
 
 /// Runs until the command channel closes. `emit` is called from this thread and, for checkpoints, from a writer thread.
-pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: &Receiver<Command>, emit: &Emit) {
+pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: Receiver<Command>, emit: &Emit) {
     let mut inbox = Inbox { commands, put_back: None };
     let mut job: Option<Job<D>> = None;
     while let Some(command) = inbox.wait() {
@@ -339,13 +357,13 @@ fn train<D: Device + Clone>(
     job: &mut Job<D>,
     heal: Option<&HealPlan>,
     environment: &Environment,
-    inbox: &mut Inbox<'_>,
+    inbox: &mut Inbox,
     emit: &Emit,
 ) {
     let (job_id, epoch) = (job.assignment.job_id.clone(), job.assignment.epoch);
     let report = |what| emit(TrainerEvent { job_id: job_id.clone(), epoch, what });
     let mut links = job.links.take();
-    let outcome = connect(job, &mut links, environment).map_err(StepError::from).and_then(|()| {
+    let outcome = connect(job, heal, &mut links, environment).map_err(StepError::from).and_then(|()| {
         let links = links.as_mut().expect("connected above");
         report(Happened::Connected);
         job.steps(links, heal, &environment.shared, inbox, emit)
@@ -368,12 +386,16 @@ fn train<D: Device + Clone>(
 
 fn connect<D: Device + Clone>(
     job: &Job<D>,
+    heal: Option<&HealPlan>,
     links: &mut Option<Links>,
     environment: &Environment,
 ) -> Result<(), CommError> {
     environment.shared.enter("connect");
     let assignment = &job.assignment;
-    let needed = peers_of(&assignment.spec.shape, assignment.rank);
+    let mut needed = peers_of(&assignment.spec.shape, assignment.rank);
+    if let Some(origin) = heal.and_then(|h| h.origin.as_ref()) {
+        needed.extend(resplit::peers(assignment, origin));
+    }
     let plan = Plan {
         job_id: assignment.job_id.clone(),
         epoch: assignment.epoch,
@@ -396,7 +418,7 @@ impl<D: Device + Clone> Job<D> {
         links: &mut Links,
         heal: Option<&HealPlan>,
         shared: &Shared,
-        inbox: &mut Inbox<'_>,
+        inbox: &mut Inbox,
         emit: &Emit,
     ) -> Result<(), StepError> {
         let total = self.assignment.spec.steps;
@@ -446,7 +468,7 @@ impl<D: Device + Clone> Job<D> {
     }
 
     /// Does what the session asks for between two steps.
-    fn serve(&mut self, inbox: &mut Inbox<'_>, emit: &Emit) -> Result<(), CommError> {
+    fn serve(&mut self, inbox: &mut Inbox, emit: &Emit) -> Result<(), CommError> {
         let epoch = self.assignment.epoch;
         self.fence.check(epoch)?;
         loop {

@@ -14,8 +14,9 @@ use toroid_torus::partition::{Partition, partition, shard_position};
 use toroid_torus::pipeline::{Pipeline, max_in_flight, one_f_one_b};
 
 use super::holders::Holders;
+use super::resplit::Earlier;
 use super::step::Totals;
-use super::{Assignment, Emit, Environment, Happened, TrainerEvent};
+use super::{Assignment, Emit, Environment, Happened, HeldAs, TrainerEvent};
 use crate::checkpoint::{CheckpointError, ShardState, ShardStateMut, Storage, load_initial};
 use crate::comm::{Fence, Group, Links};
 use crate::data::{DataError, Dataset, TokenFile};
@@ -33,8 +34,13 @@ pub struct Job<D: Device + Clone> {
     pub(super) shard: Shard<D>,
     /// The copy of another place's shard; `None` without redundancy.
     pub(super) holders: Option<Holders<D>>,
+    /// What the parts of this place, from `partition` to `buffers`, are made for. Until it is healed that may be another place than the
+    /// assignment's.
+    pub(super) made_for: HeldAs,
     /// The shards hold the state of `committed`; a newcomer's do not until it is healed.
     pub(super) has_state: bool,
+    /// The state as it was split before, until all are known to have it as it is split now.
+    pub(super) earlier: Option<Earlier<D>>,
     /// All that is needed to apply `committed + 1` is here: the gradients of both shards.
     pub(super) sealed: bool,
     /// What this place saw of silent data corruption in this epoch.
@@ -86,6 +92,50 @@ pub(super) struct Buffers {
     pub expert_load: Vec<u64>,
 }
 
+/// What of a job is made for one place of one shape.
+pub(super) struct Parts<D: Device> {
+    pub partition: Arc<Partition>,
+    pub stage: Stage<D>,
+    pub shard: Shard<D>,
+    pub holders: Option<Holders<D>>,
+    pub pipeline: Pipeline,
+    pub groups: Groups,
+    pub buffers: Buffers,
+}
+
+impl<D: Device + Clone> Parts<D> {
+    /// For the place of the assignment. `load` brings the state of a shard.
+    pub fn new<E>(
+        device: &D,
+        assignment: &Assignment,
+        load: impl Fn(&Partition, Range<usize>) -> Result<HostShard, E>,
+    ) -> Result<Parts<D>, E> {
+        let (spec, place) = (&assignment.spec, assignment.place());
+        let partition = Arc::new(partition(&spec.model, &spec.shape, place.tp, place.pp));
+        let num_micro_batches = spec.batch.of_replica(spec.shape.dp(), place.dp).len();
+        let pipeline = one_f_one_b(place.pp, spec.shape.pp(), num_micro_batches);
+        let stage = Stage::new(device.clone(), spec, &spec.shape, place, &partition, max_in_flight(&pipeline).max(1));
+        let position = shard_position(&spec.shape, place.dp);
+        let range = position * partition.shard_len..(position + 1) * partition.shard_len;
+        let state = load(&partition, range.clone())?;
+        let shard = Shard::from_host(device, Arc::clone(&partition), range, &state);
+        let holders = Holders::new(device, spec, assignment.rank, &load)?;
+        let activation = stage.activation_len();
+        let buffers = Buffers {
+            inputs: vec![0; spec.batch.micro_batch * spec.model.seq],
+            targets: vec![0; spec.batch.micro_batch * spec.model.seq],
+            received: vec![0.0; activation],
+            sent: vec![0.0; activation],
+            scratch: Vec::new(),
+            partial: Vec::new(),
+            expert_load: vec![0; spec.model.layers * spec.model.experts],
+        };
+        let groups =
+            Groups { tp: Group::tp(&spec.shape, assignment.rank), dp: Group::dp(&spec.shape, assignment.rank) };
+        Ok(Parts { partition, stage, shard, holders, pipeline, groups, buffers })
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
     #[error("cannot run this job: {0}")]
@@ -128,40 +178,16 @@ impl<D: Device + Clone> Job<D> {
     ) -> Result<Job<D>, PrepareError> {
         let spec = Arc::clone(&assignment.spec);
         spec.check()?;
-        let place = assignment.place();
-        let partition = Arc::new(partition(&spec.model, &spec.shape, place.tp, place.pp));
         let tokens = Arc::new(TokenFile::prepare(&spec.data, &environment.cache_dir, &mut |_| {})?);
         let data_digest = tokens.digest();
         let dataset = Dataset::new(tokens, spec.model.seq, &spec.data)?;
         let cursor = Cursor::new(spec.seed, dataset.num_train(), spec.data.order);
-        let num_micro_batches = spec.batch.of_replica(spec.shape.dp(), place.dp).len();
-        let pipeline = one_f_one_b(place.pp, spec.shape.pp(), num_micro_batches);
-        let stage = Stage::new(device.clone(), &spec, &spec.shape, place, &partition, max_in_flight(&pipeline).max(1));
         let storage = Arc::new(Storage::open(&assignment.checkpoint_root).map_err(PrepareError::Open)?);
 
-        let position = shard_position(&spec.shape, place.dp);
-        let range = position * partition.shard_len..(position + 1) * partition.shard_len;
         let source = Source::of(&assignment, &storage)?;
-        let shard = source.load(&assignment, &partition, range.clone())?;
-        let shard = Shard::from_host(device, Arc::clone(&partition), range, &shard);
-        let holders = Holders::new(device, &spec, assignment.rank, |partition, range| {
-            source.load(&assignment, partition, range)
-        })?;
-
-        let activation = stage.activation_len();
-        let buffers = Buffers {
-            inputs: vec![0; spec.batch.micro_batch * spec.model.seq],
-            targets: vec![0; spec.batch.micro_batch * spec.model.seq],
-            received: vec![0.0; activation],
-            sent: vec![0.0; activation],
-            scratch: Vec::new(),
-            partial: Vec::new(),
-            expert_load: vec![0; spec.model.layers * spec.model.experts],
-        };
-        let groups =
-            Groups { tp: Group::tp(&spec.shape, assignment.rank), dp: Group::dp(&spec.shape, assignment.rank) };
+        let parts = Parts::new(device, &assignment, |partition, range| source.load(&assignment, partition, range))?;
+        let Parts { partition, stage, shard, holders, pipeline, groups, buffers } = parts;
         Ok(Job {
-            assignment,
             fence,
             groups,
             partition,
@@ -173,6 +199,8 @@ impl<D: Device + Clone> Job<D> {
             pipeline,
             buffers,
             holders,
+            made_for: assignment.held_as(),
+            earlier: None,
             has_state: !matches!(source, Source::OtherHolders),
             sealed: false,
             corrupt: None,
@@ -186,6 +214,7 @@ impl<D: Device + Clone> Job<D> {
             skipped_at: Mutex::default(),
             storage,
             writer: None,
+            assignment,
         })
     }
 
@@ -197,8 +226,12 @@ impl<D: Device + Clone> Job<D> {
         self.dataset.num_train()
     }
 
-    /// As [`Job::write_checkpoint`], if `step` is the committed one.
+    /// As [`Job::write_checkpoint`], if `step` is the committed one. Where the state is not yet split for this place, the epoch has ended
+    /// before it was, and what was asked for in it is void.
     pub(super) fn write_checkpoint_of(&mut self, step: u64, emit: &Emit) {
+        if self.made_for != self.assignment.held_as() || !self.has_state {
+            return;
+        }
         if step == self.committed {
             return self.write_checkpoint(emit);
         }
@@ -207,10 +240,8 @@ impl<D: Device + Clone> Job<D> {
 
     /// Writes this place's shard of the committed state in the background; the state is copied aside first.
     pub(super) fn write_checkpoint(&mut self, emit: &Emit) {
-        if let Some(writer) = self.writer.take() {
-            // The coordinator has one checkpoint in flight: this one was given up by it, or has just ended.
-            let _ = writer.join();
-        }
+        // The coordinator has one checkpoint in flight: this one was given up by it, or has just ended.
+        self.await_writer();
         let Assignment { job_id, epoch, rank, .. } = self.assignment.clone();
         let step = self.committed;
         super::lock(&self.skipped_at).insert(step, self.skipped);
@@ -230,6 +261,13 @@ impl<D: Device + Clone> Job<D> {
             emit(TrainerEvent { job_id, epoch, what });
         };
         self.writer = Some(std::thread::spawn(write));
+    }
+
+    /// Nothing is being written afterwards.
+    pub(super) fn await_writer(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
     }
 
     /// Writes the manifest of `step` (T-6: every shard is durable by now), then removes the checkpoints that are no longer kept.

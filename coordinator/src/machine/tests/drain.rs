@@ -183,7 +183,7 @@ fn the_root_of_the_waits_is_replaced() {
 
 #[test]
 fn a_hang_without_a_spare_does_not_give_the_place_back() {
-    let (mut world, job) = running(0, "");
+    let (mut world, job) = running(0, "fault_tolerance.min_dp = 3");
     hang(&mut world, "b", "forward");
     world.pass(Duration::from_secs(20));
     assert_eq!((world.record(&job).places[1].as_deref(), world.record(&job).epoch), (None, 1));

@@ -369,7 +369,7 @@ fn a_step_that_ends_whoever_computes_it_ends_the_job() {
 
 #[test]
 fn a_worker_that_is_lost_again_and_again_is_put_aside_for_a_while() {
-    let (mut world, job) = running(2, 0, 3, "");
+    let (mut world, job) = running(2, 0, 3, "fault_tolerance.min_dp = 2");
     world.kill("w1");
     for _ in 0..2 {
         world.join("w1");

@@ -35,26 +35,31 @@ use pool::Pool;
 use product::{Kernel, Operand};
 use simd::Isa;
 
-/// One cache line, so that buffers start at one.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
+/// Elements of a cache line, where buffers start.
+const LINE: usize = 16;
 
-/// f32 in host memory, aligned to a cache line.
+/// f32 in host memory, aligned to a cache line. The system gives zeros page by page when they are first touched: what is never used
+/// takes no memory.
 pub struct HostBuf {
-    lines: Box<[Line]>,
+    memory: Box<[f32]>,
+    start: usize,
     len: usize,
 }
 
 impl HostBuf {
+    fn zeros(len: usize) -> HostBuf {
+        let memory = vec![0.0; len + LINE - 1].into_boxed_slice();
+        let start = memory.as_ptr().align_offset(LINE * size_of::<f32>());
+        assert!(start < LINE, "f32 lie at multiples of their size");
+        HostBuf { memory, start, len }
+    }
+
     pub fn as_slice(&self) -> &[f32] {
-        // SAFETY: `Line` is `repr(C)` with 16 f32 and no padding, and `len` of them are inside of `lines`.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+        &self.memory[self.start..self.start + self.len]
     }
 
     pub fn as_mut_slice(&mut self) -> &mut [f32] {
-        // SAFETY: as above, and `self` is borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+        &mut self.memory[self.start..self.start + self.len]
     }
 }
 
@@ -145,13 +150,18 @@ impl Device for CpuDevice {
     type Buf = HostBuf;
     type Ids = Box<[u32]>;
 
+    /// On one of the device's threads: faster than calls from outside, each of which wakes one up and waits for it.
+    fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        self.pool.enter(f)
+    }
+
     fn fingerprint(&self) -> String {
         let isa = format!("{:?}", self.isa.level()).to_lowercase();
         format!("cpu-{}-{isa}-toroid-{}-products-{}", std::env::consts::ARCH, env!("CARGO_PKG_VERSION"), self.probe())
     }
 
     fn alloc(&self, len: usize) -> HostBuf {
-        HostBuf { lines: vec![Line([0.0; 16]); len.div_ceil(16)].into_boxed_slice(), len }
+        HostBuf::zeros(len)
     }
 
     fn alloc_ids(&self, len: usize) -> Box<[u32]> {

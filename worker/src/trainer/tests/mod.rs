@@ -128,7 +128,7 @@ fn of_place(assignment: Assignment, environment: &Environment) -> Gradients {
         Job::prepare(&device, environment, assignment, Fence::new().expect("an eventfd")).expect("prepare the place");
     let mut links = {
         let mut links = None;
-        connect(&job, &mut links, environment).expect("connect the place");
+        connect(&job, None, &mut links, environment).expect("connect the place");
         links.expect("connected")
     };
     job.gather_params(&mut links).expect("gather the parameters");
