@@ -47,17 +47,17 @@ bench:
 	cargo run --release --bin toroid -- bench step
 	cargo run --release --bin toroid -- bench recovery
 
+bench-pytorch:
+	scripts/bench_venv.sh
+	cargo build --release --bin toroid
+	.venv-bench/bin/python bench/pytorch.py --toroid target/release/toroid
+
 gpu-bundle:
 	scripts/gpu_bundle.sh
 
 gpu-check:
 	scripts/gpu_bundle.sh target/gpu-bundle
 	target/gpu-bundle/gpu_check.sh
-
-bench-pytorch:
-	scripts/bench_venv.sh
-	cargo build --release --bin toroid
-	.venv-bench/bin/python bench/pytorch.py --toroid target/release/toroid
 
 bench-elastic:
 	scripts/bench_venv.sh

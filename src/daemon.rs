@@ -16,6 +16,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use toroid_worker::device::Choice;
 
+use toroid_worker::comm::LinkChoice;
+
 use crate::client;
 use crate::output;
 
@@ -63,6 +65,9 @@ pub struct WorkerArgs {
     /// What other workers dial, where that is not the address listened on: host or host:port
     #[arg(long, value_name = "HOST[:PORT]")]
     advertise: Option<String>,
+    /// Links to other workers: auto (memory shared with those of this host, else TCP), or only shm, unix or tcp, for diagnosis
+    #[arg(long, default_value = "auto", value_name = "KIND")]
+    links: LinkChoice,
     /// What to compute on: auto, cpu, or cuda:N for GPU number N; auto takes the first GPU that works, else the CPU
     #[arg(long, default_value_t, value_name = "DEVICE")]
     device: Choice,
@@ -113,6 +118,7 @@ pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
         rack: args.rack,
         data_listen,
         advertise,
+        links: args.links,
         device: args.device,
         threads: args.threads.map_or_else(num_cores, usize::from),
         cache_dir: args.cache.unwrap_or_else(default_cache),

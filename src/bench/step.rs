@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use toroid_torus::job::{JobSpec, Products};
 use toroid_torus::model::{ModelConfig, TOP_K};
-use toroid_worker::comm::{Fence, Listener, PeerAddr};
+use toroid_worker::comm::{Fence, LinkChoice, Listener, PeerAddr};
 use toroid_worker::device::{Buffer as _, CpuDevice, Device as _, Mat, MatMut};
 use toroid_worker::trainer::{self, Assignment, Command as Order, Emit, Environment, Happened, Shared, TrainerEvent};
 
@@ -199,7 +199,7 @@ struct Step {
 
 /// Trains a job of one place as a worker does.
 fn train(device: &CpuDevice, spec: &JobSpec) -> Result<Vec<Step>> {
-    let listener = Listener::bind("127.0.0.1:0").context("listen on the loopback")?;
+    let listener = Listener::bind("127.0.0.1:0", "bench", LinkChoice::Auto).context("listen on the loopback")?;
     let folder = std::env::temp_dir().join(format!("toroid-bench-{}", std::process::id()));
     let peer = PeerAddr { worker_id: "bench".into(), address: listener.local_addr().to_string() };
     let assignment = Assignment {

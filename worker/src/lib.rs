@@ -30,7 +30,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use toroid_proto::{BUILD_VERSION, PROTOCOL_VERSION, Register};
 
-use comm::{CommError, Listener};
+use comm::{CommError, LinkChoice, Listener};
 use control::{Control, ControlError, JobFence};
 use device::choice::{DeviceError, Selected};
 use device::{Choice, Device};
@@ -56,6 +56,8 @@ pub struct Config {
     pub data_listen: SocketAddr,
     /// `host` or `host:port` that peers dial; the listening address where it is `None`.
     pub advertise: Option<String>,
+    /// Kinds of link that it makes and takes.
+    pub links: LinkChoice,
     pub device: Choice,
     /// Compute threads, where the device is the CPU.
     pub threads: usize,
@@ -102,9 +104,10 @@ async fn run_on<D: Device + Clone>(
     config: Config,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), WorkerError> {
-    let listener = Listener::bind(&config.data_listen.to_string())?;
+    let worker_id = config.worker_id.clone().unwrap_or_else(|| format!("{}-{}", config.host, std::process::id()));
+    let listener = Listener::bind(&config.data_listen.to_string(), &worker_id, config.links)?;
     let identity = Register {
-        worker_id: config.worker_id.clone().unwrap_or_else(|| format!("{}-{}", config.host, std::process::id())),
+        worker_id,
         protocol_version: PROTOCOL_VERSION,
         build_version: BUILD_VERSION.into(),
         host: config.host.clone(),

@@ -256,7 +256,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// What decides the bits of a result: device, instruction sets, libraries. Equal fingerprints give equal bits.
     fn fingerprint(&self) -> String;
 
-    /// Runs `f`, which calls the device often, where such calls are cheapest.
+    /// Runs `f`, which calls the device often, where that is fastest: on the CPU on one of the device's threads, as each call from outside
+    /// would wake one up and wait for it.
     fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         f()
     }

@@ -438,7 +438,8 @@ impl<D: Device + Clone> Job<D> {
                 self.since = std::time::Instant::now();
             }
         }
-        Ok(())
+        // What others still wait for goes out before this place stops to call.
+        Ok(links.flush()?)
     }
 
     /// Says that a step is committed, and saves it where that was asked for.

@@ -150,7 +150,6 @@ impl Device for CpuDevice {
     type Buf = HostBuf;
     type Ids = Box<[u32]>;
 
-    /// On one of the device's threads: faster than calls from outside, each of which wakes one up and waits for it.
     fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         self.pool.enter(f)
     }

@@ -79,7 +79,7 @@ impl<'a> Cluster<'a> {
 
     fn add_worker(&mut self) -> usize {
         let id = self.workers.len();
-        let listener = Listener::bind("127.0.0.1:0").expect("listen on loopback");
+        let listener = Listener::bind("127.0.0.1:0", &format!("w{id}"), LinkChoice::Auto).expect("listen on loopback");
         let address = listener.local_addr().to_string();
         let environment = Environment {
             listener,
