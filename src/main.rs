@@ -4,7 +4,7 @@
 //!   local       a whole cluster of child processes of this binary      coordinator, worker   daemon
 //!   chaos       faults on such a cluster, and a verdict                 bench   figures of this machine
 //!   submit      jobfile (paths), then progress and summary (--wait)     status, jobs, workers, events, cancel, drain   status
-//!   incidents   what failed and what it cost
+//!   incidents   what failed and what it cost                           plan    what a job needs, before it is run
 //!   checkpoint  now, list, verify, export; find: which folder is meant  client, watch: gRPC    format, json, output
 //! ```
 //!
@@ -25,6 +25,7 @@ mod jobfile;
 mod json;
 mod local;
 mod output;
+mod plan;
 mod progress;
 mod status;
 mod submit;
@@ -79,6 +80,8 @@ enum Command {
     /// Measure
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Plan a job before any device is paid for: memory, traffic, pipeline, step time, goodput
+    Plan(Box<plan::Args>),
     /// Show the versions of program, protocol and checkpoint format
     Version,
 }
@@ -123,6 +126,7 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Checkpoint(command) => checkpoint::run(runtime, command),
         Command::Chaos(args) => chaos::run(runtime, *args),
         Command::Bench(command) => runtime.block_on(bench::run(command)),
+        Command::Plan(args) => plan::run(&args),
         Command::Version => {
             output::line(format_args!("toroid {}", toroid_proto::BUILD_VERSION))?;
             output::line(format_args!("protocol {}", toroid_proto::PROTOCOL_VERSION))?;
@@ -190,6 +194,9 @@ mod tests {
             "toroid chaos --job job.toml --every-steps 20 --how cut-link --failure-timeout-ms 1000 --dir d --threads 1",
             "toroid chaos --phase reduce-scatter --kills 2 --device cuda",
             "toroid bench recovery --kills 20 --shape 2,2,2 --shape 1,1,4 -o json",
+            "toroid plan",
+            "toroid plan job.toml --mtbf-h 1000 --link-gbps 25 -o json",
+            "toroid plan --preset 1b --tp 2 --pp 2 --dp 2 --micro-batches 16 --measured",
             "toroid version",
         ] {
             check(line, true);
@@ -212,6 +219,9 @@ mod tests {
             "toroid chaos --phase lunch",
             "toroid chaos --phase commit --rank 1",
             "toroid bench recovery --shape 2,2",
+            "toroid plan job.toml --tp 2",
+            "toroid plan --mtbf-h 0",
+            "toroid plan --measured --device-tflops 3",
         ] {
             check(line, false);
         }

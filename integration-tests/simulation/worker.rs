@@ -244,6 +244,7 @@ impl Worker {
 
     /// SIGCONT.
     pub fn continues(&mut self, env: &mut Env) {
+        // A stopped process sees no fence.
         self.waits_on = None;
         for what in self.backlog.take().unwrap_or_default() {
             self.handle(what, env);

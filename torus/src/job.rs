@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::geometry::{Shape, ShapeError};
 use crate::model::{ModelConfig, PRESETS};
 use crate::partition::{self, PartitionError};
+use crate::pipeline::Schedule;
 use crate::schedule::OptimizerConfig;
 
 /// A job, complete: nothing is left to a default.
@@ -33,6 +34,9 @@ pub struct JobSpec {
     pub model: ModelConfig,
     pub loss: LossConfig,
     pub batch: BatchConfig,
+    /// Manifests of before there was a choice have none.
+    #[serde(default)]
+    pub pipeline: PipelineConfig,
     pub optimizer: OptimizerConfig,
     pub data: DataConfig,
     pub eval: EvalConfig,
@@ -48,6 +52,13 @@ pub enum Products {
     F32,
     /// To bf16, to nearest, ties to even.
     Bf16,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PipelineConfig {
+    /// In which order a stage computes its micro-batches; the results are the same bits.
+    pub schedule: Schedule,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -179,6 +190,7 @@ struct File {
     model: ModelFile,
     loss: LossFile,
     batch: BatchFile,
+    pipeline: PipelineConfig,
     optimizer: OptimizerFile,
     data: DataFile,
     eval: EvalFile,
@@ -348,6 +360,7 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
             balance_coef: file.loss.balance_coef.unwrap_or(1e-2),
         },
         batch,
+        pipeline: file.pipeline,
         optimizer,
         eval: EvalConfig {
             interval: file.eval.interval.unwrap_or(0),
@@ -536,6 +549,7 @@ struct Written<'a> {
     model: &'a ModelConfig,
     loss: &'a LossConfig,
     batch: WrittenBatch,
+    pipeline: PipelineConfig,
     optimizer: &'a OptimizerConfig,
     data: &'a DataConfig,
     eval: WrittenEval,
@@ -572,6 +586,7 @@ impl<'a> From<&'a JobSpec> for Written<'a> {
                 micro_batch: s.batch.micro_batch,
                 global: s.batch.micro_batch * s.batch.num_micro_batches,
             },
+            pipeline: s.pipeline,
             optimizer: &s.optimizer,
             data: &s.data,
             eval: WrittenEval { interval: s.eval.interval, micro_batches: s.eval.num_micro_batches },

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use toroid_torus::job::JobSpec;
 use toroid_torus::partition::{Partition, partition, shard_position};
-use toroid_torus::pipeline::{Pipeline, max_in_flight, one_f_one_b};
+use toroid_torus::pipeline::Pipeline;
 
 use super::Environment;
 use super::holders::Holders;
@@ -100,12 +100,12 @@ impl<D: Device + Clone> Parts<D> {
 
 fn pipeline_of(spec: &JobSpec, rank: usize) -> Pipeline {
     let place = spec.shape.place(rank);
-    one_f_one_b(place.pp, spec.shape.pp(), spec.batch.of_replica(spec.shape.dp(), place.dp).len())
+    spec.pipeline.schedule.stage(place.pp, spec.shape.pp(), spec.batch.of_replica(spec.shape.dp(), place.dp).len())
 }
 
 /// Micro-batches between their forward and their backward at a time.
 fn num_slots(pipeline: &Pipeline) -> usize {
-    max_in_flight(pipeline).max(1)
+    pipeline.max_in_flight().max(1)
 }
 
 fn groups_of(spec: &JobSpec, rank: usize) -> Groups {

@@ -1,7 +1,7 @@
 //! One step (design section 4).
 //!
 //! ```text
-//!  1 forward and backward of the micro-batches, 1F1B       2 parts of replicated tensors summed over TP, reduce-scatter over DP: sealed
+//!  1 forward and backward of the micro-batches             2 parts of replicated tensors summed over TP, reduce-scatter over DP: sealed
 //!  3 global sum over the torus: the commit point (T-2)     4 AdamW on both shards     5 all-gather of the new parameters
 //! ```
 //!
@@ -13,7 +13,7 @@ use std::time::Instant;
 use toroid_proto::StepRecord;
 use toroid_torus::model::ModelConfig;
 use toroid_torus::partition::stage_layers;
-use toroid_torus::pipeline::Action;
+use toroid_torus::pipeline::{Action, Pass};
 
 use super::heal::HISTORY;
 use super::room::Buffers;
@@ -92,9 +92,12 @@ impl<D: Device + Clone> Job<D> {
         for action in self.pipeline.clone().actions() {
             // Without neighbours nothing else here would see that the epoch is over, for a whole step.
             self.fence.check(self.assignment.epoch)?;
-            match *action {
-                Action::Forward(i) => self.forward(links, shared, i, &mut sums)?,
-                Action::Backward(i) => self.backward(links, shared, i)?,
+            let Action { pass, micro_batch: i, chunk } = *action;
+            assert_eq!(chunk, 0, "a stage has one chunk of layers");
+            match pass {
+                Pass::Forward => self.forward(links, shared, i, &mut sums)?,
+                Pass::Backward | Pass::BackwardInput => self.backward(links, shared, pass, i)?,
+                Pass::BackwardWeight => self.stage.backward_weight(self.slot(i)),
             }
         }
         shared.enter("sum gradients over tp");
@@ -137,7 +140,7 @@ impl<D: Device + Clone> Job<D> {
         Ok(())
     }
 
-    fn backward(&mut self, links: &mut Links, shared: &Shared, i: usize) -> Result<(), CommError> {
+    fn backward(&mut self, links: &mut Links, shared: &Shared, pass: Pass, i: usize) -> Result<(), CommError> {
         shared.enter("backward");
         let neighbours = self.neighbours();
         if let Some(next) = neighbours.next {
@@ -149,14 +152,17 @@ impl<D: Device + Clone> Job<D> {
         let mut tp = TpGroup::new(links, &self.groups.tp, &mut b.scratch);
         let grad_output = neighbours.next.is_some().then_some(b.received.as_slice());
         let grad_input = neighbours.previous.is_some().then_some(b.sent.as_mut_slice());
-        self.stage.backward(slot, grad_output, scale, &mut tp, grad_input)?;
+        match pass {
+            Pass::BackwardInput => self.stage.backward_input(slot, grad_output, scale, &mut tp, grad_input)?,
+            _ => self.stage.backward(slot, grad_output, scale, &mut tp, grad_input)?,
+        }
         if let Some(previous) = neighbours.previous {
             send(links, previous, Channel::Backward, &self.buffers.sent)?;
         }
         Ok(())
     }
 
-    /// Activations of micro-batch `i` lie in this slot of the stage until its backward.
+    /// Activations of micro-batch `i` lie in this slot of the stage until the end of its backward.
     fn slot(&self, i: usize) -> usize {
         i % self.stage.num_slots()
     }
