@@ -19,6 +19,7 @@ pub mod device;
 pub mod model;
 pub mod optim;
 pub mod session;
+pub mod trace;
 pub mod trainer;
 
 use std::future::Future;
@@ -34,6 +35,7 @@ use comm::{CommError, LinkChoice, Listener};
 use control::{Control, ControlError, JobFence};
 use device::Device as _;
 use session::Session;
+use trace::Trace;
 use trainer::{Emit, Environment, Shared};
 
 /// Until the coordinator's Welcome names them.
@@ -61,6 +63,8 @@ pub struct Config {
     pub device: String,
     /// Compute threads.
     pub threads: usize,
+    /// Folder for spans of the first steps.
+    pub trace: Option<PathBuf>,
     /// Token files are kept here.
     pub cache_dir: PathBuf,
     pub token: Option<String>,
@@ -70,6 +74,8 @@ pub struct Config {
 pub enum WorkerError {
     #[error("the device `{found}` is not known; there are auto and cpu")]
     Device { found: String },
+    #[error("cannot write a trace into {}: {error}; name a folder that this user may write to", .folder.display())]
+    Trace { folder: PathBuf, error: std::io::Error },
     #[error("cannot listen for links: {0}")]
     Listen(#[from] CommError),
     #[error(transparent)]
@@ -88,6 +94,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let device = device::CpuDevice::new(config.threads.max(1));
     let worker_id = config.worker_id.clone().unwrap_or_else(|| format!("{}-{}", config.host, std::process::id()));
     let listener = Listener::bind(&config.data_listen.to_string(), &worker_id, config.links)?;
+    let traced = config.trace.as_ref().map(|folder| (folder, Trace::create(folder, &worker_id)));
+    let trace = match traced {
+        None => None,
+        Some((_, Ok(trace))) => Some(trace),
+        Some((folder, Err(error))) => return Err(WorkerError::Trace { folder: folder.clone(), error }),
+    };
     let identity = Register {
         worker_id,
         protocol_version: PROTOCOL_VERSION,
@@ -102,7 +114,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         pid: std::process::id(),
         ..Register::default()
     };
-    let shared = Arc::new(Shared::of_process());
+    let shared = Arc::new(Shared::of_process(trace));
     let (events, received) = mpsc::unbounded_channel();
     let (commands, to_do) = std::sync::mpsc::channel();
     let environment = Environment {
