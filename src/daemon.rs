@@ -75,6 +75,9 @@ pub struct WorkerArgs {
     /// Folder for token files and compiled kernels; default: toroid in the user's cache folder
     #[arg(long, value_name = "FOLDER")]
     cache: Option<PathBuf>,
+    /// Folder for what the first 32 steps' time goes to; `toroid trace` shows it
+    #[arg(long, env = "TOROID_TRACE", value_name = "FOLDER")]
+    trace: Option<PathBuf>,
     /// Id of this worker, which must be its own; default: host name and process id
     #[arg(long, value_name = "ID")]
     id: Option<String>,
@@ -123,6 +126,7 @@ pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
         links: args.links,
         device: args.device,
         threads: args.threads.map_or_else(num_cores, usize::from),
+        trace: args.trace,
         cache_dir: args.cache.unwrap_or_else(default_cache),
         token: args.token,
     };

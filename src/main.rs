@@ -4,7 +4,8 @@
 //!   local       a whole cluster of child processes of this binary      coordinator, worker   daemon
 //!   chaos       faults on such a cluster, and a verdict                 bench   figures of this machine
 //!   submit      jobfile (paths), then progress and summary (--wait)     status, jobs, workers, events, cancel, drain   status
-//!   incidents   what failed and what it cost                           plan    what a job needs, before it is run
+//!   incidents   what failed and what it cost                            trace   what the time of steps went to
+//!   plan        what a job needs, before it is run
 //!   checkpoint  now, list, verify, export; find: which folder is meant  client, watch: gRPC    format, json, output
 //! ```
 //!
@@ -30,6 +31,7 @@ mod progress;
 mod status;
 mod submit;
 mod summary;
+mod trace;
 mod watch;
 
 use std::io::IsTerminal as _;
@@ -77,6 +79,8 @@ enum Command {
     Checkpoint(checkpoint::Command),
     /// Break a job on this machine on purpose: kills and stops workers, and says whether anything was lost
     Chaos(Box<chaos::Args>),
+    /// Show what the time of steps went to, from what workers wrote with --trace; writes it for chrome://tracing and Perfetto
+    Trace(trace::Args),
     /// Measure
     #[command(subcommand)]
     Bench(bench::Command),
@@ -119,6 +123,7 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Status(args) => runtime.block_on(status::status(args)),
         Command::Jobs(args) => runtime.block_on(status::jobs(args)),
         Command::Workers(args) => runtime.block_on(status::workers(args)),
+        Command::Trace(args) => trace::run(&args),
         Command::Cancel(args) => runtime.block_on(status::cancel(args)),
         Command::Events(args) => runtime.block_on(status::events(args)),
         Command::Incidents(args) => runtime.block_on(incidents::run(args)),

@@ -19,6 +19,7 @@ pub mod device;
 pub mod model;
 pub mod optim;
 pub mod session;
+pub mod trace;
 pub mod trainer;
 
 use std::net::SocketAddr;
@@ -34,6 +35,7 @@ use control::{Control, ControlError, JobFence};
 use device::choice::{DeviceError, Selected};
 use device::{Choice, Device};
 use session::Session;
+use trace::Trace;
 use trainer::{Emit, Environment, Shared};
 
 /// Until the coordinator's Welcome names them.
@@ -60,6 +62,8 @@ pub struct Config {
     pub device: Choice,
     /// Compute threads, where the device is the CPU.
     pub threads: usize,
+    /// Folder for spans of the first steps.
+    pub trace: Option<PathBuf>,
     /// Token files and compiled kernels are kept here.
     pub cache_dir: PathBuf,
     pub token: Option<String>,
@@ -69,6 +73,8 @@ pub struct Config {
 pub enum WorkerError {
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error("cannot write a trace into {}: {error}; name a folder that this user may write to", .folder.display())]
+    Trace { folder: PathBuf, error: std::io::Error },
     #[error("cannot listen for links: {0}")]
     Listen(#[from] CommError),
     #[error(transparent)]
@@ -106,6 +112,12 @@ async fn run_on<D: Device + Clone>(
 ) -> Result<(), WorkerError> {
     let worker_id = config.worker_id.clone().unwrap_or_else(|| format!("{}-{}", config.host, std::process::id()));
     let listener = Listener::bind(&config.data_listen.to_string(), &worker_id, config.links)?;
+    let traced = config.trace.as_ref().map(|folder| (folder, Trace::create(folder, &worker_id)));
+    let trace = match traced {
+        None => None,
+        Some((_, Ok(trace))) => Some(trace),
+        Some((folder, Err(error))) => return Err(WorkerError::Trace { folder: folder.clone(), error }),
+    };
     let identity = Register {
         worker_id,
         protocol_version: PROTOCOL_VERSION,
@@ -120,7 +132,7 @@ async fn run_on<D: Device + Clone>(
         pid: std::process::id(),
         ..Register::default()
     };
-    let shared = Arc::new(Shared::of_process());
+    let shared = Arc::new(Shared::of_process(trace));
     let (events, received) = mpsc::unbounded_channel();
     let (commands, to_do) = std::sync::mpsc::channel();
     let environment = Environment {

@@ -48,7 +48,8 @@ mod transport;
 mod work;
 
 pub use collective::{
-    Group, TpGroup, all_gather, all_gather_f64, all_reduce_sum, global_sum, global_sum_with, reduce_scatter,
+    Algorithm, Group, TpGroup, all_gather, all_gather_f64, all_reduce_sum, all_reduce_torus, global_sum,
+    global_sum_with, reduce_scatter,
 };
 pub use error::CommError;
 pub use establish::{Listener, PeerAddr, Plan, Refusal};

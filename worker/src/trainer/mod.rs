@@ -38,6 +38,7 @@ use toroid_torus::resplit::Origin;
 
 use crate::comm::{CommError, Fence, Links, Listener, PeerAddr, Plan, WaitsFor, peers_of};
 use crate::device::Device;
+use crate::trace::Trace;
 
 pub use prepare::{Job, PrepareError};
 
@@ -202,6 +203,7 @@ pub struct Shared {
     flip_at: Option<planted::FlipAt>,
     /// The coordinator is not heard.
     is_cut_off: AtomicBool,
+    trace: Option<Trace>,
 }
 
 /// How a request for a checkpoint stands to the committed step.
@@ -218,11 +220,12 @@ pub enum Requested {
 
 impl Shared {
     /// For one worker process; reads where a test wants it dead.
-    pub fn of_process() -> Shared {
+    pub fn of_process(trace: Option<Trace>) -> Shared {
         Shared {
             kill_at: KillAt::from_environment(),
             #[cfg(any(test, feature = "planted"))]
             flip_at: planted::FlipAt::from_environment(),
+            trace,
             ..Shared::default()
         }
     }
@@ -245,6 +248,9 @@ impl Shared {
     fn commit(&self, step: u64) -> bool {
         let mut checkpoints = lock(&self.checkpoints);
         self.committed.store(step, Ordering::SeqCst);
+        if let Some(trace) = &self.trace {
+            trace.commit(step);
+        }
         let wanted = checkpoints.contains(&step);
         *checkpoints = checkpoints.split_off(&(step + 1));
         wanted
@@ -284,6 +290,9 @@ impl Shared {
 
     fn enter(&self, operation: &'static str) {
         *lock(&self.operation) = operation;
+        if let Some(trace) = &self.trace {
+            trace.enter(operation);
+        }
         if let Some(kill_at) = &self.kill_at {
             kill_at.passes(operation, self.committed.load(Ordering::SeqCst) + 1);
         }
@@ -493,6 +502,10 @@ fn connect<D: Device + Clone>(
         None => *links = Some(Links::establish(listener, plan, &job.fence, timeout)?),
     }
     *lock(&environment.shared.waits_for) = links.as_ref().map(Links::waits_for);
+    if let (Some(links), Some(trace)) = (links, &environment.shared.trace) {
+        trace.begin(assignment.rank);
+        links.set_trace(trace.clone());
+    }
     Ok(())
 }
 
