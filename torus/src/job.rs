@@ -22,6 +22,9 @@ pub struct JobSpec {
     pub seed: u64,
     /// Take only workers of one numeric fingerprint.
     pub exact: bool,
+    /// Manifests of before there was a choice have none.
+    #[serde(default)]
+    pub products: Products,
     /// A safetensors file or a folder of them with the initial weights; drawn from the seed where it is `None`.
     pub init_from: Option<PathBuf>,
     /// A checkpoint folder (`.../step-<n>`) of any job of the same model to go on from.
@@ -37,13 +40,31 @@ pub struct JobSpec {
     pub fault_tolerance: FaultToleranceConfig,
 }
 
+/// How the operands of matrix products are rounded; sums are in f32 always. The router's products are not affected: they are f32.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Products {
+    #[default]
+    F32,
+    /// To bf16, to nearest, ties to even.
+    Bf16,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FaultToleranceConfig {
     /// Every shard has two holders, so that a death costs no committed step. Off: a death costs the work since the last checkpoint.
     pub redundancy: bool,
+    /// The inputs of the last update are kept, so that of two copies that differ the wrong one can be told.
+    #[serde(default = "is_replayed")]
+    pub replay: bool,
     /// Where nobody is there for a lost place, the job goes on with fewer replicas, but not with fewer than these; `dp`: it waits.
     pub min_dp: usize,
+}
+
+/// Also in jobs of before there was a choice.
+fn is_replayed() -> bool {
+    true
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -151,6 +172,7 @@ struct File {
     steps: Option<u64>,
     seed: u64,
     exact: bool,
+    products: Products,
     init_from: Option<PathBuf>,
     resume_from: Option<String>,
     shape: ShapeFile,
@@ -241,6 +263,7 @@ struct EvalFile {
 #[serde(deny_unknown_fields, default)]
 struct FaultToleranceFile {
     redundancy: Option<bool>,
+    replay: Option<bool>,
     min_dp: Option<usize>,
 }
 
@@ -316,6 +339,7 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
         steps,
         seed: file.seed,
         exact: file.exact,
+        products: file.products,
         init_from: file.init_from,
         resume_from: file.resume_from,
         shape,
@@ -338,6 +362,7 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
         },
         fault_tolerance: FaultToleranceConfig {
             redundancy: file.fault_tolerance.redundancy.unwrap_or(true),
+            replay: file.fault_tolerance.replay.unwrap_or_else(is_replayed),
             min_dp: file.fault_tolerance.min_dp.unwrap_or(1),
         },
         model,
@@ -502,6 +527,7 @@ struct Written<'a> {
     steps: u64,
     seed: u64,
     exact: bool,
+    products: Products,
     #[serde(skip_serializing_if = "Option::is_none")]
     init_from: &'a Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -536,6 +562,7 @@ impl<'a> From<&'a JobSpec> for Written<'a> {
             steps: s.steps,
             seed: s.seed,
             exact: s.exact,
+            products: s.products,
             init_from: &s.init_from,
             resume_from: &s.resume_from,
             shape: s.shape,

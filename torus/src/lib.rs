@@ -7,6 +7,7 @@
 //!  collective, pipeline  schedules as data                 cursor     which sample comes when
 //!  schedule learning rate and weight decay by step         manifest   what a checkpoint consists of
 //!  init     the first value of every weight                holders    which two places keep each shard
+//!  units    sizes for people
 //!  resplit  another number of replicas: who keeps a place, which part of the state goes where
 //! ```
 //!
@@ -28,3 +29,4 @@ pub mod pipeline;
 pub mod placement;
 pub mod resplit;
 pub mod schedule;
+pub mod units;

@@ -45,10 +45,10 @@ pub(super) fn forward<D: Device, T: TpComm>(
     let (tokens, dims) = (layout.tokens(), &layout.attention);
     let weight = |range: &std::ops::Range<usize>| params.view(range.clone());
     device.rms_norm(layout.norm_eps, x.all(), weight(&ranges.norm1), saved.h.all_mut(), saved.inv_rms.all_mut());
-    linear(*device, tokens, saved.h.all(), weight(&ranges.wqkv), saved.qkv.all_mut());
+    linear(*device, layout.products, tokens, saved.h.all(), weight(&ranges.wqkv), saved.qkv.all_mut());
     device.rope(dims, Turn::Forward, rope.all(), saved.qkv.all_mut());
-    device.attention(dims, saved.qkv.all(), saved.out.all_mut(), saved.lse.all_mut());
-    linear(*device, tokens, saved.out.all(), weight(&ranges.wo), scratch.partial.all_mut());
+    device.attention(layout.products, dims, saved.qkv.all(), saved.out.all_mut(), saved.lse.all_mut());
+    linear(*device, layout.products, tokens, saved.out.all(), weight(&ranges.wo), scratch.partial.all_mut());
     sum_over_tp(*device, &mut scratch.partial, *tp)?;
     device.add(x.all(), scratch.partial.all(), x_mid.all_mut());
     Ok(())
@@ -65,13 +65,21 @@ pub(super) fn backward<D: Device, T: TpComm>(
     let Context { device, layout, params, rope, scratch, tp } = context;
     let (tokens, dims) = (layout.tokens(), &layout.attention);
     let weight = |range: &std::ops::Range<usize>| params.view(range.clone());
-    linear_dx(*device, tokens, scratch.dx.all(), weight(&ranges.wo), 0.0, scratch.dout.all_mut());
-    linear_dw(*device, tokens, scratch.dx.all(), saved.out.all(), grads.view_mut(ranges.wo.clone()));
+    linear_dx(*device, layout.products, tokens, scratch.dx.all(), weight(&ranges.wo), 0.0, scratch.dout.all_mut());
+    linear_dw(*device, layout.products, tokens, scratch.dx.all(), saved.out.all(), grads.view_mut(ranges.wo.clone()));
     let (out, lse, dout) = (saved.out.all(), saved.lse.all(), scratch.dout.all());
-    device.attention_backward(dims, saved.qkv.all(), out, lse, dout, scratch.dqkv.all_mut());
+    device.attention_backward(layout.products, dims, saved.qkv.all(), out, lse, dout, scratch.dqkv.all_mut());
     device.rope(dims, Turn::Back, rope.all(), scratch.dqkv.all_mut());
-    linear_dx(*device, tokens, scratch.dqkv.all(), weight(&ranges.wqkv), 0.0, scratch.partial.all_mut());
-    linear_dw(*device, tokens, scratch.dqkv.all(), saved.h.all(), grads.view_mut(ranges.wqkv.clone()));
+    linear_dx(
+        *device,
+        layout.products,
+        tokens,
+        scratch.dqkv.all(),
+        weight(&ranges.wqkv),
+        0.0,
+        scratch.partial.all_mut(),
+    );
+    linear_dw(*device, layout.products, tokens, scratch.dqkv.all(), saved.h.all(), grads.view_mut(ranges.wqkv.clone()));
     sum_over_tp(*device, &mut scratch.partial, *tp)?;
     device.rms_norm_backward(
         x.all(),

@@ -6,7 +6,7 @@
 
 use toroid_torus::model::TOP_K;
 
-use crate::device::{Buffer, Device, Groups, RouterLoss, Routing};
+use crate::device::{Buffer, Device, Groups, Products, RouterLoss, Routing};
 
 use super::block::{Context, linear, linear_dw, linear_dx, sum_over_tp};
 use super::layout::{LayerRanges, Layout};
@@ -69,18 +69,25 @@ pub(super) fn forward<D: Device, T: TpComm>(
     let weight = |range: &std::ops::Range<usize>| params.view(range.clone());
     let Saved { x, inv_rms, h, routing, groups, gate_up, shared_gate_up } = saved;
     device.rms_norm(layout.norm_eps, x.all(), weight(&ranges.norm2), h.all_mut(), inv_rms.all_mut());
-    linear(*device, tokens, h.all(), weight(&ranges.router), scratch.logits.all_mut());
+    linear(*device, Products::F32, tokens, h.all(), weight(&ranges.router), scratch.logits.all_mut());
     device.route(scratch.logits.all(), routing);
     device.group(routing, groups);
 
-    linear(*device, tokens, h.all(), weight(&ranges.shared13), shared_gate_up.all_mut());
+    linear(*device, layout.products, tokens, h.all(), weight(&ranges.shared13), shared_gate_up.all_mut());
     device.swiglu(layout.ff_local, shared_gate_up.all(), scratch.shared_act.all_mut());
-    linear(*device, tokens, scratch.shared_act.all(), weight(&ranges.shared2), scratch.partial.all_mut());
+    linear(
+        *device,
+        layout.products,
+        tokens,
+        scratch.shared_act.all(),
+        weight(&ranges.shared2),
+        scratch.partial.all_mut(),
+    );
 
     device.gather_rows(groups, h.all(), scratch.rows.all_mut());
-    device.grouped_matmul(groups, scratch.rows.all(), weight(&ranges.w13), gate_up.all_mut());
+    device.grouped_matmul(layout.products, groups, scratch.rows.all(), weight(&ranges.w13), gate_up.all_mut());
     device.routed_swiglu(groups, routing, gate_up.all(), scratch.act.all_mut());
-    device.grouped_matmul(groups, scratch.act.all(), weight(&ranges.w2), scratch.rows_out.all_mut());
+    device.grouped_matmul(layout.products, groups, scratch.act.all(), weight(&ranges.w2), scratch.rows_out.all_mut());
     device.combine_rows(groups, scratch.rows_out.all(), scratch.partial.all_mut());
 
     sum_over_tp(*device, &mut scratch.partial, *tp)?;
@@ -120,16 +127,40 @@ fn routed_backward<D: Device, T>(
     saved: &mut Saved<D>,
     grads: &mut D::Buf,
 ) {
-    let Context { device, params, scratch, .. } = context;
+    let Context { device, layout, params, scratch, .. } = context;
     let Saved { h, routing, groups, gate_up, .. } = saved;
     device.gather_rows(groups, scratch.dx.all(), scratch.rows.all_mut());
-    device.grouped_matmul_dx(groups, scratch.rows.all(), params.view(ranges.w2.clone()), scratch.dact.all_mut());
+    device.grouped_matmul_dx(
+        layout.products,
+        groups,
+        scratch.rows.all(),
+        params.view(ranges.w2.clone()),
+        scratch.dact.all_mut(),
+    );
     let (act, dweights) = (scratch.act.all_mut(), scratch.dweights.all_mut());
     device.routed_swiglu_backward(groups, routing, scratch.dact.all(), gate_up.all_mut(), act, dweights);
-    device.grouped_matmul_dw(groups, scratch.rows.all(), scratch.act.all(), grads.view_mut(ranges.w2.clone()));
+    device.grouped_matmul_dw(
+        layout.products,
+        groups,
+        scratch.rows.all(),
+        scratch.act.all(),
+        grads.view_mut(ranges.w2.clone()),
+    );
     device.gather_rows(groups, h.all(), scratch.rows.all_mut());
-    device.grouped_matmul_dw(groups, gate_up.all(), scratch.rows.all(), grads.view_mut(ranges.w13.clone()));
-    device.grouped_matmul_dx(groups, gate_up.all(), params.view(ranges.w13.clone()), scratch.rows_out.all_mut());
+    device.grouped_matmul_dw(
+        layout.products,
+        groups,
+        gate_up.all(),
+        scratch.rows.all(),
+        grads.view_mut(ranges.w13.clone()),
+    );
+    device.grouped_matmul_dx(
+        layout.products,
+        groups,
+        gate_up.all(),
+        params.view(ranges.w13.clone()),
+        scratch.rows_out.all_mut(),
+    );
 }
 
 /// The shared expert: starts the gradient of `h` in `scratch.partial`, to which the routed experts' rows are added.
@@ -142,12 +173,35 @@ fn shared_backward<D: Device, T>(
     let Context { device, layout, params, scratch, .. } = context;
     let (tokens, gate_up) = (layout.tokens(), &mut saved.shared_gate_up);
     let weight = |range: &std::ops::Range<usize>| params.view(range.clone());
-    linear_dx(*device, tokens, scratch.dx.all(), weight(&ranges.shared2), 0.0, scratch.shared_dact.all_mut());
+    linear_dx(
+        *device,
+        layout.products,
+        tokens,
+        scratch.dx.all(),
+        weight(&ranges.shared2),
+        0.0,
+        scratch.shared_dact.all_mut(),
+    );
     let act = scratch.shared_act.all_mut();
     device.swiglu_backward(layout.ff_local, scratch.shared_dact.all(), gate_up.all_mut(), act);
-    linear_dw(*device, tokens, scratch.dx.all(), scratch.shared_act.all(), grads.view_mut(ranges.shared2.clone()));
-    linear_dw(*device, tokens, gate_up.all(), saved.h.all(), grads.view_mut(ranges.shared13.clone()));
-    linear_dx(*device, tokens, gate_up.all(), weight(&ranges.shared13), 0.0, scratch.partial.all_mut());
+    linear_dw(
+        *device,
+        layout.products,
+        tokens,
+        scratch.dx.all(),
+        scratch.shared_act.all(),
+        grads.view_mut(ranges.shared2.clone()),
+    );
+    linear_dw(*device, layout.products, tokens, gate_up.all(), saved.h.all(), grads.view_mut(ranges.shared13.clone()));
+    linear_dx(
+        *device,
+        layout.products,
+        tokens,
+        gate_up.all(),
+        weight(&ranges.shared13),
+        0.0,
+        scratch.partial.all_mut(),
+    );
     device.combine_rows(&saved.groups, scratch.rows_out.all(), scratch.partial.all_mut());
 }
 
@@ -165,6 +219,13 @@ fn router_backward<D: Device, T>(
     let dlogits = scratch.logits.all_mut();
     device.route_backward(&saved.routing, &saved.groups, loss, scratch.dweights.all(), dlogits);
     let router = params.view(ranges.router.clone());
-    linear_dx(*device, tokens, scratch.logits.all(), router, 1.0, scratch.partial.all_mut());
-    linear_dw(*device, tokens, scratch.logits.all(), saved.h.all(), grads.view_mut(ranges.router.clone()));
+    linear_dx(*device, Products::F32, tokens, scratch.logits.all(), router, 1.0, scratch.partial.all_mut());
+    linear_dw(
+        *device,
+        Products::F32,
+        tokens,
+        scratch.logits.all(),
+        saved.h.all(),
+        grads.view_mut(ranges.router.clone()),
+    );
 }

@@ -10,10 +10,12 @@ use toroid_torus::geometry::Shape;
 use toroid_torus::job::{self, JobSpec};
 
 use super::{Assignment, Environment, Job, Shared, connect};
-use crate::comm::{Fence, Listener, PeerAddr};
+use crate::comm::{Fence, LinkChoice, Listener, PeerAddr};
 use crate::device::{Buffer, CpuDevice, Device};
 
 mod heal;
+mod publish;
+mod replay;
 
 #[path = "../../../../integration-tests/reference/formula.rs"]
 mod formula;
@@ -76,8 +78,9 @@ struct Gradients {
 /// Forward, backward and reduce-scatter of the first step on all places of `spec`.
 fn gradients(spec: &JobSpec, dir: &Path) -> Gradients {
     let shape: Shape = spec.shape;
-    let listeners: Vec<Listener> =
-        (0..shape.world()).map(|_| Listener::bind("127.0.0.1:0").expect("listen on loopback")).collect();
+    let listeners: Vec<Listener> = (0..shape.world())
+        .map(|r| Listener::bind("127.0.0.1:0", &format!("w{r}"), LinkChoice::Auto).expect("listen on loopback"))
+        .collect();
     let peers: BTreeMap<usize, PeerAddr> = listeners
         .iter()
         .enumerate()
@@ -124,8 +127,8 @@ fn gradients(spec: &JobSpec, dir: &Path) -> Gradients {
 fn of_place(assignment: Assignment, environment: &Environment) -> Gradients {
     let device = CpuDevice::new(1);
     let tp_rank = assignment.place().tp;
-    let mut job =
-        Job::prepare(&device, environment, assignment, Fence::new().expect("an eventfd")).expect("prepare the place");
+    let mut job = Job::prepare(&device, environment, assignment, Fence::new().expect("an eventfd"), None)
+        .expect("prepare the place");
     let mut links = {
         let mut links = None;
         connect(&job, None, &mut links, environment).expect("connect the place");
@@ -133,6 +136,7 @@ fn of_place(assignment: Assignment, environment: &Environment) -> Gradients {
     };
     job.gather_params(&mut links).expect("gather the parameters");
     let sums = job.accumulate(&mut links, &environment.shared).expect("make the step's gradients");
+    links.flush().expect("send what the other stages wait for");
     let mut out = Gradients::default();
     if tp_rank == 0 {
         (out.ce, out.z, out.balance) = (sums.ce, sums.z, sums.balance);
