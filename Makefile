@@ -8,7 +8,9 @@
 # make bench   speed of a training step of one worker on one thread, and how long a death holds a job up
 # make bench-elastic   a worker dies: Toroid, torchrun and torchft beside each other; installs PyTorch in .venv-bench
 
-.PHONY: demo test soak check fix bench bench-elastic
+# make bench-allreduce all-reduce over this machine's processes beside gloo's; installs PyTorch in .venv-bench
+
+.PHONY: demo test soak check fix bench bench-elastic bench-allreduce
 
 KILLS ?= 200
 SEEDS ?= 1000000
@@ -47,3 +49,8 @@ bench-elastic:
 	scripts/bench_venv.sh
 	cargo build --release --bin toroid
 	.venv-bench/bin/python bench/elastic.py --toroid target/release/toroid
+
+bench-allreduce:
+	scripts/bench_venv.sh
+	cargo build --release --bin toroid
+	scripts/bench_allreduce.py
