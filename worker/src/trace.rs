@@ -1,6 +1,6 @@
 //! What the time of a step goes to: spans of phases and of calls that communicate, written down for `toroid trace`.
 //!
-//! A worker that was started with `--trace FOLDER` keeps the spans of its first [`STEPS_MAX`] steps and writes those of a step when that is
+//! A worker that was started with `--trace FOLDER` keeps the spans of its first 32 steps and writes those of a step when that is
 //! committed, a line of JSON each, into `FOLDER/<worker id>.jsonl`. Without the flag this is one comparison a phase and a call.
 //!
 //! Deliberately absent: what the spans mean; the command puts them side by side.
