@@ -4,7 +4,8 @@
 //!   local       a whole cluster of child processes of this binary      coordinator, worker   daemon
 //!   chaos       faults on such a cluster, and a verdict                 bench   figures of this machine
 //!   submit      jobfile (paths), then progress and summary (--wait)     status, jobs, workers, events, cancel, drain   status
-//!   incidents   what failed and what it cost                           plan    what a job needs, before it is run
+//!   incidents   what failed and what it cost                            trace   what the time of steps went to
+//!   plan        what a job needs, before it is run
 //!   checkpoint  now, list, verify, export; find: which folder is meant  client, watch: gRPC    format, json, output
 //! ```
 //!
@@ -30,6 +31,7 @@ mod progress;
 mod status;
 mod submit;
 mod summary;
+mod trace;
 mod watch;
 
 use std::io::IsTerminal as _;
@@ -77,6 +79,8 @@ enum Command {
     Checkpoint(checkpoint::Command),
     /// Break a job on this machine on purpose: kills and stops workers, and says whether anything was lost
     Chaos(Box<chaos::Args>),
+    /// Show what the time of steps went to, from what workers wrote with --trace; writes it for chrome://tracing and Perfetto
+    Trace(trace::Args),
     /// Measure
     #[command(subcommand)]
     Bench(bench::Command),
@@ -119,6 +123,7 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Status(args) => runtime.block_on(status::status(args)),
         Command::Jobs(args) => runtime.block_on(status::jobs(args)),
         Command::Workers(args) => runtime.block_on(status::workers(args)),
+        Command::Trace(args) => trace::run(&args),
         Command::Cancel(args) => runtime.block_on(status::cancel(args)),
         Command::Events(args) => runtime.block_on(status::events(args)),
         Command::Incidents(args) => runtime.block_on(incidents::run(args)),
@@ -174,7 +179,7 @@ mod tests {
             "toroid local --tp 2 --pp 1 --dp 1 --steps 8 --spares 1 --data d --dir x --threads 1 --port 0 --keep --seed 3 --quiet",
             "toroid local --job job.toml --spares 0",
             "toroid coordinator --dir d --listen 0.0.0.0:7070 --heartbeat-interval-ms 100 --failure-timeout-ms 500 --join-token t",
-            "toroid worker --coordinator http://h:1 --host a --listen 10.0.0.1:0 --advertise h --device cpu --threads 2 --cache c --id w",
+            "toroid worker --coordinator http://h:1 --host a --listen 10.0.0.1:0 --advertise h --device cuda:1 --threads 2 --cache c --id w",
             "toroid submit job.toml --wait",
             "toroid status tiny-1 -w -o json --no-curve --coordinator h:7070",
             "toroid jobs -o json",
@@ -190,9 +195,9 @@ mod tests {
             "toroid checkpoint export 10 out.safetensors --from path",
             "toroid local --no-kill",
             "toroid chaos",
-            "toroid chaos --tp 1 --pp 1 --dp 4 --steps 90 --kills 3 --rate 6 --rank 2 --signal both --spares 1 --verify --seed 9 -o json",
-            "toroid chaos --job job.toml --every-steps 20 --signal stop --failure-timeout-ms 1000 --dir d --threads 1",
-            "toroid chaos --phase reduce-scatter --kills 2",
+            "toroid chaos --tp 1 --pp 1 --dp 4 --steps 90 --kills 3 --rate 6 --rank 2 --how both --spares 1 --verify --seed 9 -o json",
+            "toroid chaos --job job.toml --every-steps 20 --how cut-link --failure-timeout-ms 1000 --dir d --threads 1",
+            "toroid chaos --phase reduce-scatter --kills 2 --device cuda",
             "toroid bench recovery --kills 20 --shape 2,2,2 --shape 1,1,4 -o json",
             "toroid plan",
             "toroid plan job.toml --mtbf-h 1000 --link-gbps 25 -o json",
@@ -208,6 +213,7 @@ mod tests {
             "toroid coordinator",
             "toroid coordinator --dir d --heartbeat-interval-ms 0",
             "toroid worker --threads 0",
+            "toroid worker --device gpu",
             "toroid jobs --coordinator https://h:1",
             "toroid checkpoint export ten out.safetensors",
             "toroid status",

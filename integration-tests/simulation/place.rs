@@ -130,6 +130,8 @@ pub struct Job {
     pub heal: Option<HealPlan>,
     /// The state as it was split before, until all are known to have it as it is split now.
     pub earlier: Option<State>,
+    /// The state is split anew, or was in an epoch that ended before this place had heard that all have it.
+    pub is_moved: bool,
     pub inbox: BTreeMap<(Kind, u64, usize), Values>,
     /// What came with [`Kind::Sums`].
     pub source_history: History,
@@ -247,6 +249,7 @@ impl Job {
     /// Turns to the state that all go on from; what else it holds is given up.
     pub fn turn_to_origin(&mut self, env: &mut Env) {
         let Some(heal) = self.heal.clone() else { return };
+        self.is_moved = heal.origin.is_some() || self.earlier.is_some();
         let wanted = self.origin(&heal);
         let states = [self.state.take(), self.earlier.take()];
         self.state = states.into_iter().flatten().find(|s| Some(s.held_as) == wanted);

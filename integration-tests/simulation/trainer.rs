@@ -134,15 +134,13 @@ impl Trainer {
         !self.is_hung && self.job.as_ref().filter(is_present).is_some_and(goes_on)
     }
 
-    /// What it computes now never ends; says whether it computes anything.
+    /// What it computes now never ends; nor what it prepares; says whether it does either.
     pub fn hang(&mut self) -> bool {
-        let computes = matches!(self.busy, Some((Busy::Compute, _)));
-        if computes {
-            self.num_busy += 1;
-            self.busy = Some((Busy::Compute, self.num_busy));
-            self.is_hung = true;
-        }
-        computes
+        let Some((what @ (Busy::Compute | Busy::Prepare), _)) = self.busy else { return false };
+        self.num_busy += 1;
+        self.busy = Some((what, self.num_busy));
+        self.is_hung = true;
+        true
     }
 
     /// Stops in a wait because the copies of a shard differ: what it says then.
@@ -150,7 +148,8 @@ impl Trainer {
         let job = self.job.as_mut().filter(|j| self.busy.is_none() && j.phase.is_waiting_for_peers())?;
         job.phase = Phase::Halted;
         let error = "the two copies of a shard differ".into();
-        let what = Happened::Failed { error, fatal: false, damaged_step: None, restore: true };
+        let what =
+            Happened::Failed { error, fatal: false, damaged_step: None, restore: true, corrupt_ranks: Vec::new() };
         Some((job.assignment.job_id.clone(), job.assignment.event(what)))
     }
 
@@ -341,6 +340,7 @@ impl Trainer {
             phase: Phase::Preparing,
             state: kept,
             earlier,
+            is_moved: false,
             heal: None,
             inbox: BTreeMap::new(),
             source_history: Vec::new(),
@@ -357,7 +357,13 @@ impl Trainer {
                 Err(error) => {
                     env.truth.distrusted(&job.assignment.job_id);
                     let damaged_step = job.assignment.restore_step;
-                    let what = Happened::Failed { error, fatal: false, damaged_step, restore: false };
+                    let what = Happened::Failed {
+                        error,
+                        fatal: false,
+                        damaged_step,
+                        restore: false,
+                        corrupt_ranks: Vec::new(),
+                    };
                     self.report(what, env);
                     self.job = None;
                     return;
@@ -438,7 +444,8 @@ impl Trainer {
             return true;
         }
         let is_newcomer = heal.newcomers.contains(&rank);
-        self.end_healing(heal.step, if is_newcomer { HISTORY_MAX } else { 1 }, is_newcomer, env);
+        let num_said = if is_newcomer || job.is_moved { HISTORY_MAX } else { 1 };
+        self.end_healing(heal.step, num_said, is_newcomer, env);
         true
     }
 

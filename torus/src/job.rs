@@ -66,8 +66,16 @@ pub struct PipelineConfig {
 pub struct FaultToleranceConfig {
     /// Every shard has two holders, so that a death costs no committed step. Off: a death costs the work since the last checkpoint.
     pub redundancy: bool,
+    /// The inputs of the last update are kept, so that of two copies that differ the wrong one can be told.
+    #[serde(default = "is_replayed")]
+    pub replay: bool,
     /// Where nobody is there for a lost place, the job goes on with fewer replicas, but not with fewer than these; `dp`: it waits.
     pub min_dp: usize,
+}
+
+/// Also in jobs of before there was a choice.
+fn is_replayed() -> bool {
+    true
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -267,6 +275,7 @@ struct EvalFile {
 #[serde(deny_unknown_fields, default)]
 struct FaultToleranceFile {
     redundancy: Option<bool>,
+    replay: Option<bool>,
     min_dp: Option<usize>,
 }
 
@@ -366,6 +375,7 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
         },
         fault_tolerance: FaultToleranceConfig {
             redundancy: file.fault_tolerance.redundancy.unwrap_or(true),
+            replay: file.fault_tolerance.replay.unwrap_or_else(is_replayed),
             min_dp: file.fault_tolerance.min_dp.unwrap_or(1),
         },
         model,

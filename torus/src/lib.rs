@@ -8,6 +8,7 @@
 //!  schedule learning rate and weight decay by step         manifest   what a checkpoint consists of
 //!  init     the first value of every weight                holders    which two places keep each shard
 //!  plan     memory, traffic, step time and goodput of a job by formulas
+//!  units    sizes for people
 //!  resplit  another number of replicas: who keeps a place, which part of the state goes where
 //! ```
 //!
@@ -30,3 +31,4 @@ pub mod placement;
 pub mod plan;
 pub mod resplit;
 pub mod schedule;
+pub mod units;

@@ -91,7 +91,7 @@ impl Job {
     }
 
     /// Where the next epoch has its state from.
-    fn source(&self) -> Source {
+    pub fn source(&self) -> Source {
         let step = self.record.last_checkpoint().map_or(0, |c| c.step);
         match self.record.started_unix_ms {
             _ if self.can_heal() => Source::Holders,
@@ -166,6 +166,7 @@ impl Job {
             self.live.base_step = committed;
             if is_resized {
                 self.live.committed = vec![0; self.world()];
+                self.carry_failures();
             }
             for (rank, _) in old.iter().enumerate().filter(|(_, worker)| worker.is_none() && !is_resized) {
                 self.live.committed[rank] = 0;
@@ -201,6 +202,7 @@ impl Job {
         self.record.has_state = false;
         self.record.restore_step = restore_step;
         self.cut_curve(cx, restore_step);
+        self.record.validations.retain(|v| v.step <= restore_step);
         self.live.base_step = restore_step;
         self.live.floor_step = restore_step;
         self.live.committed = vec![restore_step; self.world()];

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The ladder: a spare takes the place; the worker's own restart takes it; the others go on as fewer replicas (see
-//! [`super::resize`], which is asked where [`decide`] finds nobody); the job waits for a worker; all go back to the newest
+//! `super::resize`, which is asked where [`decide`] finds nobody); the job waits for a worker; all go back to the newest
 //! checkpoint. The last is taken only where both holders of a shard were lost (T-3), or where the job keeps one copy only.
 //! Survivors keep their places while the shape is the same (T-7).
 
@@ -95,7 +95,7 @@ pub fn decide(s: &Situation<'_>) -> Plan {
     Plan::Begin { rung: rung(s, &placement), placement, reason }
 }
 
-fn source_in_words(source: Source, num_empty: usize) -> String {
+pub(super) fn source_in_words(source: Source, num_empty: usize) -> String {
     match source {
         Source::Holders if num_empty == 0 => "all keep their state".into(),
         Source::Holders => "the others keep their state, what is missing comes from the other holders".into(),
@@ -281,12 +281,11 @@ mod tests {
         check(&[NEW], Err("its only holder"));
     }
 
-    /// `(dp of the origin, ranks)`, or the reason for a restore; each place reports its ranks by dp.
-    fn check_ways(
-        dp: usize,
-        reports: &[&[(usize, usize)]],
-        expected: Result<Option<(usize, Vec<Option<usize>>)>, &str>,
-    ) {
+    /// dp of the origin, and its ranks.
+    type Way = (usize, Vec<Option<usize>>);
+
+    /// The origin, or the reason for a restore; each place reports its ranks by dp.
+    fn check_ways(dp: usize, reports: &[&[(usize, usize)]], expected: Result<Option<Way>, &str>) {
         let shape = |dp| Shape::new(1, 1, dp).expect("a shape");
         let holding = |ways: &&[(usize, usize)]| Holding {
             committed: 7,

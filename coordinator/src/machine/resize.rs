@@ -12,6 +12,7 @@
 //!   one before that, as long as the state may still be split for that one ([`Job::num_lost`]).
 //! - **T-3** Whoever has no place any more keeps what it holds until a step was committed, and is asked first when a place is empty
 //!   before that: what it holds may be the only copy by then.
+//! - **T-2** Nor is it the only one that is known to have committed the highest step ([`Job::num_behind`]).
 //! - A job with one copy of its state does not change its shape: it would cost the steps since the last checkpoint, twice.
 //!
 //! Deliberately absent: changes of tp and pp. While a drained worker may have to take its place back nothing is shrunk.
@@ -29,6 +30,7 @@ use super::incident::Sighting;
 use super::job::Job;
 use super::pool::Pool;
 use super::record::{Layout, Rung, SeenBy, State};
+use super::recovery::{self, Source};
 
 /// For how long empty places wait for workers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -99,29 +101,36 @@ impl Job {
             return Err(format!("; without one it goes on with dp {dp} after {} s", limit.as_secs_f64()));
         }
         let to = self.shape_of(dp);
-        let kept = resplit::keep(&shape, &to, &survivors, |kept| self.num_lost(kept));
+        let kept = resplit::keep(&shape, &to, &survivors, |kept| self.num_lost(kept) + self.num_behind(kept));
         let Some(kept) = kept else {
             return Err(format!("; with dp {dp} somebody would have no place who holds the only copy of a shard"));
         };
         let left: Vec<usize> = survivors.into_iter().filter(|r| !kept.contains(&Some(*r))).collect();
         let reason = format!(
-            "{cause}; nobody came for it within {} s: the others go on with dp {dp} instead of {} and the same samples in every step, \
-             the shards are split anew",
+            "{cause}; nobody came for it within {} s: the others go on with dp {dp} instead of {} and the same samples in every step, {}",
             limit.as_secs_f64(),
-            shape.dp()
+            shape.dp(),
+            match self.source() {
+                Source::Holders => "the shards are split anew".into(),
+                source => recovery::source_in_words(source, 0),
+            }
         );
+        let rung = if matches!(self.source(), Source::Checkpoint { .. }) { Rung::Restore } else { Rung::Shrink };
         let placement = self.place_kept(cx, &to, &kept, &candidates);
         self.remember_layout();
         for rank in left {
             self.displace(cx, rank, &format!("is a spare now: the others make {dp} whole replicas"));
         }
         self.begin_epoch(cx, to, placement, State::Recovering, &reason);
-        self.incident_fenced(cx, Rung::Shrink, &reason);
+        self.incident_fenced(cx, rung, &reason);
         Ok(())
     }
 
     /// Begins an epoch with more replicas, if there are fewer than asked for, all is well, and workers are there for them.
     pub fn begin_grow(&mut self, cx: &mut Context<'_>) {
+        if !self.is_degraded() || !self.can_heal() || self.committed() >= self.total() {
+            return;
+        }
         let (shape, full) = (self.record.shape, self.record.spec.shape);
         let is_well = self.is_whole()
             && !self.incidents.is_open()
@@ -129,7 +138,7 @@ impl Job {
             && self.live.moved.is_empty()
             && self.record.draining.is_empty()
             && self.record.earlier.is_empty();
-        if !self.is_degraded() || !self.can_heal() || !is_well || self.committed() >= self.total() {
+        if !is_well {
             return;
         }
         let candidates = self.candidates(cx.pool, full.world() - shape.world());
@@ -141,7 +150,7 @@ impl Job {
         let all: BTreeSet<usize> = (0..shape.world()).collect();
         let kept = resplit::keep(&shape, &to, &all, |_| 0).expect("all keep a place");
         let reason = format!(
-            "{} workers are there for more replicas: dp {dp} instead of {}, the shards are split anew",
+            "workers without a place are there, {} of them: dp {dp} instead of {}, the shards are split anew",
             candidates.len(),
             shape.dp()
         );
@@ -159,10 +168,14 @@ impl Job {
         placement::place(to, &current, candidates, &cx.pool.candidates()).expect("there are workers for every place")
     }
 
-    /// The worker of this place has none any more. It keeps what it holds until all have the state as it is split next.
+    /// The worker of this place has none any more. It keeps what it holds until all have the state as it is split next, if that is of any
+    /// use to them.
     fn displace(&mut self, cx: &mut Context<'_>, rank: usize, why: &str) {
         let Some(worker) = self.record.places[rank].take() else { return };
         let text = format!("{worker} (rank {rank}) {why}");
+        if !self.record.has_state {
+            self.stop_worker(cx, &worker, &text);
+        }
         cx.pool.set_place(&worker, None);
         self.worker_event(cx, "worker.displaced", text, &worker);
     }
@@ -172,6 +185,17 @@ impl Job {
         if self.record.has_state {
             self.record.earlier.push(Layout { shape: self.record.shape, places: self.record.places.clone() });
         }
+    }
+
+    /// A step that ends whoever computes it does so in any shape, and nobody knows which rank computes it in this one: every rank has
+    /// what was counted most before.
+    pub fn carry_failures(&mut self) {
+        let all = 0..self.world();
+        let record = &mut self.record;
+        let deaths = record.deaths.values().max_by_key(|d| d.workers.len()).cloned();
+        record.deaths = deaths.map_or_else(Default::default, |d| all.clone().map(|rank| (rank, d.clone())).collect());
+        let failures = record.failures.values().max_by_key(|f| f.count).cloned();
+        record.failures = failures.map_or_else(Default::default, |f| all.map(|rank| (rank, f.clone())).collect());
     }
 
     /// Workers without a place that still hold the state as it was split before.
@@ -197,6 +221,13 @@ impl Job {
             self.record.earlier.clear();
             self.changed(cx);
         }
+    }
+
+    /// 1 where nobody of these present ranks is known to have committed the highest step, and somebody else is: it would be made again.
+    fn num_behind(&self, ranks: &BTreeSet<usize>) -> usize {
+        let highest = |ranks: &mut dyn Iterator<Item = usize>| ranks.map(|rank| self.live.committed[rank]).max();
+        let mut survivors = (0..self.world()).filter(|rank| self.record.places[*rank].is_some());
+        usize::from(highest(&mut ranks.iter().copied()) < highest(&mut survivors))
     }
 
     /// Shards that nobody of these present ranks holds, though somebody does now: of the present shape, and of those before that the

@@ -14,8 +14,10 @@ use crate::pipeline::Schedule;
 
 /// Bytes of master weight and both moments of an element.
 const STATE_BYTES: u64 = 12;
-/// What a connection to one peer keeps in each direction.
-const LINK_BYTES: u64 = 256 << 10;
+/// Two rings in memory that both ends of a link within one host share, half of them for each end.
+const SHARED_LINK_BYTES: u64 = 4 << 20;
+/// What the kernel keeps of a link to another host, both directions.
+const STREAM_LINK_BYTES: u64 = 512 << 10;
 
 /// Bytes of the worker with tp_rank 0 of a stage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -31,24 +33,27 @@ pub struct Memory {
     pub second_shard: u64,
     /// Of the micro-batches in flight, with what split backwards keep, and of an evaluation.
     pub activations: u64,
+    /// The inputs of the last update of both shards; 0 without replay.
+    pub replay: u64,
     /// What lives for one operation, host buffers of transfers and sums.
     pub scratch: u64,
-    /// Buffers of the connections to other workers.
+    /// Buffers of the connections to other workers: the TP group within the host, all others elsewhere.
     pub links: u64,
 }
 
 impl Memory {
     pub fn total(&self) -> u64 {
-        self.parameters + self.gradients + self.shard + self.second_shard + self.activations + self.scratch + self.links
+        self.parts().iter().map(|(_, bytes)| bytes).sum()
     }
 
     /// Each part by its name, in the order in which it is printed.
-    pub fn parts(&self) -> [(&'static str, u64); 7] {
+    pub fn parts(&self) -> [(&'static str, u64); 8] {
         [
             ("parameters", self.parameters),
             ("gradients", self.gradients),
             ("optimizer shard", self.shard),
             ("second holder's shard", self.second_shard),
+            ("replay of an update", self.replay),
             ("activations", self.activations),
             ("scratch", self.scratch),
             ("links", self.links),
@@ -61,7 +66,10 @@ pub(super) fn of_stage(spec: &JobSpec, dims: &Dims, schedule: Schedule, stage: u
     let shape = &spec.shape;
     let rank = shape.rank(Place { tp: 0, pp: stage, dp: 0 });
     let own = partition(&spec.model, shape, 0, stage);
-    let second_shard = guarded_partition(spec, rank).map_or(0, |p| (STATE_BYTES + 4) * p.shard_len as u64);
+    let guarded = guarded_partition(spec, rank).map(|p| p.shard_len as u64);
+    let second_shard = guarded.map_or(0, |len| (STATE_BYTES + 4) * len);
+    let replayed = guarded.filter(|_| spec.fault_tolerance.replay);
+    let replay = replayed.map_or(0, |len| (STATE_BYTES + 4) * (len + own.shard_len as u64));
     let in_flight = schedule.stage(stage, shape.pp(), m).max_in_flight().max(1);
     let splits_backward = schedule == Schedule::ZeroBubble;
     let activations = if schedule.num_chunks() == 1 {
@@ -74,7 +82,8 @@ pub(super) fn of_stage(spec: &JobSpec, dims: &Dims, schedule: Schedule, stage: u
         let sizes: Vec<u64> = chunks.map(|part| slot_bytes(dims, &part, false)).collect();
         in_flight as u64 * sizes.iter().max().copied().unwrap_or(0)
     };
-    let peers = shape.peers(rank).len() as u64;
+    let within_host = shape.tp() as u64 - 1;
+    let elsewhere = shape.peers(rank).len() as u64 - within_host;
     Memory {
         stage,
         num_layers: own.layers.len(),
@@ -82,9 +91,10 @@ pub(super) fn of_stage(spec: &JobSpec, dims: &Dims, schedule: Schedule, stage: u
         gradients: 4 * own.padded_len as u64,
         shard: STATE_BYTES * own.shard_len as u64,
         second_shard,
+        replay,
         activations,
         scratch: scratch_bytes(dims) + host_bytes(spec, dims, &own),
-        links: 2 * LINK_BYTES * peers,
+        links: SHARED_LINK_BYTES * within_host + STREAM_LINK_BYTES * elsewhere,
     }
 }
 

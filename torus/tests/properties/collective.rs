@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
 use proptest::prelude::*;
-use toroid_torus::collective::{self, Op, Recv, Schedule, Send, chunk_range};
+use toroid_torus::collective::{self, Action, Op, Recv, Schedule, Send, Task, Tasks, chunk_range};
 use toroid_torus::cursor::splitmix64;
 use toroid_torus::geometry::Shape;
 use toroid_torus::partition::shard_position;
@@ -165,7 +165,7 @@ fn the_large_torus_sums_and_gathers() {
 #[test]
 fn direct_gather_takes_one_step() {
     for n in 1..=64 {
-        let schedules = members(n, |m| collective::all_gather_direct(n, m));
+        let schedules = members(n, |m| collective::all_gather_direct(n, 1, m));
         let parts = (0..n).map(|m| (0..n).map(|c| if c == m { mark(m, c) } else { 0 }).collect()).collect();
         let outcome = simulate(&schedules, parts, |_, received| *received, n as u64);
         let whole: Vec<u64> = (0..n).map(|m| mark(m, m)).collect();
@@ -173,6 +173,137 @@ fn direct_gather_takes_one_step() {
         assert!(schedules.iter().all(|s| s.steps.len() == usize::from(n > 1)), "n {n}");
         assert!(outcome.moves.iter().all(|moves| *moves == n - 1), "n {n}");
     }
+}
+
+/// How a member's elements look after its tasks have run against those of the others, in an order that `seed` chooses, without any step
+/// to hold them together: a task runs when those before it are done, and messages of two members keep their order.
+fn run_tasks<V: Clone + Default>(
+    tasks: &[Tasks],
+    mut buffers: Vec<Vec<V>>,
+    add: impl Fn(&V, &V) -> V,
+    seed: u64,
+) -> Vec<Vec<V>> {
+    let mut random = Random(splitmix64(seed));
+    let mut scratch: Vec<Vec<V>> = tasks.iter().map(|t| vec![V::default(); t.num_scratch]).collect();
+    let mut left: Vec<Vec<usize>> =
+        tasks.iter().map(|t| t.tasks.iter().map(|task| task.num_before).collect()).collect();
+    let mut queues: Queues<V> = BTreeMap::new();
+    // By member and link: its tasks, in order. What is local has a queue of its own.
+    let mut todo: BTreeMap<(usize, usize, bool), VecDeque<usize>> = BTreeMap::new();
+    let mut local: Vec<(usize, usize)> = Vec::new();
+    for (me, of_member) in tasks.iter().enumerate() {
+        for (index, task) in of_member.tasks.iter().enumerate() {
+            match task.action {
+                Action::Send { to } => todo.entry((me, to, true)).or_default().push_back(index),
+                Action::Recv { from, .. } | Action::RecvScratch { from, .. } => {
+                    todo.entry((me, from, false)).or_default().push_back(index);
+                }
+                Action::Fold { .. } => local.push((me, index)),
+            }
+        }
+    }
+    loop {
+        let heads = todo.iter().filter_map(|(&(me, peer, is_send), queue)| {
+            let &index = queue.front()?;
+            let came = is_send || queues.get(&(peer, me)).is_some_and(|q| !q.is_empty());
+            (came && left[me][index] == 0).then_some((me, index, Some((me, peer, is_send))))
+        });
+        let folds = local.iter().filter(|(me, index)| left[*me][*index] == 0).map(|(me, index)| (*me, *index, None));
+        let choices: Vec<_> = heads.chain(folds).collect();
+        if choices.is_empty() {
+            break;
+        }
+        let (me, index, link) = choices[random.below(choices.len())];
+        let Task { action, range, after, .. } = &tasks[me].tasks[index];
+        match (action, link) {
+            (Action::Send { to }, _) => {
+                queues.entry((me, *to)).or_default().push_back((range.clone(), buffers[me][range.clone()].to_vec()));
+            }
+            (Action::Fold { at }, _) => {
+                for (i, element) in range.clone().enumerate() {
+                    buffers[me][element] = add(&buffers[me][element], &scratch[me][at + i]);
+                }
+                local.retain(|l| *l != (me, index));
+            }
+            (Action::Recv { from, op } | Action::RecvScratch { from, op, .. }, _) => {
+                let (sent, message) = queues.get_mut(&(*from, me)).and_then(VecDeque::pop_front).expect("a message");
+                assert_eq!(sent, *range, "member {me} receives what {from} sent, seed {seed}");
+                let into = match action {
+                    Action::RecvScratch { at, .. } => &mut scratch[me][*at..at + range.len()],
+                    _ => &mut buffers[me][range.clone()],
+                };
+                for (own, came) in into.iter_mut().zip(&message) {
+                    *own = if *op == Op::Add { add(own, came) } else { came.clone() };
+                }
+            }
+        }
+        if let Some(queue) = link.and_then(|link| todo.get_mut(&link)) {
+            queue.pop_front();
+        }
+        after.iter().for_each(|later| left[me][*later] -= 1);
+    }
+    assert!(todo.values().all(VecDeque::is_empty) && local.is_empty(), "C-4: members wait for ever, seed {seed}");
+    assert!(queues.values().all(VecDeque::is_empty), "a message was sent that nobody receives, seed {seed}");
+    buffers
+}
+
+/// Elements that member `m` sends.
+fn elements_sent(tasks: &Tasks) -> usize {
+    let sends = tasks.tasks.iter().filter(|task| matches!(task.action, Action::Send { .. }));
+    sends.map(|task| task.range.len()).sum()
+}
+
+/// C-1, C-2, C-4: rings and direct schedules, cut in slices or not, give the same bits and move each byte as often as it must.
+fn check_tasks(dx: usize, dy: usize, len: usize, slice: usize, seed: u64) {
+    let n = dx * dy;
+    let name = format!("{dx} x {dy}, {len} elements in slices of {slice}, seed {seed}");
+    let value = |m, c| (mark(m, c) >> 40) as f32 / 1e3 - 8e3;
+    let inputs: Vec<Vec<f32>> = (0..n).map(|m| (0..len).map(|c| value(m, c)).collect()).collect();
+    let run = |schedule: fn(usize, usize, usize) -> Schedule, slice: usize| {
+        let tasks: Vec<Tasks> = (0..n).map(|m| Tasks::new(&schedule(dx, dy, m), len, slice)).collect();
+        let sent: usize = tasks.iter().map(elements_sent).sum();
+        assert_eq!(sent, 2 * (n - 1) * len, "C-1: every element moves 2(n - 1) times, {name}");
+        let bits = |buffer: Vec<f32>| buffer.into_iter().map(f32::to_bits).collect::<Vec<u32>>();
+        run_tasks(&tasks, inputs.clone(), |a, b| a + b, seed).into_iter().map(bits).collect::<Vec<_>>()
+    };
+    let whole = run(collective::all_reduce, usize::MAX);
+    assert!(whole.iter().all(|buffer| *buffer == whole[0]), "C-2: members differ, {name}");
+    assert!(run(collective::all_reduce, slice) == whole, "C-2: slices change the ring's bits, {name}");
+    assert!(run(collective::all_reduce_direct, usize::MAX) == whole, "C-2: direct has other bits, {name}");
+    assert!(run(collective::all_reduce_direct, slice) == whole, "C-2: slices change the direct bits, {name}");
+}
+
+#[test]
+fn tasks_of_rings_and_direct_schedules_have_the_same_bits() {
+    for (dx, dy) in [(1, 1), (2, 1), (1, 2), (3, 1), (2, 2), (5, 1), (3, 4), (4, 4), (16, 1)] {
+        for (len, slice) in [(0, 1), (1, 1), (37, 1), (37, 2), (64, 3), (101, 4)] {
+            (0..4).for_each(|seed| check_tasks(dx, dy, len, slice, seed));
+        }
+    }
+}
+
+#[test]
+fn tasks_leave_the_scattered_sum_where_the_schedule_does() {
+    for (dx, dy) in [(4, 1), (1, 3), (3, 2)] {
+        let n = dx * dy;
+        let expected = simulate(&members(n, |m| collective::reduce_scatter(dx, dy, m)), inputs_of(n), plus, 0);
+        for schedule in [collective::reduce_scatter, collective::reduce_scatter_direct] {
+            let tasks: Vec<Tasks> = (0..n).map(|m| Tasks::new(&schedule(dx, dy, m), n, 1)).collect();
+            let found = run_tasks(&tasks, inputs_of(n), plus, 1);
+            for m in 0..n {
+                let own = own_chunk(dx, dy, m);
+                assert_eq!(found[m][own], expected.buffers[m][own], "{dx} x {dy}, member {m}");
+            }
+        }
+    }
+}
+
+fn inputs_of(n: usize) -> Vec<Vec<u64>> {
+    (0..n).map(|m| (0..n).map(|chunk| mark(m, chunk)).collect()).collect()
+}
+
+fn plus(a: &u64, b: &u64) -> u64 {
+    a.wrapping_add(*b)
 }
 
 #[test]
@@ -221,7 +352,7 @@ fn a_member_owns_the_chunk_of_its_shard() {
 fn schedules_print_and_are_read_back() {
     for (dx, dy) in [(1, 1), (2, 1), (1, 2), (3, 4), (8, 8)] {
         for m in 0..dx * dy {
-            for schedule in [collective::all_reduce(dx, dy, m), collective::all_gather_direct(dx * dy, m)] {
+            for schedule in [collective::all_reduce(dx, dy, m), collective::all_reduce_direct(dx, dy, m)] {
                 assert_eq!(schedule.to_string().parse(), Ok(schedule));
             }
         }

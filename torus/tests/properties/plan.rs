@@ -44,10 +44,11 @@ fn memory_is_what_one_counts_by_hand() {
     let zero_bubble = &planned(&format!("pipeline.schedule = 'zero-bubble'\n{CUBE}")).memory;
     assert_eq!(zero_bubble[0].activations, 4 * (2 * (slot + kept) + evaluation));
     assert!(zero_bubble[1].activations > memory[1].activations + 4 * slot, "the last stage has two in flight, too");
-    // Three others in the row, one in the column.
-    assert_eq!(memory[0].links, 4 * 2 * (256 << 10));
-    let total: u64 = memory[0].parts().iter().map(|(_, bytes)| bytes).sum();
-    assert_eq!(memory[0].total(), total);
+    assert_eq!(memory[0].replay, 2 * 16 * 526_848 / 2);
+    // One neighbour within the host, two more in the row, one in the column.
+    assert_eq!(memory[0].links, (4 << 20) + 3 * (512 << 10));
+    let of_all = 2 * memory[0].parameters + memory[0].shard + memory[0].second_shard + memory[0].replay;
+    assert_eq!(memory[0].total(), of_all + memory[0].activations + memory[0].scratch + memory[0].links);
 }
 
 #[test]
@@ -71,7 +72,8 @@ fn traffic_is_what_the_formulas_of_the_design_give() {
     assert_eq!(of(&large, Kind::Commit).1, 63 + 31, "188 both ways and not 4,094");
     let alone = planned("fault_tolerance.redundancy = false\nshape.dp = 4");
     assert_eq!(of(&alone, Kind::Seal), (0, 0));
-    assert_eq!(alone.memory[0].second_shard, 0);
+    assert_eq!((alone.memory[0].second_shard, alone.memory[0].replay), (0, 0));
+    assert_eq!(planned("fault_tolerance.replay = false\nshape.dp = 4").memory[0].replay, 0);
 }
 
 /// Weights that a token meets: 49,152 of attention, 9 * 16,384 of experts and 1,024 of the router in each of 4 layers, 65,536 of the head.

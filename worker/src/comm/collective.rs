@@ -1,24 +1,32 @@
 //! Executes collective schedules over links, and the few collectives that training needs.
 //!
-//! The schedules of [`toroid_torus::collective`] decide who sends what when; here they only move. Each sum has one order:
-//! in a ring it is that of the schedule (own part plus the part that came), in a direct exchange that of the members. Both depend on
-//! the length of the buffer and the shape of the group, so every rank has the same bits (T-4).
+//! The schedules of [`toroid_torus::collective`] decide who sends what when; here they only move. Each sum has one order: that of the
+//! rings, which the direct schedules keep, or where everybody's values are exchanged that of the members. Which of the two depends on
+//! the length of the buffer and the shape of the group alone, so every rank has the same bits (T-4) and all ranks choose the same.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::sync::Arc;
 
 use bytemuck::{cast_slice, cast_slice_mut};
-use toroid_torus::collective::{self as schedules, Op, Schedule, Step, chunk_range};
+use toroid_torus::collective::{self as schedules, Step, Tasks};
 use toroid_torus::geometry::Shape;
 
+use super::program::Program;
 use super::{Channel, CommError, Links, Transfer};
 use crate::model::TpComm;
 
-/// Up to this size an all-reduce of more than two ranks is one direct exchange, above it a ring.
+/// An all-reduce in which each member receives no more than this from all others together is one exchange of everybody's values.
 ///
-/// Direct, each of `n` ranks sends `(n - 1) B` bytes in one step; a ring sends `2 (n - 1) / n B` in `2 (n - 1)` steps. With 10 to 20
-/// microseconds a step and 3 GB/s (what TCP on one host gives) they are even at about 200 KB for `n = 4` and 150 KB for `n = 8`.
-const DIRECT_BYTES_MAX: usize = 128 << 10;
+/// It sends `n / 2` times the bytes of the other schedules and saves one of their two waits, which on shared memory with more ranks than
+/// cores is a switch of processes, and over TCP 10 to 20 microseconds.
+const EXCHANGE_BYTES_MAX: usize = 64 << 10;
+
+/// Up to this size schedules are direct, 2 steps a line, above it rings, `2 (n - 1)` steps: what is small suffers from latency, what is large
+/// from many that send to one, and in shared memory from the many rings that then no longer fit into the cache.
+const DIRECT_BYTES_MAX: usize = 64 << 10;
+
+/// Elements in a slice, which moves as one: 128 KiB stay in the second-level cache while one member after another is added.
+const SLICE_ELEMENTS: usize = 32 << 10;
 
 /// Elements that a sum in member order takes at a time, so that they stay in the first-level cache.
 const SUM_BLOCK: usize = 1024;
@@ -53,99 +61,90 @@ impl Group {
     }
 }
 
-/// Executes `schedule`, which is that of member `group.me`, on `buf`, which it cuts into `schedule.num_chunks` chunks. `scratch` holds
-/// what is on its way into a sum.
-pub fn run_schedule(
-    links: &mut Links,
-    group: &Group,
-    schedule: &Schedule,
-    channel: Channel,
-    buf: &mut [f32],
-    scratch: &mut Vec<f32>,
-) -> Result<(), CommError> {
-    for step in &schedule.steps {
-        run_step(links, group, step, schedule.num_chunks, channel, buf, scratch)?;
-    }
-    Ok(())
+/// What a collective leaves, and how it gets there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Collective {
+    ReduceScatter,
+    AllGather,
+    AllReduce,
 }
 
-fn run_step(
-    links: &mut Links,
-    group: &Group,
-    step: &Step,
-    num_chunks: usize,
-    channel: Channel,
-    buf: &mut [f32],
-    scratch: &mut Vec<f32>,
-) -> Result<(), CommError> {
-    let len = buf.len();
-    let range = |chunks: &Range<usize>| chunk_range(len, num_chunks, chunks);
-    let adds = || step.recvs.iter().filter(|recv| recv.op == Op::Add).map(|recv| (recv.from, range(&recv.chunks)));
-    let copies = || step.recvs.iter().filter(|recv| recv.op == Op::Copy).map(|recv| (recv.from, range(&recv.chunks)));
-    let sends = || step.sends.iter().map(|send| (send.to, range(&send.chunks)));
+/// Tasks that were made before, by what they depend on; the last is the number of elements.
+pub(super) type Made = BTreeMap<(Collective, bool, [usize; 4]), Arc<Tasks>>;
 
-    let staged: usize = adds().map(|(_, range)| range.len()).sum();
-    if scratch.len() < staged {
-        scratch.resize(staged, 0.0);
-    }
-    let (read, mut written) = carve(buf, sends().map(|(_, range)| range), copies().map(|(_, range)| range));
-    let mut transfers = Vec::with_capacity(step.sends.len() + step.recvs.len());
-    for (to, range) in sends() {
-        let data = cast_slice(read[&(range.start, range.end)]);
-        transfers.push(Transfer::Send { peer: group.ranks[to], channel, data });
-    }
-    for (from, range) in copies() {
-        let Some(part) = written.remove(&(range.start, range.end)) else { unreachable!("carved above") };
-        transfers.push(Transfer::Recv { peer: group.ranks[from], channel, buf: cast_slice_mut(part) });
-    }
-    let mut free = &mut scratch[..staged];
-    for (from, range) in adds() {
-        let (part, rest) = free.split_at_mut(range.len());
-        free = rest;
-        transfers.push(Transfer::Recv { peer: group.ranks[from], channel, buf: cast_slice_mut(part) });
-    }
-    links.run(&mut transfers)?;
-    drop(transfers);
+/// Kept at most; a job uses a handful.
+const MADE_MAX: usize = 64;
 
-    let mut came = &scratch[..staged];
-    for (_, range) in adds() {
-        let (part, rest) = came.split_at(range.len());
-        came = rest;
-        add(&mut buf[range], part);
-    }
-    Ok(())
+/// Which schedules a collective runs by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Algorithm {
+    /// By the size of the buffer, as training does.
+    #[default]
+    Auto,
+    Ring,
+    Direct,
 }
 
-/// By first element and end.
-type Parts<S> = BTreeMap<(usize, usize), S>;
+impl std::str::FromStr for Algorithm {
+    type Err = String;
 
-/// Borrows parts of `buf`, some to read (the same one as often as one likes) and some to write. Parts that overlap are a bug of
-/// the schedule.
-fn carve(
-    buf: &mut [f32],
-    read: impl Iterator<Item = Range<usize>>,
-    written: impl Iterator<Item = Range<usize>>,
-) -> (Parts<&[f32]>, Parts<&mut [f32]>) {
-    let key = |range: Range<usize>| (range.start, range.end);
-    let mut wanted: Vec<((usize, usize), bool)> = read.map(|range| (key(range), false)).collect();
-    wanted.sort_unstable();
-    wanted.dedup();
-    wanted.extend(written.map(|range| (key(range), true)));
-    wanted.sort_unstable();
-    let (mut shared, mut exclusive) = (Parts::new(), Parts::new());
-    let (mut rest, mut at) = (buf, 0);
-    for ((start, end), write) in wanted {
-        assert!(start >= at, "a schedule moves elements {start}..{end} and others up to {at} in the same step");
-        let (_, behind) = std::mem::take(&mut rest).split_at_mut(start - at);
-        let (part, behind) = behind.split_at_mut(end - start);
-        (rest, at) = (behind, end);
-        if write {
-            exclusive.insert((start, end), part);
-        } else {
-            shared.insert((start, end), &*part);
+    fn from_str(text: &str) -> Result<Algorithm, String> {
+        match text {
+            "auto" => Ok(Algorithm::Auto),
+            "ring" => Ok(Algorithm::Ring),
+            "direct" => Ok(Algorithm::Direct),
+            other => Err(format!("expected auto, ring or direct, found `{other}`")),
         }
     }
-    (shared, exclusive)
+}
+
+fn run(
+    links: &mut Links,
+    group: &Group,
+    collective: Collective,
+    channel: Channel,
+    buf: &mut [f32],
+    scratch: &mut Vec<f32>,
+) -> Result<(), CommError> {
+    run_by(Algorithm::Auto, links, group, collective, channel, buf, scratch)
+}
+
+fn run_by(
+    algorithm: Algorithm,
+    links: &mut Links,
+    group: &Group,
+    collective: Collective,
+    channel: Channel,
+    buf: &mut [f32],
+    scratch: &mut Vec<f32>,
+) -> Result<(), CommError> {
+    let Group { dx, dy, me, .. } = *group;
+    let is_direct = match algorithm {
+        Algorithm::Auto => size_of_val(buf) <= DIRECT_BYTES_MAX,
+        Algorithm::Ring => false,
+        Algorithm::Direct => true,
+    };
+    let key = (collective, is_direct, [dx, dy, me, buf.len()]);
+    let tasks = match links.made.get(&key) {
+        Some(tasks) => Arc::clone(tasks),
+        None => {
+            let schedule = match (collective, is_direct) {
+                (Collective::ReduceScatter, false) => schedules::reduce_scatter(dx, dy, me),
+                (Collective::ReduceScatter, true) => schedules::reduce_scatter_direct(dx, dy, me),
+                (Collective::AllGather, false) => schedules::all_gather(dx, dy, me),
+                (Collective::AllGather, true) => schedules::all_gather_direct(dx, dy, me),
+                (Collective::AllReduce, false) => schedules::all_reduce(dx, dy, me),
+                (Collective::AllReduce, true) => schedules::all_reduce_direct(dx, dy, me),
+            };
+            if links.made.len() == MADE_MAX {
+                links.made.clear();
+            }
+            let tasks = Arc::new(Tasks::new(&schedule, buf.len(), SLICE_ELEMENTS));
+            links.made.insert(key, Arc::clone(&tasks));
+            tasks
+        }
+    };
+    links.execute(&mut Program::new(&tasks, buf, scratch), &group.ranks, channel)
 }
 
 fn add(own: &mut [f32], other: &[f32]) {
@@ -164,14 +163,13 @@ pub fn reduce_scatter(
     scratch: &mut Vec<f32>,
 ) -> Result<(), CommError> {
     check_chunks(group, buf);
-    run_schedule(links, group, &schedules::reduce_scatter(group.dx, group.dy, group.me), channel, buf, scratch)
+    run(links, group, Collective::ReduceScatter, channel, buf, scratch)
 }
 
 /// Gives every member all chunks, each from the member that [`reduce_scatter`] leaves it with.
 pub fn all_gather(links: &mut Links, group: &Group, channel: Channel, buf: &mut [f32]) -> Result<(), CommError> {
     check_chunks(group, buf);
-    let schedule = schedules::all_gather(group.dx, group.dy, group.me);
-    run_schedule(links, group, &schedule, channel, buf, &mut Vec::new())
+    run(links, group, Collective::AllGather, channel, buf, &mut Vec::new())
 }
 
 fn check_chunks(group: &Group, buf: &[f32]) {
@@ -192,8 +190,14 @@ pub fn all_reduce_sum(
     if n == 1 {
         return Ok(());
     }
-    if n > 2 && size_of_val(buf) > DIRECT_BYTES_MAX {
-        return run_schedule(links, group, &schedules::all_reduce(n, 1, group.me), channel, buf, scratch);
+    if (n - 1) * size_of_val(buf) > EXCHANGE_BYTES_MAX {
+        return run(links, group, Collective::AllReduce, channel, buf, scratch);
+    }
+    if n == 2 {
+        // Own + other has the same bits on both sides. The own values are out before they change.
+        let (peer, own) = (group.ranks[1 - group.me], &mut *buf);
+        links.run(&mut [Transfer::Send { peer, channel, data: cast_slice(own) }])?;
+        return links.run(&mut [Transfer::Add { peer, channel, sum: own }]);
     }
     if scratch.len() < n * len {
         scratch.resize(n * len, 0.0);
@@ -203,6 +207,18 @@ pub fn all_reduce_sum(
     parts[group.me * len..][..len].copy_from_slice(buf);
     sum_in_order(parts, buf);
     Ok(())
+}
+
+/// [`reduce_scatter`], then [`all_gather`], as one: for measurements of a torus. Every member gets the same bits.
+pub fn all_reduce_torus(
+    links: &mut Links,
+    group: &Group,
+    algorithm: Algorithm,
+    channel: Channel,
+    buf: &mut [f32],
+    scratch: &mut Vec<f32>,
+) -> Result<(), CommError> {
+    run_by(algorithm, links, group, Collective::AllReduce, channel, buf, scratch)
 }
 
 /// `out (len) = sum over the members of parts (n, len)`, member 0 first.
@@ -232,7 +248,7 @@ fn exchange(
         return Ok(());
     }
     let mut slots: Vec<Option<&mut [u8]>> = slots.chunks_exact_mut(own.len()).map(Some).collect();
-    for Step { sends, recvs } in &schedules::all_gather_direct(ranks.len(), me).steps {
+    for Step { sends, recvs } in &schedules::all_gather_direct(ranks.len(), 1, me).steps {
         let sends = sends.iter().map(|send| Transfer::Send { peer: ranks[send.to], channel, data: own });
         let recvs = recvs.iter().filter_map(|recv| {
             let buf = slots[recv.chunks.start].take()?;

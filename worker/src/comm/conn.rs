@@ -7,6 +7,11 @@
 //!               in one call)                                    | park: of a newer epoch            (T-1)
 //! ```
 //!
+//! What is added (gradients) is added as it comes: from shared memory without a copy, from a socket through a buffer that stays in
+//! the cache.
+//!
+//! A frame for which the running call has no place yet, but will have, stays where it is too: in the ring, or the kernel.
+//!
 //! A frame of a newer epoch stays where it is, in the kernel: its connection is not read any further until this side has advanced, so
 //! that keeping it aside costs no memory.
 //!
@@ -14,26 +19,29 @@
 //! goes out later, what is left of a half-received one is read and thrown away. So the connection outlives the epoch.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, IoSlice, Read, Write};
-use std::net::TcpStream;
+use std::io::{self, ErrorKind, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::event::PollFlags;
 
 use super::frame::{Channel, FrameFault, HEADER_LEN, Header, NUM_CHANNELS, Stream};
 use super::handshake::Binding;
-use super::{CommError, LinkStats, Transfer};
+use super::transport::Transport;
+use super::work::{Adder, Landing, Work};
+use super::{CommError, LinkKind, LinkStats};
 
 /// Bytes that one turn reads from or writes to one connection at most, so that a fast peer does not starve the others.
 const TURN_BYTES: usize = 4 << 20;
-const DISCARD_BYTES: usize = 64 << 10;
+/// Of the buffer for what is thrown away or added.
+const STAGING_BYTES: usize = 64 << 10;
 
 pub(super) struct Conn {
     pub rank: usize,
     pub worker_id: String,
     pub binding: Binding,
     /// `None` once it is lost; `loss` says why.
-    stream: Option<TcpStream>,
+    stream: Option<Transport>,
+    kind: LinkKind,
     loss: String,
     out: VecDeque<Outgoing>,
     reading: Reading,
@@ -45,13 +53,25 @@ pub(super) struct Conn {
     /// Transfers that wait, by channel, as indices into the transfers of the running call.
     waiting: [VecDeque<usize>; NUM_CHANNELS],
     stash: [VecDeque<Vec<u8>>; NUM_CHANNELS],
+    /// The running call will ask for more: what comes stays where it is until then.
+    held: [bool; NUM_CHANNELS],
+    /// For what is thrown away or added; empty until then.
+    staging: Vec<u8>,
+    adder: Adder,
 }
 
 /// What all connections of a [`Links`](super::Links) share while one call runs.
-pub(super) struct Turn<'a, 't> {
+pub(super) struct Turn<'a> {
     pub epoch: u64,
-    pub transfers: &'a mut [Transfer<'t>],
+    pub work: &'a mut dyn Work,
     pub tally: &'a mut Tally,
+}
+
+impl Turn<'_> {
+    fn complete(&mut self, transfer: usize) {
+        self.tally.completed += 1;
+        self.work.complete(transfer);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -84,14 +104,7 @@ enum Reading {
 enum Target {
     Transfer(usize),
     Owned(Vec<u8>),
-    /// Thrown away through this buffer.
-    Discard(Vec<u8>),
-}
-
-impl Target {
-    fn discard(header: &Header) -> Target {
-        Target::Discard(vec![0; header.length.min(DISCARD_BYTES)])
-    }
+    Discard,
 }
 
 impl Reading {
@@ -102,11 +115,12 @@ impl Reading {
 
 impl Conn {
     /// A connection whose handshake for the present epoch is done.
-    pub fn new(rank: usize, worker_id: String, stream: TcpStream, binding: Binding) -> Conn {
+    pub fn new(rank: usize, worker_id: String, stream: Transport, binding: Binding) -> Conn {
         Conn {
             rank,
             worker_id,
             binding,
+            kind: stream.kind(),
             stream: Some(stream),
             loss: String::new(),
             out: VecDeque::new(),
@@ -117,14 +131,59 @@ impl Conn {
             next_recv: [0; NUM_CHANNELS],
             waiting: Default::default(),
             stash: Default::default(),
+            held: Default::default(),
+            staging: Vec::new(),
+            adder: Adder::default(),
         }
     }
 
-    /// What to poll for. Nothing while a frame of a newer epoch is parked: this epoch is over with that peer, a fence will say so.
+    /// What to poll for. Nothing while a frame is parked: of a newer epoch, and then this epoch is over with that peer, which a fence will
+    /// say; or ahead of what this rank will ask for.
     pub fn interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         let stream = self.stream.as_ref().filter(|_| !matches!(self.reading, Reading::Parked(_)))?;
-        let write = if self.wants_write() { PollFlags::OUT } else { PollFlags::empty() };
-        Some((stream.as_fd(), PollFlags::IN | write))
+        Some((stream.as_fd(), stream.interest(self.wants_write())))
+    }
+
+    /// Before a poll that waits: what can be done at once, and the peer is to wake this side for the rest.
+    pub fn announce(&mut self) -> PollFlags {
+        let wants_write = self.wants_write();
+        match &mut self.stream {
+            Some(stream) if !matches!(self.reading, Reading::Parked(_)) => stream.announce(wants_write),
+            _ => PollFlags::empty(),
+        }
+    }
+
+    /// What can be done at once, as far as that is known without the kernel.
+    pub fn ready(&self) -> PollFlags {
+        match &self.stream {
+            Some(stream) if !matches!(self.reading, Reading::Parked(_)) => stream.ready(self.wants_write()),
+            _ => PollFlags::empty(),
+        }
+    }
+
+    /// Does what `events` of a poll allow.
+    pub fn on_events(&mut self, turn: &mut Turn<'_>, events: PollFlags) -> Result<(), CommError> {
+        let wants_write = self.wants_write();
+        let Some(stream) = &mut self.stream else { return Ok(()) };
+        let events = stream.heed(events, wants_write);
+        self.act(turn, events)
+    }
+
+    /// First reading: what a peer sent before it died must not be lost to a failing write.
+    pub fn act(&mut self, turn: &mut Turn<'_>, events: PollFlags) -> Result<(), CommError> {
+        if events.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+            self.receive(turn)?;
+        }
+        if events.contains(PollFlags::OUT) { self.send(turn) } else { Ok(()) }
+    }
+
+    /// For who bypasses the frames. `None` once it is lost.
+    pub fn transport(&mut self) -> Option<&mut Transport> {
+        self.stream.as_mut()
+    }
+
+    pub fn kind(&self) -> LinkKind {
+        self.kind
     }
 
     pub fn wants_write(&self) -> bool {
@@ -196,20 +255,22 @@ impl Conn {
 
     fn header(&mut self, epoch: u64, channel: Channel, payload: &[u8]) -> Header {
         let sequence = &mut self.next_send[channel.index()];
-        let header = Header::of(Stream::Data(channel), epoch, *sequence, payload);
+        let make = if self.kind.is_memory() { Header::without_sum } else { Header::of };
+        let header = make(Stream::Data(channel), epoch, *sequence, payload);
         *sequence += 1;
         header
     }
 
     /// Writes what the socket takes. Rust's runtime ignores SIGPIPE, so a dead peer is an error here and no signal.
-    pub fn send(&mut self, turn: &mut Turn<'_, '_>) -> Result<(), CommError> {
+    pub fn send(&mut self, turn: &mut Turn<'_>) -> Result<(), CommError> {
         let mut budget = TURN_BYTES;
         while let (Some(front), Some(stream), true) = (self.out.front_mut(), self.stream.as_mut(), budget > 0) {
             let payload = match &front.payload {
                 Payload::Owned(bytes) => bytes.as_slice(),
-                Payload::Transfer(i) => turn.transfers[*i].sent_bytes(),
+                Payload::Transfer(i) => turn.work.sent(*i),
             };
             let parts = [&front.header[front.header_sent..], &payload[front.payload_sent..]].map(IoSlice::new);
+            stream.set_queued(matches!(front.payload, Payload::Owned(_)));
             match stream.write_vectored(&parts) {
                 Ok(written) => {
                     let of_header = written.min(HEADER_LEN - front.header_sent);
@@ -230,7 +291,7 @@ impl Conn {
     }
 
     /// What the peer sent before it died is still to be had: it is read first.
-    fn write_failed(&mut self, turn: &mut Turn<'_, '_>, error: &std::io::Error) -> Result<(), CommError> {
+    fn write_failed(&mut self, turn: &mut Turn<'_>, error: &std::io::Error) -> Result<(), CommError> {
         let mut before = None;
         while self.stream.is_some() && before != Some(turn.tally.stats.bytes_received) {
             before = Some(turn.tally.stats.bytes_received);
@@ -239,10 +300,10 @@ impl Conn {
         if self.stream.is_some() { self.lose(format!("writing failed: {error}")) } else { Ok(()) }
     }
 
-    fn sent(&mut self, turn: &mut Turn<'_, '_>) {
+    fn sent(&mut self, turn: &mut Turn<'_>) {
         turn.tally.stats.frames_sent += 1;
         match self.out.pop_front().map(|o| o.payload) {
-            Some(Payload::Transfer(_)) => turn.tally.completed += 1,
+            Some(Payload::Transfer(i)) => turn.complete(i),
             Some(Payload::Owned(_)) => {}
             None => unreachable!("a frame was being sent"),
         }
@@ -251,7 +312,7 @@ impl Conn {
     // Receiving
 
     /// `transfer` waits for the next message of `channel`; if that is here already it is done at once.
-    pub fn expect(&mut self, turn: &mut Turn<'_, '_>, channel: Channel, transfer: usize) -> Result<(), CommError> {
+    pub fn expect(&mut self, turn: &mut Turn<'_>, channel: Channel, transfer: usize) -> Result<(), CommError> {
         if let Some(message) = self.stash[channel.index()].pop_front() {
             return self.hand_over(turn, transfer, &message);
         }
@@ -259,36 +320,42 @@ impl Conn {
             Some(error) => Err(error),
             None => {
                 self.waiting[channel.index()].push_back(transfer);
-                Ok(())
+                self.unpark(turn)
             }
         }
     }
 
-    fn hand_over(&mut self, turn: &mut Turn<'_, '_>, transfer: usize, message: &[u8]) -> Result<(), CommError> {
-        let buffer = turn.transfers[transfer].received_bytes();
-        if buffer.len() != message.len() {
-            let fault = FrameFault::new("length", buffer.len(), message.len());
+    pub fn hold(&mut self, channel: Channel, will_ask: bool) {
+        self.held[channel.index()] = will_ask;
+    }
+
+    fn hand_over(&mut self, turn: &mut Turn<'_>, transfer: usize, message: &[u8]) -> Result<(), CommError> {
+        let landing = turn.work.landing(transfer);
+        if landing.len_bytes() != message.len() {
+            let fault = FrameFault::new("length", landing.len_bytes(), message.len());
             return Err(self.corrupt(fault));
         }
-        buffer.copy_from_slice(message);
-        turn.tally.completed += 1;
+        match landing {
+            Landing::Copy(buffer) => buffer.copy_from_slice(message),
+            Landing::Add(sum) => Adder::default().add(sum, 0, message),
+        }
+        turn.complete(transfer);
         Ok(())
     }
 
-    /// Reads what the socket has, until it is empty, a frame of a newer epoch comes, or the turn is over.
-    pub fn receive(&mut self, turn: &mut Turn<'_, '_>) -> Result<(), CommError> {
+    /// Reads what the stream has, until it is empty, a frame of a newer epoch comes, or the turn is over.
+    pub fn receive(&mut self, turn: &mut Turn<'_>) -> Result<(), CommError> {
         let mut budget = TURN_BYTES;
-        while let (Some(stream), true) = (self.stream.as_mut(), budget > 0) {
-            let Some(space) = self.reading.space(turn.transfers) else { return Ok(()) };
-            let asked = space.len();
-            match stream.read(space) {
+        while budget > 0 {
+            let Some((asked, result)) = self.read_once(turn) else { return Ok(()) };
+            match result {
                 Ok(0) => return self.lose("the connection was closed by the other side".into()),
                 Ok(read) => {
                     turn.tally.stats.bytes_received += read as u64;
                     budget = budget.saturating_sub(read);
-                    self.take_in(turn, read)?;
+                    self.take_in(turn)?;
                     if read < asked {
-                        // The socket is empty: another call would only say so. Polling tells when there is more.
+                        // The stream is empty: another call would only say so. Polling tells when there is more.
                         return Ok(());
                     }
                 }
@@ -300,43 +367,87 @@ impl Conn {
         Ok(())
     }
 
-    /// `read` more bytes lie where [`Reading::space`] pointed to.
-    fn take_in(&mut self, turn: &mut Turn<'_, '_>, read: usize) -> Result<(), CommError> {
-        match &mut self.reading {
+    /// Reads to where the next bytes belong; how many those are, and how many came. `None` where nothing is to be read.
+    fn read_once(&mut self, turn: &mut Turn<'_>) -> Option<(usize, io::Result<usize>)> {
+        let Conn { stream: Some(stream), reading, staging, adder, .. } = self else { return None };
+        let (header, target, filled, crc) = match reading {
+            Reading::Parked(_) => return None,
             Reading::Header { bytes, filled } => {
-                *filled += read;
-                if *filled < HEADER_LEN {
-                    return Ok(());
-                }
-                match Header::decode(bytes) {
-                    Ok(header) => self.dispatch(turn, header),
-                    Err(fault) => Err(self.corrupt(fault)),
-                }
+                let result = stream.read(&mut bytes[*filled..]);
+                let asked = HEADER_LEN - *filled;
+                *filled += *result.as_ref().unwrap_or(&0);
+                return Some((asked, result));
             }
-            Reading::Payload { header, target, filled, crc } => {
-                let bytes = match target {
-                    Target::Transfer(i) => &turn.transfers[*i].received_bytes()[*filled..][..read],
-                    Target::Owned(bytes) => &bytes[*filled..][..read],
-                    Target::Discard(bytes) => &bytes[..read],
-                };
+            Reading::Payload { header, target, filled, crc } => (header, target, filled, crc),
+        };
+        let rest = header.length - *filled;
+        let mut sum = |bytes: &[u8]| {
+            if header.payload_crc.is_some() {
                 // While they are still in the cache.
                 *crc = crc32c::crc32c_append(*crc, bytes);
-                *filled += read;
-                if *filled == header.length { self.finish(turn) } else { Ok(()) }
             }
-            Reading::Parked(_) => unreachable!("nothing is read while a frame is parked"),
+        };
+        let mut read_into = |stream: &mut Transport, space: &mut [u8]| {
+            let result = stream.read(space);
+            sum(&space[..*result.as_ref().unwrap_or(&0)]);
+            (space.len(), result)
+        };
+        let (asked, result) = match target {
+            Target::Owned(bytes) => read_into(stream, &mut bytes[*filled..]),
+            Target::Discard => {
+                staging.resize(STAGING_BYTES, 0);
+                read_into(stream, &mut staging[..rest.min(STAGING_BYTES)])
+            }
+            Target::Transfer(i) => match (turn.work.landing(*i), &mut *stream) {
+                (Landing::Copy(buffer), _) => read_into(stream, &mut buffer[*filled..]),
+                (Landing::Add(sum), Transport::Shm(ring)) => {
+                    let result = ring.peek().map(|came| {
+                        let len = came.len().min(rest);
+                        adder.add(sum, *filled, &came[..len]);
+                        len
+                    });
+                    if let Ok(len) = result {
+                        ring.consume(len);
+                    }
+                    // A ring is read in pieces: there may be more.
+                    (*result.as_ref().unwrap_or(&0), result)
+                }
+                (Landing::Add(sum), _) => {
+                    staging.resize(STAGING_BYTES, 0);
+                    let space = &mut staging[..rest.min(STAGING_BYTES)];
+                    let (asked, result) = read_into(stream, space);
+                    adder.add(sum, *filled, &space[..*result.as_ref().unwrap_or(&0)]);
+                    (asked, result)
+                }
+            },
+        };
+        *filled += *result.as_ref().unwrap_or(&0);
+        Some((asked, result))
+    }
+
+    /// More bytes have come: goes on where a header or a payload is whole.
+    fn take_in(&mut self, turn: &mut Turn<'_>) -> Result<(), CommError> {
+        match &self.reading {
+            Reading::Header { bytes, filled: HEADER_LEN } => match Header::decode(bytes) {
+                Ok(header) => self.dispatch(turn, header),
+                Err(fault) => Err(self.corrupt(fault)),
+            },
+            Reading::Payload { header, filled, .. } if *filled == header.length => self.finish(turn),
+            _ => Ok(()),
         }
     }
 
     /// Decides where the payload of `header` goes.
-    fn dispatch(&mut self, turn: &mut Turn<'_, '_>, header: Header) -> Result<(), CommError> {
-        if header.epoch > turn.epoch {
+    fn dispatch(&mut self, turn: &mut Turn<'_>, header: Header) -> Result<(), CommError> {
+        let is_held = |channel: Channel| self.held[channel.index()] && self.waiting[channel.index()].is_empty();
+        let is_early = matches!(header.stream, Stream::Data(channel) if header.epoch == turn.epoch && is_held(channel));
+        if header.epoch > turn.epoch || is_early {
             self.reading = Reading::Parked(header);
             return Ok(());
         }
         let target = if header.epoch < turn.epoch {
             turn.tally.stats.stale_frames += 1;
-            Target::discard(&header)
+            Target::Discard
         } else {
             match header.stream {
                 Stream::Resume => self.target_of_resume(&header)?,
@@ -355,13 +466,16 @@ impl Conn {
         Ok(Target::Owned(vec![0; header.length]))
     }
 
-    fn target_of_data(
-        &mut self,
-        turn: &mut Turn<'_, '_>,
-        channel: Channel,
-        header: &Header,
-    ) -> Result<Target, CommError> {
+    fn target_of_data(&mut self, turn: &mut Turn<'_>, channel: Channel, header: &Header) -> Result<Target, CommError> {
         let expected = self.next_recv[channel.index()];
+        if header.payload_crc.is_none() != self.kind.is_memory() {
+            let found = if header.payload_crc.is_some() { "one" } else { "none" };
+            return Err(self.corrupt(FrameFault::new(
+                "sum of the payload",
+                format!("that of a {} link", self.kind),
+                found,
+            )));
+        }
         if !self.confirmed {
             return Err(self.corrupt(FrameFault::new(
                 "first frame of the epoch",
@@ -374,7 +488,7 @@ impl Conn {
         }
         self.next_recv[channel.index()] += 1;
         if let Some(transfer) = self.waiting[channel.index()].pop_front() {
-            let len = turn.transfers[transfer].received_bytes().len();
+            let len = turn.work.landing(transfer).len_bytes();
             if len != header.length {
                 return Err(self.corrupt(FrameFault::new("length", len, header.length)));
             }
@@ -390,27 +504,27 @@ impl Conn {
     }
 
     /// The payload is whole.
-    fn finish(&mut self, turn: &mut Turn<'_, '_>) -> Result<(), CommError> {
+    fn finish(&mut self, turn: &mut Turn<'_>) -> Result<(), CommError> {
         let Reading::Payload { header, target, crc, .. } = std::mem::replace(&mut self.reading, Reading::next()) else {
             unreachable!("a payload was being read");
         };
-        if matches!(target, Target::Discard(_)) {
+        if matches!(target, Target::Discard) {
             return Ok(());
         }
-        if crc != header.payload_crc {
-            let (expected, found) = (format!("{:#010x}", header.payload_crc), format!("{crc:#010x}"));
+        if let Some(expected) = header.payload_crc.filter(|expected| *expected != crc) {
+            let (expected, found) = (format!("{expected:#010x}"), format!("{crc:#010x}"));
             return Err(self.corrupt(FrameFault::new("checksum of the payload", expected, found)));
         }
         turn.tally.stats.frames_received += 1;
         match (target, header.stream) {
-            (Target::Transfer(_), _) => turn.tally.completed += 1,
+            (Target::Transfer(i), _) => turn.complete(i),
             (Target::Owned(message), Stream::Data(channel)) => match self.waiting[channel.index()].pop_front() {
                 // Asked for while it was on its way into the stash.
                 Some(transfer) => self.hand_over(turn, transfer, &message)?,
                 None => self.stash[channel.index()].push_back(message),
             },
             (Target::Owned(proof), Stream::Resume) => self.confirm(&proof)?,
-            (Target::Discard(_), _) => unreachable!("returned above"),
+            (Target::Discard, _) => unreachable!("returned above"),
         }
         Ok(())
     }
@@ -428,12 +542,13 @@ impl Conn {
     // Changes of epoch
 
     /// The running call ends without its transfers: nothing refers to them from here on.
-    pub fn abort(&mut self, transfers: &[Transfer<'_>]) {
+    pub fn abort(&mut self, work: &dyn Work) {
         self.waiting.iter_mut().for_each(VecDeque::clear);
-        if let Reading::Payload { header, target, .. } = &mut self.reading
+        self.held = Default::default();
+        if let Reading::Payload { target, .. } = &mut self.reading
             && matches!(target, Target::Transfer(_))
         {
-            *target = Target::discard(header);
+            *target = Target::Discard;
         }
         if self.stream.is_none() {
             return self.out.clear();
@@ -442,7 +557,7 @@ impl Conn {
         if let Some(front) = self.out.front_mut()
             && let Payload::Transfer(i) = front.payload
         {
-            front.payload = Payload::Owned(transfers[i].sent_bytes()[front.payload_sent..].to_vec());
+            front.payload = Payload::Owned(work.sent(i)[front.payload_sent..].to_vec());
             front.payload_sent = 0;
         }
     }
@@ -467,19 +582,19 @@ impl Conn {
             tally.stats.stale_frames += queue.len() as u64;
             queue.clear();
         }
-        if let Reading::Payload { header, target, .. } = &mut self.reading
-            && !matches!(target, Target::Discard(_))
+        if let Reading::Payload { target, .. } = &mut self.reading
+            && !matches!(target, Target::Discard)
         {
             tally.stats.stale_frames += 1;
-            *target = Target::discard(header);
+            *target = Target::Discard;
         }
         self.out.retain(Outgoing::is_begun);
         let header = Header::of(Stream::Resume, epoch, 0, proof.as_bytes());
         self.out.push_back(Outgoing::new(header, Payload::Owned(proof.as_bytes().to_vec())));
     }
 
-    /// Goes on with a frame that was ahead of the epoch before.
-    pub fn unpark(&mut self, turn: &mut Turn<'_, '_>) -> Result<(), CommError> {
+    /// Goes on with a frame that was ahead of the epoch before, or of what the call had asked for.
+    pub fn unpark(&mut self, turn: &mut Turn<'_>) -> Result<(), CommError> {
         match self.reading {
             Reading::Parked(header) => self.dispatch(turn, header),
             _ => Ok(()),
@@ -501,23 +616,5 @@ impl Outgoing {
 
     fn is_begun(&self) -> bool {
         self.header_sent > 0
-    }
-}
-
-impl Reading {
-    /// Where the next bytes go; `None` while a frame is parked.
-    fn space<'s>(&'s mut self, transfers: &'s mut [Transfer<'_>]) -> Option<&'s mut [u8]> {
-        match self {
-            Reading::Header { bytes, filled } => Some(&mut bytes[*filled..]),
-            Reading::Payload { target: Target::Transfer(i), filled, .. } => {
-                Some(&mut transfers[*i].received_bytes()[*filled..])
-            }
-            Reading::Payload { target: Target::Owned(bytes), filled, .. } => Some(&mut bytes[*filled..]),
-            Reading::Payload { header, target: Target::Discard(bytes), filled, .. } => {
-                let len = (header.length - *filled).min(bytes.len());
-                Some(&mut bytes[..len])
-            }
-            Reading::Parked(_) => None,
-        }
     }
 }

@@ -13,14 +13,18 @@
 //! that does not come in time, the error says who was refused and why. The dialer, who has called an address that its own coordinator
 //! named, takes a refusal as final, except for "not yet": a peer that has not advanced to this epoch is called again.
 //!
+//! A dialer tries the kinds of link that its worker may use, the fastest first: memory shared with a peer in the same network namespace,
+//! which answers at once or is not there, then TCP. A kind that a peer refuses is followed by the next.
+//!
 //! All of it is one loop around poll(2), ended at once by the fence. Only a host *name* in a peer's address can make it wait:
 //! it is resolved in line, at each attempt, because a restarted peer may have moved.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -32,13 +36,17 @@ use super::handshake::{
     Acceptor, Dialer, Garbage, Identity, MAX_JOB_ID_LEN, Message, Nonce, Verdict, Why, resume_proof,
 };
 use super::links::poll_all;
-use super::{CommError, Fence, Links};
+use super::transport::{Ring, Side, Socket, Transport, connect_local, listen_local};
+use super::work::Nothing;
+use super::{CommError, Fence, LinkChoice, LinkKind, Links};
 
 const RETRY_MIN: Duration = Duration::from_millis(5);
 const RETRY_MAX: Duration = Duration::from_millis(250);
 /// Calls that have not proven anything yet. The oldest makes room for a new one.
 const CALLS_MAX: usize = 1024;
 const REFUSALS_KEPT: usize = 16;
+/// Handshakes that a peer may break off before its dialer tries the next kind of link.
+const BREAKS_MAX: usize = 3;
 
 /// Who is where in an epoch, as far as one rank needs to know.
 #[derive(Clone)]
@@ -76,6 +84,9 @@ impl fmt::Debug for Plan {
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
+    /// For peers in the same network namespace; `None` where the worker may only use TCP.
+    local: Option<UnixListener>,
+    links: LinkChoice,
     address: SocketAddr,
     refusals: Mutex<VecDeque<Refusal>>,
 }
@@ -89,16 +100,25 @@ pub struct Refusal {
 }
 
 impl Listener {
-    /// `address` is `host:port`; port 0 takes a free one.
-    pub fn bind(address: &str) -> Result<Listener, CommError> {
+    /// `address` is `host:port`; port 0 takes a free one. `links`: the kinds of link that this worker makes and takes.
+    pub fn bind(address: &str, worker_id: &str, links: LinkChoice) -> Result<Listener, CommError> {
         let bound = TcpListener::bind(address).and_then(|socket| {
             socket.set_nonblocking(true)?;
             Ok((socket.local_addr()?, socket))
         });
-        match bound {
-            Ok((address, socket)) => Ok(Listener { socket, address, refusals: Mutex::default() }),
-            Err(e) => Err(CommError::Bind { address: address.to_owned(), why: e.to_string() }),
-        }
+        let (address, socket) =
+            bound.map_err(|e| CommError::Bind { address: address.to_owned(), why: e.to_string() })?;
+        let kinds = links.kinds();
+        let local = kinds.iter().any(|kind| kind.is_local()).then(|| listen_local(worker_id, address.port()));
+        let local = match local.transpose() {
+            Ok(local) => local,
+            Err(e) if kinds.contains(&LinkKind::Tcp) => {
+                tracing::warn!(error = %e, "cannot listen for links within this host, they go over TCP");
+                None
+            }
+            Err(e) => return Err(CommError::io("listen for links within this host", e)),
+        };
+        Ok(Listener { socket, local, links, address, refusals: Mutex::default() })
     }
 
     pub fn local_addr(&self) -> SocketAddr {
@@ -177,12 +197,15 @@ struct Dial {
     phase: Phase,
     retry: Duration,
     attempts: usize,
+    /// What is tried now, then what is left.
+    kinds: &'static [LinkKind],
+    breaks: usize,
     problem: String,
 }
 
 enum Phase {
     Idle { until: Instant },
-    Connecting(TcpStream),
+    Connecting(Socket),
     Shaking(Wire, Dialer),
 }
 
@@ -195,9 +218,13 @@ struct Call {
 
 /// Handshake messages over a socket.
 struct Wire {
-    stream: TcpStream,
+    socket: Socket,
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
+    /// That goes out with the next byte.
+    attached: bool,
+    /// To share, made by the called side.
+    memory: Option<OwnedFd>,
     verdict: Verdict,
 }
 
@@ -206,6 +233,7 @@ struct Wire {
 enum Token {
     Fence,
     Listener,
+    Local,
     Dial(usize),
     Call(u64),
     Kept(usize),
@@ -225,7 +253,7 @@ impl<'a> Establish<'a> {
         }
         let start = Instant::now();
         let calls_for = plan.peers.keys().filter(|&&rank| rank > plan.rank && !links.conns.contains_key(&rank));
-        let dials = calls_for.map(|&rank| (rank, Dial::at(start))).collect();
+        let dials = calls_for.map(|&rank| (rank, Dial::new(listener.links.kinds(), start))).collect();
         let deadline = start + timeout;
         Ok(Establish { links, listener, plan, timeout, deadline, dials, calls: BTreeMap::new(), next_call: 0 })
     }
@@ -236,7 +264,9 @@ impl<'a> Establish<'a> {
             self.links.fence.check(self.plan.epoch)?;
             self.dial_what_is_due();
             if self.plan.peers.keys().all(|rank| self.is_up(*rank)) {
-                tracing::debug!(rank = self.plan.rank, epoch = self.plan.epoch, "all links are up");
+                let kinds: Vec<String> = self.links.kinds().iter().map(|(kind, n)| format!("{n} {kind}")).collect();
+                let (rank, epoch, kinds) = (self.plan.rank, self.plan.epoch, kinds.join(", "));
+                tracing::info!(rank, epoch, kinds, "all links are up");
                 return Ok(());
             }
             if Instant::now() >= self.deadline {
@@ -246,6 +276,7 @@ impl<'a> Establish<'a> {
                 match token {
                     Token::Fence => self.links.fence.drain(self.plan.epoch)?,
                     Token::Listener => self.accept()?,
+                    Token::Local => self.accept_local()?,
                     Token::Dial(rank) => self.on_dial(rank)?,
                     Token::Call(number) => self.on_call(number),
                     Token::Kept(rank) => self.on_kept(rank, events),
@@ -274,27 +305,36 @@ impl<'a> Establish<'a> {
         texts.collect::<Vec<_>>().join("; ")
     }
 
-    fn poll(&self) -> Result<Vec<(Token, PollFlags)>, CommError> {
+    fn poll(&mut self) -> Result<Vec<(Token, PollFlags)>, CommError> {
+        let mut wake = self.deadline;
+        for conn in self.links.conns.values_mut() {
+            if !conn.announce().is_empty() {
+                wake = Instant::now();
+            }
+        }
         let mut fds = vec![
             PollFd::from_borrowed_fd(self.links.fence.wake_fd(), PollFlags::IN),
             PollFd::new(&self.listener.socket, PollFlags::IN),
         ];
         let mut tokens = vec![Token::Fence, Token::Listener];
-        let mut wake = self.deadline;
+        if let Some(local) = &self.listener.local {
+            fds.push(PollFd::new(local, PollFlags::IN));
+            tokens.push(Token::Local);
+        }
         for (rank, dial) in &self.dials {
             let (fd, flags) = match &dial.phase {
                 Phase::Idle { until } => {
                     wake = wake.min(*until);
                     continue;
                 }
-                Phase::Connecting(stream) => (stream.as_fd(), PollFlags::OUT),
-                Phase::Shaking(wire, _) => (wire.stream.as_fd(), wire.interest()),
+                Phase::Connecting(socket) => (socket.as_fd(), PollFlags::OUT),
+                Phase::Shaking(wire, _) => (wire.socket.as_fd(), wire.interest()),
             };
             fds.push(PollFd::from_borrowed_fd(fd, flags));
             tokens.push(Token::Dial(*rank));
         }
         for (number, call) in &self.calls {
-            fds.push(PollFd::new(&call.wire.stream, call.wire.interest()));
+            fds.push(PollFd::new(&call.wire.socket, call.wire.interest()));
             tokens.push(Token::Call(*number));
         }
         for (rank, conn) in &self.links.conns {
@@ -305,7 +345,8 @@ impl<'a> Establish<'a> {
         }
         poll_all(&mut fds, Some(wake.saturating_duration_since(Instant::now())))?;
         let ready = tokens.into_iter().zip(&fds).map(|(token, fd)| (token, fd.revents()));
-        Ok(ready.filter(|(_, events)| !events.is_empty()).collect())
+        // What was announced to a kept ring is taken back, with an event or without.
+        Ok(ready.filter(|(token, events)| !events.is_empty() || matches!(token, Token::Kept(_))).collect())
     }
 
     fn identity(&self) -> Identity<'a> {
@@ -315,10 +356,11 @@ impl<'a> Establish<'a> {
 
     /// The handshake is done. An older connection to the same rank gives way: its other end knows it is gone, or it would not
     /// have made a new one.
-    fn up(&mut self, rank: usize, stream: TcpStream, binding: [u8; 32]) {
+    fn up(&mut self, rank: usize, transport: Transport, binding: [u8; 32]) {
         let Some(peer) = self.plan.peers.get(&rank) else { unreachable!("only peers of the plan pass the handshake") };
         self.links.tally.stats.connections += 1;
-        self.links.conns.insert(rank, Conn::new(rank, peer.worker_id.clone(), stream, binding));
+        tracing::debug!(rank, worker_id = peer.worker_id, kind = %transport.kind(), "a link is up");
+        self.links.conns.insert(rank, Conn::new(rank, peer.worker_id.clone(), transport, binding));
         self.dials.remove(&rank);
     }
 
@@ -330,9 +372,9 @@ impl<'a> Establish<'a> {
         let due: Vec<usize> = self.dials.iter().filter(|(_, dial)| is_due(dial)).map(|(rank, _)| *rank).collect();
         for rank in due {
             let (Some(dial), Some(peer)) = (self.dials.get_mut(&rank), self.plan.peers.get(&rank)) else { continue };
-            match connect(&peer.address, dial.attempts) {
-                Ok(stream) => dial.phase = Phase::Connecting(stream),
-                Err(e) => dial.fail(format!("cannot be reached: {e}")),
+            match connect(peer, dial.kind(), dial.attempts) {
+                Ok(socket) => dial.phase = Phase::Connecting(socket),
+                Err(e) => dial.cannot_be_reached(&e),
             }
         }
     }
@@ -346,17 +388,28 @@ impl<'a> Establish<'a> {
         let Phase::Shaking(wire, dialer) = &mut dial.phase else { return Ok(()) };
         match wire.drive(|message| dialer.receive(message)) {
             Ok(Verdict::Continue) => {}
-            Ok(Verdict::Established { rank, binding }) => {
-                if let Some(Dial { phase: Phase::Shaking(wire, _), .. }) = self.dials.remove(&rank) {
-                    self.up(rank, wire.stream, binding);
+            Ok(Verdict::Established { rank, binding, kind }) => {
+                let Some(Phase::Shaking(wire, _)) = self.dials.get_mut(&rank).map(Dial::take) else {
+                    return Ok(());
+                };
+                match wire.into_transport(kind, Side::Caller) {
+                    Ok(transport) => self.up(rank, transport, binding),
+                    Err(e) => {
+                        if let Some(dial) = self.dials.get_mut(&rank) {
+                            dial.cannot_be_reached(&e);
+                        }
+                    }
                 }
             }
             Ok(Verdict::Refused { why: Why::NotYet, text, .. }) => dial.fail(format!("refused the link: {text}")),
+            Ok(Verdict::Refused { text, .. }) if dial.kinds.len() > 1 => {
+                dial.next_kind(format!("refused the link: {text}"))
+            }
             Ok(Verdict::Refused { text, .. }) => {
                 let Some(PeerAddr { worker_id, address }) = self.plan.peers.get(&rank).cloned() else { return Ok(()) };
                 return Err(CommError::Refused { rank, worker_id, address, reason: text });
             }
-            Err(problem) => dial.fail(format!("broke off the handshake: {problem}")),
+            Err(problem) => dial.broke_off(&problem),
         }
         Ok(())
     }
@@ -364,26 +417,37 @@ impl<'a> Establish<'a> {
     // Calls of others
 
     fn accept(&mut self) -> Result<(), CommError> {
-        loop {
-            match self.listener.socket.accept() {
-                Ok((stream, address)) => {
-                    if let Err(e) = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)) {
-                        tracing::debug!(%address, error = %e, "dropped a call");
-                        continue;
-                    }
-                    if self.calls.len() == CALLS_MAX {
-                        self.calls.pop_first();
-                    }
-                    let (wire, acceptor) = (Wire::new(stream, Vec::new()), Acceptor::new(nonce()?));
-                    self.calls.insert(self.next_call, Call { wire, acceptor, address: address.to_string() });
-                    self.next_call += 1;
-                }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
-                // The caller has gone again.
-                Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
-                Err(e) => return Err(CommError::io("accept a link", e)),
+        while let Some((stream, address)) = taken(self.listener.socket.accept())? {
+            match stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)) {
+                Ok(()) => self.take_call(Socket::Tcp(stream), address.to_string())?,
+                Err(e) => tracing::debug!(%address, error = %e, "dropped a call"),
             }
         }
+        Ok(())
+    }
+
+    fn accept_local(&mut self) -> Result<(), CommError> {
+        let listener = self.listener;
+        let Some(local) = &listener.local else { return Ok(()) };
+        while let Some((stream, _)) = taken(local.accept())? {
+            match stream.set_nonblocking(true) {
+                Ok(()) => self.take_call(Socket::Unix(stream), "this host".into())?,
+                Err(e) => tracing::debug!(error = %e, "dropped a call of this host"),
+            }
+        }
+        Ok(())
+    }
+
+    fn take_call(&mut self, socket: Socket, address: String) -> Result<(), CommError> {
+        if self.calls.len() == CALLS_MAX {
+            self.calls.pop_first();
+        }
+        let is_local = matches!(socket, Socket::Unix(_));
+        let kinds = self.listener.links.kinds().iter().copied().filter(|kind| kind.is_local() == is_local).collect();
+        let (wire, acceptor) = (Wire::new(socket, Vec::new()), Acceptor::new(nonce()?, kinds));
+        self.calls.insert(self.next_call, Call { wire, acceptor, address });
+        self.next_call += 1;
+        Ok(())
     }
 
     fn on_call(&mut self, number: u64) {
@@ -394,7 +458,10 @@ impl<'a> Establish<'a> {
             Ok(Verdict::Continue) => {
                 self.calls.insert(number, call);
             }
-            Ok(Verdict::Established { rank, binding }) => self.up(rank, call.wire.stream, binding),
+            Ok(Verdict::Established { rank, binding, kind }) => match call.wire.into_transport(kind, Side::Called) {
+                Ok(transport) => self.up(rank, transport, binding),
+                Err(e) => tracing::warn!(address = call.address, rank, error = %e, "dropped a call"),
+            },
             Ok(Verdict::Refused { why: Why::NotYet, text, rank }) => {
                 tracing::debug!(address = call.address, rank, text, "a call for a later epoch");
             }
@@ -416,49 +483,79 @@ impl<'a> Establish<'a> {
     }
 
     fn on_kept(&mut self, rank: usize, events: PollFlags) {
-        self.on_conn(rank, |conn, turn| {
-            if events.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
-                conn.receive(turn)?;
-            }
-            if events.contains(PollFlags::OUT) { conn.send(turn) } else { Ok(()) }
-        });
+        self.on_conn(rank, |conn, turn| conn.on_events(turn, events));
     }
 
     /// Whatever is wrong with a kept connection, a new one is the cure.
-    fn on_conn(&mut self, rank: usize, act: impl FnOnce(&mut Conn, &mut Turn<'_, '_>) -> Result<(), CommError>) {
+    fn on_conn(&mut self, rank: usize, act: impl FnOnce(&mut Conn, &mut Turn<'_>) -> Result<(), CommError>) {
         let Links { conns, tally, .. } = &mut *self.links;
         let Some(conn) = conns.get_mut(&rank) else { return };
-        let result = act(conn, &mut Turn { epoch: self.plan.epoch, transfers: &mut [], tally });
+        let result = act(conn, &mut Turn { epoch: self.plan.epoch, work: &mut Nothing, tally });
         if let Some(error) = result.err().or_else(|| conn.lost()) {
             tracing::debug!(rank, %error, "a link could not be kept, it is made anew");
             conns.remove(&rank);
             if rank > self.plan.rank {
-                self.dials.insert(rank, Dial::at(Instant::now()));
+                self.dials.insert(rank, Dial::new(self.listener.links.kinds(), Instant::now()));
             }
         }
     }
 }
 
 impl Dial {
-    fn at(until: Instant) -> Dial {
+    fn new(kinds: &'static [LinkKind], until: Instant) -> Dial {
         let problem = "was not reached yet".to_owned();
-        Dial { phase: Phase::Idle { until }, retry: RETRY_MIN, attempts: 0, problem }
+        Dial { phase: Phase::Idle { until }, retry: RETRY_MIN, attempts: 0, kinds, breaks: 0, problem }
+    }
+
+    fn kind(&self) -> LinkKind {
+        self.kinds[0]
+    }
+
+    /// What this dial has come to; it starts again.
+    fn take(&mut self) -> Phase {
+        std::mem::replace(&mut self.phase, Phase::Idle { until: Instant::now() })
     }
 
     /// The socket is connected, or failed to be.
     fn greet(&mut self, me: &Identity<'_>, peer: usize) -> Result<(), CommError> {
-        let idle = Phase::Idle { until: Instant::now() };
-        let Phase::Connecting(stream) = std::mem::replace(&mut self.phase, idle) else {
-            unreachable!("a dial connects")
-        };
-        match stream.take_error().and_then(|error| error.map_or(Ok(()), Err)) {
+        let Phase::Connecting(socket) = self.take() else { unreachable!("a dial connects") };
+        match socket.take_error().and_then(|error| error.map_or(Ok(()), Err)) {
             Ok(()) => {
-                let (dialer, hello) = Dialer::new(me, peer, nonce()?);
-                self.phase = Phase::Shaking(Wire::new(stream, hello.encode()), dialer);
+                let (dialer, hello) = Dialer::new(me, peer, self.kind(), nonce()?);
+                self.phase = Phase::Shaking(Wire::new(socket, hello.encode()), dialer);
             }
-            Err(e) => self.fail(format!("cannot be reached: {e}")),
+            Err(e) => self.cannot_be_reached(&e),
         }
         Ok(())
+    }
+
+    /// Nobody of this host answers to that name: the peer is elsewhere.
+    fn cannot_be_reached(&mut self, error: &std::io::Error) {
+        let problem = format!("cannot be reached by {}: {error}", self.kind());
+        if self.kind().is_local() && error.kind() != ErrorKind::WouldBlock {
+            self.next_kind(problem);
+        } else {
+            self.fail(problem);
+        }
+    }
+
+    fn broke_off(&mut self, problem: &str) {
+        self.breaks += 1;
+        let problem = format!("broke off the handshake: {problem}");
+        if self.breaks >= BREAKS_MAX { self.next_kind(problem) } else { self.fail(problem) }
+    }
+
+    /// Goes on with the next kind of link, at once; after the last, tries that again.
+    fn next_kind(&mut self, problem: String) {
+        match self.kinds {
+            [_, rest @ ..] if !rest.is_empty() => {
+                self.kinds = rest;
+                self.breaks = 0;
+                self.phase = Phase::Idle { until: Instant::now() };
+                self.problem = problem;
+            }
+            _ => self.fail(problem),
+        }
     }
 
     /// Tries again in a while, and in a longer while the next time.
@@ -471,12 +568,28 @@ impl Dial {
 }
 
 impl Wire {
-    fn new(stream: TcpStream, outgoing: Vec<u8>) -> Wire {
-        Wire { stream, incoming: Vec::new(), outgoing, verdict: Verdict::Continue }
+    fn new(socket: Socket, outgoing: Vec<u8>) -> Wire {
+        let (incoming, memory, verdict) = (Vec::new(), None, Verdict::Continue);
+        Wire { socket, incoming, outgoing, attached: false, memory, verdict }
     }
 
     fn interest(&self) -> PollFlags {
         if self.outgoing.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT }
+    }
+
+    /// The handshake is done.
+    fn into_transport(self, kind: LinkKind, side: Side) -> std::io::Result<Transport> {
+        match (self.socket, kind, self.memory) {
+            (Socket::Tcp(socket), LinkKind::Tcp, _) => Ok(Transport::Tcp(socket)),
+            (Socket::Unix(socket), LinkKind::Unix, _) => Ok(Transport::Unix(socket)),
+            (Socket::Unix(socket), LinkKind::Shm, Some(memory)) => {
+                Ok(Transport::Shm(Ring::open(socket, &memory, side)?))
+            }
+            (_, kind, _) => {
+                let what = format!("a {kind} link was agreed on, and what it needs did not come with the welcome");
+                Err(std::io::Error::new(ErrorKind::InvalidData, what))
+            }
+        }
     }
 
     /// Goes on as far as the socket lets it. A verdict is given once all that belongs to it is sent.
@@ -493,6 +606,11 @@ impl Wire {
             }
             let Some(message) = self.next_message()? else { return Ok(Verdict::Continue) };
             let (reply, verdict) = side(message).map_err(|garbage| garbage.to_string())?;
+            let is_welcome = reply == Some(Message::Welcome);
+            if is_welcome && matches!(verdict, Verdict::Established { kind: LinkKind::Shm, .. }) {
+                self.memory = Some(Ring::memory().map_err(|e| format!("cannot make memory to share: {e}"))?);
+                self.attached = true;
+            }
             self.outgoing = reply.map(|reply| reply.encode()).unwrap_or_default();
             self.verdict = verdict;
         }
@@ -501,8 +619,12 @@ impl Wire {
     /// True when nothing is left to be sent.
     fn flush(&mut self) -> Result<bool, String> {
         while !self.outgoing.is_empty() {
-            match self.stream.write(&self.outgoing) {
-                Ok(written) => drop(self.outgoing.drain(..written)),
+            let memory = self.memory.as_ref().filter(|_| self.attached).map(AsFd::as_fd);
+            match self.socket.write(&self.outgoing, memory) {
+                Ok(written) => {
+                    self.attached = false;
+                    self.outgoing.drain(..written);
+                }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => return Err(format!("writing failed: {e}")),
@@ -521,7 +643,7 @@ impl Wire {
             }
             let have = self.incoming.len();
             self.incoming.resize(have + missing, 0);
-            let read = self.stream.read(&mut self.incoming[have..]);
+            let read = self.socket.read(&mut self.incoming[have..], &mut self.memory);
             self.incoming.truncate(have + *read.as_ref().unwrap_or(&0));
             match read {
                 Ok(0) => return Err("the other side closed the connection".into()),
@@ -534,10 +656,25 @@ impl Wire {
     }
 }
 
+/// What an accept has brought; `None` where nobody calls any more.
+fn taken<T>(accepted: std::io::Result<T>) -> Result<Option<T>, CommError> {
+    match accepted {
+        Ok(call) => Ok(Some(call)),
+        Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(None),
+        Err(e) => Err(CommError::io("accept a link", e)),
+    }
+}
+
 /// Begins to connect, without waiting for it. Takes the addresses of a name in turn.
 ///
 /// Socket buffers are left to the kernel: setting them switches its tuning off, and with it most of what a long path could use.
-fn connect(address: &str, attempt: usize) -> std::io::Result<TcpStream> {
+fn connect(peer: &PeerAddr, kind: LinkKind, attempt: usize) -> std::io::Result<Socket> {
+    let PeerAddr { worker_id, address } = peer;
+    if kind.is_local() {
+        let port = address.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        let port = port.ok_or_else(|| std::io::Error::new(ErrorKind::InvalidInput, "its address has no port"))?;
+        return connect_local(worker_id, port).map(Socket::Unix);
+    }
     let addresses: Vec<SocketAddr> = address.to_socket_addrs()?.collect();
     let Some(address) = addresses.get(attempt % addresses.len().max(1)) else {
         return Err(std::io::Error::new(ErrorKind::NotFound, "the name has no address"));
@@ -550,7 +687,7 @@ fn connect(address: &str, attempt: usize) -> std::io::Result<TcpStream> {
     }
     let stream = TcpStream::from(socket);
     stream.set_nodelay(true)?;
-    Ok(stream)
+    Ok(Socket::Tcp(stream))
 }
 
 fn nonce() -> Result<Nonce, CommError> {

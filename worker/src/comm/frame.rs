@@ -1,11 +1,12 @@
 //! One message on a link: a header of 40 bytes, then the payload.
 //!
 //! ```text
-//!   0      4       5         8       16         24       32            36           40
-//!   magic  stream  0 0 0     epoch   sequence   length   payload crc   header crc   payload ...
+//!   0      4       5        6     8       16         24       32            36           40
+//!   magic  stream  summed   0 0   epoch   sequence   length   payload crc   header crc   payload ...
 //! ```
 //!
-//! Numbers are little endian, sums are CRC-32C; the header's covers the 36 bytes before it. Nothing of a header is believed before
+//! Numbers are little endian, sums are CRC-32C; the header's covers the 36 bytes before it. A payload that crosses a wire has a sum, one
+//! that stays in the memory of a machine has none. Nothing of a header is believed before
 //! its sum is right, so a flipped bit can neither choose a buffer nor a length. A *stream* is a channel, or the one kind
 //! of control message there is, [`Stream::Resume`]. Sequence numbers count the frames of a stream in one direction and one
 //! epoch, from 0.
@@ -82,7 +83,8 @@ pub(super) struct Header {
     pub epoch: u64,
     pub sequence: u64,
     pub length: usize,
-    pub payload_crc: u32,
+    /// `None` where the payload stays in memory.
+    pub payload_crc: Option<u32>,
 }
 
 /// What of a frame is wrong.
@@ -100,9 +102,16 @@ impl FrameFault {
 }
 
 impl Header {
+    /// Of a payload that crosses a wire.
     pub fn of(stream: Stream, epoch: u64, sequence: u64, payload: &[u8]) -> Header {
+        let payload_crc = Some(crc32c::crc32c(payload));
+        Header { payload_crc, ..Header::without_sum(stream, epoch, sequence, payload) }
+    }
+
+    /// Of a payload that stays in memory.
+    pub fn without_sum(stream: Stream, epoch: u64, sequence: u64, payload: &[u8]) -> Header {
         assert!(payload.len() <= MAX_PAYLOAD_BYTES, "a message of {} bytes is above the bound", payload.len());
-        Header { stream, epoch, sequence, length: payload.len(), payload_crc: crc32c::crc32c(payload) }
+        Header { stream, epoch, sequence, length: payload.len(), payload_crc: None }
     }
 
     pub fn encode(&self) -> [u8; HEADER_LEN] {
@@ -112,10 +121,11 @@ impl Header {
             Stream::Data(channel) => channel as u8,
             Stream::Resume => RESUME,
         };
+        bytes[5] = u8::from(self.payload_crc.is_some());
         bytes[8..16].copy_from_slice(&self.epoch.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.sequence.to_le_bytes());
         bytes[24..32].copy_from_slice(&(self.length as u64).to_le_bytes());
-        bytes[32..36].copy_from_slice(&self.payload_crc.to_le_bytes());
+        bytes[32..36].copy_from_slice(&self.payload_crc.unwrap_or(0).to_le_bytes());
         let crc = crc32c::crc32c(&bytes[..36]);
         bytes[36..].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -144,7 +154,8 @@ impl Header {
             return Err(FrameFault::new("length", format!("at most {MAX_PAYLOAD_BYTES}"), length));
         }
         let length = length as usize;
-        Ok(Header { stream, epoch: u64_at(8), sequence: u64_at(16), length, payload_crc: u32_at(32) })
+        let payload_crc = (bytes[5] != 0).then(|| u32_at(32));
+        Ok(Header { stream, epoch: u64_at(8), sequence: u64_at(16), length, payload_crc })
     }
 }
 
@@ -162,8 +173,10 @@ mod tests {
     #[test]
     fn headers_survive_the_wire() {
         for stream in CHANNELS.map(Stream::Data).into_iter().chain([Stream::Resume]) {
-            let header = Header::of(stream, u64::MAX - 1, 7, b"payload");
-            assert_eq!(Header::decode(&header.encode()), Ok(header));
+            for make in [Header::of, Header::without_sum] {
+                let header = make(stream, u64::MAX - 1, 7, b"payload");
+                assert_eq!(Header::decode(&header.encode()), Ok(header));
+            }
         }
     }
 
@@ -171,7 +184,7 @@ mod tests {
     #[test]
     fn the_layout_is_fixed() {
         let bytes = Header::of(Stream::Data(Channel::Dp), 2, 3, b"abc").encode();
-        assert_eq!(&bytes[..32], b"TORF\x03\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0");
+        assert_eq!(&bytes[..32], b"TORF\x03\x01\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0");
         assert_eq!(&bytes[32..36], &0x364b_3fb7_u32.to_le_bytes(), "CRC-32C of abc");
     }
 

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!   dialer (lower rank)                              acceptor
-//!     Hello{version, job, epoch, from, to, nonce} ->
+//!     Hello{version, job, epoch, from, to, nonce, kind} ->
 //!                                                 <- Challenge{nonce, proof}   or Refuse{why, text}
 //!     Proof{proof}   or Refuse{Key, text}         ->
-//!                                                 <- Welcome                   or Refuse{Key, text}
+//!                                                 <- Welcome [memory]          or Refuse{Key, text}
 //! ```
 //!
 //! A proof is BLAKE3 keyed with the epoch's key over a label for the role and the *binding*, the hash of the hello and both nonces:
@@ -16,12 +16,16 @@
 //! A refusal says why in words that are right for the reader; only "not yet" (the caller's epoch is ahead of the acceptor's, which will
 //! advance soon) is worth another try.
 //!
+//! The caller says what kind of link it wants; memory to share goes along with the welcome, so nobody has it who has not proven the key.
+//!
 //! Deliberately absent: sockets, clocks, random sources; nonces are arguments. `establish` drives this.
 
 use std::fmt;
 
+use super::LinkKind;
+
 /// Of handshake and frames together. Two builds that differ in it refuse each other.
-pub(super) const PROTOCOL_VERSION: u16 = 1;
+pub(super) const PROTOCOL_VERSION: u16 = 2;
 
 const MAGIC: &[u8; 8] = b"TOROIDLK";
 const PREFIX_LEN: usize = 11;
@@ -49,9 +53,11 @@ pub(super) enum Why {
     Epoch,
     Rank,
     Key,
+    Kind,
 }
 
-const WHYS: [Why; 6] = [Why::NotYet, Why::Version, Why::Job, Why::Epoch, Why::Rank, Why::Key];
+const WHYS: [Why; 7] = [Why::NotYet, Why::Version, Why::Job, Why::Epoch, Why::Rank, Why::Key, Why::Kind];
+const KINDS: [LinkKind; 3] = [LinkKind::Shm, LinkKind::Unix, LinkKind::Tcp];
 
 /// What the caller says of itself. Not to be trusted before its proof.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +68,7 @@ pub(super) struct Hello {
     pub from: usize,
     pub to: usize,
     pub nonce: Nonce,
+    pub kind: LinkKind,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +93,7 @@ pub(super) enum Verdict {
     Established {
         rank: usize,
         binding: Binding,
+        kind: LinkKind,
     },
     /// Send what there is to send, then close. `rank` is what the peer claims to be.
     Refused {
@@ -99,6 +107,7 @@ pub(super) enum Verdict {
 #[derive(Debug)]
 pub(super) struct Dialer {
     peer: usize,
+    kind: LinkKind,
     key: [u8; 32],
     hello: Vec<u8>,
     binding: Option<Binding>,
@@ -106,7 +115,7 @@ pub(super) struct Dialer {
 
 impl Dialer {
     /// Also the first message to send.
-    pub fn new(me: &Identity<'_>, peer: usize, nonce: Nonce) -> (Dialer, Message) {
+    pub fn new(me: &Identity<'_>, peer: usize, kind: LinkKind, nonce: Nonce) -> (Dialer, Message) {
         let hello = Message::Hello(Hello {
             version: PROTOCOL_VERSION,
             job_id: me.job_id.to_owned(),
@@ -114,8 +123,9 @@ impl Dialer {
             from: me.rank,
             to: peer,
             nonce,
+            kind,
         });
-        (Dialer { peer, key: *me.key, hello: hello.encode(), binding: None }, hello)
+        (Dialer { peer, kind, key: *me.key, hello: hello.encode(), binding: None }, hello)
     }
 
     pub fn receive(&mut self, message: Message) -> Result<(Option<Message>, Verdict), Garbage> {
@@ -137,7 +147,7 @@ impl Dialer {
                 let proof = self::proof(&self.key, Role::Dialer, &binding).into();
                 Ok((Some(Message::Proof { proof }), Verdict::Continue))
             }
-            (Message::Welcome, Some(binding)) => Ok((None, Verdict::Established { rank, binding })),
+            (Message::Welcome, Some(binding)) => Ok((None, Verdict::Established { rank, binding, kind: self.kind })),
             (other, _) => Err(Garbage(format!("{} out of turn", other.name()))),
         }
     }
@@ -147,12 +157,14 @@ impl Dialer {
 #[derive(Debug)]
 pub(super) struct Acceptor {
     nonce: Nonce,
-    claim: Option<(usize, Binding)>,
+    /// What this call may become.
+    kinds: Vec<LinkKind>,
+    claim: Option<(usize, Binding, LinkKind)>,
 }
 
 impl Acceptor {
-    pub fn new(nonce: Nonce) -> Acceptor {
-        Acceptor { nonce, claim: None }
+    pub fn new(nonce: Nonce, kinds: Vec<LinkKind>) -> Acceptor {
+        Acceptor { nonce, kinds, claim: None }
     }
 
     /// `expects` says whether this rank waits for a call from that one.
@@ -164,33 +176,38 @@ impl Acceptor {
     ) -> Result<(Option<Message>, Verdict), Garbage> {
         match (message, self.claim) {
             (Message::Hello(hello), None) => {
-                let rank = hello.from;
-                if let Some((why, text)) = objection(me, expects, &hello) {
+                let (rank, kind) = (hello.from, hello.kind);
+                if let Some((why, text)) = objection(me, expects, &self.kinds, &hello) {
                     return Ok((
                         Some(Message::Refuse { why, text: text.clone() }),
                         Verdict::Refused { rank, why, text },
                     ));
                 }
                 let binding = bind(&Message::Hello(hello).encode(), &self.nonce);
-                self.claim = Some((rank, binding));
+                self.claim = Some((rank, binding, kind));
                 let proof = proof(me.key, Role::Acceptor, &binding).into();
                 Ok((Some(Message::Challenge { nonce: self.nonce, proof }), Verdict::Continue))
             }
-            (Message::Proof { proof }, Some((rank, binding))) => {
+            (Message::Proof { proof }, Some((rank, binding, kind))) => {
                 if self::proof(me.key, Role::Dialer, &binding) == blake3::Hash::from_bytes(proof) {
-                    return Ok((Some(Message::Welcome), Verdict::Established { rank, binding }));
+                    return Ok((Some(Message::Welcome), Verdict::Established { rank, binding, kind }));
                 }
                 let (why, text) = (Why::Key, format!("rank {rank} proved another key than rank {} has", me.rank));
                 Ok((Some(Message::Refuse { why, text: text.clone() }), Verdict::Refused { rank, why, text }))
             }
-            (Message::Refuse { why, text }, Some((rank, _))) => Ok((None, Verdict::Refused { rank, why, text })),
+            (Message::Refuse { why, text }, Some((rank, ..))) => Ok((None, Verdict::Refused { rank, why, text })),
             (other, _) => Err(Garbage(format!("{} out of turn", other.name()))),
         }
     }
 }
 
 /// Why a call cannot be taken, in words that are right on both sides.
-fn objection(me: &Identity<'_>, expects: impl Fn(usize) -> bool, hello: &Hello) -> Option<(Why, String)> {
+fn objection(
+    me: &Identity<'_>,
+    expects: impl Fn(usize) -> bool,
+    kinds: &[LinkKind],
+    hello: &Hello,
+) -> Option<(Why, String)> {
     let Identity { rank, epoch, job_id, .. } = *me;
     if hello.version != PROTOCOL_VERSION {
         let found = hello.version;
@@ -217,6 +234,13 @@ fn objection(me: &Identity<'_>, expects: impl Fn(usize) -> bool, hello: &Hello) 
             hello.from, hello.to
         );
         return Some((Why::Rank, text));
+    }
+    if !kinds.contains(&hello.kind) {
+        let (allowed, wanted) = (kinds.iter().map(LinkKind::to_string).collect::<Vec<_>>().join(" or "), hello.kind);
+        let text = format!(
+            "rank {rank} takes {allowed} here and the caller wants {wanted}; run all workers with the same --links"
+        );
+        return Some((Why::Kind, text));
     }
     None
 }
@@ -270,6 +294,7 @@ impl Message {
                 body.extend((hello.from as u64).to_le_bytes());
                 body.extend((hello.to as u64).to_le_bytes());
                 body.extend(hello.nonce);
+                body.push(hello.kind as u8);
                 body.extend(hello.job_id.as_bytes());
                 0
             }
@@ -326,6 +351,7 @@ impl Message {
                 from: body.rank()?,
                 to: body.rank()?,
                 nonce: body.take()?,
+                kind: body.kind()?,
                 job_id: body.text(MAX_JOB_ID_LEN)?,
             }),
             1 => Message::Challenge { nonce: body.take()?, proof: body.take()? },
@@ -359,6 +385,11 @@ impl Body<'_> {
         usize::try_from(rank).map_err(|_| Garbage(format!("rank {rank}")))
     }
 
+    fn kind(&mut self) -> Result<LinkKind, Garbage> {
+        let [code] = self.take()?;
+        KINDS.get(usize::from(code)).copied().ok_or_else(|| Garbage(format!("a link of kind {code}")))
+    }
+
     fn text(&mut self, max: usize) -> Result<String, Garbage> {
         if self.0.len() > max {
             return Err(Garbage(format!("a text of {} bytes, at most {max} are allowed", self.0.len())));
@@ -379,6 +410,7 @@ impl fmt::Display for Why {
             Why::Epoch => "epoch",
             Why::Rank => "rank",
             Why::Key => "key",
+            Why::Kind => "kind of link",
         })
     }
 }
@@ -404,8 +436,8 @@ mod tests {
         acceptor: &Identity<'_>,
         meddle: impl Fn(Message) -> Message,
     ) -> [Option<Verdict>; 2] {
-        let (mut dial, hello) = Dialer::new(dialer, 1, [1; 32]);
-        let mut accept = Acceptor::new([2; 32]);
+        let (mut dial, hello) = Dialer::new(dialer, 1, LinkKind::Unix, [1; 32]);
+        let mut accept = Acceptor::new([2; 32], vec![LinkKind::Shm, LinkKind::Unix]);
         let mut verdicts = [None, None];
         let mut next = Some((hello, 1));
         while let Some((message, side)) = next.take() {
@@ -438,8 +470,10 @@ mod tests {
     #[test]
     fn the_right_key_establishes_one_binding_on_both_sides() {
         let [dialer, acceptor] = shake(&me(0), &me(1), |m| m);
-        let (Some(Verdict::Established { rank: 1, binding: a }), Some(Verdict::Established { rank: 0, binding: b })) =
-            (dialer, acceptor)
+        let (
+            Some(Verdict::Established { rank: 1, binding: a, kind: LinkKind::Unix }),
+            Some(Verdict::Established { rank: 0, binding: b, kind: LinkKind::Unix }),
+        ) = (dialer, acceptor)
         else {
             panic!("not established");
         };
@@ -453,13 +487,19 @@ mod tests {
         check_refused(&Identity { epoch: 3, ..me(0) }, &me(1), Why::Epoch, "the caller still in epoch 3");
         check_refused(&Identity { epoch: 5, ..me(0) }, &me(1), Why::NotYet, "not yet in the caller's epoch 5");
         check_refused(&me(0), &me(2), Why::Rank, "this is rank 2");
-        let mut hello = Hello { version: 9, job_id: "job-a".into(), epoch: 4, from: 0, to: 1, nonce: [0; 32] };
-        let (reply, verdict) = Acceptor::new([2; 32]).receive(&me(1), |_| true, Message::Hello(hello.clone())).unwrap();
+        let kind = LinkKind::Tcp;
+        let mut hello = Hello { version: 9, job_id: "job-a".into(), epoch: 4, from: 0, to: 1, nonce: [0; 32], kind };
+        let acceptor = |kind| Acceptor::new([2; 32], vec![kind]);
+        let (reply, verdict) = acceptor(kind).receive(&me(1), |_| true, Message::Hello(hello.clone())).unwrap();
         assert!(matches!(reply, Some(Message::Refuse { why: Why::Version, .. })));
         assert!(matches!(verdict, Verdict::Refused { why: Why::Version, text, .. } if text.contains("the caller 9")));
         hello.version = PROTOCOL_VERSION;
-        let (_, verdict) = Acceptor::new([2; 32]).receive(&me(1), |_| false, Message::Hello(hello)).unwrap();
+        let (_, verdict) = acceptor(kind).receive(&me(1), |_| false, Message::Hello(hello.clone())).unwrap();
         assert!(matches!(verdict, Verdict::Refused { why: Why::Rank, .. }), "nobody expects this rank");
+        let (_, verdict) = acceptor(LinkKind::Shm).receive(&me(1), |_| true, Message::Hello(hello)).unwrap();
+        assert!(
+            matches!(verdict, Verdict::Refused { why: Why::Kind, text, .. } if text.contains("takes shm here and the caller wants tcp"))
+        );
     }
 
     #[test]
@@ -489,7 +529,10 @@ mod tests {
         assert!(Message::decode(b"TOROIDLK\x00\x00\x00").is_err(), "a hello without a body");
         assert!(Message::decode(b"TOROIDLK\x03\x01\x00x").is_err(), "a welcome with a body");
         assert!(Message::decode(b"TOROIDLK\x04\x01\x00\x77").is_err(), "a refusal for no reason");
-        assert!(Dialer::new(&me(0), 1, [0; 32]).0.receive(Message::Welcome).is_err(), "a welcome without a proof");
+        assert!(
+            Dialer::new(&me(0), 1, LinkKind::Tcp, [0; 32]).0.receive(Message::Welcome).is_err(),
+            "a welcome without a proof"
+        );
     }
 
     #[test]

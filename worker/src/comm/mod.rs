@@ -1,13 +1,15 @@
 //! Links between the ranks of a job, and the collectives that run over them.
 //!
 //! ```text
-//!   collective   executes the schedules of torus::collective over a group; sums and gathers for TP, DP and the whole torus
-//!      | Transfer{Send | Recv}
+//!   collective   chooses a schedule of torus::collective; sums and gathers for TP, DP and the whole torus
+//!      |    \__ program     starts each of its tasks as soon as it can go
+//!      | Transfer{Send | Recv | Add}
 //!   links        progresses all transfers of a call at once, on the trainer's thread, with poll(2)
 //!      |         \__ fence     another thread ends the epoch: every wait returns
 //!   conn         one connection: frames out, frames in, stash
 //!      | frame   epoch, stream, sequence, length, sums            establish   dials, accepts, keeps connections over epochs
-//!   TCP          \______________________________________________  handshake   proves the epoch's key, both ways
+//!   transport    \______________________________________________  handshake   proves the epoch's key, both ways
+//!                TCP; within a host Unix sockets or shared memory
 //! ```
 //!
 //! Invariants:
@@ -38,18 +40,24 @@ mod fence;
 mod frame;
 mod handshake;
 mod links;
+mod program;
+mod raw;
 #[cfg(test)]
 mod tests;
+mod transport;
+mod work;
 
 pub use collective::{
-    Group, TpGroup, all_gather, all_gather_f64, all_reduce_sum, global_sum, global_sum_with, reduce_scatter,
-    run_schedule,
+    Algorithm, Group, TpGroup, all_gather, all_gather_f64, all_reduce_sum, all_reduce_torus, global_sum,
+    global_sum_with, reduce_scatter,
 };
 pub use error::CommError;
 pub use establish::{Listener, PeerAddr, Plan, Refusal};
 pub use fence::Fence;
 pub use frame::{Channel, MAX_PAYLOAD_BYTES};
 pub use links::{Links, WaitsFor};
+pub use raw::exchange_raw;
+pub use transport::{LinkChoice, LinkKind};
 
 /// One message, to be sent or received by [`Links::run`]. `peer` is a rank.
 #[derive(Debug)]
@@ -65,22 +73,12 @@ pub enum Transfer<'a> {
         channel: Channel,
         buf: &'a mut [u8],
     },
-}
-
-impl Transfer<'_> {
-    fn sent_bytes(&self) -> &[u8] {
-        match self {
-            Transfer::Send { data, .. } => data,
-            Transfer::Recv { .. } => unreachable!("a receive is not sent"),
-        }
-    }
-
-    fn received_bytes(&mut self) -> &mut [u8] {
-        match self {
-            Transfer::Recv { buf, .. } => buf,
-            Transfer::Send { .. } => unreachable!("a send does not receive"),
-        }
-    }
+    /// As `Recv` of as many bytes; each element becomes itself + the one that came.
+    Add {
+        peer: usize,
+        channel: Channel,
+        sum: &'a mut [f32],
+    },
 }
 
 /// Counted over the life of a [`Links`], all epochs.

@@ -1,7 +1,8 @@
 //! The operations that the model needs, and the devices that do them.
 //!
 //! ```text
-//!   model/  --(Device: buffers, views, operations)-->  cpu/   the reference: `gemm` and rayon
+//!   model/  --(Device: buffers, views, operations)-->  cpu/    the reference: `gemm` and rayon
+//!                                                      cuda/   NVIDIA GPUs, through `cudarc`
 //! ```
 //!
 //! [`Device`] is a trait so that the model's code and the tests' body are written once. A buffer is opaque; an
@@ -21,9 +22,13 @@
 
 use std::ops::Range;
 
+pub mod choice;
 pub mod cpu;
+pub mod cuda;
 
+pub use choice::Choice;
 pub use cpu::CpuDevice;
+pub use cuda::CudaDevice;
 pub use toroid_torus::job::Products;
 
 /// Experts of one token, as [`toroid_torus::model::TOP_K`].
@@ -251,6 +256,12 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// What decides the bits of a result: device, instruction sets, libraries. Equal fingerprints give equal bits.
     fn fingerprint(&self) -> String;
 
+    /// Runs `f`, which calls the device often, where that is fastest: on the CPU on one of the device's threads, as each call from outside
+    /// would wake one up and wait for it.
+    fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        f()
+    }
+
     // ------------------------------------------------------------ storage
 
     /// `len` zeros.
@@ -300,6 +311,10 @@ pub trait Device: Send + Sync + Sized + 'static {
     );
 
     // ------------------------------------------------------------ products
+
+    /// Makes room for what operations need besides their arguments, where the operands of the largest product have so many elements
+    /// together: so no step allocates (D-2).
+    fn reserve(&self, _products: Products, _operands: usize) {}
 
     /// `c = alpha * a b + beta * c`; `a (m, k)`, `b (k, n)`, `c (m, n)`. With `beta = 0`, `c` is not read.
     fn matmul(

@@ -113,6 +113,19 @@ impl Layout {
         self.attention.tokens()
     }
 
+    /// Elements of both operands of the largest product of a stage, forward and backward, the experts' apart.
+    pub fn largest_operands(&self) -> usize {
+        let tokens = self.tokens();
+        let linear = |input: usize, output: usize| {
+            let tensors = [tokens * input, input * output, tokens * output];
+            tensors.iter().sum::<usize>() - tensors.iter().min().copied().unwrap_or(0)
+        };
+        let head = if self.head.is_some() { linear(self.d, self.vocab.len()) } else { 0 };
+        let attention = linear(self.d, self.attention.row_len()).max(linear(self.attention.out_len(), self.d));
+        let shared = linear(self.d, 2 * self.ff_local).max(linear(self.ff_local, self.d));
+        head.max(attention).max(shared)
+    }
+
     /// Cosines, then sines of every position, `(seq, head_dim)`.
     pub fn rope_table(&self) -> Vec<f32> {
         let half = self.attention.head_dim / 2;

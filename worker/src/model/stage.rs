@@ -93,6 +93,12 @@ impl<D: Device> Slot<D> {
         }
     }
 
+    /// Takes the router's losses and the assignments of layer `l` from the device.
+    fn read_stats(&mut self, layout: &Layout, device: &D, l: usize, prob_sums: &mut [f32]) {
+        let counts = &mut self.counts[l * layout.experts..(l + 1) * layout.experts];
+        self.router[l] = self.layers[l % self.layers.len()].moe.stats(device, counts, prob_sums);
+    }
+
     /// Input and output of layer `l`.
     fn x_of(&mut self, l: usize) -> (&D::Buf, &mut D::Buf, &mut LayerSaved<D>) {
         let (input, output, layer) = (l % self.x.len(), (l + 1) % self.x.len(), l % self.layers.len());
@@ -142,6 +148,7 @@ impl<D: Device> Stage<D> {
         let slot = |num_layers, splits_backward| Slot::new(&device, &layout, num_layers, splits_backward);
         let mut rope = device.alloc(layout.attention.seq * layout.attention.head_dim);
         device.write(rope.all_mut(), &layout.rope_table());
+        device.reserve(layout.products, layout.largest_operands());
         Stage {
             params: device.alloc(partition.padded_len),
             grads: device.alloc(partition.padded_len),
@@ -357,8 +364,14 @@ fn slot_forward<D: Device, T: TpComm>(
         let (x, x_out, saved) = slot.x_of(l);
         attention::forward(context, ranges, &mut saved.attention, x, &mut saved.moe.x)?;
         moe::forward(context, ranges, &mut saved.moe, x_out)?;
-        let counts = &mut slot.counts[l * layout.experts..(l + 1) * layout.experts];
-        slot.router[l] = slot.layers[l % slot.layers.len()].moe.stats(device, counts, prob_sums);
+        if slot.layers.len() < layout.layers.len() {
+            // The next layer takes this one's place.
+            slot.read_stats(layout, device, l, prob_sums);
+        }
+    }
+    if slot.layers.len() == layout.layers.len() {
+        // All at once: a read waits for the device.
+        (0..layout.layers.len()).for_each(|l| slot.read_stats(layout, device, l, prob_sums));
     }
     let x = &slot.x[layout.layers.len() % slot.x.len()];
     match (&layout.head, &mut slot.head, targets, output) {

@@ -16,7 +16,7 @@ use toroid_torus::partition::stage_layers;
 use toroid_torus::pipeline::{Action, Pass};
 
 use super::heal::HISTORY;
-use super::prepare::Buffers;
+use super::room::Buffers;
 use super::{Job, Shared, StepError};
 use crate::comm::{
     Channel, CommError, Group, Links, TpGroup, Transfer, all_gather, all_reduce_sum, global_sum_with, reduce_scatter,
@@ -65,10 +65,15 @@ impl<D: Device + Clone> Job<D> {
         let mut totals = self.totals(&sums);
         global_sum_with(links, &self.assignment.spec.shape, totals.as_mut_slice(), || shared.enter("commit"))?;
         if totals.num_corrupt() > 0 {
-            return Err(StepError::Corrupt(self.corrupt.take()));
+            return Err(self.replay(links, shared)?);
         }
         shared.enter("optimizer");
-        Ok(self.commit(totals))
+        #[cfg(any(test, feature = "planted"))]
+        self.flip_planted(shared, true);
+        let record = self.commit(totals);
+        #[cfg(any(test, feature = "planted"))]
+        self.flip_planted(shared, false);
+        Ok(record)
     }
 
     /// Makes the working parameters from the master weights of all shards of the DP group.
@@ -85,6 +90,8 @@ impl<D: Device + Clone> Job<D> {
         self.buffers.expert_load.fill(0);
         let mut sums = Sums::default();
         for action in self.pipeline.clone().actions() {
+            // Without neighbours nothing else here would see that the epoch is over, for a whole step.
+            self.fence.check(self.assignment.epoch)?;
             let Action { pass, micro_batch: i, chunk } = *action;
             assert_eq!(chunk, 0, "a stage has one chunk of layers");
             match pass {
@@ -227,8 +234,12 @@ impl<D: Device + Clone> Job<D> {
             let at = UpdateAt { t, total, update: t + 1 - self.skipped, norm };
             let device = self.stage.device().clone();
             let grads = self.stage.grads().view(self.shard.range.clone());
+            if let Some(kept) = &mut self.kept {
+                kept.keep(&device, &self.shard, grads, self.sealed_own, at);
+            }
             self.shard.update(&device, grads, &spec.optimizer, at);
             if let Some(holders) = &mut self.holders {
+                holders.keep(&device, at);
                 holders.copy.update(&device, holders.grads.all(), &spec.optimizer, at);
             }
         } else {

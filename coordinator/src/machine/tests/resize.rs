@@ -290,3 +290,65 @@ fn a_restore_may_have_fewer_replicas_too() {
     world.train(&job, 40);
     assert_eq!(world.record(&job).state, State::Done);
 }
+
+/// T-2: of the replicas of two, the broken one has the only place that has committed the newest step.
+#[test]
+fn who_alone_has_committed_the_newest_step_keeps_a_place() {
+    let (mut world, job) = running(2, 2, "");
+    // All have sealed step 6; only w1 has its sums when w0 dies.
+    let mut num = 0;
+    world.step_in_part(&job, |id| {
+        num += 1;
+        num <= 4 || id == "w1"
+    });
+    world.settle();
+    assert_eq!((world.work("w1").committed, world.work("w3").committed, world.work("w3").sealed), (6, 5, true));
+    world.kill("w0");
+    world.pass(patience());
+    assert_eq!(places(&world, &job), ["w2", "w1"], "w3 is left over");
+    let heal = world.record(&job).heal.clone().expect("a healing epoch");
+    assert_eq!((heal.step, heal.source), (6, 1), "a committed step is not made again");
+    check_done(&mut world, &job);
+}
+
+#[test]
+fn a_step_that_ends_whoever_computes_it_does_not_eat_all_replicas() {
+    let (mut world, job) = running(1, 5, "");
+    for victim in ["w1", "w3", "w0"] {
+        world.kill(victim);
+        world.pass(patience());
+        world.settle();
+    }
+    let record = world.record(&job);
+    assert_eq!((record.state, record.shape.dp()), (State::Failed, 3));
+    assert!(record.reason.contains("w0, w1, w3 were lost one after the other"), "{}", record.reason);
+}
+
+#[test]
+fn many_that_die_at_once_are_no_such_step() {
+    let (mut world, job) = running(1, 6, "");
+    ["w1", "w3", "w5"].iter().for_each(|victim| world.kill(victim));
+    world.pass(patience());
+    world.settle();
+    world.kill("w0");
+    world.pass(patience());
+    world.settle();
+    assert_ne!(world.record(&job).state, State::Failed, "{}", world.record(&job).reason);
+}
+
+#[test]
+fn state_that_is_not_to_be_trusted_is_loaded_by_fewer_replicas() {
+    let (mut world, job) = running(1, 3, "checkpoint.interval_steps = 4");
+    let error = "two copies differ".to_string();
+    let failed = proto::Failed { job_id: job.clone(), epoch: 1, error, restore: true, ..Default::default() };
+    world.worker("w0").outbox.push_back(proto::worker_message::Body::Failed(failed));
+    world.deliver_from("w0");
+    world.kill("w1");
+    world.pass(patience());
+    world.settle();
+    world.train(&job, 3);
+    let (record, incident) = (world.record(&job), newest(&world, &job));
+    assert_eq!((record.state, record.shape.dp(), record.restore_step), (State::Degraded, 2, 4));
+    assert_eq!((incident.rung.as_str(), incident.steps_lost), ("restore", 1), "{incident:?}");
+    assert!(incident.reason.ends_with("all go on from the checkpoint of step 4"), "{}", incident.reason);
+}

@@ -59,6 +59,8 @@ pub struct Worker {
     pub is_hung: bool,
     /// Its trainer hangs in this operation; heartbeats go on.
     pub stuck_in: Option<String>,
+    /// How far it says it is with one long operation.
+    pub progress: u64,
     /// Whom it says it waits for.
     pub waits_for: Vec<u32>,
     pub pid: u32,
@@ -71,6 +73,8 @@ pub struct Worker {
     pub damaged: BTreeSet<u64>,
     /// What writing a shard or a manifest ends with; `None`: success.
     pub write_error: Option<String>,
+    /// Jobs and ranks.
+    pub told_to_warm_up: Vec<(String, u32)>,
 }
 
 /// Shards by (job, step), each with the epoch that wrote it, by rank; and manifests that can be seen.
@@ -93,6 +97,7 @@ impl Worker {
             is_welcome: false,
             is_hung: false,
             stuck_in: None,
+            progress: 0,
             waits_for: Vec::new(),
             pid: 1,
             digest: 7,
@@ -100,6 +105,7 @@ impl Worker {
             prepare_error: None,
             damaged: BTreeSet::new(),
             write_error: None,
+            told_to_warm_up: Vec::new(),
         }
     }
 
@@ -136,6 +142,7 @@ impl Worker {
             sealed_next: work.sealed,
             operation: self.stuck_in.clone().unwrap_or_else(|| "forward".into()),
             waits_for: self.waits_for.clone(),
+            progress: self.progress,
             ..Default::default()
         }
     }
@@ -191,6 +198,7 @@ impl Worker {
                 }
             }
             ToWorker::Refused(_) => self.work = None,
+            ToWorker::WarmUp(m) => self.told_to_warm_up.push((m.job_id, m.rank)),
         }
     }
 
@@ -284,9 +292,9 @@ impl Worker {
         let Some(work) = &mut self.work else { return };
         let Some(heal) = work.healing.take() else { return };
         if heal.origin.is_none() {
-            let place = (work.shape, work.rank);
+            let (place, is_moved) = ((work.shape, work.rank), work.held.len() > 1);
             work.held.retain(|h| *h == place);
-            self.follow(&heal, history);
+            self.follow(&heal, history, is_moved);
         }
         let Some(work) = &mut self.work else { return };
         work.held = vec![(work.shape, work.rank)];
@@ -305,21 +313,21 @@ impl Worker {
         let own = origin.ranks[work.rank].checked_sub(1).map(|rank| (shape, rank as usize));
         assert!(own.is_none_or(|own| work.held.contains(&own)), "{} is to hold {own:?}: {:?}", self.id, work.held);
         work.held.retain(|h| Some(*h) == own);
-        self.follow(&heal, history);
+        self.follow(&heal, history, true);
         let Some(work) = &mut self.work else { return };
         work.is_split = true;
         work.held.push((work.shape, work.rank));
     }
 
     /// Gets to the step that was decided. A new rank 0 says what the one before may not have said.
-    fn follow(&mut self, heal: &proto::Heal, history: &VecDeque<StepRecord>) {
+    fn follow(&mut self, heal: &proto::Heal, history: &VecDeque<StepRecord>, is_moved: bool) {
         let Some(work) = &mut self.work else { return };
         let (is_newcomer, is_behind) = (work.held.is_empty(), work.committed < heal.step);
         if is_newcomer {
             work.committed = heal.step;
             work.history.clone_from(history);
         }
-        if work.rank == 0 && (is_newcomer || heal.origin.is_some()) {
+        if work.rank == 0 && (is_newcomer || is_moved) {
             work.unacknowledged.clone_from(&work.history);
             let work = work.clone();
             work.unacknowledged.iter().for_each(|r| self.say(work.report(r)));

@@ -1,7 +1,12 @@
 //! Against sums made one after the other, for many shapes.
 
+use super::super::frame::HEADER_LEN;
 use super::*;
 use crate::model::TpComm;
+
+over_all_kinds! {
+    what_is_sent_is_what_the_formulas_say
+}
 
 const TORI: [(usize, usize); 12] =
     [(1, 1), (2, 1), (1, 2), (3, 1), (1, 3), (2, 2), (5, 1), (3, 2), (2, 3), (4, 2), (3, 3), (4, 4)];
@@ -25,7 +30,7 @@ fn reduce_scatter_leaves_each_member_the_sum_of_its_chunk() {
     for (dx, dy) in TORI {
         let shape = Shape::with_torus(1, 1, dx * dy, dx, dy).unwrap();
         let chunk = 37;
-        on_shape(&shape, |links| {
+        on_shape(LinkKind::Shm, &shape, |links| {
             let group = Group::dp(&shape, links.rank());
             let mut buf = values(links.rank(), chunk * dx * dy, true);
             reduce_scatter(links, &group, Channel::Dp, &mut buf, &mut Vec::new()).unwrap();
@@ -42,7 +47,7 @@ fn reduce_scatter_leaves_each_member_the_sum_of_its_chunk() {
 fn all_gather_gives_every_member_the_same_bits() {
     for (dx, dy) in TORI {
         let shape = Shape::with_torus(2, 1, dx * dy, dx, dy).unwrap();
-        let results = on_shape(&shape, |links| {
+        let results = on_shape(LinkKind::Shm, &shape, |links| {
             let group = Group::dp(&shape, links.rank());
             let mut scratch = Vec::new();
             let mut run = || {
@@ -69,7 +74,7 @@ fn all_reduce_is_right_and_the_same_on_every_rank() {
     for n in 1..=5 {
         for len in [0, 1, 7, 1025, 33_000, 100_003] {
             let shape = Shape::new(n, 1, 1).unwrap();
-            let results = on_shape(&shape, |links| {
+            let results = on_shape(LinkKind::Shm, &shape, |links| {
                 let group = Group::tp(&shape, links.rank());
                 let mut scratch = Vec::new();
                 let mut whole = values(links.rank(), len, true);
@@ -89,7 +94,7 @@ fn all_reduce_is_right_and_the_same_on_every_rank() {
 
 #[test]
 fn a_direct_sum_adds_in_the_order_of_the_members() {
-    let results = on_shape(&Shape::new(4, 1, 1).unwrap(), |links| {
+    let results = on_shape(LinkKind::Shm, &Shape::new(4, 1, 1).unwrap(), |links| {
         let group = Group::line(vec![0, 1, 2, 3], links.rank());
         // (1e8 + 1) + -1e8 loses the 1, which any order that adds the big ones first would keep.
         let mut buf = [[1e8, 1.0, -1e8, 0.5][links.rank()]];
@@ -102,7 +107,7 @@ fn a_direct_sum_adds_in_the_order_of_the_members() {
 #[test]
 fn a_tp_group_gathers_by_tp_rank() {
     let shape = Shape::new(3, 2, 2).unwrap();
-    on_shape(&shape, |links| {
+    on_shape(LinkKind::Shm, &shape, |links| {
         let rank = links.rank();
         let (group, mut scratch) = (Group::tp(&shape, rank), Vec::new());
         let mut tp = TpGroup::new(links, &group, &mut scratch);
@@ -120,7 +125,7 @@ fn the_global_sum_is_the_same_everywhere_and_waits_for_all() {
     for (tp, pp, dp) in [(1, 1, 1), (2, 1, 2), (1, 2, 3), (4, 1, 1), (1, 4, 1), (2, 2, 4), (3, 1, 4)] {
         let shape = Shape::new(tp, pp, dp).unwrap();
         let come = std::sync::atomic::AtomicUsize::new(0);
-        let results = on_shape(&shape, |links| {
+        let results = on_shape(LinkKind::Shm, &shape, |links| {
             let mut values = [1.0 / (links.rank() as f64 + 3.0), links.rank() as f64];
             come.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             global_sum(links, &shape, &mut values).unwrap();
@@ -138,11 +143,55 @@ fn the_global_sum_is_the_same_everywhere_and_waits_for_all() {
 #[test]
 fn a_death_within_a_collective_reaches_those_who_wait_for_it() {
     let shape = Shape::new(1, 1, 2).unwrap();
-    let results = on_shape(&shape, |links| {
+    let results = on_shape(LinkKind::Shm, &shape, |links| {
         (links.rank() == 0).then(|| {
             let group = Group::dp(&shape, 0);
             reduce_scatter(links, &group, Channel::Dp, &mut vec![1.0; 1 << 20], &mut Vec::new()).unwrap_err()
         })
     });
     assert!(matches!(results[0], Some(CommError::PeerLost { rank: 1, .. })), "{:?}", results[0]);
+}
+
+/// The design's formulas: rings move 2(n - 1)/n of the buffer in 2(dx - 1) + 2(dy - 1) steps, to the byte, over every kind of link.
+fn what_is_sent_is_what_the_formulas_say(kind: LinkKind) {
+    for (dx, dy) in [(2, 1), (4, 1), (2, 2), (4, 4), (16, 1), (3, 2)] {
+        let (n, chunk) = (dx * dy, 8192);
+        let shape = Shape::with_torus(1, 1, n, dx, dy).unwrap();
+        let bytes = n * chunk * size_of::<f32>();
+        on_shape(kind, &shape, |links| {
+            let group = Group::dp(&shape, links.rank());
+            let before = links.stats();
+            let (mut buf, mut scratch) = (values(links.rank(), n * chunk, true), Vec::new());
+            reduce_scatter(links, &group, Channel::Dp, &mut buf, &mut scratch).unwrap();
+            all_gather(links, &group, Channel::Dp, &mut buf).unwrap();
+            let after = links.stats();
+            let frames = after.frames_sent - before.frames_sent;
+            let payload = after.bytes_sent - before.bytes_sent - frames * HEADER_LEN as u64;
+            assert_eq!(payload as usize, 2 * (n - 1) * bytes / n, "{dx} x {dy}: bytes of a member");
+            // Chunks of 32 KiB are not cut: a frame is a step where schedules are rings, and a message to each of a line where they are direct;
+            // both have as many.
+            assert_eq!(frames as usize, 2 * (dx - 1) + 2 * (dy - 1), "{dx} x {dy}: frames of a member");
+        });
+    }
+}
+
+/// T-4: one buffer, cut in many slices, over each kind of link.
+#[test]
+fn kinds_of_link_do_not_change_bits() {
+    let shape = Shape::with_torus(1, 1, 6, 3, 2).unwrap();
+    for len in [6 * 100, 6 * 50_000] {
+        let bits = |kind| {
+            on_shape(kind, &shape, |links| {
+                let (group, mut scratch) = (Group::dp(&shape, links.rank()), Vec::new());
+                let mut buf = values(links.rank(), len, false);
+                reduce_scatter(links, &group, Channel::Dp, &mut buf, &mut scratch).unwrap();
+                all_gather(links, &group, Channel::Dp, &mut buf).unwrap();
+                buf.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+            })
+        };
+        let shm = bits(LinkKind::Shm);
+        assert!(shm.iter().all(|rank| *rank == shm[0]), "{len} elements: ranks differ");
+        assert!(bits(LinkKind::Tcp) == shm, "{len} elements: TCP has other bits than shared memory");
+        assert!(bits(LinkKind::Unix) == shm, "{len} elements: Unix sockets have other bits than shared memory");
+    }
 }

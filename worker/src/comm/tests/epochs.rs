@@ -2,12 +2,25 @@
 
 use std::sync::Barrier;
 
-use super::super::frame::{Header, Stream};
 use super::*;
 
-fn local_port(links: &Links, peer: usize) -> u16 {
+over_all_kinds! {
+    survivors_keep_their_connections_and_only_the_replaced_place_reconnects
+    frames_of_an_older_epoch_are_dropped_wherever_they_are
+    a_half_sent_frame_does_not_cost_the_connection
+    a_half_received_frame_does_not_cost_the_connection
+    frames_of_a_newer_epoch_wait_until_this_side_has_caught_up
+    connections_follow_their_workers_to_other_ranks
+    a_connection_that_one_side_has_lost_is_made_anew
+    an_epoch_that_never_came_up_does_not_cost_the_connections
+    another_job_gets_other_connections
+    a_kept_connection_must_prove_the_new_key
+}
+
+/// Of the socket of a link: tells it from every other.
+fn inode(links: &Links, peer: usize) -> u64 {
     let (fd, _) = links.conns[&peer].interest().expect("a live link");
-    TcpStream::from(fd.try_clone_to_owned().unwrap()).local_addr().unwrap().port()
+    rustix::fs::fstat(fd).unwrap().st_ino
 }
 
 /// Every link carries a message in each direction.
@@ -22,13 +35,12 @@ fn talk(links: &mut Links) {
     }
 }
 
-#[test]
-fn survivors_keep_their_connections_and_only_the_replaced_place_reconnects() {
-    let nodes = nodes(4);
+fn survivors_keep_their_connections_and_only_the_replaced_place_reconnects(kind: LinkKind) {
+    let nodes = nodes(kind, 4);
     let (before, after) = ([&nodes[0], &nodes[1], &nodes[2]], [&nodes[0], &nodes[1], &nodes[3]]);
     on_every_rank(&before, |rank, node| {
         let mut links = node.establish(plan(&before, rank, 1)).unwrap();
-        let port = (rank < 2).then(|| local_port(&links, 1 - rank));
+        let socket = (rank < 2).then(|| inode(&links, 1 - rank));
         talk(&mut links);
         if rank == 2 {
             // Dies; the spare takes its place.
@@ -40,15 +52,14 @@ fn survivors_keep_their_connections_and_only_the_replaced_place_reconnects() {
         let error = recv(&mut links, 2, Channel::Tp, 1).unwrap_err();
         assert!(matches!(error, CommError::PeerLost { rank: 2, .. }), "{error}");
         node.advance(&mut links, plan(&after, rank, 2)).unwrap();
-        assert_eq!(Some(local_port(&links, 1 - rank)), port, "the connection between survivors is the same");
+        assert_eq!(Some(inode(&links, 1 - rank)), socket, "the connection between survivors is the same");
         talk(&mut links);
         assert_eq!(links.stats().connections, 3, "two in the first epoch, one to the newcomer");
     });
 }
 
-#[test]
-fn frames_of_an_older_epoch_are_dropped_wherever_they_are() {
-    let nodes = nodes(2);
+fn frames_of_an_older_epoch_are_dropped_wherever_they_are(kind: LinkKind) {
+    let nodes = nodes(kind, 2);
     let nodes: Vec<&Node> = nodes.iter().collect();
     let (stashed, sent) = (Barrier::new(2), Barrier::new(2));
     on_every_rank(&nodes, |rank, node| {
@@ -72,9 +83,8 @@ fn frames_of_an_older_epoch_are_dropped_wherever_they_are() {
 }
 
 /// Invariant 4, the sender's side: its call is aborted with a frame half sent.
-#[test]
-fn a_half_sent_frame_does_not_cost_the_connection() {
-    let nodes = nodes(2);
+fn a_half_sent_frame_does_not_cost_the_connection(kind: LinkKind) {
+    let nodes = nodes(kind, 2);
     let nodes: Vec<&Node> = nodes.iter().collect();
     let aborted = Barrier::new(2);
     on_every_rank(&nodes, |rank, node| {
@@ -103,9 +113,8 @@ fn a_half_sent_frame_does_not_cost_the_connection() {
 }
 
 /// Invariant 4, the receiver's side.
-#[test]
-fn a_half_received_frame_does_not_cost_the_connection() {
-    let nodes = nodes(2);
+fn a_half_received_frame_does_not_cost_the_connection(kind: LinkKind) {
+    let nodes = nodes(kind, 2);
     let nodes: Vec<&Node> = nodes.iter().collect();
     let (waits, is_waiting) = channel();
     let aborted = Barrier::new(2);
@@ -114,14 +123,12 @@ fn a_half_received_frame_does_not_cost_the_connection() {
         let mut links = node.establish(plan(&nodes, rank, 1)).unwrap();
         if rank == 0 {
             let payload = vec![3; 300_000];
-            let mut stream = raw(&links, 1);
-            stream.write_all(&Header::of(Stream::Data(Channel::Dp), 1, 0, &payload).encode()).unwrap();
-            stream.write_all(&payload[..100_000]).unwrap();
+            write_raw(&mut links, 1, &header(kind, Channel::Dp, 0, &payload));
+            write_raw(&mut links, 1, &payload[..100_000]);
             await_waiting(&is_waiting.lock().unwrap().recv().unwrap(), &[0]);
             nodes[1].fence.raise(2);
             aborted.wait();
-            stream.write_all(&payload[100_000..]).unwrap();
-            stream.set_nonblocking(true).unwrap();
+            write_raw(&mut links, 1, &payload[100_000..]);
         } else {
             waits.send(links.waits_for()).unwrap();
             assert_eq!(
@@ -137,9 +144,8 @@ fn a_half_received_frame_does_not_cost_the_connection() {
 }
 
 /// A rank that is ahead harms nobody who is still in the epoch before, and what it has sent is there when they follow.
-#[test]
-fn frames_of_a_newer_epoch_wait_until_this_side_has_caught_up() {
-    let nodes = nodes(3);
+fn frames_of_a_newer_epoch_wait_until_this_side_has_caught_up(kind: LinkKind) {
+    let nodes = nodes(kind, 3);
     let nodes: Vec<&Node> = nodes.iter().collect();
     on_every_rank(&nodes, |rank, node| {
         let mut links = node.establish(plan(&nodes, rank, 1)).unwrap();
@@ -157,9 +163,8 @@ fn frames_of_a_newer_epoch_wait_until_this_side_has_caught_up() {
     });
 }
 
-#[test]
-fn connections_follow_their_workers_to_other_ranks() {
-    let nodes = nodes(3);
+fn connections_follow_their_workers_to_other_ranks(kind: LinkKind) {
+    let nodes = nodes(kind, 3);
     let (before, after) = ([&nodes[0], &nodes[1], &nodes[2]], [&nodes[2], &nodes[0], &nodes[1]]);
     on_every_rank(&before, |rank, node| {
         let mut links = node.establish(plan(&before, rank, 1)).unwrap();
@@ -170,10 +175,9 @@ fn connections_follow_their_workers_to_other_ranks() {
     });
 }
 
-#[test]
-fn a_connection_that_one_side_has_lost_is_made_anew() {
+fn a_connection_that_one_side_has_lost_is_made_anew(kind: LinkKind) {
     for loser in [0, 1] {
-        let nodes = nodes(2);
+        let nodes = nodes(kind, 2);
         let nodes: Vec<&Node> = nodes.iter().collect();
         on_every_rank(&nodes, |rank, node| {
             let mut links = node.establish(plan(&nodes, rank, 1)).unwrap();
@@ -189,9 +193,8 @@ fn a_connection_that_one_side_has_lost_is_made_anew() {
     }
 }
 
-#[test]
-fn an_epoch_that_never_came_up_does_not_cost_the_connections() {
-    let nodes = nodes(2);
+fn an_epoch_that_never_came_up_does_not_cost_the_connections(kind: LinkKind) {
+    let nodes = nodes(kind, 2);
     let nodes: Vec<&Node> = nodes.iter().collect();
     on_every_rank(&nodes, |rank, node| {
         let mut links = node.establish(plan(&nodes, rank, 1)).unwrap();
@@ -208,9 +211,8 @@ fn an_epoch_that_never_came_up_does_not_cost_the_connections() {
     });
 }
 
-#[test]
-fn another_job_gets_other_connections() {
-    let nodes = nodes(2);
+fn another_job_gets_other_connections(kind: LinkKind) {
+    let nodes = nodes(kind, 2);
     let nodes: Vec<&Node> = nodes.iter().collect();
     on_every_rank(&nodes, |rank, node| {
         let mut links = node.establish(plan(&nodes, rank, 1)).unwrap();
@@ -222,9 +224,8 @@ fn another_job_gets_other_connections() {
 }
 
 /// A kept connection is no way around the new epoch's key.
-#[test]
-fn a_kept_connection_must_prove_the_new_key() {
-    let nodes = nodes(2);
+fn a_kept_connection_must_prove_the_new_key(kind: LinkKind) {
+    let nodes = nodes(kind, 2);
     let nodes: Vec<&Node> = nodes.iter().collect();
     let errors = on_every_rank(&nodes, |rank, node| {
         let mut links = node.establish(plan(&nodes, rank, 1)).unwrap();

@@ -1,12 +1,21 @@
 //! First connections: who gets in, who does not, and what either side is told.
 
 use super::super::handshake::{Hello, Message, PROTOCOL_VERSION, Why};
+use super::super::transport::listen_local;
 use super::*;
 
 const SHORT: Duration = Duration::from_millis(500);
 
 fn hello() -> Hello {
-    Hello { version: PROTOCOL_VERSION, job_id: "job".into(), epoch: 1, from: 0, to: 1, nonce: [0; 32] }
+    Hello {
+        version: PROTOCOL_VERSION,
+        job_id: "job".into(),
+        epoch: 1,
+        from: 0,
+        to: 1,
+        nonce: [0; 32],
+        kind: LinkKind::Tcp,
+    }
 }
 
 fn read_message(stream: &mut TcpStream) -> Message {
@@ -26,7 +35,7 @@ fn read_message(stream: &mut TcpStream) -> Message {
 /// Rank 0, with a plan changed by `change`, calls rank 1. Both are told `text`: the caller by its error, the called one in
 /// its refusals, and it goes on waiting for the right one.
 fn check_refused(change: impl Fn(&mut Plan) + Sync, text: &str) {
-    let nodes = nodes(2);
+    let nodes = nodes(LinkKind::Tcp, 2);
     let nodes: Vec<&Node> = nodes.iter().collect();
     let errors = on_every_rank(&nodes, |rank, node| {
         let mut plan = plan(&nodes, rank, 5);
@@ -55,7 +64,7 @@ fn a_wrong_key_job_or_epoch_is_refused_and_both_sides_know_why() {
 
 #[test]
 fn a_wrong_rank_or_version_is_refused_and_the_caller_is_told() {
-    let nodes = nodes(2);
+    let nodes = nodes(LinkKind::Tcp, 2);
     let nodes: Vec<&Node> = nodes.iter().collect();
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| nodes[1].establish(plan(&nodes, 1, 1)).err());
@@ -82,7 +91,7 @@ fn a_wrong_rank_or_version_is_refused_and_the_caller_is_told() {
 
 #[test]
 fn strangers_do_not_disturb() {
-    let nodes = nodes(2);
+    let nodes = nodes(LinkKind::Tcp, 2);
     let nodes: Vec<&Node> = nodes.iter().collect();
     let call = |bytes: &[u8]| {
         let mut stream = TcpStream::connect(nodes[1].listener.local_addr()).unwrap();
@@ -111,7 +120,7 @@ fn strangers_do_not_disturb() {
 
 #[test]
 fn a_peer_that_is_not_there_yet_is_called_again() {
-    let node = Node::new("w0");
+    let node = Node::new("w0", LinkChoice::Only(LinkKind::Tcp));
     let late = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let peer = PeerAddr { worker_id: "w1".into(), address: late.local_addr().unwrap().to_string() };
     let plan = Plan { job_id: "job".into(), epoch: 1, rank: 0, key: KEY, peers: BTreeMap::from([(1, peer)]) };
@@ -132,7 +141,7 @@ fn a_peer_that_is_not_there_yet_is_called_again() {
 
 #[test]
 fn a_timeout_says_who_is_missing_and_why() {
-    let nodes = nodes(3);
+    let nodes = nodes(LinkKind::Tcp, 3);
     // Nobody listens there, and no other test will: it is no port that the system deals out.
     let closed = "127.0.0.1:1";
     let mut plan = plan(&[&nodes[0], &nodes[1], &nodes[2]], 1, 1);
@@ -142,10 +151,10 @@ fn a_timeout_says_who_is_missing_and_why() {
     assert!(error.contains("rank 0 (worker w0 at 127.0.0.1:"), "{error}");
     assert!(error.contains("has not called"), "{error}");
     assert!(
-        error.contains(&format!("rank 2 (worker w2 at {closed}) cannot be reached: Connection refused")),
+        error.contains(&format!("rank 2 (worker w2 at {closed}) cannot be reached by tcp: Connection refused")),
         "{error}"
     );
-    assert!(error.contains("rank 3 (worker w3 at no port) cannot be reached"), "{error}");
+    assert!(error.contains("rank 3 (worker w3 at no port) cannot be reached by tcp"), "{error}");
 
     let mut stranger = TcpStream::connect(nodes[1].listener.local_addr()).unwrap();
     stranger.write_all(&Message::Hello(Hello { job_id: "other".into(), ..hello() }).encode()).unwrap();
@@ -155,7 +164,7 @@ fn a_timeout_says_who_is_missing_and_why() {
 
 #[test]
 fn a_rank_alone_needs_nobody() {
-    let node = Node::new("w0");
+    let node = Node::new("w0", LinkChoice::Only(LinkKind::Tcp));
     let plan = Plan { job_id: "job".into(), epoch: 1, rank: 0, key: KEY, peers: BTreeMap::new() };
     assert!(!format!("{plan:?}").contains("42"), "the key is not printed");
     let mut links = node.establish(plan).unwrap();
@@ -165,8 +174,71 @@ fn a_rank_alone_needs_nobody() {
 
 #[test]
 fn an_address_that_is_taken_is_named() {
-    let node = Node::new("w0");
+    let node = Node::new("w0", LinkChoice::Only(LinkKind::Tcp));
     let address = node.listener.local_addr().to_string();
-    let error = Listener::bind(&address).unwrap_err().to_string();
+    let error = Listener::bind(&address, "w1", LinkChoice::Auto).unwrap_err().to_string();
     assert!(error.contains(&address) && error.contains("in use"), "{error}");
+}
+
+/// Kinds of the link as both ranks see it.
+fn kinds_of(choices: [LinkChoice; 2], change: impl Fn(&mut Plan) + Sync) -> Vec<LinkKind> {
+    let nodes = [Node::new("w0", choices[0]), Node::new("w1", choices[1])];
+    let nodes = [&nodes[0], &nodes[1]];
+    on_every_rank(&nodes, |rank, node| {
+        let mut plan = plan(&nodes, rank, 1);
+        change(&mut plan);
+        let mut links = node.establish(plan).unwrap();
+        send(&mut links, 1 - rank, Channel::Tp, b"hello").unwrap();
+        assert_eq!(recv(&mut links, 1 - rank, Channel::Tp, 5).unwrap(), b"hello");
+        links.conns[&(1 - rank)].kind()
+    })
+}
+
+#[test]
+fn peers_of_one_host_share_memory_and_others_do_not() {
+    use LinkChoice::{Auto, Only};
+    let same = |_: &mut Plan| {};
+    assert_eq!(kinds_of([Auto, Auto], same), [LinkKind::Shm; 2]);
+    assert_eq!(kinds_of([Auto, Only(LinkKind::Tcp)], same), [LinkKind::Tcp; 2], "nobody listens within the host");
+    assert_eq!(kinds_of([Auto, Only(LinkKind::Shm)], same), [LinkKind::Shm; 2]);
+    // What a name in another network namespace, or on another host, looks like.
+    let elsewhere = |plan: &mut Plan| {
+        for peer in plan.peers.values_mut() {
+            peer.worker_id += " of another host";
+        }
+    };
+    assert_eq!(kinds_of([Auto, Auto], elsewhere), [LinkKind::Tcp; 2]);
+}
+
+/// T-1: memory is shared only with who has proven the key; who squats on a worker's name gets nothing, and delays nothing.
+#[test]
+fn a_stranger_on_a_local_name_is_passed_over() {
+    let squatted = Node::new("w1", LinkChoice::Only(LinkKind::Tcp));
+    let name = listen_local("w1", squatted.listener.local_addr().port()).unwrap();
+    name.set_nonblocking(false).unwrap();
+    let caller = Node::new("w0", LinkChoice::Auto);
+    let nodes = [&caller, &squatted];
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut stream, _) = name.accept().unwrap();
+            stream.write_all(&Message::Challenge { nonce: [0; 32], proof: [0; 32] }.encode()).unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).unwrap();
+            assert!(!answer.windows(32).any(|w| w == KEY), "the key was given away");
+        });
+        let kinds = on_every_rank(&nodes, |rank, node| node.establish(plan(&nodes, rank, 1)).unwrap().kinds());
+        assert!(kinds.iter().all(|kinds| kinds.get(&LinkKind::Tcp) == Some(&1)), "{kinds:?}");
+    });
+}
+
+#[test]
+fn kinds_that_do_not_fit_are_named() {
+    let nodes = [Node::new("w0", LinkChoice::Only(LinkKind::Unix)), Node::new("w1", LinkChoice::Only(LinkKind::Shm))];
+    let nodes = [&nodes[0], &nodes[1]];
+    let errors = on_every_rank(&nodes, |rank, node| {
+        let error = node.establish(plan(&nodes, rank, 1)).err().unwrap();
+        nodes[1].fence.raise(2);
+        error.to_string()
+    });
+    assert!(errors[0].contains("rank 1 takes shm here and the caller wants unix"), "{}", errors[0]);
 }

@@ -3,12 +3,26 @@
 use super::super::frame::{HEADER_LEN, Header, Stream};
 use super::*;
 
+over_all_kinds! {
+    large_messages_in_both_directions_at_once_do_not_deadlock
+    channels_do_not_wait_for_one_another_and_each_keeps_its_order
+    empty_messages_are_messages
+    queued_messages_go_out_in_order_while_the_rank_does_other_things
+    random_traffic_arrives_once_and_unchanged
+    what_nobody_asks_for_is_bounded
+    what_nobody_takes_is_bounded
+    a_peer_that_dies_within_a_message_is_lost_at_once
+    a_dead_peer_harms_only_those_who_need_it
+    damage_names_the_rank_and_is_never_a_value
+    repeated_lost_and_misfit_frames_are_damage
+    a_raised_fence_ends_a_wait_and_keeps_the_next_from_beginning
+}
+
 const CHANNELS: [Channel; 4] = [Channel::Tp, Channel::Forward, Channel::Backward, Channel::Dp];
 
-#[test]
-fn large_messages_in_both_directions_at_once_do_not_deadlock() {
+fn large_messages_in_both_directions_at_once_do_not_deadlock(kind: LinkKind) {
     let message = |rank: usize| vec![rank as u8 + 1; 64 << 20];
-    on_mesh(2, |links| {
+    on_mesh(kind, 2, |links| {
         let (own, peer) = (message(links.rank()), 1 - links.rank());
         // In one call.
         let mut came = vec![0; own.len()];
@@ -31,9 +45,8 @@ fn large_messages_in_both_directions_at_once_do_not_deadlock() {
     });
 }
 
-#[test]
-fn channels_do_not_wait_for_one_another_and_each_keeps_its_order() {
-    on_mesh(2, |links| {
+fn channels_do_not_wait_for_one_another_and_each_keeps_its_order(kind: LinkKind) {
+    on_mesh(kind, 2, |links| {
         if links.rank() == 0 {
             for number in 0..3 {
                 for channel in CHANNELS {
@@ -50,9 +63,8 @@ fn channels_do_not_wait_for_one_another_and_each_keeps_its_order() {
     });
 }
 
-#[test]
-fn empty_messages_are_messages() {
-    on_mesh(2, |links| {
+fn empty_messages_are_messages(kind: LinkKind) {
+    on_mesh(kind, 2, |links| {
         let peer = 1 - links.rank();
         for _ in 0..2 {
             send(links, peer, Channel::Tp, &[]).unwrap();
@@ -62,9 +74,8 @@ fn empty_messages_are_messages() {
     });
 }
 
-#[test]
-fn queued_messages_go_out_in_order_while_the_rank_does_other_things() {
-    on_mesh(2, |links| {
+fn queued_messages_go_out_in_order_while_the_rank_does_other_things(kind: LinkKind) {
+    on_mesh(kind, 2, |links| {
         let peer = 1 - links.rank();
         for number in 0..8 {
             links.queue(peer, Channel::Forward, vec![number; 1 << 20]).unwrap();
@@ -81,7 +92,7 @@ fn queued_messages_go_out_in_order_while_the_rank_does_other_things() {
 
 /// Four ranks go through one random list of messages in its order, each cutting it into calls of its own; whatever is in a
 /// call, received, sent or queued, all arrives once and unchanged.
-fn check_random_traffic(seed: u64) {
+fn check_random_traffic(kind: LinkKind, seed: u64) {
     println!("seed {seed}");
     const RANKS: usize = 4;
     let mut random = Random(seed);
@@ -93,7 +104,7 @@ fn check_random_traffic(seed: u64) {
             (from, to, CHANNELS[random.below(CHANNELS.len())], random.bytes(len))
         })
         .collect();
-    on_mesh(RANKS, |links| {
+    on_mesh(kind, RANKS, |links| {
         let rank = links.rank();
         let mut random = Random(seed ^ rank as u64);
         let mut next = 0;
@@ -123,14 +134,12 @@ fn check_random_traffic(seed: u64) {
     });
 }
 
-#[test]
-fn random_traffic_arrives_once_and_unchanged() {
-    (0..6).for_each(check_random_traffic);
+fn random_traffic_arrives_once_and_unchanged(kind: LinkKind) {
+    (0..6).for_each(|seed| check_random_traffic(kind, seed));
 }
 
-#[test]
-fn what_nobody_asks_for_is_bounded() {
-    on_mesh(2, |links| {
+fn what_nobody_asks_for_is_bounded(kind: LinkKind) {
+    on_mesh(kind, 2, |links| {
         links.tally.limit_bytes = 1000;
         if links.rank() == 0 {
             send(links, 1, Channel::Forward, &[0; 900]).unwrap();
@@ -147,9 +156,8 @@ fn what_nobody_asks_for_is_bounded() {
     });
 }
 
-#[test]
-fn what_nobody_takes_is_bounded() {
-    let [error, _] = on_mesh(2, |links| {
+fn what_nobody_takes_is_bounded(kind: LinkKind) {
+    let [error, _] = on_mesh(kind, 2, |links| {
         links.tally.limit_bytes = 1000;
         (links.rank() == 0).then(|| links.queue(1, Channel::Backup, vec![0; 1001]).unwrap_err())
     })
@@ -158,14 +166,11 @@ fn what_nobody_takes_is_bounded() {
     assert!(matches!(error, Some(CommError::Overflow { rank: 1, held: 1001, limit: 1000, .. })), "{error:?}");
 }
 
-#[test]
-fn a_peer_that_dies_within_a_message_is_lost_at_once() {
-    on_mesh(2, |links| {
+fn a_peer_that_dies_within_a_message_is_lost_at_once(kind: LinkKind) {
+    on_mesh(kind, 2, |links| {
         if links.rank() == 0 {
-            let frame = Header::of(Stream::Data(Channel::Dp), 1, 0, &[7; 4096]).encode();
-            let mut stream = raw(links, 1);
-            stream.write_all(&frame).unwrap();
-            stream.write_all(&[7; 1000]).unwrap();
+            write_raw(links, 1, &header(kind, Channel::Dp, 0, &[7; 4096]));
+            write_raw(links, 1, &[7; 1000]);
             return;
         }
         let error = recv(links, 0, Channel::Dp, 4096).unwrap_err();
@@ -175,9 +180,8 @@ fn a_peer_that_dies_within_a_message_is_lost_at_once() {
 }
 
 /// Invariant 5.
-#[test]
-fn a_dead_peer_harms_only_those_who_need_it() {
-    let nodes = nodes(3);
+fn a_dead_peer_harms_only_those_who_need_it(kind: LinkKind) {
+    let nodes = nodes(kind, 3);
     let nodes: Vec<&Node> = nodes.iter().collect();
     let survivors_know = std::sync::Barrier::new(2);
     on_every_rank(&nodes, |rank, node| {
@@ -201,13 +205,11 @@ fn a_dead_peer_harms_only_those_who_need_it() {
 }
 
 /// Writes `bytes` to rank 1, which waits for 8 bytes on channel tp; returns what rank 1 says to it.
-fn error_on(frames: &[u8]) -> CommError {
-    let [_, error] = on_mesh(2, |links| {
+fn error_on(kind: LinkKind, frames: &[u8]) -> CommError {
+    let [_, error] = on_mesh(kind, 2, |links| {
         if links.rank() == 0 {
-            let mut stream = raw(links, 1);
-            stream.write_all(frames).unwrap();
-            // Until the other side has closed.
-            let _ = stream.read(&mut [0]);
+            write_raw(links, 1, frames);
+            await_end(links, 1);
             return None;
         }
         recv(links, 0, Channel::Tp, 8).and_then(|_| recv(links, 0, Channel::Tp, 8)).err()
@@ -217,39 +219,39 @@ fn error_on(frames: &[u8]) -> CommError {
     error.expect("damage was believed")
 }
 
-fn frame(sequence: u64, payload: &[u8]) -> Vec<u8> {
-    let header = Header::of(Stream::Data(Channel::Tp), 1, sequence, payload);
-    [&header.encode(), payload].concat()
+fn frame(kind: LinkKind, sequence: u64, payload: &[u8]) -> Vec<u8> {
+    [&header(kind, Channel::Tp, sequence, payload), payload].concat()
 }
 
-#[test]
-fn damage_names_the_rank_and_is_never_a_value() {
-    let good = [frame(0, b"message0"), frame(1, b"message1")].concat();
-    // Magic, channel, epoch, sequence, length, both sums, payload; then the same of the second frame.
-    for at in [0, 4, 8, 16, 24, 32, 36, 40, 47, 48, 56, 72, 95] {
+fn damage_names_the_rank_and_is_never_a_value(kind: LinkKind) {
+    let good = [frame(kind, 0, b"message0"), frame(kind, 1, b"message1")].concat();
+    // Magic, channel, epoch, sequence, length, both sums, then the same of the second frame; payloads where they cross a wire.
+    let payloads: &[usize] = if kind.is_memory() { &[] } else { &[40, 47, 95] };
+    for &at in [0, 4, 5, 8, 16, 24, 32, 36, 48, 56, 72].iter().chain(payloads) {
         let mut bad = good.clone();
         bad[at] ^= 0x10;
-        let error = error_on(&bad);
+        let error = error_on(kind, &bad);
         assert!(matches!(error, CommError::Corrupt { rank: 0, .. }), "byte {at}: {error}");
     }
 }
 
-#[test]
-fn repeated_lost_and_misfit_frames_are_damage() {
+fn repeated_lost_and_misfit_frames_are_damage(kind: LinkKind) {
     let check = |frames: &[Vec<u8>], expected: &str| {
-        let error = error_on(&frames.concat()).to_string();
+        let error = error_on(kind, &frames.concat()).to_string();
         assert!(error.contains(expected), "{error:?} does not say {expected:?}");
     };
-    check(&[frame(0, b"message0"), frame(0, b"message0")], "rank 0 is damaged: sequence number should be 1, found 0");
-    check(&[frame(1, b"message1")], "sequence number should be 0, found 1");
-    check(&[frame(0, b"longer than that")], "length should be 8, found 16");
+    check(
+        &[frame(kind, 0, b"message0"), frame(kind, 0, b"message0")],
+        "rank 0 is damaged: sequence number should be 1, found 0",
+    );
+    check(&[frame(kind, 1, b"message1")], "sequence number should be 0, found 1");
+    check(&[frame(kind, 0, b"longer than that")], "length should be 8, found 16");
     let resume = Header::of(Stream::Resume, 1, 0, &[0; 32]).encode();
     check(&[[&resume[..], &[0; 32]].concat()], "resumption");
 }
 
-#[test]
-fn a_raised_fence_ends_a_wait_and_keeps_the_next_from_beginning() {
-    let nodes = nodes(2);
+fn a_raised_fence_ends_a_wait_and_keeps_the_next_from_beginning(kind: LinkKind) {
+    let nodes = nodes(kind, 2);
     let nodes: Vec<&Node> = nodes.iter().collect();
     let fenced = CommError::Fenced { epoch: 1, raised: 2 };
     let both_are_up = std::sync::Barrier::new(2);

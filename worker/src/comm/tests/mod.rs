@@ -1,14 +1,41 @@
-//! Ranks as threads of one process over loopback TCP.
+//! Ranks as threads of one process, over links of every kind.
 //!
 //! Waits are for events; [`HANG_GUARD`] only turns a hang into a failure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::TcpStream;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
+use rustix::event::PollFlags;
+
+use super::frame::{Header, Stream};
 use super::*;
+
+/// A test for each kind of link.
+macro_rules! over_all_kinds {
+    ($($name:ident)*) => {
+        $(mod $name {
+            use super::LinkKind;
+
+            #[test]
+            fn shm() {
+                super::$name(LinkKind::Shm);
+            }
+
+            #[test]
+            fn unix() {
+                super::$name(LinkKind::Unix);
+            }
+
+            #[test]
+            fn tcp() {
+                super::$name(LinkKind::Tcp);
+            }
+        })*
+    };
+}
 
 mod collectives;
 mod epochs;
@@ -26,9 +53,10 @@ struct Node {
 }
 
 impl Node {
-    fn new(worker_id: impl Into<String>) -> Node {
-        let listener = Listener::bind("127.0.0.1:0").unwrap();
-        Node { worker_id: worker_id.into(), listener, fence: Fence::new().unwrap() }
+    fn new(worker_id: impl Into<String>, links: LinkChoice) -> Node {
+        let worker_id = worker_id.into();
+        let listener = Listener::bind("127.0.0.1:0", &worker_id, links).unwrap();
+        Node { worker_id, listener, fence: Fence::new().unwrap() }
     }
 
     fn address(&self) -> PeerAddr {
@@ -45,8 +73,8 @@ impl Node {
     }
 }
 
-fn nodes(n: usize) -> Vec<Node> {
-    (0..n).map(|i| Node::new(format!("w{i}"))).collect()
+fn nodes(kind: LinkKind, n: usize) -> Vec<Node> {
+    (0..n).map(|i| Node::new(format!("w{i}"), LinkChoice::Only(kind))).collect()
 }
 
 /// Node `i` has rank `i`; everyone is a peer of everyone.
@@ -85,15 +113,15 @@ fn on_every_rank<T: Send>(nodes: &[&Node], body: impl Fn(usize, &Node) -> T + Sy
 }
 
 /// `n` ranks with links between all of them, in epoch 1.
-fn on_mesh<T: Send>(n: usize, body: impl Fn(&mut Links) -> T + Sync) -> Vec<T> {
-    let nodes = nodes(n);
+fn on_mesh<T: Send>(kind: LinkKind, n: usize, body: impl Fn(&mut Links) -> T + Sync) -> Vec<T> {
+    let nodes = nodes(kind, n);
     let nodes: Vec<&Node> = nodes.iter().collect();
     on_every_rank(&nodes, |rank, node| body(&mut node.establish(plan(&nodes, rank, 1)).unwrap()))
 }
 
 /// The ranks of `shape` with the links that they need, in epoch 1.
-fn on_shape<T: Send>(shape: &Shape, body: impl Fn(&mut Links) -> T + Sync) -> Vec<T> {
-    let nodes = nodes(shape.world());
+fn on_shape<T: Send>(kind: LinkKind, shape: &Shape, body: impl Fn(&mut Links) -> T + Sync) -> Vec<T> {
+    let nodes = nodes(kind, shape.world());
     let nodes: Vec<&Node> = nodes.iter().collect();
     on_every_rank(&nodes, |rank, node| {
         body(&mut node.establish(plan_with(&nodes, rank, 1, &peers_of(shape, rank))).unwrap())
@@ -110,12 +138,34 @@ fn recv(links: &mut Links, peer: usize, channel: Channel, len: usize) -> Result<
     Ok(buf)
 }
 
-/// The raw socket of a link, to do with it what no link would.
-fn raw(links: &Links, peer: usize) -> TcpStream {
-    let (fd, _) = links.conns[&peer].interest().expect("a live link");
-    let stream = TcpStream::from(fd.try_clone_to_owned().unwrap());
-    stream.set_nonblocking(false).unwrap();
-    stream
+/// A header of epoch 1 as a link of `kind` has it.
+fn header(kind: LinkKind, channel: Channel, sequence: u64, payload: &[u8]) -> Vec<u8> {
+    let make = if kind.is_memory() { Header::without_sum } else { Header::of };
+    make(Stream::Data(channel), 1, sequence, payload).encode().to_vec()
+}
+
+/// Writes to a link what no link would.
+fn write_raw(links: &mut Links, peer: usize, mut bytes: &[u8]) {
+    let transport = links.conns.get_mut(&peer).unwrap().transport().unwrap();
+    while !bytes.is_empty() {
+        match transport.write_vectored(&[IoSlice::new(bytes)]) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(e) if e.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+
+/// Waits until the other side has closed the link.
+fn await_end(links: &mut Links, peer: usize) {
+    let transport = links.conns.get_mut(&peer).unwrap().transport().unwrap();
+    let mut is_open = || {
+        transport.heed(PollFlags::IN, false);
+        !matches!(transport.read(&mut [0]).map_err(|e| e.kind()), Ok(0) | Err(ErrorKind::ConnectionReset))
+    };
+    while is_open() {
+        std::thread::yield_now();
+    }
 }
 
 fn await_event(what: &str, happened: impl Fn() -> bool) {

@@ -19,6 +19,7 @@
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
+use std::mem::transmute;
 
 /// Rows of a tile at most.
 const ROWS: usize = 14;
@@ -365,7 +366,7 @@ kind! {
         unsafe {
             let low = _mm512_maskz_loadu_ps(lanes(num), from);
             let high = _mm512_maskz_loadu_ps(lanes(num.saturating_sub(16)), from.wrapping_add(16));
-            std::mem::transmute(_mm512_cvtne2ps_pbh(high, low))
+            transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
         }
     },
     unsafe fn load_pair(from: *const f32, second: *const f32, num: usize) -> __m512i {
@@ -374,13 +375,13 @@ kind! {
         unsafe {
             let low = _mm512_maskz_loadu_ps(lanes(num), from);
             let high = _mm512_maskz_loadu_ps(mask, second);
-            let halves: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+            let halves = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
             let order = _mm512_loadu_si512(INTERLEAVE.as_ptr().cast());
             _mm512_permutexvar_epi16(order, halves)
         }
     },
     fn multiply_add(a: __m512i, b: __m512i, acc: __m512) -> __m512 {
         // SAFETY: vectors of 64 bytes, of which any bits are values.
-        unsafe { _mm512_dpbf16_ps(acc, std::mem::transmute(a), std::mem::transmute(b)) }
+        unsafe { _mm512_dpbf16_ps(acc, transmute::<__m512i, __m512bh>(a), transmute::<__m512i, __m512bh>(b)) }
     }
 }

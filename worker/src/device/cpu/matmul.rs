@@ -10,6 +10,8 @@ use super::product::{Kernel, Operand, product};
 const MIN_COLS: usize = 128;
 /// Rows of a tile at least: the fewer there are, the more often columns of `b` are packed.
 const MIN_ROWS: usize = 112;
+/// Columns that the kernels compute together.
+const PANEL: usize = 32;
 /// Tiles for each thread where a product is cut, so that a thread that is held up by others' work is helped.
 const TILES_PER_THREAD: usize = 2;
 
@@ -22,8 +24,8 @@ pub fn matmul(pool: &Pool, kernel: Kernel, alpha: f32, a: Operand<'_>, b: Operan
     let tile_rows = wanted.div_ceil(tile_cols).min(m / MIN_ROWS).max(1);
     let c = Disjoint::new(c);
     pool.each(tile_rows * tile_cols, m * n * a.cols, |tile| {
-        let rows = part(tile / tile_cols, tile_rows, m);
-        let cols = part(tile % tile_cols, tile_cols, n);
+        let rows = part(tile / tile_cols, tile_rows, 1, m);
+        let cols = part(tile % tile_cols, tile_cols, PANEL, n);
         let to = c.at(rows.start * n + cols.start);
         // SAFETY: the tiles do not overlap and lie inside of `c`, whose length was checked.
         unsafe { product(kernel, alpha, a.rows(rows), b.cols(cols), beta, to, n) };
@@ -67,7 +69,7 @@ impl Grouped<'_> {
         let tiles = tiles_wanted(pool, kernel, self.experts()).min(n / MIN_COLS).max(1);
         let y = Disjoint::new(y);
         pool.each(self.experts() * tiles, self.num_rows() * n * k, |i| {
-            let (expert, cols) = (i / tiles, part(i % tiles, tiles, n));
+            let (expert, cols) = (i / tiles, part(i % tiles, tiles, PANEL, n));
             let rows = self.rows_of(expert);
             if rows.is_empty() {
                 return;
@@ -88,7 +90,7 @@ impl Grouped<'_> {
         let tiles = tiles_wanted(pool, kernel, self.experts()).min(m / MIN_ROWS).max(1);
         let dw = Disjoint::new(dw);
         pool.each(self.experts() * tiles, self.num_rows() * m * n, |i| {
-            let (expert, out) = (i / tiles, part(i % tiles, tiles, m));
+            let (expert, out) = (i / tiles, part(i % tiles, tiles, 1, m));
             let rows = self.rows_of(expert);
             if rows.is_empty() {
                 return;
@@ -102,7 +104,23 @@ impl Grouped<'_> {
     }
 }
 
-/// Part `i` of `0..len` in `parts` parts of nearly equal length.
-fn part(i: usize, parts: usize, len: usize) -> Range<usize> {
-    i * len / parts..(i + 1) * len / parts
+/// Part `i` of `0..len` in `parts` parts of nearly equal length, which are whole multiples of `grain` but the last.
+fn part(i: usize, parts: usize, grain: usize, len: usize) -> Range<usize> {
+    let grains = len.div_ceil(grain);
+    let start = |i: usize| (i * grains / parts * grain).min(len);
+    start(i)..start(i + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_everything_once_in_whole_grains() {
+        for (parts, grain, len) in [(1, 32, 5), (3, 32, 260), (4, 32, 512), (5, 1, 13)] {
+            let all: Vec<_> = (0..parts).map(|i| part(i, parts, grain, len)).collect();
+            assert_eq!((all[0].start, all[parts - 1].end), (0, len));
+            assert!(all.windows(2).all(|w| w[0].end == w[1].start && w[0].end.is_multiple_of(grain)), "{all:?}");
+        }
+    }
 }

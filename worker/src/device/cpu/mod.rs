@@ -1,15 +1,16 @@
 //! The CPU: the reference that every other device is tested against.
 //!
 //! ```text
-//!   mod      storage and the trait                 pool    threads and blocks of fixed size
-//!   matmul   products by the `gemm` crate          simd    loops per instruction set, exp
+//!   mod      storage and the trait                 pool    threads, blocks of rows
+//!   matmul   products on all threads  ->  product  one of them on one thread  ->  avx512, or the `gemm` crate
 //!   attention, layers, moe, loss, vector           the operations
+//!   simd     loops per instruction set, exp
 //! ```
 //!
-//! Nothing here depends on the number of threads but the speed (D-1): blocks are cut by shape, a sum is done by one
-//! thread in a fixed order, or by parts of fixed size that are then added in order. `unsafe` is for three things:
-//! disjoint parts of one output on several threads, calls into `gemm`, and calls of functions compiled for an
-//! instruction set that was found.
+//! Nothing here depends on the number of threads but the speed (D-1): a sum is done by one thread in a fixed order, or by parts of
+//! fixed size that are then added in order; where work is cut for the number of threads, no sum is cut. Each thread keeps the
+//! packed operands of its products, allocated at the first one (D-2). `unsafe` is for four things: disjoint parts of one output on
+//! several threads, calls into `gemm`, the AVX-512 products, and calls of functions compiled for an instruction set that was found.
 
 #![allow(unsafe_code)]
 
@@ -35,26 +36,31 @@ use pool::Pool;
 use product::{Kernel, Operand};
 use simd::Isa;
 
-/// One cache line, so that buffers start at one.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
+/// Elements of a cache line, where buffers start.
+const LINE: usize = 16;
 
-/// f32 in host memory, aligned to a cache line.
+/// f32 in host memory, aligned to a cache line. The system gives zeros page by page when they are first touched: what is never used
+/// takes no memory.
 pub struct HostBuf {
-    lines: Box<[Line]>,
+    memory: Box<[f32]>,
+    start: usize,
     len: usize,
 }
 
 impl HostBuf {
+    fn zeros(len: usize) -> HostBuf {
+        let memory = vec![0.0; len + LINE - 1].into_boxed_slice();
+        let start = memory.as_ptr().align_offset(LINE * size_of::<f32>());
+        assert!(start < LINE, "f32 lie at multiples of their size");
+        HostBuf { memory, start, len }
+    }
+
     pub fn as_slice(&self) -> &[f32] {
-        // SAFETY: `Line` is `repr(C)` with 16 f32 and no padding, and `len` of them are inside of `lines`.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+        &self.memory[self.start..self.start + self.len]
     }
 
     pub fn as_mut_slice(&mut self) -> &mut [f32] {
-        // SAFETY: as above, and `self` is borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+        &mut self.memory[self.start..self.start + self.len]
     }
 }
 
@@ -145,13 +151,17 @@ impl Device for CpuDevice {
     type Buf = HostBuf;
     type Ids = Box<[u32]>;
 
+    fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        self.pool.enter(f)
+    }
+
     fn fingerprint(&self) -> String {
         let isa = format!("{:?}", self.isa.level()).to_lowercase();
         format!("cpu-{}-{isa}-toroid-{}-products-{}", std::env::consts::ARCH, env!("CARGO_PKG_VERSION"), self.probe())
     }
 
     fn alloc(&self, len: usize) -> HostBuf {
-        HostBuf { lines: vec![Line([0.0; 16]); len.div_ceil(16)].into_boxed_slice(), len }
+        HostBuf::zeros(len)
     }
 
     fn alloc_ids(&self, len: usize) -> Box<[u32]> {

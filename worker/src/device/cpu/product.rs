@@ -176,3 +176,75 @@ fn round_to_bf16(x: f32) -> f32 {
     let bits = x.to_bits();
     f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOTH: [Products; 2] = [Products::F32, Products::Bf16];
+
+    fn values(len: usize, seed: u32) -> Vec<f32> {
+        let step = |i: usize| (i as u32 + 1).wrapping_mul(2_654_435_761).wrapping_add(seed) >> 8;
+        (0..len).map(|i| step(i) as f32 / (1 << 23) as f32 - 1.0).collect()
+    }
+
+    /// `a b` in tiles of this many rows and columns.
+    fn in_tiles(kernel: Kernel, a: Operand<'_>, b: Operand<'_>, rows: usize, cols: usize) -> Vec<f32> {
+        let (m, n) = (a.rows, b.cols);
+        let mut c = vec![f32::NAN; m * n];
+        for row in (0..m).step_by(rows) {
+            for col in (0..n).step_by(cols) {
+                let (a, b) = (a.rows(row..m.min(row + rows)), b.cols(col..n.min(col + cols)));
+                // SAFETY: the tile is inside of `c`, which is this thread's.
+                unsafe { product(kernel, 1.0, a, b, 0.0, c.as_mut_ptr().add(row * n + col), n) };
+            }
+        }
+        c
+    }
+
+    #[test]
+    fn where_any_cut_will_do_it_gives_the_same_bits() {
+        let (m, n, depth) = (61, 75, 700);
+        let (a, b) = (values(m * depth, 1), values(depth * n, 2));
+        let by_row = (Operand::new(&a, m, depth), Operand::new(&b, n, depth).t());
+        let by_depth = (Operand::new(&a, depth, m).t(), Operand::new(&b, depth, n));
+        for kernel in BOTH.map(|products| Kernel::new(Isa::detect(), products)) {
+            for (a, b) in [by_row, by_depth].into_iter().filter(|_| kernel.any_cut()) {
+                let whole = in_tiles(kernel, a, b, m, n);
+                for (rows, cols) in [(1, n), (m, 1), (13, 32), (30, 40)] {
+                    assert!(in_tiles(kernel, a, b, rows, cols) == whole, "{kernel:?} in tiles of ({rows}, {cols})");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bf16_is_the_same_everywhere_but_for_the_order_of_sums() {
+        let (m, n, depth) = (20, 40, 301);
+        let (a, b) = (values(m * depth, 1), values(depth * n, 2));
+        let (a, b) = (Operand::new(&a, m, depth), Operand::new(&b, depth, n));
+        let best = in_tiles(Kernel::new(Isa::detect(), Products::Bf16), a, b, m, n);
+        let rounded = in_tiles(Kernel::new(Isa::detect().less_bf16(), Products::Bf16), a, b, m, n);
+        let exact = in_tiles(Kernel::new(Isa::detect(), Products::F32), a, b, m, n);
+        let distance = |x: &[f32]| x.iter().zip(&rounded).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+        assert!(distance(&best) < 1e-4, "off by {}", distance(&best));
+        assert!(distance(&exact) > 1e-3, "operands are rounded");
+    }
+
+    #[test]
+    fn operands_are_rounded_to_nearest_even() {
+        let tie = 1.0 + 1.0 / 256.0;
+        for (x, expected) in [
+            (1.0, 1.0),
+            (tie, 1.0),
+            (1.0 + 3.0 / 256.0, 1.0 + 4.0 / 256.0),
+            (-tie - 1e-6, -1.0 - 2.0 / 256.0),
+            (f32::MAX, f32::INFINITY),
+            (f32::NEG_INFINITY, f32::NEG_INFINITY),
+            (1e-40, 0.0),
+        ] {
+            assert_eq!(round_to_bf16(x), expected, "{x}");
+        }
+        assert!(round_to_bf16(f32::NAN).is_nan());
+    }
+}

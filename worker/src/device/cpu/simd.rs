@@ -47,6 +47,12 @@ impl Isa {
         Isa { level, bf16: false }
     }
 
+    /// The same without bf16 products.
+    #[cfg(test)]
+    pub fn less_bf16(self) -> Isa {
+        Isa { bf16: false, ..self }
+    }
+
     pub fn level(self) -> Level {
         self.level
     }

@@ -10,10 +10,12 @@ use toroid_torus::geometry::Shape;
 use toroid_torus::job::{self, JobSpec};
 
 use super::{Assignment, Environment, Job, Shared, connect};
-use crate::comm::{Fence, Links, Listener, PeerAddr};
+use crate::comm::{Fence, LinkChoice, Links, Listener, PeerAddr};
 use crate::device::{Buffer, CpuDevice, Device};
 
 mod heal;
+mod publish;
+mod replay;
 mod schedules;
 
 #[path = "../../../../integration-tests/reference/formula.rs"]
@@ -81,8 +83,9 @@ fn each_place<R: Send + 'static>(
     of_place: impl Fn(Job<CpuDevice>, Links, &Environment) -> R + Copy + Send + 'static,
 ) -> Vec<R> {
     let shape: Shape = spec.shape;
-    let listeners: Vec<Listener> =
-        (0..shape.world()).map(|_| Listener::bind("127.0.0.1:0").expect("listen on loopback")).collect();
+    let listeners: Vec<Listener> = (0..shape.world())
+        .map(|r| Listener::bind("127.0.0.1:0", &format!("w{r}"), LinkChoice::Auto).expect("listen on loopback"))
+        .collect();
     let peers: BTreeMap<usize, PeerAddr> = listeners
         .iter()
         .enumerate()
@@ -120,8 +123,8 @@ fn each_place<R: Send + 'static>(
 
 fn connected(assignment: Assignment, environment: &Environment) -> (Job<CpuDevice>, Links) {
     let device = CpuDevice::new(1);
-    let mut job =
-        Job::prepare(&device, environment, assignment, Fence::new().expect("an eventfd")).expect("prepare the place");
+    let mut job = Job::prepare(&device, environment, assignment, Fence::new().expect("an eventfd"), None)
+        .expect("prepare the place");
     let mut links = None;
     connect(&job, None, &mut links, environment).expect("connect the place");
     let mut links = links.expect("connected");
@@ -147,6 +150,7 @@ fn gradients(spec: &JobSpec, dir: &Path) -> Gradients {
 fn of_place(mut job: Job<CpuDevice>, mut links: Links, environment: &Environment) -> Gradients {
     let (device, tp_rank) = (job.stage.device().clone(), job.assignment.place().tp);
     let sums = job.accumulate(&mut links, &environment.shared).expect("make the step's gradients");
+    links.flush().expect("send what the other stages wait for");
     let mut out = Gradients::default();
     if tp_rank == 0 {
         (out.ce, out.z, out.balance) = (sums.ce, sums.z, sums.balance);

@@ -148,3 +148,12 @@ pub fn of_bf16<D: Device>(device: &D) {
     let dims = AttentionDims { batch: 2, seq: 200, heads: 4, kv_heads: 2, head_dim: 32 };
     check_attention(device, Products::Bf16, dims, 1e-2);
 }
+
+/// Sizes for which a device may have other code: dims of a head up to a round number, or beyond it.
+pub fn wide_heads<D: Device>(device: &D) {
+    for head_dim in [64, 80, 128, 200] {
+        let dims = AttentionDims { batch: 2, seq: 70, heads: 3, kv_heads: 1, head_dim };
+        check_attention(device, Products::F32, dims, 2e-6);
+        check_attention(device, Products::Bf16, dims, 1e-2);
+    }
+}

@@ -19,8 +19,13 @@
 //! - **C-1**: an all-reduce takes `2(dx-1) + 2(dy-1)` steps and every member sends `2(n-1)/n` of the buffer.
 //! - **C-2**: the order of a sum depends on the shape alone, so that it has the same bits whatever the timing.
 //! - **C-3**: within a step no two transfers of a member touch the same chunk: what it sends is not what it receives, and all of a step
-//!   may run at once.
+//!   may run at once. The one exception: the receives of a direct reduce-scatter all add to the member's own chunk, in their order, and
+//!   the member's own value comes last.
 //! - **C-4**: members that wait for what they receive, and never for what they send, do not deadlock.
+//!
+//! The *direct* schedules move the same bytes with all members of a line to all others at once: one step a line instead of `n - 1`, for
+//! links that are short, or buffers that are small. Sums have the order of the rings, `c + 1, c + 2, ..., c` for chunk c, so which of
+//! the two runs changes no bit.
 //!
 //! A schedule prints as one line a step and is read back by [`FromStr`]:
 //!
@@ -32,9 +37,13 @@
 //!
 //! Deliberately absent: elements, bytes and links. An executor turns chunks into elements by [`chunk_range`].
 
+mod tasks;
+
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
+
+pub use tasks::{Action, Task, Tasks};
 
 /// What the receiver does with what comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,16 +85,16 @@ pub struct Schedule {
 /// Leaves the sum over all members in every member's own chunk; other chunks are left with parts of sums.
 pub fn reduce_scatter(dx: usize, dy: usize, member: usize) -> Schedule {
     let at = Position::new(dx, dy, member);
-    let row = ring_reduce_scatter(dx, at.x).map(|hop| at.row_step(hop, Op::Add));
-    let column = ring_reduce_scatter(dy, at.y).map(|hop| at.column_step(hop, Op::Add));
+    let row = ring_reduce_scatter(dx, at.x).map(|hop| Line::row(at).step(hop, Op::Add));
+    let column = ring_reduce_scatter(dy, at.y).map(|hop| Line::column(at).step(hop, Op::Add));
     Schedule { num_chunks: dx * dy, steps: row.chain(column).collect() }
 }
 
 /// Spreads every member's own chunk to all.
 pub fn all_gather(dx: usize, dy: usize, member: usize) -> Schedule {
     let at = Position::new(dx, dy, member);
-    let column = ring_all_gather(dy, at.y).map(|hop| at.column_step(hop, Op::Copy));
-    let row = ring_all_gather(dx, at.x).map(|hop| at.row_step(hop, Op::Copy));
+    let column = ring_all_gather(dy, at.y).map(|hop| Line::column(at).step(hop, Op::Copy));
+    let row = ring_all_gather(dx, at.x).map(|hop| Line::row(at).step(hop, Op::Copy));
     Schedule { num_chunks: dx * dy, steps: column.chain(row).collect() }
 }
 
@@ -96,17 +105,34 @@ pub fn all_reduce(dx: usize, dy: usize, member: usize) -> Schedule {
     schedule
 }
 
-/// Spreads chunk i of member i to all in one step, everyone to everyone: for what is too small for the latency of rings.
-pub fn all_gather_direct(n: usize, member: usize) -> Schedule {
-    assert!(member < n, "member {member} of a group of {n}");
-    // Everyone starts with the member after itself, so that they do not all send to member 0 first.
-    let others = || (1..n).map(|distance| (member + distance) % n);
-    let step = Step {
-        sends: others().map(|to| Send { to, chunks: member..member + 1 }).collect(),
-        recvs: others().map(|from| Recv { from, chunks: from..from + 1, op: Op::Copy }).collect(),
-    };
-    let steps = if n > 1 { vec![step] } else { Vec::new() };
-    Schedule { num_chunks: n, steps }
+/// [`reduce_scatter`] in one step a line, everyone to everyone.
+pub fn reduce_scatter_direct(dx: usize, dy: usize, member: usize) -> Schedule {
+    let at = Position::new(dx, dy, member);
+    let lines = [Line::row(at), Line::column(at)];
+    let steps = lines.into_iter().filter(|line| line.n > 1).map(|line| Step {
+        // Everyone starts with the member after itself, so that they do not all send to member 0 first.
+        sends: line.others().map(|i| Send { to: line.member(i), chunks: line.chunks(i) }).collect(),
+        recvs: line.others().map(|i| Recv { from: line.member(i), chunks: line.chunks(line.i), op: Op::Add }).collect(),
+    });
+    Schedule { num_chunks: dx * dy, steps: steps.collect() }
+}
+
+/// [`all_gather`] in one step a line, everyone to everyone.
+pub fn all_gather_direct(dx: usize, dy: usize, member: usize) -> Schedule {
+    let at = Position::new(dx, dy, member);
+    let lines = [Line::column(at), Line::row(at)];
+    let steps = lines.into_iter().filter(|line| line.n > 1).map(|line| Step {
+        sends: line.others().map(|i| Send { to: line.member(i), chunks: line.chunks(line.i) }).collect(),
+        recvs: line.others().map(|i| Recv { from: line.member(i), chunks: line.chunks(i), op: Op::Copy }).collect(),
+    });
+    Schedule { num_chunks: dx * dy, steps: steps.collect() }
+}
+
+/// [`reduce_scatter_direct`], then [`all_gather_direct`].
+pub fn all_reduce_direct(dx: usize, dy: usize, member: usize) -> Schedule {
+    let mut schedule = reduce_scatter_direct(dx, dy, member);
+    schedule.steps.extend(all_gather_direct(dx, dy, member).steps);
+    schedule
 }
 
 /// Elements of `chunks` in a buffer of `num_elements`. Chunks are equal where that divides; otherwise the first ones have one more.
@@ -160,19 +186,46 @@ impl Position {
         assert!(member < dx * dy, "member {member} of a group of {dx} x {dy}");
         Position { dx, dy, x: member % dx, y: member / dx }
     }
+}
 
-    /// A hop along the row, in super-chunks.
-    fn row_step(self, hop: Hop, op: Op) -> Step {
-        let member = |x| self.y * self.dx + x;
-        let chunks = |x| x * self.dy..(x + 1) * self.dy;
-        step(member(hop.before), member(hop.after), chunks(hop.sent), chunks(hop.received), op)
+/// The row or the column of a member, and what moves along it.
+#[derive(Clone, Copy)]
+struct Line {
+    at: Position,
+    is_row: bool,
+    n: usize,
+    /// This member's index.
+    i: usize,
+}
+
+impl Line {
+    fn row(at: Position) -> Line {
+        Line { at, is_row: true, n: at.dx, i: at.x }
     }
 
-    /// A hop along the column, in chunks of the column's super-chunk.
-    fn column_step(self, hop: Hop, op: Op) -> Step {
-        let member = |y| y * self.dx + self.x;
-        let chunks = |y| self.x * self.dy + y..self.x * self.dy + y + 1;
-        step(member(hop.before), member(hop.after), chunks(hop.sent), chunks(hop.received), op)
+    fn column(at: Position) -> Line {
+        Line { at, is_row: false, n: at.dy, i: at.y }
+    }
+
+    /// The others, from the one after this member on.
+    fn others(self) -> impl Iterator<Item = usize> {
+        (1..self.n).map(move |distance| (self.i + distance) % self.n)
+    }
+
+    fn member(self, i: usize) -> usize {
+        let Position { dx, x, y, .. } = self.at;
+        if self.is_row { y * dx + i } else { i * dx + x }
+    }
+
+    /// The super-chunk of a row's member, or the chunk of a column's.
+    fn chunks(self, i: usize) -> Range<usize> {
+        let Position { dy, x, .. } = self.at;
+        if self.is_row { i * dy..(i + 1) * dy } else { x * dy + i..x * dy + i + 1 }
+    }
+
+    /// A hop along it.
+    fn step(self, hop: Hop, op: Op) -> Step {
+        step(self.member(hop.before), self.member(hop.after), self.chunks(hop.sent), self.chunks(hop.received), op)
     }
 }
 
@@ -274,7 +327,9 @@ mod tests {
         let expected = "chunks 3\nsend 2..3 to 0, copy 1..2 from 1\nsend 1..2 to 0, copy 0..1 from 1\n";
         assert_eq!(all_gather(1, 3, 2).to_string(), expected);
         let expected = "chunks 3\nsend 1..2 to 2, send 1..2 to 0, copy 2..3 from 2, copy 0..1 from 0\n";
-        assert_eq!(all_gather_direct(3, 1).to_string(), expected);
+        assert_eq!(all_gather_direct(3, 1, 1).to_string(), expected);
+        let expected = "chunks 3\nsend 2..3 to 2, send 0..1 to 0, add 1..2 from 2, add 1..2 from 0\n";
+        assert_eq!(reduce_scatter_direct(3, 1, 1).to_string(), expected);
         assert_eq!(all_reduce(1, 1, 0).to_string(), "chunks 1\n");
     }
 

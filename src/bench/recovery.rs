@@ -1,15 +1,13 @@
-//! `toroid bench`: figures of this machine. `recovery`: from the death of a worker to the next committed step; `overhead`: what fault
-//! tolerance costs while nothing fails; `checkpoint`: how long a step waits for a checkpoint.
-
-mod checkpoint;
-mod overhead;
+//! `toroid bench recovery`: from the death of a worker to the next committed step.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
+use toroid_worker::device::Choice;
 
+use super::{Ways, parse_shape};
 use crate::chaos::CHAOS_DIR;
 use crate::chaos::inject::{self, Plan};
 use crate::chaos::report::{Report, Spread};
@@ -25,18 +23,8 @@ use crate::status::Format;
 /// More than any measurement waits for; the job is cancelled after the last fault.
 const STEPS_PER_FAULT: u64 = 1000;
 
-#[derive(Debug, clap::Subcommand)]
-pub enum Command {
-    /// Kill workers of a local cluster and measure how long the job stands still
-    Recovery(RecoveryArgs),
-    /// What fault tolerance costs while nothing fails: the same job with it and without, in turn
-    Overhead(overhead::Args),
-    /// How long a step waits for a checkpoint, and how fast it is written, beside the disk itself
-    Checkpoint(checkpoint::Args),
-}
-
 #[derive(Debug, clap::Args)]
-pub struct RecoveryArgs {
+pub struct Args {
     /// Workers to kill at each shape
     #[arg(long, default_value_t = 20, value_name = "K", value_parser = positive)]
     kills: usize,
@@ -66,28 +54,7 @@ pub struct RecoveryArgs {
     output: Format,
 }
 
-/// Ways of tensor, pipeline and data parallelism.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Ways {
-    tp: usize,
-    pp: usize,
-    dp: usize,
-}
-
-fn parse_shape(text: &str) -> Result<Ways, String> {
-    let ways: Result<Vec<usize>, String> = text.split(',').map(|n| positive(n.trim())).collect();
-    match ways?.as_slice() {
-        &[tp, pp, dp] => Ok(Ways { tp, pp, dp }),
-        found => Err(format!("expected three numbers as in 2,2,2, found {}", found.len())),
-    }
-}
-
-pub async fn run(command: Command) -> Result<ExitCode> {
-    let args = match command {
-        Command::Recovery(args) => args,
-        Command::Overhead(args) => return overhead::run(args).await,
-        Command::Checkpoint(args) => return checkpoint::run(args).await,
-    };
+pub async fn run(args: Args) -> Result<ExitCode> {
     let mut signals = Signals::new()?;
     let mut reports = Vec::new();
     for ways in &args.shape {
@@ -104,13 +71,20 @@ pub async fn run(command: Command) -> Result<ExitCode> {
 }
 
 /// `None` where the user interrupted it.
-async fn recovery(args: &RecoveryArgs, ways: Ways, signals: &mut Signals) -> Result<Option<Report>> {
+async fn recovery(args: &Args, ways: Ways, signals: &mut Signals) -> Result<Option<Report>> {
     let Ways { tp, pp, dp } = ways;
     let job = JobArgs { data: args.data.clone(), preset: args.preset.clone(), tp, pp, dp, job: None };
     let steps = args.kills as u64 * STEPS_PER_FAULT;
     let job = job::make(&job, steps, 0, toroid_worker::data::cargo_registry_sources())?;
     let threads = args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world()));
-    let settings = Settings { dir: args.dir.clone(), port: 0, threads, failure_timeout: None };
+    let settings = Settings {
+        dir: args.dir.clone(),
+        port: 0,
+        device: Choice::Auto,
+        threads,
+        failure_timeout: None,
+        has_network: false,
+    };
     let (num_faults, seed, spares) = (args.kills, args.seed, args.spares);
     let plan = Plan { num_faults, seed, spares, ends_early: true, ..Plan::nothing() };
     let outcome = inject::run(&settings, &job, plan, signals).await?;
@@ -164,13 +138,6 @@ mod tests {
     use super::*;
     use crate::chaos::report::Fault;
     use toroid_proto as proto;
-
-    #[test]
-    fn shapes_are_read_or_refused_in_words() {
-        assert_eq!(parse_shape("1,2, 4"), Ok(Ways { tp: 1, pp: 2, dp: 4 }));
-        assert!(parse_shape("2,2").is_err_and(|e| e.contains("three numbers")));
-        assert!(parse_shape("2,0,2").is_err_and(|e| e.contains("at least 1")));
-    }
 
     #[test]
     fn a_shape_is_a_row_and_a_failure_a_line() {

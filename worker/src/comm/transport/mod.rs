@@ -1,0 +1,287 @@
+//! What carries a link's bytes: TCP, a Unix socket, or memory that both ends share.
+//!
+//! ```text
+//!   Tcp    to any host
+//!   Unix   within one network namespace: the abstract name of a listener is seen nowhere else
+//!   Shm    a ring in shared memory for each direction; its Unix socket wakes who sleeps, and its end tells that the peer is dead
+//! ```
+//!
+//! A listener has an abstract Unix name of its worker id and its port ([`local_name`]). Who can connect to that name is on the
+//! same kernel and in the same network namespace: no host name is believed. Whoever answers still has to prove the epoch's key
+//! (T-1), so a stranger that squats on the name is refused like any other, and the dialer goes on to TCP.
+//!
+//! Invariants: all kinds are byte streams that do not block, end when the peer's process ends, and deliver first what it has sent.
+//! Only what crosses a wire needs sums over payloads: [`LinkKind::is_memory`].
+
+mod ring;
+
+use std::fmt;
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::str::FromStr;
+
+use rustix::event::PollFlags;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType, recvmsg, sendmsg, socket_with,
+};
+
+pub(super) use ring::{Ring, Side};
+
+/// Calls that a listener has not taken yet.
+const BACKLOG: i32 = 1024;
+
+/// What a link runs over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LinkKind {
+    Shm,
+    Unix,
+    Tcp,
+}
+
+/// Which kinds a worker uses (`--links`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LinkChoice {
+    /// Shared memory where both ends are in one network namespace, else TCP.
+    #[default]
+    Auto,
+    /// Nothing else; for tests and diagnosis.
+    Only(LinkKind),
+}
+
+impl LinkChoice {
+    /// In the order in which a dialer tries them.
+    pub(super) fn kinds(self) -> &'static [LinkKind] {
+        match self {
+            LinkChoice::Auto => &[LinkKind::Shm, LinkKind::Tcp],
+            LinkChoice::Only(LinkKind::Shm) => &[LinkKind::Shm],
+            LinkChoice::Only(LinkKind::Unix) => &[LinkKind::Unix],
+            LinkChoice::Only(LinkKind::Tcp) => &[LinkKind::Tcp],
+        }
+    }
+}
+
+impl LinkKind {
+    /// The bytes never leave this machine's memory: it guards them itself, as it does every value that no link carries.
+    pub(super) fn is_memory(self) -> bool {
+        self != LinkKind::Tcp
+    }
+
+    /// Begins with the Unix socket of a listener.
+    pub(super) fn is_local(self) -> bool {
+        self != LinkKind::Tcp
+    }
+}
+
+impl fmt::Display for LinkKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            LinkKind::Shm => "shm",
+            LinkKind::Unix => "unix",
+            LinkKind::Tcp => "tcp",
+        })
+    }
+}
+
+impl fmt::Display for LinkChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LinkChoice::Auto => f.write_str("auto"),
+            LinkChoice::Only(kind) => kind.fmt(f),
+        }
+    }
+}
+
+impl FromStr for LinkChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<LinkChoice, String> {
+        match text {
+            "auto" => Ok(LinkChoice::Auto),
+            "shm" => Ok(LinkChoice::Only(LinkKind::Shm)),
+            "unix" => Ok(LinkChoice::Only(LinkKind::Unix)),
+            "tcp" => Ok(LinkChoice::Only(LinkKind::Tcp)),
+            other => Err(format!("expected auto, shm, unix or tcp, found `{other}`")),
+        }
+    }
+}
+
+/// The abstract Unix name of the listener of `worker_id` at `port`: one in its network namespace, as the port is one of its
+/// address there and the id one in its cluster.
+fn local_name(worker_id: &str, port: u16) -> io::Result<SocketAddrUnix> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"toroid link").update(&port.to_le_bytes()).update(worker_id.as_bytes());
+    Ok(SocketAddrUnix::new_abstract_name(format!("toroid/{}", hasher.finalize().to_hex()).as_bytes())?)
+}
+
+pub(super) fn listen_local(worker_id: &str, port: u16) -> io::Result<UnixListener> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::bind(&socket, &local_name(worker_id, port)?)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(UnixListener::from(socket))
+}
+
+/// Connects to a listener of this network namespace, which answers at once or not at all. One of another user is not trusted
+/// even with the time that a handshake takes.
+pub(super) fn connect_local(worker_id: &str, port: u16) -> io::Result<UnixStream> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &local_name(worker_id, port)?)?;
+    let (found, own) = (rustix::net::sockopt::socket_peercred(&socket)?.uid, rustix::process::geteuid());
+    if found != own {
+        let what = format!("who listens there is user {}, this worker is user {}", found.as_raw(), own.as_raw());
+        return Err(io::Error::new(ErrorKind::PermissionDenied, what));
+    }
+    Ok(UnixStream::from(socket))
+}
+
+/// A socket before and while its handshake goes on.
+#[derive(Debug)]
+pub(super) enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Socket {
+    pub fn take_error(&self) -> io::Result<Option<io::Error>> {
+        match self {
+            Socket::Tcp(socket) => socket.take_error(),
+            Socket::Unix(socket) => socket.take_error(),
+        }
+    }
+
+    /// `memory` goes along with the first byte, over a Unix socket.
+    pub fn write(&mut self, bytes: &[u8], memory: Option<BorrowedFd<'_>>) -> io::Result<usize> {
+        let socket = match self {
+            Socket::Tcp(socket) => return socket.write(bytes),
+            Socket::Unix(socket) => socket,
+        };
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fds = memory.map(|fd| [fd]);
+        if let Some(fds) = &fds {
+            let pushed = control.push(SendAncillaryMessage::ScmRights(fds));
+            assert!(pushed, "the buffer has room for one descriptor");
+        }
+        Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
+    }
+
+    /// A descriptor that came along is put into `memory`.
+    pub fn read(&mut self, bytes: &mut [u8], memory: &mut Option<OwnedFd>) -> io::Result<usize> {
+        let socket = match self {
+            Socket::Tcp(socket) => return socket.read(bytes),
+            Socket::Unix(socket) => socket,
+        };
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let read = recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(mut fds) = message {
+                *memory = fds.next().or(memory.take());
+            }
+        }
+        Ok(read.bytes)
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Socket::Tcp(socket) => socket.as_fd(),
+            Socket::Unix(socket) => socket.as_fd(),
+        }
+    }
+}
+
+/// What carries an established link.
+#[derive(Debug)]
+pub(super) enum Transport {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    Shm(Ring),
+}
+
+impl Transport {
+    pub fn kind(&self) -> LinkKind {
+        match self {
+            Transport::Tcp(_) => LinkKind::Tcp,
+            Transport::Unix(_) => LinkKind::Unix,
+            Transport::Shm(_) => LinkKind::Shm,
+        }
+    }
+
+    /// Reads what is there; 0 where the peer has ended and all it sent is read.
+    pub fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Transport::Tcp(socket) => socket.read(bytes),
+            Transport::Unix(socket) => socket.read(bytes),
+            Transport::Shm(ring) => ring.read(bytes),
+        }
+    }
+
+    pub fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Transport::Tcp(socket) => socket.write_vectored(parts),
+            Transport::Unix(socket) => socket.write_vectored(parts),
+            Transport::Shm(ring) => ring.write_vectored(parts),
+        }
+    }
+
+    /// Whether what is written next was queued by a call that did not wait for it.
+    pub fn set_queued(&mut self, is_queued: bool) {
+        if let Transport::Shm(ring) = self {
+            ring.set_queued(is_queued);
+        }
+    }
+
+    /// Before poll: what can be done without waiting. A ring's peer is told to wake this side for the rest.
+    pub fn announce(&mut self, wants_write: bool) -> PollFlags {
+        match self {
+            Transport::Tcp(_) | Transport::Unix(_) => PollFlags::empty(),
+            Transport::Shm(ring) => ring.announce(wants_write),
+        }
+    }
+
+    /// What can be done without waiting, as far as that is known without the kernel.
+    pub fn ready(&self, wants_write: bool) -> PollFlags {
+        match self {
+            Transport::Tcp(_) | Transport::Unix(_) => PollFlags::empty(),
+            Transport::Shm(ring) => ring.ready(wants_write),
+        }
+    }
+
+    /// After poll: `events` of the socket, as events of the stream.
+    pub fn heed(&mut self, events: PollFlags, wants_write: bool) -> PollFlags {
+        match self {
+            Transport::Tcp(_) | Transport::Unix(_) => events,
+            Transport::Shm(ring) => ring.heed(events, wants_write),
+        }
+    }
+
+    /// What the socket is polled for.
+    pub fn interest(&self, wants_write: bool) -> PollFlags {
+        match self {
+            Transport::Tcp(_) | Transport::Unix(_) if wants_write => PollFlags::IN | PollFlags::OUT,
+            _ => PollFlags::IN,
+        }
+    }
+}
+
+impl AsFd for Transport {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Transport::Tcp(socket) => socket.as_fd(),
+            Transport::Unix(socket) => socket.as_fd(),
+            Transport::Shm(ring) => ring.socket(),
+        }
+    }
+}
+
+/// Not now.
+fn would_block() -> io::Error {
+    ErrorKind::WouldBlock.into()
+}
