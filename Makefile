@@ -5,12 +5,15 @@
 #              undisturbed run; takes hours (SEEDS=20000 KILLS=20: minutes)
 # make check   the part of it that needs no running; writes no source file
 # make fix     format, and apply what clippy knows how to fix
-# make bench   speed of a training step of one worker on one thread, and how long a death holds a job up
+# make bench   speed and memory of training steps, and how long a death holds a job up
+# make bench-pytorch   speed and memory of training steps, beside the same model in PyTorch; installs it in .venv-bench
 # make bench-elastic   a worker dies: Toroid, torchrun and torchft beside each other; installs PyTorch in .venv-bench
+# make gpu-check   what can only be seen on a GPU: tests, kills, speed of each kernel. gpu-bundle only builds the folder for it, to be
+#              copied to a machine with a GPU and without cargo; there: gpu-bundle/gpu_check.sh
 
 # make bench-allreduce all-reduce over this machine's processes beside gloo's; installs PyTorch in .venv-bench
 
-.PHONY: demo test soak check fix bench bench-elastic bench-allreduce
+.PHONY: demo test soak check fix bench bench-pytorch bench-elastic bench-allreduce gpu-bundle gpu-check
 
 KILLS ?= 200
 SEEDS ?= 1000000
@@ -35,6 +38,7 @@ soak:
 check:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy -p toroid-worker --features gpu --test numerics -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 
 fix:
@@ -42,8 +46,20 @@ fix:
 	cargo fmt --all
 
 bench:
-	cargo run --release -p toroid-worker --example bench_stage
+	cargo run --release --bin toroid -- bench step
 	cargo run --release --bin toroid -- bench recovery
+
+bench-pytorch:
+	scripts/bench_venv.sh
+	cargo build --release --bin toroid
+	.venv-bench/bin/python bench/pytorch.py --toroid target/release/toroid
+
+gpu-bundle:
+	scripts/gpu_bundle.sh
+
+gpu-check:
+	scripts/gpu_bundle.sh target/gpu-bundle
+	target/gpu-bundle/gpu_check.sh
 
 bench-elastic:
 	scripts/bench_venv.sh

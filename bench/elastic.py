@@ -10,21 +10,10 @@ The scripts in bench/peers run PyTorch's side; their heads say what they do. tor
 """
 import argparse, json, os, pathlib, statistics, subprocess, sys, tempfile
 
+from corpus import corpus
+
 HERE = pathlib.Path(__file__).resolve().parent
 PEERS = HERE / "peers"
-
-
-def corpus(path, size=16 << 20):
-    """The Rust sources in cargo's registry folder, sorted by path, cut to `size` bytes."""
-    home = pathlib.Path(os.environ.get("CARGO_HOME", pathlib.Path.home() / ".cargo"))
-    text = bytearray()
-    for file in sorted((home / "registry" / "src").rglob("*.rs")):
-        text += file.read_bytes()
-        if len(text) >= size:
-            break
-    if not text:
-        sys.exit(f"elastic.py: no Rust sources under {home}/registry/src; build Toroid first, or set CARGO_HOME")
-    path.write_bytes(text[:size])
 
 
 def peer(script, scenario, conf, reps, scratch, data):

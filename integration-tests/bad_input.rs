@@ -202,3 +202,15 @@ fn a_damaged_checkpoint_is_passed_over_for_the_one_before() -> Result<()> {
     crate::cluster::assert_same_curve(&undisturbed.curve, &job.curve);
     Ok(())
 }
+
+#[test]
+fn a_gpu_that_is_not_there_is_one_clear_error() -> Result<()> {
+    for (device, expected) in [("cuda:1000", "cannot compute on cuda:1000: "), ("gpu", "the device `gpu` is not known")]
+    {
+        let output = toroid().args(["worker", "--coordinator", "http://127.0.0.1:1", "--device", device]).output()?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success(), "a worker started on {device}");
+        ensure!(stderr.matches(expected).count() == 1 && !stderr.contains("panicked"), "{device}: {stderr}");
+    }
+    Ok(())
+}

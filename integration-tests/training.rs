@@ -81,7 +81,7 @@ fn a_checkpoint_goes_on_as_if_never_stopped_and_on_other_shapes() -> Result<()> 
 
 /// Losses are within 1e-5 of those of another shape, whose sums have another order. Where a token's second and third expert are even
 /// up to rounding, the order decides between them: from the first step on whose expert load shows that, only nearness can be asked.
-fn check_near(expected: &[StepRecord], found: &[StepRecord]) -> Result<()> {
+pub fn check_near(expected: &[StepRecord], found: &[StepRecord]) -> Result<()> {
     let mut tolerance = 1e-5;
     for (expected, found) in expected.iter().zip(found) {
         if expected.expert_load != found.expert_load {

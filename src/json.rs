@@ -36,6 +36,7 @@ pub struct Job<'a> {
     state: &'static str,
     reason: &'a str,
     shape: Shape,
+    full_shape: Shape,
     epoch: u64,
     committed_step: u64,
     total_steps: u64,
@@ -71,6 +72,13 @@ struct Shape {
     dp: u32,
     dx: u32,
     dy: u32,
+}
+
+impl From<Option<proto::Shape>> for Shape {
+    fn from(shape: Option<proto::Shape>) -> Shape {
+        let proto::Shape { tp, pp, dp, dx, dy } = shape.unwrap_or_default();
+        Shape { tp, pp, dp, dx, dy }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -173,13 +181,13 @@ pub struct Worker<'a> {
 impl<'a> Job<'a> {
     /// With its curve where `with_curve` says so.
     pub fn new(job: &'a proto::Job, with_curve: bool) -> Job<'a> {
-        let shape = job.shape.unwrap_or_default();
         Job {
             id: &job.id,
             name: &job.name,
             state: state_word(job.state()),
             reason: &job.reason,
-            shape: Shape { tp: shape.tp, pp: shape.pp, dp: shape.dp, dx: shape.dx, dy: shape.dy },
+            shape: Shape::from(job.shape),
+            full_shape: Shape::from(job.full_shape),
             epoch: job.epoch,
             committed_step: job.committed_step,
             total_steps: job.total_steps,

@@ -21,6 +21,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use rustix::process::Signal;
 use toroid_proto as proto;
+use toroid_worker::device::Choice;
 
 use crate::client::Client;
 use crate::daemon::num_cores;
@@ -65,6 +66,9 @@ pub struct Args {
     /// Compute threads of each worker; default: cores divided by the job's places, at least 1
     #[arg(long, value_name = "N", value_parser = positive)]
     threads: Option<usize>,
+    /// What every worker computes on, as in `toroid worker`
+    #[arg(long, default_value_t, value_name = "DEVICE")]
+    device: Choice,
     /// Port of the coordinator on this machine; 0: any free one
     #[arg(long, default_value_t = 0, value_name = "PORT")]
     port: u16,
@@ -108,7 +112,14 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let job = job::make(&args.job, args.steps, args.seed, toroid_worker::data::cargo_registry_sources())?;
     let mut signals = Signals::new()?;
     let threads = args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world()));
-    let settings = Settings { dir: args.dir.clone(), port: args.port, threads, failure_timeout: None };
+    let settings = Settings {
+        dir: args.dir.clone(),
+        port: args.port,
+        device: args.device,
+        threads,
+        failure_timeout: None,
+        has_network: false,
+    };
     let kill_step = args.kill_step(&job);
     let mut run = Run { cluster: Cluster::new(&settings, Progress::new(args.quiet))?, kill_step };
     let outcome = run.train(&job, args.spares, &mut signals).await;

@@ -4,7 +4,8 @@
 //!   local       a whole cluster of child processes of this binary      coordinator, worker   daemon
 //!   chaos       faults on such a cluster, and a verdict                 bench   figures of this machine
 //!   submit      jobfile (paths), then progress and summary (--wait)     status, jobs, workers, events, cancel, drain   status
-//!   incidents   what failed and what it cost                            trace   what the time of steps went to
+//!   incidents   what failed and what it cost                           plan    what a job needs, before it is run
+//!   trace       what the time of steps went to
 //!   checkpoint  now, list, verify, export; find: which folder is meant  client, watch: gRPC    format, json, output
 //! ```
 //!
@@ -25,6 +26,7 @@ mod jobfile;
 mod json;
 mod local;
 mod output;
+mod plan;
 mod progress;
 mod status;
 mod submit;
@@ -82,6 +84,8 @@ enum Command {
     /// Measure
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Plan a job before any device is paid for: memory, traffic, pipeline, step time, goodput
+    Plan(Box<plan::Args>),
     /// Show the versions of program, protocol and checkpoint format
     Version,
 }
@@ -127,6 +131,7 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Checkpoint(command) => checkpoint::run(runtime, command),
         Command::Chaos(args) => chaos::run(runtime, *args),
         Command::Bench(command) => runtime.block_on(bench::run(command)),
+        Command::Plan(args) => plan::run(&args),
         Command::Version => {
             output::line(format_args!("toroid {}", toroid_proto::BUILD_VERSION))?;
             output::line(format_args!("protocol {}", toroid_proto::PROTOCOL_VERSION))?;
@@ -174,7 +179,7 @@ mod tests {
             "toroid local --tp 2 --pp 1 --dp 1 --steps 8 --spares 1 --data d --dir x --threads 1 --port 0 --keep --seed 3 --quiet",
             "toroid local --job job.toml --spares 0",
             "toroid coordinator --dir d --listen 0.0.0.0:7070 --heartbeat-interval-ms 100 --failure-timeout-ms 500 --join-token t",
-            "toroid worker --coordinator http://h:1 --host a --listen 10.0.0.1:0 --advertise h --device cpu --threads 2 --cache c --id w",
+            "toroid worker --coordinator http://h:1 --host a --listen 10.0.0.1:0 --advertise h --device cuda:1 --threads 2 --cache c --id w",
             "toroid submit job.toml --wait",
             "toroid status tiny-1 -w -o json --no-curve --coordinator h:7070",
             "toroid jobs -o json",
@@ -190,10 +195,13 @@ mod tests {
             "toroid checkpoint export 10 out.safetensors --from path",
             "toroid local --no-kill",
             "toroid chaos",
-            "toroid chaos --tp 1 --pp 1 --dp 4 --steps 90 --kills 3 --rate 6 --rank 2 --signal both --spares 1 --verify --seed 9 -o json",
-            "toroid chaos --job job.toml --every-steps 20 --signal stop --failure-timeout-ms 1000 --dir d --threads 1",
-            "toroid chaos --phase reduce-scatter --kills 2",
+            "toroid chaos --tp 1 --pp 1 --dp 4 --steps 90 --kills 3 --rate 6 --rank 2 --how both --spares 1 --verify --seed 9 -o json",
+            "toroid chaos --job job.toml --every-steps 20 --how cut-link --failure-timeout-ms 1000 --dir d --threads 1",
+            "toroid chaos --phase reduce-scatter --kills 2 --device cuda",
             "toroid bench recovery --kills 20 --shape 2,2,2 --shape 1,1,4 -o json",
+            "toroid plan",
+            "toroid plan job.toml --mtbf-h 1000 --link-gbps 25 -o json",
+            "toroid plan --preset 1b --tp 2 --pp 2 --dp 2 --micro-batches 16 --measured",
             "toroid version",
         ] {
             check(line, true);
@@ -205,6 +213,7 @@ mod tests {
             "toroid coordinator",
             "toroid coordinator --dir d --heartbeat-interval-ms 0",
             "toroid worker --threads 0",
+            "toroid worker --device gpu",
             "toroid jobs --coordinator https://h:1",
             "toroid checkpoint export ten out.safetensors",
             "toroid status",
@@ -215,6 +224,9 @@ mod tests {
             "toroid chaos --phase lunch",
             "toroid chaos --phase commit --rank 1",
             "toroid bench recovery --shape 2,2",
+            "toroid plan job.toml --tp 2",
+            "toroid plan --mtbf-h 0",
+            "toroid plan --measured --device-tflops 3",
         ] {
             check(line, false);
         }

@@ -250,6 +250,7 @@ fn line(job: &proto::Job, now_unix_ms: i64) -> String {
         parts.push(format!("goodput {}", percent(job.goodput)));
     }
     parts.push(format!("places {}/{}", job.places_alive, job.places.len()));
+    parts.extend(fewer_replicas(job).map(|dp| format!("dp {dp}")));
     parts.push(format!("spares {}", job.spares));
     parts.push(match job.checkpoints.iter().max_by_key(|c| c.step) {
         None => "no checkpoint".into(),
@@ -265,8 +266,8 @@ fn details(job: &proto::Job, now_unix_ms: i64) -> String {
     let mut rows = vec![row("reason", job.reason.clone())];
     if let Some(s) = &job.shape {
         let (width, height) = (s.tp * s.dx, s.pp * s.dy);
-        let places =
-            format!("tp {} x pp {} x dp {} on a {width} x {height} torus, epoch {}", s.tp, s.pp, s.dp, job.epoch);
+        let dp = fewer_replicas(job).unwrap_or_else(|| s.dp.to_string());
+        let places = format!("tp {} x pp {} x dp {dp} on a {width} x {height} torus, epoch {}", s.tp, s.pp, job.epoch);
         rows.push(row("model", format!("{} parameters; {places}", short_count(job.num_params))));
     }
     if let (Some(last), true) = (&job.last_step, job.first_loss != 0.0) {
@@ -303,6 +304,12 @@ fn details(job: &proto::Job, now_unix_ms: i64) -> String {
     let newest = &job.events[job.events.len().saturating_sub(NUM_EVENTS)..];
     rows.extend(newest.iter().enumerate().map(|(i, e)| row(if i == 0 { "events" } else { "" }, event_line(e))));
     format!("{}\n{}", line(job, now_unix_ms), table(&rows))
+}
+
+/// "3 of 4" where a job has fewer replicas than its job file asks for.
+fn fewer_replicas(job: &proto::Job) -> Option<String> {
+    let (now, all) = (job.shape.as_ref()?.dp, job.full_shape.as_ref()?.dp);
+    (now < all).then(|| format!("{now} of {all}"))
 }
 
 fn place(p: &proto::PlaceInfo) -> String {
@@ -402,6 +409,16 @@ mod tests {
         );
         let queued = proto::Job { id: "a-1".into(), state: proto::JobState::Queued.into(), ..Default::default() };
         assert_eq!(line(&queued, NOW_UNIX_MS), "a-1 queued  step 0/0  places 0/0  spares 0  no checkpoint");
+    }
+
+    #[test]
+    fn fewer_replicas_than_asked_for_are_shown() {
+        let shape = |dp| Some(proto::Shape { tp: 2, pp: 1, dp, dx: dp, dy: 1 });
+        let job = proto::Job { shape: shape(3), full_shape: shape(4), ..running() };
+        assert!(line(&job, NOW_UNIX_MS).contains("places 1/2  dp 3 of 4  spares 1"), "{}", line(&job, NOW_UNIX_MS));
+        assert!(details(&job, NOW_UNIX_MS).contains("tp 2 x pp 1 x dp 3 of 4 on a 6 x 1 torus"));
+        let job = proto::Job { full_shape: shape(3), ..job };
+        assert!(!line(&job, NOW_UNIX_MS).contains("dp"), "{}", line(&job, NOW_UNIX_MS));
     }
 
     #[test]

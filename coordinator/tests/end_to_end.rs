@@ -138,7 +138,7 @@ impl Worker {
             data_digest,
             num_samples,
             num_params,
-            has_state: true,
+            held: vec![proto::Held { shape: self.assign.shape, rank: self.assign.rank }],
             sealed_next: false,
         }))
         .await;

@@ -20,7 +20,8 @@ use toroid_proto as proto;
 use toroid_proto::StepRecord;
 use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
-use toroid_torus::holders;
+use toroid_torus::geometry::Shape;
+use toroid_torus::resplit::num_lost;
 
 use crate::arithmetic;
 use crate::network::{AtCoordinator, AtWorker, Event, Micros, Pid, SECOND};
@@ -322,7 +323,7 @@ impl World {
                 let kept = last.max(self.record(&m.job_id).map_or(0, |r| r.restore_step));
                 (kept < m.step).then(|| format!("T-4: step {} is acknowledged and not kept", m.step))
             }
-            ToWorker::Welcome(_) | ToWorker::Stop(_) | ToWorker::Refused(_) => None,
+            ToWorker::Welcome(_) | ToWorker::Stop(_) | ToWorker::Refused(_) | ToWorker::WarmUp(_) => None,
         };
         self.env.truth.check(complaint.is_none(), || complaint.unwrap_or_default());
     }
@@ -349,29 +350,35 @@ impl World {
     /// T-3: steps are given up only if both holders of a shard are lost.
     fn avoidable_restore(&self, record: &JobRecord, step: u64) -> Option<String> {
         let truth = &self.env.truth.jobs[&record.id];
-        let shape = &record.spec.shape;
-        let is_unavoidable = !record.spec.fault_tolerance.redundancy || shape.world() == 1 || truth.is_distrusted;
+        let full = &record.spec.shape;
+        let is_unavoidable = !record.spec.fault_tolerance.redundancy || full.world() == 1 || truth.is_distrusted;
         let before = self.before.get(&record.id)?;
         if truth.high <= step || is_unavoidable {
             return None;
         }
-        let state = |rank: usize| {
-            let worker = record.places[rank].as_ref().filter(|w| before.places.get(rank) == Some(&Some(w.to_string())));
-            let job = worker.and_then(|w| self.workers.get(&pid_of(w))).and_then(|w| w.trainer.job.as_ref());
-            let job = job.filter(|j| j.assignment.job_id == record.id && j.assignment.rank == rank);
-            job.and_then(|j| j.state.as_ref())
+        let had_state = |worker: &&String| {
+            let earlier = before.earlier.iter().any(|layout| layout.rank_of(worker).is_some());
+            before.rank_of(worker).is_some() || earlier
         };
-        let states: Vec<Option<&State>> = (0..shape.world()).map(state).collect();
-        let high = states.iter().flatten().map(|s| s.committed).max().unwrap_or(0);
-        // A drained worker that is asked for its place again may have missed steps that were made without it.
-        let is_of_use = |s: &State| s.committed == high || s.committed + 1 == high && s.sealed.is_some();
-        let lost: BTreeSet<usize> = (0..shape.world()).filter(|rank| !states[*rank].is_some_and(is_of_use)).collect();
-        holders::lost_shard(shape, &lost).is_none().then(|| {
-            let high = truth.high;
-            format!(
-                "T-3: step {high} is given up for the checkpoint of step {step} though only ranks {lost:?} are lost"
-            )
-        })
+        let states = |worker: &String| {
+            let job = self.workers.get(&pid_of(worker)).and_then(|w| w.trainer.job.as_ref());
+            let job = job.filter(|j| j.assignment.job_id == record.id);
+            job.into_iter().flat_map(|j| j.earlier.iter().chain(&j.state)).collect::<Vec<_>>()
+        };
+        let held: Vec<&State> = record.places.iter().flatten().filter(had_state).flat_map(states).collect();
+        let is_whole = |way: Shape| {
+            let of_way = || held.iter().filter(|s| s.held_as.shape == way);
+            let high = of_way().map(|s| s.committed).max().unwrap_or(0);
+            // A drained worker that is asked for its place again may have missed steps that were made without it.
+            let is_of_use = |s: &&&State| s.committed == high || s.committed + 1 == high && s.sealed.is_some();
+            let present = of_way().filter(is_of_use).map(|s| s.held_as.rank).collect();
+            num_lost(&way, &present) == 0
+        };
+        let way = held.iter().map(|s| s.held_as.shape).find(|way| is_whole(*way))?;
+        let high = truth.high;
+        Some(format!(
+            "T-3: step {high} is given up for the checkpoint of step {step} though all shards of {way} are there"
+        ))
     }
 
     fn wrong_start(&mut self, m: &proto::Start) -> Option<String> {
@@ -379,7 +386,8 @@ impl World {
         if record.epoch != m.epoch {
             return (record.epoch < m.epoch).then(|| format!("T-8: epoch {} is started before it is stored", m.epoch));
         }
-        let world = record.spec.shape.world();
+        let shape = record.shape;
+        let world = shape.world();
         let places: Vec<Option<Pid>> = record.places.iter().map(|w| w.as_deref().map(pid_of)).collect();
         let truth = self.env.truth.jobs.get_mut(&m.job_id)?;
         if let Some(first) = truth.started.get(&m.epoch) {
@@ -398,14 +406,22 @@ impl World {
             let agree = reports.iter().all(|step| *step == highest && step.is_some());
             return (!agree).then(|| format!("T-2: epoch {} is started from the steps {reports:?}", m.epoch));
         };
-        let newcomers: Vec<u32> = (0..world).filter(|r| reports[*r].is_none()).map(|r| r as u32).collect();
+        let way = heal.origin.as_ref().map_or(Ok(shape), |o| Shape::try_from(&o.shape.unwrap_or_default()));
+        let Ok(way) = way else { return Some(format!("epoch {} heals from no shape: {heal:?}", m.epoch)) };
+        let rank_in = |rank: usize| prepared[&rank].held.iter().find(|h| h.shape == way).map(|h| h.rank);
+        let ranks: Vec<Option<usize>> = (0..world).map(rank_in).collect();
+        let highest = (0..world).filter(|r| ranks[*r].is_some()).filter_map(|r| reports[r]).max();
+        let newcomers: Vec<u32> = (0..world).filter(|r| ranks[*r].is_none()).map(|r| r as u32).collect();
         let has_it = reports.get(heal.source as usize) == Some(&Some(heal.step));
-        if Some(heal.step) != highest || !has_it || heal.newcomers != newcomers {
-            return Some(format!("T-3: epoch {} heals by {heal:?}, the places hold {reports:?}", m.epoch));
+        let is_told = match &heal.origin {
+            Some(origin) => origin.ranks == ranks.iter().map(|r| r.map_or(0, |r| r as u32 + 1)).collect::<Vec<_>>(),
+            None => ranks.iter().enumerate().all(|(now, old)| old.is_none_or(|old| old == now)),
+        };
+        if Some(heal.step) != highest || !has_it || heal.newcomers != newcomers || !is_told {
+            return Some(format!("T-3: epoch {} heals by {heal:?}, the places hold {reports:?}, {ranks:?}", m.epoch));
         }
-        let lost: BTreeSet<usize> = newcomers.iter().map(|r| *r as usize).collect();
-        if let Some(rank) = holders::lost_shard(&truth.spec.shape, &lost) {
-            return Some(format!("T-3: epoch {} heals without a holder of the shard of rank {rank}", m.epoch));
+        if num_lost(&way, &ranks.into_iter().flatten().collect()) > 0 {
+            return Some(format!("T-3: epoch {} heals by {heal:?}, and not every shard has a holder", m.epoch));
         }
         (truth.high > heal.step + 1).then(|| format!("T-2: step {} was committed, {heal:?}", truth.high))
     }
@@ -470,7 +486,7 @@ fn succession(old: &JobRecord, new: &JobRecord) -> Option<String> {
     let displaced: BTreeSet<&str> = displaced.map(|e| e.worker.as_str()).collect();
     let moved = |(rank, worker): (usize, &Option<String>)| {
         let worker = worker.as_deref().filter(|w| !displaced.contains(w))?;
-        let now = new.places.iter().position(|w| w.as_deref() == Some(worker)).filter(|now| *now != rank)?;
+        let now = new.rank_of(worker).filter(|now| *now != rank && new.shape == old.shape)?;
         Some(format!("T-7: {worker} of rank {rank} of {id} has rank {now}"))
     };
     old.places.iter().enumerate().find_map(moved)

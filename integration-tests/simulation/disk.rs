@@ -1,50 +1,78 @@
 //! Where checkpoints lie: shards and manifests of all jobs, durable at once, and the errors of a bad disk.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
+use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::holders;
 use toroid_torus::manifest::ShardFile;
+use toroid_torus::resplit::{Half, shard_range};
 use toroid_worker::trainer::Assignment;
 
-use crate::arithmetic;
+use crate::arithmetic::{self, Values};
 use crate::network::{Micros, Pid};
 use crate::place::State;
 
 #[derive(Debug, Default)]
 pub struct Disk {
     /// Content by folder, step and rank.
-    pub shards: BTreeMap<(String, u64, usize), u64>,
-    /// Digests by rank, by folder and step: a checkpoint that can be seen.
-    pub manifests: BTreeMap<(String, u64), BTreeMap<usize, String>>,
+    pub shards: BTreeMap<(String, u64, usize), Values>,
+    /// A checkpoint that can be seen, by folder and step: its shape, and the digests by rank.
+    pub manifests: BTreeMap<(String, u64), (Shape, BTreeMap<usize, String>)>,
     /// Until when the writes of a worker fail.
     pub broken: BTreeMap<Pid, Micros>,
 }
 
-fn digest(shard: u64) -> String {
-    format!("{shard:016x}")
+fn digest(shard: &[u64]) -> String {
+    format!("{:016x}", arithmetic::mix(shard.iter().copied()))
+}
+
+/// Which elements of the shard of `rank` in `shape` are in the files of which ranks of `saved`, in their order.
+fn files_of(saved: &Shape, shape: &Shape, rank: usize) -> Vec<(usize, Range<usize>)> {
+    let wanted = shard_range(shape, rank, arithmetic::LEN);
+    let group = saved.dp_group(saved.rank(Place { dp: 0, ..shape.place(rank) }));
+    let cut = |file: usize| {
+        let there = shard_range(saved, file, arithmetic::LEN);
+        (file, wanted.start.max(there.start)..wanted.end.min(there.end))
+    };
+    let mut files: Vec<(usize, Range<usize>)> = group.into_iter().map(cut).filter(|(_, r)| !r.is_empty()).collect();
+    files.sort_by_key(|(_, range)| range.start);
+    files
 }
 
 impl Disk {
     /// What a place begins with when its epoch does not heal.
     pub fn load(&mut self, assignment: &Assignment) -> Result<State, String> {
-        let (rank, spec) = (assignment.rank, &assignment.spec);
+        let (spec, held_as) = (&assignment.spec, assignment.held_as());
         // The only place of a job guards nothing.
-        let guarded = holders::guarded_by(&spec.shape, rank);
-        let state = |committed, own, guarded| State { committed, own, guarded, history: Vec::new(), sealed: None };
+        let guarded = holders::guarded_by(&spec.shape, held_as.rank);
         let Some(step) = assignment.restore_step else {
-            let guarded = guarded.map_or(0, |rank| arithmetic::initial(spec.seed, rank));
-            return Ok(state(0, arithmetic::initial(spec.seed, rank), guarded));
+            let of = |rank| arithmetic::initial(spec.seed, &spec.shape, rank);
+            return Ok(State::new(held_as, 0, of(held_as.rank), guarded.map(of).unwrap_or_default()));
         };
         let root = &assignment.checkpoint_root;
-        let manifest = self
+        let (shape, manifest) = self
             .manifests
             .get(&(root.clone(), step))
             .ok_or_else(|| format!("cannot restore step {step}: there is no manifest in {root}"))?;
         let read = |rank: usize| match self.shards.get(&(root.clone(), step, rank)) {
-            Some(shard) if manifest.get(&rank) == Some(&digest(*shard)) => Ok(*shard),
+            Some(shard) if manifest.get(&rank) == Some(&digest(shard)) => Ok(shard),
             found => Err(format!("cannot restore step {step}: the shard of rank {rank} is {found:?}")),
         };
-        let found = read(rank).and_then(|own| Ok(state(step, own, guarded.map_or(Ok(0), read)?)));
+        // By range, from the shape that was saved: as if the files were places that hold their own shards.
+        let found = || {
+            let mut state = State::new(held_as, step, Values::new(), Values::new());
+            for half in [Half::Own, Half::Guarded] {
+                let of = if half == Half::Own { Some(held_as.rank) } else { guarded };
+                for file in of.map(|rank| files_of(shape, &spec.shape, rank)).unwrap_or_default() {
+                    let (rank, range) = file;
+                    let values = &read(rank)?[arithmetic::within(shape, rank, &range)];
+                    state.shard_mut(half).extend_from_slice(values);
+                }
+            }
+            Ok(state)
+        };
+        let found: Result<State, String> = found();
         if found.is_err() {
             // Set aside, as a worker does it: it is not offered any more.
             self.manifests.remove(&(root.clone(), step));
@@ -55,7 +83,7 @@ impl Disk {
     /// A file rots.
     pub fn damage(&mut self, root: &str, step: u64, rank: usize) {
         if let Some(shard) = self.shards.get_mut(&(root.to_string(), step, rank)) {
-            *shard = !*shard;
+            shard.iter_mut().for_each(|value| *value = !*value);
         }
     }
 
@@ -69,14 +97,14 @@ impl Disk {
         now: Micros,
         assignment: &Assignment,
         step: u64,
-        shard: u64,
+        shard: Values,
     ) -> Result<ShardFile, String> {
         if self.is_broken(pid, now) {
             return Err("disk full".into());
         }
         let rank = assignment.rank;
+        let (file, digest) = (ShardFile::name_of(rank), digest(&shard));
         self.shards.insert((assignment.checkpoint_root.clone(), step, rank), shard);
-        let (file, digest) = (ShardFile::name_of(rank), digest(shard));
         Ok(ShardFile { file, rank, bytes: 8, digest, entries: Vec::new() })
     }
 
@@ -98,7 +126,7 @@ impl Disk {
             return Err(format!("{} is not there", missing.file));
         }
         let files = files.iter().map(|f| (f.rank, f.digest.clone())).collect();
-        self.manifests.insert((root.clone(), step), files);
+        self.manifests.insert((root.clone(), step), (assignment.spec.shape, files));
         Ok(format!("{}/step-{step}", assignment.checkpoint_root))
     }
 

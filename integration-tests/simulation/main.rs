@@ -8,8 +8,7 @@
 //!
 //! `TOROID_SEED=n cargo test --test simulation` replays one seed and prints its story; `TOROID_SEEDS=n` runs so many of them.
 //!
-//! Deliberately absent: tensors (see `arithmetic`), gRPC and files, whose tests are elsewhere, and the placement of several
-//! shapes: the DP axis does not shrink yet.
+//! Deliberately absent: tensors (see `arithmetic`), gRPC and files, whose tests are elsewhere.
 
 mod arithmetic;
 mod coordinator;
@@ -40,8 +39,16 @@ fn variable(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|e| panic!("{name} = {text:?} should be a number: {e}")))
 }
 
+/// What a seed came to.
+struct Outcome {
+    end: End,
+    story: Vec<String>,
+    /// Incidents by what was done about them.
+    rungs: BTreeMap<&'static str, u64>,
+}
+
 /// One seed to its end. An assertion that fails in the code under test is a violation like any other.
-fn simulate(seed: u64, plant: Option<Plant>, tells: bool) -> (End, Vec<String>) {
+fn simulate(seed: u64, plant: Option<Plant>, tells: bool) -> Outcome {
     Plant::switch(plant);
     let mut world = World::new(seed, plant, tells);
     let end = catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|panic| {
@@ -49,12 +56,12 @@ fn simulate(seed: u64, plant: Option<Plant>, tells: bool) -> (End, Vec<String>) 
         End::Violation(format!("panicked: {}", text.unwrap_or("without words")))
     });
     Plant::switch(None);
-    (end, world.into_story())
+    Outcome { end, rungs: world.rungs(), story: world.into_story() }
 }
 
 /// The story of a seed that failed.
 fn replay(seed: u64, plant: Option<Plant>) -> String {
-    let (end, story) = simulate(seed, plant, true);
+    let Outcome { end, story, .. } = simulate(seed, plant, true);
     format!("{}\n{end:?}\nreplay with TOROID_SEED={seed} cargo test --test simulation", story.join("\n"))
 }
 
@@ -63,6 +70,7 @@ fn replay(seed: u64, plant: Option<Plant>) -> String {
 struct Tally {
     num_done: u64,
     given_up: BTreeMap<String, u64>,
+    rungs: BTreeMap<&'static str, u64>,
     violation: Option<u64>,
 }
 
@@ -75,7 +83,9 @@ fn run_seeds(num: u64) -> Tally {
             if seed >= num {
                 return tally;
             }
-            match simulate(seed, None, false).0 {
+            let Outcome { end, rungs, .. } = simulate(seed, None, false);
+            rungs.into_iter().for_each(|(rung, num)| *tally.rungs.entry(rung).or_default() += num);
+            match end {
                 End::Done => tally.num_done += 1,
                 End::GivenUp(reason) => {
                     let reason = reason.split(':').next().unwrap_or_default().to_string();
@@ -97,6 +107,7 @@ fn run_seeds(num: u64) -> Tally {
     let mut total = Tally::default();
     for tally in tallies {
         total.num_done += tally.num_done;
+        tally.rungs.into_iter().for_each(|(rung, num)| *total.rungs.entry(rung).or_default() += num);
         total.violation = total.violation.into_iter().chain(tally.violation).min();
         for (reason, num) in tally.given_up {
             *total.given_up.entry(reason).or_default() += num;
@@ -108,7 +119,7 @@ fn run_seeds(num: u64) -> Tally {
 #[test]
 fn t1_to_t9_hold_whatever_happens() {
     if let Some(seed) = variable("TOROID_SEED") {
-        let (end, story) = simulate(seed, None, true);
+        let Outcome { end, story, .. } = simulate(seed, None, true);
         println!("{}\n{end:?}", story.join("\n"));
         assert!(!matches!(end, End::Violation(_)), "{end:?}");
         return;
@@ -120,7 +131,12 @@ fn t1_to_t9_hold_whatever_happens() {
     }
     let num_given_up: u64 = tally.given_up.values().sum();
     println!("{} of {num} seeds are done, {num_given_up} were given up: {:#?}", tally.num_done, tally.given_up);
+    println!("incidents: {:?}", tally.rungs);
     assert_eq!(tally.num_done + num_given_up, num);
+    for rung in ["spare", "restart", "reconnect", "shrink", "grow", "restore", "drain"] {
+        let times = tally.rungs.get(rung).copied().unwrap_or(0);
+        assert!(num < NUM_SEEDS || times * 100 > num, "{rung} is hardly tried: {:?}", tally.rungs);
+    }
     assert!(num_given_up * 20 <= num, "too many jobs are given up: {:#?}", tally.given_up);
 }
 
@@ -129,7 +145,7 @@ fn every_planted_fault_is_seen() {
     let num = variable("TOROID_SEEDS").unwrap_or(NUM_SEEDS);
     let mut unseen = Vec::new();
     for plant in planted::ALL {
-        let found = (0..num).find_map(|seed| match simulate(seed, Some(plant), false).0 {
+        let found = (0..num).find_map(|seed| match simulate(seed, Some(plant), false).end {
             End::Violation(what) => Some((seed, what)),
             End::Done | End::GivenUp(_) => None,
         });
@@ -143,7 +159,7 @@ fn every_planted_fault_is_seen() {
 
 #[test]
 fn a_seed_replays() {
-    let story = |seed| simulate(seed, None, true).1;
+    let story = |seed| simulate(seed, None, true).story;
     assert!(story(7).len() > 10, "{:?}", story(7));
     assert_eq!(story(7), story(7));
     assert_ne!(story(7), story(8));

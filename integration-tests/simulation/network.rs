@@ -76,7 +76,7 @@ pub enum AtWorker {
     ShardWritten {
         assignment: Box<Assignment>,
         step: u64,
-        shard: u64,
+        shard: crate::arithmetic::Values,
     },
     Frame {
         from: Pid,

@@ -5,14 +5,16 @@
 //!   a step:   Params to all, Gradient to all, then Row to the row and Column to the column: the commit all-reduce
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use toroid_proto::StepRecord;
-use toroid_torus::geometry::Shape;
+use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::holders;
-use toroid_worker::trainer::{Assignment, HealPlan};
+use toroid_torus::partition::SHARD_ALIGN;
+use toroid_torus::resplit::{Half, Move, Origin, moves};
+use toroid_worker::trainer::{Assignment, HealPlan, HeldAs};
 
-use crate::arithmetic;
+use crate::arithmetic::{self, Values};
 use crate::network::Pid;
 use crate::planted::Plant;
 use crate::world::Env;
@@ -37,6 +39,10 @@ pub enum Kind {
     Column,
     /// Healing: the global sums of the committed step.
     Sums,
+    /// Healing: what the sender gives of its shards to one that has another place in another shape.
+    Moved,
+    /// Healing: the sender has both its shards in the new shape.
+    Split,
     /// Healing: the newcomer's own shard, from its backup holder.
     Own,
     /// Healing: the shard that the newcomer guards, from its primary.
@@ -47,7 +53,7 @@ pub enum Kind {
 pub struct Payload {
     pub kind: Kind,
     pub step: u64,
-    pub value: u64,
+    pub value: Values,
     /// With [`Kind::Sums`].
     pub history: History,
 }
@@ -61,12 +67,37 @@ pub const HISTORY_MAX: usize = 64;
 /// The two shards that a place holds, and what it needs to go on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
+    pub held_as: HeldAs,
     pub committed: u64,
-    pub own: u64,
-    pub guarded: u64,
+    pub own: Values,
+    pub guarded: Values,
     pub history: History,
     /// Sums of the next step, if it is sealed.
     pub sealed: Option<u64>,
+}
+
+impl State {
+    pub fn new(held_as: HeldAs, committed: u64, own: Values, guarded: Values) -> State {
+        State { held_as, committed, own, guarded, history: Vec::new(), sealed: None }
+    }
+
+    pub fn shard_mut(&mut self, half: Half) -> &mut Values {
+        match half {
+            Half::Own => &mut self.own,
+            Half::Guarded => &mut self.guarded,
+        }
+    }
+
+    /// What is moved from here.
+    fn values(&self, m: &Move) -> Values {
+        let HeldAs { shape, rank } = &self.held_as;
+        let guarded = || holders::guarded_by(shape, *rank).expect("a place that gives of a guarded shard guards one");
+        let (shard, rank) = match m.source {
+            Half::Own => (&self.own, *rank),
+            Half::Guarded => (&self.guarded, guarded()),
+        };
+        shard[arithmetic::within(shape, rank, &m.range)].to_vec()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +105,8 @@ pub enum Phase {
     Preparing,
     Ready,
     Heal,
+    /// Has split the state anew, and waits until all have.
+    Split,
     Gather,
     Gradients,
     Row,
@@ -85,7 +118,7 @@ pub enum Phase {
 
 impl Phase {
     pub fn is_waiting_for_peers(self) -> bool {
-        matches!(self, Phase::Heal | Phase::Gather | Phase::Gradients | Phase::Row | Phase::Column)
+        matches!(self, Phase::Heal | Phase::Split | Phase::Gather | Phase::Gradients | Phase::Row | Phase::Column)
     }
 }
 
@@ -95,7 +128,11 @@ pub struct Job {
     pub phase: Phase,
     pub state: Option<State>,
     pub heal: Option<HealPlan>,
-    pub inbox: BTreeMap<(Kind, u64, usize), u64>,
+    /// The state as it was split before, until all are known to have it as it is split now.
+    pub earlier: Option<State>,
+    /// The state is split anew, or was in an epoch that ended before this place had heard that all have it.
+    pub is_moved: bool,
+    pub inbox: BTreeMap<(Kind, u64, usize), Values>,
     /// What came with [`Kind::Sums`].
     pub source_history: History,
     /// Links of this epoch: the peer's process and the link's incarnation, by rank.
@@ -153,15 +190,15 @@ impl Job {
         (0..self.world()).collect()
     }
 
-    pub fn send(&self, kind: Kind, step: u64, value: u64, to: &[usize], env: &mut Env) {
+    pub fn send(&self, kind: Kind, step: u64, value: Values, to: &[usize], env: &mut Env) {
         self.send_with(kind, step, value, Vec::new(), to, env);
     }
 
-    pub fn send_with(&self, kind: Kind, step: u64, value: u64, history: History, to: &[usize], env: &mut Env) {
+    pub fn send_with(&self, kind: Kind, step: u64, value: Values, history: History, to: &[usize], env: &mut Env) {
         let (from, epoch) = (self.assignment.rank, self.assignment.epoch);
         let me = crate::worker::pid_of(&self.assignment.peers[&from].worker_id);
         for (peer, incarnation) in to.iter().filter_map(|rank| self.links.get(rank)) {
-            let payload = Payload { kind, step, value, history: history.clone() };
+            let payload = Payload { kind, step, value: value.clone(), history: history.clone() };
             let frame = Frame { job: self.assignment.job_id.clone(), epoch, from, payload };
             env.net.send_frame(me, *peer, *incarnation, frame);
         }
@@ -174,35 +211,117 @@ impl Job {
             let num = if heal.newcomers.contains(&0) { HISTORY_MAX } else { 1 };
             let kept = self.state.as_ref().map(|s| s.history.as_slice()).unwrap_or_default();
             let history = kept[kept.len().saturating_sub(num)..].to_vec();
-            self.send_with(Kind::Sums, heal.step, 0, history, &self.all(), env);
+            self.send_with(Kind::Sums, heal.step, Values::new(), history, &self.all(), env);
         }
         if env.is_planted(Plant::StaleHolder) || self.committed() == heal.step {
-            self.give_shards(env);
+            self.give(env);
         }
     }
 
     /// The state that a newcomer got from the other holders.
     pub fn pulled(&self, heal: &HealPlan) -> State {
         let (shape, rank) = (self.shape(), self.assignment.rank);
-        let take = |kind, from: Option<usize>| self.inbox[&(kind, heal.step, from.expect("more than one place"))];
-        State {
-            committed: heal.step,
-            own: take(Kind::Own, holders::backup_of(shape, rank)),
-            guarded: take(Kind::Guarded, holders::guarded_by(shape, rank)),
-            history: self.source_history.clone(),
-            sealed: None,
+        let take =
+            |kind, from: Option<usize>| self.inbox[&(kind, heal.step, from.expect("more than one place"))].clone();
+        let own = take(Kind::Own, holders::backup_of(shape, rank));
+        let guarded = take(Kind::Guarded, holders::guarded_by(shape, rank));
+        let state = State::new(self.assignment.held_as(), heal.step, own, guarded);
+        State { history: self.source_history.clone(), ..state }
+    }
+
+    /// The place of the state's shape whose shards it has, or gets in this epoch; `None`: it has none of what all go on from.
+    pub fn origin(&self, heal: &HealPlan) -> Option<HeldAs> {
+        let rank = self.assignment.rank;
+        match &heal.origin {
+            Some(origin) => origin.ranks[rank].map(|rank| HeldAs { shape: origin.shape, rank }),
+            None => (!heal.newcomers.contains(&rank)).then(|| self.assignment.held_as()),
         }
     }
 
+    /// What there is to give, once its state is that of the decided step.
+    pub fn give(&self, env: &mut Env) {
+        match self.heal.as_ref().and_then(|h| h.origin.as_ref()) {
+            Some(origin) => self.give_ranges(origin, env),
+            None => self.give_shards(env),
+        }
+    }
+
+    /// Turns to the state that all go on from; what else it holds is given up.
+    pub fn turn_to_origin(&mut self, env: &mut Env) {
+        let Some(heal) = self.heal.clone() else { return };
+        self.is_moved = heal.origin.is_some() || self.earlier.is_some();
+        let wanted = self.origin(&heal);
+        let states = [self.state.take(), self.earlier.take()];
+        self.state = states.into_iter().flatten().find(|s| Some(s.held_as) == wanted);
+        let (rank, epoch, has_it) = (self.assignment.rank, self.assignment.epoch, self.state.is_some());
+        env.truth.check(has_it == wanted.is_some(), || {
+            format!("T-3: rank {rank} is to go on with {wanted:?} in epoch {epoch}, and does not hold it")
+        });
+    }
+
+    /// The rank whose replica it had before the shape changed, as far as there still is one.
+    pub fn old_replica(&self) -> usize {
+        let rank = self.assignment.rank;
+        let origin = self.heal.as_ref().and_then(|h| h.origin.as_ref());
+        let old = origin.and_then(|o| Some(o.shape.place(o.ranks[rank]?).dp));
+        let place = self.shape().place(rank);
+        self.shape().rank(Place { dp: old.unwrap_or(place.dp) % self.shape().dp(), ..place })
+    }
+
+    fn moves(&self, origin: &Origin) -> Vec<Move> {
+        moves(origin, self.shape(), |_, _| arithmetic::LEN).expect("the coordinator splits what is there")
+    }
+
+    fn give_ranges(&self, origin: &Origin, env: &mut Env) {
+        let (Some(heal), Some(state)) = (&self.heal, &self.state) else { return };
+        let rank = self.assignment.rank;
+        let mut to: BTreeMap<usize, Values> = BTreeMap::new();
+        for m in self.moves(origin).into_iter().filter(|m| m.from == rank && m.to != rank) {
+            to.entry(m.to).or_default().extend(state.values(&m));
+        }
+        for (peer, values) in to {
+            self.send(Kind::Moved, heal.step, values, &[peer], env);
+        }
+    }
+
+    /// Its two shards in the new shape, from what it holds and what the others gave.
+    pub fn resplit(&self, heal: &HealPlan, origin: &Origin) -> State {
+        let rank = self.assignment.rank;
+        let mut at: BTreeMap<usize, usize> = BTreeMap::new();
+        let mut state = State::new(self.assignment.held_as(), heal.step, Values::new(), Values::new());
+        let mut parts: Vec<(Half, usize, Values)> = Vec::new();
+        for m in self.moves(origin).into_iter().filter(|m| m.to == rank) {
+            let values = if m.from == rank {
+                self.state.as_ref().expect("it holds what it gives itself").values(&m)
+            } else {
+                let (at, num) = (at.entry(m.from).or_default(), m.range.len() / SHARD_ALIGN);
+                *at += num;
+                self.inbox[&(Kind::Moved, heal.step, m.from)][*at - num..*at].to_vec()
+            };
+            parts.push((m.target, m.range.start, values));
+        }
+        parts.sort_by_key(|(half, start, _)| (*half, *start));
+        parts.into_iter().for_each(|(half, _, values)| state.shard_mut(half).extend(values));
+        state.history = self.state.as_ref().map_or(&self.source_history, |s| &s.history).clone();
+        state
+    }
+
+    fn awaited_ranges(&self, heal: &HealPlan, origin: &Origin) -> BTreeSet<usize> {
+        let rank = self.assignment.rank;
+        let lacks = |from: &usize| !self.inbox.contains_key(&(Kind::Moved, heal.step, *from));
+        let from = self.moves(origin).into_iter().filter(|m| m.to == rank && m.from != rank).map(|m| m.from);
+        from.filter(lacks).collect()
+    }
+
     /// Its shard and the one that it guards, to the newcomers among their other holders.
-    pub fn give_shards(&self, env: &mut Env) {
+    fn give_shards(&self, env: &mut Env) {
         let (Some(heal), Some(state)) = (&self.heal, &self.state) else { return };
         let rank = self.assignment.rank;
         let is_newcomer = |r: &usize| heal.newcomers.contains(r);
         let backup = holders::backup_of(self.shape(), rank).filter(is_newcomer);
-        self.send(Kind::Guarded, heal.step, state.own, backup.as_slice(), env);
+        self.send(Kind::Guarded, heal.step, state.own.clone(), backup.as_slice(), env);
         let guarded = holders::guarded_by(self.shape(), rank).filter(is_newcomer);
-        self.send(Kind::Own, heal.step, state.guarded, guarded.as_slice(), env);
+        self.send(Kind::Own, heal.step, state.guarded.clone(), guarded.as_slice(), env);
     }
 
     /// Sends the shard of the committed step to everyone.
@@ -210,14 +329,15 @@ impl Job {
         let was_healing = self.phase == Phase::Heal;
         self.phase = Phase::Gather;
         let state = self.state.as_ref().expect("only a healed place gathers");
-        let (step, own) = (state.committed, state.own);
+        let (step, own) = (state.committed, state.own.clone());
         // Whoever has just committed the decided step can give it only now.
-        if was_healing && self.heal.as_ref().is_some_and(|h| !h.newcomers.contains(&self.assignment.rank)) {
-            self.give_shards(env);
+        let is_new = |h: &HealPlan| h.newcomers.contains(&self.assignment.rank) || h.origin.is_some();
+        if was_healing && self.heal.as_ref().is_some_and(|h| !is_new(h)) {
+            self.give(env);
         }
         let rank = self.assignment.rank;
         self.inbox.retain(|(_, s, _), _| *s >= step);
-        self.inbox.insert((Kind::Params, step, rank), own);
+        self.inbox.insert((Kind::Params, step, rank), own.clone());
         self.send(Kind::Params, step, own, &self.all(), env);
     }
 
@@ -229,6 +349,7 @@ impl Job {
         let next = self.committed() + 1;
         match self.phase {
             Phase::Heal => self.awaited_to_heal(),
+            Phase::Split => (0..self.world()).filter(lacks(Kind::Split, next - 1)).collect(),
             Phase::Gather => (0..self.world()).filter(lacks(Kind::Params, next - 1)).collect(),
             Phase::Gradients => (0..self.world()).filter(lacks(Kind::Gradient, next)).collect(),
             Phase::Row => self.mates(Kind::Row).into_iter().filter(others).filter(lacks(Kind::Row, next)).collect(),
@@ -247,7 +368,12 @@ impl Job {
         if self.committed() < step || self.state.is_none() {
             awaited.extend(lacks(Kind::Sums, source));
         }
-        if self.state.is_none() {
+        if let Some(origin) = &heal.origin {
+            // Who has only sealed the step commits it first.
+            if self.state.as_ref().is_none_or(|s| s.committed == step) {
+                awaited.extend(self.awaited_ranges(heal, origin));
+            }
+        } else if self.state.is_none() {
             awaited.extend(holders::backup_of(self.shape(), rank).and_then(|from| lacks(Kind::Own, from)));
             awaited.extend(holders::guarded_by(self.shape(), rank).and_then(|from| lacks(Kind::Guarded, from)));
         }

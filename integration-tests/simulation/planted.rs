@@ -20,12 +20,14 @@ pub enum Plant {
     SkipBackup,
     /// T-5: a newcomer takes its samples from the start.
     NewcomerSamples,
+    /// T-5: a replica takes the samples of the number that it had before there were fewer replicas, or more.
+    OldReplica,
     // -------------------------------------------------------------------------------------------------- in the real code
     Machine(machine::Planted),
     Session(session::Planted),
 }
 
-pub const ALL: [Plant; 17] = [
+pub const ALL: [Plant; 18] = [
     Plant::TakeOldFrames,
     Plant::IgnoreFence,
     Plant::CommitBeforeSealed,
@@ -33,6 +35,7 @@ pub const ALL: [Plant; 17] = [
     Plant::StaleHolder,
     Plant::SkipBackup,
     Plant::NewcomerSamples,
+    Plant::OldReplica,
     Plant::Machine(machine::Planted::TakeOldEpoch),
     Plant::Machine(machine::Planted::SendBeforePersist),
     Plant::Machine(machine::Planted::MoveSurvivors),

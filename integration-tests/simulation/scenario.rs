@@ -12,12 +12,25 @@ pub struct Scenario {
     pub step_time: Micros,
     /// Faults come at these numbers of events, ascending.
     pub faults: Vec<u64>,
+    /// How many of a hundred dead workers are started again soon.
+    pub percent_restarts: u64,
     /// Workers on one host.
     per_host: usize,
 }
 
-const SHAPES: [(usize, usize, usize); 10] =
-    [(1, 1, 2), (1, 1, 3), (1, 1, 4), (1, 2, 1), (2, 1, 1), (2, 1, 2), (1, 2, 2), (2, 2, 1), (2, 2, 2), (1, 1, 1)];
+const SHAPES: [(usize, usize, usize); 11] = [
+    (1, 1, 2),
+    (1, 1, 3),
+    (1, 1, 4),
+    (1, 2, 1),
+    (2, 1, 1),
+    (2, 1, 2),
+    (1, 2, 2),
+    (2, 2, 1),
+    (2, 2, 2),
+    (2, 1, 3),
+    (1, 1, 1),
+];
 
 impl Scenario {
     pub fn draw(random: &mut Random) -> Scenario {
@@ -49,6 +62,8 @@ impl Scenario {
             num_workers,
             step_time: random.pick(&[20 * MS, 100 * MS, 700 * MS]).expect("there are some"),
             faults,
+            // Where few come back there are fewer replicas for a while.
+            percent_restarts: random.pick(&[60, 60, 15]).expect("there are some"),
             per_host: random.between(1, 4) as usize,
         }
     }
@@ -62,12 +77,13 @@ fn job_file(name: &str, shape: (usize, usize, usize), steps: u64, random: &mut R
     let (tp, pp, dp) = shape;
     let (interval_steps, interval_s) = (random.below(5), random.pick(&[0, 1, 600]).expect("there are some"));
     let redundancy = !random.percent(8);
+    let min_dp = if random.percent(15) { dp } else { 1 };
     let keep = random.between(1, 3);
     format!(
         "name = \"{name}\"\nsteps = {steps}\nseed = {}\n[shape]\ntp = {tp}\npp = {pp}\ndp = {dp}\n\
          [batch]\nmicro_batch = 1\nglobal = {}\n[data]\npath = \"/data\"\n\
          [checkpoint]\ninterval_steps = {interval_steps}\ninterval_s = {interval_s}\nkeep = {keep}\n\
-         [fault_tolerance]\nredundancy = {redundancy}\n",
+         [fault_tolerance]\nredundancy = {redundancy}\nmin_dp = {min_dp}\n",
         random.below(1000),
         2 * dp,
     )

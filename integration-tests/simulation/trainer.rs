@@ -1,7 +1,7 @@
 //! The virtual trainer: the data plane of a worker, without tensors.
 //!
 //! ```text
-//!   Prepare ──> Ready ──Start──> [Heal] ──> Gather ──> compute ──> Gradients ──> Row ──> Column ──> optimizer ─┐
+//!   Prepare ──> Ready ──Start──> [Heal [Split]] ──> Gather ──> compute ──> Gradients ──> Row ──> Column ──> optimizer ─┐
 //!                 ^                            ^        (busy)      sealed                  commit    (busy)   │
 //!                 └── a fence leads from every wait back to the commands                └─────────────────────┘
 //! ```
@@ -15,11 +15,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use toroid_torus::holders;
 use toroid_torus::manifest::ShardFile;
-use toroid_worker::trainer::{Assignment, Happened, HealPlan, TrainerEvent};
+use toroid_worker::trainer::{Assignment, Happened, HealPlan, HeldAs, TrainerEvent};
 
-use crate::arithmetic;
+use crate::arithmetic::{self, Values};
 use crate::network::{AtWorker, MS, Micros, Network, Pid};
-use crate::place::{Frame, HISTORY_MAX, Job, Kind, Phase};
+use crate::place::{Frame, HISTORY_MAX, Job, Kind, Phase, State};
 use crate::planted::Plant;
 use crate::world::Env;
 
@@ -118,6 +118,7 @@ impl Trainer {
             (None, None) => "idle",
             (None, Some(Phase::Ready)) => "wait for start",
             (None, Some(Phase::Heal)) => "heal",
+            (None, Some(Phase::Split)) => "resplit",
             (None, Some(Phase::Gather)) => "all-gather",
             (None, Some(Phase::Gradients)) => "reduce-scatter",
             (None, Some(Phase::Row | Phase::Column)) => "commit",
@@ -133,15 +134,13 @@ impl Trainer {
         !self.is_hung && self.job.as_ref().filter(is_present).is_some_and(goes_on)
     }
 
-    /// What it computes now never ends; says whether it computes anything.
+    /// What it computes now never ends; nor what it prepares; says whether it does either.
     pub fn hang(&mut self) -> bool {
-        let computes = matches!(self.busy, Some((Busy::Compute, _)));
-        if computes {
-            self.num_busy += 1;
-            self.busy = Some((Busy::Compute, self.num_busy));
-            self.is_hung = true;
-        }
-        computes
+        let Some((what @ (Busy::Compute | Busy::Prepare), _)) = self.busy else { return false };
+        self.num_busy += 1;
+        self.busy = Some((what, self.num_busy));
+        self.is_hung = true;
+        true
     }
 
     /// Stops in a wait because the copies of a shard differ: what it says then.
@@ -149,7 +148,8 @@ impl Trainer {
         let job = self.job.as_mut().filter(|j| self.busy.is_none() && j.phase.is_waiting_for_peers())?;
         job.phase = Phase::Halted;
         let error = "the two copies of a shard differ".into();
-        let what = Happened::Failed { error, fatal: false, damaged_step: None, restore: true };
+        let what =
+            Happened::Failed { error, fatal: false, damaged_step: None, restore: true, corrupt_ranks: Vec::new() };
         Some((job.assignment.job_id.clone(), job.assignment.event(what)))
     }
 
@@ -283,12 +283,13 @@ impl Trainer {
         }
         match job.phase {
             Phase::Heal => self.healed(env),
+            Phase::Split => self.all_have_split(env),
             Phase::Gather => self.gathered(env),
             Phase::Gradients => self.sealed(env),
             Phase::Row => {
                 job.phase = Phase::Column;
                 let (step, sums) = job.next_sums();
-                job.send(Kind::Column, step, sums, &job.mates(Kind::Column), env);
+                job.send(Kind::Column, step, vec![sums], &job.mates(Kind::Column), env);
                 true
             }
             Phase::Column => {
@@ -330,13 +331,16 @@ impl Trainer {
     }
 
     fn prepare(&mut self, assignment: Assignment, env: &mut Env) {
-        let same = |job: &Job| job.assignment.job_id == assignment.job_id && job.assignment.rank == assignment.rank;
-        let kept = self.job.take().filter(|job| assignment.heal && same(job)).and_then(|job| job.state);
+        let same = |job: &Job| job.assignment.job_id == assignment.job_id;
+        let kept = self.job.take().filter(|job| assignment.heal && same(job));
+        let (kept, earlier) = kept.map_or((None, None), |job| (job.state, job.earlier));
         let (low, high) = if kept.is_some() { (0, MS) } else { (MS, 300 * MS) };
         self.job = Some(Job {
             assignment,
             phase: Phase::Preparing,
             state: kept,
+            earlier,
+            is_moved: false,
             heal: None,
             inbox: BTreeMap::new(),
             source_history: Vec::new(),
@@ -353,7 +357,13 @@ impl Trainer {
                 Err(error) => {
                     env.truth.distrusted(&job.assignment.job_id);
                     let damaged_step = job.assignment.restore_step;
-                    let what = Happened::Failed { error, fatal: false, damaged_step, restore: false };
+                    let what = Happened::Failed {
+                        error,
+                        fatal: false,
+                        damaged_step,
+                        restore: false,
+                        corrupt_ranks: Vec::new(),
+                    };
                     self.report(what, env);
                     self.job = None;
                     return;
@@ -362,8 +372,10 @@ impl Trainer {
         }
         job.phase = Phase::Ready;
         let committed = job.state.as_ref().map_or(0, |s| s.committed);
-        let (has_state, sealed_next) = (job.state.is_some(), job.state.as_ref().is_some_and(|s| s.sealed.is_some()));
-        env.truth.prepared(self.pid, &job.assignment, job.state.as_ref());
+        let sealed_next = job.state.as_ref().is_some_and(|s| s.sealed.is_some());
+        let states: Vec<&State> = job.earlier.iter().chain(&job.state).collect();
+        let held = states.iter().map(|s| s.held_as).collect();
+        env.truth.prepared(self.pid, &job.assignment, &states);
         self.shared.checkpoints.clear();
         self.shared.committed = committed;
         let what = Happened::Prepared {
@@ -371,7 +383,7 @@ impl Trainer {
             data_digest: arithmetic::DATA_DIGEST,
             num_samples: arithmetic::NUM_SAMPLES,
             num_params: 1,
-            has_state,
+            held,
             sealed_next,
         };
         self.report(what, env);
@@ -389,6 +401,7 @@ impl Trainer {
             }
         }
         job.heal = heal;
+        job.turn_to_origin(env);
         job.phase = Phase::Heal;
         job.begin_healing(env);
         self.report(Happened::Connected, env);
@@ -405,7 +418,7 @@ impl Trainer {
         };
         let rank = job.assignment.rank;
         match &mut job.state {
-            None => {
+            None if heal.origin.is_none() => {
                 job.state = Some(job.pulled(&heal));
                 env.truth.holds(&job.assignment, job.state.as_ref().expect("just made"));
             }
@@ -419,15 +432,41 @@ impl Trainer {
             }
             // A sealed step after the decided one is dropped and made again.
             Some(state) => state.sealed = None,
+            None => {}
         }
-        env.truth.healed(&job.assignment, heal.step, job.committed());
-        let num = if heal.newcomers.contains(&rank) { HISTORY_MAX } else { 1 };
-        self.report_history(num, env);
-        if heal.newcomers.contains(&rank) && self.shared.commit(heal.step) {
+        if let Some(origin) = &heal.origin {
+            let new = job.resplit(&heal, origin);
+            env.truth.holds(&job.assignment, &new);
+            job.earlier = job.state.replace(new);
+            job.phase = Phase::Split;
+            job.inbox.insert((Kind::Split, heal.step, rank), Values::new());
+            job.send(Kind::Split, heal.step, Values::new(), &job.all(), env);
+            return true;
+        }
+        let is_newcomer = heal.newcomers.contains(&rank);
+        let num_said = if is_newcomer || job.is_moved { HISTORY_MAX } else { 1 };
+        self.end_healing(heal.step, num_said, is_newcomer, env);
+        true
+    }
+
+    /// Nobody needs the state any more as it was split before.
+    fn all_have_split(&mut self, env: &mut Env) -> bool {
+        let job = self.job.as_mut().expect("called with a job");
+        job.earlier = None;
+        let step = job.committed();
+        self.end_healing(step, HISTORY_MAX, true, env);
+        true
+    }
+
+    /// The state of the decided step is there. `is_new`: nothing was said or saved of that step yet.
+    fn end_healing(&mut self, step: u64, num_said: usize, is_new: bool, env: &mut Env) {
+        let job = self.job.as_ref().expect("called with a job");
+        env.truth.healed(&job.assignment, step, job.committed());
+        self.report_history(num_said, env);
+        if is_new && self.shared.commit(step) {
             self.write_checkpoint(env);
         }
         self.job.as_mut().expect("as above").gather(env);
-        true
     }
 
     /// Rank 0 says the newest `num` steps again, a new one what the old one may not have said.
@@ -469,18 +508,19 @@ impl Trainer {
     fn send_gradient(&mut self, env: &mut Env) {
         let job = self.job.as_mut().expect("gradients are of a job");
         let state = job.state.as_ref().expect("only a healed place computes");
-        let (rank, world, step) = (job.assignment.rank, job.world(), state.committed);
-        let params = arithmetic::params((0..world).map(|from| match from == rank {
-            true => state.own,
-            false => job.inbox[&(Kind::Params, step, from)],
-        }));
+        let (rank, step) = (job.assignment.rank, state.committed);
+        let params = arithmetic::params(job.shape(), |from| match from == rank {
+            true => &state.own,
+            false => &job.inbox[&(Kind::Params, step, from)],
+        });
         let is_newcomer = job.heal.as_ref().is_some_and(|h| h.newcomers.contains(&rank));
         let begins_anew = env.is_planted(Plant::NewcomerSamples) && is_newcomer;
-        let samples = arithmetic::samples_of(&job.assignment.spec, rank, if begins_anew { 0 } else { step });
+        let of = if env.is_planted(Plant::OldReplica) { job.old_replica() } else { rank };
+        let samples = arithmetic::samples_of(&job.assignment.spec, of, if begins_anew { 0 } else { step });
         env.truth.consumed(&job.assignment, step + 1, &samples);
-        let value = arithmetic::gradient(params, rank, &samples);
+        let value = vec![arithmetic::gradient(params, &job.assignment.spec, rank, &samples)];
         job.phase = Phase::Gradients;
-        job.inbox.insert((Kind::Gradient, step + 1, rank), value);
+        job.inbox.insert((Kind::Gradient, step + 1, rank), value.clone());
         job.send(Kind::Gradient, step + 1, value, &job.all(), env);
     }
 
@@ -488,11 +528,11 @@ impl Trainer {
         let job = self.job.as_mut().expect("called with a job");
         let world = job.world();
         let step = job.committed() + 1;
-        let sums = arithmetic::sums((0..world).map(|from| job.inbox[&(Kind::Gradient, step, from)]));
+        let sums = arithmetic::sums((0..world).map(|from| job.inbox[&(Kind::Gradient, step, from)][0]));
         job.state.as_mut().expect("only a healed place computes").sealed = Some(sums);
         env.truth.sealed(&job.assignment, step, sums);
         job.phase = Phase::Row;
-        job.send(Kind::Row, step, sums, &job.mates(Kind::Row), env);
+        job.send(Kind::Row, step, vec![sums], &job.mates(Kind::Row), env);
         if env.is_planted(Plant::CommitBeforeSealed) {
             env.truth.committed(&job.assignment, step, sums);
             self.work(Busy::Optimize, MS / 10, 5 * MS, env);
@@ -503,20 +543,26 @@ impl Trainer {
 
     fn optimized(&mut self, env: &mut Env) {
         let job = self.job.as_mut().expect("the optimizer works on a job");
-        let rank = job.assignment.rank;
-        let guarded = holders::guarded_by(&job.assignment.spec.shape, rank);
         let state = job.state.as_mut().expect("the optimizer works on a state");
+        let HeldAs { shape, rank } = state.held_as;
+        let guarded = holders::guarded_by(&shape, rank);
         let sums = state.sealed.take().expect("only a sealed step is committed");
         state.committed += 1;
-        state.own = arithmetic::update(state.own, sums, rank);
+        arithmetic::update(&mut state.own, sums, &shape, rank);
         if let Some(guarded) = guarded.filter(|_| !env.is_planted(Plant::SkipBackup)) {
-            state.guarded = arithmetic::update(state.guarded, sums, guarded);
+            arithmetic::update(&mut state.guarded, sums, &shape, guarded);
         }
         if state.history.len() == HISTORY_MAX {
             state.history.remove(0);
         }
         state.history.push((state.committed, sums));
         env.truth.holds(&job.assignment, state);
+        if job.phase == Phase::Heal && job.heal.as_ref().is_some_and(|h| h.origin.is_some()) {
+            // What is said and saved of the step waits until the state is split anew.
+            let step = state.committed;
+            job.give(env);
+            return self.report(Happened::Committed { step, record: None }, env);
+        }
         self.after_commit(env);
     }
 
@@ -540,6 +586,10 @@ impl Trainer {
 
     fn write_checkpoint_of(&mut self, step: u64, env: &mut Env) {
         let job = self.job.as_ref().expect("looked up by the caller");
+        // The epoch has ended before the state was split for this place.
+        if job.state.as_ref().is_none_or(|s| s.held_as != job.assignment.held_as()) {
+            return;
+        }
         if job.state.as_ref().is_some_and(|s| s.committed == step) {
             return self.write_checkpoint(env);
         }
@@ -550,18 +600,18 @@ impl Trainer {
     fn write_checkpoint(&mut self, env: &mut Env) {
         let job = self.job.as_ref().expect("looked up by the caller");
         let state = job.state.as_ref().expect("only a state is saved");
-        let (assignment, step, shard) = (Box::new(job.assignment.clone()), state.committed, state.own);
+        let (assignment, step, shard) = (Box::new(job.assignment.clone()), state.committed, state.own.clone());
         let after = env.net.random.between(MS, 400 * MS);
         env.net.at_worker(self.pid, after, AtWorker::ShardWritten { assignment, step, shard });
     }
 
     /// The writer's thread is done.
-    pub fn shard_written(&mut self, assignment: &Assignment, step: u64, shard: u64, env: &mut Env) {
+    pub fn shard_written(&mut self, assignment: &Assignment, step: u64, shard: Values, env: &mut Env) {
+        env.truth.wrote(assignment, step, &shard);
         let what = match env.disk.write(self.pid, env.net.now, assignment, step, shard) {
             Ok(file) => Happened::ShardWritten { step, file: Box::new(file), write_s: 0.1 },
             Err(error) => Happened::CheckpointFailed { step, error },
         };
-        env.truth.wrote(assignment, step, shard);
         self.emit(assignment.event(what), env);
     }
 

@@ -2,7 +2,7 @@
 //!
 //! - **T-2** a step is committed only when all places of the epoch have sealed it, or another has committed it.
 //! - **T-3**, **T-4** whatever a place holds of a committed step is what the undisturbed run has there, in both copies.
-//! - **T-5** the samples of a step are those of the undisturbed run.
+//! - **T-5** a ledger of who took which samples: those of a step are the undisturbed run's, each once, over any number of replicas.
 //! - **T-6** a manifest that can be seen names all shards, and they are there.
 //!
 //! What concerns the coordinator's decisions (T-1, T-3, T-7, T-8) is checked in `coordinator` where its outputs are executed.
@@ -10,9 +10,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use toroid_torus::geometry::Shape;
 use toroid_torus::holders;
 use toroid_torus::job::JobSpec;
-use toroid_worker::trainer::Assignment;
+use toroid_worker::trainer::{Assignment, HeldAs};
 
 use crate::arithmetic::Reference;
 use crate::disk::Disk;
@@ -25,6 +26,7 @@ pub struct Report {
     pub pid: Pid,
     /// `None`: it has no state.
     pub committed: Option<u64>,
+    pub held: Vec<HeldAs>,
 }
 
 #[derive(Debug)]
@@ -33,6 +35,8 @@ pub struct JobTruth {
     pub reference: Reference,
     /// Ranks that have sealed, by epoch and step.
     sealed: BTreeMap<(u64, u64), BTreeSet<usize>>,
+    /// Samples that each rank took, by epoch and step.
+    ledger: BTreeMap<(u64, u64), BTreeMap<usize, Vec<u64>>>,
     /// Highest step that anyone has committed since the newest restore, and the epoch of that.
     pub high: u64,
     since_epoch: u64,
@@ -42,6 +46,24 @@ pub struct JobTruth {
     pub started: BTreeMap<u64, Option<toroid_proto::Heal>>,
     /// A worker has said that the state, or the newest checkpoint of it, is not to be trusted, and no other was restored since.
     pub is_distrusted: bool,
+}
+
+impl JobTruth {
+    /// T-5: each (tp, pp) of a step's replicas took every sample of the undisturbed run's step once, in its order.
+    fn is_ledger_right(&self, shape: &Shape, epoch: u64, step: u64) -> Result<(), String> {
+        let nobody = BTreeMap::new();
+        let taken = self.ledger.get(&(epoch, step)).unwrap_or(&nobody);
+        let expected = &self.reference.samples[step as usize];
+        for first in (0..shape.world()).filter(|rank| shape.place(*rank).dp == 0) {
+            let of_replicas = shape.dp_group(first).into_iter().filter_map(|rank| taken.get(&rank));
+            let found: Vec<u64> = of_replicas.flatten().copied().collect();
+            if found != *expected {
+                let dp = shape.dp();
+                return Err(format!("dp {dp} takes the samples {found:?} beside rank {first}, not {expected:?}"));
+            }
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -63,6 +85,7 @@ impl Truth {
             spec: Arc::new(spec.clone()),
             reference: Reference::of(spec),
             sealed: BTreeMap::new(),
+            ledger: BTreeMap::new(),
             high: 0,
             since_epoch: 0,
             prepared: BTreeMap::new(),
@@ -76,11 +99,10 @@ impl Truth {
         self.jobs.get_mut(&assignment.job_id).expect("an assigned job was submitted")
     }
 
-    pub fn prepared(&mut self, pid: Pid, assignment: &Assignment, state: Option<&State>) {
-        if let Some(state) = state {
-            self.holds(assignment, state);
-        }
-        let report = Report { pid, committed: state.map(|s| s.committed) };
+    pub fn prepared(&mut self, pid: Pid, assignment: &Assignment, states: &[&State]) {
+        states.iter().for_each(|state| self.holds(assignment, state));
+        let held = states.iter().map(|s| s.held_as).collect();
+        let report = Report { pid, committed: states.last().map(|s| s.committed), held };
         let job = self.job(assignment);
         job.prepared.entry(assignment.epoch).or_default().insert(assignment.rank, report);
     }
@@ -99,16 +121,16 @@ impl Truth {
 
     pub fn consumed(&mut self, assignment: &Assignment, step: u64, samples: &[u64]) {
         let (rank, epoch) = (assignment.rank, assignment.epoch);
-        let expected = &self.job(assignment).reference.samples[step as usize][rank];
-        let holds = expected == samples;
-        self.check(holds, || format!("T-5: rank {rank} takes the samples {samples:?} in step {step}, epoch {epoch}"));
+        self.job(assignment).ledger.entry((epoch, step)).or_default().insert(rank, samples.to_vec());
     }
 
     pub fn sealed(&mut self, assignment: &Assignment, step: u64, sums: u64) {
         let (rank, epoch) = (assignment.rank, assignment.epoch);
         let job = self.job(assignment);
         let holds = job.reference.sums[step as usize] == sums;
+        let ledger = job.is_ledger_right(&assignment.spec.shape, epoch, step);
         job.sealed.entry((epoch, step)).or_default().insert(rank);
+        self.check(ledger.is_ok(), || format!("T-5: step {step} of epoch {epoch}: {}", ledger.unwrap_err()));
         self.check(holds, || format!("T-4: rank {rank} seals step {step} of epoch {epoch} with other gradients"));
     }
 
@@ -117,7 +139,7 @@ impl Truth {
         let (rank, epoch) = (assignment.rank, assignment.epoch);
         let job = self.job(assignment);
         let num_sealed = job.sealed.get(&(epoch, step)).map_or(0, BTreeSet::len);
-        let world = job.spec.shape.world();
+        let world = assignment.spec.shape.world();
         let is_same = job.reference.sums[step as usize] == sums;
         if epoch >= job.since_epoch {
             job.high = job.high.max(step);
@@ -141,10 +163,11 @@ impl Truth {
 
     pub fn holds(&mut self, assignment: &Assignment, state: &State) {
         let (rank, epoch, step) = (assignment.rank, assignment.epoch, state.committed);
-        let guarded = holders::guarded_by(&assignment.spec.shape, rank);
-        let shards = &self.job(assignment).reference.shards[step as usize];
-        let own = shards[rank] == state.own;
-        let copy = guarded.is_none_or(|guarded| shards[guarded] == state.guarded);
+        let HeldAs { shape, rank: old } = state.held_as;
+        let reference = &self.job(assignment).reference;
+        let own = reference.shard(step, &shape, old) == state.own;
+        let copy = holders::guarded_by(&shape, old)
+            .is_none_or(|guarded| reference.shard(step, &shape, guarded) == state.guarded);
         self.check(own, || format!("T-4: rank {rank} holds another shard of step {step} in epoch {epoch}"));
         self.check(copy, || {
             format!("T-3: rank {rank} holds a stale copy of the shard of step {step} in epoch {epoch}")
@@ -159,9 +182,9 @@ impl Truth {
         });
     }
 
-    pub fn wrote(&mut self, assignment: &Assignment, step: u64, shard: u64) {
+    pub fn wrote(&mut self, assignment: &Assignment, step: u64, shard: &[u64]) {
         let (rank, epoch) = (assignment.rank, assignment.epoch);
-        let holds = self.job(assignment).reference.shards[step as usize][rank] == shard;
+        let holds = self.job(assignment).reference.shard(step, &assignment.spec.shape, rank) == shard;
         self.check(holds, || format!("T-4: rank {rank} saves another shard of step {step} in epoch {epoch}"));
     }
 
@@ -175,12 +198,14 @@ impl Truth {
 
     /// What is wrong with a checkpoint that can be seen.
     pub fn incomplete(&self, disk: &Disk, job: &str, root: &str, step: u64) -> Option<String> {
-        let shards = &self.jobs[job].reference.shards[step as usize];
-        let Some(manifest) = disk.manifests.get(&(root.to_string(), step)) else { return Some("is not there".into()) };
-        if manifest.len() != shards.len() {
-            return Some(format!("names {} of {} shards", manifest.len(), shards.len()));
+        let Some((shape, manifest)) = disk.manifests.get(&(root.to_string(), step)) else {
+            return Some("is not there".into());
+        };
+        if manifest.len() != shape.world() {
+            return Some(format!("names {} of {} shards", manifest.len(), shape.world()));
         }
-        let is_bad = |rank: &usize| disk.shards.get(&(root.to_string(), step, *rank)) != Some(&shards[*rank]);
-        (0..shards.len()).find(is_bad).map(|rank| format!("names a shard of rank {rank} that is not there"))
+        let shard = |rank| self.jobs[job].reference.shard(step, shape, rank);
+        let is_bad = |rank: &usize| disk.shards.get(&(root.to_string(), step, *rank)) != Some(&shard(*rank));
+        (0..shape.world()).find(is_bad).map(|rank| format!("names a shard of rank {rank} that is not there"))
     }
 }

@@ -157,6 +157,17 @@ impl World {
         self.env.story.unwrap_or_default()
     }
 
+    /// Incidents by what was done about them.
+    pub fn rungs(&self) -> BTreeMap<&'static str, u64> {
+        let mut rungs = BTreeMap::new();
+        for record in self.store.values() {
+            if let Record::Incident(incident) = record {
+                *rungs.entry(incident.rung.name()).or_default() += 1;
+            }
+        }
+        rungs
+    }
+
     /// Runs the scenario to its end.
     pub fn run(&mut self) -> End {
         let scenario = self.scenario.clone();
@@ -280,7 +291,7 @@ impl World {
         if let Some(stream) = worker.stream {
             self.env.net.close_at_worker(stream, "closed its stream (reset)");
         }
-        let restarts = self.env.net.random.percent(60);
+        let restarts = self.env.net.random.percent(self.scenario.percent_restarts);
         if restarts {
             let after = self.env.net.random.between(50 * MS, 3 * SECOND);
             self.env.net.push(after, Event::WorkerStarts { host: worker.host });

@@ -1,12 +1,14 @@
 //! The wire of Toroid: types generated from `proto/toroid/v1/*.proto`, and the facts both ends must agree on.
 //!
-//! Deliberately absent: behaviour. Conversions into checked types live beside the types they make.
+//! Deliberately absent: behaviour.
 
 #[allow(clippy::all, clippy::pedantic)]
 mod generated {
     tonic::include_proto!("toroid.v1");
 }
 pub use generated::*;
+
+mod shape;
 
 /// The serialized `FileDescriptorSet` of all services, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/toroid_descriptor.bin"));

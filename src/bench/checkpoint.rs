@@ -12,6 +12,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 use toroid_proto as proto;
+use toroid_worker::device::Choice;
 
 use super::{Ways, parse_shape};
 use crate::chaos::CHAOS_DIR;
@@ -82,8 +83,10 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let settings = Settings {
         dir: args.dir.clone(),
         port: 0,
+        device: Choice::Auto,
         threads: args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world())),
         failure_timeout: None,
+        has_network: false,
     };
     let Some(outcome) = inject::run(&settings, &job, Plan::nothing(), &mut signals).await? else {
         return Ok(ExitCode::from(INTERRUPTED));

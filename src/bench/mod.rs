@@ -6,6 +6,7 @@ mod allreduce;
 mod checkpoint;
 mod overhead;
 mod recovery;
+mod step;
 
 use std::process::ExitCode;
 
@@ -23,6 +24,8 @@ pub enum Command {
     Overhead(overhead::Args),
     /// How long a step waits for a checkpoint, and how fast it is written, beside the disk itself
     Checkpoint(checkpoint::Args),
+    /// Speed and memory of whole optimizer steps in one worker, beside the machine's own peak
+    Step(step::Args),
 }
 
 pub async fn run(command: Command) -> Result<ExitCode> {
@@ -31,6 +34,7 @@ pub async fn run(command: Command) -> Result<ExitCode> {
         Command::Recovery(args) => recovery::run(args).await,
         Command::Overhead(args) => overhead::run(args).await,
         Command::Checkpoint(args) => checkpoint::run(args).await,
+        Command::Step(args) => step::run(&args),
     }
 }
 

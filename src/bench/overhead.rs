@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
+use toroid_worker::device::Choice;
 
 use super::{Ways, parse_shape};
 use crate::chaos::CHAOS_DIR;
@@ -110,8 +111,10 @@ async fn median_step(args: &Args, variant: Variant, signals: &mut Signals) -> Re
     let settings = Settings {
         dir: args.dir.clone(),
         port: 0,
+        device: Choice::Auto,
         threads: args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world())),
         failure_timeout: (!variant.heartbeats).then_some(NO_FAILURE_TIMEOUT),
+        has_network: false,
     };
     let Some(outcome) = inject::run(&settings, &job, Plan::nothing(), signals).await? else { return Ok(None) };
     ensure!(outcome.problems.is_empty(), "the run with {} failed: {}", variant.name, outcome.problems.join("; "));

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::geometry::{Shape, ShapeError};
 use crate::model::{ModelConfig, PRESETS};
 use crate::partition::{self, PartitionError};
+use crate::pipeline::Schedule;
 use crate::schedule::OptimizerConfig;
 
 /// A job, complete: nothing is left to a default.
@@ -22,6 +23,9 @@ pub struct JobSpec {
     pub seed: u64,
     /// Take only workers of one numeric fingerprint.
     pub exact: bool,
+    /// Manifests of before there was a choice have none.
+    #[serde(default)]
+    pub products: Products,
     /// A safetensors file or a folder of them with the initial weights; drawn from the seed where it is `None`.
     pub init_from: Option<PathBuf>,
     /// A checkpoint folder (`.../step-<n>`) of any job of the same model to go on from.
@@ -30,6 +34,9 @@ pub struct JobSpec {
     pub model: ModelConfig,
     pub loss: LossConfig,
     pub batch: BatchConfig,
+    /// Manifests of before there was a choice have none.
+    #[serde(default)]
+    pub pipeline: PipelineConfig,
     pub optimizer: OptimizerConfig,
     pub data: DataConfig,
     pub eval: EvalConfig,
@@ -37,11 +44,38 @@ pub struct JobSpec {
     pub fault_tolerance: FaultToleranceConfig,
 }
 
+/// How the operands of matrix products are rounded; sums are in f32 always. The router's products are not affected: they are f32.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Products {
+    #[default]
+    F32,
+    /// To bf16, to nearest, ties to even.
+    Bf16,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PipelineConfig {
+    /// In which order a stage computes its micro-batches; the results are the same bits.
+    pub schedule: Schedule,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FaultToleranceConfig {
     /// Every shard has two holders, so that a death costs no committed step. Off: a death costs the work since the last checkpoint.
     pub redundancy: bool,
+    /// The inputs of the last update are kept, so that of two copies that differ the wrong one can be told.
+    #[serde(default = "is_replayed")]
+    pub replay: bool,
+    /// Where nobody is there for a lost place, the job goes on with fewer replicas, but not with fewer than these; `dp`: it waits.
+    pub min_dp: usize,
+}
+
+/// Also in jobs of before there was a choice.
+fn is_replayed() -> bool {
+    true
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -149,12 +183,14 @@ struct File {
     steps: Option<u64>,
     seed: u64,
     exact: bool,
+    products: Products,
     init_from: Option<PathBuf>,
     resume_from: Option<String>,
     shape: ShapeFile,
     model: ModelFile,
     loss: LossFile,
     batch: BatchFile,
+    pipeline: PipelineConfig,
     optimizer: OptimizerFile,
     data: DataFile,
     eval: EvalFile,
@@ -239,6 +275,8 @@ struct EvalFile {
 #[serde(deny_unknown_fields, default)]
 struct FaultToleranceFile {
     redundancy: Option<bool>,
+    replay: Option<bool>,
+    min_dp: Option<usize>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -313,6 +351,7 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
         steps,
         seed: file.seed,
         exact: file.exact,
+        products: file.products,
         init_from: file.init_from,
         resume_from: file.resume_from,
         shape,
@@ -321,6 +360,7 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
             balance_coef: file.loss.balance_coef.unwrap_or(1e-2),
         },
         batch,
+        pipeline: file.pipeline,
         optimizer,
         eval: EvalConfig {
             interval: file.eval.interval.unwrap_or(0),
@@ -333,7 +373,11 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
             keep: file.checkpoint.keep.unwrap_or(3),
             path: file.checkpoint.path,
         },
-        fault_tolerance: FaultToleranceConfig { redundancy: file.fault_tolerance.redundancy.unwrap_or(true) },
+        fault_tolerance: FaultToleranceConfig {
+            redundancy: file.fault_tolerance.redundancy.unwrap_or(true),
+            replay: file.fault_tolerance.replay.unwrap_or_else(is_replayed),
+            min_dp: file.fault_tolerance.min_dp.unwrap_or(1),
+        },
         model,
     };
     spec.check()?;
@@ -468,6 +512,10 @@ impl JobSpec {
                 format!("at least one for each of the {replicas} replicas; raise batch.global"),
             );
         }
+        let min_dp = self.fault_tolerance.min_dp;
+        if !(1..=replicas).contains(&min_dp) {
+            return value("fault_tolerance.min_dp", min_dp, format!("1 to shape.dp = {replicas}"));
+        }
         if self.steps.checked_mul(self.batch.samples()).is_none_or(|n| n > TOML_MAX) {
             let found = format!("{} samples a step", self.batch.samples());
             return value("batch", found, format!("at most 2^63 samples in all {} steps", self.steps));
@@ -492,6 +540,7 @@ struct Written<'a> {
     steps: u64,
     seed: u64,
     exact: bool,
+    products: Products,
     #[serde(skip_serializing_if = "Option::is_none")]
     init_from: &'a Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -500,6 +549,7 @@ struct Written<'a> {
     model: &'a ModelConfig,
     loss: &'a LossConfig,
     batch: WrittenBatch,
+    pipeline: PipelineConfig,
     optimizer: &'a OptimizerConfig,
     data: &'a DataConfig,
     eval: WrittenEval,
@@ -526,6 +576,7 @@ impl<'a> From<&'a JobSpec> for Written<'a> {
             steps: s.steps,
             seed: s.seed,
             exact: s.exact,
+            products: s.products,
             init_from: &s.init_from,
             resume_from: &s.resume_from,
             shape: s.shape,
@@ -535,6 +586,7 @@ impl<'a> From<&'a JobSpec> for Written<'a> {
                 micro_batch: s.batch.micro_batch,
                 global: s.batch.micro_batch * s.batch.num_micro_batches,
             },
+            pipeline: s.pipeline,
             optimizer: &s.optimizer,
             data: &s.data,
             eval: WrittenEval { interval: s.eval.interval, micro_batches: s.eval.num_micro_batches },

@@ -129,8 +129,13 @@ pub fn partition(model: &ModelConfig, shape: &Shape, tp_rank: usize, pp_rank: us
         });
         offset += len;
     }
-    let shard_len = offset.div_ceil(shape.dp()).next_multiple_of(SHARD_ALIGN);
+    let shard_len = shard_len(offset, shape.dp());
     Partition { slices, len: offset, padded_len: shard_len * shape.dp(), shard_len, tp_rank, layers }
+}
+
+/// Elements of each of `dp` shards of a partition of `len` elements, padding included.
+pub fn shard_len(len: usize, dp: usize) -> usize {
+    len.div_ceil(dp).next_multiple_of(SHARD_ALIGN)
 }
 
 /// Position of the shard of `dp_rank` in the flat buffer, in units of `shard_len`: column-major over the DP torus, so that what a

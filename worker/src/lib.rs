@@ -22,18 +22,18 @@ pub mod session;
 pub mod trace;
 pub mod trainer;
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use toroid_proto::{BUILD_VERSION, PROTOCOL_VERSION, Register};
 
 use comm::{CommError, LinkChoice, Listener};
 use control::{Control, ControlError, JobFence};
-use device::Device as _;
+use device::choice::{DeviceError, Selected};
+use device::{Choice, Device};
 use session::Session;
 use trace::Trace;
 use trainer::{Emit, Environment, Shared};
@@ -59,23 +59,22 @@ pub struct Config {
     pub advertise: Option<String>,
     /// Kinds of link that it makes and takes.
     pub links: LinkChoice,
-    /// `auto`, `cpu`.
-    pub device: String,
-    /// Compute threads.
+    pub device: Choice,
+    /// Compute threads, where the device is the CPU.
     pub threads: usize,
     /// Folder for spans of the first steps.
     pub trace: Option<PathBuf>,
-    /// Token files are kept here.
+    /// Token files and compiled kernels are kept here.
     pub cache_dir: PathBuf,
     pub token: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    #[error("the device `{found}` is not known; there are auto and cpu")]
-    Device { found: String },
     #[error("cannot write a trace into {}: {error}; name a folder that this user may write to", .folder.display())]
     Trace { folder: PathBuf, error: std::io::Error },
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     #[error("cannot listen for links: {0}")]
     Listen(#[from] CommError),
     #[error(transparent)]
@@ -86,12 +85,31 @@ pub enum WorkerError {
     Trainer,
 }
 
-/// Runs a worker until `shutdown`, or until the coordinator refuses it.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
-    if !["auto", "cpu"].contains(&config.device.as_str()) {
-        return Err(WorkerError::Device { found: config.device });
+/// Runs a worker until the coordinator refuses it, or it is asked to end. `asked` counts how often that was: the first time its place
+/// is moved first, if that can be done within the coordinator's grace; the second time it ends at once.
+pub async fn run(config: Config, asked: watch::Receiver<u32>) -> Result<(), WorkerError> {
+    let (selected, why_no_gpu) = config.device.open(config.threads, &config.cache_dir)?;
+    if let Some(why) = why_no_gpu {
+        tracing::info!("computing on the CPU: {why}");
     }
-    let device = device::CpuDevice::new(config.threads.max(1));
+    match selected {
+        Selected::Cpu(device) => run_on(device, "cpu".into(), config, asked).await,
+        Selected::Cuda(device) => {
+            let name = device.runtime().name().to_string();
+            let (free, total) = device.runtime().memory();
+            tracing::info!("computing on {name}, {} of {} MiB of its memory are free", free >> 20, total >> 20);
+            run_on(device, name, config, asked).await
+        }
+    }
+}
+
+/// Runs a worker on `device`, which users know by `name`.
+async fn run_on<D: Device + Clone>(
+    device: D,
+    name: String,
+    config: Config,
+    asked: watch::Receiver<u32>,
+) -> Result<(), WorkerError> {
     let worker_id = config.worker_id.clone().unwrap_or_else(|| format!("{}-{}", config.host, std::process::id()));
     let listener = Listener::bind(&config.data_listen.to_string(), &worker_id, config.links)?;
     let traced = config.trace.as_ref().map(|folder| (folder, Trace::create(folder, &worker_id)));
@@ -108,7 +126,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         zone: config.zone.clone(),
         rack: config.rack.clone(),
         data_address: advertised(config.advertise.as_deref(), listener.local_addr()),
-        device: "cpu".into(),
+        device: name,
         fingerprint: device.fingerprint(),
         token: config.token.clone().unwrap_or_default(),
         pid: std::process::id(),
@@ -131,7 +149,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         .spawn(move || {
             // Dropped when the thread ends, by a panic too: a worker without a trainer must not look alive.
             let _ended = ended;
-            trainer::run(&device, &environment, &to_do, &emit);
+            device.enter(|| trainer::run(&device, &environment, to_do, &emit));
         })
         .map_err(WorkerError::Thread)?;
     let control = Control {
@@ -144,9 +162,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         shared,
         heartbeat: DEFAULT_HEARTBEAT,
         failure_timeout: DEFAULT_FAILURE_TIMEOUT,
+        leave_grace: 5 * DEFAULT_FAILURE_TIMEOUT,
+        leaves_at: None,
+        asked,
     };
     tokio::select! {
-        result = control.run(shutdown) => Ok(result?),
+        result = control.run() => Ok(result?),
         _ = trainer_ended => Err(WorkerError::Trainer),
     }
 }

@@ -16,17 +16,20 @@ pub mod planted;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
 use toroid_proto::{
     Assign, CheckpointMissed, Failed, Finished, ManifestPublished, PeerLost, Prepared, PublishManifest, ShardWritten,
     StepRecord, StepReport, Stopped, ValidationReport, Welcome,
 };
+use toroid_torus::geometry::Shape;
 use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::ShardFile;
+use toroid_torus::resplit::Origin;
 
 use crate::comm::PeerAddr;
-use crate::trainer::{Assignment, Command, Happened, HealPlan, TrainerEvent};
+use crate::trainer::{Assignment, Command, Happened, HealPlan, TrainerEvent, WarmUp};
 
 /// Whether this fault is planted; in a normal build it never is.
 macro_rules! planted {
@@ -72,6 +75,7 @@ pub enum Output {
     Intervals {
         heartbeat_ms: u32,
         failure_timeout_ms: u32,
+        leave_grace_ms: u32,
     },
     /// The coordinator will not have this worker.
     Refused {
@@ -97,6 +101,8 @@ struct Work {
     job_id: String,
     epoch: u64,
     rank: usize,
+    /// Places of the epoch.
+    world: usize,
     phase: Phase,
     committed: u64,
     prepared: Option<Prepared>,
@@ -162,16 +168,23 @@ impl Session {
             FromCoordinator::Welcome(welcome) => self.welcome(&welcome),
             FromCoordinator::Refused(refused) => vec![Output::Refused { reason: refused.reason }],
             FromCoordinator::Assign(assign) => self.assign(assign),
+            FromCoordinator::WarmUp(ahead) if self.work.is_none() => match warm_up(ahead) {
+                Ok(ahead) => vec![Output::Trainer(Command::WarmUp(Box::new(ahead)))],
+                Err(error) => vec![Output::Note(error)],
+            },
+            FromCoordinator::WarmUp(_) => Vec::new(),
             FromCoordinator::Stop(stop) => self.stop(&stop.job_id, stop.epoch, &stop.reason),
             FromCoordinator::Start(start) => match self.current(&start.job_id, start.epoch) {
                 Some(work) if work.phase == Phase::Ready => {
                     work.phase = Phase::Training;
-                    let heal = start.heal.map(|heal| HealPlan {
-                        step: heal.step,
-                        source: heal.source as usize,
-                        newcomers: heal.newcomers.into_iter().map(|r| r as usize).collect(),
-                    });
-                    vec![Output::Trainer(Command::Start { epoch: start.epoch, heal })]
+                    match start.heal.map(|heal| heal_plan(heal, work.world)).transpose() {
+                        Ok(heal) => vec![Output::Trainer(Command::Start { epoch: start.epoch, heal })],
+                        Err(error) => {
+                            let (fatal, damaged_step, restore, corrupt_ranks) = (true, None, false, Vec::new());
+                            let failed = Happened::Failed { error, fatal, damaged_step, restore, corrupt_ranks };
+                            work.happened(failed).into_iter().map(Output::Send).collect()
+                        }
+                    }
                 }
                 _ => Vec::new(),
             },
@@ -198,6 +211,7 @@ impl Session {
         let mut out = vec![Output::Intervals {
             heartbeat_ms: welcome.heartbeat_interval_ms,
             failure_timeout_ms: welcome.failure_timeout_ms,
+            leave_grace_ms: welcome.leave_grace_ms,
         }];
         let Some(work) = &mut self.work else { return out };
         if planted!(ForgetRecords) {
@@ -224,7 +238,7 @@ impl Session {
         let assignment = match checked(assign) {
             Ok(assignment) => assignment,
             Err(error) => {
-                let failed = Failed { job_id, epoch, error, fatal: true, damaged_step: 0, restore: false };
+                let failed = Failed { job_id, epoch, error, fatal: true, ..Failed::default() };
                 return vec![Output::Send(ToCoordinator::Failed(failed))];
             }
         };
@@ -238,6 +252,7 @@ impl Session {
             job_id,
             epoch,
             rank: assignment.rank,
+            world: assignment.spec.shape.world(),
             phase: Phase::Preparing,
             committed: 0,
             prepared: None,
@@ -323,11 +338,11 @@ impl Work {
 
     fn happened(&mut self, what: Happened) -> Vec<ToCoordinator> {
         match what {
-            Happened::Prepared { committed_step, has_state, sealed_next, data_digest, num_samples, num_params } => {
+            Happened::Prepared { committed_step, held, sealed_next, data_digest, num_samples, num_params } => {
                 self.phase = Phase::Ready;
                 self.committed = committed_step;
                 // A newcomer knows nothing of steps yet; what it had to say before still counts.
-                if has_state {
+                if !held.is_empty() {
                     self.unacknowledged.retain(|r| r.record.as_ref().is_some_and(|r| r.step <= committed_step));
                 }
                 let prepared = Prepared {
@@ -337,7 +352,10 @@ impl Work {
                     data_digest: data_digest.to_vec(),
                     num_samples,
                     num_params,
-                    has_state,
+                    held: held
+                        .iter()
+                        .map(|h| toroid_proto::Held { shape: Some((&h.shape).into()), rank: h.rank as u32 })
+                        .collect(),
                     sealed_next,
                 };
                 self.prepared = Some(prepared.clone());
@@ -386,10 +404,12 @@ impl Work {
                 let (job_id, epoch) = (self.job_id.clone(), self.epoch);
                 self.halt(ToCoordinator::PeerLost(PeerLost { job_id, epoch, rank: rank as u32, error }))
             }
-            Happened::Failed { error, fatal, damaged_step, restore } => {
+            Happened::Failed { error, fatal, damaged_step, restore, corrupt_ranks } => {
                 let (job_id, epoch) = (self.job_id.clone(), self.epoch);
                 let damaged_step = damaged_step.unwrap_or(0);
-                self.halt(ToCoordinator::Failed(Failed { job_id, epoch, error, fatal, damaged_step, restore }))
+                let corrupt_ranks = corrupt_ranks.into_iter().map(|rank| rank as u32).collect();
+                let failed = Failed { job_id, epoch, error, fatal, damaged_step, restore, corrupt_ranks };
+                self.halt(ToCoordinator::Failed(failed))
             }
         }
     }
@@ -433,11 +453,35 @@ impl Work {
     }
 }
 
+/// Parses what the coordinator decided for an epoch of `world` places.
+fn heal_plan(heal: toroid_proto::Heal, world: usize) -> Result<HealPlan, String> {
+    let origin = match &heal.origin {
+        None => None,
+        Some(origin) => {
+            let shape = Shape::try_from(&origin.shape.unwrap_or_default())
+                .map_err(|e| format!("cannot split the state anew as the coordinator says: {e}"))?;
+            let ranks = origin.ranks.iter().map(|r| r.checked_sub(1).map(|r| r as usize)).collect();
+            let origin = Origin { shape, ranks };
+            if origin.ranks.len() != world || origin.ranks.iter().flatten().any(|r| *r >= shape.world()) {
+                return Err(format!(
+                    "cannot split the state anew as the coordinator says: expected ranks of {shape} for {world} places, found {:?}",
+                    origin.ranks
+                ));
+            }
+            Some(origin)
+        }
+    };
+    Ok(HealPlan {
+        step: heal.step,
+        source: heal.source as usize,
+        newcomers: heal.newcomers.into_iter().map(|r| r as usize).collect(),
+        origin,
+    })
+}
+
 /// Parses an assignment; the error says what is wrong with it.
 fn checked(assign: Assign) -> Result<Assignment, String> {
-    let spec: JobSpec = serde_json::from_str(&assign.job_json)
-        .map_err(|e| format!("cannot read the job that the coordinator sent: {e}; are both of one version?"))?;
-    spec.check().map_err(|e| format!("cannot run the job that the coordinator sent: {e}"))?;
+    let spec = checked_spec(&assign.job_json)?;
     let world = spec.shape.world();
     let peers: BTreeMap<usize, PeerAddr> = assign
         .peers
@@ -468,12 +512,29 @@ fn checked(assign: Assign) -> Result<Assignment, String> {
     })
 }
 
+fn checked_spec(json: &str) -> Result<JobSpec, String> {
+    let spec: JobSpec = serde_json::from_str(json)
+        .map_err(|e| format!("cannot read the job that the coordinator sent: {e}; are both of one version?"))?;
+    spec.check().map_err(|e| format!("cannot run the job that the coordinator sent: {e}"))?;
+    Ok(spec)
+}
+
+fn warm_up(ahead: proto::WarmUp) -> Result<WarmUp, String> {
+    let spec = checked_spec(&ahead.job_json)?;
+    let (rank, world) = (ahead.rank as usize, spec.shape.world());
+    if rank >= world {
+        return Err(format!("cannot get ready for rank {rank} of {}: it has {world} places", ahead.job_id));
+    }
+    Ok(WarmUp { job_id: ahead.job_id, spec: Arc::new(spec), rank, checkpoint_root: ahead.checkpoint_root })
+}
+
 #[cfg(test)]
 mod tests {
     use toroid_proto::{CheckpointAt, Peer, Start, StepAck, Stop};
     use toroid_torus::job;
 
     use super::*;
+    use crate::trainer::HeldAs;
 
     fn job_json() -> String {
         let spec = job::parse("steps = 3\n[shape]\ndp = 2\n[data]\npath = \"text\"\n").expect("a valid job");
@@ -509,7 +570,7 @@ mod tests {
     fn prepared(epoch: u64) -> Input {
         let what = Happened::Prepared {
             committed_step: 0,
-            has_state: true,
+            held: vec![HeldAs { shape: Shape::new(1, 1, 2).expect("a shape"), rank: 0 }],
             sealed_next: false,
             data_digest: [0; 32],
             num_samples: 9,
@@ -638,13 +699,24 @@ mod tests {
         check(&mut session, vec![heal, again, committed(1, 2)], &["fence 2", "prepare", "fence 3", "prepare"]);
         let what = Happened::Prepared {
             committed_step: 2,
-            has_state: true,
+            held: vec![HeldAs { shape: Shape::new(1, 1, 2).expect("a shape"), rank: 0 }],
             sealed_next: false,
             data_digest: [0; 32],
             num_samples: 9,
             num_params: 5,
         };
         check(&mut session, vec![happened(3, what)], &["send step 1", "send step 2", "send Prepared"]);
+    }
+
+    #[test]
+    fn only_a_spare_warms_up() {
+        let mut session = Session::new();
+        let warm_up = |rank| {
+            let ahead = proto::WarmUp { job_id: "j".into(), rank, job_json: job_json(), checkpoint_root: "/c".into() };
+            Input::FromCoordinator(FromCoordinator::WarmUp(ahead))
+        };
+        check(&mut session, vec![warm_up(1), warm_up(2)], &["trainer WarmUp", "note"]);
+        check(&mut session, vec![assign(1), warm_up(1)], &["fence 1", "prepare"]);
     }
 
     #[test]

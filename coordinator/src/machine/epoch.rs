@@ -1,12 +1,14 @@
 //! How an epoch begins: who gets which place, `Assign`, `Prepared` from all, `Start`.
 //!
-//! Survivors keep their places (T-7); the number of the epoch and its places are stored with everything else that the input
+//! Survivors keep their places while the shape is the same (T-7); the number of the epoch and its places are stored with everything else that the input
 //! changes, before the first `Assign` of it is sent (T-8).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use proto::coordinator_message::Body;
 use toroid_proto as proto;
+use toroid_torus::geometry::Shape;
+use toroid_torus::job::JobSpec;
 use toroid_torus::placement::{self, Candidate, Placement};
 
 use super::failures::{Activity, Cause};
@@ -14,6 +16,7 @@ use super::job::{Job, Phase};
 use super::pool::{Pool, Worker};
 use super::record::{DataFacts, Heal, Rung, SeenBy, State};
 use super::recovery::{self, Holding, Plan, Resume, Situation, Source};
+use super::resize::Patience;
 use super::{Context, Output};
 
 impl Job {
@@ -25,10 +28,11 @@ impl Job {
     pub fn place(&mut self, cx: &mut Context<'_>) -> bool {
         let candidates = self.candidates(cx.pool, self.world());
         let empty = vec![None; self.world()];
-        match placement::place(&self.record.spec.shape, &empty, &candidates, &cx.pool.candidates()) {
+        match placement::place(&self.record.shape, &empty, &candidates, &cx.pool.candidates()) {
             Ok(placement) => {
                 self.begin_epoch(
                     cx,
+                    self.record.shape,
                     placement,
                     State::Starting,
                     "all places are filled: the workers prepare data, weights and links",
@@ -50,9 +54,10 @@ impl Job {
             return;
         }
         self.begin_drain(cx);
+        self.begin_grow(cx);
         let num_empty = self.record.places.iter().filter(|p| p.is_none()).count();
         let plan = recovery::decide(&Situation {
-            shape: &self.record.spec.shape,
+            shape: &self.record.shape,
             places: &self.record.places,
             candidates: &self.candidates(cx.pool, num_empty),
             hosts: &cx.pool.candidates(),
@@ -62,7 +67,9 @@ impl Job {
         });
         match plan {
             Plan::Nothing => {}
-            Plan::Wait { reason } => {
+            Plan::Wait { cause, reason } => {
+                let Err(outlook) = self.shrink(cx, &cause) else { return };
+                let reason = reason + &outlook;
                 // In an epoch that was started, what survivors still report counts: it may complete a checkpoint.
                 if self.live.phase == Phase::Preparing {
                     self.live.phase = Phase::Waiting;
@@ -73,6 +80,7 @@ impl Job {
             Plan::Begin { placement, rung, reason } => {
                 self.begin_epoch(
                     cx,
+                    self.record.shape,
                     placement,
                     if rung == Rung::Drain { State::Draining } else { State::Recovering },
                     &reason,
@@ -83,7 +91,7 @@ impl Job {
     }
 
     /// Where the next epoch has its state from.
-    fn source(&self) -> Source {
+    pub fn source(&self) -> Source {
         let step = self.record.last_checkpoint().map_or(0, |c| c.step);
         match self.record.started_unix_ms {
             _ if self.can_heal() => Source::Holders,
@@ -92,16 +100,23 @@ impl Job {
         }
     }
 
-    /// Spares that may take a place of this job. Those that failed at it come only where the others do not suffice.
+    /// Spares that may take a place of this job: first those that still hold state of it, and those that failed at it only where the
+    /// others do not suffice.
     pub fn candidates(&self, pool: &Pool, num_needed: usize) -> Vec<Candidate> {
         let fingerprint = self.fingerprint(pool);
         let computes_alike = |f: &str| !self.record.spec.exact || fingerprint.as_deref() == Some(f);
         let is_fit =
             |w: &&Worker| computes_alike(&w.register.fingerprint) && !self.live.unfit.contains(&w.register.worker_id);
         let spares = pool.spares().filter(is_fit).map(Worker::candidate);
-        let (avoided, mut out): (Vec<_>, Vec<_>) = spares.partition(|c| self.live.avoid.contains(&c.worker));
-        let num_missing = num_needed.saturating_sub(out.len());
-        out.extend(avoided.into_iter().take(num_missing));
+        let (avoided, others): (Vec<_>, Vec<_>) = spares.partition(|c| self.live.avoid.contains(&c.worker));
+        let retained = self.retained(pool);
+        let (first, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|c| retained.contains(&c.worker));
+        let num_missing = |out: &[Candidate]| num_needed.saturating_sub(out.len());
+        // Where all are alike the placement chooses.
+        let num_others = if first.is_empty() { usize::MAX } else { num_missing(&first) };
+        let mut out: Vec<Candidate> = first.into_iter().chain(others.into_iter().take(num_others)).collect();
+        let num_avoided = num_missing(&out);
+        out.extend(avoided.into_iter().take(num_avoided));
         out
     }
 
@@ -118,11 +133,23 @@ impl Job {
         best.map(|(fingerprint, _)| fingerprint.to_string())
     }
 
-    fn begin_epoch(&mut self, cx: &mut Context<'_>, placement: Placement, state: State, reason: &str) {
+    pub fn begin_epoch(
+        &mut self,
+        cx: &mut Context<'_>,
+        shape: Shape,
+        placement: Placement,
+        state: State,
+        reason: &str,
+    ) {
         let heals = self.can_heal();
         self.abandon_pending(heals);
         let committed = self.committed();
         let old = std::mem::take(&mut self.record.places);
+        let is_resized = shape != self.record.shape;
+        if !heals {
+            self.forget_earlier(cx);
+        }
+        self.record.shape = shape;
         self.record.epoch += 1;
         self.record.heal = None;
         self.record.absent.clear();
@@ -137,7 +164,11 @@ impl Job {
         if heals {
             // The curve stays: what was committed is not lost.
             self.live.base_step = committed;
-            for (rank, _) in old.iter().enumerate().filter(|(_, worker)| worker.is_none()) {
+            if is_resized {
+                self.live.committed = vec![0; self.world()];
+                self.carry_failures();
+            }
+            for (rank, _) in old.iter().enumerate().filter(|(_, worker)| worker.is_none() && !is_resized) {
                 self.live.committed[rank] = 0;
             }
             if planted!(CutCurveToHeal) {
@@ -154,6 +185,7 @@ impl Job {
         live.losses.clear();
         live.begin_again = None;
         live.suspicion = None;
+        live.patience = Patience::Idle;
         self.set_state(cx, state, reason);
         self.check_fingerprints(cx);
         self.event(cx, if state == State::Starting { "job.starting" } else { "job.recovering" }, reason);
@@ -170,6 +202,7 @@ impl Job {
         self.record.has_state = false;
         self.record.restore_step = restore_step;
         self.cut_curve(cx, restore_step);
+        self.record.validations.retain(|v| v.step <= restore_step);
         self.live.base_step = restore_step;
         self.live.floor_step = restore_step;
         self.live.committed = vec![restore_step; self.world()];
@@ -207,8 +240,9 @@ impl Job {
             job_id: record.id.clone(),
             epoch: record.epoch,
             rank: rank as u32,
-            job_json: serde_json::to_string(&record.spec).expect("a job spec has only string keys"),
-            shape: Some(super::view::shape(&record.spec.shape)),
+            job_json: serde_json::to_string(&JobSpec { shape: record.shape, ..record.spec.clone() })
+                .expect("a job spec has only string keys"),
+            shape: Some((&record.shape).into()),
             peers: record.places.iter().enumerate().map(peer).collect(),
             link_key: record.link_key(cx.secret).to_vec(),
             checkpoint_root: super::view::checkpoint_root(record, &cx.config.jobs_dir),
@@ -223,7 +257,7 @@ impl Job {
         if self.live.phase != Phase::Preparing {
             return;
         }
-        if self.can_heal() && message.has_state {
+        if self.can_heal() && !message.held.is_empty() {
             // Its records follow, and the newest may be of a step that nobody has told of yet.
             let committed = &mut self.live.committed[rank];
             *committed = (*committed).max(message.committed_step.min(self.record.spec.steps));
@@ -252,14 +286,14 @@ impl Job {
         }
         let held = |p: &proto::Prepared| Holding {
             committed: p.committed_step,
-            has_state: p.has_state,
+            held: p.held.iter().filter_map(|h| self.checked(h)).collect(),
             sealed_next: p.sealed_next,
         };
         let held: Vec<Holding> = self.live.prepared.values().map(held).collect();
-        match recovery::resume(&self.record.spec.shape, &held) {
-            Resume::Heal { step, source, newcomers, reason } => {
+        match recovery::resume(&self.record.shape, &held) {
+            Resume::Heal { step, source, newcomers, origin, reason } => {
                 self.cut_curve(cx, step);
-                self.start(cx, step, Some(Heal { step, source, newcomers }), &reason);
+                self.start(cx, step, Some(Heal { step, source, newcomers, origin }), &reason);
             }
             Resume::Restore { .. } if self.take_back_moved(cx, |_| true) => cx.out.unsettled = true,
             Resume::Restore { step, reason } => {
@@ -268,6 +302,14 @@ impl Job {
                 self.begin_again(cx, SeenBy::Prepared, reason);
             }
         }
+    }
+
+    /// What a worker says that it holds; `None` where that is nothing of this job.
+    fn checked(&self, held: &proto::Held) -> Option<(Shape, usize)> {
+        let shape = Shape::try_from(held.shape.as_ref()?).ok()?;
+        let (rank, own) = (held.rank as usize, &self.record.shape);
+        let fits = (shape.tp(), shape.pp()) == (own.tp(), own.pp()) && rank < shape.world();
+        fits.then_some((shape, rank))
     }
 
     /// What the workers that prepared do not agree on, and whose fault it is.
@@ -334,6 +376,10 @@ impl Job {
             step: h.step,
             source: h.source as u32,
             newcomers: h.newcomers.iter().map(|r| *r as u32).collect(),
+            origin: h.origin.as_ref().map(|o| proto::Origin {
+                shape: Some((&o.shape).into()),
+                ranks: o.ranks.iter().map(|r| r.map_or(0, |r| r as u32 + 1)).collect(),
+            }),
         });
         Body::Start(proto::Start { job_id: self.record.id.clone(), epoch: self.record.epoch, heal })
     }

@@ -233,8 +233,11 @@ impl Job {
 
     /// A newer step is committed.
     pub fn incident_progress(&mut self, cx: &mut Context<'_>) {
-        if self.incidents.is_open() && self.committed() > self.live.base_step {
-            self.incident_over(cx);
+        if self.committed() > self.live.base_step {
+            self.forget_earlier(cx);
+            if self.incidents.is_open() {
+                self.incident_over(cx);
+            }
         }
         if self.incidents.redo.as_ref().is_some_and(|r| self.committed() >= r.until_step) {
             self.close_redo(cx);

@@ -13,6 +13,7 @@ use super::incident::Incidents;
 use super::progress::{Progress, StepSummary};
 use super::record::{Event, Incident, JobRecord, SeenBy, State, Validation};
 use super::recovery::Loss;
+use super::resize::Patience;
 use super::{Context, Output, RequestError, RequestId};
 
 #[derive(Debug)]
@@ -67,6 +68,8 @@ pub(super) struct Live {
     pub hang_at: Option<Duration>,
     /// Until the epoch without them is healed.
     pub moved: Vec<Moved>,
+    /// For how long empty places wait for workers before there are fewer replicas.
+    pub patience: Patience,
     /// Workers that failed at this job: others come first.
     pub avoid: BTreeSet<String>,
     /// Workers that have other data or another model: never, until they register anew.
@@ -92,6 +95,7 @@ impl Live {
             activity: Vec::new(),
             hang_at: None,
             moved: Vec::new(),
+            patience: Patience::default(),
             avoid: BTreeSet::new(),
             unfit: BTreeSet::new(),
             progress,
@@ -108,7 +112,9 @@ impl Job {
             state: State::Queued,
             reason: "just submitted".into(),
             epoch: 0,
+            shape: spec.shape,
             places: Vec::new(),
+            earlier: Vec::new(),
             absent: BTreeMap::new(),
             draining: BTreeSet::new(),
             has_state: false,
@@ -154,7 +160,7 @@ impl Job {
         live.floor_step = record.restore_step;
         live.committed = vec![live.progress.last_step().max(live.base_step); record.places.len()];
         live.activity = vec![Activity::default(); record.places.len()];
-        if record.state == State::Running {
+        if matches!(record.state, State::Running | State::Degraded) {
             live.phase = Phase::Started;
             live.checkpoint.pending = record.pending.keys().map(|step| (*step, Pending::default())).collect();
             job.arm_interval(cx, false);
@@ -203,7 +209,7 @@ impl Job {
     }
 
     pub fn world(&self) -> usize {
-        self.record.spec.shape.world()
+        self.record.shape.world()
     }
 
     pub fn total(&self) -> u64 {
@@ -223,9 +229,14 @@ impl Job {
             && self.record.places.iter().all(Option::is_some)
     }
 
-    /// The state is kept twice.
+    /// The state is kept twice, as long as there are two places.
     pub fn is_redundant(&self) -> bool {
-        self.record.spec.fault_tolerance.redundancy && self.world() > 1
+        self.record.spec.fault_tolerance.redundancy && self.record.spec.shape.world() > 1
+    }
+
+    /// There are fewer replicas than the job file asks for.
+    pub fn is_degraded(&self) -> bool {
+        self.record.shape.dp() < self.record.spec.shape.dp()
     }
 
     /// The next epoch can have its state from the places.
@@ -264,8 +275,16 @@ impl Job {
     /// Steps are being committed, or a sign that all ranks work together came.
     pub fn runs(&mut self, cx: &mut Context<'_>) {
         let whole = self.record.places.iter().all(Option::is_some);
-        if self.live.phase == Phase::Started && whole && self.record.state != State::Running {
+        if self.live.phase != Phase::Started || !whole {
+            return;
+        }
+        if !self.is_degraded() {
             self.set_state(cx, State::Running, "all workers train");
+        } else if self.record.state != State::Degraded {
+            let (dp, all) = (self.record.shape.dp(), self.record.spec.shape.dp());
+            let reason =
+                format!("trains with dp {dp} of {all}, the same samples in every step; it grows when workers come");
+            self.set_state(cx, State::Degraded, &reason);
         }
     }
 
@@ -339,12 +358,17 @@ impl Job {
         if self.live.phase != Phase::Started || v.step > self.total() {
             return;
         }
-        let epoch = self.record.epoch;
-        // A validation that is made again after a restore replaces the one before.
-        self.record.validations.retain(|old| old.step < v.step);
+        // A new rank 0 says again what the lost one may not have said.
+        let is_same = |old: &Validation| (old.step, old.ce, old.tokens) == (v.step, v.ce, v.tokens);
+        if self.record.validations.iter().any(is_same) {
+            return;
+        }
         let text = format!("step {}: {:.4} nats a token, {:.4} bits a byte", v.step, v.ce, v.bits_per_byte);
+        let validations = &mut self.record.validations;
+        validations.retain(|old| old.step != v.step);
+        let at = validations.partition_point(|old| old.step < v.step);
         let (step, ce, bits_per_byte, tokens) = (v.step, v.ce, v.bits_per_byte, v.tokens);
-        self.record.validations.push(Validation { step, epoch, ce, bits_per_byte, tokens });
+        validations.insert(at, Validation { step, epoch: self.record.epoch, ce, bits_per_byte, tokens });
         self.runs(cx);
         self.event(cx, "validation", text);
     }
@@ -357,6 +381,7 @@ impl Job {
         self.advance(cx, rank, committed);
         if self.live.finished.len() == self.world() {
             // A heal at the last step is followed by no other.
+            self.forget_earlier(cx);
             self.incident_over(cx);
         }
         self.plan_checkpoints(cx, false);
@@ -385,6 +410,7 @@ impl Job {
                 cx.pool.retire(worker);
             }
         }
+        self.forget_earlier(cx);
         self.record.absent.clear();
         self.record.draining.clear();
         self.abandon_pending(false);
@@ -406,7 +432,8 @@ impl Job {
     pub fn poll_timeout(&self) -> Option<Duration> {
         let awaited = (!self.live.awaited.is_empty()).then_some(self.live.awaited_until);
         let suspicion = self.live.suspicion.as_ref().map(|s| s.until);
-        [awaited, suspicion, self.hang_timeout(), self.checkpoint_timeout()].into_iter().flatten().min()
+        let others = [self.hang_timeout(), self.checkpoint_timeout(), self.patience_timeout()];
+        [awaited, suspicion].into_iter().chain(others).flatten().min()
     }
 
     pub fn tick(&mut self, cx: &mut Context<'_>) {
@@ -419,6 +446,7 @@ impl Job {
             }
         }
         self.tick_suspicion(cx);
+        self.tick_patience(cx);
         self.tick_hang(cx);
         self.tick_checkpoints(cx);
     }
@@ -431,6 +459,7 @@ impl Job {
         if let Some(suspicion) = &mut self.live.suspicion {
             suspicion.until = cx.now.monotonic + cx.config.limits.link_grace();
         }
+        self.live.patience.forgive(cx.now.monotonic + cx.config.limits.replacement());
         self.expect_progress(cx);
     }
 }

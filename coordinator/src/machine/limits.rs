@@ -21,6 +21,11 @@ impl Limits {
         (self.failure_timeout / 5).clamp(Duration::from_millis(300), Duration::from_secs(1))
     }
 
+    /// How long a lost worker's own restart, or a spare that is being started, is waited for before the job goes on with fewer replicas.
+    pub fn replacement(&self) -> Duration {
+        2 * self.failure_timeout
+    }
+
     /// From one commit to the next, before whoever is waited for is taken to hang. While no step's time is known, the first may take
     /// as long as a checkpoint.
     pub fn hang(&self, step_s: Option<f64>) -> Duration {
@@ -33,6 +38,11 @@ impl Limits {
         self.failure_timeout * 60
     }
 
+    /// Preparing a place without any sign of getting on. It reads shards from storage, as slow as writing them.
+    pub fn prepare(&self) -> Duration {
+        self.checkpoint()
+    }
+
     /// From the opening of a stream to its `Register`.
     pub fn first_message(&self) -> Duration {
         self.failure_timeout
@@ -41,6 +51,12 @@ impl Limits {
     /// HTTP/2 pings on a connection are this far apart, and have this long to be answered.
     pub fn keepalive(&self) -> Duration {
         self.failure_timeout / 2
+    }
+
+    /// How long a worker that was asked to end stays, for its place to be moved: 25 seconds by default, within the 30 that Kubernetes
+    /// (`terminationGracePeriodSeconds`) and Slurm (`KillWait`) give by default.
+    pub fn leave(&self) -> Duration {
+        self.failure_timeout * 5
     }
 
     /// How long connections may take to end when the coordinator stops.

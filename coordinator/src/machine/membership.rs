@@ -9,6 +9,7 @@ use proto::coordinator_message::Body as ToWorker;
 use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 
+use super::drain::Patience;
 use super::failures::Cause;
 use super::job::{Job, Phase};
 use super::pool::Worker;
@@ -67,7 +68,7 @@ impl Machine {
             FromWorker::Register(_) => {
                 self.drop_worker(stream, SeenBy::WorkerReport, "registered twice on one stream", now);
             }
-            FromWorker::Leaving(m) => self.leaving(stream, &m.reason, now),
+            FromWorker::Leaving(m) => self.leaving(stream, &m, now),
             // A spare's heartbeat speaks of no job, and is not stale.
             FromWorker::Heartbeat(m) if m.job_id.is_empty() => {}
             FromWorker::Stopped(_) => {}
@@ -107,6 +108,7 @@ impl Machine {
         for job in jobs.values_mut() {
             job.live.unfit.remove(&id);
         }
+        let is_retained = jobs.values().any(|job| job.had_before(&register));
         let held = jobs.values_mut().find_map(|job| {
             let rank = job.record.rank_of(&id).or_else(|| job.take_back(&register))?;
             Some((job, rank))
@@ -119,9 +121,10 @@ impl Machine {
             }
         }
         let place = kept.as_ref().map(|(job, rank, _)| (job.record.id.clone(), *rank));
-        let keep_going = kept.as_ref().is_some_and(|(.., claim)| *claim != Claim::Newcomer);
+        let goes_on = kept.as_ref().is_some_and(|(.., claim)| *claim != Claim::Newcomer);
+        let keep_going = goes_on || kept.is_none() && is_retained;
         let (epoch, committed) = (register.epoch, register.committed_step);
-        cx.pool.insert(Worker { stream, register, last_heard: now.monotonic, place });
+        cx.pool.insert(Worker { stream, register, last_heard: now.monotonic, place, warm_for: None });
         cx.out.send(stream, ToWorker::Welcome(welcome(cx.config, keep_going)));
         match kept {
             Some((job, rank, Claim::GoesOn)) => job.rejoined(&mut cx, rank, epoch, committed),
@@ -131,12 +134,18 @@ impl Machine {
         self.out.unsettled = true;
     }
 
-    /// The worker is to end. Where somebody can take its place at once that is a planned move, else it is a loss.
-    fn leaving(&mut self, stream: StreamId, reason: &str, now: Now) {
-        let why = format!("left: {reason}");
-        let placed = self.pool.by_stream(stream).filter(|w| w.place.is_some()).map(|w| w.register.worker_id.clone());
-        if placed.is_none_or(|worker| self.drain_worker(&worker, &why, now).is_err()) {
+    /// The worker is to end: its place is moved as soon as somebody can take it. Who does not wait for that is lost.
+    fn leaving(&mut self, stream: StreamId, leaving: &proto::Leaving, now: Now) {
+        let why = format!("left: {}", leaving.reason);
+        let Some(worker) = self.pool.by_stream(stream) else { return };
+        let (worker, has_place) = (worker.register.worker_id.clone(), worker.place.is_some());
+        let patience = if leaving.at_once { Patience::None } else { Patience::UntilOneComes };
+        let is_moved = has_place && self.drain_worker(&worker, &why, patience, now).is_ok();
+        if leaving.at_once && !is_moved {
             self.drop_worker(stream, SeenBy::WorkerReport, &why, now);
+        } else if !has_place {
+            // It ends by itself.
+            self.pool.retire(&worker);
         }
     }
 
@@ -203,6 +212,7 @@ fn welcome(config: &Config, keep_going: bool) -> proto::Welcome {
         heartbeat_interval_ms: ms(config.limits.heartbeat_interval),
         failure_timeout_ms: ms(config.limits.failure_timeout),
         keep_going,
+        leave_grace_ms: ms(config.limits.leave()),
     }
 }
 
@@ -238,7 +248,9 @@ fn subject(body: &FromWorker) -> Option<(&String, u64)> {
 impl Job {
     /// What a worker that registers and has the place of `rank` says about it.
     fn claim_of(&self, register: &proto::Register, rank: usize) -> Claim {
-        let is_this_place = (register.job_id.as_str(), register.rank as usize) == (self.record.id.as_str(), rank);
+        let is_rank = (register.job_id.as_str(), register.rank as usize) == (self.record.id.as_str(), rank);
+        // It may not have heard of the shape that it has this place in.
+        let is_this_place = is_rank || self.had_before(register);
         let epoch = self.record.epoch;
         match register.epoch {
             e if is_this_place && e == epoch => Claim::GoesOn,
@@ -267,6 +279,11 @@ impl Job {
     /// The worker of a place is back on another stream and goes on. What it may have missed is said again.
     fn rejoined(&mut self, cx: &mut Context<'_>, rank: usize, epoch: u64, committed: u64) {
         self.live.awaited.remove(&rank);
+        // Who is at the highest step is not to be left over when there are fewer places.
+        if self.can_heal() && self.live.phase != Phase::Started {
+            let known = &mut self.live.committed[rank];
+            *known = (*known).max(committed.min(self.record.spec.steps));
+        }
         match self.live.phase {
             _ if self.live.begin_again.is_some() => {}
             Phase::Waiting => {}

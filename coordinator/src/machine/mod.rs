@@ -10,6 +10,7 @@
 //!                 │  ^         │
 //!                 v  └─────────v        a place was lost or is to be moved: the next epoch heals what is missing from the
 //!       recovering, draining <─┘        other holders, or the job waits for a worker, or it restores a checkpoint
+//!                 └─────────> degraded: as running, with fewer replicas than asked for ([`resize`])
 //! ```
 //!
 //! An epoch begins with `Assign` to all places (the fence); when all have reported what they hold (`Prepared`), the step that all go
@@ -21,7 +22,7 @@
 //!   that nobody but the dead had committed is made again, to the bit.
 //! - **T-6** A checkpoint is recorded only after all its shards were reported in one epoch and rank 0 has published the manifest,
 //!   and not before the curve is durable up to its step: a restore never leaves a hole in the curve.
-//! - **T-7** Survivors keep their places: [`recovery::decide`] fills only the empty ones.
+//! - **T-7** Survivors keep their places while the shape is the same: [`recovery::decide`] fills only the empty ones.
 //! - **T-8** Epochs only grow. Whatever an input changes is one [`Output::Persist`], before all other outputs of that input.
 //! - **T-9** After a restart nothing is taken from a worker that says it goes on with its place, be it in an epoch that is older by
 //!   what the coordinator had stored and not said.
@@ -61,7 +62,9 @@ mod pool;
 mod progress;
 pub mod record;
 pub mod recovery;
+mod resize;
 mod view;
+mod warm;
 
 #[cfg(test)]
 mod tests;
@@ -417,8 +420,12 @@ impl Machine {
 
     /// Fills places where that has become possible, and puts the outputs into their order.
     fn settle(&mut self, now: Now) -> Vec<Output> {
+        let is_unsettled = self.out.unsettled;
         while std::mem::take(&mut self.out.unsettled) {
             self.schedule(now);
+        }
+        if is_unsettled {
+            self.warm_spares(now);
         }
         let mut out = std::mem::take(&mut self.out);
         if self.meta.retired != *self.pool.retired() {

@@ -8,10 +8,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use toroid_proto as proto;
+use toroid_torus::geometry::Shape;
 use toroid_torus::job::JobSpec;
+use toroid_torus::resplit::Origin;
 
 /// Version of the records. A store of another version is refused.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// Events kept of each job.
 pub const MAX_EVENTS: usize = 100;
@@ -73,6 +75,8 @@ pub enum State {
     Starting,
     Running,
     Recovering,
+    /// Trains with fewer replicas than the job file asks for.
+    Degraded,
     Draining,
     Done,
     Failed,
@@ -86,7 +90,7 @@ impl State {
 
     /// Has places: an epoch was begun and the job has not ended.
     pub fn is_placed(self) -> bool {
-        matches!(self, State::Starting | State::Running | State::Recovering | State::Draining)
+        matches!(self, State::Starting | State::Running | State::Recovering | State::Degraded | State::Draining)
     }
 
     pub fn name(self) -> &'static str {
@@ -95,6 +99,7 @@ impl State {
             State::Starting => "starting",
             State::Running => "running",
             State::Recovering => "recovering",
+            State::Degraded => "degraded",
             State::Draining => "draining",
             State::Done => "done",
             State::Failed => "failed",
@@ -110,6 +115,7 @@ impl From<State> for proto::JobState {
             State::Starting => proto::JobState::Starting,
             State::Running => proto::JobState::Running,
             State::Recovering => proto::JobState::Recovering,
+            State::Degraded => proto::JobState::Degraded,
             State::Draining => proto::JobState::Draining,
             State::Done => proto::JobState::Done,
             State::Failed => proto::JobState::Failed,
@@ -125,6 +131,8 @@ pub struct JobRecord {
     /// Jobs are served in this order.
     pub number: u64,
     pub spec: JobSpec,
+    /// Of the present epoch: that of the job file, or one with fewer replicas.
+    pub shape: Shape,
     pub state: State,
     /// Why it is in this state, in words.
     pub reason: String,
@@ -132,6 +140,8 @@ pub struct JobRecord {
     pub epoch: u64,
     /// The worker of each rank; `None` while it is lost and not replaced. Empty before the first epoch and after the last.
     pub places: Vec<Option<String>>,
+    /// How the state may still be split while it is split anew, oldest first: who had which place when. Empty once a step was committed.
+    pub earlier: Vec<Layout>,
     /// The worker that each empty place had: where it comes back with its state before another took the place, it has it again.
     pub absent: BTreeMap<usize, String>,
     /// Workers of places that are to be moved to others.
@@ -211,6 +221,23 @@ pub struct Heal {
     pub source: usize,
     /// Ranks without state.
     pub newcomers: Vec<usize>,
+    /// How the state is split; `None`: for the present shape, and every rank has its own.
+    pub origin: Option<Origin>,
+}
+
+/// Who had which place of a shape.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layout {
+    pub shape: Shape,
+    /// By rank.
+    pub places: Vec<Option<String>>,
+}
+
+impl Layout {
+    pub fn rank_of(&self, worker: &str) -> Option<usize> {
+        self.places.iter().position(|p| p.as_deref() == Some(worker))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -264,6 +291,8 @@ pub enum SeenBy {
     Prepared,
     /// A user asked, or the worker was told to end.
     Drain,
+    /// Workers are there for another replica.
+    Capacity,
 }
 
 impl SeenBy {
@@ -279,6 +308,7 @@ impl SeenBy {
             SeenBy::WaitsFor => "waits-for edges",
             SeenBy::Prepared => "preparation",
             SeenBy::Drain => "drain",
+            SeenBy::Capacity => "capacity",
         }
     }
 }
@@ -293,6 +323,10 @@ pub enum Rung {
     Restart,
     /// Nobody had to be replaced: all began the next epoch with their state.
     Reconnect,
+    /// Nobody was there for the place: the others go on as fewer replicas, with the same samples in every step.
+    Shrink,
+    /// Workers came back: there are more replicas again.
+    Grow,
     /// There is nobody for the place yet.
     Wait,
     /// All went back to the newest checkpoint.
@@ -307,6 +341,8 @@ impl Rung {
             Rung::Spare => "spare",
             Rung::Restart => "restart",
             Rung::Reconnect => "reconnect",
+            Rung::Shrink => "shrink",
+            Rung::Grow => "grow",
             Rung::Wait => "wait",
             Rung::Restore => "restore",
             Rung::Drain => "drain",

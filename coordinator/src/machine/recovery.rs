@@ -5,17 +5,17 @@
 //!   all are prepared ── resume ──> from which step, who has it (heal), or back to the newest checkpoint (restore)
 //! ```
 //!
-//! The ladder: a spare takes the place; the worker's own restart takes it; the job waits for a worker; all go back to the newest
+//! The ladder: a spare takes the place; the worker's own restart takes it; the others go on as fewer replicas (see
+//! `super::resize`, which is asked where [`decide`] finds nobody); the job waits for a worker; all go back to the newest
 //! checkpoint. The last is taken only where both holders of a shard were lost (T-3), or where the job keeps one copy only.
-//! Survivors keep their places in any case (T-7).
-//!
-//! Deliberately absent: shrinking the DP axis.
+//! Survivors keep their places while the shape is the same (T-7).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use toroid_torus::geometry::Shape;
 use toroid_torus::holders;
 use toroid_torus::placement::{self, Candidate, Placement};
+use toroid_torus::resplit::Origin;
 
 use super::record::{Rung, SeenBy};
 
@@ -64,7 +64,7 @@ pub enum Plan {
     /// Everything is in order.
     Nothing,
     /// There are not enough workers.
-    Wait { reason: String },
+    Wait { cause: String, reason: String },
     /// The next epoch begins with these places.
     Begin { placement: Placement, rung: Rung, reason: String },
 }
@@ -80,7 +80,7 @@ pub fn decide(s: &Situation<'_>) -> Plan {
         Err(_) => {
             let (filled, world) = (s.places.len() - num_empty, s.places.len());
             let reason = format!("{cause}; waits for a worker: {filled} of {world} places filled");
-            return Plan::Wait { reason };
+            return Plan::Wait { cause, reason };
         }
     };
     let moves: Vec<String> = placement
@@ -95,7 +95,7 @@ pub fn decide(s: &Situation<'_>) -> Plan {
     Plan::Begin { rung: rung(s, &placement), placement, reason }
 }
 
-fn source_in_words(source: Source, num_empty: usize) -> String {
+pub(super) fn source_in_words(source: Source, num_empty: usize) -> String {
     match source {
         Source::Holders if num_empty == 0 => "all keep their state".into(),
         Source::Holders => "the others keep their state, what is missing comes from the other holders".into(),
@@ -135,11 +135,12 @@ fn cause(s: &Situation<'_>) -> String {
 }
 
 /// What a place holds when a healing epoch begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holding {
     pub committed: u64,
-    /// Has its two shards at `committed`.
-    pub has_state: bool,
+    /// Its two shards at `committed`, as the place of a rank in a shape has them; none: a newcomer. Two, the older first, where it has
+    /// split the state anew and has not heard yet whether all have.
+    pub held: Vec<(Shape, usize)>,
     /// Can apply `committed + 1` as soon as it is told the global sums.
     pub sealed_next: bool,
 }
@@ -152,6 +153,8 @@ pub enum Resume {
         /// The lowest rank that has committed it.
         source: usize,
         newcomers: Vec<usize>,
+        /// The state is to be split anew, from this.
+        origin: Option<Origin>,
         reason: String,
     },
     /// Only a checkpoint has all of the state. `step` is the highest that was committed.
@@ -159,13 +162,40 @@ pub enum Resume {
 }
 
 /// From what all places report, by rank, the step that all go on from (T-2, T-3).
+///
+/// A state that is split anew is kept as it was, too, until its place has heard that all have the new one. So the way of splitting that
+/// most have is one that all of those have who hold a state; where its shards are not all there, the other may still be whole.
 pub fn resume(shape: &Shape, held: &[Holding]) -> Resume {
     assert_eq!(held.len(), shape.world(), "a report of every place of {shape}");
-    let committed = || held.iter().filter(|h| h.has_state).map(|h| h.committed);
+    let mut ways: BTreeMap<Shape, (usize, usize)> = BTreeMap::new();
+    for (age, (way, _)) in held.iter().flat_map(|h| h.held.iter().enumerate()) {
+        let (num, newest) = ways.entry(*way).or_default();
+        (*num, *newest) = (*num + 1, age.max(*newest));
+    }
+    let mut ways: Vec<(Shape, (usize, usize))> = ways.into_iter().collect();
+    ways.sort_by_key(|(_, common)| std::cmp::Reverse(*common));
+    let mut ways = ways.into_iter().map(|(way, _)| way);
+    let first = resume_from(shape, &ways.next().unwrap_or(*shape), held);
+    match first {
+        Resume::Heal { .. } => first,
+        Resume::Restore { .. } => {
+            let others = ways.map(|way| resume_from(shape, &way, held));
+            others.into_iter().find(|r| matches!(r, Resume::Heal { .. })).unwrap_or(first)
+        }
+    }
+}
+
+/// The same where the state is split for `way`.
+fn resume_from(shape: &Shape, way: &Shape, held: &[Holding]) -> Resume {
+    let rank_in = |h: &Holding| h.held.iter().find(|(s, _)| s == way).map(|(_, rank)| *rank);
+    let ranks: Vec<Option<usize>> = held.iter().map(rank_in).collect();
+    let holding = || held.iter().enumerate().filter(|(now, _)| ranks[*now].is_some());
+    let committed = || holding().map(|(_, h)| h.committed);
     let step = if planted!(GoOnFromLowest) { committed().min() } else { committed().max() }.unwrap_or(0);
-    let newcomers: BTreeSet<usize> = (0..held.len()).filter(|r| !held[*r].has_state).collect();
-    if let Some(rank) = holders::lost_shard(shape, &newcomers) {
-        let reason = match holders::backup_of(shape, rank) {
+    let present: BTreeSet<usize> = ranks.iter().copied().flatten().collect();
+    let missing: BTreeSet<usize> = (0..way.world()).filter(|rank| !present.contains(rank)).collect();
+    if let Some(rank) = holders::lost_shard(way, &missing) {
+        let reason = match holders::backup_of(way, rank) {
             Some(backup) => {
                 format!("the shard of rank {rank} is lost: both its holders, ranks {rank} and {backup}, are")
             }
@@ -173,42 +203,60 @@ pub fn resume(shape: &Shape, held: &[Holding]) -> Resume {
         };
         return Resume::Restore { step, reason };
     }
-    let is_left_behind =
-        |h: &Holding| h.has_state && h.committed != step && !(h.committed + 1 == step && h.sealed_next);
-    if let Some(rank) = held.iter().position(is_left_behind) {
-        let at = held[rank].committed;
+    let is_left_behind = |h: &Holding| h.committed != step && !(h.committed + 1 == step && h.sealed_next);
+    if let Some((rank, h)) = holding().find(|(_, h)| is_left_behind(h)) {
+        let at = h.committed;
         let reason = format!("rank {rank} is at step {at} and cannot get to step {step}, which others have committed");
         return Resume::Restore { step, reason };
     }
-    let source = held.iter().position(|h| h.has_state && h.committed == step);
+    let source = holding().find(|(_, h)| h.committed == step).map(|(now, _)| now);
     let source = source.expect("some place has state, and one of them has the highest step");
-    let num_behind = held.iter().filter(|h| h.has_state && h.committed < step).count();
-    let behind = match num_behind {
+    let newcomers: Vec<usize> = (0..held.len()).filter(|now| ranks[*now].is_none()).collect();
+    let behind = match holding().filter(|(_, h)| h.committed < step).count() {
         0 => String::new(),
         n => format!(", {n} that have sealed it get its sums from rank {source}"),
     };
+    let is_in_place = way == shape && ranks.iter().enumerate().all(|(now, old)| old.is_none_or(|old| old == now));
     let pull = match newcomers.len() {
+        _ if !is_in_place => format!(", the shards of {way} are split anew for {shape}"),
         0 => String::new(),
         n => format!(", {n} without state pull their shards from the other holders"),
     };
     let reason = format!("step {step} is the highest that is committed{behind}{pull}");
-    Resume::Heal { step, source, newcomers: newcomers.into_iter().collect(), reason }
+    let origin = (!is_in_place).then_some(Origin { shape: *way, ranks });
+    Resume::Heal { step, source, newcomers, origin, reason }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const AT: fn(u64) -> Holding = |committed| Holding { committed, has_state: true, sealed_next: false };
-    const SEALED: fn(u64) -> Holding = |committed| Holding { committed, has_state: true, sealed_next: true };
-    const NEW: Holding = Holding { committed: 0, has_state: false, sealed_next: false };
+    /// What a place reports that has its own shards, before it is known which place it is.
+    #[derive(Debug, Clone, Copy)]
+    struct Report {
+        committed: u64,
+        has_state: bool,
+        sealed_next: bool,
+    }
+
+    const AT: fn(u64) -> Report = |committed| Report { committed, has_state: true, sealed_next: false };
+    const SEALED: fn(u64) -> Report = |committed| Report { committed, has_state: true, sealed_next: true };
+    const NEW: Report = Report { committed: 0, has_state: false, sealed_next: false };
 
     /// `(step, source, newcomers)`, or the reason for a restore.
-    fn check(held: &[Holding], expected: Result<(u64, usize, &[usize]), &str>) {
-        let shape = Shape::new(1, 1, held.len()).expect("a shape");
+    fn check(reports: &[Report], expected: Result<(u64, usize, &[usize]), &str>) {
+        let shape = Shape::new(1, 1, reports.len()).expect("a shape");
+        let holding = |(rank, r): (usize, &Report)| Holding {
+            committed: r.committed,
+            held: if r.has_state { vec![(shape, rank)] } else { Vec::new() },
+            sealed_next: r.sealed_next,
+        };
+        let held: Vec<Holding> = reports.iter().enumerate().map(holding).collect();
+        let held = held.as_slice();
         match (resume(&shape, held), expected) {
-            (Resume::Heal { step, source, newcomers, .. }, Ok(expected)) => {
+            (Resume::Heal { step, source, newcomers, origin, .. }, Ok(expected)) => {
                 assert_eq!((step, source, newcomers.as_slice()), expected, "{held:?}");
+                assert_eq!(origin, None, "{held:?}");
             }
             (Resume::Restore { reason, .. }, Err(part)) => assert!(reason.contains(part), "{reason}: {held:?}"),
             (found, expected) => panic!("{held:?} gave {found:?}, expected {expected:?}"),
@@ -231,6 +279,53 @@ mod tests {
         check(&[NEW, AT(5), AT(5), NEW], Err("both its holders, ranks 3 and 0"));
         check(&[NEW, NEW], Err("both its holders"));
         check(&[NEW], Err("its only holder"));
+    }
+
+    /// dp of the origin, and its ranks.
+    type Way = (usize, Vec<Option<usize>>);
+
+    /// The origin, or the reason for a restore; each place reports its ranks by dp.
+    fn check_ways(dp: usize, reports: &[&[(usize, usize)]], expected: Result<Option<Way>, &str>) {
+        let shape = |dp| Shape::new(1, 1, dp).expect("a shape");
+        let holding = |ways: &&[(usize, usize)]| Holding {
+            committed: 7,
+            held: ways.iter().map(|(dp, rank)| (shape(*dp), *rank)).collect(),
+            sealed_next: false,
+        };
+        let held: Vec<Holding> = reports.iter().map(holding).collect();
+        match (resume(&shape(dp), &held), expected) {
+            (Resume::Heal { origin, .. }, Ok(expected)) => {
+                assert_eq!(origin.map(|o| (o.shape.dp(), o.ranks)), expected, "{reports:?}");
+            }
+            (Resume::Restore { reason, .. }, Err(part)) => assert!(reason.contains(part), "{reason}: {reports:?}"),
+            (found, expected) => panic!("{reports:?} gave {found:?}, expected {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn t3_the_way_of_splitting_that_all_have_counts() {
+        // dp 4 lost rank 1 and becomes dp 3.
+        check_ways(3, &[&[(4, 0)], &[(4, 2)], &[(4, 3)]], Ok(Some((4, vec![Some(0), Some(2), Some(3)]))));
+        // Nobody has heard that all have split it anew, so one may not have.
+        check_ways(
+            3,
+            &[&[(4, 0), (3, 0)], &[(4, 2)], &[(4, 3), (3, 2)]],
+            Ok(Some((4, vec![Some(0), Some(2), Some(3)]))),
+        );
+        // One has heard it: all have.
+        check_ways(3, &[&[(4, 0), (3, 0)], &[(3, 1)], &[(4, 3), (3, 2)]], Ok(None));
+        check_ways(3, &[&[(4, 0), (3, 0)], &[], &[(3, 2)]], Ok(None));
+        // All have both: the newer one, of which two copies are there.
+        check_ways(3, &[&[(4, 0), (3, 0)], &[(4, 2), (3, 1)], &[(4, 3), (3, 2)]], Ok(None));
+        // Rank 2 of dp 4 died before all had the newer one: rank 1 is lost there, but the newer one is whole by chance.
+        check_ways(3, &[&[(4, 0), (3, 0)], &[], &[(4, 3), (3, 2)]], Ok(None));
+        check_ways(3, &[&[(4, 0), (3, 0)], &[], &[(4, 3)]], Err("ranks 1 and 2"));
+        // It grows back, and the newcomer dies.
+        check_ways(4, &[&[(3, 0)], &[(3, 1)], &[(3, 2)], &[]], Ok(Some((3, vec![Some(0), Some(1), Some(2), None]))));
+        // The only replica is left.
+        check_ways(1, &[&[(2, 1)]], Ok(Some((2, vec![Some(1)]))));
+        check_ways(1, &[&[(1, 0)]], Ok(None));
+        check_ways(1, &[&[]], Err("only holder"));
     }
 
     #[test]

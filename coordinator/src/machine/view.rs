@@ -3,7 +3,6 @@
 //! What is in a job's curve (its last record, its curve) is filled in by whoever holds the curve's file.
 
 use toroid_proto as proto;
-use toroid_torus::geometry::Shape;
 
 use super::job::Job;
 use super::record::{Checkpoint, Event, JobRecord, Validation};
@@ -61,7 +60,8 @@ impl Machine {
             name: record.spec.name.clone(),
             state: proto::JobState::from(record.state).into(),
             reason: record.reason.clone(),
-            shape: Some(shape(&record.spec.shape)),
+            shape: Some((&record.shape).into()),
+            full_shape: Some((&record.spec.shape).into()),
             epoch: record.epoch,
             committed_step: committed,
             total_steps: record.spec.steps,
@@ -90,7 +90,7 @@ impl Machine {
     }
 
     fn places(&self, job: &Job) -> Vec<proto::PlaceInfo> {
-        let grid = &job.record.spec.shape;
+        let grid = &job.record.shape;
         let places = (0..grid.world()).map(|rank| {
             let worker = job.record.places.get(rank).and_then(Option::as_deref);
             let connected = worker.and_then(|w| self.pool.get(w));
@@ -124,16 +124,6 @@ pub(super) fn folder(record: &JobRecord, jobs_dir: &str) -> String {
 pub(super) fn checkpoint_root(record: &JobRecord, jobs_dir: &str) -> String {
     let configured = record.spec.checkpoint.path.clone();
     configured.unwrap_or_else(|| format!("{}/checkpoints", folder(record, jobs_dir)))
-}
-
-pub(super) fn shape(shape: &Shape) -> proto::Shape {
-    proto::Shape {
-        tp: shape.tp() as u32,
-        pp: shape.pp() as u32,
-        dp: shape.dp() as u32,
-        dx: shape.dx() as u32,
-        dy: shape.dy() as u32,
-    }
 }
 
 fn event(e: &Event) -> proto::Event {

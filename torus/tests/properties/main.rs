@@ -11,6 +11,8 @@ mod manifest;
 mod partition;
 mod pipeline;
 mod placement;
+mod plan;
+mod resplit;
 
 use toroid_torus::cursor::splitmix64;
 use toroid_torus::geometry::Shape;

@@ -1,7 +1,8 @@
 //! The operations that the model needs, and the devices that do them.
 //!
 //! ```text
-//!   model/  --(Device: buffers, views, operations)-->  cpu/   the reference: `gemm` and rayon
+//!   model/  --(Device: buffers, views, operations)-->  cpu/    the reference: `gemm` and rayon
+//!                                                      cuda/   NVIDIA GPUs, through `cudarc`
 //! ```
 //!
 //! [`Device`] is a trait so that the model's code and the tests' body are written once. A buffer is opaque; an
@@ -16,14 +17,19 @@
 //! - **D-3 accumulation.** Gradients of parameters are *added* to their output (`+=`); every other output is
 //!   overwritten unless its documentation says `+=`.
 //!
-//! Wrong shapes are bugs and panic. Deliberately absent: errors, autograd, dtypes other than f32, and shapes at run
-//! time.
+//! Products round their operands as [`Products`] says and add up in f32. Wrong shapes are bugs and panic. Deliberately absent:
+//! errors, autograd, buffers of dtypes other than f32, and shapes at run time.
 
 use std::ops::Range;
 
+pub mod choice;
 pub mod cpu;
+pub mod cuda;
 
+pub use choice::Choice;
 pub use cpu::CpuDevice;
+pub use cuda::CudaDevice;
+pub use toroid_torus::job::Products;
 
 /// Experts of one token, as [`toroid_torus::model::TOP_K`].
 pub const TOP_K: usize = toroid_torus::model::TOP_K;
@@ -250,6 +256,12 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// What decides the bits of a result: device, instruction sets, libraries. Equal fingerprints give equal bits.
     fn fingerprint(&self) -> String;
 
+    /// Runs `f`, which calls the device often, where that is fastest: on the CPU on one of the device's threads, as each call from outside
+    /// would wake one up and wait for it.
+    fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        f()
+    }
+
     // ------------------------------------------------------------ storage
 
     /// `len` zeros.
@@ -300,11 +312,24 @@ pub trait Device: Send + Sync + Sized + 'static {
 
     // ------------------------------------------------------------ products
 
+    /// Makes room for what operations need besides their arguments, where the operands of the largest product have so many elements
+    /// together: so no step allocates (D-2).
+    fn reserve(&self, _products: Products, _operands: usize) {}
+
     /// `c = alpha * a b + beta * c`; `a (m, k)`, `b (k, n)`, `c (m, n)`. With `beta = 0`, `c` is not read.
-    fn matmul(&self, alpha: f32, a: Mat<'_, Self::Buf>, b: Mat<'_, Self::Buf>, beta: f32, c: MatMut<'_, Self::Buf>);
+    fn matmul(
+        &self,
+        products: Products,
+        alpha: f32,
+        a: Mat<'_, Self::Buf>,
+        b: Mat<'_, Self::Buf>,
+        beta: f32,
+        c: MatMut<'_, Self::Buf>,
+    );
     /// For the rows of each expert `y = x w[e]^T`; `x (R, in)`, `w (E_local, out, in)`, `y (R, out)`.
     fn grouped_matmul(
         &self,
+        products: Products,
         groups: &Groups<Self>,
         x: View<'_, Self::Buf>,
         w: View<'_, Self::Buf>,
@@ -313,6 +338,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// `dx = dy w[e]`; shapes as in [`Device::grouped_matmul`].
     fn grouped_matmul_dx(
         &self,
+        products: Products,
         groups: &Groups<Self>,
         dy: View<'_, Self::Buf>,
         w: View<'_, Self::Buf>,
@@ -321,6 +347,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// `dw[e] += dy^T x`; shapes as in [`Device::grouped_matmul`].
     fn grouped_matmul_dw(
         &self,
+        products: Products,
         groups: &Groups<Self>,
         dy: View<'_, Self::Buf>,
         x: View<'_, Self::Buf>,
@@ -373,6 +400,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// log-sum-exp of the scores, `lse (batch, heads, seq)`, all that the backward needs besides.
     fn attention(
         &self,
+        products: Products,
         dims: &AttentionDims,
         qkv: View<'_, Self::Buf>,
         out: ViewMut<'_, Self::Buf>,
@@ -381,6 +409,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// `dqkv` from `dout`, recomputing the scores block by block (Dao et al., FlashAttention).
     fn attention_backward(
         &self,
+        products: Products,
         dims: &AttentionDims,
         qkv: View<'_, Self::Buf>,
         out: View<'_, Self::Buf>,

@@ -1,6 +1,6 @@
 //! What the halves of a layer share: the scratch, and who is asked for what.
 
-use crate::device::{Buffer, Device, Mat, MatMut, View, ViewMut};
+use crate::device::{Buffer, Device, Mat, MatMut, Products, View, ViewMut};
 
 use super::layout::Layout;
 use super::tp::TpComm;
@@ -69,18 +69,20 @@ pub(super) struct Context<'a, D: Device, T> {
 /// `y = x w^T`: `x (n, in)`, `w (out, in)`, `y (n, out)`.
 pub(super) fn linear<D: Device>(
     device: &D,
+    products: Products,
     n: usize,
     x: View<'_, D::Buf>,
     w: View<'_, D::Buf>,
     y: ViewMut<'_, D::Buf>,
 ) {
     let (input, output) = (x.len / n, y.len / n);
-    device.matmul(1.0, Mat::new(x, n, input), Mat::new(w, output, input).t(), 0.0, MatMut::new(y, n, output));
+    device.matmul(products, 1.0, Mat::new(x, n, input), Mat::new(w, output, input).t(), 0.0, MatMut::new(y, n, output));
 }
 
 /// `dx = beta * dx + dy w`; shapes as in [`linear`].
 pub(super) fn linear_dx<D: Device>(
     device: &D,
+    products: Products,
     n: usize,
     dy: View<'_, D::Buf>,
     w: View<'_, D::Buf>,
@@ -88,19 +90,27 @@ pub(super) fn linear_dx<D: Device>(
     dx: ViewMut<'_, D::Buf>,
 ) {
     let (input, output) = (dx.len / n, dy.len / n);
-    device.matmul(1.0, Mat::new(dy, n, output), Mat::new(w, output, input), beta, MatMut::new(dx, n, input));
+    device.matmul(products, 1.0, Mat::new(dy, n, output), Mat::new(w, output, input), beta, MatMut::new(dx, n, input));
 }
 
 /// `dw += dy^T x`; shapes as in [`linear`].
 pub(super) fn linear_dw<D: Device>(
     device: &D,
+    products: Products,
     n: usize,
     dy: View<'_, D::Buf>,
     x: View<'_, D::Buf>,
     dw: ViewMut<'_, D::Buf>,
 ) {
     let (input, output) = (x.len / n, dy.len / n);
-    device.matmul(1.0, Mat::new(dy, n, output).t(), Mat::new(x, n, input), 1.0, MatMut::new(dw, output, input));
+    device.matmul(
+        products,
+        1.0,
+        Mat::new(dy, n, output).t(),
+        Mat::new(x, n, input),
+        1.0,
+        MatMut::new(dw, output, input),
+    );
 }
 
 /// Sums `partial` over the TP group.

@@ -6,7 +6,7 @@ use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::job::JobSpec;
 use toroid_torus::partition::{self, Partition};
 
-use crate::device::AttentionDims;
+use crate::device::{AttentionDims, Products};
 
 /// Ranges of one layer's tensors in the flat buffer of parameters, and of their gradients in that of gradients.
 ///
@@ -59,6 +59,8 @@ pub(super) struct Layout {
     pub vocab: Range<usize>,
     pub vocab_size: usize,
     pub norm_eps: f32,
+    /// All but the router's.
+    pub products: Products,
     pub rope_theta: f64,
     pub z_coef: f64,
     pub balance_coef: f64,
@@ -93,6 +95,7 @@ impl Layout {
             vocab: part(model.vocab),
             vocab_size: model.vocab,
             norm_eps: model.norm_eps as f32,
+            products: spec.products,
             rope_theta: model.rope_theta,
             z_coef: spec.loss.z_coef,
             balance_coef: spec.loss.balance_coef,
@@ -108,6 +111,19 @@ impl Layout {
     /// Tokens of a micro-batch.
     pub fn tokens(&self) -> usize {
         self.attention.tokens()
+    }
+
+    /// Elements of both operands of the largest product of a stage, forward and backward, the experts' apart.
+    pub fn largest_operands(&self) -> usize {
+        let tokens = self.tokens();
+        let linear = |input: usize, output: usize| {
+            let tensors = [tokens * input, input * output, tokens * output];
+            tensors.iter().sum::<usize>() - tensors.iter().min().copied().unwrap_or(0)
+        };
+        let head = if self.head.is_some() { linear(self.d, self.vocab.len()) } else { 0 };
+        let attention = linear(self.d, self.attention.row_len()).max(linear(self.attention.out_len(), self.d));
+        let shared = linear(self.d, 2 * self.ff_local).max(linear(self.ff_local, self.d));
+        head.max(attention).max(shared)
     }
 
     /// Cosines, then sines of every position, `(seq, head_dim)`.

@@ -8,28 +8,36 @@
 //!
 //! Afterwards every place holds the state of step S. Nothing else moves (T-3, T-7).
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytemuck::{cast_slice, cast_slice_mut};
 use toroid_torus::holders::{backup_of, guarded_by};
+use toroid_torus::job::JobSpec;
 
+use super::evaluate::ValidationSums;
 use super::holders::Holders;
 use super::step::Totals;
 use super::{Assignment, Emit, Happened, HealPlan, Job, Shared, StepError};
 use crate::comm::{Channel, Links, Transfer, global_sum};
 use crate::device::{Buffer, Device};
-use crate::optim::{HostShard, Shard};
+use crate::optim::Shard;
 
 /// Global sums that every place keeps, newest last: a new rank 0 reports the steps that the dead one may not have reported.
 pub(super) const HISTORY: usize = 64;
 
-const DIGEST_BYTES: usize = 32;
+/// What the source says before its sums: `[skipped steps, validated step, its cross-entropy, its tokens]`.
+const HEAD: usize = 4;
+
+pub(super) const DIGEST_BYTES: usize = 32;
 
 impl<D: Device + Clone> Job<D> {
     /// Whether this place's state is worth keeping for `next`.
     pub(super) fn can_heal(&self, next: &Assignment) -> bool {
         let own = &self.assignment;
-        next.heal && own.job_id == next.job_id && own.rank == next.rank && own.spec == next.spec
+        let same_but_shape = || JobSpec { shape: next.spec.shape, ..JobSpec::clone(&own.spec) } == *next.spec;
+        next.heal && own.job_id == next.job_id && same_but_shape()
     }
 
     /// The survivor's part of a new epoch: keeps everything and says what it holds.
@@ -48,7 +56,7 @@ impl<D: Device + Clone> Job<D> {
     pub(super) fn report(&self) -> Happened {
         Happened::Prepared {
             committed_step: self.committed,
-            has_state: self.has_state,
+            held: self.held(),
             sealed_next: self.sealed,
             data_digest: self.data_digest(),
             num_samples: self.num_samples(),
@@ -64,60 +72,82 @@ impl<D: Device + Clone> Job<D> {
         emit: &Emit,
     ) -> Result<(), StepError> {
         shared.enter("heal");
-        let history = self.share_history(links, plan)?;
+        // Where it was fenced while the state was split anew, it has not said yet what a new rank 0 says.
+        let is_moved = plan.origin.is_some() || self.earlier.is_some();
+        self.turn_to(plan)?;
+        let is_newcomer = self.held().is_empty();
+        let history = self.share_history(links, plan, is_newcomer)?;
         let behind = self.has_state && self.committed < plan.step;
         if behind {
             let (_, totals) = history.iter().find(|(step, _)| *step == plan.step).expect("checked in share_history");
             assert!(self.sealed && self.committed + 1 == plan.step, "T-2: the coordinator lets nobody else go on");
-            let record = self.commit(totals.clone());
-            self.committed(record, shared, emit);
+            // A new rank 0 says this step after those before it, with the history below.
+            let record = self.commit(totals.clone()).filter(|_| !is_moved).map(Box::new);
+            emit(self.assignment.event(Happened::Committed { step: plan.step, record }));
         }
         // Whatever was sealed beyond is made again, and so is a validation of this step: some have finished it, a newcomer has not, and
         // all must take part.
         self.sealed = false;
         (self.validated, self.start_step) = (None, None);
-        self.pull_shards(links, plan)?;
-        if self.has_state && !behind {
-            // The coordinator may have taken this step's record back when an epoch began that was to go on without it.
-            self.report_history(1, emit);
+        match &plan.origin {
+            None => self.pull_shards(links, plan)?,
+            Some(origin) => self.resplit(links, shared, origin)?,
         }
-        if !self.has_state {
+        if is_newcomer {
             self.committed = plan.step;
             self.history = history.into_iter().collect();
             self.has_state = true;
-            self.report_history(HISTORY, emit);
-            // Checkpoints that were asked for since the start stay asked for, and that of this very step is due.
-            if shared.commit(plan.step) {
-                self.write_checkpoint(emit);
-            }
         }
+        // A new rank 0 says what the one before may not have said. Of a step that is known already the coordinator may have taken the
+        // record back, when an epoch began that was to go on without it.
+        let num = match () {
+            () if is_newcomer || is_moved => HISTORY,
+            () if behind => 0,
+            () => 1,
+        };
+        self.report_history(num, emit);
+        // Checkpoints that were asked for since the start stay asked for, and that of this very step is due.
+        if (is_newcomer || behind) && shared.commit(plan.step) {
+            self.write_checkpoint(emit);
+        }
+        self.report_validation(emit);
         Ok(())
     }
 
-    /// The source's global sums of the last steps and its count of skipped steps, at every place.
-    fn share_history(&mut self, links: &mut Links, plan: &HealPlan) -> Result<Vec<(u64, Totals)>, StepError> {
+    /// The source's global sums of the last steps, its count of skipped steps and its last validation, at every place.
+    fn share_history(
+        &mut self,
+        links: &mut Links,
+        plan: &HealPlan,
+        is_newcomer: bool,
+    ) -> Result<Vec<(u64, Totals)>, StepError> {
         let spec = Arc::clone(&self.assignment.spec);
         let len = Totals::len(&spec.model);
         let num = if plan.newcomers.contains(&0) { HISTORY } else { 1 };
-        let mut values = vec![0.0; 1 + num * (1 + len)];
+        let mut values = vec![0.0; HEAD + num * (1 + len)];
         if self.assignment.rank == plan.source {
             values[0] = self.skipped as f64;
+            if let Some(v) = self.validation {
+                values[1..HEAD].copy_from_slice(&[v.step as f64, v.ce, v.tokens]);
+            }
             let newest = self.history.iter().rev().take(num).rev();
-            for ((step, totals), slot) in newest.zip(values[1..].chunks_exact_mut(1 + len)) {
+            for ((step, totals), slot) in newest.zip(values[HEAD..].chunks_exact_mut(1 + len)) {
                 slot[0] = *step as f64;
                 slot[1..].copy_from_slice(totals.as_slice());
             }
         }
         global_sum(links, &spec.shape, &mut values)?;
-        let slots = values[1..].chunks_exact(1 + len).filter(|slot| slot[0] > 0.0);
+        let slots = values[HEAD..].chunks_exact(1 + len).filter(|slot| slot[0] > 0.0);
         let history: Vec<(u64, Totals)> = slots.map(|slot| (slot[0] as u64, Totals::from_slice(&slot[1..]))).collect();
-        if !self.has_state {
+        if is_newcomer {
             self.skipped = values[0] as u64;
+            let [step, ce, tokens] = [values[1], values[2], values[3]];
+            self.validation = (tokens > 0.0).then_some(ValidationSums { step: step as u64, ce, tokens });
         } else if self.committed < plan.step && history.last().is_none_or(|(step, _)| *step != plan.step) {
-            return Err(StepError::Corrupt(Some(format!(
+            return Err(corrupt(format!(
                 "rank {} says that it has committed step {}, but does not have its sums",
                 plan.source, plan.step
-            ))));
+            )));
         }
         Ok(history)
     }
@@ -127,16 +157,16 @@ impl<D: Device + Clone> Job<D> {
         let shape = self.assignment.spec.shape;
         let Some(holders) = &mut self.holders else {
             let what = "a job without redundancy cannot heal; restore the last checkpoint".to_string();
-            return Err(StepError::Corrupt(Some(what)));
+            return Err(corrupt(what));
         };
         let mut sent: Vec<(usize, Vec<u8>)> = Vec::new();
         for &newcomer in plan.newcomers.iter().filter(|n| **n != rank) {
             // In this order, for where one place holds both.
             if backup_of(&shape, newcomer) == Some(rank) {
-                sent.push((newcomer, encode(&device, &holders.copy)));
+                sent.push((newcomer, encode(&device, &holders.copy, 0..holders.copy.range.len())));
             }
             if guarded_by(&shape, newcomer) == Some(rank) {
-                sent.push((newcomer, encode(&device, &self.shard)));
+                sent.push((newcomer, encode(&device, &self.shard, 0..self.shard.range.len())));
             }
         }
         let pulls = plan.newcomers.contains(&rank);
@@ -153,8 +183,10 @@ impl<D: Device + Clone> Job<D> {
         drop(transfers);
         if pulls {
             let Holders { backup, guarded, copy: guarded_copy, .. } = holders;
-            decode(&device, &own, &mut self.shard).map_err(|e| refuse(rank, *backup, &e))?;
-            decode(&device, &copy, guarded_copy).map_err(|e| refuse(*guarded, *guarded, &e))?;
+            let len = self.shard.range.len();
+            decode(&device, &own, &mut self.shard, 0..len).map_err(|e| refuse(rank, *backup, &e))?;
+            let len = guarded_copy.range.len();
+            decode(&device, &copy, guarded_copy, 0..len).map_err(|e| refuse(*guarded, *guarded, &e))?;
         }
         Ok(())
     }
@@ -171,37 +203,42 @@ impl<D: Device + Clone> Job<D> {
     }
 }
 
-fn refuse(shard: usize, from: usize, what: &str) -> StepError {
-    StepError::Corrupt(Some(format!("the shard of rank {shard} that came from rank {from} is damaged: {what}")))
+pub(super) fn refuse(shard: usize, from: usize, what: &str) -> StepError {
+    corrupt(format!("the shard of rank {shard} that came from rank {from} is damaged: {what}"))
 }
 
-/// State and digest of a shard, `12 * shard_len + 32` bytes.
-fn encode<D: Device>(device: &D, shard: &Shard<D>) -> Vec<u8> {
-    let host = shard.to_host(device);
-    let mut bytes = Vec::with_capacity(12 * host.param.len() + DIGEST_BYTES);
-    for part in [&host.param, &host.exp_avg, &host.exp_avg_sq] {
-        bytes.extend_from_slice(cast_slice(part));
+/// Nothing here can tell what is right: the last checkpoint is.
+pub(super) fn corrupt(what: String) -> StepError {
+    StepError::Corrupt { seen: Some(what), wrong: BTreeSet::new() }
+}
+
+/// State and digest of a range of a shard, `12 * range.len() + 32` bytes.
+pub(super) fn encode<D: Device>(device: &D, shard: &Shard<D>, range: Range<usize>) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(12 * range.len() + DIGEST_BYTES);
+    for part in [&shard.param, &shard.exp_avg, &shard.exp_avg_sq] {
+        device.with_host(part.view(range.clone()), |values| bytes.extend_from_slice(cast_slice(values)));
     }
-    bytes.extend_from_slice(&shard.digest(device));
+    let digest = *blake3::hash(&bytes).as_bytes();
+    bytes.extend_from_slice(&digest);
     bytes
 }
 
-fn decode<D: Device>(device: &D, bytes: &[u8], shard: &mut Shard<D>) -> Result<(), String> {
-    let len = shard.range.len();
-    let (state, digest) = bytes.split_at(12 * len);
-    let mut host = HostShard::zeros(len);
-    for (part, bytes) in
-        [&mut host.param, &mut host.exp_avg, &mut host.exp_avg_sq].into_iter().zip(state.chunks_exact(4 * len))
-    {
-        cast_slice_mut::<f32, u8>(part).copy_from_slice(bytes);
+pub(super) fn decode<D: Device>(
+    device: &D,
+    bytes: &[u8],
+    shard: &mut Shard<D>,
+    range: Range<usize>,
+) -> Result<(), String> {
+    let (state, expected) = bytes.split_at(12 * range.len());
+    let found = blake3::hash(state);
+    if found.as_bytes() != expected {
+        let expected: String = expected.iter().map(|b| format!("{b:02x}")).collect();
+        return Err(format!("its digest is {}, expected {expected}", found.to_hex()));
     }
-    device.write(shard.param.all_mut(), &host.param);
-    device.write(shard.exp_avg.all_mut(), &host.exp_avg);
-    device.write(shard.exp_avg_sq.all_mut(), &host.exp_avg_sq);
-    let found = shard.digest(device);
-    if found != digest {
-        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-        return Err(format!("its digest is {}, expected {}", hex(&found), hex(digest)));
+    let parts = [&mut shard.param, &mut shard.exp_avg, &mut shard.exp_avg_sq];
+    for (part, bytes) in parts.into_iter().zip(state.chunks_exact(4 * range.len().max(1))) {
+        let copy = |values: &mut [f32]| cast_slice_mut::<f32, u8>(values).copy_from_slice(bytes);
+        device.with_host_mut(part.view_mut(range.clone()), copy);
     }
     Ok(())
 }

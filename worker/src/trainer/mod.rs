@@ -13,22 +13,28 @@ mod evaluate;
 mod heal;
 mod holders;
 mod kill;
+#[cfg(any(test, feature = "planted"))]
+mod planted;
 mod prepare;
+mod replay;
+mod resplit;
+mod room;
 mod step;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use toroid_proto::{StepRecord, Validation};
-use toroid_torus::geometry::Place;
+use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::ShardFile;
+use toroid_torus::resplit::Origin;
 
 use crate::comm::{CommError, Fence, Links, Listener, PeerAddr, Plan, WaitsFor, peers_of};
 use crate::device::Device;
@@ -37,6 +43,7 @@ use crate::trace::Trace;
 pub use prepare::{Job, PrepareError};
 
 use kill::KillAt;
+use room::Room;
 
 /// A place in a job, checked.
 #[derive(Debug, Clone)]
@@ -44,6 +51,7 @@ pub struct Assignment {
     pub job_id: String,
     pub epoch: u64,
     pub rank: usize,
+    /// Its shape is that of this epoch, which may have fewer replicas than the job file asks for.
     pub spec: Arc<JobSpec>,
     /// Every rank, this one included.
     pub peers: BTreeMap<usize, PeerAddr>,
@@ -65,11 +73,25 @@ pub struct HealPlan {
     pub source: usize,
     /// Ranks that have no state.
     pub newcomers: BTreeSet<usize>,
+    /// The state is split anew, from this; `None`: every rank has its own shards already, or is a newcomer.
+    pub origin: Option<Origin>,
+}
+
+/// Two shards, as the place of a rank in a shape has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldAs {
+    pub shape: Shape,
+    pub rank: usize,
 }
 
 impl Assignment {
     pub fn place(&self) -> Place {
         self.spec.shape.place(self.rank)
+    }
+
+    /// How the shards of this place are to be split.
+    pub fn held_as(&self) -> HeldAs {
+        HeldAs { shape: self.spec.shape, rank: self.rank }
     }
 
     /// Of this job and epoch.
@@ -78,11 +100,23 @@ impl Assignment {
     }
 }
 
+/// What a spare is to be ready for.
+#[derive(Debug, Clone)]
+pub struct WarmUp {
+    pub job_id: String,
+    pub spec: Arc<JobSpec>,
+    /// A place like this one, most likely: of the same tp_rank and stage.
+    pub rank: usize,
+    pub checkpoint_root: String,
+}
+
 /// What the session tells the trainer.
 #[derive(Debug)]
 pub enum Command {
     /// With the fence of its job.
     Prepare(Box<Assignment>, Fence),
+    /// A spare: make room for a place of this job, which may become its own.
+    WarmUp(Box<WarmUp>),
     /// All places of the epoch are prepared.
     Start { epoch: u64, heal: Option<HealPlan> },
     /// Write the state of `step`, if it still is that step's: the last step's checkpoint is asked for again when it failed.
@@ -105,7 +139,8 @@ pub struct TrainerEvent {
 pub enum Happened {
     Prepared {
         committed_step: u64,
-        has_state: bool,
+        /// None: a newcomer. Two, the older first, while not all are known to have split the state anew.
+        held: Vec<HeldAs>,
         sealed_next: bool,
         data_digest: [u8; 32],
         num_samples: u64,
@@ -145,12 +180,13 @@ pub enum Happened {
         error: String,
     },
     /// `fatal`: every other worker would fail in the same way. `damaged_step`: this checkpoint cannot be read. `restore`: the
-    /// state of this epoch is not to be trusted.
+    /// state of this epoch is not to be trusted. `corrupt_ranks`: these hold a wrong copy of a shard, whose other copy is right.
     Failed {
         error: String,
         fatal: bool,
         damaged_step: Option<u64>,
         restore: bool,
+        corrupt_ranks: Vec<usize>,
     },
 }
 
@@ -161,8 +197,13 @@ pub struct Shared {
     committed: AtomicU64,
     operation: Mutex<&'static str>,
     waits_for: Mutex<Option<WaitsFor>>,
+    progress: AtomicU64,
     kill_at: Option<KillAt>,
     trace: Option<Trace>,
+    #[cfg(any(test, feature = "planted"))]
+    flip_at: Option<planted::FlipAt>,
+    /// The coordinator is not heard.
+    is_cut_off: AtomicBool,
 }
 
 /// How a request for a checkpoint stands to the committed step.
@@ -180,7 +221,13 @@ pub enum Requested {
 impl Shared {
     /// For one worker process; reads where a test wants it dead.
     pub fn of_process(trace: Option<Trace>) -> Shared {
-        Shared { kill_at: KillAt::from_environment(), trace, ..Shared::default() }
+        Shared {
+            kill_at: KillAt::from_environment(),
+            trace,
+            #[cfg(any(test, feature = "planted"))]
+            flip_at: planted::FlipAt::from_environment(),
+            ..Shared::default()
+        }
     }
 
     /// Asks for a checkpoint of `step`.
@@ -214,8 +261,26 @@ impl Shared {
         self.committed.store(committed, Ordering::SeqCst);
     }
 
+    /// Whether the control stream lives. Without it a place may have been given to another.
+    pub fn set_connected(&self, is_connected: bool) {
+        self.is_cut_off.store(!is_connected, Ordering::SeqCst);
+    }
+
+    fn is_connected(&self) -> bool {
+        !self.is_cut_off.load(Ordering::SeqCst)
+    }
+
     pub fn operation(&self) -> &'static str {
         *lock(&self.operation)
+    }
+
+    /// Grows while the trainer gets on with one long operation.
+    pub fn progress(&self) -> u64 {
+        self.progress.load(Ordering::Relaxed)
+    }
+
+    fn advance(&self) {
+        self.progress.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Ranks that the trainer waits for now.
@@ -257,18 +322,19 @@ pub struct Environment {
 pub enum StepError {
     #[error(transparent)]
     Comm(#[from] CommError),
-    /// Silent data corruption. All places stop before the commit; those that saw it say what.
-    #[error("{}", .0.as_deref().unwrap_or("the two copies of a shard differ, as another place saw"))]
-    Corrupt(Option<String>),
+    /// Silent data corruption. All places stop before the commit; those that saw it say what. `wrong`: ranks that hold a wrong copy;
+    /// none: that could not be told.
+    #[error("{}", .seen.as_deref().unwrap_or("the two copies of a shard differ, as another place saw"))]
+    Corrupt { seen: Option<String>, wrong: BTreeSet<usize> },
 }
 
 /// The commands, with one that was taken too early put back.
-struct Inbox<'a> {
-    commands: &'a Receiver<Command>,
+struct Inbox {
+    commands: Receiver<Command>,
     put_back: Option<Command>,
 }
 
-impl Inbox<'_> {
+impl Inbox {
     fn wait(&mut self) -> Option<Command> {
         self.put_back.take().or_else(|| self.commands.recv().ok())
     }
@@ -279,17 +345,23 @@ impl Inbox<'_> {
 }
 
 /// Runs until the command channel closes. `emit` is called from this thread and, for checkpoints, from a writer thread.
-pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: &Receiver<Command>, emit: &Emit) {
+pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: Receiver<Command>, emit: &Emit) {
     let mut inbox = Inbox { commands, put_back: None };
     let mut job: Option<Job<D>> = None;
+    let mut warm: Option<Room<D>> = None;
     while let Some(command) = inbox.wait() {
         match command {
             Command::Prepare(assignment, fence) => {
                 let survivor = job.take().filter(|j| j.can_heal(&assignment));
                 job = match survivor {
                     Some(survivor) => Some(survivor.rejoin(*assignment, &environment.shared, emit)),
-                    None => prepare(device, environment, *assignment, fence, emit),
+                    None => prepare(device, environment, *assignment, fence, warm.take(), emit),
                 };
+            }
+            Command::WarmUp(ahead) => {
+                if job.is_none() {
+                    warm = warm_up(device, environment, &ahead, warm.take());
+                }
             }
             Command::Start { epoch, heal } => {
                 if let Some(running) = job.as_mut().filter(|j| j.assignment.epoch == epoch) {
@@ -298,7 +370,7 @@ pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: &
             }
             Command::Publish { epoch, step, files, remove } => {
                 if let Some(running) = job.as_ref().filter(|j| j.assignment.epoch == epoch) {
-                    running.publish(step, files, remove, emit);
+                    running.publish(step, files, remove, &environment.shared, emit);
                 }
             }
             Command::Checkpoint { epoch, step } => {
@@ -311,17 +383,43 @@ pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: &
     }
 }
 
+/// What fails here is tried again, and said, where a place is really to be prepared.
+fn warm_up<D: Device + Clone>(
+    device: &D,
+    environment: &Environment,
+    ahead: &WarmUp,
+    used: Option<Room<D>>,
+) -> Option<Room<D>> {
+    // A place may be assigned meanwhile: it is the same work.
+    environment.shared.enter("prepare");
+    let since = std::time::Instant::now();
+    let room = Room::make(device, environment, &ahead.spec, ahead.rank, &ahead.checkpoint_root, used);
+    environment.shared.enter("idle");
+    let (job_id, spent) = (&ahead.job_id, since.elapsed());
+    match room {
+        Ok(room) => {
+            tracing::info!("ready for a place of {job_id}, prepared in {:.0} ms", spent.as_secs_f64() * 1e3);
+            Some(room)
+        }
+        Err(error) => {
+            tracing::warn!("cannot get ready for a place of {job_id}: {error}");
+            None
+        }
+    }
+}
+
 fn prepare<D: Device + Clone>(
     device: &D,
     environment: &Environment,
     assignment: Assignment,
     fence: Fence,
+    warm: Option<Room<D>>,
     emit: &Emit,
 ) -> Option<Job<D>> {
     environment.shared.enter("prepare");
     let (job_id, epoch) = (assignment.job_id.clone(), assignment.epoch);
     let what;
-    let job = match Job::prepare(device, environment, assignment, fence) {
+    let job = match Job::prepare(device, environment, assignment, fence, warm) {
         Ok(job) => {
             environment.shared.reset(job.committed);
             what = job.report();
@@ -332,6 +430,7 @@ fn prepare<D: Device + Clone>(
                 fatal: error.is_fatal(),
                 damaged_step: error.damaged_step(),
                 restore: false,
+                corrupt_ranks: Vec::new(),
                 error: error.to_string(),
             };
             None
@@ -347,13 +446,13 @@ fn train<D: Device + Clone>(
     job: &mut Job<D>,
     heal: Option<&HealPlan>,
     environment: &Environment,
-    inbox: &mut Inbox<'_>,
+    inbox: &mut Inbox,
     emit: &Emit,
 ) {
     let (job_id, epoch) = (job.assignment.job_id.clone(), job.assignment.epoch);
     let report = |what| emit(TrainerEvent { job_id: job_id.clone(), epoch, what });
     let mut links = job.links.take();
-    let outcome = connect(job, &mut links, environment).map_err(StepError::from).and_then(|()| {
+    let outcome = connect(job, heal, &mut links, environment).map_err(StepError::from).and_then(|()| {
         let links = links.as_mut().expect("connected above");
         report(Happened::Connected);
         job.steps(links, heal, &environment.shared, inbox, emit)
@@ -362,13 +461,17 @@ fn train<D: Device + Clone>(
     job.links = links;
     match outcome {
         Ok(()) => report(Happened::Finished { step: job.committed }),
-        Err(StepError::Comm(CommError::Fenced { .. })) | Err(StepError::Corrupt(None)) => {}
+        Err(StepError::Comm(CommError::Fenced { .. })) | Err(StepError::Corrupt { seen: None, .. }) => {}
         Err(StepError::Comm(error @ (CommError::PeerLost { rank, .. } | CommError::Refused { rank, .. }))) => {
             report(Happened::PeerLost { rank, error: error.to_string() });
         }
         Err(error) => {
-            let restore = matches!(error, StepError::Corrupt(_));
-            report(Happened::Failed { error: error.to_string(), fatal: false, damaged_step: None, restore });
+            let (restore, corrupt_ranks) = match &error {
+                StepError::Corrupt { wrong, .. } => (wrong.is_empty(), wrong.iter().copied().collect()),
+                StepError::Comm(_) => (false, Vec::new()),
+            };
+            let error = error.to_string();
+            report(Happened::Failed { error, fatal: false, damaged_step: None, restore, corrupt_ranks });
         }
     }
     environment.shared.enter("idle");
@@ -376,12 +479,16 @@ fn train<D: Device + Clone>(
 
 fn connect<D: Device + Clone>(
     job: &Job<D>,
+    heal: Option<&HealPlan>,
     links: &mut Option<Links>,
     environment: &Environment,
 ) -> Result<(), CommError> {
     environment.shared.enter("connect");
     let assignment = &job.assignment;
-    let needed = peers_of(&assignment.spec.shape, assignment.rank);
+    let mut needed = peers_of(&assignment.spec.shape, assignment.rank);
+    if let Some(origin) = heal.and_then(|h| h.origin.as_ref()) {
+        needed.extend(resplit::peers(assignment, origin));
+    }
     let plan = Plan {
         job_id: assignment.job_id.clone(),
         epoch: assignment.epoch,
@@ -408,7 +515,7 @@ impl<D: Device + Clone> Job<D> {
         links: &mut Links,
         heal: Option<&HealPlan>,
         shared: &Shared,
-        inbox: &mut Inbox<'_>,
+        inbox: &mut Inbox,
         emit: &Emit,
     ) -> Result<(), StepError> {
         let total = self.assignment.spec.steps;
@@ -419,7 +526,7 @@ impl<D: Device + Clone> Job<D> {
         self.validate_if_due(links, shared, emit)?;
         self.since = std::time::Instant::now();
         while self.committed < total {
-            self.serve(inbox, emit)?;
+            self.serve(inbox, shared, emit)?;
             let record = self.step(links, shared)?;
             self.committed(record, shared, emit);
             shared.enter("all-gather");
@@ -459,16 +566,18 @@ impl<D: Device + Clone> Job<D> {
     }
 
     /// Does what the session asks for between two steps.
-    fn serve(&mut self, inbox: &mut Inbox<'_>, emit: &Emit) -> Result<(), CommError> {
+    fn serve(&mut self, inbox: &mut Inbox, shared: &Shared, emit: &Emit) -> Result<(), CommError> {
         let epoch = self.assignment.epoch;
         self.fence.check(epoch)?;
         loop {
             match inbox.try_next() {
                 Ok(Command::Publish { epoch: e, step, files, remove }) if e == epoch => {
-                    self.publish(step, files, remove, emit);
+                    self.publish(step, files, remove, shared, emit);
                 }
                 Ok(Command::Checkpoint { epoch: e, step }) if e == epoch => self.write_checkpoint_of(step, emit),
-                Ok(Command::Publish { .. } | Command::Checkpoint { .. } | Command::Start { .. }) => {}
+                Ok(
+                    Command::Publish { .. } | Command::Checkpoint { .. } | Command::Start { .. } | Command::WarmUp(_),
+                ) => {}
                 Ok(later @ (Command::Prepare(..) | Command::Drop { .. })) => {
                     inbox.put_back = Some(later);
                     return Err(CommError::Fenced { epoch, raised: self.fence.epoch() });

@@ -1,6 +1,11 @@
 //! The numbers: every operation against naive arithmetic in f64, the model against an independent implementation
 //! (`tests/reference/tiny.json`), and every split and number of threads against the undivided run.
+//!
+//! The bodies are generic over the device. Here they run on the CPU and on the CUDA device in an emulator; with the feature `gpu`, of
+//! `make gpu-check`, on a GPU as well.
 
+mod compile;
+mod emulator;
 mod ops;
 mod parallel;
 mod reference;

@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 
 use toroid_torus::geometry::{Place, Shape};
-use toroid_torus::job::JobSpec;
+use toroid_torus::job::{JobSpec, Products};
 use toroid_torus::partition::Partition;
+use toroid_worker::device::{Buffer, CpuDevice, Device};
 use toroid_worker::model::{Alone, Input, MicroBatchStats, TpComm};
 
 use crate::support::*;
@@ -28,11 +29,17 @@ struct PlaceOutcome {
 }
 
 /// All stages of one tp_rank, one after the other, on one thread.
-fn run_rank(spec: &JobSpec, shape: &Shape, tp_rank: usize, tp: &mut impl TpComm) -> Vec<PlaceOutcome> {
+fn run_rank<D: Device + Clone>(
+    device: &D,
+    spec: &JobSpec,
+    shape: &Shape,
+    tp_rank: usize,
+    tp: &mut impl TpComm,
+) -> Vec<PlaceOutcome> {
     let (tokens, targets) = batch(&reference().text, 0, spec.batch.micro_batch);
     let last = shape.pp() - 1;
     let mut stages: Vec<_> =
-        (0..shape.pp()).map(|pp| stage(spec, shape, Place { tp: tp_rank, pp, dp: 0 }, 1)).collect();
+        (0..shape.pp()).map(|pp| stage_on(device, spec, shape, Place { tp: tp_rank, pp, dp: 0 })).collect();
     let mut between = vec![0.0; stages[0].0.activation_len()];
     let mut next = between.clone();
     let mut outcomes = Vec::new();
@@ -61,16 +68,21 @@ fn run_rank(spec: &JobSpec, shape: &Shape, tp_rank: usize, tp: &mut impl TpComm)
     outcomes
 }
 
-/// Runs every place of a shape and puts the whole tensors' gradients together.
+/// On the CPU.
 fn run(spec: &JobSpec, tp: usize, pp: usize) -> Outcome {
+    run_on(&CpuDevice::new(1), spec, tp, pp)
+}
+
+/// Runs every place of a shape and puts the whole tensors' gradients together.
+fn run_on<D: Device + Clone>(device: &D, spec: &JobSpec, tp: usize, pp: usize) -> Outcome {
     let shape = Shape::new(tp, pp, 1).expect("a valid shape");
     let ranks: Vec<Vec<PlaceOutcome>> = std::thread::scope(|scope| {
         let run = |(rank, mut group): (usize, Threads)| {
             scope.spawn(move || {
                 if tp == 1 {
-                    run_rank(spec, &shape, rank, &mut Alone)
+                    run_rank(device, spec, &shape, rank, &mut Alone)
                 } else {
-                    run_rank(spec, &shape, rank, &mut group)
+                    run_rank(device, spec, &shape, rank, &mut group)
                 }
             })
         };
@@ -121,8 +133,13 @@ fn distance(found: &[f32], expected: &[f32]) -> f64 {
 }
 
 fn check_split(tp: usize, pp: usize) {
+    check_split_on(&CpuDevice::new(1), tp, pp);
+}
+
+/// A split on this device against the whole on the CPU.
+fn check_split_on<D: Device + Clone>(device: &D, tp: usize, pp: usize) {
     let spec = spec(2);
-    let (whole, split) = (run(&spec, 1, 1), run(&spec, tp, pp));
+    let (whole, split) = (run(&spec, 1, 1), run_on(device, &spec, tp, pp));
     assert_close("loss", total(&spec, &split.stats), total(&spec, &whole.stats), 1e-6);
     assert_close("z", split.stats.z, whole.stats.z, 1e-6);
     assert_close("balance", split.stats.balance, whole.stats.balance, 1e-6);
@@ -157,16 +174,16 @@ fn pp_2_and_pp_4_give_the_same_bits() {
 }
 
 #[test]
-fn tp_2_and_pp_2() {
-    check_split(2, 2);
+fn any_number_of_threads_gives_the_same_bits() {
+    for products in [Products::F32, Products::Bf16] {
+        check_threads(&JobSpec { products, ..spec(3) });
+    }
 }
 
-#[test]
-fn any_number_of_threads_gives_the_same_bits() {
-    let spec = spec(3);
+fn check_threads(spec: &JobSpec) {
     let (tokens, targets) = batch(&reference().text, 0, 3);
     let run = |threads| {
-        let (mut stage, _) = whole(&spec, threads);
+        let (mut stage, _) = whole(spec, threads);
         let stats = step(&mut stage, &tokens, &targets, 1.0);
         let bits: Vec<u32> = read(stage.device(), stage.grads()).iter().map(|g| g.to_bits()).collect();
         (stats, bits)
@@ -179,23 +196,67 @@ fn any_number_of_threads_gives_the_same_bits() {
     }
 }
 
-#[test]
-fn what_buffers_held_before_leaves_no_trace() {
-    let spec = spec(2);
-    let text = reference().text;
-    let run = |before: &[usize]| {
-        let (mut stage, _) = whole(&spec, 1);
-        for first in before {
-            let (tokens, targets) = batch(&text, *first, 2);
-            step(&mut stage, &tokens, &targets, 1.0);
-            unfailing(stage.evaluate(Input::Tokens(&tokens), Some(&targets), &mut Alone, None));
-        }
-        stage.zero_grads();
-        let (tokens, targets) = batch(&text, 0, 2);
-        (step(&mut stage, &tokens, &targets, 1.0), read(stage.device(), stage.grads()))
-    };
-    assert!(run(&[]) == run(&[5, 9, 2]), "a step depends on the steps before it (M-4)");
+/// Two runs of a step have the same bits (D-1), and what the buffers held before is not in them (M-4).
+fn check_no_trace<D: Device + Clone>(device: &D) {
+    for products in [Products::F32, Products::Bf16] {
+        let spec = JobSpec { products, ..spec(2) };
+        let text = reference().text;
+        let run = |before: &[usize]| {
+            let (mut stage, _) = whole_on(device, &spec);
+            for first in before {
+                let (tokens, targets) = batch(&text, *first, 2);
+                step(&mut stage, &tokens, &targets, 1.0);
+                unfailing(stage.evaluate(Input::Tokens(&tokens), Some(&targets), &mut Alone, None));
+            }
+            stage.zero_grads();
+            let (tokens, targets) = batch(&text, 0, 2);
+            (step(&mut stage, &tokens, &targets, 1.0), read(stage.device(), stage.grads()))
+        };
+        assert!(run(&[]) == run(&[5, 9, 2]), "a step in {products:?} depends on the steps before it (M-4)");
+    }
 }
+
+/// Losses of a step and the norm of its gradient.
+fn losses_and_norm<D: Device + Clone>(device: &D, products: Products) -> (MicroBatchStats, f64) {
+    let (tokens, targets) = batch(&reference().text, 0, 2);
+    let (mut stage, _) = whole_on(device, &JobSpec { products, ..spec(2) });
+    let stats = step(&mut stage, &tokens, &targets, 1.0);
+    (stats, stage.device().sum_of_squares(stage.grads().all()).sqrt())
+}
+
+/// Products in bf16 cost accuracy, and not more than they should.
+fn check_bf16<D: Device + Clone>(device: &D) {
+    let (exact, found) = (losses_and_norm(&CpuDevice::new(1), Products::F32), losses_and_norm(device, Products::Bf16));
+    assert_close("loss in bf16", total(&spec(2), &found.0), total(&spec(2), &exact.0), 2e-2);
+    assert_close("gradient norm in bf16", found.1, exact.1, 2e-2);
+    assert_ne!(found.0, exact.0, "nothing was rounded");
+}
+
+macro_rules! on_device {
+    ($device:ident: $new:expr) => {
+        mod $device {
+            #[test]
+            fn what_buffers_held_before_leaves_no_trace() {
+                super::check_no_trace(&$new);
+            }
+
+            #[test]
+            fn tp_2_and_pp_2() {
+                super::check_split_on(&$new, 2, 2);
+            }
+
+            #[test]
+            fn bf16_is_near_f32() {
+                super::check_bf16(&$new);
+            }
+        }
+    };
+}
+
+on_device!(cpu: toroid_worker::device::CpuDevice::new(1));
+on_device!(cuda_emulated: crate::emulator::device());
+#[cfg(feature = "gpu")]
+on_device!(gpu: crate::support::gpu());
 
 #[test]
 fn two_micro_batches_in_flight_do_not_mix() {

@@ -103,22 +103,38 @@ pub fn batch(text: &str, first: usize, num: usize) -> (Vec<u32>, Vec<u32>) {
 }
 
 /// A stage of the reference's model with the formula weights.
-pub fn stage(spec: &JobSpec, shape: &Shape, place: Place, threads: usize) -> (Stage<CpuDevice>, Partition) {
+pub fn stage_on<D: Device + Clone>(device: &D, spec: &JobSpec, shape: &Shape, place: Place) -> (Stage<D>, Partition) {
     let partition = partition::partition(&spec.model, shape, place.tp, place.pp);
-    let mut stage = Stage::new(CpuDevice::new(threads), spec, shape, place, &partition, 2);
+    let mut stage = Stage::new(device.clone(), spec, shape, place, &partition, 2);
     let params = formula_params(spec, &partition);
     let device = stage.device().clone();
     device.write(stage.params_mut().all_mut(), &params);
     (stage, partition)
 }
 
-/// The undivided model.
-pub fn whole(spec: &JobSpec, threads: usize) -> (Stage<CpuDevice>, Partition) {
-    let shape = Shape::new(1, 1, 1).expect("one place is a shape");
-    stage(spec, &shape, Place { tp: 0, pp: 0, dp: 0 }, threads)
+/// The GPU that `make gpu-check` found, opened once for all tests.
+#[cfg(feature = "gpu")]
+pub fn gpu() -> toroid_worker::device::CudaDevice {
+    use toroid_worker::device::CudaDevice;
+    static GPU: std::sync::LazyLock<CudaDevice> = std::sync::LazyLock::new(|| {
+        let cache = std::env::temp_dir().join("toroid-gpu-check");
+        CudaDevice::open(0, &cache).unwrap_or_else(|e| panic!("the tests of the GPU need one: {e}"))
+    });
+    GPU.clone()
 }
 
-pub fn read(device: &CpuDevice, buf: &<CpuDevice as Device>::Buf) -> Vec<f32> {
+/// The undivided model.
+pub fn whole_on<D: Device + Clone>(device: &D, spec: &JobSpec) -> (Stage<D>, Partition) {
+    let shape = Shape::new(1, 1, 1).expect("one place is a shape");
+    stage_on(device, spec, &shape, Place { tp: 0, pp: 0, dp: 0 })
+}
+
+/// On the CPU.
+pub fn whole(spec: &JobSpec, threads: usize) -> (Stage<CpuDevice>, Partition) {
+    whole_on(&CpuDevice::new(threads), spec)
+}
+
+pub fn read<D: Device>(device: &D, buf: &D::Buf) -> Vec<f32> {
     let mut out = vec![0.0; buf.len()];
     device.read(buf.all(), &mut out);
     out
@@ -130,7 +146,7 @@ pub fn total(spec: &JobSpec, stats: &MicroBatchStats) -> f64 {
 }
 
 /// Forward and backward of one micro-batch on the undivided model.
-pub fn step(stage: &mut Stage<CpuDevice>, tokens: &[u32], targets: &[u32], scale: f32) -> MicroBatchStats {
+pub fn step<D: Device>(stage: &mut Stage<D>, tokens: &[u32], targets: &[u32], scale: f32) -> MicroBatchStats {
     let stats = unfailing(stage.forward(0, Input::Tokens(tokens), Some(targets), &mut Alone, None));
     unfailing(stage.backward(0, None, scale, &mut Alone, None));
     stats

@@ -5,6 +5,7 @@ mod drain;
 mod healing;
 mod lifecycle;
 mod recovery;
+mod resize;
 mod restart;
 mod simulation;
 mod worker;

@@ -45,7 +45,7 @@ fn without_redundancy_all_begin_again_with_a_spare() {
 
 #[test]
 fn without_a_spare_the_job_waits_for_one() {
-    let (mut world, job) = running(0, "");
+    let (mut world, job) = running(0, "fault_tolerance.min_dp = 2");
     world.kill("b");
     let record = world.record(&job);
     assert_eq!((record.state, record.epoch), (State::Recovering, 1), "the epoch moves when the place is filled");

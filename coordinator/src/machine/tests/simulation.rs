@@ -63,13 +63,14 @@ impl Simulation {
             requests: Vec::new(),
             drained: BTreeSet::new(),
         };
-        let places = 1 + simulation.random.below(4);
+        let (tp, dp) = *simulation.random.pick(&[(1, 1), (1, 2), (1, 3), (1, 4), (2, 2)]).expect("there are some");
+        let places = tp * dp;
         let interval = simulation.random.below(4);
         let redundancy = simulation.random.below(8) > 0;
         let more = format!(
-            "checkpoint.interval_steps = {interval}\ncheckpoint.interval_s = 7\nfault_tolerance.redundancy = {redundancy}"
+            "checkpoint.interval_steps = {interval}\ncheckpoint.interval_s = 7\nfault_tolerance.redundancy = {redundancy}\nshape.tp = {tp}\nshape.dp = {dp}"
         );
-        simulation.jobs.push(simulation.world.submit(&job_file(places, 12, &more)));
+        simulation.jobs.push(simulation.world.submit(&job_file(0, 12, &more)));
         if simulation.random.below(4) == 0 {
             simulation.jobs.push(simulation.world.submit(&job_file(1, 5, "")));
         }
@@ -102,7 +103,8 @@ impl Simulation {
     fn event(&mut self) {
         match self.random.below(100) {
             0..45 => self.deliver(),
-            45..60 => drop({
+            45..47 => self.be_patient(),
+            47..60 => drop({
                 let job = self.some_job();
                 self.world.step(&job)
             }),
@@ -155,6 +157,14 @@ impl Simulation {
             let still = self.world.machine.poll_timeout();
             assert!(still.is_none_or(|d| d > self.world.now), "a deadline that passed is still waited for");
         }
+    }
+
+    /// Longer than a lost worker is waited for.
+    fn be_patient(&mut self) {
+        if self.random.below(2) == 0 {
+            self.kill();
+        }
+        self.world.pass(LIMITS.replacement() + LIMITS.heartbeat_interval);
     }
 
     fn kill(&mut self) {
@@ -381,7 +391,7 @@ fn invariants_hold_and_jobs_end_whatever_happens() {
         return;
     }
     assert!(tally.num_done * 2 > tally.num_jobs, "the faults are too many: {tally:?}");
-    for rung in ["spare", "restart", "reconnect", "restore", "drain"] {
+    for rung in ["spare", "restart", "reconnect", "shrink", "grow", "restore", "drain"] {
         assert!(tally.rungs.get(rung).is_some_and(|n| *n > 20), "{rung} is hardly tried: {tally:?}");
     }
 }

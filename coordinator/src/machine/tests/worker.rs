@@ -6,6 +6,7 @@ use proto::coordinator_message::Body as ToWorker;
 use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 use toroid_proto::StepRecord;
+use toroid_torus::geometry::Shape;
 use toroid_torus::manifest::ShardFile;
 
 use crate::machine::StreamId;
@@ -22,8 +23,12 @@ pub struct Work {
     pub total: u64,
     pub started: bool,
     pub committed: u64,
-    /// Has both its shards at `committed`.
-    pub has_state: bool,
+    /// Of this epoch.
+    pub shape: Shape,
+    /// Its two shards at `committed`, as the place of a rank in a shape has them; the older first.
+    pub held: Vec<(Shape, usize)>,
+    /// Has split the state anew in this epoch.
+    pub is_split: bool,
     /// Can apply `committed + 1`.
     pub sealed: bool,
     /// What is to be done before the next step.
@@ -54,6 +59,8 @@ pub struct Worker {
     pub is_hung: bool,
     /// Its trainer hangs in this operation; heartbeats go on.
     pub stuck_in: Option<String>,
+    /// How far it says it is with one long operation.
+    pub progress: u64,
     /// Whom it says it waits for.
     pub waits_for: Vec<u32>,
     pub pid: u32,
@@ -66,6 +73,8 @@ pub struct Worker {
     pub damaged: BTreeSet<u64>,
     /// What writing a shard or a manifest ends with; `None`: success.
     pub write_error: Option<String>,
+    /// Jobs and ranks.
+    pub told_to_warm_up: Vec<(String, u32)>,
 }
 
 /// Shards by (job, step), each with the epoch that wrote it, by rank; and manifests that can be seen.
@@ -88,6 +97,7 @@ impl Worker {
             is_welcome: false,
             is_hung: false,
             stuck_in: None,
+            progress: 0,
             waits_for: Vec::new(),
             pid: 1,
             digest: 7,
@@ -95,6 +105,7 @@ impl Worker {
             prepare_error: None,
             damaged: BTreeSet::new(),
             write_error: None,
+            told_to_warm_up: Vec::new(),
         }
     }
 
@@ -131,6 +142,7 @@ impl Worker {
             sealed_next: work.sealed,
             operation: self.stuck_in.clone().unwrap_or_else(|| "forward".into()),
             waits_for: self.waits_for.clone(),
+            progress: self.progress,
             ..Default::default()
         }
     }
@@ -186,6 +198,7 @@ impl Worker {
                 }
             }
             ToWorker::Refused(_) => self.work = None,
+            ToWorker::WarmUp(m) => self.told_to_warm_up.push((m.job_id, m.rank)),
         }
     }
 
@@ -207,7 +220,7 @@ impl Worker {
         }
         let spec: toroid_torus::job::JobSpec = serde_json::from_str(&m.job_json).unwrap();
         let (job_id, epoch) = (m.job_id.clone(), m.epoch);
-        let before = self.work.take().filter(|w| w.job == m.job_id && w.rank == m.rank as usize);
+        let before = self.work.take().filter(|w| w.job == m.job_id);
         let mut work = Work {
             job: job_id.clone(),
             epoch,
@@ -216,7 +229,9 @@ impl Worker {
             total: spec.steps,
             started: false,
             committed: 0,
-            has_state: false,
+            shape: spec.shape,
+            held: Vec::new(),
+            is_split: false,
             sealed: false,
             healing: None,
             named: BTreeSet::new(),
@@ -225,9 +240,9 @@ impl Worker {
             history: VecDeque::new(),
         };
         match before {
-            Some(before) if m.heal && before.has_state => {
+            Some(before) if m.heal && !before.held.is_empty() => {
                 work.committed = before.committed;
-                work.has_state = true;
+                work.held = before.held;
                 work.sealed = before.sealed;
                 work.unacknowledged = before.unacknowledged;
                 work.history = before.history;
@@ -235,12 +250,14 @@ impl Worker {
             _ if m.heal => {}
             before => {
                 work.committed = if m.restore_step > 0 { m.restore_step } else { self.resume_step };
-                work.has_state = true;
+                work.held = vec![(work.shape, work.rank)];
                 work.unacknowledged = before.map(|b| b.unacknowledged).unwrap_or_default();
                 work.unacknowledged.retain(|r| r.step <= work.committed);
             }
         }
-        let (committed_step, has_state, sealed_next) = (work.committed, work.has_state, work.sealed);
+        let (committed_step, sealed_next) = (work.committed, work.sealed);
+        let in_proto = |(shape, rank): &(Shape, usize)| proto::Held { shape: Some(shape.into()), rank: *rank as u32 };
+        let held = work.held.iter().map(in_proto).collect();
         self.work = Some(work);
         // Who waits for others is woken by the fence; what computes for ever is not.
         if self.stuck_in.is_some() && self.waits_for.is_empty() {
@@ -263,7 +280,7 @@ impl Worker {
             data_digest: vec![self.digest; 32],
             num_samples: 100,
             num_params: 1000,
-            has_state,
+            held,
             sealed_next,
         }));
         let Some(work) = self.work.clone() else { return };
@@ -274,25 +291,53 @@ impl Worker {
     pub fn heal(&mut self, history: &VecDeque<StepRecord>, disk: &mut Disk) {
         let Some(work) = &mut self.work else { return };
         let Some(heal) = work.healing.take() else { return };
-        if work.has_state && work.committed < heal.step {
-            assert!(work.sealed && work.committed + 1 == heal.step, "T-2: {} cannot follow to {}", self.id, heal.step);
-            return self.commit(disk);
+        if heal.origin.is_none() {
+            let (place, is_moved) = ((work.shape, work.rank), work.held.len() > 1);
+            work.held.retain(|h| *h == place);
+            self.follow(&heal, history, is_moved);
         }
-        work.sealed = false;
-        if !work.has_state {
-            work.has_state = true;
-            work.committed = heal.step;
-            work.history.clone_from(history);
-            if work.rank == 0 {
-                work.unacknowledged.clone_from(history);
-            }
-            let work = work.clone();
-            work.unacknowledged.iter().for_each(|r| self.say(work.report(r)));
-        }
-        if self.work.as_mut().is_some_and(|w| w.named.remove(&heal.step)) {
+        let Some(work) = &mut self.work else { return };
+        work.held = vec![(work.shape, work.rank)];
+        if work.named.remove(&heal.step) {
             self.write(heal.step, disk);
         }
         self.finish_if_last();
+    }
+
+    /// Splits the state of the step that was decided anew, and keeps it as it was.
+    pub fn resplit(&mut self, history: &VecDeque<StepRecord>) {
+        let Some(work) = &mut self.work else { return };
+        let Some(heal) = work.healing.clone() else { return };
+        let Some(origin) = &heal.origin else { return };
+        let shape = Shape::try_from(&origin.shape.unwrap()).unwrap();
+        let own = origin.ranks[work.rank].checked_sub(1).map(|rank| (shape, rank as usize));
+        assert!(own.is_none_or(|own| work.held.contains(&own)), "{} is to hold {own:?}: {:?}", self.id, work.held);
+        work.held.retain(|h| Some(*h) == own);
+        self.follow(&heal, history, true);
+        let Some(work) = &mut self.work else { return };
+        work.is_split = true;
+        work.held.push((work.shape, work.rank));
+    }
+
+    /// Gets to the step that was decided. A new rank 0 says what the one before may not have said.
+    fn follow(&mut self, heal: &proto::Heal, history: &VecDeque<StepRecord>, is_moved: bool) {
+        let Some(work) = &mut self.work else { return };
+        let (is_newcomer, is_behind) = (work.held.is_empty(), work.committed < heal.step);
+        if is_newcomer {
+            work.committed = heal.step;
+            work.history.clone_from(history);
+        }
+        if work.rank == 0 && (is_newcomer || is_moved) {
+            work.unacknowledged.clone_from(&work.history);
+            let work = work.clone();
+            work.unacknowledged.iter().for_each(|r| self.say(work.report(r)));
+        }
+        let Some(work) = &mut self.work else { return };
+        if is_behind && !is_newcomer {
+            assert!(work.sealed && work.committed + 1 == heal.step, "T-2: {} cannot follow to {}", self.id, heal.step);
+            return self.commit_step();
+        }
+        work.sealed = false;
     }
 
     fn checkpoint_at(&mut self, m: &proto::CheckpointAt, disk: &mut Disk) {
@@ -365,8 +410,18 @@ impl Worker {
 
     /// Has the global sums of the step that it has sealed.
     pub fn commit(&mut self, disk: &mut Disk) {
+        self.commit_step();
         let Some(work) = &mut self.work else { return };
-        assert!(work.has_state && work.sealed, "T-2: {} commits what it has not sealed", self.id);
+        if work.named.remove(&work.committed) {
+            let step = work.committed;
+            self.write(step, disk);
+        }
+        self.finish_if_last();
+    }
+
+    fn commit_step(&mut self) {
+        let Some(work) = &mut self.work else { return };
+        assert!(!work.held.is_empty() && work.sealed, "T-2: {} commits what it has not sealed", self.id);
         work.committed += 1;
         work.sealed = false;
         let (step, epoch) = (work.committed, work.epoch);
@@ -381,10 +436,6 @@ impl Worker {
             work.unacknowledged.push_back(record);
             self.say(report);
         }
-        if self.work.as_mut().is_some_and(|w| w.named.remove(&step)) {
-            self.write(step, disk);
-        }
-        self.finish_if_last();
     }
 
     fn finish_if_last(&mut self) {

@@ -17,7 +17,9 @@ use proto::coordinator_message::Body as ToWorker;
 use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 use toroid_proto::StepRecord;
+use toroid_torus::geometry::Shape;
 use toroid_torus::holders;
+use toroid_torus::resplit::num_lost;
 
 use super::worker::{Disk, Work, Worker, loss_of};
 use crate::machine::record::{Incident, JobRecord, Record, Rung};
@@ -265,7 +267,7 @@ impl World {
     /// As [`World::step`], but at each point (heal, seal, commit) only those whom `chosen` names get on, if it names not all.
     pub fn step_in_part(&mut self, job: &str, mut chosen: impl FnMut(&str) -> bool) -> bool {
         let group = self.group(job);
-        if group.is_empty() || !self.heal(job, &group, &mut chosen) {
+        if group.is_empty() || !self.heal(&group, &mut chosen) {
             return false;
         }
         let committed = |world: &World, id: &String| world.work(id).committed;
@@ -312,18 +314,27 @@ impl World {
     }
 
     /// Newcomers pull their shards from the other holders, who is behind commits; says whether all are done.
-    fn heal(&mut self, job: &str, group: &[String], chosen: &mut impl FnMut(&str) -> bool) -> bool {
+    fn heal(&mut self, group: &[String], chosen: &mut impl FnMut(&str) -> bool) -> bool {
         let Some(heal) = group.iter().find_map(|id| self.work(id).healing.clone()) else { return true };
-        let shape = self.machine.record(job).map(|r| r.spec.shape).expect("a job that is worked at");
         let by_rank: BTreeMap<usize, &String> = group.iter().map(|id| (self.work(id).rank, id)).collect();
         let source = by_rank[&(heal.source as usize)];
         assert_eq!(self.work(source).committed, heal.step, "the source has committed the step");
         let history = self.work(source).history.clone();
-        let is_new = |rank: usize| heal.newcomers.contains(&(rank as u32));
         let waits: Vec<&String> = group.iter().filter(|id| self.work(id).healing.is_some()).collect();
+        if heal.origin.is_some() {
+            let splits: Vec<&String> = waits.iter().copied().filter(|id| !self.work(id).is_split).collect();
+            // Whoever goes on has heard that all have split it.
+            if !self.each(&splits, chosen, |worker, _| worker.resplit(&history)) {
+                return false;
+            }
+            return self.each(&waits, chosen, |worker, disk| worker.heal(&history, disk));
+        }
+        let shape = self.work(source).shape;
+        let is_new = |rank: usize| heal.newcomers.contains(&(rank as u32));
         for id in &waits {
             let rank = self.work(id).rank;
-            assert_eq!(is_new(rank), !self.work(id).has_state, "{id} (rank {rank}) is a newcomer or not");
+            let has_state = self.work(id).held.contains(&(shape, rank));
+            assert_eq!(is_new(rank), !has_state, "{id} (rank {rank}) is a newcomer or not");
             if is_new(rank) {
                 let holders = [holders::backup_of(&shape, rank), holders::guarded_by(&shape, rank)];
                 assert!(holders.into_iter().flatten().all(|r| !is_new(r)), "T-3: rank {rank} pulls from nobody");
@@ -416,9 +427,10 @@ impl World {
             }
             for checkpoint in new.checkpoints.iter().filter(|c| !old.checkpoints.contains(c)) {
                 let key = (new.id.clone(), checkpoint.step);
-                let world = new.spec.shape.world();
+                let world = new.shape.world();
                 assert!(self.disk.manifests.contains_key(&key), "T-6: step {} is recorded, not published", key.1);
-                assert_eq!(self.disk.shards[&key].len(), world, "T-6: step {} lacks shards", key.1);
+                let of_epoch = self.disk.shards[&key].values().filter(|epoch| **epoch == checkpoint.epoch).count();
+                assert_eq!(of_epoch, world, "T-6: step {} lacks shards", key.1);
                 let curve = self.curves[&new.id].last().map_or(0, |r| r.step);
                 assert!(curve >= checkpoint.step, "the curve ends at {curve}, before checkpoint {}", checkpoint.step);
             }
@@ -441,16 +453,16 @@ impl World {
         let num_new = (new.num_events - old.num_events) as usize;
         let is_corrupt = new.events.iter().rev().take(num_new).any(|e| e.text.contains("silent corruption"));
         let is_redundant = new.spec.fault_tolerance.redundancy && new.spec.shape.world() > 1;
-        let holds = |rank: &usize| {
-            let worker = old.places[*rank].as_ref().and_then(|w| self.workers.get(w));
-            let work = worker.and_then(|w| w.work.as_ref());
-            work.is_some_and(|w| w.job == old.id && w.rank == *rank && w.has_state)
+        let works = old.places.iter().flatten().filter_map(|w| self.workers.get(w)?.work.as_ref());
+        let held: Vec<(Shape, usize)> = works.filter(|w| w.job == old.id).flat_map(|w| w.held.clone()).collect();
+        let is_whole = |way: Shape| {
+            let present = held.iter().filter(|(shape, _)| *shape == way).map(|(_, rank)| *rank).collect();
+            num_lost(&way, &present) == 0
         };
-        let lost: BTreeSet<usize> = (0..old.places.len()).filter(|r| !holds(r)).collect();
-        let is_lost = holders::lost_shard(&new.spec.shape, &lost).is_some();
+        let is_lost = held.iter().all(|(way, _)| !is_whole(*way));
         assert!(
             is_corrupt || !is_redundant || is_lost,
-            "T-3: the state is given up, only {lost:?} are lost: {}",
+            "T-3: the state is given up, {held:?} is there: {}",
             new.reason
         );
     }
@@ -466,7 +478,8 @@ impl World {
         if works.iter().any(|w| w.started) {
             return;
         }
-        for work in works.iter().filter(|w| w.has_state) {
+        let way = heal.origin.as_ref().map_or(record.shape, |o| Shape::try_from(&o.shape.unwrap()).unwrap());
+        for work in works.iter().filter(|w| w.held.iter().any(|(shape, _)| *shape == way)) {
             let follows = work.committed == heal.step || work.committed + 1 == heal.step && work.sealed;
             assert!(follows, "T-2: rank {} is at {} and is to go on from {}", work.rank, work.committed, heal.step);
         }
@@ -504,7 +517,7 @@ impl World {
                 assert_eq!(record.places[m.rank as usize].as_deref(), worker, "a place is assigned to its worker");
                 let is_newest = m.restore_step == record.last_checkpoint().map_or(0, |c| c.step);
                 assert!(is_newest || m.heal, "a restore is from the newest checkpoint");
-                assert_eq!(m.peers.len(), record.spec.shape.world());
+                assert_eq!(m.peers.len(), record.shape.world());
             }
             // One input may repeat what was said in an epoch and then begin the next, which is stored by then.
             ToWorker::Start(m) => {
@@ -520,7 +533,7 @@ impl World {
             }
             ToWorker::PublishManifest(m) => {
                 let record = self.stored(&m.job_id);
-                assert_eq!(m.files_json.len(), record.spec.shape.world(), "T-6: a shard of every place");
+                assert_eq!(m.files_json.len(), record.shape.world(), "T-6: a shard of every place");
                 let removes = |step| m.remove_steps.contains(&step);
                 let is_last_good_kept = record.last_checkpoint().is_none_or(|c| !removes(c.step));
                 assert!(is_last_good_kept && !removes(m.step), "the last good checkpoint is removed: {m:?}");
@@ -530,7 +543,7 @@ impl World {
                 let kept = self.stored(&m.job_id).restore_step.max(curve.last().map_or(0, |r| r.step));
                 assert!(kept.max(self.resume_step) >= m.step, "step {} is acknowledged, not kept", m.step);
             }
-            ToWorker::Welcome(_) | ToWorker::Stop(_) | ToWorker::Refused(_) => {}
+            ToWorker::Welcome(_) | ToWorker::Stop(_) | ToWorker::Refused(_) | ToWorker::WarmUp(_) => {}
         }
     }
 }
@@ -548,12 +561,15 @@ fn check_succession(old: &JobRecord, new: &JobRecord) {
     let lost: BTreeSet<&str> = events.filter(|e| moves.contains(&e.kind.as_str())).map(|e| e.worker.as_str()).collect();
     for (rank, worker) in old.places.iter().enumerate() {
         if let Some(worker) = worker.as_deref().filter(|w| !lost.contains(w) && !new.state.is_ended()) {
-            assert_eq!(new.places[rank].as_deref(), Some(worker), "T-7: a survivor keeps rank {rank}");
+            let kept = if new.shape == old.shape { Some(rank) } else { new.rank_of(worker) };
+            let now = kept.and_then(|rank| new.places[rank].as_deref());
+            assert_eq!(now, Some(worker), "T-7: a survivor keeps rank {rank}, or has another in another shape");
         }
     }
 }
 
-/// A job of `dp` places.
+/// A job of `dp` places. Its shape can be said in `more`, with a `dp` of 0.
 pub fn job_file(dp: usize, steps: u64, more: &str) -> String {
-    format!("name = \"demo\"\nsteps = {steps}\n{more}\n[shape]\ndp = {dp}\n[data]\npath = \"/data\"\n")
+    let shape = if dp == 0 { String::new() } else { format!("shape.dp = {dp}\n") };
+    format!("name = \"demo\"\nsteps = {steps}\n{shape}{more}\n[data]\npath = \"/data\"\n")
 }

@@ -9,8 +9,8 @@
 //! Scores exist only as one tile on a thread's stack. The forward keeps their log-sum-exp, the backward recomputes them
 //! from it.
 
-use super::matmul::{Operand, product};
 use super::pool::{Disjoint, Pool};
+use super::product::{Kernel, Operand, product};
 use super::simd::{self, Isa, multiversion};
 use crate::device::AttentionDims;
 
@@ -75,7 +75,15 @@ fn visible(query: usize, key: usize, keys: usize) -> usize {
     (query + 1).saturating_sub(key).min(keys)
 }
 
-pub fn forward(pool: &Pool, isa: Isa, dims: &AttentionDims, qkv: &[f32], out: &mut [f32], lse: &mut [f32]) {
+pub fn forward(
+    pool: &Pool,
+    isa: Isa,
+    kernel: Kernel,
+    dims: &AttentionDims,
+    qkv: &[f32],
+    out: &mut [f32],
+    lse: &mut [f32],
+) {
     let blocks = dims.seq.div_ceil(QUERIES);
     let tasks = dims.batch * dims.heads * blocks;
     let work = tasks * QUERIES * dims.seq * dims.head_dim;
@@ -88,13 +96,14 @@ pub fn forward(pool: &Pool, isa: Isa, dims: &AttentionDims, qkv: &[f32], out: &m
         let num = QUERIES.min(dims.seq - first);
         // SAFETY: each (sample, head, block of queries) is one task's.
         let lse = unsafe { lse.range(head.lse + first..head.lse + first + num) };
-        forward_block(isa, dims, head, qkv, first, &out, lse);
+        forward_block(isa, kernel, dims, head, qkv, first, &out, lse);
     });
 }
 
 /// Queries `first..first + lse.len()` of a head.
 fn forward_block(
     isa: Isa,
+    kernel: Kernel,
     dims: &AttentionDims,
     head: Head,
     qkv: &[f32],
@@ -112,7 +121,7 @@ fn forward_block(
         let k = head.block(dims, qkv, row_len, head.k, key, keys);
         let v = head.block(dims, qkv, row_len, head.v, key, keys);
         // SAFETY: the tile has `QUERIES` rows of `KEYS` and is this task's own.
-        unsafe { product(scale, q, k.t(), 0.0, scores.as_mut_ptr(), KEYS) };
+        unsafe { product(kernel, scale, q, k.t(), 0.0, scores.as_mut_ptr(), KEYS) };
         for r in 0..num {
             let row = &mut scores[r * KEYS..r * KEYS + keys];
             let rescale = online_softmax(isa, row, visible(first + r, key, keys), &mut max[r], &mut sum[r]);
@@ -123,7 +132,7 @@ fn forward_block(
         }
         let p = Operand { data: &scores, rows: num, cols: keys, row_stride: KEYS, col_stride: 1 };
         // SAFETY: rows `first..first + num` of this head's columns of the output are this task's own.
-        unsafe { product(1.0, p, v, if key > 0 { 1.0 } else { 0.0 }, out.at(out_row(0)), out_len) };
+        unsafe { product(kernel, 1.0, p, v, if key > 0 { 1.0 } else { 0.0 }, out.at(out_row(0)), out_len) };
     }
     for r in 0..num {
         // SAFETY: as above.
@@ -167,7 +176,7 @@ pub struct Backward<'a> {
     pub dout: &'a [f32],
 }
 
-pub fn backward(pool: &Pool, isa: Isa, dims: &AttentionDims, saved: Backward<'_>, dqkv: &mut [f32]) {
+pub fn backward(pool: &Pool, isa: Isa, kernel: Kernel, dims: &AttentionDims, saved: Backward<'_>, dqkv: &mut [f32]) {
     let tasks = dims.batch * dims.kv_heads;
     let group = dims.heads / dims.kv_heads;
     let (row_len, head_dim) = (dims.row_len(), dims.head_dim);
@@ -184,7 +193,7 @@ pub fn backward(pool: &Pool, isa: Isa, dims: &AttentionDims, saved: Backward<'_>
         }
         for head in kv * group..(kv + 1) * group {
             for query in (0..dims.seq).step_by(QUERIES) {
-                backward_block(isa, dims, Head::new(dims, sample, head), saved, query, &dqkv);
+                backward_block(isa, kernel, dims, Head::new(dims, sample, head), saved, query, &dqkv);
             }
         }
     });
@@ -192,7 +201,15 @@ pub fn backward(pool: &Pool, isa: Isa, dims: &AttentionDims, saved: Backward<'_>
 
 /// Adds what a block of queries of a head gives to the gradients of its keys and values, and writes that of the
 /// queries.
-fn backward_block(isa: Isa, dims: &AttentionDims, head: Head, saved: Backward<'_>, first: usize, dqkv: &Disjoint<'_>) {
+fn backward_block(
+    isa: Isa,
+    kernel: Kernel,
+    dims: &AttentionDims,
+    head: Head,
+    saved: Backward<'_>,
+    first: usize,
+    dqkv: &Disjoint<'_>,
+) {
     let num = QUERIES.min(dims.seq - first);
     let (row_len, out_len) = (dims.row_len(), dims.out_len());
     let scale = 1.0 / (dims.head_dim as f32).sqrt();
@@ -211,8 +228,8 @@ fn backward_block(isa: Isa, dims: &AttentionDims, head: Head, saved: Backward<'_
         let v = head.block(dims, saved.qkv, row_len, head.v, key, keys);
         // SAFETY: the tiles have `QUERIES` rows of `KEYS` and are this task's own.
         unsafe {
-            product(scale, q, k.t(), 0.0, p.as_mut_ptr(), KEYS);
-            product(1.0, dout, v.t(), 0.0, ds.as_mut_ptr(), KEYS);
+            product(kernel, scale, q, k.t(), 0.0, p.as_mut_ptr(), KEYS);
+            product(kernel, 1.0, dout, v.t(), 0.0, ds.as_mut_ptr(), KEYS);
         }
         for r in 0..num {
             let row = r * KEYS..r * KEYS + keys;
@@ -225,9 +242,9 @@ fn backward_block(isa: Isa, dims: &AttentionDims, head: Head, saved: Backward<'_
         // SAFETY: the columns of this query head and of its key/value head are this task's own, for all rows of the
         // sample.
         unsafe {
-            product(1.0, tile(&p).t(), dout, 1.0, at(key, head.v), row_len);
-            product(1.0, tile(&ds).t(), q, 1.0, at(key, head.k), row_len);
-            product(1.0, tile(&ds), k, add, at(first, head.q), row_len);
+            product(kernel, 1.0, tile(&p).t(), dout, 1.0, at(key, head.v), row_len);
+            product(kernel, 1.0, tile(&ds).t(), q, 1.0, at(key, head.k), row_len);
+            product(kernel, 1.0, tile(&ds), k, add, at(first, head.q), row_len);
         }
     }
 }

@@ -225,16 +225,17 @@ multiversion! {
         let ff = act.len();
         let (dact, gate, up) = (&dact[..ff], &mut gate[..ff], &mut up[..ff]);
         for i in 0..ff {
-            // The product without the weight, for the sum below.
-            act[i] = gate[i] * simd::sigmoid(gate[i]) * up[i];
-        }
-        let dweight = simd::sum_by(ff, |i| dact[i] * act[i]);
-        for i in 0..ff {
             let (g, u, d) = (gate[i], up[i], dact[i] * weight);
             let s = simd::sigmoid(g);
+            let silu = g * s;
             gate[i] = d * u * s * (1.0 + g * (1.0 - s));
-            up[i] = d * g * s;
-            act[i] *= weight;
+            up[i] = d * silu;
+            // The product without the weight, for the sum below.
+            act[i] = silu * u;
+        }
+        let dweight = simd::sum_by(ff, |i| dact[i] * act[i]);
+        for act in act {
+            *act *= weight;
         }
         dweight
     }

@@ -1,15 +1,16 @@
 //! The CPU: the reference that every other device is tested against.
 //!
 //! ```text
-//!   mod      storage and the trait                 pool    threads and blocks of fixed size
-//!   matmul   products by the `gemm` crate          simd    loops per instruction set, exp
+//!   mod      storage and the trait                 pool    threads, blocks of rows
+//!   matmul   products on all threads  ->  product  one of them on one thread  ->  avx512, or the `gemm` crate
 //!   attention, layers, moe, loss, vector           the operations
+//!   simd     loops per instruction set, exp
 //! ```
 //!
-//! Nothing here depends on the number of threads but the speed (D-1): blocks are cut by shape, a sum is done by one
-//! thread in a fixed order, or by parts of fixed size that are then added in order. `unsafe` is for three things:
-//! disjoint parts of one output on several threads, calls into `gemm`, and calls of functions compiled for an
-//! instruction set that was found.
+//! Nothing here depends on the number of threads but the speed (D-1): a sum is done by one thread in a fixed order, or by parts of
+//! fixed size that are then added in order; where work is cut for the number of threads, no sum is cut. Each thread keeps the
+//! packed operands of its products, allocated at the first one (D-2). `unsafe` is for four things: disjoint parts of one output on
+//! several threads, calls into `gemm`, the AVX-512 products, and calls of functions compiled for an instruction set that was found.
 
 #![allow(unsafe_code)]
 
@@ -19,38 +20,47 @@ use std::sync::Arc;
 use super::*;
 
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod layers;
 mod loss;
 mod matmul;
 mod moe;
 mod pool;
+mod product;
 mod simd;
 mod vector;
 
-use matmul::{Grouped, Operand};
+use matmul::Grouped;
 use pool::Pool;
+use product::{Kernel, Operand};
 use simd::Isa;
 
-/// One cache line, so that buffers start at one.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
+/// Elements of a cache line, where buffers start.
+const LINE: usize = 16;
 
-/// f32 in host memory, aligned to a cache line.
+/// f32 in host memory, aligned to a cache line. The system gives zeros page by page when they are first touched: what is never used
+/// takes no memory.
 pub struct HostBuf {
-    lines: Box<[Line]>,
+    memory: Box<[f32]>,
+    start: usize,
     len: usize,
 }
 
 impl HostBuf {
+    fn zeros(len: usize) -> HostBuf {
+        let memory = vec![0.0; len + LINE - 1].into_boxed_slice();
+        let start = memory.as_ptr().align_offset(LINE * size_of::<f32>());
+        assert!(start < LINE, "f32 lie at multiples of their size");
+        HostBuf { memory, start, len }
+    }
+
     pub fn as_slice(&self) -> &[f32] {
-        // SAFETY: `Line` is `repr(C)` with 16 f32 and no padding, and `len` of them are inside of `lines`.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+        &self.memory[self.start..self.start + self.len]
     }
 
     pub fn as_mut_slice(&mut self) -> &mut [f32] {
-        // SAFETY: as above, and `self` is borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+        &mut self.memory[self.start..self.start + self.len]
     }
 }
 
@@ -108,6 +118,10 @@ impl CpuDevice {
         self.pool.threads()
     }
 
+    fn kernel(&self, products: Products) -> Kernel {
+        Kernel::new(self.isa, products)
+    }
+
     /// Digest of products whose sums are long enough for `gemm` to cut them by the machine's caches and instruction
     /// set.
     fn probe(&self) -> String {
@@ -119,11 +133,15 @@ impl CpuDevice {
         let mut hasher = blake3::Hasher::new();
         for (m, n) in [(1, 40), (7, 1), (70, 40)] {
             let (a, b) = (values(m * DEPTH, 1), values(n * DEPTH, 2));
-            let mut c = vec![0.0; m * n];
-            matmul::matmul(&self.pool, 1.0, Operand::new(&a, m, DEPTH), Operand::new(&b, n, DEPTH).t(), 0.0, &mut c);
-            hasher.update(bytemuck::cast_slice(&c));
-            matmul::matmul(&self.pool, 1.0, Operand::new(&a, DEPTH, m).t(), Operand::new(&b, DEPTH, n), 0.0, &mut c);
-            hasher.update(bytemuck::cast_slice(&c));
+            let by_row = (Operand::new(&a, m, DEPTH), Operand::new(&b, n, DEPTH).t());
+            let by_depth = (Operand::new(&a, DEPTH, m).t(), Operand::new(&b, DEPTH, n));
+            for products in [Products::F32, Products::Bf16] {
+                for (a, b) in [by_row, by_depth] {
+                    let mut c = vec![0.0; m * n];
+                    matmul::matmul(&self.pool, self.kernel(products), 1.0, a, b, 0.0, &mut c);
+                    hasher.update(bytemuck::cast_slice(&c));
+                }
+            }
         }
         hasher.finalize().to_hex()[..12].to_string()
     }
@@ -133,13 +151,17 @@ impl Device for CpuDevice {
     type Buf = HostBuf;
     type Ids = Box<[u32]>;
 
+    fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        self.pool.enter(f)
+    }
+
     fn fingerprint(&self) -> String {
         let isa = format!("{:?}", self.isa.level()).to_lowercase();
         format!("cpu-{}-{isa}-toroid-{}-products-{}", std::env::consts::ARCH, env!("CARGO_PKG_VERSION"), self.probe())
     }
 
     fn alloc(&self, len: usize) -> HostBuf {
-        HostBuf { lines: vec![Line([0.0; 16]); len.div_ceil(16)].into_boxed_slice(), len }
+        HostBuf::zeros(len)
     }
 
     fn alloc_ids(&self, len: usize) -> Box<[u32]> {
@@ -216,39 +238,50 @@ impl Device for CpuDevice {
         vector::adamw(&self.pool, self.isa, hyper, p.host(), m.host(), v.host(), g.host());
     }
 
-    fn matmul(&self, alpha: f32, a: Mat<'_, HostBuf>, b: Mat<'_, HostBuf>, beta: f32, c: MatMut<'_, HostBuf>) {
+    fn matmul(
+        &self,
+        products: Products,
+        alpha: f32,
+        a: Mat<'_, HostBuf>,
+        b: Mat<'_, HostBuf>,
+        beta: f32,
+        c: MatMut<'_, HostBuf>,
+    ) {
         assert_eq!((c.rows, c.cols), (a.rows, b.cols), "shape of the product");
-        matmul::matmul(&self.pool, alpha, operand(a), operand(b), beta, c.view.host());
+        matmul::matmul(&self.pool, self.kernel(products), alpha, operand(a), operand(b), beta, c.view.host());
     }
 
     fn grouped_matmul(
         &self,
+        products: Products,
         groups: &Groups<Self>,
         x: View<'_, HostBuf>,
         w: View<'_, HostBuf>,
         y: ViewMut<'_, HostBuf>,
     ) {
-        grouped(groups).product(&self.pool, x.host(), w.host(), true, y.host());
+        grouped(groups).product(&self.pool, self.kernel(products), x.host(), w.host(), true, y.host());
     }
 
     fn grouped_matmul_dx(
         &self,
+        products: Products,
         groups: &Groups<Self>,
         dy: View<'_, HostBuf>,
         w: View<'_, HostBuf>,
         dx: ViewMut<'_, HostBuf>,
     ) {
-        grouped(groups).product(&self.pool, dy.host(), w.host(), false, dx.host());
+        grouped(groups).product(&self.pool, self.kernel(products), dy.host(), w.host(), false, dx.host());
     }
 
     fn grouped_matmul_dw(
         &self,
+        products: Products,
         groups: &Groups<Self>,
         dy: View<'_, HostBuf>,
         x: View<'_, HostBuf>,
         dw: ViewMut<'_, HostBuf>,
     ) {
-        grouped(groups).weight_gradient(&self.pool, dy.host(), x.host(), dw.host());
+        grouped(groups).weight_gradient(&self.pool, self.kernel(products), dy.host(), x.host(), dw.host());
     }
 
     fn embedding(
@@ -306,6 +339,7 @@ impl Device for CpuDevice {
 
     fn attention(
         &self,
+        products: Products,
         dims: &AttentionDims,
         qkv: View<'_, HostBuf>,
         out: ViewMut<'_, HostBuf>,
@@ -317,11 +351,12 @@ impl Device for CpuDevice {
             (dims.tokens() * dims.out_len(), dims.tokens() * dims.heads),
             "lengths of outputs"
         );
-        attention::forward(&self.pool, self.isa, dims, qkv.host(), out.host(), lse.host());
+        attention::forward(&self.pool, self.isa, self.kernel(products), dims, qkv.host(), out.host(), lse.host());
     }
 
     fn attention_backward(
         &self,
+        products: Products,
         dims: &AttentionDims,
         qkv: View<'_, HostBuf>,
         out: View<'_, HostBuf>,
@@ -331,7 +366,7 @@ impl Device for CpuDevice {
     ) {
         assert_eq!((qkv.len, dqkv.len), (dims.tokens() * dims.row_len(), qkv.len), "lengths of qkv and dqkv");
         let saved = attention::Backward { qkv: qkv.host(), out: out.host(), lse: lse.host(), dout: dout.host() };
-        attention::backward(&self.pool, self.isa, dims, saved, dqkv.host());
+        attention::backward(&self.pool, self.isa, self.kernel(products), dims, saved, dqkv.host());
     }
 
     fn route(&self, logits: View<'_, HostBuf>, routing: &mut Routing<Self>) {

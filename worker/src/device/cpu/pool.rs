@@ -34,6 +34,15 @@ impl Pool {
         self.threads
     }
 
+    /// Runs `f` on one of the threads. Loops that it starts then begin at once where they are, and need no other thread to wake up
+    /// before anything is done.
+    pub fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        match &self.rayon {
+            Some(pool) => pool.install(f),
+            None => f(),
+        }
+    }
+
     /// Calls `f(i)` for every `i` in `0..n`, in any order and by any thread. `work` is the number of elements touched
     /// in all.
     pub fn each(&self, n: usize, work: usize, f: impl Fn(usize) + Sync + Send) {

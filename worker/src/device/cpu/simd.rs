@@ -10,7 +10,10 @@ pub const LANES: usize = 16;
 
 /// Instruction set that the loops use: one that this machine has, as only [`Isa::detect`] makes a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Isa(Level);
+pub struct Isa {
+    level: Level,
+    bf16: bool,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
@@ -31,17 +34,42 @@ impl Isa {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl")
             {
-                return Isa(Level::Avx512);
+                return Isa { level: Level::Avx512, bf16: is_x86_feature_detected!("avx512bf16") };
             }
             if is_x86_feature_detected!("avx2") {
-                return Isa(Level::Avx2);
+                return Isa::without_bf16(Level::Avx2);
             }
         }
-        Isa(Level::Baseline)
+        Isa::without_bf16(Level::Baseline)
+    }
+
+    const fn without_bf16(level: Level) -> Isa {
+        Isa { level, bf16: false }
+    }
+
+    /// The same without bf16 products.
+    #[cfg(test)]
+    pub fn less_bf16(self) -> Isa {
+        Isa { bf16: false, ..self }
     }
 
     pub fn level(self) -> Level {
-        self.0
+        self.level
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub fn has_avx512(self) -> bool {
+        self.level == Level::Avx512
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn has_avx512(self) -> bool {
+        false
+    }
+
+    /// Products of bf16 with f32 sums, besides AVX-512.
+    pub fn has_bf16(self) -> bool {
+        self.bf16
     }
 }
 
@@ -192,11 +220,11 @@ mod tests {
     #[test]
     fn every_instruction_set_gives_the_same_bits() {
         let x: Vec<f32> = (0..1003).map(|i| (i as f32 * 0.37).sin() * 20.0).collect();
-        let baseline = versioned(Isa(Level::Baseline), &x).to_bits();
+        let baseline = versioned(Isa::without_bf16(Level::Baseline), &x).to_bits();
         assert_eq!(versioned(Isa::detect(), &x).to_bits(), baseline);
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") {
-            assert_eq!(versioned(Isa(Level::Avx2), &x).to_bits(), baseline);
+            assert_eq!(versioned(Isa::without_bf16(Level::Avx2), &x).to_bits(), baseline);
         }
     }
 }

@@ -100,28 +100,60 @@ pub fn naive_backward_is_the_derivative<D: Device>(_: &D) {
     check("the naive backward", &narrow(&backward(&dims, &qkv, &dout)), &differences, 1e-7);
 }
 
-fn check_attention<D: Device>(device: &D, dims: AttentionDims) {
+/// `tolerance` of the outputs; gradients may be off by two and a half times as much.
+fn check_attention<D: Device>(device: &D, products: Products, dims: AttentionDims, tolerance: f64) {
     let (qkv, dout) = example(&dims);
     let [qkv_buf, dout_buf] = [&qkv, &dout].map(|v| upload(device, v));
     // Old contents must not matter.
     let lens = [dims.tokens() * dims.out_len(), dims.tokens() * dims.heads, qkv.len()];
     let [mut out, mut lse, mut dqkv] = lens.map(|len| upload(device, &vec![f64::NAN; len]));
-    device.attention(&dims, qkv_buf.all(), out.all_mut(), lse.all_mut());
+    device.attention(products, &dims, qkv_buf.all(), out.all_mut(), lse.all_mut());
     let (expected_out, expected_lse) = forward(&dims, &qkv);
-    check("out", &download(device, &out), &expected_out, 2e-6);
-    check("lse", &download(device, &lse), &expected_lse, 2e-6);
-    device.attention_backward(&dims, qkv_buf.all(), out.all(), lse.all(), dout_buf.all(), dqkv.all_mut());
-    check("dqkv", &download(device, &dqkv), &backward(&dims, &qkv, &dout), 5e-6);
+    check("out", &download(device, &out), &expected_out, tolerance);
+    check("lse", &download(device, &lse), &expected_lse, tolerance);
+    let (saved_out, saved_lse) = (out.all(), lse.all());
+    device.attention_backward(products, &dims, qkv_buf.all(), saved_out, saved_lse, dout_buf.all(), dqkv.all_mut());
+    check("dqkv", &download(device, &dqkv), &backward(&dims, &qkv, &dout), 2.5 * tolerance);
 }
 
 pub fn short<D: Device>(device: &D) {
-    check_attention(device, AttentionDims { batch: 3, seq: 7, heads: 4, kv_heads: 2, head_dim: 10 });
+    check_attention(
+        device,
+        Products::F32,
+        AttentionDims { batch: 3, seq: 7, heads: 4, kv_heads: 2, head_dim: 10 },
+        2e-6,
+    );
 }
 
 pub fn longer_than_a_tile<D: Device>(device: &D) {
-    check_attention(device, AttentionDims { batch: 2, seq: 300, heads: 4, kv_heads: 2, head_dim: 16 });
+    check_attention(
+        device,
+        Products::F32,
+        AttentionDims { batch: 2, seq: 300, heads: 4, kv_heads: 2, head_dim: 16 },
+        2e-6,
+    );
 }
 
 pub fn one_head<D: Device>(device: &D) {
-    check_attention(device, AttentionDims { batch: 1, seq: 129, heads: 1, kv_heads: 1, head_dim: 32 });
+    check_attention(
+        device,
+        Products::F32,
+        AttentionDims { batch: 1, seq: 129, heads: 1, kv_heads: 1, head_dim: 32 },
+        2e-6,
+    );
+}
+
+/// Scores, probabilities and their gradients are rounded too, so the result is not that of rounded inputs.
+pub fn of_bf16<D: Device>(device: &D) {
+    let dims = AttentionDims { batch: 2, seq: 200, heads: 4, kv_heads: 2, head_dim: 32 };
+    check_attention(device, Products::Bf16, dims, 1e-2);
+}
+
+/// Sizes for which a device may have other code: dims of a head up to a round number, or beyond it.
+pub fn wide_heads<D: Device>(device: &D) {
+    for head_dim in [64, 80, 128, 200] {
+        let dims = AttentionDims { batch: 2, seq: 70, heads: 3, kv_heads: 1, head_dim };
+        check_attention(device, Products::F32, dims, 2e-6);
+        check_attention(device, Products::Bf16, dims, 1e-2);
+    }
 }

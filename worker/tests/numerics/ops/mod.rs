@@ -3,7 +3,7 @@
 //!
 //! A test body is generic over the device; [`device_tests!`] runs all of them on one.
 
-use toroid_worker::device::{Buffer, CpuDevice, Device};
+use toroid_worker::device::{Buffer, CpuDevice, Device, Products};
 
 mod attention;
 mod layers;
@@ -34,7 +34,7 @@ macro_rules! all_operations {
             layers::embedding_of_a_part_of_the_vocabulary, layers::rms_norm_and_its_gradient,
             layers::rope_turns_and_turns_back, layers::swiglu_and_its_gradient,
             attention::naive_backward_is_the_derivative, attention::short, attention::longer_than_a_tile,
-            attention::one_head,
+            attention::one_head, attention::of_bf16, attention::wide_heads,
             moe::router_chooses_and_weighs, moe::ties_go_to_the_lower_expert, moe::nan_logits_stay_in_range,
             moe::router_gradient, moe::groups_are_sorted_and_stable, moe::rows_go_out_and_come_back,
             moe::routed_swiglu_and_its_gradient,
@@ -45,6 +45,10 @@ macro_rules! all_operations {
 
 all_operations!(cpu_1_thread: toroid_worker::device::CpuDevice::new(1));
 all_operations!(cpu_3_threads: toroid_worker::device::CpuDevice::new(3));
+all_operations!(cuda_emulated: crate::emulator::device());
+all_operations!(cuda_emulated_backwards: crate::emulator::backwards());
+#[cfg(feature = "gpu")]
+all_operations!(gpu: crate::support::gpu());
 
 #[test]
 fn the_fingerprint_does_not_depend_on_threads() {
@@ -62,6 +66,19 @@ fn values(seed: u64, len: usize) -> Vec<f64> {
         f64::from((state >> 40) as f32 / (1 << 23) as f32 - 1.0)
     };
     (0..len).map(|_| next()).collect()
+}
+
+/// As the products round their operands: bf16 has 8 bits, and to nearest with ties to even is what f64 does when 2^k is added and
+/// taken off again.
+fn rounded(products: Products, x: &[f64]) -> Vec<f64> {
+    let to_bf16 = |v: f64| {
+        let bits = 2.0_f64.powi(v.abs().log2().floor() as i32 - 7 + 52);
+        if v == 0.0 { 0.0 } else { v + bits.copysign(v) - bits.copysign(v) }
+    };
+    match products {
+        Products::F32 => x.to_vec(),
+        Products::Bf16 => x.iter().map(|v| to_bf16(*v)).collect(),
+    }
 }
 
 fn narrow(x: &[f64]) -> Vec<f32> {

@@ -16,10 +16,14 @@ fn transpose(x: &[f64], rows: usize, cols: usize) -> Vec<f64> {
     (0..rows * cols).map(|i| x[i % rows * cols + i / rows]).collect()
 }
 
+const BOTH: [Products; 2] = [Products::F32, Products::Bf16];
+
 pub fn matmul_of_any_shape<D: Device>(device: &D) {
-    for (m, k, n) in [(1, 1, 1), (1, 37, 5), (5, 3, 1), (64, 64, 64), (130, 70, 520), (300, 9, 16)] {
+    let shapes =
+        [(1, 1, 1), (1, 37, 5), (5, 3, 1), (64, 64, 64), (130, 70, 520), (300, 9, 16), (29, 1100, 47), (240, 513, 250)];
+    for (products, (m, k, n)) in BOTH.into_iter().flat_map(|p| shapes.map(|s| (p, s))) {
         let (a, b, c) = (values(1, m * k), values(2, k * n), values(3, m * n));
-        let expected = product(&a, &b, m, k, n);
+        let expected = product(&rounded(products, &a), &rounded(products, &b), m, k, n);
         for (a_turned, b_turned) in [(false, false), (false, true), (true, false), (true, true)] {
             let a = upload(device, &if a_turned { transpose(&a, m, k) } else { a.clone() });
             let b = upload(device, &if b_turned { transpose(&b, k, n) } else { b.clone() });
@@ -28,10 +32,12 @@ pub fn matmul_of_any_shape<D: Device>(device: &D) {
             for (alpha, beta) in [(1.0, 0.0), (0.5, 0.0), (1.0, 1.0), (-2.0, 0.25)] {
                 // With beta 0 the old content must not matter, even where it is no number.
                 let mut to = upload(device, &if beta == 0.0 { vec![f64::NAN; m * n] } else { c.clone() });
-                device.matmul(alpha, a, b, beta, MatMut::new(to.all_mut(), m, n));
+                device.matmul(products, alpha, a, b, beta, MatMut::new(to.all_mut(), m, n));
                 let of =
                     |i: usize| f64::from(alpha) * expected[i] + if beta == 0.0 { 0.0 } else { f64::from(beta) * c[i] };
-                let what = format!("({m}, {k}) x ({k}, {n}), turned {a_turned} {b_turned}, alpha {alpha}, beta {beta}");
+                let what = format!(
+                    "{products:?} ({m}, {k}) x ({k}, {n}), turned {a_turned} {b_turned}, alpha {alpha}, beta {beta}"
+                );
                 check(&what, &download(device, &to), &(0..m * n).map(of).collect::<Vec<_>>(), 2e-6);
             }
         }
@@ -43,7 +49,7 @@ pub fn matmul_of_parts_of_buffers<D: Device>(device: &D) {
     let (a, b) = (values(1, m * k + 3), values(2, k * n + 7));
     let (a_buf, b_buf, mut c) = (upload(device, &a), upload(device, &b), device.alloc(m * n + 2));
     let (left, right) = (Mat::new(a_buf.view(3..3 + m * k), m, k), Mat::new(b_buf.view(7..7 + k * n), k, n));
-    device.matmul(1.0, left, right, 0.0, MatMut::new(c.view_mut(1..1 + m * n), m, n));
+    device.matmul(Products::F32, 1.0, left, right, 0.0, MatMut::new(c.view_mut(1..1 + m * n), m, n));
     let mut expected = vec![0.0];
     expected.extend(product(&a[3..], &b[7..], m, k, n));
     expected.push(0.0);
@@ -56,6 +62,12 @@ fn offsets<D: Device>(device: &D, groups: &Groups<D>) -> Vec<usize> {
 }
 
 pub fn grouped_products<D: Device>(device: &D) {
+    for products in BOTH {
+        check_grouped_products(device, products);
+    }
+}
+
+fn check_grouped_products<D: Device>(device: &D, products: Products) {
     let (_, groups) = grouped_example(device);
     let (input, output, experts) = (24, 40, groups.local.len());
     let (offsets, rows) = (offsets(device, &groups), num_rows(device, &groups));
@@ -65,10 +77,11 @@ pub fn grouped_products<D: Device>(device: &D) {
     let (w, dw) = (values(3, experts * output * input), values(4, experts * output * input));
     let [x_buf, dy_buf, w_buf, mut dw_buf] = [&x, &dy, &w, &dw].map(|v| upload(device, v));
     let [mut y, mut dx] = [output, input].map(|n| upload(device, &vec![7.0; groups.capacity * n]));
-    device.grouped_matmul(&groups, x_buf.all(), w_buf.all(), y.all_mut());
-    device.grouped_matmul_dx(&groups, dy_buf.all(), w_buf.all(), dx.all_mut());
-    device.grouped_matmul_dw(&groups, dy_buf.all(), x_buf.all(), dw_buf.all_mut());
+    device.grouped_matmul(products, &groups, x_buf.all(), w_buf.all(), y.all_mut());
+    device.grouped_matmul_dx(products, &groups, dy_buf.all(), w_buf.all(), dx.all_mut());
+    device.grouped_matmul_dw(products, &groups, dy_buf.all(), x_buf.all(), dw_buf.all_mut());
 
+    let [x, dy, w] = [&x, &dy, &w].map(|v| rounded(products, v));
     let (mut expected_y, mut expected_dx, mut expected_dw) = (Vec::new(), Vec::new(), dw.clone());
     for e in 0..experts {
         let (start, end) = (offsets[e], offsets[e + 1]);

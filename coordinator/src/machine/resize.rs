@@ -1,0 +1,249 @@
+//! Fewer replicas where nobody is there for a lost place, and more again when workers come (design section 5).
+//!
+//! ```text
+//!   a place is empty, nobody takes it ── `Limits::replacement` ──> dp' = whole replicas that the living make: Shrink
+//!   fewer replicas than asked for, all is well, workers for one more ──> Grow, by a fence as a drain does it
+//! ```
+//!
+//! Either way the next epoch heals: the state lies as it was split for the shape before, and is split anew for the next
+//! ([`toroid_torus::resplit`]). The samples of a step stay the same (T-5), and no committed step is lost.
+//!
+//! - **T-3** Who has no place any more in the smaller shape is nobody whose shards no other has: neither in the shape before nor in
+//!   one before that, as long as the state may still be split for that one ([`Job::num_lost`]).
+//! - **T-3** Whoever has no place any more keeps what it holds until a step was committed, and is asked first when a place is empty
+//!   before that: what it holds may be the only copy by then.
+//! - **T-2** Nor is it the only one that is known to have committed the highest step ([`Job::num_behind`]).
+//! - A job with one copy of its state does not change its shape: it would cost the steps since the last checkpoint, twice.
+//!
+//! Deliberately absent: changes of tp and pp. While a drained worker may have to take its place back nothing is shrunk.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use toroid_proto as proto;
+use toroid_torus::geometry::Shape;
+use toroid_torus::placement::{self, Candidate, Placement};
+use toroid_torus::resplit;
+
+use super::Context;
+use super::incident::Sighting;
+use super::job::Job;
+use super::pool::Pool;
+use super::record::{Layout, Rung, SeenBy, State};
+use super::recovery::{self, Source};
+
+/// For how long empty places wait for workers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// Nothing is waited for.
+    #[default]
+    Idle,
+    Until(Duration),
+    Over,
+}
+
+impl Patience {
+    /// The coordinator was stopped itself.
+    pub fn forgive(&mut self, until: Duration) {
+        if matches!(self, Patience::Until(_)) {
+            *self = Patience::Until(until);
+        }
+    }
+}
+
+impl Job {
+    pub fn patience_timeout(&self) -> Option<Duration> {
+        match self.live.patience {
+            Patience::Until(at) => Some(at),
+            Patience::Idle | Patience::Over => None,
+        }
+    }
+
+    pub fn tick_patience(&mut self, cx: &mut Context<'_>) {
+        if self.patience_timeout().is_some_and(|at| cx.now.monotonic >= at) {
+            self.live.patience = Patience::Over;
+            cx.out.unsettled = true;
+        }
+    }
+
+    /// The job's shape with so many replicas.
+    fn shape_of(&self, dp: usize) -> Shape {
+        let full = &self.record.spec.shape;
+        if dp == full.dp() {
+            return *full;
+        }
+        Shape::new(full.tp(), full.pp(), dp).expect("fewer replicas of a valid shape")
+    }
+
+    /// Places of one replica.
+    fn replica(&self) -> usize {
+        self.record.shape.tp() * self.record.shape.pp()
+    }
+
+    /// Empty places, and nobody to take them: begins an epoch with fewer replicas where that is due and possible. Else says what is to
+    /// be said about it while the job waits.
+    pub fn shrink(&mut self, cx: &mut Context<'_>, cause: &str) -> Result<(), String> {
+        let (shape, min_dp) = (self.record.shape, self.record.spec.fault_tolerance.min_dp);
+        if !self.is_redundant() || shape.dp() <= min_dp || !self.live.moved.is_empty() {
+            return Err(String::new());
+        }
+        let limit = cx.config.limits.replacement();
+        if self.live.patience == Patience::Idle {
+            self.live.patience = Patience::Until(cx.now.monotonic + limit);
+        }
+        let survivors: BTreeSet<usize> = (0..self.world()).filter(|r| self.record.places[*r].is_some()).collect();
+        let candidates = self.candidates(cx.pool, self.world());
+        let dp = (survivors.len() + candidates.len()) / self.replica();
+        if dp < min_dp {
+            return Err(format!("; dp {dp} would be fewer replicas than fault_tolerance.min_dp = {min_dp}"));
+        }
+        if self.live.patience != Patience::Over {
+            return Err(format!("; without one it goes on with dp {dp} after {} s", limit.as_secs_f64()));
+        }
+        let to = self.shape_of(dp);
+        let kept = resplit::keep(&shape, &to, &survivors, |kept| self.num_lost(kept) + self.num_behind(kept));
+        let Some(kept) = kept else {
+            return Err(format!("; with dp {dp} somebody would have no place who holds the only copy of a shard"));
+        };
+        let left: Vec<usize> = survivors.into_iter().filter(|r| !kept.contains(&Some(*r))).collect();
+        let reason = format!(
+            "{cause}; nobody came for it within {} s: the others go on with dp {dp} instead of {} and the same samples in every step, {}",
+            limit.as_secs_f64(),
+            shape.dp(),
+            match self.source() {
+                Source::Holders => "the shards are split anew".into(),
+                source => recovery::source_in_words(source, 0),
+            }
+        );
+        let rung = if matches!(self.source(), Source::Checkpoint { .. }) { Rung::Restore } else { Rung::Shrink };
+        let placement = self.place_kept(cx, &to, &kept, &candidates);
+        self.remember_layout();
+        for rank in left {
+            self.displace(cx, rank, &format!("is a spare now: the others make {dp} whole replicas"));
+        }
+        self.begin_epoch(cx, to, placement, State::Recovering, &reason);
+        self.incident_fenced(cx, rung, &reason);
+        Ok(())
+    }
+
+    /// Begins an epoch with more replicas, if there are fewer than asked for, all is well, and workers are there for them.
+    pub fn begin_grow(&mut self, cx: &mut Context<'_>) {
+        if !self.is_degraded() || !self.can_heal() || self.committed() >= self.total() {
+            return;
+        }
+        let (shape, full) = (self.record.shape, self.record.spec.shape);
+        let is_well = self.is_whole()
+            && !self.incidents.is_open()
+            && self.live.begin_again.is_none()
+            && self.live.moved.is_empty()
+            && self.record.draining.is_empty()
+            && self.record.earlier.is_empty();
+        if !is_well {
+            return;
+        }
+        let candidates = self.candidates(cx.pool, full.world() - shape.world());
+        let dp = ((shape.world() + candidates.len()) / self.replica()).min(full.dp());
+        if dp <= shape.dp() {
+            return;
+        }
+        let to = self.shape_of(dp);
+        let all: BTreeSet<usize> = (0..shape.world()).collect();
+        let kept = resplit::keep(&shape, &to, &all, |_| 0).expect("all keep a place");
+        let reason = format!(
+            "{} workers are there for more replicas: dp {dp} instead of {}, the shards are split anew",
+            candidates.len(),
+            shape.dp()
+        );
+        let placement = self.place_kept(cx, &to, &kept, &candidates);
+        self.remember_layout();
+        let sighting = Sighting { by: SeenBy::Capacity, cause: reason.clone(), detect: Duration::ZERO, place: None };
+        self.incident_seen(cx, sighting);
+        self.begin_epoch(cx, to, placement, State::Recovering, &reason);
+        self.incident_fenced(cx, Rung::Grow, &reason);
+    }
+
+    /// `kept` has the present rank of every rank of `to` that is not empty; candidates take the others.
+    fn place_kept(&self, cx: &Context<'_>, to: &Shape, kept: &[Option<usize>], candidates: &[Candidate]) -> Placement {
+        let current: Vec<Option<String>> = kept.iter().map(|r| r.and_then(|r| self.record.places[r].clone())).collect();
+        placement::place(to, &current, candidates, &cx.pool.candidates()).expect("there are workers for every place")
+    }
+
+    /// The worker of this place has none any more. It keeps what it holds until all have the state as it is split next, if that is of any
+    /// use to them.
+    fn displace(&mut self, cx: &mut Context<'_>, rank: usize, why: &str) {
+        let Some(worker) = self.record.places[rank].take() else { return };
+        let text = format!("{worker} (rank {rank}) {why}");
+        if !self.record.has_state {
+            self.stop_worker(cx, &worker, &text);
+        }
+        cx.pool.set_place(&worker, None);
+        self.worker_event(cx, "worker.displaced", text, &worker);
+    }
+
+    /// The state is split for the present shape until all have split it anew.
+    fn remember_layout(&mut self) {
+        if self.record.has_state {
+            self.record.earlier.push(Layout { shape: self.record.shape, places: self.record.places.clone() });
+        }
+    }
+
+    /// A step that ends whoever computes it does so in any shape, and nobody knows which rank computes it in this one: every rank has
+    /// what was counted most before.
+    pub fn carry_failures(&mut self) {
+        let all = 0..self.world();
+        let record = &mut self.record;
+        let deaths = record.deaths.values().max_by_key(|d| d.workers.len()).cloned();
+        record.deaths = deaths.map_or_else(Default::default, |d| all.clone().map(|rank| (rank, d.clone())).collect());
+        let failures = record.failures.values().max_by_key(|f| f.count).cloned();
+        record.failures = failures.map_or_else(Default::default, |f| all.map(|rank| (rank, f.clone())).collect());
+    }
+
+    /// Workers without a place that still hold the state as it was split before.
+    pub fn retained(&self, pool: &Pool) -> BTreeSet<String> {
+        let workers = self.record.earlier.iter().flat_map(|layout| layout.places.iter().flatten());
+        let is_retained = |w: &&String| pool.get(w).is_some_and(|w| w.place.is_none());
+        workers.filter(is_retained).cloned().collect()
+    }
+
+    /// A worker that registers had this place when the state was split as it may still be.
+    pub fn had_before(&self, register: &proto::Register) -> bool {
+        let is_rank = |layout: &Layout| layout.rank_of(&register.worker_id) == Some(register.rank as usize);
+        register.job_id == self.record.id && self.record.earlier.iter().any(is_rank)
+    }
+
+    /// A step was committed, or all have finished: every place has heard that all have the state as it is split now. Or the state is
+    /// given up.
+    pub fn forget_earlier(&mut self, cx: &mut Context<'_>) {
+        for worker in self.retained(cx.pool) {
+            self.stop_worker(cx, &worker, "the state is split anew, and what it holds is not needed any more");
+        }
+        if !self.record.earlier.is_empty() {
+            self.record.earlier.clear();
+            self.changed(cx);
+        }
+    }
+
+    /// 1 where nobody of these present ranks is known to have committed the highest step, and somebody else is: it would be made again.
+    fn num_behind(&self, ranks: &BTreeSet<usize>) -> usize {
+        let highest = |ranks: &mut dyn Iterator<Item = usize>| ranks.map(|rank| self.live.committed[rank]).max();
+        let mut survivors = (0..self.world()).filter(|rank| self.record.places[*rank].is_some());
+        usize::from(highest(&mut ranks.iter().copied()) < highest(&mut survivors))
+    }
+
+    /// Shards that nobody of these present ranks holds, though somebody does now: of the present shape, and of those before that the
+    /// state may still be split for.
+    fn num_lost(&self, ranks: &BTreeSet<usize>) -> usize {
+        let workers: BTreeSet<&str> = ranks.iter().filter_map(|r| self.record.places[*r].as_deref()).collect();
+        let present = Layout { shape: self.record.shape, places: self.record.places.clone() };
+        let lost = |layout: &Layout| {
+            let held = |is_there: &dyn Fn(&str) -> bool| {
+                let by_rank = layout.places.iter().enumerate();
+                let there = by_rank.filter(|(_, w)| w.as_deref().is_some_and(is_there));
+                resplit::num_lost(&layout.shape, &there.map(|(rank, _)| rank).collect())
+            };
+            // What is lost already is no reason to keep anybody.
+            if held(&|w| self.record.rank_of(w).is_some()) > 0 { 0 } else { held(&|w| workers.contains(w)) }
+        };
+        self.record.earlier.iter().chain([&present]).map(lost).sum()
+    }
+}

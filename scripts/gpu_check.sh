@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Everything that can only be seen on a GPU. It runs in the folder that gpu_bundle.sh made, and needs a driver, NVRTC and cuBLASLt.
+#
+#   gpu_check.sh [all|tests|sanitize|kills|bench]
+#
+#   tests   every operation, the model against its reference, equal runs with equal bits
+#   sanitize  the operations again under compute-sanitizer, for races and accesses outside of memory; not part of all
+#   kills   eight workers on one GPU at tp 2, pp 2, dp 2, killed one by one; the end is compared to the bit with an undisturbed run
+#   bench   each kernel against its floor, tokens/s of preset 1b in bf16
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+part=${1:-all}
+case $part in
+all | tests | sanitize | kills | bench) ;;
+*)
+    echo "gpu_check: expected all, tests, sanitize, kills or bench, found $part" >&2
+    exit 2
+    ;;
+esac
+
+for needed in numerics bench_gpu toroid text.txt; do
+    [ -e "$here/$needed" ] || { echo "gpu_check: $here/$needed is missing; make gpu-bundle makes the folder" >&2; exit 1; }
+done
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+wants() { [ "$part" = all ] || [ "$part" = "$1" ]; }
+
+date -u
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || true
+
+if wants tests; then
+    echo "== tests"
+    # One at a time: they share the GPU's scratch.
+    "$here/numerics" --test-threads 1 ::gpu::
+fi
+
+if [ "$part" = sanitize ]; then
+    for tool in memcheck racecheck; do
+        echo "== $tool"
+        compute-sanitizer --tool "$tool" --error-exitcode 1 "$here/numerics" --test-threads 1 ops::gpu::
+    done
+fi
+
+if wants kills; then
+    for products in f32 bf16; do
+        echo "== kills, $products"
+        cat >"$work/job.toml" <<EOF
+preset = "tiny"
+products = "$products"
+steps = 160
+[shape]
+tp = 2
+pp = 2
+dp = 2
+[data]
+path = "$here/text.txt"
+[checkpoint]
+interval_steps = 50
+EOF
+        "$here/toroid" chaos --verify --device cuda:0 --job "$work/job.toml" --kills 8 --spares 2 --dir "$work/chaos-$products"
+    done
+fi
+
+if wants bench; then
+    echo "== bench"
+    "$here/bench_gpu" 1b bf16
+fi
+echo "gpu_check: $part passed"

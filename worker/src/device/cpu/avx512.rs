@@ -1,0 +1,387 @@
+//! Products by AVX-512: [`of_f32`] by fused multiply-add, [`of_bf16`] by `VDPBF16PS`, which adds the products of two pairs to an f32.
+//!
+//! ```text
+//!                    b, a block of DEPTH units by COLS columns, packed in panels of 32 columns, stays in L2
+//!                       | one unit of a panel: two vectors
+//!   a, up to 14 rows,   v
+//!   packed, stays in   acc (14, 32): 28 vectors          unit: the f32 at depth k, or the bf16 at depths 2k and 2k + 1
+//!   L1, a unit at a time, broadcast
+//! ```
+//!
+//! Both operands are packed into units of 4 bytes, so both kinds share everything but the rounding and one instruction. Packing reads
+//! each element of `b` once a tile of the result, of `a` once for every `COLS` columns.
+//!
+//! Each element of the result is the sum over its depth in order, block after block of [`DEPTH`] units: however the result is cut
+//! into tiles, and whichever rows share a tile, the bits are the same (D-1). bf16 flushes subnormal numbers to 0: so do the
+//! instructions.
+//!
+//! Blocking after Goto and van de Geijn, "Anatomy of high-performance matrix multiplication".
+
+use std::arch::x86_64::*;
+use std::cell::RefCell;
+use std::mem::transmute;
+
+/// Rows of a tile at most.
+const ROWS: usize = 14;
+/// Columns of a panel: two vectors.
+const PANEL: usize = 32;
+/// Units of a block.
+const DEPTH: usize = 256;
+/// Columns of a block.
+const COLS: usize = 512;
+/// Units between the rows of a packed tile of `a`; not a multiple of a page's fraction, so that rows do not share cache sets.
+const ROW_STRIDE: usize = DEPTH + 16;
+/// Units between the depths of a packed tile of `a` that is stored by depth.
+const DEPTH_STRIDE: usize = 16;
+/// Tiles of a strip: as many rows of `a` are packed at a time, so that what is stored by depth is read in long runs.
+const STRIP: usize = 8;
+/// Units of a packed tile of `a`: room for either way.
+const TILE: usize = 16 * ROW_STRIDE;
+const _: () = assert!(TILE >= ROWS * ROW_STRIDE && TILE >= DEPTH * DEPTH_STRIDE);
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u32; 16]);
+
+/// Packed operands of a thread.
+struct Packed {
+    a: Box<[Line]>,
+    b: Box<[Line]>,
+}
+
+impl Packed {
+    fn new() -> Packed {
+        let lines = |units: usize| vec![Line([0; 16]); units.div_ceil(16)].into_boxed_slice();
+        Packed { a: lines(STRIP * TILE), b: lines(DEPTH * COLS) }
+    }
+}
+
+/// The packed operands of this thread, allocated at its first product.
+fn with_packed<R>(f: impl FnOnce(*mut u32, *mut u32) -> R) -> R {
+    thread_local!(static PACKED: RefCell<Packed> = RefCell::new(Packed::new()));
+    PACKED.with_borrow_mut(|packed| f(packed.a.as_mut_ptr().cast(), packed.b.as_mut_ptr().cast()))
+}
+
+/// Where a tile of the result goes.
+#[derive(Clone, Copy)]
+struct Target {
+    alpha: f32,
+    beta: f32,
+    c: *mut f32,
+    stride: usize,
+}
+
+/// Element 2i is number i of the lower half of a vector of 16 bits, 2i + 1 of the upper.
+const INTERLEAVE: [u16; 32] = {
+    let mut order = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        order[i] = (i / 2 + i % 2 * 16) as u16;
+        i += 1;
+    }
+    order
+};
+
+/// The first `n` of 16 lanes.
+fn lanes(n: usize) -> __mmask16 {
+    if n >= 16 { 0xffff } else { (1 << n) - 1 }
+}
+
+/// Transposes 16 vectors of 16 units.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose(r: &mut [__m512i; 16]) {
+    let mut t = *r;
+    for i in (0..16).step_by(2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for i in (0..16).step_by(4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for i in 0..4 {
+        t[i] = _mm512_shuffle_i32x4::<0x88>(r[i], r[i + 4]);
+        t[i + 4] = _mm512_shuffle_i32x4::<0xdd>(r[i], r[i + 4]);
+        t[i + 8] = _mm512_shuffle_i32x4::<0x88>(r[i + 8], r[i + 12]);
+        t[i + 12] = _mm512_shuffle_i32x4::<0xdd>(r[i + 8], r[i + 12]);
+    }
+    for i in 0..4 {
+        r[i] = _mm512_shuffle_i32x4::<0x88>(t[i], t[i + 8]);
+        r[i + 8] = _mm512_shuffle_i32x4::<0xdd>(t[i], t[i + 8]);
+        r[i + 4] = _mm512_shuffle_i32x4::<0x88>(t[i + 4], t[i + 12]);
+        r[i + 12] = _mm512_shuffle_i32x4::<0xdd>(t[i + 4], t[i + 12]);
+    }
+}
+
+/// Calls the `panels_of` in scope for this number of rows.
+macro_rules! by_rows {
+    ($rows:ident, $by_depth:literal, $($argument:ident),*) => {
+        by_rows!(@ $rows, $by_depth, ($($argument),*), 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+    };
+    (@ $rows:ident, $by_depth:literal, $arguments:tt, $($number:literal)*) => {
+        match $rows {
+            $($number => by_rows!(@call $number, $by_depth, $arguments),)*
+            _ => unreachable!("a tile has 1 to {ROWS} rows"),
+        }
+    };
+    (@call $number:literal, $by_depth:literal, ($($argument:ident),*)) => {
+        panels_of::<$number, $by_depth>($($argument),*)
+    };
+}
+
+/// One kind of product: `$unit` elements in a unit, `$load_row` and `$load_pair` make units, `$multiply_add` uses them.
+macro_rules! kind {
+    ($(#[$doc:meta])* $kind:ident, $features:literal, $unit:literal, $load_row:item, $load_pair:item, $multiply_add:item) => {
+        $(#[$doc])*
+        pub mod $kind {
+            use super::*;
+            use crate::device::cpu::product::Operand;
+
+            const UNIT: usize = $unit;
+
+            /// Up to 16 units of `num` elements that lie side by side, zeros from there on.
+            #[inline]
+            #[target_feature(enable = $features)]
+            $load_row
+            /// A unit of each of up to 16 columns, of which `num` are; `second` is the next depth, null past the end.
+            #[inline]
+            #[target_feature(enable = $features)]
+            $load_pair
+            #[inline]
+            #[target_feature(enable = $features)]
+            $multiply_add
+
+            /// Arguments as in [`crate::device::cpu::product::product`].
+            ///
+            /// # Safety
+            ///
+            /// The machine has the instructions, the operands lie inside of their slices, each contiguous along one dim, and `c` has
+            /// `a.rows` rows of `b.cols` elements that may be written and that no other thread touches meanwhile.
+            #[target_feature(enable = $features)]
+            pub unsafe fn product(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta: f32, c: *mut f32, stride: usize) {
+                let (m, n, depth) = (a.rows, b.cols, a.cols);
+                let (tiles, by_depth) = (m.div_ceil(ROWS), a.col_stride != 1);
+                with_packed(|packed_a, packed_b| {
+                    for col in (0..n).step_by(COLS) {
+                        let cols = COLS.min(n - col);
+                        // A product of no depth is one block of zeros.
+                        for first in (0..depth.max(1)).step_by(DEPTH * UNIT) {
+                            let num = (DEPTH * UNIT).min(depth - first);
+                            let beta = if first == 0 { beta } else { 1.0 };
+                            // SAFETY: the block is inside of `b`, a tile's rows inside of `a` and of `c`; `packed_a` and `packed_b` have
+                            // room for a strip and for a block.
+                            unsafe {
+                                pack_b(b, first, num, col, cols, packed_b);
+                                for strip in (0..tiles).step_by(STRIP) {
+                                    let num_tiles = STRIP.min(tiles - strip);
+                                    // Rows are dealt out evenly: few rows at the end would be slow.
+                                    let bounds = std::array::from_fn(|i| (strip + i.min(num_tiles)) * m / tiles);
+                                    pack_a(a, &bounds, num_tiles, first, num, packed_a);
+                                    for i in 0..num_tiles {
+                                        let (row, rows) = (bounds[i], bounds[i + 1] - bounds[i]);
+                                        let to = Target { alpha, beta, c: c.add(row * stride + col), stride };
+                                        let packed_a = packed_a.add(i * TILE);
+                                        panels(rows, by_depth, num.div_ceil(UNIT), packed_a, packed_b, cols, to);
+                                    }
+                                }
+                            }
+                        }
+                    }
+                });
+            }
+
+            /// Packs depths `first..first + num` of tiles of rows `bounds[i]..bounds[i + 1]` of `a`: by row where a row is contiguous,
+            /// else by depth.
+            #[target_feature(enable = $features)]
+            unsafe fn pack_a(
+                a: Operand<'_>,
+                bounds: &[usize; STRIP + 1],
+                num_tiles: usize,
+                first: usize,
+                num: usize,
+                to: *mut u32,
+            ) {
+                let (units, data) = (num.div_ceil(UNIT), a.data.as_ptr());
+                // SAFETY: the caller's.
+                unsafe {
+                    if a.col_stride == 1 {
+                        for i in 0..num_tiles {
+                            for (r, row) in (bounds[i]..bounds[i + 1]).enumerate() {
+                                let (from, to) = (data.add(row * a.row_stride + first), to.add(i * TILE + r * ROW_STRIDE));
+                                for unit in (0..units).step_by(16) {
+                                    let at = unit * UNIT;
+                                    _mm512_store_si512(to.add(unit).cast(), load_row(from.add(at), num - at));
+                                }
+                            }
+                        }
+                    } else {
+                        for unit in 0..units {
+                            let from = data.add((first + unit * UNIT) * a.col_stride);
+                            let has_second = unit * UNIT + 1 < num;
+                            for i in 0..num_tiles {
+                                let (from, num) = (from.add(bounds[i]), bounds[i + 1] - bounds[i]);
+                                let second = if has_second { from.wrapping_add(a.col_stride) } else { std::ptr::null() };
+                                let to = to.add(i * TILE + unit * DEPTH_STRIDE);
+                                _mm512_store_si512(to.cast(), load_pair(from, second, num));
+                            }
+                        }
+                    }
+                }
+            }
+
+            /// Packs depths `first..first + num` of columns `col..col + cols` of `b` into panels, `(units, PANEL)` each; columns past the
+            /// end are zeros.
+            #[target_feature(enable = $features)]
+            unsafe fn pack_b(b: Operand<'_>, first: usize, num: usize, col: usize, cols: usize, to: *mut u32) {
+                let (units, data) = (num.div_ceil(UNIT), b.data.as_ptr());
+                // SAFETY: the caller's.
+                unsafe {
+                    for half in 0..cols.div_ceil(PANEL) * 2 {
+                        let to = to.add(half / 2 * PANEL * DEPTH + half % 2 * 16);
+                        let (start, num_cols) = (col + half * 16, cols.saturating_sub(half * 16).min(16));
+                        if num_cols == 0 {
+                            for unit in 0..units {
+                                _mm512_storeu_si512(to.add(unit * PANEL).cast(), _mm512_setzero_si512());
+                            }
+                        } else if b.col_stride == 1 {
+                            for unit in 0..units {
+                                let from = data.add((first + unit * UNIT) * b.row_stride + start);
+                                let second = if unit * UNIT + 1 < num { from.wrapping_add(b.row_stride) } else { std::ptr::null() };
+                                _mm512_storeu_si512(to.add(unit * PANEL).cast(), load_pair(from, second, num_cols));
+                            }
+                        } else {
+                            for unit in (0..units).step_by(16) {
+                                let at = unit * UNIT;
+                                let mut block = [_mm512_setzero_si512(); 16];
+                                for (i, x) in block.iter_mut().enumerate().take(num_cols) {
+                                    *x = load_row(data.add((start + i) * b.col_stride + first + at), num - at);
+                                }
+                                transpose(&mut block);
+                                for (i, x) in block.iter().enumerate() {
+                                    _mm512_storeu_si512(to.add((unit + i) * PANEL).cast(), *x);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+
+            /// A packed tile of `a` times all panels of a packed block of `b`.
+            #[target_feature(enable = $features)]
+            unsafe fn panels(rows: usize, by_depth: bool, units: usize, a: *const u32, b: *const u32, cols: usize, to: Target) {
+                // SAFETY: the caller's.
+                unsafe {
+                    if by_depth {
+                        by_rows!(rows, true, units, a, b, cols, to)
+                    } else {
+                        by_rows!(rows, false, units, a, b, cols, to)
+                    }
+                }
+            }
+
+            #[target_feature(enable = $features)]
+            unsafe fn panels_of<const R: usize, const BY_DEPTH: bool>(
+                units: usize,
+                a: *const u32,
+                b: *const u32,
+                cols: usize,
+                to: Target,
+            ) {
+                for col in (0..cols).step_by(PANEL) {
+                    // SAFETY: the caller's; panels are `PANEL * DEPTH` units apart.
+                    unsafe {
+                        tile::<R, BY_DEPTH>(units, a, b.add(col * DEPTH), cols - col, Target { c: to.c.add(col), ..to });
+                    }
+                }
+            }
+
+            /// A tile of the result, `(R, 32)`, of which `cols` columns exist.
+            #[inline]
+            #[target_feature(enable = $features)]
+            unsafe fn tile<const R: usize, const BY_DEPTH: bool>(
+                units: usize,
+                a: *const u32,
+                b: *const u32,
+                cols: usize,
+                to: Target,
+            ) {
+                let mut acc = [[_mm512_setzero_ps(); 2]; R];
+                for unit in 0..units {
+                    // SAFETY: the caller's.
+                    unsafe {
+                        let b0 = _mm512_load_si512(b.add(unit * PANEL).cast());
+                        let b1 = _mm512_load_si512(b.add(unit * PANEL + 16).cast());
+                        for r in 0..R {
+                            let at = if BY_DEPTH { unit * DEPTH_STRIDE + r } else { r * ROW_STRIDE + unit };
+                            let x = _mm512_set1_epi32(*a.add(at) as i32);
+                            acc[r][0] = multiply_add(x, b0, acc[r][0]);
+                            acc[r][1] = multiply_add(x, b1, acc[r][1]);
+                        }
+                    }
+                }
+                let (alpha, beta) = (_mm512_set1_ps(to.alpha), _mm512_set1_ps(to.beta));
+                let masks = [lanes(cols), lanes(cols.saturating_sub(16))];
+                for r in 0..R {
+                    for half in 0..2 {
+                        let c = to.c.wrapping_add(r * to.stride + half * 16);
+                        // SAFETY: lanes inside of `c` only, the caller's.
+                        unsafe {
+                            let mut x = _mm512_mul_ps(acc[r][half], alpha);
+                            if to.beta != 0.0 {
+                                x = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(masks[half], c), beta, x);
+                            }
+                            _mm512_mask_storeu_ps(c, masks[half], x);
+                        }
+                    }
+                }
+            }
+        }
+    };
+}
+
+kind! {
+    /// A unit is an f32.
+    of_f32, "avx512f,avx512bw,avx512dq,avx512vl", 1,
+    unsafe fn load_row(from: *const f32, num: usize) -> __m512i {
+        // SAFETY: the first `num` elements are the caller's.
+        _mm512_castps_si512(unsafe { _mm512_maskz_loadu_ps(lanes(num), from) })
+    },
+    unsafe fn load_pair(from: *const f32, _second: *const f32, num: usize) -> __m512i {
+        // SAFETY: as above.
+        _mm512_castps_si512(unsafe { _mm512_maskz_loadu_ps(lanes(num), from) })
+    },
+    fn multiply_add(a: __m512i, b: __m512i, acc: __m512) -> __m512 {
+        _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), acc)
+    }
+}
+
+kind! {
+    /// A unit is two bf16, the lower half first.
+    of_bf16, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16", 2,
+    unsafe fn load_row(from: *const f32, num: usize) -> __m512i {
+        // SAFETY: the first `num` elements are the caller's.
+        unsafe {
+            let low = _mm512_maskz_loadu_ps(lanes(num), from);
+            let high = _mm512_maskz_loadu_ps(lanes(num.saturating_sub(16)), from.wrapping_add(16));
+            transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
+        }
+    },
+    unsafe fn load_pair(from: *const f32, second: *const f32, num: usize) -> __m512i {
+        let mask = if second.is_null() { 0 } else { lanes(num) };
+        // SAFETY: the first `num` elements of both are the caller's.
+        unsafe {
+            let low = _mm512_maskz_loadu_ps(lanes(num), from);
+            let high = _mm512_maskz_loadu_ps(mask, second);
+            let halves = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            let order = _mm512_loadu_si512(INTERLEAVE.as_ptr().cast());
+            _mm512_permutexvar_epi16(order, halves)
+        }
+    },
+    fn multiply_add(a: __m512i, b: __m512i, acc: __m512) -> __m512 {
+        // SAFETY: vectors of 64 bytes, of which any bits are values.
+        unsafe { _mm512_dpbf16_ps(acc, transmute::<__m512i, __m512bh>(a), transmute::<__m512i, __m512bh>(b)) }
+    }
+}

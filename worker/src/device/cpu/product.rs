@@ -1,0 +1,250 @@
+//! One matrix product on one thread, by the best kernel that the machine has.
+//!
+//! ```text
+//!   F32    AVX-512: `avx512`                       else the `gemm` crate
+//!   Bf16   AVX-512 with BF16: `avx512`             else the operands are rounded and go the way of F32
+//! ```
+//!
+//! `avx512` adds the terms of an element of the result in an order that depends on the product's depth alone, so a caller may cut the
+//! result into tiles as it likes. The order of the `gemm` crate depends on the machine and on the tile: there the cut must
+//! depend on the shape alone (D-1), see [`Kernel::any_cut`].
+//!
+//! Deliberately absent: threads, see `matmul`.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+#[cfg(target_arch = "x86_64")]
+use super::avx512;
+use super::simd::Isa;
+use crate::device::Products;
+
+/// A matrix inside of a slice; contiguous along one of its dims.
+#[derive(Clone, Copy)]
+pub struct Operand<'a> {
+    pub data: &'a [f32],
+    pub rows: usize,
+    pub cols: usize,
+    pub row_stride: usize,
+    pub col_stride: usize,
+}
+
+impl<'a> Operand<'a> {
+    /// Row-major `(rows, cols)`.
+    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Operand<'a> {
+        Operand { data, rows, cols, row_stride: cols, col_stride: 1 }
+    }
+
+    pub fn t(self) -> Operand<'a> {
+        let Operand { data, rows, cols, row_stride, col_stride } = self;
+        Operand { data, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
+    }
+
+    /// The same matrix from row `rows.start` to `rows.end`.
+    pub fn rows(self, rows: Range<usize>) -> Operand<'a> {
+        Operand { data: &self.data[(rows.start * self.row_stride).min(self.data.len())..], rows: rows.len(), ..self }
+    }
+
+    pub fn cols(self, cols: Range<usize>) -> Operand<'a> {
+        Operand { data: &self.data[(cols.start * self.col_stride).min(self.data.len())..], cols: cols.len(), ..self }
+    }
+
+    /// The last element is inside of the slice, and one dim is contiguous.
+    fn check(&self) {
+        if self.rows > 0 && self.cols > 0 {
+            let last = (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride;
+            let (rows, cols, len) = (self.rows, self.cols, self.data.len());
+            assert!(last < len, "a ({rows}, {cols}) matrix leaves its {len} elements");
+            assert!(
+                self.row_stride == 1 || self.col_stride == 1,
+                "strides {} and {}",
+                self.row_stride,
+                self.col_stride
+            );
+        }
+    }
+}
+
+/// How products are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kernel {
+    isa: Isa,
+    products: Products,
+}
+
+impl Kernel {
+    pub fn new(isa: Isa, products: Products) -> Kernel {
+        Kernel { isa, products }
+    }
+
+    /// The result is the same however it is cut into tiles.
+    pub fn any_cut(self) -> bool {
+        self.isa.has_avx512()
+    }
+}
+
+/// `c = alpha * a b + beta * c`; `c` is row-major with rows `c_stride` apart, and not read where `beta` is 0.
+///
+/// # Safety
+///
+/// `c` points to `a.rows` rows of `b.cols` elements that may be written and that no other thread touches meanwhile.
+pub unsafe fn product(
+    kernel: Kernel,
+    alpha: f32,
+    a: Operand<'_>,
+    b: Operand<'_>,
+    beta: f32,
+    c: *mut f32,
+    c_stride: usize,
+) {
+    assert_eq!(a.cols, b.rows, "({}, {}) times ({}, {})", a.rows, a.cols, b.rows, b.cols);
+    a.check();
+    b.check();
+    #[cfg(target_arch = "x86_64")]
+    match (kernel.products, kernel.isa.has_avx512(), kernel.isa.has_bf16()) {
+        // SAFETY: `check` keeps the operands inside of their slices, the machine has the instructions, the caller answers for `c`.
+        (Products::F32, true, _) => return unsafe { avx512::of_f32::product(alpha, a, b, beta, c, c_stride) },
+        // SAFETY: as above.
+        (Products::Bf16, true, true) => return unsafe { avx512::of_bf16::product(alpha, a, b, beta, c, c_stride) },
+        _ => {}
+    }
+    // SAFETY: as above.
+    match kernel.products {
+        Products::F32 => unsafe { portable(alpha, a, b, beta, c, c_stride) },
+        Products::Bf16 => {
+            let f32 = Kernel { products: Products::F32, ..kernel };
+            with_rounded(a, b, |a, b| unsafe { product(f32, alpha, a, b, beta, c, c_stride) });
+        }
+    }
+}
+
+/// Safety and arguments as in [`product`], whose checks were made.
+unsafe fn portable(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta: f32, c: *mut f32, c_stride: usize) {
+    // SAFETY: the operands are inside of their slices; the caller answers for `c`.
+    unsafe {
+        gemm::gemm(
+            a.rows,
+            b.cols,
+            a.cols,
+            c,
+            1,
+            c_stride as isize,
+            beta != 0.0,
+            a.data.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            beta,
+            alpha,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+/// Calls `f` with copies of the operands, rounded to bf16. The copies are this thread's and kept for the next product.
+fn with_rounded(a: Operand<'_>, b: Operand<'_>, f: impl FnOnce(Operand<'_>, Operand<'_>)) {
+    thread_local!(static ROUNDED: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) });
+    ROUNDED.with_borrow_mut(|[a_rounded, b_rounded]| f(round(a, a_rounded), round(b, b_rounded)));
+}
+
+/// The matrix in rounded values, row-major if `x` is contiguous in its rows, else column-major.
+fn round<'a>(x: Operand<'_>, to: &'a mut Vec<f32>) -> Operand<'a> {
+    let by_row = x.col_stride == 1;
+    let source = if by_row { x } else { x.t() };
+    to.clear();
+    for row in 0..source.rows {
+        let start = row * source.row_stride;
+        to.extend(source.data[start..start + source.cols].iter().map(|v| round_to_bf16(*v)));
+    }
+    let rounded = Operand::new(to, source.rows, source.cols);
+    if by_row { rounded } else { rounded.t() }
+}
+
+/// The nearest bf16, ties to even; subnormal numbers become 0, as `VCVTNE2PS2BF16` has it.
+fn round_to_bf16(x: f32) -> f32 {
+    if x.is_subnormal() {
+        return 0.0_f32.copysign(x);
+    }
+    if x.is_nan() {
+        return x;
+    }
+    let bits = x.to_bits();
+    f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOTH: [Products; 2] = [Products::F32, Products::Bf16];
+
+    fn values(len: usize, seed: u32) -> Vec<f32> {
+        let step = |i: usize| (i as u32 + 1).wrapping_mul(2_654_435_761).wrapping_add(seed) >> 8;
+        (0..len).map(|i| step(i) as f32 / (1 << 23) as f32 - 1.0).collect()
+    }
+
+    /// `a b` in tiles of this many rows and columns.
+    fn in_tiles(kernel: Kernel, a: Operand<'_>, b: Operand<'_>, rows: usize, cols: usize) -> Vec<f32> {
+        let (m, n) = (a.rows, b.cols);
+        let mut c = vec![f32::NAN; m * n];
+        for row in (0..m).step_by(rows) {
+            for col in (0..n).step_by(cols) {
+                let (a, b) = (a.rows(row..m.min(row + rows)), b.cols(col..n.min(col + cols)));
+                // SAFETY: the tile is inside of `c`, which is this thread's.
+                unsafe { product(kernel, 1.0, a, b, 0.0, c.as_mut_ptr().add(row * n + col), n) };
+            }
+        }
+        c
+    }
+
+    #[test]
+    fn where_any_cut_will_do_it_gives_the_same_bits() {
+        let (m, n, depth) = (61, 75, 700);
+        let (a, b) = (values(m * depth, 1), values(depth * n, 2));
+        let by_row = (Operand::new(&a, m, depth), Operand::new(&b, n, depth).t());
+        let by_depth = (Operand::new(&a, depth, m).t(), Operand::new(&b, depth, n));
+        for kernel in BOTH.map(|products| Kernel::new(Isa::detect(), products)) {
+            for (a, b) in [by_row, by_depth].into_iter().filter(|_| kernel.any_cut()) {
+                let whole = in_tiles(kernel, a, b, m, n);
+                for (rows, cols) in [(1, n), (m, 1), (13, 32), (30, 40)] {
+                    assert!(in_tiles(kernel, a, b, rows, cols) == whole, "{kernel:?} in tiles of ({rows}, {cols})");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bf16_is_the_same_everywhere_but_for_the_order_of_sums() {
+        let (m, n, depth) = (20, 40, 301);
+        let (a, b) = (values(m * depth, 1), values(depth * n, 2));
+        let (a, b) = (Operand::new(&a, m, depth), Operand::new(&b, depth, n));
+        let best = in_tiles(Kernel::new(Isa::detect(), Products::Bf16), a, b, m, n);
+        let rounded = in_tiles(Kernel::new(Isa::detect().less_bf16(), Products::Bf16), a, b, m, n);
+        let exact = in_tiles(Kernel::new(Isa::detect(), Products::F32), a, b, m, n);
+        let distance = |x: &[f32]| x.iter().zip(&rounded).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+        assert!(distance(&best) < 1e-4, "off by {}", distance(&best));
+        assert!(distance(&exact) > 1e-3, "operands are rounded");
+    }
+
+    #[test]
+    fn operands_are_rounded_to_nearest_even() {
+        let tie = 1.0 + 1.0 / 256.0;
+        for (x, expected) in [
+            (1.0, 1.0),
+            (tie, 1.0),
+            (1.0 + 3.0 / 256.0, 1.0 + 4.0 / 256.0),
+            (-tie - 1e-6, -1.0 - 2.0 / 256.0),
+            (f32::MAX, f32::INFINITY),
+            (f32::NEG_INFINITY, f32::NEG_INFINITY),
+            (1e-40, 0.0),
+        ] {
+            assert_eq!(round_to_bf16(x), expected, "{x}");
+        }
+        assert!(round_to_bf16(f32::NAN).is_nan());
+    }
+}

@@ -1,0 +1,247 @@
+//! NVIDIA GPUs, compute capability 8.0 and later.
+//!
+//! ```text
+//!   ops       the operations: shapes to launches          runtime   what they need of a driver, as a trait
+//!   gpu       the driver, through cudarc                   products  cuBLASLt
+//!   compile   kernels/*.cu by NVRTC, cached on disk         kernels   their sources and names
+//! ```
+//!
+//! All libraries are loaded when the program runs: it builds and starts where there is none, and [`Gpu::open`] says what is missing.
+//!
+//! - Buffers are f32. Where products are in bf16, operands are rounded on their way into the tensor cores: in scratch for cuBLASLt, in
+//!   shared memory in own kernels. Sums, softmax, norms, the router and the optimizer stay f32.
+//! - **D-1** holds: no float atomics; sums over blocks are parts that a second kernel adds in order; cuBLASLt may not split sums in
+//!   ways that depend on timing, and chooses by shape and alignment alone.
+//! - **D-2** holds: the scratch is sized before the first step.
+//! - The host waits only for a read, never for the number of tokens that an expert got: `offsets` stay on the device.
+//! - One stream: everything runs in the order of the calls. Operations lock the scratch, so threads may share a device.
+//!
+//! Deliberately absent: returned errors after the start (a panic ends the worker, and its place is healed like any death), NCCL
+//! (rows and columns go through the host and the same links as everywhere), CUDA graphs, activation recomputation.
+
+#![allow(unsafe_code)]
+
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{Buffer, Products, View, ViewMut};
+
+pub mod compile;
+mod gpu;
+pub mod kernels;
+mod ops;
+mod products;
+pub mod runtime;
+
+pub use gpu::{CudaError, Gpu, count};
+pub use runtime::{Arg, Launch, Runtime};
+
+use runtime::DevicePtr;
+
+/// Bytes of workspace that cuBLASLt may use; NVIDIA's advice for Hopper.
+const WORKSPACE_BYTES: usize = 32 << 20;
+
+/// Parts of scratch and allocations start at multiples of this many bytes.
+const ALIGNMENT: usize = 256;
+
+/// A GPU. Clones share it.
+pub struct CudaDevice<R: Runtime = Gpu> {
+    shared: Arc<Shared<R>>,
+}
+
+impl<R: Runtime> Clone for CudaDevice<R> {
+    fn clone(&self) -> Self {
+        CudaDevice { shared: Arc::clone(&self.shared) }
+    }
+}
+
+/// What buffers keep alive.
+struct Shared<R: Runtime> {
+    scratch: Mutex<Block>,
+    staging: Mutex<Vec<Staging>>,
+    runtime: R,
+}
+
+/// Device memory.
+#[derive(Clone, Copy)]
+struct Block {
+    ptr: DevicePtr,
+    bytes: usize,
+}
+
+/// Pinned host memory.
+struct Staging {
+    ptr: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: plain memory that one owner at a time uses.
+unsafe impl Send for Staging {}
+
+impl<R: Runtime> Drop for Shared<R> {
+    fn drop(&mut self) {
+        let scratch = *lock(&self.scratch);
+        for staging in lock(&self.staging).drain(..) {
+            // SAFETY: made by `alloc_host` and in nobody's hands.
+            unsafe { self.runtime.free_host(staging.ptr, staging.bytes) };
+        }
+        if scratch.bytes > 0 {
+            // SAFETY: made by `alloc`, and no operation runs.
+            unsafe { self.runtime.free(scratch.ptr) };
+        }
+    }
+}
+
+/// A poisoned lock means that a thread panicked within an operation; what it guards is memory without meaning.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `len` elements of `T` on the device.
+pub struct DeviceBuf<T, R: Runtime> {
+    ptr: DevicePtr,
+    len: usize,
+    shared: Arc<Shared<R>>,
+    element: PhantomData<T>,
+}
+
+impl<T, R: Runtime> Drop for DeviceBuf<T, R> {
+    fn drop(&mut self) {
+        if self.len > 0 {
+            // SAFETY: made by `alloc`, and whoever could use it borrowed `self`.
+            unsafe { self.shared.runtime.free(self.ptr) };
+        }
+    }
+}
+
+pub type CudaBuf<R> = DeviceBuf<f32, R>;
+pub type CudaIds<R> = DeviceBuf<u32, R>;
+
+impl<R: Runtime> Buffer for CudaBuf<R> {
+    fn len(&self) -> usize {
+        self.len
+    }
+}
+
+impl<T, R: Runtime> DeviceBuf<T, R> {
+    fn arg(&self) -> Arg {
+        Arg::Ptr(self.ptr)
+    }
+}
+
+impl<R: Runtime> View<'_, CudaBuf<R>> {
+    fn ptr(&self) -> DevicePtr {
+        self.buf.ptr + (self.start * size_of::<f32>()) as u64
+    }
+    fn arg(&self) -> Arg {
+        Arg::Ptr(self.ptr())
+    }
+}
+
+impl<R: Runtime> ViewMut<'_, CudaBuf<R>> {
+    fn ptr(&self) -> DevicePtr {
+        self.buf.ptr + (self.start * size_of::<f32>()) as u64
+    }
+    fn arg(&self) -> Arg {
+        Arg::Ptr(self.ptr())
+    }
+}
+
+/// Scratch of one operation, handed out from its start; nobody else has it meanwhile.
+struct Scratch<'a> {
+    block: MutexGuard<'a, Block>,
+    used: usize,
+}
+
+impl Scratch<'_> {
+    /// The next `bytes`.
+    fn take(&mut self, bytes: usize) -> DevicePtr {
+        let at = self.used;
+        self.used += bytes.next_multiple_of(ALIGNMENT);
+        assert!(self.used <= self.block.bytes, "an operation takes more scratch than it asked for");
+        self.block.ptr + at as u64
+    }
+}
+
+/// Blocks of `size` that cover `n`.
+fn blocks(n: usize, size: usize) -> u32 {
+    narrow(n.div_ceil(size))
+}
+
+/// A dim as kernels take it.
+fn narrow(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or_else(|_| panic!("a dim of {n} elements; kernels count to 2^32"))
+}
+
+impl<R: Runtime> CudaDevice<R> {
+    pub fn new(runtime: R) -> CudaDevice<R> {
+        let scratch = Mutex::new(Block { ptr: 0, bytes: 0 });
+        let shared = Shared { scratch, staging: Mutex::new(Vec::new()), runtime };
+        CudaDevice { shared: Arc::new(shared) }
+    }
+
+    pub fn runtime(&self) -> &R {
+        &self.shared.runtime
+    }
+
+    fn buffer<T>(&self, len: usize) -> DeviceBuf<T, R> {
+        let ptr = if len == 0 { 0 } else { self.shared.runtime.alloc(len * size_of::<T>()) };
+        DeviceBuf { ptr, len, shared: Arc::clone(&self.shared), element: PhantomData }
+    }
+
+    /// Scratch for pieces of these many bytes. [`Device::reserve`](super::Device::reserve) sizes it before the first step; it grows
+    /// where an operation needs more.
+    fn scratch(&self, pieces: &[usize]) -> Scratch<'_> {
+        let mut block = lock(&self.shared.scratch);
+        let bytes = pieces.iter().map(|b| b.next_multiple_of(ALIGNMENT)).sum();
+        if block.bytes < bytes {
+            if block.bytes > 0 {
+                // SAFETY: made by `alloc`; `free` waits for what was launched, and the lock keeps others away.
+                unsafe { self.shared.runtime.free(block.ptr) };
+                *block = Block { ptr: 0, bytes: 0 };
+            }
+            *block = Block { ptr: self.shared.runtime.alloc(bytes), bytes };
+        }
+        Scratch { block, used: 0 }
+    }
+
+    /// Launches a kernel whose arguments lie in buffers that the caller borrowed, or in scratch.
+    fn launch(&self, kernel: &'static str, launch: Launch, args: &[Arg]) {
+        if launch.grid.contains(&0) {
+            return;
+        }
+        // SAFETY: `ops` passes what the kernel declares (the emulator compares the arguments with the declaration), and ranges
+        // whose lengths follow from the dims that it passes.
+        unsafe { self.shared.runtime.launch(kernel, launch, args) };
+    }
+
+    /// Pinned memory of at least `bytes`; give it back with [`CudaDevice::put_staging`].
+    fn take_staging(&self, bytes: usize) -> Staging {
+        let mut pool = lock(&self.shared.staging);
+        let fits = (0..pool.len()).filter(|i| pool[*i].bytes >= bytes).min_by_key(|i| pool[*i].bytes);
+        match fits {
+            Some(i) => pool.swap_remove(i),
+            None => {
+                // A smaller one is replaced, so that the pool does not grow with every new size.
+                if let Some(old) = pool.pop() {
+                    // SAFETY: made by `alloc_host`, and taken from the pool.
+                    unsafe { self.shared.runtime.free_host(old.ptr, old.bytes) };
+                }
+                Staging { ptr: self.shared.runtime.alloc_host(bytes), bytes }
+            }
+        }
+    }
+
+    fn put_staging(&self, staging: Staging) {
+        lock(&self.shared.staging).push(staging);
+    }
+}
+
+impl Staging {
+    /// The first `len` elements.
+    fn as_mut_slice(&mut self, len: usize) -> &mut [f32] {
+        assert!(len * size_of::<f32>() <= self.bytes, "{len} elements in {} bytes of staging", self.bytes);
+        // SAFETY: the memory is `bytes` long, aligned for f32, initialized (the allocator's promise), and borrowed with `self`.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.cast(), len) }
+    }
+}

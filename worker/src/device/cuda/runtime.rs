@@ -1,0 +1,124 @@
+//! What the operations need of a CUDA driver, as a trait, so that the same launches run on a GPU ([`super::Gpu`]) and, in the tests,
+//! in an emulator on the CPU.
+//!
+//! Everything happens in the order of the calls, as on one stream; `upload` and `download` return when they are done. Errors of the
+//! driver after the start are the end of the worker (its place is healed like any death), so nothing here returns one: whoever
+//! implements it panics with what was tried.
+
+use crate::device::Products;
+
+/// Address in the device's memory.
+pub type DevicePtr = u64;
+
+/// An argument of a kernel, as its declaration has it: pointers and `u64` are 8 bytes, the others 4.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Arg {
+    Ptr(DevicePtr),
+    U64(u64),
+    U32(u32),
+    F32(f32),
+}
+
+impl Arg {
+    /// Little-endian bits, as the kernel reads them.
+    pub fn bits(self) -> u64 {
+        match self {
+            Arg::Ptr(v) | Arg::U64(v) => v,
+            Arg::U32(v) => u64::from(v),
+            Arg::F32(v) => u64::from(v.to_bits()),
+        }
+    }
+
+    pub fn bytes(self) -> usize {
+        match self {
+            Arg::Ptr(_) | Arg::U64(_) => 8,
+            Arg::U32(_) | Arg::F32(_) => 4,
+        }
+    }
+}
+
+/// Blocks along x, y and z, threads of a block, bytes of dynamic shared memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Launch {
+    pub grid: [u32; 3],
+    pub threads: u32,
+    pub shared_bytes: usize,
+}
+
+/// A matrix of a product: element `(r, c)` is element `r * ld + c`, or `c * ld + r` where it is transposed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Factor {
+    pub ptr: DevicePtr,
+    pub ld: usize,
+    pub transposed: bool,
+}
+
+/// `c = alpha * a b + beta * c`; `a (m, k)`, `b (k, n)`, `c (m, n)` row-major f32. The elements of `a` and `b` are bf16 where
+/// `products` says so, else f32.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Product {
+    pub products: Products,
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub alpha: f32,
+    pub beta: f32,
+    pub a: Factor,
+    pub b: Factor,
+    pub c: DevicePtr,
+}
+
+/// A device with memory, kernels and a library of products.
+pub trait Runtime: Send + Sync + 'static {
+    /// What decides the bits of a result besides the kernels' source.
+    fn fingerprint(&self) -> String;
+
+    /// `bytes` zeros, aligned to 256 bytes.
+    fn alloc(&self, bytes: usize) -> DevicePtr;
+
+    /// Host memory that the device copies from and to at full speed.
+    fn alloc_host(&self, bytes: usize) -> *mut u8;
+
+    /// # Safety
+    ///
+    /// `ptr` is of [`Runtime::alloc`] and is not used again.
+    unsafe fn free(&self, ptr: DevicePtr);
+
+    /// # Safety
+    ///
+    /// `ptr` is of [`Runtime::alloc_host`] with as many bytes and is not used again.
+    unsafe fn free_host(&self, ptr: *mut u8, bytes: usize);
+
+    /// # Safety
+    ///
+    /// `to` has room for `from`.
+    unsafe fn upload(&self, from: &[u8], to: DevicePtr);
+
+    /// # Safety
+    ///
+    /// `from` has as many bytes as `to`.
+    unsafe fn download(&self, from: DevicePtr, to: &mut [u8]);
+
+    /// # Safety
+    ///
+    /// Both have `bytes` bytes and do not overlap.
+    unsafe fn copy(&self, from: DevicePtr, to: DevicePtr, bytes: usize);
+
+    /// # Safety
+    ///
+    /// `at` has `bytes` bytes.
+    unsafe fn zero(&self, at: DevicePtr, bytes: usize);
+
+    /// # Safety
+    ///
+    /// `args` are those of the kernel, in order, and what it reads and writes is there.
+    unsafe fn launch(&self, kernel: &'static str, launch: Launch, args: &[Arg]);
+
+    /// Whether the library multiplies such matrices. The answer depends on the shape and the alignment alone.
+    fn multiplies(&self, product: &Product) -> bool;
+
+    /// # Safety
+    ///
+    /// [`Runtime::multiplies`] said yes, and the matrices and `workspace` (address, bytes) are there.
+    unsafe fn multiply(&self, product: &Product, workspace: (DevicePtr, usize));
+}

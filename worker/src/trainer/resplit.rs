@@ -1,0 +1,170 @@
+//! Another number of replicas, in place: the process stays, its parts are made for the new place, and both its shards are put together
+//! from what the places hold of the shape before ([`toroid_torus::resplit`]).
+//!
+//! ```text
+//!   A held, made for A ── remake ──> A held earlier ── moves ──> A and B held ── all have B: a sum over the torus ──> B held
+//! ```
+//!
+//! T-3: the state as it was split before goes only when the sum has returned, so that all have it as it is split now. Whoever is fenced
+//! before reports both, and the coordinator decides from which of the two all go on.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use toroid_torus::partition::partition;
+use toroid_torus::resplit::{Half, Lost, Move, Origin, moves};
+
+use super::heal::{DIGEST_BYTES, corrupt, decode, encode, refuse};
+use super::room::Parts;
+use super::{Assignment, HealPlan, HeldAs, Job, Shared, StepError};
+use crate::comm::{Channel, Links, Transfer, global_sum};
+use crate::device::Device;
+use crate::optim::Shard;
+
+/// The state of the committed step as it was split before.
+pub(super) struct Earlier<D: Device> {
+    pub held_as: HeldAs,
+    own: Shard<D>,
+    guarded: Option<Shard<D>>,
+}
+
+impl<D: Device> Earlier<D> {
+    fn shard(&self, half: Half) -> Option<&Shard<D>> {
+        match half {
+            Half::Own => Some(&self.own),
+            Half::Guarded => self.guarded.as_ref(),
+        }
+    }
+}
+
+fn moves_of(assignment: &Assignment, origin: &Origin) -> Result<Vec<Move>, Lost> {
+    let spec = &assignment.spec;
+    moves(origin, &spec.shape, |tp, pp| partition(&spec.model, &spec.shape, tp, pp).len)
+}
+
+/// Ranks that this place sends ranges to or has them from.
+pub(super) fn peers(assignment: &Assignment, origin: &Origin) -> BTreeSet<usize> {
+    let rank = assignment.rank;
+    // Where a shard is lost there is nobody to connect to, and `resplit` says so.
+    let moves = moves_of(assignment, origin).unwrap_or_default();
+    let ends = moves.iter().filter(|m| m.from != m.to).filter_map(|m| match (m.from == rank, m.to == rank) {
+        (true, _) => Some(m.to),
+        (_, true) => Some(m.from),
+        _ => None,
+    });
+    ends.collect()
+}
+
+impl<D: Device + Clone> Job<D> {
+    /// Everything that this place holds, the older first.
+    pub(super) fn held(&self) -> Vec<HeldAs> {
+        self.earlier.iter().map(|e| e.held_as).chain(self.has_state.then_some(self.made_for)).collect()
+    }
+
+    /// Turns to the one state that the plan goes on from; what else this place holds is given up.
+    pub(super) fn turn_to(&mut self, plan: &HealPlan) -> Result<(), StepError> {
+        let target = self.assignment.held_as();
+        let wanted = match &plan.origin {
+            Some(origin) => origin.ranks[target.rank].map(|rank| HeldAs { shape: origin.shape, rank }),
+            None => (!plan.newcomers.contains(&target.rank)).then_some(target),
+        };
+        let earlier = self.earlier.take();
+        let Some(wanted) = wanted else {
+            self.has_state = false;
+            if self.made_for != target {
+                self.remake();
+            }
+            return Ok(());
+        };
+        if self.has_state && self.made_for == wanted {
+            return Ok(());
+        }
+        let Some(earlier) = earlier.filter(|e| e.held_as == wanted) else {
+            return Err(corrupt(format!(
+                "rank {} is to go on with the shards of rank {} of {}, and does not hold them",
+                target.rank, wanted.rank, wanted.shape
+            )));
+        };
+        self.has_state = false;
+        if wanted == target {
+            self.remake();
+            self.shard = earlier.own;
+            if let (Some(holders), Some(guarded)) = (&mut self.holders, earlier.guarded) {
+                holders.copy = guarded;
+            }
+            self.has_state = true;
+        } else {
+            self.earlier = Some(earlier);
+        }
+        Ok(())
+    }
+
+    /// Makes the parts of this place anew, for the place of the assignment and without state; returns the shards that were there.
+    fn remake(&mut self) -> Earlier<D> {
+        let device = self.stage.device().clone();
+        let parts = Parts::new(&device, &self.assignment.spec, self.assignment.rank);
+        let Parts { partition, stage, shard, kept, holders, pipeline, groups, buffers } = parts;
+        let own = std::mem::replace(&mut self.shard, shard);
+        let guarded = std::mem::replace(&mut self.holders, holders).map(|h| h.copy);
+        let held_as = std::mem::replace(&mut self.made_for, self.assignment.held_as());
+        (self.partition, self.stage, self.pipeline) = (partition, stage, pipeline);
+        (self.groups, self.buffers, self.kept) = (groups, buffers, kept);
+        Earlier { held_as, own, guarded }
+    }
+
+    /// Puts both shards of this place together. On return all places have theirs.
+    pub(super) fn resplit(&mut self, links: &mut Links, shared: &Shared, origin: &Origin) -> Result<(), StepError> {
+        shared.enter("resplit");
+        if self.has_state {
+            self.earlier = Some(self.remake());
+            self.has_state = false;
+        } else if self.made_for != self.assignment.held_as() {
+            self.remake();
+        }
+        let moves = moves_of(&self.assignment, origin).map_err(|lost| corrupt(lost.to_string()))?;
+        self.exchange(links, &moves)?;
+        self.has_state = true;
+        // A file has the name of a rank, whatever the shape: none of the shape before is written any more when one of this shape is.
+        self.await_writer();
+        global_sum(links, &self.assignment.spec.shape, &mut [0.0])?;
+        self.earlier = None;
+        Ok(())
+    }
+
+    fn exchange(&mut self, links: &mut Links, moves: &[Move]) -> Result<(), StepError> {
+        let (device, rank) = (self.stage.device().clone(), self.assignment.rank);
+        let given = |m: &Move| {
+            let earlier = self.earlier.as_ref().and_then(|e| e.shard(m.source));
+            let shard = earlier.expect("a place has the shards that it says it has");
+            encode(&device, shard, within(shard, &m.range))
+        };
+        let sent: Vec<(usize, Vec<u8>)> =
+            moves.iter().filter(|m| m.from == rank && m.to != rank).map(|m| (m.to, given(m))).collect();
+        let mut received: Vec<(&Move, Vec<u8>)> = Vec::new();
+        for m in moves.iter().filter(|m| m.to == rank) {
+            let bytes = if m.from == rank { given(m) } else { vec![0; 12 * m.range.len() + DIGEST_BYTES] };
+            received.push((m, bytes));
+        }
+        let channel = Channel::Backup;
+        let sends = sent.iter().map(|(peer, data)| Transfer::Send { peer: *peer, channel, data });
+        let receives = received.iter_mut().filter(|(m, _)| m.from != rank);
+        let receives = receives.map(|(m, buf)| Transfer::Recv { peer: m.from, channel, buf });
+        let mut transfers: Vec<Transfer<'_>> = sends.chain(receives).collect();
+        links.run(&mut transfers)?;
+        drop(transfers);
+        for (m, bytes) in &received {
+            let shard = match m.target {
+                Half::Own => &mut self.shard,
+                Half::Guarded => &mut self.holders.as_mut().expect("a place guards a shard or has no part of one").copy,
+            };
+            let range = within(shard, &m.range);
+            decode(&device, bytes, shard, range).map_err(|e| refuse(m.to, m.from, &e))?;
+        }
+        Ok(())
+    }
+}
+
+/// Elements of a partition as elements of a shard of it.
+fn within<D: Device>(shard: &Shard<D>, range: &Range<usize>) -> Range<usize> {
+    range.start - shard.range.start..range.end - shard.range.start
+}

@@ -1,0 +1,232 @@
+//! The CUDA device on a CPU: the kernels' own sources, compiled by the C++ compiler against `emulator.hpp`, behind the device's own
+//! launches. It is the truth about the kernels' logic where no GPU is at hand; its speed means nothing.
+//!
+//! Besides running kernels it checks what a GPU would not: that launches pass what kernels declare, that copies stay inside of
+//! allocations, and that nothing was written around one.
+
+#![allow(unsafe_code)]
+
+use std::alloc::{Layout, alloc, dealloc};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{LazyLock, Mutex};
+
+use toroid_worker::device::CudaDevice;
+use toroid_worker::device::cuda::kernels::{COMMON, SOURCES, Source};
+use toroid_worker::device::cuda::runtime::{Arg, DevicePtr, Launch, Product, Runtime};
+
+const HEADER: &str = include_str!("emulator.hpp");
+const FLAGS: [&str; 7] = ["-std=c++17", "-O3", "-ffp-contract=off", "-shared", "-fPIC", "-w", "-o"];
+
+/// Bytes before and after each allocation, and what is in them.
+const GUARD: usize = 256;
+const PATTERN: u8 = 0xA7;
+
+/// `emulate(name, grid, threads, shared_bytes, kinds, bits, backwards)`: 0 if the kernel ran.
+// SAFETY: called in one place, with what `emulator.hpp` expects.
+type Emulate = unsafe extern "C" fn(
+    *const std::ffi::c_char,
+    *const u32,
+    u32,
+    usize,
+    *const std::ffi::c_char,
+    *const u64,
+    bool,
+) -> i32;
+
+/// By source. A library has one set of fibers, so it makes one launch at a time.
+struct Libraries(BTreeMap<&'static str, Mutex<libloading::Library>>);
+
+static LIBRARIES: LazyLock<Libraries> = LazyLock::new(Libraries::build);
+
+impl Libraries {
+    fn build() -> Libraries {
+        let files: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = SOURCES.iter().map(|s| scope.spawn(move || (s, compile(s)))).collect();
+            threads.into_iter().map(|t| t.join().expect("compiled")).collect()
+        });
+        let load = |(source, path): (&'static Source, PathBuf)| {
+            // SAFETY: the library was made from the sources above and has no initializers but its own.
+            let library = unsafe { libloading::Library::new(&path) };
+            (source.file, Mutex::new(library.unwrap_or_else(|e| panic!("cannot load {}: {e}", path.display()))))
+        };
+        Libraries(files.into_iter().map(load).collect())
+    }
+}
+
+/// The library of a source, compiled unless it is there from an earlier run.
+fn compile(source: &Source) -> PathBuf {
+    let entry = |name: &&str| {
+        format!(
+            "    if (strcmp(name, \"{name}\") == 0) return !emulator::launch({name}, {{grid[0], grid[1], grid[2]}}, threads, \
+             shared_bytes, kinds, bits);\n"
+        )
+    };
+    let entries: String = source.kernels.iter().map(entry).collect();
+    let text = format!(
+        "{HEADER}\n{COMMON}\n#line 1 \"{}\"\n{}\nextern \"C\" int emulate(const char* name, const unsigned* grid, unsigned threads, \
+         size_t shared_bytes, const char* kinds, const uint64_t* bits, bool backwards) {{\n    emulator::kernel_name = name;\n    \
+         emulator::backwards = backwards;\n{entries}    return 2;\n}}\n",
+        source.file, source.text
+    );
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated");
+    std::fs::create_dir_all(&folder).expect("the target folder can be written");
+    let digest = blake3::hash(format!("{text}{FLAGS:?}").as_bytes()).to_hex();
+    let library = folder.join(format!("{}-{}.so", source.file, &digest[..16]));
+    if !library.exists() {
+        let unique = library.with_extension(format!("{}.cpp", std::process::id()));
+        let made = unique.with_extension("so");
+        std::fs::write(&unique, text).expect("the target folder can be written");
+        let output = Command::new("c++").args(FLAGS).arg(&made).arg(&unique).output();
+        let output = output.unwrap_or_else(|e| panic!("cannot run c++ ({e}); scripts/setup.sh installs it"));
+        assert!(output.status.success(), "{}:\n{}", unique.display(), String::from_utf8_lossy(&output.stderr));
+        std::fs::rename(&made, &library).expect("put in place");
+        std::fs::remove_file(&unique).expect("removed");
+    }
+    library
+}
+
+/// Host memory that plays the device's.
+#[derive(Default)]
+pub struct Emulator {
+    /// Bytes of each allocation.
+    allocations: Mutex<BTreeMap<DevicePtr, usize>>,
+    /// Threads and blocks run from the last to the first.
+    backwards: bool,
+}
+
+pub fn device() -> CudaDevice<Emulator> {
+    CudaDevice::new(Emulator::default())
+}
+
+/// Its threads run in the other order, which must not matter.
+pub fn backwards() -> CudaDevice<Emulator> {
+    CudaDevice::new(Emulator { backwards: true, ..Emulator::default() })
+}
+
+fn layout(bytes: usize) -> Layout {
+    Layout::from_size_align(bytes + 2 * GUARD, 256).expect("a size that exists")
+}
+
+impl Emulator {
+    /// Panics unless `bytes` at `ptr` lie inside of one allocation.
+    fn check(&self, ptr: DevicePtr, bytes: usize) {
+        let allocations = self.allocations.lock().expect("nobody panicked");
+        let inside =
+            allocations.range(..=ptr).next_back().is_some_and(|(start, len)| ptr + bytes as u64 <= start + *len as u64);
+        assert!(inside || bytes == 0, "{bytes} bytes at {ptr:#x} are outside of every allocation");
+    }
+}
+
+impl Runtime for Emulator {
+    fn fingerprint(&self) -> String {
+        "emulator".into()
+    }
+
+    fn alloc(&self, bytes: usize) -> DevicePtr {
+        // SAFETY: the layout has a size; the memory is written before anybody sees it.
+        let ptr = unsafe {
+            let start = alloc(layout(bytes));
+            assert!(!start.is_null(), "no memory");
+            start.write_bytes(PATTERN, bytes + 2 * GUARD);
+            start.add(GUARD).write_bytes(0, bytes);
+            start.add(GUARD) as DevicePtr
+        };
+        self.allocations.lock().expect("nobody panicked").insert(ptr, bytes);
+        ptr
+    }
+
+    fn alloc_host(&self, bytes: usize) -> *mut u8 {
+        self.alloc(bytes) as *mut u8
+    }
+
+    // SAFETY: as the trait says.
+    unsafe fn free(&self, ptr: DevicePtr) {
+        let bytes = self.allocations.lock().expect("nobody panicked").remove(&ptr).expect("allocated and not freed");
+        // SAFETY: allocated above with this layout.
+        unsafe {
+            let start = (ptr as *mut u8).sub(GUARD);
+            let around = [start, start.add(GUARD + bytes)].map(|at| std::slice::from_raw_parts(at, GUARD));
+            let intact = around.iter().all(|guard| guard.iter().all(|b| *b == PATTERN));
+            dealloc(start, layout(bytes));
+            assert!(intact || std::thread::panicking(), "something was written around {bytes} bytes of device memory");
+        }
+    }
+
+    // SAFETY: as the trait says.
+    unsafe fn free_host(&self, ptr: *mut u8, _bytes: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.free(ptr as DevicePtr) };
+    }
+
+    unsafe fn upload(&self, from: &[u8], to: DevicePtr) {
+        self.check(to, from.len());
+        // SAFETY: inside of an allocation.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
+    }
+
+    unsafe fn download(&self, from: DevicePtr, to: &mut [u8]) {
+        self.check(from, to.len());
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
+    }
+
+    unsafe fn copy(&self, from: DevicePtr, to: DevicePtr, bytes: usize) {
+        self.check(from, bytes);
+        self.check(to, bytes);
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
+    }
+
+    unsafe fn zero(&self, at: DevicePtr, bytes: usize) {
+        self.check(at, bytes);
+        // SAFETY: as above.
+        unsafe { (at as *mut u8).write_bytes(0, bytes) };
+    }
+
+    // SAFETY: as the trait says.
+    unsafe fn launch(&self, kernel: &'static str, launch: Launch, args: &[Arg]) {
+        let source = SOURCES.iter().find(|s| s.kernels.contains(&kernel));
+        let source = source.unwrap_or_else(|| panic!("no source names the kernel {kernel}"));
+        assert!(launch.threads.is_multiple_of(32) && launch.threads <= 1024, "{kernel}: {launch:?}");
+        let kind = |arg: &Arg| match arg {
+            Arg::Ptr(ptr) => {
+                self.check(*ptr, 1);
+                'p'
+            }
+            Arg::U64(_) => 'l',
+            Arg::U32(_) => 'i',
+            Arg::F32(_) => 'f',
+        };
+        let kinds: String = args.iter().map(kind).chain(['\0']).collect();
+        let bits: Vec<u64> = args.iter().map(|a| a.bits()).collect();
+        let name = format!("{kernel}\0");
+        let library = LIBRARIES.0[source.file].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // SAFETY: the library defines `emulate` so; the strings end with NUL; the caller answers for the kernel's accesses.
+        let failed = unsafe {
+            let emulate = library.get::<Emulate>(b"emulate").expect("every library defines it");
+            let (name, kinds) = (name.as_ptr().cast(), kinds.as_ptr().cast());
+            emulate(
+                name,
+                launch.grid.as_ptr(),
+                launch.threads,
+                launch.shared_bytes,
+                kinds,
+                bits.as_ptr(),
+                self.backwards,
+            )
+        };
+        assert_eq!(failed, 0, "the launch of {kernel} does not fit its declaration: {args:?}");
+    }
+
+    /// There is no cuBLASLt here: own kernels make all products.
+    fn multiplies(&self, _: &Product) -> bool {
+        false
+    }
+
+    // SAFETY: as the trait says; it is never called.
+    unsafe fn multiply(&self, product: &Product, _: (DevicePtr, usize)) {
+        unreachable!("{product:?} was refused");
+    }
+}
