@@ -4,8 +4,8 @@
 //!   local       a whole cluster of child processes of this binary      coordinator, worker   daemon
 //!   chaos       faults on such a cluster, and a verdict                 bench   figures of this machine
 //!   submit      jobfile (paths), then progress and summary (--wait)     status, jobs, workers, events, cancel, drain   status
-//!   incidents   what failed and what it cost                           plan    what a job needs, before it is run
-//!   trace       what the time of steps went to
+//!   incidents   what failed and what it cost                            trace   what the time of steps went to
+//!   plan        what a job needs, before it is run
 //!   checkpoint  now, list, verify, export; find: which folder is meant  client, watch: gRPC    format, json, output
 //! ```
 //!

@@ -170,7 +170,9 @@ fn measured_flops() -> f64 {
 fn text(spec: &JobSpec, machine: &Machine, failures: &Failures, plan: &Plan) -> String {
     let mut out = String::new();
     // Writing to a string does not fail.
-    let mut line = |text: String| drop(writeln!(out, "{text}"));
+    let mut line = |text: String| {
+        let _ = writeln!(out, "{text}");
+    };
     line(format!(
         "{}: {} parameters, {} of them for each token, on {} places: {}",
         spec.name,

@@ -71,10 +71,10 @@ pub struct Config {
 
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    #[error("cannot write a trace into {}: {error}; name a folder that this user may write to", .folder.display())]
-    Trace { folder: PathBuf, error: std::io::Error },
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error("cannot write a trace into {}: {error}; name a folder that this user may write to", .folder.display())]
+    Trace { folder: PathBuf, error: std::io::Error },
     #[error("cannot listen for links: {0}")]
     Listen(#[from] CommError),
     #[error(transparent)]

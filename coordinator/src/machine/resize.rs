@@ -150,7 +150,7 @@ impl Job {
         let all: BTreeSet<usize> = (0..shape.world()).collect();
         let kept = resplit::keep(&shape, &to, &all, |_| 0).expect("all keep a place");
         let reason = format!(
-            "{} workers are there for more replicas: dp {dp} instead of {}, the shards are split anew",
+            "workers without a place are there, {} of them: dp {dp} instead of {}, the shards are split anew",
             candidates.len(),
             shape.dp()
         );

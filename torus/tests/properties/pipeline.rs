@@ -68,6 +68,9 @@ fn check_order(schedule: Schedule, stage: &Pipeline, m: usize, name: &dyn Fn() -
     }
 }
 
+/// What a stage waits to send: to whom, whether forward, the virtual stage that sends it with the micro-batch.
+type Unsent = (usize, bool, (usize, usize));
+
 /// Whether all stages come to their end where a link keeps `capacity` messages a direction that the receiver has not asked for yet, a
 /// sender waits before one more, and messages come out in the order in which they went in (L-3).
 fn ends_with_links_of(capacity: usize, stages: &[Pipeline], chunks: usize) -> bool {
@@ -76,7 +79,7 @@ fn ends_with_links_of(capacity: usize, stages: &[Pipeline], chunks: usize) -> bo
     // By receiving stage and direction: what is under way, the virtual stage that sent it with the micro-batch.
     let mut links: BTreeMap<(usize, bool), Vec<(usize, usize)>> = BTreeMap::new();
     let mut next = vec![0; num_stages];
-    let mut unsent: Vec<Option<(usize, bool, (usize, usize))>> = vec![None; num_stages];
+    let mut unsent: Vec<Option<Unsent>> = vec![None; num_stages];
     loop {
         let mut moved = false;
         for (s, stage) in stages.iter().enumerate() {

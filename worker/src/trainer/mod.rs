@@ -199,11 +199,11 @@ pub struct Shared {
     waits_for: Mutex<Option<WaitsFor>>,
     progress: AtomicU64,
     kill_at: Option<KillAt>,
-    trace: Option<Trace>,
     #[cfg(any(test, feature = "planted"))]
     flip_at: Option<planted::FlipAt>,
     /// The coordinator is not heard.
     is_cut_off: AtomicBool,
+    trace: Option<Trace>,
 }
 
 /// How a request for a checkpoint stands to the committed step.
@@ -223,9 +223,9 @@ impl Shared {
     pub fn of_process(trace: Option<Trace>) -> Shared {
         Shared {
             kill_at: KillAt::from_environment(),
-            trace,
             #[cfg(any(test, feature = "planted"))]
             flip_at: planted::FlipAt::from_environment(),
+            trace,
             ..Shared::default()
         }
     }
