@@ -66,6 +66,8 @@ pub struct Trainer {
     commands: VecDeque<Command>,
     busy: Option<(Busy, u64)>,
     num_busy: u64,
+    /// When the last shard that it began to write is written: one at a time, as a worker does it.
+    writes_until: Micros,
     /// Frames of epochs that this place has not started.
     early: Vec<Frame>,
     /// When the newest event reaches the session: it hears them in order.
@@ -83,6 +85,7 @@ impl Trainer {
             commands: VecDeque::new(),
             busy: None,
             num_busy: 0,
+            writes_until: 0,
             early: Vec::new(),
             last_event: 0,
             shared: Shared::default(),
@@ -601,8 +604,13 @@ impl Trainer {
         let job = self.job.as_ref().expect("looked up by the caller");
         let state = job.state.as_ref().expect("only a state is saved");
         let (assignment, step, shard) = (Box::new(job.assignment.clone()), state.committed, state.own.clone());
-        let after = env.net.random.between(MS, 400 * MS);
-        env.net.at_worker(self.pid, after, AtWorker::ShardWritten { assignment, step, shard });
+        let begins = self.writes_until.max(env.net.now);
+        self.writes_until = begins + env.net.random.between(MS, 400 * MS);
+        env.net.at_worker(
+            self.pid,
+            self.writes_until - env.net.now,
+            AtWorker::ShardWritten { assignment, step, shard },
+        );
     }
 
     /// The writer's thread is done.
