@@ -418,7 +418,7 @@ mod tests {
         assert!(line(&job, NOW_UNIX_MS).contains("places 1/2  dp 3 of 4  spares 1"), "{}", line(&job, NOW_UNIX_MS));
         assert!(details(&job, NOW_UNIX_MS).contains("tp 2 x pp 1 x dp 3 of 4 on a 6 x 1 torus"));
         let job = proto::Job { full_shape: shape(3), ..job };
-        assert!(!line(&job, NOW_UNIX_MS).contains("dp"), "{}", line(&job, NOW_UNIX_MS));
+        assert!(!line(&job, NOW_UNIX_MS).contains("dp 3"), "{}", line(&job, NOW_UNIX_MS));
     }
 
     #[test]
