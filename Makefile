@@ -10,8 +10,9 @@
 # make bench-elastic   a worker dies: Toroid, torchrun and torchft beside each other; installs PyTorch in .venv-bench
 # make gpu-check   what can only be seen on a GPU: tests, kills, speed of each kernel. gpu-bundle only builds the folder for it, to be
 #              copied to a machine with a GPU and without cargo; there: gpu-bundle/gpu_check.sh
+# make bench-allreduce   all-reduce over this machine's processes beside gloo's; installs PyTorch in .venv-bench
 
-.PHONY: demo test soak check fix bench bench-pytorch bench-elastic gpu-bundle gpu-check
+.PHONY: demo test soak check fix bench bench-pytorch bench-elastic bench-allreduce gpu-bundle gpu-check
 
 KILLS ?= 200
 SEEDS ?= 1000000
@@ -63,3 +64,8 @@ bench-elastic:
 	scripts/bench_venv.sh
 	cargo build --release --bin toroid
 	.venv-bench/bin/python bench/elastic.py --toroid target/release/toroid
+
+bench-allreduce:
+	scripts/bench_venv.sh
+	cargo build --release --bin toroid
+	scripts/bench_allreduce.py

@@ -22,21 +22,21 @@ fn shape((tp, pp, dp): Ways) -> Result<Shape> {
 }
 
 /// What a job came to where nothing was done to it.
-struct Undisturbed {
-    job: Job,
+pub struct Undisturbed {
+    pub job: Job,
     parameters: Vec<u8>,
     steps: u64,
 }
 
 impl Undisturbed {
-    fn train(cluster: &Cluster, job_file: &str, steps: u64) -> Result<Undisturbed> {
+    pub fn train(cluster: &Cluster, job_file: &str, steps: u64) -> Result<Undisturbed> {
         let job = cluster.train(job_file).context("train undisturbed")?;
         let parameters = cluster.export(&job.id, steps)?;
         Ok(Undisturbed { job, parameters, steps })
     }
 
     /// T-4: every figure of every step, every validation and all parameters.
-    fn check_same(&self, cluster: &Cluster, job: &Job) -> Result<()> {
+    pub fn check_same(&self, cluster: &Cluster, job: &Job) -> Result<()> {
         assert_same_curve(&self.job.curve, &job.curve);
         assert_eq!(validations(&self.job), validations(job));
         ensure!(self.parameters == cluster.export(&job.id, self.steps)?, "the final parameters differ");
@@ -52,7 +52,7 @@ fn validations(job: &Job) -> Vec<Validation> {
 }
 
 /// T-3: no incident cost a committed step, and all are over.
-fn check_nothing_lost(job: &Job) -> Result<()> {
+pub fn check_nothing_lost(job: &Job) -> Result<()> {
     let is_fine = |incident: &&Incident| incident.resolved && incident.steps_lost == 0 && incident.rung != "restore";
     let bad: Vec<_> = job.incidents.iter().filter(|incident| !is_fine(incident)).collect();
     ensure!(bad.is_empty(), "these incidents cost steps or are not over: {bad:#?}");
@@ -62,7 +62,7 @@ fn check_nothing_lost(job: &Job) -> Result<()> {
 }
 
 /// Every place has a worker and the incidents so far are over.
-fn is_whole(job: &Job) -> bool {
+pub fn is_whole(job: &Job) -> bool {
     job.state() == JobState::Running
         && job.places.iter().all(|place| place.alive)
         && job.incidents.iter().all(|incident| incident.resolved)
@@ -72,7 +72,7 @@ fn has_place(job: &Job, workers: &[String]) -> bool {
     job.places.iter().any(|place| workers.contains(&place.worker_id))
 }
 
-fn worker_of(job: &Job, rank: usize) -> String {
+pub fn worker_of(job: &Job, rank: usize) -> String {
     job.places[rank].worker_id.clone()
 }
 

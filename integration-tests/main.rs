@@ -3,7 +3,12 @@
 mod bad_input;
 mod chaos;
 mod cluster;
+mod corruption;
+mod cuts;
+mod leaving;
 mod local;
+#[path = "../src/chaos/network.rs"]
+mod network;
 mod reference;
 mod resize;
 mod training;

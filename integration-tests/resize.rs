@@ -9,8 +9,6 @@ use toroid_proto::{Incident, Job, JobState, StepRecord};
 use crate::cluster::{Cluster, assert_same_curve, path, run_ok};
 use crate::training::{check_near, short_job};
 
-const FAILURE_TIMEOUT_MS: u32 = 1000;
-
 /// Steps with fewer replicas whose losses are compared.
 const NUM_STEPS: u64 = 20;
 
@@ -23,9 +21,9 @@ fn is_whole(job: &Job, state: JobState, dp: u32) -> bool {
 
 /// Kills the worker of `victim`, waits for `NUM_STEPS` steps with one replica less, starts a worker and waits for the end.
 fn check(ways: (usize, usize, usize), victim: usize, num_left_over: u32) -> Result<()> {
-    let ((tp, pp, dp), steps) = (ways, 90);
+    let ((tp, pp, dp), steps) = (ways, 70);
     let job_file = short_job(ways, steps, "");
-    let mut cluster = Cluster::with_failure_timeout(tp * pp * dp, 1, FAILURE_TIMEOUT_MS)?;
+    let mut cluster = Cluster::start(tp * pp * dp, 1)?;
     let undisturbed = cluster.train(&job_file)?;
     let id = cluster.submit(&job_file)?;
     let job = cluster.wait_for(&id, "step 15", |job| job.curve.len() >= 15)?;

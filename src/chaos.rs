@@ -3,12 +3,14 @@
 //! ```text
 //!   plan    who dies when (a seed names the victims)        inject   runs the job and does it
 //!   verify  bit for bit the undisturbed run?                report   figures, and what does not hold
+//!   network a network whose cables can be cut
 //! ```
 //!
 //! Exit code 0 only if everything holds: every fault recovered from, no committed step lost and, with `--verify`, every figure of every
 //! step and all final parameters equal to those of the undisturbed run.
 
 pub mod inject;
+pub mod network;
 mod plan;
 pub mod report;
 mod verify;
@@ -57,10 +59,10 @@ pub struct Args {
     #[arg(long, value_name = "R")]
     rank: Option<usize>,
     /// What is done to a worker
-    #[arg(long, value_enum, default_value = "kill", value_name = "SIGNAL")]
-    signal: Kind,
+    #[arg(long, value_enum, default_value = "kill", value_name = "FAULT")]
+    how: Kind,
     /// Workers kill themselves within this part of a step, each place at most once
-    #[arg(long, value_enum, value_name = "PHASE", conflicts_with_all = ["rank", "signal", "rate"])]
+    #[arg(long, value_enum, value_name = "PHASE", conflicts_with_all = ["rank", "how", "rate"])]
     phase: Option<Phase>,
     /// Workers beyond those that the job needs; those that are used are started again. 1 with --phase heal
     #[arg(long, default_value_t = 2, value_name = "N")]
@@ -71,7 +73,7 @@ pub struct Args {
     /// Of the victims; default: drawn, and printed
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
-    /// A silent worker is lost after this long; what --signal stop costs depends on it
+    /// A silent worker is lost after this long; what stopping a worker or cutting it off costs depends on it
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(10..))]
     failure_timeout_ms: Option<u64>,
     /// Folder for everything that is kept: jobs, curves, checkpoints, logs
@@ -107,6 +109,7 @@ pub fn run(runtime: &Runtime, args: Args) -> Result<ExitCode> {
         device: args.device,
         threads: args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world())),
         failure_timeout: args.failure_timeout_ms.map(Duration::from_millis),
+        has_network: args.how.is_cut(),
     };
     let mut signals = runtime.block_on(async { Signals::new() })?;
     let mut train = |plan| runtime.block_on(inject::run(&settings, &job, plan, &mut signals));
@@ -142,7 +145,7 @@ fn plan_of(args: &Args, job: &job::LocalJob) -> Result<Plan> {
     Ok(Plan {
         num_faults: phases.as_ref().map_or(args.kills, PhasePlan::num_deaths),
         seed: args.seed.unwrap_or_else(drawn_seed),
-        kind: args.signal,
+        kind: args.how,
         rank: args.rank,
         min_pause: args.rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(60.0 / rate)),
         min_steps: args.every_steps.unwrap_or(0),

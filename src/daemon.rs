@@ -1,10 +1,9 @@
 //! `toroid coordinator` and `toroid worker`: the two kinds of process that stay.
 //!
-//! Both end on SIGINT, SIGTERM and, with `--die-with-parent`, with the process that started them: the kernel kills them then,
-//! and the end of their standard input asks them to end in good order. That is how `toroid local` leaves nothing behind,
-//! however it ends itself.
+//! Both end on SIGINT, SIGTERM (a worker with a place once that is moved, or at the second signal) and, with `--die-with-parent`,
+//! with the process that started them: the kernel kills them then, and the end of their standard input asks them to end in good
+//! order. That is how `toroid local` leaves nothing behind, however it ends itself.
 
-use std::future::Future;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _, UdpSocket};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,10 +12,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
-use toroid_worker::device::Choice;
-
+use tokio::sync::{oneshot, watch};
 use toroid_worker::comm::LinkChoice;
+use toroid_worker::device::Choice;
 
 use crate::client;
 use crate::output;
@@ -77,6 +75,9 @@ pub struct WorkerArgs {
     /// Folder for token files and compiled kernels; default: toroid in the user's cache folder
     #[arg(long, value_name = "FOLDER")]
     cache: Option<PathBuf>,
+    /// Folder for what the first 32 steps' time goes to; `toroid trace` shows it
+    #[arg(long, env = "TOROID_TRACE", value_name = "FOLDER")]
+    trace: Option<PathBuf>,
     /// Id of this worker, which must be its own; default: host name and process id
     #[arg(long, value_name = "ID")]
     id: Option<String>,
@@ -89,7 +90,11 @@ pub struct WorkerArgs {
 }
 
 pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
-    let shutdown = shutdown(args.die_with_parent)?;
+    let mut asked = asked_to_end(args.die_with_parent)?;
+    let shutdown = async move {
+        // Whoever asks lives as long as this process.
+        let _ = asked.changed().await;
+    };
     let cannot =
         |e| anyhow!("cannot listen on {}: {e}; name another address, or port 0 for any free port", args.listen);
     let listener = TcpListener::bind(args.listen).await.map_err(cannot)?;
@@ -106,7 +111,7 @@ pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
 }
 
 pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
-    let shutdown = shutdown(args.die_with_parent)?;
+    let asked = asked_to_end(args.die_with_parent)?;
     let facing = address_facing(&args.connection.coordinator);
     let host = args.host.unwrap_or_else(host_name);
     let (data_listen, advertise) = data_addresses(args.listen, args.advertise, facing, &host);
@@ -121,10 +126,11 @@ pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
         links: args.links,
         device: args.device,
         threads: args.threads.map_or_else(num_cores, usize::from),
+        trace: args.trace,
         cache_dir: args.cache.unwrap_or_else(default_cache),
         token: args.token,
     };
-    toroid_worker::run(config, shutdown).await.context("run the worker")?;
+    toroid_worker::run(config, asked).await.context("run the worker")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -171,8 +177,8 @@ fn data_addresses(
     (listen, Some(dialled))
 }
 
-/// Resolves when this process is asked to end.
-fn shutdown(die_with_parent: bool) -> Result<impl Future<Output = ()>> {
+/// How often this process was asked to end: once by a signal, twice by a second one or by the end of the process that started it.
+fn asked_to_end(die_with_parent: bool) -> Result<watch::Receiver<u32>> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let (parent, mut parent_is_gone) = oneshot::channel::<()>();
@@ -189,13 +195,28 @@ fn shutdown(die_with_parent: bool) -> Result<impl Future<Output = ()>> {
             })
             .context("start the thread that watches the parent")?;
     }
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => tracing::info!("asked to end by SIGINT"),
-            _ = terminate.recv() => tracing::info!("asked to end by SIGTERM"),
-            _ = &mut parent_is_gone, if die_with_parent => tracing::info!("asked to end: standard input ended"),
+    let (ask, asked) = watch::channel(0);
+    tokio::spawn(async move {
+        while *ask.borrow() < 2 {
+            let times = tokio::select! {
+                _ = interrupt.recv() => {
+                    tracing::info!("asked to end by SIGINT");
+                    1
+                }
+                _ = terminate.recv() => {
+                    tracing::info!("asked to end by SIGTERM");
+                    1
+                }
+                _ = &mut parent_is_gone, if die_with_parent => {
+                    tracing::info!("asked to end: standard input ended");
+                    2
+                }
+            };
+            ask.send_modify(|asked| *asked += times);
         }
-    })
+        ask.closed().await;
+    });
+    Ok(asked)
 }
 
 #[cfg(test)]

@@ -1,5 +1,8 @@
 //! Figures and tables for people. Everything here is pure; what programs read is in [`crate::json`].
 
+pub use toroid_torus::units::bytes;
+use toroid_torus::units::scaled;
+
 /// A time span: `0.4 s`, `42 s`, `3 min 5 s`, `2 h 10 min`, `3 d 4 h`; `-` where it is not known.
 pub fn duration(seconds: f64) -> String {
     if !seconds.is_finite() || seconds < 0.0 {
@@ -21,24 +24,9 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// A size in powers of 1000: `812 B`, `27.1 MB`.
-pub fn bytes(bytes: u64) -> String {
-    scaled(bytes as f64, &["B", "kB", "MB", "GB", "TB", "PB"])
-}
-
 /// A large number in short: `128`, `1.9 M`, `67.0 B`.
 pub fn short_count(count: u64) -> String {
     scaled(count as f64, &["", "k", "M", "B", "T"])
-}
-
-fn scaled(mut value: f64, units: &[&str]) -> String {
-    let mut unit = 0;
-    while value >= 999.95 && unit + 1 < units.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    let text = if unit == 0 { format!("{value:.0}") } else { format!("{value:.1}") };
-    format!("{text} {}", units[unit]).trim_end().to_string()
 }
 
 /// A whole number with its thousands apart: `1,234,567`.

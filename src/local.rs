@@ -112,8 +112,14 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let job = job::make(&args.job, args.steps, args.seed, toroid_worker::data::cargo_registry_sources())?;
     let mut signals = Signals::new()?;
     let threads = args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world()));
-    let settings =
-        Settings { dir: args.dir.clone(), port: args.port, device: args.device, threads, failure_timeout: None };
+    let settings = Settings {
+        dir: args.dir.clone(),
+        port: args.port,
+        device: args.device,
+        threads,
+        failure_timeout: None,
+        has_network: false,
+    };
     let kill_step = args.kill_step(&job);
     let mut run = Run { cluster: Cluster::new(&settings, Progress::new(args.quiet))?, kill_step };
     let outcome = run.train(&job, args.spares, &mut signals).await;

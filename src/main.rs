@@ -4,7 +4,8 @@
 //!   local       a whole cluster of child processes of this binary      coordinator, worker   daemon
 //!   chaos       faults on such a cluster, and a verdict                 bench   figures of this machine
 //!   submit      jobfile (paths), then progress and summary (--wait)     status, jobs, workers, events, cancel, drain   status
-//!   incidents   what failed and what it cost
+//!   incidents   what failed and what it cost                            trace   what the time of steps went to
+//!   plan        what a job needs, before it is run
 //!   checkpoint  now, list, verify, export; find: which folder is meant  client, watch: gRPC    format, json, output
 //! ```
 //!
@@ -25,10 +26,12 @@ mod jobfile;
 mod json;
 mod local;
 mod output;
+mod plan;
 mod progress;
 mod status;
 mod submit;
 mod summary;
+mod trace;
 mod watch;
 
 use std::io::IsTerminal as _;
@@ -76,9 +79,13 @@ enum Command {
     Checkpoint(checkpoint::Command),
     /// Break a job on this machine on purpose: kills and stops workers, and says whether anything was lost
     Chaos(Box<chaos::Args>),
+    /// Show what the time of steps went to, from what workers wrote with --trace; writes it for chrome://tracing and Perfetto
+    Trace(trace::Args),
     /// Measure
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Plan a job before any device is paid for: memory, traffic, pipeline, step time, goodput
+    Plan(Box<plan::Args>),
     /// Show the versions of program, protocol and checkpoint format
     Version,
 }
@@ -116,6 +123,7 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Status(args) => runtime.block_on(status::status(args)),
         Command::Jobs(args) => runtime.block_on(status::jobs(args)),
         Command::Workers(args) => runtime.block_on(status::workers(args)),
+        Command::Trace(args) => trace::run(&args),
         Command::Cancel(args) => runtime.block_on(status::cancel(args)),
         Command::Events(args) => runtime.block_on(status::events(args)),
         Command::Incidents(args) => runtime.block_on(incidents::run(args)),
@@ -123,6 +131,7 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Checkpoint(command) => checkpoint::run(runtime, command),
         Command::Chaos(args) => chaos::run(runtime, *args),
         Command::Bench(command) => runtime.block_on(bench::run(command)),
+        Command::Plan(args) => plan::run(&args),
         Command::Version => {
             output::line(format_args!("toroid {}", toroid_proto::BUILD_VERSION))?;
             output::line(format_args!("protocol {}", toroid_proto::PROTOCOL_VERSION))?;
@@ -186,10 +195,13 @@ mod tests {
             "toroid checkpoint export 10 out.safetensors --from path",
             "toroid local --no-kill",
             "toroid chaos",
-            "toroid chaos --tp 1 --pp 1 --dp 4 --steps 90 --kills 3 --rate 6 --rank 2 --signal both --spares 1 --verify --seed 9 -o json",
-            "toroid chaos --job job.toml --every-steps 20 --signal stop --failure-timeout-ms 1000 --dir d --threads 1",
+            "toroid chaos --tp 1 --pp 1 --dp 4 --steps 90 --kills 3 --rate 6 --rank 2 --how both --spares 1 --verify --seed 9 -o json",
+            "toroid chaos --job job.toml --every-steps 20 --how cut-link --failure-timeout-ms 1000 --dir d --threads 1",
             "toroid chaos --phase reduce-scatter --kills 2 --device cuda",
             "toroid bench recovery --kills 20 --shape 2,2,2 --shape 1,1,4 -o json",
+            "toroid plan",
+            "toroid plan job.toml --mtbf-h 1000 --link-gbps 25 -o json",
+            "toroid plan --preset 1b --tp 2 --pp 2 --dp 2 --micro-batches 16 --measured",
             "toroid version",
         ] {
             check(line, true);
@@ -212,6 +224,9 @@ mod tests {
             "toroid chaos --phase lunch",
             "toroid chaos --phase commit --rank 1",
             "toroid bench recovery --shape 2,2",
+            "toroid plan job.toml --tp 2",
+            "toroid plan --mtbf-h 0",
+            "toroid plan --measured --device-tflops 3",
         ] {
             check(line, false);
         }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,6 +14,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use toroid_proto::job_service_client::JobServiceClient;
 use toroid_proto::{GetJobRequest, Job, JobState, ListWorkersRequest, StepRecord, SubmitJobRequest, WorkerInfo};
+
+use crate::network::Network;
 
 /// No single wait of a test may take longer.
 pub const HANG_GUARD: Duration = Duration::from_secs(90);
@@ -53,6 +55,8 @@ pub struct Cluster {
     next_worker: usize,
     runtime: tokio::runtime::Runtime,
     failure_timeout_ms: u32,
+    /// That can be cut; else all are on the loopback.
+    network: Option<Network>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -64,6 +68,15 @@ impl Cluster {
 
     /// The same; a silent worker is lost after `failure_timeout_ms`.
     pub fn with_failure_timeout(num_workers: usize, threads: usize, failure_timeout_ms: u32) -> Result<Cluster> {
+        Cluster::open(num_workers, threads, failure_timeout_ms, false)
+    }
+
+    /// Each worker in a network namespace of its own: its network can be cut. Needs root, and says so.
+    pub fn on_network(num_workers: usize, threads: usize, failure_timeout_ms: u32) -> Result<Cluster> {
+        Cluster::open(num_workers, threads, failure_timeout_ms, true)
+    }
+
+    fn open(num_workers: usize, threads: usize, failure_timeout_ms: u32, has_network: bool) -> Result<Cluster> {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let mut cluster = Cluster {
@@ -74,6 +87,7 @@ impl Cluster {
             next_worker: 0,
             runtime,
             failure_timeout_ms,
+            network: has_network.then(Network::new).transpose()?,
             _turn: turn,
         };
         cluster.start_coordinator()?;
@@ -88,13 +102,21 @@ impl Cluster {
     }
 
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("http://{}", self.address())
+    }
+
+    fn address(&self) -> SocketAddr {
+        SocketAddr::from((self.network.as_ref().map_or(Ipv4Addr::LOCALHOST, Network::host), self.port))
+    }
+
+    pub fn network(&self) -> Result<&Network> {
+        self.network.as_ref().context("find the network of the cluster")
     }
 
     pub fn start_coordinator(&mut self) -> Result<()> {
         let log = std::fs::File::options().create(true).append(true).open(self.path().join("coordinator.log"))?;
         let child = toroid()
-            .args(["coordinator", "--listen", &format!("127.0.0.1:{}", self.port)])
+            .args(["coordinator", "--listen", &self.address().to_string()])
             .args(["--failure-timeout-ms", &self.failure_timeout_ms.to_string()])
             .args(["--heartbeat-interval-ms", &(self.failure_timeout_ms / 5).to_string()])
             .arg("--dir")
@@ -122,15 +144,28 @@ impl Cluster {
 
     /// The same; it kills itself at `dies_at`, `PHASE@STEP`.
     pub fn add_worker_that_dies(&mut self, threads: usize, dies_at: Option<&str>) -> Result<String> {
+        self.add_worker_with(threads, dies_at.map(|at| ("TOROID_TEST_KILL_AT", at)))
+    }
+
+    /// The same, with a variable of the environment that tells it what to do to itself.
+    pub fn add_worker_with(&mut self, threads: usize, variable: Option<(&str, &str)>) -> Result<String> {
         let id = format!("w{}", self.next_worker);
         self.next_worker += 1;
         let log = std::fs::File::create(self.path().join(format!("{id}.log")))?;
-        let child = toroid()
-            .args(["worker", "--coordinator", &self.url(), "--id", &id, "--listen", "127.0.0.1:0"])
+        let (address, mut command) = match &mut self.network {
+            None => (Ipv4Addr::LOCALHOST, toroid()),
+            Some(network) => {
+                let address = network.add(&id)?;
+                (address, network.command(&id, Path::new(env!("CARGO_BIN_EXE_toroid")))?)
+            }
+        };
+        let child = command
+            .args(["worker", "--coordinator", &self.url(), "--id", &id, "--listen", &format!("{address}:0")])
             .args(["--threads", &threads.to_string()])
-            .envs(dies_at.map(|at| ("TOROID_TEST_KILL_AT", at)))
+            .envs(variable)
             .arg("--cache")
             .arg(self.path().join("cache"))
+            .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
@@ -166,6 +201,9 @@ impl Cluster {
     pub fn bury(&mut self, id: &str) -> Result<()> {
         let mut child = self.workers.remove(id).with_context(|| format!("find the running worker {id}"))?;
         child.wait().with_context(|| format!("wait for the end of {id}"))?;
+        if let Some(network) = &mut self.network {
+            network.remove(id);
+        }
         Ok(())
     }
 
@@ -177,6 +215,22 @@ impl Cluster {
             client.list_workers(ListWorkersRequest {}).await.ok()
         });
         answer.map_or_else(Vec::new, |answer| answer.into_inner().workers)
+    }
+
+    /// Waits until a worker has ended by itself; returns its exit code.
+    pub fn exit_code(&mut self, id: &str) -> Result<Option<i32>> {
+        let start = Instant::now();
+        loop {
+            let child = self.workers.get_mut(id).with_context(|| format!("find the running worker {id}"))?;
+            if let Some(status) = child.try_wait()? {
+                self.workers.remove(id);
+                return Ok(status.code());
+            }
+            if start.elapsed() > HANG_GUARD {
+                bail!("waited {HANG_GUARD:?} for the end of {id}\n{}", self.logs());
+            }
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
     }
 
     /// Polls the list of connected workers until `found` says so.

@@ -323,7 +323,7 @@ impl World {
                 let kept = last.max(self.record(&m.job_id).map_or(0, |r| r.restore_step));
                 (kept < m.step).then(|| format!("T-4: step {} is acknowledged and not kept", m.step))
             }
-            ToWorker::Welcome(_) | ToWorker::Stop(_) | ToWorker::Refused(_) => None,
+            ToWorker::Welcome(_) | ToWorker::Stop(_) | ToWorker::Refused(_) | ToWorker::WarmUp(_) => None,
         };
         self.env.truth.check(complaint.is_none(), || complaint.unwrap_or_default());
     }

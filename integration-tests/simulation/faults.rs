@@ -125,7 +125,9 @@ impl World {
         let Some(pid) = self.someone() else { return };
         let Some(stream) = self.workers.get(&pid).and_then(|w| w.stream) else { return };
         self.env.tell(|| format!("{} is asked to end", id_of(pid)));
-        let body = Box::new(FromWorker::Leaving(proto::Leaving { reason: "the worker was asked to end".into() }));
+        let at_once = self.env.net.random.below(2) == 0;
+        let body =
+            Box::new(FromWorker::Leaving(proto::Leaving { reason: "the worker was asked to end".into(), at_once }));
         self.env.net.send_to_coordinator(stream, AtCoordinator::Message { stream, body });
         let after = self.env.net.random.below(3 * SECOND);
         self.env.net.push(after, Event::WorkerEnds { pid });
@@ -303,7 +305,7 @@ impl World {
             ToWorker::CheckpointAt(m) => (m.job_id.clone(), m.epoch),
             ToWorker::PublishManifest(m) => (m.job_id.clone(), m.epoch),
             ToWorker::Stop(m) => (m.job_id.clone(), m.epoch),
-            ToWorker::Welcome(_) | ToWorker::StepAck(_) | ToWorker::Refused(_) => return,
+            ToWorker::Welcome(_) | ToWorker::StepAck(_) | ToWorker::Refused(_) | ToWorker::WarmUp(_) => return,
         };
         if of.0 == standing.job_id && of.1 < standing.epoch {
             self.env.tell(|| format!("{} hears something of epoch {} again", id_of(pid), of.1));

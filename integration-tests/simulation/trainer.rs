@@ -66,6 +66,8 @@ pub struct Trainer {
     commands: VecDeque<Command>,
     busy: Option<(Busy, u64)>,
     num_busy: u64,
+    /// When the last shard that it began to write is written: one at a time, as a worker does it.
+    writes_until: Micros,
     /// Frames of epochs that this place has not started.
     early: Vec<Frame>,
     /// When the newest event reaches the session: it hears them in order.
@@ -83,6 +85,7 @@ impl Trainer {
             commands: VecDeque::new(),
             busy: None,
             num_busy: 0,
+            writes_until: 0,
             early: Vec::new(),
             last_event: 0,
             shared: Shared::default(),
@@ -134,15 +137,13 @@ impl Trainer {
         !self.is_hung && self.job.as_ref().filter(is_present).is_some_and(goes_on)
     }
 
-    /// What it computes now never ends; says whether it computes anything.
+    /// What it computes now never ends; nor what it prepares; says whether it does either.
     pub fn hang(&mut self) -> bool {
-        let computes = matches!(self.busy, Some((Busy::Compute, _)));
-        if computes {
-            self.num_busy += 1;
-            self.busy = Some((Busy::Compute, self.num_busy));
-            self.is_hung = true;
-        }
-        computes
+        let Some((what @ (Busy::Compute | Busy::Prepare), _)) = self.busy else { return false };
+        self.num_busy += 1;
+        self.busy = Some((what, self.num_busy));
+        self.is_hung = true;
+        true
     }
 
     /// Stops in a wait because the copies of a shard differ: what it says then.
@@ -150,7 +151,8 @@ impl Trainer {
         let job = self.job.as_mut().filter(|j| self.busy.is_none() && j.phase.is_waiting_for_peers())?;
         job.phase = Phase::Halted;
         let error = "the two copies of a shard differ".into();
-        let what = Happened::Failed { error, fatal: false, damaged_step: None, restore: true };
+        let what =
+            Happened::Failed { error, fatal: false, damaged_step: None, restore: true, corrupt_ranks: Vec::new() };
         Some((job.assignment.job_id.clone(), job.assignment.event(what)))
     }
 
@@ -358,7 +360,13 @@ impl Trainer {
                 Err(error) => {
                     env.truth.distrusted(&job.assignment.job_id);
                     let damaged_step = job.assignment.restore_step;
-                    let what = Happened::Failed { error, fatal: false, damaged_step, restore: false };
+                    let what = Happened::Failed {
+                        error,
+                        fatal: false,
+                        damaged_step,
+                        restore: false,
+                        corrupt_ranks: Vec::new(),
+                    };
                     self.report(what, env);
                     self.job = None;
                     return;
@@ -596,8 +604,13 @@ impl Trainer {
         let job = self.job.as_ref().expect("looked up by the caller");
         let state = job.state.as_ref().expect("only a state is saved");
         let (assignment, step, shard) = (Box::new(job.assignment.clone()), state.committed, state.own.clone());
-        let after = env.net.random.between(MS, 400 * MS);
-        env.net.at_worker(self.pid, after, AtWorker::ShardWritten { assignment, step, shard });
+        let begins = self.writes_until.max(env.net.now);
+        self.writes_until = begins + env.net.random.between(MS, 400 * MS);
+        env.net.at_worker(
+            self.pid,
+            self.writes_until - env.net.now,
+            AtWorker::ShardWritten { assignment, step, shard },
+        );
     }
 
     /// The writer's thread is done.

@@ -170,6 +170,7 @@ impl Worker {
             waits_for: self.trainer.waits_for(),
             compute_s: 0.0,
             sealed_next,
+            progress: 0,
         };
         self.send(ToCoordinator::Heartbeat(heartbeat), env);
         env.net.at_worker(self.pid, self.heartbeat, AtWorker::Heartbeat { stream });
@@ -217,6 +218,8 @@ impl Worker {
                         Command::Publish { epoch, step, files, remove }
                     }
                     RealCommand::Drop { epoch } => Command::Drop { epoch },
+                    // Time only: nothing that is checked here depends on it.
+                    RealCommand::WarmUp(_) => return,
                     RealCommand::Prepare(..) => unreachable!("a session prepares by Output::Prepare"),
                 };
                 self.trainer.command(command, env);
@@ -241,6 +244,7 @@ impl Worker {
 
     /// SIGCONT.
     pub fn continues(&mut self, env: &mut Env) {
+        // A stopped process sees no fence.
         self.waits_on = None;
         for what in self.backlog.take().unwrap_or_default() {
             self.handle(what, env);

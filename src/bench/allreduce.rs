@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use toroid_worker::comm::{
-    Channel, Fence, Group, LinkChoice, Links, Listener, PeerAddr, Plan, all_gather_f64, all_reduce_sum, exchange_raw,
+    Algorithm, Channel, Fence, Group, LinkChoice, Links, Listener, PeerAddr, Plan, all_gather_f64, all_reduce_sum,
+    all_reduce_torus, exchange_raw,
 };
 
 use crate::format::table;
@@ -28,7 +29,8 @@ use crate::output;
 use crate::status::Format;
 
 const WARM_UP: usize = 3;
-const ROUNDS: usize = 7;
+/// Of the copy in memory.
+const COPIES: usize = 7;
 /// A round takes about so long, within bounds of its repeats.
 const ROUND: Duration = Duration::from_millis(60);
 const REPEATS_MAX: usize = 2000;
@@ -47,12 +49,42 @@ pub struct Args {
     /// Links between the processes: auto, shm, unix or tcp
     #[arg(long, default_value = "auto", value_name = "KIND")]
     links: LinkChoice,
+    /// Sum over a torus of X by Y and not in one line; as many ranks as X times Y
+    #[arg(long, value_name = "X,Y", value_parser = parse_torus)]
+    torus: Option<Torus>,
+    /// Schedules: auto (by size, as in training), ring or direct
+    #[arg(long, default_value = "auto", value_name = "KIND")]
+    algorithm: Algorithm,
+    /// Rounds that a time is the median of
+    #[arg(long, default_value_t = 7, value_name = "N", value_parser = positive)]
+    rounds: usize,
+    /// Command that starts a rank elsewhere, {} stands for its number: "ip netns exec rank{}", "ssh host{}"
+    #[arg(long, default_value = "", value_name = "COMMAND")]
+    launch: String,
+    /// Where a rank listens, {} stands for its number
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "IP:PORT")]
+    listen: String,
     /// Text or JSON
     #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
     output: Format,
     /// Be this rank of a measurement
     #[arg(long, hide = true, value_name = "R")]
     rank: Option<usize>,
+}
+
+/// Members along both axes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Torus {
+    dx: usize,
+    dy: usize,
+}
+
+fn parse_torus(text: &str) -> Result<Torus, String> {
+    let sides: Result<Vec<usize>, String> = text.split(',').map(|n| positive(n.trim())).collect();
+    match sides?.as_slice() {
+        &[dx, dy] => Ok(Torus { dx, dy }),
+        found => Err(format!("expected two numbers as in 4,4, found {}", found.len())),
+    }
 }
 
 /// One size at one number of ranks. Times are medians of rounds, in microseconds; bandwidths in GB/s (1e9 bytes).
@@ -83,6 +115,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if let Some(rank) = args.rank {
         be_rank(&args, rank).with_context(|| format!("rank {rank}"))?;
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(Torus { dx, dy }) = args.torus {
+        ensure!(args.ranks == [dx * dy], "a torus of {dx} by {dy} has {} ranks: add --ranks {}", dx * dy, dx * dy);
     }
     let mut results = Vec::new();
     for &ranks in &args.ranks {
@@ -115,9 +150,28 @@ impl Drop for Rank {
 
 impl Rank {
     fn start(args: &Args, ranks: usize, rank: usize) -> Result<Rank> {
-        let mut command = std::process::Command::new(std::env::current_exe().context("find this program")?);
+        let program = std::env::current_exe().context("find this program")?;
+        let launch = args.launch.replace("{}", &rank.to_string());
+        let mut words = launch.split_whitespace();
+        let mut command = match words.next() {
+            Some(launcher) => std::process::Command::new(launcher),
+            None => std::process::Command::new(&program),
+        };
+        if !launch.trim().is_empty() {
+            command.args(words).arg(program);
+        }
         command.args(["bench", "allreduce", "--ranks", &ranks.to_string(), "--rank", &rank.to_string()]);
-        command.args(["--links", &args.links.to_string()]);
+        command.args(["--links", &args.links.to_string(), "--rounds", &args.rounds.to_string()]);
+        command.args(["--listen", &args.listen.replace("{}", &rank.to_string())]);
+        if let Some(Torus { dx, dy }) = args.torus {
+            command.args(["--torus", &format!("{dx},{dy}")]);
+        }
+        let algorithm = match args.algorithm {
+            Algorithm::Auto => "auto",
+            Algorithm::Ring => "ring",
+            Algorithm::Direct => "direct",
+        };
+        command.args(["--algorithm", algorithm]);
         for size in &args.size {
             command.args(["--size", &size.to_string()]);
         }
@@ -165,7 +219,7 @@ fn measure_ranks(args: &Args, ranks: usize) -> Result<Vec<Measured>> {
 
 fn memory_copy() -> f64 {
     let (from, mut to) = (vec![1_u8; 64 << 20], vec![0_u8; 64 << 20]);
-    let times = (0..ROUNDS).map(|_| {
+    let times = (0..COPIES).map(|_| {
         let start = Instant::now();
         to.copy_from_slice(std::hint::black_box(&from));
         std::hint::black_box(&mut to);
@@ -207,7 +261,7 @@ fn be_rank(args: &Args, rank: usize) -> Result<()> {
         .context("bind the life to the parent's")?;
     let &[ranks] = &args.ranks[..] else { bail!("a rank belongs to one measurement") };
     let worker_id = |rank| format!("bench-{rank}");
-    let listener = Listener::bind("127.0.0.1:0", &worker_id(rank), args.links)?;
+    let listener = Listener::bind(&args.listen, &worker_id(rank), args.links)?;
     output::line(listener.local_addr())?;
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).context("hear the addresses of all ranks")?;
@@ -224,7 +278,14 @@ fn be_rank(args: &Args, rank: usize) -> Result<()> {
     plan.epoch += 1;
     plan.peers.retain(|peer, _| [next, before].contains(peer));
     let raw = Links::establish(&listener, plan, &fence, CONNECT_TIMEOUT)?;
-    let mut bench = Bench { group: Group::line((0..ranks).collect(), rank), next, before, raw, scratch: Vec::new() };
+    let mut group = Group::line((0..ranks).collect(), rank);
+    // A line in training goes by its size; one schedule at all sizes is for comparisons.
+    let is_line = args.torus.is_none() && args.algorithm == Algorithm::Auto;
+    if let Some(Torus { dx, dy }) = args.torus {
+        (group.dx, group.dy) = (dx, dy);
+    }
+    let (algorithm, rounds) = (args.algorithm, args.rounds);
+    let mut bench = Bench { group, is_line, algorithm, rounds, next, before, raw, scratch: Vec::new() };
     for size in &args.size {
         let measured = bench.measure(&mut links, size * KIB)?;
         if rank == 0 {
@@ -236,6 +297,9 @@ fn be_rank(args: &Args, rank: usize) -> Result<()> {
 
 struct Bench {
     group: Group,
+    is_line: bool,
+    algorithm: Algorithm,
+    rounds: usize,
     next: usize,
     before: usize,
     raw: Links,
@@ -281,7 +345,13 @@ impl Bench {
     }
 
     fn all_reduce(&mut self, links: &mut Links, buf: &mut [f32]) -> Result<()> {
-        Ok(all_reduce_sum(links, &self.group, Channel::Dp, buf, &mut self.scratch)?)
+        let Bench { group, algorithm, scratch, .. } = self;
+        if self.is_line {
+            all_reduce_sum(links, group, Channel::Dp, buf, scratch)?;
+        } else {
+            all_reduce_torus(links, group, *algorithm, Channel::Dp, buf, scratch)?;
+        }
+        Ok(())
     }
 
     /// The largest value of all ranks; nobody goes on before all have come.
@@ -296,7 +366,7 @@ impl Bench {
         links: &mut Links,
         mut call: impl FnMut(&mut Bench, &mut Links) -> Result<()>,
     ) -> Result<Vec<f64>> {
-        for _ in 0..WARM_UP {
+        for _ in 0..WARM_UP.min(self.rounds) {
             call(self, links)?;
         }
         self.largest(links, 0.0)?;
@@ -305,7 +375,7 @@ impl Bench {
         let one = self.largest(links, start.elapsed().as_secs_f64())?;
         let repeats = ((ROUND.as_secs_f64() / one) as usize).clamp(1, REPEATS_MAX);
         let mut times = Vec::new();
-        for _ in 0..ROUNDS {
+        for _ in 0..self.rounds {
             self.largest(links, 0.0)?;
             let start = Instant::now();
             for _ in 0..repeats {
@@ -344,6 +414,13 @@ mod tests {
              2      4 MiB  shm    1000.0   900.0  1100.0  4.19      4.19      5.24      80%\n\
              2 cores, memory copy 10.0 GB/s\n"
         );
+    }
+
+    #[test]
+    fn a_torus_has_two_sides() {
+        assert_eq!(parse_torus("4, 2"), Ok(Torus { dx: 4, dy: 2 }));
+        assert!(parse_torus("4").is_err_and(|e| e.contains("two numbers")));
+        assert!(parse_torus("4,0").is_err_and(|e| e.contains("at least 1")));
     }
 
     #[test]

@@ -86,6 +86,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         device: Choice::Auto,
         threads: args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world())),
         failure_timeout: None,
+        has_network: false,
     };
     let Some(outcome) = inject::run(&settings, &job, Plan::nothing(), &mut signals).await? else {
         return Ok(ExitCode::from(INTERRUPTED));

@@ -114,6 +114,7 @@ async fn median_step(args: &Args, variant: Variant, signals: &mut Signals) -> Re
         device: Choice::Auto,
         threads: args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world())),
         failure_timeout: (!variant.heartbeats).then_some(NO_FAILURE_TIMEOUT),
+        has_network: false,
     };
     let Some(outcome) = inject::run(&settings, &job, Plan::nothing(), signals).await? else { return Ok(None) };
     ensure!(outcome.problems.is_empty(), "the run with {} failed: {}", variant.name, outcome.problems.join("; "));

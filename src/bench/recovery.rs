@@ -77,7 +77,14 @@ async fn recovery(args: &Args, ways: Ways, signals: &mut Signals) -> Result<Opti
     let steps = args.kills as u64 * STEPS_PER_FAULT;
     let job = job::make(&job, steps, 0, toroid_worker::data::cargo_registry_sources())?;
     let threads = args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world()));
-    let settings = Settings { dir: args.dir.clone(), port: 0, device: Choice::Auto, threads, failure_timeout: None };
+    let settings = Settings {
+        dir: args.dir.clone(),
+        port: 0,
+        device: Choice::Auto,
+        threads,
+        failure_timeout: None,
+        has_network: false,
+    };
     let (num_faults, seed, spares) = (args.kills, args.seed, args.spares);
     let plan = Plan { num_faults, seed, spares, ends_early: true, ..Plan::nothing() };
     let outcome = inject::run(&settings, &job, plan, signals).await?;

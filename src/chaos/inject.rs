@@ -1,9 +1,9 @@
 //! One job on a local cluster, and the faults that are done to it, one at a time.
 //!
 //! ```text
-//!   Settling ── full strength, a commit is seen ──> Armed ── within a step's time, drawn ──> signal ──> Recovering
+//!   Settling ── full strength, a commit is seen ──> Armed ── within a step's time, drawn ──> fault ───> Recovering
 //!      ^                                                                                                  │
-//!      └────────── incident over, a step committed beyond it (a stopped worker is continued now) ─────────┘
+//!      └────────── incident over, a step committed beyond it (who was set aside is let back)  ─────────┘
 //! ```
 //!
 //! Full strength: every place has a worker, no incident lasts, and a spare waits; children that ended are started again as
@@ -16,7 +16,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
 use toroid_proto as proto;
+use toroid_torus::geometry::Shape;
+use toroid_torus::holders::backup_of;
 
+use super::network::Cut;
 use super::plan::{PhasePlan, Random};
 use super::report::Fault;
 use crate::client::Client;
@@ -32,7 +35,7 @@ const STALL_LIMIT: Duration = Duration::from_secs(120);
 /// A step that took longer was no usual one.
 const STEP_S_MAX: f64 = 60.0;
 
-/// What is sent to a victim.
+/// What is done to a victim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
     /// SIGKILL
@@ -41,6 +44,18 @@ pub enum Kind {
     Stop,
     /// One or the other, drawn
     Both,
+    /// Its network is cut, silently and in both directions, and healed once the job goes on without the worker; needs root
+    Cut,
+    /// Only its way to the coordinator is cut; needs root
+    CutControl,
+    /// Only its way to the worker that keeps the copy of its shard is cut, and one of the two has to go; needs root
+    CutLink,
+}
+
+impl Kind {
+    pub fn is_cut(self) -> bool {
+        matches!(self, Kind::Cut | Kind::CutControl | Kind::CutLink)
+    }
 }
 
 /// How many faults, of whom, and how fast after each other.
@@ -99,6 +114,7 @@ pub async fn run(settings: &Settings, job: &LocalJob, plan: Plan, signals: &mut 
         cluster: Cluster::new(settings, Progress::new(false))?,
         random: Random::new(plan.seed),
         plan,
+        shape: job.spec.shape,
         world: job.spec.shape.world(),
         num_started: 0,
         state: State::Settling,
@@ -108,7 +124,7 @@ pub async fn run(settings: &Settings, job: &LocalJob, plan: Plan, signals: &mut 
         arrivals: Vec::new(),
         open: Vec::new(),
         doomed: BTreeMap::new(),
-        stopped: None,
+        aside: None,
         outcome: Outcome { job: proto::Job::default(), faults: Vec::new(), problems: Vec::new() },
     };
     let is_complete = run.train(job, signals).await;
@@ -138,6 +154,7 @@ struct Run {
     cluster: Cluster,
     plan: Plan,
     random: Random,
+    shape: Shape,
     world: usize,
     /// Workers, since the beginning.
     num_started: usize,
@@ -151,7 +168,8 @@ struct Run {
     open: Vec<Open>,
     /// Workers whose end is no surprise: killed already, or told where to kill themselves.
     doomed: BTreeMap<String, Option<String>>,
-    stopped: Option<String>,
+    /// It was stopped or cut off.
+    aside: Option<String>,
     outcome: Outcome,
 }
 
@@ -289,17 +307,25 @@ impl Run {
         let rank = self.plan.rank.unwrap_or_else(|| self.random.below(self.world));
         let place = self.job.places.get(rank).with_context(|| format!("find the place of rank {rank}"))?;
         let worker = place.worker_id.clone();
-        let is_kill = match self.plan.kind {
-            Kind::Kill => true,
-            Kind::Stop => false,
-            Kind::Both => self.random.below(2) == 0,
+        let how = match self.plan.kind {
+            Kind::Both if self.random.below(2) == 0 => Kind::Kill,
+            Kind::Both => Kind::Stop,
+            how => how,
         };
-        let (signal, how) = if is_kill { (Signal::KILL, "kill") } else { (Signal::STOP, "stop") };
-        let at = self.cluster.children.signal(&worker, signal).await?;
-        if is_kill {
-            self.doomed.insert(worker.clone(), None);
-        } else {
-            self.stopped = Some(worker.clone());
+        let (at, how) = match how {
+            Kind::Kill | Kind::Both => (self.cluster.children.signal(&worker, Signal::KILL).await?, "kill"),
+            Kind::Stop => (self.cluster.children.signal(&worker, Signal::STOP).await?, "stop"),
+            Kind::Cut => (self.cluster.children.cut(&worker, Cut::All)?, "cut"),
+            Kind::CutControl => (self.cluster.children.cut(&worker, Cut::Coordinator)?, "cut-control"),
+            Kind::CutLink => {
+                let backup = backup_of(&self.shape, rank).context("find a second worker: the job has one place")?;
+                let other = self.job.places[backup].worker_id.clone();
+                (self.cluster.children.cut(&worker, Cut::Worker(other))?, "cut-link")
+            }
+        };
+        match how {
+            "kill" => drop(self.doomed.insert(worker.clone(), None)),
+            _ => self.aside = Some(worker.clone()),
         }
         self.fault(worker, how.into(), at);
         Ok(())
@@ -338,8 +364,12 @@ impl Run {
         }
         self.arrivals.clear();
         self.state = State::Settling;
-        if let Some(worker) = self.stopped.take() {
-            self.cluster.children.signal(&worker, Signal::CONT).await?;
+        if let Some(worker) = self.aside.take() {
+            if self.plan.kind.is_cut() {
+                self.cluster.children.heal()?;
+            } else {
+                self.cluster.children.signal(&worker, Signal::CONT).await?;
+            }
         }
         Ok(())
     }

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use toroid_worker::device::Choice;
 
+use crate::chaos::network::{Cut, Network};
 use crate::daemon::LISTENS_ON;
 
 /// Children that do not end within this time after they were asked to are killed.
@@ -60,6 +61,8 @@ pub struct Settings {
     pub threads: usize,
     /// `None`: the coordinator's default.
     pub failure_timeout: Option<Duration>,
+    /// Workers have a network of their own that can be cut; needs root.
+    pub has_network: bool,
 }
 
 /// To be sent to one child; answered with the moment at which it was sent.
@@ -73,6 +76,9 @@ pub struct Children {
     device: Choice,
     threads: usize,
     failure_timeout: Option<Duration>,
+    network: Option<Network>,
+    /// The last cut, which is not healed yet.
+    cut: Option<(String, Cut)>,
     num_workers: usize,
     /// To the task of each child that was started and has not been reported as ended.
     orders: BTreeMap<String, mpsc::UnboundedSender<Order>>,
@@ -94,6 +100,8 @@ impl Children {
             path.canonicalize().with_context(|| format!("find the folder {}", path.display()))
         };
         let (report, ended) = mpsc::unbounded_channel();
+        let network = settings.has_network.then(Network::new).transpose().context("make a network that can be cut")?;
+        let host = network.as_ref().map_or(Ipv4Addr::LOCALHOST, Network::host);
         Ok(Children {
             executable: std::env::current_exe().context("find this executable")?,
             logs: folder("logs")?,
@@ -104,7 +112,9 @@ impl Children {
             failure_timeout: settings.failure_timeout,
             num_workers: 0,
             orders: BTreeMap::new(),
-            address: SocketAddr::from(([127, 0, 0, 1], settings.port)),
+            network,
+            cut: None,
+            address: SocketAddr::from((host, settings.port)),
             ended,
             report,
             stop: watch::channel(()).0,
@@ -124,7 +134,28 @@ impl Children {
     pub async fn ended(&mut self) -> Ended {
         let ended = self.ended.recv().await.expect("this end of the channel keeps a sender");
         self.orders.remove(&ended.name);
+        if let Some(network) = &mut self.network {
+            network.remove(&ended.name);
+        }
         ended
+    }
+
+    /// Cuts a worker off; returns when that was.
+    pub fn cut(&mut self, worker: &str, from: Cut) -> Result<Instant> {
+        let now = Instant::now();
+        self.network()?.cut(worker, &from).with_context(|| format!("cut {worker} off"))?;
+        self.cut = Some((worker.into(), from));
+        Ok(now)
+    }
+
+    /// Takes the last cut back.
+    pub fn heal(&mut self) -> Result<()> {
+        let Some((worker, from)) = self.cut.take() else { return Ok(()) };
+        self.network()?.heal(&worker, &from).with_context(|| format!("heal the network of {worker}"))
+    }
+
+    fn network(&self) -> Result<&Network> {
+        self.network.as_ref().context("find the network, which was not asked for")
     }
 
     /// Sends a signal to a worker; returns when that was. An error where the worker has ended already.
@@ -163,7 +194,8 @@ impl Children {
     }
 
     fn spawn_coordinator(&self, log: &Path, stdout: Stdio) -> Result<Child> {
-        let mut command = self.command(log)?;
+        let mut command = Command::new(&self.executable);
+        wire(&mut command, log)?;
         command.stdout(stdout).args(["coordinator", "--die-with-parent", "--listen", &self.address.to_string()]);
         command.arg("--dir").arg(&self.coordinator_dir);
         if let Some(timeout) = self.failure_timeout {
@@ -181,9 +213,13 @@ impl Children {
         let log = self.logs.join(format!("{id}.log"));
         // Of this run alone.
         File::create(&log).with_context(|| format!("make the log {}", log.display()))?;
-        let mut command = self.command(&log)?;
+        let (address, mut command) = match &mut self.network {
+            None => (Ipv4Addr::LOCALHOST, Command::new(&self.executable)),
+            Some(network) => (network.add(&id)?, network.command(&id, &self.executable)?.into()),
+        };
+        wire(&mut command, &log)?;
         command.args(["worker", "--die-with-parent", "--coordinator", &self.url(), "--id", &id]);
-        command.args(["--listen", "127.0.0.1:0", "--threads", &self.threads.to_string()]);
+        command.args(["--listen", &format!("{address}:0"), "--threads", &self.threads.to_string()]);
         command.args(["--device", &self.device.to_string()]);
         command.arg("--cache").arg(&self.cache_dir);
         match dies_at {
@@ -193,14 +229,6 @@ impl Children {
         let child = command.spawn().with_context(|| format!("start the worker {id}"))?;
         self.tend(Role::Worker, id.clone(), child, log);
         Ok(id)
-    }
-
-    fn command(&self, log: &Path) -> Result<Command> {
-        let file = File::options().create(true).append(true).open(log);
-        let file = file.with_context(|| format!("open the log {}", log.display()))?;
-        let mut command = Command::new(&self.executable);
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(file).process_group(0).kill_on_drop(true);
-        Ok(command)
     }
 
     /// Waits for the child's end, and brings it about when all are to end.
@@ -240,6 +268,14 @@ impl Children {
         drop(self.stop);
         while self.tasks.join_next().await.is_some() {}
     }
+}
+
+/// Where a child's words go; its standard input says that this process lives.
+fn wire(command: &mut Command, log: &Path) -> Result<()> {
+    let file = File::options().create(true).append(true).open(log);
+    let file = file.with_context(|| format!("open the log {}", log.display()))?;
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(file).process_group(0).kill_on_drop(true);
+    Ok(())
 }
 
 /// The child has not been waited for to its end, so that its process id is its own.

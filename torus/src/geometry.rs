@@ -9,6 +9,8 @@
 //!
 //! A TP group is `tp` neighbours in a row, a PP group `pp` neighbours in a column, a DP group a `dx` by `dy` torus of its own.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 /// How many ways the job is split along each axis of the mesh. All are at least 1 and `dp == dx * dy`.
@@ -166,6 +168,18 @@ impl Shape {
     pub fn column(&self, rank: usize) -> Vec<usize> {
         let x = self.coord(rank).x;
         (0..self.height()).map(|y| y * self.width() + x).collect()
+    }
+}
+
+impl Shape {
+    /// Ranks that `rank` is connected to: its row and its column, which hold its TP and PP groups, and its neighbours in the DP group,
+    /// which hold the other copies of its shards.
+    pub fn peers(&self, rank: usize) -> BTreeSet<usize> {
+        let mut peers: BTreeSet<usize> = self.row(rank).into_iter().chain(self.column(rank)).collect();
+        let (group, at) = (self.dp_group(rank), self.place(rank).dp);
+        peers.extend([group[(at + 1) % group.len()], group[(at + group.len() - 1) % group.len()]]);
+        peers.remove(&rank);
+        peers
     }
 }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::geometry::{Shape, ShapeError};
 use crate::model::{ModelConfig, PRESETS};
 use crate::partition::{self, PartitionError};
+use crate::pipeline::Schedule;
 use crate::schedule::OptimizerConfig;
 
 /// A job, complete: nothing is left to a default.
@@ -33,6 +34,9 @@ pub struct JobSpec {
     pub model: ModelConfig,
     pub loss: LossConfig,
     pub batch: BatchConfig,
+    /// Manifests of before there was a choice have none.
+    #[serde(default)]
+    pub pipeline: PipelineConfig,
     pub optimizer: OptimizerConfig,
     pub data: DataConfig,
     pub eval: EvalConfig,
@@ -50,13 +54,28 @@ pub enum Products {
     Bf16,
 }
 
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PipelineConfig {
+    /// In which order a stage computes its micro-batches; the results are the same bits.
+    pub schedule: Schedule,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FaultToleranceConfig {
     /// Every shard has two holders, so that a death costs no committed step. Off: a death costs the work since the last checkpoint.
     pub redundancy: bool,
+    /// The inputs of the last update are kept, so that of two copies that differ the wrong one can be told.
+    #[serde(default = "is_replayed")]
+    pub replay: bool,
     /// Where nobody is there for a lost place, the job goes on with fewer replicas, but not with fewer than these; `dp`: it waits.
     pub min_dp: usize,
+}
+
+/// Also in jobs of before there was a choice.
+fn is_replayed() -> bool {
+    true
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -171,6 +190,7 @@ struct File {
     model: ModelFile,
     loss: LossFile,
     batch: BatchFile,
+    pipeline: PipelineConfig,
     optimizer: OptimizerFile,
     data: DataFile,
     eval: EvalFile,
@@ -255,6 +275,7 @@ struct EvalFile {
 #[serde(deny_unknown_fields, default)]
 struct FaultToleranceFile {
     redundancy: Option<bool>,
+    replay: Option<bool>,
     min_dp: Option<usize>,
 }
 
@@ -339,6 +360,7 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
             balance_coef: file.loss.balance_coef.unwrap_or(1e-2),
         },
         batch,
+        pipeline: file.pipeline,
         optimizer,
         eval: EvalConfig {
             interval: file.eval.interval.unwrap_or(0),
@@ -353,6 +375,7 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
         },
         fault_tolerance: FaultToleranceConfig {
             redundancy: file.fault_tolerance.redundancy.unwrap_or(true),
+            replay: file.fault_tolerance.replay.unwrap_or_else(is_replayed),
             min_dp: file.fault_tolerance.min_dp.unwrap_or(1),
         },
         model,
@@ -526,6 +549,7 @@ struct Written<'a> {
     model: &'a ModelConfig,
     loss: &'a LossConfig,
     batch: WrittenBatch,
+    pipeline: PipelineConfig,
     optimizer: &'a OptimizerConfig,
     data: &'a DataConfig,
     eval: WrittenEval,
@@ -562,6 +586,7 @@ impl<'a> From<&'a JobSpec> for Written<'a> {
                 micro_batch: s.batch.micro_batch,
                 global: s.batch.micro_batch * s.batch.num_micro_batches,
             },
+            pipeline: s.pipeline,
             optimizer: &s.optimizer,
             data: &s.data,
             eval: WrittenEval { interval: s.eval.interval, micro_batches: s.eval.num_micro_batches },

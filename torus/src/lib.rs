@@ -7,6 +7,8 @@
 //!  collective, pipeline  schedules as data                 cursor     which sample comes when
 //!  schedule learning rate and weight decay by step         manifest   what a checkpoint consists of
 //!  init     the first value of every weight                holders    which two places keep each shard
+//!  plan     memory, traffic, step time and goodput of a job by formulas
+//!  units    sizes for people
 //!  resplit  another number of replicas: who keeps a place, which part of the state goes where
 //! ```
 //!
@@ -26,5 +28,7 @@ pub mod model;
 pub mod partition;
 pub mod pipeline;
 pub mod placement;
+pub mod plan;
 pub mod resplit;
 pub mod schedule;
+pub mod units;

@@ -8,6 +8,7 @@
 //! and its operations over the measured rate of a large product of the same kind. Times are medians of events on the device after a
 //! warm-up; inputs are random numbers, never zeros.
 
+use std::process::ExitCode;
 use std::time::Instant;
 
 use toroid_torus::geometry::Place;
@@ -21,7 +22,17 @@ use toroid_worker::model::{Alone, Input, Stage};
 
 type Buf = CudaBuf<toroid_worker::device::cuda::Gpu>;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> ExitCode {
+    run().map_or_else(
+        |error| {
+            eprintln!("bench_gpu: {error}");
+            ExitCode::FAILURE
+        },
+        |()| ExitCode::SUCCESS,
+    )
+}
+
+fn run() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let preset = args.first().map_or("1b", String::as_str);
     let products = args.get(1).map_or("bf16", String::as_str);

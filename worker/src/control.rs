@@ -3,12 +3,12 @@
 //! One task owns the session. It connects to the coordinator again and again (with growing pauses up to a second), says who it is,
 //! and then carries messages both ways and a heartbeat at the coordinator's interval. Training does not wait for any of it (T-9).
 
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
@@ -47,6 +47,12 @@ pub(crate) struct Control {
     pub shared: Arc<Shared>,
     pub heartbeat: Duration,
     pub failure_timeout: Duration,
+    /// How long it stays after it was asked to end, for its place to be moved.
+    pub leave_grace: Duration,
+    /// It was asked to end, and does so then at the latest.
+    pub leaves_at: Option<Instant>,
+    /// How often it was asked to end.
+    pub asked: watch::Receiver<u32>,
 }
 
 /// Epochs are counted by job, so each job has a fence of its own.
@@ -70,6 +76,38 @@ impl JobFence {
     }
 }
 
+/// What the worker is asked for by whoever runs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    /// To end once its place is moved.
+    ToLeave,
+    /// To end now; or its time is over.
+    AtOnce,
+}
+
+/// The next time that the worker is asked to end, or the end of its time.
+async fn asked(asked: &mut watch::Receiver<u32>, until: Option<Instant>) -> Ask {
+    let over = async {
+        match until {
+            Some(until) => tokio::time::sleep_until(until).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        // Nobody is left to ask: it ends with whoever ran it.
+        changed = asked.changed() => match changed {
+            Ok(()) if *asked.borrow() <= 1 => Ask::ToLeave,
+            Ok(()) | Err(_) => Ask::AtOnce,
+        },
+        () = over => Ask::AtOnce,
+    }
+}
+
+fn leaving(at_once: bool) -> WorkerMessage {
+    let reason = "the worker was asked to end".into();
+    WorkerMessage { body: Some(Body::Leaving(Leaving { reason, at_once })) }
+}
+
 /// Why a stream ended.
 enum Ended {
     Shutdown,
@@ -77,29 +115,56 @@ enum Ended {
 }
 
 impl Control {
-    /// Runs until `shutdown`, or until the coordinator refuses this worker.
-    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), ControlError> {
+    /// Runs until the worker is to end, or until the coordinator refuses it.
+    pub async fn run(mut self) -> Result<(), ControlError> {
         let endpoint = self.endpoint()?;
-        tokio::pin!(shutdown);
         let mut pause = FIRST_PAUSE;
         loop {
+            let mut asks = self.asked.clone();
             let connected = tokio::select! {
-                connected = self.connect(&endpoint) => connected,
-                () = &mut shutdown => return Ok(()),
+                connected = self.connect(&endpoint) => Some(connected),
+                ask = asked(&mut asks, self.leaves_at) => {
+                    if self.leave(ask) {
+                        return Ok(());
+                    }
+                    None
+                }
             };
             match connected {
-                Ok((messages, stream)) => {
+                Some(Ok((messages, stream))) => {
                     pause = FIRST_PAUSE;
-                    match self.carry(messages, stream, shutdown.as_mut()).await? {
+                    let ended = self.carry(messages, stream).await;
+                    self.shared.set_connected(false);
+                    match ended? {
                         Ended::Shutdown => return Ok(()),
                         Ended::Lost(why) => tracing::warn!("lost the coordinator, training goes on: {why}"),
                     }
                 }
-                Err(error) => tracing::debug!("cannot reach the coordinator at {}: {error}", self.coordinator),
+                Some(Err(error)) => tracing::debug!("cannot reach the coordinator at {}: {error}", self.coordinator),
+                None => continue,
             }
-            self.wait(pause, shutdown.as_mut()).await?;
+            if self.wait(pause).await? {
+                return Ok(());
+            }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+    }
+
+    /// Whether the worker ends now. One with a place stays, for the place to be moved, until its time is over or it is asked again.
+    fn leave(&mut self, ask: Ask) -> bool {
+        self.asked.mark_unchanged();
+        if ask == Ask::AtOnce || self.has_left() {
+            return true;
+        }
+        let (job, grace_s) = (self.session.standing().job_id, self.leave_grace.as_secs_f64());
+        tracing::info!("stays until its place in {job} is moved, {grace_s} s at most; asked again it ends at once");
+        self.leaves_at = Some(Instant::now() + self.leave_grace);
+        false
+    }
+
+    /// It has no place, so nobody needs it.
+    fn has_left(&self) -> bool {
+        self.session.standing().job_id.is_empty()
     }
 
     fn endpoint(&self) -> Result<Endpoint, ControlError> {
@@ -139,12 +204,12 @@ impl Control {
         &mut self,
         messages: mpsc::Sender<WorkerMessage>,
         mut stream: Streaming<CoordinatorMessage>,
-        mut shutdown: std::pin::Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Ended, ControlError> {
         let mut heartbeat = tokio::time::interval(self.heartbeat);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // Before the Welcome the coordinator does not know us: events wait in their channel.
         let mut welcome = false;
+        let mut asks = self.asked.clone();
         loop {
             let input = tokio::select! {
                 message = stream.message() => match message {
@@ -160,14 +225,24 @@ impl Control {
                     }
                     continue;
                 },
-                () = &mut shutdown => {
-                    let leaving = Body::Leaving(Leaving { reason: "the worker was asked to end".into() });
+                ask = asked(&mut asks, self.leaves_at) => {
+                    let ends = self.leave(ask);
                     // The stream may be gone already; then the coordinator sees that.
-                    let _ = messages.try_send(WorkerMessage { body: Some(leaving) });
-                    return Ok(Ended::Shutdown);
+                    let _ = messages.try_send(leaving(ends));
+                    if ends {
+                        return Ok(Ended::Shutdown);
+                    }
+                    continue;
                 }
             };
-            welcome |= matches!(input, Input::FromCoordinator(_));
+            if !welcome && matches!(input, Input::FromCoordinator(_)) {
+                welcome = true;
+                self.shared.set_connected(true);
+                if self.leaves_at.is_some() {
+                    // Another coordinator may not have heard of it.
+                    let _ = messages.try_send(leaving(false));
+                }
+            }
             let interval = self.heartbeat;
             for output in self.session.handle(input) {
                 if let Some(body) = self.execute(output)?
@@ -176,24 +251,29 @@ impl Control {
                     return Ok(Ended::Lost("the stream is closed".into()));
                 }
             }
+            if self.leaves_at.is_some() && self.has_left() {
+                tracing::info!("its place is moved: it ends");
+                return Ok(Ended::Shutdown);
+            }
             if self.heartbeat != interval {
                 heartbeat = tokio::time::interval(self.heartbeat);
             }
         }
     }
 
-    /// Without a coordinator: the session still hears of what the trainer does.
-    async fn wait(
-        &mut self,
-        pause: Duration,
-        mut shutdown: std::pin::Pin<&mut impl Future<Output = ()>>,
-    ) -> Result<(), ControlError> {
+    /// Without a coordinator: the session still hears of what the trainer does. Says whether the worker is to end.
+    async fn wait(&mut self, pause: Duration) -> Result<bool, ControlError> {
         let end = tokio::time::sleep(pause);
         tokio::pin!(end);
+        let mut asks = self.asked.clone();
         loop {
             tokio::select! {
-                () = &mut end => return Ok(()),
-                () = &mut shutdown => return Ok(()),
+                () = &mut end => return Ok(false),
+                ask = asked(&mut asks, self.leaves_at) => {
+                    if self.leave(ask) {
+                        return Ok(true);
+                    }
+                }
                 Some(event) = self.events.recv() => {
                     for output in self.session.handle(Input::Trainer(event)) {
                         // What is to be sent is said again after the next Welcome.
@@ -229,7 +309,8 @@ impl Control {
                     }));
                 }
             },
-            Output::Intervals { heartbeat_ms, failure_timeout_ms } => {
+            Output::Intervals { heartbeat_ms, failure_timeout_ms, leave_grace_ms } => {
+                self.leave_grace = Duration::from_millis(u64::from(leave_grace_ms));
                 self.heartbeat = Duration::from_millis(u64::from(heartbeat_ms.max(1)));
                 self.failure_timeout = Duration::from_millis(u64::from(failure_timeout_ms.max(1)));
             }
@@ -249,6 +330,7 @@ impl Control {
             waits_for: self.shared.waits_for().into_iter().map(|r| r as u32).collect(),
             compute_s: 0.0,
             sealed_next: false,
+            progress: self.shared.progress(),
         };
         WorkerMessage { body: Some(Body::Heartbeat(heartbeat)) }
     }

@@ -19,15 +19,15 @@ pub mod device;
 pub mod model;
 pub mod optim;
 pub mod session;
+pub mod trace;
 pub mod trainer;
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use toroid_proto::{BUILD_VERSION, PROTOCOL_VERSION, Register};
 
 use comm::{CommError, LinkChoice, Listener};
@@ -35,6 +35,7 @@ use control::{Control, ControlError, JobFence};
 use device::choice::{DeviceError, Selected};
 use device::{Choice, Device};
 use session::Session;
+use trace::Trace;
 use trainer::{Emit, Environment, Shared};
 
 /// Until the coordinator's Welcome names them.
@@ -61,6 +62,8 @@ pub struct Config {
     pub device: Choice,
     /// Compute threads, where the device is the CPU.
     pub threads: usize,
+    /// Folder for spans of the first steps.
+    pub trace: Option<PathBuf>,
     /// Token files and compiled kernels are kept here.
     pub cache_dir: PathBuf,
     pub token: Option<String>,
@@ -70,6 +73,8 @@ pub struct Config {
 pub enum WorkerError {
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error("cannot write a trace into {}: {error}; name a folder that this user may write to", .folder.display())]
+    Trace { folder: PathBuf, error: std::io::Error },
     #[error("cannot listen for links: {0}")]
     Listen(#[from] CommError),
     #[error(transparent)]
@@ -80,19 +85,20 @@ pub enum WorkerError {
     Trainer,
 }
 
-/// Runs a worker until `shutdown`, or until the coordinator refuses it.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
+/// Runs a worker until the coordinator refuses it, or it is asked to end. `asked` counts how often that was: the first time its place
+/// is moved first, if that can be done within the coordinator's grace; the second time it ends at once.
+pub async fn run(config: Config, asked: watch::Receiver<u32>) -> Result<(), WorkerError> {
     let (selected, why_no_gpu) = config.device.open(config.threads, &config.cache_dir)?;
     if let Some(why) = why_no_gpu {
         tracing::info!("computing on the CPU: {why}");
     }
     match selected {
-        Selected::Cpu(device) => run_on(device, "cpu".into(), config, shutdown).await,
+        Selected::Cpu(device) => run_on(device, "cpu".into(), config, asked).await,
         Selected::Cuda(device) => {
             let name = device.runtime().name().to_string();
             let (free, total) = device.runtime().memory();
             tracing::info!("computing on {name}, {} of {} MiB of its memory are free", free >> 20, total >> 20);
-            run_on(device, name, config, shutdown).await
+            run_on(device, name, config, asked).await
         }
     }
 }
@@ -102,10 +108,16 @@ async fn run_on<D: Device + Clone>(
     device: D,
     name: String,
     config: Config,
-    shutdown: impl Future<Output = ()>,
+    asked: watch::Receiver<u32>,
 ) -> Result<(), WorkerError> {
     let worker_id = config.worker_id.clone().unwrap_or_else(|| format!("{}-{}", config.host, std::process::id()));
     let listener = Listener::bind(&config.data_listen.to_string(), &worker_id, config.links)?;
+    let traced = config.trace.as_ref().map(|folder| (folder, Trace::create(folder, &worker_id)));
+    let trace = match traced {
+        None => None,
+        Some((_, Ok(trace))) => Some(trace),
+        Some((folder, Err(error))) => return Err(WorkerError::Trace { folder: folder.clone(), error }),
+    };
     let identity = Register {
         worker_id,
         protocol_version: PROTOCOL_VERSION,
@@ -120,7 +132,7 @@ async fn run_on<D: Device + Clone>(
         pid: std::process::id(),
         ..Register::default()
     };
-    let shared = Arc::new(Shared::of_process());
+    let shared = Arc::new(Shared::of_process(trace));
     let (events, received) = mpsc::unbounded_channel();
     let (commands, to_do) = std::sync::mpsc::channel();
     let environment = Environment {
@@ -150,9 +162,12 @@ async fn run_on<D: Device + Clone>(
         shared,
         heartbeat: DEFAULT_HEARTBEAT,
         failure_timeout: DEFAULT_FAILURE_TIMEOUT,
+        leave_grace: 5 * DEFAULT_FAILURE_TIMEOUT,
+        leaves_at: None,
+        asked,
     };
     tokio::select! {
-        result = control.run(shutdown) => Ok(result?),
+        result = control.run() => Ok(result?),
         _ = trainer_ended => Err(WorkerError::Trainer),
     }
 }

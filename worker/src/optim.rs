@@ -40,15 +40,23 @@ impl HostShard {
 }
 
 impl<D: Device> Shard<D> {
-    pub fn from_host(device: &D, partition: Arc<Partition>, range: Range<usize>, host: &HostShard) -> Shard<D> {
-        let upload = |values: &[f32]| {
-            assert_eq!(values.len(), range.len(), "a shard's state has the length of its range");
-            let mut buf = device.alloc(values.len());
-            device.write(buf.all_mut(), values);
-            buf
-        };
-        let (param, exp_avg, exp_avg_sq) = (upload(&host.param), upload(&host.exp_avg), upload(&host.exp_avg_sq));
-        Shard { partition, range, param, exp_avg, exp_avg_sq }
+    /// Room for the state of this range.
+    pub fn alloc(device: &D, partition: Arc<Partition>, range: Range<usize>) -> Shard<D> {
+        let buf = || device.alloc(range.len());
+        Shard { param: buf(), exp_avg: buf(), exp_avg_sq: buf(), partition, range }
+    }
+
+    /// The same room for another range of as many elements; what is in it means nothing.
+    pub fn move_to(&mut self, partition: Arc<Partition>, range: Range<usize>) {
+        assert_eq!(self.range.len(), range.len(), "a shard's room has the length of its range");
+        (self.partition, self.range) = (partition, range);
+    }
+
+    pub fn write(&mut self, device: &D, host: &HostShard) {
+        assert_eq!(host.param.len(), self.range.len(), "a shard's state has the length of its range");
+        device.write(self.param.all_mut(), &host.param);
+        device.write(self.exp_avg.all_mut(), &host.exp_avg);
+        device.write(self.exp_avg_sq.all_mut(), &host.exp_avg_sq);
     }
 
     pub fn to_host(&self, device: &D) -> HostShard {

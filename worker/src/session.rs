@@ -16,6 +16,7 @@ pub mod planted;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
 use toroid_proto::{
@@ -28,7 +29,7 @@ use toroid_torus::manifest::ShardFile;
 use toroid_torus::resplit::Origin;
 
 use crate::comm::PeerAddr;
-use crate::trainer::{Assignment, Command, Happened, HealPlan, TrainerEvent};
+use crate::trainer::{Assignment, Command, Happened, HealPlan, TrainerEvent, WarmUp};
 
 /// Whether this fault is planted; in a normal build it never is.
 macro_rules! planted {
@@ -74,6 +75,7 @@ pub enum Output {
     Intervals {
         heartbeat_ms: u32,
         failure_timeout_ms: u32,
+        leave_grace_ms: u32,
     },
     /// The coordinator will not have this worker.
     Refused {
@@ -166,6 +168,11 @@ impl Session {
             FromCoordinator::Welcome(welcome) => self.welcome(&welcome),
             FromCoordinator::Refused(refused) => vec![Output::Refused { reason: refused.reason }],
             FromCoordinator::Assign(assign) => self.assign(assign),
+            FromCoordinator::WarmUp(ahead) if self.work.is_none() => match warm_up(ahead) {
+                Ok(ahead) => vec![Output::Trainer(Command::WarmUp(Box::new(ahead)))],
+                Err(error) => vec![Output::Note(error)],
+            },
+            FromCoordinator::WarmUp(_) => Vec::new(),
             FromCoordinator::Stop(stop) => self.stop(&stop.job_id, stop.epoch, &stop.reason),
             FromCoordinator::Start(start) => match self.current(&start.job_id, start.epoch) {
                 Some(work) if work.phase == Phase::Ready => {
@@ -173,8 +180,8 @@ impl Session {
                     match start.heal.map(|heal| heal_plan(heal, work.world)).transpose() {
                         Ok(heal) => vec![Output::Trainer(Command::Start { epoch: start.epoch, heal })],
                         Err(error) => {
-                            let (fatal, damaged_step, restore) = (true, None, false);
-                            let failed = Happened::Failed { error, fatal, damaged_step, restore };
+                            let (fatal, damaged_step, restore, corrupt_ranks) = (true, None, false, Vec::new());
+                            let failed = Happened::Failed { error, fatal, damaged_step, restore, corrupt_ranks };
                             work.happened(failed).into_iter().map(Output::Send).collect()
                         }
                     }
@@ -204,6 +211,7 @@ impl Session {
         let mut out = vec![Output::Intervals {
             heartbeat_ms: welcome.heartbeat_interval_ms,
             failure_timeout_ms: welcome.failure_timeout_ms,
+            leave_grace_ms: welcome.leave_grace_ms,
         }];
         let Some(work) = &mut self.work else { return out };
         if planted!(ForgetRecords) {
@@ -230,7 +238,7 @@ impl Session {
         let assignment = match checked(assign) {
             Ok(assignment) => assignment,
             Err(error) => {
-                let failed = Failed { job_id, epoch, error, fatal: true, damaged_step: 0, restore: false };
+                let failed = Failed { job_id, epoch, error, fatal: true, ..Failed::default() };
                 return vec![Output::Send(ToCoordinator::Failed(failed))];
             }
         };
@@ -396,10 +404,12 @@ impl Work {
                 let (job_id, epoch) = (self.job_id.clone(), self.epoch);
                 self.halt(ToCoordinator::PeerLost(PeerLost { job_id, epoch, rank: rank as u32, error }))
             }
-            Happened::Failed { error, fatal, damaged_step, restore } => {
+            Happened::Failed { error, fatal, damaged_step, restore, corrupt_ranks } => {
                 let (job_id, epoch) = (self.job_id.clone(), self.epoch);
                 let damaged_step = damaged_step.unwrap_or(0);
-                self.halt(ToCoordinator::Failed(Failed { job_id, epoch, error, fatal, damaged_step, restore }))
+                let corrupt_ranks = corrupt_ranks.into_iter().map(|rank| rank as u32).collect();
+                let failed = Failed { job_id, epoch, error, fatal, damaged_step, restore, corrupt_ranks };
+                self.halt(ToCoordinator::Failed(failed))
             }
         }
     }
@@ -471,9 +481,7 @@ fn heal_plan(heal: toroid_proto::Heal, world: usize) -> Result<HealPlan, String>
 
 /// Parses an assignment; the error says what is wrong with it.
 fn checked(assign: Assign) -> Result<Assignment, String> {
-    let spec: JobSpec = serde_json::from_str(&assign.job_json)
-        .map_err(|e| format!("cannot read the job that the coordinator sent: {e}; are both of one version?"))?;
-    spec.check().map_err(|e| format!("cannot run the job that the coordinator sent: {e}"))?;
+    let spec = checked_spec(&assign.job_json)?;
     let world = spec.shape.world();
     let peers: BTreeMap<usize, PeerAddr> = assign
         .peers
@@ -502,6 +510,22 @@ fn checked(assign: Assign) -> Result<Assignment, String> {
         heal: assign.heal,
         restore_step: (assign.restore_step > 0).then_some(assign.restore_step),
     })
+}
+
+fn checked_spec(json: &str) -> Result<JobSpec, String> {
+    let spec: JobSpec = serde_json::from_str(json)
+        .map_err(|e| format!("cannot read the job that the coordinator sent: {e}; are both of one version?"))?;
+    spec.check().map_err(|e| format!("cannot run the job that the coordinator sent: {e}"))?;
+    Ok(spec)
+}
+
+fn warm_up(ahead: proto::WarmUp) -> Result<WarmUp, String> {
+    let spec = checked_spec(&ahead.job_json)?;
+    let (rank, world) = (ahead.rank as usize, spec.shape.world());
+    if rank >= world {
+        return Err(format!("cannot get ready for rank {rank} of {}: it has {world} places", ahead.job_id));
+    }
+    Ok(WarmUp { job_id: ahead.job_id, spec: Arc::new(spec), rank, checkpoint_root: ahead.checkpoint_root })
 }
 
 #[cfg(test)]
@@ -682,6 +706,17 @@ mod tests {
             num_params: 5,
         };
         check(&mut session, vec![happened(3, what)], &["send step 1", "send step 2", "send Prepared"]);
+    }
+
+    #[test]
+    fn only_a_spare_warms_up() {
+        let mut session = Session::new();
+        let warm_up = |rank| {
+            let ahead = proto::WarmUp { job_id: "j".into(), rank, job_json: job_json(), checkpoint_root: "/c".into() };
+            Input::FromCoordinator(FromCoordinator::WarmUp(ahead))
+        };
+        check(&mut session, vec![warm_up(1), warm_up(2)], &["trainer WarmUp", "note"]);
+        check(&mut session, vec![assign(1), warm_up(1)], &["fence 1", "prepare"]);
     }
 
     #[test]

@@ -47,7 +47,8 @@ fn allocations(threads: usize, products: Products) -> (usize, usize) {
     let mut stage = Stage::new(device.clone(), &spec, &spec.shape, place, &partition, 1);
     let mut state = HostShard::zeros(partition.padded_len);
     state.param.iter_mut().enumerate().for_each(|(i, p)| *p = ((i * 7919) % 1000) as f32 / 1e4 - 0.05);
-    let mut shard = Shard::from_host(&device, Arc::clone(&partition), 0..partition.padded_len, &state);
+    let mut shard = Shard::alloc(&device, Arc::clone(&partition), 0..partition.padded_len);
+    shard.write(&device, &state);
     let ids: Vec<u32> = (0..=spec.batch.micro_batch * spec.model.seq).map(|i| (i * i % 251) as u32).collect();
     let (tokens, targets) = (&ids[..ids.len() - 1], &ids[1..]);
     device.enter(|| {

@@ -18,6 +18,7 @@ use std::time::Duration;
 use proto::coordinator_message::Body;
 use toroid_proto as proto;
 use toroid_torus::manifest::ShardFile;
+use toroid_torus::units;
 
 use super::job::{Job, Phase};
 use super::record::{Checkpoint, PendingRecord, State, Why};
@@ -280,7 +281,7 @@ impl Job {
         self.record.leftovers.extend(outdated.map(|c| c.step));
         self.record.leftovers.retain(|s| !pending.removes.contains(s));
         self.live.checkpoint.doublings = 0;
-        self.event(cx, "checkpoint.done", format!("step {step}: {} bytes at {}", message.bytes, message.path));
+        self.event(cx, "checkpoint.done", format!("step {step}: {} at {}", units::bytes(message.bytes), message.path));
         self.arm_interval(cx, false);
         self.plan_checkpoints(cx, false);
         self.try_finish(cx);

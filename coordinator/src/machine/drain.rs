@@ -17,11 +17,17 @@ use super::{Context, Machine, Now, Reply, RequestError, RequestId};
 
 impl Machine {
     pub(super) fn drain(&mut self, request: RequestId, worker: &str, now: Now) {
-        let reply = self.drain_worker(worker, "is drained: a user asked for it", now);
+        let reply = self.drain_worker(worker, "is drained: a user asked for it", Patience::None, now);
         self.out.reply(request, reply);
     }
 
-    pub(super) fn drain_worker(&mut self, worker: &str, why: &str, now: Now) -> Result<Reply, RequestError> {
+    pub(super) fn drain_worker(
+        &mut self,
+        worker: &str,
+        why: &str,
+        patience: Patience,
+        now: Now,
+    ) -> Result<Reply, RequestError> {
         let Some(place) = self.pool.get(worker).map(|w| w.place.clone()) else {
             let known: Vec<&str> = self.pool.iter().map(|w| w.register.worker_id.as_str()).take(MAX_NAMED).collect();
             let known = match known.len() {
@@ -33,7 +39,7 @@ impl Machine {
         };
         let (jobs, mut cx) = self.split(now);
         let (job, replacement) = match place.and_then(|(job, rank)| Some((jobs.get_mut(&job)?, rank))) {
-            Some((job, rank)) => (job.record.id.clone(), job.drain(&mut cx, rank, why)?),
+            Some((job, rank)) => (job.record.id.clone(), job.drain(&mut cx, rank, why, patience)?),
             None => {
                 cx.pool.retire(worker);
                 (String::new(), String::new())
@@ -44,12 +50,27 @@ impl Machine {
     }
 }
 
+/// Where nobody can take the place now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// Nothing is done.
+    None,
+    /// It is moved when somebody can.
+    UntilOneComes,
+}
+
 /// Workers that an error names.
 const MAX_NAMED: usize = 10;
 
 impl Job {
     /// Moves the place of `rank`, or has it wait for what goes on; returns who takes it, or nothing.
-    fn drain(&mut self, cx: &mut Context<'_>, rank: usize, why: &str) -> Result<String, RequestError> {
+    fn drain(
+        &mut self,
+        cx: &mut Context<'_>,
+        rank: usize,
+        why: &str,
+        patience: Patience,
+    ) -> Result<String, RequestError> {
         let worker = self.record.places[rank].clone().unwrap_or_default();
         let refused = |reason: String| RequestError::Drain { worker: worker.clone(), reason };
         if !self.is_redundant() {
@@ -59,7 +80,7 @@ impl Job {
                 self.record.id
             )));
         }
-        if self.candidates(cx.pool, 1).is_empty() {
+        if patience == Patience::None && self.candidates(cx.pool, 1).is_empty() {
             return Err(refused(format!(
                 "no worker can take rank {rank} of {}; start one more and ask again",
                 self.record.id

@@ -202,6 +202,7 @@ impl Job {
         self.record.has_state = false;
         self.record.restore_step = restore_step;
         self.cut_curve(cx, restore_step);
+        self.record.validations.retain(|v| v.step <= restore_step);
         self.live.base_step = restore_step;
         self.live.floor_step = restore_step;
         self.live.committed = vec![restore_step; self.world()];

@@ -137,12 +137,29 @@ impl Job {
             let reason = format!("{} cannot go on: {}", self.describe(rank), message.error);
             return self.end(cx, State::Failed, &reason);
         }
+        if !message.corrupt_ranks.is_empty() {
+            return self.corrupt_copies(cx, message);
+        }
         if message.restore {
             return self.corrupted(cx, rank, &message.error);
         }
         match message.damaged_step {
             step if step > 0 && step == self.record.restore_step => self.checkpoint_damaged(cx, rank, &message.error),
             _ => self.place_failed(cx, rank, SeenBy::WorkerReport, &message.error),
+        }
+    }
+
+    /// The other copies are right: whoever holds a wrong one is replaced as if it had died, and its process is given nothing any more.
+    fn corrupt_copies(&mut self, cx: &mut Context<'_>, message: &proto::Failed) {
+        let ranks: BTreeSet<usize> = message.corrupt_ranks.iter().map(|r| *r as usize).collect();
+        for rank in ranks {
+            // Of several that saw it one was the first.
+            let Some(worker) = self.record.places.get(rank).cloned().flatten() else { continue };
+            cx.pool.retire(&worker);
+            let who = self.describe(rank);
+            self.event(cx, "state.corrupt", format!("silent corruption at {who}: {}", message.error));
+            let why = format!("holds a wrong copy of a shard: {}", message.error);
+            self.lose(cx, rank, Cause::new(SeenBy::Digests, why));
         }
     }
 
@@ -283,14 +300,26 @@ impl Job {
         }
     }
 
-    /// Preparing may take long where data is read for the first time. Who does something else all the time hangs in it.
+    /// Preparing may take long where data is read for the first time or a checkpoint is, but gets on. Who does something else all the
+    /// time hangs in it.
     fn tick_reports(&mut self, cx: &mut Context<'_>) {
         let (now, timeout) = (cx.now.monotonic, cx.config.limits.failure_timeout);
         for rank in 0..self.world() {
             let activity = &self.live.activity[rank];
-            let has_turned = activity.operation == PREPARE || self.live.prepared.contains_key(&rank);
-            if activity.is_stuck(now, timeout) && !has_turned {
-                let why = format!("hangs in {}: it does not turn to epoch {}", activity.operation, self.record.epoch);
+            if self.live.prepared.contains_key(&rank) {
+                continue;
+            }
+            let prepares = activity.operation == PREPARE;
+            let limit = if prepares { cx.config.limits.prepare() } else { timeout };
+            if activity.is_stuck(now, limit) {
+                let epoch = self.record.epoch;
+                let why = match prepares {
+                    true => format!(
+                        "hangs while it prepares for epoch {epoch}: nothing of it for {} s",
+                        limit.as_secs_f64()
+                    ),
+                    false => format!("hangs in {}: it does not turn to epoch {epoch}", activity.operation),
+                };
                 self.lose_hanging(cx, rank, why);
             }
         }
@@ -334,12 +363,15 @@ pub(super) struct Activity {
     /// It said so first.
     pub since: Duration,
     pub waits_for: Vec<usize>,
+    /// Of that operation.
+    progress: u64,
 }
 
 impl Activity {
     pub fn update(&mut self, message: &proto::Heartbeat, now: Duration) {
-        if self.operation != message.operation {
+        if self.operation != message.operation || self.progress != message.progress {
             self.operation.clone_from(&message.operation);
+            self.progress = message.progress;
             self.since = now;
         }
         self.waits_for = message.waits_for.iter().map(|r| *r as usize).collect();

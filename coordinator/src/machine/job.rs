@@ -358,12 +358,17 @@ impl Job {
         if self.live.phase != Phase::Started || v.step > self.total() {
             return;
         }
-        let epoch = self.record.epoch;
-        // A validation that is made again after a restore replaces the one before.
-        self.record.validations.retain(|old| old.step < v.step);
+        // A new rank 0 says again what the lost one may not have said.
+        let is_same = |old: &Validation| (old.step, old.ce, old.tokens) == (v.step, v.ce, v.tokens);
+        if self.record.validations.iter().any(is_same) {
+            return;
+        }
         let text = format!("step {}: {:.4} nats a token, {:.4} bits a byte", v.step, v.ce, v.bits_per_byte);
+        let validations = &mut self.record.validations;
+        validations.retain(|old| old.step != v.step);
+        let at = validations.partition_point(|old| old.step < v.step);
         let (step, ce, bits_per_byte, tokens) = (v.step, v.ce, v.bits_per_byte, v.tokens);
-        self.record.validations.push(Validation { step, epoch, ce, bits_per_byte, tokens });
+        validations.insert(at, Validation { step, epoch: self.record.epoch, ce, bits_per_byte, tokens });
         self.runs(cx);
         self.event(cx, "validation", text);
     }

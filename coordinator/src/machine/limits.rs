@@ -38,6 +38,11 @@ impl Limits {
         self.failure_timeout * 60
     }
 
+    /// Preparing a place without any sign of getting on. It reads shards from storage, as slow as writing them.
+    pub fn prepare(&self) -> Duration {
+        self.checkpoint()
+    }
+
     /// From the opening of a stream to its `Register`.
     pub fn first_message(&self) -> Duration {
         self.failure_timeout
@@ -46,6 +51,12 @@ impl Limits {
     /// HTTP/2 pings on a connection are this far apart, and have this long to be answered.
     pub fn keepalive(&self) -> Duration {
         self.failure_timeout / 2
+    }
+
+    /// How long a worker that was asked to end stays, for its place to be moved: 25 seconds by default, within the 30 that Kubernetes
+    /// (`terminationGracePeriodSeconds`) and Slurm (`KillWait`) give by default.
+    pub fn leave(&self) -> Duration {
+        self.failure_timeout * 5
     }
 
     /// How long connections may take to end when the coordinator stops.

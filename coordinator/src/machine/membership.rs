@@ -9,6 +9,7 @@ use proto::coordinator_message::Body as ToWorker;
 use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 
+use super::drain::Patience;
 use super::failures::Cause;
 use super::job::{Job, Phase};
 use super::pool::Worker;
@@ -67,7 +68,7 @@ impl Machine {
             FromWorker::Register(_) => {
                 self.drop_worker(stream, SeenBy::WorkerReport, "registered twice on one stream", now);
             }
-            FromWorker::Leaving(m) => self.leaving(stream, &m.reason, now),
+            FromWorker::Leaving(m) => self.leaving(stream, &m, now),
             // A spare's heartbeat speaks of no job, and is not stale.
             FromWorker::Heartbeat(m) if m.job_id.is_empty() => {}
             FromWorker::Stopped(_) => {}
@@ -123,7 +124,7 @@ impl Machine {
         let goes_on = kept.as_ref().is_some_and(|(.., claim)| *claim != Claim::Newcomer);
         let keep_going = goes_on || kept.is_none() && is_retained;
         let (epoch, committed) = (register.epoch, register.committed_step);
-        cx.pool.insert(Worker { stream, register, last_heard: now.monotonic, place });
+        cx.pool.insert(Worker { stream, register, last_heard: now.monotonic, place, warm_for: None });
         cx.out.send(stream, ToWorker::Welcome(welcome(cx.config, keep_going)));
         match kept {
             Some((job, rank, Claim::GoesOn)) => job.rejoined(&mut cx, rank, epoch, committed),
@@ -133,12 +134,18 @@ impl Machine {
         self.out.unsettled = true;
     }
 
-    /// The worker is to end. Where somebody can take its place at once that is a planned move, else it is a loss.
-    fn leaving(&mut self, stream: StreamId, reason: &str, now: Now) {
-        let why = format!("left: {reason}");
-        let placed = self.pool.by_stream(stream).filter(|w| w.place.is_some()).map(|w| w.register.worker_id.clone());
-        if placed.is_none_or(|worker| self.drain_worker(&worker, &why, now).is_err()) {
+    /// The worker is to end: its place is moved as soon as somebody can take it. Who does not wait for that is lost.
+    fn leaving(&mut self, stream: StreamId, leaving: &proto::Leaving, now: Now) {
+        let why = format!("left: {}", leaving.reason);
+        let Some(worker) = self.pool.by_stream(stream) else { return };
+        let (worker, has_place) = (worker.register.worker_id.clone(), worker.place.is_some());
+        let patience = if leaving.at_once { Patience::None } else { Patience::UntilOneComes };
+        let is_moved = has_place && self.drain_worker(&worker, &why, patience, now).is_ok();
+        if leaving.at_once && !is_moved {
             self.drop_worker(stream, SeenBy::WorkerReport, &why, now);
+        } else if !has_place {
+            // It ends by itself.
+            self.pool.retire(&worker);
         }
     }
 
@@ -205,6 +212,7 @@ fn welcome(config: &Config, keep_going: bool) -> proto::Welcome {
         heartbeat_interval_ms: ms(config.limits.heartbeat_interval),
         failure_timeout_ms: ms(config.limits.failure_timeout),
         keep_going,
+        leave_grace_ms: ms(config.limits.leave()),
     }
 }
 

@@ -64,6 +64,7 @@ pub mod record;
 pub mod recovery;
 mod resize;
 mod view;
+mod warm;
 
 #[cfg(test)]
 mod tests;
@@ -419,8 +420,12 @@ impl Machine {
 
     /// Fills places where that has become possible, and puts the outputs into their order.
     fn settle(&mut self, now: Now) -> Vec<Output> {
+        let is_unsettled = self.out.unsettled;
         while std::mem::take(&mut self.out.unsettled) {
             self.schedule(now);
+        }
+        if is_unsettled {
+            self.warm_spares(now);
         }
         let mut out = std::mem::take(&mut self.out);
         if self.meta.retired != *self.pool.retired() {

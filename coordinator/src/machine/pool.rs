@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use toroid_proto::Register;
+use toroid_torus::geometry::Shape;
 use toroid_torus::placement::Candidate;
 
 use super::StreamId;
@@ -19,6 +20,8 @@ pub struct Worker {
     pub last_heard: Duration,
     /// The job and rank whose place it fills; `None`: a spare.
     pub place: Option<(String, usize)>,
+    /// The job, with its shape, that this spare has been told to be ready for.
+    pub warm_for: Option<(String, Shape)>,
 }
 
 impl Worker {
@@ -42,6 +45,10 @@ const MAX_RETIRED: usize = 1000;
 impl Pool {
     pub fn get(&self, worker: &str) -> Option<&Worker> {
         self.workers.get(worker)
+    }
+
+    pub fn get_mut(&mut self, worker: &str) -> Option<&mut Worker> {
+        self.workers.get_mut(worker)
     }
 
     pub fn by_stream(&mut self, stream: StreamId) -> Option<&mut Worker> {
@@ -117,6 +124,8 @@ impl Pool {
     pub fn set_place(&mut self, worker: &str, place: Option<(String, usize)>) {
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.place = place;
+            // What it had made ready has become its place, or is dropped for another.
+            worker.warm_for = None;
         }
     }
 

@@ -150,7 +150,7 @@ impl Job {
         let all: BTreeSet<usize> = (0..shape.world()).collect();
         let kept = resplit::keep(&shape, &to, &all, |_| 0).expect("all keep a place");
         let reason = format!(
-            "{} workers are there for more replicas: dp {dp} instead of {}, the shards are split anew",
+            "workers without a place are there, {} of them: dp {dp} instead of {}, the shards are split anew",
             candidates.len(),
             shape.dp()
         );
@@ -168,10 +168,14 @@ impl Job {
         placement::place(to, &current, candidates, &cx.pool.candidates()).expect("there are workers for every place")
     }
 
-    /// The worker of this place has none any more. It keeps what it holds until all have the state as it is split next.
+    /// The worker of this place has none any more. It keeps what it holds until all have the state as it is split next, if that is of any
+    /// use to them.
     fn displace(&mut self, cx: &mut Context<'_>, rank: usize, why: &str) {
         let Some(worker) = self.record.places[rank].take() else { return };
         let text = format!("{worker} (rank {rank}) {why}");
+        if !self.record.has_state {
+            self.stop_worker(cx, &worker, &text);
+        }
         cx.pool.set_place(&worker, None);
         self.worker_event(cx, "worker.displaced", text, &worker);
     }

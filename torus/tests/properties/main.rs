@@ -11,6 +11,7 @@ mod manifest;
 mod partition;
 mod pipeline;
 mod placement;
+mod plan;
 mod resplit;
 
 use toroid_torus::cursor::splitmix64;

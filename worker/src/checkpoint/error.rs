@@ -51,6 +51,10 @@ pub enum CheckpointError {
     )]
     Unpublishable { step: u64, file: String, expected: u64, found: String },
     #[error(
+        "cannot remove the checkpoint of step {step} in {root} for epoch {epoch}: epoch {later} has published it or goes on from it"
+    )]
+    Claimed { step: u64, root: String, epoch: u64, later: u64 },
+    #[error(
         "the checkpoint of step {step} in {root} is complete already, with other contents; remove it or set it aside first, \
          or set checkpoint.path to another folder"
     )]

@@ -13,6 +13,8 @@
 //! - **T-6.** A manifest that can be seen is complete. [`Storage::publish`] looks at every file first; a step with a
 //!   manifest is never written to again: [`Storage::write_shard`] then accepts only what is there already, and
 //!   [`Storage::remove`] takes the manifest first.
+//! - **T-1.** What an epoch has published, or goes on from ([`Storage::claim`]), is removed by no order of an older epoch, be it
+//!   carried out ever so late.
 //! - The bytes of a file depend on the state, the step and the rank alone. So a repeated write is harmless.
 //! - No value reaches the caller that did not match its digest.
 //!
@@ -47,6 +49,9 @@ use objects::Objects;
 
 /// Holds the digest of [`MANIFEST_NAME`], in the format of `b3sum`.
 const DIGEST_NAME: &str = "manifest.json.b3";
+
+/// An empty file whose name ends in the epoch that goes on from the checkpoint.
+const CLAIM_PREFIX: &str = "claimed-by-epoch-";
 
 /// A folder of checkpoints.
 #[derive(Debug)]
@@ -134,10 +139,28 @@ impl Storage {
         Ok(Some(manifest))
     }
 
-    /// Removes a checkpoint, complete or not: the manifest first, so that nobody takes the rest for a checkpoint (T-6).
-    pub fn remove(&self, step: u64) -> Result<(), CheckpointError> {
+    /// Removes a checkpoint, complete or not, as `epoch` wants it: the manifest first, so that nobody takes the rest for a checkpoint
+    /// (T-6). What a later epoch has published or claimed stays: who was stopped with this order and replaced meanwhile has nothing
+    /// to say about it (T-1).
+    pub fn remove(&self, step: u64, epoch: u64) -> Result<(), CheckpointError> {
+        if let Some(later) = self.newest_epoch(step)?.filter(|later| *later > epoch) {
+            return Err(CheckpointError::Claimed { step, root: self.root.clone(), epoch, later });
+        }
         self.objects.delete(&name_in(step, MANIFEST_NAME))?;
         self.objects.delete_folder(&Manifest::folder(step))
+    }
+
+    /// `epoch` goes on from this checkpoint: no order of an older one removes it any more.
+    pub fn claim(&self, step: u64, epoch: u64) -> Result<(), CheckpointError> {
+        self.objects.write(&name_in(step, &format!("{CLAIM_PREFIX}{epoch}")), &[])
+    }
+
+    /// The newest epoch that has published or claimed a step. A manifest that cannot be read is nobody's.
+    fn newest_epoch(&self, step: u64) -> Result<Option<u64>, CheckpointError> {
+        let published = self.find_manifest(step).ok().flatten().map(|manifest| manifest.epoch);
+        let (_, names) = self.objects.list(&Manifest::folder(step))?;
+        let claims = names.iter().filter_map(|name| name.strip_prefix(CLAIM_PREFIX)?.parse().ok());
+        Ok(claims.chain(published).max())
     }
 
     /// Renames a damaged `step-<n>` to `damaged-step-<n>`, so that it is not offered any more but can be looked at.

@@ -54,18 +54,33 @@ impl Storage {
             entry.digest = blake3::hash(data).to_hex().to_string();
         }
         let file = ShardFile::name_of(rank);
-        if let Some(manifest) = self.find_manifest(step)? {
-            let written =
-                manifest.files.into_iter().find(|f| f.rank == rank && f.bytes == bytes && f.entries == entries);
-            return written.ok_or_else(|| CheckpointError::Exists { step, root: self.root.clone() });
+        if let Some(written) = self.written_before(step, rank, bytes, &entries)? {
+            return Ok(written);
         }
         let mut upload = self.objects.upload(&name_in(step, &file), bytes)?;
         upload.write(&header)?;
         for data in data {
             upload.write(data)?;
         }
+        // It may have become complete meanwhile, by others who took this place over while this one was stopped.
+        if let Some(written) = self.written_before(step, rank, bytes, &entries)? {
+            return Ok(written);
+        }
         let digest = upload.finish()?.to_hex().to_string();
         Ok(ShardFile { file, rank, bytes, digest, entries })
+    }
+
+    /// What the manifest of a complete step says of this shard; an error where it is another.
+    fn written_before(
+        &self,
+        step: u64,
+        rank: usize,
+        bytes: u64,
+        entries: &[Entry],
+    ) -> Result<Option<ShardFile>, CheckpointError> {
+        let Some(manifest) = self.find_manifest(step)? else { return Ok(None) };
+        let written = manifest.files.into_iter().find(|f| f.rank == rank && f.bytes == bytes && f.entries == entries);
+        written.map(Some).ok_or_else(|| CheckpointError::Exists { step, root: self.root.clone() })
     }
 
     /// Makes the step visible: checks that the manifest is complete and every file there with its size, then writes the
@@ -74,6 +89,28 @@ impl Storage {
         let step = manifest.step;
         let name = name_in(step, MANIFEST_NAME);
         manifest.check().map_err(|cause| CheckpointError::Manifest { file: self.objects.display(&name), cause })?;
+        self.check_files(manifest)?;
+        if let Some(visible) = self.find_manifest(step)? {
+            // A coordinator that died before it heard of the first time asks again, in a later epoch.
+            if (Manifest { epoch: manifest.epoch, ..visible }) == *manifest {
+                return Ok(manifest.bytes());
+            }
+            return Err(CheckpointError::Exists { step, root: self.root.clone() });
+        }
+        let json = manifest.to_json();
+        self.objects.write(&name_in(step, DIGEST_NAME), digest_line(json.as_bytes()).as_bytes())?;
+        self.objects.write(&name, json.as_bytes())?;
+        // From now on no older epoch's order removes the step. One that was carried out at this very moment may have.
+        if let Err(error) = self.check_files(manifest) {
+            self.objects.delete(&name)?;
+            return Err(error);
+        }
+        Ok(manifest.bytes())
+    }
+
+    /// Every file is there with its size.
+    fn check_files(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
+        let step = manifest.step;
         for file in &manifest.files {
             let found = self.objects.size(&name_in(step, &file.file))?;
             if found != Some(file.bytes) {
@@ -85,17 +122,7 @@ impl Storage {
                 });
             }
         }
-        if let Some(visible) = self.find_manifest(step)? {
-            // A coordinator that died before it heard of the first time asks again, in a later epoch.
-            if (Manifest { epoch: manifest.epoch, ..visible }) == *manifest {
-                return Ok(manifest.bytes());
-            }
-            return Err(CheckpointError::Exists { step, root: self.root.clone() });
-        }
-        let json = manifest.to_json();
-        self.objects.write(&name_in(step, DIGEST_NAME), digest_line(json.as_bytes()).as_bytes())?;
-        self.objects.write(&name, json.as_bytes())?;
-        Ok(manifest.bytes())
+        Ok(())
     }
 }
 

@@ -75,6 +75,29 @@ pub(super) type Made = BTreeMap<(Collective, bool, [usize; 4]), Arc<Tasks>>;
 /// Kept at most; a job uses a handful.
 const MADE_MAX: usize = 64;
 
+/// Which schedules a collective runs by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Algorithm {
+    /// By the size of the buffer, as training does.
+    #[default]
+    Auto,
+    Ring,
+    Direct,
+}
+
+impl std::str::FromStr for Algorithm {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Algorithm, String> {
+        match text {
+            "auto" => Ok(Algorithm::Auto),
+            "ring" => Ok(Algorithm::Ring),
+            "direct" => Ok(Algorithm::Direct),
+            other => Err(format!("expected auto, ring or direct, found `{other}`")),
+        }
+    }
+}
+
 fn run(
     links: &mut Links,
     group: &Group,
@@ -83,8 +106,24 @@ fn run(
     buf: &mut [f32],
     scratch: &mut Vec<f32>,
 ) -> Result<(), CommError> {
+    run_by(Algorithm::Auto, links, group, collective, channel, buf, scratch)
+}
+
+fn run_by(
+    algorithm: Algorithm,
+    links: &mut Links,
+    group: &Group,
+    collective: Collective,
+    channel: Channel,
+    buf: &mut [f32],
+    scratch: &mut Vec<f32>,
+) -> Result<(), CommError> {
     let Group { dx, dy, me, .. } = *group;
-    let is_direct = size_of_val(buf) <= DIRECT_BYTES_MAX;
+    let is_direct = match algorithm {
+        Algorithm::Auto => size_of_val(buf) <= DIRECT_BYTES_MAX,
+        Algorithm::Ring => false,
+        Algorithm::Direct => true,
+    };
     let key = (collective, is_direct, [dx, dy, me, buf.len()]);
     let tasks = match links.made.get(&key) {
         Some(tasks) => Arc::clone(tasks),
@@ -168,6 +207,18 @@ pub fn all_reduce_sum(
     parts[group.me * len..][..len].copy_from_slice(buf);
     sum_in_order(parts, buf);
     Ok(())
+}
+
+/// [`reduce_scatter`], then [`all_gather`], as one: for measurements of a torus. Every member gets the same bits.
+pub fn all_reduce_torus(
+    links: &mut Links,
+    group: &Group,
+    algorithm: Algorithm,
+    channel: Channel,
+    buf: &mut [f32],
+    scratch: &mut Vec<f32>,
+) -> Result<(), CommError> {
+    run_by(algorithm, links, group, Collective::AllReduce, channel, buf, scratch)
 }
 
 /// `out (len) = sum over the members of parts (n, len)`, member 0 first.

@@ -264,7 +264,9 @@ impl<'a> Establish<'a> {
             self.links.fence.check(self.plan.epoch)?;
             self.dial_what_is_due();
             if self.plan.peers.keys().all(|rank| self.is_up(*rank)) {
-                tracing::debug!(rank = self.plan.rank, epoch = self.plan.epoch, "all links are up");
+                let kinds: Vec<String> = self.links.kinds().iter().map(|(kind, n)| format!("{n} {kind}")).collect();
+                let (rank, epoch, kinds) = (self.plan.rank, self.plan.epoch, kinds.join(", "));
+                tracing::info!(rank, epoch, kinds, "all links are up");
                 return Ok(());
             }
             if Instant::now() >= self.deadline {

@@ -21,6 +21,7 @@ use super::conn::{Conn, Tally, Turn};
 use super::transport::Transport;
 use super::work::{Nothing, Transfers, Work};
 use super::{Channel, CommError, Fence, LinkKind, LinkStats, Transfer};
+use crate::trace::Trace;
 
 /// What one link keeps for later, in each direction, at most. Peers that run the same schedule are at most a few messages apart; far
 /// below this, and reached only where they do not.
@@ -41,6 +42,7 @@ pub struct Links {
     pub(super) failed: Option<CommError>,
     pub(super) made: Made,
     waits_for: WaitsFor,
+    trace: Option<Trace>,
 }
 
 /// Whom a [`Links`] waits for now; for heartbeats, from any thread.
@@ -74,7 +76,7 @@ impl Links {
         let tally = Tally { limit_bytes: KEPT_BYTES_MAX, ..Tally::default() };
         let (conns, waits_for) = (BTreeMap::new(), WaitsFor::default());
         let made = Made::new();
-        Links { rank, epoch, job_id, fence, conns, tally, failed: None, made, waits_for }
+        Links { rank, epoch, job_id, fence, conns, tally, failed: None, made, waits_for, trace: None }
     }
 
     pub fn rank(&self) -> usize {
@@ -87,6 +89,11 @@ impl Links {
 
     pub fn stats(&self) -> LinkStats {
         self.tally.stats
+    }
+
+    /// Calls are written down there from now on.
+    pub fn set_trace(&mut self, trace: Trace) {
+        self.trace = Some(trace);
     }
 
     pub fn waits_for(&self) -> WaitsFor {
@@ -170,6 +177,9 @@ impl Links {
         }
         self.waits_for.set(std::iter::empty());
         self.tally.stats.wait += start.elapsed();
+        if let Some(trace) = &self.trace {
+            trace.communicated(start);
+        }
         result
     }
 

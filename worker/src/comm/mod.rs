@@ -48,7 +48,8 @@ mod transport;
 mod work;
 
 pub use collective::{
-    Group, TpGroup, all_gather, all_gather_f64, all_reduce_sum, global_sum, global_sum_with, reduce_scatter,
+    Algorithm, Group, TpGroup, all_gather, all_gather_f64, all_reduce_sum, all_reduce_torus, global_sum,
+    global_sum_with, reduce_scatter,
 };
 pub use error::CommError;
 pub use establish::{Listener, PeerAddr, Plan, Refusal};
@@ -100,11 +101,5 @@ pub struct LinkStats {
 /// The ranks that `rank` needs links to: its row and its column (which hold its TP and PP groups and its DP rings), and its
 /// neighbours in the DP group by dp_rank (one keeps this rank's shard as a backup, of the other this rank keeps it).
 pub fn peers_of(shape: &Shape, rank: usize) -> BTreeSet<usize> {
-    let mut peers: BTreeSet<usize> = shape.row(rank).into_iter().chain(shape.column(rank)).collect();
-    let group = shape.dp_group(rank);
-    let dp_rank = shape.place(rank).dp;
-    peers.insert(group[(dp_rank + 1) % group.len()]);
-    peers.insert(group[(dp_rank + group.len() - 1) % group.len()]);
-    peers.remove(&rank);
-    peers
+    shape.peers(rank)
 }

@@ -15,7 +15,7 @@ impl Landing<'_> {
     pub fn len_bytes(&self) -> usize {
         match self {
             Landing::Copy(buffer) => buffer.len(),
-            Landing::Add(sum) => size_of_val::<[f32]>(sum),
+            Landing::Add(sum) => size_of_val(&**sum),
         }
     }
 }

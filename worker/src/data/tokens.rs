@@ -10,9 +10,10 @@
 //! find it. It appears by rename: what has the name is whole, and a file that is not (another version, a disk that
 //! lied) is made anew.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use memmap2::Mmap;
 use toroid_torus::job::DataConfig;
@@ -25,6 +26,8 @@ const MAGIC: [u8; 8] = *b"TOROIDTK";
 const VERSION: u32 = 1;
 const TOKEN_BYTES: u32 = 1;
 const HEADER_BYTES: usize = 96;
+/// Between two looks whether another has made the file.
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// The tokens of a text source, mapped into memory.
 #[derive(Debug)]
@@ -44,7 +47,7 @@ struct Header {
 
 impl TokenFile {
     /// Opens the token file of the source that `config` names, which is made in `cache_dir` if it is not there.
-    /// `progress` is told the bytes of text done so far while it is made.
+    /// `progress` is told the bytes of text done so far while it is made, and 0 again and again while another makes it.
     pub fn prepare(
         config: &DataConfig,
         cache_dir: &Path,
@@ -58,8 +61,16 @@ impl TokenFile {
         }
         let lock_path = cache_dir.join(format!("{key}.lock"));
         let lock = fs::create_dir_all(cache_dir).and_then(|()| File::create(&lock_path)).and_then(|file| {
-            file.lock()?;
-            Ok(file)
+            loop {
+                match file.try_lock() {
+                    Ok(()) => return Ok(file),
+                    Err(TryLockError::WouldBlock) => {
+                        progress(0);
+                        std::thread::sleep(LOCK_PAUSE);
+                    }
+                    Err(TryLockError::Error(error)) => return Err(error),
+                }
+            }
         });
         // Held to the end of this function. The file stays: whoever deleted it would let two in at once.
         let _lock = lock.map_err(|cause| DataError::Lock { path: lock_path, cause })?;

@@ -2,7 +2,7 @@
 
 use crate::device::{Buffer, Device, Turn};
 
-use super::block::{Context, linear, linear_dw, linear_dx, sum_over_tp};
+use super::block::{Context, Scratch, linear, linear_dw, linear_dx, sum_over_tp};
 use super::layout::{LayerRanges, Layout};
 use super::tp::TpComm;
 
@@ -54,19 +54,39 @@ pub(super) fn forward<D: Device, T: TpComm>(
     Ok(())
 }
 
-/// Turns `scratch.dx` from the gradient of `x_mid` into that of `x`.
-pub(super) fn backward<D: Device, T: TpComm>(
-    context: &mut Context<'_, D, T>,
-    ranges: &LayerRanges,
-    saved: &Saved<D>,
-    x: &D::Buf,
-    grads: &mut D::Buf,
-) -> Result<(), T::Error> {
-    let Context { device, layout, params, rope, scratch, tp } = context;
+/// What the gradients of the weights need besides, where they are computed later.
+pub(super) struct Kept<D: Device> {
+    /// `(N, d)`: gradient of `x_mid`.
+    dx: D::Buf,
+    /// `(N, row_len)`
+    dqkv: D::Buf,
+}
+
+impl<D: Device> Kept<D> {
+    pub fn new(device: &D, layout: &Layout) -> Kept<D> {
+        let tokens = layout.tokens();
+        Kept { dx: device.alloc(tokens * layout.d), dqkv: device.alloc(tokens * layout.attention.row_len()) }
+    }
+
+    /// Takes what [`backward_products`] left in the scratch; `scratch.dx` stays.
+    pub fn keep(&mut self, device: &D, scratch: &mut Scratch<D>) {
+        device.copy(scratch.dx.all(), self.dx.all_mut());
+        std::mem::swap(&mut self.dqkv, &mut scratch.dqkv);
+    }
+
+    /// Gives it back.
+    pub fn restore(&mut self, scratch: &mut Scratch<D>) {
+        std::mem::swap(&mut self.dx, &mut scratch.dx);
+        std::mem::swap(&mut self.dqkv, &mut scratch.dqkv);
+    }
+}
+
+/// Leaves the part of the gradient of `norm1(x)` in `scratch.partial`; `scratch.dx` is that of `x_mid`.
+pub(super) fn backward_products<D: Device, T>(context: &mut Context<'_, D, T>, ranges: &LayerRanges, saved: &Saved<D>) {
+    let Context { device, layout, params, rope, scratch, .. } = context;
     let (tokens, dims) = (layout.tokens(), &layout.attention);
     let weight = |range: &std::ops::Range<usize>| params.view(range.clone());
     linear_dx(*device, layout.products, tokens, scratch.dx.all(), weight(&ranges.wo), 0.0, scratch.dout.all_mut());
-    linear_dw(*device, layout.products, tokens, scratch.dx.all(), saved.out.all(), grads.view_mut(ranges.wo.clone()));
     let (out, lse, dout) = (saved.out.all(), saved.lse.all(), scratch.dout.all());
     device.attention_backward(layout.products, dims, saved.qkv.all(), out, lse, dout, scratch.dqkv.all_mut());
     device.rope(dims, Turn::Back, rope.all(), scratch.dqkv.all_mut());
@@ -79,11 +99,35 @@ pub(super) fn backward<D: Device, T: TpComm>(
         0.0,
         scratch.partial.all_mut(),
     );
+}
+
+/// Adds to the gradients of `wo` and `wqkv` what [`backward_products`] left in the scratch.
+pub(super) fn backward_weight<D: Device, T>(
+    context: &mut Context<'_, D, T>,
+    ranges: &LayerRanges,
+    saved: &Saved<D>,
+    grads: &mut D::Buf,
+) {
+    let Context { device, layout, scratch, .. } = context;
+    let tokens = layout.tokens();
+    linear_dw(*device, layout.products, tokens, scratch.dx.all(), saved.out.all(), grads.view_mut(ranges.wo.clone()));
     linear_dw(*device, layout.products, tokens, scratch.dqkv.all(), saved.h.all(), grads.view_mut(ranges.wqkv.clone()));
+}
+
+/// Turns `scratch.dx` from the gradient of `x_mid` into that of `x`, with what [`backward_products`] left in `scratch.partial`. The
+/// gradient of the norm's weights is a by-product.
+pub(super) fn backward_norm<D: Device, T: TpComm>(
+    context: &mut Context<'_, D, T>,
+    ranges: &LayerRanges,
+    saved: &Saved<D>,
+    x: &D::Buf,
+    grads: &mut D::Buf,
+) -> Result<(), T::Error> {
+    let Context { device, params, scratch, tp, .. } = context;
     sum_over_tp(*device, &mut scratch.partial, *tp)?;
     device.rms_norm_backward(
         x.all(),
-        weight(&ranges.norm1),
+        params.view(ranges.norm1.clone()),
         saved.inv_rms.all(),
         scratch.partial.all(),
         scratch.dx.all_mut(),

@@ -65,8 +65,8 @@ pub(super) fn forward<D: Device, T: TpComm>(
     Ok(device.sum(losses.all()))
 }
 
-/// Leaves the gradient of `x` in `scratch.dx`; `scale` multiplies the loss.
-pub(super) fn backward<D: Device, T: TpComm>(
+/// Leaves the gradient of `x` in `scratch.dx`; `scale` multiplies the loss. The gradient of the norm's weights is a by-product.
+pub(super) fn backward_input<D: Device, T: TpComm>(
     context: &mut Context<'_, D, T>,
     ranges: &HeadRanges,
     saved: &mut Saved<D>,
@@ -78,7 +78,6 @@ pub(super) fn backward<D: Device, T: TpComm>(
     let tokens = layout.tokens();
     let (first_row, scale) = (layout.vocab.start, scale / tokens as f32);
     device.cross_entropy_backward(&saved.targets, first_row, scale, saved.lse.all(), saved.logits.all_mut());
-    linear_dw(*device, layout.products, tokens, saved.logits.all(), saved.h.all(), grads.view_mut(ranges.head.clone()));
     let head = params.view(ranges.head.clone());
     linear_dx(*device, layout.products, tokens, saved.logits.all(), head, 0.0, scratch.partial.all_mut());
     sum_over_tp(*device, &mut scratch.partial, *tp)?;
@@ -92,4 +91,16 @@ pub(super) fn backward<D: Device, T: TpComm>(
         grads.view_mut(ranges.norm.clone()),
     );
     Ok(())
+}
+
+/// Adds to the gradient of the head, after [`backward_input`].
+pub(super) fn backward_weight<D: Device, T>(
+    context: &mut Context<'_, D, T>,
+    ranges: &HeadRanges,
+    saved: &Saved<D>,
+    grads: &mut D::Buf,
+) {
+    let Context { device, layout, .. } = context;
+    let (tokens, dw) = (layout.tokens(), grads.view_mut(ranges.head.clone()));
+    linear_dw(*device, layout.products, tokens, saved.logits.all(), saved.h.all(), dw);
 }

@@ -8,7 +8,7 @@ use toroid_torus::model::TOP_K;
 
 use crate::device::{Buffer, Device, Groups, Products, RouterLoss, Routing};
 
-use super::block::{Context, linear, linear_dw, linear_dx, sum_over_tp};
+use super::block::{Context, Scratch, linear, linear_dw, linear_dx, sum_over_tp};
 use super::layout::{LayerRanges, Layout};
 use super::stage::RouterStats;
 use super::tp::TpComm;
@@ -95,17 +95,100 @@ pub(super) fn forward<D: Device, T: TpComm>(
     Ok(())
 }
 
-/// Turns `scratch.dx` from the gradient of `x_out` into that of `saved.x`. `scale` multiplies the router's losses.
-pub(super) fn backward<D: Device, T: TpComm>(
+/// What the gradients of the weights need besides, where they are computed later.
+pub(super) struct Kept<D: Device> {
+    /// `(N, d)`: gradient of `x_out`.
+    dx: D::Buf,
+    /// `(R, ff)`
+    act: D::Buf,
+    /// `(N, ff_local)`
+    shared_act: D::Buf,
+    /// `(N, E)`: gradient of the router's logits.
+    dlogits: D::Buf,
+}
+
+impl<D: Device> Kept<D> {
+    pub fn new(device: &D, layout: &Layout) -> Kept<D> {
+        let tokens = layout.tokens();
+        Kept {
+            dx: device.alloc(tokens * layout.d),
+            act: device.alloc(tokens * TOP_K * layout.ff),
+            shared_act: device.alloc(tokens * layout.ff_local),
+            dlogits: device.alloc(tokens * layout.experts),
+        }
+    }
+
+    /// Takes what [`backward_products`] left in the scratch; `scratch.dx` stays.
+    pub fn keep(&mut self, device: &D, scratch: &mut Scratch<D>) {
+        device.copy(scratch.dx.all(), self.dx.all_mut());
+        self.swap_all_but_dx(scratch);
+    }
+
+    /// Gives it back.
+    pub fn restore(&mut self, device: &D, saved: &Saved<D>, scratch: &mut Scratch<D>) {
+        std::mem::swap(&mut self.dx, &mut scratch.dx);
+        self.swap_all_but_dx(scratch);
+        device.gather_rows(&saved.groups, scratch.dx.all(), scratch.rows.all_mut());
+    }
+
+    fn swap_all_but_dx(&mut self, scratch: &mut Scratch<D>) {
+        std::mem::swap(&mut self.act, &mut scratch.act);
+        std::mem::swap(&mut self.shared_act, &mut scratch.shared_act);
+        std::mem::swap(&mut self.dlogits, &mut scratch.logits);
+    }
+}
+
+/// Leaves the part of the gradient of `h` in `scratch.partial`; `scratch.dx` is that of `x_out`. `scale` multiplies the router's losses.
+pub(super) fn backward_products<D: Device, T>(
     context: &mut Context<'_, D, T>,
     ranges: &LayerRanges,
     saved: &mut Saved<D>,
     scale: f32,
+) {
+    routed_backward(context, ranges, saved);
+    shared_backward(context, ranges, saved);
+    router_backward(context, ranges, saved, scale);
+}
+
+/// Adds to the gradients of experts and router what [`backward_products`] left in the scratch.
+pub(super) fn backward_weight<D: Device, T>(
+    context: &mut Context<'_, D, T>,
+    ranges: &LayerRanges,
+    saved: &Saved<D>,
+    grads: &mut D::Buf,
+) {
+    let Context { device, layout, scratch, .. } = context;
+    let (tokens, products) = (layout.tokens(), layout.products);
+    let Saved { h, groups, gate_up, shared_gate_up, .. } = saved;
+    device.grouped_matmul_dw(
+        products,
+        groups,
+        scratch.rows.all(),
+        scratch.act.all(),
+        grads.view_mut(ranges.w2.clone()),
+    );
+    device.gather_rows(groups, h.all(), scratch.rows.all_mut());
+    device.grouped_matmul_dw(products, groups, gate_up.all(), scratch.rows.all(), grads.view_mut(ranges.w13.clone()));
+    linear_dw(
+        *device,
+        products,
+        tokens,
+        scratch.dx.all(),
+        scratch.shared_act.all(),
+        grads.view_mut(ranges.shared2.clone()),
+    );
+    linear_dw(*device, products, tokens, shared_gate_up.all(), h.all(), grads.view_mut(ranges.shared13.clone()));
+    linear_dw(*device, Products::F32, tokens, scratch.logits.all(), h.all(), grads.view_mut(ranges.router.clone()));
+}
+
+/// Turns `scratch.dx` from the gradient of `x_out` into that of `saved.x`, with what [`backward_products`] left in `scratch.partial`. The
+/// gradient of the norm's weights is a by-product.
+pub(super) fn backward_norm<D: Device, T: TpComm>(
+    context: &mut Context<'_, D, T>,
+    ranges: &LayerRanges,
+    saved: &Saved<D>,
     grads: &mut D::Buf,
 ) -> Result<(), T::Error> {
-    routed_backward(context, ranges, saved, grads);
-    shared_backward(context, ranges, saved, grads);
-    router_backward(context, ranges, saved, scale, grads);
     let Context { device, params, scratch, tp, .. } = context;
     sum_over_tp(*device, &mut scratch.partial, *tp)?;
     device.rms_norm_backward(
@@ -121,14 +204,9 @@ pub(super) fn backward<D: Device, T: TpComm>(
 
 /// The routed experts: leaves the gradient of their rows' inputs in `scratch.rows_out` and that of the weights in
 /// `scratch.dweights`.
-fn routed_backward<D: Device, T>(
-    context: &mut Context<'_, D, T>,
-    ranges: &LayerRanges,
-    saved: &mut Saved<D>,
-    grads: &mut D::Buf,
-) {
+fn routed_backward<D: Device, T>(context: &mut Context<'_, D, T>, ranges: &LayerRanges, saved: &mut Saved<D>) {
     let Context { device, layout, params, scratch, .. } = context;
-    let Saved { h, routing, groups, gate_up, .. } = saved;
+    let Saved { routing, groups, gate_up, .. } = saved;
     device.gather_rows(groups, scratch.dx.all(), scratch.rows.all_mut());
     device.grouped_matmul_dx(
         layout.products,
@@ -139,21 +217,6 @@ fn routed_backward<D: Device, T>(
     );
     let (act, dweights) = (scratch.act.all_mut(), scratch.dweights.all_mut());
     device.routed_swiglu_backward(groups, routing, scratch.dact.all(), gate_up.all_mut(), act, dweights);
-    device.grouped_matmul_dw(
-        layout.products,
-        groups,
-        scratch.rows.all(),
-        scratch.act.all(),
-        grads.view_mut(ranges.w2.clone()),
-    );
-    device.gather_rows(groups, h.all(), scratch.rows.all_mut());
-    device.grouped_matmul_dw(
-        layout.products,
-        groups,
-        gate_up.all(),
-        scratch.rows.all(),
-        grads.view_mut(ranges.w13.clone()),
-    );
     device.grouped_matmul_dx(
         layout.products,
         groups,
@@ -164,12 +227,7 @@ fn routed_backward<D: Device, T>(
 }
 
 /// The shared expert: starts the gradient of `h` in `scratch.partial`, to which the routed experts' rows are added.
-fn shared_backward<D: Device, T>(
-    context: &mut Context<'_, D, T>,
-    ranges: &LayerRanges,
-    saved: &mut Saved<D>,
-    grads: &mut D::Buf,
-) {
+fn shared_backward<D: Device, T>(context: &mut Context<'_, D, T>, ranges: &LayerRanges, saved: &mut Saved<D>) {
     let Context { device, layout, params, scratch, .. } = context;
     let (tokens, gate_up) = (layout.tokens(), &mut saved.shared_gate_up);
     let weight = |range: &std::ops::Range<usize>| params.view(range.clone());
@@ -184,15 +242,6 @@ fn shared_backward<D: Device, T>(
     );
     let act = scratch.shared_act.all_mut();
     device.swiglu_backward(layout.ff_local, scratch.shared_dact.all(), gate_up.all_mut(), act);
-    linear_dw(
-        *device,
-        layout.products,
-        tokens,
-        scratch.dx.all(),
-        scratch.shared_act.all(),
-        grads.view_mut(ranges.shared2.clone()),
-    );
-    linear_dw(*device, layout.products, tokens, gate_up.all(), saved.h.all(), grads.view_mut(ranges.shared13.clone()));
     linear_dx(
         *device,
         layout.products,
@@ -206,13 +255,7 @@ fn shared_backward<D: Device, T>(
 }
 
 /// The router: adds its part to the gradient of `h` in `scratch.partial`.
-fn router_backward<D: Device, T>(
-    context: &mut Context<'_, D, T>,
-    ranges: &LayerRanges,
-    saved: &Saved<D>,
-    scale: f32,
-    grads: &mut D::Buf,
-) {
+fn router_backward<D: Device, T>(context: &mut Context<'_, D, T>, ranges: &LayerRanges, saved: &Saved<D>, scale: f32) {
     let Context { device, layout, params, scratch, .. } = context;
     let (tokens, own) = (layout.tokens(), if layout.tp_rank == 0 { f64::from(scale) } else { 0.0 });
     let loss = RouterLoss { z: (own * layout.z_coef) as f32, balance: (own * layout.balance_coef) as f32 };
@@ -220,12 +263,4 @@ fn router_backward<D: Device, T>(
     device.route_backward(&saved.routing, &saved.groups, loss, scratch.dweights.all(), dlogits);
     let router = params.view(ranges.router.clone());
     linear_dx(*device, Products::F32, tokens, scratch.logits.all(), router, 1.0, scratch.partial.all_mut());
-    linear_dw(
-        *device,
-        Products::F32,
-        tokens,
-        scratch.logits.all(),
-        saved.h.all(),
-        grads.view_mut(ranges.router.clone()),
-    );
 }

@@ -3,6 +3,7 @@
 use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::job::JobSpec;
 use toroid_torus::partition::Partition;
+use toroid_torus::pipeline::Schedule;
 
 use crate::device::{Buffer, Device, View};
 
@@ -45,13 +46,22 @@ pub struct MicroBatchStats {
 struct LayerSaved<D: Device> {
     attention: attention::Saved<D>,
     moe: moe::Saved<D>,
+    /// Where the gradients of the weights come later than that of the input.
+    kept: Option<(attention::Kept<D>, moe::Kept<D>)>,
+}
+
+/// What has run of a slot's micro-batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Free,
+    Forward,
+    BackwardInput,
 }
 
 /// The activations of one micro-batch. Layer `l` uses `layers[l % layers.len()]`, reads `x[l % x.len()]` and writes the
 /// next: a slot for evaluation has one layer and two `x`.
 struct Slot<D: Device> {
-    /// A forward is saved here whose backward has not run.
-    is_full: bool,
+    state: State,
     /// `(N)`: input of the first stage.
     tokens: D::Ids,
     /// `(N, d)` each: the residual stream between layers.
@@ -66,11 +76,14 @@ struct Slot<D: Device> {
 }
 
 impl<D: Device> Slot<D> {
-    fn new(device: &D, layout: &Layout, num_layers: usize) -> Slot<D> {
-        let layer =
-            |_| LayerSaved { attention: attention::Saved::new(device, layout), moe: moe::Saved::new(device, layout) };
+    fn new(device: &D, layout: &Layout, num_layers: usize, splits_backward: bool) -> Slot<D> {
+        let layer = |_| LayerSaved {
+            attention: attention::Saved::new(device, layout),
+            moe: moe::Saved::new(device, layout),
+            kept: splits_backward.then(|| (attention::Kept::new(device, layout), moe::Kept::new(device, layout))),
+        };
         Slot {
-            is_full: false,
+            state: State::Free,
             tokens: device.alloc_ids(layout.tokens()),
             x: (0..=num_layers).map(|_| device.alloc(layout.tokens() * layout.d)).collect(),
             layers: (0..num_layers).map(layer).collect(),
@@ -120,7 +133,7 @@ pub struct Stage<D: Device> {
 
 impl<D: Device> Stage<D> {
     /// A stage with all parameters 0. `partition` is that of `place`; up to `max_in_flight` micro-batches are between
-    /// their forward and their backward at a time.
+    /// their forward and the end of their backward at a time. The job's schedule says whether backwards are split.
     pub fn new(
         device: D,
         spec: &JobSpec,
@@ -131,6 +144,8 @@ impl<D: Device> Stage<D> {
     ) -> Stage<D> {
         assert!(max_in_flight > 0, "a stage needs room for at least one micro-batch");
         let layout = Layout::new(spec, shape, place, partition);
+        let splits_backward = spec.pipeline.schedule == Schedule::ZeroBubble;
+        let slot = |num_layers, splits_backward| Slot::new(&device, &layout, num_layers, splits_backward);
         let mut rope = device.alloc(layout.attention.seq * layout.attention.head_dim);
         device.write(rope.all_mut(), &layout.rope_table());
         device.reserve(layout.products, layout.largest_operands());
@@ -139,8 +154,8 @@ impl<D: Device> Stage<D> {
             grads: device.alloc(partition.padded_len),
             rope,
             scratch: Scratch::new(&device, &layout),
-            slots: (0..max_in_flight).map(|_| Slot::new(&device, &layout, layout.layers.len())).collect(),
-            evaluation: Slot::new(&device, &layout, 1),
+            slots: (0..max_in_flight).map(|_| slot(layout.layers.len(), splits_backward)).collect(),
+            evaluation: slot(1, false),
             prob_sums: vec![0.0; layout.experts],
             layout,
             device,
@@ -195,7 +210,7 @@ impl<D: Device> Stage<D> {
     /// On the last stage, between a slot's forward and its backward: the logits, `(B * S, vocab_local)`.
     pub fn logits(&self, slot: usize) -> Option<View<'_, D::Buf>> {
         let slot = &self.slots[slot];
-        slot.head.as_ref().filter(|_| slot.is_full).map(|head| head.logits.all())
+        slot.head.as_ref().filter(|_| slot.state == State::Forward).map(|head| head.logits.all())
     }
 
     /// Forward of one micro-batch into `slot`. The first stage takes tokens, the last takes targets `(B, S)`, all but
@@ -214,10 +229,10 @@ impl<D: Device> Stage<D> {
     ) -> Result<MicroBatchStats, T::Error> {
         let Stage { device, layout, params, rope, scratch, slots, prob_sums, .. } = self;
         let slot = &mut slots[slot];
-        assert!(!slot.is_full, "the slot's micro-batch has not had its backward");
+        assert_eq!(slot.state, State::Free, "the slot's micro-batch has not had its backward");
         let mut context = Context { device, layout, params, rope, scratch, tp };
         let ce = slot_forward(&mut context, slot, prob_sums, input, targets, output)?;
-        slot.is_full = true;
+        slot.state = State::Forward;
         let (z, balance) = slot.router.iter().fold((0.0, 0.0), |(z, b), s| (z + s.z, b + s.balance));
         Ok(MicroBatchStats { ce: ce / layout.tokens() as f64, z, balance })
     }
@@ -255,12 +270,66 @@ impl<D: Device> Stage<D> {
         tp: &mut T,
         grad_input: Option<&mut [f32]>,
     ) -> Result<(), T::Error> {
+        self.backward_part(slot, Part::Whole, grad_output, scale, tp, grad_input)
+    }
+
+    /// As [`Stage::backward`], of which it leaves the gradients of matrices to [`Stage::backward_weight`]; until then the slot is taken.
+    /// Those of the norms and of the embedding are by-products of the gradient of the input.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stage::backward`].
+    pub fn backward_input<T: TpComm>(
+        &mut self,
+        slot: usize,
+        grad_output: Option<&[f32]>,
+        scale: f32,
+        tp: &mut T,
+        grad_input: Option<&mut [f32]>,
+    ) -> Result<(), T::Error> {
+        self.backward_part(slot, Part::Input, grad_output, scale, tp, grad_input)
+    }
+
+    /// The rest of the backward of the micro-batch in `slot`, which is then free. Both parts add the same bits to the gradients as
+    /// [`Stage::backward`] where micro-batches come in the same order.
+    pub fn backward_weight(&mut self, slot: usize) {
         let Stage { device, layout, params, grads, rope, scratch, slots, .. } = self;
         let slot = &mut slots[slot];
-        assert!(slot.is_full, "the slot holds no micro-batch");
-        slot.is_full = false;
+        assert_eq!(slot.state, State::BackwardInput, "the first part of the slot's backward has not run");
+        slot.state = State::Free;
+        // No sum over the TP group is left to make.
+        let mut context = Context { device, layout, params, rope, scratch, tp: &mut () };
+        if let (Some(ranges), Some(saved)) = (&layout.head, &slot.head) {
+            head::backward_weight(&mut context, ranges, saved, grads);
+        }
+        for (ranges, saved) in layout.layers.iter().zip(&mut slot.layers).rev() {
+            let LayerSaved { attention, moe, kept } = saved;
+            let (of_attention, of_moe) = kept.as_mut().expect(NOT_SPLIT);
+            of_moe.restore(device, moe, context.scratch);
+            moe::backward_weight(&mut context, ranges, moe, grads);
+            of_attention.restore(context.scratch);
+            attention::backward_weight(&mut context, ranges, attention, grads);
+        }
+    }
+
+    fn backward_part<T: TpComm>(
+        &mut self,
+        slot: usize,
+        part: Part,
+        grad_output: Option<&[f32]>,
+        scale: f32,
+        tp: &mut T,
+        grad_input: Option<&mut [f32]>,
+    ) -> Result<(), T::Error> {
+        let Stage { device, layout, params, grads, rope, scratch, slots, .. } = self;
+        let slot = &mut slots[slot];
+        assert_eq!(slot.state, State::Forward, "the slot holds no micro-batch whose backward may run");
+        slot.state = State::Free;
         let mut context = Context { device, layout, params, rope, scratch, tp };
-        slot_backward(&mut context, slot, scale, grad_output, grads)?;
+        slot_backward(&mut context, slot, part, scale, grad_output, grads)?;
+        if part == Part::Input {
+            slot.state = State::BackwardInput;
+        }
         let dx = &context.scratch.dx;
         match (&layout.embedding, grad_input) {
             (Some(table), None) => {
@@ -275,7 +344,7 @@ impl<D: Device> Stage<D> {
 
     /// Gives up all micro-batches in flight, as after a TP group's error.
     pub fn clear_slots(&mut self) {
-        self.slots.iter_mut().for_each(|slot| slot.is_full = false);
+        self.slots.iter_mut().for_each(|slot| slot.state = State::Free);
     }
 }
 
@@ -354,10 +423,21 @@ fn check_ids(layout: &Layout, ids: &[u32], what: &str) {
     );
 }
 
+/// What of a backward is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Whole,
+    /// All that the stage before waits for.
+    Input,
+}
+
+const NOT_SPLIT: &str = "the job's schedule does not split backwards";
+
 /// Leaves the gradient of the stage's first `x` in `scratch.dx`.
 fn slot_backward<D: Device, T: TpComm>(
     context: &mut Context<'_, D, T>,
     slot: &mut Slot<D>,
+    part: Part,
     scale: f32,
     grad_output: Option<&[f32]>,
     grads: &mut D::Buf,
@@ -365,13 +445,30 @@ fn slot_backward<D: Device, T: TpComm>(
     let (device, layout) = (context.device, context.layout);
     let Slot { x, layers, head, .. } = slot;
     match (&layout.head, head, grad_output) {
-        (Some(ranges), Some(saved), None) => head::backward(context, ranges, saved, scale, &x[layers.len()], grads)?,
+        (Some(ranges), Some(saved), None) => {
+            head::backward_input(context, ranges, saved, scale, &x[layers.len()], grads)?;
+            if part == Part::Whole {
+                head::backward_weight(context, ranges, saved, grads);
+            }
+        }
         (None, None, Some(grad_output)) => device.write(context.scratch.dx.all_mut(), grad_output),
         _ => panic!("a stage has either the head or a grad_output"),
     }
     for ((ranges, saved), x) in layout.layers.iter().zip(layers).zip(x).rev() {
-        moe::backward(context, ranges, &mut saved.moe, scale, grads)?;
-        attention::backward(context, ranges, &saved.attention, x, grads)?;
+        let LayerSaved { attention, moe, kept } = saved;
+        let mut kept = (part == Part::Input).then(|| kept.as_mut().expect(NOT_SPLIT));
+        moe::backward_products(context, ranges, moe, scale);
+        match &mut kept {
+            Some((_, kept)) => kept.keep(device, context.scratch),
+            None => moe::backward_weight(context, ranges, moe, grads),
+        }
+        moe::backward_norm(context, ranges, moe, grads)?;
+        attention::backward_products(context, ranges, attention);
+        match &mut kept {
+            Some((kept, _)) => kept.keep(device, context.scratch),
+            None => attention::backward_weight(context, ranges, attention, grads),
+        }
+        attention::backward_norm(context, ranges, attention, x, grads)?;
     }
     Ok(())
 }

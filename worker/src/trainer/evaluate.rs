@@ -8,6 +8,15 @@ use crate::comm::{Channel, CommError, Links, TpGroup, global_sum};
 use crate::device::Device;
 use crate::model::Input;
 
+/// Over all places, after `step`; every place has them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct ValidationSums {
+    pub step: u64,
+    /// Cross-entropy in nats.
+    pub ce: f64,
+    pub tokens: f64,
+}
+
 impl<D: Device + Clone> Job<D> {
     /// Mean cross-entropy over the validation micro-batches; rank 0 reports it.
     pub(super) fn validate(&mut self, links: &mut Links, shared: &Shared, emit: &Emit) -> Result<(), CommError> {
@@ -28,18 +37,21 @@ impl<D: Device + Clone> Job<D> {
             }
         }
         global_sum(links, &spec.shape, &mut sums)?;
-        if self.assignment.rank == 0 {
-            let ce = sums[0] / sums[1];
-            let validation = Validation {
-                step: self.committed,
-                ce,
-                // Tokens are bytes.
-                bits_per_byte: ce / std::f64::consts::LN_2,
-                tokens: sums[1] as u64,
-            };
-            emit(self.assignment.event(Happened::Validated(validation)));
-        }
+        self.validation = Some(ValidationSums { step: self.committed, ce: sums[0], tokens: sums[1] });
+        self.report_validation(emit);
         Ok(())
+    }
+
+    /// Rank 0 says what the last validation found; a new one what the old one may not have said.
+    pub(super) fn report_validation(&self, emit: &Emit) {
+        let Some(ValidationSums { step, ce, tokens }) = self.validation.filter(|_| self.assignment.rank == 0) else {
+            return;
+        };
+        let ce = ce / tokens;
+        // Tokens are bytes.
+        let bits_per_byte = ce / std::f64::consts::LN_2;
+        let validation = Validation { step, ce, bits_per_byte, tokens: tokens as u64 };
+        emit(self.assignment.event(Happened::Validated(validation)));
     }
 
     /// Sum of the cross-entropy over the tokens of micro-batch `index`; 0 on all stages but the last.

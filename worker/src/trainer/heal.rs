@@ -8,6 +8,7 @@
 //!
 //! Afterwards every place holds the state of step S. Nothing else moves (T-3, T-7).
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use bytemuck::{cast_slice, cast_slice_mut};
 use toroid_torus::holders::{backup_of, guarded_by};
 use toroid_torus::job::JobSpec;
 
+use super::evaluate::ValidationSums;
 use super::holders::Holders;
 use super::step::Totals;
 use super::{Assignment, Emit, Happened, HealPlan, Job, Shared, StepError};
@@ -24,6 +26,9 @@ use crate::optim::Shard;
 
 /// Global sums that every place keeps, newest last: a new rank 0 reports the steps that the dead one may not have reported.
 pub(super) const HISTORY: usize = 64;
+
+/// What the source says before its sums: `[skipped steps, validated step, its cross-entropy, its tokens]`.
+const HEAD: usize = 4;
 
 pub(super) const DIGEST_BYTES: usize = 32;
 
@@ -105,10 +110,11 @@ impl<D: Device + Clone> Job<D> {
         if (is_newcomer || behind) && shared.commit(plan.step) {
             self.write_checkpoint(emit);
         }
+        self.report_validation(emit);
         Ok(())
     }
 
-    /// The source's global sums of the last steps and its count of skipped steps, at every place.
+    /// The source's global sums of the last steps, its count of skipped steps and its last validation, at every place.
     fn share_history(
         &mut self,
         links: &mut Links,
@@ -118,25 +124,30 @@ impl<D: Device + Clone> Job<D> {
         let spec = Arc::clone(&self.assignment.spec);
         let len = Totals::len(&spec.model);
         let num = if plan.newcomers.contains(&0) { HISTORY } else { 1 };
-        let mut values = vec![0.0; 1 + num * (1 + len)];
+        let mut values = vec![0.0; HEAD + num * (1 + len)];
         if self.assignment.rank == plan.source {
             values[0] = self.skipped as f64;
+            if let Some(v) = self.validation {
+                values[1..HEAD].copy_from_slice(&[v.step as f64, v.ce, v.tokens]);
+            }
             let newest = self.history.iter().rev().take(num).rev();
-            for ((step, totals), slot) in newest.zip(values[1..].chunks_exact_mut(1 + len)) {
+            for ((step, totals), slot) in newest.zip(values[HEAD..].chunks_exact_mut(1 + len)) {
                 slot[0] = *step as f64;
                 slot[1..].copy_from_slice(totals.as_slice());
             }
         }
         global_sum(links, &spec.shape, &mut values)?;
-        let slots = values[1..].chunks_exact(1 + len).filter(|slot| slot[0] > 0.0);
+        let slots = values[HEAD..].chunks_exact(1 + len).filter(|slot| slot[0] > 0.0);
         let history: Vec<(u64, Totals)> = slots.map(|slot| (slot[0] as u64, Totals::from_slice(&slot[1..]))).collect();
         if is_newcomer {
             self.skipped = values[0] as u64;
+            let [step, ce, tokens] = [values[1], values[2], values[3]];
+            self.validation = (tokens > 0.0).then_some(ValidationSums { step: step as u64, ce, tokens });
         } else if self.committed < plan.step && history.last().is_none_or(|(step, _)| *step != plan.step) {
-            return Err(StepError::Corrupt(Some(format!(
+            return Err(corrupt(format!(
                 "rank {} says that it has committed step {}, but does not have its sums",
                 plan.source, plan.step
-            ))));
+            )));
         }
         Ok(history)
     }
@@ -146,7 +157,7 @@ impl<D: Device + Clone> Job<D> {
         let shape = self.assignment.spec.shape;
         let Some(holders) = &mut self.holders else {
             let what = "a job without redundancy cannot heal; restore the last checkpoint".to_string();
-            return Err(StepError::Corrupt(Some(what)));
+            return Err(corrupt(what));
         };
         let mut sent: Vec<(usize, Vec<u8>)> = Vec::new();
         for &newcomer in plan.newcomers.iter().filter(|n| **n != rank) {
@@ -193,7 +204,12 @@ impl<D: Device + Clone> Job<D> {
 }
 
 pub(super) fn refuse(shard: usize, from: usize, what: &str) -> StepError {
-    StepError::Corrupt(Some(format!("the shard of rank {shard} that came from rank {from} is damaged: {what}")))
+    corrupt(format!("the shard of rank {shard} that came from rank {from} is damaged: {what}"))
+}
+
+/// Nothing here can tell what is right: the last checkpoint is.
+pub(super) fn corrupt(what: String) -> StepError {
+    StepError::Corrupt { seen: Some(what), wrong: BTreeSet::new() }
 }
 
 /// State and digest of a range of a shard, `12 * range.len() + 32` bytes.

@@ -10,10 +10,11 @@ use toroid_torus::holders::{backup_of, guarded_by};
 use toroid_torus::job::JobSpec;
 use toroid_torus::partition::{partition, shard_position};
 
+use super::replay::{Kept, Sealed, digest_of};
 use super::{Job, Shared};
 use crate::comm::{Channel, CommError, Links, Transfer};
 use crate::device::{Buffer, Device};
-use crate::optim::{HostShard, Shard};
+use crate::optim::{Shard, UpdateAt};
 
 /// The other end of each of this place's two shards.
 pub(super) struct Holders<D: Device> {
@@ -24,26 +25,44 @@ pub(super) struct Holders<D: Device> {
     pub copy: Shard<D>,
     /// `(shard_len)`: summed gradient of the copy's shard.
     pub grads: D::Buf,
+    /// The copy and its gradient when they were sealed.
+    sealed: Sealed,
+    /// Inputs of the copy's last update; `None` where updates are not replayed.
+    pub kept: Option<Kept<D>>,
 }
 
 impl<D: Device> Holders<D> {
-    /// `None` where the job has one place or no redundancy. `load` brings the state of a shard that begins here.
-    pub fn new<E>(
-        device: &D,
-        spec: &JobSpec,
-        rank: usize,
-        load: impl FnOnce(&toroid_torus::partition::Partition, std::ops::Range<usize>) -> Result<HostShard, E>,
-    ) -> Result<Option<Holders<D>>, E> {
+    /// Room for the copy; `None` where the job has one place or no redundancy. `used` is room that is free, and taken where it fits.
+    pub fn new(device: &D, spec: &JobSpec, rank: usize, used: Option<Holders<D>>) -> Option<Holders<D>> {
         let both = backup_of(&spec.shape, rank).zip(guarded_by(&spec.shape, rank));
-        let Some((backup, guarded)) = both.filter(|_| spec.fault_tolerance.redundancy) else { return Ok(None) };
+        let (backup, guarded) = both.filter(|_| spec.fault_tolerance.redundancy)?;
         let place = spec.shape.place(guarded);
         let partition = Arc::new(partition(&spec.model, &spec.shape, place.tp, place.pp));
         let position = shard_position(&spec.shape, place.dp);
         let range = position * partition.shard_len..(position + 1) * partition.shard_len;
-        let state = load(&partition, range.clone())?;
-        let grads = device.alloc(range.len());
-        let copy = Shard::from_host(device, partition, range, &state);
-        Ok(Some(Holders { backup, guarded, copy, grads }))
+        let holders = match used.filter(|used| used.copy.range.len() == range.len()) {
+            Some(mut used) => {
+                used.copy.move_to(partition, range);
+                if let Some(kept) = &mut used.kept {
+                    kept.move_to(&used.copy);
+                }
+                Holders { backup, guarded, ..used }
+            }
+            None => {
+                let grads = device.alloc(range.len());
+                let copy = Shard::alloc(device, partition, range);
+                let kept = spec.fault_tolerance.replay.then(|| Kept::new(device, &copy));
+                Holders { backup, guarded, copy, grads, sealed: Sealed::default(), kept }
+            }
+        };
+        Some(holders)
+    }
+
+    /// Right before the update of the copy.
+    pub fn keep(&mut self, device: &D, at: UpdateAt) {
+        if let Some(kept) = &mut self.kept {
+            kept.keep(device, &self.copy, self.grads.all(), self.sealed, at);
+        }
     }
 }
 
@@ -56,8 +75,8 @@ impl<D: Device + Clone> Job<D> {
             shared.enter("seal");
             let (own, expected) = (self.shard.digest(&device), holders.copy.digest(&device));
             let mut found = [0; 32];
-            let Holders { backup, guarded, grads, .. } = holders;
-            let (backup, guarded, channel) = (*backup, *guarded, Channel::Backup);
+            let Holders { backup, guarded, grads, kept, .. } = holders;
+            let (backup, guarded, channel, is_kept) = (*backup, *guarded, Channel::Backup, kept.is_some());
             device.with_host(self.stage.grads().view(self.shard.range.clone()), |sent| {
                 device.with_host_mut(grads.all_mut(), |received| {
                     links.run(&mut [
@@ -68,6 +87,10 @@ impl<D: Device + Clone> Job<D> {
                     ])
                 })
             })?;
+            let own_grads = self.stage.grads().view(self.shard.range.clone());
+            let grads_of = |grads| if is_kept { digest_of(&device, grads) } else { [0; 32] };
+            self.sealed_own = Sealed { state: own, grads: grads_of(own_grads) };
+            holders.sealed = Sealed { state: expected, grads: grads_of(holders.grads.all()) };
             if found != expected {
                 self.corrupt = Some(format!(
                     "silent data corruption: after step {} the shard of rank {guarded} is {} there and {} in the copy of rank {}; \

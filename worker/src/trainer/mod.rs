@@ -13,15 +13,19 @@ mod evaluate;
 mod heal;
 mod holders;
 mod kill;
+#[cfg(any(test, feature = "planted"))]
+mod planted;
 mod prepare;
+mod replay;
 mod resplit;
+mod room;
 mod step;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -34,10 +38,12 @@ use toroid_torus::resplit::Origin;
 
 use crate::comm::{CommError, Fence, Links, Listener, PeerAddr, Plan, WaitsFor, peers_of};
 use crate::device::Device;
+use crate::trace::Trace;
 
 pub use prepare::{Job, PrepareError};
 
 use kill::KillAt;
+use room::Room;
 
 /// A place in a job, checked.
 #[derive(Debug, Clone)]
@@ -94,11 +100,23 @@ impl Assignment {
     }
 }
 
+/// What a spare is to be ready for.
+#[derive(Debug, Clone)]
+pub struct WarmUp {
+    pub job_id: String,
+    pub spec: Arc<JobSpec>,
+    /// A place like this one, most likely: of the same tp_rank and stage.
+    pub rank: usize,
+    pub checkpoint_root: String,
+}
+
 /// What the session tells the trainer.
 #[derive(Debug)]
 pub enum Command {
     /// With the fence of its job.
     Prepare(Box<Assignment>, Fence),
+    /// A spare: make room for a place of this job, which may become its own.
+    WarmUp(Box<WarmUp>),
     /// All places of the epoch are prepared.
     Start { epoch: u64, heal: Option<HealPlan> },
     /// Write the state of `step`, if it still is that step's: the last step's checkpoint is asked for again when it failed.
@@ -162,12 +180,13 @@ pub enum Happened {
         error: String,
     },
     /// `fatal`: every other worker would fail in the same way. `damaged_step`: this checkpoint cannot be read. `restore`: the
-    /// state of this epoch is not to be trusted.
+    /// state of this epoch is not to be trusted. `corrupt_ranks`: these hold a wrong copy of a shard, whose other copy is right.
     Failed {
         error: String,
         fatal: bool,
         damaged_step: Option<u64>,
         restore: bool,
+        corrupt_ranks: Vec<usize>,
     },
 }
 
@@ -178,7 +197,13 @@ pub struct Shared {
     committed: AtomicU64,
     operation: Mutex<&'static str>,
     waits_for: Mutex<Option<WaitsFor>>,
+    progress: AtomicU64,
     kill_at: Option<KillAt>,
+    #[cfg(any(test, feature = "planted"))]
+    flip_at: Option<planted::FlipAt>,
+    /// The coordinator is not heard.
+    is_cut_off: AtomicBool,
+    trace: Option<Trace>,
 }
 
 /// How a request for a checkpoint stands to the committed step.
@@ -195,8 +220,14 @@ pub enum Requested {
 
 impl Shared {
     /// For one worker process; reads where a test wants it dead.
-    pub fn of_process() -> Shared {
-        Shared { kill_at: KillAt::from_environment(), ..Shared::default() }
+    pub fn of_process(trace: Option<Trace>) -> Shared {
+        Shared {
+            kill_at: KillAt::from_environment(),
+            #[cfg(any(test, feature = "planted"))]
+            flip_at: planted::FlipAt::from_environment(),
+            trace,
+            ..Shared::default()
+        }
     }
 
     /// Asks for a checkpoint of `step`.
@@ -217,6 +248,9 @@ impl Shared {
     fn commit(&self, step: u64) -> bool {
         let mut checkpoints = lock(&self.checkpoints);
         self.committed.store(step, Ordering::SeqCst);
+        if let Some(trace) = &self.trace {
+            trace.commit(step);
+        }
         let wanted = checkpoints.contains(&step);
         *checkpoints = checkpoints.split_off(&(step + 1));
         wanted
@@ -227,8 +261,26 @@ impl Shared {
         self.committed.store(committed, Ordering::SeqCst);
     }
 
+    /// Whether the control stream lives. Without it a place may have been given to another.
+    pub fn set_connected(&self, is_connected: bool) {
+        self.is_cut_off.store(!is_connected, Ordering::SeqCst);
+    }
+
+    fn is_connected(&self) -> bool {
+        !self.is_cut_off.load(Ordering::SeqCst)
+    }
+
     pub fn operation(&self) -> &'static str {
         *lock(&self.operation)
+    }
+
+    /// Grows while the trainer gets on with one long operation.
+    pub fn progress(&self) -> u64 {
+        self.progress.load(Ordering::Relaxed)
+    }
+
+    fn advance(&self) {
+        self.progress.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Ranks that the trainer waits for now.
@@ -238,6 +290,9 @@ impl Shared {
 
     fn enter(&self, operation: &'static str) {
         *lock(&self.operation) = operation;
+        if let Some(trace) = &self.trace {
+            trace.enter(operation);
+        }
         if let Some(kill_at) = &self.kill_at {
             kill_at.passes(operation, self.committed.load(Ordering::SeqCst) + 1);
         }
@@ -267,9 +322,10 @@ pub struct Environment {
 pub enum StepError {
     #[error(transparent)]
     Comm(#[from] CommError),
-    /// Silent data corruption. All places stop before the commit; those that saw it say what.
-    #[error("{}", .0.as_deref().unwrap_or("the two copies of a shard differ, as another place saw"))]
-    Corrupt(Option<String>),
+    /// Silent data corruption. All places stop before the commit; those that saw it say what. `wrong`: ranks that hold a wrong copy;
+    /// none: that could not be told.
+    #[error("{}", .seen.as_deref().unwrap_or("the two copies of a shard differ, as another place saw"))]
+    Corrupt { seen: Option<String>, wrong: BTreeSet<usize> },
 }
 
 /// The commands, with one that was taken too early put back.
@@ -292,14 +348,20 @@ impl Inbox {
 pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: Receiver<Command>, emit: &Emit) {
     let mut inbox = Inbox { commands, put_back: None };
     let mut job: Option<Job<D>> = None;
+    let mut warm: Option<Room<D>> = None;
     while let Some(command) = inbox.wait() {
         match command {
             Command::Prepare(assignment, fence) => {
                 let survivor = job.take().filter(|j| j.can_heal(&assignment));
                 job = match survivor {
                     Some(survivor) => Some(survivor.rejoin(*assignment, &environment.shared, emit)),
-                    None => prepare(device, environment, *assignment, fence, emit),
+                    None => prepare(device, environment, *assignment, fence, warm.take(), emit),
                 };
+            }
+            Command::WarmUp(ahead) => {
+                if job.is_none() {
+                    warm = warm_up(device, environment, &ahead, warm.take());
+                }
             }
             Command::Start { epoch, heal } => {
                 if let Some(running) = job.as_mut().filter(|j| j.assignment.epoch == epoch) {
@@ -308,7 +370,7 @@ pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: R
             }
             Command::Publish { epoch, step, files, remove } => {
                 if let Some(running) = job.as_ref().filter(|j| j.assignment.epoch == epoch) {
-                    running.publish(step, files, remove, emit);
+                    running.publish(step, files, remove, &environment.shared, emit);
                 }
             }
             Command::Checkpoint { epoch, step } => {
@@ -321,17 +383,43 @@ pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: R
     }
 }
 
+/// What fails here is tried again, and said, where a place is really to be prepared.
+fn warm_up<D: Device + Clone>(
+    device: &D,
+    environment: &Environment,
+    ahead: &WarmUp,
+    used: Option<Room<D>>,
+) -> Option<Room<D>> {
+    // A place may be assigned meanwhile: it is the same work.
+    environment.shared.enter("prepare");
+    let since = std::time::Instant::now();
+    let room = Room::make(device, environment, &ahead.spec, ahead.rank, &ahead.checkpoint_root, used);
+    environment.shared.enter("idle");
+    let (job_id, spent) = (&ahead.job_id, since.elapsed());
+    match room {
+        Ok(room) => {
+            tracing::info!("ready for a place of {job_id}, prepared in {:.0} ms", spent.as_secs_f64() * 1e3);
+            Some(room)
+        }
+        Err(error) => {
+            tracing::warn!("cannot get ready for a place of {job_id}: {error}");
+            None
+        }
+    }
+}
+
 fn prepare<D: Device + Clone>(
     device: &D,
     environment: &Environment,
     assignment: Assignment,
     fence: Fence,
+    warm: Option<Room<D>>,
     emit: &Emit,
 ) -> Option<Job<D>> {
     environment.shared.enter("prepare");
     let (job_id, epoch) = (assignment.job_id.clone(), assignment.epoch);
     let what;
-    let job = match Job::prepare(device, environment, assignment, fence) {
+    let job = match Job::prepare(device, environment, assignment, fence, warm) {
         Ok(job) => {
             environment.shared.reset(job.committed);
             what = job.report();
@@ -342,6 +430,7 @@ fn prepare<D: Device + Clone>(
                 fatal: error.is_fatal(),
                 damaged_step: error.damaged_step(),
                 restore: false,
+                corrupt_ranks: Vec::new(),
                 error: error.to_string(),
             };
             None
@@ -372,13 +461,17 @@ fn train<D: Device + Clone>(
     job.links = links;
     match outcome {
         Ok(()) => report(Happened::Finished { step: job.committed }),
-        Err(StepError::Comm(CommError::Fenced { .. })) | Err(StepError::Corrupt(None)) => {}
+        Err(StepError::Comm(CommError::Fenced { .. })) | Err(StepError::Corrupt { seen: None, .. }) => {}
         Err(StepError::Comm(error @ (CommError::PeerLost { rank, .. } | CommError::Refused { rank, .. }))) => {
             report(Happened::PeerLost { rank, error: error.to_string() });
         }
         Err(error) => {
-            let restore = matches!(error, StepError::Corrupt(_));
-            report(Happened::Failed { error: error.to_string(), fatal: false, damaged_step: None, restore });
+            let (restore, corrupt_ranks) = match &error {
+                StepError::Corrupt { wrong, .. } => (wrong.is_empty(), wrong.iter().copied().collect()),
+                StepError::Comm(_) => (false, Vec::new()),
+            };
+            let error = error.to_string();
+            report(Happened::Failed { error, fatal: false, damaged_step: None, restore, corrupt_ranks });
         }
     }
     environment.shared.enter("idle");
@@ -409,6 +502,10 @@ fn connect<D: Device + Clone>(
         None => *links = Some(Links::establish(listener, plan, &job.fence, timeout)?),
     }
     *lock(&environment.shared.waits_for) = links.as_ref().map(Links::waits_for);
+    if let (Some(links), Some(trace)) = (links, &environment.shared.trace) {
+        trace.begin(assignment.rank);
+        links.set_trace(trace.clone());
+    }
     Ok(())
 }
 
@@ -429,7 +526,7 @@ impl<D: Device + Clone> Job<D> {
         self.validate_if_due(links, shared, emit)?;
         self.since = std::time::Instant::now();
         while self.committed < total {
-            self.serve(inbox, emit)?;
+            self.serve(inbox, shared, emit)?;
             let record = self.step(links, shared)?;
             self.committed(record, shared, emit);
             shared.enter("all-gather");
@@ -469,16 +566,18 @@ impl<D: Device + Clone> Job<D> {
     }
 
     /// Does what the session asks for between two steps.
-    fn serve(&mut self, inbox: &mut Inbox, emit: &Emit) -> Result<(), CommError> {
+    fn serve(&mut self, inbox: &mut Inbox, shared: &Shared, emit: &Emit) -> Result<(), CommError> {
         let epoch = self.assignment.epoch;
         self.fence.check(epoch)?;
         loop {
             match inbox.try_next() {
                 Ok(Command::Publish { epoch: e, step, files, remove }) if e == epoch => {
-                    self.publish(step, files, remove, emit);
+                    self.publish(step, files, remove, shared, emit);
                 }
                 Ok(Command::Checkpoint { epoch: e, step }) if e == epoch => self.write_checkpoint_of(step, emit),
-                Ok(Command::Publish { .. } | Command::Checkpoint { .. } | Command::Start { .. }) => {}
+                Ok(
+                    Command::Publish { .. } | Command::Checkpoint { .. } | Command::Start { .. } | Command::WarmUp(_),
+                ) => {}
                 Ok(later @ (Command::Prepare(..) | Command::Drop { .. })) => {
                     inbox.put_back = Some(later);
                     return Err(CommError::Fenced { epoch, raised: self.fence.epoch() });

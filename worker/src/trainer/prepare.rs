@@ -10,16 +10,19 @@ use toroid_torus::cursor::Cursor;
 use toroid_torus::init::fill_initial;
 use toroid_torus::job::{JobError, JobSpec};
 use toroid_torus::manifest::{FORMAT, Manifest, ShardFile};
-use toroid_torus::partition::{Partition, partition, shard_position};
-use toroid_torus::pipeline::{Pipeline, max_in_flight, one_f_one_b};
+use toroid_torus::partition::Partition;
+use toroid_torus::pipeline::Pipeline;
 
+use super::evaluate::ValidationSums;
 use super::holders::Holders;
+use super::replay::{Kept, Sealed};
 use super::resplit::Earlier;
+use super::room::{Buffers, Parts, Room};
 use super::step::Totals;
-use super::{Assignment, Emit, Environment, Happened, HeldAs, TrainerEvent};
+use super::{Assignment, Emit, Environment, Happened, HeldAs, Shared, TrainerEvent};
 use crate::checkpoint::{CheckpointError, ShardState, ShardStateMut, Storage, load_initial};
 use crate::comm::{Fence, Group, Links};
-use crate::data::{DataError, Dataset, TokenFile};
+use crate::data::{DataError, Dataset};
 use crate::device::Device;
 use crate::model::Stage;
 use crate::optim::{HostShard, Shard};
@@ -43,6 +46,10 @@ pub struct Job<D: Device + Clone> {
     pub(super) earlier: Option<Earlier<D>>,
     /// All that is needed to apply `committed + 1` is here: the gradients of both shards.
     pub(super) sealed: bool,
+    /// This place's shard and its gradient when they were sealed.
+    pub(super) sealed_own: Sealed,
+    /// Inputs of the shard's last update; `None` where updates are not replayed.
+    pub(super) kept: Option<Kept<D>>,
     /// What this place saw of silent data corruption in this epoch.
     pub(super) corrupt: Option<String>,
     /// Global sums of the newest steps, oldest first.
@@ -53,6 +60,8 @@ pub struct Job<D: Device + Clone> {
     pub(super) links: Option<Links>,
     /// Step that was loaded from a checkpoint of another job, or 0.
     pub(super) start_step: Option<u64>,
+    /// What the last validation found.
+    pub(super) validation: Option<ValidationSums>,
     /// Step of the last validation.
     pub(super) validated: Option<u64>,
     pub(super) dataset: Dataset,
@@ -75,65 +84,6 @@ pub struct Job<D: Device + Clone> {
 pub(super) struct Groups {
     pub tp: Group,
     pub dp: Group,
-}
-
-/// Host buffers of a step, allocated once.
-pub(super) struct Buffers {
-    /// `(B * S)` each.
-    pub inputs: Vec<u32>,
-    pub targets: Vec<u32>,
-    /// `(B * S, d)` each: what comes from and goes to the neighbouring stages.
-    pub received: Vec<f32>,
-    pub sent: Vec<f32>,
-    pub scratch: Vec<f32>,
-    /// Gradients whose parts are summed over TP ranks.
-    pub partial: Vec<f32>,
-    /// Assignments to experts in this step, `(layers, experts)` of the whole model.
-    pub expert_load: Vec<u64>,
-}
-
-/// What of a job is made for one place of one shape.
-pub(super) struct Parts<D: Device> {
-    pub partition: Arc<Partition>,
-    pub stage: Stage<D>,
-    pub shard: Shard<D>,
-    pub holders: Option<Holders<D>>,
-    pub pipeline: Pipeline,
-    pub groups: Groups,
-    pub buffers: Buffers,
-}
-
-impl<D: Device + Clone> Parts<D> {
-    /// For the place of the assignment. `load` brings the state of a shard.
-    pub fn new<E>(
-        device: &D,
-        assignment: &Assignment,
-        load: impl Fn(&Partition, Range<usize>) -> Result<HostShard, E>,
-    ) -> Result<Parts<D>, E> {
-        let (spec, place) = (&assignment.spec, assignment.place());
-        let partition = Arc::new(partition(&spec.model, &spec.shape, place.tp, place.pp));
-        let num_micro_batches = spec.batch.of_replica(spec.shape.dp(), place.dp).len();
-        let pipeline = one_f_one_b(place.pp, spec.shape.pp(), num_micro_batches);
-        let stage = Stage::new(device.clone(), spec, &spec.shape, place, &partition, max_in_flight(&pipeline).max(1));
-        let position = shard_position(&spec.shape, place.dp);
-        let range = position * partition.shard_len..(position + 1) * partition.shard_len;
-        let state = load(&partition, range.clone())?;
-        let shard = Shard::from_host(device, Arc::clone(&partition), range, &state);
-        let holders = Holders::new(device, spec, assignment.rank, &load)?;
-        let activation = stage.activation_len();
-        let buffers = Buffers {
-            inputs: vec![0; spec.batch.micro_batch * spec.model.seq],
-            targets: vec![0; spec.batch.micro_batch * spec.model.seq],
-            received: vec![0.0; activation],
-            sent: vec![0.0; activation],
-            scratch: Vec::new(),
-            partial: Vec::new(),
-            expert_load: vec![0; spec.model.layers * spec.model.experts],
-        };
-        let groups =
-            Groups { tp: Group::tp(&spec.shape, assignment.rank), dp: Group::dp(&spec.shape, assignment.rank) };
-        Ok(Parts { partition, stage, shard, holders, pipeline, groups, buffers })
-    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -170,23 +120,31 @@ impl PrepareError {
 }
 
 impl<D: Device + Clone> Job<D> {
+    /// `warm` is what was made ready before the place was known.
     pub fn prepare(
         device: &D,
         environment: &Environment,
         assignment: Assignment,
         fence: Fence,
+        warm: Option<Room<D>>,
     ) -> Result<Job<D>, PrepareError> {
         let spec = Arc::clone(&assignment.spec);
-        spec.check()?;
-        let tokens = Arc::new(TokenFile::prepare(&spec.data, &environment.cache_dir, &mut |_| {})?);
-        let data_digest = tokens.digest();
-        let dataset = Dataset::new(tokens, spec.model.seq, &spec.data)?;
+        let room = Room::make(device, environment, &spec, assignment.rank, &assignment.checkpoint_root, warm)?;
+        let Room { dataset, data_digest, storage, parts, .. } = room;
+        let Parts { partition, stage, mut shard, kept, mut holders, pipeline, groups, buffers } = parts;
         let cursor = Cursor::new(spec.seed, dataset.num_train(), spec.data.order);
-        let storage = Arc::new(Storage::open(&assignment.checkpoint_root).map_err(PrepareError::Open)?);
 
         let source = Source::of(&assignment, &storage)?;
-        let parts = Parts::new(device, &assignment, |partition, range| source.load(&assignment, partition, range))?;
-        let Parts { partition, stage, shard, holders, pipeline, groups, buffers } = parts;
+        if let (Source::Checkpoint { manifest, .. }, 0) = (&source, assignment.rank)
+            && let Err(error) = storage.claim(manifest.step, assignment.epoch)
+        {
+            tracing::warn!("cannot mark the checkpoint of step {} as in use: {error}", manifest.step);
+        }
+        for shard in [Some(&mut shard), holders.as_mut().map(|h| &mut h.copy)].into_iter().flatten() {
+            if let Some(state) = source.load(&assignment, &shard.partition, shard.range.clone())? {
+                shard.write(device, &state);
+            }
+        }
         Ok(Job {
             fence,
             groups,
@@ -203,11 +161,14 @@ impl<D: Device + Clone> Job<D> {
             earlier: None,
             has_state: !matches!(source, Source::OtherHolders),
             sealed: false,
+            sealed_own: Sealed::default(),
+            kept,
             corrupt: None,
             history: VecDeque::new(),
             since: Instant::now(),
             links: None,
             start_step: source.resumed_step(),
+            validation: None,
             validated: None,
             committed: source.step(),
             skipped: source.skipped(),
@@ -270,14 +231,22 @@ impl<D: Device + Clone> Job<D> {
         }
     }
 
-    /// Writes the manifest of `step` (T-6: every shard is durable by now), then removes the checkpoints that are no longer kept.
-    pub(super) fn publish(&self, step: u64, files: Vec<ShardFile>, remove: Vec<u64>, emit: &Emit) {
+    /// Writes the manifest of `step` (T-6: every shard is durable by now), then removes the checkpoints that are no longer kept. Not
+    /// where this place may be another's by now (T-1): whoever has it is told to do it, and so is this one once it is connected again.
+    pub(super) fn publish(&self, step: u64, files: Vec<ShardFile>, remove: Vec<u64>, shared: &Shared, emit: &Emit) {
+        let epoch = self.assignment.epoch;
+        let may_act = || shared.is_connected() && self.fence.epoch() <= epoch;
+        if !may_act() {
+            return tracing::warn!(
+                "step {step} is not published: this worker does not know whether its place is still its own"
+            );
+        }
         let spec = &self.assignment.spec;
         let manifest = Manifest {
             format: FORMAT,
             job_id: self.assignment.job_id.clone(),
             step,
-            epoch: self.assignment.epoch,
+            epoch,
             shape: spec.shape,
             job: JobSpec::clone(spec),
             samples: step * spec.batch.samples(),
@@ -291,8 +260,8 @@ impl<D: Device + Clone> Job<D> {
         };
         let published = matches!(what, Happened::Published { .. });
         emit(self.assignment.event(what));
-        for old in remove.into_iter().filter(|_| published) {
-            if let Err(error) = self.storage.remove(old) {
+        for old in remove.into_iter().filter(|_| published).take_while(|_| may_act()) {
+            if let Err(error) = self.storage.remove(old, epoch) {
                 tracing::warn!("cannot remove the checkpoint of step {old}, it stays where it is: {error}");
             }
         }
@@ -352,14 +321,15 @@ impl<'a> Source<'a> {
         matches!(self, Source::Resumed { .. }).then(|| self.step())
     }
 
+    /// `None`: it comes while the epoch is healed.
     fn load(
         &self,
         assignment: &Assignment,
         partition: &Partition,
         range: Range<usize>,
-    ) -> Result<HostShard, PrepareError> {
-        match self {
-            Source::OtherHolders => Ok(HostShard::zeros(range.len())),
+    ) -> Result<Option<HostShard>, PrepareError> {
+        let state = match self {
+            Source::OtherHolders => return Ok(None),
             Source::Checkpoint { storage, manifest } => {
                 load_checkpoint(storage, manifest, partition, range).map_err(|e| damaged(storage, manifest.step, e))
             }
@@ -367,7 +337,8 @@ impl<'a> Source<'a> {
                 load_checkpoint(storage, manifest, partition, range).map_err(PrepareError::ResumePath)
             }
             Source::Initial => initial(&assignment.spec, partition, range),
-        }
+        };
+        state.map(Some)
     }
 }
 

@@ -14,12 +14,12 @@ use std::ops::Range;
 use toroid_torus::partition::partition;
 use toroid_torus::resplit::{Half, Lost, Move, Origin, moves};
 
-use super::heal::{DIGEST_BYTES, decode, encode, refuse};
-use super::prepare::Parts;
+use super::heal::{DIGEST_BYTES, corrupt, decode, encode, refuse};
+use super::room::Parts;
 use super::{Assignment, HealPlan, HeldAs, Job, Shared, StepError};
 use crate::comm::{Channel, Links, Transfer, global_sum};
 use crate::device::Device;
-use crate::optim::{HostShard, Shard};
+use crate::optim::Shard;
 
 /// The state of the committed step as it was split before.
 pub(super) struct Earlier<D: Device> {
@@ -80,10 +80,10 @@ impl<D: Device + Clone> Job<D> {
             return Ok(());
         }
         let Some(earlier) = earlier.filter(|e| e.held_as == wanted) else {
-            return Err(StepError::Corrupt(Some(format!(
+            return Err(corrupt(format!(
                 "rank {} is to go on with the shards of rank {} of {}, and does not hold them",
                 target.rank, wanted.rank, wanted.shape
-            ))));
+            )));
         };
         self.has_state = false;
         if wanted == target {
@@ -102,14 +102,13 @@ impl<D: Device + Clone> Job<D> {
     /// Makes the parts of this place anew, for the place of the assignment and without state; returns the shards that were there.
     fn remake(&mut self) -> Earlier<D> {
         let device = self.stage.device().clone();
-        let empty = |_: &_, range: Range<usize>| Ok::<_, std::convert::Infallible>(HostShard::zeros(range.len()));
-        let Ok(parts) = Parts::new(&device, &self.assignment, empty);
-        let Parts { partition, stage, shard, holders, pipeline, groups, buffers } = parts;
+        let parts = Parts::new(&device, &self.assignment.spec, self.assignment.rank);
+        let Parts { partition, stage, shard, kept, holders, pipeline, groups, buffers } = parts;
         let own = std::mem::replace(&mut self.shard, shard);
         let guarded = std::mem::replace(&mut self.holders, holders).map(|h| h.copy);
         let held_as = std::mem::replace(&mut self.made_for, self.assignment.held_as());
         (self.partition, self.stage, self.pipeline) = (partition, stage, pipeline);
-        (self.groups, self.buffers) = (groups, buffers);
+        (self.groups, self.buffers, self.kept) = (groups, buffers, kept);
         Earlier { held_as, own, guarded }
     }
 
@@ -122,7 +121,7 @@ impl<D: Device + Clone> Job<D> {
         } else if self.made_for != self.assignment.held_as() {
             self.remake();
         }
-        let moves = moves_of(&self.assignment, origin).map_err(|lost| StepError::Corrupt(Some(lost.to_string())))?;
+        let moves = moves_of(&self.assignment, origin).map_err(|lost| corrupt(lost.to_string()))?;
         self.exchange(links, &moves)?;
         self.has_state = true;
         // A file has the name of a rank, whatever the shape: none of the shape before is written any more when one of this shape is.

@@ -1,7 +1,7 @@
 //! One step (design section 4).
 //!
 //! ```text
-//!  1 forward and backward of the micro-batches, 1F1B       2 parts of replicated tensors summed over TP, reduce-scatter over DP: sealed
+//!  1 forward and backward of the micro-batches             2 parts of replicated tensors summed over TP, reduce-scatter over DP: sealed
 //!  3 global sum over the torus: the commit point (T-2)     4 AdamW on both shards     5 all-gather of the new parameters
 //! ```
 //!
@@ -13,10 +13,10 @@ use std::time::Instant;
 use toroid_proto::StepRecord;
 use toroid_torus::model::ModelConfig;
 use toroid_torus::partition::stage_layers;
-use toroid_torus::pipeline::Action;
+use toroid_torus::pipeline::{Action, Pass};
 
 use super::heal::HISTORY;
-use super::prepare::Buffers;
+use super::room::Buffers;
 use super::{Job, Shared, StepError};
 use crate::comm::{
     Channel, CommError, Group, Links, TpGroup, Transfer, all_gather, all_reduce_sum, global_sum_with, reduce_scatter,
@@ -65,10 +65,15 @@ impl<D: Device + Clone> Job<D> {
         let mut totals = self.totals(&sums);
         global_sum_with(links, &self.assignment.spec.shape, totals.as_mut_slice(), || shared.enter("commit"))?;
         if totals.num_corrupt() > 0 {
-            return Err(StepError::Corrupt(self.corrupt.take()));
+            return Err(self.replay(links, shared)?);
         }
         shared.enter("optimizer");
-        Ok(self.commit(totals))
+        #[cfg(any(test, feature = "planted"))]
+        self.flip_planted(shared, true);
+        let record = self.commit(totals);
+        #[cfg(any(test, feature = "planted"))]
+        self.flip_planted(shared, false);
+        Ok(record)
     }
 
     /// Makes the working parameters from the master weights of all shards of the DP group.
@@ -85,9 +90,14 @@ impl<D: Device + Clone> Job<D> {
         self.buffers.expert_load.fill(0);
         let mut sums = Sums::default();
         for action in self.pipeline.clone().actions() {
-            match *action {
-                Action::Forward(i) => self.forward(links, shared, i, &mut sums)?,
-                Action::Backward(i) => self.backward(links, shared, i)?,
+            // Without neighbours nothing else here would see that the epoch is over, for a whole step.
+            self.fence.check(self.assignment.epoch)?;
+            let Action { pass, micro_batch: i, chunk } = *action;
+            assert_eq!(chunk, 0, "a stage has one chunk of layers");
+            match pass {
+                Pass::Forward => self.forward(links, shared, i, &mut sums)?,
+                Pass::Backward | Pass::BackwardInput => self.backward(links, shared, pass, i)?,
+                Pass::BackwardWeight => self.stage.backward_weight(self.slot(i)),
             }
         }
         shared.enter("sum gradients over tp");
@@ -130,7 +140,7 @@ impl<D: Device + Clone> Job<D> {
         Ok(())
     }
 
-    fn backward(&mut self, links: &mut Links, shared: &Shared, i: usize) -> Result<(), CommError> {
+    fn backward(&mut self, links: &mut Links, shared: &Shared, pass: Pass, i: usize) -> Result<(), CommError> {
         shared.enter("backward");
         let neighbours = self.neighbours();
         if let Some(next) = neighbours.next {
@@ -142,14 +152,17 @@ impl<D: Device + Clone> Job<D> {
         let mut tp = TpGroup::new(links, &self.groups.tp, &mut b.scratch);
         let grad_output = neighbours.next.is_some().then_some(b.received.as_slice());
         let grad_input = neighbours.previous.is_some().then_some(b.sent.as_mut_slice());
-        self.stage.backward(slot, grad_output, scale, &mut tp, grad_input)?;
+        match pass {
+            Pass::BackwardInput => self.stage.backward_input(slot, grad_output, scale, &mut tp, grad_input)?,
+            _ => self.stage.backward(slot, grad_output, scale, &mut tp, grad_input)?,
+        }
         if let Some(previous) = neighbours.previous {
             send(links, previous, Channel::Backward, &self.buffers.sent)?;
         }
         Ok(())
     }
 
-    /// Activations of micro-batch `i` lie in this slot of the stage until its backward.
+    /// Activations of micro-batch `i` lie in this slot of the stage until the end of its backward.
     fn slot(&self, i: usize) -> usize {
         i % self.stage.num_slots()
     }
@@ -221,8 +234,12 @@ impl<D: Device + Clone> Job<D> {
             let at = UpdateAt { t, total, update: t + 1 - self.skipped, norm };
             let device = self.stage.device().clone();
             let grads = self.stage.grads().view(self.shard.range.clone());
+            if let Some(kept) = &mut self.kept {
+                kept.keep(&device, &self.shard, grads, self.sealed_own, at);
+            }
             self.shard.update(&device, grads, &spec.optimizer, at);
             if let Some(holders) = &mut self.holders {
+                holders.keep(&device, at);
                 holders.copy.update(&device, holders.grads.all(), &spec.optimizer, at);
             }
         } else {

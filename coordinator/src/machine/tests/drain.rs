@@ -96,7 +96,10 @@ fn a_drain_that_is_not_possible_says_what_to_do() {
 fn a_worker_that_leaves_moves_its_place_where_a_spare_is() {
     let (mut world, job) = running(1, "");
     let leave = |world: &mut World, id: &str| {
-        world.worker(id).outbox.push_back(FromWorker::Leaving(proto::Leaving { reason: "SIGTERM".into() }));
+        world
+            .worker(id)
+            .outbox
+            .push_back(FromWorker::Leaving(proto::Leaving { reason: "SIGTERM".into(), at_once: true }));
         while world.deliver_from(id) {}
     };
     leave(&mut world, "b");
@@ -108,6 +111,24 @@ fn a_worker_that_leaves_moves_its_place_where_a_spare_is() {
     leave(&mut world, "c");
     assert!(world.has_event(&job, "worker.lost", "c (rank 2) left: SIGTERM"), "nobody is there to take its place");
     assert_eq!(world.record(&job).state, State::Recovering);
+}
+
+/// It stays as a holder until somebody comes, and is told to stop when nothing that it holds is needed any more.
+#[test]
+fn a_worker_that_leaves_in_time_keeps_its_place_until_a_spare_comes() {
+    let (mut world, job) = running(0, "");
+    let leaving = proto::Leaving { reason: "SIGTERM".into(), at_once: false };
+    world.worker("b").outbox.push_back(FromWorker::Leaving(leaving.clone()));
+    world.settle();
+    world.train(&job, 1);
+    assert_eq!((world.record(&job).epoch, world.record(&job).places[1].as_deref()), (1, Some("b")));
+    world.join("e");
+    assert_eq!(world.record(&job).places[1].as_deref(), Some("e"));
+    world.settle();
+    world.train(&job, 1);
+    let view = world.view(&job);
+    assert_eq!((view.incidents[0].rung.as_str(), view.lost_steps, view.spares), ("drain", 0, 0));
+    assert!(world.worker("b").work.is_none(), "it was told to stop");
 }
 
 #[test]
@@ -236,6 +257,28 @@ fn who_hangs_in_the_older_epoch_does_not_keep_the_next_from_beginning() {
     let record = world.record(&job);
     assert!(record.rank_of("b").is_none(), "{:?}", record.places);
     assert!(world.has_event(&job, "worker.lost", "hangs in forward: it does not turn to epoch 2"));
+    world.train(&job, 1);
+    assert_eq!(world.view(&job).lost_steps, 0);
+}
+
+/// Reading data takes as long as it takes while it gets on.
+#[test]
+fn who_hangs_while_it_prepares_is_replaced_and_who_gets_on_is_not() {
+    let (mut world, job) = running(2, "");
+    // The first spare takes the place, and hangs in preparing it.
+    world.worker("d").stuck_in = Some("prepare".into());
+    world.kill("a");
+    world.settle();
+    assert_eq!(world.record(&job).places[0].as_deref(), Some("d"));
+    for progress in 1..=4 {
+        world.worker("d").progress = progress;
+        world.pass(LIMITS.prepare() / 2);
+    }
+    assert_eq!((world.record(&job).epoch, world.record(&job).places[0].as_deref()), (2, Some("d")));
+    world.pass(LIMITS.prepare() + LIMITS.hang(Some(STEP_S)));
+    assert!(world.has_event(&job, "worker.lost", "d (rank 0) hangs while it prepares for epoch 2"));
+    assert_eq!(world.record(&job).places[0].as_deref(), Some("e"));
+    world.settle();
     world.train(&job, 1);
     assert_eq!(world.view(&job).lost_steps, 0);
 }

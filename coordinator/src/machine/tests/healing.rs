@@ -299,6 +299,30 @@ fn state_that_is_not_to_be_trusted_is_given_up() {
     assert_eq!((incident.rung.as_str(), incident.seen_by.as_str(), incident.steps_lost), ("restore", "digests", 1));
 }
 
+/// The other copy is right: no step is lost, and the process that held the wrong one gets nothing any more. Two may have seen it.
+#[test]
+fn t3_who_holds_a_wrong_copy_is_replaced_as_if_it_had_died() {
+    let (mut world, job) = running(4, 1, 7, "checkpoint.interval_steps = 3");
+    let failed = proto::Failed {
+        job_id: job.clone(),
+        epoch: 1,
+        error: "the copy of rank 1 is wrong".into(),
+        corrupt_ranks: vec![1],
+        ..Default::default()
+    };
+    for who in ["w1", "w2"] {
+        world.worker(who).outbox.push_back(FromWorker::Failed(failed.clone()));
+    }
+    world.settle();
+    world.train(&job, 1);
+    let record = world.record(&job);
+    assert_eq!((record.epoch, record.places[1].as_deref(), world.curves[&job].len()), (2, Some("s0"), 8));
+    let incident = newest(&world, &job);
+    assert_eq!((incident.rung.as_str(), incident.seen_by.as_str(), incident.steps_lost), ("spare", "digests", 0));
+    assert!(incident.cause.contains("w1 (rank 1) holds a wrong copy"), "{}", incident.cause);
+    assert_eq!(world.view(&job).spares, 0, "w1 is no spare");
+}
+
 #[test]
 fn the_phases_of_an_incident_add_up_to_what_was_lost() {
     use std::time::Duration;

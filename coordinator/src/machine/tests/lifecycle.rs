@@ -226,3 +226,20 @@ fn a_silent_spare_is_closed_and_deadlines_end() {
     assert_eq!(world.worker("a").stream, None);
     assert_eq!(world.machine.poll_timeout(), None, "nothing is left to wait for");
 }
+
+#[test]
+fn spares_are_told_once_what_to_be_ready_for() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(2, 30, ""));
+    ["a", "b", "c"].iter().for_each(|id| world.join(id));
+    world.settle();
+    world.train(&job, 2);
+    let told = |world: &mut World, who: &str| world.worker(who).told_to_warm_up.clone();
+    assert_eq!(told(&mut world, "c"), [(job.clone(), 0)]);
+    assert!(told(&mut world, "a").is_empty() && told(&mut world, "b").is_empty());
+    world.kill("a");
+    world.join("d");
+    world.settle();
+    assert_eq!(told(&mut world, "d"), [(job, 0)]);
+    assert_eq!(told(&mut world, "c").len(), 1, "it has a place by now");
+}

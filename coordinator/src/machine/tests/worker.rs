@@ -59,6 +59,8 @@ pub struct Worker {
     pub is_hung: bool,
     /// Its trainer hangs in this operation; heartbeats go on.
     pub stuck_in: Option<String>,
+    /// How far it says it is with one long operation.
+    pub progress: u64,
     /// Whom it says it waits for.
     pub waits_for: Vec<u32>,
     pub pid: u32,
@@ -71,6 +73,8 @@ pub struct Worker {
     pub damaged: BTreeSet<u64>,
     /// What writing a shard or a manifest ends with; `None`: success.
     pub write_error: Option<String>,
+    /// Jobs and ranks.
+    pub told_to_warm_up: Vec<(String, u32)>,
 }
 
 /// Shards by (job, step), each with the epoch that wrote it, by rank; and manifests that can be seen.
@@ -93,6 +97,7 @@ impl Worker {
             is_welcome: false,
             is_hung: false,
             stuck_in: None,
+            progress: 0,
             waits_for: Vec::new(),
             pid: 1,
             digest: 7,
@@ -100,6 +105,7 @@ impl Worker {
             prepare_error: None,
             damaged: BTreeSet::new(),
             write_error: None,
+            told_to_warm_up: Vec::new(),
         }
     }
 
@@ -136,6 +142,7 @@ impl Worker {
             sealed_next: work.sealed,
             operation: self.stuck_in.clone().unwrap_or_else(|| "forward".into()),
             waits_for: self.waits_for.clone(),
+            progress: self.progress,
             ..Default::default()
         }
     }
@@ -191,6 +198,7 @@ impl Worker {
                 }
             }
             ToWorker::Refused(_) => self.work = None,
+            ToWorker::WarmUp(m) => self.told_to_warm_up.push((m.job_id, m.rank)),
         }
     }
 

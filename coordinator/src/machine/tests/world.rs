@@ -543,7 +543,7 @@ impl World {
                 let kept = self.stored(&m.job_id).restore_step.max(curve.last().map_or(0, |r| r.step));
                 assert!(kept.max(self.resume_step) >= m.step, "step {} is acknowledged, not kept", m.step);
             }
-            ToWorker::Welcome(_) | ToWorker::Stop(_) | ToWorker::Refused(_) => {}
+            ToWorker::Welcome(_) | ToWorker::Stop(_) | ToWorker::Refused(_) | ToWorker::WarmUp(_) => {}
         }
     }
 }

@@ -158,8 +158,8 @@ fn remove_leaves_nothing_and_can_be_repeated() {
     write(&storage, 10, shape(1, 1, 2));
     write(&storage, 20, shape(1, 1, 2));
     std::fs::write(format!("{}/shard-00009.safetensors#1", storage.step_path(10)), "of a writer that died").unwrap();
-    storage.remove(10).unwrap();
-    storage.remove(10).unwrap();
+    storage.remove(10, EPOCH).unwrap();
+    storage.remove(10, EPOCH).unwrap();
     assert_eq!(storage.steps().unwrap(), [20]);
     assert!(files_below(folder.path()).iter().all(|name| name.starts_with("checkpoints/step-20/")));
 }
@@ -217,4 +217,26 @@ fn a_checkpoint_of_another_model_is_refused() {
         let error = load(&storage, &manifest, &partition, shard).unwrap_err();
         assert!(matches!(&error, CheckpointError::Model { tensor: t, .. } if t == tensor), "{error}");
     }
+}
+
+/// A rank 0 that was stopped with its orders, and continued after others had gone on, harms nothing.
+#[test]
+fn t1_an_older_epoch_removes_nothing_that_a_newer_one_has_published_or_goes_on_from() {
+    let (_folder, storage) = temporary();
+    let refused = |step, epoch| {
+        let error = storage.remove(step, epoch).unwrap_err();
+        assert!(matches!(error, CheckpointError::Claimed { later: 7, .. }), "{error}");
+        assert_eq!(storage.verify(step).unwrap(), []);
+    };
+    let manifest = write_shards(&storage, 10, shape(1, 1, 2));
+    storage.publish(&Manifest { epoch: 7, ..manifest }).unwrap();
+    refused(10, EPOCH);
+    write(&storage, 20, shape(1, 1, 2));
+    storage.claim(20, 7).unwrap();
+    refused(20, EPOCH);
+    refused(20, 6);
+    for step in [10, 20] {
+        storage.remove(step, 7).unwrap();
+    }
+    assert_eq!(storage.steps().unwrap(), [] as [u64; 0]);
 }

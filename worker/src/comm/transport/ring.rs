@@ -1,4 +1,4 @@
-//! A byte stream in each direction through memory that two processes share. One of three leaves of `unsafe` in this crate.
+//! A byte stream in each direction through memory that two processes share. The comm module's one leaf of `unsafe`.
 //!
 //! ```text
 //!   page 0:  to the caller { head, base, tail, reader sleeps, writer sleeps }, to the called { the same }

@@ -7,13 +7,14 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
-use toroid_proto::StepRecord;
+use toroid_proto::{StepRecord, Validation};
 use toroid_torus::holders::backup_of;
 use toroid_torus::job::{self, JobSpec};
 use toroid_torus::resplit::{Origin, keep, num_lost};
 
 use super::*;
-use crate::trainer::{Command, Emit, Happened, HealPlan, HeldAs, TrainerEvent, run};
+use crate::trainer::planted::FlipAt;
+use crate::trainer::{Command, Emit, Happened, HealPlan, HeldAs, TrainerEvent, WarmUp, run};
 
 /// An event with the worker that it came from; a worker is a number for life, a rank is not.
 type Seen = (usize, TrainerEvent);
@@ -28,7 +29,7 @@ struct Worker {
 }
 
 /// The places of one job, and a test in the coordinator's role.
-struct Cluster<'a> {
+pub struct Cluster<'a> {
     /// Its shape is that of the present epoch.
     spec: Arc<JobSpec>,
     dir: &'a Path,
@@ -43,6 +44,14 @@ struct Cluster<'a> {
     is_resized: bool,
     /// By step: what rank 0 reported.
     curve: BTreeMap<u64, StepRecord>,
+    /// By the worker that said it and by step.
+    validations: BTreeMap<(usize, u64), Validation>,
+    /// Of this rank's kind is the room that new workers make ahead.
+    warm_for: Option<usize>,
+    /// For workers to come.
+    flip_at: Option<FlipAt>,
+    /// What was said of copies that differ: the ranks with a wrong one, and the words.
+    pub corrupt: Option<(BTreeSet<usize>, String)>,
     /// Workers that finished, with the epoch.
     finished: BTreeSet<(u64, usize)>,
 }
@@ -56,7 +65,12 @@ struct Report {
 }
 
 impl<'a> Cluster<'a> {
-    fn start(spec: &JobSpec, dir: &'a Path) -> Cluster<'a> {
+    pub fn start(spec: &JobSpec, dir: &'a Path) -> Cluster<'a> {
+        Cluster::start_with_flip(spec, dir, None)
+    }
+
+    /// In the worker that begins as this rank a bit is flipped.
+    pub fn start_with_flip(spec: &JobSpec, dir: &'a Path, flip: Option<(usize, FlipAt)>) -> Cluster<'a> {
         let (emit, seen) = channel();
         let (spec, curve) = (Arc::new(spec.clone()), BTreeMap::new());
         let mut cluster = Cluster {
@@ -69,10 +83,19 @@ impl<'a> Cluster<'a> {
             emit,
             seen,
             curve,
+            validations: BTreeMap::new(),
+            warm_for: None,
+            flip_at: None,
+            corrupt: None,
             finished: BTreeSet::new(),
             is_resized: false,
         };
-        cluster.places = (0..cluster.spec.shape.world()).map(|_| cluster.add_worker()).collect();
+        for rank in 0..cluster.spec.shape.world() {
+            cluster.flip_at = flip.clone().filter(|(at, _)| *at == rank).map(|(_, flip)| flip);
+            let worker = cluster.add_worker();
+            cluster.places.push(worker);
+        }
+        cluster.flip_at = None;
         cluster.begin_epoch(false);
         cluster
     }
@@ -83,7 +106,7 @@ impl<'a> Cluster<'a> {
         let address = listener.local_addr().to_string();
         let environment = Environment {
             listener,
-            shared: Arc::new(Shared::default()),
+            shared: Arc::new(Shared { flip_at: self.flip_at.clone(), ..Shared::default() }),
             cache_dir: self.dir.join("cache"),
             connect_timeout: Duration::from_secs(60),
         };
@@ -91,8 +114,17 @@ impl<'a> Cluster<'a> {
         let sender = Mutex::new(self.emit.clone());
         let emit: Emit = Arc::new(move |event| drop(sender.lock().expect("not poisoned").send((id, event))));
         std::thread::spawn(move || run(&CpuDevice::new(1), &environment, to_do, &emit));
+        if let Some(rank) = self.warm_for {
+            let checkpoint_root = self.checkpoint_root();
+            let ahead = WarmUp { job_id: "j".into(), spec: Arc::clone(&self.spec), rank, checkpoint_root };
+            commands.send(Command::WarmUp(Box::new(ahead))).expect("it lives");
+        }
         self.workers.push(Worker { commands, fence: Fence::new().expect("an eventfd"), address });
         id
+    }
+
+    fn checkpoint_root(&self) -> String {
+        self.dir.join("checkpoints").to_string_lossy().into_owned()
     }
 
     /// Fence, assign, report, decide, start.
@@ -116,7 +148,7 @@ impl<'a> Cluster<'a> {
                 spec: Arc::clone(&self.spec),
                 peers: peers.clone(),
                 link_key: [self.epoch as u8; 32],
-                checkpoint_root: self.dir.join("checkpoints").to_string_lossy().into_owned(),
+                checkpoint_root: self.checkpoint_root(),
                 restore_step: None,
                 heal,
             };
@@ -143,7 +175,7 @@ impl<'a> Cluster<'a> {
         self.places.iter().map(|id| reports[id].clone()).collect()
     }
 
-    fn next(&mut self) -> Seen {
+    pub fn next(&mut self) -> Seen {
         let (id, event) = self.seen.recv_timeout(HANG_GUARD).expect("nothing happens any more");
         match &event.what {
             Happened::Committed { record: Some(record), .. } => {
@@ -153,7 +185,11 @@ impl<'a> Cluster<'a> {
                 let is_same = |known: StepRecord| known == timeless || self.is_resized && is_near(&known, &timeless);
                 assert!(known.is_none_or(is_same), "step {} was reported twice, differently", record.step);
             }
+            Happened::Validated(validation) => drop(self.validations.insert((id, validation.step), *validation)),
             Happened::Finished { .. } => drop(self.finished.insert((event.epoch, id))),
+            Happened::Failed { error, corrupt_ranks, restore, .. } if *restore || !corrupt_ranks.is_empty() => {
+                self.corrupt = Some((corrupt_ranks.iter().copied().collect(), error.clone()));
+            }
             Happened::Failed { error, .. } => panic!("worker {id} failed: {error}"),
             _ => {}
         }
@@ -182,7 +218,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// The workers of these ranks die, and new ones take their places.
-    fn replace(&mut self, ranks: &BTreeSet<usize>) {
+    pub fn replace(&mut self, ranks: &BTreeSet<usize>) {
         self.kill(ranks);
         for &rank in ranks {
             self.places[rank] = self.add_worker();
@@ -205,7 +241,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// Trains to the end, and returns the curve.
-    fn finish(mut self) -> BTreeMap<u64, StepRecord> {
+    pub fn finish(mut self) -> BTreeMap<u64, StepRecord> {
         let finished = |c: &Cluster<'_>| c.places.iter().all(|id| c.finished.contains(&(c.epoch, *id)));
         while !finished(&self) {
             self.next();
@@ -239,7 +275,7 @@ fn decide(spec: &JobSpec, reports: &[Report]) -> HealPlan {
     HealPlan { step, source, newcomers, origin: (!is_in_place).then_some(Origin { shape: way, ranks }) }
 }
 
-fn spec((tp, pp, dp): (usize, usize, usize), text: &Path) -> JobSpec {
+pub fn spec((tp, pp, dp): (usize, usize, usize), text: &Path) -> JobSpec {
     job::parse(&format!(
         "steps = 12\nseed = 3\n[model]\nlayers = 4\nd_model = 32\nhead_dim = 8\nff = 32\nseq = 32\n\
          [shape]\ntp = {tp}\npp = {pp}\ndp = {dp}\n[batch]\nmicro_batch = 2\nglobal = 16\n\
@@ -302,6 +338,53 @@ fn a_death_while_another_is_healed() {
         cluster.replace(&one(other));
     }
     assert_eq!(cluster.finish(), undisturbed);
+}
+
+/// Spares that have made room for a place like it, or for one of another coordinate, take places as others do.
+#[test]
+fn t4_warm_spares_heal_as_others_do() {
+    for shape in [(1, 1, 4), (2, 2, 2), (2, 2, 1)] {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let text = dir.path().join("text.txt");
+        std::fs::write(&text, include_str!("heal.rs")).expect("write the text");
+        let spec = spec(shape, &text);
+        let world = spec.shape.world();
+        let undisturbed = Cluster::start(&spec, dir.path()).finish();
+        let mut cluster = Cluster::start(&spec, dir.path());
+        for (rank, warm_for) in [(1, 0), (0, world - 1), (world - 1, world - 1)] {
+            cluster.wait_for((rank + 1) % world, 2 + rank as u64);
+            cluster.warm_for = Some(warm_for);
+            cluster.replace(&one(rank));
+        }
+        assert_eq!(cluster.finish(), undisturbed, "{shape:?}");
+    }
+}
+
+/// Rank 0 may die, or be cut off, with a validation that the coordinator has not heard of.
+#[test]
+fn t4_a_new_rank_0_says_the_last_validation_again() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let text = dir.path().join("text.txt");
+    std::fs::write(&text, include_str!("heal.rs")).expect("write the text");
+    let spec = spec((1, 1, 4), &text);
+    let mut cluster = Cluster::start(&spec, dir.path());
+    // Of step 3 everyone has the validation by then.
+    cluster.wait_for(1, 4);
+    let old = cluster.places[0];
+    cluster.replace(&one(0));
+    let new = cluster.places[0];
+    while !cluster.finished.contains(&(cluster.epoch, new)) {
+        cluster.next();
+    }
+    let last = cluster.validations.range((old, 0)..=(old, u64::MAX)).next_back().expect("the old one validated");
+    let again = cluster.validations.range((new, 0)..=(new, u64::MAX)).next().expect("the new one validates");
+    assert!(
+        last.0.1 >= 3 && again.0.1 <= last.0.1,
+        "after step {} of the old one the new one begins with {again:?}",
+        last.0.1
+    );
+    let both: Vec<_> = cluster.validations.iter().filter(|((id, step), _)| *id == new && *step == last.0.1).collect();
+    assert_eq!(both, [(&(new, last.0.1), last.1)]);
 }
 
 /// What happens to the replicas: `(rank that is watched, step, ranks that die then, replicas afterwards)`.

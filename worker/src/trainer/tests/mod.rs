@@ -10,10 +10,13 @@ use toroid_torus::geometry::Shape;
 use toroid_torus::job::{self, JobSpec};
 
 use super::{Assignment, Environment, Job, Shared, connect};
-use crate::comm::{Fence, LinkChoice, Listener, PeerAddr};
+use crate::comm::{Fence, LinkChoice, Links, Listener, PeerAddr};
 use crate::device::{Buffer, CpuDevice, Device};
 
 mod heal;
+mod publish;
+mod replay;
+mod schedules;
 
 #[path = "../../../../integration-tests/reference/formula.rs"]
 mod formula;
@@ -73,8 +76,12 @@ struct Gradients {
     first: BTreeMap<String, [f64; 2]>,
 }
 
-/// Forward, backward and reduce-scatter of the first step on all places of `spec`.
-fn gradients(spec: &JobSpec, dir: &Path) -> Gradients {
+/// Connects all places of `spec`, has their parameters gathered, and returns what `of_place` gives at each, by rank.
+fn each_place<R: Send + 'static>(
+    spec: &JobSpec,
+    dir: &Path,
+    of_place: impl Fn(Job<CpuDevice>, Links, &Environment) -> R + Copy + Send + 'static,
+) -> Vec<R> {
     let shape: Shape = spec.shape;
     let listeners: Vec<Listener> = (0..shape.world())
         .map(|r| Listener::bind("127.0.0.1:0", &format!("w{r}"), LinkChoice::Auto).expect("listen on loopback"))
@@ -105,12 +112,30 @@ fn gradients(spec: &JobSpec, dir: &Path) -> Gradients {
                 cache_dir: dir.join("cache"),
                 connect_timeout: Duration::from_secs(60),
             };
-            std::thread::spawn(move || of_place(assignment, &environment))
+            std::thread::spawn(move || {
+                let (job, links) = connected(assignment, &environment);
+                of_place(job, links, &environment)
+            })
         })
         .collect();
+    threads.into_iter().map(|thread| thread.join().expect("a place failed")).collect()
+}
+
+fn connected(assignment: Assignment, environment: &Environment) -> (Job<CpuDevice>, Links) {
+    let device = CpuDevice::new(1);
+    let mut job = Job::prepare(&device, environment, assignment, Fence::new().expect("an eventfd"), None)
+        .expect("prepare the place");
+    let mut links = None;
+    connect(&job, None, &mut links, environment).expect("connect the place");
+    let mut links = links.expect("connected");
+    job.gather_params(&mut links).expect("gather the parameters");
+    (job, links)
+}
+
+/// Forward, backward and reduce-scatter of the first step on all places of `spec`.
+fn gradients(spec: &JobSpec, dir: &Path) -> Gradients {
     let mut all = Gradients::default();
-    for thread in threads {
-        let one = thread.join().expect("a place failed");
+    for one in each_place(spec, dir, of_place) {
         all.ce += one.ce;
         all.z += one.z;
         all.balance += one.balance;
@@ -122,17 +147,8 @@ fn gradients(spec: &JobSpec, dir: &Path) -> Gradients {
     all
 }
 
-fn of_place(assignment: Assignment, environment: &Environment) -> Gradients {
-    let device = CpuDevice::new(1);
-    let tp_rank = assignment.place().tp;
-    let mut job =
-        Job::prepare(&device, environment, assignment, Fence::new().expect("an eventfd")).expect("prepare the place");
-    let mut links = {
-        let mut links = None;
-        connect(&job, None, &mut links, environment).expect("connect the place");
-        links.expect("connected")
-    };
-    job.gather_params(&mut links).expect("gather the parameters");
+fn of_place(mut job: Job<CpuDevice>, mut links: Links, environment: &Environment) -> Gradients {
+    let (device, tp_rank) = (job.stage.device().clone(), job.assignment.place().tp);
     let sums = job.accumulate(&mut links, &environment.shared).expect("make the step's gradients");
     links.flush().expect("send what the other stages wait for");
     let mut out = Gradients::default();

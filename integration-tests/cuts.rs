@@ -1,0 +1,116 @@
+//! Networks that are cut, silently, and heal again: of a worker from everyone, of two workers from each other, of a worker from the
+//! coordinator alone.
+//!
+//! T-1: who was replaced meanwhile comes back and cannot write a frame, shard, checkpoint or report into the job; the curve (T-4) and
+//! the checkpoints say so. Each worker is in a network namespace: this needs root.
+
+use anyhow::{Context, Result, ensure};
+use toroid_proto::{Job, WorkerInfo};
+
+use crate::chaos::{Undisturbed, check_nothing_lost, is_whole, worker_of};
+use crate::cluster::{Cluster, path, run_ok};
+use crate::network;
+use crate::training::short_job;
+
+const FAILURE_TIMEOUT_MS: u32 = 1000;
+const STEPS: u64 = 100;
+
+/// A job at (1, 1, 4) with a spare, whose network is about to be cut.
+struct Cut {
+    cluster: Cluster,
+    undisturbed: Undisturbed,
+    id: String,
+    /// Before the cut.
+    before: Job,
+}
+
+impl Cut {
+    fn start() -> Result<Cut> {
+        let job_file = short_job((1, 1, 4), STEPS, "");
+        let mut cluster = Cluster::on_network(4, 1, FAILURE_TIMEOUT_MS)?;
+        let undisturbed = Undisturbed::train(&cluster, &job_file, STEPS)?;
+        cluster.add_worker(1)?;
+        let id = cluster.submit(&job_file)?;
+        // Within the failure timeout step 20 comes, which is validated: whoever is not heard of then knows what nobody else may lose.
+        let is_ready = |job: &Job| job.curve.len() >= 15 && job.spares == 1;
+        let before = cluster.wait_for(&id, "step 15 and a spare", is_ready)?;
+        Ok(Cut { cluster, undisturbed, id, before })
+    }
+
+    fn worker(&self, rank: usize) -> String {
+        worker_of(&self.before, rank)
+    }
+
+    /// Waits until the job goes on with one of these workers replaced; returns which.
+    fn replaced(&self, workers: &[&str]) -> Result<(Job, String)> {
+        let missing = |job: &Job| {
+            let is_missing = |worker: &&&str| job.places.iter().all(|place| place.worker_id != **worker);
+            workers.iter().find(is_missing).map(|worker| worker.to_string())
+        };
+        let goes_on = |job: &Job| is_whole(job) && !job.incidents.is_empty() && missing(job).is_some();
+        let job = self.cluster.wait_for(&self.id, "a step with another worker in the place", goes_on)?;
+        let who = missing(&job).context("find who was replaced")?;
+        Ok((job, who))
+    }
+
+    /// Waits until a worker that has no place any more is heard of again.
+    fn is_back(&self, worker: &str) -> Result<()> {
+        let is_spare = |w: &WorkerInfo| w.worker_id == worker && w.rank < 0 && w.silent_s < 1.0;
+        self.cluster.wait_for_workers("the worker to come back as a spare", |all| all.iter().any(is_spare))
+    }
+
+    /// T-1 and T-4: the rest of the job as if nothing had been, and nothing of who came back is in it.
+    fn check_done(&self, epoch: u64) -> Result<Job> {
+        let job = self.cluster.done(&self.id)?;
+        self.undisturbed.check_same(&self.cluster, &job)?;
+        check_nothing_lost(&job)?;
+        ensure!(job.epoch == epoch, "epoch {epoch} was the last, but {} came: {:#?}", job.epoch, job.incidents);
+        run_ok(&["checkpoint", "verify", path(&self.cluster.checkpoints(&self.id))])?;
+        Ok(job)
+    }
+}
+
+/// Rank 0 is the one that writes manifests, removes checkpoints and reports the steps.
+#[test]
+fn t1_a_worker_whose_network_was_cut_is_replaced_and_has_nothing_more_to_say() -> Result<()> {
+    let cut = Cut::start()?;
+    let worker = cut.worker(0);
+    cut.cluster.network()?.cut(&worker, &network::Cut::All)?;
+    let (job, _) = cut.replaced(&[&worker])?;
+    ensure!(job.committed_step < STEPS, "the job was over before the network healed");
+    cut.cluster.network()?.heal(&worker, &network::Cut::All)?;
+    cut.is_back(&worker)?;
+    let done = cut.check_done(job.epoch)?;
+    let [incident] = done.incidents.as_slice() else { anyhow::bail!("one cut, but {:#?}", done.incidents) };
+    let timeout_s = f64::from(FAILURE_TIMEOUT_MS) / 1e3;
+    ensure!(incident.detect_s >= 0.5 * timeout_s, "silence takes time to be seen: {incident:#?}");
+    ensure!(incident.seen_by == "silence", "{incident:#?}");
+    Ok(())
+}
+
+/// Both are heard of by the coordinator all the time, and no new connection between them can be made: one of them has to go.
+#[test]
+fn two_workers_that_do_not_reach_each_other_any_more_are_parted() -> Result<()> {
+    let cut = Cut::start()?;
+    let (one, other) = (cut.worker(1), cut.worker(2));
+    let from = network::Cut::Worker(other.clone());
+    cut.cluster.network()?.cut(&one, &from)?;
+    let (job, _) = cut.replaced(&[&one, &other])?;
+    cut.cluster.network()?.heal(&one, &from)?;
+    cut.check_done(job.epoch)?;
+    Ok(())
+}
+
+/// The links still carry what it says when the coordinator has given its place to another.
+#[test]
+fn t1_a_worker_that_is_cut_off_from_the_coordinator_alone_is_replaced() -> Result<()> {
+    let cut = Cut::start()?;
+    let worker = cut.worker(0);
+    cut.cluster.network()?.cut(&worker, &network::Cut::Coordinator)?;
+    let (job, _) = cut.replaced(&[&worker])?;
+    ensure!(job.committed_step < STEPS, "the job was over before the network healed");
+    cut.cluster.network()?.heal(&worker, &network::Cut::Coordinator)?;
+    cut.is_back(&worker)?;
+    cut.check_done(job.epoch)?;
+    Ok(())
+}

@@ -1,0 +1,60 @@
+//! SIGTERM to a worker, as from Kubernetes and Slurm: it stays as a holder until its place is moved, then ends with exit code 0.
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use toroid_proto::{Job, WorkerInfo};
+
+use crate::chaos::{Undisturbed, check_nothing_lost, is_whole, worker_of};
+use crate::cluster::Cluster;
+use crate::training::short_job;
+
+/// Nobody can take the place at first: it waits for the spare. The grace is five times the failure timeout, so 450 s here, which is
+/// not what ends it.
+#[test]
+fn a_worker_that_is_terminated_ends_when_its_place_is_moved() -> Result<()> {
+    let steps = 80;
+    let job_file = short_job((1, 1, 4), steps, "");
+    let mut cluster = Cluster::with_failure_timeout(4, 1, 90_000)?;
+    let undisturbed = Undisturbed::train(&cluster, &job_file, steps)?;
+    let id = cluster.submit(&job_file)?;
+    let job = cluster.wait_for(&id, "step 5", |job| job.curve.len() >= 5)?;
+    let leaves = worker_of(&job, 0);
+    cluster.signal(&leaves, Signal::TERM)?;
+    let is_draining = |job: &Job| job.events.iter().any(|e| e.kind == "worker.draining" && e.worker_id == leaves);
+    let job = cluster.wait_for(&id, "the coordinator to hear of it", is_draining)?;
+    let after = job.committed_step + 2;
+    let stays = |job: &Job| is_whole(job) && worker_of(job, 0) == leaves && job.committed_step >= after;
+    cluster.wait_for(&id, "two more steps with it", stays)?;
+    let spare = cluster.add_worker(1)?;
+    let code = cluster.exit_code(&leaves)?;
+    ensure!(code == Some(0), "it ended with {code:?}");
+    let job = cluster.done(&id)?;
+    ensure!(job.epoch == 2, "one move is one epoch: {:#?}", job.incidents);
+    let [incident] = job.incidents.as_slice() else { anyhow::bail!("one move, but {:#?}", job.incidents) };
+    ensure!(incident.rung == "drain" && incident.workers == [leaves], "{incident:#?}");
+    let has_place =
+        |e: &toroid_proto::Event| e.kind == "job.recovering" && e.text.contains(&format!("{spare} takes rank 0"));
+    ensure!(job.events.iter().any(has_place), "{:#?}", job.events);
+    undisturbed.check_same(&cluster, &job)?;
+    check_nothing_lost(&job)
+}
+
+/// A second SIGTERM is obeyed at once, and so is the first by a spare.
+#[test]
+fn a_worker_that_is_terminated_twice_ends_at_once() -> Result<()> {
+    let mut cluster = Cluster::with_failure_timeout(3, 1, 90_000)?;
+    let id = cluster.submit(&short_job((1, 1, 2), 100_000, ""))?;
+    let job = cluster.wait_for(&id, "step 3 and a spare", |job| job.curve.len() >= 3 && job.spares == 1)?;
+    let connected = cluster.connected();
+    let spare = connected.iter().find(|w| w.rank < 0).context("find the spare")?.worker_id.clone();
+    cluster.signal(&spare, Signal::TERM)?;
+    ensure!(cluster.exit_code(&spare)? == Some(0));
+    let leaves = worker_of(&job, 1);
+    cluster.signal(&leaves, Signal::TERM)?;
+    let is_draining = |job: &Job| job.events.iter().any(|e| e.kind == "worker.draining" && e.worker_id == leaves);
+    cluster.wait_for(&id, "the coordinator to hear of it", is_draining)?;
+    cluster.signal(&leaves, Signal::TERM)?;
+    ensure!(cluster.exit_code(&leaves)? == Some(0));
+    let is_gone = |workers: &[WorkerInfo]| workers.iter().all(|w| w.worker_id != leaves);
+    cluster.wait_for_workers("the coordinator to see its end", is_gone)
+}

@@ -1,0 +1,124 @@
+//! Floating-point operations of one micro-batch, as one TP rank does them. A product of `(m, k)` and `(k, n)` counts `2 m k n`.
+//!
+//! Each matrix is met three times: forward, gradient of the input, gradient of the weights. Attention's own products (scores and values,
+//! half of a square since it is causal) are two in the forward and five in the backward, which makes the scores anew; it has no weights.
+
+use std::ops::Range;
+
+use crate::job::JobSpec;
+use crate::model::{ModelConfig, TOP_K};
+use crate::partition::{kv_heads, stage_layers};
+use crate::pipeline::Costs;
+
+/// Dims of one TP rank's share and of a micro-batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dims {
+    /// Samples of a micro-batch.
+    pub batch: usize,
+    pub seq: usize,
+    pub d: usize,
+    /// This rank's query heads and key/value heads.
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// All routed experts.
+    pub experts: usize,
+    pub ff: usize,
+    /// This rank's rows of the vocabulary.
+    pub vocab: usize,
+    pub tp: usize,
+}
+
+impl Dims {
+    pub fn new(spec: &JobSpec) -> Dims {
+        let (model, tp) = (&spec.model, spec.shape.tp());
+        Dims {
+            batch: spec.batch.micro_batch,
+            seq: model.seq,
+            d: model.d_model,
+            heads: model.heads / tp,
+            kv_heads: kv_heads(model, tp, 0).len(),
+            head_dim: model.head_dim,
+            experts: model.experts,
+            ff: model.ff,
+            vocab: model.vocab / tp,
+            tp,
+        }
+    }
+
+    /// Tokens of a micro-batch.
+    pub fn tokens(&self) -> usize {
+        self.batch * self.seq
+    }
+    /// Width of the queries, keys and values of a token.
+    pub fn row_len(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+    /// Width of the attention's result.
+    pub fn out_len(&self) -> usize {
+        self.heads * self.head_dim
+    }
+    /// Bytes of the residual stream of a micro-batch: what goes between stages and what is summed over TP.
+    pub fn activation_bytes(&self) -> u64 {
+        4 * (self.tokens() * self.d) as u64
+    }
+}
+
+/// The layers of a virtual stage, and whether the ends of the model are there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Part {
+    pub layers: Range<usize>,
+    pub has_embedding: bool,
+    pub has_head: bool,
+}
+
+impl Part {
+    /// Virtual stage `v` of `num`.
+    pub fn of(model: &ModelConfig, num: usize, v: usize) -> Part {
+        let layers = stage_layers(model.layers, num, v);
+        Part { has_embedding: layers.start == 0, has_head: layers.end == model.layers, layers }
+    }
+
+    /// Sums over TP of a forward: two a layer, and that of the embedding.
+    pub fn num_forward_sums(&self) -> usize {
+        2 * self.layers.len() + usize::from(self.has_embedding)
+    }
+
+    /// Sums over TP of a backward: two a layer, and that of the head.
+    pub fn num_backward_sums(&self) -> usize {
+        2 * self.layers.len() + usize::from(self.has_head)
+    }
+}
+
+/// Weights of matrices that a token meets in a layer, as one TP rank has them; its experts see their share of the tokens.
+fn layer_weights(dims: &Dims) -> f64 {
+    let attention = dims.d * (dims.row_len() + dims.out_len());
+    let expert = 3 * dims.d * dims.ff;
+    attention as f64 + ((TOP_K + 1) * expert) as f64 / dims.tp as f64 + (dims.d * dims.experts) as f64
+}
+
+/// Operations of one micro-batch.
+pub(super) fn of_part(dims: &Dims, part: &Part) -> Costs {
+    let layers = part.layers.len() as f64;
+    let head = if part.has_head { (dims.d * dims.vocab) as f64 } else { 0.0 };
+    let products = 2.0 * dims.tokens() as f64 * (layers * layer_weights(dims) + head);
+    let square = (dims.seq * dims.seq) as f64;
+    let attention = layers * 2.0 * (dims.batch * dims.out_len()) as f64 * square;
+    Costs { forward: products + attention, backward_input: products + 2.5 * attention, backward_weight: products }
+}
+
+/// Operations of a step that the model itself needs: 6 a token and matrix element that it meets, and attention without what is made anew.
+pub(super) fn of_step(spec: &JobSpec) -> f64 {
+    let model = &spec.model;
+    let (samples, seq) = (spec.batch.samples() as f64, model.seq as f64);
+    // Rows of the embedding are looked up, not multiplied.
+    let weights = num_active_params(model) as f64 - (model.vocab * model.d_model) as f64;
+    let attention = 6.0 * (model.layers * model.heads * model.head_dim) as f64 * seq * seq;
+    samples * (6.0 * seq * weights + attention)
+}
+
+/// Parameters that a token meets: all but the routed experts that it is not sent to.
+pub(super) fn num_active_params(model: &ModelConfig) -> u64 {
+    let expert = 3 * model.d_model * model.ff;
+    model.num_params() - (model.layers * (model.experts - TOP_K) * expert) as u64
+}

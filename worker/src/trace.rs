@@ -1,0 +1,154 @@
+//! What the time of a step goes to: spans of phases and of calls that communicate, written down for `toroid trace`.
+//!
+//! A worker that was started with `--trace FOLDER` keeps the spans of its first 32 steps and writes those of a step when that is
+//! committed, a line of JSON each, into `FOLDER/<worker id>.jsonl`. Without the flag this is one comparison a phase and a call.
+//!
+//! Deliberately absent: what the spans mean; the command puts them side by side.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+/// Steps that are written down; enough to see what is usual, and a bound on the file.
+const STEPS_MAX: usize = 32;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// From one phase of the step to the next, what is communicated within it included.
+    Phase,
+    /// A call that moves data: the trainer computes nothing meanwhile.
+    Communication,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Span {
+    pub rank: usize,
+    /// The step that is being made.
+    pub step: u64,
+    /// The phase.
+    pub name: String,
+    pub kind: Kind,
+    /// Since 1970, by the worker's clock.
+    pub start_us: f64,
+    pub duration_us: f64,
+}
+
+/// Shared by the trainer and its links.
+#[derive(Debug, Clone)]
+pub struct Trace(Arc<Mutex<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    file: File,
+    /// The same instant on both clocks.
+    begin: Instant,
+    begin_us: f64,
+    rank: usize,
+    phase: &'static str,
+    since: Instant,
+    spans: Vec<(Kind, &'static str, Instant, Instant)>,
+    num_steps: usize,
+}
+
+impl Trace {
+    pub fn create(folder: &Path, worker_id: &str) -> std::io::Result<Trace> {
+        std::fs::create_dir_all(folder)?;
+        let file = File::create(folder.join(format!("{worker_id}.jsonl")))?;
+        let begin = Instant::now();
+        let begin_us = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64() * 1e6;
+        let (rank, phase, since, spans, num_steps) = (0, "start", begin, Vec::new(), 0);
+        Ok(Trace(Arc::new(Mutex::new(Inner { file, begin, begin_us, rank, phase, since, spans, num_steps }))))
+    }
+
+    fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An epoch begins for this worker, as `rank`; what was not committed is dropped.
+    pub fn begin(&self, rank: usize) {
+        let mut inner = self.inner();
+        inner.rank = rank;
+        inner.spans.clear();
+    }
+
+    pub fn enter(&self, phase: &'static str) {
+        let now = Instant::now();
+        let mut inner = self.inner();
+        let (before, since) = (inner.phase, inner.since);
+        inner.keep(Kind::Phase, before, since, now);
+        (inner.phase, inner.since) = (phase, now);
+    }
+
+    pub fn communicated(&self, start: Instant) {
+        let mut inner = self.inner();
+        let phase = inner.phase;
+        inner.keep(Kind::Communication, phase, start, Instant::now());
+    }
+
+    /// `step` is committed: writes what belongs to it.
+    pub fn commit(&self, step: u64) {
+        let mut inner = self.inner();
+        let spans = std::mem::take(&mut inner.spans);
+        if inner.num_steps == STEPS_MAX {
+            return;
+        }
+        inner.num_steps += 1;
+        let mut text = String::new();
+        for (kind, name, start, end) in spans {
+            let start_us = inner.begin_us + start.duration_since(inner.begin).as_secs_f64() * 1e6;
+            let duration_us = end.duration_since(start).as_secs_f64() * 1e6;
+            let span = Span { rank: inner.rank, step, name: name.to_owned(), kind, start_us, duration_us };
+            match serde_json::to_string(&span) {
+                Ok(line) => text.extend([line.as_str(), "\n"]),
+                Err(error) => tracing::warn!(%error, "cannot write a span of the trace"),
+            }
+        }
+        if let Err(error) = inner.file.write_all(text.as_bytes()) {
+            tracing::warn!(%error, "cannot write the trace; it ends here");
+            inner.num_steps = STEPS_MAX;
+        }
+    }
+}
+
+impl Inner {
+    fn keep(&mut self, kind: Kind, name: &'static str, start: Instant, end: Instant) {
+        if self.num_steps < STEPS_MAX {
+            self.spans.push((kind, name, start, end));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_committed_step_is_written_with_what_it_was_spent_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let trace = Trace::create(folder.path(), "w0").unwrap();
+        trace.enter("forward");
+        trace.begin(3);
+        let start = Instant::now();
+        trace.communicated(start);
+        trace.enter("backward");
+        trace.commit(1);
+        trace.enter("forward");
+        let text = std::fs::read_to_string(folder.path().join("w0.jsonl")).unwrap();
+        let spans: Vec<Span> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let found: Vec<_> = spans.iter().map(|s| (s.rank, s.step, s.name.as_str(), s.kind)).collect();
+        assert_eq!(found, [(3, 1, "forward", Kind::Communication), (3, 1, "forward", Kind::Phase)]);
+        assert!(spans[0].start_us >= spans[1].start_us, "within its phase");
+        for step in 2..=STEPS_MAX as u64 + 5 {
+            trace.enter("forward");
+            trace.commit(step);
+        }
+        let text = std::fs::read_to_string(folder.path().join("w0.jsonl")).unwrap();
+        let last: Span = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert_eq!(last.step, STEPS_MAX as u64, "bounded");
+    }
+}

@@ -1,0 +1,158 @@
+//! What a place needs whoever holds which shard: data, stage, buffers, room for two shards. A spare makes it ahead (`WarmUp`).
+//!
+//! Preparing is most of what a death costs beyond the step itself; a spare that has done it has only to connect and to pull its shards.
+//! A room fits every place of the same (tp, pp) coordinate, so every place of a job with tp = pp = 1. Where it does not fit, the
+//! tokens are still used.
+//!
+//! Deliberately absent: state. What is in the buffers means nothing until a source or a heal has written it.
+
+use std::sync::Arc;
+
+use toroid_torus::job::JobSpec;
+use toroid_torus::partition::{Partition, partition, shard_position};
+use toroid_torus::pipeline::Pipeline;
+
+use super::Environment;
+use super::holders::Holders;
+use super::prepare::{Groups, PrepareError};
+use super::replay::Kept;
+use crate::checkpoint::Storage;
+use crate::comm::Group;
+use crate::data::{Dataset, TokenFile};
+use crate::device::Device;
+use crate::model::Stage;
+use crate::optim::Shard;
+
+pub struct Room<D: Device + Clone> {
+    spec: Arc<JobSpec>,
+    rank: usize,
+    checkpoint_root: String,
+    tokens: Arc<TokenFile>,
+    pub(super) dataset: Dataset,
+    pub(super) data_digest: [u8; 32],
+    pub(super) storage: Arc<Storage>,
+    pub(super) parts: Parts<D>,
+}
+
+/// What of a job is made for one place of one shape.
+pub(super) struct Parts<D: Device> {
+    pub partition: Arc<Partition>,
+    pub stage: Stage<D>,
+    pub shard: Shard<D>,
+    /// Room for the inputs of the shard's updates; `None` where they are not replayed.
+    pub kept: Option<Kept<D>>,
+    pub holders: Option<Holders<D>>,
+    pub pipeline: Pipeline,
+    pub groups: Groups,
+    pub buffers: Buffers,
+}
+
+/// Host buffers of a step, allocated once.
+pub(super) struct Buffers {
+    /// `(B * S)` each.
+    pub inputs: Vec<u32>,
+    pub targets: Vec<u32>,
+    /// `(B * S, d)` each: what comes from and goes to the neighbouring stages.
+    pub received: Vec<f32>,
+    pub sent: Vec<f32>,
+    pub scratch: Vec<f32>,
+    /// Gradients whose parts are summed over TP ranks.
+    pub partial: Vec<f32>,
+    /// Assignments to experts in this step, `(layers, experts)` of the whole model.
+    pub expert_load: Vec<u64>,
+}
+
+impl<D: Device + Clone> Parts<D> {
+    /// For the place of `rank`.
+    pub fn new(device: &D, spec: &JobSpec, rank: usize) -> Parts<D> {
+        let place = spec.shape.place(rank);
+        let partition = Arc::new(partition(&spec.model, &spec.shape, place.tp, place.pp));
+        let pipeline = pipeline_of(spec, rank);
+        let stage = Stage::new(device.clone(), spec, &spec.shape, place, &partition, num_slots(&pipeline));
+        let (position, len) = (shard_position(&spec.shape, place.dp), partition.shard_len);
+        let shard = Shard::alloc(device, Arc::clone(&partition), position * len..(position + 1) * len);
+        let holders = Holders::new(device, spec, rank, None);
+        let kept = holders.as_ref().filter(|h| h.kept.is_some()).map(|_| Kept::new(device, &shard));
+        let activation = stage.activation_len();
+        let buffers = Buffers {
+            inputs: vec![0; spec.batch.micro_batch * spec.model.seq],
+            targets: vec![0; spec.batch.micro_batch * spec.model.seq],
+            received: vec![0.0; activation],
+            sent: vec![0.0; activation],
+            scratch: Vec::new(),
+            partial: Vec::new(),
+            expert_load: vec![0; spec.model.layers * spec.model.experts],
+        };
+        Parts { partition, stage, shard, kept, holders, pipeline, groups: groups_of(spec, rank), buffers }
+    }
+
+    /// For another place of the same (tp, pp) coordinate, with as many micro-batches in flight.
+    fn move_to(mut self, device: &D, spec: &JobSpec, rank: usize) -> Parts<D> {
+        let (position, len) = (shard_position(&spec.shape, spec.shape.place(rank).dp), self.partition.shard_len);
+        self.shard.move_to(Arc::clone(&self.partition), position * len..(position + 1) * len);
+        if let Some(kept) = &mut self.kept {
+            kept.move_to(&self.shard);
+        }
+        let holders = Holders::new(device, spec, rank, self.holders);
+        Parts { holders, pipeline: pipeline_of(spec, rank), groups: groups_of(spec, rank), ..self }
+    }
+}
+
+fn pipeline_of(spec: &JobSpec, rank: usize) -> Pipeline {
+    let place = spec.shape.place(rank);
+    spec.pipeline.schedule.stage(place.pp, spec.shape.pp(), spec.batch.of_replica(spec.shape.dp(), place.dp).len())
+}
+
+/// Micro-batches between their forward and their backward at a time.
+fn num_slots(pipeline: &Pipeline) -> usize {
+    pipeline.max_in_flight().max(1)
+}
+
+fn groups_of(spec: &JobSpec, rank: usize) -> Groups {
+    Groups { tp: Group::tp(&spec.shape, rank), dp: Group::dp(&spec.shape, rank) }
+}
+
+impl<D: Device + Clone> Room<D> {
+    /// Room for the place of `rank`; `used` is what is there already, and taken as far as it fits.
+    pub fn make(
+        device: &D,
+        environment: &Environment,
+        spec: &Arc<JobSpec>,
+        rank: usize,
+        checkpoint_root: &str,
+        used: Option<Room<D>>,
+    ) -> Result<Room<D>, PrepareError> {
+        spec.check()?;
+        let used = match used {
+            Some(used) if used.fits(spec, rank, checkpoint_root) => {
+                return Ok(Room { rank, parts: used.parts.move_to(device, spec, rank), ..used });
+            }
+            used => used.filter(|used| used.spec.data == spec.data).map(|used| used.tokens),
+        };
+        let tokens = match used {
+            Some(tokens) => tokens,
+            None => {
+                let mut progress = |_| environment.shared.advance();
+                Arc::new(TokenFile::prepare(&spec.data, &environment.cache_dir, &mut progress)?)
+            }
+        };
+        Ok(Room {
+            spec: Arc::clone(spec),
+            rank,
+            checkpoint_root: checkpoint_root.into(),
+            dataset: Dataset::new(Arc::clone(&tokens), spec.model.seq, &spec.data)?,
+            data_digest: tokens.digest(),
+            tokens,
+            storage: Arc::new(Storage::open(checkpoint_root).map_err(PrepareError::Open)?),
+            parts: Parts::new(device, spec, rank),
+        })
+    }
+
+    fn fits(&self, spec: &JobSpec, rank: usize, checkpoint_root: &str) -> bool {
+        let (own, place) = (spec.shape.place(self.rank), spec.shape.place(rank));
+        *self.spec == *spec
+            && (own.tp, own.pp) == (place.tp, place.pp)
+            && self.checkpoint_root == checkpoint_root
+            && self.parts.stage.num_slots() == num_slots(&pipeline_of(spec, rank))
+    }
+}

@@ -1,0 +1,86 @@
+//! T-1 in the checkpoints: a rank 0 that may have been replaced publishes and removes nothing, whatever is still in its queue.
+
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+
+use toroid_torus::job;
+use toroid_torus::manifest::ShardFile;
+
+use super::*;
+use crate::checkpoint::Storage;
+use crate::trainer::{Emit, Happened, TrainerEvent};
+
+/// The only place of a job, with the checkpoint of step 0 written and not published.
+struct Place {
+    _dir: tempfile::TempDir,
+    job: Job<CpuDevice>,
+    environment: Environment,
+    fence: Fence,
+    storage: Storage,
+    file: ShardFile,
+    emit: Emit,
+    seen: Receiver<TrainerEvent>,
+}
+
+fn place() -> Place {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let text = dir.path().join("text.txt");
+    std::fs::write(&text, include_str!("publish.rs")).expect("write the text");
+    let spec = job::parse(&format!(
+        "steps = 9\n[model]\nlayers = 1\nd_model = 16\nheads = 2\nkv_heads = 2\nhead_dim = 8\nexperts = 4\nff = 16\nseq = 16\n\
+         [data]\npath = {text:?}\n"
+    ))
+    .expect("a valid job");
+    let root = dir.path().join("checkpoints").to_string_lossy().into_owned();
+    let storage = Storage::open(&root).expect("open the folder");
+    let assignment = Assignment {
+        job_id: "j".into(),
+        epoch: 3,
+        rank: 0,
+        spec: Arc::new(spec),
+        peers: BTreeMap::new(),
+        link_key: [1; 32],
+        checkpoint_root: root,
+        restore_step: None,
+        heal: false,
+    };
+    let environment = Environment {
+        listener: Listener::bind("127.0.0.1:0", "w0", LinkChoice::Auto).expect("listen on loopback"),
+        shared: Arc::new(Shared::default()),
+        cache_dir: dir.path().join("cache"),
+        connect_timeout: Duration::from_secs(60),
+    };
+    let fence = Fence::new().expect("an eventfd");
+    let mut job =
+        Job::prepare(&CpuDevice::new(1), &environment, assignment, fence.clone(), None).expect("prepare the place");
+    let (sender, seen) = channel();
+    let sender = Mutex::new(sender);
+    let emit: Emit = Arc::new(move |event| drop(sender.lock().expect("not poisoned").send(event)));
+    job.write_checkpoint(&emit);
+    let TrainerEvent { what: Happened::ShardWritten { file, .. }, .. } = seen.recv().expect("the shard") else {
+        panic!("the shard is not written")
+    };
+    Place { _dir: dir, job, environment, fence, storage, file: *file, emit, seen }
+}
+
+/// Publishes; says which events came and which steps can be seen.
+fn publish(place: &Place) -> (usize, Vec<u64>) {
+    place.job.publish(0, vec![place.file.clone()], Vec::new(), &place.environment.shared, &place.emit);
+    (place.seen.try_iter().count(), place.storage.steps().expect("list the steps"))
+}
+
+#[test]
+fn t1_after_the_fence_nothing_is_published() {
+    let place = place();
+    place.fence.raise(4);
+    assert_eq!(publish(&place), (0, vec![]));
+}
+
+#[test]
+fn t1_without_a_coordinator_nothing_is_published_and_with_it_again() {
+    let place = place();
+    place.environment.shared.set_connected(false);
+    assert_eq!(publish(&place), (0, vec![]));
+    place.environment.shared.set_connected(true);
+    assert_eq!(publish(&place), (1, vec![0]));
+}

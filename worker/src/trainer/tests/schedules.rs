@@ -1,0 +1,68 @@
+//! Every pipeline schedule gives the bits of 1F1B: the order of each gradient's sum is that of the micro-batches (L-2).
+
+use std::path::Path;
+
+use toroid_torus::job::JobSpec;
+use toroid_torus::pipeline::Schedule;
+
+use super::{Inputs, each_place, figures, inputs, spec};
+use crate::device::Device;
+use crate::optim::HostShard;
+
+/// What a place has after a step.
+#[derive(Debug, PartialEq)]
+struct Outcome {
+    /// Of cross-entropy and the router's losses.
+    sums: [u64; 3],
+    /// Bits of the summed gradient of the place's shard.
+    grads: Vec<u32>,
+    /// Bits of the shard after two updates.
+    params: Vec<u32>,
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+fn outcomes(spec: &JobSpec, dir: &Path) -> Vec<Outcome> {
+    each_place(spec, dir, |mut job, mut links, environment| {
+        let sums = job.accumulate(&mut links, &environment.shared).expect("make the step's gradients");
+        let device = job.stage.device().clone();
+        let mut grads = vec![0.0; job.shard.range.len()];
+        device.read(crate::device::Buffer::view(job.stage.grads(), job.shard.range.clone()), &mut grads);
+        for _ in 0..2 {
+            job.step(&mut links, &environment.shared).expect("make a step");
+            job.gather_params(&mut links).expect("gather the parameters");
+        }
+        let HostShard { param, .. } = job.shard.to_host(&device);
+        let sums = [sums.ce, sums.z, sums.balance].map(f64::to_bits);
+        Outcome { sums, grads: bits(&grads), params: bits(&param) }
+    })
+}
+
+/// Micro-batches of two samples; `num` of them a step and replica.
+fn check(shape: (usize, usize, usize), num: usize, inputs: &Inputs) {
+    let batch = format!("micro_batch = 2\nmicro_batches = {num}");
+    let mut job = spec(shape, &batch, inputs);
+    let expected = outcomes(&job, inputs.dir.path());
+    job.pipeline.schedule = Schedule::ZeroBubble;
+    let found = outcomes(&job, inputs.dir.path());
+    assert!(expected.iter().any(|o| o.grads.iter().any(|g| *g != 0)), "{shape:?}: no gradient at all");
+    for (rank, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        assert!(
+            found == expected,
+            "T-4: rank {rank} of {shape:?} with {num} micro-batches has other bits than under 1F1B"
+        );
+    }
+}
+
+#[test]
+fn zero_bubble_has_the_bits_of_1f1b() {
+    let inputs = inputs(&figures());
+    check((1, 2, 1), 4, &inputs);
+    check((1, 4, 1), 6, &inputs);
+    check((2, 2, 1), 3, &inputs);
+    check((1, 4, 1), 2, &inputs);
+    check((1, 2, 2), 3, &inputs);
+    check((1, 1, 1), 2, &inputs);
+}
