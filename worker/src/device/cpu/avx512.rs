@@ -195,6 +195,7 @@ macro_rules! kind {
 
             /// Packs depths `first..first + num` of tiles of rows `bounds[i]..bounds[i + 1]` of `a`: by row where a row is contiguous,
             /// else by depth.
+            // SAFETY: whoever calls has the instructions and keeps to the operands, as `product` does.
             #[target_feature(enable = $features)]
             unsafe fn pack_a(
                 a: Operand<'_>,
@@ -234,6 +235,7 @@ macro_rules! kind {
 
             /// Packs depths `first..first + num` of columns `col..col + cols` of `b` into panels, `(units, PANEL)` each; columns past the
             /// end are zeros.
+            // SAFETY: whoever calls has the instructions and keeps to the operands, as `product` does.
             #[target_feature(enable = $features)]
             unsafe fn pack_b(b: Operand<'_>, first: usize, num: usize, col: usize, cols: usize, to: *mut u32) {
                 let (units, data) = (num.div_ceil(UNIT), b.data.as_ptr());
@@ -270,6 +272,7 @@ macro_rules! kind {
             }
 
             /// A packed tile of `a` times all panels of a packed block of `b`.
+            // SAFETY: whoever calls has the instructions and keeps to the operands, as `product` does.
             #[target_feature(enable = $features)]
             unsafe fn panels(rows: usize, by_depth: bool, units: usize, a: *const u32, b: *const u32, cols: usize, to: Target) {
                 // SAFETY: the caller's.
@@ -282,6 +285,7 @@ macro_rules! kind {
                 }
             }
 
+            // SAFETY: whoever calls has the instructions and keeps to the operands, as `product` does.
             #[target_feature(enable = $features)]
             unsafe fn panels_of<const R: usize, const BY_DEPTH: bool>(
                 units: usize,
@@ -299,6 +303,7 @@ macro_rules! kind {
             }
 
             /// A tile of the result, `(R, 32)`, of which `cols` columns exist.
+            // SAFETY: whoever calls has the instructions and keeps to the operands, as `product` does.
             #[inline]
             #[target_feature(enable = $features)]
             unsafe fn tile<const R: usize, const BY_DEPTH: bool>(
@@ -345,6 +350,7 @@ macro_rules! kind {
 kind! {
     /// A unit is an f32.
     of_f32, "avx512f,avx512bw,avx512dq,avx512vl", 1,
+    // SAFETY: whoever calls has the instructions, and the first `num` elements are there.
     unsafe fn load_row(from: *const f32, num: usize) -> __m512i {
         // SAFETY: the first `num` elements are the caller's.
         _mm512_castps_si512(unsafe { _mm512_maskz_loadu_ps(lanes(num), from) })
@@ -361,6 +367,7 @@ kind! {
 kind! {
     /// A unit is two bf16, the lower half first.
     of_bf16, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16", 2,
+    // SAFETY: whoever calls has the instructions, and the first `num` elements are there.
     unsafe fn load_row(from: *const f32, num: usize) -> __m512i {
         // SAFETY: the first `num` elements are the caller's.
         unsafe {

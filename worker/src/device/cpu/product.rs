@@ -113,12 +113,17 @@ pub unsafe fn product(
         Products::F32 => unsafe { portable(alpha, a, b, beta, c, c_stride) },
         Products::Bf16 => {
             let f32 = Kernel { products: Products::F32, ..kernel };
+            // SAFETY: the rounded operands are as long as they say; the caller answers for `c`.
             with_rounded(a, b, |a, b| unsafe { product(f32, alpha, a, b, beta, c, c_stride) });
         }
     }
 }
 
-/// Safety and arguments as in [`product`], whose checks were made.
+/// Arguments as in [`product`], whose checks were made.
+///
+/// # Safety
+///
+/// As there.
 unsafe fn portable(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta: f32, c: *mut f32, c_stride: usize) {
     // SAFETY: the operands are inside of their slices; the caller answers for `c`.
     unsafe {
