@@ -10,6 +10,11 @@ use crate::reference;
 
 /// A short job of `tiny` on this repository's sources.
 pub fn short_job(shape: (usize, usize, usize), steps: u64, more: &str) -> String {
+    short_job_on(&text_folder(), shape, steps, more)
+}
+
+/// The same on `text`, a file, or a folder with Rust sources.
+pub fn short_job_on(text: &Path, shape: (usize, usize, usize), steps: u64, more: &str) -> String {
     let (tp, pp, dp) = shape;
     format!(
         "preset = \"tiny\"\nsteps = {steps}\nseed = 7\n{more}\n\
@@ -19,7 +24,7 @@ pub fn short_job(shape: (usize, usize, usize), steps: u64, more: &str) -> String
          [data]\npath = \"{}\"\nextensions = [\"rs\"]\nvalidation = 0.1\n\
          [eval]\nmicro_batches = 4\ninterval = 10\n\
          [checkpoint]\ninterval_steps = 10\nkeep = 10\n",
-        path(&text_folder())
+        path(text)
     )
 }
 
