@@ -5,6 +5,7 @@
 //!
 //! Deliberately absent: what the spans mean; the command puts them side by side.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
@@ -22,7 +23,9 @@ pub enum Kind {
     /// From one phase of the step to the next, what is communicated within it included.
     Phase,
     /// A call that moves data: the trainer computes nothing meanwhile.
-    Communication,
+    Exposed,
+    /// Between two such calls: something is on its way while the trainer computes.
+    Hidden,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,9 +33,12 @@ pub struct Span {
     pub rank: usize,
     /// The step that is being made.
     pub step: u64,
-    /// The phase.
+    /// The phase, or what is communicated.
     pub name: String,
     pub kind: Kind,
+    /// Of a call: the ranks that it waited for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waited_for: Vec<usize>,
     /// Since 1970, by the worker's clock.
     pub start_us: f64,
     pub duration_us: f64,
@@ -51,8 +57,17 @@ struct Inner {
     rank: usize,
     phase: &'static str,
     since: Instant,
-    spans: Vec<(Kind, &'static str, Instant, Instant)>,
+    spans: Vec<Kept>,
     num_steps: usize,
+}
+
+#[derive(Debug)]
+struct Kept {
+    kind: Kind,
+    name: &'static str,
+    start: Instant,
+    end: Instant,
+    waited_for: Vec<usize>,
 }
 
 impl Trace {
@@ -80,14 +95,19 @@ impl Trace {
         let now = Instant::now();
         let mut inner = self.inner();
         let (before, since) = (inner.phase, inner.since);
-        inner.keep(Kind::Phase, before, since, now);
+        inner.keep(Kept { kind: Kind::Phase, name: before, start: since, end: now, waited_for: Vec::new() });
         (inner.phase, inner.since) = (phase, now);
     }
 
-    pub fn communicated(&self, start: Instant) {
-        let mut inner = self.inner();
-        let phase = inner.phase;
-        inner.keep(Kind::Communication, phase, start, Instant::now());
+    /// A call has moved data, and waited for these ranks.
+    pub fn communicated(&self, name: &'static str, start: Instant, end: Instant, waited_for: &BTreeSet<usize>) {
+        let waited_for = waited_for.iter().copied().collect();
+        self.inner().keep(Kept { kind: Kind::Exposed, name, start, end, waited_for });
+    }
+
+    /// Between two calls something was on its way.
+    pub fn moved(&self, name: &'static str, start: Instant, end: Instant) {
+        self.inner().keep(Kept { kind: Kind::Hidden, name, start, end, waited_for: Vec::new() });
     }
 
     /// `step` is committed: writes what belongs to it.
@@ -99,10 +119,10 @@ impl Trace {
         }
         inner.num_steps += 1;
         let mut text = String::new();
-        for (kind, name, start, end) in spans {
+        for Kept { kind, name, start, end, waited_for } in spans {
             let start_us = inner.begin_us + start.duration_since(inner.begin).as_secs_f64() * 1e6;
             let duration_us = end.duration_since(start).as_secs_f64() * 1e6;
-            let span = Span { rank: inner.rank, step, name: name.to_owned(), kind, start_us, duration_us };
+            let span = Span { rank: inner.rank, step, name: name.to_owned(), kind, waited_for, start_us, duration_us };
             match serde_json::to_string(&span) {
                 Ok(line) => text.extend([line.as_str(), "\n"]),
                 Err(error) => tracing::warn!(%error, "cannot write a span of the trace"),
@@ -116,9 +136,9 @@ impl Trace {
 }
 
 impl Inner {
-    fn keep(&mut self, kind: Kind, name: &'static str, start: Instant, end: Instant) {
+    fn keep(&mut self, span: Kept) {
         if self.num_steps < STEPS_MAX {
-            self.spans.push((kind, name, start, end));
+            self.spans.push(span);
         }
     }
 }
@@ -134,15 +154,18 @@ mod tests {
         trace.enter("forward");
         trace.begin(3);
         let start = Instant::now();
-        trace.communicated(start);
+        trace.moved("reduce-scatter", start, start);
+        trace.communicated("tp", start, Instant::now(), &BTreeSet::from([1]));
         trace.enter("backward");
         trace.commit(1);
         trace.enter("forward");
         let text = std::fs::read_to_string(folder.path().join("w0.jsonl")).unwrap();
         let spans: Vec<Span> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let found: Vec<_> = spans.iter().map(|s| (s.rank, s.step, s.name.as_str(), s.kind)).collect();
-        assert_eq!(found, [(3, 1, "forward", Kind::Communication), (3, 1, "forward", Kind::Phase)]);
-        assert!(spans[0].start_us >= spans[1].start_us, "within its phase");
+        let expected = [(3, 1, "reduce-scatter", Kind::Hidden), (3, 1, "tp", Kind::Exposed), (3, 1, "forward", Kind::Phase)];
+        assert_eq!(found, expected);
+        assert_eq!(spans[1].waited_for, [1]);
+        assert!(spans[1].start_us >= spans[2].start_us, "within its phase");
         for step in 2..=STEPS_MAX as u64 + 5 {
             trace.enter("forward");
             trace.commit(step);

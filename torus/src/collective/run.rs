@@ -86,6 +86,10 @@ impl Run {
         }
     }
 
+    pub fn num_done(&self) -> usize {
+        self.num_done
+    }
+
     pub fn is_over(&self) -> bool {
         self.num_done == self.tasks.tasks.len()
     }

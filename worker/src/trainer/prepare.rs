@@ -70,6 +70,8 @@ pub struct Job<D: Device + Clone> {
     pub(super) pipeline: Pipeline,
     pub(super) groups: Groups,
     pub(super) buffers: Buffers,
+    /// The working parameters before this element are those of the committed step; the others may be on their way.
+    pub(super) gathered: usize,
     /// Committed updates, skipped ones included.
     pub(super) committed: u64,
     /// Updates that were skipped because gradients were not finite.
@@ -170,6 +172,7 @@ impl<D: Device + Clone> Job<D> {
             start_step: source.resumed_step(),
             validation: None,
             validated: None,
+            gathered: 0,
             committed: source.step(),
             skipped: source.skipped(),
             skipped_at: Mutex::default(),
