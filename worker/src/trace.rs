@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +39,9 @@ pub struct Span {
     /// Of a call: the ranks that it waited for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waited_for: Vec<usize>,
+    /// Of a phase: how long the threads of the worker ran on a core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_us: Option<f64>,
     /// Since 1970, by the worker's clock.
     pub start_us: f64,
     pub duration_us: f64,
@@ -57,6 +60,7 @@ struct Inner {
     rank: usize,
     phase: &'static str,
     since: Instant,
+    cpu_since: Duration,
     spans: Vec<Kept>,
     num_steps: usize,
 }
@@ -68,6 +72,14 @@ struct Kept {
     start: Instant,
     end: Instant,
     waited_for: Vec<usize>,
+    cpu: Option<Duration>,
+}
+
+/// Time that all threads of this process ran.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    // Times of a process are not negative.
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 impl Trace {
@@ -76,8 +88,9 @@ impl Trace {
         let file = File::create(folder.join(format!("{worker_id}.jsonl")))?;
         let begin = Instant::now();
         let begin_us = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64() * 1e6;
-        let (rank, phase, since, spans, num_steps) = (0, "start", begin, Vec::new(), 0);
-        Ok(Trace(Arc::new(Mutex::new(Inner { file, begin, begin_us, rank, phase, since, spans, num_steps }))))
+        let (rank, phase, since, cpu_since, spans, num_steps) = (0, "start", begin, cpu_time(), Vec::new(), 0);
+        let inner = Inner { file, begin, begin_us, rank, phase, since, cpu_since, spans, num_steps };
+        Ok(Trace(Arc::new(Mutex::new(inner))))
     }
 
     fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -92,22 +105,22 @@ impl Trace {
     }
 
     pub fn enter(&self, phase: &'static str) {
-        let now = Instant::now();
+        let (now, cpu_now) = (Instant::now(), cpu_time());
         let mut inner = self.inner();
-        let (before, since) = (inner.phase, inner.since);
-        inner.keep(Kept { kind: Kind::Phase, name: before, start: since, end: now, waited_for: Vec::new() });
-        (inner.phase, inner.since) = (phase, now);
+        let (name, start, cpu) = (inner.phase, inner.since, Some(cpu_now.saturating_sub(inner.cpu_since)));
+        inner.keep(Kept { kind: Kind::Phase, name, start, end: now, waited_for: Vec::new(), cpu });
+        (inner.phase, inner.since, inner.cpu_since) = (phase, now, cpu_now);
     }
 
     /// A call has moved data, and waited for these ranks.
     pub fn communicated(&self, name: &'static str, start: Instant, end: Instant, waited_for: &BTreeSet<usize>) {
         let waited_for = waited_for.iter().copied().collect();
-        self.inner().keep(Kept { kind: Kind::Exposed, name, start, end, waited_for });
+        self.inner().keep(Kept { kind: Kind::Exposed, name, start, end, waited_for, cpu: None });
     }
 
     /// Between two calls something was on its way.
     pub fn moved(&self, name: &'static str, start: Instant, end: Instant) {
-        self.inner().keep(Kept { kind: Kind::Hidden, name, start, end, waited_for: Vec::new() });
+        self.inner().keep(Kept { kind: Kind::Hidden, name, start, end, waited_for: Vec::new(), cpu: None });
     }
 
     /// `step` is committed: writes what belongs to it.
@@ -119,10 +132,12 @@ impl Trace {
         }
         inner.num_steps += 1;
         let mut text = String::new();
-        for Kept { kind, name, start, end, waited_for } in spans {
+        for Kept { kind, name, start, end, waited_for, cpu } in spans {
+            let cpu_us = cpu.map(|cpu| cpu.as_secs_f64() * 1e6);
             let start_us = inner.begin_us + start.duration_since(inner.begin).as_secs_f64() * 1e6;
             let duration_us = end.duration_since(start).as_secs_f64() * 1e6;
-            let span = Span { rank: inner.rank, step, name: name.to_owned(), kind, waited_for, start_us, duration_us };
+            let span =
+                Span { rank: inner.rank, step, name: name.to_owned(), kind, waited_for, cpu_us, start_us, duration_us };
             match serde_json::to_string(&span) {
                 Ok(line) => text.extend([line.as_str(), "\n"]),
                 Err(error) => tracing::warn!(%error, "cannot write a span of the trace"),
@@ -162,7 +177,8 @@ mod tests {
         let text = std::fs::read_to_string(folder.path().join("w0.jsonl")).unwrap();
         let spans: Vec<Span> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let found: Vec<_> = spans.iter().map(|s| (s.rank, s.step, s.name.as_str(), s.kind)).collect();
-        let expected = [(3, 1, "reduce-scatter", Kind::Hidden), (3, 1, "tp", Kind::Exposed), (3, 1, "forward", Kind::Phase)];
+        let expected =
+            [(3, 1, "reduce-scatter", Kind::Hidden), (3, 1, "tp", Kind::Exposed), (3, 1, "forward", Kind::Phase)];
         assert_eq!(found, expected);
         assert_eq!(spans[1].waited_for, [1]);
         assert!(spans[1].start_us >= spans[2].start_us, "within its phase");

@@ -491,7 +491,8 @@ impl<'a> Establish<'a> {
     fn on_conn(&mut self, rank: usize, act: impl FnOnce(&mut Conn, &mut Turn<'_>) -> Result<(), CommError>) {
         let Links { conns, tally, .. } = &mut *self.links;
         let Some(conn) = conns.get_mut(&rank) else { return };
-        let result = act(conn, &mut Turn { epoch: self.plan.epoch, work: Works { call: &mut Nothing, flight: None }, tally });
+        let result =
+            act(conn, &mut Turn { epoch: self.plan.epoch, work: Works { call: &mut Nothing, flight: None }, tally });
         if let Some(error) = result.err().or_else(|| conn.lost()) {
             tracing::debug!(rank, %error, "a link could not be kept, it is made anew");
             conns.remove(&rank);

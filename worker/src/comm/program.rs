@@ -52,7 +52,8 @@ impl<B: DerefMut<Target = [f32]>> Program<B> {
     pub fn start_next(&mut self) -> Option<Started> {
         loop {
             let task = self.run.start_next()?;
-            let started = |member, is_send| Started { task, member, is_send, will_receive: self.run.will_receive(member) };
+            let started =
+                |member, is_send| Started { task, member, is_send, will_receive: self.run.will_receive(member) };
             match self.run.tasks().tasks[task].action {
                 Action::Send { to } => return Some(started(to, true)),
                 Action::Recv { from, .. } | Action::RecvScratch { from, .. } => return Some(started(from, false)),

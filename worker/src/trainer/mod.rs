@@ -525,14 +525,14 @@ impl<D: Device + Clone> Job<D> {
         }
         self.start_gather(links, shared)?;
         self.validate_if_due(links, shared, emit)?;
-        self.since = std::time::Instant::now();
+        (self.since, self.moved_since) = (std::time::Instant::now(), links.stats());
         while self.committed < total {
             self.serve(inbox, shared, emit)?;
             let record = self.step(links, shared)?;
             self.committed(record, shared, emit);
             self.start_gather(links, shared)?;
             if self.validate_if_due(links, shared, emit)? {
-                self.since = std::time::Instant::now();
+                (self.since, self.moved_since) = (std::time::Instant::now(), links.stats());
             }
         }
         // What others still wait for goes out before this place stops to call.

@@ -19,7 +19,7 @@ use toroid_torus::pipeline::{Action, Pass};
 use super::heal::HISTORY;
 use super::overlap::{Gathering, Scattering};
 use super::{Job, Shared, StepError};
-use crate::comm::{Channel, CommError, Links, TpGroup, Transfer, global_sum_with};
+use crate::comm::{Channel, CommError, LinkStats, Links, TpGroup, Transfer, global_sum_with};
 use crate::device::{Buffer, Device};
 use crate::model::Input;
 use crate::optim::UpdateAt;
@@ -70,6 +70,13 @@ impl<D: Device + Clone> Job<D> {
         #[cfg(any(test, feature = "planted"))]
         self.flip_planted(shared, true);
         let record = self.commit(totals);
+        let LinkStats { hidden, wait, .. } = links.stats();
+        let record = record.map(|record| StepRecord {
+            hidden_s: (hidden - self.moved_since.hidden).as_secs_f64(),
+            exposed_s: (wait - self.moved_since.wait).as_secs_f64(),
+            ..record
+        });
+        self.moved_since = links.stats();
         #[cfg(any(test, feature = "planted"))]
         self.flip_planted(shared, false);
         Ok(record)
@@ -159,7 +166,8 @@ impl<D: Device + Clone> Job<D> {
         let grad_output = next.is_some().then_some(b.received.as_slice());
         let grad_input = previous.is_some().then_some(b.sent.as_mut_slice());
         let (partition, scattered) = (&self.partition, self.partition.padded_len);
-        let mut watch = is_last.then_some(Scattering { device: &device, partition, scattered, partial: &mut b.partial });
+        let mut watch =
+            is_last.then_some(Scattering { device: &device, partition, scattered, partial: &mut b.partial });
         match pass {
             Pass::BackwardInput => self.stage.backward_input(slot, grad_output, scale, &mut tp, grad_input)?,
             Pass::BackwardWeight => self.stage.backward_weight_watched(slot, &mut tp, &mut watch)?,
@@ -260,6 +268,8 @@ impl<D: Device + Clone> Job<D> {
             num_layers: spec.model.layers as u32,
             skipped: !totals.norm().is_finite(),
             step_s: 0.0,
+            hidden_s: 0.0,
+            exposed_s: 0.0,
             epoch: self.assignment.epoch,
         }
     }
