@@ -12,11 +12,12 @@
 //! - **hidden**: between two such calls while a collective was in flight or a message to another stage on its way. The trainer computed.
 //! - **late**: of the exposed time that in which somebody whom the call waited for had not come to it: that rank was computing, or waiting
 //!   for one that was. No link makes this shorter. Clocks are those of the workers: on several hosts they must agree.
-//! - **transfer**: the rest of the exposed time. Everybody was there and bytes were moved, or a wake-up was on its way.
-//! - **on CPU**: of the time that was not exposed, how long the worker's threads ran on a core, exposed calls included. Where it is far below
-//!   the time spent computing, the worker shares its cores with others, and its peers find it late.
+//! - **moving**: of the rest the time in which the calling thread ran: it copied and added, or looked whether there is something to copy.
+//! - **idle**: what is left. Everybody was there, and this thread had to wait: bytes were on a wire, or who had to move them had no core.
+//! - **on CPU**: how long the worker's threads ran on a core, in and out of calls. Where it is far below the time spent computing, the worker
+//!   shares its cores with others; its peers find it late, and what it is to move lies idle.
 //!
-//! The share that is hidden is hidden over hidden and exposed; without late ranks, hidden over hidden and transfer.
+//! The share that is hidden is hidden over hidden and exposed; without late ranks, hidden over hidden, moving and idle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -86,17 +87,22 @@ struct Times {
     hidden_ms: f64,
     exposed_ms: f64,
     late_ms: f64,
-    transfer_ms: f64,
+    moving_ms: f64,
+    idle_ms: f64,
 }
 
 impl Times {
-    fn add(&mut self, kind: Kind, duration_ms: f64, transfer_ms: f64) {
-        match kind {
+    /// Of the span `together_ms` were not late.
+    fn add(&mut self, span: &Span, together_ms: f64) {
+        let duration_ms = span.duration_us / 1e3;
+        match span.kind {
             Kind::Hidden => self.hidden_ms += duration_ms,
             Kind::Exposed => {
+                let moving_ms = (span.cpu_us.unwrap_or(0.0) / 1e3).min(together_ms);
                 self.exposed_ms += duration_ms;
-                self.transfer_ms += transfer_ms;
-                self.late_ms += duration_ms - transfer_ms;
+                self.late_ms += (duration_ms - together_ms).max(0.0);
+                self.moving_ms += moving_ms;
+                self.idle_ms += together_ms - moving_ms;
             }
             Kind::Phase => {}
         }
@@ -108,7 +114,8 @@ impl Times {
             hidden_ms: figure(|t| t.hidden_ms),
             exposed_ms: figure(|t| t.exposed_ms),
             late_ms: figure(|t| t.late_ms),
-            transfer_ms: figure(|t| t.transfer_ms),
+            moving_ms: figure(|t| t.moving_ms),
+            idle_ms: figure(|t| t.idle_ms),
         }
     }
 
@@ -117,7 +124,7 @@ impl Times {
     }
 
     fn hidden_share_without_late(&self) -> f64 {
-        share(self.hidden_ms, self.transfer_ms)
+        share(self.hidden_ms, self.moving_ms + self.idle_ms)
     }
 }
 
@@ -177,14 +184,14 @@ fn chrome(spans: &[Span]) -> Value {
             events.push(json!({"ph": "M", "name": "thread_name", "pid": rank, "tid": lane, "args": {"name": name}}));
         }
     }
-    let transfers = transfers(spans);
-    events.extend(spans.iter().zip(transfers).map(|(span, transfer)| {
+    let together = together(spans);
+    events.extend(spans.iter().zip(together).map(|(span, together)| {
         let (lane, category, args) = match span.kind {
             Kind::Phase => (0, "phase", json!({"step": span.step, "cpu_us": span.cpu_us})),
             Kind::Hidden => (1, "hidden", json!({"step": span.step})),
             Kind::Exposed => {
-                let late_us = span.duration_us - length(&transfer);
-                (1, "exposed", json!({"step": span.step, "waited_for": span.waited_for, "late_us": late_us}))
+                let late_us = (span.duration_us - length(&together)).max(0.0);
+                (1, "exposed", json!({"step": span.step, "waited_for": span.waited_for, "late_us": late_us, "cpu_us": span.cpu_us}))
             }
         };
         let name = if span.kind == Kind::Hidden { format!("{} (hidden)", span.name) } else { span.name.clone() };
@@ -216,7 +223,7 @@ fn common(a: &[(f64, f64)], b: &[(f64, f64)]) -> Intervals {
 /// Of each exposed span, when it was not late: everybody that it waited for was in a call, too, and that call was not late.
 ///
 /// The largest such times: from all of every span what is late by others is taken away, again and again, until nothing is.
-fn transfers(spans: &[Span]) -> Vec<Intervals> {
+fn together(spans: &[Span]) -> Vec<Intervals> {
     let whole = |span: &Span| match span.kind {
         Kind::Exposed => vec![(span.start_us, span.start_us + span.duration_us)],
         Kind::Phase | Kind::Hidden => Vec::new(),
@@ -247,15 +254,15 @@ fn report(all: &[Span]) -> Report {
     let first = all.iter().map(|span| span.step).min();
     let is_only = all.iter().all(|span| Some(span.step) == first);
     let counts = |span: &Span| is_only || Some(span.step) != first;
-    let transfers = transfers(all);
+    let together = together(all);
     let mut ranks: BTreeMap<usize, BTreeMap<u64, (Times, f64, f64)>> = BTreeMap::new();
     let mut kinds: BTreeMap<(usize, &str), BTreeMap<u64, Times>> = BTreeMap::new();
     let mut phases: BTreeMap<(usize, &str), BTreeMap<u64, [f64; 2]>> = BTreeMap::new();
     let mut order: Vec<(usize, &str)> = Vec::new();
-    for (span, transfer) in all.iter().zip(&transfers).filter(|(span, _)| counts(span)) {
-        let (duration_ms, transfer_ms) = (span.duration_us / 1e3, length(transfer) / 1e3);
+    for (span, together) in all.iter().zip(&together).filter(|(span, _)| counts(span)) {
+        let (duration_ms, together_ms) = (span.duration_us / 1e3, length(together) / 1e3);
         let (times, step_ms, cpu_ms) = ranks.entry(span.rank).or_default().entry(span.step).or_default();
-        times.add(span.kind, duration_ms, transfer_ms);
+        times.add(span, together_ms);
         let key = (span.rank, span.name.as_str());
         match span.kind {
             Kind::Phase => {
@@ -267,7 +274,7 @@ fn report(all: &[Span]) -> Report {
                 phases.entry(key).or_default().entry(span.step).or_default()[0] += duration_ms;
             }
             Kind::Hidden | Kind::Exposed => {
-                kinds.entry(key).or_default().entry(span.step).or_default().add(span.kind, duration_ms, transfer_ms);
+                kinds.entry(key).or_default().entry(span.step).or_default().add(span, together_ms);
             }
         }
     }
@@ -320,7 +327,7 @@ fn in_phases(spans: &[Span]) -> Vec<(usize, &Span, &str)> {
 fn text(report: &Report) -> String {
     let ms = |ms: f64| format!("{ms:.2}");
     let percent = |share: f64| format!("{:.0}%", 100.0 * share);
-    let figures = |t: &Times| [t.hidden_ms, t.exposed_ms, t.late_ms, t.transfer_ms].map(ms);
+    let figures = |t: &Times| [t.hidden_ms, t.exposed_ms, t.late_ms, t.idle_ms, t.moving_ms].map(ms);
     let header = [
         "RANK",
         "STEP MS",
@@ -329,7 +336,8 @@ fn text(report: &Report) -> String {
         "HIDDEN MS",
         "EXPOSED MS",
         "LATE MS",
-        "TRANSFER MS",
+        "IDLE MS",
+        "MOVING MS",
         "HIDDEN",
         "WITHOUT LATE",
     ];
@@ -340,7 +348,7 @@ fn text(report: &Report) -> String {
         row.extend([percent(r.hidden_share), percent(r.hidden_share_without_late)]);
         row
     }));
-    let header = ["RANK", "COMMUNICATION", "HIDDEN MS", "EXPOSED MS", "LATE MS", "TRANSFER MS"];
+    let header = ["RANK", "COMMUNICATION", "HIDDEN MS", "EXPOSED MS", "LATE MS", "IDLE MS", "MOVING MS"];
     let mut kinds = vec![header.map(String::from).to_vec()];
     kinds.extend(report.communication.iter().map(|c| {
         let mut row = vec![c.rank.to_string(), c.what.clone()];
@@ -360,7 +368,7 @@ mod tests {
 
     fn span(rank: usize, name: &str, kind: Kind, start_ms: f64, ms: f64) -> Span {
         let (start_us, duration_us) = (start_ms * 1e3, ms * 1e3);
-        let cpu_us = (kind == Kind::Phase).then_some(duration_us / 2.0);
+        let cpu_us = (kind != Kind::Hidden).then_some(duration_us / 2.0);
         Span { rank, step: 2, name: name.into(), kind, waited_for: Vec::new(), cpu_us, start_us, duration_us }
     }
 
@@ -383,12 +391,12 @@ mod tests {
     fn what_is_hidden_is_told_from_what_is_not() {
         assert_eq!(
             text(&report(&spans())),
-            "RANK  STEP MS  COMPUTE MS  ON CPU MS  HIDDEN MS  EXPOSED MS  LATE MS  TRANSFER MS  HIDDEN  WITHOUT LATE\n\
-             1     10.00    7.50        5.00       3.00       2.50        0.00     2.50         55%     55%\n\
+            "RANK  STEP MS  COMPUTE MS  ON CPU MS  HIDDEN MS  EXPOSED MS  LATE MS  IDLE MS  MOVING MS  HIDDEN  WITHOUT LATE\n\
+             1     10.00    7.50        5.00       3.00       2.50        0.00     1.25     1.25       55%     55%\n\
              \n\
-             RANK  COMMUNICATION   HIDDEN MS  EXPOSED MS  LATE MS  TRANSFER MS\n\
-             1     reduce-scatter  3.00       1.00        0.00     1.00\n\
-             1     tp              0.00       1.50        0.00     1.50\n\
+             RANK  COMMUNICATION   HIDDEN MS  EXPOSED MS  LATE MS  IDLE MS  MOVING MS\n\
+             1     reduce-scatter  3.00       1.00        0.00     0.50     0.50\n\
+             1     tp              0.00       1.50        0.00     0.75     0.75\n\
              \n\
              RANK  PHASE     MS    EXPOSED MS\n\
              1     forward   6.00  1.50\n\
@@ -404,18 +412,18 @@ mod tests {
             waits(span(1, "forward", Kind::Exposed, 101.0, 4.0), &[2]),
             span(2, "forward", Kind::Exposed, 104.0, 3.0),
         ];
-        let transfers: Vec<f64> = transfers(&spans).iter().map(|t| length(t) / 1e3).collect();
-        assert_eq!(transfers, [1.0, 1.0, 3.0]);
+        let times: Vec<f64> = together(&spans).iter().map(|t| length(t) / 1e3).collect();
+        assert_eq!(times, [1.0, 1.0, 3.0]);
     }
 
     #[test]
-    fn who_waits_for_each_other_transfers() {
+    fn who_waits_for_each_other_is_not_late() {
         let spans = [
             waits(span(0, "tp", Kind::Exposed, 100.0, 5.0), &[1]),
             waits(span(1, "tp", Kind::Exposed, 102.0, 3.0), &[0]),
         ];
-        let transfers: Vec<f64> = transfers(&spans).iter().map(|t| length(t) / 1e3).collect();
-        assert_eq!(transfers, [3.0, 3.0]);
+        let times: Vec<f64> = together(&spans).iter().map(|t| length(t) / 1e3).collect();
+        assert_eq!(times, [3.0, 3.0]);
     }
 
     #[test]

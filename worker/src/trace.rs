@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 /// Steps that are written down; enough to see what is usual, and a bound on the file.
@@ -39,7 +40,7 @@ pub struct Span {
     /// Of a call: the ranks that it waited for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waited_for: Vec<usize>,
-    /// Of a phase: how long the threads of the worker ran on a core.
+    /// How long it ran on a core: of a phase all threads of the worker, of a call the one that called.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_us: Option<f64>,
     /// Since 1970, by the worker's clock.
@@ -75,9 +76,13 @@ struct Kept {
     cpu: Option<Duration>,
 }
 
-/// Time that all threads of this process ran.
-fn cpu_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+/// Time that the calling thread ran.
+pub fn thread_cpu_time() -> Duration {
+    cpu_time(ClockId::ThreadCPUTime)
+}
+
+fn cpu_time(clock: ClockId) -> Duration {
+    let time = clock_gettime(clock);
     // Times of a process are not negative.
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
@@ -88,7 +93,8 @@ impl Trace {
         let file = File::create(folder.join(format!("{worker_id}.jsonl")))?;
         let begin = Instant::now();
         let begin_us = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64() * 1e6;
-        let (rank, phase, since, cpu_since, spans, num_steps) = (0, "start", begin, cpu_time(), Vec::new(), 0);
+        let (rank, phase, since, cpu_since, spans, num_steps) =
+            (0, "start", begin, cpu_time(ClockId::ProcessCPUTime), Vec::new(), 0);
         let inner = Inner { file, begin, begin_us, rank, phase, since, cpu_since, spans, num_steps };
         Ok(Trace(Arc::new(Mutex::new(inner))))
     }
@@ -105,17 +111,24 @@ impl Trace {
     }
 
     pub fn enter(&self, phase: &'static str) {
-        let (now, cpu_now) = (Instant::now(), cpu_time());
+        let (now, cpu_now) = (Instant::now(), cpu_time(ClockId::ProcessCPUTime));
         let mut inner = self.inner();
         let (name, start, cpu) = (inner.phase, inner.since, Some(cpu_now.saturating_sub(inner.cpu_since)));
         inner.keep(Kept { kind: Kind::Phase, name, start, end: now, waited_for: Vec::new(), cpu });
         (inner.phase, inner.since, inner.cpu_since) = (phase, now, cpu_now);
     }
 
-    /// A call has moved data, and waited for these ranks.
-    pub fn communicated(&self, name: &'static str, start: Instant, end: Instant, waited_for: &BTreeSet<usize>) {
-        let waited_for = waited_for.iter().copied().collect();
-        self.inner().keep(Kept { kind: Kind::Exposed, name, start, end, waited_for, cpu: None });
+    /// A call has moved data since `start`, when the thread had run for `cpu_start`, and waited for these ranks.
+    pub fn communicated(
+        &self,
+        name: &'static str,
+        (start, cpu_start): (Instant, Duration),
+        end: Instant,
+        waited_for: &BTreeSet<usize>,
+    ) {
+        let (waited_for, cpu) =
+            (waited_for.iter().copied().collect(), Some(thread_cpu_time().saturating_sub(cpu_start)));
+        self.inner().keep(Kept { kind: Kind::Exposed, name, start, end, waited_for, cpu });
     }
 
     /// Between two calls something was on its way.
@@ -170,7 +183,7 @@ mod tests {
         trace.begin(3);
         let start = Instant::now();
         trace.moved("reduce-scatter", start, start);
-        trace.communicated("tp", start, Instant::now(), &BTreeSet::from([1]));
+        trace.communicated("tp", (start, thread_cpu_time()), Instant::now(), &BTreeSet::from([1]));
         trace.enter("backward");
         trace.commit(1);
         trace.enter("forward");

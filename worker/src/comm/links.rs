@@ -25,7 +25,7 @@ use super::program::Started;
 use super::transport::Transport;
 use super::work::{Id, Nothing, Transfers, Work, Works};
 use super::{Channel, CommError, Fence, LinkKind, LinkStats, Transfer};
-use crate::trace::Trace;
+use crate::trace::{Trace, thread_cpu_time};
 
 /// What one link keeps for later, in each direction, at most. Peers that run the same schedule are at most a few messages apart; far
 /// below this, and reached only where they do not.
@@ -205,6 +205,7 @@ impl Links {
         body: impl FnOnce(&mut Links, &mut W) -> Result<(), CommError>,
     ) -> Result<(), CommError> {
         let start = Instant::now();
+        let cpu_start = if self.trace.is_some() { thread_cpu_time() } else { Duration::ZERO };
         self.fence.check(self.epoch)?;
         if let Some(error) = &self.failed {
             return Err(error.clone());
@@ -225,7 +226,7 @@ impl Links {
             if let Some(since) = hidden_since {
                 trace.moved(moving, since, start);
             }
-            trace.communicated(what, start, end, &self.waited_for);
+            trace.communicated(what, (start, cpu_start), end, &self.waited_for);
             self.waited_for.clear();
         }
         result
