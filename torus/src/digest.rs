@@ -11,7 +11,7 @@
 //! - The sums do not depend on any order: threads, vector lanes and blocks of a GPU add up what they have, and all agree to the bit.
 //! - A word turns into `y` one to one, so a single word that changed always changes `values`. Any other change goes unseen with a
 //!   probability of about 2^-64 or less: `products` is not linear in what changed, and a word counts by where it lies.
-//! - Eleven operations for sixteen words in vectors of 512 bits: reading the state from memory takes longer.
+//! - Eleven operations for sixteen words in vectors of 512 bits: a core reads the state from memory more slowly than it does them.
 //!
 //! Deliberately absent: resistance to whoever chooses the words. What lies in files is protected by blake3.
 
@@ -21,8 +21,8 @@ use std::ops::{Add, AddAssign};
 const KEY: u32 = 0x9e37_79b1;
 /// Odd, so that the product is one to one.
 const MIX: u32 = 0x85eb_ca77;
-/// Pairs whose sums are kept apart: one vector of 512 bits.
-const LANES: usize = 8;
+/// Words that are mixed before their pairs are summed: both loops become vectors, and what is between them stays in the L1 cache.
+const BLOCK: usize = 512;
 
 /// Bytes of a digest as it is sent: both numbers little-endian.
 pub const DIGEST_BYTES: usize = 16;
@@ -92,30 +92,21 @@ fn mix(bits: u32, key: u32) -> u32 {
 #[inline(always)]
 pub fn digest(values: &[f32], first: usize, salt: u32) -> Digest {
     assert!(first.is_multiple_of(2), "a pair is not divided, and the part begins at word {first}");
-    // Words are counted modulo 2^32.
-    let key_of = |i: usize| salt.wrapping_add((i as u32).wrapping_mul(KEY));
-    let (mut products, mut sums) = ([0_u64; LANES], [0_u64; LANES]);
-    let (chunks, rest) = values.as_chunks::<{ 2 * LANES }>();
-    let mut keys: [u32; 2 * LANES] = std::array::from_fn(|l| key_of(first + l));
-    for chunk in chunks {
-        let mut y = [0_u32; 2 * LANES];
-        for l in 0..2 * LANES {
-            y[l] = mix(chunk[l].to_bits(), keys[l]);
-            keys[l] = keys[l].wrapping_add(KEY.wrapping_mul(2 * LANES as u32));
+    let mut digest = Digest::default();
+    let mut mixed = [0_u32; BLOCK];
+    for (n, block) in values.chunks(BLOCK).enumerate() {
+        // Words are counted modulo 2^32.
+        let key = salt.wrapping_add(((first + n * BLOCK) as u32).wrapping_mul(KEY));
+        let len = block.len().next_multiple_of(2);
+        // After the last of an odd number of words comes a zero.
+        mixed[len.saturating_sub(1)] = mix(0, key.wrapping_add((len as u32).wrapping_sub(1).wrapping_mul(KEY)));
+        for (i, (y, value)) in mixed.iter_mut().zip(block).enumerate() {
+            *y = mix(value.to_bits(), key.wrapping_add((i as u32).wrapping_mul(KEY)));
         }
-        for l in 0..LANES {
-            let (lo, hi) = (u64::from(y[2 * l]), u64::from(y[2 * l + 1]));
-            products[l] = products[l].wrapping_add(lo * hi);
-            sums[l] = sums[l].wrapping_add(lo | hi << 32);
+        for [lo, hi] in mixed[..len].as_chunks::<2>().0 {
+            let (lo, hi) = (u64::from(*lo), u64::from(*hi));
+            digest += Digest { products: lo * hi, values: lo | hi << 32 };
         }
     }
-    let at = first + values.len() - rest.len();
-    for (l, pair) in rest.chunks(2).enumerate() {
-        let word = |k: usize| mix(pair.get(k).map_or(0, |v| v.to_bits()), key_of(at + 2 * l + k));
-        let (lo, hi) = (u64::from(word(0)), u64::from(word(1)));
-        products[l] = products[l].wrapping_add(lo * hi);
-        sums[l] = sums[l].wrapping_add(lo | hi << 32);
-    }
-    let lanes = products.into_iter().zip(sums);
-    lanes.map(|(products, values)| Digest { products, values }).sum()
+    digest
 }
