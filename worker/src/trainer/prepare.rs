@@ -199,14 +199,14 @@ impl<D: Device + Clone> Job<D> {
         emit(self.assignment.event(Happened::CheckpointFailed { step, error: String::new() }));
     }
 
-    /// Writes this place's shard of the committed state in the background; the state is copied aside first.
+    /// Writes this place's shard of the committed state in the background. The next update leaves the memory that is not written yet.
     pub(super) fn write_checkpoint(&mut self, emit: &Emit) {
         // The coordinator has one checkpoint in flight: this one was given up by it, or has just ended.
         self.await_writer();
         let Assignment { job_id, epoch, rank, .. } = self.assignment.clone();
         let step = self.committed;
         super::lock(&self.skipped_at).insert(step, self.skipped);
-        let state = self.shard.to_host(self.stage.device());
+        let state = self.shard.snapshot(self.stage.device());
         let (storage, partition) = (Arc::clone(&self.storage), Arc::clone(&self.partition));
         let range = self.shard.range.clone();
         let emit = Arc::clone(emit);
