@@ -14,10 +14,9 @@ use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 use toroid_worker::device::Choice;
 
-use super::{Ways, parse_shape};
+use super::{Ways, median, parse_shape};
 use crate::chaos::CHAOS_DIR;
 use crate::chaos::inject::{self, Plan};
-use crate::chaos::report::Spread;
 use crate::format::table;
 use crate::incidents::ms;
 use crate::local::children::Settings;
@@ -150,10 +149,10 @@ async fn measure(args: &Args, cluster: Cluster, signals: &mut Signals) -> Result
     let Some(outcome) = inject::run(&settings, &job, Plan::nothing(), signals).await? else { return Ok(None) };
     ensure!(outcome.problems.is_empty(), "the run at {} failed: {}", cluster.name(), outcome.problems.join("; "));
     let records = || outcome.job.curve.iter().skip(WARM_UP_STEPS);
-    let median = |values: Vec<f64>| Spread::of(values).map(|s| s.median).context("the run made no step");
+    ensure!(records().next().is_some(), "the run at {} made no step that counts", cluster.name());
     Ok(Some(Measured {
-        step_s: median(records().map(|r| r.step_s).collect())?,
-        tokens_per_s: median(records().map(|r| r.tokens as f64 / r.step_s).collect())?,
+        step_s: median(records().map(|r| r.step_s)),
+        tokens_per_s: median(records().map(|r| r.tokens as f64 / r.step_s)),
     }))
 }
 
@@ -169,14 +168,13 @@ fn job_of(args: &Args, Ways { tp, pp, dp }: Ways) -> Result<LocalJob> {
 }
 
 fn row(cluster: &Cluster, own: &[Measured], one: &[Measured]) -> Row {
-    let median = |values: Vec<f64>| Spread::of(values).map_or(f64::NAN, |s| s.median);
     let ratios: Vec<f64> = own.iter().zip(one).map(|(own, one)| own.tokens_per_s / one.tokens_per_s).collect();
     Row {
         shape: cluster.name(),
         num_workers: cluster.num_workers(),
         threads: cluster.threads,
-        step_s: median(own.iter().map(|m| m.step_s).collect()),
-        tokens_per_s: median(own.iter().map(|m| m.tokens_per_s).collect()),
+        step_s: median(own.iter().map(|m| m.step_s)),
+        tokens_per_s: median(own.iter().map(|m| m.tokens_per_s)),
         efficiency_min: ratios.iter().copied().fold(f64::INFINITY, f64::min),
         efficiency_max: ratios.iter().copied().fold(0.0, f64::max),
         efficiency: median(ratios),

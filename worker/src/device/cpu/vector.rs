@@ -1,15 +1,18 @@
 //! Elementwise arithmetic, sums in f64 and the optimizer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::pool::Pool;
 use super::simd::{Isa, LANES, multiversion};
-use crate::device::AdamW;
+use crate::device::{AdamW, Digest};
 
 /// Parts that a sum is cut into at most; their number depends on the length alone.
 const PARTS: usize = 64;
 /// Smallest part of a sum.
 const MIN_PART: usize = 4096;
+/// Elements of a part of a digest.
+const DIGEST_PART: usize = 256 * 1024;
 /// Elements of a chunk of an elementwise loop.
 const CHUNK: usize = 16 * 1024;
 
@@ -74,6 +77,23 @@ pub fn all_finite(pool: &Pool, isa: Isa, x: &[f32]) -> bool {
     by_parts(pool, x, |part| if finite_part(isa, part) { 0.0 } else { 1.0 }) == 0.0
 }
 
+multiversion! {
+    fn digest_part(x: &[f32], first: usize, salt: u32) -> Digest {
+        toroid_torus::digest::digest(x, first, salt)
+    }
+}
+
+pub fn digest(pool: &Pool, isa: Isa, x: &[f32], salt: u32) -> Digest {
+    let sum = Mutex::new(Digest::default());
+    pool.each(x.len().div_ceil(DIGEST_PART), x.len(), |i| {
+        let first = i * DIGEST_PART;
+        let part = digest_part(isa, &x[first..(first + DIGEST_PART).min(x.len())], first, salt);
+        // Any order of these sums gives the same.
+        *sum.lock().unwrap_or_else(PoisonError::into_inner) += part;
+    });
+    sum.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// `y = a + b`
 pub fn add(pool: &Pool, isa: Isa, a: &[f32], b: &[f32], y: &mut [f32]) {
     let work = y.len();
@@ -123,31 +143,60 @@ struct Update {
     grad_scale: f32,
 }
 
-pub fn adamw(pool: &Pool, isa: Isa, hyper: &AdamW, p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
-    let update = Update {
-        keep: (1.0 - hyper.lr * hyper.weight_decay) as f32,
-        beta1: hyper.beta1 as f32,
-        one_minus_beta1: (1.0 - hyper.beta1) as f32,
-        beta2: hyper.beta2 as f32,
-        one_minus_beta2: (1.0 - hyper.beta2) as f32,
-        step: (hyper.lr / hyper.bias1) as f32,
-        inv_sqrt_bias2: (1.0 / hyper.bias2.sqrt()) as f32,
-        eps: hyper.eps as f32,
-        grad_scale: hyper.grad_scale as f32,
-    };
-    pool.rows(p.len(), [(p, 1), (m, 1), (v, 1)], |range, [p, m, v]| adamw_chunk(isa, update, p, m, v, &g[range]));
+impl Update {
+    fn of(hyper: &AdamW) -> Update {
+        Update {
+            keep: (1.0 - hyper.lr * hyper.weight_decay) as f32,
+            beta1: hyper.beta1 as f32,
+            one_minus_beta1: (1.0 - hyper.beta1) as f32,
+            beta2: hyper.beta2 as f32,
+            one_minus_beta2: (1.0 - hyper.beta2) as f32,
+            step: (hyper.lr / hyper.bias1) as f32,
+            inv_sqrt_bias2: (1.0 / hyper.bias2.sqrt()) as f32,
+            eps: hyper.eps as f32,
+            grad_scale: hyper.grad_scale as f32,
+        }
+    }
+
+    /// Weight and moments of one element.
+    #[inline(always)]
+    fn of_element(&self, [p, m, v]: [f32; 3], g: f32) -> [f32; 3] {
+        let g = g * self.grad_scale;
+        let m = self.beta1 * m + self.one_minus_beta1 * g;
+        let v = self.beta2 * v + self.one_minus_beta2 * g * g;
+        let denominator = v.sqrt() * self.inv_sqrt_bias2 + self.eps;
+        [p * self.keep - self.step * (m / denominator), m, v]
+    }
+}
+
+pub fn adamw(pool: &Pool, isa: Isa, hyper: &AdamW, state: [&mut [f32]; 3], g: &[f32]) {
+    let update = Update::of(hyper);
+    pool.rows(g.len(), state.map(|x| (x, 1)), |range, state| adamw_chunk(isa, update, state, &g[range]));
+}
+
+pub fn adamw_into(pool: &Pool, isa: Isa, hyper: &AdamW, before: [&[f32]; 3], after: [&mut [f32]; 3], g: &[f32]) {
+    let update = Update::of(hyper);
+    pool.rows(g.len(), after.map(|x| (x, 1)), |range, after| {
+        adamw_into_chunk(isa, update, before.map(|x| &x[range.clone()]), after, &g[range.clone()]);
+    });
 }
 
 multiversion! {
-    fn adamw_chunk(u: Update, p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
+    fn adamw_chunk(u: Update, state: [&mut [f32]; 3], g: &[f32]) {
         let n = g.len();
-        let (p, m, v) = (&mut p[..n], &mut m[..n], &mut v[..n]);
+        let [p, m, v] = state.map(|x| &mut x[..n]);
         for i in 0..n {
-            let g = g[i] * u.grad_scale;
-            m[i] = u.beta1 * m[i] + u.one_minus_beta1 * g;
-            v[i] = u.beta2 * v[i] + u.one_minus_beta2 * g * g;
-            let denominator = v[i].sqrt() * u.inv_sqrt_bias2 + u.eps;
-            p[i] = p[i] * u.keep - u.step * (m[i] / denominator);
+            [p[i], m[i], v[i]] = u.of_element([p[i], m[i], v[i]], g[i]);
+        }
+    }
+}
+
+multiversion! {
+    fn adamw_into_chunk(u: Update, before: [&[f32]; 3], after: [&mut [f32]; 3], g: &[f32]) {
+        let n = g.len();
+        let ([p0, m0, v0], [p, m, v]) = (before.map(|x| &x[..n]), after.map(|x| &mut x[..n]));
+        for i in 0..n {
+            [p[i], m[i], v[i]] = u.of_element([p0[i], m0[i], v0[i]], g[i]);
         }
     }
 }
