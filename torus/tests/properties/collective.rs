@@ -176,6 +176,9 @@ fn direct_gather_takes_one_step() {
     }
 }
 
+/// A link and whether it is sent; `None`: nothing is moved.
+type Lane = Option<(usize, bool)>;
+
 /// How a member's elements look after its tasks have run against those of the others, in an order that `seed` chooses, without any step
 /// to hold them together: a task runs when it may start, and messages of two members keep their order.
 ///
@@ -196,7 +199,7 @@ fn run_tasks<V: Clone + Default>(
     let mut runs: Vec<Run> = tasks.iter().map(|t| Run::new(Arc::new(t.clone()), from)).collect();
     let mut queues: Queues<V> = BTreeMap::new();
     // Tasks that have started: by member, and by link and direction or alone, in order.
-    let mut started: BTreeMap<(usize, Option<(usize, bool)>), VecDeque<usize>> = BTreeMap::new();
+    let mut started: BTreeMap<(usize, Lane), VecDeque<usize>> = BTreeMap::new();
     loop {
         for (me, run) in runs.iter_mut().enumerate() {
             while let Some(index) = run.start_next() {
@@ -208,7 +211,7 @@ fn run_tasks<V: Clone + Default>(
                 started.entry((me, link)).or_default().push_back(index);
             }
         }
-        let has_come = |me: usize, link: Option<(usize, bool)>| match link {
+        let has_come = |me: usize, link: Lane| match link {
             Some((from, false)) => queues.get(&(from, me)).is_some_and(|q| !q.is_empty()),
             _ => true,
         };
