@@ -388,4 +388,8 @@ impl TpComm for TpGroup<'_> {
         all[me * own.len()..][..own.len()].copy_from_slice(own);
         Ok(())
     }
+
+    fn progress(&mut self) -> Result<(), CommError> {
+        if self.links.is_in_flight() { self.links.progress() } else { Ok(()) }
+    }
 }

@@ -47,7 +47,9 @@ pub(super) fn forward<D: Device, T: TpComm>(
     device.rms_norm(layout.norm_eps, x.all(), weight(&ranges.norm1), saved.h.all_mut(), saved.inv_rms.all_mut());
     linear(*device, layout.products, tokens, saved.h.all(), weight(&ranges.wqkv), saved.qkv.all_mut());
     device.rope(dims, Turn::Forward, rope.all(), saved.qkv.all_mut());
+    tp.progress()?;
     device.attention(layout.products, dims, saved.qkv.all(), saved.out.all_mut(), saved.lse.all_mut());
+    tp.progress()?;
     linear(*device, layout.products, tokens, saved.out.all(), weight(&ranges.wo), scratch.partial.all_mut());
     sum_over_tp(*device, &mut scratch.partial, *tp)?;
     device.add(x.all(), scratch.partial.all(), x_mid.all_mut());

@@ -84,8 +84,10 @@ pub(super) fn forward<D: Device, T: TpComm>(
         scratch.partial.all_mut(),
     );
 
+    tp.progress()?;
     device.gather_rows(groups, h.all(), scratch.rows.all_mut());
     device.grouped_matmul(layout.products, groups, scratch.rows.all(), weight(&ranges.w13), gate_up.all_mut());
+    tp.progress()?;
     device.routed_swiglu(groups, routing, gate_up.all(), scratch.act.all_mut());
     device.grouped_matmul(layout.products, groups, scratch.act.all(), weight(&ranges.w2), scratch.rows_out.all_mut());
     device.combine_rows(groups, scratch.rows_out.all(), scratch.partial.all_mut());

@@ -520,15 +520,18 @@ fn slot_backward<D: Device, T: TpComm>(
         let LayerSaved { attention, moe, kept } = saved;
         let mut kept = (part == Part::Input).then(|| kept.as_mut().expect(NOT_SPLIT));
         moe::backward_products(context, ranges, moe, scale);
+        context.tp.progress()?;
         match &mut kept {
             Some((_, kept)) => kept.keep(device, context.scratch),
             None => moe::backward_weight(context, ranges, moe, grads),
         }
+        context.tp.progress()?;
         moe::backward_norm(context, ranges, moe, grads)?;
         if part == Part::Whole {
             watch.after_grads(context.tp, grads, ranges.moe().start)?;
         }
         attention::backward_products(context, ranges, attention);
+        context.tp.progress()?;
         match &mut kept {
             Some((kept, _)) => kept.keep(device, context.scratch),
             None => attention::backward_weight(context, ranges, attention, grads),

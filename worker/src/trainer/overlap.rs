@@ -21,7 +21,7 @@ use super::room::Buffers;
 use super::{Job, Shared};
 use crate::comm::{Channel, CommError, Links, TpGroup, start_all_gather, start_reduce_scatter};
 use crate::device::{Buffer, Device};
-use crate::model::Watch;
+use crate::model::{TpComm as _, Watch};
 
 /// Takes parameters over as they come.
 pub(super) struct Gathering<'a, D> {
@@ -40,7 +40,7 @@ impl<D: Device> Watch<D, TpGroup<'_>> for Gathering<'_, D> {
         let missing = *self.gathered..range.end;
         if missing.is_empty() {
             // The other places may not have what this one gives.
-            return if tp.links().is_in_flight() { tp.links().progress() } else { Ok(()) };
+            return tp.progress();
         }
         let came = tp.links().await_range(missing.clone())?;
         self.device.write(params.view_mut(missing), came);
