@@ -45,11 +45,13 @@ pub struct JobSpec {
 }
 
 /// How the operands of matrix products are rounded; sums are in f32 always. The router's products are not affected: they are f32.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Products {
     #[default]
     F32,
+    /// To tf32, 10 bits of mantissa, where the device has such products and is faster for it; a CPU has not and multiplies f32.
+    Tf32,
     /// To bf16, to nearest, ties to even.
     Bf16,
 }

@@ -17,7 +17,7 @@
 //! - **D-3 accumulation.** Gradients of parameters are *added* to their output (`+=`); every other output is
 //!   overwritten unless its documentation says `+=`.
 //!
-//! Products round their operands as [`Products`] says and add up in f32. Wrong shapes are bugs and panic. Deliberately absent:
+//! Products round their operands as [`Products`] says and add up in f32; a device without tf32 products multiplies f32. Wrong shapes are bugs and panic. Deliberately absent:
 //! errors, autograd, buffers of dtypes other than f32, and shapes at run time.
 
 use std::ops::Range;

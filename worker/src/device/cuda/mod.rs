@@ -8,8 +8,8 @@
 //!
 //! All libraries are loaded when the program runs: it builds and starts where there is none, and [`Gpu::open`] says what is missing.
 //!
-//! - Buffers are f32. Where products are in bf16, operands are rounded on their way into the tensor cores: in scratch for cuBLASLt, in
-//!   shared memory in own kernels. Sums, softmax, norms, the router and the optimizer stay f32.
+//! - Buffers are f32. Where products are in bf16 or tf32, operands are rounded on their way into the tensor cores: bf16 in scratch for
+//!   cuBLASLt, in shared memory in own kernels. Attention has no tf32 of its own: it is in f32 there. Sums, softmax, norms, the router and the optimizer stay f32.
 //! - **D-1** holds: no float atomics; sums over blocks are parts that a second kernel adds in order; cuBLASLt may not split sums in
 //!   ways that depend on timing, and chooses by shape and alignment alone.
 //! - **D-2** holds: the scratch is sized before the first step.

@@ -15,9 +15,9 @@ const NORM_ROWS: usize = 64;
 /// Tokens of a block of `route`, and its warps.
 const ROUTE_TOKENS: usize = 64;
 const ROUTE_WARPS: usize = 8;
-/// Tiles of own products: f32 and bf16.
+/// Tiles of own products: f32, and those on tensor cores.
 const TILE_F32: usize = 64;
-const TILE_BF16: usize = 128;
+const TILE_MMA: usize = 128;
 /// Most dims of a head.
 const MOST_HEAD_DIM: usize = 256;
 
@@ -141,34 +141,32 @@ impl<R: Runtime> CudaDevice<R> {
 
     /// The product by an own kernel, which rounds f32 operands itself.
     fn own_product(&self, p: &Product) {
-        let bf16 = p.products == Products::Bf16;
-        let kernel = match (bf16, p.a.transposed, p.b.transposed) {
-            (false, false, false) => "matmul_f32_nn",
-            (false, false, true) => "matmul_f32_nt",
-            (false, true, false) => "matmul_f32_tn",
-            (false, true, true) => "matmul_f32_tt",
-            (true, false, false) => "matmul_bf16_nn",
-            (true, false, true) => "matmul_bf16_nt",
-            (true, true, false) => "matmul_bf16_tn",
-            (true, true, true) => "matmul_bf16_tt",
+        let (kernels, tile) = match p.products {
+            Products::F32 => (["matmul_f32_nn", "matmul_f32_nt", "matmul_f32_tn", "matmul_f32_tt"], TILE_F32),
+            Products::Tf32 => (["matmul_tf32_nn", "matmul_tf32_nt", "matmul_tf32_tn", "matmul_tf32_tt"], TILE_MMA),
+            Products::Bf16 => (["matmul_bf16_nn", "matmul_bf16_nt", "matmul_bf16_tn", "matmul_bf16_tt"], TILE_MMA),
         };
-        let tile = if bf16 { TILE_BF16 } else { TILE_F32 };
+        let kernel = kernels[2 * usize::from(p.a.transposed) + usize::from(p.b.transposed)];
         let launch = Launch { grid: [blocks(p.n, tile), blocks(p.m, tile), 1], threads: THREADS, shared_bytes: 0 };
         let [m, n, k, lda, ldb] = u32s([p.m, p.n, p.k, p.a.ld, p.b.ld]);
         let [a, b, c] = [p.a.ptr, p.b.ptr, p.c].map(Arg::Ptr);
         self.launch(kernel, launch, &[a, b, c, m, n, k, lda, ldb, Arg::F32(p.alpha), Arg::F32(p.beta)]);
     }
 
-    /// `[f32, bf16]` kernels of grouped products.
-    fn grouped(products: Products, [f32_kernel, bf16_kernel]: [&'static str; 2]) -> (&'static str, usize) {
-        if products == Products::Bf16 { (bf16_kernel, TILE_BF16) } else { (f32_kernel, TILE_F32) }
+    /// `[f32, tf32, bf16]` kernels of grouped products.
+    fn grouped(products: Products, kernels: [&'static str; 3]) -> (&'static str, usize) {
+        match products {
+            Products::F32 => (kernels[0], TILE_F32),
+            Products::Tf32 => (kernels[1], TILE_MMA),
+            Products::Bf16 => (kernels[2], TILE_MMA),
+        }
     }
 
     /// `y` or `dx` of the rows of each expert; `x (R, k)`, `y (R, n)`.
     fn grouped_rows(
         &self,
         products: Products,
-        kernels: [&'static str; 2],
+        kernels: [&'static str; 3],
         groups: &Groups<Self>,
         x: View<'_, CudaBuf<R>>,
         w: View<'_, CudaBuf<R>>,
@@ -380,7 +378,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         w: View<'_, CudaBuf<R>>,
         y: ViewMut<'_, CudaBuf<R>>,
     ) {
-        self.grouped_rows(products, ["grouped_f32_y", "grouped_bf16_y"], groups, x, w, y);
+        self.grouped_rows(products, ["grouped_f32_y", "grouped_tf32_y", "grouped_bf16_y"], groups, x, w, y);
     }
 
     fn grouped_matmul_dx(
@@ -391,7 +389,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         w: View<'_, CudaBuf<R>>,
         dx: ViewMut<'_, CudaBuf<R>>,
     ) {
-        self.grouped_rows(products, ["grouped_f32_dx", "grouped_bf16_dx"], groups, dy, w, dx);
+        self.grouped_rows(products, ["grouped_f32_dx", "grouped_tf32_dx", "grouped_bf16_dx"], groups, dy, w, dx);
     }
 
     fn grouped_matmul_dw(
@@ -405,7 +403,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         let experts = groups.local.len();
         let (m, n) = (dy.len / groups.capacity, x.len / groups.capacity);
         assert_eq!(dw.len, experts * m * n, "weights of {experts} experts, ({m}, {n}) each");
-        let (kernel, tile) = Self::grouped(products, ["grouped_f32_dw", "grouped_bf16_dw"]);
+        let (kernel, tile) = Self::grouped(products, ["grouped_f32_dw", "grouped_tf32_dw", "grouped_bf16_dw"]);
         let grid = [blocks(n, tile), blocks(m, tile), narrow(experts)];
         let [m, n] = u32s([m, n]);
         let args = [groups.offsets.arg(), dy.arg(), x.arg(), dw.arg(), m, n];

@@ -54,7 +54,7 @@ pub struct Factor {
 }
 
 /// `c = alpha * a b + beta * c`; `a (m, k)`, `b (k, n)`, `c (m, n)` row-major f32. The elements of `a` and `b` are bf16 where
-/// `products` says so, else f32.
+/// `products` says so, else f32, which `tf32` rounds on the way.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Product {
     pub products: Products,

@@ -13,7 +13,7 @@ use std::process::Command;
 use std::sync::{LazyLock, Mutex};
 
 use toroid_worker::device::CudaDevice;
-use toroid_worker::device::cuda::kernels::{COMMON, SOURCES, Source};
+use toroid_worker::device::cuda::kernels::{SOURCES, Source};
 use toroid_worker::device::cuda::runtime::{Arg, DevicePtr, Launch, Product, Runtime};
 
 const HEADER: &str = include_str!("emulator.hpp");
@@ -65,10 +65,10 @@ fn compile(source: &Source) -> PathBuf {
     };
     let entries: String = source.kernels.iter().map(entry).collect();
     let text = format!(
-        "{HEADER}\n{COMMON}\n#line 1 \"{}\"\n{}\nextern \"C\" int emulate(const char* name, const unsigned* grid, unsigned threads, \
+        "{HEADER}\n{}\nextern \"C\" int emulate(const char* name, const unsigned* grid, unsigned threads, \
          size_t shared_bytes, const char* kinds, const uint64_t* bits, bool backwards) {{\n    emulator::kernel_name = name;\n    \
          emulator::backwards = backwards;\n{entries}    return 2;\n}}\n",
-        source.file, source.text
+        source.translation_unit()
     );
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated");
     std::fs::create_dir_all(&folder).expect("the target folder can be written");
