@@ -26,6 +26,9 @@ pub struct JobSpec {
     /// Manifests of before there was a choice have none.
     #[serde(default)]
     pub products: Products,
+    /// A stage keeps what goes into the halves of each layer and computes the other activations again before a backward.
+    #[serde(default)]
+    pub recompute: bool,
     /// A safetensors file or a folder of them with the initial weights; drawn from the seed where it is `None`.
     pub init_from: Option<PathBuf>,
     /// A checkpoint folder (`.../step-<n>`) of any job of the same model to go on from.
@@ -186,6 +189,7 @@ struct File {
     seed: u64,
     exact: bool,
     products: Products,
+    recompute: bool,
     init_from: Option<PathBuf>,
     resume_from: Option<String>,
     shape: ShapeFile,
@@ -354,6 +358,7 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
         seed: file.seed,
         exact: file.exact,
         products: file.products,
+        recompute: file.recompute,
         init_from: file.init_from,
         resume_from: file.resume_from,
         shape,
@@ -543,6 +548,7 @@ struct Written<'a> {
     seed: u64,
     exact: bool,
     products: Products,
+    recompute: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     init_from: &'a Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -579,6 +585,7 @@ impl<'a> From<&'a JobSpec> for Written<'a> {
             seed: s.seed,
             exact: s.exact,
             products: s.products,
+            recompute: s.recompute,
             init_from: &s.init_from,
             resume_from: &s.resume_from,
             shape: s.shape,

@@ -14,6 +14,7 @@ use std::time::Instant;
 use toroid_torus::geometry::Place;
 use toroid_torus::job::{self, JobSpec};
 use toroid_torus::partition::{self, Partition};
+use toroid_torus::pipeline::InFlight;
 use toroid_worker::device::cuda::CudaBuf;
 use toroid_worker::device::{
     AdamW, AttentionDims, Buffer, CudaDevice, Device, Groups, Mat, MatMut, Products, RouterLoss, Routing, TOP_K, Turn,
@@ -293,7 +294,8 @@ fn initial_values(partition: &Partition) -> Vec<f32> {
 fn whole_steps(device: &CudaDevice, spec: JobSpec, preset: &str, steps: usize, flops_per_s: f64) {
     let place = Place { tp: 0, pp: 0, dp: 0 };
     let partition = partition::partition(&spec.model, &spec.shape, 0, 0);
-    let mut stage = Stage::new(device.clone(), &spec, &spec.shape, place, &partition, 1);
+    let mut stage =
+        Stage::new(device.clone(), &spec, &spec.shape, place, &partition, InFlight { micro_batches: 1, split: 0 });
     device.write(stage.params_mut().all_mut(), &initial_values(&partition));
     let [mut gradients, mut m, mut v] = [0; 3].map(|_| device.alloc(partition.padded_len));
     let (num, tokens) = (spec.batch.num_micro_batches, spec.batch.micro_batch * spec.model.seq);

@@ -154,7 +154,7 @@ fn costs(spec: &JobSpec, dims: &Dims, chunks: usize, machine: &Machine) -> Vec<C
     let num = spec.shape.pp() * chunks;
     let of_virtual_stage = |v| {
         let part = work::Part::of(&spec.model, num, v);
-        let Costs { forward, backward_input, backward_weight } = work::of_part(dims, &part);
+        let Costs { forward, backward_input, backward_weight } = work::of_part(dims, &part, spec.recompute);
         let sum = traffic::tp_sum_s(spec, dims, machine);
         Costs {
             forward: forward / machine.flops + part.num_forward_sums() as f64 * sum,

@@ -68,7 +68,7 @@ impl<D: Device + Clone> Parts<D> {
         let place = spec.shape.place(rank);
         let partition = Arc::new(partition(&spec.model, &spec.shape, place.tp, place.pp));
         let pipeline = pipeline_of(spec, rank);
-        let stage = Stage::new(device.clone(), spec, &spec.shape, place, &partition, num_slots(&pipeline));
+        let stage = Stage::new(device.clone(), spec, &spec.shape, place, &partition, pipeline.in_flight());
         let (position, len) = (shard_position(&spec.shape, place.dp), partition.shard_len);
         let shard = Shard::alloc(device, Arc::clone(&partition), position * len..(position + 1) * len);
         let holders = Holders::new(device, spec, rank, None);
@@ -101,11 +101,6 @@ impl<D: Device + Clone> Parts<D> {
 fn pipeline_of(spec: &JobSpec, rank: usize) -> Pipeline {
     let place = spec.shape.place(rank);
     spec.pipeline.schedule.stage(place.pp, spec.shape.pp(), spec.batch.of_replica(spec.shape.dp(), place.dp).len())
-}
-
-/// Micro-batches between their forward and their backward at a time.
-fn num_slots(pipeline: &Pipeline) -> usize {
-    pipeline.max_in_flight().max(1)
 }
 
 fn groups_of(spec: &JobSpec, rank: usize) -> Groups {
@@ -153,6 +148,6 @@ impl<D: Device + Clone> Room<D> {
         *self.spec == *spec
             && (own.tp, own.pp) == (place.tp, place.pp)
             && self.checkpoint_root == checkpoint_root
-            && self.parts.stage.num_slots() == num_slots(&pipeline_of(spec, rank))
+            && self.parts.stage.in_flight() == pipeline_of(spec, rank).in_flight()
     }
 }

@@ -17,7 +17,7 @@
 //! - One stream: everything runs in the order of the calls. Operations lock the scratch, so threads may share a device.
 //!
 //! Deliberately absent: returned errors after the start (a panic ends the worker, and its place is healed like any death), NCCL
-//! (rows and columns go through the host and the same links as everywhere), CUDA graphs, activation recomputation.
+//! (rows and columns go through the host and the same links as everywhere), CUDA graphs.
 
 #![allow(unsafe_code)]
 
