@@ -8,7 +8,7 @@
 //!  schedule learning rate and weight decay by step         manifest   what a checkpoint consists of
 //!  init     the first value of every weight                holders    which two places keep each shard
 //!  plan     memory, traffic, step time and goodput of a job by formulas
-//!  units    sizes for people
+//!  units    sizes for people                           digest     what two holders of a shard compare
 //!  resplit  another number of replicas: who keeps a place, which part of the state goes where
 //! ```
 //!
@@ -19,6 +19,7 @@
 
 pub mod collective;
 pub mod cursor;
+pub mod digest;
 pub mod geometry;
 pub mod holders;
 pub mod init;

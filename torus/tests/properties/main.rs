@@ -4,6 +4,7 @@
 
 mod collective;
 mod cursor;
+mod digest;
 mod geometry;
 mod init;
 mod job;

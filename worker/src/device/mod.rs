@@ -29,7 +29,10 @@ pub mod cuda;
 pub use choice::Choice;
 pub use cpu::CpuDevice;
 pub use cuda::CudaDevice;
+pub use toroid_torus::digest::Digest;
 pub use toroid_torus::job::Products;
+
+use toroid_torus::digest::digest;
 
 /// Experts of one token, as [`toroid_torus::model::TOP_K`].
 pub const TOP_K: usize = toroid_torus::model::TOP_K;
@@ -299,6 +302,11 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn sum_of_squares(&self, x: View<'_, Self::Buf>) -> f64;
     /// No infinity and no NaN.
     fn all_finite(&self, x: View<'_, Self::Buf>) -> bool;
+
+    /// Of the bits of `x`, see [`toroid_torus::digest`]: the same on every device.
+    fn digest(&self, x: View<'_, Self::Buf>, salt: u32) -> Digest {
+        self.with_host(x, |values| digest(values, 0, salt))
+    }
     /// Loshchilov and Hutter, "Decoupled weight decay regularization", as PyTorch does it:
     /// `p -= lr*wd*p; m = b1*m + (1-b1)*g; v = b2*v + (1-b2)*g^2; p -= lr/bias1 * m / (sqrt(v)/sqrt(bias2) + eps)`.
     fn adamw(

@@ -226,6 +226,10 @@ impl Device for CpuDevice {
         vector::all_finite(&self.pool, self.isa, x.host())
     }
 
+    fn digest(&self, x: View<'_, HostBuf>, salt: u32) -> Digest {
+        vector::digest(&self.pool, self.isa, x.host(), salt)
+    }
+
     fn adamw(
         &self,
         p: ViewMut<'_, HostBuf>,

@@ -1,15 +1,18 @@
 //! Elementwise arithmetic, sums in f64 and the optimizer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::pool::Pool;
 use super::simd::{Isa, LANES, multiversion};
-use crate::device::AdamW;
+use crate::device::{AdamW, Digest};
 
 /// Parts that a sum is cut into at most; their number depends on the length alone.
 const PARTS: usize = 64;
 /// Smallest part of a sum.
 const MIN_PART: usize = 4096;
+/// Elements of a part of a digest.
+const DIGEST_PART: usize = 256 * 1024;
 /// Elements of a chunk of an elementwise loop.
 const CHUNK: usize = 16 * 1024;
 
@@ -72,6 +75,23 @@ pub fn sum_of_squares(pool: &Pool, isa: Isa, x: &[f32]) -> f64 {
 
 pub fn all_finite(pool: &Pool, isa: Isa, x: &[f32]) -> bool {
     by_parts(pool, x, |part| if finite_part(isa, part) { 0.0 } else { 1.0 }) == 0.0
+}
+
+multiversion! {
+    fn digest_part(x: &[f32], first: usize, salt: u32) -> Digest {
+        toroid_torus::digest::digest(x, first, salt)
+    }
+}
+
+pub fn digest(pool: &Pool, isa: Isa, x: &[f32], salt: u32) -> Digest {
+    let sum = Mutex::new(Digest::default());
+    pool.each(x.len().div_ceil(DIGEST_PART), x.len(), |i| {
+        let first = i * DIGEST_PART;
+        let part = digest_part(isa, &x[first..(first + DIGEST_PART).min(x.len())], first, salt);
+        // Any order of these sums gives the same.
+        *sum.lock().unwrap_or_else(PoisonError::into_inner) += part;
+    });
+    sum.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// `y = a + b`

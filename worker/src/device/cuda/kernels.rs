@@ -143,6 +143,7 @@ pub const SOURCES: &[Source] = &[
             "not_finite",
             "to_bf16",
             "adamw",
+            "digest",
             "sum_rows",
         ],
     },

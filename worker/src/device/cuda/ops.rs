@@ -10,6 +10,8 @@ use crate::device::*;
 const THREADS: u32 = 256;
 /// Elements that a block of `sum_parts` adds.
 const SUM_CHUNK: usize = 16 * 1024;
+/// Most blocks of `digest`: enough for every multiprocessor several times over.
+const MOST_DIGEST_BLOCKS: usize = 1024;
 /// Rows that a block of `rms_norm_dw` adds.
 const NORM_ROWS: usize = 64;
 /// Tokens of a block of `route`, and its warps.
@@ -294,6 +296,20 @@ impl<R: Runtime> Device for CudaDevice<R> {
         // SAFETY: as above.
         unsafe { self.shared.runtime.download(flag, &mut found) };
         found == [0; 4]
+    }
+
+    fn digest(&self, x: View<'_, CudaBuf<R>>, salt: u32) -> Digest {
+        let mut scratch = self.scratch(&[16]);
+        let sums = scratch.take(16);
+        let mut found = [0; 16];
+        // SAFETY: `sums` has 16 bytes.
+        unsafe { self.shared.runtime.zero(sums, 16) };
+        let blocks = x.len.div_ceil(2 * THREADS as usize).min(MOST_DIGEST_BLOCKS);
+        let args = [x.arg(), Arg::Ptr(sums), Arg::U32(salt), Arg::U64(x.len as u64)];
+        self.launch("digest", per_block(blocks, THREADS), &args);
+        // SAFETY: as above.
+        unsafe { self.shared.runtime.download(sums, &mut found) };
+        Digest::from_bytes(found)
     }
 
     fn adamw(

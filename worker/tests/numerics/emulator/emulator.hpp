@@ -260,8 +260,9 @@ template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
     return emulator::exchange(value, (emulator::block.current->number & 31) ^ mask);
 }
-inline unsigned atomicAdd(unsigned* at, unsigned value) {
-    unsigned old = *at;
+template <class T>
+T atomicAdd(T* at, T value) {
+    T old = *at;
     *at += value;
     return old;
 }

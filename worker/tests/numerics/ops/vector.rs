@@ -40,6 +40,18 @@ pub fn finite_values<D: Device>(device: &D) {
     }
 }
 
+/// By whatever threads or blocks, over parts of buffers that begin anywhere.
+pub fn digest_of_bits<D: Device>(device: &D) {
+    let mut x: Vec<f32> = values(7, 600_001).iter().map(|v| *v as f32).collect();
+    (x[3], x[4], x[5]) = (f32::NAN, -0.0, f32::INFINITY);
+    let mut buf = device.alloc(x.len());
+    device.write(buf.all_mut(), &x);
+    for range in [0..x.len(), 1..x.len(), 3..4, 7..7, 5..300_000] {
+        let expected = toroid_torus::digest::digest(&x[range.clone()], 0, 3);
+        assert_eq!(device.digest(buf.view(range.clone()), 3), expected, "{range:?}");
+    }
+}
+
 pub fn host_access<D: Device>(device: &D) {
     let mut buf = device.alloc(8);
     assert_eq!(download(device, &buf), [0.0; 8], "a new buffer is zeros");

@@ -32,6 +32,11 @@ DEVICE double warp_sum(double v) {
     return v;
 }
 
+DEVICE u64 warp_sum(u64 v) {
+    for (int mask = 16; mask > 0; mask >>= 1) v += __shfl_xor_sync(0xffffffffu, v, mask);
+    return v;
+}
+
 // The larger one; NaN is passed over.
 DEVICE float larger(float a, float b) { return b > a ? b : a; }
 
