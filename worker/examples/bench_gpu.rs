@@ -16,7 +16,7 @@ use toroid_torus::geometry::Place;
 use toroid_torus::job::{self, JobSpec};
 use toroid_torus::partition::{self, Partition};
 use toroid_torus::pipeline::InFlight;
-use toroid_worker::device::cuda::CudaBuf;
+use toroid_worker::device::cuda::{CudaBuf, Runtime};
 use toroid_worker::device::{
     AdamW, AttentionDims, Buffer, CudaDevice, Device, Groups, Mat, MatMut, Products, RouterLoss, Routing, TOP_K, Turn,
 };

@@ -37,6 +37,8 @@ pub struct Memory {
     pub replay: u64,
     /// What lives for one operation, host buffers of transfers and sums.
     pub scratch: u64,
+    /// Of the scratch, what is in host memory whatever the device.
+    pub host: u64,
     /// Buffers of the connections to other workers: the TP group within the host, all others elsewhere.
     pub links: u64,
 }
@@ -44,6 +46,16 @@ pub struct Memory {
 impl Memory {
     pub fn total(&self) -> u64 {
         self.parts().iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// What the device itself has to hold.
+    pub fn device_bytes(&self) -> u64 {
+        self.total() - self.host - self.links
+    }
+
+    /// Master weights and moments, the copy of another's, and what a replay needs.
+    pub fn optimizer(&self) -> u64 {
+        self.shard + self.second_shard + self.replay
     }
 
     /// Each part by its name, in the order in which it is printed.
@@ -59,6 +71,11 @@ impl Memory {
             ("links", self.links),
         ]
     }
+}
+
+/// Of a stage of the job, with as many micro-batches as the largest replica takes.
+pub fn memory_of_stage(spec: &JobSpec, stage: usize) -> Memory {
+    of_stage(spec, &Dims::new(spec), spec.pipeline.schedule, stage, super::micro_batches(spec))
 }
 
 /// `m` micro-batches a step.
@@ -86,6 +103,7 @@ pub(super) fn of_stage(spec: &JobSpec, dims: &Dims, schedule: Schedule, stage: u
         let sizes: Vec<u64> = chunks.map(|part| slot_bytes(dims, &part, keeps)).collect();
         in_flight.micro_batches as u64 * sizes.iter().max().copied().unwrap_or(0)
     };
+    let host = host_bytes(spec, dims, &own);
     let within_host = shape.tp() as u64 - 1;
     let elsewhere = shape.peers(rank).len() as u64 - within_host;
     Memory {
@@ -97,7 +115,8 @@ pub(super) fn of_stage(spec: &JobSpec, dims: &Dims, schedule: Schedule, stage: u
         second_shard,
         replay,
         activations,
-        scratch: scratch_bytes(dims) + host_bytes(spec, dims, &own),
+        scratch: scratch_bytes(dims) + host,
+        host,
         links: SHARED_LINK_BYTES * within_host + STREAM_LINK_BYTES * elsewhere,
     }
 }

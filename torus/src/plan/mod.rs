@@ -22,7 +22,7 @@ use crate::job::JobSpec;
 use crate::pipeline::{Costs, Schedule, simulate};
 
 pub use goodput::{Failures, Goodput, daly};
-pub use memory::Memory;
+pub use memory::{Memory, memory_of_stage};
 pub use traffic::{Kind, Traffic};
 pub use work::Dims;
 
@@ -92,7 +92,7 @@ pub struct Plan {
 /// The plan of a job on workers that are as fast as `machine` and fail as `failures` says.
 pub fn plan(spec: &JobSpec, machine: &Machine, failures: &Failures) -> Plan {
     let (shape, dims) = (&spec.shape, Dims::new(spec));
-    let m = spec.batch.num_micro_batches.div_ceil(shape.dp());
+    let m = micro_batches(spec);
     let stages = |schedule: Schedule| -> Vec<Memory> {
         (0..shape.pp()).map(|stage| memory::of_stage(spec, &dims, schedule, stage, m)).collect()
     };
@@ -138,6 +138,11 @@ pub fn plan(spec: &JobSpec, machine: &Machine, failures: &Failures) -> Plan {
         pipelines,
         step,
     }
+}
+
+/// Micro-batches of the largest replica.
+fn micro_batches(spec: &JobSpec) -> usize {
+    spec.batch.num_micro_batches.div_ceil(spec.shape.dp())
 }
 
 /// The job's schedule, and what else its stages allow.

@@ -34,5 +34,6 @@ mod moe;
 mod stage;
 mod tp;
 
-pub use stage::{Input, MicroBatchStats, RouterStats, Stage};
+pub use layout::largest_operands;
+pub use stage::{Allocated, Input, MicroBatchStats, RouterStats, Stage};
 pub use tp::{Alone, TpComm};

@@ -131,6 +131,15 @@ impl<D: Device> Slot<D> {
     }
 }
 
+/// Bytes that a stage allocated on its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allocated {
+    pub parameter_bytes: u64,
+    pub gradient_bytes: u64,
+    pub activation_bytes: u64,
+    pub scratch_bytes: u64,
+}
+
 /// The layers of one (tp, pp) place: parameters, gradients, and the activations of the micro-batches in flight.
 ///
 /// Parameters and gradients are one flat buffer each, laid out as [`Partition`] says. Every buffer is allocated by
@@ -149,6 +158,7 @@ pub struct Stage<D: Device> {
     rope: D::Buf,
     scratch: Scratch<D>,
     in_flight: InFlight,
+    allocated: Allocated,
     /// `in_flight.micro_batches` of them.
     slots: Vec<Slot<D>>,
     evaluation: Slot<D>,
@@ -177,18 +187,34 @@ impl<D: Device> Stage<D> {
         let keeps = if spec.recompute { Keeps::Inputs } else { Keeps::Activations };
         let num_lent = if spec.recompute && splits_backward { in_flight.split } else { 0 };
         let layers = |_| layout.layers.iter().map(|_| LayerSaved::new(&device, &layout, true)).collect();
+        let mut last = device.allocated_bytes();
+        let mut since = || {
+            let now = device.allocated_bytes();
+            now - std::mem::replace(&mut last, now)
+        };
+        let params = device.alloc(partition.padded_len);
+        let parameter_bytes = since();
+        let grads = device.alloc(partition.padded_len);
+        let gradient_bytes = since();
+        let slots = (0..in_flight.micro_batches).map(|_| Slot::new(&device, &layout, keeps, splits_backward)).collect();
+        let evaluation = Slot::new(&device, &layout, Keeps::Nothing, false);
+        let work = LayerSaved::new(&device, &layout, false);
+        let lent = (0..num_lent).map(layers).collect();
+        let activation_bytes = since();
+        let scratch = Scratch::new(&device, &layout);
         let mut rope = device.alloc(layout.attention.seq * layout.attention.head_dim);
         device.write(rope.all_mut(), &layout.rope_table());
         device.reserve(layout.products, layout.largest_operands());
         Stage {
-            params: device.alloc(partition.padded_len),
-            grads: device.alloc(partition.padded_len),
+            params,
+            grads,
             rope,
-            scratch: Scratch::new(&device, &layout),
-            slots: (0..in_flight.micro_batches).map(|_| Slot::new(&device, &layout, keeps, splits_backward)).collect(),
-            evaluation: Slot::new(&device, &layout, Keeps::Nothing, false),
-            work: LayerSaved::new(&device, &layout, false),
-            lent: (0..num_lent).map(layers).collect(),
+            allocated: Allocated { parameter_bytes, gradient_bytes, activation_bytes, scratch_bytes: since() },
+            scratch,
+            slots,
+            evaluation,
+            work,
+            lent,
             in_flight,
             prob_sums: vec![0.0; layout.experts],
             layout,
@@ -219,6 +245,10 @@ impl<D: Device> Stage<D> {
     /// f32 elements that go between stages, `B * S * d`.
     pub fn activation_len(&self) -> usize {
         self.layout.tokens() * self.layout.d
+    }
+    /// What [`Stage::new`] allocated.
+    pub fn allocated(&self) -> Allocated {
+        self.allocated
     }
     /// Micro-batches that may be in flight.
     pub fn in_flight(&self) -> InFlight {

@@ -14,6 +14,7 @@ use toroid_torus::pipeline::Pipeline;
 
 use super::Environment;
 use super::holders::Holders;
+use super::memory;
 use super::prepare::{Groups, PrepareError};
 use super::replay::Kept;
 use crate::checkpoint::Storage;
@@ -70,9 +71,12 @@ impl<D: Device + Clone> Parts<D> {
         let pipeline = pipeline_of(spec, rank);
         let stage = Stage::new(device.clone(), spec, &spec.shape, place, &partition, pipeline.in_flight());
         let (position, len) = (shard_position(&spec.shape, place.dp), partition.shard_len);
+        let before = device.allocated_bytes();
         let shard = Shard::alloc(device, Arc::clone(&partition), position * len..(position + 1) * len);
         let holders = Holders::new(device, spec, rank, None);
         let kept = holders.as_ref().filter(|h| h.kept.is_some()).map(|_| Kept::new(device, &shard));
+        let optimizer_bytes = device.allocated_bytes() - before;
+        tracing::info!("memory: {}", memory::report(spec, rank, stage.allocated(), optimizer_bytes));
         let activation = stage.activation_len();
         let buffers = Buffers {
             inputs: vec![0; spec.batch.micro_batch * spec.model.seq],
@@ -139,7 +143,10 @@ impl<D: Device + Clone> Room<D> {
             data_digest: tokens.digest(),
             tokens,
             storage: Arc::new(Storage::open(checkpoint_root).map_err(PrepareError::Open)?),
-            parts: Parts::new(device, spec, rank),
+            parts: {
+                memory::make_room(device, spec, rank)?;
+                Parts::new(device, spec, rank)
+            },
         })
     }
 

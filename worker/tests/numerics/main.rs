@@ -6,6 +6,7 @@
 
 mod compile;
 mod emulator;
+mod memory;
 mod ops;
 mod parallel;
 mod reference;

@@ -130,11 +130,6 @@ impl Gpu {
         Ok(gpu)
     }
 
-    /// As the driver has it.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// Bytes of its memory that are free, and all of them.
     pub fn memory(&self) -> (usize, usize) {
         self.enter();
@@ -219,6 +214,14 @@ impl Runtime for Gpu {
         let library = self.library.as_ref().map_or(0, Library::version);
         let name = self.name.to_lowercase().replace(' ', "-");
         format!("cuda-{name}-sm{}-driver-{}-cublaslt-{library}", self.capability, self.driver_version)
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn free_bytes(&self) -> usize {
+        self.memory().0
     }
 
     fn alloc(&self, bytes: usize) -> DevicePtr {

@@ -4,6 +4,7 @@
 //!   ops       the operations: shapes to launches          runtime   what they need of a driver, as a trait
 //!   gpu       the driver, through cudarc                   products  cuBLASLt
 //!   compile   kernels/*.cu by NVRTC, cached on disk         kernels   their sources and names
+//!   arena     which parts of a block of memory are taken
 //! ```
 //!
 //! All libraries are loaded when the program runs: it builds and starts where there is none, and [`Gpu::open`] says what is missing.
@@ -12,7 +13,8 @@
 //!   cuBLASLt, in shared memory in own kernels. Attention has no tf32 of its own: it is in f32 there. Sums, softmax, norms, the router and the optimizer stay f32.
 //! - **D-1** holds: no float atomics; sums over blocks are parts that a second kernel adds in order; cuBLASLt may not split sums in
 //!   ways that depend on timing, and chooses by shape and alignment alone.
-//! - **D-2** holds: the scratch is sized before the first step.
+//! - **D-2** holds: scratch, staging and one block for all buffers of a place are there before its first step ([`Device::make_room`]). What is
+//!   allocated beyond, while shards are split anew, comes from the driver.
 //! - The host waits only for a read, never for the number of tokens that an expert got: `offsets` stay on the device.
 //! - One stream: everything runs in the order of the calls. Operations lock the scratch, so threads may share a device.
 //!
@@ -22,10 +24,12 @@
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Buffer, Products, View, ViewMut};
+use super::{Buffer, NoRoom, Products, RoomFor, View, ViewMut};
 
+mod arena;
 pub mod compile;
 mod gpu;
 pub mod kernels;
@@ -36,6 +40,7 @@ pub mod runtime;
 pub use gpu::{CudaError, Gpu, count};
 pub use runtime::{Arg, Launch, Runtime};
 
+use arena::Arena;
 use runtime::DevicePtr;
 
 /// Bytes of workspace that cuBLASLt may use; NVIDIA's advice for Hopper.
@@ -43,6 +48,9 @@ const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// Parts of scratch and allocations start at multiples of this many bytes.
 const ALIGNMENT: usize = 256;
+
+/// Buffers of a place that are counted at their exact length take up to [`ALIGNMENT`] more each.
+const MOST_BUFFERS: usize = 16 * 1024;
 
 /// A GPU. Clones share it.
 pub struct CudaDevice<R: Runtime = Gpu> {
@@ -58,6 +66,9 @@ impl<R: Runtime> Clone for CudaDevice<R> {
 /// What buffers keep alive.
 struct Shared<R: Runtime> {
     scratch: Mutex<Block>,
+    arena: Mutex<Arena>,
+    /// Bytes of buffers and scratch so far.
+    allocated: AtomicU64,
     staging: Mutex<Vec<Staging>>,
     runtime: R,
 }
@@ -89,6 +100,17 @@ impl<R: Runtime> Drop for Shared<R> {
             // SAFETY: made by `alloc`, and no operation runs.
             unsafe { self.runtime.free(scratch.ptr) };
         }
+        self.free_unused();
+    }
+}
+
+impl<R: Runtime> Shared<R> {
+    /// Gives the blocks back of which no buffer has a part.
+    fn free_unused(&self) {
+        for ptr in lock(&self.arena).remove_unused() {
+            // SAFETY: made by `alloc`, and nothing of it is in anybody's hands.
+            unsafe { self.runtime.free(ptr) };
+        }
     }
 }
 
@@ -108,8 +130,10 @@ pub struct DeviceBuf<T, R: Runtime> {
 impl<T, R: Runtime> Drop for DeviceBuf<T, R> {
     fn drop(&mut self) {
         if self.len > 0 {
-            // SAFETY: made by `alloc`, and whoever could use it borrowed `self`.
-            unsafe { self.shared.runtime.free(self.ptr) };
+            if !lock(&self.shared.arena).give(self.ptr, self.len * size_of::<T>()) {
+                // SAFETY: made by `alloc`, and whoever could use it borrowed `self`.
+                unsafe { self.shared.runtime.free(self.ptr) };
+            }
         }
     }
 }
@@ -176,7 +200,8 @@ fn narrow(n: usize) -> u32 {
 impl<R: Runtime> CudaDevice<R> {
     pub fn new(runtime: R) -> CudaDevice<R> {
         let scratch = Mutex::new(Block { ptr: 0, bytes: 0 });
-        let shared = Shared { scratch, staging: Mutex::new(Vec::new()), runtime };
+        let (arena, allocated) = (Mutex::default(), AtomicU64::new(0));
+        let shared = Shared { scratch, arena, allocated, staging: Mutex::new(Vec::new()), runtime };
         CudaDevice { shared: Arc::new(shared) }
     }
 
@@ -185,8 +210,41 @@ impl<R: Runtime> CudaDevice<R> {
     }
 
     fn buffer<T>(&self, len: usize) -> DeviceBuf<T, R> {
-        let ptr = if len == 0 { 0 } else { self.shared.runtime.alloc(len * size_of::<T>()) };
+        let ptr = if len == 0 { 0 } else { self.zeros(len * size_of::<T>()) };
         DeviceBuf { ptr, len, shared: Arc::clone(&self.shared), element: PhantomData }
+    }
+
+    fn zeros(&self, bytes: usize) -> DevicePtr {
+        self.shared.allocated.fetch_add(bytes as u64, Ordering::Relaxed);
+        let Some(ptr) = lock(&self.shared.arena).take(bytes) else { return self.shared.runtime.alloc(bytes) };
+        // SAFETY: as many bytes were taken.
+        unsafe { self.shared.runtime.zero(ptr, bytes) };
+        ptr
+    }
+
+    /// Bytes of scratch for operations on operands of so many elements.
+    fn reserved(products: Products, operands: usize) -> [usize; 3] {
+        let copies = if products == Products::Bf16 { 2 * operands } else { 0 };
+        [WORKSPACE_BYTES, copies, ALIGNMENT]
+    }
+
+    /// One block for all buffers, scratch and pinned memory of a place.
+    fn make_room_for(&self, room: &RoomFor) -> Result<(), NoRoom> {
+        let (runtime, buffers) = (&self.shared.runtime, room.buffer_bytes as usize + MOST_BUFFERS * ALIGNMENT);
+        let scratch: usize = Self::reserved(room.products, room.operands).iter().sum();
+        if !lock(&self.shared.arena).has(buffers) {
+            self.shared.free_unused();
+            let (needed, free) =
+                (buffers + scratch.saturating_sub(lock(&self.shared.scratch).bytes), runtime.free_bytes());
+            if needed > free {
+                return Err(NoRoom { device: runtime.name().into(), needed: needed as u64, free: free as u64 });
+            }
+            lock(&self.shared.arena).add(runtime.alloc(buffers), buffers);
+        }
+        drop(self.scratch(&Self::reserved(room.products, room.operands)));
+        let staging: Vec<Staging> = room.staging_bytes.iter().map(|b| self.take_staging(*b as usize)).collect();
+        staging.into_iter().for_each(|staging| self.put_staging(staging));
+        Ok(())
     }
 
     /// Scratch for pieces of these many bytes. [`Device::reserve`](super::Device::reserve) sizes it before the first step; it grows
@@ -201,6 +259,7 @@ impl<R: Runtime> CudaDevice<R> {
                 *block = Block { ptr: 0, bytes: 0 };
             }
             *block = Block { ptr: self.shared.runtime.alloc(bytes), bytes };
+            self.shared.allocated.fetch_add(bytes as u64, Ordering::Relaxed);
         }
         Scratch { block, used: 0 }
     }

@@ -203,6 +203,14 @@ impl<R: Runtime> Device for CudaDevice<R> {
         format!("{}-kernels-{}", self.shared.runtime.fingerprint(), kernels::digest())
     }
 
+    fn make_room(&self, room: &RoomFor) -> Result<(), NoRoom> {
+        self.make_room_for(room)
+    }
+
+    fn allocated_bytes(&self) -> u64 {
+        self.shared.allocated.load(Ordering::Relaxed)
+    }
+
     fn alloc(&self, len: usize) -> CudaBuf<R> {
         self.buffer(len)
     }
@@ -340,8 +348,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
     }
 
     fn reserve(&self, products: Products, operands: usize) {
-        let copies = if products == Products::Bf16 { 2 * operands } else { 0 };
-        drop(self.scratch(&[WORKSPACE_BYTES, copies, ALIGNMENT]));
+        drop(self.scratch(&Self::reserved(products, operands)));
     }
 
     fn matmul(

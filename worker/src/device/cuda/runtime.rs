@@ -73,6 +73,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// What decides the bits of a result besides the kernels' source.
     fn fingerprint(&self) -> String;
 
+    /// As people call it.
+    fn name(&self) -> &str;
+
+    /// Bytes of the device's memory that are free.
+    fn free_bytes(&self) -> usize;
+
     /// `bytes` zeros, aligned to 256 bytes.
     fn alloc(&self, bytes: usize) -> DevicePtr;
 

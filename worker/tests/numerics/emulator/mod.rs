@@ -94,6 +94,8 @@ pub struct Emulator {
     allocations: Mutex<BTreeMap<DevicePtr, usize>>,
     /// Threads and blocks run from the last to the first.
     backwards: bool,
+    /// Bytes of memory; 0: as many as anybody wants.
+    total_bytes: usize,
 }
 
 pub fn device() -> CudaDevice<Emulator> {
@@ -105,11 +107,21 @@ pub fn backwards() -> CudaDevice<Emulator> {
     CudaDevice::new(Emulator { backwards: true, ..Emulator::default() })
 }
 
+/// A GPU with so many bytes of memory.
+pub fn with_memory(total_bytes: usize) -> CudaDevice<Emulator> {
+    CudaDevice::new(Emulator { total_bytes, ..Emulator::default() })
+}
+
 fn layout(bytes: usize) -> Layout {
     Layout::from_size_align(bytes + 2 * GUARD, 256).expect("a size that exists")
 }
 
 impl Emulator {
+    /// Allocations that are in use, of the device and of pinned memory.
+    pub fn num_allocations(&self) -> usize {
+        self.allocations.lock().expect("nobody panicked").len()
+    }
+
     /// Panics unless `bytes` at `ptr` lie inside of one allocation.
     fn check(&self, ptr: DevicePtr, bytes: usize) {
         let allocations = self.allocations.lock().expect("nobody panicked");
@@ -122,6 +134,15 @@ impl Emulator {
 impl Runtime for Emulator {
     fn fingerprint(&self) -> String {
         "emulator".into()
+    }
+
+    fn name(&self) -> &str {
+        "the emulator"
+    }
+
+    fn free_bytes(&self) -> usize {
+        let used: usize = self.allocations.lock().expect("nobody panicked").values().sum();
+        if self.total_bytes == 0 { usize::MAX } else { self.total_bytes.saturating_sub(used) }
     }
 
     fn alloc(&self, bytes: usize) -> DevicePtr {
