@@ -10,4 +10,5 @@ mod memory;
 mod ops;
 mod parallel;
 mod reference;
+mod streams;
 mod support;

@@ -117,8 +117,7 @@ impl<R: Runtime> CudaDevice<R> {
         self.launch("sum_parts", per_block(parts, THREADS), &args);
         self.launch("sum_final", per_block(1, THREADS), &[parts_at, Arg::Ptr(sum_at), Arg::U64(parts as u64)]);
         let mut sum = [0; 8];
-        // SAFETY: `sum_at` has 8 bytes.
-        unsafe { self.shared.runtime.download(sum_at, &mut sum) };
+        self.download(sum_at, &mut sum);
         f64::from_le_bytes(sum)
     }
 
@@ -221,44 +220,37 @@ impl<R: Runtime> Device for CudaDevice<R> {
 
     fn read(&self, x: View<'_, CudaBuf<R>>, out: &mut [f32]) {
         assert_eq!(x.len, out.len(), "length of what is read");
-        // SAFETY: the view has as many elements.
-        unsafe { self.shared.runtime.download(x.ptr(), bytemuck::cast_slice_mut(out)) };
+        self.download(x.ptr(), bytemuck::cast_slice_mut(out));
     }
 
     fn write(&self, x: ViewMut<'_, CudaBuf<R>>, values: &[f32]) {
         assert_eq!(x.len, values.len(), "length of what is written");
-        // SAFETY: the view has as many elements.
-        unsafe { self.shared.runtime.upload(bytemuck::cast_slice(values), x.ptr()) };
+        self.upload(bytemuck::cast_slice(values), x.ptr());
     }
 
     fn read_ids(&self, ids: &CudaIds<R>, out: &mut [u32]) {
         assert!(out.len() <= ids.len, "{} of {} ids", out.len(), ids.len);
-        // SAFETY: the ids are at least as many.
-        unsafe { self.shared.runtime.download(ids.ptr, bytemuck::cast_slice_mut(out)) };
+        self.download(ids.ptr, bytemuck::cast_slice_mut(out));
     }
 
     fn write_ids(&self, ids: &mut CudaIds<R>, values: &[u32]) {
         assert!(values.len() <= ids.len, "{} of {} ids", values.len(), ids.len);
-        // SAFETY: the ids are at least as many.
-        unsafe { self.shared.runtime.upload(bytemuck::cast_slice(values), ids.ptr) };
+        self.upload(bytemuck::cast_slice(values), ids.ptr);
     }
 
     fn with_host<T>(&self, x: View<'_, CudaBuf<R>>, f: impl FnOnce(&[f32]) -> T) -> T {
         let mut staging = self.take_staging(x.len * size_of::<f32>());
-        let host = staging.as_mut_slice(x.len);
-        self.read(x, host);
-        let result = f(host);
+        self.fetch(x.ptr(), &mut staging, x.len * size_of::<f32>());
+        let result = f(staging.as_mut_slice(x.len));
         self.put_staging(staging);
         result
     }
 
     fn with_host_mut<T>(&self, x: ViewMut<'_, CudaBuf<R>>, f: impl FnOnce(&mut [f32]) -> T) -> T {
         let mut staging = self.take_staging(x.len * size_of::<f32>());
-        let host = staging.as_mut_slice(x.len);
-        self.read(View { buf: &*x.buf, start: x.start, len: x.len }, host);
-        let result = f(host);
-        self.write(x, host);
-        self.put_staging(staging);
+        self.fetch(x.ptr(), &mut staging, x.len * size_of::<f32>());
+        let result = f(staging.as_mut_slice(x.len));
+        self.send(staging, x.ptr(), x.len * size_of::<f32>());
         result
     }
 
@@ -301,8 +293,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         // SAFETY: `flag` has 4 bytes.
         unsafe { self.shared.runtime.zero(flag, 4) };
         self.launch("not_finite", flat(x.len), &[x.arg(), Arg::Ptr(flag), Arg::U64(x.len as u64)]);
-        // SAFETY: as above.
-        unsafe { self.shared.runtime.download(flag, &mut found) };
+        self.download(flag, &mut found);
         found == [0; 4]
     }
 
@@ -315,8 +306,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         let blocks = x.len.div_ceil(2 * THREADS as usize).min(MOST_DIGEST_BLOCKS);
         let args = [x.arg(), Arg::Ptr(sums), Arg::U32(salt), Arg::U64(x.len as u64)];
         self.launch("digest", per_block(blocks, THREADS), &args);
-        // SAFETY: as above.
-        unsafe { self.shared.runtime.download(sums, &mut found) };
+        self.download(sums, &mut found);
         Digest::from_bytes(found)
     }
 
