@@ -27,7 +27,7 @@ mkdir -p "$bundle"
 put numerics "$(built numerics test test --release -p toroid-worker --features gpu --test numerics --no-run)"
 put bench_gpu "$(built bench_gpu example build --release -p toroid-worker --example bench_gpu)"
 put toroid "$(built toroid bin build --release --bin toroid)"
-cp scripts/gpu_check.sh "$bundle/"
+cp scripts/gpu_check.sh bench/peers/moe.py bench/peers/bench_gpu.py "$bundle/"
 # A text to train on.
 git ls-files '*.rs' '*.md' '*.cu' | xargs cat >"$bundle/text.txt"
 echo "$bundle is complete; on the machine with the GPU: $(basename "$bundle")/gpu_check.sh"

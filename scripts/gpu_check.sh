@@ -6,7 +6,7 @@
 #   tests   every operation, the model against its reference, equal runs with equal bits
 #   sanitize  the operations again under compute-sanitizer, for races and accesses outside of memory; not part of all
 #   kills   eight workers on one GPU at tp 2, pp 2, dp 2, killed one by one; the end is compared to the bit with an undisturbed run
-#   bench   each kernel against its floor, tokens/s of preset 1b in bf16
+#   bench   each kernel against its floor, tokens/s of preset 1b in bf16; the same model in PyTorch where python3 has it
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 part=${1:-all}
@@ -18,7 +18,7 @@ all | tests | sanitize | kills | bench) ;;
     ;;
 esac
 
-for needed in numerics bench_gpu toroid text.txt; do
+for needed in numerics bench_gpu toroid text.txt moe.py bench_gpu.py; do
     [ -e "$here/$needed" ] || { echo "gpu_check: $here/$needed is missing; make gpu-bundle makes the folder" >&2; exit 1; }
 done
 work=$(mktemp -d)
@@ -26,6 +26,8 @@ trap 'rm -rf "$work"' EXIT
 wants() { [ "$part" = all ] || [ "$part" = "$1" ]; }
 
 date -u
+# Without a GPU that works this says in one line what is missing.
+"$here/bench_gpu" --probe
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || true
 
 if wants tests; then
@@ -64,5 +66,11 @@ fi
 if wants bench; then
     echo "== bench"
     "$here/bench_gpu" 1b bf16
+    if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
+        echo "== bench, the same model in PyTorch"
+        python3 "$here/bench_gpu.py" 1b
+    else
+        echo "python3 has no PyTorch with CUDA here: nothing to compare with"
+    fi
 fi
 echo "gpu_check: $part passed"

@@ -62,13 +62,14 @@ fn products(text: &str) -> Result<Products, String> {
     match text {
         "f32" => Ok(Products::F32),
         "bf16" => Ok(Products::Bf16),
-        _ => Err("expected f32 or bf16".into()),
+        _ => Err("expected f32 or bf16 (tf32 is f32 on a CPU)".into()),
     }
 }
 
 fn name(products: Products) -> &'static str {
     match products {
         Products::F32 => "f32",
+        Products::Tf32 => "tf32",
         Products::Bf16 => "bf16",
     }
 }

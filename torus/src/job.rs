@@ -26,6 +26,9 @@ pub struct JobSpec {
     /// Manifests of before there was a choice have none.
     #[serde(default)]
     pub products: Products,
+    /// A stage keeps what goes into the halves of each layer and computes the other activations again before a backward.
+    #[serde(default)]
+    pub recompute: bool,
     /// A safetensors file or a folder of them with the initial weights; drawn from the seed where it is `None`.
     pub init_from: Option<PathBuf>,
     /// A checkpoint folder (`.../step-<n>`) of any job of the same model to go on from.
@@ -45,11 +48,13 @@ pub struct JobSpec {
 }
 
 /// How the operands of matrix products are rounded; sums are in f32 always. The router's products are not affected: they are f32.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Products {
     #[default]
     F32,
+    /// To tf32, 10 bits of mantissa, where the device has such products and is faster for it; a CPU has not and multiplies f32.
+    Tf32,
     /// To bf16, to nearest, ties to even.
     Bf16,
 }
@@ -184,6 +189,7 @@ struct File {
     seed: u64,
     exact: bool,
     products: Products,
+    recompute: bool,
     init_from: Option<PathBuf>,
     resume_from: Option<String>,
     shape: ShapeFile,
@@ -352,6 +358,7 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
         seed: file.seed,
         exact: file.exact,
         products: file.products,
+        recompute: file.recompute,
         init_from: file.init_from,
         resume_from: file.resume_from,
         shape,
@@ -541,6 +548,7 @@ struct Written<'a> {
     seed: u64,
     exact: bool,
     products: Products,
+    recompute: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     init_from: &'a Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -577,6 +585,7 @@ impl<'a> From<&'a JobSpec> for Written<'a> {
             seed: s.seed,
             exact: s.exact,
             products: s.products,
+            recompute: s.recompute,
             init_from: &s.init_from,
             resume_from: &s.resume_from,
             shape: s.shape,

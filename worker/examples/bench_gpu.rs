@@ -1,7 +1,8 @@
 //! A GPU against its limits: what it copies and multiplies at most, each kernel's time over its floor, and whole steps.
 //!
 //! ```text
-//! cargo run --release -p toroid-worker --example bench_gpu -- [preset] [f32|bf16] [steps]
+//! cargo run --release -p toroid-worker --example bench_gpu -- [preset] [f32|tf32|bf16] [steps]
+//! cargo run --release -p toroid-worker --example bench_gpu -- --probe      only whether there is a GPU that works, and which
 //! ```
 //!
 //! The *floor* of a kernel is the larger of its bytes (each input read once, each output written once) over the measured copy bandwidth,
@@ -14,7 +15,8 @@ use std::time::Instant;
 use toroid_torus::geometry::Place;
 use toroid_torus::job::{self, JobSpec};
 use toroid_torus::partition::{self, Partition};
-use toroid_worker::device::cuda::CudaBuf;
+use toroid_torus::pipeline::InFlight;
+use toroid_worker::device::cuda::{CudaBuf, Runtime};
 use toroid_worker::device::{
     AdamW, AttentionDims, Buffer, CudaDevice, Device, Groups, Mat, MatMut, Products, RouterLoss, Routing, TOP_K, Turn,
 };
@@ -34,13 +36,18 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    let open = || CudaDevice::open(0, &std::env::temp_dir().join("toroid-gpu-check"));
+    if args.first().is_some_and(|arg| arg == "--probe") {
+        println!("{}", open()?.fingerprint());
+        return Ok(());
+    }
     let preset = args.first().map_or("1b", String::as_str);
     let products = args.get(1).map_or("bf16", String::as_str);
-    let steps: usize = args.get(2).map_or(Ok(5), |t| t.parse())?;
+    let steps = args.get(2).map_or(Ok(5), |t| t.parse::<std::num::NonZeroUsize>().map(Into::into))?;
     let text = format!("preset = \"{preset}\"\nsteps = 1000\nproducts = \"{products}\"\n[data]\npath = \"none\"\n");
     let spec = job::parse(&text)?;
     partition::check(&spec.model, &spec.shape)?;
-    let device = CudaDevice::open(0, &std::env::temp_dir().join("toroid-gpu-check"))?;
+    let device = open()?;
     println!("{}\n{}", device.runtime().name(), device.fingerprint());
     let bench = Bench::new(device.clone(), spec.products);
     println!(
@@ -293,7 +300,8 @@ fn initial_values(partition: &Partition) -> Vec<f32> {
 fn whole_steps(device: &CudaDevice, spec: JobSpec, preset: &str, steps: usize, flops_per_s: f64) {
     let place = Place { tp: 0, pp: 0, dp: 0 };
     let partition = partition::partition(&spec.model, &spec.shape, 0, 0);
-    let mut stage = Stage::new(device.clone(), &spec, &spec.shape, place, &partition, 1);
+    let mut stage =
+        Stage::new(device.clone(), &spec, &spec.shape, place, &partition, InFlight { micro_batches: 1, split: 0 });
     device.write(stage.params_mut().all_mut(), &initial_values(&partition));
     let [mut gradients, mut m, mut v] = [0; 3].map(|_| device.alloc(partition.padded_len));
     let (num, tokens) = (spec.batch.num_micro_batches, spec.batch.micro_batch * spec.model.seq);

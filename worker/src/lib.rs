@@ -33,6 +33,7 @@ use toroid_proto::{BUILD_VERSION, PROTOCOL_VERSION, Register};
 use comm::{CommError, LinkChoice, Listener};
 use control::{Control, ControlError, JobFence};
 use device::choice::{DeviceError, Selected};
+use device::cuda::Runtime;
 use device::{Choice, Device};
 use session::Session;
 use trace::Trace;

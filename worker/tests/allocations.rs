@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use toroid_torus::geometry::Place;
 use toroid_torus::job::{self, Products};
 use toroid_torus::partition::partition;
+use toroid_torus::pipeline::InFlight;
 use toroid_worker::device::{Buffer, CpuDevice, Device};
 use toroid_worker::model::{Alone, Input, Stage};
 use toroid_worker::optim::{HostShard, Shard, UpdateAt};
@@ -44,7 +45,8 @@ fn allocations(threads: usize, products: Products) -> (usize, usize) {
     let partition = Arc::new(partition(&spec.model, &spec.shape, 0, 0));
     let device = CpuDevice::new(threads);
     let place = Place { tp: 0, pp: 0, dp: 0 };
-    let mut stage = Stage::new(device.clone(), &spec, &spec.shape, place, &partition, 1);
+    let mut stage =
+        Stage::new(device.clone(), &spec, &spec.shape, place, &partition, InFlight { micro_batches: 1, split: 0 });
     let mut state = HostShard::zeros(partition.padded_len);
     state.param.iter_mut().enumerate().for_each(|(i, p)| *p = ((i * 7919) % 1000) as f32 / 1e4 - 0.05);
     let mut shard = Shard::alloc(&device, Arc::clone(&partition), 0..partition.padded_len);

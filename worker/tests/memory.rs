@@ -46,10 +46,10 @@ fn a_stage_allocates_what_the_plan_says() {
     let machine =
         Machine { flops: 1e9, memory_bytes_per_s: 1e9, tp_bytes_per_s: 1e9, link_bytes_per_s: 1e9, latency_s: 0.0 };
     let failures = Failures { mtbf_s: 1e8, detect_s: 5.0, restore_s: 120.0 };
-    for (tp, pp, schedule) in
-        [(1, 1, "1f1b"), (1, 2, "1f1b"), (1, 2, "zero-bubble"), (2, 4, "1f1b"), (2, 4, "zero-bubble")]
-    {
-        let keys = format!("shape = {{ tp = {tp}, pp = {pp} }}\npipeline.schedule = '{schedule}'");
+    let shapes = [(1, 1, "1f1b"), (1, 2, "1f1b"), (1, 2, "zero-bubble"), (2, 4, "1f1b"), (2, 4, "zero-bubble")];
+    for ((tp, pp, schedule), recompute) in shapes.into_iter().flat_map(|s| [(s, false), (s, true)]) {
+        let keys =
+            format!("recompute = {recompute}\nshape = {{ tp = {tp}, pp = {pp} }}\npipeline.schedule = '{schedule}'");
         let spec = job::parse(&format!("steps = 1\ndata.path = 'text'\n{keys}")).expect("a job");
         let plan = plan(&spec, &machine, &failures);
         let tokens = (spec.batch.micro_batch * spec.model.seq) as u64;
@@ -61,7 +61,7 @@ fn a_stage_allocates_what_the_plan_says() {
             let partition = partition(&spec.model, &spec.shape, 0, memory.stage);
             let pipeline = spec.pipeline.schedule.stage(memory.stage, pp, spec.batch.num_micro_batches);
             let before = IN_USE.load(Ordering::Relaxed);
-            let stage = Stage::new(device, &spec, &spec.shape, place, &partition, pipeline.max_in_flight());
+            let stage = Stage::new(device, &spec, &spec.shape, place, &partition, pipeline.in_flight());
             let found = (IN_USE.load(Ordering::Relaxed) - before) as f64;
             let expected = planned(memory, host_bytes) as f64;
             let off = (found - expected).abs() / expected;

@@ -79,18 +79,36 @@ impl Pipeline {
 
     /// The most forwards whose activations are kept at the same time.
     pub fn max_in_flight(&self) -> usize {
-        let mut kept = BTreeSet::new();
+        self.most_between(Pass::Forward)
+    }
+
+    /// What a stage needs room for.
+    pub fn in_flight(&self) -> InFlight {
+        InFlight { micro_batches: self.max_in_flight().max(1), split: self.most_between(Pass::BackwardInput) }
+    }
+
+    /// The most micro-batches at a time for which `from` has run, and the end of their backward has not.
+    fn most_between(&self, from: Pass) -> usize {
+        let mut open = BTreeSet::new();
         let mut most = 0;
         for Action { pass, micro_batch, chunk } in self.actions() {
             match pass {
-                Pass::Forward => kept.insert((micro_batch, chunk)),
-                Pass::Backward | Pass::BackwardWeight => kept.remove(&(micro_batch, chunk)),
-                Pass::BackwardInput => false,
+                Pass::Backward | Pass::BackwardWeight => open.remove(&(micro_batch, chunk)),
+                pass => *pass == from && open.insert((micro_batch, chunk)),
             };
-            most = most.max(kept.len());
+            most = most.max(open.len());
         }
         most
     }
+}
+
+/// Micro-batches of a stage at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InFlight {
+    /// Between their forward and the end of their backward, at least 1.
+    pub micro_batches: usize,
+    /// Of these, between the two parts of their backward.
+    pub split: usize,
 }
 
 /// A rule that gives every stage its order.
@@ -247,6 +265,9 @@ mod tests {
         let last = "F0 I0 F1 I1 F2 I2 F3 I3 W0 F4 I4 W1 F5 I5 W2 F6 I6 W3 F7 I7 W4 W5 W6 W7";
         check(Schedule::ZeroBubble, (3, 4, 8), last, 4);
         check(Schedule::ZeroBubble, (1, 2, 1), "F0 I0 W0", 1);
+        let split = |stage| Schedule::ZeroBubble.stage(stage, 4, 8).in_flight().split;
+        assert_eq!([0, 1, 2, 3].map(split), [1, 2, 3, 4], "the weights lag by the stages before");
+        assert_eq!(Schedule::OneFOneB.stage(0, 4, 8).in_flight(), InFlight { micro_batches: 4, split: 0 });
     }
 
     /// Device 4 of figure 4 of Narayanan et al. (2021), whose micro-batches are counted from 1.

@@ -37,6 +37,8 @@ pub struct Memory {
     pub replay: u64,
     /// What lives for one operation, host buffers of transfers and sums.
     pub scratch: u64,
+    /// Of the scratch, what is in host memory whatever the device.
+    pub host: u64,
     /// Buffers of the connections to other workers: the TP group within the host, all others elsewhere.
     pub links: u64,
 }
@@ -44,6 +46,16 @@ pub struct Memory {
 impl Memory {
     pub fn total(&self) -> u64 {
         self.parts().iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// What the device itself has to hold.
+    pub fn device_bytes(&self) -> u64 {
+        self.total() - self.host - self.links
+    }
+
+    /// Master weights and moments, the copy of another's, and what a replay needs.
+    pub fn optimizer(&self) -> u64 {
+        self.shard + self.second_shard + self.replay
     }
 
     /// Each part by its name, in the order in which it is printed.
@@ -61,6 +73,11 @@ impl Memory {
     }
 }
 
+/// Of a stage of the job, with as many micro-batches as the largest replica takes.
+pub fn memory_of_stage(spec: &JobSpec, stage: usize) -> Memory {
+    of_stage(spec, &Dims::new(spec), spec.pipeline.schedule, stage, super::micro_batches(spec))
+}
+
 /// `m` micro-batches a step.
 pub(super) fn of_stage(spec: &JobSpec, dims: &Dims, schedule: Schedule, stage: usize, m: usize) -> Memory {
     let shape = &spec.shape;
@@ -70,18 +87,23 @@ pub(super) fn of_stage(spec: &JobSpec, dims: &Dims, schedule: Schedule, stage: u
     let second_shard = guarded.map_or(0, |len| (STATE_BYTES + 4) * len);
     let replayed = guarded.filter(|_| spec.fault_tolerance.replay);
     let replay = replayed.map_or(0, |len| (STATE_BYTES + 4) * (len + own.shard_len as u64));
-    let in_flight = schedule.stage(stage, shape.pp(), m).max_in_flight().max(1);
-    let splits_backward = schedule == Schedule::ZeroBubble;
+    let in_flight = schedule.stage(stage, shape.pp(), m).in_flight();
+    let keeps =
+        if spec.recompute { Keeps::Inputs } else { Keeps::Activations { splits_backward: in_flight.split > 0 } };
     let activations = if schedule.num_chunks() == 1 {
         let part = Part::of(&spec.model, shape.pp(), stage);
-        in_flight as u64 * slot_bytes(dims, &part, splits_backward) + evaluation_bytes(dims, &part)
+        // Between the two parts of a backward everything is kept.
+        let lent = if spec.recompute { in_flight.split * part.layers.len() } else { 0 };
+        let lent_bytes = 4 * (lent * (layer_elements(dims) + kept_elements(dims))) as u64;
+        in_flight.micro_batches as u64 * slot_bytes(dims, &part, keeps) + lent_bytes + evaluation_bytes(dims, &part)
     } else {
         // The chunks in flight are of any kind: as if all were as large as the largest.
         let num = shape.pp() * schedule.num_chunks();
         let chunks = (0..schedule.num_chunks()).map(|c| Part::of(&spec.model, num, c * shape.pp() + stage));
-        let sizes: Vec<u64> = chunks.map(|part| slot_bytes(dims, &part, false)).collect();
-        in_flight as u64 * sizes.iter().max().copied().unwrap_or(0)
+        let sizes: Vec<u64> = chunks.map(|part| slot_bytes(dims, &part, keeps)).collect();
+        in_flight.micro_batches as u64 * sizes.iter().max().copied().unwrap_or(0)
     };
+    let host = host_bytes(spec, dims, &own);
     let within_host = shape.tp() as u64 - 1;
     let elsewhere = shape.peers(rank).len() as u64 - within_host;
     Memory {
@@ -93,7 +115,8 @@ pub(super) fn of_stage(spec: &JobSpec, dims: &Dims, schedule: Schedule, stage: u
         second_shard,
         replay,
         activations,
-        scratch: scratch_bytes(dims) + host_bytes(spec, dims, &own),
+        scratch: scratch_bytes(dims) + host,
+        host,
         links: SHARED_LINK_BYTES * within_host + STREAM_LINK_BYTES * elsewhere,
     }
 }
@@ -128,14 +151,28 @@ fn ends_elements(dims: &Dims, part: &Part, num_x: usize) -> usize {
     n + num_x * n * dims.d + head
 }
 
+/// What is kept of a layer between forward and backward.
+#[derive(Debug, Clone, Copy)]
+enum Keeps {
+    Activations {
+        splits_backward: bool,
+    },
+    /// What goes into its second half, beside the residual stream that goes into its first.
+    Inputs,
+}
+
 /// Bytes of one micro-batch in flight.
-pub(super) fn slot_bytes(dims: &Dims, part: &Part, splits_backward: bool) -> u64 {
+fn slot_bytes(dims: &Dims, part: &Part, keeps: Keeps) -> u64 {
     let layers = part.layers.len();
-    let of_layer = layer_elements(dims) + if splits_backward { kept_elements(dims) } else { 0 };
+    let of_layer = match keeps {
+        Keeps::Activations { splits_backward: false } => layer_elements(dims),
+        Keeps::Activations { splits_backward: true } => layer_elements(dims) + kept_elements(dims),
+        Keeps::Inputs => dims.tokens() * dims.d,
+    };
     4 * (layers * of_layer + ends_elements(dims, part, layers + 1)) as u64
 }
 
-/// An evaluation keeps one layer and two points of the residual stream.
+/// An evaluation keeps one layer and two points of the residual stream. Layers whose activations are computed again take turns in that one.
 fn evaluation_bytes(dims: &Dims, part: &Part) -> u64 {
     4 * (layer_elements(dims) + ends_elements(dims, part, 2)) as u64
 }

@@ -22,7 +22,7 @@ use crate::job::JobSpec;
 use crate::pipeline::{Costs, Schedule, simulate};
 
 pub use goodput::{Failures, Goodput, daly};
-pub use memory::Memory;
+pub use memory::{Memory, memory_of_stage};
 pub use traffic::{Kind, Traffic};
 pub use work::Dims;
 
@@ -92,7 +92,7 @@ pub struct Plan {
 /// The plan of a job on workers that are as fast as `machine` and fail as `failures` says.
 pub fn plan(spec: &JobSpec, machine: &Machine, failures: &Failures) -> Plan {
     let (shape, dims) = (&spec.shape, Dims::new(spec));
-    let m = spec.batch.num_micro_batches.div_ceil(shape.dp());
+    let m = micro_batches(spec);
     let stages = |schedule: Schedule| -> Vec<Memory> {
         (0..shape.pp()).map(|stage| memory::of_stage(spec, &dims, schedule, stage, m)).collect()
     };
@@ -140,6 +140,11 @@ pub fn plan(spec: &JobSpec, machine: &Machine, failures: &Failures) -> Plan {
     }
 }
 
+/// Micro-batches of the largest replica.
+fn micro_batches(spec: &JobSpec) -> usize {
+    spec.batch.num_micro_batches.div_ceil(spec.shape.dp())
+}
+
 /// The job's schedule, and what else its stages allow.
 fn schedules(spec: &JobSpec) -> Vec<Schedule> {
     let mut all = vec![Schedule::OneFOneB, Schedule::ZeroBubble];
@@ -154,7 +159,7 @@ fn costs(spec: &JobSpec, dims: &Dims, chunks: usize, machine: &Machine) -> Vec<C
     let num = spec.shape.pp() * chunks;
     let of_virtual_stage = |v| {
         let part = work::Part::of(&spec.model, num, v);
-        let Costs { forward, backward_input, backward_weight } = work::of_part(dims, &part);
+        let Costs { forward, backward_input, backward_weight } = work::of_part(dims, &part, spec.recompute);
         let sum = traffic::tp_sum_s(spec, dims, machine);
         Costs {
             forward: forward / machine.flops + part.num_forward_sums() as f64 * sum,

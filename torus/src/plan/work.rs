@@ -97,14 +97,22 @@ fn layer_weights(dims: &Dims) -> f64 {
     attention as f64 + ((TOP_K + 1) * expert) as f64 / dims.tp as f64 + (dims.d * dims.experts) as f64
 }
 
-/// Operations of one micro-batch.
-pub(super) fn of_part(dims: &Dims, part: &Part) -> Costs {
+/// Weights of the matrices whose products with the activations are made again before a backward: all of a forward's but the last of each half.
+fn recomputed_weights(dims: &Dims) -> f64 {
+    let expert = 2 * dims.d * dims.ff;
+    (dims.d * (dims.row_len() + dims.experts)) as f64 + ((TOP_K + 1) * expert) as f64 / dims.tp as f64
+}
+
+/// Operations of one micro-batch; `recompute`: activations are computed again.
+pub(super) fn of_part(dims: &Dims, part: &Part, recompute: bool) -> Costs {
     let layers = part.layers.len() as f64;
     let head = if part.has_head { (dims.d * dims.vocab) as f64 } else { 0.0 };
     let products = 2.0 * dims.tokens() as f64 * (layers * layer_weights(dims) + head);
     let square = (dims.seq * dims.seq) as f64;
     let attention = layers * 2.0 * (dims.batch * dims.out_len()) as f64 * square;
-    Costs { forward: products + attention, backward_input: products + 2.5 * attention, backward_weight: products }
+    let again = 2.0 * dims.tokens() as f64 * layers * recomputed_weights(dims) + attention;
+    let backward_input = products + 2.5 * attention + if recompute { again } else { 0.0 };
+    Costs { forward: products + attention, backward_input, backward_weight: products }
 }
 
 /// Operations of a step that the model itself needs: 6 a token and matrix element that it meets, and attention without what is made anew.

@@ -44,6 +44,14 @@ fn memory_is_what_one_counts_by_hand() {
     let zero_bubble = &planned(&format!("pipeline.schedule = 'zero-bubble'\n{CUBE}")).memory;
     assert_eq!(zero_bubble[0].activations, 4 * (2 * (slot + kept) + evaluation));
     assert!(zero_bubble[1].activations > memory[1].activations + 4 * slot, "the last stage has two in flight, too");
+    // Recomputing keeps 128 a token and layer, and all of those between the two parts of a backward: one in the first stage, two in the last.
+    let (inputs, all) = (2 * 512 * 128, 2 * layer + kept);
+    let ends = slot - 2 * layer;
+    let recompute = &planned(&format!("recompute = true\n{CUBE}")).memory;
+    assert_eq!(recompute[0].activations, 4 * (2 * (inputs + ends) + evaluation));
+    let both = &planned(&format!("recompute = true\npipeline.schedule = 'zero-bubble'\n{CUBE}")).memory;
+    assert_eq!(both[0].activations, 4 * (2 * (inputs + ends) + all + evaluation));
+    assert!(both[1].activations > recompute[1].activations + 4 * 2 * all);
     assert_eq!(memory[0].replay, 2 * 16 * 526_848 / 2);
     // One neighbour within the host, two more in the row, one in the column.
     assert_eq!(memory[0].links, (4 << 20) + 3 * (512 << 10));

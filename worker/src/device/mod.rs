@@ -17,7 +17,7 @@
 //! - **D-3 accumulation.** Gradients of parameters are *added* to their output (`+=`); every other output is
 //!   overwritten unless its documentation says `+=`.
 //!
-//! Products round their operands as [`Products`] says and add up in f32. Wrong shapes are bugs and panic. Deliberately absent:
+//! Products round their operands as [`Products`] says and add up in f32; a device without tf32 products multiplies f32. Wrong shapes are bugs and panic. Deliberately absent:
 //! errors, autograd, buffers of dtypes other than f32, and shapes at run time.
 
 use std::ops::{Deref, Range};
@@ -244,6 +244,27 @@ pub struct RouterLoss {
     pub balance: f32,
 }
 
+/// What a place needs of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoomFor {
+    /// Of all buffers together.
+    pub buffer_bytes: u64,
+    pub products: Products,
+    /// As in [`Device::reserve`].
+    pub operands: usize,
+    /// Of each view that is shown to the host at the same time as others.
+    pub staging_bytes: [u64; 2],
+}
+
+/// A device has not as much memory as a place needs.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{needed} bytes of the memory of {device} are needed, {free} are free")]
+pub struct NoRoom {
+    pub device: String,
+    pub needed: u64,
+    pub free: u64,
+}
+
 /// One AdamW update. `bias1 = 1 - beta1^(t+1)`, `bias2 = 1 - beta2^(t+1)` for update `t = 0, 1, ...`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
@@ -276,6 +297,13 @@ pub trait Device: Send + Sync + Sized + 'static {
 
     // ------------------------------------------------------------ storage
 
+    /// Takes all memory at once that a place needs, before its first step, or says that it is not there. A CPU does not know: the system gives
+    /// pages when they are first touched.
+    fn make_room(&self, _room: &RoomFor) -> Result<(), NoRoom> {
+        Ok(())
+    }
+    /// Bytes that were allocated so far, those that are free again included: the difference says what came in between.
+    fn allocated_bytes(&self) -> u64;
     /// `len` zeros.
     fn alloc(&self, len: usize) -> Self::Buf;
     /// `len` zeros.

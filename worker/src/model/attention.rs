@@ -33,6 +33,22 @@ impl<D: Device> Saved<D> {
     }
 }
 
+/// From `x (N, d)` to all that the backward needs. It is the same bits whenever it runs, and sums nothing over the TP group.
+pub(super) fn activations<D: Device, T>(
+    context: &mut Context<'_, D, T>,
+    ranges: &LayerRanges,
+    saved: &mut Saved<D>,
+    x: &D::Buf,
+) {
+    let Context { device, layout, params, rope, .. } = context;
+    let (tokens, dims) = (layout.tokens(), &layout.attention);
+    let weight = |range: &std::ops::Range<usize>| params.view(range.clone());
+    device.rms_norm(layout.norm_eps, x.all(), weight(&ranges.norm1), saved.h.all_mut(), saved.inv_rms.all_mut());
+    linear(*device, layout.products, tokens, saved.h.all(), weight(&ranges.wqkv), saved.qkv.all_mut());
+    device.rope(dims, Turn::Forward, rope.all(), saved.qkv.all_mut());
+    device.attention(layout.products, dims, saved.qkv.all(), saved.out.all_mut(), saved.lse.all_mut());
+}
+
 /// `x, x_mid (N, d)`
 pub(super) fn forward<D: Device, T: TpComm>(
     context: &mut Context<'_, D, T>,
@@ -41,16 +57,11 @@ pub(super) fn forward<D: Device, T: TpComm>(
     x: &D::Buf,
     x_mid: &mut D::Buf,
 ) -> Result<(), T::Error> {
-    let Context { device, layout, params, rope, scratch, tp } = context;
-    let (tokens, dims) = (layout.tokens(), &layout.attention);
-    let weight = |range: &std::ops::Range<usize>| params.view(range.clone());
-    device.rms_norm(layout.norm_eps, x.all(), weight(&ranges.norm1), saved.h.all_mut(), saved.inv_rms.all_mut());
-    linear(*device, layout.products, tokens, saved.h.all(), weight(&ranges.wqkv), saved.qkv.all_mut());
-    device.rope(dims, Turn::Forward, rope.all(), saved.qkv.all_mut());
+    activations(context, ranges, saved, x);
+    let Context { device, layout, params, scratch, tp, .. } = context;
     tp.progress()?;
-    device.attention(layout.products, dims, saved.qkv.all(), saved.out.all_mut(), saved.lse.all_mut());
-    tp.progress()?;
-    linear(*device, layout.products, tokens, saved.out.all(), weight(&ranges.wo), scratch.partial.all_mut());
+    let wo = params.view(ranges.wo.clone());
+    linear(*device, layout.products, layout.tokens(), saved.out.all(), wo, scratch.partial.all_mut());
     sum_over_tp(*device, &mut scratch.partial, *tp)?;
     device.add(x.all(), scratch.partial.all(), x_mid.all_mut());
     Ok(())

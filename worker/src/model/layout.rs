@@ -158,6 +158,11 @@ impl Layout {
     }
 }
 
+/// Elements of both operands of the largest product of a place of this job, the experts' apart.
+pub fn largest_operands(spec: &JobSpec, place: Place, partition: &Partition) -> usize {
+    Layout::new(spec, &spec.shape, place, partition).largest_operands()
+}
+
 fn need(partition: &Partition, tensor: &str) -> Range<usize> {
     let slice = partition.slice(tensor).unwrap_or_else(|| panic!("the partition of this stage lacks `{tensor}`"));
     slice.offset..slice.offset + slice.len

@@ -57,14 +57,10 @@ impl<D: Device> Saved<D> {
     }
 }
 
-/// From `saved.x` to `x_out (N, d)`.
-pub(super) fn forward<D: Device, T: TpComm>(
-    context: &mut Context<'_, D, T>,
-    ranges: &LayerRanges,
-    saved: &mut Saved<D>,
-    x_out: &mut D::Buf,
-) -> Result<(), T::Error> {
-    let Context { device, layout, params, scratch, tp, .. } = context;
+/// From `saved.x` to all that the backward needs. It is the same bits whenever it runs, the experts that tokens go to included, and sums
+/// nothing over the TP group.
+pub(super) fn activations<D: Device, T>(context: &mut Context<'_, D, T>, ranges: &LayerRanges, saved: &mut Saved<D>) {
+    let Context { device, layout, params, scratch, .. } = context;
     let tokens = layout.tokens();
     let weight = |range: &std::ops::Range<usize>| params.view(range.clone());
     let Saved { x, inv_rms, h, routing, groups, gate_up, shared_gate_up } = saved;
@@ -72,8 +68,24 @@ pub(super) fn forward<D: Device, T: TpComm>(
     linear(*device, Products::F32, tokens, h.all(), weight(&ranges.router), scratch.logits.all_mut());
     device.route(scratch.logits.all(), routing);
     device.group(routing, groups);
-
     linear(*device, layout.products, tokens, h.all(), weight(&ranges.shared13), shared_gate_up.all_mut());
+    device.gather_rows(groups, h.all(), scratch.rows.all_mut());
+    device.grouped_matmul(layout.products, groups, scratch.rows.all(), weight(&ranges.w13), gate_up.all_mut());
+}
+
+/// From `saved.x` to `x_out (N, d)`.
+pub(super) fn forward<D: Device, T: TpComm>(
+    context: &mut Context<'_, D, T>,
+    ranges: &LayerRanges,
+    saved: &mut Saved<D>,
+    x_out: &mut D::Buf,
+) -> Result<(), T::Error> {
+    activations(context, ranges, saved);
+    let Context { device, layout, params, scratch, tp, .. } = context;
+    tp.progress()?;
+    let tokens = layout.tokens();
+    let weight = |range: &std::ops::Range<usize>| params.view(range.clone());
+    let Saved { x, routing, groups, gate_up, shared_gate_up, .. } = saved;
     device.swiglu(layout.ff_local, shared_gate_up.all(), scratch.shared_act.all_mut());
     linear(
         *device,
@@ -83,10 +95,6 @@ pub(super) fn forward<D: Device, T: TpComm>(
         weight(&ranges.shared2),
         scratch.partial.all_mut(),
     );
-
-    tp.progress()?;
-    device.gather_rows(groups, h.all(), scratch.rows.all_mut());
-    device.grouped_matmul(layout.products, groups, scratch.rows.all(), weight(&ranges.w13), gate_up.all_mut());
     tp.progress()?;
     device.routed_swiglu(groups, routing, gate_up.all(), scratch.act.all_mut());
     device.grouped_matmul(layout.products, groups, scratch.act.all(), weight(&ranges.w2), scratch.rows_out.all_mut());

@@ -3,7 +3,7 @@
 use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::job::JobSpec;
 use toroid_torus::partition::Partition;
-use toroid_torus::pipeline::Schedule;
+use toroid_torus::pipeline::{InFlight, Schedule};
 
 use crate::device::{Buffer, Device, View};
 
@@ -43,7 +43,7 @@ pub struct MicroBatchStats {
     pub balance: f64,
 }
 
-/// One layer's activations.
+/// One layer's activations: a slot's own, or those of the layer that is at work.
 struct LayerSaved<D: Device> {
     attention: attention::Saved<D>,
     moe: moe::Saved<D>,
@@ -59,14 +59,39 @@ enum State {
     BackwardInput,
 }
 
-/// The activations of one micro-batch. Layer `l` uses `layers[l % layers.len()]`, reads `x[l % x.len()]` and writes the
-/// next: a slot for evaluation has one layer and two `x`.
+impl<D: Device> LayerSaved<D> {
+    fn new(device: &D, layout: &Layout, splits_backward: bool) -> LayerSaved<D> {
+        LayerSaved {
+            attention: attention::Saved::new(device, layout),
+            moe: moe::Saved::new(device, layout),
+            kept: splits_backward.then(|| (attention::Kept::new(device, layout), moe::Kept::new(device, layout))),
+        }
+    }
+}
+
+/// What a slot keeps of a micro-batch between its forward and its backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keeps {
+    /// All that the backward needs.
+    Activations,
+    /// What goes into the two halves of each layer; the rest is computed again (Chen et al., "Training deep nets with sublinear memory
+    /// cost"). Both came out of sums over the TP group, so none is made again (M-2), nor are the products before them.
+    Inputs,
+    /// Nothing: an evaluation.
+    Nothing,
+}
+
+/// The activations of one micro-batch. Layer `l` reads `x[l % x.len()]` and writes the next: a slot for evaluation has two `x`. A layer that
+/// has no activations here uses those of the stage's `work`.
 struct Slot<D: Device> {
     state: State,
     /// `(N)`: input of the first stage.
     tokens: D::Ids,
     /// `(N, d)` each: the residual stream between layers.
     x: Vec<D::Buf>,
+    /// `(N, d)` each: what goes into the second half of a layer. [`Keeps::Inputs`].
+    mids: Vec<D::Buf>,
+    /// By layer. With [`Keeps::Inputs`] only between the two parts of a split backward, lent by the stage.
     layers: Vec<LayerSaved<D>>,
     /// On the last stage.
     head: Option<head::Saved<D>>,
@@ -77,17 +102,16 @@ struct Slot<D: Device> {
 }
 
 impl<D: Device> Slot<D> {
-    fn new(device: &D, layout: &Layout, num_layers: usize, splits_backward: bool) -> Slot<D> {
-        let layer = |_| LayerSaved {
-            attention: attention::Saved::new(device, layout),
-            moe: moe::Saved::new(device, layout),
-            kept: splits_backward.then(|| (attention::Kept::new(device, layout), moe::Kept::new(device, layout))),
-        };
+    fn new(device: &D, layout: &Layout, keeps: Keeps, splits_backward: bool) -> Slot<D> {
+        let num_layers = layout.layers.len();
+        let residual = |num: usize| (0..num).map(|_| device.alloc(layout.tokens() * layout.d)).collect();
+        let layer = |_| LayerSaved::new(device, layout, splits_backward);
         Slot {
             state: State::Free,
             tokens: device.alloc_ids(layout.tokens()),
-            x: (0..=num_layers).map(|_| device.alloc(layout.tokens() * layout.d)).collect(),
-            layers: (0..num_layers).map(layer).collect(),
+            x: residual(if keeps == Keeps::Nothing { 2 } else { num_layers + 1 }),
+            mids: residual(if keeps == Keeps::Inputs { num_layers } else { 0 }),
+            layers: (0..if keeps == Keeps::Activations { num_layers } else { 0 }).map(layer).collect(),
             head: layout.head.as_ref().map(|_| head::Saved::new(device, layout)),
             counts: vec![0; layout.layers.len() * layout.experts],
             router: vec![RouterStats::default(); layout.layers.len()],
@@ -95,17 +119,26 @@ impl<D: Device> Slot<D> {
     }
 
     /// Takes the router's losses and the assignments of layer `l` from the device.
-    fn read_stats(&mut self, layout: &Layout, device: &D, l: usize, prob_sums: &mut [f32]) {
+    fn read_stats(&mut self, layout: &Layout, device: &D, l: usize, work: &LayerSaved<D>, prob_sums: &mut [f32]) {
         let counts = &mut self.counts[l * layout.experts..(l + 1) * layout.experts];
-        self.router[l] = self.layers[l % self.layers.len()].moe.stats(device, counts, prob_sums);
+        self.router[l] = self.layers.get(l).unwrap_or(work).moe.stats(device, counts, prob_sums);
     }
 
     /// Input and output of layer `l`.
-    fn x_of(&mut self, l: usize) -> (&D::Buf, &mut D::Buf, &mut LayerSaved<D>) {
-        let (input, output, layer) = (l % self.x.len(), (l + 1) % self.x.len(), l % self.layers.len());
-        let [input, output] = self.x.get_disjoint_mut([input, output]).expect("a slot has at least two x");
-        (input, output, &mut self.layers[layer])
+    fn x_of(x: &mut [D::Buf], l: usize) -> (&D::Buf, &mut D::Buf) {
+        let (input, output) = (l % x.len(), (l + 1) % x.len());
+        let [input, output] = x.get_disjoint_mut([input, output]).expect("a slot has at least two x");
+        (input, output)
     }
+}
+
+/// Bytes that a stage allocated on its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allocated {
+    pub parameter_bytes: u64,
+    pub gradient_bytes: u64,
+    pub activation_bytes: u64,
+    pub scratch_bytes: u64,
 }
 
 /// The layers of one (tp, pp) place: parameters, gradients, and the activations of the micro-batches in flight.
@@ -125,38 +158,65 @@ pub struct Stage<D: Device> {
     /// `(seq, head_dim)`
     rope: D::Buf,
     scratch: Scratch<D>,
-    /// `max_in_flight` of them.
+    in_flight: InFlight,
+    allocated: Allocated,
+    /// `in_flight.micro_batches` of them.
     slots: Vec<Slot<D>>,
     evaluation: Slot<D>,
+    /// Of the layer that is at work, where its slot does not keep it.
+    work: LayerSaved<D>,
+    /// By layer each: for slots that keep inputs only, between the two parts of a split backward. `in_flight.split` of them, less those
+    /// that are lent.
+    lent: Vec<Vec<LayerSaved<D>>>,
     /// `(E)`, host scratch.
     prob_sums: Vec<f32>,
 }
 
 impl<D: Device> Stage<D> {
-    /// A stage with all parameters 0. `partition` is that of `place`; up to `max_in_flight` micro-batches are between
-    /// their forward and the end of their backward at a time. The job's schedule says whether backwards are split.
+    /// A stage with all parameters 0. `partition` is that of `place`; the job's schedule says whether backwards are split.
     pub fn new(
         device: D,
         spec: &JobSpec,
         shape: &Shape,
         place: Place,
         partition: &Partition,
-        max_in_flight: usize,
+        in_flight: InFlight,
     ) -> Stage<D> {
-        assert!(max_in_flight > 0, "a stage needs room for at least one micro-batch");
+        assert!(in_flight.micro_batches > 0, "a stage needs room for at least one micro-batch");
         let layout = Layout::new(spec, shape, place, partition);
         let splits_backward = spec.pipeline.schedule == Schedule::ZeroBubble;
-        let slot = |num_layers, splits_backward| Slot::new(&device, &layout, num_layers, splits_backward);
+        let keeps = if spec.recompute { Keeps::Inputs } else { Keeps::Activations };
+        let num_lent = if spec.recompute && splits_backward { in_flight.split } else { 0 };
+        let layers = |_| layout.layers.iter().map(|_| LayerSaved::new(&device, &layout, true)).collect();
+        let mut last = device.allocated_bytes();
+        let mut since = || {
+            let now = device.allocated_bytes();
+            now - std::mem::replace(&mut last, now)
+        };
+        let params = device.alloc(partition.padded_len);
+        let parameter_bytes = since();
+        let grads = device.alloc(partition.padded_len);
+        let gradient_bytes = since();
+        let slots = (0..in_flight.micro_batches).map(|_| Slot::new(&device, &layout, keeps, splits_backward)).collect();
+        let evaluation = Slot::new(&device, &layout, Keeps::Nothing, false);
+        let work = LayerSaved::new(&device, &layout, false);
+        let lent = (0..num_lent).map(layers).collect();
+        let activation_bytes = since();
+        let scratch = Scratch::new(&device, &layout);
         let mut rope = device.alloc(layout.attention.seq * layout.attention.head_dim);
         device.write(rope.all_mut(), &layout.rope_table());
         device.reserve(layout.products, layout.largest_operands());
         Stage {
-            params: device.alloc(partition.padded_len),
-            grads: device.alloc(partition.padded_len),
+            params,
+            grads,
             rope,
-            scratch: Scratch::new(&device, &layout),
-            slots: (0..max_in_flight).map(|_| slot(layout.layers.len(), splits_backward)).collect(),
-            evaluation: slot(1, false),
+            allocated: Allocated { parameter_bytes, gradient_bytes, activation_bytes, scratch_bytes: since() },
+            scratch,
+            slots,
+            evaluation,
+            work,
+            lent,
+            in_flight,
             prob_sums: vec![0.0; layout.experts],
             layout,
             device,
@@ -187,9 +247,13 @@ impl<D: Device> Stage<D> {
     pub fn activation_len(&self) -> usize {
         self.layout.tokens() * self.layout.d
     }
+    /// What [`Stage::new`] allocated.
+    pub fn allocated(&self) -> Allocated {
+        self.allocated
+    }
     /// Micro-batches that may be in flight.
-    pub fn num_slots(&self) -> usize {
-        self.slots.len()
+    pub fn in_flight(&self) -> InFlight {
+        self.in_flight
     }
     /// The embedding is here.
     pub fn is_first(&self) -> bool {
@@ -245,11 +309,11 @@ impl<D: Device> Stage<D> {
         output: Option<&mut [f32]>,
         watch: &mut impl Watch<D, T>,
     ) -> Result<MicroBatchStats, T::Error> {
-        let Stage { device, layout, params, rope, scratch, slots, prob_sums, .. } = self;
+        let Stage { device, layout, params, rope, scratch, slots, work, prob_sums, .. } = self;
         let slot = &mut slots[slot];
         assert_eq!(slot.state, State::Free, "the slot's micro-batch has not had its backward");
         let mut context = Context { device, layout, params, rope, scratch, tp };
-        let ce = slot_forward(&mut context, slot, prob_sums, input, targets, output, watch)?;
+        let ce = slot_forward(&mut context, slot, work, prob_sums, input, targets, output, watch)?;
         slot.state = State::Forward;
         let (z, balance) = slot.router.iter().fold((0.0, 0.0), |(z, b), s| (z + s.z, b + s.balance));
         Ok(MicroBatchStats { ce: ce / layout.tokens() as f64, z, balance })
@@ -268,9 +332,9 @@ impl<D: Device> Stage<D> {
         tp: &mut T,
         output: Option<&mut [f32]>,
     ) -> Result<f64, T::Error> {
-        let Stage { device, layout, params, rope, scratch, evaluation, prob_sums, .. } = self;
+        let Stage { device, layout, params, rope, scratch, evaluation, work, prob_sums, .. } = self;
         let mut context = Context { device, layout, params, rope, scratch, tp };
-        slot_forward(&mut context, evaluation, prob_sums, input, targets, output, &mut Unwatched)
+        slot_forward(&mut context, evaluation, work, prob_sums, input, targets, output, &mut Unwatched)
     }
 
     /// Backward of the micro-batch in `slot`, which is then free: adds to the gradients. `scale` multiplies every term
@@ -342,7 +406,7 @@ impl<D: Device> Stage<D> {
         tp: &mut T,
         watch: &mut impl Watch<D, T>,
     ) -> Result<(), T::Error> {
-        let Stage { device, layout, params, grads, rope, scratch, slots, .. } = self;
+        let Stage { device, layout, params, grads, rope, scratch, slots, lent, .. } = self;
         let slot = &mut slots[slot];
         assert_eq!(slot.state, State::BackwardInput, "the first part of the slot's backward has not run");
         slot.state = State::Free;
@@ -361,7 +425,9 @@ impl<D: Device> Stage<D> {
             attention::backward_weight(&mut context, ranges, attention, grads);
             watch.after_grads(context.tp, grads, ranges.attention().start)?;
         }
-        watch.after_grads(context.tp, grads, 0)
+        let done = watch.after_grads(context.tp, grads, 0);
+        give_back(slot, lent);
+        done
     }
 
     fn backward_part<T: TpComm>(
@@ -374,12 +440,15 @@ impl<D: Device> Stage<D> {
         grad_input: Option<&mut [f32]>,
         watch: &mut impl Watch<D, T>,
     ) -> Result<(), T::Error> {
-        let Stage { device, layout, params, grads, rope, scratch, slots, .. } = self;
+        let Stage { device, layout, params, grads, rope, scratch, slots, work, lent, .. } = self;
         let slot = &mut slots[slot];
         assert_eq!(slot.state, State::Forward, "the slot holds no micro-batch whose backward may run");
         slot.state = State::Free;
         let mut context = Context { device, layout, params, rope, scratch, tp };
-        slot_backward(&mut context, slot, part, scale, grad_output, grads, watch)?;
+        if part == Part::Input && slot.layers.is_empty() {
+            slot.layers = lent.pop().expect("as many as the schedule has between the two parts of their backward");
+        }
+        slot_backward(&mut context, slot, work, part, scale, grad_output, grads, watch)?;
         if part == Part::Input {
             slot.state = State::BackwardInput;
         }
@@ -397,7 +466,17 @@ impl<D: Device> Stage<D> {
 
     /// Gives up all micro-batches in flight, as after a TP group's error.
     pub fn clear_slots(&mut self) {
-        self.slots.iter_mut().for_each(|slot| slot.state = State::Free);
+        for slot in &mut self.slots {
+            slot.state = State::Free;
+            give_back(slot, &mut self.lent);
+        }
+    }
+}
+
+/// A slot that keeps inputs only needs the rest no longer.
+fn give_back<D: Device>(slot: &mut Slot<D>, lent: &mut Vec<Vec<LayerSaved<D>>>) {
+    if !slot.mids.is_empty() && !slot.layers.is_empty() {
+        lent.push(std::mem::take(&mut slot.layers));
     }
 }
 
@@ -405,6 +484,7 @@ impl<D: Device> Stage<D> {
 fn slot_forward<D: Device, T: TpComm>(
     context: &mut Context<'_, D, T>,
     slot: &mut Slot<D>,
+    work: &mut LayerSaved<D>,
     prob_sums: &mut [f32],
     input: Input<'_>,
     targets: Option<&[u32]>,
@@ -418,19 +498,23 @@ fn slot_forward<D: Device, T: TpComm>(
     }
     slot_input(context, slot, input)?;
     for (l, ranges) in layout.layers.iter().enumerate() {
-        let (x, x_out, saved) = slot.x_of(l);
+        let (x, x_out) = Slot::<D>::x_of(&mut slot.x, l);
+        let saved = slot.layers.get_mut(l).unwrap_or(work);
         watch.before_params(context.tp, context.params, ranges.attention())?;
         attention::forward(context, ranges, &mut saved.attention, x, &mut saved.moe.x)?;
         watch.before_params(context.tp, context.params, ranges.moe())?;
         moe::forward(context, ranges, &mut saved.moe, x_out)?;
-        if slot.layers.len() < layout.layers.len() {
+        if let Some(mid) = slot.mids.get_mut(l) {
+            std::mem::swap(mid, &mut saved.moe.x);
+        }
+        if slot.layers.is_empty() {
             // The next layer takes this one's place.
-            slot.read_stats(layout, device, l, prob_sums);
+            slot.read_stats(layout, device, l, work, prob_sums);
         }
     }
-    if slot.layers.len() == layout.layers.len() {
+    if !slot.layers.is_empty() {
         // All at once: a read waits for the device.
-        (0..layout.layers.len()).for_each(|l| slot.read_stats(layout, device, l, prob_sums));
+        (0..layout.layers.len()).for_each(|l| slot.read_stats(layout, device, l, work, prob_sums));
     }
     let x = &slot.x[layout.layers.len() % slot.x.len()];
     match (&layout.head, &mut slot.head, targets, output) {
@@ -497,6 +581,7 @@ const NOT_SPLIT: &str = "the job's schedule does not split backwards";
 fn slot_backward<D: Device, T: TpComm>(
     context: &mut Context<'_, D, T>,
     slot: &mut Slot<D>,
+    work: &mut LayerSaved<D>,
     part: Part,
     scale: f32,
     grad_output: Option<&[f32]>,
@@ -504,10 +589,10 @@ fn slot_backward<D: Device, T: TpComm>(
     watch: &mut impl Watch<D, T>,
 ) -> Result<(), T::Error> {
     let (device, layout) = (context.device, context.layout);
-    let Slot { x, layers, head, .. } = slot;
+    let Slot { x, mids, layers, head, .. } = slot;
     match (&layout.head, head, grad_output) {
         (Some(ranges), Some(saved), None) => {
-            head::backward_input(context, ranges, saved, scale, &x[layers.len()], grads)?;
+            head::backward_input(context, ranges, saved, scale, &x[layout.layers.len()], grads)?;
             if part == Part::Whole {
                 head::backward_weight(context, ranges, saved, grads);
                 watch.after_grads(context.tp, grads, ranges.all().start)?;
@@ -516,9 +601,15 @@ fn slot_backward<D: Device, T: TpComm>(
         (None, None, Some(grad_output)) => device.write(context.scratch.dx.all_mut(), grad_output),
         _ => panic!("a stage has either the head or a grad_output"),
     }
-    for ((ranges, saved), x) in layout.layers.iter().zip(layers).zip(x).rev() {
-        let LayerSaved { attention, moe, kept } = saved;
+    for (l, (ranges, x)) in layout.layers.iter().zip(x).enumerate().rev() {
+        let LayerSaved { attention, moe, kept } = layers.get_mut(l).unwrap_or(work);
         let mut kept = (part == Part::Input).then(|| kept.as_mut().expect(NOT_SPLIT));
+        let mid = mids.get_mut(l);
+        let recomputes = mid.is_some();
+        if let Some(mid) = mid {
+            std::mem::swap(mid, &mut moe.x);
+            moe::activations(context, ranges, moe);
+        }
         moe::backward_products(context, ranges, moe, scale);
         context.tp.progress()?;
         match &mut kept {
@@ -529,6 +620,9 @@ fn slot_backward<D: Device, T: TpComm>(
         moe::backward_norm(context, ranges, moe, grads)?;
         if part == Part::Whole {
             watch.after_grads(context.tp, grads, ranges.moe().start)?;
+        }
+        if recomputes {
+            attention::activations(context, ranges, attention, x);
         }
         attention::backward_products(context, ranges, attention);
         context.tp.progress()?;

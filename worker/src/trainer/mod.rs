@@ -13,6 +13,7 @@ mod evaluate;
 mod heal;
 mod holders;
 mod kill;
+pub mod memory;
 mod overlap;
 #[cfg(any(test, feature = "planted"))]
 mod planted;

@@ -15,6 +15,7 @@ use toroid_torus::pipeline::Pipeline;
 
 use super::evaluate::ValidationSums;
 use super::holders::Holders;
+use super::memory::MemoryError;
 use super::replay::{Kept, Sealed};
 use super::resplit::Earlier;
 use super::room::{Buffers, Parts, Room};
@@ -94,6 +95,8 @@ pub(super) struct Groups {
 pub enum PrepareError {
     #[error("cannot run this job: {0}")]
     Job(#[from] JobError),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     #[error("cannot prepare the data: {0}")]
     Data(#[from] DataError),
     #[error("cannot load the initial weights: {0}")]

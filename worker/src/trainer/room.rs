@@ -14,6 +14,7 @@ use toroid_torus::pipeline::Pipeline;
 
 use super::Environment;
 use super::holders::Holders;
+use super::memory;
 use super::prepare::{Groups, PrepareError};
 use super::replay::Kept;
 use crate::checkpoint::Storage;
@@ -70,11 +71,14 @@ impl<D: Device + Clone> Parts<D> {
         let place = spec.shape.place(rank);
         let partition = Arc::new(partition(&spec.model, &spec.shape, place.tp, place.pp));
         let pipeline = pipeline_of(spec, rank);
-        let stage = Stage::new(device.clone(), spec, &spec.shape, place, &partition, num_slots(&pipeline));
+        let stage = Stage::new(device.clone(), spec, &spec.shape, place, &partition, pipeline.in_flight());
         let (position, len) = (shard_position(&spec.shape, place.dp), partition.shard_len);
+        let before = device.allocated_bytes();
         let shard = Shard::alloc(device, Arc::clone(&partition), position * len..(position + 1) * len);
         let holders = Holders::new(device, spec, rank, None);
         let kept = holders.as_ref().filter(|h| h.kept.is_some()).map(|_| Kept::new(device, &shard));
+        let optimizer_bytes = device.allocated_bytes() - before;
+        tracing::info!("memory: {}", memory::report(spec, rank, stage.allocated(), optimizer_bytes));
         let activation = stage.activation_len();
         let buffers = Buffers {
             inputs: vec![0; spec.batch.micro_batch * spec.model.seq],
@@ -104,11 +108,6 @@ impl<D: Device + Clone> Parts<D> {
 fn pipeline_of(spec: &JobSpec, rank: usize) -> Pipeline {
     let place = spec.shape.place(rank);
     spec.pipeline.schedule.stage(place.pp, spec.shape.pp(), spec.batch.of_replica(spec.shape.dp(), place.dp).len())
-}
-
-/// Micro-batches between their forward and their backward at a time.
-fn num_slots(pipeline: &Pipeline) -> usize {
-    pipeline.max_in_flight().max(1)
 }
 
 fn groups_of(spec: &JobSpec, rank: usize) -> Groups {
@@ -147,7 +146,10 @@ impl<D: Device + Clone> Room<D> {
             data_digest: tokens.digest(),
             tokens,
             storage: Arc::new(Storage::open(checkpoint_root).map_err(PrepareError::Open)?),
-            parts: Parts::new(device, spec, rank),
+            parts: {
+                memory::make_room(device, spec, rank)?;
+                Parts::new(device, spec, rank)
+            },
         })
     }
 
@@ -156,6 +158,6 @@ impl<D: Device + Clone> Room<D> {
         *self.spec == *spec
             && (own.tp, own.pp) == (place.tp, place.pp)
             && self.checkpoint_root == checkpoint_root
-            && self.parts.stage.num_slots() == num_slots(&pipeline_of(spec, rank))
+            && self.parts.stage.in_flight() == pipeline_of(spec, rank).in_flight()
     }
 }

@@ -181,7 +181,7 @@ impl<D: Device + Clone> Job<D> {
 
     /// Activations of micro-batch `i` lie in this slot of the stage until the end of its backward.
     fn slot(&self, i: usize) -> usize {
-        i % self.stage.num_slots()
+        i % self.stage.in_flight().micro_batches
     }
 
     /// Reads inputs and targets of micro-batch `i` of this replica (T-5).

@@ -91,8 +91,12 @@ fn every_kernel_compiles_and_does_not_spill() {
 #[test]
 fn an_error_shows_what_the_compiler_says() {
     load_nvrtc();
-    let bad =
-        Source { file: "bad.cu", text: "KERNEL broken(float* x) {\n    x[0] = nowhere;\n}\n", kernels: &["broken"] };
+    let bad = Source {
+        file: "bad.cu",
+        header: None,
+        text: "KERNEL broken(float* x) {\n    x[0] = nowhere;\n}\n",
+        kernels: &["broken"],
+    };
     let Err(error @ CompileError::Rejected { .. }) = compile::compile(&bad, "sm_90") else {
         panic!("a wrong source compiles");
     };

@@ -6,7 +6,9 @@
 
 mod compile;
 mod emulator;
+mod memory;
 mod ops;
 mod parallel;
 mod reference;
+mod streams;
 mod support;

@@ -17,6 +17,8 @@ struct Outcome {
     evaluation: f64,
     counts: Vec<u32>,
     grads: BTreeMap<String, Vec<f32>>,
+    /// Of each rank over its TP group.
+    num_sums: Vec<usize>,
 }
 
 /// What one place leaves. `router` is what it says of its layers.
@@ -76,21 +78,22 @@ fn run(spec: &JobSpec, tp: usize, pp: usize) -> Outcome {
 /// Runs every place of a shape and puts the whole tensors' gradients together.
 fn run_on<D: Device + Clone>(device: &D, spec: &JobSpec, tp: usize, pp: usize) -> Outcome {
     let shape = Shape::new(tp, pp, 1).expect("a valid shape");
-    let ranks: Vec<Vec<PlaceOutcome>> = std::thread::scope(|scope| {
+    let (ranks, num_sums): (Vec<Vec<PlaceOutcome>>, Vec<usize>) = std::thread::scope(|scope| {
         let run = |(rank, mut group): (usize, Threads)| {
             scope.spawn(move || {
-                if tp == 1 {
+                let outcomes = if tp == 1 {
                     run_rank(device, spec, &shape, rank, &mut Alone)
                 } else {
                     run_rank(device, spec, &shape, rank, &mut group)
-                }
+                };
+                (outcomes, group.num_sums())
             })
         };
         let threads: Vec<_> = Threads::group(tp).into_iter().enumerate().map(run).collect();
         threads.into_iter().map(|t| t.join().expect("a rank panicked")).collect()
     });
-    let mut outcome =
-        Outcome { stats: MicroBatchStats::default(), evaluation: 0.0, counts: Vec::new(), grads: BTreeMap::new() };
+    let stats = MicroBatchStats::default();
+    let mut outcome = Outcome { stats, evaluation: 0.0, counts: Vec::new(), grads: BTreeMap::new(), num_sums };
     for (pp, place) in ranks[0].iter().enumerate() {
         for other in &ranks[1..] {
             assert_eq!(other[pp].stats, place.stats, "TP ranks see the same losses (M-1)");
@@ -232,6 +235,19 @@ fn check_bf16<D: Device + Clone>(device: &D) {
     assert_ne!(found.0, exact.0, "nothing was rounded");
 }
 
+/// Activations that are computed again have the same bits, and no sum over the TP group is made again (M-2).
+fn check_recompute<D: Device + Clone>(device: &D, tp: usize, pp: usize) {
+    let run = |recompute| run_on(device, &JobSpec { recompute, ..spec(2) }, tp, pp);
+    let (kept, found) = (run(false), run(true));
+    assert_eq!((found.stats, found.evaluation), (kept.stats, kept.evaluation), "losses at tp {tp}, pp {pp}");
+    assert_eq!(
+        (found.counts, found.num_sums),
+        (kept.counts, kept.num_sums),
+        "assignments and sums at tp {tp}, pp {pp}"
+    );
+    assert!(found.grads == kept.grads, "gradients at tp {tp}, pp {pp}");
+}
+
 macro_rules! on_device {
     ($device:ident: $new:expr) => {
         mod $device {
@@ -243,6 +259,11 @@ macro_rules! on_device {
             #[test]
             fn tp_2_and_pp_2() {
                 super::check_split_on(&$new, 2, 2);
+            }
+
+            #[test]
+            fn activations_are_recomputed_to_the_same_bits() {
+                super::check_recompute(&$new, 2, 2);
             }
 
             #[test]
@@ -259,11 +280,19 @@ on_device!(cuda_emulated: crate::emulator::device());
 on_device!(gpu: crate::support::gpu());
 
 #[test]
+fn undivided_activations_are_recomputed_to_the_same_bits() {
+    check_recompute(&CpuDevice::new(1), 1, 1);
+}
+
+#[test]
 fn two_micro_batches_in_flight_do_not_mix() {
-    let spec = spec(2);
+    [false, true].into_iter().for_each(|recompute| check_in_flight(&JobSpec { recompute, ..spec(2) }));
+}
+
+fn check_in_flight(spec: &JobSpec) {
     let text = reference().text;
     let run = |in_flight: bool| {
-        let (mut stage, _) = whole(&spec, 1);
+        let (mut stage, _) = whole(spec, 1);
         let batches = [batch(&text, 0, 2), batch(&text, 2, 2)];
         let forward = |stage: &mut toroid_worker::model::Stage<_>, i: usize| {
             let (tokens, targets) = &batches[i];

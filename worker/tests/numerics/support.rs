@@ -7,6 +7,7 @@ use serde::Deserialize;
 use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::job::{self, JobSpec};
 use toroid_torus::partition::{self, Partition};
+use toroid_torus::pipeline::InFlight;
 use toroid_worker::device::{Buffer, CpuDevice, Device};
 use toroid_worker::model::{Alone, Input, MicroBatchStats, Stage, TpComm};
 
@@ -105,7 +106,7 @@ pub fn batch(text: &str, first: usize, num: usize) -> (Vec<u32>, Vec<u32>) {
 /// A stage of the reference's model with the formula weights.
 pub fn stage_on<D: Device + Clone>(device: &D, spec: &JobSpec, shape: &Shape, place: Place) -> (Stage<D>, Partition) {
     let partition = partition::partition(&spec.model, shape, place.tp, place.pp);
-    let mut stage = Stage::new(device.clone(), spec, shape, place, &partition, 2);
+    let mut stage = Stage::new(device.clone(), spec, shape, place, &partition, InFlight { micro_batches: 2, split: 2 });
     let params = formula_params(spec, &partition);
     let device = stage.device().clone();
     device.write(stage.params_mut().all_mut(), &params);
@@ -169,12 +170,18 @@ pub fn assert_close(what: &str, found: f64, expected: f64, tolerance: f64) {
 pub struct Threads {
     rank: usize,
     table: Arc<(Barrier, Vec<Mutex<Vec<f32>>>)>,
+    num_sums: usize,
 }
 
 impl Threads {
     pub fn group(size: usize) -> Vec<Threads> {
         let table = Arc::new((Barrier::new(size), (0..size).map(|_| Mutex::new(Vec::new())).collect()));
-        (0..size).map(|rank| Threads { rank, table: Arc::clone(&table) }).collect()
+        (0..size).map(|rank| Threads { rank, table: Arc::clone(&table), num_sums: 0 }).collect()
+    }
+
+    /// All-reduces so far.
+    pub fn num_sums(&self) -> usize {
+        self.num_sums
     }
 
     /// Shows every rank's `own` to `f`, in order.
@@ -198,6 +205,7 @@ impl TpComm for Threads {
         self.rank
     }
     fn all_reduce(&mut self, buf: &mut [f32]) -> Result<(), Self::Error> {
+        self.num_sums += 1;
         let own = buf.to_vec();
         buf.fill(0.0);
         self.exchange(&own, |_, part| buf.iter_mut().zip(part).for_each(|(a, b)| *a += b));

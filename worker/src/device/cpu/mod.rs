@@ -16,6 +16,7 @@
 
 use std::ops::{Deref, Range};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 
@@ -128,12 +129,13 @@ fn row_weight<'a>(groups: &'a Groups<CpuDevice>, routing: &'a Routing<CpuDevice>
 pub struct CpuDevice {
     pool: Arc<Pool>,
     isa: Isa,
+    allocated: Arc<AtomicU64>,
 }
 
 impl CpuDevice {
     /// A device with this many threads, at least 1. With one, everything runs on the caller's.
     pub fn new(threads: usize) -> CpuDevice {
-        CpuDevice { pool: Arc::new(Pool::new(threads)), isa: Isa::detect() }
+        CpuDevice { pool: Arc::new(Pool::new(threads)), isa: Isa::detect(), allocated: Arc::default() }
     }
 
     pub fn threads(&self) -> usize {
@@ -183,11 +185,17 @@ impl Device for CpuDevice {
         format!("cpu-{}-{isa}-toroid-{}-products-{}", std::env::consts::ARCH, env!("CARGO_PKG_VERSION"), self.probe())
     }
 
+    fn allocated_bytes(&self) -> u64 {
+        self.allocated.load(Ordering::Relaxed)
+    }
+
     fn alloc(&self, len: usize) -> HostBuf {
+        self.allocated.fetch_add(4 * len as u64, Ordering::Relaxed);
         HostBuf::zeros(len)
     }
 
     fn alloc_ids(&self, len: usize) -> Box<[u32]> {
+        self.allocated.fetch_add(4 * len as u64, Ordering::Relaxed);
         vec![0; len].into_boxed_slice()
     }
 

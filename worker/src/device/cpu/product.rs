@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   F32    AVX-512: `avx512`                       else the `gemm` crate
+//!   Tf32   as F32: no CPU has it
 //!   Bf16   AVX-512 with BF16: `avx512`             else the operands are rounded and go the way of F32
 //! ```
 //!
@@ -103,14 +104,16 @@ pub unsafe fn product(
     #[cfg(target_arch = "x86_64")]
     match (kernel.products, kernel.isa.has_avx512(), kernel.isa.has_bf16()) {
         // SAFETY: `check` keeps the operands inside of their slices, the machine has the instructions, the caller answers for `c`.
-        (Products::F32, true, _) => return unsafe { avx512::of_f32::product(alpha, a, b, beta, c, c_stride) },
+        (Products::F32 | Products::Tf32, true, _) => {
+            return unsafe { avx512::of_f32::product(alpha, a, b, beta, c, c_stride) };
+        }
         // SAFETY: as above.
         (Products::Bf16, true, true) => return unsafe { avx512::of_bf16::product(alpha, a, b, beta, c, c_stride) },
         _ => {}
     }
     // SAFETY: as above.
     match kernel.products {
-        Products::F32 => unsafe { portable(alpha, a, b, beta, c, c_stride) },
+        Products::F32 | Products::Tf32 => unsafe { portable(alpha, a, b, beta, c, c_stride) },
         Products::Bf16 => {
             let f32 = Kernel { products: Products::F32, ..kernel };
             // SAFETY: the rounded operands are as long as they say; the caller answers for `c`.

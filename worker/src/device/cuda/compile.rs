@@ -8,7 +8,7 @@ use std::path::Path;
 
 use cudarc::nvrtc::{result, sys};
 
-use super::kernels::{COMMON, Source};
+use super::kernels::Source;
 
 const DIGEST_BYTES: usize = 32;
 
@@ -82,8 +82,7 @@ impl Drop for Program {
 
 /// Compiles a source for `arch`, `sm_90` or `compute_90`.
 pub fn compile(source: &Source, arch: &str) -> Result<Compiled, CompileError> {
-    let text = format!("#line 1 \"common.cuh\"\n{COMMON}\n#line 1 \"{}\"\n{}", source.file, source.text);
-    let text = CString::new(text).expect("sources have no NUL");
+    let text = CString::new(source.translation_unit()).expect("sources have no NUL");
     let name = CString::new(source.file).expect("names have no NUL");
     let what = "make a program";
     let program = result::create_program(&text, Some(&name)).map_err(|error| CompileError::Nvrtc { what, error })?;
@@ -135,7 +134,9 @@ fn read(
 pub fn cached(source: &Source, arch: &str, driver: i32, cache: &Path) -> Result<Vec<u8>, CompileError> {
     let (major, minor) = version()?;
     let mut hasher = blake3::Hasher::new();
-    for part in [COMMON, source.text, &options(arch).join(" "), &format!("nvrtc {major}.{minor} driver {driver}")] {
+    for part in
+        [&source.translation_unit(), &options(arch).join(" "), &format!("nvrtc {major}.{minor} driver {driver}")]
+    {
         hasher.update(&(part.len() as u64).to_le_bytes());
         hasher.update(part.as_bytes());
     }

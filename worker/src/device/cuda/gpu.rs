@@ -13,7 +13,7 @@ use cudarc::driver::sys;
 use super::compile::{self, CompileError};
 use super::kernels::{SOURCES, Source};
 use super::products::{self, Library};
-use super::runtime::{Arg, DevicePtr, Launch, Product, Runtime};
+use super::runtime::{Arg, DevicePtr, Launch, Product, Runtime, Stream};
 use super::{ALIGNMENT, CudaDevice};
 
 /// Smallest compute capability: bf16 on tensor cores.
@@ -47,14 +47,15 @@ fn driver(what: impl Into<String>) -> impl FnOnce(DriverError) -> CudaError {
     move |error| CudaError::Driver { what, error }
 }
 
-/// One GPU, its context and its one stream.
+/// One GPU, its context and its two streams.
 pub struct Gpu {
     name: String,
     capability: i32,
     driver_version: i32,
     context: sys::CUcontext,
     device: sys::CUdevice,
-    stream: sys::CUstream,
+    compute: sys::CUstream,
+    copies: sys::CUstream,
     modules: Vec<sys::CUmodule>,
     kernels: BTreeMap<&'static str, sys::CUfunction>,
     /// `None` only while the GPU is let go.
@@ -118,21 +119,18 @@ impl Gpu {
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(driver("make a context on the GPU"))?;
         // SAFETY: the context was just retained.
         unsafe { result::ctx::set_current(context) }.map_err(driver("use the GPU's context"))?;
-        let stream =
-            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(driver("make a stream"))?;
+        let stream = || result::stream::create(result::stream::StreamKind::NonBlocking);
+        let compute = stream().map_err(driver("make a stream"))?;
+        let copies = stream().map_err(driver("make a stream"))?;
         let library = Some(Library::new()?);
         let (modules, kernels) = (Vec::new(), BTreeMap::new());
-        let mut gpu = Gpu { name, capability, driver_version, context, device, stream, modules, kernels, library };
+        let mut gpu =
+            Gpu { name, capability, driver_version, context, device, compute, copies, modules, kernels, library };
         let architecture = compile::architecture(capability)?;
         for (source, image) in images(&architecture, driver_version, cache)? {
             gpu.load(source, &image, most_shared)?;
         }
         Ok(gpu)
-    }
-
-    /// As the driver has it.
-    pub fn name(&self) -> &str {
-        &self.name
     }
 
     /// Bytes of its memory that are free, and all of them.
@@ -176,10 +174,11 @@ impl Gpu {
         result.unwrap_or_else(|error| panic!("the GPU {} cannot {what}: {error}", self.name))
     }
 
-    /// Waits for all that was launched.
-    fn wait(&self, what: &str) {
-        // SAFETY: the stream lives as long as `self`.
-        self.check(what, unsafe { result::stream::synchronize(self.stream) });
+    fn stream(&self, stream: Stream) -> sys::CUstream {
+        match stream {
+            Stream::Compute => self.compute,
+            Stream::Copy => self.copies,
+        }
     }
 
     /// Milliseconds on the device between the start and the end of what `f` launches.
@@ -189,9 +188,9 @@ impl Gpu {
         let (start, end) = (event(), event());
         // SAFETY: events and stream are alive; the events are destroyed once.
         unsafe {
-            self.check("record an event", result::event::record(start, self.stream));
+            self.check("record an event", result::event::record(start, self.compute));
             f();
-            self.check("record an event", result::event::record(end, self.stream));
+            self.check("record an event", result::event::record(end, self.compute));
             self.check("wait for an event", result::event::synchronize(end));
             let elapsed = self.check("read a time", result::event::elapsed(start, end));
             self.check("destroy an event", result::event::destroy(start));
@@ -214,11 +213,35 @@ fn images(arch: &str, driver_version: i32, cache: &Path) -> Result<Vec<(&'static
     })
 }
 
+/// A driver's event; it is destroyed with this.
+pub struct GpuEvent(sys::CUevent);
+
+// SAFETY: the driver's handles may be used from any thread.
+unsafe impl Send for GpuEvent {}
+
+impl Drop for GpuEvent {
+    fn drop(&mut self) {
+        // SAFETY: made by `record`, destroyed once; the driver lets go of it when it has come. That it cannot be destroyed would be a leak and
+        // no more.
+        let _ = unsafe { result::event::destroy(self.0) };
+    }
+}
+
 impl Runtime for Gpu {
+    type Event = GpuEvent;
+
     fn fingerprint(&self) -> String {
         let library = self.library.as_ref().map_or(0, Library::version);
         let name = self.name.to_lowercase().replace(' ', "-");
         format!("cuda-{name}-sm{}-driver-{}-cublaslt-{library}", self.capability, self.driver_version)
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn free_bytes(&self) -> usize {
+        self.memory().0
     }
 
     fn alloc(&self, bytes: usize) -> DevicePtr {
@@ -234,7 +257,7 @@ impl Runtime for Gpu {
         });
         assert_eq!(ptr % ALIGNMENT as u64, 0, "the driver aligns allocations to {ALIGNMENT} bytes");
         // SAFETY: just allocated with as many bytes.
-        self.check("fill memory", unsafe { result::memset_d8_async(ptr, 0, bytes, self.stream) });
+        self.check("fill memory", unsafe { result::memset_d8_async(ptr, 0, bytes, self.compute) });
         ptr
     }
 
@@ -254,41 +277,82 @@ impl Runtime for Gpu {
             return;
         }
         self.enter();
-        self.wait("finish before memory is freed");
+        for stream in [self.compute, self.copies] {
+            // SAFETY: the streams live as long as `self`.
+            self.check("finish before memory is freed", unsafe { result::stream::synchronize(stream) });
+        }
         // SAFETY: the caller's promise.
         self.check("free memory", unsafe { result::free_sync(ptr) });
     }
 
     unsafe fn free_host(&self, ptr: *mut u8, _bytes: usize) {
+        if std::thread::panicking() {
+            return;
+        }
         self.enter();
         // SAFETY: the caller's promise.
         self.check("free pinned host memory", unsafe { result::free_host(ptr.cast()) });
     }
 
-    unsafe fn upload(&self, from: &[u8], to: DevicePtr) {
+    fn record(&self, stream: Stream) -> GpuEvent {
         self.enter();
-        // SAFETY: the caller's promise; `from` is borrowed until the stream has copied it.
-        self.check("copy to the device", unsafe { result::memcpy_htod_async(to, from, self.stream) });
-        self.wait("copy to the device");
+        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
+        let event = GpuEvent(self.check("make an event", event));
+        // SAFETY: event and stream are alive.
+        self.check("record an event", unsafe { result::event::record(event.0, self.stream(stream)) });
+        event
     }
 
-    unsafe fn download(&self, from: DevicePtr, to: &mut [u8]) {
+    fn wait(&self, stream: Stream, event: &GpuEvent) {
         self.enter();
-        // SAFETY: as above.
-        self.check("copy to the host", unsafe { result::memcpy_dtoh_async(to, from, self.stream) });
-        self.wait("copy to the host");
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: event and stream are alive.
+        let waits = unsafe { result::stream::wait_event(self.stream(stream), event.0, flags) };
+        self.check("let a stream wait for an event", waits);
+    }
+
+    fn has_come(&self, event: &GpuEvent) -> bool {
+        self.enter();
+        // SAFETY: the event is alive.
+        match unsafe { result::event::query(event.0) } {
+            Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => false,
+            come => {
+                self.check("look for an event", come);
+                true
+            }
+        }
+    }
+
+    fn synchronize(&self, event: &GpuEvent) {
+        self.enter();
+        // SAFETY: the event is alive.
+        self.check("wait for the device", unsafe { result::event::synchronize(event.0) });
+    }
+
+    unsafe fn upload(&self, from: *const u8, to: DevicePtr, bytes: usize) {
+        self.enter();
+        // SAFETY: the caller's promise.
+        let copied = unsafe { result::memcpy_htod_async(to, std::slice::from_raw_parts(from, bytes), self.compute) };
+        self.check("copy to the device", copied);
+    }
+
+    unsafe fn download(&self, from: DevicePtr, to: *mut u8, bytes: usize) {
+        self.enter();
+        // SAFETY: the caller's promise.
+        let copied = unsafe { result::memcpy_dtoh_async(std::slice::from_raw_parts_mut(to, bytes), from, self.copies) };
+        self.check("copy to the host", copied);
     }
 
     unsafe fn copy(&self, from: DevicePtr, to: DevicePtr, bytes: usize) {
         self.enter();
         // SAFETY: the caller's promise.
-        self.check("copy on the device", unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) });
+        self.check("copy on the device", unsafe { result::memcpy_dtod_async(to, from, bytes, self.compute) });
     }
 
     unsafe fn zero(&self, at: DevicePtr, bytes: usize) {
         self.enter();
         // SAFETY: the caller's promise.
-        self.check("fill memory", unsafe { result::memset_d8_async(at, 0, bytes, self.stream) });
+        self.check("fill memory", unsafe { result::memset_d8_async(at, 0, bytes, self.compute) });
     }
 
     unsafe fn launch(&self, kernel: &'static str, launch: Launch, args: &[Arg]) {
@@ -301,7 +365,7 @@ impl Runtime for Gpu {
         let shared = launch.shared_bytes as u32;
         // SAFETY: the function is of a loaded module, the parameters are copied by the call; the caller answers for the rest.
         let launched = unsafe {
-            result::launch_kernel(function, (x, y, z), (launch.threads, 1, 1), shared, self.stream, &mut params)
+            result::launch_kernel(function, (x, y, z), (launch.threads, 1, 1), shared, self.compute, &mut params)
         };
         self.check(&format!("launch {kernel} with {launch:?}"), launched);
     }
@@ -316,7 +380,7 @@ impl Runtime for Gpu {
         self.enter();
         let library = self.library.as_ref().expect("there until the GPU is let go");
         // SAFETY: the caller's promise; both modules of cudarc name the same opaque stream.
-        unsafe { library.multiply(product, workspace, self.stream.cast()) }
+        unsafe { library.multiply(product, workspace, self.compute.cast()) }
             .unwrap_or_else(|error| panic!("the GPU {} cannot multiply ({product:?}): {error}", self.name));
     }
 }
@@ -328,11 +392,15 @@ impl Drop for Gpu {
         unsafe {
             let _ = result::ctx::set_current(self.context);
             self.library = None;
-            let _ = result::stream::synchronize(self.stream);
+            for stream in [self.compute, self.copies] {
+                let _ = result::stream::synchronize(stream);
+            }
             for module in self.modules.drain(..) {
                 let _ = result::module::unload(module);
             }
-            let _ = result::stream::destroy(self.stream);
+            for stream in [self.compute, self.copies] {
+                let _ = result::stream::destroy(stream);
+            }
             let _ = result::primary_ctx::release(self.device);
         }
     }

@@ -1,19 +1,39 @@
-//! The kernels' sources and names. A source is compiled after `common.cuh`.
+//! The kernels' sources and names. A source is compiled after `common.cuh` and its own header, as one text: NVRTC sees no files.
+
+/// A file that sources begin with.
+#[derive(Debug, Clone, Copy)]
+pub struct Header {
+    pub file: &'static str,
+    pub text: &'static str,
+}
 
 /// A file of kernels.
 #[derive(Debug, Clone, Copy)]
 pub struct Source {
     pub file: &'static str,
+    /// Besides [`COMMON`].
+    pub header: Option<Header>,
     pub text: &'static str,
     /// `extern "C"` names.
     pub kernels: &'static [&'static str],
 }
 
-pub const COMMON: &str = include_str!("kernels/common.cuh");
+pub const COMMON: Header = Header { file: "common.cuh", text: include_str!("kernels/common.cuh") };
+const ATTENTION: Header = Header { file: "attention.cuh", text: include_str!("kernels/attention.cuh") };
+
+impl Source {
+    /// All that the compiler reads, by line numbers of the files.
+    pub fn translation_unit(&self) -> String {
+        let own = Header { file: self.file, text: self.text };
+        let parts = [Some(COMMON), self.header, Some(own)];
+        parts.into_iter().flatten().map(|part| format!("#line 1 \"{}\"\n{}\n", part.file, part.text)).collect()
+    }
+}
 
 pub const SOURCES: &[Source] = &[
     Source {
         file: "attention_mma.cu",
+        header: Some(ATTENTION),
         text: include_str!("kernels/attention_mma.cu"),
         kernels: &[
             "attention_bf16_32",
@@ -29,6 +49,7 @@ pub const SOURCES: &[Source] = &[
     },
     Source {
         file: "attention.cu",
+        header: Some(ATTENTION),
         text: include_str!("kernels/attention.cu"),
         kernels: &[
             "attention_delta",
@@ -45,6 +66,7 @@ pub const SOURCES: &[Source] = &[
     },
     Source {
         file: "products.cu",
+        header: None,
         text: include_str!("kernels/products.cu"),
         kernels: &[
             "grouped_f32_y",
@@ -53,6 +75,9 @@ pub const SOURCES: &[Source] = &[
             "grouped_bf16_y",
             "grouped_bf16_dx",
             "grouped_bf16_dw",
+            "grouped_tf32_y",
+            "grouped_tf32_dx",
+            "grouped_tf32_dw",
             "matmul_f32_nn",
             "matmul_f32_nt",
             "matmul_f32_tn",
@@ -61,10 +86,15 @@ pub const SOURCES: &[Source] = &[
             "matmul_bf16_nt",
             "matmul_bf16_tn",
             "matmul_bf16_tt",
+            "matmul_tf32_nn",
+            "matmul_tf32_nt",
+            "matmul_tf32_tn",
+            "matmul_tf32_tt",
         ],
     },
     Source {
         file: "layers.cu",
+        header: None,
         text: include_str!("kernels/layers.cu"),
         kernels: &[
             "embedding",
@@ -81,11 +111,13 @@ pub const SOURCES: &[Source] = &[
     },
     Source {
         file: "loss.cu",
+        header: None,
         text: include_str!("kernels/loss.cu"),
         kernels: &["cross_entropy_local", "cross_entropy_combine", "cross_entropy_backward"],
     },
     Source {
         file: "moe.cu",
+        header: None,
         text: include_str!("kernels/moe.cu"),
         kernels: &[
             "route",
@@ -99,6 +131,7 @@ pub const SOURCES: &[Source] = &[
     },
     Source {
         file: "vector.cu",
+        header: None,
         text: include_str!("kernels/vector.cu"),
         kernels: &[
             "fill",
@@ -110,6 +143,7 @@ pub const SOURCES: &[Source] = &[
             "not_finite",
             "to_bf16",
             "adamw",
+            "digest",
             "sum_rows",
         ],
     },
@@ -118,8 +152,8 @@ pub const SOURCES: &[Source] = &[
 /// Digest of all sources: kernels of equal digest, options and compiler give equal bits.
 pub fn digest() -> String {
     let mut hasher = blake3::Hasher::new();
-    for text in std::iter::once(COMMON).chain(SOURCES.iter().map(|s| s.text)) {
-        hasher.update(text.as_bytes());
+    for source in SOURCES {
+        hasher.update(source.translation_unit().as_bytes());
         hasher.update(&[0]);
     }
     hasher.finalize().to_hex()[..12].to_string()

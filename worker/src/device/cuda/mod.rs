@@ -4,28 +4,34 @@
 //!   ops       the operations: shapes to launches          runtime   what they need of a driver, as a trait
 //!   gpu       the driver, through cudarc                   products  cuBLASLt
 //!   compile   kernels/*.cu by NVRTC, cached on disk         kernels   their sources and names
+//!   arena     which parts of a block of memory are taken
 //! ```
 //!
 //! All libraries are loaded when the program runs: it builds and starts where there is none, and [`Gpu::open`] says what is missing.
 //!
-//! - Buffers are f32. Where products are in bf16, operands are rounded on their way into the tensor cores: in scratch for cuBLASLt, in
-//!   shared memory in own kernels. Sums, softmax, norms, the router and the optimizer stay f32.
+//! - Buffers are f32. Where products are in bf16 or tf32, operands are rounded on their way into the tensor cores: bf16 in scratch for
+//!   cuBLASLt, in shared memory in own kernels. Attention has no tf32 of its own: it is in f32 there. Sums, softmax, norms, the router and the optimizer stay f32.
 //! - **D-1** holds: no float atomics; sums over blocks are parts that a second kernel adds in order; cuBLASLt may not split sums in
 //!   ways that depend on timing, and chooses by shape and alignment alone.
-//! - **D-2** holds: the scratch is sized before the first step.
+//! - **D-2** holds: scratch, staging and one block for all buffers of a place are there before its first step ([`Device::make_room`]). What is
+//!   allocated beyond, while shards are split anew, comes from the driver.
 //! - The host waits only for a read, never for the number of tokens that an expert got: `offsets` stay on the device.
-//! - One stream: everything runs in the order of the calls. Operations lock the scratch, so threads may share a device.
+//! - Everything runs in the order of the calls on one stream, but reads: these run on a second one and wait for what was asked before, so
+//!   that a thread that reads (a checkpoint, say) does not wait for what another asks meanwhile. All copies to and from the host go through
+//!   pinned memory. Operations lock the scratch, so threads may share a device.
 //!
 //! Deliberately absent: returned errors after the start (a panic ends the worker, and its place is healed like any death), NCCL
-//! (rows and columns go through the host and the same links as everywhere), CUDA graphs, activation recomputation.
+//! (rows and columns go through the host and the same links as everywhere), CUDA graphs.
 
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Buffer, Products, View, ViewMut};
+use super::{Buffer, NoRoom, Products, RoomFor, View, ViewMut};
 
+mod arena;
 pub mod compile;
 mod gpu;
 pub mod kernels;
@@ -34,8 +40,9 @@ mod products;
 pub mod runtime;
 
 pub use gpu::{CudaError, Gpu, count};
-pub use runtime::{Arg, Launch, Runtime};
+pub use runtime::{Arg, Launch, Runtime, Stream};
 
+use arena::Arena;
 use runtime::DevicePtr;
 
 /// Bytes of workspace that cuBLASLt may use; NVIDIA's advice for Hopper.
@@ -43,6 +50,13 @@ const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// Parts of scratch and allocations start at multiples of this many bytes.
 const ALIGNMENT: usize = 256;
+
+/// Uploads up to this size get pinned memory of their own rather than waiting for an earlier one, this many at most.
+const SMALL_STAGING_BYTES: usize = 1 << 20;
+const MOST_STAGING: usize = 64;
+
+/// Buffers of a place that are counted at their exact length take up to [`ALIGNMENT`] more each.
+const MOST_BUFFERS: usize = 16 * 1024;
 
 /// A GPU. Clones share it.
 pub struct CudaDevice<R: Runtime = Gpu> {
@@ -58,7 +72,10 @@ impl<R: Runtime> Clone for CudaDevice<R> {
 /// What buffers keep alive.
 struct Shared<R: Runtime> {
     scratch: Mutex<Block>,
-    staging: Mutex<Vec<Staging>>,
+    arena: Mutex<Arena>,
+    /// Bytes of buffers and scratch so far.
+    allocated: AtomicU64,
+    staging: Mutex<Vec<Staging<R>>>,
     runtime: R,
 }
 
@@ -70,24 +87,44 @@ struct Block {
 }
 
 /// Pinned host memory.
-struct Staging {
+struct Staging<R: Runtime> {
     ptr: *mut u8,
     bytes: usize,
+    /// The device may read it until then.
+    busy: Option<R::Event>,
 }
 
 // SAFETY: plain memory that one owner at a time uses.
-unsafe impl Send for Staging {}
+unsafe impl<R: Runtime> Send for Staging<R> {}
 
 impl<R: Runtime> Drop for Shared<R> {
     fn drop(&mut self) {
         let scratch = *lock(&self.scratch);
         for staging in lock(&self.staging).drain(..) {
-            // SAFETY: made by `alloc_host` and in nobody's hands.
-            unsafe { self.runtime.free_host(staging.ptr, staging.bytes) };
+            self.free_staging(staging);
         }
         if scratch.bytes > 0 {
             // SAFETY: made by `alloc`, and no operation runs.
             unsafe { self.runtime.free(scratch.ptr) };
+        }
+        self.free_unused();
+    }
+}
+
+impl<R: Runtime> Shared<R> {
+    fn free_staging(&self, staging: Staging<R>) {
+        if let Some(busy) = staging.busy.filter(|_| !std::thread::panicking()) {
+            self.runtime.synchronize(&busy);
+        }
+        // SAFETY: made by `alloc_host`, in nobody's hands, and the device has read it.
+        unsafe { self.runtime.free_host(staging.ptr, staging.bytes) };
+    }
+
+    /// Gives the blocks back of which no buffer has a part.
+    fn free_unused(&self) {
+        for ptr in lock(&self.arena).remove_unused() {
+            // SAFETY: made by `alloc`, and nothing of it is in anybody's hands.
+            unsafe { self.runtime.free(ptr) };
         }
     }
 }
@@ -108,8 +145,10 @@ pub struct DeviceBuf<T, R: Runtime> {
 impl<T, R: Runtime> Drop for DeviceBuf<T, R> {
     fn drop(&mut self) {
         if self.len > 0 {
-            // SAFETY: made by `alloc`, and whoever could use it borrowed `self`.
-            unsafe { self.shared.runtime.free(self.ptr) };
+            if !lock(&self.shared.arena).give(self.ptr, self.len * size_of::<T>()) {
+                // SAFETY: made by `alloc`, and whoever could use it borrowed `self`.
+                unsafe { self.shared.runtime.free(self.ptr) };
+            }
         }
     }
 }
@@ -176,7 +215,8 @@ fn narrow(n: usize) -> u32 {
 impl<R: Runtime> CudaDevice<R> {
     pub fn new(runtime: R) -> CudaDevice<R> {
         let scratch = Mutex::new(Block { ptr: 0, bytes: 0 });
-        let shared = Shared { scratch, staging: Mutex::new(Vec::new()), runtime };
+        let (arena, allocated) = (Mutex::default(), AtomicU64::new(0));
+        let shared = Shared { scratch, arena, allocated, staging: Mutex::new(Vec::new()), runtime };
         CudaDevice { shared: Arc::new(shared) }
     }
 
@@ -185,8 +225,41 @@ impl<R: Runtime> CudaDevice<R> {
     }
 
     fn buffer<T>(&self, len: usize) -> DeviceBuf<T, R> {
-        let ptr = if len == 0 { 0 } else { self.shared.runtime.alloc(len * size_of::<T>()) };
+        let ptr = if len == 0 { 0 } else { self.zeros(len * size_of::<T>()) };
         DeviceBuf { ptr, len, shared: Arc::clone(&self.shared), element: PhantomData }
+    }
+
+    fn zeros(&self, bytes: usize) -> DevicePtr {
+        self.shared.allocated.fetch_add(bytes as u64, Ordering::Relaxed);
+        let Some(ptr) = lock(&self.shared.arena).take(bytes) else { return self.shared.runtime.alloc(bytes) };
+        // SAFETY: as many bytes were taken.
+        unsafe { self.shared.runtime.zero(ptr, bytes) };
+        ptr
+    }
+
+    /// Bytes of scratch for operations on operands of so many elements.
+    fn reserved(products: Products, operands: usize) -> [usize; 3] {
+        let copies = if products == Products::Bf16 { 2 * operands } else { 0 };
+        [WORKSPACE_BYTES, copies, ALIGNMENT]
+    }
+
+    /// One block for all buffers, scratch and pinned memory of a place.
+    fn make_room_for(&self, room: &RoomFor) -> Result<(), NoRoom> {
+        let (runtime, buffers) = (&self.shared.runtime, room.buffer_bytes as usize + MOST_BUFFERS * ALIGNMENT);
+        let scratch: usize = Self::reserved(room.products, room.operands).iter().sum();
+        if !lock(&self.shared.arena).has(buffers) {
+            self.shared.free_unused();
+            let (needed, free) =
+                (buffers + scratch.saturating_sub(lock(&self.shared.scratch).bytes), runtime.free_bytes());
+            if needed > free {
+                return Err(NoRoom { device: runtime.name().into(), needed: needed as u64, free: free as u64 });
+            }
+            lock(&self.shared.arena).add(runtime.alloc(buffers), buffers);
+        }
+        drop(self.scratch(&Self::reserved(room.products, room.operands)));
+        let staging: Vec<Staging<R>> = room.staging_bytes.iter().map(|b| self.take_staging(*b as usize)).collect();
+        staging.into_iter().for_each(|staging| self.put_staging(staging));
+        Ok(())
     }
 
     /// Scratch for pieces of these many bytes. [`Device::reserve`](super::Device::reserve) sizes it before the first step; it grows
@@ -201,6 +274,7 @@ impl<R: Runtime> CudaDevice<R> {
                 *block = Block { ptr: 0, bytes: 0 };
             }
             *block = Block { ptr: self.shared.runtime.alloc(bytes), bytes };
+            self.shared.allocated.fetch_add(bytes as u64, Ordering::Relaxed);
         }
         Scratch { block, used: 0 }
     }
@@ -215,33 +289,77 @@ impl<R: Runtime> CudaDevice<R> {
         unsafe { self.shared.runtime.launch(kernel, launch, args) };
     }
 
-    /// Pinned memory of at least `bytes`; give it back with [`CudaDevice::put_staging`].
-    fn take_staging(&self, bytes: usize) -> Staging {
+    /// Pinned memory of at least `bytes` that the device does not use; give it back with [`CudaDevice::put_staging`].
+    fn take_staging(&self, bytes: usize) -> Staging<R> {
+        let runtime = &self.shared.runtime;
         let mut pool = lock(&self.shared.staging);
-        let fits = (0..pool.len()).filter(|i| pool[*i].bytes >= bytes).min_by_key(|i| pool[*i].bytes);
-        match fits {
-            Some(i) => pool.swap_remove(i),
-            None => {
-                // A smaller one is replaced, so that the pool does not grow with every new size.
-                if let Some(old) = pool.pop() {
-                    // SAFETY: made by `alloc_host`, and taken from the pool.
-                    unsafe { self.shared.runtime.free_host(old.ptr, old.bytes) };
-                }
-                Staging { ptr: self.shared.runtime.alloc_host(bytes), bytes }
+        let mut fits: Vec<usize> = (0..pool.len()).filter(|i| pool[*i].bytes >= bytes).collect();
+        fits.sort_by_key(|i| pool[*i].bytes);
+        let is_idle = |i: &usize| pool[*i].busy.as_ref().is_none_or(|event| runtime.has_come(event));
+        let idle = fits.iter().copied().find(is_idle);
+        let may_grow = bytes <= SMALL_STAGING_BYTES && pool.len() < MOST_STAGING;
+        let chosen = idle.or_else(|| fits.first().copied().filter(|_| !may_grow)).map(|i| pool.swap_remove(i));
+        // Where none is large enough, a large one that is too small is replaced: the pool does not grow with every new size.
+        let outgrown = pool.iter().position(|s| SMALL_STAGING_BYTES < s.bytes && s.bytes < bytes);
+        let outgrown = outgrown.filter(|_| fits.is_empty()).map(|i| pool.swap_remove(i));
+        drop(pool);
+        outgrown.into_iter().for_each(|staging| self.shared.free_staging(staging));
+        match chosen {
+            Some(mut staging) => {
+                staging.busy.take().into_iter().for_each(|busy| runtime.synchronize(&busy));
+                staging
             }
+            None => Staging { ptr: runtime.alloc_host(bytes), bytes, busy: None },
         }
     }
 
-    fn put_staging(&self, staging: Staging) {
+    fn put_staging(&self, staging: Staging<R>) {
         lock(&self.shared.staging).push(staging);
+    }
+
+    /// Copies `bytes` at `from` to the staging; they are there on return.
+    fn fetch(&self, from: DevicePtr, staging: &mut Staging<R>, bytes: usize) {
+        assert!(bytes <= staging.bytes, "{bytes} bytes in {} of staging", staging.bytes);
+        if bytes == 0 {
+            return;
+        }
+        let runtime = &self.shared.runtime;
+        runtime.wait(Stream::Copy, &runtime.record(Stream::Compute));
+        // SAFETY: the staging is large enough and borrowed until the copy is done; the caller reads what is there.
+        unsafe { runtime.download(from, staging.ptr, bytes) };
+        runtime.synchronize(&runtime.record(Stream::Copy));
+    }
+
+    /// Copies the first `bytes` of the staging to `to`, in the order of the operations, and gives it back.
+    fn send(&self, mut staging: Staging<R>, to: DevicePtr, bytes: usize) {
+        assert!(bytes <= staging.bytes, "{bytes} bytes in {} of staging", staging.bytes);
+        if bytes > 0 {
+            // SAFETY: the staging is large enough, and nobody gets it before the event has come; the caller has the room.
+            unsafe { self.shared.runtime.upload(staging.ptr, to, bytes) };
+            staging.busy = Some(self.shared.runtime.record(Stream::Compute));
+        }
+        self.put_staging(staging);
+    }
+
+    fn download(&self, from: DevicePtr, to: &mut [u8]) {
+        let mut staging = self.take_staging(to.len());
+        self.fetch(from, &mut staging, to.len());
+        to.copy_from_slice(staging.as_mut_slice(to.len()));
+        self.put_staging(staging);
+    }
+
+    fn upload(&self, from: &[u8], to: DevicePtr) {
+        let mut staging = self.take_staging(from.len());
+        staging.as_mut_slice(from.len()).copy_from_slice(from);
+        self.send(staging, to, from.len());
     }
 }
 
-impl Staging {
+impl<R: Runtime> Staging<R> {
     /// The first `len` elements.
-    fn as_mut_slice(&mut self, len: usize) -> &mut [f32] {
-        assert!(len * size_of::<f32>() <= self.bytes, "{len} elements in {} bytes of staging", self.bytes);
-        // SAFETY: the memory is `bytes` long, aligned for f32, initialized (the allocator's promise), and borrowed with `self`.
+    fn as_mut_slice<T: bytemuck::AnyBitPattern>(&mut self, len: usize) -> &mut [T] {
+        assert!(len * size_of::<T>() <= self.bytes, "{len} elements in {} bytes of staging", self.bytes);
+        // SAFETY: the memory is `bytes` long, aligned for all that is copied, initialized (the allocator's promise), and borrowed with `self`.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.cast(), len) }
     }
 }

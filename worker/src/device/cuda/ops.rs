@@ -10,14 +10,16 @@ use crate::device::*;
 const THREADS: u32 = 256;
 /// Elements that a block of `sum_parts` adds.
 const SUM_CHUNK: usize = 16 * 1024;
+/// Most blocks of `digest`: enough for every multiprocessor several times over.
+const MOST_DIGEST_BLOCKS: usize = 1024;
 /// Rows that a block of `rms_norm_dw` adds.
 const NORM_ROWS: usize = 64;
 /// Tokens of a block of `route`, and its warps.
 const ROUTE_TOKENS: usize = 64;
 const ROUTE_WARPS: usize = 8;
-/// Tiles of own products: f32 and bf16.
+/// Tiles of own products: f32, and those on tensor cores.
 const TILE_F32: usize = 64;
-const TILE_BF16: usize = 128;
+const TILE_MMA: usize = 128;
 /// Most dims of a head.
 const MOST_HEAD_DIM: usize = 256;
 
@@ -115,8 +117,7 @@ impl<R: Runtime> CudaDevice<R> {
         self.launch("sum_parts", per_block(parts, THREADS), &args);
         self.launch("sum_final", per_block(1, THREADS), &[parts_at, Arg::Ptr(sum_at), Arg::U64(parts as u64)]);
         let mut sum = [0; 8];
-        // SAFETY: `sum_at` has 8 bytes.
-        unsafe { self.shared.runtime.download(sum_at, &mut sum) };
+        self.download(sum_at, &mut sum);
         f64::from_le_bytes(sum)
     }
 
@@ -141,34 +142,32 @@ impl<R: Runtime> CudaDevice<R> {
 
     /// The product by an own kernel, which rounds f32 operands itself.
     fn own_product(&self, p: &Product) {
-        let bf16 = p.products == Products::Bf16;
-        let kernel = match (bf16, p.a.transposed, p.b.transposed) {
-            (false, false, false) => "matmul_f32_nn",
-            (false, false, true) => "matmul_f32_nt",
-            (false, true, false) => "matmul_f32_tn",
-            (false, true, true) => "matmul_f32_tt",
-            (true, false, false) => "matmul_bf16_nn",
-            (true, false, true) => "matmul_bf16_nt",
-            (true, true, false) => "matmul_bf16_tn",
-            (true, true, true) => "matmul_bf16_tt",
+        let (kernels, tile) = match p.products {
+            Products::F32 => (["matmul_f32_nn", "matmul_f32_nt", "matmul_f32_tn", "matmul_f32_tt"], TILE_F32),
+            Products::Tf32 => (["matmul_tf32_nn", "matmul_tf32_nt", "matmul_tf32_tn", "matmul_tf32_tt"], TILE_MMA),
+            Products::Bf16 => (["matmul_bf16_nn", "matmul_bf16_nt", "matmul_bf16_tn", "matmul_bf16_tt"], TILE_MMA),
         };
-        let tile = if bf16 { TILE_BF16 } else { TILE_F32 };
+        let kernel = kernels[2 * usize::from(p.a.transposed) + usize::from(p.b.transposed)];
         let launch = Launch { grid: [blocks(p.n, tile), blocks(p.m, tile), 1], threads: THREADS, shared_bytes: 0 };
         let [m, n, k, lda, ldb] = u32s([p.m, p.n, p.k, p.a.ld, p.b.ld]);
         let [a, b, c] = [p.a.ptr, p.b.ptr, p.c].map(Arg::Ptr);
         self.launch(kernel, launch, &[a, b, c, m, n, k, lda, ldb, Arg::F32(p.alpha), Arg::F32(p.beta)]);
     }
 
-    /// `[f32, bf16]` kernels of grouped products.
-    fn grouped(products: Products, [f32_kernel, bf16_kernel]: [&'static str; 2]) -> (&'static str, usize) {
-        if products == Products::Bf16 { (bf16_kernel, TILE_BF16) } else { (f32_kernel, TILE_F32) }
+    /// `[f32, tf32, bf16]` kernels of grouped products.
+    fn grouped(products: Products, kernels: [&'static str; 3]) -> (&'static str, usize) {
+        match products {
+            Products::F32 => (kernels[0], TILE_F32),
+            Products::Tf32 => (kernels[1], TILE_MMA),
+            Products::Bf16 => (kernels[2], TILE_MMA),
+        }
     }
 
     /// `y` or `dx` of the rows of each expert; `x (R, k)`, `y (R, n)`.
     fn grouped_rows(
         &self,
         products: Products,
-        kernels: [&'static str; 2],
+        kernels: [&'static str; 3],
         groups: &Groups<Self>,
         x: View<'_, CudaBuf<R>>,
         w: View<'_, CudaBuf<R>>,
@@ -204,6 +203,14 @@ impl<R: Runtime> Device for CudaDevice<R> {
         format!("{}-kernels-{}", self.shared.runtime.fingerprint(), kernels::digest())
     }
 
+    fn make_room(&self, room: &RoomFor) -> Result<(), NoRoom> {
+        self.make_room_for(room)
+    }
+
+    fn allocated_bytes(&self) -> u64 {
+        self.shared.allocated.load(Ordering::Relaxed)
+    }
+
     fn alloc(&self, len: usize) -> CudaBuf<R> {
         self.buffer(len)
     }
@@ -214,44 +221,37 @@ impl<R: Runtime> Device for CudaDevice<R> {
 
     fn read(&self, x: View<'_, CudaBuf<R>>, out: &mut [f32]) {
         assert_eq!(x.len, out.len(), "length of what is read");
-        // SAFETY: the view has as many elements.
-        unsafe { self.shared.runtime.download(x.ptr(), bytemuck::cast_slice_mut(out)) };
+        self.download(x.ptr(), bytemuck::cast_slice_mut(out));
     }
 
     fn write(&self, x: ViewMut<'_, CudaBuf<R>>, values: &[f32]) {
         assert_eq!(x.len, values.len(), "length of what is written");
-        // SAFETY: the view has as many elements.
-        unsafe { self.shared.runtime.upload(bytemuck::cast_slice(values), x.ptr()) };
+        self.upload(bytemuck::cast_slice(values), x.ptr());
     }
 
     fn read_ids(&self, ids: &CudaIds<R>, out: &mut [u32]) {
         assert!(out.len() <= ids.len, "{} of {} ids", out.len(), ids.len);
-        // SAFETY: the ids are at least as many.
-        unsafe { self.shared.runtime.download(ids.ptr, bytemuck::cast_slice_mut(out)) };
+        self.download(ids.ptr, bytemuck::cast_slice_mut(out));
     }
 
     fn write_ids(&self, ids: &mut CudaIds<R>, values: &[u32]) {
         assert!(values.len() <= ids.len, "{} of {} ids", values.len(), ids.len);
-        // SAFETY: the ids are at least as many.
-        unsafe { self.shared.runtime.upload(bytemuck::cast_slice(values), ids.ptr) };
+        self.upload(bytemuck::cast_slice(values), ids.ptr);
     }
 
     fn with_host<T>(&self, x: View<'_, CudaBuf<R>>, f: impl FnOnce(&[f32]) -> T) -> T {
         let mut staging = self.take_staging(x.len * size_of::<f32>());
-        let host = staging.as_mut_slice(x.len);
-        self.read(x, host);
-        let result = f(host);
+        self.fetch(x.ptr(), &mut staging, x.len * size_of::<f32>());
+        let result = f(staging.as_mut_slice(x.len));
         self.put_staging(staging);
         result
     }
 
     fn with_host_mut<T>(&self, x: ViewMut<'_, CudaBuf<R>>, f: impl FnOnce(&mut [f32]) -> T) -> T {
         let mut staging = self.take_staging(x.len * size_of::<f32>());
-        let host = staging.as_mut_slice(x.len);
-        self.read(View { buf: &*x.buf, start: x.start, len: x.len }, host);
-        let result = f(host);
-        self.write(x, host);
-        self.put_staging(staging);
+        self.fetch(x.ptr(), &mut staging, x.len * size_of::<f32>());
+        let result = f(staging.as_mut_slice(x.len));
+        self.send(staging, x.ptr(), x.len * size_of::<f32>());
         result
     }
 
@@ -300,9 +300,21 @@ impl<R: Runtime> Device for CudaDevice<R> {
         // SAFETY: `flag` has 4 bytes.
         unsafe { self.shared.runtime.zero(flag, 4) };
         self.launch("not_finite", flat(x.len), &[x.arg(), Arg::Ptr(flag), Arg::U64(x.len as u64)]);
-        // SAFETY: as above.
-        unsafe { self.shared.runtime.download(flag, &mut found) };
+        self.download(flag, &mut found);
         found == [0; 4]
+    }
+
+    fn digest(&self, x: View<'_, CudaBuf<R>>, salt: u32) -> Digest {
+        let mut scratch = self.scratch(&[16]);
+        let sums = scratch.take(16);
+        let mut found = [0; 16];
+        // SAFETY: `sums` has 16 bytes.
+        unsafe { self.shared.runtime.zero(sums, 16) };
+        let blocks = x.len.div_ceil(2 * THREADS as usize).min(MOST_DIGEST_BLOCKS);
+        let args = [x.arg(), Arg::Ptr(sums), Arg::U32(salt), Arg::U64(x.len as u64)];
+        self.launch("digest", per_block(blocks, THREADS), &args);
+        self.download(sums, &mut found);
+        Digest::from_bytes(found)
     }
 
     fn adamw(
@@ -333,8 +345,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
     }
 
     fn reserve(&self, products: Products, operands: usize) {
-        let copies = if products == Products::Bf16 { 2 * operands } else { 0 };
-        drop(self.scratch(&[WORKSPACE_BYTES, copies, ALIGNMENT]));
+        drop(self.scratch(&Self::reserved(products, operands)));
     }
 
     fn matmul(
@@ -387,7 +398,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         w: View<'_, CudaBuf<R>>,
         y: ViewMut<'_, CudaBuf<R>>,
     ) {
-        self.grouped_rows(products, ["grouped_f32_y", "grouped_bf16_y"], groups, x, w, y);
+        self.grouped_rows(products, ["grouped_f32_y", "grouped_tf32_y", "grouped_bf16_y"], groups, x, w, y);
     }
 
     fn grouped_matmul_dx(
@@ -398,7 +409,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         w: View<'_, CudaBuf<R>>,
         dx: ViewMut<'_, CudaBuf<R>>,
     ) {
-        self.grouped_rows(products, ["grouped_f32_dx", "grouped_bf16_dx"], groups, dy, w, dx);
+        self.grouped_rows(products, ["grouped_f32_dx", "grouped_tf32_dx", "grouped_bf16_dx"], groups, dy, w, dx);
     }
 
     fn grouped_matmul_dw(
@@ -412,7 +423,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         let experts = groups.local.len();
         let (m, n) = (dy.len / groups.capacity, x.len / groups.capacity);
         assert_eq!(dw.len, experts * m * n, "weights of {experts} experts, ({m}, {n}) each");
-        let (kernel, tile) = Self::grouped(products, ["grouped_f32_dw", "grouped_bf16_dw"]);
+        let (kernel, tile) = Self::grouped(products, ["grouped_f32_dw", "grouped_tf32_dw", "grouped_bf16_dw"]);
         let grid = [blocks(n, tile), blocks(m, tile), narrow(experts)];
         let [m, n] = u32s([m, n]);
         let args = [groups.offsets.arg(), dy.arg(), x.arg(), dw.arg(), m, n];

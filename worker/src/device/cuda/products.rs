@@ -16,7 +16,7 @@ use super::{ALIGNMENT, Products, WORKSPACE_BYTES, lock};
 /// What decides the algorithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
-    bf16: bool,
+    products: Products,
     dims: [usize; 3],
     ld: [usize; 2],
     transposed: [bool; 2],
@@ -28,7 +28,7 @@ struct Key {
 impl Key {
     fn new(p: &Product) -> Key {
         Key {
-            bf16: p.products == Products::Bf16,
+            products: p.products,
             dims: [p.m, p.n, p.k],
             ld: [p.a.ld, p.b.ld],
             transposed: [p.a.transposed, p.b.transposed],
@@ -118,10 +118,11 @@ impl Library {
     }
 
     fn plan(&self, p: &Product) -> Result<Plan, result::CublasError> {
-        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
-        let element = match p.products {
-            Products::F32 => sys::cudaDataType::CUDA_R_32F,
-            Products::Bf16 => sys::cudaDataType::CUDA_R_16BF,
+        use sys::cublasComputeType_t as Compute;
+        let (compute, element) = match p.products {
+            Products::F32 => (Compute::CUBLAS_COMPUTE_32F, sys::cudaDataType::CUDA_R_32F),
+            Products::Tf32 => (Compute::CUBLAS_COMPUTE_32F_FAST_TF32, sys::cudaDataType::CUDA_R_32F),
+            Products::Bf16 => (Compute::CUBLAS_COMPUTE_32F, sys::cudaDataType::CUDA_R_16BF),
         };
         let operation = result::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F)?;
         let turns = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA;

@@ -1,9 +1,10 @@
 //! What the operations need of a CUDA driver, as a trait, so that the same launches run on a GPU ([`super::Gpu`]) and, in the tests,
 //! in an emulator on the CPU.
 //!
-//! Everything happens in the order of the calls, as on one stream; `upload` and `download` return when they are done. Errors of the
-//! driver after the start are the end of the worker (its place is healed like any death), so nothing here returns one: whoever
-//! implements it panics with what was tried.
+//! There are two streams. Kernels, products, uploads and what moves memory within the device run on [`Stream::Compute`] in the order of
+//! the calls; downloads run on [`Stream::Copy`], and wait for what they read by an event. No call waits for the device but those that say
+//! so. Errors of the driver after the start are the end of the worker (its place is healed like any death), so nothing here returns one:
+//! whoever implements it panics with what was tried.
 
 use crate::device::Products;
 
@@ -54,7 +55,7 @@ pub struct Factor {
 }
 
 /// `c = alpha * a b + beta * c`; `a (m, k)`, `b (k, n)`, `c (m, n)` row-major f32. The elements of `a` and `b` are bf16 where
-/// `products` says so, else f32.
+/// `products` says so, else f32, which `tf32` rounds on the way.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Product {
     pub products: Products,
@@ -68,10 +69,25 @@ pub struct Product {
     pub c: DevicePtr,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    Compute,
+    Copy,
+}
+
 /// A device with memory, kernels and a library of products.
 pub trait Runtime: Send + Sync + 'static {
+    /// A point in a stream.
+    type Event: Send;
+
     /// What decides the bits of a result besides the kernels' source.
     fn fingerprint(&self) -> String;
+
+    /// As people call it.
+    fn name(&self) -> &str;
+
+    /// Bytes of the device's memory that are free.
+    fn free_bytes(&self) -> usize;
 
     /// `bytes` zeros, aligned to 256 bytes.
     fn alloc(&self, bytes: usize) -> DevicePtr;
@@ -81,23 +97,35 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// # Safety
     ///
-    /// `ptr` is of [`Runtime::alloc`] and is not used again.
+    /// `ptr` is of [`Runtime::alloc`] and is not used again. It waits for all that was asked before.
     unsafe fn free(&self, ptr: DevicePtr);
 
     /// # Safety
     ///
-    /// `ptr` is of [`Runtime::alloc_host`] with as many bytes and is not used again.
+    /// `ptr` is of [`Runtime::alloc_host`] with as many bytes, and nothing that was asked uses it any more.
     unsafe fn free_host(&self, ptr: *mut u8, bytes: usize);
 
-    /// # Safety
-    ///
-    /// `to` has room for `from`.
-    unsafe fn upload(&self, from: &[u8], to: DevicePtr);
+    /// What was asked of the stream until now.
+    fn record(&self, stream: Stream) -> Self::Event;
+
+    /// What is asked of the stream from now on comes after the event.
+    fn wait(&self, stream: Stream, event: &Self::Event);
+
+    /// The event has come.
+    fn has_come(&self, event: &Self::Event) -> bool;
+
+    /// Returns when the event has come.
+    fn synchronize(&self, event: &Self::Event);
 
     /// # Safety
     ///
-    /// `from` has as many bytes as `to`.
-    unsafe fn download(&self, from: DevicePtr, to: &mut [u8]);
+    /// `from` has `bytes` bytes of [`Runtime::alloc_host`] that nobody writes until this has happened, and `to` has room for them.
+    unsafe fn upload(&self, from: *const u8, to: DevicePtr, bytes: usize);
+
+    /// # Safety
+    ///
+    /// `from` has `bytes` bytes, and `to` room for them, of [`Runtime::alloc_host`], that nobody uses until this has happened.
+    unsafe fn download(&self, from: DevicePtr, to: *mut u8, bytes: usize);
 
     /// # Safety
     ///

@@ -1,4 +1,5 @@
-//! Every pipeline schedule gives the bits of 1F1B: the order of each gradient's sum is that of the micro-batches (L-2).
+//! Every pipeline schedule gives the bits of 1F1B, also where activations are computed again: the order of each gradient's sum is that of
+//! the micro-batches (L-2).
 
 use std::path::Path;
 
@@ -44,19 +45,23 @@ fn check(shape: (usize, usize, usize), num: usize, inputs: &Inputs) {
     let batch = format!("micro_batch = 2\nmicro_batches = {num}");
     let mut job = spec(shape, &batch, inputs);
     let expected = outcomes(&job, inputs.dir.path());
-    job.pipeline.schedule = Schedule::ZeroBubble;
-    let found = outcomes(&job, inputs.dir.path());
     assert!(expected.iter().any(|o| o.grads.iter().any(|g| *g != 0)), "{shape:?}: no gradient at all");
-    for (rank, (found, expected)) in found.iter().zip(&expected).enumerate() {
-        assert!(
-            found == expected,
-            "T-4: rank {rank} of {shape:?} with {num} micro-batches has other bits than under 1F1B"
-        );
+    for (schedule, recompute) in
+        [(Schedule::ZeroBubble, false), (Schedule::OneFOneB, true), (Schedule::ZeroBubble, true)]
+    {
+        (job.pipeline.schedule, job.recompute) = (schedule, recompute);
+        for (rank, (found, expected)) in outcomes(&job, inputs.dir.path()).iter().zip(&expected).enumerate() {
+            assert!(
+                found == expected,
+                "T-4: rank {rank} of {shape:?} with {num} micro-batches under {schedule}, recompute {recompute}, has other bits than \
+                 under 1F1B"
+            );
+        }
     }
 }
 
 #[test]
-fn zero_bubble_has_the_bits_of_1f1b() {
+fn schedules_and_recomputation_have_the_bits_of_1f1b() {
     let inputs = inputs(&figures());
     check((1, 2, 1), 4, &inputs);
     check((1, 4, 1), 6, &inputs);

@@ -1,7 +1,7 @@
 // CUDA on a CPU, enough for kernels/*.cu: a block's threads are fibers, blocks run one after the other, on one thread of the host.
 //
-// Barriers and shuffles switch fibers, so the kernels' logic runs as it is written; of inline PTX there are only `pack_bf16` and
-// `mma_bf16`, which have stand-ins here. A barrier that some threads do not reach, and writes past the dynamic shared memory, end
+// Barriers and shuffles switch fibers, so the kernels' logic runs as it is written; of inline PTX there are only `pack_bf16`,
+// `to_tf32` and the two `mma_`, which have stand-ins here. A barrier that some threads do not reach, and writes past the dynamic shared memory, end
 // the process with a message. Between two barriers the threads run one after the other, forwards or backwards: a missing barrier shows
 // in one of the two. Not found: what only a GPU's memory model or compiler does.
 #pragma once
@@ -260,8 +260,9 @@ template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
     return emulator::exchange(value, (emulator::block.current->number & 31) ^ mask);
 }
-inline unsigned atomicAdd(unsigned* at, unsigned value) {
-    unsigned old = *at;
+template <class T>
+T atomicAdd(T* at, T value) {
+    T old = *at;
     *at += value;
     return old;
 }
@@ -279,6 +280,11 @@ inline unsigned __float_as_uint(float value) {
 
 inline unsigned pack_bf16(float lo, float hi) { return emulator::to_bf16(hi) << 16 | emulator::to_bf16(lo); }
 
+inline unsigned to_tf32(float value) {
+    unsigned bits = __float_as_uint(value);
+    return std::isnan(value) ? 0x7fffffff : (bits + 0x1000) & 0xffffe000u;
+}
+
 inline void mma_bf16(float* c, const unsigned* a, const unsigned* b) {
     using namespace emulator;
     Fiber* me = block.current;
@@ -293,6 +299,24 @@ inline void mma_bf16(float* c, const unsigned* a, const unsigned* b) {
             unsigned pair = k % 8 / 2, far = k / 8;
             float left = from_bf16(warp[g * 4 + pair].a[2 * far + upper], k % 2);
             c[i] += left * from_bf16(warp[col * 4 + pair].b[far], k % 2);
+        }
+    }
+    yield(FOR_WARP);
+}
+
+inline void mma_tf32(float* c, const unsigned* a, const unsigned* b) {
+    using namespace emulator;
+    Fiber* me = block.current;
+    memcpy(me->a, a, sizeof me->a);
+    memcpy(me->b, b, sizeof me->b);
+    yield(FOR_WARP);
+    const Fiber* warp = &block.fibers[me->number & ~31u];
+    unsigned g = me->number % 32 / 4, t = me->number % 4;
+    for (int i = 0; i < 4; i++) {
+        unsigned upper = i / 2, col = 2 * t + i % 2;
+        for (int k = 0; k < 8; k++) {
+            float left = __int_as_float((int)warp[g * 4 + k % 4].a[k / 4 * 2 + upper]);
+            c[i] += left * __int_as_float((int)warp[col * 4 + k % 4].b[k / 4]);
         }
     }
     yield(FOR_WARP);

@@ -2,19 +2,20 @@
 //! launches. It is the truth about the kernels' logic where no GPU is at hand; its speed means nothing.
 //!
 //! Besides running kernels it checks what a GPU would not: that launches pass what kernels declare, that copies stay inside of
-//! allocations, and that nothing was written around one.
+//! allocations, and that nothing was written around one. A *lazy* emulator does what a stream was asked only when somebody waits for it, and
+//! of the other stream only what events demand: where an event is missing, old bytes are read.
 
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc, dealloc};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{LazyLock, Mutex};
 
 use toroid_worker::device::CudaDevice;
-use toroid_worker::device::cuda::kernels::{COMMON, SOURCES, Source};
-use toroid_worker::device::cuda::runtime::{Arg, DevicePtr, Launch, Product, Runtime};
+use toroid_worker::device::cuda::kernels::{SOURCES, Source};
+use toroid_worker::device::cuda::runtime::{Arg, DevicePtr, Launch, Product, Runtime, Stream};
 
 const HEADER: &str = include_str!("emulator.hpp");
 const FLAGS: [&str; 7] = ["-std=c++17", "-O3", "-ffp-contract=off", "-shared", "-fPIC", "-w", "-o"];
@@ -65,10 +66,10 @@ fn compile(source: &Source) -> PathBuf {
     };
     let entries: String = source.kernels.iter().map(entry).collect();
     let text = format!(
-        "{HEADER}\n{COMMON}\n#line 1 \"{}\"\n{}\nextern \"C\" int emulate(const char* name, const unsigned* grid, unsigned threads, \
+        "{HEADER}\n{}\nextern \"C\" int emulate(const char* name, const unsigned* grid, unsigned threads, \
          size_t shared_bytes, const char* kinds, const uint64_t* bits, bool backwards) {{\n    emulator::kernel_name = name;\n    \
          emulator::backwards = backwards;\n{entries}    return 2;\n}}\n",
-        source.file, source.text
+        source.translation_unit()
     );
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated");
     std::fs::create_dir_all(&folder).expect("the target folder can be written");
@@ -87,6 +88,23 @@ fn compile(source: &Source) -> PathBuf {
     library
 }
 
+/// What a stream is asked for.
+enum Work {
+    Launch { kernel: &'static str, launch: Launch, args: Vec<Arg> },
+    Move { from: DevicePtr, to: DevicePtr, bytes: usize },
+    Zero { at: DevicePtr, bytes: usize },
+    Record(u64),
+    Wait(u64),
+}
+
+#[derive(Default)]
+struct Streams {
+    /// Of [`Stream::Compute`], then [`Stream::Copy`].
+    asked: [VecDeque<Work>; 2],
+    come: BTreeSet<u64>,
+    next_event: u64,
+}
+
 /// Host memory that plays the device's.
 #[derive(Default)]
 pub struct Emulator {
@@ -94,6 +112,12 @@ pub struct Emulator {
     allocations: Mutex<BTreeMap<DevicePtr, usize>>,
     /// Threads and blocks run from the last to the first.
     backwards: bool,
+    /// Bytes of memory; 0: as many as anybody wants.
+    total_bytes: usize,
+    streams: Mutex<Streams>,
+    is_lazy: bool,
+    /// Streams do not wait for events: a mistake that a lazy emulator has to show.
+    forgets_waits: bool,
 }
 
 pub fn device() -> CudaDevice<Emulator> {
@@ -105,88 +129,92 @@ pub fn backwards() -> CudaDevice<Emulator> {
     CudaDevice::new(Emulator { backwards: true, ..Emulator::default() })
 }
 
+/// It does nothing before somebody waits for it.
+pub fn lazy() -> CudaDevice<Emulator> {
+    CudaDevice::new(Emulator { is_lazy: true, ..Emulator::default() })
+}
+
+/// As [`lazy`], and its streams do not wait for one another.
+pub fn lazy_without_events() -> CudaDevice<Emulator> {
+    CudaDevice::new(Emulator { is_lazy: true, forgets_waits: true, ..Emulator::default() })
+}
+
+/// A GPU with so many bytes of memory.
+pub fn with_memory(total_bytes: usize) -> CudaDevice<Emulator> {
+    CudaDevice::new(Emulator { total_bytes, ..Emulator::default() })
+}
+
 fn layout(bytes: usize) -> Layout {
     Layout::from_size_align(bytes + 2 * GUARD, 256).expect("a size that exists")
 }
 
 impl Emulator {
-    /// Panics unless `bytes` at `ptr` lie inside of one allocation.
-    fn check(&self, ptr: DevicePtr, bytes: usize) {
-        let allocations = self.allocations.lock().expect("nobody panicked");
-        let inside =
-            allocations.range(..=ptr).next_back().is_some_and(|(start, len)| ptr + bytes as u64 <= start + *len as u64);
-        assert!(inside || bytes == 0, "{bytes} bytes at {ptr:#x} are outside of every allocation");
-    }
-}
-
-impl Runtime for Emulator {
-    fn fingerprint(&self) -> String {
-        "emulator".into()
+    /// Allocations that are in use, of the device and of pinned memory.
+    pub fn num_allocations(&self) -> usize {
+        self.allocations.lock().expect("nobody panicked").len()
     }
 
-    fn alloc(&self, bytes: usize) -> DevicePtr {
-        // SAFETY: the layout has a size; the memory is written before anybody sees it.
-        let ptr = unsafe {
-            let start = alloc(layout(bytes));
-            assert!(!start.is_null(), "no memory");
-            start.write_bytes(PATTERN, bytes + 2 * GUARD);
-            start.add(GUARD).write_bytes(0, bytes);
-            start.add(GUARD) as DevicePtr
-        };
-        self.allocations.lock().expect("nobody panicked").insert(ptr, bytes);
-        ptr
+    /// What was asked and is not done.
+    pub fn num_pending(&self) -> usize {
+        self.streams().asked.iter().map(VecDeque::len).sum()
     }
 
-    fn alloc_host(&self, bytes: usize) -> *mut u8 {
-        self.alloc(bytes) as *mut u8
+    fn streams(&self) -> std::sync::MutexGuard<'_, Streams> {
+        self.streams.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    // SAFETY: as the trait says.
-    unsafe fn free(&self, ptr: DevicePtr) {
-        let bytes = self.allocations.lock().expect("nobody panicked").remove(&ptr).expect("allocated and not freed");
-        // SAFETY: allocated above with this layout.
-        unsafe {
-            let start = (ptr as *mut u8).sub(GUARD);
-            let around = [start, start.add(GUARD + bytes)].map(|at| std::slice::from_raw_parts(at, GUARD));
-            let intact = around.iter().all(|guard| guard.iter().all(|b| *b == PATTERN));
-            dealloc(start, layout(bytes));
-            assert!(intact || std::thread::panicking(), "something was written around {bytes} bytes of device memory");
+    fn ask(&self, stream: Stream, work: Work) {
+        let mut streams = self.streams();
+        streams.asked[stream as usize].push_back(work);
+        if !self.is_lazy {
+            self.finish(&mut streams);
         }
     }
 
-    // SAFETY: as the trait says.
-    unsafe fn free_host(&self, ptr: *mut u8, _bytes: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { self.free(ptr as DevicePtr) };
+    /// Does all that was asked.
+    fn finish(&self, streams: &mut Streams) {
+        for stream in 0..2 {
+            while let Some(work) = streams.asked[stream].pop_front() {
+                self.happen(streams, work);
+            }
+        }
     }
 
-    unsafe fn upload(&self, from: &[u8], to: DevicePtr) {
-        self.check(to, from.len());
-        // SAFETY: inside of an allocation.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
+    /// Does what comes before the event in its stream, and what that waits for.
+    fn complete(&self, streams: &mut Streams, event: u64) {
+        let is_it = |work: &Work| matches!(work, Work::Record(e) if *e == event);
+        let Some(stream) = (0..2).find(|s| streams.asked[*s].iter().any(is_it)) else {
+            assert!(streams.come.contains(&event), "nobody recorded event {event}");
+            return;
+        };
+        while !streams.come.contains(&event) {
+            let work = streams.asked[stream].pop_front().expect("the event is in this stream");
+            self.happen(streams, work);
+        }
     }
 
-    unsafe fn download(&self, from: DevicePtr, to: &mut [u8]) {
-        self.check(from, to.len());
-        // SAFETY: as above.
-        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
+    fn happen(&self, streams: &mut Streams, work: Work) {
+        match work {
+            Work::Wait(event) => self.complete(streams, event),
+            Work::Record(event) => {
+                streams.come.insert(event);
+            }
+            Work::Launch { kernel, launch, args } => self.run(kernel, launch, &args),
+            Work::Move { from, to, bytes } => {
+                self.check(from, bytes);
+                self.check(to, bytes);
+                // SAFETY: inside of allocations.
+                unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
+            }
+            Work::Zero { at, bytes } => {
+                self.check(at, bytes);
+                // SAFETY: inside of an allocation.
+                unsafe { (at as *mut u8).write_bytes(0, bytes) };
+            }
+        }
     }
 
-    unsafe fn copy(&self, from: DevicePtr, to: DevicePtr, bytes: usize) {
-        self.check(from, bytes);
-        self.check(to, bytes);
-        // SAFETY: as above.
-        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
-    }
-
-    unsafe fn zero(&self, at: DevicePtr, bytes: usize) {
-        self.check(at, bytes);
-        // SAFETY: as above.
-        unsafe { (at as *mut u8).write_bytes(0, bytes) };
-    }
-
-    // SAFETY: as the trait says.
-    unsafe fn launch(&self, kernel: &'static str, launch: Launch, args: &[Arg]) {
+    fn run(&self, kernel: &'static str, launch: Launch, args: &[Arg]) {
         let source = SOURCES.iter().find(|s| s.kernels.contains(&kernel));
         let source = source.unwrap_or_else(|| panic!("no source names the kernel {kernel}"));
         assert!(launch.threads.is_multiple_of(32) && launch.threads <= 1024, "{kernel}: {launch:?}");
@@ -218,6 +246,114 @@ impl Runtime for Emulator {
             )
         };
         assert_eq!(failed, 0, "the launch of {kernel} does not fit its declaration: {args:?}");
+    }
+
+    /// Panics unless `bytes` at `ptr` lie inside of one allocation.
+    fn check(&self, ptr: DevicePtr, bytes: usize) {
+        let allocations = self.allocations.lock().expect("nobody panicked");
+        let inside =
+            allocations.range(..=ptr).next_back().is_some_and(|(start, len)| ptr + bytes as u64 <= start + *len as u64);
+        assert!(inside || bytes == 0, "{bytes} bytes at {ptr:#x} are outside of every allocation");
+    }
+}
+
+impl Runtime for Emulator {
+    type Event = u64;
+
+    fn fingerprint(&self) -> String {
+        "emulator".into()
+    }
+
+    fn name(&self) -> &str {
+        "the emulator"
+    }
+
+    fn free_bytes(&self) -> usize {
+        let used: usize = self.allocations.lock().expect("nobody panicked").values().sum();
+        if self.total_bytes == 0 { usize::MAX } else { self.total_bytes.saturating_sub(used) }
+    }
+
+    fn alloc(&self, bytes: usize) -> DevicePtr {
+        // SAFETY: the layout has a size; the memory is written before anybody sees it.
+        let ptr = unsafe {
+            let start = alloc(layout(bytes));
+            assert!(!start.is_null(), "no memory");
+            start.write_bytes(PATTERN, bytes + 2 * GUARD);
+            start.add(GUARD).write_bytes(0, bytes);
+            start.add(GUARD) as DevicePtr
+        };
+        self.allocations.lock().expect("nobody panicked").insert(ptr, bytes);
+        ptr
+    }
+
+    fn alloc_host(&self, bytes: usize) -> *mut u8 {
+        self.alloc(bytes) as *mut u8
+    }
+
+    // SAFETY: as the trait says.
+    unsafe fn free(&self, ptr: DevicePtr) {
+        if !std::thread::panicking() {
+            self.finish(&mut self.streams());
+        }
+        let bytes = self.allocations.lock().expect("nobody panicked").remove(&ptr).expect("allocated and not freed");
+        // SAFETY: allocated above with this layout.
+        unsafe {
+            let start = (ptr as *mut u8).sub(GUARD);
+            let around = [start, start.add(GUARD + bytes)].map(|at| std::slice::from_raw_parts(at, GUARD));
+            let intact = around.iter().all(|guard| guard.iter().all(|b| *b == PATTERN));
+            dealloc(start, layout(bytes));
+            assert!(intact || std::thread::panicking(), "something was written around {bytes} bytes of device memory");
+        }
+    }
+
+    // SAFETY: as the trait says.
+    unsafe fn free_host(&self, ptr: *mut u8, _bytes: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.free(ptr as DevicePtr) };
+    }
+
+    fn record(&self, stream: Stream) -> u64 {
+        let event = {
+            let mut streams = self.streams();
+            streams.next_event += 1;
+            streams.next_event
+        };
+        self.ask(stream, Work::Record(event));
+        event
+    }
+
+    fn wait(&self, stream: Stream, event: &u64) {
+        if !self.forgets_waits {
+            self.ask(stream, Work::Wait(*event));
+        }
+    }
+
+    fn has_come(&self, event: &u64) -> bool {
+        self.streams().come.contains(event)
+    }
+
+    fn synchronize(&self, event: &u64) {
+        self.complete(&mut self.streams(), *event);
+    }
+
+    unsafe fn upload(&self, from: *const u8, to: DevicePtr, bytes: usize) {
+        self.ask(Stream::Compute, Work::Move { from: from as DevicePtr, to, bytes });
+    }
+
+    unsafe fn download(&self, from: DevicePtr, to: *mut u8, bytes: usize) {
+        self.ask(Stream::Copy, Work::Move { from, to: to as DevicePtr, bytes });
+    }
+
+    unsafe fn copy(&self, from: DevicePtr, to: DevicePtr, bytes: usize) {
+        self.ask(Stream::Compute, Work::Move { from, to, bytes });
+    }
+
+    unsafe fn zero(&self, at: DevicePtr, bytes: usize) {
+        self.ask(Stream::Compute, Work::Zero { at, bytes });
+    }
+
+    unsafe fn launch(&self, kernel: &'static str, launch: Launch, args: &[Arg]) {
+        self.ask(Stream::Compute, Work::Launch { kernel, launch, args: args.to_vec() });
     }
 
     /// There is no cuBLASLt here: own kernels make all products.

@@ -30,7 +30,7 @@ macro_rules! all_operations {
     ($device:ident: $new:expr) => {
         device_tests! { $device: $new =>
             vector::elementwise_and_sums, vector::finite_values, vector::digest_of_bits, vector::host_access, vector::snapshots_stay, vector::adamw_follows_its_formula,
-            products::matmul_of_any_shape, products::matmul_of_parts_of_buffers, products::grouped_products,
+            products::matmul_of_any_shape, products::matmul_of_parts_of_buffers, products::grouped_products, products::tf32_is_near,
             layers::embedding_of_a_part_of_the_vocabulary, layers::rms_norm_and_its_gradient,
             layers::rope_turns_and_turns_back, layers::swiglu_and_its_gradient,
             attention::naive_backward_is_the_derivative, attention::short, attention::longer_than_a_tile,
@@ -69,7 +69,7 @@ fn values(seed: u64, len: usize) -> Vec<f64> {
 }
 
 /// As the products round their operands: bf16 has 8 bits, and to nearest with ties to even is what f64 does when 2^k is added and
-/// taken off again.
+/// taken off again; tf32 has 11, with ties away from 0.
 fn rounded(products: Products, x: &[f64]) -> Vec<f64> {
     let to_bf16 = |v: f64| {
         let bits = 2.0_f64.powi(v.abs().log2().floor() as i32 - 7 + 52);
@@ -77,8 +77,13 @@ fn rounded(products: Products, x: &[f64]) -> Vec<f64> {
     };
     match products {
         Products::F32 => x.to_vec(),
+        Products::Tf32 => x.iter().map(|v| f64::from(to_tf32(*v as f32))).collect(),
         Products::Bf16 => x.iter().map(|v| to_bf16(*v)).collect(),
     }
+}
+
+fn to_tf32(x: f32) -> f32 {
+    f32::from_bits((x.to_bits() + (1 << 12)) & !((1 << 13) - 1))
 }
 
 fn narrow(x: &[f64]) -> Vec<f32> {

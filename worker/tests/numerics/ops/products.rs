@@ -19,11 +19,31 @@ fn transpose(x: &[f64], rows: usize, cols: usize) -> Vec<f64> {
 const BOTH: [Products; 2] = [Products::F32, Products::Bf16];
 
 pub fn matmul_of_any_shape<D: Device>(device: &D) {
+    BOTH.into_iter().for_each(|products| check_matmul(device, products, products, 2e-6));
+}
+
+/// A device may round operands to tf32, one way or another, or not at all.
+pub fn tf32_is_near<D: Device>(device: &D) {
+    check_matmul(device, Products::Tf32, Products::F32, 2e-3);
+    check_grouped_products(device, Products::Tf32, Products::F32, 2e-3);
+}
+
+/// The kernels do, to nearest.
+#[test]
+fn tf32_kernels_round_their_operands() {
+    for device in [crate::emulator::device(), crate::emulator::backwards()] {
+        check_matmul(&device, Products::Tf32, Products::Tf32, 2e-6);
+        check_grouped_products(&device, Products::Tf32, Products::Tf32, 2e-6);
+    }
+}
+
+/// `rounds`: how the device rounds the operands of `products`.
+fn check_matmul<D: Device>(device: &D, products: Products, rounds: Products, tolerance: f64) {
     let shapes =
         [(1, 1, 1), (1, 37, 5), (5, 3, 1), (64, 64, 64), (130, 70, 520), (300, 9, 16), (29, 1100, 47), (240, 513, 250)];
-    for (products, (m, k, n)) in BOTH.into_iter().flat_map(|p| shapes.map(|s| (p, s))) {
+    for (m, k, n) in shapes {
         let (a, b, c) = (values(1, m * k), values(2, k * n), values(3, m * n));
-        let expected = product(&rounded(products, &a), &rounded(products, &b), m, k, n);
+        let expected = product(&rounded(rounds, &a), &rounded(rounds, &b), m, k, n);
         for (a_turned, b_turned) in [(false, false), (false, true), (true, false), (true, true)] {
             let a = upload(device, &if a_turned { transpose(&a, m, k) } else { a.clone() });
             let b = upload(device, &if b_turned { transpose(&b, k, n) } else { b.clone() });
@@ -38,7 +58,7 @@ pub fn matmul_of_any_shape<D: Device>(device: &D) {
                 let what = format!(
                     "{products:?} ({m}, {k}) x ({k}, {n}), turned {a_turned} {b_turned}, alpha {alpha}, beta {beta}"
                 );
-                check(&what, &download(device, &to), &(0..m * n).map(of).collect::<Vec<_>>(), 2e-6);
+                check(&what, &download(device, &to), &(0..m * n).map(of).collect::<Vec<_>>(), tolerance);
             }
         }
     }
@@ -62,12 +82,10 @@ fn offsets<D: Device>(device: &D, groups: &Groups<D>) -> Vec<usize> {
 }
 
 pub fn grouped_products<D: Device>(device: &D) {
-    for products in BOTH {
-        check_grouped_products(device, products);
-    }
+    BOTH.into_iter().for_each(|products| check_grouped_products(device, products, products, 2e-6));
 }
 
-fn check_grouped_products<D: Device>(device: &D, products: Products) {
+fn check_grouped_products<D: Device>(device: &D, products: Products, rounds: Products, tolerance: f64) {
     let (_, groups) = grouped_example(device);
     let (input, output, experts) = (24, 40, groups.local.len());
     let (offsets, rows) = (offsets(device, &groups), num_rows(device, &groups));
@@ -81,7 +99,7 @@ fn check_grouped_products<D: Device>(device: &D, products: Products) {
     device.grouped_matmul_dx(products, &groups, dy_buf.all(), w_buf.all(), dx.all_mut());
     device.grouped_matmul_dw(products, &groups, dy_buf.all(), x_buf.all(), dw_buf.all_mut());
 
-    let [x, dy, w] = [&x, &dy, &w].map(|v| rounded(products, v));
+    let [x, dy, w] = [&x, &dy, &w].map(|v| rounded(rounds, v));
     let (mut expected_y, mut expected_dx, mut expected_dw) = (Vec::new(), Vec::new(), dw.clone());
     for e in 0..experts {
         let (start, end) = (offsets[e], offsets[e + 1]);
@@ -96,7 +114,7 @@ fn check_grouped_products<D: Device>(device: &D, products: Products) {
     let untouched = |n: usize| std::iter::repeat_n(7.0, (groups.capacity - rows) * n);
     expected_y.extend(untouched(output));
     expected_dx.extend(untouched(input));
-    check("y", &download(device, &y), &expected_y, 2e-6);
-    check("dx", &download(device, &dx), &expected_dx, 2e-6);
-    check("dw", &download(device, &dw_buf), &expected_dw, 2e-6);
+    check("y", &download(device, &y), &expected_y, tolerance);
+    check("dx", &download(device, &dx), &expected_dx, tolerance);
+    check("dw", &download(device, &dw_buf), &expected_dw, tolerance);
 }

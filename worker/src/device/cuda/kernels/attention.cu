@@ -4,25 +4,6 @@
 
 #define ROWS 32
 
-// Where the parts of one (sample, query head) lie.
-struct Head {
-    const float *q, *k, *v;
-    u64 row_len, out_len, first_out, first_lse;
-};
-
-DEVICE Head head_of(const float* qkv, u32 sample, u32 head, u32 seq, u32 heads, u32 kv_heads, u32 dim) {
-    u64 row_len = (u64)(heads + 2 * kv_heads) * dim, out_len = (u64)heads * dim;
-    u32 kv = head / (heads / kv_heads);
-    const float* rows = qkv + sample * seq * row_len;
-    return {rows + head * dim,
-            rows + (heads + kv) * dim,
-            rows + (heads + kv_heads + kv) * dim,
-            row_len,
-            out_len,
-            sample * seq * out_len + head * dim,
-            ((u64)sample * heads + head) * seq};
-}
-
 // `tile (ROWS, dim + 1)` = rows `first..` of a matrix, zeros past `seq`.
 DEVICE void load_rows(float* tile, const float* from, u64 row_len, u32 first, u32 seq, u32 dim) {
     for (u32 i = threadIdx.x; i < ROWS * dim; i += 256) {

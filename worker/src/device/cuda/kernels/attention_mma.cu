@@ -8,24 +8,6 @@
 
 #define LOG2_E 1.44269504088896340736f
 
-struct Head {
-    const float *q, *k, *v;
-    u64 row_len, out_len, first_out, first_lse;
-};
-
-DEVICE Head head_of(const float* qkv, u32 sample, u32 head, u32 seq, u32 heads, u32 kv_heads, u32 dim) {
-    u64 row_len = (u64)(heads + 2 * kv_heads) * dim, out_len = (u64)heads * dim;
-    u32 kv = head / (heads / kv_heads);
-    const float* rows = qkv + sample * seq * row_len;
-    return {rows + head * dim,
-            rows + (heads + kv) * dim,
-            rows + (heads + kv_heads + kv) * dim,
-            row_len,
-            out_len,
-            sample * seq * out_len + head * dim,
-            ((u64)sample * heads + head) * seq};
-}
-
 // Pairs in a row of a tile of `n` columns: 4 more than needed, so that a fragment's loads hit 32 banks.
 #define STRIDE_OF(n) ((n) / 2 + 4)
 

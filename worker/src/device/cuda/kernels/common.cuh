@@ -32,6 +32,11 @@ DEVICE double warp_sum(double v) {
     return v;
 }
 
+DEVICE u64 warp_sum(u64 v) {
+    for (int mask = 16; mask > 0; mask >>= 1) v += __shfl_xor_sync(0xffffffffu, v, mask);
+    return v;
+}
+
 // The larger one; NaN is passed over.
 DEVICE float larger(float a, float b) { return b > a ? b : a; }
 
@@ -79,6 +84,22 @@ DEVICE u32 pack_bf16(float lo, float hi) {
 DEVICE void mma_bf16(float* c, const u32* a, const u32* b) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// A float rounded to tf32, 10 bits of mantissa (nearest, ties away from 0).
+DEVICE u32 to_tf32(float x) {
+    u32 rounded;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x));
+    return rounded;
+}
+
+// `c (16, 8) += a (16, 8) b (8, 8)`, tf32 with f32 accumulation (PTX ISA, mma.m16n8k8). As `mma_bf16`, with one column of a or row of b
+// where that has a pair: a lane has of a: rows g, g + 8, g, g + 8 at columns t, t, t + 4, t + 4; of b: rows t, t + 4 at column g.
+DEVICE void mma_tf32(float* c, const u32* a, const u32* b) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }

@@ -6,8 +6,8 @@
 //   matmul:      c (m, n) = alpha a b + beta c
 //
 // `offsets (experts + 1)` is read here, on the device: the host need not know how many tokens each expert got, so it never waits. A
-// block computes one tile of the result, summing over k in order. `bf16` rounds the operands on their way into shared memory and
-// multiplies on tensor cores, two stages deep; `f32` is for parity.
+// block computes one tile of the result, summing over k in order. `bf16` and `tf32` round the operands on their way into shared memory
+// and multiply on tensor cores, two stages deep; `f32` is for parity.
 
 // `element (row, k)` of an operand is `data[row * ld + k]` if its k is contiguous, else `data[k * ld + row]`; zeros outside of
 // `rows` and `depth`.
@@ -86,68 +86,94 @@ DEVICE void product_f32(const Operand& a, const Operand& b, const Output& c, u32
         for (int j = 0; j < 4; j++) put(c, row0 + r + i, col0 + q + j, sums[i][j]);
 }
 
-// ---------------------------------------------------------------- bf16: tiles of 128 by 128 by 32, 8 warps, 64 by 32 each
+// ---------------------------------------------------------------- tensor cores: tiles of 128 by 128 by 16 units, 8 warps, 64 by 32 each
+
+// A unit of shared memory is 4 bytes, a pair of bf16 or one tf32; fragments have the same units in both, so only two functions differ.
+struct Bf16 {
+    static const int PER_UNIT = 2;
+    DEVICE u32 pack(const float* v) { return pack_bf16(v[0], v[1]); }
+    DEVICE void mma(float* c, const u32* a, const u32* b) { mma_bf16(c, a, b); }
+};
+
+struct Tf32 {
+    static const int PER_UNIT = 1;
+    DEVICE u32 pack(const float* v) { return to_tf32(v[0]); }
+    DEVICE void mma(float* c, const u32* a, const u32* b) { mma_tf32(c, a, b); }
+};
 
 #define TILE 128
-#define DEPTH 32
-// Pairs of bf16 in a row of a staged tile: 16, and 4 more so that a fragment's loads hit 32 banks.
+#define UNITS 16
+// Units in a row of a staged tile: 16, and 4 more so that a fragment's loads hit 32 banks.
 #define STRIDE 20
 
-// This thread's 8 pairs of a tile, on their way from device to shared memory.
-template <bool K_CONTIGUOUS>
-DEVICE void fetch(u32* pairs, const Operand& x, u32 row0, u32 k0) {
+// Units of four floats, and groups of four floats in a row of a tile.
+template <class Kind>
+struct Groups {
+    static const int SIZE = 4 / Kind::PER_UNIT, NUM = UNITS / SIZE;
+};
+
+// This thread's 8 units of a tile, on their way from device to shared memory.
+template <class Kind, bool K_CONTIGUOUS>
+DEVICE void fetch(u32* units, const Operand& x, u32 row0, u32 k0) {
     if (K_CONTIGUOUS) {
+        const int SIZE = Groups<Kind>::SIZE, NUM = Groups<Kind>::NUM;
         bool vectors = x.ld % 4 == 0 && (u64)x.data % 16 == 0;
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            u32 unit = i * 256 + threadIdx.x, row = row0 + unit / 8, k = k0 + unit % 8 * 4;
+        for (int i = 0; i < 8 / SIZE; i++) {
+            u32 group = i * 256 + threadIdx.x, row = row0 + group / NUM, k = k0 + group % NUM * 4;
+            float v[4];
             if (vectors && row < x.rows && k + 4 <= x.depth) {
-                float4 v = *(const float4*)(x.data + (u64)row * x.ld + k);
-                pairs[2 * i] = pack_bf16(v.x, v.y);
-                pairs[2 * i + 1] = pack_bf16(v.z, v.w);
+                *(float4*)v = *(const float4*)(x.data + (u64)row * x.ld + k);
             } else {
-                pairs[2 * i] = pack_bf16(element<true>(x, row, k), element<true>(x, row, k + 1));
-                pairs[2 * i + 1] = pack_bf16(element<true>(x, row, k + 2), element<true>(x, row, k + 3));
+#pragma unroll
+                for (int j = 0; j < 4; j++) v[j] = element<true>(x, row, k + j);
             }
+#pragma unroll
+            for (int j = 0; j < SIZE; j++) units[SIZE * i + j] = Kind::pack(v + j * Kind::PER_UNIT);
         }
     } else {
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            u32 unit = i * 256 + threadIdx.x, row = row0 + unit % TILE, k = k0 + unit / TILE * 2;
-            pairs[i] = pack_bf16(element<false>(x, row, k), element<false>(x, row, k + 1));
+            u32 unit = i * 256 + threadIdx.x, row = row0 + unit % TILE, k = k0 + unit / TILE * Kind::PER_UNIT;
+            float v[Kind::PER_UNIT];
+#pragma unroll
+            for (int j = 0; j < Kind::PER_UNIT; j++) v[j] = element<false>(x, row, k + j);
+            units[i] = Kind::pack(v);
         }
     }
 }
 
 // Into `to (TILE, STRIDE)`.
-template <bool K_CONTIGUOUS>
-DEVICE void stage(u32* to, const u32* pairs) {
+template <class Kind, bool K_CONTIGUOUS>
+DEVICE void stage(u32* to, const u32* units) {
+    const int SIZE = Groups<Kind>::SIZE, NUM = Groups<Kind>::NUM;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        u32 unit = (K_CONTIGUOUS ? i / 2 : i) * 256 + threadIdx.x;
-        u32 row = K_CONTIGUOUS ? unit / 8 : unit % TILE, pair = K_CONTIGUOUS ? unit % 8 * 2 + i % 2 : unit / TILE;
-        to[row * STRIDE + pair] = pairs[i];
+        u32 at = (K_CONTIGUOUS ? i / SIZE : i) * 256 + threadIdx.x;
+        u32 row = K_CONTIGUOUS ? at / NUM : at % TILE, unit = K_CONTIGUOUS ? at % NUM * SIZE + i % SIZE : at / TILE;
+        to[row * STRIDE + unit] = units[i];
     }
 }
 
-template <bool A_CONTIGUOUS, bool B_CONTIGUOUS>
-DEVICE void product_bf16(const Operand& a, const Operand& b, const Output& c, u32 row0, u32 col0) {
+template <class Kind, bool A_CONTIGUOUS, bool B_CONTIGUOUS>
+DEVICE void product_mma(const Operand& a, const Operand& b, const Output& c, u32 row0, u32 col0) {
     __shared__ u32 as[2][TILE * STRIDE], bs[2][TILE * STRIDE];
+    const u32 DEPTH = UNITS * Kind::PER_UNIT;
     u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     u32 warp_row = warp / 4 * 64, warp_col = warp % 4 * 32;
     float sums[4][4][4] = {};
-    u32 a_pairs[8], b_pairs[8];
-    fetch<A_CONTIGUOUS>(a_pairs, a, row0, 0);
-    fetch<B_CONTIGUOUS>(b_pairs, b, col0, 0);
-    stage<A_CONTIGUOUS>(as[0], a_pairs);
-    stage<B_CONTIGUOUS>(bs[0], b_pairs);
+    u32 a_units[8], b_units[8];
+    fetch<Kind, A_CONTIGUOUS>(a_units, a, row0, 0);
+    fetch<Kind, B_CONTIGUOUS>(b_units, b, col0, 0);
+    stage<Kind, A_CONTIGUOUS>(as[0], a_units);
+    stage<Kind, B_CONTIGUOUS>(bs[0], b_units);
     __syncthreads();
     int buffer = 0;
     for (u32 k0 = 0; k0 < a.depth; k0 += DEPTH) {
         bool more = k0 + DEPTH < a.depth;
         if (more) {
-            fetch<A_CONTIGUOUS>(a_pairs, a, row0, k0 + DEPTH);
-            fetch<B_CONTIGUOUS>(b_pairs, b, col0, k0 + DEPTH);
+            fetch<Kind, A_CONTIGUOUS>(a_units, a, row0, k0 + DEPTH);
+            fetch<Kind, B_CONTIGUOUS>(b_units, b, col0, k0 + DEPTH);
         }
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -163,12 +189,12 @@ DEVICE void product_bf16(const Operand& a, const Operand& b, const Output& c, u3
                 u32 fragment[4];
                 load_fragment(fragment, as[buffer], STRIDE, warp_row + i * 16, half * 8);
 #pragma unroll
-                for (int j = 0; j < 4; j++) mma_bf16(sums[i][j], fragment, b_fragments[j]);
+                for (int j = 0; j < 4; j++) Kind::mma(sums[i][j], fragment, b_fragments[j]);
             }
         }
         if (more) {
-            stage<A_CONTIGUOUS>(as[buffer ^ 1], a_pairs);
-            stage<B_CONTIGUOUS>(bs[buffer ^ 1], b_pairs);
+            stage<Kind, A_CONTIGUOUS>(as[buffer ^ 1], a_units);
+            stage<Kind, B_CONTIGUOUS>(bs[buffer ^ 1], b_units);
         }
         __syncthreads();
         buffer ^= 1;
@@ -180,6 +206,17 @@ DEVICE void product_bf16(const Operand& a, const Operand& b, const Output& c, u3
 #pragma unroll
             for (int k = 0; k < 4; k++)
                 put(c, row0 + warp_row + i * 16 + g + k / 2 * 8, col0 + warp_col + j * 8 + 2 * t + k % 2, sums[i][j][k]);
+}
+
+// The ways to multiply, by the names of their kernels.
+template <bool A_CONTIGUOUS, bool B_CONTIGUOUS>
+DEVICE void product_bf16(const Operand& a, const Operand& b, const Output& c, u32 row0, u32 col0) {
+    product_mma<Bf16, A_CONTIGUOUS, B_CONTIGUOUS>(a, b, c, row0, col0);
+}
+
+template <bool A_CONTIGUOUS, bool B_CONTIGUOUS>
+DEVICE void product_tf32(const Operand& a, const Operand& b, const Output& c, u32 row0, u32 col0) {
+    product_mma<Tf32, A_CONTIGUOUS, B_CONTIGUOUS>(a, b, c, row0, col0);
 }
 
 // ---------------------------------------------------------------- the kernels: grid (tiles of n, tiles of rows), dw (n, m, experts)
@@ -209,6 +246,7 @@ DEVICE void product_bf16(const Operand& a, const Operand& b, const Output& c, u3
 
 GROUPED(f32, F32_TILE)
 GROUPED(bf16, TILE)
+GROUPED(tf32, TILE)
 
 // Operand a `(m, k)` is `n`ot transposed or `t`ransposed in memory, then b `(k, n)`.
 #define MATMUL(kind, height, layout, a_contiguous, b_contiguous)                                                                      \
@@ -226,3 +264,7 @@ MATMUL(bf16, TILE, nn, true, false)
 MATMUL(bf16, TILE, nt, true, true)
 MATMUL(bf16, TILE, tn, false, false)
 MATMUL(bf16, TILE, tt, false, true)
+MATMUL(tf32, TILE, nn, true, false)
+MATMUL(tf32, TILE, nt, true, true)
+MATMUL(tf32, TILE, tn, false, false)
+MATMUL(tf32, TILE, tt, false, true)

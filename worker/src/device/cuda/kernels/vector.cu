@@ -56,6 +56,30 @@ KERNEL to_bf16(const float* x, u16* y, u64 n) {
     }
 }
 
+// Word `i` of `x (n)`, mixed as `torus/src/digest.rs` says; past the end a zero is.
+DEVICE u32 mixed_word(const float* x, u64 i, u64 n, u32 salt) {
+    u32 y = (i < n ? __float_as_uint(x[i]) : 0u) ^ (salt + (u32)i * 0x9e3779b1u);
+    y = (y ^ y >> 16) * 0x85ebca77u;
+    return y ^ y >> 15;
+}
+
+// `sums (2)` += products and values of the digest of `x (n)`; integers, so the order of the blocks is free.
+KERNEL digest(const float* x, u64* sums, u32 salt, u64 n) {
+    __shared__ u64 shared[32];
+    u64 products = 0, values = 0;
+    for (u64 pair = INDEX; 2 * pair < n; pair += (u64)gridDim.x * blockDim.x) {
+        u64 lo = mixed_word(x, 2 * pair, n, salt), hi = mixed_word(x, 2 * pair + 1, n, salt);
+        products += lo * hi;
+        values += hi << 32 | lo;
+    }
+    products = block_sum(products, shared);
+    values = block_sum(values, shared);
+    if (threadIdx.x == 0) {
+        atomicAdd(sums, products);
+        atomicAdd(sums + 1, values);
+    }
+}
+
 // One AdamW update; the constants are rounded once, by the host.
 KERNEL adamw(float* p, float* m, float* v, const float* g, float keep, float beta1, float one_minus_beta1, float beta2,
              float one_minus_beta2, float step, float inv_sqrt_bias2, float eps, float grad_scale, u64 n) {

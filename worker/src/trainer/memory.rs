@@ -1,0 +1,65 @@
+//! The memory of a place: taken before the first step, and what was taken against what `toroid plan` counts.
+//!
+//! Deliberately absent: the host's memory, which the system gives page by page, and links.
+
+use toroid_torus::job::JobSpec;
+use toroid_torus::partition::partition;
+use toroid_torus::plan::{Memory, memory_of_stage};
+use toroid_torus::units;
+
+use crate::device::{Device, NoRoom, RoomFor};
+use crate::model::{Allocated, largest_operands};
+
+/// A place does not fit into its device.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "a worker of stage {stage} does not fit into the memory of {}: it needs {} ({parts}), and {} are free; set `recompute = true`, a smaller \
+     `batch.micro_batch`, `fault_tolerance.replay = false` or more places (`shape.tp`, `shape.pp`, `shape.dp`), or start fewer workers \
+     on this device; `toroid plan` counts what a job needs",
+    .room.device, units::bytes(.room.needed), units::bytes(.room.free)
+)]
+pub struct MemoryError {
+    stage: usize,
+    parts: String,
+    room: NoRoom,
+}
+
+/// What a device has to hold, by kind.
+fn kinds(memory: &Memory) -> [(&'static str, u64); 5] {
+    [
+        ("parameters", memory.parameters),
+        ("gradients", memory.gradients),
+        ("optimizer", memory.optimizer()),
+        ("activations", memory.activations),
+        ("scratch", memory.scratch - memory.host),
+    ]
+}
+
+/// Takes all device memory that the place of `rank` needs, or says why it cannot.
+pub fn make_room<D: Device>(device: &D, spec: &JobSpec, rank: usize) -> Result<(), MemoryError> {
+    let place = spec.shape.place(rank);
+    let partition = partition(&spec.model, &spec.shape, place.tp, place.pp);
+    let memory = memory_of_stage(spec, place.pp);
+    let room = RoomFor {
+        buffer_bytes: memory.device_bytes(),
+        products: spec.products,
+        operands: largest_operands(spec, place, &partition),
+        // The gathered parameters; and the gradients of two shards, one to send and one to receive.
+        staging_bytes: [partition.padded_len, partition.shard_len].map(|len| 4 * len as u64),
+    };
+    device.make_room(&room).map_err(|room| {
+        let parts = kinds(&memory).map(|(kind, bytes)| format!("{kind} {}", units::bytes(bytes)));
+        MemoryError { stage: place.pp, parts: parts.join(", "), room }
+    })
+}
+
+/// One line: what each kind was to take and takes.
+pub(super) fn report(spec: &JobSpec, rank: usize, stage: Allocated, optimizer_bytes: u64) -> String {
+    let taken =
+        [stage.parameter_bytes, stage.gradient_bytes, optimizer_bytes, stage.activation_bytes, stage.scratch_bytes];
+    let planned = kinds(&memory_of_stage(spec, spec.shape.place(rank).pp));
+    let of = |((kind, planned), taken): (&(&str, u64), &u64)| {
+        format!("{kind} {} of {} planned", units::bytes(*taken), units::bytes(*planned))
+    };
+    planned.iter().zip(&taken).map(of).collect::<Vec<_>>().join(", ")
+}
