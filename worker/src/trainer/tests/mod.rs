@@ -80,7 +80,7 @@ struct Gradients {
 fn each_place<R: Send + 'static>(
     spec: &JobSpec,
     dir: &Path,
-    of_place: impl Fn(Job<CpuDevice>, Links, &Environment) -> R + Copy + Send + 'static,
+    of_place: impl Fn(Job<CpuDevice>, &mut Links, &Environment) -> R + Copy + Send + 'static,
 ) -> Vec<R> {
     let shape: Shape = spec.shape;
     let listeners: Vec<Listener> = (0..shape.world())
@@ -113,12 +113,14 @@ fn each_place<R: Send + 'static>(
                 connect_timeout: Duration::from_secs(60),
             };
             std::thread::spawn(move || {
-                let (job, links) = connected(assignment, &environment);
-                of_place(job, links, &environment)
+                let (job, mut links) = connected(assignment, &environment);
+                (of_place(job, &mut links, &environment), links)
             })
         })
         .collect();
-    threads.into_iter().map(|thread| thread.join().expect("a place failed")).collect()
+    // A link that closes is a lost peer for whoever still looks at it.
+    let ended: Vec<(R, Links)> = threads.into_iter().map(|thread| thread.join().expect("a place failed")).collect();
+    ended.into_iter().map(|(of_place, _)| of_place).collect()
 }
 
 fn connected(assignment: Assignment, environment: &Environment) -> (Job<CpuDevice>, Links) {
@@ -147,9 +149,9 @@ fn gradients(spec: &JobSpec, dir: &Path) -> Gradients {
     all
 }
 
-fn of_place(mut job: Job<CpuDevice>, mut links: Links, environment: &Environment) -> Gradients {
+fn of_place(mut job: Job<CpuDevice>, links: &mut Links, environment: &Environment) -> Gradients {
     let (device, tp_rank) = (job.stage.device().clone(), job.assignment.place().tp);
-    let sums = job.accumulate(&mut links, &environment.shared).expect("make the step's gradients");
+    let sums = job.accumulate(links, &environment.shared).expect("make the step's gradients");
     links.flush().expect("send what the other stages wait for");
     let mut out = Gradients::default();
     if tp_rank == 0 {

@@ -25,14 +25,14 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 fn outcomes(spec: &JobSpec, dir: &Path) -> Vec<Outcome> {
-    each_place(spec, dir, |mut job, mut links, environment| {
-        let sums = job.accumulate(&mut links, &environment.shared).expect("make the step's gradients");
+    each_place(spec, dir, |mut job, links, environment| {
+        let sums = job.accumulate(links, &environment.shared).expect("make the step's gradients");
         let device = job.stage.device().clone();
         let mut grads = vec![0.0; job.shard.range.len()];
         device.read(crate::device::Buffer::view(job.stage.grads(), job.shard.range.clone()), &mut grads);
         for _ in 0..2 {
-            job.step(&mut links, &environment.shared).expect("make a step");
-            job.start_gather(&mut links, &environment.shared).expect("gather the parameters");
+            job.step(links, &environment.shared).expect("make a step");
+            job.start_gather(links, &environment.shared).expect("gather the parameters");
         }
         let param = job.shard.snapshot(&device).param.to_vec();
         let sums = [sums.ce, sums.z, sums.balance].map(f64::to_bits);
