@@ -84,6 +84,7 @@ async fn recovery(args: &Args, ways: Ways, signals: &mut Signals) -> Result<Opti
         threads,
         failure_timeout: None,
         has_network: false,
+        trace: None,
     };
     let (num_faults, seed, spares) = (args.kills, args.seed, args.spares);
     let plan = Plan { num_faults, seed, spares, ends_early: true, ..Plan::nothing() };
