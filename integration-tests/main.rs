@@ -9,6 +9,7 @@ mod leaving;
 mod local;
 #[path = "../src/chaos/network.rs"]
 mod network;
+mod publishing;
 mod reference;
 mod resize;
 mod training;

@@ -117,6 +117,7 @@ pub fn run(runtime: &Runtime, args: Args) -> Result<ExitCode> {
         threads: args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world())),
         failure_timeout: args.failure_timeout_ms.map(Duration::from_millis),
         has_network: args.how.is_cut(),
+        trace: None,
     };
     let mut signals = runtime.block_on(async { Signals::new() })?;
     let mut train = |plan| runtime.block_on(inject::run(&settings, &job, plan, &mut signals));

@@ -119,6 +119,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         threads,
         failure_timeout: None,
         has_network: false,
+        trace: None,
     };
     let kill_step = args.kill_step(&job);
     let mut run = Run { cluster: Cluster::new(&settings, Progress::new(args.quiet))?, kill_step };

@@ -151,7 +151,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn read(folder: &Path) -> Result<Vec<Span>> {
+pub fn read(folder: &Path) -> Result<Vec<Span>> {
     let mut spans = Vec::new();
     let entries = std::fs::read_dir(folder).with_context(|| format!("read the folder {}", folder.display()))?;
     for entry in entries {

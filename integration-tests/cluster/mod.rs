@@ -256,6 +256,18 @@ impl Cluster {
         Ok(dead)
     }
 
+    /// Waits until a log has these words.
+    pub fn wait_for_log(&self, log: &Path, words: &str) -> Result<()> {
+        let start = Instant::now();
+        while !std::fs::read_to_string(log)?.contains(words) {
+            if start.elapsed() > HANG_GUARD {
+                bail!("waited {HANG_GUARD:?} for `{words}` in {}\n{}", log.display(), self.logs());
+            }
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
     /// Submits a job file. Retries while the coordinator is not up yet.
     pub fn submit(&self, job_toml: &str) -> Result<String> {
         let request = SubmitJobRequest { job_toml: job_toml.to_string() };

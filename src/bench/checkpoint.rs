@@ -1,17 +1,21 @@
 //! `toroid bench checkpoint`: how long a step waits for a checkpoint, and how fast it is written.
 //!
 //! One job with a checkpoint every few steps. A step's time runs from commit to commit, so what is copied aside after a commit counts
-//! for the step that follows, and so does what the writing takes away from its computing. The disk is measured in the same folder
-//! before and after the job: one file of a checkpoint's size, written in order and synced.
+//! for the step that follows, and so does what the writing takes away from its computing. The disk is measured in the same folder while
+//! the same job computes: after each checkpoint one file of its size is written in order and synced. The step that begins then is in no
+//! figure.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 use toroid_proto as proto;
+use toroid_worker::checkpoint::Storage;
 use toroid_worker::device::Choice;
 
 use super::{Ways, parse_shape};
@@ -28,8 +32,8 @@ use crate::status::Format;
 
 /// One write to the disk.
 const BLOCK_BYTES: usize = 8 << 20;
-/// Files written before the job, and after it.
-const NUM_RAW_WRITES: usize = 3;
+/// How often the disk's writer looks for the next checkpoint.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 const MIB: f64 = (1 << 20) as f64;
 
 #[derive(Debug, clap::Args)]
@@ -44,7 +48,7 @@ pub struct Args {
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = positive)]
     checkpoints: usize,
     /// Steps from one to the next
-    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u64).range(2..))]
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u64).range(3..))]
     every: u64,
     /// Text file or folder of text files to train on; default: the Rust sources in cargo's registry folder
     #[arg(long, value_name = "PATH")]
@@ -71,7 +75,7 @@ struct Figures {
     stall: f64,
     /// Median time until a checkpoint's slowest shard was durable.
     write_s: f64,
-    /// Median time of one file of the same size.
+    /// Median time of one file of the same size, in between.
     disk_s: f64,
     /// Of the disk's speed.
     disk_share: f64,
@@ -79,7 +83,10 @@ struct Figures {
 
 pub async fn run(args: Args) -> Result<ExitCode> {
     let mut signals = Signals::new()?;
-    let job = job_of(&args)?;
+    let folder =
+        std::path::absolute(args.dir.join("bench-checkpoints")).context("find the folder of the checkpoints")?;
+    remove(&folder)?;
+    let job = job_of(&args, &folder)?;
     let settings = Settings {
         dir: args.dir.clone(),
         port: 0,
@@ -87,15 +94,19 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         threads: args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world())),
         failure_timeout: None,
         has_network: false,
+        trace: None,
     };
-    let Some(outcome) = inject::run(&settings, &job, Plan::nothing(), &mut signals).await? else {
-        return Ok(ExitCode::from(INTERRUPTED));
-    };
+    let is_over = Arc::new(AtomicBool::new(false));
+    let disk = tokio::task::spawn_blocking({
+        let (folder, is_over) = (folder.clone(), Arc::clone(&is_over));
+        move || measure_disk(&folder, &is_over)
+    });
+    let outcome = inject::run(&settings, &job, Plan::nothing(), &mut signals).await;
+    is_over.store(true, Ordering::Relaxed);
+    let raw = disk.await.context("measure the disk")?;
+    remove(&folder)?;
+    let Some(outcome) = outcome? else { return Ok(ExitCode::from(INTERRUPTED)) };
     ensure!(outcome.problems.is_empty(), "the run failed: {}", outcome.problems.join("; "));
-    let bytes = outcome.job.checkpoints.last().context("no checkpoint was written")?.bytes;
-    let folder = args.dir.clone();
-    let raw = tokio::task::spawn_blocking(move || (0..2 * NUM_RAW_WRITES).map(|_| raw_write(&folder, bytes)).collect());
-    let raw: Result<Vec<f64>> = raw.await.context("measure the disk")?;
     let figures = figures(&outcome.job, args.every, raw?).context("the run made too few steps to compare")?;
     match args.output {
         Format::Text => output::print(text(&figures))?,
@@ -104,14 +115,41 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn job_of(args: &Args) -> Result<LocalJob> {
+fn job_of(args: &Args, folder: &Path) -> Result<LocalJob> {
     let Ways { tp, pp, dp } = args.shape;
     let flags = JobArgs { data: args.data.clone(), preset: args.preset.clone(), tp, pp, dp, job: None };
     // The first one is left out: its memory is touched for the first time.
     let steps = (args.checkpoints as u64 + 2) * args.every;
     let job = job::make(&flags, steps, 0, toroid_worker::data::cargo_registry_sources())?;
+    let path = folder.to_str().context("the folder for everything that is kept needs a name in UTF-8")?;
     // All stay, with their figures.
-    job.with("checkpoint", "interval_steps", args.every as i64)?.with("checkpoint", "keep", args.checkpoints as i64 + 2)
+    job.with("checkpoint", "interval_steps", args.every as i64)?
+        .with("checkpoint", "keep", args.checkpoints as i64 + 2)?
+        .with("checkpoint", "path", path)
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// After each checkpoint that is published in `folder`, seconds to write as many bytes beside it.
+fn measure_disk(folder: &Path, is_over: &AtomicBool) -> Result<Vec<f64>> {
+    let path = folder.to_str().context("the folder for everything that is kept needs a name in UTF-8")?;
+    let storage = Storage::open(path)?;
+    let (mut seconds, mut measured) = (Vec::new(), 0);
+    while !is_over.load(Ordering::Relaxed) {
+        if let Some(step) = storage.steps()?.into_iter().next_back().filter(|step| *step > measured) {
+            seconds.push(raw_write(folder, storage.manifest(step)?.bytes())?);
+            measured = step;
+        }
+        std::thread::sleep(LOOK_INTERVAL);
+    }
+    Ok(seconds)
 }
 
 /// Seconds to write so many bytes in order and to sync them.
@@ -133,13 +171,15 @@ fn raw_write(folder: &Path, bytes: u64) -> Result<f64> {
     Ok(seconds)
 }
 
-/// `None` of too few steps.
+/// `None` of too few steps. Of a job that saves the multiples of `every`, the step after the one after those is where the disk is measured.
 fn figures(job: &proto::Job, every: u64, raw: Vec<f64>) -> Option<Figures> {
-    let measured = || job.curve.iter().filter(|r| r.step > every + 1);
-    let is_after_a_saved_one = |r: &&proto::StepRecord| (r.step - 1).is_multiple_of(every);
+    let after_saved = |after: u64| {
+        let measured = job.curve.iter().filter(|r| r.step > every + 2);
+        measured.filter(move |r| (r.step - 1) % every == after).map(|r| r.step_s)
+    };
     let median = |values: Vec<f64>| Spread::of(values).map(|s| s.median);
-    let saved_step_s = median(measured().filter(is_after_a_saved_one).map(|r| r.step_s).collect())?;
-    let step_s = median(measured().filter(|r| !is_after_a_saved_one(r)).map(|r| r.step_s).collect())?;
+    let saved_step_s = median(after_saved(0).collect())?;
+    let step_s = median((2..every).flat_map(after_saved).collect())?;
     let bytes = job.checkpoints.last()?.bytes;
     let write_s = median(job.checkpoints.iter().skip(1).map(|c| c.write_s).collect())?;
     let disk_s = median(raw)?;
@@ -170,17 +210,21 @@ mod tests {
         let record = |step, step_s| proto::StepRecord { step, step_s, ..Default::default() };
         let checkpoint = |step, write_s| proto::CheckpointInfo { step, bytes: 1 << 20, write_s, ..Default::default() };
         let job = proto::Job {
-            // Saved are 2, 4, 6; what comes before step 4 is not measured.
-            curve: vec![record(1, 9.0), record(2, 9.0), record(3, 9.0), record(4, 1.0), record(5, 1.5), record(6, 1.0)],
-            checkpoints: vec![checkpoint(2, 9.0), checkpoint(4, 0.5), checkpoint(6, 0.5)],
+            // Saved are 3, 6, 9; what comes before step 6 is not measured.
+            curve: [9.0, 9.0, 9.0, 9.0, 9.0, 1.0, 1.5, 8.0, 1.0, 1.7, 8.0, 1.2]
+                .into_iter()
+                .zip(1..)
+                .map(|(step_s, step)| record(step, step_s))
+                .collect(),
+            checkpoints: vec![checkpoint(3, 9.0), checkpoint(6, 0.5), checkpoint(9, 0.5)],
             ..Default::default()
         };
-        let figures = figures(&job, 2, vec![0.4, 0.4]);
+        let figures = figures(&job, 3, vec![0.4, 0.4]);
         let expected = Figures {
             bytes: 1 << 20,
             step_s: 1.0,
-            saved_step_s: 1.5,
-            stall: 0.5,
+            saved_step_s: 1.7,
+            stall: 0.7,
             write_s: 0.5,
             disk_s: 0.4,
             disk_share: 0.8,

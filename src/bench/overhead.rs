@@ -1,16 +1,19 @@
 //! `toroid bench overhead`: what fault tolerance costs while nothing fails.
 //!
 //! The same job is trained again and again on a local cluster, each round once with everything off (no second holder of a shard, so no
-//! seal exchange, digest or second update; heartbeats an hour apart), once with second holders alone, and once as it comes. The order
+//! seal exchange, digest or second update; heartbeats an hour apart), once with second holders alone, once with what a replay needs, and
+//! once as it comes. Workers write down what each phase takes (`toroid_worker::trace`), so that a second table says where the cost is. The order
 //! turns from round to round; what is compared are the medians of steps of one round, so that a machine that gets slower or
 //! faster in between does not count.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 use toroid_worker::device::Choice;
+use toroid_worker::trace::{Kind, Span};
 
 use super::{Ways, parse_shape};
 use crate::chaos::CHAOS_DIR;
@@ -38,7 +41,7 @@ pub struct Args {
     /// Size of the model
     #[arg(long, default_value = "small", value_name = "PRESET")]
     preset: String,
-    /// Rounds; each trains the job three times
+    /// Rounds; each trains the job four times
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = positive)]
     rounds: usize,
     /// Optimizer updates of each run that are measured
@@ -63,15 +66,31 @@ pub struct Args {
 struct Variant {
     name: &'static str,
     redundancy: bool,
+    replay: bool,
     heartbeats: bool,
 }
 
 /// The first is what the others are compared with.
-const VARIANTS: [Variant; 3] = [
-    Variant { name: "off", redundancy: false, heartbeats: false },
-    Variant { name: "second holders, digests", redundancy: true, heartbeats: false },
-    Variant { name: "and heartbeats (as it comes)", redundancy: true, heartbeats: true },
+const VARIANTS: [Variant; 4] = [
+    Variant { name: "off", redundancy: false, replay: false, heartbeats: false },
+    Variant { name: "second holders, digests", redundancy: true, replay: false, heartbeats: false },
+    Variant { name: "and inputs kept for replay", redundancy: true, replay: true, heartbeats: false },
+    Variant { name: "and heartbeats (as it comes)", redundancy: true, replay: true, heartbeats: true },
 ];
+
+#[derive(Debug, Serialize)]
+struct Report {
+    variants: Vec<Row>,
+    phases: Vec<Phase>,
+}
+
+/// What a rank spends on a phase in a step; in the order of a step.
+#[derive(Debug, PartialEq, Serialize)]
+struct Phase {
+    phase: String,
+    /// By variant: mean over ranks and steps, seconds.
+    mean_s: [f64; VARIANTS.len()],
+}
 
 #[derive(Debug, Serialize)]
 struct Row {
@@ -88,26 +107,34 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let mut signals = Signals::new()?;
     // By variant, by round: the median step, in seconds.
     let mut steps: [Vec<f64>; VARIANTS.len()] = Default::default();
+    let mut spans: [Vec<Span>; VARIANTS.len()] = Default::default();
     for round in 0..args.rounds {
         for turn in 0..VARIANTS.len() {
             let index = (round + turn) % VARIANTS.len();
             match median_step(&args, VARIANTS[index], &mut signals).await? {
-                Some(step) => steps[index].push(step),
+                Some((step, seen)) => {
+                    steps[index].push(step);
+                    spans[index].extend(seen);
+                }
                 None => return Ok(ExitCode::from(INTERRUPTED)),
             }
         }
     }
-    let rows = rows(&steps);
+    let report = Report { variants: rows(&steps), phases: phases(&spans) };
     match args.output {
-        Format::Text => output::print(text(&rows))?,
-        Format::Json => output::line(serde_json::to_string_pretty(&rows).context("write the figures as JSON")?)?,
+        Format::Text => output::print(text(&report))?,
+        Format::Json => output::line(serde_json::to_string_pretty(&report).context("write the figures as JSON")?)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Of one run, in seconds; `None` where the user interrupted it.
-async fn median_step(args: &Args, variant: Variant, signals: &mut Signals) -> Result<Option<f64>> {
+/// Of one run, in seconds, with the spans of its steps; `None` where the user interrupted it.
+async fn median_step(args: &Args, variant: Variant, signals: &mut Signals) -> Result<Option<(f64, Vec<Span>)>> {
     let job = job_of(args, variant)?;
+    let folder = args.dir.join("bench-overhead");
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder).with_context(|| format!("empty {}", folder.display()))?;
+    }
     let settings = Settings {
         dir: args.dir.clone(),
         port: 0,
@@ -115,11 +142,14 @@ async fn median_step(args: &Args, variant: Variant, signals: &mut Signals) -> Re
         threads: args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world())),
         failure_timeout: (!variant.heartbeats).then_some(NO_FAILURE_TIMEOUT),
         has_network: false,
+        trace: Some(folder.clone()),
     };
     let Some(outcome) = inject::run(&settings, &job, Plan::nothing(), signals).await? else { return Ok(None) };
     ensure!(outcome.problems.is_empty(), "the run with {} failed: {}", variant.name, outcome.problems.join("; "));
     let measured = outcome.job.curve.iter().skip(WARM_UP_STEPS).map(|record| record.step_s);
-    Ok(Some(Spread::of(measured).context("the run made no step")?.median))
+    let step = Spread::of(measured).context("the run made no step")?.median;
+    let spans = crate::trace::read(&folder)?;
+    Ok(Some((step, spans.into_iter().filter(|span| span.step > WARM_UP_STEPS as u64).collect())))
 }
 
 fn job_of(args: &Args, variant: Variant) -> Result<LocalJob> {
@@ -127,7 +157,7 @@ fn job_of(args: &Args, variant: Variant) -> Result<LocalJob> {
     let flags = JobArgs { data: args.data.clone(), preset: args.preset.clone(), tp, pp, dp, job: None };
     let steps = (args.steps + WARM_UP_STEPS) as u64;
     let job = job::make(&flags, steps, 0, toroid_worker::data::cargo_registry_sources())?;
-    job.with("fault_tolerance", "redundancy", variant.redundancy)
+    job.with("fault_tolerance", "redundancy", variant.redundancy)?.with("fault_tolerance", "replay", variant.replay)
 }
 
 fn rows(steps: &[Vec<f64>; VARIANTS.len()]) -> Vec<Row> {
@@ -145,13 +175,40 @@ fn rows(steps: &[Vec<f64>; VARIANTS.len()]) -> Vec<Row> {
     rows.collect()
 }
 
-fn text(rows: &[Row]) -> String {
+fn phases(spans: &[Vec<Span>; VARIANTS.len()]) -> Vec<Phase> {
+    let mut phases: Vec<Phase> = Vec::new();
+    // The variant with all phases has their order.
+    let order = spans.last().into_iter().chain(spans).flatten().filter(|span| span.kind == Kind::Phase);
+    for span in order {
+        if phases.iter().all(|p| p.phase != span.name) {
+            phases.push(Phase { phase: span.name.clone(), mean_s: [0.0; VARIANTS.len()] });
+        }
+    }
+    for (variant, spans) in spans.iter().enumerate() {
+        let steps: BTreeSet<(usize, u64)> = spans.iter().map(|span| (span.rank, span.step)).collect();
+        // By phase over all runs of the variant; each run has the same steps.
+        let num_runs = spans.iter().filter(|s| s.kind == Kind::Phase && s.name == "commit").count().max(steps.len());
+        for phase in &mut phases {
+            let of_phase = spans.iter().filter(|s| s.kind == Kind::Phase && s.name == phase.phase);
+            phase.mean_s[variant] = of_phase.map(|s| s.duration_us / 1e6).sum::<f64>() / num_runs.max(1) as f64;
+        }
+    }
+    phases
+}
+
+fn text(report: &Report) -> String {
+    let Report { variants: rows, phases } = report;
     let mut cells = vec![["WITH", "STEP MS", "COST", "LEAST", "MOST"].map(String::from).to_vec()];
     let percent = |ratio: f64| format!("{:+.1}%", 100.0 * (ratio - 1.0));
     cells.extend(rows.iter().map(|row| {
         vec![row.variant.into(), ms(row.step_s), percent(row.ratio), percent(row.ratio_min), percent(row.ratio_max)]
     }));
-    table(&cells)
+    let mut by_phase = vec![["MS A STEP", "OFF", "HOLDERS", "REPLAY", "ALL"].map(String::from).to_vec()];
+    by_phase.extend(phases.iter().map(|phase| {
+        let times = phase.mean_s.iter().map(|s| format!("{:.2}", 1e3 * s));
+        std::iter::once(phase.phase.clone()).chain(times).collect()
+    }));
+    format!("{}\n{}", table(&cells), table(&by_phase))
 }
 
 #[cfg(test)]
@@ -160,13 +217,39 @@ mod tests {
 
     #[test]
     fn a_round_is_compared_with_itself() {
-        let rows = rows(&[vec![1.0, 2.0, 4.0], vec![1.02, 2.02, 4.0], vec![1.1, 2.06, 4.04]]);
+        let rows = rows(&[vec![1.0, 2.0, 4.0], vec![1.02, 2.02, 4.0], vec![1.02, 2.02, 4.0], vec![1.1, 2.06, 4.04]]);
+        let span = |rank, step, name: &str, kind, ms: f64| Span {
+            rank,
+            step,
+            name: name.into(),
+            kind,
+            waited_for: Vec::new(),
+            cpu_us: None,
+            start_us: 0.0,
+            duration_us: 1e3 * ms,
+        };
+        // Two ranks and two rounds of one step; what is communicated within a phase is a part of it.
+        let all = [(0, 1.0), (1, 3.0), (0, 1.0), (1, 3.0)].into_iter().flat_map(|(rank, ms)| {
+            [
+                span(rank, 3, "digest", Kind::Phase, ms),
+                span(rank, 3, "commit", Kind::Phase, 4.0),
+                span(rank, 3, "digest", Kind::Phase, ms),
+                span(rank, 3, "commit", Kind::Exposed, 4.0),
+            ]
+        });
+        let off = vec![span(0, 3, "commit", Kind::Phase, 5.0), span(1, 3, "commit", Kind::Phase, 6.0)];
+        let report = Report { variants: rows, phases: phases(&[off, Vec::new(), Vec::new(), all.collect()]) };
         assert_eq!(
-            text(&rows),
+            text(&report),
             "WITH                          STEP MS  COST   LEAST  MOST\n\
              off                           2000     +0.0%  +0.0%  +0.0%\n\
              second holders, digests       2020     +1.0%  +0.0%  +2.0%\n\
-             and heartbeats (as it comes)  2060     +3.0%  +1.0%  +10.0%\n"
+             and inputs kept for replay    2020     +1.0%  +0.0%  +2.0%\n\
+             and heartbeats (as it comes)  2060     +3.0%  +1.0%  +10.0%\n\
+             \n\
+             MS A STEP  OFF   HOLDERS  REPLAY  ALL\n\
+             digest     0.00  0.00     0.00    4.00\n\
+             commit     5.50  0.00     0.00    4.00\n"
         );
     }
 }

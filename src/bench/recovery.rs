@@ -114,6 +114,7 @@ async fn recovery(args: &Args, ways: Ways, how: Kind, signals: &mut Signals) -> 
         threads,
         failure_timeout,
         has_network: how.is_cut(),
+        trace: None,
     };
     let silence = match how {
         Kind::Kill => Duration::ZERO,

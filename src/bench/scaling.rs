@@ -145,6 +145,7 @@ async fn measure(args: &Args, cluster: Cluster, signals: &mut Signals) -> Result
         threads: cluster.threads,
         failure_timeout: None,
         has_network: false,
+        trace: None,
     };
     let Some(outcome) = inject::run(&settings, &job, Plan::nothing(), signals).await? else { return Ok(None) };
     ensure!(outcome.problems.is_empty(), "the run at {} failed: {}", cluster.name(), outcome.problems.join("; "));

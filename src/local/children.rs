@@ -63,6 +63,8 @@ pub struct Settings {
     pub failure_timeout: Option<Duration>,
     /// Workers have a network of their own that can be cut; needs root.
     pub has_network: bool,
+    /// Folder for what the first steps' time of each worker goes to.
+    pub trace: Option<PathBuf>,
 }
 
 /// The coordinator's name among the children.
@@ -79,6 +81,7 @@ pub struct Children {
     device: Choice,
     threads: usize,
     failure_timeout: Option<Duration>,
+    trace: Option<PathBuf>,
     network: Option<Network>,
     /// The last cut, which is not healed yet.
     cut: Option<(String, Cut)>,
@@ -113,6 +116,7 @@ impl Children {
             device: settings.device,
             threads: settings.threads,
             failure_timeout: settings.failure_timeout,
+            trace: settings.trace.clone(),
             num_workers: 0,
             orders: BTreeMap::new(),
             network,
@@ -225,6 +229,9 @@ impl Children {
         command.args(["--listen", &format!("{address}:0"), "--threads", &self.threads.to_string()]);
         command.args(["--device", &self.device.to_string()]);
         command.arg("--cache").arg(&self.cache_dir);
+        if let Some(folder) = &self.trace {
+            command.arg("--trace").arg(folder);
+        }
         match dies_at {
             Some(at) => command.env(KILL_AT, at),
             None => command.env_remove(KILL_AT),

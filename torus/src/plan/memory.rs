@@ -35,6 +35,8 @@ pub struct Memory {
     pub activations: u64,
     /// The inputs of the last update of both shards; 0 without replay.
     pub replay: u64,
+    /// The own shard as it was committed, where a checkpoint of it is not written when the next update comes.
+    pub checkpoint: u64,
     /// What lives for one operation, host buffers of transfers and sums.
     pub scratch: u64,
     /// Of the scratch, what is in host memory whatever the device.
@@ -59,13 +61,14 @@ impl Memory {
     }
 
     /// Each part by its name, in the order in which it is printed.
-    pub fn parts(&self) -> [(&'static str, u64); 8] {
+    pub fn parts(&self) -> [(&'static str, u64); 9] {
         [
             ("parameters", self.parameters),
             ("gradients", self.gradients),
             ("optimizer shard", self.shard),
             ("second holder's shard", self.second_shard),
             ("replay of an update", self.replay),
+            ("unwritten checkpoint", self.checkpoint),
             ("activations", self.activations),
             ("scratch", self.scratch),
             ("links", self.links),
@@ -114,6 +117,7 @@ pub(super) fn of_stage(spec: &JobSpec, dims: &Dims, schedule: Schedule, stage: u
         shard: STATE_BYTES * own.shard_len as u64,
         second_shard,
         replay,
+        checkpoint: STATE_BYTES * own.shard_len as u64,
         activations,
         scratch: scratch_bytes(dims) + host,
         host,

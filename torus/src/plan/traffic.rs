@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::Machine;
 use super::work::{Dims, Part};
+use crate::digest::DIGEST_BYTES;
 use crate::job::JobSpec;
 use crate::partition::{Partition, partition};
 
@@ -75,7 +76,8 @@ fn of_stage(spec: &JobSpec, dims: &Dims, stage: usize, m: usize, machine: &Machi
     let neighbours = u64::from(stage > 0) + u64::from(stage + 1 < pp);
     let torus_messages = (shape.dx() - 1 + shape.dy() - 1) as u64;
     let has_second_holder = spec.fault_tolerance.redundancy && shape.world() > 1;
-    let (seal_bytes, seals) = if has_second_holder { (4 * own.shard_len as u64 + 32, 2) } else { (0, 0) };
+    let (seal_bytes, seals) =
+        if has_second_holder { (4 * own.shard_len as u64 + DIGEST_BYTES as u64, 2) } else { (0, 0) };
     // Squared norm, three losses, corruption, expert load, all f64.
     let totals = 8 * (5 + spec.model.layers * spec.model.experts) as u64;
     let commits = (shape.width() - 1 + shape.height() - 1) as u64;

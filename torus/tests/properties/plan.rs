@@ -53,9 +53,10 @@ fn memory_is_what_one_counts_by_hand() {
     assert_eq!(both[0].activations, 4 * (2 * (inputs + ends) + all + evaluation));
     assert!(both[1].activations > recompute[1].activations + 4 * 2 * all);
     assert_eq!(memory[0].replay, 2 * 16 * 526_848 / 2);
+    assert_eq!(memory[0].checkpoint, memory[0].shard);
     // One neighbour within the host, two more in the row, one in the column.
     assert_eq!(memory[0].links, (4 << 20) + 3 * (512 << 10));
-    let of_all = 2 * memory[0].parameters + memory[0].shard + memory[0].second_shard + memory[0].replay;
+    let of_all = 2 * memory[0].parameters + 2 * memory[0].shard + memory[0].second_shard + memory[0].replay;
     assert_eq!(memory[0].total(), of_all + memory[0].activations + memory[0].scratch + memory[0].links);
 }
 
@@ -71,7 +72,7 @@ fn traffic_is_what_the_formulas_of_the_design_give() {
     assert_eq!(of(&cube, Kind::StageTransfers), (8 * 4 * 512 * 128, 8));
     assert_eq!(of(&cube, Kind::ReduceScatter), (4 * 526_976 / 2, 1));
     assert_eq!(of(&cube, Kind::AllGather), (4 * 526_976 / 2, 1));
-    assert_eq!(of(&cube, Kind::Seal), (4 * 526_976 / 2 + 32, 2));
+    assert_eq!(of(&cube, Kind::Seal), (4 * 526_976 / 2 + 16, 2));
     // 5 sums and the load of 4 layers' 8 experts, to 3 in the row and 1 in the column.
     assert_eq!(of(&cube, Kind::Commit), (4 * 8 * 37, 4));
 

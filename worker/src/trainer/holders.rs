@@ -78,11 +78,12 @@ impl<D: Device + Clone> Job<D> {
     pub(super) fn seal(&mut self, links: &mut Links, shared: &Shared) -> Result<(), CommError> {
         let device = self.stage.device().clone();
         if let Some(holders) = &mut self.holders {
-            shared.enter("seal");
+            shared.enter("digest");
             let (own, expected) = (self.shard.digest(&device), holders.copy.digest(&device));
             let (own_bytes, mut found) = (own.to_bytes(), [0; DIGEST_BYTES]);
             let Holders { backup, guarded, grads, kept, .. } = holders;
             let (backup, guarded, channel, is_kept) = (*backup, *guarded, Channel::Backup, kept.is_some());
+            shared.enter("seal");
             let digests = [
                 Transfer::Send { peer: backup, channel, data: &own_bytes },
                 Transfer::Recv { peer: guarded, channel, buf: &mut found },
@@ -101,6 +102,7 @@ impl<D: Device + Clone> Job<D> {
                     })
                 })?;
             }
+            shared.enter("digest");
             let own_grads = self.stage.grads().view(self.shard.range.clone());
             let grads_of = |grads| if is_kept { digest_of(&device, grads) } else { Digest::default() };
             self.sealed_own = Sealed { state: own, grads: grads_of(own_grads) };

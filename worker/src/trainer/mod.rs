@@ -295,8 +295,13 @@ impl Shared {
         if let Some(trace) = &self.trace {
             trace.enter(operation);
         }
+        self.pass(operation, self.committed.load(Ordering::SeqCst) + 1);
+    }
+
+    /// A test may want this process dead or stopped here.
+    fn pass(&self, point: &str, step: u64) {
         if let Some(kill_at) = &self.kill_at {
-            kill_at.passes(operation, self.committed.load(Ordering::SeqCst) + 1);
+            kill_at.passes(point, step);
         }
     }
 }

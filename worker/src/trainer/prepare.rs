@@ -264,10 +264,15 @@ impl<D: Device + Clone> Job<D> {
             data_digest: blake3::Hash::from_bytes(self.data_digest()).to_hex().to_string(),
             files,
         };
+        shared.pass("publish", step);
         let what = match self.storage.publish(&manifest) {
             Ok(bytes) => Happened::Published { step, bytes, path: self.storage.step_path(step) },
-            Err(error) => Happened::PublishFailed { step, error: error.to_string() },
+            Err(error) => {
+                tracing::warn!("the checkpoint of step {step} is not published: {error}");
+                Happened::PublishFailed { step, error: error.to_string() }
+            }
         };
+        shared.pass("published", step);
         let published = matches!(what, Happened::Published { .. });
         emit(self.assignment.event(what));
         for old in remove.into_iter().filter(|_| published).take_while(|_| may_act()) {

@@ -1,0 +1,85 @@
+//! A rank 0 that is stopped or dies around the one moment at which a checkpoint becomes visible: nothing that it still does reaches the
+//! job (T-1), and what it has made visible counts (T-6).
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use toroid_proto::{Job, WorkerInfo};
+
+use crate::chaos::{Undisturbed, worker_of};
+use crate::cluster::{Cluster, path, run_ok};
+use crate::training::short_job;
+
+const STEPS: u64 = 20;
+
+/// A cluster of `world` workers, the first of which does something to itself, and a job in which that one is rank 0.
+fn start(ways: (usize, usize, usize), variable: &str, at: &str) -> Result<(Cluster, String, String)> {
+    let world = ways.0 * ways.1 * ways.2;
+    let mut cluster = Cluster::with_failure_timeout(0, 1, 1000)?;
+    let first = cluster.add_worker_with(1, Some((variable, at)))?;
+    for _ in 1..world {
+        cluster.add_worker(1)?;
+    }
+    cluster.wait_for_workers("all workers", |workers| workers.len() == world)?;
+    let id = cluster.submit(&short_job(ways, STEPS, ""))?;
+    let job = cluster.wait_for(&id, "places", |job| job.places.len() == world)?;
+    ensure!(worker_of(&job, 0) == first, "{first} was started first and is to be rank 0: {:?}", job.places);
+    Ok((cluster, id, first))
+}
+
+/// Names and contents of everything in a folder.
+fn contents(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+    let entries = std::fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
+    let file = |entry: std::io::Result<std::fs::DirEntry>| {
+        let entry = entry?;
+        Ok((entry.file_name().to_string_lossy().into_owned(), std::fs::read(entry.path())?))
+    };
+    entries.map(file).collect()
+}
+
+/// T-1: it has looked whether its place is still its own, is stopped, and goes on when another has published in its place.
+#[test]
+fn t1_a_rank_0_that_was_stopped_before_publishing_writes_nothing_into_the_job() -> Result<()> {
+    let ways = (1, 1, 2);
+    let (mut cluster, id, stopped) = start(ways, "TOROID_TEST_STOP_AT", &format!("publish@{STEPS}"))?;
+    cluster.add_worker(1)?;
+    let job = cluster.done(&id)?;
+    ensure!(worker_of(&job, 0) != stopped && job.incidents.len() == 1, "{stopped} was to be replaced: {job:#?}");
+    let folder = cluster.checkpoints(&id);
+    let last = folder.join(format!("step-{STEPS}"));
+    let before = contents(&last)?;
+    let manifest: serde_json::Value = serde_json::from_slice(before.get("manifest.json").context("no manifest")?)?;
+    ensure!(manifest["epoch"] == job.epoch && job.epoch == 2, "published by epoch {}", manifest["epoch"]);
+
+    cluster.signal(&stopped, Signal::CONT)?;
+    // The trainer's answer to what it was told in between comes after the rest of the publishing: it has nothing to do any more.
+    let is_spare = |w: &WorkerInfo| w.worker_id == stopped && w.rank < 0 && w.silent_s < 1.0;
+    cluster.wait_for_workers("the stopped worker to come back as a spare", |workers| workers.iter().any(is_spare))?;
+    let log = cluster.path().join(format!("{stopped}.log"));
+    cluster.wait_for_log(&log, "is not published")?;
+    ensure!(contents(&last)? == before, "the checkpoint of step {STEPS} has changed");
+    run_ok(&["checkpoint", "verify", path(&folder)])?;
+    let after = cluster.job(&id).context("find the job")?;
+    ensure!(
+        (after.epoch, &after.checkpoints) == (job.epoch, &job.checkpoints),
+        "its return changed the job: {after:#?}"
+    );
+    cluster.kill_worker(&stopped)?;
+    Undisturbed::train(&cluster, &short_job(ways, STEPS, ""), STEPS)?.check_same(&cluster, &job)
+}
+
+/// T-6: the last step is published, but nobody was told, and the job goes on with fewer replicas, whose shards are other ones.
+#[test]
+fn t6_a_last_checkpoint_that_a_dead_rank_0_has_published_ends_the_job_with_fewer_replicas() -> Result<()> {
+    let ways = (1, 1, 3);
+    let (mut cluster, id, dead) = start(ways, "TOROID_TEST_KILL_AT", &format!("published@{STEPS}"))?;
+    let job = cluster.done(&id)?;
+    let is_shrunk = |job: &Job| job.places.len() == 2 && job.incidents.iter().any(|i| i.rung == "shrink");
+    ensure!(cluster.dead_workers()? == [dead.as_str()] && is_shrunk(&job), "{dead} was to die: {job:#?}");
+    cluster.bury(&dead)?;
+    run_ok(&["checkpoint", "verify", path(&cluster.checkpoints(&id))])?;
+    cluster.add_worker(1)?;
+    Undisturbed::train(&cluster, &short_job(ways, STEPS, ""), STEPS)?.check_same(&cluster, &job)
+}
