@@ -1,8 +1,9 @@
 # make demo    train a small model on this machine with a coordinator, eight workers and a spare
 #              and kill one of the workers on the way
 # make test    everything that must hold: formatting, lints, docs, all tests
-# make soak    a million simulated clusters (SEEDS=...: more), then hundreds of kills at four shapes, each compared to the bit with an
-#              undisturbed run; takes hours (SEEDS=20000 KILLS=20: minutes)
+# make soak    a million simulated clusters (SEEDS=...: more), then hundreds of kills at four shapes, pairs of workers together with the
+#              coordinator, and workers that are stopped, each compared to the bit with an undisturbed run; takes hours
+#              (SEEDS=20000 KILLS=20: minutes)
 # make check   the part of it that needs no running; writes no source file
 # make fix     format, and apply what clippy knows how to fix
 # make bench   speed and memory of training steps, and how long a death holds a job up
@@ -16,7 +17,8 @@
 
 KILLS ?= 200
 SEEDS ?= 1000000
-CHAOS = target/release/toroid chaos --verify --kills $(KILLS)
+# Most kills are over within three steps.
+CHAOS = target/release/toroid chaos --verify --kills $(KILLS) --steps $$((6 * $(KILLS) + 60)) --spares 2
 
 demo:
 	cargo run --release --bin toroid -- local
@@ -29,10 +31,12 @@ test:
 soak:
 	TOROID_SEEDS=$(SEEDS) cargo test --test simulation
 	cargo build --release --bin toroid
-	$(CHAOS) --tp 2 --pp 2 --dp 2 --spares 2
-	$(CHAOS) --tp 1 --pp 1 --dp 8 --spares 2
-	$(CHAOS) --tp 2 --pp 2 --dp 1 --spares 2
-	$(CHAOS) --tp 1 --pp 2 --dp 4 --spares 2
+	$(CHAOS) --tp 2 --pp 2 --dp 2
+	$(CHAOS) --tp 1 --pp 1 --dp 8
+	$(CHAOS) --tp 2 --pp 2 --dp 1
+	$(CHAOS) --tp 1 --pp 2 --dp 4
+	$(CHAOS) --tp 1 --pp 1 --dp 4 --at-once 2 --coordinator
+	$(CHAOS) --tp 2 --pp 2 --dp 2 --how both --failure-timeout-ms 1000
 
 check:
 	cargo fmt --all --check

@@ -191,7 +191,7 @@ fn a_damaged_checkpoint_is_passed_over_for_the_one_before() -> Result<()> {
     let folder = cluster.checkpoints(&id);
     let job = cluster.wait_for(&id, "the second checkpoint", |job| job.checkpoints.len() >= 2)?;
     let newest = job.checkpoints.iter().map(|c| c.step).max().context("find the newest checkpoint")?;
-    let shard = folder.join(format!("step-{newest}/shard-00000.safetensors"));
+    let shard = crate::cluster::shard_file(&folder.join(format!("step-{newest}")), 0)?;
     let mut bytes = std::fs::read(&shard)?;
     let last = bytes.len() - 1;
     bytes[last] ^= 1;

@@ -353,18 +353,34 @@ fn a_drained_worker_gives_its_place_away_and_no_step() -> Result<()> {
 /// `toroid chaos` comes to the same verdict, and its exit code says so.
 #[test]
 fn chaos_verifies_and_reports() -> Result<()> {
+    let report = chaos(&["--tp", "1", "--pp", "1", "--dp", "2", "--steps", "60", "--kills", "2", "--spares", "1"])?;
+    ensure!(report["faults"].as_array().is_some_and(|faults| faults.len() == 2), "{report:#}");
+    ensure!(report["recovery_s"]["median"].as_f64().is_some_and(|s| s > 0.0), "{report:#}");
+    Ok(())
+}
+
+/// T-3, T-8: two workers at the same moment, and the coordinator while they are replaced, twice.
+#[test]
+fn pairs_and_the_coordinator_die_and_no_step_is_lost() -> Result<()> {
+    let shape = ["--tp", "1", "--pp", "1", "--dp", "4", "--steps", "40", "--spares", "2"];
+    let report = chaos(&[&shape[..], &["--kills", "4", "--at-once", "2", "--coordinator"]].concat())?;
+    ensure!(report["faults"].as_array().is_some_and(|faults| faults.len() == 4), "{report:#}");
+    assert_eq!(report["coordinator_kills"], 2, "{report:#}");
+    Ok(())
+}
+
+/// The report of a run that held in every respect.
+fn chaos(args: &[&str]) -> Result<serde_json::Value> {
     let dir = tempfile::tempdir()?;
     let output = toroid()
-        .args(["chaos", "--tp", "1", "--pp", "1", "--dp", "2", "--steps", "60", "--kills", "2", "--spares", "1"])
-        .args(["--verify", "--threads", "1", "--seed", "3", "-o", "json"])
+        .args(["chaos", "--verify", "--threads", "1", "--seed", "3", "-o", "json"])
         .args(["--data", path(&text_folder()), "--dir", path(dir.path())])
+        .args(args)
         .output()?;
     let (text, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.success(), "{text}{stderr}");
     let report: serde_json::Value = serde_json::from_str(&text)?;
     assert_eq!(report["problems"], serde_json::json!([]));
     assert_eq!((&report["is_verified"], &report["steps_lost"], &report["seed"]), (&true.into(), &0.into(), &3.into()));
-    ensure!(report["faults"].as_array().is_some_and(|faults| faults.len() == 2), "{report:#}");
-    ensure!(report["recovery_s"]["median"].as_f64().is_some_and(|s| s > 0.0), "{report:#}");
-    Ok(())
+    Ok(report)
 }

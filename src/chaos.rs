@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum as _;
 use tokio::runtime::Runtime;
 use toroid_proto as proto;
 use toroid_worker::device::Choice;
@@ -46,9 +47,15 @@ pub struct Args {
     /// Optimizer updates to make; default: so many that the faults fit in
     #[arg(long, value_name = "N", conflicts_with = "job")]
     steps: Option<u64>,
-    /// Faults to inject, one at a time
+    /// Workers to do it to
     #[arg(long, default_value_t = 10, value_name = "K", value_parser = positive)]
     kills: usize,
+    /// Workers that fall at the same moment; never both holders of a shard
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = positive)]
+    at_once: usize,
+    /// Kill the coordinator too, after each fault, within the time of a step
+    #[arg(long)]
+    coordinator: bool,
     /// At most so many faults a minute; default: the next as soon as the job is at full strength again
     #[arg(long, value_name = "PER_MINUTE", value_parser = per_minute)]
     rate: Option<f64>,
@@ -62,7 +69,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value = "kill", value_name = "FAULT")]
     how: Kind,
     /// Workers kill themselves within this part of a step, each place at most once
-    #[arg(long, value_enum, value_name = "PHASE", conflicts_with_all = ["rank", "how", "rate"])]
+    #[arg(long, value_enum, value_name = "PHASE", conflicts_with_all = ["rank", "how", "rate", "at_once", "coordinator"])]
     phase: Option<Phase>,
     /// Workers beyond those that the job needs; those that are used are started again. 1 with --phase heal
     #[arg(long, default_value_t = 2, value_name = "N")]
@@ -137,6 +144,11 @@ fn plan_of(args: &Args, job: &job::LocalJob) -> Result<Plan> {
     if let Some(rank) = args.rank {
         ensure!(rank < world, "--rank {rank} is no place of {}: ranks are 0 to {}", job.spec.shape, world - 1);
     }
+    ensure!(
+        args.at_once == 1 || !args.how.is_cut(),
+        "--how {} cuts one worker off at a time: --at-once goes with kill and stop",
+        args.how.to_possible_value().as_ref().map_or("cut", |value| value.get_name())
+    );
     let phases = args.phase.map(|phase| PhasePlan::new(phase, args.kills, args.every_steps, &job.spec)).transpose()?;
     if let Some(last) = phases.as_ref().map(PhasePlan::last_step) {
         let steps = job.spec.steps;
@@ -147,6 +159,8 @@ fn plan_of(args: &Args, job: &job::LocalJob) -> Result<Plan> {
         seed: args.seed.unwrap_or_else(drawn_seed),
         kind: args.how,
         rank: args.rank,
+        at_once: args.at_once,
+        kills_coordinator: args.coordinator,
         min_pause: args.rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(60.0 / rate)),
         min_steps: args.every_steps.unwrap_or(0),
         spares: if args.phase == Some(Phase::Heal) { 1 } else { args.spares },
@@ -163,8 +177,9 @@ fn drawn_seed() -> u64 {
 
 /// `parameters`: the file for those of the disturbed run.
 fn judge(seed: u64, outcome: Outcome, undisturbed: Option<&Finished>, parameters: PathBuf) -> Result<Report> {
-    let Outcome { job, faults, problems } = outcome;
+    let Outcome { job, faults, coordinator_kills, problems } = outcome;
     let mut report = Report::new(seed, &job, faults, problems);
+    report.coordinator_kills = coordinator_kills;
     if let (Some(undisturbed), proto::JobState::Done) = (undisturbed, job.state()) {
         let disturbed = Finished::export(job, parameters)?;
         report.problems.extend(verify::differences(undisturbed, &disturbed)?);

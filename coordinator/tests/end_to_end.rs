@@ -20,7 +20,7 @@ use tonic::{Code, Status, Streaming};
 use toroid_coordinator::store::StoreError;
 use toroid_coordinator::{Config, CoordinatorError};
 use toroid_proto as proto;
-use toroid_torus::manifest::ShardFile;
+use toroid_torus::manifest::{ShardFile, Writer};
 
 const STEPS: u64 = 4;
 
@@ -155,7 +155,11 @@ impl Worker {
     async fn shard_written(&mut self) {
         let rank = self.assign.rank;
         let file = ShardFile {
-            file: ShardFile::name_of(rank as usize),
+            file: ShardFile::name_of(&Writer {
+                epoch: self.assign.epoch,
+                rank: rank as usize,
+                world: self.assign.peers.len(),
+            }),
             rank: rank as usize,
             bytes: 10,
             digest: String::new(),

@@ -378,6 +378,17 @@ pub fn figures(curve: &[StepRecord]) -> Vec<StepRecord> {
     curve.iter().map(timeless).collect()
 }
 
+/// The file that a rank has written into a checkpoint, whatever the epoch.
+pub fn shard_file(step: &Path, rank: usize) -> Result<PathBuf> {
+    let is_of_rank = |path: &PathBuf| {
+        let name = path.file_name().and_then(|n| n.to_str());
+        name.is_some_and(|n| n.starts_with(&format!("shard-{rank:05}-of-")) && n.ends_with(".safetensors"))
+    };
+    let entries = std::fs::read_dir(step).with_context(|| format!("list {}", step.display()))?;
+    let mut files = entries.filter_map(|e| e.ok().map(|e| e.path())).filter(is_of_rank);
+    files.next().with_context(|| format!("find the shard of rank {rank} in {}", step.display()))
+}
+
 /// Compares two curves bit for bit and names the first step that differs.
 pub fn assert_same_curve(left: &[StepRecord], right: &[StepRecord]) {
     assert_eq!(left.len(), right.len(), "the curves have different lengths");

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::holders;
-use toroid_torus::manifest::ShardFile;
+use toroid_torus::manifest::{ShardFile, Writer};
 use toroid_torus::resplit::{Half, shard_range};
 use toroid_worker::trainer::Assignment;
 
@@ -15,10 +15,10 @@ use crate::place::State;
 
 #[derive(Debug, Default)]
 pub struct Disk {
-    /// Content by folder, step and rank.
-    pub shards: BTreeMap<(String, u64, usize), Values>,
-    /// A checkpoint that can be seen, by folder and step: its shape, and the digests by rank.
-    pub manifests: BTreeMap<(String, u64), (Shape, BTreeMap<usize, String>)>,
+    /// Content by folder, step and name.
+    shards: BTreeMap<(String, u64, String), Values>,
+    /// A checkpoint that can be seen, by folder and step: its shape, and its files by rank.
+    pub manifests: BTreeMap<(String, u64), (Shape, BTreeMap<usize, ShardFile>)>,
     /// Until when the writes of a worker fail.
     pub broken: BTreeMap<Pid, Micros>,
 }
@@ -55,9 +55,12 @@ impl Disk {
             .manifests
             .get(&(root.clone(), step))
             .ok_or_else(|| format!("cannot restore step {step}: there is no manifest in {root}"))?;
-        let read = |rank: usize| match self.shards.get(&(root.clone(), step, rank)) {
-            Some(shard) if manifest.get(&rank) == Some(&digest(shard)) => Ok(shard),
-            found => Err(format!("cannot restore step {step}: the shard of rank {rank} is {found:?}")),
+        let read = |rank: usize| {
+            let file = manifest.get(&rank);
+            match file.and_then(|f| self.read(root, step, &f.file).filter(|shard| f.digest == digest(shard))) {
+                Some(shard) => Ok(shard),
+                None => Err(format!("cannot restore step {step}: the shard of rank {rank} is damaged")),
+            }
         };
         // By range, from the shape that was saved: as if the files were places that hold their own shards.
         let found = || {
@@ -80,9 +83,15 @@ impl Disk {
         found
     }
 
-    /// A file rots.
+    pub fn read(&self, root: &str, step: u64, file: &str) -> Option<&Values> {
+        self.shards.get(&(root.to_string(), step, file.to_string()))
+    }
+
+    /// A file rots that the checkpoint needs.
     pub fn damage(&mut self, root: &str, step: u64, rank: usize) {
-        if let Some(shard) = self.shards.get_mut(&(root.to_string(), step, rank)) {
+        let manifest = self.manifests.get(&(root.to_string(), step));
+        let Some(file) = manifest.and_then(|(_, files)| files.get(&rank)) else { return };
+        if let Some(shard) = self.shards.get_mut(&(root.to_string(), step, file.file.clone())) {
             shard.iter_mut().for_each(|value| *value = !*value);
         }
     }
@@ -103,8 +112,9 @@ impl Disk {
             return Err("disk full".into());
         }
         let rank = assignment.rank;
-        let (file, digest) = (ShardFile::name_of(rank), digest(&shard));
-        self.shards.insert((assignment.checkpoint_root.clone(), step, rank), shard);
+        let writer = Writer { epoch: assignment.epoch, rank, world: assignment.spec.shape.world() };
+        let (file, digest) = (ShardFile::name_of(&writer), digest(&shard));
+        self.shards.insert((assignment.checkpoint_root.clone(), step, file.clone()), shard);
         Ok(ShardFile { file, rank, bytes: 8, digest, entries: Vec::new() })
     }
 
@@ -121,12 +131,13 @@ impl Disk {
         }
         // As a worker's storage does it: each file that the list names must be there.
         let root = &assignment.checkpoint_root;
-        let is_there = |f: &ShardFile| self.shards.contains_key(&(root.clone(), step, f.rank));
+        let is_there = |f: &ShardFile| self.read(root, step, &f.file).is_some();
         if let Some(missing) = files.iter().find(|f| !is_there(f)) {
             return Err(format!("{} is not there", missing.file));
         }
-        let files = files.iter().map(|f| (f.rank, f.digest.clone())).collect();
-        self.manifests.insert((root.clone(), step), (assignment.spec.shape, files));
+        // The first manifest of a step stays: a later epoch takes the step as done.
+        let published = || (assignment.spec.shape, files.iter().map(|f| (f.rank, f.clone())).collect());
+        self.manifests.entry((root.clone(), step)).or_insert_with(published);
         Ok(format!("{}/step-{step}", assignment.checkpoint_root))
     }
 

@@ -205,7 +205,8 @@ impl Truth {
             return Some(format!("names {} of {} shards", manifest.len(), shape.world()));
         }
         let shard = |rank| self.jobs[job].reference.shard(step, shape, rank);
-        let is_bad = |rank: &usize| disk.shards.get(&(root.to_string(), step, *rank)) != Some(&shard(*rank));
+        let is_bad =
+            |rank: &usize| manifest.get(rank).and_then(|f| disk.read(root, step, &f.file)) != Some(&shard(*rank));
         (0..shape.world()).find(is_bad).map(|rank| format!("names a shard of rank {rank} that is not there"))
     }
 }

@@ -23,6 +23,7 @@ use toroid_worker::comm::{
     all_reduce_torus, exchange_raw,
 };
 
+use super::median;
 use crate::format::table;
 use crate::local::positive;
 use crate::output;
@@ -225,12 +226,7 @@ fn memory_copy() -> f64 {
         std::hint::black_box(&mut to);
         start.elapsed().as_secs_f64()
     });
-    from.len() as f64 / median(times.collect()) / 1e9
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    from.len() as f64 / median(times) / 1e9
 }
 
 fn size(bytes: usize) -> String {

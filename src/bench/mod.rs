@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use crate::chaos::report::Spread;
 use crate::local::positive;
 
 #[derive(Debug, clap::Subcommand)]
@@ -36,6 +37,11 @@ pub async fn run(command: Command) -> Result<ExitCode> {
         Command::Checkpoint(args) => checkpoint::run(args).await,
         Command::Step(args) => step::run(&args),
     }
+}
+
+/// One of the numbers; NaN of none.
+fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    Spread::of(values).map_or(f64::NAN, |spread| spread.median)
 }
 
 /// Ways of tensor, pipeline and data parallelism.

@@ -23,6 +23,7 @@ use toroid_worker::comm::{Fence, LinkChoice, Listener, PeerAddr};
 use toroid_worker::device::{Buffer as _, CpuDevice, Device as _, Mat, MatMut};
 use toroid_worker::trainer::{self, Assignment, Command as Order, Emit, Environment, Happened, Shared, TrainerEvent};
 
+use super::median;
 use crate::format::table;
 use crate::local::job::{self, JobArgs};
 use crate::local::positive;
@@ -338,12 +339,6 @@ fn flops_per_token(model: &ModelConfig) -> f64 {
     let scores = heads * head_dim * (seq + 1);
     let layer = attention + scores + d * experts + (TOP_K + 1) * 3 * d * ff;
     (3 * 2 * (layers * layer + vocab * d)) as f64
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// A row a combination.

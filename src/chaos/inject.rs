@@ -1,4 +1,4 @@
-//! One job on a local cluster, and the faults that are done to it, one at a time.
+//! One job on a local cluster, and the faults that are done to it: one worker at a time, or several at the same moment.
 //!
 //! ```text
 //!   Settling ── full strength, a commit is seen ──> Armed ── within a step's time, drawn ──> fault ───> Recovering
@@ -20,11 +20,11 @@ use toroid_torus::geometry::Shape;
 use toroid_torus::holders::backup_of;
 
 use super::network::Cut;
-use super::plan::{PhasePlan, Random};
+use super::plan::{PhasePlan, Random, victims};
 use super::report::Fault;
 use crate::client::Client;
 use crate::json::state_word;
-use crate::local::children::{Ended, Role, Settings};
+use crate::local::children::{COORDINATOR, Ended, Role, Settings};
 use crate::local::cluster::{Cluster, PATIENCE, Signals};
 use crate::local::job::LocalJob;
 use crate::progress::Progress;
@@ -66,6 +66,10 @@ pub struct Plan {
     pub kind: Kind,
     /// Always the worker of this place.
     pub rank: Option<usize>,
+    /// Workers that fall at the same moment, as far as one holder of each shard is left.
+    pub at_once: usize,
+    /// The coordinator is killed after each fault, while the job recovers.
+    pub kills_coordinator: bool,
     pub min_pause: Duration,
     pub min_steps: u64,
     /// The workers kill themselves as this says.
@@ -83,6 +87,8 @@ impl Plan {
             seed: 0,
             kind: Kind::Kill,
             rank: None,
+            at_once: 1,
+            kills_coordinator: false,
             min_pause: Duration::ZERO,
             min_steps: 0,
             phases: None,
@@ -105,6 +111,8 @@ pub struct Outcome {
     /// With its curve.
     pub job: proto::Job,
     pub faults: Vec<Fault>,
+    /// Deaths of the coordinator, which are no faults of the job.
+    pub coordinator_kills: usize,
     pub problems: Vec<String>,
 }
 
@@ -124,8 +132,9 @@ pub async fn run(settings: &Settings, job: &LocalJob, plan: Plan, signals: &mut 
         arrivals: Vec::new(),
         open: Vec::new(),
         doomed: BTreeMap::new(),
-        aside: None,
-        outcome: Outcome { job: proto::Job::default(), faults: Vec::new(), problems: Vec::new() },
+        aside: Vec::new(),
+        coordinator_due: None,
+        outcome: Outcome { job: proto::Job::default(), faults: Vec::new(), coordinator_kills: 0, problems: Vec::new() },
     };
     let is_complete = run.train(job, signals).await;
     run.cluster.progress.finish();
@@ -168,8 +177,10 @@ struct Run {
     open: Vec<Open>,
     /// Workers whose end is no surprise: killed already, or told where to kill themselves.
     doomed: BTreeMap<String, Option<String>>,
-    /// It was stopped or cut off.
-    aside: Option<String>,
+    /// Stopped or cut off.
+    aside: Vec<String>,
+    /// When the coordinator is to be killed.
+    coordinator_due: Option<Instant>,
     outcome: Outcome,
 }
 
@@ -184,6 +195,7 @@ impl Run {
         let mut follow = Follow::new(&self.cluster.url(), &id, PATIENCE);
         loop {
             let due = self.due();
+            let coordinator_due = self.coordinator_due.unwrap_or(due);
             tokio::select! {
                 update = follow.next() => match update? {
                     None => break,
@@ -191,6 +203,9 @@ impl Run {
                 },
                 ended = self.cluster.children.ended() => self.ended(ended).await?,
                 () = tokio::time::sleep_until(due.into()) => self.fire().await?,
+                () = tokio::time::sleep_until(coordinator_due.into()), if self.coordinator_due.is_some() => {
+                    self.kill_coordinator().await?;
+                }
                 () = signals.next() => {
                     self.cluster.interrupt(&id).await;
                     return Ok(false);
@@ -272,7 +287,7 @@ impl Run {
         job.state() == proto::JobState::Running
             && job.places_alive as usize == self.world
             && job.incidents.iter().all(|incident| incident.resolved)
-            && job.spares as usize >= self.plan.spares.min(1)
+            && job.spares as usize >= self.plan.spares.min(self.plan.at_once)
     }
 
     /// Draws the moment of the next fault, within the step that has just begun; ends a run that has seen all its faults.
@@ -304,7 +319,19 @@ impl Run {
         if !self.is_at_full_strength() {
             return Ok(());
         }
-        let rank = self.plan.rank.unwrap_or_else(|| self.random.below(self.world));
+        let num = self.plan.at_once.min(self.plan.num_faults - self.outcome.faults.len());
+        for rank in victims(&mut self.random, &self.shape, self.plan.rank, num) {
+            self.strike(rank).await?;
+        }
+        if self.plan.kills_coordinator {
+            let step_s = self.job.last_step.as_ref().map_or(0.0, |record| record.step_s);
+            let after = Duration::from_secs_f64(self.random.share() * step_s.clamp(0.0, STEP_S_MAX));
+            self.coordinator_due = Some(Instant::now() + after);
+        }
+        Ok(())
+    }
+
+    async fn strike(&mut self, rank: usize) -> Result<()> {
         let place = self.job.places.get(rank).with_context(|| format!("find the place of rank {rank}"))?;
         let worker = place.worker_id.clone();
         let how = match self.plan.kind {
@@ -325,9 +352,17 @@ impl Run {
         };
         match how {
             "kill" => drop(self.doomed.insert(worker.clone(), None)),
-            _ => self.aside = Some(worker.clone()),
+            _ => self.aside.push(worker.clone()),
         }
         self.fault(worker, how.into(), at);
+        Ok(())
+    }
+
+    async fn kill_coordinator(&mut self) -> Result<()> {
+        self.coordinator_due = None;
+        self.cluster.children.signal(COORDINATOR, Signal::KILL).await?;
+        self.doomed.insert(COORDINATOR.into(), None);
+        self.outcome.coordinator_kills += 1;
         Ok(())
     }
 
@@ -364,7 +399,7 @@ impl Run {
         }
         self.arrivals.clear();
         self.state = State::Settling;
-        if let Some(worker) = self.aside.take() {
+        for worker in std::mem::take(&mut self.aside) {
             if self.plan.kind.is_cut() {
                 self.cluster.children.heal()?;
             } else {

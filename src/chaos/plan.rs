@@ -2,8 +2,12 @@
 //!
 //! The instants cannot be replayed, as they lie between two commits of real processes; the victims and their shares of a step can.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Result, ensure};
 use toroid_torus::cursor::splitmix64;
+use toroid_torus::geometry::Shape;
+use toroid_torus::holders::lost_shard;
 use toroid_torus::job::JobSpec;
 
 /// The first step that a worker dies in by itself: caches are warm by then.
@@ -39,6 +43,23 @@ impl Random {
     pub fn share(&mut self) -> f64 {
         (self.draw() >> 11) as f64 / (1u64 << 53) as f64
     }
+}
+
+/// Ranks that fall together, `first` among them where it is given. Of no shard both holders, so that no step is lost (T-3): where no
+/// further rank is like that, they are fewer than `num`.
+pub fn victims(random: &mut Random, shape: &Shape, first: Option<usize>, num: usize) -> BTreeSet<usize> {
+    let mut chosen = BTreeSet::from([first.unwrap_or_else(|| random.below(shape.world()))]);
+    let is_possible = |rank: usize, chosen: &BTreeSet<usize>| {
+        !chosen.contains(&rank) && lost_shard(shape, &chosen.iter().copied().chain([rank]).collect()).is_none()
+    };
+    while chosen.len() < num {
+        let others: Vec<usize> = (0..shape.world()).filter(|rank| is_possible(*rank, &chosen)).collect();
+        if others.is_empty() {
+            break;
+        }
+        chosen.insert(others[random.below(others.len())]);
+    }
+    chosen
 }
 
 /// Parts of a step at which a worker can be told to kill itself.
@@ -143,7 +164,6 @@ pub fn default_steps(num_faults: usize, every_steps: Option<u64>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
 
     #[test]
     fn a_seed_names_the_victims_and_reaches_all() {
@@ -154,6 +174,25 @@ mod tests {
         assert_eq!(draw(5), draw(5));
         assert_ne!(draw(5), draw(6));
         assert_eq!(draw(5).into_iter().collect::<BTreeSet<_>>(), (0..8).collect());
+    }
+
+    #[test]
+    fn those_that_fall_together_leave_a_holder_of_every_shard() -> Result<()> {
+        let mut random = Random::new(2);
+        for (tp, pp, dp) in [(2, 2, 2), (1, 1, 4), (2, 2, 1), (1, 2, 4)] {
+            let shape = Shape::new(tp, pp, dp)?;
+            let mut seen = BTreeSet::new();
+            for _ in 0..200 {
+                let chosen = victims(&mut random, &shape, None, 2);
+                assert_eq!((chosen.len(), lost_shard(&shape, &chosen)), (2, None), "{shape}: {chosen:?}");
+                seen.extend(chosen);
+            }
+            assert_eq!(seen.len(), shape.world(), "{shape}");
+            assert!(victims(&mut random, &shape, Some(1), 2).contains(&1));
+        }
+        // Whoever falls first, the other holds a shard with it.
+        assert_eq!(victims(&mut random, &Shape::new(1, 1, 2)?, None, 2).len(), 1);
+        Ok(())
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub struct Report {
     /// Of the incidents, in the order in which they pass.
     pub phases: Vec<Phase>,
     pub faults: Vec<Fault>,
+    /// Deaths of the coordinator besides.
+    pub coordinator_kills: usize,
     /// The run was compared with an undisturbed one.
     pub is_verified: bool,
     /// What does not hold; empty: pass.
@@ -90,6 +92,7 @@ impl Report {
             recovery_s: Spread::of(recoveries),
             phases: medians(&job.incidents),
             faults,
+            coordinator_kills: 0,
             is_verified: false,
             problems,
         };
@@ -132,6 +135,9 @@ impl Report {
             ),
             row("step", format!("median {} ms", ms(self.step_s))),
         ];
+        if self.coordinator_kills > 0 {
+            rows.push(row("coordinator", format!("killed {} times besides", self.coordinator_kills)));
+        }
         if let Some(s) = &self.recovery_s {
             let beyond = s.median - self.step_s;
             let figures = format!("median {} ms, p99 {} ms, max {} ms", ms(s.median), ms(s.p99), ms(s.max));

@@ -65,6 +65,9 @@ pub struct Settings {
     pub has_network: bool,
 }
 
+/// The coordinator's name among the children.
+pub const COORDINATOR: &str = "coordinator";
+
 /// To be sent to one child; answered with the moment at which it was sent.
 type Order = (Signal, oneshot::Sender<std::io::Result<Instant>>);
 
@@ -158,13 +161,13 @@ impl Children {
         self.network.as_ref().context("find the network, which was not asked for")
     }
 
-    /// Sends a signal to a worker; returns when that was. An error where the worker has ended already.
-    pub async fn signal(&self, worker: &str, signal: Signal) -> Result<Instant> {
-        let has_ended = || format!("send {signal:?} to {worker}, which has ended by itself");
+    /// Sends a signal to a child; returns when that was. An error where it has ended already.
+    pub async fn signal(&self, child: &str, signal: Signal) -> Result<Instant> {
+        let has_ended = || format!("send {signal:?} to {child}, which has ended by itself");
         let (answer, answered) = oneshot::channel();
-        let orders = self.orders.get(worker).with_context(has_ended)?;
+        let orders = self.orders.get(child).with_context(has_ended)?;
         orders.send((signal, answer)).ok().with_context(has_ended)?;
-        answered.await.with_context(has_ended)?.with_context(|| format!("send {signal:?} to {worker}"))
+        answered.await.with_context(has_ended)?.with_context(|| format!("send {signal:?} to {child}"))
     }
 
     /// Starts the coordinator and waits until it listens. An error has the coordinator's own words.
@@ -181,7 +184,7 @@ impl Children {
             }
         };
         self.address = address;
-        self.tend(Role::Coordinator, "coordinator".into(), child, log);
+        self.tend(Role::Coordinator, COORDINATOR.into(), child, log);
         Ok(())
     }
 
@@ -189,7 +192,7 @@ impl Children {
     pub fn restart_coordinator(&mut self) -> Result<()> {
         let log = self.logs.join("coordinator.log");
         let child = self.spawn_coordinator(&log, Stdio::null())?;
-        self.tend(Role::Coordinator, "coordinator".into(), child, log);
+        self.tend(Role::Coordinator, COORDINATOR.into(), child, log);
         Ok(())
     }
 

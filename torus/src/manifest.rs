@@ -2,13 +2,16 @@
 //!
 //! ```text
 //! step-100/
-//!   shard-00000.safetensors ... one file a place: its shard of master weights and both moments
-//!   manifest.json.b3            the digest of the next file, as `b3sum --check` reads it
+//!   shard-00000-of-00004-epoch-7.safetensors ... one file a place: its shard of master weights and both moments
+//!   manifest.json.epoch-7.b3    the digest of the next file, as `b3sum --check` reads it
 //!   manifest.json               written last: every entry of every file, with digests; that it can be seen means complete
 //! ```
 //!
 //! An *entry* is a contiguous range of the elements of a slice of a tensor ([`crate::partition::Slice`]), so any place of any other
 //! shape can find what it needs by range. Replicated slices are written once, by the lowest tp_rank that holds them.
+//!
+//! A file has the name of its [`Writer`], so whoever still writes for an epoch that is over, and maybe for another shape, writes nothing
+//! that a newer one reads (T-1).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -106,14 +109,34 @@ pub struct ShardFile {
     pub file: String,
     pub rank: usize,
     pub bytes: u64,
-    /// blake3 of the whole file, hex.
+    /// blake3 of the whole file, hex; only older manifests have it. Every byte is of an entry, which has its own, or of the header,
+    /// which follows from the entries.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub digest: String,
     pub entries: Vec<Entry>,
 }
 
+/// Who writes a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Writer {
+    pub epoch: u64,
+    pub rank: usize,
+    /// Places of the epoch's shape.
+    pub world: usize,
+}
+
 impl ShardFile {
-    pub fn name_of(rank: usize) -> String {
-        format!("shard-{rank:05}.safetensors")
+    pub fn name_of(writer: &Writer) -> String {
+        let Writer { epoch, rank, world } = writer;
+        format!("shard-{rank:05}-of-{world:05}-epoch-{epoch}.safetensors")
+    }
+
+    /// The epoch in a file's name, if it is the name of a writer; older checkpoints have files named by rank alone.
+    pub fn epoch_of(name: &str) -> Option<u64> {
+        let (place, epoch) = name.strip_suffix(".safetensors")?.rsplit_once("-epoch-")?;
+        let (rank, world) = place.strip_prefix("shard-")?.split_once("-of-")?;
+        let writer = Writer { epoch: epoch.parse().ok()?, rank: rank.parse().ok()?, world: world.parse().ok()? };
+        (ShardFile::name_of(&writer) == name).then_some(writer.epoch)
     }
 
     /// Bytes of the safetensors header, its length field included.
@@ -121,9 +144,12 @@ impl ShardFile {
         self.entries.first().map_or(self.bytes, |e| e.file_offset)
     }
 
-    fn check(&self) -> Result<(), String> {
-        if self.file != ShardFile::name_of(self.rank) {
-            return Err(format!("the file of rank {} should be {}", self.rank, ShardFile::name_of(self.rank)));
+    fn check(&self, world: usize, epoch: u64) -> Result<(), String> {
+        // A step that an earlier epoch has published keeps its files when a later one publishes it again.
+        let epoch = ShardFile::epoch_of(&self.file).map_or(epoch, |earlier| earlier.min(epoch));
+        let expected = ShardFile::name_of(&Writer { epoch, rank: self.rank, world });
+        if self.file != expected && self.file != format!("shard-{:05}.safetensors", self.rank) {
+            return Err(format!("the file of rank {} should be {expected}", self.rank));
         }
         let mut end = self.header_bytes();
         for entry in &self.entries {
@@ -207,7 +233,7 @@ impl Manifest {
             if !ranks.insert(file.rank) {
                 return Err(refuse(format!("rank {} has another file already", file.rank)));
             }
-            file.check().map_err(refuse)?;
+            file.check(self.shape.world(), self.epoch).map_err(refuse)?;
             for entry in &file.entries {
                 entry
                     .check(specs.get(&entry.tensor))

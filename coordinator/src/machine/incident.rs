@@ -157,8 +157,6 @@ impl Job {
         open.num_causes += 1;
         let (number, is_told) = (open.number, open.num_causes <= MAX_CAUSES);
         let Some(incident) = self.incidents.enter(Stage::Fence, cx.now.monotonic) else { return };
-        // What was decided is void; what a restore has lost is not.
-        incident.rung = Rung::Wait;
         if is_told {
             incident.cause = format!("{}; {}", incident.cause, sighting.cause);
         }
@@ -184,8 +182,16 @@ impl Job {
     /// The next epoch is on its way.
     pub fn incident_fenced(&mut self, cx: &mut Context<'_>, rung: Rung, reason: &str) {
         let Some(incident) = self.incidents.enter(Stage::Decide, cx.now.monotonic) else { return };
-        incident.rung = if incident.steps_lost > 0 { Rung::Restore } else { rung };
-        incident.reason = reason.into();
+        let has_replaced = !matches!(incident.rung, Rung::Wait | Rung::Reconnect);
+        if rung == Rung::Reconnect && has_replaced {
+            // To begin again does not undo what was done about the loss.
+            if !incident.reason.contains(reason) {
+                incident.reason = format!("{}; {reason}", incident.reason);
+            }
+        } else {
+            incident.rung = if incident.steps_lost > 0 { Rung::Restore } else { rung };
+            incident.reason = reason.into();
+        }
         let number = incident.number;
         self.incident_changed(cx, number);
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use toroid_torus::geometry::Shape;
 use toroid_torus::job::{self, JobSpec};
-use toroid_torus::manifest::{Entry, FORMAT, KINDS, Manifest, ManifestError, ShardFile, entries_of};
+use toroid_torus::manifest::{Entry, FORMAT, KINDS, Manifest, ManifestError, ShardFile, Writer, entries_of};
 use toroid_torus::model::ModelConfig;
 use toroid_torus::partition::{partition, shard_position};
 
@@ -28,7 +28,8 @@ fn files(model: &ModelConfig, shape: &Shape) -> Vec<ShardFile> {
             entry.file_offset = bytes;
             bytes += 4 * entry.range.len() as u64;
         }
-        ShardFile { file: ShardFile::name_of(rank), rank, bytes, digest: String::new(), entries }
+        let writer = Writer { epoch: 3, rank, world: shape.world() };
+        ShardFile { file: ShardFile::name_of(&writer), rank, bytes, digest: String::new(), entries }
     };
     (0..shape.world()).map(file).collect()
 }
@@ -96,7 +97,7 @@ fn error_after(damage: impl FnOnce(&mut Manifest)) -> ManifestError {
 /// `damage` to the second file's first entry is named.
 fn check_entry(damage: impl FnOnce(&mut Entry), expected: &str) {
     let error = error_after(|m| damage(&mut m.files[1].entries[0])).to_string();
-    assert!(error.contains("shard-00001.safetensors") && error.contains(expected), "{error}");
+    assert!(error.contains("shard-00001-of-00008-epoch-3.safetensors") && error.contains(expected), "{error}");
 }
 
 #[test]
@@ -122,15 +123,29 @@ fn entries_are_checked_by_themselves() {
     check_entry(|e| e.file_offset = u64::MAX, "ends beyond any file");
     for range in [5..5, 0..usize::MAX] {
         let error = error_after(|m| m.files[1].entries[0].range = range).to_string();
-        assert!(error.contains("shard-00001.safetensors"), "{error}");
+        assert!(error.contains("shard-00001-of-00008-epoch-3.safetensors"), "{error}");
     }
 }
 
 #[test]
 fn a_file_name_stays_in_the_folder_and_is_there_once() {
-    for name in ["", "..", "../step-1/shard-00000.safetensors", "a\\b", "/etc/passwd", "shard-00000.safetensors"] {
-        let error = error_after(|m| m.files[1].file = name.into());
+    let own = "shard-00001-of-00008-epoch-";
+    let later_or_elsewhere =
+        [format!("{own}4.safetensors"), format!("../{own}3.safetensors"), format!("{own}03.safetensors")];
+    let others = ["", "..", "../step-1/shard-00001.safetensors", "a\\b", "/etc/passwd", "shard-00000.safetensors"];
+    for name in others.map(String::from).into_iter().chain(later_or_elsewhere) {
+        let error = error_after(|m| m.files[1].file = name.clone());
         assert!(matches!(error, ManifestError::File { .. }), "{error}");
+    }
+}
+
+/// Of an epoch before the one that publishes, and of older checkpoints by the rank alone.
+#[test]
+fn a_file_may_have_the_name_of_an_earlier_epoch() {
+    for name in ["shard-00001-of-00008-epoch-2.safetensors", "shard-00001.safetensors"] {
+        let mut manifest = manifest();
+        manifest.files[1].file = name.into();
+        assert_eq!(Manifest::parse(&manifest.to_json()), Ok(manifest));
     }
 }
 

@@ -1,11 +1,19 @@
 //! A local file that appears whole and durable, or not at all: temporary file beside it, fsync, rename, fsync of the
 //! folder.
 //!
-//! For the files that users name themselves (exports) and for caches; checkpoints go through `objects`.
+//! Bytes go to the kernel as they lie in memory where a write is large, and it begins early to write them out.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Advice, CWD, RenameFlags};
+use rustix::io::Errno;
+
+/// What is buffered: as much goes from the second-level cache of a core to the kernel at once.
+const BUFFER_BYTES: usize = 256 << 10;
+/// The kernel is told to write out as much at once.
+const WRITE_OUT_BYTES: u64 = 8 << 20;
 
 /// Dropped before [`AtomicFile::commit`], nothing of it remains.
 pub(crate) struct AtomicFile {
@@ -13,6 +21,9 @@ pub(crate) struct AtomicFile {
     writer: Option<BufWriter<File>>,
     temporary: PathBuf,
     target: PathBuf,
+    /// Bytes so far, and those of them that the kernel was told to write out.
+    written: u64,
+    out: u64,
 }
 
 impl AtomicFile {
@@ -32,8 +43,8 @@ impl AtomicFile {
     /// is overwritten.
     pub fn create_as(target: &Path, temporary: &Path) -> io::Result<AtomicFile> {
         let file = OpenOptions::new().write(true).create(true).truncate(true).open(temporary)?;
-        let writer = Some(BufWriter::with_capacity(1 << 20, file));
-        Ok(AtomicFile { writer, temporary: temporary.into(), target: target.into() })
+        let writer = Some(BufWriter::with_capacity(BUFFER_BYTES, file));
+        Ok(AtomicFile { writer, temporary: temporary.into(), target: target.into(), written: 0, out: 0 })
     }
 
     fn writer(&mut self) -> &mut BufWriter<File> {
@@ -42,21 +53,64 @@ impl AtomicFile {
 
     /// Makes the file visible, durably. `head` overwrites the first bytes: what is known only once all is written.
     pub fn commit(mut self, head: &[u8]) -> io::Result<()> {
+        self.sync(head)?;
+        fs::rename(&self.temporary, &self.target)?;
+        self.writer = None;
+        self.sync_folder()
+    }
+
+    /// Makes the file visible, durably, if there is none of its name yet; says whether it did.
+    pub fn commit_new(mut self) -> io::Result<bool> {
+        self.sync(&[])?;
+        // At once, so that of two writers one is told: by a new name that must not be there, or a second name where the file system does
+        // not know that.
+        let (from, to) = (&self.temporary, &self.target);
+        let renamed = match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
+                fs::hard_link(from, to).and_then(|()| fs::remove_file(from))
+            }
+            renamed => renamed.map_err(io::Error::from),
+        };
+        match renamed {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+            renamed => renamed?,
+        }
+        self.writer = None;
+        self.sync_folder().map(|()| true)
+    }
+
+    fn sync(&mut self, head: &[u8]) -> io::Result<()> {
         use std::os::unix::fs::FileExt;
         self.writer().flush()?;
         let file = self.writer().get_ref();
         file.write_all_at(head, 0)?;
-        file.sync_all()?;
-        fs::rename(&self.temporary, &self.target)?;
-        self.writer = None;
+        file.sync_all()
+    }
+
+    fn sync_folder(&self) -> io::Result<()> {
         let folder = self.target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(folder)?.sync_all()
+    }
+
+    /// Has the kernel begin to write out what it has: until the sync the disk would have nothing to do.
+    fn write_out(&mut self) {
+        if self.written - self.out < WRITE_OUT_BYTES {
+            return;
+        }
+        let len = std::num::NonZeroU64::new(self.written - self.out);
+        // Advice only: the sync is what counts.
+        let from = self.out;
+        let _ = rustix::fs::fadvise(self.writer().get_ref(), from, len, Advice::DontNeed);
+        self.out = self.written;
     }
 }
 
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.writer().write(bytes)
+        let num = self.writer().write(bytes)?;
+        self.written += num as u64;
+        self.write_out();
+        Ok(num)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -1,8 +1,8 @@
 //! Checkpoints: written once by the primaries, published as a whole, read back under any shape (design section 7).
 //!
 //! ```text
-//!   write_shard (every place) ---> step-<n>/shard-<rank>.safetensors  durable when the call returns
-//!   publish (place 0) -----------> step-<n>/manifest.json.b3          its digest, as `b3sum --check` reads it
+//!   write_shard (every place) ---> step-<n>/shard-<rank>-of-<world>-epoch-<e>.safetensors   durable when the call returns
+//!   publish (place 0) -----------> step-<n>/manifest.json.epoch-<e>.b3                      its digest, as `b3sum --check` reads it
 //!                                  step-<n>/manifest.json             last: who sees it sees a complete checkpoint
 //!   load (any shape), export <---- the entries that cover what is asked for, each read whole and checked
 //!   verify <---------------------- every byte, against the manifest
@@ -10,11 +10,10 @@
 //!
 //! Invariants:
 //!
-//! - **T-6.** A manifest that can be seen is complete. [`Storage::publish`] looks at every file first; a step with a
-//!   manifest is never written to again: [`Storage::write_shard`] then accepts only what is there already, and
-//!   [`Storage::remove`] takes the manifest first.
+//! - **T-6.** A manifest that can be seen is complete. [`Storage::publish`] looks at every file first; a manifest
+//!   and the files that it names are never written to again, and [`Storage::remove`] takes the manifest first.
 //! - **T-1.** What an epoch has published, or goes on from ([`Storage::claim`]), is removed by no order of an older epoch, be it
-//!   carried out ever so late.
+//!   carried out ever so late. Every epoch writes files of names of its own, and the first manifest of a step stays.
 //! - The bytes of a file depend on the state, the step and the rank alone. So a repeated write is harmless.
 //! - No value reaches the caller that did not match its digest.
 //!
@@ -46,9 +45,6 @@ pub use verify::{Fault, FaultKind};
 pub use write::ShardState;
 
 use objects::Objects;
-
-/// Holds the digest of [`MANIFEST_NAME`], in the format of `b3sum`.
-const DIGEST_NAME: &str = "manifest.json.b3";
 
 /// An empty file whose name ends in the epoch that goes on from the checkpoint.
 const CLAIM_PREFIX: &str = "claimed-by-epoch-";
@@ -120,11 +116,18 @@ impl Storage {
     fn find_manifest(&self, step: u64) -> Result<Option<Manifest>, CheckpointError> {
         let Some(json) = self.objects.read(&name_in(step, MANIFEST_NAME))? else { return Ok(None) };
         let file = self.objects.display(&name_in(step, MANIFEST_NAME));
-        let digest = self.objects.read(&name_in(step, DIGEST_NAME))?;
-        if digest.as_deref() != Some(digest_line(&json).as_bytes()) {
-            let what = match digest {
-                None => format!("{DIGEST_NAME}, which holds its digest, is missing"),
-                Some(_) => format!("it does not match its digest in {DIGEST_NAME}"),
+        // Of whoever has published it; those who came too late may have left theirs.
+        let (_, names) = self.objects.list(&Manifest::folder(step))?;
+        let names: Vec<&String> = names.iter().filter(|n| n.starts_with(MANIFEST_NAME) && n.ends_with(".b3")).collect();
+        let expected = digest_line(&json);
+        let mut is_found = false;
+        for name in &names {
+            is_found |= self.objects.read(&name_in(step, name))?.as_deref() == Some(expected.as_bytes());
+        }
+        if !is_found {
+            let what = match names.first() {
+                None => "the .b3 file, which holds its digest, is missing".to_string(),
+                Some(name) => format!("it does not match its digest in {name}"),
             };
             return Err(CheckpointError::ManifestDamaged { file, what });
         }
@@ -193,6 +196,11 @@ fn step_of(name: &str) -> Option<u64> {
 /// Name of `file` of `step` in the storage.
 fn name_in(step: u64, file: &str) -> String {
     format!("{}/{file}", Manifest::folder(step))
+}
+
+/// Holds the digest of the manifest that an epoch publishes, in the format of `b3sum`.
+fn digest_name(epoch: u64) -> String {
+    format!("{MANIFEST_NAME}.epoch-{epoch}.b3")
 }
 
 fn digest_line(json: &[u8]) -> String {

@@ -1,13 +1,14 @@
 //! The files of a checkpoint folder as named objects: written whole and durable, or not at all.
 //!
-//! Everything goes through [`object_store`], with a current-thread tokio runtime of its own, so callers stay
-//! synchronous. On a local folder `with_fsync` makes a write what the design asks for: a staging file beside the target
-//! (`<name>#<n>`), fsync of the file, rename, fsync of the folder and of every folder made on the way. Three things it
-//! leaves to us, all of them local: it keeps the staging file when the final fsync fails, it does not sync a folder
-//! after a delete, and it cannot rename a folder.
+//! What is read, listed and deleted goes through [`object_store`], with a current-thread tokio runtime of its own, so callers stay
+//! synchronous. Files are written by [`AtomicFile`]: a staging file beside the target (`<name>#<n>`), fsync of the file, rename, fsync of
+//! the folder and of every folder made on the way. `object_store` does the same, but takes every byte as memory of its own: with two
+//! copies of a shard and a sync that begins when all is written, checkpoints reached a fifth of the disk's speed. Two things it leaves to
+//! us in any case: it does not sync a folder after a delete, and it cannot rename a folder.
 //!
-//! Another store (S3) needs no more than another `Arc<dyn ObjectStore>` here and the three local leaves left out.
+//! Another store (S3) needs another `Arc<dyn ObjectStore>` here, its multipart upload behind [`Upload`], and the local leaves left out.
 
+use std::io::Write as _;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,13 +16,10 @@ use std::{fs, io};
 
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
-use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutPayload};
+use object_store::{ObjectStore, ObjectStoreExt};
 use tokio::runtime::Runtime;
 
-use super::CheckpointError;
-
-/// Bytes of one part of an upload; object stores want at least 5 MiB.
-const PART_BYTES: usize = 8 << 20;
+use super::{AtomicFile, CheckpointError};
 
 #[derive(Debug)]
 pub(super) struct Objects {
@@ -44,7 +42,7 @@ impl Objects {
         let prefix = Key::from_absolute_path(&folder).map_err(|e| bad(e.to_string()))?;
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CheckpointError::Runtime)?;
-        let store = Arc::new(LocalFileSystem::new().with_fsync(true));
+        let store = Arc::new(LocalFileSystem::new());
         Ok(Objects { store, runtime: Some(runtime), folder, prefix })
     }
 
@@ -101,24 +99,26 @@ impl Objects {
     /// Starts an object of `total` bytes; nobody sees it before [`Upload::finish`].
     pub fn upload(&self, name: &str, total: u64) -> Result<Upload<'_>, CheckpointError> {
         self.remove_staging(name);
-        let target = self.wait(self.store.put_multipart(&self.key(name)));
-        let target = target.map_err(|e| self.cannot_write(name, total, e))?;
-        let part = Vec::with_capacity(PART_BYTES.min(total as usize));
-        Ok(Upload {
-            objects: self,
-            name: name.into(),
-            total,
-            target: Some(target),
-            part,
-            hasher: blake3::Hasher::new(),
-        })
+        let target = self.folder.join(name);
+        let staging = self.folder.join(format!("{name}#{}", std::process::id()));
+        let file = make_folder(target.parent().unwrap_or(&self.folder))
+            .and_then(|()| AtomicFile::create_as(&target, &staging))
+            .map_err(|e| self.cannot_write(name, total, e))?;
+        Ok(Upload { objects: self, name: name.into(), total, num_written: 0, file })
     }
 
     /// Writes a small object.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
         let mut upload = self.upload(name, bytes.len() as u64)?;
         upload.write(bytes)?;
-        upload.finish().map(|_| ())
+        upload.finish()
+    }
+
+    /// Writes a small object unless there is one of this name already; says whether it did.
+    pub fn write_new(&self, name: &str, bytes: &[u8]) -> Result<bool, CheckpointError> {
+        let mut upload = self.upload(name, bytes.len() as u64)?;
+        upload.write(bytes)?;
+        upload.finish_new()
     }
 
     /// Names of the folders and of the objects directly below `name` (the root: an empty name).
@@ -193,12 +193,13 @@ impl Objects {
         CheckpointError::Change { action, file: self.display(name), cause: cause.into() }
     }
 
-    fn cannot_write(&self, name: &str, bytes: u64, error: object_store::Error) -> CheckpointError {
+    fn cannot_write(&self, name: &str, bytes: u64, error: io::Error) -> CheckpointError {
         let file = self.display(name);
-        match out_of_space(&error) {
-            Some(cause) => CheckpointError::NoSpace { file, bytes, cause },
-            None => CheckpointError::Write { file, bytes, cause: error.into() },
+        let kind = error.kind();
+        if matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge) {
+            return CheckpointError::NoSpace { file, bytes, cause: error };
         }
+        CheckpointError::Write { file, bytes, cause: error.into() }
     }
 }
 
@@ -217,56 +218,44 @@ pub(super) struct Upload<'a> {
     name: String,
     /// Bytes of the whole object.
     total: u64,
-    /// `None` once it is finished or given up.
-    target: Option<Box<dyn MultipartUpload>>,
-    /// Bytes that wait until they fill a part.
-    part: Vec<u8>,
-    hasher: blake3::Hasher,
+    num_written: u64,
+    file: AtomicFile,
 }
 
 impl Upload<'_> {
-    pub fn write(&mut self, mut bytes: &[u8]) -> Result<(), CheckpointError> {
-        self.hasher.update(bytes);
-        while !bytes.is_empty() {
-            let (now, later) = bytes.split_at(bytes.len().min(PART_BYTES - self.part.len()));
-            self.part.extend_from_slice(now);
-            bytes = later;
-            if self.part.len() == PART_BYTES {
-                self.send_part()?;
-            }
-        }
-        Ok(())
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), CheckpointError> {
+        self.num_written += bytes.len() as u64;
+        self.file.write_all(bytes).map_err(|e| self.objects.cannot_write(&self.name, self.total, e))
     }
 
-    /// Makes the object visible, durably; returns its digest.
-    pub fn finish(mut self) -> Result<blake3::Hash, CheckpointError> {
-        assert_eq!(self.hasher.count(), self.total, "the upload of {} has another size than was said", self.name);
-        if !self.part.is_empty() {
-            self.send_part()?;
-        }
-        let target = self.target.as_mut().expect("an upload finishes once");
-        let done = self.objects.wait(target.complete());
-        done.map_err(|e| self.objects.cannot_write(&self.name, self.total, e))?;
-        self.target = None;
-        Ok(self.hasher.finalize())
+    /// Makes the object visible, durably.
+    pub fn finish(self) -> Result<(), CheckpointError> {
+        self.check_size();
+        self.file.commit(&[]).map_err(|e| self.objects.cannot_write(&self.name, self.total, e))
     }
 
-    fn send_part(&mut self) -> Result<(), CheckpointError> {
-        let next = Vec::with_capacity(self.part.capacity());
-        let part = PutPayload::from(std::mem::replace(&mut self.part, next));
-        let target = self.target.as_mut().expect("an upload is written to before it finishes");
-        let sent = self.objects.wait(target.put_part(part));
-        sent.map_err(|e| self.objects.cannot_write(&self.name, self.total, e))
+    /// The same unless there is one of its name already; says whether there was none.
+    pub fn finish_new(self) -> Result<bool, CheckpointError> {
+        self.check_size();
+        self.file.commit_new().map_err(|e| self.objects.cannot_write(&self.name, self.total, e))
+    }
+
+    fn check_size(&self) {
+        assert_eq!(self.num_written, self.total, "the upload of {} has another size than was said", self.name);
     }
 }
 
-impl Drop for Upload<'_> {
-    fn drop(&mut self) {
-        if let Some(mut target) = self.target.take() {
-            // Fails where `complete` failed, which gives its staging file up; the next line finds it.
-            let _ = self.objects.wait(target.abort());
-            self.objects.remove_staging(&self.name);
-        }
+/// Makes a folder and those above it, durably.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let Some(parent) = folder.parent() else { return Ok(()) };
+    make_folder(parent)?;
+    match fs::create_dir(folder) {
+        // Another place was faster.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
+        made => made.and_then(|()| sync_folder(parent)),
     }
 }
 
@@ -284,17 +273,4 @@ fn resolve(path: &Path) -> io::Result<PathBuf> {
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
     fs::File::open(folder)?.sync_all()
-}
-
-/// The I/O error below `error` where it says that there is no room for the bytes.
-fn out_of_space(error: &(dyn std::error::Error + 'static)) -> Option<io::Error> {
-    let chain = std::iter::successors(Some(error), |e| e.source());
-    for cause in chain {
-        let Some(io) = cause.downcast_ref::<io::Error>() else { continue };
-        let kind = io.kind();
-        if matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge) {
-            return Some(io.raw_os_error().map_or_else(|| kind.into(), io::Error::from_raw_os_error));
-        }
-    }
-    None
 }

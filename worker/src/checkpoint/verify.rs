@@ -90,7 +90,7 @@ impl Storage {
         }
     }
 
-    /// Header, entries and the whole against their digests, in one pass over the file.
+    /// Header and entries against their digests, and the whole where it has one, in one pass over the file.
     fn compare(&self, step: u64, file: &ShardFile) -> Result<Vec<Fault>, CheckpointError> {
         let mut parts = parts_of(step, file).into_iter();
         let mut part = parts.next();
@@ -99,7 +99,9 @@ impl Storage {
         for start in (0..file.bytes).step_by(CHUNK_BYTES) {
             let end = file.bytes.min(start + CHUNK_BYTES as u64);
             let chunk = self.objects.read_range(&name_in(step, &file.file), start..end)?;
-            of_file.update(&chunk);
+            if !file.digest.is_empty() {
+                of_file.update(&chunk);
+            }
             let mut position = start;
             while let Some(p) = part.as_ref().filter(|_| position < end) {
                 let upto = p.bytes.end.min(end);
@@ -113,7 +115,7 @@ impl Storage {
             }
         }
         let found = of_file.finalize().to_hex();
-        if faults.is_empty() && found.as_str() != file.digest {
+        if faults.is_empty() && !file.digest.is_empty() && found.as_str() != file.digest {
             let what = format!("the file has the digest {found}, expected {}; its entries match theirs", file.digest);
             faults.push(Fault { file: file.file.clone(), tensor: None, kind: FaultKind::Manifest, what });
         }

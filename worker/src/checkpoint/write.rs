@@ -2,11 +2,15 @@
 
 use std::ops::Range;
 
-use toroid_torus::manifest::{Entry, KINDS, Kind, MANIFEST_NAME, Manifest, ShardFile, entries_of};
+use toroid_torus::job::JobSpec;
+use toroid_torus::manifest::{Entry, KINDS, Kind, MANIFEST_NAME, Manifest, ShardFile, Writer, entries_of};
 use toroid_torus::partition::Partition;
 
 use super::encode::{bytes_of, lay_out};
-use super::{CheckpointError, DIGEST_NAME, Storage, digest_line, name_in};
+use super::{CheckpointError, Storage, digest_line, digest_name, name_in};
+
+/// What is hashed and written at once: from the second-level cache of a core, where the first has left it.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// What a holder has of its shard.
 #[derive(Debug, Clone, Copy)]
@@ -30,15 +34,16 @@ impl<'a> ShardState<'a> {
 }
 
 impl Storage {
-    /// Writes the shard of `rank`, the flat range `shard` of `partition`; durable when it returns. Slices that a place
-    /// of a lower tp_rank holds too, and padding, are left out.
+    /// Writes the shard of a place, the flat range `shard` of `partition`; durable when it returns. Slices that a place of a lower tp_rank
+    /// holds too, and padding, are left out.
     ///
-    /// On a step that is complete already it writes nothing: it returns what the manifest says of the same bytes, or
-    /// [`CheckpointError::Exists`] where they differ.
+    /// On a step that is complete already nothing is written where the manifest has the same bytes. Other bytes are those of another shape
+    /// or of a state that was restored meanwhile: a later epoch writes them beside, and [`Storage::publish`] says what counts.
+    /// [`CheckpointError::Exists`] where they are of the epoch that has published, or of an older one.
     pub fn write_shard(
         &self,
         step: u64,
-        rank: usize,
+        writer: Writer,
         partition: &Partition,
         shard: Range<usize>,
         state: ShardState<'_>,
@@ -48,64 +53,96 @@ impl Storage {
             assert_eq!(state.of(kind).len(), shard.len(), "{} does not have the length of the shard", kind.name());
         }
         let mut entries = entries_of(partition, shard.clone());
-        let (header, bytes) = lay_out(step, rank, &mut entries);
+        let (header, bytes) = lay_out(step, writer.rank, &mut entries);
         let data: Vec<&[u8]> = entries.iter().map(|e| data_of(e, partition, &shard, &state)).collect();
-        for (entry, data) in entries.iter_mut().zip(&data) {
-            entry.digest = blake3::hash(data).to_hex().to_string();
+        if let Some(manifest) = self.find_manifest(step)? {
+            for (entry, data) in entries.iter_mut().zip(&data) {
+                entry.digest = blake3::hash(data).to_hex().to_string();
+            }
+            if let Some(written) = self.written_before(manifest, writer, bytes, &entries)? {
+                return Ok(written);
+            }
         }
-        let file = ShardFile::name_of(rank);
-        if let Some(written) = self.written_before(step, rank, bytes, &entries)? {
-            return Ok(written);
-        }
+        let file = ShardFile::name_of(&writer);
         let mut upload = self.objects.upload(&name_in(step, &file), bytes)?;
         upload.write(&header)?;
-        for data in data {
-            upload.write(data)?;
+        for (entry, data) in entries.iter_mut().zip(data) {
+            let mut hasher = blake3::Hasher::new();
+            for piece in data.chunks(PIECE_BYTES) {
+                hasher.update(piece);
+                upload.write(piece)?;
+            }
+            entry.digest = hasher.finalize().to_hex().to_string();
         }
         // It may have become complete meanwhile, by others who took this place over while this one was stopped.
-        if let Some(written) = self.written_before(step, rank, bytes, &entries)? {
+        if let Some(manifest) = self.find_manifest(step)?
+            && let Some(written) = self.written_before(manifest, writer, bytes, &entries)?
+        {
             return Ok(written);
         }
-        let digest = upload.finish()?.to_hex().to_string();
-        Ok(ShardFile { file, rank, bytes, digest, entries })
+        upload.finish()?;
+        Ok(ShardFile { file, rank: writer.rank, bytes, digest: String::new(), entries })
     }
 
-    /// What the manifest of a complete step says of this shard; an error where it is another.
+    /// What the manifest of a complete step says of this shard; `None` where it is to be written beside.
     fn written_before(
         &self,
-        step: u64,
-        rank: usize,
+        manifest: Manifest,
+        writer: Writer,
         bytes: u64,
         entries: &[Entry],
     ) -> Result<Option<ShardFile>, CheckpointError> {
-        let Some(manifest) = self.find_manifest(step)? else { return Ok(None) };
-        let written = manifest.files.into_iter().find(|f| f.rank == rank && f.bytes == bytes && f.entries == entries);
-        written.map(Some).ok_or_else(|| CheckpointError::Exists { step, root: self.root.clone() })
+        let (epoch, is_same_split) = (manifest.epoch, manifest.shape.world() == writer.world);
+        let is_same =
+            |f: &ShardFile| is_same_split && (f.rank, f.bytes) == (writer.rank, bytes) && f.entries == entries;
+        let written = manifest.files.into_iter().find(is_same);
+        if written.is_none() && epoch >= writer.epoch {
+            return Err(CheckpointError::Exists { step: manifest.step, root: self.root.clone() });
+        }
+        Ok(written)
     }
 
-    /// Makes the step visible: checks that the manifest is complete and every file there with its size, then writes the
-    /// manifest last (T-6). Returns the bytes of the checkpoint. Publishing the same files again changes nothing.
+    /// Makes the step visible: checks that the manifest is complete and every file there with its size, then writes the manifest last
+    /// (T-6). Returns the bytes of the checkpoint.
+    ///
+    /// A step that the job has published already, in this epoch or before, is done, whatever shape it had then: who had published it may
+    /// have died before it could say so. Nothing is written over a manifest, however late a writer is (T-1).
     pub fn publish(&self, manifest: &Manifest) -> Result<u64, CheckpointError> {
         let step = manifest.step;
         let name = name_in(step, MANIFEST_NAME);
+        if let Some(visible) = self.find_manifest(step)? {
+            return self.published_before(manifest, visible);
+        }
         manifest.check().map_err(|cause| CheckpointError::Manifest { file: self.objects.display(&name), cause })?;
         self.check_files(manifest)?;
-        if let Some(visible) = self.find_manifest(step)? {
-            // A coordinator that died before it heard of the first time asks again, in a later epoch.
-            if (Manifest { epoch: manifest.epoch, ..visible }) == *manifest {
-                return Ok(manifest.bytes());
-            }
-            return Err(CheckpointError::Exists { step, root: self.root.clone() });
-        }
         let json = manifest.to_json();
-        self.objects.write(&name_in(step, DIGEST_NAME), digest_line(json.as_bytes()).as_bytes())?;
-        self.objects.write(&name, json.as_bytes())?;
+        self.objects.write(&name_in(step, &digest_name(manifest.epoch)), digest_line(json.as_bytes()).as_bytes())?;
+        if !self.objects.write_new(&name, json.as_bytes())? {
+            return self.published_before(manifest, self.manifest(step)?);
+        }
         // From now on no older epoch's order removes the step. One that was carried out at this very moment may have.
         if let Err(error) = self.check_files(manifest) {
             self.objects.delete(&name)?;
             return Err(error);
         }
         Ok(manifest.bytes())
+    }
+
+    /// The bytes of what can be seen, where it is the step of `manifest`.
+    fn published_before(&self, manifest: &Manifest, visible: Manifest) -> Result<u64, CheckpointError> {
+        self.check_files(&visible)?;
+        let bytes = visible.bytes();
+        // Of one epoch there is one list of files. Of an earlier one the state may have been split in another way.
+        let is_earlier = visible.epoch < manifest.epoch;
+        let files = if is_earlier { manifest.files.clone() } else { visible.files };
+        let shape = if is_earlier { manifest.shape } else { visible.shape };
+        let job = JobSpec { shape, ..visible.job };
+        let same = Manifest { epoch: manifest.epoch.max(visible.epoch), shape, job, files, ..visible };
+        if same == *manifest {
+            Ok(bytes)
+        } else {
+            Err(CheckpointError::Exists { step: manifest.step, root: self.root.clone() })
+        }
     }
 
     /// Every file is there with its size.

@@ -20,7 +20,7 @@
 //! Products round their operands as [`Products`] says and add up in f32; a device without tf32 products multiplies f32. Wrong shapes are bugs and panic. Deliberately absent:
 //! errors, autograd, buffers of dtypes other than f32, and shapes at run time.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 pub mod choice;
 pub mod cpu;
@@ -83,6 +83,13 @@ pub struct ViewMut<'a, B> {
     pub buf: &'a mut B,
     pub start: usize,
     pub len: usize,
+}
+
+impl<B> ViewMut<'_, B> {
+    /// The same elements for a while.
+    pub fn reborrow(&mut self) -> ViewMut<'_, B> {
+        ViewMut { buf: &mut *self.buf, start: self.start, len: self.len }
+    }
 }
 
 /// A matrix to read: element `(r, c)` is element `r * row_stride + c * col_stride` of the view.
@@ -276,6 +283,8 @@ pub struct AdamW {
 pub trait Device: Send + Sync + Sized + 'static {
     type Buf: Buffer;
     type Ids: Send;
+    /// See [`Device::snapshot`].
+    type Snapshot: Deref<Target = [f32]> + Send + Sync + 'static;
 
     /// What decides the bits of a result: device, instruction sets, libraries. Equal fingerprints give equal bits.
     fn fingerprint(&self) -> String;
@@ -312,6 +321,14 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Lends the view to `f` as host memory; what `f` leaves there is the view's content.
     fn with_host_mut<R>(&self, x: ViewMut<'_, Self::Buf>, f: impl FnOnce(&mut [f32]) -> R) -> R;
 
+    /// The values of `x` as host memory for another thread: they stay whatever becomes of `x`.
+    fn snapshot(&self, x: &Self::Buf) -> Self::Snapshot;
+    /// A snapshot holds the memory of `x`: who changes an element copies all of them first. A new buffer is cheaper where nothing of
+    /// them is to stay.
+    fn is_shared(&self, _x: &Self::Buf) -> bool {
+        false
+    }
+
     // ------------------------------------------------------------ elementwise, sums, optimizer
 
     /// `y = value`
@@ -335,6 +352,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn digest(&self, x: View<'_, Self::Buf>, salt: u32) -> Digest {
         self.with_host(x, |values| digest(values, 0, salt))
     }
+
     /// Loshchilov and Hutter, "Decoupled weight decay regularization", as PyTorch does it:
     /// `p -= lr*wd*p; m = b1*m + (1-b1)*g; v = b2*v + (1-b2)*g^2; p -= lr/bias1 * m / (sqrt(v)/sqrt(bias2) + eps)`.
     fn adamw(
@@ -345,6 +363,21 @@ pub trait Device: Send + Sync + Sized + 'static {
         g: View<'_, Self::Buf>,
         hyper: &AdamW,
     );
+    /// The same from `[p, m, v]` before to those after, to the bit: what was before stays.
+    fn adamw_into(
+        &self,
+        before: [View<'_, Self::Buf>; 3],
+        after: [ViewMut<'_, Self::Buf>; 3],
+        g: View<'_, Self::Buf>,
+        hyper: &AdamW,
+    ) {
+        let mut after = after;
+        for (x, y) in before.into_iter().zip(&mut after) {
+            self.copy(x, y.reborrow());
+        }
+        let [p, m, v] = after;
+        self.adamw(p, m, v, g, hyper);
+    }
 
     // ------------------------------------------------------------ products
 

@@ -6,9 +6,11 @@
 
 use std::sync::Arc;
 
+use toroid_torus::digest::{DIGEST_BYTES, Digest};
 use toroid_torus::holders::{backup_of, guarded_by};
 use toroid_torus::job::JobSpec;
 use toroid_torus::partition::{partition, shard_position};
+use toroid_torus::schedule::OptimizerConfig;
 
 use super::replay::{Kept, Sealed, digest_of};
 use super::{Job, Shared};
@@ -58,10 +60,14 @@ impl<D: Device> Holders<D> {
         Some(holders)
     }
 
-    /// Right before the update of the copy.
-    pub fn keep(&mut self, device: &D, at: UpdateAt) {
-        if let Some(kept) = &mut self.kept {
-            kept.keep(device, &self.copy, self.grads.all(), self.sealed, at);
+    /// Updates the copy by the gradient that was sealed.
+    pub fn update(&mut self, device: &D, config: &OptimizerConfig, at: UpdateAt) {
+        match &mut self.kept {
+            Some(kept) => {
+                std::mem::swap(&mut kept.grads, &mut self.grads);
+                kept.update(device, &mut self.copy, config, self.sealed, at);
+            }
+            None => self.copy.update(device, self.grads.all(), config, at),
         }
     }
 }
@@ -74,31 +80,29 @@ impl<D: Device + Clone> Job<D> {
         if let Some(holders) = &mut self.holders {
             shared.enter("seal");
             let (own, expected) = (self.shard.digest(&device), holders.copy.digest(&device));
-            let mut found = [0; 32];
+            let (own_bytes, mut found) = (own.to_bytes(), [0; DIGEST_BYTES]);
             let Holders { backup, guarded, grads, kept, .. } = holders;
             let (backup, guarded, channel, is_kept) = (*backup, *guarded, Channel::Backup, kept.is_some());
             device.with_host(self.stage.grads().view(self.shard.range.clone()), |sent| {
                 device.with_host_mut(grads.all_mut(), |received| {
                     links.run(&mut [
                         Transfer::Send { peer: backup, channel, data: bytemuck::cast_slice(sent) },
-                        Transfer::Send { peer: backup, channel, data: &own },
+                        Transfer::Send { peer: backup, channel, data: &own_bytes },
                         Transfer::Recv { peer: guarded, channel, buf: bytemuck::cast_slice_mut(received) },
                         Transfer::Recv { peer: guarded, channel, buf: &mut found },
                     ])
                 })
             })?;
             let own_grads = self.stage.grads().view(self.shard.range.clone());
-            let grads_of = |grads| if is_kept { digest_of(&device, grads) } else { [0; 32] };
+            let grads_of = |grads| if is_kept { digest_of(&device, grads) } else { Digest::default() };
             self.sealed_own = Sealed { state: own, grads: grads_of(own_grads) };
             holders.sealed = Sealed { state: expected, grads: grads_of(holders.grads.all()) };
+            let found = Digest::from_bytes(found);
             if found != expected {
                 self.corrupt = Some(format!(
                     "silent data corruption: after step {} the shard of rank {guarded} is {} there and {} in the copy of rank {}; \
                      look at the memory and the processor of both",
-                    self.committed,
-                    blake3::Hash::from_bytes(found).to_hex(),
-                    blake3::Hash::from_bytes(expected).to_hex(),
-                    self.assignment.rank
+                    self.committed, found, expected, self.assignment.rank
                 ));
             }
         }

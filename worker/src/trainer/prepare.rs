@@ -9,7 +9,7 @@ use std::time::Instant;
 use toroid_torus::cursor::Cursor;
 use toroid_torus::init::fill_initial;
 use toroid_torus::job::{JobError, JobSpec};
-use toroid_torus::manifest::{FORMAT, Manifest, ShardFile};
+use toroid_torus::manifest::{FORMAT, Manifest, ShardFile, Writer};
 use toroid_torus::partition::Partition;
 use toroid_torus::pipeline::Pipeline;
 
@@ -202,21 +202,22 @@ impl<D: Device + Clone> Job<D> {
         emit(self.assignment.event(Happened::CheckpointFailed { step, error: String::new() }));
     }
 
-    /// Writes this place's shard of the committed state in the background; the state is copied aside first.
+    /// Writes this place's shard of the committed state in the background. The next update leaves the memory that is not written yet.
     pub(super) fn write_checkpoint(&mut self, emit: &Emit) {
         // The coordinator has one checkpoint in flight: this one was given up by it, or has just ended.
         self.await_writer();
-        let Assignment { job_id, epoch, rank, .. } = self.assignment.clone();
+        let Assignment { job_id, epoch, rank, spec, .. } = self.assignment.clone();
+        let writer = Writer { epoch, rank, world: spec.shape.world() };
         let step = self.committed;
         super::lock(&self.skipped_at).insert(step, self.skipped);
-        let state = self.shard.to_host(self.stage.device());
+        let state = self.shard.snapshot(self.stage.device());
         let (storage, partition) = (Arc::clone(&self.storage), Arc::clone(&self.partition));
         let range = self.shard.range.clone();
         let emit = Arc::clone(emit);
         let write = move || {
             let start = Instant::now();
             let state = ShardState { param: &state.param, exp_avg: &state.exp_avg, exp_avg_sq: &state.exp_avg_sq };
-            let what = match storage.write_shard(step, rank, &partition, range, state) {
+            let what = match storage.write_shard(step, writer, &partition, range, state) {
                 Ok(file) => {
                     Happened::ShardWritten { step, file: Box::new(file), write_s: start.elapsed().as_secs_f64() }
                 }

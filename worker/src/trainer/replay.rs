@@ -9,11 +9,15 @@
 //! Who is wrong is replaced as if it had died: no step is lost, no checkpoint restored. Where the votes do not decide, the last
 //! checkpoint is. What is flipped before the gradient of a shard is sealed is the same at both holders and cannot be seen here.
 //!
+//! No input is copied but the gradient of the place's own shard: an update goes out of place, from the state that stays into the
+//! room of the one before, and the gradient of the guarded shard stays where it was received.
+//!
 //! The inputs cost `16` bytes for each element of the two shards that a place holds (`fault_tolerance.replay`).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use toroid_torus::digest::{Digest, salt};
 use toroid_torus::geometry::Shape;
 use toroid_torus::holders::{backup_of, guarded_by};
 use toroid_torus::schedule::OptimizerConfig;
@@ -26,16 +30,17 @@ use crate::optim::{Shard, UpdateAt};
 /// Of a shard when an update of it was sealed.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sealed {
-    pub state: [u8; 32],
+    pub state: Digest,
     /// Only where updates can be replayed.
-    pub grads: [u8; 32],
+    pub grads: Digest,
 }
 
 /// The inputs of the last update of a shard.
 pub(super) struct Kept<D: Device> {
+    /// Meaningless where nothing is kept.
     before: Shard<D>,
     /// `(shard_len)`: the summed gradient.
-    grads: D::Buf,
+    pub grads: D::Buf,
     /// What both holders have sealed, and when the update was; `None`: nothing is kept.
     update: Option<(Sealed, UpdateAt)>,
 }
@@ -53,12 +58,10 @@ impl<D: Device> Kept<D> {
         self.update = None;
     }
 
-    /// Right before the update of `shard`.
-    pub fn keep(&mut self, device: &D, shard: &Shard<D>, grads: View<'_, D::Buf>, sealed: Sealed, at: UpdateAt) {
-        device.copy(shard.param.all(), self.before.param.all_mut());
-        device.copy(shard.exp_avg.all(), self.before.exp_avg.all_mut());
-        device.copy(shard.exp_avg_sq.all(), self.before.exp_avg_sq.all_mut());
-        device.copy(grads, self.grads.all_mut());
+    /// Updates `shard` by the gradient in `grads`, which both holders have sealed; its state before becomes what is kept.
+    pub fn update(&mut self, device: &D, shard: &mut Shard<D>, config: &OptimizerConfig, sealed: Sealed, at: UpdateAt) {
+        std::mem::swap(&mut self.before, shard);
+        shard.update_from(&self.before, device, self.grads.all(), config, at);
         self.update = Some((sealed, at));
     }
 
@@ -73,8 +76,9 @@ impl<D: Device> Kept<D> {
     }
 }
 
-pub(super) fn digest_of<D: Device>(device: &D, values: View<'_, D::Buf>) -> [u8; 32] {
-    device.with_host(values, |values| *blake3::hash(bytemuck::cast_slice(values)).as_bytes())
+/// Of the gradient of a shard.
+pub(super) fn digest_of<D: Device>(device: &D, grads: View<'_, D::Buf>) -> Digest {
+    device.digest(grads, salt(0))
 }
 
 /// What a holder says of its copy of a shard.

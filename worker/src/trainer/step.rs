@@ -234,13 +234,15 @@ impl<D: Device + Clone> Job<D> {
             let at = UpdateAt { t, total, update: t + 1 - self.skipped, norm };
             let device = self.stage.device().clone();
             let grads = self.stage.grads().view(self.shard.range.clone());
-            if let Some(kept) = &mut self.kept {
-                kept.keep(&device, &self.shard, grads, self.sealed_own, at);
+            match &mut self.kept {
+                Some(kept) => {
+                    device.copy(grads, kept.grads.all_mut());
+                    kept.update(&device, &mut self.shard, &spec.optimizer, self.sealed_own, at);
+                }
+                None => self.shard.update(&device, grads, &spec.optimizer, at),
             }
-            self.shard.update(&device, grads, &spec.optimizer, at);
             if let Some(holders) = &mut self.holders {
-                holders.keep(&device, at);
-                holders.copy.update(&device, holders.grads.all(), &spec.optimizer, at);
+                holders.update(&device, &spec.optimizer, at);
             }
         } else {
             self.skipped += 1;

@@ -60,6 +60,20 @@ fn a_job_that_was_starting_begins_again() {
     assert_eq!((world.record(&job).state, world.record(&job).epoch), (State::Done, 2));
 }
 
+/// The coordinator begins the epoch again; what was done about the death is what it had done before.
+#[test]
+fn an_incident_keeps_its_rung_when_the_coordinator_dies_in_it() {
+    let (mut world, job) = running();
+    world.kill("b");
+    world.restart(|_| true);
+    world.settle();
+    world.train(&job, 1);
+    let incidents = world.view(&job).incidents;
+    assert_eq!((incidents.len(), incidents[0].rung.as_str(), incidents[0].resolved), (1, "spare", true));
+    let reason = &incidents[0].reason;
+    assert!(reason.contains("c takes rank 1") && reason.contains("the coordinator was restarted"), "{reason}");
+}
+
 #[test]
 fn ended_and_queued_jobs_stay_what_they_are() {
     let mut world = World::new();

@@ -7,7 +7,7 @@ use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 use toroid_proto::StepRecord;
 use toroid_torus::geometry::Shape;
-use toroid_torus::manifest::ShardFile;
+use toroid_torus::manifest::{ShardFile, Writer};
 
 use crate::machine::StreamId;
 
@@ -368,7 +368,7 @@ impl Worker {
         let Some(work) = &self.work else { return };
         disk.shards.entry((work.job.clone(), step)).or_default().insert(work.rank, work.epoch);
         let file = ShardFile {
-            file: ShardFile::name_of(work.rank),
+            file: ShardFile::name_of(&Writer { epoch: work.epoch, rank: work.rank, world: work.world }),
             rank: work.rank,
             bytes: 10,
             digest: String::new(),

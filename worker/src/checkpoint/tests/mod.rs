@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::job::{self, JobSpec};
-use toroid_torus::manifest::{FORMAT, KINDS, Kind, Manifest, ShardFile};
+use toroid_torus::manifest::{FORMAT, KINDS, Kind, Manifest, ShardFile, Writer};
 use toroid_torus::model::ModelConfig;
 use toroid_torus::partition::{Partition, partition, shard_position};
 
@@ -67,21 +67,36 @@ fn shard_of(model: &ModelConfig, shape: &Shape, rank: usize) -> (Partition, Rang
 }
 
 fn write_rank(storage: &Storage, step: u64, shape: &Shape, rank: usize) -> Result<ShardFile, CheckpointError> {
+    write_rank_in(storage, EPOCH, step, shape, rank)
+}
+
+fn write_rank_in(
+    storage: &Storage,
+    epoch: u64,
+    step: u64,
+    shape: &Shape,
+    rank: usize,
+) -> Result<ShardFile, CheckpointError> {
     let (partition, shard) = shard_of(&model(), shape, rank);
     // Padding that found its way into a file would show.
     let states = KINDS.map(|kind| flat(&partition, kind, 7.0)[shard.clone()].to_vec());
     let [param, exp_avg, exp_avg_sq] = &states;
-    storage.write_shard(step, rank, &partition, shard, ShardState { param, exp_avg, exp_avg_sq })
+    let writer = Writer { epoch, rank, world: shape.world() };
+    storage.write_shard(step, writer, &partition, shard, ShardState { param, exp_avg, exp_avg_sq })
 }
 
 fn write_shards(storage: &Storage, step: u64, shape: Shape) -> Manifest {
-    let files = (0..shape.world()).map(|rank| write_rank(storage, step, &shape, rank).unwrap()).collect();
+    write_shards_in(storage, EPOCH, step, shape)
+}
+
+fn write_shards_in(storage: &Storage, epoch: u64, step: u64, shape: Shape) -> Manifest {
+    let files = (0..shape.world()).map(|rank| write_rank_in(storage, epoch, step, &shape, rank).unwrap()).collect();
     let job = job(shape);
     Manifest {
         format: FORMAT,
         job_id: "job".into(),
         step,
-        epoch: EPOCH,
+        epoch,
         shape,
         samples: step * job.batch.samples(),
         job,

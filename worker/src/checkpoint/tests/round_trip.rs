@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use safetensors::SafeTensors;
-use toroid_torus::manifest::Entry;
+use toroid_torus::manifest::{Entry, Writer};
 
 use super::*;
 
@@ -64,7 +64,7 @@ fn shards_are_safetensors_with_the_names_of_the_manifest() {
     let manifest = write(&storage, 10, shape(2, 2, 2));
     for file in &manifest.files {
         let bytes = std::fs::read(format!("{}/{}", storage.step_path(10), file.file)).unwrap();
-        assert_eq!((bytes.len() as u64, blake3::hash(&bytes).to_hex().to_string()), (file.bytes, file.digest.clone()));
+        assert_eq!((bytes.len() as u64, file.digest.as_str()), (file.bytes, ""));
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(tensors.len(), file.entries.len());
         for entry in &file.entries {
@@ -86,7 +86,9 @@ fn a_place_with_nothing_but_padding_writes_an_empty_file() {
     let state = [7.0; 16];
     let state = ShardState { param: &state, exp_avg: &state, exp_avg_sq: &state };
     let range = padded.padded_len - 16..padded.padded_len;
-    manifest.files.push(storage.write_shard(10, 1, &padded, range, state).unwrap());
+    manifest
+        .files
+        .push(storage.write_shard(10, Writer { epoch: EPOCH, rank: 1, world: 1 }, &padded, range, state).unwrap());
     assert_eq!(manifest.files[1].entries, []);
     storage.publish(&manifest).unwrap();
     assert_eq!(storage.verify(10).unwrap(), []);
@@ -103,7 +105,7 @@ fn what_is_not_published_is_not_a_checkpoint() {
     let error = storage.manifest(20).unwrap_err();
     assert!(matches!(&error, CheckpointError::NotFound { step: 20, available, .. } if available == &[10]), "{error}");
 
-    std::fs::write(format!("{}/{DIGEST_NAME}", storage.step_path(20)), "a crash before the manifest").unwrap();
+    std::fs::write(format!("{}/{}", storage.step_path(20), digest_name(EPOCH)), "a crash before the manifest").unwrap();
     assert_eq!(storage.steps().unwrap(), [10]);
     assert_eq!(write(&storage, 20, shape(1, 1, 2)), manifest);
     assert_eq!(storage.steps().unwrap(), [10, 20]);
@@ -145,7 +147,8 @@ fn a_complete_step_only_takes_what_it_has() {
     let (partition, shard) = shard_of(&model(), &shape(2, 1, 2), 3);
     let state = vec![1.0; shard.len()];
     let state = ShardState { param: &state, exp_avg: &state, exp_avg_sq: &state };
-    let error = storage.write_shard(10, 3, &partition, shard, state).unwrap_err();
+    let error =
+        storage.write_shard(10, Writer { epoch: EPOCH, rank: 3, world: 4 }, &partition, shard, state).unwrap_err();
     assert!(matches!(error, CheckpointError::Exists { step: 10, .. }), "{error}");
     let error = storage.publish(&Manifest { samples: 1, ..manifest }).unwrap_err();
     assert!(matches!(error, CheckpointError::Exists { step: 10, .. }), "{error}");
@@ -217,6 +220,90 @@ fn a_checkpoint_of_another_model_is_refused() {
         let error = load(&storage, &manifest, &partition, shard).unwrap_err();
         assert!(matches!(&error, CheckpointError::Model { tensor: t, .. } if t == tensor), "{error}");
     }
+}
+
+/// T-6: who has published a step may have died before it said so, and the job goes on under another shape, or made the step again: the
+/// step is done, and what is there stays as it is.
+#[test]
+fn a_step_that_an_earlier_epoch_has_published_is_done() {
+    for (before, after) in
+        [(shape(1, 1, 3), shape(1, 1, 2)), (shape(1, 1, 2), shape(1, 1, 3)), (shape(2, 1, 2), shape(2, 1, 2))]
+    {
+        let (_folder, storage) = temporary();
+        let published = write(&storage, 10, before);
+        // Fewer replicas are the same job with another shape.
+        let job = JobSpec { shape: after, ..published.job.clone() };
+        let again = Manifest { job, samples: published.samples, ..write_shards_in(&storage, EPOCH + 1, 10, after) };
+        assert_eq!(storage.publish(&again).unwrap(), published.bytes(), "{before} then {after}");
+        assert_eq!(storage.manifest(10).unwrap(), published);
+        assert_eq!(storage.verify(10).unwrap(), []);
+        // Not the step of another job, nor of other samples.
+        for other in [Manifest { job_id: "other".into(), ..again.clone() }, Manifest { samples: 1, ..again.clone() }] {
+            let error = storage.publish(&other).unwrap_err();
+            assert!(matches!(error, CheckpointError::Exists { step: 10, .. }), "{error}");
+        }
+    }
+}
+
+/// T-1: a place that was cut off still writes the same step under an older shape; whatever the order, nobody reads it.
+#[test]
+fn t1_a_writer_of_an_older_epoch_and_shape_spoils_nothing() {
+    let (_folder, storage) = temporary();
+    let newer = write_shards_in(&storage, EPOCH + 1, 10, shape(1, 1, 2));
+    write_shards(&storage, 10, shape(1, 1, 3));
+    storage.publish(&newer).unwrap();
+    assert_eq!(storage.verify(10).unwrap(), []);
+    let error = write_rank(&storage, 10, &shape(1, 1, 3), 1).unwrap_err();
+    assert!(matches!(error, CheckpointError::Exists { step: 10, .. }), "{error}");
+    assert_eq!((storage.manifest(10).unwrap(), storage.verify(10).unwrap()), (newer, vec![]));
+}
+
+/// T-1: a rank 0 is stopped after it has looked and before it writes, and goes on when a newer one has published.
+#[test]
+fn t1_a_late_manifest_is_not_written_over_a_newer_one() {
+    let (_folder, storage) = temporary();
+    let stale = write_shards(&storage, 10, shape(1, 1, 2));
+    let newer = write_shards_in(&storage, EPOCH + 1, 10, shape(1, 1, 2));
+    let json = stale.to_json();
+    storage.publish(&newer).unwrap();
+    // What is left of `publish` after its look.
+    let digest = digest_line(json.as_bytes());
+    storage.objects.write(&name_in(10, &digest_name(EPOCH)), digest.as_bytes()).unwrap();
+    assert!(!storage.objects.write_new(&name_in(10, MANIFEST_NAME), json.as_bytes()).unwrap());
+    assert_eq!((storage.manifest(10).unwrap(), storage.verify(10).unwrap()), (newer, vec![]));
+    let error = storage.publish(&stale).unwrap_err();
+    assert!(matches!(error, CheckpointError::Exists { step: 10, .. }), "{error}");
+}
+
+/// Files named by rank alone, each with a digest of its own, and the digest of the manifest under one name.
+#[test]
+fn checkpoints_of_before_are_read() {
+    let (_folder, storage) = temporary();
+    let mut manifest = write_shards(&storage, 10, shape(2, 1, 2));
+    let folder = PathBuf::from(storage.step_path(10));
+    for file in &mut manifest.files {
+        let name = format!("shard-{:05}.safetensors", file.rank);
+        std::fs::rename(folder.join(&file.file), folder.join(&name)).unwrap();
+        file.digest = blake3::hash(&std::fs::read(folder.join(&name)).unwrap()).to_hex().to_string();
+        file.file = name;
+    }
+    let json = manifest.to_json();
+    assert!(json.contains("\"digest\": \"") && manifest.check().is_ok());
+    std::fs::write(folder.join("manifest.json.b3"), digest_line(json.as_bytes())).unwrap();
+    std::fs::write(folder.join(MANIFEST_NAME), &json).unwrap();
+    assert_eq!((storage.manifest(10).unwrap(), storage.verify(10).unwrap()), (manifest.clone(), vec![]));
+    let (partition, shard) = shard_of(&model(), &shape(1, 1, 3), 2);
+    check_load(&storage, &manifest, &partition, shard);
+    // The digest of the whole is looked at, too.
+    manifest.files[1].digest = manifest.files[0].digest.clone();
+    let json = manifest.to_json();
+    std::fs::write(folder.join("manifest.json.b3"), digest_line(json.as_bytes())).unwrap();
+    std::fs::write(folder.join(MANIFEST_NAME), &json).unwrap();
+    let faults = storage.verify(10).unwrap();
+    assert!(
+        matches!(&faults[..], [Fault { kind: FaultKind::Manifest, file, .. }] if file.contains("shard-00001")),
+        "{faults:?}"
+    );
 }
 
 /// A rank 0 that was stopped with its orders, and continued after others had gone on, harms nothing.

@@ -14,7 +14,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -41,9 +41,9 @@ use simd::Isa;
 const LINE: usize = 16;
 
 /// f32 in host memory, aligned to a cache line. The system gives zeros page by page when they are first touched: what is never used
-/// takes no memory.
+/// takes no memory. Snapshots share the memory; it is copied when an element is to change while one lives.
 pub struct HostBuf {
-    memory: Box<[f32]>,
+    memory: Arc<Box<[f32]>>,
     start: usize,
     len: usize,
 }
@@ -53,7 +53,7 @@ impl HostBuf {
         let memory = vec![0.0; len + LINE - 1].into_boxed_slice();
         let start = memory.as_ptr().align_offset(LINE * size_of::<f32>());
         assert!(start < LINE, "f32 lie at multiples of their size");
-        HostBuf { memory, start, len }
+        HostBuf { memory: Arc::new(memory), start, len }
     }
 
     pub fn as_slice(&self) -> &[f32] {
@@ -61,7 +61,29 @@ impl HostBuf {
     }
 
     pub fn as_mut_slice(&mut self) -> &mut [f32] {
-        &mut self.memory[self.start..self.start + self.len]
+        if self.is_shared() {
+            let mut own = HostBuf::zeros(self.len);
+            own.as_mut_slice().copy_from_slice(self.as_slice());
+            *self = own;
+        }
+        let memory =
+            Arc::get_mut(&mut self.memory).expect("only `snapshot` makes others, and needs this buffer for it");
+        &mut memory[self.start..self.start + self.len]
+    }
+
+    fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.memory) > 1
+    }
+}
+
+/// What was in a [`HostBuf`]; its memory lives as long as this.
+pub struct HostSnapshot(HostBuf);
+
+impl Deref for HostSnapshot {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        self.0.as_slice()
     }
 }
 
@@ -152,6 +174,7 @@ impl CpuDevice {
 impl Device for CpuDevice {
     type Buf = HostBuf;
     type Ids = Box<[u32]>;
+    type Snapshot = HostSnapshot;
 
     fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         self.pool.enter(f)
@@ -198,6 +221,14 @@ impl Device for CpuDevice {
 
     fn with_host_mut<R>(&self, x: ViewMut<'_, HostBuf>, f: impl FnOnce(&mut [f32]) -> R) -> R {
         f(x.host())
+    }
+
+    fn snapshot(&self, x: &HostBuf) -> HostSnapshot {
+        HostSnapshot(HostBuf { memory: Arc::clone(&x.memory), start: x.start, len: x.len })
+    }
+
+    fn is_shared(&self, x: &HostBuf) -> bool {
+        x.is_shared()
     }
 
     fn fill(&self, y: ViewMut<'_, HostBuf>, value: f32) {
@@ -247,7 +278,22 @@ impl Device for CpuDevice {
         hyper: &AdamW,
     ) {
         assert_eq!((m.len, v.len, g.len), (p.len, p.len, p.len), "lengths of m, v and g");
-        vector::adamw(&self.pool, self.isa, hyper, p.host(), m.host(), v.host(), g.host());
+        vector::adamw(&self.pool, self.isa, hyper, [p.host(), m.host(), v.host()], g.host());
+    }
+
+    fn adamw_into(
+        &self,
+        before: [View<'_, HostBuf>; 3],
+        after: [ViewMut<'_, HostBuf>; 3],
+        g: View<'_, HostBuf>,
+        hyper: &AdamW,
+    ) {
+        let (before, after) = (before.map(View::host), after.map(ViewMut::host));
+        assert!(
+            before.iter().all(|x| x.len() == g.len) && after.iter().all(|x| x.len() == g.len),
+            "lengths of p, m, v"
+        );
+        vector::adamw_into(&self.pool, self.isa, hyper, before, after, g.host());
     }
 
     fn matmul(

@@ -143,31 +143,60 @@ struct Update {
     grad_scale: f32,
 }
 
-pub fn adamw(pool: &Pool, isa: Isa, hyper: &AdamW, p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
-    let update = Update {
-        keep: (1.0 - hyper.lr * hyper.weight_decay) as f32,
-        beta1: hyper.beta1 as f32,
-        one_minus_beta1: (1.0 - hyper.beta1) as f32,
-        beta2: hyper.beta2 as f32,
-        one_minus_beta2: (1.0 - hyper.beta2) as f32,
-        step: (hyper.lr / hyper.bias1) as f32,
-        inv_sqrt_bias2: (1.0 / hyper.bias2.sqrt()) as f32,
-        eps: hyper.eps as f32,
-        grad_scale: hyper.grad_scale as f32,
-    };
-    pool.rows(p.len(), [(p, 1), (m, 1), (v, 1)], |range, [p, m, v]| adamw_chunk(isa, update, p, m, v, &g[range]));
+impl Update {
+    fn of(hyper: &AdamW) -> Update {
+        Update {
+            keep: (1.0 - hyper.lr * hyper.weight_decay) as f32,
+            beta1: hyper.beta1 as f32,
+            one_minus_beta1: (1.0 - hyper.beta1) as f32,
+            beta2: hyper.beta2 as f32,
+            one_minus_beta2: (1.0 - hyper.beta2) as f32,
+            step: (hyper.lr / hyper.bias1) as f32,
+            inv_sqrt_bias2: (1.0 / hyper.bias2.sqrt()) as f32,
+            eps: hyper.eps as f32,
+            grad_scale: hyper.grad_scale as f32,
+        }
+    }
+
+    /// Weight and moments of one element.
+    #[inline(always)]
+    fn of_element(&self, [p, m, v]: [f32; 3], g: f32) -> [f32; 3] {
+        let g = g * self.grad_scale;
+        let m = self.beta1 * m + self.one_minus_beta1 * g;
+        let v = self.beta2 * v + self.one_minus_beta2 * g * g;
+        let denominator = v.sqrt() * self.inv_sqrt_bias2 + self.eps;
+        [p * self.keep - self.step * (m / denominator), m, v]
+    }
+}
+
+pub fn adamw(pool: &Pool, isa: Isa, hyper: &AdamW, state: [&mut [f32]; 3], g: &[f32]) {
+    let update = Update::of(hyper);
+    pool.rows(g.len(), state.map(|x| (x, 1)), |range, state| adamw_chunk(isa, update, state, &g[range]));
+}
+
+pub fn adamw_into(pool: &Pool, isa: Isa, hyper: &AdamW, before: [&[f32]; 3], after: [&mut [f32]; 3], g: &[f32]) {
+    let update = Update::of(hyper);
+    pool.rows(g.len(), after.map(|x| (x, 1)), |range, after| {
+        adamw_into_chunk(isa, update, before.map(|x| &x[range.clone()]), after, &g[range.clone()]);
+    });
 }
 
 multiversion! {
-    fn adamw_chunk(u: Update, p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
+    fn adamw_chunk(u: Update, state: [&mut [f32]; 3], g: &[f32]) {
         let n = g.len();
-        let (p, m, v) = (&mut p[..n], &mut m[..n], &mut v[..n]);
+        let [p, m, v] = state.map(|x| &mut x[..n]);
         for i in 0..n {
-            let g = g[i] * u.grad_scale;
-            m[i] = u.beta1 * m[i] + u.one_minus_beta1 * g;
-            v[i] = u.beta2 * v[i] + u.one_minus_beta2 * g * g;
-            let denominator = v[i].sqrt() * u.inv_sqrt_bias2 + u.eps;
-            p[i] = p[i] * u.keep - u.step * (m[i] / denominator);
+            [p[i], m[i], v[i]] = u.of_element([p[i], m[i], v[i]], g[i]);
+        }
+    }
+}
+
+multiversion! {
+    fn adamw_into_chunk(u: Update, before: [&[f32]; 3], after: [&mut [f32]; 3], g: &[f32]) {
+        let n = g.len();
+        let ([p0, m0, v0], [p, m, v]) = (before.map(|x| &x[..n]), after.map(|x| &mut x[..n]));
+        for i in 0..n {
+            [p[i], m[i], v[i]] = u.of_element([p0[i], m0[i], v0[i]], g[i]);
         }
     }
 }

@@ -197,6 +197,7 @@ impl<R: Runtime> CudaDevice<R> {
 impl<R: Runtime> Device for CudaDevice<R> {
     type Buf = CudaBuf<R>;
     type Ids = CudaIds<R>;
+    type Snapshot = Vec<f32>;
 
     fn fingerprint(&self) -> String {
         format!("{}-kernels-{}", self.shared.runtime.fingerprint(), kernels::digest())
@@ -252,6 +253,12 @@ impl<R: Runtime> Device for CudaDevice<R> {
         let result = f(staging.as_mut_slice(x.len));
         self.send(staging, x.ptr(), x.len * size_of::<f32>());
         result
+    }
+
+    fn snapshot(&self, x: &CudaBuf<R>) -> Vec<f32> {
+        let mut values = vec![0.0; x.len()];
+        self.read(x.all(), &mut values);
+        values
     }
 
     fn fill(&self, y: ViewMut<'_, CudaBuf<R>>, value: f32) {

@@ -8,7 +8,6 @@ use toroid_torus::pipeline::Schedule;
 
 use super::{Inputs, each_place, figures, inputs, spec};
 use crate::device::Device;
-use crate::optim::HostShard;
 
 /// What a place has after a step.
 #[derive(Debug, PartialEq)]
@@ -35,7 +34,7 @@ fn outcomes(spec: &JobSpec, dir: &Path) -> Vec<Outcome> {
             job.step(&mut links, &environment.shared).expect("make a step");
             job.gather_params(&mut links).expect("gather the parameters");
         }
-        let HostShard { param, .. } = job.shard.to_host(&device);
+        let param = job.shard.snapshot(&device).param.to_vec();
         let sums = [sums.ce, sums.z, sums.balance].map(f64::to_bits);
         Outcome { sums, grads: bits(&grads), params: bits(&param) }
     })

@@ -64,6 +64,20 @@ pub fn host_access<D: Device>(device: &D) {
     device.with_host(buf.all(), |host| assert_eq!(host, [0.0, 0.0, 1.0, 2.0, 0.0, 5.0, 0.0, 0.0]));
 }
 
+/// Whatever becomes of the buffer, and when it is gone.
+pub fn snapshots_stay<D: Device>(device: &D) {
+    let mut buf = upload(device, &values(8, LEN));
+    let before = download(device, &buf);
+    let snapshot = device.snapshot(&buf);
+    let stays = || snapshot[..] == before[..];
+    device.fill(buf.view_mut(3..7), 9.0);
+    let changed = download(device, &buf);
+    assert!(changed[..3] == before[..3] && changed[7..] == before[7..] && changed[3..7] == [9.0; 4], "the buffer");
+    assert!(stays() && !device.is_shared(&buf), "the snapshot");
+    drop(buf);
+    assert!(stays(), "without the buffer");
+}
+
 pub fn adamw_follows_its_formula<D: Device>(device: &D) {
     let (mut p, mut m, mut v) = (values(4, LEN), vec![0.0; LEN], vec![0.0; LEN]);
     let [mut pd, mut md, mut vd] = [&p, &m, &v].map(|x| upload(device, x));
@@ -87,9 +101,26 @@ pub fn adamw_follows_its_formula<D: Device>(device: &D) {
             v[i] = hyper.beta2 * v[i] + (1.0 - hyper.beta2) * g * g;
             p[i] -= hyper.lr / hyper.bias1 * m[i] / (v[i].sqrt() / hyper.bias2.sqrt() + hyper.eps);
         }
-        device.adamw(pd.all_mut(), md.all_mut(), vd.all_mut(), upload(device, &g).all(), &hyper);
+        let (gd, before) = (upload(device, &g), [&pd, &md, &vd].map(|x| device.snapshot(x).to_vec()));
+        device.adamw(pd.all_mut(), md.all_mut(), vd.all_mut(), gd.all(), &hyper);
         check("p", &download(device, &pd), &p, 1e-6);
         check("m", &download(device, &md), &m, 1e-6);
         check("v", &download(device, &vd), &v, 1e-6);
+        // Out of place, into what was there before; the inputs stay as they are.
+        let [from_p, from_m, from_v] = before.each_ref().map(|x| {
+            let mut buf = device.alloc(x.len());
+            device.write(buf.all_mut(), x);
+            buf
+        });
+        let [mut to_p, mut to_m, mut to_v] = [30, 31, 32].map(|seed| upload(device, &values(seed, LEN)));
+        let [from, to] = [[&from_p, &from_m, &from_v], [&pd, &md, &vd]];
+        device.adamw_into(from.map(|x| x.all()), [to_p.all_mut(), to_m.all_mut(), to_v.all_mut()], gd.all(), &hyper);
+        let bits = |x: &D::Buf| device.snapshot(x).iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        for (found, expected) in [&to_p, &to_m, &to_v].into_iter().zip(to) {
+            assert!(bits(found) == bits(expected), "in place and out of place have the same bits");
+        }
+        for (found, expected) in from.into_iter().zip(&before) {
+            assert!(*device.snapshot(found) == expected[..], "what was before stays");
+        }
     }
 }
