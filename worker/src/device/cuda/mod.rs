@@ -144,11 +144,9 @@ pub struct DeviceBuf<T, R: Runtime> {
 
 impl<T, R: Runtime> Drop for DeviceBuf<T, R> {
     fn drop(&mut self) {
-        if self.len > 0 {
-            if !lock(&self.shared.arena).give(self.ptr, self.len * size_of::<T>()) {
-                // SAFETY: made by `alloc`, and whoever could use it borrowed `self`.
-                unsafe { self.shared.runtime.free(self.ptr) };
-            }
+        if self.len > 0 && !lock(&self.shared.arena).give(self.ptr, self.len * size_of::<T>()) {
+            // SAFETY: made by `alloc`, and whoever could use it borrowed `self`.
+            unsafe { self.shared.runtime.free(self.ptr) };
         }
     }
 }
