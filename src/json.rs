@@ -108,6 +108,8 @@ struct StepRecord<'a> {
     expert_load: Vec<&'a [u64]>,
     skipped: bool,
     step_s: f64,
+    hidden_s: f64,
+    exposed_s: f64,
     epoch: u64,
 }
 
@@ -248,6 +250,8 @@ impl<'a> From<&'a proto::StepRecord> for StepRecord<'a> {
             expert_load: r.expert_load.chunks(num_experts.max(1)).collect(),
             skipped: r.skipped,
             step_s: r.step_s,
+            hidden_s: r.hidden_s,
+            exposed_s: r.exposed_s,
             epoch: r.epoch,
         }
     }

@@ -1,7 +1,8 @@
 //! A job's curve: `curve.csv` in its folder, one row a step, ascending.
 //!
 //! ```text
-//! step,loss,ce,z_loss,balance_loss,grad_norm,lr,weight_decay,tokens,tokens_per_s,step_s,skipped,epoch,expert_load
+//! step,loss,ce,z_loss,balance_loss,grad_norm,lr,weight_decay,tokens,tokens_per_s,step_s,skipped,epoch,hidden_s,exposed_s,
+//! expert_load
 //! 1,5.55,5.54,17.2,1.01,2.5,0.001,0.1,4096,812.5,5.04,false,1,"510 514;509 515"
 //! ```
 //!
@@ -20,9 +21,8 @@ use toroid_proto::StepRecord;
 use crate::machine::StepSummary;
 
 pub const FILE_NAME: &str = "curve.csv";
-const HEADER: &str =
-    "step,loss,ce,z_loss,balance_loss,grad_norm,lr,weight_decay,tokens,tokens_per_s,step_s,skipped,epoch,expert_load";
-const NUM_PLAIN_COLUMNS: usize = 13;
+const HEADER: &str = "step,loss,ce,z_loss,balance_loss,grad_norm,lr,weight_decay,tokens,tokens_per_s,step_s,skipped,epoch,hidden_s,exposed_s,expert_load";
+const NUM_PLAIN_COLUMNS: usize = 15;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CurveError {
@@ -179,7 +179,11 @@ fn format(r: &StepRecord) -> String {
     let mut row = format!("{},{},{},{},{},{}", r.step, r.loss, r.ce, r.z_loss, r.balance_loss, r.grad_norm);
     let columns = (r.lr, r.weight_decay, r.tokens, r.tokens_per_s, r.step_s, r.skipped, r.epoch);
     let (lr, weight_decay, tokens, tokens_per_s, step_s, skipped, epoch) = columns;
-    let written = write!(row, ",{lr},{weight_decay},{tokens},{tokens_per_s},{step_s},{skipped},{epoch},\"");
+    let (hidden_s, exposed_s) = (r.hidden_s, r.exposed_s);
+    let written = write!(
+        row,
+        ",{lr},{weight_decay},{tokens},{tokens_per_s},{step_s},{skipped},{epoch},{hidden_s},{exposed_s},\""
+    );
     written.expect("a string takes everything");
     let num_experts = r.expert_load.len() / (r.num_layers as usize).max(1);
     for (i, load) in r.expert_load.iter().enumerate() {
@@ -218,6 +222,8 @@ fn parse(line: &str) -> Result<StepRecord, String> {
         step_s: number(columns[10], "step_s")?,
         skipped: number(columns[11], "skipped")?,
         epoch: number(columns[12], "epoch")?,
+        hidden_s: number(columns[13], "hidden_s")?,
+        exposed_s: number(columns[14], "exposed_s")?,
         expert_load: expert_load?,
         num_layers: layers.len() as u32,
     })
@@ -246,6 +252,8 @@ mod tests {
             step_s: 0.0,
             skipped: step.is_multiple_of(2),
             epoch: 3,
+            hidden_s: 1.0 / 3.0,
+            exposed_s: 1e-9,
             expert_load: (0..6).map(|e| e * step).collect(),
             num_layers: 3,
         }
@@ -339,7 +347,7 @@ mod tests {
         assert!(damaged("\n2,1.6", "\n2,x1.6").contains("line 3 of"));
         assert!(damaged("\n2,1.6", "\n2,x1.6").contains("is no loss"));
         assert!(damaged("\n2,", "\n1,").contains("step 1 follows step 1"));
-        assert!(damaged("\n2,", "\n2,2,").contains("14 columns before the last, expected 13"));
+        assert!(damaged("\n2,", "\n2,2,").contains("16 columns before the last, expected 15"));
         assert!(damaged("step,loss", "loss,step").contains("does not begin with the header"));
     }
 }

@@ -374,7 +374,14 @@ pub fn path(p: &Path) -> &str {
 
 /// What must be equal to the bit in two runs of one job: everything but times and epochs.
 pub fn figures(curve: &[StepRecord]) -> Vec<StepRecord> {
-    let timeless = |r: &StepRecord| StepRecord { tokens_per_s: 0.0, step_s: 0.0, epoch: 0, ..r.clone() };
+    let timeless = |r: &StepRecord| StepRecord {
+        tokens_per_s: 0.0,
+        step_s: 0.0,
+        hidden_s: 0.0,
+        exposed_s: 0.0,
+        epoch: 0,
+        ..r.clone()
+    };
     curve.iter().map(timeless).collect()
 }
 

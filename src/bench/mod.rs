@@ -6,6 +6,7 @@ mod allreduce;
 mod checkpoint;
 mod overhead;
 mod recovery;
+mod scaling;
 mod step;
 
 use std::process::ExitCode;
@@ -25,6 +26,8 @@ pub enum Command {
     Overhead(overhead::Args),
     /// How long a step waits for a checkpoint, and how fast it is written, beside the disk itself
     Checkpoint(checkpoint::Args),
+    /// How much of the cores several workers make use of: one job in several shapes, and in one worker with as many threads
+    Scaling(scaling::Args),
     /// Speed and memory of whole optimizer steps in one worker, beside the machine's own peak
     Step(step::Args),
 }
@@ -35,6 +38,7 @@ pub async fn run(command: Command) -> Result<ExitCode> {
         Command::Recovery(args) => recovery::run(args).await,
         Command::Overhead(args) => overhead::run(args).await,
         Command::Checkpoint(args) => checkpoint::run(args).await,
+        Command::Scaling(args) => scaling::run(args).await,
         Command::Step(args) => step::run(&args),
     }
 }

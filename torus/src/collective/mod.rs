@@ -37,13 +37,15 @@
 //!
 //! Deliberately absent: elements, bytes and links. An executor turns chunks into elements by [`chunk_range`].
 
+mod run;
 mod tasks;
 
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-pub use tasks::{Action, Task, Tasks};
+pub use run::Run;
+pub use tasks::{Action, Order, Task, Tasks};
 
 /// What the receiver does with what comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +90,22 @@ pub fn reduce_scatter(dx: usize, dy: usize, member: usize) -> Schedule {
     let row = ring_reduce_scatter(dx, at.x).map(|hop| Line::row(at).step(hop, Op::Add));
     let column = ring_reduce_scatter(dy, at.y).map(|hop| Line::column(at).step(hop, Op::Add));
     Schedule { num_chunks: dx * dy, steps: row.chain(column).collect() }
+}
+
+/// After a reduce-scatter: every member gives its own chunk to the member after it, which keeps a second copy
+/// ([`crate::holders::backup_of`]), in the place of its part of that chunk.
+pub fn pass_on(dx: usize, dy: usize, member: usize) -> Step {
+    let n = dx * dy;
+    let own = |member: usize| {
+        let at = Position::new(dx, dy, member);
+        let chunk = at.x * dy + at.y;
+        chunk..chunk + 1
+    };
+    if n == 1 {
+        return Step::default();
+    }
+    let before = (member + n - 1) % n;
+    step(before, (member + 1) % n, own(member), own(before), Op::Copy)
 }
 
 /// Spreads every member's own chunk to all.

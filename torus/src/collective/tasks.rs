@@ -15,9 +15,13 @@
 //!   through the same sums as if the steps ran one by one (C-2), and what is being sent is not written to.
 //! - A task waits only for tasks before it, so members that run all that waits for nothing do not deadlock (C-4).
 //!
+//! An [`Order`] other than the schedule's brings first what is there first, or needed first: gradients become final from the last layer to the
+//! first, parameters are needed from the first to the last. It changes when a transfer runs, never what is added to what.
+//!
 //! Several adds into one chunk within a step are summed in their order and added to the own value last. They need `num_scratch`
 //! elements beside the buffer.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 
 use super::{Op, Schedule, Step, chunk_range};
@@ -50,6 +54,17 @@ pub struct Task {
 pub struct Tasks {
     pub tasks: Vec<Task>,
     pub num_scratch: usize,
+}
+
+/// In which order the transfers of a member are started; the same at all members.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Order {
+    /// Step by step: every link is busy from the beginning.
+    Schedule,
+    /// The beginning of the buffer first, for all-gathers.
+    Ascending,
+    /// The end of the buffer first, for reduce-scatters.
+    Descending,
 }
 
 /// What was last done to one slice of a chunk.
@@ -89,6 +104,26 @@ impl Tasks {
             }
         }
         made
+    }
+
+    /// The same tasks in another order.
+    ///
+    /// By the end of their ranges, equal ones as they were. A range that holds others, a super-chunk of small chunks, comes before them where
+    /// the schedule has it before them (reduce-scatter, descending) and after them where it has it after them (all-gather, ascending); so a
+    /// task still waits only for tasks before it, and both ends of a link have the same order.
+    pub fn in_order(self, order: Order) -> Tasks {
+        let mut sorted: Vec<usize> = (0..self.tasks.len()).collect();
+        match order {
+            Order::Schedule => {}
+            Order::Ascending => sorted.sort_by_key(|&task| self.tasks[task].range.end),
+            Order::Descending => sorted.sort_by_key(|&task| Reverse(self.tasks[task].range.end)),
+        }
+        let mut place = vec![0; sorted.len()];
+        sorted.iter().enumerate().for_each(|(new, &old)| place[old] = new);
+        let mut old: Vec<Option<Task>> = self.tasks.into_iter().map(Some).collect();
+        let moved = sorted.into_iter().filter_map(|task| old[task].take());
+        let renumbered = moved.map(|task| Task { after: task.after.iter().map(|&t| place[t]).collect(), ..task });
+        Tasks { tasks: renumbered.collect(), num_scratch: self.num_scratch }
     }
 
     /// The receives of `step`, which all add to `chunks`, through scratch elements that no other step uses.

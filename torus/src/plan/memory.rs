@@ -195,7 +195,9 @@ fn host_bytes(spec: &JobSpec, dims: &Dims, own: &Partition) -> u64 {
         2 => 2 * dims.tokens() * dims.d,
         tp => (dims.tokens() * dims.d).div_ceil(tp),
     };
-    4 * (2 * dims.tokens() + row.max(column).max(tp_sum)) as u64 + 2 * dims.activation_bytes()
+    // What a collective of the DP group has in flight.
+    let in_flight = if shape.dp() > 1 { own.padded_len } else { 0 };
+    4 * (2 * dims.tokens() + in_flight + row.max(column).max(tp_sum)) as u64 + 2 * dims.activation_bytes()
 }
 
 /// Bytes that the update of a worker's shards reads and writes: gradient, weight and two moments in, the last three out.

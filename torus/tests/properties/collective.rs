@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
+use std::sync::Arc;
 
 use proptest::prelude::*;
-use toroid_torus::collective::{self, Action, Op, Recv, Schedule, Send, Task, Tasks, chunk_range};
+use toroid_torus::collective::{self, Action, Op, Order, Recv, Run, Schedule, Send, Task, Tasks, chunk_range};
 use toroid_torus::cursor::splitmix64;
 use toroid_torus::geometry::Shape;
 use toroid_torus::partition::shard_position;
@@ -175,57 +176,76 @@ fn direct_gather_takes_one_step() {
     }
 }
 
+/// A link and whether it is sent; `None`: nothing is moved.
+type Lane = Option<(usize, bool)>;
+
 /// How a member's elements look after its tasks have run against those of the others, in an order that `seed` chooses, without any step
-/// to hold them together: a task runs when those before it are done, and messages of two members keep their order.
+/// to hold them together: a task runs when it may start, and messages of two members keep their order.
+///
+/// Where it `trickles`, a member's inputs become final from the end of the buffer on, in pieces, at any time; until then there is `poison`.
 fn run_tasks<V: Clone + Default>(
     tasks: &[Tasks],
-    mut buffers: Vec<Vec<V>>,
+    inputs: Vec<Vec<V>>,
     add: impl Fn(&V, &V) -> V,
+    trickles: Option<V>,
     seed: u64,
 ) -> Vec<Vec<V>> {
     let mut random = Random(splitmix64(seed));
     let mut scratch: Vec<Vec<V>> = tasks.iter().map(|t| vec![V::default(); t.num_scratch]).collect();
-    let mut left: Vec<Vec<usize>> =
-        tasks.iter().map(|t| t.tasks.iter().map(|task| task.num_before).collect()).collect();
+    let (mut buffers, from) = match trickles {
+        Some(poison) => (inputs.iter().map(|i| vec![poison.clone(); i.len()]).collect(), inputs[0].len()),
+        None => (inputs.clone(), 0),
+    };
+    let mut runs: Vec<Run> = tasks.iter().map(|t| Run::new(Arc::new(t.clone()), from)).collect();
     let mut queues: Queues<V> = BTreeMap::new();
-    // By member and link: its tasks, in order. What is local has a queue of its own.
-    let mut todo: BTreeMap<(usize, usize, bool), VecDeque<usize>> = BTreeMap::new();
-    let mut local: Vec<(usize, usize)> = Vec::new();
-    for (me, of_member) in tasks.iter().enumerate() {
-        for (index, task) in of_member.tasks.iter().enumerate() {
-            match task.action {
-                Action::Send { to } => todo.entry((me, to, true)).or_default().push_back(index),
-                Action::Recv { from, .. } | Action::RecvScratch { from, .. } => {
-                    todo.entry((me, from, false)).or_default().push_back(index);
-                }
-                Action::Fold { .. } => local.push((me, index)),
+    // Tasks that have started: by member, and by link and direction or alone, in order.
+    let mut started: BTreeMap<(usize, Lane), VecDeque<usize>> = BTreeMap::new();
+    loop {
+        for (me, run) in runs.iter_mut().enumerate() {
+            while let Some(index) = run.start_next() {
+                let link = match tasks[me].tasks[index].action {
+                    Action::Send { to } => Some((to, true)),
+                    Action::Recv { from, .. } | Action::RecvScratch { from, .. } => Some((from, false)),
+                    Action::Fold { .. } => None,
+                };
+                started.entry((me, link)).or_default().push_back(index);
             }
         }
-    }
-    loop {
-        let heads = todo.iter().filter_map(|(&(me, peer, is_send), queue)| {
-            let &index = queue.front()?;
-            let came = is_send || queues.get(&(peer, me)).is_some_and(|q| !q.is_empty());
-            (came && left[me][index] == 0).then_some((me, index, Some((me, peer, is_send))))
-        });
-        let folds = local.iter().filter(|(me, index)| left[*me][*index] == 0).map(|(me, index)| (*me, *index, None));
-        let choices: Vec<_> = heads.chain(folds).collect();
-        if choices.is_empty() {
+        let has_come = |me: usize, link: Lane| match link {
+            Some((from, false)) => queues.get(&(from, me)).is_some_and(|q| !q.is_empty()),
+            _ => true,
+        };
+        let heads: Vec<_> = started
+            .iter()
+            .filter(|((me, link), queue)| !queue.is_empty() && has_come(*me, *link))
+            .map(|(k, _)| *k)
+            .collect();
+        let late: Vec<usize> = (0..runs.len()).filter(|me| runs[*me].final_from() > 0).collect();
+        if heads.is_empty() && late.is_empty() {
             break;
         }
-        let (me, index, link) = choices[random.below(choices.len())];
-        let Task { action, range, after, .. } = &tasks[me].tasks[index];
-        match (action, link) {
-            (Action::Send { to }, _) => {
+        let choice = random.below(heads.len() + late.len());
+        if choice >= heads.len() {
+            let me = late[choice - heads.len()];
+            let end = runs[me].final_from();
+            let start = random.below(end);
+            buffers[me][start..end].clone_from_slice(&inputs[me][start..end]);
+            runs[me].lower(start);
+            continue;
+        }
+        let (me, _) = heads[choice];
+        let index = started.get_mut(&heads[choice]).and_then(VecDeque::pop_front).expect("it has one");
+        let Task { action, range, .. } = &tasks[me].tasks[index];
+        match action {
+            Action::Send { to } => {
                 queues.entry((me, *to)).or_default().push_back((range.clone(), buffers[me][range.clone()].to_vec()));
             }
-            (Action::Fold { at }, _) => {
+            Action::Fold { at } => {
                 for (i, element) in range.clone().enumerate() {
                     buffers[me][element] = add(&buffers[me][element], &scratch[me][at + i]);
                 }
-                local.retain(|l| *l != (me, index));
             }
-            (Action::Recv { from, op } | Action::RecvScratch { from, op, .. }, _) => {
+            Action::Recv { from, op } | Action::RecvScratch { from, op, .. } => {
                 let (sent, message) = queues.get_mut(&(*from, me)).and_then(VecDeque::pop_front).expect("a message");
                 assert_eq!(sent, *range, "member {me} receives what {from} sent, seed {seed}");
                 let into = match action {
@@ -237,12 +257,9 @@ fn run_tasks<V: Clone + Default>(
                 }
             }
         }
-        if let Some(queue) = link.and_then(|link| todo.get_mut(&link)) {
-            queue.pop_front();
-        }
-        after.iter().for_each(|later| left[me][*later] -= 1);
+        runs[me].complete(index);
     }
-    assert!(todo.values().all(VecDeque::is_empty) && local.is_empty(), "C-4: members wait for ever, seed {seed}");
+    assert!(runs.iter().all(Run::is_over), "C-4, G-2: members wait for ever, seed {seed}");
     assert!(queues.values().all(VecDeque::is_empty), "a message was sent that nobody receives, seed {seed}");
     buffers
 }
@@ -264,7 +281,7 @@ fn check_tasks(dx: usize, dy: usize, len: usize, slice: usize, seed: u64) {
         let sent: usize = tasks.iter().map(elements_sent).sum();
         assert_eq!(sent, 2 * (n - 1) * len, "C-1: every element moves 2(n - 1) times, {name}");
         let bits = |buffer: Vec<f32>| buffer.into_iter().map(f32::to_bits).collect::<Vec<u32>>();
-        run_tasks(&tasks, inputs.clone(), |a, b| a + b, seed).into_iter().map(bits).collect::<Vec<_>>()
+        run_tasks(&tasks, inputs.clone(), |a, b| a + b, None, seed).into_iter().map(bits).collect::<Vec<_>>()
     };
     let whole = run(collective::all_reduce, usize::MAX);
     assert!(whole.iter().all(|buffer| *buffer == whole[0]), "C-2: members differ, {name}");
@@ -289,13 +306,101 @@ fn tasks_leave_the_scattered_sum_where_the_schedule_does() {
         let expected = simulate(&members(n, |m| collective::reduce_scatter(dx, dy, m)), inputs_of(n), plus, 0);
         for schedule in [collective::reduce_scatter, collective::reduce_scatter_direct] {
             let tasks: Vec<Tasks> = (0..n).map(|m| Tasks::new(&schedule(dx, dy, m), n, 1)).collect();
-            let found = run_tasks(&tasks, inputs_of(n), plus, 1);
+            let found = run_tasks(&tasks, inputs_of(n), plus, None, 1);
             for m in 0..n {
                 let own = own_chunk(dx, dy, m);
                 assert_eq!(found[m][own], expected.buffers[m][own], "{dx} x {dy}, member {m}");
             }
         }
     }
+}
+
+/// What a member has of its own chunk and of that of the member before, which it keeps a copy of.
+fn sealed(buffers: &[Vec<f32>], dx: usize, dy: usize) -> Vec<[Vec<u32>; 2]> {
+    let n = dx * dy;
+    let chunk = |m: usize, of: usize| {
+        let chunk = own_chunk(dx, dy, of);
+        buffers[m][chunk_range(buffers[m].len(), n, &(chunk..chunk + 1))].iter().map(|x| x.to_bits()).collect()
+    };
+    (0..n).map(|m| [chunk(m, m), chunk(m, (m + n - 1) % n)]).collect()
+}
+
+/// G-1, G-2: whatever becomes final when, sums that are made meanwhile have the bits of the schedule, and nobody waits for ever.
+#[test]
+fn sums_of_what_becomes_final_bit_by_bit_are_those_of_the_whole() {
+    for (dx, dy) in [(1, 1), (2, 1), (1, 2), (3, 1), (2, 2), (5, 1), (3, 4), (4, 4)] {
+        let n = dx * dy;
+        for (len, slice) in [(0, 1), (1, 1), (37, 1), (64, 3), (144, 64), (101, 4)] {
+            let value = |m, c| (mark(m, c) >> 40) as f32 / 1e3 - 8e3;
+            let inputs: Vec<Vec<f32>> = (0..n).map(|m| (0..len).map(|c| value(m, c)).collect()).collect();
+            let plain: Vec<Tasks> = members(n, |m| collective::reduce_scatter(dx, dy, m))
+                .iter()
+                .map(|schedule| Tasks::new(schedule, len, usize::MAX))
+                .collect();
+            let whole = run_tasks(&plain, inputs.clone(), |a, b| a + b, None, 0);
+            for schedule in [collective::reduce_scatter, collective::reduce_scatter_direct] {
+                let made = members(n, |m| {
+                    let mut schedule = schedule(dx, dy, m);
+                    schedule.steps.push(collective::pass_on(dx, dy, m));
+                    schedule
+                });
+                let tasks: Vec<Tasks> =
+                    made.iter().map(|s| Tasks::new(s, len, slice).in_order(Order::Descending)).collect();
+                for seed in 0..6 {
+                    let found = run_tasks(&tasks, inputs.clone(), |a, b| a + b, Some(f32::NAN), seed);
+                    for (m, [own, guarded]) in sealed(&found, dx, dy).into_iter().enumerate() {
+                        let name = format!("{dx} x {dy}, {len} in slices of {slice}, member {m}, seed {seed}");
+                        let of = |m: usize| sealed(&whole, dx, dy)[m][0].clone();
+                        assert_eq!(own, of(m), "G-1: its own chunk, {name}");
+                        assert_eq!(guarded, of((m + n - 1) % n), "G-1: the copy, {name}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Chunks are cut in slices or are smaller than one, and come in an order of their own: every member has the whole in the end.
+#[test]
+fn parameters_are_gathered_from_the_first_to_the_last() {
+    for (dx, dy) in [(1, 1), (2, 1), (1, 3), (2, 2), (5, 1), (3, 4)] {
+        let n = dx * dy;
+        for (len, slice) in [(n, 1), (7 * n, 2), (64 * n, 100)] {
+            let whole: Vec<u64> = (0..len).map(|i| mark(0, i)).collect();
+            let of_member = |m: usize| {
+                let mut buffer = vec![0; len];
+                let chunk = own_chunk(dx, dy, m);
+                let own = chunk_range(len, n, &(chunk..chunk + 1));
+                buffer[own.clone()].copy_from_slice(&whole[own]);
+                buffer
+            };
+            for schedule in [collective::all_gather, collective::all_gather_direct] {
+                let made = members(n, |m| schedule(dx, dy, m));
+                let tasks: Vec<Tasks> =
+                    made.iter().map(|s| Tasks::new(s, len, slice).in_order(Order::Ascending)).collect();
+                for seed in 0..6 {
+                    let found = run_tasks(&tasks, (0..n).map(of_member).collect(), plus, None, seed);
+                    assert!(found.iter().all(|b| *b == whole), "{dx} x {dy}, {len} in slices of {slice}, seed {seed}");
+                }
+            }
+        }
+    }
+}
+
+/// What a range waits for is what writes to it, and only that.
+#[test]
+fn a_range_is_written_when_all_that_writes_to_it_is_done() {
+    let tasks = Tasks::new(&collective::all_gather(2, 1, 0), 8, 2).in_order(Order::Ascending);
+    let mut run = Run::new(Arc::new(tasks), 0);
+    let started: Vec<usize> = std::iter::from_fn(|| run.start_next()).collect();
+    assert_eq!(started.len(), 4, "two slices to send, two to receive, none of which waits");
+    assert!(run.has_written(&(0..4)), "member 0 has its own chunk");
+    let receives: Vec<usize> =
+        started.iter().copied().filter(|t| matches!(run.tasks().tasks[*t].action, Action::Recv { .. })).collect();
+    run.complete(receives[0]);
+    assert!(run.has_written(&(0..6)) && !run.has_written(&(0..7)));
+    run.complete(receives[1]);
+    assert!(run.has_written(&(0..8)) && !run.is_over(), "what it sends is still on its way");
 }
 
 fn inputs_of(n: usize) -> Vec<Vec<u64>> {

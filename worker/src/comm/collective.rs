@@ -5,12 +5,14 @@
 //! the length of the buffer and the shape of the group alone, so every rank has the same bits (T-4) and all ranks choose the same.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytemuck::{cast_slice, cast_slice_mut};
-use toroid_torus::collective::{self as schedules, Step, Tasks};
+use toroid_torus::collective::{self as schedules, Order, Step, Tasks};
 use toroid_torus::geometry::Shape;
 
+use super::flight::Flight;
 use super::program::Program;
 use super::{Channel, CommError, Links, Transfer};
 use crate::model::TpComm;
@@ -65,12 +67,14 @@ impl Group {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Collective {
     ReduceScatter,
+    /// And a copy of each member's chunk at the member after it.
+    ReduceScatterTwice,
     AllGather,
     AllReduce,
 }
 
 /// Tasks that were made before, by what they depend on; the last is the number of elements.
-pub(super) type Made = BTreeMap<(Collective, bool, [usize; 4]), Arc<Tasks>>;
+pub(super) type Made = BTreeMap<(Collective, bool, Order, [usize; 4]), Arc<Tasks>>;
 
 /// Kept at most; a job uses a handful.
 const MADE_MAX: usize = 64;
@@ -118,33 +122,47 @@ fn run_by(
     buf: &mut [f32],
     scratch: &mut Vec<f32>,
 ) -> Result<(), CommError> {
+    let tasks = tasks_of(links, group, collective, algorithm, Order::Schedule, buf.len());
+    links.execute(&mut Program::new(tasks, buf, scratch), &group.ranks, channel)
+}
+
+fn tasks_of(
+    links: &mut Links,
+    group: &Group,
+    collective: Collective,
+    algorithm: Algorithm,
+    order: Order,
+    len: usize,
+) -> Arc<Tasks> {
     let Group { dx, dy, me, .. } = *group;
     let is_direct = match algorithm {
-        Algorithm::Auto => size_of_val(buf) <= DIRECT_BYTES_MAX,
+        Algorithm::Auto => len * size_of::<f32>() <= DIRECT_BYTES_MAX,
         Algorithm::Ring => false,
         Algorithm::Direct => true,
     };
-    let key = (collective, is_direct, [dx, dy, me, buf.len()]);
-    let tasks = match links.made.get(&key) {
-        Some(tasks) => Arc::clone(tasks),
-        None => {
-            let schedule = match (collective, is_direct) {
-                (Collective::ReduceScatter, false) => schedules::reduce_scatter(dx, dy, me),
-                (Collective::ReduceScatter, true) => schedules::reduce_scatter_direct(dx, dy, me),
-                (Collective::AllGather, false) => schedules::all_gather(dx, dy, me),
-                (Collective::AllGather, true) => schedules::all_gather_direct(dx, dy, me),
-                (Collective::AllReduce, false) => schedules::all_reduce(dx, dy, me),
-                (Collective::AllReduce, true) => schedules::all_reduce_direct(dx, dy, me),
-            };
-            if links.made.len() == MADE_MAX {
-                links.made.clear();
-            }
-            let tasks = Arc::new(Tasks::new(&schedule, buf.len(), SLICE_ELEMENTS));
-            links.made.insert(key, Arc::clone(&tasks));
-            tasks
+    let key = (collective, is_direct, order, [dx, dy, me, len]);
+    if let Some(tasks) = links.made.get(&key) {
+        return Arc::clone(tasks);
+    }
+    let mut schedule = match (collective, is_direct) {
+        (Collective::ReduceScatter | Collective::ReduceScatterTwice, false) => schedules::reduce_scatter(dx, dy, me),
+        (Collective::ReduceScatter | Collective::ReduceScatterTwice, true) => {
+            schedules::reduce_scatter_direct(dx, dy, me)
         }
+        (Collective::AllGather, false) => schedules::all_gather(dx, dy, me),
+        (Collective::AllGather, true) => schedules::all_gather_direct(dx, dy, me),
+        (Collective::AllReduce, false) => schedules::all_reduce(dx, dy, me),
+        (Collective::AllReduce, true) => schedules::all_reduce_direct(dx, dy, me),
     };
-    links.execute(&mut Program::new(&tasks, buf, scratch), &group.ranks, channel)
+    if collective == Collective::ReduceScatterTwice {
+        schedule.steps.push(schedules::pass_on(dx, dy, me));
+    }
+    if links.made.len() == MADE_MAX {
+        links.made.clear();
+    }
+    let tasks = Arc::new(Tasks::new(&schedule, len, SLICE_ELEMENTS).in_order(order));
+    links.made.insert(key, Arc::clone(&tasks));
+    tasks
 }
 
 fn add(own: &mut [f32], other: &[f32]) {
@@ -170,6 +188,31 @@ pub fn reduce_scatter(
 pub fn all_gather(links: &mut Links, group: &Group, channel: Channel, buf: &mut [f32]) -> Result<(), CommError> {
     check_chunks(group, buf);
     run(links, group, Collective::AllGather, channel, buf, &mut Vec::new())
+}
+
+/// A [`reduce_scatter`] that goes on beside other calls, with the same bits; see [`Links::supply`] and [`Links::land`]. The elements from
+/// `final_from` on hold this member's values. With `passes_on` the chunk of the member before is there, too, in the end.
+pub fn start_reduce_scatter(
+    links: &mut Links,
+    group: &Group,
+    channel: Channel,
+    buf: Vec<f32>,
+    final_from: usize,
+    passes_on: bool,
+) -> Result<(), CommError> {
+    check_chunks(group, &buf);
+    let collective = if passes_on { Collective::ReduceScatterTwice } else { Collective::ReduceScatter };
+    let tasks = tasks_of(links, group, collective, Algorithm::Auto, Order::Descending, buf.len());
+    let program = Program::owning(tasks, buf, final_from);
+    links.set_off(Flight { program, ranks: group.ranks.clone(), channel, name: "reduce-scatter", is_waited_for: false })
+}
+
+/// An [`all_gather`] that goes on beside other calls; see [`Links::await_range`] and [`Links::land`].
+pub fn start_all_gather(links: &mut Links, group: &Group, channel: Channel, buf: Vec<f32>) -> Result<(), CommError> {
+    check_chunks(group, &buf);
+    let tasks = tasks_of(links, group, Collective::AllGather, Algorithm::Auto, Order::Ascending, buf.len());
+    let program = Program::owning(tasks, buf, 0);
+    links.set_off(Flight { program, ranks: group.ranks.clone(), channel, name: "all-gather", is_waited_for: false })
 }
 
 fn check_chunks(group: &Group, buf: &[f32]) {
@@ -312,6 +355,16 @@ impl<'a> TpGroup<'a> {
     pub fn new(links: &'a mut Links, group: &'a Group, scratch: &'a mut Vec<f32>) -> TpGroup<'a> {
         TpGroup { links, group, scratch }
     }
+
+    pub fn links(&mut self) -> &mut Links {
+        self.links
+    }
+
+    /// Sums `buf` over these of the group's members, this one included.
+    pub fn sum_over(&mut self, members: Range<usize>, buf: &mut [f32]) -> Result<(), CommError> {
+        let group = Group::line(self.group.ranks[members].to_vec(), self.links.rank());
+        all_reduce_sum(self.links, &group, Channel::Tp, buf, self.scratch)
+    }
 }
 
 impl TpComm for TpGroup<'_> {
@@ -334,5 +387,9 @@ impl TpComm for TpGroup<'_> {
         exchange(self.links, ranks, *me, Channel::Tp, cast_slice(own), cast_slice_mut(all))?;
         all[me * own.len()..][..own.len()].copy_from_slice(own);
         Ok(())
+    }
+
+    fn progress(&mut self) -> Result<(), CommError> {
+        if self.links.is_in_flight() { self.links.progress() } else { Ok(()) }
     }
 }

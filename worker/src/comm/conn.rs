@@ -27,7 +27,7 @@ use rustix::event::PollFlags;
 use super::frame::{Channel, FrameFault, HEADER_LEN, Header, NUM_CHANNELS, Stream};
 use super::handshake::Binding;
 use super::transport::Transport;
-use super::work::{Adder, Landing, Work};
+use super::work::{Adder, Id, Landing, Works};
 use super::{CommError, LinkKind, LinkStats};
 
 /// Bytes that one turn reads from or writes to one connection at most, so that a fast peer does not starve the others.
@@ -50,10 +50,10 @@ pub(super) struct Conn {
     expected_resume: Option<blake3::Hash>,
     next_send: [u64; NUM_CHANNELS],
     next_recv: [u64; NUM_CHANNELS],
-    /// Transfers that wait, by channel, as indices into the transfers of the running call.
-    waiting: [VecDeque<usize>; NUM_CHANNELS],
+    /// Transfers that wait, by channel.
+    waiting: [VecDeque<Id>; NUM_CHANNELS],
     stash: [VecDeque<Vec<u8>>; NUM_CHANNELS],
-    /// The running call will ask for more: what comes stays where it is until then.
+    /// Whoever waits will ask for more: what comes stays where it is until then.
     held: [bool; NUM_CHANNELS],
     /// For what is thrown away or added; empty until then.
     staging: Vec<u8>,
@@ -63,13 +63,13 @@ pub(super) struct Conn {
 /// What all connections of a [`Links`](super::Links) share while one call runs.
 pub(super) struct Turn<'a> {
     pub epoch: u64,
-    pub work: &'a mut dyn Work,
+    pub work: Works<'a>,
     pub tally: &'a mut Tally,
 }
 
 impl Turn<'_> {
-    fn complete(&mut self, transfer: usize) {
-        self.tally.completed += 1;
+    fn complete(&mut self, transfer: Id) {
+        self.tally.completed += usize::from(matches!(transfer, Id::Call(_)));
         self.work.complete(transfer);
     }
 }
@@ -92,7 +92,7 @@ struct Outgoing {
 
 enum Payload {
     Owned(Vec<u8>),
-    Transfer(usize),
+    Transfer(Id),
 }
 
 enum Reading {
@@ -102,7 +102,7 @@ enum Reading {
 }
 
 enum Target {
-    Transfer(usize),
+    Transfer(Id),
     Owned(Vec<u8>),
     Discard,
 }
@@ -190,11 +190,26 @@ impl Conn {
         !self.out.is_empty()
     }
 
-    /// A transfer of the running call needs this connection.
+    /// A transfer, of the running call or in flight beside it, needs this connection.
     pub fn is_awaited(&self) -> bool {
-        self.waiting.iter().any(|w| !w.is_empty())
-            || matches!(self.reading, Reading::Payload { target: Target::Transfer(_), .. })
-            || self.out.iter().any(|o| matches!(o.payload, Payload::Transfer(_)))
+        self.has_transfer(|_| true)
+    }
+
+    /// A transfer of the running call needs this connection, or what was queued is to go out.
+    pub fn is_awaited_by_call(&self) -> bool {
+        self.has_transfer(|id| matches!(id, Id::Call(_)))
+            || self.out.iter().any(|o| matches!(o.payload, Payload::Owned(_)))
+    }
+
+    /// What is in flight needs this connection.
+    pub fn is_awaited_by_flight(&self) -> bool {
+        self.has_transfer(|id| matches!(id, Id::Flight(_)))
+    }
+
+    fn has_transfer(&self, is_it: impl Fn(Id) -> bool) -> bool {
+        self.waiting.iter().flatten().any(|id| is_it(*id))
+            || matches!(self.reading, Reading::Payload { target: Target::Transfer(id), .. } if is_it(id))
+            || self.out.iter().any(|o| matches!(o.payload, Payload::Transfer(id) if is_it(id)))
     }
 
     pub fn is_confirmed(&self) -> bool {
@@ -230,7 +245,7 @@ impl Conn {
 
     // Sending
 
-    pub fn enqueue(&mut self, epoch: u64, channel: Channel, payload: &[u8], transfer: usize) {
+    pub fn enqueue(&mut self, epoch: u64, channel: Channel, payload: &[u8], transfer: Id) {
         let header = self.header(epoch, channel, payload);
         self.out.push_back(Outgoing::new(header, Payload::Transfer(transfer)));
     }
@@ -270,7 +285,7 @@ impl Conn {
                 Payload::Transfer(i) => turn.work.sent(*i),
             };
             let parts = [&front.header[front.header_sent..], &payload[front.payload_sent..]].map(IoSlice::new);
-            stream.set_queued(matches!(front.payload, Payload::Owned(_)));
+            stream.set_queued(!matches!(front.payload, Payload::Transfer(Id::Call(_))));
             match stream.write_vectored(&parts) {
                 Ok(written) => {
                     let of_header = written.min(HEADER_LEN - front.header_sent);
@@ -312,7 +327,7 @@ impl Conn {
     // Receiving
 
     /// `transfer` waits for the next message of `channel`; if that is here already it is done at once.
-    pub fn expect(&mut self, turn: &mut Turn<'_>, channel: Channel, transfer: usize) -> Result<(), CommError> {
+    pub fn expect(&mut self, turn: &mut Turn<'_>, channel: Channel, transfer: Id) -> Result<(), CommError> {
         if let Some(message) = self.stash[channel.index()].pop_front() {
             return self.hand_over(turn, transfer, &message);
         }
@@ -329,7 +344,7 @@ impl Conn {
         self.held[channel.index()] = will_ask;
     }
 
-    fn hand_over(&mut self, turn: &mut Turn<'_>, transfer: usize, message: &[u8]) -> Result<(), CommError> {
+    fn hand_over(&mut self, turn: &mut Turn<'_>, transfer: Id, message: &[u8]) -> Result<(), CommError> {
         let landing = turn.work.landing(transfer);
         if landing.len_bytes() != message.len() {
             let fault = FrameFault::new("length", landing.len_bytes(), message.len());
@@ -541,8 +556,8 @@ impl Conn {
 
     // Changes of epoch
 
-    /// The running call ends without its transfers: nothing refers to them from here on.
-    pub fn abort(&mut self, work: &dyn Work) {
+    /// The running call, and what is in flight, end without their transfers: nothing refers to them from here on.
+    pub fn abort(&mut self, work: &Works<'_>) {
         self.waiting.iter_mut().for_each(VecDeque::clear);
         self.held = Default::default();
         if let Reading::Payload { target, .. } = &mut self.reading

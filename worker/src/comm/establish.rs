@@ -37,7 +37,7 @@ use super::handshake::{
 };
 use super::links::poll_all;
 use super::transport::{Ring, Side, Socket, Transport, connect_local, listen_local};
-use super::work::Nothing;
+use super::work::{Nothing, Works};
 use super::{CommError, Fence, LinkChoice, LinkKind, Links};
 
 const RETRY_MIN: Duration = Duration::from_millis(5);
@@ -159,6 +159,7 @@ impl Links {
         timeout: Duration,
     ) -> Result<(), CommError> {
         assert!(plan.epoch > self.epoch, "links of epoch {} cannot go on to epoch {}", self.epoch, plan.epoch);
+        self.give_up();
         let kept = std::mem::take(&mut self.conns).into_values();
         let mut kept: BTreeMap<String, Conn> = kept
             .filter(|conn| conn.lost().is_none() && plan.job_id == self.job_id)
@@ -490,7 +491,8 @@ impl<'a> Establish<'a> {
     fn on_conn(&mut self, rank: usize, act: impl FnOnce(&mut Conn, &mut Turn<'_>) -> Result<(), CommError>) {
         let Links { conns, tally, .. } = &mut *self.links;
         let Some(conn) = conns.get_mut(&rank) else { return };
-        let result = act(conn, &mut Turn { epoch: self.plan.epoch, work: &mut Nothing, tally });
+        let result =
+            act(conn, &mut Turn { epoch: self.plan.epoch, work: Works { call: &mut Nothing, flight: None }, tally });
         if let Some(error) = result.err().or_else(|| conn.lost()) {
             tracing::debug!(rank, %error, "a link could not be kept, it is made anew");
             conns.remove(&rank);

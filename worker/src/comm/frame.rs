@@ -54,9 +54,9 @@ impl Channel {
     }
 }
 
-impl fmt::Display for Channel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Channel {
+    pub fn name(self) -> &'static str {
+        match self {
             Channel::Tp => "tp",
             Channel::Forward => "forward",
             Channel::Backward => "backward",
@@ -64,7 +64,13 @@ impl fmt::Display for Channel {
             Channel::Global => "global",
             Channel::Backup => "backup",
             Channel::Eval => "eval",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

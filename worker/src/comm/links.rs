@@ -7,9 +7,11 @@
 //!                  -> poll(fence, links) -> write, read -> ... until the transfers are done
 //! ```
 //!
+//! A collective may be in flight beside the calls ([`Flight`]): whichever call runs moves it on.
+//!
 //! A call that fails ends the epoch for these links: the same error comes again until [`Links::advance`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,10 +20,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::collective::Made;
 use super::conn::{Conn, Tally, Turn};
+use super::flight::Flight;
+use super::program::Started;
 use super::transport::Transport;
-use super::work::{Nothing, Transfers, Work};
+use super::work::{Id, Nothing, Transfers, Work, Works};
 use super::{Channel, CommError, Fence, LinkKind, LinkStats, Transfer};
-use crate::trace::Trace;
+use crate::trace::{Trace, thread_cpu_time};
 
 /// What one link keeps for later, in each direction, at most. Peers that run the same schedule are at most a few messages apart; far
 /// below this, and reached only where they do not.
@@ -41,7 +45,13 @@ pub struct Links {
     pub(super) tally: Tally,
     pub(super) failed: Option<CommError>,
     pub(super) made: Made,
+    /// Goes on beside the calls.
+    pub(super) flight: Option<Flight>,
+    /// Since then no call has run, and something is on its way.
+    moving_since: Option<Instant>,
     waits_for: WaitsFor,
+    /// Ranks that the running call has waited for.
+    waited_for: BTreeSet<usize>,
     trace: Option<Trace>,
 }
 
@@ -75,8 +85,21 @@ impl Links {
     pub(super) fn new(rank: usize, epoch: u64, job_id: String, fence: Fence) -> Links {
         let tally = Tally { limit_bytes: KEPT_BYTES_MAX, ..Tally::default() };
         let (conns, waits_for) = (BTreeMap::new(), WaitsFor::default());
-        let made = Made::new();
-        Links { rank, epoch, job_id, fence, conns, tally, failed: None, made, waits_for, trace: None }
+        Links {
+            rank,
+            epoch,
+            job_id,
+            fence,
+            conns,
+            tally,
+            failed: None,
+            made: Made::new(),
+            flight: None,
+            moving_since: None,
+            waits_for,
+            waited_for: BTreeSet::new(),
+            trace: None,
+        }
     }
 
     pub fn rank(&self) -> usize {
@@ -123,13 +146,15 @@ impl Links {
     /// has all of it. The order matters only within a peer's channel. With an error, buffers of receives may have been written to
     /// and mean nothing.
     pub fn run(&mut self, transfers: &mut [Transfer<'_>]) -> Result<(), CommError> {
-        self.call(&mut Transfers(transfers), |links, work| {
+        let what = transfers.first().map_or("nothing", |transfer| transfer.channel().name());
+        self.call(what, &mut Transfers(transfers), |links, work| {
             links.tally.completed = 0;
             for index in 0..work.0.len() {
+                let id = Id::Call(index);
                 match work.0[index] {
-                    Transfer::Send { peer, channel, .. } => links.admit_send(work, peer, channel, index)?,
+                    Transfer::Send { peer, channel, .. } => links.admit_send(work, peer, channel, id)?,
                     Transfer::Recv { peer, channel, .. } | Transfer::Add { peer, channel, .. } => {
-                        links.admit_receive(work, peer, channel, index)?;
+                        links.admit_receive(work, peer, channel, id)?;
                     }
                 }
             }
@@ -141,7 +166,7 @@ impl Links {
 
     /// Sends without waiting: what the kernel does not take now goes out during later calls, or [`Links::flush`].
     pub fn queue(&mut self, peer: usize, channel: Channel, data: Vec<u8>) -> Result<(), CommError> {
-        self.call(&mut Nothing, |links, work| {
+        self.call(channel.name(), &mut Nothing, |links, work| {
             let (epoch, limit) = (links.epoch, links.tally.limit_bytes);
             links.usable(peer)?.enqueue_owned(epoch, channel, data, limit)?;
             links.start(work)
@@ -150,37 +175,78 @@ impl Links {
 
     /// Waits until everything queued is with the kernel.
     pub fn flush(&mut self) -> Result<(), CommError> {
-        self.call(&mut Nothing, |links, work| links.wait(work, Until::Flushed))
+        self.call("flush", &mut Nothing, |links, work| links.wait(work, Until::Flushed))
     }
 
-    /// Writes and reads what goes without waiting. For calls between two pieces of computing.
+    /// Moves on what is on its way, without waiting. For calls between two pieces of computing.
     pub fn progress(&mut self) -> Result<(), CommError> {
-        self.call(&mut Nothing, |links, work| links.turn(work, false))
+        self.call("progress", &mut Nothing, |links, work| {
+            loop {
+                let before = links.num_flown();
+                links.turn(work, false)?;
+                if links.num_flown() == before {
+                    return Ok(());
+                }
+            }
+        })
     }
 
+    /// Something is on its way that no running call waits for.
+    fn is_moving(&self) -> bool {
+        self.flight.as_ref().is_some_and(|flight| !flight.program.run.is_over())
+            || self.conns.values().any(Conn::wants_write)
+    }
+
+    /// `what` names the call in a trace.
     pub(super) fn call<W: Work>(
         &mut self,
+        what: &'static str,
         work: &mut W,
         body: impl FnOnce(&mut Links, &mut W) -> Result<(), CommError>,
     ) -> Result<(), CommError> {
         let start = Instant::now();
+        let cpu_start = if self.trace.is_some() { thread_cpu_time() } else { Duration::ZERO };
         self.fence.check(self.epoch)?;
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
+        let hidden_since = self.moving_since.take();
+        let moving = self.flight.as_ref().map_or("stage transfer", |flight| flight.name);
         let result = body(self, work);
         if let Err(error) = &result {
             self.failed = Some(error.clone());
-            for conn in self.conns.values_mut() {
-                conn.abort(work);
-            }
+            self.abort(work);
         }
         self.waits_for.set(std::iter::empty());
-        self.tally.stats.wait += start.elapsed();
+        let end = Instant::now();
+        self.tally.stats.wait += end - start;
+        self.moving_since = self.is_moving().then_some(end);
+        self.tally.stats.hidden += hidden_since.map_or(Duration::ZERO, |since| start - since);
         if let Some(trace) = &self.trace {
-            trace.communicated(start);
+            if let Some(since) = hidden_since {
+                trace.moved(moving, since, start);
+            }
+            trace.communicated(what, (start, cpu_start), end, &self.waited_for);
+            self.waited_for.clear();
         }
         result
+    }
+
+    /// Whatever calls and flights have put on the links is taken from them.
+    fn abort(&mut self, work: &mut dyn Work) {
+        let works = works(work, &mut self.flight);
+        self.conns.values_mut().for_each(|conn| conn.abort(&works));
+    }
+
+    /// Before another epoch: what was in flight is given up.
+    pub(super) fn give_up(&mut self) {
+        self.abort(&mut Nothing);
+        (self.flight, self.moving_since) = (None, None);
+    }
+
+    /// Tasks of the flight that are done.
+    fn num_flown(&self) -> usize {
+        self.flight.as_ref().map_or(0, |flight| flight.program.run.num_done())
     }
 
     fn usable(&mut self, peer: usize) -> Result<&mut Conn, CommError> {
@@ -193,10 +259,12 @@ impl Links {
         work: &mut dyn Work,
         peer: usize,
         channel: Channel,
-        index: usize,
+        id: Id,
     ) -> Result<(), CommError> {
         let epoch = self.epoch;
-        self.usable(peer)?.enqueue(epoch, channel, work.sent(index), index);
+        self.usable(peer)?;
+        let Links { conns, flight, .. } = self;
+        linked(conns, peer).enqueue(epoch, channel, works(work, flight).sent(id), id);
         Ok(())
     }
 
@@ -206,21 +274,50 @@ impl Links {
         work: &mut dyn Work,
         peer: usize,
         channel: Channel,
-        index: usize,
+        id: Id,
     ) -> Result<(), CommError> {
-        let mut turn = Turn { epoch: self.epoch, work, tally: &mut self.tally };
-        linked(&mut self.conns, peer).expect(&mut turn, channel, index)
+        let Links { epoch, conns, tally, flight, .. } = self;
+        let mut turn = Turn { epoch: *epoch, work: works(work, flight), tally };
+        linked(conns, peer).expect(&mut turn, channel, id)
     }
 
-    /// Whether the running call will ask `peer` for more on `channel` than it has so far.
+    /// Puts a transfer of a collective on the link to `peer`.
+    pub(super) fn admit(
+        &mut self,
+        work: &mut dyn Work,
+        id: Id,
+        peer: usize,
+        channel: Channel,
+        started: &Started,
+    ) -> Result<(), CommError> {
+        if started.is_send {
+            return self.admit_send(work, peer, channel, id);
+        }
+        self.hold(peer, channel, started.will_receive);
+        self.admit_receive(work, peer, channel, id)
+    }
+
+    /// Whether more will be asked of `peer` on `channel` than it has been so far.
     pub(super) fn hold(&mut self, peer: usize, channel: Channel, will_ask: bool) {
         linked(&mut self.conns, peer).hold(channel, will_ask);
     }
 
+    /// Puts on the links what of the flight may start.
+    fn launch(&mut self, work: &mut dyn Work) -> Result<(), CommError> {
+        while let Some(flight) = &mut self.flight
+            && let Some(started) = flight.program.start_next()
+        {
+            let (peer, channel) = (flight.ranks[started.member], flight.channel);
+            self.admit(work, Id::Flight(started.task), peer, channel, &started)?;
+        }
+        Ok(())
+    }
+
     /// First attempt without polling, on the links that have something to do: most small messages need no more.
     pub(super) fn start(&mut self, work: &mut dyn Work) -> Result<(), CommError> {
-        let Links { epoch, conns, tally, .. } = self;
-        let mut turn = Turn { epoch: *epoch, work, tally };
+        self.launch(work)?;
+        let Links { epoch, conns, tally, flight, .. } = self;
+        let mut turn = Turn { epoch: *epoch, work: works(work, flight), tally };
         for conn in conns.values_mut() {
             if conn.wants_write() {
                 conn.send(&mut turn)?;
@@ -256,24 +353,40 @@ impl Links {
 
     /// What can be done now; where that is nothing and `block` is set, waits until something can.
     pub(super) fn turn(&mut self, work: &mut dyn Work, block: bool) -> Result<(), CommError> {
+        let before = self.num_flown();
+        self.launch(work)?;
+        if self.num_flown() > before {
+            return Ok(());
+        }
         if block {
+            if self.trace.is_some() {
+                let awaited: Vec<usize> = self.awaited().collect();
+                self.waited_for.extend(awaited);
+            }
             if self.yield_for_rings(work)? {
                 return Ok(());
             }
-            self.waits_for.set(self.conns.values().filter(|c| c.is_awaited() || c.wants_write()).map(|c| c.rank));
+            self.waits_for.set(self.awaited());
         }
         let ready = self.poll(block)?;
         if ready.fence {
             self.fence.drain(self.epoch)?;
         }
-        let Links { epoch, conns, tally, .. } = self;
-        let mut turn = Turn { epoch: *epoch, work, tally };
+        let Links { epoch, conns, tally, flight, .. } = self;
+        let mut turn = Turn { epoch: *epoch, work: works(work, flight), tally };
         for (rank, events) in ready.conns {
             if let Some(conn) = conns.get_mut(&rank) {
                 conn.on_events(&mut turn, events)?;
             }
         }
         Ok(())
+    }
+
+    /// Ranks that the running call waits for. A collective in flight counts only while the call waits for that.
+    fn awaited(&self) -> impl Iterator<Item = usize> {
+        let flight = self.flight.as_ref().is_some_and(|flight| flight.is_waited_for);
+        let is_awaited = move |conn: &&Conn| conn.is_awaited_by_call() || flight && conn.is_awaited_by_flight();
+        self.conns.values().filter(is_awaited).map(|conn| conn.rank)
     }
 
     /// Gives the processor to other ranks a few times before it sleeps: where they share it, they write meanwhile, and nobody needs to
@@ -285,8 +398,8 @@ impl Links {
         }
         let start = Instant::now();
         loop {
-            let Links { epoch, conns, tally, .. } = self;
-            let mut turn = Turn { epoch: *epoch, work: &mut *work, tally };
+            let Links { epoch, conns, tally, flight, .. } = self;
+            let mut turn = Turn { epoch: *epoch, work: works(&mut *work, flight), tally };
             let mut did = false;
             for conn in conns.values_mut() {
                 let ready = conn.ready();
@@ -326,6 +439,10 @@ impl Links {
         let conns = conns.filter(|(rank, events)| !events.is_empty() || is_ring(*rank)).collect();
         Ok(Ready { fence: !fds[0].revents().is_empty(), conns })
     }
+}
+
+fn works<'a>(call: &'a mut dyn Work, flight: &'a mut Option<Flight>) -> Works<'a> {
+    Works { call, flight: flight.as_mut().map(|flight| &mut flight.program as &mut dyn Work) }
 }
 
 fn linked(conns: &mut BTreeMap<usize, Conn>, peer: usize) -> &mut Conn {

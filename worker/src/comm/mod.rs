@@ -3,6 +3,7 @@
 //! ```text
 //!   collective   chooses a schedule of torus::collective; sums and gathers for TP, DP and the whole torus
 //!      |    \__ program     starts each of its tasks as soon as it can go
+//!      |         \__ flight      one that goes on beside other calls, on a buffer of its own
 //!      | Transfer{Send | Recv | Add}
 //!   links        progresses all transfers of a call at once, on the trainer's thread, with poll(2)
 //!      |         \__ fence     another thread ends the epoch: every wait returns
@@ -17,7 +18,7 @@
 //! 1. **T-1.** Nothing of an older epoch reaches a buffer: a link is proven for each epoch anew, each frame carries its epoch, and a
 //!    raised fence ends every wait.
 //! 2. A damaged frame is an error that names the rank, never a value.
-//! 3. While a call waits it reads every link. So blocking patterns cannot deadlock, however the ranks order their calls; what nobody
+//! 3. While a call waits it reads every link, and moves on what is in flight. So blocking patterns cannot deadlock, however the ranks order their calls; what nobody
 //!    has asked for yet is kept within a bound.
 //! 4. A link outlives an aborted call: frames are never cut short.
 //! 5. A call fails only for a rank that it needs: what a dead peer has sent before is still delivered.
@@ -37,6 +38,7 @@ mod conn;
 mod error;
 mod establish;
 mod fence;
+mod flight;
 mod frame;
 mod handshake;
 mod links;
@@ -49,7 +51,7 @@ mod work;
 
 pub use collective::{
     Algorithm, Group, TpGroup, all_gather, all_gather_f64, all_reduce_sum, all_reduce_torus, global_sum,
-    global_sum_with, reduce_scatter,
+    global_sum_with, reduce_scatter, start_all_gather, start_reduce_scatter,
 };
 pub use error::CommError;
 pub use establish::{Listener, PeerAddr, Plan, Refusal};
@@ -81,6 +83,14 @@ pub enum Transfer<'a> {
     },
 }
 
+impl Transfer<'_> {
+    fn channel(&self) -> Channel {
+        match *self {
+            Transfer::Send { channel, .. } | Transfer::Recv { channel, .. } | Transfer::Add { channel, .. } => channel,
+        }
+    }
+}
+
 /// Counted over the life of a [`Links`], all epochs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LinkStats {
@@ -94,8 +104,10 @@ pub struct LinkStats {
     pub stale_frames: u64,
     /// Connections made, by either side. Those that an epoch keeps are not counted again.
     pub connections: u64,
-    /// Time spent in calls that move data: everything that is not computing.
+    /// Time spent in calls that move data: the rank computes nothing meanwhile (*exposed*).
     pub wait: Duration,
+    /// Time between calls while a collective was in flight, or a message to another stage on its way: the rank computed meanwhile.
+    pub hidden: Duration,
 }
 
 /// The ranks that `rank` needs links to: its row and its column (which hold its TP and PP groups and its DP rings), and its

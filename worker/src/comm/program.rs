@@ -1,37 +1,72 @@
-//! Runs the tasks of a collective over links: each starts as soon as those before it are done.
+//! Runs the tasks of a collective over links: each starts as soon as it may.
 //!
-//! Deliberately absent: what runs when; [`toroid_torus::collective::Tasks`] says that.
+//! Deliberately absent: what runs when; [`toroid_torus::collective::Run`] says that.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::ops::DerefMut;
+use std::sync::Arc;
 
 use bytemuck::{cast_slice, cast_slice_mut};
-use toroid_torus::collective::{Action, Op, Tasks};
+use toroid_torus::collective::{Action, Op, Run, Tasks};
 
-use super::work::{Landing, Work};
+use super::work::{Id, Landing, Work};
 use super::{Channel, CommError, Links};
 
-/// The tasks of one member on its buffer.
-pub(super) struct Program<'a> {
-    tasks: &'a Tasks,
-    buf: &'a mut [f32],
-    scratch: &'a mut [f32],
-    /// Of each task, how many before it are not done.
-    left: Vec<usize>,
-    num_done: usize,
+/// The tasks of one member on its buffer, which a blocking call borrows and a collective in flight owns.
+pub(super) struct Program<B> {
+    pub run: Run,
+    pub buf: B,
+    scratch: B,
 }
 
-impl<'a> Program<'a> {
+/// A transfer to be put on a link.
+pub(super) struct Started {
+    pub task: usize,
+    /// Index in the group.
+    pub member: usize,
+    pub is_send: bool,
+    /// More will be received from that member.
+    pub will_receive: bool,
+}
+
+impl<'a> Program<&'a mut [f32]> {
     /// `scratch` grows to what the tasks need.
-    pub fn new(tasks: &'a Tasks, buf: &'a mut [f32], scratch: &'a mut Vec<f32>) -> Program<'a> {
-        if scratch.len() < tasks.num_scratch {
-            scratch.resize(tasks.num_scratch, 0.0);
+    pub fn new(tasks: Arc<Tasks>, buf: &'a mut [f32], scratch: &'a mut Vec<f32>) -> Program<&'a mut [f32]> {
+        let num_scratch = tasks.num_scratch;
+        if scratch.len() < num_scratch {
+            scratch.resize(num_scratch, 0.0);
         }
-        let left = tasks.tasks.iter().map(|task| task.num_before).collect();
-        Program { tasks, buf, scratch: &mut scratch[..tasks.num_scratch], left, num_done: 0 }
+        Program { run: Run::new(tasks, 0), buf, scratch: &mut scratch[..num_scratch] }
+    }
+}
+
+impl Program<Vec<f32>> {
+    /// The elements of `buf` from `final_from` on hold this member's values.
+    pub fn owning(tasks: Arc<Tasks>, buf: Vec<f32>, final_from: usize) -> Program<Vec<f32>> {
+        let scratch = vec![0.0; tasks.num_scratch];
+        Program { run: Run::new(tasks, final_from), buf, scratch }
+    }
+}
+
+impl<B: DerefMut<Target = [f32]>> Program<B> {
+    /// The next transfer that may start; folds that may are made on the way.
+    pub fn start_next(&mut self) -> Option<Started> {
+        loop {
+            let task = self.run.start_next()?;
+            let started =
+                |member, is_send| Started { task, member, is_send, will_receive: self.run.will_receive(member) };
+            match self.run.tasks().tasks[task].action {
+                Action::Send { to } => return Some(started(to, true)),
+                Action::Recv { from, .. } | Action::RecvScratch { from, .. } => return Some(started(from, false)),
+                Action::Fold { at } => {
+                    self.fold(task, at);
+                    self.run.complete(task);
+                }
+            }
+        }
     }
 
     fn fold(&mut self, task: usize, at: usize) {
-        let range = self.tasks.tasks[task].range.clone();
+        let range = self.run.tasks().tasks[task].range.clone();
         let came = &self.scratch[at..at + range.len()];
         for (own, came) in self.buf[range].iter_mut().zip(came) {
             *own += came;
@@ -39,13 +74,13 @@ impl<'a> Program<'a> {
     }
 }
 
-impl Work for Program<'_> {
+impl<B: DerefMut<Target = [f32]>> Work for Program<B> {
     fn sent(&self, task: usize) -> &[u8] {
-        cast_slice(&self.buf[self.tasks.tasks[task].range.clone()])
+        cast_slice(&self.buf[self.run.tasks().tasks[task].range.clone()])
     }
 
     fn landing(&mut self, task: usize) -> Landing<'_> {
-        let task = &self.tasks.tasks[task];
+        let task = &self.run.tasks().tasks[task];
         let (op, into) = match task.action {
             Action::Recv { op, .. } => (op, &mut self.buf[task.range.clone()]),
             Action::RecvScratch { op, at, .. } => (op, &mut self.scratch[at..at + task.range.len()]),
@@ -58,70 +93,40 @@ impl Work for Program<'_> {
     }
 
     fn complete(&mut self, task: usize) {
-        self.num_done += 1;
-        let tasks = self.tasks;
-        for &later in &tasks.tasks[task].after {
-            self.left[later] -= 1;
-            if let (0, Action::Fold { at }) = (self.left[later], &tasks.tasks[later].action) {
-                self.fold(later, *at);
-                self.complete(later);
-            }
-        }
+        self.run.complete(task);
     }
 }
 
-/// Tasks of one link and direction, in their order.
-struct Lane {
-    peer: usize,
-    is_send: bool,
-    tasks: VecDeque<usize>,
-}
-
 impl Links {
+    /// What comes for tasks that have not started stays where it is.
+    pub(super) fn hold_receives(&mut self, run: &Run, ranks: &[usize], channel: Channel) {
+        let senders = ranks.iter().enumerate().filter(|(member, _)| run.will_receive(*member));
+        senders.for_each(|(_, &peer)| self.hold(peer, channel, true));
+    }
+
     /// Runs `program`; `ranks` are those of the members.
     pub(super) fn execute(
         &mut self,
-        program: &mut Program<'_>,
+        program: &mut Program<&mut [f32]>,
         ranks: &[usize],
         channel: Channel,
     ) -> Result<(), CommError> {
-        let mut lanes: BTreeMap<(usize, bool), Lane> = BTreeMap::new();
-        for (index, task) in program.tasks.tasks.iter().enumerate() {
-            let (member, is_send) = match task.action {
-                Action::Send { to } => (to, true),
-                Action::Recv { from, .. } | Action::RecvScratch { from, .. } => (from, false),
-                Action::Fold { .. } => continue,
-            };
-            let lane = || Lane { peer: ranks[member], is_send, tasks: VecDeque::new() };
-            lanes.entry((member, is_send)).or_insert_with(lane).tasks.push_back(index);
-        }
-        let mut lanes: Vec<Lane> = lanes.into_values().collect();
-        self.call(program, |links, program| {
-            for lane in lanes.iter().filter(|lane| !lane.is_send) {
-                links.hold(lane.peer, channel, true);
-            }
+        self.call(channel.name(), program, |links, program| {
+            links.hold_receives(&program.run, ranks, channel);
             loop {
-                let before = program.num_done;
-                for lane in &mut lanes {
-                    while let Some(&task) = lane.tasks.front().filter(|&&task| program.left[task] == 0) {
-                        lane.tasks.pop_front();
-                        if lane.is_send {
-                            links.admit_send(program, lane.peer, channel, task)?;
-                        } else {
-                            links.hold(lane.peer, channel, !lane.tasks.is_empty());
-                            links.admit_receive(program, lane.peer, channel, task)?;
-                        }
-                    }
+                let before = program.run.num_done();
+                while let Some(started) = program.start_next() {
+                    links.admit(program, Id::Call(started.task), ranks[started.member], channel, &started)?;
                 }
-                if program.num_done == program.tasks.tasks.len() {
+                if program.run.is_over() {
                     return Ok(());
                 }
-                if program.num_done > before {
-                    // What was done may let another lane go on.
+                if program.run.num_done() > before {
+                    // What was done may let another task go on.
                     continue;
                 }
                 links.start(program)?;
-                if program.num_done == before {
+                if program.run.num_done() == before {
                     links.turn(program, true)?;
                 }
             }

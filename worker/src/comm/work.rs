@@ -20,6 +20,46 @@ impl Landing<'_> {
     }
 }
 
+/// Whose transfer it is, and its index there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Id {
+    /// The running call's.
+    Call(usize),
+    /// The collective's that is in flight beside the calls.
+    Flight(usize),
+}
+
+/// Everything that the links may move at a time.
+pub(super) struct Works<'a> {
+    pub call: &'a mut dyn Work,
+    pub flight: Option<&'a mut dyn Work>,
+}
+
+const LANDED: &str = "a collective has no transfers on the links once it is over";
+
+impl Works<'_> {
+    pub fn sent(&self, transfer: Id) -> &[u8] {
+        match transfer {
+            Id::Call(index) => self.call.sent(index),
+            Id::Flight(index) => self.flight.as_ref().expect(LANDED).sent(index),
+        }
+    }
+
+    pub fn landing(&mut self, transfer: Id) -> Landing<'_> {
+        match transfer {
+            Id::Call(index) => self.call.landing(index),
+            Id::Flight(index) => self.flight.as_mut().expect(LANDED).landing(index),
+        }
+    }
+
+    pub fn complete(&mut self, transfer: Id) {
+        match transfer {
+            Id::Call(index) => self.call.complete(index),
+            Id::Flight(index) => self.flight.as_mut().expect(LANDED).complete(index),
+        }
+    }
+}
+
 /// The transfers of a call, by index.
 pub(super) trait Work {
     /// Of a send. The same bytes until it is complete.

@@ -59,6 +59,7 @@ pub(super) fn forward<D: Device, T: TpComm>(
 ) -> Result<(), T::Error> {
     activations(context, ranges, saved, x);
     let Context { device, layout, params, scratch, tp, .. } = context;
+    tp.progress()?;
     let wo = params.view(ranges.wo.clone());
     linear(*device, layout.products, layout.tokens(), saved.out.all(), wo, scratch.partial.all_mut());
     sum_over_tp(*device, &mut scratch.partial, *tp)?;

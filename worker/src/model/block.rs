@@ -59,7 +59,7 @@ pub(super) struct Context<'a, D: Device, T> {
     pub device: &'a D,
     pub layout: &'a Layout,
     /// The flat working parameters.
-    pub params: &'a D::Buf,
+    pub params: &'a mut D::Buf,
     /// Cosines and sines, `(seq, head_dim)`.
     pub rope: &'a D::Buf,
     pub scratch: &'a mut Scratch<D>,

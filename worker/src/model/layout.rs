@@ -33,6 +33,18 @@ pub(super) struct LayerRanges {
     pub shared2: Range<usize>,
 }
 
+impl LayerRanges {
+    /// Of the attention half, which lies before the other.
+    pub fn attention(&self) -> Range<usize> {
+        self.norm1.start..self.wo.end
+    }
+
+    /// Of the mixture-of-experts half.
+    pub fn moe(&self) -> Range<usize> {
+        self.norm2.start..self.shared2.end
+    }
+}
+
 /// Tensors of the last stage.
 #[derive(Debug, Clone)]
 pub(super) struct HeadRanges {
@@ -40,6 +52,12 @@ pub(super) struct HeadRanges {
     pub norm: Range<usize>,
     /// `(vocab_local, d)`
     pub head: Range<usize>,
+}
+
+impl HeadRanges {
+    pub fn all(&self) -> Range<usize> {
+        self.norm.start..self.head.end
+    }
 }
 
 /// Everything about a stage that does not change.

@@ -15,6 +15,7 @@
 //! | `layout` | dims of this place's share, and where its tensors lie in the flat buffers |
 //! | `block` | scratch, and linear layers |
 //! | `tp` | [`TpComm`]: what is asked of the TP group |
+//! | `watch` | [`Watch`]: who is told which parameters are needed now, and which gradients are final |
 //!
 //! Invariants:
 //!
@@ -33,7 +34,9 @@ mod layout;
 mod moe;
 mod stage;
 mod tp;
+mod watch;
 
 pub use layout::largest_operands;
 pub use stage::{Allocated, Input, MicroBatchStats, RouterStats, Stage};
 pub use tp::{Alone, TpComm};
+pub use watch::{Unwatched, Watch};

@@ -82,6 +82,7 @@ pub(super) fn forward<D: Device, T: TpComm>(
 ) -> Result<(), T::Error> {
     activations(context, ranges, saved);
     let Context { device, layout, params, scratch, tp, .. } = context;
+    tp.progress()?;
     let tokens = layout.tokens();
     let weight = |range: &std::ops::Range<usize>| params.view(range.clone());
     let Saved { x, routing, groups, gate_up, shared_gate_up, .. } = saved;
@@ -94,6 +95,7 @@ pub(super) fn forward<D: Device, T: TpComm>(
         weight(&ranges.shared2),
         scratch.partial.all_mut(),
     );
+    tp.progress()?;
     device.routed_swiglu(groups, routing, gate_up.all(), scratch.act.all_mut());
     device.grouped_matmul(layout.products, groups, scratch.act.all(), weight(&ranges.w2), scratch.rows_out.all_mut());
     device.combine_rows(groups, scratch.rows_out.all(), scratch.partial.all_mut());

@@ -9,7 +9,8 @@ use crate::device::{Buffer, Device, View};
 
 use super::block::{Context, Scratch, sum_over_tp};
 use super::layout::Layout;
-use super::tp::TpComm;
+use super::tp::{Alone, TpComm};
+use super::watch::{Unwatched, Watch};
 use super::{attention, head, moe};
 
 /// What a stage is fed with.
@@ -291,11 +292,28 @@ impl<D: Device> Stage<D> {
         tp: &mut T,
         output: Option<&mut [f32]>,
     ) -> Result<MicroBatchStats, T::Error> {
+        self.forward_watched(slot, input, targets, tp, output, &mut Unwatched)
+    }
+
+    /// [`Stage::forward`] that says before which parameters are needed.
+    ///
+    /// # Errors
+    ///
+    /// What the TP group or `watch` says; the slot is then empty.
+    pub fn forward_watched<T: TpComm>(
+        &mut self,
+        slot: usize,
+        input: Input<'_>,
+        targets: Option<&[u32]>,
+        tp: &mut T,
+        output: Option<&mut [f32]>,
+        watch: &mut impl Watch<D, T>,
+    ) -> Result<MicroBatchStats, T::Error> {
         let Stage { device, layout, params, rope, scratch, slots, work, prob_sums, .. } = self;
         let slot = &mut slots[slot];
         assert_eq!(slot.state, State::Free, "the slot's micro-batch has not had its backward");
         let mut context = Context { device, layout, params, rope, scratch, tp };
-        let ce = slot_forward(&mut context, slot, work, prob_sums, input, targets, output)?;
+        let ce = slot_forward(&mut context, slot, work, prob_sums, input, targets, output, watch)?;
         slot.state = State::Forward;
         let (z, balance) = slot.router.iter().fold((0.0, 0.0), |(z, b), s| (z + s.z, b + s.balance));
         Ok(MicroBatchStats { ce: ce / layout.tokens() as f64, z, balance })
@@ -316,7 +334,7 @@ impl<D: Device> Stage<D> {
     ) -> Result<f64, T::Error> {
         let Stage { device, layout, params, rope, scratch, evaluation, work, prob_sums, .. } = self;
         let mut context = Context { device, layout, params, rope, scratch, tp };
-        slot_forward(&mut context, evaluation, work, prob_sums, input, targets, output)
+        slot_forward(&mut context, evaluation, work, prob_sums, input, targets, output, &mut Unwatched)
     }
 
     /// Backward of the micro-batch in `slot`, which is then free: adds to the gradients. `scale` multiplies every term
@@ -334,7 +352,24 @@ impl<D: Device> Stage<D> {
         tp: &mut T,
         grad_input: Option<&mut [f32]>,
     ) -> Result<(), T::Error> {
-        self.backward_part(slot, Part::Whole, grad_output, scale, tp, grad_input)
+        self.backward_watched(slot, grad_output, scale, tp, grad_input, &mut Unwatched)
+    }
+
+    /// [`Stage::backward`] that says which gradients it is done with.
+    ///
+    /// # Errors
+    ///
+    /// What the TP group or `watch` says; as with [`Stage::backward`].
+    pub fn backward_watched<T: TpComm>(
+        &mut self,
+        slot: usize,
+        grad_output: Option<&[f32]>,
+        scale: f32,
+        tp: &mut T,
+        grad_input: Option<&mut [f32]>,
+        watch: &mut impl Watch<D, T>,
+    ) -> Result<(), T::Error> {
+        self.backward_part(slot, Part::Whole, grad_output, scale, tp, grad_input, watch)
     }
 
     /// As [`Stage::backward`], of which it leaves the gradients of matrices to [`Stage::backward_weight`]; until then the slot is taken.
@@ -351,30 +386,48 @@ impl<D: Device> Stage<D> {
         tp: &mut T,
         grad_input: Option<&mut [f32]>,
     ) -> Result<(), T::Error> {
-        self.backward_part(slot, Part::Input, grad_output, scale, tp, grad_input)
+        self.backward_part(slot, Part::Input, grad_output, scale, tp, grad_input, &mut Unwatched)
     }
 
     /// The rest of the backward of the micro-batch in `slot`, which is then free. Both parts add the same bits to the gradients as
     /// [`Stage::backward`] where micro-batches come in the same order.
     pub fn backward_weight(&mut self, slot: usize) {
+        let Ok(()) = self.backward_weight_watched(slot, &mut Alone, &mut Unwatched);
+    }
+
+    /// [`Stage::backward_weight`] that says which gradients it is done with. `tp` is for `watch`: no sum over the group is left to make.
+    ///
+    /// # Errors
+    ///
+    /// What `watch` says; the gradients are then incomplete and the slot is free.
+    pub fn backward_weight_watched<T: TpComm>(
+        &mut self,
+        slot: usize,
+        tp: &mut T,
+        watch: &mut impl Watch<D, T>,
+    ) -> Result<(), T::Error> {
         let Stage { device, layout, params, grads, rope, scratch, slots, lent, .. } = self;
         let slot = &mut slots[slot];
         assert_eq!(slot.state, State::BackwardInput, "the first part of the slot's backward has not run");
         slot.state = State::Free;
-        // No sum over the TP group is left to make.
-        let mut context = Context { device, layout, params, rope, scratch, tp: &mut () };
+        let mut context = Context { device, layout, params, rope, scratch, tp };
         if let (Some(ranges), Some(saved)) = (&layout.head, &slot.head) {
             head::backward_weight(&mut context, ranges, saved, grads);
+            watch.after_grads(context.tp, grads, ranges.all().start)?;
         }
         for (ranges, saved) in layout.layers.iter().zip(&mut slot.layers).rev() {
             let LayerSaved { attention, moe, kept } = saved;
             let (of_attention, of_moe) = kept.as_mut().expect(NOT_SPLIT);
             of_moe.restore(device, moe, context.scratch);
             moe::backward_weight(&mut context, ranges, moe, grads);
+            watch.after_grads(context.tp, grads, ranges.moe().start)?;
             of_attention.restore(context.scratch);
             attention::backward_weight(&mut context, ranges, attention, grads);
+            watch.after_grads(context.tp, grads, ranges.attention().start)?;
         }
+        let done = watch.after_grads(context.tp, grads, 0);
         give_back(slot, lent);
+        done
     }
 
     fn backward_part<T: TpComm>(
@@ -385,6 +438,7 @@ impl<D: Device> Stage<D> {
         scale: f32,
         tp: &mut T,
         grad_input: Option<&mut [f32]>,
+        watch: &mut impl Watch<D, T>,
     ) -> Result<(), T::Error> {
         let Stage { device, layout, params, grads, rope, scratch, slots, work, lent, .. } = self;
         let slot = &mut slots[slot];
@@ -394,7 +448,7 @@ impl<D: Device> Stage<D> {
         if part == Part::Input && slot.layers.is_empty() {
             slot.layers = lent.pop().expect("as many as the schedule has between the two parts of their backward");
         }
-        slot_backward(&mut context, slot, work, part, scale, grad_output, grads)?;
+        slot_backward(&mut context, slot, work, part, scale, grad_output, grads, watch)?;
         if part == Part::Input {
             slot.state = State::BackwardInput;
         }
@@ -407,7 +461,7 @@ impl<D: Device> Stage<D> {
             (None, Some(grad_input)) => device.read(dx.all(), grad_input),
             _ => panic!("a stage has either the embedding or a grad_input"),
         }
-        Ok(())
+        if part == Part::Whole { watch.after_grads(context.tp, grads, 0) } else { Ok(()) }
     }
 
     /// Gives up all micro-batches in flight, as after a TP group's error.
@@ -435,14 +489,20 @@ fn slot_forward<D: Device, T: TpComm>(
     input: Input<'_>,
     targets: Option<&[u32]>,
     output: Option<&mut [f32]>,
+    watch: &mut impl Watch<D, T>,
 ) -> Result<f64, T::Error> {
     let (device, layout) = (context.device, context.layout);
     assert_eq!((context.tp.size(), context.tp.rank()), (layout.tp, layout.tp_rank), "the TP group is not the stage's");
+    if let Some(table) = &layout.embedding {
+        watch.before_params(context.tp, context.params, table.clone())?;
+    }
     slot_input(context, slot, input)?;
     for (l, ranges) in layout.layers.iter().enumerate() {
         let (x, x_out) = Slot::<D>::x_of(&mut slot.x, l);
         let saved = slot.layers.get_mut(l).unwrap_or(work);
+        watch.before_params(context.tp, context.params, ranges.attention())?;
         attention::forward(context, ranges, &mut saved.attention, x, &mut saved.moe.x)?;
+        watch.before_params(context.tp, context.params, ranges.moe())?;
         moe::forward(context, ranges, &mut saved.moe, x_out)?;
         if let Some(mid) = slot.mids.get_mut(l) {
             std::mem::swap(mid, &mut saved.moe.x);
@@ -461,6 +521,7 @@ fn slot_forward<D: Device, T: TpComm>(
         (Some(ranges), Some(saved), Some(targets), None) => {
             check_ids(layout, targets, "target");
             device.write_ids(&mut saved.targets, targets);
+            watch.before_params(context.tp, context.params, ranges.all())?;
             head::forward(context, ranges, saved, x)
         }
         (None, None, None, Some(output)) => {
@@ -525,6 +586,7 @@ fn slot_backward<D: Device, T: TpComm>(
     scale: f32,
     grad_output: Option<&[f32]>,
     grads: &mut D::Buf,
+    watch: &mut impl Watch<D, T>,
 ) -> Result<(), T::Error> {
     let (device, layout) = (context.device, context.layout);
     let Slot { x, mids, layers, head, .. } = slot;
@@ -533,6 +595,7 @@ fn slot_backward<D: Device, T: TpComm>(
             head::backward_input(context, ranges, saved, scale, &x[layout.layers.len()], grads)?;
             if part == Part::Whole {
                 head::backward_weight(context, ranges, saved, grads);
+                watch.after_grads(context.tp, grads, ranges.all().start)?;
             }
         }
         (None, None, Some(grad_output)) => device.write(context.scratch.dx.all_mut(), grad_output),
@@ -548,20 +611,29 @@ fn slot_backward<D: Device, T: TpComm>(
             moe::activations(context, ranges, moe);
         }
         moe::backward_products(context, ranges, moe, scale);
+        context.tp.progress()?;
         match &mut kept {
             Some((_, kept)) => kept.keep(device, context.scratch),
             None => moe::backward_weight(context, ranges, moe, grads),
         }
+        context.tp.progress()?;
         moe::backward_norm(context, ranges, moe, grads)?;
+        if part == Part::Whole {
+            watch.after_grads(context.tp, grads, ranges.moe().start)?;
+        }
         if recomputes {
             attention::activations(context, ranges, attention, x);
         }
         attention::backward_products(context, ranges, attention);
+        context.tp.progress()?;
         match &mut kept {
             Some((kept, _)) => kept.keep(device, context.scratch),
             None => attention::backward_weight(context, ranges, attention, grads),
         }
         attention::backward_norm(context, ranges, attention, x, grads)?;
+        if part == Part::Whole {
+            watch.after_grads(context.tp, grads, ranges.attention().start)?;
+        }
     }
     Ok(())
 }

@@ -12,6 +12,10 @@ pub trait TpComm {
     fn all_reduce(&mut self, buf: &mut [f32]) -> Result<(), Self::Error>;
     /// Puts every rank's `own` into `all`, by tp_rank; `all.len() == size * own.len()`.
     fn all_gather(&mut self, own: &[f32], all: &mut [f32]) -> Result<(), Self::Error>;
+    /// Called between the operations of a layer: whoever moves anything meanwhile may go on with it. Waits for nothing.
+    fn progress(&mut self) -> Result<(), Self::Error> {
+        Ok(())
+    }
 }
 
 /// The group of one rank.

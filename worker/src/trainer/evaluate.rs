@@ -26,6 +26,7 @@ impl<D: Device + Clone> Job<D> {
         if num_micro_batches == 0 {
             return Ok(());
         }
+        self.finish_gather(links)?;
         shared.enter("validate");
         let mut sums = [0.0f64; 2];
         let dp = spec.shape.dp();

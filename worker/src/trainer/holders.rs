@@ -1,7 +1,7 @@
 //! The copy that a place keeps of another's shard, and how it stays equal (design section 4.2).
 //!
-//! After the reduce-scatter every place sends the summed gradient of its shard to the shard's backup holder, and with it the digest of
-//! the shard as it is. So both holders have what the next update needs, *sealed* here until the step is committed or dropped, and a
+//! The summed gradient of a shard goes to its backup holder, too: with the reduce-scatter where that is in the same DP group, after it where
+//! there is none. Then the digest of the shard as it is follows. So both holders have what the next update needs, *sealed* here until the step is committed or dropped, and a
 //! copy that differs (silent data corruption) is seen before anything is built on it.
 
 use std::sync::Arc;
@@ -73,7 +73,7 @@ impl<D: Device> Holders<D> {
 }
 
 impl<D: Device + Clone> Job<D> {
-    /// Gives the summed gradient of this place's shard to the backup holder and takes that of the guarded shard. On return the next
+    /// The backup holder has the summed gradient of this place's shard, and this place that of the guarded one, on return. The next
     /// update of both shards needs nothing more than the global sums.
     pub(super) fn seal(&mut self, links: &mut Links, shared: &Shared) -> Result<(), CommError> {
         let device = self.stage.device().clone();
@@ -83,16 +83,24 @@ impl<D: Device + Clone> Job<D> {
             let (own_bytes, mut found) = (own.to_bytes(), [0; DIGEST_BYTES]);
             let Holders { backup, guarded, grads, kept, .. } = holders;
             let (backup, guarded, channel, is_kept) = (*backup, *guarded, Channel::Backup, kept.is_some());
-            device.with_host(self.stage.grads().view(self.shard.range.clone()), |sent| {
-                device.with_host_mut(grads.all_mut(), |received| {
-                    links.run(&mut [
-                        Transfer::Send { peer: backup, channel, data: bytemuck::cast_slice(sent) },
-                        Transfer::Send { peer: backup, channel, data: &own_bytes },
-                        Transfer::Recv { peer: guarded, channel, buf: bytemuck::cast_slice_mut(received) },
-                        Transfer::Recv { peer: guarded, channel, buf: &mut found },
-                    ])
-                })
-            })?;
+            let digests = [
+                Transfer::Send { peer: backup, channel, data: &own_bytes },
+                Transfer::Recv { peer: guarded, channel, buf: &mut found },
+            ];
+            if self.groups.dp.ranks.len() > 1 {
+                // The gradients came with the reduce-scatter.
+                links.run(&mut { digests })?;
+            } else {
+                device.with_host(self.stage.grads().view(self.shard.range.clone()), |sent| {
+                    device.with_host_mut(grads.all_mut(), |received| {
+                        let gradients = [
+                            Transfer::Send { peer: backup, channel, data: bytemuck::cast_slice(sent) },
+                            Transfer::Recv { peer: guarded, channel, buf: bytemuck::cast_slice_mut(received) },
+                        ];
+                        links.run(&mut gradients.into_iter().chain(digests).collect::<Vec<_>>())
+                    })
+                })?;
+            }
             let own_grads = self.stage.grads().view(self.shard.range.clone());
             let grads_of = |grads| if is_kept { digest_of(&device, grads) } else { Digest::default() };
             self.sealed_own = Sealed { state: own, grads: grads_of(own_grads) };

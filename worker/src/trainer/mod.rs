@@ -14,6 +14,7 @@ mod heal;
 mod holders;
 mod kill;
 pub mod memory;
+mod overlap;
 #[cfg(any(test, feature = "planted"))]
 mod planted;
 mod prepare;
@@ -523,20 +524,20 @@ impl<D: Device + Clone> Job<D> {
         if let Some(plan) = heal {
             self.heal(links, shared, plan, emit)?;
         }
-        self.gather_params(links)?;
+        self.start_gather(links, shared)?;
         self.validate_if_due(links, shared, emit)?;
-        self.since = std::time::Instant::now();
+        (self.since, self.moved_since) = (std::time::Instant::now(), links.stats());
         while self.committed < total {
             self.serve(inbox, shared, emit)?;
             let record = self.step(links, shared)?;
             self.committed(record, shared, emit);
-            shared.enter("all-gather");
-            self.gather_params(links)?;
+            self.start_gather(links, shared)?;
             if self.validate_if_due(links, shared, emit)? {
-                self.since = std::time::Instant::now();
+                (self.since, self.moved_since) = (std::time::Instant::now(), links.stats());
             }
         }
         // What others still wait for goes out before this place stops to call.
+        self.finish_gather(links)?;
         Ok(links.flush()?)
     }
 

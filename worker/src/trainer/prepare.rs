@@ -22,7 +22,7 @@ use super::room::{Buffers, Parts, Room};
 use super::step::Totals;
 use super::{Assignment, Emit, Environment, Happened, HeldAs, Shared, TrainerEvent};
 use crate::checkpoint::{CheckpointError, ShardState, ShardStateMut, Storage, load_initial};
-use crate::comm::{Fence, Group, Links};
+use crate::comm::{Fence, Group, LinkStats, Links};
 use crate::data::{DataError, Dataset};
 use crate::device::Device;
 use crate::model::Stage;
@@ -57,6 +57,8 @@ pub struct Job<D: Device + Clone> {
     pub(super) history: VecDeque<(u64, Totals)>,
     /// Of the last commit.
     pub(super) since: Instant,
+    /// What the links had moved then.
+    pub(super) moved_since: LinkStats,
     /// Kept from epoch to epoch.
     pub(super) links: Option<Links>,
     /// Step that was loaded from a checkpoint of another job, or 0.
@@ -71,6 +73,8 @@ pub struct Job<D: Device + Clone> {
     pub(super) pipeline: Pipeline,
     pub(super) groups: Groups,
     pub(super) buffers: Buffers,
+    /// The working parameters before this element are those of the committed step; the others may be on their way.
+    pub(super) gathered: usize,
     /// Committed updates, skipped ones included.
     pub(super) committed: u64,
     /// Updates that were skipped because gradients were not finite.
@@ -169,10 +173,12 @@ impl<D: Device + Clone> Job<D> {
             corrupt: None,
             history: VecDeque::new(),
             since: Instant::now(),
+            moved_since: LinkStats::default(),
             links: None,
             start_step: source.resumed_step(),
             validation: None,
             validated: None,
+            gathered: 0,
             committed: source.step(),
             skipped: source.skipped(),
             skipped_at: Mutex::default(),

@@ -59,6 +59,8 @@ pub(super) struct Buffers {
     pub scratch: Vec<f32>,
     /// Gradients whose parts are summed over TP ranks.
     pub partial: Vec<f32>,
+    /// `(padded_len)` where there is a DP group, and away while a collective of it is in flight.
+    pub flat: Vec<f32>,
     /// Assignments to experts in this step, `(layers, experts)` of the whole model.
     pub expert_load: Vec<u64>,
 }
@@ -85,6 +87,7 @@ impl<D: Device + Clone> Parts<D> {
             sent: vec![0.0; activation],
             scratch: Vec::new(),
             partial: Vec::new(),
+            flat: vec![0.0; if spec.shape.dp() > 1 { partition.padded_len } else { 0 }],
             expert_load: vec![0; spec.model.layers * spec.model.experts],
         };
         Parts { partition, stage, shard, kept, holders, pipeline, groups: groups_of(spec, rank), buffers }

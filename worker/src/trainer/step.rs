@@ -1,8 +1,9 @@
 //! One step (design section 4).
 //!
 //! ```text
-//!  1 forward and backward of the micro-batches             2 parts of replicated tensors summed over TP, reduce-scatter over DP: sealed
-//!  3 global sum over the torus: the commit point (T-2)     4 AdamW on both shards     5 all-gather of the new parameters
+//!  1 forward and backward of the micro-batches             2 under the last backward: parts of replicated tensors summed over TP,
+//!  3 global sum over the torus: the commit point (T-2)       reduce-scatter over DP, copy to the backup holder: sealed
+//!  4 AdamW on both shards                                  5 under the first forward of the next step: all-gather of the new parameters
 //! ```
 //!
 //! Nothing that step 4 changes is touched before the global sum returned: an abort until then leaves the state of the step before.
@@ -16,11 +17,9 @@ use toroid_torus::partition::stage_layers;
 use toroid_torus::pipeline::{Action, Pass};
 
 use super::heal::HISTORY;
-use super::room::Buffers;
+use super::overlap::{Gathering, Scattering};
 use super::{Job, Shared, StepError};
-use crate::comm::{
-    Channel, CommError, Group, Links, TpGroup, Transfer, all_gather, all_reduce_sum, global_sum_with, reduce_scatter,
-};
+use crate::comm::{Channel, CommError, LinkStats, Links, TpGroup, Transfer, global_sum_with};
 use crate::device::{Buffer, Device};
 use crate::model::Input;
 use crate::optim::UpdateAt;
@@ -71,17 +70,16 @@ impl<D: Device + Clone> Job<D> {
         #[cfg(any(test, feature = "planted"))]
         self.flip_planted(shared, true);
         let record = self.commit(totals);
+        let LinkStats { hidden, wait, .. } = links.stats();
+        let record = record.map(|record| StepRecord {
+            hidden_s: (hidden - self.moved_since.hidden).as_secs_f64(),
+            exposed_s: (wait - self.moved_since.wait).as_secs_f64(),
+            ..record
+        });
+        self.moved_since = links.stats();
         #[cfg(any(test, feature = "planted"))]
         self.flip_planted(shared, false);
         Ok(record)
-    }
-
-    /// Makes the working parameters from the master weights of all shards of the DP group.
-    pub(super) fn gather_params(&mut self, links: &mut Links) -> Result<(), CommError> {
-        let (device, shard, group) = (self.stage.device().clone(), &self.shard, &self.groups.dp);
-        let params = self.stage.params_mut();
-        device.copy(shard.param.all(), params.view_mut(shard.range.clone()));
-        device.with_host_mut(params.all_mut(), |params| all_gather(links, group, Channel::Dp, params))
     }
 
     /// Forward and backward of all micro-batches; on return this place holds the summed gradient of its shard.
@@ -89,25 +87,25 @@ impl<D: Device + Clone> Job<D> {
         self.stage.zero_grads();
         self.buffers.expert_load.fill(0);
         let mut sums = Sums::default();
-        for action in self.pipeline.clone().actions() {
+        let pipeline = self.pipeline.clone();
+        let last = pipeline.actions().len().checked_sub(1);
+        for (index, action) in pipeline.actions().iter().enumerate() {
             // Without neighbours nothing else here would see that the epoch is over, for a whole step.
             self.fence.check(self.assignment.epoch)?;
             let Action { pass, micro_batch: i, chunk } = *action;
             assert_eq!(chunk, 0, "a stage has one chunk of layers");
             match pass {
                 Pass::Forward => self.forward(links, shared, i, &mut sums)?,
-                Pass::Backward | Pass::BackwardInput => self.backward(links, shared, pass, i)?,
-                Pass::BackwardWeight => self.stage.backward_weight(self.slot(i)),
+                _ => self.backward(links, shared, pass, i, Some(index) == last)?,
             }
         }
-        shared.enter("sum gradients over tp");
-        self.sum_partial_grads(links)?;
+        if last.is_none() {
+            // A replica may have no micro-batch: its part of the sums is 0.
+            self.start_scatter(links)?;
+            self.scatter_all(links)?;
+        }
         shared.enter("reduce-scatter");
-        let device = self.stage.device().clone();
-        let scratch = &mut self.buffers.scratch;
-        device.with_host_mut(self.stage.grads_mut().all_mut(), |grads| {
-            reduce_scatter(links, &self.groups.dp, Channel::Dp, grads, scratch)
-        })?;
+        self.finish_scatter(links)?;
         Ok(sums)
     }
 
@@ -127,7 +125,9 @@ impl<D: Device + Clone> Job<D> {
             if neighbours.previous.is_some() { Input::Activations(&b.received) } else { Input::Tokens(&b.inputs) };
         let targets = neighbours.next.is_none().then_some(b.targets.as_slice());
         let output = neighbours.next.is_some().then_some(b.sent.as_mut_slice());
-        let stats = self.stage.forward(slot, input, targets, &mut tp, output)?;
+        let device = self.stage.device().clone();
+        let mut watch = Gathering { device: &device, gathered: &mut self.gathered };
+        let stats = self.stage.forward_watched(slot, input, targets, &mut tp, output, &mut watch)?;
         let load = &mut b.expert_load[layers.start * spec.model.experts..layers.end * spec.model.experts];
         load.iter_mut().zip(self.stage.expert_counts(slot)).for_each(|(sum, count)| *sum += u64::from(*count));
         sums.ce += stats.ce;
@@ -140,23 +140,40 @@ impl<D: Device + Clone> Job<D> {
         Ok(())
     }
 
-    fn backward(&mut self, links: &mut Links, shared: &Shared, pass: Pass, i: usize) -> Result<(), CommError> {
+    /// A whole backward or a part of it; `is_last`: gradients get nothing more afterwards.
+    fn backward(
+        &mut self,
+        links: &mut Links,
+        shared: &Shared,
+        pass: Pass,
+        i: usize,
+        is_last: bool,
+    ) -> Result<(), CommError> {
         shared.enter("backward");
-        let neighbours = self.neighbours();
-        if let Some(next) = neighbours.next {
+        if is_last {
+            self.start_scatter(links)?;
+        }
+        let Neighbours { previous, next } = self.neighbours();
+        // Gradients of weights are nobody else's business.
+        let (previous, next) = if pass == Pass::BackwardWeight { (None, None) } else { (previous, next) };
+        if let Some(next) = next {
             receive(links, next, Channel::Backward, &mut self.buffers.received)?;
         }
         let scale = 1.0 / self.assignment.spec.batch.num_micro_batches as f32;
-        let slot = self.slot(i);
+        let (slot, device) = (self.slot(i), self.stage.device().clone());
         let b = &mut self.buffers;
         let mut tp = TpGroup::new(links, &self.groups.tp, &mut b.scratch);
-        let grad_output = neighbours.next.is_some().then_some(b.received.as_slice());
-        let grad_input = neighbours.previous.is_some().then_some(b.sent.as_mut_slice());
+        let grad_output = next.is_some().then_some(b.received.as_slice());
+        let grad_input = previous.is_some().then_some(b.sent.as_mut_slice());
+        let (partition, scattered) = (&self.partition, self.partition.padded_len);
+        let mut watch =
+            is_last.then_some(Scattering { device: &device, partition, scattered, partial: &mut b.partial });
         match pass {
             Pass::BackwardInput => self.stage.backward_input(slot, grad_output, scale, &mut tp, grad_input)?,
-            _ => self.stage.backward(slot, grad_output, scale, &mut tp, grad_input)?,
+            Pass::BackwardWeight => self.stage.backward_weight_watched(slot, &mut tp, &mut watch)?,
+            _ => self.stage.backward_watched(slot, grad_output, scale, &mut tp, grad_input, &mut watch)?,
         }
-        if let Some(previous) = neighbours.previous {
+        if let Some(previous) = previous {
             send(links, previous, Channel::Backward, &self.buffers.sent)?;
         }
         Ok(())
@@ -178,36 +195,6 @@ impl<D: Device + Clone> Job<D> {
             let b = &mut self.buffers;
             self.dataset.train_sample(id, &mut b.inputs[at.clone()], &mut b.targets[at]);
         }
-    }
-
-    /// Sums the gradients of slices whose replicas hold parts of them, so that afterwards all replicas have the whole.
-    fn sum_partial_grads(&mut self, links: &mut Links) -> Result<(), CommError> {
-        let rank = self.assignment.rank;
-        let device = self.stage.device().clone();
-        let partition = Arc::clone(&self.partition);
-        let mut groups: Vec<std::ops::Range<usize>> =
-            partition.slices.iter().filter(|s| s.grad_is_partial).map(|s| s.replicas.clone()).collect();
-        groups.sort_by_key(|g| (g.start, g.end));
-        groups.dedup();
-        for replicas in groups {
-            let slices = || partition.slices.iter().filter(|s| s.grad_is_partial && s.replicas == replicas);
-            let len = slices().map(|s| s.len).sum();
-            let Buffers { partial, scratch, .. } = &mut self.buffers;
-            partial.resize(len, 0.0);
-            let mut at = 0;
-            for s in slices() {
-                device.read(self.stage.grads().view(s.offset..s.offset + s.len), &mut partial[at..at + s.len]);
-                at += s.len;
-            }
-            let group = Group::line(self.groups.tp.ranks[replicas.clone()].to_vec(), rank);
-            all_reduce_sum(links, &group, Channel::Tp, &mut partial[..len], scratch)?;
-            let mut at = 0;
-            for s in slices() {
-                device.write(self.stage.grads_mut().view_mut(s.offset..s.offset + s.len), &partial[at..at + s.len]);
-                at += s.len;
-            }
-        }
-        Ok(())
     }
 
     /// What this place adds to the global sums.
@@ -283,6 +270,8 @@ impl<D: Device + Clone> Job<D> {
             num_layers: spec.model.layers as u32,
             skipped: !totals.norm().is_finite(),
             step_s: 0.0,
+            hidden_s: 0.0,
+            exposed_s: 0.0,
             epoch: self.assignment.epoch,
         }
     }

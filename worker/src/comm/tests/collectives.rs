@@ -6,6 +6,7 @@ use crate::model::TpComm;
 
 over_all_kinds! {
     what_is_sent_is_what_the_formulas_say
+    in_flight_is_as_blocking
 }
 
 const TORI: [(usize, usize); 12] =
@@ -194,4 +195,106 @@ fn kinds_of_link_do_not_change_bits() {
         assert!(bits(LinkKind::Tcp) == shm, "{len} elements: TCP has other bits than shared memory");
         assert!(bits(LinkKind::Unix) == shm, "{len} elements: Unix sockets have other bits than shared memory");
     }
+}
+
+/// What a place does in a step: sums over a TP group between the pieces that become final, a reduce-scatter that passes on meanwhile, then
+/// an all-gather of which it reads ranges. T-4: bits of the blocking ones.
+fn in_flight_is_as_blocking(kind: LinkKind) {
+    for (dx, dy, chunk) in [(2, 1, 37), (2, 1, 90_000), (1, 3, 40_000), (2, 2, 100), (2, 2, 50_000)] {
+        let (n, len) = (dx * dy, dx * dy * chunk);
+        let shape = Shape::with_torus(2, 1, n, dx, dy).unwrap();
+        on_shape(kind, &shape, |links| {
+            let (dp, tp, mut scratch) = (Group::dp(&shape, links.rank()), Group::tp(&shape, links.rank()), Vec::new());
+            let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
+            let chunk_of = |member: usize| {
+                let at = (member % dx) * dy + member / dx;
+                at * chunk..(at + 1) * chunk
+            };
+            let (own, before) = (chunk_of(dp.me), chunk_of((dp.me + n - 1) % n));
+            let name = format!("{dx} x {dy}, chunks of {chunk}, rank {}", links.rank());
+            // Everybody's own, by the blocking ones.
+            let mut expected = values(links.rank(), len, false);
+            reduce_scatter(links, &dp, Channel::Dp, &mut expected, &mut scratch).unwrap();
+            all_gather(links, &dp, Channel::Dp, &mut expected).unwrap();
+            for round in 0..3 {
+                let mine = values(links.rank(), len, false);
+                start_reduce_scatter(links, &dp, Channel::Dp, vec![f32::NAN; len], len, true).unwrap();
+                let mut from = len;
+                while from > 0 {
+                    let mut sum = values(links.rank(), 20_000, false);
+                    all_reduce_sum(links, &tp, Channel::Tp, &mut sum, &mut scratch).unwrap();
+                    // Not by rank: the members of a TP group make the same calls.
+                    let next = from - (1 + Random(from as u64 ^ round).below(from));
+                    links.supply(next, |buf| buf.copy_from_slice(&mine[next..from])).unwrap();
+                    from = next;
+                }
+                let mut flat = links.land().unwrap();
+                assert_eq!(bits(&flat[own.clone()]), bits(&expected[own.clone()]), "its own chunk, {name}");
+                assert_eq!(bits(&flat[before.clone()]), bits(&expected[before.clone()]), "the copy, {name}");
+                flat[..own.start].fill(f32::NAN);
+                flat[own.end..].fill(f32::NAN);
+                start_all_gather(links, &dp, Channel::Dp, flat).unwrap();
+                for start in (0..len).step_by(len.div_ceil(3)) {
+                    let range = start..(start + len.div_ceil(3)).min(len);
+                    let mut sum = values(links.rank(), 20_000, false);
+                    all_reduce_sum(links, &tp, Channel::Tp, &mut sum, &mut scratch).unwrap();
+                    assert_eq!(bits(links.await_range(range.clone()).unwrap()), bits(&expected[range]), "{name}");
+                }
+                assert_eq!(bits(&links.land().unwrap()), bits(&expected), "{name}");
+            }
+        });
+    }
+}
+
+/// Whoever sums over its TP group serves its DP group meanwhile; else rows that wait for columns and columns that wait for rows close
+/// a circle. Each rank lets its DP group wait until its TP group has come, and the other way round.
+#[test]
+fn a_rank_in_another_call_serves_what_is_in_flight() {
+    let shape = Shape::new(2, 1, 2).unwrap();
+    on_shape(LinkKind::Shm, &shape, |links| {
+        let (rank, place) = (links.rank(), shape.place(links.rank()));
+        let (dp, tp, mut scratch) = (Group::dp(&shape, rank), Group::tp(&shape, rank), Vec::new());
+        // More than a ring takes.
+        let mut flat = vec![0.0; 8 << 20];
+        let own = place.dp * flat.len() / 2;
+        flat[own..own + (4 << 20)].fill(1.0 + rank as f32);
+        start_all_gather(links, &dp, Channel::Dp, flat).unwrap();
+        let is_first_to_gather = place.tp == place.dp;
+        let mut sum = vec![1.0; 100];
+        if !is_first_to_gather {
+            all_reduce_sum(links, &tp, Channel::Tp, &mut sum, &mut scratch).unwrap();
+        }
+        let flat = links.land().unwrap();
+        if is_first_to_gather {
+            all_reduce_sum(links, &tp, Channel::Tp, &mut sum, &mut scratch).unwrap();
+        }
+        assert_eq!(sum, [2.0; 100]);
+        for (dp, half) in flat.chunks_exact(4 << 20).enumerate() {
+            let giver = shape.rank(toroid_torus::geometry::Place { dp, ..place });
+            assert!(half.iter().all(|x| *x == 1.0 + giver as f32));
+        }
+    });
+}
+
+/// The waits that heartbeats name are those of the call, not what goes on beside it.
+#[test]
+fn what_is_in_flight_is_waited_for_only_by_who_needs_it() {
+    let shape = Shape::new(1, 1, 2).unwrap();
+    let (told, tell) = std::sync::mpsc::channel();
+    let (told, tell) = (std::sync::Mutex::new(told), std::sync::Mutex::new(tell));
+    on_shape(LinkKind::Tcp, &shape, |links| {
+        let group = Group::dp(&shape, links.rank());
+        if links.rank() == 0 {
+            start_all_gather(links, &group, Channel::Dp, vec![1.0; 1 << 16]).unwrap();
+            links.progress().unwrap();
+            assert_eq!(links.waits_for().ranks(), [0; 0], "it computes");
+            told.lock().unwrap().send(links.waits_for()).unwrap();
+            links.land().unwrap();
+            assert_eq!(links.waits_for().ranks(), [0; 0]);
+        } else {
+            await_waiting(&tell.lock().unwrap().recv().unwrap(), &[1]);
+            start_all_gather(links, &group, Channel::Dp, vec![1.0; 1 << 16]).unwrap();
+            links.land().unwrap();
+        }
+    });
 }

@@ -15,6 +15,7 @@ over_all_kinds! {
     an_epoch_that_never_came_up_does_not_cost_the_connections
     another_job_gets_other_connections
     a_kept_connection_must_prove_the_new_key
+    what_is_in_flight_when_an_epoch_ends_is_given_up
 }
 
 /// Of the socket of a link: tells it from every other.
@@ -240,4 +241,39 @@ fn a_kept_connection_must_prove_the_new_key(kind: LinkKind) {
     assert_eq!(errors[1], CommError::Fenced { epoch: 2, raised: 3 });
     let refusals = nodes[1].listener.refusals();
     assert!(refusals.iter().any(|r| r.rank == 0 && r.reason.contains("another key")), "{refusals:?}");
+}
+
+/// T-1: a death ends a collective in flight, whatever of it is half on its way; in the next epoch the survivors' links are the same, and the
+/// collective, made again, has nothing of the old one.
+fn what_is_in_flight_when_an_epoch_ends_is_given_up(kind: LinkKind) {
+    let nodes = nodes(kind, 4);
+    let (before, after) = ([&nodes[0], &nodes[1], &nodes[2]], [&nodes[0], &nodes[1], &nodes[3]]);
+    let len = 3 << 20;
+    let group = |rank| Group::line(vec![0, 1, 2], rank);
+    let gather = |links: &mut Links, value: f32| {
+        let mut flat = vec![f32::NAN; len];
+        let rank = links.rank();
+        flat[rank * len / 3..(rank + 1) * len / 3].fill(value);
+        start_all_gather(links, &group(rank), Channel::Dp, flat)
+    };
+    on_every_rank(&before, |rank, node| {
+        let mut links = node.establish(plan(&before, rank, 1)).unwrap();
+        if rank == 2 {
+            // Gives some of its part and dies.
+            gather(&mut links, 0.5).unwrap();
+            drop(links);
+            let mut links = nodes[3].establish(plan(&after, 2, 2)).unwrap();
+            gather(&mut links, 2.0).unwrap();
+            links.land().unwrap();
+            return;
+        }
+        let socket = inode(&links, 1 - rank);
+        let error = gather(&mut links, 0.5).and_then(|()| links.land().map(drop)).unwrap_err();
+        assert!(matches!(error, CommError::PeerLost { rank: 2, .. }), "{error}");
+        node.advance(&mut links, plan(&after, rank, 2)).unwrap();
+        assert_eq!(inode(&links, 1 - rank), socket, "the connection between survivors is the same");
+        gather(&mut links, rank as f32).unwrap();
+        let flat = links.land().unwrap();
+        assert!(flat.chunks_exact(len / 3).zip(0..).all(|(part, of)| part.iter().all(|x| *x == of as f32)));
+    });
 }

@@ -179,7 +179,9 @@ impl<'a> Cluster<'a> {
         let (id, event) = self.seen.recv_timeout(HANG_GUARD).expect("nothing happens any more");
         match &event.what {
             Happened::Committed { record: Some(record), .. } => {
-                let timeless = StepRecord { tokens_per_s: 0.0, step_s: 0.0, epoch: 0, ..(**record).clone() };
+                let record = (**record).clone();
+                let timeless =
+                    StepRecord { tokens_per_s: 0.0, step_s: 0.0, hidden_s: 0.0, exposed_s: 0.0, epoch: 0, ..record };
                 let known = self.curve.insert(record.step, timeless.clone());
                 // With another number of replicas a step that only the dead had committed differs by rounding when it is made again.
                 let is_same = |known: StepRecord| known == timeless || self.is_resized && is_near(&known, &timeless);

@@ -128,7 +128,7 @@ fn connected(assignment: Assignment, environment: &Environment) -> (Job<CpuDevic
     let mut links = None;
     connect(&job, None, &mut links, environment).expect("connect the place");
     let mut links = links.expect("connected");
-    job.gather_params(&mut links).expect("gather the parameters");
+    job.start_gather(&mut links, &environment.shared).expect("gather the parameters");
     (job, links)
 }
 

@@ -32,7 +32,7 @@ fn outcomes(spec: &JobSpec, dir: &Path) -> Vec<Outcome> {
         device.read(crate::device::Buffer::view(job.stage.grads(), job.shard.range.clone()), &mut grads);
         for _ in 0..2 {
             job.step(&mut links, &environment.shared).expect("make a step");
-            job.gather_params(&mut links).expect("gather the parameters");
+            job.start_gather(&mut links, &environment.shared).expect("gather the parameters");
         }
         let param = job.shard.snapshot(&device).param.to_vec();
         let sums = [sums.ce, sums.z, sums.balance].map(f64::to_bits);

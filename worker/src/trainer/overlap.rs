@@ -1,0 +1,183 @@
+//! Communication of a DP group under computation: parameters come in while the first forward of a step runs, gradients go out while its
+//! last backward runs.
+//!
+//! ```text
+//!   commit S  all-gather in flight ...............               reduce-scatter in flight ..........  land, seal, commit S + 1
+//!             F0 (each layer waits for its range) F1 ... B0 ...  last B (each layer hands its range over)
+//! ```
+//!
+//! Both go through one flat host buffer that is the collective's while it is in flight ([`crate::comm`]); on a GPU it is where the values
+//! are staged anyhow. The last pass of the pipeline that adds to gradients is the last action, in every schedule: a whole backward, or the
+//! gradients of weights.
+//!
+//! What reads the working parameters outside of a training step waits for all of them first ([`Job::finish_gather`]). An epoch that ends
+//! with a collective in flight gives it up: heal starts the all-gather again, and the step is made again.
+
+use std::ops::Range;
+
+use toroid_torus::partition::Partition;
+
+use super::room::Buffers;
+use super::{Job, Shared};
+use crate::comm::{Channel, CommError, Links, TpGroup, start_all_gather, start_reduce_scatter};
+use crate::device::{Buffer, Device};
+use crate::model::{TpComm as _, Watch};
+
+/// Takes parameters over as they come.
+pub(super) struct Gathering<'a, D> {
+    pub device: &'a D,
+    /// The working parameters before this element are those of the committed step.
+    pub gathered: &'a mut usize,
+}
+
+impl<D: Device> Watch<D, TpGroup<'_>> for Gathering<'_, D> {
+    fn before_params(
+        &mut self,
+        tp: &mut TpGroup<'_>,
+        params: &mut D::Buf,
+        range: Range<usize>,
+    ) -> Result<(), CommError> {
+        let missing = *self.gathered..range.end;
+        if missing.is_empty() {
+            // The other places may not have what this one gives.
+            return tp.progress();
+        }
+        let came = tp.links().await_range(missing.clone())?;
+        self.device.write(params.view_mut(missing), came);
+        *self.gathered = range.end;
+        Ok(())
+    }
+
+    fn after_grads(&mut self, _: &mut TpGroup<'_>, _: &mut D::Buf, _: usize) -> Result<(), CommError> {
+        Ok(())
+    }
+}
+
+/// Hands gradients over as they become final.
+pub(super) struct Scattering<'a, D> {
+    pub device: &'a D,
+    pub partition: &'a Partition,
+    /// Gradients from this element on are handed over.
+    pub scattered: usize,
+    /// Scratch: parts of replicated gradients.
+    pub partial: &'a mut Vec<f32>,
+}
+
+impl<D: Device> Watch<D, TpGroup<'_>> for Scattering<'_, D> {
+    fn before_params(&mut self, _: &mut TpGroup<'_>, _: &mut D::Buf, _: Range<usize>) -> Result<(), CommError> {
+        Ok(())
+    }
+
+    fn after_grads(&mut self, tp: &mut TpGroup<'_>, grads: &mut D::Buf, from: usize) -> Result<(), CommError> {
+        self.sum_parts(tp, grads, from..self.scattered)?;
+        if tp.links().is_in_flight() {
+            let own = grads.view(from..self.scattered);
+            tp.links().supply(from, |buf| self.device.read(own, buf))?;
+        }
+        self.scattered = from;
+        Ok(())
+    }
+}
+
+impl<D: Device> Scattering<'_, D> {
+    /// Sums the gradients of the slices in `range` whose replicas hold parts of them, so that afterwards all replicas have the whole.
+    fn sum_parts(&mut self, tp: &mut TpGroup<'_>, grads: &mut D::Buf, range: Range<usize>) -> Result<(), CommError> {
+        let is_within = |offset: usize| range.contains(&offset);
+        let partial = || self.partition.slices.iter().filter(|s| s.grad_is_partial && is_within(s.offset));
+        let mut groups: Vec<Range<usize>> = partial().map(|s| s.replicas.clone()).collect();
+        groups.sort_by_key(|g| (g.start, g.end));
+        groups.dedup();
+        for replicas in groups {
+            let slices = || partial().filter(|s| s.replicas == replicas);
+            let len = slices().map(|s| s.len).sum();
+            self.partial.resize(len, 0.0);
+            let mut at = 0;
+            for s in slices() {
+                self.device.read(grads.view(s.offset..s.offset + s.len), &mut self.partial[at..at + s.len]);
+                at += s.len;
+            }
+            tp.sum_over(replicas.clone(), self.partial)?;
+            let mut at = 0;
+            for s in slices() {
+                self.device.write(grads.view_mut(s.offset..s.offset + s.len), &self.partial[at..at + s.len]);
+                at += s.len;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<D: Device + Clone> Job<D> {
+    /// The working parameters of the committed step are on their way, from the master weights of all shards of the DP group.
+    pub(super) fn start_gather(&mut self, links: &mut Links, shared: &Shared) -> Result<(), CommError> {
+        let (device, range) = (self.stage.device().clone(), self.shard.range.clone());
+        if self.groups.dp.ranks.len() == 1 {
+            device.copy(self.shard.param.all(), self.stage.params_mut().view_mut(range));
+            self.gathered = self.partition.padded_len;
+        } else {
+            let mut flat = self.take_flat();
+            device.read(self.shard.param.all(), &mut flat[range]);
+            self.gathered = 0;
+            start_all_gather(links, &self.groups.dp, Channel::Dp, flat)?;
+        }
+        shared.enter("all-gather");
+        Ok(())
+    }
+
+    /// The working parameters are all there on return.
+    pub(super) fn finish_gather(&mut self, links: &mut Links) -> Result<(), CommError> {
+        if links.is_in_flight() {
+            let flat = links.land()?;
+            let device = self.stage.device().clone();
+            let missing = self.gathered..flat.len();
+            device.write(self.stage.params_mut().view_mut(missing.clone()), &flat[missing]);
+            (self.gathered, self.buffers.flat) = (flat.len(), flat);
+        }
+        Ok(())
+    }
+
+    /// The last pass over the gradients begins: from here on what is final is summed over the DP group.
+    pub(super) fn start_scatter(&mut self, links: &mut Links) -> Result<(), CommError> {
+        self.finish_gather(links)?;
+        if self.groups.dp.ranks.len() == 1 {
+            return Ok(());
+        }
+        let (flat, len) = (self.take_flat(), self.partition.padded_len);
+        start_reduce_scatter(links, &self.groups.dp, Channel::Dp, flat, len, self.holders.is_some())
+    }
+
+    /// All gradients are final as they are.
+    pub(super) fn scatter_all(&mut self, links: &mut Links) -> Result<(), CommError> {
+        let (device, partition) = (self.stage.device().clone(), std::sync::Arc::clone(&self.partition));
+        let Buffers { scratch, partial, .. } = &mut self.buffers;
+        let mut tp = TpGroup::new(links, &self.groups.tp, scratch);
+        let scattered = partition.padded_len;
+        Scattering { device: &device, partition: &partition, scattered, partial }.after_grads(
+            &mut tp,
+            self.stage.grads_mut(),
+            0,
+        )
+    }
+
+    /// On return this place has the summed gradients of its shard, and of the one that it guards where that is of its DP group.
+    pub(super) fn finish_scatter(&mut self, links: &mut Links) -> Result<(), CommError> {
+        if !links.is_in_flight() {
+            return Ok(());
+        }
+        let (device, own) = (self.stage.device().clone(), self.shard.range.clone());
+        let flat = links.land()?;
+        device.write(self.stage.grads_mut().view_mut(own.clone()), &flat[own]);
+        if let Some(holders) = &mut self.holders {
+            device.write(holders.grads.all_mut(), &flat[holders.copy.range.clone()]);
+        }
+        self.buffers.flat = flat;
+        Ok(())
+    }
+
+    /// `(padded_len)`. What was in flight when an epoch ended is made anew.
+    fn take_flat(&mut self) -> Vec<f32> {
+        let mut flat = std::mem::take(&mut self.buffers.flat);
+        flat.resize(self.partition.padded_len, 0.0);
+        flat
+    }
+}
