@@ -63,3 +63,37 @@ pub(super) fn report(spec: &JobSpec, rank: usize, stage: Allocated, optimizer_by
     };
     planned.iter().zip(&taken).map(of).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use toroid_torus::job;
+
+    use super::*;
+    use crate::device::CpuDevice;
+    use crate::trainer::room::Parts;
+
+    /// A device takes all at once what the plan counts, so the plan has to count all.
+    #[test]
+    fn a_place_allocates_what_the_plan_says() {
+        for keys in [
+            "",
+            "shape.dp = 4",
+            "shape.dp = 4\nfault_tolerance.replay = false",
+            "shape.dp = 4\nfault_tolerance.redundancy = false",
+            "shape = { tp = 2, pp = 2, dp = 2 }\nrecompute = true",
+        ] {
+            let spec = job::parse(&format!("steps = 1\ndata.path = 'text'\n{keys}")).expect("a job");
+            for rank in [0, spec.shape.world() - 1] {
+                let device = CpuDevice::new(1);
+                let parts = Parts::new(&device, &spec, rank);
+                let (found, planned) = (device.allocated_bytes(), memory_of_stage(&spec, spec.shape.place(rank).pp));
+                let expected = planned.device_bytes();
+                assert!(
+                    found.abs_diff(expected) * 1000 <= expected,
+                    "{keys}, rank {rank}: planned {expected}, allocated {found}"
+                );
+                drop(parts);
+            }
+        }
+    }
+}

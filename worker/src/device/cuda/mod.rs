@@ -13,7 +13,7 @@
 //!   cuBLASLt, in shared memory in own kernels. Attention has no tf32 of its own: it is in f32 there. Sums, softmax, norms, the router and the optimizer stay f32.
 //! - **D-1** holds: no float atomics; sums over blocks are parts that a second kernel adds in order; cuBLASLt may not split sums in
 //!   ways that depend on timing, and chooses by shape and alignment alone.
-//! - **D-2** holds: scratch, staging and one block for all buffers of a place are there before its first step ([`Device::make_room`]). What is
+//! - **D-2** holds: scratch, staging and one block for all buffers of a place are there before its first step (`Device::make_room`). What is
 //!   allocated beyond, while shards are split anew, comes from the driver.
 //! - The host waits only for a read, never for the number of tokens that an expert got: `offsets` stay on the device.
 //! - Everything runs in the order of the calls on one stream, but reads: these run on a second one and wait for what was asked before, so
@@ -144,11 +144,9 @@ pub struct DeviceBuf<T, R: Runtime> {
 
 impl<T, R: Runtime> Drop for DeviceBuf<T, R> {
     fn drop(&mut self) {
-        if self.len > 0 {
-            if !lock(&self.shared.arena).give(self.ptr, self.len * size_of::<T>()) {
-                // SAFETY: made by `alloc`, and whoever could use it borrowed `self`.
-                unsafe { self.shared.runtime.free(self.ptr) };
-            }
+        if self.len > 0 && !lock(&self.shared.arena).give(self.ptr, self.len * size_of::<T>()) {
+            // SAFETY: made by `alloc`, and whoever could use it borrowed `self`.
+            unsafe { self.shared.runtime.free(self.ptr) };
         }
     }
 }

@@ -336,22 +336,27 @@ impl Runtime for Emulator {
         self.complete(&mut self.streams(), *event);
     }
 
+    // SAFETY: as the trait says; what is asked is checked when it happens.
     unsafe fn upload(&self, from: *const u8, to: DevicePtr, bytes: usize) {
         self.ask(Stream::Compute, Work::Move { from: from as DevicePtr, to, bytes });
     }
 
+    // SAFETY: as the trait says; what is asked is checked when it happens.
     unsafe fn download(&self, from: DevicePtr, to: *mut u8, bytes: usize) {
         self.ask(Stream::Copy, Work::Move { from, to: to as DevicePtr, bytes });
     }
 
+    // SAFETY: as the trait says; what is asked is checked when it happens.
     unsafe fn copy(&self, from: DevicePtr, to: DevicePtr, bytes: usize) {
         self.ask(Stream::Compute, Work::Move { from, to, bytes });
     }
 
+    // SAFETY: as the trait says; what is asked is checked when it happens.
     unsafe fn zero(&self, at: DevicePtr, bytes: usize) {
         self.ask(Stream::Compute, Work::Zero { at, bytes });
     }
 
+    // SAFETY: as the trait says; what is asked is checked when it happens.
     unsafe fn launch(&self, kernel: &'static str, launch: Launch, args: &[Arg]) {
         self.ask(Stream::Compute, Work::Launch { kernel, launch, args: args.to_vec() });
     }
