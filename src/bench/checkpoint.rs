@@ -223,8 +223,8 @@ mod tests {
         let expected = Figures {
             bytes: 1 << 20,
             step_s: 1.0,
-            saved_step_s: 1.7,
-            stall: 0.7,
+            saved_step_s: 1.5,
+            stall: 0.5,
             write_s: 0.5,
             disk_s: 0.4,
             disk_share: 0.8,

@@ -190,7 +190,9 @@ fn phases(spans: &[Vec<Span>; VARIANTS.len()]) -> Vec<Phase> {
         let num_runs = spans.iter().filter(|s| s.kind == Kind::Phase && s.name == "commit").count().max(steps.len());
         for phase in &mut phases {
             let of_phase = spans.iter().filter(|s| s.kind == Kind::Phase && s.name == phase.phase);
-            phase.mean_s[variant] = of_phase.map(|s| s.duration_us / 1e6).sum::<f64>() / num_runs.max(1) as f64;
+            // The sum of nothing is -0.
+            let sum = 0.0 + of_phase.map(|s| s.duration_us / 1e6).sum::<f64>();
+            phase.mean_s[variant] = sum / num_runs.max(1) as f64;
         }
     }
     phases
