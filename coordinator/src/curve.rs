@@ -292,7 +292,7 @@ mod tests {
         let none = StepRecord { step: 2, ..Default::default() };
         curve.append(&none).unwrap();
         let text = std::fs::read_to_string(folder.path().join(FILE_NAME)).unwrap();
-        let rows = "1,5.5,0,0,0,0,0,0,0,0,0,false,0,\"1 2;3 4\"\n2,0,0,0,0,0,0,0,0,0,0,false,0,\"\"\n";
+        let rows = "1,5.5,0,0,0,0,0,0,0,0,0,false,0,0,0,\"1 2;3 4\"\n2,0,0,0,0,0,0,0,0,0,0,false,0,0,0,\"\"\n";
         assert_eq!(text, format!("{HEADER}\n{rows}"));
         assert_eq!(curve.read(1, 2).unwrap(), [plain, none]);
     }

@@ -50,9 +50,9 @@ impl Memory {
         self.parts().iter().map(|(_, bytes)| bytes).sum()
     }
 
-    /// What the device itself has to hold.
+    /// What the device itself has to hold from the first step on. An unwritten checkpoint is in host memory, and only where the disk is slow.
     pub fn device_bytes(&self) -> u64 {
-        self.total() - self.host - self.links
+        self.total() - self.host - self.links - self.checkpoint
     }
 
     /// Master weights and moments, the copy of another's, and what a replay needs.

@@ -104,7 +104,7 @@ fn speeds_are_used_where_they_belong() {
     let ideal = at(IDEAL);
     assert_eq!((ideal.step.collectives, ideal.step.optimizer), (0.0, 0.0));
     let slow_links = at(Machine { link_bytes_per_s: 1e6, ..IDEAL });
-    let expected = (4 * 526_976 + 4 * 526_976 / 2 + 32 + 4 * 8 * 37) as f64 / 1e6;
+    let expected = (4 * 526_976 + 4 * 526_976 / 2 + 16 + 4 * 8 * 37) as f64 / 1e6;
     assert!((slow_links.step.collectives - expected).abs() < 1e-9, "{}", slow_links.step.collectives);
     assert!(slow_links.step.pipeline > ideal.step.pipeline);
     let slow_memory = at(Machine { memory_bytes_per_s: 1e6, ..IDEAL });
