@@ -120,7 +120,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
             }
         }
     }
-    let report = Report { variants: rows(&steps), phases: phases(&spans) };
+    let report = Report { variants: rows(&steps), phases: phases(&spans, args.rounds) };
     match args.output {
         Format::Text => output::print(text(&report))?,
         Format::Json => output::line(serde_json::to_string_pretty(&report).context("write the figures as JSON")?)?,
@@ -175,7 +175,8 @@ fn rows(steps: &[Vec<f64>; VARIANTS.len()]) -> Vec<Row> {
     rows.collect()
 }
 
-fn phases(spans: &[Vec<Span>; VARIANTS.len()]) -> Vec<Phase> {
+/// `num_rounds`: runs of each variant, all of the same ranks and steps.
+fn phases(spans: &[Vec<Span>; VARIANTS.len()], num_rounds: usize) -> Vec<Phase> {
     let mut phases: Vec<Phase> = Vec::new();
     // The variant with all phases has their order.
     let order = spans.last().into_iter().chain(spans).flatten().filter(|span| span.kind == Kind::Phase);
@@ -186,13 +187,12 @@ fn phases(spans: &[Vec<Span>; VARIANTS.len()]) -> Vec<Phase> {
     }
     for (variant, spans) in spans.iter().enumerate() {
         let steps: BTreeSet<(usize, u64)> = spans.iter().map(|span| (span.rank, span.step)).collect();
-        // By phase over all runs of the variant; each run has the same steps.
-        let num_runs = spans.iter().filter(|s| s.kind == Kind::Phase && s.name == "commit").count().max(steps.len());
+        let num_steps = num_rounds * steps.len();
         for phase in &mut phases {
             let of_phase = spans.iter().filter(|s| s.kind == Kind::Phase && s.name == phase.phase);
             // The sum of nothing is -0.
             let sum = 0.0 + of_phase.map(|s| s.duration_us / 1e6).sum::<f64>();
-            phase.mean_s[variant] = sum / num_runs.max(1) as f64;
+            phase.mean_s[variant] = sum / num_steps.max(1) as f64;
         }
     }
     phases
@@ -239,8 +239,12 @@ mod tests {
                 span(rank, 3, "commit", Kind::Exposed, 4.0),
             ]
         });
-        let off = vec![span(0, 3, "commit", Kind::Phase, 5.0), span(1, 3, "commit", Kind::Phase, 6.0)];
-        let report = Report { variants: rows, phases: phases(&[off, Vec::new(), Vec::new(), all.collect()]) };
+        let off = [(0, 5.0), (1, 6.0)]
+            .repeat(2)
+            .into_iter()
+            .map(|(rank, ms)| span(rank, 3, "commit", Kind::Phase, ms))
+            .collect();
+        let report = Report { variants: rows, phases: phases(&[off, Vec::new(), Vec::new(), all.collect()], 2) };
         assert_eq!(
             text(&report),
             "WITH                          STEP MS  COST   LEAST  MOST\n\
