@@ -9,9 +9,10 @@ mod recovery;
 mod scaling;
 mod step;
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::chaos::report::Spread;
 use crate::local::positive;
@@ -46,6 +47,16 @@ pub async fn run(command: Command) -> Result<ExitCode> {
 /// One of the numbers; NaN of none.
 fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     Spread::of(values).map_or(f64::NAN, |spread| spread.median)
+}
+
+/// Removes what an earlier run left in `folder`, and the folder.
+fn empty(folder: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Ways of tensor, pipeline and data parallelism.

@@ -15,7 +15,7 @@ use serde::Serialize;
 use toroid_worker::device::Choice;
 use toroid_worker::trace::{Kind, Span};
 
-use super::{Ways, parse_shape};
+use super::{Ways, empty, median, parse_shape};
 use crate::chaos::CHAOS_DIR;
 use crate::chaos::inject::{self, Plan};
 use crate::chaos::report::Spread;
@@ -132,9 +132,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
 async fn median_step(args: &Args, variant: Variant, signals: &mut Signals) -> Result<Option<(f64, Vec<Span>)>> {
     let job = job_of(args, variant)?;
     let folder = args.dir.join("bench-overhead");
-    if folder.exists() {
-        std::fs::remove_dir_all(&folder).with_context(|| format!("empty {}", folder.display()))?;
-    }
+    empty(&folder)?;
     let settings = Settings {
         dir: args.dir.clone(),
         port: 0,
@@ -161,15 +159,14 @@ fn job_of(args: &Args, variant: Variant) -> Result<LocalJob> {
 }
 
 fn rows(steps: &[Vec<f64>; VARIANTS.len()]) -> Vec<Row> {
-    let of = |values: Vec<f64>| Spread::of(values).map_or(f64::NAN, |s| s.median);
     let rows = VARIANTS.iter().zip(steps).map(|(variant, own)| {
         let ratios: Vec<f64> = own.iter().zip(&steps[0]).map(|(step, off)| step / off).collect();
         Row {
             variant: variant.name,
-            step_s: of(own.clone()),
+            step_s: median(own.iter().copied()),
             ratio_min: ratios.iter().copied().fold(f64::INFINITY, f64::min),
             ratio_max: ratios.iter().copied().fold(0.0, f64::max),
-            ratio: of(ratios),
+            ratio: median(ratios),
         }
     });
     rows.collect()

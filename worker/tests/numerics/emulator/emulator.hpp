@@ -285,7 +285,10 @@ inline unsigned to_tf32(float value) {
     return std::isnan(value) ? 0x7fffffff : (bits + 0x1000) & 0xffffe000u;
 }
 
-inline void mma_bf16(float* c, const unsigned* a, const unsigned* b) {
+/// `c += a * b` of a warp: every thread shows its operands to the others. `left(thread, upper, k)` and `right(thread, k)` are elements of
+/// the operands of the threads that hold them.
+template <class Left, class Right>
+inline void mma(float* c, const unsigned* a, const unsigned* b, int depth, Left left, Right right) {
     using namespace emulator;
     Fiber* me = block.current;
     memcpy(me->a, a, sizeof me->a);
@@ -295,29 +298,21 @@ inline void mma_bf16(float* c, const unsigned* a, const unsigned* b) {
     unsigned g = me->number % 32 / 4, t = me->number % 4;
     for (int i = 0; i < 4; i++) {
         unsigned upper = i / 2, col = 2 * t + i % 2;
-        for (int k = 0; k < 16; k++) {
-            unsigned pair = k % 8 / 2, far = k / 8;
-            float left = from_bf16(warp[g * 4 + pair].a[2 * far + upper], k % 2);
-            c[i] += left * from_bf16(warp[col * 4 + pair].b[far], k % 2);
-        }
+        for (int k = 0; k < depth; k++) c[i] += left(warp + g * 4, upper, k) * right(warp + col * 4, k);
     }
     yield(FOR_WARP);
 }
 
+inline void mma_bf16(float* c, const unsigned* a, const unsigned* b) {
+    using emulator::Fiber, emulator::from_bf16;
+    mma(c, a, b, 16,
+        [](const Fiber* row, int upper, int k) { return from_bf16(row[k % 8 / 2].a[k / 8 * 2 + upper], k % 2); },
+        [](const Fiber* col, int k) { return from_bf16(col[k % 8 / 2].b[k / 8], k % 2); });
+}
+
 inline void mma_tf32(float* c, const unsigned* a, const unsigned* b) {
-    using namespace emulator;
-    Fiber* me = block.current;
-    memcpy(me->a, a, sizeof me->a);
-    memcpy(me->b, b, sizeof me->b);
-    yield(FOR_WARP);
-    const Fiber* warp = &block.fibers[me->number & ~31u];
-    unsigned g = me->number % 32 / 4, t = me->number % 4;
-    for (int i = 0; i < 4; i++) {
-        unsigned upper = i / 2, col = 2 * t + i % 2;
-        for (int k = 0; k < 8; k++) {
-            float left = __int_as_float((int)warp[g * 4 + k % 4].a[k / 4 * 2 + upper]);
-            c[i] += left * __int_as_float((int)warp[col * 4 + k % 4].b[k / 4]);
-        }
-    }
-    yield(FOR_WARP);
+    using emulator::Fiber;
+    mma(c, a, b, 8,
+        [](const Fiber* row, int upper, int k) { return __int_as_float((int)row[k % 4].a[k / 4 * 2 + upper]); },
+        [](const Fiber* col, int k) { return __int_as_float((int)col[k % 4].b[k / 4]); });
 }
