@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use toroid_worker::comm::LinkChoice;
 use toroid_worker::device::Choice;
+use toroid_worker::device::cuda::Graphs;
 
 use crate::client;
 use crate::output;
@@ -69,6 +70,9 @@ pub struct WorkerArgs {
     /// What to compute on: auto, cpu, or cuda:N for GPU number N; auto takes the first GPU that works, else the CPU
     #[arg(long, default_value_t, value_name = "DEVICE")]
     device: Choice,
+    /// CUDA graphs: on, or off to launch a GPU's operations one by one; the results are the same
+    #[arg(long, env = "TOROID_CUDA_GRAPHS", default_value_t, value_name = "on|off")]
+    cuda_graphs: Graphs,
     /// Compute threads of the CPU; default: one a core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
@@ -125,6 +129,7 @@ pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
         advertise,
         links: args.links,
         device: args.device,
+        graphs: args.cuda_graphs,
         threads: args.threads.map_or_else(num_cores, usize::from),
         trace: args.trace,
         cache_dir: args.cache.unwrap_or_else(default_cache),

@@ -1,9 +1,11 @@
 //! A GPU against its limits: what it copies and multiplies at most, each kernel's time over its floor, and whole steps.
 //!
 //! ```text
-//! cargo run --release -p toroid-worker --example bench_gpu -- [preset] [f32|tf32|bf16] [steps]
+//! cargo run --release -p toroid-worker --example bench_gpu -- [preset] [f32|tf32|bf16] [steps] [on|off]
 //! cargo run --release -p toroid-worker --example bench_gpu -- --probe      only whether there is a GPU that works, and which
 //! ```
+//!
+//! The last argument is whether whole steps use CUDA graphs; without it they are timed without, then with them.
 //!
 //! The *floor* of a kernel is the larger of its bytes (each input read once, each output written once) over the measured copy bandwidth,
 //! and its operations over the measured rate of a large product of the same kind. Times are medians of events on the device after a
@@ -16,7 +18,7 @@ use toroid_torus::geometry::Place;
 use toroid_torus::job::{self, JobSpec};
 use toroid_torus::partition::{self, Partition};
 use toroid_torus::pipeline::InFlight;
-use toroid_worker::device::cuda::{CudaBuf, Runtime};
+use toroid_worker::device::cuda::{CudaBuf, Graphs, Runtime};
 use toroid_worker::device::{
     AdamW, AttentionDims, Buffer, CudaDevice, Device, Groups, Mat, MatMut, Products, RouterLoss, Routing, TOP_K, Turn,
 };
@@ -36,18 +38,20 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let open = || CudaDevice::open(0, &std::env::temp_dir().join("toroid-gpu-check"));
+    let open = |graphs| CudaDevice::open(0, &std::env::temp_dir().join("toroid-gpu-check"), graphs);
     if args.first().is_some_and(|arg| arg == "--probe") {
-        println!("{}", open()?.fingerprint());
+        println!("{}", open(Graphs::On)?.fingerprint());
         return Ok(());
     }
     let preset = args.first().map_or("1b", String::as_str);
     let products = args.get(1).map_or("bf16", String::as_str);
     let steps = args.get(2).map_or(Ok(5), |t| t.parse::<std::num::NonZeroUsize>().map(Into::into))?;
+    let ways = args.get(3).map_or(Ok(vec![Graphs::Off, Graphs::On]), |t| t.parse().map(|graphs| vec![graphs]))?;
     let text = format!("preset = \"{preset}\"\nsteps = 1000\nproducts = \"{products}\"\n[data]\npath = \"none\"\n");
     let spec = job::parse(&text)?;
     partition::check(&spec.model, &spec.shape)?;
-    let device = open()?;
+    // An operation that is timed alone is a call of its own.
+    let device = open(Graphs::Off)?;
     println!("{}\n{}", device.runtime().name(), device.fingerprint());
     let bench = Bench::new(device.clone(), spec.products);
     println!(
@@ -57,8 +61,21 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     );
     bench.kernels(&spec);
     let flops_per_s = bench.flops_per_s;
-    drop(bench);
-    whole_steps(&device, spec, preset, steps, flops_per_s);
+    drop((bench, device));
+    let tokens = spec.batch.num_micro_batches * spec.batch.micro_batch * spec.model.seq;
+    println!(
+        "{preset}, {} parameters, {} micro-batches of {} samples of {} tokens",
+        partition::partition(&spec.model, &spec.shape, 0, 0).len,
+        spec.batch.num_micro_batches,
+        spec.batch.micro_batch,
+        spec.model.seq
+    );
+    for graphs in ways {
+        let device = open(graphs)?;
+        let rate = tokens as f64 / whole_steps(&device, &spec, steps);
+        let (of_ceiling, counts) = (100.0 * rate * flops_per_token(&spec) / flops_per_s, device.graph_counts());
+        println!("CUDA graphs {graphs}: {rate:.0} tokens/s, {of_ceiling:.1}% of the product ceiling; {counts:?}");
+    }
     Ok(())
 }
 
@@ -296,12 +313,12 @@ fn initial_values(partition: &Partition) -> Vec<f32> {
     values
 }
 
-/// Whole steps on one place: all micro-batches, the gradient's norm, AdamW.
-fn whole_steps(device: &CudaDevice, spec: JobSpec, preset: &str, steps: usize, flops_per_s: f64) {
+/// Seconds of a whole step on one place: all micro-batches, the gradient's norm, AdamW.
+fn whole_steps(device: &CudaDevice, spec: &JobSpec, steps: usize) -> f64 {
     let place = Place { tp: 0, pp: 0, dp: 0 };
     let partition = partition::partition(&spec.model, &spec.shape, 0, 0);
     let mut stage =
-        Stage::new(device.clone(), &spec, &spec.shape, place, &partition, InFlight { micro_batches: 1, split: 0 });
+        Stage::new(device.clone(), spec, &spec.shape, place, &partition, InFlight { micro_batches: 1, split: 0 });
     device.write(stage.params_mut().all_mut(), &initial_values(&partition));
     let [mut gradients, mut m, mut v] = [0; 3].map(|_| device.alloc(partition.padded_len));
     let (num, tokens) = (spec.batch.num_micro_batches, spec.batch.micro_batch * spec.model.seq);
@@ -321,14 +338,9 @@ fn whole_steps(device: &CudaDevice, spec: JobSpec, preset: &str, steps: usize, f
         assert!(device.sum(stage.params().view(0..1)).is_finite(), "the parameters are numbers");
         start.elapsed().as_secs_f64()
     };
-    step();
-    let seconds = median((0..steps).map(|_| step()).collect());
-    let rate = (num * tokens) as f64 / seconds;
-    println!(
-        "{preset}, {} parameters, {num} micro-batches of {} samples of {} tokens: {rate:.0} tokens/s, {:.1}% of the product ceiling",
-        partition.len,
-        spec.batch.micro_batch,
-        spec.model.seq,
-        100.0 * rate * flops_per_token(&spec) / flops_per_s
-    );
+    // The first time calls are new, the second time graphs are made.
+    for _ in 0..2 {
+        step();
+    }
+    median((0..steps).map(|_| step()).collect())
 }

@@ -33,7 +33,7 @@ use toroid_proto::{BUILD_VERSION, PROTOCOL_VERSION, Register};
 use comm::{CommError, LinkChoice, Listener};
 use control::{Control, ControlError, JobFence};
 use device::choice::{DeviceError, Selected};
-use device::cuda::Runtime;
+use device::cuda::{Graphs, Runtime};
 use device::{Choice, Device};
 use session::Session;
 use trace::Trace;
@@ -61,6 +61,8 @@ pub struct Config {
     /// Kinds of link that it makes and takes.
     pub links: LinkChoice,
     pub device: Choice,
+    /// Whether a GPU's calls that repeat are made as one.
+    pub graphs: Graphs,
     /// Compute threads, where the device is the CPU.
     pub threads: usize,
     /// Folder for spans of the first steps.
@@ -89,7 +91,7 @@ pub enum WorkerError {
 /// Runs a worker until the coordinator refuses it, or it is asked to end. `asked` counts how often that was: the first time its place
 /// is moved first, if that can be done within the coordinator's grace; the second time it ends at once.
 pub async fn run(config: Config, asked: watch::Receiver<u32>) -> Result<(), WorkerError> {
-    let (selected, why_no_gpu) = config.device.open(config.threads, &config.cache_dir)?;
+    let (selected, why_no_gpu) = config.device.open(config.threads, &config.cache_dir, config.graphs)?;
     if let Some(why) = why_no_gpu {
         tracing::info!("computing on the CPU: {why}");
     }

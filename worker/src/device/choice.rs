@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use super::cuda::CudaError;
+use super::cuda::{CudaError, Graphs};
 use super::{CpuDevice, CudaDevice};
 
 /// What the user asked for.
@@ -64,9 +64,14 @@ pub struct DeviceError {
 impl Choice {
     /// Opens the device, with so many threads if it is the CPU; compiled kernels are kept in `cache`. The second value says why
     /// [`Choice::Auto`] is not a GPU.
-    pub fn open(self, threads: usize, cache: &Path) -> Result<(Selected, Option<CudaError>), DeviceError> {
+    pub fn open(
+        self,
+        threads: usize,
+        cache: &Path,
+        graphs: Graphs,
+    ) -> Result<(Selected, Option<CudaError>), DeviceError> {
         let cpu = || Selected::Cpu(CpuDevice::new(threads.max(1)));
-        let cuda = |ordinal| CudaDevice::open(ordinal, cache).map(Selected::Cuda);
+        let cuda = |ordinal| CudaDevice::open(ordinal, cache, graphs).map(Selected::Cuda);
         match self {
             Choice::Cpu => Ok((cpu(), None)),
             Choice::Cuda(ordinal) => {
@@ -96,9 +101,17 @@ mod tests {
     }
 
     #[test]
+    fn graphs_read_back() {
+        for graphs in [Graphs::On, Graphs::Off] {
+            assert_eq!(graphs.to_string().parse(), Ok(graphs));
+        }
+        assert_eq!("no".parse::<Graphs>(), Err("CUDA graphs are on or off, found `no`".into()));
+    }
+
+    #[test]
     fn auto_takes_the_cpu_where_there_is_no_gpu_and_says_why() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (selected, why) = Choice::Auto.open(1, folder.path()).expect("auto always finds a device");
+        let (selected, why) = Choice::Auto.open(1, folder.path(), Graphs::On).expect("auto always finds a device");
         assert_eq!(matches!(selected, Selected::Cpu(_)), why.is_some(), "a reason exactly where it is the CPU");
         if let Err(missing) = cuda::count() {
             assert_eq!(why.expect("no GPU").to_string(), missing.to_string());
@@ -108,7 +121,11 @@ mod tests {
     #[test]
     fn a_gpu_that_is_not_there_is_an_error() {
         let folder = tempfile::tempdir().expect("a folder");
-        let error = Choice::Cuda(1000).open(1, folder.path()).err().expect("nobody has a thousand GPUs").to_string();
+        let error = Choice::Cuda(1000)
+            .open(1, folder.path(), Graphs::On)
+            .err()
+            .expect("nobody has a thousand GPUs")
+            .to_string();
         let expected = match cuda::count() {
             Ok(found) => format!("there is no GPU 1000; this machine has {found}, counted from 0"),
             Err(missing) => missing.to_string(),

@@ -295,6 +295,10 @@ pub trait Device: Send + Sync + Sized + 'static {
         f()
     }
 
+    /// Begins with what was asked. A device may hold operations back to start them together; whoever needs what they make has not to ask for
+    /// that, but who turns to something else should.
+    fn submit(&self) {}
+
     // ------------------------------------------------------------ storage
 
     /// Takes all memory at once that a place needs, before its first step, or says that it is not there. A CPU does not know: the system gives

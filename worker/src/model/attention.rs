@@ -81,16 +81,22 @@ impl<D: Device> Kept<D> {
         Kept { dx: device.alloc(tokens * layout.d), dqkv: device.alloc(tokens * layout.attention.row_len()) }
     }
 
-    /// Takes what [`backward_products`] left in the scratch; `scratch.dx` stays.
-    pub fn keep(&mut self, device: &D, scratch: &mut Scratch<D>) {
-        device.copy(scratch.dx.all(), self.dx.all_mut());
+    /// Exchanges its buffers with those of the scratch, all but `dx`. Around [`backward_products`], which so leaves there what is kept: each
+    /// operation has the same buffers every time, so that a device may know it again.
+    pub fn exchange(&mut self, scratch: &mut Scratch<D>) {
         std::mem::swap(&mut self.dqkv, &mut scratch.dqkv);
     }
 
-    /// Gives it back.
-    pub fn restore(&mut self, scratch: &mut Scratch<D>) {
+    /// After [`backward_products`] between [`Kept::exchange`] and this, what it made is kept; `scratch.dx` stays.
+    pub fn keep(&mut self, device: &D, scratch: &mut Scratch<D>) {
+        device.copy(scratch.dx.all(), self.dx.all_mut());
+        self.exchange(scratch);
+    }
+
+    /// Lends it to the scratch, or takes it back.
+    pub fn lend(&mut self, scratch: &mut Scratch<D>) {
         std::mem::swap(&mut self.dx, &mut scratch.dx);
-        std::mem::swap(&mut self.dqkv, &mut scratch.dqkv);
+        self.exchange(scratch);
     }
 }
 

@@ -128,23 +128,28 @@ impl<D: Device> Kept<D> {
         }
     }
 
-    /// Takes what [`backward_products`] left in the scratch; `scratch.dx` stays.
-    pub fn keep(&mut self, device: &D, scratch: &mut Scratch<D>) {
-        device.copy(scratch.dx.all(), self.dx.all_mut());
-        self.swap_all_but_dx(scratch);
-    }
-
-    /// Gives it back.
-    pub fn restore(&mut self, device: &D, saved: &Saved<D>, scratch: &mut Scratch<D>) {
-        std::mem::swap(&mut self.dx, &mut scratch.dx);
-        self.swap_all_but_dx(scratch);
-        device.gather_rows(&saved.groups, scratch.dx.all(), scratch.rows.all_mut());
-    }
-
-    fn swap_all_but_dx(&mut self, scratch: &mut Scratch<D>) {
+    /// As that of [`super::attention`].
+    pub fn exchange(&mut self, scratch: &mut Scratch<D>) {
         std::mem::swap(&mut self.act, &mut scratch.act);
         std::mem::swap(&mut self.shared_act, &mut scratch.shared_act);
         std::mem::swap(&mut self.dlogits, &mut scratch.logits);
+    }
+
+    /// After [`backward_products`] between [`Kept::exchange`] and this, what it made is kept; `scratch.dx` stays.
+    pub fn keep(&mut self, device: &D, scratch: &mut Scratch<D>) {
+        device.copy(scratch.dx.all(), self.dx.all_mut());
+        self.exchange(scratch);
+    }
+
+    /// Lends it to the scratch, or takes it back. [`Kept::gather`] follows where it is lent.
+    pub fn lend(&mut self, scratch: &mut Scratch<D>) {
+        std::mem::swap(&mut self.dx, &mut scratch.dx);
+        self.exchange(scratch);
+    }
+
+    /// Makes `scratch.rows` again from what is lent.
+    pub fn gather(device: &D, saved: &Saved<D>, scratch: &mut Scratch<D>) {
+        device.gather_rows(&saved.groups, scratch.dx.all(), scratch.rows.all_mut());
     }
 }
 

@@ -418,13 +418,17 @@ impl<D: Device> Stage<D> {
         for (ranges, saved) in layout.layers.iter().zip(&mut slot.layers).rev() {
             let LayerSaved { attention, moe, kept } = saved;
             let (of_attention, of_moe) = kept.as_mut().expect(NOT_SPLIT);
-            of_moe.restore(device, moe, context.scratch);
+            of_moe.lend(context.scratch);
+            moe::Kept::gather(device, moe, context.scratch);
             moe::backward_weight(&mut context, ranges, moe, grads);
+            of_moe.lend(context.scratch);
             watch.after_grads(context.tp, grads, ranges.moe().start)?;
-            of_attention.restore(context.scratch);
+            of_attention.lend(context.scratch);
             attention::backward_weight(&mut context, ranges, attention, grads);
+            of_attention.lend(context.scratch);
             watch.after_grads(context.tp, grads, ranges.attention().start)?;
         }
+        device.submit();
         let done = watch.after_grads(context.tp, grads, 0);
         give_back(slot, lent);
         done
@@ -461,6 +465,7 @@ impl<D: Device> Stage<D> {
             (None, Some(grad_input)) => device.read(dx.all(), grad_input),
             _ => panic!("a stage has either the embedding or a grad_input"),
         }
+        device.submit();
         if part == Part::Whole { watch.after_grads(context.tp, grads, 0) } else { Ok(()) }
     }
 
@@ -500,13 +505,13 @@ fn slot_forward<D: Device, T: TpComm>(
     for (l, ranges) in layout.layers.iter().enumerate() {
         let (x, x_out) = Slot::<D>::x_of(&mut slot.x, l);
         let saved = slot.layers.get_mut(l).unwrap_or(work);
+        // What is kept is written where it stays. Buffers are exchanged back, so that each operation has the same ones every time.
+        exchange(&mut slot.mids, l, saved);
         watch.before_params(context.tp, context.params, ranges.attention())?;
         attention::forward(context, ranges, &mut saved.attention, x, &mut saved.moe.x)?;
         watch.before_params(context.tp, context.params, ranges.moe())?;
         moe::forward(context, ranges, &mut saved.moe, x_out)?;
-        if let Some(mid) = slot.mids.get_mut(l) {
-            std::mem::swap(mid, &mut saved.moe.x);
-        }
+        exchange(&mut slot.mids, l, saved);
         if slot.layers.is_empty() {
             // The next layer takes this one's place.
             slot.read_stats(layout, device, l, work, prob_sums);
@@ -529,6 +534,13 @@ fn slot_forward<D: Device, T: TpComm>(
             Ok(0.0)
         }
         _ => panic!("a stage has either the head and targets or an output"),
+    }
+}
+
+/// Exchanges what goes into the second half of layer `l`, where the slot keeps it.
+fn exchange<D: Device>(mids: &mut [D::Buf], l: usize, saved: &mut LayerSaved<D>) {
+    if let Some(mid) = mids.get_mut(l) {
+        std::mem::swap(mid, &mut saved.moe.x);
     }
 }
 
@@ -602,19 +614,23 @@ fn slot_backward<D: Device, T: TpComm>(
         _ => panic!("a stage has either the head or a grad_output"),
     }
     for (l, (ranges, x)) in layout.layers.iter().zip(x).enumerate().rev() {
-        let LayerSaved { attention, moe, kept } = layers.get_mut(l).unwrap_or(work);
+        let recomputes = !mids.is_empty();
+        let saved = layers.get_mut(l).unwrap_or(work);
+        exchange(mids, l, saved);
+        let LayerSaved { attention, moe, kept } = &mut *saved;
         let mut kept = (part == Part::Input).then(|| kept.as_mut().expect(NOT_SPLIT));
-        let mid = mids.get_mut(l);
-        let recomputes = mid.is_some();
-        if let Some(mid) = mid {
-            std::mem::swap(mid, &mut moe.x);
+        if recomputes {
             moe::activations(context, ranges, moe);
         }
-        moe::backward_products(context, ranges, moe, scale);
-        context.tp.progress()?;
-        match &mut kept {
-            Some((_, kept)) => kept.keep(device, context.scratch),
-            None => moe::backward_weight(context, ranges, moe, grads),
+        if let Some((_, kept)) = &mut kept {
+            kept.exchange(context.scratch);
+            moe::backward_products(context, ranges, moe, scale);
+            kept.keep(device, context.scratch);
+            context.tp.progress()?;
+        } else {
+            moe::backward_products(context, ranges, moe, scale);
+            context.tp.progress()?;
+            moe::backward_weight(context, ranges, moe, grads);
         }
         context.tp.progress()?;
         moe::backward_norm(context, ranges, moe, grads)?;
@@ -624,13 +640,18 @@ fn slot_backward<D: Device, T: TpComm>(
         if recomputes {
             attention::activations(context, ranges, attention, x);
         }
-        attention::backward_products(context, ranges, attention);
-        context.tp.progress()?;
-        match &mut kept {
-            Some((kept, _)) => kept.keep(device, context.scratch),
-            None => attention::backward_weight(context, ranges, attention, grads),
+        if let Some((kept, _)) = &mut kept {
+            kept.exchange(context.scratch);
+            attention::backward_products(context, ranges, attention);
+            kept.keep(device, context.scratch);
+            context.tp.progress()?;
+        } else {
+            attention::backward_products(context, ranges, attention);
+            context.tp.progress()?;
+            attention::backward_weight(context, ranges, attention, grads);
         }
         attention::backward_norm(context, ranges, attention, x, grads)?;
+        exchange(mids, l, saved);
         if part == Part::Whole {
             watch.after_grads(context.tp, grads, ranges.attention().start)?;
         }

@@ -6,6 +6,7 @@
 
 mod compile;
 mod emulator;
+mod graphs;
 mod memory;
 mod ops;
 mod parallel;

@@ -75,8 +75,10 @@ fn an_event_is_a_point_in_its_stream() {
     let device = emulator::lazy();
     let mut x = device.alloc(10);
     device.fill(x.all_mut(), 1.0);
+    device.submit();
     let first = device.runtime().record(toroid_worker::device::cuda::Stream::Compute);
     device.fill(x.all_mut(), 2.0);
+    device.submit();
     device.runtime().synchronize(&first);
     assert!(device.runtime().has_come(&first));
     assert_eq!(device.runtime().num_pending(), 1, "the second fill");

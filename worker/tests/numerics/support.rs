@@ -119,7 +119,8 @@ pub fn gpu() -> toroid_worker::device::CudaDevice {
     use toroid_worker::device::CudaDevice;
     static GPU: std::sync::LazyLock<CudaDevice> = std::sync::LazyLock::new(|| {
         let cache = std::env::temp_dir().join("toroid-gpu-check");
-        CudaDevice::open(0, &cache).unwrap_or_else(|e| panic!("the tests of the GPU need one: {e}"))
+        CudaDevice::open(0, &cache, toroid_worker::device::cuda::Graphs::On)
+            .unwrap_or_else(|e| panic!("the tests of the GPU need one: {e}"))
     });
     GPU.clone()
 }

@@ -14,7 +14,7 @@ use super::compile::{self, CompileError};
 use super::kernels::{SOURCES, Source};
 use super::products::{self, Library};
 use super::runtime::{Arg, DevicePtr, Launch, Product, Runtime, Stream};
-use super::{ALIGNMENT, CudaDevice};
+use super::{ALIGNMENT, CudaDevice, Graphs};
 
 /// Smallest compute capability: bf16 on tensor cores.
 const MIN_CAPABILITY: i32 = 80;
@@ -79,8 +79,8 @@ pub fn count() -> Result<usize, CudaError> {
 
 impl CudaDevice<Gpu> {
     /// GPU `ordinal`. Compiled kernels are kept in `cache`.
-    pub fn open(ordinal: usize, cache: &Path) -> Result<CudaDevice<Gpu>, CudaError> {
-        Ok(CudaDevice::new(Gpu::open(ordinal, cache)?))
+    pub fn open(ordinal: usize, cache: &Path, graphs: Graphs) -> Result<CudaDevice<Gpu>, CudaError> {
+        Ok(CudaDevice::new(Gpu::open(ordinal, cache)?, graphs))
     }
 }
 
@@ -218,6 +218,8 @@ pub struct GpuEvent(sys::CUevent);
 
 // SAFETY: the driver's handles may be used from any thread.
 unsafe impl Send for GpuEvent {}
+// SAFETY: as above; waiting for an event and looking for it change nothing of it.
+unsafe impl Sync for GpuEvent {}
 
 impl Drop for GpuEvent {
     fn drop(&mut self) {
@@ -227,8 +229,22 @@ impl Drop for GpuEvent {
     }
 }
 
+/// A driver's graph that can be launched; it is destroyed with this, by the driver's promise not before it has run.
+pub struct GpuGraph(sys::CUgraphExec);
+
+// SAFETY: as above; who launches it holds the queue's lock.
+unsafe impl Send for GpuGraph {}
+
+impl Drop for GpuGraph {
+    fn drop(&mut self) {
+        // SAFETY: made by `capture`, destroyed once. That it cannot be destroyed would be a leak and no more.
+        let _ = unsafe { result::graph::exec_destroy(self.0) };
+    }
+}
+
 impl Runtime for Gpu {
     type Event = GpuEvent;
+    type Graph = GpuGraph;
 
     fn fingerprint(&self) -> String {
         let library = self.library.as_ref().map_or(0, Library::version);
@@ -382,6 +398,31 @@ impl Runtime for Gpu {
         // SAFETY: the caller's promise; both modules of cudarc name the same opaque stream.
         unsafe { library.multiply(product, workspace, self.compute.cast()) }
             .unwrap_or_else(|error| panic!("the GPU {} cannot multiply ({product:?}): {error}", self.name));
+    }
+
+    fn capture(&self, f: impl FnOnce()) -> Result<GpuGraph, String> {
+        self.enter();
+        let cannot = |what: &'static str| move |error: DriverError| format!("the driver cannot {what}: {error}");
+        // Other threads may wait and allocate meanwhile, this one may not.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives as long as `self`, and the queue's lock keeps others from it.
+        unsafe { result::stream::begin_capture(self.compute, mode) }.map_err(cannot("capture a stream"))?;
+        f();
+        // SAFETY: its capture has begun.
+        let graph = unsafe { result::stream::end_capture(self.compute) }.map_err(cannot("end a capture"))?;
+        // SAFETY: the graph was just made, and is destroyed once; what can be launched does not need it.
+        let made = unsafe {
+            let made = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags_enum(0));
+            let _ = result::graph::destroy(graph);
+            made
+        };
+        made.map(GpuGraph).map_err(cannot("make a graph of what it captured"))
+    }
+
+    unsafe fn launch_graph(&self, graph: &GpuGraph) {
+        self.enter();
+        // SAFETY: the caller's promise.
+        self.check("launch a graph", unsafe { result::graph::launch(graph.0, self.compute) });
     }
 }
 

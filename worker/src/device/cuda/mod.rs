@@ -4,7 +4,7 @@
 //!   ops       the operations: shapes to launches          runtime   what they need of a driver, as a trait
 //!   gpu       the driver, through cudarc                   products  cuBLASLt
 //!   compile   kernels/*.cu by NVRTC, cached on disk         kernels   their sources and names
-//!   arena     which parts of a block of memory are taken
+//!   arena     which parts of a block of memory are taken    queue     what is on its way to the driver, and CUDA graphs
 //! ```
 //!
 //! All libraries are loaded when the program runs: it builds and starts where there is none, and [`Gpu::open`] says what is missing.
@@ -19,13 +19,17 @@
 //! - Everything runs in the order of the calls on one stream, but reads: these run on a second one and wait for what was asked before, so
 //!   that a thread that reads (a checkpoint, say) does not wait for what another asks meanwhile. All copies to and from the host go through
 //!   pinned memory. Operations lock the scratch, so threads may share a device.
+//! - Calls are held back until there are some, or somebody waits, and those that are made again and again are one CUDA graph ([`queue`]). Whoever
+//!   uses the compute stream beside the operations goes through [`Shared::in_order`].
 //!
 //! Deliberately absent: returned errors after the start (a panic ends the worker, and its place is healed like any death), NCCL
-//! (rows and columns go through the host and the same links as everywhere), CUDA graphs.
+//! (rows and columns go through the host and the same links as everywhere).
 
 #![allow(unsafe_code)]
 
+use std::fmt;
 use std::marker::PhantomData;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -37,13 +41,43 @@ mod gpu;
 pub mod kernels;
 mod ops;
 mod products;
+mod queue;
 pub mod runtime;
 
 pub use gpu::{CudaError, Gpu, count};
+pub use queue::GraphCounts;
 pub use runtime::{Arg, Launch, Runtime, Stream};
 
 use arena::Arena;
-use runtime::DevicePtr;
+use queue::{Op, Queue};
+use runtime::{DevicePtr, Product};
+
+/// Whether calls that are made again and again are made as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Graphs {
+    #[default]
+    On,
+    /// Every operation is a call of its own, at once.
+    Off,
+}
+
+impl FromStr for Graphs {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Graphs, String> {
+        match text {
+            "on" => Ok(Graphs::On),
+            "off" => Ok(Graphs::Off),
+            _ => Err(format!("CUDA graphs are on or off, found `{text}`")),
+        }
+    }
+}
+
+impl fmt::Display for Graphs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == Graphs::On { "on" } else { "off" })
+    }
+}
 
 /// Bytes of workspace that cuBLASLt may use; NVIDIA's advice for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
@@ -76,6 +110,8 @@ struct Shared<R: Runtime> {
     /// Bytes of buffers and scratch so far.
     allocated: AtomicU64,
     staging: Mutex<Vec<Staging<R>>>,
+    /// Before the runtime: its graphs are gone before what made them.
+    queue: Mutex<Queue<R>>,
     runtime: R,
 }
 
@@ -105,13 +141,40 @@ impl<R: Runtime> Drop for Shared<R> {
         }
         if scratch.bytes > 0 {
             // SAFETY: made by `alloc`, and no operation runs.
-            unsafe { self.runtime.free(scratch.ptr) };
+            unsafe { self.free(scratch.ptr) };
         }
         self.free_unused();
     }
 }
 
 impl<R: Runtime> Shared<R> {
+    /// # Safety
+    ///
+    /// As of [`Queue::ask`].
+    unsafe fn ask(&self, op: Op, args: &[Arg]) {
+        // SAFETY: the caller's promise.
+        unsafe { lock(&self.queue).ask(&self.runtime, op, args) };
+    }
+
+    /// Runs `f` when all that was asked is in the compute stream, and before anything else is.
+    fn in_order<T>(&self, f: impl FnOnce(&R) -> T) -> T {
+        let mut queue = lock(&self.queue);
+        queue.submit(&self.runtime);
+        f(&self.runtime)
+    }
+
+    fn alloc(&self, bytes: usize) -> DevicePtr {
+        self.in_order(|runtime| runtime.alloc(bytes))
+    }
+
+    /// # Safety
+    ///
+    /// `ptr` is of [`Shared::alloc`], and nothing is asked of it any more.
+    unsafe fn free(&self, ptr: DevicePtr) {
+        // SAFETY: the caller's promise.
+        self.in_order(|runtime| unsafe { runtime.free(ptr) });
+    }
+
     fn free_staging(&self, staging: Staging<R>) {
         if let Some(busy) = staging.busy.filter(|_| !std::thread::panicking()) {
             self.runtime.synchronize(&busy);
@@ -124,7 +187,7 @@ impl<R: Runtime> Shared<R> {
     fn free_unused(&self) {
         for ptr in lock(&self.arena).remove_unused() {
             // SAFETY: made by `alloc`, and nothing of it is in anybody's hands.
-            unsafe { self.runtime.free(ptr) };
+            unsafe { self.free(ptr) };
         }
     }
 }
@@ -146,7 +209,7 @@ impl<T, R: Runtime> Drop for DeviceBuf<T, R> {
     fn drop(&mut self) {
         if self.len > 0 && !lock(&self.shared.arena).give(self.ptr, self.len * size_of::<T>()) {
             // SAFETY: made by `alloc`, and whoever could use it borrowed `self`.
-            unsafe { self.shared.runtime.free(self.ptr) };
+            unsafe { self.shared.free(self.ptr) };
         }
     }
 }
@@ -211,11 +274,21 @@ fn narrow(n: usize) -> u32 {
 }
 
 impl<R: Runtime> CudaDevice<R> {
-    pub fn new(runtime: R) -> CudaDevice<R> {
-        let scratch = Mutex::new(Block { ptr: 0, bytes: 0 });
-        let (arena, allocated) = (Mutex::default(), AtomicU64::new(0));
-        let shared = Shared { scratch, arena, allocated, staging: Mutex::new(Vec::new()), runtime };
+    pub fn new(runtime: R, graphs: Graphs) -> CudaDevice<R> {
+        let shared = Shared {
+            scratch: Mutex::new(Block { ptr: 0, bytes: 0 }),
+            arena: Mutex::default(),
+            allocated: AtomicU64::new(0),
+            staging: Mutex::new(Vec::new()),
+            queue: Mutex::new(Queue::new(graphs == Graphs::On)),
+            runtime,
+        };
         CudaDevice { shared: Arc::new(shared) }
+    }
+
+    /// How operations came to the driver until now.
+    pub fn graph_counts(&self) -> GraphCounts {
+        lock(&self.shared.queue).counts()
     }
 
     pub fn runtime(&self) -> &R {
@@ -229,9 +302,9 @@ impl<R: Runtime> CudaDevice<R> {
 
     fn zeros(&self, bytes: usize) -> DevicePtr {
         self.shared.allocated.fetch_add(bytes as u64, Ordering::Relaxed);
-        let Some(ptr) = lock(&self.shared.arena).take(bytes) else { return self.shared.runtime.alloc(bytes) };
+        let Some(ptr) = lock(&self.shared.arena).take(bytes) else { return self.shared.alloc(bytes) };
         // SAFETY: as many bytes were taken.
-        unsafe { self.shared.runtime.zero(ptr, bytes) };
+        unsafe { self.shared.ask(Op::Zero { at: ptr, bytes }, &[]) };
         ptr
     }
 
@@ -252,7 +325,8 @@ impl<R: Runtime> CudaDevice<R> {
             if needed > free {
                 return Err(NoRoom { device: runtime.name().into(), needed: needed as u64, free: free as u64 });
             }
-            lock(&self.shared.arena).add(runtime.alloc(buffers), buffers);
+            let block = self.shared.alloc(buffers);
+            lock(&self.shared.arena).add(block, buffers);
         }
         drop(self.scratch(&Self::reserved(room.products, room.operands)));
         let staging: Vec<Staging<R>> = room.staging_bytes.iter().map(|b| self.take_staging(*b as usize)).collect();
@@ -268,10 +342,10 @@ impl<R: Runtime> CudaDevice<R> {
         if block.bytes < bytes {
             if block.bytes > 0 {
                 // SAFETY: made by `alloc`; `free` waits for what was launched, and the lock keeps others away.
-                unsafe { self.shared.runtime.free(block.ptr) };
+                unsafe { self.shared.free(block.ptr) };
                 *block = Block { ptr: 0, bytes: 0 };
             }
-            *block = Block { ptr: self.shared.runtime.alloc(bytes), bytes };
+            *block = Block { ptr: self.shared.alloc(bytes), bytes };
             self.shared.allocated.fetch_add(bytes as u64, Ordering::Relaxed);
         }
         Scratch { block, used: 0 }
@@ -284,7 +358,23 @@ impl<R: Runtime> CudaDevice<R> {
         }
         // SAFETY: `ops` passes what the kernel declares (the emulator compares the arguments with the declaration), and ranges
         // whose lengths follow from the dims that it passes.
-        unsafe { self.shared.runtime.launch(kernel, launch, args) };
+        unsafe { self.shared.ask(Op::Launch { kernel, launch, num_args: args.len() }, args) };
+    }
+
+    /// # Safety
+    ///
+    /// As of [`Runtime::multiply`].
+    unsafe fn multiply(&self, product: Product, workspace: (DevicePtr, usize)) {
+        // SAFETY: the caller's promise.
+        unsafe { self.shared.ask(Op::Multiply { product, workspace }, &[]) };
+    }
+
+    /// # Safety
+    ///
+    /// As of [`Runtime::zero`].
+    unsafe fn zero(&self, at: DevicePtr, bytes: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.shared.ask(Op::Zero { at, bytes }, &[]) };
     }
 
     /// Pinned memory of at least `bytes` that the device does not use; give it back with [`CudaDevice::put_staging`].
@@ -322,7 +412,7 @@ impl<R: Runtime> CudaDevice<R> {
             return;
         }
         let runtime = &self.shared.runtime;
-        runtime.wait(Stream::Copy, &runtime.record(Stream::Compute));
+        runtime.wait(Stream::Copy, &self.shared.in_order(|runtime| runtime.record(Stream::Compute)));
         // SAFETY: the staging is large enough and borrowed until the copy is done; the caller reads what is there.
         unsafe { runtime.download(from, staging.ptr, bytes) };
         runtime.synchronize(&runtime.record(Stream::Copy));
@@ -332,9 +422,11 @@ impl<R: Runtime> CudaDevice<R> {
     fn send(&self, mut staging: Staging<R>, to: DevicePtr, bytes: usize) {
         assert!(bytes <= staging.bytes, "{bytes} bytes in {} of staging", staging.bytes);
         if bytes > 0 {
-            // SAFETY: the staging is large enough, and nobody gets it before the event has come; the caller has the room.
-            unsafe { self.shared.runtime.upload(staging.ptr, to, bytes) };
-            staging.busy = Some(self.shared.runtime.record(Stream::Compute));
+            staging.busy = Some(self.shared.in_order(|runtime| {
+                // SAFETY: the staging is large enough, and nobody gets it before the event has come; the caller has the room.
+                unsafe { runtime.upload(staging.ptr, to, bytes) };
+                runtime.record(Stream::Compute)
+            }));
         }
         self.put_staging(staging);
     }

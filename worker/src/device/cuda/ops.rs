@@ -203,6 +203,10 @@ impl<R: Runtime> Device for CudaDevice<R> {
         format!("{}-kernels-{}", self.shared.runtime.fingerprint(), kernels::digest())
     }
 
+    fn submit(&self) {
+        self.shared.in_order(|_| ());
+    }
+
     fn make_room(&self, room: &RoomFor) -> Result<(), NoRoom> {
         self.make_room_for(room)
     }
@@ -268,7 +272,9 @@ impl<R: Runtime> Device for CudaDevice<R> {
     fn copy(&self, x: View<'_, CudaBuf<R>>, y: ViewMut<'_, CudaBuf<R>>) {
         assert_eq!(x.len, y.len, "lengths of x and y");
         // SAFETY: both have as many elements, and a view to write overlaps no other.
-        unsafe { self.shared.runtime.copy(x.ptr(), y.ptr(), x.len * size_of::<f32>()) };
+        unsafe {
+            self.shared.ask(Op::Copy { from: x.ptr(), to: y.ptr(), bytes: x.len * size_of::<f32>() }, &[]);
+        }
     }
 
     fn add(&self, a: View<'_, CudaBuf<R>>, b: View<'_, CudaBuf<R>>, y: ViewMut<'_, CudaBuf<R>>) {
@@ -298,7 +304,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         let flag = scratch.take(4);
         let mut found = [0; 4];
         // SAFETY: `flag` has 4 bytes.
-        unsafe { self.shared.runtime.zero(flag, 4) };
+        unsafe { self.zero(flag, 4) };
         self.launch("not_finite", flat(x.len), &[x.arg(), Arg::Ptr(flag), Arg::U64(x.len as u64)]);
         self.download(flag, &mut found);
         found == [0; 4]
@@ -309,7 +315,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         let sums = scratch.take(16);
         let mut found = [0; 16];
         // SAFETY: `sums` has 16 bytes.
-        unsafe { self.shared.runtime.zero(sums, 16) };
+        unsafe { self.zero(sums, 16) };
         let blocks = x.len.div_ceil(2 * THREADS as usize).min(MOST_DIGEST_BLOCKS);
         let args = [x.arg(), Arg::Ptr(sums), Arg::U32(salt), Arg::U64(x.len as u64)];
         self.launch("digest", per_block(blocks, THREADS), &args);
@@ -387,7 +393,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
             product.b = self.rounded(&b, scratch.take(copies[1]));
         }
         // SAFETY: the library takes such matrices; views and scratch are as long as their shapes.
-        unsafe { self.shared.runtime.multiply(&product, workspace) };
+        unsafe { self.multiply(product, workspace) };
     }
 
     fn grouped_matmul(
@@ -547,7 +553,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         let mut scratch = self.scratch(&[4 * parts * num_experts]);
         let prob_parts = Arg::Ptr(scratch.take(4 * parts * num_experts));
         // SAFETY: `counts` has as many elements.
-        unsafe { self.shared.runtime.zero(routing.counts.ptr, 4 * num_experts) };
+        unsafe { self.zero(routing.counts.ptr, 4 * num_experts) };
         let [tokens_each, tokens, experts] = u32s([ROUTE_TOKENS, num_tokens, num_experts]);
         let shared_bytes = 4 * ROUTE_WARPS * num_experts;
         let launch = Launch { grid: [narrow(parts), 1, 1], threads: 32 * ROUTE_WARPS as u32, shared_bytes };

@@ -11,8 +11,8 @@ use crate::device::Products;
 /// Address in the device's memory.
 pub type DevicePtr = u64;
 
-/// An argument of a kernel, as its declaration has it: pointers and `u64` are 8 bytes, the others 4.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// An argument of a kernel, as its declaration has it: pointers and `u64` are 8 bytes, the others 4. Equal ones have equal bits.
+#[derive(Debug, Clone, Copy)]
 pub enum Arg {
     Ptr(DevicePtr),
     U64(u64),
@@ -38,6 +38,12 @@ impl Arg {
     }
 }
 
+impl PartialEq for Arg {
+    fn eq(&self, other: &Arg) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other) && self.bits() == other.bits()
+    }
+}
+
 /// Blocks along x, y and z, threads of a block, bytes of dynamic shared memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Launch {
@@ -55,8 +61,8 @@ pub struct Factor {
 }
 
 /// `c = alpha * a b + beta * c`; `a (m, k)`, `b (k, n)`, `c (m, n)` row-major f32. The elements of `a` and `b` are bf16 where
-/// `products` says so, else f32, which `tf32` rounds on the way.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// `products` says so, else f32, which `tf32` rounds on the way. Equal ones have equal bits.
+#[derive(Debug, Clone, Copy)]
 pub struct Product {
     pub products: Products,
     pub m: usize,
@@ -69,6 +75,13 @@ pub struct Product {
     pub c: DevicePtr,
 }
 
+impl PartialEq for Product {
+    fn eq(&self, other: &Product) -> bool {
+        let all = |p: &Product| (p.products, [p.m, p.n, p.k], [p.alpha, p.beta].map(f32::to_bits), [p.a, p.b], p.c);
+        all(self) == all(other)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
     Compute,
@@ -78,7 +91,9 @@ pub enum Stream {
 /// A device with memory, kernels and a library of products.
 pub trait Runtime: Send + Sync + 'static {
     /// A point in a stream.
-    type Event: Send;
+    type Event: Send + Sync;
+    /// Calls of the compute stream that are made together.
+    type Graph: Send;
 
     /// What decides the bits of a result besides the kernels' source.
     fn fingerprint(&self) -> String;
@@ -149,4 +164,17 @@ pub trait Runtime: Send + Sync + 'static {
     ///
     /// [`Runtime::multiplies`] said yes, and the matrices and `workspace` (address, bytes) are there.
     unsafe fn multiply(&self, product: &Product, workspace: (DevicePtr, usize));
+
+    /// A graph of the calls of the compute stream that `f` makes, none of which happens now. `f` waits for nothing and allocates nothing, and
+    /// nobody else uses the stream meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// What the driver says; the stream is then as before.
+    fn capture(&self, f: impl FnOnce()) -> Result<Self::Graph, String>;
+
+    /// # Safety
+    ///
+    /// As of each call that was captured.
+    unsafe fn launch_graph(&self, graph: &Self::Graph);
 }

@@ -2,7 +2,7 @@
 //! launches. It is the truth about the kernels' logic where no GPU is at hand; its speed means nothing.
 //!
 //! Besides running kernels it checks what a GPU would not: that launches pass what kernels declare, that copies stay inside of
-//! allocations, and that nothing was written around one. A *lazy* emulator does what a stream was asked only when somebody waits for it, and
+//! allocations, and that nothing was written around one. What is captured as a graph is kept with the arguments that it had then. A *lazy* emulator does what a stream was asked only when somebody waits for it, and
 //! of the other stream only what events demand: where an event is missing, old bytes are read.
 
 #![allow(unsafe_code)]
@@ -11,9 +11,10 @@ use std::alloc::{Layout, alloc, dealloc};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{LazyLock, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use toroid_worker::device::CudaDevice;
+use toroid_worker::device::cuda::Graphs;
 use toroid_worker::device::cuda::kernels::{SOURCES, Source};
 use toroid_worker::device::cuda::runtime::{Arg, DevicePtr, Launch, Product, Runtime, Stream};
 
@@ -89,13 +90,45 @@ fn compile(source: &Source) -> PathBuf {
 }
 
 /// What a stream is asked for.
+#[derive(Clone)]
 enum Work {
-    Launch { kernel: &'static str, launch: Launch, args: Vec<Arg> },
-    Move { from: DevicePtr, to: DevicePtr, bytes: usize },
-    Zero { at: DevicePtr, bytes: usize },
+    Launch {
+        kernel: &'static str,
+        launch: Launch,
+        args: Vec<Arg>,
+    },
+    Move {
+        from: DevicePtr,
+        to: DevicePtr,
+        bytes: usize,
+    },
+    Zero {
+        at: DevicePtr,
+        bytes: usize,
+    },
     Record(u64),
     Wait(u64),
+    /// One after the other.
+    Graph(EmulatedGraph),
 }
+
+impl Work {
+    /// The driver's call.
+    fn call(&self) -> &'static str {
+        match self {
+            Work::Launch { .. } => "launch",
+            Work::Move { .. } => "copy",
+            Work::Zero { .. } => "zero",
+            Work::Record(_) => "record",
+            Work::Wait(_) => "wait",
+            Work::Graph(_) => "graph",
+        }
+    }
+}
+
+/// What was captured.
+#[derive(Clone)]
+pub struct EmulatedGraph(Arc<[Work]>);
 
 #[derive(Default)]
 struct Streams {
@@ -103,6 +136,10 @@ struct Streams {
     asked: [VecDeque<Work>; 2],
     come: BTreeSet<u64>,
     next_event: u64,
+    /// What the compute stream is asked for while it is captured.
+    captured: Option<Vec<Work>>,
+    /// Calls of the driver by name; what is captured is none.
+    calls: BTreeMap<&'static str, usize>,
 }
 
 /// Host memory that plays the device's.
@@ -118,30 +155,46 @@ pub struct Emulator {
     is_lazy: bool,
     /// Streams do not wait for events: a mistake that a lazy emulator has to show.
     forgets_waits: bool,
+    /// It cannot make graphs.
+    refuses_graphs: bool,
+}
+
+fn on(emulator: Emulator) -> CudaDevice<Emulator> {
+    CudaDevice::new(emulator, Graphs::On)
 }
 
 pub fn device() -> CudaDevice<Emulator> {
-    CudaDevice::new(Emulator::default())
+    on(Emulator::default())
+}
+
+/// Every operation is a call of its own.
+pub fn without_graphs() -> CudaDevice<Emulator> {
+    CudaDevice::new(Emulator::default(), Graphs::Off)
+}
+
+/// A driver that cannot make graphs.
+pub fn that_refuses_graphs() -> CudaDevice<Emulator> {
+    on(Emulator { refuses_graphs: true, ..Emulator::default() })
 }
 
 /// Its threads run in the other order, which must not matter.
 pub fn backwards() -> CudaDevice<Emulator> {
-    CudaDevice::new(Emulator { backwards: true, ..Emulator::default() })
+    on(Emulator { backwards: true, ..Emulator::default() })
 }
 
 /// It does nothing before somebody waits for it.
 pub fn lazy() -> CudaDevice<Emulator> {
-    CudaDevice::new(Emulator { is_lazy: true, ..Emulator::default() })
+    on(Emulator { is_lazy: true, ..Emulator::default() })
 }
 
 /// As [`lazy`], and its streams do not wait for one another.
 pub fn lazy_without_events() -> CudaDevice<Emulator> {
-    CudaDevice::new(Emulator { is_lazy: true, forgets_waits: true, ..Emulator::default() })
+    on(Emulator { is_lazy: true, forgets_waits: true, ..Emulator::default() })
 }
 
 /// A GPU with so many bytes of memory.
 pub fn with_memory(total_bytes: usize) -> CudaDevice<Emulator> {
-    CudaDevice::new(Emulator { total_bytes, ..Emulator::default() })
+    on(Emulator { total_bytes, ..Emulator::default() })
 }
 
 fn layout(bytes: usize) -> Layout {
@@ -163,8 +216,19 @@ impl Emulator {
         self.streams.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// Calls of the driver by name, since they were last asked for.
+    pub fn take_calls(&self) -> BTreeMap<&'static str, usize> {
+        std::mem::take(&mut self.streams().calls)
+    }
+
     fn ask(&self, stream: Stream, work: Work) {
         let mut streams = self.streams();
+        if let Some(captured) = streams.captured.as_mut().filter(|_| stream == Stream::Compute) {
+            let fits = matches!(work, Work::Launch { .. } | Work::Move { .. } | Work::Zero { .. });
+            assert!(fits, "{} within a capture", work.call());
+            return captured.push(work);
+        }
+        *streams.calls.entry(work.call()).or_default() += 1;
         streams.asked[stream as usize].push_back(work);
         if !self.is_lazy {
             self.finish(&mut streams);
@@ -195,6 +259,7 @@ impl Emulator {
 
     fn happen(&self, streams: &mut Streams, work: Work) {
         match work {
+            Work::Graph(graph) => graph.0.iter().for_each(|work| self.happen(streams, work.clone())),
             Work::Wait(event) => self.complete(streams, event),
             Work::Record(event) => {
                 streams.come.insert(event);
@@ -259,6 +324,7 @@ impl Emulator {
 
 impl Runtime for Emulator {
     type Event = u64;
+    type Graph = EmulatedGraph;
 
     fn fingerprint(&self) -> String {
         "emulator".into()
@@ -274,6 +340,7 @@ impl Runtime for Emulator {
     }
 
     fn alloc(&self, bytes: usize) -> DevicePtr {
+        assert!(self.streams().captured.is_none(), "memory is allocated within a capture");
         // SAFETY: the layout has a size; the memory is written before anybody sees it.
         let ptr = unsafe {
             let start = alloc(layout(bytes));
@@ -333,7 +400,9 @@ impl Runtime for Emulator {
     }
 
     fn synchronize(&self, event: &u64) {
-        self.complete(&mut self.streams(), *event);
+        let mut streams = self.streams();
+        *streams.calls.entry("synchronize").or_default() += 1;
+        self.complete(&mut streams, *event);
     }
 
     // SAFETY: as the trait says; what is asked is checked when it happens.
@@ -369,5 +438,22 @@ impl Runtime for Emulator {
     // SAFETY: as the trait says; it is never called.
     unsafe fn multiply(&self, product: &Product, _: (DevicePtr, usize)) {
         unreachable!("{product:?} was refused");
+    }
+
+    fn capture(&self, f: impl FnOnce()) -> Result<EmulatedGraph, String> {
+        if self.refuses_graphs {
+            return Err("the emulator was told not to".into());
+        }
+        self.streams().captured = Some(Vec::new());
+        f();
+        let mut streams = self.streams();
+        *streams.calls.entry("capture").or_default() += 1;
+        let captured = streams.captured.take().expect("one capture at a time");
+        Ok(EmulatedGraph(captured.into()))
+    }
+
+    // SAFETY: as the trait says; what is asked is checked when it happens.
+    unsafe fn launch_graph(&self, graph: &EmulatedGraph) {
+        self.ask(Stream::Compute, Work::Graph(graph.clone()));
     }
 }
