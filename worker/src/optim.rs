@@ -193,7 +193,7 @@ mod tests {
     use toroid_torus::partition::partition;
 
     use super::*;
-    use crate::device::CpuDevice;
+    use crate::device::{CpuDevice, Snapshot as _};
 
     /// In place, beside what is kept for a replay, and while checkpoints still read the state: the same bits, and those that read see
     /// what they were given.
@@ -237,8 +237,11 @@ mod tests {
             }
         }
         for (snapshot, expected) in snapshots {
-            let parts = [&snapshot.param[..], &snapshot.exp_avg, &snapshot.exp_avg_sq];
-            let found: Digest = (0..).zip(parts).map(|(i, x)| toroid_torus::digest::digest(x, 0, salt(i))).sum();
+            let parts = [&snapshot.param, &snapshot.exp_avg, &snapshot.exp_avg_sq];
+            let digest = |(i, x): (u32, &crate::device::cpu::HostSnapshot)| {
+                x.with_host(0..x.len(), |x| toroid_torus::digest::digest(x, 0, salt(i)))
+            };
+            let found: Digest = (0..).zip(parts).map(digest).sum();
             assert_eq!(found, expected, "what a checkpoint reads");
         }
     }

@@ -50,9 +50,9 @@ impl Memory {
         self.parts().iter().map(|(_, bytes)| bytes).sum()
     }
 
-    /// What the device itself has to hold from the first step on. An unwritten checkpoint is in host memory, and only where the disk is slow.
+    /// What the device itself has to hold: all of it from the first step on, but an unwritten checkpoint.
     pub fn device_bytes(&self) -> u64 {
-        self.total() - self.host - self.links - self.checkpoint
+        self.total() - self.host - self.links
     }
 
     /// Master weights and moments, the copy of another's, and what a replay needs.

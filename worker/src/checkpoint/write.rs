@@ -8,28 +8,49 @@ use toroid_torus::partition::Partition;
 
 use super::encode::{bytes_of, lay_out};
 use super::{CheckpointError, Storage, digest_line, digest_name, name_in};
+use crate::device::Snapshot;
 
-/// What is hashed and written at once: from the second-level cache of a core, where the first has left it.
-const PIECE_BYTES: usize = 256 << 10;
+/// Elements that are hashed and written at once, 256 KiB: from the second-level cache of a core, where the first has left it.
+const PIECE_ELEMENTS: usize = 64 << 10;
 
 /// What a holder has of its shard.
-#[derive(Debug, Clone, Copy)]
-pub struct ShardState<'a> {
+pub struct ShardState<'a, S> {
     /// Master weights, (shard.len()).
-    pub param: &'a [f32],
+    pub param: &'a S,
     /// First Adam moment, (shard.len()).
-    pub exp_avg: &'a [f32],
+    pub exp_avg: &'a S,
     /// Second Adam moment, (shard.len()).
-    pub exp_avg_sq: &'a [f32],
+    pub exp_avg_sq: &'a S,
 }
 
-impl<'a> ShardState<'a> {
-    fn of(&self, kind: Kind) -> &'a [f32] {
+impl<'a, S: Snapshot> ShardState<'a, S> {
+    fn of(&self, kind: Kind) -> &'a S {
         match kind {
             Kind::Param => self.param,
             Kind::Exp => self.exp_avg,
             Kind::ExpSq => self.exp_avg_sq,
         }
+    }
+
+    /// Shows the bytes of `entry` to `f`, piece by piece, and returns their digest. `shard` is the flat range of the state in `partition`.
+    fn for_each_piece(
+        &self,
+        entry: &Entry,
+        partition: &Partition,
+        shard: &Range<usize>,
+        mut f: impl FnMut(&[u8]) -> Result<(), CheckpointError>,
+    ) -> Result<String, CheckpointError> {
+        let slice = partition.slice(&entry.tensor).expect("the entry was cut from this partition");
+        let start = slice.offset + entry.range.start - shard.start;
+        let (state, end) = (self.of(entry.kind), start + entry.range.len());
+        let mut hasher = blake3::Hasher::new();
+        for at in (start..end).step_by(PIECE_ELEMENTS) {
+            state.with_host(at..end.min(at + PIECE_ELEMENTS), |values| {
+                hasher.update(bytes_of(values));
+                f(bytes_of(values))
+            })?;
+        }
+        Ok(hasher.finalize().to_hex().to_string())
     }
 }
 
@@ -40,13 +61,13 @@ impl Storage {
     /// On a step that is complete already nothing is written where the manifest has the same bytes. Other bytes are those of another shape
     /// or of a state that was restored meanwhile: a later epoch writes them beside, and [`Storage::publish`] says what counts.
     /// [`CheckpointError::Exists`] where they are of the epoch that has published, or of an older one.
-    pub fn write_shard(
+    pub fn write_shard<S: Snapshot>(
         &self,
         step: u64,
         writer: Writer,
         partition: &Partition,
         shard: Range<usize>,
-        state: ShardState<'_>,
+        state: ShardState<'_, S>,
     ) -> Result<ShardFile, CheckpointError> {
         assert!(shard.end <= partition.padded_len, "the shard {shard:?} ends beyond {}", partition.padded_len);
         for kind in KINDS {
@@ -54,10 +75,9 @@ impl Storage {
         }
         let mut entries = entries_of(partition, shard.clone());
         let (header, bytes) = lay_out(step, writer.rank, &mut entries);
-        let data: Vec<&[u8]> = entries.iter().map(|e| data_of(e, partition, &shard, &state)).collect();
         if let Some(manifest) = self.find_manifest(step)? {
-            for (entry, data) in entries.iter_mut().zip(&data) {
-                entry.digest = blake3::hash(data).to_hex().to_string();
+            for entry in &mut entries {
+                entry.digest = state.for_each_piece(entry, partition, &shard, |_| Ok(()))?;
             }
             if let Some(written) = self.written_before(manifest, writer, bytes, &entries)? {
                 return Ok(written);
@@ -66,13 +86,8 @@ impl Storage {
         let file = ShardFile::name_of(&writer);
         let mut upload = self.objects.upload(&name_in(step, &file), bytes)?;
         upload.write(&header)?;
-        for (entry, data) in entries.iter_mut().zip(data) {
-            let mut hasher = blake3::Hasher::new();
-            for piece in data.chunks(PIECE_BYTES) {
-                hasher.update(piece);
-                upload.write(piece)?;
-            }
-            entry.digest = hasher.finalize().to_hex().to_string();
+        for entry in &mut entries {
+            entry.digest = state.for_each_piece(entry, partition, &shard, |piece| upload.write(piece))?;
         }
         // It may have become complete meanwhile, by others who took this place over while this one was stopped.
         if let Some(manifest) = self.find_manifest(step)?
@@ -161,11 +176,4 @@ impl Storage {
         }
         Ok(())
     }
-}
-
-/// The bytes of `entry` within the state of `shard`.
-fn data_of<'a>(entry: &Entry, partition: &Partition, shard: &Range<usize>, state: &ShardState<'a>) -> &'a [u8] {
-    let slice = partition.slice(&entry.tensor).expect("the entry was cut from this partition");
-    let start = slice.offset + entry.range.start - shard.start;
-    bytes_of(&state.of(entry.kind)[start..start + entry.range.len()])
 }

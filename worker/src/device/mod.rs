@@ -20,7 +20,7 @@
 //! Products round their operands as [`Products`] says and add up in f32; a device without tf32 products multiplies f32. Wrong shapes are bugs and panic. Deliberately absent:
 //! errors, autograd, buffers of dtypes other than f32, and shapes at run time.
 
-use std::ops::{Deref, Range};
+use std::ops::Range;
 
 pub mod choice;
 pub mod cpu;
@@ -89,6 +89,33 @@ impl<B> ViewMut<'_, B> {
     /// The same elements for a while.
     pub fn reborrow(&mut self) -> ViewMut<'_, B> {
         ViewMut { buf: &mut *self.buf, start: self.start, len: self.len }
+    }
+}
+
+/// The values that a buffer had when it was made ([`Device::snapshot`]), for any thread. It holds the device's memory while it lives.
+pub trait Snapshot: Send + Sync + 'static {
+    /// Elements.
+    fn len(&self) -> usize;
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Shows elements `range` to `f`; where they are host memory, as they lie there.
+    fn with_host<T>(&self, range: Range<usize>, f: impl FnOnce(&[f32]) -> T) -> T;
+
+    fn to_vec(&self) -> Vec<f32> {
+        self.with_host(0..self.len(), <[f32]>::to_vec)
+    }
+}
+
+/// Values that nobody changes.
+impl Snapshot for Vec<f32> {
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    fn with_host<T>(&self, range: Range<usize>, f: impl FnOnce(&[f32]) -> T) -> T {
+        f(&self[range])
     }
 }
 
@@ -284,7 +311,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     type Buf: Buffer;
     type Ids: Send;
     /// See [`Device::snapshot`].
-    type Snapshot: Deref<Target = [f32]> + Send + Sync + 'static;
+    type Snapshot: Snapshot;
 
     /// What decides the bits of a result: device, instruction sets, libraries. Equal fingerprints give equal bits.
     fn fingerprint(&self) -> String;
@@ -325,13 +352,11 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Lends the view to `f` as host memory; what `f` leaves there is the view's content.
     fn with_host_mut<R>(&self, x: ViewMut<'_, Self::Buf>, f: impl FnOnce(&mut [f32]) -> R) -> R;
 
-    /// The values of `x` as host memory for another thread: they stay whatever becomes of `x`.
+    /// The values of `x` for another thread: they stay whatever becomes of `x`. Nothing is copied, and nobody waits.
     fn snapshot(&self, x: &Self::Buf) -> Self::Snapshot;
     /// A snapshot holds the memory of `x`: who changes an element copies all of them first. A new buffer is cheaper where nothing of
     /// them is to stay.
-    fn is_shared(&self, _x: &Self::Buf) -> bool {
-        false
-    }
+    fn is_shared(&self, x: &Self::Buf) -> bool;
 
     // ------------------------------------------------------------ elementwise, sums, optimizer
 
@@ -374,14 +399,7 @@ pub trait Device: Send + Sync + Sized + 'static {
         after: [ViewMut<'_, Self::Buf>; 3],
         g: View<'_, Self::Buf>,
         hyper: &AdamW,
-    ) {
-        let mut after = after;
-        for (x, y) in before.into_iter().zip(&mut after) {
-            self.copy(x, y.reborrow());
-        }
-        let [p, m, v] = after;
-        self.adamw(p, m, v, g, hyper);
-    }
+    );
 
     // ------------------------------------------------------------ products
 

@@ -1,11 +1,16 @@
 //! The memory of a place: taken at once before the first step, as the plan counts it, and refused in words where there is too little.
 
+use std::sync::Arc;
+
+use toroid_torus::digest::Digest;
 use toroid_torus::geometry::Place;
 use toroid_torus::job::JobSpec;
 use toroid_torus::partition::partition;
 use toroid_torus::plan::memory_of_stage;
-use toroid_worker::device::{CpuDevice, Device};
+use toroid_worker::device::cuda::CudaSnapshot;
+use toroid_worker::device::{Buffer, CpuDevice, Device, Snapshot};
 use toroid_worker::model::Stage;
+use toroid_worker::optim::{Shard, UpdateAt};
 use toroid_worker::trainer::memory::make_room;
 
 use crate::emulator;
@@ -17,7 +22,7 @@ fn stage<D: Device + Clone>(device: &D, spec: &JobSpec) -> Stage<D> {
     let partition = partition(&spec.model, &spec.shape, 0, 0);
     let in_flight = spec.pipeline.schedule.stage(0, 1, spec.batch.num_micro_batches).in_flight();
     let mut stage = Stage::new(device.clone(), spec, &spec.shape, place, &partition, in_flight);
-    device.write(toroid_worker::device::Buffer::all_mut(stage.params_mut()), &formula_params(spec, &partition));
+    device.write(stage.params_mut().all_mut(), &formula_params(spec, &partition));
     stage
 }
 
@@ -46,7 +51,7 @@ fn a_place_takes_its_memory_before_the_first_step() {
         let allocations = device.runtime().num_allocations();
         let stats = step(&mut stage, &tokens, &targets, 1.0);
         // As the gathered parameters are shown to the links.
-        let sum: f32 = device.with_host(toroid_worker::device::Buffer::all(stage.params()), |p| p.iter().sum());
+        let sum: f32 = device.with_host(stage.params().all(), |p| p.iter().sum());
         (stats, sum.to_bits(), read(device, stage.grads()), allocations)
     };
     let (without, with) = (emulator::device(), emulator::device());
@@ -66,6 +71,35 @@ fn a_place_takes_its_memory_before_the_first_step() {
         JobSpec { batch: toroid_torus::job::BatchConfig { micro_batch: 8, ..spec.batch.clone() }, ..spec.clone() };
     make_room(&with, &larger, 0).expect("the emulator has room");
     assert_eq!(with.runtime().num_allocations(), prepared, "a block that is too small is given back for a larger one");
+}
+
+/// Updates while a checkpoint is read leave the memory that it reads, within the place's block.
+#[test]
+fn an_unwritten_checkpoint_has_its_room() {
+    let spec = spec(2);
+    let device = emulator::device();
+    make_room(&device, &spec, 0).expect("the emulator has room");
+    let mut stage = stage(&device, &spec);
+    let partition = Arc::new(partition(&spec.model, &spec.shape, 0, 0));
+    let mut shard = Shard::alloc(&device, Arc::clone(&partition), 0..partition.shard_len);
+    let weights = formula_params(&spec, &partition);
+    device.write(shard.param.all_mut(), &weights);
+    device.fill(stage.grads_mut().all_mut(), 0.5);
+    let allocations = device.runtime().num_allocations();
+    for t in 0..3 {
+        let (before, digest) = (shard.snapshot(&device), shard.digest(&device));
+        let at = UpdateAt { t, total: 10, update: t + 1, norm: 1.0 };
+        shard.update(&device, stage.grads().all(), &spec.optimizer, at);
+        assert_ne!(shard.digest(&device), digest, "update {t} changes the state");
+        let part = |(i, part): (u32, &CudaSnapshot<_>)| {
+            part.with_host(0..part.len(), |values| {
+                toroid_torus::digest::digest(values, 0, toroid_torus::digest::salt(i))
+            })
+        };
+        let kept: Digest = (0..).zip([&before.param, &before.exp_avg, &before.exp_avg_sq]).map(part).sum();
+        assert_eq!(kept, digest, "what the checkpoint reads at update {t}");
+        assert_eq!(device.runtime().num_allocations(), allocations, "memory comes from the block (D-2)");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! allow; without the events it shows that it would see one that is missing.
 
 use toroid_worker::device::cuda::Runtime;
-use toroid_worker::device::{Buffer, CudaDevice, Device};
+use toroid_worker::device::{Buffer, CudaDevice, Device, Snapshot};
 
 use crate::emulator::{self, Emulator};
 use crate::support::*;
@@ -83,4 +83,34 @@ fn an_event_is_a_point_in_its_stream() {
     assert!(device.runtime().has_come(&first));
     assert_eq!(device.runtime().num_pending(), 1, "the second fill");
     assert_eq!(read(&device, &x), [2.0; 10]);
+}
+
+/// What a checkpoint's thread reads of `x` while the device has other work, and whether that was still to do afterwards.
+fn snapshot_beside_work(device: &CudaDevice<Emulator>) -> (Vec<f32>, bool, Vec<f32>) {
+    let (mut x, mut y) = (device.alloc(1000), device.alloc(1000));
+    device.fill(x.all_mut(), 3.0);
+    device.scale(2.0, x.all_mut());
+    let snapshot = device.snapshot(&x);
+    // An update goes to other memory, the work after it to that.
+    assert!(device.is_shared(&x));
+    device.fill(y.all_mut(), 1.0);
+    device.add_assign(y.all(), x.all_mut());
+    device.submit();
+    let values = std::thread::scope(|scope| {
+        let read = || (0..10).flat_map(|i| snapshot.with_host(100 * i..100 * (i + 1), <[f32]>::to_vec)).collect();
+        scope.spawn(read).join().expect("read")
+    });
+    let is_work_left = device.runtime().num_pending() > 0;
+    drop(snapshot);
+    assert!(!device.is_shared(&x));
+    (values, is_work_left, read(device, &x))
+}
+
+#[test]
+fn a_snapshot_is_read_beside_what_is_asked_later() {
+    let (values, is_work_left, x) = snapshot_beside_work(&emulator::lazy());
+    assert!(values == [6.0; 1000], "found {}", values[0]);
+    assert!(is_work_left, "the reader waited for what was asked after the snapshot");
+    assert!(x == [7.0; 1000], "found {}", x[0]);
+    assert!(snapshot_beside_work(&emulator::lazy_without_events()).0 != values, "a missing event would not be seen");
 }

@@ -83,7 +83,7 @@ fn a_place_with_nothing_but_padding_writes_an_empty_file() {
     let mut manifest = write_shards(&storage, 10, shape(1, 1, 1));
     let (partition, _) = shard_of(&model(), &shape(1, 1, 1), 0);
     let padded = Partition { padded_len: partition.padded_len + 64, ..partition };
-    let state = [7.0; 16];
+    let state = vec![7.0; 16];
     let state = ShardState { param: &state, exp_avg: &state, exp_avg_sq: &state };
     let range = padded.padded_len - 16..padded.padded_len;
     manifest

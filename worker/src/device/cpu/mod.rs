@@ -14,7 +14,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ops::{Deref, Range};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -79,11 +79,13 @@ impl HostBuf {
 /// What was in a [`HostBuf`]; its memory lives as long as this.
 pub struct HostSnapshot(HostBuf);
 
-impl Deref for HostSnapshot {
-    type Target = [f32];
+impl Snapshot for HostSnapshot {
+    fn len(&self) -> usize {
+        self.0.len
+    }
 
-    fn deref(&self) -> &[f32] {
-        self.0.as_slice()
+    fn with_host<T>(&self, range: Range<usize>, f: impl FnOnce(&[f32]) -> T) -> T {
+        f(&self.0.as_slice()[range])
     }
 }
 

@@ -19,6 +19,7 @@
 //! - Everything runs in the order of the calls on one stream, but reads: these run on a second one and wait for what was asked before, so
 //!   that a thread that reads (a checkpoint, say) does not wait for what another asks meanwhile. All copies to and from the host go through
 //!   pinned memory. Operations lock the scratch, so threads may share a device.
+//! - A snapshot holds the memory of its buffer and is read by the copy stream; whoever changes the buffer meanwhile gets other memory, from the place's block.
 //! - Calls are held back until there are some, or somebody waits, and those that are made again and again are one CUDA graph ([`queue`]). Whoever
 //!   uses the compute stream beside the operations goes through [`Shared::in_order`].
 //!
@@ -29,11 +30,12 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Buffer, NoRoom, Products, RoomFor, View, ViewMut};
+use super::{Buffer, Device as _, NoRoom, Products, RoomFor, Snapshot, View, ViewMut};
 
 mod arena;
 pub mod compile;
@@ -197,21 +199,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// `len` elements of `T` on the device.
-pub struct DeviceBuf<T, R: Runtime> {
+/// Device memory; with the last who holds it, it goes back to where it came from.
+struct Memory<R: Runtime> {
     ptr: DevicePtr,
-    len: usize,
+    bytes: usize,
     shared: Arc<Shared<R>>,
-    element: PhantomData<T>,
 }
 
-impl<T, R: Runtime> Drop for DeviceBuf<T, R> {
+impl<R: Runtime> Drop for Memory<R> {
     fn drop(&mut self) {
-        if self.len > 0 && !lock(&self.shared.arena).give(self.ptr, self.len * size_of::<T>()) {
-            // SAFETY: made by `alloc`, and whoever could use it borrowed `self`.
+        if self.bytes > 0 && !lock(&self.shared.arena).give(self.ptr, self.bytes) {
+            // SAFETY: made by `alloc`, and whoever could use it held `self`.
             unsafe { self.shared.free(self.ptr) };
         }
     }
+}
+
+/// `len` elements of `T` on the device. Snapshots share the memory; the buffer gets other memory when an element is to change while one lives.
+pub struct DeviceBuf<T, R: Runtime> {
+    memory: Arc<Memory<R>>,
+    len: usize,
+    element: PhantomData<T>,
 }
 
 pub type CudaBuf<R> = DeviceBuf<f32, R>;
@@ -221,17 +229,61 @@ impl<R: Runtime> Buffer for CudaBuf<R> {
     fn len(&self) -> usize {
         self.len
     }
+
+    /// What is written goes to memory of the buffer's own.
+    fn view_mut(&mut self, range: Range<usize>) -> ViewMut<'_, Self> {
+        assert!(range.start <= range.end && range.end <= self.len, "view {range:?} of {} elements", self.len);
+        if Arc::get_mut(&mut self.memory).is_none() {
+            let device = CudaDevice { shared: Arc::clone(&self.memory.shared) };
+            let mut own = device.alloc(self.len);
+            device.copy(self.all(), own.all_mut());
+            *self = own;
+        }
+        ViewMut { start: range.start, len: range.len(), buf: self }
+    }
 }
 
 impl<T, R: Runtime> DeviceBuf<T, R> {
+    fn ptr(&self) -> DevicePtr {
+        self.memory.ptr
+    }
     fn arg(&self) -> Arg {
-        Arg::Ptr(self.ptr)
+        Arg::Ptr(self.ptr())
+    }
+    fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.memory) > 1
+    }
+}
+
+/// What was in a [`CudaBuf`]. It is read by the copy stream, so whoever reads does not wait for what the device computes meanwhile, and
+/// computing not for the reader.
+pub struct CudaSnapshot<R: Runtime> {
+    memory: Arc<Memory<R>>,
+    len: usize,
+    /// All that was asked of the compute stream before.
+    made: R::Event,
+}
+
+impl<R: Runtime> Snapshot for CudaSnapshot<R> {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn with_host<T>(&self, range: Range<usize>, f: impl FnOnce(&[f32]) -> T) -> T {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} elements", self.len);
+        let device = CudaDevice { shared: Arc::clone(&self.memory.shared) };
+        let from = self.memory.ptr + (range.start * size_of::<f32>()) as u64;
+        let mut staging = device.take_staging(range.len() * size_of::<f32>());
+        device.fetch_after(&self.made, from, &mut staging, range.len() * size_of::<f32>());
+        let result = f(staging.as_mut_slice(range.len()));
+        device.put_staging(staging);
+        result
     }
 }
 
 impl<R: Runtime> View<'_, CudaBuf<R>> {
     fn ptr(&self) -> DevicePtr {
-        self.buf.ptr + (self.start * size_of::<f32>()) as u64
+        self.buf.ptr() + (self.start * size_of::<f32>()) as u64
     }
     fn arg(&self) -> Arg {
         Arg::Ptr(self.ptr())
@@ -240,7 +292,7 @@ impl<R: Runtime> View<'_, CudaBuf<R>> {
 
 impl<R: Runtime> ViewMut<'_, CudaBuf<R>> {
     fn ptr(&self) -> DevicePtr {
-        self.buf.ptr + (self.start * size_of::<f32>()) as u64
+        self.buf.ptr() + (self.start * size_of::<f32>()) as u64
     }
     fn arg(&self) -> Arg {
         Arg::Ptr(self.ptr())
@@ -296,8 +348,13 @@ impl<R: Runtime> CudaDevice<R> {
     }
 
     fn buffer<T>(&self, len: usize) -> DeviceBuf<T, R> {
-        let ptr = if len == 0 { 0 } else { self.zeros(len * size_of::<T>()) };
-        DeviceBuf { ptr, len, shared: Arc::clone(&self.shared), element: PhantomData }
+        let bytes = len * size_of::<T>();
+        let ptr = if len == 0 { 0 } else { self.zeros(bytes) };
+        DeviceBuf {
+            memory: Arc::new(Memory { ptr, bytes, shared: Arc::clone(&self.shared) }),
+            len,
+            element: PhantomData,
+        }
     }
 
     fn zeros(&self, bytes: usize) -> DevicePtr {
@@ -407,12 +464,20 @@ impl<R: Runtime> CudaDevice<R> {
 
     /// Copies `bytes` at `from` to the staging; they are there on return.
     fn fetch(&self, from: DevicePtr, staging: &mut Staging<R>, bytes: usize) {
+        if bytes > 0 {
+            let asked = self.shared.in_order(|runtime| runtime.record(Stream::Compute));
+            self.fetch_after(&asked, from, staging, bytes);
+        }
+    }
+
+    /// The same, of what is there when the event has come.
+    fn fetch_after(&self, event: &R::Event, from: DevicePtr, staging: &mut Staging<R>, bytes: usize) {
         assert!(bytes <= staging.bytes, "{bytes} bytes in {} of staging", staging.bytes);
         if bytes == 0 {
             return;
         }
         let runtime = &self.shared.runtime;
-        runtime.wait(Stream::Copy, &self.shared.in_order(|runtime| runtime.record(Stream::Compute)));
+        runtime.wait(Stream::Copy, event);
         // SAFETY: the staging is large enough and borrowed until the copy is done; the caller reads what is there.
         unsafe { runtime.download(from, staging.ptr, bytes) };
         runtime.synchronize(&runtime.record(Stream::Copy));

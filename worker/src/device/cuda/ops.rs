@@ -121,6 +121,32 @@ impl<R: Runtime> CudaDevice<R> {
         f64::from_le_bytes(sum)
     }
 
+    /// `[p, m, v]` before and after, each with its length.
+    fn adamw_update(
+        &self,
+        before: [(Arg, usize); 3],
+        after: [(Arg, usize); 3],
+        g: View<'_, CudaBuf<R>>,
+        hyper: &AdamW,
+    ) {
+        assert!(before.iter().chain(&after).all(|(_, len)| *len == g.len), "lengths of p, m, v");
+        let constants = [
+            1.0 - hyper.lr * hyper.weight_decay,
+            hyper.beta1,
+            1.0 - hyper.beta1,
+            hyper.beta2,
+            1.0 - hyper.beta2,
+            hyper.lr / hyper.bias1,
+            1.0 / hyper.bias2.sqrt(),
+            hyper.eps,
+            hyper.grad_scale,
+        ]
+        .map(|c| Arg::F32(c as f32));
+        let [before, after] = [before, after].map(|state| state.map(|(arg, _)| arg));
+        let args = [&before[..], &after, &[g.arg()], &constants, &[Arg::U64(g.len as u64)]].concat();
+        self.launch("adamw", flat(g.len), &args);
+    }
+
     /// `sums (cols) = [sums +] the rows of parts`.
     fn sum_rows(&self, parts: Arg, rows: usize, sums: Arg, cols: usize, add: bool) {
         let [rows, width, add] = u32s([rows, cols, usize::from(add)]);
@@ -197,7 +223,7 @@ impl<R: Runtime> CudaDevice<R> {
 impl<R: Runtime> Device for CudaDevice<R> {
     type Buf = CudaBuf<R>;
     type Ids = CudaIds<R>;
-    type Snapshot = Vec<f32>;
+    type Snapshot = CudaSnapshot<R>;
 
     fn fingerprint(&self) -> String {
         format!("{}-kernels-{}", self.shared.runtime.fingerprint(), kernels::digest())
@@ -235,12 +261,12 @@ impl<R: Runtime> Device for CudaDevice<R> {
 
     fn read_ids(&self, ids: &CudaIds<R>, out: &mut [u32]) {
         assert!(out.len() <= ids.len, "{} of {} ids", out.len(), ids.len);
-        self.download(ids.ptr, bytemuck::cast_slice_mut(out));
+        self.download(ids.ptr(), bytemuck::cast_slice_mut(out));
     }
 
     fn write_ids(&self, ids: &mut CudaIds<R>, values: &[u32]) {
         assert!(values.len() <= ids.len, "{} of {} ids", values.len(), ids.len);
-        self.upload(bytemuck::cast_slice(values), ids.ptr);
+        self.upload(bytemuck::cast_slice(values), ids.ptr());
     }
 
     fn with_host<T>(&self, x: View<'_, CudaBuf<R>>, f: impl FnOnce(&[f32]) -> T) -> T {
@@ -259,10 +285,13 @@ impl<R: Runtime> Device for CudaDevice<R> {
         result
     }
 
-    fn snapshot(&self, x: &CudaBuf<R>) -> Vec<f32> {
-        let mut values = vec![0.0; x.len()];
-        self.read(x.all(), &mut values);
-        values
+    fn snapshot(&self, x: &CudaBuf<R>) -> CudaSnapshot<R> {
+        let made = self.shared.in_order(|runtime| runtime.record(Stream::Compute));
+        CudaSnapshot { memory: Arc::clone(&x.memory), len: x.len, made }
+    }
+
+    fn is_shared(&self, x: &CudaBuf<R>) -> bool {
+        x.is_shared()
     }
 
     fn fill(&self, y: ViewMut<'_, CudaBuf<R>>, value: f32) {
@@ -331,23 +360,19 @@ impl<R: Runtime> Device for CudaDevice<R> {
         g: View<'_, CudaBuf<R>>,
         hyper: &AdamW,
     ) {
-        assert_eq!((m.len, v.len, g.len), (p.len, p.len, p.len), "lengths of m, v and g");
-        let [keep, beta1, one_minus_beta1, beta2, one_minus_beta2, step, inv_sqrt_bias2, eps, grad_scale] = [
-            1.0 - hyper.lr * hyper.weight_decay,
-            hyper.beta1,
-            1.0 - hyper.beta1,
-            hyper.beta2,
-            1.0 - hyper.beta2,
-            hyper.lr / hyper.bias1,
-            1.0 / hyper.bias2.sqrt(),
-            hyper.eps,
-            hyper.grad_scale,
-        ]
-        .map(|c| Arg::F32(c as f32));
-        let [pa, ma, va, ga, n] = [p.arg(), m.arg(), v.arg(), g.arg(), Arg::U64(p.len as u64)];
-        let moments = [beta1, one_minus_beta1, beta2, one_minus_beta2];
-        let args = [&[pa, ma, va, ga, keep][..], &moments, &[step, inv_sqrt_bias2, eps, grad_scale, n]].concat();
-        self.launch("adamw", flat(p.len), &args);
+        let state = [p, m, v];
+        let in_place = state.each_ref().map(|x| (x.arg(), x.len));
+        self.adamw_update(in_place, in_place, g, hyper);
+    }
+
+    fn adamw_into(
+        &self,
+        before: [View<'_, CudaBuf<R>>; 3],
+        after: [ViewMut<'_, CudaBuf<R>>; 3],
+        g: View<'_, CudaBuf<R>>,
+        hyper: &AdamW,
+    ) {
+        self.adamw_update(before.map(|x| (x.arg(), x.len)), after.map(|x| (x.arg(), x.len)), g, hyper);
     }
 
     fn reserve(&self, products: Products, operands: usize) {
@@ -553,7 +578,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         let mut scratch = self.scratch(&[4 * parts * num_experts]);
         let prob_parts = Arg::Ptr(scratch.take(4 * parts * num_experts));
         // SAFETY: `counts` has as many elements.
-        unsafe { self.zero(routing.counts.ptr, 4 * num_experts) };
+        unsafe { self.zero(routing.counts.ptr(), 4 * num_experts) };
         let [tokens_each, tokens, experts] = u32s([ROUTE_TOKENS, num_tokens, num_experts]);
         let shared_bytes = 4 * ROUTE_WARPS * num_experts;
         let launch = Launch { grid: [narrow(parts), 1, 1], threads: 32 * ROUTE_WARPS as u32, shared_bytes };

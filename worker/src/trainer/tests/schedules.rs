@@ -34,7 +34,7 @@ fn outcomes(spec: &JobSpec, dir: &Path) -> Vec<Outcome> {
             job.step(links, &environment.shared).expect("make a step");
             job.start_gather(links, &environment.shared).expect("gather the parameters");
         }
-        let param = job.shard.snapshot(&device).param.to_vec();
+        let param = crate::device::Snapshot::to_vec(&job.shard.snapshot(&device).param);
         let sums = [sums.ce, sums.z, sums.balance].map(f64::to_bits);
         Outcome { sums, grads: bits(&grads), params: bits(&param) }
     })

@@ -1,6 +1,6 @@
 //! Elementwise arithmetic, sums, host access, the optimizer.
 
-use toroid_worker::device::{AdamW, Buffer, Device};
+use toroid_worker::device::{AdamW, Buffer, Device, Snapshot as _};
 
 use super::*;
 
@@ -69,7 +69,7 @@ pub fn snapshots_stay<D: Device>(device: &D) {
     let mut buf = upload(device, &values(8, LEN));
     let before = download(device, &buf);
     let snapshot = device.snapshot(&buf);
-    let stays = || snapshot[..] == before[..];
+    let stays = || snapshot.to_vec() == before;
     device.fill(buf.view_mut(3..7), 9.0);
     let changed = download(device, &buf);
     assert!(changed[..3] == before[..3] && changed[7..] == before[7..] && changed[3..7] == [9.0; 4], "the buffer");
@@ -115,12 +115,12 @@ pub fn adamw_follows_its_formula<D: Device>(device: &D) {
         let [mut to_p, mut to_m, mut to_v] = [30, 31, 32].map(|seed| upload(device, &values(seed, LEN)));
         let [from, to] = [[&from_p, &from_m, &from_v], [&pd, &md, &vd]];
         device.adamw_into(from.map(|x| x.all()), [to_p.all_mut(), to_m.all_mut(), to_v.all_mut()], gd.all(), &hyper);
-        let bits = |x: &D::Buf| device.snapshot(x).iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        let bits = |x: &D::Buf| device.snapshot(x).to_vec().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         for (found, expected) in [&to_p, &to_m, &to_v].into_iter().zip(to) {
             assert!(bits(found) == bits(expected), "in place and out of place have the same bits");
         }
         for (found, expected) in from.into_iter().zip(&before) {
-            assert!(*device.snapshot(found) == expected[..], "what was before stays");
+            assert!(device.snapshot(found).to_vec() == *expected, "what was before stays");
         }
     }
 }

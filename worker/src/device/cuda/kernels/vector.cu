@@ -80,17 +80,18 @@ KERNEL digest(const float* x, u64* sums, u32 salt, u64 n) {
     }
 }
 
-// One AdamW update; the constants are rounded once, by the host.
-KERNEL adamw(float* p, float* m, float* v, const float* g, float keep, float beta1, float one_minus_beta1, float beta2,
+// One AdamW update from `p0, m0, v0 (n)` to `p, m, v (n)`, which may be the same memory: one kernel for both, so both have the same bits. The
+// constants are rounded once, by the host.
+KERNEL adamw(const float* p0, const float* m0, const float* v0, float* p, float* m, float* v, const float* g, float keep, float beta1, float one_minus_beta1, float beta2,
              float one_minus_beta2, float step, float inv_sqrt_bias2, float eps, float grad_scale, u64 n) {
     u64 i = INDEX;
     if (i >= n) return;
     float gradient = g[i] * grad_scale;
-    float first = beta1 * m[i] + one_minus_beta1 * gradient;
-    float second = beta2 * v[i] + one_minus_beta2 * gradient * gradient;
+    float first = beta1 * m0[i] + one_minus_beta1 * gradient;
+    float second = beta2 * v0[i] + one_minus_beta2 * gradient * gradient;
     m[i] = first;
     v[i] = second;
-    p[i] = p[i] * keep - step * (first / (sqrtf(second) * inv_sqrt_bias2 + eps));
+    p[i] = p0[i] * keep - step * (first / (sqrtf(second) * inv_sqrt_bias2 + eps));
 }
 
 // `sums (cols) = [sums +] the rows of parts (rows, cols)`, rows in order.
