@@ -62,7 +62,12 @@ impl<D: Device> Shard<D> {
 
     /// Of the state: equal for the two holders.
     pub fn digest(&self, device: &D) -> Digest {
-        (0..).zip(self.parts()).map(|(i, part)| device.digest(part.all(), salt(i))).sum()
+        self.digest_of(device, 0..self.range.len())
+    }
+
+    /// Of a range of the state, counted within the shard.
+    pub fn digest_of(&self, device: &D, range: Range<usize>) -> Digest {
+        (0..).zip(self.parts()).map(|(i, part)| device.digest(part.view(range.clone()), salt(i))).sum()
     }
 
     /// The state as it is, for another thread: it stays whatever becomes of the shard.

@@ -25,7 +25,7 @@ use std::fmt;
 use super::LinkKind;
 
 /// Of handshake and frames together. Two builds that differ in it refuse each other.
-pub(super) const PROTOCOL_VERSION: u16 = 3;
+pub(super) const PROTOCOL_VERSION: u16 = 4;
 
 const MAGIC: &[u8; 8] = b"TOROIDLK";
 const PREFIX_LEN: usize = 11;

@@ -11,10 +11,11 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use toroid_torus::digest::DIGEST_BYTES;
 use toroid_torus::partition::partition;
 use toroid_torus::resplit::{Half, Lost, Move, Origin, moves};
 
-use super::heal::{DIGEST_BYTES, corrupt, decode, encode, refuse};
+use super::heal::{corrupt, decode, encode, refuse};
 use super::room::Parts;
 use super::{Assignment, HealPlan, HeldAs, Job, Shared, StepError};
 use crate::comm::{Channel, Links, Transfer, global_sum};
