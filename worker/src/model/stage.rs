@@ -469,6 +469,13 @@ impl<D: Device> Stage<D> {
         if part == Part::Whole { watch.after_grads(context.tp, grads, 0) } else { Ok(()) }
     }
 
+    /// Gives back most of its memory, all that grows with the model or with the micro-batches in flight: only to be replaced by another.
+    pub fn give_up(&mut self) {
+        (self.params, self.grads) = (self.device.alloc(0), self.device.alloc(0));
+        self.slots.clear();
+        self.lent.clear();
+    }
+
     /// Gives up all micro-batches in flight, as after a TP group's error.
     pub fn clear_slots(&mut self) {
         for slot in &mut self.slots {

@@ -14,6 +14,7 @@ use std::ops::Range;
 use toroid_torus::digest::DIGEST_BYTES;
 use toroid_torus::partition::partition;
 use toroid_torus::resplit::{Half, Lost, Move, Origin, moves};
+use toroid_torus::units;
 
 use super::heal::{corrupt, decode, encode, refuse};
 use super::room::Parts;
@@ -100,16 +101,24 @@ impl<D: Device + Clone> Job<D> {
         Ok(())
     }
 
-    /// Makes the parts of this place anew, for the place of the assignment and without state; returns the shards that were there.
+    /// Makes the parts of this place anew, for the place of the assignment and without state; returns the shards that were there. All else
+    /// is given back first: a device holds both splits of the shards for a while, and not both of everything.
     fn remake(&mut self) -> Earlier<D> {
         let device = self.stage.device().clone();
+        self.stage.give_up();
+        self.kept = None;
+        let guarded = self.holders.take().map(|holders| holders.copy);
+        let kept_elements = self.shard.range.len() + guarded.as_ref().map_or(0, |copy| copy.range.len());
+        tracing::info!(
+            "memory: {} of shards as they were split before stay until all places have the new ones",
+            units::bytes(12 * kept_elements as u64)
+        );
         let parts = Parts::new(&device, &self.assignment.spec, self.assignment.rank);
         let Parts { partition, stage, shard, kept, holders, pipeline, groups, buffers } = parts;
         let own = std::mem::replace(&mut self.shard, shard);
-        let guarded = std::mem::replace(&mut self.holders, holders).map(|h| h.copy);
         let held_as = std::mem::replace(&mut self.made_for, self.assignment.held_as());
         (self.partition, self.stage, self.pipeline) = (partition, stage, pipeline);
-        (self.groups, self.buffers, self.kept) = (groups, buffers, kept);
+        (self.groups, self.buffers, self.kept, self.holders) = (groups, buffers, kept, holders);
         Earlier { held_as, own, guarded }
     }
 

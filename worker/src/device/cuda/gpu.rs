@@ -267,7 +267,8 @@ impl Runtime for Gpu {
             let (free, total) = self.memory();
             panic!(
                 "the GPU {} cannot allocate {bytes} bytes ({error}): {free} of {total} bytes are free; use a smaller micro-batch, more \
-                 places, or fewer workers on this GPU",
+                 places, or fewer workers on this GPU. A job that goes on with fewer replicas needs room for larger shards, and for those of \
+                 before until all have the new ones: with `fault_tolerance.min_dp` = `dp` it waits for a worker instead",
                 self.name
             )
         });
