@@ -57,7 +57,6 @@ pub enum Selected {
 #[error("cannot compute on {choice}: {error}")]
 pub struct DeviceError {
     choice: Choice,
-    #[source]
     error: CudaError,
 }
 

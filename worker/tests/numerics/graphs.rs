@@ -4,7 +4,7 @@
 use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::job::{JobSpec, Products, parse};
 use toroid_torus::pipeline::Schedule;
-use toroid_worker::device::cuda::GraphCounts;
+use toroid_worker::device::cuda::{GraphCounts, Runtime};
 use toroid_worker::device::{Buffer, CudaDevice, Device};
 use toroid_worker::model::{Alone, Input, Stage, TpComm};
 
@@ -15,7 +15,7 @@ type Cuda = CudaDevice<Emulator>;
 
 /// Losses and gradients of five micro-batches on the undivided model, each of which is evaluated before; with `split`, backwards are in two parts and
 /// two micro-batches are in flight.
-fn micro_batches(device: &Cuda, spec: &JobSpec, split: bool) -> (Vec<f64>, Vec<f32>) {
+fn micro_batches<R: Runtime>(device: &CudaDevice<R>, spec: &JobSpec, split: bool) -> (Vec<f64>, Vec<f32>) {
     let (mut stage, _) = whole_on(device, spec);
     let mut losses = Vec::new();
     for i in 0..5 {
@@ -55,6 +55,24 @@ fn check_bits(spec: &JobSpec, split: bool) {
         let GraphCounts { graph_ops, plain_ops, .. } = device.graph_counts();
         assert_eq!(graph_ops + plain_ops, plain.graph_counts().plain_ops, "every operation came to the driver once");
         assert!(graph_ops > plain_ops, "{what} are used: {:?}", device.graph_counts());
+    }
+}
+
+#[cfg(feature = "gpu")]
+mod gpu {
+    use toroid_worker::device::cuda::Graphs;
+
+    use super::*;
+
+    #[test]
+    fn a_step_has_the_same_bits() {
+        let [plain, graphs] = [Graphs::Off, Graphs::On].map(open_gpu);
+        for (products, recompute) in [(Products::F32, false), (Products::Bf16, true)] {
+            let spec = small(products, recompute);
+            assert!(micro_batches(&graphs, &spec, false) == micro_batches(&plain, &spec, false), "{products:?}");
+        }
+        let GraphCounts { graph_ops, plain_ops, .. } = graphs.graph_counts();
+        assert!(graph_ops > plain_ops, "graphs are used: {:?}", graphs.graph_counts());
     }
 }
 

@@ -113,16 +113,22 @@ pub fn stage_on<D: Device + Clone>(device: &D, spec: &JobSpec, shape: &Shape, pl
     (stage, partition)
 }
 
-/// The GPU that `make gpu-check` found, opened once for all tests.
+/// The GPU that `make gpu-check` found, opened once for all tests. With `TOROID_CUDA_GRAPHS=off` in the environment it does without graphs.
 #[cfg(feature = "gpu")]
 pub fn gpu() -> toroid_worker::device::CudaDevice {
-    use toroid_worker::device::CudaDevice;
-    static GPU: std::sync::LazyLock<CudaDevice> = std::sync::LazyLock::new(|| {
-        let cache = std::env::temp_dir().join("toroid-gpu-check");
-        CudaDevice::open(0, &cache, toroid_worker::device::cuda::Graphs::On)
-            .unwrap_or_else(|e| panic!("the tests of the GPU need one: {e}"))
+    static GPU: std::sync::LazyLock<toroid_worker::device::CudaDevice> = std::sync::LazyLock::new(|| {
+        let graphs = std::env::var("TOROID_CUDA_GRAPHS").unwrap_or_else(|_| "on".into());
+        open_gpu(graphs.parse().unwrap_or_else(|e| panic!("TOROID_CUDA_GRAPHS: {e}")))
     });
     GPU.clone()
+}
+
+/// The same GPU for one test alone.
+#[cfg(feature = "gpu")]
+pub fn open_gpu(graphs: toroid_worker::device::cuda::Graphs) -> toroid_worker::device::CudaDevice {
+    let cache = std::env::temp_dir().join("toroid-gpu-check");
+    let device = toroid_worker::device::CudaDevice::open(0, &cache, graphs);
+    device.unwrap_or_else(|e| panic!("the tests of the GPU need one: {e}"))
 }
 
 /// The undivided model.
