@@ -178,6 +178,8 @@ pub struct Worker<'a> {
     rank: i32,
     silent_s: f64,
     pid: u32,
+    memory_bytes: u64,
+    memory_free_bytes: u64,
 }
 
 impl<'a> Job<'a> {
@@ -321,6 +323,8 @@ impl<'a> From<&'a proto::WorkerInfo> for Worker<'a> {
             rank: w.rank,
             silent_s: w.silent_s,
             pid: w.pid,
+            memory_bytes: w.memory_bytes,
+            memory_free_bytes: w.memory_free_bytes,
         }
     }
 }

@@ -335,8 +335,17 @@ fn job_table(jobs: &[proto::Job]) -> String {
     table(&rows)
 }
 
+/// What a worker holds of its device's memory, and what is free where that is known.
+fn memory(worker: &proto::WorkerInfo) -> String {
+    match (worker.memory_bytes, worker.memory_free_bytes) {
+        (0, _) => "-".into(),
+        (held, 0) => bytes(held),
+        (held, free) => format!("{}, {} free", bytes(held), bytes(free)),
+    }
+}
+
 fn worker_table(workers: &[proto::WorkerInfo]) -> String {
-    let header = ["WORKER", "HOST", "PID", "DEVICE", "JOB", "RANK", "SILENT", "FINGERPRINT"];
+    let header = ["WORKER", "HOST", "PID", "DEVICE", "MEMORY", "JOB", "RANK", "SILENT", "FINGERPRINT"];
     let mut rows = vec![header.map(String::from).to_vec()];
     rows.extend(workers.iter().map(|w| {
         let (job, rank) =
@@ -347,6 +356,7 @@ fn worker_table(workers: &[proto::WorkerInfo]) -> String {
             w.host.clone(),
             w.pid.to_string(),
             w.device.clone(),
+            memory(w),
             job.into(),
             rank,
             silent,
@@ -484,12 +494,14 @@ mod tests {
             rank,
             silent_s: 0.25,
             pid: 4242,
+            memory_bytes: if rank < 0 { 0 } else { 60_000_000_000 },
+            memory_free_bytes: 20_000_000_000,
         };
         assert_eq!(
             worker_table(&[worker("w0", 0), worker("w1", -1)]),
-            "WORKER  HOST  PID   DEVICE  JOB      RANK  SILENT  FINGERPRINT\n\
-             w0      h     4242  cpu     tiny-1   0     0.2 s   f\n\
-             w1      h     4242  cpu     (spare)  -     0.2 s   f\n"
+            "WORKER  HOST  PID   DEVICE  MEMORY                 JOB      RANK  SILENT  FINGERPRINT\n\
+             w0      h     4242  cpu     60.0 GB, 20.0 GB free  tiny-1   0     0.2 s   f\n\
+             w1      h     4242  cpu     -                      (spare)  -     0.2 s   f\n"
         );
     }
 }

@@ -171,6 +171,7 @@ impl Worker {
             compute_s: 0.0,
             sealed_next,
             progress: 0,
+            ..Default::default()
         };
         self.send(ToCoordinator::Heartbeat(heartbeat), env);
         env.net.at_worker(self.pid, self.heartbeat, AtWorker::Heartbeat { stream });

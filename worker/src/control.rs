@@ -17,6 +17,7 @@ use toroid_proto::worker_service_client::WorkerServiceClient;
 use toroid_proto::{CoordinatorMessage, Heartbeat, Leaving, Register, WorkerMessage};
 
 use crate::comm::{CommError, Fence};
+use crate::device::DeviceMemory;
 use crate::session::{Input, Output, Session};
 use crate::trainer::{Command, Requested, Shared, TrainerEvent};
 
@@ -45,6 +46,8 @@ pub(crate) struct Control {
     pub events: mpsc::UnboundedReceiver<TrainerEvent>,
     pub fence: JobFence,
     pub shared: Arc<Shared>,
+    /// What the worker holds of its device's memory.
+    pub memory: Box<dyn Fn() -> DeviceMemory + Send + Sync>,
     pub heartbeat: Duration,
     pub failure_timeout: Duration,
     /// How long it stays after it was asked to end, for its place to be moved.
@@ -321,7 +324,7 @@ impl Control {
     }
 
     fn heartbeat_message(&self) -> WorkerMessage {
-        let standing = self.session.standing();
+        let (standing, memory) = (self.session.standing(), (self.memory)());
         let heartbeat = Heartbeat {
             job_id: standing.job_id,
             epoch: standing.epoch,
@@ -331,6 +334,8 @@ impl Control {
             compute_s: 0.0,
             sealed_next: false,
             progress: self.shared.progress(),
+            memory_bytes: memory.held,
+            memory_free_bytes: memory.free.unwrap_or(0),
         };
         WorkerMessage { body: Some(Body::Heartbeat(heartbeat)) }
     }

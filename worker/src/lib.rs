@@ -146,6 +146,7 @@ async fn run_on<D: Device + Clone>(
     };
     // The receiver is gone only when the process ends.
     let emit: Emit = Arc::new(move |event| drop(events.send(event)));
+    let watched = device.clone();
     let (ended, trainer_ended) = tokio::sync::oneshot::channel::<()>();
     std::thread::Builder::new()
         .name("trainer".into())
@@ -163,6 +164,7 @@ async fn run_on<D: Device + Clone>(
         events: received,
         fence: JobFence::new()?,
         shared,
+        memory: Box::new(move || watched.memory()),
         heartbeat: DEFAULT_HEARTBEAT,
         failure_timeout: DEFAULT_FAILURE_TIMEOUT,
         leave_grace: 5 * DEFAULT_FAILURE_TIMEOUT,

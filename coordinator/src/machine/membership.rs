@@ -64,6 +64,9 @@ impl Machine {
         };
         worker.last_heard = now.monotonic;
         let place = worker.place.clone();
+        if let FromWorker::Heartbeat(m) = &body {
+            worker.memory_bytes = [m.memory_bytes, m.memory_free_bytes];
+        }
         match body {
             FromWorker::Register(_) => {
                 self.drop_worker(stream, SeenBy::WorkerReport, "registered twice on one stream", now);
@@ -124,7 +127,14 @@ impl Machine {
         let goes_on = kept.as_ref().is_some_and(|(.., claim)| *claim != Claim::Newcomer);
         let keep_going = goes_on || kept.is_none() && is_retained;
         let (epoch, committed) = (register.epoch, register.committed_step);
-        cx.pool.insert(Worker { stream, register, last_heard: now.monotonic, place, warm_for: None });
+        cx.pool.insert(Worker {
+            stream,
+            register,
+            last_heard: now.monotonic,
+            memory_bytes: [0; 2],
+            place,
+            warm_for: None,
+        });
         cx.out.send(stream, ToWorker::Welcome(welcome(cx.config, keep_going)));
         match kept {
             Some((job, rank, Claim::GoesOn)) => job.rejoined(&mut cx, rank, epoch, committed),

@@ -18,6 +18,8 @@ pub struct Worker {
     pub stream: StreamId,
     pub register: Register,
     pub last_heard: Duration,
+    /// Bytes of its device's memory that it holds, and that are free, as it said last.
+    pub memory_bytes: [u64; 2],
     /// The job and rank whose place it fills; `None`: a spare.
     pub place: Option<(String, usize)>,
     /// The job, with its shape, that this spare has been told to be ready for.

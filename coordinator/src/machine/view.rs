@@ -32,6 +32,8 @@ impl Machine {
             rank: w.place.as_ref().map_or(-1, |(_, rank)| *rank as i32),
             silent_s: now.monotonic.saturating_sub(w.last_heard).as_secs_f64(),
             pid: w.register.pid,
+            memory_bytes: w.memory_bytes[0],
+            memory_free_bytes: w.memory_bytes[1],
         });
         workers.collect()
     }

@@ -283,6 +283,15 @@ pub struct RoomFor {
     pub staging_bytes: [u64; 2],
 }
 
+/// Bytes of a device's memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// What this process holds.
+    pub held: u64,
+    /// What nobody holds; `None` where that is not to be known.
+    pub free: Option<u64>,
+}
+
 /// A device has not as much memory as a place needs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{needed} bytes of the memory of {device} are needed, {free} are free")]
@@ -333,6 +342,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn make_room(&self, _room: &RoomFor) -> Result<(), NoRoom> {
         Ok(())
     }
+    /// What is held now, for whoever watches.
+    fn memory(&self) -> DeviceMemory;
     /// Bytes that were allocated so far, those that are free again included: the difference says what came in between.
     fn allocated_bytes(&self) -> u64;
     /// `len` zeros.

@@ -420,6 +420,7 @@ impl Runtime for Gpu {
         made.map(GpuGraph).map_err(cannot("make a graph of what it captured"))
     }
 
+    // SAFETY: as the trait says.
     unsafe fn launch_graph(&self, graph: &GpuGraph) {
         self.enter();
         // SAFETY: the caller's promise.

@@ -28,6 +28,7 @@
 
 #![allow(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -109,6 +110,8 @@ impl<R: Runtime> Clone for CudaDevice<R> {
 struct Shared<R: Runtime> {
     scratch: Mutex<Block>,
     arena: Mutex<Arena>,
+    /// Bytes of what the driver gave, by address.
+    held: Mutex<BTreeMap<DevicePtr, usize>>,
     /// Bytes of buffers and scratch so far.
     allocated: AtomicU64,
     staging: Mutex<Vec<Staging<R>>>,
@@ -166,13 +169,16 @@ impl<R: Runtime> Shared<R> {
     }
 
     fn alloc(&self, bytes: usize) -> DevicePtr {
-        self.in_order(|runtime| runtime.alloc(bytes))
+        let ptr = self.in_order(|runtime| runtime.alloc(bytes));
+        lock(&self.held).insert(ptr, bytes);
+        ptr
     }
 
     /// # Safety
     ///
     /// `ptr` is of [`Shared::alloc`], and nothing is asked of it any more.
     unsafe fn free(&self, ptr: DevicePtr) {
+        lock(&self.held).remove(&ptr);
         // SAFETY: the caller's promise.
         self.in_order(|runtime| unsafe { runtime.free(ptr) });
     }
@@ -330,6 +336,7 @@ impl<R: Runtime> CudaDevice<R> {
         let shared = Shared {
             scratch: Mutex::new(Block { ptr: 0, bytes: 0 }),
             arena: Mutex::default(),
+            held: Mutex::default(),
             allocated: AtomicU64::new(0),
             staging: Mutex::new(Vec::new()),
             queue: Mutex::new(Queue::new(graphs == Graphs::On)),

@@ -237,6 +237,11 @@ impl<R: Runtime> Device for CudaDevice<R> {
         self.make_room_for(room)
     }
 
+    fn memory(&self) -> DeviceMemory {
+        let held = lock(&self.shared.held).values().sum::<usize>() as u64;
+        DeviceMemory { held, free: Some(self.shared.runtime.free_bytes() as u64) }
+    }
+
     fn allocated_bytes(&self) -> u64 {
         self.shared.allocated.load(Ordering::Relaxed)
     }
