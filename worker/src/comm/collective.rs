@@ -291,7 +291,7 @@ fn exchange(
         return Ok(());
     }
     let mut slots: Vec<Option<&mut [u8]>> = slots.chunks_exact_mut(own.len()).map(Some).collect();
-    for Step { sends, recvs } in &schedules::all_gather_direct(ranks.len(), 1, me).steps {
+    for Step { sends, recvs, .. } in &schedules::all_gather_direct(ranks.len(), 1, me).steps {
         let sends = sends.iter().map(|send| Transfer::Send { peer: ranks[send.to], channel, data: own });
         let recvs = recvs.iter().filter_map(|recv| {
             let buf = slots[recv.chunks.start].take()?;
