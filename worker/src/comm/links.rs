@@ -32,7 +32,7 @@ use crate::trace::{Trace, thread_cpu_time};
 const KEPT_BYTES_MAX: usize = 4 << 30;
 
 /// How long a rank yields before it sleeps: about what waking it would cost everyone.
-pub(super) const YIELD_MAX: Duration = Duration::from_micros(50);
+pub(super) const YIELD_MAX: Duration = Duration::from_micros(200);
 
 /// All links of one rank. Owned by the trainer's thread.
 pub struct Links {
@@ -112,6 +112,11 @@ impl Links {
 
     pub fn stats(&self) -> LinkStats {
         self.tally.stats
+    }
+
+    /// Messages that went to `peer` on `channel` in this epoch.
+    pub fn num_sent(&self, peer: usize, channel: Channel) -> u64 {
+        self.conns.get(&peer).map_or(0, |conn| conn.num_sent(channel))
     }
 
     /// Calls are written down there from now on.
