@@ -43,7 +43,7 @@ const WARM_UP: usize = 3;
 const COPIES: usize = 7;
 /// A round takes about so long, within bounds of its repeats.
 const ROUND: Duration = Duration::from_millis(60);
-const REPEATS_MAX: usize = 2000;
+const REPEATS_MAX: usize = 20_000;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 const KIB: usize = 1 << 10;
 
@@ -501,11 +501,21 @@ impl Bench {
             for _ in 0..WARM_UP.min(self.rounds) {
                 self.call(links, kind, buffers)?;
             }
-            self.largest(links, 0.0)?;
-            let start = Instant::now();
-            self.call(links, kind, buffers)?;
-            let one = self.largest(links, start.elapsed().as_secs_f64())?;
-            repeats[kind as usize] = ((ROUND.as_secs_f64() / one) as usize).clamp(1, REPEATS_MAX);
+            // One call alone tells little where ranks share cores: as many more until they take a good part of a round.
+            let mut calls = 1;
+            let took = loop {
+                self.largest(links, 0.0)?;
+                let start = Instant::now();
+                for _ in 0..calls {
+                    self.call(links, kind, buffers)?;
+                }
+                let took = self.largest(links, start.elapsed().as_secs_f64())?;
+                if took * 4.0 >= ROUND.as_secs_f64() || calls >= REPEATS_MAX {
+                    break took;
+                }
+                calls *= 4;
+            };
+            repeats[kind as usize] = ((calls as f64 * ROUND.as_secs_f64() / took) as usize).clamp(1, REPEATS_MAX);
         }
         let mut rounds = Vec::new();
         for _ in 0..self.rounds {

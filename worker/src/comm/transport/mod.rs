@@ -304,3 +304,25 @@ impl AsFd for Transport {
 fn would_block() -> io::Error {
     ErrorKind::WouldBlock.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever this machine has: another choice than BBR stays, BBR gives way, to a listener's calls too.
+    #[test]
+    fn links_do_not_run_over_bbr() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        avoid_bbr(&listener).unwrap();
+        let caller = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let called = listener.accept().unwrap().0;
+        assert!(!sockopt::tcp_congestion(&called).unwrap().starts_with("bbr"));
+        sockopt::set_tcp_congestion(&caller, "reno").expect("every Linux has Reno");
+        avoid_bbr(&caller).unwrap();
+        assert_eq!(sockopt::tcp_congestion(&caller).unwrap(), "reno");
+        if sockopt::set_tcp_congestion(&caller, "bbr").is_ok() {
+            avoid_bbr(&caller).unwrap();
+            assert!(!sockopt::tcp_congestion(&caller).unwrap().starts_with("bbr"));
+        }
+    }
+}
