@@ -14,6 +14,7 @@ import heapq
 import json
 import os
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -148,6 +149,8 @@ def main():
     if os.geteuid() != 0:
         sys.exit("bench_netns: network namespaces need root; run this with sudo")
     args.toroid = str(Path(args.toroid).resolve())
+    # So that what was made is taken away again.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench_netns: ended by SIGTERM"))
     for what in args.what:
         clean()
         try:
