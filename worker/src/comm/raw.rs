@@ -4,11 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, IoSlice};
-use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::links::{YIELD_MAX, poll_all};
+use super::links::{Yields, poll_all};
 use super::{CommError, LinkKind, Links};
 
 /// Bytes to rank `to`.
@@ -27,7 +26,7 @@ pub struct RawRecv<'a> {
 
 /// Sends and receives all of these at once, at most one of each with a rank; returns when they are done.
 pub fn exchange_raw(links: &mut Links, sends: &mut [RawSend<'_>], recvs: &mut [RawRecv<'_>]) -> Result<(), CommError> {
-    let mut idle_since: Option<Instant> = None;
+    let mut idle: Option<Yields> = None;
     let mut received = vec![0; recvs.len()];
     loop {
         let mut moved = 0;
@@ -49,10 +48,8 @@ pub fn exchange_raw(links: &mut Links, sends: &mut [RawSend<'_>], recvs: &mut [R
         // Who waits for a socket is woken by the kernel at once.
         let is_ring = links.transport(rank)?.kind() == LinkKind::Shm;
         if moved > 0 {
-            idle_since = None;
-        } else if is_ring && idle_since.get_or_insert_with(Instant::now).elapsed() < YIELD_MAX {
-            std::thread::yield_now();
-        } else {
+            idle = None;
+        } else if !is_ring || !idle.get_or_insert_with(Yields::begin).again() {
             // By rank: whether bytes are to be sent, and to be received.
             let mut wants: BTreeMap<usize, [bool; 2]> = BTreeMap::new();
             sends.iter().filter(|s| !s.data.is_empty()).for_each(|s| wants.entry(s.to).or_default()[0] = true);
