@@ -20,8 +20,8 @@
 //!   that a thread that reads (a checkpoint, say) does not wait for what another asks meanwhile. All copies to and from the host go through
 //!   pinned memory. Operations lock the scratch, so threads may share a device.
 //! - A snapshot holds the memory of its buffer and is read by the copy stream; whoever changes the buffer meanwhile gets other memory, from the place's block.
-//! - Calls are held back until there are some, or somebody waits, and those that are made again and again are one CUDA graph ([`queue`]). Whoever
-//!   uses the compute stream beside the operations goes through [`Shared::in_order`].
+//! - Calls are held back until there are some, or somebody waits, and those that are made again and again are one CUDA graph (`queue`). Whoever
+//!   uses the compute stream beside the operations goes through `Shared::in_order`.
 //!
 //! Deliberately absent: returned errors after the start (a panic ends the worker, and its place is healed like any death), NCCL
 //! (rows and columns go through the host and the same links as everywhere).
