@@ -278,7 +278,7 @@ fn sum_in_order(parts: &[f32], out: &mut [f32]) {
 
 /// Everyone to everyone in one step, by the schedule of [`schedules::all_gather_direct`]: member `i`'s bytes land in slot `i` of `slots
 /// (n, own.len())`. The slot of this rank is left alone.
-fn exchange(
+pub(super) fn exchange(
     links: &mut Links,
     ranks: &[usize],
     me: usize,

@@ -11,6 +11,7 @@
 //!      | frame   epoch, stream, sequence, length, sums            establish   dials, accepts, keeps connections over epochs
 //!   transport    \______________________________________________  handshake   proves the epoch's key, both ways
 //!                TCP; within a host Unix sockets or shared memory
+//!   nccl         between GPUs: who has communicators, and what is asked of them
 //! ```
 //!
 //! Invariants:
@@ -42,6 +43,7 @@ mod flight;
 mod frame;
 mod handshake;
 mod links;
+pub mod nccl;
 mod program;
 mod raw;
 #[cfg(test)]

@@ -34,6 +34,8 @@ pub use toroid_torus::job::Products;
 
 use toroid_torus::digest::digest;
 
+use crate::comm::nccl::DeviceComm;
+
 /// Experts of one token, as [`toroid_torus::model::TOP_K`].
 pub const TOP_K: usize = toroid_torus::model::TOP_K;
 
@@ -293,6 +295,11 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// would wake one up and wait for it.
     fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         f()
+    }
+
+    /// What moves data between devices without the host, where there is such a thing.
+    fn comm(&self) -> Option<&dyn DeviceComm<Self>> {
+        None
     }
 
     // ------------------------------------------------------------ storage
