@@ -221,6 +221,11 @@ fn check_chunks(group: &Group, buf: &[f32]) {
     assert!(len.is_multiple_of(members), "{len} elements do not divide into {members} chunks; pad the buffer");
 }
 
+/// An all-reduce of `bytes` over `n` ranks adds everybody's values in the order of the members; else it has the order of the rings.
+pub(crate) fn is_exchanged(n: usize, bytes: usize) -> bool {
+    (n - 1) * bytes <= EXCHANGE_BYTES_MAX
+}
+
 /// Sums `buf` over the group; every member gets the same bits. `buf` has the same length everywhere.
 pub fn all_reduce_sum(
     links: &mut Links,
@@ -233,7 +238,7 @@ pub fn all_reduce_sum(
     if n == 1 {
         return Ok(());
     }
-    if (n - 1) * size_of_val(buf) > EXCHANGE_BYTES_MAX {
+    if !is_exchanged(n, size_of_val(buf)) {
         return run(links, group, Collective::AllReduce, channel, buf, scratch);
     }
     if n == 2 {

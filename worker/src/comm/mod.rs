@@ -51,6 +51,7 @@ mod tests;
 mod transport;
 mod work;
 
+pub(crate) use collective::is_exchanged;
 pub use collective::{
     Algorithm, Group, TpGroup, all_gather, all_gather_f64, all_reduce_sum, all_reduce_torus, global_sum,
     global_sum_with, reduce_scatter, start_all_gather, start_reduce_scatter,

@@ -7,6 +7,7 @@
 mod compile;
 mod emulator;
 mod memory;
+mod nccl;
 mod ops;
 mod parallel;
 mod reference;

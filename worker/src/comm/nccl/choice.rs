@@ -179,7 +179,7 @@ fn obstacle(statements: &[Statement], group: &[usize]) -> Option<String> {
 }
 
 /// As NCCL counts since 2.9.
-pub(in crate::comm) fn shown(version: u32) -> String {
+pub(crate) fn shown(version: u32) -> String {
     format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
 }
 

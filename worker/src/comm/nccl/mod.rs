@@ -25,6 +25,7 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use agree::{Agreed, UniqueId, agree};
+pub(crate) use choice::shown;
 pub use choice::{Decision, Gpu, Key, Lack, Line, LineDecision, Statement, decide};
 
 use super::{CommError, Fence, WaitsFor};

@@ -5,6 +5,7 @@
 //!   gpu       the driver, through cudarc                   products  cuBLASLt
 //!   compile   kernels/*.cu by NVRTC, cached on disk         kernels   their sources and names
 //!   arena     which parts of a block of memory are taken
+//!   nccl      sums and gathers between GPUs
 //! ```
 //!
 //! All libraries are loaded when the program runs: it builds and starts where there is none, and [`Gpu::open`] says what is missing.
@@ -20,8 +21,8 @@
 //!   that a thread that reads (a checkpoint, say) does not wait for what another asks meanwhile. All copies to and from the host go through
 //!   pinned memory. Operations lock the scratch, so threads may share a device.
 //!
-//! Deliberately absent: returned errors after the start (a panic ends the worker, and its place is healed like any death), NCCL
-//! (rows and columns go through the host and the same links as everywhere), CUDA graphs.
+//! Deliberately absent: returned errors after the start (a panic ends the worker, and its place is healed like any death),
+//! CUDA graphs.
 
 #![allow(unsafe_code)]
 
@@ -35,14 +36,17 @@ mod arena;
 pub mod compile;
 mod gpu;
 pub mod kernels;
+pub mod nccl;
 mod ops;
 mod products;
 pub mod runtime;
 
 pub use gpu::{CudaError, Gpu, count};
+pub use nccl::Nccl;
 pub use runtime::{Arg, Launch, Runtime, Stream};
 
 use arena::Arena;
+use nccl::Comms;
 use runtime::DevicePtr;
 
 /// Bytes of workspace that cuBLASLt may use; NVIDIA's advice for Hopper.
@@ -76,6 +80,7 @@ struct Shared<R: Runtime> {
     /// Bytes of buffers and scratch so far.
     allocated: AtomicU64,
     staging: Mutex<Vec<Staging<R>>>,
+    comms: Comms<R>,
     runtime: R,
 }
 
@@ -99,6 +104,10 @@ unsafe impl<R: Runtime> Send for Staging<R> {}
 
 impl<R: Runtime> Drop for Shared<R> {
     fn drop(&mut self) {
+        for ptr in self.comms.close(&self.runtime) {
+            // SAFETY: made by `alloc`, and its communicators are gone.
+            unsafe { self.runtime.free(ptr) };
+        }
         let scratch = *lock(&self.scratch);
         for staging in lock(&self.staging).drain(..) {
             self.free_staging(staging);
@@ -114,7 +123,7 @@ impl<R: Runtime> Drop for Shared<R> {
 impl<R: Runtime> Shared<R> {
     fn free_staging(&self, staging: Staging<R>) {
         if let Some(busy) = staging.busy.filter(|_| !std::thread::panicking()) {
-            self.runtime.synchronize(&busy);
+            self.await_event(&busy);
         }
         // SAFETY: made by `alloc_host`, in nobody's hands, and the device has read it.
         unsafe { self.runtime.free_host(staging.ptr, staging.bytes) };
@@ -214,7 +223,8 @@ impl<R: Runtime> CudaDevice<R> {
     pub fn new(runtime: R) -> CudaDevice<R> {
         let scratch = Mutex::new(Block { ptr: 0, bytes: 0 });
         let (arena, allocated) = (Mutex::default(), AtomicU64::new(0));
-        let shared = Shared { scratch, arena, allocated, staging: Mutex::new(Vec::new()), runtime };
+        let shared =
+            Shared { scratch, arena, allocated, staging: Mutex::new(Vec::new()), comms: Comms::new(), runtime };
         CudaDevice { shared: Arc::new(shared) }
     }
 
@@ -304,7 +314,7 @@ impl<R: Runtime> CudaDevice<R> {
         outgrown.into_iter().for_each(|staging| self.shared.free_staging(staging));
         match chosen {
             Some(mut staging) => {
-                staging.busy.take().into_iter().for_each(|busy| runtime.synchronize(&busy));
+                staging.busy.take().into_iter().for_each(|busy| self.shared.await_event(&busy));
                 staging
             }
             None => Staging { ptr: runtime.alloc_host(bytes), bytes, busy: None },
@@ -325,7 +335,7 @@ impl<R: Runtime> CudaDevice<R> {
         runtime.wait(Stream::Copy, &runtime.record(Stream::Compute));
         // SAFETY: the staging is large enough and borrowed until the copy is done; the caller reads what is there.
         unsafe { runtime.download(from, staging.ptr, bytes) };
-        runtime.synchronize(&runtime.record(Stream::Copy));
+        self.shared.await_event(&runtime.record(Stream::Copy));
     }
 
     /// Copies the first `bytes` of the staging to `to`, in the order of the operations, and gives it back.
