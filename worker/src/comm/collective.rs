@@ -15,6 +15,7 @@ use toroid_torus::geometry::Shape;
 use super::flight::Flight;
 use super::program::Program;
 use super::{Channel, CommError, Links, Transfer};
+use crate::device::{Buffer, Device};
 use crate::model::TpComm;
 
 /// An all-reduce in which each member receives no more than this from all others together is one exchange of everybody's values.
@@ -392,6 +393,22 @@ impl TpComm for TpGroup<'_> {
         exchange(self.links, ranks, *me, Channel::Tp, cast_slice(own), cast_slice_mut(all))?;
         all[me * own.len()..][..own.len()].copy_from_slice(own);
         Ok(())
+    }
+
+    fn all_reduce_on<D: Device>(&mut self, device: &D, buf: &mut D::Buf) -> Result<(), CommError> {
+        match device.comm().filter(|comm| comm.carries_tp()) {
+            Some(comm) => comm.all_reduce(buf),
+            None => device.with_host_mut(buf.all_mut(), |buf| self.all_reduce(buf)),
+        }
+    }
+
+    fn all_gather_on<D: Device>(&mut self, device: &D, own: &D::Buf, all: &mut D::Buf) -> Result<(), CommError> {
+        match device.comm().filter(|comm| comm.carries_tp()) {
+            Some(comm) => comm.all_gather(own, all),
+            None => {
+                device.with_host(own.all(), |own| device.with_host_mut(all.all_mut(), |all| self.all_gather(own, all)))
+            }
+        }
     }
 
     fn progress(&mut self) -> Result<(), CommError> {

@@ -3,6 +3,8 @@
 //! Ranks are threads with emulated GPUs ([`crate::emulator::network`]) and real links. No wait here depends on time: whoever waits for a lost
 //! rank does so until the fence goes up, which the test raises when it has seen them wait.
 
+mod training;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::Duration;
