@@ -1,60 +1,119 @@
-//! NCCL's own library, through cudarc's thin layer. It is loaded when it is asked for; where there is none nothing else changes.
+//! NCCL's own library. It is loaded when it is asked for; where there is none nothing else changes.
+//!
+//! The types are cudarc's. Its loader is not used: it does not know the name `libnccl.so.2`, under which NVIDIA's packages install the library
+//! for those who run programs, and a missing symbol is a panic there.
 //!
 //! Communicators are non-blocking (`blocking = 0`): no call waits for another rank, and [`Nccl::is_ready`] says when NCCL has done its part.
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::LazyLock;
 
 use cudarc::driver::result as driver;
-use cudarc::nccl::result::{NcclError, NcclStatus};
-use cudarc::nccl::{result, sys};
+use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclConfig_t, ncclDataType_t, ncclResult_t, ncclUniqueId};
+use libloading::Library;
 
 use super::super::gpu::Gpu as Device;
 use super::super::runtime::{Arg, DevicePtr, Stream};
 use super::{Nccl, PointToPoint};
 use crate::comm::nccl::{Gpu, UniqueId};
 
-/// The first version with non-blocking communicators that can be aborted at any time (NCCL 2.18).
+/// The first version whose non-blocking communicators can be aborted at any time.
 const MIN_VERSION: c_int = 21_800;
 
-/// The library is on this machine.
+const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
+
+/// What is called, as `nccl.h` declares it. Results are numbers: a later NCCL may have more of them than cudarc's enumeration.
+struct Api {
+    version: u32,
+    error_string: unsafe extern "C" fn(c_int) -> *const c_char,
+    unique_id: unsafe extern "C" fn(*mut ncclUniqueId) -> c_int,
+    init_rank_config: unsafe extern "C" fn(*mut ncclComm_t, c_int, ncclUniqueId, c_int, *mut ncclConfig_t) -> c_int,
+    async_error: unsafe extern "C" fn(ncclComm_t, *mut c_int) -> c_int,
+    abort: unsafe extern "C" fn(ncclComm_t) -> c_int,
+    group_start: unsafe extern "C" fn() -> c_int,
+    group_end: unsafe extern "C" fn() -> c_int,
+    send: unsafe extern "C" fn(*const c_void, usize, ncclDataType_t, c_int, ncclComm_t, cudaStream_t) -> c_int,
+    recv: unsafe extern "C" fn(*mut c_void, usize, ncclDataType_t, c_int, ncclComm_t, cudaStream_t) -> c_int,
+    /// What the functions lie in.
+    _library: Library,
+}
+
+static API: LazyLock<Option<Api>> = LazyLock::new(|| {
+    // SAFETY: loads NVIDIA's library; its initializers are NVIDIA's.
+    let library = NAMES.into_iter().find_map(|name| unsafe { Library::new(name) }.ok())?;
+    Api::new(library).map_err(|why| tracing::warn!("the NCCL library cannot be used: {why}")).ok()
+});
+
+/// A library that can be used is on this machine.
 pub fn is_present() -> bool {
-    // SAFETY: loads a library and lets go of it; its initializers are NVIDIA's.
-    static IS_PRESENT: LazyLock<bool> = LazyLock::new(|| unsafe { sys::is_culib_present() });
-    *IS_PRESENT
+    API.is_some()
+}
+
+const SUCCESS: c_int = ncclResult_t::ncclSuccess as c_int;
+const IN_PROGRESS: c_int = ncclResult_t::ncclInProgress as c_int;
+
+impl Api {
+    fn new(library: Library) -> Result<Api, String> {
+        fn symbol<F: Copy>(library: &Library, name: &str) -> Result<F, String> {
+            // SAFETY: every caller names the function's type as NCCL's header declares it.
+            unsafe { library.get::<F>(name.as_bytes()) }.map(|symbol| *symbol).map_err(|e| e.to_string())
+        }
+        // SAFETY: as above.
+        let get_version: unsafe extern "C" fn(*mut c_int) -> c_int = symbol(&library, "ncclGetVersion")?;
+        let mut version = 0;
+        // SAFETY: points to an integer.
+        let result = unsafe { get_version(&mut version) };
+        if result != SUCCESS || version < MIN_VERSION {
+            return Err(format!("it says version {version} (result {result}), {MIN_VERSION} or later is needed"));
+        }
+        Ok(Api {
+            version: version as u32,
+            error_string: symbol(&library, "ncclGetErrorString")?,
+            unique_id: symbol(&library, "ncclGetUniqueId")?,
+            init_rank_config: symbol(&library, "ncclCommInitRankConfig")?,
+            async_error: symbol(&library, "ncclCommGetAsyncError")?,
+            abort: symbol(&library, "ncclCommAbort")?,
+            group_start: symbol(&library, "ncclGroupStart")?,
+            group_end: symbol(&library, "ncclGroupEnd")?,
+            send: symbol(&library, "ncclSend")?,
+            recv: symbol(&library, "ncclRecv")?,
+            _library: library,
+        })
+    }
+
+    fn get() -> &'static Api {
+        API.as_ref().expect("whoever has no library said so when the epoch began")
+    }
+
+    /// What was asked for is done, or being done.
+    fn check(&self, result: c_int) -> Result<(), String> {
+        if result == SUCCESS || result == IN_PROGRESS {
+            return Ok(());
+        }
+        // SAFETY: NCCL gives a static string for every result.
+        let text = unsafe { CStr::from_ptr((self.error_string)(result)) };
+        Err(text.to_string_lossy().into_owned())
+    }
+
+    fn new_unique_id(&self) -> Result<UniqueId, String> {
+        let mut id = ncclUniqueId { internal: [0; 128] };
+        // SAFETY: points to an id.
+        self.check(unsafe { (self.unique_id)(&mut id) })?;
+        Ok(UniqueId(id.internal.map(|byte| byte as u8)))
+    }
 }
 
 /// A communicator's handle.
-pub struct Communicator(sys::ncclComm_t);
+pub struct Communicator(ncclComm_t);
 
 // SAFETY: NCCL allows any thread to use a communicator, one at a time; the device's lock sees to that.
 unsafe impl Send for Communicator {}
-
-fn why(error: NcclError) -> String {
-    // SAFETY: NCCL gives a static string for every result.
-    let text = unsafe { CStr::from_ptr(sys::ncclGetErrorString(error.0)) };
-    text.to_string_lossy().into_owned()
-}
 
 impl Nccl for Device {
     type Communicator = Communicator;
 
     fn nccl_version(&self) -> Option<u32> {
-        static VERSION: LazyLock<Option<u32>> = LazyLock::new(|| {
-            let version = is_present().then(result::get_nccl_version)?;
-            match version {
-                Ok(version) if version >= MIN_VERSION => u32::try_from(version).ok(),
-                Ok(version) => {
-                    tracing::warn!("NCCL {version} is too old to be used, {MIN_VERSION} or later is needed");
-                    None
-                }
-                Err(error) => {
-                    tracing::warn!("NCCL does not say its version: {}", why(error));
-                    None
-                }
-            }
-        });
-        *VERSION
+        API.as_ref().map(|api| api.version)
     }
 
     fn gpu(&self) -> Gpu {
@@ -64,25 +123,28 @@ impl Nccl for Device {
     }
 
     fn unique_id(&self) -> Result<UniqueId, String> {
-        result::get_uniqueid().map(|id| UniqueId(id.internal.map(|byte| byte as u8))).map_err(why)
+        self.enter();
+        Api::get().new_unique_id()
     }
 
     fn init(&self, id: &UniqueId, index: usize, size: usize) -> Result<Communicator, String> {
         self.enter();
-        let id = sys::ncclUniqueId { internal: id.0.map(|byte| byte as c_char) };
-        let mut config = non_blocking();
-        let mut communicator = std::ptr::null_mut();
+        let api = Api::get();
+        let id = ncclUniqueId { internal: id.0.map(|byte| byte as c_char) };
+        let (mut config, mut communicator) = (non_blocking(), std::ptr::null_mut());
         // SAFETY: points to a handle and to a configuration that live through the call; the GPU's context is current.
-        unsafe { result::comm_init_rank_config(&mut communicator, size as c_int, id, index as c_int, &mut config) }
-            .map_err(why)?;
+        let result =
+            unsafe { (api.init_rank_config)(&mut communicator, size as c_int, id, index as c_int, &mut config) };
+        api.check(result)?;
         Ok(Communicator(communicator))
     }
 
     fn is_ready(&self, communicator: &Communicator) -> Result<bool, String> {
-        let mut state = sys::ncclResult_t::ncclSuccess;
+        let (api, mut state) = (Api::get(), SUCCESS);
         // SAFETY: the communicator is alive.
-        unsafe { sys::ncclCommGetAsyncError(communicator.0, &mut state) }.result().map_err(why)?;
-        state.result().map(|status| status == NcclStatus::Success).map_err(why)
+        api.check(unsafe { (api.async_error)(communicator.0, &mut state) })?;
+        api.check(state)?;
+        Ok(state == SUCCESS)
     }
 
     // SAFETY: as the trait says.
@@ -93,31 +155,33 @@ impl Nccl for Device {
         transfers: &[PointToPoint],
     ) -> Result<(), String> {
         self.enter();
-        let stream = self.stream(stream).cast();
-        let bytes_of = sys::ncclDataType_t::ncclUint8;
-        result::group_start().map_err(why)?;
+        let (api, stream) = (Api::get(), self.stream(stream).cast());
+        let kind = ncclDataType_t::ncclUint8;
+        // SAFETY: no arguments.
+        api.check(unsafe { (api.group_start)() })?;
         // SAFETY: the caller's promise; both modules of cudarc name the same opaque stream.
         let asked = transfers.iter().try_for_each(|transfer| unsafe {
-            match *transfer {
+            api.check(match *transfer {
                 PointToPoint::Send { peer, from, bytes } => {
-                    result::send(from as *const _, bytes, bytes_of, peer as c_int, communicator.0, stream)
+                    (api.send)(from as *const c_void, bytes, kind, peer as c_int, communicator.0, stream)
                 }
                 PointToPoint::Recv { peer, to, bytes } => {
-                    result::recv(to as *mut _, bytes, bytes_of, peer as c_int, communicator.0, stream)
+                    (api.recv)(to as *mut c_void, bytes, kind, peer as c_int, communicator.0, stream)
                 }
-            }
-            .map(|_| ())
+            })
         });
         // A group that was begun is ended, whatever went into it.
-        let ended = result::group_end().map(|_| ());
-        asked.and(ended).map_err(why)
+        // SAFETY: no arguments.
+        let ended = api.check(unsafe { (api.group_end)() });
+        asked.and(ended)
     }
 
     fn abort(&self, communicator: Communicator) {
         self.enter();
+        let api = Api::get();
         // SAFETY: the communicator is alive, and nobody has it any more.
-        if let Err(error) = unsafe { result::comm_abort(communicator.0) } {
-            tracing::warn!("NCCL cannot abort a communicator: {}", why(error));
+        if let Err(why) = api.check(unsafe { (api.abort)(communicator.0) }) {
+            tracing::warn!("NCCL cannot abort a communicator: {why}");
         }
     }
 
@@ -130,10 +194,10 @@ impl Nccl for Device {
 }
 
 /// `NCCL_CONFIG_INITIALIZER` with `blocking = 0`. NCCL reads as much of it as `size` says.
-fn non_blocking() -> sys::ncclConfig_t {
+fn non_blocking() -> ncclConfig_t {
     const UNDEFINED: c_int = c_int::MIN;
-    sys::ncclConfig_t {
-        size: size_of::<sys::ncclConfig_t>(),
+    ncclConfig_t {
+        size: size_of::<ncclConfig_t>(),
         magic: 0xcafe_beef,
         version: 22_200,
         blocking: 0,
@@ -149,13 +213,21 @@ fn non_blocking() -> sys::ncclConfig_t {
 mod tests {
     use super::*;
 
-    /// Where the library is at hand it gives ids and its version, without a GPU; where it is not, nothing is loaded and nothing panics.
+    /// Where the library is at hand it says its version and what its errors are called, without a GPU; where it is not, nothing panics.
     #[test]
     fn the_library_is_asked_only_where_it_is_there() {
-        if !is_present() {
+        let Some(api) = API.as_ref() else {
+            assert!(!is_present());
             return;
-        }
-        assert!(result::get_nccl_version().is_ok_and(|version| version >= 20_000));
+        };
+        assert!(is_present() && api.version >= MIN_VERSION as u32);
+        assert_eq!((api.check(SUCCESS), api.check(IN_PROGRESS)), (Ok(()), Ok(())));
+        let error = api.check(ncclResult_t::ncclInvalidArgument as c_int).expect_err("an error");
+        assert!(error.contains("invalid argument"), "{error}");
+    }
+
+    #[test]
+    fn a_communicator_does_not_block() {
         let config = non_blocking();
         assert_eq!((config.size, config.blocking), (size_of_val(&config), 0));
     }
