@@ -55,7 +55,7 @@ fn allocations(threads: usize, products: Products) -> (usize, usize) {
     let (tokens, targets) = (&ids[..ids.len() - 1], &ids[1..]);
     device.enter(|| {
         let mut step = |t: u64| {
-            device.copy(shard.param.all(), stage.params_mut().all_mut());
+            stage.borrow_params(&shard.param);
             stage.zero_grads();
             for _ in 0..2 {
                 let Ok(_) = stage.forward(0, Input::Tokens(tokens), Some(targets), &mut Alone, None);
@@ -63,6 +63,7 @@ fn allocations(threads: usize, products: Products) -> (usize, usize) {
             }
             let norm = shard.grad_sum_of_squares(&device, stage.grads().all()).sqrt();
             let at = UpdateAt { t, total: spec.steps, update: t + 1, norm };
+            stage.return_params();
             shard.update(&device, stage.grads().all(), &spec.optimizer, at);
         };
         (0..6).for_each(&mut step);

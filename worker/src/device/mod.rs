@@ -328,9 +328,14 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Lends the view to `f` as host memory; what `f` leaves there is the view's content.
     fn with_host_mut<R>(&self, x: ViewMut<'_, Self::Buf>, f: impl FnOnce(&mut [f32]) -> R) -> R;
 
+    /// Another buffer in the memory of `x`, both to be read, where the device has such: who changes an element of either copies all of them
+    /// first, see [`Device::is_shared`].
+    fn share(&self, _x: &Self::Buf) -> Option<Self::Buf> {
+        None
+    }
     /// The values of `x` as host memory for another thread: they stay whatever becomes of `x`.
     fn snapshot(&self, x: &Self::Buf) -> Self::Snapshot;
-    /// A snapshot holds the memory of `x`: who changes an element copies all of them first. A new buffer is cheaper where nothing of
+    /// A snapshot or another buffer holds the memory of `x`: who changes an element copies all of them first. A new buffer is cheaper where nothing of
     /// them is to stay.
     fn is_shared(&self, _x: &Self::Buf) -> bool {
         false

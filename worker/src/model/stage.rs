@@ -141,6 +141,20 @@ pub struct Allocated {
     pub scratch_bytes: u64,
 }
 
+/// Working parameters.
+struct Params<D: Device> {
+    /// Not touched, and so without memory on a CPU, as long as others are lent.
+    own: D::Buf,
+    /// The master weights, where a place has all of them.
+    lent: Option<D::Buf>,
+}
+
+impl<D: Device> Params<D> {
+    fn current(&mut self) -> &mut D::Buf {
+        self.lent.as_mut().unwrap_or(&mut self.own)
+    }
+}
+
 /// The layers of one (tp, pp) place: parameters, gradients, and the activations of the micro-batches in flight.
 ///
 /// Parameters and gradients are one flat buffer each, laid out as [`Partition`] says. Every buffer is allocated by
@@ -152,7 +166,7 @@ pub struct Stage<D: Device> {
     device: D,
     layout: Layout,
     /// `(padded_len)`
-    params: D::Buf,
+    params: Params<D>,
     /// `(padded_len)`
     grads: D::Buf,
     /// `(seq, head_dim)`
@@ -193,7 +207,7 @@ impl<D: Device> Stage<D> {
             let now = device.allocated_bytes();
             now - std::mem::replace(&mut last, now)
         };
-        let params = device.alloc(partition.padded_len);
+        let params = Params { own: device.alloc(partition.padded_len), lent: None };
         let parameter_bytes = since();
         let grads = device.alloc(partition.padded_len);
         let gradient_bytes = since();
@@ -228,10 +242,26 @@ impl<D: Device> Stage<D> {
     }
     /// The flat working parameters, `(padded_len)`.
     pub fn params(&self) -> &D::Buf {
-        &self.params
+        self.params.lent.as_ref().unwrap_or(&self.params.own)
     }
     pub fn params_mut(&mut self) -> &mut D::Buf {
-        &mut self.params
+        if let Some(lent) = self.params.lent.take() {
+            self.device.copy(lent.all(), self.params.own.all_mut());
+        }
+        &mut self.params.own
+    }
+    /// The working parameters are `master (padded_len)` from here on: in the same memory where the device can share it, until
+    /// [`Stage::return_params`], or else as a copy.
+    pub fn borrow_params(&mut self, master: &D::Buf) {
+        self.params.lent = self.device.share(master);
+        if self.params.lent.is_none() {
+            self.device.copy(master.all(), self.params.own.all_mut());
+        }
+    }
+    /// Lets go of the memory of [`Stage::borrow_params`], so that its owner can change it in place. Where there was such, parameters mean nothing
+    /// until they are set again.
+    pub fn return_params(&mut self) {
+        self.params.lent = None;
     }
     /// The flat gradients, `(padded_len)`; those of the padding stay 0.
     pub fn grads(&self) -> &D::Buf {
@@ -312,7 +342,7 @@ impl<D: Device> Stage<D> {
         let Stage { device, layout, params, rope, scratch, slots, work, prob_sums, .. } = self;
         let slot = &mut slots[slot];
         assert_eq!(slot.state, State::Free, "the slot's micro-batch has not had its backward");
-        let mut context = Context { device, layout, params, rope, scratch, tp };
+        let mut context = Context { device, layout, params: params.current(), rope, scratch, tp };
         let ce = slot_forward(&mut context, slot, work, prob_sums, input, targets, output, watch)?;
         slot.state = State::Forward;
         let (z, balance) = slot.router.iter().fold((0.0, 0.0), |(z, b), s| (z + s.z, b + s.balance));
@@ -333,7 +363,7 @@ impl<D: Device> Stage<D> {
         output: Option<&mut [f32]>,
     ) -> Result<f64, T::Error> {
         let Stage { device, layout, params, rope, scratch, evaluation, work, prob_sums, .. } = self;
-        let mut context = Context { device, layout, params, rope, scratch, tp };
+        let mut context = Context { device, layout, params: params.current(), rope, scratch, tp };
         slot_forward(&mut context, evaluation, work, prob_sums, input, targets, output, &mut Unwatched)
     }
 
@@ -410,7 +440,7 @@ impl<D: Device> Stage<D> {
         let slot = &mut slots[slot];
         assert_eq!(slot.state, State::BackwardInput, "the first part of the slot's backward has not run");
         slot.state = State::Free;
-        let mut context = Context { device, layout, params, rope, scratch, tp };
+        let mut context = Context { device, layout, params: params.current(), rope, scratch, tp };
         if let (Some(ranges), Some(saved)) = (&layout.head, &slot.head) {
             head::backward_weight(&mut context, ranges, saved, grads);
             watch.after_grads(context.tp, grads, ranges.all().start)?;
@@ -444,7 +474,7 @@ impl<D: Device> Stage<D> {
         let slot = &mut slots[slot];
         assert_eq!(slot.state, State::Forward, "the slot holds no micro-batch whose backward may run");
         slot.state = State::Free;
-        let mut context = Context { device, layout, params, rope, scratch, tp };
+        let mut context = Context { device, layout, params: params.current(), rope, scratch, tp };
         if part == Part::Input && slot.layers.is_empty() {
             slot.layers = lent.pop().expect("as many as the schedule has between the two parts of their backward");
         }

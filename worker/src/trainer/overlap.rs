@@ -123,17 +123,17 @@ impl<D: Device> Scattering<'_, D> {
 impl<D: Device + Clone> Job<D> {
     /// The working parameters of the committed step are on their way, from the master weights of all shards of the DP group.
     pub(super) fn start_gather(&mut self, links: &mut Links, shared: &Shared) -> Result<(), CommError> {
-        let (device, range) = (self.stage.device().clone(), self.shard.range.clone());
+        let device = self.stage.device().clone();
         if self.groups.dp.ranks.len() == 1 {
-            device.copy(self.shard.param.all(), self.stage.params_mut().view_mut(range));
+            self.stage.borrow_params(&self.shard.param);
             self.gathered = self.partition.padded_len;
         } else if let Some(comm) = carrier(&device) {
-            device.copy(self.shard.param.all(), self.stage.params_mut().view_mut(range));
+            device.copy(self.shard.param.all(), self.stage.params_mut().view_mut(self.shard.range.clone()));
             self.gathered = 0;
             comm.start_gather(self.stage.params_mut())?;
         } else {
             let mut flat = self.take_flat();
-            device.read(self.shard.param.all(), &mut flat[range]);
+            device.read(self.shard.param.all(), &mut flat[self.shard.range.clone()]);
             self.gathered = 0;
             start_all_gather(links, &self.groups.dp, Channel::Dp, flat)?;
         }

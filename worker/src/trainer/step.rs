@@ -219,6 +219,7 @@ impl<D: Device + Clone> Job<D> {
         let (t, total, norm) = (self.committed, spec.steps, totals.norm());
         if norm.is_finite() {
             let at = UpdateAt { t, total, update: t + 1 - self.skipped, norm };
+            self.stage.return_params();
             let device = self.stage.device().clone();
             let grads = self.stage.grads().view(self.shard.range.clone());
             match &mut self.kept {

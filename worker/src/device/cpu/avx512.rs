@@ -313,6 +313,14 @@ macro_rules! kind {
                 cols: usize,
                 to: Target,
             ) {
+                if to.beta != 0.0 {
+                    // What is added to is in memory more often than in a cache: it comes while the sums are made.
+                    for r in 0..R {
+                        for col in [0, 16, PANEL - 1] {
+                            _mm_prefetch::<_MM_HINT_T0>(to.c.wrapping_add(r * to.stride + col).cast());
+                        }
+                    }
+                }
                 let mut acc = [[_mm512_setzero_ps(); 2]; R];
                 for unit in 0..units {
                     // SAFETY: the caller's.

@@ -228,7 +228,7 @@ multiversion! {
             let (g, u, d) = (gate[i], up[i], dact[i] * weight);
             let s = simd::sigmoid(g);
             let silu = g * s;
-            gate[i] = d * u * s * (1.0 + g * (1.0 - s));
+            gate[i] = d * u * s * g.mul_add(1.0 - s, 1.0);
             up[i] = d * silu;
             // The product without the weight, for the sum below.
             act[i] = silu * u;

@@ -41,7 +41,7 @@ use simd::Isa;
 const LINE: usize = 16;
 
 /// f32 in host memory, aligned to a cache line. The system gives zeros page by page when they are first touched: what is never used
-/// takes no memory. Snapshots share the memory; it is copied when an element is to change while one lives.
+/// takes no memory. Snapshots and other buffers may share the memory; it is copied when an element is to change meanwhile.
 pub struct HostBuf {
     memory: Arc<Box<[f32]>>,
     start: usize,
@@ -66,9 +66,12 @@ impl HostBuf {
             own.as_mut_slice().copy_from_slice(self.as_slice());
             *self = own;
         }
-        let memory =
-            Arc::get_mut(&mut self.memory).expect("only `snapshot` makes others, and needs this buffer for it");
+        let memory = Arc::get_mut(&mut self.memory).expect("only `share` makes others, and needs this buffer for it");
         &mut memory[self.start..self.start + self.len]
+    }
+
+    fn share(&self) -> HostBuf {
+        HostBuf { memory: Arc::clone(&self.memory), start: self.start, len: self.len }
     }
 
     fn is_shared(&self) -> bool {
@@ -223,8 +226,12 @@ impl Device for CpuDevice {
         f(x.host())
     }
 
+    fn share(&self, x: &HostBuf) -> Option<HostBuf> {
+        Some(x.share())
+    }
+
     fn snapshot(&self, x: &HostBuf) -> HostSnapshot {
-        HostSnapshot(HostBuf { memory: Arc::clone(&x.memory), start: x.start, len: x.len })
+        HostSnapshot(x.share())
     }
 
     fn is_shared(&self, x: &HostBuf) -> bool {

@@ -2,8 +2,9 @@
 //! need.
 //!
 //! The build target is plain x86-64, so that one binary runs everywhere. [`multiversion!`] compiles a function's body
-//! three times. No body uses fused multiply-add, and sums run in [`LANES`] fixed lanes: all versions give the same bits
-//! (D-1), only the matrix products of the `gemm` crate differ by instruction set.
+//! three times. A multiply-add is fused where a body says `mul_add`, and nowhere else: as one instruction, or where there is none by a call
+//! that rounds once, too. Sums run in [`LANES`] fixed lanes. So all versions give the same bits (D-1), only the matrix products of the
+//! `gemm` crate differ by instruction set.
 
 /// Lanes of a sum: a vector of AVX-512, two of AVX2, four of SSE.
 pub const LANES: usize = 16;
@@ -36,7 +37,7 @@ impl Isa {
             {
                 return Isa { level: Level::Avx512, bf16: is_x86_feature_detected!("avx512bf16") };
             }
-            if is_x86_feature_detected!("avx2") {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 return Isa::without_bf16(Level::Avx2);
             }
         }
@@ -82,7 +83,7 @@ macro_rules! multiversion {
             #[inline(always)]
             fn body($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2")]
+            #[target_feature(enable = "avx2,fma")]
             fn avx2($($arg: $ty),*) $(-> $ret)? {
                 body($($arg),*)
             }
@@ -118,16 +119,14 @@ pub fn exp(x: f32) -> f32 {
     // Comparisons in this order let NaN through, unlike `clamp`.
     let t = if x < LO { LO } else { x };
     let t = if t > HI { HI } else { t };
-    let shifted = t * std::f32::consts::LOG2_E + ROUND;
+    let shifted = t.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = t - n * LN2_HI - n * LN2_LO;
+    let r = n.mul_add(-LN2_LO, n.mul_add(-LN2_HI, t));
     let mut p = 1.987_569_2e-4_f32;
-    p = p * r + 1.398_2e-3;
-    p = p * r + 8.333_452e-3;
-    p = p * r + 4.166_579_6e-2;
-    p = p * r + 1.666_666_5e-1;
-    p = p * r + 5e-1;
-    let p = p * (r * r) + r + 1.0;
+    for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1] {
+        p = p.mul_add(r, coefficient);
+    }
+    let p = p.mul_add(r * r, r) + 1.0;
     let y = p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0_f32.to_bits()));
     if x < LO { 0.0 } else { y }
 }
@@ -223,7 +222,7 @@ mod tests {
         let baseline = versioned(Isa::without_bf16(Level::Baseline), &x).to_bits();
         assert_eq!(versioned(Isa::detect(), &x).to_bits(), baseline);
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") {
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             assert_eq!(versioned(Isa::without_bf16(Level::Avx2), &x).to_bits(), baseline);
         }
     }

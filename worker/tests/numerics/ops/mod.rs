@@ -29,7 +29,7 @@ macro_rules! device_tests {
 macro_rules! all_operations {
     ($device:ident: $new:expr) => {
         device_tests! { $device: $new =>
-            vector::elementwise_and_sums, vector::finite_values, vector::digest_of_bits, vector::host_access, vector::snapshots_stay, vector::adamw_follows_its_formula,
+            vector::elementwise_and_sums, vector::finite_values, vector::digest_of_bits, vector::host_access, vector::snapshots_stay, vector::shared_buffers_part_when_one_changes, vector::adamw_follows_its_formula,
             products::matmul_of_any_shape, products::matmul_of_parts_of_buffers, products::grouped_products, products::tf32_is_near,
             layers::embedding_of_a_part_of_the_vocabulary, layers::rms_norm_and_its_gradient,
             layers::rope_turns_and_turns_back, layers::swiglu_and_its_gradient,

@@ -78,6 +78,25 @@ pub fn snapshots_stay<D: Device>(device: &D) {
     assert!(stays(), "without the buffer");
 }
 
+/// One of two buffers in the same memory changes: the other stays.
+pub fn shared_buffers_part_when_one_changes<D: Device>(device: &D) {
+    let mut buf = upload(device, &values(8, LEN));
+    let before = download(device, &buf);
+    let Some(mut other) = device.share(&buf) else {
+        assert!(!device.is_shared(&buf), "nothing is shared");
+        return;
+    };
+    assert!(device.is_shared(&buf) && device.is_shared(&other), "both are in the same memory");
+    device.fill(buf.view_mut(3..7), 9.0);
+    assert!(download(device, &other) == before && download(device, &buf)[3..7] == [9.0; 4], "the first changes");
+    let mut third = device.share(&other).expect("shares once, shares again");
+    device.fill(other.view_mut(0..2), 5.0);
+    assert!(download(device, &third) == before && download(device, &other)[..2] == [5.0; 2], "the second changes");
+    drop(other);
+    assert!(!device.is_shared(&third), "alone again");
+    device.fill(third.all_mut(), 1.0);
+}
+
 pub fn adamw_follows_its_formula<D: Device>(device: &D) {
     let (mut p, mut m, mut v) = (values(4, LEN), vec![0.0; LEN], vec![0.0; LEN]);
     let [mut pd, mut md, mut vd] = [&p, &m, &v].map(|x| upload(device, x));
