@@ -3,7 +3,7 @@
 #
 #   gpu_check.sh [all|tests|sanitize|kills|bench]
 #
-#   tests   every operation, the model against its reference, equal runs with equal bits
+#   tests   every operation, the model against its reference, equal runs with equal bits; sums between two GPUs where there are two and NCCL
 #   sanitize  the operations again under compute-sanitizer, for races and accesses outside of memory; not part of all
 #   kills   eight workers on one GPU at tp 2, pp 2, dp 2, killed one by one; the end is compared to the bit with an undisturbed run
 #   bench   each kernel against its floor, tokens/s of preset 1b in bf16; the same model in PyTorch where python3 has it
