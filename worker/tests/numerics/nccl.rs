@@ -22,8 +22,6 @@ use toroid_worker::device::{Buffer, CudaDevice, Device};
 use crate::emulator::network::{Machine, Networked, VERSION};
 use crate::support::read;
 
-type Gpu = CudaDevice<Networked>;
-
 /// A device's runtime that a test may lose.
 trait MayBeLost: Runtime {
     fn is_lost(&self) -> bool;
@@ -89,6 +87,9 @@ struct At<'a, R: Runtime> {
     waits_for: &'a Mutex<BTreeMap<usize, toroid_worker::comm::WaitsFor>>,
 }
 
+/// What a place came to in an epoch, and its communicators afterwards.
+type Outcome<T> = (Result<T, CommError>, [Option<Key>; 3]);
+
 /// A change to what was agreed, at one rank.
 type Plant = fn(usize, &mut Decision);
 
@@ -99,7 +100,7 @@ fn in_epoch<T: Send, R: MayBeLost>(
     shape: Shape,
     plant: Option<Plant>,
     f: impl Fn(At<'_, R>) -> Result<T, CommError> + Sync,
-) -> Vec<(Result<T, CommError>, [Option<Key>; 3])> {
+) -> Vec<Outcome<T>> {
     assert_eq!(workers.len(), shape.world());
     let peers: BTreeMap<usize, PeerAddr> = workers
         .iter()
@@ -234,7 +235,7 @@ fn compare<R: Runtime>(at: At<'_, R>) -> Result<(), CommError> {
     Ok(())
 }
 
-fn all_well<T>(outcomes: Vec<(Result<T, CommError>, [Option<Key>; 3])>) -> Vec<[Option<Key>; 3]> {
+fn all_well<T>(outcomes: Vec<Outcome<T>>) -> Vec<[Option<Key>; 3]> {
     let keys = |(rank, (result, keys)): (usize, (Result<T, CommError>, _))| {
         result.unwrap_or_else(|e| panic!("rank {rank}: {e}"));
         keys
@@ -302,7 +303,7 @@ fn only_the_lines_of_a_dead_rank_are_made_anew() {
     let (shape, machine) = (shape(2, 2, 2), Machine::default());
     let mut workers = workers(&machine, 8);
     let first = all_well(in_epoch(&mut workers, 1, shape, None, compare));
-    workers[5].device.runtime().lose();
+    workers[5].device.runtime().handle().lose();
     workers[5] = Worker::new(100, machine.device());
     let second = all_well(in_epoch(&mut workers, 2, shape, None, compare));
     agree_on(&shape, &second).expect("all members have the same");
@@ -319,7 +320,7 @@ fn die_in_scatter(at: At<'_, Networked>) -> Result<(), CommError> {
     comm.all_reduce(&mut buf)?;
     comm.settle()?;
     if rank == VICTIM {
-        device.runtime().lose();
+        device.runtime().handle().lose();
         let group = shape.dp_group(rank);
         let others: Vec<usize> = group.iter().copied().filter(|r| *r != rank).collect();
         let all_wait = || {

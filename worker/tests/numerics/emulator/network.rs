@@ -219,13 +219,26 @@ impl Networked {
         self.ask(stream, Work::Do(Box::new(f)));
     }
 
-    /// As if its process had died: it does nothing any more.
-    pub fn lose(&self) {
-        self.network.state().ranks[self.rank].is_lost = true;
+    /// For others than its host.
+    pub fn handle(&self) -> Handle {
+        Handle { network: self.network.clone(), rank: self.rank }
     }
 
     pub fn is_lost(&self) -> bool {
         self.network.state().ranks[self.rank].is_lost
+    }
+}
+
+/// A GPU as the test sees it, which outlives the GPU's host.
+pub struct Handle {
+    network: Network,
+    rank: usize,
+}
+
+impl Handle {
+    /// As if its process had died: it does nothing any more.
+    pub fn lose(&self) {
+        self.network.state().ranks[self.rank].is_lost = true;
     }
 
     /// Groups that were asked for so far.

@@ -12,14 +12,13 @@ use toroid_worker::comm::nccl::Collectives;
 use toroid_worker::comm::{Fence, LinkChoice, Listener, PeerAddr};
 use toroid_worker::trainer::{Assignment, Command, Emit, Environment, Happened, HealPlan, Shared, TrainerEvent, run};
 
-use super::Gpu;
-use crate::emulator::network::Machine;
+use crate::emulator::network::{Handle, Machine};
 
 /// No single wait may take longer.
 const HANG_GUARD: Duration = Duration::from_secs(120);
 
 struct Worker {
-    device: Gpu,
+    gpu: Handle,
     commands: Sender<Command>,
     fence: Fence,
     address: String,
@@ -67,9 +66,9 @@ impl<'a> Cluster<'a> {
         let (commands, to_do) = channel();
         let sender = Mutex::new(self.emit.clone());
         let emit: Emit = Arc::new(move |event| drop(sender.lock().expect("not poisoned").send((id, event))));
-        let on = device.clone();
-        std::thread::spawn(move || run(&on, &environment, to_do, &emit));
-        self.workers.push(Worker { device, commands, fence: Fence::new().expect("an eventfd"), address });
+        let gpu = device.runtime().handle();
+        std::thread::spawn(move || run(&device, &environment, to_do, &emit));
+        self.workers.push(Worker { gpu, commands, fence: Fence::new().expect("an eventfd"), address });
         id
     }
 
@@ -141,7 +140,7 @@ impl<'a> Cluster<'a> {
     /// Its GPU stops, its process dies, and a new worker takes the place.
     fn replace(&mut self, rank: usize) {
         let worker = &self.workers[self.places[rank]];
-        worker.device.runtime().lose();
+        worker.gpu.lose();
         worker.fence.raise(u64::MAX);
         self.places[rank] = self.add_worker();
         self.begin_epoch(true);
@@ -149,7 +148,7 @@ impl<'a> Cluster<'a> {
 
     /// Groups of transfers between GPUs that places have asked for.
     fn num_exchanges(&self) -> Vec<u64> {
-        self.places.iter().map(|id| self.workers[*id].device.runtime().num_exchanges()).collect()
+        self.places.iter().map(|id| self.workers[*id].gpu.num_exchanges()).collect()
     }
 
     fn finish(&mut self) -> Curve {

@@ -25,6 +25,7 @@ const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 /// What is called, as `nccl.h` declares it. Results are numbers: a later NCCL may have more of them than cudarc's enumeration.
 struct Api {
     version: u32,
+    // SAFETY: these are declared as in NCCL's header; each is called below with what that asks for.
     error_string: unsafe extern "C" fn(c_int) -> *const c_char,
     unique_id: unsafe extern "C" fn(*mut ncclUniqueId) -> c_int,
     init_rank_config: unsafe extern "C" fn(*mut ncclComm_t, c_int, ncclUniqueId, c_int, *mut ncclConfig_t) -> c_int,
@@ -32,6 +33,7 @@ struct Api {
     abort: unsafe extern "C" fn(ncclComm_t) -> c_int,
     group_start: unsafe extern "C" fn() -> c_int,
     group_end: unsafe extern "C" fn() -> c_int,
+    // SAFETY: as above.
     send: unsafe extern "C" fn(*const c_void, usize, ncclDataType_t, c_int, ncclComm_t, cudaStream_t) -> c_int,
     recv: unsafe extern "C" fn(*mut c_void, usize, ncclDataType_t, c_int, ncclComm_t, cudaStream_t) -> c_int,
     /// What the functions lie in.

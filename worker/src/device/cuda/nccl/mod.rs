@@ -14,7 +14,7 @@
 //!
 //! Invariants:
 //!
-//! - **N-3** the host waits for the device only in [`Shared::await_event`], which looks at the fence meanwhile. Once the fence is up, what has
+//! - **N-3** the host waits for the device only in `Shared::await_event`, which looks at the fence meanwhile. Once the fence is up, what has
 //!   not come to its end is aborted and the streams go on; what lies in the buffers then means nothing, and no call succeeds before the next epoch.
 //! - **N-4** sums are `own + received` by our own kernel, in the order of the schedules (T-4). NCCL's own reductions are never called: their
 //!   order depends on the machines that it finds.
