@@ -54,14 +54,14 @@ def main():
         return statistics.median(found[name] for found in ours[key])
 
     print(f"{os.cpu_count()} cores; load before this line {os.getloadavg()[0]:.1f}; medians of {args.rounds} rounds")
-    print("RANKS  KIB    LINKS  TOROID US   GLOO US     TOROID GB/S  GLOO GB/S  BANDWIDTH RATIO  SHARE OF RAW")
+    print("RANKS  KIB    LINKS  TOROID US   GLOO US     TOROID GB/S  GLOO GB/S  BANDWIDTH RATIO  OF RAW  OF RAW MESSAGES")
     for key in ours:
         ranks, size = key
         us, other = median(key, "time_us"), statistics.median(theirs[key])
         bus = size * 2 * (ranks - 1) / ranks / 1e3
         print(
             f"{ranks:<6} {size // 1024:<6} {ours[key][0]['links']:<6} {us:<11.1f} {other:<11.1f} {bus / us:<12.2f} "
-            f"{bus / other:<10.2f} {other / us:<16.2f} {median(key, 'share_of_raw') * 100:.0f}%"
+            f"{bus / other:<10.2f} {other / us:<16.2f} {median(key, 'share_of_raw') * 100:<7.0f} {median(key, 'share_of_raw_messages') * 100:.0f}"
         )
 
 

@@ -14,6 +14,7 @@ import heapq
 import json
 import os
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -101,10 +102,10 @@ class Switch:
                         pass  # a full queue drops, as a switch does
 
 
-def measure(args, kib, torus, rounds):
+def measure(args, kib, torus, rounds, algorithm="ring"):
     command = [args.toroid, "bench", "allreduce", "--ranks", str(RANKS), "--size", str(kib), "-o", "json"]
     command += ["--launch", "ip netns exec " + NAME, "--listen", "10.77.1.{}:0", "--torus", torus]
-    command += ["--algorithm", "ring", "--rounds", str(rounds)]
+    command += ["--algorithm", algorithm, "--rounds", str(rounds)]
     found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout)
     return found["results"][0]
 
@@ -115,21 +116,23 @@ def wire(args):
         found = measure(args, args.mib * 1024, torus, 1)
         share = found["bus_gb_s"] * 8e3 / args.mbit
         print(
-            f"wire: {args.mib} MiB over {args.mbit} Mbit/s, torus {torus}, {found['links']}: {found['time_us'] / 1e6:.2f} s, "
+            f"wire: {args.mib} MiB over {args.mbit} Mbit/s, torus {torus}, {found['links']}, {found['steps']} steps: {found['time_us'] / 1e6:.2f} s, "
             f"{share * 100:.1f}% of the rate, {found['share_of_raw'] * 100:.0f}% of raw copies"
         )
 
 
 def delay(args):
     switch = Switch(args.delay_ms / 1e3)
-    times = {torus: [] for torus in ["4,4", "16,1"]}
+    ways = [("4,4", "ring"), ("16,1", "ring"), ("4,4", "auto")]
+    found = {way: [] for way in ways}
     for _ in range(3):
-        for torus in times:
-            times[torus].append(measure(args, 64, torus, 5)["time_us"] / 1e3)
-    torus, ring = (sorted(times[torus])[1] for torus in ["4,4", "16,1"])
+        for torus, algorithm in ways:
+            found[torus, algorithm].append(measure(args, 64, torus, 5, algorithm))
+    torus, ring, direct = (sorted(of["time_us"] / 1e3 for of in found[way])[1] for way in ways)
+    steps = [found[way][0]["steps"] for way in ways]
     print(
-        f"delay: 64 KiB with {args.delay_ms} ms: torus 4,4 {torus:.1f} ms (12 steps), ring of 16 {ring:.1f} ms (30 steps): "
-        f"{ring / torus:.2f} times as fast"
+        f"delay: 64 KiB with {args.delay_ms} ms: torus 4,4 {torus:.1f} ms ({steps[0]} steps), ring of 16 {ring:.1f} ms ({steps[1]} "
+        f"steps): {ring / torus:.2f} times as fast; as training does it {direct:.1f} ms ({steps[2]} steps)"
     )
     for tap in switch.taps:
         os.close(tap)
@@ -146,6 +149,8 @@ def main():
     if os.geteuid() != 0:
         sys.exit("bench_netns: network namespaces need root; run this with sudo")
     args.toroid = str(Path(args.toroid).resolve())
+    # So that what was made is taken away again.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench_netns: ended by SIGTERM"))
     for what in args.what:
         clean()
         try:

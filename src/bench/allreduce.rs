@@ -2,12 +2,20 @@
 //!
 //! ```text
 //!   parent -- starts a process a rank, hears its address, tells all addresses --> ranks: links, then by size
-//!             a check of the sum, rounds of all-reduces, rounds of raw copies     --> rank 0 prints a line of JSON a size
+//!             a check of sum, steps and bytes, then rounds, each of
+//!             all-reduces, raw copies, raw messages                               --> rank 0 prints a line of JSON a size
 //! ```
 //!
-//! *Algorithm bandwidth* is size / time. *Bus bandwidth* is that times 2(n-1)/n: what each rank sends. *Raw* is the time in which every
-//! rank sends as many bytes to its neighbour as the all-reduce makes it send, over the same connections, as they come: no frames, no
-//! sums, no order. The share is raw time / time.
+//! *Algorithm bandwidth* is size / time. *Bus bandwidth* is that times 2(n-1)/n: what each rank sends. There are two limits, both
+//! without frames and sums over links of the same kind; a share is the limit's time / the all-reduce's, within each round:
+//!
+//! - *Raw* copies: every rank sends to its neighbour, in one piece, as many bytes as the all-reduce makes it send. The limit of bytes. Of
+//!   more than two ranks nobody waits for all others, and with small sizes a rank is many calls ahead of its neighbour.
+//! - *Raw messages*: the bytes of each step of the all-reduce's own schedule, to those that it sends to, and the next step when those of this
+//!   one have come. The limit of what has to wait.
+//!
+//! Steps and bytes are counted, and a count that is not the formula's is an error: `2(dx-1) + 2(dy-1)` steps by rings, 2 a line where
+//! everyone sends to everyone, 1 for an exchange of all values; `2(n-1)` times the buffer by all ranks together, or `n(n-1)` times.
 //!
 //! Deliberately absent: other machines' figures, and other programs': `scripts/bench_allreduce.py` runs gloo beside it.
 
@@ -18,9 +26,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+use toroid_torus::collective::{self as schedules, Schedule, chunk_range};
 use toroid_worker::comm::{
-    Algorithm, Channel, Fence, Group, LinkChoice, Links, Listener, PeerAddr, Plan, all_gather_f64, all_reduce_sum,
-    all_reduce_torus, exchange_raw,
+    Algorithm, Channel, Fence, Group, HEADER_LEN, LinkChoice, Links, Listener, Path, PeerAddr, Plan, RawRecv, RawSend,
+    all_gather_f64, all_reduce_sum, all_reduce_torus, exchange_raw, slices_of_chunk,
 };
 
 use super::median;
@@ -34,7 +43,7 @@ const WARM_UP: usize = 3;
 const COPIES: usize = 7;
 /// A round takes about so long, within bounds of its repeats.
 const ROUND: Duration = Duration::from_millis(60);
-const REPEATS_MAX: usize = 2000;
+const REPEATS_MAX: usize = 20_000;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 const KIB: usize = 1 << 10;
 
@@ -94,14 +103,20 @@ struct Measured {
     ranks: usize,
     bytes: usize,
     links: String,
+    /// One after the other, each of messages at once.
+    steps: usize,
+    /// Of payload, by a rank, on average.
+    sent_bytes: f64,
     time_us: f64,
     time_min_us: f64,
     time_max_us: f64,
     raw_time_us: f64,
+    raw_messages_us: f64,
     alg_gb_s: f64,
     bus_gb_s: f64,
     raw_bus_gb_s: f64,
     share_of_raw: f64,
+    share_of_raw_messages: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -234,14 +249,28 @@ fn size(bytes: usize) -> String {
 }
 
 fn text(report: &Report) -> String {
-    let header =
-        ["RANKS", "SIZE", "LINKS", "TIME US", "MIN", "MAX", "ALG GB/S", "BUS GB/S", "RAW GB/S", "SHARE OF RAW"];
+    let header = [
+        "RANKS",
+        "SIZE",
+        "LINKS",
+        "STEPS",
+        "SENT",
+        "TIME US",
+        "MIN",
+        "MAX",
+        "ALG GB/S",
+        "BUS GB/S",
+        "RAW GB/S",
+        "OF RAW",
+        "OF RAW MESSAGES",
+    ];
     let mut rows = vec![header.map(String::from).to_vec()];
     rows.extend(report.results.iter().map(|m| {
-        let mut row = vec![m.ranks.to_string(), size(m.bytes), m.links.clone()];
+        let mut row = vec![m.ranks.to_string(), size(m.bytes), m.links.clone(), m.steps.to_string()];
+        row.push(format!("{:.0}", m.sent_bytes));
         row.extend([m.time_us, m.time_min_us, m.time_max_us].map(|us| format!("{us:.1}")));
         row.extend([m.alg_gb_s, m.bus_gb_s, m.raw_bus_gb_s].map(|gb| format!("{gb:.2}")));
-        row.push(format!("{:.0}%", m.share_of_raw * 100.0));
+        row.extend([m.share_of_raw, m.share_of_raw_messages].map(|share| format!("{:.0}%", share * 100.0)));
         row
     }));
     let mut text = table(&rows);
@@ -270,9 +299,7 @@ fn be_rank(args: &Args, rank: usize) -> Result<()> {
     let fence = Fence::new()?;
     let mut links = Links::establish(&listener, plan.clone(), &fence, CONNECT_TIMEOUT)?;
     // Raw bytes have connections of their own: who waits for a frame would take them for one.
-    let (next, before) = ((rank + 1) % ranks, (rank + ranks - 1) % ranks);
     plan.epoch += 1;
-    plan.peers.retain(|peer, _| [next, before].contains(peer));
     let raw = Links::establish(&listener, plan, &fence, CONNECT_TIMEOUT)?;
     let mut group = Group::line((0..ranks).collect(), rank);
     // A line in training goes by its size; one schedule at all sizes is for comparisons.
@@ -281,7 +308,7 @@ fn be_rank(args: &Args, rank: usize) -> Result<()> {
         (group.dx, group.dy) = (dx, dy);
     }
     let (algorithm, rounds) = (args.algorithm, args.rounds);
-    let mut bench = Bench { group, is_line, algorithm, rounds, next, before, raw, scratch: Vec::new() };
+    let mut bench = Bench { group, is_line, algorithm, rounds, raw, scratch: Vec::new() };
     for size in &args.size {
         let measured = bench.measure(&mut links, size * KIB)?;
         if rank == 0 {
@@ -296,48 +323,159 @@ struct Bench {
     is_line: bool,
     algorithm: Algorithm,
     rounds: usize,
-    next: usize,
-    before: usize,
     raw: Links,
     scratch: Vec<f32>,
 }
 
+/// What every rank does in a call of one kind.
+#[derive(Clone, Copy)]
+enum Kind {
+    AllReduce,
+    Raw,
+    RawMessages,
+}
+
+const KINDS: [Kind; 3] = [Kind::AllReduce, Kind::Raw, Kind::RawMessages];
+
+/// What calls of one size work on.
+struct Buffers {
+    values: Vec<f32>,
+    sent: Vec<u8>,
+    received: Vec<u8>,
+    schedule: Schedule,
+}
+
 impl Bench {
     fn measure(&mut self, links: &mut Links, bytes: usize) -> Result<Measured> {
-        let n = self.group.ranks.len();
-        let mut buf = vec![self.group.me as f32 + 1.0; bytes / size_of::<f32>()];
-        self.all_reduce(links, &mut buf)?;
+        let (n, len) = (self.group.ranks.len(), bytes / size_of::<f32>());
+        let mut values = vec![self.group.me as f32 + 1.0; len];
+        let (steps, sent_bytes) = self.counted(links, &mut values)?;
         let expected = (n * (n + 1) / 2) as f32;
-        ensure!(buf.iter().all(|x| *x == expected), "the sum of 1 to {n} is {expected}, found another");
-        buf.fill(0.0);
-        let times = self.times(links, |bench, links| bench.all_reduce(links, &mut buf))?;
-
-        let sent = vec![1_u8; 2 * (n - 1) * bytes / n];
-        let mut received = vec![0_u8; sent.len()];
-        let raw = if n == 1 {
-            times.clone()
-        } else {
-            self.times(links, |bench, _| {
-                let Bench { raw, next, before, .. } = bench;
-                Ok(exchange_raw(raw, *next, *before, &sent, &mut received)?)
-            })?
-        };
-        let (time, raw) = (median(times.clone()), median(raw));
+        ensure!(values.iter().all(|x| *x == expected), "the sum of 1 to {n} is {expected}, found another");
+        values.fill(0.0);
+        // An exchange sends more than 2(n-1)/n of a buffer.
+        let most = bytes * n.max(2);
+        let mut buffers =
+            Buffers { values, sent: vec![1; most], received: vec![0; most], schedule: self.schedule(len) };
+        let rounds = self.times(links, &mut buffers)?;
+        let times = |kind: Kind| rounds.iter().map(move |round| round[kind as usize]);
+        let share = |of: Kind| median(rounds.iter().map(move |round| round[of as usize] / round[0]));
+        let (time, raw) = (median(times(Kind::AllReduce)), median(times(Kind::Raw)));
         let kinds: Vec<String> = links.kinds().keys().map(ToString::to_string).collect();
-        let bus = |time: f64| sent.len() as f64 / time / 1e9;
+        let bus = |time: f64| ring_bytes(n, bytes) as f64 / time / 1e9;
         Ok(Measured {
             ranks: n,
             bytes,
             links: kinds.join("+"),
+            steps,
+            sent_bytes,
             time_us: time * 1e6,
-            time_min_us: times.iter().copied().fold(f64::MAX, f64::min) * 1e6,
-            time_max_us: times.iter().copied().fold(0.0, f64::max) * 1e6,
+            time_min_us: times(Kind::AllReduce).fold(f64::MAX, f64::min) * 1e6,
+            time_max_us: times(Kind::AllReduce).fold(0.0, f64::max) * 1e6,
             raw_time_us: raw * 1e6,
+            raw_messages_us: median(times(Kind::RawMessages)) * 1e6,
             alg_gb_s: bytes as f64 / time / 1e9,
             bus_gb_s: bus(time),
             raw_bus_gb_s: bus(raw),
-            share_of_raw: raw / time,
+            share_of_raw: share(Kind::Raw),
+            share_of_raw_messages: share(Kind::RawMessages),
         })
+    }
+
+    fn path(&self, len: usize) -> Path {
+        let n = self.group.ranks.len();
+        if self.is_line { Path::on_line(n, len) } else { Path::on_torus(self.algorithm, n, len) }
+    }
+
+    fn schedule(&self, len: usize) -> Schedule {
+        let Group { dx, dy, me, .. } = self.group;
+        match self.path(len) {
+            Path::Exchange => schedules::all_gather_direct(dx * dy, 1, me),
+            Path::Direct => schedules::all_reduce_direct(dx, dy, me),
+            Path::Ring => schedules::all_reduce(dx, dy, me),
+        }
+    }
+
+    /// Makes one all-reduce. Its steps, and the bytes of payload that a rank sends on average, both counted on the links; an error where they
+    /// are not what the formulas say.
+    fn counted(&mut self, links: &mut Links, values: &mut [f32]) -> Result<(usize, f64)> {
+        let Group { dx, dy, me, .. } = self.group;
+        let (n, len) = (dx * dy, values.len());
+        let path = self.path(len);
+        let lines =
+            if path == Path::Exchange { [(n, 1, true), (1, 1, false)] } else { [(dx, dy, true), (dy, 1, false)] };
+        let in_line = |peer: usize, is_row: bool| {
+            path == Path::Exchange && is_row || if is_row { peer / dx == me / dx } else { peer % dx == me % dx }
+        };
+        let count = |bench: &Bench, links: &Links, is_row: bool| -> u64 {
+            let peers = bench.group.ranks.iter().enumerate().filter(|(peer, _)| *peer != me && in_line(*peer, is_row));
+            peers.map(|(_, rank)| links.num_sent(*rank, Channel::Dp)).sum()
+        };
+        let before = (links.stats(), [true, false].map(|is_row| count(self, links, is_row)));
+        self.all_reduce(links, values)?;
+        let after = (links.stats(), [true, false].map(|is_row| count(self, links, is_row)));
+        let frames = after.0.frames_sent - before.0.frames_sent;
+        let payload = after.0.bytes_sent - before.0.bytes_sent - frames * HEADER_LEN as u64;
+
+        let slices = if path == Path::Exchange { 1 } else { slices_of_chunk(n, len) };
+        let mut steps = 0;
+        for (number, (members, chunks, _)) in lines.into_iter().enumerate() {
+            let messages = (after.1[number] - before.1[number]) as usize;
+            // In one step of a line, to how many and in how many pieces each.
+            let peers = if path == Path::Ring { 1 } else { members.max(2) - 1 };
+            let in_step = peers * if slices == 1 { 1 } else { chunks * slices };
+            ensure!(
+                messages.is_multiple_of(in_step),
+                "an all-reduce of {len} elements sent {messages} messages along a line of {members}, which are no whole steps of {in_step}; report this as a bug"
+            );
+            steps += messages / in_step;
+        }
+        let all = all_gather_f64(links, &self.group.ranks, Channel::Global, &[payload as f64])?;
+        let sent: f64 = all.iter().sum();
+        let (expected_steps, times) = match path {
+            Path::Exchange => (usize::from(n > 1), n * (n - 1)),
+            Path::Direct => (2 * usize::from(dx > 1) + 2 * usize::from(dy > 1), 2 * (n - 1)),
+            Path::Ring => (2 * (dx - 1) + 2 * (dy - 1), 2 * (n - 1)),
+        };
+        let expected = times * len * size_of::<f32>();
+        ensure!(
+            steps == expected_steps && sent == expected as f64,
+            "an all-reduce of {len} elements on {dx} x {dy} should take {expected_steps} steps and {expected} bytes of all ranks, counted are {steps} and {sent}; report this as a bug"
+        );
+        Ok((steps, sent / n as f64))
+    }
+
+    fn call(&mut self, links: &mut Links, kind: Kind, buffers: &mut Buffers) -> Result<()> {
+        let Buffers { values, sent, received, schedule } = buffers;
+        let Group { ranks, me, .. } = &self.group;
+        let (n, bytes) = (ranks.len(), size_of_val(&values[..]));
+        match kind {
+            Kind::AllReduce => return self.all_reduce(links, values),
+            Kind::Raw if n == 1 => {}
+            Kind::Raw => {
+                let len = ring_bytes(n, bytes);
+                let mut sends = [RawSend { to: ranks[(me + 1) % n], data: &sent[..len] }];
+                let mut recvs = [RawRecv { from: ranks[(me + n - 1) % n], into: &mut received[..len] }];
+                exchange_raw(&mut self.raw, &mut sends, &mut recvs)?;
+            }
+            Kind::RawMessages => {
+                // An exchange moves the whole buffer as each member's chunk.
+                let whole = if self.path(values.len()) == Path::Exchange { bytes * n } else { bytes };
+                let range = |chunks: &std::ops::Range<usize>| chunk_range(whole, schedule.num_chunks, chunks);
+                for step in &schedule.steps {
+                    let sends = step.sends.iter().map(|s| RawSend { to: ranks[s.to], data: &sent[range(&s.chunks)] });
+                    let mut rest = &mut received[..];
+                    let recvs = step.recvs.iter().map(|r| {
+                        let (into, left) = std::mem::take(&mut rest).split_at_mut(range(&r.chunks).len());
+                        rest = left;
+                        RawRecv { from: ranks[r.from], into }
+                    });
+                    let (mut sends, mut recvs) = (sends.collect::<Vec<_>>(), recvs.collect::<Vec<_>>());
+                    exchange_raw(&mut self.raw, &mut sends, &mut recvs)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn all_reduce(&mut self, links: &mut Links, buf: &mut [f32]) -> Result<()> {
@@ -356,32 +494,50 @@ impl Bench {
         Ok(all.into_iter().fold(f64::MIN, f64::max))
     }
 
-    /// Seconds of one call, by round.
-    fn times(
-        &mut self,
-        links: &mut Links,
-        mut call: impl FnMut(&mut Bench, &mut Links) -> Result<()>,
-    ) -> Result<Vec<f64>> {
-        for _ in 0..WARM_UP.min(self.rounds) {
-            call(self, links)?;
-        }
-        self.largest(links, 0.0)?;
-        let start = Instant::now();
-        call(self, links)?;
-        let one = self.largest(links, start.elapsed().as_secs_f64())?;
-        let repeats = ((ROUND.as_secs_f64() / one) as usize).clamp(1, REPEATS_MAX);
-        let mut times = Vec::new();
-        for _ in 0..self.rounds {
-            self.largest(links, 0.0)?;
-            let start = Instant::now();
-            for _ in 0..repeats {
-                call(self, links)?;
+    /// Seconds of one call of each of [`KINDS`], by round.
+    fn times(&mut self, links: &mut Links, buffers: &mut Buffers) -> Result<Vec<[f64; 3]>> {
+        let mut repeats = [0; 3];
+        for kind in KINDS {
+            for _ in 0..WARM_UP.min(self.rounds) {
+                self.call(links, kind, buffers)?;
             }
-            self.largest(links, 0.0)?;
-            times.push(start.elapsed().as_secs_f64() / repeats as f64);
+            // One call alone tells little where ranks share cores: as many more until they take a good part of a round.
+            let mut calls = 1;
+            let took = loop {
+                self.largest(links, 0.0)?;
+                let start = Instant::now();
+                for _ in 0..calls {
+                    self.call(links, kind, buffers)?;
+                }
+                let took = self.largest(links, start.elapsed().as_secs_f64())?;
+                if took * 4.0 >= ROUND.as_secs_f64() || calls >= REPEATS_MAX {
+                    break took;
+                }
+                calls *= 4;
+            };
+            repeats[kind as usize] = ((calls as f64 * ROUND.as_secs_f64() / took) as usize).clamp(1, REPEATS_MAX);
         }
-        Ok(times)
+        let mut rounds = Vec::new();
+        for _ in 0..self.rounds {
+            let mut round = [0.0; 3];
+            for kind in KINDS {
+                self.largest(links, 0.0)?;
+                let start = Instant::now();
+                for _ in 0..repeats[kind as usize] {
+                    self.call(links, kind, buffers)?;
+                }
+                self.largest(links, 0.0)?;
+                round[kind as usize] = start.elapsed().as_secs_f64() / repeats[kind as usize] as f64;
+            }
+            rounds.push(round);
+        }
+        Ok(rounds)
     }
+}
+
+/// What each of `n` ranks sends in an all-reduce by rings, bytes.
+fn ring_bytes(n: usize, bytes: usize) -> usize {
+    2 * (n - 1) * bytes / n
 }
 
 #[cfg(test)]
@@ -394,20 +550,24 @@ mod tests {
             ranks: 2,
             bytes: 4 << 20,
             links: "shm".into(),
+            steps: 2,
+            sent_bytes: 4194304.0,
             time_us: 1000.0,
             time_min_us: 900.0,
             time_max_us: 1100.0,
             raw_time_us: 800.0,
+            raw_messages_us: 900.0,
             alg_gb_s: 4.19,
             bus_gb_s: 4.19,
             raw_bus_gb_s: 5.24,
             share_of_raw: 0.8,
+            share_of_raw_messages: 0.9,
         };
         let report = Report { memory_copy_gb_s: 10.0, cores: 2, results: vec![measured] };
         assert_eq!(
             text(&report),
-            "RANKS  SIZE   LINKS  TIME US  MIN    MAX     ALG GB/S  BUS GB/S  RAW GB/S  SHARE OF RAW\n\
-             2      4 MiB  shm    1000.0   900.0  1100.0  4.19      4.19      5.24      80%\n\
+            "RANKS  SIZE   LINKS  STEPS  SENT     TIME US  MIN    MAX     ALG GB/S  BUS GB/S  RAW GB/S  OF RAW  OF RAW MESSAGES\n\
+             2      4 MiB  shm    2      4194304  1000.0   900.0  1100.0  4.19      4.19      5.24      80%     90%\n\
              2 cores, memory copy 10.0 GB/s\n"
         );
     }

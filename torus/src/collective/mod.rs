@@ -10,6 +10,10 @@
 //!  all-gather       dx - 1 steps, copy         <-   dy - 1 steps, copy             (0,1) 1   (1,1) 3
 //! ```
 //!
+//! A row takes the chunks of a super-chunk one by one in the order in which the column can use them, or has them: before a column's
+//! reduce-scatter the member's own chunk comes last and those before it first, after its all-gather the own chunk first. So both lines of a member
+//! are busy at once where steps overlap ([`Step::first`]).
+//!
 //! Each is the ring of its line of n: in step s of a reduce-scatter member i sends super-chunk `i - s - 1` to `i + 1` and adds
 //! `i - s - 2` from `i - 1`; in step s of an all-gather it sends `i - s` and copies `i - s - 1`, all modulo n (Patarasuk and Yuan,
 //! "Bandwidth optimal all-reduce algorithms", 2009).
@@ -31,7 +35,7 @@
 //!
 //! ```text
 //! chunks 4
-//! send 2..4 to 1, add 0..2 from 1
+//! send 2..4 to 1, add 0..2 from 1, chunk 1 first
 //! send 1..2 to 2, add 0..1 from 2
 //! ```
 //!
@@ -77,6 +81,9 @@ pub struct Recv {
 pub struct Step {
     pub sends: Vec<Send>,
     pub recvs: Vec<Recv>,
+    /// Which of a transfer's chunks goes first, counted from the beginning of its range; then those before it, around the end. `None`: from
+    /// the first to the last.
+    pub first: Option<usize>,
 }
 
 /// What one member does in a collective.
@@ -89,7 +96,8 @@ pub struct Schedule {
 /// Leaves the sum over all members in every member's own chunk; other chunks are left with parts of sums.
 pub fn reduce_scatter(dx: usize, dy: usize, member: usize) -> Schedule {
     let at = Position::new(dx, dy, member);
-    let row = ring_reduce_scatter(dx, at.x).map(|hop| Line::row(at).step(hop, Op::Add));
+    let first = (dy > 1).then(|| (at.y + dy - 1) % dy);
+    let row = ring_reduce_scatter(dx, at.x).map(|hop| Step { first, ..Line::row(at).step(hop, Op::Add) });
     let column = ring_reduce_scatter(dy, at.y).map(|hop| Line::column(at).step(hop, Op::Add));
     Schedule { num_chunks: dx * dy, steps: row.chain(column).collect() }
 }
@@ -135,7 +143,8 @@ pub fn pass_on_along_lines(dx: usize, dy: usize, member: usize) -> [Step; 2] {
 pub fn all_gather(dx: usize, dy: usize, member: usize) -> Schedule {
     let at = Position::new(dx, dy, member);
     let column = ring_all_gather(dy, at.y).map(|hop| Line::column(at).step(hop, Op::Copy));
-    let row = ring_all_gather(dx, at.x).map(|hop| Line::row(at).step(hop, Op::Copy));
+    let first = (dy > 1).then_some(at.y);
+    let row = ring_all_gather(dx, at.x).map(|hop| Step { first, ..Line::row(at).step(hop, Op::Copy) });
     Schedule { num_chunks: dx * dy, steps: column.chain(row).collect() }
 }
 
@@ -154,6 +163,7 @@ pub fn reduce_scatter_direct(dx: usize, dy: usize, member: usize) -> Schedule {
         // Everyone starts with the member after itself, so that they do not all send to member 0 first.
         sends: line.others().map(|i| Send { to: line.member(i), chunks: line.chunks(i) }).collect(),
         recvs: line.others().map(|i| Recv { from: line.member(i), chunks: line.chunks(line.i), op: Op::Add }).collect(),
+        first: None,
     });
     Schedule { num_chunks: dx * dy, steps: steps.collect() }
 }
@@ -165,6 +175,7 @@ pub fn all_gather_direct(dx: usize, dy: usize, member: usize) -> Schedule {
     let steps = lines.into_iter().filter(|line| line.n > 1).map(|line| Step {
         sends: line.others().map(|i| Send { to: line.member(i), chunks: line.chunks(line.i) }).collect(),
         recvs: line.others().map(|i| Recv { from: line.member(i), chunks: line.chunks(i), op: Op::Copy }).collect(),
+        first: None,
     });
     Schedule { num_chunks: dx * dy, steps: steps.collect() }
 }
@@ -271,7 +282,7 @@ impl Line {
 }
 
 fn step(from: usize, to: usize, sent: Range<usize>, received: Range<usize>, op: Op) -> Step {
-    Step { sends: vec![Send { to, chunks: sent }], recvs: vec![Recv { from, chunks: received, op }] }
+    Step { sends: vec![Send { to, chunks: sent }], recvs: vec![Recv { from, chunks: received, op }], first: None }
 }
 
 impl fmt::Display for Op {
@@ -287,7 +298,8 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sends = self.sends.iter().map(|s| format!("send {:?} to {}", s.chunks, s.to));
         let recvs = self.recvs.iter().map(|r| format!("{} {:?} from {}", r.op, r.chunks, r.from));
-        f.write_str(&sends.chain(recvs).collect::<Vec<_>>().join(", "))
+        let first = self.first.map(|chunk| format!("chunk {chunk} first"));
+        f.write_str(&sends.chain(recvs).chain(first).collect::<Vec<_>>().join(", "))
     }
 }
 
@@ -320,13 +332,17 @@ impl FromStr for Schedule {
         for (line, text) in (2..).zip(lines) {
             let mut step = Step::default();
             for transfer in text.split(", ") {
-                let expected = "`send A..B to M`, `add A..B from M` or `copy A..B from M`";
+                let expected = "`send A..B to M`, `add A..B from M`, `copy A..B from M` or `chunk C first`";
                 step.add(transfer).ok_or_else(|| error(line, expected, transfer))?;
             }
             let in_buffer = |chunks: &Range<usize>| chunks.start < chunks.end && chunks.end <= num_chunks;
             let mut chunks = step.sends.iter().map(|s| &s.chunks).chain(step.recvs.iter().map(|r| &r.chunks));
             if !chunks.all(in_buffer) {
                 return Err(error(line, "ranges A..B with A < B and B at most the number of chunks", text));
+            }
+            let mut lens = step.sends.iter().map(|s| s.chunks.len()).chain(step.recvs.iter().map(|r| r.chunks.len()));
+            if lens.any(|len| step.first.is_some_and(|first| first >= len)) {
+                return Err(error(line, "a first chunk that all ranges of the step have", text));
             }
             steps.push(step);
         }
@@ -335,9 +351,13 @@ impl FromStr for Schedule {
 }
 
 impl Step {
-    /// Adds a transfer in its printed form; `None` where it is none.
+    /// Adds a transfer, or which chunk goes first, in its printed form; `None` where it is neither.
     fn add(&mut self, transfer: &str) -> Option<()> {
         let words: Vec<&str> = transfer.split(' ').collect();
+        if let ["chunk", chunk, "first"] = words[..] {
+            self.first = Some(chunk.parse().ok()?);
+            return Some(());
+        }
         let [verb, chunks, direction, member] = words[..] else { return None };
         let (start, end) = chunks.split_once("..")?;
         let (chunks, member) = (start.parse().ok()?..end.parse().ok()?, member.parse().ok()?);
@@ -358,10 +378,10 @@ mod tests {
     #[test]
     fn an_all_reduce_prints_as_one_line_a_step() {
         let expected = "chunks 4\n\
-            send 2..4 to 1, add 0..2 from 1\n\
+            send 2..4 to 1, add 0..2 from 1, chunk 1 first\n\
             send 1..2 to 2, add 0..1 from 2\n\
             send 0..1 to 2, copy 1..2 from 2\n\
-            send 0..2 to 1, copy 2..4 from 1\n";
+            send 0..2 to 1, copy 2..4 from 1, chunk 0 first\n";
         assert_eq!(all_reduce(2, 2, 0).to_string(), expected);
         let expected = "chunks 3\nsend 0..1 to 2, add 2..3 from 0\nsend 2..3 to 2, add 1..2 from 0\n";
         assert_eq!(reduce_scatter(3, 1, 1).to_string(), expected);
@@ -390,6 +410,8 @@ mod tests {
         check_error("chunks 4\nsend 0..1 to 1\nadd 0-1 from 1", 3, "add 0-1 from 1");
         check_error("chunks 4\nsend 0..5 to 1", 2, "send 0..5 to 1");
         check_error("chunks 4\nsend 2..2 to 1", 2, "send 2..2 to 1");
+        check_error("chunks 4\nsend 0..2 to 1, chunk 2 first", 2, "send 0..2 to 1, chunk 2 first");
+        check_error("chunks 4\nsend 0..2 to 1, chunk one first", 2, "chunk one first");
         let error = "chunks x".parse::<Schedule>().expect_err("x is no number").to_string();
         assert_eq!(
             error,

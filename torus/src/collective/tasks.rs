@@ -86,7 +86,7 @@ impl Tasks {
         let mut made = Tasks::default();
         for step in &schedule.steps {
             for send in &step.sends {
-                for piece in cutter.cut(&send.chunks) {
+                for piece in cutter.cut(&send.chunks, step.first) {
                     let before = read(&mut cells[piece.cells], made.tasks.len());
                     made.push(Action::Send { to: send.to }, piece.elements, before);
                 }
@@ -95,7 +95,7 @@ impl Tasks {
                 Some(chunks) => made.push_sum(step, &chunks, cutter, &mut cells),
                 None => {
                     for recv in &step.recvs {
-                        for piece in cutter.cut(&recv.chunks) {
+                        for piece in cutter.cut(&recv.chunks, step.first) {
                             let before = write(&mut cells[piece.cells], made.tasks.len());
                             made.push(Action::Recv { from: recv.from, op: recv.op }, piece.elements, before);
                         }
@@ -139,13 +139,13 @@ impl Tasks {
         };
         for (number, recv) in step.recvs.iter().enumerate() {
             let op = if number == 0 { Op::Copy } else { Op::Add };
-            for piece in cutter.cut(chunks) {
+            for piece in cutter.cut(chunks, step.first) {
                 let (at, cells) = place(&piece);
                 let before = write(&mut scratch_cells[cells], self.tasks.len());
                 self.push(Action::RecvScratch { from: recv.from, op, at }, piece.elements, before);
             }
         }
-        for piece in cutter.cut(chunks) {
+        for piece in cutter.cut(chunks, step.first) {
             let (at, of_scratch) = place(&piece);
             let index = self.tasks.len();
             let mut before = read(&mut scratch_cells[of_scratch], index);
@@ -181,7 +181,8 @@ struct Cutter {
 }
 
 impl Cutter {
-    fn cut(&self, chunks: &Range<usize>) -> Vec<Piece> {
+    /// `first` as [`Step::first`].
+    fn cut(&self, chunks: &Range<usize>, first: Option<usize>) -> Vec<Piece> {
         let Cutter { num_chunks, num_elements, per_chunk } = *self;
         let range = |chunks: &Range<usize>| chunk_range(num_elements, num_chunks, chunks);
         let slice = |chunk: usize, slice: usize| {
@@ -193,7 +194,9 @@ impl Cutter {
         let mut pieces: Vec<Piece> = if per_chunk == 1 {
             vec![Piece { elements: range(chunks), cells: chunks.clone() }]
         } else {
-            chunks.clone().flat_map(|chunk| (0..per_chunk).map(move |s| slice(chunk, s))).collect()
+            let n = chunks.len();
+            let in_turn = (0..n).map(|i| chunks.start + first.map_or(i, |first| (first + n - i) % n));
+            in_turn.flat_map(|chunk| (0..per_chunk).map(move |s| slice(chunk, s))).collect()
         };
         pieces.retain(|piece| !piece.elements.is_empty());
         pieces

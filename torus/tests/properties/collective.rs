@@ -403,6 +403,70 @@ fn a_range_is_written_when_all_that_writes_to_it_is_done() {
     assert!(run.has_written(&(0..8)) && !run.is_over(), "what it sends is still on its way");
 }
 
+/// Ticks of an all-reduce where every member has one port, out of which goes one slice a tick, and into which comes one: links of both axes
+/// take turns. What comes early is kept, as the kernel does.
+fn ticks_with_one_port(schedules: &[Schedule], len: usize, slice: usize) -> usize {
+    let tasks = schedules.iter().map(|schedule| Arc::new(Tasks::new(schedule, len, slice)));
+    let mut runs: Vec<Run> = tasks.map(|tasks| Run::new(tasks, 0)).collect();
+    let n = runs.len();
+    // By sender and receiver: sends that may go, how many slices are under way and how many have come, receives that wait for them.
+    let mut links = vec![vec![(VecDeque::new(), 0_usize, 0_usize, VecDeque::new()); n]; n];
+    // Whose turn each port had last.
+    let mut last = vec![(0, 0); n];
+    let next = |last: usize, may: &dyn Fn(usize) -> bool| (1..=n).map(|i| (last + i) % n).find(|i| may(*i));
+    for tick in 0..100 * len {
+        for (me, run) in runs.iter_mut().enumerate() {
+            while let Some(task) = run.start_next() {
+                match run.tasks().tasks[task].action {
+                    Action::Send { to } => links[me][to].0.push_back(task),
+                    Action::Recv { from, .. } => links[from][me].3.push_back(task),
+                    Action::RecvScratch { .. } | Action::Fold { .. } => unreachable!("rings have none"),
+                }
+            }
+        }
+        if runs.iter().all(Run::is_over) {
+            return tick;
+        }
+        for me in 0..n {
+            if let Some(to) = next(last[me].0, &|to| !links[me][to].0.is_empty()) {
+                let task = links[me][to].0.pop_front().expect("it has one");
+                runs[me].complete(task);
+                (links[me][to].1, last[me].0) = (links[me][to].1 + 1, to);
+            }
+        }
+        for me in 0..n {
+            if let Some(from) = next(last[me].1, &|from| links[from][me].1 > 0) {
+                let (_, under_way, came, _) = &mut links[from][me];
+                (*under_way, *came, last[me].1) = (*under_way - 1, *came + 1, from);
+            }
+            for from in 0..n {
+                let (_, _, came, waits) = &mut links[from][me];
+                while *came > 0
+                    && let Some(task) = waits.pop_front()
+                {
+                    *came -= 1;
+                    runs[me].complete(task);
+                }
+            }
+        }
+    }
+    panic!("members wait for ever");
+}
+
+/// Where rows and columns share a port it is never idle: a row brings the chunks in the order in which its column wants them.
+#[test]
+fn a_port_that_both_axes_share_is_always_busy() {
+    for (dx, dy) in [(4, 1), (1, 4), (2, 2), (4, 4), (3, 5), (5, 3), (2, 8), (16, 1)] {
+        let (n, per_chunk) = (dx * dy, 32);
+        let least = 2 * (n - 1) * per_chunk;
+        let mut schedules = members(n, |m| collective::all_reduce(dx, dy, m));
+        assert_eq!(ticks_with_one_port(&schedules, n * per_chunk, 1), least, "{dx} x {dy}");
+        schedules.iter_mut().flat_map(|s| &mut s.steps).for_each(|step| step.first = None);
+        let plain = ticks_with_one_port(&schedules, n * per_chunk, 1);
+        assert!(dx == 1 || dy == 1 || plain > least + per_chunk, "{dx} x {dy}: the order of the chunks is of no use");
+    }
+}
+
 fn inputs_of(n: usize) -> Vec<Vec<u64>> {
     (0..n).map(|m| (0..n).map(|chunk| mark(m, chunk)).collect()).collect()
 }

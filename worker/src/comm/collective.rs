@@ -28,6 +28,10 @@ const EXCHANGE_BYTES_MAX: usize = 64 << 10;
 /// from many that send to one, and in shared memory from the many rings that then no longer fit into the cache.
 const DIRECT_BYTES_MAX: usize = 64 << 10;
 
+/// So are larger ones up to this size, where their chunks are small: with many members a ring has many steps for them.
+const DIRECT_MANY_BYTES_MAX: usize = 256 << 10;
+const DIRECT_CHUNK_BYTES_MAX: usize = 32 << 10;
+
 /// Elements in a slice, which moves as one: 128 KiB stay in the second-level cache while one member after another is added.
 const SLICE_ELEMENTS: usize = 32 << 10;
 
@@ -79,6 +83,43 @@ pub(super) type Made = BTreeMap<(Collective, bool, Order, [usize; 4]), Arc<Tasks
 
 /// Kept at most; a job uses a handful.
 const MADE_MAX: usize = 64;
+
+/// How a collective goes, by what it was asked for and the size of its buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    /// Everybody's values to everybody.
+    Exchange,
+    Direct,
+    Ring,
+}
+
+impl Path {
+    /// Of an [`all_reduce_torus`], or the half of one.
+    pub fn on_torus(algorithm: Algorithm, members: usize, len: usize) -> Path {
+        let bytes = len * size_of::<f32>();
+        let is_small = bytes <= DIRECT_BYTES_MAX
+            || bytes <= DIRECT_MANY_BYTES_MAX && bytes.div_ceil(members) <= DIRECT_CHUNK_BYTES_MAX;
+        match algorithm {
+            Algorithm::Ring => Path::Ring,
+            Algorithm::Direct => Path::Direct,
+            Algorithm::Auto if is_small => Path::Direct,
+            Algorithm::Auto => Path::Ring,
+        }
+    }
+
+    /// Of an [`all_reduce_sum`].
+    pub fn on_line(members: usize, len: usize) -> Path {
+        if (members - 1) * len * size_of::<f32>() <= EXCHANGE_BYTES_MAX {
+            return Path::Exchange;
+        }
+        Path::on_torus(Algorithm::Auto, members, len)
+    }
+}
+
+/// Messages that a chunk of a buffer of `len` elements moves as. Where it is one, several chunks of a step are one message, too.
+pub fn slices_of_chunk(members: usize, len: usize) -> usize {
+    len.div_ceil(members).div_ceil(SLICE_ELEMENTS).max(1)
+}
 
 /// Which schedules a collective runs by.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -136,11 +177,7 @@ fn tasks_of(
     len: usize,
 ) -> Arc<Tasks> {
     let Group { dx, dy, me, .. } = *group;
-    let is_direct = match algorithm {
-        Algorithm::Auto => len * size_of::<f32>() <= DIRECT_BYTES_MAX,
-        Algorithm::Ring => false,
-        Algorithm::Direct => true,
-    };
+    let is_direct = Path::on_torus(algorithm, dx * dy, len) == Path::Direct;
     let key = (collective, is_direct, order, [dx, dy, me, len]);
     if let Some(tasks) = links.made.get(&key) {
         return Arc::clone(tasks);
@@ -222,9 +259,9 @@ fn check_chunks(group: &Group, buf: &[f32]) {
     assert!(len.is_multiple_of(members), "{len} elements do not divide into {members} chunks; pad the buffer");
 }
 
-/// An all-reduce of `bytes` over `n` ranks adds everybody's values in the order of the members; else it has the order of the rings.
-pub(crate) fn is_exchanged(n: usize, bytes: usize) -> bool {
-    (n - 1) * bytes <= EXCHANGE_BYTES_MAX
+/// An all-reduce of `len` elements over `n` ranks adds everybody's values in the order of the members; else it has the order of the rings.
+pub(crate) fn is_exchanged(n: usize, len: usize) -> bool {
+    Path::on_line(n, len) == Path::Exchange
 }
 
 /// Sums `buf` over the group; every member gets the same bits. `buf` has the same length everywhere.
@@ -239,7 +276,7 @@ pub fn all_reduce_sum(
     if n == 1 {
         return Ok(());
     }
-    if !is_exchanged(n, size_of_val(buf)) {
+    if Path::on_line(n, len) != Path::Exchange {
         return run(links, group, Collective::AllReduce, channel, buf, scratch);
     }
     if n == 2 {
@@ -297,7 +334,7 @@ pub(super) fn exchange(
         return Ok(());
     }
     let mut slots: Vec<Option<&mut [u8]>> = slots.chunks_exact_mut(own.len()).map(Some).collect();
-    for Step { sends, recvs } in &schedules::all_gather_direct(ranks.len(), 1, me).steps {
+    for Step { sends, recvs, .. } in &schedules::all_gather_direct(ranks.len(), 1, me).steps {
         let sends = sends.iter().map(|send| Transfer::Send { peer: ranks[send.to], channel, data: own });
         let recvs = recvs.iter().filter_map(|recv| {
             let buf = slots[recv.chunks.start].take()?;

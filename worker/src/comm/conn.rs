@@ -182,6 +182,11 @@ impl Conn {
         self.stream.as_mut()
     }
 
+    /// Messages put on the way in this epoch.
+    pub fn num_sent(&self, channel: Channel) -> u64 {
+        self.next_send[channel.index()]
+    }
+
     pub fn kind(&self) -> LinkKind {
         self.kind
     }

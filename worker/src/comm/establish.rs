@@ -36,7 +36,7 @@ use super::handshake::{
     Acceptor, Dialer, Garbage, Identity, MAX_JOB_ID_LEN, Message, Nonce, Verdict, Why, resume_proof,
 };
 use super::links::poll_all;
-use super::transport::{Ring, Side, Socket, Transport, connect_local, listen_local};
+use super::transport::{Ring, Side, Socket, Transport, avoid_bbr, connect_local, listen_local};
 use super::work::{Nothing, Works};
 use super::{CommError, Fence, LinkChoice, LinkKind, Links};
 
@@ -104,6 +104,7 @@ impl Listener {
     pub fn bind(address: &str, worker_id: &str, links: LinkChoice) -> Result<Listener, CommError> {
         let bound = TcpListener::bind(address).and_then(|socket| {
             socket.set_nonblocking(true)?;
+            avoid_bbr(&socket)?;
             Ok((socket.local_addr()?, socket))
         });
         let (address, socket) =
@@ -683,6 +684,7 @@ fn connect(peer: &PeerAddr, kind: LinkKind, attempt: usize) -> std::io::Result<S
     };
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
+    avoid_bbr(&socket)?;
     match rustix::net::connect(&socket, address) {
         Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
         Err(e) => return Err(e.into()),

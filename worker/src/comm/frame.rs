@@ -18,7 +18,7 @@ use std::fmt;
 /// Payloads travel as they lie in memory.
 const _: () = assert!(cfg!(target_endian = "little"), "links carry f32 and f64 in little-endian order");
 
-pub(super) const HEADER_LEN: usize = 40;
+pub const HEADER_LEN: usize = 40;
 const MAGIC: u32 = u32::from_le_bytes(*b"TORF");
 
 /// The largest payload. A gradient chunk of the largest model planned for stays below it.

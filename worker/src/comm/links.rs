@@ -31,8 +31,39 @@ use crate::trace::{Trace, thread_cpu_time};
 /// below this, and reached only where they do not.
 const KEPT_BYTES_MAX: usize = 4 << 30;
 
-/// How long a rank yields before it sleeps: about what waking it would cost everyone.
-pub(super) const YIELD_MAX: Duration = Duration::from_micros(50);
+/// How long a rank yields before it sleeps, not counting the time in which others had its core: about what waking it would cost everyone.
+const YIELD_MAX: Duration = Duration::from_micros(50);
+/// And counting it. Many ranks that wait for each other on few cores need some hundred microseconds for a turn of all; a rank that shares
+/// its core with one that computes is to be woken, so that it has its turn at once.
+const YIELD_WALL_MAX: Duration = Duration::from_millis(1);
+/// A yield that took longer gave the core to somebody.
+const YIELD_ALONE_MAX: Duration = Duration::from_micros(5);
+
+/// Gives the core away again and again while a ring is waited for.
+pub(super) struct Yields {
+    since: Instant,
+    own: Duration,
+}
+
+impl Yields {
+    pub fn begin() -> Yields {
+        Yields { since: Instant::now(), own: Duration::ZERO }
+    }
+
+    /// False where it is time to sleep.
+    pub fn again(&mut self) -> bool {
+        let before = Instant::now();
+        if self.own >= YIELD_MAX || before - self.since >= YIELD_WALL_MAX {
+            return false;
+        }
+        std::thread::yield_now();
+        let gone = before.elapsed();
+        if gone <= YIELD_ALONE_MAX {
+            self.own += gone;
+        }
+        true
+    }
+}
 
 /// All links of one rank. Owned by the trainer's thread.
 pub struct Links {
@@ -112,6 +143,11 @@ impl Links {
 
     pub fn stats(&self) -> LinkStats {
         self.tally.stats
+    }
+
+    /// Messages that went to `peer` on `channel` in this epoch.
+    pub fn num_sent(&self, peer: usize, channel: Channel) -> u64 {
+        self.conns.get(&peer).map_or(0, |conn| conn.num_sent(channel))
     }
 
     /// Calls are written down there from now on.
@@ -396,7 +432,7 @@ impl Links {
         if !self.conns.values().any(is_awaited) {
             return Ok(false);
         }
-        let start = Instant::now();
+        let mut yields = Yields::begin();
         loop {
             let Links { epoch, conns, tally, flight, .. } = self;
             let mut turn = Turn { epoch: *epoch, work: works(&mut *work, flight), tally };
@@ -411,11 +447,10 @@ impl Links {
             if did {
                 return Ok(true);
             }
-            if start.elapsed() >= YIELD_MAX {
+            self.fence.check(self.epoch)?;
+            if !yields.again() {
                 return Ok(false);
             }
-            self.fence.check(self.epoch)?;
-            std::thread::yield_now();
         }
     }
 

@@ -53,15 +53,15 @@ mod work;
 
 pub(crate) use collective::is_exchanged;
 pub use collective::{
-    Algorithm, Group, TpGroup, all_gather, all_gather_f64, all_reduce_sum, all_reduce_torus, global_sum,
-    global_sum_with, reduce_scatter, start_all_gather, start_reduce_scatter,
+    Algorithm, Group, Path, TpGroup, all_gather, all_gather_f64, all_reduce_sum, all_reduce_torus, global_sum,
+    global_sum_with, reduce_scatter, slices_of_chunk, start_all_gather, start_reduce_scatter,
 };
 pub use error::CommError;
 pub use establish::{Listener, PeerAddr, Plan, Refusal};
 pub use fence::Fence;
-pub use frame::{Channel, MAX_PAYLOAD_BYTES};
+pub use frame::{Channel, HEADER_LEN, MAX_PAYLOAD_BYTES};
 pub use links::{Links, WaitsFor};
-pub use raw::exchange_raw;
+pub use raw::{RawRecv, RawSend, exchange_raw};
 pub use transport::{LinkChoice, LinkKind};
 
 /// One message, to be sent or received by [`Links::run`]. `peer` is a rank.

@@ -7,6 +7,7 @@ use crate::model::TpComm;
 over_all_kinds! {
     what_is_sent_is_what_the_formulas_say
     in_flight_is_as_blocking
+    schedules_do_not_change_bits
 }
 
 const TORI: [(usize, usize); 12] =
@@ -195,6 +196,39 @@ fn kinds_of_link_do_not_change_bits() {
         assert!(bits(LinkKind::Tcp) == shm, "{len} elements: TCP has other bits than shared memory");
         assert!(bits(LinkKind::Unix) == shm, "{len} elements: Unix sockets have other bits than shared memory");
     }
+}
+
+/// T-4, C-2: an all-reduce has the same bits by rings and direct, in slices or not, which rows bring in an order of their own.
+fn schedules_do_not_change_bits(kind: LinkKind) {
+    for (dx, dy, chunk) in [(4, 1, 100), (2, 2, 40_000), (3, 2, 70_000), (2, 3, 40_001)] {
+        let shape = Shape::with_torus(1, 1, dx * dy, dx, dy).unwrap();
+        let results = on_shape(kind, &shape, |links| {
+            let (group, mut scratch) = (Group::dp(&shape, links.rank()), Vec::new());
+            [Algorithm::Ring, Algorithm::Direct, Algorithm::Auto].map(|algorithm| {
+                let mut buf = values(links.rank(), dx * dy * chunk, false);
+                all_reduce_torus(links, &group, algorithm, Channel::Dp, &mut buf, &mut scratch).unwrap();
+                buf.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+            })
+        });
+        let first = &results[0][0];
+        assert!(results.iter().flatten().all(|bits| bits == first), "{dx} x {dy}, chunks of {chunk}: bits differ");
+    }
+}
+
+#[test]
+fn what_is_small_goes_direct() {
+    let kib = |kib: usize| kib * 256;
+    let on_line = |members, len| Path::on_line(members, len);
+    assert_eq!(
+        [on_line(2, kib(64)), on_line(2, kib(65)), on_line(4, kib(16))],
+        [Path::Exchange, Path::Ring, Path::Exchange]
+    );
+    // Chunks of 32 KiB at most, and no more than 256 KiB in all.
+    assert_eq!([on_line(4, kib(128)), on_line(4, kib(129))], [Path::Direct, Path::Ring]);
+    assert_eq!([on_line(16, kib(256)), on_line(16, kib(257))], [Path::Direct, Path::Ring]);
+    assert_eq!(Path::on_torus(Algorithm::Auto, 1, kib(64)), Path::Direct);
+    assert_eq!(Path::on_torus(Algorithm::Ring, 4, 1), Path::Ring);
+    assert_eq!(Path::on_torus(Algorithm::Direct, 4, kib(1 << 20)), Path::Direct);
 }
 
 /// What a place does in a step: sums over a TP group between the pieces that become final, a reduce-scatter that passes on meanwhile, then

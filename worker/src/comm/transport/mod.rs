@@ -26,7 +26,7 @@ use std::str::FromStr;
 use rustix::event::PollFlags;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketAddrUnix, SocketFlags, SocketType, recvmsg, sendmsg, socket_with,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType, recvmsg, sendmsg, socket_with, sockopt,
 };
 
 pub(super) use ring::{Ring, Side};
@@ -131,12 +131,31 @@ pub(super) fn connect_local(worker_id: &str, port: u16) -> io::Result<UnixStream
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     rustix::net::connect(&socket, &local_name(worker_id, port)?)?;
-    let (found, own) = (rustix::net::sockopt::socket_peercred(&socket)?.uid, rustix::process::geteuid());
+    let (found, own) = (sockopt::socket_peercred(&socket)?.uid, rustix::process::geteuid());
     if found != own {
         let what = format!("who listens there is user {}, this worker is user {}", found.as_raw(), own.as_raw());
         return Err(io::Error::new(ErrorKind::PermissionDenied, what));
     }
     Ok(UnixStream::from(socket))
+}
+
+/// Another congestion control than BBR for a TCP link, or for all that a listener will accept, where the system's own choice is BBR.
+///
+/// BBR paces by the rates that it has seen. A collective sends and waits in turns, and two links may share a port, so what it has seen
+/// is less than what there is: of a shaped port it leaves a quarter unused, and short messages go out in drops (docs/measurements.md).
+/// Any other choice of the system stays.
+pub(super) fn avoid_bbr(socket: &impl AsFd) -> io::Result<()> {
+    let system = sockopt::tcp_congestion(socket)?;
+    if !system.starts_with("bbr") {
+        return Ok(());
+    }
+    // Who may not choose freely may choose Reno, which is as good at the distances within a cluster.
+    let taken = ["cubic", "reno"].into_iter().find(|name| sockopt::set_tcp_congestion(socket, name).is_ok());
+    match taken {
+        Some(name) => tracing::debug!(system, name, "chose another congestion control for a link"),
+        None => tracing::warn!(system, "links keep the system's congestion control, which is slow here: allow cubic"),
+    }
+    Ok(())
 }
 
 /// A socket before and while its handshake goes on.
@@ -284,4 +303,26 @@ impl AsFd for Transport {
 /// Not now.
 fn would_block() -> io::Error {
     ErrorKind::WouldBlock.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever this machine has: another choice than BBR stays, BBR gives way, to a listener's calls too.
+    #[test]
+    fn links_do_not_run_over_bbr() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        avoid_bbr(&listener).unwrap();
+        let caller = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let called = listener.accept().unwrap().0;
+        assert!(!sockopt::tcp_congestion(&called).unwrap().starts_with("bbr"));
+        sockopt::set_tcp_congestion(&caller, "reno").expect("every Linux has Reno");
+        avoid_bbr(&caller).unwrap();
+        assert_eq!(sockopt::tcp_congestion(&caller).unwrap(), "reno");
+        if sockopt::set_tcp_congestion(&caller, "bbr").is_ok() {
+            avoid_bbr(&caller).unwrap();
+            assert!(!sockopt::tcp_congestion(&caller).unwrap().starts_with("bbr"));
+        }
+    }
 }

@@ -151,7 +151,7 @@ impl<R: Runtime> State<R> {
         let member = self.members[Line::Tp as usize].as_ref().expect("the TP group has a communicator");
         let (n, me) = (member.ranks.len(), member.index);
         let stream = Stream::Compute;
-        if is_exchanged(n, len * F32) {
+        if is_exchanged(n, len) {
             return self.sum_exchanged(runtime, buffer, len, n, me);
         }
         let all = self.rounds(Kind::AllReduce, [n, 1, me], len);
