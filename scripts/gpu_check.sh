@@ -3,7 +3,8 @@
 #
 #   gpu_check.sh [all|tests|sanitize|kills|bench]
 #
-#   tests   every operation, the model against its reference, equal runs with equal bits, with and without CUDA graphs
+#   tests   every operation, the model against its reference, equal runs with equal bits, with and without CUDA graphs; sums between two
+#           GPUs where there are two and NCCL
 #   sanitize  the operations again under compute-sanitizer, for races and accesses outside of memory; not part of all
 #   kills   eight workers on one GPU at tp 2, pp 2, dp 2, killed one by one; the end is compared to the bit with an undisturbed run
 #   bench   each kernel against its floor, tokens/s of preset 1b in bf16, with and without CUDA graphs; the same model in PyTorch where

@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use toroid_worker::comm::LinkChoice;
+use toroid_worker::comm::nccl::Collectives;
 use toroid_worker::device::Choice;
 use toroid_worker::device::cuda::Graphs;
 
@@ -73,6 +74,10 @@ pub struct WorkerArgs {
     /// CUDA graphs: on, or off to launch a GPU's operations one by one; the results are the same
     #[arg(long, env = "TOROID_CUDA_GRAPHS", default_value_t, value_name = "on|off")]
     cuda_graphs: Graphs,
+    /// Sums over groups of GPUs: auto (by NCCL where each worker of a group has a GPU of its own and the library, else through the host), host,
+    /// or nccl, which is an error where that cannot be
+    #[arg(long, default_value_t, value_name = "HOW")]
+    collectives: Collectives,
     /// Compute threads of the CPU; default: one a core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
@@ -130,6 +135,7 @@ pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
         links: args.links,
         device: args.device,
         graphs: args.cuda_graphs,
+        collectives: args.collectives,
         threads: args.threads.map_or_else(num_cores, usize::from),
         trace: args.trace,
         cache_dir: args.cache.unwrap_or_else(default_cache),

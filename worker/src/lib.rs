@@ -30,10 +30,11 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use toroid_proto::{BUILD_VERSION, PROTOCOL_VERSION, Register};
 
+use comm::nccl::Collectives;
 use comm::{CommError, LinkChoice, Listener};
 use control::{Control, ControlError, JobFence};
 use device::choice::{DeviceError, Selected};
-use device::cuda::{Graphs, Runtime};
+use device::cuda::{Graphs, Nccl, Runtime};
 use device::{Choice, Device};
 use session::Session;
 use trace::Trace;
@@ -63,6 +64,8 @@ pub struct Config {
     pub device: Choice,
     /// Whether a GPU's calls that repeat are made as one.
     pub graphs: Graphs,
+    /// How sums travel between GPUs.
+    pub collectives: Collectives,
     /// Compute threads, where the device is the CPU.
     pub threads: usize,
     /// Folder for spans of the first steps.
@@ -80,6 +83,10 @@ pub enum WorkerError {
     Trace { folder: PathBuf, error: std::io::Error },
     #[error("cannot listen for links: {0}")]
     Listen(#[from] CommError),
+    #[error(
+        "cannot sum between GPUs, which `--collectives nccl` asks for: {0}; mend that, or use `--collectives auto`"
+    )]
+    Collectives(&'static str),
     #[error(transparent)]
     Control(#[from] ControlError),
     #[error("cannot start the trainer thread: {0}")]
@@ -96,11 +103,28 @@ pub async fn run(config: Config, asked: watch::Receiver<u32>) -> Result<(), Work
         tracing::info!("computing on the CPU: {why}");
     }
     match selected {
+        Selected::Cpu(_) if config.collectives == Collectives::Nccl => {
+            Err(WorkerError::Collectives("this worker computes on the CPU"))
+        }
         Selected::Cpu(device) => run_on(device, "cpu".into(), config, asked).await,
         Selected::Cuda(device) => {
             let name = device.runtime().name().to_string();
             let (free, total) = device.runtime().memory();
             tracing::info!("computing on {name}, {} of {} MiB of its memory are free", free >> 20, total >> 20);
+            let is_there = device.runtime().nccl_version().is_some();
+            match config.collectives {
+                Collectives::Nccl if !is_there => {
+                    return Err(WorkerError::Collectives("the NCCL library (libnccl.so, 2.18 or later) was not found"));
+                }
+                Collectives::Auto if !is_there => {
+                    tracing::info!(
+                        "sums go through the host: the NCCL library (libnccl.so, 2.18 or later) was not found"
+                    );
+                }
+                // Each epoch's log says what became of it.
+                _ => {}
+            }
+            device.set_collectives(config.collectives);
             run_on(device, name, config, asked).await
         }
     }

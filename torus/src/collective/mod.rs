@@ -41,6 +41,7 @@
 //!
 //! Deliberately absent: elements, bytes and links. An executor turns chunks into elements by [`chunk_range`].
 
+mod rounds;
 mod run;
 mod tasks;
 
@@ -48,6 +49,7 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
+pub use rounds::{Piece, Round, rounds};
 pub use run::Run;
 pub use tasks::{Action, Order, Task, Tasks};
 
@@ -114,6 +116,27 @@ pub fn pass_on(dx: usize, dy: usize, member: usize) -> Step {
     }
     let before = (member + n - 1) % n;
     step(before, (member + 1) % n, own(member), own(before), Op::Copy)
+}
+
+/// [`pass_on`] along rows and columns only: to the right, and what has to go on to the next row then goes down the first column. Two steps.
+pub fn pass_on_along_lines(dx: usize, dy: usize, member: usize) -> [Step; 2] {
+    let at = Position::new(dx, dy, member);
+    let chunk = |x: usize, y: usize| x * dy + y..x * dy + y + 1;
+    let (left, right) = ((at.x + dx - 1) % dx, (at.x + 1) % dx);
+    let row = Line::row(at);
+    let along_row = match dx {
+        1 => Step::default(),
+        _ => step(row.member(left), row.member(right), chunk(at.x, at.y), chunk(left, at.y), Op::Copy),
+    };
+    let (above, below) = ((at.y + dy - 1) % dy, (at.y + 1) % dy);
+    let column = Line::column(at);
+    let along_column = match (at.x, dy) {
+        (0, 2..) => {
+            step(column.member(above), column.member(below), chunk(dx - 1, at.y), chunk(dx - 1, above), Op::Copy)
+        }
+        _ => Step::default(),
+    };
+    [along_row, along_column]
 }
 
 /// Spreads every member's own chunk to all.

@@ -14,6 +14,7 @@ mod pipeline;
 mod placement;
 mod plan;
 mod resplit;
+mod rounds;
 
 use toroid_torus::cursor::splitmix64;
 use toroid_torus::geometry::Shape;

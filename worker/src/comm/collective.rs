@@ -15,6 +15,7 @@ use toroid_torus::geometry::Shape;
 use super::flight::Flight;
 use super::program::Program;
 use super::{Channel, CommError, Links, Transfer};
+use crate::device::{Buffer, Device};
 use crate::model::TpComm;
 
 /// An all-reduce in which each member receives no more than this from all others together is one exchange of everybody's values.
@@ -258,6 +259,11 @@ fn check_chunks(group: &Group, buf: &[f32]) {
     assert!(len.is_multiple_of(members), "{len} elements do not divide into {members} chunks; pad the buffer");
 }
 
+/// An all-reduce of `len` elements over `n` ranks adds everybody's values in the order of the members; else it has the order of the rings.
+pub(crate) fn is_exchanged(n: usize, len: usize) -> bool {
+    Path::on_line(n, len) == Path::Exchange
+}
+
 /// Sums `buf` over the group; every member gets the same bits. `buf` has the same length everywhere.
 pub fn all_reduce_sum(
     links: &mut Links,
@@ -315,7 +321,7 @@ fn sum_in_order(parts: &[f32], out: &mut [f32]) {
 
 /// Everyone to everyone in one step, by the schedule of [`schedules::all_gather_direct`]: member `i`'s bytes land in slot `i` of `slots
 /// (n, own.len())`. The slot of this rank is left alone.
-fn exchange(
+pub(super) fn exchange(
     links: &mut Links,
     ranks: &[usize],
     me: usize,
@@ -424,6 +430,22 @@ impl TpComm for TpGroup<'_> {
         exchange(self.links, ranks, *me, Channel::Tp, cast_slice(own), cast_slice_mut(all))?;
         all[me * own.len()..][..own.len()].copy_from_slice(own);
         Ok(())
+    }
+
+    fn all_reduce_on<D: Device>(&mut self, device: &D, buf: &mut D::Buf) -> Result<(), CommError> {
+        match device.comm().filter(|comm| comm.carries_tp()) {
+            Some(comm) => comm.all_reduce(buf),
+            None => device.with_host_mut(buf.all_mut(), |buf| self.all_reduce(buf)),
+        }
+    }
+
+    fn all_gather_on<D: Device>(&mut self, device: &D, own: &D::Buf, all: &mut D::Buf) -> Result<(), CommError> {
+        match device.comm().filter(|comm| comm.carries_tp()) {
+            Some(comm) => comm.all_gather(own, all),
+            None => {
+                device.with_host(own.all(), |own| device.with_host_mut(all.all_mut(), |all| self.all_gather(own, all)))
+            }
+        }
     }
 
     fn progress(&mut self) -> Result<(), CommError> {

@@ -33,6 +33,16 @@ pub enum CommError {
     #[error("cannot listen for links on {address}: {why}; name a free address of this machine")]
     Bind { address: String, why: String },
 
+    /// Sums between GPUs are not as they were asked for, or cannot be had: the same at every member of the group.
+    #[error("{0}")]
+    Collectives(String),
+
+    /// A communicator between GPUs has failed.
+    #[error(
+        "NCCL failed in the {line} of rank {rank}: {why}; its log (NCCL_DEBUG=INFO) says more, `--collectives host` does without"
+    )]
+    Nccl { line: super::nccl::Line, rank: usize, why: String },
+
     #[error("cannot {what}: {why}")]
     Io { what: &'static str, why: String },
 }

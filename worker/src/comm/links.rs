@@ -96,7 +96,7 @@ impl WaitsFor {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set(&self, ranks: impl Iterator<Item = usize>) {
+    pub(crate) fn set(&self, ranks: impl Iterator<Item = usize>) {
         let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         current.clear();
         current.extend(ranks);

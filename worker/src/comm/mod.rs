@@ -11,6 +11,7 @@
 //!      | frame   epoch, stream, sequence, length, sums            establish   dials, accepts, keeps connections over epochs
 //!   transport    \______________________________________________  handshake   proves the epoch's key, both ways
 //!                TCP; within a host Unix sockets or shared memory
+//!   nccl         between GPUs: who has communicators, and what is asked of them
 //! ```
 //!
 //! Invariants:
@@ -42,6 +43,7 @@ mod flight;
 mod frame;
 mod handshake;
 mod links;
+pub mod nccl;
 mod program;
 mod raw;
 #[cfg(test)]
@@ -49,6 +51,7 @@ mod tests;
 mod transport;
 mod work;
 
+pub(crate) use collective::is_exchanged;
 pub use collective::{
     Algorithm, Group, Path, TpGroup, all_gather, all_gather_f64, all_reduce_sum, all_reduce_torus, global_sum,
     global_sum_with, reduce_scatter, slices_of_chunk, start_all_gather, start_reduce_scatter,

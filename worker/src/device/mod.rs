@@ -34,6 +34,8 @@ pub use toroid_torus::job::Products;
 
 use toroid_torus::digest::digest;
 
+use crate::comm::nccl::DeviceComm;
+
 /// Experts of one token, as [`toroid_torus::model::TOP_K`].
 pub const TOP_K: usize = toroid_torus::model::TOP_K;
 
@@ -334,6 +336,11 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Begins with what was asked. A device may hold operations back to start them together; whoever needs what they make has not to ask for
     /// that, but who turns to something else should.
     fn submit(&self) {}
+
+    /// What moves data between devices without the host, where there is such a thing.
+    fn comm(&self) -> Option<&dyn DeviceComm<Self>> {
+        None
+    }
 
     // ------------------------------------------------------------ storage
 

@@ -1,6 +1,6 @@
 //! What the halves of a layer share: the scratch, and who is asked for what.
 
-use crate::device::{Buffer, Device, Mat, MatMut, Products, View, ViewMut};
+use crate::device::{Device, Mat, MatMut, Products, View, ViewMut};
 
 use super::layout::Layout;
 use super::tp::TpComm;
@@ -118,5 +118,5 @@ pub(super) fn sum_over_tp<D: Device, T: TpComm>(device: &D, partial: &mut D::Buf
     if tp.size() == 1 {
         return Ok(());
     }
-    device.with_host_mut(partial.all_mut(), |partial| tp.all_reduce(partial))
+    tp.all_reduce_on(device, partial)
 }

@@ -58,8 +58,7 @@ pub(super) fn forward<D: Device, T: TpComm>(
     if tp.size() == 1 {
         device.cross_entropy_combine(stats.all(), lse.all_mut(), losses.all_mut());
     } else {
-        device
-            .with_host(stats.all(), |own| device.with_host_mut(all_stats.all_mut(), |all| tp.all_gather(own, all)))?;
+        tp.all_gather_on(*device, stats, all_stats)?;
         device.cross_entropy_combine(all_stats.all(), lse.all_mut(), losses.all_mut());
     }
     Ok(device.sum(losses.all()))

@@ -1,6 +1,8 @@
 //! What the model needs from its TP group.
 
-/// The TP group of a place, in host memory. Every rank of the group makes the same calls in the same order.
+use crate::device::{Buffer, Device};
+
+/// The TP group of a place. Every rank of the group makes the same calls in the same order.
 pub trait TpComm {
     type Error: std::error::Error + Send + Sync + 'static;
 
@@ -12,6 +14,14 @@ pub trait TpComm {
     fn all_reduce(&mut self, buf: &mut [f32]) -> Result<(), Self::Error>;
     /// Puts every rank's `own` into `all`, by tp_rank; `all.len() == size * own.len()`.
     fn all_gather(&mut self, own: &[f32], all: &mut [f32]) -> Result<(), Self::Error>;
+    /// [`TpComm::all_reduce`] of a buffer on a device, through the host unless the device does it.
+    fn all_reduce_on<D: Device>(&mut self, device: &D, buf: &mut D::Buf) -> Result<(), Self::Error> {
+        device.with_host_mut(buf.all_mut(), |buf| self.all_reduce(buf))
+    }
+    /// [`TpComm::all_gather`] of buffers on a device.
+    fn all_gather_on<D: Device>(&mut self, device: &D, own: &D::Buf, all: &mut D::Buf) -> Result<(), Self::Error> {
+        device.with_host(own.all(), |own| device.with_host_mut(all.all_mut(), |all| self.all_gather(own, all)))
+    }
     /// Called between the operations of a layer: whoever moves anything meanwhile may go on with it. Waits for nothing.
     fn progress(&mut self) -> Result<(), Self::Error> {
         Ok(())

@@ -38,6 +38,7 @@ use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::ShardFile;
 use toroid_torus::resplit::Origin;
 
+use crate::comm::nccl::{Epoch, agree};
 use crate::comm::{CommError, Fence, Links, Listener, PeerAddr, Plan, WaitsFor, peers_of};
 use crate::device::Device;
 use crate::trace::Trace;
@@ -464,6 +465,9 @@ fn train<D: Device + Clone>(
         report(Happened::Connected);
         job.steps(links, heal, &environment.shared, inbox, emit)
     });
+    if let Some(comm) = job.stage.device().comm() {
+        comm.end();
+    }
     // Connections to those who stay are kept for the next epoch.
     job.links = links;
     match outcome {
@@ -477,8 +481,9 @@ fn train<D: Device + Clone>(
                 StepError::Corrupt { wrong, .. } => (wrong.is_empty(), wrong.iter().copied().collect()),
                 StepError::Comm(_) => (false, Vec::new()),
             };
+            let fatal = matches!(error, StepError::Comm(CommError::Collectives(_)));
             let error = error.to_string();
-            report(Happened::Failed { error, fatal: false, damaged_step: None, restore, corrupt_ranks });
+            report(Happened::Failed { error, fatal, damaged_step: None, restore, corrupt_ranks });
         }
     }
     environment.shared.enter("idle");
@@ -508,8 +513,14 @@ fn connect<D: Device + Clone>(
         Some(kept) => kept.advance(listener, plan, &job.fence, timeout)?,
         None => *links = Some(Links::establish(listener, plan, &job.fence, timeout)?),
     }
-    *lock(&environment.shared.waits_for) = links.as_ref().map(Links::waits_for);
-    if let (Some(links), Some(trace)) = (links, &environment.shared.trace) {
+    let links = links.as_mut().expect("they were just made");
+    *lock(&environment.shared.waits_for) = Some(links.waits_for());
+    let comm = job.stage.device().comm();
+    if let (Some(agreed), Some(comm)) = (agree(links, &assignment.spec.shape, comm)?, comm) {
+        let (number, fence) = (assignment.epoch, job.fence.clone());
+        comm.begin(agreed, Epoch { number, fence, waits_for: links.waits_for() })?;
+    }
+    if let Some(trace) = &environment.shared.trace {
         trace.begin(assignment.rank);
         links.set_trace(trace.clone());
     }
@@ -543,6 +554,9 @@ impl<D: Device + Clone> Job<D> {
         }
         // What others still wait for goes out before this place stops to call.
         self.finish_gather(links)?;
+        if let Some(comm) = self.stage.device().comm() {
+            comm.settle()?;
+        }
         Ok(links.flush()?)
     }
 

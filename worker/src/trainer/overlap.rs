@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Both go through one flat host buffer that is the collective's while it is in flight ([`crate::comm`]); on a GPU it is where the values
-//! are staged anyhow. The last pass of the pipeline that adds to gradients is the last action, in every schedule: a whole backward, or the
+//! are staged anyhow. Where GPUs have communicators ([`crate::comm::nccl`]), both are in place, in the buffers of the stage. The last pass of the pipeline that adds to gradients is the last action, in every schedule: a whole backward, or the
 //! gradients of weights.
 //!
 //! What reads the working parameters outside of a training step waits for all of them first ([`Job::finish_gather`]). An epoch that ends
@@ -19,9 +19,15 @@ use toroid_torus::partition::Partition;
 
 use super::room::Buffers;
 use super::{Job, Shared};
+use crate::comm::nccl::DeviceComm;
 use crate::comm::{Channel, CommError, Links, TpGroup, start_all_gather, start_reduce_scatter};
 use crate::device::{Buffer, Device};
 use crate::model::{TpComm as _, Watch};
+
+/// What moves the data of the DP group between devices, where something does.
+fn carrier<D: Device>(device: &D) -> Option<&dyn DeviceComm<D>> {
+    device.comm().filter(|comm| comm.carries_dp())
+}
 
 /// Takes parameters over as they come.
 pub(super) struct Gathering<'a, D> {
@@ -42,8 +48,13 @@ impl<D: Device> Watch<D, TpGroup<'_>> for Gathering<'_, D> {
             // The other places may not have what this one gives.
             return tp.progress();
         }
-        let came = tp.links().await_range(missing.clone())?;
-        self.device.write(params.view_mut(missing), came);
+        match carrier(self.device) {
+            Some(comm) => comm.await_gathered(range.end)?,
+            None => {
+                let came = tp.links().await_range(missing.clone())?;
+                self.device.write(params.view_mut(missing), came);
+            }
+        }
         *self.gathered = range.end;
         Ok(())
     }
@@ -70,7 +81,9 @@ impl<D: Device> Watch<D, TpGroup<'_>> for Scattering<'_, D> {
 
     fn after_grads(&mut self, tp: &mut TpGroup<'_>, grads: &mut D::Buf, from: usize) -> Result<(), CommError> {
         self.sum_parts(tp, grads, from..self.scattered)?;
-        if tp.links().is_in_flight() {
+        if let Some(comm) = carrier(self.device) {
+            comm.supply(grads, from)?;
+        } else if tp.links().is_in_flight() {
             let own = grads.view(from..self.scattered);
             tp.links().supply(from, |buf| self.device.read(own, buf))?;
         }
@@ -110,12 +123,17 @@ impl<D: Device> Scattering<'_, D> {
 impl<D: Device + Clone> Job<D> {
     /// The working parameters of the committed step are on their way, from the master weights of all shards of the DP group.
     pub(super) fn start_gather(&mut self, links: &mut Links, shared: &Shared) -> Result<(), CommError> {
+        let device = self.stage.device().clone();
         if self.groups.dp.ranks.len() == 1 {
             self.stage.borrow_params(&self.shard.param);
             self.gathered = self.partition.padded_len;
+        } else if let Some(comm) = carrier(&device) {
+            device.copy(self.shard.param.all(), self.stage.params_mut().view_mut(self.shard.range.clone()));
+            self.gathered = 0;
+            comm.start_gather(self.stage.params_mut())?;
         } else {
             let mut flat = self.take_flat();
-            self.stage.device().read(self.shard.param.all(), &mut flat[self.shard.range.clone()]);
+            device.read(self.shard.param.all(), &mut flat[self.shard.range.clone()]);
             self.gathered = 0;
             start_all_gather(links, &self.groups.dp, Channel::Dp, flat)?;
         }
@@ -125,9 +143,13 @@ impl<D: Device + Clone> Job<D> {
 
     /// The working parameters are all there on return.
     pub(super) fn finish_gather(&mut self, links: &mut Links) -> Result<(), CommError> {
+        let device = self.stage.device().clone();
+        if let Some(comm) = carrier(&device).filter(|_| self.gathered < self.partition.padded_len) {
+            self.gathered = self.partition.padded_len;
+            return comm.await_gathered(self.gathered);
+        }
         if links.is_in_flight() {
             let flat = links.land()?;
-            let device = self.stage.device().clone();
             let missing = self.gathered..flat.len();
             device.write(self.stage.params_mut().view_mut(missing.clone()), &flat[missing]);
             (self.gathered, self.buffers.flat) = (flat.len(), flat);
@@ -140,6 +162,10 @@ impl<D: Device + Clone> Job<D> {
         self.finish_gather(links)?;
         if self.groups.dp.ranks.len() == 1 {
             return Ok(());
+        }
+        let device = self.stage.device().clone();
+        if let Some(comm) = carrier(&device) {
+            return comm.start_scatter(self.stage.grads_mut(), self.holders.is_some());
         }
         let (flat, len) = (self.take_flat(), self.partition.padded_len);
         start_reduce_scatter(links, &self.groups.dp, Channel::Dp, flat, len, self.holders.is_some())
@@ -160,10 +186,20 @@ impl<D: Device + Clone> Job<D> {
 
     /// On return this place has the summed gradients of its shard, and of the one that it guards where that is of its DP group.
     pub(super) fn finish_scatter(&mut self, links: &mut Links) -> Result<(), CommError> {
+        let device = self.stage.device().clone();
+        if let Some(comm) = device.comm() {
+            // What was summed between devices, TP groups' sums too, is there, or this step is not sealed (T-2).
+            comm.settle()?;
+        }
+        if let (Some(_), Some(holders)) = (carrier(&device), &mut self.holders)
+            && self.groups.dp.ranks.len() > 1
+        {
+            device.copy(self.stage.grads().view(holders.copy.range.clone()), holders.grads.all_mut());
+        }
         if !links.is_in_flight() {
             return Ok(());
         }
-        let (device, own) = (self.stage.device().clone(), self.shard.range.clone());
+        let own = self.shard.range.clone();
         let flat = links.land()?;
         device.write(self.stage.grads_mut().view_mut(own.clone()), &flat[own]);
         if let Some(holders) = &mut self.holders {

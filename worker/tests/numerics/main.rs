@@ -8,6 +8,7 @@ mod compile;
 mod emulator;
 mod graphs;
 mod memory;
+mod nccl;
 mod ops;
 mod parallel;
 mod reference;

@@ -47,15 +47,16 @@ fn driver(what: impl Into<String>) -> impl FnOnce(DriverError) -> CudaError {
     move |error| CudaError::Driver { what, error }
 }
 
-/// One GPU, its context and its two streams.
+/// One GPU, its context and its streams.
 pub struct Gpu {
     name: String,
     capability: i32,
     driver_version: i32,
     context: sys::CUcontext,
-    device: sys::CUdevice,
+    pub(super) device: sys::CUdevice,
     compute: sys::CUstream,
     copies: sys::CUstream,
+    comm: sys::CUstream,
     modules: Vec<sys::CUmodule>,
     kernels: BTreeMap<&'static str, sys::CUfunction>,
     /// `None` only while the GPU is let go.
@@ -122,10 +123,11 @@ impl Gpu {
         let stream = || result::stream::create(result::stream::StreamKind::NonBlocking);
         let compute = stream().map_err(driver("make a stream"))?;
         let copies = stream().map_err(driver("make a stream"))?;
+        let comm = stream().map_err(driver("make a stream"))?;
         let library = Some(Library::new()?);
         let (modules, kernels) = (Vec::new(), BTreeMap::new());
         let mut gpu =
-            Gpu { name, capability, driver_version, context, device, compute, copies, modules, kernels, library };
+            Gpu { name, capability, driver_version, context, device, compute, copies, comm, modules, kernels, library };
         let architecture = compile::architecture(capability)?;
         for (source, image) in images(&architecture, driver_version, cache)? {
             gpu.load(source, &image, most_shared)?;
@@ -165,20 +167,39 @@ impl Gpu {
     }
 
     /// Makes the context current on this thread.
-    fn enter(&self) {
+    pub(super) fn enter(&self) {
         // SAFETY: the context is retained as long as `self` lives.
         self.check("use the GPU's context", unsafe { result::ctx::set_current(self.context) });
     }
 
-    fn check<T>(&self, what: &str, result: Result<T, DriverError>) -> T {
+    pub(super) fn check<T>(&self, what: &str, result: Result<T, DriverError>) -> T {
         result.unwrap_or_else(|error| panic!("the GPU {} cannot {what}: {error}", self.name))
     }
 
-    fn stream(&self, stream: Stream) -> sys::CUstream {
+    pub(super) fn stream(&self, stream: Stream) -> sys::CUstream {
         match stream {
             Stream::Compute => self.compute,
             Stream::Copy => self.copies,
+            Stream::Comm => self.comm,
         }
+    }
+
+    /// # Safety
+    ///
+    /// As of [`Runtime::launch`].
+    pub(super) unsafe fn launch_on(&self, stream: Stream, kernel: &'static str, launch: Launch, args: &[Arg]) {
+        self.enter();
+        let function = self.kernels[kernel];
+        // Little-endian, as the device: a kernel that takes 4 bytes reads the low ones.
+        let mut bits: Vec<u64> = args.iter().map(|a| a.bits()).collect();
+        let mut params: Vec<*mut c_void> = bits.iter_mut().map(|b| std::ptr::from_mut(b).cast()).collect();
+        let [x, y, z] = launch.grid;
+        let shared = launch.shared_bytes as u32;
+        // SAFETY: the function is of a loaded module, the parameters are copied by the call; the caller answers for the rest.
+        let launched = unsafe {
+            result::launch_kernel(function, (x, y, z), (launch.threads, 1, 1), shared, self.stream(stream), &mut params)
+        };
+        self.check(&format!("launch {kernel} with {launch:?}"), launched);
     }
 
     /// Milliseconds on the device between the start and the end of what `f` launches.
@@ -294,7 +315,7 @@ impl Runtime for Gpu {
             return;
         }
         self.enter();
-        for stream in [self.compute, self.copies] {
+        for stream in [self.compute, self.copies, self.comm] {
             // SAFETY: the streams live as long as `self`.
             self.check("finish before memory is freed", unsafe { result::stream::synchronize(stream) });
         }
@@ -373,18 +394,8 @@ impl Runtime for Gpu {
     }
 
     unsafe fn launch(&self, kernel: &'static str, launch: Launch, args: &[Arg]) {
-        self.enter();
-        let function = self.kernels[kernel];
-        // Little-endian, as the device: a kernel that takes 4 bytes reads the low ones.
-        let mut bits: Vec<u64> = args.iter().map(|a| a.bits()).collect();
-        let mut params: Vec<*mut c_void> = bits.iter_mut().map(|b| std::ptr::from_mut(b).cast()).collect();
-        let [x, y, z] = launch.grid;
-        let shared = launch.shared_bytes as u32;
-        // SAFETY: the function is of a loaded module, the parameters are copied by the call; the caller answers for the rest.
-        let launched = unsafe {
-            result::launch_kernel(function, (x, y, z), (launch.threads, 1, 1), shared, self.compute, &mut params)
-        };
-        self.check(&format!("launch {kernel} with {launch:?}"), launched);
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_on(Stream::Compute, kernel, launch, args) };
     }
 
     fn multiplies(&self, product: &Product) -> bool {
@@ -435,13 +446,13 @@ impl Drop for Gpu {
         unsafe {
             let _ = result::ctx::set_current(self.context);
             self.library = None;
-            for stream in [self.compute, self.copies] {
+            for stream in [self.compute, self.copies, self.comm] {
                 let _ = result::stream::synchronize(stream);
             }
             for module in self.modules.drain(..) {
                 let _ = result::module::unload(module);
             }
-            for stream in [self.compute, self.copies] {
+            for stream in [self.compute, self.copies, self.comm] {
                 let _ = result::stream::destroy(stream);
             }
             let _ = result::primary_ctx::release(self.device);

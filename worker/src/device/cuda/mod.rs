@@ -5,6 +5,7 @@
 //!   gpu       the driver, through cudarc                   products  cuBLASLt
 //!   compile   kernels/*.cu by NVRTC, cached on disk         kernels   their sources and names
 //!   arena     which parts of a block of memory are taken    queue     what is on its way to the driver, and CUDA graphs
+//!   nccl      sums and gathers between GPUs
 //! ```
 //!
 //! All libraries are loaded when the program runs: it builds and starts where there is none, and [`Gpu::open`] says what is missing.
@@ -16,15 +17,14 @@
 //! - **D-2** holds: scratch, staging and one block for all buffers of a place are there before its first step (`Device::make_room`). What is
 //!   allocated beyond, while shards are split anew, comes from the driver.
 //! - The host waits only for a read, never for the number of tokens that an expert got: `offsets` stay on the device.
-//! - Everything runs in the order of the calls on one stream, but reads: these run on a second one and wait for what was asked before, so
+//! - Everything runs in the order of the calls on one stream, but reads and what moves between GPUs (`nccl`): reads run on a second one and wait for what was asked before, so
 //!   that a thread that reads (a checkpoint, say) does not wait for what another asks meanwhile. All copies to and from the host go through
 //!   pinned memory. Operations lock the scratch, so threads may share a device.
 //! - A snapshot holds the memory of its buffer and is read by the copy stream; whoever changes the buffer meanwhile gets other memory, from the place's block.
 //! - Calls are held back until there are some, or somebody waits, and those that are made again and again are one CUDA graph (`queue`). Whoever
 //!   uses the compute stream beside the operations goes through `Shared::in_order`.
 //!
-//! Deliberately absent: returned errors after the start (a panic ends the worker, and its place is healed like any death), NCCL
-//! (rows and columns go through the host and the same links as everywhere).
+//! Deliberately absent: returned errors after the start (a panic ends the worker, and its place is healed like any death).
 
 #![allow(unsafe_code)]
 
@@ -42,16 +42,19 @@ mod arena;
 pub mod compile;
 mod gpu;
 pub mod kernels;
+pub mod nccl;
 mod ops;
 mod products;
 mod queue;
 pub mod runtime;
 
 pub use gpu::{CudaError, Gpu, count};
+pub use nccl::Nccl;
 pub use queue::GraphCounts;
 pub use runtime::{Arg, Launch, Runtime, Stream};
 
 use arena::Arena;
+use nccl::Comms;
 use queue::{Op, Queue};
 use runtime::{DevicePtr, Product};
 
@@ -117,6 +120,7 @@ struct Shared<R: Runtime> {
     staging: Mutex<Vec<Staging<R>>>,
     /// Before the runtime: its graphs are gone before what made them.
     queue: Mutex<Queue<R>>,
+    comms: Comms<R>,
     runtime: R,
 }
 
@@ -140,6 +144,10 @@ unsafe impl<R: Runtime> Send for Staging<R> {}
 
 impl<R: Runtime> Drop for Shared<R> {
     fn drop(&mut self) {
+        for ptr in self.comms.close(&self.runtime) {
+            // SAFETY: made by `alloc`, and its communicators are gone.
+            unsafe { self.runtime.free(ptr) };
+        }
         let scratch = *lock(&self.scratch);
         for staging in lock(&self.staging).drain(..) {
             self.free_staging(staging);
@@ -185,7 +193,7 @@ impl<R: Runtime> Shared<R> {
 
     fn free_staging(&self, staging: Staging<R>) {
         if let Some(busy) = staging.busy.filter(|_| !std::thread::panicking()) {
-            self.runtime.synchronize(&busy);
+            self.await_event(&busy);
         }
         // SAFETY: made by `alloc_host`, in nobody's hands, and the device has read it.
         unsafe { self.runtime.free_host(staging.ptr, staging.bytes) };
@@ -340,6 +348,7 @@ impl<R: Runtime> CudaDevice<R> {
             allocated: AtomicU64::new(0),
             staging: Mutex::new(Vec::new()),
             queue: Mutex::new(Queue::new(graphs == Graphs::On)),
+            comms: Comms::new(),
             runtime,
         };
         CudaDevice { shared: Arc::new(shared) }
@@ -458,7 +467,7 @@ impl<R: Runtime> CudaDevice<R> {
         outgrown.into_iter().for_each(|staging| self.shared.free_staging(staging));
         match chosen {
             Some(mut staging) => {
-                staging.busy.take().into_iter().for_each(|busy| runtime.synchronize(&busy));
+                staging.busy.take().into_iter().for_each(|busy| self.shared.await_event(&busy));
                 staging
             }
             None => Staging { ptr: runtime.alloc_host(bytes), bytes, busy: None },
@@ -487,7 +496,7 @@ impl<R: Runtime> CudaDevice<R> {
         runtime.wait(Stream::Copy, event);
         // SAFETY: the staging is large enough and borrowed until the copy is done; the caller reads what is there.
         unsafe { runtime.download(from, staging.ptr, bytes) };
-        runtime.synchronize(&runtime.record(Stream::Copy));
+        self.shared.await_event(&runtime.record(Stream::Copy));
     }
 
     /// Copies the first `bytes` of the staging to `to`, in the order of the operations, and gives it back.

@@ -23,7 +23,7 @@ const TILE_MMA: usize = 128;
 /// Most dims of a head.
 const MOST_HEAD_DIM: usize = 256;
 
-fn flat(n: usize) -> Launch {
+pub(super) fn flat(n: usize) -> Launch {
     per_block(n.div_ceil(THREADS as usize), THREADS)
 }
 
@@ -231,6 +231,10 @@ impl<R: Runtime> Device for CudaDevice<R> {
 
     fn submit(&self) {
         self.shared.in_order(|_| ());
+    }
+
+    fn comm(&self) -> Option<&dyn DeviceComm<Self>> {
+        Some(self)
     }
 
     fn make_room(&self, room: &RoomFor) -> Result<(), NoRoom> {

@@ -6,6 +6,7 @@
 //! so. Errors of the driver after the start are the end of the worker (its place is healed like any death), so nothing here returns one:
 //! whoever implements it panics with what was tried.
 
+use super::nccl::Nccl;
 use crate::device::Products;
 
 /// Address in the device's memory.
@@ -86,10 +87,12 @@ impl PartialEq for Product {
 pub enum Stream {
     Compute,
     Copy,
+    /// Collectives that run under computation, see [`super::nccl`].
+    Comm,
 }
 
 /// A device with memory, kernels and a library of products.
-pub trait Runtime: Send + Sync + 'static {
+pub trait Runtime: Nccl + Send + Sync + 'static {
     /// A point in a stream.
     type Event: Send + Sync;
     /// Calls of the compute stream that are made together.

@@ -18,6 +18,8 @@ use toroid_worker::device::cuda::Graphs;
 use toroid_worker::device::cuda::kernels::{SOURCES, Source};
 use toroid_worker::device::cuda::runtime::{Arg, DevicePtr, Launch, Product, Runtime, Stream};
 
+pub mod network;
+
 const HEADER: &str = include_str!("emulator.hpp");
 const FLAGS: [&str; 7] = ["-std=c++17", "-O3", "-ffp-contract=off", "-shared", "-fPIC", "-w", "-o"];
 

@@ -1,0 +1,212 @@
+//! Whole jobs on emulated GPUs: the curve is the same to the bit whether sums go through the host or between GPUs, and with deaths on the way.
+//! The test decides as the coordinator does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use toroid_torus::job::{self, JobSpec};
+use toroid_worker::comm::nccl::Collectives;
+use toroid_worker::comm::{Fence, LinkChoice, Listener, PeerAddr};
+use toroid_worker::trainer::{Assignment, Command, Emit, Environment, Happened, HealPlan, Shared, TrainerEvent, run};
+
+use crate::emulator::network::{Handle, Machine};
+
+/// No single wait may take longer.
+const HANG_GUARD: Duration = Duration::from_secs(120);
+
+struct Worker {
+    gpu: Handle,
+    commands: Sender<Command>,
+    fence: Fence,
+    address: String,
+}
+
+/// Loss, cross-entropy, z-loss, balance loss and gradient norm, as bits.
+type Curve = BTreeMap<u64, [u64; 5]>;
+
+struct Cluster<'a> {
+    spec: Arc<JobSpec>,
+    dir: &'a Path,
+    machine: Machine,
+    collectives: Collectives,
+    epoch: u64,
+    workers: Vec<Worker>,
+    /// By rank.
+    places: Vec<usize>,
+    emit: Sender<(usize, TrainerEvent)>,
+    seen: Receiver<(usize, TrainerEvent)>,
+    curve: Curve,
+}
+
+impl<'a> Cluster<'a> {
+    fn start(spec: &JobSpec, dir: &'a Path, collectives: Collectives) -> Cluster<'a> {
+        let (emit, seen) = channel();
+        let (machine, spec) = (Machine::default(), Arc::new(spec.clone()));
+        let (workers, places, curve) = (Vec::new(), Vec::new(), Curve::new());
+        let mut cluster = Cluster { spec, dir, machine, collectives, epoch: 0, workers, places, emit, seen, curve };
+        cluster.places = (0..cluster.spec.shape.world()).map(|_| cluster.add_worker()).collect();
+        cluster.begin_epoch(false);
+        cluster
+    }
+
+    fn add_worker(&mut self) -> usize {
+        let id = self.workers.len();
+        let listener = Listener::bind("127.0.0.1:0", &format!("w{id}"), LinkChoice::Auto).expect("listen on loopback");
+        let (address, device) = (listener.local_addr().to_string(), self.machine.device());
+        device.set_collectives(self.collectives);
+        let environment = Environment {
+            listener,
+            shared: Arc::new(Shared::default()),
+            cache_dir: self.dir.join("cache"),
+            connect_timeout: Duration::from_secs(60),
+        };
+        let (commands, to_do) = channel();
+        let sender = Mutex::new(self.emit.clone());
+        let emit: Emit = Arc::new(move |event| drop(sender.lock().expect("not poisoned").send((id, event))));
+        let gpu = device.runtime().handle();
+        std::thread::spawn(move || run(&device, &environment, to_do, &emit));
+        self.workers.push(Worker { gpu, commands, fence: Fence::new().expect("an eventfd"), address });
+        id
+    }
+
+    fn begin_epoch(&mut self, heal: bool) {
+        self.epoch += 1;
+        let address = |id: usize| PeerAddr { worker_id: format!("w{id}"), address: self.workers[id].address.clone() };
+        let peers: BTreeMap<usize, PeerAddr> = self.places.iter().map(|id| address(*id)).enumerate().collect();
+        for (rank, &id) in self.places.iter().enumerate() {
+            let worker = &self.workers[id];
+            worker.fence.raise(self.epoch);
+            let assignment = Assignment {
+                job_id: "j".into(),
+                epoch: self.epoch,
+                rank,
+                spec: Arc::clone(&self.spec),
+                peers: peers.clone(),
+                link_key: [self.epoch as u8; 32],
+                checkpoint_root: self.dir.join("checkpoints").to_string_lossy().into_owned(),
+                restore_step: None,
+                heal,
+            };
+            worker.commands.send(Command::Prepare(Box::new(assignment), worker.fence.clone())).expect("it lives");
+        }
+        let mut reports = BTreeMap::new();
+        while reports.len() < self.places.len() {
+            let (id, event) = self.next();
+            let Happened::Prepared { committed_step, held, .. } = event.what else { continue };
+            if event.epoch == self.epoch {
+                let rank = self.places.iter().position(|place| *place == id).expect("it has a place");
+                reports.insert(rank, (committed_step, held.is_empty()));
+            }
+        }
+        let survivors = || reports.iter().filter(|(_, (_, is_new))| !is_new);
+        let heal = heal.then(|| {
+            let (source, (step, _)) = survivors().max_by_key(|(_, (step, _))| *step).expect("somebody survives");
+            let newcomers = reports.iter().filter(|(_, (_, is_new))| *is_new).map(|(rank, _)| *rank).collect();
+            HealPlan { step: *step, source: *source, newcomers, origin: None }
+        });
+        for &id in &self.places {
+            let start = Command::Start { epoch: self.epoch, heal: heal.clone() };
+            self.workers[id].commands.send(start).expect("it lives");
+        }
+    }
+
+    fn next(&mut self) -> (usize, TrainerEvent) {
+        let (id, event) = self.seen.recv_timeout(HANG_GUARD).expect("nothing happens any more");
+        match &event.what {
+            Happened::Committed { step, record: Some(r) } => {
+                let bits = [r.loss, r.ce, r.z_loss, r.balance_loss, r.grad_norm].map(f64::to_bits);
+                let known = self.curve.insert(*step, bits);
+                assert!(known.is_none_or(|known| known == bits), "step {step} was reported twice, differently");
+            }
+            Happened::Failed { error, .. } => panic!("worker {id} failed: {error}"),
+            _ => {}
+        }
+        (id, event)
+    }
+
+    fn wait_for(&mut self, rank: usize, step: u64) {
+        loop {
+            let (id, event) = self.next();
+            let is_it = matches!(event.what, Happened::Committed { step: s, .. } if s >= step);
+            if (event.epoch, id) == (self.epoch, self.places[rank]) && is_it {
+                return;
+            }
+        }
+    }
+
+    /// Its GPU stops, its process dies, and a new worker takes the place.
+    fn replace(&mut self, rank: usize) {
+        let worker = &self.workers[self.places[rank]];
+        worker.gpu.lose();
+        worker.fence.raise(u64::MAX);
+        self.places[rank] = self.add_worker();
+        self.begin_epoch(true);
+    }
+
+    /// Groups of transfers between GPUs that places have asked for.
+    fn num_exchanges(&self) -> Vec<u64> {
+        self.places.iter().map(|id| self.workers[*id].gpu.num_exchanges()).collect()
+    }
+
+    fn finish(&mut self) -> Curve {
+        let mut finished = BTreeSet::new();
+        while !self.places.iter().all(|id| finished.contains(id)) {
+            let (id, event) = self.next();
+            if matches!(event.what, Happened::Finished { .. }) && event.epoch == self.epoch {
+                finished.insert(id);
+            }
+        }
+        self.curve.clone()
+    }
+}
+
+fn spec((tp, pp, dx, dy): (usize, usize, usize, usize), text: &Path) -> JobSpec {
+    job::parse(&format!(
+        "steps = 5\nseed = 3\n[model]\nlayers = {pp}\nd_model = 32\nheads = 4\nkv_heads = 2\nhead_dim = 8\nff = 32\nseq = 16\n\
+         [shape]\ntp = {tp}\npp = {pp}\ndp = {dp}\ndx = {dx}\ndy = {dy}\n[batch]\nmicro_batch = 1\nglobal = {global}\n\
+         [optimizer]\nlr = 3e-3\nwarmup = 2\n[data]\npath = {text:?}\nvalidation = 0.1\n[eval]\nmicro_batches = {dp}\n",
+        dp = dx * dy,
+        global = 2 * dx * dy,
+    ))
+    .expect("a valid job")
+}
+
+/// `deaths`: `(rank that is watched, step, rank that dies then)`.
+fn check(shape: (usize, usize, usize, usize), deaths: &[(usize, u64, usize)]) {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let text = dir.path().join("text.txt");
+    std::fs::write(&text, include_str!("training.rs")).expect("write the text");
+    let spec = spec(shape, &text);
+    let mut host = Cluster::start(&spec, dir.path(), Collectives::Host);
+    let expected = host.finish();
+    assert_eq!(expected.len(), 5);
+    assert!(host.num_exchanges().iter().all(|n| *n == 0), "the host carries");
+    let mut cluster = Cluster::start(&spec, dir.path(), Collectives::Nccl);
+    for (watched, step, rank) in deaths {
+        cluster.wait_for(*watched, *step);
+        cluster.replace(*rank);
+    }
+    assert_eq!(cluster.finish(), expected, "{shape:?} {deaths:?}");
+    assert!(
+        cluster.num_exchanges().iter().all(|n| *n > 0),
+        "NCCL carries at every place: {:?}",
+        cluster.num_exchanges()
+    );
+}
+
+#[test]
+fn a_job_has_the_same_curve_through_the_host_and_between_gpus() {
+    for shape in [(2, 1, 1, 1), (1, 1, 2, 1), (1, 1, 2, 2), (2, 2, 2, 1)] {
+        check(shape, &[]);
+    }
+}
+
+#[test]
+fn a_job_whose_ranks_die_between_gpus_has_the_curve_of_the_undisturbed_one() {
+    check((2, 1, 2, 1), &[(0, 1, 3), (1, 3, 0)]);
+    check((1, 1, 2, 2), &[(0, 2, 1), (2, 3, 0)]);
+    check((2, 1, 1, 1), &[(0, 2, 1)]);
+}
