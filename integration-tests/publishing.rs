@@ -59,7 +59,9 @@ fn t1_a_rank_0_that_was_stopped_before_publishing_writes_nothing_into_the_job() 
     cluster.wait_for_workers("the stopped worker to come back as a spare", |workers| workers.iter().any(is_spare))?;
     let log = cluster.path().join(format!("{stopped}.log"));
     cluster.wait_for_log(&log, "is not published")?;
-    ensure!(contents(&last)? == before, "the checkpoint of step {STEPS} has changed");
+    let after = contents(&last)?;
+    let changed = || before.keys().chain(after.keys()).filter(|name| before.get(*name) != after.get(*name));
+    ensure!(after == before, "the checkpoint of step {STEPS} has changed: {:?}", changed().collect::<Vec<_>>());
     run_ok(&["checkpoint", "verify", path(&folder)])?;
     let after = cluster.job(&id).context("find the job")?;
     ensure!(

@@ -24,7 +24,7 @@ const STREAM_LINK_BYTES: u64 = 512 << 10;
 pub struct Memory {
     pub stage: usize,
     pub num_layers: usize,
-    /// The working parameters of the whole partition.
+    /// The working parameters of the whole partition. With dp = 1 a CPU has them in the memory of the master weights and does not touch these.
     pub parameters: u64,
     pub gradients: u64,
     /// Master weights and moments of the worker's own shard.

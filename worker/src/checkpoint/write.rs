@@ -130,10 +130,21 @@ impl Storage {
         }
         manifest.check().map_err(|cause| CheckpointError::Manifest { file: self.objects.display(&name), cause })?;
         self.check_files(manifest)?;
+        self.make_visible(manifest)
+    }
+
+    /// The rest of [`Storage::publish`], in which somebody else may have published by now.
+    pub(super) fn make_visible(&self, manifest: &Manifest) -> Result<u64, CheckpointError> {
+        let step = manifest.step;
+        let (name, digest) = (name_in(step, MANIFEST_NAME), name_in(step, &digest_name(manifest.epoch)));
         let json = manifest.to_json();
-        self.objects.write(&name_in(step, &digest_name(manifest.epoch)), digest_line(json.as_bytes()).as_bytes())?;
+        self.objects.write(&digest, digest_line(json.as_bytes()).as_bytes())?;
         if !self.objects.write_new(&name, json.as_bytes())? {
-            return self.published_before(manifest, self.manifest(step)?);
+            let visible = self.manifest(step)?;
+            if visible.epoch != manifest.epoch {
+                self.objects.delete(&digest)?;
+            }
+            return self.published_before(manifest, visible);
         }
         // From now on no older epoch's order removes the step. One that was carried out at this very moment may have.
         if let Err(error) = self.check_files(manifest) {

@@ -1,9 +1,17 @@
 //! Where a test wants this process dead, `TOROID_TEST_KILL_AT=PHASE@STEP`, or stopped, `TOROID_TEST_STOP_AT=PHASE@STEP`.
 //!
-//! The process sends itself SIGKILL or SIGSTOP when it enters the phase of the step, exactly as if somebody else had: nothing is flushed,
-//! closed or said. Without the variables this is one comparison a phase.
+//! The thread that enters the phase of the step sends itself SIGKILL or SIGSTOP, which end or stop the process as if somebody else had: nothing is
+//! flushed, closed or said. It is sent to the thread, as what is sent to the process stops it through any other one, while this one goes on
+//! for a while. Without the variables this is one comparison a phase.
 
-use rustix::process::{Signal, getpid, kill_process};
+#![allow(unsafe_code)]
+
+use rustix::process::Signal;
+
+// SAFETY: the C library's `raise`, as POSIX declares it; it takes any number.
+unsafe extern "C" {
+    safe fn raise(signal: i32) -> i32;
+}
 
 /// A phase by its name (`forward`, `stage-transfer`, `reduce-scatter`, `sealed`, `commit`, `optimizer`, `all-gather`, `checkpoint`,
 /// `heal`) and the step that is being made then, from 1; step 0: the first time. `publish` and `published` are right before and right
@@ -32,8 +40,7 @@ impl KillAt {
         if self.phase == phase && (self.step == 0 || self.step == step) {
             let what = if self.signal == Signal::KILL { "killed" } else { "stopped" };
             tracing::warn!("{what} in phase {phase} of step {step}, as a test asked for");
-            // Where it is not permitted there is nobody to tell.
-            let _ = kill_process(getpid(), self.signal);
+            assert_eq!(raise(self.signal.as_raw()), 0, "a thread may send itself a signal");
         }
     }
 }

@@ -258,21 +258,23 @@ fn t1_a_writer_of_an_older_epoch_and_shape_spoils_nothing() {
     assert_eq!((storage.manifest(10).unwrap(), storage.verify(10).unwrap()), (newer, vec![]));
 }
 
-/// T-1: a rank 0 is stopped after it has looked and before it writes, and goes on when a newer one has published.
+/// T-1: a rank 0 is stopped after it has looked and before it writes, and goes on when a newer one has published: not a file is left of that.
 #[test]
 fn t1_a_late_manifest_is_not_written_over_a_newer_one() {
-    let (_folder, storage) = temporary();
+    let (folder, storage) = temporary();
     let stale = write_shards(&storage, 10, shape(1, 1, 2));
     let newer = write_shards_in(&storage, EPOCH + 1, 10, shape(1, 1, 2));
-    let json = stale.to_json();
     storage.publish(&newer).unwrap();
-    // What is left of `publish` after its look.
-    let digest = digest_line(json.as_bytes());
-    storage.objects.write(&name_in(10, &digest_name(EPOCH)), digest.as_bytes()).unwrap();
-    assert!(!storage.objects.write_new(&name_in(10, MANIFEST_NAME), json.as_bytes()).unwrap());
-    assert_eq!((storage.manifest(10).unwrap(), storage.verify(10).unwrap()), (newer, vec![]));
-    let error = storage.publish(&stale).unwrap_err();
-    assert!(matches!(error, CheckpointError::Exists { step: 10, .. }), "{error}");
+    let files = files_below(folder.path());
+    for late in [Storage::make_visible, Storage::publish] {
+        let error = late(&storage, &stale).unwrap_err();
+        assert!(matches!(error, CheckpointError::Exists { step: 10, .. }), "{error}");
+        assert_eq!(files_below(folder.path()), files);
+        assert_eq!((storage.manifest(10).unwrap(), storage.verify(10).unwrap()), (newer.clone(), vec![]));
+    }
+    // Whoever has published it may say so twice.
+    assert_eq!(storage.make_visible(&newer).unwrap(), newer.bytes());
+    assert_eq!((files_below(folder.path()), storage.verify(10).unwrap()), (files, vec![]));
 }
 
 /// Files named by rank alone, each with a digest of its own, and the digest of the manifest under one name.
