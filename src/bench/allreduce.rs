@@ -402,8 +402,8 @@ impl Bench {
         let Group { dx, dy, me, .. } = self.group;
         let (n, len) = (dx * dy, values.len());
         let path = self.path(len);
-        let lines =
-            if path == Path::Exchange { [(n, 1, true), (1, 1, false)] } else { [(dx, dy, true), (dy, 1, false)] };
+        // Members of a row and of a column, and the chunks that it moves as one.
+        let lines = if path == Path::Exchange { [(n, 1), (1, 1)] } else { [(dx, dy), (dy, 1)] };
         let in_line = |peer: usize, is_row: bool| {
             path == Path::Exchange && is_row || if is_row { peer / dx == me / dx } else { peer % dx == me % dx }
         };
@@ -419,7 +419,7 @@ impl Bench {
 
         let slices = if path == Path::Exchange { 1 } else { slices_of_chunk(n, len) };
         let mut steps = 0;
-        for (number, (members, chunks, _)) in lines.into_iter().enumerate() {
+        for (number, (members, chunks)) in lines.into_iter().enumerate() {
             let messages = (after.1[number] - before.1[number]) as usize;
             // In one step of a line, to how many and in how many pieces each.
             let peers = if path == Path::Ring { 1 } else { members.max(2) - 1 };

@@ -40,6 +40,8 @@ use session::Session;
 use trace::Trace;
 use trainer::{Emit, Environment, Shared};
 
+/// Why sums cannot go between GPUs.
+const NO_NCCL: &str = "the NCCL library (libnccl.so, 2.18 or later) was not found";
 /// Until the coordinator's Welcome names them.
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(1);
 const DEFAULT_FAILURE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -114,12 +116,10 @@ pub async fn run(config: Config, asked: watch::Receiver<u32>) -> Result<(), Work
             let is_there = device.runtime().nccl_version().is_some();
             match config.collectives {
                 Collectives::Nccl if !is_there => {
-                    return Err(WorkerError::Collectives("the NCCL library (libnccl.so, 2.18 or later) was not found"));
+                    return Err(WorkerError::Collectives(NO_NCCL));
                 }
                 Collectives::Auto if !is_there => {
-                    tracing::info!(
-                        "sums go through the host: the NCCL library (libnccl.so, 2.18 or later) was not found"
-                    );
+                    tracing::info!("sums go through the host: {NO_NCCL}");
                 }
                 // Each epoch's log says what became of it.
                 _ => {}

@@ -15,8 +15,8 @@ use toroid_torus::geometry::Shape;
 use super::flight::Flight;
 use super::program::Program;
 use super::{Channel, CommError, Links, Transfer};
-use crate::device::{Buffer, Device};
-use crate::model::TpComm;
+use crate::device::Device;
+use crate::model::{TpComm, all_gather_through_host, all_reduce_through_host};
 
 /// An all-reduce in which each member receives no more than this from all others together is one exchange of everybody's values.
 ///
@@ -435,16 +435,14 @@ impl TpComm for TpGroup<'_> {
     fn all_reduce_on<D: Device>(&mut self, device: &D, buf: &mut D::Buf) -> Result<(), CommError> {
         match device.comm().filter(|comm| comm.carries_tp()) {
             Some(comm) => comm.all_reduce(buf),
-            None => device.with_host_mut(buf.all_mut(), |buf| self.all_reduce(buf)),
+            None => all_reduce_through_host(self, device, buf),
         }
     }
 
     fn all_gather_on<D: Device>(&mut self, device: &D, own: &D::Buf, all: &mut D::Buf) -> Result<(), CommError> {
         match device.comm().filter(|comm| comm.carries_tp()) {
             Some(comm) => comm.all_gather(own, all),
-            None => {
-                device.with_host(own.all(), |own| device.with_host_mut(all.all_mut(), |all| self.all_gather(own, all)))
-            }
+            None => all_gather_through_host(self, device, own, all),
         }
     }
 

@@ -38,5 +38,5 @@ mod watch;
 
 pub use layout::largest_operands;
 pub use stage::{Allocated, Input, MicroBatchStats, RouterStats, Stage};
-pub use tp::{Alone, TpComm};
+pub use tp::{Alone, TpComm, all_gather_through_host, all_reduce_through_host};
 pub use watch::{Unwatched, Watch};

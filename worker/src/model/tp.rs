@@ -16,16 +16,35 @@ pub trait TpComm {
     fn all_gather(&mut self, own: &[f32], all: &mut [f32]) -> Result<(), Self::Error>;
     /// [`TpComm::all_reduce`] of a buffer on a device, through the host unless the device does it.
     fn all_reduce_on<D: Device>(&mut self, device: &D, buf: &mut D::Buf) -> Result<(), Self::Error> {
-        device.with_host_mut(buf.all_mut(), |buf| self.all_reduce(buf))
+        all_reduce_through_host(self, device, buf)
     }
     /// [`TpComm::all_gather`] of buffers on a device.
     fn all_gather_on<D: Device>(&mut self, device: &D, own: &D::Buf, all: &mut D::Buf) -> Result<(), Self::Error> {
-        device.with_host(own.all(), |own| device.with_host_mut(all.all_mut(), |all| self.all_gather(own, all)))
+        all_gather_through_host(self, device, own, all)
     }
     /// Called between the operations of a layer: whoever moves anything meanwhile may go on with it. Waits for nothing.
     fn progress(&mut self) -> Result<(), Self::Error> {
         Ok(())
     }
+}
+
+/// [`TpComm::all_reduce`] of a buffer on a device.
+pub fn all_reduce_through_host<D: Device, T: TpComm + ?Sized>(
+    tp: &mut T,
+    device: &D,
+    buf: &mut D::Buf,
+) -> Result<(), T::Error> {
+    device.with_host_mut(buf.all_mut(), |buf| tp.all_reduce(buf))
+}
+
+/// [`TpComm::all_gather`] of buffers on a device.
+pub fn all_gather_through_host<D: Device, T: TpComm + ?Sized>(
+    tp: &mut T,
+    device: &D,
+    own: &D::Buf,
+    all: &mut D::Buf,
+) -> Result<(), T::Error> {
+    device.with_host(own.all(), |own| device.with_host_mut(all.all_mut(), |all| tp.all_gather(own, all)))
 }
 
 /// The group of one rank.

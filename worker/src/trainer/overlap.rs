@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Both go through one flat host buffer that is the collective's while it is in flight ([`crate::comm`]); on a GPU it is where the values
-//! are staged anyhow. Where GPUs have communicators ([`crate::comm::nccl`]), both are in place, in the buffers of the stage. The last pass of the pipeline that adds to gradients is the last action, in every schedule: a whole backward, or the
+//! are staged anyhow. Where GPUs have communicators ([`crate::comm::nccl`]), both are in place, in the buffers of the stage. The last pass of the
+//! pipeline that adds to gradients is the last action, in every schedule: a whole backward, or the
 //! gradients of weights.
 //!
 //! What reads the working parameters outside of a training step waits for all of them first ([`Job::finish_gather`]). An epoch that ends
