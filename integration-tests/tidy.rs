@@ -239,7 +239,9 @@ fn links_between_documents_lead_somewhere() -> Result<()> {
         };
         match found {
             None => Some("there is no such file"),
-            Some(text) => (!section.is_empty() && !anchors(&text).contains(section)).then_some("it has no such heading"),
+            Some(text) => {
+                (!section.is_empty() && !anchors(&text).contains(section)).then_some("it has no such heading")
+            }
         }
     };
     let mut complaints = Vec::new();
