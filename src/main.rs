@@ -163,7 +163,10 @@ fn log_filter(wanted: Option<&str>, default_level: &str) -> (Targets, Option<Str
         Some((_, Ok(filter))) => (filter, None),
         Some((text, Err(error))) => {
             let expected = "expected a level, or levels of parts as in `info,toroid_worker=debug`";
-            (default(), Some(format!("cannot read RUST_LOG=`{text}` ({error}): {expected}; the level is {default_level}")))
+            (
+                default(),
+                Some(format!("cannot read RUST_LOG=`{text}` ({error}): {expected}; the level is {default_level}")),
+            )
         }
     }
 }

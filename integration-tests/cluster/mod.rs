@@ -16,7 +16,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use toroid_proto::job_service_client::JobServiceClient;
-use toroid_proto::{GetJobRequest, Job, JobState, ListJobsRequest, ListWorkersRequest, StepRecord, SubmitJobRequest, WorkerInfo};
+use toroid_proto::{
+    GetJobRequest, Job, JobState, ListJobsRequest, ListWorkersRequest, StepRecord, SubmitJobRequest, WorkerInfo,
+};
 
 use crate::network::Network;
 
