@@ -204,11 +204,63 @@ fn job_keys() -> Result<BTreeSet<String>> {
 }
 
 #[test]
-fn the_readme_has_every_key_of_a_job_file() -> Result<()> {
-    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"))?;
-    let is_missing = |key: &String| !readme.lines().any(|line| line.starts_with(&format!("| `{key}` |")));
+fn the_job_file_reference_has_every_key() -> Result<()> {
+    let reference = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/job-file.md"))?;
+    let is_missing = |key: &String| !reference.lines().any(|line| line.starts_with(&format!("| `{key}` |")));
     let missing = job_keys()?.into_iter().filter(is_missing);
-    check(missing.map(|key| format!("README.md:1: the job file reference has no row for `{key}`")).collect())
+    check(missing.map(|key| format!("docs/job-file.md:1: the reference has no row for `{key}`")).collect())
+}
+
+/// The anchor that renderers of Markdown make from a heading.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim().chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() }).collect()
+}
+
+/// Targets of the links in a line of Markdown, those into the web left out.
+fn links(line: &str) -> impl Iterator<Item = &str> {
+    let targets = line.split("](").skip(1).filter_map(|rest| rest.split_once(')').map(|(target, _)| target));
+    targets.filter(|target| !target.contains("://"))
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() -> Result<()> {
+    let documents = files(&[".md"])?;
+    let anchors = |text: &str| -> BTreeSet<String> {
+        text.lines().filter(|line| line.starts_with('#')).map(|line| anchor(line.trim_start_matches('#'))).collect()
+    };
+    let complaint = |path: &str, text: &str, target: &str| {
+        let (file, section) = target.split_once('#').unwrap_or((target, ""));
+        let folder = Path::new(path).parent().unwrap_or(Path::new(""));
+        let found = if file.is_empty() {
+            Some(text.to_owned())
+        } else {
+            std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join(file)).ok()
+        };
+        match found {
+            None => Some("there is no such file"),
+            Some(text) => {
+                (!section.is_empty() && !anchors(&text).contains(section)).then_some("it has no such heading")
+            }
+        }
+    };
+    let mut complaints = Vec::new();
+    for (path, text) in &documents {
+        for (number, line) in (1..).zip(text.lines()) {
+            complaints.extend(links(line).filter_map(|target| {
+                complaint(path, text, target).map(|why| format!("{path}:{number}: the link to `{target}`: {why}"))
+            }));
+        }
+    }
+    check(complaints)
+}
+
+#[test]
+fn the_readme_is_short() -> Result<()> {
+    let (_, readme) = files(&["README.md"])?.into_iter().find(|(path, _)| path == "README.md").context("README.md")?;
+    let lines = readme.lines().count();
+    ensure!(lines < 150, "README.md has {lines} lines: move what a newcomer does not need into docs/");
+    Ok(())
 }
 
 #[test]

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The job file (README.md lists its keys); relative paths in it are taken from its own folder
+    /// The job file (docs/job-file.md lists its keys); relative paths in it are taken from its own folder
     file: PathBuf,
     /// Show the progress until the job ends; exit code 0 only if it is done
     #[arg(long)]
