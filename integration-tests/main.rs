@@ -9,6 +9,7 @@ mod leaving;
 mod local;
 #[path = "../src/chaos/network.rs"]
 mod network;
+mod ownership;
 mod publishing;
 mod reference;
 mod resize;

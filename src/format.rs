@@ -1,7 +1,7 @@
 //! Figures and tables for people. Everything here is pure; what programs read is in [`crate::json`].
 
-pub use toroid_torus::units::bytes;
 use toroid_torus::units::scaled;
+pub use toroid_torus::units::{bytes, time};
 
 /// A time span: `0.4 s`, `42 s`, `3 min 5 s`, `2 h 10 min`, `3 d 4 h`; `-` where it is not known.
 pub fn duration(seconds: f64) -> String {
@@ -50,30 +50,6 @@ pub fn rate(per_s: f64) -> String {
 /// A share from 0 to 1 as a percentage.
 pub fn percent(share: f64) -> String {
     format!("{:.1}%", 100.0 * share)
-}
-
-/// A moment in UTC: `2026-11-24 09:58:54`; `-` for 0, which stands for "not yet".
-pub fn time(unix_ms: i64) -> String {
-    if unix_ms <= 0 {
-        return "-".into();
-    }
-    let s = unix_ms.div_euclid(1000);
-    let (days, s) = (s.div_euclid(86_400), s.rem_euclid(86_400));
-    let (year, month, day) = civil(days);
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", s / 3600, s % 3600 / 60, s % 60)
-}
-
-/// Year, month and day of a day counted from 1970-01-01 (H. Hinnant, "chrono-compatible low-level date algorithms").
-fn civil(days: i64) -> (i64, i64, i64) {
-    let z = days + 719_468;
-    let (era, day_of_era) = (z.div_euclid(146_097), z.rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    // Years begin in March here, so that the leap day is their last.
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
 }
 
 /// Columns side by side, as wide as their widest cell, two spaces apart, a line feed after each row.

@@ -21,9 +21,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use toroid_proto as proto;
+use toroid_torus::owner::OwnerId;
 
 use crate::CoordinatorError;
 use crate::curve::{Curve, CurveError};
+use crate::folder::FolderError;
 use crate::machine::{self, Input, Machine, Now, Output, Reply, RequestError, RequestId, StreamId};
 use crate::store::Store;
 
@@ -41,6 +43,8 @@ pub(crate) const MAX_ROWS: usize = 1000;
 pub(crate) enum AskError {
     #[error(transparent)]
     Request(#[from] RequestError),
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     #[error(transparent)]
     Curve(#[from] CurveError),
     #[error("the coordinator is stopping; ask again when it is back")]
@@ -117,6 +121,8 @@ pub(crate) struct Driver {
     jobs_dir: PathBuf,
     commands: mpsc::Receiver<Command>,
     origin: Instant,
+    /// Of this run of the coordinator.
+    entropy: [u8; 32],
     connections: BTreeMap<StreamId, Connection>,
     answers: BTreeMap<RequestId, Answer<Reply>>,
     next_request: u64,
@@ -150,6 +156,7 @@ impl Driver {
             jobs_dir: jobs_dir.into(),
             commands,
             origin,
+            entropy: entropy()?,
             connections: BTreeMap::new(),
             answers: BTreeMap::new(),
             next_request: 0,
@@ -190,7 +197,10 @@ impl Driver {
 
     fn command(&mut self, command: Command) -> Result<(), CoordinatorError> {
         match command {
-            Command::Submit { toml, answer } => self.request(answer, |request| Input::Submit { request, toml }),
+            Command::Submit { toml, answer } => {
+                let owner = self.new_owner();
+                self.request(answer, |request| Input::Submit { request, toml, owner })
+            }
             Command::Cancel { job, answer } => self.request(answer, |request| Input::Cancel { request, job }),
             Command::Checkpoint { job, answer } => self.request(answer, |request| Input::Checkpoint { request, job }),
             Command::Drain { worker, answer } => self.request(answer, |request| Input::Drain { request, worker }),
@@ -208,6 +218,15 @@ impl Driver {
                 Ok(())
             }
         }
+    }
+
+    /// Random, and not asked of the system each time: a submission fails for no want of open files.
+    fn new_owner(&self) -> OwnerId {
+        let mut hasher = blake3::Hasher::new_keyed(&self.entropy);
+        hasher.update(&self.next_request.to_le_bytes());
+        let mut id = [0; 16];
+        hasher.finalize_xof().fill(&mut id);
+        OwnerId::from_random(id)
     }
 
     /// Questions that change nothing. Whoever does not wait for the answer any more does not get it.

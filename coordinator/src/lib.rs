@@ -15,6 +15,7 @@
 
 pub mod curve;
 mod driver;
+mod folder;
 mod grpc;
 pub mod machine;
 pub mod store;

@@ -21,6 +21,7 @@ use toroid_coordinator::store::StoreError;
 use toroid_coordinator::{Config, CoordinatorError};
 use toroid_proto as proto;
 use toroid_torus::manifest::{ShardFile, Writer};
+use toroid_torus::owner::OwnerId;
 
 const STEPS: u64 = 4;
 
@@ -159,6 +160,7 @@ impl Worker {
                 epoch: self.assign.epoch,
                 rank: rank as usize,
                 world: self.assign.peers.len(),
+                owner: OwnerId::try_from(self.assign.owner_id.as_slice()).unwrap(),
             }),
             rank: rank as usize,
             bytes: 10,

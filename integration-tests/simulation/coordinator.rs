@@ -21,6 +21,7 @@ use toroid_proto::StepRecord;
 use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
 use toroid_torus::geometry::Shape;
+use toroid_torus::owner::OwnerId;
 use toroid_torus::resplit::num_lost;
 
 use crate::arithmetic;
@@ -199,7 +200,8 @@ impl World {
     }
 
     pub fn submit(&mut self, toml: &str) {
-        let request = self.request(|request| Input::Submit { request, toml: toml.into() });
+        let owner = OwnerId::from_random(u128::from(self.next_request + 1).to_be_bytes());
+        let request = self.request(|request| Input::Submit { request, toml: toml.into(), owner });
         let holds = matches!(self.replies.get(&request), Some(Ok(Reply::Submitted { .. })));
         self.env.truth.check(holds, || format!("a valid job is refused: {toml}"));
     }

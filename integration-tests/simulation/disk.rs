@@ -112,7 +112,8 @@ impl Disk {
             return Err("disk full".into());
         }
         let rank = assignment.rank;
-        let writer = Writer { epoch: assignment.epoch, rank, world: assignment.spec.shape.world() };
+        let (epoch, world) = (assignment.epoch, assignment.spec.shape.world());
+        let writer = Writer { epoch, rank, world, owner: assignment.owner.id };
         let (file, digest) = (ShardFile::name_of(&writer), digest(&shard));
         self.shards.insert((assignment.checkpoint_root.clone(), step, file.clone()), shard);
         Ok(ShardFile { file, rank, bytes: 8, digest, entries: Vec::new() })

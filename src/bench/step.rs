@@ -19,6 +19,8 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use toroid_torus::job::{JobSpec, Products};
 use toroid_torus::model::{ModelConfig, TOP_K};
+use toroid_torus::owner::{Owner, OwnerId};
+use toroid_worker::checkpoint::Claim;
 use toroid_worker::comm::{Fence, LinkChoice, Listener, PeerAddr};
 use toroid_worker::device::{Buffer as _, CpuDevice, Device as _, Mat, MatMut};
 use toroid_worker::trainer::{self, Assignment, Command as Order, Emit, Environment, Happened, Shared, TrainerEvent};
@@ -212,6 +214,8 @@ fn train(device: &CpuDevice, spec: &JobSpec) -> Result<Vec<Step>> {
         peers: [(0, peer)].into(),
         link_key: [0; 32],
         checkpoint_root: folder.join("checkpoints").display().to_string(),
+        owner: Owner::new(OwnerId::from_random([1; 16]), "bench-1", "bench-1", 0),
+        claim: Claim::New,
         restore_step: None,
         heal: false,
     };

@@ -8,7 +8,8 @@
 //!  schedule learning rate and weight decay by step         manifest   what a checkpoint consists of
 //!  init     the first value of every weight                holders    which two places keep each shard
 //!  plan     memory, traffic, step time and goodput of a job by formulas
-//!  units    sizes for people                           digest     what two holders of a shard compare
+//!  units    sizes and times for people                 digest     what two holders of a shard compare
+//!  owner    whose a folder of checkpoints is
 //!  resplit  another number of replicas: who keeps a place, which part of the state goes where
 //! ```
 //!
@@ -26,6 +27,7 @@ pub mod init;
 pub mod job;
 pub mod manifest;
 pub mod model;
+pub mod owner;
 pub mod partition;
 pub mod pipeline;
 pub mod placement;

@@ -2,16 +2,16 @@
 //!
 //! ```text
 //! step-100/
-//!   shard-00000-of-00004-epoch-7.safetensors ... one file a place: its shard of master weights and both moments
-//!   manifest.json.epoch-7.b3    the digest of the next file, as `b3sum --check` reads it
-//!   manifest.json               written last: every entry of every file, with digests; that it can be seen means complete
+//!   shard-00000-of-00004-epoch-7-by-9f3c2a1b4d5e6f70.safetensors ... one file a place: its shard of master weights and both moments
+//!   manifest.json.epoch-7-by-9f3c2a1b4d5e6f70.b3    the digest of the next file, as `b3sum --check` reads it
+//!   manifest.json    written last: every entry of every file, with digests; that it can be seen means complete
 //! ```
 //!
 //! An *entry* is a contiguous range of the elements of a slice of a tensor ([`crate::partition::Slice`]), so any place of any other
 //! shape can find what it needs by range. Replicated slices are written once, by the lowest tp_rank that holds them.
 //!
 //! A file has the name of its [`Writer`], so whoever still writes for an epoch that is over, and maybe for another shape, writes nothing
-//! that a newer one reads (T-1).
+//! that a newer one reads (T-1), and nothing is taken for a job's own that another has written (T-10).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::geometry::Shape;
 use crate::job::JobSpec;
 use crate::model::TensorSpec;
+use crate::owner::{OwnerId, Stamp};
 use crate::partition::{self, Partition, Slice};
 
 /// Version of the checkpoint format.
@@ -123,20 +124,31 @@ pub struct Writer {
     pub rank: usize,
     /// Places of the epoch's shape.
     pub world: usize,
+    pub owner: OwnerId,
+}
+
+impl Writer {
+    pub fn stamp(&self) -> Stamp {
+        Stamp { epoch: self.epoch, owner: self.owner }
+    }
 }
 
 impl ShardFile {
     pub fn name_of(writer: &Writer) -> String {
-        let Writer { epoch, rank, world } = writer;
-        format!("shard-{rank:05}-of-{world:05}-epoch-{epoch}.safetensors")
+        let Writer { rank, world, .. } = writer;
+        format!("shard-{rank:05}-of-{world:05}-{}.safetensors", writer.stamp())
     }
 
-    /// The epoch in a file's name, if it is the name of a writer; older checkpoints have files named by rank alone.
-    pub fn epoch_of(name: &str) -> Option<u64> {
-        let (place, epoch) = name.strip_suffix(".safetensors")?.rsplit_once("-epoch-")?;
-        let (rank, world) = place.strip_prefix("shard-")?.split_once("-of-")?;
-        let writer = Writer { epoch: epoch.parse().ok()?, rank: rank.parse().ok()?, world: world.parse().ok()? };
-        (ShardFile::name_of(&writer) == name).then_some(writer.epoch)
+    /// The epoch in a file's name, if it is the name of this rank's writer, of any job; older checkpoints have files named by place and
+    /// epoch, or by rank alone.
+    fn epoch_of(&self, world: usize) -> Option<u64> {
+        let rest = self.file.strip_prefix(&format!("shard-{:05}-of-{world:05}-epoch-", self.rank))?;
+        let rest = rest.strip_suffix(".safetensors")?;
+        let (epoch, tag) = rest.split_once("-by-").map_or((rest, None), |(epoch, tag)| (epoch, Some(tag)));
+        let is_tag =
+            |tag: &str| tag.len() == 16 && tag.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        let number: u64 = epoch.parse().ok()?;
+        (tag.is_none_or(is_tag) && epoch == number.to_string()).then_some(number)
     }
 
     /// Bytes of the safetensors header, its length field included.
@@ -146,10 +158,13 @@ impl ShardFile {
 
     fn check(&self, world: usize, epoch: u64) -> Result<(), String> {
         // A step that an earlier epoch has published keeps its files when a later one publishes it again.
-        let epoch = ShardFile::epoch_of(&self.file).map_or(epoch, |earlier| earlier.min(epoch));
-        let expected = ShardFile::name_of(&Writer { epoch, rank: self.rank, world });
-        if self.file != expected && self.file != format!("shard-{:05}.safetensors", self.rank) {
-            return Err(format!("the file of rank {} should be {expected}", self.rank));
+        let is_known = self.epoch_of(world).is_some_and(|earlier| earlier <= epoch);
+        if !is_known && self.file != format!("shard-{:05}.safetensors", self.rank) {
+            let place = format!("shard-{:05}-of-{world:05}-epoch-", self.rank);
+            return Err(format!(
+                "the file of rank {} should be {place}<e>-by-<owner>.safetensors, e at most {epoch}",
+                self.rank
+            ));
         }
         let mut end = self.header_bytes();
         for entry in &self.entries {
@@ -168,6 +183,9 @@ impl ShardFile {
 pub struct Manifest {
     pub format: u32,
     pub job_id: String,
+    /// The job that has written it; older manifests do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<OwnerId>,
     /// Committed updates; the next update has `t = step`.
     pub step: u64,
     pub epoch: u64,

@@ -26,8 +26,10 @@ use toroid_proto::{
 use toroid_torus::geometry::Shape;
 use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::ShardFile;
+use toroid_torus::owner::{Owner, OwnerId};
 use toroid_torus::resplit::Origin;
 
+use crate::checkpoint::Claim;
 use crate::comm::PeerAddr;
 use crate::trainer::{Assignment, Command, Happened, HealPlan, TrainerEvent, WarmUp};
 
@@ -499,7 +501,12 @@ fn checked(assign: Assign) -> Result<Assignment, String> {
     let link_key = assign.link_key.as_slice().try_into().map_err(|_| {
         format!("cannot use the link key of {}: expected 32 bytes, found {}", assign.job_id, assign.link_key.len())
     })?;
+    let owner_id = OwnerId::try_from(assign.owner_id.as_slice()).map_err(|e| {
+        format!("cannot tell whose the checkpoint folder of {} is: {e}; are both of one version?", assign.job_id)
+    })?;
     Ok(Assignment {
+        owner: Owner::new(owner_id, &assign.job_id, &spec.name, assign.submitted_unix_ms),
+        claim: if assign.begun_without_owner { Claim::Begun } else { Claim::New },
         job_id: assign.job_id,
         epoch: assign.epoch,
         rank: assign.rank as usize,
@@ -551,6 +558,7 @@ mod tests {
             peers: vec![peer(0), peer(1)],
             link_key: vec![1; 32],
             checkpoint_root: "/c".into(),
+            owner_id: vec![1; 16],
             ..Assign::default()
         }
     }

@@ -7,6 +7,7 @@ use toroid_proto as proto;
 use toroid_proto::job_service_server::JobService;
 
 use crate::driver::{AskError, Command, Handle, MAX_ROWS, Seen};
+use crate::folder;
 use crate::machine::{Reply, RequestError};
 
 /// Updates that wait for a watcher; beyond, the watcher's own task waits and then skips to the newest state.
@@ -48,9 +49,10 @@ impl From<AskError> for Status {
             AskError::Request(RequestError::UnknownJob { .. } | RequestError::UnknownWorker { .. }) => {
                 Status::not_found(text)
             }
-            AskError::Request(RequestError::State { .. } | RequestError::Drain { .. }) => {
-                Status::failed_precondition(text)
-            }
+            AskError::Request(
+                RequestError::State { .. } | RequestError::Drain { .. } | RequestError::Folder { .. },
+            )
+            | AskError::Folder(_) => Status::failed_precondition(text),
             AskError::Curve(_) => Status::data_loss(text),
             AskError::Stopping => Status::unavailable(text),
         }
@@ -71,6 +73,9 @@ impl JobService for Jobs {
         request: Request<proto::SubmitJobRequest>,
     ) -> Result<Response<proto::SubmitJobResponse>, Status> {
         let toml = request.into_inner().job_toml;
+        if let Some(refusal) = folder::refusal(&toml).await {
+            return Err(AskError::from(refusal).into());
+        }
         match self.handle.ask(|answer| Command::Submit { toml, answer }).await? {
             Reply::Submitted { job } => Ok(Response::new(proto::SubmitJobResponse { job_id: job })),
             reply => Err(mismatch(&reply)),

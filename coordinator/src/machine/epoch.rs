@@ -249,6 +249,9 @@ impl Job {
             restore_step: record.restore_step,
             keep_checkpoints: record.spec.checkpoint.keep,
             heal: self.can_heal(),
+            owner_id: record.owner.as_ref().map(|owner| owner.bytes().to_vec()).unwrap_or_default(),
+            submitted_unix_ms: record.submitted_unix_ms,
+            begun_without_owner: record.begun_without_owner,
         };
         self.send(cx, rank, Body::Assign(assign));
     }

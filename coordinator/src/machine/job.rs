@@ -6,6 +6,7 @@ use std::time::Duration;
 use proto::coordinator_message::Body;
 use toroid_proto as proto;
 use toroid_torus::job::JobSpec;
+use toroid_torus::owner::OwnerId;
 
 use super::checkpoint::Pending;
 use super::failures::{Activity, Cause, Suspicion};
@@ -105,10 +106,12 @@ impl Live {
 }
 
 impl Job {
-    pub fn submit(id: String, number: u64, spec: JobSpec, cx: &mut Context<'_>) -> Job {
+    pub fn submit(id: String, number: u64, owner: OwnerId, spec: JobSpec, cx: &mut Context<'_>) -> Job {
         let record = JobRecord {
             id,
             number,
+            owner: Some(owner),
+            begun_without_owner: false,
             state: State::Queued,
             reason: "just submitted".into(),
             epoch: 0,
@@ -147,7 +150,17 @@ impl Job {
     }
 
     /// A job as the store has it, after a restart. Workers that say they go on with their places are believed (T-9).
-    pub fn restore(record: JobRecord, incidents: Vec<Incident>, steps: Vec<StepSummary>, cx: &mut Context<'_>) -> Job {
+    pub fn restore(
+        mut record: JobRecord,
+        incidents: Vec<Incident>,
+        steps: Vec<StepSummary>,
+        cx: &mut Context<'_>,
+    ) -> Job {
+        if record.owner.is_none() {
+            record.owner = Some(record.derived_owner(cx.secret));
+            record.begun_without_owner = record.epoch > 0;
+            cx.out.dirty.insert(record.id.clone());
+        }
         let incidents = Incidents::restore(incidents, cx.now.monotonic, cx.now.unix_ms);
         let mut job = Job { live: Live::new(Phase::Waiting, Progress::new(steps)), incidents, record };
         if !job.record.state.is_placed() {

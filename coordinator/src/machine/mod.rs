@@ -74,7 +74,8 @@ use std::time::Duration;
 
 use toroid_proto as proto;
 use toroid_proto::StepRecord;
-use toroid_torus::job::{self as job_file, JobError};
+use toroid_torus::job::{self as job_file, JobError, JobSpec};
+use toroid_torus::owner::OwnerId;
 
 use job::Job;
 pub use limits::Limits;
@@ -108,9 +109,11 @@ pub struct Config {
 
 #[derive(Debug, Clone)]
 pub enum Input {
+    /// `owner` is random: the job's own for life.
     Submit {
         request: RequestId,
         toml: String,
+        owner: OwnerId,
     },
     Cancel {
         request: RequestId,
@@ -207,6 +210,11 @@ pub enum RequestError {
     UnknownJob { job: String, known: String },
     #[error("no worker `{worker}` is connected; {known}")]
     UnknownWorker { worker: String, known: String },
+    #[error(
+        "checkpoint.path = \"{path}\" is where {job} keeps its checkpoints, and it has not ended; give this job another folder, and to go \
+         on from a checkpoint of {job} name it with resume_from = \"{path}/step-<n>\""
+    )]
+    Folder { path: String, job: String },
     #[error("{worker} cannot be drained: {reason}")]
     Drain { worker: String, reason: String },
     #[error("{job} cannot be {what}: it is {state} ({reason})")]
@@ -320,7 +328,7 @@ impl Machine {
     /// Handles one input. Time never goes back.
     pub fn handle(&mut self, input: Input, now: Now) -> Vec<Output> {
         match input {
-            Input::Submit { request, toml } => self.submit(request, &toml, now),
+            Input::Submit { request, toml, owner } => self.submit(request, &toml, owner, now),
             Input::Cancel { request, job } => self.cancel(request, &job, now),
             Input::Checkpoint { request, job } => self.request_checkpoint(request, &job, now),
             Input::Drain { request, worker } => self.drain(request, &worker, now),
@@ -371,11 +379,15 @@ impl Machine {
         (jobs, Context { pool, out, config, secret: &meta.secret, now })
     }
 
-    fn submit(&mut self, request: RequestId, toml: &str, now: Now) {
+    fn submit(&mut self, request: RequestId, toml: &str, owner: OwnerId, now: Now) {
         let spec = match job_file::parse(toml) {
             Ok(spec) => spec,
             Err(error) => return self.out.reply(request, Err(error.into())),
         };
+        if let Some(other) = self.keeper_of(&spec) {
+            let path = spec.checkpoint.path.unwrap_or_default();
+            return self.out.reply(request, Err(RequestError::Folder { path, job: other.id.clone() }));
+        }
         let slug = slug(&spec.name);
         let count = self.meta.num_jobs.entry(slug.clone()).or_insert(0);
         *count += 1;
@@ -385,9 +397,17 @@ impl Machine {
         self.out.unsettled = true;
         self.out.effects.push(Output::CreateFolder { job: id.clone(), toml: spec.to_toml() });
         let (jobs, mut context) = self.split(now);
-        let job = Job::submit(id.clone(), number, spec, &mut context);
+        let job = Job::submit(id.clone(), number, owner, spec, &mut context);
         jobs.insert(id.clone(), job);
         self.out.reply(request, Ok(Reply::Submitted { job: id }));
+    }
+
+    /// The job that has not ended and keeps its checkpoints where `spec` wants to keep its own (T-10). What ended jobs have left, and what other
+    /// coordinators do, shows in the folder.
+    fn keeper_of(&self, spec: &JobSpec) -> Option<&JobRecord> {
+        let wanted = view::folder_of(spec.checkpoint.path.as_deref()?);
+        let has_it = |job: &&JobRecord| view::folder_of(&view::checkpoint_root(job, &self.config.jobs_dir)) == wanted;
+        self.jobs().filter(|job| !job.state.is_ended()).find(has_it)
     }
 
     fn cancel(&mut self, request: RequestId, id: &str, now: Now) {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use toroid_proto as proto;
 use toroid_torus::geometry::Shape;
 use toroid_torus::job::JobSpec;
+use toroid_torus::owner::OwnerId;
 use toroid_torus::resplit::Origin;
 
 /// Version of the records. A store of another version is refused.
@@ -131,6 +132,12 @@ pub struct JobRecord {
     /// Jobs are served in this order.
     pub number: u64,
     pub spec: JobSpec,
+    /// What tells its checkpoints from those of all other jobs (T-10). `None` only in the store of an earlier version.
+    #[serde(default)]
+    pub owner: Option<OwnerId>,
+    /// An earlier version had begun it, which left no record of whose its checkpoint folder is.
+    #[serde(default)]
+    pub begun_without_owner: bool,
     /// Of the present epoch: that of the job file, or one with fewer replicas.
     pub shape: Shape,
     pub state: State,
@@ -201,6 +208,16 @@ impl JobRecord {
         hasher.update(&self.epoch.to_le_bytes());
         hasher.update(self.id.as_bytes());
         *hasher.finalize().as_bytes()
+    }
+
+    /// The owner of a job that an earlier version had submitted: derived, so that a restart before the record is stored changes nothing.
+    pub fn derived_owner(&self, secret: &[u8; 32]) -> OwnerId {
+        let mut hasher = blake3::Hasher::new_keyed(secret);
+        hasher.update(b"owner of checkpoints");
+        hasher.update(self.id.as_bytes());
+        let mut id = [0; 16];
+        hasher.finalize_xof().fill(&mut id);
+        OwnerId::from_random(id)
     }
 
     pub fn push_event(&mut self, event: Event) {

@@ -128,6 +128,12 @@ pub(super) fn checkpoint_root(record: &JobRecord, jobs_dir: &str) -> String {
     configured.unwrap_or_else(|| format!("{}/checkpoints", folder(record, jobs_dir)))
 }
 
+/// A checkpoint root as a folder's path, so that two ways to write it compare equal.
+pub(super) fn folder_of(root: &str) -> &str {
+    let path = root.strip_prefix("file://").unwrap_or(root);
+    path.trim_end_matches('/')
+}
+
 fn event(e: &Event) -> proto::Event {
     proto::Event {
         unix_ms: e.unix_ms,

@@ -7,6 +7,7 @@ use toroid_torus::geometry::Shape;
 use toroid_torus::job::{self, JobSpec};
 use toroid_torus::manifest::{Entry, FORMAT, KINDS, Manifest, ManifestError, ShardFile, Writer, entries_of};
 use toroid_torus::model::ModelConfig;
+use toroid_torus::owner::OwnerId;
 use toroid_torus::partition::{partition, shard_position};
 
 use crate::partition::{check_cover, global_ranges, models, splits};
@@ -28,7 +29,7 @@ fn files(model: &ModelConfig, shape: &Shape) -> Vec<ShardFile> {
             entry.file_offset = bytes;
             bytes += 4 * entry.range.len() as u64;
         }
-        let writer = Writer { epoch: 3, rank, world: shape.world() };
+        let writer = Writer { epoch: 3, rank, world: shape.world(), owner: owner() };
         ShardFile { file: ShardFile::name_of(&writer), rank, bytes, digest: String::new(), entries }
     };
     (0..shape.world()).map(file).collect()
@@ -51,6 +52,10 @@ fn the_entries_of_all_places_cover_every_tensor_once() {
     }
 }
 
+fn owner() -> OwnerId {
+    OwnerId::from_random([7; 16])
+}
+
 fn job(shape: Shape) -> JobSpec {
     let mut job = job::parse("steps = 10\ndata.path = 'text'").expect("a job");
     job.shape = shape;
@@ -64,6 +69,7 @@ fn manifest() -> Manifest {
     Manifest {
         format: FORMAT,
         job_id: "j1".into(),
+        owner: Some(owner()),
         step: 10,
         epoch: 3,
         shape: job.shape,
@@ -97,7 +103,7 @@ fn error_after(damage: impl FnOnce(&mut Manifest)) -> ManifestError {
 /// `damage` to the second file's first entry is named.
 fn check_entry(damage: impl FnOnce(&mut Entry), expected: &str) {
     let error = error_after(|m| damage(&mut m.files[1].entries[0])).to_string();
-    assert!(error.contains("shard-00001-of-00008-epoch-3.safetensors") && error.contains(expected), "{error}");
+    assert!(error.contains("shard-00001-of-00008-epoch-3-by-") && error.contains(expected), "{error}");
 }
 
 #[test]
@@ -123,15 +129,23 @@ fn entries_are_checked_by_themselves() {
     check_entry(|e| e.file_offset = u64::MAX, "ends beyond any file");
     for range in [5..5, 0..usize::MAX] {
         let error = error_after(|m| m.files[1].entries[0].range = range).to_string();
-        assert!(error.contains("shard-00001-of-00008-epoch-3.safetensors"), "{error}");
+        assert!(error.contains("shard-00001-of-00008-epoch-3-by-"), "{error}");
     }
 }
 
 #[test]
 fn a_file_name_stays_in_the_folder_and_is_there_once() {
     let own = "shard-00001-of-00008-epoch-";
-    let later_or_elsewhere =
-        [format!("{own}4.safetensors"), format!("../{own}3.safetensors"), format!("{own}03.safetensors")];
+    let later_or_elsewhere = [
+        "4.safetensors",
+        "03.safetensors",
+        "3-by-.safetensors",
+        "3-by-0123456789abcdeF.safetensors",
+        "4-by-0123456789abcdef.safetensors",
+    ]
+    .map(|rest| format!("{own}{rest}"))
+    .into_iter()
+    .chain([format!("../{own}3.safetensors")]);
     let others = ["", "..", "../step-1/shard-00001.safetensors", "a\\b", "/etc/passwd", "shard-00000.safetensors"];
     for name in others.map(String::from).into_iter().chain(later_or_elsewhere) {
         let error = error_after(|m| m.files[1].file = name.clone());
@@ -142,9 +156,11 @@ fn a_file_name_stays_in_the_folder_and_is_there_once() {
 /// Of an epoch before the one that publishes, and of older checkpoints by the rank alone.
 #[test]
 fn a_file_may_have_the_name_of_an_earlier_epoch() {
-    for name in ["shard-00001-of-00008-epoch-2.safetensors", "shard-00001.safetensors"] {
+    let of_before = ["shard-00001-of-00008-epoch-2.safetensors", "shard-00001.safetensors"].map(String::from);
+    let earlier = Writer { epoch: 2, rank: 1, world: 8, owner: owner() };
+    for name in of_before.into_iter().chain([ShardFile::name_of(&earlier)]) {
         let mut manifest = manifest();
-        manifest.files[1].file = name.into();
+        manifest.files[1].file = name;
         assert_eq!(Manifest::parse(&manifest.to_json()), Ok(manifest));
     }
 }

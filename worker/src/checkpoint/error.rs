@@ -6,6 +6,7 @@ use std::io;
 use std::path::PathBuf;
 
 use toroid_torus::manifest::ManifestError;
+use toroid_torus::owner::Owner;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
@@ -55,6 +56,28 @@ pub enum CheckpointError {
     )]
     Claimed { step: u64, root: String, epoch: u64, later: u64 },
     #[error(
+        "{root} is the checkpoint folder of {owner}: nothing is written or removed there for another job; give this job \
+         another folder (checkpoint.path), and to go on from one of the checkpoints there name it with resume_from = \
+         \"{root}/step-<n>\""
+    )]
+    Owned { root: String, owner: Box<Owner> },
+    #[error(
+        "{root} has checkpoints that this job has not written, and no record of whose they are ({}): nothing is written or \
+         removed beside them; give this job another folder (checkpoint.path), and to go on from one of them name it with \
+         resume_from = \"{root}/step-<n>\"", listed(.found)
+    )]
+    Unowned { root: String, found: Vec<String> },
+    #[error(
+        "cannot tell whose checkpoint folder it is: {file}: {what}; give the job another folder (checkpoint.path), or \
+         remove that file if no job keeps its checkpoints there any more"
+    )]
+    OwnerDamaged { file: String, what: String },
+    #[error(
+        "the checkpoint of step {step} in {root} does not say that this job has written it, so it stays; remove it by hand if \
+         nobody needs it"
+    )]
+    NotWritten { step: u64, root: String },
+    #[error(
         "the checkpoint of step {step} in {root} is complete already, with other contents; remove it or set it aside first, \
          or set checkpoint.path to another folder"
     )]
@@ -68,6 +91,16 @@ pub enum CheckpointError {
     Initial { path: PathBuf, problems: Vec<String> },
 }
 
+impl CheckpointError {
+    /// The folder is, or may be, another job's: it is so whoever looks.
+    pub fn is_about_owner(&self) -> bool {
+        matches!(
+            self,
+            CheckpointError::Owned { .. } | CheckpointError::Unowned { .. } | CheckpointError::OwnerDamaged { .. }
+        )
+    }
+}
+
 fn there_are(steps: &[u64]) -> String {
     match steps {
         [] => "there is none of any step".into(),
@@ -75,7 +108,7 @@ fn there_are(steps: &[u64]) -> String {
     }
 }
 
-/// The first problems, and how many more there are: a model of another name scheme has thousands.
+/// The first of them, and how many more there are: a model of another name scheme has thousands of problems.
 fn listed(problems: &[String]) -> String {
     const SHOWN: usize = 12;
     let mut out = problems.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");

@@ -1,19 +1,24 @@
 //! Checkpoints: written once by the primaries, published as a whole, read back under any shape (design section 7).
 //!
 //! ```text
-//!   write_shard (every place) ---> step-<n>/shard-<rank>-of-<world>-epoch-<e>.safetensors   durable when the call returns
-//!   publish (place 0) -----------> step-<n>/manifest.json.epoch-<e>.b3                      its digest, as `b3sum --check` reads it
+//!   own (every place) -----------> toroid-owner.json                  once, before the first step: whose the folder is
+//!   write_shard (every place) ---> step-<n>/shard-<rank>-of-<world>-epoch-<e>-by-<owner>.safetensors   durable when the call returns
+//!   publish (place 0) -----------> step-<n>/manifest.json.epoch-<e>-by-<owner>.b3   its digest, as `b3sum --check` reads it
 //!                                  step-<n>/manifest.json             last: who sees it sees a complete checkpoint
 //!   load (any shape), export <---- the entries that cover what is asked for, each read whole and checked
 //!   verify <---------------------- every byte, against the manifest
 //! ```
 //!
+//! [`Storage`] only reads. Whoever writes or removes has an [`Owned`], which is made by looking whose the folder is.
+//!
 //! Invariants:
 //!
-//! - **T-6.** A manifest that can be seen is complete. [`Storage::publish`] looks at every file first; a manifest
-//!   and the files that it names are never written to again, and [`Storage::remove`] takes the manifest first.
-//! - **T-1.** What an epoch has published, or goes on from ([`Storage::claim`]), is removed by no order of an older epoch, be it
+//! - **T-6.** A manifest that can be seen is complete. [`Owned::publish`] looks at every file first; a manifest
+//!   and the files that it names are never written to again, and [`Owned::remove`] takes the manifest first.
+//! - **T-1.** What an epoch has published, or goes on from ([`Owned::claim`]), is removed by no order of an older epoch, be it
 //!   carried out ever so late. Every epoch writes files of names of its own, and the first manifest of a step stays.
+//! - **T-10.** A folder has one owner. It is looked at before anything is published or removed, and only files whose name says that
+//!   this job has written them are removed.
 //! - The bytes of a file depend on the state, the step and the rank alone. So a repeated write is harmless.
 //! - No value reaches the caller that did not match its digest.
 //!
@@ -24,12 +29,14 @@
 use std::path::{Path, PathBuf};
 
 use toroid_torus::manifest::{MANIFEST_NAME, Manifest};
+use toroid_torus::owner::Stamp;
 
 mod durable;
 mod encode;
 mod error;
 mod initial;
 mod objects;
+mod owned;
 mod read;
 mod verify;
 mod write;
@@ -40,16 +47,14 @@ mod tests;
 pub(crate) use durable::AtomicFile;
 pub use error::CheckpointError;
 pub use initial::load_initial;
+pub use owned::{Claim, Owned};
 pub use read::ShardStateMut;
 pub use verify::{Fault, FaultKind};
 pub use write::ShardState;
 
 use objects::Objects;
 
-/// An empty file whose name ends in the epoch that goes on from the checkpoint.
-const CLAIM_PREFIX: &str = "claimed-by-epoch-";
-
-/// A folder of checkpoints.
+/// A folder of checkpoints, to read.
 #[derive(Debug)]
 pub struct Storage {
     objects: Objects,
@@ -142,40 +147,6 @@ impl Storage {
         Ok(Some(manifest))
     }
 
-    /// Removes a checkpoint, complete or not, as `epoch` wants it: the manifest first, so that nobody takes the rest for a checkpoint
-    /// (T-6). What a later epoch has published or claimed stays: who was stopped with this order and replaced meanwhile has nothing
-    /// to say about it (T-1).
-    pub fn remove(&self, step: u64, epoch: u64) -> Result<(), CheckpointError> {
-        if let Some(later) = self.newest_epoch(step)?.filter(|later| *later > epoch) {
-            return Err(CheckpointError::Claimed { step, root: self.root.clone(), epoch, later });
-        }
-        self.objects.delete(&name_in(step, MANIFEST_NAME))?;
-        self.objects.delete_folder(&Manifest::folder(step))
-    }
-
-    /// `epoch` goes on from this checkpoint: no order of an older one removes it any more.
-    pub fn claim(&self, step: u64, epoch: u64) -> Result<(), CheckpointError> {
-        self.objects.write(&name_in(step, &format!("{CLAIM_PREFIX}{epoch}")), &[])
-    }
-
-    /// The newest epoch that has published or claimed a step. A manifest that cannot be read is nobody's.
-    fn newest_epoch(&self, step: u64) -> Result<Option<u64>, CheckpointError> {
-        let published = self.find_manifest(step).ok().flatten().map(|manifest| manifest.epoch);
-        let (_, names) = self.objects.list(&Manifest::folder(step))?;
-        let claims = names.iter().filter_map(|name| name.strip_prefix(CLAIM_PREFIX)?.parse().ok());
-        Ok(claims.chain(published).max())
-    }
-
-    /// Renames a damaged `step-<n>` to `damaged-step-<n>`, so that it is not offered any more but can be looked at.
-    /// Returns the new path.
-    pub fn set_aside(&self, step: u64, reason: &str) -> Result<String, CheckpointError> {
-        let from = Manifest::folder(step);
-        let to = self.objects.rename_folder(&from, &format!("damaged-{from}"))?;
-        let path = self.objects.display(&to);
-        tracing::warn!(step, %path, reason, "set a damaged checkpoint aside");
-        Ok(path)
-    }
-
     fn not_found(&self, step: u64) -> CheckpointError {
         let available = self.steps().unwrap_or_default();
         CheckpointError::NotFound { step, root: self.root.clone(), available }
@@ -199,8 +170,8 @@ fn name_in(step: u64, file: &str) -> String {
 }
 
 /// Holds the digest of the manifest that an epoch publishes, in the format of `b3sum`.
-fn digest_name(epoch: u64) -> String {
-    format!("{MANIFEST_NAME}.epoch-{epoch}.b3")
+fn digest_name(stamp: &Stamp) -> String {
+    format!("{MANIFEST_NAME}.{stamp}.b3")
 }
 
 fn digest_line(json: &[u8]) -> String {

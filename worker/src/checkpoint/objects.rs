@@ -1,23 +1,27 @@
 //! The files of a checkpoint folder as named objects: written whole and durable, or not at all.
 //!
 //! What is read, listed and deleted goes through [`object_store`], with a current-thread tokio runtime of its own, so callers stay
-//! synchronous. Files are written by [`AtomicFile`]: a staging file beside the target (`<name>#<n>`), fsync of the file, rename, fsync of
+//! synchronous. Files are written by [`AtomicFile`]: a staging file beside the target (`<name>.<stamp>#<n>`), fsync of the file, rename, fsync of
 //! the folder and of every folder made on the way. `object_store` does the same, but takes every byte as memory of its own: with two
 //! copies of a shard and a sync that begins when all is written, checkpoints reached a fifth of the disk's speed. Two things it leaves to
 //! us in any case: it does not sync a folder after a delete, and it cannot rename a folder.
 //!
 //! Another store (S3) needs another `Arc<dyn ObjectStore>` here, its multipart upload behind [`Upload`], and the local leaves left out.
 
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher as _, RandomState};
 use std::io::Write as _;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::{fs, io};
 
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt};
 use tokio::runtime::Runtime;
+use toroid_torus::owner::Stamp;
 
 use super::{AtomicFile, CheckpointError};
 
@@ -96,27 +100,33 @@ impl Objects {
         }
     }
 
-    /// Starts an object of `total` bytes; nobody sees it before [`Upload::finish`].
-    pub fn upload(&self, name: &str, total: u64) -> Result<Upload<'_>, CheckpointError> {
-        self.remove_staging(name);
+    /// Starts an object of `total` bytes by the writer of `stamp`; nobody sees it before [`Upload::finish`].
+    pub fn upload(&self, name: &str, stamp: &Stamp, total: u64) -> Result<Upload<'_>, CheckpointError> {
+        self.remove_staging(name, stamp);
         let target = self.folder.join(name);
-        let staging = self.folder.join(format!("{name}#{}", std::process::id()));
-        let file = make_folder(target.parent().unwrap_or(&self.folder))
-            .and_then(|()| AtomicFile::create_as(&target, &staging))
-            .map_err(|e| self.cannot_write(name, total, e))?;
+        let staging = self.folder.join(format!("{name}.{stamp}#{}", unique()));
+        let create = || {
+            make_folder(target.parent().unwrap_or(&self.folder)).and_then(|()| AtomicFile::create_as(&target, &staging))
+        };
+        // The folder may have been empty, and removed as such, between the two.
+        let file = match create() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => create(),
+            file => file,
+        };
+        let file = file.map_err(|e| self.cannot_write(name, total, e))?;
         Ok(Upload { objects: self, name: name.into(), total, num_written: 0, file })
     }
 
     /// Writes a small object.
-    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
-        let mut upload = self.upload(name, bytes.len() as u64)?;
+    pub fn write(&self, name: &str, stamp: &Stamp, bytes: &[u8]) -> Result<(), CheckpointError> {
+        let mut upload = self.upload(name, stamp, bytes.len() as u64)?;
         upload.write(bytes)?;
         upload.finish()
     }
 
     /// Writes a small object unless there is one of this name already; says whether it did.
-    pub fn write_new(&self, name: &str, bytes: &[u8]) -> Result<bool, CheckpointError> {
-        let mut upload = self.upload(name, bytes.len() as u64)?;
+    pub fn write_new(&self, name: &str, stamp: &Stamp, bytes: &[u8]) -> Result<bool, CheckpointError> {
+        let mut upload = self.upload(name, stamp, bytes.len() as u64)?;
         upload.write(bytes)?;
         upload.finish_new()
     }
@@ -132,22 +142,50 @@ impl Objects {
 
     /// Deletes an object, durably. It is no error that there is none.
     pub fn delete(&self, name: &str) -> Result<(), CheckpointError> {
-        match self.wait(self.store.delete(&self.key(name))) {
-            Ok(()) => {}
-            Err(object_store::Error::NotFound { .. }) => return Ok(()),
-            Err(e) => return Err(self.cannot_change("delete", name, e)),
-        }
-        let parent = self.folder.join(name).parent().map_or_else(|| self.folder.clone(), Path::to_path_buf);
-        sync_folder(&parent).map_err(|e| self.cannot_change("delete", name, e))
+        self.delete_all("", &[name.to_string()])
     }
 
-    /// Deletes a folder with all that is in it, staging files of writers that died included.
-    pub fn delete_folder(&self, name: &str) -> Result<(), CheckpointError> {
-        match fs::remove_dir_all(self.folder.join(name)) {
-            Ok(()) => sync_folder(&self.folder).map_err(|e| self.cannot_change("delete", name, e)),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+    /// Deletes files of one folder, durably when it returns, in their order. It is no error that there are none of some names.
+    pub fn delete_all(&self, folder: &str, names: &[String]) -> Result<(), CheckpointError> {
+        let mut parents = BTreeSet::new();
+        for name in names {
+            let name = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
+            let path = self.folder.join(&name);
+            match fs::remove_file(&path) {
+                Ok(()) => parents.insert(path.parent().map_or_else(|| self.folder.clone(), Path::to_path_buf)),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(self.cannot_change("delete", &name, e)),
+            };
+        }
+        parents.iter().try_for_each(|p| sync_folder(p)).map_err(|e| self.cannot_change("delete files in", folder, e))
+    }
+
+    /// Deletes a folder if nothing is in it; says whether it is gone.
+    pub fn delete_empty_folder(&self, name: &str) -> Result<bool, CheckpointError> {
+        match fs::remove_dir(self.folder.join(name)) {
+            Ok(()) => sync_folder(&self.folder).map(|()| true).map_err(|e| self.cannot_change("delete", name, e)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(e) if matches!(e.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory) => Ok(false),
             Err(e) => Err(self.cannot_change("delete", name, e)),
         }
+    }
+
+    /// Names of all that is in a folder, what is being written included, which [`Objects::list`] does not show; none where there is no such
+    /// folder.
+    pub fn names_in(&self, folder: &str) -> Result<Vec<String>, CheckpointError> {
+        let entries = match fs::read_dir(self.folder.join(folder)) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(self.cannot_read(folder, e)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(|e| self.cannot_read(folder, e))?.file_name();
+            // No name of ours is anything else.
+            names.extend(name.into_string());
+        }
+        names.sort_unstable();
+        Ok(names)
     }
 
     /// Renames a folder to the first free name of `to`, `to.2`, `to.3`, ..., durably; returns that name.
@@ -164,14 +202,16 @@ impl Objects {
         Ok(to)
     }
 
-    /// Removes what writers of `name` that died or failed have left. Of two writers of one object, the later one wins.
-    fn remove_staging(&self, name: &str) {
+    /// Removes what writers of `name` in this epoch of this job, and in earlier ones, that died or failed have left. Of two writers of one
+    /// object, the later one wins.
+    fn remove_staging(&self, name: &str, stamp: &Stamp) {
         let target = self.folder.join(name);
         let (Some(folder), Some(file)) = (target.parent(), target.file_name().and_then(|f| f.to_str())) else { return };
         let Ok(entries) = fs::read_dir(folder) else { return };
         let is_staging = |path: &PathBuf| {
             let found = path.file_name().and_then(|f| f.to_str());
-            found.and_then(|f| f.strip_prefix(file)).is_some_and(|rest| rest.starts_with('#'))
+            let rest = found.and_then(|f| f.strip_prefix(file)).filter(|rest| rest.contains('#'));
+            rest.and_then(|rest| stamp.owner.wrote(rest)).is_some_and(|epoch| epoch <= stamp.epoch)
         };
         for path in entries.filter_map(Result::ok).map(|e| e.path()).filter(is_staging) {
             if let Err(error) = fs::remove_file(&path) {
@@ -269,6 +309,13 @@ fn resolve(path: &Path) -> io::Result<PathBuf> {
         }
     }
     Ok(absolute)
+}
+
+/// Never twice, not even in two containers whose processes have one number. Digits only: `object_store` does not list such files.
+fn unique() -> String {
+    static NUM_MADE: AtomicU64 = AtomicU64::new(0);
+    static OF_PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(std::process::id()));
+    format!("{:020}{}", *OF_PROCESS, NUM_MADE.fetch_add(1, Ordering::Relaxed))
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {

@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::{Entry, KINDS, Kind, MANIFEST_NAME, Manifest, ShardFile, Writer, entries_of};
+use toroid_torus::owner::Stamp;
 use toroid_torus::partition::Partition;
 
 use super::encode::{bytes_of, lay_out};
-use super::{CheckpointError, Storage, digest_line, digest_name, name_in};
+use super::{CheckpointError, Owned, digest_line, digest_name, name_in};
 use crate::device::Snapshot;
 
 /// Elements that are hashed and written at once, 256 KiB: from the second-level cache of a core, where the first has left it.
@@ -54,12 +55,12 @@ impl<'a, S: Snapshot> ShardState<'a, S> {
     }
 }
 
-impl Storage {
+impl Owned {
     /// Writes the shard of a place, the flat range `shard` of `partition`; durable when it returns. Slices that a place of a lower tp_rank
     /// holds too, and padding, are left out.
     ///
     /// On a step that is complete already nothing is written where the manifest has the same bytes. Other bytes are those of another shape
-    /// or of a state that was restored meanwhile: a later epoch writes them beside, and [`Storage::publish`] says what counts.
+    /// or of a state that was restored meanwhile: a later epoch writes them beside, and [`Owned::publish`] says what counts.
     /// [`CheckpointError::Exists`] where they are of the epoch that has published, or of an older one.
     pub fn write_shard<S: Snapshot>(
         &self,
@@ -84,7 +85,7 @@ impl Storage {
             }
         }
         let file = ShardFile::name_of(&writer);
-        let mut upload = self.objects.upload(&name_in(step, &file), bytes)?;
+        let mut upload = self.objects.upload(&name_in(step, &file), &writer.stamp(), bytes)?;
         upload.write(&header)?;
         for entry in &mut entries {
             entry.digest = state.for_each_piece(entry, partition, &shard, |piece| upload.write(piece))?;
@@ -125,6 +126,7 @@ impl Storage {
     pub fn publish(&self, manifest: &Manifest) -> Result<u64, CheckpointError> {
         let step = manifest.step;
         let name = name_in(step, MANIFEST_NAME);
+        self.check_owner()?;
         if let Some(visible) = self.find_manifest(step)? {
             return self.published_before(manifest, visible);
         }
@@ -133,13 +135,14 @@ impl Storage {
         self.make_visible(manifest)
     }
 
-    /// The rest of [`Storage::publish`], in which somebody else may have published by now.
+    /// The rest of [`Owned::publish`], in which somebody else may have published by now.
     pub(super) fn make_visible(&self, manifest: &Manifest) -> Result<u64, CheckpointError> {
         let step = manifest.step;
-        let (name, digest) = (name_in(step, MANIFEST_NAME), name_in(step, &digest_name(manifest.epoch)));
+        let stamp = Stamp { epoch: manifest.epoch, owner: self.id() };
+        let (name, digest) = (name_in(step, MANIFEST_NAME), name_in(step, &digest_name(&stamp)));
         let json = manifest.to_json();
-        self.objects.write(&digest, digest_line(json.as_bytes()).as_bytes())?;
-        if !self.objects.write_new(&name, json.as_bytes())? {
+        self.objects.write(&digest, &stamp, digest_line(json.as_bytes()).as_bytes())?;
+        if !self.objects.write_new(&name, &stamp, json.as_bytes())? {
             let visible = self.manifest(step)?;
             if visible.epoch != manifest.epoch {
                 self.objects.delete(&digest)?;
@@ -163,7 +166,9 @@ impl Storage {
         let files = if is_earlier { manifest.files.clone() } else { visible.files };
         let shape = if is_earlier { manifest.shape } else { visible.shape };
         let job = JobSpec { shape, ..visible.job };
-        let same = Manifest { epoch: manifest.epoch.max(visible.epoch), shape, job, files, ..visible };
+        // An earlier version of Toroid did not say whose it is.
+        let owner = visible.owner.or(manifest.owner);
+        let same = Manifest { epoch: manifest.epoch.max(visible.epoch), shape, job, files, owner, ..visible };
         if same == *manifest {
             Ok(bytes)
         } else {

@@ -36,8 +36,10 @@ use toroid_proto::{StepRecord, Validation};
 use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::ShardFile;
+use toroid_torus::owner::Owner;
 use toroid_torus::resplit::Origin;
 
+use crate::checkpoint::Claim;
 use crate::comm::nccl::{Epoch, agree};
 use crate::comm::{CommError, Fence, Links, Listener, PeerAddr, Plan, WaitsFor, peers_of};
 use crate::device::Device;
@@ -61,6 +63,9 @@ pub struct Assignment {
     pub link_key: [u8; 32],
     /// Folder or URL that holds `step-<n>`.
     pub checkpoint_root: String,
+    /// This job, as the record in the folder names it.
+    pub owner: Owner,
+    pub claim: Claim,
     /// `None`: initial weights, or what `spec.resume_from` names.
     pub restore_step: Option<u64>,
     /// Who has the job's state keeps it, who has not gets it from the other holders.
@@ -459,6 +464,12 @@ fn train<D: Device + Clone>(
 ) {
     let (job_id, epoch) = (job.assignment.job_id.clone(), job.assignment.epoch);
     let report = |what| emit(TrainerEvent { job_id: job_id.clone(), epoch, what });
+    // T-10: before the first step. By now all have data and weights, so a job that cannot begin leaves no record behind.
+    if let Err(error) = job.own_folder() {
+        let (fatal, error) = (job.is_refused_by(&error), error.to_string());
+        report(Happened::Failed { error, fatal, damaged_step: None, restore: false, corrupt_ranks: Vec::new() });
+        return environment.shared.enter("idle");
+    }
     let mut links = job.links.take();
     let outcome = connect(job, heal, &mut links, environment).map_err(StepError::from).and_then(|()| {
         let links = links.as_mut().expect("connected above");

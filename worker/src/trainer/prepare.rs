@@ -21,7 +21,7 @@ use super::resplit::Earlier;
 use super::room::{Buffers, Parts, Room};
 use super::step::Totals;
 use super::{Assignment, Emit, Environment, Happened, HeldAs, Shared, TrainerEvent};
-use crate::checkpoint::{CheckpointError, ShardState, ShardStateMut, Storage, load_initial};
+use crate::checkpoint::{CheckpointError, Owned, ShardState, ShardStateMut, Storage, load_initial};
 use crate::comm::{Fence, Group, LinkStats, Links};
 use crate::data::{DataError, Dataset};
 use crate::device::Device;
@@ -82,6 +82,8 @@ pub struct Job<D: Device + Clone> {
     /// Skipped updates at the checkpoint that is being written.
     pub(super) skipped_at: Mutex<BTreeMap<u64, u64>>,
     storage: Arc<Storage>,
+    /// The same folder, once it is known to be this job's: before the first step.
+    owned: Option<Arc<Owned>>,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -105,6 +107,9 @@ pub enum PrepareError {
     Restore { step: u64, error: CheckpointError },
     #[error("cannot open the checkpoint folder: {0}")]
     Open(CheckpointError),
+    /// This worker does not see the folder that the job has its checkpoints in.
+    #[error("cannot go on from the checkpoints: {0}")]
+    Own(CheckpointError),
     #[error("cannot resume: {0}")]
     ResumePath(CheckpointError),
     #[error("cannot resume from {path}: {what} is {found} there and {expected} in this job; they have to be equal")]
@@ -114,7 +119,7 @@ pub enum PrepareError {
 impl PrepareError {
     /// Every other worker would fail in the same way.
     pub fn is_fatal(&self) -> bool {
-        self.damaged_step().is_none()
+        self.damaged_step().is_none() && !matches!(self, PrepareError::Own(_))
     }
 
     /// The checkpoint of this job that cannot be read.
@@ -141,8 +146,12 @@ impl<D: Device + Clone> Job<D> {
         let Parts { partition, stage, mut shard, kept, mut holders, pipeline, groups, buffers } = parts;
         let cursor = Cursor::new(spec.seed, dataset.num_train(), spec.data.order);
 
-        let source = Source::of(&assignment, &storage)?;
-        if let (Source::Checkpoint { manifest, .. }, 0) = (&source, assignment.rank)
+        let owned = match assignment.restore_step {
+            Some(_) if !assignment.heal => Some(Arc::new(own(&assignment, &storage).map_err(PrepareError::Own)?)),
+            _ => None,
+        };
+        let source = Source::of(&assignment, owned.as_deref())?;
+        if let (Source::Checkpoint { manifest, storage }, 0) = (&source, assignment.rank)
             && let Err(error) = storage.claim(manifest.step, assignment.epoch)
         {
             tracing::warn!("cannot mark the checkpoint of step {} as in use: {error}", manifest.step);
@@ -183,6 +192,7 @@ impl<D: Device + Clone> Job<D> {
             skipped: source.skipped(),
             skipped_at: Mutex::default(),
             storage,
+            owned,
             writer: None,
             assignment,
         })
@@ -194,6 +204,25 @@ impl<D: Device + Clone> Job<D> {
 
     pub fn num_samples(&self) -> u64 {
         self.dataset.num_train()
+    }
+
+    /// T-10: finds or makes the checkpoint folder this job's, as long as that is not known.
+    pub(super) fn own_folder(&mut self) -> Result<(), CheckpointError> {
+        if self.owned.is_none() {
+            self.owned = Some(Arc::new(own(&self.assignment, &self.storage)?));
+        }
+        Ok(())
+    }
+
+    /// Whether no other worker could do better: the folder is another job's. Where this one has its state elsewhere already, it is this
+    /// worker that sees another folder than the others.
+    pub(super) fn is_refused_by(&self, error: &CheckpointError) -> bool {
+        let begins = !self.assignment.heal && self.assignment.restore_step.is_none();
+        begins && error.is_about_owner()
+    }
+
+    fn owned(&self) -> &Arc<Owned> {
+        self.owned.as_ref().expect("the folder is this job's before its first step")
     }
 
     /// As [`Job::write_checkpoint`], if `step` is the committed one. Where the state is not yet split for this place, the epoch has ended
@@ -213,11 +242,12 @@ impl<D: Device + Clone> Job<D> {
         // The coordinator has one checkpoint in flight: this one was given up by it, or has just ended.
         self.await_writer();
         let Assignment { job_id, epoch, rank, spec, .. } = self.assignment.clone();
-        let writer = Writer { epoch, rank, world: spec.shape.world() };
+        let storage = Arc::clone(self.owned());
+        let writer = Writer { epoch, rank, world: spec.shape.world(), owner: storage.id() };
         let step = self.committed;
         super::lock(&self.skipped_at).insert(step, self.skipped);
         let state = self.shard.snapshot(self.stage.device());
-        let (storage, partition) = (Arc::clone(&self.storage), Arc::clone(&self.partition));
+        let partition = Arc::clone(&self.partition);
         let range = self.shard.range.clone();
         let emit = Arc::clone(emit);
         let write = move || {
@@ -255,6 +285,7 @@ impl<D: Device + Clone> Job<D> {
         let manifest = Manifest {
             format: FORMAT,
             job_id: self.assignment.job_id.clone(),
+            owner: Some(self.owned().id()),
             step,
             epoch,
             shape: spec.shape,
@@ -265,7 +296,7 @@ impl<D: Device + Clone> Job<D> {
             files,
         };
         shared.pass("publish", step);
-        let what = match self.storage.publish(&manifest) {
+        let what = match self.owned().publish(&manifest) {
             Ok(bytes) => Happened::Published { step, bytes, path: self.storage.step_path(step) },
             Err(error) => {
                 tracing::warn!("the checkpoint of step {step} is not published: {error}");
@@ -276,11 +307,15 @@ impl<D: Device + Clone> Job<D> {
         let published = matches!(what, Happened::Published { .. });
         emit(self.assignment.event(what));
         for old in remove.into_iter().filter(|_| published).take_while(|_| may_act()) {
-            if let Err(error) = self.storage.remove(old, epoch) {
+            if let Err(error) = self.owned().remove(old, epoch) {
                 tracing::warn!("cannot remove the checkpoint of step {old}, it stays where it is: {error}");
             }
         }
     }
+}
+
+fn own(assignment: &Assignment, storage: &Arc<Storage>) -> Result<Owned, CheckpointError> {
+    storage.own(&assignment.owner, assignment.claim)
 }
 
 /// Where the state of a shard comes from.
@@ -289,7 +324,7 @@ enum Source<'a> {
     OtherHolders,
     /// A checkpoint of this job.
     Checkpoint {
-        storage: &'a Storage,
+        storage: &'a Owned,
         manifest: Box<Manifest>,
     },
     /// A checkpoint that the job file names.
@@ -301,11 +336,12 @@ enum Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn of(assignment: &Assignment, storage: &'a Storage) -> Result<Source<'a>, PrepareError> {
+    /// `owned` is there where a checkpoint of this job is to be read.
+    fn of(assignment: &Assignment, owned: Option<&'a Owned>) -> Result<Source<'a>, PrepareError> {
         if assignment.heal {
             return Ok(Source::OtherHolders);
         }
-        if let Some(step) = assignment.restore_step {
+        if let (Some(step), Some(storage)) = (assignment.restore_step, owned) {
             let manifest = Box::new(storage.manifest(step).map_err(|e| damaged(storage, step, e))?);
             return Ok(Source::Checkpoint { storage, manifest });
         }
@@ -374,13 +410,13 @@ fn initial(spec: &JobSpec, partition: &Partition, range: Range<usize>) -> Result
 }
 
 /// The error of a checkpoint of this job that cannot be read.
-fn damaged(storage: &Storage, step: u64, error: CheckpointError) -> PrepareError {
+fn damaged(storage: &Owned, step: u64, error: CheckpointError) -> PrepareError {
     set_aside_if_damaged(storage, step, &error);
     PrepareError::Restore { step, error }
 }
 
 /// A checkpoint that is damaged is kept for whoever wants to look at it, but not read again. Several places may find it at a time.
-fn set_aside_if_damaged(storage: &Storage, step: u64, error: &CheckpointError) {
+fn set_aside_if_damaged(storage: &Owned, step: u64, error: &CheckpointError) {
     let is_damaged = matches!(
         error,
         CheckpointError::Manifest { .. }

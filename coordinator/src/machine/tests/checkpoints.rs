@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::world::{LIMITS, World, job_file};
-use crate::machine::record::State;
-use crate::machine::{Input, Reply, RequestId};
+use crate::machine::record::{Record, State};
+use crate::machine::{Input, Reply, RequestError, RequestId};
 
 fn running(steps: u64, more: &str) -> (World, String) {
     let mut world = World::new();
@@ -243,4 +243,54 @@ fn what_a_heal_interrupts_is_named_anew() {
         world.train(&job, 1);
     }
     assert_eq!(steps_saved(&world, &job).len(), 1, "deaths do not put a checkpoint off: {:?}", world.story);
+}
+
+/// T-10: what the machine knows of a folder; what ended jobs left, and other coordinators, the folder itself says.
+#[test]
+fn t10_a_folder_that_another_job_keeps_its_checkpoints_in_is_refused() {
+    let in_folder = |path: &str| job_file(2, 10, &format!("checkpoint.path = \"{path}\""));
+    let (mut world, job) = running(10, "checkpoint.path = \"/ck\"");
+    let submit = |world: &mut World, toml: String| {
+        let owner = world.next_owner();
+        let request = world.request(|request| Input::Submit { request, toml, owner });
+        world.replies[&request].clone()
+    };
+    for path in ["/ck", "/ck/", "file:///ck"] {
+        let (path, folder) = (path.to_string(), in_folder(path));
+        assert_eq!(submit(&mut world, folder), Err(RequestError::Folder { path, job: job.clone() }));
+    }
+    assert!(submit(&mut world, in_folder("/jobs/t-1")).is_ok(), "{:?}", world.story);
+    world.train(&job, 10);
+    assert_eq!(world.record(&job).state, State::Done);
+    assert!(submit(&mut world, in_folder("/ck")).is_ok());
+}
+
+#[test]
+fn t10_every_job_has_an_owner_of_its_own_for_life() {
+    let (mut world, job) = running(10, "");
+    let other = world.submit(&job_file(2, 10, ""));
+    let owners = |world: &World| [&job, &other].map(|job| world.record(job).owner);
+    let before = owners(&world);
+    assert!(before[0].is_some() && before[0] != before[1], "{before:?}");
+    world.restart(|_| true);
+    assert_eq!(owners(&world), before);
+}
+
+/// Its records say nothing of owners, and what it has written neither.
+#[test]
+fn t10_a_job_of_an_earlier_version_gets_an_owner_and_takes_its_folder_over() {
+    let (mut world, job) = running(10, "");
+    let waiting = world.submit(&job_file(2, 10, ""));
+    for record in world.store.values_mut() {
+        if let Record::Job(record) = record {
+            (record.owner, record.begun_without_owner) = (None, false);
+        }
+    }
+    world.restart(|_| true);
+    let found = |world: &World, job: &str| (world.record(job).owner, world.record(job).begun_without_owner);
+    let (begun, not_begun) = (found(&world, &job), found(&world, &waiting));
+    assert!(begun.0.is_some() && begun.1 && not_begun.0.is_some() && !not_begun.1, "{begun:?} {not_begun:?}");
+    assert_ne!(begun.0, not_begun.0);
+    world.restart(|_| true);
+    assert_eq!((found(&world, &job), found(&world, &waiting)), (begun, not_begun));
 }

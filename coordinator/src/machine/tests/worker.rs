@@ -8,6 +8,7 @@ use toroid_proto as proto;
 use toroid_proto::StepRecord;
 use toroid_torus::geometry::Shape;
 use toroid_torus::manifest::{ShardFile, Writer};
+use toroid_torus::owner::OwnerId;
 
 use crate::machine::StreamId;
 
@@ -368,7 +369,12 @@ impl Worker {
         let Some(work) = &self.work else { return };
         disk.shards.entry((work.job.clone(), step)).or_default().insert(work.rank, work.epoch);
         let file = ShardFile {
-            file: ShardFile::name_of(&Writer { epoch: work.epoch, rank: work.rank, world: work.world }),
+            file: ShardFile::name_of(&Writer {
+                epoch: work.epoch,
+                rank: work.rank,
+                world: work.world,
+                owner: OwnerId::from_random([1; 16]),
+            }),
             rank: work.rank,
             bytes: 10,
             digest: String::new(),

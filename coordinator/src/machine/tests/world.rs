@@ -19,6 +19,7 @@ use toroid_proto as proto;
 use toroid_proto::StepRecord;
 use toroid_torus::geometry::Shape;
 use toroid_torus::holders;
+use toroid_torus::owner::OwnerId;
 use toroid_torus::resplit::num_lost;
 
 use super::worker::{Disk, Work, Worker, loss_of};
@@ -123,13 +124,19 @@ impl World {
 
     pub fn submit(&mut self, toml: &str) -> String {
         let toml = toml.to_string();
-        let request = self.request(|request| Input::Submit { request, toml });
+        let owner = self.next_owner();
+        let request = self.request(|request| Input::Submit { request, toml, owner });
         match self.replies.get(&request) {
             Some(Ok(Reply::Submitted { job })) => job.clone(),
             // The coordinator was killed before it replied; what it had stored counts.
             None => self.machine.jobs().last().map_or_else(|| "nothing".into(), |j| j.id.clone()),
             other => panic!("submitting gave {other:?}"),
         }
+    }
+
+    /// Another one for every job.
+    pub fn next_owner(&self) -> OwnerId {
+        OwnerId::from_random(u128::from(self.next_request + 1).to_be_bytes())
     }
 
     /// Adds a worker and connects it.

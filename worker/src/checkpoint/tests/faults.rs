@@ -7,13 +7,13 @@ use toroid_torus::manifest::{Entry, ManifestError};
 use super::*;
 
 /// Damages the file `name` of step 10 by `damage`, checks what `verify` says, and puts the file back.
-fn check_damage(storage: &Storage, name: &str, damage: impl FnOnce(&Path, &[u8]), expected: (FaultKind, Option<&str>)) {
+fn check_damage(storage: &Owned, name: &str, damage: impl FnOnce(&Path, &[u8]), expected: (FaultKind, Option<&str>)) {
     let path = PathBuf::from(storage.step_path(10)).join(name);
     let bytes = std::fs::read(&path).unwrap();
     damage(&path, &bytes);
     let faults = storage.verify(10).unwrap();
     let found: Vec<_> = faults.iter().map(|f| (f.file.as_str(), f.kind, f.tensor.as_deref())).collect();
-    let file = if name == digest_name(EPOCH) { MANIFEST_NAME } else { name };
+    let file = if name == digest_of(storage) { MANIFEST_NAME } else { name };
     assert_eq!(found, [(file, expected.0, expected.1)], "{faults:?}");
     let words = faults[0].to_string();
     assert!(words.contains(file) && words.contains(expected.1.unwrap_or("")), "{words}");
@@ -59,7 +59,7 @@ fn a_flipped_bit_in_a_header_names_the_file() {
 fn a_flipped_bit_in_the_manifest_or_its_digest_is_found() {
     let (_folder, storage) = temporary();
     write(&storage, 10, shape(1, 1, 2));
-    let digest = digest_name(EPOCH);
+    let digest = digest_of(&storage);
     for name in [MANIFEST_NAME, &digest] {
         let bytes = std::fs::read(PathBuf::from(storage.step_path(10)).join(name)).unwrap();
         for byte in (0..bytes.len()).step_by(61) {
@@ -232,9 +232,9 @@ fn a_full_disk_is_named_and_leaves_nothing_behind() {
 }
 
 fn write_to_a_full_disk(root: &str) {
-    let storage = Storage::open(root).unwrap();
+    let storage = open(root);
     let error = write_rank(&storage, 20, &shape(1, 1, 1), 0).unwrap_err();
-    let path = format!("{root}/step-20/shard-00000-of-00001-epoch-{EPOCH}.safetensors");
+    let path = format!("{root}/step-20/{}", ShardFile::name_of(&writer(&storage, EPOCH, 0, 1)));
     assert!(
         matches!(&error, CheckpointError::NoSpace { file, bytes, .. } if file == &path && *bytes > 8192),
         "{error}"

@@ -3,14 +3,17 @@
 
 mod faults;
 mod initial;
+mod owned;
 mod round_trip;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::job::{self, JobSpec};
 use toroid_torus::manifest::{FORMAT, KINDS, Kind, Manifest, ShardFile, Writer};
 use toroid_torus::model::ModelConfig;
+use toroid_torus::owner::{Owner, OwnerId};
 use toroid_torus::partition::{Partition, partition, shard_position};
 
 use super::*;
@@ -66,12 +69,12 @@ fn shard_of(model: &ModelConfig, shape: &Shape, rank: usize) -> (Partition, Rang
     (partition, shard)
 }
 
-fn write_rank(storage: &Storage, step: u64, shape: &Shape, rank: usize) -> Result<ShardFile, CheckpointError> {
+fn write_rank(storage: &Owned, step: u64, shape: &Shape, rank: usize) -> Result<ShardFile, CheckpointError> {
     write_rank_in(storage, EPOCH, step, shape, rank)
 }
 
 fn write_rank_in(
-    storage: &Storage,
+    storage: &Owned,
     epoch: u64,
     step: u64,
     shape: &Shape,
@@ -81,20 +84,21 @@ fn write_rank_in(
     // Padding that found its way into a file would show.
     let states = KINDS.map(|kind| flat(&partition, kind, 7.0)[shard.clone()].to_vec());
     let [param, exp_avg, exp_avg_sq] = &states;
-    let writer = Writer { epoch, rank, world: shape.world() };
+    let writer = writer(storage, epoch, rank, shape.world());
     storage.write_shard(step, writer, &partition, shard, ShardState { param, exp_avg, exp_avg_sq })
 }
 
-fn write_shards(storage: &Storage, step: u64, shape: Shape) -> Manifest {
+fn write_shards(storage: &Owned, step: u64, shape: Shape) -> Manifest {
     write_shards_in(storage, EPOCH, step, shape)
 }
 
-fn write_shards_in(storage: &Storage, epoch: u64, step: u64, shape: Shape) -> Manifest {
+fn write_shards_in(storage: &Owned, epoch: u64, step: u64, shape: Shape) -> Manifest {
     let files = (0..shape.world()).map(|rank| write_rank_in(storage, epoch, step, &shape, rank).unwrap()).collect();
     let job = job(shape);
     Manifest {
         format: FORMAT,
         job_id: "job".into(),
+        owner: Some(storage.id()),
         step,
         epoch,
         shape,
@@ -107,7 +111,7 @@ fn write_shards_in(storage: &Storage, epoch: u64, step: u64, shape: Shape) -> Ma
 }
 
 /// A complete checkpoint.
-fn write(storage: &Storage, step: u64, shape: Shape) -> Manifest {
+fn write(storage: &Owned, step: u64, shape: Shape) -> Manifest {
     let manifest = write_shards(storage, step, shape);
     storage.publish(&manifest).unwrap();
     manifest
@@ -135,9 +139,28 @@ fn check_load(storage: &Storage, manifest: &Manifest, partition: &Partition, ran
     }
 }
 
-fn temporary() -> (tempfile::TempDir, Storage) {
+fn writer(storage: &Owned, epoch: u64, rank: usize, world: usize) -> Writer {
+    Writer { epoch, rank, world, owner: storage.id() }
+}
+
+/// The file with the digest of the manifest that `storage` publishes.
+fn digest_of(storage: &Owned) -> String {
+    digest_name(&Stamp { epoch: EPOCH, owner: storage.id() })
+}
+
+/// A job by a number.
+fn owner(number: u8) -> Owner {
+    Owner::new(OwnerId::from_random([number; 16]), "job", "a test", 1_764_322_219_000)
+}
+
+/// The folder `root` as job 1 has it.
+fn open(root: &str) -> Owned {
+    Arc::new(Storage::open(root).unwrap()).own(&owner(1), Claim::New).unwrap()
+}
+
+fn temporary() -> (tempfile::TempDir, Owned) {
     let folder = tempfile::tempdir().unwrap();
-    let storage = Storage::open(folder.path().join("checkpoints").to_str().unwrap()).unwrap();
+    let storage = open(folder.path().join("checkpoints").to_str().unwrap());
     (folder, storage)
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use safetensors::SafeTensors;
-use toroid_torus::manifest::{Entry, Writer};
+use toroid_torus::manifest::Entry;
 
 use super::*;
 
@@ -86,9 +86,7 @@ fn a_place_with_nothing_but_padding_writes_an_empty_file() {
     let state = vec![7.0; 16];
     let state = ShardState { param: &state, exp_avg: &state, exp_avg_sq: &state };
     let range = padded.padded_len - 16..padded.padded_len;
-    manifest
-        .files
-        .push(storage.write_shard(10, Writer { epoch: EPOCH, rank: 1, world: 1 }, &padded, range, state).unwrap());
+    manifest.files.push(storage.write_shard(10, writer(&storage, EPOCH, 1, 1), &padded, range, state).unwrap());
     assert_eq!(manifest.files[1].entries, []);
     storage.publish(&manifest).unwrap();
     assert_eq!(storage.verify(10).unwrap(), []);
@@ -105,7 +103,8 @@ fn what_is_not_published_is_not_a_checkpoint() {
     let error = storage.manifest(20).unwrap_err();
     assert!(matches!(&error, CheckpointError::NotFound { step: 20, available, .. } if available == &[10]), "{error}");
 
-    std::fs::write(format!("{}/{}", storage.step_path(20), digest_name(EPOCH)), "a crash before the manifest").unwrap();
+    std::fs::write(format!("{}/{}", storage.step_path(20), digest_of(&storage)), "a crash before the manifest")
+        .unwrap();
     assert_eq!(storage.steps().unwrap(), [10]);
     assert_eq!(write(&storage, 20, shape(1, 1, 2)), manifest);
     assert_eq!(storage.steps().unwrap(), [10, 20]);
@@ -147,8 +146,7 @@ fn a_complete_step_only_takes_what_it_has() {
     let (partition, shard) = shard_of(&model(), &shape(2, 1, 2), 3);
     let state = vec![1.0; shard.len()];
     let state = ShardState { param: &state, exp_avg: &state, exp_avg_sq: &state };
-    let error =
-        storage.write_shard(10, Writer { epoch: EPOCH, rank: 3, world: 4 }, &partition, shard, state).unwrap_err();
+    let error = storage.write_shard(10, writer(&storage, EPOCH, 3, 4), &partition, shard, state).unwrap_err();
     assert!(matches!(error, CheckpointError::Exists { step: 10, .. }), "{error}");
     let error = storage.publish(&Manifest { samples: 1, ..manifest }).unwrap_err();
     assert!(matches!(error, CheckpointError::Exists { step: 10, .. }), "{error}");
@@ -160,11 +158,13 @@ fn remove_leaves_nothing_and_can_be_repeated() {
     let (folder, storage) = temporary();
     write(&storage, 10, shape(1, 1, 2));
     write(&storage, 20, shape(1, 1, 2));
-    std::fs::write(format!("{}/shard-00009.safetensors#1", storage.step_path(10)), "of a writer that died").unwrap();
+    let died = format!("{}#1", ShardFile::name_of(&writer(&storage, EPOCH, 9, 10)));
+    std::fs::write(format!("{}/{died}", storage.step_path(10)), "of a writer that died").unwrap();
     storage.remove(10, EPOCH).unwrap();
     storage.remove(10, EPOCH).unwrap();
     assert_eq!(storage.steps().unwrap(), [20]);
-    assert!(files_below(folder.path()).iter().all(|name| name.starts_with("checkpoints/step-20/")));
+    let is_left = |name: &String| name.starts_with("checkpoints/step-20/") || name == "checkpoints/toroid-owner.json";
+    assert!(files_below(folder.path()).iter().all(is_left));
 }
 
 #[test]
@@ -185,8 +185,9 @@ fn steps_are_ascending_and_only_of_folders_that_write_them_so() {
 fn a_root_is_a_folder_path_or_a_file_url() {
     let folder = tempfile::tempdir().unwrap();
     let odd = folder.path().join("a b").join("100% ü #1");
-    let storage = Storage::open(odd.to_str().unwrap()).unwrap();
+    Storage::open(odd.to_str().unwrap()).unwrap();
     assert!(!odd.exists(), "opening made the folder");
+    let storage = open(odd.to_str().unwrap());
     let manifest = write(&storage, 10, shape(1, 1, 1));
     let url = format!("file://{}", odd.display());
     assert_eq!(Storage::open(&url).unwrap().steps().unwrap(), [10]);
@@ -266,7 +267,7 @@ fn t1_a_late_manifest_is_not_written_over_a_newer_one() {
     let newer = write_shards_in(&storage, EPOCH + 1, 10, shape(1, 1, 2));
     storage.publish(&newer).unwrap();
     let files = files_below(folder.path());
-    for late in [Storage::make_visible, Storage::publish] {
+    for late in [Owned::make_visible, Owned::publish] {
         let error = late(&storage, &stale).unwrap_err();
         assert!(matches!(error, CheckpointError::Exists { step: 10, .. }), "{error}");
         assert_eq!(files_below(folder.path()), files);
@@ -282,6 +283,7 @@ fn t1_a_late_manifest_is_not_written_over_a_newer_one() {
 fn checkpoints_of_before_are_read() {
     let (_folder, storage) = temporary();
     let mut manifest = write_shards(&storage, 10, shape(2, 1, 2));
+    manifest.owner = None;
     let folder = PathBuf::from(storage.step_path(10));
     for file in &mut manifest.files {
         let name = format!("shard-{:05}.safetensors", file.rank);

@@ -149,6 +149,8 @@ impl<'a> Cluster<'a> {
                 peers: peers.clone(),
                 link_key: [self.epoch as u8; 32],
                 checkpoint_root: self.checkpoint_root(),
+                owner: Owner::new(OwnerId::from_random([1; 16]), "j", "j", 0),
+                claim: Claim::New,
                 restore_step: None,
                 heal,
             };

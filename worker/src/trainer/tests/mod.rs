@@ -8,8 +8,10 @@ use std::time::Duration;
 use serde_json::Value;
 use toroid_torus::geometry::Shape;
 use toroid_torus::job::{self, JobSpec};
+use toroid_torus::owner::{Owner, OwnerId};
 
 use super::{Assignment, Environment, Job, Shared, connect};
+use crate::checkpoint::Claim;
 use crate::comm::{Fence, LinkChoice, Links, Listener, PeerAddr};
 use crate::device::{Buffer, CpuDevice, Device};
 
@@ -103,6 +105,8 @@ fn each_place<R: Send + 'static>(
                 peers: peers.clone(),
                 link_key: [7; 32],
                 checkpoint_root: dir.join("checkpoints").to_string_lossy().into_owned(),
+                owner: Owner::new(OwnerId::from_random([1; 16]), "reference", "reference", 0),
+                claim: Claim::New,
                 restore_step: None,
                 heal: false,
             };

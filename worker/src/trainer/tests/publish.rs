@@ -41,6 +41,8 @@ fn place() -> Place {
         peers: BTreeMap::new(),
         link_key: [1; 32],
         checkpoint_root: root,
+        owner: Owner::new(OwnerId::from_random([1; 16]), "j", "j", 0),
+        claim: Claim::New,
         restore_step: None,
         heal: false,
     };
@@ -53,6 +55,7 @@ fn place() -> Place {
     let fence = Fence::new().expect("an eventfd");
     let mut job =
         Job::prepare(&CpuDevice::new(1), &environment, assignment, fence.clone(), None).expect("prepare the place");
+    job.own_folder().expect("the folder is nobody's");
     let (sender, seen) = channel();
     let sender = Mutex::new(sender);
     let emit: Emit = Arc::new(move |event| drop(sender.lock().expect("not poisoned").send(event)));

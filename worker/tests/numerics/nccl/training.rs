@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use toroid_torus::job::{self, JobSpec};
+use toroid_torus::owner::{Owner, OwnerId};
+use toroid_worker::checkpoint::Claim;
 use toroid_worker::comm::nccl::Collectives;
 use toroid_worker::comm::{Fence, LinkChoice, Listener, PeerAddr};
 use toroid_worker::trainer::{Assignment, Command, Emit, Environment, Happened, HealPlan, Shared, TrainerEvent, run};
@@ -87,6 +89,8 @@ impl<'a> Cluster<'a> {
                 peers: peers.clone(),
                 link_key: [self.epoch as u8; 32],
                 checkpoint_root: self.dir.join("checkpoints").to_string_lossy().into_owned(),
+                owner: Owner::new(OwnerId::from_random([1; 16]), "j", "j", 0),
+                claim: Claim::New,
                 restore_step: None,
                 heal,
             };

@@ -1,0 +1,170 @@
+//! T-10: a folder has one owner, and nothing is removed that its job did not write.
+
+use std::sync::Barrier;
+
+use toroid_torus::owner::OWNER_NAME;
+
+use super::*;
+
+fn unowned(folder: &tempfile::TempDir) -> Arc<Storage> {
+    Arc::new(Storage::open(folder.path().join("checkpoints").to_str().unwrap()).unwrap())
+}
+
+fn steps(storage: &Storage) -> Vec<u64> {
+    storage.steps().unwrap()
+}
+
+/// Job B took the steps of job A for its own leftovers, since both count from 0.
+#[test]
+fn t10_another_jobs_folder_is_refused_and_nothing_in_it_is_removed() {
+    let (folder, first) = temporary();
+    write(&first, 200, shape(1, 1, 2));
+    write(&first, 400, shape(1, 1, 2));
+    let before = files_below(folder.path());
+    let error = unowned(&folder).own(&owner(2), Claim::New).unwrap_err();
+    assert!(matches!(&error, CheckpointError::Owned { owner: found, .. } if **found == owner(1)), "{error}");
+    for words in
+        ["job job (`a test`, submitted 2025-11-28 09:30:19 UTC)", "checkpoint.path", "resume_from", first.root()]
+    {
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    // What a job was once told to be its own may have become another's.
+    std::fs::write(folder.path().join("checkpoints").join(OWNER_NAME), owner(2).to_json()).unwrap();
+    let manifest = first.manifest(400).unwrap();
+    let before_publishing = write_shards(&first, 600, shape(1, 1, 2));
+    for error in [
+        first.remove(200, EPOCH).unwrap_err(),
+        first.set_aside(200, "a test").unwrap_err(),
+        first.publish(&manifest).unwrap_err(),
+        first.publish(&before_publishing).unwrap_err(),
+    ] {
+        assert!(matches!(&error, CheckpointError::Owned { owner: found, .. } if **found == owner(2)), "{error}");
+    }
+    assert_eq!(steps(&first), [200, 400]);
+    assert!(before.iter().all(|file| files_below(folder.path()).contains(file)));
+}
+
+#[test]
+fn t10_of_two_jobs_that_begin_at_once_one_has_the_folder() {
+    for _ in 0..20 {
+        let folder = tempfile::tempdir().unwrap();
+        let begin = Arc::new(Barrier::new(6));
+        let places: Vec<_> = (0..6)
+            .map(|place| {
+                let (storage, begin) = (unowned(&folder), Arc::clone(&begin));
+                std::thread::spawn(move || {
+                    begin.wait();
+                    (place % 2, storage.own(&owner(place % 2), Claim::New).map(|_| ()).map_err(|e| e.to_string()))
+                })
+            })
+            .collect();
+        let found: Vec<_> = places.into_iter().map(|place| place.join().unwrap()).collect();
+        let has = unowned(&folder).owner().unwrap().unwrap();
+        for (number, outcome) in found {
+            assert_eq!(outcome.is_ok(), has == owner(number), "{outcome:?}");
+        }
+    }
+}
+
+#[test]
+fn t10_checkpoints_of_nobody_are_not_written_beside() {
+    let (folder, storage) = temporary();
+    write(&storage, 10, shape(1, 1, 1));
+    let root = folder.path().join("checkpoints");
+    std::fs::remove_file(root.join(OWNER_NAME)).unwrap();
+    for name in ["step-10", "damaged-step-10"] {
+        let error = unowned(&folder).own(&owner(2), Claim::New).unwrap_err();
+        assert!(matches!(&error, CheckpointError::Unowned { found, .. } if found == &[name]), "{error}");
+        assert!(!root.join(OWNER_NAME).exists());
+        if name == "step-10" {
+            std::fs::rename(root.join("step-10"), root.join("damaged-step-10")).unwrap();
+        }
+    }
+    // Whoever has written them makes the record again.
+    storage.remove(20, EPOCH).unwrap();
+    assert_eq!(storage.owner().unwrap(), Some(owner(1)));
+    // A folder with other things in it is nobody's.
+    let other = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(other.path().join("checkpoints/notes")).unwrap();
+    std::fs::create_dir_all(other.path().join("checkpoints/step-5")).unwrap();
+    unowned(&other).own(&owner(2), Claim::New).unwrap();
+}
+
+#[test]
+fn a_record_that_cannot_be_read_is_nobodys_leave() {
+    let (folder, storage) = temporary();
+    for garbled in ["", "{}", &"x".repeat(1 << 17)] {
+        std::fs::write(folder.path().join("checkpoints").join(OWNER_NAME), garbled).unwrap();
+        let error = storage.remove(10, EPOCH).unwrap_err();
+        assert!(matches!(error, CheckpointError::OwnerDamaged { .. }), "{error}");
+        assert!(unowned(&folder).own(&owner(1), Claim::Begun).is_err());
+    }
+}
+
+/// A job that was begun by a version without owners goes on in its folder; what it had written then stays.
+#[test]
+fn t10_a_job_from_before_takes_its_folder_over_and_removes_only_what_it_wrote_since() {
+    let (folder, storage) = temporary();
+    let root = folder.path().join("checkpoints");
+    let write_before = |step| {
+        let mut manifest = write(&storage, step, shape(1, 1, 1));
+        let step_folder = root.join(format!("step-{step}"));
+        let name = format!("shard-00000-of-00001-epoch-{EPOCH}.safetensors");
+        std::fs::rename(step_folder.join(&manifest.files[0].file), step_folder.join(&name)).unwrap();
+        manifest.files[0].file = name;
+        manifest.owner = None;
+        std::fs::write(
+            step_folder.join(format!("manifest.json.epoch-{EPOCH}.b3")),
+            digest_line(manifest.to_json().as_bytes()),
+        )
+        .unwrap();
+        std::fs::remove_file(step_folder.join(digest_of(&storage))).unwrap();
+        std::fs::write(step_folder.join(MANIFEST_NAME), manifest.to_json()).unwrap();
+        manifest
+    };
+    let before = write_before(10);
+    std::fs::remove_file(root.join(OWNER_NAME)).unwrap();
+    assert!(unowned(&folder).own(&owner(1), Claim::New).is_err());
+    let another = Owner::new(owner(2).id, "another", "a test", 1);
+    assert!(unowned(&folder).own(&another, Claim::Begun).is_err(), "the manifest names the job");
+    let now = unowned(&folder).own(&owner(1), Claim::Begun).unwrap();
+    write(&now, 20, shape(1, 1, 1));
+    let error = now.remove(10, EPOCH).unwrap_err();
+    assert!(matches!(error, CheckpointError::NotWritten { step: 10, .. }), "{error}");
+    now.remove(20, EPOCH).unwrap();
+    assert_eq!((steps(&now), now.verify(10).unwrap()), (vec![10], vec![]));
+    // It was published, and the coordinator did not hear of it: the step is done (T-6).
+    let again = Manifest { epoch: EPOCH + 1, owner: Some(now.id()), ..before.clone() };
+    assert_eq!(now.publish(&again).unwrap(), before.bytes());
+}
+
+/// What users or other jobs have put into a step stays, and so does what a later epoch writes.
+#[test]
+fn t10_only_own_files_of_the_epochs_so_far_are_removed() {
+    let (folder, storage) = temporary();
+    let root = folder.path().join("checkpoints");
+    write(&storage, 10, shape(1, 1, 1));
+    let later = ShardFile::name_of(&writer(&storage, EPOCH + 1, 0, 1));
+    let foreign = ShardFile::name_of(&Writer { owner: owner(2).id, ..writer(&storage, EPOCH, 0, 1) });
+    let kept = ["notes.txt", &later, &foreign, "manifest.json.b3"];
+    for name in kept {
+        std::fs::write(root.join("step-10").join(name), "kept").unwrap();
+    }
+    std::fs::create_dir(root.join("step-10/folder")).unwrap();
+    storage.remove(10, EPOCH).unwrap();
+    let mut left = kept.map(|name| format!("checkpoints/step-10/{name}")).to_vec();
+    left.push(format!("checkpoints/{OWNER_NAME}"));
+    left.sort();
+    assert_eq!(files_below(folder.path()), left);
+    // A whole checkpoint of another job, copied here.
+    let (other_folder, other) = {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = unowned(&folder).own(&owner(2), Claim::New).unwrap();
+        (folder, storage)
+    };
+    write(&other, 20, shape(1, 1, 1));
+    std::fs::rename(other_folder.path().join("checkpoints/step-20"), root.join("step-20")).unwrap();
+    let error = storage.remove(20, EPOCH).unwrap_err();
+    assert!(matches!(error, CheckpointError::NotWritten { step: 20, .. }), "{error}");
+    assert_eq!(storage.verify(20).unwrap(), []);
+}
