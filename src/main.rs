@@ -3,7 +3,8 @@
 //! ```text
 //!   local       a whole cluster of child processes of this binary      coordinator, worker   daemon
 //!   chaos       faults on such a cluster, and a verdict                 bench   figures of this machine
-//!   submit      jobfile (paths), then progress and summary (--wait)     status, jobs, workers, events, cancel, drain   status
+//!   submit      jobfile (paths), then progress and summary (--wait)     status, workers, events, cancel, drain   status
+//!   jobs        the list of jobs
 //!   incidents   what failed and what it cost                            trace   what the time of steps went to
 //!   plan        what a job needs, before it is run
 //!   checkpoint  now, list, verify, export; find: which folder is meant  client, watch: gRPC    format, json, output
@@ -23,6 +24,7 @@ mod find;
 mod format;
 mod incidents;
 mod jobfile;
+mod jobs;
 mod json;
 mod local;
 mod output;
@@ -62,8 +64,8 @@ enum Command {
     Submit(submit::Args),
     /// Show a job
     Status(status::StatusArgs),
-    /// List the jobs
-    Jobs(status::ListArgs),
+    /// List the jobs, or take one off the list
+    Jobs(jobs::Args),
     /// List the connected workers, spares included
     Workers(status::ListArgs),
     /// Stop a job for good; its checkpoints stay
@@ -121,7 +123,7 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Worker(args) => runtime.block_on(daemon::worker(args)),
         Command::Submit(args) => runtime.block_on(submit::run(args)),
         Command::Status(args) => runtime.block_on(status::status(args)),
-        Command::Jobs(args) => runtime.block_on(status::jobs(args)),
+        Command::Jobs(args) => runtime.block_on(jobs::run(args)),
         Command::Workers(args) => runtime.block_on(status::workers(args)),
         Command::Trace(args) => trace::run(&args),
         Command::Cancel(args) => runtime.block_on(status::cancel(args)),
@@ -178,11 +180,13 @@ mod tests {
             "toroid local",
             "toroid local --tp 2 --pp 1 --dp 1 --steps 8 --spares 1 --data d --dir x --threads 1 --port 0 --keep --seed 3 --quiet",
             "toroid local --job job.toml --spares 0",
-            "toroid coordinator --dir d --listen 0.0.0.0:7070 --heartbeat-interval-ms 100 --failure-timeout-ms 500 --join-token t",
+            "toroid coordinator --dir d --listen 0.0.0.0:7070 --heartbeat-interval-ms 100 --failure-timeout-ms 500 --join-token t --keep-jobs 9 --keep-jobs-days 7",
             "toroid worker --coordinator http://h:1 --host a --listen 10.0.0.1:0 --advertise h --device cuda:1 --cuda-graphs off --threads 2 --cache c --id w",
             "toroid submit job.toml --wait",
             "toroid status tiny-1 -w -o json --no-curve --coordinator h:7070",
             "toroid jobs -o json",
+            "toroid jobs --limit 5 --page 17",
+            "toroid jobs rm tiny-1 --coordinator h:7070",
             "toroid workers",
             "toroid cancel tiny-1",
             "toroid events tiny-1 -f",
@@ -216,6 +220,9 @@ mod tests {
             "toroid worker --device gpu",
             "toroid worker --cuda-graphs maybe",
             "toroid jobs --coordinator https://h:1",
+            "toroid jobs --limit 0",
+            "toroid jobs rm",
+            "toroid coordinator --dir d --keep-jobs 0",
             "toroid checkpoint export ten out.safetensors",
             "toroid status",
             "toroid local --kill-one --no-kill",

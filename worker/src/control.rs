@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
+use toroid_proto::limits::COORDINATOR_MESSAGE_BYTES_MAX;
 use toroid_proto::worker_message::Body;
 use toroid_proto::worker_service_client::WorkerServiceClient;
 use toroid_proto::{CoordinatorMessage, Heartbeat, Leaving, Register, WorkerMessage};
@@ -187,7 +188,7 @@ impl Control {
     ) -> Result<(mpsc::Sender<WorkerMessage>, Streaming<CoordinatorMessage>), Box<dyn std::error::Error + Send + Sync>>
     {
         let channel: Channel = endpoint.connect().await?;
-        let mut client = WorkerServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let mut client = WorkerServiceClient::new(channel).max_decoding_message_size(COORDINATOR_MESSAGE_BYTES_MAX);
         let (sender, receiver) = mpsc::channel(QUEUE);
         let standing = self.session.standing();
         let register = Register {
@@ -340,6 +341,3 @@ impl Control {
         WorkerMessage { body: Some(Body::Heartbeat(heartbeat)) }
     }
 }
-
-/// Assignments to jobs of thousands of places are long.
-const MAX_MESSAGE_BYTES: usize = 64 << 20;
