@@ -239,4 +239,77 @@ mod tests {
             check(line, false);
         }
     }
+
+    /// The first clause that stands in the text twice.
+    fn said_twice(text: &str) -> Option<&str> {
+        const MIN_BYTES: usize = 8;
+        let clauses: Vec<&str> =
+            text.split([':', ';', '(', ')', '\n']).map(str::trim).filter(|c| c.len() >= MIN_BYTES).collect();
+        clauses.iter().enumerate().find(|(n, clause)| clauses[..*n].contains(clause)).map(|(_, clause)| *clause)
+    }
+
+    #[test]
+    fn a_clause_that_stands_twice_is_found() {
+        assert_eq!(said_twice("tp 2 does not divide 5: tp 2 does not divide 5"), Some("tp 2 does not divide 5"));
+        assert_eq!(said_twice("opening x failed: No such file (os error 2)"), None);
+    }
+
+    #[test]
+    fn errors_say_nothing_twice() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+        let job = |name: &str, text: &str| -> Result<String> {
+            std::fs::write(path(name), text)?;
+            Ok(path(name))
+        };
+        let base = "name = \"x\"\nsteps = 4\n[data]\npath = \"/data\"\n";
+        let mut lines = Vec::new();
+        let bad_jobs = [
+            "[shape]\ntp = 2\n[model]\nkv_heads = 5\nq_heads = 5\n",
+            "[shape]\ntp = 3\n",
+            "[shape]\npp = 99\n",
+            "[shape]\ndp = 4\ndx = 3\ndy = 2\n",
+            "[shape]\ndp = 0\n",
+            "[model]\nlayerz = 3\n",
+            "[model]\npreset = \"none\"\n",
+            "[model]\nlayers = \"many\"\n",
+            "[batch]\nglobal = 7\nmicro_batch = 2\n",
+            "[optimizer]\nlr = -1.0\n",
+            "[checkpoint]\nkeep = 0\n",
+            "this is no TOML",
+        ];
+        for (n, bad) in bad_jobs.into_iter().enumerate() {
+            lines.push(format!("toroid plan {}", job(&format!("{n}.toml"), &format!("{base}{bad}"))?));
+        }
+        lines.push(format!("toroid plan {}", path("none.toml")));
+        lines.push(format!("toroid submit {} --coordinator 127.0.0.1:0", path("none.toml")));
+        lines.push(format!("toroid submit {} --coordinator 127.0.0.1:0", job("good.toml", base)?));
+        lines.push("toroid status x --coordinator 127.0.0.1:0".into());
+        lines.push("toroid jobs --coordinator no.such.host.invalid:1".into());
+        lines.push("toroid jobs rm x --coordinator 127.0.0.1:0".into());
+        lines.push(format!("toroid trace {}", path("none")));
+        lines.push(format!("toroid checkpoint list {}", path("none")));
+        lines.push(format!("toroid checkpoint verify {} 3", path("good.toml")));
+        lines.push(format!("toroid checkpoint export 3 {} --from {}", path("out"), dir.path().display()));
+        lines.push(format!("toroid coordinator --listen 127.0.0.1:0 --dir {}", path("good.toml")));
+        lines.push(format!("toroid coordinator --listen 127.0.0.1:0 --failure-timeout-ms 2 --dir {}", path("data")));
+        std::fs::create_dir_all(path("damaged"))?;
+        std::fs::write(path("damaged/coordinator.redb"), "no store")?;
+        lines.push(format!("toroid coordinator --listen 127.0.0.1:0 --dir {}", path("damaged")));
+        lines.push("toroid coordinator --listen 192.0.2.1:9 --dir x".into());
+
+        let runtime = Builder::new_multi_thread().enable_all().build()?;
+        let mut num_errors = 0;
+        for line in lines {
+            let cli = Cli::try_parse_from(line.split(' ')).with_context(|| line.clone())?;
+            // A plan of a job that is possible after all is no error.
+            let Err(error) = dispatch(&runtime, cli.command) else { continue };
+            let text = format!("{error:#}");
+            assert_eq!(said_twice(&text), None, "{line}: {text}");
+            num_errors += 1;
+        }
+        runtime.shutdown_background();
+        assert!(num_errors > 18, "only {num_errors} of the lines are errors");
+        Ok(())
+    }
 }

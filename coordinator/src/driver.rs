@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body;
@@ -31,6 +31,8 @@ use crate::store::Store;
 
 /// Commands that wait for the driver; beyond, those who send them wait.
 const MAX_COMMANDS: usize = 1024;
+/// And bytes of workers' messages among them, in KiB.
+const MAX_COMMANDS_KIB: usize = 64 << 10;
 /// Messages that wait for a worker; beyond, it is disconnected.
 pub(crate) const MAX_MESSAGES: usize = 256;
 /// Deadlines are looked at after this many commands even if more wait.
@@ -67,7 +69,7 @@ pub(crate) enum Command {
     Watch { job: String, answer: Answer<watch::Receiver<()>> },
     Update { job: String, seen: Seen, answer: Answer<Update> },
     Open { stream: StreamId, connection: Connection },
-    Message { stream: StreamId, body: Box<proto::worker_message::Body> },
+    Message { stream: StreamId, body: Box<proto::worker_message::Body>, room: Room },
     Closed { stream: StreamId, reason: String },
 }
 
@@ -107,16 +109,28 @@ pub(crate) struct Connection {
     pub _open: oneshot::Sender<()>,
 }
 
+/// What a waiting message takes of the bytes that may wait. Nobody closes the semaphore, so there always is a permit.
+pub(crate) struct Room {
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
 /// How the rest of the program speaks to the driver.
 #[derive(Clone)]
 pub(crate) struct Handle {
     commands: mpsc::Sender<Command>,
+    room: Arc<Semaphore>,
     next_stream: Arc<AtomicU64>,
 }
 
 impl Handle {
     pub fn new_stream(&self) -> StreamId {
         StreamId(self.next_stream.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Waits until a message of so many bytes may wait for the driver.
+    pub async fn room_for(&self, bytes: usize) -> Room {
+        let kib = (bytes / 1024 + 1).min(MAX_COMMANDS_KIB) as u32;
+        Room { _permit: Arc::clone(&self.room).acquire_many_owned(kib).await.ok() }
     }
 
     /// Waits while the driver has too much to do; false if it has stopped.
@@ -186,7 +200,8 @@ impl Driver {
         for (job, condition) in found {
             driver.found(job, condition)?;
         }
-        Ok((driver, Handle { commands: sender, next_stream: Arc::new(AtomicU64::new(0)) }))
+        let room = Arc::new(Semaphore::new(MAX_COMMANDS_KIB));
+        Ok((driver, Handle { commands: sender, room, next_stream: Arc::new(AtomicU64::new(0)) }))
     }
 
     /// A job's files were so when the coordinator started.
@@ -237,7 +252,10 @@ impl Driver {
             Command::Checkpoint { job, answer } => self.request(answer, |request| Input::Checkpoint { request, job }),
             Command::Drain { worker, answer } => self.request(answer, |request| Input::Drain { request, worker }),
             Command::Remove { job, answer } => self.request(answer, |request| Input::Remove { request, job }),
-            Command::Message { stream, body } => self.input(Input::Message { stream, body }),
+            Command::Message { stream, body, room } => {
+                drop(room);
+                self.input(Input::Message { stream, body })
+            }
             Command::Closed { stream, reason } => {
                 self.connections.remove(&stream);
                 self.input(Input::Closed { stream, reason })
@@ -500,5 +518,25 @@ async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn messages_that_wait_are_bounded_by_their_bytes() {
+        let (commands, _received) = mpsc::channel(1);
+        let room = Arc::new(Semaphore::new(MAX_COMMANDS_KIB));
+        let handle = Handle { commands, room, next_stream: Arc::default() };
+        let first = handle.room_for(48 << 20).await;
+        let second = handle.room_for(32 << 20);
+        tokio::pin!(second);
+        let waits = std::future::poll_fn(|cx| std::task::Poll::Ready(second.as_mut().poll(cx).is_pending())).await;
+        assert!(waits, "80 MiB are more than may wait");
+        drop(first);
+        drop(second.await);
+        drop(handle.room_for(usize::MAX).await);
     }
 }

@@ -1,5 +1,6 @@
 //! The gRPC server: `JobService` for users, `WorkerService` for workers, reflection and health.
 
+mod bounds;
 mod jobs;
 mod workers;
 

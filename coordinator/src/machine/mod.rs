@@ -234,7 +234,7 @@ pub enum Reply {
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum RequestError {
-    #[error("{0}")]
+    #[error(transparent)]
     Invalid(#[from] JobError),
     #[error("there is no job `{job}`; {known}")]
     UnknownJob { job: String, known: String },
