@@ -265,7 +265,7 @@ mod tests {
         let base = "name = \"x\"\nsteps = 4\n[data]\npath = \"/data\"\n";
         let mut lines = Vec::new();
         let bad_jobs = [
-            "[shape]\ntp = 2\n[model]\nkv_heads = 5\nq_heads = 5\n",
+            "[shape]\ntp = 2\n[model]\nkv_heads = 5\nheads = 10\n",
             "[shape]\ntp = 3\n",
             "[shape]\npp = 99\n",
             "[shape]\ndp = 4\ndx = 3\ndy = 2\n",
