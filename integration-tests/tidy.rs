@@ -288,3 +288,31 @@ fn impurities_are_found_in_code_and_not_in_comments() {
         assert_eq!(impurity(line), expected, "{line}");
     }
 }
+
+/// The text between `#[error(` and the next one, or the end of the type.
+fn variants(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let marker = concat!("#[err", "or(");
+    text.match_indices(marker).map(move |(at, _)| {
+        let rest = &text[at + marker.len()..];
+        let end = [rest.find(marker), rest.find("\n}\n")].into_iter().flatten().min();
+        (text[..at].matches('\n').count() + 1, &rest[..end.unwrap_or(rest.len())])
+    })
+}
+
+/// Whoever shows an error shows its sources behind it. One that has its source's words in its own would say them twice.
+#[test]
+fn an_error_says_its_source_in_its_own_words_or_has_it_as_a_source() -> Result<()> {
+    let mut complaints = Vec::new();
+    for (path, text) in files(&[".rs"])?.iter().filter(|(path, _)| !path.ends_with("tidy.rs")) {
+        for (line, variant) in variants(text) {
+            let is_a_source = [concat!("#[fr", "om]"), concat!("#[sou", "rce]"), concat!(" sou", "rce:")];
+            if !variant.starts_with("transparent") && is_a_source.iter().any(|mark| variant.contains(mark)) {
+                complaints.push(format!(
+                    "{path}:{line}: the error has a source, and so must not name it in its own words; make it transparent, or a field that is \
+                     no source (`error`) with a `From` of its own"
+                ));
+            }
+        }
+    }
+    check(complaints)
+}

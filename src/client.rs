@@ -8,13 +8,12 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 use toroid_proto as proto;
 use toroid_proto::job_service_client::JobServiceClient;
+use toroid_proto::limits::USER_ANSWER_BYTES_MAX;
 
 pub const DEFAULT_COORDINATOR: &str = "http://127.0.0.1:7070";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A cut network is noticed after twice this long.
 const KEEPALIVE: Duration = Duration::from_secs(5);
-/// The curve of a long job is one message: a million steps of a large model.
-const MAX_MESSAGE_BYTES: usize = 1 << 30;
 
 /// Where the coordinator is.
 #[derive(Debug, Clone, clap::Args)]
@@ -59,7 +58,7 @@ impl Client {
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true);
         let channel = endpoint.connect().await.map_err(|e| unreachable(url, &e))?;
-        let inner = JobServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let inner = JobServiceClient::new(channel).max_decoding_message_size(USER_ANSWER_BYTES_MAX);
         Ok(Client { inner, url: url.into() })
     }
 
@@ -71,15 +70,45 @@ impl Client {
 
     /// With every step's record where `include_curve` says so.
     pub async fn job(&mut self, job: &str, include_curve: bool) -> Result<proto::Job> {
-        let request = proto::GetJobRequest { job_id: job.into(), include_curve, curve_from_step: 0 };
+        let request = proto::GetJobRequest { job_id: job.into(), ..Default::default() };
         let answer = self.inner.get_job(request).await.map_err(|s| explain("get the job", &self.url, &s))?;
-        Ok(answer.into_inner())
+        let mut found = answer.into_inner();
+        if let (true, Some(last)) = (include_curve, &found.last_step) {
+            let mut curve = self.curve(job, last.step).await?;
+            while let Some(steps) = curve.next().await? {
+                found.curve.extend(steps);
+            }
+        }
+        Ok(found)
     }
 
-    /// All jobs, the oldest first.
-    pub async fn jobs(&mut self) -> Result<Vec<proto::Job>> {
-        let answer = self.inner.list_jobs(proto::ListJobsRequest {}).await;
-        Ok(answer.map_err(|s| explain("list the jobs", &self.url, &s))?.into_inner().jobs)
+    /// The records of all steps up to `to_step`, as they come.
+    pub async fn curve(&mut self, job: &str, to_step: u64) -> Result<Curve> {
+        let request = proto::GetCurveRequest { job_id: job.into(), from_step: 0, to_step };
+        let answer = self.inner.get_curve(request).await.map_err(|s| explain("get the curve", &self.url, &s))?;
+        Ok(Curve { pieces: answer.into_inner(), url: self.url.clone() })
+    }
+
+    /// The newest jobs, at most `limit`, the newest first; and the page where the next begin, which is empty where there are none.
+    pub async fn jobs(&mut self, limit: usize, page: String) -> Result<(Vec<proto::Job>, String)> {
+        let (mut jobs, mut page_token) = (Vec::new(), page);
+        loop {
+            let page_size = u32::try_from(limit - jobs.len()).unwrap_or(u32::MAX);
+            let answer = self.inner.list_jobs(proto::ListJobsRequest { page_size, page_token }).await;
+            let answer = answer.map_err(|s| explain("list the jobs", &self.url, &s))?.into_inner();
+            jobs.extend(answer.jobs);
+            page_token = answer.next_page_token;
+            if page_token.is_empty() || jobs.len() >= limit {
+                return Ok((jobs, page_token));
+            }
+        }
+    }
+
+    /// Takes a job that has ended off the list; its folder, which stays.
+    pub async fn remove(&mut self, job: &str) -> Result<String> {
+        let request = proto::RemoveJobRequest { job_id: job.into() };
+        let answer = self.inner.remove_job(request).await.map_err(|s| explain("remove the job", &self.url, &s))?;
+        Ok(answer.into_inner().folder)
     }
 
     pub async fn workers(&mut self) -> Result<Vec<proto::WorkerInfo>> {
@@ -113,6 +142,20 @@ impl Client {
     }
 }
 
+/// A curve on its way.
+pub struct Curve {
+    pieces: Streaming<proto::CurvePiece>,
+    url: String,
+}
+
+impl Curve {
+    /// The next records; `None` behind the last.
+    pub async fn next(&mut self) -> Result<Option<Vec<proto::StepRecord>>> {
+        let piece = self.pieces.message().await.map_err(|s| explain("get the curve", &self.url, &s))?;
+        Ok(piece.map(|piece| piece.steps))
+    }
+}
+
 fn unreachable(url: &str, error: &tonic::transport::Error) -> anyhow::Error {
     anyhow!(
         "no coordinator answers at {url} ({}); start one with `toroid coordinator` or `toroid local`, or name another with \
@@ -134,7 +177,11 @@ fn innermost(error: &dyn std::error::Error) -> String {
 pub fn explain(doing: &str, url: &str, status: &Status) -> anyhow::Error {
     let found = if status.message().is_empty() { status.code().description() } else { status.message() };
     match status.code() {
-        Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition | Code::DataLoss => anyhow!("{found}"),
+        Code::InvalidArgument
+        | Code::NotFound
+        | Code::FailedPrecondition
+        | Code::DataLoss
+        | Code::ResourceExhausted => anyhow!("{found}"),
         Code::Unimplemented => {
             anyhow!(
                 "cannot {doing}: {url} is no Toroid coordinator, or one of another version than {} ({found})",

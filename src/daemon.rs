@@ -10,9 +10,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
+use toroid_coordinator::machine::Retention;
 use toroid_worker::comm::LinkChoice;
 use toroid_worker::comm::nccl::Collectives;
 use toroid_worker::device::Choice;
@@ -38,6 +40,12 @@ pub struct CoordinatorArgs {
     /// A worker that is silent for this long is lost; all other limits derive from it
     #[arg(long, default_value_t = 5000, value_name = "MS", value_parser = clap::value_parser!(u64).range(2..))]
     failure_timeout_ms: u64,
+    /// Jobs that have ended and stay listed: the newest N. The folders of others stay
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    keep_jobs: u32,
+    /// Jobs stay listed for so many days after their end. The folders of others stay
+    #[arg(long, default_value_t = 90, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..))]
+    keep_jobs_days: u32,
     /// What workers must show to join; none: nothing
     #[arg(long, env = "TOROID_JOIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     join_token: Option<String>,
@@ -99,6 +107,7 @@ pub struct WorkerArgs {
 }
 
 pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
+    raise_open_files();
     let mut asked = asked_to_end(args.die_with_parent)?;
     let shutdown = async move {
         // Whoever asks lives as long as this process.
@@ -113,6 +122,10 @@ pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
         data_dir: args.dir,
         heartbeat_interval: Duration::from_millis(args.heartbeat_interval_ms),
         failure_timeout: Duration::from_millis(args.failure_timeout_ms),
+        retention: Retention {
+            max_jobs: args.keep_jobs as usize,
+            max_age: Duration::from_secs(u64::from(args.keep_jobs_days) * 24 * 3600),
+        },
         join_token: args.join_token,
     };
     toroid_coordinator::run(listener, config, shutdown).await.context("run the coordinator")?;
@@ -120,6 +133,7 @@ pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
 }
 
 pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
+    raise_open_files();
     let asked = asked_to_end(args.die_with_parent)?;
     let facing = address_facing(&args.connection.coordinator);
     let host = args.host.unwrap_or_else(host_name);
@@ -143,6 +157,18 @@ pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
     };
     toroid_worker::run(config, asked).await.context("run the worker")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Each worker and user of a coordinator, and each link of a worker, is an open file: as many as the system allows this process.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    match setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        Ok(()) => tracing::debug!("may open {:?} files, and {:?} before", limit.maximum, limit.current),
+        Err(error) => tracing::warn!("may open {:?} files only, raising the limit failed: {error}", limit.current),
+    }
 }
 
 /// Cores that this process may use.
@@ -250,6 +276,15 @@ mod tests {
         check(Some("0.0.0.0:9"), None, facing, ("0.0.0.0:9", Some("10.1.2.3")));
         check(Some("[::]:9"), None, facing_v6, ("[::]:9", Some("node-7")));
         check(Some("0.0.0.0:9"), Some("pod.svc"), facing, ("0.0.0.0:9", Some("pod.svc")));
+    }
+
+    /// The limit is that of the whole process; nobody else here minds a higher one.
+    #[test]
+    fn as_many_files_may_be_open_as_the_system_allows() {
+        let before = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(256), maximum: before.maximum }).expect("lower the limit");
+        raise_open_files();
+        assert_eq!(getrlimit(Resource::Nofile).current, before.maximum);
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub struct Job<'a> {
     started_unix_ms: i64,
     finished_unix_ms: i64,
     folder: &'a str,
+    /// What is wrong with the job's files; empty: nothing.
+    damaged: &'a str,
     job_toml: &'a str,
     events: Vec<Event<'a>>,
     incidents: Vec<Incident<'a>>,
@@ -93,7 +95,7 @@ struct Place<'a> {
 }
 
 #[derive(Debug, Serialize)]
-struct StepRecord<'a> {
+pub struct StepRecord<'a> {
     step: u64,
     loss: f64,
     ce: f64,
@@ -210,6 +212,7 @@ impl<'a> Job<'a> {
             started_unix_ms: job.started_unix_ms,
             finished_unix_ms: job.finished_unix_ms,
             folder: &job.folder,
+            damaged: &job.damaged,
             job_toml: &job.job_toml,
             events: job.events.iter().map(Event::from).collect(),
             incidents: job.incidents.iter().map(Incident::from).collect(),

@@ -3,7 +3,8 @@
 //! ```text
 //!   local       a whole cluster of child processes of this binary      coordinator, worker   daemon
 //!   chaos       faults on such a cluster, and a verdict                 bench   figures of this machine
-//!   submit      jobfile (paths), then progress and summary (--wait)     status, jobs, workers, events, cancel, drain   status
+//!   submit      jobfile (paths), then progress and summary (--wait)     status, workers, events, cancel, drain   status
+//!   jobs        the list of jobs
 //!   incidents   what failed and what it cost                            trace   what the time of steps went to
 //!   plan        what a job needs, before it is run
 //!   checkpoint  now, list, verify, export; find: which folder is meant  client, watch: gRPC    format, json, output
@@ -23,6 +24,7 @@ mod find;
 mod format;
 mod incidents;
 mod jobfile;
+mod jobs;
 mod json;
 mod local;
 mod output;
@@ -64,8 +66,8 @@ enum Command {
     Submit(submit::Args),
     /// Show a job
     Status(status::StatusArgs),
-    /// List the jobs
-    Jobs(status::ListArgs),
+    /// List the jobs, or take one off the list
+    Jobs(jobs::Args),
     /// List the connected workers, spares included
     Workers(status::ListArgs),
     /// Stop a job for good; its checkpoints stay
@@ -123,7 +125,7 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Worker(args) => runtime.block_on(daemon::worker(args)),
         Command::Submit(args) => runtime.block_on(submit::run(args)),
         Command::Status(args) => runtime.block_on(status::status(args)),
-        Command::Jobs(args) => runtime.block_on(status::jobs(args)),
+        Command::Jobs(args) => runtime.block_on(jobs::run(args)),
         Command::Workers(args) => runtime.block_on(status::workers(args)),
         Command::Trace(args) => trace::run(&args),
         Command::Cancel(args) => runtime.block_on(status::cancel(args)),
@@ -220,11 +222,13 @@ mod tests {
             "toroid local",
             "toroid local --tp 2 --pp 1 --dp 1 --steps 8 --spares 1 --data d --dir x --threads 1 --port 0 --keep --seed 3 --quiet",
             "toroid local --job job.toml --spares 0",
-            "toroid coordinator --dir d --listen 0.0.0.0:7070 --heartbeat-interval-ms 100 --failure-timeout-ms 500 --join-token t",
+            "toroid coordinator --dir d --listen 0.0.0.0:7070 --heartbeat-interval-ms 100 --failure-timeout-ms 500 --join-token t --keep-jobs 9 --keep-jobs-days 7",
             "toroid worker --coordinator http://h:1 --host a --listen 10.0.0.1:0 --advertise h --device cuda:1 --cuda-graphs off --threads 2 --cache c --id w",
             "toroid submit job.toml --wait",
             "toroid status tiny-1 -w -o json --no-curve --coordinator h:7070",
             "toroid jobs -o json",
+            "toroid jobs --limit 5 --page 17",
+            "toroid jobs rm tiny-1 --coordinator h:7070",
             "toroid workers",
             "toroid cancel tiny-1",
             "toroid events tiny-1 -f",
@@ -258,6 +262,9 @@ mod tests {
             "toroid worker --device gpu",
             "toroid worker --cuda-graphs maybe",
             "toroid jobs --coordinator https://h:1",
+            "toroid jobs --limit 0",
+            "toroid jobs rm",
+            "toroid coordinator --dir d --keep-jobs 0",
             "toroid checkpoint export ten out.safetensors",
             "toroid status",
             "toroid local --kill-one --no-kill",
@@ -273,5 +280,78 @@ mod tests {
         ] {
             check(line, false);
         }
+    }
+
+    /// The first clause that stands in the text twice.
+    fn said_twice(text: &str) -> Option<&str> {
+        const MIN_BYTES: usize = 8;
+        let clauses: Vec<&str> =
+            text.split([':', ';', '(', ')', '\n']).map(str::trim).filter(|c| c.len() >= MIN_BYTES).collect();
+        clauses.iter().enumerate().find(|(n, clause)| clauses[..*n].contains(clause)).map(|(_, clause)| *clause)
+    }
+
+    #[test]
+    fn a_clause_that_stands_twice_is_found() {
+        assert_eq!(said_twice("tp 2 does not divide 5: tp 2 does not divide 5"), Some("tp 2 does not divide 5"));
+        assert_eq!(said_twice("opening x failed: No such file (os error 2)"), None);
+    }
+
+    #[test]
+    fn errors_say_nothing_twice() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+        let job = |name: &str, text: &str| -> Result<String> {
+            std::fs::write(path(name), text)?;
+            Ok(path(name))
+        };
+        let base = "name = \"x\"\nsteps = 4\n[data]\npath = \"/data\"\n";
+        let mut lines = Vec::new();
+        let bad_jobs = [
+            "[shape]\ntp = 2\n[model]\nkv_heads = 5\nheads = 10\n",
+            "[shape]\ntp = 3\n",
+            "[shape]\npp = 99\n",
+            "[shape]\ndp = 4\ndx = 3\ndy = 2\n",
+            "[shape]\ndp = 0\n",
+            "[model]\nlayerz = 3\n",
+            "[model]\npreset = \"none\"\n",
+            "[model]\nlayers = \"many\"\n",
+            "[batch]\nglobal = 7\nmicro_batch = 2\n",
+            "[optimizer]\nlr = -1.0\n",
+            "[checkpoint]\nkeep = 0\n",
+            "this is no TOML",
+        ];
+        for (n, bad) in bad_jobs.into_iter().enumerate() {
+            lines.push(format!("toroid plan {}", job(&format!("{n}.toml"), &format!("{base}{bad}"))?));
+        }
+        lines.push(format!("toroid plan {}", path("none.toml")));
+        lines.push(format!("toroid submit {} --coordinator 127.0.0.1:0", path("none.toml")));
+        lines.push(format!("toroid submit {} --coordinator 127.0.0.1:0", job("good.toml", base)?));
+        lines.push("toroid status x --coordinator 127.0.0.1:0".into());
+        lines.push("toroid jobs --coordinator no.such.host.invalid:1".into());
+        lines.push("toroid jobs rm x --coordinator 127.0.0.1:0".into());
+        lines.push(format!("toroid trace {}", path("none")));
+        lines.push(format!("toroid checkpoint list {}", path("none")));
+        lines.push(format!("toroid checkpoint verify {} 3", path("good.toml")));
+        lines.push(format!("toroid checkpoint export 3 {} --from {}", path("out"), dir.path().display()));
+        lines.push(format!("toroid coordinator --listen 127.0.0.1:0 --dir {}", path("good.toml")));
+        lines.push(format!("toroid coordinator --listen 127.0.0.1:0 --failure-timeout-ms 2 --dir {}", path("data")));
+        std::fs::create_dir_all(path("damaged"))?;
+        std::fs::write(path("damaged/coordinator.redb"), "no store")?;
+        lines.push(format!("toroid coordinator --listen 127.0.0.1:0 --dir {}", path("damaged")));
+        lines.push("toroid coordinator --listen 192.0.2.1:9 --dir x".into());
+
+        let runtime = Builder::new_multi_thread().enable_all().build()?;
+        let mut num_errors = 0;
+        for line in lines {
+            let cli = Cli::try_parse_from(line.split(' ')).with_context(|| line.clone())?;
+            // A plan of a job that is possible after all is no error.
+            let Err(error) = dispatch(&runtime, cli.command) else { continue };
+            let text = format!("{error:#}");
+            assert_eq!(said_twice(&text), None, "{line}: {text}");
+            num_errors += 1;
+        }
+        runtime.shutdown_background();
+        assert!(num_errors > 18, "only {num_errors} of the lines are errors");
+        Ok(())
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 use toroid_proto as proto;
 
-use crate::client::Connection;
+use crate::client::{Client, Connection};
 use crate::format::{bytes, count, duration, percent, rate, short_count, table, time};
 use crate::incidents;
 use crate::json::{self, state_word};
@@ -92,12 +92,39 @@ pub async fn status(args: StatusArgs) -> Result<ExitCode> {
         return watch(args).await;
     }
     let with_curve = args.output == Format::Json && !args.no_curve;
-    let job = args.connection.open().await?.job(&args.job, with_curve).await?;
+    let mut client = args.connection.open().await?;
+    let job = client.job(&args.job, false).await?;
     match args.output {
         Format::Text => output::print(details(&job, now_unix_ms()))?,
-        Format::Json => print_json(&json::Job::new(&job, with_curve))?,
+        Format::Json if with_curve => print_with_curve(&mut client, &job).await?,
+        Format::Json => print_json(&json::Job::new(&job, false))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the curve as it comes: it may be longer than this program should hold.
+async fn print_with_curve(client: &mut Client, job: &proto::Job) -> Result<()> {
+    let text = serde_json::to_string_pretty(&json::Job::new(job, false)).context("write the status as JSON")?;
+    let open = text.strip_suffix("\n}").context("write the status as JSON: it does not end as an object does")?;
+    output::print(format_args!("{open},\n  \"curve\": ["))?;
+    // What is committed after `job` was asked for is not of this answer.
+    let mut curve = match &job.last_step {
+        Some(last) => Some(client.curve(&job.id, last.step).await?),
+        None => None,
+    };
+    let mut separator = "";
+    while let Some(curve) = &mut curve
+        && let Some(steps) = curve.next().await?
+    {
+        let mut piece = String::new();
+        for step in &steps {
+            let row = serde_json::to_string(&json::StepRecord::from(step)).context("write a step as JSON")?;
+            piece.push_str(&format!("{separator}\n    {row}"));
+            separator = ",";
+        }
+        output::print(piece)?;
+    }
+    output::line("\n  ]\n}")
 }
 
 async fn watch(args: StatusArgs) -> Result<ExitCode> {
@@ -154,16 +181,6 @@ impl Screen {
         }
         Ok(())
     }
-}
-
-pub async fn jobs(args: ListArgs) -> Result<ExitCode> {
-    let jobs = args.connection.open().await?.jobs().await?;
-    match args.output {
-        Format::Json => print_json(&jobs.iter().map(|job| json::Job::new(job, false)).collect::<Vec<_>>())?,
-        Format::Text if jobs.is_empty() => output::line("no jobs yet; submit one with `toroid submit job.toml`")?,
-        Format::Text => output::print(job_table(&jobs))?,
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 pub async fn workers(args: ListArgs) -> Result<ExitCode> {
@@ -227,7 +244,7 @@ fn drain_line(worker: &str, drained: &proto::DrainWorkerResponse) -> String {
     }
 }
 
-fn print_json(value: &impl Serialize) -> Result<()> {
+pub fn print_json(value: &impl Serialize) -> Result<()> {
     output::line(serde_json::to_string_pretty(value).context("write the answer as JSON")?)
 }
 
@@ -264,6 +281,9 @@ fn line(job: &proto::Job, now_unix_ms: i64) -> String {
 fn details(job: &proto::Job, now_unix_ms: i64) -> String {
     let row = |name: &str, value: String| vec![format!("  {name}"), value];
     let mut rows = vec![row("reason", job.reason.clone())];
+    if !job.damaged.is_empty() {
+        rows.push(row("damaged", job.damaged.clone()));
+    }
     if let Some(s) = &job.shape {
         let (width, height) = (s.tp * s.dx, s.pp * s.dy);
         let dp = fewer_replicas(job).unwrap_or_else(|| s.dp.to_string());
@@ -317,7 +337,7 @@ fn place(p: &proto::PlaceInfo) -> String {
     format!("rank {} at ({}, {}), {worker}", p.rank, p.x, p.y)
 }
 
-fn job_table(jobs: &[proto::Job]) -> String {
+pub fn job_table(jobs: &[proto::Job]) -> String {
     let header = ["JOB", "STATE", "STEP", "LOSS", "TOKENS/S", "PLACES", "SUBMITTED", "REASON"];
     let mut rows = vec![header.map(String::from).to_vec()];
     rows.extend(jobs.iter().map(|job| {

@@ -8,11 +8,16 @@
 //!
 //! Numbers are written so that they read back to the same bits. `expert_load` has the layers apart by `;`, their experts by a space.
 //! A row is durable when [`Curve::append`] returns; a row that was torn by a crash is cut off when the file is opened. In memory
-//! are the places of the rows and the last one, so a long run costs 16 bytes a step.
+//! are the places of the rows and the last one, so a long run costs 32 bytes a step.
+//!
+//! The file is open only while it is read or written: a coordinator has more jobs than it may open files. Rows that cannot be written
+//! stay in memory until they can ([`Curve::flush`]). A file that is damaged is an error of [`Curve::open`]; [`Curve::salvage`] takes
+//! the rows that can be read.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
@@ -23,11 +28,13 @@ use crate::machine::StepSummary;
 pub const FILE_NAME: &str = "curve.csv";
 const HEADER: &str = "step,loss,ce,z_loss,balance_loss,grad_norm,lr,weight_decay,tokens,tokens_per_s,step_s,skipped,epoch,hidden_s,exposed_s,expert_load";
 const NUM_PLAIN_COLUMNS: usize = 15;
+/// Of a line; a report of a step, which becomes one, has at most 16 MiB.
+const MAX_LINE_BYTES: u64 = 64 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CurveError {
-    #[error("{what} {path} failed: {source}")]
-    Io { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("{what} {path} failed: {error}")]
+    Io { what: &'static str, path: PathBuf, error: io::Error },
     #[error("{path} does not begin with the header of a curve; move it away or restore it from a copy")]
     Header { path: PathBuf },
     #[error("line {line} of {path} cannot be read: {reason}; correct it, or remove it and all lines after it")]
@@ -39,139 +46,331 @@ pub enum CurveError {
 struct Row {
     step: u64,
     offset: u64,
+    bytes: u64,
 }
 
 #[derive(Debug)]
 pub struct Curve {
     path: PathBuf,
-    file: File,
+    /// Ascending by step.
     rows: Vec<Row>,
     /// Where the next row comes.
     end: u64,
+    /// The file has something behind `end` that was to be cut off and could not be.
+    is_longer: bool,
     last: Option<StepRecord>,
+    /// What could not be written yet, ascending and after `rows`.
+    unwritten: VecDeque<StepRecord>,
+    unwritten_bytes: usize,
+}
+
+/// What a file has, whatever is wrong with it.
+#[derive(Default)]
+struct Scan {
+    rows: Vec<(Row, StepSummary)>,
+    last: Option<StepRecord>,
+    /// Behind the last row before the first fault.
+    end: u64,
+    /// The first fault.
+    fault: Option<CurveError>,
+    num_lines: usize,
+}
+
+/// What was taken out of a damaged file.
+#[derive(Debug)]
+pub struct Salvage {
+    pub curve: Curve,
+    pub summaries: Vec<StepSummary>,
+    /// Rows that there seem to be; some cannot be read.
+    pub num_rows: usize,
 }
 
 impl Curve {
     /// Opens the curve in `folder`, or begins one.
     pub fn open(folder: &Path) -> Result<(Curve, Vec<StepSummary>), CurveError> {
-        let path = folder.join(FILE_NAME);
-        let failed = |what, source| CurveError::Io { what, path: path.clone(), source };
-        let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let file = options.map_err(|e| failed("opening", e))?;
-        let mut curve = Curve { path: path.clone(), file, rows: Vec::new(), end: 0, last: None };
-        let len = curve.file.metadata().map_err(|e| failed("reading", e))?.len();
+        let mut curve = Curve::empty(folder);
+        let failed = |what, error| CurveError::Io { what, path: folder.join(FILE_NAME), error };
+        let file = match File::open(&curve.path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                curve.flush()?;
+                File::open(folder).and_then(|f| f.sync_all()).map_err(|e| failed("syncing the folder of", e))?;
+                return Ok((curve, Vec::new()));
+            }
+            Err(e) => return Err(failed("opening", e)),
+        };
+        let len = file.metadata().map_err(|e| failed("reading", e))?.len();
         // A file that ends within its header holds no step yet.
         if len <= HEADER.len() as u64 {
-            curve.truncate(0)?;
-            curve.write(format!("{HEADER}\n").as_bytes())?;
-            File::open(folder).and_then(|f| f.sync_all()).map_err(|e| failed("syncing the folder of", e))?;
+            curve.is_longer = len > 0;
+            curve.flush()?;
             return Ok((curve, Vec::new()));
         }
-        let summaries = curve.scan()?;
+        let scan = curve.scan(file)?;
+        if let Some(fault) = scan.fault {
+            return Err(fault);
+        }
+        let summaries = curve.take(scan);
         if curve.end < len {
-            curve.truncate(curve.end)?;
+            curve.is_longer = true;
+            curve.flush()?;
         }
         Ok((curve, summaries))
     }
 
-    /// Reads all rows up to the first torn one, which must be the last.
-    fn scan(&mut self) -> Result<Vec<StepSummary>, CurveError> {
-        let failed = |source| CurveError::Io { what: "reading", path: self.path.clone(), source };
-        let mut reader = BufReader::new(&self.file);
+    /// A curve that is not on disk: the first row, or [`Curve::flush`], makes the file.
+    pub fn empty(folder: &Path) -> Curve {
+        Curve {
+            path: folder.join(FILE_NAME),
+            rows: Vec::new(),
+            end: 0,
+            is_longer: false,
+            last: None,
+            unwritten: VecDeque::new(),
+            unwritten_bytes: 0,
+        }
+    }
+
+    /// The rows of a damaged file that can be read, each step once, ascending. The file stays as it is; such a curve is only read.
+    pub fn salvage(folder: &Path) -> Result<Salvage, CurveError> {
+        let mut curve = Curve::empty(folder);
+        let failed = |error| CurveError::Io { what: "opening", path: folder.join(FILE_NAME), error };
+        let mut scan = curve.scan(File::open(&curve.path).map_err(failed)?)?;
+        // The header is none.
+        let num_rows = scan.num_lines.saturating_sub(1);
+        scan.rows.sort_by_key(|(row, _)| row.step);
+        scan.rows.dedup_by_key(|(row, _)| row.step);
+        let summaries = curve.take(scan);
+        if let Some(row) = curve.rows.last() {
+            curve.last = curve.read(row.step, 1, usize::MAX)?.pop();
+        }
+        Ok(Salvage { curve, summaries, num_rows })
+    }
+
+    /// Writes the rows of a salvaged curve into a new file; the damaged one is kept beside it under the name that is returned.
+    pub fn rewrite(&mut self) -> Result<PathBuf, CurveError> {
+        let failed = |what, path: &Path, error| CurveError::Io { what, path: path.into(), error };
+        let mut number = 1;
+        let kept = loop {
+            let kept = self.path.with_file_name(format!("{FILE_NAME}.damaged-{number}"));
+            if !kept.exists() {
+                break kept;
+            }
+            number += 1;
+        };
+        let new = self.path.with_file_name(format!("{FILE_NAME}.new"));
+        let mut file = File::create(&new).map_err(|e| failed("making", &new, e))?;
+        file.write_all(format!("{HEADER}\n").as_bytes()).map_err(|e| failed("writing", &new, e))?;
+        let mut end = HEADER.len() as u64 + 1;
+        let mut rows = Vec::with_capacity(self.rows.len());
+        for row in &self.rows {
+            for record in self.read(row.step, 1, usize::MAX)? {
+                let text = format(&record);
+                file.write_all(text.as_bytes()).map_err(|e| failed("writing", &new, e))?;
+                rows.push(Row { step: row.step, offset: end, bytes: text.len() as u64 });
+                end += text.len() as u64;
+            }
+        }
+        file.sync_all().map_err(|e| failed("writing", &new, e))?;
+        // At no moment is there no curve: a crash leaves the damaged one, and a copy of it.
+        let copied = std::fs::copy(&self.path, &kept).and_then(|_| File::open(&kept)?.sync_all());
+        copied.map_err(|e| failed("keeping the damaged file as", &kept, e))?;
+        std::fs::rename(&new, &self.path).map_err(|e| failed("replacing", &self.path, e))?;
+        (self.rows, self.end) = (rows, end);
+        Ok(kept)
+    }
+
+    fn take(&mut self, scan: Scan) -> Vec<StepSummary> {
+        (self.end, self.last) = (scan.end, scan.last);
+        let (rows, summaries) = scan.rows.into_iter().unzip();
+        self.rows = rows;
+        summaries
+    }
+
+    /// Reads all rows. One that cannot be read is torn where it is the last, else a fault.
+    fn scan(&self, file: File) -> Result<Scan, CurveError> {
+        let failed = |error| CurveError::Io { what: "reading", path: self.path.clone(), error };
+        let mut reader = BufReader::new(file);
         let mut line = Vec::new();
-        let mut summaries: Vec<StepSummary> = Vec::new();
-        let (mut number, mut end, mut last) = (0, 0, None);
+        let mut scan = Scan::default();
+        let (mut offset, mut before) = (0, 0);
         let mut torn: Option<String> = None;
         loop {
             line.clear();
-            let bytes = reader.read_until(b'\n', &mut line).map_err(failed)?;
+            let bytes = (&mut reader).take(MAX_LINE_BYTES).read_until(b'\n', &mut line).map_err(failed)? as u64;
             if bytes == 0 {
-                break;
+                return Ok(scan);
             }
-            if let Some(reason) = torn {
-                return Err(CurveError::Row { path: self.path.clone(), line: number, reason });
+            if let Some(reason) = torn.take() {
+                let fault = CurveError::Row { path: self.path.clone(), line: scan.num_lines, reason };
+                scan.fault.get_or_insert(fault);
             }
-            number += 1;
+            scan.num_lines += 1;
+            let start = offset;
+            offset += bytes;
             let text = str::from_utf8(&line).ok().and_then(|l| l.strip_suffix('\n'));
-            if number == 1 {
+            if scan.num_lines == 1 {
                 if text != Some(HEADER) {
-                    return Err(CurveError::Header { path: self.path.clone() });
+                    scan.fault = Some(CurveError::Header { path: self.path.clone() });
                 }
-                end = bytes as u64;
-                continue;
+                scan.end = offset;
+                // Of a file without a header the first line may be a row.
+                if text == Some(HEADER) || line.starts_with(b"step,") {
+                    continue;
+                }
             }
-            let before = summaries.last().map_or(0, |s| s.step);
-            match text.ok_or_else(|| "it is not a whole line of text".to_string()).and_then(parse) {
-                Ok(record) if record.step > before => {
-                    self.rows.push(Row { step: record.step, offset: end });
-                    summaries.push(StepSummary::from(&record));
-                    last = Some(record);
-                    end += bytes as u64;
+            let whole = text.ok_or_else(|| "it is not a whole line of text".to_string());
+            let record = match whole.and_then(|t| parse(t.trim_end_matches('\r'))) {
+                Ok(record) => record,
+                Err(reason) => {
+                    torn = Some(reason);
+                    continue;
                 }
-                Ok(record) => torn = Some(format!("step {} follows step {before}", record.step)),
-                Err(reason) => torn = Some(reason),
+            };
+            let reason = match record.step > before {
+                true if text.is_some_and(|t| t.ends_with('\r')) => Some("it ends with a carriage return".into()),
+                true => None,
+                false => Some(format!("step {} follows step {before}", record.step)),
+            };
+            if let Some(reason) = reason {
+                let fault = CurveError::Row { path: self.path.clone(), line: scan.num_lines, reason };
+                scan.fault.get_or_insert(fault);
+            }
+            before = before.max(record.step);
+            let row = Row { step: record.step, offset: start, bytes };
+            scan.rows.push((row, StepSummary::from(&record)));
+            if scan.fault.is_none() {
+                (scan.end, scan.last) = (offset, Some(record));
             }
         }
-        (self.end, self.last) = (end, last);
-        Ok(summaries)
     }
 
+    /// A row that cannot be written is kept in memory, and is in the curve as the others are: [`Curve::flush`] tries again.
     pub fn append(&mut self, record: &StepRecord) -> Result<(), CurveError> {
-        let before = self.rows.last().map_or(0, |r| r.step);
+        self.push(record);
+        self.flush()
+    }
+
+    /// A row that [`Curve::flush`] writes.
+    pub fn push(&mut self, record: &StepRecord) {
+        let before = self.last.as_ref().map_or(0, |r| r.step);
         assert!(record.step > before, "step {} cannot follow step {before}", record.step);
-        let row = Row { step: record.step, offset: self.end };
-        self.write(format(record).as_bytes())?;
-        self.rows.push(row);
+        self.unwritten_bytes += format(record).len();
+        self.unwritten.push_back(record.clone());
         self.last = Some(record.clone());
-        Ok(())
     }
 
     /// Drops the rows after step `keep`.
     pub fn cut(&mut self, keep: u64) -> Result<(), CurveError> {
+        self.unwritten.retain(|r| r.step <= keep);
+        self.unwritten_bytes = self.unwritten.iter().map(|r| format(r).len()).sum();
         let num_kept = self.rows.partition_point(|r| r.step <= keep);
-        let Some(first) = self.rows.get(num_kept) else { return Ok(()) };
-        let end = first.offset;
-        self.truncate(end)?;
-        self.rows.truncate(num_kept);
-        self.last = match self.rows.last() {
-            Some(row) => self.read(row.step, 1)?.pop(),
-            None => None,
+        if let Some(first) = self.rows.get(num_kept) {
+            self.end = first.offset;
+            self.is_longer = true;
+            self.rows.truncate(num_kept);
+        }
+        self.last = match (self.unwritten.back(), self.rows.last()) {
+            (Some(record), _) => Some(record.clone()),
+            (None, Some(row)) => self.read(row.step, 1, usize::MAX)?.pop(),
+            (None, None) => None,
         };
+        self.flush()
+    }
+
+    /// Writes what could not be written before.
+    pub fn flush(&mut self) -> Result<(), CurveError> {
+        let mut text = if self.end == 0 { format!("{HEADER}\n") } else { String::new() };
+        let (mut end, mut rows) = (self.end + text.len() as u64, Vec::new());
+        for record in &self.unwritten {
+            let row = format(record);
+            rows.push(Row { step: record.step, offset: end, bytes: row.len() as u64 });
+            end += row.len() as u64;
+            text.push_str(&row);
+        }
+        if text.is_empty() && !self.is_longer {
+            return Ok(());
+        }
+        let failed = |what| move |error| (what, error);
+        let write = || {
+            // What is gone was taken away: a new file would hide that, and lack all rows before.
+            let options = OpenOptions::new().write(true).create(self.end == 0).truncate(false).open(&self.path);
+            let mut file = options.map_err(failed("opening"))?;
+            let len = file.metadata().map_err(failed("reading"))?.len();
+            if len < self.end {
+                let error = format!("it has {len} bytes, and had {}; somebody else has written to it", self.end);
+                return Err(("writing", io::Error::other(error)));
+            }
+            // Also what a failed write has left behind.
+            if len > self.end {
+                file.set_len(self.end).map_err(failed("cutting"))?;
+            }
+            file.seek(SeekFrom::Start(self.end)).map_err(failed("writing"))?;
+            file.write_all(text.as_bytes()).and_then(|()| file.sync_data()).map_err(failed("writing"))
+        };
+        write().map_err(|(what, error)| CurveError::Io { what, path: self.path.clone(), error })?;
+        self.rows.extend(rows);
+        self.unwritten.clear();
+        (self.end, self.unwritten_bytes, self.is_longer) = (end, 0, false);
         Ok(())
     }
 
-    /// The rows from step `from` on, at most `max`.
-    pub fn read(&self, from: u64, max: usize) -> Result<Vec<StepRecord>, CurveError> {
+    /// Rows that are not on disk, and how long they are there.
+    pub fn num_unwritten(&self) -> usize {
+        self.unwritten.len()
+    }
+
+    pub fn unwritten_bytes(&self) -> usize {
+        self.unwritten_bytes
+    }
+
+    /// What is on disk is what there is.
+    pub fn is_flushed(&self) -> bool {
+        self.unwritten.is_empty() && !self.is_longer
+    }
+
+    /// The rows from step `from` on, at most `max_rows` of them, and at least one but no more than have `max_bytes` in the file.
+    pub fn read(&self, from: u64, max_rows: usize, max_bytes: usize) -> Result<Vec<StepRecord>, CurveError> {
         let first = self.rows.partition_point(|r| r.step < from);
-        let past = self.rows.len().min(first.saturating_add(max));
-        let Some(row) = self.rows[..past].get(first) else { return Ok(Vec::new()) };
-        let end = self.rows.get(past).map_or(self.end, |r| r.offset);
-        let mut bytes = vec![0; (end - row.offset) as usize];
-        let failed = |source| CurveError::Io { what: "reading", path: self.path.clone(), source };
-        self.file.read_exact_at(&mut bytes, row.offset).map_err(failed)?;
-        let text = String::from_utf8_lossy(&bytes);
-        let bad = |(i, reason)| CurveError::Row { path: self.path.clone(), line: first + i + 2, reason };
-        text.lines().enumerate().map(|(i, line)| parse(line).map_err(|reason| bad((i, reason)))).collect()
+        let mut bytes = 0;
+        let mut is_within = |len: u64| {
+            let is_first = bytes == 0;
+            bytes += len;
+            is_first || bytes <= max_bytes as u64
+        };
+        let wanted: Vec<Row> =
+            self.rows[first..].iter().take(max_rows).take_while(|r| is_within(r.bytes)).copied().collect();
+        let mut records = self.read_rows(first, &wanted)?;
+        if first + wanted.len() == self.rows.len() {
+            let rest = self.unwritten.iter().filter(|r| r.step >= from).take(max_rows - records.len());
+            records.extend(rest.take_while(|r| is_within(format(r).len() as u64)).cloned());
+        }
+        Ok(records)
+    }
+
+    fn read_rows(&self, first: usize, rows: &[Row]) -> Result<Vec<StepRecord>, CurveError> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let failed = |error| CurveError::Io { what: "reading", path: self.path.clone(), error };
+        let file = File::open(&self.path).map_err(failed)?;
+        let mut records = Vec::with_capacity(rows.len());
+        // Rows lie one behind the other, but in a file that is damaged.
+        let is_next = |a: &Row, b: &Row| a.offset + a.bytes == b.offset;
+        for run in rows.chunk_by(is_next) {
+            let len: u64 = run.iter().map(|r| r.bytes).sum();
+            let mut bytes = vec![0; len as usize];
+            file.read_exact_at(&mut bytes, run[0].offset).map_err(failed)?;
+            for line in String::from_utf8_lossy(&bytes).lines() {
+                let bad = |reason| CurveError::Row { path: self.path.clone(), line: first + records.len() + 2, reason };
+                records.push(parse(line).map_err(bad)?);
+            }
+        }
+        Ok(records)
     }
 
     pub fn last(&self) -> Option<&StepRecord> {
         self.last.as_ref()
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<(), CurveError> {
-        let (file, end) = (&mut self.file, self.end);
-        let written =
-            file.seek(SeekFrom::Start(end)).and_then(|_| file.write_all(bytes)).and_then(|()| file.sync_data());
-        written.map_err(|source| CurveError::Io { what: "writing", path: self.path.clone(), source })?;
-        self.end += bytes.len() as u64;
-        Ok(())
-    }
-
-    fn truncate(&mut self, len: u64) -> Result<(), CurveError> {
-        let cut = self.file.set_len(len).and_then(|()| self.file.sync_data());
-        cut.map_err(|source| CurveError::Io { what: "cutting", path: self.path.clone(), source })?;
-        self.end = len;
-        Ok(())
     }
 }
 
@@ -274,13 +473,13 @@ mod tests {
     fn every_bit_reads_back_also_after_a_restart() {
         let (folder, curve) = filled(4);
         let expected: Vec<StepRecord> = (1..=4).map(record).collect();
-        assert_eq!(curve.read(0, 100).unwrap(), expected);
+        assert_eq!(curve.read(0, 100, usize::MAX).unwrap(), expected);
         let (again, summaries) = Curve::open(folder.path()).unwrap();
-        assert_eq!(again.read(0, 100).unwrap(), expected);
+        assert_eq!(again.read(0, 100, usize::MAX).unwrap(), expected);
         assert_eq!(again.last(), expected.last());
         assert_eq!(summaries, expected.iter().map(StepSummary::from).collect::<Vec<_>>());
         let bits = |r: &StepRecord| [r.ce, r.lr, r.weight_decay, r.tokens_per_s].map(f64::to_bits);
-        assert_eq!(bits(&again.read(2, 1).unwrap()[0]), bits(&record(2)));
+        assert_eq!(bits(&again.read(2, 1, usize::MAX).unwrap()[0]), bits(&record(2)));
     }
 
     #[test]
@@ -294,17 +493,17 @@ mod tests {
         let text = std::fs::read_to_string(folder.path().join(FILE_NAME)).unwrap();
         let rows = "1,5.5,0,0,0,0,0,0,0,0,0,false,0,0,0,\"1 2;3 4\"\n2,0,0,0,0,0,0,0,0,0,0,false,0,0,0,\"\"\n";
         assert_eq!(text, format!("{HEADER}\n{rows}"));
-        assert_eq!(curve.read(1, 2).unwrap(), [plain, none]);
+        assert_eq!(curve.read(1, 2, usize::MAX).unwrap(), [plain, none]);
     }
 
     #[test]
     fn ranges_of_rows_are_by_step() {
         let (_folder, mut curve) = filled(3);
         curve.append(&record(7)).unwrap();
-        assert_eq!(steps(&curve.read(2, 2).unwrap()), [2, 3]);
-        assert_eq!(steps(&curve.read(4, 9).unwrap()), [7], "a hole is passed over");
-        assert_eq!(curve.read(8, 9).unwrap(), []);
-        assert_eq!(curve.read(1, 0).unwrap(), []);
+        assert_eq!(steps(&curve.read(2, 2, usize::MAX).unwrap()), [2, 3]);
+        assert_eq!(steps(&curve.read(4, 9, usize::MAX).unwrap()), [7], "a hole is passed over");
+        assert_eq!(curve.read(8, 9, usize::MAX).unwrap(), []);
+        assert_eq!(curve.read(1, 0, usize::MAX).unwrap(), []);
     }
 
     #[test]
@@ -315,9 +514,9 @@ mod tests {
         curve.cut(3).unwrap();
         assert_eq!(curve.last().map(|r| r.step), Some(3));
         curve.append(&record(4)).unwrap();
-        assert_eq!(steps(&Curve::open(folder.path()).unwrap().0.read(0, 9).unwrap()), [1, 2, 3, 4]);
+        assert_eq!(steps(&Curve::open(folder.path()).unwrap().0.read(0, 9, usize::MAX).unwrap()), [1, 2, 3, 4]);
         curve.cut(0).unwrap();
-        assert_eq!((curve.last(), curve.read(0, 9).unwrap().len()), (None, 0));
+        assert_eq!((curve.last(), curve.read(0, 9, usize::MAX).unwrap().len()), (None, 0));
     }
 
     #[test]
@@ -349,5 +548,76 @@ mod tests {
         assert!(damaged("\n2,", "\n1,").contains("step 1 follows step 1"));
         assert!(damaged("\n2,", "\n2,2,").contains("16 columns before the last, expected 15"));
         assert!(damaged("step,loss", "loss,step").contains("does not begin with the header"));
+    }
+
+    #[test]
+    fn no_file_stays_open() {
+        let (folder, curve) = filled(3);
+        let path = folder.path().canonicalize().unwrap().join(FILE_NAME);
+        let is_it = |entry: io::Result<std::fs::DirEntry>| {
+            entry.is_ok_and(|e| std::fs::read_link(e.path()).is_ok_and(|target| target == path))
+        };
+        assert!(!std::fs::read_dir("/proc/self/fd").unwrap().any(is_it), "{curve:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_kept_and_written_later() {
+        let (folder, mut curve) = filled(2);
+        let (path, away) = (folder.path().join(FILE_NAME), folder.path().join("away"));
+        std::fs::rename(&path, &away).unwrap();
+        for step in [3, 4, 5] {
+            assert!(curve.append(&record(step)).unwrap_err().to_string().contains("curve.csv failed: No such file"));
+        }
+        assert!(curve.cut(4).is_err());
+        assert_eq!((curve.num_unwritten(), curve.is_flushed(), curve.last()), (2, false, Some(&record(4))));
+        assert_eq!(steps(&curve.read(3, 9, usize::MAX).unwrap()), [3, 4], "they are in the curve");
+        assert!(!path.exists(), "a new file would lack the rows before");
+        std::fs::rename(&away, &path).unwrap();
+        curve.flush().unwrap();
+        assert!(curve.is_flushed() && curve.unwritten_bytes() == 0);
+        assert_eq!(steps(&Curve::open(folder.path()).unwrap().0.read(0, 9, usize::MAX).unwrap()), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn reading_is_bounded_by_bytes_and_gives_at_least_one_row() {
+        let (_folder, curve) = filled(9);
+        let bytes = format(&record(1)).len();
+        assert_eq!(steps(&curve.read(1, 9, 0).unwrap()), [1]);
+        assert_eq!(steps(&curve.read(2, 9, bytes * 3 + bytes / 2).unwrap()), [2, 3, 4]);
+    }
+
+    /// What an editor or a power cut may do to a file.
+    #[test]
+    fn what_can_be_read_of_a_damaged_file_is_taken_and_the_file_is_kept() {
+        let (folder, _) = filled(5);
+        let path = folder.path().join(FILE_NAME);
+        let good = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = good.lines().collect();
+        let swapped = [0, 1, 3, 2, 4, 5].map(|i| format!("{}\n", lines[i])).concat();
+        let nuls = good.replacen(lines[3], &"\0".repeat(lines[3].len()), 1);
+        let twice = good.replacen(lines[3], lines[2], 1);
+        let cases = [
+            (good.replace('\n', "\r\n"), vec![1, 2, 3, 4, 5]),
+            (swapped, vec![1, 2, 3, 4, 5]),
+            (nuls, vec![1, 2, 4, 5]),
+            (twice, vec![1, 2, 4, 5]),
+            (good.replacen(HEADER, "", 1), vec![1, 2, 3, 4, 5]),
+        ];
+        for (number, (damaged, expected)) in cases.into_iter().enumerate() {
+            std::fs::write(&path, &damaged).unwrap();
+            let why = Curve::open(folder.path()).unwrap_err();
+            let mut salvage = Curve::salvage(folder.path()).unwrap();
+            let records: Vec<StepRecord> = expected.iter().map(|step| record(*step)).collect();
+            assert_eq!(salvage.curve.read(0, 9, usize::MAX).unwrap(), records, "{why}");
+            assert_eq!((salvage.curve.last(), salvage.num_rows), (records.last(), 5), "{why}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), damaged, "it was only read");
+
+            let kept = salvage.curve.rewrite().unwrap();
+            assert_eq!(kept, folder.path().join(format!("curve.csv.damaged-{}", number + 1)));
+            assert_eq!(std::fs::read_to_string(kept).unwrap(), damaged);
+            salvage.curve.append(&record(6)).unwrap();
+            let again = Curve::open(folder.path()).unwrap().0.read(0, 9, usize::MAX).unwrap();
+            assert_eq!(again, [records, vec![record(6)]].concat(), "{why}");
+        }
     }
 }

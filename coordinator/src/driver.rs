@@ -18,25 +18,32 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use toroid_proto as proto;
+use toroid_proto::coordinator_message::Body;
 use toroid_torus::owner::OwnerId;
 
 use crate::CoordinatorError;
-use crate::curve::{Curve, CurveError};
+use crate::curve::CurveError;
+use crate::files::{self, Condition, JobFiles, RETRY_INTERVAL};
 use crate::folder::FolderError;
 use crate::machine::{self, Input, Machine, Now, Output, Reply, RequestError, RequestId, StreamId};
 use crate::store::Store;
 
 /// Commands that wait for the driver; beyond, those who send them wait.
 const MAX_COMMANDS: usize = 1024;
+/// And bytes of workers' messages among them, in KiB.
+const MAX_COMMANDS_KIB: usize = 64 << 10;
 /// Messages that wait for a worker; beyond, it is disconnected.
 pub(crate) const MAX_MESSAGES: usize = 256;
 /// Deadlines are looked at after this many commands even if more wait.
 const MAX_COMMANDS_PER_TICK: usize = 4096;
-/// Step records in an answer.
+/// Step records in an answer, and how long they are at most in the file, but for a single one.
 pub(crate) const MAX_ROWS: usize = 1000;
+const MAX_ROWS_BYTES: usize = 1 << 20;
+/// Jobs in a list; beyond, there is another page.
+const MAX_PAGE_BYTES: usize = 2 << 20;
 
 /// Why a request was not answered as asked.
 #[derive(Debug, thiserror::Error)]
@@ -58,15 +65,30 @@ pub(crate) enum Command {
     Cancel { job: String, answer: Answer<Reply> },
     Checkpoint { job: String, answer: Answer<Reply> },
     Drain { worker: String, answer: Answer<Reply> },
+    Remove { job: String, answer: Answer<Reply> },
     Job { job: String, answer: Answer<proto::Job> },
-    Jobs { answer: Answer<Vec<proto::Job>> },
+    Jobs { page: Page, answer: Answer<Jobs> },
     Workers { answer: Answer<Vec<proto::WorkerInfo>> },
     Rows { job: String, from: u64, answer: Answer<Vec<proto::StepRecord>> },
     Watch { job: String, answer: Answer<watch::Receiver<()>> },
     Update { job: String, seen: Seen, answer: Answer<Update> },
     Open { stream: StreamId, connection: Connection },
-    Message { stream: StreamId, body: Box<proto::worker_message::Body> },
+    Message { stream: StreamId, body: Box<proto::worker_message::Body>, room: Room },
     Closed { stream: StreamId, reason: String },
+}
+
+/// Which jobs are asked for: the newest first.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Page {
+    pub max_jobs: usize,
+    /// Only jobs with smaller numbers.
+    pub before: u64,
+}
+
+pub(crate) struct Jobs {
+    pub jobs: Vec<proto::Job>,
+    /// `Page::before` of the next page; `None`: there is none.
+    pub next: Option<u64>,
 }
 
 /// What a watcher has seen.
@@ -91,16 +113,28 @@ pub(crate) struct Connection {
     pub _open: oneshot::Sender<()>,
 }
 
+/// What a waiting message takes of the bytes that may wait. Nobody closes the semaphore, so there always is a permit.
+pub(crate) struct Room {
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
 /// How the rest of the program speaks to the driver.
 #[derive(Clone)]
 pub(crate) struct Handle {
     commands: mpsc::Sender<Command>,
+    room: Arc<Semaphore>,
     next_stream: Arc<AtomicU64>,
 }
 
 impl Handle {
     pub fn new_stream(&self) -> StreamId {
         StreamId(self.next_stream.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Waits until a message of so many bytes may wait for the driver.
+    pub async fn room_for(&self, bytes: usize) -> Room {
+        let kib = (bytes / 1024 + 1).min(MAX_COMMANDS_KIB) as u32;
+        Room { _permit: Arc::clone(&self.room).acquire_many_owned(kib).await.ok() }
     }
 
     /// Waits while the driver has too much to do; false if it has stopped.
@@ -126,7 +160,9 @@ pub(crate) struct Driver {
     connections: BTreeMap<StreamId, Connection>,
     answers: BTreeMap<RequestId, Answer<Reply>>,
     next_request: u64,
-    curves: BTreeMap<String, Curve>,
+    files: BTreeMap<String, JobFiles>,
+    /// When rows that could not be written are tried again.
+    retry_at: Option<Instant>,
     watchers: BTreeMap<String, watch::Sender<()>>,
 }
 
@@ -138,15 +174,17 @@ impl Driver {
         jobs_dir: &Path,
     ) -> Result<(Driver, Handle), CoordinatorError> {
         let records = store.load()?;
-        let (mut curves, mut summaries) = (BTreeMap::new(), BTreeMap::new());
+        let folders = files::folders(jobs_dir)?;
+        let (mut files, mut summaries, mut found) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         for record in &records {
             if let machine::record::Record::Job(job) = record {
-                let folder = make_folder(jobs_dir, &job.id, &job.spec.to_toml())?;
-                let (curve, steps) = Curve::open(&folder)?;
-                curves.insert(job.id.clone(), curve);
+                let (its_files, steps, condition) = JobFiles::restore(jobs_dir, job);
+                files.insert(job.id.clone(), its_files);
                 summaries.insert(job.id.clone(), steps);
+                found.push((job.id.clone(), condition));
             }
         }
+        warn_of_unknown(jobs_dir, folders.iter().filter(|name| !files.contains_key(*name)));
         let origin = Instant::now();
         let (machine, outputs) = Machine::restore(config, records, summaries, entropy()?, now(origin))?;
         let (sender, commands) = mpsc::channel(MAX_COMMANDS);
@@ -160,11 +198,29 @@ impl Driver {
             connections: BTreeMap::new(),
             answers: BTreeMap::new(),
             next_request: 0,
-            curves,
+            files,
+            retry_at: None,
             watchers: BTreeMap::new(),
         };
         driver.execute(outputs)?;
-        Ok((driver, Handle { commands: sender, next_stream: Arc::new(AtomicU64::new(0)) }))
+        driver.input(Input::Folders { names: folders })?;
+        for (job, condition) in found {
+            driver.found(job, condition)?;
+        }
+        let room = Arc::new(Semaphore::new(MAX_COMMANDS_KIB));
+        Ok((driver, Handle { commands: sender, room, next_stream: Arc::new(AtomicU64::new(0)) }))
+    }
+
+    /// A job's files were so when the coordinator started.
+    fn found(&mut self, job: String, condition: Condition) -> Result<(), CoordinatorError> {
+        match condition {
+            Condition::Sound => Ok(()),
+            Condition::Repaired(text) => self.input(Input::Note { job, kind: "curve.repaired", text }),
+            Condition::Damaged(reason) => {
+                tracing::warn!(job, "the files of the job are damaged: {reason}");
+                self.input(Input::Fault { job, reason: format!("its files are damaged: {reason}") })
+            }
+        }
     }
 
     /// Runs until `stop` changes or a write fails. All streams end with it.
@@ -180,6 +236,7 @@ impl Driver {
             tokio::select! {
                 biased;
                 _ = stop.changed() => return Ok(()),
+                () = sleep_until(self.retry_at) => self.retry()?,
                 command = self.commands.recv() => match command {
                     Some(command) => {
                         num_since_tick += 1;
@@ -204,7 +261,11 @@ impl Driver {
             Command::Cancel { job, answer } => self.request(answer, |request| Input::Cancel { request, job }),
             Command::Checkpoint { job, answer } => self.request(answer, |request| Input::Checkpoint { request, job }),
             Command::Drain { worker, answer } => self.request(answer, |request| Input::Drain { request, worker }),
-            Command::Message { stream, body } => self.input(Input::Message { stream, body }),
+            Command::Remove { job, answer } => self.request(answer, |request| Input::Remove { request, job }),
+            Command::Message { stream, body, room } => {
+                drop(room);
+                self.input(Input::Message { stream, body })
+            }
             Command::Closed { stream, reason } => {
                 self.connections.remove(&stream);
                 self.input(Input::Closed { stream, reason })
@@ -233,11 +294,7 @@ impl Driver {
     fn answer(&mut self, question: Command) {
         match question {
             Command::Job { job, answer } => drop(answer.send(self.view(&job).map_err(AskError::from))),
-            Command::Jobs { answer } => {
-                let mut jobs = self.machine.view_all(now(self.origin));
-                jobs.iter_mut().for_each(|job| self.fill_in(job));
-                drop(answer.send(Ok(jobs)));
-            }
+            Command::Jobs { page, answer } => drop(answer.send(Ok(self.list(page)))),
             Command::Workers { answer } => drop(answer.send(Ok(self.machine.view_workers(now(self.origin))))),
             Command::Rows { job, from, answer } => drop(answer.send(self.rows(&job, from))),
             Command::Watch { job, answer } => drop(answer.send(self.watch(&job))),
@@ -246,6 +303,7 @@ impl Driver {
             | Command::Cancel { .. }
             | Command::Checkpoint { .. }
             | Command::Drain { .. }
+            | Command::Remove { .. }
             | Command::Message { .. }
             | Command::Closed { .. }
             | Command::Open { .. } => unreachable!("handled as inputs"),
@@ -271,23 +329,32 @@ impl Driver {
     // ------------------------------------------------------------------------------------------------------------- outputs
 
     fn execute(&mut self, outputs: Vec<Output>) -> Result<(), CoordinatorError> {
-        let mut overrun = Vec::new();
+        // What comes of them is an input of its own.
+        let (mut overrun, mut later) = (Vec::new(), Vec::new());
         for output in outputs {
             match output {
                 Output::Persist(records) => self.store.apply(&records)?,
                 Output::CreateFolder { job, toml } => {
-                    let folder = make_folder(&self.jobs_dir, &job, &toml)?;
-                    self.curves.insert(job, Curve::open(&folder)?.0);
+                    let files = JobFiles::create(&self.jobs_dir, &job, &toml).unwrap_or_else(|reason| {
+                        later.push(Input::Fault { job: job.clone(), reason: reason.clone() });
+                        JobFiles::broken(&self.jobs_dir, &job, &reason)
+                    });
+                    self.files.insert(job, files);
                 }
-                Output::AppendCurve { job, record } => self.curve(&job).append(&record)?,
-                Output::CutCurve { job, keep } => self.curve(&job).cut(keep)?,
-                Output::Send { stream, message } => {
-                    let connection = self.connections.get(&stream);
-                    if connection.is_some_and(|c| c.messages.try_send(*message).is_err()) {
-                        self.connections.remove(&stream);
-                        overrun.push(stream);
+                Output::AppendCurve { job, record } => {
+                    let files = self.files(&job);
+                    let event = files.append(&record);
+                    if files.is_overrun() {
+                        let reason = files.fault().unwrap_or_default().to_string();
+                        later.push(Input::Fault { job: job.clone(), reason });
                     }
+                    self.curve_event(job, event, &mut later);
                 }
+                Output::CutCurve { job, keep } => {
+                    let event = self.files(&job).cut(keep);
+                    self.curve_event(job, event, &mut later);
+                }
+                Output::Send { stream, message } => overrun.extend(self.send(stream, message)),
                 Output::Close { stream, reason } => {
                     tracing::info!(stream = stream.0, reason, "closed a worker's stream");
                     self.connections.remove(&stream);
@@ -300,6 +367,12 @@ impl Driver {
                 Output::Event { job, event } => {
                     tracing::info!(job, kind = event.kind, step = event.step, epoch = event.epoch, "{}", event.text);
                 }
+                Output::Forget { job, keys, reason } => {
+                    self.store.remove(&keys)?;
+                    self.files.remove(&job);
+                    self.watchers.remove(&job);
+                    tracing::info!(job, "the job is no longer listed: {reason}");
+                }
                 Output::Changed { job } => {
                     if let Some(watchers) = self.watchers.get(&job) {
                         watchers.send_replace(());
@@ -307,6 +380,31 @@ impl Driver {
                 }
             }
         }
+        self.close(overrun)?;
+        later.into_iter().try_for_each(|input| self.input(input))
+    }
+
+    /// The stream if it does not take the message.
+    fn send(&mut self, stream: StreamId, message: Box<proto::CoordinatorMessage>) -> Option<StreamId> {
+        let job = match &message.body {
+            Some(Body::StepAck(m)) => Some(&m.job_id),
+            Some(Body::PublishManifest(m)) => Some(&m.job_id),
+            _ => None,
+        };
+        if let (Some(body), Some(files)) = (&message.body, job.and_then(|job| self.files.get_mut(job)))
+            && files.must_hold(body)
+        {
+            files.hold(stream, message);
+            return None;
+        }
+        let connection = self.connections.get(&stream)?;
+        connection.messages.try_send(*message).is_err().then(|| {
+            self.connections.remove(&stream);
+            stream
+        })
+    }
+
+    fn close(&mut self, overrun: Vec<StreamId>) -> Result<(), CoordinatorError> {
         for stream in overrun {
             let reason = format!("does not read its messages: {MAX_MESSAGES} wait, or the stream is gone");
             self.input(Input::Closed { stream, reason })?;
@@ -314,8 +412,39 @@ impl Driver {
         Ok(())
     }
 
-    fn curve(&mut self, job: &str) -> &mut Curve {
-        self.curves.get_mut(job).expect("a job has its curve from its submission on")
+    // --------------------------------------------------------------------------------------------------------------- files
+
+    fn files(&mut self, job: &str) -> &mut JobFiles {
+        self.files.get_mut(job).expect("a job has its files from its submission on")
+    }
+
+    /// Rows of a curve begin to wait, or are written.
+    fn curve_event(&mut self, job: String, event: Option<String>, later: &mut Vec<Input>) {
+        let is_stalled = self.files(&job).is_stalled();
+        if is_stalled {
+            self.retry_at.get_or_insert_with(|| Instant::now() + RETRY_INTERVAL);
+        }
+        if let Some(text) = event {
+            let kind = if is_stalled { "curve.stalled" } else { "curve.written" };
+            later.push(Input::Note { job, kind, text });
+        }
+    }
+
+    /// Tries to write what could not be written, and then says what waited for it.
+    fn retry(&mut self) -> Result<(), CoordinatorError> {
+        self.retry_at = None;
+        let stalled: Vec<String> =
+            self.files.iter().filter(|(_, f)| f.is_stalled()).map(|(job, _)| job.clone()).collect();
+        let (mut overrun, mut later) = (Vec::new(), Vec::new());
+        for job in stalled {
+            let event = self.files(&job).flush();
+            for (stream, message) in self.files(&job).released() {
+                overrun.extend(self.send(stream, message));
+            }
+            self.curve_event(job, event, &mut later);
+        }
+        self.close(overrun)?;
+        later.into_iter().try_for_each(|input| self.input(input))
     }
 
     // --------------------------------------------------------------------------------------------------------------- views
@@ -327,12 +456,34 @@ impl Driver {
     }
 
     fn fill_in(&self, job: &mut proto::Job) {
-        job.last_step = self.curves.get(&job.id).and_then(Curve::last).cloned();
+        let Some(files) = self.files.get(&job.id) else { return };
+        job.last_step = files.curve().last().cloned();
+        job.damaged = files.fault().unwrap_or_default().into();
+    }
+
+    fn list(&self, page: Page) -> Jobs {
+        let mut numbers: Vec<(u64, &str)> = self
+            .machine
+            .jobs()
+            .map(|r| (r.number, r.id.as_str()))
+            .filter(|(number, _)| *number < page.before)
+            .collect();
+        numbers.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
+        let (mut jobs, mut bytes) = (Vec::new(), 0);
+        for (n, (_, id)) in numbers.iter().enumerate() {
+            let Ok(job) = self.view(id) else { continue };
+            bytes += prost::Message::encoded_len(&job);
+            if n > 0 && (n >= page.max_jobs || bytes > MAX_PAGE_BYTES) {
+                return Jobs { jobs, next: Some(numbers[n - 1].0) };
+            }
+            jobs.push(job);
+        }
+        Jobs { jobs, next: None }
     }
 
     fn rows(&self, job: &str, from: u64) -> Result<Vec<proto::StepRecord>, AskError> {
-        let curve = self.curves.get(job).ok_or_else(|| self.machine.unknown(job))?;
-        Ok(curve.read(from, MAX_ROWS)?)
+        let files = self.files.get(job).ok_or_else(|| self.machine.unknown(job))?;
+        Ok(files.curve().read(from, MAX_ROWS, MAX_ROWS_BYTES)?)
     }
 
     fn watch(&mut self, job: &str) -> Result<watch::Receiver<()>, AskError> {
@@ -355,23 +506,24 @@ impl Driver {
     }
 }
 
-/// Makes the job's folder with its job file; what is there already stays.
-fn make_folder(jobs_dir: &Path, job: &str, toml: &str) -> Result<PathBuf, CoordinatorError> {
-    let folder = jobs_dir.join(job);
-    let file = folder.join("job.toml");
-    let failed = |path: &Path, source| CoordinatorError::Io { what: "making", path: path.into(), source };
-    std::fs::create_dir_all(&folder).map_err(|e| failed(&folder, e))?;
-    if !file.exists() {
-        std::fs::write(&file, toml).map_err(|e| failed(&file, e))?;
+/// A store that was moved away, or is an old copy, knows fewer jobs than there are folders.
+fn warn_of_unknown<'a>(jobs_dir: &Path, unknown: impl Iterator<Item = &'a String>) {
+    const MAX_NAMED: usize = 5;
+    let unknown: Vec<&str> = unknown.map(String::as_str).collect();
+    if !unknown.is_empty() {
+        let named = unknown[..unknown.len().min(MAX_NAMED)].join(", ");
+        let (num, folder) = (unknown.len(), jobs_dir.display());
+        tracing::warn!(
+            "{num} folders in {folder} are of no job in the store ({named}, ...): they stay, and no job gets their ids"
+        );
     }
-    Ok(folder)
 }
 
 fn entropy() -> Result<[u8; 32], CoordinatorError> {
     let path = Path::new("/dev/urandom");
     let mut bytes = [0; 32];
     let read = std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut bytes));
-    read.map_err(|source| CoordinatorError::Io { what: "reading", path: path.into(), source })?;
+    read.map_err(|error| CoordinatorError::Io { what: "reading", path: path.into(), error })?;
     Ok(bytes)
 }
 
@@ -385,5 +537,25 @@ async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn messages_that_wait_are_bounded_by_their_bytes() {
+        let (commands, _received) = mpsc::channel(1);
+        let room = Arc::new(Semaphore::new(MAX_COMMANDS_KIB));
+        let handle = Handle { commands, room, next_stream: Arc::default() };
+        let first = handle.room_for(48 << 20).await;
+        let second = handle.room_for(32 << 20);
+        tokio::pin!(second);
+        let waits = std::future::poll_fn(|cx| std::task::Poll::Ready(second.as_mut().poll(cx).is_pending())).await;
+        assert!(waits, "80 MiB are more than may wait");
+        drop(first);
+        drop(second.await);
+        drop(handle.room_for(usize::MAX).await);
     }
 }

@@ -4,7 +4,7 @@
 //!   grpc/     JobService, WorkerService, reflection, health     ── commands ──┐
 //!   driver    one task: executes what the machine says, in that order  <──────┘
 //!   machine/  pure: input + now -> outputs; all decisions, each with its reason
-//!   store/    records of jobs, durable      curve   curve.csv of each job, durable
+//!   store/    records of jobs, durable      files, curve   the folder of each job, curve.csv: durable
 //! ```
 //!
 //! On disk: `<data_dir>/coordinator.redb` (records), `<data_dir>/jobs/<id>/` with `job.toml`, `curve.csv` and, where a job names no
@@ -15,6 +15,7 @@
 
 pub mod curve;
 mod driver;
+mod files;
 mod folder;
 mod grpc;
 pub mod machine;
@@ -28,7 +29,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use machine::Limits;
+use machine::{Limits, Retention};
 use store::RedbStore;
 
 #[derive(Debug, Clone)]
@@ -39,6 +40,8 @@ pub struct Config {
     pub heartbeat_interval: Duration,
     /// A worker that is silent for this long is lost; 5 s by default. All other limits derive from it.
     pub failure_timeout: Duration,
+    /// How many of the jobs that have ended are kept, and how long.
+    pub retention: Retention,
     /// What workers must show to join; `None`: nothing.
     pub join_token: Option<String>,
 }
@@ -49,6 +52,7 @@ impl Config {
             data_dir: data_dir.into(),
             heartbeat_interval: Duration::from_secs(1),
             failure_timeout: Duration::from_secs(5),
+            retention: Retention::default(),
             join_token: None,
         }
     }
@@ -64,10 +68,8 @@ pub enum CoordinatorError {
     Store(#[from] store::StoreError),
     #[error(transparent)]
     Restore(#[from] machine::RestoreError),
-    #[error(transparent)]
-    Curve(#[from] curve::CurveError),
-    #[error("{what} {path} failed: {source}")]
-    Io { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("{what} {path} failed: {error}")]
+    Io { what: &'static str, path: PathBuf, error: io::Error },
     #[error("serving gRPC failed: {0}")]
     Serve(tonic::transport::Error),
     #[error("the coordinator stopped because of a bug: {0}")]
@@ -83,9 +85,15 @@ pub async fn run(
     let limits = limits(&config)?;
     let data_dir = make_data_dir(&config.data_dir)?;
     let jobs_dir = data_dir.join("jobs");
-    let store = Box::new(RedbStore::open(&data_dir.join("coordinator.redb"))?);
-    let machine_config =
-        machine::Config { jobs_dir: jobs_dir.to_string_lossy().into_owned(), limits, join_token: config.join_token };
+    let store_path = data_dir.join("coordinator.redb");
+    refuse_empty(&store_path, &jobs_dir)?;
+    let store = Box::new(RedbStore::open(&store_path)?);
+    let machine_config = machine::Config {
+        jobs_dir: jobs_dir.to_string_lossy().into_owned(),
+        limits,
+        retention: config.retention,
+        join_token: config.join_token,
+    };
     let (driver, handle) = driver::Driver::open(store, machine_config, &jobs_dir)?;
     tracing::info!(folder = %data_dir.display(), "the coordinator is ready");
 
@@ -119,8 +127,19 @@ fn limits(config: &Config) -> Result<Limits, CoordinatorError> {
     Ok(Limits { heartbeat_interval: interval, failure_timeout: timeout })
 }
 
+/// A store of 0 bytes beside jobs has lost them. Without jobs it is what a coordinator leaves that was killed as it made the file.
+fn refuse_empty(store: &Path, jobs_dir: &Path) -> Result<(), CoordinatorError> {
+    let is_empty = std::fs::metadata(store).is_ok_and(|m| m.is_file() && m.len() == 0);
+    let num_folders = if is_empty { files::folders(jobs_dir)?.len() } else { 0 };
+    if num_folders == 0 {
+        return Ok(());
+    }
+    let reason = format!("it has 0 bytes, and there are {num_folders} folders of jobs in {}", jobs_dir.display());
+    Err(store::StoreError::Damaged { path: store.into(), reason }.into())
+}
+
 /// Makes the folder, and gives its absolute path: workers on this machine are told paths below it.
 fn make_data_dir(data_dir: &Path) -> Result<PathBuf, CoordinatorError> {
     let made = std::fs::create_dir_all(data_dir).and_then(|()| data_dir.canonicalize());
-    made.map_err(|source| CoordinatorError::Io { what: "making the folder", path: data_dir.into(), source })
+    made.map_err(|error| CoordinatorError::Io { what: "making the folder", path: data_dir.into(), error })
 }

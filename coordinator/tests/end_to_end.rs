@@ -357,7 +357,7 @@ async fn a_second_coordinator_on_the_same_folder_is_kept_out() {
     let folder = tempfile::tempdir().unwrap();
     let coordinator = Coordinator::start(folder.path(), None).await;
     // Served means that the store is open.
-    coordinator.user().await.list_jobs(proto::ListJobsRequest {}).await.unwrap();
+    coordinator.user().await.list_jobs(proto::ListJobsRequest::default()).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let second = toroid_coordinator::run(listener, Config::new(folder.path()), std::future::pending()).await;
     assert!(matches!(second, Err(CoordinatorError::Store(StoreError::InUse { .. }))), "{second:?}");

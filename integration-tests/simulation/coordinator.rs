@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use toroid_coordinator::machine::record::{JobRecord, Record};
 use toroid_coordinator::machine::{
-    Config, Input, Limits, Machine, Now, Output, Reply, RequestId, StepSummary, StreamId,
+    Config, Input, Limits, Machine, Now, Output, Reply, RequestId, Retention, StepSummary, StreamId,
 };
 use toroid_proto as proto;
 use toroid_proto::StepRecord;
@@ -81,7 +81,8 @@ impl World {
         let records: Vec<Record> = records.collect();
         let summary = |c: &Vec<StepRecord>| c.iter().map(StepSummary::from).collect();
         let curves = self.curves.iter().map(|(job, c)| (job.clone(), summary(c))).collect();
-        let config = Config { jobs_dir: JOBS_DIR.into(), limits: LIMITS, join_token: None };
+        let config =
+            Config { jobs_dir: JOBS_DIR.into(), limits: LIMITS, retention: Retention::default(), join_token: None };
         let now = Now { monotonic: Duration::ZERO, ..self.now() };
         let restored = Machine::restore(config, records, curves, [3; 32], now);
         let (machine, outputs) = restored.expect("a store of this version is read back");
@@ -255,6 +256,7 @@ impl World {
             }
             Output::Reply { request, reply } => drop(self.replies.insert(request, reply)),
             Output::Event { job, event } => self.env.tell(|| format!("{job} {}: {}", event.kind, event.text)),
+            Output::Forget { keys, .. } => keys.iter().for_each(|key| drop(self.store.remove(key))),
             Output::Changed { .. } => {}
         }
     }

@@ -8,6 +8,7 @@ mod generated {
 }
 pub use generated::*;
 
+pub mod limits;
 mod shape;
 
 /// The serialized `FileDescriptorSet` of all services, for gRPC reflection.

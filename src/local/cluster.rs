@@ -60,7 +60,7 @@ impl Cluster {
     /// Cancels what an earlier run in this folder left unfinished: it would take the workers.
     async fn take_over(&self) -> Result<Client> {
         let mut client = Client::connect(&self.url()).await?;
-        for old in client.jobs().await?.iter().filter(|job| !is_ended(job.state())) {
+        for old in client.jobs(usize::MAX, String::new()).await?.0.iter().filter(|job| !is_ended(job.state())) {
             client.cancel(&old.id).await?;
             self.progress.line(&format!("cancelled {}, which an earlier run left unfinished", old.id));
         }

@@ -175,7 +175,13 @@ pub enum JobError {
     #[error(transparent)]
     Shape(#[from] ShapeError),
     #[error("the model cannot be split over this shape: {0}")]
-    Partition(#[from] PartitionError),
+    Partition(PartitionError),
+}
+
+impl From<PartitionError> for JobError {
+    fn from(error: PartitionError) -> JobError {
+        JobError::Partition(error)
+    }
 }
 
 // ---------------------------------------------------------------------------------------------- the file, as it is written

@@ -4,7 +4,7 @@
 //! and then carries messages both ways and a heartbeat at the coordinator's interval. Training does not wait for any of it (T-9).
 
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
+use toroid_proto::limits::COORDINATOR_MESSAGE_BYTES_MAX;
 use toroid_proto::worker_message::Body;
 use toroid_proto::worker_service_client::WorkerServiceClient;
 use toroid_proto::{CoordinatorMessage, Heartbeat, Leaving, Register, WorkerMessage};
@@ -19,10 +20,16 @@ use toroid_proto::{CoordinatorMessage, Heartbeat, Leaving, Register, WorkerMessa
 use crate::comm::{CommError, Fence};
 use crate::device::DeviceMemory;
 use crate::session::{Input, Output, Session};
-use crate::trainer::{Command, Requested, Shared, TrainerEvent};
+use crate::trainer::{Command, Emit, Requested, Shared, TrainerEvent};
 
 /// Messages that wait for the stream, at most; more means that the coordinator does not read, and the stream is opened anew.
 const QUEUE: usize = 4096;
+/// Commands that wait for the trainer, at most. It takes them between two steps, and a newer place makes those before it void, so that so
+/// many wait only where it stands still: the worker ends then, and its place is healed as after any death.
+pub(crate) const MAX_COMMANDS: usize = 1024;
+/// Events of the trainer that wait for this task, at most; beyond, the trainer waits. This task waits for no trainer, and for a coordinator that
+/// does not read only until the connection is given up: a step of a millisecond has 16 seconds.
+pub(crate) const MAX_EVENTS: usize = 1 << 14;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -33,7 +40,31 @@ pub enum ControlError {
     #[error("the coordinator refused this worker: {reason}")]
     Refused { reason: String },
     #[error("cannot make the fence of a job: {0}")]
-    Fence(#[from] CommError),
+    Fence(CommError),
+    #[error(
+        "the trainer took none of {MAX_COMMANDS} commands, it stands still; the worker ends, so that another takes its place"
+    )]
+    TrainerStandsStill,
+}
+
+impl From<CommError> for ControlError {
+    fn from(error: CommError) -> ControlError {
+        ControlError::Fence(error)
+    }
+}
+
+/// Passes a command on to the trainer. Where that is gone, the process ends anyway.
+fn pass(commands: &SyncSender<Command>, command: Command) -> Result<(), ControlError> {
+    match commands.try_send(command) {
+        Ok(()) | Err(TrySendError::Disconnected(_)) => Ok(()),
+        Err(TrySendError::Full(_)) => Err(ControlError::TrainerStandsStill),
+    }
+}
+
+/// What the trainer's threads tell this task with. They wait where there is no room.
+pub(crate) fn emit_into(events: mpsc::Sender<TrainerEvent>) -> Emit {
+    // The receiver is gone only when the process ends.
+    Arc::new(move |event| drop(events.blocking_send(event)))
 }
 
 /// What the control task works with.
@@ -42,8 +73,8 @@ pub(crate) struct Control {
     /// Everything of Register but what the worker does now.
     pub identity: Register,
     pub session: Session,
-    pub commands: Sender<Command>,
-    pub events: mpsc::UnboundedReceiver<TrainerEvent>,
+    pub commands: SyncSender<Command>,
+    pub events: mpsc::Receiver<TrainerEvent>,
     pub fence: JobFence,
     pub shared: Arc<Shared>,
     /// What the worker holds of its device's memory.
@@ -187,7 +218,7 @@ impl Control {
     ) -> Result<(mpsc::Sender<WorkerMessage>, Streaming<CoordinatorMessage>), Box<dyn std::error::Error + Send + Sync>>
     {
         let channel: Channel = endpoint.connect().await?;
-        let mut client = WorkerServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let mut client = WorkerServiceClient::new(channel).max_decoding_message_size(COORDINATOR_MESSAGE_BYTES_MAX);
         let (sender, receiver) = mpsc::channel(QUEUE);
         let standing = self.session.standing();
         let register = Register {
@@ -294,16 +325,12 @@ impl Control {
             Output::Fence { epoch } => self.fence.fence.raise(epoch),
             Output::Prepare(assignment) => {
                 let fence = self.fence.of(&assignment.job_id)?;
-                let _ = self.commands.send(Command::Prepare(assignment, fence));
+                pass(&self.commands, Command::Prepare(assignment, fence))?;
             }
-            Output::Trainer(command) => {
-                // The trainer thread ends only with the process.
-                let _ = self.commands.send(command);
-            }
+            Output::Trainer(command) => pass(&self.commands, command)?,
             Output::RequestCheckpoint { epoch, step } => match self.shared.request_checkpoint(step) {
                 Requested::Ahead => {}
-                // The trainer thread ends only with the process.
-                Requested::Now => drop(self.commands.send(Command::Checkpoint { epoch, step })),
+                Requested::Now => pass(&self.commands, Command::Checkpoint { epoch, step })?,
                 Requested::TooLate { committed } => {
                     let late = self.session.handle(Input::CheckpointTooLate { epoch, step, committed });
                     return Ok(late.into_iter().find_map(|o| match o {
@@ -341,5 +368,39 @@ impl Control {
     }
 }
 
-/// Assignments to jobs of thousands of places are long.
-const MAX_MESSAGE_BYTES: usize = 64 << 20;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trainer::Happened;
+
+    #[test]
+    fn a_trainer_that_stands_still_ends_the_worker_and_one_that_is_gone_does_not() {
+        let (commands, to_do) = std::sync::mpsc::sync_channel(MAX_COMMANDS);
+        for epoch in 0..MAX_COMMANDS as u64 {
+            pass(&commands, Command::Drop { epoch }).expect("there is room");
+        }
+        let error = pass(&commands, Command::Drop { epoch: 0 }).expect_err("there is no room").to_string();
+        assert!(error.contains("took none of 1024 commands"), "{error}");
+        drop(to_do);
+        pass(&commands, Command::Drop { epoch: 0 }).expect("the process ends anyway");
+    }
+
+    #[test]
+    fn events_that_have_no_room_wait_and_none_is_lost() {
+        let (events, mut received) = mpsc::channel(1);
+        let emit = emit_into(events);
+        let trainer = std::thread::spawn(move || {
+            for step in 1..=100 {
+                emit(TrainerEvent { job_id: "j".into(), epoch: 1, what: Happened::Finished { step } });
+            }
+        });
+        let mut steps = Vec::new();
+        while let Some(event) = received.blocking_recv() {
+            if let Happened::Finished { step } = event.what {
+                steps.push(step);
+            }
+        }
+        trainer.join().expect("the trainer ends");
+        assert_eq!(steps, (1..=100).collect::<Vec<u64>>());
+    }
+}

@@ -38,7 +38,7 @@ use device::cuda::{Graphs, Nccl, Runtime};
 use device::{Choice, Device};
 use session::Session;
 use trace::Trace;
-use trainer::{Emit, Environment, Shared};
+use trainer::{Environment, Shared};
 
 /// Why sums cannot go between GPUs.
 const NO_NCCL: &str = "the NCCL library (libnccl.so, 2.18 or later) was not found";
@@ -84,7 +84,7 @@ pub enum WorkerError {
     #[error("cannot write a trace into {}: {error}; name a folder that this user may write to", .folder.display())]
     Trace { folder: PathBuf, error: std::io::Error },
     #[error("cannot listen for links: {0}")]
-    Listen(#[from] CommError),
+    Listen(CommError),
     #[error(
         "cannot sum between GPUs, which `--collectives nccl` asks for: {0}; mend that, or use `--collectives auto`"
     )]
@@ -95,6 +95,12 @@ pub enum WorkerError {
     Thread(std::io::Error),
     #[error("the trainer ended unexpectedly, see the messages before; please report it")]
     Trainer,
+}
+
+impl From<CommError> for WorkerError {
+    fn from(error: CommError) -> WorkerError {
+        WorkerError::Listen(error)
+    }
 }
 
 /// Runs a worker until the coordinator refuses it, or it is asked to end. `asked` counts how often that was: the first time its place
@@ -160,16 +166,15 @@ async fn run_on<D: Device + Clone>(
         ..Register::default()
     };
     let shared = Arc::new(Shared::of_process(trace));
-    let (events, received) = mpsc::unbounded_channel();
-    let (commands, to_do) = std::sync::mpsc::channel();
+    let (events, received) = mpsc::channel(control::MAX_EVENTS);
+    let (commands, to_do) = std::sync::mpsc::sync_channel(control::MAX_COMMANDS);
     let environment = Environment {
         listener,
         shared: Arc::clone(&shared),
         cache_dir: config.cache_dir.clone(),
         connect_timeout: 6 * DEFAULT_FAILURE_TIMEOUT,
     };
-    // The receiver is gone only when the process ends.
-    let emit: Emit = Arc::new(move |event| drop(events.send(event)));
+    let emit = control::emit_into(events);
     let watched = device.clone();
     let (ended, trainer_ended) = tokio::sync::oneshot::channel::<()>();
     std::thread::Builder::new()

@@ -6,13 +6,20 @@ use tonic::{Request, Response, Status};
 use toroid_proto as proto;
 use toroid_proto::job_service_server::JobService;
 
-use crate::driver::{AskError, Command, Handle, MAX_ROWS, Seen};
+use crate::driver::{AskError, Command, Handle, Page, Seen};
 use crate::folder;
 use crate::machine::{Reply, RequestError};
 
 /// Updates that wait for a watcher; beyond, the watcher's own task waits and then skips to the newest state.
 const MAX_UPDATES: usize = 4;
+/// Pieces of a curve that wait for who reads it; beyond, reading the file waits.
+const MAX_PIECES: usize = 2;
+/// Jobs on a page, and where no number is asked for.
+const MAX_PAGE: usize = 100;
+/// A curve within the message of its job.
+const MAX_CURVE_BYTES: usize = 16 << 20;
 
+#[derive(Clone)]
 pub(crate) struct Jobs {
     handle: Handle,
 }
@@ -26,17 +33,51 @@ impl Jobs {
         self.handle.ask(|answer| Command::Job { job, answer }).await
     }
 
-    /// The curve from `from` on, in pieces, so that the driver is never held up for long.
-    async fn curve(&self, job: &str, mut from: u64) -> Result<Vec<proto::StepRecord>, AskError> {
-        let mut curve = Vec::new();
+    async fn rows(&self, job: &str, from: u64) -> Result<Vec<proto::StepRecord>, AskError> {
+        self.handle.ask(|answer| Command::Rows { job: job.into(), from, answer }).await
+    }
+
+    /// The curve from `from` on, asked for in pieces, so that the driver is never held up for long.
+    async fn curve(&self, job: &str, mut from: u64) -> Result<Vec<proto::StepRecord>, Status> {
+        let (mut curve, mut bytes) = (Vec::new(), 0);
         loop {
-            let rows = self.handle.ask(|answer| Command::Rows { job: job.into(), from, answer }).await?;
-            let is_last = rows.len() < MAX_ROWS;
-            curve.extend(rows);
-            match curve.last() {
-                Some(last) if !is_last => from = last.step + 1,
-                _ => return Ok(curve),
+            let rows = self.rows(job, from).await?;
+            let Some(last) = rows.last() else { return Ok(curve) };
+            from = last.step + 1;
+            bytes += rows.iter().map(prost::Message::encoded_len).sum::<usize>();
+            if bytes > MAX_CURVE_BYTES {
+                let limit = MAX_CURVE_BYTES >> 20;
+                return Err(Status::resource_exhausted(format!(
+                    "the curve of {job} is longer than the {limit} MiB that GetJob gives; ask for it with GetCurve, or from a later step on"
+                )));
             }
+            curve.extend(rows);
+        }
+    }
+}
+
+/// One `GetCurve` call: reads on when the client has taken what came before.
+struct CurveReader {
+    jobs: Jobs,
+    request: proto::GetCurveRequest,
+    pieces: mpsc::Sender<Result<proto::CurvePiece, Status>>,
+}
+
+impl CurveReader {
+    async fn run(self, mut steps: Vec<proto::StepRecord>) {
+        let to_step = if self.request.to_step == 0 { u64::MAX } else { self.request.to_step };
+        while let Some(last) = steps.last().map(|s| s.step) {
+            steps.retain(|s| s.step <= to_step);
+            if self.pieces.send(Ok(proto::CurvePiece { steps })).await.is_err() || last >= to_step {
+                return;
+            }
+            steps = match self.jobs.rows(&self.request.job_id, last + 1).await {
+                Ok(steps) => steps,
+                Err(error) => {
+                    // The client may be gone as well; then nobody is left to hear of it.
+                    return drop(self.pieces.send(Err(error.into())).await);
+                }
+            };
         }
     }
 }
@@ -67,6 +108,7 @@ fn mismatch(reply: &Reply) -> Status {
 #[tonic::async_trait]
 impl JobService for Jobs {
     type WatchJobStream = ReceiverStream<Result<proto::JobUpdate, Status>>;
+    type GetCurveStream = ReceiverStream<Result<proto::CurvePiece, Status>>;
 
     async fn submit_job(
         &self,
@@ -91,9 +133,42 @@ impl JobService for Jobs {
         Ok(Response::new(job))
     }
 
-    async fn list_jobs(&self, _: Request<proto::ListJobsRequest>) -> Result<Response<proto::ListJobsResponse>, Status> {
-        let jobs = self.handle.ask(|answer| Command::Jobs { answer }).await?;
-        Ok(Response::new(proto::ListJobsResponse { jobs }))
+    async fn get_curve(
+        &self,
+        request: Request<proto::GetCurveRequest>,
+    ) -> Result<Response<Self::GetCurveStream>, Status> {
+        let request = request.into_inner();
+        let first = self.rows(&request.job_id, request.from_step).await?;
+        let (pieces, stream) = mpsc::channel(MAX_PIECES);
+        tokio::spawn(CurveReader { jobs: self.clone(), request, pieces }.run(first));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn list_jobs(
+        &self,
+        request: Request<proto::ListJobsRequest>,
+    ) -> Result<Response<proto::ListJobsResponse>, Status> {
+        let proto::ListJobsRequest { page_size, page_token } = request.into_inner();
+        let max_jobs = if page_size == 0 { MAX_PAGE } else { MAX_PAGE.min(page_size as usize) };
+        let bad = |_| {
+            Status::invalid_argument(format!("`{page_token}` is no token of a page; take next_page_token of an answer"))
+        };
+        let before = if page_token.is_empty() { u64::MAX } else { page_token.parse().map_err(bad)? };
+        let page = Page { max_jobs, before };
+        let found = self.handle.ask(|answer| Command::Jobs { page, answer }).await?;
+        let next_page_token = found.next.map_or_else(String::new, |before| before.to_string());
+        Ok(Response::new(proto::ListJobsResponse { jobs: found.jobs, next_page_token }))
+    }
+
+    async fn remove_job(
+        &self,
+        request: Request<proto::RemoveJobRequest>,
+    ) -> Result<Response<proto::RemoveJobResponse>, Status> {
+        let job = request.into_inner().job_id;
+        match self.handle.ask(|answer| Command::Remove { job, answer }).await? {
+            Reply::Removed { folder, .. } => Ok(Response::new(proto::RemoveJobResponse { folder })),
+            reply => Err(mismatch(&reply)),
+        }
     }
 
     async fn watch_job(

@@ -1,5 +1,6 @@
 //! The gRPC server: `JobService` for users, `WorkerService` for workers, reflection and health.
 
+mod bounds;
 mod jobs;
 mod workers;
 
@@ -10,6 +11,9 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use toroid_proto as proto;
 use toroid_proto::job_service_server::JobServiceServer;
+use toroid_proto::limits::{
+    COORDINATOR_MESSAGE_BYTES_MAX, USER_ANSWER_BYTES_MAX, USER_REQUEST_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX,
+};
 use toroid_proto::worker_service_server::WorkerServiceServer;
 
 use crate::CoordinatorError;
@@ -33,8 +37,12 @@ pub(crate) async fn serve(
     // Python's grpcio-reflection, among others, knows no newer one.
     let reflection_v1alpha = descriptors().build_v1alpha().expect(made_at_build_time);
     let (health, health_service) = tonic_health::server::health_reporter();
-    let jobs = JobServiceServer::new(jobs::Jobs::new(handle.clone()));
-    let workers = WorkerServiceServer::new(workers::Workers::new(handle, limits));
+    let jobs = JobServiceServer::new(jobs::Jobs::new(handle.clone()))
+        .max_decoding_message_size(USER_REQUEST_BYTES_MAX)
+        .max_encoding_message_size(USER_ANSWER_BYTES_MAX);
+    let workers = WorkerServiceServer::new(workers::Workers::new(handle, limits))
+        .max_decoding_message_size(WORKER_MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(COORDINATOR_MESSAGE_BYTES_MAX);
     health.set_serving::<JobServiceServer<jobs::Jobs>>().await;
     health.set_serving::<WorkerServiceServer<workers::Workers>>().await;
     // A cut network is noticed only by pings that are not answered.

@@ -7,6 +7,7 @@ use tonic::{Request, Response, Status, Streaming};
 use toroid_proto as proto;
 use toroid_proto::worker_service_server::WorkerService;
 
+use super::bounds;
 use crate::driver::{Command, Connection, Handle, MAX_MESSAGES};
 use crate::machine::{Limits, StreamId};
 
@@ -68,16 +69,21 @@ impl Reader {
             Err(_) => return format!("sent nothing for {} s", limit.as_secs_f64()),
         };
         loop {
-            let body = match next {
-                Some(Ok(message)) => message.body.map(Box::new),
+            let (bytes, body) = match next {
+                Some(Ok(message)) => (prost::Message::encoded_len(&message), message.body),
                 Some(Err(status)) => return format!("lost its connection ({})", status.message()),
                 None => return "closed its stream".into(),
             };
             // A message of a later version that this one does not know has no body.
-            if let Some(body) = body
-                && !self.handle.tell(Command::Message { stream: self.stream, body }).await
-            {
-                return "was connected when the coordinator stopped".into();
+            if let Some(body) = body {
+                let room = self.handle.room_for(bytes).await;
+                let body = match bounds::bounded(body) {
+                    Ok(body) => Box::new(body),
+                    Err(reason) => return reason,
+                };
+                if !self.handle.tell(Command::Message { stream: self.stream, body, room }).await {
+                    return "was connected when the coordinator stopped".into();
+                }
             }
             next = incoming.next().await;
         }

@@ -63,6 +63,7 @@ mod progress;
 pub mod record;
 pub mod recovery;
 mod resize;
+mod retention;
 mod view;
 mod warm;
 
@@ -82,6 +83,7 @@ pub use limits::Limits;
 use pool::Pool;
 pub use progress::{Progress, StepSummary};
 use record::{FORMAT, Incident, JobRecord, Meta, Record, SeenBy, State};
+pub use retention::Retention;
 
 /// A moment: monotonic since any origin for deadlines, and by the calendar for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +105,7 @@ pub struct Config {
     /// Folder of the jobs' folders, as workers and users see it.
     pub jobs_dir: String,
     pub limits: Limits,
+    pub retention: Retention,
     /// What workers must show; `None`: nothing.
     pub join_token: Option<String>,
 }
@@ -136,6 +139,26 @@ pub enum Input {
     /// The stream ended, by whomever. After [`Output::Close`] it need not be said.
     Closed {
         stream: StreamId,
+        reason: String,
+    },
+    /// A job that has ended is not to be kept any longer.
+    Remove {
+        request: RequestId,
+        job: String,
+    },
+    /// Folders that are in the jobs' folder: ids of new jobs are others.
+    Folders {
+        names: BTreeSet<String>,
+    },
+    /// Something happened to a job's files: it becomes an event.
+    Note {
+        job: String,
+        kind: &'static str,
+        text: String,
+    },
+    /// A job's files are such that it cannot go on.
+    Fault {
+        job: String,
         reason: String,
     },
     /// The time of [`Machine::poll_timeout`] came. Only this makes deadlines pass.
@@ -178,6 +201,12 @@ pub enum Output {
         job: String,
         event: record::Event,
     },
+    /// The job is not kept any longer: drop the records with these keys, all or none. Its folder stays.
+    Forget {
+        job: String,
+        keys: Vec<String>,
+        reason: String,
+    },
     /// Whoever watches the job may want to look.
     Changed {
         job: String,
@@ -200,11 +229,15 @@ pub enum Reply {
         job: String,
         replacement: String,
     },
+    Removed {
+        job: String,
+        folder: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum RequestError {
-    #[error("{0}")]
+    #[error(transparent)]
     Invalid(#[from] JobError),
     #[error("there is no job `{job}`; {known}")]
     UnknownJob { job: String, known: String },
@@ -332,6 +365,9 @@ impl Machine {
             Input::Cancel { request, job } => self.cancel(request, &job, now),
             Input::Checkpoint { request, job } => self.request_checkpoint(request, &job, now),
             Input::Drain { request, worker } => self.drain(request, &worker, now),
+            Input::Remove { request, job } => self.remove(request, &job),
+            Input::Folders { names } => self.skip_folders(&names),
+            Input::Note { .. } | Input::Fault { .. } => self.note(input, now),
             Input::Message { stream, body } => self.message(stream, *body, now),
             Input::Closed { stream, reason } => self.disconnected(stream, SeenBy::StreamClosed, &reason, now),
             Input::Tick => self.tick(now),
@@ -446,6 +482,7 @@ impl Machine {
         }
         if is_unsettled {
             self.warm_spares(now);
+            self.forget_old(now);
         }
         let mut out = std::mem::take(&mut self.out);
         if self.meta.retired != *self.pool.retired() {

@@ -9,17 +9,10 @@ use super::record::{Checkpoint, Event, JobRecord, Validation};
 use super::{Machine, Now};
 
 impl Machine {
-    /// The job without `last_step` and `curve`.
+    /// The job without `last_step`, `damaged` and `curve`.
     pub fn view(&self, id: &str, now: Now) -> Option<proto::Job> {
         let job = self.jobs.get(id)?;
         Some(self.view_of(job, now))
-    }
-
-    /// All jobs as by [`Machine::view`], the oldest first.
-    pub fn view_all(&self, now: Now) -> Vec<proto::Job> {
-        let mut jobs: Vec<&Job> = self.jobs.values().collect();
-        jobs.sort_by_key(|j| j.record.number);
-        jobs.into_iter().map(|job| self.view_of(job, now)).collect()
     }
 
     pub fn view_workers(&self, now: Now) -> Vec<proto::WorkerInfo> {
@@ -88,6 +81,7 @@ impl Machine {
             incidents: job.incidents.all.values().map(super::incident::view).collect(),
             lost_s: record.lost_s + job.incidents.open_s(now.monotonic),
             lost_steps: record.lost_steps,
+            damaged: String::new(),
         }
     }
 

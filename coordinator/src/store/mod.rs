@@ -15,6 +15,9 @@ pub trait Store: Send {
 
     /// Replaces the records with these keys, all or none. They are durable when this returns.
     fn apply(&mut self, records: &[Record]) -> Result<(), StoreError>;
+
+    /// Drops the records with these keys, all or none.
+    fn remove(&mut self, keys: &[String]) -> Result<(), StoreError>;
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -24,11 +27,11 @@ pub enum StoreError {
     )]
     InUse { path: PathBuf },
     #[error(
-        "the store {path} cannot be opened: {reason}; if it is damaged, restore it from a copy or move it away to begin with an empty one (checkpoints stay)"
+        "the store {path} cannot be opened: {reason}; if it is damaged, restore it from a copy or move it away to begin with an empty one (folders of jobs stay, with their checkpoints, and new jobs get other ids)"
     )]
     Open { path: PathBuf, reason: String },
     #[error(
-        "the store {path} is damaged: {reason}; restore it from a copy or move it away to begin with an empty one (checkpoints stay)"
+        "the store {path} is damaged: {reason}; restore it from a copy or move it away to begin with an empty one (folders of jobs stay, with their checkpoints, and new jobs get other ids)"
     )]
     Damaged { path: PathBuf, reason: String },
     #[error(

@@ -76,6 +76,18 @@ impl RedbStore {
         transaction.commit()?;
         Ok(())
     }
+
+    fn erase(&self, keys: &[String]) -> Result<(), redb::Error> {
+        let transaction = self.database().begin_write()?;
+        {
+            let mut table = transaction.open_table(RECORDS)?;
+            for key in keys {
+                table.remove(key.as_str())?;
+            }
+        }
+        transaction.commit()?;
+        Ok(())
+    }
 }
 
 impl Store for RedbStore {
@@ -86,6 +98,11 @@ impl Store for RedbStore {
     fn apply(&mut self, records: &[Record]) -> Result<(), StoreError> {
         let failed = |reason| StoreError::Write { path: self.path.clone(), reason };
         unless_it_panics(|| self.write(records).map_err(|e| failed(e.to_string())), failed)
+    }
+
+    fn remove(&mut self, keys: &[String]) -> Result<(), StoreError> {
+        let failed = |reason| StoreError::Write { path: self.path.clone(), reason };
+        unless_it_panics(|| self.erase(keys).map_err(|e| failed(e.to_string())), failed)
     }
 }
 
@@ -173,6 +190,15 @@ mod tests {
             std::fs::copy(&path, &left).unwrap();
             assert_eq!(RedbStore::open(&left).unwrap().load().unwrap(), [meta(count)]);
         }
+    }
+
+    #[test]
+    fn what_was_removed_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = RedbStore::open(&folder.path().join("store")).unwrap();
+        store.apply(&[meta(1)]).unwrap();
+        store.remove(&["none".into(), meta(1).key()]).unwrap();
+        assert_eq!(store.load().unwrap(), []);
     }
 
     #[test]

@@ -27,8 +27,8 @@ use super::work::{Id, Nothing, Transfers, Work, Works};
 use super::{Channel, CommError, Fence, LinkKind, LinkStats, Transfer};
 use crate::trace::{Trace, thread_cpu_time};
 
-/// What one link keeps for later, in each direction, at most. Peers that run the same schedule are at most a few messages apart; far
-/// below this, and reached only where they do not.
+/// What one link keeps for later, in each direction, at most; [`Links::keep_at_most`] lowers it. Peers that run the same schedule are at most a
+/// few messages apart; far below this, and reached only where they do not.
 const KEPT_BYTES_MAX: usize = 4 << 30;
 
 /// How long a rank yields before it sleeps, not counting the time in which others had its core: about what waking it would cost everyone.
@@ -135,6 +135,12 @@ impl Links {
 
     pub fn rank(&self) -> usize {
         self.rank
+    }
+
+    /// What one link keeps for later, in each direction: what came and nobody has asked for, and what was queued and is not taken. No
+    /// length that a peer names makes this rank take more memory than that.
+    pub fn keep_at_most(&mut self, bytes: u64) {
+        self.tally.limit_bytes = usize::try_from(bytes).unwrap_or(usize::MAX).min(KEPT_BYTES_MAX);
     }
 
     pub fn epoch(&self) -> u64 {

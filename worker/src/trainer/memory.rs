@@ -54,6 +54,13 @@ pub fn make_room<D: Device>(device: &D, spec: &JobSpec, rank: usize) -> Result<(
     })
 }
 
+/// What a link may keep for later: no message is longer than what a place has in all, and peers are a few messages apart.
+pub(super) fn of_a_link(spec: &JobSpec, rank: usize) -> u64 {
+    // Of small models messages are small, and their number counts.
+    const FLOOR: u64 = 64 << 20;
+    FLOOR.max(memory_of_stage(spec, spec.shape.place(rank).pp).total())
+}
+
 /// One line: what each kind was to take and takes.
 pub(super) fn report(spec: &JobSpec, rank: usize, stage: Allocated, optimizer_bytes: u64) -> String {
     // An unwritten checkpoint takes its part when there is one.

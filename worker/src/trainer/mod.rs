@@ -525,6 +525,7 @@ fn connect<D: Device + Clone>(
         None => *links = Some(Links::establish(listener, plan, &job.fence, timeout)?),
     }
     let links = links.as_mut().expect("they were just made");
+    links.keep_at_most(memory::of_a_link(&assignment.spec, assignment.rank));
     *lock(&environment.shared.waits_for) = Some(links.waits_for());
     let comm = job.stage.device().comm();
     if let (Some(agreed), Some(comm)) = (agree(links, &assignment.spec.shape, comm)?, comm) {

@@ -96,11 +96,11 @@ pub(super) struct Groups {
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
     #[error("cannot run this job: {0}")]
-    Job(#[from] JobError),
+    Job(JobError),
     #[error(transparent)]
     Memory(#[from] MemoryError),
     #[error("cannot prepare the data: {0}")]
-    Data(#[from] DataError),
+    Data(DataError),
     #[error("cannot load the initial weights: {0}")]
     Initial(CheckpointError),
     #[error("cannot restore step {step}: {error}")]
@@ -114,6 +114,18 @@ pub enum PrepareError {
     ResumePath(CheckpointError),
     #[error("cannot resume from {path}: {what} is {found} there and {expected} in this job; they have to be equal")]
     Resume { path: String, what: &'static str, expected: String, found: String },
+}
+
+impl From<JobError> for PrepareError {
+    fn from(error: JobError) -> PrepareError {
+        PrepareError::Job(error)
+    }
+}
+
+impl From<DataError> for PrepareError {
+    fn from(error: DataError) -> PrepareError {
+        PrepareError::Data(error)
+    }
 }
 
 impl PrepareError {

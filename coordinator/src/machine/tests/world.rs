@@ -25,7 +25,7 @@ use toroid_torus::resplit::num_lost;
 use super::worker::{Disk, Work, Worker, loss_of};
 use crate::machine::record::{Incident, JobRecord, Record, Rung};
 use crate::machine::{
-    Config, Input, Limits, Machine, Now, Output, Reply, RequestError, RequestId, StepSummary, StreamId,
+    Config, Input, Limits, Machine, Now, Output, Reply, RequestError, RequestId, Retention, StepSummary, StreamId,
 };
 
 pub struct World {
@@ -60,7 +60,12 @@ impl World {
     }
 
     pub fn with_token(join_token: Option<&str>) -> World {
-        let config = Config { jobs_dir: "/jobs".into(), limits: LIMITS, join_token: join_token.map(str::to_string) };
+        let config = Config {
+            jobs_dir: "/jobs".into(),
+            limits: LIMITS,
+            retention: Retention::default(),
+            join_token: join_token.map(str::to_string),
+        };
         let now = Now { monotonic: Duration::ZERO, unix_ms: 0 };
         let (machine, outputs) = Machine::restore(config.clone(), Vec::new(), BTreeMap::new(), [1; 32], now).unwrap();
         let mut world = World {
@@ -421,6 +426,7 @@ impl World {
             }
             Output::Reply { request, reply } => drop(self.replies.insert(request, reply)),
             Output::Event { job, event } => self.tell(format!("{job} {}: {}", event.kind, event.text)),
+            Output::Forget { keys, .. } => keys.iter().for_each(|key| drop(self.store.remove(key))),
             Output::Changed { .. } => {}
         }
     }

@@ -10,6 +10,7 @@ over_all_kinds! {
     queued_messages_go_out_in_order_while_the_rank_does_other_things
     random_traffic_arrives_once_and_unchanged
     what_nobody_asks_for_is_bounded
+    a_length_beyond_the_bound_takes_no_memory
     what_nobody_takes_is_bounded
     a_peer_that_dies_within_a_message_is_lost_at_once
     a_dead_peer_harms_only_those_who_need_it
@@ -153,6 +154,23 @@ fn what_nobody_asks_for_is_bounded(kind: LinkKind) {
             "{error}"
         );
         assert_eq!(recv(links, 0, Channel::Forward, 900).unwrap_err(), error, "the epoch is over for these links");
+    });
+}
+
+/// A header names a length, and nothing follows: no memory is taken for it.
+fn a_length_beyond_the_bound_takes_no_memory(kind: LinkKind) {
+    on_mesh(kind, 2, |links| {
+        links.keep_at_most(1000);
+        if links.rank() == 0 {
+            let mut huge = header(kind, Channel::Dp, 0, &[7; 64]);
+            huge[24..32].copy_from_slice(&(4_u64 << 30).to_le_bytes());
+            let crc = crc32c::crc32c(&huge[..36]);
+            huge[36..40].copy_from_slice(&crc.to_le_bytes());
+            write_raw(links, 1, &huge);
+            return;
+        }
+        let error = recv(links, 0, Channel::Tp, 1).unwrap_err();
+        assert!(matches!(error, CommError::Overflow { held, limit: 1000, .. } if held == 4 << 30), "{error}");
     });
 }
 

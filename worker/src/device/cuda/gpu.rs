@@ -39,7 +39,13 @@ pub enum CudaError {
     #[error("cannot {what}: {error}")]
     Driver { what: String, error: DriverError },
     #[error("cuBLASLt does not start: {0}")]
-    Library(#[from] cudarc::cublaslt::result::CublasError),
+    Library(cudarc::cublaslt::result::CublasError),
+}
+
+impl From<cudarc::cublaslt::result::CublasError> for CudaError {
+    fn from(error: cudarc::cublaslt::result::CublasError) -> CudaError {
+        CudaError::Library(error)
+    }
 }
 
 fn driver(what: impl Into<String>) -> impl FnOnce(DriverError) -> CudaError {

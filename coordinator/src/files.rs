@@ -1,0 +1,364 @@
+//! What a job has on disk: its folder with `job.toml` and `curve.csv`, and what is wrong with it.
+//!
+//! ```text
+//!   at the start   sound ─ repaired (a job that goes on: what can be read is written anew, the damaged file is kept beside it)
+//!                        └ damaged  (a job that has ended: shown as such, its file stays as it is)
+//!   later          a row cannot be written: it waits in memory, and with it whatever says that it is kept; tried again every second
+//! ```
+//!
+//! A fault is that of one job: users see it with the job, the others go on. A folder that the store does not know is never used.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toroid_proto as proto;
+use toroid_proto::coordinator_message::Body;
+
+use crate::CoordinatorError;
+use crate::curve::{Curve, CurveError, FILE_NAME, Salvage};
+use crate::machine::record::{JobRecord, State};
+use crate::machine::{StepSummary, StreamId};
+
+/// Rows that wait for the disk, by job; beyond, the job fails.
+pub(crate) const MAX_UNWRITTEN_BYTES: usize = 64 << 20;
+/// Messages that wait with them, by job; beyond, the oldest are dropped: the checkpoint that they are about is then late, which is told.
+const MAX_HELD: usize = 16;
+/// Between two attempts to write what waits.
+pub(crate) const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+pub(crate) struct JobFiles {
+    curve: Curve,
+    /// What is damaged, or why rows wait.
+    fault: Option<String>,
+    /// Rows wait in memory.
+    is_stalled: bool,
+    /// What must not be said before the rows are on disk.
+    held: VecDeque<(StreamId, Box<proto::CoordinatorMessage>)>,
+}
+
+/// How the files of a job were found when the coordinator started.
+pub(crate) enum Condition {
+    Sound,
+    /// In words: what was lost, and what was done.
+    Repaired(String),
+    /// In words. A job that has not ended cannot go on.
+    Damaged(String),
+}
+
+/// Names of the folders in `jobs_dir`, which is made where it is missing.
+pub(crate) fn folders(jobs_dir: &Path) -> Result<BTreeSet<String>, CoordinatorError> {
+    let failed = |what| move |error| CoordinatorError::Io { what, path: jobs_dir.into(), error };
+    std::fs::create_dir_all(jobs_dir).map_err(failed("making"))?;
+    let mut names = BTreeSet::new();
+    for entry in std::fs::read_dir(jobs_dir).map_err(failed("listing"))? {
+        names.insert(entry.map_err(failed("listing"))?.file_name().to_string_lossy().into_owned());
+    }
+    Ok(names)
+}
+
+impl JobFiles {
+    /// Makes the folder of a new job. One that is there already is not the job's, whosever it is.
+    pub fn create(jobs_dir: &Path, job: &str, toml: &str) -> Result<JobFiles, String> {
+        let folder = jobs_dir.join(job);
+        match std::fs::create_dir(&folder) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(format!("its folder {} was there before the job: move it away", folder.display()));
+            }
+            Err(e) => return Err(format!("its folder {} cannot be made: {e}", folder.display())),
+        }
+        write_job_file(&folder, toml)?;
+        let (curve, _) = Curve::open(&folder).map_err(|e| e.to_string())?;
+        Ok(JobFiles::of(curve))
+    }
+
+    fn of(curve: Curve) -> JobFiles {
+        JobFiles { curve, fault: None, is_stalled: false, held: VecDeque::new() }
+    }
+
+    /// Of a job whose files cannot be used.
+    pub fn broken(jobs_dir: &Path, job: &str, reason: &str) -> JobFiles {
+        JobFiles { fault: Some(reason.into()), ..JobFiles::of(Curve::empty(&jobs_dir.join(job))) }
+    }
+
+    /// The files of a job that the store knows.
+    pub fn restore(jobs_dir: &Path, record: &JobRecord) -> (JobFiles, Vec<StepSummary>, Condition) {
+        match try_restore(&jobs_dir.join(&record.id), record) {
+            Ok((curve, summaries, Condition::Damaged(reason))) => {
+                let files = JobFiles { fault: Some(reason.clone()), ..JobFiles::of(curve) };
+                (files, summaries, Condition::Damaged(reason))
+            }
+            Ok((curve, summaries, condition)) => (JobFiles::of(curve), summaries, condition),
+            Err(reason) => (JobFiles::broken(jobs_dir, &record.id, &reason), Vec::new(), Condition::Damaged(reason)),
+        }
+    }
+
+    pub fn curve(&self) -> &Curve {
+        &self.curve
+    }
+
+    pub fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
+    }
+
+    pub fn is_stalled(&self) -> bool {
+        self.is_stalled
+    }
+
+    /// Rows that wait are more than are kept.
+    pub fn is_overrun(&self) -> bool {
+        self.curve.unwritten_bytes() > MAX_UNWRITTEN_BYTES
+    }
+
+    /// The text of an event where rows begin to wait.
+    pub fn append(&mut self, record: &proto::StepRecord) -> Option<String> {
+        self.curve.push(record);
+        // All that waits is written at once, and not again for each row.
+        if self.is_stalled { None } else { self.flush() }
+    }
+
+    pub fn cut(&mut self, keep: u64) -> Option<String> {
+        match self.curve.cut(keep) {
+            Err(error) if !self.is_stalled => Some(self.stall(&error)),
+            _ => None,
+        }
+    }
+
+    /// Writes what waits; the text of an event where that begins to fail, or works again.
+    pub fn flush(&mut self) -> Option<String> {
+        match (self.curve.flush(), self.is_stalled) {
+            (Ok(()), false) => None,
+            (Ok(()), true) => {
+                (self.is_stalled, self.fault) = (false, None);
+                Some("all rows of the curve are on disk again".into())
+            }
+            (Err(error), true) => {
+                self.fault = Some(stalled(&error));
+                None
+            }
+            (Err(error), false) => Some(self.stall(&error)),
+        }
+    }
+
+    fn stall(&mut self, error: &CurveError) -> String {
+        self.is_stalled = true;
+        let text = stalled(error);
+        self.fault = Some(text.clone());
+        text
+    }
+
+    /// Whether the message says, or lets workers conclude, that the curve is kept as far as it goes.
+    pub fn must_hold(&self, body: &Body) -> bool {
+        self.is_stalled && matches!(body, Body::StepAck(_) | Body::PublishManifest(_))
+    }
+
+    pub fn hold(&mut self, stream: StreamId, message: Box<proto::CoordinatorMessage>) {
+        // An acknowledgement is one of all steps before.
+        let is_ack = |m: &proto::CoordinatorMessage| matches!(m.body, Some(Body::StepAck(_)));
+        if is_ack(&message) {
+            self.held.retain(|(_, held)| !is_ack(held));
+        }
+        if self.held.len() == MAX_HELD {
+            self.held.pop_front();
+        }
+        self.held.push_back((stream, message));
+    }
+
+    /// What may be said now.
+    pub fn released(&mut self) -> VecDeque<(StreamId, Box<proto::CoordinatorMessage>)> {
+        if self.is_stalled { VecDeque::new() } else { std::mem::take(&mut self.held) }
+    }
+}
+
+fn stalled(error: &CurveError) -> String {
+    format!(
+        "{error}; the rows wait in memory, and checkpoints with them, until it can be written: free space or repair the folder"
+    )
+}
+
+fn write_job_file(folder: &Path, toml: &str) -> Result<(), String> {
+    let file = folder.join("job.toml");
+    if file.exists() {
+        return Ok(());
+    }
+    std::fs::write(&file, toml).map_err(|e| format!("{} cannot be written: {e}", file.display()))
+}
+
+type Restored = (Curve, Vec<StepSummary>, Condition);
+
+fn try_restore(folder: &Path, record: &JobRecord) -> Result<Restored, String> {
+    let is_ended = record.state.is_ended();
+    let had_rows = record.high_step > record.restore_step;
+    let path = folder.join(FILE_NAME);
+    let is_gone = !path.exists();
+    if is_gone && is_ended {
+        let what = if folder.exists() { path.as_path() } else { folder };
+        let gone = Condition::Damaged(format!("{} is gone", what.display()));
+        return Ok((Curve::empty(folder), Vec::new(), if had_rows { gone } else { Condition::Sound }));
+    }
+    if !is_ended {
+        std::fs::create_dir_all(folder).map_err(|e| format!("its folder {} cannot be made: {e}", folder.display()))?;
+        write_job_file(folder, &record.spec.to_toml())?;
+    }
+    let (curve, summaries) = match Curve::open(folder) {
+        Ok(opened) => opened,
+        Err(error @ CurveError::Io { .. }) => return Err(error.to_string()),
+        Err(error) => return damaged(folder, is_ended, &error),
+    };
+    if record.epoch == 0 && !is_ended && !summaries.is_empty() {
+        let num = summaries.len();
+        return Err(format!(
+            "{} has {num} rows, and this job has made no step: the folder is another's",
+            path.display()
+        ));
+    }
+    let (last, expected) = (summaries.last().map_or(0, |s| s.step).max(record.restore_step), expected_step(record));
+    let condition = match (is_gone, last < expected) {
+        (true, _) if had_rows => Condition::Repaired(format!("{} was gone; a new one begins", path.display())),
+        (_, false) => Condition::Sound,
+        (_, true) => {
+            let text = format!("{} ends at step {last}, and had step {expected}", path.display());
+            if is_ended { Condition::Damaged(text) } else { Condition::Repaired(text) }
+        }
+    };
+    Ok((curve, summaries, condition))
+}
+
+/// The curve was on disk up to this step.
+fn expected_step(record: &JobRecord) -> u64 {
+    let saved = record.last_checkpoint().map_or(0, |c| c.step);
+    if record.state == State::Done { record.spec.steps } else { saved }
+}
+
+fn damaged(folder: &Path, is_ended: bool, error: &CurveError) -> Result<Restored, String> {
+    let Salvage { mut curve, summaries, num_rows } = Curve::salvage(folder).map_err(|e| format!("{error}; {e}"))?;
+    let taken = format!("{} of {num_rows} rows can be read", summaries.len());
+    if is_ended {
+        return Ok((curve, summaries, Condition::Damaged(format!("{error}; {taken}"))));
+    }
+    let kept: PathBuf = curve.rewrite().map_err(|e| format!("{error}; {taken}; {e}"))?;
+    let text = format!("{error}; {taken} and are in a new file, the damaged one is kept as {}", kept.display());
+    Ok((curve, summaries, Condition::Repaired(text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use toroid_torus::owner::OwnerId;
+
+    use crate::machine::{Config, Input, Limits, Machine, Now, RequestId, Retention};
+
+    fn record_of(state: State) -> JobRecord {
+        let limits = Limits { heartbeat_interval: Duration::from_secs(1), failure_timeout: Duration::from_secs(5) };
+        let config = Config { jobs_dir: "/jobs".into(), limits, retention: Retention::default(), join_token: None };
+        let now = Now { monotonic: Duration::ZERO, unix_ms: 1 };
+        let (mut machine, _) = Machine::restore(config, Vec::new(), Default::default(), [1; 32], now).unwrap();
+        let toml = "name = \"j\"\nsteps = 9\n[data]\npath = \"/data\"\n".to_string();
+        machine.handle(Input::Submit { request: RequestId(0), toml, owner: OwnerId::from_random([1; 16]) }, now);
+        JobRecord { state, epoch: 1, high_step: 3, ..machine.record("j-1").unwrap().clone() }
+    }
+
+    fn step(step: u64) -> proto::StepRecord {
+        proto::StepRecord { step, loss: 0.5, ..Default::default() }
+    }
+
+    /// Files of j-1 with three rows, whose second and third were swapped.
+    fn swapped() -> (tempfile::TempDir, PathBuf) {
+        let jobs_dir = tempfile::tempdir().unwrap();
+        let mut files = JobFiles::create(jobs_dir.path(), "j-1", "toml").unwrap();
+        (1..=3).for_each(|n| assert_eq!(files.append(&step(n)), None));
+        let path = jobs_dir.path().join("j-1").join(FILE_NAME);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.swap(2, 3);
+        std::fs::write(&path, lines.join("\n") + "\n").unwrap();
+        (jobs_dir, path)
+    }
+
+    fn steps(files: &JobFiles) -> Vec<u64> {
+        files.curve().read(0, 99, usize::MAX).unwrap().iter().map(|r| r.step).collect()
+    }
+
+    #[test]
+    fn a_job_that_goes_on_gets_a_new_curve_of_what_can_be_read() {
+        let (jobs_dir, path) = swapped();
+        let (mut files, summaries, condition) = JobFiles::restore(jobs_dir.path(), &record_of(State::Running));
+        let Condition::Repaired(text) = condition else { panic!("it is repaired") };
+        for words in ["step 2 follows step 3", "3 of 3 rows can be read", "curve.csv.damaged-1"] {
+            assert!(text.contains(words), "{text}");
+        }
+        assert_eq!((summaries.len(), files.fault()), (3, None));
+        assert_eq!(files.append(&step(4)), None);
+        assert_eq!(steps(&files), [1, 2, 3, 4]);
+        assert!(path.with_file_name("curve.csv.damaged-1").exists());
+        let (files, _, condition) = JobFiles::restore(jobs_dir.path(), &record_of(State::Running));
+        assert!(matches!(condition, Condition::Sound));
+        assert_eq!(steps(&files), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_job_that_has_ended_is_shown_as_damaged() {
+        let (jobs_dir, path) = swapped();
+        let before = std::fs::read(&path).unwrap();
+        let record = record_of(State::Failed);
+        let (files, summaries, condition) = JobFiles::restore(jobs_dir.path(), &record);
+        assert!(matches!(condition, Condition::Damaged(text) if text.contains("step 2 follows step 3")));
+        assert_eq!((summaries.len(), steps(&files)), (3, vec![1, 2, 3]));
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+
+        std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+        let (files, _, condition) = JobFiles::restore(jobs_dir.path(), &record);
+        assert!(matches!(condition, Condition::Damaged(text) if text.ends_with("j-1 is gone")));
+        assert!(files.fault().is_some() && !path.exists(), "nothing is made again");
+    }
+
+    #[test]
+    fn a_curve_that_ends_too_early_is_seen() {
+        let (jobs_dir, _) = swapped();
+        let (_, _, condition) = JobFiles::restore(jobs_dir.path(), &record_of(State::Running));
+        assert!(matches!(condition, Condition::Repaired(_)));
+        let (_, _, condition) = JobFiles::restore(jobs_dir.path(), &record_of(State::Done));
+        assert!(matches!(condition, Condition::Damaged(text) if text.contains("ends at step 3, and had step 9")));
+    }
+
+    #[test]
+    fn what_says_that_a_row_is_kept_waits_for_the_disk() {
+        let (jobs_dir, path) = swapped();
+        let (mut files, _, _) = JobFiles::restore(jobs_dir.path(), &record_of(State::Running));
+        let away = path.with_file_name("away");
+        std::fs::rename(&path, &away).unwrap();
+        let ack = |step| Body::StepAck(proto::StepAck { job_id: "j-1".into(), step });
+        assert!(!files.must_hold(&ack(3)));
+        let event = files.append(&step(4)).unwrap();
+        assert!(event.contains("curve.csv failed: No such file") && event.contains("wait in memory"), "{event}");
+        assert_eq!(files.append(&step(5)), None, "it is told once");
+        for n in [4, 5] {
+            assert!(files.must_hold(&ack(n)));
+            files.hold(StreamId(7), Box::new(proto::CoordinatorMessage { body: Some(ack(n)) }));
+        }
+        assert_eq!((files.flush(), files.released().len()), (None, 0), "it fails again");
+        std::fs::rename(&away, &path).unwrap();
+        assert!(files.flush().unwrap().contains("on disk again"));
+        let released: Vec<_> = files.released().into_iter().map(|(_, m)| m.body).collect();
+        assert_eq!(released, [Some(ack(5))], "one acknowledgement is that of all before");
+        assert_eq!((steps(&files), files.fault()), (vec![1, 2, 3, 4, 5], None));
+    }
+
+    #[test]
+    fn rows_that_wait_have_a_bound() {
+        let (jobs_dir, path) = swapped();
+        let (mut files, _, _) = JobFiles::restore(jobs_dir.path(), &record_of(State::Running));
+        std::fs::remove_file(&path).unwrap();
+        let mut step = step(3);
+        step.expert_load = vec![u64::MAX; 100_000];
+        step.num_layers = 1;
+        let mut num = 0;
+        while !files.is_overrun() {
+            (step.step, num) = (step.step + 1, num + 1);
+            files.append(&step);
+        }
+        assert!((20..50).contains(&num), "{num} rows of 2 MiB");
+    }
+}

@@ -1,0 +1,92 @@
+//! What a worker may say at most. Its texts come into records that are kept, and its lists into memory.
+
+use toroid_proto::worker_message::Body;
+
+/// Of an error or a reason; the rest is cut off, and that is said.
+const MAX_TEXT_BYTES: usize = 4 << 10;
+/// Of a name: of a device, an operation.
+const MAX_NAME_BYTES: usize = 256;
+/// Experts of all layers, in the record of a step.
+const MAX_EXPERTS: usize = 1 << 20;
+/// Ranks that are named together.
+const MAX_RANKS: usize = 1 << 16;
+const MAX_HELD: usize = 16;
+
+/// The message within its bounds, or why the worker is not listened to any further.
+pub(super) fn bounded(mut body: Body) -> Result<Body, String> {
+    match &mut body {
+        Body::Register(m) => {
+            [&mut m.device, &mut m.zone, &mut m.rack].into_iter().for_each(|text| cut(text, MAX_NAME_BYTES));
+        }
+        Body::Heartbeat(m) => {
+            cut(&mut m.operation, MAX_NAME_BYTES);
+            at_most("waits_for", m.waits_for.len(), MAX_RANKS)?;
+        }
+        Body::Prepared(m) => {
+            at_most("data_digest", m.data_digest.len(), MAX_NAME_BYTES)?;
+            at_most("held", m.held.len(), MAX_HELD)?;
+        }
+        Body::Step(m) => {
+            at_most("expert_load", m.record.as_ref().map_or(0, |r| r.expert_load.len()), MAX_EXPERTS)?;
+        }
+        Body::CheckpointMissed(m) => cut(&mut m.error, MAX_TEXT_BYTES),
+        Body::ManifestPublished(m) => {
+            cut(&mut m.error, MAX_TEXT_BYTES);
+            cut(&mut m.path, MAX_TEXT_BYTES);
+        }
+        Body::Failed(m) => {
+            cut(&mut m.error, MAX_TEXT_BYTES);
+            at_most("corrupt_ranks", m.corrupt_ranks.len(), MAX_RANKS)?;
+        }
+        Body::PeerLost(m) => cut(&mut m.error, MAX_TEXT_BYTES),
+        Body::Leaving(m) => cut(&mut m.reason, MAX_TEXT_BYTES),
+        Body::ShardWritten(_) | Body::Finished(_) | Body::Validation(_) | Body::Stopped(_) => {}
+    }
+    Ok(body)
+}
+
+fn at_most(key: &str, found: usize, limit: usize) -> Result<(), String> {
+    if found > limit { Err(format!("sent {found} entries in `{key}`, at most {limit} are taken")) } else { Ok(()) }
+}
+
+fn cut(text: &mut String, limit: usize) {
+    if text.len() > limit {
+        let mut end = limit;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        let num_cut = text.len() - end;
+        text.truncate(end);
+        text.push_str(&format!("... ({num_cut} bytes more)"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use toroid_proto as proto;
+
+    use super::*;
+
+    #[test]
+    fn long_texts_are_cut_and_say_so() {
+        let error = "ä".repeat(1 << 20);
+        let Ok(Body::Failed(failed)) = bounded(Body::Failed(proto::Failed { error, ..Default::default() })) else {
+            panic!("it is taken")
+        };
+        assert_eq!(failed.error.len(), MAX_TEXT_BYTES + "... (2093056 bytes more)".len());
+        assert!(failed.error.ends_with("ä... (2093056 bytes more)"), "{}", &failed.error[MAX_TEXT_BYTES - 9..]);
+        let short = Body::Leaving(proto::Leaving { reason: "asked".into(), at_once: true });
+        assert_eq!(bounded(short.clone()), Ok(short));
+    }
+
+    #[test]
+    fn lists_beyond_their_bound_are_not_taken() {
+        let record = |num: usize| proto::StepRecord { expert_load: vec![1; num], ..Default::default() };
+        let step = |num| Body::Step(proto::StepReport { record: Some(record(num)), ..Default::default() });
+        assert!(bounded(step(MAX_EXPERTS)).is_ok());
+        let error = bounded(step(MAX_EXPERTS + 1)).unwrap_err();
+        assert_eq!(error, "sent 1048577 entries in `expert_load`, at most 1048576 are taken");
+        let heartbeat = proto::Heartbeat { waits_for: vec![0; MAX_RANKS + 1], ..Default::default() };
+        assert!(bounded(Body::Heartbeat(heartbeat)).is_err());
+    }
+}

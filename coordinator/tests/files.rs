@@ -1,0 +1,242 @@
+//! A coordinator and the files of its jobs: more jobs than it may open files, damaged files, folders that it does not know.
+//!
+//! The limit of open files is that of the whole process, so these tests have one of their own.
+
+use std::path::Path;
+use std::time::Duration;
+
+use proto::job_service_client::JobServiceClient;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::Code;
+use tonic::transport::Channel;
+use toroid_coordinator::machine::Retention;
+use toroid_coordinator::{Config, CoordinatorError};
+use toroid_proto as proto;
+
+const NUM_JOBS: usize = 300;
+/// Sockets, the store and the runtime need some 30 for each test that runs.
+const MAX_FILES: u64 = 160;
+/// Nothing here takes this long; a test that waits in vain ends with an error instead of never.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+const JOB: &str = "name = \"j\"\nsteps = 4\n[data]\npath = \"/data\"\n";
+
+struct Coordinator {
+    user: JobServiceClient<Channel>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), CoordinatorError>>,
+}
+
+impl Coordinator {
+    async fn start(folder: &Path) -> Coordinator {
+        Coordinator::start_with(Config::new(folder)).await
+    }
+
+    async fn start_with(config: Config) -> Coordinator {
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        setrlimit(Resource::Nofile, Rlimit { current: Some(MAX_FILES), maximum }).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (stop, stopped) = oneshot::channel();
+        let shutdown = async move { drop(stopped.await) };
+        let task = tokio::spawn(toroid_coordinator::run(listener, config, shutdown));
+        Coordinator { user: JobServiceClient::connect(url).await.unwrap(), stop, task }
+    }
+
+    async fn stop(self) {
+        drop((self.stop, self.user));
+        tokio::time::timeout(PATIENCE, self.task).await.expect("the coordinator stops").unwrap().unwrap();
+    }
+}
+
+impl Coordinator {
+    async fn submit(&mut self) -> String {
+        let submit = self.user.submit_job(proto::SubmitJobRequest { job_toml: JOB.into() });
+        let answer = tokio::time::timeout(PATIENCE, submit).await.expect("the coordinator answers");
+        answer.unwrap().into_inner().job_id
+    }
+
+    async fn cancel(&mut self, id: &str) {
+        self.user.cancel_job(proto::CancelJobRequest { job_id: id.into() }).await.unwrap();
+    }
+
+    async fn job(&mut self, id: &str) -> proto::Job {
+        let request = proto::GetJobRequest { job_id: id.into(), include_curve: true, ..Default::default() };
+        self.user.get_job(request).await.unwrap().into_inner()
+    }
+
+    /// Ids and next token of a page.
+    async fn page(&mut self, page_size: u32, page_token: &str) -> (Vec<String>, String) {
+        let request = proto::ListJobsRequest { page_size, page_token: page_token.into() };
+        let answer = self.user.list_jobs(request).await.unwrap().into_inner();
+        (answer.jobs.into_iter().map(|j| j.id).collect(), answer.next_page_token)
+    }
+}
+
+/// What the coordinator says where it does not start.
+async fn refusal(folder: &Path) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let run = toroid_coordinator::run(listener, Config::new(folder), std::future::pending());
+    tokio::time::timeout(PATIENCE, run).await.expect("it does not start").unwrap_err().to_string()
+}
+
+async fn num_jobs(user: &mut JobServiceClient<Channel>) -> usize {
+    let list = user.list_jobs(proto::ListJobsRequest::default());
+    let answer = tokio::time::timeout(PATIENCE, list).await.expect("the coordinator answers");
+    answer.unwrap().into_inner().jobs.len()
+}
+
+#[tokio::test]
+async fn jobs_need_no_open_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut coordinator = Coordinator::start(folder.path()).await;
+    for number in 1..=NUM_JOBS {
+        assert_eq!(coordinator.submit().await, format!("j-{number}"));
+    }
+    assert!(num_jobs(&mut coordinator.user).await > 0);
+    coordinator.stop().await;
+
+    let mut coordinator = Coordinator::start(folder.path()).await;
+    assert!(num_jobs(&mut coordinator.user).await > 0);
+    assert_eq!(coordinator.job(&format!("j-{NUM_JOBS}")).await.state(), proto::JobState::Queued);
+    coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn jobs_are_listed_by_page_and_removed_by_command_and_their_ids_are_not_used_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut coordinator = Coordinator::start(folder.path()).await;
+    for _ in 0..5 {
+        coordinator.submit().await;
+    }
+    let (first, token) = coordinator.page(2, "").await;
+    assert_eq!(first, ["j-5", "j-4"]);
+    let (second, token) = coordinator.page(2, &token).await;
+    assert_eq!(second, ["j-3", "j-2"]);
+    assert_eq!(coordinator.page(2, &token).await, (vec!["j-1".to_string()], String::new()));
+    let bad = proto::ListJobsRequest { page_token: "x".into(), page_size: 1 };
+    assert_eq!(coordinator.user.list_jobs(bad).await.unwrap_err().code(), Code::InvalidArgument);
+
+    let remove = proto::RemoveJobRequest { job_id: "j-5".into() };
+    let refused = coordinator.user.remove_job(remove.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert!(refused.message().contains("j-5 cannot be removed: it is queued"), "{refused}");
+    coordinator.cancel("j-5").await;
+    let removed = coordinator.user.remove_job(remove.clone()).await.unwrap().into_inner();
+    assert!(Path::new(&removed.folder).join("curve.csv").exists(), "its folder stays");
+    assert_eq!(coordinator.user.remove_job(remove).await.unwrap_err().code(), Code::NotFound);
+    coordinator.stop().await;
+
+    let mut coordinator = Coordinator::start(folder.path()).await;
+    assert_eq!(coordinator.page(0, "").await.0, ["j-4", "j-3", "j-2", "j-1"]);
+    assert_eq!(coordinator.submit().await, "j-6");
+    coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn of_the_jobs_that_have_ended_the_newest_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = Config::new(folder.path());
+    config.retention = Retention { max_jobs: 2, ..Retention::default() };
+    let mut coordinator = Coordinator::start_with(config.clone()).await;
+    for id in ["j-1", "j-2", "j-3", "j-4"] {
+        assert_eq!(coordinator.submit().await, id);
+    }
+    for id in ["j-4", "j-2", "j-1"] {
+        coordinator.cancel(id).await;
+    }
+    let mut kept = coordinator.page(0, "").await.0;
+    kept.sort();
+    assert_eq!(kept.len(), 3, "j-3 has not ended, two others are kept: {kept:?}");
+    assert!(kept.contains(&"j-3".to_string()));
+    coordinator.stop().await;
+    let mut coordinator = Coordinator::start_with(config).await;
+    assert_eq!(coordinator.page(0, "").await.0.len(), 3);
+    for id in ["j-1", "j-2", "j-3", "j-4"] {
+        assert!(folder.path().join("jobs").join(id).is_dir(), "{id} has its folder");
+    }
+    coordinator.stop().await;
+}
+
+const HEADER: &str = "step,loss,ce,z_loss,balance_loss,grad_norm,lr,weight_decay,tokens,tokens_per_s,step_s,skipped,epoch,hidden_s,exposed_s,expert_load";
+
+fn row(step: u64) -> String {
+    format!("{step},5.5,0,0,0,0,0,0,0,0,0,false,0,0,0,\"\"")
+}
+
+fn steps(job: &proto::Job) -> Vec<u64> {
+    job.curve.iter().map(|r| r.step).collect()
+}
+
+#[tokio::test]
+async fn a_damaged_curve_is_a_fault_of_its_job_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut coordinator = Coordinator::start(folder.path()).await;
+    for id in ["j-1", "j-2", "j-3", "j-4"] {
+        assert_eq!(coordinator.submit().await, id);
+    }
+    coordinator.cancel("j-1").await;
+    coordinator.stop().await;
+    let curve = |id: &str| folder.path().join("jobs").join(id).join("curve.csv");
+    // By an editor that ends lines as others do.
+    let by_an_editor = [HEADER.to_string(), row(1), row(2), row(3), String::new()].join("\r\n");
+    std::fs::write(curve("j-1"), &by_an_editor).unwrap();
+    std::fs::write(curve("j-2"), [HEADER.to_string(), row(1), String::new()].join("\n")).unwrap();
+    // A folder in the place of the file: it cannot be read.
+    std::fs::remove_file(curve("j-3")).unwrap();
+    std::fs::create_dir(curve("j-3")).unwrap();
+
+    let mut coordinator = Coordinator::start(folder.path()).await;
+    let ended = coordinator.job("j-1").await;
+    assert_eq!((ended.state(), steps(&ended)), (proto::JobState::Cancelled, vec![1, 2, 3]));
+    assert!(ended.damaged.contains("does not begin with the header"), "{}", ended.damaged);
+    assert!(ended.damaged.contains("3 of 3 rows can be read"), "{}", ended.damaged);
+    assert_eq!(std::fs::read_to_string(curve("j-1")).unwrap(), by_an_editor, "the file stays");
+    let others = coordinator.job("j-2").await;
+    assert_eq!(others.state(), proto::JobState::Failed);
+    assert!(others.reason.contains("has 1 rows, and this job has made no step"), "{}", others.reason);
+    let unreadable = coordinator.job("j-3").await;
+    assert_eq!(unreadable.state(), proto::JobState::Failed);
+    assert!(unreadable.reason.contains("its files are damaged: "), "{}", unreadable.reason);
+    let sound = coordinator.job("j-4").await;
+    assert_eq!((sound.state(), sound.damaged.as_str()), (proto::JobState::Queued, ""));
+    assert_eq!(coordinator.submit().await, "j-5");
+    coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn a_store_that_was_lost_is_told_and_folders_that_it_does_not_know_are_not_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut coordinator = Coordinator::start(folder.path()).await;
+    assert_eq!((coordinator.submit().await, coordinator.submit().await), ("j-1".into(), "j-2".into()));
+    coordinator.stop().await;
+    let store = folder.path().join("coordinator.redb");
+    std::fs::write(&store, "").unwrap();
+    let why = refusal(folder.path()).await;
+    assert!(why.contains("it has 0 bytes, and there are 2 folders of jobs"), "{why}");
+
+    std::fs::remove_file(&store).unwrap();
+    let mut coordinator = Coordinator::start(folder.path()).await;
+    assert_eq!(coordinator.page(0, "").await.0, [""; 0]);
+    assert_eq!(coordinator.submit().await, "j-3");
+    // Somebody makes a folder meanwhile.
+    std::fs::create_dir(folder.path().join("jobs/j-4")).unwrap();
+    assert_eq!(coordinator.submit().await, "j-4");
+    let job = coordinator.job("j-4").await;
+    assert_eq!(job.state(), proto::JobState::Failed);
+    assert!(job.reason.contains("was there before the job"), "{}", job.reason);
+    assert_eq!(coordinator.submit().await, "j-5");
+    coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn a_store_of_0_bytes_without_jobs_is_a_new_one() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("coordinator.redb"), "").unwrap();
+    let mut coordinator = Coordinator::start(folder.path()).await;
+    assert_eq!(coordinator.submit().await, "j-1");
+    coordinator.stop().await;
+}
