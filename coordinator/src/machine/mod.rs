@@ -63,6 +63,7 @@ mod progress;
 pub mod record;
 pub mod recovery;
 mod resize;
+pub mod straggler;
 mod view;
 mod warm;
 
