@@ -41,6 +41,10 @@ fn job_files_that_cannot_work_are_refused_in_words() -> Result<()> {
         (format!("steps = 5\npreset = \"huge\"\n{data}"), vec!["huge", "tiny", "67b"]),
         (format!("steps = 5\n{data}[batch]\nmicro_batch = 3\nglobal = 10\n"), vec!["batch.global", "multiple"]),
         ("steps = \n".to_string(), vec!["job file is not valid"]),
+        (
+            format!("steps = 5\ninit_from = \"a.safetensors\"\nresume_from = \"c/step-5\"\n{data}"),
+            vec!["`init_from` and `resume_from` cannot be given together"],
+        ),
     ] {
         check_refused(&cluster, &job_file, &expected)?;
     }

@@ -78,6 +78,7 @@ pub fn run(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Verify { place, step } => verify(&runtime.block_on(place.find())?, step),
         Command::Export { step, file, from, connection } => {
             let found = runtime.block_on(find::checkpoints(&from, &connection))?;
+            check_step(&found, step)?;
             let storage = open(&found)?;
             storage.export(step, &file).with_context(|| format!("export step {step} of {}", found.what))?;
             let size = std::fs::metadata(&file).with_context(|| format!("look at {}", file.display()))?.len();
@@ -92,8 +93,22 @@ fn open(found: &Found) -> Result<Storage> {
     Storage::open(&found.root).with_context(|| format!("open {}", found.what))
 }
 
+/// The folder of one checkpoint and another step are a contradiction.
+fn check_step(found: &Found, step: u64) -> Result<()> {
+    match found.step {
+        Some(named) if named != step => bail!(
+            "the folder is that of step {named}, and step {step} is asked for; name the folder that has all of them, {}",
+            found.root
+        ),
+        _ => Ok(()),
+    }
+}
+
 /// The steps asked for; those that are there where none was named.
 fn steps(storage: &Storage, found: &Found, step: Option<u64>) -> Result<Vec<u64>> {
+    if let Some(step) = step {
+        check_step(found, step)?;
+    }
     match step.or(found.step) {
         Some(step) => Ok(vec![step]),
         None => storage.steps().with_context(|| format!("look for {}", found.what)),
@@ -158,4 +173,17 @@ fn what_to_do(root: &Path) -> String {
          before is used",
         root.display()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_of_one_step_and_another_step_are_a_contradiction() {
+        let found = |step| Found { root: "/c".into(), step, what: "the checkpoints in /c".into() };
+        let error = check_step(&found(Some(20)), 30).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(error.contains("step 20") && error.contains("step 30") && error.contains("/c"), "{error}");
+        assert!(check_step(&found(Some(20)), 20).is_ok() && check_step(&found(None), 30).is_ok());
+    }
 }

@@ -109,10 +109,12 @@ fn of_job_folder(folder: &Path) -> Result<Found> {
     Ok(Found::of_job(&job, root))
 }
 
-/// As the coordinator has it: in the job's folder unless the job names another place.
+/// As the coordinator has it: in the job's folder unless the job names another place. Nothing else of the job file is looked at: that of an
+/// older job may have keys that are refused by now, and its checkpoints are there all the same.
 pub fn root_of_job(job_toml: &str, folder: &str) -> Result<String> {
-    let configured = toroid_torus::job::parse(job_toml)?.checkpoint.path;
-    Ok(configured.unwrap_or_else(|| format!("{folder}/checkpoints")))
+    let file: toml::Table = job_toml.parse()?;
+    let configured = file.get("checkpoint").and_then(|checkpoint| checkpoint.get("path")).and_then(toml::Value::as_str);
+    Ok(configured.map_or_else(|| format!("{folder}/checkpoints"), str::to_string))
 }
 
 /// The one whose job file was written last.

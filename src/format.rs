@@ -24,6 +24,16 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
+/// A short time with three digits: `12.4 ms`.
+pub fn seconds(s: f64) -> String {
+    match s {
+        s if s < 1e-3 => format!("{:.0} us", 1e6 * s),
+        s if s < 1.0 => format!("{:.1} ms", 1e3 * s),
+        s if s < 100.0 => format!("{s:.2} s"),
+        s => duration(s),
+    }
+}
+
 /// A large number in short: `128`, `1.9 M`, `67.0 B`.
 pub fn short_count(count: u64) -> String {
     scaled(count as f64, &["", "k", "M", "B", "T"])

@@ -62,9 +62,69 @@ pub struct Job<'a> {
     incidents: Vec<Incident<'a>>,
     lost_s: f64,
     lost_steps: u64,
+    inputs: Inputs<'a>,
+    stragglers: Vec<Straggler<'a>>,
     /// Left out where it was not asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     curve: Option<Vec<StepRecord<'a>>>,
+}
+
+/// What is trained on; all empty before the first step but for the notes.
+#[derive(Debug, Default, Serialize)]
+struct Inputs<'a> {
+    summary: &'a str,
+    left_out: Vec<LeftOut<'a>>,
+    notes: &'a [String],
+}
+
+/// Files that give no text, or not all of theirs.
+#[derive(Debug, Serialize)]
+struct LeftOut<'a> {
+    reason: &'a str,
+    num_files: u64,
+    bytes: u64,
+    first: &'a [String],
+}
+
+impl<'a> From<&'a proto::Inputs> for Inputs<'a> {
+    fn from(inputs: &'a proto::Inputs) -> Self {
+        let left_out = |l: &'a proto::LeftOut| LeftOut {
+            reason: &l.reason,
+            num_files: l.num_files,
+            bytes: l.bytes,
+            first: &l.first,
+        };
+        let left_out = inputs.left_out.iter().map(left_out).collect();
+        Inputs { summary: &inputs.summary, left_out, notes: &inputs.notes }
+    }
+}
+
+/// A place that computes for longer than its peers; seconds a step, over the steps from `from_step` to `to_step`.
+#[derive(Debug, Serialize)]
+struct Straggler<'a> {
+    rank: u32,
+    worker_id: &'a str,
+    factor: f64,
+    compute_s: f64,
+    peers_s: f64,
+    num_peers: u32,
+    from_step: u64,
+    to_step: u64,
+}
+
+impl<'a> From<&'a proto::Straggler> for Straggler<'a> {
+    fn from(s: &'a proto::Straggler) -> Self {
+        Straggler {
+            rank: s.rank,
+            worker_id: &s.worker_id,
+            factor: s.factor,
+            compute_s: s.compute_s,
+            peers_s: s.peers_s,
+            num_peers: s.num_peers,
+            from_step: s.from_step,
+            to_step: s.to_step,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -182,6 +242,8 @@ pub struct Worker<'a> {
     pid: u32,
     memory_bytes: u64,
     memory_free_bytes: u64,
+    compute_s: f64,
+    slow_factor: f64,
 }
 
 impl<'a> Job<'a> {
@@ -218,6 +280,8 @@ impl<'a> Job<'a> {
             incidents: job.incidents.iter().map(Incident::from).collect(),
             lost_s: job.lost_s,
             lost_steps: job.lost_steps,
+            inputs: job.inputs.as_ref().map(Inputs::from).unwrap_or_default(),
+            stragglers: job.stragglers.iter().map(Straggler::from).collect(),
             curve: with_curve.then(|| job.curve.iter().map(StepRecord::from).collect()),
         }
     }
@@ -328,6 +392,8 @@ impl<'a> From<&'a proto::WorkerInfo> for Worker<'a> {
             pid: w.pid,
             memory_bytes: w.memory_bytes,
             memory_free_bytes: w.memory_free_bytes,
+            compute_s: w.compute_s,
+            slow_factor: w.slow_factor,
         }
     }
 }

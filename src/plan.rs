@@ -13,7 +13,7 @@ use toroid_torus::job::{self, JobSpec};
 use toroid_torus::plan::{Failures, Kind, Machine, Plan, plan};
 use toroid_worker::device::{Buffer as _, CpuDevice, Device as _, Mat, MatMut};
 
-use crate::format::{bytes, count, duration, percent, rate, short_count, table};
+use crate::format::{bytes, count, duration, percent, rate, seconds, short_count, table};
 use crate::local::{default_threads, positive};
 use crate::output;
 use crate::status::Format;
@@ -279,16 +279,6 @@ fn pipeline_table(plan: &Plan) -> String {
 /// Operations a second: `198 G`.
 fn operations(flops: f64) -> String {
     if flops < 1e12 { format!("{:.0} G", flops / 1e9) } else { format!("{:.0} T", flops / 1e12) }
-}
-
-/// A short time with three digits.
-fn seconds(s: f64) -> String {
-    match s {
-        s if s < 1e-3 => format!("{:.0} us", 1e6 * s),
-        s if s < 1.0 => format!("{:.1} ms", 1e3 * s),
-        s if s < 100.0 => format!("{s:.2} s"),
-        s => duration(s),
-    }
 }
 
 #[cfg(test)]

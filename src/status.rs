@@ -4,12 +4,12 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 use toroid_proto as proto;
 
 use crate::client::{Client, Connection};
-use crate::format::{bytes, count, duration, percent, rate, short_count, table, time};
+use crate::format::{bytes, count, duration, percent, rate, seconds, short_count, table, time};
 use crate::incidents;
 use crate::json::{self, state_word};
 use crate::output;
@@ -88,6 +88,9 @@ pub struct DrainArgs {
 }
 
 pub async fn status(args: StatusArgs) -> Result<ExitCode> {
+    if args.no_curve && args.output == Format::Text {
+        bail!("--no-curve leaves something out of the JSON, which was not asked for: add `-o json`");
+    }
     if args.watch {
         return watch(args).await;
     }
@@ -305,6 +308,17 @@ fn details(job: &proto::Job, now_unix_ms: i64) -> String {
         rows.push(row("incidents", incidents::totals(job)));
         rows.push(row("the last", incidents::line(last)));
     }
+    rows.extend(job.stragglers.iter().enumerate().map(|(i, s)| row(if i == 0 { "slow" } else { "" }, slow(s))));
+    if let Some(inputs) = &job.inputs {
+        if !inputs.summary.is_empty() {
+            rows.push(row("text", inputs.summary.clone()));
+        }
+        let lines = |name: &'static str, lines: Vec<String>| {
+            lines.into_iter().enumerate().map(move |(i, line)| row(if i == 0 { name } else { "" }, line))
+        };
+        rows.extend(lines("left out", inputs.left_out.iter().map(left_out).collect()));
+        rows.extend(lines("notes", inputs.notes.clone()));
+    }
     let missing: Vec<String> = job.places.iter().filter(|p| !p.alive).take(8).map(place).collect();
     if !missing.is_empty() && !json::is_ended(job.state()) {
         rows.push(row("missing", missing.join(", ")));
@@ -324,6 +338,28 @@ fn details(job: &proto::Job, now_unix_ms: i64) -> String {
     let newest = &job.events[job.events.len().saturating_sub(NUM_EVENTS)..];
     rows.extend(newest.iter().enumerate().map(|(i, e)| row(if i == 0 { "events" } else { "" }, event_line(e))));
     format!("{}\n{}", line(job, now_unix_ms), table(&rows))
+}
+
+/// What makes a place a straggler.
+fn slow(s: &proto::Straggler) -> String {
+    format!(
+        "{} (rank {}) computes {:.1} times as long as its {} peers: {} a step and not {}, over steps {} to {}; `toroid drain {}` moves its place",
+        s.worker_id,
+        s.rank,
+        s.factor,
+        s.num_peers,
+        seconds(s.compute_s),
+        seconds(s.peers_s),
+        s.from_step + 1,
+        s.to_step,
+        s.worker_id
+    )
+}
+
+fn left_out(l: &proto::LeftOut) -> String {
+    let more = if l.num_files > l.first.len() as u64 { ", ..." } else { "" };
+    let files = if l.num_files == 1 { "file" } else { "files" };
+    format!("{} {files}, {}: {} ({}{more})", count(l.num_files), bytes(l.bytes), l.reason, l.first.join(", "))
 }
 
 /// "3 of 4" where a job has fewer replicas than its job file asks for.
@@ -364,8 +400,18 @@ fn memory(worker: &proto::WorkerInfo) -> String {
     }
 }
 
+/// How long a worker computes a step, and that it is a straggler where it is one.
+fn computes(worker: &proto::WorkerInfo) -> String {
+    match (worker.compute_s, worker.slow_factor) {
+        (0.0, _) => "-".into(),
+        (s, 0.0) => seconds(s),
+        (s, factor) => format!("{}, slow: {factor:.1} times its peers", seconds(s)),
+    }
+}
+
 fn worker_table(workers: &[proto::WorkerInfo]) -> String {
-    let header = ["WORKER", "HOST", "PID", "DEVICE", "MEMORY", "JOB", "RANK", "SILENT", "FINGERPRINT"];
+    let header =
+        ["WORKER", "HOST", "PID", "DEVICE", "MEMORY", "JOB", "RANK", "COMPUTES A STEP", "SILENT", "FINGERPRINT"];
     let mut rows = vec![header.map(String::from).to_vec()];
     rows.extend(workers.iter().map(|w| {
         let (job, rank) =
@@ -379,6 +425,7 @@ fn worker_table(workers: &[proto::WorkerInfo]) -> String {
             memory(w),
             job.into(),
             rank,
+            computes(w),
             silent,
             fingerprint,
         ]
@@ -516,12 +563,49 @@ mod tests {
             pid: 4242,
             memory_bytes: if rank < 0 { 0 } else { 60_000_000_000 },
             memory_free_bytes: 20_000_000_000,
+            compute_s: if rank < 0 { 0.0 } else { 0.0412 },
+            slow_factor: f64::from(rank.max(0)),
         };
         assert_eq!(
             worker_table(&[worker("w0", 0), worker("w1", -1)]),
-            "WORKER  HOST  PID   DEVICE  MEMORY                 JOB      RANK  SILENT  FINGERPRINT\n\
-             w0      h     4242  cpu     60.0 GB, 20.0 GB free  tiny-1   0     0.2 s   f\n\
-             w1      h     4242  cpu     -                      (spare)  -     0.2 s   f\n"
+            "WORKER  HOST  PID   DEVICE  MEMORY                 JOB      RANK  COMPUTES A STEP  SILENT  FINGERPRINT\n\
+             w0      h     4242  cpu     60.0 GB, 20.0 GB free  tiny-1   0     41.2 ms          0.2 s   f\n\
+             w1      h     4242  cpu     -                      (spare)  -     -                0.2 s   f\n"
         );
+        assert!(worker_table(&[worker("w2", 2)]).contains("41.2 ms, slow: 2.0 times its peers"));
+    }
+
+    #[test]
+    fn what_is_slow_and_what_is_left_out_is_shown() {
+        let straggler = proto::Straggler {
+            rank: 1,
+            worker_id: "w1".into(),
+            factor: 2.5,
+            compute_s: 0.04,
+            peers_s: 0.016,
+            num_peers: 3,
+            from_step: 120,
+            to_step: 140,
+        };
+        let left_out = proto::LeftOut {
+            reason: "not UTF-8 text".into(),
+            num_files: 1200,
+            bytes: 3_000_000,
+            first: vec!["a.bin".into(), "b.png".into()],
+        };
+        let inputs = proto::Inputs {
+            summary: "3 files, 1.2 MB of text under /data".into(),
+            left_out: vec![left_out],
+            notes: vec!["a note".into()],
+        };
+        let text = details(&proto::Job { stragglers: vec![straggler], inputs: Some(inputs), ..running() }, NOW_UNIX_MS);
+        for words in [
+            "w1 (rank 1) computes 2.5 times as long as its 3 peers: 40.0 ms a step and not 16.0 ms, over steps 121 to 140",
+            "3 files, 1.2 MB of text under /data",
+            "1,200 files, 3.0 MB: not UTF-8 text (a.bin, b.png, ...)",
+            "a note",
+        ] {
+            assert!(text.contains(words), "{words} is not in {text}");
+        }
     }
 }

@@ -31,11 +31,14 @@ pub struct Args {
 /// Prints the job's id, alone on standard output, so that a script can go on with it.
 pub async fn run(args: Args) -> Result<ExitCode> {
     let (job_toml, resolved) = jobfile::read(&args.file)?;
+    // What is not valid is the coordinator's to refuse.
+    let notes = toroid_torus::job::parse(&job_toml).map(|spec| spec.notes()).unwrap_or_default();
     let job = args.connection.open().await?.submit(job_toml).await?;
     for path in resolved {
         output::note(format_args!("{} = {} is taken as {}", path.key, path.from, path.to));
     }
     output::line(&job)?;
+    notes.iter().for_each(|text| output::note(format_args!("note: {text}")));
     if !args.wait {
         output::note(format_args!("submitted; see how it does with `toroid status {job} -w`"));
         return Ok(ExitCode::SUCCESS);

@@ -132,6 +132,8 @@ impl Worker {
     async fn prepare(&mut self) {
         let (job_id, epoch) = (self.assign.job_id.clone(), self.assign.epoch);
         let (data_digest, num_samples, num_params) = (vec![7; 32], 100, 1000);
+        let spec: toroid_torus::job::JobSpec = serde_json::from_str(&self.assign.job_json).unwrap();
+        let shape = Some((&spec.shape).into());
         self.say(FromWorker::Prepared(proto::Prepared {
             job_id,
             epoch,
@@ -139,8 +141,9 @@ impl Worker {
             data_digest,
             num_samples,
             num_params,
-            held: vec![proto::Held { shape: self.assign.shape, rank: self.assign.rank }],
+            held: vec![proto::Held { shape, rank: self.assign.rank }],
             sealed_next: false,
+            inputs: None,
         }))
         .await;
     }

@@ -245,7 +245,7 @@ impl Cluster {
         let url = self.url();
         let jobs = self.runtime.block_on(async {
             let mut client = JobServiceClient::connect(url).await.ok()?;
-            Some(client.list_jobs(ListJobsRequest {}).await.ok()?.into_inner().jobs)
+            Some(client.list_jobs(ListJobsRequest::default()).await.ok()?.into_inner().jobs)
         });
         let of_job = |job: &Job| {
             let written = (job.events.len(), job.checkpoints.len(), job.validations.len());

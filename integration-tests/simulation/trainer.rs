@@ -386,6 +386,7 @@ impl Trainer {
             data_digest: arithmetic::DATA_DIGEST,
             num_samples: arithmetic::NUM_SAMPLES,
             num_params: 1,
+            inputs: Box::default(),
             held,
             sealed_next,
         };

@@ -168,9 +168,7 @@ impl Worker {
             committed_step: standing.committed_step,
             operation: self.trainer.operation().into(),
             waits_for: self.trainer.waits_for(),
-            compute_s: 0.0,
             sealed_next,
-            progress: 0,
             ..Default::default()
         };
         self.send(ToCoordinator::Heartbeat(heartbeat), env);

@@ -168,6 +168,8 @@ pub enum JobError {
     UnknownKey { message: String, nearest: String },
     #[error("the preset `{found}` is not known; there are {}", PRESETS.join(", "))]
     Preset { found: String },
+    #[error("`{first}` and `{second}` cannot be given together: {why}")]
+    Together { first: &'static str, second: &'static str, why: &'static str },
     #[error("`{key}` is missing; {hint}")]
     Missing { key: &'static str, hint: &'static str },
     #[error("`{key}` = {found} is not possible; expected {expected}")]
@@ -358,6 +360,15 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
         stride: d.stride.unwrap_or(model.seq),
         validation: d.validation.unwrap_or(0.01),
     };
+    let redundancy = file.fault_tolerance.redundancy.unwrap_or(true);
+    // Who asks for both has asked for something that cannot be; who says nothing of a replay has none without second holders.
+    if !redundancy && file.fault_tolerance.replay == Some(true) {
+        return Err(JobError::Together {
+            first: "fault_tolerance.redundancy = false",
+            second: "fault_tolerance.replay = true",
+            why: "without second holders no two copies can differ; leave one of them out",
+        });
+    }
     let spec = JobSpec {
         name: file.name.unwrap_or_else(|| preset.to_string()),
         steps,
@@ -387,8 +398,8 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
             path: file.checkpoint.path,
         },
         fault_tolerance: FaultToleranceConfig {
-            redundancy: file.fault_tolerance.redundancy.unwrap_or(true),
-            replay: file.fault_tolerance.replay.unwrap_or_else(is_replayed),
+            redundancy,
+            replay: file.fault_tolerance.replay.unwrap_or(redundancy),
             min_dp: file.fault_tolerance.min_dp.unwrap_or(1),
         },
         model,
@@ -533,6 +544,20 @@ impl JobSpec {
             let found = format!("{} samples a step", self.batch.samples());
             return value("batch", found, format!("at most 2^63 samples in all {} steps", self.steps));
         }
+        if self.init_from.is_some() && self.resume_from.is_some() {
+            return Err(JobError::Together {
+                first: "init_from",
+                second: "resume_from",
+                why: "a checkpoint has all weights, so those of init_from would not be used; leave one of them out",
+            });
+        }
+        if self.eval.interval > 0 && self.eval.num_micro_batches == 0 {
+            let expected = "0: there are no validations, as eval.micro_batches = 0 or there is no held-out text";
+            return value("eval.interval", self.eval.interval, expected.into());
+        }
+        if self.data.extensions.iter().any(|e| e.trim_start_matches('.').is_empty()) {
+            return value("data.extensions", "an empty ending", "endings of file names, as in [\"rs\", \"md\"]".into());
+        }
         if self.eval.num_micro_batches > 0 && self.data.validation == 0.0 {
             let expected = "0, or a data.validation above 0: there is no held-out text";
             return value("eval.micro_batches", self.eval.num_micro_batches, expected.into());
@@ -540,9 +565,78 @@ impl JobSpec {
         Ok(())
     }
 
+    /// What of the job has no effect, or another than one may think: told to the user, and refused nowhere (T-12).
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let (steps, o, shape) = (self.steps, &self.optimizer, &self.shape);
+        if o.warmup >= steps {
+            let lr = o.lr;
+            notes.push(format!(
+                "optimizer.warmup = {} is not less than steps = {steps}: the learning rate does not come down from optimizer.lr = {lr}",
+                o.warmup
+            ));
+        }
+        let why = match () {
+            () if !self.fault_tolerance.redundancy => Some("fault_tolerance.redundancy = false"),
+            () if shape.world() == 1 => Some("a job of one place has nobody to hold a second copy"),
+            () => None,
+        };
+        if let Some(why) = why {
+            notes.push(format!("a death costs the steps since the last checkpoint: {why}"));
+        }
+        if self.checkpoint.interval_s == 0.0 && !(1..steps).contains(&self.checkpoint.interval_steps) {
+            notes.push("no checkpoint is made before the last step, unless one is asked for".into());
+        }
+        let (stride, seq) = (self.data.stride, self.model.seq);
+        if stride > seq {
+            notes.push(format!(
+                "data.stride = {stride} is more than model.seq = {seq}: {} tokens between two samples are left out",
+                stride - seq
+            ));
+        }
+        if shape.pp() == 1 && self.pipeline != PipelineConfig::default() {
+            notes.push("pipeline.schedule has no effect on the speed: there is one stage".into());
+        }
+        if self.eval.interval > steps {
+            notes.push(format!("eval.interval = {} is beyond steps = {steps}", self.eval.interval));
+        }
+        notes
+    }
+
+    /// Where the job differs from `other` in what decides about the next step, as in `optimizer.lr 0.001 and not 0.003`; text aside.
+    pub fn differences(&self, other: &JobSpec) -> Vec<String> {
+        let (mut own, mut others) = (Vec::new(), Vec::new());
+        for (spec, out) in [(self, &mut own), (other, &mut others)] {
+            let JobSpec { steps, products, loss, optimizer, data, .. } = spec;
+            let data = (data.order, data.stride, data.validation);
+            flatten(
+                "",
+                &serde_json::json!({ "steps": steps, "products": products, "loss": loss, "optimizer": optimizer }),
+                out,
+            );
+            let (order, stride, validation) = data;
+            flatten("data", &serde_json::json!({ "order": order, "stride": stride, "validation": validation }), out);
+        }
+        let differing = own.iter().zip(&others).filter(|(a, b)| a != b);
+        differing.map(|((key, a), (_, b))| format!("{key} {a} and not {b}")).collect()
+    }
+
     /// The spec as a TOML document that [`parse`] reads back to the same spec.
     pub fn to_toml(&self) -> String {
         toml::to_string(&Written::from(self)).expect("a job spec has only string keys")
+    }
+}
+
+/// The values of a JSON document by their keys, `optimizer.lr`.
+fn flatten(key: &str, value: &serde_json::Value, out: &mut Vec<(String, String)>) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            for (name, value) in fields {
+                let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+                flatten(&key, value, out);
+            }
+        }
+        value => out.push((key.to_string(), value.to_string())),
     }
 }
 

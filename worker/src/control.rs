@@ -351,15 +351,16 @@ impl Control {
     }
 
     fn heartbeat_message(&self) -> WorkerMessage {
-        let (standing, memory) = (self.session.standing(), (self.memory)());
+        let (standing, memory, computed) = (self.session.standing(), (self.memory)(), self.shared.computed());
         let heartbeat = Heartbeat {
             job_id: standing.job_id,
             epoch: standing.epoch,
             committed_step: standing.committed_step,
             operation: self.shared.operation().to_string(),
             waits_for: self.shared.waits_for().into_iter().map(|r| r as u32).collect(),
-            compute_s: 0.0,
-            sealed_next: false,
+            compute_s: computed.time.as_secs_f64(),
+            compute_steps: computed.num_steps,
+            sealed_next: self.shared.has_sealed_after(standing.committed_step),
             progress: self.shared.progress(),
             memory_bytes: memory.held,
             memory_free_bytes: memory.free.unwrap_or(0),

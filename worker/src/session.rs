@@ -340,7 +340,7 @@ impl Work {
 
     fn happened(&mut self, what: Happened) -> Vec<ToCoordinator> {
         match what {
-            Happened::Prepared { committed_step, held, sealed_next, data_digest, num_samples, num_params } => {
+            Happened::Prepared { committed_step, held, sealed_next, data_digest, num_samples, num_params, inputs } => {
                 self.phase = Phase::Ready;
                 self.committed = committed_step;
                 // A newcomer knows nothing of steps yet; what it had to say before still counts.
@@ -359,6 +359,7 @@ impl Work {
                         .map(|h| toroid_proto::Held { shape: Some((&h.shape).into()), rank: h.rank as u32 })
                         .collect(),
                     sealed_next,
+                    inputs: Some(*inputs),
                 };
                 self.prepared = Some(prepared.clone());
                 // What was said in the older epoch may have come too late to be taken. It goes first: with the last Prepared the epoch
@@ -583,6 +584,7 @@ mod tests {
             data_digest: [0; 32],
             num_samples: 9,
             num_params: 5,
+            inputs: Box::default(),
         };
         happened(epoch, what)
     }
@@ -712,6 +714,7 @@ mod tests {
             data_digest: [0; 32],
             num_samples: 9,
             num_params: 5,
+            inputs: Box::default(),
         };
         check(&mut session, vec![happened(3, what)], &["send step 1", "send step 2", "send Prepared"]);
     }

@@ -14,7 +14,7 @@ use toroid_torus::placement::{self, Candidate, Placement};
 use super::failures::{Activity, Cause};
 use super::job::{Job, Phase};
 use super::pool::{Pool, Worker};
-use super::record::{DataFacts, Heal, Rung, SeenBy, State};
+use super::record::{DataFacts, Heal, Inputs, Rung, SeenBy, State};
 use super::recovery::{self, Holding, Plan, Resume, Situation, Source};
 use super::resize::Patience;
 use super::{Context, Output};
@@ -180,6 +180,8 @@ impl Job {
         let live = &mut self.live;
         live.phase = Phase::Preparing;
         live.activity = vec![Activity::default(); self.record.places.len()];
+        let places = &self.record.places;
+        live.stragglers.begin(&self.record.spec, &shape, |rank| !is_resized && old.get(rank) == places.get(rank));
         live.prepared.clear();
         live.finished.clear();
         live.losses.clear();
@@ -242,12 +244,10 @@ impl Job {
             rank: rank as u32,
             job_json: serde_json::to_string(&JobSpec { shape: record.shape, ..record.spec.clone() })
                 .expect("a job spec has only string keys"),
-            shape: Some((&record.shape).into()),
             peers: record.places.iter().enumerate().map(peer).collect(),
             link_key: record.link_key(cx.secret).to_vec(),
             checkpoint_root: super::view::checkpoint_root(record, &cx.config.jobs_dir),
             restore_step: record.restore_step,
-            keep_checkpoints: record.spec.checkpoint.keep,
             heal: self.can_heal(),
             owner_id: record.owner.as_ref().map(|owner| owner.bytes().to_vec()).unwrap_or_default(),
             submitted_unix_ms: record.submitted_unix_ms,
@@ -352,6 +352,8 @@ impl Job {
     fn start(&mut self, cx: &mut Context<'_>, base_step: u64, heal: Option<Heal>, reason: &str) {
         let first = &self.live.prepared[&0];
         self.record.data = Some(facts(first));
+        let inputs = first.inputs.as_ref().map(Inputs::bounded);
+        self.tell_of(cx, inputs);
         let is_heal = heal.is_some();
         self.record.heal = heal;
         self.record.has_state = true;
@@ -371,6 +373,21 @@ impl Job {
         self.expect_progress(cx);
         self.arm_interval(cx, is_heal);
         self.plan_checkpoints(cx, true);
+    }
+
+    /// What is trained on is told once, by the first epoch that starts: all workers have the same text.
+    fn tell_of(&mut self, cx: &mut Context<'_>, inputs: Option<Inputs>) {
+        if self.record.inputs.is_some() {
+            return;
+        }
+        let Some(inputs) = inputs else { return };
+        for left in &inputs.left_out {
+            self.event(cx, "data.left_out", left.in_words());
+        }
+        for note in &inputs.notes {
+            self.event(cx, "job.note", note.clone());
+        }
+        self.record.inputs = Some(inputs);
     }
 
     /// `Start` of the present epoch. A worker that has started takes it as the same one.

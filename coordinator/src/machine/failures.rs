@@ -309,7 +309,7 @@ impl Job {
             if self.live.prepared.contains_key(&rank) {
                 continue;
             }
-            let prepares = activity.operation == PREPARE;
+            let prepares = PREPARES.contains(&activity.operation.as_str());
             let limit = if prepares { cx.config.limits.prepare() } else { timeout };
             if activity.is_stuck(now, limit) {
                 let epoch = self.record.epoch;
@@ -353,8 +353,9 @@ fn in_words(ranks: &[usize]) -> String {
     format!("ranks {}{more}", named.join(", "))
 }
 
-/// What workers call it when they read data and make or load their state.
-const PREPARE: &str = "prepare";
+/// What workers call it when they read data and make or load their state, and when another process of their host reads it for them:
+/// that one's getting on is theirs.
+const PREPARES: [&str; 2] = ["prepare", "wait for token file"];
 
 /// What a rank said last that it does.
 #[derive(Debug, Clone, Default)]

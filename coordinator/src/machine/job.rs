@@ -15,6 +15,7 @@ use super::progress::{Progress, StepSummary};
 use super::record::{Event, Incident, JobRecord, SeenBy, State, Validation};
 use super::recovery::Loss;
 use super::resize::Patience;
+use super::straggler::{Change, Stragglers, Work};
 use super::{Context, Output, RequestError, RequestId};
 
 #[derive(Debug)]
@@ -76,6 +77,7 @@ pub(super) struct Live {
     /// Workers that have other data or another model: never, until they register anew.
     pub unfit: BTreeSet<String>,
     pub progress: Progress,
+    pub stragglers: Stragglers,
     pub checkpoint: super::checkpoint::Schedule,
 }
 
@@ -100,6 +102,7 @@ impl Live {
             avoid: BTreeSet::new(),
             unfit: BTreeSet::new(),
             progress,
+            stragglers: Stragglers::default(),
             checkpoint: super::checkpoint::Schedule::default(),
         }
     }
@@ -125,6 +128,7 @@ impl Job {
             restore_step: 0,
             fingerprint: None,
             data: None,
+            inputs: None,
             high_step: 0,
             failures: BTreeMap::new(),
             deaths: BTreeMap::new(),
@@ -146,6 +150,9 @@ impl Job {
         let mut job = Job { record, incidents: Incidents::default(), live };
         let text = format!("{} steps on {}", job.record.spec.steps, job.record.spec.shape);
         job.event(cx, "job.submitted", text);
+        for note in job.record.spec.notes() {
+            job.event(cx, "job.note", note);
+        }
         job
     }
 
@@ -173,6 +180,7 @@ impl Job {
         live.floor_step = record.restore_step;
         live.committed = vec![live.progress.last_step().max(live.base_step); record.places.len()];
         live.activity = vec![Activity::default(); record.places.len()];
+        live.stragglers.begin(&record.spec, &record.shape, |_| false);
         if matches!(record.state, State::Running | State::Degraded) {
             live.phase = Phase::Started;
             live.checkpoint.pending = record.pending.keys().map(|step| (*step, Pending::default())).collect();
@@ -311,9 +319,26 @@ impl Job {
             return;
         }
         self.advance(cx, rank, message.committed_step);
+        self.compare_work(cx, rank, message);
         // What a survivor had sealed before a heal says nothing about this epoch.
         if message.committed_step > self.live.base_step || message.sealed_next && self.record.heal.is_none() {
             self.runs(cx);
+        }
+    }
+
+    /// A straggler is named; it keeps its place.
+    fn compare_work(&mut self, cx: &mut Context<'_>, rank: usize, message: &proto::Heartbeat) {
+        let (num_steps, compute_s) = (message.compute_steps, message.compute_s);
+        let work = Work { num_steps, compute_s, committed: message.committed_step.min(self.total()) };
+        let window = cx.config.limits.straggler_window();
+        for change in self.live.stragglers.heard(rank, work, cx.now.monotonic, window) {
+            let (kind, found, end) = match &change {
+                Change::Slow(found) => ("worker.slow", found, "; it keeps its place, which a drain would move"),
+                Change::KeepsUp(found) => ("worker.keeps_up", found, ": it is no straggler any more"),
+            };
+            let worker = self.record.places.get(found.rank).cloned().flatten().unwrap_or_default();
+            let text = format!("{} {}{end}", self.describe(found.rank), found.in_words());
+            self.worker_event(cx, kind, text, &worker);
         }
     }
 

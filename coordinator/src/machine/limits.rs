@@ -33,6 +33,11 @@ impl Limits {
         steps.map_or(self.checkpoint(), |steps| self.failure_timeout.saturating_add(steps))
     }
 
+    /// Places are compared over windows of at least this long, see [`super::straggler`].
+    pub fn straggler_window(&self) -> Duration {
+        self.failure_timeout / 2
+    }
+
     /// From the commit of a step to its published checkpoint. Shards are large and storage is slow: five minutes by default.
     pub fn checkpoint(&self) -> Duration {
         self.failure_timeout * 60

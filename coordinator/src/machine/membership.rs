@@ -218,7 +218,6 @@ impl Machine {
 fn welcome(config: &Config, keep_going: bool) -> proto::Welcome {
     let ms = |d: Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
     proto::Welcome {
-        coordinator_version: proto::BUILD_VERSION.into(),
         heartbeat_interval_ms: ms(config.limits.heartbeat_interval),
         failure_timeout_ms: ms(config.limits.failure_timeout),
         keep_going,

@@ -64,6 +64,7 @@ pub mod record;
 pub mod recovery;
 mod resize;
 mod retention;
+pub mod straggler;
 mod view;
 mod warm;
 

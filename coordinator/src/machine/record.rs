@@ -163,6 +163,9 @@ pub struct JobRecord {
     pub fingerprint: Option<String>,
     /// What the workers of the first epoch agreed on.
     pub data: Option<DataFacts>,
+    /// What they train on, as rank 0 of the first epoch said. Records of before it was said have none.
+    #[serde(default)]
+    pub inputs: Option<Inputs>,
     /// Highest step ever known to be committed: what a place that fails again and again does not get beyond.
     pub high_step: u64,
     pub failures: BTreeMap<usize, Failures>,
@@ -264,6 +267,57 @@ pub struct DataFacts {
     pub digest: String,
     pub num_samples: u64,
     pub num_params: u64,
+}
+
+/// What a job is trained on, and what of what it was given is not used (T-12).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Inputs {
+    pub summary: String,
+    pub left_out: Vec<LeftOut>,
+    pub notes: Vec<String>,
+}
+
+/// Files that give no text, or not all of theirs, for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeftOut {
+    pub reason: String,
+    pub num_files: u64,
+    pub bytes: u64,
+    pub first: Vec<String>,
+}
+
+/// What a worker says is kept up to so many entries of a list, and so many characters of a text.
+const MAX_ENTRIES: usize = 16;
+const MAX_CHARS: usize = 500;
+
+impl Inputs {
+    pub fn bounded(said: &proto::Inputs) -> Inputs {
+        let text = |text: &String| text.chars().take(MAX_CHARS).collect::<String>();
+        let texts = |list: &[String]| list.iter().take(MAX_ENTRIES).map(text).collect();
+        let left_out = |l: &proto::LeftOut| LeftOut {
+            reason: text(&l.reason),
+            num_files: l.num_files,
+            bytes: l.bytes,
+            first: texts(&l.first),
+        };
+        Inputs {
+            summary: text(&said.summary),
+            left_out: said.left_out.iter().take(MAX_ENTRIES).map(left_out).collect(),
+            notes: texts(&said.notes),
+        }
+    }
+}
+
+impl LeftOut {
+    /// `2 files are left out, 8 bytes: not UTF-8 text (a.bin, b.bin)`.
+    pub fn in_words(&self) -> String {
+        let (num, bytes, reason) = (self.num_files, self.bytes, &self.reason);
+        let are = if num == 1 { "file is" } else { "files are" };
+        let more = if num > self.first.len() as u64 { ", ..." } else { "" };
+        format!("{num} {are} left out, {bytes} bytes: {reason} ({}{more})", self.first.join(", "))
+    }
 }
 
 /// Failures of a place since the job last got further.

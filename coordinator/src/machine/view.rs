@@ -5,7 +5,8 @@
 use toroid_proto as proto;
 
 use super::job::Job;
-use super::record::{Checkpoint, Event, JobRecord, Validation};
+use super::record::{Checkpoint, Event, JobRecord, LeftOut, Validation};
+use super::straggler::Straggler;
 use super::{Machine, Now};
 
 impl Machine {
@@ -16,6 +17,10 @@ impl Machine {
     }
 
     pub fn view_workers(&self, now: Now) -> Vec<proto::WorkerInfo> {
+        let stragglers = |place: &Option<(String, usize)>| {
+            let (job, rank) = place.as_ref()?;
+            Some((&self.jobs.get(job)?.live.stragglers, *rank))
+        };
         let workers = self.pool.iter().map(|w| proto::WorkerInfo {
             worker_id: w.register.worker_id.clone(),
             host: w.register.host.clone(),
@@ -27,6 +32,8 @@ impl Machine {
             pid: w.register.pid,
             memory_bytes: w.memory_bytes[0],
             memory_free_bytes: w.memory_bytes[1],
+            compute_s: stragglers(&w.place).and_then(|(s, rank)| s.compute_s(rank)).unwrap_or(0.0),
+            slow_factor: stragglers(&w.place).and_then(|(s, rank)| s.of(rank)).map_or(0.0, Straggler::factor),
         });
         workers.collect()
     }
@@ -82,6 +89,8 @@ impl Machine {
             lost_s: record.lost_s + job.incidents.open_s(now.monotonic),
             lost_steps: record.lost_steps,
             damaged: String::new(),
+            inputs: Some(inputs(record)),
+            stragglers: job.live.stragglers.named().map(|s| straggler(record, s)).collect(),
         }
     }
 
@@ -136,6 +145,35 @@ fn event(e: &Event) -> proto::Event {
         step: e.step,
         epoch: e.epoch,
         worker_id: e.worker.clone(),
+    }
+}
+
+/// With the notes on the job itself, which are known before its workers have read anything.
+fn inputs(record: &JobRecord) -> proto::Inputs {
+    let found = record.inputs.as_ref();
+    let left_out = |l: &LeftOut| proto::LeftOut {
+        reason: l.reason.clone(),
+        num_files: l.num_files,
+        bytes: l.bytes,
+        first: l.first.clone(),
+    };
+    proto::Inputs {
+        summary: found.map_or_else(String::new, |i| i.summary.clone()),
+        left_out: found.map_or_else(Vec::new, |i| i.left_out.iter().map(left_out).collect()),
+        notes: record.spec.notes().into_iter().chain(found.into_iter().flat_map(|i| i.notes.clone())).collect(),
+    }
+}
+
+fn straggler(record: &JobRecord, s: &Straggler) -> proto::Straggler {
+    proto::Straggler {
+        rank: s.rank as u32,
+        worker_id: record.places.get(s.rank).cloned().flatten().unwrap_or_default(),
+        factor: s.factor(),
+        compute_s: s.own_s,
+        peers_s: s.peers_s,
+        num_peers: s.num_peers as u32,
+        from_step: s.steps.start,
+        to_step: s.steps.end,
     }
 }
 

@@ -97,6 +97,50 @@ fn every_complaint_says_what_is_possible() {
     check_error("checkpoint.interval_s = 1e30", "0 to 1e9");
 }
 
+/// Of keys that cannot have an effect together none is passed over in silence.
+#[test]
+fn keys_that_contradict_one_another_are_refused() {
+    let both = "init_from = 'a.safetensors'\nresume_from = 'c/step-5'";
+    check_error(both, "`init_from` and `resume_from` cannot be given together");
+    check_error("eval = { interval = 5, micro_batches = 0 }", "`eval.interval` = 5");
+    check_error("data.validation = 0.0\neval.interval = 5", "`eval.interval` = 5");
+    check_error("data.extensions = ['rs', '.']", "an empty ending");
+    check_error("fault_tolerance = { redundancy = false, replay = true }", "without second holders");
+    let alone = with("fault_tolerance.redundancy = false").expect("no word of a replay");
+    assert!(!alone.fault_tolerance.replay);
+    assert_eq!(parse(&alone.to_toml()).expect("its own file"), alone);
+}
+
+#[test]
+fn what_has_no_effect_is_said() {
+    let check = |toml: &str, expected: &[&str]| {
+        let notes = with(toml).unwrap_or_else(|e| panic!("{toml}: {e}")).notes();
+        let fits = notes.len() == expected.len() && notes.iter().zip(expected).all(|(n, e)| n.contains(e));
+        assert!(fits, "{toml}: {notes:?}");
+    };
+    check("shape.dp = 2", &[]);
+    check("", &["a job of one place"]);
+    check("shape.dp = 2\nfault_tolerance.redundancy = false", &["fault_tolerance.redundancy = false"]);
+    check("shape.dp = 2\noptimizer.warmup = 100", &["optimizer.warmup = 100 is not less than steps = 100"]);
+    check("shape.dp = 2\ncheckpoint = { interval_s = 0.0, interval_steps = 100 }", &["before the last step"]);
+    check("shape.dp = 2\ncheckpoint = { interval_s = 0.0, interval_steps = 99 }", &[]);
+    check("shape.dp = 2\ndata.stride = 130", &["2 tokens between two samples"]);
+    check("shape.dp = 2\npipeline.schedule = 'zero-bubble'", &["there is one stage"]);
+    check("shape.dp = 2\neval.interval = 101", &["beyond steps"]);
+}
+
+#[test]
+fn differences_name_what_decides_about_the_next_step() {
+    let job = with("seed = 1").expect("a job");
+    let other = with("seed = 2\nshape.dp = 2\noptimizer.lr = 2e-3\ndata.order = 'sequential'\ncheckpoint.keep = 9")
+        .expect("a job");
+    assert_eq!(job.differences(&job), [""; 0]);
+    assert_eq!(
+        job.differences(&other),
+        ["optimizer.lr 0.001 and not 0.002", "data.order \"shuffled\" and not \"sequential\""]
+    );
+}
+
 #[test]
 fn counts_that_would_overflow_are_refused() {
     let most = i64::MAX;
@@ -136,10 +180,10 @@ fn a_spec_from_the_wire_is_checked_like_a_file() {
 
 #[test]
 fn a_spec_is_written_as_a_job_file_and_read_back() {
-    let full = "name = 'n'\nseed = 9223372036854775807\nexact = true\ninit_from = 'a/b'\nresume_from = 'c/step-5'\n\
+    let full = "name = 'n'\nseed = 9223372036854775807\nexact = true\nresume_from = 'c/step-5'\n\
         shape = { tp = 2, pp = 2, dp = 6, dx = 2 }\nmodel.rope_theta = 12345.678\n\
-        data = { extensions = ['rs'], max_bytes = 5, order = 'sequential', stride = 7, validation = 0.0 }\n\
-        optimizer = { lr = 0.1, eps = 1e-30, warmup = 0 }\neval = { interval = 3, micro_batches = 0 }\n\
+        data = { extensions = ['rs'], max_bytes = 5, order = 'sequential', stride = 7, validation = 0.5 }\n\
+        optimizer = { lr = 0.1, eps = 1e-30, warmup = 0 }\neval = { interval = 3, micro_batches = 2 }\n\
         checkpoint = { interval_s = 0.5, interval_steps = 2, keep = 1, path = 's3://bucket' }\n";
     let mut files = PRESETS.map(|p| format!("preset = '{p}'\n")).to_vec();
     files.extend([String::new(), full.replace("data = { ", "data = { path = 'text', ")]);

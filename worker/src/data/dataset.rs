@@ -47,6 +47,11 @@ impl Dataset {
         }
     }
 
+    /// What the samples are cut out of.
+    pub fn text(&self) -> &TokenFile {
+        &self.tokens
+    }
+
     /// Samples of the train part.
     pub fn num_train(&self) -> u64 {
         self.num_samples(&self.train)

@@ -12,9 +12,11 @@
 //!   same digest.
 //! - No sample of the train part has a token of the validation part.
 //!
+//! - A token file is used only after this process has found the digest of its tokens right.
+//! - What of a source gives no text is told, by reason (T-12).
+//!
 //! Deliberately absent: which sample comes when (`toroid_torus::cursor`); a tokenizer: a byte is a token, so any
-//! vocabulary of at least 256 will do; a look at every token on each start: the digest in the header is that of the
-//! tokens as they were written.
+//! vocabulary of at least 256 will do.
 
 use std::ffi::OsString;
 use std::io;
@@ -30,7 +32,8 @@ mod tests;
 
 pub use dataset::Dataset;
 pub(crate) use map::map_file;
-pub use tokens::TokenFile;
+pub use source::{LeftOut, Reason};
+pub use tokens::{Attend, TokenFile};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
@@ -51,6 +54,14 @@ pub enum DataError {
     Changed { path: PathBuf, expected: u64, found: u64 },
     #[error("there is no text in {}: {what}", .path.display())]
     NoText { path: PathBuf, what: String },
+    #[error(
+        "data.path is one file, {}, and data.extensions takes only files that end with .{extensions}; leave \
+         data.extensions out, or name a folder",
+        .path.display()
+    )]
+    Ending { path: PathBuf, extensions: String },
+    #[error("nobody needs the text any more: the epoch that it was prepared for is over")]
+    Over,
     #[error(
         "too little text for {part}: {found} tokens in {source_summary}, expected at least {needed} (model.seq + 1); \
          give more text, {hint}"

@@ -1,12 +1,14 @@
 //! Which files a text source consists of, and their bytes as one stream.
 //!
-//! Symbolic links inside a folder are not followed: they would lead out of it, or give the same text twice.
+//! Symbolic links inside a folder are not followed: they would lead out of it, or give the same text twice. Whatever is in a folder and
+//! gives no text is counted by its reason ([`LeftOut`]); what cannot be read is an error (T-12).
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use toroid_torus::job::DataConfig;
 
 use super::DataError;
@@ -16,12 +18,72 @@ const NUL_WINDOW_BYTES: usize = 8 << 10;
 /// Bytes read at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 
+/// Of the files that are left out for one reason, so many are named.
+const MAX_NAMED: usize = 3;
+/// Longest name that is told of; paths may be thousands of bytes long.
+const MAX_NAME_CHARS: usize = 120;
+
+/// Why a part of a source gives no text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    NotText,
+    /// Another ending than those of `data.extensions`.
+    Ending,
+    /// Beyond `data.max_bytes`; of one file it may be the rest.
+    MaxBytes,
+    Link,
+    /// A FIFO, a socket or a device.
+    Special,
+}
+
+impl Reason {
+    /// As in `12 files: not UTF-8 text`.
+    pub fn words(self) -> &'static str {
+        match self {
+            Reason::NotText => "not UTF-8 text",
+            Reason::Ending => "another ending than data.extensions",
+            Reason::MaxBytes => "beyond data.max_bytes",
+            Reason::Link => "links, which are not followed",
+            Reason::Special => "neither a file nor a folder",
+        }
+    }
+}
+
+/// The files of a source that give no text, or not all of theirs, for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeftOut {
+    pub reason: Reason,
+    pub num_files: u64,
+    /// As far as they are known.
+    pub bytes: u64,
+    /// The first by relative path, at most [`MAX_NAMED`].
+    pub first: Vec<String>,
+}
+
+/// Adds a file to those that are left out; files of one reason come in the order of their paths.
+fn leave_out(left_out: &mut Vec<LeftOut>, reason: Reason, relative: &Path, bytes: u64) {
+    let at = left_out.iter().position(|l| l.reason == reason).unwrap_or_else(|| {
+        left_out.push(LeftOut { reason, num_files: 0, bytes: 0, first: Vec::new() });
+        left_out.len() - 1
+    });
+    let entry = &mut left_out[at];
+    entry.num_files += 1;
+    entry.bytes = entry.bytes.saturating_add(bytes);
+    if entry.first.len() < MAX_NAMED {
+        entry.first.push(relative.to_string_lossy().chars().take(MAX_NAME_CHARS).collect());
+    }
+}
+
 /// The files of a text source as they were found, ordered by relative path.
 #[derive(Debug)]
 pub(super) struct Listing {
     /// Canonical path of the source.
     root: PathBuf,
     files: Vec<Listed>,
+    /// What is left out whatever is in it; with the relative path, and the bytes where they are known.
+    passed_over: Vec<(Reason, PathBuf, u64)>,
     /// The source is a folder: its files are joined by newlines and may be filtered by content.
     is_folder: bool,
     extensions: Vec<String>,
@@ -38,10 +100,12 @@ struct Listed {
 }
 
 /// What came out of a source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Contents {
     pub num_files: u64,
     pub bytes: u64,
+    /// For what is in them, or for how much came before.
+    pub left_out: Vec<LeftOut>,
 }
 
 impl Listing {
@@ -50,11 +114,15 @@ impl Listing {
         let root = config.path.canonicalize().map_err(cannot)?;
         let is_folder = fs::metadata(&root).map_err(cannot)?.is_dir();
         let extensions = config.extensions.iter().map(|e| e.trim_start_matches('.').to_string()).collect();
-        let mut listing = Listing { root, files: Vec::new(), is_folder, extensions, max_bytes: config.max_bytes };
+        let (files, passed_over) = (Vec::new(), Vec::new());
+        let mut listing = Listing { root, files, passed_over, is_folder, extensions, max_bytes: config.max_bytes };
         if is_folder {
             listing.walk(PathBuf::new())?;
-            listing.files.sort_by(|a, b| a.relative.as_os_str().as_bytes().cmp(b.relative.as_os_str().as_bytes()));
+            let by_bytes = |a: &PathBuf, b: &PathBuf| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes());
+            listing.files.sort_by(|a, b| by_bytes(&a.relative, &b.relative));
+            listing.passed_over.sort_by(|a, b| by_bytes(&a.1, &b.1));
         } else {
+            listing.check_ending(config)?;
             listing.add(PathBuf::new())?;
         }
         Ok(listing)
@@ -71,9 +139,32 @@ impl Listing {
                 self.walk(below)?;
             } else if kind.is_file() && self.has_extension(&below) {
                 self.add(below)?;
+            } else if kind.is_file() {
+                // Nobody asked for it: that it is gone by now is no error.
+                let bytes = entry.metadata().map_or(0, |m| m.len());
+                self.passed_over.push((Reason::Ending, below, bytes));
+            } else {
+                let reason = if kind.is_symlink() { Reason::Link } else { Reason::Special };
+                self.passed_over.push((reason, below, 0));
             }
         }
         Ok(())
+    }
+
+    /// Endings choose among the files of a folder. A file that is named and has none of them is a contradiction.
+    fn check_ending(&self, config: &DataConfig) -> Result<(), DataError> {
+        if self.has_extension(&config.path) || self.has_extension(&self.root) {
+            return Ok(());
+        }
+        Err(DataError::Ending { path: config.path.clone(), extensions: self.extensions.join(" or .") })
+    }
+
+    /// What is left out of the source: by the listing, and what `contents` says of it.
+    pub fn left_out(&self, contents: &Contents) -> Vec<LeftOut> {
+        let mut all = contents.left_out.clone();
+        self.passed_over.iter().for_each(|(reason, path, bytes)| leave_out(&mut all, *reason, path, *bytes));
+        all.sort_by_key(|left| left.reason);
+        all
     }
 
     fn has_extension(&self, path: &Path) -> bool {
@@ -123,15 +214,17 @@ impl Listing {
 
     /// Gives the text to `take` piece by piece, at most `max_bytes` of it. `take` fails with the error of its own.
     pub fn read(&self, mut take: impl FnMut(&[u8]) -> Result<(), DataError>) -> Result<Contents, DataError> {
-        let mut contents = Contents { num_files: 0, bytes: 0 };
+        let mut contents = Contents { num_files: 0, bytes: 0, left_out: Vec::new() };
         let mut buffer = vec![0; CHUNK_BYTES];
         for listed in self.files.iter().filter(|f| f.bytes > 0) {
             if contents.bytes == self.max_bytes {
-                break;
+                leave_out(&mut contents.left_out, Reason::MaxBytes, &self.name(listed), listed.bytes);
+                continue;
             }
             let path = self.path(&listed.relative);
             let cannot = |cause| DataError::Read { path: path.clone(), cause };
             if self.is_folder && self.extensions.is_empty() && !is_text(&path, &mut buffer).map_err(cannot)? {
+                leave_out(&mut contents.left_out, Reason::NotText, &listed.relative, listed.bytes);
                 continue;
             }
             let mut file = File::open(&path).map_err(cannot)?;
@@ -146,11 +239,19 @@ impl Listing {
             }
             contents.bytes += found;
             contents.num_files += u64::from(found > 0);
+            if wanted < listed.bytes {
+                leave_out(&mut contents.left_out, Reason::MaxBytes, &self.name(listed), listed.bytes - wanted);
+            }
         }
         if contents.bytes == 0 {
             return Err(self.no_text());
         }
         Ok(contents)
+    }
+
+    /// A source that is one file has no relative path.
+    fn name(&self, listed: &Listed) -> PathBuf {
+        if self.is_folder { listed.relative.clone() } else { self.root.clone() }
     }
 
     fn no_text(&self) -> DataError {
@@ -166,7 +267,7 @@ impl Listing {
     }
 
     /// As in `4,213 files, 31.4 MB of .rs text under /data`.
-    pub fn summary(&self, contents: Contents) -> String {
+    pub fn summary(&self, contents: &Contents) -> String {
         let size = mega_bytes(contents.bytes);
         let path = self.root.display();
         if !self.is_folder {

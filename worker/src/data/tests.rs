@@ -3,10 +3,12 @@
 use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Barrier};
+use std::time::Duration;
 
 use toroid_torus::job::{DataConfig, SampleOrder};
 
 use super::source::Listing;
+use super::tokens::HEADER_BYTES;
 use super::*;
 
 fn config(path: &Path, extensions: &[&str]) -> DataConfig {
@@ -33,7 +35,7 @@ fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
 
 fn prepare(config: &DataConfig) -> Result<TokenFile, DataError> {
     let cache = tempfile::tempdir().unwrap();
-    TokenFile::prepare(config, cache.path(), &mut |_| {})
+    TokenFile::prepare(config, cache.path(), &mut |_: u64| {})
 }
 
 fn check_text(config: &DataConfig, expected: &[u8]) {
@@ -95,7 +97,7 @@ fn without_extensions_a_folder_gives_the_files_that_are_text() {
 #[test]
 fn one_file_is_taken_as_it_is() {
     let text = folder(&[("a.bin", b"a\0\xff")]);
-    check_text(&config(&text.path().join("a.bin"), &["rs"]), b"a\0\xff");
+    check_text(&config(&text.path().join("a.bin"), &[]), b"a\0\xff");
     assert!(
         prepare(&config(&text.path().join("a.bin"), &[])).unwrap().source_summary().starts_with("3 bytes of text in ")
     );
@@ -135,10 +137,11 @@ fn the_summary_says_what_it_is_made_of() {
 
 /// Counts how often `prepare` makes the file rather than find it.
 fn prepare_counted(config: &DataConfig, cache: &Path) -> (TokenFile, usize) {
-    let mut last = 0;
-    let tokens = TokenFile::prepare(config, cache, &mut |bytes| last = bytes).unwrap();
-    assert!(last == 0 || last == tokens.len(), "progress ended at {last} of {}", tokens.len());
-    (tokens, usize::from(last > 0))
+    let mut last = None;
+    let tokens = TokenFile::prepare(config, cache, &mut |bytes: u64| last = Some(bytes)).unwrap();
+    assert!(last.is_none_or(|last| last == tokens.len()), "progress ended at {last:?} of {}", tokens.len());
+    let was_made = !tokens.was_cached();
+    (tokens, usize::from(was_made))
 }
 
 #[test]
@@ -197,8 +200,9 @@ fn a_garbled_token_file_is_made_anew() {
     let key = Listing::of(&config).unwrap().key().to_hex();
     let path = cache.path().join(format!("{key}.tokens"));
     let good = fs::read(&path).unwrap();
-    let header = good.len() - 5;
-    let flipped = (0..header).map(|byte| {
+    let header = HEADER_BYTES;
+    // The tokens and the note, too: what a disk has spoilt since is not believed because the header is right.
+    let flipped = (0..good.len()).map(|byte| {
         let mut bytes = good.clone();
         bytes[byte] ^= 1 << (byte % 8);
         bytes
@@ -212,6 +216,146 @@ fn a_garbled_token_file_is_made_anew() {
         assert_eq!((made, tokens.digest()), (1, digest));
         assert_eq!(fs::read(&path).unwrap(), good);
     }
+}
+
+/// Counts what it is told, and says that it is over when it should be.
+#[derive(Default)]
+struct Attended {
+    num_advances: usize,
+    waits: Vec<bool>,
+    is_over: bool,
+}
+
+impl Attend for Attended {
+    fn advance(&mut self, _: u64) {
+        self.num_advances += 1;
+    }
+
+    fn waits(&mut self, is_waiting: bool) {
+        self.waits.push(is_waiting);
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_over && !self.waits.is_empty()
+    }
+}
+
+/// A text whose token file another is about to make: it has the lock. `partial`: where it writes to.
+struct Locked {
+    config: DataConfig,
+    cache: tempfile::TempDir,
+    partial: std::path::PathBuf,
+    _text: tempfile::TempDir,
+    lock: fs::File,
+}
+
+fn locked() -> Locked {
+    let text = folder(&[("a.rs", b"hello")]);
+    let cache = tempfile::tempdir().unwrap();
+    let config = config(text.path(), &["rs"]);
+    let key = Listing::of(&config).unwrap().key().to_hex();
+    let lock = fs::File::create(cache.path().join(format!("{key}.lock"))).unwrap();
+    lock.lock().unwrap();
+    let partial = cache.path().join(format!("{key}.partial"));
+    Locked { config, cache, partial, _text: text, lock }
+}
+
+const LONG: Duration = Duration::from_secs(600);
+
+/// Waiting is said, is no progress, and ends with the epoch.
+#[test]
+fn waiting_for_another_that_makes_the_file_is_no_progress_and_ends_with_the_epoch() {
+    let locked = locked();
+    let mut attended = Attended { is_over: true, ..Attended::default() };
+    let result = TokenFile::prepare_within(&locked.config, locked.cache.path(), LONG, &mut attended);
+    assert!(matches!(result, Err(DataError::Over)), "{result:?}");
+    assert_eq!((attended.num_advances, attended.waits), (0, vec![true, false]));
+    drop(locked.lock);
+}
+
+/// The one that is waited for is another process; here a thread writes in its stead, whenever the waiting one has seen what is there.
+#[test]
+fn what_the_other_writes_is_progress() {
+    let locked = locked();
+    let (seen, told) = std::sync::mpsc::channel();
+    struct Writes(std::sync::mpsc::Sender<u64>);
+    impl Attend for Writes {
+        fn advance(&mut self, bytes: u64) {
+            // Nobody listens when the file is made by us in the end.
+            let _ = self.0.send(bytes);
+        }
+    }
+    std::thread::scope(|scope| {
+        let (partial, lock) = (&locked.partial, &locked.lock);
+        scope.spawn(move || {
+            for len in 1..=3u64 {
+                fs::write(partial, vec![0; len as usize]).unwrap();
+                while told.recv().unwrap() != len {}
+            }
+            lock.unlock().unwrap();
+        });
+        let tokens = TokenFile::prepare_within(&locked.config, locked.cache.path(), LONG, &mut Writes(seen)).unwrap();
+        assert_eq!((tokens.tokens(), tokens.was_cached()), (&b"hello"[..], false));
+    });
+}
+
+#[test]
+fn who_has_the_lock_and_does_nothing_is_not_waited_for() {
+    let locked = locked();
+    let mut attended = Attended::default();
+    let patience = Duration::from_millis(20);
+    let tokens = TokenFile::prepare_within(&locked.config, locked.cache.path(), patience, &mut attended).unwrap();
+    assert_eq!((tokens.tokens(), tokens.was_cached()), (&b"hello"[..], false));
+    assert_eq!(attended.waits, [true, false]);
+    drop(locked.lock);
+}
+
+/// T-12.
+#[test]
+fn what_gives_no_text_is_counted_by_reason_with_the_first_names() {
+    let text = folder(&[
+        ("a.txt", b"first"),
+        ("b.bin", b"\xff\xfe\xfd"),
+        ("c/d.bin", b"\0\0"),
+        ("e.txt", b"second"),
+        ("f.txt", b"third"),
+    ]);
+    std::os::unix::fs::symlink("a.txt", text.path().join("link")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(text.path().join("socket")).unwrap();
+    let cache = tempfile::tempdir().unwrap();
+    let left_out = |config: &DataConfig| {
+        let tokens = TokenFile::prepare(config, cache.path(), &mut |_: u64| {}).unwrap();
+        let in_words = |l: &LeftOut| format!("{} {} {} {}", l.num_files, l.reason.words(), l.bytes, l.first.join(","));
+        (tokens.left_out().iter().map(in_words).collect::<Vec<_>>(), tokens.was_cached())
+    };
+    let all = config(text.path(), &[]);
+    let expected = [
+        "2 not UTF-8 text 5 b.bin,c/d.bin",
+        "1 links, which are not followed 0 link",
+        "1 neither a file nor a folder 0 socket",
+    ];
+    // Also where the file is found in the cache.
+    for is_cached in [false, true] {
+        let (found, was_cached) = left_out(&all);
+        assert_eq!((found.as_slice(), was_cached), (expected.map(String::from).as_slice(), is_cached));
+    }
+    let (found, _) = left_out(&config(text.path(), &["txt"]));
+    assert_eq!(found[0], "2 another ending than data.extensions 5 b.bin,c/d.bin");
+    // "first", a newline and one byte of the second.
+    let (found, _) = left_out(&DataConfig { max_bytes: 7, ..config(text.path(), &["txt"]) });
+    assert_eq!(found[1], "2 beyond data.max_bytes 10 e.txt,f.txt");
+    let one = DataConfig { max_bytes: 2, ..config(&text.path().join("a.txt"), &[]) };
+    let (found, _) = left_out(&one);
+    let root = text.path().canonicalize().unwrap();
+    assert_eq!(found, [format!("1 beyond data.max_bytes 3 {}", root.join("a.txt").display())]);
+}
+
+#[test]
+fn endings_that_contradict_the_one_file_that_is_named_are_refused() {
+    let text = folder(&[("a.txt", b"first")]);
+    let one = text.path().join("a.txt");
+    check_text(&config(&one, &["txt"]), b"first");
+    check_error(&config(&one, &["rs", "md"]), &["a.txt", ".rs or .md", "leave data.extensions out"]);
 }
 
 #[test]
@@ -251,7 +395,7 @@ fn a_file_that_cannot_be_read_is_named_and_not_left_out() {
 fn a_cache_that_cannot_be_written_is_named() {
     let text = folder(&[("a.rs", b"hello")]);
     let cache = text.path().join("a.rs");
-    let error = TokenFile::prepare(&config(text.path(), &["rs"]), &cache, &mut |_| {}).map(|_| ()).unwrap_err();
+    let error = TokenFile::prepare(&config(text.path(), &["rs"]), &cache, &mut |_: u64| {}).map(|_| ()).unwrap_err();
     assert!(matches!(&error, DataError::Lock { path, .. } if path.starts_with(&cache)), "{error}");
 }
 

@@ -60,6 +60,7 @@ impl<D: Device + Clone> Job<D> {
             data_digest: self.data_digest(),
             num_samples: self.num_samples(),
             num_params: self.assignment.spec.model.num_params(),
+            inputs: Box::new(self.inputs()),
         }
     }
 

@@ -32,7 +32,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use toroid_proto::{StepRecord, Validation};
+use toroid_proto::{Inputs, StepRecord, Validation};
 use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::ShardFile;
@@ -153,6 +153,7 @@ pub enum Happened {
         data_digest: [u8; 32],
         num_samples: u64,
         num_params: u64,
+        inputs: Box<Inputs>,
     },
     Connected,
     /// With the record of the step at rank 0.
@@ -206,12 +207,23 @@ pub struct Shared {
     operation: Mutex<&'static str>,
     waits_for: Mutex<Option<WaitsFor>>,
     progress: AtomicU64,
+    /// The step whose gradients this place holds, not yet committed; 0: none.
+    sealed: AtomicU64,
+    computed: Mutex<Computed>,
     kill_at: Option<KillAt>,
     #[cfg(any(test, feature = "planted"))]
     flip_at: Option<planted::FlipAt>,
     /// The coordinator is not heard.
     is_cut_off: AtomicBool,
     trace: Option<Trace>,
+}
+
+/// Time that the trainer computed in the steps that it has made, all since the process began.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Computed {
+    pub num_steps: u64,
+    /// Without what it waited for others.
+    pub time: Duration,
 }
 
 /// How a request for a checkpoint stands to the committed step.
@@ -267,6 +279,28 @@ impl Shared {
     fn reset(&self, committed: u64) {
         lock(&self.checkpoints).clear();
         self.committed.store(committed, Ordering::SeqCst);
+        self.set_sealed(0);
+    }
+
+    /// This place holds all that is needed to apply `step`; 0: of no step.
+    fn set_sealed(&self, step: u64) {
+        self.sealed.store(step, Ordering::SeqCst);
+    }
+
+    /// Whether this place holds all that is needed to apply the step after `committed`.
+    pub fn has_sealed_after(&self, committed: u64) -> bool {
+        self.sealed.load(Ordering::SeqCst) == committed + 1
+    }
+
+    pub fn computed(&self) -> Computed {
+        *lock(&self.computed)
+    }
+
+    /// A step is made, in which the trainer computed for this long.
+    fn computed_step(&self, time: Duration) {
+        let mut computed = lock(&self.computed);
+        computed.num_steps += 1;
+        computed.time += time;
     }
 
     /// Whether the control stream lives. Without it a place may have been given to another.
@@ -316,6 +350,11 @@ impl Shared {
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
+
+/// What the trainer does while it reads data and makes or loads its state; the coordinator knows this word and the next.
+const PREPARE: &str = "prepare";
+/// Another process of this host makes the token file that it needs.
+const WAIT_FOR_TOKENS: &str = "wait for token file";
 
 /// Takes the trainer's events, from any thread.
 pub type Emit = Arc<dyn Fn(TrainerEvent) + Send + Sync>;
@@ -404,9 +443,9 @@ fn warm_up<D: Device + Clone>(
     used: Option<Room<D>>,
 ) -> Option<Room<D>> {
     // A place may be assigned meanwhile: it is the same work.
-    environment.shared.enter("prepare");
+    environment.shared.enter(PREPARE);
     let since = std::time::Instant::now();
-    let room = Room::make(device, environment, &ahead.spec, ahead.rank, &ahead.checkpoint_root, used);
+    let room = Room::make(device, environment, (&ahead.spec, ahead.rank), &ahead.checkpoint_root, None, used);
     environment.shared.enter("idle");
     let (job_id, spent) = (&ahead.job_id, since.elapsed());
     match room {
@@ -429,7 +468,7 @@ fn prepare<D: Device + Clone>(
     warm: Option<Room<D>>,
     emit: &Emit,
 ) -> Option<Job<D>> {
-    environment.shared.enter("prepare");
+    environment.shared.enter(PREPARE);
     let (job_id, epoch) = (assignment.job_id.clone(), assignment.epoch);
     let what;
     let job = match Job::prepare(device, environment, assignment, fence, warm) {
@@ -437,6 +476,10 @@ fn prepare<D: Device + Clone>(
             environment.shared.reset(job.committed);
             what = job.report();
             Some(job)
+        }
+        Err(error) if error.is_over() => {
+            environment.shared.enter("idle");
+            return None;
         }
         Err(error) => {
             what = Happened::Failed {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use toroid_proto::Inputs;
 use toroid_torus::cursor::Cursor;
 use toroid_torus::init::fill_initial;
 use toroid_torus::job::{JobError, JobSpec};
@@ -23,7 +24,7 @@ use super::step::Totals;
 use super::{Assignment, Emit, Environment, Happened, HeldAs, Shared, TrainerEvent};
 use crate::checkpoint::{CheckpointError, Owned, ShardState, ShardStateMut, Storage, load_initial};
 use crate::comm::{Fence, Group, LinkStats, Links};
-use crate::data::{DataError, Dataset};
+use crate::data::{DataError, Dataset, LeftOut};
 use crate::device::Device;
 use crate::model::Stage;
 use crate::optim::{HostShard, Shard};
@@ -69,6 +70,8 @@ pub struct Job<D: Device + Clone> {
     pub(super) validated: Option<u64>,
     pub(super) dataset: Dataset,
     data_digest: [u8; 32],
+    /// What of the job has no effect, or another than one may think.
+    notes: Vec<String>,
     pub(super) cursor: Cursor,
     pub(super) pipeline: Pipeline,
     pub(super) groups: Groups,
@@ -134,6 +137,11 @@ impl PrepareError {
         self.damaged_step().is_none() && !matches!(self, PrepareError::Own(_))
     }
 
+    /// The epoch ended while it was prepared for.
+    pub fn is_over(&self) -> bool {
+        matches!(self, PrepareError::Data(DataError::Over))
+    }
+
     /// The checkpoint of this job that cannot be read.
     pub fn damaged_step(&self) -> Option<u64> {
         match self {
@@ -153,7 +161,8 @@ impl<D: Device + Clone> Job<D> {
         warm: Option<Room<D>>,
     ) -> Result<Job<D>, PrepareError> {
         let spec = Arc::clone(&assignment.spec);
-        let room = Room::make(device, environment, &spec, assignment.rank, &assignment.checkpoint_root, warm)?;
+        let (rank, until) = (assignment.rank, Some((&fence, assignment.epoch)));
+        let room = Room::make(device, environment, (&spec, rank), &assignment.checkpoint_root, until, warm)?;
         let Room { dataset, data_digest, storage, parts, .. } = room;
         let Parts { partition, stage, mut shard, kept, mut holders, pipeline, groups, buffers } = parts;
         let cursor = Cursor::new(spec.seed, dataset.num_train(), spec.data.order);
@@ -173,6 +182,7 @@ impl<D: Device + Clone> Job<D> {
                 shard.write(device, &state);
             }
         }
+        let notes = notes(&spec, &source, &dataset, &data_digest);
         Ok(Job {
             fence,
             groups,
@@ -181,6 +191,7 @@ impl<D: Device + Clone> Job<D> {
             shard,
             dataset,
             data_digest,
+            notes,
             cursor,
             pipeline,
             buffers,
@@ -212,6 +223,19 @@ impl<D: Device + Clone> Job<D> {
 
     pub fn data_digest(&self) -> [u8; 32] {
         self.data_digest
+    }
+
+    /// What is trained on, and what of it is left out (T-12).
+    pub(super) fn inputs(&self) -> Inputs {
+        let text = self.dataset.text();
+        let left_out = |l: &LeftOut| toroid_proto::LeftOut {
+            reason: l.reason.words().into(),
+            num_files: l.num_files,
+            bytes: l.bytes,
+            first: l.first.clone(),
+        };
+        let left_out = text.left_out().iter().map(left_out).collect();
+        Inputs { summary: text.source_summary(), left_out, notes: self.notes.clone() }
     }
 
     pub fn num_samples(&self) -> u64 {
@@ -443,6 +467,40 @@ fn set_aside_if_damaged(storage: &Owned, step: u64, error: &CheckpointError) {
         Ok(path) => tracing::warn!("the damaged checkpoint of step {step} is now in {path}"),
         Err(error) => tracing::warn!("cannot set the damaged checkpoint of step {step} aside: {error}"),
     }
+}
+
+/// What only who has read the text and what the job begins from can say.
+fn notes(spec: &JobSpec, source: &Source<'_>, dataset: &Dataset, data_digest: &[u8; 32]) -> Vec<String> {
+    let mut notes = Vec::new();
+    let (num_train, of_step) = (dataset.num_train(), spec.batch.samples());
+    if num_train < of_step {
+        notes.push(format!(
+            "the text has {num_train} samples and a step takes {of_step}: a step sees some of them more than once"
+        ));
+    }
+    let (num_held_out, of_eval) =
+        (dataset.num_validation(), (spec.eval.num_micro_batches * spec.batch.micro_batch) as u64);
+    if num_held_out < of_eval {
+        notes.push(format!(
+            "{num_held_out} samples are held out and a validation takes {of_eval}: some of them count more than once; raise data.validation or lower eval.micro_batches"
+        ));
+    }
+    if let Source::Resumed { manifest, .. } = source {
+        let mut differences = spec.differences(&manifest.job);
+        let digest = blake3::Hash::from_bytes(*data_digest).to_hex();
+        if manifest.data_digest != digest.as_str() {
+            differences.insert(0, "other text".into());
+        }
+        if !differences.is_empty() {
+            let of = &manifest.job_id;
+            notes.push(format!(
+                "what follows differs from what {of} did up to step {}: {}",
+                manifest.step,
+                differences.join(", ")
+            ));
+        }
+    }
+    notes
 }
 
 /// A job goes on from a checkpoint of another job, or of this one under another shape, only where the next step would be the same.

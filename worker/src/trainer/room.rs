@@ -12,14 +12,14 @@ use toroid_torus::job::JobSpec;
 use toroid_torus::partition::{Partition, partition, shard_position};
 use toroid_torus::pipeline::Pipeline;
 
-use super::Environment;
 use super::holders::Holders;
 use super::memory;
 use super::prepare::{Groups, PrepareError};
 use super::replay::Kept;
+use super::{Environment, PREPARE, Shared, WAIT_FOR_TOKENS};
 use crate::checkpoint::Storage;
-use crate::comm::Group;
-use crate::data::{Dataset, TokenFile};
+use crate::comm::{Fence, Group};
+use crate::data::{Attend, Dataset, TokenFile};
 use crate::device::Device;
 use crate::model::Stage;
 use crate::optim::Shard;
@@ -115,13 +115,14 @@ fn groups_of(spec: &JobSpec, rank: usize) -> Groups {
 }
 
 impl<D: Device + Clone> Room<D> {
-    /// Room for the place of `rank`; `used` is what is there already, and taken as far as it fits.
+    /// Room for the place of `rank`; `used` is what is there already, and taken as far as it fits. `fence`: of the epoch that the place
+    /// is of, where there is one.
     pub fn make(
         device: &D,
         environment: &Environment,
-        spec: &Arc<JobSpec>,
-        rank: usize,
+        (spec, rank): (&Arc<JobSpec>, usize),
         checkpoint_root: &str,
+        fence: Option<(&Fence, u64)>,
         used: Option<Room<D>>,
     ) -> Result<Room<D>, PrepareError> {
         spec.check()?;
@@ -134,8 +135,10 @@ impl<D: Device + Clone> Room<D> {
         let tokens = match used {
             Some(tokens) => tokens,
             None => {
-                let mut progress = |_| environment.shared.advance();
-                Arc::new(TokenFile::prepare(&spec.data, &environment.cache_dir, &mut progress)?)
+                let mut attends = Attends { shared: &environment.shared, fence };
+                let tokens = TokenFile::prepare(&spec.data, &environment.cache_dir, &mut attends)?;
+                tell_of(&tokens);
+                Arc::new(tokens)
             }
         };
         Ok(Room {
@@ -159,5 +162,36 @@ impl<D: Device + Clone> Room<D> {
             && (own.tp, own.pp) == (place.tp, place.pp)
             && self.checkpoint_root == checkpoint_root
             && self.parts.stage.in_flight() == pipeline_of(spec, rank).in_flight()
+    }
+}
+
+/// What the text needs of the trainer while it is prepared. Reading and comparing are progress; waiting for another process that does
+/// it is not, and is over with the epoch.
+struct Attends<'a> {
+    shared: &'a Shared,
+    fence: Option<(&'a Fence, u64)>,
+}
+
+impl Attend for Attends<'_> {
+    fn advance(&mut self, _: u64) {
+        self.shared.advance();
+    }
+
+    fn waits(&mut self, is_waiting: bool) {
+        self.shared.enter(if is_waiting { WAIT_FOR_TOKENS } else { PREPARE });
+    }
+
+    fn is_over(&self) -> bool {
+        self.fence.is_some_and(|(fence, epoch)| fence.check(epoch).is_err())
+    }
+}
+
+/// The log of each worker says what it trains on and what of it is left out.
+fn tell_of(tokens: &TokenFile) {
+    let how = if tokens.was_cached() { "found in the cache and compared" } else { "read" };
+    tracing::info!("text: {}, {how}", tokens.source_summary());
+    for left in tokens.left_out() {
+        let (files, what, first) = (left.num_files, left.reason.words(), left.first.join(", "));
+        tracing::warn!("text: {files} of the files are left out: {what}, {} bytes; the first: {first}", left.bytes);
     }
 }

@@ -57,9 +57,12 @@ impl<D: Device + Clone> Job<D> {
 
     /// Makes update `self.committed`; on return it is committed. The record is that of rank 0.
     pub(super) fn step(&mut self, links: &mut Links, shared: &Shared) -> Result<Option<StepRecord>, StepError> {
+        let (begin, waited) = (Instant::now(), links.stats().wait);
         self.sealed = false;
+        shared.set_sealed(0);
         let sums = self.accumulate(links, shared)?;
         self.seal(links, shared)?;
+        shared.set_sealed(self.committed + 1);
         shared.enter("sealed");
         let mut totals = self.totals(&sums);
         global_sum_with(links, &self.assignment.spec.shape, totals.as_mut_slice(), || shared.enter("commit"))?;
@@ -79,6 +82,8 @@ impl<D: Device + Clone> Job<D> {
         self.moved_since = links.stats();
         #[cfg(any(test, feature = "planted"))]
         self.flip_planted(shared, false);
+        // What the links did is waiting, also where it moved data: that takes as long as the other side does.
+        shared.computed_step(begin.elapsed().saturating_sub(links.stats().wait - waited));
         Ok(record)
     }
 

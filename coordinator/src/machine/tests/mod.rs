@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod drain;
+mod figures;
 mod healing;
 mod lifecycle;
 mod recovery;

@@ -65,6 +65,10 @@ pub struct Worker {
     /// Whom it says it waits for.
     pub waits_for: Vec<u32>,
     pub pid: u32,
+    /// How long it computes a step, and has computed so far in how many.
+    pub step_s: f64,
+    pub computed: (u64, f64),
+    pub inputs: Option<proto::Inputs>,
     pub digest: u8,
     /// Step of what the job resumes from; 0: the initial weights.
     pub resume_step: u64,
@@ -101,6 +105,9 @@ impl Worker {
             progress: 0,
             waits_for: Vec::new(),
             pid: 1,
+            step_s: STEP_S,
+            computed: (0, 0.0),
+            inputs: None,
             digest: 7,
             resume_step: 0,
             prepare_error: None,
@@ -144,6 +151,8 @@ impl Worker {
             operation: self.stuck_in.clone().unwrap_or_else(|| "forward".into()),
             waits_for: self.waits_for.clone(),
             progress: self.progress,
+            compute_steps: self.computed.0,
+            compute_s: self.computed.1,
             ..Default::default()
         }
     }
@@ -283,6 +292,7 @@ impl Worker {
             num_params: 1000,
             held,
             sealed_next,
+            inputs: self.inputs.clone(),
         }));
         let Some(work) = self.work.clone() else { return };
         work.unacknowledged.iter().for_each(|r| self.say(work.report(r)));
@@ -430,6 +440,7 @@ impl Worker {
         assert!(!work.held.is_empty() && work.sealed, "T-2: {} commits what it has not sealed", self.id);
         work.committed += 1;
         work.sealed = false;
+        self.computed = (self.computed.0 + 1, self.computed.1 + self.step_s);
         let (step, epoch) = (work.committed, work.epoch);
         let loss = loss_of(step);
         let record = StepRecord { step, loss, step_s: STEP_S, tokens: 100, epoch, ..Default::default() };

@@ -1,0 +1,92 @@
+//! What workers say of their input and of their work is told to users.
+
+use toroid_proto as proto;
+
+use super::world::{World, job_file};
+use crate::machine::record::State;
+
+/// A second of a job: ten steps, all messages delivered, then a heartbeat of each.
+fn second(world: &mut World, job: &str) {
+    world.train(job, 10);
+    world.now += std::time::Duration::from_secs(1);
+    world.heartbeats();
+    world.settle();
+}
+
+#[test]
+fn a_straggler_is_named_with_its_figures_and_keeps_its_place() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(4, 100_000, ""));
+    ["a", "b", "c", "d"].into_iter().for_each(|id| world.join(id));
+    world.settle();
+    for id in ["a", "b", "d"] {
+        world.worker(id).step_s = 0.016;
+    }
+    // It is slow, and the others wait for it: what they wait is no work of theirs.
+    world.worker("c").step_s = 0.040;
+    let rank = world.record(&job).rank_of("c").expect("c has a place");
+    for id in ["a", "b", "d"] {
+        world.worker(id).waits_for = vec![rank as u32];
+    }
+    (0..20).for_each(|_| second(&mut world, &job));
+    let named = |world: &World, kind: &str| -> Vec<String> {
+        let events = world.record(&job).events.iter().filter(|e| e.kind == kind);
+        events.map(|e| e.worker.clone()).collect()
+    };
+    assert_eq!(named(&world, "worker.slow"), ["c"], "once, and nobody else");
+    let text = format!("c (rank {rank}) computes 2.5 times as long as its 3 peers: 40.0 ms a step and not 16.0 ms");
+    assert!(world.has_event(&job, "worker.slow", &text), "{:#?}", world.record(&job).events);
+    assert!(world.has_event(&job, "worker.slow", "it keeps its place"));
+    let view = world.view(&job);
+    let [straggler] = &view.stragglers[..] else { panic!("{:?}", view.stragglers) };
+    assert_eq!((straggler.worker_id.as_str(), straggler.rank, straggler.num_peers), ("c", rank as u32, 3));
+    assert!((straggler.factor - 2.5).abs() < 1e-9 && straggler.to_step > straggler.from_step, "{straggler:?}");
+    let workers = world.machine.view_workers(world.at());
+    let slow: Vec<(&str, bool)> = workers.iter().map(|w| (w.worker_id.as_str(), w.slow_factor > 0.0)).collect();
+    assert_eq!(slow, [("a", false), ("b", false), ("c", true), ("d", false)]);
+    assert!(workers.iter().all(|w| w.compute_s > 0.0), "{workers:?}");
+    assert_eq!(
+        (world.record(&job).state, world.record(&job).epoch),
+        (State::Running, 1),
+        "nobody loses a place for it"
+    );
+
+    world.worker("c").step_s = 0.016;
+    (0..20).for_each(|_| second(&mut world, &job));
+    assert_eq!(named(&world, "worker.keeps_up"), ["c"]);
+    assert_eq!(world.view(&job).stragglers, []);
+}
+
+/// T-12, also after a restart of the coordinator.
+#[test]
+fn what_is_left_out_of_the_input_is_an_event_and_stays_in_the_status() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(2, 5, "optimizer.warmup = 5"));
+    let left_out = proto::LeftOut {
+        reason: "not UTF-8 text".into(),
+        num_files: 12,
+        bytes: 345,
+        first: vec!["a.bin".into(), "b.png".into(), "c.o".into()],
+    };
+    let inputs = proto::Inputs {
+        summary: "3 files, 1.2 MB of text under /data".into(),
+        left_out: vec![left_out; 100],
+        notes: vec!["x".repeat(10_000)],
+    };
+    for id in ["a", "b"] {
+        world.join_as(id, |w| w.inputs = Some(inputs.clone()));
+    }
+    world.settle();
+    let expected = "12 files are left out, 345 bytes: not UTF-8 text (a.bin, b.png, c.o, ...)";
+    assert!(world.has_event(&job, "data.left_out", expected), "{:#?}", world.record(&job).events);
+    assert!(world.has_event(&job, "job.note", "optimizer.warmup = 5 is not less than steps = 5"));
+    world.train(&job, 2);
+    world.restart(|_| true);
+    world.settle();
+    let view = world.view(&job).inputs.expect("what it is trained on");
+    assert_eq!((view.summary.as_str(), view.left_out[0].num_files), ("3 files, 1.2 MB of text under /data", 12));
+    assert_eq!((view.left_out.len(), view.notes[1].len()), (16, 500), "what a worker says is bounded");
+    assert!(view.notes[0].contains("warmup"), "{:?}", view.notes);
+    let num_told = world.record(&job).events.iter().filter(|e| e.kind == "data.left_out").count();
+    assert_eq!(num_told, 16, "told once");
+}
