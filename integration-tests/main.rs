@@ -14,4 +14,5 @@ mod ownership;
 mod publishing;
 mod reference;
 mod resize;
+mod restoring;
 mod training;

@@ -64,6 +64,7 @@ pub(crate) enum Command {
     Submit { toml: String, answer: Answer<Reply> },
     Cancel { job: String, answer: Answer<Reply> },
     Checkpoint { job: String, answer: Answer<Reply> },
+    Resume { job: String, from_scratch: bool, answer: Answer<Reply> },
     Drain { worker: String, answer: Answer<Reply> },
     Remove { job: String, answer: Answer<Reply> },
     Job { job: String, answer: Answer<proto::Job> },
@@ -260,6 +261,9 @@ impl Driver {
             }
             Command::Cancel { job, answer } => self.request(answer, |request| Input::Cancel { request, job }),
             Command::Checkpoint { job, answer } => self.request(answer, |request| Input::Checkpoint { request, job }),
+            Command::Resume { job, from_scratch, answer } => {
+                self.request(answer, |request| Input::Resume { request, job, from_scratch })
+            }
             Command::Drain { worker, answer } => self.request(answer, |request| Input::Drain { request, worker }),
             Command::Remove { job, answer } => self.request(answer, |request| Input::Remove { request, job }),
             Command::Message { stream, body, room } => {
@@ -302,6 +306,7 @@ impl Driver {
             Command::Submit { .. }
             | Command::Cancel { .. }
             | Command::Checkpoint { .. }
+            | Command::Resume { .. }
             | Command::Drain { .. }
             | Command::Remove { .. }
             | Command::Message { .. }

@@ -15,11 +15,10 @@ use std::sync::Arc;
 use toroid_torus::manifest::{MANIFEST_NAME, Manifest};
 use toroid_torus::owner::{MAX_OWNER_BYTES, OWNER_NAME, Owner, OwnerId, Stamp};
 
-use super::{CheckpointError, Storage, digest_line, name_in, step_of};
+use super::{CheckpointError, DAMAGED_PREFIX, Storage, digest_line, name_in, step_of};
 
 /// An empty file whose name has the epoch that goes on from the checkpoint.
 const CLAIM_PREFIX: &str = "claimed-by-";
-const DAMAGED_PREFIX: &str = "damaged-";
 
 /// What a job may find in a folder without an owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
