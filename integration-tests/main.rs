@@ -13,4 +13,5 @@ mod ownership;
 mod publishing;
 mod reference;
 mod resize;
+mod restoring;
 mod training;

@@ -45,7 +45,7 @@ mod write;
 mod tests;
 
 pub(crate) use durable::AtomicFile;
-pub use error::CheckpointError;
+pub use error::{CheckpointError, ReadFault};
 pub use initial::load_initial;
 pub use owned::{Claim, Owned};
 pub use read::ShardStateMut;
@@ -53,6 +53,9 @@ pub use verify::{Fault, FaultKind};
 pub use write::ShardState;
 
 use objects::Objects;
+
+/// Begins the name of the folder of a checkpoint that was set aside.
+const DAMAGED_PREFIX: &str = "damaged-";
 
 /// A folder of checkpoints, to read.
 #[derive(Debug)]
@@ -145,6 +148,23 @@ impl Storage {
             return Err(CheckpointError::ManifestDamaged { file, what });
         }
         Ok(Some(manifest))
+    }
+
+    /// What an error of reading this checkpoint says about it; `manifest_read`: it came after that. Where another has set it aside meanwhile, it was damaged.
+    pub fn read_fault(&self, step: u64, error: &CheckpointError, manifest_read: bool) -> ReadFault {
+        match error.is_damage() || self.is_set_aside(step) {
+            true => ReadFault::Damaged,
+            false => ReadFault::Unreadable { manifest_read },
+        }
+    }
+
+    /// There is what was set aside of this step, and nothing else.
+    fn is_set_aside(&self, step: u64) -> bool {
+        let folder = Manifest::folder(step);
+        let Ok((folders, _)) = self.objects.list("") else { return false };
+        let damaged = format!("{DAMAGED_PREFIX}{folder}");
+        !folders.contains(&folder)
+            && folders.iter().any(|name| *name == damaged || name.starts_with(&format!("{damaged}.")))
     }
 
     fn not_found(&self, step: u64) -> CheckpointError {

@@ -15,11 +15,10 @@ use std::sync::Arc;
 use toroid_torus::manifest::{MANIFEST_NAME, Manifest};
 use toroid_torus::owner::{MAX_OWNER_BYTES, OWNER_NAME, Owner, OwnerId, Stamp};
 
-use super::{CheckpointError, Storage, digest_line, name_in, step_of};
+use super::{CheckpointError, DAMAGED_PREFIX, Storage, digest_line, name_in, step_of};
 
 /// An empty file whose name has the epoch that goes on from the checkpoint.
 const CLAIM_PREFIX: &str = "claimed-by-";
-const DAMAGED_PREFIX: &str = "damaged-";
 
 /// What a job may find in a folder without an owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +50,14 @@ impl Storage {
     pub fn own(self: &Arc<Storage>, owner: &Owner, claim: Claim) -> Result<Owned, CheckpointError> {
         let owned = Owned { storage: Arc::clone(self), owner: owner.clone(), claim };
         owned.check_owner()?;
+        Ok(owned)
+    }
+
+    /// The folder as that of `owner`, to go on from what it has written there. Nothing is made: where a file system is not mounted there is no
+    /// record, nor a checkpoint.
+    pub fn own_to_read(self: &Arc<Storage>, owner: &Owner, claim: Claim) -> Result<Owned, CheckpointError> {
+        let owned = Owned { storage: Arc::clone(self), owner: owner.clone(), claim };
+        owned.is_owner()?;
         Ok(owned)
     }
 

@@ -20,8 +20,8 @@ use super::replay::{Kept, Sealed};
 use super::resplit::Earlier;
 use super::room::{Buffers, Parts, Room};
 use super::step::Totals;
-use super::{Assignment, Emit, Environment, Happened, HeldAs, Shared, TrainerEvent};
-use crate::checkpoint::{CheckpointError, Owned, ShardState, ShardStateMut, Storage, load_initial};
+use super::{Assignment, BadCheckpoint, Emit, Environment, Happened, HeldAs, Shared, TrainerEvent};
+use crate::checkpoint::{CheckpointError, Owned, ReadFault, ShardState, ShardStateMut, Storage, load_initial};
 use crate::comm::{Fence, Group, LinkStats, Links};
 use crate::data::{DataError, Dataset};
 use crate::device::Device;
@@ -104,12 +104,9 @@ pub enum PrepareError {
     #[error("cannot load the initial weights: {0}")]
     Initial(CheckpointError),
     #[error("cannot restore step {step}: {error}")]
-    Restore { step: u64, error: CheckpointError },
+    Restore { step: u64, error: CheckpointError, fault: ReadFault },
     #[error("cannot open the checkpoint folder: {0}")]
     Open(CheckpointError),
-    /// This worker does not see the folder that the job has its checkpoints in.
-    #[error("cannot go on from the checkpoints: {0}")]
-    Own(CheckpointError),
     #[error("cannot resume: {0}")]
     ResumePath(CheckpointError),
     #[error("cannot resume from {path}: {what} is {found} there and {expected} in this job; they have to be equal")]
@@ -119,13 +116,13 @@ pub enum PrepareError {
 impl PrepareError {
     /// Every other worker would fail in the same way.
     pub fn is_fatal(&self) -> bool {
-        self.damaged_step().is_none() && !matches!(self, PrepareError::Own(_))
+        self.checkpoint().is_none()
     }
 
-    /// The checkpoint of this job that cannot be read.
-    pub fn damaged_step(&self) -> Option<u64> {
+    /// The checkpoint of this job that could not be loaded.
+    pub fn checkpoint(&self) -> Option<BadCheckpoint> {
         match self {
-            PrepareError::Restore { step, .. } => Some(*step),
+            PrepareError::Restore { step, fault, .. } => Some(BadCheckpoint { step: *step, fault: *fault }),
             _ => None,
         }
     }
@@ -147,10 +144,15 @@ impl<D: Device + Clone> Job<D> {
         let cursor = Cursor::new(spec.seed, dataset.num_train(), spec.data.order);
 
         let owned = match assignment.restore_step {
-            Some(_) if !assignment.heal => Some(Arc::new(own(&assignment, &storage).map_err(PrepareError::Own)?)),
+            Some(step) if !assignment.heal => {
+                let owned = storage.own_to_read(&assignment.owner, assignment.claim);
+                // Another job's folder: this worker sees another one than those who wrote the checkpoint.
+                let fault = ReadFault::Unreadable { manifest_read: false };
+                Some(owned.map_err(|error| PrepareError::Restore { step, error, fault })?)
+            }
             _ => None,
         };
-        let source = Source::of(&assignment, owned.as_deref())?;
+        let source = Source::of(&assignment, owned.as_ref())?;
         if let (Source::Checkpoint { manifest, storage }, 0) = (&source, assignment.rank)
             && let Err(error) = storage.claim(manifest.step, assignment.epoch)
         {
@@ -192,7 +194,7 @@ impl<D: Device + Clone> Job<D> {
             skipped: source.skipped(),
             skipped_at: Mutex::default(),
             storage,
-            owned,
+            owned: None,
             writer: None,
             assignment,
         })
@@ -209,7 +211,7 @@ impl<D: Device + Clone> Job<D> {
     /// T-10: finds or makes the checkpoint folder this job's, as long as that is not known.
     pub(super) fn own_folder(&mut self) -> Result<(), CheckpointError> {
         if self.owned.is_none() {
-            self.owned = Some(Arc::new(own(&self.assignment, &self.storage)?));
+            self.owned = Some(Arc::new(self.storage.own(&self.assignment.owner, self.assignment.claim)?));
         }
         Ok(())
     }
@@ -314,10 +316,6 @@ impl<D: Device + Clone> Job<D> {
     }
 }
 
-fn own(assignment: &Assignment, storage: &Arc<Storage>) -> Result<Owned, CheckpointError> {
-    storage.own(&assignment.owner, assignment.claim)
-}
-
 /// Where the state of a shard comes from.
 enum Source<'a> {
     /// A healing epoch: this place is a newcomer and pulls its shards.
@@ -342,7 +340,7 @@ impl<'a> Source<'a> {
             return Ok(Source::OtherHolders);
         }
         if let (Some(step), Some(storage)) = (assignment.restore_step, owned) {
-            let manifest = Box::new(storage.manifest(step).map_err(|e| damaged(storage, step, e))?);
+            let manifest = Box::new(storage.manifest(step).map_err(|e| not_loaded(storage, step, e, false))?);
             return Ok(Source::Checkpoint { storage, manifest });
         }
         let Some(path) = &assignment.spec.resume_from else { return Ok(Source::Initial) };
@@ -381,9 +379,8 @@ impl<'a> Source<'a> {
     ) -> Result<Option<HostShard>, PrepareError> {
         let state = match self {
             Source::OtherHolders => return Ok(None),
-            Source::Checkpoint { storage, manifest } => {
-                load_checkpoint(storage, manifest, partition, range).map_err(|e| damaged(storage, manifest.step, e))
-            }
+            Source::Checkpoint { storage, manifest } => load_checkpoint(storage, manifest, partition, range)
+                .map_err(|e| not_loaded(storage, manifest.step, e, true)),
             Source::Resumed { storage, manifest } => {
                 load_checkpoint(storage, manifest, partition, range).map_err(PrepareError::ResumePath)
             }
@@ -409,24 +406,17 @@ fn initial(spec: &JobSpec, partition: &Partition, range: Range<usize>) -> Result
     Ok(shard)
 }
 
-/// The error of a checkpoint of this job that cannot be read.
-fn damaged(storage: &Owned, step: u64, error: CheckpointError) -> PrepareError {
-    set_aside_if_damaged(storage, step, &error);
-    PrepareError::Restore { step, error }
+/// The error of a checkpoint of this job that could not be loaded. `manifest_read`: it came after that.
+fn not_loaded(storage: &Owned, step: u64, error: CheckpointError, manifest_read: bool) -> PrepareError {
+    let fault = storage.read_fault(step, &error, manifest_read);
+    if error.is_damage() {
+        set_aside(storage, step, &error);
+    }
+    PrepareError::Restore { step, error, fault }
 }
 
 /// A checkpoint that is damaged is kept for whoever wants to look at it, but not read again. Several places may find it at a time.
-fn set_aside_if_damaged(storage: &Owned, step: u64, error: &CheckpointError) {
-    let is_damaged = matches!(
-        error,
-        CheckpointError::Manifest { .. }
-            | CheckpointError::ManifestDamaged { .. }
-            | CheckpointError::Missing { .. }
-            | CheckpointError::Damaged { .. }
-    );
-    if !is_damaged {
-        return;
-    }
+fn set_aside(storage: &Owned, step: u64, error: &CheckpointError) {
     match storage.set_aside(step, &error.to_string()) {
         Ok(path) => tracing::warn!("the damaged checkpoint of step {step} is now in {path}"),
         Err(error) => tracing::warn!("cannot set the damaged checkpoint of step {step} aside: {error}"),

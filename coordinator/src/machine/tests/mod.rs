@@ -3,10 +3,12 @@
 mod checkpoints;
 mod drain;
 mod healing;
+mod leave;
 mod lifecycle;
 mod recovery;
 mod resize;
 mod restart;
+mod restore;
 mod simulation;
 mod worker;
 mod world;

@@ -15,6 +15,7 @@ use crate::checkpoint::Claim;
 use crate::comm::{Fence, LinkChoice, Links, Listener, PeerAddr};
 use crate::device::{Buffer, CpuDevice, Device};
 
+mod halt;
 mod heal;
 mod publish;
 mod replay;
