@@ -91,16 +91,6 @@ pub enum CheckpointError {
     Initial { path: PathBuf, problems: Vec<String> },
 }
 
-impl CheckpointError {
-    /// The folder is, or may be, another job's: it is so whoever looks.
-    pub fn is_about_owner(&self) -> bool {
-        matches!(
-            self,
-            CheckpointError::Owned { .. } | CheckpointError::Unowned { .. } | CheckpointError::OwnerDamaged { .. }
-        )
-    }
-}
-
 /// What a checkpoint that could not be loaded says: of itself, or of who has read it (T-11).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadFault {
@@ -114,6 +104,14 @@ pub enum ReadFault {
 }
 
 impl CheckpointError {
+    /// The folder is, or may be, another job's: it is so whoever looks.
+    pub fn is_about_owner(&self) -> bool {
+        matches!(
+            self,
+            CheckpointError::Owned { .. } | CheckpointError::Unowned { .. } | CheckpointError::OwnerDamaged { .. }
+        )
+    }
+
     /// Bytes were read and are wrong.
     pub fn is_damage(&self) -> bool {
         matches!(

@@ -21,7 +21,7 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt};
 use tokio::runtime::Runtime;
-use toroid_torus::owner::Stamp;
+use toroid_torus::owner::{OWNER_NAME, Stamp};
 
 use super::{AtomicFile, CheckpointError};
 
@@ -102,7 +102,10 @@ impl Objects {
 
     /// Starts an object of `total` bytes by the writer of `stamp`; nobody sees it before [`Upload::finish`].
     pub fn upload(&self, name: &str, stamp: &Stamp, total: u64) -> Result<Upload<'_>, CheckpointError> {
-        self.remove_staging(name, stamp);
+        // All places of a job write the owner's record at once; every other object has one writer.
+        if name != OWNER_NAME {
+            self.remove_staging(name, stamp);
+        }
         let target = self.folder.join(name);
         let staging = self.folder.join(format!("{name}.{stamp}#{}", unique()));
         let create = || {

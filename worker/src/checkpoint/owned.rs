@@ -53,6 +53,14 @@ impl Storage {
         Ok(owned)
     }
 
+    /// The folder as that of `owner`, to go on from what it has written there. Nothing is made: where a file system is not mounted there is no
+    /// record, nor a checkpoint.
+    pub fn own_to_read(self: &Arc<Storage>, owner: &Owner, claim: Claim) -> Result<Owned, CheckpointError> {
+        let owned = Owned { storage: Arc::clone(self), owner: owner.clone(), claim };
+        owned.is_owner()?;
+        Ok(owned)
+    }
+
     /// Whose the folder is; `None` where nobody has said so.
     pub fn owner(&self) -> Result<Option<Owner>, CheckpointError> {
         let file = self.objects.display(OWNER_NAME);

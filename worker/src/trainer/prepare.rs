@@ -110,9 +110,6 @@ pub enum PrepareError {
     Restore { step: u64, error: CheckpointError, fault: ReadFault },
     #[error("cannot open the checkpoint folder: {0}")]
     Open(CheckpointError),
-    /// This worker does not see the folder that the job has its checkpoints in.
-    #[error("cannot go on from the checkpoints: {0}")]
-    Own(CheckpointError),
     #[error("cannot resume: {0}")]
     ResumePath(CheckpointError),
     #[error("cannot resume from {path}: {what} is {found} there and {expected} in this job; they have to be equal")]
@@ -134,7 +131,7 @@ impl From<DataError> for PrepareError {
 impl PrepareError {
     /// Every other worker would fail in the same way.
     pub fn is_fatal(&self) -> bool {
-        self.checkpoint().is_none() && !matches!(self, PrepareError::Own(_))
+        self.checkpoint().is_none()
     }
 
     /// The epoch ended while it was prepared for.
@@ -168,10 +165,15 @@ impl<D: Device + Clone> Job<D> {
         let cursor = Cursor::new(spec.seed, dataset.num_train(), spec.data.order);
 
         let owned = match assignment.restore_step {
-            Some(_) if !assignment.heal => Some(Arc::new(own(&assignment, &storage).map_err(PrepareError::Own)?)),
+            Some(step) if !assignment.heal => {
+                let owned = storage.own_to_read(&assignment.owner, assignment.claim);
+                // Another job's folder: this worker sees another one than those who wrote the checkpoint.
+                let fault = ReadFault::Unreadable { manifest_read: false };
+                Some(owned.map_err(|error| PrepareError::Restore { step, error, fault })?)
+            }
             _ => None,
         };
-        let source = Source::of(&assignment, owned.as_deref())?;
+        let source = Source::of(&assignment, owned.as_ref())?;
         if let (Source::Checkpoint { manifest, storage }, 0) = (&source, assignment.rank)
             && let Err(error) = storage.claim(manifest.step, assignment.epoch)
         {
@@ -215,7 +217,7 @@ impl<D: Device + Clone> Job<D> {
             skipped: source.skipped(),
             skipped_at: Mutex::default(),
             storage,
-            owned,
+            owned: None,
             writer: None,
             assignment,
         })
@@ -245,7 +247,7 @@ impl<D: Device + Clone> Job<D> {
     /// T-10: finds or makes the checkpoint folder this job's, as long as that is not known.
     pub(super) fn own_folder(&mut self) -> Result<(), CheckpointError> {
         if self.owned.is_none() {
-            self.owned = Some(Arc::new(own(&self.assignment, &self.storage)?));
+            self.owned = Some(Arc::new(self.storage.own(&self.assignment.owner, self.assignment.claim)?));
         }
         Ok(())
     }
@@ -348,10 +350,6 @@ impl<D: Device + Clone> Job<D> {
             }
         }
     }
-}
-
-fn own(assignment: &Assignment, storage: &Arc<Storage>) -> Result<Owned, CheckpointError> {
-    storage.own(&assignment.owner, assignment.claim)
 }
 
 /// Where the state of a shard comes from.
