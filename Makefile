@@ -26,10 +26,11 @@ demo:
 test:
 	scripts/setup.sh
 	$(MAKE) check
-	cargo test --workspace --no-fail-fast
+	scripts/tests.sh
 
 soak:
 	TOROID_SEEDS=$(SEEDS) cargo test --test simulation
+	TOROID_SEEDS=$(SEEDS) cargo test -p toroid-failpoint --features failpoint --test simulation
 	cargo build --release --bin toroid
 	$(CHAOS) --tp 2 --pp 2 --dp 2
 	$(CHAOS) --tp 1 --pp 1 --dp 8
@@ -41,7 +42,7 @@ soak:
 check:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo clippy -p toroid-worker --features gpu --test numerics -- -D warnings
+	cargo clippy -p toroid-failpoint -p toroid-worker --all-targets --features toroid-failpoint/failpoint,toroid-worker/gpu -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 
 fix:

@@ -5,11 +5,15 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use toroid_proto::worker_service_client::WorkerServiceClient;
-use toroid_proto::{JobState, PROTOCOL_VERSION, Register, WorkerMessage, coordinator_message, worker_message};
+use toroid_proto::{
+    Event, Job, JobState, PROTOCOL_VERSION, Register, WorkerMessage, coordinator_message, worker_message,
+};
 
-use crate::cluster::{Cluster, path, run, run_ok, toroid};
-use crate::training::short_job;
+use crate::cluster::{
+    Cluster, Undisturbed, endless_job, is_whole, path, run, run_ok, short_job, tiny_job, toroid, worker_of,
+};
 
 /// Submits a job file that must be refused, and checks that the words say what is wrong. One error, no panic.
 fn check_refused(cluster: &Cluster, job_file: &str, expected: &[&str]) -> Result<()> {
@@ -170,7 +174,7 @@ fn a_full_disk_under_the_checkpoint_leaves_the_last_good_one() -> Result<()> {
     let cluster = Cluster::start(2, 1)?;
     let disk = cluster.path().join("disk");
     let _mounted = SmallDisk::mount(&disk)?;
-    let job_file = format!("{}path = \"{}\"\n", short_job((1, 1, 2), 20, ""), path(&disk));
+    let job_file = format!("{}path = \"{}\"\n", tiny_job((1, 1, 2), 20, ""), path(&disk));
     let id = cluster.submit(&job_file)?;
     let job = cluster.wait_for(&id, "the failure of the last checkpoint", |job| job.state() == JobState::Failed)?;
     ensure!(job.curve.len() == 20, "training stopped at step {}", job.curve.len());
@@ -184,27 +188,43 @@ fn a_full_disk_under_the_checkpoint_leaves_the_last_good_one() -> Result<()> {
     Ok(())
 }
 
-/// A damaged checkpoint is set aside and named, and the one before is used.
+/// A damaged checkpoint is set aside and named, and the one before is used. Both holders of the state die, so that one is needed; they
+/// are stopped before, so that no newer one comes.
 #[test]
 fn a_damaged_checkpoint_is_passed_over_for_the_one_before() -> Result<()> {
-    let job_file = short_job((1, 1, 2), 120, "");
-    let mut cluster = Cluster::start(2, 1)?;
-    let undisturbed = cluster.train(&job_file)?;
-    cluster.add_worker(1)?;
+    let job_file = endless_job((1, 1, 2));
+    let mut cluster = Cluster::start(4, 1)?;
     let id = cluster.submit(&job_file)?;
+    let is_ready = |job: &Job| job.checkpoints.len() >= 2 && job.spares == 2;
+    let job = cluster.wait_for(&id, "the second checkpoint and two spares", is_ready)?;
+    let victims = [worker_of(&job, 0), worker_of(&job, 1)];
+    for victim in &victims {
+        cluster.signal(victim, Signal::STOP)?;
+    }
+    // Looked at after they are stopped; what they had said before may still be on its way.
+    let manifests = |folder: &Path| -> Result<Vec<u64>> {
+        let steps = std::fs::read_dir(folder)?.filter_map(|entry| {
+            let path = entry.ok()?.path();
+            path.join("manifest.json").exists().then_some(())?;
+            path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
+        });
+        Ok(steps.collect())
+    };
     let folder = cluster.checkpoints(&id);
-    let job = cluster.wait_for(&id, "the second checkpoint", |job| job.checkpoints.len() >= 2)?;
-    let newest = job.checkpoints.iter().map(|c| c.step).max().context("find the newest checkpoint")?;
+    let newest = manifests(&folder)?.into_iter().max().context("find the newest checkpoint")?;
     let shard = crate::cluster::shard_file(&folder.join(format!("step-{newest}")), 0)?;
     let mut bytes = std::fs::read(&shard)?;
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     std::fs::write(&shard, bytes)?;
-    let victim = job.places[1].worker_id.clone();
-    cluster.kill_worker(&victim)?;
-    let job = cluster.done(&id)?;
-    crate::cluster::assert_same_curve(&undisturbed.curve, &job.curve);
-    Ok(())
+    cluster.kill_workers(&[&victims[0], &victims[1]])?;
+    let goes_on = |job: &Job| is_whole(job) && job.incidents.iter().any(|incident| incident.rung == "restore");
+    cluster.wait_for(&id, "an older checkpoint to be restored", goes_on)?;
+    let job = cluster.finish(&id)?;
+    let named = |event: &Event| event.kind == "checkpoint.damaged" && event.text.contains(&newest.to_string());
+    ensure!(job.events.iter().any(named), "step {newest} is not named: {:#?}", job.events);
+    ensure!(folder.join(format!("damaged-step-{newest}")).exists(), "step {newest} is not set aside");
+    Undisturbed::as_far_as(&cluster, &job_file, &job)?.check_same(&cluster, &job)
 }
 
 #[test]

@@ -7,73 +7,26 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
-use toroid_proto::{Incident, Job, JobState, Validation};
+use toroid_proto::Job;
 use toroid_torus::cursor::splitmix64;
 use toroid_torus::geometry::Shape;
 use toroid_torus::holders::{backup_of, lost_shard};
 
-use crate::cluster::{Cluster, assert_same_curve, path, run, run_ok, text_folder, toroid};
-use crate::training::short_job;
+use crate::cluster::{
+    Cluster, Undisturbed, check_nothing_lost, endless_job, is_whole, path, run, run_ok, text_folder, toroid, worker_of,
+};
 
 type Ways = (usize, usize, usize);
+
+/// Where silence is to be seen; long enough that a busy machine makes nobody look dead.
+const FAILURE_TIMEOUT_MS: u32 = 3000;
 
 fn shape((tp, pp, dp): Ways) -> Result<Shape> {
     Ok(Shape::new(tp, pp, dp)?)
 }
 
-/// What a job came to where nothing was done to it.
-pub struct Undisturbed {
-    pub job: Job,
-    parameters: Vec<u8>,
-    steps: u64,
-}
-
-impl Undisturbed {
-    pub fn train(cluster: &Cluster, job_file: &str, steps: u64) -> Result<Undisturbed> {
-        let job = cluster.train(job_file).context("train undisturbed")?;
-        let parameters = cluster.export(&job.id, steps)?;
-        Ok(Undisturbed { job, parameters, steps })
-    }
-
-    /// T-4: every figure of every step, every validation and all parameters.
-    pub fn check_same(&self, cluster: &Cluster, job: &Job) -> Result<()> {
-        assert_same_curve(&self.job.curve, &job.curve);
-        assert_eq!(validations(&self.job), validations(job));
-        ensure!(self.parameters == cluster.export(&job.id, self.steps)?, "the final parameters differ");
-        Ok(())
-    }
-}
-
-/// By step, each once: one that was being made when a worker died is made again.
-fn validations(job: &Job) -> Vec<Validation> {
-    let mut validations = job.validations.clone();
-    validations.dedup();
-    validations
-}
-
-/// T-3: no incident cost a committed step, and all are over.
-pub fn check_nothing_lost(job: &Job) -> Result<()> {
-    let is_fine = |incident: &&Incident| incident.resolved && incident.steps_lost == 0 && incident.rung != "restore";
-    let bad: Vec<_> = job.incidents.iter().filter(|incident| !is_fine(incident)).collect();
-    ensure!(bad.is_empty(), "these incidents cost steps or are not over: {bad:#?}");
-    ensure!(!job.incidents.is_empty(), "there was no incident at all");
-    ensure!(job.lost_steps == 0, "{} steps were lost", job.lost_steps);
-    Ok(())
-}
-
-/// Every place has a worker and the incidents so far are over.
-pub fn is_whole(job: &Job) -> bool {
-    job.state() == JobState::Running
-        && job.places.iter().all(|place| place.alive)
-        && job.incidents.iter().all(|incident| incident.resolved)
-}
-
 fn has_place(job: &Job, workers: &[String]) -> bool {
     job.places.iter().any(|place| workers.contains(&place.worker_id))
-}
-
-pub fn worker_of(job: &Job, rank: usize) -> String {
-    job.places[rank].worker_id.clone()
 }
 
 /// Of the environment, to replay one; else another each time.
@@ -88,13 +41,8 @@ fn seed() -> Result<u64> {
 
 /// Kills `num_kills` random workers at random instants, one after the other, each with a spare at hand.
 fn check_kills(ways: Ways, num_spares: usize, num_kills: usize) -> Result<()> {
-    let (seed, steps, world) = (seed()?, 160, shape(ways)?.world());
-    let job_file = short_job(ways, steps, "");
-    let mut cluster = Cluster::start(world, 1)?;
-    let undisturbed = Undisturbed::train(&cluster, &job_file, steps)?;
-    for _ in 0..num_spares {
-        cluster.add_worker(1)?;
-    }
+    let (seed, world, job_file) = (seed()?, shape(ways)?.world(), endless_job(ways));
+    let mut cluster = Cluster::start(world + num_spares, 1)?;
     let id = cluster.submit(&job_file)?;
     let mut after = 1;
     for kill in 0..num_kills {
@@ -112,13 +60,13 @@ fn check_kills(ways: Ways, num_spares: usize, num_kills: usize) -> Result<()> {
         cluster.kill_worker(&victim)?;
         cluster.add_worker(1)?;
     }
-    let job = cluster.done(&id)?;
-    undisturbed.check_same(&cluster, &job)?;
+    cluster.wait_for(&id, "the last place to be filled", |job| is_whole(job) && job.incidents.len() == num_kills)?;
+    let job = cluster.finish(&id)?;
     check_nothing_lost(&job)?;
     ensure!(job.incidents.len() == num_kills, "{num_kills} kills, but {:#?}", job.incidents);
     ensure!(job.epoch == 1 + num_kills as u64, "each of {num_kills} deaths is one epoch, found {}", job.epoch);
     ensure!(cluster.dead_workers()?.is_empty(), "others died too: {}", cluster.logs());
-    Ok(())
+    Undisturbed::as_far_as(&cluster, &job_file, &job)?.check_same(&cluster, &job)
 }
 
 #[test]
@@ -137,97 +85,13 @@ fn random_kills_at_2_2_1_cost_no_step_and_no_bit() -> Result<()> {
     check_kills((2, 2, 1), 1, 6)
 }
 
-/// The worker that takes a place of the job kills itself at `dies_at`. There is no spare until the job has its workers.
-struct Doomed<'a> {
-    cluster: &'a mut Cluster,
-    undisturbed: &'a Undisturbed,
-    job_file: &'a str,
-    ways: Ways,
-}
-
-impl Doomed<'_> {
-    /// Of as many workers as there are places, the last one started is doomed.
-    fn submit(&mut self, dies_at: &str) -> Result<(String, String)> {
-        let old = self.cluster.connected().pop().context("find a worker to replace")?.worker_id;
-        self.cluster.kill_worker(&old)?;
-        let gone = |workers: &[toroid_proto::WorkerInfo]| workers.iter().all(|worker| worker.worker_id != old);
-        self.cluster.wait_for_workers("the coordinator to see its end", gone)?;
-        let doomed = self.cluster.add_worker_that_dies(1, Some(dies_at))?;
-        let id = self.cluster.submit(self.job_file)?;
-        let has_places = |job: &Job| job.places.iter().any(|place| place.worker_id == doomed);
-        self.cluster.wait_for(&id, "the doomed worker to have a place", has_places)?;
-        Ok((id, doomed))
-    }
-
-    fn check_done(&mut self, id: &str, doomed: &str) -> Result<()> {
-        let job = self.cluster.done(id)?;
-        let dead = self.cluster.dead_workers()?;
-        ensure!(dead == [doomed], "{doomed} was to kill itself, dead are {dead:?}");
-        self.cluster.bury(doomed)?;
-        self.undisturbed.check_same(self.cluster, &job)?;
-        check_nothing_lost(&job)
-    }
-
-    /// Dies at a phase of a step; a spare is at hand.
-    fn check(&mut self, dies_at: &str) -> Result<()> {
-        let (id, doomed) = self.submit(dies_at)?;
-        self.cluster.add_worker(1)?;
-        self.check_done(&id, &doomed)
-    }
-
-    /// Another one dies; the doomed one, which holds no shard together with it, dies while that is healed.
-    fn check_healing(&mut self) -> Result<()> {
-        let shape = shape(self.ways)?;
-        let (id, doomed) = self.submit("heal@0")?;
-        for _ in 0..2 {
-            self.cluster.add_worker(1)?;
-        }
-        let is_ready = |job: &Job| job.curve.len() >= 10 && job.spares == 2;
-        let job = self.cluster.wait_for(&id, "step 10 and two spares", is_ready)?;
-        let rank = job.places.iter().position(|place| place.worker_id == doomed).context("find the doomed one")?;
-        let other =
-            (0..shape.world()).find(|&other| other != rank && lost_shard(&shape, &[rank, other].into()).is_none());
-        let other = other.context("find a rank that holds no shard together with the doomed one")?;
-        self.cluster.kill_worker(&worker_of(&job, other))?;
-        self.check_done(&id, &doomed)
-    }
-}
-
-/// T-3 and T-4 at every named phase of a step, and while another place is healed.
-#[test]
-fn death_at_every_phase_of_a_step_costs_no_step_and_no_bit() -> Result<()> {
-    let (ways, steps) = ((2, 2, 2), 40);
-    let job_file = short_job(ways, steps, "");
-    let mut cluster = Cluster::start(8, 1)?;
-    let undisturbed = Undisturbed::train(&cluster, &job_file, steps)?;
-    let mut doomed = Doomed { cluster: &mut cluster, undisturbed: &undisturbed, job_file: &job_file, ways };
-    for dies_at in [
-        "forward@15",
-        "stage-transfer@15",
-        "reduce-scatter@15",
-        "sealed@15",
-        "commit@15",
-        "optimizer@15",
-        "all-gather@15",
-        "checkpoint@0",
-    ] {
-        doomed.check(dies_at).with_context(|| format!("death at {dies_at}"))?;
-    }
-    doomed.check_healing().context("death while another is healed")
-}
-
 /// T-3: two that hold no shard in common die together. Every step is followed by a validation, which is a place to die as well.
 #[test]
 fn two_deaths_that_leave_a_holder_of_each_shard_cost_no_step() -> Result<()> {
-    let (ways, steps) = ((1, 1, 4), 60);
-    let job_file = short_job(ways, steps, "")
+    let ways = (1, 1, 4);
+    let job_file = endless_job(ways)
         .replace("[eval]\nmicro_batches = 4\ninterval = 10", "[eval]\nmicro_batches = 4\ninterval = 1");
-    let mut cluster = Cluster::start(4, 1)?;
-    let undisturbed = Undisturbed::train(&cluster, &job_file, steps)?;
-    ensure!(undisturbed.job.validations.len() as u64 == steps + 1, "each step is to be validated");
-    for _ in 0..2 {
-        cluster.add_worker(1)?;
-    }
+    let mut cluster = Cluster::start(6, 1)?;
     ensure!(lost_shard(&shape(ways)?, &[0, 2].into()).is_none(), "ranks 0 and 2 hold a shard together");
     let id = cluster.submit(&job_file)?;
     let before = cluster.wait_for(&id, "step 15", |job| job.curve.len() >= 15 && job.spares == 2)?;
@@ -239,28 +103,30 @@ fn two_deaths_that_leave_a_holder_of_each_shard_cost_no_step() -> Result<()> {
     for rank in [1, 3] {
         assert_eq!(worker_of(&before, rank), worker_of(&after, rank), "rank {rank} moved");
     }
-    let job = cluster.done(&id)?;
-    undisturbed.check_same(&cluster, &job)?;
-    check_nothing_lost(&job)
+    let job = cluster.finish(&id)?;
+    check_nothing_lost(&job)?;
+    for _ in 0..2 {
+        cluster.add_worker(1)?;
+    }
+    let undisturbed = Undisturbed::as_far_as(&cluster, &job_file, &job)?;
+    ensure!(undisturbed.job.validations.len() as u64 == job.committed_step + 1, "each step is to be validated");
+    undisturbed.check_same(&cluster, &job)
 }
 
 /// Both holders of a shard die together: the last checkpoint is restored, the incident says so, the curve is the undisturbed one.
 #[test]
 fn the_death_of_both_holders_restores_the_last_checkpoint_and_says_so() -> Result<()> {
-    let (ways, steps) = ((1, 1, 4), 60);
-    let job_file = short_job(ways, steps, "");
-    let mut cluster = Cluster::start(4, 1)?;
-    let undisturbed = Undisturbed::train(&cluster, &job_file, steps)?;
-    for _ in 0..2 {
-        cluster.add_worker(1)?;
-    }
+    let ways = (1, 1, 4);
+    let job_file = endless_job(ways);
+    let mut cluster = Cluster::start(6, 1)?;
     let backup = backup_of(&shape(ways)?, 0).context("find the backup of rank 0")?;
     let id = cluster.submit(&job_file)?;
     let is_ready = |job: &Job| job.checkpoints.iter().any(|c| job.committed_step >= c.step + 3) && job.spares == 2;
     let job = cluster.wait_for(&id, "three steps after a checkpoint", is_ready)?;
     cluster.kill_workers(&[&worker_of(&job, 0), &worker_of(&job, backup)])?;
-    let job = cluster.done(&id)?;
-    undisturbed.check_same(&cluster, &job)?;
+    cluster.wait_for(&id, "the checkpoint to be restored", |job| is_whole(job) && !job.incidents.is_empty())?;
+    let job = cluster.finish(&id)?;
+    Undisturbed::as_far_as(&cluster, &job_file, &job)?.check_same(&cluster, &job)?;
     let restored: Vec<_> = job.incidents.iter().filter(|incident| incident.rung == "restore").collect();
     ensure!(restored.len() == 1, "one incident restores the checkpoint: {:#?}", job.incidents);
     ensure!(restored[0].resolved && restored[0].reason.contains("holders"), "{:#?}", restored[0]);
@@ -272,11 +138,9 @@ fn the_death_of_both_holders_restores_the_last_checkpoint_and_says_so() -> Resul
 /// T-1: a worker that was stopped, replaced and continued has nothing more to say in the job.
 #[test]
 fn t1_a_worker_that_comes_back_after_its_place_was_given_away_changes_nothing() -> Result<()> {
-    let (ways, steps) = ((1, 1, 4), 160);
-    let job_file = short_job(ways, steps, "");
-    let mut cluster = Cluster::with_failure_timeout(4, 1, 1000)?;
-    let undisturbed = Undisturbed::train(&cluster, &job_file, steps)?;
-    cluster.add_worker(1)?;
+    let ways = (1, 1, 4);
+    let job_file = endless_job(ways);
+    let cluster = Cluster::with_failure_timeout(5, 1, FAILURE_TIMEOUT_MS)?;
     let id = cluster.submit(&job_file)?;
     let is_ready = |job: &Job| job.curve.len() >= 10 && job.spares == 1;
     let job = cluster.wait_for(&id, "step 10 and a spare", is_ready)?;
@@ -286,28 +150,24 @@ fn t1_a_worker_that_comes_back_after_its_place_was_given_away_changes_nothing() 
     let is_replaced = |job: &Job| is_whole(job) && job.incidents.len() == 1 && worker_of(job, rank) != stopped;
     let job = cluster.wait_for(&id, "another worker in the place", is_replaced)?;
     let epoch = job.epoch;
-    ensure!(job.committed_step < steps, "the job was over before the worker came back");
     cluster.signal(&stopped, Signal::CONT)?;
     // It is told that its work is no longer its own, and is a spare from then on.
     let is_spare = |w: &toroid_proto::WorkerInfo| w.worker_id == stopped && w.rank < 0 && w.silent_s < 1.0;
     cluster.wait_for_workers("the stopped worker to come back as a spare", |workers| workers.iter().any(is_spare))?;
-    let job = cluster.done(&id)?;
-    undisturbed.check_same(&cluster, &job)?;
+    let job = cluster.finish(&id)?;
     check_nothing_lost(&job)?;
     ensure!(job.epoch == epoch && job.incidents.len() == 1, "its return disturbed the job: {:#?}", job.incidents);
-    ensure!(job.incidents[0].detect_s >= 0.5, "silence takes time to be seen: {:#?}", job.incidents[0]);
+    let timeout_s = f64::from(FAILURE_TIMEOUT_MS) / 1e3;
+    ensure!(job.incidents[0].detect_s >= 0.5 * timeout_s, "silence takes time to be seen: {:#?}", job.incidents[0]);
     run_ok(&["checkpoint", "verify", path(&cluster.checkpoints(&id))])?;
-    Ok(())
+    Undisturbed::as_far_as(&cluster, &job_file, &job)?.check_same(&cluster, &job)
 }
 
 /// T-8: the coordinator dies right after a worker; the next one heals the job.
 #[test]
 fn the_next_coordinator_heals_what_the_last_one_did_not() -> Result<()> {
-    let (ways, steps) = ((2, 2, 1), 100);
-    let job_file = short_job(ways, steps, "");
-    let mut cluster = Cluster::start(4, 1)?;
-    let undisturbed = Undisturbed::train(&cluster, &job_file, steps)?;
-    cluster.add_worker(1)?;
+    let job_file = endless_job((2, 2, 1));
+    let mut cluster = Cluster::start(5, 1)?;
     let id = cluster.submit(&job_file)?;
     let is_ready = |job: &Job| job.curve.len() >= 10 && job.spares == 1;
     let job = cluster.wait_for(&id, "step 10 and a spare", is_ready)?;
@@ -317,18 +177,16 @@ fn the_next_coordinator_heals_what_the_last_one_did_not() -> Result<()> {
     cluster.start_coordinator()?;
     let is_healed = |job: &Job| is_whole(job) && worker_of(job, 3) != victim;
     cluster.wait_for(&id, "another worker in the place", is_healed)?;
-    let job = cluster.done(&id)?;
-    undisturbed.check_same(&cluster, &job)?;
-    check_nothing_lost(&job)
+    let job = cluster.finish(&id)?;
+    check_nothing_lost(&job)?;
+    Undisturbed::as_far_as(&cluster, &job_file, &job)?.check_same(&cluster, &job)
 }
 
 /// Planned: the place moves, no committed step is lost, and the process may be stopped then.
 #[test]
 fn a_drained_worker_gives_its_place_away_and_no_step() -> Result<()> {
-    let (ways, steps) = ((1, 1, 4), 80);
-    let job_file = short_job(ways, steps, "");
+    let job_file = endless_job((1, 1, 4));
     let mut cluster = Cluster::start(4, 1)?;
-    let undisturbed = Undisturbed::train(&cluster, &job_file, steps)?;
     let id = cluster.submit(&job_file)?;
     let job = cluster.wait_for(&id, "step 5", |job| job.curve.len() >= 5)?;
     let drained = worker_of(&job, 1);
@@ -341,13 +199,12 @@ fn a_drained_worker_gives_its_place_away_and_no_step() -> Result<()> {
     ensure!(said.contains(&spare) && said.contains(&id), "{said}");
     cluster.wait_for(&id, "the place to move", |job| is_whole(job) && worker_of(job, 1) == spare)?;
     cluster.kill_worker(&drained)?;
-    let job = cluster.done(&id)?;
-    undisturbed.check_same(&cluster, &job)?;
+    let job = cluster.finish(&id)?;
     check_nothing_lost(&job)?;
     ensure!(job.incidents.len() == 1 && job.incidents[0].rung == "drain", "{:#?}", job.incidents);
     let listed = run_ok(&["incidents", &id, "--coordinator", &cluster.url()])?;
     ensure!(listed.contains("drain") && listed.contains("1 incident"), "{listed}");
-    Ok(())
+    Undisturbed::as_far_as(&cluster, &job_file, &job)?.check_same(&cluster, &job)
 }
 
 /// `toroid chaos` comes to the same verdict, and its exit code says so.

@@ -7,8 +7,7 @@ use anyhow::{Result, ensure};
 use rustix::process::Signal;
 use toroid_proto::Job;
 
-use crate::chaos::{is_whole, worker_of};
-use crate::cluster::{Cluster, path, run_ok};
+use crate::cluster::{Cluster, is_whole, path, run_ok, worker_of};
 
 /// Steps of a few milliseconds.
 const SMALL: &str =

@@ -4,19 +4,15 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use toroid_proto::{Job, JobState, WorkerInfo};
 
-use crate::chaos::{Undisturbed, check_nothing_lost, is_whole, worker_of};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Undisturbed, check_nothing_lost, endless_job, is_whole, worker_of};
 use crate::restoring::quick_job;
-use crate::training::short_job;
 
 /// Nobody can take the place at first: it waits for the spare. The grace is five times the failure timeout, so 450 s here, which is
 /// not what ends it.
 #[test]
 fn a_worker_that_is_terminated_ends_when_its_place_is_moved() -> Result<()> {
-    let steps = 80;
-    let job_file = short_job((1, 1, 4), steps, "");
+    let job_file = endless_job((1, 1, 4));
     let mut cluster = Cluster::with_failure_timeout(4, 1, 90_000)?;
-    let undisturbed = Undisturbed::train(&cluster, &job_file, steps)?;
     let id = cluster.submit(&job_file)?;
     let job = cluster.wait_for(&id, "step 5", |job| job.curve.len() >= 5)?;
     let leaves = worker_of(&job, 0);
@@ -29,22 +25,22 @@ fn a_worker_that_is_terminated_ends_when_its_place_is_moved() -> Result<()> {
     let spare = cluster.add_worker(1)?;
     let code = cluster.exit_code(&leaves)?;
     ensure!(code == Some(0), "it ended with {code:?}");
-    let job = cluster.done(&id)?;
+    let job = cluster.finish(&id)?;
     ensure!(job.epoch == 2, "one move is one epoch: {:#?}", job.incidents);
     let [incident] = job.incidents.as_slice() else { anyhow::bail!("one move, but {:#?}", job.incidents) };
     ensure!(incident.rung == "drain" && incident.workers == [leaves], "{incident:#?}");
     let has_place =
         |e: &toroid_proto::Event| e.kind == "job.recovering" && e.text.contains(&format!("{spare} takes rank 0"));
     ensure!(job.events.iter().any(has_place), "{:#?}", job.events);
-    undisturbed.check_same(&cluster, &job)?;
-    check_nothing_lost(&job)
+    check_nothing_lost(&job)?;
+    Undisturbed::as_far_as(&cluster, &job_file, &job)?.check_same(&cluster, &job)
 }
 
 /// A second SIGTERM is obeyed at once, and so is the first by a spare.
 #[test]
 fn a_worker_that_is_terminated_twice_ends_at_once() -> Result<()> {
     let mut cluster = Cluster::with_failure_timeout(3, 1, 90_000)?;
-    let id = cluster.submit(&short_job((1, 1, 2), 100_000, ""))?;
+    let id = cluster.submit(&endless_job((1, 1, 2)))?;
     let job = cluster.wait_for(&id, "step 3 and a spare", |job| job.curve.len() >= 3 && job.spares == 1)?;
     let connected = cluster.connected();
     let spare = connected.iter().find(|w| w.rank < 0).context("find the spare")?.worker_id.clone();

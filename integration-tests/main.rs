@@ -3,7 +3,6 @@
 mod bad_input;
 mod chaos;
 mod cluster;
-mod corruption;
 mod cuts;
 mod figures;
 mod leaving;
@@ -11,8 +10,13 @@ mod local;
 #[path = "../src/chaos/network.rs"]
 mod network;
 mod ownership;
-mod publishing;
 mod reference;
 mod resize;
 mod restoring;
+mod shipped;
 mod training;
+
+/// The binary under test, as it is shipped.
+const TOROID: &str = env!("CARGO_BIN_EXE_toroid");
+/// The folder of this repository.
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");

@@ -8,8 +8,8 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use toroid_proto::{Incident, Job, JobState, StepRecord};
 
-use crate::cluster::{Cluster, assert_same_curve, path, run_ok};
-use crate::training::{check_near, short_job_on};
+use crate::cluster::{Cluster, assert_same_curve, path, run_ok, tiny_job_on};
+use crate::training::check_near;
 
 /// Steps with fewer replicas whose losses are compared.
 const NUM_STEPS: u64 = 20;
@@ -25,8 +25,8 @@ fn is_whole(job: &Job, state: JobState, dp: u32) -> bool {
 fn check(ways: (usize, usize, usize), victim: usize, num_left_over: u32) -> Result<()> {
     let ((tp, pp, dp), steps) = (ways, 70);
     // A text that never changes: whether a token's second and third expert are even up to rounding within these steps depends on it.
-    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("LICENSE");
-    let job_file = short_job_on(&text, ways, steps, "");
+    let text = Path::new(crate::ROOT).join("LICENSE");
+    let job_file = tiny_job_on(&text, ways, steps, "");
     let mut cluster = Cluster::start(tp * pp * dp, 1)?;
     let undisturbed = cluster.train(&job_file)?;
     let id = cluster.submit(&job_file)?;

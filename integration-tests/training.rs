@@ -5,28 +5,10 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use toroid_proto::{Job, JobState, StepRecord};
 
-use crate::cluster::{Cluster, assert_same_curve, path, run, run_ok, text_folder};
+use crate::cluster::{
+    Cluster, Undisturbed, assert_same_curve, endless_job, is_whole, path, run, run_ok, short_job, tiny_job, worker_of,
+};
 use crate::reference;
-
-/// A short job of `tiny` on this repository's sources.
-pub fn short_job(shape: (usize, usize, usize), steps: u64, more: &str) -> String {
-    short_job_on(&text_folder(), shape, steps, more)
-}
-
-/// The same on `text`, a file, or a folder with Rust sources.
-pub fn short_job_on(text: &Path, shape: (usize, usize, usize), steps: u64, more: &str) -> String {
-    let (tp, pp, dp) = shape;
-    format!(
-        "preset = \"tiny\"\nsteps = {steps}\nseed = 7\n{more}\n\
-         [shape]\ntp = {tp}\npp = {pp}\ndp = {dp}\n\
-         [batch]\nmicro_batch = 2\nglobal = 16\n\
-         [optimizer]\nlr = 3e-3\nwarmup = 5\n\
-         [data]\npath = \"{}\"\nextensions = [\"rs\"]\nvalidation = 0.1\n\
-         [eval]\nmicro_batches = 4\ninterval = 10\n\
-         [checkpoint]\ninterval_steps = 10\nkeep = 10\n",
-        path(text)
-    )
-}
 
 /// Done-when 2 and 6: ten steps from the formula weights give the reference's losses and parameters on every shape.
 #[test]
@@ -126,15 +108,14 @@ fn verify_names_file_and_tensor_of_a_flipped_bit() -> Result<()> {
 /// Done-when 5 (T-9): the coordinator is killed with SIGKILL within the run and started again; no step is missing.
 #[test]
 fn a_killed_coordinator_goes_on_from_its_store() -> Result<()> {
-    let job_file = short_job((2, 1, 2), 100, "");
+    let job_file = endless_job((2, 1, 2));
     let mut cluster = Cluster::start(4, 1)?;
-    let undisturbed = cluster.train(&job_file)?;
     let id = cluster.submit(&job_file)?;
     cluster.wait_for(&id, "step 5", |job| job.curve.len() >= 5)?;
     cluster.kill_coordinator()?;
     cluster.start_coordinator()?;
-    let job = cluster.done(&id)?;
-    assert_same_curve(&undisturbed.curve, &job.curve);
+    let job = cluster.finish(&id)?;
+    Undisturbed::as_far_as(&cluster, &job_file, &job)?.check_same(&cluster, &job)?;
     ensure!(job.epoch == 1, "no worker had to start again, yet the epoch is {}", job.epoch);
     ensure!(cluster.dead_workers()?.is_empty());
     Ok(())
@@ -158,27 +139,25 @@ fn workers_train_to_the_end_without_a_coordinator() -> Result<()> {
 /// A worker dies: the spare takes its place, training goes on from the last checkpoint, and the curve is the undisturbed one (T-4).
 #[test]
 fn a_spare_takes_the_place_of_a_killed_worker() -> Result<()> {
-    let job_file = short_job((2, 2, 1), 100, "");
-    let mut cluster = Cluster::start(4, 1)?;
-    let undisturbed = cluster.train(&job_file)?;
-    cluster.add_worker(1)?;
+    let job_file = endless_job((2, 2, 1));
+    let mut cluster = Cluster::start(5, 1)?;
     let id = cluster.submit(&job_file)?;
-    let job = cluster.wait_for(&id, "step 15", |job| job.curve.len() >= 15)?;
-    let victim = job.places[2].worker_id.clone();
+    let before = cluster.wait_for(&id, "step 15 and a spare", |job| job.curve.len() >= 15 && job.spares == 1)?;
+    let victim = worker_of(&before, 2);
     cluster.kill_worker(&victim)?;
-    let job = cluster.done(&id)?;
-    assert_same_curve(&undisturbed.curve, &job.curve);
-    ensure!(job.epoch > 1 && job.places[2].worker_id != victim, "{:?}", job.places);
-    let stayed = |rank: usize| undisturbed.places[rank].rank == job.places[rank].rank;
-    ensure!([0, 1, 3].into_iter().all(stayed));
-    Ok(())
+    cluster.wait_for(&id, "the spare in its place", |job| is_whole(job) && worker_of(job, 2) != victim)?;
+    let job = cluster.finish(&id)?;
+    ensure!(job.epoch > 1, "{:?}", job.places);
+    let stayed = |rank| worker_of(&before, rank) == worker_of(&job, rank);
+    ensure!([0, 1, 3].into_iter().all(stayed), "{:?}, before {:?}", job.places, before.places);
+    Undisturbed::as_far_as(&cluster, &job_file, &job)?.check_same(&cluster, &job)
 }
 
 /// Done-when 6: Python's safetensors reads the export and the shards, with the names, shapes and values expected.
 #[test]
 fn python_reads_the_final_checkpoint() -> Result<()> {
     let cluster = Cluster::start(8, 1)?;
-    let job = cluster.train(&short_job((2, 2, 2), 10, ""))?;
+    let job = cluster.train(&tiny_job((2, 2, 2), 10, ""))?;
     let exported = cluster.path().join("export.safetensors");
     let folder = cluster.checkpoints(&job.id);
     run_ok(&["checkpoint", "export", "10", path(&exported), "--from", path(&folder)])?;
@@ -199,7 +178,7 @@ fn a_foreign_client_reads_a_jobs_status_by_reflection() -> Result<()> {
 
 /// Runs a script of this folder in the virtual environment that `make test` makes.
 fn python(args: &[&str]) -> Result<String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = Path::new(crate::ROOT);
     let python = root.join(".venv/bin/python");
     ensure!(python.exists(), "{} is missing: run scripts/setup.sh (make test does)", python.display());
     let output = std::process::Command::new(python)

@@ -70,6 +70,7 @@ pub struct Args {
     how: Kind,
     /// Workers kill themselves within this part of a step, each place at most once
     #[arg(long, value_enum, value_name = "PHASE", conflicts_with_all = ["rank", "how", "rate", "at_once", "coordinator"])]
+    #[arg(hide = !cfg!(feature = "failpoint"))]
     phase: Option<Phase>,
     /// Workers beyond those that the job needs; those that are used are started again. 1 with --phase heal
     #[arg(long, default_value_t = 2, value_name = "N")]
@@ -142,6 +143,11 @@ pub fn run(runtime: &Runtime, args: Args) -> Result<ExitCode> {
 
 fn plan_of(args: &Args, job: &job::LocalJob) -> Result<Plan> {
     let world = job.spec.shape.world();
+    ensure!(
+        args.phase.is_none() || cfg!(feature = "failpoint"),
+        "--phase needs workers that kill themselves, which are in the binary for tests alone: cargo run --release -p toroid-failpoint \
+         --features failpoint -- chaos --phase ..."
+    );
     if let Some(rank) = args.rank {
         ensure!(rank < world, "--rank {rank} is no place of {}: ranks are 0 to {}", job.spec.shape, world - 1);
     }

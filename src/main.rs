@@ -46,6 +46,14 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+// A fault that a test asks for must not be in what users run: the binary with failpoints is `toroid-failpoint`, of a package of its own.
+const _: () = assert!(
+    toroid_worker::HAS_FAILPOINTS == cfg!(feature = "failpoint")
+        && toroid_coordinator::HAS_FAILPOINTS == cfg!(feature = "failpoint"),
+    "the binary `toroid` was about to be built with the points at which tests have things go wrong: leave out --all-features, or \
+     `--features failpoint` for anything but `-p toroid-failpoint`"
+);
+
 /// Trains Mixture-of-Experts language models on machines that die
 #[derive(Debug, Parser)]
 #[command(name = "toroid", version, max_term_width = 120)]

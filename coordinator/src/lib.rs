@@ -32,6 +32,9 @@ use tokio::sync::watch;
 use machine::{Limits, Retention};
 use store::RedbStore;
 
+/// Whether tests can have things go wrong in here; the binary `toroid` does not build with that.
+pub const HAS_FAILPOINTS: bool = cfg!(feature = "failpoint");
+
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Everything durable is below this folder; one coordinator at a time.

@@ -3,7 +3,9 @@
 //! Nothing here waits for a time: waits are for an event, and given up only when nothing has moved for long ([`Patience`]). A machine
 //! that is busy with other things makes them longer, not wrong.
 
+mod jobs;
 mod patience;
+mod undisturbed;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -17,12 +19,16 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use toroid_proto::job_service_client::JobServiceClient;
 use toroid_proto::{
-    GetJobRequest, Job, JobState, ListJobsRequest, ListWorkersRequest, StepRecord, SubmitJobRequest, WorkerInfo,
+    CancelJobRequest, GetJobRequest, Job, JobState, ListJobsRequest, ListWorkersRequest, StepRecord, SubmitJobRequest,
+    WorkerInfo,
 };
 
 use crate::network::Network;
 
-pub use patience::Patience;
+pub use jobs::{endless_job, short_job, tiny_job, tiny_job_on};
+pub use undisturbed::{Undisturbed, check_nothing_lost, is_whole, worker_of};
+
+use patience::Patience;
 
 /// Between two looks at what is waited for: it only keeps the cores for the workers.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -31,7 +37,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 pub fn toroid() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_toroid"));
+    let mut command = Command::new(crate::TOROID);
     command.stdin(Stdio::null()).env("NO_COLOR", "1");
     command
 }
@@ -52,6 +58,9 @@ pub fn run_ok(args: &[&str]) -> Result<String> {
 pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
+
+/// Words that are in a binary only where a test can have things go wrong in it.
+pub const HOOKS: [&str; 3] = ["TOROID_FAILPOINTS", "TOROID_TEST_", "failpoint: "];
 
 /// Each job with its state, step, epoch and numbers of events, checkpoints and validations; each worker with its place.
 type Movement = (Vec<(String, i32, u64, u64, (usize, usize, usize))>, Vec<(String, String, i32)>);
@@ -149,22 +158,22 @@ impl Cluster {
 
     /// Starts one more worker and returns its id.
     pub fn add_worker(&mut self, threads: usize) -> Result<String> {
-        self.add_worker_that_dies(threads, None)
+        self.add_worker_with(threads, None)
     }
 
-    /// The same; it kills itself at `dies_at`, `PHASE@STEP`.
-    pub fn add_worker_that_dies(&mut self, threads: usize, dies_at: Option<&str>) -> Result<String> {
-        self.add_worker_with(threads, dies_at.map(|at| ("TOROID_TEST_KILL_AT", at)))
+    /// The same, with armed failpoints: `ACTION=POINT@STEP`, as in `kill=commit@15`.
+    #[cfg(feature = "failpoint")]
+    pub fn add_worker_that_fails(&mut self, failpoints: &str) -> Result<String> {
+        self.add_worker_with(1, Some((toroid_worker::trainer::failpoint::VARIABLE, failpoints)))
     }
 
-    /// The same, with a variable of the environment that tells it what to do to itself.
-    pub fn add_worker_with(&mut self, threads: usize, variable: Option<(&str, &str)>) -> Result<String> {
+    fn add_worker_with(&mut self, threads: usize, variable: Option<(&str, &str)>) -> Result<String> {
         let id = self.new_id();
         let (address, mut command) = match &mut self.network {
             None => (Ipv4Addr::LOCALHOST, toroid()),
             Some(network) => {
                 let address = network.add(&id)?;
-                (address, network.command(&id, Path::new(env!("CARGO_BIN_EXE_toroid")))?)
+                (address, network.command(&id, Path::new(crate::TOROID))?)
             }
         };
         command.envs(variable);
@@ -177,7 +186,7 @@ impl Cluster {
         let mut command = Command::new("unshare");
         command.env("NO_COLOR", "1");
         command.args(["--mount", "--propagation", "private", "sh", "-c"]);
-        command.args(["mount -t tmpfs tmpfs \"$0\" && exec \"$@\"", path(folder), env!("CARGO_BIN_EXE_toroid")]);
+        command.args(["mount -t tmpfs tmpfs \"$0\" && exec \"$@\"", path(folder), crate::TOROID]);
         self.spawn_worker(id, threads, Ipv4Addr::LOCALHOST, command)
     }
 
@@ -296,6 +305,7 @@ impl Cluster {
     }
 
     /// Waits until a log has these words.
+    #[cfg(feature = "failpoint")]
     pub fn wait_for_log(&self, log: &Path, words: &str) -> Result<()> {
         let mut patience = Patience::new();
         while !std::fs::read_to_string(log)?.contains(words) {
@@ -355,6 +365,24 @@ impl Cluster {
     /// Waits until the job is done.
     pub fn done(&self, id: &str) -> Result<Job> {
         self.wait_for(id, "the end", |job| job.state() == JobState::Done)
+    }
+
+    /// Ends an endless job at its next checkpoint, and returns it as far as that.
+    pub fn finish(&self, id: &str) -> Result<Job> {
+        let last = self.job(id).map_or(0, |job| job.committed_step);
+        let mut job = self.wait_for(id, "another checkpoint", |job| job.checkpoints.iter().any(|c| c.step > last))?;
+        let step = job.checkpoints.iter().map(|c| c.step).filter(|step| *step > last).min();
+        let step = step.context("find the checkpoint just seen")?;
+        let url = self.url();
+        self.runtime.block_on(async {
+            let mut client = JobServiceClient::connect(url).await?;
+            client.cancel_job(CancelJobRequest { job_id: id.into() }).await?;
+            anyhow::Ok(())
+        })?;
+        job.curve.retain(|record| record.step <= step);
+        job.validations.retain(|validation| validation.step <= step);
+        job.committed_step = step;
+        Ok(job)
     }
 
     /// Submits and waits until done.
@@ -459,5 +487,5 @@ pub fn assert_same_curve(left: &[StepRecord], right: &[StepRecord]) {
 
 /// Some text to train on: this repository's own sources.
 pub fn text_folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("torus/src")
+    Path::new(crate::ROOT).join("torus/src")
 }

@@ -15,8 +15,8 @@ use toroid_torus::resplit::{Half, Move, Origin, moves};
 use toroid_worker::trainer::{Assignment, HealPlan, HeldAs};
 
 use crate::arithmetic::{self, Values};
+use crate::broken::Broken;
 use crate::network::Pid;
-use crate::planted::Plant;
 use crate::world::Env;
 
 /// A message of the data plane.
@@ -213,7 +213,7 @@ impl Job {
             let history = kept[kept.len().saturating_sub(num)..].to_vec();
             self.send_with(Kind::Sums, heal.step, Values::new(), history, &self.all(), env);
         }
-        if env.is_planted(Plant::StaleHolder) || self.committed() == heal.step {
+        if env.is_broken(Broken::StaleHolder) || self.committed() == heal.step {
             self.give(env);
         }
     }

@@ -19,9 +19,9 @@ use toroid_worker::checkpoint::ReadFault;
 use toroid_worker::trainer::{Assignment, BadCheckpoint, Happened, HealPlan, HeldAs, TrainerEvent};
 
 use crate::arithmetic::{self, Values};
+use crate::broken::Broken;
 use crate::network::{AtWorker, MS, Micros, Network, Pid};
 use crate::place::{Frame, HISTORY_MAX, Job, Kind, Phase, State};
-use crate::planted::Plant;
 use crate::world::Env;
 
 /// Commands with what the control task adds to them.
@@ -210,7 +210,7 @@ impl Trainer {
             return self.early.push(frame);
         };
         let epoch = job.assignment.epoch;
-        let takes_old = env.is_planted(Plant::TakeOldFrames) && frame.epoch < epoch;
+        let takes_old = env.is_broken(Broken::TakeOldFrames) && frame.epoch < epoch;
         let has_started = !matches!(job.phase, Phase::Preparing | Phase::Ready);
         if frame.epoch == epoch && has_started || takes_old {
             job.receive(frame);
@@ -262,7 +262,7 @@ impl Trainer {
         if job.phase.is_waiting_for_peers() && self.is_fence_seen {
             let fence = &self.shared.fence;
             let is_over = fence.0 != job.assignment.job_id || fence.1 > job.assignment.epoch;
-            if is_over && !env.is_planted(Plant::IgnoreFence) {
+            if is_over && !env.is_broken(Broken::IgnoreFence) {
                 job.phase = Phase::Halted;
             }
             self.is_fence_seen = false;
@@ -428,7 +428,7 @@ impl Trainer {
                 job.state = Some(job.pulled(&heal));
                 env.truth.holds(&job.assignment, job.state.as_ref().expect("just made"));
             }
-            Some(state) if state.committed < heal.step && !env.is_planted(Plant::SkipHealCommit) => {
+            Some(state) if state.committed < heal.step && !env.is_broken(Broken::SkipHealCommit) => {
                 // T-2: it has sealed the step, and that another has committed it says that all have.
                 let sums = job.source_history.last().map_or(0, |(_, sums)| *sums);
                 state.sealed = Some(sums);
@@ -525,8 +525,8 @@ impl Trainer {
             false => &job.inbox[&(Kind::Params, step, from)],
         });
         let is_newcomer = job.heal.as_ref().is_some_and(|h| h.newcomers.contains(&rank));
-        let begins_anew = env.is_planted(Plant::NewcomerSamples) && is_newcomer;
-        let of = if env.is_planted(Plant::OldReplica) { job.old_replica() } else { rank };
+        let begins_anew = env.is_broken(Broken::NewcomerSamples) && is_newcomer;
+        let of = if env.is_broken(Broken::OldReplica) { job.old_replica() } else { rank };
         let samples = arithmetic::samples_of(&job.assignment.spec, of, if begins_anew { 0 } else { step });
         env.truth.consumed(&job.assignment, step + 1, &samples);
         let value = vec![arithmetic::gradient(params, &job.assignment.spec, rank, &samples)];
@@ -544,7 +544,7 @@ impl Trainer {
         env.truth.sealed(&job.assignment, step, sums);
         job.phase = Phase::Row;
         job.send(Kind::Row, step, vec![sums], &job.mates(Kind::Row), env);
-        if env.is_planted(Plant::CommitBeforeSealed) {
+        if env.is_broken(Broken::CommitBeforeSealed) {
             env.truth.committed(&job.assignment, step, sums);
             self.work(Busy::Optimize, MS / 10, 5 * MS, env);
             return false;
@@ -560,7 +560,7 @@ impl Trainer {
         let sums = state.sealed.take().expect("only a sealed step is committed");
         state.committed += 1;
         arithmetic::update(&mut state.own, sums, &shape, rank);
-        if let Some(guarded) = guarded.filter(|_| !env.is_planted(Plant::SkipBackup)) {
+        if let Some(guarded) = guarded.filter(|_| !env.is_broken(Broken::SkipBackup)) {
             arithmetic::update(&mut state.guarded, sums, &shape, guarded);
         }
         if state.history.len() == HISTORY_MAX {

@@ -14,11 +14,11 @@ use toroid_proto::StepRecord;
 use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
 
+use crate::broken::Broken;
 use crate::coordinator::Coordinator;
 use crate::disk::Disk;
 use crate::network::{AtWorker, Event, MS, Micros, Network, Pid, SECOND};
 use crate::place::Frame;
-use crate::planted::Plant;
 use crate::random::Random;
 use crate::scenario::Scenario;
 use crate::truth::Truth;
@@ -50,7 +50,7 @@ pub struct Env {
     pub net: Network,
     pub disk: Disk,
     pub truth: Truth,
-    pub plant: Option<Plant>,
+    pub broken: Option<Broken>,
     /// Processes that have not ended.
     pub alive: BTreeSet<Pid>,
     pub is_coordinator_up: bool,
@@ -65,8 +65,8 @@ pub struct Env {
 }
 
 impl Env {
-    pub fn is_planted(&self, plant: Plant) -> bool {
-        self.plant == Some(plant)
+    pub fn is_broken(&self, broken: Broken) -> bool {
+        self.broken == Some(broken)
     }
 
     /// A line of the story, if anyone wants to read it.
@@ -116,14 +116,14 @@ const TIME_MAX: Micros = 3 * 3600 * SECOND;
 const EVENTS_MAX: u64 = 400_000;
 
 impl World {
-    pub fn new(seed: u64, plant: Option<Plant>, tells: bool) -> World {
+    pub fn new(seed: u64, broken: Option<Broken>, tells: bool) -> World {
         let mut random = Random::new(seed);
         let scenario = Scenario::draw(&mut random);
         let env = Env {
             net: Network::new(random),
             disk: Disk::default(),
             truth: Truth::default(),
-            plant,
+            broken,
             alive: BTreeSet::new(),
             is_coordinator_up: false,
             is_coordinator_awake: false,

@@ -29,9 +29,6 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Of a log, this much is looked at for a child's last words.
 const LAST_WORDS_BYTES: u64 = 16 << 10;
 
-/// Tells a worker where to kill itself, for tests of single phases: `PHASE@STEP`.
-const KILL_AT: &str = "TOROID_TEST_KILL_AT";
-
 /// What a child is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -232,10 +229,12 @@ impl Children {
         if let Some(folder) = &self.trace {
             command.arg("--trace").arg(folder);
         }
+        #[cfg(feature = "failpoint")]
         match dies_at {
-            Some(at) => command.env(KILL_AT, at),
-            None => command.env_remove(KILL_AT),
+            Some(at) => command.env(toroid_worker::trainer::failpoint::VARIABLE, format!("kill={at}")),
+            None => command.env_remove(toroid_worker::trainer::failpoint::VARIABLE),
         };
+        assert!(dies_at.is_none() || cfg!(feature = "failpoint"), "only a build with failpoints plans such deaths");
         let child = command.spawn().with_context(|| format!("start the worker {id}"))?;
         self.tend(Role::Worker, id.clone(), child, log);
         Ok(id)

@@ -11,6 +11,7 @@
 //!  units    sizes and times for people                 digest     what two holders of a shard compare
 //!  owner    whose a folder of checkpoints is
 //!  resplit  another number of replicas: who keeps a place, which part of the state goes where
+//!  failpoint  decisions that a test has go wrong
 //! ```
 //!
 //! Deliberately absent: tokio, sockets, files, clocks, random sources, `HashMap`. Time and seeds are arguments, so the same
@@ -21,6 +22,7 @@
 pub mod collective;
 pub mod cursor;
 pub mod digest;
+pub mod failpoint;
 pub mod geometry;
 pub mod holders;
 pub mod init;

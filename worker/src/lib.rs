@@ -40,6 +40,9 @@ use session::Session;
 use trace::Trace;
 use trainer::{Environment, Shared};
 
+/// Whether tests can have things go wrong in here; the binary `toroid` does not build with that.
+pub const HAS_FAILPOINTS: bool = cfg!(feature = "failpoint");
+
 /// Why sums cannot go between GPUs.
 const NO_NCCL: &str = "the NCCL library (libnccl.so, 2.18 or later) was not found";
 /// Until the coordinator's Welcome names them.

@@ -10,9 +10,6 @@
 //! Losing the coordinator changes nothing but that messages wait: what it must not miss (step records, a shard just written, the end)
 //! is sent again after the next Welcome (T-9). Deliberately absent: sockets, clocks, threads.
 
-#[cfg(any(test, feature = "planted"))]
-pub mod planted;
-
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -23,6 +20,7 @@ use toroid_proto::{
     Assign, CheckpointMissed, Failed, Finished, ManifestPublished, PeerLost, Prepared, PublishManifest, ShardWritten,
     StepRecord, StepReport, Stopped, ValidationReport, Welcome,
 };
+use toroid_torus::failpoint;
 use toroid_torus::geometry::Shape;
 use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::ShardFile;
@@ -32,17 +30,6 @@ use toroid_torus::resplit::Origin;
 use crate::checkpoint::{Claim, ReadFault};
 use crate::comm::PeerAddr;
 use crate::trainer::{Assignment, BadCheckpoint, Command, Happened, HealPlan, Then, TrainerEvent, WarmUp};
-
-/// Whether this fault is planted; in a normal build it never is.
-macro_rules! planted {
-    ($fault:ident) => {{
-        #[cfg(any(test, feature = "planted"))]
-        let is_planted = planted::is_planted(planted::Planted::$fault);
-        #[cfg(not(any(test, feature = "planted")))]
-        let is_planted = false;
-        is_planted
-    }};
-}
 
 /// Step records that wait for an acknowledgement, at most. A coordinator that is away for longer misses the oldest.
 const MAX_UNACKNOWLEDGED: usize = 1 << 17;
@@ -213,7 +200,7 @@ impl Session {
 
     /// T-1: what carries another job or another epoch is not for us.
     fn current(&mut self, job_id: &str, epoch: u64) -> Option<&mut Work> {
-        self.work.as_mut().filter(|w| w.job_id == job_id && (w.epoch == epoch || planted!(TakeOldEpoch)))
+        self.work.as_mut().filter(|w| w.job_id == job_id && (w.epoch == epoch || failpoint!(SessionTakesOldEpoch)))
     }
 
     fn welcome(&mut self, welcome: &Welcome) -> Vec<Output> {
@@ -223,7 +210,7 @@ impl Session {
             leave_grace_ms: welcome.leave_grace_ms,
         }];
         let Some(work) = &mut self.work else { return out };
-        if planted!(ForgetRecords) {
+        if failpoint!(ForgetRecords) {
             work.unacknowledged.clear();
         }
         if welcome.keep_going {
@@ -271,7 +258,7 @@ impl Session {
             shards: BTreeMap::new(),
             halted: None,
         });
-        let fence = (!planted!(DoNotFence)).then_some(Output::Fence { epoch });
+        let fence = (!failpoint!(DoNotFence)).then_some(Output::Fence { epoch });
         fence.into_iter().chain([Output::Prepare(Box::new(assignment))]).collect()
     }
 

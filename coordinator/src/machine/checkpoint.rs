@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use proto::coordinator_message::Body;
 use toroid_proto as proto;
+use toroid_torus::failpoint;
 use toroid_torus::manifest::ShardFile;
 use toroid_torus::units;
 
@@ -266,7 +267,7 @@ impl Job {
         let Some(pending) = self.live.checkpoint.pending.get_mut(&step) else { return };
         if pending.is_publish_sent
             || !curve_is_there
-            || pending.shards.len() + usize::from(planted!(PublishWithoutShard)) < world
+            || pending.shards.len() + usize::from(failpoint!(PublishWithoutShard)) < world
         {
             return;
         }

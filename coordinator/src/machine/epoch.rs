@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proto::coordinator_message::Body;
 use toroid_proto as proto;
+use toroid_torus::failpoint;
 use toroid_torus::geometry::Shape;
 use toroid_torus::job::JobSpec;
 use toroid_torus::placement::{self, Candidate, Placement};
@@ -162,7 +163,7 @@ impl Job {
         self.record.heal = None;
         self.record.absent.clear();
         self.record.places = placement.workers.into_iter().map(Some).collect();
-        if planted!(MoveSurvivors) {
+        if failpoint!(MoveSurvivors) {
             self.record.places.reverse();
         }
         for (rank, worker) in self.record.places.iter().enumerate() {
@@ -179,7 +180,7 @@ impl Job {
             for (rank, _) in old.iter().enumerate().filter(|(_, worker)| worker.is_none() && !is_resized) {
                 self.live.committed[rank] = 0;
             }
-            if planted!(CutCurveToHeal) {
+            if failpoint!(CutCurveToHeal) {
                 self.cut_curve(cx, self.record.restore_step);
             }
         } else {

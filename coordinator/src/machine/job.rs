@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use proto::coordinator_message::Body;
 use toroid_proto as proto;
+use toroid_torus::failpoint;
 use toroid_torus::job::JobSpec;
 use toroid_torus::owner::OwnerId;
 
@@ -274,7 +275,7 @@ impl Job {
 
     /// The next epoch can have its state from the places.
     pub fn can_heal(&self) -> bool {
-        self.record.has_state && self.is_redundant() && !planted!(AlwaysRestore)
+        self.record.has_state && self.is_redundant() && !failpoint!(AlwaysRestore)
     }
 
     pub fn describe(&self, rank: usize) -> String {

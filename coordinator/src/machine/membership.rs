@@ -8,6 +8,7 @@ use std::time::Duration;
 use proto::coordinator_message::Body as ToWorker;
 use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
+use toroid_torus::failpoint;
 
 use super::drain::Patience;
 use super::failures::Cause;
@@ -84,7 +85,9 @@ impl Machine {
         let about = subject(&body);
         let present = place.and_then(|(job, rank)| Some((jobs.get_mut(&job)?, rank)));
         match present {
-            Some((job, rank)) if about == Some((&job.record.id, job.record.epoch)) || planted!(TakeOldEpoch) => {
+            Some((job, rank))
+                if about == Some((&job.record.id, job.record.epoch)) || failpoint!(MachineTakesOldEpoch) =>
+            {
                 job.message(&mut cx, rank, body);
             }
             _ => self.num_stale += 1,

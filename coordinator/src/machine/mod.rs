@@ -35,17 +35,6 @@
 //! Deliberately absent: tokio, sockets, files, clocks, random sources, `HashMap`. Also absent: step records, which are in the
 //! curve's file, and anything about how workers compute.
 
-/// Whether this fault is planted; in a normal build it never is.
-macro_rules! planted {
-    ($fault:ident) => {{
-        #[cfg(any(test, feature = "planted"))]
-        let is_planted = $crate::machine::planted::is_planted($crate::machine::planted::Planted::$fault);
-        #[cfg(not(any(test, feature = "planted")))]
-        let is_planted = false;
-        is_planted
-    }};
-}
-
 mod checkpoint;
 mod crashes;
 mod drain;
@@ -57,8 +46,6 @@ mod job;
 mod leave;
 mod limits;
 mod membership;
-#[cfg(any(test, feature = "planted"))]
-pub mod planted;
 mod pool;
 mod progress;
 pub mod record;
@@ -78,6 +65,7 @@ use std::time::Duration;
 
 use toroid_proto as proto;
 use toroid_proto::StepRecord;
+use toroid_torus::failpoint;
 use toroid_torus::job::{self as job_file, JobError, JobSpec};
 use toroid_torus::owner::OwnerId;
 
@@ -512,7 +500,7 @@ impl Machine {
         records.extend(incidents.map(|i| Record::Incident(Box::new(i))));
         let persist = (!records.is_empty()).then_some(Output::Persist(records));
         let changed = out.changed.into_iter().map(|job| Output::Changed { job });
-        if planted!(SendBeforePersist) {
+        if failpoint!(SendBeforePersist) {
             return out.effects.into_iter().chain(persist).collect();
         }
         persist.into_iter().chain(out.effects).chain(changed).collect()

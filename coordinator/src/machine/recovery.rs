@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use toroid_torus::failpoint;
 use toroid_torus::geometry::Shape;
 use toroid_torus::holders;
 use toroid_torus::placement::{self, Candidate, Placement};
@@ -191,7 +192,7 @@ fn resume_from(shape: &Shape, way: &Shape, held: &[Holding]) -> Resume {
     let ranks: Vec<Option<usize>> = held.iter().map(rank_in).collect();
     let holding = || held.iter().enumerate().filter(|(now, _)| ranks[*now].is_some());
     let committed = || holding().map(|(_, h)| h.committed);
-    let step = if planted!(GoOnFromLowest) { committed().min() } else { committed().max() }.unwrap_or(0);
+    let step = if failpoint!(GoOnFromLowest) { committed().min() } else { committed().max() }.unwrap_or(0);
     let present: BTreeSet<usize> = ranks.iter().copied().flatten().collect();
     let missing: BTreeSet<usize> = (0..way.world()).filter(|rank| !present.contains(rank)).collect();
     if let Some(rank) = holders::lost_shard(way, &missing) {

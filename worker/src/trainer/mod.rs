@@ -10,13 +10,12 @@
 //! needs no coordinator (T-9).
 
 mod evaluate;
+#[cfg(any(test, feature = "failpoint"))]
+pub mod failpoint;
 mod heal;
 mod holders;
-mod kill;
 pub mod memory;
 mod overlap;
-#[cfg(any(test, feature = "planted"))]
-mod planted;
 mod prepare;
 mod replay;
 mod resplit;
@@ -47,7 +46,8 @@ use crate::trace::Trace;
 
 pub use prepare::{Job, PrepareError};
 
-use kill::KillAt;
+#[cfg(any(test, feature = "failpoint"))]
+use failpoint::Failpoints;
 use room::Room;
 
 /// A place in a job, checked.
@@ -214,12 +214,11 @@ pub struct Shared {
     operation: Mutex<&'static str>,
     waits_for: Mutex<Option<WaitsFor>>,
     progress: AtomicU64,
+    #[cfg(any(test, feature = "failpoint"))]
+    failpoints: Failpoints,
     /// The step whose gradients this place holds, not yet committed; 0: none.
     sealed: AtomicU64,
     computed: Mutex<Computed>,
-    kill_at: Option<KillAt>,
-    #[cfg(any(test, feature = "planted"))]
-    flip_at: Option<planted::FlipAt>,
     /// The coordinator is not heard.
     is_cut_off: AtomicBool,
     trace: Option<Trace>,
@@ -266,12 +265,11 @@ pub enum Requested {
 }
 
 impl Shared {
-    /// For one worker process; reads where a test wants it dead.
+    /// For one worker process.
     pub fn of_process(trace: Option<Trace>) -> Shared {
         Shared {
-            kill_at: KillAt::from_environment(),
-            #[cfg(any(test, feature = "planted"))]
-            flip_at: planted::FlipAt::from_environment(),
+            #[cfg(any(test, feature = "failpoint"))]
+            failpoints: Failpoints::from_environment(),
             trace,
             ..Shared::default()
         }
@@ -379,11 +377,13 @@ impl Shared {
     }
 
     /// A test may want this process dead or stopped here.
+    #[cfg(any(test, feature = "failpoint"))]
     fn pass(&self, point: &str, step: u64) {
-        if let Some(kill_at) = &self.kill_at {
-            kill_at.passes(point, step);
-        }
+        self.failpoints.pass(point, step);
     }
+
+    #[cfg(not(any(test, feature = "failpoint")))]
+    fn pass(&self, _: &str, _: u64) {}
 }
 
 /// A poisoned lock means that a thread panicked while it held it; what it guards is still whole (single assignments).

@@ -70,8 +70,8 @@ impl<D: Device + Clone> Job<D> {
             return Err(self.replay(links, shared)?);
         }
         shared.enter("optimizer");
-        #[cfg(any(test, feature = "planted"))]
-        self.flip_planted(shared, true);
+        #[cfg(any(test, feature = "failpoint"))]
+        self.flip_a_bit(shared, true);
         let record = self.commit(totals);
         let LinkStats { hidden, wait, .. } = links.stats();
         let record = record.map(|record| StepRecord {
@@ -80,8 +80,8 @@ impl<D: Device + Clone> Job<D> {
             ..record
         });
         self.moved_since = links.stats();
-        #[cfg(any(test, feature = "planted"))]
-        self.flip_planted(shared, false);
+        #[cfg(any(test, feature = "failpoint"))]
+        self.flip_a_bit(shared, false);
         // What the links did is waiting, also where it moved data: that takes as long as the other side does.
         shared.computed_step(begin.elapsed().saturating_sub(links.stats().wait - waited));
         Ok(record)

@@ -63,7 +63,7 @@ impl<R: Runtime> Worker<R> {
         let needed = peers_of(shape, rank);
         let peers = peers.iter().filter(|(r, _)| needed.contains(r)).map(|(r, p)| (*r, p.clone())).collect();
         let plan = Plan { job_id: "j".into(), epoch, rank, key: [epoch as u8; 32], peers };
-        let timeout = Duration::from_secs(60);
+        let timeout = Duration::from_secs(180);
         match &mut self.links {
             Some(links) => links.advance(&self.listener, plan, &self.fence, timeout),
             None => {

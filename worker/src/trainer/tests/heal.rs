@@ -13,7 +13,7 @@ use toroid_torus::job::{self, JobSpec};
 use toroid_torus::resplit::{Origin, keep, num_lost};
 
 use super::*;
-use crate::trainer::planted::FlipAt;
+use crate::trainer::failpoint::{Failpoint, Failpoints};
 use crate::trainer::{Command, Emit, Happened, HealPlan, HeldAs, TrainerEvent, WarmUp, run};
 
 /// An event with the worker that it came from; a worker is a number for life, a rank is not.
@@ -49,7 +49,7 @@ pub struct Cluster<'a> {
     /// Of this rank's kind is the room that new workers make ahead.
     warm_for: Option<usize>,
     /// For workers to come.
-    flip_at: Option<FlipAt>,
+    failpoint: Option<Failpoint>,
     /// What was said of copies that differ: the ranks with a wrong one, and the words.
     pub corrupt: Option<(BTreeSet<usize>, String)>,
     /// Workers that finished, with the epoch.
@@ -70,7 +70,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// In the worker that begins as this rank a bit is flipped.
-    pub fn start_with_flip(spec: &JobSpec, dir: &'a Path, flip: Option<(usize, FlipAt)>) -> Cluster<'a> {
+    pub fn start_with_flip(spec: &JobSpec, dir: &'a Path, flip: Option<(usize, Failpoint)>) -> Cluster<'a> {
         let (emit, seen) = channel();
         let (spec, curve) = (Arc::new(spec.clone()), BTreeMap::new());
         let mut cluster = Cluster {
@@ -85,17 +85,17 @@ impl<'a> Cluster<'a> {
             curve,
             validations: BTreeMap::new(),
             warm_for: None,
-            flip_at: None,
+            failpoint: None,
             corrupt: None,
             finished: BTreeSet::new(),
             is_resized: false,
         };
         for rank in 0..cluster.spec.shape.world() {
-            cluster.flip_at = flip.clone().filter(|(at, _)| *at == rank).map(|(_, flip)| flip);
+            cluster.failpoint = flip.clone().filter(|(at, _)| *at == rank).map(|(_, flip)| flip);
             let worker = cluster.add_worker();
             cluster.places.push(worker);
         }
-        cluster.flip_at = None;
+        cluster.failpoint = None;
         cluster.begin_epoch(false);
         cluster
     }
@@ -106,9 +106,9 @@ impl<'a> Cluster<'a> {
         let address = listener.local_addr().to_string();
         let environment = Environment {
             listener,
-            shared: Arc::new(Shared { flip_at: self.flip_at.clone(), ..Shared::default() }),
+            shared: Arc::new(Shared { failpoints: Failpoints::new(self.failpoint.clone()), ..Shared::default() }),
             cache_dir: self.dir.join("cache"),
-            connect_timeout: Duration::from_secs(60),
+            connect_timeout: HANG_GUARD,
         };
         let (commands, to_do) = channel();
         let sender = Mutex::new(self.emit.clone());

@@ -115,7 +115,7 @@ fn each_place<R: Send + 'static>(
                 listener,
                 shared: Arc::new(Shared::default()),
                 cache_dir: dir.join("cache"),
-                connect_timeout: Duration::from_secs(60),
+                connect_timeout: Duration::from_secs(180),
             };
             std::thread::spawn(move || {
                 let (job, mut links) = connected(assignment, &environment);

@@ -50,7 +50,7 @@ fn place() -> Place {
         listener: Listener::bind("127.0.0.1:0", "w0", LinkChoice::Auto).expect("listen on loopback"),
         shared: Arc::new(Shared::default()),
         cache_dir: dir.path().join("cache"),
-        connect_timeout: Duration::from_secs(60),
+        connect_timeout: Duration::from_secs(180),
     };
     let fence = Fence::new().expect("an eventfd");
     let mut job =

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::heal::{Cluster, spec};
 
-use crate::trainer::planted::FlipAt;
+use crate::trainer::failpoint::{Action, Failpoint};
 
 const PARTS: [&str; 8] = [
     "own.param",
@@ -17,8 +17,8 @@ const PARTS: [&str; 8] = [
     "copy.grads",
 ];
 
-fn flip(part: &str, step: u64) -> FlipAt {
-    FlipAt { part: part.into(), step }
+fn flip(part: &str, step: u64) -> Failpoint {
+    Failpoint { action: Action::Flip, point: part.into(), step }
 }
 
 /// Runs until somebody says that copies differ.

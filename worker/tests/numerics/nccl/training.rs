@@ -63,7 +63,7 @@ impl<'a> Cluster<'a> {
             listener,
             shared: Arc::new(Shared::default()),
             cache_dir: self.dir.join("cache"),
-            connect_timeout: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(180),
         };
         let (commands, to_do) = channel();
         let sender = Mutex::new(self.emit.clone());

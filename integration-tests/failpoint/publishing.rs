@@ -8,17 +8,15 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use toroid_proto::{Job, WorkerInfo};
 
-use crate::chaos::{Undisturbed, worker_of};
-use crate::cluster::{Cluster, path, run_ok};
-use crate::training::short_job;
+use crate::cluster::{Cluster, Undisturbed, path, run_ok, short_job, worker_of};
 
 const STEPS: u64 = 20;
 
 /// A cluster of `world` workers, the first of which does something to itself, and a job in which that one is rank 0.
-fn start(ways: (usize, usize, usize), variable: &str, at: &str) -> Result<(Cluster, String, String)> {
+fn start(ways: (usize, usize, usize), failpoint: &str) -> Result<(Cluster, String, String)> {
     let world = ways.0 * ways.1 * ways.2;
-    let mut cluster = Cluster::with_failure_timeout(0, 1, 1000)?;
-    let first = cluster.add_worker_with(1, Some((variable, at)))?;
+    let mut cluster = Cluster::with_failure_timeout(0, 1, 3000)?;
+    let first = cluster.add_worker_that_fails(failpoint)?;
     for _ in 1..world {
         cluster.add_worker(1)?;
     }
@@ -43,7 +41,7 @@ fn contents(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
 #[test]
 fn t1_a_rank_0_that_was_stopped_before_publishing_writes_nothing_into_the_job() -> Result<()> {
     let ways = (1, 1, 2);
-    let (mut cluster, id, stopped) = start(ways, "TOROID_TEST_STOP_AT", &format!("publish@{STEPS}"))?;
+    let (mut cluster, id, stopped) = start(ways, &format!("stop=publish@{STEPS}"))?;
     cluster.add_worker(1)?;
     let job = cluster.done(&id)?;
     ensure!(worker_of(&job, 0) != stopped && job.incidents.len() == 1, "{stopped} was to be replaced: {job:#?}");
@@ -76,7 +74,7 @@ fn t1_a_rank_0_that_was_stopped_before_publishing_writes_nothing_into_the_job() 
 #[test]
 fn t6_a_last_checkpoint_that_a_dead_rank_0_has_published_ends_the_job_with_fewer_replicas() -> Result<()> {
     let ways = (1, 1, 3);
-    let (mut cluster, id, dead) = start(ways, "TOROID_TEST_KILL_AT", &format!("published@{STEPS}"))?;
+    let (mut cluster, id, dead) = start(ways, &format!("kill=published@{STEPS}"))?;
     let job = cluster.done(&id)?;
     let is_shrunk = |job: &Job| job.places.len() == 2 && job.incidents.iter().any(|i| i.rung == "shrink");
     ensure!(cluster.dead_workers()? == [dead.as_str()] && is_shrunk(&job), "{dead} was to die: {job:#?}");

@@ -6,9 +6,7 @@
 use anyhow::{Context, Result, ensure};
 use toroid_proto::{Job, WorkerInfo};
 
-use crate::chaos::{Undisturbed, check_nothing_lost};
-use crate::cluster::Cluster;
-use crate::training::short_job;
+use crate::cluster::{Cluster, Undisturbed, check_nothing_lost, short_job};
 
 #[test]
 fn a_worker_whose_memory_flips_a_bit_is_replaced_and_the_curve_does_not_know() -> Result<()> {
@@ -20,7 +18,7 @@ fn a_worker_whose_memory_flips_a_bit_is_replaced_and_the_curve_does_not_know() -
     cluster.kill_worker(&old)?;
     let is_gone = |workers: &[WorkerInfo]| workers.iter().all(|worker| worker.worker_id != old);
     cluster.wait_for_workers("the coordinator to see its end", is_gone)?;
-    let flips = cluster.add_worker_with(1, Some(("TOROID_TEST_FLIP_AT", "own.exp_avg_sq@15")))?;
+    let flips = cluster.add_worker_that_fails("flip=own.exp_avg_sq@15")?;
     let id = cluster.submit(&job_file)?;
     let has_place = |job: &Job| job.places.iter().any(|place| place.worker_id == flips);
     let before = cluster.wait_for(&id, "the worker to have a place", has_place)?;

@@ -1,0 +1,70 @@
+//! Failpoints of the pure parts: decisions that a test has go wrong, to prove that it would see that.
+//!
+//! `failpoint!(NAME)` is true on a thread on which a test has armed that point, in a build with the cargo feature `failpoint`; in every
+//! other it is the constant `false`. The feature is that of the crate in which the macro stands. Points at which a whole process
+//! dies, stops or has its memory changed are the worker's (`toroid_worker::failpoint`).
+
+use std::cell::Cell;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failpoint {
+    // ------------------------------------------------------------------------------------------ the coordinator's machine
+    /// T-1: a message of an older epoch of the job counts.
+    MachineTakesOldEpoch,
+    /// T-2: all go on from the lowest step that is reported.
+    GoOnFromLowest,
+    /// T-3: an epoch never heals, everyone goes back to the newest checkpoint.
+    AlwaysRestore,
+    /// T-4: a healing epoch cuts the curve to the newest checkpoint.
+    CutCurveToHeal,
+    /// T-6: a manifest is published while one shard is missing.
+    PublishWithoutShard,
+    /// T-7: survivors change places.
+    MoveSurvivors,
+    /// T-8: messages are sent before what they follow from is stored.
+    SendBeforePersist,
+    // ------------------------------------------------------------------------------------------------ a worker's session
+    /// T-1: a message of another epoch of the job counts.
+    SessionTakesOldEpoch,
+    /// T-1: a newer epoch does not end the waits of the older one.
+    DoNotFence,
+    /// T-9: step records that the coordinator has not acknowledged are forgotten with the stream.
+    ForgetRecords,
+}
+
+impl Failpoint {
+    pub const ALL: [Failpoint; 10] = [
+        Failpoint::MachineTakesOldEpoch,
+        Failpoint::GoOnFromLowest,
+        Failpoint::AlwaysRestore,
+        Failpoint::CutCurveToHeal,
+        Failpoint::PublishWithoutShard,
+        Failpoint::MoveSurvivors,
+        Failpoint::SendBeforePersist,
+        Failpoint::SessionTakesOldEpoch,
+        Failpoint::DoNotFence,
+        Failpoint::ForgetRecords,
+    ];
+}
+
+thread_local! {
+    static ARMED: Cell<Option<Failpoint>> = const { Cell::new(None) };
+}
+
+/// Arms a point on this thread, or none any more.
+pub fn arm(point: Option<Failpoint>) {
+    ARMED.set(point);
+}
+
+/// For [`failpoint!`](crate::failpoint!) alone.
+pub fn is_armed(point: Failpoint) -> bool {
+    ARMED.get() == Some(point)
+}
+
+/// Whether a test wants this decision to go wrong; never in a build without the feature `failpoint`.
+#[macro_export]
+macro_rules! failpoint {
+    ($point:ident) => {
+        cfg!(feature = "failpoint") && $crate::failpoint::is_armed($crate::failpoint::Failpoint::$point)
+    };
+}

@@ -1,0 +1,133 @@
+//! Failpoints of a process: where a test has this worker die, stop, or find a bit of its memory flipped.
+//!
+//! `TOROID_FAILPOINTS` is a list, `ACTION=POINT@STEP` and commas between; in a build without the cargo feature `failpoint` nothing of
+//! this is there. The step is the one being made, from 1; step 0: the first time that the point is passed.
+//!
+//! - `kill`, `stop`: at a phase (`forward`, `stage-transfer`, `reduce-scatter`, `sealed`, `commit`, `optimizer`, `all-gather`,
+//!   `checkpoint`, `heal`), or right before and right after the manifest of that step is written (`publish`, `published`). The thread
+//!   that gets there sends itself SIGKILL or SIGSTOP, which end or stop the process as if somebody else had: nothing is flushed, closed
+//!   or said. It is sent to the thread, as what is sent to the process stops it through any other one, while this one goes on for a while.
+//! - `flip`: of `own` or `copy`, the two shards that a place holds, the part `param`, `exp_avg`, `exp_avg_sq` or `grads`, as in
+//!   `own.param`. Silent corruption by its effect: an element of a shard's state changes right after the commit of the step, one of a
+//!   gradient between the commit point and the update. Nothing is said.
+
+#![allow(unsafe_code)]
+
+use rustix::process::Signal;
+
+use super::{Job, Shared};
+use crate::device::{Buffer, Device};
+
+/// Of the environment.
+pub const VARIABLE: &str = "TOROID_FAILPOINTS";
+
+// SAFETY: the C library's `raise`, as POSIX declares it; it takes any number.
+unsafe extern "C" {
+    safe fn raise(signal: i32) -> i32;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    Kill,
+    Stop,
+    Flip,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Failpoint {
+    pub action: Action,
+    pub point: String,
+    pub step: u64,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Failpoints(Vec<Failpoint>);
+
+impl Failpoints {
+    #[cfg(test)]
+    pub fn new(armed: Option<Failpoint>) -> Failpoints {
+        Failpoints(armed.into_iter().collect())
+    }
+
+    /// Only tests set the variable, and each wants what it says: a mistake in it ends the process.
+    pub fn from_environment() -> Failpoints {
+        let text = std::env::var(VARIABLE).unwrap_or_default();
+        let armed = text.split(',').filter(|item| !item.is_empty()).map(|item| {
+            parse(item)
+                .unwrap_or_else(|| panic!("{VARIABLE} has `{item}`; expected ACTION=POINT@STEP, as in kill=commit@15"))
+        });
+        Failpoints(armed.collect())
+    }
+
+    pub fn pass(&self, point: &str, step: u64) {
+        let is_here = |armed: &&Failpoint| armed.point == point && (armed.step == 0 || armed.step == step);
+        for armed in self.0.iter().filter(is_here) {
+            let signal = match armed.action {
+                Action::Kill => Signal::KILL,
+                Action::Stop => Signal::STOP,
+                Action::Flip => continue,
+            };
+            tracing::warn!("failpoint: {signal:?} in phase {point} of step {step}");
+            assert_eq!(raise(signal.as_raw()), 0, "a thread may send itself a signal");
+        }
+    }
+
+    /// The part in which a bit flips at this step.
+    fn flips(&self, step: u64, is_before_update: bool) -> Option<&str> {
+        let is_due = |armed: &&Failpoint| {
+            armed.action == Action::Flip && armed.step == step && armed.point.ends_with("grads") == is_before_update
+        };
+        self.0.iter().find(is_due).map(|armed| armed.point.as_str())
+    }
+}
+
+fn parse(item: &str) -> Option<Failpoint> {
+    let (action, at) = item.split_once('=')?;
+    let (point, step) = at.split_once('@')?;
+    let action = match action {
+        "kill" => Action::Kill,
+        "stop" => Action::Stop,
+        "flip" => Action::Flip,
+        _ => return None,
+    };
+    Some(Failpoint { action, point: point.into(), step: step.parse().ok()? })
+}
+
+impl<D: Device + Clone> Job<D> {
+    pub(super) fn flip_a_bit(&mut self, shared: &Shared, is_before_update: bool) {
+        let step = self.committed + u64::from(is_before_update);
+        let Some(part) = shared.failpoints.flips(step, is_before_update) else { return };
+        tracing::warn!("failpoint: flips a bit of {part} at step {step}");
+        let device = self.stage.device().clone();
+        let own = self.shard.range.start;
+        let shard = &mut self.shard;
+        let copy = self.holders.as_mut();
+        let (buf, at) = match (part, copy) {
+            ("own.param", _) => (&mut shard.param, 0),
+            ("own.exp_avg", _) => (&mut shard.exp_avg, 0),
+            ("own.exp_avg_sq", _) => (&mut shard.exp_avg_sq, 0),
+            ("own.grads", _) => (self.stage.grads_mut(), own),
+            ("copy.param", Some(holders)) => (&mut holders.copy.param, 0),
+            ("copy.exp_avg", Some(holders)) => (&mut holders.copy.exp_avg, 0),
+            ("copy.exp_avg_sq", Some(holders)) => (&mut holders.copy.exp_avg_sq, 0),
+            ("copy.grads", Some(holders)) => (&mut holders.grads, 0),
+            (part, _) => panic!("there is no part {part} to flip a bit of"),
+        };
+        let one = at + 1..at + 2;
+        let mut value = [0.0];
+        device.read(buf.view(one.clone()), &mut value);
+        value[0] = f32::from_bits(value[0].to_bits() ^ (1 << 20));
+        device.write(buf.view_mut(one), &value);
+    }
+}
+
+#[test]
+fn failpoints_are_read_and_mistakes_are_not_passed_over() {
+    let of = |action, point: &str, step| Some(Failpoint { action, point: point.into(), step });
+    assert_eq!(parse("kill=stage-transfer@15"), of(Action::Kill, "stage-transfer", 15));
+    assert_eq!(parse("stop=publish@0"), of(Action::Stop, "publish", 0));
+    assert_eq!(parse("flip=own.exp_avg@3"), of(Action::Flip, "own.exp_avg", 3));
+    for bad in ["kill", "kill=commit", "kill=commit@", "kill=commit@x", "hang=commit@1", "commit@15"] {
+        assert_eq!(parse(bad), None, "{bad}");
+    }
+}
