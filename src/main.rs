@@ -3,7 +3,7 @@
 //! ```text
 //!   local       a whole cluster of child processes of this binary      coordinator, worker   daemon
 //!   chaos       faults on such a cluster, and a verdict                 bench   figures of this machine
-//!   submit      jobfile (paths), then progress and summary (--wait)     status, jobs, workers, events, cancel, drain   status
+//!   submit      jobfile (paths), then progress and summary (--wait)     status, jobs, workers, events, cancel, resume, drain   status
 //!   incidents   what failed and what it cost                            trace   what the time of steps went to
 //!   plan        what a job needs, before it is run
 //!   checkpoint  now, list, verify, export; find: which folder is meant  client, watch: gRPC    format, json, output
@@ -40,7 +40,9 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Trains Mixture-of-Experts language models on machines that die
 #[derive(Debug, Parser)]
@@ -68,6 +70,8 @@ enum Command {
     Workers(status::ListArgs),
     /// Stop a job for good; its checkpoints stay
     Cancel(status::CancelArgs),
+    /// Have a job go on that waits for a checkpoint that can be read
+    Resume(status::ResumeArgs),
     /// Show what happened to a job
     Events(status::EventsArgs),
     /// Show what failed in a job, what was done about it and what it cost
@@ -125,6 +129,7 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Workers(args) => runtime.block_on(status::workers(args)),
         Command::Trace(args) => trace::run(&args),
         Command::Cancel(args) => runtime.block_on(status::cancel(args)),
+        Command::Resume(args) => runtime.block_on(status::resume(args)),
         Command::Events(args) => runtime.block_on(status::events(args)),
         Command::Incidents(args) => runtime.block_on(incidents::run(args)),
         Command::Drain(args) => runtime.block_on(status::drain(args)),
@@ -143,15 +148,55 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
 
 /// RUST_LOG says what is logged; `default_level` where it does not.
 fn log_to_stderr(default_level: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_level));
+    let wanted = std::env::var_os("RUST_LOG").map(|value| value.to_string_lossy().into_owned());
+    let (filter, complaint) = log_filter(wanted.as_deref(), default_level);
     let has_colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(has_colours).with_writer(std::io::stderr).init();
+    let lines = tracing_subscriber::fmt::layer().with_ansi(has_colours).with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(lines).with(filter).init();
+    if let Some(complaint) = complaint {
+        tracing::warn!("{complaint}");
+    }
+}
+
+/// What is logged, and what is wrong with what was asked for.
+fn log_filter(wanted: Option<&str>, default_level: &str) -> (Targets, Option<String>) {
+    let default = || default_level.parse().expect("a level of our own");
+    match wanted.filter(|text| !text.trim().is_empty()).map(|text| (text, text.parse())) {
+        None => (default(), None),
+        Some((_, Ok(filter))) => (filter, None),
+        Some((text, Err(error))) => {
+            let expected = "expected a level, or levels of parts as in `info,toroid_worker=debug`";
+            (
+                default(),
+                Some(format!("cannot read RUST_LOG=`{text}` ({error}): {expected}; the level is {default_level}")),
+            )
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory as _;
+    use tracing::Level;
+
+    #[test]
+    fn rust_log_names_levels_and_parts_and_a_bad_one_is_complained_of() {
+        let check = |wanted, worker, h2| {
+            let (filter, complaint) = log_filter(wanted, "info");
+            let level = |target, level| filter.would_enable(target, &level);
+            assert_eq!(level("toroid_worker::comm", Level::DEBUG), worker, "{wanted:?}");
+            assert_eq!(level("h2", Level::INFO), h2, "{wanted:?}");
+            complaint
+        };
+        assert_eq!(check(None, false, true), None);
+        assert_eq!(check(Some(" "), false, true), None);
+        assert_eq!(check(Some("debug"), true, true), None);
+        assert_eq!(check(Some("toroid_worker=debug"), true, false), None);
+        assert_eq!(check(Some("debug,h2=warn"), true, false), None);
+        let complaint = check(Some("toroid_worker=loud"), false, true).expect("a complaint");
+        assert!(complaint.contains("toroid_worker=loud") && complaint.contains("the level is info"), "{complaint}");
+    }
 
     #[test]
     fn the_command_line_is_consistent_and_every_flag_is_documented() {
@@ -185,6 +230,8 @@ mod tests {
             "toroid jobs -o json",
             "toroid workers",
             "toroid cancel tiny-1",
+            "toroid resume tiny-1",
+            "toroid resume tiny-1 --from-scratch --coordinator h:7070",
             "toroid events tiny-1 -f",
             "toroid incidents tiny-1 -o json",
             "toroid drain w3 --coordinator h:7070",
