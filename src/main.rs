@@ -65,7 +65,7 @@ enum Command {
     /// List the jobs
     Jobs(status::ListArgs),
     /// List the connected workers, spares included
-    Workers(status::ListArgs),
+    Workers(status::WorkersArgs),
     /// Stop a job for good; its checkpoints stay
     Cancel(status::CancelArgs),
     /// Show what happened to a job
@@ -184,6 +184,7 @@ mod tests {
             "toroid status tiny-1 -w -o json --no-curve --coordinator h:7070",
             "toroid jobs -o json",
             "toroid workers",
+            "toroid workers --readmit w3",
             "toroid cancel tiny-1",
             "toroid events tiny-1 -f",
             "toroid incidents tiny-1 -o json",
@@ -218,6 +219,7 @@ mod tests {
             "toroid jobs --coordinator https://h:1",
             "toroid checkpoint export ten out.safetensors",
             "toroid status",
+            "toroid workers --readmit w3 -o json",
             "toroid local --kill-one --no-kill",
             "toroid chaos --kills 0",
             "toroid chaos --rate -1",

@@ -54,6 +54,7 @@ pub(crate) enum Command {
     Cancel { job: String, answer: Answer<Reply> },
     Checkpoint { job: String, answer: Answer<Reply> },
     Drain { worker: String, answer: Answer<Reply> },
+    Readmit { worker: String, answer: Answer<Reply> },
     Job { job: String, answer: Answer<proto::Job> },
     Jobs { answer: Answer<Vec<proto::Job>> },
     Workers { answer: Answer<Vec<proto::WorkerInfo>> },
@@ -194,6 +195,7 @@ impl Driver {
             Command::Cancel { job, answer } => self.request(answer, |request| Input::Cancel { request, job }),
             Command::Checkpoint { job, answer } => self.request(answer, |request| Input::Checkpoint { request, job }),
             Command::Drain { worker, answer } => self.request(answer, |request| Input::Drain { request, worker }),
+            Command::Readmit { worker, answer } => self.request(answer, |request| Input::Readmit { request, worker }),
             Command::Message { stream, body } => self.input(Input::Message { stream, body }),
             Command::Closed { stream, reason } => {
                 self.connections.remove(&stream);
@@ -227,6 +229,7 @@ impl Driver {
             | Command::Cancel { .. }
             | Command::Checkpoint { .. }
             | Command::Drain { .. }
+            | Command::Readmit { .. }
             | Command::Message { .. }
             | Command::Closed { .. }
             | Command::Open { .. } => unreachable!("handled as inputs"),

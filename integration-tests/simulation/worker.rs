@@ -121,6 +121,7 @@ impl Worker {
             data_address: format!("{}:{}", self.host, self.pid),
             device: "cpu".into(),
             fingerprint: "alike".into(),
+            incarnation: self.pid as u64,
             job_id: standing.job_id,
             epoch: standing.epoch,
             rank: standing.rank,

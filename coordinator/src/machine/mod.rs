@@ -125,6 +125,11 @@ pub enum Input {
         request: RequestId,
         worker: String,
     },
+    /// The worker is not to be put aside any longer.
+    Readmit {
+        request: RequestId,
+        worker: String,
+    },
     /// From a worker. The first on a stream must be `Register`.
     Message {
         stream: StreamId,
@@ -197,6 +202,10 @@ pub enum Reply {
         job: String,
         replacement: String,
     },
+    /// Why it was put aside.
+    Readmitted {
+        reason: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -207,6 +216,12 @@ pub enum RequestError {
     UnknownJob { job: String, known: String },
     #[error("no worker `{worker}` is connected; {known}")]
     UnknownWorker { worker: String, known: String },
+    #[error("`{worker}` is not put aside; {aside}")]
+    NotAside { worker: String, aside: String },
+    #[error(
+        "`{worker}` is not put aside, it was drained or computed wrongly: this process gets no place any more; start it again"
+    )]
+    Retired { worker: String },
     #[error("{worker} cannot be drained: {reason}")]
     Drain { worker: String, reason: String },
     #[error("{job} cannot be {what}: it is {state} ({reason})")]
@@ -324,6 +339,7 @@ impl Machine {
             Input::Cancel { request, job } => self.cancel(request, &job, now),
             Input::Checkpoint { request, job } => self.request_checkpoint(request, &job, now),
             Input::Drain { request, worker } => self.drain(request, &worker, now),
+            Input::Readmit { request, worker } => self.readmit(request, &worker),
             Input::Message { stream, body } => self.message(stream, *body, now),
             Input::Closed { stream, reason } => self.disconnected(stream, SeenBy::StreamClosed, &reason, now),
             Input::Tick => self.tick(now),

@@ -3,6 +3,7 @@
 mod checkpoints;
 mod drain;
 mod healing;
+mod identity;
 mod lifecycle;
 mod recovery;
 mod resize;

@@ -64,6 +64,8 @@ pub struct Worker {
     /// Whom it says it waits for.
     pub waits_for: Vec<u32>,
     pub pid: u32,
+    /// Another for each process, see [`super::world::World::join`].
+    pub incarnation: u64,
     pub digest: u8,
     /// Step of what the job resumes from; 0: the initial weights.
     pub resume_step: u64,
@@ -100,6 +102,7 @@ impl Worker {
             progress: 0,
             waits_for: Vec::new(),
             pid: 1,
+            incarnation: 0,
             digest: 7,
             resume_step: 0,
             prepare_error: None,
@@ -119,6 +122,7 @@ impl Worker {
             device: "cpu".into(),
             fingerprint: self.fingerprint.clone(),
             pid: self.pid,
+            incarnation: self.incarnation,
             ..Default::default()
         };
         match &self.work {
