@@ -132,9 +132,10 @@ impl Control {
     /// Runs until the worker is to end, or until the coordinator refuses it.
     pub async fn run(mut self) -> Result<(), ControlError> {
         let endpoint = endpoint_of(&self.coordinator, self.failure_timeout)?;
-        let (mut pause, mut longest) = (FIRST_PAUSE, LONGEST_PAUSE);
+        let mut pause = FIRST_PAUSE;
         loop {
             let mut asks = self.asked.clone();
+            let mut longest = LONGEST_PAUSE;
             let connected = tokio::select! {
                 connected = self.connect(&endpoint) => Some(connected),
                 ask = asked(&mut asks, self.leaves_at) => {
@@ -156,7 +157,6 @@ impl Control {
                     match ended? {
                         Ended::Shutdown => return Ok(()),
                         Ended::Lost(why) => {
-                            longest = LONGEST_PAUSE;
                             if self.is_to_be_said(Kind::Lost).is_some() {
                                 tracing::warn!("lost the coordinator, training goes on: {why}");
                             }
@@ -170,7 +170,6 @@ impl Control {
                     }
                 }
                 Some(Err(error)) => {
-                    longest = LONGEST_PAUSE;
                     if let Some(lasted) = self.is_to_be_said(Kind::Unreachable) {
                         let (address, lasted) = (&self.coordinator, lasted.as_secs_f64());
                         let why = outage::in_words(error.as_ref());

@@ -64,18 +64,16 @@ impl CrashLog {
             self.hosts.entry(host.into()).or_default().push(now);
         }
         let stands_out = has_other_hosts && self.hosts.len() == 1;
-        let worker = self.workers.get_mut(worker).map(|l| (l, format!("worker {worker}"), "it"));
-        let host = self.hosts.get_mut(host).filter(|_| stands_out).map(|l| (l, format!("host {host}"), "its host"));
+        let (minutes, aside) = (WITHIN.as_secs() / 60, ASIDE.as_secs() / 60);
+        let often = format!("lost {MAX_LOSSES} times within {minutes} minutes");
+        let worker = self.workers.get_mut(worker).map(|l| (l, format!("worker {worker}"), format!("it was {often}")));
+        let (name, host) = (host, self.hosts.get_mut(host).filter(|_| stands_out));
+        let host = host.map(|l| (l, format!("host {name}"), format!("workers of its host were {often}")));
         let mut told = Vec::new();
-        for (losses, who, it) in worker.into_iter().chain(host) {
+        for (losses, who, reason) in worker.into_iter().chain(host) {
             if losses.is_too_often(now) {
-                let (minutes, aside) = (WITHIN.as_secs() / 60, ASIDE.as_secs() / 60);
-                let often = match it {
-                    "it" => format!("it was lost {MAX_LOSSES} times within {minutes} minutes"),
-                    _ => format!("{MAX_LOSSES} workers of its host were lost within {minutes} minutes"),
-                };
-                told.push(format!("{who} is put aside for {aside} minutes: {often}"));
-                losses.aside = Some(Aside { reason: often, until: now + ASIDE });
+                told.push(format!("{who} is put aside for {aside} minutes: {reason}"));
+                losses.aside = Some(Aside { reason, until: now + ASIDE });
             }
         }
         told
@@ -83,7 +81,7 @@ impl CrashLog {
 
     /// Whether this worker is put aside, or its host: the one that lasts longer.
     pub fn aside(&self, worker: &str, host: &str) -> Option<&Aside> {
-        let losses = self.workers.get(worker).into_iter().chain(self.hosts.get(host));
+        let losses = self.hosts.get(host).into_iter().chain(self.workers.get(worker));
         losses.filter_map(|l| l.aside.as_ref()).max_by_key(|aside| aside.until)
     }
 
@@ -161,7 +159,7 @@ mod tests {
         assert_eq!(log.readmit("w", "h"), None);
         assert!(log.lost("w", "h", false, MINUTE).is_empty(), "it begins anew");
         ["a", "b", "c"].iter().for_each(|w| drop(log.lost(w, "host", true, 60 * MINUTE)));
-        assert!(log.readmit("d", "host").is_some_and(|why| why.contains("3 workers of its host")));
+        assert!(log.readmit("d", "host").is_some_and(|why| why.starts_with("workers of its host were lost 3 times")));
         assert_eq!(log.aside("a", "host"), None);
     }
 

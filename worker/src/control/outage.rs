@@ -12,7 +12,7 @@ const EVERY: Duration = Duration::from_secs(60);
 
 /// What keeps a worker from its coordinator. Another kind is said at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Unreachable,
     Lost,
     IdInUse,
@@ -20,7 +20,7 @@ pub(super) enum Kind {
 
 /// The time without a coordinator, and what was said of it.
 #[derive(Debug, Default)]
-pub(super) struct Outage {
+pub(crate) struct Outage {
     began: Option<(Duration, Kind)>,
     num_said: u32,
 }
@@ -53,7 +53,7 @@ impl Outage {
 
 /// Why a coordinator is not reached: what is likely to be wrong, and the words of the system.
 pub(super) fn in_words(error: &(dyn Error + 'static)) -> String {
-    let chain: Vec<&(dyn Error + 'static)> = std::iter::successors(Some(error), |e| e.source()).collect();
+    let chain: Vec<&(dyn Error + 'static)> = std::iter::successors(Some(error), |e| (*e).source()).collect();
     let text = chain.last().map_or_else(|| error.to_string(), ToString::to_string);
     let all = chain.iter().map(ToString::to_string).collect::<Vec<_>>().join(": ").to_lowercase();
     let has = |part: &str| all.contains(part);

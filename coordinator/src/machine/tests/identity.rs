@@ -26,7 +26,12 @@ fn twin(world: &mut World) -> Option<proto::Refused> {
         world.connect("twin");
     }
     match world.worker("twin").inbox.front() {
-        Some(ToWorker::Welcome(_)) => None,
+        Some(ToWorker::Welcome(_)) => {
+            // The world knows workers by id.
+            let twin = world.workers.remove("twin").expect("it has just connected");
+            world.workers.insert("w1".into(), twin);
+            None
+        }
         Some(ToWorker::Refused(refused)) => Some(refused.clone()),
         other => panic!("a registration is answered with {other:?}"),
     }
@@ -114,7 +119,7 @@ fn t3_the_state_of_an_older_process_of_the_id_does_not_count() {
     world.settle();
     world.train(&job, 5);
     assert_eq!((world.view(&job).committed_step, world.record(&job).state), (8, State::Running));
-    world.kill("twin");
+    world.kill("w1");
     world.workers.insert("w1".into(), older);
     world.connect("w1");
     world.settle();
