@@ -13,4 +13,5 @@ mod network;
 mod publishing;
 mod reference;
 mod resize;
+mod restoring;
 mod training;

@@ -15,7 +15,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use toroid_torus::holders;
 use toroid_torus::manifest::ShardFile;
-use toroid_worker::trainer::{Assignment, Happened, HealPlan, HeldAs, TrainerEvent};
+use toroid_worker::checkpoint::ReadFault;
+use toroid_worker::trainer::{Assignment, BadCheckpoint, Happened, HealPlan, HeldAs, TrainerEvent};
 
 use crate::arithmetic::{self, Values};
 use crate::network::{AtWorker, MS, Micros, Network, Pid};
@@ -45,6 +46,10 @@ enum Busy {
 pub struct Shared {
     pub checkpoints: BTreeSet<u64>,
     pub committed: u64,
+    /// No step is made beyond this one.
+    pub halt_at: Option<u64>,
+    /// The step after the committed one is being made.
+    pub is_stepping: bool,
     /// The job that the fence is of, and the lowest epoch that may go on.
     pub fence: (String, u64),
 }
@@ -53,6 +58,7 @@ impl Shared {
     /// Whether a checkpoint of the step that is committed now was asked for.
     fn commit(&mut self, step: u64) -> bool {
         self.committed = step;
+        self.is_stepping = false;
         let is_wanted = self.checkpoints.contains(&step);
         self.checkpoints = self.checkpoints.split_off(&(step + 1));
         is_wanted
@@ -151,8 +157,7 @@ impl Trainer {
         let job = self.job.as_mut().filter(|j| self.busy.is_none() && j.phase.is_waiting_for_peers())?;
         job.phase = Phase::Halted;
         let error = "the two copies of a shard differ".into();
-        let what =
-            Happened::Failed { error, fatal: false, damaged_step: None, restore: true, corrupt_ranks: Vec::new() };
+        let what = Happened::Failed { error, fatal: false, checkpoint: None, restore: true, corrupt_ranks: Vec::new() };
         Some((job.assignment.job_id.clone(), job.assignment.event(what)))
     }
 
@@ -176,7 +181,7 @@ impl Trainer {
         }
     }
 
-    fn wake_soon(&mut self, env: &mut Env) {
+    pub fn wake_soon(&mut self, env: &mut Env) {
         let after = env.net.random.below(3 * MS);
         env.net.at_worker(self.pid, after, AtWorker::Wake);
     }
@@ -359,14 +364,10 @@ impl Trainer {
                 Ok(state) => job.state = Some(state),
                 Err(error) => {
                     env.truth.distrusted(&job.assignment.job_id);
-                    let damaged_step = job.assignment.restore_step;
-                    let what = Happened::Failed {
-                        error,
-                        fatal: false,
-                        damaged_step,
-                        restore: false,
-                        corrupt_ranks: Vec::new(),
-                    };
+                    let of = |step| BadCheckpoint { step, fault: ReadFault::Damaged };
+                    let checkpoint = job.assignment.restore_step.map(of);
+                    let what =
+                        Happened::Failed { error, fatal: false, checkpoint, restore: false, corrupt_ranks: Vec::new() };
                     self.report(what, env);
                     self.job = None;
                     return;
@@ -380,6 +381,7 @@ impl Trainer {
         let held = states.iter().map(|s| s.held_as).collect();
         env.truth.prepared(self.pid, &job.assignment, &states);
         self.shared.checkpoints.clear();
+        (self.shared.halt_at, self.shared.is_stepping) = (None, false);
         self.shared.committed = committed;
         let what = Happened::Prepared {
             committed_step: committed,
@@ -504,6 +506,11 @@ impl Trainer {
         while matches!(self.commands.front(), Some(Command::Publish { .. } | Command::Checkpoint { .. })) {
             self.serve(env);
         }
+        let step = self.shared.committed;
+        if self.shared.halt_at.is_some_and(|halt| halt <= step) {
+            return false;
+        }
+        self.shared.is_stepping = true;
         self.work(Busy::Compute, env.step_time / 2, env.step_time, env);
         false
     }

@@ -146,6 +146,7 @@ impl Machine {
             let proto::Register { job_id, epoch, rank, committed_step, .. } = proto::Register::default();
             register = proto::Register { job_id, epoch, rank, committed_step, ..register };
         }
+        let is_new = older.is_none() && register.job_id.is_empty();
         let (jobs, mut cx) = self.split(now);
         // It may have been started anew with what it lacked.
         for job in jobs.values_mut() {
@@ -183,6 +184,9 @@ impl Machine {
             None => {}
         }
         self.out.unsettled = true;
+        if is_new {
+            self.try_unreadable_again(&id, now);
+        }
     }
 
     /// The worker is to end: its place is moved as soon as somebody can take it. Who does not wait for that is lost.
