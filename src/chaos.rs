@@ -191,7 +191,6 @@ fn plan_of(args: &Args, job: &job::LocalJob) -> Result<Plan> {
         min_steps: args.every_steps.unwrap_or(0),
         spares: if args.phase == Some(Phase::Heal) { 1 } else { args.spares },
         phases,
-        ..Plan::nothing()
     })
 }
 

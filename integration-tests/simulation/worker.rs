@@ -228,7 +228,7 @@ impl Worker {
             }
             Output::RequestCheckpoint { epoch, step, then } => self.request_checkpoint(epoch, step, then, env),
             Output::Intervals { heartbeat_ms, .. } => self.heartbeat = u64::from(heartbeat_ms) * MS,
-            Output::Refused { .. } | Output::Note(_) => {}
+            Output::Refused { .. } | Output::IdInUse { .. } | Output::Note(_) => {}
         }
     }
 
