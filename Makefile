@@ -1,9 +1,9 @@
 # make demo    train a small model on this machine with a coordinator, eight workers and a spare
 #              and kill one of the workers on the way
 # make test    everything that must hold: formatting, lints, docs, all tests
-# make soak    a million simulated clusters (SEEDS=...: more), then hundreds of kills at four shapes, pairs of workers together with the
-#              coordinator, and workers that are stopped, each compared to the bit with an undisturbed run; takes hours
-#              (SEEDS=20000 KILLS=20: minutes)
+# make soak    a million simulated clusters (SEEDS=...: more; takes hours), then soak-chaos
+# make soak-chaos  hundreds of kills at four shapes, pairs of workers together with the coordinator, and workers that are stopped, each
+#              compared to the bit with an undisturbed run; some minutes each on two cores (KILLS=20: one), PRESET=tiny: a larger model
 # make check   the part of it that needs no running; writes no source file
 # make fix     format, and apply what clippy knows how to fix
 # make bench   speed and memory of training steps, and how long a death holds a job up
@@ -13,12 +13,13 @@
 #              copied to a machine with a GPU and without cargo; there: gpu-bundle/gpu_check.sh
 # make bench-allreduce   all-reduce over this machine's processes beside gloo's; installs PyTorch in .venv-bench
 
-.PHONY: demo test soak check fix bench bench-pytorch bench-elastic bench-allreduce gpu-bundle gpu-check
+.PHONY: demo test soak soak-chaos check fix bench bench-pytorch bench-elastic bench-allreduce gpu-bundle gpu-check
 
 KILLS ?= 200
 SEEDS ?= 1000000
-# Most kills are over within three steps.
-CHAOS = target/release/toroid chaos --verify --kills $(KILLS) --steps $$((6 * $(KILLS) + 60)) --spares 2
+# Steps of milliseconds: what a soak is about is who dies when.
+PRESET ?= micro
+CHAOS = target/release/toroid chaos --verify --preset $(PRESET) --kills $(KILLS) --spares 2
 
 demo:
 	cargo run --release --bin toroid -- local
@@ -31,6 +32,9 @@ test:
 soak:
 	TOROID_SEEDS=$(SEEDS) cargo test --test simulation
 	TOROID_SEEDS=$(SEEDS) cargo test -p toroid-failpoint --features failpoint --test simulation
+	$(MAKE) soak-chaos
+
+soak-chaos:
 	cargo build --release --bin toroid
 	$(CHAOS) --tp 2 --pp 2 --dp 2
 	$(CHAOS) --tp 1 --pp 1 --dp 8

@@ -5,6 +5,7 @@ mod chaos;
 mod cluster;
 mod cuts;
 mod figures;
+mod identity;
 mod leaving;
 mod local;
 #[path = "../src/chaos/network.rs"]

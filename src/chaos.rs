@@ -15,7 +15,7 @@ mod plan;
 pub mod report;
 mod verify;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -23,6 +23,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum as _;
 use tokio::runtime::Runtime;
 use toroid_proto as proto;
+use toroid_worker::data::TokenFile;
 use toroid_worker::device::Choice;
 
 use crate::local::children::Settings;
@@ -32,8 +33,8 @@ use crate::local::{INTERRUPTED, default_threads, positive};
 use crate::output;
 use crate::status::Format;
 
-use inject::{Kind, Outcome, Plan};
-use plan::{Phase, PhasePlan, default_steps};
+use inject::{End, Kind, Outcome, Plan};
+use plan::{Phase, PhasePlan, default_steps, most_steps};
 use report::Report;
 use verify::Finished;
 
@@ -44,7 +45,7 @@ pub const CHAOS_DIR: &str = ".toroid/chaos";
 pub struct Args {
     #[command(flatten)]
     job: JobArgs,
-    /// Optimizer updates to make; default: so many that the faults fit in
+    /// Optimizer updates to make; default: until the last fault is recovered from, and the next checkpoint
     #[arg(long, value_name = "N", conflicts_with = "job")]
     steps: Option<u64>,
     /// Workers to do it to
@@ -75,7 +76,7 @@ pub struct Args {
     /// Workers beyond those that the job needs; those that are used are started again. 1 with --phase heal
     #[arg(long, default_value_t = 2, value_name = "N")]
     spares: usize,
-    /// Train the same job undisturbed first, and compare every step and the final parameters
+    /// Train the same job undisturbed too, on a copy of the text, and compare every step and the parameters at the end
     #[arg(long)]
     verify: bool,
     /// Of the victims; default: drawn, and printed
@@ -107,8 +108,15 @@ fn per_minute(text: &str) -> Result<f64, String> {
 
 /// Storage is synchronous: only the clusters run on `runtime`.
 pub fn run(runtime: &Runtime, args: Args) -> Result<ExitCode> {
-    let steps = args.steps.unwrap_or_else(|| default_steps(args.kills, args.every_steps));
-    let job = job::make(&args.job, steps, 0, toroid_worker::data::cargo_registry_sources())?;
+    let default = match args.phase {
+        Some(_) => default_steps(args.kills, args.every_steps),
+        None => most_steps(args.kills, args.every_steps),
+    };
+    let steps = args.steps.unwrap_or(default);
+    let mut job = job::make(&args.job, steps, 0, toroid_worker::data::cargo_registry_sources())?;
+    if args.verify {
+        job = pin_text(job, &args.dir)?;
+    }
     let plan = plan_of(&args, &job)?;
     let seed = plan.seed;
     let settings = Settings {
@@ -122,23 +130,38 @@ pub fn run(runtime: &Runtime, args: Args) -> Result<ExitCode> {
     };
     let mut signals = runtime.block_on(async { Signals::new() })?;
     let mut train = |plan| runtime.block_on(inject::run(&settings, &job, plan, &mut signals));
-    let mut undisturbed = None;
-    if args.verify {
-        let Some(outcome) = train(Plan::nothing())? else {
-            return Ok(ExitCode::from(INTERRUPTED));
-        };
-        ensure!(outcome.problems.is_empty(), "the undisturbed run failed: {}", outcome.problems.join("; "));
-        undisturbed = Some(Finished::export(outcome.job, args.dir.join("undisturbed.safetensors"))?);
-    }
     let Some(outcome) = train(plan)? else {
         return Ok(ExitCode::from(INTERRUPTED));
     };
-    let report = judge(seed, outcome, undisturbed.as_ref(), args.dir.join("disturbed.safetensors"))?;
+    let (mut report, disturbed) = judge(seed, outcome, args.verify, args.dir.join("disturbed.safetensors"))?;
+    // It ends where the disturbed run did, so it comes second.
+    if let Some(disturbed) = disturbed {
+        let end =
+            if disturbed.step < disturbed.job.total_steps { End::Checkpoint(disturbed.step) } else { End::LastStep };
+        let Some(outcome) = train(Plan { end, ..Plan::nothing() })? else {
+            return Ok(ExitCode::from(INTERRUPTED));
+        };
+        ensure!(outcome.problems.is_empty(), "the undisturbed run failed: {}", outcome.problems.join("; "));
+        let undisturbed = Finished::export(outcome.job, disturbed.step, args.dir.join("undisturbed.safetensors"))?;
+        report.problems.extend(verify::differences(&undisturbed, &disturbed)?);
+        report.is_verified = true;
+    }
     match args.output {
         Format::Text => output::print(report.text())?,
         Format::Json => output::line(serde_json::to_string_pretty(&report).context("write the report as JSON")?)?,
     }
     Ok(if report.is_passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The same job on a copy of its text, so that nobody changes it between two runs that are compared.
+fn pin_text(job: job::LocalJob, dir: &Path) -> Result<job::LocalJob> {
+    let cannot = || format!("copy the text of {} for both runs", job.spec.data.path.display());
+    let tokens = TokenFile::prepare(&job.spec.data, &dir.join("cache"), &mut |_| {}).with_context(cannot)?;
+    let copy = dir.join("text");
+    tokens.write_text(&copy).with_context(cannot)?;
+    let copy = copy.canonicalize().with_context(cannot)?;
+    let copy = copy.to_str().context("the folder for everything that is kept must have a name in UTF-8")?.to_string();
+    job.with("data", "path", copy)?.with("data", "extensions", Vec::<String>::new())
 }
 
 fn plan_of(args: &Args, job: &job::LocalJob) -> Result<Plan> {
@@ -161,7 +184,9 @@ fn plan_of(args: &Args, job: &job::LocalJob) -> Result<Plan> {
         let steps = job.spec.steps;
         ensure!(last < steps, "the last fault is due in step {last}, and the job has {steps}: give more --steps");
     }
+    let ends_when_done = args.steps.is_none() && args.job.job.is_none() && phases.is_none();
     Ok(Plan {
+        end: if ends_when_done { End::CheckpointAfterFaults } else { End::LastStep },
         num_faults: phases.as_ref().map_or(args.kills, PhasePlan::num_deaths),
         seed: args.seed.unwrap_or_else(drawn_seed),
         kind: args.how,
@@ -172,7 +197,6 @@ fn plan_of(args: &Args, job: &job::LocalJob) -> Result<Plan> {
         min_steps: args.every_steps.unwrap_or(0),
         spares: if args.phase == Some(Phase::Heal) { 1 } else { args.spares },
         phases,
-        ..Plan::nothing()
     })
 }
 
@@ -182,15 +206,15 @@ fn drawn_seed() -> u64 {
     u64::from(since.subsec_nanos()) ^ since.as_secs()
 }
 
-/// `parameters`: the file for those of the disturbed run.
-fn judge(seed: u64, outcome: Outcome, undisturbed: Option<&Finished>, parameters: PathBuf) -> Result<Report> {
-    let Outcome { job, faults, coordinator_kills, problems } = outcome;
+/// The report, and what is to be compared, if the run came to its end. `parameters`: the file for those of the run.
+fn judge(seed: u64, outcome: Outcome, verifies: bool, parameters: PathBuf) -> Result<(Report, Option<Finished>)> {
+    let Outcome { job, faults, coordinator_kills, readmitted, end_step, problems } = outcome;
     let mut report = Report::new(seed, &job, faults, problems);
-    report.coordinator_kills = coordinator_kills;
-    if let (Some(undisturbed), proto::JobState::Done) = (undisturbed, job.state()) {
-        let disturbed = Finished::export(job, parameters)?;
-        report.problems.extend(verify::differences(undisturbed, &disturbed)?);
-        report.is_verified = true;
-    }
-    Ok(report)
+    (report.coordinator_kills, report.readmitted) = (coordinator_kills, readmitted);
+    let end_step = end_step.or((job.state() == proto::JobState::Done).then_some(job.total_steps));
+    let finished = match end_step {
+        Some(step) if verifies => Some(Finished::export(job, step, parameters)?),
+        _ => None,
+    };
+    Ok((report, finished))
 }

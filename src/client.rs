@@ -143,6 +143,14 @@ impl Client {
         Ok(answer.into_inner())
     }
 
+    /// Why the worker was put aside.
+    pub async fn readmit(&mut self, worker: &str) -> Result<String> {
+        let request = proto::ReadmitWorkerRequest { worker_id: worker.into() };
+        let answer =
+            self.inner.readmit_worker(request).await.map_err(|s| explain("readmit the worker", &self.url, &s))?;
+        Ok(answer.into_inner().reason)
+    }
+
     pub async fn watch(&mut self, job: &str, curve_from_step: u64) -> Result<Streaming<proto::JobUpdate>, Status> {
         let request = proto::WatchJobRequest { job_id: job.into(), curve_from_step };
         Ok(self.inner.watch_job(request).await?.into_inner())

@@ -95,7 +95,7 @@ pub struct WorkerArgs {
     /// Folder for what the first 32 steps' time goes to; `toroid trace` shows it
     #[arg(long, env = "TOROID_TRACE", value_name = "FOLDER")]
     trace: Option<PathBuf>,
-    /// Id of this worker, which must be its own; default: host name and process id
+    /// Id of this worker, which must be its own: a living worker's is refused; default: host name, process id and a random part
     #[arg(long, value_name = "ID")]
     id: Option<String>,
     /// The coordinator's join token

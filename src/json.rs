@@ -49,6 +49,8 @@ pub struct Job<'a> {
     places: Vec<Place<'a>>,
     places_alive: u32,
     spares: u32,
+    /// Connected without a place, and given none: put aside, drained.
+    spares_aside: u32,
     checkpoints: Vec<Checkpoint<'a>>,
     validations: Vec<Validation>,
     submitted_unix_ms: i64,
@@ -244,6 +246,22 @@ pub struct Worker<'a> {
     memory_free_bytes: u64,
     compute_s: f64,
     slow_factor: f64,
+    /// placed, spare, aside, retired
+    state: &'static str,
+    /// Why it is given no place; empty: it is, or has one.
+    state_reason: &'a str,
+    /// How long it stays aside still.
+    aside_s: f64,
+}
+
+fn worker_state_word(state: proto::WorkerState) -> &'static str {
+    match state {
+        proto::WorkerState::Unspecified => "unknown",
+        proto::WorkerState::Placed => "placed",
+        proto::WorkerState::Spare => "spare",
+        proto::WorkerState::Aside => "aside",
+        proto::WorkerState::Retired => "retired",
+    }
 }
 
 impl<'a> Job<'a> {
@@ -268,6 +286,7 @@ impl<'a> Job<'a> {
             places: job.places.iter().map(Place::from).collect(),
             places_alive: job.places_alive,
             spares: job.spares,
+            spares_aside: job.spares_aside,
             checkpoints: job.checkpoints.iter().map(Checkpoint::from).collect(),
             validations: job.validations.iter().map(Validation::from).collect(),
             submitted_unix_ms: job.submitted_unix_ms,
@@ -390,6 +409,9 @@ impl<'a> From<&'a proto::WorkerInfo> for Worker<'a> {
             rank: w.rank,
             silent_s: w.silent_s,
             pid: w.pid,
+            state: worker_state_word(w.state()),
+            state_reason: &w.state_reason,
+            aside_s: w.aside_s,
             memory_bytes: w.memory_bytes,
             memory_free_bytes: w.memory_free_bytes,
             compute_s: w.compute_s,

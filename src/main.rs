@@ -77,7 +77,7 @@ enum Command {
     /// List the jobs, or take one off the list
     Jobs(jobs::Args),
     /// List the connected workers, spares included
-    Workers(status::ListArgs),
+    Workers(status::WorkersArgs),
     /// Stop a job for good; its checkpoints stay
     Cancel(status::CancelArgs),
     /// Have a job go on that waits for a checkpoint that can be read
@@ -241,6 +241,7 @@ mod tests {
             "toroid jobs --limit 5 --page 17",
             "toroid jobs rm tiny-1 --coordinator h:7070",
             "toroid workers",
+            "toroid workers --readmit w3",
             "toroid cancel tiny-1",
             "toroid resume tiny-1",
             "toroid resume tiny-1 --from-scratch --coordinator h:7070",
@@ -280,6 +281,7 @@ mod tests {
             "toroid coordinator --dir d --keep-jobs 0",
             "toroid checkpoint export ten out.safetensors",
             "toroid status",
+            "toroid workers --readmit w3 -o json",
             "toroid local --kill-one --no-kill",
             "toroid chaos --kills 0",
             "toroid chaos --rate -1",

@@ -23,7 +23,7 @@ pub struct Args {
     /// Job file; without one the flags of model, shape and batch below
     #[arg(value_name = "FILE", conflicts_with_all = ["preset", "tp", "pp", "dp", "micro_batch", "micro_batches"])]
     file: Option<PathBuf>,
-    /// Size of the model: tiny, small, medium, 1b, 67b
+    /// Size of the model: micro, tiny, small, medium, 1b, 67b
     #[arg(long, default_value = "67b")]
     preset: String,
     /// Ways of tensor parallelism

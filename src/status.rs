@@ -58,6 +58,15 @@ pub struct ListArgs {
 }
 
 #[derive(Debug, clap::Args)]
+pub struct WorkersArgs {
+    /// A worker that is put aside for a while, or whose host is, may be given a place again at once
+    #[arg(long, value_name = "ID", conflicts_with = "output")]
+    readmit: Option<String>,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+#[derive(Debug, clap::Args)]
 pub struct EventsArgs {
     /// The job's id, as `toroid jobs` lists it
     job: String,
@@ -197,7 +206,13 @@ impl Screen {
     }
 }
 
-pub async fn workers(args: ListArgs) -> Result<ExitCode> {
+pub async fn workers(args: WorkersArgs) -> Result<ExitCode> {
+    let WorkersArgs { readmit, list: args } = args;
+    if let Some(worker) = readmit {
+        let why = args.connection.open().await?.readmit(&worker).await?;
+        output::line(format_args!("{worker} is a spare again; it was put aside since {why}"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let workers = args.connection.open().await?.workers().await?;
     match args.output {
         Format::Json => print_json(&workers.iter().map(json::Worker::from).collect::<Vec<_>>())?,
@@ -288,7 +303,10 @@ fn line(job: &proto::Job, now_unix_ms: i64) -> String {
     }
     parts.push(format!("places {}/{}", job.places_alive, job.places.len()));
     parts.extend(fewer_replicas(job).map(|dp| format!("dp {dp}")));
-    parts.push(format!("spares {}", job.spares));
+    parts.push(match job.spares_aside {
+        0 => format!("spares {}", job.spares),
+        n => format!("spares {} ({n} put aside)", job.spares),
+    });
     parts.push(match job.checkpoints.iter().max_by_key(|c| c.step) {
         None => "no checkpoint".into(),
         Some(c) => format!("checkpoint {} ago (step {})", duration((now_unix_ms - c.unix_ms) as f64 / 1e3), c.step),
@@ -431,8 +449,12 @@ fn worker_table(workers: &[proto::WorkerInfo]) -> String {
         ["WORKER", "HOST", "PID", "DEVICE", "MEMORY", "JOB", "RANK", "COMPUTES A STEP", "SILENT", "FINGERPRINT"];
     let mut rows = vec![header.map(String::from).to_vec()];
     rows.extend(workers.iter().map(|w| {
-        let (job, rank) =
-            if w.rank < 0 { ("(spare)", "-".to_string()) } else { (w.job_id.as_str(), w.rank.to_string()) };
+        let (job, rank) = match w.state() {
+            proto::WorkerState::Aside => ("(aside)", "-".to_string()),
+            proto::WorkerState::Retired => ("(drained)", "-".to_string()),
+            _ if w.rank < 0 => ("(spare)", "-".to_string()),
+            _ => (w.job_id.as_str(), w.rank.to_string()),
+        };
         let (silent, fingerprint) = (duration(w.silent_s), w.fingerprint.clone());
         vec![
             w.worker_id.clone(),
@@ -447,7 +469,21 @@ fn worker_table(workers: &[proto::WorkerInfo]) -> String {
             fingerprint,
         ]
     }));
-    table(&rows)
+    workers.iter().filter_map(kept_out).fold(table(&rows), |text, line| text + &line + "\n")
+}
+
+/// Why a worker without a place is given none.
+fn kept_out(w: &proto::WorkerInfo) -> Option<String> {
+    let id = &w.worker_id;
+    match w.state() {
+        proto::WorkerState::Aside => Some(format!(
+            "{id} is put aside for {} more: {}; `toroid workers --readmit {id}` ends that",
+            duration(w.aside_s),
+            w.state_reason
+        )),
+        proto::WorkerState::Retired => Some(format!("{id} is no spare: {}", w.state_reason)),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -582,6 +618,7 @@ mod tests {
             memory_free_bytes: 20_000_000_000,
             compute_s: if rank < 0 { 0.0 } else { 0.0412 },
             slow_factor: f64::from(rank.max(0)),
+            ..Default::default()
         };
         assert_eq!(
             worker_table(&[worker("w0", 0), worker("w1", -1)]),
@@ -590,6 +627,13 @@ mod tests {
              w1      h     4242  cpu     -                      (spare)  -     -                0.2 s   f\n"
         );
         assert!(worker_table(&[worker("w2", 2)]).contains("41.2 ms, slow: 2.0 times its peers"));
+        let mut aside = worker("w1", -1);
+        aside.set_state(proto::WorkerState::Aside);
+        (aside.state_reason, aside.aside_s) = ("it was lost 3 times within 10 minutes".into(), 1740.0);
+        let text = worker_table(&[aside]);
+        assert!(text.contains("(aside)  -") && !text.contains("(spare)"), "{text}");
+        let why = "w1 is put aside for 29 min";
+        assert!(text.contains(why) && text.contains("3 times within") && text.contains("--readmit w1"), "{text}");
     }
 
     #[test]

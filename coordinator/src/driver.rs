@@ -67,6 +67,7 @@ pub(crate) enum Command {
     Resume { job: String, from_scratch: bool, answer: Answer<Reply> },
     Drain { worker: String, answer: Answer<Reply> },
     Remove { job: String, answer: Answer<Reply> },
+    Readmit { worker: String, answer: Answer<Reply> },
     Job { job: String, answer: Answer<proto::Job> },
     Jobs { page: Page, answer: Answer<Jobs> },
     Workers { answer: Answer<Vec<proto::WorkerInfo>> },
@@ -270,6 +271,7 @@ impl Driver {
                 drop(room);
                 self.input(Input::Message { stream, body })
             }
+            Command::Readmit { worker, answer } => self.request(answer, |request| Input::Readmit { request, worker }),
             Command::Closed { stream, reason } => {
                 self.connections.remove(&stream);
                 self.input(Input::Closed { stream, reason })
@@ -309,6 +311,7 @@ impl Driver {
             | Command::Resume { .. }
             | Command::Drain { .. }
             | Command::Remove { .. }
+            | Command::Readmit { .. }
             | Command::Message { .. }
             | Command::Closed { .. }
             | Command::Open { .. } => unreachable!("handled as inputs"),

@@ -305,7 +305,6 @@ impl Cluster {
     }
 
     /// Waits until a log has these words.
-    #[cfg(feature = "failpoint")]
     pub fn wait_for_log(&self, log: &Path, words: &str) -> Result<()> {
         let mut patience = Patience::new();
         while !std::fs::read_to_string(log)?.contains(words) {

@@ -121,6 +121,7 @@ impl Worker {
             data_address: format!("{}:{}", self.host, self.pid),
             device: "cpu".into(),
             fingerprint: "alike".into(),
+            incarnation: self.pid as u64,
             job_id: standing.job_id,
             epoch: standing.epoch,
             rank: standing.rank,
@@ -225,7 +226,7 @@ impl Worker {
             }
             Output::RequestCheckpoint { epoch, step, then } => self.request_checkpoint(epoch, step, then, env),
             Output::Intervals { heartbeat_ms, .. } => self.heartbeat = u64::from(heartbeat_ms) * MS,
-            Output::Refused { .. } | Output::Note(_) => {}
+            Output::Refused { .. } | Output::IdInUse { .. } | Output::Note(_) => {}
         }
     }
 

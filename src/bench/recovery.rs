@@ -15,7 +15,7 @@ use toroid_worker::device::Choice;
 
 use super::{Ways, parse_shape};
 use crate::chaos::CHAOS_DIR;
-use crate::chaos::inject::{self, Kind, Plan};
+use crate::chaos::inject::{self, End, Kind, Plan};
 use crate::chaos::report::{Report, Spread};
 use crate::format::table;
 use crate::incidents::ms;
@@ -121,7 +121,7 @@ async fn recovery(args: &Args, ways: Ways, how: Kind, signals: &mut Signals) -> 
         _ => failure_timeout.unwrap_or(toroid_coordinator::Config::new(&args.dir).failure_timeout),
     };
     let (num_faults, seed, spares) = (args.kills, args.seed, args.spares);
-    let plan = Plan { num_faults, seed, kind: how, spares, ends_early: true, ..Plan::nothing() };
+    let plan = Plan { num_faults, seed, kind: how, spares, end: End::LastFault, ..Plan::nothing() };
     let outcome = inject::run(&settings, &job, plan, signals).await?;
     Ok(outcome.map(|o| Measured {
         how: how.to_possible_value().map_or_else(String::new, |value| value.get_name().into()),

@@ -75,8 +75,19 @@ pub struct Plan {
     /// The workers kill themselves as this says.
     pub phases: Option<PhasePlan>,
     pub spares: usize,
-    /// Cancel the job when the last fault is recovered from: nothing else is of interest.
-    pub ends_early: bool,
+    pub end: End,
+}
+
+/// When a run is over. Before its last step the job is cancelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    LastStep,
+    /// The last fault is recovered from: nothing else is of interest.
+    LastFault,
+    /// The first checkpoint beyond that, to be compared with another run.
+    CheckpointAfterFaults,
+    /// The checkpoint of this step.
+    Checkpoint(u64),
 }
 
 impl Plan {
@@ -93,7 +104,7 @@ impl Plan {
             min_steps: 0,
             phases: None,
             spares: 0,
-            ends_early: false,
+            end: End::LastStep,
         }
     }
 
@@ -113,6 +124,10 @@ pub struct Outcome {
     pub faults: Vec<Fault>,
     /// Deaths of the coordinator, which are no faults of the job.
     pub coordinator_kills: usize,
+    /// Workers that the coordinator put aside for being lost too often, and that were taken back for the next fault.
+    pub readmitted: usize,
+    /// The step whose checkpoint ended the run; `None`: the last step did.
+    pub end_step: Option<u64>,
     pub problems: Vec<String>,
 }
 
@@ -134,7 +149,15 @@ pub async fn run(settings: &Settings, job: &LocalJob, plan: Plan, signals: &mut 
         doomed: BTreeMap::new(),
         aside: Vec::new(),
         coordinator_due: None,
-        outcome: Outcome { job: proto::Job::default(), faults: Vec::new(), coordinator_kills: 0, problems: Vec::new() },
+        recovered_step: 0,
+        outcome: Outcome {
+            job: proto::Job::default(),
+            faults: Vec::new(),
+            coordinator_kills: 0,
+            readmitted: 0,
+            end_step: None,
+            problems: Vec::new(),
+        },
     };
     let is_complete = run.train(job, signals).await;
     run.cluster.progress.finish();
@@ -181,6 +204,8 @@ struct Run {
     aside: Vec<String>,
     /// When the coordinator is to be killed.
     coordinator_due: Option<Instant>,
+    /// That was committed when the last fault was recovered from.
+    recovered_step: u64,
     outcome: Outcome,
 }
 
@@ -269,6 +294,9 @@ impl Run {
         }
         let Some(job) = update.job else { return Ok(()) };
         self.job = job;
+        for event in update.events.iter().filter(|event| event.kind == "worker.aside") {
+            self.readmit(&event.worker_id).await;
+        }
         if self.job.state() != proto::JobState::Queued {
             while self.num_started < self.world + self.plan.spares {
                 self.start_worker()?;
@@ -278,6 +306,39 @@ impl Run {
             State::Recovering => self.recover().await?,
             State::Settling if has_steps && self.is_at_full_strength() => self.arm(now).await?,
             State::Settling | State::Armed(_) => {}
+        }
+        self.end_at_checkpoint().await
+    }
+
+    /// Whoever fails too often is put aside, as it should be; here it is this run that makes it fail, and the run needs it.
+    async fn readmit(&mut self, worker: &str) {
+        let readmitted = match Client::connect(&self.cluster.url()).await {
+            Ok(mut client) => client.readmit(worker).await,
+            Err(error) => Err(error),
+        };
+        // A coordinator that was killed meanwhile has forgotten it: then nobody is aside.
+        self.outcome.readmitted += usize::from(readmitted.is_ok());
+    }
+
+    /// Ends a run that is to end with a checkpoint, once that is there.
+    async fn end_at_checkpoint(&mut self) -> Result<()> {
+        let is_over = matches!(self.state, State::Settling)
+            && self.coordinator_due.is_none()
+            && self.outcome.faults.len() >= self.plan.num_faults;
+        let recovered = self.recovered_step;
+        let mut steps = self.job.checkpoints.iter().map(|checkpoint| checkpoint.step);
+        let found = match self.plan.end {
+            End::CheckpointAfterFaults if is_over => steps.find(|step| *step > recovered),
+            End::Checkpoint(wanted) => steps.find(|step| *step == wanted),
+            End::CheckpointAfterFaults | End::LastStep | End::LastFault => None,
+        };
+        if let Some(step) = found {
+            // The last step is an end like any other, and there is nothing to cancel.
+            if step < self.job.total_steps {
+                Client::connect(&self.cluster.url()).await?.cancel(&self.job.id).await?;
+                self.outcome.end_step = Some(step);
+            }
+            self.plan.end = End::LastStep;
         }
         Ok(())
     }
@@ -293,7 +354,8 @@ impl Run {
     /// Draws the moment of the next fault, within the step that has just begun; ends a run that has seen all its faults.
     async fn arm(&mut self, now: Instant) -> Result<()> {
         if self.outcome.faults.len() >= self.plan.num_faults {
-            if std::mem::take(&mut self.plan.ends_early) {
+            if self.plan.end == End::LastFault {
+                self.plan.end = End::LastStep;
                 Client::connect(&self.cluster.url()).await?.cancel(&self.job.id).await?;
             }
             return Ok(());
@@ -399,6 +461,7 @@ impl Run {
         }
         self.arrivals.clear();
         self.state = State::Settling;
+        self.recovered_step = self.job.committed_step;
         for worker in std::mem::take(&mut self.aside) {
             if self.plan.kind.is_cut() {
                 self.cluster.children.heal()?;

@@ -12,6 +12,8 @@ use toroid_torus::job::JobSpec;
 
 /// The first step that a worker dies in by itself: caches are warm by then.
 const FIRST_STEP: u64 = 10;
+/// Between two faults that come as fast as the job recovers.
+const MOST_STEPS_APART: u64 = 1000;
 /// Steps between two such deaths: a spare starts within them.
 const STEPS_APART: u64 = 15;
 
@@ -159,6 +161,13 @@ impl PhasePlan {
 pub fn default_steps(num_faults: usize, every_steps: Option<u64>) -> u64 {
     let apart = every_steps.unwrap_or(0).max(STEPS_APART);
     2 * FIRST_STEP + num_faults as u64 * apart
+}
+
+/// More than are made until the last of these faults is recovered from, which ends the run: a spare takes a second to start, a step of a
+/// small model milliseconds.
+pub fn most_steps(num_faults: usize, every_steps: Option<u64>) -> u64 {
+    let apart = every_steps.unwrap_or(0).max(MOST_STEPS_APART);
+    MOST_STEPS_APART + num_faults as u64 * apart
 }
 
 #[cfg(test)]

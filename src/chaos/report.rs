@@ -69,6 +69,8 @@ pub struct Report {
     pub faults: Vec<Fault>,
     /// Deaths of the coordinator besides.
     pub coordinator_kills: usize,
+    /// Workers that were put aside for being lost too often, and taken back at once for the next fault.
+    pub readmitted: usize,
     /// The run was compared with an undisturbed one.
     pub is_verified: bool,
     /// What does not hold; empty: pass.
@@ -93,6 +95,7 @@ impl Report {
             phases: medians(&job.incidents),
             faults,
             coordinator_kills: 0,
+            readmitted: 0,
             is_verified: false,
             problems,
         };
@@ -137,6 +140,10 @@ impl Report {
         ];
         if self.coordinator_kills > 0 {
             rows.push(row("coordinator", format!("killed {} times besides", self.coordinator_kills)));
+        }
+        if self.readmitted > 0 {
+            let times = format!("{} times a worker that was put aside for being lost too often", self.readmitted);
+            rows.push(row("taken back", times));
         }
         if let Some(s) = &self.recovery_s {
             let beyond = s.median - self.step_s;

@@ -13,25 +13,47 @@ use crate::find::root_of_job;
 pub struct Finished {
     /// With its curve.
     pub job: proto::Job,
-    /// All its parameters after the last step, in one safetensors file.
+    /// That both runs are compared up to.
+    pub step: u64,
+    /// All its parameters after that step, in one safetensors file.
     pub parameters: PathBuf,
 }
 
 impl Finished {
     /// Writes the parameters to `file`. At once, since another run may take its place in the same folder.
-    pub fn export(job: proto::Job, file: PathBuf) -> Result<Finished> {
+    pub fn export(job: proto::Job, step: u64, file: PathBuf) -> Result<Finished> {
         let root = root_of_job(&job.job_toml, &job.folder).context("find the checkpoints")?;
-        let what = || format!("export the parameters of {} after step {}", job.id, job.total_steps);
-        Storage::open(&root).and_then(|storage| storage.export(job.total_steps, &file)).with_context(what)?;
-        Ok(Finished { job, parameters: file })
+        let what = || format!("export the parameters of {} after step {step}", job.id);
+        Storage::open(&root).and_then(|storage| storage.export(step, &file)).with_context(what)?;
+        Ok(Finished { job, step, parameters: file })
+    }
+
+    /// What was trained up to `step`.
+    fn curve(&self) -> &[proto::StepRecord] {
+        let curve = &self.job.curve;
+        &curve[..curve.partition_point(|record| record.step <= self.step)]
     }
 }
 
 /// What differs, in words; empty: nothing.
 pub fn differences(undisturbed: &Finished, disturbed: &Finished) -> Result<Vec<String>> {
-    let curve = curve_difference(&undisturbed.job.curve, &disturbed.job.curve);
+    if let Some(text) = text_difference(&undisturbed.job, &disturbed.job) {
+        return Ok(vec![text]);
+    }
+    let curve = curve_difference(undisturbed.curve(), disturbed.curve());
     let parameters = file_difference(&undisturbed.parameters, &disturbed.parameters)?;
     Ok(curve.into_iter().chain(parameters).collect())
+}
+
+/// Runs of different text cannot be compared, and what differs would be nobody's fault.
+fn text_difference(undisturbed: &proto::Job, disturbed: &proto::Job) -> Option<String> {
+    let (expected, found) = (&undisturbed.data_digest, &disturbed.data_digest);
+    (expected != found).then(|| {
+        format!(
+            "the two runs read different text, so they cannot be compared: the digest of its tokens is {expected} in the undisturbed run \
+             and {found} in the other; somebody changed it in between, give --data a text that nobody writes to"
+        )
+    })
 }
 
 /// The first step that differs, and in which figure.
@@ -112,6 +134,29 @@ mod tests {
         check(|c| c[0].skipped = true, Some("step 1: (step, tokens, skipped)"));
         check(|c| drop(c.remove(1)), Some("step 2: (step, tokens, skipped)"));
         check(|c| drop(c.pop()), Some("has 2 steps, the undisturbed one 3"));
+    }
+
+    #[test]
+    fn different_text_is_said_and_no_loss() -> Result<()> {
+        let job = |digest: &str| proto::Job { data_digest: digest.into(), ..Default::default() };
+        assert_eq!(text_difference(&job("ab"), &job("ab")), None);
+        let finished = |digest: &str, loss| {
+            let curve = vec![proto::StepRecord { step: 1, loss, ..Default::default() }];
+            Finished { job: proto::Job { curve, ..job(digest) }, step: 1, parameters: "nowhere".into() }
+        };
+        let found = differences(&finished("ab", 1.0), &finished("cd", 2.0))?;
+        assert!(found.len() == 1 && found[0].contains("different text") && !found[0].contains("loss"), "{found:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn what_came_after_the_compared_step_does_not_count() {
+        let finished = |step| Finished {
+            job: proto::Job { curve: curve(), ..Default::default() },
+            step,
+            parameters: PathBuf::new(),
+        };
+        assert_eq!((finished(2).curve().len(), finished(3).curve().len()), (2, 3));
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub struct JobArgs {
     /// Text file or folder of text files to train on; default: the Rust sources in cargo's registry folder
     #[arg(long, value_name = "PATH", conflicts_with = "job")]
     pub data: Option<PathBuf>,
-    /// Size of the model: tiny, small, medium, 1b, 67b
+    /// Size of the model: micro, tiny, small, medium, 1b, 67b
     #[arg(long, default_value = "tiny", conflicts_with = "job")]
     pub preset: String,
     /// Ways of tensor parallelism

@@ -2,6 +2,9 @@
 //!
 //! One task owns the session. It connects to the coordinator again and again (with growing pauses up to a second), says who it is,
 //! and then carries messages both ways and a heartbeat at the coordinator's interval. Training does not wait for any of it (T-9).
+//! Whoever reads the log hears at once, and then now and then, why there is no coordinator ([`outage`]).
+
+mod outage;
 
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
@@ -12,6 +15,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
+use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::limits::COORDINATOR_MESSAGE_BYTES_MAX;
 use toroid_proto::worker_message::Body;
 use toroid_proto::worker_service_client::WorkerServiceClient;
@@ -21,6 +25,8 @@ use crate::comm::{CommError, Fence};
 use crate::device::DeviceMemory;
 use crate::session::{Input, Output, Session};
 use crate::trainer::{Command, Emit, Requested, Shared, TrainerEvent};
+use outage::Kind;
+pub(crate) use outage::Outage;
 
 /// Messages that wait for the stream, at most; more means that the coordinator does not read, and the stream is opened anew.
 const QUEUE: usize = 4096;
@@ -89,6 +95,9 @@ pub(crate) struct Control {
     pub leaves_at: Option<Instant>,
     /// How often it was asked to end.
     pub asked: watch::Receiver<u32>,
+    pub outage: Outage,
+    /// Times of the outage count from here.
+    pub origin: Instant,
 }
 
 /// Epochs are counted by job, so each job has a fence of its own.
@@ -148,15 +157,18 @@ fn leaving(at_once: bool) -> WorkerMessage {
 enum Ended {
     Shutdown,
     Lost(String),
+    /// Another process has this worker's id.
+    IdInUse(String),
 }
 
 impl Control {
     /// Runs until the worker is to end, or until the coordinator refuses it.
     pub async fn run(mut self) -> Result<(), ControlError> {
-        let endpoint = self.endpoint()?;
+        let endpoint = endpoint_of(&self.coordinator, self.failure_timeout)?;
         let mut pause = FIRST_PAUSE;
         loop {
             let mut asks = self.asked.clone();
+            let mut longest = LONGEST_PAUSE;
             let connected = tokio::select! {
                 connected = self.connect(&endpoint) => Some(connected),
                 ask = asked(&mut asks, self.leaves_at) => {
@@ -168,22 +180,46 @@ impl Control {
             };
             match connected {
                 Some(Ok((messages, stream))) => {
-                    pause = FIRST_PAUSE;
+                    let began = Instant::now();
                     let ended = self.carry(messages, stream).await;
                     self.shared.set_connected(false);
+                    // A coordinator that takes the worker and drops it again and again is not asked without a pause.
+                    if began.elapsed() > LONGEST_PAUSE {
+                        pause = FIRST_PAUSE;
+                    }
                     match ended? {
                         Ended::Shutdown => return Ok(()),
-                        Ended::Lost(why) => tracing::warn!("lost the coordinator, training goes on: {why}"),
+                        Ended::Lost(why) => {
+                            if self.is_to_be_said(Kind::Lost).is_some() {
+                                tracing::warn!("lost the coordinator, training goes on: {why}");
+                            }
+                        }
+                        Ended::IdInUse(why) => {
+                            longest = self.failure_timeout.max(LONGEST_PAUSE);
+                            if let Some(lasted) = self.is_to_be_said(Kind::IdInUse) {
+                                tracing::warn!("not taken since {:.0} s, tries again: {why}", lasted.as_secs_f64());
+                            }
+                        }
                     }
                 }
-                Some(Err(error)) => tracing::debug!("cannot reach the coordinator at {}: {error}", self.coordinator),
+                Some(Err(error)) => {
+                    if let Some(lasted) = self.is_to_be_said(Kind::Unreachable) {
+                        let (address, lasted) = (&self.coordinator, lasted.as_secs_f64());
+                        let why = outage::in_words(error.as_ref());
+                        tracing::warn!("no coordinator at {address} since {lasted:.0} s, tries again: {why}");
+                    }
+                }
                 None => continue,
             }
             if self.wait(pause).await? {
                 return Ok(());
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            pause = (pause * 2).min(longest);
         }
+    }
+
+    fn is_to_be_said(&mut self, kind: Kind) -> Option<Duration> {
+        self.outage.failed(kind, self.origin.elapsed())
     }
 
     /// Whether the worker ends now. One with a place stays, for the place to be moved, until its time is over or it is asked again.
@@ -205,25 +241,7 @@ impl Control {
         self.session.standing().job_id.is_empty()
     }
 
-    fn endpoint(&self) -> Result<Endpoint, ControlError> {
-        let endpoint = Endpoint::from_shared(self.coordinator.clone())
-            .map_err(|e| ControlError::Address { address: self.coordinator.clone(), error: e.to_string() })?;
-        Ok(endpoint
-            .tcp_nodelay(true)
-            .connect_timeout(self.failure_timeout)
-            .http2_keep_alive_interval(self.failure_timeout / 2)
-            .keep_alive_timeout(self.failure_timeout / 2)
-            .keep_alive_while_idle(true))
-    }
-
-    async fn connect(
-        &self,
-        endpoint: &Endpoint,
-    ) -> Result<(mpsc::Sender<WorkerMessage>, Streaming<CoordinatorMessage>), Box<dyn std::error::Error + Send + Sync>>
-    {
-        let channel: Channel = endpoint.connect().await?;
-        let mut client = WorkerServiceClient::new(channel).max_decoding_message_size(COORDINATOR_MESSAGE_BYTES_MAX);
-        let (sender, receiver) = mpsc::channel(QUEUE);
+    async fn connect(&self, endpoint: &Endpoint) -> Result<Opened, DialError> {
         let standing = self.session.standing();
         let register = Register {
             job_id: standing.job_id,
@@ -232,9 +250,7 @@ impl Control {
             committed_step: standing.committed_step,
             ..self.identity.clone()
         };
-        sender.send(WorkerMessage { body: Some(Body::Register(register)) }).await?;
-        let stream = client.session(ReceiverStream::new(receiver)).await?.into_inner();
-        Ok((sender, stream))
+        dial(endpoint, register).await
     }
 
     /// Carries messages until the stream ends.
@@ -248,8 +264,16 @@ impl Control {
         // Before the Welcome the coordinator does not know us: events wait in their channel.
         let mut welcome = false;
         let mut asks = self.asked.clone();
+        let mut slow = std::pin::pin!(tokio::time::sleep(self.failure_timeout));
+        let mut is_slow = false;
         loop {
             let input = tokio::select! {
+                () = &mut slow, if !welcome && !is_slow => {
+                    is_slow = true;
+                    let (address, limit_s) = (&self.coordinator, self.failure_timeout.as_secs_f64());
+                    tracing::warn!("{address} takes the connection and has not answered for {limit_s} s; waits on");
+                    continue;
+                }
                 message = stream.message() => match message {
                     Ok(Some(CoordinatorMessage { body: Some(body) })) => Input::FromCoordinator(body),
                     Ok(Some(CoordinatorMessage { body: None })) => continue,
@@ -273,8 +297,11 @@ impl Control {
                     continue;
                 }
             };
-            if !welcome && matches!(input, Input::FromCoordinator(_)) {
+            if !welcome && matches!(input, Input::FromCoordinator(FromCoordinator::Welcome(_))) {
                 welcome = true;
+                if let Some(lasted) = self.outage.over(self.origin.elapsed()) {
+                    tracing::info!("the coordinator answers, after {:.1} s", lasted.as_secs_f64());
+                }
                 self.shared.set_connected(true);
                 if self.leaves_at.is_some() {
                     // Another coordinator may not have heard of it.
@@ -283,6 +310,9 @@ impl Control {
             }
             let interval = self.heartbeat;
             for output in self.session.handle(input) {
+                if let Output::IdInUse { reason } = output {
+                    return Ok(Ended::IdInUse(reason));
+                }
                 if let Some(body) = self.execute(output)?
                     && messages.send(WorkerMessage { body: Some(body) }).await.is_err()
                 {
@@ -349,6 +379,8 @@ impl Control {
                 self.heartbeat = Duration::from_millis(u64::from(heartbeat_ms.max(1)));
                 self.failure_timeout = Duration::from_millis(u64::from(failure_timeout_ms.max(1)));
             }
+            // Its stream ends, and it tries again: see `carry`.
+            Output::IdInUse { reason } => tracing::warn!("{reason}"),
             Output::Refused { reason } => return Err(ControlError::Refused { reason }),
             Output::Note(note) => tracing::info!("{note}"),
         }
@@ -374,10 +406,69 @@ impl Control {
     }
 }
 
+type Opened = (mpsc::Sender<WorkerMessage>, Streaming<CoordinatorMessage>);
+type DialError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Opens a stream and registers on it.
+async fn dial(endpoint: &Endpoint, register: Register) -> Result<Opened, DialError> {
+    let channel: Channel = endpoint.connect().await?;
+    let mut client = WorkerServiceClient::new(channel).max_decoding_message_size(COORDINATOR_MESSAGE_BYTES_MAX);
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    sender.send(WorkerMessage { body: Some(Body::Register(register)) }).await?;
+    let stream = client.session(ReceiverStream::new(receiver)).await?.into_inner();
+    Ok((sender, stream))
+}
+
+fn endpoint_of(coordinator: &str, failure_timeout: Duration) -> Result<Endpoint, ControlError> {
+    let endpoint = Endpoint::from_shared(coordinator.to_string())
+        .map_err(|e| ControlError::Address { address: coordinator.into(), error: e.to_string() })?;
+    Ok(endpoint
+        .tcp_nodelay(true)
+        .connect_timeout(failure_timeout)
+        .http2_keep_alive_interval(failure_timeout / 2)
+        .keep_alive_timeout(failure_timeout / 2)
+        .keep_alive_while_idle(true))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+    use std::net::TcpListener;
+
     use super::*;
     use crate::trainer::Happened;
+
+    /// What a worker's log says of a coordinator at `address`.
+    fn said(address: &str) -> Result<String, Box<dyn std::error::Error>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let endpoint = endpoint_of(address, Duration::from_millis(500))?;
+        let error = runtime.block_on(dial(&endpoint, Register::default())).err().ok_or("nobody is there")?;
+        Ok(outage::in_words(error.as_ref()))
+    }
+
+    #[test]
+    fn what_keeps_a_worker_from_its_coordinator_is_said_in_words() -> Result<(), Box<dyn std::error::Error>> {
+        let check = |address: &str, expected: &str| -> Result<(), Box<dyn std::error::Error>> {
+            let words = said(address)?;
+            assert!(words.contains(expected), "{address}: {words}");
+            Ok(())
+        };
+        let free = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        check(&format!("http://{free}"), "nothing listens there")?;
+        check("http://no-such-host.invalid:7070", "there is no host of that name")?;
+        let web = TcpListener::bind("127.0.0.1:0")?;
+        let address = web.local_addr()?;
+        std::thread::spawn(move || {
+            for stream in web.incoming().flatten() {
+                let mut stream = stream;
+                // Whoever has gone does not hear it.
+                let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+            }
+        });
+        check(&format!("http://{address}"), "speaks no gRPC")?;
+        let silent = TcpListener::bind("127.0.0.1:0")?;
+        check(&format!("http://{}", silent.local_addr()?), "takes the connection and answers nothing")
+    }
 
     #[test]
     fn a_trainer_that_stands_still_ends_the_worker_and_one_that_is_gone_does_not() {

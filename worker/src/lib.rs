@@ -22,6 +22,7 @@ pub mod session;
 pub mod trace;
 pub mod trainer;
 
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ use toroid_proto::{BUILD_VERSION, PROTOCOL_VERSION, Register};
 
 use comm::nccl::Collectives;
 use comm::{CommError, LinkChoice, Listener};
-use control::{Control, ControlError, JobFence};
+use control::{Control, ControlError, JobFence, Outage};
 use device::choice::{DeviceError, Selected};
 use device::cuda::{Graphs, Nccl, Runtime};
 use device::{Choice, Device};
@@ -54,7 +55,7 @@ const DEFAULT_FAILURE_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Config {
     /// `http://host:port`.
     pub coordinator: String,
-    /// Chosen anew where it is `None`; an id lives as long as the process.
+    /// Made where it is `None`, unlike that of any other process; an id lives as long as the process.
     pub worker_id: Option<String>,
     /// Where the worker is, for the placement.
     pub host: String,
@@ -96,6 +97,8 @@ pub enum WorkerError {
     Collectives(&'static str),
     #[error(transparent)]
     Control(#[from] ControlError),
+    #[error("cannot read the system's random source for the number that tells this process from others: {0}")]
+    Random(std::io::Error),
     #[error("cannot start the trainer thread: {0}")]
     Thread(std::io::Error),
     #[error("the trainer ended unexpectedly, see the messages before; please report it")]
@@ -148,7 +151,9 @@ async fn run_on<D: Device + Clone>(
     config: Config,
     asked: watch::Receiver<u32>,
 ) -> Result<(), WorkerError> {
-    let worker_id = config.worker_id.clone().unwrap_or_else(|| format!("{}-{}", config.host, std::process::id()));
+    let incarnation = random_number().map_err(WorkerError::Random)?;
+    let made = || made_id(&config.host, std::process::id(), incarnation);
+    let worker_id = config.worker_id.clone().unwrap_or_else(made);
     let listener = Listener::bind(&config.data_listen.to_string(), &worker_id, config.links)?;
     let traced = config.trace.as_ref().map(|folder| (folder, Trace::create(folder, &worker_id)));
     let trace = match traced {
@@ -168,6 +173,7 @@ async fn run_on<D: Device + Clone>(
         fingerprint: device.fingerprint(),
         token: config.token.clone().unwrap_or_default(),
         pid: std::process::id(),
+        incarnation,
         ..Register::default()
     };
     let shared = Arc::new(Shared::of_process(trace));
@@ -205,11 +211,24 @@ async fn run_on<D: Device + Clone>(
         own_leave_grace: config.leave_grace,
         leaves_at: None,
         asked,
+        outage: Outage::default(),
+        origin: tokio::time::Instant::now(),
     };
     tokio::select! {
         result = control.run() => Ok(result?),
         _ = trainer_ended => Err(WorkerError::Trainer),
     }
+}
+
+/// Containers of one host name all have the process id 1, so a random part goes with both.
+fn made_id(host: &str, pid: u32, random: u64) -> String {
+    format!("{host}-{pid}-{:06x}", random & 0xff_ffff)
+}
+
+fn random_number() -> std::io::Result<u64> {
+    let mut bytes = [0; 8];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
 }
 
 /// The address that peers dial.
@@ -218,5 +237,17 @@ fn advertised(advertise: Option<&str>, listening: SocketAddr) -> String {
         None => listening.to_string(),
         Some(address) if address.contains(':') => address.to_string(),
         Some(host) => format!("{host}:{}", listening.port()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_containers_of_one_name_have_two_ids() -> std::io::Result<()> {
+        assert_eq!(made_id("vm", 1, 0x12_3456_789a), "vm-1-56789a");
+        assert_ne!(made_id("vm", 1, random_number()?), made_id("vm", 1, random_number()?));
+        Ok(())
     }
 }

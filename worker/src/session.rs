@@ -17,8 +17,8 @@ use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
 use toroid_proto::{
-    Assign, CheckpointMissed, Failed, Finished, ManifestPublished, PeerLost, Prepared, PublishManifest, ShardWritten,
-    StepRecord, StepReport, Stopped, ValidationReport, Welcome,
+    Assign, CheckpointMissed, Failed, Finished, ManifestPublished, PeerLost, Prepared, PublishManifest, RefusalKind,
+    ShardWritten, StepRecord, StepReport, Stopped, ValidationReport, Welcome,
 };
 use toroid_torus::failpoint;
 use toroid_torus::geometry::Shape;
@@ -72,6 +72,10 @@ pub enum Output {
     },
     /// The coordinator will not have this worker.
     Refused {
+        reason: String,
+    },
+    /// Another process has this worker's id, as far as the coordinator knows: it may be asked again later.
+    IdInUse {
         reason: String,
     },
     /// One line for the log.
@@ -159,7 +163,10 @@ impl Session {
     fn heard(&mut self, message: FromCoordinator) -> Vec<Output> {
         match message {
             FromCoordinator::Welcome(welcome) => self.welcome(&welcome),
-            FromCoordinator::Refused(refused) => vec![Output::Refused { reason: refused.reason }],
+            FromCoordinator::Refused(refused) => vec![match refused.kind() {
+                RefusalKind::IdInUse => Output::IdInUse { reason: refused.reason },
+                RefusalKind::Unspecified => Output::Refused { reason: refused.reason },
+            }],
             FromCoordinator::Assign(assign) => self.assign(assign),
             FromCoordinator::WarmUp(ahead) if self.work.is_none() => match warm_up(ahead) {
                 Ok(ahead) => vec![Output::Trainer(Command::WarmUp(Box::new(ahead)))],
@@ -623,6 +630,7 @@ mod tests {
             Output::RequestCheckpoint { step, .. } => format!("request checkpoint {step}"),
             Output::Intervals { .. } => "intervals".into(),
             Output::Refused { .. } => "refused".into(),
+            Output::IdInUse { .. } => "id in use".into(),
             Output::Note(_) => "note".into(),
         }
     }
@@ -725,6 +733,18 @@ mod tests {
             inputs: Box::default(),
         };
         check(&mut session, vec![happened(3, what)], &["send step 1", "send step 2", "send Prepared"]);
+    }
+
+    #[test]
+    fn an_id_in_use_is_no_refusal_for_good() {
+        let refused = |kind: RefusalKind| {
+            let refused = proto::Refused { reason: "no".into(), kind: kind.into() };
+            Input::FromCoordinator(FromCoordinator::Refused(refused))
+        };
+        let mut session = Session::new();
+        check(&mut session, vec![assign(1), refused(RefusalKind::IdInUse)], &["fence 1", "prepare", "id in use"]);
+        assert_eq!(session.standing().epoch, 1, "what it holds stays");
+        check(&mut session, vec![refused(RefusalKind::Unspecified)], &["refused"]);
     }
 
     #[test]

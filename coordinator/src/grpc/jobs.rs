@@ -87,11 +87,14 @@ impl From<AskError> for Status {
         let text = error.to_string();
         match error {
             AskError::Request(RequestError::Invalid(_)) => Status::invalid_argument(text),
-            AskError::Request(RequestError::UnknownJob { .. } | RequestError::UnknownWorker { .. }) => {
-                Status::not_found(text)
-            }
             AskError::Request(
-                RequestError::State { .. } | RequestError::Drain { .. } | RequestError::Folder { .. },
+                RequestError::UnknownJob { .. } | RequestError::UnknownWorker { .. } | RequestError::NotAside { .. },
+            ) => Status::not_found(text),
+            AskError::Request(
+                RequestError::State { .. }
+                | RequestError::Drain { .. }
+                | RequestError::Retired { .. }
+                | RequestError::Folder { .. },
             )
             | AskError::Folder(_) => Status::failed_precondition(text),
             AskError::Curve(_) => Status::data_loss(text),
@@ -220,6 +223,17 @@ impl JobService for Jobs {
             Reply::Drained { job, replacement } => {
                 Ok(Response::new(proto::DrainWorkerResponse { job_id: job, replacement }))
             }
+            reply => Err(mismatch(&reply)),
+        }
+    }
+
+    async fn readmit_worker(
+        &self,
+        request: Request<proto::ReadmitWorkerRequest>,
+    ) -> Result<Response<proto::ReadmitWorkerResponse>, Status> {
+        let worker = request.into_inner().worker_id;
+        match self.handle.ask(|answer| Command::Readmit { worker, answer }).await? {
+            Reply::Readmitted { reason } => Ok(Response::new(proto::ReadmitWorkerResponse { reason })),
             reply => Err(mismatch(&reply)),
         }
     }

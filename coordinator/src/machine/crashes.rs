@@ -3,6 +3,9 @@
 //! A worker is put aside after [`MAX_LOSSES`] losses within [`WITHIN`]. So is a host, but only where it stands out: others are
 //! connected and none of them lost a worker in that time. Where everything fails, it is not the host.
 //!
+//! What was planned is no failure: a worker that was asked to end (SIGTERM, preemption, drain) may do so as often as it likes. Users see
+//! who is aside, why and for how long, and may end it ([`CrashLog::readmit`]).
+//!
 //! Known at the moment only: after a restart of the coordinator everyone begins anew.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -23,12 +26,20 @@ pub struct CrashLog {
 struct Losses {
     /// The newest [`MAX_LOSSES`].
     at: VecDeque<Duration>,
-    aside_until: Option<Duration>,
+    aside: Option<Aside>,
+}
+
+/// Given no place for a while.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Aside {
+    /// A clause.
+    pub reason: String,
+    pub until: Duration,
 }
 
 impl Losses {
     fn is_over(&self, now: Duration) -> bool {
-        self.aside_until.is_none() && self.at.back().is_none_or(|at| *at + WITHIN < now)
+        self.aside.is_none() && self.at.back().is_none_or(|at| *at + WITHIN < now)
     }
 
     fn push(&mut self, now: Duration) {
@@ -39,7 +50,7 @@ impl Losses {
     }
 
     fn is_too_often(&self, now: Duration) -> bool {
-        self.aside_until.is_none() && self.at.len() == MAX_LOSSES && self.at[0] + WITHIN >= now
+        self.aside.is_none() && self.at.len() == MAX_LOSSES && self.at[0] + WITHIN >= now
     }
 }
 
@@ -53,34 +64,48 @@ impl CrashLog {
             self.hosts.entry(host.into()).or_default().push(now);
         }
         let stands_out = has_other_hosts && self.hosts.len() == 1;
-        let worker = self.workers.get_mut(worker).map(|l| (l, format!("worker {worker}")));
-        let host = self.hosts.get_mut(host).filter(|_| stands_out).map(|l| (l, format!("host {host}")));
+        let (minutes, aside) = (WITHIN.as_secs() / 60, ASIDE.as_secs() / 60);
+        let often = format!("lost {MAX_LOSSES} times within {minutes} minutes");
+        let worker = self.workers.get_mut(worker).map(|l| (l, format!("worker {worker}"), format!("it was {often}")));
+        let (name, host) = (host, self.hosts.get_mut(host).filter(|_| stands_out));
+        let host = host.map(|l| (l, format!("host {name}"), format!("workers of its host were {often}")));
         let mut told = Vec::new();
-        for (losses, who) in worker.into_iter().chain(host) {
+        for (losses, who, reason) in worker.into_iter().chain(host) {
             if losses.is_too_often(now) {
-                losses.aside_until = Some(now + ASIDE);
-                let (minutes, aside) = (WITHIN.as_secs() / 60, ASIDE.as_secs() / 60);
-                told.push(format!(
-                    "{who} is put aside for {aside} minutes: it was lost {MAX_LOSSES} times within {minutes} minutes"
-                ));
+                told.push(format!("{who} is put aside for {aside} minutes: {reason}"));
+                losses.aside = Some(Aside { reason, until: now + ASIDE });
             }
         }
         told
     }
 
-    pub fn is_aside(&self, worker: &str, host: &str) -> bool {
-        let is_aside = |l: Option<&Losses>| l.is_some_and(|l| l.aside_until.is_some());
-        is_aside(self.workers.get(worker)) || is_aside(self.hosts.get(host))
+    /// Whether this worker is put aside, or its host: the one that lasts longer.
+    pub fn aside(&self, worker: &str, host: &str) -> Option<&Aside> {
+        let losses = self.hosts.get(host).into_iter().chain(self.workers.get(worker));
+        losses.filter_map(|l| l.aside.as_ref()).max_by_key(|aside| aside.until)
+    }
+
+    /// A user wants them back, and they begin anew. Returns why the worker or its host was put aside, if it was.
+    pub fn readmit(&mut self, worker: &str, host: &str) -> Option<String> {
+        let reason = self.aside(worker, host)?.reason.clone();
+        self.workers.remove(worker);
+        self.hosts.remove(host);
+        Some(reason)
+    }
+
+    /// Ids of the workers that are put aside themselves.
+    pub fn workers_aside(&self) -> impl Iterator<Item = &str> {
+        self.workers.iter().filter(|(_, l)| l.aside.is_some()).map(|(id, _)| id.as_str())
     }
 
     /// When the next one comes back.
     pub fn next_return(&self) -> Option<Duration> {
-        self.workers.values().chain(self.hosts.values()).filter_map(|l| l.aside_until).min()
+        self.workers.values().chain(self.hosts.values()).filter_map(|l| l.aside.as_ref().map(|aside| aside.until)).min()
     }
 
     /// Says whether anyone is back.
     pub fn forgive_until(&mut self, now: Duration) -> bool {
-        let is_due = |l: &Losses| l.aside_until.is_some_and(|until| until <= now);
+        let is_due = |l: &Losses| l.aside.as_ref().is_some_and(|aside| aside.until <= now);
         let before = self.workers.len() + self.hosts.len();
         self.workers.retain(|_, l| !is_due(l));
         self.hosts.retain(|_, l| !is_due(l));
@@ -102,10 +127,12 @@ mod tests {
         assert!(log.lost("w", "h", false, 12 * MINUTE).is_empty(), "the first is too long ago");
         let told = log.lost("w", "h", false, 12 * MINUTE);
         assert_eq!(told, ["worker w is put aside for 30 minutes: it was lost 3 times within 10 minutes"]);
-        assert!(log.is_aside("w", "h") && !log.is_aside("x", "h"));
+        let aside = log.aside("w", "h").expect("put aside");
+        assert_eq!((aside.until, aside.reason.as_str()), (42 * MINUTE, "it was lost 3 times within 10 minutes"));
+        assert_eq!(log.aside("x", "h"), None);
         assert_eq!(log.next_return(), Some(42 * MINUTE));
         assert!(!log.forgive_until(41 * MINUTE) && log.forgive_until(42 * MINUTE));
-        assert!(!log.is_aside("w", "h"));
+        assert_eq!(log.aside("w", "h"), None);
         assert!(log.lost("w", "h", false, 42 * MINUTE).is_empty(), "it begins anew");
     }
 
@@ -113,13 +140,27 @@ mod tests {
     fn a_host_is_put_aside_where_it_stands_out() {
         let lose_three = |log: &mut CrashLog, others: bool| {
             ["a", "b", "c"].iter().for_each(|w| drop(log.lost(w, "h", others, MINUTE)));
-            log.is_aside("d", "h")
+            log.aside("d", "h").is_some()
         };
         assert!(lose_three(&mut CrashLog::default(), true));
         assert!(!lose_three(&mut CrashLog::default(), false), "nobody else could do the work");
         let mut log = CrashLog::default();
         log.lost("x", "other", true, MINUTE);
         assert!(!lose_three(&mut log, true), "others fail as well");
+    }
+
+    #[test]
+    fn who_is_readmitted_begins_anew() {
+        let mut log = CrashLog::default();
+        (0..3).for_each(|_| drop(log.lost("w", "h", false, MINUTE)));
+        assert_eq!(log.workers_aside().collect::<Vec<_>>(), ["w"]);
+        assert_eq!(log.readmit("w", "h").as_deref(), Some("it was lost 3 times within 10 minutes"));
+        assert_eq!(log.aside("w", "h"), None);
+        assert_eq!(log.readmit("w", "h"), None);
+        assert!(log.lost("w", "h", false, MINUTE).is_empty(), "it begins anew");
+        ["a", "b", "c"].iter().for_each(|w| drop(log.lost(w, "host", true, 60 * MINUTE)));
+        assert!(log.readmit("d", "host").is_some_and(|why| why.starts_with("workers of its host were lost 3 times")));
+        assert_eq!(log.aside("a", "host"), None);
     }
 
     #[test]

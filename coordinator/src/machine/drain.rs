@@ -11,6 +11,7 @@ use toroid_proto as proto;
 
 use super::incident::Sighting;
 use super::job::{Job, Moved};
+use super::pool::Standing;
 use super::record::{SeenBy, Why};
 use super::recovery::Loss;
 use super::{Context, Machine, Now, Reply, RequestError, RequestId};
@@ -18,6 +19,22 @@ use super::{Context, Machine, Now, Reply, RequestError, RequestId};
 impl Machine {
     pub(super) fn drain(&mut self, request: RequestId, worker: &str, now: Now) {
         let reply = self.drain_worker(worker, "is drained: a user asked for it", Patience::None, now);
+        self.out.reply(request, reply);
+    }
+
+    /// Ends the time for which a worker is put aside.
+    pub(super) fn readmit(&mut self, request: RequestId, worker: &str) {
+        let reply = self.pool.readmit(worker).map(|reason| Reply::Readmitted { reason }).map_err(|aside| {
+            let aside = match aside.len() {
+                0 => "nobody is".into(),
+                n if n > MAX_NAMED => format!("the first of {n} are {}", aside[..MAX_NAMED].join(", ")),
+                _ => format!("these are: {}", aside.join(", ")),
+            };
+            let is_retired = self.pool.get(worker).is_some_and(|w| self.pool.standing(w) == Standing::Retired);
+            let worker = worker.to_string();
+            if is_retired { RequestError::Retired { worker } } else { RequestError::NotAside { worker, aside } }
+        });
+        self.out.unsettled |= reply.is_ok();
         self.out.reply(request, reply);
     }
 

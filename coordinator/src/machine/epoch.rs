@@ -15,7 +15,7 @@ use toroid_torus::placement::{self, Candidate, Placement};
 use super::failures::{Activity, Cause};
 use super::job::{Job, Phase};
 use super::pool::{Pool, Worker};
-use super::record::{DataFacts, Heal, Inputs, Rung, SeenBy, State};
+use super::record::{DataFacts, Heal, Inputs, Process, Rung, SeenBy, State};
 use super::recovery::{self, Holding, Plan, Resume, Situation, Source};
 use super::resize::Patience;
 use super::{Context, Output};
@@ -43,11 +43,12 @@ impl Job {
             Err(_) => {
                 let alike = if self.record.spec.exact { " of one numeric fingerprint" } else { "" };
                 let (found, world) = (candidates.len(), self.world());
+                let left_out = cx.pool.not_counted();
                 let goes_on = match has_begun {
                     true => format!("; then {}", recovery::source_in_words(self.source(), 0)),
                     false => String::new(),
                 };
-                let reason = format!("waits for workers{alike}: {found} of {world} are free{goes_on}");
+                let reason = format!("waits for workers{alike}: {found} of {world} are free{goes_on}{left_out}");
                 self.set_state(cx, State::Queued, &reason);
                 false
             }
@@ -78,7 +79,7 @@ impl Job {
             Plan::Nothing => {}
             Plan::Wait { cause, reason } => {
                 let Err(outlook) = self.shrink(cx, &cause) else { return };
-                let reason = reason + &outlook;
+                let reason = reason + &outlook + &cx.pool.not_counted();
                 // In an epoch that was started, what survivors still report counts: it may complete a checkpoint.
                 if self.live.phase == Phase::Preparing {
                     self.live.phase = Phase::Waiting;
@@ -170,6 +171,7 @@ impl Job {
             let worker = worker.as_deref().expect("a placement fills every place");
             cx.pool.set_place(worker, Some((self.record.id.clone(), rank)));
         }
+        self.remember_holders(cx.pool);
         if heals {
             // The curve stays: what was committed is not lost.
             self.live.base_step = committed;
@@ -204,6 +206,15 @@ impl Job {
         for rank in 0..self.record.places.len() {
             self.assign(cx, rank);
         }
+    }
+
+    /// The processes that have places now. Those that had one stay known as long as their state may count.
+    fn remember_holders(&mut self, pool: &Pool) {
+        let record = &mut self.record;
+        let earlier: BTreeSet<&String> = record.earlier.iter().flat_map(|l| l.places.iter().flatten()).collect();
+        record.holders.retain(|id, _| earlier.contains(id));
+        let placed = record.places.iter().flatten().filter_map(|id| pool.get(id));
+        record.holders.extend(placed.map(|w| (w.register.worker_id.clone(), Process::of(&w.register))));
     }
 
     /// What was computed since the newest checkpoint is made again. The curve is cut when all have loaded it.

@@ -61,6 +61,7 @@ impl SeenBy {
             | SeenBy::Digests
             | SeenBy::Prepared
             | SeenBy::Drain
+            | SeenBy::Left
             | SeenBy::Capacity => false,
         }
     }
@@ -83,13 +84,14 @@ impl Job {
         if by.may_come_back() {
             self.record.absent.insert(rank, worker.clone());
         }
-        self.record.draining.remove(&worker);
+        // Who was to end anyway has not crashed, however it ended in the end.
+        let is_planned = self.record.draining.remove(&worker);
         self.live.awaited.remove(&rank);
         self.live.suspicion.take_if(|s| s.rank == rank);
         let text = format!("{worker} (rank {rank}) {why}");
         self.worker_event(cx, "worker.lost", text.clone(), &worker);
         self.incident_seen(cx, Sighting { by, cause: text, detect, place: Some((rank, worker.clone())) });
-        if by.is_crash() {
+        if by.is_crash() && !is_planned {
             for text in cx.pool.crashed(&worker, &host, cx.now.monotonic) {
                 self.worker_event(cx, "worker.aside", text, &worker);
             }

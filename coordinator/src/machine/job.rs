@@ -127,6 +127,7 @@ impl Job {
             places: Vec::new(),
             earlier: Vec::new(),
             absent: BTreeMap::new(),
+            holders: BTreeMap::new(),
             draining: BTreeSet::new(),
             has_state: false,
             heal: None,
@@ -463,6 +464,7 @@ impl Job {
         }
         self.forget_earlier(cx);
         self.record.absent.clear();
+        self.record.holders.clear();
         self.record.draining.clear();
         self.abandon_pending(false);
         self.record.finished_unix_ms = cx.now.unix_ms;

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use proto::RefusalKind;
 use proto::coordinator_message::Body as ToWorker;
 use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
@@ -14,7 +15,7 @@ use super::drain::Patience;
 use super::failures::Cause;
 use super::job::{Job, Phase};
 use super::pool::Worker;
-use super::record::{SeenBy, State};
+use super::record::{Process, SeenBy, State};
 use super::{Config, Context, Machine, Now, StreamId};
 
 /// Longer texts than this from a worker are refused at registration.
@@ -60,7 +61,10 @@ impl Machine {
         let Some(worker) = self.pool.by_stream(stream) else {
             return match body {
                 FromWorker::Register(register) => self.register(stream, register, now),
-                _ => self.refuse(stream, "the first message on a stream must be Register".into()),
+                _ => {
+                    let reason = "the first message on a stream must be Register".into();
+                    self.refuse(stream, RefusalKind::Unspecified, reason);
+                }
             };
         };
         worker.last_heard = now.monotonic;
@@ -94,20 +98,56 @@ impl Machine {
         }
     }
 
-    fn refuse(&mut self, stream: StreamId, reason: String) {
-        self.out.send(stream, ToWorker::Refused(proto::Refused { reason: reason.clone() }));
+    fn refuse(&mut self, stream: StreamId, kind: RefusalKind, reason: String) {
+        self.out.send(stream, ToWorker::Refused(proto::Refused { reason: reason.clone(), kind: kind.into() }));
         self.out.close(stream, reason);
     }
 
-    fn register(&mut self, stream: StreamId, register: proto::Register, now: Now) {
+    /// Who has the id of a worker that registers, if that is another process that lives, or may: a host that lost its power is missed
+    /// after the failure timeout only, and after a restart of the coordinator workers have time to come back.
+    fn holder_of_id(&self, register: &proto::Register, now: Now) -> Option<String> {
+        let id = &register.worker_id;
+        if let Some(holder) = self.pool.get(id) {
+            let is_same = Process::of(&holder.register) == Process::of(register);
+            let ago = |at: Duration| now.monotonic.saturating_sub(at).as_secs_f64();
+            let (since, heard) = (ago(holder.since), ago(holder.last_heard));
+            let process = in_words(&holder.register);
+            return (!is_same).then(|| format!("{process} has it since {since:.0} s ago, last heard {heard:.1} s ago"));
+        }
+        let is_awaited = |job: &&Job| {
+            let rank = job.record.rank_of(id);
+            job.record.is_another(register) && rank.is_some_and(|rank| job.live.awaited.contains(&rank))
+        };
+        let job = self.jobs.values().find(is_awaited)?;
+        Some(format!(
+            "another process has a place in {} under it, and has {} s after the restart of the coordinator to come back",
+            job.record.id,
+            self.config.limits.reconnect().as_secs_f64()
+        ))
+    }
+
+    fn register(&mut self, stream: StreamId, mut register: proto::Register, now: Now) {
         if let Some(reason) = self.config.refusal(&register) {
-            return self.refuse(stream, reason);
+            return self.refuse(stream, RefusalKind::Unspecified, reason);
         }
         let id = register.worker_id.clone();
-        let older = self.pool.get(&id).map(|w| w.stream);
-        if let Some(older) = older {
+        if let Some(holder) = self.holder_of_id(&register, now) {
+            let reason = format!(
+                "the worker id `{id}` is in use: {holder}; this is {}. Give each worker an id of its own (--id), or none: then it is made",
+                in_words(&register)
+            );
+            return self.refuse(stream, RefusalKind::IdInUse, reason);
+        }
+        let older = self.pool.get(&id).map(|w| (w.stream, w.since));
+        if let Some((older, _)) = older {
             self.pool.remove(older);
             self.out.close(older, format!("{id} registered on another stream; the newer one counts"));
+        }
+        let since = older.map_or(now.monotonic, |(_, since)| since);
+        if self.jobs.values().any(|job| job.record.id == register.job_id && job.record.is_another(&register)) {
+            // Its state is older than that of the process that had its id since (T-1, T-3).
+            let proto::Register { job_id, epoch, rank, committed_step, .. } = proto::Register::default();
+            register = proto::Register { job_id, epoch, rank, committed_step, ..register };
         }
         let is_new = older.is_none() && register.job_id.is_empty();
         let (jobs, mut cx) = self.split(now);
@@ -134,6 +174,7 @@ impl Machine {
         cx.pool.insert(Worker {
             stream,
             register,
+            since,
             last_heard: now.monotonic,
             memory_bytes: [0; 2],
             place,
@@ -159,7 +200,7 @@ impl Machine {
         let patience = if leaving.at_once { Patience::None } else { Patience::UntilOneComes };
         let is_moved = has_place && self.drain_worker(&worker, &why, patience, now).is_ok();
         if leaving.at_once && !is_moved {
-            self.drop_worker(stream, SeenBy::WorkerReport, &why, now);
+            self.drop_worker(stream, SeenBy::Left, &why, now);
         } else if !has_place {
             // It ends by itself.
             self.pool.retire(&worker);
@@ -220,6 +261,12 @@ impl Machine {
             job.forgive(&cx);
         }
     }
+}
+
+/// A process as its user finds it.
+fn in_words(register: &proto::Register) -> String {
+    let proto::Register { pid, host, data_address, .. } = register;
+    format!("process {pid} on host {host} (links at {data_address})")
 }
 
 fn welcome(config: &Config, keep_going: bool) -> proto::Welcome {

@@ -128,6 +128,11 @@ pub enum Input {
         request: RequestId,
         worker: String,
     },
+    /// The worker is not to be put aside any longer.
+    Readmit {
+        request: RequestId,
+        worker: String,
+    },
     /// From a worker. The first on a stream must be `Register`.
     Message {
         stream: StreamId,
@@ -233,6 +238,10 @@ pub enum Reply {
         job: String,
         folder: String,
     },
+    /// Why it was put aside.
+    Readmitted {
+        reason: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -248,6 +257,12 @@ pub enum RequestError {
          on from a checkpoint of {job} name it with resume_from = \"{path}/step-<n>\""
     )]
     Folder { path: String, job: String },
+    #[error("`{worker}` is not put aside; {aside}")]
+    NotAside { worker: String, aside: String },
+    #[error(
+        "`{worker}` is not put aside, it was drained or computed wrongly: this process gets no place any more; start it again"
+    )]
+    Retired { worker: String },
     #[error("{worker} cannot be drained: {reason}")]
     Drain { worker: String, reason: String },
     #[error("{job} cannot be {what}: it is {state} ({reason})")]
@@ -369,6 +384,7 @@ impl Machine {
             Input::Remove { request, job } => self.remove(request, &job),
             Input::Folders { names } => self.skip_folders(&names),
             Input::Note { .. } | Input::Fault { .. } => self.note(input, now),
+            Input::Readmit { request, worker } => self.readmit(request, &worker),
             Input::Message { stream, body } => self.message(stream, *body, now),
             Input::Closed { stream, reason } => self.disconnected(stream, SeenBy::StreamClosed, &reason, now),
             Input::Tick => self.tick(now),

@@ -2,21 +2,24 @@
 //!
 //! A worker has one stream; a newer one replaces it. A worker that is not here is not connected, whatever the places say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use toroid_proto as proto;
 use toroid_proto::Register;
 use toroid_torus::geometry::Shape;
 use toroid_torus::placement::Candidate;
 
 use super::StreamId;
-use super::crashes::CrashLog;
+use super::crashes::{Aside, CrashLog};
 use super::record::Process;
 
 #[derive(Debug)]
 pub struct Worker {
     pub stream: StreamId,
     pub register: Register,
+    /// This process is connected since, short breaks left out.
+    pub since: Duration,
     pub last_heard: Duration,
     /// Bytes of its device's memory that it holds, and that are free, as it said last.
     pub memory_bytes: [u64; 2],
@@ -31,6 +34,17 @@ impl Worker {
         let r = &self.register;
         Candidate { worker: r.worker_id.clone(), host: r.host.clone(), rack: r.rack.clone(), zone: r.zone.clone() }
     }
+}
+
+/// Where a connected worker stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing<'a> {
+    Placed,
+    Spare,
+    /// A spare again after a while.
+    Aside(&'a Aside),
+    /// This process is given no place any more.
+    Retired,
 }
 
 #[derive(Debug, Default)]
@@ -87,9 +101,52 @@ impl Pool {
 
     /// Workers that may be given a place.
     pub fn spares(&self) -> impl Iterator<Item = &Worker> {
-        let is_aside = |w: &Worker| self.crashes.is_aside(&w.register.worker_id, &w.register.host);
-        let is_retired = |w: &Worker| self.retired.contains_key(&w.register.worker_id);
-        self.iter().filter(move |w| w.place.is_none() && !is_retired(w) && !is_aside(w))
+        self.iter().filter(|w| self.standing(w) == Standing::Spare)
+    }
+
+    /// Whether a connected worker has a place, may have one, or why not.
+    pub fn standing(&self, worker: &Worker) -> Standing<'_> {
+        let proto::Register { worker_id, host, .. } = &worker.register;
+        if worker.place.is_some() {
+            Standing::Placed
+        } else if self.retired.contains_key(worker_id) {
+            Standing::Retired
+        } else {
+            self.crashes.aside(worker_id, host).map_or(Standing::Spare, Standing::Aside)
+        }
+    }
+
+    /// What a job that waits for workers says of those that are there and do not count.
+    pub fn not_counted(&self) -> String {
+        let without: Vec<(&str, Standing<'_>)> =
+            self.iter().map(|w| (w.register.worker_id.as_str(), self.standing(w))).collect();
+        let mut text = String::new();
+        let aside: Vec<&(&str, Standing<'_>)> =
+            without.iter().filter(|(_, standing)| matches!(standing, Standing::Aside(_))).collect();
+        if let Some((id, Standing::Aside(first))) = aside.first() {
+            let more = if aside.len() > 1 { format!(" and {} more", aside.len() - 1) } else { String::new() };
+            text += &format!(
+                "; {id}{more} put aside for a while do not count, since {}: `toroid workers --readmit {id}` takes it back",
+                first.reason
+            );
+        }
+        match without.iter().filter(|(_, standing)| *standing == Standing::Retired).count() {
+            0 => {}
+            1 => text += "; one that was drained does not count",
+            n => text += &format!("; {n} that were drained do not count"),
+        }
+        text
+    }
+
+    /// Ends the time for which a worker is put aside, be it connected or not. Returns why it was, or who is.
+    pub fn readmit(&mut self, worker: &str) -> Result<String, Vec<String>> {
+        let host = self.workers.get(worker).map(|w| w.register.host.clone()).unwrap_or_default();
+        self.crashes.readmit(worker, &host).ok_or_else(|| {
+            let connected = self.iter().filter(|w| matches!(self.standing(w), Standing::Aside(_)));
+            let connected = connected.map(|w| w.register.worker_id.clone());
+            let all: BTreeSet<String> = connected.chain(self.crashes.workers_aside().map(str::to_string)).collect();
+            all.into_iter().collect()
+        })
     }
 
     /// It was drained, or hangs: this process is given no place any more.

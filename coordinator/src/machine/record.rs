@@ -61,11 +61,15 @@ pub struct Meta {
 pub struct Process {
     pub pid: u32,
     pub data_address: String,
+    /// Drawn by the process when it starts.
+    #[serde(default)]
+    pub incarnation: u64,
 }
 
 impl Process {
     pub fn of(register: &proto::Register) -> Process {
-        Process { pid: register.pid, data_address: register.data_address.clone() }
+        let proto::Register { pid, incarnation, .. } = *register;
+        Process { pid, incarnation, data_address: register.data_address.clone() }
     }
 }
 
@@ -151,6 +155,9 @@ pub struct JobRecord {
     pub earlier: Vec<Layout>,
     /// The worker that each empty place had: where it comes back with its state before another took the place, it has it again.
     pub absent: BTreeMap<usize, String>,
+    /// The process behind each worker that has a place, or had one whose state may still count: another of the same id has no state.
+    #[serde(default)]
+    pub holders: BTreeMap<String, Process>,
     /// Workers of places that are to be moved to others.
     pub draining: BTreeSet<String>,
     /// An epoch was started since the state was last loaded: the places hold it, and a lost one can have it from the others (T-3).
@@ -210,6 +217,11 @@ pub struct JobRecord {
 impl JobRecord {
     pub fn last_checkpoint(&self) -> Option<&Checkpoint> {
         self.checkpoints.last()
+    }
+
+    /// What registers has the id of a worker with state of this job, and is another process.
+    pub fn is_another(&self, register: &proto::Register) -> bool {
+        self.holders.get(&register.worker_id).is_some_and(|holder| *holder != Process::of(register))
     }
 
     /// The rank of `worker`, if it has a place.
@@ -374,6 +386,8 @@ pub enum SeenBy {
     Prepared,
     /// A user asked, or the worker was told to end.
     Drain,
+    /// The worker was told to end, and could not wait for another to take its place.
+    Left,
     /// Workers are there for another replica.
     Capacity,
 }
@@ -391,6 +405,7 @@ impl SeenBy {
             SeenBy::WaitsFor => "waits-for edges",
             SeenBy::Prepared => "preparation",
             SeenBy::Drain => "drain",
+            SeenBy::Left => "worker's end",
             SeenBy::Capacity => "capacity",
         }
     }

@@ -5,6 +5,7 @@
 use toroid_proto as proto;
 
 use super::job::Job;
+use super::pool::Standing;
 use super::record::{Checkpoint, Event, JobRecord, LeftOut, Validation};
 use super::straggler::Straggler;
 use super::{Machine, Now};
@@ -21,7 +22,11 @@ impl Machine {
             let (job, rank) = place.as_ref()?;
             Some((&self.jobs.get(job)?.live.stragglers, *rank))
         };
-        let workers = self.pool.iter().map(|w| proto::WorkerInfo {
+        let workers = self.pool.iter().map(|w| (w, WorkerStanding::of(self.pool.standing(w), now)));
+        let workers = workers.map(|(w, standing)| proto::WorkerInfo {
+            state: standing.state.into(),
+            state_reason: standing.reason,
+            aside_s: standing.aside_s,
             worker_id: w.register.worker_id.clone(),
             host: w.register.host.clone(),
             device: w.register.device.clone(),
@@ -68,6 +73,7 @@ impl Machine {
             committed_step: committed,
             total_steps: record.spec.steps,
             num_params: record.data.as_ref().map_or_else(|| record.spec.model.num_params(), |d| d.num_params),
+            data_digest: record.data.as_ref().map_or_else(String::new, |d| d.digest.clone()),
             last_step: None,
             first_loss: progress.first_loss(),
             tokens_per_s: progress.tokens_per_s(),
@@ -76,6 +82,7 @@ impl Machine {
             places_alive: places.iter().filter(|p| p.alive).count() as u32,
             places,
             spares: self.pool.spares().count() as u32,
+            spares_aside: self.pool.iter().filter(|w| is_left_out(self.pool.standing(w))).count() as u32,
             checkpoints: record.checkpoints.iter().map(checkpoint).collect(),
             validations: record.validations.iter().map(validation).collect(),
             curve: Vec::new(),
@@ -111,6 +118,34 @@ impl Machine {
             }
         });
         places.collect()
+    }
+}
+
+fn is_left_out(standing: Standing<'_>) -> bool {
+    matches!(standing, Standing::Aside(_) | Standing::Retired)
+}
+
+/// A worker's standing, as users see it.
+struct WorkerStanding {
+    state: proto::WorkerState,
+    /// Why it is given no place.
+    reason: String,
+    aside_s: f64,
+}
+
+impl WorkerStanding {
+    fn of(standing: Standing<'_>, now: Now) -> WorkerStanding {
+        let (state, reason, until) = match standing {
+            Standing::Placed => (proto::WorkerState::Placed, String::new(), None),
+            Standing::Spare => (proto::WorkerState::Spare, String::new(), None),
+            Standing::Aside(aside) => (proto::WorkerState::Aside, aside.reason.clone(), Some(aside.until)),
+            Standing::Retired => {
+                let reason = "it was drained, or computed wrongly: this process gets no place any more";
+                (proto::WorkerState::Retired, reason.into(), None)
+            }
+        };
+        let aside_s = until.map_or(0.0, |until| until.saturating_sub(now.monotonic).as_secs_f64());
+        WorkerStanding { state, reason, aside_s }
     }
 }
 

@@ -70,7 +70,7 @@ fn every_complaint_says_what_is_possible() {
     check_error("seed = 'x'", "the job file is not valid");
     check_error("seed = -1", "the job file is not valid");
     check_error("data.order = 'random'", "expected `shuffled` or `sequential`");
-    check_error("preset = 'huge'", "`huge` is not known; there are tiny, small, medium, 1b, 67b");
+    check_error("preset = 'huge'", "`huge` is not known; there are micro, tiny, small, medium, 1b, 67b");
     check_error("shape.dp = 0", "tp 1, pp 1, dp 0");
     check_error("shape = { dp = 6, dx = 4 }", "dx 4 * dy 1 and dp 6");
     check_error("shape = { dp = 6, dx = 0 }", "dx 0 * dy 6 and dp 6");

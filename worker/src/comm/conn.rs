@@ -24,6 +24,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::event::PollFlags;
 
+use super::establish::PeerAddr;
 use super::frame::{Channel, FrameFault, HEADER_LEN, Header, NUM_CHANNELS, Stream};
 use super::handshake::Binding;
 use super::transport::Transport;
@@ -38,6 +39,8 @@ const STAGING_BYTES: usize = 64 << 10;
 pub(super) struct Conn {
     pub rank: usize,
     pub worker_id: String,
+    /// Where the peer listens, which tells it from another process of its id.
+    pub address: String,
     pub binding: Binding,
     /// `None` once it is lost; `loss` says why.
     stream: Option<Transport>,
@@ -115,10 +118,11 @@ impl Reading {
 
 impl Conn {
     /// A connection whose handshake for the present epoch is done.
-    pub fn new(rank: usize, worker_id: String, stream: Transport, binding: Binding) -> Conn {
+    pub fn new(rank: usize, peer: &PeerAddr, stream: Transport, binding: Binding) -> Conn {
         Conn {
             rank,
-            worker_id,
+            worker_id: peer.worker_id.clone(),
+            address: peer.address.clone(),
             binding,
             kind: stream.kind(),
             stream: Some(stream),

@@ -169,7 +169,9 @@ impl Links {
         (self.rank, self.epoch, self.job_id) = (plan.rank, plan.epoch, plan.job_id.clone());
         self.fence = fence.clone();
         for (&rank, peer) in &plan.peers {
-            let Some(mut conn) = kept.remove(&peer.worker_id) else { continue };
+            // Another process of the same id listens elsewhere.
+            let is_same = |conn: &Conn| conn.address == peer.address;
+            let Some(mut conn) = kept.remove(&peer.worker_id).filter(is_same) else { continue };
             let proof = resume_proof(&plan.key, &conn.binding, plan.epoch, plan.rank, rank);
             let expected = resume_proof(&plan.key, &conn.binding, plan.epoch, rank, plan.rank);
             conn.begin_epoch(plan.epoch, rank, proof, expected, &mut self.tally);
@@ -362,7 +364,7 @@ impl<'a> Establish<'a> {
         let Some(peer) = self.plan.peers.get(&rank) else { unreachable!("only peers of the plan pass the handshake") };
         self.links.tally.stats.connections += 1;
         tracing::debug!(rank, worker_id = peer.worker_id, kind = %transport.kind(), "a link is up");
-        self.links.conns.insert(rank, Conn::new(rank, peer.worker_id.clone(), transport, binding));
+        self.links.conns.insert(rank, Conn::new(rank, peer, transport, binding));
         self.dials.remove(&rank);
     }
 

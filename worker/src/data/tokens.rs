@@ -145,6 +145,14 @@ impl TokenFile {
         &self.left_out
     }
 
+    /// Writes the tokens as a text file, which gives the same tokens. It appears whole.
+    pub fn write_text(&self, to: &Path) -> Result<(), DataError> {
+        let cannot = |cause| DataError::Cache { path: to.into(), bytes: self.len(), cause };
+        let mut file = AtomicFile::create_as(to, &to.with_extension("partial")).map_err(cannot)?;
+        file.write_all(self.tokens()).map_err(cannot)?;
+        file.commit(&[]).map_err(cannot)
+    }
+
     /// The tokens, one byte each, (len).
     pub(super) fn tokens(&self) -> &[u8] {
         &self.map[HEADER_BYTES..HEADER_BYTES + self.header.num_tokens as usize]

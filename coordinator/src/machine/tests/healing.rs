@@ -6,6 +6,7 @@ use toroid_proto as proto;
 
 use super::world::{LIMITS, World, job_file};
 use crate::machine::record::{Rung, SeenBy, State};
+use crate::machine::{Input, Reply};
 
 /// A job of `dp` places, w0 at rank 0 and so on, that has committed `steps`; the rest are spares s0, s1.
 fn running(dp: usize, spares: usize, steps: u64, more: &str) -> (World, String) {
@@ -405,8 +406,67 @@ fn a_worker_that_is_lost_again_and_again_is_put_aside_for_a_while() {
     world.settle();
     assert!(world.has_event(&job, "worker.aside", "worker w1 is put aside for 30 minutes"));
     assert_eq!((world.record(&job).places[1].as_deref(), world.view(&job).spares), (None, 0));
+    // It says so wherever somebody looks.
+    assert_eq!(world.view(&job).spares_aside, 1);
+    let reason = &world.record(&job).reason;
+    let expected = "; w1 put aside for a while do not count, since it was lost 3 times within 10 minutes: `toroid workers --readmit w1`";
+    assert!(reason.contains("waits for a worker: 1 of 2") && reason.contains(expected), "{reason}");
+    let seen = world.machine.view_workers(world.at());
+    let seen = seen.iter().find(|w| w.worker_id == "w1").expect("it is connected");
+    assert_eq!(seen.state(), proto::WorkerState::Aside);
+    assert!(seen.state_reason.contains("3 times") && (1700.0..=1800.0).contains(&seen.aside_s), "{seen:?}");
     world.pass(LIMITS.failure_timeout * 12 * 31);
     assert_eq!(world.record(&job).places[1].as_deref(), Some("w1"), "it is given another chance");
+}
+
+#[test]
+fn a_worker_that_is_aside_is_readmitted_by_its_user() {
+    let (mut world, job) = running(2, 0, 3, "fault_tolerance.min_dp = 2");
+    let readmit = |world: &mut World, worker: &str| {
+        let request = world.request(|request| Input::Readmit { request, worker: worker.into() });
+        world.replies.remove(&request).expect("an answer")
+    };
+    let refused = readmit(&mut world, "w1").expect_err("it is not put aside").to_string();
+    assert_eq!(refused, "`w1` is not put aside; nobody is");
+    for _ in 0..3 {
+        world.kill("w1");
+        world.join("w1");
+        world.settle();
+        world.train(&job, 1);
+    }
+    assert_eq!(world.record(&job).places[1], None, "three losses");
+    let refused = readmit(&mut world, "w7").expect_err("it is not put aside").to_string();
+    assert_eq!(refused, "`w7` is not put aside; these are: w1");
+    let reply = readmit(&mut world, "w1").expect("it is put aside");
+    assert_eq!(reply, Reply::Readmitted { reason: "it was lost 3 times within 10 minutes".into() });
+    world.settle();
+    assert_eq!(world.record(&job).places[1].as_deref(), Some("w1"), "the job has waited for it");
+    let before = world.view(&job).committed_step;
+    world.train(&job, 1);
+    assert_eq!(world.view(&job).committed_step, before + 1, "and goes on");
+}
+
+/// SIGTERM, a preemption: however often.
+#[test]
+fn planned_ends_put_nobody_aside() {
+    let (mut world, job) = running(2, 0, 3, "fault_tolerance.min_dp = 2");
+    for round in 0..5 {
+        let leaving = |at_once| FromWorker::Leaving(proto::Leaving { reason: "preempted".into(), at_once });
+        let stream = world.worker("w1").stream.expect("connected");
+        world.input(Input::Message { stream, body: Box::new(leaving(false)) });
+        // Nobody comes within its grace: it ends by itself, or is killed.
+        if round % 2 == 0 {
+            world.input(Input::Message { stream, body: Box::new(leaving(true)) });
+            world.workers.remove("w1");
+        } else {
+            world.kill("w1");
+        }
+        world.join("w1");
+        world.settle();
+        assert_eq!(world.record(&job).places[1].as_deref(), Some("w1"), "round {round}");
+        world.train(&job, 1);
+    }
+    assert!(!world.has_event(&job, "worker.aside", ""));
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod checkpoints;
 mod drain;
 mod figures;
 mod healing;
+mod identity;
 mod leave;
 mod lifecycle;
 mod recovery;

@@ -67,6 +67,8 @@ pub struct Worker {
     /// Whom it says it waits for.
     pub waits_for: Vec<u32>,
     pub pid: u32,
+    /// Another for each process, see [`super::world::World::join`].
+    pub incarnation: u64,
     /// How long it computes a step, and has computed so far in how many.
     pub step_s: f64,
     pub computed: (u64, f64),
@@ -109,6 +111,7 @@ impl Worker {
             progress: 0,
             waits_for: Vec::new(),
             pid: 1,
+            incarnation: 0,
             step_s: STEP_S,
             computed: (0, 0.0),
             inputs: None,
@@ -132,6 +135,7 @@ impl Worker {
             device: "cpu".into(),
             fingerprint: self.fingerprint.clone(),
             pid: self.pid,
+            incarnation: self.incarnation,
             ..Default::default()
         };
         match &self.work {

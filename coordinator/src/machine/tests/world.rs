@@ -152,6 +152,7 @@ impl World {
     /// Adds a worker that is not like the others.
     pub fn join_as(&mut self, id: &str, change: impl FnOnce(&mut Worker)) {
         let mut worker = Worker::new(id);
+        worker.incarnation = self.next_stream + 1;
         change(&mut worker);
         self.workers.insert(id.into(), worker);
         self.connect(id);
