@@ -1,11 +1,10 @@
-//! A job writes and removes only what it owns (T-10), keeps its state while a disk is full, and no file of a user is replaced.
+//! A job writes and removes only what it owns (T-10), and no file of a user is replaced.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use toroid_proto::JobState;
 
 use crate::cluster::{Cluster, path, run, run_ok, text_folder, toroid};
 
@@ -77,55 +76,4 @@ fn an_export_replaces_no_device_pipe_or_link() -> Result<()> {
     ensure!(std::fs::symlink_metadata(&link)?.is_symlink(), "the link was replaced");
     ensure!(std::fs::metadata(&target)?.len() > 1000, "the link was not followed");
     Ok(())
-}
-
-/// The last step's state waits for room on the disk, and the status says so from the first failure on.
-#[test]
-fn a_job_waits_with_its_last_state_until_the_disk_has_room() -> Result<()> {
-    let cluster = Cluster::start(2, 1)?;
-    let disk = cluster.path().join("disk");
-    let mounted = SmallDisk::mount(&disk, "64k")?;
-    let id = cluster.submit(&small_job(&disk, 1, 30, 0, ""))?;
-    let job = cluster.wait_for(&id, "the second failure", |job| {
-        job.events.iter().filter(|e| e.kind == "checkpoint.failed").count() >= 2
-    })?;
-    ensure!(job.committed_step == 30 && job.checkpoints.is_empty(), "{job:?}");
-    let line = run_ok(&["status", &id, "--coordinator", &cluster.url()])?;
-    let first = line.lines().next().unwrap_or_default();
-    ensure!(first.contains("not saved") && first.contains("step 30"), "{line}");
-    mounted.resize("64m")?;
-    let job = cluster.done(&id)?;
-    ensure!(job.checkpoints.iter().map(|c| c.step).collect::<Vec<_>>() == [30] && job.state() == JobState::Done);
-    run_ok(&["checkpoint", "verify", path(&disk), "30"])?;
-    Ok(())
-}
-
-/// A file system of a stated size.
-pub struct SmallDisk<'a> {
-    at: &'a Path,
-}
-
-impl SmallDisk<'_> {
-    pub fn mount<'a>(at: &'a Path, size: &str) -> Result<SmallDisk<'a>> {
-        std::fs::create_dir_all(at)?;
-        let options = format!("size={size}");
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs", path(at)]).output()?;
-        let stderr = String::from_utf8_lossy(&mount.stderr);
-        ensure!(mount.status.success(), "cannot mount a small file system (are you root?): {stderr}");
-        Ok(SmallDisk { at })
-    }
-
-    fn resize(&self, size: &str) -> Result<()> {
-        let options = format!("remount,size={size}");
-        let mount = Command::new("mount").args(["-o", &options, path(self.at)]).output()?;
-        ensure!(mount.status.success(), "{}", String::from_utf8_lossy(&mount.stderr));
-        Ok(())
-    }
-}
-
-impl Drop for SmallDisk<'_> {
-    fn drop(&mut self) {
-        // A failed test may leave it; the folder is a temporary one.
-        let _ = Command::new("umount").args(["-l", path(self.at)]).status();
-    }
 }

@@ -18,7 +18,7 @@ use toroid_proto as proto;
 use toroid_worker::checkpoint::Storage;
 use toroid_worker::device::Choice;
 
-use super::{Ways, empty, parse_shape};
+use super::{Ways, make_anew, parse_shape, remove};
 use crate::chaos::CHAOS_DIR;
 use crate::chaos::inject::{self, Plan};
 use crate::chaos::report::Spread;
@@ -85,7 +85,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let mut signals = Signals::new()?;
     let folder =
         std::path::absolute(args.dir.join("bench-checkpoints")).context("find the folder of the checkpoints")?;
-    empty(&folder)?;
+    make_anew(&folder)?;
     let job = job_of(&args, &folder)?;
     let settings = Settings {
         dir: args.dir.clone(),
@@ -104,7 +104,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let outcome = inject::run(&settings, &job, Plan::nothing(), &mut signals).await;
     is_over.store(true, Ordering::Relaxed);
     let raw = disk.await.context("measure the disk")?;
-    empty(&folder)?;
+    remove(&folder)?;
     let Some(outcome) = outcome? else { return Ok(ExitCode::from(INTERRUPTED)) };
     ensure!(outcome.problems.is_empty(), "the run failed: {}", outcome.problems.join("; "));
     let figures = figures(&outcome.job, args.every, raw?).context("the run made too few steps to compare")?;

@@ -15,7 +15,7 @@ use serde::Serialize;
 use toroid_worker::device::Choice;
 use toroid_worker::trace::{Kind, Span};
 
-use super::{Ways, empty, median, parse_shape};
+use super::{Ways, make_anew, median, parse_shape};
 use crate::chaos::CHAOS_DIR;
 use crate::chaos::inject::{self, Plan};
 use crate::chaos::report::Spread;
@@ -132,7 +132,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
 async fn median_step(args: &Args, variant: Variant, signals: &mut Signals) -> Result<Option<(f64, Vec<Span>)>> {
     let job = job_of(args, variant)?;
     let folder = args.dir.join("bench-overhead");
-    empty(&folder)?;
+    make_anew(&folder)?;
     let settings = Settings {
         dir: args.dir.clone(),
         port: 0,
