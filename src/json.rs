@@ -60,6 +60,8 @@ pub struct Job<'a> {
     incidents: Vec<Incident<'a>>,
     lost_s: f64,
     lost_steps: u64,
+    missing_steps: u64,
+    skipped_steps: u64,
     /// Left out where it was not asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     curve: Option<Vec<StepRecord<'a>>>,
@@ -111,6 +113,7 @@ struct StepRecord<'a> {
     hidden_s: f64,
     exposed_s: f64,
     epoch: u64,
+    missing: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -215,6 +218,8 @@ impl<'a> Job<'a> {
             incidents: job.incidents.iter().map(Incident::from).collect(),
             lost_s: job.lost_s,
             lost_steps: job.lost_steps,
+            missing_steps: job.missing_steps,
+            skipped_steps: job.skipped_steps,
             curve: with_curve.then(|| job.curve.iter().map(StepRecord::from).collect()),
         }
     }
@@ -255,6 +260,7 @@ impl<'a> From<&'a proto::StepRecord> for StepRecord<'a> {
             hidden_s: r.hidden_s,
             exposed_s: r.exposed_s,
             epoch: r.epoch,
+            missing: r.missing,
         }
     }
 }

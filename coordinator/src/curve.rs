@@ -7,18 +7,20 @@
 //! ```
 //!
 //! Numbers are written so that they read back to the same bits. `expert_load` has the layers apart by `;`, their experts by a space.
+//! A step of which nobody has the figures any more has a row with its number and nothing else (T-12).
 //! A row is durable when [`Curve::append`] returns; a row that was torn by a crash is cut off when the file is opened. In memory
 //! are the places of the rows and the last one, so a long run costs 16 bytes a step.
 
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
+use std::ops::RangeInclusive;
 use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use toroid_proto::StepRecord;
 
-use crate::machine::StepSummary;
+use crate::machine::{StepSummary, missing_record};
 
 pub const FILE_NAME: &str = "curve.csv";
 const HEADER: &str = "step,loss,ce,z_loss,balance_loss,grad_norm,lr,weight_decay,tokens,tokens_per_s,step_s,skipped,epoch,hidden_s,exposed_s,expert_load";
@@ -105,7 +107,7 @@ impl Curve {
                 Ok(record) if record.step > before => {
                     self.rows.push(Row { step: record.step, offset: end });
                     summaries.push(StepSummary::from(&record));
-                    last = Some(record);
+                    last = Some(record).filter(|r| !r.missing).or(last);
                     end += bytes as u64;
                 }
                 Ok(record) => torn = Some(format!("step {} follows step {before}", record.step)),
@@ -126,6 +128,22 @@ impl Curve {
         Ok(())
     }
 
+    /// Rows of steps of which nobody has the figures any more.
+    pub fn append_gap(&mut self, steps: RangeInclusive<u64>) -> Result<(), CurveError> {
+        /// Written at once.
+        const CHUNK_BYTES: usize = 1 << 20;
+        let mut rows = String::new();
+        for step in steps.clone() {
+            self.rows.push(Row { step, offset: self.end + rows.len() as u64 });
+            rows.push_str(&format_missing(step));
+            if rows.len() >= CHUNK_BYTES || step == *steps.end() {
+                self.write(rows.as_bytes())?;
+                rows.clear();
+            }
+        }
+        Ok(())
+    }
+
     /// Drops the rows after step `keep`.
     pub fn cut(&mut self, keep: u64) -> Result<(), CurveError> {
         let num_kept = self.rows.partition_point(|r| r.step <= keep);
@@ -133,10 +151,13 @@ impl Curve {
         let end = first.offset;
         self.truncate(end)?;
         self.rows.truncate(num_kept);
-        self.last = match self.rows.last() {
-            Some(row) => self.read(row.step, 1)?.pop(),
-            None => None,
-        };
+        self.last = None;
+        for row in self.rows.iter().rev() {
+            self.last = self.read(row.step, 1)?.pop().filter(|r| !r.missing);
+            if self.last.is_some() {
+                break;
+            }
+        }
         Ok(())
     }
 
@@ -154,6 +175,7 @@ impl Curve {
         text.lines().enumerate().map(|(i, line)| parse(line).map_err(|reason| bad((i, reason)))).collect()
     }
 
+    /// The newest with figures.
     pub fn last(&self) -> Option<&StepRecord> {
         self.last.as_ref()
     }
@@ -198,12 +220,19 @@ fn format(r: &StepRecord) -> String {
     row
 }
 
+fn format_missing(step: u64) -> String {
+    format!("{step}{},\"\"\n", ",".repeat(NUM_PLAIN_COLUMNS - 1))
+}
+
 fn parse(line: &str) -> Result<StepRecord, String> {
     let (plain, load) = line.split_once(",\"").ok_or("it has no quoted last column")?;
     let load = load.strip_suffix('"').ok_or("its last column does not end with a quote")?;
     let columns: Vec<&str> = plain.split(',').collect();
     if columns.len() != NUM_PLAIN_COLUMNS {
         return Err(format!("it has {} columns before the last, expected {NUM_PLAIN_COLUMNS}", columns.len()));
+    }
+    if load.is_empty() && columns[1..].iter().all(|c| c.is_empty()) {
+        return Ok(missing_record(number(columns[0], "step")?));
     }
     let layers: Vec<&str> = if load.is_empty() { Vec::new() } else { load.split(';').collect() };
     let counts = layers.iter().flat_map(|l| l.split(' '));
@@ -226,6 +255,7 @@ fn parse(line: &str) -> Result<StepRecord, String> {
         exposed_s: number(columns[14], "exposed_s")?,
         expert_load: expert_load?,
         num_layers: layers.len() as u32,
+        missing: false,
     })
 }
 
@@ -256,6 +286,7 @@ mod tests {
             exposed_s: 1e-9,
             expert_load: (0..6).map(|e| e * step).collect(),
             num_layers: 3,
+            missing: false,
         }
     }
 
@@ -305,6 +336,26 @@ mod tests {
         assert_eq!(steps(&curve.read(4, 9).unwrap()), [7], "a hole is passed over");
         assert_eq!(curve.read(8, 9).unwrap(), []);
         assert_eq!(curve.read(1, 0).unwrap(), []);
+    }
+
+    #[test]
+    fn t12_a_gap_has_rows_that_say_so() {
+        let (folder, mut curve) = filled(2);
+        curve.append_gap(3..=5).unwrap();
+        assert_eq!(curve.last(), Some(&record(2)), "the newest with figures");
+        curve.append(&record(6)).unwrap();
+        let text = std::fs::read_to_string(folder.path().join(FILE_NAME)).unwrap();
+        assert_eq!(text.lines().nth(3), Some("3,,,,,,,,,,,,,,,\"\""));
+        let columns = text.lines().next().unwrap().split(',').count();
+        assert_eq!(text.lines().nth(4).unwrap().split(',').count(), columns);
+        let (again, summaries) = Curve::open(folder.path()).unwrap();
+        assert_eq!(summaries.iter().map(|s| s.missing).collect::<Vec<_>>(), [false, false, true, true, true, false]);
+        let rows = again.read(1, 9).unwrap();
+        assert_eq!(steps(&rows), [1, 2, 3, 4, 5, 6]);
+        assert!(rows[2].missing && rows[2].loss.is_nan() && !rows[5].missing);
+        curve.cut(4).unwrap();
+        assert_eq!(curve.last(), Some(&record(2)));
+        assert_eq!(Curve::open(folder.path()).unwrap().0.last(), Some(&record(2)));
     }
 
     #[test]

@@ -261,6 +261,9 @@ impl Driver {
                     self.curves.insert(job, Curve::open(&folder)?.0);
                 }
                 Output::AppendCurve { job, record } => self.curve(&job).append(&record)?,
+                Output::AppendGap { job, from_step, through_step } => {
+                    self.curve(&job).append_gap(from_step..=through_step)?;
+                }
                 Output::CutCurve { job, keep } => self.curve(&job).cut(keep)?,
                 Output::Send { stream, message } => {
                     let connection = self.connections.get(&stream);

@@ -140,6 +140,7 @@ impl Worker {
             num_params,
             held: vec![proto::Held { shape: self.assign.shape, rank: self.assign.rank }],
             sealed_next: false,
+            sums_from: 1,
         }))
         .await;
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use toroid_coordinator::machine::record::{JobRecord, Record};
 use toroid_coordinator::machine::{
-    Config, Input, Limits, Machine, Now, Output, Reply, RequestId, StepSummary, StreamId,
+    Config, Input, Limits, Machine, Now, Output, Reply, RequestId, StepSummary, StreamId, missing_record,
 };
 use toroid_proto as proto;
 use toroid_proto::StepRecord;
@@ -26,7 +26,7 @@ use toroid_torus::resplit::num_lost;
 use crate::arithmetic;
 use crate::network::{AtCoordinator, AtWorker, Event, Micros, Pid, SECOND};
 use crate::place::State;
-use crate::worker::pid_of;
+use crate::worker::{Worker, pid_of};
 use crate::world::World;
 
 const JOBS_DIR: &str = "/jobs";
@@ -207,6 +207,10 @@ impl World {
     // ------------------------------------------------------------------------------------------------------------- outputs
 
     fn execute(&mut self, outputs: Vec<Output>) {
+        let is_gap = |o: &&Output| matches!(o, Output::AppendGap { .. });
+        let is_told = |o: &&Output| matches!(o, Output::Event { event, .. } if event.kind == "curve.gap");
+        let are_told = outputs.iter().filter(is_gap).count() == outputs.iter().filter(is_told).count();
+        self.env.truth.check(are_told, || "T-12: steps are given up in silence".into());
         for (n, output) in outputs.into_iter().enumerate() {
             let is_late = n > 0 && matches!(output, Output::Persist(_));
             self.env.truth.check(!is_late, || "T-8: something is done before what it follows from is stored".into());
@@ -227,6 +231,7 @@ impl World {
             Output::Persist(records) => records.into_iter().for_each(|r| self.persist(r)),
             Output::CreateFolder { job, .. } => drop(self.curves.insert(job, Vec::new())),
             Output::AppendCurve { job, record } => self.append(&job, *record),
+            Output::AppendGap { job, from_step, through_step } => self.append_gap(&job, from_step, through_step),
             Output::CutCurve { job, keep } => {
                 self.env.tell(|| format!("the curve of {job} is cut after step {keep}"));
                 self.curves.entry(job).or_default().retain(|r| r.step <= keep);
@@ -266,6 +271,23 @@ impl World {
         let sums = self.env.truth.jobs.get(job).and_then(|j| j.reference.sums.get(step as usize)).copied();
         let holds = sums.map(arithmetic::loss) == Some(loss);
         self.env.truth.check(holds, || format!("T-4: the loss of step {step} is not that of the undisturbed run"));
+    }
+
+    /// T-12: the figures of steps are given up only where so many wait for a coordinator that no place has them.
+    fn append_gap(&mut self, job: &str, from: u64, through: u64) {
+        self.env.tell(|| format!("the curve of {job} has no figures of steps {from} to {through}"));
+        let curve = self.curves.entry(job.into()).or_default();
+        let last = curve.last().map_or(0, |r| r.step);
+        curve.extend((from..=through).map(missing_record));
+        self.env.truth.check(from == last + 1, || format!("T-4: step {from} follows step {last} in the curve"));
+        let (high, num_sums) = (self.env.truth.jobs.get(job).map_or(0, |j| j.high), self.env.num_sums as u64);
+        self.env.truth.check(high >= from + num_sums, || {
+            format!("T-12: steps {from} to {through} of {job} are given up at step {high}, {num_sums} are kept")
+        });
+        let epoch = self.record(job).map_or(0, |r| r.epoch);
+        let knows = |w: &&Worker| w.trainer.knows(job, epoch, from..=through);
+        let who = self.workers.values().find(knows).map(|w| w.pid);
+        self.env.truth.check(who.is_none(), || format!("T-12: w{who:?} knows steps of {from} to {through} of {job}"));
     }
 
     fn persist(&mut self, record: Record) {
@@ -323,7 +345,11 @@ impl World {
                 let kept = last.max(self.record(&m.job_id).map_or(0, |r| r.restore_step));
                 (kept < m.step).then(|| format!("T-4: step {} is acknowledged and not kept", m.step))
             }
-            ToWorker::Welcome(_) | ToWorker::Stop(_) | ToWorker::Refused(_) | ToWorker::WarmUp(_) => None,
+            ToWorker::Welcome(_)
+            | ToWorker::Stop(_)
+            | ToWorker::Refused(_)
+            | ToWorker::WarmUp(_)
+            | ToWorker::ReportSteps(_) => None,
         };
         self.env.truth.check(complaint.is_none(), || complaint.unwrap_or_default());
     }

@@ -157,6 +157,17 @@ fn every_planted_fault_is_seen() {
     assert!(unseen.is_empty(), "{num} seeds do not show the planted faults {unseen:?}");
 }
 
+/// A session that loses what it has not said yet is no loss: the places know the sums, and rank 0 is asked for them (T-12).
+#[test]
+fn t12_a_forgetful_session_costs_no_record() {
+    let num = variable("TOROID_SEEDS").unwrap_or(NUM_SEEDS) / 10;
+    let plant = Some(Plant::Session(toroid_worker::session::planted::Planted::ForgetRecords));
+    for seed in 0..num {
+        let Outcome { end, .. } = simulate(seed, plant, false);
+        assert!(!matches!(end, End::Violation(_)), "{}", replay(seed, plant));
+    }
+}
+
 #[test]
 fn a_seed_replays() {
     let story = |seed| simulate(seed, None, true).story;

@@ -22,12 +22,16 @@ pub enum Plant {
     NewcomerSamples,
     /// T-5: a replica takes the samples of the number that it had before there were fewer replicas, or more.
     OldReplica,
+    /// T-12: a place keeps the sums of the newest steps only, whatever the coordinator has.
+    FewSums,
     // -------------------------------------------------------------------------------------------------- in the real code
+    /// T-12: the machine takes a record whatever its step. Without it rank 0 would be asked for those that its session forgets.
+    TakeAnyStep,
     Machine(machine::Planted),
     Session(session::Planted),
 }
 
-pub const ALL: [Plant; 18] = [
+pub const ALL: [Plant; 19] = [
     Plant::TakeOldFrames,
     Plant::IgnoreFence,
     Plant::CommitBeforeSealed,
@@ -36,6 +40,8 @@ pub const ALL: [Plant; 18] = [
     Plant::SkipBackup,
     Plant::NewcomerSamples,
     Plant::OldReplica,
+    Plant::FewSums,
+    Plant::TakeAnyStep,
     Plant::Machine(machine::Planted::TakeOldEpoch),
     Plant::Machine(machine::Planted::SendBeforePersist),
     Plant::Machine(machine::Planted::MoveSurvivors),
@@ -45,7 +51,6 @@ pub const ALL: [Plant; 18] = [
     Plant::Machine(machine::Planted::CutCurveToHeal),
     Plant::Session(session::Planted::TakeOldEpoch),
     Plant::Session(session::Planted::DoNotFence),
-    Plant::Session(session::Planted::ForgetRecords),
 ];
 
 impl Plant {
@@ -53,10 +58,12 @@ impl Plant {
     pub fn switch(plant: Option<Plant>) {
         machine::plant(match plant {
             Some(Plant::Machine(fault)) => Some(fault),
+            Some(Plant::TakeAnyStep) => Some(machine::Planted::TakeAnyStep),
             _ => None,
         });
         session::plant(match plant {
             Some(Plant::Session(fault)) => Some(fault),
+            Some(Plant::TakeAnyStep) => Some(session::Planted::ForgetRecords),
             _ => None,
         });
     }

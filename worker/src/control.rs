@@ -312,6 +312,7 @@ impl Control {
                     }));
                 }
             },
+            Output::Recorded { step } => self.shared.set_recorded(step),
             Output::Intervals { heartbeat_ms, failure_timeout_ms, leave_grace_ms } => {
                 self.leave_grace = Duration::from_millis(u64::from(leave_grace_ms));
                 self.heartbeat = Duration::from_millis(u64::from(heartbeat_ms.max(1)));

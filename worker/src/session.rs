@@ -12,8 +12,9 @@
 
 #[cfg(any(test, feature = "planted"))]
 pub mod planted;
+mod reports;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use toroid_proto as proto;
@@ -21,7 +22,7 @@ use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
 use toroid_proto::{
     Assign, CheckpointMissed, Failed, Finished, ManifestPublished, PeerLost, Prepared, PublishManifest, ShardWritten,
-    StepRecord, StepReport, Stopped, ValidationReport, Welcome,
+    RecordsMissing, StepRecord, StepReport, Stopped, ValidationReport, Welcome,
 };
 use toroid_torus::geometry::Shape;
 use toroid_torus::job::JobSpec;
@@ -29,6 +30,8 @@ use toroid_torus::manifest::ShardFile;
 use toroid_torus::resplit::Origin;
 
 use crate::comm::PeerAddr;
+use reports::{Reports, Said};
+
 use crate::trainer::{Assignment, Command, Happened, HealPlan, TrainerEvent, WarmUp};
 
 /// Whether this fault is planted; in a normal build it never is.
@@ -41,9 +44,6 @@ macro_rules! planted {
         is_planted
     }};
 }
-
-/// Step records that wait for an acknowledgement, at most. A coordinator that is away for longer misses the oldest.
-const MAX_UNACKNOWLEDGED: usize = 1 << 17;
 
 #[derive(Debug)]
 pub enum Input {
@@ -69,6 +69,10 @@ pub enum Output {
     },
     RequestCheckpoint {
         epoch: u64,
+        step: u64,
+    },
+    /// The coordinator has the records up to this step on disk.
+    Recorded {
         step: u64,
     },
     /// The control stream has its intervals from here.
@@ -108,7 +112,7 @@ struct Work {
     prepared: Option<Prepared>,
     /// The epoch in which this place trained last, where this one heals: what the trainer committed in it before it saw the fence still counts.
     heals: Option<u64>,
-    unacknowledged: VecDeque<StepReport>,
+    reports: Reports,
     validations: BTreeMap<u64, ValidationReport>,
     /// Of the checkpoint that is not published yet.
     shard: Option<ShardWritten>,
@@ -177,6 +181,10 @@ impl Session {
             FromCoordinator::Start(start) => match self.current(&start.job_id, start.epoch) {
                 Some(work) if work.phase == Phase::Ready => {
                     work.phase = Phase::Training;
+                    if let Some(heal) = &start.heal {
+                        work.reports.acknowledged(heal.recorded_step);
+                        work.reports.forget_after(heal.step);
+                    }
                     match start.heal.map(|heal| heal_plan(heal, work.world)).transpose() {
                         Ok(heal) => vec![Output::Trainer(Command::Start { epoch: start.epoch, heal })],
                         Err(error) => {
@@ -194,11 +202,18 @@ impl Session {
             },
             FromCoordinator::PublishManifest(publish) => self.publish(publish),
             FromCoordinator::StepAck(ack) => {
-                if let Some(work) = self.work.as_mut().filter(|w| w.job_id == ack.job_id) {
-                    work.unacknowledged.retain(|r| r.record.as_ref().is_some_and(|r| r.step > ack.step));
-                }
-                Vec::new()
+                let Some(work) = self.work.as_mut().filter(|w| w.job_id == ack.job_id) else { return Vec::new() };
+                work.reports.acknowledged(ack.step);
+                vec![Output::Recorded { step: ack.step }]
             }
+            FromCoordinator::ReportSteps(from) => match self.current(&from.job_id, from.epoch) {
+                // What this worker does not know any more its trainer may.
+                Some(work) if !work.reports.reaches_back_to(from.from_step) => {
+                    vec![Output::Trainer(Command::Report { epoch: from.epoch, from: from.from_step })]
+                }
+                Some(work) => work.reports_again().map(Output::Send).collect(),
+                None => Vec::new(),
+            },
         }
     }
 
@@ -215,7 +230,7 @@ impl Session {
         }];
         let Some(work) = &mut self.work else { return out };
         if planted!(ForgetRecords) {
-            work.unacknowledged.clear();
+            work.reports.clear();
         }
         if welcome.keep_going {
             out.extend(work.said_again().into_iter().map(Output::Send));
@@ -246,8 +261,7 @@ impl Session {
         let before = self.work.take().filter(|w| w.job_id == job_id);
         let last_trained = |w: &Work| if w.has_trained() { Some(w.epoch) } else { w.heals };
         let heals = before.as_ref().filter(|_| assignment.heal).and_then(last_trained);
-        let mut kept = before.map(|w| w.unacknowledged).unwrap_or_default();
-        kept.iter_mut().for_each(|report| report.epoch = epoch);
+        let reports = before.map(|w| w.reports).unwrap_or_default();
         self.work = Some(Work {
             job_id,
             epoch,
@@ -257,7 +271,7 @@ impl Session {
             committed: 0,
             prepared: None,
             heals,
-            unacknowledged: kept,
+            reports,
             validations: BTreeMap::new(),
             shard: None,
             halted: None,
@@ -328,22 +342,42 @@ impl Work {
     }
 
     fn keep_record(&mut self, record: StepRecord) -> StepReport {
-        let report = StepReport { job_id: self.job_id.clone(), epoch: self.epoch, record: Some(record) };
-        if self.unacknowledged.len() == MAX_UNACKNOWLEDGED {
-            self.unacknowledged.pop_front();
-        }
-        self.unacknowledged.push_back(report.clone());
-        report
+        let record = Some(self.reports.keep(record));
+        StepReport { job_id: self.job_id.clone(), epoch: self.epoch, record }
+    }
+
+    /// What the coordinator has not said to have, in the order of the steps.
+    fn reports_again(&self) -> impl Iterator<Item = ToCoordinator> {
+        self.reports.iter().map(|(from_step, said)| {
+            let (job_id, epoch) = (self.job_id.clone(), self.epoch);
+            match said {
+                Said::Figures(record) => {
+                    ToCoordinator::Step(StepReport { job_id, epoch, record: Some(record.clone()) })
+                }
+                Said::Missing { through } => {
+                    let through_step = *through;
+                    ToCoordinator::RecordsMissing(RecordsMissing { job_id, epoch, from_step, through_step })
+                }
+            }
+        })
     }
 
     fn happened(&mut self, what: Happened) -> Vec<ToCoordinator> {
         match what {
-            Happened::Prepared { committed_step, held, sealed_next, data_digest, num_samples, num_params } => {
+            Happened::Prepared {
+                committed_step,
+                held,
+                sealed_next,
+                sums_from,
+                data_digest,
+                num_samples,
+                num_params,
+            } => {
                 self.phase = Phase::Ready;
                 self.committed = committed_step;
                 // A newcomer knows nothing of steps yet; what it had to say before still counts.
                 if !held.is_empty() {
-                    self.unacknowledged.retain(|r| r.record.as_ref().is_some_and(|r| r.step <= committed_step));
+                    self.reports.forget_after(committed_step);
                 }
                 let prepared = Prepared {
                     job_id: self.job_id.clone(),
@@ -357,18 +391,24 @@ impl Work {
                         .map(|h| toroid_proto::Held { shape: Some((&h.shape).into()), rank: h.rank as u32 })
                         .collect(),
                     sealed_next,
+                    sums_from,
                 };
                 self.prepared = Some(prepared.clone());
                 // What was said in the older epoch may have come too late to be taken. It goes first: with the last Prepared the epoch
                 // begins, and if this place died on the way its records would be missing in the curve (T-4).
-                let again = self.unacknowledged.iter().cloned().map(ToCoordinator::Step);
-                again.chain([ToCoordinator::Prepared(prepared)]).collect()
+                self.reports_again().chain([ToCoordinator::Prepared(prepared)]).collect()
             }
             Happened::Connected => Vec::new(),
             Happened::Committed { step, record } => {
-                self.committed = step;
+                // Older ones are said again.
+                self.committed = self.committed.max(step);
                 let Some(record) = record else { return Vec::new() };
                 vec![ToCoordinator::Step(self.keep_record(*record))]
+            }
+            Happened::RecordsMissing { from, through } => {
+                self.reports.miss(from, through);
+                // With those that this worker knows: in the order of the steps.
+                self.reports_again().collect()
             }
             Happened::Validated(validation) => {
                 let step = validation.step;
@@ -439,7 +479,7 @@ impl Work {
 
     /// What a coordinator that was away must hear again, in the order in which it happened.
     fn said_again(&self) -> Vec<ToCoordinator> {
-        let mut again: Vec<ToCoordinator> = self.unacknowledged.iter().cloned().map(ToCoordinator::Step).collect();
+        let mut again: Vec<ToCoordinator> = self.reports_again().collect();
         if self.phase == Phase::Ready {
             again.extend(self.prepared.clone().map(ToCoordinator::Prepared));
         }
@@ -476,6 +516,7 @@ fn heal_plan(heal: toroid_proto::Heal, world: usize) -> Result<HealPlan, String>
         source: heal.source as usize,
         newcomers: heal.newcomers.into_iter().map(|r| r as usize).collect(),
         origin,
+        recorded: heal.recorded_step,
     })
 }
 
@@ -572,6 +613,7 @@ mod tests {
             committed_step: 0,
             held: vec![HeldAs { shape: Shape::new(1, 1, 2).expect("a shape"), rank: 0 }],
             sealed_next: false,
+            sums_from: 1,
             data_digest: [0; 32],
             num_samples: 9,
             num_params: 5,
@@ -608,6 +650,7 @@ mod tests {
             Output::Prepare(_) => "prepare".into(),
             Output::Fence { epoch } => format!("fence {epoch}"),
             Output::RequestCheckpoint { step, .. } => format!("request checkpoint {step}"),
+            Output::Recorded { step } => format!("recorded {step}"),
             Output::Intervals { .. } => "intervals".into(),
             Output::Refused { .. } => "refused".into(),
             Output::Note(_) => "note".into(),
@@ -653,7 +696,7 @@ mod tests {
             session.handle(input);
         }
         let ack = Input::FromCoordinator(FromCoordinator::StepAck(StepAck { job_id: "j".into(), step: 1 }));
-        check(&mut session, vec![ack], &[]);
+        check(&mut session, vec![ack], &["recorded 1"]);
         check(&mut session, vec![welcome(true)], &["intervals", "send step 2", "send step 3"]);
         session.handle(happened(1, Happened::Finished { step: 3 }));
         check(&mut session, vec![welcome(true)], &["intervals", "send step 2", "send step 3", "send Finished"]);
@@ -701,6 +744,7 @@ mod tests {
             committed_step: 2,
             held: vec![HeldAs { shape: Shape::new(1, 1, 2).expect("a shape"), rank: 0 }],
             sealed_next: false,
+            sums_from: 1,
             data_digest: [0; 32],
             num_samples: 9,
             num_params: 5,

@@ -204,7 +204,7 @@ impl Job {
         self.cut_curve(cx, restore_step);
         self.record.validations.retain(|v| v.step <= restore_step);
         self.live.base_step = restore_step;
-        self.live.floor_step = restore_step;
+        self.record.floor_step = restore_step;
         self.live.committed = vec![restore_step; self.world()];
     }
 
@@ -280,7 +280,7 @@ impl Job {
     fn resume(&mut self, cx: &mut Context<'_>) {
         if !self.can_heal() {
             let step = self.live.prepared[&0].committed_step;
-            self.live.floor_step = step;
+            self.record.floor_step = step;
             let reason = "all workers are prepared: they connect and compute the first step";
             return self.start(cx, step, None, reason);
         }
@@ -288,12 +288,14 @@ impl Job {
             committed: p.committed_step,
             held: p.held.iter().filter_map(|h| self.checked(h)).collect(),
             sealed_next: p.sealed_next,
+            sums_from: p.sums_from,
         };
         let held: Vec<Holding> = self.live.prepared.values().map(held).collect();
         match recovery::resume(&self.record.shape, &held) {
             Resume::Heal { step, source, newcomers, origin, reason } => {
                 self.cut_curve(cx, step);
-                self.start(cx, step, Some(Heal { step, source, newcomers, origin }), &reason);
+                let recorded_step = self.recorded_step();
+                self.start(cx, step, Some(Heal { step, source, newcomers, origin, recorded_step }), &reason);
             }
             Resume::Restore { .. } if self.take_back_moved(cx, |_| true) => cx.out.unsettled = true,
             Resume::Restore { step, reason } => {
@@ -356,6 +358,7 @@ impl Job {
         self.live.base_step = base_step;
         self.live.committed.fill(base_step);
         self.live.phase = Phase::Started;
+        self.live.asked_for = None;
         self.record.high_step = self.record.high_step.max(base_step);
         if self.record.started_unix_ms == 0 {
             self.record.started_unix_ms = cx.now.unix_ms;
@@ -380,6 +383,7 @@ impl Job {
                 shape: Some((&o.shape).into()),
                 ranks: o.ranks.iter().map(|r| r.map_or(0, |r| r as u32 + 1)).collect(),
             }),
+            recorded_step: h.recorded_step,
         });
         Body::Start(proto::Start { job_id: self.record.id.clone(), epoch: self.record.epoch, heal })
     }

@@ -49,8 +49,8 @@ pub(super) struct Live {
     pub phase: Phase,
     /// Step from which the epoch goes on; while a healing epoch is being prepared, the highest that was committed before.
     pub base_step: u64,
-    /// Steps up to here were not made by this job or are in its curve: nobody reports them any more.
-    pub floor_step: u64,
+    /// Rank 0 was asked for the record of this step, which is missing before one that came.
+    pub asked_for: Option<u64>,
     /// Committed steps by rank, as last heard.
     pub committed: Vec<u64>,
     pub prepared: BTreeMap<usize, proto::Prepared>,
@@ -83,7 +83,7 @@ impl Live {
         Live {
             phase,
             base_step: 0,
-            floor_step: 0,
+            asked_for: None,
             committed: Vec::new(),
             prepared: BTreeMap::new(),
             finished: BTreeSet::new(),
@@ -120,6 +120,7 @@ impl Job {
             has_state: false,
             heal: None,
             restore_step: 0,
+            floor_step: 0,
             fingerprint: None,
             data: None,
             high_step: 0,
@@ -157,7 +158,6 @@ impl Job {
         live.awaited = (0..record.places.len()).filter(|r| record.places[*r].is_some()).collect();
         live.awaited_until = cx.now.monotonic + cx.config.limits.reconnect();
         live.base_step = record.heal.as_ref().map_or(record.restore_step, |h| h.step);
-        live.floor_step = record.restore_step;
         live.committed = vec![live.progress.last_step().max(live.base_step); record.places.len()];
         live.activity = vec![Activity::default(); record.places.len()];
         if matches!(record.state, State::Running | State::Degraded) {
@@ -319,33 +319,87 @@ impl Job {
         self.committed_advanced(cx);
     }
 
+    /// The curve is kept up to here.
+    pub fn recorded_step(&self) -> u64 {
+        self.live.progress.last_step().max(self.record.floor_step)
+    }
+
+    fn acknowledge(&self, cx: &mut Context<'_>, step: u64) {
+        self.send(cx, 0, Body::StepAck(proto::StepAck { job_id: self.record.id.clone(), step }));
+    }
+
     /// From rank 0. A step that is there already changes nothing, but is acknowledged again. When a healing epoch begins, rank 0 says
     /// again what was not acknowledged, and a new one what the lost one may not have said: these steps stay committed.
     pub fn step_report(&mut self, cx: &mut Context<'_>, mut record: proto::StepRecord) {
-        let step = record.step;
-        let last_step = self.live.progress.last_step().max(self.live.floor_step);
-        let acknowledge = Body::StepAck(proto::StepAck { job_id: self.record.id.clone(), step });
-        if step <= last_step {
-            return self.send(cx, 0, acknowledge);
+        let (step, recorded) = (record.step, self.recorded_step());
+        if step <= recorded {
+            return self.acknowledge(cx, step);
         }
+        let is_next = step == recorded + 1 || planted!(TakeAnyStep);
         let is_taken = match self.live.phase {
-            Phase::Started => true,
-            Phase::Preparing => self.can_heal() && step == last_step + 1,
+            Phase::Started => is_next || self.ask_for_next(cx),
+            Phase::Preparing => self.can_heal() && is_next,
             Phase::Waiting => false,
         };
         if step > self.total() || !is_taken {
             return;
         }
+        // What a worker may say of itself is no gap.
+        record.missing = false;
         record.epoch = self.record.epoch;
         let job = self.record.id.clone();
         let is_new = self.live.progress.push(StepSummary::from(&record));
         assert!(is_new, "older steps were acknowledged above");
         cx.out.changed.insert(job.clone());
         cx.out.effects.push(Output::AppendCurve { job, record: Box::new(record) });
-        self.send(cx, 0, acknowledge);
+        self.acknowledge(cx, step);
+        if self.live.phase == Phase::Started {
+            self.recorded(cx, step);
+        }
+    }
+
+    /// T-4, T-12: a record before the one that came is missing. Rank 0 has it, or says that nobody has; the one that came is said again
+    /// after it, and is not taken now.
+    fn ask_for_next(&mut self, cx: &mut Context<'_>) -> bool {
+        let from_step = self.recorded_step() + 1;
+        if self.live.asked_for.replace(from_step) != Some(from_step) {
+            let (job_id, epoch) = (self.record.id.clone(), self.record.epoch);
+            self.send(cx, 0, Body::ReportSteps(proto::ReportSteps { job_id, epoch, from_step }));
+        }
+        false
+    }
+
+    /// From rank 0: no place has the figures of these steps any more. The curve says so, and the job goes on (T-12).
+    pub fn records_missing(&mut self, cx: &mut Context<'_>, message: &proto::RecordsMissing) {
+        let recorded = self.recorded_step();
+        // Steps that nobody is known to have committed cannot be missing.
+        let through = message.through_step.min(self.committed());
         if self.live.phase != Phase::Started {
             return;
         }
+        if through <= recorded {
+            return self.acknowledge(cx, through);
+        }
+        if message.from_step > recorded + 1 {
+            self.ask_for_next(cx);
+            return;
+        }
+        let from = recorded + 1;
+        self.live.progress.push_missing(from..=through);
+        let job = self.record.id.clone();
+        cx.out.effects.push(Output::AppendGap { job, from_step: from, through_step: through });
+        let what = match through - from {
+            0 => format!("step {from} has no figures in the curve"),
+            _ => format!("steps {from} to {through} have no figures in the curve"),
+        };
+        let why = "they were committed while no coordinator was there to record them, and no place has their sums any more";
+        self.event(cx, "curve.gap", format!("{what}: {why}"));
+        self.acknowledge(cx, through);
+        self.recorded(cx, through);
+    }
+
+    /// The curve is kept up to `step`.
+    fn recorded(&mut self, cx: &mut Context<'_>, step: u64) {
         if step > self.live.base_step {
             self.runs(cx);
             self.advance(cx, 0, step);
@@ -392,7 +446,12 @@ impl Job {
     pub fn try_finish(&mut self, cx: &mut Context<'_>) {
         let saved = self.record.last_checkpoint().is_some_and(|c| c.step == self.total());
         if saved && self.live.finished.len() == self.world() {
-            let reason = format!("all {} steps are committed and saved", self.total());
+            let gap = match self.live.progress.num_missing() {
+                0 => String::new(),
+                1 => "; 1 has no figures in the curve".into(),
+                n => format!("; {n} have no figures in the curve"),
+            };
+            let reason = format!("all {} steps are committed and saved{gap}", self.total());
             self.end(cx, State::Done, &reason);
         }
     }

@@ -152,6 +152,9 @@ pub struct JobRecord {
     pub heal: Option<Heal>,
     /// Checkpoint that the state was last loaded from; 0: the initial weights.
     pub restore_step: u64,
+    /// Steps up to here were not made by this job or are in its curve: nobody reports them any more.
+    #[serde(default)]
+    pub floor_step: u64,
     /// Numeric fingerprint that a job with `exact` was first placed on.
     pub fingerprint: Option<String>,
     /// What the workers of the first epoch agreed on.
@@ -223,6 +226,9 @@ pub struct Heal {
     pub newcomers: Vec<usize>,
     /// How the state is split; `None`: for the present shape, and every rank has its own.
     pub origin: Option<Origin>,
+    /// The curve was kept up to here: the places share the sums since.
+    #[serde(default)]
+    pub recorded_step: u64,
 }
 
 /// Who had which place of a shape.

@@ -88,6 +88,8 @@ impl Machine {
             incidents: job.incidents.all.values().map(super::incident::view).collect(),
             lost_s: record.lost_s + job.incidents.open_s(now.monotonic),
             lost_steps: record.lost_steps,
+            missing_steps: progress.num_missing(),
+            skipped_steps: progress.num_skipped(),
         }
     }
 

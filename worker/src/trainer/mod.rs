@@ -11,6 +11,7 @@
 
 mod evaluate;
 mod heal;
+mod history;
 mod holders;
 mod kill;
 pub mod memory;
@@ -78,6 +79,8 @@ pub struct HealPlan {
     pub newcomers: BTreeSet<usize>,
     /// The state is split anew, from this; `None`: every rank has its own shards already, or is a newcomer.
     pub origin: Option<Origin>,
+    /// The coordinator has the records up to here.
+    pub recorded: u64,
 }
 
 /// Two shards, as the place of a rank in a shape has them.
@@ -126,6 +129,8 @@ pub enum Command {
     Checkpoint { epoch: u64, step: u64 },
     /// Rank 0: all shards of the step are durable; write its manifest, then remove older checkpoints.
     Publish { epoch: u64, step: u64, files: Vec<ShardFile>, remove: Vec<u64> },
+    /// Rank 0: say the records from this step on again.
+    Report { epoch: u64, from: u64 },
     /// Drop the job of this epoch or older.
     Drop { epoch: u64 },
 }
@@ -145,6 +150,8 @@ pub enum Happened {
         /// None: a newcomer. Two, the older first, while not all are known to have split the state anew.
         held: Vec<HeldAs>,
         sealed_next: bool,
+        /// It has the global sums from this step to the committed one.
+        sums_from: u64,
         data_digest: [u8; 32],
         num_samples: u64,
         num_params: u64,
@@ -154,6 +161,11 @@ pub enum Happened {
     Committed {
         step: u64,
         record: Option<Box<StepRecord>>,
+    },
+    /// At rank 0: nobody has the figures of these steps any more.
+    RecordsMissing {
+        from: u64,
+        through: u64,
     },
     Validated(Validation),
     ShardWritten {
@@ -198,6 +210,8 @@ pub enum Happened {
 pub struct Shared {
     checkpoints: Mutex<BTreeSet<u64>>,
     committed: AtomicU64,
+    /// The coordinator has the records up to here, as rank 0 knows it.
+    recorded: AtomicU64,
     operation: Mutex<&'static str>,
     waits_for: Mutex<Option<WaitsFor>>,
     progress: AtomicU64,
@@ -262,6 +276,16 @@ impl Shared {
     fn reset(&self, committed: u64) {
         lock(&self.checkpoints).clear();
         self.committed.store(committed, Ordering::SeqCst);
+        self.recorded.store(0, Ordering::SeqCst);
+    }
+
+    /// The coordinator has the records up to `step` on disk.
+    pub fn set_recorded(&self, step: u64) {
+        self.recorded.fetch_max(step, Ordering::SeqCst);
+    }
+
+    fn recorded(&self) -> u64 {
+        self.recorded.load(Ordering::SeqCst)
     }
 
     /// Whether the control stream lives. Without it a place may have been given to another.
@@ -379,6 +403,11 @@ pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: R
             Command::Publish { epoch, step, files, remove } => {
                 if let Some(running) = job.as_ref().filter(|j| j.assignment.epoch == epoch) {
                     running.publish(step, files, remove, &environment.shared, emit);
+                }
+            }
+            Command::Report { epoch, from } => {
+                if let Some(running) = job.as_ref().filter(|j| j.assignment.epoch == epoch) {
+                    running.report_since(from, emit);
                 }
             }
             Command::Checkpoint { epoch, step } => {
@@ -596,8 +625,13 @@ impl<D: Device + Clone> Job<D> {
                     self.publish(step, files, remove, shared, emit);
                 }
                 Ok(Command::Checkpoint { epoch: e, step }) if e == epoch => self.write_checkpoint_of(step, emit),
+                Ok(Command::Report { epoch: e, from }) if e == epoch => self.report_since(from, emit),
                 Ok(
-                    Command::Publish { .. } | Command::Checkpoint { .. } | Command::Start { .. } | Command::WarmUp(_),
+                    Command::Publish { .. }
+                    | Command::Checkpoint { .. }
+                    | Command::Report { .. }
+                    | Command::Start { .. }
+                    | Command::WarmUp(_),
                 ) => {}
                 Ok(later @ (Command::Prepare(..) | Command::Drop { .. })) => {
                     inbox.put_back = Some(later);

@@ -1,6 +1,7 @@
 //! Tests of the machine: a behaviour each, restarts at every point, and a simulation with faults.
 
 mod checkpoints;
+mod curve;
 mod drain;
 mod healing;
 mod lifecycle;

@@ -24,7 +24,7 @@ use toroid_torus::resplit::num_lost;
 use super::worker::{Disk, Work, Worker, loss_of};
 use crate::machine::record::{Incident, JobRecord, Record, Rung};
 use crate::machine::{
-    Config, Input, Limits, Machine, Now, Output, Reply, RequestError, RequestId, StepSummary, StreamId,
+    Config, Input, Limits, Machine, Now, Output, Reply, RequestError, RequestId, StepSummary, StreamId, missing_record,
 };
 
 pub struct World {
@@ -396,6 +396,15 @@ impl World {
                 assert_eq!(record.loss, loss_of(record.step), "T-4");
                 curve.push(*record);
             }
+            Output::AppendGap { job, from_step, through_step } => {
+                let curve = self.curves.entry(job.clone()).or_default();
+                let last = curve.last().map_or(self.resume_step, |r| r.step);
+                assert_eq!(from_step, last + 1, "the curve has no hole and no repetition");
+                curve.extend((from_step..=through_step).map(missing_record));
+                let epoch = self.stored(&job).epoch;
+                let is_known = |w: &Worker| w.knows(&job, epoch, from_step, through_step);
+                assert!(!self.workers.values().any(is_known), "T-12: {from_step} to {through_step} are known");
+            }
             Output::CutCurve { job, keep } => self.curves.entry(job).or_default().retain(|r| r.step <= keep),
             Output::Send { stream, message } => {
                 let body = message.body.expect("a message has a body");
@@ -543,7 +552,11 @@ impl World {
                 let kept = self.stored(&m.job_id).restore_step.max(curve.last().map_or(0, |r| r.step));
                 assert!(kept.max(self.resume_step) >= m.step, "step {} is acknowledged, not kept", m.step);
             }
-            ToWorker::Welcome(_) | ToWorker::Stop(_) | ToWorker::Refused(_) | ToWorker::WarmUp(_) => {}
+            ToWorker::Welcome(_)
+            | ToWorker::Stop(_)
+            | ToWorker::Refused(_)
+            | ToWorker::WarmUp(_)
+            | ToWorker::ReportSteps(_) => {}
         }
     }
 }

@@ -1,0 +1,141 @@
+//! Every committed step is in the curve, or the curve says that nobody knows it any more (T-4, T-12).
+
+use proto::worker_message::Body as FromWorker;
+use toroid_proto as proto;
+
+use super::world::{LIMITS, World, job_file};
+use crate::machine::Input;
+use crate::machine::record::State;
+
+/// Two places and a spare; five steps are recorded.
+fn running() -> (World, String) {
+    let mut world = World::new();
+    let job = world.submit(&job_file(2, 300, ""));
+    for id in ["a", "b", "c"] {
+        world.join(id);
+    }
+    world.settle();
+    world.train(&job, 5);
+    (world, job)
+}
+
+/// The coordinator is away for so many steps, and rank 0 dies before it comes back.
+fn lose_rank_0_in_an_absence(world: &mut World, job: &str, num_steps: u64) {
+    world.disconnect_all();
+    for _ in 0..num_steps {
+        assert!(world.step(job), "training needs no coordinator");
+    }
+    world.workers.remove("a");
+    world.restart(|_| true);
+    world.settle();
+    world.pass(LIMITS.failure_timeout);
+    world.train(job, 1);
+}
+
+/// Rank 0 says this, now.
+fn says(world: &mut World, job: &str, steps: &[u64]) {
+    let (job_id, epoch) = (job.to_string(), world.record(job).epoch);
+    let rank_0 = world.record(job).places[0].clone().expect("filled");
+    let stream = world.worker(&rank_0).stream.expect("connected");
+    for step in steps {
+        let loss = super::worker::loss_of(*step);
+        let record = Some(proto::StepRecord { step: *step, loss, ..Default::default() });
+        let body = FromWorker::Step(proto::StepReport { job_id: job_id.clone(), epoch, record });
+        world.input(Input::Message { stream, body: Box::new(body) });
+    }
+}
+
+#[test]
+fn t12_rank_0_dies_while_the_coordinator_is_away_for_hundreds_of_steps() {
+    let (mut world, job) = running();
+    lose_rank_0_in_an_absence(&mut world, &job, 211);
+    let steps: Vec<u64> = world.curves[&job].iter().map(|r| r.step).collect();
+    assert_eq!(steps, (1..=217).collect::<Vec<_>>());
+    assert!(!world.curves[&job].iter().any(|r| r.missing));
+    assert_eq!(world.view(&job).missing_steps, 0);
+}
+
+#[test]
+fn t12_what_no_place_knows_any_more_is_told() {
+    let (mut world, job) = running();
+    world.workers.values_mut().for_each(|w| w.num_sums = 64);
+    lose_rank_0_in_an_absence(&mut world, &job, 211);
+    let missing: Vec<u64> = world.curves[&job].iter().filter(|r| r.missing).map(|r| r.step).collect();
+    assert_eq!(missing, (6..=216 - 64).collect::<Vec<_>>());
+    assert_eq!(world.view(&job).missing_steps, 147);
+    assert!(world.has_event(&job, "curve.gap", "steps 6 to 152 have no figures in the curve"));
+    assert_eq!(world.curves[&job].len(), 217);
+    world.restart(|_| true);
+    world.settle();
+    world.train(&job, 83);
+    let (record, view) = (world.record(&job), world.view(&job));
+    assert_eq!((record.state, view.missing_steps, world.curves[&job].len()), (State::Done, 147, 300));
+    assert!(record.reason.contains("; 147 have no figures in the curve"), "{}", record.reason);
+}
+
+#[test]
+fn t12_who_joined_last_knows_what_no_coordinator_has() {
+    let (mut world, job) = running();
+    world.join("d");
+    world.settle();
+    world.disconnect_all();
+    (0..211).for_each(|_| drop(world.step(&job)));
+    world.workers.remove("a");
+    world.restart(|_| true);
+    world.settle();
+    world.pass(LIMITS.failure_timeout);
+    // All have healed; the new rank 0 and who gave it the sums die before they are heard, one after the other.
+    let rank_0 = world.record(&job).places[0].clone().expect("filled");
+    let group: Vec<String> = world.record(&job).places.iter().flatten().cloned().collect();
+    assert!(world.step_in_part(&job, |_| true));
+    world.worker(&rank_0).outbox.clear();
+    let source = group.iter().find(|id| **id != rank_0).expect("two places").clone();
+    assert_eq!(world.curves[&job].len(), 5, "nothing was heard yet");
+    world.kill(&source);
+    world.settle();
+    world.train(&job, 1);
+    assert_eq!(world.curves[&job].len(), 218);
+    assert_eq!(world.view(&job).missing_steps, 0);
+}
+
+#[test]
+fn t4_a_record_is_taken_only_after_the_one_before_it() {
+    let (mut world, job) = running();
+    says(&mut world, &job, &[7, 8]);
+    assert_eq!(world.curves[&job].len(), 5, "6 is missing");
+    let asked = world.workers["a"].inbox.iter().filter(|m| {
+        matches!(m, proto::coordinator_message::Body::ReportSteps(r) if r.from_step == 6)
+    });
+    assert_eq!(asked.count(), 1, "rank 0 is asked once");
+    says(&mut world, &job, &[6, 7, 8]);
+    assert_eq!(world.curves[&job].len(), 8);
+}
+
+#[test]
+fn t4_a_gap_is_no_longer_than_what_is_committed() {
+    let (mut world, job) = running();
+    let stream = world.worker("a").stream.expect("connected");
+    let gap = |from_step, through_step| {
+        let (job_id, epoch) = (job.clone(), 1);
+        let missing = proto::RecordsMissing { job_id, epoch, from_step, through_step };
+        Input::Message { stream, body: Box::new(FromWorker::RecordsMissing(missing)) }
+    };
+    world.input(gap(1, 5));
+    world.input(gap(6, u64::MAX));
+    world.input(gap(9, 12));
+    assert_eq!((world.curves[&job].len(), world.view(&job).missing_steps), (5, 0));
+}
+
+#[test]
+fn a_job_that_goes_on_from_another_one_has_no_gap_before_its_first_step() {
+    let mut world = World::new();
+    world.resume_step = 20;
+    let job = world.submit(&job_file(1, 25, "resume_from = \"/old\""));
+    world.join_as("a", |w| w.resume_step = 20);
+    world.settle();
+    world.restart(|_| true);
+    world.settle();
+    world.train(&job, 5);
+    assert_eq!((world.record(&job).state, world.view(&job).missing_steps), (State::Done, 0));
+    assert_eq!(world.curves[&job].iter().map(|r| r.step).collect::<Vec<_>>(), [21, 22, 23, 24, 25]);
+}
