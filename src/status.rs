@@ -315,7 +315,8 @@ fn curve_flaws(job: &proto::Job) -> impl Iterator<Item = (String, &'static str)>
         (format!("skipped {}", job.skipped_steps), what)
     });
     let missing = (job.missing_steps > 0).then(|| {
-        let what = "committed while no coordinator was there, and nobody has their figures any more; their rows are empty";
+        let what =
+            "committed while no coordinator was there, and nobody has their figures any more; their rows are empty";
         (format!("without figures {}", job.missing_steps), what)
     });
     skipped.into_iter().chain(missing)

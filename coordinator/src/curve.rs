@@ -13,8 +13,8 @@
 
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
-use std::ops::RangeInclusive;
 use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
+use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 

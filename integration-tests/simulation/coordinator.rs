@@ -12,7 +12,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use toroid_coordinator::machine::record::{JobRecord, Record};
+use toroid_coordinator::machine::clock::Boot;
+use toroid_coordinator::machine::record::{Incident, JobRecord, Record};
 use toroid_coordinator::machine::{
     Config, Input, Limits, Machine, Now, Output, Reply, RequestId, StepSummary, StreamId, missing_record,
 };
@@ -40,8 +41,9 @@ pub fn checkpoint_root(job: &str) -> String {
 
 pub struct Coordinator {
     machine: Machine,
-    /// Its monotonic clock begins here.
+    /// Its machine's monotonic clock began here.
     origin: Micros,
+    boot: u64,
     /// Streams below this one belong to the process before.
     first_stream: StreamId,
     connections: BTreeMap<StreamId, Pid>,
@@ -62,10 +64,11 @@ pub struct Absence {
 
 impl World {
     fn now(&self) -> Now {
-        let origin = self.coordinator.as_ref().map_or(0, |c| c.origin);
+        let origin = self.coordinator.as_ref().map_or(self.machine.0, |c| c.origin);
         Now {
             monotonic: Duration::from_micros(self.env.net.now - origin),
             unix_ms: 1_700_000_000_000 + (self.env.net.now / 1000) as i64 + self.clock_jump_ms,
+            boot: Boot(self.coordinator.as_ref().map_or(0, |c| c.boot)),
         }
     }
 
@@ -81,12 +84,17 @@ impl World {
         let summary = |c: &Vec<StepRecord>| c.iter().map(StepSummary::from).collect();
         let curves = self.curves.iter().map(|(job, c)| (job.clone(), summary(c))).collect();
         let config = Config { jobs_dir: JOBS_DIR.into(), limits: LIMITS, join_token: None };
-        let now = Now { monotonic: Duration::ZERO, ..self.now() };
+        // Now and then on another machine.
+        if self.env.net.random.percent(20) {
+            self.machine = (self.env.net.now, self.machine.1 + 1);
+        }
+        let now = Now { boot: Boot(self.machine.1), ..self.now() };
         let restored = Machine::restore(config, records, curves, [3; 32], now);
         let (machine, outputs) = restored.expect("a store of this version is read back");
         self.coordinator = Some(Coordinator {
             machine,
-            origin: self.env.net.now,
+            origin: self.machine.0,
+            boot: self.machine.1,
             first_stream: self.env.net.next_stream(),
             connections: BTreeMap::new(),
             backlog: None,
@@ -291,6 +299,9 @@ impl World {
     }
 
     fn persist(&mut self, record: Record) {
+        if let Record::Incident(incident) = &record {
+            self.check_incident(incident);
+        }
         let Record::Job(new) = &record else {
             self.store.insert(record.key(), record);
             return;
@@ -311,6 +322,31 @@ impl World {
             _ => self.env.truth.submitted(&new.id, &new.spec),
         }
         self.store.insert(record.key(), record);
+    }
+
+    /// T-12: an incident ends by a step of an epoch that was begun after it, and it lasted as long as that took.
+    fn check_incident(&mut self, new: &Incident) {
+        let key = (new.job.clone(), new.number);
+        let now = self.env.net.now;
+        let began = (now, new.epoch, self.clock_jump_ms, self.machine.1);
+        let (since, old_epoch, jump, machine) = *self.incidents.entry(key).or_insert(began);
+        let was_open = !matches!(self.store.get(&Record::Incident(Box::new(new.clone())).key()),
+            Some(Record::Incident(old)) if old.number == new.number && old.resolved);
+        if !new.resolved || !was_open {
+            return;
+        }
+        let (number, job, epoch) = (new.number, &new.job, new.epoch);
+        let truth = &self.env.truth.jobs[job];
+        let is_made = truth.epochs.contains(&epoch) || new.resumed_step == truth.spec.steps;
+        self.env.truth.check(epoch > old_epoch && is_made, || {
+            format!("T-12: incident {number} of {job} is over in epoch {epoch}, in which nobody has made a step")
+        });
+        // Between two machines only the calendar counts.
+        let is_measured = machine == self.machine.1 || jump == self.clock_jump_ms;
+        let lasted_s = (now - since) as f64 / 1e6;
+        self.env.truth.check(!is_measured || (new.total_s() - lasted_s).abs() < 0.05, || {
+            format!("T-12: incident {number} of {job} lasted {lasted_s} s, recorded are {} s", new.total_s())
+        });
     }
 
     /// T-6: what is recorded is complete, and the curve up to it.

@@ -31,7 +31,7 @@ pub enum Plant {
     Session(session::Planted),
 }
 
-pub const ALL: [Plant; 19] = [
+pub const ALL: [Plant; 20] = [
     Plant::TakeOldFrames,
     Plant::IgnoreFence,
     Plant::CommitBeforeSealed,
@@ -49,6 +49,7 @@ pub const ALL: [Plant; 19] = [
     Plant::Machine(machine::Planted::AlwaysRestore),
     Plant::Machine(machine::Planted::PublishWithoutShard),
     Plant::Machine(machine::Planted::CutCurveToHeal),
+    Plant::Machine(machine::Planted::CloseByLateRecord),
     Plant::Session(session::Planted::TakeOldEpoch),
     Plant::Session(session::Planted::DoNotFence),
 ];

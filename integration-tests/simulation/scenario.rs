@@ -71,7 +71,11 @@ impl Scenario {
             jobs,
             num_places,
             num_workers,
-            step_time: if is_long { 20 * MS } else { random.pick(&[20 * MS, 100 * MS, 700 * MS]).expect("there are some") },
+            step_time: if is_long {
+                20 * MS
+            } else {
+                random.pick(&[20 * MS, 100 * MS, 700 * MS]).expect("there are some")
+            },
             faults,
             // Where few come back there are fewer replicas for a while.
             percent_restarts: random.pick(&[60, 60, 15]).expect("there are some"),

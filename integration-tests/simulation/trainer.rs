@@ -533,7 +533,8 @@ impl Trainer {
             job.phase = Phase::Halted;
             return true;
         }
-        let is_served = |c: &Command| matches!(c, Command::Publish { .. } | Command::Checkpoint { .. } | Command::Report { .. });
+        let is_served =
+            |c: &Command| matches!(c, Command::Publish { .. } | Command::Checkpoint { .. } | Command::Report { .. });
         while self.commands.front().is_some_and(is_served) {
             self.serve(env);
         }

@@ -90,6 +90,10 @@ pub struct World {
     pub crash_in: Option<u64>,
     /// Added to the calendar, which nobody may rely on.
     pub clock_jump_ms: i64,
+    /// The coordinator's machine: when it was started, and its number.
+    pub machine: (Micros, u64),
+    /// When an incident was seen, in which epoch, and the calendar and the machine by then.
+    pub incidents: BTreeMap<(String, u64), (Micros, u64, i64, u64)>,
     pub store: BTreeMap<String, Record>,
     /// A job's record before its newest epoch.
     pub before: BTreeMap<String, JobRecord>,
@@ -144,6 +148,8 @@ impl World {
             coordinator: None,
             crash_in: None,
             clock_jump_ms: 0,
+            machine: (0, 0),
+            incidents: BTreeMap::new(),
             store: BTreeMap::new(),
             before: BTreeMap::new(),
             curves: BTreeMap::new(),

@@ -21,8 +21,8 @@ use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
 use toroid_proto::{
-    Assign, CheckpointMissed, Failed, Finished, ManifestPublished, PeerLost, Prepared, PublishManifest, ShardWritten,
-    RecordsMissing, StepRecord, StepReport, Stopped, ValidationReport, Welcome,
+    Assign, CheckpointMissed, Failed, Finished, ManifestPublished, PeerLost, Prepared, PublishManifest, RecordsMissing,
+    ShardWritten, StepRecord, StepReport, Stopped, ValidationReport, Welcome,
 };
 use toroid_torus::geometry::Shape;
 use toroid_torus::job::JobSpec;

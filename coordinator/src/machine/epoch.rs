@@ -11,6 +11,7 @@ use toroid_torus::geometry::Shape;
 use toroid_torus::job::JobSpec;
 use toroid_torus::placement::{self, Candidate, Placement};
 
+use super::clock::Stopwatch;
 use super::failures::{Activity, Cause};
 use super::job::{Job, Phase};
 use super::pool::{Pool, Worker};
@@ -362,6 +363,7 @@ impl Job {
         self.record.high_step = self.record.high_step.max(base_step);
         if self.record.started_unix_ms == 0 {
             self.record.started_unix_ms = cx.now.unix_ms;
+            self.record.trained = Some(Stopwatch::start(cx.now));
         }
         self.set_state(cx, self.record.state, reason);
         let start = self.start_message();

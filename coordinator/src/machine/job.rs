@@ -135,6 +135,7 @@ impl Job {
             validations: Vec::new(),
             submitted_unix_ms: cx.now.unix_ms,
             started_unix_ms: 0,
+            trained: None,
             finished_unix_ms: 0,
             events: VecDeque::new(),
             num_events: 0,
@@ -149,7 +150,7 @@ impl Job {
 
     /// A job as the store has it, after a restart. Workers that say they go on with their places are believed (T-9).
     pub fn restore(record: JobRecord, incidents: Vec<Incident>, steps: Vec<StepSummary>, cx: &mut Context<'_>) -> Job {
-        let incidents = Incidents::restore(incidents, cx.now.monotonic, cx.now.unix_ms);
+        let incidents = Incidents::restore(incidents, cx.now);
         let mut job = Job { live: Live::new(Phase::Waiting, Progress::new(steps)), incidents, record };
         if !job.record.state.is_placed() {
             return job;
@@ -348,13 +349,39 @@ impl Job {
         record.missing = false;
         record.epoch = self.record.epoch;
         let job = self.record.id.clone();
+        let is_skipped = record.skipped;
         let is_new = self.live.progress.push(StepSummary::from(&record));
         assert!(is_new, "older steps were acknowledged above");
         cx.out.changed.insert(job.clone());
         cx.out.effects.push(Output::AppendCurve { job, record: Box::new(record) });
         self.acknowledge(cx, step);
+        if is_skipped {
+            self.step_skipped(cx, step);
+        }
         if self.live.phase == Phase::Started {
             self.recorded(cx, step);
+        }
+    }
+
+    /// T-12: told at the first one, and whenever there are twice as many. Too many in a row end the job.
+    fn step_skipped(&mut self, cx: &mut Context<'_>, step: u64) {
+        let (num, in_a_row) = (self.live.progress.num_skipped(), self.live.progress.skipped_in_a_row());
+        let text = match num {
+            1 => format!("step {step} made no update: its gradients are not finite"),
+            _ => format!(
+                "{num} steps made no update so far, the last {in_a_row} of them in a row up to step {step}: their gradients are not finite"
+            ),
+        };
+        if num.is_power_of_two() {
+            self.event(cx, "step.skipped", text);
+        }
+        let max = self.record.spec.fault_tolerance.max_skipped;
+        if max > 0 && in_a_row >= max {
+            let reason = format!(
+                "{in_a_row} steps in a row, the last of them step {step}, made no update: their gradients are not finite. Lower optimizer.lr, look at \
+                 the text and at init_from, or raise fault_tolerance.max_skipped = {max} (0: go on whatever comes)"
+            );
+            self.end(cx, State::Failed, &reason);
         }
     }
 
@@ -392,7 +419,8 @@ impl Job {
             0 => format!("step {from} has no figures in the curve"),
             _ => format!("steps {from} to {through} have no figures in the curve"),
         };
-        let why = "they were committed while no coordinator was there to record them, and no place has their sums any more";
+        let why =
+            "they were committed while no coordinator was there to record them, and no place has their sums any more";
         self.event(cx, "curve.gap", format!("{what}: {why}"));
         self.acknowledge(cx, through);
         self.recorded(cx, through);
@@ -436,7 +464,9 @@ impl Job {
         if self.live.finished.len() == self.world() {
             // A heal at the last step is followed by no other.
             self.forget_earlier(cx);
-            self.incident_over(cx);
+            if self.incidents.is_healing() {
+                self.incident_over(cx);
+            }
         }
         self.plan_checkpoints(cx, false);
         self.try_finish(cx);
@@ -474,6 +504,9 @@ impl Job {
         self.record.draining.clear();
         self.abandon_pending(false);
         self.record.finished_unix_ms = cx.now.unix_ms;
+        if let Some(watch) = &mut self.record.trained {
+            watch.stop(cx.now);
+        }
         self.set_state(cx, state, reason);
         let requests: Vec<RequestId> = std::mem::take(&mut self.live.checkpoint.requests);
         for request in requests {

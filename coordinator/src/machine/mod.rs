@@ -49,6 +49,7 @@ macro_rules! planted {
 }
 
 mod checkpoint;
+pub mod clock;
 mod crashes;
 mod drain;
 mod epoch;
@@ -78,17 +79,20 @@ use toroid_proto as proto;
 use toroid_proto::StepRecord;
 use toroid_torus::job::{self as job_file, JobError};
 
+use clock::Boot;
 use job::Job;
 pub use limits::Limits;
 use pool::Pool;
 pub use progress::{Progress, StepSummary, missing_record};
 use record::{FORMAT, Incident, JobRecord, Meta, Record, SeenBy, State};
 
-/// A moment: monotonic since any origin for deadlines, and by the calendar for people.
+/// A moment: monotonic for deadlines and durations, and by the calendar for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
     pub monotonic: Duration,
     pub unix_ms: i64,
+    /// The monotonic clock: durations over restarts are by it while it is the same one.
+    pub boot: Boot,
 }
 
 /// A worker's stream; the driver never uses a number twice.
@@ -440,12 +444,17 @@ impl Machine {
             self.meta.retired.clone_from(self.pool.retired());
             out.dirty_meta = true;
         }
+        for id in &out.dirty {
+            if let Some(watch) = self.jobs.get_mut(id).and_then(|job| job.record.trained.as_mut()) {
+                watch.advance(now);
+            }
+        }
         let mut records = Vec::new();
         if out.dirty_meta {
             records.push(Record::Meta(self.meta.clone()));
         }
         records.extend(out.dirty.iter().map(|id| Record::Job(Box::new(self.jobs[id].record.clone()))));
-        let incident = |(job, number): &(String, u64)| self.jobs[job].incidents.all.get(number).cloned();
+        let incident = |(job, number): &(String, u64)| self.jobs[job].incidents.stored(*number, now);
         let incidents = out.dirty_incidents.iter().filter_map(incident);
         records.extend(incidents.map(|i| Record::Incident(Box::new(i))));
         let persist = (!records.is_empty()).then_some(Output::Persist(records));

@@ -19,6 +19,8 @@ pub enum Planted {
     SendBeforePersist,
     /// T-4: a healing epoch cuts the curve to the newest checkpoint.
     CutCurveToHeal,
+    /// T-12: a step of the epoch in which a place was lost ends the incident.
+    CloseByLateRecord,
     /// T-12: a record is taken whatever its step.
     TakeAnyStep,
 }

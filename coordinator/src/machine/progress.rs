@@ -168,7 +168,8 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_skipped_is_counted_also_after_a_cut_and_a_restart() {
-        let step = |step: u64, skipped| StepSummary { step, loss: 1.0, step_s: 0.5, tokens: 8, skipped, missing: false };
+        let step =
+            |step: u64, skipped| StepSummary { step, loss: 1.0, step_s: 0.5, tokens: 8, skipped, missing: false };
         let mut progress = Progress::default();
         progress.push(step(1, false));
         progress.push_missing(2..=5);

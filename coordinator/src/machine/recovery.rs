@@ -244,7 +244,8 @@ mod tests {
     }
 
     const AT: fn(u64) -> Report = |committed| Report { committed, has_state: true, sealed_next: false, sums_from: 1 };
-    const SEALED: fn(u64) -> Report = |committed| Report { committed, has_state: true, sealed_next: true, sums_from: 1 };
+    const SEALED: fn(u64) -> Report =
+        |committed| Report { committed, has_state: true, sealed_next: true, sums_from: 1 };
     const NEW: Report = Report { committed: 0, has_state: false, sealed_next: false, sums_from: 0 };
 
     /// `(step, source, newcomers)`, or the reason for a restore.

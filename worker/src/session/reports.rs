@@ -15,7 +15,9 @@ pub const BYTES_MAX: usize = 64 << 20;
 pub enum Said {
     Figures(StepRecord),
     /// From the step that it is kept under up to this one.
-    Missing { through: u64 },
+    Missing {
+        through: u64,
+    },
 }
 
 #[derive(Debug, Default)]

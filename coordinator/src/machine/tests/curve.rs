@@ -34,12 +34,16 @@ fn lose_rank_0_in_an_absence(world: &mut World, job: &str, num_steps: u64) {
 
 /// Rank 0 says this, now.
 fn says(world: &mut World, job: &str, steps: &[u64]) {
+    says_with(world, job, steps, |_| false);
+}
+
+fn says_with(world: &mut World, job: &str, steps: &[u64], is_skipped: impl Fn(u64) -> bool) {
     let (job_id, epoch) = (job.to_string(), world.record(job).epoch);
     let rank_0 = world.record(job).places[0].clone().expect("filled");
     let stream = world.worker(&rank_0).stream.expect("connected");
     for step in steps {
         let loss = super::worker::loss_of(*step);
-        let record = Some(proto::StepRecord { step: *step, loss, ..Default::default() });
+        let record = Some(proto::StepRecord { step: *step, loss, skipped: is_skipped(*step), ..Default::default() });
         let body = FromWorker::Step(proto::StepReport { job_id: job_id.clone(), epoch, record });
         world.input(Input::Message { stream, body: Box::new(body) });
     }
@@ -103,9 +107,10 @@ fn t4_a_record_is_taken_only_after_the_one_before_it() {
     let (mut world, job) = running();
     says(&mut world, &job, &[7, 8]);
     assert_eq!(world.curves[&job].len(), 5, "6 is missing");
-    let asked = world.workers["a"].inbox.iter().filter(|m| {
-        matches!(m, proto::coordinator_message::Body::ReportSteps(r) if r.from_step == 6)
-    });
+    let asked = world.workers["a"]
+        .inbox
+        .iter()
+        .filter(|m| matches!(m, proto::coordinator_message::Body::ReportSteps(r) if r.from_step == 6));
     assert_eq!(asked.count(), 1, "rank 0 is asked once");
     says(&mut world, &job, &[6, 7, 8]);
     assert_eq!(world.curves[&job].len(), 8);
@@ -138,4 +143,42 @@ fn a_job_that_goes_on_from_another_one_has_no_gap_before_its_first_step() {
     world.train(&job, 5);
     assert_eq!((world.record(&job).state, world.view(&job).missing_steps), (State::Done, 0));
     assert_eq!(world.curves[&job].iter().map(|r| r.step).collect::<Vec<_>>(), [21, 22, 23, 24, 25]);
+}
+
+#[test]
+fn t12_skipped_steps_are_told_and_counted() {
+    let (mut world, job) = running();
+    let steps: Vec<u64> = (6..=80).collect();
+    says_with(&mut world, &job, &steps, |step| step % 10 != 0);
+    assert_eq!(world.view(&job).skipped_steps, 67);
+    assert!(world.has_event(&job, "step.skipped", "step 6 made no update: its gradients are not finite"));
+    let told = world.record(&job).events.iter().filter(|e| e.kind == "step.skipped").count();
+    assert_eq!(told, 7, "1, 2, 4, 8, 16, 32 and 64");
+    world.restart(|_| true);
+    world.settle();
+    assert_eq!((world.view(&job).skipped_steps, world.record(&job).state), (67, State::Running));
+}
+
+#[test]
+fn a_job_whose_gradients_are_never_finite_ends_and_says_why() {
+    let (mut world, job) = running();
+    let steps: Vec<u64> = (6..=24).collect();
+    says_with(&mut world, &job, &steps, |_| true);
+    assert_eq!(world.record(&job).state, State::Running);
+    says_with(&mut world, &job, &[25], |_| true);
+    let record = world.record(&job);
+    assert_eq!(record.state, State::Failed);
+    assert!(record.reason.contains("20 steps in a row, the last of them step 25, made no update"), "{}", record.reason);
+    assert_eq!(world.curves[&job].len(), 25);
+}
+
+#[test]
+fn a_job_may_ask_to_go_on_whatever_comes() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(1, 50, "fault_tolerance.max_skipped = 0"));
+    world.join("a");
+    world.settle();
+    let steps: Vec<u64> = (1..=49).collect();
+    says_with(&mut world, &job, &steps, |_| true);
+    assert_eq!((world.record(&job).state, world.view(&job).skipped_steps), (State::Running, 49));
 }

@@ -4,6 +4,7 @@ mod checkpoints;
 mod curve;
 mod drain;
 mod healing;
+mod incidents;
 mod lifecycle;
 mod recovery;
 mod resize;

@@ -22,6 +22,7 @@ use toroid_torus::holders;
 use toroid_torus::resplit::num_lost;
 
 use super::worker::{Disk, Work, Worker, loss_of};
+use crate::machine::clock::Boot;
 use crate::machine::record::{Incident, JobRecord, Record, Rung};
 use crate::machine::{
     Config, Input, Limits, Machine, Now, Output, Reply, RequestError, RequestId, StepSummary, StreamId, missing_record,
@@ -31,6 +32,8 @@ pub struct World {
     pub machine: Machine,
     config: Config,
     pub now: Duration,
+    /// By which the calendar was set.
+    pub calendar_ms: i64,
     pub store: BTreeMap<String, Record>,
     pub curves: BTreeMap<String, Vec<StepRecord>>,
     pub workers: BTreeMap<String, Worker>,
@@ -60,12 +63,13 @@ impl World {
 
     pub fn with_token(join_token: Option<&str>) -> World {
         let config = Config { jobs_dir: "/jobs".into(), limits: LIMITS, join_token: join_token.map(str::to_string) };
-        let now = Now { monotonic: Duration::ZERO, unix_ms: 0 };
+        let now = Now { monotonic: Duration::ZERO, unix_ms: 0, boot: Boot(0) };
         let (machine, outputs) = Machine::restore(config.clone(), Vec::new(), BTreeMap::new(), [1; 32], now).unwrap();
         let mut world = World {
             machine,
             config,
             now: Duration::ZERO,
+            calendar_ms: 0,
             store: BTreeMap::new(),
             curves: BTreeMap::new(),
             workers: BTreeMap::new(),
@@ -86,7 +90,8 @@ impl World {
 
     pub fn at(&self) -> Now {
         // Calendar time does not begin at 0: that means "not yet" in records.
-        Now { monotonic: self.now, unix_ms: 1_000_000 + self.now.as_millis() as i64 }
+        let unix_ms = 1_000_000 + self.now.as_millis() as i64 + self.calendar_ms;
+        Now { monotonic: self.now, unix_ms, boot: Boot(0) }
     }
 
     pub fn tell(&mut self, what: impl Into<String>) {
