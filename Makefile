@@ -26,7 +26,7 @@ demo:
 test:
 	scripts/setup.sh
 	$(MAKE) check
-	cargo test --workspace
+	cargo test --workspace --no-fail-fast
 
 soak:
 	TOROID_SEEDS=$(SEEDS) cargo test --test simulation

@@ -40,7 +40,9 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Trains Mixture-of-Experts language models on machines that die
 #[derive(Debug, Parser)]
@@ -143,15 +145,55 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
 
 /// RUST_LOG says what is logged; `default_level` where it does not.
 fn log_to_stderr(default_level: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_level));
+    let wanted = std::env::var_os("RUST_LOG").map(|value| value.to_string_lossy().into_owned());
+    let (filter, complaint) = log_filter(wanted.as_deref(), default_level);
     let has_colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(has_colours).with_writer(std::io::stderr).init();
+    let lines = tracing_subscriber::fmt::layer().with_ansi(has_colours).with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(lines).with(filter).init();
+    if let Some(complaint) = complaint {
+        tracing::warn!("{complaint}");
+    }
+}
+
+/// What is logged, and what is wrong with what was asked for.
+fn log_filter(wanted: Option<&str>, default_level: &str) -> (Targets, Option<String>) {
+    let default = || default_level.parse().expect("a level of our own");
+    match wanted.filter(|text| !text.trim().is_empty()).map(|text| (text, text.parse())) {
+        None => (default(), None),
+        Some((_, Ok(filter))) => (filter, None),
+        Some((text, Err(error))) => {
+            let expected = "expected a level, or levels of parts as in `info,toroid_worker=debug`";
+            (
+                default(),
+                Some(format!("cannot read RUST_LOG=`{text}` ({error}): {expected}; the level is {default_level}")),
+            )
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory as _;
+    use tracing::Level;
+
+    #[test]
+    fn rust_log_names_levels_and_parts_and_a_bad_one_is_complained_of() {
+        let check = |wanted, worker, h2| {
+            let (filter, complaint) = log_filter(wanted, "info");
+            let level = |target, level| filter.would_enable(target, &level);
+            assert_eq!(level("toroid_worker::comm", Level::DEBUG), worker, "{wanted:?}");
+            assert_eq!(level("h2", Level::INFO), h2, "{wanted:?}");
+            complaint
+        };
+        assert_eq!(check(None, false, true), None);
+        assert_eq!(check(Some(" "), false, true), None);
+        assert_eq!(check(Some("debug"), true, true), None);
+        assert_eq!(check(Some("toroid_worker=debug"), true, false), None);
+        assert_eq!(check(Some("debug,h2=warn"), true, false), None);
+        let complaint = check(Some("toroid_worker=loud"), false, true).expect("a complaint");
+        assert!(complaint.contains("toroid_worker=loud") && complaint.contains("the level is info"), "{complaint}");
+    }
 
     #[test]
     fn the_command_line_is_consistent_and_every_flag_is_documented() {

@@ -326,6 +326,9 @@ mod tests {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/67b.toml");
         let (of_file, of_flags) = (planned(file), planned(""));
         assert_eq!(of_file.0.shape.world(), 2048);
+        // The description's figures: 67.2 and 16.7 billion.
+        let in_billions = [of_file.1.num_params, of_file.1.num_active_params].map(|n| (n as f64 / 1e8).round() / 10.0);
+        assert_eq!(in_billions, [67.2, 16.7]);
         assert_eq!(of_file.1.memory, of_flags.1.memory);
         assert_eq!(of_file.1.step, of_flags.1.step);
     }

@@ -25,7 +25,7 @@ use toroid_torus::manifest::{ShardFile, Writer};
 const STEPS: u64 = 4;
 
 /// Nothing here takes this long; a test that waits in vain ends with an error instead of never.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))

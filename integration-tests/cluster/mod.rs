@@ -1,6 +1,9 @@
 //! A whole Toroid on this machine for tests: real processes of the binary under test, real sockets, a folder that goes away.
 //!
-//! Nothing here waits for a time: waits are for an event, with a generous guard against hanging.
+//! Nothing here waits for a time: waits are for an event, and given up only when nothing has moved for long ([`Patience`]). A machine
+//! that is busy with other things makes them longer, not wrong.
+
+mod patience;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -8,17 +11,21 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use toroid_proto::job_service_client::JobServiceClient;
-use toroid_proto::{GetJobRequest, Job, JobState, ListWorkersRequest, StepRecord, SubmitJobRequest, WorkerInfo};
+use toroid_proto::{
+    GetJobRequest, Job, JobState, ListJobsRequest, ListWorkersRequest, StepRecord, SubmitJobRequest, WorkerInfo,
+};
 
 use crate::network::Network;
 
-/// No single wait of a test may take longer.
-pub const HANG_GUARD: Duration = Duration::from_secs(90);
+pub use patience::Patience;
+
+/// Between two looks at what is waited for: it only keeps the cores for the workers.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Two cores: clusters run one after the other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -45,6 +52,9 @@ pub fn run_ok(args: &[&str]) -> Result<String> {
 pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
+
+/// Each job with its state, step, epoch and numbers of events, checkpoints and validations; each worker with its place.
+type Movement = (Vec<(String, i32, u64, u64, (usize, usize, usize))>, Vec<(String, String, i32)>);
 
 /// One coordinator and its workers.
 pub struct Cluster {
@@ -219,28 +229,38 @@ impl Cluster {
 
     /// Waits until a worker has ended by itself; returns its exit code.
     pub fn exit_code(&mut self, id: &str) -> Result<Option<i32>> {
-        let start = Instant::now();
+        let mut patience = Patience::new();
         loop {
             let child = self.workers.get_mut(id).with_context(|| format!("find the running worker {id}"))?;
             if let Some(status) = child.try_wait()? {
                 self.workers.remove(id);
                 return Ok(status.code());
             }
-            if start.elapsed() > HANG_GUARD {
-                bail!("waited {HANG_GUARD:?} for the end of {id}\n{}", self.logs());
-            }
-            std::thread::park_timeout(Duration::from_millis(20));
+            patience.look(|| self.movement()).with_context(|| format!("wait for the end of {id}\n{}", self.logs()))?;
         }
+    }
+
+    /// As far as all jobs and workers are; of a coordinator that does not answer, nothing.
+    fn movement(&self) -> Movement {
+        let url = self.url();
+        let jobs = self.runtime.block_on(async {
+            let mut client = JobServiceClient::connect(url).await.ok()?;
+            Some(client.list_jobs(ListJobsRequest {}).await.ok()?.into_inner().jobs)
+        });
+        let of_job = |job: &Job| {
+            let written = (job.events.len(), job.checkpoints.len(), job.validations.len());
+            (job.id.clone(), job.state, job.committed_step, job.epoch, written)
+        };
+        let jobs = jobs.iter().flatten().map(of_job).collect();
+        (jobs, self.connected().into_iter().map(|w| (w.worker_id, w.job_id, w.rank)).collect())
     }
 
     /// Polls the list of connected workers until `found` says so.
     pub fn wait_for_workers(&self, what: &str, mut found: impl FnMut(&[WorkerInfo]) -> bool) -> Result<()> {
-        let start = Instant::now();
+        let mut patience = Patience::new();
         while !found(&self.connected()) {
-            if start.elapsed() > HANG_GUARD {
-                bail!("waited {HANG_GUARD:?} for {what}; connected: {:?}\n{}", self.connected(), self.logs());
-            }
-            std::thread::park_timeout(Duration::from_millis(20));
+            let seen = || format!("wait for {what}; connected: {:?}\n{}", self.connected(), self.logs());
+            patience.look(|| self.movement()).with_context(seen)?;
         }
         Ok(())
     }
@@ -258,12 +278,10 @@ impl Cluster {
 
     /// Waits until a log has these words.
     pub fn wait_for_log(&self, log: &Path, words: &str) -> Result<()> {
-        let start = Instant::now();
+        let mut patience = Patience::new();
         while !std::fs::read_to_string(log)?.contains(words) {
-            if start.elapsed() > HANG_GUARD {
-                bail!("waited {HANG_GUARD:?} for `{words}` in {}\n{}", log.display(), self.logs());
-            }
-            std::thread::park_timeout(Duration::from_millis(20));
+            let seen = || format!("wait for `{words}` in {}\n{}", log.display(), self.logs());
+            patience.look(|| self.movement()).with_context(seen)?;
         }
         Ok(())
     }
@@ -273,12 +291,12 @@ impl Cluster {
         let request = SubmitJobRequest { job_toml: job_toml.to_string() };
         let url = self.url();
         self.runtime.block_on(async {
-            let start = Instant::now();
+            let mut patience = Patience::new();
             loop {
                 match JobServiceClient::connect(url.clone()).await {
                     Ok(mut client) => return Ok(client.submit_job(request).await?.into_inner().job_id),
-                    Err(error) if start.elapsed() > HANG_GUARD => return Err(error).context("reach the coordinator"),
-                    Err(_) => tokio::task::yield_now().await,
+                    // Nothing but its being there can be seen of a coordinator that comes up.
+                    Err(error) => patience.look(|| ()).with_context(|| format!("reach the coordinator: {error}"))?,
                 }
             }
         })
@@ -296,7 +314,7 @@ impl Cluster {
 
     /// Polls the job until `found` says so; fails when the job ends before.
     pub fn wait_for(&self, id: &str, what: &str, mut found: impl FnMut(&Job) -> bool) -> Result<Job> {
-        let start = Instant::now();
+        let mut patience = Patience::new();
         loop {
             if let Some(job) = self.job(id) {
                 if found(&job) {
@@ -307,12 +325,11 @@ impl Cluster {
                     bail!("waited for {what}, but {id} is {state:?}: {}\n{}", brief(&job), self.logs());
                 }
             }
-            if start.elapsed() > HANG_GUARD {
-                let seen = self.job(id).map_or_else(|| "no coordinator".into(), |job| brief(&job));
-                bail!("waited {HANG_GUARD:?} for {what} of {id}; last seen: {seen}\n{}", self.logs());
-            }
-            // The loop asks over gRPC each time: the pause only keeps the two cores for the workers.
-            std::thread::park_timeout(Duration::from_millis(20));
+            let seen = || {
+                let job = self.job(id).map_or_else(|| "no coordinator".into(), |job| brief(&job));
+                format!("wait for {what} of {id}; last seen: {job}\n{}", self.logs())
+            };
+            patience.look(|| self.movement()).with_context(seen)?;
         }
     }
 
@@ -340,13 +357,18 @@ impl Cluster {
         Ok(std::fs::read(file)?)
     }
 
+    fn log_files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> =
+            std::fs::read_dir(self.path()).into_iter().flatten().flatten().map(|e| e.path()).collect();
+        files.retain(|file| file.extension().is_some_and(|e| e == "log"));
+        files.sort();
+        files
+    }
+
     /// The ends of all logs, for messages of failing tests.
     pub fn logs(&self) -> String {
         let mut out = String::new();
-        let mut files: Vec<PathBuf> =
-            std::fs::read_dir(self.path()).into_iter().flatten().flatten().map(|e| e.path()).collect();
-        files.sort();
-        for file in files.iter().filter(|f| f.extension().is_some_and(|e| e == "log")) {
+        for file in &self.log_files() {
             let Ok(file_open) = std::fs::File::open(file) else { continue };
             let lines: Vec<String> = BufReader::new(file_open).lines().map_while(Result::ok).collect();
             out.push_str(&format!("--- {}\n", file.file_name().unwrap_or_default().to_string_lossy()));

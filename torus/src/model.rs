@@ -61,8 +61,8 @@ impl ModelConfig {
             "small" => (8, 256, 8, 4, 32, 16, 256, 256, 512),
             "medium" => (12, 512, 8, 4, 64, 64, 256, 512, 512),
             "1b" => (16, 1024, 16, 8, 64, 64, 512, 2048, 32_768),
-            // ff is the multiple of 8 that brings all parameters together nearest to 67 billion.
-            "67b" => (60, 7168, 56, 8, 128, 64, 696, 4096, 102_400),
+            // The large recipe: 67.2 billion parameters, 16.7 billion of them for each token.
+            "67b" => (60, 7168, 56, 56, 128, 64, 632, 4096, 129_280),
             _ => return None,
         };
         Some(ModelConfig {
@@ -109,6 +109,12 @@ impl ModelConfig {
 
     pub fn num_params(&self) -> u64 {
         self.tensors().iter().map(|t| t.num_elements() as u64).sum()
+    }
+
+    /// Of the parameters those that a token meets: of the routed experts only [`TOP_K`] of each layer. Embedding and head count as a whole.
+    pub fn num_active_params(&self) -> u64 {
+        let expert = 3 * self.d_model as u64 * self.ff as u64;
+        self.num_params() - self.layers as u64 * (self.experts.saturating_sub(TOP_K)) as u64 * expert
     }
 }
 
@@ -168,10 +174,21 @@ mod tests {
         let counts: Vec<u64> = PRESETS.iter().map(|name| preset(name).num_params()).collect();
         assert!(counts.windows(2).all(|w| w[0] < w[1]), "smallest first: {counts:?}");
         assert_eq!(counts[0], 2_102_400);
-        let large = preset("67b");
-        let miss = |ff| (ModelConfig { ff, ..large.clone() }.num_params() as f64 - 67e9).abs();
-        assert!(miss(large.ff) < 0.67e9, "{} parameters", large.num_params());
-        assert!(miss(large.ff) < miss(large.ff - 8).min(miss(large.ff + 8)), "ff is the nearest multiple of 8");
         assert_eq!(ModelConfig::preset("huge"), None);
+    }
+
+    /// The large recipe has 60 layers, 7,168 wide, and 64 experts; its other dims follow from 67.2 billion parameters of which each token
+    /// meets 16.7 billion. By hand: attention 4 * 7168 * 7168, an expert 3 * 632 * 7168, the router 64 * 7168, two norms; embedding and
+    /// head 129,280 * 7168 each.
+    #[test]
+    fn the_large_preset_is_the_large_recipe() {
+        let large = preset("67b");
+        assert_eq!((large.layers, large.d_model, large.experts, large.kv_heads), (60, 7168, 64, large.heads));
+        let (attention, expert, rest) = (4 * 7168 * 7168, 3 * 632 * 7168, 64 * 7168 + 2 * 7168);
+        let ends = 2 * 129_280 * 7168 + 7168;
+        assert_eq!(large.num_params(), 60 * (attention + 65 * expert + rest) + ends);
+        assert_eq!(large.num_active_params(), 60 * (attention + 3 * expert + rest) + ends);
+        let billions = |n: u64| (n as f64 / 1e8).round() / 10.0;
+        assert_eq!((billions(large.num_params()), billions(large.num_active_params())), (67.2, 16.7));
     }
 }

@@ -126,7 +126,7 @@ pub fn plan(spec: &JobSpec, machine: &Machine, failures: &Failures) -> Plan {
     let tokens_per_step = spec.batch.samples() * spec.model.seq as u64;
     Plan {
         num_params: spec.model.num_params(),
-        num_active_params: work::num_active_params(&spec.model),
+        num_active_params: spec.model.num_active_params(),
         num_places: shape.world(),
         tokens_per_step,
         micro_batches_per_replica: m,

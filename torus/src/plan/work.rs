@@ -120,13 +120,7 @@ pub(super) fn of_step(spec: &JobSpec) -> f64 {
     let model = &spec.model;
     let (samples, seq) = (spec.batch.samples() as f64, model.seq as f64);
     // Rows of the embedding are looked up, not multiplied.
-    let weights = num_active_params(model) as f64 - (model.vocab * model.d_model) as f64;
+    let weights = model.num_active_params() as f64 - (model.vocab * model.d_model) as f64;
     let attention = 6.0 * (model.layers * model.heads * model.head_dim) as f64 * seq * seq;
     samples * (6.0 * seq * weights + attention)
-}
-
-/// Parameters that a token meets: all but the routed experts that it is not sent to.
-pub(super) fn num_active_params(model: &ModelConfig) -> u64 {
-    let expert = 3 * model.d_model * model.ff;
-    model.num_params() - (model.layers * (model.experts - TOP_K) * expert) as u64
 }

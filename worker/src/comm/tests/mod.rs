@@ -42,7 +42,7 @@ mod epochs;
 mod establishing;
 mod messages;
 
-const HANG_GUARD: Duration = Duration::from_secs(60);
+const HANG_GUARD: Duration = Duration::from_secs(180);
 const KEY: [u8; 32] = [42; 32];
 
 /// One worker: what it keeps over epochs.

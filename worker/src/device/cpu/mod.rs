@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   mod      storage and the trait                 pool    threads, blocks of rows
-//!   matmul   products on all threads  ->  product  one of them on one thread  ->  avx512, or the `gemm` crate
+//!   matmul   products on all threads  ->  product  one of them on one thread  ->  avx512, or the `gemm-f32` crate
 //!   attention, layers, moe, loss, vector           the operations
 //!   simd     loops per instruction set, exp
 //! ```

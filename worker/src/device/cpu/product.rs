@@ -1,13 +1,13 @@
 //! One matrix product on one thread, by the best kernel that the machine has.
 //!
 //! ```text
-//!   F32    AVX-512: `avx512`                       else the `gemm` crate
+//!   F32    AVX-512: `avx512`                       else the `gemm-f32` crate
 //!   Tf32   as F32: no CPU has it
 //!   Bf16   AVX-512 with BF16: `avx512`             else the operands are rounded and go the way of F32
 //! ```
 //!
 //! `avx512` adds the terms of an element of the result in an order that depends on the product's depth alone, so a caller may cut the
-//! result into tiles as it likes. The order of the `gemm` crate depends on the machine and on the tile: there the cut must
+//! result into tiles as it likes. The order of the `gemm-f32` crate depends on the machine and on the tile: there the cut must
 //! depend on the shape alone (D-1), see [`Kernel::any_cut`].
 //!
 //! Deliberately absent: threads, see `matmul`.
@@ -128,28 +128,38 @@ pub unsafe fn product(
 ///
 /// As there.
 unsafe fn portable(alpha: f32, a: Operand<'_>, b: Operand<'_>, beta: f32, c: *mut f32, c_stride: usize) {
+    let product = gemm_f32::gemm::f32::get_gemm_fn();
+    let (reads_c, parallelism) = (beta != 0.0, gemm_common::Parallelism::None);
+    let (a_at, a_cs, a_rs) = (a.data.as_ptr(), a.col_stride as isize, a.row_stride as isize);
+    let (b_at, b_cs, b_rs) = (b.data.as_ptr(), b.col_stride as isize, b.row_stride as isize);
+    // The kernels want a result in columns: the transposed of one in rows is that. One of a single column is so already.
+    let ((m, n), (c_cs, c_rs), (lhs, lhs_cs, lhs_rs), (rhs, rhs_cs, rhs_rs)) = if c_stride > 1 {
+        ((b.cols, a.rows), (c_stride as isize, 1), (b_at, b_rs, b_cs), (a_at, a_rs, a_cs))
+    } else {
+        ((a.rows, b.cols), (1, c_stride as isize), (a_at, a_cs, a_rs), (b_at, b_cs, b_rs))
+    };
     // SAFETY: the operands are inside of their slices; the caller answers for `c`.
     unsafe {
-        gemm::gemm(
-            a.rows,
-            b.cols,
+        product(
+            m,
+            n,
             a.cols,
             c,
-            1,
-            c_stride as isize,
-            beta != 0.0,
-            a.data.as_ptr(),
-            a.col_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.col_stride as isize,
-            b.row_stride as isize,
+            c_cs,
+            c_rs,
+            reads_c,
+            lhs,
+            lhs_cs,
+            lhs_rs,
+            rhs,
+            rhs_cs,
+            rhs_rs,
             beta,
             alpha,
             false,
             false,
             false,
-            gemm::Parallelism::None,
+            parallelism,
         );
     }
 }

@@ -20,7 +20,7 @@ use crate::trainer::{Command, Emit, Happened, HealPlan, HeldAs, TrainerEvent, Wa
 type Seen = (usize, TrainerEvent);
 
 /// No single wait may take longer.
-const HANG_GUARD: Duration = Duration::from_secs(60);
+const HANG_GUARD: Duration = Duration::from_secs(180);
 
 struct Worker {
     commands: Sender<Command>,

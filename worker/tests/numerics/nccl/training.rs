@@ -15,7 +15,7 @@ use toroid_worker::trainer::{Assignment, Command, Emit, Environment, Happened, H
 use crate::emulator::network::{Handle, Machine};
 
 /// No single wait may take longer.
-const HANG_GUARD: Duration = Duration::from_secs(120);
+const HANG_GUARD: Duration = Duration::from_secs(180);
 
 struct Worker {
     gpu: Handle,
