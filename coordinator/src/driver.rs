@@ -24,6 +24,7 @@ use toroid_proto as proto;
 
 use crate::CoordinatorError;
 use crate::curve::{Curve, CurveError};
+use crate::machine::clock::Boot;
 use crate::machine::{self, Input, Machine, Now, Output, Reply, RequestError, RequestId, StreamId};
 use crate::store::Store;
 
