@@ -2,10 +2,11 @@
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
-use toroid_proto::{Job, WorkerInfo};
+use toroid_proto::{Job, JobState, WorkerInfo};
 
 use crate::chaos::{Undisturbed, check_nothing_lost, is_whole, worker_of};
 use crate::cluster::Cluster;
+use crate::restoring::quick_job;
 use crate::training::short_job;
 
 /// Nobody can take the place at first: it waits for the spare. The grace is five times the failure timeout, so 450 s here, which is
@@ -57,4 +58,40 @@ fn a_worker_that_is_terminated_twice_ends_at_once() -> Result<()> {
     ensure!(cluster.exit_code(&leaves)? == Some(0));
     let is_gone = |workers: &[WorkerInfo]| workers.iter().all(|w| w.worker_id != leaves);
     cluster.wait_for_workers("the coordinator to see its end", is_gone)
+}
+
+/// A scale-down, or the time limit of Slurm: all workers are asked to end. The job saves its newest step, stands by, and goes on from it
+/// with the workers that come next.
+#[test]
+fn all_workers_are_terminated_and_no_step_is_lost() -> Result<()> {
+    const STEPS: u64 = 3000;
+    let mut cluster = Cluster::with_failure_timeout(2, 1, 90_000)?;
+    // By steps only the last one is saved.
+    let job_file = |folder: &str| quick_job(2, STEPS, &cluster.path().join(folder), STEPS);
+    let (first, second) = (job_file("undisturbed"), job_file("checkpoints"));
+    let undisturbed = cluster.train(&first)?;
+    let id = cluster.submit(&second)?;
+    let job = cluster.wait_for(&id, "step 500", |job| job.curve.len() >= 500)?;
+    let workers: Vec<String> = job.places.iter().map(|place| place.worker_id.clone()).collect();
+    for worker in &workers {
+        cluster.signal(worker, Signal::TERM)?;
+    }
+    for worker in &workers {
+        let code = cluster.exit_code(worker)?;
+        ensure!(code == Some(0), "{worker} ended with {code:?}");
+    }
+    let job = cluster.wait_for(&id, "the job to stand by", |job| job.state() == JobState::Queued)?;
+    let saved = job.checkpoints.last().map(|c| c.step as usize);
+    ensure!(saved == Some(job.curve.len()), "step {saved:?} is saved of {}: {:#?}", job.curve.len(), job.events);
+    for _ in 0..2 {
+        cluster.add_worker(1)?;
+    }
+    let job = cluster.done(&id)?;
+    ensure!(
+        job.lost_steps == 0 && job.incidents.iter().all(|i| i.resolved && i.steps_lost == 0),
+        "{:#?}",
+        job.incidents
+    );
+    crate::cluster::assert_same_curve(&undisturbed.curve, &job.curve);
+    Ok(())
 }

@@ -12,4 +12,5 @@ mod network;
 mod publishing;
 mod reference;
 mod resize;
+mod restoring;
 mod training;

@@ -93,6 +93,13 @@ impl Client {
         Ok(answer.into_inner())
     }
 
+    /// A job that waits for a checkpoint that can be read.
+    pub async fn resume(&mut self, job: &str, from_scratch: bool) -> Result<proto::Job> {
+        let request = proto::ResumeJobRequest { job_id: job.into(), from_scratch };
+        let answer = self.inner.resume_job(request).await.map_err(|s| explain("resume the job", &self.url, &s))?;
+        Ok(answer.into_inner())
+    }
+
     /// The step whose state will be saved.
     pub async fn checkpoint(&mut self, job: &str) -> Result<u64> {
         let request = proto::CheckpointJobRequest { job_id: job.into() };

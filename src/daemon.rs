@@ -1,6 +1,6 @@
 //! `toroid coordinator` and `toroid worker`: the two kinds of process that stay.
 //!
-//! Both end on SIGINT, SIGTERM (a worker with a place once that is moved, or at the second signal) and, with `--die-with-parent`,
+//! Both end on SIGINT, SIGTERM (a worker with a place once that is moved or the job is saved, or at the second signal) and, with `--die-with-parent`,
 //! with the process that started them: the kernel kills them then, and the end of their standard input asks them to end in good
 //! order. That is how `toroid local` leaves nothing behind, however it ends itself.
 
@@ -93,6 +93,10 @@ pub struct WorkerArgs {
     /// The coordinator's join token
     #[arg(long, env = "TOROID_JOIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     token: Option<String>,
+    /// How long it stays after SIGTERM, for its place to be moved or its job to be saved; default: five failure timeouts of the coordinator,
+    /// 25 s, within the 30 s that Kubernetes and Slurm give by default
+    #[arg(long, env = "TOROID_LEAVE_GRACE_MS", value_name = "MS")]
+    leave_grace_ms: Option<u64>,
     /// End with the process that started this one, and when standard input ends
     #[arg(long)]
     die_with_parent: bool,
@@ -140,6 +144,7 @@ pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
         trace: args.trace,
         cache_dir: args.cache.unwrap_or_else(default_cache),
         token: args.token,
+        leave_grace: args.leave_grace_ms.map(Duration::from_millis),
     };
     toroid_worker::run(config, asked).await.context("run the worker")?;
     Ok(ExitCode::SUCCESS)

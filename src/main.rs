@@ -3,7 +3,7 @@
 //! ```text
 //!   local       a whole cluster of child processes of this binary      coordinator, worker   daemon
 //!   chaos       faults on such a cluster, and a verdict                 bench   figures of this machine
-//!   submit      jobfile (paths), then progress and summary (--wait)     status, jobs, workers, events, cancel, drain   status
+//!   submit      jobfile (paths), then progress and summary (--wait)     status, jobs, workers, events, cancel, resume, drain   status
 //!   incidents   what failed and what it cost                            trace   what the time of steps went to
 //!   plan        what a job needs, before it is run
 //!   checkpoint  now, list, verify, export; find: which folder is meant  client, watch: gRPC    format, json, output
@@ -70,6 +70,8 @@ enum Command {
     Workers(status::ListArgs),
     /// Stop a job for good; its checkpoints stay
     Cancel(status::CancelArgs),
+    /// Have a job go on that waits for a checkpoint that can be read
+    Resume(status::ResumeArgs),
     /// Show what happened to a job
     Events(status::EventsArgs),
     /// Show what failed in a job, what was done about it and what it cost
@@ -127,6 +129,7 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Workers(args) => runtime.block_on(status::workers(args)),
         Command::Trace(args) => trace::run(&args),
         Command::Cancel(args) => runtime.block_on(status::cancel(args)),
+        Command::Resume(args) => runtime.block_on(status::resume(args)),
         Command::Events(args) => runtime.block_on(status::events(args)),
         Command::Incidents(args) => runtime.block_on(incidents::run(args)),
         Command::Drain(args) => runtime.block_on(status::drain(args)),
@@ -227,6 +230,8 @@ mod tests {
             "toroid jobs -o json",
             "toroid workers",
             "toroid cancel tiny-1",
+            "toroid resume tiny-1",
+            "toroid resume tiny-1 --from-scratch --coordinator h:7070",
             "toroid events tiny-1 -f",
             "toroid incidents tiny-1 -o json",
             "toroid drain w3 --coordinator h:7070",

@@ -80,6 +80,17 @@ pub struct CancelArgs {
 }
 
 #[derive(Debug, clap::Args)]
+pub struct ResumeArgs {
+    /// The job's id, as `toroid jobs` lists it
+    job: String,
+    /// Give up its checkpoints, which are removed with the next one, and begin from the initial weights
+    #[arg(long)]
+    from_scratch: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+#[derive(Debug, clap::Args)]
 pub struct DrainArgs {
     /// The worker's id, as `toroid workers` lists it
     worker: String,
@@ -205,6 +216,12 @@ pub async fn events(args: EventsArgs) -> Result<ExitCode> {
 
 pub async fn cancel(args: CancelArgs) -> Result<ExitCode> {
     let job = args.connection.open().await?.cancel(&args.job).await?;
+    output::line(format_args!("{} is {}: {}", job.id, state_word(job.state()), job.reason))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn resume(args: ResumeArgs) -> Result<ExitCode> {
+    let job = args.connection.open().await?.resume(&args.job, args.from_scratch).await?;
     output::line(format_args!("{} is {}: {}", job.id, state_word(job.state()), job.reason))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -54,6 +54,7 @@ pub(crate) enum Command {
     Submit { toml: String, answer: Answer<Reply> },
     Cancel { job: String, answer: Answer<Reply> },
     Checkpoint { job: String, answer: Answer<Reply> },
+    Resume { job: String, from_scratch: bool, answer: Answer<Reply> },
     Drain { worker: String, answer: Answer<Reply> },
     Job { job: String, answer: Answer<proto::Job> },
     Jobs { answer: Answer<Vec<proto::Job>> },
@@ -194,6 +195,9 @@ impl Driver {
             Command::Submit { toml, answer } => self.request(answer, |request| Input::Submit { request, toml }),
             Command::Cancel { job, answer } => self.request(answer, |request| Input::Cancel { request, job }),
             Command::Checkpoint { job, answer } => self.request(answer, |request| Input::Checkpoint { request, job }),
+            Command::Resume { job, from_scratch, answer } => {
+                self.request(answer, |request| Input::Resume { request, job, from_scratch })
+            }
             Command::Drain { worker, answer } => self.request(answer, |request| Input::Drain { request, worker }),
             Command::Message { stream, body } => self.input(Input::Message { stream, body }),
             Command::Closed { stream, reason } => {
@@ -227,6 +231,7 @@ impl Driver {
             Command::Submit { .. }
             | Command::Cancel { .. }
             | Command::Checkpoint { .. }
+            | Command::Resume { .. }
             | Command::Drain { .. }
             | Command::Message { .. }
             | Command::Closed { .. }

@@ -159,9 +159,7 @@ impl Cluster {
 
     /// The same, with a variable of the environment that tells it what to do to itself.
     pub fn add_worker_with(&mut self, threads: usize, variable: Option<(&str, &str)>) -> Result<String> {
-        let id = format!("w{}", self.next_worker);
-        self.next_worker += 1;
-        let log = std::fs::File::create(self.path().join(format!("{id}.log")))?;
+        let id = self.new_id();
         let (address, mut command) = match &mut self.network {
             None => (Ipv4Addr::LOCALHOST, toroid()),
             Some(network) => {
@@ -169,10 +167,31 @@ impl Cluster {
                 (address, network.command(&id, Path::new(env!("CARGO_BIN_EXE_toroid")))?)
             }
         };
+        command.envs(variable);
+        self.spawn_worker(id, threads, address, command)
+    }
+
+    /// Starts a worker that sees an empty folder where this one is, as if it were not mounted there. Needs root.
+    pub fn add_worker_without(&mut self, threads: usize, folder: &Path) -> Result<String> {
+        let id = self.new_id();
+        let mut command = Command::new("unshare");
+        command.env("NO_COLOR", "1");
+        command.args(["--mount", "--propagation", "private", "sh", "-c"]);
+        command.args(["mount -t tmpfs tmpfs \"$0\" && exec \"$@\"", path(folder), env!("CARGO_BIN_EXE_toroid")]);
+        self.spawn_worker(id, threads, Ipv4Addr::LOCALHOST, command)
+    }
+
+    fn new_id(&mut self) -> String {
+        let id = format!("w{}", self.next_worker);
+        self.next_worker += 1;
+        id
+    }
+
+    fn spawn_worker(&mut self, id: String, threads: usize, address: Ipv4Addr, mut command: Command) -> Result<String> {
+        let log = std::fs::File::create(self.path().join(format!("{id}.log")))?;
         let child = command
             .args(["worker", "--coordinator", &self.url(), "--id", &id, "--listen", &format!("{address}:0")])
             .args(["--threads", &threads.to_string()])
-            .envs(variable)
             .arg("--cache")
             .arg(self.path().join("cache"))
             .stdin(Stdio::null())

@@ -16,7 +16,8 @@ use std::ops::RangeInclusive;
 
 use toroid_torus::holders;
 use toroid_torus::manifest::ShardFile;
-use toroid_worker::trainer::{Assignment, Happened, HealPlan, HeldAs, TrainerEvent};
+use toroid_worker::checkpoint::ReadFault;
+use toroid_worker::trainer::{Assignment, BadCheckpoint, Happened, HealPlan, HeldAs, TrainerEvent};
 
 use crate::arithmetic::{self, Values};
 use crate::network::{AtWorker, MS, Micros, Network, Pid};
@@ -49,6 +50,10 @@ pub struct Shared {
     pub committed: u64,
     /// The coordinator has the records up to here, as rank 0 knows it.
     pub recorded: u64,
+    /// No step is made beyond this one.
+    pub halt_at: Option<u64>,
+    /// The step after the committed one is being made.
+    pub is_stepping: bool,
     /// The job that the fence is of, and the lowest epoch that may go on.
     pub fence: (String, u64),
 }
@@ -57,6 +62,7 @@ impl Shared {
     /// Whether a checkpoint of the step that is committed now was asked for.
     fn commit(&mut self, step: u64) -> bool {
         self.committed = step;
+        self.is_stepping = false;
         let is_wanted = self.checkpoints.contains(&step);
         self.checkpoints = self.checkpoints.split_off(&(step + 1));
         is_wanted
@@ -162,8 +168,7 @@ impl Trainer {
         let job = self.job.as_mut().filter(|j| self.busy.is_none() && j.phase.is_waiting_for_peers())?;
         job.phase = Phase::Halted;
         let error = "the two copies of a shard differ".into();
-        let what =
-            Happened::Failed { error, fatal: false, damaged_step: None, restore: true, corrupt_ranks: Vec::new() };
+        let what = Happened::Failed { error, fatal: false, checkpoint: None, restore: true, corrupt_ranks: Vec::new() };
         Some((job.assignment.job_id.clone(), job.assignment.event(what)))
     }
 
@@ -187,7 +192,7 @@ impl Trainer {
         }
     }
 
-    fn wake_soon(&mut self, env: &mut Env) {
+    pub fn wake_soon(&mut self, env: &mut Env) {
         let after = env.net.random.below(3 * MS);
         env.net.at_worker(self.pid, after, AtWorker::Wake);
     }
@@ -380,14 +385,10 @@ impl Trainer {
                 Ok(state) => job.state = Some(state),
                 Err(error) => {
                     env.truth.distrusted(&job.assignment.job_id);
-                    let damaged_step = job.assignment.restore_step;
-                    let what = Happened::Failed {
-                        error,
-                        fatal: false,
-                        damaged_step,
-                        restore: false,
-                        corrupt_ranks: Vec::new(),
-                    };
+                    let of = |step| BadCheckpoint { step, fault: ReadFault::Damaged };
+                    let checkpoint = job.assignment.restore_step.map(of);
+                    let what =
+                        Happened::Failed { error, fatal: false, checkpoint, restore: false, corrupt_ranks: Vec::new() };
                     self.report(what, env);
                     self.job = None;
                     return;
@@ -401,6 +402,7 @@ impl Trainer {
         let held = states.iter().map(|s| s.held_as).collect();
         env.truth.prepared(self.pid, &job.assignment, &states);
         self.shared.checkpoints.clear();
+        (self.shared.halt_at, self.shared.is_stepping) = (None, false);
         self.shared.committed = committed;
         self.shared.recorded = 0;
         let sums_from = job.state.as_ref().and_then(|s| s.history.first()).map_or(committed + 1, |(step, _)| *step);
@@ -538,6 +540,11 @@ impl Trainer {
         while self.commands.front().is_some_and(is_served) {
             self.serve(env);
         }
+        let step = self.shared.committed;
+        if self.shared.halt_at.is_some_and(|halt| halt <= step) {
+            return false;
+        }
+        self.shared.is_stepping = true;
         self.work(Busy::Compute, env.step_time / 2, env.step_time, env);
         false
     }

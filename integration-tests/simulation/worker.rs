@@ -10,7 +10,7 @@ use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
 use toroid_worker::session::{Input, Output, Session};
-use toroid_worker::trainer::{Command as RealCommand, TrainerEvent};
+use toroid_worker::trainer::{Command as RealCommand, Then, TrainerEvent};
 
 use crate::network::{AtCoordinator, AtWorker, MS, Micros, Pid, SECOND};
 use crate::trainer::{Command, Trainer};
@@ -227,13 +227,22 @@ impl Worker {
                 self.trainer.command(command, env);
             }
             Output::Recorded { step } => self.trainer.shared.recorded = self.trainer.shared.recorded.max(step),
-            Output::RequestCheckpoint { epoch, step } => self.request_checkpoint(epoch, step, env),
+            Output::RequestCheckpoint { epoch, step, then } => self.request_checkpoint(epoch, step, then, env),
             Output::Intervals { heartbeat_ms, .. } => self.heartbeat = u64::from(heartbeat_ms) * MS,
             Output::Refused { .. } | Output::Note(_) => {}
         }
     }
 
-    fn request_checkpoint(&mut self, epoch: u64, step: u64, env: &mut Env) {
+    fn request_checkpoint(&mut self, epoch: u64, step: u64, then: Then, env: &mut Env) {
+        let shared = &mut self.trainer.shared;
+        if then == Then::Halt {
+            let committed = shared.committed;
+            if step < committed || step == committed && shared.is_stepping {
+                return self.input(Input::CheckpointTooLate { epoch, step, committed }, env);
+            }
+            shared.halt_at = shared.halt_at.max(Some(step));
+            self.trainer.wake_soon(env);
+        }
         let shared = &mut self.trainer.shared;
         match step.cmp(&shared.committed) {
             std::cmp::Ordering::Greater => drop(shared.checkpoints.insert(step)),

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use toroid_coordinator::machine::record::{JobRecord, Record};
-use toroid_coordinator::machine::{Reply, RequestError, RequestId};
+use toroid_coordinator::machine::{Input, Reply, RequestError, RequestId};
 use toroid_proto::StepRecord;
 use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
@@ -201,6 +201,7 @@ impl World {
             };
             self.num_events += 1;
             self.event(event);
+            self.resume_held();
             if let Some(violation) = self.env.truth.violation.take() {
                 return End::Violation(violation);
             }
@@ -217,6 +218,15 @@ impl World {
         let job = self.records().find(|r| !r.state.is_ended());
         let job = job.map(|r| format!("{} is {} for ever in epoch {}: {}", r.id, r.state.name(), r.epoch, r.reason));
         End::Violation(format!("T-9: {what}; {}", job.unwrap_or_default()))
+    }
+
+    /// A user has a job begin from scratch none of whose checkpoints can be read.
+    fn resume_held(&mut self) {
+        let held = self.records().find(|r| r.hold.is_some()).map(|r| r.id.clone());
+        if let Some(job) = held.filter(|_| self.env.is_coordinator_awake) {
+            self.env.tell(|| format!("a user has {job} begin from scratch"));
+            self.request(|request| Input::Resume { request, job, from_scratch: true });
+        }
     }
 
     pub fn records(&self) -> impl Iterator<Item = &JobRecord> {

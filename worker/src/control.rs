@@ -50,8 +50,10 @@ pub(crate) struct Control {
     pub memory: Box<dyn Fn() -> DeviceMemory + Send + Sync>,
     pub heartbeat: Duration,
     pub failure_timeout: Duration,
-    /// How long it stays after it was asked to end, for its place to be moved.
+    /// How long it stays after it was asked to end, for its place to be moved or its job to be saved.
     pub leave_grace: Duration,
+    /// The same, where whoever runs it has said so; else the coordinator does.
+    pub own_leave_grace: Option<Duration>,
     /// It was asked to end, and does so then at the latest.
     pub leaves_at: Option<Instant>,
     /// How often it was asked to end.
@@ -160,7 +162,9 @@ impl Control {
             return true;
         }
         let (job, grace_s) = (self.session.standing().job_id, self.leave_grace.as_secs_f64());
-        tracing::info!("stays until its place in {job} is moved, {grace_s} s at most; asked again it ends at once");
+        tracing::info!(
+            "stays until its place in {job} is moved or the job is saved, {grace_s} s at most; asked again it ends at once"
+        );
         self.leaves_at = Some(Instant::now() + self.leave_grace);
         false
     }
@@ -255,7 +259,7 @@ impl Control {
                 }
             }
             if self.leaves_at.is_some() && self.has_left() {
-                tracing::info!("its place is moved: it ends");
+                tracing::info!("it has no place any more: it ends");
                 return Ok(Ended::Shutdown);
             }
             if self.heartbeat != interval {
@@ -300,7 +304,7 @@ impl Control {
                 // The trainer thread ends only with the process.
                 let _ = self.commands.send(command);
             }
-            Output::RequestCheckpoint { epoch, step } => match self.shared.request_checkpoint(step) {
+            Output::RequestCheckpoint { epoch, step, then } => match self.shared.request_checkpoint(step, then) {
                 Requested::Ahead => {}
                 // The trainer thread ends only with the process.
                 Requested::Now => drop(self.commands.send(Command::Checkpoint { epoch, step })),
@@ -314,7 +318,8 @@ impl Control {
             },
             Output::Recorded { step } => self.shared.set_recorded(step),
             Output::Intervals { heartbeat_ms, failure_timeout_ms, leave_grace_ms } => {
-                self.leave_grace = Duration::from_millis(u64::from(leave_grace_ms));
+                let of_coordinator = Duration::from_millis(u64::from(leave_grace_ms));
+                self.leave_grace = self.own_leave_grace.unwrap_or(of_coordinator);
                 self.heartbeat = Duration::from_millis(u64::from(heartbeat_ms.max(1)));
                 self.failure_timeout = Duration::from_millis(u64::from(failure_timeout_ms.max(1)));
             }

@@ -75,6 +75,8 @@ pub struct Config {
     /// Token files and compiled kernels are kept here.
     pub cache_dir: PathBuf,
     pub token: Option<String>,
+    /// How long it stays after it was asked to end, for its place to be moved or its job to be saved; `None`: the coordinator says.
+    pub leave_grace: Option<Duration>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -191,7 +193,8 @@ async fn run_on<D: Device + Clone>(
         memory: Box::new(move || watched.memory()),
         heartbeat: DEFAULT_HEARTBEAT,
         failure_timeout: DEFAULT_FAILURE_TIMEOUT,
-        leave_grace: 5 * DEFAULT_FAILURE_TIMEOUT,
+        leave_grace: config.leave_grace.unwrap_or(5 * DEFAULT_FAILURE_TIMEOUT),
+        own_leave_grace: config.leave_grace,
         leaves_at: None,
         asked,
     };

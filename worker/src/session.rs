@@ -29,10 +29,11 @@ use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::ShardFile;
 use toroid_torus::resplit::Origin;
 
-use crate::comm::PeerAddr;
 use reports::{Reports, Said};
 
-use crate::trainer::{Assignment, Command, Happened, HealPlan, TrainerEvent, WarmUp};
+use crate::checkpoint::ReadFault;
+use crate::comm::PeerAddr;
+use crate::trainer::{Assignment, BadCheckpoint, Command, Happened, HealPlan, Then, TrainerEvent, WarmUp};
 
 /// Whether this fault is planted; in a normal build it never is.
 macro_rules! planted {
@@ -44,6 +45,9 @@ macro_rules! planted {
         is_planted
     }};
 }
+
+/// Shards that are said again, at most: as many as a coordinator names ahead.
+const MAX_SHARDS: usize = 64;
 
 #[derive(Debug)]
 pub enum Input {
@@ -70,6 +74,7 @@ pub enum Output {
     RequestCheckpoint {
         epoch: u64,
         step: u64,
+        then: Then,
     },
     /// The coordinator has the records up to this step on disk.
     Recorded {
@@ -114,8 +119,8 @@ struct Work {
     heals: Option<u64>,
     reports: Reports,
     validations: BTreeMap<u64, ValidationReport>,
-    /// Of the checkpoint that is not published yet.
-    shard: Option<ShardWritten>,
+    /// Of the newest checkpoints, which may not be published yet, by step.
+    shards: BTreeMap<u64, ShardWritten>,
     /// Why the work is halted.
     halted: Option<ToCoordinator>,
 }
@@ -188,8 +193,8 @@ impl Session {
                     match start.heal.map(|heal| heal_plan(heal, work.world)).transpose() {
                         Ok(heal) => vec![Output::Trainer(Command::Start { epoch: start.epoch, heal })],
                         Err(error) => {
-                            let (fatal, damaged_step, restore, corrupt_ranks) = (true, None, false, Vec::new());
-                            let failed = Happened::Failed { error, fatal, damaged_step, restore, corrupt_ranks };
+                            let (fatal, checkpoint, restore, corrupt_ranks) = (true, None, false, Vec::new());
+                            let failed = Happened::Failed { error, fatal, checkpoint, restore, corrupt_ranks };
                             work.happened(failed).into_iter().map(Output::Send).collect()
                         }
                     }
@@ -197,7 +202,10 @@ impl Session {
                 _ => Vec::new(),
             },
             FromCoordinator::CheckpointAt(at) => match self.current(&at.job_id, at.epoch) {
-                Some(_) => vec![Output::RequestCheckpoint { epoch: at.epoch, step: at.step }],
+                Some(_) => {
+                    let then = if at.halt { Then::Halt } else { Then::GoOn };
+                    vec![Output::RequestCheckpoint { epoch: at.epoch, step: at.step, then }]
+                }
                 None => Vec::new(),
             },
             FromCoordinator::PublishManifest(publish) => self.publish(publish),
@@ -273,7 +281,7 @@ impl Session {
             heals,
             reports,
             validations: BTreeMap::new(),
-            shard: None,
+            shards: BTreeMap::new(),
             halted: None,
         });
         let fence = (!planted!(DoNotFence)).then_some(Output::Fence { epoch });
@@ -426,7 +434,10 @@ impl Work {
                     file_json: serde_json::to_string(&file).expect("a shard file has only string keys"),
                     write_s,
                 };
-                self.shard = Some(written.clone());
+                self.shards.insert(step, written.clone());
+                if self.shards.len() > MAX_SHARDS {
+                    self.shards.pop_first();
+                }
                 vec![ToCoordinator::ShardWritten(written)]
             }
             Happened::CheckpointFailed { step, error } => {
@@ -444,11 +455,17 @@ impl Work {
                 let (job_id, epoch) = (self.job_id.clone(), self.epoch);
                 self.halt(ToCoordinator::PeerLost(PeerLost { job_id, epoch, rank: rank as u32, error }))
             }
-            Happened::Failed { error, fatal, damaged_step, restore, corrupt_ranks } => {
+            Happened::Failed { error, fatal, checkpoint, restore, corrupt_ranks } => {
                 let (job_id, epoch) = (self.job_id.clone(), self.epoch);
-                let damaged_step = damaged_step.unwrap_or(0);
                 let corrupt_ranks = corrupt_ranks.into_iter().map(|rank| rank as u32).collect();
-                let failed = Failed { job_id, epoch, error, fatal, damaged_step, restore, corrupt_ranks };
+                let failed = Failed { job_id, epoch, error, fatal, restore, corrupt_ranks, ..Failed::default() };
+                let failed = match checkpoint {
+                    None => failed,
+                    Some(BadCheckpoint { step, fault: ReadFault::Damaged }) => Failed { damaged_step: step, ..failed },
+                    Some(BadCheckpoint { step, fault: ReadFault::Unreadable { manifest_read } }) => {
+                        Failed { unreadable_step: step, manifest_read, ..failed }
+                    }
+                };
                 self.halt(ToCoordinator::Failed(failed))
             }
         }
@@ -484,7 +501,7 @@ impl Work {
             again.extend(self.prepared.clone().map(ToCoordinator::Prepared));
         }
         again.extend(self.validations.values().cloned().map(ToCoordinator::Validation));
-        again.extend(self.shard.clone().map(ToCoordinator::ShardWritten));
+        again.extend(self.shards.values().cloned().map(ToCoordinator::ShardWritten));
         if self.phase == Phase::Finished {
             again.push(self.finished());
         }
@@ -676,7 +693,12 @@ mod tests {
         let mut session = Session::new();
         check(&mut session, vec![assign(5), prepared(5)], &["fence 5", "prepare", "send Prepared"]);
         let at = |epoch| {
-            Input::FromCoordinator(FromCoordinator::CheckpointAt(CheckpointAt { job_id: "j".into(), epoch, step: 9 }))
+            Input::FromCoordinator(FromCoordinator::CheckpointAt(CheckpointAt {
+                job_id: "j".into(),
+                epoch,
+                step: 9,
+                halt: false,
+            }))
         };
         check(&mut session, vec![assign(4), assign(5), start(4), start(6), at(4), at(6)], &[]);
         check(&mut session, vec![committed(4, 1), prepared(4), happened(4, Happened::Finished { step: 3 })], &[]);

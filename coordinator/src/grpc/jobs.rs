@@ -123,6 +123,14 @@ impl JobService for Jobs {
         }
     }
 
+    async fn resume_job(&self, request: Request<proto::ResumeJobRequest>) -> Result<Response<proto::Job>, Status> {
+        let proto::ResumeJobRequest { job_id: job, from_scratch } = request.into_inner();
+        match self.handle.ask(|answer| Command::Resume { job, from_scratch, answer }).await? {
+            Reply::Resumed { job } => Ok(Response::new(self.job(job).await?)),
+            reply => Err(mismatch(&reply)),
+        }
+    }
+
     async fn drain_worker(
         &self,
         request: Request<proto::DrainWorkerRequest>,

@@ -8,9 +8,13 @@
 //!                   at the next interval, or 3 times (the last step)
 //! ```
 //!
-//! Steps that are known in advance (the next multiples of `interval_steps`, the last step) are named far ahead; those for time
-//! and on request [`Job::margin`] steps ahead, and only while no other is being written. Leftovers of what failed are removed
+//! Steps that are known in advance (the next [`MAX_MULTIPLES`] multiples of `interval_steps`, the last step) are named far ahead; those
+//! for time and on request [`Job::margin`] steps ahead, and only while no other is being written. Leftovers of what failed are removed
 //! with the next publishing; a published checkpoint is removed only by a newer one, never the last.
+//!
+//! - **T-12** A multiple of `interval_steps` is saved at that very step, or an event says that it is not, and why.
+//! - Before workers leave whose places nobody can take, and with them the only copies of a shard, the next step is saved and no step is
+//!   made beyond it (see [`super::leave`]).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,6 +25,7 @@ use toroid_torus::manifest::ShardFile;
 use toroid_torus::units;
 
 use super::job::{Job, Phase};
+use super::leave::Halt;
 use super::record::{Checkpoint, PendingRecord, State, Why};
 use super::{Context, Reply, RequestId};
 
@@ -28,7 +33,7 @@ use super::{Context, Reply, RequestId};
 const MAX_FINAL_TRIES: u32 = 3;
 const MIN_MARGIN_STEPS: u64 = 2;
 const MAX_MARGIN_STEPS: u64 = 10_000;
-/// Multiples of `interval_steps` that one look names, at most.
+/// Multiples of `interval_steps` that are named and not committed yet, at most.
 const MAX_MULTIPLES: usize = 64;
 /// Twice as far ahead after each that came too late, up to this often.
 const MAX_DOUBLINGS: u32 = 10;
@@ -40,11 +45,13 @@ pub(super) struct Schedule {
     /// `interval_s` passes then.
     due: Option<Duration>,
     /// A step is to be named as soon as none is being written.
-    wanted: Option<Why>,
+    pub wanted: Option<Why>,
     /// Users who wait to hear which step.
     pub requests: Vec<RequestId>,
-    doublings: u32,
+    pub doublings: u32,
     final_tries: u32,
+    /// No step is made beyond this one in this epoch.
+    pub halt: Option<Halt>,
 }
 
 /// A step that was named.
@@ -101,25 +108,59 @@ impl Job {
         if saved < total && !self.record.pending.contains_key(&total) {
             self.name(cx, total, Why::Final);
         }
-        self.name_multiples(cx, committed, if at_start { 1 } else { margin }, margin);
+        self.name_multiples(cx, committed, at_start);
+        if self.halt_to_leave(cx, at_start) {
+            return;
+        }
         self.name_wanted(cx, committed, margin);
     }
 
-    /// Names the multiples of `interval_steps` from `ahead` steps after the committed one on, so far that the next look comes in
-    /// time for those that are left.
-    fn name_multiples(&mut self, cx: &mut Context<'_>, committed: u64, ahead: u64, margin: u64) {
+    /// Names the next multiples of `interval_steps`, and says which were passed without being saved. Where nothing is computed yet
+    /// (`at_start`) the state that all begin with can still be saved.
+    fn name_multiples(&mut self, cx: &mut Context<'_>, committed: u64, at_start: bool) {
         let interval = self.record.spec.checkpoint.interval_steps;
         if interval == 0 {
             return;
         }
-        let until = committed.saturating_add(2 * margin).saturating_add(interval).min(self.total() - 1);
-        let first = committed.saturating_add(ahead).div_ceil(interval);
-        let multiples = (first..=until / interval).take(MAX_MULTIPLES).map(|n| n * interval);
-        for step in multiples.collect::<Vec<_>>() {
-            if !self.record.pending.contains_key(&step) {
+        let passed = if at_start { committed.saturating_sub(1) } else { committed } / interval;
+        let first = self.record.named_to / interval + 1;
+        let is_missing = |job: &Job, step: u64| {
+            !job.record.pending.contains_key(&step) && job.record.checkpoints.iter().all(|c| c.step != step)
+        };
+        self.skipped(
+            cx,
+            (first..=passed).map(|n| n * interval).filter(|step| is_missing(self, *step)).collect(),
+            at_start,
+        );
+        let num_ahead = self.record.pending.range(committed + 1..).filter(|(_, p)| p.why == Why::Steps).count();
+        let last = (self.total() - 1) / interval;
+        let next = (first.max(passed + 1)..=last).take(MAX_MULTIPLES.saturating_sub(num_ahead)).map(|n| n * interval);
+        let next: Vec<u64> = next.collect();
+        self.record.named_to = next.last().copied().unwrap_or(passed * interval).max(self.record.named_to);
+        for step in next {
+            if is_missing(self, step) {
                 self.name(cx, step, Why::Steps);
             }
         }
+    }
+
+    /// T-12: multiples of `interval_steps` that will not be saved any more.
+    fn skipped(&mut self, cx: &mut Context<'_>, steps: Vec<u64>, at_start: bool) {
+        let (Some(first), Some(last)) = (steps.first(), steps.last()) else { return };
+        let which = match steps.len() {
+            1 => format!("step {first} is"),
+            n => format!("{n} steps from {first} to {last} are"),
+        };
+        let why = match at_start {
+            true => "the epoch ended before all shards were written",
+            false => "they were committed before the workers could be told",
+        };
+        let interval = self.record.spec.checkpoint.interval_steps;
+        self.event(
+            cx,
+            "checkpoint.skipped",
+            format!("{which} not saved, a multiple of interval_steps = {interval}: {why}"),
+        );
     }
 
     fn name_wanted(&mut self, cx: &mut Context<'_>, committed: u64, margin: u64) {
@@ -144,8 +185,9 @@ impl Job {
         }
     }
 
-    fn name(&mut self, cx: &mut Context<'_>, step: u64, why: Why) {
-        self.record.pending.insert(step, PendingRecord { why, publishing: false });
+    pub fn name(&mut self, cx: &mut Context<'_>, step: u64, why: Why) {
+        let halts = self.live.checkpoint.halt.is_some_and(|halt| halt.step == step);
+        self.record.pending.insert(step, PendingRecord { why, publishing: false, halts });
         // Where all healed to this very step no commit is to come that would begin the wait.
         let deadline = (step <= self.committed()).then(|| cx.now.monotonic + cx.config.limits.checkpoint());
         self.live.checkpoint.pending.insert(step, Pending { deadline, ..Pending::default() });
@@ -154,14 +196,17 @@ impl Job {
         self.changed(cx);
     }
 
-    fn checkpoint_at(&self, step: u64) -> Body {
-        Body::CheckpointAt(proto::CheckpointAt { job_id: self.record.id.clone(), epoch: self.record.epoch, step })
+    pub fn checkpoint_at(&self, step: u64) -> Body {
+        let halt = self.record.pending.get(&step).is_some_and(|p| p.halts);
+        Body::CheckpointAt(proto::CheckpointAt { job_id: self.record.id.clone(), epoch: self.record.epoch, step, halt })
     }
 
     /// A worker came back on another stream: it may have missed what was sent meanwhile. A step that it has committed is not named
     /// again: either it heard of it, and will say what became of its shard, or it is too late.
     pub fn name_again(&mut self, cx: &mut Context<'_>, rank: usize, committed: u64) {
-        for step in self.record.pending.keys().filter(|s| **s > committed) {
+        // Who is to halt there may be beyond it without knowing, and says so.
+        let is_ahead = |(step, p): &(&u64, &PendingRecord)| **step > committed || p.halts && **step == committed;
+        for (step, _) in self.record.pending.iter().filter(is_ahead) {
             self.send(cx, rank, self.checkpoint_at(*step));
         }
         if rank == 0 {
@@ -215,7 +260,7 @@ impl Job {
 
     /// All shards are durable, and so is the curve up to here: the manifest may be written.
     fn try_publish(&mut self, cx: &mut Context<'_>, step: u64) {
-        let curve_is_there = self.live.progress.last_step() >= step;
+        let curve_is_there = self.live.progress.last_step().max(self.live.floor_step) >= step;
         let (world, removes) = (self.world(), self.outdated_by(step));
         let Some(record) = self.record.pending.get_mut(&step) else { return };
         let Some(pending) = self.live.checkpoint.pending.get_mut(&step) else { return };
@@ -263,7 +308,7 @@ impl Job {
             let text = format!("{} could not publish the manifest: {}", self.describe(0), message.error);
             return self.checkpoint_failed(cx, step, &text);
         }
-        self.record.pending.remove(&step);
+        let halts = self.record.pending.remove(&step).is_some_and(|p| p.halts);
         let pending = self.live.checkpoint.pending.remove(&step).unwrap_or_default();
         let keep = (self.record.spec.checkpoint.keep as usize).max(1);
         self.record.checkpoints.retain(|c| c.step != step);
@@ -283,34 +328,48 @@ impl Job {
         self.live.checkpoint.doublings = 0;
         self.event(cx, "checkpoint.done", format!("step {step}: {} at {}", units::bytes(message.bytes), message.path));
         self.arm_interval(cx, false);
+        if halts {
+            return self.leave(cx, step);
+        }
         self.plan_checkpoints(cx, false);
         self.try_finish(cx);
     }
 
     pub fn checkpoint_missed(&mut self, cx: &mut Context<'_>, rank: usize, message: &proto::CheckpointMissed) {
         self.advance(cx, rank, message.committed_step);
-        let Some(why) = self.record.pending.get(&message.step).map(|p| p.why) else { return };
+        let Some(pending) = self.record.pending.get(&message.step).cloned() else { return };
         if !message.error.is_empty() {
             let text = format!("{} could not write its shard: {}", self.describe(rank), message.error);
             return self.checkpoint_failed(cx, message.step, &text);
         }
         // Its shard came: it has only been asked twice.
         let is_written = |p: &Pending| p.shards.contains_key(&rank);
-        if self.live.checkpoint.pending.get(&message.step).is_some_and(is_written) {
+        let is_written = self.live.checkpoint.pending.get(&message.step).is_some_and(is_written);
+        if is_written && !pending.halts {
             return;
         }
         let schedule = &mut self.live.checkpoint;
-        schedule.doublings = (schedule.doublings + 1).min(MAX_DOUBLINGS);
-        if why == Why::Time || why == Why::Request {
-            schedule.wanted = Some(why);
+        let is_known_ahead = pending.why == Why::Steps && !pending.halts;
+        if !is_known_ahead {
+            schedule.doublings = (schedule.doublings + 1).min(MAX_DOUBLINGS);
         }
+        if pending.why == Why::Time || pending.why == Why::Request {
+            schedule.wanted = Some(pending.why);
+        }
+        schedule.halt.take_if(|halt| halt.step == message.step);
         let text = format!(
-            "step {}: {} had committed step {} before it heard of it; the next is named further ahead",
+            "step {}: {} had committed step {} before it heard of it; {}",
             message.step,
             self.describe(rank),
-            message.committed_step
+            message.committed_step,
+            if is_known_ahead { "it is not saved" } else { "the next is named further ahead" }
         );
         self.event(cx, "checkpoint.late", text.clone());
+        if is_written {
+            // It was named before it became the one to halt at.
+            self.record.pending.entry(message.step).and_modify(|p| p.halts = false);
+            return self.plan_checkpoints(cx, false);
+        }
         self.drop_pending(cx, message.step, &text);
     }
 
@@ -318,6 +377,7 @@ impl Job {
     fn checkpoint_failed(&mut self, cx: &mut Context<'_>, step: u64, text: &str) {
         self.event(cx, "checkpoint.failed", format!("step {step}: {text}"));
         self.arm_interval(cx, false);
+        self.try_halt_again(cx, step);
         self.drop_pending(cx, step, text);
     }
 
@@ -347,8 +407,12 @@ impl Job {
         let written = self.record.pending.keys().copied().filter(|s| *s <= committed);
         self.record.leftovers.extend(written);
         let named = std::mem::take(&mut self.record.pending);
+        let first = named.iter().find(|(_, p)| p.why == Why::Steps).map(|(step, _)| *step - 1);
+        self.record.named_to = self.record.named_to.min(first.unwrap_or(u64::MAX));
         let schedule = &mut self.live.checkpoint;
         schedule.pending.clear();
+        schedule.halt = None;
+        schedule.wanted.take_if(|why| *why == Why::Leaving);
         if heals {
             let wanted = named.values().map(|p| p.why).find(|why| matches!(why, Why::Time | Why::Request));
             schedule.wanted = schedule.wanted.or(wanted);
@@ -362,8 +426,9 @@ impl Job {
         if self.live.phase != Phase::Started {
             return None;
         }
-        let deadlines = self.live.checkpoint.pending.values().filter_map(|p| p.deadline);
-        deadlines.chain(self.live.checkpoint.due).min()
+        let schedule = &self.live.checkpoint;
+        let deadlines = schedule.pending.values().filter_map(|p| p.deadline);
+        deadlines.chain(schedule.due).chain(schedule.halt.and_then(|halt| halt.again_at)).min()
     }
 
     pub fn tick_checkpoints(&mut self, cx: &mut Context<'_>) {
@@ -377,6 +442,7 @@ impl Job {
             schedule.wanted.get_or_insert(Why::Time);
             self.plan_checkpoints(cx, false);
         }
+        self.tick_halt(cx);
         let overdue = |p: &Pending| p.deadline.is_some_and(|d| now >= d);
         let steps: Vec<u64> =
             self.live.checkpoint.pending.iter().filter(|(_, p)| overdue(p)).map(|(s, _)| *s).collect();

@@ -11,7 +11,7 @@ use toroid_proto as proto;
 
 use super::incident::Sighting;
 use super::job::{Job, Moved};
-use super::record::SeenBy;
+use super::record::{SeenBy, Why};
 use super::recovery::Loss;
 use super::{Context, Machine, Now, Reply, RequestError, RequestId};
 
@@ -73,7 +73,7 @@ impl Job {
     ) -> Result<String, RequestError> {
         let worker = self.record.places[rank].clone().unwrap_or_default();
         let refused = |reason: String| RequestError::Drain { worker: worker.clone(), reason };
-        if !self.is_redundant() {
+        if !self.is_redundant() && patience == Patience::None {
             return Err(refused(format!(
                 "{} keeps one copy of its state, so the steps since the last checkpoint would be lost; ask for a checkpoint \
                  (toroid checkpoint now) and stop the worker after it, or train with fault_tolerance.redundancy = true on more than one place",
@@ -90,6 +90,11 @@ impl Job {
             self.worker_event(cx, "worker.draining", format!("{worker} (rank {rank}) {why}"), &worker);
         }
         self.recover(cx);
+        if self.record.draining.contains(&worker) {
+            // Nobody is there for it now: what it holds is saved, be it that others hold it, too.
+            self.live.checkpoint.wanted.get_or_insert(Why::Leaving);
+            self.plan_checkpoints(cx, false);
+        }
         let now_there = self.record.places.get(rank).cloned().flatten();
         Ok(now_there.filter(|w| *w != worker).unwrap_or_default())
     }

@@ -27,23 +27,28 @@ impl Job {
 
     /// Gives a queued job its places, if there are workers enough; says whether.
     pub fn place(&mut self, cx: &mut Context<'_>) -> bool {
+        let has_begun = self.record.started_unix_ms > 0;
         let candidates = self.candidates(cx.pool, self.world());
         let empty = vec![None; self.world()];
         match placement::place(&self.record.shape, &empty, &candidates, &cx.pool.candidates()) {
             Ok(placement) => {
-                self.begin_epoch(
-                    cx,
-                    self.record.shape,
-                    placement,
-                    State::Starting,
-                    "all places are filled: the workers prepare data, weights and links",
-                );
+                let reason = match has_begun {
+                    true => format!("all places are filled: {}", recovery::source_in_words(self.source(), 0)),
+                    false => "all places are filled: the workers prepare data, weights and links".into(),
+                };
+                self.begin_epoch(cx, self.record.shape, placement, State::Starting, &reason);
+                self.incident_fenced(cx, Rung::Restore, &reason);
                 true
             }
             Err(_) => {
                 let alike = if self.record.spec.exact { " of one numeric fingerprint" } else { "" };
                 let (found, world) = (candidates.len(), self.world());
-                self.set_state(cx, State::Queued, &format!("waits for workers{alike}: {found} of {world} are free"));
+                let goes_on = match has_begun {
+                    true => format!("; then {}", recovery::source_in_words(self.source(), 0)),
+                    false => String::new(),
+                };
+                let reason = format!("waits for workers{alike}: {found} of {world} are free{goes_on}");
+                self.set_state(cx, State::Queued, &reason);
                 false
             }
         }
@@ -53,6 +58,9 @@ impl Job {
     pub fn recover(&mut self, cx: &mut Context<'_>) {
         if !self.live.awaited.is_empty() || !self.record.state.is_placed() {
             return;
+        }
+        if self.lacks_checkpoint() {
+            return self.wait_for_checkpoint(cx);
         }
         self.begin_drain(cx);
         self.begin_grow(cx);
@@ -196,16 +204,15 @@ impl Job {
         }
     }
 
-    /// What was computed since the newest checkpoint is made again.
+    /// What was computed since the newest checkpoint is made again. The curve is cut when all have loaded it.
     fn go_back(&mut self, cx: &mut Context<'_>) {
         let restore_step = self.record.last_checkpoint().map_or(0, |c| c.step);
         self.release_moved(cx);
         self.record.has_state = false;
         self.record.restore_step = restore_step;
-        self.cut_curve(cx, restore_step);
-        self.record.validations.retain(|v| v.step <= restore_step);
         self.live.base_step = restore_step;
-        self.record.floor_step = restore_step;
+        self.live.floor_step = restore_step.max(self.record.start_step);
+        self.record.named_to = restore_step;
         self.live.committed = vec![restore_step; self.world()];
     }
 
@@ -281,7 +288,12 @@ impl Job {
     fn resume(&mut self, cx: &mut Context<'_>) {
         if !self.can_heal() {
             let step = self.live.prepared[&0].committed_step;
-            self.record.floor_step = step;
+            self.live.floor_step = step;
+            self.record.named_to = self.record.named_to.max(step);
+            self.record.start_step = if self.record.restore_step > 0 { self.record.start_step } else { step };
+            self.cut_curve(cx, step);
+            self.record.validations.retain(|v| v.step <= step);
+            self.forget_unusable();
             let reason = "all workers are prepared: they connect and compute the first step";
             return self.start(cx, step, None, reason);
         }

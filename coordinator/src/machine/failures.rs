@@ -143,10 +143,14 @@ impl Job {
         if message.restore {
             return self.corrupted(cx, rank, &message.error);
         }
-        match message.damaged_step {
-            step if step > 0 && step == self.record.restore_step => self.checkpoint_damaged(cx, rank, &message.error),
-            _ => self.place_failed(cx, rank, SeenBy::WorkerReport, &message.error),
+        let is_restored = |step: u64| step > 0 && step == self.record.restore_step && !self.can_heal();
+        if is_restored(message.damaged_step) {
+            return self.checkpoint_damaged(cx, rank, &message.error);
         }
+        if is_restored(message.unreadable_step) {
+            return self.checkpoint_unreadable(cx, rank, message);
+        }
+        self.place_failed(cx, rank, SeenBy::WorkerReport, &message.error);
     }
 
     /// The other copies are right: whoever holds a wrong one is replaced as if it had died, and its process is given nothing any more.
@@ -174,15 +178,6 @@ impl Job {
         self.record.has_state = false;
         self.event(cx, "state.corrupt", text.clone());
         self.begin_again(cx, SeenBy::Digests, text);
-    }
-
-    /// The checkpoint that the epoch began from cannot be read: it does not count any more, all go on from the one before.
-    fn checkpoint_damaged(&mut self, cx: &mut Context<'_>, rank: usize, error: &str) {
-        let step = self.record.restore_step;
-        self.record.checkpoints.retain(|c| c.step != step);
-        let text = format!("{} cannot read the checkpoint of step {step}: {error}", self.describe(rank));
-        self.event(cx, "checkpoint.damaged", text.clone());
-        self.begin_again(cx, SeenBy::WorkerReport, text);
     }
 
     /// The worker of a place cannot go on, another may. Too often without getting any further: the job has failed.
@@ -245,7 +240,8 @@ impl Job {
     /// Steps are to be committed now, or reports to come. Writing a checkpoint keeps nobody from it, and the last step is followed
     /// by none.
     pub fn hang_timeout(&self) -> Option<Duration> {
-        let is_expected = self.is_preparing() || self.is_whole() && self.committed() < self.total();
+        let makes_steps = self.is_whole() && self.committed() < self.total() && !self.halts();
+        let is_expected = self.is_preparing() || makes_steps;
         self.live.hang_at.filter(|_| is_expected)
     }
 

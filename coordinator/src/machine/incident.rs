@@ -232,12 +232,15 @@ impl Job {
         }
     }
 
-    /// All go on from `step`. A heal loses nothing: a step that only the dead had committed is made again, bit for bit.
+    /// All go on from `step`. A heal loses nothing: a step that only the dead had committed is made again, bit for bit. What a restore
+    /// loses counts from now on, whatever becomes of the incident.
     pub fn incident_decided(&mut self, cx: &mut Context<'_>, step: u64) {
         let epoch = self.record.epoch;
         let Some(incident) = self.incidents.enter(Stage::Heal, cx.now.monotonic) else { return };
         incident.resumed_step = step;
+        let counted = incident.steps_lost;
         incident.steps_lost = if incident.rung == Rung::Restore { incident.step.saturating_sub(step) } else { 0 };
+        self.record.lost_steps = self.record.lost_steps.saturating_sub(counted) + incident.steps_lost;
         incident.epoch = epoch;
         let number = incident.number;
         self.incident_changed(cx, number);
@@ -253,7 +256,6 @@ impl Job {
         let incident = incident.clone();
         self.incidents.open = None;
         self.record.lost_s += incident.detect_s + incident.total_s();
-        self.record.lost_steps += incident.steps_lost;
         if incident.steps_lost > 0 {
             let (number, until_step) = (incident.number, incident.step);
             let (since, before) = (cx.now.monotonic, Duration::ZERO);

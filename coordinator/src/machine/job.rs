@@ -10,6 +10,7 @@ use toroid_torus::job::JobSpec;
 use super::checkpoint::Pending;
 use super::failures::{Activity, Cause, Suspicion};
 use super::incident::Incidents;
+use super::leave::Halt;
 use super::progress::{Progress, StepSummary};
 use super::record::{Event, Incident, JobRecord, SeenBy, State, Validation};
 use super::recovery::Loss;
@@ -49,6 +50,8 @@ pub(super) struct Live {
     pub phase: Phase,
     /// Step from which the epoch goes on; while a healing epoch is being prepared, the highest that was committed before.
     pub base_step: u64,
+    /// Steps up to here were not made by this job or are in its curve: nobody reports them any more.
+    pub floor_step: u64,
     /// Rank 0 was asked for the record of this step, which is missing before one that came.
     pub asked_for: Option<u64>,
     /// Committed steps by rank, as last heard.
@@ -72,8 +75,10 @@ pub(super) struct Live {
     pub patience: Patience,
     /// Workers that failed at this job: others come first.
     pub avoid: BTreeSet<String>,
-    /// Workers that have other data or another model: never, until they register anew.
+    /// Workers that have other data or another model, or do not see the checkpoints: never, until they register anew.
     pub unfit: BTreeSet<String>,
+    /// Who could not read which checkpoint.
+    pub readers: BTreeMap<u64, super::restore::Readers>,
     pub progress: Progress,
     pub checkpoint: super::checkpoint::Schedule,
 }
@@ -83,6 +88,7 @@ impl Live {
         Live {
             phase,
             base_step: 0,
+            floor_step: 0,
             asked_for: None,
             committed: Vec::new(),
             prepared: BTreeMap::new(),
@@ -98,6 +104,7 @@ impl Live {
             patience: Patience::default(),
             avoid: BTreeSet::new(),
             unfit: BTreeSet::new(),
+            readers: BTreeMap::new(),
             progress,
             checkpoint: super::checkpoint::Schedule::default(),
         }
@@ -120,7 +127,8 @@ impl Job {
             has_state: false,
             heal: None,
             restore_step: 0,
-            floor_step: 0,
+            start_step: 0,
+            named_to: 0,
             fingerprint: None,
             data: None,
             high_step: 0,
@@ -131,6 +139,8 @@ impl Job {
             lost_steps: 0,
             checkpoints: Vec::new(),
             pending: BTreeMap::new(),
+            unusable: BTreeMap::new(),
+            hold: None,
             leftovers: BTreeSet::new(),
             validations: Vec::new(),
             submitted_unix_ms: cx.now.unix_ms,
@@ -155,15 +165,20 @@ impl Job {
         if !job.record.state.is_placed() {
             return job;
         }
+        // Records of an older version do not have it.
+        job.record.named_to = job.record.named_to.max(job.record.last_checkpoint().map_or(0, |c| c.step));
         let (record, live) = (&job.record, &mut job.live);
         live.awaited = (0..record.places.len()).filter(|r| record.places[*r].is_some()).collect();
         live.awaited_until = cx.now.monotonic + cx.config.limits.reconnect();
         live.base_step = record.heal.as_ref().map_or(record.restore_step, |h| h.step);
+        live.floor_step = record.restore_step.max(record.start_step);
         live.committed = vec![live.progress.last_step().max(live.base_step); record.places.len()];
         live.activity = vec![Activity::default(); record.places.len()];
         if matches!(record.state, State::Running | State::Degraded) {
             live.phase = Phase::Started;
             live.checkpoint.pending = record.pending.keys().map(|step| (*step, Pending::default())).collect();
+            let halting = record.pending.iter().find(|(_, p)| p.halts);
+            live.checkpoint.halt = halting.map(|(step, _)| Halt { step: *step, again_at: None });
             job.arm_interval(cx, false);
         } else if live.awaited.len() == record.places.len() {
             // Who was prepared is not known any more; beginning again costs only the preparation. Survivors keep their state.
@@ -322,7 +337,7 @@ impl Job {
 
     /// The curve is kept up to here.
     pub fn recorded_step(&self) -> u64 {
-        self.live.progress.last_step().max(self.record.floor_step)
+        self.live.progress.last_step().max(self.live.floor_step)
     }
 
     fn acknowledge(&self, cx: &mut Context<'_>, step: u64) {
@@ -516,6 +531,40 @@ impl Job {
         self.event(cx, &format!("job.{}", state.name()), reason);
         self.live = Live::new(Phase::Waiting, std::mem::take(&mut self.live.progress));
         self.live.committed = vec![committed];
+        cx.out.unsettled = true;
+    }
+
+    /// The job has no places any more and waits in the queue; it goes on from its newest checkpoint. Its curve stays until then.
+    pub fn stand_by(&mut self, cx: &mut Context<'_>, reason: &str) {
+        self.release_moved(cx);
+        let stop = proto::Stop { job_id: self.record.id.clone(), epoch: self.record.epoch, reason: reason.to_string() };
+        self.send_all(cx, &Body::Stop(stop));
+        for worker in std::mem::take(&mut self.record.places).iter().flatten() {
+            cx.pool.set_place(worker, None);
+            if self.record.draining.contains(worker) {
+                cx.pool.retire(worker);
+            }
+        }
+        self.forget_earlier(cx);
+        self.abandon_pending(false);
+        let record = &mut self.record;
+        record.absent.clear();
+        record.draining.clear();
+        record.has_state = false;
+        record.heal = None;
+        record.shape = record.spec.shape;
+        let requests: Vec<RequestId> = std::mem::take(&mut self.live.checkpoint.requests);
+        let committed = self.committed();
+        let live = Live::new(Phase::Waiting, std::mem::take(&mut self.live.progress));
+        let Live { avoid, unfit, readers, .. } = std::mem::replace(&mut self.live, live);
+        (self.live.avoid, self.live.unfit, self.live.readers) = (avoid, unfit, readers);
+        self.live.committed = vec![committed];
+        self.incident_waits(cx, reason);
+        self.set_state(cx, State::Queued, reason);
+        self.event(cx, "job.queued", reason);
+        for request in requests {
+            cx.out.reply(request, Err(self.refuse("checkpointed")));
+        }
         cx.out.unsettled = true;
     }
 

@@ -106,6 +106,7 @@ impl Machine {
             self.pool.remove(older);
             self.out.close(older, format!("{id} registered on another stream; the newer one counts"));
         }
+        let is_new = older.is_none() && register.job_id.is_empty();
         let (jobs, mut cx) = self.split(now);
         // It may have been started anew with what it lacked.
         for job in jobs.values_mut() {
@@ -142,6 +143,9 @@ impl Machine {
             None => {}
         }
         self.out.unsettled = true;
+        if is_new {
+            self.try_unreadable_again(&id, now);
+        }
     }
 
     /// The worker is to end: its place is moved as soon as somebody can take it. Who does not wait for that is lost.

@@ -57,6 +57,7 @@ mod failures;
 pub mod hang;
 mod incident;
 mod job;
+mod leave;
 mod limits;
 mod membership;
 #[cfg(any(test, feature = "planted"))]
@@ -66,6 +67,7 @@ mod progress;
 pub mod record;
 pub mod recovery;
 mod resize;
+mod restore;
 mod view;
 mod warm;
 
@@ -125,6 +127,12 @@ pub enum Input {
     Checkpoint {
         request: RequestId,
         job: String,
+    },
+    /// A job that waits for a checkpoint that can be read tries again, or begins from scratch.
+    Resume {
+        request: RequestId,
+        job: String,
+        from_scratch: bool,
     },
     /// The worker is to have no place any more.
     Drain {
@@ -203,6 +211,9 @@ pub enum Reply {
     },
     Checkpoint {
         step: u64,
+    },
+    Resumed {
+        job: String,
     },
     /// `job` is empty where the worker was a spare, `replacement` where the move waits for another that is not healed yet.
     Drained {
@@ -335,6 +346,7 @@ impl Machine {
             Input::Submit { request, toml } => self.submit(request, &toml, now),
             Input::Cancel { request, job } => self.cancel(request, &job, now),
             Input::Checkpoint { request, job } => self.request_checkpoint(request, &job, now),
+            Input::Resume { request, job, from_scratch } => self.resume_job(request, &job, from_scratch, now),
             Input::Drain { request, worker } => self.drain(request, &worker, now),
             Input::Message { stream, body } => self.message(stream, *body, now),
             Input::Closed { stream, reason } => self.disconnected(stream, SeenBy::StreamClosed, &reason, now),
@@ -474,6 +486,8 @@ impl Machine {
         for job in order {
             match &first_waiting {
                 _ if job.record.state.is_placed() => job.recover(&mut context),
+                // Nobody waits behind what only a user can end.
+                _ if job.record.hold.is_some() => {}
                 Some(first) => job.queue_behind(&mut context, first),
                 None if job.place(&mut context) => {}
                 None => first_waiting = Some(job.record.id.clone()),

@@ -154,9 +154,12 @@ pub struct JobRecord {
     pub heal: Option<Heal>,
     /// Checkpoint that the state was last loaded from; 0: the initial weights.
     pub restore_step: u64,
-    /// Steps up to here were not made by this job or are in its curve: nobody reports them any more.
+    /// Steps up to here were made by another job (`resume_from`) and are not in the curve of this one.
     #[serde(default)]
-    pub floor_step: u64,
+    pub start_step: u64,
+    /// Highest multiple of `checkpoint.interval_steps` that was named, or that it was said of that it is not saved.
+    #[serde(default)]
+    pub named_to: u64,
     /// Numeric fingerprint that a job with `exact` was first placed on.
     pub fingerprint: Option<String>,
     /// What the workers of the first epoch agreed on.
@@ -176,6 +179,12 @@ pub struct JobRecord {
     pub checkpoints: Vec<Checkpoint>,
     /// Steps that were named to the workers in this epoch and whose checkpoint is not published yet.
     pub pending: BTreeMap<u64, PendingRecord>,
+    /// Published ones that could not be read, by step: the job does not go on from them (T-11). Forgotten once it goes on from another.
+    #[serde(default)]
+    pub unusable: BTreeMap<u64, Unusable>,
+    /// Why a queued job is given no places even where workers are.
+    #[serde(default)]
+    pub hold: Option<Hold>,
     /// Steps of which some shards may lie about without a recorded manifest; removed with the next publishing.
     pub leftovers: BTreeSet<u64>,
     pub validations: Vec<Validation>,
@@ -418,12 +427,34 @@ pub struct Checkpoint {
     pub write_s: f64,
 }
 
+/// A published checkpoint that could not be read.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unusable {
+    pub checkpoint: Checkpoint,
+    /// In words: by whom, and why not.
+    pub why: String,
+    /// Bytes of it were read and are wrong: to read it again is of no use. Else it may be there again for others, or later.
+    pub is_damaged: bool,
+}
+
+/// What a queued job waits for that workers alone do not bring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hold {
+    /// None of its checkpoints can be read, and only a user decides that it begins from scratch.
+    Checkpoint,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PendingRecord {
     pub why: Why,
     /// Rank 0 was told to publish it.
     pub publishing: bool,
+    /// No step is made beyond it: its workers leave once it is published.
+    #[serde(default)]
+    pub halts: bool,
 }
 
 /// What a step was named for.
@@ -436,6 +467,8 @@ pub enum Why {
     Steps,
     /// A user asked.
     Request,
+    /// Workers are to end, and nobody can take their places.
+    Leaving,
     /// The last step of the job.
     Final,
 }

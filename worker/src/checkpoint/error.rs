@@ -39,7 +39,7 @@ pub enum CheckpointError {
     Manifest { file: String, cause: ManifestError },
     #[error("{file} is damaged: {what}; set the checkpoint aside and use the one before")]
     ManifestDamaged { file: String, what: String },
-    #[error("{file} is missing, though the manifest names it; set the checkpoint aside and use the one before")]
+    #[error("{file} is missing, though the manifest names it")]
     Missing { file: String },
     #[error(
         "{file} is damaged at tensor {tensor} ({kind}): {what}; `toroid checkpoint verify` names everything that is, \
@@ -71,6 +71,31 @@ pub enum CheckpointError {
     Model { tensor: String, expected: String, found: String },
     #[error("cannot start from the weights in {}: {}", .path.display(), listed(.problems))]
     Initial { path: PathBuf, problems: Vec<String> },
+}
+
+/// What a checkpoint that could not be loaded says: of itself, or of who has read it (T-11).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadFault {
+    /// Bytes were read and are wrong: they are for everybody.
+    Damaged,
+    /// It was not found, or could not be read: a mount, permissions, I/O. Another may.
+    Unreadable {
+        /// Only a file that the manifest names is not there or cannot be read.
+        manifest_read: bool,
+    },
+}
+
+impl CheckpointError {
+    /// Bytes were read and are wrong.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            CheckpointError::Manifest { .. }
+                | CheckpointError::ManifestDamaged { .. }
+                | CheckpointError::Damaged { .. }
+                | CheckpointError::NotFinite { .. }
+        )
+    }
 }
 
 fn there_are(steps: &[u64]) -> String {

@@ -38,7 +38,7 @@ mod write;
 mod tests;
 
 pub(crate) use durable::AtomicFile;
-pub use error::CheckpointError;
+pub use error::{CheckpointError, ReadFault};
 pub use initial::load_initial;
 pub use read::ShardStateMut;
 pub use verify::{Fault, FaultKind};
@@ -48,6 +48,8 @@ use objects::Objects;
 
 /// An empty file whose name ends in the epoch that goes on from the checkpoint.
 const CLAIM_PREFIX: &str = "claimed-by-epoch-";
+/// Begins the name of the folder of a checkpoint that was set aside.
+const DAMAGED_PREFIX: &str = "damaged-";
 
 /// A folder of checkpoints.
 #[derive(Debug)]
@@ -170,10 +172,27 @@ impl Storage {
     /// Returns the new path.
     pub fn set_aside(&self, step: u64, reason: &str) -> Result<String, CheckpointError> {
         let from = Manifest::folder(step);
-        let to = self.objects.rename_folder(&from, &format!("damaged-{from}"))?;
+        let to = self.objects.rename_folder(&from, &format!("{DAMAGED_PREFIX}{from}"))?;
         let path = self.objects.display(&to);
         tracing::warn!(step, %path, reason, "set a damaged checkpoint aside");
         Ok(path)
+    }
+
+    /// What an error of reading this checkpoint says about it; `manifest_read`: it came after that. Where another has set it aside meanwhile, it was damaged.
+    pub fn read_fault(&self, step: u64, error: &CheckpointError, manifest_read: bool) -> ReadFault {
+        match error.is_damage() || self.is_set_aside(step) {
+            true => ReadFault::Damaged,
+            false => ReadFault::Unreadable { manifest_read },
+        }
+    }
+
+    /// There is what was set aside of this step, and nothing else.
+    fn is_set_aside(&self, step: u64) -> bool {
+        let folder = Manifest::folder(step);
+        let Ok((folders, _)) = self.objects.list("") else { return false };
+        let damaged = format!("{DAMAGED_PREFIX}{folder}");
+        !folders.contains(&folder)
+            && folders.iter().any(|name| *name == damaged || name.starts_with(&format!("{damaged}.")))
     }
 
     fn not_found(&self, step: u64) -> CheckpointError {

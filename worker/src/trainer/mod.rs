@@ -39,6 +39,7 @@ use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::ShardFile;
 use toroid_torus::resplit::Origin;
 
+use crate::checkpoint::ReadFault;
 use crate::comm::nccl::{Epoch, agree};
 use crate::comm::{CommError, Fence, Links, Listener, PeerAddr, Plan, WaitsFor, peers_of};
 use crate::device::Device;
@@ -194,21 +195,28 @@ pub enum Happened {
         rank: usize,
         error: String,
     },
-    /// `fatal`: every other worker would fail in the same way. `damaged_step`: this checkpoint cannot be read. `restore`: the
+    /// `fatal`: every other worker would fail in the same way. `checkpoint`: it could not be loaded. `restore`: the
     /// state of this epoch is not to be trusted. `corrupt_ranks`: these hold a wrong copy of a shard, whose other copy is right.
     Failed {
         error: String,
         fatal: bool,
-        damaged_step: Option<u64>,
+        checkpoint: Option<BadCheckpoint>,
         restore: bool,
         corrupt_ranks: Vec<usize>,
     },
 }
 
+/// A checkpoint of this job that could not be loaded, and what that says about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BadCheckpoint {
+    pub step: u64,
+    pub fault: ReadFault,
+}
+
 /// What both threads see: checkpoints asked for, and where the trainer is.
 #[derive(Debug, Default)]
 pub struct Shared {
-    checkpoints: Mutex<BTreeSet<u64>>,
+    requests: Mutex<Requests>,
     committed: AtomicU64,
     /// The coordinator has the records up to here, as rank 0 knows it.
     recorded: AtomicU64,
@@ -221,6 +229,26 @@ pub struct Shared {
     /// The coordinator is not heard.
     is_cut_off: AtomicBool,
     trace: Option<Trace>,
+}
+
+/// Checkpoints that were asked for, and how far steps may go.
+#[derive(Debug, Default)]
+struct Requests {
+    /// Steps to be saved.
+    steps: BTreeSet<u64>,
+    /// No step is made beyond this one: its state is to be the last.
+    halt_at: Option<u64>,
+    /// The step after the committed one is being made.
+    is_stepping: bool,
+}
+
+/// What is to happen after the step of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// The next step.
+    GoOn,
+    /// Nothing: the job is to stand by with that state.
+    Halt,
 }
 
 /// How a request for a checkpoint stands to the committed step.
@@ -248,33 +276,46 @@ impl Shared {
     }
 
     /// Asks for a checkpoint of `step`.
-    pub fn request_checkpoint(&self, step: u64) -> Requested {
-        let mut checkpoints = lock(&self.checkpoints);
+    pub fn request_checkpoint(&self, step: u64, then: Then) -> Requested {
+        let mut requests = lock(&self.requests);
         let committed = self.committed.load(Ordering::SeqCst);
-        match step.cmp(&committed) {
-            std::cmp::Ordering::Greater => {
-                checkpoints.insert(step);
-                Requested::Ahead
-            }
-            std::cmp::Ordering::Equal => Requested::Now,
-            std::cmp::Ordering::Less => Requested::TooLate { committed },
+        // Whoever is past it cannot halt at it any more, and those who do would be waited for.
+        let is_past = then == Then::Halt && requests.is_stepping && step == committed;
+        if step < committed || is_past {
+            return Requested::TooLate { committed };
         }
+        if then == Then::Halt {
+            requests.halt_at = requests.halt_at.max(Some(step));
+        }
+        if step == committed {
+            return Requested::Now;
+        }
+        requests.steps.insert(step);
+        Requested::Ahead
+    }
+
+    /// Whether the step after `committed` may be made; then it is being made until it is committed.
+    fn begin_step(&self, committed: u64) -> bool {
+        let mut requests = lock(&self.requests);
+        requests.is_stepping = requests.halt_at.is_none_or(|step| step > committed);
+        requests.is_stepping
     }
 
     /// Marks `step` as committed and says whether a checkpoint of it was asked for.
     fn commit(&self, step: u64) -> bool {
-        let mut checkpoints = lock(&self.checkpoints);
+        let mut requests = lock(&self.requests);
+        requests.is_stepping = false;
         self.committed.store(step, Ordering::SeqCst);
         if let Some(trace) = &self.trace {
             trace.commit(step);
         }
-        let wanted = checkpoints.contains(&step);
-        *checkpoints = checkpoints.split_off(&(step + 1));
+        let wanted = requests.steps.contains(&step);
+        requests.steps = requests.steps.split_off(&(step + 1));
         wanted
     }
 
     fn reset(&self, committed: u64) {
-        lock(&self.checkpoints).clear();
+        *lock(&self.requests) = Requests::default();
         self.committed.store(committed, Ordering::SeqCst);
         self.recorded.store(0, Ordering::SeqCst);
     }
@@ -371,10 +412,20 @@ impl Inbox {
         self.put_back.take().or_else(|| self.commands.recv().ok())
     }
 
+    /// Waits for the next command for a while, and keeps it.
+    fn wait_for(&mut self, time: Duration) {
+        if self.put_back.is_none() {
+            self.put_back = self.commands.recv_timeout(time).ok();
+        }
+    }
+
     fn try_next(&mut self) -> Result<Command, TryRecvError> {
         self.put_back.take().map_or_else(|| self.commands.try_recv(), Ok)
     }
 }
+
+/// Whoever halts looks this often whether it may go on.
+const HALT_LOOK: Duration = Duration::from_millis(10);
 
 /// Runs until the command channel closes. `emit` is called from this thread and, for checkpoints, from a writer thread.
 pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: Receiver<Command>, emit: &Emit) {
@@ -465,7 +516,7 @@ fn prepare<D: Device + Clone>(
         Err(error) => {
             what = Happened::Failed {
                 fatal: error.is_fatal(),
-                damaged_step: error.damaged_step(),
+                checkpoint: error.checkpoint(),
                 restore: false,
                 corrupt_ranks: Vec::new(),
                 error: error.to_string(),
@@ -512,7 +563,7 @@ fn train<D: Device + Clone>(
             };
             let fatal = matches!(error, StepError::Comm(CommError::Collectives(_)));
             let error = error.to_string();
-            report(Happened::Failed { error, fatal, damaged_step: None, restore, corrupt_ranks });
+            report(Happened::Failed { error, fatal, checkpoint: None, restore, corrupt_ranks });
         }
     }
     environment.shared.enter("idle");
@@ -574,6 +625,11 @@ impl<D: Device + Clone> Job<D> {
         (self.since, self.moved_since) = (std::time::Instant::now(), links.stats());
         while self.committed < total {
             self.serve(inbox, shared, emit)?;
+            while !shared.begin_step(self.committed) {
+                shared.enter("halt");
+                inbox.wait_for(HALT_LOOK);
+                self.serve(inbox, shared, emit)?;
+            }
             let record = self.step(links, shared)?;
             self.committed(record, shared, emit);
             self.start_gather(links, shared)?;

@@ -20,8 +20,8 @@ use super::memory::MemoryError;
 use super::replay::{Kept, Sealed};
 use super::resplit::Earlier;
 use super::room::{Buffers, Parts, Room};
-use super::{Assignment, Emit, Environment, Happened, HeldAs, Shared, TrainerEvent};
-use crate::checkpoint::{CheckpointError, ShardState, ShardStateMut, Storage, load_initial};
+use super::{Assignment, BadCheckpoint, Emit, Environment, Happened, HeldAs, Shared, TrainerEvent};
+use crate::checkpoint::{CheckpointError, ReadFault, ShardState, ShardStateMut, Storage, load_initial};
 use crate::comm::{Fence, Group, LinkStats, Links};
 use crate::data::{DataError, Dataset};
 use crate::device::Device;
@@ -102,7 +102,7 @@ pub enum PrepareError {
     #[error("cannot load the initial weights: {0}")]
     Initial(CheckpointError),
     #[error("cannot restore step {step}: {error}")]
-    Restore { step: u64, error: CheckpointError },
+    Restore { step: u64, error: CheckpointError, fault: ReadFault },
     #[error("cannot open the checkpoint folder: {0}")]
     Open(CheckpointError),
     #[error("cannot resume: {0}")]
@@ -114,13 +114,13 @@ pub enum PrepareError {
 impl PrepareError {
     /// Every other worker would fail in the same way.
     pub fn is_fatal(&self) -> bool {
-        self.damaged_step().is_none()
+        self.checkpoint().is_none()
     }
 
-    /// The checkpoint of this job that cannot be read.
-    pub fn damaged_step(&self) -> Option<u64> {
+    /// The checkpoint of this job that could not be loaded.
+    pub fn checkpoint(&self) -> Option<BadCheckpoint> {
         match self {
-            PrepareError::Restore { step, .. } => Some(*step),
+            PrepareError::Restore { step, fault, .. } => Some(BadCheckpoint { step: *step, fault: *fault }),
             _ => None,
         }
     }
@@ -306,7 +306,7 @@ impl<'a> Source<'a> {
             return Ok(Source::OtherHolders);
         }
         if let Some(step) = assignment.restore_step {
-            let manifest = Box::new(storage.manifest(step).map_err(|e| damaged(storage, step, e))?);
+            let manifest = Box::new(storage.manifest(step).map_err(|e| not_loaded(storage, step, e, false))?);
             return Ok(Source::Checkpoint { storage, manifest });
         }
         let Some(path) = &assignment.spec.resume_from else { return Ok(Source::Initial) };
@@ -345,9 +345,8 @@ impl<'a> Source<'a> {
     ) -> Result<Option<HostShard>, PrepareError> {
         let state = match self {
             Source::OtherHolders => return Ok(None),
-            Source::Checkpoint { storage, manifest } => {
-                load_checkpoint(storage, manifest, partition, range).map_err(|e| damaged(storage, manifest.step, e))
-            }
+            Source::Checkpoint { storage, manifest } => load_checkpoint(storage, manifest, partition, range)
+                .map_err(|e| not_loaded(storage, manifest.step, e, true)),
             Source::Resumed { storage, manifest } => {
                 load_checkpoint(storage, manifest, partition, range).map_err(PrepareError::ResumePath)
             }
@@ -373,24 +372,17 @@ fn initial(spec: &JobSpec, partition: &Partition, range: Range<usize>) -> Result
     Ok(shard)
 }
 
-/// The error of a checkpoint of this job that cannot be read.
-fn damaged(storage: &Storage, step: u64, error: CheckpointError) -> PrepareError {
-    set_aside_if_damaged(storage, step, &error);
-    PrepareError::Restore { step, error }
+/// The error of a checkpoint of this job that could not be loaded. `manifest_read`: it came after that.
+fn not_loaded(storage: &Storage, step: u64, error: CheckpointError, manifest_read: bool) -> PrepareError {
+    let fault = storage.read_fault(step, &error, manifest_read);
+    if error.is_damage() {
+        set_aside(storage, step, &error);
+    }
+    PrepareError::Restore { step, error, fault }
 }
 
 /// A checkpoint that is damaged is kept for whoever wants to look at it, but not read again. Several places may find it at a time.
-fn set_aside_if_damaged(storage: &Storage, step: u64, error: &CheckpointError) {
-    let is_damaged = matches!(
-        error,
-        CheckpointError::Manifest { .. }
-            | CheckpointError::ManifestDamaged { .. }
-            | CheckpointError::Missing { .. }
-            | CheckpointError::Damaged { .. }
-    );
-    if !is_damaged {
-        return;
-    }
+fn set_aside(storage: &Storage, step: u64, error: &CheckpointError) {
     match storage.set_aside(step, &error.to_string()) {
         Ok(path) => tracing::warn!("the damaged checkpoint of step {step} is now in {path}"),
         Err(error) => tracing::warn!("cannot set the damaged checkpoint of step {step} aside: {error}"),

@@ -37,6 +37,65 @@ fn every_so_many_steps_and_the_last_keeping_the_newest() {
     }
 }
 
+/// Steps of milliseconds: what a heartbeat takes is hundreds of them.
+#[test]
+fn t12_every_so_many_steps_however_fast_they_are() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(2, 2000, "checkpoint.interval_steps = 50\ncheckpoint.keep = 100"));
+    for id in ["a", "b"] {
+        world.join_as(id, |w| w.step_s = 0.004);
+    }
+    world.settle();
+    world.train(&job, 420);
+    assert_eq!(steps_saved(&world, &job), [50, 100, 150, 200, 250, 300, 350, 400]);
+}
+
+/// The coordinator is away for longer than it has named steps for.
+#[test]
+fn t12_what_nobody_could_be_told_of_in_time_is_an_event() {
+    let (mut world, job) = running(2000, "checkpoint.interval_steps = 2\ncheckpoint.keep = 2000");
+    world.train(&job, 9);
+    world.disconnect_all();
+    for _ in 0..200 {
+        world.step(&job);
+    }
+    world.restart(|_| true);
+    world.settle();
+    world.train(&job, 5);
+    let saved = steps_saved(&world, &job);
+    assert!(world.has_event(
+        &job,
+        "checkpoint.skipped",
+        "a multiple of interval_steps = 2: they were committed before"
+    ));
+    let next: Vec<u64> = saved.iter().copied().filter(|step| *step > 210).collect();
+    assert_eq!(next, [212, 214], "{:?}", world.story);
+}
+
+/// The state that all heal to can still be saved.
+#[test]
+fn t12_a_multiple_that_a_death_interrupts_is_saved_or_an_event() {
+    let (mut world, job) = running(2000, "checkpoint.interval_steps = 5");
+    world.join("c");
+    world.train(&job, 3);
+    // Step 5 is committed, and nobody has heard of its shards.
+    world.step(&job);
+    world.kill("b");
+    world.settle();
+    world.train(&job, 1);
+    assert_eq!(steps_saved(&world, &job), [5], "{:?}", world.story);
+    world.train(&job, 3);
+    world.step(&job);
+    let is_shard = |b: &_| matches!(b, toroid_proto::worker_message::Body::ShardWritten(_));
+    world.worker("c").outbox.retain(|b| !is_shard(b));
+    world.train(&job, 1);
+    world.join("d");
+    world.kill("c");
+    world.settle();
+    world.train(&job, 1);
+    assert!(world.has_event(&job, "checkpoint.skipped", "step 10 is not saved"), "{:?}", world.story);
+}
+
 #[test]
 fn with_one_to_keep_the_one_before_goes_only_when_the_next_is_recorded() {
     let (mut world, job) = running(100, "checkpoint.interval_steps = 2\ncheckpoint.keep = 1");

@@ -142,6 +142,20 @@ fn a_job_that_resumes_beyond_its_end_fails() {
     assert_eq!((world.record(&job).state, world.record(&job).reason.as_str()), (State::Failed, expected));
 }
 
+/// There is nothing to be made: what it was given is saved as its own, and it keeps nobody waiting.
+#[test]
+fn a_job_that_resumes_at_its_end_is_done() {
+    let mut world = World::new();
+    world.resume_step = 20;
+    let job = world.submit(&job_file(2, 20, ""));
+    for id in ["a", "b"] {
+        world.join_as(id, |w| w.resume_step = 20);
+    }
+    world.settle();
+    let record = world.record(&job);
+    assert_eq!((record.state, record.last_checkpoint().map(|c| c.step)), (State::Done, Some(20)), "{:?}", world.story);
+}
+
 /// What a coordinator with a token says to a registration; `None`: welcome.
 fn refusal(change: impl FnOnce(&mut proto::Register)) -> Option<String> {
     let mut world = World::with_token(Some("secret"));

@@ -197,9 +197,11 @@ impl Simulation {
     }
 
     fn disk(&mut self) {
-        let is_full = self.random.below(2) == 0;
-        if let Some(id) = self.some_worker() {
-            self.world.worker(&id).write_error = is_full.then(|| "disk full".to_string());
+        let (is_full, is_about_reading) = (self.random.below(2) == 0, self.random.below(2) == 0);
+        let Some(id) = self.some_worker() else { return };
+        match is_about_reading {
+            true => self.world.worker(&id).is_blind = is_full,
+            false => self.world.worker(&id).write_error = is_full.then(|| "disk full".to_string()),
         }
     }
 
@@ -288,7 +290,13 @@ impl Simulation {
         let is_useless = |id: &String| self.world.workers[id].is_hung || self.drained.contains(id);
         let useless: Vec<String> = self.ids().into_iter().filter(is_useless).collect();
         useless.iter().for_each(|id| self.world.kill(id));
-        self.world.workers.values_mut().for_each(|w| w.write_error = None);
+        self.world.workers.values_mut().for_each(|w| {
+            w.write_error = None;
+            w.is_blind = false;
+        });
+        for job in self.jobs.clone() {
+            self.world.request(|request| Input::Resume { request, job, from_scratch: false });
+        }
         while self.world.workers.len() < MAX_WORKERS {
             self.join();
         }

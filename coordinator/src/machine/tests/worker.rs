@@ -34,6 +34,8 @@ pub struct Work {
     /// What is to be done before the next step.
     pub healing: Option<proto::Heal>,
     pub named: BTreeSet<u64>,
+    /// It makes no step beyond this one.
+    pub halt_at: Option<u64>,
     /// What is said again after a reconnection: shards and manifests of this epoch, and the end.
     said: Vec<FromWorker>,
     unacknowledged: VecDeque<StepRecord>,
@@ -61,13 +63,17 @@ pub struct Worker {
     /// Whom it says it waits for.
     pub waits_for: Vec<u32>,
     pub pid: u32,
+    /// How long it says that a step takes.
+    pub step_s: f64,
     pub digest: u8,
     /// Step of what the job resumes from; 0: the initial weights.
     pub resume_step: u64,
     /// What preparing ends with, and whether it is fatal; `None`: success.
     pub prepare_error: Option<(String, bool)>,
-    /// Steps whose checkpoints it cannot read.
+    /// Steps whose checkpoints it finds damaged.
     pub damaged: BTreeSet<u64>,
+    /// It does not see the folder of the checkpoints.
+    pub is_blind: bool,
     /// What writing a shard or a manifest ends with; `None`: success.
     pub write_error: Option<String>,
     /// Steps that it remembers.
@@ -99,10 +105,12 @@ impl Worker {
             progress: 0,
             waits_for: Vec::new(),
             pid: 1,
+            step_s: STEP_S,
             digest: 7,
             resume_step: 0,
             prepare_error: None,
             damaged: BTreeSet::new(),
+            is_blind: false,
             write_error: None,
             num_sums: 10_000,
             told_to_warm_up: Vec::new(),
@@ -240,6 +248,7 @@ impl Worker {
             sealed: false,
             healing: None,
             named: BTreeSet::new(),
+            halt_at: None,
             said: Vec::new(),
             unacknowledged: VecDeque::new(),
             history: VecDeque::new(),
@@ -274,6 +283,11 @@ impl Worker {
             self.work = None;
             let (error, damaged_step) = ("digest differs".into(), m.restore_step);
             return self.say(FromWorker::Failed(proto::Failed { error, damaged_step, ..failed }));
+        }
+        if !m.heal && m.restore_step > 0 && self.is_blind {
+            self.work = None;
+            let (error, unreadable_step) = ("there is none of any step".into(), m.restore_step);
+            return self.say(FromWorker::Failed(proto::Failed { error, unreadable_step, ..failed }));
         }
         if let Some((error, fatal)) = self.prepare_error.clone() {
             self.work = None;
@@ -368,12 +382,15 @@ impl Worker {
 
     fn checkpoint_at(&mut self, m: &proto::CheckpointAt, disk: &mut Disk) {
         let Some(work) = self.work_of(&m.job_id, m.epoch) else { return };
+        if m.halt && m.step >= work.committed {
+            work.halt_at = work.halt_at.max(Some(m.step));
+        }
         let is_written = |body: &FromWorker| matches!(body, FromWorker::ShardWritten(s) if s.step == m.step);
         if let Some(written) = work.said.iter().find(|b| is_written(b)).cloned() {
             self.say(written);
         } else if m.step > work.committed {
             work.named.insert(m.step);
-        } else if m.step == work.committed && m.step == work.total {
+        } else if m.step == work.committed {
             self.write(m.step, disk);
         } else {
             let error = String::new();
@@ -450,9 +467,9 @@ impl Worker {
         assert!(!work.held.is_empty() && work.sealed, "T-2: {} commits what it has not sealed", self.id);
         work.committed += 1;
         work.sealed = false;
-        let (step, epoch) = (work.committed, work.epoch);
+        let (step, epoch, step_s) = (work.committed, work.epoch, self.step_s);
         let loss = loss_of(step);
-        let record = StepRecord { step, loss, step_s: STEP_S, tokens: 100, epoch, ..Default::default() };
+        let record = StepRecord { step, loss, step_s, tokens: 100, epoch, ..Default::default() };
         if work.history.len() == self.num_sums {
             work.history.pop_front();
         }

@@ -23,7 +23,7 @@ use toroid_torus::resplit::num_lost;
 
 use super::worker::{Disk, Work, Worker, loss_of};
 use crate::machine::clock::Boot;
-use crate::machine::record::{Incident, JobRecord, Record, Rung};
+use crate::machine::record::{Event, Incident, JobRecord, Record, Rung, State};
 use crate::machine::{
     Config, Input, Limits, Machine, Now, Output, Reply, RequestError, RequestId, StepSummary, StreamId, missing_record,
 };
@@ -284,6 +284,10 @@ impl World {
         if newest == self.work(&group[0]).total {
             return false;
         }
+        let halts = |id: &String| self.work(id).halt_at.is_some_and(|step| step <= newest);
+        if group.iter().any(halts) {
+            return false;
+        }
         let all: Vec<&String> = group.iter().collect();
         let seal = |worker: &mut Worker, _: &mut Disk| {
             worker.work.as_mut().expect("works").sealed = true;
@@ -441,11 +445,12 @@ impl World {
             }
             for checkpoint in new.checkpoints.iter().filter(|c| !old.checkpoints.contains(c)) {
                 let key = (new.id.clone(), checkpoint.step);
-                let world = new.shape.world();
+                // One input may record it and end its epoch.
+                let world = old.shape.world();
                 assert!(self.disk.manifests.contains_key(&key), "T-6: step {} is recorded, not published", key.1);
                 let of_epoch = self.disk.shards[&key].values().filter(|epoch| **epoch == checkpoint.epoch).count();
                 assert_eq!(of_epoch, world, "T-6: step {} lacks shards", key.1);
-                let curve = self.curves[&new.id].last().map_or(0, |r| r.step);
+                let curve = self.curves[&new.id].last().map_or(self.resume_step, |r| r.step);
                 assert!(curve >= checkpoint.step, "the curve ends at {curve}, before checkpoint {}", checkpoint.step);
             }
             if let Some(checkpoint) = new.last_checkpoint() {
@@ -473,6 +478,11 @@ impl World {
             let present = held.iter().filter(|(shape, _)| *shape == way).map(|(_, rank)| *rank).collect();
             num_lost(&way, &present) == 0
         };
+        // It stands by with what it had committed.
+        let curve = self.curves[&old.id].last().map_or(0, |r| r.step);
+        if new.state == State::Queued && new.last_checkpoint().is_some_and(|c| c.step >= curve) {
+            return;
+        }
         let is_lost = held.iter().all(|(way, _)| !is_whole(*way));
         assert!(
             is_corrupt || !is_redundant || is_lost,
@@ -566,18 +576,24 @@ impl World {
     }
 }
 
+/// What happened between two records of a job.
+fn events_of<'a>(new: &'a JobRecord, old: &JobRecord) -> impl Iterator<Item = &'a Event> {
+    new.events.iter().rev().take((new.num_events - old.num_events) as usize)
+}
+
 /// What may follow a stored record of a job.
 fn check_succession(old: &JobRecord, new: &JobRecord) {
     assert!(new.epoch == old.epoch || new.epoch == old.epoch + 1, "T-8: epoch {} follows {}", new.epoch, old.epoch);
     assert!(!old.state.is_ended() || old.state == new.state, "an ended job is {:?} again", new.state);
     let num_new = (new.num_events - old.num_events) as usize;
     let events = new.events.iter().rev().take(num_new);
-    let is_damaged = events.clone().any(|e| e.kind == "checkpoint.damaged");
+    let is_damaged = events.clone().any(|e| ["checkpoint.damaged", "checkpoint.unreadable"].contains(&e.kind.as_str()));
     let is_forgotten = new.checkpoints.is_empty() && !old.checkpoints.is_empty();
     assert!(is_damaged || !is_forgotten, "the last good checkpoint is forgotten");
     let moves = ["worker.lost", "worker.drained", "worker.displaced"];
     let lost: BTreeSet<&str> = events.filter(|e| moves.contains(&e.kind.as_str())).map(|e| e.worker.as_str()).collect();
-    for (rank, worker) in old.places.iter().enumerate() {
+    let stands_by = new.state == State::Queued && events_of(new, old).any(|e| e.kind == "job.queued");
+    for (rank, worker) in old.places.iter().enumerate().filter(|_| !stands_by) {
         if let Some(worker) = worker.as_deref().filter(|w| !lost.contains(w) && !new.state.is_ended()) {
             let kept = if new.shape == old.shape { Some(rank) } else { new.rank_of(worker) };
             let now = kept.and_then(|rank| new.places[rank].as_deref());

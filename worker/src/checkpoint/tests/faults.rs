@@ -202,6 +202,35 @@ fn a_checkpoint_set_aside_is_not_offered_but_kept() {
     assert!(matches!(error, CheckpointError::Change { action: "rename", .. }), "{error}");
 }
 
+/// T-11: who does not find a checkpoint knows nothing of it; wrong bytes are wrong for everybody.
+#[test]
+fn t11_what_cannot_be_read_is_not_damaged() {
+    let (folder, storage) = temporary();
+    let manifest = write(&storage, 10, shape(1, 1, 2));
+    let (partition, range) = shard_of(&model(), &shape(1, 1, 2), 0);
+    let load = |storage: &Storage| {
+        let manifest = storage.manifest(10).map_err(|e| (e, false))?;
+        load(storage, &manifest, &partition, range.clone()).map_err(|e| (e, true))
+    };
+    let check = |storage: &Storage, expected: Option<ReadFault>| {
+        let found = load(storage).err().map(|(error, manifest_read)| storage.read_fault(10, &error, manifest_read));
+        assert_eq!(found, expected);
+    };
+    check(&storage, None);
+    let elsewhere = Storage::open(folder.path().join("not-mounted").to_str().unwrap()).unwrap();
+    check(&elsewhere, Some(ReadFault::Unreadable { manifest_read: false }));
+    let file = PathBuf::from(storage.step_path(10)).join(&manifest.files[0].file);
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    check(&storage, Some(ReadFault::Unreadable { manifest_read: true }));
+    let last = 8 * bytes.len() - 1;
+    flip(last)(&file, &bytes);
+    check(&storage, Some(ReadFault::Damaged));
+    // Another has found that and set it aside.
+    storage.set_aside(10, "a test").unwrap();
+    check(&storage, Some(ReadFault::Damaged));
+}
+
 const FULL_DISK_ROOT: &str = "TOROID_TEST_FULL_DISK_ROOT";
 const REFUSED: &str = "the full disk was named";
 

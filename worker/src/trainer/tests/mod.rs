@@ -13,6 +13,7 @@ use super::{Assignment, Environment, Job, Shared, connect};
 use crate::comm::{Fence, LinkChoice, Links, Listener, PeerAddr};
 use crate::device::{Buffer, CpuDevice, Device};
 
+mod halt;
 mod heal;
 mod publish;
 mod replay;
