@@ -66,6 +66,8 @@ pub struct Job<'a> {
     lost_steps: u64,
     inputs: Inputs<'a>,
     stragglers: Vec<Straggler<'a>>,
+    missing_steps: u64,
+    skipped_steps: u64,
     /// Left out where it was not asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     curve: Option<Vec<StepRecord<'a>>>,
@@ -175,6 +177,7 @@ pub struct StepRecord<'a> {
     hidden_s: f64,
     exposed_s: f64,
     epoch: u64,
+    missing: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -301,6 +304,8 @@ impl<'a> Job<'a> {
             lost_steps: job.lost_steps,
             inputs: job.inputs.as_ref().map(Inputs::from).unwrap_or_default(),
             stragglers: job.stragglers.iter().map(Straggler::from).collect(),
+            missing_steps: job.missing_steps,
+            skipped_steps: job.skipped_steps,
             curve: with_curve.then(|| job.curve.iter().map(StepRecord::from).collect()),
         }
     }
@@ -341,6 +346,7 @@ impl<'a> From<&'a proto::StepRecord> for StepRecord<'a> {
             hidden_s: r.hidden_s,
             exposed_s: r.exposed_s,
             epoch: r.epoch,
+            missing: r.missing,
         }
     }
 }

@@ -311,6 +311,7 @@ fn line(job: &proto::Job, now_unix_ms: i64) -> String {
         None => "no checkpoint".into(),
         Some(c) => format!("checkpoint {} ago (step {})", duration((now_unix_ms - c.unix_ms) as f64 / 1e3), c.step),
     });
+    parts.extend(curve_flaws(job).map(|(figures, _)| figures));
     parts.extend(job.incidents.last().map(incidents::short));
     parts.join("  ")
 }
@@ -332,6 +333,7 @@ fn details(job: &proto::Job, now_unix_ms: i64) -> String {
         let loss = format!("{:.4} at first, {:.4} now; gradient norm {:.3}", job.first_loss, last.loss, last.grad_norm);
         rows.push(row("loss", loss));
     }
+    rows.extend(curve_flaws(job).map(|(figures, what)| row("curve", format!("{figures}: {what}"))));
     if let Some(v) = job.validations.last() {
         let figures = format!("{:.4} nats per token, {:.4} bits per byte at step {}", v.ce, v.bits_per_byte, v.step);
         rows.push(row("validation", figures));
@@ -395,6 +397,20 @@ fn left_out(l: &proto::LeftOut) -> String {
     let more = if l.num_files > l.first.len() as u64 { ", ..." } else { "" };
     let files = if l.num_files == 1 { "file" } else { "files" };
     format!("{} {files}, {}: {} ({}{more})", count(l.num_files), bytes(l.bytes), l.reason, l.first.join(", "))
+}
+
+/// What the curve does not have, and what that means.
+fn curve_flaws(job: &proto::Job) -> impl Iterator<Item = (String, &'static str)> {
+    let skipped = (job.skipped_steps > 0).then(|| {
+        let what = "gradients were not finite, no update was made; these steps are `true` under `skipped` in curve.csv";
+        (format!("skipped {}", job.skipped_steps), what)
+    });
+    let missing = (job.missing_steps > 0).then(|| {
+        let what =
+            "committed while no coordinator was there, and nobody has their figures any more; their rows are empty";
+        (format!("without figures {}", job.missing_steps), what)
+    });
+    skipped.into_iter().chain(missing)
 }
 
 /// "3 of 4" where a job has fewer replicas than its job file asks for.
@@ -549,6 +565,16 @@ mod tests {
         assert!(details(&job, NOW_UNIX_MS).contains("tp 2 x pp 1 x dp 3 of 4 on a 6 x 1 torus"));
         let job = proto::Job { full_shape: shape(3), ..job };
         assert!(!line(&job, NOW_UNIX_MS).contains("dp 3"), "{}", line(&job, NOW_UNIX_MS));
+    }
+
+    #[test]
+    fn t12_steps_without_an_update_or_without_figures_are_shown() {
+        let job = proto::Job { skipped_steps: 197, missing_steps: 211, ..running() };
+        let text = details(&job, NOW_UNIX_MS);
+        assert!(line(&job, NOW_UNIX_MS).ends_with("skipped 197  without figures 211"), "{text}");
+        assert!(text.contains("skipped 197: gradients were not finite"), "{text}");
+        assert!(text.contains("without figures 211: committed while"), "{text}");
+        assert!(!details(&running(), NOW_UNIX_MS).contains("figures"));
     }
 
     #[test]

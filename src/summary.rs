@@ -13,10 +13,11 @@ pub fn text(job: &proto::Job) -> String {
         let places = format!("tp {} x pp {} x dp {} on a {} x {} torus", s.tp, s.pp, s.dp, s.tp * s.dx, s.pp * s.dy);
         rows.push(row("model", format!("{} parameters, {places}", short_count(job.num_params))));
     }
-    if let (Some(first), Some(last)) = (job.curve.first(), job.curve.last()) {
+    let known = || job.curve.iter().filter(|r| !r.missing);
+    if let (Some(first), Some(last)) = (known().next(), known().next_back()) {
         let losses = format!("{:.4} at step {}, {:.4} at step {}", first.loss, first.step, last.loss, last.step);
         rows.push(row("loss", losses));
-        rows.push(row("speed", speed(&job.curve)));
+        rows.push(row("speed", speed(known())));
         rows.push(row("goodput", format!("{} of the time went into steps that count", percent(job.goodput))));
     }
     if let Some(last) = job.incidents.last() {
@@ -35,11 +36,11 @@ fn row(name: &str, value: String) -> Vec<String> {
     vec![name.to_string(), value]
 }
 
-fn speed(curve: &[proto::StepRecord]) -> String {
-    let tokens: u64 = curve.iter().map(|r| r.tokens).sum();
-    let step_s: f64 = curve.iter().map(|r| r.step_s).sum();
+fn speed<'a>(known: impl Iterator<Item = &'a proto::StepRecord> + Clone) -> String {
+    let tokens: u64 = known.clone().map(|r| r.tokens).sum();
+    let step_s: f64 = known.clone().map(|r| r.step_s).sum();
     let per_s = rate(tokens as f64 / step_s);
-    format!("{per_s} tokens/s over {} steps, {} tokens in {}", curve.len(), count(tokens), duration(step_s))
+    format!("{per_s} tokens/s over {} steps, {} tokens in {}", known.count(), count(tokens), duration(step_s))
 }
 
 /// Before and after, in both units.

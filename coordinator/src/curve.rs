@@ -7,6 +7,7 @@
 //! ```
 //!
 //! Numbers are written so that they read back to the same bits. `expert_load` has the layers apart by `;`, their experts by a space.
+//! A step of which nobody has the figures any more has a row with its number and nothing else (T-12).
 //! A row is durable when [`Curve::append`] returns; a row that was torn by a crash is cut off when the file is opened. In memory
 //! are the places of the rows and the last one, so a long run costs 32 bytes a step.
 //!
@@ -18,12 +19,13 @@ use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use toroid_proto::StepRecord;
 
-use crate::machine::StepSummary;
+use crate::machine::{StepSummary, missing_record};
 
 pub const FILE_NAME: &str = "curve.csv";
 const HEADER: &str = "step,loss,ce,z_loss,balance_loss,grad_norm,lr,weight_decay,tokens,tokens_per_s,step_s,skipped,epoch,hidden_s,exposed_s,expert_load";
@@ -240,7 +242,8 @@ impl Curve {
             let row = Row { step: record.step, offset: start, bytes };
             scan.rows.push((row, StepSummary::from(&record)));
             if scan.fault.is_none() {
-                (scan.end, scan.last) = (offset, Some(record));
+                scan.end = offset;
+                scan.last = Some(record).filter(|r| !r.missing).or(scan.last);
             }
         }
     }
@@ -253,11 +256,23 @@ impl Curve {
 
     /// A row that [`Curve::flush`] writes.
     pub fn push(&mut self, record: &StepRecord) {
-        let before = self.last.as_ref().map_or(0, |r| r.step);
+        let before = self.newest_step();
         assert!(record.step > before, "step {} cannot follow step {before}", record.step);
         self.unwritten_bytes += format(record).len();
         self.unwritten.push_back(record.clone());
-        self.last = Some(record.clone());
+        if !record.missing {
+            self.last = Some(record.clone());
+        }
+    }
+
+    /// Rows of steps of which nobody has the figures any more, as [`Curve::push`].
+    pub fn push_gap(&mut self, steps: RangeInclusive<u64>) {
+        steps.for_each(|step| self.push(&missing_record(step)));
+    }
+
+    /// The newest step that has a row.
+    fn newest_step(&self) -> u64 {
+        self.unwritten.back().map(|r| r.step).or(self.rows.last().map(|r| r.step)).unwrap_or(0)
     }
 
     /// Drops the rows after step `keep`.
@@ -270,11 +285,13 @@ impl Curve {
             self.is_longer = true;
             self.rows.truncate(num_kept);
         }
-        self.last = match (self.unwritten.back(), self.rows.last()) {
-            (Some(record), _) => Some(record.clone()),
-            (None, Some(row)) => self.read(row.step, 1, usize::MAX)?.pop(),
-            (None, None) => None,
-        };
+        self.last = self.unwritten.iter().rev().find(|r| !r.missing).cloned();
+        for step in self.rows.iter().rev().map(|row| row.step) {
+            if self.last.is_some() {
+                break;
+            }
+            self.last = self.read(step, 1, usize::MAX)?.pop().filter(|r| !r.missing);
+        }
         self.flush()
     }
 
@@ -369,12 +386,16 @@ impl Curve {
         Ok(records)
     }
 
+    /// The newest with figures.
     pub fn last(&self) -> Option<&StepRecord> {
         self.last.as_ref()
     }
 }
 
 fn format(r: &StepRecord) -> String {
+    if r.missing {
+        return format_missing(r.step);
+    }
     let mut row = format!("{},{},{},{},{},{}", r.step, r.loss, r.ce, r.z_loss, r.balance_loss, r.grad_norm);
     let columns = (r.lr, r.weight_decay, r.tokens, r.tokens_per_s, r.step_s, r.skipped, r.epoch);
     let (lr, weight_decay, tokens, tokens_per_s, step_s, skipped, epoch) = columns;
@@ -397,12 +418,19 @@ fn format(r: &StepRecord) -> String {
     row
 }
 
+fn format_missing(step: u64) -> String {
+    format!("{step}{},\"\"\n", ",".repeat(NUM_PLAIN_COLUMNS - 1))
+}
+
 fn parse(line: &str) -> Result<StepRecord, String> {
     let (plain, load) = line.split_once(",\"").ok_or("it has no quoted last column")?;
     let load = load.strip_suffix('"').ok_or("its last column does not end with a quote")?;
     let columns: Vec<&str> = plain.split(',').collect();
     if columns.len() != NUM_PLAIN_COLUMNS {
         return Err(format!("it has {} columns before the last, expected {NUM_PLAIN_COLUMNS}", columns.len()));
+    }
+    if load.is_empty() && columns[1..].iter().all(|c| c.is_empty()) {
+        return Ok(missing_record(number(columns[0], "step")?));
     }
     let layers: Vec<&str> = if load.is_empty() { Vec::new() } else { load.split(';').collect() };
     let counts = layers.iter().flat_map(|l| l.split(' '));
@@ -425,6 +453,7 @@ fn parse(line: &str) -> Result<StepRecord, String> {
         exposed_s: number(columns[14], "exposed_s")?,
         expert_load: expert_load?,
         num_layers: layers.len() as u32,
+        missing: false,
     })
 }
 
@@ -455,6 +484,7 @@ mod tests {
             exposed_s: 1e-9,
             expert_load: (0..6).map(|e| e * step).collect(),
             num_layers: 3,
+            missing: false,
         }
     }
 
@@ -504,6 +534,27 @@ mod tests {
         assert_eq!(steps(&curve.read(4, 9, usize::MAX).unwrap()), [7], "a hole is passed over");
         assert_eq!(curve.read(8, 9, usize::MAX).unwrap(), []);
         assert_eq!(curve.read(1, 0, usize::MAX).unwrap(), []);
+    }
+
+    #[test]
+    fn t12_a_gap_has_rows_that_say_so() {
+        let (folder, mut curve) = filled(2);
+        curve.push_gap(3..=5);
+        curve.flush().unwrap();
+        assert_eq!(curve.last(), Some(&record(2)), "the newest with figures");
+        curve.append(&record(6)).unwrap();
+        let text = std::fs::read_to_string(folder.path().join(FILE_NAME)).unwrap();
+        assert_eq!(text.lines().nth(3), Some("3,,,,,,,,,,,,,,,\"\""));
+        let columns = text.lines().next().unwrap().split(',').count();
+        assert_eq!(text.lines().nth(4).unwrap().split(',').count(), columns);
+        let (again, summaries) = Curve::open(folder.path()).unwrap();
+        assert_eq!(summaries.iter().map(|s| s.missing).collect::<Vec<_>>(), [false, false, true, true, true, false]);
+        let rows = again.read(1, 9, usize::MAX).unwrap();
+        assert_eq!(steps(&rows), [1, 2, 3, 4, 5, 6]);
+        assert!(rows[2].missing && rows[2].loss.is_nan() && !rows[5].missing);
+        curve.cut(4).unwrap();
+        assert_eq!(curve.last(), Some(&record(2)));
+        assert_eq!(Curve::open(folder.path()).unwrap().0.last(), Some(&record(2)));
     }
 
     #[test]

@@ -28,6 +28,7 @@ use crate::CoordinatorError;
 use crate::curve::CurveError;
 use crate::files::{self, Condition, JobFiles, RETRY_INTERVAL};
 use crate::folder::FolderError;
+use crate::machine::clock::Boot;
 use crate::machine::{self, Input, Machine, Now, Output, Reply, RequestError, RequestId, StreamId};
 use crate::store::Store;
 
@@ -156,7 +157,7 @@ pub(crate) struct Driver {
     store: Box<dyn Store>,
     jobs_dir: PathBuf,
     commands: mpsc::Receiver<Command>,
-    origin: Instant,
+    clock: Clock,
     /// Of this run of the coordinator.
     entropy: [u8; 32],
     connections: BTreeMap<StreamId, Connection>,
@@ -187,15 +188,15 @@ impl Driver {
             }
         }
         warn_of_unknown(jobs_dir, folders.iter().filter(|name| !files.contains_key(*name)));
-        let origin = Instant::now();
-        let (machine, outputs) = Machine::restore(config, records, summaries, entropy()?, now(origin))?;
+        let clock = Clock::of_this_machine()?;
+        let (machine, outputs) = Machine::restore(config, records, summaries, entropy()?, clock.now())?;
         let (sender, commands) = mpsc::channel(MAX_COMMANDS);
         let mut driver = Driver {
             machine,
             store,
             jobs_dir: jobs_dir.into(),
             commands,
-            origin,
+            clock,
             entropy: entropy()?,
             connections: BTreeMap::new(),
             answers: BTreeMap::new(),
@@ -229,7 +230,7 @@ impl Driver {
     pub async fn run(mut self, mut stop: watch::Receiver<()>) -> Result<(), CoordinatorError> {
         let mut num_since_tick = 0;
         loop {
-            let deadline = self.machine.poll_timeout().map(|d| self.origin + d);
+            let deadline = self.machine.poll_timeout().map(|d| self.clock.instant(d));
             if num_since_tick >= MAX_COMMANDS_PER_TICK && deadline.is_some_and(|d| d <= Instant::now()) {
                 num_since_tick = 0;
                 self.input(Input::Tick)?;
@@ -301,7 +302,7 @@ impl Driver {
         match question {
             Command::Job { job, answer } => drop(answer.send(self.view(&job).map_err(AskError::from))),
             Command::Jobs { page, answer } => drop(answer.send(Ok(self.list(page)))),
-            Command::Workers { answer } => drop(answer.send(Ok(self.machine.view_workers(now(self.origin))))),
+            Command::Workers { answer } => drop(answer.send(Ok(self.machine.view_workers(self.clock.now())))),
             Command::Rows { job, from, answer } => drop(answer.send(self.rows(&job, from))),
             Command::Watch { job, answer } => drop(answer.send(self.watch(&job))),
             Command::Update { job, seen, answer } => drop(answer.send(self.update(&job, seen))),
@@ -330,7 +331,7 @@ impl Driver {
     }
 
     fn input(&mut self, input: Input) -> Result<(), CoordinatorError> {
-        let outputs = self.machine.handle(input, now(self.origin));
+        let outputs = self.machine.handle(input, self.clock.now());
         self.execute(outputs)
     }
 
@@ -350,13 +351,12 @@ impl Driver {
                     self.files.insert(job, files);
                 }
                 Output::AppendCurve { job, record } => {
-                    let files = self.files(&job);
-                    let event = files.append(&record);
-                    if files.is_overrun() {
-                        let reason = files.fault().unwrap_or_default().to_string();
-                        later.push(Input::Fault { job: job.clone(), reason });
-                    }
-                    self.curve_event(job, event, &mut later);
+                    let event = self.files(&job).append(&record);
+                    self.appended(job, event, &mut later);
+                }
+                Output::AppendGap { job, from_step, through_step } => {
+                    let event = self.files(&job).append_gap(from_step..=through_step);
+                    self.appended(job, event, &mut later);
                 }
                 Output::CutCurve { job, keep } => {
                     let event = self.files(&job).cut(keep);
@@ -426,6 +426,16 @@ impl Driver {
         self.files.get_mut(job).expect("a job has its files from its submission on")
     }
 
+    /// After rows were appended, with the text of an event if there is one.
+    fn appended(&mut self, job: String, event: Option<String>, later: &mut Vec<Input>) {
+        let files = self.files(&job);
+        if files.is_overrun() {
+            let reason = files.fault().unwrap_or_default().to_string();
+            later.push(Input::Fault { job: job.clone(), reason });
+        }
+        self.curve_event(job, event, later);
+    }
+
     /// Rows of a curve begin to wait, or are written.
     fn curve_event(&mut self, job: String, event: Option<String>, later: &mut Vec<Input>) {
         let is_stalled = self.files(&job).is_stalled();
@@ -458,7 +468,7 @@ impl Driver {
     // --------------------------------------------------------------------------------------------------------------- views
 
     fn view(&self, job: &str) -> Result<proto::Job, RequestError> {
-        let mut view = self.machine.view(job, now(self.origin)).ok_or_else(|| self.machine.unknown(job))?;
+        let mut view = self.machine.view(job, self.clock.now()).ok_or_else(|| self.machine.unknown(job))?;
         self.fill_in(&mut view);
         Ok(view)
     }
@@ -535,10 +545,44 @@ fn entropy() -> Result<[u8; 32], CoordinatorError> {
     Ok(bytes)
 }
 
-fn now(origin: Instant) -> Now {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    let unix_ms = i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX);
-    Now { monotonic: origin.elapsed(), unix_ms }
+/// Counts from the start of the machine, so that the next coordinator on it measures by the same clock.
+struct Clock {
+    origin: Instant,
+    /// Of the machine at `origin`.
+    uptime: Duration,
+    boot: Boot,
+}
+
+impl Clock {
+    fn of_this_machine() -> Result<Clock, CoordinatorError> {
+        let text = |path: &str| std::fs::read_to_string(path).ok();
+        let boot = text("/proc/sys/kernel/random/boot_id").and_then(|id| {
+            let digits: String = id.chars().filter(char::is_ascii_hexdigit).take(16).collect();
+            u64::from_str_radix(&digits, 16).ok()
+        });
+        let uptime_s = text("/proc/uptime").and_then(|t| t.split_whitespace().next()?.parse::<f64>().ok());
+        let uptime = uptime_s.and_then(|s| Duration::try_from_secs_f64(s).ok());
+        let origin = Instant::now();
+        match (boot, uptime) {
+            (Some(boot), Some(uptime)) => Ok(Clock { origin, uptime, boot: Boot(boot) }),
+            // Where the machine does not say, each coordinator has a clock of its own.
+            _ => {
+                let [a, b, c, d, e, f, g, h, ..] = entropy()?;
+                let boot = Boot(u64::from_le_bytes([a, b, c, d, e, f, g, h]));
+                Ok(Clock { origin, uptime: Duration::ZERO, boot })
+            }
+        }
+    }
+
+    fn now(&self) -> Now {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let unix_ms = i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX);
+        Now { monotonic: self.uptime + self.origin.elapsed(), unix_ms, boot: self.boot }
+    }
+
+    fn instant(&self, monotonic: Duration) -> Instant {
+        self.origin + monotonic.saturating_sub(self.uptime)
+    }
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -116,6 +117,12 @@ impl JobFiles {
     pub fn append(&mut self, record: &proto::StepRecord) -> Option<String> {
         self.curve.push(record);
         // All that waits is written at once, and not again for each row.
+        if self.is_stalled { None } else { self.flush() }
+    }
+
+    /// The same for steps of which nobody has the figures any more.
+    pub fn append_gap(&mut self, steps: RangeInclusive<u64>) -> Option<String> {
+        self.curve.push_gap(steps);
         if self.is_stalled { None } else { self.flush() }
     }
 
@@ -253,7 +260,7 @@ mod tests {
     fn record_of(state: State) -> JobRecord {
         let limits = Limits { heartbeat_interval: Duration::from_secs(1), failure_timeout: Duration::from_secs(5) };
         let config = Config { jobs_dir: "/jobs".into(), limits, retention: Retention::default(), join_token: None };
-        let now = Now { monotonic: Duration::ZERO, unix_ms: 1 };
+        let now = Now { monotonic: Duration::ZERO, unix_ms: 1, boot: crate::machine::clock::Boot(0) };
         let (mut machine, _) = Machine::restore(config, Vec::new(), Default::default(), [1; 32], now).unwrap();
         let toml = "name = \"j\"\nsteps = 9\n[data]\npath = \"/data\"\n".to_string();
         machine.handle(Input::Submit { request: RequestId(0), toml, owner: OwnerId::from_random([1; 16]) }, now);

@@ -144,6 +144,7 @@ impl Worker {
             held: vec![proto::Held { shape, rank: self.assign.rank }],
             sealed_next: false,
             inputs: None,
+            sums_from: 1,
         }))
         .await;
     }

@@ -21,12 +21,14 @@ pub enum Broken {
     NewcomerSamples,
     /// T-5: a replica takes the samples of the number that it had before there were fewer replicas, or more.
     OldReplica,
+    /// T-12: a place keeps the sums of the newest steps only, whatever the coordinator has.
+    FewSums,
     // -------------------------------------------------------------------------------------------------- in the real code
     #[cfg_attr(not(feature = "failpoint"), allow(dead_code))]
     At(Failpoint),
 }
 
-pub const VIRTUAL: [Broken; 8] = [
+pub const VIRTUAL: [Broken; 9] = [
     Broken::TakeOldFrames,
     Broken::IgnoreFence,
     Broken::CommitBeforeSealed,
@@ -35,6 +37,7 @@ pub const VIRTUAL: [Broken; 8] = [
     Broken::SkipBackup,
     Broken::NewcomerSamples,
     Broken::OldReplica,
+    Broken::FewSums,
 ];
 
 impl Broken {

@@ -12,9 +12,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use toroid_coordinator::machine::record::{JobRecord, Record};
+use toroid_coordinator::machine::clock::Boot;
+use toroid_coordinator::machine::record::{Incident, JobRecord, Record};
 use toroid_coordinator::machine::{
-    Config, Input, Limits, Machine, Now, Output, Reply, RequestId, Retention, StepSummary, StreamId,
+    Config, Input, Limits, Machine, Now, Output, Reply, RequestId, Retention, StepSummary, StreamId, missing_record,
 };
 use toroid_proto as proto;
 use toroid_proto::StepRecord;
@@ -27,7 +28,7 @@ use toroid_torus::resplit::num_lost;
 use crate::arithmetic;
 use crate::network::{AtCoordinator, AtWorker, Event, Micros, Pid, SECOND};
 use crate::place::State;
-use crate::worker::pid_of;
+use crate::worker::{Worker, pid_of};
 use crate::world::World;
 
 const JOBS_DIR: &str = "/jobs";
@@ -41,8 +42,9 @@ pub fn checkpoint_root(job: &str) -> String {
 
 pub struct Coordinator {
     machine: Machine,
-    /// Its monotonic clock begins here.
+    /// Its machine's monotonic clock began here.
     origin: Micros,
+    boot: u64,
     /// Streams below this one belong to the process before.
     first_stream: StreamId,
     connections: BTreeMap<StreamId, Pid>,
@@ -63,10 +65,11 @@ pub struct Absence {
 
 impl World {
     fn now(&self) -> Now {
-        let origin = self.coordinator.as_ref().map_or(0, |c| c.origin);
+        let origin = self.coordinator.as_ref().map_or(self.machine.0, |c| c.origin);
         Now {
             monotonic: Duration::from_micros(self.env.net.now - origin),
             unix_ms: 1_700_000_000_000 + (self.env.net.now / 1000) as i64 + self.clock_jump_ms,
+            boot: Boot(self.coordinator.as_ref().map_or(0, |c| c.boot)),
         }
     }
 
@@ -83,12 +86,17 @@ impl World {
         let curves = self.curves.iter().map(|(job, c)| (job.clone(), summary(c))).collect();
         let config =
             Config { jobs_dir: JOBS_DIR.into(), limits: LIMITS, retention: Retention::default(), join_token: None };
-        let now = Now { monotonic: Duration::ZERO, ..self.now() };
+        // Now and then on another machine.
+        if self.env.net.random.percent(20) {
+            self.machine = (self.env.net.now, self.machine.1 + 1);
+        }
+        let now = Now { boot: Boot(self.machine.1), ..self.now() };
         let restored = Machine::restore(config, records, curves, [3; 32], now);
         let (machine, outputs) = restored.expect("a store of this version is read back");
         self.coordinator = Some(Coordinator {
             machine,
-            origin: self.env.net.now,
+            origin: self.machine.0,
+            boot: self.machine.1,
             first_stream: self.env.net.next_stream(),
             connections: BTreeMap::new(),
             backlog: None,
@@ -210,6 +218,10 @@ impl World {
     // ------------------------------------------------------------------------------------------------------------- outputs
 
     fn execute(&mut self, outputs: Vec<Output>) {
+        let is_gap = |o: &&Output| matches!(o, Output::AppendGap { .. });
+        let is_told = |o: &&Output| matches!(o, Output::Event { event, .. } if event.kind == "curve.gap");
+        let are_told = outputs.iter().filter(is_gap).count() == outputs.iter().filter(is_told).count();
+        self.env.truth.check(are_told, || "T-12: steps are given up in silence".into());
         for (n, output) in outputs.into_iter().enumerate() {
             let is_late = n > 0 && matches!(output, Output::Persist(_));
             self.env.truth.check(!is_late, || "T-8: something is done before what it follows from is stored".into());
@@ -230,6 +242,7 @@ impl World {
             Output::Persist(records) => records.into_iter().for_each(|r| self.persist(r)),
             Output::CreateFolder { job, .. } => drop(self.curves.insert(job, Vec::new())),
             Output::AppendCurve { job, record } => self.append(&job, *record),
+            Output::AppendGap { job, from_step, through_step } => self.append_gap(&job, from_step, through_step),
             Output::CutCurve { job, keep } => {
                 self.env.tell(|| format!("the curve of {job} is cut after step {keep}"));
                 self.curves.entry(job).or_default().retain(|r| r.step <= keep);
@@ -272,7 +285,27 @@ impl World {
         self.env.truth.check(holds, || format!("T-4: the loss of step {step} is not that of the undisturbed run"));
     }
 
+    /// T-12: the figures of steps are given up only where so many wait for a coordinator that no place has them.
+    fn append_gap(&mut self, job: &str, from: u64, through: u64) {
+        self.env.tell(|| format!("the curve of {job} has no figures of steps {from} to {through}"));
+        let curve = self.curves.entry(job.into()).or_default();
+        let last = curve.last().map_or(0, |r| r.step);
+        curve.extend((from..=through).map(missing_record));
+        self.env.truth.check(from == last + 1, || format!("T-4: step {from} follows step {last} in the curve"));
+        let (high, num_sums) = (self.env.truth.jobs.get(job).map_or(0, |j| j.high), self.env.num_sums as u64);
+        self.env.truth.check(high >= from + num_sums, || {
+            format!("T-12: steps {from} to {through} of {job} are given up at step {high}, {num_sums} are kept")
+        });
+        let epoch = self.record(job).map_or(0, |r| r.epoch);
+        let knows = |w: &&Worker| w.trainer.knows(job, epoch, from..=through);
+        let who = self.workers.values().find(knows).map(|w| w.pid);
+        self.env.truth.check(who.is_none(), || format!("T-12: w{who:?} knows steps of {from} to {through} of {job}"));
+    }
+
     fn persist(&mut self, record: Record) {
+        if let Record::Incident(incident) = &record {
+            self.check_incident(incident);
+        }
         let Record::Job(new) = &record else {
             self.store.insert(record.key(), record);
             return;
@@ -293,6 +326,31 @@ impl World {
             _ => self.env.truth.submitted(&new.id, &new.spec),
         }
         self.store.insert(record.key(), record);
+    }
+
+    /// T-12: an incident ends by a step of an epoch that was begun after it, and it lasted as long as that took.
+    fn check_incident(&mut self, new: &Incident) {
+        let key = (new.job.clone(), new.number);
+        let now = self.env.net.now;
+        let began = (now, new.epoch, self.clock_jump_ms, self.machine.1);
+        let (since, old_epoch, jump, machine) = *self.incidents.entry(key).or_insert(began);
+        let was_open = !matches!(self.store.get(&Record::Incident(Box::new(new.clone())).key()),
+            Some(Record::Incident(old)) if old.number == new.number && old.resolved);
+        if !new.resolved || !was_open {
+            return;
+        }
+        let (number, job, epoch) = (new.number, &new.job, new.epoch);
+        let truth = &self.env.truth.jobs[job];
+        let is_made = truth.epochs.contains(&epoch) || new.resumed_step == truth.spec.steps;
+        self.env.truth.check(epoch > old_epoch && is_made, || {
+            format!("T-12: incident {number} of {job} is over in epoch {epoch}, in which nobody has made a step")
+        });
+        // Between two machines only the calendar counts.
+        let is_measured = machine == self.machine.1 || jump == self.clock_jump_ms;
+        let lasted_s = (now - since) as f64 / 1e6;
+        self.env.truth.check(!is_measured || (new.total_s() - lasted_s).abs() < 0.05, || {
+            format!("T-12: incident {number} of {job} lasted {lasted_s} s, recorded are {} s", new.total_s())
+        });
     }
 
     /// T-6: what is recorded is complete, and the curve up to it.
@@ -327,7 +385,11 @@ impl World {
                 let kept = last.max(self.record(&m.job_id).map_or(0, |r| r.restore_step));
                 (kept < m.step).then(|| format!("T-4: step {} is acknowledged and not kept", m.step))
             }
-            ToWorker::Welcome(_) | ToWorker::Stop(_) | ToWorker::Refused(_) | ToWorker::WarmUp(_) => None,
+            ToWorker::Welcome(_)
+            | ToWorker::Stop(_)
+            | ToWorker::Refused(_)
+            | ToWorker::WarmUp(_)
+            | ToWorker::ReportSteps(_) => None,
         };
         self.env.truth.check(complaint.is_none(), || complaint.unwrap_or_default());
     }

@@ -37,6 +37,9 @@ impl World {
     }
 
     fn fault(&mut self) {
+        if self.scenario.is_long && self.env.net.random.percent(40) {
+            return self.lose_rank_0_in_an_absence();
+        }
         match self.env.net.random.below(100) {
             0..28 => self.kill_some(),
             28..34 => self.stop_one(),
@@ -228,6 +231,17 @@ impl World {
         }
     }
 
+    /// The coordinator is away for hundreds of steps, and on the way the only one dies who tells it of them.
+    fn lose_rank_0_in_an_absence(&mut self) {
+        let first = self.records().find_map(|r| r.places.first()?.as_deref().map(pid_of));
+        let down = self.env.net.random.between(2 * SECOND, 4 * FAILURE_TIMEOUT);
+        if let Some(pid) = first {
+            let after = self.env.net.random.between(SECOND, down);
+            self.env.net.push(after, Event::WorkerEnds { pid });
+        }
+        self.kill_coordinator(down);
+    }
+
     fn stop_the_coordinator(&mut self) {
         let time = self.a_while();
         let Some(coordinator) = self.coordinator.as_mut().filter(|c| c.backlog.is_none()) else { return };
@@ -305,6 +319,7 @@ impl World {
             ToWorker::CheckpointAt(m) => (m.job_id.clone(), m.epoch),
             ToWorker::PublishManifest(m) => (m.job_id.clone(), m.epoch),
             ToWorker::Stop(m) => (m.job_id.clone(), m.epoch),
+            ToWorker::ReportSteps(m) => (m.job_id.clone(), m.epoch),
             ToWorker::Welcome(_) | ToWorker::StepAck(_) | ToWorker::Refused(_) | ToWorker::WarmUp(_) => return,
         };
         if of.0 == standing.job_id && of.1 < standing.epoch {
@@ -359,6 +374,7 @@ fn subject(body: &FromWorker) -> Option<(&str, u64)> {
         FromWorker::Finished(m) => Some((&m.job_id, m.epoch)),
         FromWorker::Failed(m) => Some((&m.job_id, m.epoch)),
         FromWorker::PeerLost(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::RecordsMissing(m) => Some((&m.job_id, m.epoch)),
         FromWorker::Validation(proto::ValidationReport { job_id, epoch, .. }) => Some((job_id, *epoch)),
         FromWorker::Register(_) | FromWorker::Leaving(_) | FromWorker::Stopped(_) => None,
     }

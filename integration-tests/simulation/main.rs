@@ -165,6 +165,18 @@ fn everything_that_is_broken_on_purpose_is_seen() {
     assert!(unseen.is_empty(), "{num} seeds do not show what is broken: {unseen:?}");
 }
 
+/// A session that loses what it has not said yet is no loss: the places know the sums, and rank 0 is asked for them (T-12).
+#[cfg(feature = "failpoint")]
+#[test]
+fn t12_a_forgetful_session_costs_no_record() {
+    let num = variable("TOROID_SEEDS").unwrap_or(NUM_SEEDS) / 10;
+    let broken = Some(Broken::At(Failpoint::ForgetRecords));
+    for seed in 0..num {
+        let Outcome { end, .. } = simulate(seed, broken, false);
+        assert!(!matches!(end, End::Violation(_)), "{}", replay(seed, broken));
+    }
+}
+
 #[cfg(not(feature = "failpoint"))]
 #[test]
 fn a_seed_replays() {

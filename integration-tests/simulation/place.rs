@@ -61,8 +61,8 @@ pub struct Payload {
 /// Global sums of the newest committed steps, oldest first.
 pub type History = Vec<(u64, u64)>;
 
-/// As many as a worker keeps.
-pub const HISTORY_MAX: usize = 64;
+/// Of these the sums are kept although the coordinator has the records; a worker keeps more.
+pub const NUM_NEWEST: usize = 8;
 
 /// The two shards that a place holds, and what it needs to go on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,13 +72,31 @@ pub struct State {
     pub own: Values,
     pub guarded: Values,
     pub history: History,
+    /// The coordinator has the records up to here.
+    pub recorded: u64,
     /// Sums of the next step, if it is sealed.
     pub sealed: Option<u64>,
 }
 
 impl State {
     pub fn new(held_as: HeldAs, committed: u64, own: Values, guarded: Values) -> State {
-        State { held_as, committed, own, guarded, history: Vec::new(), sealed: None }
+        State { held_as, committed, own, guarded, history: Vec::new(), recorded: 0, sealed: None }
+    }
+
+    /// Keeps what no coordinator has, as far as there is room, and the newest.
+    pub fn remember(&mut self, sums: u64, num_max: usize) {
+        self.history.push((self.committed, sums));
+        let is_outdated = |s: &State| s.history[0].0 <= s.recorded;
+        while self.history.len() > num_max || self.history.len() > NUM_NEWEST && is_outdated(self) {
+            self.history.remove(0);
+        }
+    }
+
+    /// Takes what another knows of older steps.
+    pub fn take_older(&mut self, history: &History) {
+        let first = self.history.first().map_or(self.committed + 1, |(step, _)| *step);
+        let older = history.iter().copied().filter(|(step, _)| *step < first);
+        self.history = older.chain(self.history.iter().copied()).collect();
     }
 
     pub fn shard_mut(&mut self, half: Half) -> &mut Values {
@@ -130,8 +148,6 @@ pub struct Job {
     pub heal: Option<HealPlan>,
     /// The state as it was split before, until all are known to have it as it is split now.
     pub earlier: Option<State>,
-    /// The state is split anew, or was in an epoch that ended before this place had heard that all have it.
-    pub is_moved: bool,
     pub inbox: BTreeMap<(Kind, u64, usize), Values>,
     /// What came with [`Kind::Sums`].
     pub source_history: History,
@@ -155,6 +171,12 @@ impl Job {
     pub fn next_sums(&self) -> (u64, u64) {
         let state = self.state.as_ref().expect("only a healed place computes");
         (state.committed + 1, state.sealed.expect("sealed before the all-reduce"))
+    }
+
+    /// The step up to which the coordinator has the records, as the mates of a half of the all-reduce know it.
+    pub fn recorded_of(&self, kind: Kind, step: u64) -> u64 {
+        let said = self.mates(kind).into_iter().filter_map(|from| self.inbox.get(&(kind, step, from))?.get(1).copied());
+        said.max().unwrap_or(0)
     }
 
     /// Whom this place makes a half of the all-reduce with, itself included.
@@ -208,7 +230,7 @@ impl Job {
     pub fn begin_healing(&mut self, env: &mut Env) {
         let Some(heal) = self.heal.clone() else { return };
         if heal.source == self.assignment.rank {
-            let num = if heal.newcomers.contains(&0) { HISTORY_MAX } else { 1 };
+            let num = heal.step.saturating_sub(heal.recorded).max(1) as usize;
             let kept = self.state.as_ref().map(|s| s.history.as_slice()).unwrap_or_default();
             let history = kept[kept.len().saturating_sub(num)..].to_vec();
             self.send_with(Kind::Sums, heal.step, Values::new(), history, &self.all(), env);
@@ -249,7 +271,6 @@ impl Job {
     /// Turns to the state that all go on from; what else it holds is given up.
     pub fn turn_to_origin(&mut self, env: &mut Env) {
         let Some(heal) = self.heal.clone() else { return };
-        self.is_moved = heal.origin.is_some() || self.earlier.is_some();
         let wanted = self.origin(&heal);
         let states = [self.state.take(), self.earlier.take()];
         self.state = states.into_iter().flatten().find(|s| Some(s.held_as) == wanted);
@@ -365,7 +386,7 @@ impl Job {
         let (rank, source, step) = (self.assignment.rank, heal.source, heal.step);
         let lacks = |kind, from: usize| (!self.inbox.contains_key(&(kind, step, from))).then_some(from);
         let mut awaited = Vec::new();
-        if self.committed() < step || self.state.is_none() {
+        if rank != source {
             awaited.extend(lacks(Kind::Sums, source));
         }
         if let Some(origin) = &heal.origin {

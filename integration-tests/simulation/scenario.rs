@@ -16,7 +16,15 @@ pub struct Scenario {
     pub percent_restarts: u64,
     /// Workers on one host.
     per_host: usize,
+    /// A job of hundreds of quick steps: a coordinator may be away for most of them.
+    pub is_long: bool,
+    /// Steps of which a place keeps the sums, at most.
+    pub num_sums: usize,
 }
+
+/// Seeds of a hundred with a long job.
+const PERCENT_LONG: u64 = 3;
+const LONG_SHAPES: [(usize, usize, usize); 4] = [(1, 1, 2), (1, 1, 3), (1, 2, 2), (2, 1, 2)];
 
 const SHAPES: [(usize, usize, usize); 11] = [
     (1, 1, 2),
@@ -34,10 +42,13 @@ const SHAPES: [(usize, usize, usize); 11] = [
 
 impl Scenario {
     pub fn draw(random: &mut Random) -> Scenario {
-        let (tp, pp, dp) = random.pick(&SHAPES).expect("there are some");
+        let is_long = random.percent(PERCENT_LONG);
+        let shapes: &[(usize, usize, usize)] = if is_long { &LONG_SHAPES } else { &SHAPES };
+        let (tp, pp, dp) = random.pick(shapes).expect("there are some");
         let num_places = tp * pp * dp;
         let num_spares = random.below(4) as usize;
-        let mut jobs = vec![job_file("first", (tp, pp, dp), random.between(5, 12), random)];
+        let num_steps = if is_long { random.between(150, 400) } else { random.between(5, 12) };
+        let mut jobs = vec![job_file("first", (tp, pp, dp), num_steps, random)];
         let mut num_workers = num_places + num_spares;
         if random.percent(10) {
             jobs.push(job_file("second", (1, 1, 2), random.between(3, 6), random));
@@ -60,11 +71,17 @@ impl Scenario {
             jobs,
             num_places,
             num_workers,
-            step_time: random.pick(&[20 * MS, 100 * MS, 700 * MS]).expect("there are some"),
+            step_time: if is_long {
+                20 * MS
+            } else {
+                random.pick(&[20 * MS, 100 * MS, 700 * MS]).expect("there are some")
+            },
             faults,
             // Where few come back there are fewer replicas for a while.
             percent_restarts: random.pick(&[60, 60, 15]).expect("there are some"),
             per_host: random.between(1, 4) as usize,
+            is_long,
+            num_sums: random.pick(&[10_000, 10_000, 100]).expect("there are some"),
         }
     }
 

@@ -12,6 +12,7 @@
 //! has its result knows that all have sealed (T-2).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::RangeInclusive;
 
 use toroid_torus::holders;
 use toroid_torus::manifest::ShardFile;
@@ -21,7 +22,7 @@ use toroid_worker::trainer::{Assignment, BadCheckpoint, Happened, HealPlan, Held
 use crate::arithmetic::{self, Values};
 use crate::broken::Broken;
 use crate::network::{AtWorker, MS, Micros, Network, Pid};
-use crate::place::{Frame, HISTORY_MAX, Job, Kind, Phase, State};
+use crate::place::{Frame, Job, Kind, Phase, State};
 use crate::world::Env;
 
 /// Commands with what the control task adds to them.
@@ -30,6 +31,7 @@ pub enum Command {
     Prepare(Box<Assignment>),
     Start { epoch: u64, heal: Option<HealPlan> },
     Checkpoint { epoch: u64, step: u64 },
+    Report { epoch: u64, from: u64 },
     Publish { epoch: u64, step: u64, files: Vec<ShardFile>, remove: Vec<u64> },
     Drop { epoch: u64 },
 }
@@ -46,6 +48,8 @@ enum Busy {
 pub struct Shared {
     pub checkpoints: BTreeSet<u64>,
     pub committed: u64,
+    /// The coordinator has the records up to here, as rank 0 knows it.
+    pub recorded: u64,
     /// No step is made beyond this one.
     pub halt_at: Option<u64>,
     /// The step after the committed one is being made.
@@ -103,6 +107,13 @@ impl Trainer {
     /// The committed step, if it holds the state of any.
     pub fn step(&self) -> Option<u64> {
         Some(self.job.as_ref()?.state.as_ref()?.committed)
+    }
+
+    /// Has the sums of some of these steps, in the state that this epoch goes on with.
+    pub fn knows(&self, job: &str, epoch: u64, steps: RangeInclusive<u64>) -> bool {
+        let is_present = |j: &&Job| j.assignment.job_id == job && j.assignment.epoch == epoch;
+        let job = self.job.as_ref().filter(is_present).filter(|j| !matches!(j.phase, Phase::Preparing | Phase::Ready));
+        job.and_then(|j| j.state.as_ref()).is_some_and(|s| s.history.iter().any(|(step, _)| steps.contains(step)))
     }
 
     /// For heartbeats: ranks that are waited for.
@@ -297,12 +308,18 @@ impl Trainer {
             Phase::Row => {
                 job.phase = Phase::Column;
                 let (step, sums) = job.next_sums();
-                job.send(Kind::Column, step, vec![sums], &job.mates(Kind::Column), env);
+                let value = vec![sums, job.recorded_of(Kind::Row, step)];
+                let rank = job.assignment.rank;
+                job.inbox.insert((Kind::Column, step, rank), value.clone());
+                job.send(Kind::Column, step, value, &job.mates(Kind::Column), env);
                 true
             }
             Phase::Column => {
                 let (step, sums) = job.next_sums();
                 env.truth.committed(&job.assignment, step, sums);
+                let recorded = job.recorded_of(Kind::Column, step);
+                let state = job.state.as_mut().expect("it has sealed the step");
+                state.recorded = state.recorded.max(recorded);
                 self.work(Busy::Optimize, MS / 10, 5 * MS, env);
                 false
             }
@@ -321,6 +338,11 @@ impl Trainer {
             Command::Start { epoch, heal } => {
                 if self.job.as_mut().filter(is_of(epoch)).is_some_and(|j| j.phase == Phase::Ready) {
                     self.start(heal, env);
+                }
+            }
+            Command::Report { epoch, from } => {
+                if self.job.as_mut().filter(is_of(epoch)).is_some() {
+                    self.report_since(from, env);
                 }
             }
             Command::Checkpoint { epoch, step } => {
@@ -348,7 +370,6 @@ impl Trainer {
             phase: Phase::Preparing,
             state: kept,
             earlier,
-            is_moved: false,
             heal: None,
             inbox: BTreeMap::new(),
             source_history: Vec::new(),
@@ -383,6 +404,8 @@ impl Trainer {
         self.shared.checkpoints.clear();
         (self.shared.halt_at, self.shared.is_stepping) = (None, false);
         self.shared.committed = committed;
+        self.shared.recorded = 0;
+        let sums_from = job.state.as_ref().and_then(|s| s.history.first()).map_or(committed + 1, |(step, _)| *step);
         let what = Happened::Prepared {
             committed_step: committed,
             data_digest: arithmetic::DATA_DIGEST,
@@ -391,6 +414,7 @@ impl Trainer {
             inputs: Box::default(),
             held,
             sealed_next,
+            sums_from,
         };
         self.report(what, env);
     }
@@ -450,8 +474,7 @@ impl Trainer {
             return true;
         }
         let is_newcomer = heal.newcomers.contains(&rank);
-        let num_said = if is_newcomer || job.is_moved { HISTORY_MAX } else { 1 };
-        self.end_healing(heal.step, num_said, is_newcomer, env);
+        self.end_healing(heal.step, is_newcomer, env);
         true
     }
 
@@ -460,29 +483,38 @@ impl Trainer {
         let job = self.job.as_mut().expect("called with a job");
         job.earlier = None;
         let step = job.committed();
-        self.end_healing(step, HISTORY_MAX, true, env);
+        self.end_healing(step, true, env);
         true
     }
 
     /// The state of the decided step is there. `is_new`: nothing was said or saved of that step yet.
-    fn end_healing(&mut self, step: u64, num_said: usize, is_new: bool, env: &mut Env) {
-        let job = self.job.as_ref().expect("called with a job");
+    fn end_healing(&mut self, step: u64, is_new: bool, env: &mut Env) {
+        let job = self.job.as_mut().expect("called with a job");
         env.truth.healed(&job.assignment, step, job.committed());
-        self.report_history(num_said, env);
+        let recorded = job.heal.as_ref().map_or(0, |h| h.recorded);
+        let state = job.state.as_mut().expect("a healed place has a state");
+        state.recorded = recorded;
+        state.take_older(&job.source_history);
+        self.shared.recorded = self.shared.recorded.max(recorded);
+        self.report_since(recorded + 1, env);
         if is_new && self.shared.commit(step) {
             self.write_checkpoint(env);
         }
         self.job.as_mut().expect("as above").gather(env);
     }
 
-    /// Rank 0 says the newest `num` steps again, a new one what the old one may not have said.
-    fn report_history(&mut self, num: usize, env: &mut Env) {
+    /// Rank 0 says the steps from `from` on again, and which of them nobody knows any more.
+    fn report_since(&mut self, from: u64, env: &mut Env) {
         let job = self.job.as_ref().expect("a newcomer has a job");
         if job.assignment.rank != 0 {
             return;
         }
         let history = job.state.as_ref().map(|s| s.history.clone()).unwrap_or_default();
-        for (step, sums) in history.iter().skip(history.len().saturating_sub(num)).copied() {
+        let known = history.first().map_or(job.committed() + 1, |(step, _)| *step);
+        if known > from {
+            self.report(Happened::RecordsMissing { from, through: known - 1 }, env);
+        }
+        for (step, sums) in history.into_iter().filter(|(step, _)| *step >= from) {
             let record = Some(Box::new(self.job.as_ref().expect("as above").record(step, sums, env)));
             self.report(Happened::Committed { step, record }, env);
         }
@@ -504,7 +536,9 @@ impl Trainer {
             job.phase = Phase::Halted;
             return true;
         }
-        while matches!(self.commands.front(), Some(Command::Publish { .. } | Command::Checkpoint { .. })) {
+        let is_served =
+            |c: &Command| matches!(c, Command::Publish { .. } | Command::Checkpoint { .. } | Command::Report { .. });
+        while self.commands.front().is_some_and(is_served) {
             self.serve(env);
         }
         let step = self.shared.committed;
@@ -543,7 +577,10 @@ impl Trainer {
         job.state.as_mut().expect("only a healed place computes").sealed = Some(sums);
         env.truth.sealed(&job.assignment, step, sums);
         job.phase = Phase::Row;
-        job.send(Kind::Row, step, vec![sums], &job.mates(Kind::Row), env);
+        let rank = job.assignment.rank;
+        let value = vec![sums, if rank == 0 { self.shared.recorded } else { 0 }];
+        job.inbox.insert((Kind::Row, step, rank), value.clone());
+        job.send(Kind::Row, step, value, &job.mates(Kind::Row), env);
         if env.is_broken(Broken::CommitBeforeSealed) {
             env.truth.committed(&job.assignment, step, sums);
             self.work(Busy::Optimize, MS / 10, 5 * MS, env);
@@ -563,10 +600,7 @@ impl Trainer {
         if let Some(guarded) = guarded.filter(|_| !env.is_broken(Broken::SkipBackup)) {
             arithmetic::update(&mut state.guarded, sums, &shape, guarded);
         }
-        if state.history.len() == HISTORY_MAX {
-            state.history.remove(0);
-        }
-        state.history.push((state.committed, sums));
+        state.remember(sums, if env.is_broken(Broken::FewSums) { env.num_sums.min(64) } else { env.num_sums });
         env.truth.holds(&job.assignment, state);
         if job.phase == Phase::Heal && job.heal.as_ref().is_some_and(|h| h.origin.is_some()) {
             // What is said and saved of the step waits until the state is split anew.

@@ -39,6 +39,8 @@ pub struct JobTruth {
     ledger: BTreeMap<(u64, u64), BTreeMap<usize, Vec<u64>>>,
     /// Highest step that anyone has committed since the newest restore, and the epoch of that.
     pub high: u64,
+    /// In which somebody has committed a step.
+    pub epochs: BTreeSet<u64>,
     since_epoch: u64,
     /// Who has prepared, by epoch and rank.
     pub prepared: BTreeMap<u64, BTreeMap<usize, Report>>,
@@ -87,6 +89,7 @@ impl Truth {
             sealed: BTreeMap::new(),
             ledger: BTreeMap::new(),
             high: 0,
+            epochs: BTreeSet::new(),
             since_epoch: 0,
             prepared: BTreeMap::new(),
             started: BTreeMap::new(),
@@ -141,6 +144,7 @@ impl Truth {
         let num_sealed = job.sealed.get(&(epoch, step)).map_or(0, BTreeSet::len);
         let world = assignment.spec.shape.world();
         let is_same = job.reference.sums[step as usize] == sums;
+        job.epochs.insert(epoch);
         if epoch >= job.since_epoch {
             job.high = job.high.max(step);
         }

@@ -218,12 +218,14 @@ impl Worker {
                         Command::Publish { epoch, step, files, remove }
                     }
                     RealCommand::Drop { epoch } => Command::Drop { epoch },
+                    RealCommand::Report { epoch, from } => Command::Report { epoch, from },
                     // Time only: nothing that is checked here depends on it.
                     RealCommand::WarmUp(_) => return,
                     RealCommand::Prepare(..) => unreachable!("a session prepares by Output::Prepare"),
                 };
                 self.trainer.command(command, env);
             }
+            Output::Recorded { step } => self.trainer.shared.recorded = self.trainer.shared.recorded.max(step),
             Output::RequestCheckpoint { epoch, step, then } => self.request_checkpoint(epoch, step, then, env),
             Output::Intervals { heartbeat_ms, .. } => self.heartbeat = u64::from(heartbeat_ms) * MS,
             Output::Refused { .. } | Output::IdInUse { .. } | Output::Note(_) => {}

@@ -58,6 +58,8 @@ pub struct Env {
     pub is_coordinator_awake: bool,
     /// Longest computing of a step.
     pub step_time: Micros,
+    /// Steps of which a place keeps the sums, at most.
+    pub num_sums: usize,
     pub heard: Kept<FromWorker>,
     pub said: Kept<ToWorker>,
     pub frames: Kept<Frame>,
@@ -88,6 +90,10 @@ pub struct World {
     pub crash_in: Option<u64>,
     /// Added to the calendar, which nobody may rely on.
     pub clock_jump_ms: i64,
+    /// The coordinator's machine: when it was started, and its number.
+    pub machine: (Micros, u64),
+    /// When an incident was seen, in which epoch, and the calendar and the machine by then.
+    pub incidents: BTreeMap<(String, u64), (Micros, u64, i64, u64)>,
     pub store: BTreeMap<String, Record>,
     /// A job's record before its newest epoch.
     pub before: BTreeMap<String, JobRecord>,
@@ -128,6 +134,7 @@ impl World {
             is_coordinator_up: false,
             is_coordinator_awake: false,
             step_time: scenario.step_time,
+            num_sums: scenario.num_sums,
             heard: Kept(Vec::new()),
             said: Kept(Vec::new()),
             frames: Kept(Vec::new()),
@@ -141,6 +148,8 @@ impl World {
             coordinator: None,
             crash_in: None,
             clock_jump_ms: 0,
+            machine: (0, 0),
+            incidents: BTreeMap::new(),
             store: BTreeMap::new(),
             before: BTreeMap::new(),
             curves: BTreeMap::new(),
@@ -330,7 +339,7 @@ impl World {
         })
     }
 
-    /// T-4 of the whole: every step is in the curve once, with its loss, and the last checkpoint is the last step's.
+    /// T-4 of the whole: every step is in the curve once, with its loss or told to be missing, and the last checkpoint is the last step's.
     fn is_not_the_undisturbed_run(&self, record: &JobRecord) -> Option<String> {
         if record.state.name() != "done" {
             return None;
@@ -339,6 +348,13 @@ impl World {
         let steps: Vec<u64> = self.curves[id].iter().map(|r| r.step).collect();
         if steps != (1..=record.spec.steps).collect::<Vec<_>>() {
             return Some(format!("T-4: {id} is done and its curve has the steps {steps:?}"));
+        }
+        let num_missing = self.curves[id].iter().filter(|r| r.missing).count();
+        let is_told = record.reason.contains(&format!("{num_missing} have no figures"))
+            || num_missing == 1 && record.reason.contains("1 has no figures");
+        if is_told != (num_missing > 0) {
+            let reason = &record.reason;
+            return Some(format!("T-12: {id} is done, {num_missing} steps of its curve have no figures: {reason}"));
         }
         let root = crate::coordinator::checkpoint_root(id);
         let complaint = self.env.truth.incomplete(&self.env.disk, id, &root, record.spec.steps);

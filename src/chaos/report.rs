@@ -90,7 +90,7 @@ impl Report {
             epoch: job.epoch,
             num_incidents: job.incidents.len(),
             steps_lost: job.incidents.iter().map(|i| i.steps_lost).sum(),
-            step_s: Spread::of(job.curve.iter().map(|r| r.step_s)).map_or(0.0, |s| s.median),
+            step_s: Spread::of(job.curve.iter().filter(|r| !r.missing).map(|r| r.step_s)).map_or(0.0, |s| s.median),
             recovery_s: Spread::of(recoveries),
             phases: medians(&job.incidents),
             faults,
@@ -116,9 +116,9 @@ impl Report {
         for incident in job.incidents.iter().filter(|i| !i.resolved) {
             self.problems.push(format!("incident {} ({}) is not over", incident.number, incident.cause));
         }
-        let is_once_each = job.curve.iter().zip(1..).all(|(record, step)| record.step == step);
+        let is_once_each = job.curve.iter().zip(1..).all(|(record, step)| record.step == step && !record.missing);
         if !is_once_each {
-            self.problems.push("the curve does not have every step once".into());
+            self.problems.push("the curve does not have the figures of every step once".into());
         }
     }
 

@@ -23,6 +23,10 @@ pub enum Failpoint {
     MoveSurvivors,
     /// T-8: messages are sent before what they follow from is stored.
     SendBeforePersist,
+    /// T-12: a step of the epoch in which a place was lost ends the incident.
+    CloseByLateRecord,
+    /// T-12: a record is taken whatever its step, and a session forgets what it has not said yet.
+    TakeAnyStep,
     // ------------------------------------------------------------------------------------------------ a worker's session
     /// T-1: a message of another epoch of the job counts.
     SessionTakesOldEpoch,
@@ -33,7 +37,7 @@ pub enum Failpoint {
 }
 
 impl Failpoint {
-    pub const ALL: [Failpoint; 10] = [
+    pub const ALL: [Failpoint; 11] = [
         Failpoint::MachineTakesOldEpoch,
         Failpoint::GoOnFromLowest,
         Failpoint::AlwaysRestore,
@@ -41,9 +45,10 @@ impl Failpoint {
         Failpoint::PublishWithoutShard,
         Failpoint::MoveSurvivors,
         Failpoint::SendBeforePersist,
+        Failpoint::CloseByLateRecord,
+        Failpoint::TakeAnyStep,
         Failpoint::SessionTakesOldEpoch,
         Failpoint::DoNotFence,
-        Failpoint::ForgetRecords,
     ];
 }
 

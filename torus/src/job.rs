@@ -76,6 +76,14 @@ pub struct FaultToleranceConfig {
     pub replay: bool,
     /// Where nobody is there for a lost place, the job goes on with fewer replicas, but not with fewer than these; `dp`: it waits.
     pub min_dp: usize,
+    /// So many steps in a row without an update, because gradients were not finite, end the job; 0: never.
+    #[serde(default = "max_skipped")]
+    pub max_skipped: u64,
+}
+
+/// Where weights are not numbers any more no step will ever make an update; a few in a row may be those of bad samples.
+fn max_skipped() -> u64 {
+    20
 }
 
 /// Also in jobs of before there was a choice.
@@ -291,6 +299,7 @@ struct FaultToleranceFile {
     redundancy: Option<bool>,
     replay: Option<bool>,
     min_dp: Option<usize>,
+    max_skipped: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -401,6 +410,7 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
             redundancy,
             replay: file.fault_tolerance.replay.unwrap_or(redundancy),
             min_dp: file.fault_tolerance.min_dp.unwrap_or(1),
+            max_skipped: file.fault_tolerance.max_skipped.unwrap_or_else(max_skipped),
         },
         model,
     };

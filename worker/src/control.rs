@@ -373,6 +373,7 @@ impl Control {
                     }));
                 }
             },
+            Output::Recorded { step } => self.shared.set_recorded(step),
             Output::Intervals { heartbeat_ms, failure_timeout_ms, leave_grace_ms } => {
                 let of_coordinator = Duration::from_millis(u64::from(leave_grace_ms));
                 self.leave_grace = self.own_leave_grace.unwrap_or(of_coordinator);

@@ -10,15 +10,17 @@
 //! Losing the coordinator changes nothing but that messages wait: what it must not miss (step records, a shard just written, the end)
 //! is sent again after the next Welcome (T-9). Deliberately absent: sockets, clocks, threads.
 
-use std::collections::{BTreeMap, VecDeque};
+mod reports;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
 use toroid_proto::{
-    Assign, CheckpointMissed, Failed, Finished, ManifestPublished, PeerLost, Prepared, PublishManifest, RefusalKind,
-    ShardWritten, StepRecord, StepReport, Stopped, ValidationReport, Welcome,
+    Assign, CheckpointMissed, Failed, Finished, ManifestPublished, PeerLost, Prepared, PublishManifest, RecordsMissing,
+    RefusalKind, ShardWritten, StepRecord, StepReport, Stopped, ValidationReport, Welcome,
 };
 use toroid_torus::failpoint;
 use toroid_torus::geometry::Shape;
@@ -27,12 +29,11 @@ use toroid_torus::manifest::ShardFile;
 use toroid_torus::owner::{Owner, OwnerId};
 use toroid_torus::resplit::Origin;
 
+use reports::{Reports, Said};
+
 use crate::checkpoint::{Claim, ReadFault};
 use crate::comm::PeerAddr;
 use crate::trainer::{Assignment, BadCheckpoint, Command, Happened, HealPlan, Then, TrainerEvent, WarmUp};
-
-/// Step records that wait for an acknowledgement, at most. A coordinator that is away for longer misses the oldest.
-const MAX_UNACKNOWLEDGED: usize = 1 << 17;
 
 /// Shards that are said again, at most: as many as a coordinator names ahead.
 const MAX_SHARDS: usize = 64;
@@ -63,6 +64,10 @@ pub enum Output {
         epoch: u64,
         step: u64,
         then: Then,
+    },
+    /// The coordinator has the records up to this step on disk.
+    Recorded {
+        step: u64,
     },
     /// The control stream has its intervals from here.
     Intervals {
@@ -105,7 +110,7 @@ struct Work {
     prepared: Option<Prepared>,
     /// The epoch in which this place trained last, where this one heals: what the trainer committed in it before it saw the fence still counts.
     heals: Option<u64>,
-    unacknowledged: VecDeque<StepReport>,
+    reports: Reports,
     validations: BTreeMap<u64, ValidationReport>,
     /// Of the newest checkpoints, which may not be published yet, by step.
     shards: BTreeMap<u64, ShardWritten>,
@@ -177,6 +182,10 @@ impl Session {
             FromCoordinator::Start(start) => match self.current(&start.job_id, start.epoch) {
                 Some(work) if work.phase == Phase::Ready => {
                     work.phase = Phase::Training;
+                    if let Some(heal) = &start.heal {
+                        work.reports.acknowledged(heal.recorded_step);
+                        work.reports.forget_after(heal.step);
+                    }
                     match start.heal.map(|heal| heal_plan(heal, work.world)).transpose() {
                         Ok(heal) => vec![Output::Trainer(Command::Start { epoch: start.epoch, heal })],
                         Err(error) => {
@@ -197,11 +206,18 @@ impl Session {
             },
             FromCoordinator::PublishManifest(publish) => self.publish(publish),
             FromCoordinator::StepAck(ack) => {
-                if let Some(work) = self.work.as_mut().filter(|w| w.job_id == ack.job_id) {
-                    work.unacknowledged.retain(|r| r.record.as_ref().is_some_and(|r| r.step > ack.step));
-                }
-                Vec::new()
+                let Some(work) = self.work.as_mut().filter(|w| w.job_id == ack.job_id) else { return Vec::new() };
+                work.reports.acknowledged(ack.step);
+                vec![Output::Recorded { step: ack.step }]
             }
+            FromCoordinator::ReportSteps(from) => match self.current(&from.job_id, from.epoch) {
+                // What this worker does not know any more its trainer may.
+                Some(work) if !work.reports.reaches_back_to(from.from_step) => {
+                    vec![Output::Trainer(Command::Report { epoch: from.epoch, from: from.from_step })]
+                }
+                Some(work) => work.reports_again().map(Output::Send).collect(),
+                None => Vec::new(),
+            },
         }
     }
 
@@ -218,7 +234,7 @@ impl Session {
         }];
         let Some(work) = &mut self.work else { return out };
         if failpoint!(ForgetRecords) {
-            work.unacknowledged.clear();
+            work.reports.clear();
         }
         if welcome.keep_going {
             out.extend(work.said_again().into_iter().map(Output::Send));
@@ -249,8 +265,7 @@ impl Session {
         let before = self.work.take().filter(|w| w.job_id == job_id);
         let last_trained = |w: &Work| if w.has_trained() { Some(w.epoch) } else { w.heals };
         let heals = before.as_ref().filter(|_| assignment.heal).and_then(last_trained);
-        let mut kept = before.map(|w| w.unacknowledged).unwrap_or_default();
-        kept.iter_mut().for_each(|report| report.epoch = epoch);
+        let reports = before.map(|w| w.reports).unwrap_or_default();
         self.work = Some(Work {
             job_id,
             epoch,
@@ -260,7 +275,7 @@ impl Session {
             committed: 0,
             prepared: None,
             heals,
-            unacknowledged: kept,
+            reports,
             validations: BTreeMap::new(),
             shards: BTreeMap::new(),
             halted: None,
@@ -331,22 +346,43 @@ impl Work {
     }
 
     fn keep_record(&mut self, record: StepRecord) -> StepReport {
-        let report = StepReport { job_id: self.job_id.clone(), epoch: self.epoch, record: Some(record) };
-        if self.unacknowledged.len() == MAX_UNACKNOWLEDGED {
-            self.unacknowledged.pop_front();
-        }
-        self.unacknowledged.push_back(report.clone());
-        report
+        let record = Some(self.reports.keep(record));
+        StepReport { job_id: self.job_id.clone(), epoch: self.epoch, record }
+    }
+
+    /// What the coordinator has not said to have, in the order of the steps.
+    fn reports_again(&self) -> impl Iterator<Item = ToCoordinator> {
+        self.reports.iter().map(|(from_step, said)| {
+            let (job_id, epoch) = (self.job_id.clone(), self.epoch);
+            match said {
+                Said::Figures(record) => {
+                    ToCoordinator::Step(StepReport { job_id, epoch, record: Some(record.clone()) })
+                }
+                Said::Missing { through } => {
+                    let through_step = *through;
+                    ToCoordinator::RecordsMissing(RecordsMissing { job_id, epoch, from_step, through_step })
+                }
+            }
+        })
     }
 
     fn happened(&mut self, what: Happened) -> Vec<ToCoordinator> {
         match what {
-            Happened::Prepared { committed_step, held, sealed_next, data_digest, num_samples, num_params, inputs } => {
+            Happened::Prepared {
+                committed_step,
+                held,
+                sealed_next,
+                sums_from,
+                data_digest,
+                num_samples,
+                num_params,
+                inputs,
+            } => {
                 self.phase = Phase::Ready;
                 self.committed = committed_step;
                 // A newcomer knows nothing of steps yet; what it had to say before still counts.
                 if !held.is_empty() {
-                    self.unacknowledged.retain(|r| r.record.as_ref().is_some_and(|r| r.step <= committed_step));
+                    self.reports.forget_after(committed_step);
                 }
                 let prepared = Prepared {
                     job_id: self.job_id.clone(),
@@ -361,18 +397,24 @@ impl Work {
                         .collect(),
                     sealed_next,
                     inputs: Some(*inputs),
+                    sums_from,
                 };
                 self.prepared = Some(prepared.clone());
                 // What was said in the older epoch may have come too late to be taken. It goes first: with the last Prepared the epoch
                 // begins, and if this place died on the way its records would be missing in the curve (T-4).
-                let again = self.unacknowledged.iter().cloned().map(ToCoordinator::Step);
-                again.chain([ToCoordinator::Prepared(prepared)]).collect()
+                self.reports_again().chain([ToCoordinator::Prepared(prepared)]).collect()
             }
             Happened::Connected => Vec::new(),
             Happened::Committed { step, record } => {
-                self.committed = step;
+                // Older ones are said again.
+                self.committed = self.committed.max(step);
                 let Some(record) = record else { return Vec::new() };
                 vec![ToCoordinator::Step(self.keep_record(*record))]
+            }
+            Happened::RecordsMissing { from, through } => {
+                self.reports.miss(from, through);
+                // With those that this worker knows: in the order of the steps.
+                self.reports_again().collect()
             }
             Happened::Validated(validation) => {
                 let step = validation.step;
@@ -452,7 +494,7 @@ impl Work {
 
     /// What a coordinator that was away must hear again, in the order in which it happened.
     fn said_again(&self) -> Vec<ToCoordinator> {
-        let mut again: Vec<ToCoordinator> = self.unacknowledged.iter().cloned().map(ToCoordinator::Step).collect();
+        let mut again: Vec<ToCoordinator> = self.reports_again().collect();
         if self.phase == Phase::Ready {
             again.extend(self.prepared.clone().map(ToCoordinator::Prepared));
         }
@@ -489,6 +531,7 @@ fn heal_plan(heal: toroid_proto::Heal, world: usize) -> Result<HealPlan, String>
         source: heal.source as usize,
         newcomers: heal.newcomers.into_iter().map(|r| r as usize).collect(),
         origin,
+        recorded: heal.recorded_step,
     })
 }
 
@@ -591,6 +634,7 @@ mod tests {
             committed_step: 0,
             held: vec![HeldAs { shape: Shape::new(1, 1, 2).expect("a shape"), rank: 0 }],
             sealed_next: false,
+            sums_from: 1,
             data_digest: [0; 32],
             num_samples: 9,
             num_params: 5,
@@ -628,6 +672,7 @@ mod tests {
             Output::Prepare(_) => "prepare".into(),
             Output::Fence { epoch } => format!("fence {epoch}"),
             Output::RequestCheckpoint { step, .. } => format!("request checkpoint {step}"),
+            Output::Recorded { step } => format!("recorded {step}"),
             Output::Intervals { .. } => "intervals".into(),
             Output::Refused { .. } => "refused".into(),
             Output::IdInUse { .. } => "id in use".into(),
@@ -679,7 +724,7 @@ mod tests {
             session.handle(input);
         }
         let ack = Input::FromCoordinator(FromCoordinator::StepAck(StepAck { job_id: "j".into(), step: 1 }));
-        check(&mut session, vec![ack], &[]);
+        check(&mut session, vec![ack], &["recorded 1"]);
         check(&mut session, vec![welcome(true)], &["intervals", "send step 2", "send step 3"]);
         session.handle(happened(1, Happened::Finished { step: 3 }));
         check(&mut session, vec![welcome(true)], &["intervals", "send step 2", "send step 3", "send Finished"]);
@@ -727,6 +772,7 @@ mod tests {
             committed_step: 2,
             held: vec![HeldAs { shape: Shape::new(1, 1, 2).expect("a shape"), rank: 0 }],
             sealed_next: false,
+            sums_from: 1,
             data_digest: [0; 32],
             num_samples: 9,
             num_params: 5,

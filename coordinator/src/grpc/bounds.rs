@@ -40,7 +40,11 @@ pub(super) fn bounded(mut body: Body) -> Result<Body, String> {
         }
         Body::PeerLost(m) => cut(&mut m.error, MAX_TEXT_BYTES),
         Body::Leaving(m) => cut(&mut m.reason, MAX_TEXT_BYTES),
-        Body::ShardWritten(_) | Body::Finished(_) | Body::Validation(_) | Body::Stopped(_) => {}
+        Body::ShardWritten(_)
+        | Body::Finished(_)
+        | Body::Validation(_)
+        | Body::Stopped(_)
+        | Body::RecordsMissing(_) => {}
     }
     Ok(body)
 }

@@ -12,6 +12,7 @@ use toroid_torus::geometry::Shape;
 use toroid_torus::job::JobSpec;
 use toroid_torus::placement::{self, Candidate, Placement};
 
+use super::clock::Stopwatch;
 use super::failures::{Activity, Cause};
 use super::job::{Job, Phase};
 use super::pool::{Pool, Worker};
@@ -315,12 +316,14 @@ impl Job {
             committed: p.committed_step,
             held: p.held.iter().filter_map(|h| self.checked(h)).collect(),
             sealed_next: p.sealed_next,
+            sums_from: p.sums_from,
         };
         let held: Vec<Holding> = self.live.prepared.values().map(held).collect();
         match recovery::resume(&self.record.shape, &held) {
             Resume::Heal { step, source, newcomers, origin, reason } => {
                 self.cut_curve(cx, step);
-                self.start(cx, step, Some(Heal { step, source, newcomers, origin }), &reason);
+                let recorded_step = self.recorded_step();
+                self.start(cx, step, Some(Heal { step, source, newcomers, origin, recorded_step }), &reason);
             }
             Resume::Restore { .. } if self.take_back_moved(cx, |_| true) => cx.out.unsettled = true,
             Resume::Restore { step, reason } => {
@@ -385,9 +388,11 @@ impl Job {
         self.live.base_step = base_step;
         self.live.committed.fill(base_step);
         self.live.phase = Phase::Started;
+        self.live.asked_for = None;
         self.record.high_step = self.record.high_step.max(base_step);
         if self.record.started_unix_ms == 0 {
             self.record.started_unix_ms = cx.now.unix_ms;
+            self.record.trained = Some(Stopwatch::start(cx.now));
         }
         self.set_state(cx, self.record.state, reason);
         let start = self.start_message();
@@ -424,6 +429,7 @@ impl Job {
                 shape: Some((&o.shape).into()),
                 ranks: o.ranks.iter().map(|r| r.map_or(0, |r| r as u32 + 1)).collect(),
             }),
+            recorded_step: h.recorded_step,
         });
         Body::Start(proto::Start { job_id: self.record.id.clone(), epoch: self.record.epoch, heal })
     }

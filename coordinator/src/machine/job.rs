@@ -55,6 +55,8 @@ pub(super) struct Live {
     pub base_step: u64,
     /// Steps up to here were not made by this job or are in its curve: nobody reports them any more.
     pub floor_step: u64,
+    /// Rank 0 was asked for the record of this step, which is missing before one that came.
+    pub asked_for: Option<u64>,
     /// Committed steps by rank, as last heard.
     pub committed: Vec<u64>,
     pub prepared: BTreeMap<usize, proto::Prepared>,
@@ -91,6 +93,7 @@ impl Live {
             phase,
             base_step: 0,
             floor_step: 0,
+            asked_for: None,
             committed: Vec::new(),
             prepared: BTreeMap::new(),
             finished: BTreeSet::new(),
@@ -151,6 +154,7 @@ impl Job {
             validations: Vec::new(),
             submitted_unix_ms: cx.now.unix_ms,
             started_unix_ms: 0,
+            trained: None,
             finished_unix_ms: 0,
             events: VecDeque::new(),
             num_events: 0,
@@ -178,7 +182,7 @@ impl Job {
             record.begun_without_owner = record.epoch > 0;
             cx.out.dirty.insert(record.id.clone());
         }
-        let incidents = Incidents::restore(incidents, cx.now.monotonic, cx.now.unix_ms);
+        let incidents = Incidents::restore(incidents, cx.now);
         let mut job = Job { live: Live::new(Phase::Waiting, Progress::new(steps)), incidents, record };
         if !job.record.state.is_placed() {
             return job;
@@ -371,33 +375,114 @@ impl Job {
         self.committed_advanced(cx);
     }
 
+    /// The curve is kept up to here.
+    pub fn recorded_step(&self) -> u64 {
+        self.live.progress.last_step().max(self.live.floor_step)
+    }
+
+    fn acknowledge(&self, cx: &mut Context<'_>, step: u64) {
+        self.send(cx, 0, Body::StepAck(proto::StepAck { job_id: self.record.id.clone(), step }));
+    }
+
     /// From rank 0. A step that is there already changes nothing, but is acknowledged again. When a healing epoch begins, rank 0 says
     /// again what was not acknowledged, and a new one what the lost one may not have said: these steps stay committed.
     pub fn step_report(&mut self, cx: &mut Context<'_>, mut record: proto::StepRecord) {
-        let step = record.step;
-        let last_step = self.live.progress.last_step().max(self.live.floor_step);
-        let acknowledge = Body::StepAck(proto::StepAck { job_id: self.record.id.clone(), step });
-        if step <= last_step {
-            return self.send(cx, 0, acknowledge);
+        let (step, recorded) = (record.step, self.recorded_step());
+        if step <= recorded {
+            return self.acknowledge(cx, step);
         }
+        let is_next = step == recorded + 1 || failpoint!(TakeAnyStep);
         let is_taken = match self.live.phase {
-            Phase::Started => true,
-            Phase::Preparing => self.can_heal() && step == last_step + 1,
+            Phase::Started => is_next || self.ask_for_next(cx),
+            Phase::Preparing => self.can_heal() && is_next,
             Phase::Waiting => false,
         };
         if step > self.total() || !is_taken {
             return;
         }
+        // What a worker may say of itself is no gap.
+        record.missing = false;
         record.epoch = self.record.epoch;
         let job = self.record.id.clone();
+        let is_skipped = record.skipped;
         let is_new = self.live.progress.push(StepSummary::from(&record));
         assert!(is_new, "older steps were acknowledged above");
         cx.out.changed.insert(job.clone());
         cx.out.effects.push(Output::AppendCurve { job, record: Box::new(record) });
-        self.send(cx, 0, acknowledge);
+        self.acknowledge(cx, step);
+        if is_skipped {
+            self.step_skipped(cx, step);
+        }
+        if self.live.phase == Phase::Started {
+            self.recorded(cx, step);
+        }
+    }
+
+    /// T-12: told at the first one, and whenever there are twice as many. Too many in a row end the job.
+    fn step_skipped(&mut self, cx: &mut Context<'_>, step: u64) {
+        let (num, in_a_row) = (self.live.progress.num_skipped(), self.live.progress.skipped_in_a_row());
+        let text = match num {
+            1 => format!("step {step} made no update: its gradients are not finite"),
+            _ => format!(
+                "{num} steps made no update so far, the last {in_a_row} of them in a row up to step {step}: their gradients are not finite"
+            ),
+        };
+        if num.is_power_of_two() {
+            self.event(cx, "step.skipped", text);
+        }
+        let max = self.record.spec.fault_tolerance.max_skipped;
+        if max > 0 && in_a_row >= max {
+            let reason = format!(
+                "{in_a_row} steps in a row, the last of them step {step}, made no update: their gradients are not finite. Lower optimizer.lr, look at \
+                 the text and at init_from, or raise fault_tolerance.max_skipped = {max} (0: go on whatever comes)"
+            );
+            self.end(cx, State::Failed, &reason);
+        }
+    }
+
+    /// T-4, T-12: a record before the one that came is missing. Rank 0 has it, or says that nobody has; the one that came is said again
+    /// after it, and is not taken now.
+    fn ask_for_next(&mut self, cx: &mut Context<'_>) -> bool {
+        let from_step = self.recorded_step() + 1;
+        if self.live.asked_for.replace(from_step) != Some(from_step) {
+            let (job_id, epoch) = (self.record.id.clone(), self.record.epoch);
+            self.send(cx, 0, Body::ReportSteps(proto::ReportSteps { job_id, epoch, from_step }));
+        }
+        false
+    }
+
+    /// From rank 0: no place has the figures of these steps any more. The curve says so, and the job goes on (T-12).
+    pub fn records_missing(&mut self, cx: &mut Context<'_>, message: &proto::RecordsMissing) {
+        let recorded = self.recorded_step();
+        // Steps that nobody is known to have committed cannot be missing.
+        let through = message.through_step.min(self.committed());
         if self.live.phase != Phase::Started {
             return;
         }
+        if through <= recorded {
+            return self.acknowledge(cx, through);
+        }
+        if message.from_step > recorded + 1 {
+            self.ask_for_next(cx);
+            return;
+        }
+        let from = recorded + 1;
+        self.live.progress.push_missing(from..=through);
+        let job = self.record.id.clone();
+        cx.out.effects.push(Output::AppendGap { job, from_step: from, through_step: through });
+        let what = match through - from {
+            0 => format!("step {from} has no figures in the curve"),
+            _ => format!("steps {from} to {through} have no figures in the curve"),
+        };
+        let why =
+            "they were committed while no coordinator was there to record them, and no place has their sums any more";
+        self.event(cx, "curve.gap", format!("{what}: {why}"));
+        self.acknowledge(cx, through);
+        self.recorded(cx, through);
+    }
+
+    /// The curve is kept up to `step`.
+    fn recorded(&mut self, cx: &mut Context<'_>, step: u64) {
         if step > self.live.base_step {
             self.runs(cx);
             self.advance(cx, 0, step);
@@ -434,7 +519,9 @@ impl Job {
         if self.live.finished.len() == self.world() {
             // A heal at the last step is followed by no other.
             self.forget_earlier(cx);
-            self.incident_over(cx);
+            if self.incidents.is_healing() {
+                self.incident_over(cx);
+            }
         }
         self.plan_checkpoints(cx, false);
         self.try_finish(cx);
@@ -444,7 +531,12 @@ impl Job {
     pub fn try_finish(&mut self, cx: &mut Context<'_>) {
         let saved = self.record.last_checkpoint().is_some_and(|c| c.step == self.total());
         if saved && self.live.finished.len() == self.world() {
-            let reason = format!("all {} steps are committed and saved", self.total());
+            let gap = match self.live.progress.num_missing() {
+                0 => String::new(),
+                1 => "; 1 has no figures in the curve".into(),
+                n => format!("; {n} have no figures in the curve"),
+            };
+            let reason = format!("all {} steps are committed and saved{gap}", self.total());
             self.end(cx, State::Done, &reason);
         }
     }
@@ -468,6 +560,9 @@ impl Job {
         self.record.draining.clear();
         self.abandon_pending(false);
         self.record.finished_unix_ms = cx.now.unix_ms;
+        if let Some(watch) = &mut self.record.trained {
+            watch.stop(cx.now);
+        }
         self.set_state(cx, state, reason);
         let requests: Vec<RequestId> = std::mem::take(&mut self.live.checkpoint.requests);
         for request in requests {

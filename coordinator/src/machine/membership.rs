@@ -302,6 +302,7 @@ fn subject(body: &FromWorker) -> Option<(&String, u64)> {
         FromWorker::Finished(m) => Some((&m.job_id, m.epoch)),
         FromWorker::Failed(m) => Some((&m.job_id, m.epoch)),
         FromWorker::PeerLost(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::RecordsMissing(m) => Some((&m.job_id, m.epoch)),
         FromWorker::Validation(m) => Some((&m.job_id, m.epoch)),
         FromWorker::Stopped(m) => Some((&m.job_id, m.epoch)),
         FromWorker::Register(_) | FromWorker::Leaving(_) => None,
@@ -342,6 +343,8 @@ impl Job {
     /// The worker of a place is back on another stream and goes on. What it may have missed is said again.
     fn rejoined(&mut self, cx: &mut Context<'_>, rank: usize, epoch: u64, committed: u64) {
         self.live.awaited.remove(&rank);
+        // What it was asked for it may not have heard.
+        self.live.asked_for = None;
         // Who is at the highest step is not to be left over when there are fewer places.
         if self.can_heal() && self.live.phase != Phase::Started {
             let known = &mut self.live.committed[rank];
@@ -370,6 +373,7 @@ impl Job {
             FromWorker::Step(proto::StepReport { record: Some(record), .. }) if rank == 0 => {
                 self.step_report(cx, record);
             }
+            FromWorker::RecordsMissing(m) if rank == 0 => self.records_missing(cx, &m),
             FromWorker::Validation(proto::ValidationReport { validation: Some(validation), .. }) => {
                 self.validation(cx, validation);
             }
@@ -381,6 +385,7 @@ impl Job {
             FromWorker::PeerLost(m) => self.peer_lost(cx, rank, &m),
             // Only rank 0 speaks for the job, and a message without what it is about says nothing.
             FromWorker::ManifestPublished(_)
+            | FromWorker::RecordsMissing(_)
             | FromWorker::Step(_)
             | FromWorker::Validation(_)
             | FromWorker::Register(_)

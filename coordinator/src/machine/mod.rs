@@ -3,7 +3,7 @@
 //! ```text
 //!   users    Submit, Cancel, Checkpoint, ┐                   ┌─ Persist     records, one transaction, always first
 //!            Drain                       │                   │
-//!   workers  Message, Closed ────────────┼─> Machine::handle ┼─ AppendCurve, CutCurve, CreateFolder
+//!   workers  Message, Closed ────────────┼─> Machine::handle ┼─ AppendCurve, AppendGap, CutCurve, CreateFolder
 //!   clock    Tick (at poll_timeout) ─────┘                   └─ Send, Close, Reply, Event, Changed
 //!
 //!   queued ──> starting ──> running ──> done            any of them ──> failed, cancelled
@@ -20,6 +20,8 @@
 //! - **T-2, T-3** A healing epoch goes on from the highest step that a place has committed, and who has sealed it follows
 //!   ([`recovery::resume`]). State is given up only where both holders of a shard are gone, or where it is not to be trusted. A step
 //!   that nobody but the dead had committed is made again, to the bit.
+//! - **T-4, T-12** A record is taken only after the one before it, and the figures of a step are given up only where rank 0 says that
+//!   no place has them; then the curve says so.
 //! - **T-6** A checkpoint is recorded only after all its shards were reported in one epoch and rank 0 has published the manifest,
 //!   and not before the curve is durable up to its step: a restore never leaves a hole in the curve.
 //! - **T-7** Survivors keep their places while the shape is the same: [`recovery::decide`] fills only the empty ones.
@@ -36,6 +38,7 @@
 //! curve's file, and anything about how workers compute.
 
 mod checkpoint;
+pub mod clock;
 mod crashes;
 mod drain;
 mod epoch;
@@ -69,18 +72,21 @@ use toroid_torus::failpoint;
 use toroid_torus::job::{self as job_file, JobError, JobSpec};
 use toroid_torus::owner::OwnerId;
 
+use clock::Boot;
 use job::Job;
 pub use limits::Limits;
 use pool::Pool;
-pub use progress::{Progress, StepSummary};
+pub use progress::{Progress, StepSummary, missing_record};
 use record::{FORMAT, Incident, JobRecord, Meta, Record, SeenBy, State};
 pub use retention::Retention;
 
-/// A moment: monotonic since any origin for deadlines, and by the calendar for people.
+/// A moment: monotonic for deadlines and durations, and by the calendar for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
     pub monotonic: Duration,
     pub unix_ms: i64,
+    /// The monotonic clock: durations over restarts are by it while it is the same one.
+    pub boot: Boot,
 }
 
 /// A worker's stream; the driver never uses a number twice.
@@ -180,6 +186,12 @@ pub enum Output {
     AppendCurve {
         job: String,
         record: Box<StepRecord>,
+    },
+    /// Of these steps nobody has the figures any more: make rows durable that say so before what follows is done.
+    AppendGap {
+        job: String,
+        from_step: u64,
+        through_step: u64,
     },
     /// Drop the steps after `keep` from the curve.
     CutCurve {
@@ -506,12 +518,17 @@ impl Machine {
             self.meta.retired.clone_from(self.pool.retired());
             out.dirty_meta = true;
         }
+        for id in &out.dirty {
+            if let Some(watch) = self.jobs.get_mut(id).and_then(|job| job.record.trained.as_mut()) {
+                watch.advance(now);
+            }
+        }
         let mut records = Vec::new();
         if out.dirty_meta {
             records.push(Record::Meta(self.meta.clone()));
         }
         records.extend(out.dirty.iter().map(|id| Record::Job(Box::new(self.jobs[id].record.clone()))));
-        let incident = |(job, number): &(String, u64)| self.jobs[job].incidents.all.get(number).cloned();
+        let incident = |(job, number): &(String, u64)| self.jobs[job].incidents.stored(*number, now);
         let incidents = out.dirty_incidents.iter().filter_map(incident);
         records.extend(incidents.map(|i| Record::Incident(Box::new(i))));
         let persist = (!records.is_empty()).then_some(Output::Persist(records));

@@ -1,6 +1,7 @@
 //! What the machine keeps of a job's curve: a few numbers a step, enough for rates, goodput and to know what is a repetition.
 //!
-//! The records themselves are in `curve.csv`; rows ascend by step, and a restore cuts off what is made again.
+//! The records themselves are in `curve.csv`; rows ascend by step, and a restore cuts off what is made again. A step of which nobody
+//! has the figures any more has a row that says so (T-12).
 
 use toroid_proto::StepRecord;
 
@@ -13,11 +14,42 @@ pub struct StepSummary {
     pub loss: f64,
     pub step_s: f64,
     pub tokens: u64,
+    /// No update was made: gradients were not finite.
+    pub skipped: bool,
+    /// Nobody has its figures any more.
+    pub missing: bool,
+}
+
+impl StepSummary {
+    fn missing(step: u64) -> StepSummary {
+        StepSummary { step, loss: f64::NAN, step_s: 0.0, tokens: 0, skipped: false, missing: true }
+    }
+}
+
+/// The record of a step of which nobody has the figures any more.
+pub fn missing_record(step: u64) -> StepRecord {
+    StepRecord {
+        step,
+        loss: f64::NAN,
+        ce: f64::NAN,
+        z_loss: f64::NAN,
+        balance_loss: f64::NAN,
+        grad_norm: f64::NAN,
+        lr: f64::NAN,
+        weight_decay: f64::NAN,
+        tokens_per_s: f64::NAN,
+        step_s: f64::NAN,
+        hidden_s: f64::NAN,
+        exposed_s: f64::NAN,
+        missing: true,
+        ..StepRecord::default()
+    }
 }
 
 impl From<&StepRecord> for StepSummary {
     fn from(r: &StepRecord) -> Self {
-        StepSummary { step: r.step, loss: r.loss, step_s: r.step_s, tokens: r.tokens }
+        let StepRecord { step, loss, step_s, tokens, skipped, missing, .. } = *r;
+        StepSummary { step, loss, step_s, tokens, skipped, missing }
     }
 }
 
@@ -27,12 +59,17 @@ pub struct Progress {
     steps: Vec<StepSummary>,
     /// Sum of `step_s` of the kept steps.
     useful_s: f64,
+    num_skipped: u64,
+    /// Steps without figures, also those that have no row in a curve of an older version.
+    num_missing: u64,
+    /// The newest steps in a row that were skipped.
+    skipped_in_a_row: u64,
 }
 
 impl Progress {
     pub fn new(steps: Vec<StepSummary>) -> Progress {
         assert!(steps.is_sorted_by(|a, b| a.step < b.step), "a curve ascends by step");
-        let mut progress = Progress { steps, useful_s: 0.0 };
+        let mut progress = Progress { steps, ..Progress::default() };
         progress.sum();
         progress
     }
@@ -46,11 +83,23 @@ impl Progress {
     }
 
     pub fn first_loss(&self) -> f64 {
-        self.steps.first().map_or(0.0, |s| s.loss)
+        self.steps.iter().find(|s| !s.missing).map_or(0.0, |s| s.loss)
     }
 
     pub fn useful_s(&self) -> f64 {
         self.useful_s
+    }
+
+    pub fn num_skipped(&self) -> u64 {
+        self.num_skipped
+    }
+
+    pub fn skipped_in_a_row(&self) -> u64 {
+        self.skipped_in_a_row
+    }
+
+    pub fn num_missing(&self) -> u64 {
+        self.num_missing
     }
 
     /// Adds a step; false if it or a later one is there already.
@@ -58,9 +107,23 @@ impl Progress {
         if step.step <= self.last_step() {
             return false;
         }
-        self.useful_s += finite(step.step_s);
+        self.count(self.steps.last().copied(), step);
         self.steps.push(step);
         true
+    }
+
+    /// Adds steps of which nobody has the figures any more.
+    pub fn push_missing(&mut self, steps: std::ops::RangeInclusive<u64>) {
+        for step in steps {
+            self.push(StepSummary::missing(step));
+        }
+    }
+
+    fn count(&mut self, before: Option<StepSummary>, step: StepSummary) {
+        self.useful_s += finite(step.step_s);
+        self.num_skipped += u64::from(step.skipped);
+        self.skipped_in_a_row = if step.skipped { self.skipped_in_a_row + 1 } else { 0 };
+        self.num_missing += u64::from(step.missing) + before.map_or(0, |b| step.step - b.step - 1);
     }
 
     /// Drops all steps after `keep`.
@@ -71,28 +134,57 @@ impl Progress {
 
     /// Mean wall time of the last steps, if there are any.
     pub fn step_s(&self) -> Option<f64> {
-        let window = self.window();
-        let seconds: f64 = window.iter().map(|s| finite(s.step_s)).sum();
-        (seconds > 0.0).then(|| seconds / window.len() as f64)
+        let (seconds, num) = self.window().fold((0.0, 0), |(sum, num), s| (sum + finite(s.step_s), num + 1));
+        (seconds > 0.0).then(|| seconds / f64::from(num))
     }
 
     /// Over the last steps; 0 before the first.
     pub fn tokens_per_s(&self) -> f64 {
-        let window = self.window();
-        let seconds: f64 = window.iter().map(|s| finite(s.step_s)).sum();
-        if seconds > 0.0 { window.iter().map(|s| s.tokens).sum::<u64>() as f64 / seconds } else { 0.0 }
+        let seconds: f64 = self.window().map(|s| finite(s.step_s)).sum();
+        if seconds > 0.0 { self.window().map(|s| s.tokens).sum::<u64>() as f64 / seconds } else { 0.0 }
     }
 
-    fn window(&self) -> &[StepSummary] {
-        &self.steps[self.steps.len().saturating_sub(WINDOW)..]
+    fn window(&self) -> impl Iterator<Item = &StepSummary> {
+        self.steps.iter().rev().take(WINDOW).filter(|s| !s.missing)
     }
 
     fn sum(&mut self) {
-        self.useful_s = self.steps.iter().map(|s| finite(s.step_s)).sum();
+        let steps = std::mem::take(&mut self.steps);
+        *self = Progress::default();
+        let befores = std::iter::once(None).chain(steps.iter().copied().map(Some));
+        befores.zip(&steps).for_each(|(before, step)| self.count(before, *step));
+        self.steps = steps;
     }
 }
 
 /// A worker's clock may say anything; a sum must survive it.
 fn finite(seconds: f64) -> f64 {
     if seconds.is_finite() { seconds.max(0.0) } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_or_skipped_is_counted_also_after_a_cut_and_a_restart() {
+        let step =
+            |step: u64, skipped| StepSummary { step, loss: 1.0, step_s: 0.5, tokens: 8, skipped, missing: false };
+        let mut progress = Progress::default();
+        progress.push(step(1, false));
+        progress.push_missing(2..=5);
+        assert!((6..=8).all(|n| progress.push(step(n, true))));
+        let counts = |p: &Progress| (p.num_missing(), p.num_skipped(), p.skipped_in_a_row(), p.useful_s());
+        assert_eq!(counts(&progress), (4, 3, 3, 2.0));
+        assert_eq!(counts(&Progress::new(progress.steps().to_vec())), (4, 3, 3, 2.0));
+        assert_eq!((progress.step_s(), progress.tokens_per_s()), (Some(0.5), 16.0));
+        progress.push(step(9, false));
+        assert_eq!(counts(&progress), (4, 3, 0, 2.5));
+        progress.cut(7);
+        assert_eq!(counts(&progress), (4, 2, 2, 1.5));
+        progress.cut(3);
+        assert_eq!(counts(&progress), (2, 0, 0, 0.5));
+        // A version that did not tell left a hole.
+        assert_eq!(Progress::new(vec![step(3, false), step(7, false)]).num_missing(), 3);
+    }
 }

@@ -13,6 +13,8 @@ use toroid_torus::job::JobSpec;
 use toroid_torus::owner::OwnerId;
 use toroid_torus::resplit::Origin;
 
+use super::clock::{Moment, Stopwatch};
+
 /// Version of the records. A store of another version is refused.
 pub const FORMAT: u32 = 3;
 
@@ -206,6 +208,9 @@ pub struct JobRecord {
     pub submitted_unix_ms: i64,
     /// First told to train; 0 before.
     pub started_unix_ms: i64,
+    /// Since then.
+    #[serde(default)]
+    pub trained: Option<Stopwatch>,
     /// 0 before.
     pub finished_unix_ms: i64,
     /// The newest [`MAX_EVENTS`].
@@ -267,6 +272,9 @@ pub struct Heal {
     pub newcomers: Vec<usize>,
     /// How the state is split; `None`: for the present shape, and every rank has its own.
     pub origin: Option<Origin>,
+    /// The curve was kept up to here: the places share the sums since.
+    #[serde(default)]
+    pub recorded_step: u64,
 }
 
 /// Who had which place of a shape.
@@ -481,6 +489,9 @@ pub struct Incident {
     /// Making again the step in flight, and after a restore all that were lost.
     pub redo_s: f64,
     pub resolved: bool,
+    /// What lasts is accounted for up to here.
+    #[serde(default)]
+    pub since: Option<Moment>,
 }
 
 impl Incident {

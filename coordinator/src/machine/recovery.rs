@@ -144,6 +144,8 @@ pub struct Holding {
     pub held: Vec<(Shape, usize)>,
     /// Can apply `committed + 1` as soon as it is told the global sums.
     pub sealed_next: bool,
+    /// Has the global sums from this step to `committed`.
+    pub sums_from: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,7 +153,7 @@ pub enum Resume {
     /// All go on from `step`.
     Heal {
         step: u64,
-        /// The lowest rank that has committed it.
+        /// Of those that have committed it the one that knows the sums of most steps (T-12), then the lowest rank.
         source: usize,
         newcomers: Vec<usize>,
         /// The state is to be split anew, from this.
@@ -210,7 +212,8 @@ fn resume_from(shape: &Shape, way: &Shape, held: &[Holding]) -> Resume {
         let reason = format!("rank {rank} is at step {at} and cannot get to step {step}, which others have committed");
         return Resume::Restore { step, reason };
     }
-    let source = holding().find(|(_, h)| h.committed == step).map(|(now, _)| now);
+    let candidates = holding().filter(|(_, h)| h.committed == step);
+    let source = candidates.min_by_key(|(now, h)| (h.sums_from, *now)).map(|(now, _)| now);
     let source = source.expect("some place has state, and one of them has the highest step");
     let newcomers: Vec<usize> = (0..held.len()).filter(|now| ranks[*now].is_none()).collect();
     let behind = match holding().filter(|(_, h)| h.committed < step).count() {
@@ -238,11 +241,13 @@ mod tests {
         committed: u64,
         has_state: bool,
         sealed_next: bool,
+        sums_from: u64,
     }
 
-    const AT: fn(u64) -> Report = |committed| Report { committed, has_state: true, sealed_next: false };
-    const SEALED: fn(u64) -> Report = |committed| Report { committed, has_state: true, sealed_next: true };
-    const NEW: Report = Report { committed: 0, has_state: false, sealed_next: false };
+    const AT: fn(u64) -> Report = |committed| Report { committed, has_state: true, sealed_next: false, sums_from: 1 };
+    const SEALED: fn(u64) -> Report =
+        |committed| Report { committed, has_state: true, sealed_next: true, sums_from: 1 };
+    const NEW: Report = Report { committed: 0, has_state: false, sealed_next: false, sums_from: 0 };
 
     /// `(step, source, newcomers)`, or the reason for a restore.
     fn check(reports: &[Report], expected: Result<(u64, usize, &[usize]), &str>) {
@@ -251,6 +256,7 @@ mod tests {
             committed: r.committed,
             held: if r.has_state { vec![(shape, rank)] } else { Vec::new() },
             sealed_next: r.sealed_next,
+            sums_from: r.sums_from,
         };
         let held: Vec<Holding> = reports.iter().enumerate().map(holding).collect();
         let held = held.as_slice();
@@ -274,6 +280,13 @@ mod tests {
     }
 
     #[test]
+    fn t12_the_source_is_who_knows_the_sums_of_most_steps() {
+        let since = |sums_from, report| Report { sums_from, ..report };
+        check(&[since(5, AT(9)), since(3, AT(9)), since(3, AT(9))], Ok((9, 1, &[])));
+        check(&[NEW, since(9, AT(9)), since(2, SEALED(8))], Ok((9, 1, &[0])));
+    }
+
+    #[test]
     fn t3_only_both_holders_together_lose_a_shard() {
         check(&[AT(5), NEW, AT(5), NEW], Ok((5, 0, &[1, 3])));
         check(&[AT(5), NEW, NEW, AT(5)], Err("both its holders, ranks 1 and 2"));
@@ -292,6 +305,7 @@ mod tests {
             committed: 7,
             held: ways.iter().map(|(dp, rank)| (shape(*dp), *rank)).collect(),
             sealed_next: false,
+            sums_from: 0,
         };
         let held: Vec<Holding> = reports.iter().map(holding).collect();
         match (resume(&shape(dp), &held), expected) {

@@ -98,6 +98,8 @@ impl Machine {
             damaged: String::new(),
             inputs: Some(inputs(record)),
             stragglers: job.live.stragglers.named().map(|s| straggler(record, s)).collect(),
+            missing_steps: progress.num_missing(),
+            skipped_steps: progress.num_skipped(),
         }
     }
 
@@ -151,8 +153,12 @@ impl WorkerStanding {
 
 /// Time of kept steps over all time since the start, 0 to 1.
 fn goodput(record: &JobRecord, useful_s: f64, now: Now) -> f64 {
-    let end = if record.finished_unix_ms > 0 { record.finished_unix_ms } else { now.unix_ms };
-    let all_s = (end - record.started_unix_ms) as f64 / 1e3;
+    // A job of an older version has only the calendar.
+    let by_calendar = || {
+        let end = if record.finished_unix_ms > 0 { record.finished_unix_ms } else { now.unix_ms };
+        (end - record.started_unix_ms) as f64 / 1e3
+    };
+    let all_s = record.trained.as_ref().map_or_else(by_calendar, |watch| watch.elapsed_s(now));
     if record.started_unix_ms == 0 || all_s <= 0.0 { 0.0 } else { (useful_s / all_s).min(1.0) }
 }
 

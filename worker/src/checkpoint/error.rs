@@ -48,6 +48,11 @@ pub enum CheckpointError {
     )]
     Damaged { file: String, tensor: String, kind: &'static str, what: String },
     #[error(
+        "{file} has {value} in tensor {tensor} ({kind}), expected finite numbers: no step that begins with it makes an update; set the \
+         checkpoint aside and use the one before"
+    )]
+    NotFinite { file: String, tensor: String, kind: &'static str, value: f32 },
+    #[error(
         "cannot publish the checkpoint of step {step}: {file} has {found}, expected {expected} bytes; write the step again"
     )]
     Unpublishable { step: u64, file: String, expected: u64, found: String },
@@ -119,6 +124,7 @@ impl CheckpointError {
             CheckpointError::Manifest { .. }
                 | CheckpointError::ManifestDamaged { .. }
                 | CheckpointError::Damaged { .. }
+                | CheckpointError::NotFinite { .. }
         )
     }
 }

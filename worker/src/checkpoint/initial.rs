@@ -1,7 +1,7 @@
 //! Initial weights from safetensors files of anybody's making (`init_from`).
 //!
 //! The files must hold the tensors of the model, all of them and no others, under the model's names: a name that does
-//! not fit is a mistake that training would hide. f32 is taken as it is; bf16 and f16 are converted, which loses
+//! not fit is a mistake that training would hide, and so is a value that is no finite number: no step would make an update. f32 is taken as it is; bf16 and f16 are converted, which loses
 //! nothing.
 
 use std::collections::BTreeMap;
@@ -15,6 +15,7 @@ use toroid_torus::partition::Partition;
 
 use super::CheckpointError;
 use super::encode::copy_values;
+use super::read::not_finite;
 use crate::data::map_file;
 
 /// Fills the flat parameters of `partition`, (padded_len), from the file `path` or from all `*.safetensors` in the
@@ -55,10 +56,19 @@ pub fn load_initial(
     }
     for slice in &partition.slices {
         let view = &found[&slice.tensor];
+        let mut bad = None;
         for (local, global, len) in slice.slice.runs(&slice.global_shape) {
             let start = slice.offset + local;
-            convert(view.dtype(), view.data(), global, &mut params[start..start + len]);
+            let values = &mut params[start..start + len];
+            convert(view.dtype(), view.data(), global, values);
+            bad = bad.or_else(|| not_finite(values).map(|(at, value)| (global + at, value)));
         }
+        let what =
+            |(at, value)| format!("tensor {} has {value} at element {at}, expected finite numbers", slice.tensor);
+        problems.extend(bad.map(what));
+    }
+    if !problems.is_empty() {
+        return Err(refuse(problems));
     }
     params[partition.len..].fill(0.0);
     Ok(())

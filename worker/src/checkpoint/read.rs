@@ -143,13 +143,23 @@ impl<'a> Source<'a> {
             }
         }
         if filled == out.len() {
-            return Ok(());
+            return self.check_finite(tensor, kind, out);
         }
         let file = self.objects.display(&Manifest::folder(self.manifest.step));
         let (tensor, kind, expected) = (tensor.to_string(), kind.name(), out.len());
         Err(CheckpointError::Manifest {
             file,
             cause: ManifestError::Incomplete { tensor, kind, expected, found: filled },
+        })
+    }
+
+    /// A digest says that the values are those that were written, not that they are of use.
+    fn check_finite(&self, tensor: &str, kind: Kind, values: &[f32]) -> Result<(), CheckpointError> {
+        // A second moment may have become too large for its type: its weights are not moved any more, which harms nobody.
+        let bad = not_finite(values).filter(|(_, value)| kind == Kind::Param || value.is_nan());
+        bad.map_or(Ok(()), |(_, value)| {
+            let file = self.objects.display(&Manifest::folder(self.manifest.step));
+            Err(CheckpointError::NotFinite { file, tensor: tensor.into(), kind: kind.name(), value })
         })
     }
 
@@ -184,6 +194,11 @@ impl<'a> Source<'a> {
         }
         Ok(bytes)
     }
+}
+
+/// The first value that is no finite number, and where.
+pub(super) fn not_finite(values: &[f32]) -> Option<(usize, f32)> {
+    values.iter().copied().enumerate().find(|(_, value)| !value.is_finite())
 }
 
 /// `len` elements that are contiguous both in a tensor, from `global` on, and in a buffer, from `local` on.

@@ -1,7 +1,7 @@
 //! Healing (design section 5): survivors keep their state, newcomers get theirs from the other holders.
 //!
 //! ```text
-//!   source        global sums of the last steps  -> everyone      (one sum over the torus: all are there)
+//!   source        global sums since the newest step that the coordinator has -> everyone      (a sum over the torus: all are there)
 //!   at S - 1      commits S from what it sealed                   sealed S + 1: dropped, made again
 //!   newcomer      its shard <- backup holder, the guarded shard <- its primary
 //! ```
@@ -18,6 +18,7 @@ use toroid_torus::holders::{backup_of, guarded_by};
 use toroid_torus::job::JobSpec;
 
 use super::evaluate::ValidationSums;
+use super::history::History;
 use super::holders::Holders;
 use super::step::Totals;
 use super::{Assignment, Emit, Happened, HealPlan, Job, Shared, StepError};
@@ -25,8 +26,8 @@ use crate::comm::{Channel, Links, Transfer, global_sum};
 use crate::device::{Buffer, Device};
 use crate::optim::Shard;
 
-/// Global sums that every place keeps, newest last: a new rank 0 reports the steps that the dead one may not have reported.
-pub(super) const HISTORY: usize = 64;
+/// Numbers of one sum over the torus: whoever takes part holds them once for each place of its row or column.
+const CHUNK: usize = 1 << 17;
 
 /// What the source says before its sums: `[skipped steps, validated step, its cross-entropy, its tokens]`.
 const HEAD: usize = 4;
@@ -57,6 +58,7 @@ impl<D: Device + Clone> Job<D> {
             committed_step: self.committed,
             held: self.held(),
             sealed_next: self.sealed,
+            sums_from: self.history.first_step().unwrap_or(self.committed + 1),
             data_digest: self.data_digest(),
             num_samples: self.num_samples(),
             num_params: self.assignment.spec.model.num_params(),
@@ -72,18 +74,19 @@ impl<D: Device + Clone> Job<D> {
         emit: &Emit,
     ) -> Result<(), StepError> {
         shared.enter("heal");
-        // Where it was fenced while the state was split anew, it has not said yet what a new rank 0 says.
-        let is_moved = plan.origin.is_some() || self.earlier.is_some();
         self.turn_to(plan)?;
+        shared.set_recorded(plan.recorded);
         let is_newcomer = self.held().is_empty();
-        let history = self.share_history(links, plan, is_newcomer)?;
+        let sums = self.share_history(links, shared, plan, is_newcomer)?;
         let behind = self.has_state && self.committed < plan.step;
-        if behind {
-            let (_, totals) = history.iter().find(|(step, _)| *step == plan.step).expect("checked in share_history");
+        let totals = sums.last().filter(|(step, _)| behind && *step == plan.step).map(|(_, totals)| totals.clone());
+        self.history.begin(plan.recorded);
+        self.history.take_older(sums, if is_newcomer { plan.step } else { self.committed });
+        if let Some(totals) = totals {
             assert!(self.sealed && self.committed + 1 == plan.step, "T-2: the coordinator lets nobody else go on");
-            // A new rank 0 says this step after those before it, with the history below.
-            let record = self.commit(totals.clone()).filter(|_| !is_moved).map(Box::new);
-            emit(self.assignment.event(Happened::Committed { step: plan.step, record }));
+            // Rank 0 says this step after those before it, below.
+            let _ = self.commit(totals);
+            emit(self.assignment.event(Happened::Committed { step: plan.step, record: None }));
         }
         // Whatever was sealed beyond is made again, and so is a validation of this step: some have finished it, a newcomer has not, and
         // all must take part.
@@ -95,17 +98,10 @@ impl<D: Device + Clone> Job<D> {
         }
         if is_newcomer {
             self.committed = plan.step;
-            self.history = history.into_iter().collect();
             self.has_state = true;
         }
-        // A new rank 0 says what the one before may not have said. Of a step that is known already the coordinator may have taken the
-        // record back, when an epoch began that was to go on without it.
-        let num = match () {
-            () if is_newcomer || is_moved => HISTORY,
-            () if behind => 0,
-            () => 1,
-        };
-        self.report_history(num, emit);
+        // Also what another rank 0 may not have said, and of what the coordinator has taken the record back since it was said.
+        self.report_since(plan.recorded + 1, emit);
         // Checkpoints that were asked for since the start stay asked for, and that of this very step is due.
         if (is_newcomer || behind) && shared.commit(plan.step) {
             self.write_checkpoint(emit);
@@ -118,25 +114,29 @@ impl<D: Device + Clone> Job<D> {
     fn share_history(
         &mut self,
         links: &mut Links,
+        shared: &Shared,
         plan: &HealPlan,
         is_newcomer: bool,
     ) -> Result<Vec<(u64, Totals)>, StepError> {
         let spec = Arc::clone(&self.assignment.spec);
         let len = Totals::len(&spec.model);
-        let num = if plan.newcomers.contains(&0) { HISTORY } else { 1 };
+        let num = History::num_max(&spec.model).min(plan.step.saturating_sub(plan.recorded).max(1) as usize);
         let mut values = vec![0.0; HEAD + num * (1 + len)];
         if self.assignment.rank == plan.source {
             values[0] = self.skipped as f64;
             if let Some(v) = self.validation {
                 values[1..HEAD].copy_from_slice(&[v.step as f64, v.ce, v.tokens]);
             }
-            let newest = self.history.iter().rev().take(num).rev();
+            let newest = self.history.since((plan.step + 1).saturating_sub(num as u64));
             for ((step, totals), slot) in newest.zip(values[HEAD..].chunks_exact_mut(1 + len)) {
                 slot[0] = *step as f64;
                 slot[1..].copy_from_slice(totals.as_slice());
             }
         }
-        global_sum(links, &spec.shape, &mut values)?;
+        for chunk in values.chunks_mut(CHUNK) {
+            global_sum(links, &spec.shape, chunk)?;
+            shared.advance();
+        }
         let slots = values[HEAD..].chunks_exact(1 + len).filter(|slot| slot[0] > 0.0);
         let history: Vec<(u64, Totals)> = slots.map(|slot| (slot[0] as u64, Totals::from_slice(&slot[1..]))).collect();
         if is_newcomer {
@@ -191,12 +191,16 @@ impl<D: Device + Clone> Job<D> {
         Ok(())
     }
 
-    /// Rank 0 says the newest `num` steps again, a new one what the old one may not have said.
-    fn report_history(&self, num: usize, emit: &Emit) {
+    /// Rank 0 says the steps from `from` on again, and which of them nobody knows any more.
+    pub(super) fn report_since(&self, from: u64, emit: &Emit) {
         if self.assignment.rank != 0 {
             return;
         }
-        for (step, totals) in self.history.iter().skip(self.history.len().saturating_sub(num)) {
+        let known = self.history.first_step().unwrap_or(self.committed + 1);
+        if known > from {
+            emit(self.assignment.event(Happened::RecordsMissing { from, through: known - 1 }));
+        }
+        for (step, totals) in self.history.since(from) {
             let record = Some(Box::new(self.record(*step, totals)));
             emit(self.assignment.event(Happened::Committed { step: *step, record }));
         }

@@ -13,6 +13,7 @@ mod evaluate;
 #[cfg(any(test, feature = "failpoint"))]
 pub mod failpoint;
 mod heal;
+mod history;
 mod holders;
 pub mod memory;
 mod overlap;
@@ -83,6 +84,8 @@ pub struct HealPlan {
     pub newcomers: BTreeSet<usize>,
     /// The state is split anew, from this; `None`: every rank has its own shards already, or is a newcomer.
     pub origin: Option<Origin>,
+    /// The coordinator has the records up to here.
+    pub recorded: u64,
 }
 
 /// Two shards, as the place of a rank in a shape has them.
@@ -131,6 +134,8 @@ pub enum Command {
     Checkpoint { epoch: u64, step: u64 },
     /// Rank 0: all shards of the step are durable; write its manifest, then remove older checkpoints.
     Publish { epoch: u64, step: u64, files: Vec<ShardFile>, remove: Vec<u64> },
+    /// Rank 0: say the records from this step on again.
+    Report { epoch: u64, from: u64 },
     /// Drop the job of this epoch or older.
     Drop { epoch: u64 },
 }
@@ -150,6 +155,8 @@ pub enum Happened {
         /// None: a newcomer. Two, the older first, while not all are known to have split the state anew.
         held: Vec<HeldAs>,
         sealed_next: bool,
+        /// It has the global sums from this step to the committed one.
+        sums_from: u64,
         data_digest: [u8; 32],
         num_samples: u64,
         num_params: u64,
@@ -160,6 +167,11 @@ pub enum Happened {
     Committed {
         step: u64,
         record: Option<Box<StepRecord>>,
+    },
+    /// At rank 0: nobody has the figures of these steps any more.
+    RecordsMissing {
+        from: u64,
+        through: u64,
     },
     Validated(Validation),
     ShardWritten {
@@ -211,6 +223,8 @@ pub struct BadCheckpoint {
 pub struct Shared {
     requests: Mutex<Requests>,
     committed: AtomicU64,
+    /// The coordinator has the records up to here, as rank 0 knows it.
+    recorded: AtomicU64,
     operation: Mutex<&'static str>,
     waits_for: Mutex<Option<WaitsFor>>,
     progress: AtomicU64,
@@ -318,6 +332,7 @@ impl Shared {
         *lock(&self.requests) = Requests::default();
         self.committed.store(committed, Ordering::SeqCst);
         self.set_sealed(0);
+        self.recorded.store(0, Ordering::SeqCst);
     }
 
     /// This place holds all that is needed to apply `step`; 0: of no step.
@@ -339,6 +354,15 @@ impl Shared {
         let mut computed = lock(&self.computed);
         computed.num_steps += 1;
         computed.time += time;
+    }
+
+    /// The coordinator has the records up to `step` on disk.
+    pub fn set_recorded(&self, step: u64) {
+        self.recorded.fetch_max(step, Ordering::SeqCst);
+    }
+
+    fn recorded(&self) -> u64 {
+        self.recorded.load(Ordering::SeqCst)
     }
 
     /// Whether the control stream lives. Without it a place may have been given to another.
@@ -473,6 +497,11 @@ pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: R
             Command::Publish { epoch, step, files, remove } => {
                 if let Some(running) = job.as_ref().filter(|j| j.assignment.epoch == epoch) {
                     running.publish(step, files, remove, &environment.shared, emit);
+                }
+            }
+            Command::Report { epoch, from } => {
+                if let Some(running) = job.as_ref().filter(|j| j.assignment.epoch == epoch) {
+                    running.report_since(from, emit);
                 }
             }
             Command::Checkpoint { epoch, step } => {
@@ -706,8 +735,13 @@ impl<D: Device + Clone> Job<D> {
                     self.publish(step, files, remove, shared, emit);
                 }
                 Ok(Command::Checkpoint { epoch: e, step }) if e == epoch => self.write_checkpoint_of(step, emit),
+                Ok(Command::Report { epoch: e, from }) if e == epoch => self.report_since(from, emit),
                 Ok(
-                    Command::Publish { .. } | Command::Checkpoint { .. } | Command::Start { .. } | Command::WarmUp(_),
+                    Command::Publish { .. }
+                    | Command::Checkpoint { .. }
+                    | Command::Report { .. }
+                    | Command::Start { .. }
+                    | Command::WarmUp(_),
                 ) => {}
                 Ok(later @ (Command::Prepare(..) | Command::Drop { .. })) => {
                     inbox.put_back = Some(later);

@@ -1,6 +1,6 @@
 //! A job at one place before its first step: data, working parameters, the shard that this place holds.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -15,12 +15,12 @@ use toroid_torus::partition::Partition;
 use toroid_torus::pipeline::Pipeline;
 
 use super::evaluate::ValidationSums;
+use super::history::History;
 use super::holders::Holders;
 use super::memory::MemoryError;
 use super::replay::{Kept, Sealed};
 use super::resplit::Earlier;
 use super::room::{Buffers, Parts, Room};
-use super::step::Totals;
 use super::{Assignment, BadCheckpoint, Emit, Environment, Happened, HeldAs, Shared, TrainerEvent};
 use crate::checkpoint::{CheckpointError, Owned, ReadFault, ShardState, ShardStateMut, Storage, load_initial};
 use crate::comm::{Fence, Group, LinkStats, Links};
@@ -54,8 +54,8 @@ pub struct Job<D: Device + Clone> {
     pub(super) kept: Option<Kept<D>>,
     /// What this place saw of silent data corruption in this epoch.
     pub(super) corrupt: Option<String>,
-    /// Global sums of the newest steps, oldest first.
-    pub(super) history: VecDeque<(u64, Totals)>,
+    /// Global sums of the newest steps, and of all that no coordinator has.
+    pub(super) history: History,
     /// Of the last commit.
     pub(super) since: Instant,
     /// What the links had moved then.
@@ -205,7 +205,7 @@ impl<D: Device + Clone> Job<D> {
             sealed_own: Sealed::default(),
             kept,
             corrupt: None,
-            history: VecDeque::new(),
+            history: History::default(),
             since: Instant::now(),
             moved_since: LinkStats::default(),
             links: None,

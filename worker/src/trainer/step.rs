@@ -16,7 +16,7 @@ use toroid_torus::model::ModelConfig;
 use toroid_torus::partition::stage_layers;
 use toroid_torus::pipeline::{Action, Pass};
 
-use super::heal::HISTORY;
+use super::history::History;
 use super::overlap::{Gathering, Scattering};
 use super::{Job, Shared, StepError};
 use crate::comm::{Channel, CommError, LinkStats, Links, TpGroup, Transfer, global_sum_with};
@@ -64,7 +64,7 @@ impl<D: Device + Clone> Job<D> {
         self.seal(links, shared)?;
         shared.set_sealed(self.committed + 1);
         shared.enter("sealed");
-        let mut totals = self.totals(&sums);
+        let mut totals = self.totals(&sums, shared.recorded());
         global_sum_with(links, &self.assignment.spec.shape, totals.as_mut_slice(), || shared.enter("commit"))?;
         if totals.num_corrupt() > 0 {
             return Err(self.replay(links, shared)?);
@@ -202,12 +202,15 @@ impl<D: Device + Clone> Job<D> {
         }
     }
 
-    /// What this place adds to the global sums.
-    fn totals(&self, sums: &Sums) -> Totals {
+    /// What this place adds to the global sums; the coordinator has the records up to `recorded`, as rank 0 knows it.
+    fn totals(&self, sums: &Sums, recorded: u64) -> Totals {
         let grads = self.stage.grads().view(self.shard.range.clone());
         let mut totals = Totals::zero(&self.assignment.spec.model);
         totals.0[SQUARES] = self.shard.grad_sum_of_squares(self.stage.device(), grads);
         totals.0[CORRUPT] = f64::from(u8::from(self.corrupt.is_some()));
+        if self.assignment.rank == 0 {
+            totals.0[RECORDED] = recorded as f64;
+        }
         // TP ranks see the same losses: one of them speaks.
         if self.assignment.place().tp == 0 {
             totals.0[CE..=BALANCE].copy_from_slice(&[sums.ce, sums.z, sums.balance]);
@@ -248,10 +251,7 @@ impl<D: Device + Clone> Job<D> {
             StepRecord { step_s, tokens_per_s: record.tokens as f64 / step_s, ..record }
         });
         self.since = Instant::now();
-        if self.history.len() == HISTORY {
-            self.history.pop_front();
-        }
-        self.history.push_back((self.committed, totals));
+        self.history.push(self.committed, totals, History::num_max(&spec.model));
         record
     }
 
@@ -279,12 +279,13 @@ impl<D: Device + Clone> Job<D> {
             hidden_s: 0.0,
             exposed_s: 0.0,
             epoch: self.assignment.epoch,
+            missing: false,
         }
     }
 }
 
 /// What is summed over the whole torus at the commit point: `[squared gradient norm, ce, z, balance, places that saw corruption,
-/// expert load (layers, experts)]`.
+/// step up to which the coordinator has the records, expert load (layers, experts)]`.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Totals(Vec<f64>);
 
@@ -293,7 +294,8 @@ const CE: usize = 1;
 const Z: usize = 2;
 const BALANCE: usize = 3;
 const CORRUPT: usize = 4;
-const LOAD: usize = 5;
+const RECORDED: usize = 5;
+const LOAD: usize = 6;
 
 impl Totals {
     pub fn len(model: &ModelConfig) -> usize {
@@ -319,6 +321,18 @@ impl Totals {
     /// Global gradient norm before clipping.
     fn norm(&self) -> f64 {
         self.0[SQUARES].sqrt()
+    }
+
+    /// The coordinator has the records up to this step: every place may forget older sums.
+    pub fn recorded(&self) -> u64 {
+        self.0[RECORDED] as u64
+    }
+
+    #[cfg(test)]
+    pub fn with_recorded(recorded: u64) -> Totals {
+        let mut totals = Totals(vec![0.0; LOAD]);
+        totals.0[RECORDED] = recorded as f64;
+        totals
     }
 
     fn num_corrupt(&self) -> u64 {

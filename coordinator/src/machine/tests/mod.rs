@@ -1,10 +1,12 @@
 //! Tests of the machine: a behaviour each, restarts at every point, and a simulation with faults.
 
 mod checkpoints;
+mod curve;
 mod drain;
 mod figures;
 mod healing;
 mod identity;
+mod incidents;
 mod leave;
 mod lifecycle;
 mod recovery;

@@ -234,6 +234,12 @@ fn messages_of_an_older_epoch_change_nothing() {
         }),
         FromWorker::Prepared(proto::Prepared { job_id: job_id.clone(), epoch, ..Default::default() }),
         FromWorker::Step(proto::StepReport { job_id: job_id.clone(), epoch, record }),
+        FromWorker::RecordsMissing(proto::RecordsMissing {
+            job_id: job_id.clone(),
+            epoch,
+            from_step: 1,
+            through_step: 20,
+        }),
         FromWorker::ShardWritten(proto::ShardWritten { job_id: job_id.clone(), epoch, step: 20, ..Default::default() }),
         FromWorker::CheckpointMissed(proto::CheckpointMissed {
             job_id: job_id.clone(),

@@ -40,12 +40,9 @@ pub struct Work {
     /// What is said again after a reconnection: shards and manifests of this epoch, and the end.
     said: Vec<FromWorker>,
     unacknowledged: VecDeque<StepRecord>,
-    /// The newest steps: a newcomer at rank 0 reports what the lost one may not have reported.
+    /// The newest steps: rank 0 reports what another may not have reported.
     pub history: VecDeque<StepRecord>,
 }
-
-/// Steps that every place remembers.
-const HISTORY: usize = 64;
 
 #[derive(Debug)]
 pub struct Worker {
@@ -84,6 +81,8 @@ pub struct Worker {
     pub is_blind: bool,
     /// What writing a shard or a manifest ends with; `None`: success.
     pub write_error: Option<String>,
+    /// Steps that it remembers.
+    pub num_sums: usize,
     /// Jobs and ranks.
     pub told_to_warm_up: Vec<(String, u32)>,
 }
@@ -121,6 +120,7 @@ impl Worker {
             damaged: BTreeSet::new(),
             is_blind: false,
             write_error: None,
+            num_sums: 10_000,
             told_to_warm_up: Vec::new(),
         }
     }
@@ -216,6 +216,11 @@ impl Worker {
                     work.unacknowledged.retain(|r| r.step > m.step);
                 }
             }
+            ToWorker::ReportSteps(m) => {
+                if self.work_of(&m.job_id, m.epoch).is_some() {
+                    self.report_since(m.from_step);
+                }
+            }
             ToWorker::Refused(_) => self.work = None,
             ToWorker::WarmUp(m) => self.told_to_warm_up.push((m.job_id, m.rank)),
         }
@@ -276,6 +281,7 @@ impl Worker {
             }
         }
         let (committed_step, sealed_next) = (work.committed, work.sealed);
+        let sums_from = work.history.front().map_or(committed_step + 1, |r| r.step);
         let in_proto = |(shape, rank): &(Shape, usize)| proto::Held { shape: Some(shape.into()), rank: *rank as u32 };
         let held = work.held.iter().map(in_proto).collect();
         self.work = Some(work);
@@ -308,6 +314,7 @@ impl Worker {
             held,
             sealed_next,
             inputs: self.inputs.clone(),
+            sums_from,
         }));
         let Some(work) = self.work.clone() else { return };
         work.unacknowledged.iter().for_each(|r| self.say(work.report(r)));
@@ -318,9 +325,9 @@ impl Worker {
         let Some(work) = &mut self.work else { return };
         let Some(heal) = work.healing.take() else { return };
         if heal.origin.is_none() {
-            let (place, is_moved) = ((work.shape, work.rank), work.held.len() > 1);
+            let place = (work.shape, work.rank);
             work.held.retain(|h| *h == place);
-            self.follow(&heal, history, is_moved);
+            self.follow(&heal, history);
         }
         let Some(work) = &mut self.work else { return };
         work.held = vec![(work.shape, work.rank)];
@@ -339,31 +346,50 @@ impl Worker {
         let own = origin.ranks[work.rank].checked_sub(1).map(|rank| (shape, rank as usize));
         assert!(own.is_none_or(|own| work.held.contains(&own)), "{} is to hold {own:?}: {:?}", self.id, work.held);
         work.held.retain(|h| Some(*h) == own);
-        self.follow(&heal, history, true);
+        self.follow(&heal, history);
         let Some(work) = &mut self.work else { return };
         work.is_split = true;
         work.held.push((work.shape, work.rank));
     }
 
-    /// Gets to the step that was decided. A new rank 0 says what the one before may not have said.
-    fn follow(&mut self, heal: &proto::Heal, history: &VecDeque<StepRecord>, is_moved: bool) {
+    /// Gets to the step that was decided. Rank 0 says what the coordinator does not have.
+    fn follow(&mut self, heal: &proto::Heal, history: &VecDeque<StepRecord>) {
         let Some(work) = &mut self.work else { return };
         let (is_newcomer, is_behind) = (work.held.is_empty(), work.committed < heal.step);
-        if is_newcomer {
-            work.committed = heal.step;
-            work.history.clone_from(history);
-        }
-        if work.rank == 0 && (is_newcomer || is_moved) {
-            work.unacknowledged.clone_from(&work.history);
-            let work = work.clone();
-            work.unacknowledged.iter().for_each(|r| self.say(work.report(r)));
-        }
-        let Some(work) = &mut self.work else { return };
+        let committed = if is_newcomer { heal.step } else { work.committed };
+        work.committed = committed;
+        let first = work.history.front().map_or(committed + 1, |r| r.step);
+        let older = history.iter().filter(|r| r.step < first && r.step > heal.recorded_step);
+        older.rev().cloned().for_each(|r| work.history.push_front(r));
         if is_behind && !is_newcomer {
             assert!(work.sealed && work.committed + 1 == heal.step, "T-2: {} cannot follow to {}", self.id, heal.step);
-            return self.commit_step();
+            self.commit_step();
         }
+        let Some(work) = &mut self.work else { return };
         work.sealed = false;
+        if work.rank == 0 {
+            self.report_since(heal.recorded_step + 1);
+        }
+    }
+
+    /// Says the records from this step on, and which of them nobody knows.
+    fn report_since(&mut self, from: u64) {
+        let Some(work) = &mut self.work else { return };
+        let known = work.history.front().map_or(work.committed + 1, |r| r.step);
+        work.unacknowledged = work.history.iter().filter(|r| r.step >= from).cloned().collect();
+        let work = work.clone();
+        if known > from {
+            let (job_id, epoch) = (work.job.clone(), work.epoch);
+            let missing = proto::RecordsMissing { job_id, epoch, from_step: from, through_step: known - 1 };
+            self.say(FromWorker::RecordsMissing(missing));
+        }
+        work.unacknowledged.iter().for_each(|r| self.say(work.report(r)));
+    }
+
+    /// Has figures of these steps of the job in the epoch that it is in.
+    pub fn knows(&self, job: &str, epoch: u64, from: u64, through: u64) -> bool {
+        let work = self.work.as_ref().filter(|w| w.job == job && w.epoch == epoch && w.started);
+        work.is_some_and(|w| w.history.iter().any(|r| (from..=through).contains(&r.step)))
     }
 
     fn checkpoint_at(&mut self, m: &proto::CheckpointAt, disk: &mut Disk) {
@@ -462,7 +488,7 @@ impl Worker {
         let (step, epoch, step_s) = (work.committed, work.epoch, self.step_s);
         let loss = loss_of(step);
         let record = StepRecord { step, loss, step_s, tokens: 100, epoch, ..Default::default() };
-        if work.history.len() == HISTORY {
+        if work.history.len() == self.num_sums {
             work.history.pop_front();
         }
         work.history.push_back(record.clone());

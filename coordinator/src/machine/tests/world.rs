@@ -23,15 +23,19 @@ use toroid_torus::owner::OwnerId;
 use toroid_torus::resplit::num_lost;
 
 use super::worker::{Disk, Work, Worker, loss_of};
+use crate::machine::clock::Boot;
 use crate::machine::record::{Event, Incident, JobRecord, Record, Rung, State};
 use crate::machine::{
     Config, Input, Limits, Machine, Now, Output, Reply, RequestError, RequestId, Retention, StepSummary, StreamId,
+    missing_record,
 };
 
 pub struct World {
     pub machine: Machine,
     config: Config,
     pub now: Duration,
+    /// By which the calendar was set.
+    pub calendar_ms: i64,
     pub store: BTreeMap<String, Record>,
     pub curves: BTreeMap<String, Vec<StepRecord>>,
     pub workers: BTreeMap<String, Worker>,
@@ -66,12 +70,13 @@ impl World {
             retention: Retention::default(),
             join_token: join_token.map(str::to_string),
         };
-        let now = Now { monotonic: Duration::ZERO, unix_ms: 0 };
+        let now = Now { monotonic: Duration::ZERO, unix_ms: 0, boot: Boot(0) };
         let (machine, outputs) = Machine::restore(config.clone(), Vec::new(), BTreeMap::new(), [1; 32], now).unwrap();
         let mut world = World {
             machine,
             config,
             now: Duration::ZERO,
+            calendar_ms: 0,
             store: BTreeMap::new(),
             curves: BTreeMap::new(),
             workers: BTreeMap::new(),
@@ -92,7 +97,8 @@ impl World {
 
     pub fn at(&self) -> Now {
         // Calendar time does not begin at 0: that means "not yet" in records.
-        Now { monotonic: self.now, unix_ms: 1_000_000 + self.now.as_millis() as i64 }
+        let unix_ms = 1_000_000 + self.now.as_millis() as i64 + self.calendar_ms;
+        Now { monotonic: self.now, unix_ms, boot: Boot(0) }
     }
 
     pub fn tell(&mut self, what: impl Into<String>) {
@@ -413,6 +419,15 @@ impl World {
                 assert_eq!(record.loss, loss_of(record.step), "T-4");
                 curve.push(*record);
             }
+            Output::AppendGap { job, from_step, through_step } => {
+                let curve = self.curves.entry(job.clone()).or_default();
+                let last = curve.last().map_or(self.resume_step, |r| r.step);
+                assert_eq!(from_step, last + 1, "the curve has no hole and no repetition");
+                curve.extend((from_step..=through_step).map(missing_record));
+                let epoch = self.stored(&job).epoch;
+                let is_known = |w: &Worker| w.knows(&job, epoch, from_step, through_step);
+                assert!(!self.workers.values().any(is_known), "T-12: {from_step} to {through_step} are known");
+            }
             Output::CutCurve { job, keep } => self.curves.entry(job).or_default().retain(|r| r.step <= keep),
             Output::Send { stream, message } => {
                 let body = message.body.expect("a message has a body");
@@ -567,7 +582,11 @@ impl World {
                 let kept = self.stored(&m.job_id).restore_step.max(curve.last().map_or(0, |r| r.step));
                 assert!(kept.max(self.resume_step) >= m.step, "step {} is acknowledged, not kept", m.step);
             }
-            ToWorker::Welcome(_) | ToWorker::Stop(_) | ToWorker::Refused(_) | ToWorker::WarmUp(_) => {}
+            ToWorker::Welcome(_)
+            | ToWorker::Stop(_)
+            | ToWorker::Refused(_)
+            | ToWorker::WarmUp(_)
+            | ToWorker::ReportSteps(_) => {}
         }
     }
 }

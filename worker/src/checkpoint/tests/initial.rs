@@ -161,3 +161,30 @@ fn initial_weights_that_are_not_there_or_no_safetensors_are_refused() {
     write(&storage, 10, shape(1, 1, 1));
     assert!(refusal(Path::new(&storage.step_path(10))).contains("give it as resume_from"));
 }
+
+#[test]
+fn a_weight_that_is_no_finite_number_is_refused_with_its_tensor() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let halves = |bits: u16| (Dtype::BF16, 2, bits.to_le_bytes().to_vec());
+    let singles = |value: f32| (Dtype::F32, 4, value.to_le_bytes().to_vec());
+    let bad = [
+        ("NaN", singles(f32::NAN)),
+        ("inf", singles(f32::INFINITY)),
+        ("-inf", halves(0xff80)),
+        ("NaN", halves(0x7fc0)),
+    ];
+    for (word, (dtype, size, bytes)) in bad {
+        let mut all = match dtype {
+            Dtype::F32 => f32_tensors(),
+            _ => tensors(Dtype::BF16, |v| ((v.to_bits() >> 16) as u16).to_le_bytes().to_vec()),
+        };
+        let name = model().tensors()[3].name.clone();
+        all.get_mut(&name).unwrap().2[5 * size..6 * size].copy_from_slice(&bytes);
+        save(&path, &all);
+        let (partition, _) = shard_of(&model(), &shape(1, 1, 1), 0);
+        let mut params = vec![0.0; partition.padded_len];
+        let error = load_initial(&path, &model(), &partition, &mut params).unwrap_err().to_string();
+        assert!(error.contains(&format!("tensor {name} has {word} at element 5")), "{error}");
+    }
+}

@@ -331,3 +331,37 @@ fn t1_an_older_epoch_removes_nothing_that_a_newer_one_has_published_or_goes_on_f
     }
     assert_eq!(storage.steps().unwrap(), [] as [u64; 0]);
 }
+
+#[test]
+fn a_checkpoint_with_a_weight_that_is_no_finite_number_is_refused_with_its_tensor() {
+    let check = |kind: Kind, bad: f32, expected: Option<&str>| {
+        let (folder, storage) = temporary();
+        let whole = shape(1, 1, 1);
+        let (partition, shard) = shard_of(&model(), &whole, 0);
+        let states = KINDS.map(|k| {
+            let mut values = flat(&partition, k, 0.0)[shard.clone()].to_vec();
+            values[7] = if k == kind { bad } else { values[7] };
+            values
+        });
+        let [param, exp_avg, exp_avg_sq] = &states;
+        let writer = Writer { epoch: EPOCH, rank: 0, world: 1 };
+        let state = ShardState { param, exp_avg, exp_avg_sq };
+        let file = storage.write_shard(10, writer, &partition, shard.clone(), state).unwrap();
+        let manifest = Manifest { files: vec![file], ..write_shards(&storage, 10, whole) };
+        storage.publish(&manifest).unwrap();
+        let found = load(&storage, &manifest, &partition, shard).err().map(|e| e.to_string());
+        let tensor = &partition.slices[0].tensor;
+        let is_as_expected = match (&found, expected) {
+            (Some(found), Some(value)) => found.contains(&format!("has {value} in tensor {tensor} ({})", kind.name())),
+            (None, None) => true,
+            _ => false,
+        };
+        assert!(is_as_expected, "{bad} in {} gave {found:?}", kind.name());
+        let exported = storage.export(10, &folder.path().join("model.safetensors"));
+        assert_eq!(exported.is_err(), kind == Kind::Param, "{exported:?}");
+    };
+    check(Kind::Param, f32::NAN, Some("NaN"));
+    check(Kind::Param, f32::NEG_INFINITY, Some("-inf"));
+    check(Kind::Exp, f32::NAN, Some("NaN"));
+    check(Kind::ExpSq, f32::INFINITY, None);
+}

@@ -276,7 +276,9 @@ fn decide(spec: &JobSpec, reports: &[Report]) -> HealPlan {
     }
     let source = survivors().find(|(_, r)| r.committed == step).map(|(rank, _)| rank).expect("the highest");
     let is_in_place = way == spec.shape && ranks.iter().enumerate().all(|(now, old)| old.is_none_or(|old| old == now));
-    HealPlan { step, source, newcomers, origin: (!is_in_place).then_some(Origin { shape: way, ranks }) }
+    let origin = (!is_in_place).then_some(Origin { shape: way, ranks });
+    // No coordinator takes anything: all of the curve is said again.
+    HealPlan { step, source, newcomers, origin, recorded: 0 }
 }
 
 pub fn spec((tp, pp, dp): (usize, usize, usize), text: &Path) -> JobSpec {

@@ -109,7 +109,7 @@ impl<'a> Cluster<'a> {
         let heal = heal.then(|| {
             let (source, (step, _)) = survivors().max_by_key(|(_, (step, _))| *step).expect("somebody survives");
             let newcomers = reports.iter().filter(|(_, (_, is_new))| *is_new).map(|(rank, _)| *rank).collect();
-            HealPlan { step: *step, source: *source, newcomers, origin: None }
+            HealPlan { step: *step, source: *source, newcomers, origin: None, recorded: 0 }
         });
         for &id in &self.places {
             let start = Command::Start { epoch: self.epoch, heal: heal.clone() };
