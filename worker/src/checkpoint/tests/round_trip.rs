@@ -344,7 +344,7 @@ fn a_checkpoint_with_a_weight_that_is_no_finite_number_is_refused_with_its_tenso
             values
         });
         let [param, exp_avg, exp_avg_sq] = &states;
-        let writer = Writer { epoch: EPOCH, rank: 0, world: 1 };
+        let writer = writer(&storage, EPOCH, 0, 1);
         let state = ShardState { param, exp_avg, exp_avg_sq };
         let file = storage.write_shard(10, writer, &partition, shard.clone(), state).unwrap();
         let manifest = Manifest { files: vec![file], ..write_shards(&storage, 10, whole) };
