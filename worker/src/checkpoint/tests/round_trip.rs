@@ -346,8 +346,9 @@ fn a_checkpoint_with_a_weight_that_is_no_finite_number_is_refused_with_its_tenso
         let [param, exp_avg, exp_avg_sq] = &states;
         let writer = writer(&storage, EPOCH, 0, 1);
         let state = ShardState { param, exp_avg, exp_avg_sq };
+        let good = write_shards(&storage, 10, whole);
         let file = storage.write_shard(10, writer, &partition, shard.clone(), state).unwrap();
-        let manifest = Manifest { files: vec![file], ..write_shards(&storage, 10, whole) };
+        let manifest = Manifest { files: vec![file], ..good };
         storage.publish(&manifest).unwrap();
         let found = load(&storage, &manifest, &partition, shard).err().map(|e| e.to_string());
         let tensor = &partition.slices[0].tensor;
