@@ -65,7 +65,7 @@ fn t11_a_newcomer_that_cannot_see_the_checkpoints_costs_the_job_none() -> Result
 /// T-11: nobody sees the folder. The job keeps its curve, waits for a user, and goes on from where it was once the folder is back.
 #[test]
 fn t11_a_job_whose_checkpoints_nobody_sees_waits_for_a_user() -> Result<()> {
-    const STEPS: u64 = 1500;
+    const STEPS: u64 = 6000;
     let mut cluster = Cluster::start(1, 1)?;
     let (folder, away) = (cluster.path().join("checkpoints"), cluster.path().join("away"));
     let undisturbed = cluster.train(&quick_job(1, STEPS, &cluster.path().join("undisturbed"), 400))?;

@@ -73,7 +73,7 @@ pub struct Args {
     #[arg(long, value_enum, value_name = "PHASE", conflicts_with_all = ["rank", "how", "rate", "at_once", "coordinator"])]
     #[arg(hide = !cfg!(feature = "failpoint"))]
     phase: Option<Phase>,
-    /// Workers beyond those that the job needs; those that are used are started again. 1 with --phase heal
+    /// Workers beyond those that the job needs; those that are used are started again
     #[arg(long, default_value_t = 2, value_name = "N")]
     spares: usize,
     /// Train the same job undisturbed too, on a copy of the text, and compare every step and the parameters at the end

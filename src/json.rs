@@ -57,6 +57,8 @@ pub struct Job<'a> {
     started_unix_ms: i64,
     finished_unix_ms: i64,
     folder: &'a str,
+    /// blake3 of the tokens; empty until the workers have read them.
+    data_digest: &'a str,
     /// What is wrong with the job's files; empty: nothing.
     damaged: &'a str,
     job_toml: &'a str,
@@ -296,6 +298,7 @@ impl<'a> Job<'a> {
             started_unix_ms: job.started_unix_ms,
             finished_unix_ms: job.finished_unix_ms,
             folder: &job.folder,
+            data_digest: &job.data_digest,
             damaged: &job.damaged,
             job_toml: &job.job_toml,
             events: job.events.iter().map(Event::from).collect(),

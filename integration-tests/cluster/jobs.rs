@@ -42,12 +42,14 @@ pub fn ended(endless: &str, steps: u64) -> String {
 
 /// `head`: keys outside of all tables, and the table of the model.
 fn job(text: &Path, (tp, pp, dp): Ways, steps: u64, head: &str) -> String {
+    // One file is taken whatever its name.
+    let extensions = if text.is_file() { "" } else { "extensions = [\"rs\"]\n" };
     format!(
         "preset = \"tiny\"\nsteps = {steps}\nseed = 7\n{head}\
          [shape]\ntp = {tp}\npp = {pp}\ndp = {dp}\n\
          [batch]\nmicro_batch = 2\nglobal = 16\n\
          [optimizer]\nlr = 3e-3\nwarmup = 5\n\
-         [data]\npath = \"{}\"\nextensions = [\"rs\"]\nvalidation = 0.1\n\
+         [data]\npath = \"{}\"\n{extensions}validation = 0.1\n\
          [eval]\nmicro_batches = 4\ninterval = 10\n\
          [checkpoint]\ninterval_steps = 10\nkeep = 10\n",
         path(text)

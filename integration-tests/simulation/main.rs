@@ -170,7 +170,7 @@ fn everything_that_is_broken_on_purpose_is_seen() {
 #[test]
 fn t12_a_forgetful_session_costs_no_record() {
     let num = variable("TOROID_SEEDS").unwrap_or(NUM_SEEDS) / 10;
-    let broken = Some(Broken::At(Failpoint::ForgetRecords));
+    let broken = Some(Broken::At(toroid_torus::failpoint::Failpoint::ForgetRecords));
     for seed in 0..num {
         let Outcome { end, .. } = simulate(seed, broken, false);
         assert!(!matches!(end, End::Violation(_)), "{}", replay(seed, broken));

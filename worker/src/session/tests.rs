@@ -1,0 +1,236 @@
+//! The session on its own: what it says, and what it keeps.
+
+use toroid_proto::{CheckpointAt, Peer, Start, StepAck, Stop};
+use toroid_torus::job;
+
+use super::*;
+use crate::trainer::HeldAs;
+
+fn job_json() -> String {
+    let spec = job::parse("steps = 3\n[shape]\ndp = 2\n[data]\npath = \"text\"\n").expect("a valid job");
+    serde_json::to_string(&spec).expect("JSON")
+}
+
+fn assign_message(epoch: u64) -> Assign {
+    let peer = |rank: u32| Peer { rank, worker_id: format!("w{rank}"), data_address: format!("127.0.0.1:{rank}") };
+    Assign {
+        job_id: "j".into(),
+        epoch,
+        rank: 0,
+        job_json: job_json(),
+        peers: vec![peer(0), peer(1)],
+        link_key: vec![1; 32],
+        checkpoint_root: "/c".into(),
+        owner_id: vec![1; 16],
+        ..Assign::default()
+    }
+}
+
+fn assign(epoch: u64) -> Input {
+    Input::FromCoordinator(FromCoordinator::Assign(assign_message(epoch)))
+}
+
+fn start(epoch: u64) -> Input {
+    Input::FromCoordinator(FromCoordinator::Start(Start { job_id: "j".into(), epoch, heal: None }))
+}
+
+fn happened(epoch: u64, what: Happened) -> Input {
+    Input::Trainer(TrainerEvent { job_id: "j".into(), epoch, what })
+}
+
+fn prepared(epoch: u64) -> Input {
+    let what = Happened::Prepared {
+        committed_step: 0,
+        held: vec![HeldAs { shape: Shape::new(1, 1, 2).expect("a shape"), rank: 0 }],
+        sealed_next: false,
+        sums_from: 1,
+        data_digest: [0; 32],
+        num_samples: 9,
+        num_params: 5,
+        inputs: Box::default(),
+    };
+    happened(epoch, what)
+}
+
+fn committed(epoch: u64, step: u64) -> Input {
+    let record = StepRecord { step, ..StepRecord::default() };
+    happened(epoch, Happened::Committed { step, record: Some(Box::new(record)) })
+}
+
+fn welcome(keep_going: bool) -> Input {
+    Input::FromCoordinator(FromCoordinator::Welcome(Welcome { keep_going, ..Welcome::default() }))
+}
+
+/// Feeds the inputs and compares what came out, printed without its details, with what is expected.
+fn check(session: &mut Session, inputs: Vec<Input>, expected: &[&str]) {
+    let found: Vec<String> = inputs.into_iter().flat_map(|i| session.handle(i)).map(|o| name(&o)).collect();
+    assert_eq!(found, expected);
+}
+
+fn name(output: &Output) -> String {
+    match output {
+        Output::Send(ToCoordinator::Step(r)) => format!("send step {}", r.record.as_ref().map_or(0, |r| r.step)),
+        Output::Send(body) => {
+            let text = format!("{body:?}");
+            format!("send {}", text.split('(').next().unwrap_or_default())
+        }
+        Output::Trainer(command) => {
+            let text = format!("{command:?}");
+            format!("trainer {}", text.split([' ', '(']).next().unwrap_or_default())
+        }
+        Output::Prepare(_) => "prepare".into(),
+        Output::Fence { epoch } => format!("fence {epoch}"),
+        Output::RequestCheckpoint { step, .. } => format!("request checkpoint {step}"),
+        Output::Recorded { step } => format!("recorded {step}"),
+        Output::Intervals { .. } => "intervals".into(),
+        Output::Refused { .. } => "refused".into(),
+        Output::IdInUse { .. } => "id in use".into(),
+        Output::Note(_) => "note".into(),
+    }
+}
+
+#[test]
+fn a_job_from_assignment_to_end() {
+    let mut session = Session::new();
+    check(&mut session, vec![assign(1)], &["fence 1", "prepare"]);
+    check(&mut session, vec![prepared(1)], &["send Prepared"]);
+    check(&mut session, vec![start(1)], &["trainer Start"]);
+    check(&mut session, vec![committed(1, 1), committed(1, 2)], &["send step 1", "send step 2"]);
+    check(&mut session, vec![happened(1, Happened::Finished { step: 2 })], &["send Finished"]);
+    let stop = Stop { job_id: "j".into(), epoch: 1, reason: "done".into() };
+    let stop = Input::FromCoordinator(FromCoordinator::Stop(stop));
+    check(&mut session, vec![stop], &["note", "fence 2", "trainer Drop", "send Stopped"]);
+    assert_eq!(session.standing(), Standing::default());
+}
+
+#[test]
+fn t1_nothing_of_another_epoch_or_job_is_taken() {
+    let mut session = Session::new();
+    check(&mut session, vec![assign(5), prepared(5)], &["fence 5", "prepare", "send Prepared"]);
+    let at = |epoch| {
+        Input::FromCoordinator(FromCoordinator::CheckpointAt(CheckpointAt {
+            job_id: "j".into(),
+            epoch,
+            step: 9,
+            halt: false,
+        }))
+    };
+    check(&mut session, vec![assign(4), assign(5), start(4), start(6), at(4), at(6)], &[]);
+    check(&mut session, vec![committed(4, 1), prepared(4), happened(4, Happened::Finished { step: 3 })], &[]);
+    check(&mut session, vec![at(5)], &["request checkpoint 9"]);
+    check(&mut session, vec![assign(6)], &["fence 6", "prepare"]);
+    check(&mut session, vec![committed(5, 1)], &[]);
+    // The trainer was busy with another job that was in the same epoch.
+    let what = Happened::Committed { step: 1, record: Some(Box::default()) };
+    let other = Input::Trainer(TrainerEvent { job_id: "another".into(), epoch: 6, what });
+    check(&mut session, vec![other], &[]);
+}
+
+#[test]
+fn t9_what_the_coordinator_missed_is_said_again() {
+    let mut session = Session::new();
+    for input in [assign(1), prepared(1), start(1), committed(1, 1), committed(1, 2), committed(1, 3)] {
+        session.handle(input);
+    }
+    let ack = Input::FromCoordinator(FromCoordinator::StepAck(StepAck { job_id: "j".into(), step: 1 }));
+    check(&mut session, vec![ack], &["recorded 1"]);
+    check(&mut session, vec![welcome(true)], &["intervals", "send step 2", "send step 3"]);
+    session.handle(happened(1, Happened::Finished { step: 3 }));
+    check(&mut session, vec![welcome(true)], &["intervals", "send step 2", "send step 3", "send Finished"]);
+    assert_eq!(session.standing().committed_step, 3);
+}
+
+#[test]
+fn t9_a_lost_peer_is_named_again() {
+    let mut session = Session::new();
+    for input in [assign(1), prepared(1), start(1)] {
+        session.handle(input);
+    }
+    let lost = || happened(1, Happened::PeerLost { rank: 1, error: "reset".into() });
+    check(&mut session, vec![lost(), welcome(true)], &["send PeerLost", "intervals", "send PeerLost"]);
+}
+
+#[test]
+fn work_that_was_given_away_is_dropped() {
+    let mut session = Session::new();
+    session.handle(assign(3));
+    check(&mut session, vec![welcome(false)], &["intervals", "note", "fence 4", "trainer Drop"]);
+    check(&mut session, vec![prepared(3)], &[]);
+}
+
+#[test]
+fn records_of_steps_that_are_made_again_are_forgotten() {
+    let mut session = Session::new();
+    for input in [assign(1), prepared(1), start(1), committed(1, 1), assign(2)] {
+        session.handle(input);
+    }
+    // The new epoch starts from step 0: step 1 will be made and reported again.
+    check(&mut session, vec![prepared(2), welcome(true)], &["send Prepared", "intervals", "send Prepared"]);
+}
+
+#[test]
+fn t4_a_step_that_was_committed_under_the_fence_is_still_reported() {
+    let mut session = Session::new();
+    for input in [assign(1), prepared(1), start(1), committed(1, 1)] {
+        session.handle(input);
+    }
+    let heal = Input::FromCoordinator(FromCoordinator::Assign(Assign { heal: true, ..assign_message(2) }));
+    let again = Input::FromCoordinator(FromCoordinator::Assign(Assign { heal: true, ..assign_message(3) }));
+    check(&mut session, vec![heal, again, committed(1, 2)], &["fence 2", "prepare", "fence 3", "prepare"]);
+    let what = Happened::Prepared {
+        committed_step: 2,
+        held: vec![HeldAs { shape: Shape::new(1, 1, 2).expect("a shape"), rank: 0 }],
+        sealed_next: false,
+        sums_from: 1,
+        data_digest: [0; 32],
+        num_samples: 9,
+        num_params: 5,
+        inputs: Box::default(),
+    };
+    check(&mut session, vec![happened(3, what)], &["send step 1", "send step 2", "send Prepared"]);
+}
+
+#[test]
+fn an_id_in_use_is_no_refusal_for_good() {
+    let refused = |kind: RefusalKind| {
+        let refused = proto::Refused { reason: "no".into(), kind: kind.into() };
+        Input::FromCoordinator(FromCoordinator::Refused(refused))
+    };
+    let mut session = Session::new();
+    check(&mut session, vec![assign(1), refused(RefusalKind::IdInUse)], &["fence 1", "prepare", "id in use"]);
+    assert_eq!(session.standing().epoch, 1, "what it holds stays");
+    check(&mut session, vec![refused(RefusalKind::Unspecified)], &["refused"]);
+}
+
+#[test]
+fn only_a_spare_warms_up() {
+    let mut session = Session::new();
+    let warm_up = |rank| {
+        let ahead = proto::WarmUp { job_id: "j".into(), rank, job_json: job_json(), checkpoint_root: "/c".into() };
+        Input::FromCoordinator(FromCoordinator::WarmUp(ahead))
+    };
+    check(&mut session, vec![warm_up(1), warm_up(2)], &["trainer WarmUp", "note"]);
+    check(&mut session, vec![assign(1), warm_up(1)], &["fence 1", "prepare"]);
+}
+
+#[test]
+fn an_assignment_that_makes_no_sense_is_refused_in_words() {
+    let check_error = |assign: Assign, expected: &str| {
+        let out = Session::new().handle(Input::FromCoordinator(FromCoordinator::Assign(assign)));
+        let [Output::Send(ToCoordinator::Failed(failed))] = out.as_slice() else { panic!("{out:?}") };
+        assert!(failed.fatal && failed.error.contains(expected), "{}", failed.error);
+    };
+    check_error(Assign { job_json: "{".into(), ..assign_message(1) }, "cannot read the job");
+    check_error(Assign { peers: Vec::new(), ..assign_message(1) }, "expected the addresses of 2 places, found 0");
+    check_error(Assign { link_key: vec![1], ..assign_message(1) }, "expected 32 bytes, found 1");
+    check_error(Assign { rank: 2, ..assign_message(1) }, "cannot take rank 2");
+}
+
+#[test]
+fn a_checkpoint_that_came_too_late_is_reported() {
+    let mut session = Session::new();
+    session.handle(assign(1));
+    let late = |epoch| Input::CheckpointTooLate { epoch, step: 4, committed: 6 };
+    check(&mut session, vec![late(1)], &["send CheckpointMissed"]);
+    check(&mut session, vec![late(0)], &[]);
+}
