@@ -2,7 +2,7 @@
 //!
 //! One task owns the session. It connects to the coordinator again and again (with growing pauses up to a second), says who it is,
 //! and then carries messages both ways and a heartbeat at the coordinator's interval. Training does not wait for any of it (T-9).
-//! Whoever reads the log hears at once, and then now and then, why there is no coordinator ([`outage`]).
+//! Whoever reads the log hears at once, and then now and then, why there is no coordinator (`outage`).
 
 mod outage;
 

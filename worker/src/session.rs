@@ -233,7 +233,7 @@ impl Session {
             leave_grace_ms: welcome.leave_grace_ms,
         }];
         let Some(work) = &mut self.work else { return out };
-        if failpoint!(ForgetRecords) {
+        if failpoint!(ForgetRecords) || failpoint!(TakeAnyStep) {
             work.reports.clear();
         }
         if welcome.keep_going {

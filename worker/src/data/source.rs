@@ -58,7 +58,7 @@ pub struct LeftOut {
     pub num_files: u64,
     /// As far as they are known.
     pub bytes: u64,
-    /// The first by relative path, at most [`MAX_NAMED`].
+    /// The first by relative path, at most `MAX_NAMED`.
     pub first: Vec<String>,
 }
 
