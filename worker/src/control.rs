@@ -433,7 +433,7 @@ fn endpoint_of(coordinator: &str, failure_timeout: Duration) -> Result<Endpoint,
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
+    use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
 
     use super::*;
@@ -462,8 +462,11 @@ mod tests {
         std::thread::spawn(move || {
             for stream in web.incoming().flatten() {
                 let mut stream = stream;
+                // As a web server does, it hears the request first, and out: what is unread when it closes would reset the connection.
                 // Whoever has gone does not hear it.
+                let _ = stream.read(&mut [0; 1024]);
                 let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+                let _ = std::io::copy(&mut stream, &mut std::io::sink());
             }
         });
         check(&format!("http://{address}"), "speaks no gRPC")?;

@@ -66,6 +66,12 @@ pub(super) fn in_words(error: &(dyn Error + 'static)) -> String {
     if has("http2 error") || has("h2 protocol error") || has("frame with invalid size") || has("status: 4") {
         return format!("what answers there speaks no gRPC, as a web server on that port would do ({text})");
     }
+    // The connection ended before the request was on its way, and took the reason along.
+    if has("operation was canceled") {
+        return format!(
+            "what answers there ends the connection at once: it speaks no gRPC, as a web server on that port would do, or it is stopping ({text})"
+        );
+    }
     let kind = chain.iter().find_map(|e| e.downcast_ref::<io::Error>()).map(io::Error::kind);
     match kind {
         Some(io::ErrorKind::ConnectionRefused) => return format!("nothing listens there ({text})"),
@@ -122,6 +128,7 @@ mod tests {
         check(&io::Error::from(io::ErrorKind::TimedOut), "nothing answers there");
         check(&io::Error::from(io::ErrorKind::ConnectionReset), "closed the connection");
         check(&io::Error::other("dns error"), "no host of that name");
+        check(&io::Error::other("operation was canceled"), "speaks no gRPC");
         check(&Status::unimplemented(""), "no Toroid coordinator");
         check(&Status::unavailable("the coordinator is stopping"), "the coordinator is stopping");
     }
