@@ -165,11 +165,13 @@ impl Curve {
         file.write_all(format!("{HEADER}\n").as_bytes()).map_err(|e| failed("writing", &new, e))?;
         let mut end = HEADER.len() as u64 + 1;
         let mut rows = Vec::with_capacity(self.rows.len());
-        for row in &self.rows {
-            for record in self.read(row.step, 1, usize::MAX)? {
+        /// Rows that are in memory at a time.
+        const CHUNK: usize = 1000;
+        for (index, chunk) in self.rows.chunks(CHUNK).enumerate() {
+            for record in self.read_rows(index * CHUNK, chunk)? {
                 let text = format(&record);
                 file.write_all(text.as_bytes()).map_err(|e| failed("writing", &new, e))?;
-                rows.push(Row { step: row.step, offset: end, bytes: text.len() as u64 });
+                rows.push(Row { step: record.step, offset: end, bytes: text.len() as u64 });
                 end += text.len() as u64;
             }
         }
@@ -285,7 +287,9 @@ impl Curve {
             self.is_longer = true;
             self.rows.truncate(num_kept);
         }
-        self.last = self.unwritten.iter().rev().find(|r| !r.missing).cloned();
+        if self.last.as_ref().is_some_and(|r| r.step > keep) {
+            self.last = self.unwritten.iter().rev().find(|r| !r.missing).cloned();
+        }
         for step in self.rows.iter().rev().map(|row| row.step) {
             if self.last.is_some() {
                 break;

@@ -545,16 +545,7 @@ impl Job {
     pub fn end(&mut self, cx: &mut Context<'_>, state: State, reason: &str) {
         assert!(state.is_ended(), "a job ends as done, failed or cancelled");
         self.incident_abandoned(cx);
-        self.release_moved(cx);
-        let stop = proto::Stop { job_id: self.record.id.clone(), epoch: self.record.epoch, reason: reason.to_string() };
-        self.send_all(cx, &Body::Stop(stop));
-        for worker in std::mem::take(&mut self.record.places).iter().flatten() {
-            cx.pool.set_place(worker, None);
-            if self.record.draining.contains(worker) {
-                cx.pool.retire(worker);
-            }
-        }
-        self.forget_earlier(cx);
+        self.free_workers(cx, reason);
         self.record.absent.clear();
         self.record.holders.clear();
         self.record.draining.clear();
@@ -575,8 +566,8 @@ impl Job {
         cx.out.unsettled = true;
     }
 
-    /// The job has no places any more and waits in the queue; it goes on from its newest checkpoint. Its curve stays until then.
-    pub fn stand_by(&mut self, cx: &mut Context<'_>, reason: &str) {
+    /// All workers stop and have no place any more; who was to be drained is given none again.
+    fn free_workers(&mut self, cx: &mut Context<'_>, reason: &str) {
         self.release_moved(cx);
         let stop = proto::Stop { job_id: self.record.id.clone(), epoch: self.record.epoch, reason: reason.to_string() };
         self.send_all(cx, &Body::Stop(stop));
@@ -587,6 +578,11 @@ impl Job {
             }
         }
         self.forget_earlier(cx);
+    }
+
+    /// The job has no places any more and waits in the queue; it goes on from its newest checkpoint. Its curve stays until then.
+    pub fn stand_by(&mut self, cx: &mut Context<'_>, reason: &str) {
+        self.free_workers(cx, reason);
         self.abandon_pending(false);
         let record = &mut self.record;
         record.absent.clear();

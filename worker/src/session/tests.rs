@@ -39,8 +39,12 @@ fn happened(epoch: u64, what: Happened) -> Input {
 }
 
 fn prepared(epoch: u64) -> Input {
+    prepared_at(epoch, 0)
+}
+
+fn prepared_at(epoch: u64, committed_step: u64) -> Input {
     let what = Happened::Prepared {
-        committed_step: 0,
+        committed_step,
         held: vec![HeldAs { shape: Shape::new(1, 1, 2).expect("a shape"), rank: 0 }],
         sealed_next: false,
         sums_from: 1,
@@ -177,17 +181,7 @@ fn t4_a_step_that_was_committed_under_the_fence_is_still_reported() {
     let heal = Input::FromCoordinator(FromCoordinator::Assign(Assign { heal: true, ..assign_message(2) }));
     let again = Input::FromCoordinator(FromCoordinator::Assign(Assign { heal: true, ..assign_message(3) }));
     check(&mut session, vec![heal, again, committed(1, 2)], &["fence 2", "prepare", "fence 3", "prepare"]);
-    let what = Happened::Prepared {
-        committed_step: 2,
-        held: vec![HeldAs { shape: Shape::new(1, 1, 2).expect("a shape"), rank: 0 }],
-        sealed_next: false,
-        sums_from: 1,
-        data_digest: [0; 32],
-        num_samples: 9,
-        num_params: 5,
-        inputs: Box::default(),
-    };
-    check(&mut session, vec![happened(3, what)], &["send step 1", "send step 2", "send Prepared"]);
+    check(&mut session, vec![prepared_at(3, 2)], &["send step 1", "send step 2", "send Prepared"]);
 }
 
 #[test]
