@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use toroid_proto::{Job, JobState};
 
-use crate::cluster::{Cluster, assert_same_curve, path, run_ok, text_folder};
+use crate::cluster::{Cluster, ENDLESS, assert_same_curve, path, run_ok, text_folder};
 
 /// A job of steps of milliseconds, which saves the state at every `interval` steps in `folder`.
 pub fn quick_job(dp: usize, steps: u64, folder: &std::path::Path, interval: u64) -> String {
@@ -20,6 +20,15 @@ pub fn quick_job(dp: usize, steps: u64, folder: &std::path::Path, interval: u64)
     )
 }
 
+/// The same, whose learning rate and weight decay do not depend on how many steps it has: one of fewer steps is the same as far as it goes. An
+/// endless one is not over before the test has done to it what it came for. A step has 16 times the work, so that a test's last look at
+/// it is not thousands of steps ago.
+fn steady_job(dp: usize, steps: u64, folder: &std::path::Path, interval: u64) -> String {
+    let steady = "[optimizer]\nwarmup = 5\nfloor = 1.0\nweight_decay = 0.1\nweight_decay_final = 0.1\n";
+    let (few, more) = (format!("global = {dp}\n"), format!("global = {}\n", 16 * dp));
+    quick_job(dp, steps, folder, interval).replace(&few, &more) + steady
+}
+
 fn num_damaged(folder: &std::path::Path) -> Result<usize> {
     let entries = std::fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
     let names = entries.map(|e| Ok(e?.file_name().to_string_lossy().into_owned()));
@@ -31,12 +40,10 @@ fn num_damaged(folder: &std::path::Path) -> Result<usize> {
 /// and no checkpoint is given up.
 #[test]
 fn t11_a_newcomer_that_cannot_see_the_checkpoints_costs_the_job_none() -> Result<()> {
-    const STEPS: u64 = 3000;
     let mut cluster = Cluster::start(2, 1)?;
     let folder = cluster.path().join("checkpoints");
     std::fs::create_dir(&folder)?;
-    let undisturbed = cluster.train(&quick_job(2, STEPS, &cluster.path().join("undisturbed"), 500))?;
-    let id = cluster.submit(&quick_job(2, STEPS, &folder, 500))?;
+    let id = cluster.submit(&steady_job(2, ENDLESS, &folder, 50))?;
     let job = cluster.wait_for(&id, "three checkpoints", |job| job.checkpoints.len() >= 3)?;
     let workers: Vec<&str> = job.places.iter().map(|place| place.worker_id.as_str()).collect();
     cluster.kill_workers(&workers)?;
@@ -47,7 +54,9 @@ fn t11_a_newcomer_that_cannot_see_the_checkpoints_costs_the_job_none() -> Result
     let job = cluster.wait_for(&id, "the blind worker to fail", has_failed)?;
     let newest = job.checkpoints.last().map(|c| c.step);
     cluster.add_worker(1)?;
-    let job = cluster.done(&id)?;
+    let is_restored = |job: &Job| job.incidents.iter().any(|i| i.rung == "restore" && i.resolved);
+    cluster.wait_for(&id, "the restored job's steps", is_restored)?;
+    let job = cluster.finish(&id)?;
     ensure!(job.places.iter().all(|place| place.worker_id != blind), "{blind} was given a place: {:#?}", job.places);
     ensure!(num_damaged(&folder)? == 0, "checkpoints were set aside: {:#?}", job.events);
     let restored = job.incidents.iter().find(|i| i.rung == "restore").map(|i| i.resumed_step);
@@ -58,6 +67,7 @@ fn t11_a_newcomer_that_cannot_see_the_checkpoints_costs_the_job_none() -> Result
     );
     let lost: u64 = job.incidents.iter().map(|i| i.steps_lost).sum();
     ensure!(job.lost_steps == lost, "{} steps lost in the status, {lost} in the incidents", job.lost_steps);
+    let undisturbed = cluster.train(&steady_job(2, job.committed_step, &cluster.path().join("undisturbed"), 50))?;
     assert_same_curve(&undisturbed.curve, &job.curve);
     Ok(())
 }
@@ -65,11 +75,9 @@ fn t11_a_newcomer_that_cannot_see_the_checkpoints_costs_the_job_none() -> Result
 /// T-11: nobody sees the folder. The job keeps its curve, waits for a user, and goes on from where it was once the folder is back.
 #[test]
 fn t11_a_job_whose_checkpoints_nobody_sees_waits_for_a_user() -> Result<()> {
-    const STEPS: u64 = 6000;
     let mut cluster = Cluster::start(1, 1)?;
     let (folder, away) = (cluster.path().join("checkpoints"), cluster.path().join("away"));
-    let undisturbed = cluster.train(&quick_job(1, STEPS, &cluster.path().join("undisturbed"), 400))?;
-    let id = cluster.submit(&quick_job(1, STEPS, &folder, 400))?;
+    let id = cluster.submit(&steady_job(1, ENDLESS, &folder, 40))?;
     let job = cluster.wait_for(&id, "a checkpoint", |job| !job.checkpoints.is_empty())?;
     cluster.kill_worker(&job.places[0].worker_id)?;
     std::fs::rename(&folder, &away)?;
@@ -84,11 +92,14 @@ fn t11_a_job_whose_checkpoints_nobody_sees_waits_for_a_user() -> Result<()> {
     std::fs::rename(&away, &folder)?;
     let said = run_ok(&["resume", &id, "--coordinator", &cluster.url()])?;
     ensure!(said.contains(&id), "{said}");
-    let job = cluster.done(&id)?;
+    let goes_on = |job: &Job| job.incidents.last().is_some_and(|incident| incident.resolved);
+    cluster.wait_for(&id, "the resumed job's steps", goes_on)?;
+    let job = cluster.finish(&id)?;
     let resumed = job.incidents.last().map(|incident| incident.resumed_step);
     ensure!(resumed == Some(newest), "went on from {resumed:?}, not from {newest}: {:#?}", job.events);
+    let undisturbed = cluster.train(&steady_job(1, job.committed_step, &cluster.path().join("undisturbed"), 40))?;
     assert_same_curve(&undisturbed.curve, &job.curve);
-    let refused = crate::cluster::run(&["resume", &id, "--coordinator", &cluster.url()])?;
+    let refused = crate::cluster::run(&["resume", &undisturbed.id, "--coordinator", &cluster.url()])?;
     ensure!(String::from_utf8_lossy(&refused.stderr).contains("cannot be resumed: it is done"), "{refused:?}");
     Ok(())
 }

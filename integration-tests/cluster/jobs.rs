@@ -9,7 +9,8 @@ use super::{path, text_folder};
 
 type Ways = (usize, usize, usize);
 
-const ENDLESS: u64 = 1_000_000;
+/// Steps of an endless job.
+pub const ENDLESS: u64 = 1_000_000;
 /// Four layers, so that up to four stages have one each; KV heads are replicated at tp 4.
 const MICRO: &str = "layers = 4\nd_model = 32\nheads = 4\nkv_heads = 2\nhead_dim = 8\nexperts = 4\nff = 32\nseq = 32\n";
 

@@ -25,7 +25,7 @@ use toroid_proto::{
 
 use crate::network::Network;
 
-pub use jobs::{endless_job, short_job, tiny_job, tiny_job_on};
+pub use jobs::{ENDLESS, endless_job, short_job, tiny_job, tiny_job_on};
 pub use undisturbed::{Undisturbed, check_nothing_lost, is_whole, worker_of};
 
 use patience::Patience;
