@@ -273,30 +273,39 @@ fn waiting_for_another_that_makes_the_file_is_no_progress_and_ends_with_the_epoc
     drop(locked.lock);
 }
 
-/// The one that is waited for is another process; here a thread writes in its stead, whenever the waiting one has seen what is there.
+/// The one that is waited for is another process; here it writes whenever the waiting one has told what it saw before.
 #[test]
 fn what_the_other_writes_is_progress() {
-    let locked = locked();
-    let (seen, told) = std::sync::mpsc::channel();
-    struct Writes(std::sync::mpsc::Sender<u64>);
-    impl Attend for Writes {
-        fn advance(&mut self, bytes: u64) {
-            // Nobody listens when the file is made by us in the end.
-            let _ = self.0.send(bytes);
+    struct Other<'a> {
+        locked: &'a Locked,
+        seen: Vec<u64>,
+    }
+    impl Other<'_> {
+        fn goes_on(&self) {
+            match self.seen.len() as u64 {
+                len @ 0..3 => fs::write(&self.locked.partial, vec![0; len as usize + 1]).unwrap(),
+                _ => self.locked.lock.unlock().unwrap(),
+            }
         }
     }
-    std::thread::scope(|scope| {
-        let (partial, lock) = (&locked.partial, &locked.lock);
-        scope.spawn(move || {
-            for len in 1..=3u64 {
-                fs::write(partial, vec![0; len as usize]).unwrap();
-                while told.recv().unwrap() != len {}
+    impl Attend for Other<'_> {
+        fn advance(&mut self, bytes: u64) {
+            self.seen.push(bytes);
+            self.goes_on();
+        }
+
+        fn waits(&mut self, is_waiting: bool) {
+            if is_waiting {
+                self.goes_on();
             }
-            lock.unlock().unwrap();
-        });
-        let tokens = TokenFile::prepare_within(&locked.config, locked.cache.path(), LONG, &mut Writes(seen)).unwrap();
-        assert_eq!((tokens.tokens(), tokens.was_cached()), (&b"hello"[..], false));
-    });
+        }
+    }
+    let locked = locked();
+    let mut other = Other { locked: &locked, seen: Vec::new() };
+    let tokens = TokenFile::prepare_within(&locked.config, locked.cache.path(), LONG, &mut other).unwrap();
+    assert_eq!((tokens.tokens(), tokens.was_cached()), (&b"hello"[..], false));
+    // Bytes of the text follow once the file is made here.
+    assert_eq!(other.seen[..3], [1, 2, 3]);
 }
 
 #[test]
