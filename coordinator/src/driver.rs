@@ -30,14 +30,13 @@ use crate::files::{self, Condition, JobFiles, RETRY_INTERVAL};
 use crate::folder::FolderError;
 use crate::machine::clock::Boot;
 use crate::machine::{self, Input, Machine, Now, Output, Reply, RequestError, RequestId, StreamId};
+use crate::outbox::{MAX_MESSAGES, Outbox};
 use crate::store::Store;
 
 /// Commands that wait for the driver; beyond, those who send them wait.
 const MAX_COMMANDS: usize = 1024;
 /// And bytes of workers' messages among them, in KiB.
 const MAX_COMMANDS_KIB: usize = 64 << 10;
-/// Messages that wait for a worker; beyond, it is disconnected.
-pub(crate) const MAX_MESSAGES: usize = 256;
 /// Deadlines are looked at after this many commands even if more wait.
 const MAX_COMMANDS_PER_TICK: usize = 4096;
 /// Step records in an answer, and how long they are at most in the file, but for a single one.
@@ -111,7 +110,7 @@ pub(crate) struct Update {
 
 /// The driver's end of a worker's stream; dropping it ends the stream.
 pub(crate) struct Connection {
-    pub messages: mpsc::Sender<proto::CoordinatorMessage>,
+    pub messages: Outbox,
     /// Never sent: whoever reads the worker's messages stops when it is dropped.
     pub _open: oneshot::Sender<()>,
 }
@@ -406,7 +405,7 @@ impl Driver {
             return None;
         }
         let connection = self.connections.get(&stream)?;
-        connection.messages.try_send(*message).is_err().then(|| {
+        connection.messages.push(*message).is_err().then(|| {
             self.connections.remove(&stream);
             stream
         })

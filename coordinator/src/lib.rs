@@ -19,6 +19,7 @@ mod files;
 mod folder;
 mod grpc;
 pub mod machine;
+mod outbox;
 pub mod store;
 
 use std::future::Future;

@@ -1,15 +1,15 @@
 //! `WorkerService`: one bidirectional stream a worker, carried between the network and the driver without a look inside.
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio_stream::StreamExt as _;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use toroid_proto as proto;
 use toroid_proto::worker_service_server::WorkerService;
 
 use super::bounds;
-use crate::driver::{Command, Connection, Handle, MAX_MESSAGES};
+use crate::driver::{Command, Connection, Handle};
 use crate::machine::{Limits, StreamId};
+use crate::outbox::outbox;
 
 pub(crate) struct Workers {
     handle: Handle,
@@ -32,7 +32,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<Streaming<proto::WorkerMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let (messages, outgoing) = mpsc::channel(MAX_MESSAGES);
+        let (messages, outgoing) = outbox();
         let (open, closed) = oneshot::channel();
         let stream = self.handle.new_stream();
         let connection = Connection { messages, _open: open };
@@ -41,7 +41,7 @@ impl WorkerService for Workers {
         }
         let reader = Reader { handle: self.handle.clone(), limits: self.limits, stream };
         tokio::spawn(reader.run(request.into_inner(), closed));
-        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing).map(Ok))))
+        Ok(Response::new(Box::pin(outgoing.map(Ok))))
     }
 }
 

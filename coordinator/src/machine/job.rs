@@ -380,8 +380,9 @@ impl Job {
         self.live.progress.last_step().max(self.live.floor_step)
     }
 
-    fn acknowledge(&self, cx: &mut Context<'_>, step: u64) {
-        self.send(cx, 0, Body::StepAck(proto::StepAck { job_id: self.record.id.clone(), step }));
+    fn acknowledge(&self, cx: &mut Context<'_>) {
+        let (job_id, step) = (self.record.id.clone(), self.recorded_step());
+        self.send(cx, 0, Body::StepAck(proto::StepAck { job_id, step }));
     }
 
     /// From rank 0. A step that is there already changes nothing, but is acknowledged again. When a healing epoch begins, rank 0 says
@@ -389,7 +390,7 @@ impl Job {
     pub fn step_report(&mut self, cx: &mut Context<'_>, mut record: proto::StepRecord) {
         let (step, recorded) = (record.step, self.recorded_step());
         if step <= recorded {
-            return self.acknowledge(cx, step);
+            return self.acknowledge(cx);
         }
         let is_next = step == recorded + 1 || failpoint!(TakeAnyStep);
         let is_taken = match self.live.phase {
@@ -409,7 +410,7 @@ impl Job {
         assert!(is_new, "older steps were acknowledged above");
         cx.out.changed.insert(job.clone());
         cx.out.effects.push(Output::AppendCurve { job, record: Box::new(record) });
-        self.acknowledge(cx, step);
+        self.acknowledge(cx);
         if is_skipped {
             self.step_skipped(cx, step);
         }
@@ -460,7 +461,7 @@ impl Job {
             return;
         }
         if through <= recorded {
-            return self.acknowledge(cx, through);
+            return self.acknowledge(cx);
         }
         if message.from_step > recorded + 1 {
             self.ask_for_next(cx);
@@ -477,7 +478,7 @@ impl Job {
         let why =
             "they were committed while no coordinator was there to record them, and no place has their sums any more";
         self.event(cx, "curve.gap", format!("{what}: {why}"));
-        self.acknowledge(cx, through);
+        self.acknowledge(cx);
         self.recorded(cx, through);
     }
 

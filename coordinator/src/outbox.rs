@@ -1,0 +1,165 @@
+//! What waits to be sent to a worker: in the order it was said, and bounded.
+//!
+//! A job with steps of a millisecond has a thousand acknowledgements a second, and a worker may get no processor for that long: an
+//! acknowledgement is one of all steps before, so one that waits last is replaced by the next. All else has a place of its own.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use toroid_proto::CoordinatorMessage;
+use toroid_proto::coordinator_message::Body;
+
+/// Messages that wait for a worker; beyond, it is disconnected.
+pub(crate) const MAX_MESSAGES: usize = 256;
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<CoordinatorMessage>,
+    /// Of whoever waits for the next message.
+    waker: Option<Waker>,
+    /// Either end is gone.
+    is_closed: bool,
+}
+
+type Shared = Arc<Mutex<Queue>>;
+
+/// No caller panics while it holds the lock, and the queue would still be in order.
+fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The driver's end; what waits is still sent after it is dropped.
+pub(crate) struct Outbox(Shared);
+
+/// The stream's end.
+pub(crate) struct Outgoing(Shared);
+
+/// The message was not taken: as many wait as may, or nobody sends them any more.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct NotTaken;
+
+pub(crate) fn outbox() -> (Outbox, Outgoing) {
+    let queue = Shared::default();
+    (Outbox(queue.clone()), Outgoing(queue))
+}
+
+impl Outbox {
+    pub fn push(&self, message: CoordinatorMessage) -> Result<(), NotTaken> {
+        let mut queue = lock(&self.0);
+        if queue.is_closed {
+            return Err(NotTaken);
+        }
+        let is_full = queue.waiting.len() == MAX_MESSAGES;
+        match queue.waiting.back_mut() {
+            Some(last) if replaces(&message, last) => *last = message,
+            _ if is_full => return Err(NotTaken),
+            _ => queue.waiting.push_back(message),
+        }
+        wake(queue);
+        Ok(())
+    }
+}
+
+/// Both acknowledge steps of one job.
+fn replaces(message: &CoordinatorMessage, last: &CoordinatorMessage) -> bool {
+    match (&message.body, &last.body) {
+        (Some(Body::StepAck(new)), Some(Body::StepAck(old))) => new.job_id == old.job_id,
+        _ => false,
+    }
+}
+
+fn wake(mut queue: MutexGuard<'_, Queue>) {
+    let waker = queue.waker.take();
+    drop(queue);
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        let mut queue = lock(&self.0);
+        queue.is_closed = true;
+        wake(queue);
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        *lock(&self.0) = Queue { is_closed: true, ..Queue::default() };
+    }
+}
+
+impl futures_core::Stream for Outgoing {
+    type Item = CoordinatorMessage;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<CoordinatorMessage>> {
+        let mut queue = lock(&self.0);
+        match queue.waiting.pop_front() {
+            Some(message) => Poll::Ready(Some(message)),
+            None if queue.is_closed => Poll::Ready(None),
+            None => {
+                queue.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio_stream::StreamExt as _;
+    use toroid_proto::{StepAck, Stop};
+
+    fn ack(job: &str, step: u64) -> CoordinatorMessage {
+        CoordinatorMessage { body: Some(Body::StepAck(StepAck { job_id: job.into(), step })) }
+    }
+
+    fn stop(job: &str) -> CoordinatorMessage {
+        CoordinatorMessage { body: Some(Body::Stop(Stop { job_id: job.into(), ..Stop::default() })) }
+    }
+
+    #[tokio::test]
+    async fn acknowledgements_that_wait_are_one() {
+        let (outbox, outgoing) = outbox();
+        (1..=10_000).for_each(|step| assert_eq!(outbox.push(ack("j-1", step)), Ok(())));
+        outbox.push(stop("j-1")).unwrap();
+        (1..=3).for_each(|step| outbox.push(ack("j-1", step)).unwrap());
+        outbox.push(ack("j-2", 1)).unwrap();
+        drop(outbox);
+        let said: Vec<_> = outgoing.collect().await;
+        assert_eq!(said, [ack("j-1", 10_000), stop("j-1"), ack("j-1", 3), ack("j-2", 1)]);
+    }
+
+    #[tokio::test]
+    async fn other_messages_are_bounded() {
+        let (outbox, mut outgoing) = outbox();
+        (0..MAX_MESSAGES).for_each(|_| outbox.push(stop("j-1")).unwrap());
+        assert_eq!(outbox.push(stop("j-1")), Err(NotTaken));
+        assert_eq!(outgoing.next().await, Some(stop("j-1")));
+        assert_eq!(outbox.push(ack("j-1", 1)), Ok(()));
+        assert_eq!(outbox.push(ack("j-1", 2)), Ok(()), "it needs no place of its own");
+        assert_eq!(outbox.push(stop("j-1")), Err(NotTaken));
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_woken_by_a_message_and_by_the_end() {
+        let (outbox, mut outgoing) = outbox();
+        let waiting = tokio::spawn(async move { (outgoing.next().await, outgoing.next().await) });
+        tokio::task::yield_now().await;
+        outbox.push(stop("j-1")).unwrap();
+        tokio::task::yield_now().await;
+        drop(outbox);
+        assert_eq!(waiting.await.unwrap(), (Some(stop("j-1")), None));
+    }
+
+    #[tokio::test]
+    async fn what_nobody_sends_is_not_taken() {
+        let (outbox, outgoing) = outbox();
+        drop(outgoing);
+        assert_eq!(outbox.push(stop("j-1")), Err(NotTaken));
+    }
+}
