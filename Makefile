@@ -5,7 +5,7 @@
 # make soak-chaos  hundreds of kills at four shapes, pairs of workers together with the coordinator, and workers that are stopped, each
 #              compared to the bit with an undisturbed run; some minutes each on two cores (KILLS=20: one), PRESET=tiny: a larger model
 # make check   the part of it that needs no running; writes no source file
-# make fix     format, and apply what clippy knows how to fix
+# make fix     format, apply what clippy knows how to fix, and generate the code of the .proto files anew
 # make bench   speed and memory of training steps, and how long a death holds a job up
 # make bench-pytorch   speed and memory of training steps, beside the same model in PyTorch; installs it in .venv-bench
 # make bench-elastic   a worker dies: Toroid, torchrun and torchft beside each other; installs PyTorch in .venv-bench
@@ -50,6 +50,7 @@ check:
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 
 fix:
+	TOROID_GENERATE=1 cargo test --workspace --test generated
 	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 	cargo fmt --all
 
