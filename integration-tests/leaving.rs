@@ -56,10 +56,36 @@ fn a_worker_that_is_terminated_twice_ends_at_once() -> Result<()> {
     cluster.wait_for_workers("the coordinator to see its end", is_gone)
 }
 
-/// A scale-down, or the time limit of Slurm: all workers are asked to end. The job saves its newest step, stands by, and goes on from it
-/// with the workers that come next.
+/// A scale-down: all workers are asked to end. The job saves its newest step, stands by, and goes on from it with the workers that come
+/// next.
 #[test]
 fn all_workers_are_terminated_and_no_step_is_lost() -> Result<()> {
+    everybody_is_terminated(|_, _| Ok(()), |_| Ok(()))
+}
+
+/// The time limit of Slurm, or `scancel`: the coordinator is asked as the workers are, and ends only after them.
+#[test]
+fn the_coordinator_is_terminated_with_all_workers_and_no_step_is_lost() -> Result<()> {
+    everybody_is_terminated(
+        |cluster, id| {
+            // The others were asked when it is: it ends because they are gone, not because its own time is over.
+            let is_draining = |job: &Job| job.events.iter().any(|e| e.kind == "worker.draining");
+            cluster.wait_for(id, "the coordinator to hear of it", is_draining)?;
+            cluster.terminate_coordinator()
+        },
+        |cluster| {
+            let code = cluster.coordinator_exit_code()?;
+            ensure!(code == Some(0), "the coordinator ended with {code:?}");
+            cluster.start_coordinator()
+        },
+    )
+}
+
+/// `asked`: when all workers were asked to end; `gone`: when they have ended.
+fn everybody_is_terminated(
+    asked: impl FnOnce(&mut Cluster, &str) -> Result<()>,
+    gone: impl FnOnce(&mut Cluster) -> Result<()>,
+) -> Result<()> {
     const STEPS: u64 = 3000;
     let mut cluster = Cluster::with_failure_timeout(2, 1, 90_000)?;
     // By steps only the last one is saved.
@@ -72,10 +98,12 @@ fn all_workers_are_terminated_and_no_step_is_lost() -> Result<()> {
     for worker in &workers {
         cluster.signal(worker, Signal::TERM)?;
     }
+    asked(&mut cluster, &id)?;
     for worker in &workers {
         let code = cluster.exit_code(worker)?;
         ensure!(code == Some(0), "{worker} ended with {code:?}");
     }
+    gone(&mut cluster)?;
     let job = cluster.wait_for(&id, "the job to stand by", |job| job.state() == JobState::Queued)?;
     let saved = job.checkpoints.last().map(|c| c.step as usize);
     ensure!(saved == Some(job.curve.len()), "step {saved:?} is saved of {}: {:#?}", job.curve.len(), job.events);

@@ -1,6 +1,6 @@
 //! `toroid coordinator` and `toroid worker`: the two kinds of process that stay.
 //!
-//! Both end on SIGINT, SIGTERM (a worker with a place once that is moved or the job is saved, or at the second signal) and, with `--die-with-parent`,
+//! Both end on SIGINT, SIGTERM (a worker with a place once that is moved or the job is saved, a coordinator after such workers, both at the second signal) and, with `--die-with-parent`,
 //! with the process that started them: the kernel kills them then, and the end of their standard input asks them to end in good
 //! order. That is how `toroid local` leaves nothing behind, however it ends itself.
 
@@ -112,11 +112,7 @@ pub struct WorkerArgs {
 
 pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
     raise_open_files();
-    let mut asked = asked_to_end(args.die_with_parent)?;
-    let shutdown = async move {
-        // Whoever asks lives as long as this process.
-        let _ = asked.changed().await;
-    };
+    let asked = asked_to_end(args.die_with_parent)?;
     let cannot =
         |e| anyhow!("cannot listen on {}: {e}; name another address, or port 0 for any free port", args.listen);
     let listener = TcpListener::bind(args.listen).await.map_err(cannot)?;
@@ -132,7 +128,7 @@ pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
         },
         join_token: args.join_token,
     };
-    toroid_coordinator::run(listener, config, shutdown).await.context("run the coordinator")?;
+    toroid_coordinator::run(listener, config, asked).await.context("run the coordinator")?;
     Ok(ExitCode::SUCCESS)
 }
 

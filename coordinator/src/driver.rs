@@ -225,10 +225,20 @@ impl Driver {
         }
     }
 
-    /// Runs until `stop` changes or a write fails. All streams end with it.
-    pub async fn run(mut self, mut stop: watch::Receiver<()>) -> Result<(), CoordinatorError> {
+    /// Runs until it is asked to end or a write fails. All streams end with it. Asked once, it stays for workers that were asked, too,
+    /// as long as they do; asked twice, it ends.
+    pub async fn run(mut self, mut asked: watch::Receiver<u32>) -> Result<(), CoordinatorError> {
         let mut num_since_tick = 0;
+        let mut asked_at = None;
         loop {
+            let ends_at = match *asked.borrow_and_update() {
+                0 => None,
+                1 => Some(self.ends_at(*asked_at.get_or_insert_with(Instant::now))),
+                _ => return Ok(()),
+            };
+            if ends_at.is_some_and(|ends_at| ends_at <= Instant::now()) {
+                return Ok(());
+            }
             let deadline = self.machine.poll_timeout().map(|d| self.clock.instant(d));
             if num_since_tick >= MAX_COMMANDS_PER_TICK && deadline.is_some_and(|d| d <= Instant::now()) {
                 num_since_tick = 0;
@@ -237,7 +247,10 @@ impl Driver {
             }
             tokio::select! {
                 biased;
-                _ = stop.changed() => return Ok(()),
+                changed = asked.changed() => if changed.is_err() {
+                    return Ok(());
+                },
+                () = sleep_until(ends_at) => {}
                 () = sleep_until(self.retry_at) => self.retry()?,
                 command = self.commands.recv() => match command {
                     Some(command) => {
@@ -251,6 +264,18 @@ impl Driver {
                     self.input(Input::Tick)?;
                 }
             }
+        }
+    }
+
+    /// When it ends that was asked to then.
+    fn ends_at(&self, asked_at: Instant) -> Instant {
+        let limits = self.machine.limits();
+        if !self.machine.is_training() {
+            asked_at
+        } else if self.machine.is_being_left() {
+            asked_at + limits.leave()
+        } else {
+            asked_at + limits.farewell()
         }
     }
 

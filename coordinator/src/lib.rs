@@ -22,7 +22,6 @@ pub mod machine;
 mod outbox;
 pub mod store;
 
-use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -80,11 +79,16 @@ pub enum CoordinatorError {
     Panic(tokio::task::JoinError),
 }
 
-/// Runs a coordinator on `listener` until `shutdown` resolves. Workers go on with what they do when it returns.
+/// Asked so often to end, it stays for nobody.
+const AT_ONCE: u32 = 2;
+
+/// Runs a coordinator on `listener` until it is `asked` to end. Workers go on with what they do when it returns, but for those that were
+/// asked to end themselves: asked once, it stays until their places are moved or their jobs saved, for as long as they do
+/// ([`Limits::leave`]); asked twice, it ends at once.
 pub async fn run(
     listener: TcpListener,
     config: Config,
-    shutdown: impl Future<Output = ()>,
+    mut asked: watch::Receiver<u32>,
 ) -> Result<(), CoordinatorError> {
     let limits = limits(&config)?;
     let data_dir = make_data_dir(&config.data_dir)?;
@@ -101,21 +105,29 @@ pub async fn run(
     let (driver, handle) = driver::Driver::open(store, machine_config, &jobs_dir)?;
     tracing::info!(folder = %data_dir.display(), "the coordinator is ready");
 
-    let (stop, stopped) = watch::channel(());
+    let (end, ends) = watch::channel(0);
+    let (stop_serving, mut stopped_serving) = watch::channel(());
     let runtime = tokio::runtime::Handle::current();
-    let mut stopped_serving = stopped.clone();
     // A thread of its own: durable writes block.
-    let mut driving = tokio::task::spawn_blocking(move || runtime.block_on(driver.run(stopped)));
+    let mut driving = tokio::task::spawn_blocking(move || runtime.block_on(driver.run(ends)));
     let serving = grpc::serve(listener, handle, limits, async move { drop(stopped_serving.changed().await) });
     tokio::pin!(serving);
-    let early = tokio::select! {
-        () = shutdown => None,
-        result = &mut serving => Some(result),
-        result = &mut driving => return result.map_err(CoordinatorError::Panic)?,
+    let (mut driven, mut served) = (None, None);
+    while driven.is_none() && served.is_none() {
+        tokio::select! {
+            Ok(()) = asked.changed() => drop(end.send_replace(*asked.borrow())),
+            result = &mut serving => served = Some(result),
+            result = &mut driving => driven = Some(result),
+        }
+    }
+    end.send_replace(AT_ONCE);
+    stop_serving.send_replace(());
+    let driven = match driven {
+        Some(result) => result,
+        None => driving.await,
     };
-    stop.send_replace(());
-    let driven = driving.await.map_err(CoordinatorError::Panic)?;
-    let served = match early {
+    let driven = driven.map_err(CoordinatorError::Panic)?;
+    let served = match served {
         Some(result) => result,
         // Connections that do not drain in time are left to their clients.
         None => tokio::time::timeout(limits.drain(), serving).await.unwrap_or(Ok(())),

@@ -11,7 +11,7 @@ use proto::job_service_client::JobServiceClient;
 use proto::worker_message::Body as FromWorker;
 use proto::worker_service_client::WorkerServiceClient;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
@@ -34,7 +34,7 @@ async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
 
 struct Coordinator {
     address: SocketAddr,
-    stop: oneshot::Sender<()>,
+    stop: watch::Sender<u32>,
     task: JoinHandle<Result<(), CoordinatorError>>,
 }
 
@@ -46,14 +46,13 @@ impl Coordinator {
         config.join_token = join_token.map(str::to_string);
         // Long enough that no busy machine makes a worker look dead.
         config.failure_timeout = PATIENCE;
-        let (stop, stopped) = oneshot::channel();
-        let shutdown = async move { drop(stopped.await) };
-        let task = tokio::spawn(toroid_coordinator::run(listener, config, shutdown));
+        let (stop, asked) = watch::channel(0);
+        let task = tokio::spawn(toroid_coordinator::run(listener, config, asked));
         Coordinator { address, stop, task }
     }
 
     async fn stop(self) {
-        drop(self.stop);
+        self.stop.send_replace(1);
         within("the coordinator to stop", self.task).await.unwrap().unwrap();
     }
 
@@ -363,7 +362,7 @@ async fn a_second_coordinator_on_the_same_folder_is_kept_out() {
     // Served means that the store is open.
     coordinator.user().await.list_jobs(proto::ListJobsRequest::default()).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let second = toroid_coordinator::run(listener, Config::new(folder.path()), std::future::pending()).await;
+    let second = toroid_coordinator::run(listener, Config::new(folder.path()), watch::channel(0).1).await;
     assert!(matches!(second, Err(CoordinatorError::Store(StoreError::InUse { .. }))), "{second:?}");
     coordinator.stop().await;
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use proto::job_service_client::JobServiceClient;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::Code;
 use tonic::transport::Channel;
@@ -26,7 +26,7 @@ const JOB: &str = "name = \"j\"\nsteps = 4\n[data]\npath = \"/data\"\n";
 
 struct Coordinator {
     user: JobServiceClient<Channel>,
-    stop: oneshot::Sender<()>,
+    stop: watch::Sender<u32>,
     task: JoinHandle<Result<(), CoordinatorError>>,
 }
 
@@ -40,14 +40,14 @@ impl Coordinator {
         setrlimit(Resource::Nofile, Rlimit { current: Some(MAX_FILES), maximum }).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let (stop, stopped) = oneshot::channel();
-        let shutdown = async move { drop(stopped.await) };
-        let task = tokio::spawn(toroid_coordinator::run(listener, config, shutdown));
+        let (stop, asked) = watch::channel(0);
+        let task = tokio::spawn(toroid_coordinator::run(listener, config, asked));
         Coordinator { user: JobServiceClient::connect(url).await.unwrap(), stop, task }
     }
 
     async fn stop(self) {
-        drop((self.stop, self.user));
+        self.stop.send_replace(1);
+        drop(self.user);
         tokio::time::timeout(PATIENCE, self.task).await.expect("the coordinator stops").unwrap().unwrap();
     }
 }
@@ -79,7 +79,7 @@ impl Coordinator {
 /// What the coordinator says where it does not start.
 async fn refusal(folder: &Path) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let run = toroid_coordinator::run(listener, Config::new(folder), std::future::pending());
+    let run = toroid_coordinator::run(listener, Config::new(folder), watch::channel(0).1);
     tokio::time::timeout(PATIENCE, run).await.expect("it does not start").unwrap_err().to_string()
 }
 

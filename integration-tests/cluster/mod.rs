@@ -156,6 +156,26 @@ impl Cluster {
         Ok(())
     }
 
+    /// SIGTERM.
+    pub fn terminate_coordinator(&self) -> Result<()> {
+        let child = self.coordinator.as_ref().context("find the running coordinator")?;
+        let pid = Pid::from_raw(i32::try_from(child.id())?).context("a process id is not 0")?;
+        kill_process(pid, Signal::TERM).context("send SIGTERM to the coordinator")
+    }
+
+    /// Waits until the coordinator has ended by itself; returns its exit code.
+    pub fn coordinator_exit_code(&mut self) -> Result<Option<i32>> {
+        let mut patience = Patience::new();
+        loop {
+            let child = self.coordinator.as_mut().context("find the running coordinator")?;
+            if let Some(status) = child.try_wait()? {
+                self.coordinator = None;
+                return Ok(status.code());
+            }
+            patience.look(|| self.movement()).with_context(|| format!("wait for its end\n{}", self.logs()))?;
+        }
+    }
+
     /// Starts one more worker and returns its id.
     pub fn add_worker(&mut self, threads: usize) -> Result<String> {
         self.add_worker_with(threads, None)

@@ -15,11 +15,11 @@ use std::time::Duration;
 
 use toroid_torus::holders;
 
-use super::Context;
 use super::failures::Cause;
 use super::incident::Sighting;
 use super::job::Job;
 use super::record::{SeenBy, Why};
+use super::{Context, Machine};
 
 /// A message has reached every worker in this time, as a rule.
 const TO_ALL_S: f64 = 0.25;
@@ -33,6 +33,18 @@ pub(super) struct Halt {
     pub step: u64,
     /// It could not be saved, and is tried again then.
     pub again_at: Option<Duration>,
+}
+
+impl Machine {
+    /// Workers have places in jobs.
+    pub fn is_training(&self) -> bool {
+        self.jobs.values().any(|job| job.record.places.iter().any(Option::is_some))
+    }
+
+    /// Workers that were asked to end have their places yet: without a coordinator what they hold is neither moved nor saved.
+    pub fn is_being_left(&self) -> bool {
+        self.jobs.values().any(|job| !job.leaving().is_empty())
+    }
 }
 
 impl Job {

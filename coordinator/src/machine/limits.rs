@@ -69,6 +69,11 @@ impl Limits {
         self.failure_timeout / 5
     }
 
+    /// A coordinator that is asked to end stays so long: workers that were asked at the same time say so within it.
+    pub fn farewell(&self) -> Duration {
+        (self.failure_timeout / 2).min(Duration::from_secs(2))
+    }
+
     /// The coordinator itself was stopped if a deadline is noticed this late: silence in that time is nobody's fault.
     pub fn late(&self) -> Duration {
         self.failure_timeout / 2

@@ -404,6 +404,10 @@ impl Machine {
         self.settle(now)
     }
 
+    pub fn limits(&self) -> Limits {
+        self.config.limits
+    }
+
     /// When the next deadline passes, by [`Now::monotonic`]; `None` while nothing is waited for.
     pub fn poll_timeout(&self) -> Option<Duration> {
         let silence = self.config.limits.failure_timeout;
