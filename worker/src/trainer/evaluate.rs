@@ -1,5 +1,7 @@
 //! Validation on held-out text: forward only, on the same samples each time.
 
+use std::collections::VecDeque;
+
 use toroid_proto::Validation;
 
 use super::step::{receive, send};
@@ -15,6 +17,39 @@ pub(super) struct ValidationSums {
     /// Cross-entropy in nats.
     pub ce: f64,
     pub tokens: f64,
+}
+
+/// What the last validations found, ascending by step, at every place: no coordinator may have heard of them when rank 0 dies.
+#[derive(Debug, Default)]
+pub(super) struct Validations(VecDeque<ValidationSums>);
+
+impl Validations {
+    /// As many are kept.
+    pub const NUM_MAX: usize = 64;
+    /// Numbers that all of them are.
+    pub const LEN: usize = 3 * Self::NUM_MAX;
+
+    /// One of the same step is replaced: it was made again.
+    fn keep(&mut self, sums: ValidationSums) {
+        self.0.retain(|kept| kept.step < sums.step);
+        if self.0.len() == Self::NUM_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back(sums);
+    }
+
+    /// Into [`Self::LEN`] numbers that are 0.
+    pub fn write(&self, values: &mut [f64]) {
+        for (v, slot) in self.0.iter().zip(values.chunks_exact_mut(3)) {
+            slot.copy_from_slice(&[v.step as f64, v.ce, v.tokens]);
+        }
+    }
+
+    pub fn read(values: &[f64]) -> Validations {
+        let has_tokens = |slot: &&[f64]| slot[2] > 0.0;
+        let sums = |slot: &[f64]| ValidationSums { step: slot[0] as u64, ce: slot[1], tokens: slot[2] };
+        Validations(values.chunks_exact(3).filter(has_tokens).map(sums).collect())
+    }
 }
 
 impl<D: Device + Clone> Job<D> {
@@ -38,16 +73,21 @@ impl<D: Device + Clone> Job<D> {
             }
         }
         global_sum(links, &spec.shape, &mut sums)?;
-        self.validation = Some(ValidationSums { step: self.committed, ce: sums[0], tokens: sums[1] });
-        self.report_validation(emit);
+        let sums = ValidationSums { step: self.committed, ce: sums[0], tokens: sums[1] };
+        self.validations.keep(sums);
+        self.report_validation(sums, emit);
         Ok(())
     }
 
-    /// Rank 0 says what the last validation found; a new one what the old one may not have said.
-    pub(super) fn report_validation(&self, emit: &Emit) {
-        let Some(ValidationSums { step, ce, tokens }) = self.validation.filter(|_| self.assignment.rank == 0) else {
+    /// A new rank 0 says what the old one may not have said.
+    pub(super) fn report_validations(&self, emit: &Emit) {
+        self.validations.0.iter().for_each(|sums| self.report_validation(*sums, emit));
+    }
+
+    fn report_validation(&self, ValidationSums { step, ce, tokens }: ValidationSums, emit: &Emit) {
+        if self.assignment.rank != 0 {
             return;
-        };
+        }
         let ce = ce / tokens;
         // Tokens are bytes.
         let bits_per_byte = ce / std::f64::consts::LN_2;
@@ -79,5 +119,29 @@ impl<D: Device + Clone> Job<D> {
             send(links, next, Channel::Eval, &self.buffers.sent)?;
         }
         Ok(ce)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sums(step: u64) -> ValidationSums {
+        ValidationSums { step, ce: step as f64 / 4.0, tokens: 32.0 }
+    }
+
+    #[test]
+    fn the_newest_validations_are_kept_and_arrive_at_a_newcomer() {
+        let mut kept = Validations::default();
+        // That of step 3 is made twice, and of step 0 it is one, too.
+        [0, 1, 2, 3, 3].into_iter().for_each(|step| kept.keep(sums(step)));
+        let passed_on = |kept: &Validations| {
+            let mut values = [0.0; Validations::LEN];
+            kept.write(&mut values);
+            Validations::read(&values).0
+        };
+        assert_eq!(passed_on(&kept), [0, 1, 2, 3].map(sums));
+        (4..=100).for_each(|step| kept.keep(sums(step)));
+        assert_eq!(passed_on(&kept), (37..=100).map(sums).collect::<Vec<_>>());
     }
 }

@@ -17,7 +17,7 @@ use toroid_torus::digest::{DIGEST_BYTES, Digest};
 use toroid_torus::holders::{backup_of, guarded_by};
 use toroid_torus::job::JobSpec;
 
-use super::evaluate::ValidationSums;
+use super::evaluate::Validations;
 use super::history::History;
 use super::holders::Holders;
 use super::step::Totals;
@@ -29,8 +29,8 @@ use crate::optim::Shard;
 /// Numbers of one sum over the torus: whoever takes part holds them once for each place of its row or column.
 const CHUNK: usize = 1 << 17;
 
-/// What the source says before its sums: `[skipped steps, validated step, its cross-entropy, its tokens]`.
-const HEAD: usize = 4;
+/// What the source says before its sums: its count of skipped steps and its validations.
+const HEAD: usize = 1 + Validations::LEN;
 
 impl<D: Device + Clone> Job<D> {
     /// Whether this place's state is worth keeping for `next`.
@@ -106,11 +106,11 @@ impl<D: Device + Clone> Job<D> {
         if (is_newcomer || behind) && shared.commit(plan.step) {
             self.write_checkpoint(emit);
         }
-        self.report_validation(emit);
+        self.report_validations(emit);
         Ok(())
     }
 
-    /// The source's global sums of the last steps, its count of skipped steps and its last validation, at every place.
+    /// The source's global sums of the last steps, its count of skipped steps and its last validations, at every place.
     fn share_history(
         &mut self,
         links: &mut Links,
@@ -124,9 +124,7 @@ impl<D: Device + Clone> Job<D> {
         let mut values = vec![0.0; HEAD + num * (1 + len)];
         if self.assignment.rank == plan.source {
             values[0] = self.skipped as f64;
-            if let Some(v) = self.validation {
-                values[1..HEAD].copy_from_slice(&[v.step as f64, v.ce, v.tokens]);
-            }
+            self.validations.write(&mut values[1..HEAD]);
             let newest = self.history.since((plan.step + 1).saturating_sub(num as u64));
             for ((step, totals), slot) in newest.zip(values[HEAD..].chunks_exact_mut(1 + len)) {
                 slot[0] = *step as f64;
@@ -141,8 +139,7 @@ impl<D: Device + Clone> Job<D> {
         let history: Vec<(u64, Totals)> = slots.map(|slot| (slot[0] as u64, Totals::from_slice(&slot[1..]))).collect();
         if is_newcomer {
             self.skipped = values[0] as u64;
-            let [step, ce, tokens] = [values[1], values[2], values[3]];
-            self.validation = (tokens > 0.0).then_some(ValidationSums { step: step as u64, ce, tokens });
+            self.validations = Validations::read(&values[1..HEAD]);
         } else if self.committed < plan.step && history.last().is_none_or(|(step, _)| *step != plan.step) {
             return Err(corrupt(format!(
                 "rank {} says that it has committed step {}, but does not have its sums",

@@ -14,7 +14,7 @@ use toroid_torus::manifest::{FORMAT, Manifest, ShardFile, Writer};
 use toroid_torus::partition::Partition;
 use toroid_torus::pipeline::Pipeline;
 
-use super::evaluate::ValidationSums;
+use super::evaluate::Validations;
 use super::history::History;
 use super::holders::Holders;
 use super::memory::MemoryError;
@@ -64,8 +64,7 @@ pub struct Job<D: Device + Clone> {
     pub(super) links: Option<Links>,
     /// Step that was loaded from a checkpoint of another job, or 0.
     pub(super) start_step: Option<u64>,
-    /// What the last validation found.
-    pub(super) validation: Option<ValidationSums>,
+    pub(super) validations: Validations,
     /// Step of the last validation.
     pub(super) validated: Option<u64>,
     pub(super) dataset: Dataset,
@@ -210,7 +209,7 @@ impl<D: Device + Clone> Job<D> {
             moved_since: LinkStats::default(),
             links: None,
             start_step: source.resumed_step(),
-            validation: None,
+            validations: Validations::default(),
             validated: None,
             gathered: 0,
             committed: source.step(),
