@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 /// Parts whose results depend on their arguments alone (design sections 2 and 6).
-const PURE: [&str; 3] = ["torus/src", "coordinator/src/machine", "worker/src/session"];
+const PURE: [&str; 3] = ["torus/src", "coordinator/machine/src", "worker/src/session"];
 /// What brings in time, chance, the system, or an order that differs from run to run.
 const IMPURE: [&str; 12] = [
     "tokio",
@@ -28,6 +28,23 @@ const IMPURE: [&str; 12] = [
 ];
 /// What the tests of a pure part may use: many seeds on many threads, one seed replayed by name.
 const ALLOWED_IN_TESTS: [&str; 2] = ["std::thread", "std::env"];
+/// Crates that decide, and must not be able to do I/O: neither they nor anything below them.
+const PURE_CRATES: [&str; 2] = ["toroid-torus", "toroid-machine"];
+/// Crates that bring sockets, files, clocks or chance.
+const IO_CRATES: [&str; 12] = [
+    "tokio",
+    "mio",
+    "socket2",
+    "tonic",
+    "hyper",
+    "rustix",
+    "libc",
+    "getrandom",
+    "rand",
+    "chrono",
+    "tempfile",
+    "memmap2",
+];
 const MAX_LINES: usize = 800;
 /// An `unsafe` is justified within so many lines before it.
 const SAFETY_LINES: usize = 8;
@@ -210,6 +227,33 @@ fn the_job_file_reference_has_every_key() -> Result<()> {
     let is_missing = |key: &String| !reference.lines().any(|line| line.starts_with(&format!("| `{key}` |")));
     let missing = job_keys()?.into_iter().filter(is_missing);
     check(missing.map(|key| format!("docs/job-file.md:1: the reference has no row for `{key}`")).collect())
+}
+
+/// Names of the crates below `package`, itself too, as a build of it alone has them; build scripts and macros run elsewhere.
+fn crates_below(package: &str) -> Result<BTreeSet<String>> {
+    let output = std::process::Command::new(env!("CARGO"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["tree", "--locked", "--offline", "-e", "normal,no-proc-macro", "--prefix", "none", "-p", package])
+        .output()
+        .context("run cargo tree")?;
+    ensure!(output.status.success(), "cargo tree -p {package}: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout)?;
+    Ok(text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
+}
+
+#[test]
+fn what_decides_cannot_do_io() -> Result<()> {
+    let mut complaints = Vec::new();
+    for package in PURE_CRATES {
+        let below = crates_below(package)?;
+        ensure!(below.contains(package), "cargo tree does not list {package} itself");
+        complaints.extend(
+            IO_CRATES.iter().filter(|name| below.contains(**name)).map(|name| format!("{package} depends on {name}")),
+        );
+    }
+    // The test can see: the coordinator does depend on what is looked for.
+    ensure!(crates_below("toroid-coordinator")?.contains("tokio"), "cargo tree no longer shows tokio");
+    check(complaints)
 }
 
 /// The anchor that renderers of Markdown make from a heading.

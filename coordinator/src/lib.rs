@@ -3,7 +3,7 @@
 //! ```text
 //!   grpc/     JobService, WorkerService, reflection, health     ── commands ──┐
 //!   driver    one task: executes what the machine says, in that order  <──────┘
-//!   machine/  pure: input + now -> outputs; all decisions, each with its reason
+//!   machine   a crate of its own, pure: input + now -> outputs; all decisions, each with its reason
 //!   store/    records of jobs, durable      files, curve   the folder of each job, curve.csv: durable
 //! ```
 //!
@@ -18,9 +18,10 @@ mod driver;
 mod files;
 mod folder;
 mod grpc;
-pub mod machine;
 mod outbox;
 pub mod store;
+
+pub use toroid_machine as machine;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -13,7 +13,12 @@ fn generated_code_is_that_of_the_proto_files() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(names, [root.join("proto")])?;
     let folder = tempfile::tempdir()?;
     std::fs::write(folder.path().join("toroid_descriptor.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().out_dir(folder.path()).compile_fds(descriptors)?;
+    let services = "#[cfg(feature = \"services\")]";
+    tonic_prost_build::configure()
+        .out_dir(folder.path())
+        .client_mod_attribute(".", services)
+        .server_mod_attribute(".", services)
+        .compile_fds(descriptors)?;
 
     let is_written = std::env::var_os("TOROID_GENERATE").is_some();
     for name in ["toroid_descriptor.bin", "toroid.v1.rs"] {

@@ -607,6 +607,7 @@ impl WorkerState {
     }
 }
 /// Generated client implementations.
+#[cfg(feature = "services")]
 pub mod job_service_client {
     #![allow(
         unused_variables,
@@ -990,6 +991,7 @@ pub mod job_service_client {
     }
 }
 /// Generated server implementations.
+#[cfg(feature = "services")]
 pub mod job_service_server {
     #![allow(
         unused_variables,
@@ -2285,6 +2287,7 @@ impl RefusalKind {
     }
 }
 /// Generated client implementations.
+#[cfg(feature = "services")]
 pub mod worker_service_client {
     #![allow(
         unused_variables,
@@ -2409,6 +2412,7 @@ pub mod worker_service_client {
     }
 }
 /// Generated server implementations.
+#[cfg(feature = "services")]
 pub mod worker_service_server {
     #![allow(
         unused_variables,

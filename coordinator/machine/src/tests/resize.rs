@@ -5,7 +5,7 @@ use std::time::Duration;
 use toroid_proto as proto;
 
 use super::world::{LIMITS, World, job_file};
-use crate::machine::record::State;
+use crate::record::State;
 
 /// A job of `tp * dp` places, w0 at rank 0 and so on, that has committed 5 steps. No spare is there.
 fn running(tp: usize, dp: usize, more: &str) -> (World, String) {

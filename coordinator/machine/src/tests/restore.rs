@@ -1,8 +1,8 @@
 //! T-11: a checkpoint that one worker cannot read is not given up, and nothing begins from scratch by itself.
 
 use super::world::{World, job_file};
-use crate::machine::record::{Hold, State};
-use crate::machine::{Input, Reply, RequestError};
+use crate::record::{Hold, State};
+use crate::{Input, Reply, RequestError};
 
 /// A job of two places that has saved steps 3, 6 and 9 and has committed step 10; both its workers are dead.
 fn dead(more: &str) -> (World, String) {

@@ -1,7 +1,7 @@
 //! The coordinator is killed and goes on from what it had stored (T-9).
 
 use super::world::{LIMITS, World, job_file};
-use crate::machine::record::State;
+use crate::record::State;
 
 fn running() -> (World, String) {
     let mut world = World::new();
@@ -93,7 +93,7 @@ fn ended_and_queued_jobs_stay_what_they_are() {
 fn the_link_key_of_an_epoch_survives_a_restart() {
     let (mut world, job) = running();
     let secret = |world: &World| match &world.store["meta"] {
-        crate::machine::record::Record::Meta(meta) => meta.secret,
+        crate::record::Record::Meta(meta) => meta.secret,
         other => panic!("{other:?} under the key of meta"),
     };
     let before = (secret(&world), world.record(&job).link_key(&secret(&world)));

@@ -3,7 +3,7 @@
 use toroid_proto as proto;
 
 use super::world::{World, job_file};
-use crate::machine::record::State;
+use crate::record::State;
 
 /// A second of a job: ten steps, all messages delivered, then a heartbeat of each.
 fn second(world: &mut World, job: &str) {

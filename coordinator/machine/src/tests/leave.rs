@@ -6,7 +6,7 @@ use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 
 use super::world::{World, job_file};
-use crate::machine::record::State;
+use crate::record::State;
 
 /// A job of `dp` places that has committed 4 steps, and saved none.
 fn running(dp: usize, more: &str) -> (World, String) {

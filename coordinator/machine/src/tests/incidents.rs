@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::world::{LIMITS, World, job_file};
-use crate::machine::record::State;
+use crate::record::State;
 
 const DAY_MS: i64 = 86_400_000;
 

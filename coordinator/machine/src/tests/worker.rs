@@ -10,7 +10,7 @@ use toroid_torus::geometry::Shape;
 use toroid_torus::manifest::{ShardFile, Writer};
 use toroid_torus::owner::OwnerId;
 
-use crate::machine::StreamId;
+use crate::StreamId;
 
 pub const STEP_S: f64 = 1.0;
 

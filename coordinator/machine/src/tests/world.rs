@@ -23,9 +23,9 @@ use toroid_torus::owner::OwnerId;
 use toroid_torus::resplit::num_lost;
 
 use super::worker::{Disk, Work, Worker, loss_of};
-use crate::machine::clock::Boot;
-use crate::machine::record::{Event, Incident, JobRecord, Record, Rung, State};
-use crate::machine::{
+use crate::clock::Boot;
+use crate::record::{Event, Incident, JobRecord, Record, Rung, State};
+use crate::{
     Config, Input, Limits, Machine, Now, Output, Reply, RequestError, RequestId, Retention, StepSummary, StreamId,
     missing_record,
 };

@@ -6,8 +6,8 @@ use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 
 use super::world::{LIMITS, World, job_file};
-use crate::machine::Input;
-use crate::machine::record::State;
+use crate::Input;
+use crate::record::State;
 
 /// A job of two places that runs on a and b, with c as a spare where there is to be one.
 fn running(num_spares: usize, more: &str) -> (World, String) {

@@ -12,8 +12,8 @@ use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 
 use super::world::{LIMITS, World, job_file};
-use crate::machine::record::{Record, State};
-use crate::machine::{Input, RequestId};
+use crate::record::{Record, State};
+use crate::{Input, RequestId};
 
 const NUM_SEEDS: u64 = 2000;
 const NUM_EVENTS: usize = 120;

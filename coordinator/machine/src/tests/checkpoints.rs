@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::world::{LIMITS, World, job_file};
-use crate::machine::record::{Record, State};
-use crate::machine::{Input, Reply, RequestError, RequestId};
+use crate::record::{Record, State};
+use crate::{Input, Reply, RequestError, RequestId};
 
 fn running(steps: u64, more: &str) -> (World, String) {
     let mut world = World::new();

@@ -4,8 +4,8 @@ use proto::coordinator_message::Body as ToWorker;
 use toroid_proto as proto;
 
 use super::world::{LIMITS, World, job_file};
-use crate::machine::Input;
-use crate::machine::record::State;
+use crate::Input;
+use crate::record::State;
 
 /// A job of two places that waits for workers rather than go on with fewer.
 fn running() -> (World, String) {

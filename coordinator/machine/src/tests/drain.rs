@@ -7,8 +7,8 @@ use toroid_proto as proto;
 
 use super::worker::STEP_S;
 use super::world::{LIMITS, World, job_file};
-use crate::machine::record::State;
-use crate::machine::{Input, Reply, RequestError};
+use crate::record::State;
+use crate::{Input, Reply, RequestError};
 
 /// A job of three places, a to c, that has committed 4 steps; d and e are spares.
 fn running(spares: usize, more: &str) -> (World, String) {

@@ -5,8 +5,8 @@ use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 
 use super::world::{LIMITS, World, job_file};
-use crate::machine::record::{Rung, SeenBy, State};
-use crate::machine::{Input, Reply};
+use crate::record::{Rung, SeenBy, State};
+use crate::{Input, Reply};
 
 /// A job of `dp` places, w0 at rank 0 and so on, that has committed `steps`; the rest are spares s0, s1.
 fn running(dp: usize, spares: usize, steps: u64, more: &str) -> (World, String) {
@@ -210,7 +210,7 @@ fn a_worker_that_comes_back_with_its_state_has_its_place_again() {
     for id in ["w0", "w1"] {
         let stream = world.worker(id).stream.take().expect("connected");
         let reason = "closed its stream (reset)".into();
-        world.input(crate::machine::Input::Closed { stream, reason });
+        world.input(crate::Input::Closed { stream, reason });
     }
     assert_eq!(world.record(&job).places, [None, None], "the network of the coordinator was away");
     world.reconnect(|_| true);
@@ -486,7 +486,7 @@ fn every_incident_is_stored_with_its_number() {
     assert!(world.view(&job).incidents.iter().all(|i| i.resolved));
     assert_eq!(world.record(&job).num_incidents, 5);
     let stored = world.store.values().filter_map(|r| match r {
-        crate::machine::record::Record::Incident(i) => Some((i.rung, i.seen_by)),
+        crate::record::Record::Incident(i) => Some((i.rung, i.seen_by)),
         _ => None,
     });
     assert!(stored.eq([(Rung::Spare, SeenBy::StreamClosed); 5]));

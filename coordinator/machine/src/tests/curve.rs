@@ -4,8 +4,8 @@ use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 
 use super::world::{LIMITS, World, job_file};
-use crate::machine::Input;
-use crate::machine::record::State;
+use crate::Input;
+use crate::record::State;
 
 /// Two places and a spare; five steps are recorded.
 fn running() -> (World, String) {

@@ -6,8 +6,8 @@ use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 
 use super::world::{LIMITS, World, job_file};
-use crate::machine::record::State;
-use crate::machine::{Input, Reply, RequestError, StreamId};
+use crate::record::State;
+use crate::{Input, Reply, RequestError, StreamId};
 
 #[test]
 fn a_job_goes_from_queued_to_done() {
@@ -174,7 +174,7 @@ fn refusal(change: impl FnOnce(&mut proto::Register)) -> Option<String> {
     let outputs =
         world.machine.handle(Input::Message { stream, body: Box::new(FromWorker::Register(register)) }, world.at());
     let sent = outputs.into_iter().find_map(|o| match o {
-        crate::machine::Output::Send { message, .. } => message.body,
+        crate::Output::Send { message, .. } => message.body,
         _ => None,
     });
     match sent {
