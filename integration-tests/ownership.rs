@@ -90,7 +90,7 @@ fn a_job_waits_with_its_last_state_until_the_disk_has_room() -> Result<()> {
     let disk = cluster.path().join("disk");
     let mounted = SmallDisk::mount(&disk, "64k")?;
     let id = cluster.submit(&small_job(&disk, 1, 30, 0, ""))?;
-    let num_failed = |job: &Job| job.events.iter().filter(|e| e.kind == "checkpoint.failed").count();
+    let num_failed = |job: &Job| job.unsaved.as_ref().map_or(0, |unsaved| unsaved.num_tries);
     let job = cluster.wait_for(&id, "the second failure", |job| num_failed(job) >= 2)?;
     ensure!(job.committed_step == 30 && job.checkpoints.is_empty(), "{job:?}");
     let line = run_ok(&["status", &id, "--coordinator", &cluster.url()])?;

@@ -14,8 +14,7 @@
 //! failed it takes away itself, so that it is not in the way of the next; leftovers of places that died are removed with the next
 //! publishing. A published checkpoint is removed only by a newer one, never the last.
 //!
-//! The last step's checkpoint is all that is left to lose when it fails: the workers keep its state, and it is tried again, after pauses, by
-//! whoever has the places, until it is there or [`FINAL_PATIENCE`] is over.
+//! The last step's is tried again until it is there, see [`super::unsaved`].
 //!
 //! - **T-12** A multiple of `interval_steps` is saved at that very step, or an event says that it is not, and why.
 //! - Before workers leave whose places nobody can take, and with them the only copies of a shard, the next step is saved and no step is
@@ -30,17 +29,11 @@ use toroid_torus::failpoint;
 use toroid_torus::manifest::ShardFile;
 use toroid_torus::units;
 
-use super::clock::Moment;
 use super::job::{Job, Phase};
 use super::leave::Halt;
-use super::record::{Checkpoint, PendingRecord, State, Tries, Unsaved, Why};
+use super::record::{Checkpoint, PendingRecord, Why};
 use super::{Context, Reply, RequestId};
 
-/// For so long the last step's checkpoint is tried before the job has failed.
-const FINAL_PATIENCE: Duration = Duration::from_secs(24 * 3600);
-/// Before it is tried again: at first, twice as long after each failure, at most.
-const MIN_PAUSE: Duration = Duration::from_secs(1);
-const MAX_PAUSE: Duration = Duration::from_secs(60);
 const MIN_MARGIN_STEPS: u64 = 2;
 const MAX_MARGIN_STEPS: u64 = 10_000;
 /// Multiples of `interval_steps` that are named and not committed yet, at most.
@@ -62,7 +55,7 @@ pub(super) struct Schedule {
     pub requests: Vec<RequestId>,
     pub doublings: u32,
     /// The last step's checkpoint has failed, and is not named again before.
-    next_try: Option<Duration>,
+    pub next_try: Option<Duration>,
     /// No step is made beyond this one in this epoch.
     pub halt: Option<Halt>,
     /// Removals that rank 0 was told of with a publishing and has not answered, by the step that it publishes; how long that is waited for.
@@ -77,11 +70,6 @@ impl Schedule {
 
     fn removes(&self, step: u64) -> bool {
         self.removing.values().flatten().any(|s| *s == step)
-    }
-
-    /// Until the last step's checkpoint is tried again, where it is.
-    pub fn next_try(&self, now: Duration) -> Duration {
-        self.next_try.map_or(Duration::ZERO, |at| at.saturating_sub(now))
     }
 }
 
@@ -242,6 +230,7 @@ impl Job {
             self.send(cx, rank, self.checkpoint_at(*step));
         }
         if rank == 0 {
+            self.live.asked_for = None;
             self.live.checkpoint.pending.values_mut().for_each(|p| p.is_publish_sent = false);
         }
         self.committed_advanced(cx);
@@ -444,46 +433,12 @@ impl Job {
 
     /// Training goes on, and the newest good checkpoint stays.
     fn checkpoint_failed(&mut self, cx: &mut Context<'_>, step: u64, text: &str) {
-        self.event(cx, "checkpoint.failed", format!("step {step}: {text}"));
-        let now = Moment::before(cx.now, Duration::ZERO);
-        let unsaved = self.record.unsaved.get_or_insert(Unsaved::since(now));
-        (unsaved.step, unsaved.error) = (step, text.into());
-        unsaved.num_tries += 1;
+        self.not_saved(cx, step, text);
         self.arm_interval(cx, false);
         self.try_halt_again(cx, step);
         self.take_away(cx, step);
         if step != self.total() || self.has_next_try(cx, text) {
             self.plan_checkpoints(cx, false);
-        }
-    }
-
-    /// Plans the next try of the last step; where it was tried for long enough the job has failed.
-    fn has_next_try(&mut self, cx: &mut Context<'_>, text: &str) -> bool {
-        let now = Moment::before(cx.now, Duration::ZERO);
-        let tries = self.record.unsaved.get_or_insert(Unsaved::since(now)).last_step.get_or_insert(Tries::since(now));
-        tries.num += 1;
-        let (num, lasted) = (tries.num, tries.since.elapsed(cx.now));
-        if lasted >= FINAL_PATIENCE {
-            let good = match self.record.last_checkpoint() {
-                Some(c) => format!("the newest good one is of step {} at {}", c.step, c.path),
-                None => "there is no earlier one".into(),
-            };
-            let hours = FINAL_PATIENCE.as_secs() / 3600;
-            let reason = format!("the last step could not be saved in {hours} h and {num} tries: {text}; {good}");
-            self.end(cx, State::Failed, &reason);
-            return false;
-        }
-        let pause = MIN_PAUSE.saturating_mul(1 << (num - 1).min(16)).min(MAX_PAUSE);
-        self.live.checkpoint.next_try = Some(cx.now.monotonic + pause);
-        self.runs(cx);
-        true
-    }
-
-    /// It is to be made again.
-    pub fn forget_last_step(&mut self) {
-        self.live.checkpoint.next_try = None;
-        if let Some(unsaved) = &mut self.record.unsaved {
-            unsaved.last_step = None;
         }
     }
 
@@ -584,12 +539,16 @@ impl Job {
     fn overdue(&self, cx: &Context<'_>, step: u64) -> String {
         const MAX_NAMED: usize = 8;
         let limit = cx.config.limits.checkpoint().as_secs_f64();
-        let shards = self.live.checkpoint.pending.get(&step).map(|p| &p.shards);
+        let pending = self.live.checkpoint.pending.get(&step);
+        let shards = pending.map(|p| &p.shards);
         let missing: Vec<String> = (0..self.world())
             .filter(|rank| shards.is_some_and(|s| !s.contains_key(rank)))
             .map(|rank| rank.to_string())
             .collect();
         match missing.len() {
+            0 if pending.is_some_and(|p| !p.is_publish_sent) => {
+                format!("the figures of the steps up to it did not all come within {limit} s")
+            }
             0 => format!("the manifest was not published within {limit} s"),
             n if n <= MAX_NAMED => format!("no shard came within {limit} s from ranks {}", missing.join(", ")),
             n => format!("no shard came within {limit} s from {n} ranks, the first is {}", missing[0]),

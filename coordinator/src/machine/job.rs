@@ -520,6 +520,10 @@ impl Job {
         }
         self.live.finished.insert(rank);
         self.advance(cx, rank, committed);
+        // Its records come before, and no later one will show that one is missing.
+        if rank == 0 && self.recorded_step() < committed {
+            self.ask_for_next(cx);
+        }
         if self.live.finished.len() == self.world() {
             // A heal at the last step is followed by no other.
             self.forget_earlier(cx);

@@ -100,13 +100,7 @@ impl Machine {
             stragglers: job.live.stragglers.named().map(|s| straggler(record, s)).collect(),
             missing_steps: progress.num_missing(),
             skipped_steps: progress.num_skipped(),
-            unsaved: record.unsaved.as_ref().map(|u| proto::Unsaved {
-                step: u.step,
-                error: u.error.clone(),
-                since_unix_ms: u.since.unix_ms,
-                num_tries: u.num_tries,
-                next_try_s: job.live.checkpoint.next_try(now.monotonic).as_secs_f64(),
-            }),
+            unsaved: job.unsaved(now.monotonic),
         }
     }
 

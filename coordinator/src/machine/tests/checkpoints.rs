@@ -185,7 +185,7 @@ fn the_last_step_is_kept_and_tried_with_pauses_until_the_disk_has_room() {
     world.train(&job, 3);
     world.worker("a").write_error = Some("disk full".into());
     world.train(&job, 2);
-    let num_failed = |world: &World| world.record(&job).events.iter().filter(|e| e.kind == "checkpoint.failed").count();
+    let num_failed = |world: &World| world.record(&job).unsaved.as_ref().map_or(0, |unsaved| unsaved.num_tries);
     assert_eq!(num_failed(&world), 1, "{:?}", world.story);
     assert_eq!((world.record(&job).state, steps_saved(&world, &job)), (State::Running, vec![4]));
     let unsaved = world.view(&job).unsaved.expect("it shows from the first failure on");
@@ -200,6 +200,9 @@ fn the_last_step_is_kept_and_tried_with_pauses_until_the_disk_has_room() {
     for _ in 0..20 {
         world.pass(Duration::from_secs(60));
     }
+    let told = world.record(&job).events.iter().filter(|e| e.kind == "checkpoint.failed").count();
+    assert_eq!(told, 5, "when there are twice as many: {:?}", world.story);
+    assert!(world.has_event(&job, "checkpoint.failed", "step 6, 16 tries so far: a (rank 0) could not write"));
     assert!(num_failed(&world) > 20 && world.record(&job).reason.contains("the last is not saved yet"));
     world.worker("a").write_error = None;
     world.pass(Duration::from_secs(60));
@@ -382,6 +385,18 @@ fn the_last_step_succeeds_when_the_disk_does_again() {
     world.settle();
     world.pass(Duration::from_secs(1));
     assert_eq!((world.record(&job).state, steps_saved(&world, &job)), (State::Done, vec![3]));
+}
+
+/// No later record shows that the last one is missing.
+#[test]
+fn t12_the_record_of_the_last_step_is_asked_for() {
+    let (mut world, job) = running(3, "");
+    world.train(&job, 1);
+    world.step(&job);
+    let is_record = |b: &_| matches!(b, toroid_proto::worker_message::Body::Step(_));
+    world.worker("a").outbox.retain(|b| !is_record(b));
+    world.settle();
+    assert_eq!((world.record(&job).state, world.curves[&job].len()), (State::Done, 3), "{:?}", world.story);
 }
 
 #[test]
