@@ -5,8 +5,12 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
+use toroid_proto::{Job, JobState};
 
-use crate::cluster::{Cluster, path, run, run_ok, text_folder, toroid};
+use crate::cluster::{
+    Cluster, ENDLESS, SmallDisk, assert_same_curve, check_nothing_lost, is_whole, path, run, run_ok, text_folder,
+    toroid, worker_of,
+};
 
 /// A job with steps of milliseconds that saves every `interval` steps into `folder`.
 fn small_job(folder: &Path, seed: u64, steps: u64, interval: u64, more: &str) -> String {
@@ -75,5 +79,73 @@ fn an_export_replaces_no_device_pipe_or_link() -> Result<()> {
     ensure!(export(&link)?.status.success());
     ensure!(std::fs::symlink_metadata(&link)?.is_symlink(), "the link was replaced");
     ensure!(std::fs::metadata(&target)?.len() > 1000, "the link was not followed");
+    Ok(())
+}
+
+/// The last step's state waits for room on the disk, and the status says so from the first failure on. That a worker is killed meanwhile
+/// costs nothing.
+#[test]
+fn a_job_waits_with_its_last_state_until_the_disk_has_room() -> Result<()> {
+    let mut cluster = Cluster::start(3, 1)?;
+    let disk = cluster.path().join("disk");
+    let mounted = SmallDisk::mount(&disk, "64k")?;
+    let id = cluster.submit(&small_job(&disk, 1, 30, 0, ""))?;
+    let num_failed = |job: &Job| job.unsaved.as_ref().map_or(0, |unsaved| unsaved.num_tries);
+    let job = cluster.wait_for(&id, "the second failure", |job| num_failed(job) >= 2)?;
+    ensure!(job.committed_step == 30 && job.checkpoints.is_empty(), "{job:?}");
+    let line = run_ok(&["status", &id, "--coordinator", &cluster.url()])?;
+    let first = line.lines().next().unwrap_or_default();
+    ensure!(first.contains("not saved") && first.contains("step 30"), "{line}");
+    ensure!(job.unsaved.as_ref().is_some_and(|u| u.step == 30 && u.error.to_lowercase().contains("space")), "{job:?}");
+    let json = run_ok(&["status", &id, "-o", "json", "--coordinator", &cluster.url()])?;
+    let json: serde_json::Value = serde_json::from_str(&json)?;
+    let unsaved = json.pointer("/unsaved/step").or(json.pointer("/0/unsaved/step"));
+    ensure!(unsaved == Some(&serde_json::json!(30)), "{json:#}");
+
+    let victim = worker_of(&job, 1);
+    cluster.kill_worker(&victim)?;
+    let has_tried = |job: &Job| is_whole(job) && worker_of(job, 1) != victim && num_failed(job) > 3;
+    let job = cluster.wait_for(&id, "whoever took the place to fail, too", has_tried)?;
+    ensure!(job.reason == "all steps are committed, the last is not saved yet", "{}", job.reason);
+    check_nothing_lost(&job)?;
+    mounted.resize("64m")?;
+    let job = cluster.done(&id)?;
+    ensure!(job.checkpoints.iter().map(|c| c.step).collect::<Vec<_>>() == [30] && job.unsaved.is_none(), "{job:?}");
+    run_ok(&["checkpoint", "verify", path(&disk), "30"])?;
+    let steps: Vec<_> = std::fs::read_dir(disk.join("step-30"))?.map(|e| Ok(e?.file_name())).collect::<Result<_>>()?;
+    ensure!(steps.len() == 4, "two shards, the manifest and its digest, and nothing of what failed: {steps:?}");
+
+    let elsewhere = cluster.path().join("elsewhere");
+    let undisturbed = cluster.train(&small_job(&elsewhere, 1, 30, 0, ""))?;
+    assert_same_curve(&undisturbed.curve, &job.curve);
+    let parameters = |folder: &Path| -> Result<Vec<u8>> {
+        let file = cluster.path().join("weights.safetensors");
+        run_ok(&["checkpoint", "export", "30", path(&file), "--from", path(folder)])?;
+        Ok(std::fs::read(file)?)
+    };
+    ensure!(parameters(&disk)? == parameters(&elsewhere)?, "the final parameters differ");
+    Ok(())
+}
+
+/// A checkpoint of an interval that does not fit is told, what was written of it is taken away, and the next one is tried.
+#[test]
+fn a_full_disk_costs_the_checkpoints_for_which_it_has_no_room() -> Result<()> {
+    let cluster = Cluster::start(2, 1)?;
+    let disk = cluster.path().join("disk");
+    let mounted = SmallDisk::mount(&disk, "64k")?;
+    let id = cluster.submit(&small_job(&disk, 1, ENDLESS, 50, ""))?;
+    let num_failed = |job: &Job| job.events.iter().filter(|e| e.kind == "checkpoint.failed").count();
+    let job = cluster.wait_for(&id, "the second failure", |job| num_failed(job) >= 2)?;
+    ensure!(job.state() == JobState::Running && job.unsaved.is_some_and(|u| u.next_try_s == 0.0), "it goes on");
+    mounted.resize("64m")?;
+    let job = cluster.finish(&id)?;
+    let failed = job.events.iter().filter(|e| e.kind == "checkpoint.failed");
+    let steps: Vec<u64> = failed
+        .map(|e| e.text.trim_start_matches("step ").split(':').next().unwrap_or("").parse())
+        .collect::<Result<_, _>>()?;
+    for step in steps {
+        let folder = disk.join(format!("step-{step}"));
+        ensure!(!folder.exists(), "{} stays of a checkpoint that failed", folder.display());
+    }
     Ok(())
 }

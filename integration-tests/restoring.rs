@@ -111,7 +111,14 @@ fn t12_every_multiple_of_interval_steps_is_saved_in_a_fast_job() -> Result<()> {
     let job_file = quick_job(2, 420, &cluster.path().join("checkpoints"), 50).replace("keep = 3", "keep = 100");
     let job = cluster.train(&job_file)?;
     let saved: Vec<u64> = job.checkpoints.iter().map(|c| c.step).collect();
-    ensure!(saved == [50, 100, 150, 200, 250, 300, 350, 400, 420], "{saved:?}: {:#?}", job.events);
+    // Who shares a disk with others that write may have to leave one out, and then says so.
+    let is_told = |step: u64| {
+        let starts = format!("step {step}: ");
+        job.events.iter().any(|e| e.text.starts_with(&starts) && e.text.contains("the disk is too slow"))
+    };
+    let mut due: Vec<u64> = (50..=400).step_by(50).filter(|step| !is_told(*step)).collect();
+    due.push(420);
+    ensure!(saved == due, "{saved:?}: {:#?}", job.events);
     Ok(())
 }
 

@@ -70,6 +70,8 @@ pub struct Job<'a> {
     stragglers: Vec<Straggler<'a>>,
     missing_steps: u64,
     skipped_steps: u64,
+    /// `null` where the newest checkpoint that was tried is good.
+    unsaved: Option<Unsaved<'a>>,
     /// Left out where it was not asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     curve: Option<Vec<StepRecord<'a>>>,
@@ -200,6 +202,15 @@ struct Checkpoint<'a> {
 }
 
 #[derive(Debug, Serialize)]
+struct Unsaved<'a> {
+    step: u64,
+    error: &'a str,
+    since_unix_ms: i64,
+    num_tries: u64,
+    next_try_s: f64,
+}
+
+#[derive(Debug, Serialize)]
 pub struct Event<'a> {
     unix_ms: i64,
     /// The same moment for people, in UTC.
@@ -309,6 +320,13 @@ impl<'a> Job<'a> {
             stragglers: job.stragglers.iter().map(Straggler::from).collect(),
             missing_steps: job.missing_steps,
             skipped_steps: job.skipped_steps,
+            unsaved: job.unsaved.as_ref().map(|u| Unsaved {
+                step: u.step,
+                error: &u.error,
+                since_unix_ms: u.since_unix_ms,
+                num_tries: u.num_tries,
+                next_try_s: u.next_try_s,
+            }),
             curve: with_curve.then(|| job.curve.iter().map(StepRecord::from).collect()),
         }
     }

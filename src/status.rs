@@ -312,6 +312,10 @@ fn line(job: &proto::Job, now_unix_ms: i64) -> String {
         Some(c) => format!("checkpoint {} ago (step {})", duration((now_unix_ms - c.unix_ms) as f64 / 1e3), c.step),
     });
     parts.extend(curve_flaws(job).map(|(figures, _)| figures));
+    parts.extend(job.unsaved.as_ref().map(|unsaved| {
+        let for_s = (now_unix_ms - unsaved.since_unix_ms) as f64 / 1e3;
+        format!("step {} not saved for {} ({})", unsaved.step, duration(for_s), tries(unsaved.num_tries))
+    }));
     parts.extend(job.incidents.last().map(incidents::short));
     parts.join("  ")
 }
@@ -340,6 +344,17 @@ fn details(job: &proto::Job, now_unix_ms: i64) -> String {
     }
     if let Some(c) = job.checkpoints.iter().max_by_key(|c| c.step) {
         rows.push(row("checkpoint", format!("{}, {} in {}", c.path, bytes(c.bytes), duration(c.write_s))));
+    }
+    if let Some(unsaved) = &job.unsaved {
+        rows.push(row("not saved", format!("step {}: {}", unsaved.step, unsaved.error)));
+        if unsaved.step == job.total_steps && !json::is_ended(job.state()) {
+            let next = duration(unsaved.next_try_s);
+            let what = format!(
+                "the workers keep its state and try again in {next}, for a day; `toroid cancel {}` gives it up",
+                job.id
+            );
+            rows.push(row("", what));
+        }
     }
     if let Some(last) = job.incidents.last() {
         rows.push(row("incidents", incidents::totals(job)));
@@ -411,6 +426,10 @@ fn curve_flaws(job: &proto::Job) -> impl Iterator<Item = (String, &'static str)>
         (format!("without figures {}", job.missing_steps), what)
     });
     skipped.into_iter().chain(missing)
+}
+
+fn tries(num: u64) -> String {
+    if num == 1 { "1 try".into() } else { format!("{} tries", count(num)) }
 }
 
 /// "3 of 4" where a job has fewer replicas than its job file asks for.

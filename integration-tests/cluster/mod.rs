@@ -3,6 +3,7 @@
 //! Nothing here waits for a time: waits are for an event, and given up only when nothing has moved for long ([`Patience`]). A machine
 //! that is busy with other things makes them longer, not wrong.
 
+mod disk;
 mod jobs;
 mod patience;
 mod undisturbed;
@@ -25,6 +26,7 @@ use toroid_proto::{
 
 use crate::network::Network;
 
+pub use disk::SmallDisk;
 pub use jobs::{ENDLESS, endless_job, short_job, tiny_job, tiny_job_on};
 pub use undisturbed::{Undisturbed, check_nothing_lost, is_whole, worker_of};
 

@@ -8,12 +8,16 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use toroid_proto::{Job, WorkerInfo};
 
-use crate::cluster::{Cluster, Undisturbed, path, run_ok, short_job, worker_of};
+use crate::cluster::{Cluster, Undisturbed, endless_job, path, run_ok, short_job, worker_of};
 
 const STEPS: u64 = 20;
 
 /// A cluster of `world` workers, the first of which does something to itself, and a job in which that one is rank 0.
 fn start(ways: (usize, usize, usize), failpoint: &str) -> Result<(Cluster, String, String)> {
+    start_job(ways, failpoint, &short_job(ways, STEPS, ""))
+}
+
+fn start_job(ways: (usize, usize, usize), failpoint: &str, job_file: &str) -> Result<(Cluster, String, String)> {
     let world = ways.0 * ways.1 * ways.2;
     let mut cluster = Cluster::with_failure_timeout(0, 1, 3000)?;
     let first = cluster.add_worker_that_fails(failpoint)?;
@@ -21,7 +25,7 @@ fn start(ways: (usize, usize, usize), failpoint: &str) -> Result<(Cluster, Strin
         cluster.add_worker(1)?;
     }
     cluster.wait_for_workers("all workers", |workers| workers.len() == world)?;
-    let id = cluster.submit(&short_job(ways, STEPS, ""))?;
+    let id = cluster.submit(job_file)?;
     let job = cluster.wait_for(&id, "places", |job| job.places.len() == world)?;
     ensure!(worker_of(&job, 0) == first, "{first} was started first and is to be rank 0: {:?}", job.places);
     Ok((cluster, id, first))
@@ -82,4 +86,33 @@ fn t6_a_last_checkpoint_that_a_dead_rank_0_has_published_ends_the_job_with_fewer
     run_ok(&["checkpoint", "verify", path(&cluster.checkpoints(&id))])?;
     cluster.add_worker(1)?;
     Undisturbed::train(&cluster, &short_job(ways, STEPS, ""), STEPS)?.check_same(&cluster, &job)
+}
+
+/// The disk under rank 0 does not answer while it publishes: steps go on, and nobody is replaced.
+#[test]
+fn a_publishing_that_does_not_come_back_keeps_no_step_waiting() -> Result<()> {
+    let ways = (1, 1, 2);
+    let (cluster, id, _) = start_job(ways, "hang=publish@10", &endless_job(ways))?;
+    let job = cluster.wait_for(&id, "steps beyond the checkpoint", |job| job.committed_step >= 200)?;
+    ensure!(job.checkpoints.is_empty() && job.incidents.is_empty(), "{job:#?}");
+    run_ok(&["cancel", &id, "--coordinator", &cluster.url()])?;
+    Ok(())
+}
+
+/// T-12: a publisher that panics has failed that checkpoint, at once and in words, and publishes the next.
+#[test]
+fn a_publisher_that_panics_costs_that_checkpoint_alone() -> Result<()> {
+    let (cluster, id, _) = start((1, 1, 2), "panic=publish@10")?;
+    let job = cluster.done(&id)?;
+    let failed: Vec<&str> =
+        job.events.iter().filter(|e| e.kind == "checkpoint.failed").map(|e| e.text.as_str()).collect();
+    ensure!(
+        failed.len() == 1
+            && failed[0].starts_with("step 10: ")
+            && failed[0].contains("could not publish the manifest: its thread panicked, which is a bug of Toroid"),
+        "{failed:#?}"
+    );
+    ensure!(job.checkpoints.iter().map(|c| c.step).eq([STEPS]) && job.incidents.is_empty(), "{job:#?}");
+    ensure!(!cluster.checkpoints(&id).join("step-10").exists(), "what was written of the failed one stays");
+    Ok(())
 }

@@ -380,6 +380,10 @@ impl World {
                 let is_last = record.last_checkpoint().is_some_and(|c| m.remove_steps.contains(&c.step));
                 is_last.then(|| format!("T-6: publishing step {} would remove the last good checkpoint", m.step))
             }),
+            ToWorker::DropCheckpoint(m) => self.record(&m.job_id).and_then(|record| {
+                let is_recorded = record.epoch == m.epoch && record.checkpoints.iter().any(|c| c.step == m.step);
+                is_recorded.then(|| format!("T-6: the checkpoint of step {} is dropped and recorded", m.step))
+            }),
             ToWorker::StepAck(m) => {
                 let last = self.curves.get(&m.job_id).and_then(|c| c.last()).map_or(0, |r| r.step);
                 let kept = last.max(self.record(&m.job_id).map_or(0, |r| r.restore_step));

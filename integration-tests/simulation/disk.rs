@@ -23,6 +23,11 @@ pub struct Disk {
     pub broken: BTreeMap<Pid, Micros>,
 }
 
+fn writer_of(assignment: &Assignment) -> Writer {
+    let (epoch, rank, world) = (assignment.epoch, assignment.rank, assignment.spec.shape.world());
+    Writer { epoch, rank, world, owner: assignment.owner.id }
+}
+
 fn digest(shard: &[u64]) -> String {
     format!("{:016x}", arithmetic::mix(shard.iter().copied()))
 }
@@ -112,9 +117,7 @@ impl Disk {
             return Err("disk full".into());
         }
         let rank = assignment.rank;
-        let (epoch, world) = (assignment.epoch, assignment.spec.shape.world());
-        let writer = Writer { epoch, rank, world, owner: assignment.owner.id };
-        let (file, digest) = (ShardFile::name_of(&writer), digest(&shard));
+        let (file, digest) = (ShardFile::name_of(&writer_of(assignment)), digest(&shard));
         self.shards.insert((assignment.checkpoint_root.clone(), step, file.clone()), shard);
         Ok(ShardFile { file, rank, bytes: 8, digest, entries: Vec::new() })
     }
@@ -140,6 +143,14 @@ impl Disk {
         let published = || (assignment.spec.shape, files.iter().map(|f| (f.rank, f.clone())).collect());
         self.manifests.entry((root.clone(), step)).or_insert_with(published);
         Ok(format!("{}/step-{step}", assignment.checkpoint_root))
+    }
+
+    /// As a worker's storage does it: not what a manifest may name that can be seen.
+    pub fn drop_shard(&mut self, assignment: &Assignment, step: u64) {
+        let root = &assignment.checkpoint_root;
+        if !self.manifests.contains_key(&(root.clone(), step)) {
+            self.shards.remove(&(root.clone(), step, ShardFile::name_of(&writer_of(assignment))));
+        }
     }
 
     pub fn remove(&mut self, assignment: &Assignment, step: u64) {

@@ -78,6 +78,11 @@ pub enum AtWorker {
         step: u64,
         shard: crate::arithmetic::Values,
     },
+    /// The same for what it takes away again.
+    ShardDropped {
+        assignment: Box<Assignment>,
+        step: u64,
+    },
     Frame {
         from: Pid,
         incarnation: u64,

@@ -33,6 +33,7 @@ pub enum Command {
     Checkpoint { epoch: u64, step: u64 },
     Report { epoch: u64, from: u64 },
     Publish { epoch: u64, step: u64, files: Vec<ShardFile>, remove: Vec<u64> },
+    DropShard { epoch: u64, step: u64 },
     Drop { epoch: u64 },
 }
 
@@ -355,6 +356,12 @@ impl Trainer {
                     self.publish(step, &files, &remove, env);
                 }
             }
+            Command::DropShard { epoch, step } => {
+                if let Some(job) = self.job.as_mut().filter(is_of(epoch)) {
+                    let assignment = Box::new(job.assignment.clone());
+                    self.drop_shard(assignment, step, env);
+                }
+            }
             Command::Drop { epoch } => self.job = self.job.take().filter(|j| j.assignment.epoch > epoch),
         }
         true
@@ -536,8 +543,15 @@ impl Trainer {
             job.phase = Phase::Halted;
             return true;
         }
-        let is_served =
-            |c: &Command| matches!(c, Command::Publish { .. } | Command::Checkpoint { .. } | Command::Report { .. });
+        let is_served = |c: &Command| {
+            matches!(
+                c,
+                Command::Publish { .. }
+                    | Command::Checkpoint { .. }
+                    | Command::DropShard { .. }
+                    | Command::Report { .. }
+            )
+        };
         while self.commands.front().is_some_and(is_served) {
             self.serve(env);
         }
@@ -665,6 +679,13 @@ impl Trainer {
         self.emit(assignment.event(what), env);
     }
 
+    /// By the writer's thread, after what it has to write.
+    fn drop_shard(&mut self, assignment: Box<Assignment>, step: u64, env: &mut Env) {
+        let begins = self.writes_until.max(env.net.now);
+        self.writes_until = begins + env.net.random.between(MS, 10 * MS);
+        env.net.at_worker(self.pid, self.writes_until - env.net.now, AtWorker::ShardDropped { assignment, step });
+    }
+
     fn publish(&mut self, step: u64, files: &[ShardFile], remove: &[u64], env: &mut Env) {
         let job = self.job.as_ref().expect("looked up by the caller");
         let what = match env.disk.publish(self.pid, env.net.now, &job.assignment, step, files) {
@@ -675,6 +696,10 @@ impl Trainer {
             env.truth.published(&env.disk, &job.assignment, step);
             remove.iter().for_each(|old| env.disk.remove(&job.assignment, *old));
         }
+        let is_removed = matches!(what, Happened::Published { .. }) && !remove.is_empty();
         self.report(what, env);
+        if is_removed {
+            self.report(Happened::Removed { step, removed: remove.to_vec(), kept: Vec::new() }, env);
+        }
     }
 }

@@ -89,6 +89,7 @@ impl Worker {
             AtWorker::ShardWritten { assignment, step, shard } => {
                 self.trainer.shard_written(&assignment, step, shard, env);
             }
+            AtWorker::ShardDropped { assignment, step } => env.disk.drop_shard(&assignment, step),
             AtWorker::Frame { from, incarnation, due, frame } => {
                 if env.net.reaches(from, self.pid, incarnation, due) {
                     env.frames.keep(&frame, &mut env.net.random);
@@ -217,6 +218,7 @@ impl Worker {
                     RealCommand::Publish { epoch, step, files, remove } => {
                         Command::Publish { epoch, step, files, remove }
                     }
+                    RealCommand::DropShard { epoch, step } => Command::DropShard { epoch, step },
                     RealCommand::Drop { epoch } => Command::Drop { epoch },
                     RealCommand::Report { epoch, from } => Command::Report { epoch, from },
                     // Time only: nothing that is checked here depends on it.
@@ -226,6 +228,10 @@ impl Worker {
                 self.trainer.command(command, env);
             }
             Output::Recorded { step } => self.trainer.shared.recorded = self.trainer.shared.recorded.max(step),
+            Output::DropCheckpoint { epoch, step } => {
+                self.trainer.shared.checkpoints.remove(&step);
+                self.trainer.command(Command::DropShard { epoch, step }, env);
+            }
             Output::RequestCheckpoint { epoch, step, then } => self.request_checkpoint(epoch, step, then, env),
             Output::Intervals { heartbeat_ms, .. } => self.heartbeat = u64::from(heartbeat_ms) * MS,
             Output::Refused { .. } | Output::IdInUse { .. } | Output::Note(_) => {}

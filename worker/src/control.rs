@@ -373,6 +373,10 @@ impl Control {
                     }));
                 }
             },
+            Output::DropCheckpoint { epoch, step } => {
+                self.shared.withdraw_checkpoint(step);
+                pass(&self.commands, Command::DropShard { epoch, step })?;
+            }
             Output::Recorded { step } => self.shared.set_recorded(step),
             Output::Intervals { heartbeat_ms, failure_timeout_ms, leave_grace_ms } => {
                 let of_coordinator = Duration::from_millis(u64::from(leave_grace_ms));

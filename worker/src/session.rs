@@ -19,8 +19,9 @@ use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
 use toroid_proto::{
-    Assign, CheckpointMissed, Failed, Finished, ManifestPublished, PeerLost, Prepared, PublishManifest, RecordsMissing,
-    RefusalKind, ShardWritten, StepRecord, StepReport, Stopped, ValidationReport, Welcome,
+    Assign, CheckpointMissed, Failed, Finished, KeptStep, ManifestPublished, PeerLost, Prepared, PublishManifest,
+    RecordsMissing, RefusalKind, ShardWritten, StepRecord, StepReport, StepsRemoved, Stopped, ValidationReport,
+    Welcome,
 };
 use toroid_torus::failpoint;
 use toroid_torus::geometry::Shape;
@@ -64,6 +65,11 @@ pub enum Output {
         epoch: u64,
         step: u64,
         then: Then,
+    },
+    /// It has failed: it is not to be written any more, and what was written of it goes.
+    DropCheckpoint {
+        epoch: u64,
+        step: u64,
     },
     /// The coordinator has the records up to this step on disk.
     Recorded {
@@ -114,6 +120,8 @@ struct Work {
     validations: BTreeMap<u64, ValidationReport>,
     /// Of the newest checkpoints, which may not be published yet, by step.
     shards: BTreeMap<u64, ShardWritten>,
+    /// What came of the newest order to remove checkpoints.
+    removed: Option<StepsRemoved>,
     /// Why the work is halted.
     halted: Option<ToCoordinator>,
 }
@@ -205,6 +213,13 @@ impl Session {
                 None => Vec::new(),
             },
             FromCoordinator::PublishManifest(publish) => self.publish(publish),
+            FromCoordinator::DropCheckpoint(dropped) => match self.current(&dropped.job_id, dropped.epoch) {
+                Some(work) => {
+                    work.shards.remove(&dropped.step);
+                    vec![Output::DropCheckpoint { epoch: dropped.epoch, step: dropped.step }]
+                }
+                None => Vec::new(),
+            },
             FromCoordinator::StepAck(ack) => {
                 let Some(work) = self.work.as_mut().filter(|w| w.job_id == ack.job_id) else { return Vec::new() };
                 work.reports.acknowledged(ack.step);
@@ -278,6 +293,7 @@ impl Session {
             reports,
             validations: BTreeMap::new(),
             shards: BTreeMap::new(),
+            removed: None,
             halted: None,
         });
         let fence = (!failpoint!(DoNotFence)).then_some(Output::Fence { epoch });
@@ -444,6 +460,13 @@ impl Work {
             }
             Happened::Published { step, bytes, path } => vec![self.published(step, bytes, path, String::new())],
             Happened::PublishFailed { step, error } => vec![self.published(step, 0, String::new(), error)],
+            Happened::Removed { step, removed, kept } => {
+                let kept = kept.into_iter().map(|(step, error)| KeptStep { step, error }).collect();
+                let (job_id, epoch) = (self.job_id.clone(), self.epoch);
+                let removed = StepsRemoved { job_id, epoch, step, removed, kept };
+                self.removed = Some(removed.clone());
+                vec![ToCoordinator::StepsRemoved(removed)]
+            }
             Happened::Finished { step } => {
                 self.phase = Phase::Finished;
                 self.committed = step;
@@ -500,6 +523,7 @@ impl Work {
         }
         again.extend(self.validations.values().cloned().map(ToCoordinator::Validation));
         again.extend(self.shards.values().cloned().map(ToCoordinator::ShardWritten));
+        again.extend(self.removed.clone().map(ToCoordinator::StepsRemoved));
         if self.phase == Phase::Finished {
             again.push(self.finished());
         }

@@ -4,19 +4,23 @@
 //!   name a step ahead ──> CheckpointAt to all ──> ShardWritten from all, curve durable ──> PublishManifest to rank 0
 //!                              │ missed, failed, too slow                                      │
 //!                              v                                                               v
-//!                   again at once (too late),                               ManifestPublished ──> recorded (T-6)
-//!                   at the next interval, or 3 times (the last step)
+//!                   DropCheckpoint to all, then                             ManifestPublished ──> recorded (T-6)
+//!                   again at once (too late),                               StepsRemoved ──> forgotten
+//!                   at the next interval, or after a pause, for a day (the last step)
 //! ```
 //!
 //! Steps that are known in advance (the next [`MAX_MULTIPLES`] multiples of `interval_steps`, the last step) are named far ahead; those
-//! for time and on request [`Job::margin`] steps ahead, and only while no other is being written. Leftovers of what failed are removed
-//! with the next publishing; a published checkpoint is removed only by a newer one, never the last.
+//! for time and on request [`Job::margin`] steps ahead, and only while no other is being written. What a place wrote of a checkpoint that
+//! failed it takes away itself, so that it is not in the way of the next; leftovers of places that died are removed with the next
+//! publishing. A published checkpoint is removed only by a newer one, never the last.
+//!
+//! The last step's is tried again until it is there, see [`super::unsaved`].
 //!
 //! - **T-12** A multiple of `interval_steps` is saved at that very step, or an event says that it is not, and why.
 //! - Before workers leave whose places nobody can take, and with them the only copies of a shard, the next step is saved and no step is
 //!   made beyond it (see [`super::leave`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proto::coordinator_message::Body;
@@ -27,15 +31,15 @@ use toroid_torus::units;
 
 use super::job::{Job, Phase};
 use super::leave::Halt;
-use super::record::{Checkpoint, PendingRecord, State, Why};
+use super::record::{Checkpoint, PendingRecord, Why};
 use super::{Context, Reply, RequestId};
 
-/// The last step's checkpoint is tried this often before the job has failed.
-const MAX_FINAL_TRIES: u32 = 3;
 const MIN_MARGIN_STEPS: u64 = 2;
 const MAX_MARGIN_STEPS: u64 = 10_000;
 /// Multiples of `interval_steps` that are named and not committed yet, at most.
 const MAX_MULTIPLES: usize = 64;
+/// Checkpoints that are removed with one publishing, at most.
+const MAX_REMOVALS: usize = 1024;
 /// Twice as far ahead after each that came too late, up to this often.
 const MAX_DOUBLINGS: u32 = 10;
 
@@ -50,9 +54,23 @@ pub(super) struct Schedule {
     /// Users who wait to hear which step.
     pub requests: Vec<RequestId>,
     pub doublings: u32,
-    final_tries: u32,
+    /// The last step's checkpoint has failed, and is not named again before.
+    pub next_try: Option<Duration>,
     /// No step is made beyond this one in this epoch.
     pub halt: Option<Halt>,
+    /// Removals that rank 0 was told of with a publishing and has not answered, by the step that it publishes; how long that is waited for.
+    removing: BTreeMap<u64, Vec<u64>>,
+    removing_until: Duration,
+}
+
+impl Schedule {
+    fn is_removing(&self) -> bool {
+        !self.removing.is_empty()
+    }
+
+    fn removes(&self, step: u64) -> bool {
+        self.removing.values().flatten().any(|s| *s == step)
+    }
 }
 
 /// A step that was named.
@@ -64,8 +82,6 @@ pub(super) struct Pending {
     deadline: Option<Duration>,
     /// Rank 0 was told to publish, on the stream it has now.
     is_publish_sent: bool,
-    /// What rank 0 was told to remove with the publishing.
-    removes: Vec<u64>,
 }
 
 #[derive(Debug)]
@@ -106,7 +122,10 @@ impl Job {
         let (committed, total) = (self.committed(), self.total());
         let margin = self.margin(cx);
         let saved = self.record.last_checkpoint().map_or(0, |c| c.step);
-        if saved < total && !self.record.pending.contains_key(&total) {
+        // Whoever took a place may have the room that others lack.
+        let is_due = at_start || self.live.checkpoint.next_try.is_none_or(|at| cx.now.monotonic >= at);
+        let is_named = self.record.pending.contains_key(&total) || self.live.checkpoint.removes(total);
+        if saved < total && is_due && !is_named {
             self.name(cx, total, Why::Final);
         }
         self.name_multiples(cx, committed, at_start);
@@ -139,7 +158,7 @@ impl Job {
         let next: Vec<u64> = next.collect();
         self.record.named_to = next.last().copied().unwrap_or(passed * interval).max(self.record.named_to);
         for step in next {
-            if is_missing(self, step) {
+            if is_missing(self, step) && !self.live.checkpoint.removes(step) {
                 self.name(cx, step, Why::Steps);
             }
         }
@@ -211,6 +230,7 @@ impl Job {
             self.send(cx, rank, self.checkpoint_at(*step));
         }
         if rank == 0 {
+            self.live.asked_for = None;
             self.live.checkpoint.pending.values_mut().for_each(|p| p.is_publish_sent = false);
         }
         self.committed_advanced(cx);
@@ -274,7 +294,10 @@ impl Job {
         let files_json = pending.shards.values().map(|s| s.file_json.clone()).collect();
         record.publishing = true;
         pending.is_publish_sent = true;
-        pending.removes.clone_from(&removes);
+        if !removes.is_empty() {
+            self.live.checkpoint.removing.insert(step, removes.clone());
+            self.live.checkpoint.removing_until = cx.now.monotonic + cx.config.limits.checkpoint();
+        }
         let publish = proto::PublishManifest {
             job_id: self.record.id.clone(),
             epoch: self.record.epoch,
@@ -293,10 +316,13 @@ impl Job {
         let older: Vec<u64> = self.record.checkpoints.iter().map(|c| c.step).filter(|s| *s != step).collect();
         let num_outdated = (older.len() + 1).saturating_sub(keep.max(2));
         let is_kept = |s: &u64| older[num_outdated..].contains(s) || *s == step;
-        let leftovers = self.record.leftovers.iter().copied().filter(|s| !is_kept(s));
+        let is_ordered = |s: &u64| self.live.checkpoint.removes(*s);
+        let leftovers = self.record.leftovers.iter().copied().filter(|s| !is_kept(s) && !is_ordered(s));
         let mut out: Vec<u64> = older[..num_outdated].iter().copied().chain(leftovers).collect();
         out.sort_unstable();
         out.dedup();
+        // The others go with the next.
+        out.truncate(MAX_REMOVALS);
         out
     }
 
@@ -306,6 +332,11 @@ impl Job {
             return;
         }
         if !message.error.is_empty() {
+            // What was to be removed with it is removed with the next.
+            self.live.checkpoint.removing.remove(&step);
+            if let Some(pending) = self.record.pending.get_mut(&step) {
+                pending.publishing = false;
+            }
             let text = format!("{} could not publish the manifest: {}", self.describe(0), message.error);
             return self.checkpoint_failed(cx, step, &text);
         }
@@ -325,7 +356,8 @@ impl Job {
         let num_outdated = self.record.checkpoints.len().saturating_sub(keep);
         let outdated = self.record.checkpoints.drain(..num_outdated);
         self.record.leftovers.extend(outdated.map(|c| c.step));
-        self.record.leftovers.retain(|s| !pending.removes.contains(s));
+        self.record.unsaved = None;
+        self.live.checkpoint.next_try = None;
         self.live.checkpoint.doublings = 0;
         self.event(cx, "checkpoint.done", format!("step {step}: {} at {}", units::bytes(message.bytes), message.path));
         self.arm_interval(cx, false);
@@ -334,6 +366,30 @@ impl Job {
         }
         self.plan_checkpoints(cx, false);
         self.try_finish(cx);
+    }
+
+    /// From rank 0, after a publishing that ordered removals. What stays is told once (T-12), and not tried again.
+    pub fn steps_removed(&mut self, cx: &mut Context<'_>, message: proto::StepsRemoved) {
+        let mut kept = message.kept.iter().filter(|kept| self.record.leftovers.contains(&kept.step));
+        if let Some(first) = kept.next() {
+            let others = match kept.count() {
+                0 => String::new(),
+                n => format!(" (and {n} more stay)"),
+            };
+            let text = format!("the checkpoint of step {} stays where it is: {}{others}", first.step, first.error);
+            self.event(cx, "checkpoint.kept", text);
+        }
+        let done: BTreeSet<u64> = message.removed.into_iter().chain(message.kept.into_iter().map(|k| k.step)).collect();
+        self.record.leftovers.retain(|step| !done.contains(step));
+        self.live.checkpoint.removing.remove(&message.step);
+        self.changed(cx);
+        self.plan_checkpoints(cx, false);
+        self.try_finish(cx);
+    }
+
+    /// Rank 0 still removes what is no longer kept: it would be stopped in it.
+    pub fn is_removing(&self) -> bool {
+        self.live.checkpoint.is_removing()
     }
 
     pub fn checkpoint_missed(&mut self, cx: &mut Context<'_>, rank: usize, message: &proto::CheckpointMissed) {
@@ -365,40 +421,46 @@ impl Job {
             message.committed_step,
             if is_known_ahead { "it is not saved" } else { "the next is named further ahead" }
         );
-        self.event(cx, "checkpoint.late", text.clone());
+        self.event(cx, "checkpoint.late", text);
         if is_written {
             // It was named before it became the one to halt at.
             self.record.pending.entry(message.step).and_modify(|p| p.halts = false);
             return self.plan_checkpoints(cx, false);
         }
-        self.drop_pending(cx, message.step, &text);
+        self.take_away(cx, message.step);
+        self.plan_checkpoints(cx, false);
     }
 
     /// Training goes on, and the newest good checkpoint stays.
     fn checkpoint_failed(&mut self, cx: &mut Context<'_>, step: u64, text: &str) {
-        self.event(cx, "checkpoint.failed", format!("step {step}: {text}"));
+        self.not_saved(cx, step, text);
         self.arm_interval(cx, false);
         self.try_halt_again(cx, step);
-        self.drop_pending(cx, step, text);
+        self.take_away(cx, step);
+        if step != self.total() || self.has_next_try(cx, text) {
+            self.plan_checkpoints(cx, false);
+        }
     }
 
-    fn drop_pending(&mut self, cx: &mut Context<'_>, step: u64, text: &str) {
-        self.record.pending.remove(&step);
+    /// A step will not be saved: what was written of it goes.
+    fn take_away(&mut self, cx: &mut Context<'_>, step: u64) {
+        // What rank 0 may be publishing at this very moment stays whole (T-6): it is removed with the next publishing.
+        if self.record.pending.remove(&step).is_some_and(|p| !p.publishing) {
+            let (job_id, epoch) = (self.record.id.clone(), self.record.epoch);
+            self.send_all(cx, &Body::DropCheckpoint(proto::DropCheckpoint { job_id, epoch, step }));
+        }
         self.live.checkpoint.pending.remove(&step);
         self.record.leftovers.insert(step);
         self.changed(cx);
-        if step == self.total() {
-            self.live.checkpoint.final_tries += 1;
-            if self.live.checkpoint.final_tries >= MAX_FINAL_TRIES {
-                let good = match self.record.last_checkpoint() {
-                    Some(c) => format!("the newest good one is of step {} at {}", c.step, c.path),
-                    None => "there is no earlier one".into(),
-                };
-                let reason = format!("the last step could not be saved in {MAX_FINAL_TRIES} tries: {text}; {good}");
-                return self.end(cx, State::Failed, &reason);
-            }
+    }
+
+    /// The job ends: nobody waits any more for what is still being written.
+    pub fn take_all_away(&mut self, cx: &mut Context<'_>) {
+        let committed = self.committed();
+        let written: Vec<u64> = self.record.pending.keys().copied().filter(|step| *step <= committed).collect();
+        for step in written {
+            self.take_away(cx, step);
         }
-        self.plan_checkpoints(cx, false);
     }
 
     /// The epoch is over: what was named in it is void (T-1), and what was written of it is left over. Where the state stays
@@ -413,6 +475,8 @@ impl Job {
         let schedule = &mut self.live.checkpoint;
         schedule.pending.clear();
         schedule.halt = None;
+        // Its orders reach no file of the next epoch (T-1).
+        schedule.removing.clear();
         schedule.wanted.take_if(|why| *why == Why::Leaving);
         if heals {
             let wanted = named.values().map(|p| p.why).find(|why| matches!(why, Why::Time | Why::Request));
@@ -429,7 +493,16 @@ impl Job {
         }
         let schedule = &self.live.checkpoint;
         let deadlines = schedule.pending.values().filter_map(|p| p.deadline);
-        deadlines.chain(schedule.due).chain(schedule.halt.and_then(|halt| halt.again_at)).min()
+        let total = self.total();
+        let is_waiting = !self.record.pending.contains_key(&total) && !schedule.removes(total) && self.is_whole();
+        let removing = schedule.is_removing().then_some(schedule.removing_until);
+        let next_try = schedule.next_try.filter(|_| is_waiting);
+        deadlines
+            .chain(next_try)
+            .chain(removing)
+            .chain(schedule.due)
+            .chain(schedule.halt.and_then(|halt| halt.again_at))
+            .min()
     }
 
     pub fn tick_checkpoints(&mut self, cx: &mut Context<'_>) {
@@ -444,6 +517,14 @@ impl Job {
             self.plan_checkpoints(cx, false);
         }
         self.tick_halt(cx);
+        if self.live.checkpoint.next_try.is_some_and(|at| now >= at) {
+            self.plan_checkpoints(cx, false);
+        }
+        // They stay leftovers, and are ordered again with the next publishing.
+        if self.live.checkpoint.is_removing() && now >= self.live.checkpoint.removing_until {
+            self.live.checkpoint.removing.clear();
+            self.try_finish(cx);
+        }
         let overdue = |p: &Pending| p.deadline.is_some_and(|d| now >= d);
         let steps: Vec<u64> =
             self.live.checkpoint.pending.iter().filter(|(_, p)| overdue(p)).map(|(s, _)| *s).collect();
@@ -458,12 +539,16 @@ impl Job {
     fn overdue(&self, cx: &Context<'_>, step: u64) -> String {
         const MAX_NAMED: usize = 8;
         let limit = cx.config.limits.checkpoint().as_secs_f64();
-        let shards = self.live.checkpoint.pending.get(&step).map(|p| &p.shards);
+        let pending = self.live.checkpoint.pending.get(&step);
+        let shards = pending.map(|p| &p.shards);
         let missing: Vec<String> = (0..self.world())
             .filter(|rank| shards.is_some_and(|s| !s.contains_key(rank)))
             .map(|rank| rank.to_string())
             .collect();
         match missing.len() {
+            0 if pending.is_some_and(|p| !p.is_publish_sent) => {
+                format!("the figures of the steps up to it did not all come within {limit} s")
+            }
             0 => format!("the manifest was not published within {limit} s"),
             n if n <= MAX_NAMED => format!("no shard came within {limit} s from ranks {}", missing.join(", ")),
             n => format!("no shard came within {limit} s from {n} ranks, the first is {}", missing[0]),

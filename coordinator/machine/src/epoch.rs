@@ -227,6 +227,7 @@ impl Job {
         self.live.base_step = restore_step;
         self.live.floor_step = restore_step.max(self.record.start_step);
         self.record.named_to = restore_step;
+        self.forget_last_step();
         self.live.committed = vec![restore_step; self.world()];
     }
 

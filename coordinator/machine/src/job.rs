@@ -150,6 +150,7 @@ impl Job {
             pending: BTreeMap::new(),
             unusable: BTreeMap::new(),
             hold: None,
+            unsaved: None,
             leftovers: BTreeSet::new(),
             validations: Vec::new(),
             submitted_unix_ms: cx.now.unix_ms,
@@ -318,7 +319,10 @@ impl Job {
             return;
         }
         if !self.is_degraded() {
-            self.set_state(cx, State::Running, "all workers train");
+            let is_over = self.committed() == self.total() && self.record.unsaved.is_some();
+            let reason =
+                if is_over { "all steps are committed, the last is not saved yet" } else { "all workers train" };
+            self.set_state(cx, State::Running, reason);
         } else if self.record.state != State::Degraded {
             let (dp, all) = (self.record.shape.dp(), self.record.spec.shape.dp());
             let reason =
@@ -517,12 +521,17 @@ impl Job {
         }
         self.live.finished.insert(rank);
         self.advance(cx, rank, committed);
+        // Its records come before, and no later one will show that one is missing.
+        if rank == 0 && self.recorded_step() < committed {
+            self.ask_for_next(cx);
+        }
         if self.live.finished.len() == self.world() {
             // A heal at the last step is followed by no other.
             self.forget_earlier(cx);
             if self.incidents.is_healing() {
                 self.incident_over(cx);
             }
+            self.runs(cx);
         }
         self.plan_checkpoints(cx, false);
         self.try_finish(cx);
@@ -531,7 +540,7 @@ impl Job {
     /// Done once all places have finished and the last step is saved.
     pub fn try_finish(&mut self, cx: &mut Context<'_>) {
         let saved = self.record.last_checkpoint().is_some_and(|c| c.step == self.total());
-        if saved && self.live.finished.len() == self.world() {
+        if saved && !self.is_removing() && self.live.finished.len() == self.world() {
             let gap = match self.live.progress.num_missing() {
                 0 => String::new(),
                 1 => "; 1 has no figures in the curve".into(),
@@ -546,6 +555,7 @@ impl Job {
     pub fn end(&mut self, cx: &mut Context<'_>, state: State, reason: &str) {
         assert!(state.is_ended(), "a job ends as done, failed or cancelled");
         self.incident_abandoned(cx);
+        self.take_all_away(cx);
         self.free_workers(cx, reason);
         self.record.absent.clear();
         self.record.holders.clear();

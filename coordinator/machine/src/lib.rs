@@ -57,6 +57,7 @@ mod resize;
 mod restore;
 mod retention;
 pub mod straggler;
+mod unsaved;
 mod view;
 mod warm;
 

@@ -299,6 +299,7 @@ fn subject(body: &FromWorker) -> Option<(&String, u64)> {
         FromWorker::ShardWritten(m) => Some((&m.job_id, m.epoch)),
         FromWorker::CheckpointMissed(m) => Some((&m.job_id, m.epoch)),
         FromWorker::ManifestPublished(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::StepsRemoved(m) => Some((&m.job_id, m.epoch)),
         FromWorker::Finished(m) => Some((&m.job_id, m.epoch)),
         FromWorker::Failed(m) => Some((&m.job_id, m.epoch)),
         FromWorker::PeerLost(m) => Some((&m.job_id, m.epoch)),
@@ -380,11 +381,13 @@ impl Job {
             FromWorker::ShardWritten(m) => self.shard_written(cx, rank, m),
             FromWorker::CheckpointMissed(m) => self.checkpoint_missed(cx, rank, &m),
             FromWorker::ManifestPublished(m) if rank == 0 => self.manifest_published(cx, m),
+            FromWorker::StepsRemoved(m) if rank == 0 => self.steps_removed(cx, m),
             FromWorker::Finished(m) => self.finished(cx, rank, m.committed_step),
             FromWorker::Failed(m) => self.failed(cx, rank, &m),
             FromWorker::PeerLost(m) => self.peer_lost(cx, rank, &m),
             // Only rank 0 speaks for the job, and a message without what it is about says nothing.
             FromWorker::ManifestPublished(_)
+            | FromWorker::StepsRemoved(_)
             | FromWorker::RecordsMissing(_)
             | FromWorker::Step(_)
             | FromWorker::Validation(_)

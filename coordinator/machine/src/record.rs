@@ -202,6 +202,9 @@ pub struct JobRecord {
     /// Why a queued job is given no places even where workers are.
     #[serde(default)]
     pub hold: Option<Hold>,
+    /// What could not be saved since the newest checkpoint.
+    #[serde(default)]
+    pub unsaved: Option<Unsaved>,
     /// Steps of which some shards may lie about without a recorded manifest; removed with the next publishing.
     pub leftovers: BTreeSet<u64>,
     pub validations: Vec<Validation>,
@@ -541,6 +544,41 @@ pub struct PendingRecord {
     /// No step is made beyond it: its workers leave once it is published.
     #[serde(default)]
     pub halts: bool,
+}
+
+/// Checkpoints that failed since the newest good one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unsaved {
+    /// Of the newest.
+    pub step: u64,
+    pub error: String,
+    /// When the first failed.
+    pub since: Moment,
+    pub num_tries: u64,
+    /// Those of the job's last step.
+    pub last_step: Option<Tries>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tries {
+    /// When the first failed.
+    pub since: Moment,
+    pub num: u32,
+}
+
+impl Unsaved {
+    /// Nothing yet.
+    pub fn since(since: Moment) -> Unsaved {
+        Unsaved { step: 0, error: String::new(), since, num_tries: 0, last_step: None }
+    }
+}
+
+impl Tries {
+    pub fn since(since: Moment) -> Tries {
+        Tries { since, num: 0 }
+    }
 }
 
 /// What a step was named for.

@@ -100,6 +100,7 @@ impl Machine {
             stragglers: job.live.stragglers.named().map(|s| straggler(record, s)).collect(),
             missing_steps: progress.num_missing(),
             skipped_steps: progress.num_skipped(),
+            unsaved: job.unsaved(now.monotonic),
         }
     }
 

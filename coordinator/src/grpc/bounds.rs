@@ -11,6 +11,8 @@ const MAX_EXPERTS: usize = 1 << 20;
 /// Ranks that are named together.
 const MAX_RANKS: usize = 1 << 16;
 const MAX_HELD: usize = 16;
+/// Checkpoints whose removal is reported together: far more than are ordered.
+const MAX_STEPS: usize = 1 << 16;
 
 /// The message within its bounds, or why the worker is not listened to any further.
 pub(super) fn bounded(mut body: Body) -> Result<Body, String> {
@@ -37,6 +39,11 @@ pub(super) fn bounded(mut body: Body) -> Result<Body, String> {
         Body::Failed(m) => {
             cut(&mut m.error, MAX_TEXT_BYTES);
             at_most("corrupt_ranks", m.corrupt_ranks.len(), MAX_RANKS)?;
+        }
+        Body::StepsRemoved(m) => {
+            at_most("removed", m.removed.len(), MAX_STEPS)?;
+            at_most("kept", m.kept.len(), MAX_STEPS)?;
+            m.kept.iter_mut().for_each(|kept| cut(&mut kept.error, MAX_TEXT_BYTES));
         }
         Body::PeerLost(m) => cut(&mut m.error, MAX_TEXT_BYTES),
         Body::Leaving(m) => cut(&mut m.reason, MAX_TEXT_BYTES),

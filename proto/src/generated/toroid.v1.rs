@@ -254,6 +254,9 @@ pub struct Job {
     /// of the curve: no update was made, gradients were not finite
     #[prost(uint64, tag = "38")]
     pub skipped_steps: u64,
+    /// absent: the newest checkpoint that was tried is good
+    #[prost(message, optional, tag = "39")]
+    pub unsaved: ::core::option::Option<Unsaved>,
 }
 /// What a job is trained on, and what of what it was given is not used.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -454,6 +457,24 @@ pub struct CheckpointInfo {
     pub unix_ms: i64,
     #[prost(double, tag = "5")]
     pub write_s: f64,
+}
+/// Checkpoints that failed since the newest good one.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Unsaved {
+    /// of the newest
+    #[prost(uint64, tag = "1")]
+    pub step: u64,
+    /// of the newest
+    #[prost(string, tag = "2")]
+    pub error: ::prost::alloc::string::String,
+    /// when the first failed
+    #[prost(int64, tag = "3")]
+    pub since_unix_ms: i64,
+    #[prost(uint64, tag = "4")]
+    pub num_tries: u64,
+    /// until this step is tried again; 0: it is not, another may be
+    #[prost(double, tag = "5")]
+    pub next_try_s: f64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Event {
@@ -1757,7 +1778,7 @@ pub mod job_service_server {
 pub struct WorkerMessage {
     #[prost(
         oneof = "worker_message::Body",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15"
     )]
     pub body: ::core::option::Option<worker_message::Body>,
 }
@@ -1794,6 +1815,8 @@ pub mod worker_message {
         Stopped(super::Stopped),
         #[prost(message, tag = "14")]
         RecordsMissing(super::RecordsMissing),
+        #[prost(message, tag = "15")]
+        StepsRemoved(super::StepsRemoved),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1988,6 +2011,29 @@ pub struct ManifestPublished {
     #[prost(string, tag = "6")]
     pub error: ::prost::alloc::string::String,
 }
+/// What came of remove_steps of a PublishManifest that had any: one that is in neither list was not tried.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StepsRemoved {
+    #[prost(string, tag = "1")]
+    pub job_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// that was published
+    #[prost(uint64, tag = "3")]
+    pub step: u64,
+    #[prost(uint64, repeated, tag = "4")]
+    pub removed: ::prost::alloc::vec::Vec<u64>,
+    #[prost(message, repeated, tag = "5")]
+    pub kept: ::prost::alloc::vec::Vec<KeptStep>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeptStep {
+    #[prost(uint64, tag = "1")]
+    pub step: u64,
+    /// why it stays
+    #[prost(string, tag = "2")]
+    pub error: ::prost::alloc::string::String,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Finished {
     #[prost(string, tag = "1")]
@@ -2053,7 +2099,10 @@ pub struct Stopped {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CoordinatorMessage {
-    #[prost(oneof = "coordinator_message::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(
+        oneof = "coordinator_message::Body",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11"
+    )]
     pub body: ::core::option::Option<coordinator_message::Body>,
 }
 /// Nested message and enum types in `CoordinatorMessage`.
@@ -2081,6 +2130,8 @@ pub mod coordinator_message {
         WarmUp(super::WarmUp),
         #[prost(message, tag = "10")]
         ReportSteps(super::ReportSteps),
+        #[prost(message, tag = "11")]
+        DropCheckpoint(super::DropCheckpoint),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2231,6 +2282,16 @@ pub struct PublishManifest {
     #[prost(uint64, repeated, tag = "5")]
     pub remove_steps: ::prost::alloc::vec::Vec<u64>,
 }
+/// The checkpoint of this step has failed: whoever has not begun to write its shard does not, and who has takes it away again.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DropCheckpoint {
+    #[prost(string, tag = "1")]
+    pub job_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    #[prost(uint64, tag = "3")]
+    pub step: u64,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Stop {
     #[prost(string, tag = "1")]
@@ -2302,7 +2363,7 @@ pub mod worker_service_client {
     ///
     /// After a lost connection the worker opens another stream. Between Register and Welcome it says nothing; after a Welcome with
     /// keep_going it first says again what it had said in its epoch and what may have been lost: the StepReports that were not
-    /// acknowledged (in order), Prepared, ShardWritten, ManifestPublished, Finished, a PeerLost that still holds. It takes a repeated Start,
+    /// acknowledged (in order), Prepared, ShardWritten, StepsRemoved, Finished, a PeerLost that still holds. It takes a repeated Start,
     /// CheckpointAt or PublishManifest as the same one. A CheckpointAt for the last step of the job is never too late: the state does not
     /// change any more, so the shard is written again where that had failed, or the ShardWritten is said again.
     #[derive(Debug, Clone)]
@@ -2440,7 +2501,7 @@ pub mod worker_service_server {
     ///
     /// After a lost connection the worker opens another stream. Between Register and Welcome it says nothing; after a Welcome with
     /// keep_going it first says again what it had said in its epoch and what may have been lost: the StepReports that were not
-    /// acknowledged (in order), Prepared, ShardWritten, ManifestPublished, Finished, a PeerLost that still holds. It takes a repeated Start,
+    /// acknowledged (in order), Prepared, ShardWritten, StepsRemoved, Finished, a PeerLost that still holds. It takes a repeated Start,
     /// CheckpointAt or PublishManifest as the same one. A CheckpointAt for the last step of the job is never too late: the state does not
     /// change any more, so the shard is written again where that had failed, or the ShardWritten is said again.
     #[derive(Debug)]

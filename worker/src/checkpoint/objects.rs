@@ -107,7 +107,7 @@ impl Objects {
             self.remove_staging(name, stamp);
         }
         let target = self.folder.join(name);
-        let staging = self.folder.join(format!("{name}.{stamp}#{}", unique()));
+        let staging = self.folder.join(Objects::staging_name(name, stamp));
         let create = || {
             make_folder(target.parent().unwrap_or(&self.folder)).and_then(|()| AtomicFile::create_as(&target, &staging))
         };
@@ -160,7 +160,27 @@ impl Objects {
                 Err(e) => return Err(self.cannot_change("delete", &name, e)),
             };
         }
-        parents.iter().try_for_each(|p| sync_folder(p)).map_err(|e| self.cannot_change("delete files in", folder, e))
+        let sync = |parent: &PathBuf| match sync_folder(parent) {
+            // Who has deleted the last file of it has deleted the folder, too.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            synced => synced,
+        };
+        parents.iter().try_for_each(sync).map_err(|e| self.cannot_change("delete files in", folder, e))
+    }
+
+    /// Renames a file within its folder; says whether there was one. Not durable: who dies now may have done it or not.
+    pub fn rename(&self, folder: &str, from: &str, to: &str) -> Result<bool, CheckpointError> {
+        let folder_path = self.folder.join(folder);
+        match fs::rename(folder_path.join(from), folder_path.join(to)) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(self.cannot_change("rename", &format!("{folder}/{from}"), e)),
+        }
+    }
+
+    /// A name for `file` by which nobody takes it for what it was: that of a write that was not finished.
+    pub fn staging_name(file: &str, stamp: &Stamp) -> String {
+        format!("{file}.{stamp}#{}", unique())
     }
 
     /// Deletes a folder if nothing is in it; says whether it is gone.

@@ -12,10 +12,11 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use toroid_torus::manifest::{MANIFEST_NAME, Manifest};
+use toroid_torus::manifest::{MANIFEST_NAME, Manifest, ShardFile, Writer};
 use toroid_torus::owner::{MAX_OWNER_BYTES, OWNER_NAME, Owner, OwnerId, Stamp};
 
-use super::{CheckpointError, DAMAGED_PREFIX, Storage, digest_line, name_in, step_of};
+use super::objects::Objects;
+use super::{CheckpointError, DAMAGED_PREFIX, Storage, digest_line, digest_name, name_in, step_of};
 
 /// An empty file whose name has the epoch that goes on from the checkpoint.
 const CLAIM_PREFIX: &str = "claimed-by-";
@@ -178,6 +179,42 @@ impl Owned {
             tracing::warn!(step, %folder, "files stay in a removed checkpoint that this job has not written up to epoch {epoch}");
         }
         Ok(())
+    }
+
+    /// Takes away what a place has written of a checkpoint that has failed, finished or not. A step that can be seen stays whole, also where
+    /// it comes to be seen at this very moment (T-6): the files get other names first, so that [`Owned::publish`], which looks at them last
+    /// of all, misses them, and get their own back where there is a manifest by then.
+    pub fn drop_shard(&self, step: u64, writer: Writer) -> Result<(), CheckpointError> {
+        self.check_owner()?;
+        if self.is_visible(step)? {
+            return Ok(());
+        }
+        let (folder, stamp) = (Manifest::folder(step), writer.stamp());
+        let digest = (writer.rank == 0).then(|| digest_name(&stamp));
+        let mut moved = Vec::new();
+        let put_aside = [ShardFile::name_of(&writer)].into_iter().chain(digest).try_for_each(|name| {
+            let aside = Objects::staging_name(&name, &stamp);
+            if self.objects.rename(&folder, &name, &aside)? {
+                moved.push((name, aside));
+            }
+            Ok(())
+        });
+        // Also where it cannot be told.
+        let is_needed = put_aside.and_then(|()| self.is_visible(step));
+        if !matches!(is_needed, Ok(false)) {
+            for (name, aside) in &moved {
+                self.objects.rename(&folder, aside, name)?;
+            }
+            return is_needed.map(|_| ());
+        }
+        let aside: Vec<String> = moved.into_iter().map(|(_, aside)| aside).collect();
+        self.objects.delete_all(&folder, &aside)?;
+        // Other places have theirs there as long as they have not dropped them.
+        self.objects.delete_empty_folder(&folder).map(|_| ())
+    }
+
+    fn is_visible(&self, step: u64) -> Result<bool, CheckpointError> {
+        Ok(self.objects.size(&name_in(step, MANIFEST_NAME))?.is_some())
     }
 
     /// `epoch` goes on from this checkpoint: no order of an older one removes it any more.

@@ -84,6 +84,7 @@ fn name(output: &Output) -> String {
         }
         Output::Prepare(_) => "prepare".into(),
         Output::Fence { epoch } => format!("fence {epoch}"),
+        Output::DropCheckpoint { step, .. } => format!("drop checkpoint {step}"),
         Output::RequestCheckpoint { step, .. } => format!("request checkpoint {step}"),
         Output::Recorded { step } => format!("recorded {step}"),
         Output::Intervals { .. } => "intervals".into(),
@@ -91,6 +92,34 @@ fn name(output: &Output) -> String {
         Output::IdInUse { .. } => "id in use".into(),
         Output::Note(_) => "note".into(),
     }
+}
+
+/// A shard of a checkpoint that has failed is taken away, and nobody is told of it again; T-1: not by an order of another epoch.
+#[test]
+fn a_failed_checkpoint_is_dropped() {
+    let mut session = Session::new();
+    check(
+        &mut session,
+        vec![assign(2), prepared(2), start(2)],
+        &["fence 2", "prepare", "send Prepared", "trainer Start"],
+    );
+    let file = toroid_torus::manifest::ShardFile {
+        file: "shard".into(),
+        rank: 0,
+        bytes: 1,
+        digest: String::new(),
+        entries: Vec::new(),
+    };
+    let written = Happened::ShardWritten { step: 5, file: Box::new(file), write_s: 0.1 };
+    check(&mut session, vec![happened(2, written)], &["send ShardWritten"]);
+    let dropped = |epoch| {
+        let dropped = toroid_proto::DropCheckpoint { job_id: "j".into(), epoch, step: 5 };
+        Input::FromCoordinator(FromCoordinator::DropCheckpoint(dropped))
+    };
+    check(&mut session, vec![dropped(1), dropped(3)], &[]);
+    check(&mut session, vec![welcome(true)], &["intervals", "send ShardWritten"]);
+    check(&mut session, vec![dropped(2)], &["drop checkpoint 5"]);
+    check(&mut session, vec![welcome(true)], &["intervals"]);
 }
 
 #[test]

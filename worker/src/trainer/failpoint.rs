@@ -7,6 +7,8 @@
 //!   `checkpoint`, `heal`), or right before and right after the manifest of that step is written (`publish`, `published`). The thread
 //!   that gets there sends itself SIGKILL or SIGSTOP, which end or stop the process as if somebody else had: nothing is flushed, closed
 //!   or said. It is sent to the thread, as what is sent to the process stops it through any other one, while this one goes on for a while.
+//! - `hang`, `panic`: the thread that gets to one of these points does nothing any more, or panics there. At `publish` and `published` that is
+//!   the publisher's thread, not the trainer's.
 //! - `flip`: of `own` or `copy`, the two shards that a place holds, the part `param`, `exp_avg`, `exp_avg_sq` or `grads`, as in
 //!   `own.param`. Silent corruption by its effect: an element of a shard's state changes right after the commit of the step, one of a
 //!   gradient between the commit point and the update. Nothing is said.
@@ -30,6 +32,8 @@ unsafe extern "C" {
 pub(super) enum Action {
     Kill,
     Stop,
+    Hang,
+    Panic,
     Flip,
 }
 
@@ -65,6 +69,11 @@ impl Failpoints {
             let signal = match armed.action {
                 Action::Kill => Signal::KILL,
                 Action::Stop => Signal::STOP,
+                Action::Hang => loop {
+                    tracing::warn!("failpoint: hangs in phase {point} of step {step}");
+                    std::thread::park();
+                },
+                Action::Panic => panic!("failpoint: panics in phase {point} of step {step}"),
                 Action::Flip => continue,
             };
             tracing::warn!("failpoint: {signal:?} in phase {point} of step {step}");
@@ -87,6 +96,8 @@ fn parse(item: &str) -> Option<Failpoint> {
     let action = match action {
         "kill" => Action::Kill,
         "stop" => Action::Stop,
+        "hang" => Action::Hang,
+        "panic" => Action::Panic,
         "flip" => Action::Flip,
         _ => return None,
     };
@@ -126,8 +137,10 @@ fn failpoints_are_read_and_mistakes_are_not_passed_over() {
     let of = |action, point: &str, step| Some(Failpoint { action, point: point.into(), step });
     assert_eq!(parse("kill=stage-transfer@15"), of(Action::Kill, "stage-transfer", 15));
     assert_eq!(parse("stop=publish@0"), of(Action::Stop, "publish", 0));
+    assert_eq!(parse("hang=publish@2"), of(Action::Hang, "publish", 2));
+    assert_eq!(parse("panic=publish@2"), of(Action::Panic, "publish", 2));
     assert_eq!(parse("flip=own.exp_avg@3"), of(Action::Flip, "own.exp_avg", 3));
-    for bad in ["kill", "kill=commit", "kill=commit@", "kill=commit@x", "hang=commit@1", "commit@15"] {
+    for bad in ["kill", "kill=commit", "kill=commit@", "kill=commit@x", "sleep=commit@1", "commit@15"] {
         assert_eq!(parse(bad), None, "{bad}");
     }
 }

@@ -21,6 +21,7 @@ mod prepare;
 mod replay;
 mod resplit;
 mod room;
+mod save;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -134,6 +135,8 @@ pub enum Command {
     Checkpoint { epoch: u64, step: u64 },
     /// Rank 0: all shards of the step are durable; write its manifest, then remove older checkpoints.
     Publish { epoch: u64, step: u64, files: Vec<ShardFile>, remove: Vec<u64> },
+    /// The checkpoint of this step has failed: take away what this place has written of it.
+    DropShard { epoch: u64, step: u64 },
     /// Rank 0: say the records from this step on again.
     Report { epoch: u64, from: u64 },
     /// Drop the job of this epoch or older.
@@ -192,6 +195,13 @@ pub enum Happened {
     PublishFailed {
         step: u64,
         error: String,
+    },
+    /// What came of the removals that were ordered with the publishing of `step`; one that is in neither list was not tried.
+    Removed {
+        step: u64,
+        removed: Vec<u64>,
+        /// With why they stay.
+        kept: Vec<(u64, String)>,
     },
     Finished {
         step: u64,
@@ -306,6 +316,11 @@ impl Shared {
         }
         requests.steps.insert(step);
         Requested::Ahead
+    }
+
+    /// Takes back what was asked for. Whoever halts at that step goes on to do so.
+    pub fn withdraw_checkpoint(&self, step: u64) {
+        lock(&self.requests).steps.remove(&step);
     }
 
     /// Whether the step after `committed` may be made; then it is being made until it is committed.
@@ -470,7 +485,7 @@ impl Inbox {
 /// Whoever halts looks this often whether it may go on.
 const HALT_LOOK: Duration = Duration::from_millis(10);
 
-/// Runs until the command channel closes. `emit` is called from this thread and, for checkpoints, from a writer thread.
+/// Runs until the command channel closes. `emit` is called from this thread and, for checkpoints, from those of [`save`].
 pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: Receiver<Command>, emit: &Emit) {
     let mut inbox = Inbox { commands, put_back: None };
     let mut job: Option<Job<D>> = None;
@@ -495,7 +510,7 @@ pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: R
                 }
             }
             Command::Publish { epoch, step, files, remove } => {
-                if let Some(running) = job.as_ref().filter(|j| j.assignment.epoch == epoch) {
+                if let Some(running) = job.as_mut().filter(|j| j.assignment.epoch == epoch) {
                     running.publish(step, files, remove, &environment.shared, emit);
                 }
             }
@@ -507,6 +522,11 @@ pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: R
             Command::Checkpoint { epoch, step } => {
                 if let Some(running) = job.as_mut().filter(|j| j.assignment.epoch == epoch) {
                     running.write_checkpoint_of(step, emit);
+                }
+            }
+            Command::DropShard { epoch, step } => {
+                if let Some(running) = job.as_mut().filter(|j| j.assignment.epoch == epoch) {
+                    running.drop_shard(step);
                 }
             }
             Command::Drop { epoch } => job = job.filter(|j| j.assignment.epoch > epoch),
@@ -666,7 +686,7 @@ impl<D: Device + Clone> Job<D> {
         &mut self,
         links: &mut Links,
         heal: Option<&HealPlan>,
-        shared: &Shared,
+        shared: &Arc<Shared>,
         inbox: &mut Inbox,
         emit: &Emit,
     ) -> Result<(), StepError> {
@@ -726,7 +746,7 @@ impl<D: Device + Clone> Job<D> {
     }
 
     /// Does what the session asks for between two steps.
-    fn serve(&mut self, inbox: &mut Inbox, shared: &Shared, emit: &Emit) -> Result<(), CommError> {
+    fn serve(&mut self, inbox: &mut Inbox, shared: &Arc<Shared>, emit: &Emit) -> Result<(), CommError> {
         let epoch = self.assignment.epoch;
         self.fence.check(epoch)?;
         loop {
@@ -735,10 +755,12 @@ impl<D: Device + Clone> Job<D> {
                     self.publish(step, files, remove, shared, emit);
                 }
                 Ok(Command::Checkpoint { epoch: e, step }) if e == epoch => self.write_checkpoint_of(step, emit),
+                Ok(Command::DropShard { epoch: e, step }) if e == epoch => self.drop_shard(step),
                 Ok(Command::Report { epoch: e, from }) if e == epoch => self.report_since(from, emit),
                 Ok(
                     Command::Publish { .. }
                     | Command::Checkpoint { .. }
+                    | Command::DropShard { .. }
                     | Command::Report { .. }
                     | Command::Start { .. }
                     | Command::WarmUp(_),

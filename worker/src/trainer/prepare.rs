@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::Instant;
 
 use toroid_proto::Inputs;
 use toroid_torus::cursor::Cursor;
 use toroid_torus::init::fill_initial;
 use toroid_torus::job::{JobError, JobSpec};
-use toroid_torus::manifest::{FORMAT, Manifest, ShardFile, Writer};
+use toroid_torus::manifest::Manifest;
 use toroid_torus::partition::Partition;
 use toroid_torus::pipeline::Pipeline;
 
@@ -21,8 +20,9 @@ use super::memory::MemoryError;
 use super::replay::{Kept, Sealed};
 use super::resplit::Earlier;
 use super::room::{Buffers, Parts, Room};
-use super::{Assignment, BadCheckpoint, Emit, Environment, Happened, HeldAs, Shared, TrainerEvent};
-use crate::checkpoint::{CheckpointError, Owned, ReadFault, ShardState, ShardStateMut, Storage, load_initial};
+use super::save::Lane;
+use super::{Assignment, BadCheckpoint, Environment, HeldAs};
+use crate::checkpoint::{CheckpointError, Owned, ReadFault, ShardStateMut, Storage, load_initial};
 use crate::comm::{Fence, Group, LinkStats, Links};
 use crate::data::{DataError, Dataset, LeftOut};
 use crate::device::Device;
@@ -85,8 +85,9 @@ pub struct Job<D: Device + Clone> {
     pub(super) skipped_at: Mutex<BTreeMap<u64, u64>>,
     storage: Arc<Storage>,
     /// The same folder, once it is known to be this job's: before the first step.
-    owned: Option<Arc<Owned>>,
-    writer: Option<JoinHandle<()>>,
+    pub(super) owned: Option<Arc<Owned>>,
+    pub(super) writer: Lane,
+    pub(super) publisher: Lane,
 }
 
 /// Whom this place makes sums with.
@@ -217,7 +218,8 @@ impl<D: Device + Clone> Job<D> {
             skipped_at: Mutex::default(),
             storage,
             owned: None,
-            writer: None,
+            writer: Lane::new("checkpoint-writer"),
+            publisher: Lane::new("checkpoint-publisher"),
             assignment,
         })
     }
@@ -256,98 +258,6 @@ impl<D: Device + Clone> Job<D> {
     pub(super) fn is_refused_by(&self, error: &CheckpointError) -> bool {
         let begins = !self.assignment.heal && self.assignment.restore_step.is_none();
         begins && error.is_about_owner()
-    }
-
-    fn owned(&self) -> &Arc<Owned> {
-        self.owned.as_ref().expect("the folder is this job's before its first step")
-    }
-
-    /// As [`Job::write_checkpoint`], if `step` is the committed one. Where the state is not yet split for this place, the epoch has ended
-    /// before it was, and what was asked for in it is void.
-    pub(super) fn write_checkpoint_of(&mut self, step: u64, emit: &Emit) {
-        if self.made_for != self.assignment.held_as() || !self.has_state {
-            return;
-        }
-        if step == self.committed {
-            return self.write_checkpoint(emit);
-        }
-        emit(self.assignment.event(Happened::CheckpointFailed { step, error: String::new() }));
-    }
-
-    /// Writes this place's shard of the committed state in the background. The next update leaves the memory that is not written yet.
-    pub(super) fn write_checkpoint(&mut self, emit: &Emit) {
-        // The coordinator has one checkpoint in flight: this one was given up by it, or has just ended.
-        self.await_writer();
-        let Assignment { job_id, epoch, rank, spec, .. } = self.assignment.clone();
-        let storage = Arc::clone(self.owned());
-        let writer = Writer { epoch, rank, world: spec.shape.world(), owner: storage.id() };
-        let step = self.committed;
-        super::lock(&self.skipped_at).insert(step, self.skipped);
-        let state = self.shard.snapshot(self.stage.device());
-        let partition = Arc::clone(&self.partition);
-        let range = self.shard.range.clone();
-        let emit = Arc::clone(emit);
-        let write = move || {
-            let start = Instant::now();
-            let state = ShardState { param: &state.param, exp_avg: &state.exp_avg, exp_avg_sq: &state.exp_avg_sq };
-            let what = match storage.write_shard(step, writer, &partition, range, state) {
-                Ok(file) => {
-                    Happened::ShardWritten { step, file: Box::new(file), write_s: start.elapsed().as_secs_f64() }
-                }
-                Err(error) => Happened::CheckpointFailed { step, error: error.to_string() },
-            };
-            emit(TrainerEvent { job_id, epoch, what });
-        };
-        self.writer = Some(std::thread::spawn(write));
-    }
-
-    /// Nothing is being written afterwards.
-    pub(super) fn await_writer(&mut self) {
-        if let Some(writer) = self.writer.take() {
-            let _ = writer.join();
-        }
-    }
-
-    /// Writes the manifest of `step` (T-6: every shard is durable by now), then removes the checkpoints that are no longer kept. Not
-    /// where this place may be another's by now (T-1): whoever has it is told to do it, and so is this one once it is connected again.
-    pub(super) fn publish(&self, step: u64, files: Vec<ShardFile>, remove: Vec<u64>, shared: &Shared, emit: &Emit) {
-        let epoch = self.assignment.epoch;
-        let may_act = || shared.is_connected() && self.fence.epoch() <= epoch;
-        if !may_act() {
-            return tracing::warn!(
-                "step {step} is not published: this worker does not know whether its place is still its own"
-            );
-        }
-        let spec = &self.assignment.spec;
-        let manifest = Manifest {
-            format: FORMAT,
-            job_id: self.assignment.job_id.clone(),
-            owner: Some(self.owned().id()),
-            step,
-            epoch,
-            shape: spec.shape,
-            job: JobSpec::clone(spec),
-            samples: step * spec.batch.samples(),
-            skipped_steps: super::lock(&self.skipped_at).get(&step).copied().unwrap_or(self.skipped),
-            data_digest: blake3::Hash::from_bytes(self.data_digest()).to_hex().to_string(),
-            files,
-        };
-        shared.pass("publish", step);
-        let what = match self.owned().publish(&manifest) {
-            Ok(bytes) => Happened::Published { step, bytes, path: self.storage.step_path(step) },
-            Err(error) => {
-                tracing::warn!("the checkpoint of step {step} is not published: {error}");
-                Happened::PublishFailed { step, error: error.to_string() }
-            }
-        };
-        shared.pass("published", step);
-        let published = matches!(what, Happened::Published { .. });
-        emit(self.assignment.event(what));
-        for old in remove.into_iter().filter(|_| published).take_while(|_| may_act()) {
-            if let Err(error) = self.owned().remove(old, epoch) {
-                tracing::warn!("cannot remove the checkpoint of step {old}, it stays where it is: {error}");
-            }
-        }
     }
 }
 

@@ -178,17 +178,197 @@ fn a_failed_write_costs_only_that_checkpoint() {
     assert!(!leftovers, "the shard of a that nobody needs is removed");
 }
 
+/// Training is over: its last state is all that is left to lose.
 #[test]
-fn the_last_step_is_tried_three_times_and_the_last_good_stays() {
+fn the_last_step_is_kept_and_tried_with_pauses_until_the_disk_has_room() {
     let (mut world, job) = running(6, "checkpoint.interval_steps = 4");
     world.train(&job, 3);
     world.worker("a").write_error = Some("disk full".into());
     world.train(&job, 2);
+    let num_failed = |world: &World| world.record(&job).unsaved.as_ref().map_or(0, |unsaved| unsaved.num_tries);
+    assert_eq!(num_failed(&world), 1, "{:?}", world.story);
+    assert_eq!((world.record(&job).state, steps_saved(&world, &job)), (State::Running, vec![4]));
+    let unsaved = world.view(&job).unsaved.expect("it shows from the first failure on");
+    assert_eq!((unsaved.step, unsaved.num_tries, unsaved.next_try_s), (6, 1, 1.0));
+    assert!(unsaved.error.contains("a (rank 0) could not write its shard: disk full"), "{}", unsaved.error);
+    assert!(!world.disk.shards.keys().any(|(_, step)| *step == 6), "b has taken away what it wrote");
+    // 1 s, then twice as long, a minute at most.
+    for (pause, num) in [(1, 2), (1, 2), (1, 3), (3, 3), (1, 4)] {
+        world.pass(Duration::from_secs(pause));
+        assert_eq!(num_failed(&world), num, "{:?}", world.story);
+    }
+    for _ in 0..20 {
+        world.pass(Duration::from_secs(60));
+    }
+    let told = world.record(&job).events.iter().filter(|e| e.kind == "checkpoint.failed").count();
+    assert_eq!(told, 5, "when there are twice as many: {:?}", world.story);
+    assert!(world.has_event(&job, "checkpoint.failed", "step 6, 16 tries so far: a (rank 0) could not write"));
+    assert!(num_failed(&world) > 20 && world.record(&job).reason.contains("the last is not saved yet"));
+    world.worker("a").write_error = None;
+    world.pass(Duration::from_secs(60));
+    assert_eq!((world.record(&job).state, steps_saved(&world, &job)), (State::Done, vec![4, 6]));
+    assert_eq!(world.view(&job).unsaved, None);
+}
+
+#[test]
+fn the_last_step_is_given_up_after_a_day_or_by_a_user() {
+    for is_cancelled in [false, true] {
+        let (mut world, job) = running(6, "checkpoint.interval_steps = 4");
+        world.train(&job, 3);
+        world.worker("a").write_error = Some("disk full".into());
+        world.train(&job, 2);
+        for minute in 0..(if is_cancelled { 10 } else { 24 * 60 + 2 }) {
+            world.pass(Duration::from_secs(60));
+            if minute == 12 * 60 {
+                world.restart(|_| true);
+                world.settle();
+            }
+        }
+        if is_cancelled {
+            world.request(|request| Input::Cancel { request, job: job.clone() });
+            assert_eq!(world.record(&job).state, State::Cancelled);
+            continue;
+        }
+        let record = world.record(&job);
+        assert_eq!(record.state, State::Failed);
+        assert!(record.reason.starts_with("the last step could not be saved in 24 h and 1"), "{}", record.reason);
+        assert!(record.reason.ends_with("the newest good one is of step 4 at step-4"), "{}", record.reason);
+        assert_eq!(steps_saved(&world, &job), [4]);
+    }
+}
+
+#[test]
+fn the_last_step_is_tried_again_by_whoever_takes_a_place_and_after_a_restart() {
+    let (mut world, job) = running(6, "");
+    world.worker("a").write_error = Some("disk full".into());
+    world.train(&job, 5);
+    world.join("c");
+    world.restart(|_| true);
+    world.settle();
+    assert!(world.record(&job).unsaved.is_some() && world.record(&job).state == State::Running);
+    world.kill("a");
+    world.settle();
+    world.train(&job, 1);
+    assert_eq!((world.record(&job).state, steps_saved(&world, &job)), (State::Done, vec![6]), "{:?}", world.story);
+    assert_eq!(world.view(&job).lost_steps, 0);
+}
+
+/// The disk stays full for whoever takes the place, too: nobody recovers any more, all wait.
+#[test]
+fn whoever_takes_a_place_after_the_last_step_waits_with_the_others() {
+    let (mut world, job) = running(6, "");
+    world.worker("a").write_error = Some("disk full".into());
+    world.train(&job, 5);
+    world.join_as("c", |c| c.write_error = Some("disk full".into()));
+    world.kill("a");
+    world.settle();
+    world.train(&job, 1);
     let record = world.record(&job);
-    assert_eq!(record.state, State::Failed);
-    assert!(record.reason.contains("in 3 tries: a (rank 0) could not write its shard: disk full"), "{}", record.reason);
-    assert!(record.reason.ends_with("the newest good one is of step 4 at step-4"), "{}", record.reason);
+    let tries = record.unsaved.as_ref().map(|unsaved| unsaved.num_tries);
+    assert_eq!((record.state, tries), (State::Running, Some(2)), "{:?}", world.story);
+    assert_eq!(record.reason, "all steps are committed, the last is not saved yet");
+    world.worker("c").write_error = None;
+    world.pass(Duration::from_secs(60));
+    assert_eq!((world.record(&job).state, steps_saved(&world, &job)), (State::Done, vec![6]), "{:?}", world.story);
+}
+
+/// Nobody has the last state any more: it is made again from the newest checkpoint.
+#[test]
+fn where_all_that_wait_to_save_the_last_step_die_it_is_made_again() {
+    let (mut world, job) = running(6, "checkpoint.interval_steps = 4");
+    world.train(&job, 3);
+    world.worker("a").write_error = Some("disk full".into());
+    world.train(&job, 2);
+    world.pass(Duration::from_secs(600));
+    for (dies, comes) in [("a", "c"), ("b", "d")] {
+        world.kill(dies);
+        world.join(comes);
+    }
+    world.settle();
+    assert_eq!((world.record(&job).restore_step, world.view(&job).lost_steps), (4, 2), "{:?}", world.story);
+    world.train(&job, 2);
+    assert_eq!((world.record(&job).state, steps_saved(&world, &job)), (State::Done, vec![4, 6]), "{:?}", world.story);
+    assert_eq!(world.view(&job).unsaved, None);
+}
+
+/// T-6: rank 0 may be publishing at this very moment, so nobody takes a shard away.
+#[test]
+fn t6_nothing_is_taken_away_from_a_publishing_that_is_late() {
+    let (mut world, job) = running(100, "checkpoint.interval_steps = 2");
+    world.step(&job);
+    while world.deliver_from("a") | world.deliver_from("b") {}
+    let is_order = |m: &toroid_proto::coordinator_message::Body| {
+        matches!(m, toroid_proto::coordinator_message::Body::PublishManifest(_))
+    };
+    let order = world.worker("a").inbox.iter().find(|m| is_order(m)).cloned().expect("rank 0 is told to publish");
+    world.worker("a").inbox.retain(|m| !is_order(m));
+    world.settle();
+    world.pass(LIMITS.checkpoint());
+    assert!(world.has_event(&job, "checkpoint.failed", "step 2: the manifest was not published within 300 s"));
+    assert!(world.disk.shards.keys().any(|(_, step)| *step == 2));
+    world.worker("a").inbox.push_back(order);
+    world.settle();
+    assert!(world.disk.manifests.keys().any(|(_, step)| *step == 2), "it is complete");
+    // Nobody counts on it: it goes with the next.
+    world.train(&job, 2);
     assert_eq!(steps_saved(&world, &job), [4]);
+    assert!(!world.disk.manifests.keys().any(|(_, step)| *step == 2));
+}
+
+/// What rank 0 says of its removals is not heard at once.
+fn until_steps_removed(world: &mut World) {
+    while !world.worker("a").outbox.iter().any(|m| matches!(m, toroid_proto::worker_message::Body::StepsRemoved(_))) {
+        assert!(world.deliver_from("a") | world.deliver_from("b") | world.deliver_to("a") | world.deliver_to("b"));
+    }
+}
+
+#[test]
+fn t12_what_could_not_be_removed_is_told() {
+    let (mut world, job) = running(100, "checkpoint.interval_steps = 2\ncheckpoint.keep = 1");
+    world.train(&job, 3);
+    world.step(&job);
+    world.step(&job);
+    until_steps_removed(&mut world);
+    for body in &mut world.worker("a").outbox {
+        if let toroid_proto::worker_message::Body::StepsRemoved(m) = body {
+            let step = m.removed.remove(0);
+            m.kept.push(toroid_proto::KeptStep { step, error: "permission denied".into() });
+        }
+    }
+    world.settle();
+    let text = "the checkpoint of step 2 stays where it is: permission denied";
+    assert!(world.has_event(&job, "checkpoint.kept", text), "{:?}", world.story);
+    assert!(!world.record(&job).leftovers.contains(&2));
+}
+
+/// The job would stop whoever removes.
+#[test]
+fn a_job_ends_when_what_is_not_kept_is_removed() {
+    let (mut world, job) = running(6, "checkpoint.interval_steps = 2\ncheckpoint.keep = 1");
+    world.train(&job, 4);
+    world.step(&job);
+    let is_removal =
+        |m: &toroid_proto::worker_message::Body| matches!(m, toroid_proto::worker_message::Body::StepsRemoved(_));
+    until_steps_removed(&mut world);
+    let removal = world.worker("a").outbox.iter().find(|m| is_removal(m)).cloned().expect("it is there");
+    world.worker("a").outbox.retain(|m| !is_removal(m));
+    world.settle();
+    assert_eq!((world.record(&job).state, steps_saved(&world, &job)), (State::Running, vec![6]), "{:?}", world.story);
+    world.worker("a").outbox.push_back(removal);
+    world.settle();
+    assert_eq!(world.record(&job).state, State::Done, "{:?}", world.story);
+}
+
+#[test]
+fn a_removal_that_is_never_answered_holds_up_no_job_for_ever() {
+    let (mut world, job) = running(6, "checkpoint.interval_steps = 2\ncheckpoint.keep = 1");
+    world.train(&job, 4);
+    world.step(&job);
+    until_steps_removed(&mut world);
+    world.worker("a").outbox.retain(|m| !matches!(m, toroid_proto::worker_message::Body::StepsRemoved(_)));
+    world.settle();
+    world.pass(LIMITS.checkpoint());
+    assert_eq!(world.record(&job).state, State::Done, "{:?}", world.story);
 }
 
 #[test]
@@ -203,7 +383,20 @@ fn the_last_step_succeeds_when_the_disk_does_again() {
     }
     world.worker("a").write_error = None;
     world.settle();
+    world.pass(Duration::from_secs(1));
     assert_eq!((world.record(&job).state, steps_saved(&world, &job)), (State::Done, vec![3]));
+}
+
+/// No later record shows that the last one is missing.
+#[test]
+fn t12_the_record_of_the_last_step_is_asked_for() {
+    let (mut world, job) = running(3, "");
+    world.train(&job, 1);
+    world.step(&job);
+    let is_record = |b: &_| matches!(b, toroid_proto::worker_message::Body::Step(_));
+    world.worker("a").outbox.retain(|b| !is_record(b));
+    world.settle();
+    assert_eq!((world.record(&job).state, world.curves[&job].len()), (State::Done, 3), "{:?}", world.story);
 }
 
 #[test]

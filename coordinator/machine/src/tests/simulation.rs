@@ -346,6 +346,7 @@ fn epoch_of(body: &FromWorker) -> Option<(&str, u64)> {
         FromWorker::ShardWritten(m) => Some((&m.job_id, m.epoch)),
         FromWorker::CheckpointMissed(m) => Some((&m.job_id, m.epoch)),
         FromWorker::ManifestPublished(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::StepsRemoved(m) => Some((&m.job_id, m.epoch)),
         FromWorker::Finished(m) => Some((&m.job_id, m.epoch)),
         FromWorker::Failed(m) => Some((&m.job_id, m.epoch)),
         FromWorker::PeerLost(m) => Some((&m.job_id, m.epoch)),

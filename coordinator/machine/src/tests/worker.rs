@@ -205,6 +205,7 @@ impl Worker {
             }
             ToWorker::CheckpointAt(m) => self.checkpoint_at(&m, disk),
             ToWorker::PublishManifest(m) => self.publish(&m, disk),
+            ToWorker::DropCheckpoint(m) => self.drop_checkpoint(&m, disk),
             ToWorker::Stop(m) => {
                 if self.work.as_ref().is_some_and(|w| w.job == m.job_id && w.epoch <= m.epoch) {
                     self.work = None;
@@ -410,6 +411,21 @@ impl Worker {
         }
     }
 
+    fn drop_checkpoint(&mut self, m: &proto::DropCheckpoint, disk: &mut Disk) {
+        let Some(work) = self.work_of(&m.job_id, m.epoch) else { return };
+        work.named.remove(&m.step);
+        work.said.retain(|body| !matches!(body, FromWorker::ShardWritten(s) if s.step == m.step));
+        let place = (m.job_id.clone(), m.step);
+        if !disk.manifests.contains_key(&place)
+            && let Some(shards) = disk.shards.get_mut(&place)
+        {
+            shards.remove(&work.rank);
+            if shards.is_empty() {
+                disk.shards.remove(&place);
+            }
+        }
+    }
+
     fn missed(&mut self, step: u64, error: String) {
         let Some(work) = &self.work else { return };
         let (job_id, epoch, committed_step) = (work.job.clone(), work.epoch, work.committed);
@@ -465,7 +481,17 @@ impl Worker {
             path: format!("step-{}", m.step),
             error: failure,
         };
+        let is_published = body.error.is_empty();
         self.say_and_keep(FromWorker::ManifestPublished(body));
+        if is_published && !m.remove_steps.is_empty() {
+            self.say_and_keep(FromWorker::StepsRemoved(proto::StepsRemoved {
+                job_id: m.job_id.clone(),
+                epoch: m.epoch,
+                step: m.step,
+                removed: m.remove_steps.clone(),
+                kept: Vec::new(),
+            }));
+        }
     }
 
     /// Has the global sums of the step that it has sealed.

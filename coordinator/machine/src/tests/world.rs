@@ -577,6 +577,11 @@ impl World {
                 let is_last_good_kept = record.last_checkpoint().is_none_or(|c| !removes(c.step));
                 assert!(is_last_good_kept && !removes(m.step), "the last good checkpoint is removed: {m:?}");
             }
+            ToWorker::DropCheckpoint(m) => {
+                let record = self.stored(&m.job_id);
+                let is_recorded = record.checkpoints.iter().any(|c| c.step == m.step);
+                assert!(!is_recorded || record.epoch > m.epoch, "T-6: what is recorded is dropped: {m:?}");
+            }
             ToWorker::StepAck(m) => {
                 let curve = &self.curves[&m.job_id];
                 let kept = self.stored(&m.job_id).restore_step.max(curve.last().map_or(0, |r| r.step));

@@ -168,3 +168,66 @@ fn t10_only_own_files_of_the_epochs_so_far_are_removed() {
     assert!(matches!(error, CheckpointError::NotWritten { step: 20, .. }), "{error}");
     assert_eq!(storage.verify(20).unwrap(), []);
 }
+
+/// A failed checkpoint is in nobody's way: every place takes away what it has written, and nothing else.
+#[test]
+fn t10_what_failed_is_taken_away_by_who_has_written_it() {
+    let (folder, storage) = temporary();
+    let root = folder.path().join("checkpoints");
+    write_shards(&storage, 10, shape(1, 1, 2));
+    let later = ShardFile::name_of(&writer(&storage, EPOCH + 1, 1, 2));
+    let foreign = ShardFile::name_of(&Writer { owner: owner(2).id, ..writer(&storage, EPOCH, 0, 2) });
+    for name in [&later, &foreign] {
+        std::fs::write(root.join("step-10").join(name), "kept").unwrap();
+    }
+    storage.drop_shard(10, writer(&storage, EPOCH, 0, 2)).unwrap();
+    storage.drop_shard(10, writer(&storage, EPOCH, 0, 2)).unwrap();
+    let mut left = vec![
+        format!("checkpoints/step-10/{}", ShardFile::name_of(&writer(&storage, EPOCH, 1, 2))),
+        format!("checkpoints/step-10/{later}"),
+        format!("checkpoints/step-10/{foreign}"),
+        format!("checkpoints/{OWNER_NAME}"),
+    ];
+    left.sort();
+    assert_eq!(files_below(folder.path()), left);
+    for name in [&later, &foreign] {
+        std::fs::remove_file(root.join("step-10").join(name)).unwrap();
+    }
+    storage.drop_shard(10, writer(&storage, EPOCH, 1, 2)).unwrap();
+    assert!(!root.join("step-10").exists(), "an empty folder stays");
+    write(&storage, 20, shape(1, 1, 2));
+    storage.drop_shard(20, writer(&storage, EPOCH, 0, 2)).unwrap();
+    assert_eq!(storage.verify(20).unwrap(), [], "T-6: what can be seen is whole");
+}
+
+/// T-6: one that is published at the very moment at which its shards are dropped is whole, or cannot be seen.
+#[test]
+fn t6_a_checkpoint_is_dropped_or_published_and_never_half_of_both() {
+    let (_folder, storage) = temporary();
+    let storage = Arc::new(storage);
+    let (mut num_seen, mut num_dropped) = (0, 0);
+    for step in 1..=100 {
+        let manifest = write_shards(&storage, step, shape(1, 1, 2));
+        let begin = Arc::new(Barrier::new(3));
+        let drops: Vec<_> = (0..2)
+            .map(|rank| {
+                let (storage, begin) = (Arc::clone(&storage), Arc::clone(&begin));
+                std::thread::spawn(move || {
+                    begin.wait();
+                    storage.drop_shard(step, writer(&storage, EPOCH, rank, 2)).unwrap();
+                })
+            })
+            .collect();
+        begin.wait();
+        let is_published = storage.publish(&manifest).is_ok();
+        drops.into_iter().for_each(|drop| drop.join().unwrap());
+        let is_seen = storage.steps().unwrap().contains(&step);
+        assert_eq!(is_seen, is_published, "step {step}");
+        if is_seen {
+            assert_eq!(storage.verify(step).unwrap(), [], "step {step}");
+        }
+        num_seen += u32::from(is_seen);
+        num_dropped += u32::from(!is_seen);
+    }
+    assert_eq!(num_seen + num_dropped, 100);
+}

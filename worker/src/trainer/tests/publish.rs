@@ -67,23 +67,95 @@ fn place() -> Place {
 }
 
 /// Publishes; says which events came and which steps can be seen.
-fn publish(place: &Place) -> (usize, Vec<u64>) {
+fn publish(place: &mut Place) -> (usize, Vec<u64>) {
     place.job.publish(0, vec![place.file.clone()], Vec::new(), &place.environment.shared, &place.emit);
+    place.job.publisher.wait_for_all();
     (place.seen.try_iter().count(), place.storage.steps().expect("list the steps"))
 }
 
 #[test]
 fn t1_after_the_fence_nothing_is_published() {
-    let place = place();
+    let mut place = place();
     place.fence.raise(4);
-    assert_eq!(publish(&place), (0, vec![]));
+    assert_eq!(publish(&mut place), (0, vec![]));
 }
 
 #[test]
 fn t1_without_a_coordinator_nothing_is_published_and_with_it_again() {
-    let place = place();
+    let mut place = place();
     place.environment.shared.set_connected(false);
-    assert_eq!(publish(&place), (0, vec![]));
+    assert_eq!(publish(&mut place), (0, vec![]));
     place.environment.shared.set_connected(true);
-    assert_eq!(publish(&place), (1, vec![0]));
+    assert_eq!(publish(&mut place), (1, vec![0]));
+}
+
+/// The disk of rank 0 does nothing for a while: the trainer's thread gives its orders and goes on.
+#[test]
+fn a_publishing_that_takes_long_keeps_no_step_waiting() {
+    let mut place = place();
+    let (go, wait) = channel::<()>();
+    place.job.publisher.order(move || assert!(wait.recv().is_err(), "nothing is sent"), |error| panic!("{error}"));
+    place.job.publish(0, vec![place.file.clone()], vec![7], &place.environment.shared, &place.emit);
+    place.job.write_checkpoint(&place.emit);
+    let next = place.seen.recv().expect("the next shard").what;
+    assert!(matches!(next, Happened::ShardWritten { .. }), "{next:?}");
+    drop(go);
+    place.job.publisher.wait_for_all();
+    let events: Vec<Happened> = place.seen.try_iter().map(|e| e.what).collect();
+    let is_removed = |removed: &[u64], kept: &[(u64, String)]| removed == [7] && kept.is_empty();
+    assert!(
+        matches!(&events[..], [Happened::Published { .. }, Happened::Removed { step: 0, removed, kept }] if is_removed(removed, kept)),
+        "{events:?}"
+    );
+}
+
+#[test]
+fn what_was_written_of_a_failed_checkpoint_is_taken_away() {
+    let mut place = place();
+    let folder = std::path::PathBuf::from(place.storage.step_path(0));
+    assert_eq!(std::fs::read_dir(&folder).expect("it is written").count(), 1);
+    place.job.drop_shard(0);
+    place.job.writer.wait_for_all();
+    assert!(!folder.exists());
+    // The next try follows at once, and is written after what is dropped.
+    place.job.drop_shard(0);
+    place.job.write_checkpoint(&place.emit);
+    place.job.writer.wait_for_all();
+    assert_eq!(publish(&mut place).1, [0]);
+    // What can be seen is complete (T-6), whoever still says that it has failed.
+    place.job.drop_shard(0);
+    place.job.writer.wait_for_all();
+    assert_eq!(place.storage.verify(0).expect("it is there"), []);
+}
+
+/// The disk takes the shard of a checkpoint and does not come back: the next one fails in words, and steps go on.
+#[test]
+fn a_shard_that_is_never_written_keeps_no_step_waiting() {
+    let mut place = place();
+    let (go, wait) = channel::<()>();
+    place.job.writer.order(move || assert!(wait.recv().is_err(), "nothing is sent"), |error| panic!("{error}"));
+    place.job.write_checkpoint(&place.emit);
+    let what = place.seen.recv().expect("an event").what;
+    let Happened::CheckpointFailed { step: 0, error } = what else { panic!("{what:?}") };
+    assert!(error.starts_with("the disk is too slow: what is written of the checkpoint before takes 2."), "{error}");
+    drop(go);
+    place.job.writer.wait_for_all();
+    place.job.write_checkpoint(&place.emit);
+    place.job.writer.wait_for_all();
+    assert_eq!(publish(&mut place), (2, vec![0]));
+}
+
+/// T-12: at once, and in words.
+#[test]
+fn a_writer_that_panics_has_failed_that_checkpoint() {
+    let mut place = place();
+    place.job.shard.range.end += 1;
+    place.job.write_checkpoint(&place.emit);
+    let what = place.seen.recv().expect("an event").what;
+    let Happened::CheckpointFailed { step: 0, error } = what else { panic!("{what:?}") };
+    assert!(error.starts_with("its thread panicked, which is a bug of Toroid: "), "{error}");
+    place.job.shard.range.end -= 1;
+    place.job.write_checkpoint(&place.emit);
+    place.job.writer.wait_for_all();
+    assert_eq!(publish(&mut place), (2, vec![0]));
 }
