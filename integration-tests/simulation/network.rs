@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use toroid_coordinator::machine::StreamId;
 use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
+use toroid_torus::manifest::ShardFile;
 use toroid_worker::trainer::{Assignment, TrainerEvent};
 
 use crate::place::Frame;
@@ -82,6 +83,13 @@ pub enum AtWorker {
     ShardDropped {
         assignment: Box<Assignment>,
         step: u64,
+    },
+    /// The publisher's thread has its turn.
+    Publish {
+        assignment: Box<Assignment>,
+        step: u64,
+        files: Vec<ShardFile>,
+        remove: Vec<u64>,
     },
     Frame {
         from: Pid,

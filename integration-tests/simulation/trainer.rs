@@ -79,6 +79,8 @@ pub struct Trainer {
     num_busy: u64,
     /// When the last shard that it began to write is written: one at a time, as a worker does it.
     writes_until: Micros,
+    /// The same of what it publishes.
+    publishes_until: Micros,
     /// Frames of epochs that this place has not started.
     early: Vec<Frame>,
     /// When the newest event reaches the session: it hears them in order.
@@ -97,6 +99,7 @@ impl Trainer {
             busy: None,
             num_busy: 0,
             writes_until: 0,
+            publishes_until: 0,
             early: Vec::new(),
             last_event: 0,
             shared: Shared::default(),
@@ -353,7 +356,7 @@ impl Trainer {
             }
             Command::Publish { epoch, step, files, remove } => {
                 if self.job.as_mut().filter(is_of(epoch)).is_some() {
-                    self.publish(step, &files, &remove, env);
+                    self.publish(step, files, remove, env);
                 }
             }
             Command::DropShard { epoch, step } => {
@@ -686,20 +689,41 @@ impl Trainer {
         env.net.at_worker(self.pid, self.writes_until - env.net.now, AtWorker::ShardDropped { assignment, step });
     }
 
-    fn publish(&mut self, step: u64, files: &[ShardFile], remove: &[u64], env: &mut Env) {
-        let job = self.job.as_ref().expect("looked up by the caller");
-        let what = match env.disk.publish(self.pid, env.net.now, &job.assignment, step, files) {
+    /// By the publisher's thread, one after the other.
+    fn publish(&mut self, step: u64, files: Vec<ShardFile>, remove: Vec<u64>, env: &mut Env) {
+        let assignment = Box::new(self.job.as_ref().expect("looked up by the caller").assignment.clone());
+        let begins = self.publishes_until.max(env.net.now);
+        self.publishes_until = begins + env.net.random.between(MS, 100 * MS);
+        let what = AtWorker::Publish { assignment, step, files, remove };
+        env.net.at_worker(self.pid, self.publishes_until - env.net.now, what);
+    }
+
+    /// T-1: not where the place may be another's by now.
+    pub fn published(
+        &mut self,
+        assignment: &Assignment,
+        step: u64,
+        files: &[ShardFile],
+        remove: &[u64],
+        env: &mut Env,
+    ) {
+        let fence = &self.shared.fence;
+        if fence.0 != assignment.job_id || fence.1 > assignment.epoch {
+            return;
+        }
+        let what = match env.disk.publish(self.pid, env.net.now, assignment, step, files) {
             Ok(path) => Happened::Published { step, bytes: 8 * files.len() as u64, path },
             Err(error) => Happened::PublishFailed { step, error },
         };
-        if matches!(what, Happened::Published { .. }) {
-            env.truth.published(&env.disk, &job.assignment, step);
-            remove.iter().for_each(|old| env.disk.remove(&job.assignment, *old));
+        let is_published = matches!(what, Happened::Published { .. });
+        if is_published {
+            env.truth.published(&env.disk, assignment, step);
+            remove.iter().for_each(|old| env.disk.remove(assignment, *old));
         }
-        let is_removed = matches!(what, Happened::Published { .. }) && !remove.is_empty();
-        self.report(what, env);
-        if is_removed {
-            self.report(Happened::Removed { step, removed: remove.to_vec(), kept: Vec::new() }, env);
+        self.emit(assignment.event(what), env);
+        if is_published && !remove.is_empty() {
+            let what = Happened::Removed { step, removed: remove.to_vec(), kept: Vec::new() };
+            self.emit(assignment.event(what), env);
         }
     }
 }

@@ -89,6 +89,11 @@ impl Worker {
             AtWorker::ShardWritten { assignment, step, shard } => {
                 self.trainer.shard_written(&assignment, step, shard, env);
             }
+            AtWorker::Publish { assignment, step, files, remove } if self.is_welcome && self.stream.is_some() => {
+                self.trainer.published(&assignment, step, &files, &remove, env);
+            }
+            // It does not know whether its place is still its own.
+            AtWorker::Publish { .. } => {}
             AtWorker::ShardDropped { assignment, step } => env.disk.drop_shard(&assignment, step),
             AtWorker::Frame { from, incarnation, due, frame } => {
                 if env.net.reaches(from, self.pid, incarnation, due) {
