@@ -10,6 +10,7 @@ mod leaving;
 mod local;
 #[path = "../src/chaos/network.rs"]
 mod network;
+mod newcomers;
 mod ownership;
 mod reference;
 mod resize;

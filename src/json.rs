@@ -268,6 +268,11 @@ pub struct Worker<'a> {
     state_reason: &'a str,
     /// How long it stays aside still.
     aside_s: f64,
+    /// `proving`, `ready`, `failed`; empty: nobody has asked it, or it has a place.
+    warm_up: &'static str,
+    warm_up_job: &'a str,
+    warm_up_reason: &'a str,
+    warm_up_retry_s: f64,
 }
 
 fn worker_state_word(state: proto::WorkerState) -> &'static str {
@@ -277,6 +282,15 @@ fn worker_state_word(state: proto::WorkerState) -> &'static str {
         proto::WorkerState::Spare => "spare",
         proto::WorkerState::Aside => "aside",
         proto::WorkerState::Retired => "retired",
+    }
+}
+
+fn warm_up_word(state: proto::WarmUpState) -> &'static str {
+    match state {
+        proto::WarmUpState::Unspecified => "",
+        proto::WarmUpState::Proving => "proving",
+        proto::WarmUpState::Ready => "ready",
+        proto::WarmUpState::Failed => "failed",
     }
 }
 
@@ -443,6 +457,10 @@ impl<'a> From<&'a proto::WorkerInfo> for Worker<'a> {
             memory_free_bytes: w.memory_free_bytes,
             compute_s: w.compute_s,
             slow_factor: w.slow_factor,
+            warm_up: warm_up_word(w.warm_up()),
+            warm_up_job: &w.warm_up_job,
+            warm_up_reason: &w.warm_up_reason,
+            warm_up_retry_s: w.warm_up_retry_s,
         }
     }
 }

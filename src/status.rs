@@ -479,9 +479,34 @@ fn computes(worker: &proto::WorkerInfo) -> String {
     }
 }
 
+/// Whether a worker without a place has shown that it can fill one.
+fn warm_up(worker: &proto::WorkerInfo) -> String {
+    let proto::WorkerInfo { warm_up_job: job, warm_up_reason: reason, .. } = worker;
+    match worker.warm_up() {
+        proto::WarmUpState::Unspecified => "-".into(),
+        proto::WarmUpState::Proving => format!("for {job}: {reason}"),
+        proto::WarmUpState::Ready => format!("ready for {job}"),
+        proto::WarmUpState::Failed if worker.warm_up_retry_s > 0.0 => {
+            format!("failed for {job}: {reason}; tried again in {}", duration(worker.warm_up_retry_s))
+        }
+        proto::WarmUpState::Failed => format!("failed for {job}: {reason}"),
+    }
+}
+
 fn worker_table(workers: &[proto::WorkerInfo]) -> String {
-    let header =
-        ["WORKER", "HOST", "PID", "DEVICE", "MEMORY", "JOB", "RANK", "COMPUTES A STEP", "SILENT", "FINGERPRINT"];
+    let header = [
+        "WORKER",
+        "HOST",
+        "PID",
+        "DEVICE",
+        "MEMORY",
+        "JOB",
+        "RANK",
+        "COMPUTES A STEP",
+        "SILENT",
+        "FINGERPRINT",
+        "WARM-UP",
+    ];
     let mut rows = vec![header.map(String::from).to_vec()];
     rows.extend(workers.iter().map(|w| {
         let (job, rank) = match w.state() {
@@ -502,6 +527,7 @@ fn worker_table(workers: &[proto::WorkerInfo]) -> String {
             computes(w),
             silent,
             fingerprint,
+            warm_up(w),
         ]
     }));
     workers.iter().filter_map(kept_out).fold(table(&rows), |text, line| text + &line + "\n")
@@ -663,13 +689,17 @@ mod tests {
             memory_free_bytes: 20_000_000_000,
             compute_s: if rank < 0 { 0.0 } else { 0.0412 },
             slow_factor: f64::from(rank.max(0)),
+            warm_up: if rank < 0 { proto::WarmUpState::Failed } else { proto::WarmUpState::Unspecified }.into(),
+            warm_up_job: if rank < 0 { "tiny-1".into() } else { String::new() },
+            warm_up_reason: if rank < 0 { "no data".into() } else { String::new() },
+            warm_up_retry_s: if rank < 0 { 5.0 } else { 0.0 },
             ..Default::default()
         };
         assert_eq!(
             worker_table(&[worker("w0", 0), worker("w1", -1)]),
-            "WORKER  HOST  PID   DEVICE  MEMORY                 JOB      RANK  COMPUTES A STEP  SILENT  FINGERPRINT\n\
-             w0      h     4242  cpu     60.0 GB, 20.0 GB free  tiny-1   0     41.2 ms          0.2 s   f\n\
-             w1      h     4242  cpu     -                      (spare)  -     -                0.2 s   f\n"
+            "WORKER  HOST  PID   DEVICE  MEMORY                 JOB      RANK  COMPUTES A STEP  SILENT  FINGERPRINT  WARM-UP\n\
+             w0      h     4242  cpu     60.0 GB, 20.0 GB free  tiny-1   0     41.2 ms          0.2 s   f            -\n\
+             w1      h     4242  cpu     -                      (spare)  -     -                0.2 s   f            failed for tiny-1: no data; tried again in 5.0 s\n"
         );
         assert!(worker_table(&[worker("w2", 2)]).contains("41.2 ms, slow: 2.0 times its peers"));
         let mut aside = worker("w1", -1);

@@ -190,6 +190,11 @@ impl Cluster {
     }
 
     fn add_worker_with(&mut self, threads: usize, variable: Option<(&str, &str)>) -> Result<String> {
+        self.add_worker_as(threads, variable, &[])
+    }
+
+    /// The same, with a variable of the environment, and more flags.
+    pub fn add_worker_as(&mut self, threads: usize, variable: Option<(&str, &str)>, flags: &[&str]) -> Result<String> {
         let id = self.new_id();
         let (address, mut command) = match &mut self.network {
             None => (Ipv4Addr::LOCALHOST, toroid()),
@@ -199,7 +204,7 @@ impl Cluster {
             }
         };
         command.envs(variable);
-        self.spawn_worker(id, threads, address, command)
+        self.spawn_worker(id, threads, address, command, flags)
     }
 
     /// Starts a worker that sees an empty folder where this one is, as if it were not mounted there. Needs root.
@@ -209,7 +214,7 @@ impl Cluster {
         command.env("NO_COLOR", "1");
         command.args(["--mount", "--propagation", "private", "sh", "-c"]);
         command.args(["mount -t tmpfs tmpfs \"$0\" && exec \"$@\"", path(folder), crate::TOROID]);
-        self.spawn_worker(id, threads, Ipv4Addr::LOCALHOST, command)
+        self.spawn_worker(id, threads, Ipv4Addr::LOCALHOST, command, &[])
     }
 
     fn new_id(&mut self) -> String {
@@ -218,11 +223,19 @@ impl Cluster {
         id
     }
 
-    fn spawn_worker(&mut self, id: String, threads: usize, address: Ipv4Addr, mut command: Command) -> Result<String> {
+    fn spawn_worker(
+        &mut self,
+        id: String,
+        threads: usize,
+        address: Ipv4Addr,
+        mut command: Command,
+        flags: &[&str],
+    ) -> Result<String> {
         let log = std::fs::File::create(self.path().join(format!("{id}.log")))?;
         let child = command
             .args(["worker", "--coordinator", &self.url(), "--id", &id, "--listen", &format!("{address}:0")])
             .args(["--threads", &threads.to_string()])
+            .args(flags)
             .arg("--cache")
             .arg(self.path().join("cache"))
             .stdin(Stdio::null())

@@ -28,7 +28,7 @@ use toroid_torus::resplit::num_lost;
 use crate::arithmetic;
 use crate::network::{AtCoordinator, AtWorker, Event, Micros, Pid, SECOND};
 use crate::place::State;
-use crate::worker::{Worker, pid_of};
+use crate::worker::{Worker, id_of, pid_of};
 use crate::world::World;
 
 const JOBS_DIR: &str = "/jobs";
@@ -268,10 +268,36 @@ impl World {
                 }
             }
             Output::Reply { request, reply } => drop(self.replies.insert(request, reply)),
-            Output::Event { job, event } => self.env.tell(|| format!("{job} {}: {}", event.kind, event.text)),
+            Output::Event { job, event } => {
+                self.env.tell(|| format!("{job} {}: {}", event.kind, event.text));
+                self.check_blame(&job, &event);
+            }
             Output::Forget { keys, .. } => keys.iter().for_each(|key| drop(self.store.remove(key))),
             Output::Changed { .. } => {}
         }
+    }
+
+    /// T-11: who can fill a place is given none only where it is new, and has no link with another that cannot: nobody can tell them apart.
+    /// Links that break are nobody's fault alone.
+    fn check_blame(&mut self, job: &str, event: &toroid_coordinator::machine::record::Event) {
+        let text = &event.text;
+        let is_weighed = event.kind == "worker.unfit"
+            && !text.contains("lost its link to")
+            && !text.contains("cannot read the checkpoint");
+        if !is_weighed {
+            return;
+        }
+        let pid = pid_of(&event.worker);
+        if self.env.was_unable.contains(&pid) {
+            return;
+        }
+        let named: Vec<&str> = text.split(|c: char| !c.is_ascii_alphanumeric()).collect();
+        let names_another = self.env.was_unable.iter().any(|pid| named.contains(&id_of(*pid).as_str()));
+        let floor = self.record(job).map_or(0, |r| r.restore_step.max(r.start_step));
+        let has_made_steps = self.workers.get(&pid).and_then(|w| w.trainer.step()).is_some_and(|step| step > floor);
+        self.env
+            .truth
+            .check(names_another && !has_made_steps, || format!("T-11: {} is innocent: {text}", event.worker));
     }
 
     fn append(&mut self, job: &str, record: StepRecord) {
@@ -393,7 +419,8 @@ impl World {
             | ToWorker::Stop(_)
             | ToWorker::Refused(_)
             | ToWorker::WarmUp(_)
-            | ToWorker::ReportSteps(_) => None,
+            | ToWorker::ReportSteps(_)
+            | ToWorker::Probe(_) => None,
         };
         self.env.truth.check(complaint.is_none(), || complaint.unwrap_or_default());
     }

@@ -321,7 +321,11 @@ impl World {
             ToWorker::DropCheckpoint(m) => (m.job_id.clone(), m.epoch),
             ToWorker::Stop(m) => (m.job_id.clone(), m.epoch),
             ToWorker::ReportSteps(m) => (m.job_id.clone(), m.epoch),
-            ToWorker::Welcome(_) | ToWorker::StepAck(_) | ToWorker::Refused(_) | ToWorker::WarmUp(_) => return,
+            ToWorker::Welcome(_)
+            | ToWorker::StepAck(_)
+            | ToWorker::Refused(_)
+            | ToWorker::WarmUp(_)
+            | ToWorker::Probe(_) => return,
         };
         if of.0 == standing.job_id && of.1 < standing.epoch {
             self.env.tell(|| format!("{} hears something of epoch {} again", id_of(pid), of.1));
@@ -352,6 +356,7 @@ impl World {
         self.crash_in = None;
         self.env.net.heal();
         self.env.disk.broken.clear();
+        self.env.unable.clear();
         for n in 0..self.scenario.num_places + 3 {
             let after = self.env.net.random.below(SECOND);
             self.env.net.push(after, Event::WorkerStarts { host: format!("fresh-{n}") });
@@ -377,7 +382,12 @@ fn subject(body: &FromWorker) -> Option<(&str, u64)> {
         FromWorker::Failed(m) => Some((&m.job_id, m.epoch)),
         FromWorker::PeerLost(m) => Some((&m.job_id, m.epoch)),
         FromWorker::RecordsMissing(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::Unreached(m) => Some((&m.job_id, m.epoch)),
         FromWorker::Validation(proto::ValidationReport { job_id, epoch, .. }) => Some((job_id, *epoch)),
-        FromWorker::Register(_) | FromWorker::Leaving(_) | FromWorker::Stopped(_) => None,
+        FromWorker::Register(_)
+        | FromWorker::Leaving(_)
+        | FromWorker::Stopped(_)
+        | FromWorker::WarmedUp(_)
+        | FromWorker::Probed(_) => None,
     }
 }

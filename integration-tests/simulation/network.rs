@@ -69,6 +69,10 @@ pub enum AtWorker {
     /// The session has something for the trainer: a command, or a raised fence.
     Wake,
     Trained(TrainerEvent),
+    /// The links of this epoch were to be up by now.
+    ConnectOver {
+        epoch: u64,
+    },
     /// What the trainer's thread was busy with is done.
     Computed {
         number: u64,

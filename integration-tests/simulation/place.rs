@@ -12,12 +12,13 @@ use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::holders;
 use toroid_torus::partition::SHARD_ALIGN;
 use toroid_torus::resplit::{Half, Move, Origin, moves};
+use toroid_worker::comm::Missing;
 use toroid_worker::trainer::{Assignment, HealPlan, HeldAs};
 
 use crate::arithmetic::{self, Values};
 use crate::broken::Broken;
 use crate::network::Pid;
-use crate::world::Env;
+use crate::world::{Env, Unable};
 
 /// A message of the data plane.
 #[derive(Debug, Clone)]
@@ -122,6 +123,8 @@ impl State {
 pub enum Phase {
     Preparing,
     Ready,
+    /// Not all links of the epoch are up.
+    Connect,
     Heal,
     /// Has split the state anew, and waits until all have.
     Split,
@@ -136,7 +139,10 @@ pub enum Phase {
 
 impl Phase {
     pub fn is_waiting_for_peers(self) -> bool {
-        matches!(self, Phase::Heal | Phase::Split | Phase::Gather | Phase::Gradients | Phase::Row | Phase::Column)
+        matches!(
+            self,
+            Phase::Connect | Phase::Heal | Phase::Split | Phase::Gather | Phase::Gradients | Phase::Row | Phase::Column
+        )
     }
 }
 
@@ -193,6 +199,22 @@ impl Job {
                 self.links.insert(*rank, (peer, env.net.connect(pid, peer)));
             }
         }
+    }
+
+    /// Peers that cannot be dialled, all of them where this worker is the one.
+    pub fn unreached(&self, pid: Pid, env: &Env) -> Vec<Missing> {
+        let is_apart = |pid: &Pid| env.unable.get(pid) == Some(&Unable::Unreachable);
+        let own = self.assignment.rank;
+        let others = self.assignment.peers.iter().filter(|(rank, _)| **rank != own);
+        let missing = others.filter(|(_, p)| is_apart(&pid) || is_apart(&crate::worker::pid_of(&p.worker_id)));
+        let missing = missing.map(|(rank, p)| Missing {
+            rank: *rank,
+            worker_id: p.worker_id.clone(),
+            address: p.address.clone(),
+            called: *rank > own,
+            problem: if *rank > own { "cannot be reached".into() } else { "has not called".into() },
+        });
+        missing.collect()
     }
 
     /// A rank whose link broke since the epoch was connected.
@@ -377,6 +399,7 @@ impl Job {
             Phase::Column => {
                 self.mates(Kind::Column).into_iter().filter(others).filter(lacks(Kind::Column, next)).collect()
             }
+            Phase::Connect => (0..self.world()).filter(others).collect(),
             Phase::Preparing | Phase::Ready | Phase::Finished | Phase::Halted => Vec::new(),
         }
     }

@@ -14,6 +14,8 @@ pub struct Scenario {
     pub faults: Vec<u64>,
     /// How many of a hundred dead workers are started again soon.
     pub percent_restarts: u64,
+    /// How many of a hundred workers that start cannot fill a place.
+    pub percent_unable: u64,
     /// Workers on one host.
     per_host: usize,
     /// A job of hundreds of quick steps: a coordinator may be away for most of them.
@@ -79,6 +81,7 @@ impl Scenario {
             faults,
             // Where few come back there are fewer replicas for a while.
             percent_restarts: random.pick(&[60, 60, 15]).expect("there are some"),
+            percent_unable: random.pick(&[0, 0, 0, 30]).expect("there are some"),
             per_host: random.between(1, 4) as usize,
             is_long,
             num_sums: random.pick(&[10_000, 10_000, 100]).expect("there are some"),
@@ -108,7 +111,14 @@ fn job_file(name: &str, shape: (usize, usize, usize), steps: u64, random: &mut R
 
 /// Reasons for which a coordinator may give a job up when too much goes wrong at one place.
 pub fn may_give_up(reason: &str) -> bool {
-    ["times in a row", "times without a new step", "were lost one after the other", "in 3 tries"]
-        .iter()
-        .any(|known| reason.contains(known))
+    // Where all who have places lack the data nobody can tell that others would not.
+    [
+        "cannot go on: cannot prepare the data",
+        "times in a row",
+        "times without a new step",
+        "were lost one after the other",
+        "in 3 tries",
+    ]
+    .iter()
+    .any(|known| reason.contains(known))
 }

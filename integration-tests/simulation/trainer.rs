@@ -21,9 +21,10 @@ use toroid_worker::trainer::{Assignment, BadCheckpoint, Happened, HealPlan, Held
 
 use crate::arithmetic::{self, Values};
 use crate::broken::Broken;
+use crate::coordinator::FAILURE_TIMEOUT;
 use crate::network::{AtWorker, MS, Micros, Network, Pid};
 use crate::place::{Frame, Job, Kind, Phase, State};
-use crate::world::Env;
+use crate::world::{Env, Unable};
 
 /// Commands with what the control task adds to them.
 #[derive(Debug)]
@@ -36,6 +37,11 @@ pub enum Command {
     DropShard { epoch: u64, step: u64 },
     Drop { epoch: u64 },
 }
+
+/// What a worker without the data says.
+pub const NO_DATA: &str = "cannot prepare the data: there is none";
+/// How long the links of an epoch may take to be up.
+const CONNECT_LIMIT: Micros = 2 * FAILURE_TIMEOUT;
 
 #[derive(Debug, Clone, Copy)]
 enum Busy {
@@ -141,6 +147,7 @@ impl Trainer {
             (Some((Busy::Optimize, _)), _) => "optimizer",
             (None, None) => "idle",
             (None, Some(Phase::Ready)) => "wait for start",
+            (None, Some(Phase::Connect)) => "connect",
             (None, Some(Phase::Heal)) => "heal",
             (None, Some(Phase::Split)) => "resplit",
             (None, Some(Phase::Gather)) => "all-gather",
@@ -154,7 +161,9 @@ impl Trainer {
     pub fn is_training_in(&self, job: &str, epoch: u64, net: &Network) -> bool {
         let is_present = |j: &&Job| j.assignment.job_id == job && j.assignment.epoch == epoch;
         let is_linked = |j: &Job| j.links.values().all(|(peer, n)| net.is_open(self.pid, *peer, *n));
-        let goes_on = |j: &Job| j.phase.is_waiting_for_peers() && is_linked(j) || j.phase == Phase::Finished;
+        // A peer that cannot be reached stays so until another has its place.
+        let waits = |j: &Job| j.phase.is_waiting_for_peers() && j.phase != Phase::Connect && is_linked(j);
+        let goes_on = |j: &Job| waits(j) || j.phase == Phase::Finished;
         !self.is_hung && self.job.as_ref().filter(is_present).is_some_and(goes_on)
     }
 
@@ -295,7 +304,7 @@ impl Trainer {
     fn peer_lost(&mut self, rank: usize, env: &mut Env) -> bool {
         let job = self.job.as_mut().expect("a link belongs to a job");
         job.phase = Phase::Halted;
-        self.report(Happened::PeerLost { rank, error: "connection reset".into() }, env);
+        self.report(Happened::PeerLost { rank, error: "connection reset".into(), damaged: false }, env);
         true
     }
 
@@ -327,7 +336,7 @@ impl Trainer {
                 self.work(Busy::Optimize, MS / 10, 5 * MS, env);
                 false
             }
-            Phase::Preparing | Phase::Ready | Phase::Finished | Phase::Halted => false,
+            Phase::Connect | Phase::Preparing | Phase::Ready | Phase::Finished | Phase::Halted => false,
         }
     }
 
@@ -390,6 +399,18 @@ impl Trainer {
 
     fn prepared(&mut self, env: &mut Env) {
         let job = self.job.as_mut().expect("a job is being prepared");
+        if job.state.is_none() && env.unable.get(&self.pid) == Some(&Unable::NoData) {
+            let what = Happened::Failed {
+                error: NO_DATA.into(),
+                fatal: true,
+                checkpoint: None,
+                restore: false,
+                corrupt_ranks: Vec::new(),
+            };
+            self.report(what, env);
+            self.job = None;
+            return;
+        }
         if !job.assignment.heal {
             match env.disk.load(&job.assignment) {
                 Ok(state) => job.state = Some(state),
@@ -442,9 +463,33 @@ impl Trainer {
         }
         job.heal = heal;
         job.turn_to_origin(env);
+        if !job.unreached(self.pid, env).is_empty() {
+            job.phase = Phase::Connect;
+            return env.net.at_worker(self.pid, CONNECT_LIMIT, AtWorker::ConnectOver { epoch });
+        }
+        self.connected(env);
+    }
+
+    fn connected(&mut self, env: &mut Env) {
+        let job = self.job.as_mut().expect("links are of a job");
         job.phase = Phase::Heal;
         job.begin_healing(env);
         self.report(Happened::Connected, env);
+    }
+
+    /// Who has no link by now is reported.
+    pub fn connect_over(&mut self, epoch: u64, env: &mut Env) {
+        let pid = self.pid;
+        let is_over = |job: &&mut Job| job.assignment.epoch == epoch && job.phase == Phase::Connect;
+        let Some(job) = self.job.as_mut().filter(is_over) else { return };
+        let missing = job.unreached(pid, env);
+        if missing.is_empty() {
+            self.connected(env);
+        } else {
+            job.phase = Phase::Halted;
+            self.report(Happened::Unreached(missing), env);
+        }
+        self.advance(env);
     }
 
     // ----------------------------------------------------------------------------------------------------------- the phases

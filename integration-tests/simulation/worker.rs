@@ -9,12 +9,13 @@ use toroid_coordinator::machine::StreamId;
 use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
+use toroid_worker::comm::Knock;
 use toroid_worker::session::{Input, Output, Session};
-use toroid_worker::trainer::{Command as RealCommand, Then, TrainerEvent};
+use toroid_worker::trainer::{Command as RealCommand, Happened, Then, TrainerEvent, WarmUp};
 
 use crate::network::{AtCoordinator, AtWorker, MS, Micros, Pid, SECOND};
-use crate::trainer::{Command, Trainer};
-use crate::world::Env;
+use crate::trainer::{Command, NO_DATA, Trainer};
+use crate::world::{Env, Unable};
 
 const FIRST_PAUSE: Micros = 50 * MS;
 const LONGEST_PAUSE: Micros = SECOND;
@@ -85,6 +86,7 @@ impl Worker {
             AtWorker::Wake => self.trainer.wake(env),
             AtWorker::Trained(event) if self.stream.is_some() && !self.is_welcome => self.waiting.push_back(event),
             AtWorker::Trained(event) => self.input(Input::Trainer(event), env),
+            AtWorker::ConnectOver { epoch } => self.trainer.connect_over(epoch, env),
             AtWorker::Computed { number } => self.trainer.computed(number, env),
             AtWorker::ShardWritten { assignment, step, shard } => {
                 self.trainer.shard_written(&assignment, step, shard, env);
@@ -226,8 +228,7 @@ impl Worker {
                     RealCommand::DropShard { epoch, step } => Command::DropShard { epoch, step },
                     RealCommand::Drop { epoch } => Command::Drop { epoch },
                     RealCommand::Report { epoch, from } => Command::Report { epoch, from },
-                    // Time only: nothing that is checked here depends on it.
-                    RealCommand::WarmUp(_) => return,
+                    RealCommand::WarmUp(ahead) => return self.warm_up(*ahead, env),
                     RealCommand::Prepare(..) => unreachable!("a session prepares by Output::Prepare"),
                 };
                 self.trainer.command(command, env);
@@ -239,8 +240,28 @@ impl Worker {
             }
             Output::RequestCheckpoint { epoch, step, then } => self.request_checkpoint(epoch, step, then, env),
             Output::Intervals { heartbeat_ms, .. } => self.heartbeat = u64::from(heartbeat_ms) * MS,
+            Output::Probe(knock) => self.probe(&knock, env),
             Output::Refused { .. } | Output::IdInUse { .. } | Output::Note(_) => {}
         }
+    }
+
+    /// Says whether it can fill a place; the time that it takes is of no matter here.
+    fn warm_up(&mut self, ahead: WarmUp, env: &mut Env) {
+        let has_data = env.unable.get(&self.pid) != Some(&Unable::NoData);
+        let error = (!has_data).then(|| NO_DATA.to_string());
+        let data_digest = crate::arithmetic::DATA_DIGEST;
+        let what = Happened::WarmedUp { number: ahead.number, error, data_digest, unseen: None };
+        let event = TrainerEvent { job_id: ahead.job_id, epoch: 0, what };
+        let after = env.net.random.below(200 * MS);
+        env.net.at_worker(self.pid, after, AtWorker::Trained(event));
+    }
+
+    /// Dials another worker, and is dialled by it.
+    fn probe(&mut self, knock: &Knock, env: &mut Env) {
+        let is_apart = |pid: Pid| env.unable.get(&pid) == Some(&Unable::Unreachable);
+        let is_reached = !is_apart(self.pid) && !is_apart(pid_of(&knock.peer.worker_id));
+        let error = if is_reached { String::new() } else { "cannot be reached".into() };
+        self.send(ToCoordinator::Probed(proto::Probed { number: knock.number, error }), env);
     }
 
     fn request_checkpoint(&mut self, epoch: u64, step: u64, then: Then, env: &mut Env) {

@@ -45,6 +45,15 @@ impl<T: Clone> Kept<T> {
     }
 }
 
+/// What a newcomer lacks for a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unable {
+    /// Nobody can dial it, nor it anybody.
+    Unreachable,
+    /// It has no data folder.
+    NoData,
+}
+
 /// What a worker may touch besides itself.
 pub struct Env {
     pub net: Network,
@@ -53,6 +62,10 @@ pub struct Env {
     pub broken: Option<Broken>,
     /// Processes that have not ended.
     pub alive: BTreeSet<Pid>,
+    /// Newcomers that cannot fill a place, until everything is mended.
+    pub unable: BTreeMap<Pid, Unable>,
+    /// All that ever were.
+    pub was_unable: BTreeSet<Pid>,
     pub is_coordinator_up: bool,
     /// It runs and is not stopped.
     pub is_coordinator_awake: bool,
@@ -131,6 +144,8 @@ impl World {
             truth: Truth::default(),
             broken,
             alive: BTreeSet::new(),
+            unable: BTreeMap::new(),
+            was_unable: BTreeSet::new(),
             is_coordinator_up: false,
             is_coordinator_awake: false,
             step_time: scenario.step_time,
@@ -292,6 +307,12 @@ impl World {
         let pid = self.next_pid;
         self.next_pid += 1;
         self.env.tell(|| format!("{} starts on {host}", id_of(pid)));
+        if !self.is_calm() && self.env.net.random.percent(self.scenario.percent_unable) {
+            let unable = if self.env.net.random.percent(50) { Unable::Unreachable } else { Unable::NoData };
+            self.env.tell(|| format!("{} is {unable:?}", id_of(pid)));
+            self.env.unable.insert(pid, unable);
+            self.env.was_unable.insert(pid);
+        }
         self.workers.insert(pid, Worker::new(pid, host));
         self.env.alive.insert(pid);
         self.env.net.at_worker(pid, MS, AtWorker::Dial);

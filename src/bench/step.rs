@@ -281,6 +281,7 @@ impl Seen {
             }
             Happened::Finished { .. } => self.orders = None,
             Happened::Failed { error, .. } | Happened::PeerLost { error, .. } => self.fail(error),
+            Happened::Unreached(missing) => self.fail(format!("no link to {missing:?}")),
             _ => {}
         }
     }

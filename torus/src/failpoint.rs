@@ -27,6 +27,8 @@ pub enum Failpoint {
     CloseByLateRecord,
     /// T-12: a record is taken whatever its step, and a session forgets what it has not said yet.
     TakeAnyStep,
+    /// T-11: of two workers without a link the one goes that has made steps.
+    BlameTheInnocent,
     // ------------------------------------------------------------------------------------------------ a worker's session
     /// T-1: a message of another epoch of the job counts.
     SessionTakesOldEpoch,
@@ -38,7 +40,7 @@ pub enum Failpoint {
 
 impl Failpoint {
     /// Those that break an invariant where nothing else is armed. `ForgetRecords` alone does not: places know the sums (T-12).
-    pub const HARMFUL: [Failpoint; 11] = [
+    pub const HARMFUL: [Failpoint; 12] = [
         Failpoint::MachineTakesOldEpoch,
         Failpoint::GoOnFromLowest,
         Failpoint::AlwaysRestore,
@@ -48,6 +50,7 @@ impl Failpoint {
         Failpoint::SendBeforePersist,
         Failpoint::CloseByLateRecord,
         Failpoint::TakeAnyStep,
+        Failpoint::BlameTheInnocent,
         Failpoint::SessionTakesOldEpoch,
         Failpoint::DoNotFence,
     ];

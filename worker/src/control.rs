@@ -21,7 +21,7 @@ use toroid_proto::worker_message::Body;
 use toroid_proto::worker_service_client::WorkerServiceClient;
 use toroid_proto::{CoordinatorMessage, Heartbeat, Leaving, Register, WorkerMessage};
 
-use crate::comm::{CommError, Fence};
+use crate::comm::{CommError, Fence, Knock, Porter, ProbeError};
 use crate::device::DeviceMemory;
 use crate::session::{Input, Output, Session};
 use crate::trainer::{Command, Emit, Requested, Shared, TrainerEvent};
@@ -81,6 +81,10 @@ pub(crate) struct Control {
     pub session: Session,
     pub commands: SyncSender<Command>,
     pub events: mpsc::Receiver<TrainerEvent>,
+    /// Dials other workers, and answers where they dial.
+    pub porter: Porter,
+    /// What became of that.
+    pub probed: Probed,
     pub fence: JobFence,
     pub shared: Arc<Shared>,
     /// What the worker holds of its device's memory.
@@ -99,6 +103,25 @@ pub(crate) struct Control {
     /// Times of the outage count from here.
     pub origin: Instant,
 }
+
+/// Of the failure timeout, within which the coordinator waits for the answer.
+const PROBE_SHARE: f64 = 0.8;
+
+/// What probes have come to; both ends of a channel.
+pub(crate) struct Probed {
+    sender: mpsc::Sender<toroid_proto::Probed>,
+    receiver: mpsc::Receiver<toroid_proto::Probed>,
+}
+
+impl Probed {
+    pub fn new() -> Probed {
+        let (sender, receiver) = mpsc::channel(MAX_PROBES);
+        Probed { sender, receiver }
+    }
+}
+
+/// Probes whose end is not told yet, at most.
+const MAX_PROBES: usize = 256;
 
 /// Epochs are counted by job, so each job has a fence of its own.
 pub(crate) struct JobFence {
@@ -281,6 +304,12 @@ impl Control {
                     Err(status) => return Ok(Ended::Lost(status.to_string())),
                 },
                 Some(event) = self.events.recv(), if welcome => Input::Trainer(event),
+                Some(probed) = self.probed.receiver.recv(), if welcome => {
+                    if messages.send(WorkerMessage { body: Some(Body::Probed(probed)) }).await.is_err() {
+                        return Ok(Ended::Lost("the stream is closed".into()));
+                    }
+                    continue;
+                },
                 _ = heartbeat.tick(), if welcome => {
                     if messages.try_send(self.heartbeat_message()).is_err() {
                         return Ok(Ended::Lost("it does not read what we send".into()));
@@ -378,7 +407,9 @@ impl Control {
                 pass(&self.commands, Command::DropShard { epoch, step })?;
             }
             Output::Recorded { step } => self.shared.set_recorded(step),
-            Output::Intervals { heartbeat_ms, failure_timeout_ms, leave_grace_ms } => {
+            Output::Probe(knock) => self.probe(knock),
+            Output::Intervals { heartbeat_ms, failure_timeout_ms, leave_grace_ms, connect_limit_ms } => {
+                self.shared.set_connect_limit(connect_limit_ms);
                 let of_coordinator = Duration::from_millis(u64::from(leave_grace_ms));
                 self.leave_grace = self.own_leave_grace.unwrap_or(of_coordinator);
                 self.heartbeat = Duration::from_millis(u64::from(heartbeat_ms.max(1)));
@@ -390,6 +421,28 @@ impl Control {
             Output::Note(note) => tracing::info!("{note}"),
         }
         Ok(None)
+    }
+
+    /// Has a thread of its own dial the other worker, and tells the coordinator what came of it.
+    fn probe(&self, knock: Knock) {
+        let (porter, limit) = (self.porter.clone(), self.failure_timeout.mul_f64(PROBE_SHARE));
+        let sender = self.probed.sender.clone();
+        let probe = move || {
+            let error = match porter.probe(&knock, limit) {
+                Ok(()) => String::new(),
+                Err(ProbeError::NotReached(problem)) => problem,
+                // No answer says nothing about either, and the probe is made again.
+                Err(busy @ ProbeError::Busy(_)) => {
+                    return tracing::debug!(worker = knock.peer.worker_id, %busy, "a probe came to nothing");
+                }
+            };
+            if sender.try_send(toroid_proto::Probed { number: knock.number, error }).is_err() {
+                tracing::debug!(number = knock.number, "nobody takes what a probe came to");
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("probe".into()).spawn(probe) {
+            tracing::warn!("cannot dial another worker as the coordinator asks: {error}");
+        }
     }
 
     fn heartbeat_message(&self) -> WorkerMessage {

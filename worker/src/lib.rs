@@ -23,7 +23,7 @@ pub mod trace;
 pub mod trainer;
 
 use std::io::Read as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,8 +32,8 @@ use tokio::sync::{mpsc, watch};
 use toroid_proto::{BUILD_VERSION, PROTOCOL_VERSION, Register};
 
 use comm::nccl::Collectives;
-use comm::{CommError, LinkChoice, Listener};
-use control::{Control, ControlError, JobFence, Outage};
+use comm::{CommError, LinkChoice, Listener, check_advertised};
+use control::{Control, ControlError, JobFence, Outage, Probed};
 use device::choice::{DeviceError, Selected};
 use device::cuda::{Graphs, Nccl, Runtime};
 use device::{Choice, Device};
@@ -91,6 +91,8 @@ pub enum WorkerError {
     Trace { folder: PathBuf, error: std::io::Error },
     #[error("cannot listen for links: {0}")]
     Listen(CommError),
+    #[error("other workers cannot dial `--advertise {address}`: {what}")]
+    Advertise { address: String, what: String },
     #[error(
         "cannot sum between GPUs, which `--collectives nccl` asks for: {0}; mend that, or use `--collectives auto`"
     )]
@@ -155,6 +157,7 @@ async fn run_on<D: Device + Clone>(
     let made = || made_id(&config.host, std::process::id(), incarnation);
     let worker_id = config.worker_id.clone().unwrap_or_else(made);
     let listener = Listener::bind(&config.data_listen.to_string(), &worker_id, config.links)?;
+    let porter = listener.porter(&worker_id)?;
     let traced = config.trace.as_ref().map(|folder| (folder, Trace::create(folder, &worker_id)));
     let trace = match traced {
         None => None,
@@ -168,7 +171,7 @@ async fn run_on<D: Device + Clone>(
         host: config.host.clone(),
         zone: config.zone.clone(),
         rack: config.rack.clone(),
-        data_address: advertised(config.advertise.as_deref(), listener.local_addr()),
+        data_address: advertised(config.advertise.as_deref(), listener.local_addr())?,
         device: name,
         fingerprint: device.fingerprint(),
         token: config.token.clone().unwrap_or_default(),
@@ -202,6 +205,8 @@ async fn run_on<D: Device + Clone>(
         session: Session::new(),
         commands,
         events: received,
+        porter,
+        probed: Probed::new(),
         fence: JobFence::new()?,
         shared,
         memory: Box::new(move || watched.memory()),
@@ -232,12 +237,14 @@ fn random_number() -> std::io::Result<u64> {
 }
 
 /// The address that peers dial.
-fn advertised(advertise: Option<&str>, listening: SocketAddr) -> String {
-    match advertise {
-        None => listening.to_string(),
-        Some(address) if address.contains(':') => address.to_string(),
-        Some(host) => format!("{host}:{}", listening.port()),
-    }
+fn advertised(advertise: Option<&str>, listening: SocketAddr) -> Result<String, WorkerError> {
+    let Some(address) = advertise else { return Ok(listening.to_string()) };
+    check_advertised(address).map_err(|what| WorkerError::Advertise { address: address.to_string(), what })?;
+    Ok(match address.parse::<IpAddr>() {
+        Ok(ip) => SocketAddr::new(ip, listening.port()).to_string(),
+        Err(_) if address.contains(':') => address.to_string(),
+        Err(_) => format!("{address}:{}", listening.port()),
+    })
 }
 
 #[cfg(test)]

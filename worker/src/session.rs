@@ -20,8 +20,8 @@ use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
 use toroid_proto::{
     Assign, CheckpointMissed, Failed, Finished, KeptStep, ManifestPublished, PeerLost, Prepared, PublishManifest,
-    RecordsMissing, RefusalKind, ShardWritten, StepRecord, StepReport, StepsRemoved, Stopped, ValidationReport,
-    Welcome,
+    RecordsMissing, RefusalKind, ShardWritten, StepRecord, StepReport, StepsRemoved, Stopped, Unreached, UnreachedPeer,
+    ValidationReport, WarmedUp, Welcome,
 };
 use toroid_torus::failpoint;
 use toroid_torus::geometry::Shape;
@@ -33,9 +33,11 @@ use toroid_torus::resplit::Origin;
 use reports::{Reports, Said};
 
 use crate::checkpoint::{Claim, ReadFault};
-use crate::comm::PeerAddr;
+use crate::comm::{Knock, PeerAddr};
 use crate::trainer::{Assignment, BadCheckpoint, Command, Happened, HealPlan, Then, TrainerEvent, WarmUp};
 
+/// Peers that one report names, at most.
+const MAX_UNREACHED: usize = 256;
 /// Shards that are said again, at most: as many as a coordinator names ahead.
 const MAX_SHARDS: usize = 64;
 
@@ -55,6 +57,8 @@ pub enum Input {
 pub enum Output {
     Send(ToCoordinator),
     Trainer(Command),
+    /// Another worker is to be dialled, and answered; what came of it goes to the coordinator as `Probed`.
+    Probe(Knock),
     /// A place to prepare; its job's fence goes with it.
     Prepare(Box<Assignment>),
     /// Nothing of an epoch below this one may go on.
@@ -80,6 +84,7 @@ pub enum Output {
         heartbeat_ms: u32,
         failure_timeout_ms: u32,
         leave_grace_ms: u32,
+        connect_limit_ms: u32,
     },
     /// The coordinator will not have this worker.
     Refused {
@@ -183,9 +188,13 @@ impl Session {
             FromCoordinator::Assign(assign) => self.assign(assign),
             FromCoordinator::WarmUp(ahead) if self.work.is_none() => match warm_up(ahead) {
                 Ok(ahead) => vec![Output::Trainer(Command::WarmUp(Box::new(ahead)))],
-                Err(error) => vec![Output::Note(error)],
+                Err(refusal) => vec![Output::Send(ToCoordinator::WarmedUp(refusal))],
             },
             FromCoordinator::WarmUp(_) => Vec::new(),
+            FromCoordinator::Probe(probe) => match knock(&probe) {
+                Ok(knock) => vec![Output::Probe(knock)],
+                Err(error) => vec![Output::Send(ToCoordinator::Probed(proto::Probed { number: probe.number, error }))],
+            },
             FromCoordinator::Stop(stop) => self.stop(&stop.job_id, stop.epoch, &stop.reason),
             FromCoordinator::Start(start) => match self.current(&start.job_id, start.epoch) {
                 Some(work) if work.phase == Phase::Ready => {
@@ -246,6 +255,7 @@ impl Session {
             heartbeat_ms: welcome.heartbeat_interval_ms,
             failure_timeout_ms: welcome.failure_timeout_ms,
             leave_grace_ms: welcome.leave_grace_ms,
+            connect_limit_ms: welcome.connect_limit_ms,
         }];
         let Some(work) = &mut self.work else { return out };
         if failpoint!(ForgetRecords) || failpoint!(TakeAnyStep) {
@@ -335,6 +345,13 @@ impl Session {
 
     fn reported(&mut self, event: TrainerEvent) -> Vec<Output> {
         let TrainerEvent { job_id, epoch, what } = event;
+        if let Happened::WarmedUp { number, error, data_digest, unseen } = what {
+            let (data_digest, unseen) = (data_digest.to_vec(), unseen.unwrap_or_default());
+            let warmed_up = WarmedUp { job_id, number, error: error.unwrap_or_default(), data_digest, unseen };
+            // Who has got a place meanwhile shows it there.
+            let is_asked = self.work.is_none();
+            return is_asked.then_some(Output::Send(ToCoordinator::WarmedUp(warmed_up))).into_iter().collect();
+        }
         let work = self.work.as_mut().filter(|w| w.job_id == job_id);
         let Some(work) = work else { return Vec::new() };
         if work.heals == Some(epoch) {
@@ -420,7 +437,7 @@ impl Work {
                 // begins, and if this place died on the way its records would be missing in the curve (T-4).
                 self.reports_again().chain([ToCoordinator::Prepared(prepared)]).collect()
             }
-            Happened::Connected => Vec::new(),
+            Happened::Connected | Happened::WarmedUp { .. } => Vec::new(),
             Happened::Committed { step, record } => {
                 // Older ones are said again.
                 self.committed = self.committed.max(step);
@@ -472,9 +489,18 @@ impl Work {
                 self.committed = step;
                 vec![self.finished()]
             }
-            Happened::PeerLost { rank, error } => {
+            Happened::PeerLost { rank, error, damaged } => {
                 let (job_id, epoch) = (self.job_id.clone(), self.epoch);
-                self.halt(ToCoordinator::PeerLost(PeerLost { job_id, epoch, rank: rank as u32, error }))
+                self.halt(ToCoordinator::PeerLost(PeerLost { job_id, epoch, rank: rank as u32, error, damaged }))
+            }
+            Happened::Unreached(missing) => {
+                let (job_id, epoch) = (self.job_id.clone(), self.epoch);
+                let peers = missing.into_iter().take(MAX_UNREACHED).map(|m| UnreachedPeer {
+                    rank: m.rank as u32,
+                    reason: format!("{} {}", m.address, m.problem),
+                    called: m.called,
+                });
+                self.halt(ToCoordinator::Unreached(Unreached { job_id, epoch, peers: peers.collect() }))
             }
             Happened::Failed { error, fatal, checkpoint, restore, corrupt_ranks } => {
                 let (job_id, epoch) = (self.job_id.clone(), self.epoch);
@@ -604,13 +630,24 @@ fn checked_spec(json: &str) -> Result<JobSpec, String> {
     Ok(spec)
 }
 
-fn warm_up(ahead: proto::WarmUp) -> Result<WarmUp, String> {
-    let spec = checked_spec(&ahead.job_json)?;
-    let (rank, world) = (ahead.rank as usize, spec.shape.world());
+fn warm_up(ahead: proto::WarmUp) -> Result<WarmUp, WarmedUp> {
+    let proto::WarmUp { job_id, rank, number, checkpoint_root, checkpoint_step, .. } = ahead;
+    let refuse = |error| WarmedUp { job_id: job_id.clone(), number, error, ..WarmedUp::default() };
+    let spec = checked_spec(&ahead.job_json).map_err(refuse)?;
+    let (rank, world) = (rank as usize, spec.shape.world());
     if rank >= world {
-        return Err(format!("cannot get ready for rank {rank} of {}: it has {world} places", ahead.job_id));
+        return Err(refuse(format!("cannot get ready for rank {rank} of {job_id}: it has {world} places")));
     }
-    Ok(WarmUp { job_id: ahead.job_id, spec: Arc::new(spec), rank, checkpoint_root: ahead.checkpoint_root })
+    let checkpoint_step = (checkpoint_step > 0).then_some(checkpoint_step);
+    Ok(WarmUp { job_id, spec: Arc::new(spec), rank, checkpoint_root, number, checkpoint_step })
+}
+
+fn knock(probe: &proto::Probe) -> Result<Knock, String> {
+    let found = probe.key.len();
+    let key = probe.key.as_slice().try_into();
+    let key = key.map_err(|_| format!("was not dialled: expected a key of 32 bytes, found {found}"))?;
+    let peer = PeerAddr { worker_id: probe.worker_id.clone(), address: probe.data_address.clone() };
+    Ok(Knock { number: probe.number, peer, key })
 }
 
 #[cfg(test)]

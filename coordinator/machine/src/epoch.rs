@@ -14,11 +14,13 @@ use toroid_torus::placement::{self, Candidate, Placement};
 
 use super::clock::Stopwatch;
 use super::failures::{Activity, Cause};
+use super::fitness::Until;
 use super::job::{Job, Phase};
 use super::pool::{Pool, Worker};
 use super::record::{DataFacts, Heal, Inputs, Process, Rung, SeenBy, State};
 use super::recovery::{self, Holding, Plan, Resume, Situation, Source};
 use super::resize::Patience;
+use super::warm::{Fitness, Proof};
 use super::{Context, Output};
 
 impl Job {
@@ -49,7 +51,10 @@ impl Job {
                     true => format!("; then {}", recovery::source_in_words(self.source(), 0)),
                     false => String::new(),
                 };
-                let reason = format!("waits for workers{alike}: {found} of {world} are free{goes_on}{left_out}");
+                let reason = format!(
+                    "waits for workers{alike}: {found} of {world} are free{goes_on}{left_out}{}",
+                    self.live.unfit.in_words()
+                );
                 self.set_state(cx, State::Queued, &reason);
                 false
             }
@@ -80,7 +85,7 @@ impl Job {
             Plan::Nothing => {}
             Plan::Wait { cause, reason } => {
                 let Err(outlook) = self.shrink(cx, &cause) else { return };
-                let reason = reason + &outlook + &cx.pool.not_counted();
+                let reason = reason + &outlook + &cx.pool.not_counted() + &self.live.unfit.in_words();
                 // In an epoch that was started, what survivors still report counts: it may complete a checkpoint.
                 if self.live.phase == Phase::Preparing {
                     self.live.phase = Phase::Waiting;
@@ -111,24 +116,51 @@ impl Job {
         }
     }
 
-    /// Spares that may take a place of this job: first those that still hold state of it, and those that failed at it only where the
-    /// others do not suffice.
+    /// Spares that may take a place of this job, as many as are needed: first those that still hold state of it, then those that have
+    /// shown that they can fill one, and those that failed at it only where the others do not suffice.
     pub fn candidates(&self, pool: &Pool, num_needed: usize) -> Vec<Candidate> {
-        let fingerprint = self.fingerprint(pool);
-        let computes_alike = |f: &str| !self.record.spec.exact || fingerprint.as_deref() == Some(f);
-        let is_fit =
-            |w: &&Worker| computes_alike(&w.register.fingerprint) && !self.live.unfit.contains(&w.register.worker_id);
-        let spares = pool.spares().filter(is_fit).map(Worker::candidate);
-        let (avoided, others): (Vec<_>, Vec<_>) = spares.partition(|c| self.live.avoid.contains(&c.worker));
         let retained = self.retained(pool);
-        let (first, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|c| retained.contains(&c.worker));
-        let num_missing = |out: &[Candidate]| num_needed.saturating_sub(out.len());
-        // Where all are alike the placement chooses.
-        let num_others = if first.is_empty() { usize::MAX } else { num_missing(&first) };
-        let mut out: Vec<Candidate> = first.into_iter().chain(others.into_iter().take(num_others)).collect();
-        let num_avoided = num_missing(&out);
-        out.extend(avoided.into_iter().take(num_avoided));
+        let rung = |w: &Worker| match self.standing_of(w) {
+            _ if self.live.avoid.contains(&w.register.worker_id) => 3,
+            _ if retained.contains(&w.register.worker_id) => 0,
+            Fitness::Ready => 1,
+            Fitness::Proves | Fitness::Unknown | Fitness::Unfit => 2,
+        };
+        let mut rungs: [Vec<Candidate>; 4] = Default::default();
+        for worker in self.fit(pool) {
+            rungs[rung(worker)].push(worker.candidate());
+        }
+        let mut out: Vec<Candidate> = Vec::new();
+        for of_rung in rungs {
+            // Where all are alike the placement chooses.
+            let num = if out.is_empty() { usize::MAX } else { num_needed.saturating_sub(out.len()) };
+            out.extend(of_rung.into_iter().take(num));
+        }
         out
+    }
+
+    /// Spares that may take a place of this job while all is well: nobody who has yet to show that it can fill one.
+    pub fn proven_candidates(&self, pool: &Pool, num_needed: usize) -> Vec<Candidate> {
+        let asks = pool.asks_for.as_ref() == Some(&self.record.id);
+        let is_unproven = |w: &Worker| match self.standing_of(w) {
+            Fitness::Proves => true,
+            // It is asked next.
+            Fitness::Unknown => asks,
+            Fitness::Ready | Fitness::Unfit => false,
+        };
+        let mut candidates = self.candidates(pool, num_needed);
+        let retained = self.retained(pool);
+        candidates.retain(|c| retained.contains(&c.worker) || !pool.get(&c.worker).is_some_and(is_unproven));
+        candidates
+    }
+
+    fn fit<'a>(&'a self, pool: &'a Pool) -> impl Iterator<Item = &'a Worker> {
+        let fingerprint = self.fingerprint(pool);
+        let computes_alike = move |f: &str| !self.record.spec.exact || fingerprint.as_deref() == Some(f);
+        let is_fit = move |w: &&Worker| {
+            computes_alike(&w.register.fingerprint) && !self.live.unfit.contains(&w.register.worker_id)
+        };
+        pool.spares().filter(is_fit)
     }
 
     /// The one fingerprint of an exact job: its own since it was placed, before that the one that most spares have.
@@ -170,6 +202,9 @@ impl Job {
         }
         for (rank, worker) in self.record.places.iter().enumerate() {
             let worker = worker.as_deref().expect("a placement fills every place");
+            if cx.pool.get(worker).and_then(|w| w.proof.as_ref()).is_some_and(Proof::has_passed) {
+                self.live.linked.insert(worker.into());
+            }
             cx.pool.set_place(worker, Some((self.record.id.clone(), rank)));
         }
         self.remember_holders(cx.pool);
@@ -198,7 +233,8 @@ impl Job {
         live.finished.clear();
         live.losses.clear();
         live.begin_again = None;
-        live.suspicion = None;
+        live.reach.begin_epoch();
+        live.refusals.clear();
         live.patience = Patience::Idle;
         self.set_state(cx, state, reason);
         self.check_fingerprints(cx);
@@ -287,12 +323,15 @@ impl Job {
             *committed = (*committed).max(message.committed_step.min(self.record.spec.steps));
         }
         self.live.prepared.insert(rank, message);
+        self.weigh_refusals(cx);
         if self.live.prepared.len() == self.world() && self.record.places.iter().all(Option::is_some) {
             match self.disagreement() {
                 None => self.resume(cx),
                 Some((Blame::Job, reason)) => self.end(cx, State::Failed, &reason),
                 Some((Blame::Worker(rank), reason)) => {
-                    self.live.unfit.extend(self.record.places[rank].clone());
+                    if let Some(worker) = self.record.places[rank].clone() {
+                        self.mark_unfit(cx, &worker, &reason, Until::Retry);
+                    }
                     self.lose(cx, rank, Cause::new(SeenBy::Prepared, reason));
                 }
                 Some((Blame::Place(rank), reason)) => self.place_failed(cx, rank, SeenBy::Prepared, &reason),
@@ -446,15 +485,25 @@ enum Blame {
 }
 
 fn facts(prepared: &proto::Prepared) -> DataFacts {
-    use std::fmt::Write as _;
-    let mut digest = String::new();
-    for byte in &prepared.data_digest {
-        write!(digest, "{byte:02x}").expect("a string takes everything");
-    }
+    let digest = hex(&prepared.data_digest);
     DataFacts { digest, num_samples: prepared.num_samples, num_params: prepared.num_params }
 }
 
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    for byte in bytes {
+        write!(text, "{byte:02x}").expect("a string takes everything");
+    }
+    text
+}
+
+/// The beginning of a digest, enough to tell two from each other.
+pub(super) fn short(digest: &str) -> String {
+    digest.chars().take(16).collect()
+}
+
 fn in_words(facts: &DataFacts) -> String {
-    let digest: String = facts.digest.chars().take(16).collect();
+    let digest = short(&facts.digest);
     format!("data {digest} ({} samples) and {} parameters", facts.num_samples, facts.num_params)
 }

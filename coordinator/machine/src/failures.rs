@@ -10,6 +10,7 @@ use std::time::Duration;
 use toroid_proto as proto;
 
 use super::Context;
+use super::fitness::Until;
 use super::hang::{self, Verdict};
 use super::incident::Sighting;
 use super::job::{Job, Phase};
@@ -18,18 +19,9 @@ use super::recovery::Loss;
 use super::resize::Patience;
 
 /// A place that fails this often without the job getting any further ends the job.
-const MAX_FAILURES: u32 = 3;
+pub(super) const MAX_FAILURES: u32 = 3;
 /// Ranks that a text names one by one.
 const MAX_NAMED: usize = 8;
-
-/// One worker lost sight of another that is still connected.
-#[derive(Debug, Clone)]
-pub(super) struct Suspicion {
-    /// The worker that was lost sight of.
-    pub rank: usize,
-    pub text: String,
-    pub until: Duration,
-}
 
 /// Why a place is empty.
 #[derive(Debug)]
@@ -87,7 +79,10 @@ impl Job {
         // Who was to end anyway has not crashed, however it ended in the end.
         let is_planned = self.record.draining.remove(&worker);
         self.live.awaited.remove(&rank);
-        self.live.suspicion.take_if(|s| s.rank == rank);
+        self.live.refusals.remove(&rank);
+        self.live.reach.forget(&worker);
+        self.live.established.remove(&worker);
+        self.live.linked.remove(&worker);
         let text = format!("{worker} (rank {rank}) {why}");
         self.worker_event(cx, "worker.lost", text.clone(), &worker);
         self.incident_seen(cx, Sighting { by, cause: text, detect, place: Some((rank, worker.clone())) });
@@ -136,8 +131,7 @@ impl Job {
 
     pub fn failed(&mut self, cx: &mut Context<'_>, rank: usize, message: &proto::Failed) {
         if message.fatal {
-            let reason = format!("{} cannot go on: {}", self.describe(rank), message.error);
-            return self.end(cx, State::Failed, &reason);
+            return self.refused(cx, rank, &message.error);
         }
         if !message.corrupt_ranks.is_empty() {
             return self.corrupt_copies(cx, message);
@@ -153,6 +147,58 @@ impl Job {
             return self.checkpoint_unreadable(cx, rank, message);
         }
         self.place_failed(cx, rank, SeenBy::WorkerReport, &message.error);
+    }
+
+    /// The worker of a place says that it cannot do what the job needs. That is the job's fault only where nobody else can either (T-11).
+    fn refused(&mut self, cx: &mut Context<'_>, rank: usize, error: &str) {
+        if self.live.phase != Phase::Started {
+            self.live.refusals.insert(rank, error.into());
+            return self.weigh_refusals(cx);
+        }
+        let newcomers: Vec<usize> = (0..self.world()).filter(|r| self.is_newcomer(*r)).collect();
+        if newcomers.is_empty() || newcomers.len() == self.world() {
+            let reason = format!("{} cannot go on: {error}", self.describe(rank));
+            return self.end(cx, State::Failed, &reason);
+        }
+        if newcomers.contains(&rank) {
+            return self.lose_unfit(cx, rank, SeenBy::WorkerReport, format!("cannot fill its place: {error}"));
+        }
+        for newcomer in newcomers {
+            let why = format!("cannot be worked with: {}: {error}", self.describe(rank));
+            self.lose_unfit(cx, newcomer, SeenBy::WorkerReport, why);
+        }
+    }
+
+    fn is_newcomer(&self, rank: usize) -> bool {
+        self.record.places[rank].as_deref().is_some_and(|worker| self.is_new(worker))
+    }
+
+    /// Who cannot prepare goes as soon as another can. Where nobody of all places can, the job has failed.
+    pub fn weigh_refusals(&mut self, cx: &mut Context<'_>) {
+        let refusals = &self.live.refusals;
+        let Some((first, error)) = refusals.first_key_value().map(|(rank, error)| (*rank, error.clone())) else {
+            return;
+        };
+        if refusals.len() == self.world() {
+            let reason = format!("{} cannot go on: {error}", self.describe(first));
+            return self.end(cx, State::Failed, &reason);
+        }
+        let can_others = (0..self.world()).any(|rank| {
+            let can = self.live.prepared.contains_key(&rank) || self.can_heal() && !self.is_newcomer(rank);
+            can && !refusals.contains_key(&rank)
+        });
+        if can_others {
+            for (rank, error) in std::mem::take(&mut self.live.refusals) {
+                self.lose_unfit(cx, rank, SeenBy::Prepared, format!("cannot fill its place: {error}"));
+            }
+        }
+    }
+
+    /// The place is empty, and its worker is given none of this job for a while.
+    fn lose_unfit(&mut self, cx: &mut Context<'_>, rank: usize, by: SeenBy, why: String) {
+        let Some(worker) = self.record.places[rank].clone() else { return };
+        self.mark_unfit(cx, &worker, &why, Until::Retry);
+        self.lose(cx, rank, Cause::new(by, why));
     }
 
     /// The other copies are right: whoever holds a wrong one is replaced as if it had died, and its process is given nothing any more.
@@ -197,7 +243,7 @@ impl Job {
         self.lose(cx, rank, Cause::new(by, format!("failed: {error}")));
     }
 
-    fn count_failure(&mut self, rank: usize) -> u32 {
+    pub fn count_failure(&mut self, rank: usize) -> u32 {
         let at_step = self.record.high_step.max(self.committed());
         let failures = self.record.failures.entry(rank).or_insert(Failures { count: 0, at_step });
         if at_step > failures.at_step {
@@ -205,36 +251,6 @@ impl Job {
         }
         failures.count += 1;
         failures.count
-    }
-
-    pub fn peer_lost(&mut self, cx: &mut Context<'_>, rank: usize, message: &proto::PeerLost) {
-        let peer = message.rank as usize;
-        let whole = self.record.places.iter().all(Option::is_some);
-        if peer >= self.world()
-            || peer == rank
-            || !whole
-            || self.live.suspicion.is_some()
-            || self.live.phase != Phase::Started
-        {
-            return;
-        }
-        let text = format!("{} lost its link to {}: {}", self.describe(rank), self.describe(peer), message.error);
-        let until = cx.now.monotonic + cx.config.limits.link_grace();
-        self.event(cx, "link.lost", text.clone());
-        self.live.suspicion = Some(Suspicion { rank: peer, text, until });
-    }
-
-    /// The worker that was lost sight of is still connected: only the link is broken, and all begin again.
-    pub fn tick_suspicion(&mut self, cx: &mut Context<'_>) {
-        let now = cx.now.monotonic;
-        let Some(suspicion) = self.live.suspicion.take_if(|s| now >= s.until) else { return };
-        let text = format!("{}; both are alive", suspicion.text);
-        if self.count_failure(suspicion.rank) >= MAX_FAILURES {
-            let reason =
-                format!("links to rank {} broke {MAX_FAILURES} times without a new step: {text}", suspicion.rank);
-            return self.end(cx, State::Failed, &reason);
-        }
-        self.begin_again(cx, SeenBy::PeerReport, text);
     }
 
     // ---------------------------------------------------------------------------------------------------------------- hangs
@@ -264,6 +280,8 @@ impl Job {
         let is_first = self.committed() == self.live.base_step;
         let validates = self.live.activity.iter().any(|a| a.operation.contains("valid"));
         let limit = if is_first || validates { 2 * limit } else { limit };
+        // Who is missing is reported before anyone is taken to hang.
+        let limit = if is_first { limit.saturating_add(cx.config.limits.connect()) } else { limit };
         self.live.hang_at = Some(cx.now.monotonic + limit);
     }
 
@@ -304,7 +322,7 @@ impl Job {
         let (now, timeout) = (cx.now.monotonic, cx.config.limits.failure_timeout);
         for rank in 0..self.world() {
             let activity = &self.live.activity[rank];
-            if self.live.prepared.contains_key(&rank) {
+            if self.live.prepared.contains_key(&rank) || self.live.refusals.contains_key(&rank) {
                 continue;
             }
             let prepares = PREPARES.contains(&activity.operation.as_str());

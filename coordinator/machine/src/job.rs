@@ -10,10 +10,12 @@ use toroid_torus::job::JobSpec;
 use toroid_torus::owner::OwnerId;
 
 use super::checkpoint::Pending;
-use super::failures::{Activity, Cause, Suspicion};
+use super::failures::{Activity, Cause};
+use super::fitness::Unfit;
 use super::incident::Incidents;
 use super::leave::Halt;
 use super::progress::{Progress, StepSummary};
+use super::reach::Reach;
 use super::record::{Event, Incident, JobRecord, SeenBy, State, Validation};
 use super::recovery::Loss;
 use super::resize::Patience;
@@ -67,7 +69,16 @@ pub(super) struct Live {
     pub losses: Vec<Loss>,
     /// Why the next epoch must begin although all places are filled.
     pub begin_again: Option<String>,
-    pub suspicion: Option<Suspicion>,
+    /// Links that are not there, as their ends say.
+    pub reach: Reach,
+    /// Workers with a place that have made a step of this job.
+    pub established: BTreeSet<String>,
+    /// Workers with a place that others have reached: they had links when a step was made, or passed a probe.
+    pub linked: BTreeSet<String>,
+    /// The newest epoch in which one was made.
+    established_in: u64,
+    /// Places whose workers cannot prepare what the job needs, and why; none of the others has said yet whether it can.
+    pub refusals: BTreeMap<usize, String>,
     /// By rank.
     pub activity: Vec<Activity>,
     /// If no step is committed until then, somebody hangs.
@@ -78,8 +89,8 @@ pub(super) struct Live {
     pub patience: Patience,
     /// Workers that failed at this job: others come first.
     pub avoid: BTreeSet<String>,
-    /// Workers that have other data or another model, or do not see the checkpoints: never, until they register anew.
-    pub unfit: BTreeSet<String>,
+    /// Workers that cannot do what the job needs of them.
+    pub unfit: Unfit,
     /// Who could not read which checkpoint.
     pub readers: BTreeMap<u64, super::restore::Readers>,
     pub progress: Progress,
@@ -101,13 +112,17 @@ impl Live {
             awaited_until: Duration::ZERO,
             losses: Vec::new(),
             begin_again: None,
-            suspicion: None,
+            reach: Reach::default(),
+            established: BTreeSet::new(),
+            linked: BTreeSet::new(),
+            established_in: 0,
+            refusals: BTreeMap::new(),
             activity: Vec::new(),
             hang_at: None,
             moved: Vec::new(),
             patience: Patience::default(),
             avoid: BTreeSet::new(),
-            unfit: BTreeSet::new(),
+            unfit: Unfit::default(),
             readers: BTreeMap::new(),
             progress,
             stragglers: Stragglers::default(),
@@ -198,6 +213,10 @@ impl Job {
         live.committed = vec![live.progress.last_step().max(live.base_step); record.places.len()];
         live.activity = vec![Activity::default(); record.places.len()];
         live.stragglers.begin(&record.spec, &record.shape, |_| false);
+        if record.has_state {
+            live.established = record.places.iter().flatten().cloned().collect();
+            live.linked = if record.places.len() > 1 { live.established.clone() } else { BTreeSet::new() };
+        }
         if matches!(record.state, State::Running | State::Degraded) {
             live.phase = Phase::Started;
             live.checkpoint.pending = record.pending.keys().map(|step| (*step, Pending::default())).collect();
@@ -374,6 +393,15 @@ impl Job {
     }
 
     fn progressed(&mut self, cx: &mut Context<'_>) {
+        if self.committed() > self.live.base_step && self.live.established_in != self.record.epoch {
+            // Whoever commits a step knows that all have made it.
+            self.live.established_in = self.record.epoch;
+            self.live.established.extend(self.record.places.iter().flatten().cloned());
+            if self.world() > 1 {
+                self.live.linked.extend(self.record.places.iter().flatten().cloned());
+            }
+            self.live.reach.clear();
+        }
         self.expect_progress(cx);
         self.incident_progress(cx);
         self.committed_advanced(cx);
@@ -620,9 +648,14 @@ impl Job {
 
     pub fn poll_timeout(&self) -> Option<Duration> {
         let awaited = (!self.live.awaited.is_empty()).then_some(self.live.awaited_until);
-        let suspicion = self.live.suspicion.as_ref().map(|s| s.until);
-        let others = [self.hang_timeout(), self.checkpoint_timeout(), self.patience_timeout()];
-        [awaited, suspicion].into_iter().chain(others).flatten().min()
+        let others = [
+            self.live.reach.until,
+            self.live.unfit.next_retry(),
+            self.hang_timeout(),
+            self.checkpoint_timeout(),
+            self.patience_timeout(),
+        ];
+        [awaited].into_iter().chain(others).flatten().min()
     }
 
     pub fn tick(&mut self, cx: &mut Context<'_>) {
@@ -634,7 +667,7 @@ impl Job {
                 self.lose(cx, rank, Cause::new(SeenBy::CoordinatorRestart, why));
             }
         }
-        self.tick_suspicion(cx);
+        self.tick_reach(cx);
         self.tick_patience(cx);
         self.tick_hang(cx);
         self.tick_checkpoints(cx);
@@ -645,8 +678,8 @@ impl Job {
         if !self.live.awaited.is_empty() {
             self.live.awaited_until = cx.now.monotonic + cx.config.limits.reconnect();
         }
-        if let Some(suspicion) = &mut self.live.suspicion {
-            suspicion.until = cx.now.monotonic + cx.config.limits.link_grace();
+        if let Some(until) = &mut self.live.reach.until {
+            *until = cx.now.monotonic + cx.config.limits.link_grace();
         }
         self.live.patience.forgive(cx.now.monotonic + cx.config.limits.replacement());
         self.expect_progress(cx);

@@ -43,14 +43,17 @@ mod crashes;
 mod drain;
 mod epoch;
 mod failures;
+mod fitness;
 pub mod hang;
 mod incident;
 mod job;
 mod leave;
 mod limits;
+mod loopback;
 mod membership;
 mod pool;
 mod progress;
+mod reach;
 pub mod record;
 pub mod recovery;
 mod resize;
@@ -340,6 +343,8 @@ pub struct Machine {
     out: Outbox,
     /// Messages that were not taken because of T-1.
     num_stale: u64,
+    /// Number of the next question to a spare. Answers to those of a coordinator before this one are none of its numbers.
+    next_probe: u64,
 }
 
 impl Machine {
@@ -374,7 +379,8 @@ impl Machine {
             Meta { format: FORMAT, secret: entropy, num_jobs: BTreeMap::new(), retired: BTreeMap::new() }
         });
         let pool = Pool::restore(meta.retired.clone());
-        let mut machine = Machine { config, meta, jobs: BTreeMap::new(), pool, out, num_stale: 0 };
+        let mut machine =
+            Machine { config, meta, jobs: BTreeMap::new(), pool, out, num_stale: 0, next_probe: first_probe(now) };
         for record in jobs {
             let id = record.id.clone();
             let steps = curves.remove(&id).unwrap_or_default();
@@ -414,7 +420,7 @@ impl Machine {
         let silence = self.config.limits.failure_timeout;
         let workers = self.pool.iter().map(|w| w.last_heard + silence);
         let jobs = self.jobs.values().filter_map(Job::poll_timeout);
-        workers.chain(jobs).chain(self.pool.next_return()).min()
+        workers.chain(jobs).chain(self.pool.next_return()).chain(self.pool.next_probe_end()).min()
     }
 
     /// Messages of older epochs, or from workers without that place, that were dropped (T-1).
@@ -546,11 +552,13 @@ impl Machine {
 
     /// First come, first served: jobs that have lost places before those that have none yet, and nobody is overtaken.
     fn schedule(&mut self, now: Now) {
+        self.pool.asks_for = self.oldest_placed().map(|job| job.record.id.clone());
         let (jobs, mut context) = self.split(now);
         let mut order: Vec<&mut Job> = jobs.values_mut().filter(|j| !j.record.state.is_ended()).collect();
         order.sort_by_key(|j| (!j.record.state.is_placed(), j.record.number));
         let mut first_waiting: Option<String> = None;
         for job in order {
+            job.mark_hidden(&mut context);
             match &first_waiting {
                 _ if job.record.state.is_placed() => job.recover(&mut context),
                 // Nobody waits behind what only a user can end.
@@ -561,6 +569,10 @@ impl Machine {
             }
         }
     }
+}
+
+fn first_probe(now: Now) -> u64 {
+    u64::try_from(now.unix_ms).unwrap_or(0) << 16
 }
 
 /// The name of a job as it stands in its id: short, lower case, safe as a folder's name.

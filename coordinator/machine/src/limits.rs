@@ -21,6 +21,21 @@ impl Limits {
         (self.failure_timeout / 5).clamp(Duration::from_millis(300), Duration::from_secs(1))
     }
 
+    /// How long the links of an epoch may take to be up, before who is missing is reported.
+    pub fn connect(&self) -> Duration {
+        2 * self.failure_timeout
+    }
+
+    /// Two workers dial each other to show that they can.
+    pub fn probe(&self) -> Duration {
+        self.failure_timeout
+    }
+
+    /// After a worker could not show that it can fill a place: longer each time, up to five minutes by default.
+    pub fn prove_again(&self, num_times: u32) -> Duration {
+        self.failure_timeout * 2_u32.saturating_pow(num_times.min(6)).min(60)
+    }
+
     /// How long a lost worker's own restart, or a spare that is being started, is waited for before the job goes on with fewer replicas.
     pub fn replacement(&self) -> Duration {
         2 * self.failure_timeout

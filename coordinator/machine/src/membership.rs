@@ -80,6 +80,8 @@ impl Machine {
             // A spare's heartbeat speaks of no job, and is not stale.
             FromWorker::Heartbeat(m) if m.job_id.is_empty() => {}
             FromWorker::Stopped(_) => {}
+            FromWorker::WarmedUp(m) => self.warmed_up(stream, &m, now),
+            FromWorker::Probed(m) => self.probed(stream, &m, now),
             body => self.place_message(place, body, now),
         }
     }
@@ -153,7 +155,7 @@ impl Machine {
         let (jobs, mut cx) = self.split(now);
         // It may have been started anew with what it lacked.
         for job in jobs.values_mut() {
-            job.live.unfit.remove(&id);
+            job.live.unfit.registered(&register);
         }
         let is_retained = jobs.values().any(|job| job.had_before(&register));
         let held = jobs.values_mut().find_map(|job| {
@@ -178,7 +180,7 @@ impl Machine {
             last_heard: now.monotonic,
             memory_bytes: [0; 2],
             place,
-            warm_for: None,
+            proof: None,
         });
         cx.out.send(stream, ToWorker::Welcome(welcome(cx.config, keep_going)));
         match kept {
@@ -249,6 +251,10 @@ impl Machine {
             self.drop_worker(stream, SeenBy::Silence, &reason, now);
         }
         self.out.unsettled |= self.pool.forgive_until(now.monotonic);
+        for job in self.jobs.values_mut() {
+            self.out.unsettled |= job.live.unfit.expire(now.monotonic);
+        }
+        self.tick_probes(now);
         let (jobs, mut cx) = self.split(now);
         jobs.values_mut().filter(|j| j.record.state.is_placed()).for_each(|job| job.tick(&mut cx));
     }
@@ -276,6 +282,7 @@ fn welcome(config: &Config, keep_going: bool) -> proto::Welcome {
         failure_timeout_ms: ms(config.limits.failure_timeout),
         keep_going,
         leave_grace_ms: ms(config.limits.leave()),
+        connect_limit_ms: ms(config.limits.connect()),
     }
 }
 
@@ -304,9 +311,10 @@ fn subject(body: &FromWorker) -> Option<(&String, u64)> {
         FromWorker::Failed(m) => Some((&m.job_id, m.epoch)),
         FromWorker::PeerLost(m) => Some((&m.job_id, m.epoch)),
         FromWorker::RecordsMissing(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::Unreached(m) => Some((&m.job_id, m.epoch)),
         FromWorker::Validation(m) => Some((&m.job_id, m.epoch)),
         FromWorker::Stopped(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::Register(_) | FromWorker::Leaving(_) => None,
+        FromWorker::Register(_) | FromWorker::Leaving(_) | FromWorker::WarmedUp(_) | FromWorker::Probed(_) => None,
     }
 }
 
@@ -385,6 +393,7 @@ impl Job {
             FromWorker::Finished(m) => self.finished(cx, rank, m.committed_step),
             FromWorker::Failed(m) => self.failed(cx, rank, &m),
             FromWorker::PeerLost(m) => self.peer_lost(cx, rank, &m),
+            FromWorker::Unreached(m) => self.unreached(cx, rank, &m),
             // Only rank 0 speaks for the job, and a message without what it is about says nothing.
             FromWorker::ManifestPublished(_)
             | FromWorker::StepsRemoved(_)
@@ -393,6 +402,8 @@ impl Job {
             | FromWorker::Validation(_)
             | FromWorker::Register(_)
             | FromWorker::Leaving(_)
+            | FromWorker::WarmedUp(_)
+            | FromWorker::Probed(_)
             | FromWorker::Stopped(_) => {}
         }
     }

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use toroid_proto as proto;
 use toroid_proto::Register;
-use toroid_torus::geometry::Shape;
 use toroid_torus::placement::Candidate;
 
 use super::StreamId;
 use super::crashes::{Aside, CrashLog};
 use super::record::Process;
+use super::warm::{Proof, Stage};
 
 #[derive(Debug)]
 pub struct Worker {
@@ -25,8 +25,8 @@ pub struct Worker {
     pub memory_bytes: [u64; 2],
     /// The job and rank whose place it fills; `None`: a spare.
     pub place: Option<(String, usize)>,
-    /// The job, with its shape, that this spare has been told to be ready for.
-    pub warm_for: Option<(String, Shape)>,
+    /// What this spare has shown of being able to fill a place.
+    pub proof: Option<Proof>,
 }
 
 impl Worker {
@@ -52,6 +52,8 @@ pub struct Pool {
     workers: BTreeMap<String, Worker>,
     streams: BTreeMap<StreamId, String>,
     crashes: CrashLog,
+    /// The job that spares are asked to be ready for.
+    pub asks_for: Option<String>,
     retired: BTreeMap<String, Process>,
 }
 
@@ -184,8 +186,26 @@ impl Pool {
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.place = place;
             // What it had made ready has become its place, or is dropped for another.
-            worker.warm_for = None;
+            worker.proof = None;
         }
+    }
+
+    /// It has to show again that it can fill a place.
+    pub fn forget_proof(&mut self, worker: &str) {
+        if let Some(worker) = self.workers.get_mut(worker) {
+            worker.proof = None;
+        }
+    }
+
+    pub fn set_stage(&mut self, worker: &str, stage: Stage) {
+        if let Some(proof) = self.workers.get_mut(worker).and_then(|w| w.proof.as_mut()) {
+            proof.stage = stage;
+        }
+    }
+
+    /// When the next probe is given up.
+    pub fn next_probe_end(&self) -> Option<Duration> {
+        self.workers.values().filter_map(|w| w.proof.as_ref()?.until()).min()
     }
 
     /// Where all connected workers are.

@@ -141,7 +141,7 @@ impl Job {
         if !is_well {
             return;
         }
-        let candidates = self.candidates(cx.pool, full.world() - shape.world());
+        let candidates = self.proven_candidates(cx.pool, full.world() - shape.world());
         let dp = ((shape.world() + candidates.len()) / self.replica()).min(full.dp());
         if dp <= shape.dp() {
             return;

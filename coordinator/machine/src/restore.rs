@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use toroid_proto as proto;
 
 use super::failures::Cause;
+use super::fitness::Until;
 use super::job::Job;
 use super::record::{Hold, SeenBy, State, Unusable};
 use super::{Context, Machine, Now, Reply, RequestId};
@@ -99,7 +100,8 @@ impl Job {
         let readers = self.live.readers.entry(step).or_default();
         readers.manifest_read |= message.manifest_read || has_loaded;
         readers.failed.insert(worker.clone(), Reader { host, manifest_read: message.manifest_read });
-        self.live.unfit.insert(worker);
+        let unable = format!("cannot read the checkpoint of step {step}: {error}");
+        self.mark_unfit(cx, &worker, &unable, Until::Anew);
         if !self.is_unreadable(cx, step) {
             let why = format!(
                 "cannot read the checkpoint of step {step}: {error}; that is its own fault until another cannot either, so it is \
@@ -111,7 +113,7 @@ impl Job {
         let readers = self.live.readers.remove(&step).unwrap_or_default();
         let failed: Vec<&String> = readers.counted().map(|(worker, _)| worker).collect();
         for worker in &failed {
-            self.live.unfit.remove(*worker);
+            self.live.unfit.remove(worker);
         }
         self.event(cx, "checkpoint.unreadable", text.clone());
         self.pass_over(step, &text, false);

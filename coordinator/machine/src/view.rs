@@ -5,9 +5,10 @@
 use toroid_proto as proto;
 
 use super::job::Job;
-use super::pool::Standing;
+use super::pool::{Standing, Worker};
 use super::record::{Checkpoint, Event, JobRecord, LeftOut, Validation};
 use super::straggler::Straggler;
+use super::warm::Stage;
 use super::{Machine, Now};
 
 impl Machine {
@@ -39,8 +40,38 @@ impl Machine {
             memory_free_bytes: w.memory_bytes[1],
             compute_s: stragglers(&w.place).and_then(|(s, rank)| s.compute_s(rank)).unwrap_or(0.0),
             slow_factor: stragglers(&w.place).and_then(|(s, rank)| s.of(rank)).map_or(0.0, Straggler::factor),
+            ..self.warm_up_of(w, now)
         });
         workers.collect()
+    }
+
+    /// Whether a worker without a place has shown that it can fill one.
+    fn warm_up_of(&self, worker: &Worker, now: Now) -> proto::WorkerInfo {
+        let none = proto::WorkerInfo::default();
+        if worker.place.is_some() {
+            return none;
+        }
+        let unfit = self.jobs.values().find_map(|job| {
+            let (reason, again_at) = job.live.unfit.get(&worker.register.worker_id)?;
+            Some((&job.record.id, reason, again_at))
+        });
+        if let Some((job, reason, again_at)) = unfit {
+            return proto::WorkerInfo {
+                warm_up: proto::WarmUpState::Failed.into(),
+                warm_up_job: job.clone(),
+                warm_up_reason: reason.into(),
+                warm_up_retry_s: again_at.map_or(0.0, |at| at.saturating_sub(now.monotonic).as_secs_f64()),
+                ..none
+            };
+        }
+        let Some(proof) = &worker.proof else { return none };
+        let state = match proof.stage {
+            Stage::Ready => proto::WarmUpState::Ready,
+            Stage::Doubtful(_) => proto::WarmUpState::Failed,
+            Stage::Prepares | Stage::Prepared | Stage::Probed(_) => proto::WarmUpState::Proving,
+        };
+        let (warm_up_job, warm_up_reason) = (proof.job.clone(), proof.in_words());
+        proto::WorkerInfo { warm_up: state.into(), warm_up_job, warm_up_reason, ..none }
     }
 
     /// Events of a job after the first `seen`, and how many there are by now. Those that are no longer kept are left out.

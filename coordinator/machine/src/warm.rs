@@ -1,18 +1,118 @@
-//! Spares are told ahead which job they may be needed for: most of what a place needs does not depend on whose it is.
+//! Spares show ahead that they can fill a place of the job that they may be needed for (T-11).
+//!
+//! ```text
+//!   WarmUp ──> data, checkpoints, room ──> WarmedUp ──> Probe to it and to another: each dials the other ──> Probed, Probed ──> ready
+//!                                            │ cannot                                                          │ two others say so
+//!                                            └──────────────> unfit, tried again after a while <───────────────┘
+//! ```
 //!
 //! A spare warms up for the oldest job that has its places, and for the places of one (tp_rank, stage) of it: the next spare for the
-//! next, so that several are ready for any. Nothing depends on it: a spare that was told nothing prepares when it has a place.
+//! next, so that several are ready for any. Most of what a place needs does not depend on whose it is, and is there when the place is
+//! given. Who has not shown that it can fill a place is given one only where nobody else is there: then the epoch shows it.
+//!
+//! A probe that fails counts against the spare only when it fails with another worker, too, where there is one: the other may be to blame.
+//! It does not count at all where the other has never been reached by anybody.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use proto::coordinator_message::Body;
 use toroid_proto as proto;
+use toroid_torus::geometry::Shape;
 
-use super::{Machine, Now};
+use super::fitness::Until;
+use super::job::Job;
+use super::pool::{Pool, Worker};
+use super::{Machine, Now, StreamId};
+
+/// Probes that go on at a time, at most.
+const MAX_PROBES: usize = 64;
+/// Other workers that have to fail with a spare, where so many are there.
+const MAX_PEERS: usize = 2;
+/// Others that cannot be told from the spare itself, before it is left to an epoch to show who cannot be reached.
+const MAX_DOUBTED: usize = 8;
+
+/// What a spare has shown of being able to fill a place of a job.
+#[derive(Debug)]
+pub struct Proof {
+    pub job: String,
+    shape: Shape,
+    number: u64,
+    pub stage: Stage,
+    /// Workers with which a probe has failed.
+    failed_with: BTreeSet<String>,
+    /// What they said.
+    problems: Vec<String>,
+    /// Workers with which a probe has failed, and which have not shown themselves that they can be reached: that says nothing of this one.
+    doubted: BTreeSet<String>,
+    /// It and another have reached each other.
+    has_passed: bool,
+    /// Workers with which a probe has come to nothing, as one of both said nothing: others come first.
+    unanswered: BTreeSet<String>,
+}
+
+#[derive(Debug)]
+pub enum Stage {
+    /// It reads data and makes room.
+    Prepares,
+    /// It can prepare, and has yet to be dialled and to dial.
+    Prepared,
+    Probed(Probe),
+    /// It does not see the newest checkpoint, for this reason. Others come first; the checkpoint itself may be to blame.
+    Doubtful(String),
+    Ready,
+}
+
+impl Proof {
+    /// It and another have reached each other.
+    pub fn has_passed(&self) -> bool {
+        self.has_passed
+    }
+
+    /// When its probe is given up.
+    pub fn until(&self) -> Option<Duration> {
+        match &self.stage {
+            Stage::Probed(probe) => Some(probe.until),
+            Stage::Prepares | Stage::Prepared | Stage::Doubtful(_) | Stage::Ready => None,
+        }
+    }
+
+    /// What it has yet to show; nothing where it is ready.
+    pub fn in_words(&self) -> String {
+        match &self.stage {
+            Stage::Ready => String::new(),
+            Stage::Doubtful(reason) => format!("does not see the newest checkpoint: {reason}; others are asked first"),
+            Stage::Prepares => "reads data and makes room".into(),
+            Stage::Prepared => "is to be dialled by another worker".into(),
+            Stage::Probed(probe) => format!("it and {} dial each other", probe.peer),
+        }
+    }
+}
+
+/// Two workers dial each other.
+#[derive(Debug)]
+pub struct Probe {
+    number: u64,
+    peer: String,
+    until: Duration,
+    /// What the spare says, and its peer: an error, or nothing.
+    answers: [Option<String>; 2],
+}
 
 impl Machine {
-    /// Tells the spares that have not heard of it yet.
+    /// Tells the spares that have not heard of it yet, and has those that are prepared dialled.
     pub(super) fn warm_spares(&mut self, now: Now) {
+        self.ask_spares(now);
+        self.begin_probes(now);
+    }
+
+    /// That spares are to be ready for.
+    pub(super) fn oldest_placed(&self) -> Option<&Job> {
+        self.jobs.values().filter(|job| job.record.state.is_placed()).min_by_key(|job| job.record.number)
+    }
+
+    fn ask_spares(&mut self, now: Now) {
+        let number = self.next_probe;
         let (jobs, cx) = self.split(now);
         let placed = jobs.values().filter(|job| job.record.state.is_placed());
         let Some(job) = placed.min_by_key(|job| job.record.number) else { return };
@@ -21,20 +121,242 @@ impl Machine {
         let coordinate = |rank: usize| (shape.place(rank).tp, shape.place(rank).pp);
         let ranks: Vec<usize> = (0..shape.world()).filter(|rank| seen.insert(coordinate(*rank))).collect();
         let spares: Vec<String> = cx.pool.spares().map(|w| w.register.worker_id.clone()).collect();
+        let mut num_asked = 0;
         for (worker, rank) in spares.iter().zip(ranks.into_iter().cycle()) {
-            let ahead = (record.id.clone(), *shape);
-            let Some(worker) = cx.pool.get_mut(worker).filter(|w| w.warm_for.as_ref() != Some(&ahead)) else {
+            let is_asked = |w: &&mut Worker| w.proof.as_ref().is_some_and(|p| p.job == record.id && p.shape == *shape);
+            if job.live.unfit.contains(worker) {
                 continue;
-            };
-            let stream = worker.stream;
-            worker.warm_for = Some(ahead);
+            }
+            let Some(worker) = cx.pool.get_mut(worker).filter(|w| !is_asked(w)) else { continue };
+            let (stream, number) = (worker.stream, number + num_asked);
+            num_asked += 1;
+            worker.proof = Some(Proof {
+                job: record.id.clone(),
+                shape: *shape,
+                number,
+                stage: Stage::Prepares,
+                failed_with: BTreeSet::new(),
+                problems: Vec::new(),
+                doubted: BTreeSet::new(),
+                has_passed: false,
+                unanswered: BTreeSet::new(),
+            });
             let warm_up = proto::WarmUp {
                 job_id: record.id.clone(),
                 rank: rank as u32,
                 job_json: serde_json::to_string(&record.spec).expect("a job spec has only string keys"),
                 checkpoint_root: super::view::checkpoint_root(record, &cx.config.jobs_dir),
+                number,
+                checkpoint_step: record.last_checkpoint().map_or(0, |c| c.step),
             };
             cx.out.send(stream, Body::WarmUp(warm_up));
         }
+        self.next_probe += num_asked;
     }
+
+    fn begin_probes(&mut self, now: Now) {
+        let is_probed = |w: &&Worker| matches!(w.proof, Some(Proof { stage: Stage::Probed(_), .. }));
+        let num_free = MAX_PROBES.saturating_sub(self.pool.iter().filter(is_probed).count());
+        let is_due = |w: &&Worker| matches!(w.proof, Some(Proof { stage: Stage::Prepared, .. })) && w.place.is_none();
+        let due: Vec<String> =
+            self.pool.iter().filter(is_due).take(num_free).map(|w| w.register.worker_id.clone()).collect();
+        for spare in due {
+            self.begin_probe(&spare, now);
+        }
+    }
+
+    /// Has a spare dial another worker, and be dialled by it.
+    fn begin_probe(&mut self, spare: &str, now: Now) {
+        let number = self.next_probe;
+        let key = self.probe_key(number);
+        let reached = self.reached();
+        let (jobs, mut cx) = self.split(now);
+        let Some(worker) = cx.pool.get(spare) else { return };
+        let Some(proof) = &worker.proof else { return };
+        let peer = peer_of(cx.pool, worker, proof, &reached).map(|peer| peer.register.worker_id.clone());
+        let Some(peer) = peer else {
+            return match proof.failed_with.is_empty() {
+                // Nobody else is there: the epoch will show it.
+                true => cx.pool.set_stage(spare, Stage::Ready),
+                false => {
+                    let (job, problems) = (proof.job.clone(), proof.problems.join("; "));
+                    if let Some(job) = jobs.get_mut(&job) {
+                        let reason = format!("has no link with others: {problems}; look at --advertise");
+                        job.mark_unfit(&mut cx, spare, &reason, Until::Retry);
+                    }
+                }
+            };
+        };
+        let until = now.monotonic + cx.config.limits.probe();
+        for (who, other) in [(spare, peer.as_str()), (peer.as_str(), spare)] {
+            let (Some(who), Some(other)) = (cx.pool.get(who), cx.pool.get(other)) else { return };
+            let probe = proto::Probe {
+                number,
+                worker_id: other.register.worker_id.clone(),
+                data_address: other.register.data_address.clone(),
+                key: key.to_vec(),
+            };
+            cx.out.send(who.stream, Body::Probe(probe));
+        }
+        cx.pool.set_stage(spare, Stage::Probed(Probe { number, peer, until, answers: [None, None] }));
+        self.next_probe += 1;
+    }
+
+    /// Workers that others have reached: they had links when steps were made, or have passed a probe.
+    fn reached(&self) -> BTreeSet<String> {
+        let linked = self.jobs.values().flat_map(|job| &job.live.linked);
+        let has_passed = |w: &&Worker| w.proof.as_ref().is_some_and(|proof| proof.has_passed);
+        linked.chain(self.pool.iter().filter(has_passed).map(|w| &w.register.worker_id)).cloned().collect()
+    }
+
+    /// With which the two of a probe know one another.
+    fn probe_key(&self, number: u64) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_keyed(&self.meta.secret);
+        hasher.update(b"toroid probe").update(&number.to_le_bytes());
+        *hasher.finalize().as_bytes()
+    }
+
+    pub(super) fn warmed_up(&mut self, stream: StreamId, message: &proto::WarmedUp, now: Now) {
+        let (jobs, mut cx) = self.split(now);
+        let Some(worker) = cx.pool.by_stream(stream) else { return };
+        let spare = worker.register.worker_id.clone();
+        let is_answer = |p: &&mut Proof| p.number == message.number && matches!(p.stage, Stage::Prepares);
+        let Some(proof) = worker.proof.as_mut().filter(is_answer) else { return };
+        let Some(job) = jobs.get_mut(&proof.job) else { return };
+        if let Some(reason) = job.cannot_fill(message) {
+            return job.mark_unfit(&mut cx, &spare, &reason, Until::Retry);
+        }
+        proof.stage = match message.unseen.as_str() {
+            "" => Stage::Prepared,
+            reason => Stage::Doubtful(reason.into()),
+        };
+        cx.out.unsettled = true;
+    }
+
+    pub(super) fn probed(&mut self, stream: StreamId, message: &proto::Probed, _now: Now) {
+        let Some(from) = self.pool.by_stream(stream).map(|w| w.register.worker_id.clone()) else { return };
+        for worker in self.pool.iter_mut() {
+            let Some(Proof { stage: Stage::Probed(probe), .. }) = &mut worker.proof else { continue };
+            if probe.number != message.number {
+                continue;
+            }
+            let side = match () {
+                () if worker.register.worker_id == from => 0,
+                () if probe.peer == from => 1,
+                () => continue,
+            };
+            probe.answers[side].get_or_insert_with(|| message.error.clone());
+        }
+        self.end_probes(None);
+    }
+
+    /// Those that were not answered in time have failed.
+    pub(super) fn tick_probes(&mut self, now: Now) {
+        self.end_probes(Some(now.monotonic));
+    }
+
+    /// Ends the probes that have both answers, or whose time is over.
+    fn end_probes(&mut self, now: Option<Duration>) {
+        let mut ready: Vec<(String, String)> = Vec::new();
+        let mut passed: Vec<String> = Vec::new();
+        let reached = self.reached();
+        let connected: BTreeSet<String> = self.pool.iter().map(|w| w.register.worker_id.clone()).collect();
+        for worker in self.pool.iter_mut() {
+            let spare = &worker.register.worker_id;
+            let Some(proof) = &mut worker.proof else { continue };
+            let Stage::Probed(probe) = &mut proof.stage else { continue };
+            let is_late = now.is_some_and(|now| now >= probe.until);
+            if !is_late && probe.answers.iter().any(Option::is_none) {
+                continue;
+            }
+            let answers = std::mem::take(&mut probe.answers);
+            let peer = std::mem::take(&mut probe.peer);
+            let is_answered = answers.iter().all(Option::is_some);
+            let [mine, theirs] = answers.map(Option::unwrap_or_default);
+            let directions = [(spare, &peer, mine), (&peer, spare, theirs)];
+            let failed = directions.into_iter().filter(|(.., error)| !error.is_empty());
+            let problems: Vec<String> =
+                failed.map(|(from, to, error)| format!("{from} does not reach {to}: it {error}")).collect();
+            let is_ready = problems.is_empty() && is_answered;
+            proof.stage = if is_ready { Stage::Ready } else { Stage::Prepared };
+            proof.has_passed |= is_ready;
+            if is_ready {
+                ready.push((proof.job.clone(), spare.clone()));
+                passed.extend([spare.clone(), peer]);
+            } else if problems.is_empty() || !connected.contains(&peer) {
+                // Who says nothing, or is gone, says nothing about the other.
+                proof.unanswered.insert(peer);
+            } else if !reached.contains(&peer) {
+                proof.doubted.insert(peer);
+            } else {
+                proof.problems.extend(problems);
+                proof.failed_with.insert(peer);
+            }
+            self.out.unsettled = true;
+        }
+        for job in self.jobs.values_mut() {
+            let live = &mut job.live;
+            live.linked.extend(passed.iter().filter(|w| job.record.rank_of(w).is_some()).cloned());
+        }
+        for (job, spare) in ready {
+            if let Some(job) = self.jobs.get_mut(&job) {
+                job.live.unfit.remove(&spare);
+            }
+        }
+    }
+}
+
+/// Whom a spare is to be dialled by next: who was reached by others before, has a place of the job, elsewhere where there is one; `None` where
+/// all, or enough, were asked.
+fn peer_of<'a>(pool: &'a Pool, spare: &Worker, proof: &Proof, reached: &BTreeSet<String>) -> Option<&'a Worker> {
+    if proof.failed_with.len() >= MAX_PEERS || proof.doubted.len() >= MAX_DOUBTED {
+        return None;
+    }
+    let is_other = |w: &&Worker| {
+        let id = &w.register.worker_id;
+        *id != spare.register.worker_id && !proof.failed_with.contains(id) && !proof.doubted.contains(id)
+    };
+    let has_place = |w: &Worker| w.place.as_ref().is_some_and(|(job, _)| *job == proof.job);
+    let is_silent = |w: &Worker| proof.unanswered.contains(&w.register.worker_id);
+    let rank = |w: &Worker| w.place.as_ref().map_or(usize::MAX, |(_, rank)| *rank);
+    let is_new = |w: &Worker| !reached.contains(&w.register.worker_id);
+    pool.iter()
+        .filter(is_other)
+        .min_by_key(|w| (is_silent(w), is_new(w), !has_place(w), w.register.host == spare.register.host, rank(w)))
+}
+
+impl Job {
+    /// Why the spare that answers cannot fill a place.
+    fn cannot_fill(&self, message: &proto::WarmedUp) -> Option<String> {
+        if !message.error.is_empty() {
+            return Some(format!("cannot fill a place: {}", message.error));
+        }
+        let known = &self.record.data.as_ref()?.digest;
+        let found = super::epoch::hex(&message.data_digest);
+        (found != *known).then(|| {
+            let (found, known) = (super::epoch::short(&found), super::epoch::short(known));
+            format!("does not see the same data as the job: it has {found}, the others {known}; give all of them the same files")
+        })
+    }
+
+    /// How far the spare has shown that it can fill a place of this job.
+    pub fn standing_of(&self, worker: &Worker) -> Fitness {
+        let id = &worker.register.worker_id;
+        match &worker.proof {
+            _ if self.live.unfit.contains(id) => Fitness::Unfit,
+            Some(Proof { job, stage: Stage::Ready, .. }) if *job == self.record.id => Fitness::Ready,
+            Some(Proof { job, .. }) if *job == self.record.id => Fitness::Proves,
+            _ => Fitness::Unknown,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fitness {
+    Ready,
+    /// It is being asked.
+    Proves,
+    /// Nobody has asked it.
+    Unknown,
+    Unfit,
 }

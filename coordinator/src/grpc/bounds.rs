@@ -13,6 +13,8 @@ const MAX_RANKS: usize = 1 << 16;
 const MAX_HELD: usize = 16;
 /// Checkpoints whose removal is reported together: far more than are ordered.
 const MAX_STEPS: usize = 1 << 16;
+/// Peers that one report says it has no link with; a worker names 256.
+const MAX_UNREACHED: usize = 1024;
 
 /// The message within its bounds, or why the worker is not listened to any further.
 pub(super) fn bounded(mut body: Body) -> Result<Body, String> {
@@ -46,6 +48,15 @@ pub(super) fn bounded(mut body: Body) -> Result<Body, String> {
             m.kept.iter_mut().for_each(|kept| cut(&mut kept.error, MAX_TEXT_BYTES));
         }
         Body::PeerLost(m) => cut(&mut m.error, MAX_TEXT_BYTES),
+        Body::Unreached(m) => {
+            at_most("peers", m.peers.len(), MAX_UNREACHED)?;
+            m.peers.iter_mut().for_each(|peer| cut(&mut peer.reason, MAX_TEXT_BYTES));
+        }
+        Body::WarmedUp(m) => {
+            at_most("data_digest", m.data_digest.len(), MAX_NAME_BYTES)?;
+            [&mut m.error, &mut m.unseen].into_iter().for_each(|text| cut(text, MAX_TEXT_BYTES));
+        }
+        Body::Probed(m) => cut(&mut m.error, MAX_TEXT_BYTES),
         Body::Leaving(m) => cut(&mut m.reason, MAX_TEXT_BYTES),
         Body::ShardWritten(_)
         | Body::Finished(_)
@@ -99,5 +110,10 @@ mod tests {
         assert_eq!(error, "sent 1048577 entries in `expert_load`, at most 1048576 are taken");
         let heartbeat = proto::Heartbeat { waits_for: vec![0; MAX_RANKS + 1], ..Default::default() };
         assert!(bounded(Body::Heartbeat(heartbeat)).is_err());
+        let peers = vec![proto::UnreachedPeer { reason: "r".repeat(1 << 20), ..Default::default() }; MAX_UNREACHED + 1];
+        let unreached = |num: usize| proto::Unreached { peers: peers[..num].to_vec(), ..Default::default() };
+        assert!(bounded(Body::Unreached(unreached(MAX_UNREACHED + 1))).is_err());
+        let Ok(Body::Unreached(taken)) = bounded(Body::Unreached(unreached(2))) else { panic!("it is taken") };
+        assert!(taken.peers.iter().all(|peer| peer.reason.len() < 2 * MAX_TEXT_BYTES));
     }
 }

@@ -535,6 +535,18 @@ pub struct WorkerInfo {
     /// how long it stays aside still
     #[prost(double, tag = "13")]
     pub aside_s: f64,
+    /// whether it has shown that it can fill a place
+    #[prost(enumeration = "WarmUpState", tag = "14")]
+    pub warm_up: i32,
+    /// of which job
+    #[prost(string, tag = "17")]
+    pub warm_up_job: ::prost::alloc::string::String,
+    /// why it cannot, or what it has yet to show
+    #[prost(string, tag = "18")]
+    pub warm_up_reason: ::prost::alloc::string::String,
+    /// it is tried again after this
+    #[prost(double, tag = "19")]
+    pub warm_up_retry_s: f64,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -586,6 +598,42 @@ impl JobState {
             "JOB_STATE_DONE" => Some(Self::Done),
             "JOB_STATE_FAILED" => Some(Self::Failed),
             "JOB_STATE_CANCELLED" => Some(Self::Cancelled),
+            _ => None,
+        }
+    }
+}
+/// Whether a worker without a place has shown that it can fill one: it has the data, reads and writes the checkpoints, and was reached by
+/// another worker and reached it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum WarmUpState {
+    /// nobody has asked it yet, or it has a place
+    Unspecified = 0,
+    Proving = 1,
+    Ready = 2,
+    /// it is given no place of that job; tried again after `warm_up_retry_s`, or when it is started anew
+    Failed = 3,
+}
+impl WarmUpState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "WARM_UP_STATE_UNSPECIFIED",
+            Self::Proving => "WARM_UP_STATE_PROVING",
+            Self::Ready => "WARM_UP_STATE_READY",
+            Self::Failed => "WARM_UP_STATE_FAILED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "WARM_UP_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "WARM_UP_STATE_PROVING" => Some(Self::Proving),
+            "WARM_UP_STATE_READY" => Some(Self::Ready),
+            "WARM_UP_STATE_FAILED" => Some(Self::Failed),
             _ => None,
         }
     }
@@ -1778,7 +1826,7 @@ pub mod job_service_server {
 pub struct WorkerMessage {
     #[prost(
         oneof = "worker_message::Body",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18"
     )]
     pub body: ::core::option::Option<worker_message::Body>,
 }
@@ -1817,6 +1865,12 @@ pub mod worker_message {
         RecordsMissing(super::RecordsMissing),
         #[prost(message, tag = "15")]
         StepsRemoved(super::StepsRemoved),
+        #[prost(message, tag = "16")]
+        Unreached(super::Unreached),
+        #[prost(message, tag = "17")]
+        WarmedUp(super::WarmedUp),
+        #[prost(message, tag = "18")]
+        Probed(super::Probed),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2080,6 +2134,57 @@ pub struct PeerLost {
     pub rank: u32,
     #[prost(string, tag = "4")]
     pub error: ::prost::alloc::string::String,
+    /// a frame from there was not what was sent: either end may be the cause
+    #[prost(bool, tag = "5")]
+    pub damaged: bool,
+}
+/// Not all links of the epoch were up in time: who was not reached, and why.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Unreached {
+    #[prost(string, tag = "1")]
+    pub job_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    #[prost(message, repeated, tag = "3")]
+    pub peers: ::prost::alloc::vec::Vec<UnreachedPeer>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnreachedPeer {
+    #[prost(uint32, tag = "1")]
+    pub rank: u32,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    /// it was this worker that called, again and again; false: it waited for the call
+    #[prost(bool, tag = "3")]
+    pub called: bool,
+}
+/// What became of a WarmUp.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WarmedUp {
+    #[prost(string, tag = "1")]
+    pub job_id: ::prost::alloc::string::String,
+    /// of the WarmUp
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    /// why this worker cannot fill a place of the job; empty: it has what a place needs
+    #[prost(string, tag = "3")]
+    pub error: ::prost::alloc::string::String,
+    /// as in Prepared
+    #[prost(bytes = "vec", tag = "4")]
+    pub data_digest: ::prost::alloc::vec::Vec<u8>,
+    /// why it does not see the checkpoint that the job has; it is asked last, as the checkpoint may be to blame
+    #[prost(string, tag = "5")]
+    pub unseen: ::prost::alloc::string::String,
+}
+/// What became of a Probe.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Probed {
+    /// of the Probe
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// why the other was not reached; empty: it was
+    #[prost(string, tag = "2")]
+    pub error: ::prost::alloc::string::String,
 }
 /// The worker is to end. It stays as a holder until it is told to stop, or its time is over.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2101,7 +2206,7 @@ pub struct Stopped {
 pub struct CoordinatorMessage {
     #[prost(
         oneof = "coordinator_message::Body",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
     )]
     pub body: ::core::option::Option<coordinator_message::Body>,
 }
@@ -2132,6 +2237,8 @@ pub mod coordinator_message {
         ReportSteps(super::ReportSteps),
         #[prost(message, tag = "11")]
         DropCheckpoint(super::DropCheckpoint),
+        #[prost(message, tag = "12")]
+        Probe(super::Probe),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2140,6 +2247,9 @@ pub struct Welcome {
     pub heartbeat_interval_ms: u32,
     #[prost(uint32, tag = "3")]
     pub failure_timeout_ms: u32,
+    /// links of an epoch that are not up within this are reported (Unreached)
+    #[prost(uint32, tag = "6")]
+    pub connect_limit_ms: u32,
     /// a worker that is asked to end stays so long at most, for its place to be moved
     #[prost(uint32, tag = "5")]
     pub leave_grace_ms: u32,
@@ -2200,7 +2310,8 @@ pub struct Assign {
     #[prost(bool, tag = "14")]
     pub begun_without_owner: bool,
 }
-/// To a worker without a place: make ready for one of this job, as far as that can be done without one. Nothing depends on it.
+/// To a worker without a place: make ready for one of this job, as far as that can be done without one, and say whether it can be
+/// (WarmedUp). Who has not shown it is given a place only where nobody else is there.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WarmUp {
     #[prost(string, tag = "1")]
@@ -2214,6 +2325,27 @@ pub struct WarmUp {
     /// as in Assign
     #[prost(string, tag = "4")]
     pub checkpoint_root: ::prost::alloc::string::String,
+    /// for the answer
+    #[prost(uint64, tag = "5")]
+    pub number: u64,
+    /// the newest checkpoint that the job has, which is to be seen; 0: none
+    #[prost(uint64, tag = "6")]
+    pub checkpoint_step: u64,
+}
+/// To both of two workers: dial the other at its address, and answer where it dials.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Probe {
+    /// for the answer
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// the other
+    #[prost(string, tag = "2")]
+    pub worker_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub data_address: ::prost::alloc::string::String,
+    /// 32 bytes: with which the two know one another
+    #[prost(bytes = "vec", tag = "4")]
+    pub key: ::prost::alloc::vec::Vec<u8>,
 }
 /// All workers of the epoch are prepared: connect and train.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

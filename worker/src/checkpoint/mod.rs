@@ -26,10 +26,11 @@
 //! asynchrony (the trainer has a thread for it; never call this from an async task without `spawn_blocking`), stores
 //! other than local folders (see `objects`).
 
+use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 
 use toroid_torus::manifest::{MANIFEST_NAME, Manifest};
-use toroid_torus::owner::Stamp;
+use toroid_torus::owner::{OwnerId, Stamp};
 
 mod durable;
 mod encode;
@@ -90,6 +91,24 @@ impl Storage {
         let (root, name) = path.trim_end_matches('/').rsplit_once('/').unwrap_or((".", path));
         let step = step_of(name).ok_or_else(refuse)?;
         Ok((Storage::open(if root.is_empty() { "/" } else { root })?, step))
+    }
+
+    /// Writes a file of its own into the folder, reads it back and removes it. The error says which of these failed.
+    pub fn check_access(&self) -> Result<(), CheckpointError> {
+        // Others do the same at the same time, from other hosts.
+        let id: [[u8; 8]; 2] = std::array::from_fn(|n| RandomState::new().hash_one(n).to_le_bytes());
+        let stamp = Stamp { epoch: 0, owner: OwnerId::from_random(id.concat().try_into().expect("16 bytes")) };
+        let name = format!(".access-{}", stamp.owner);
+        let written = name.as_bytes();
+        let result = self.objects.write(&name, &stamp, written).and_then(|()| match self.objects.read(&name)? {
+            Some(read) if read == written => Ok(()),
+            _ => {
+                let what = "a file that was just written is not read back".into();
+                Err(CheckpointError::Root { root: self.root.clone(), what })
+            }
+        });
+        // Where it cannot be removed nothing can be, and that is worth an error, too.
+        result.and(self.objects.delete(&name))
     }
 
     /// Absolute path of the folder.

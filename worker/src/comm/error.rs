@@ -27,8 +27,8 @@ pub enum CommError {
     #[error("rank {rank} (worker {worker_id} at {address}) refused the link: {reason}")]
     Refused { rank: usize, worker_id: String, address: String, reason: String },
 
-    #[error("not all links were up after {after:?}: {missing}")]
-    Timeout { after: Duration, missing: String },
+    #[error("not all links were up after {after:?}: {}", in_words(.missing))]
+    Timeout { after: Duration, missing: Vec<Missing> },
 
     #[error("cannot listen for links on {address}: {why}; name a free address of this machine")]
     Bind { address: String, why: String },
@@ -45,6 +45,30 @@ pub enum CommError {
 
     #[error("cannot {what}: {why}")]
     Io { what: &'static str, why: String },
+}
+
+/// A peer without a link when there should have been one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    pub rank: usize,
+    pub worker_id: String,
+    pub address: String,
+    /// This rank called it; else it was to call.
+    pub called: bool,
+    /// A verb phrase.
+    pub problem: String,
+}
+
+/// Peers that an error names one by one.
+const MAX_NAMED: usize = 8;
+
+fn in_words(missing: &[Missing]) -> String {
+    let in_words = |m: &Missing| format!("rank {} (worker {} at {}) {}", m.rank, m.worker_id, m.address, m.problem);
+    let mut named: Vec<String> = missing.iter().take(MAX_NAMED).map(in_words).collect();
+    if missing.len() > MAX_NAMED {
+        named.push(format!("and {} more", missing.len() - MAX_NAMED));
+    }
+    named.join("; ")
 }
 
 impl CommError {

@@ -16,32 +16,41 @@
 //! A dialer tries the kinds of link that its worker may use, the fastest first: memory shared with a peer in the same network namespace,
 //! which answers at once or is not there, then TCP. A kind that a peer refuses is followed by the next.
 //!
-//! All of it is one loop around poll(2), ended at once by the fence. Only a host *name* in a peer's address can make it wait:
-//! it is resolved in line, at each attempt, because a restarted peer may have moved.
+//! All of it is one loop around poll(2), ended at once by the fence. A host *name* in a peer's address is resolved on another thread, at
+//! each attempt, because a restarted peer may have moved. What fails for a moment (no descriptor is free, a call was broken off before it
+//! was accepted) is told in the log and tried again; only what fails for good ends the wait.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io::{ErrorKind, Read};
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
+use super::accept::Refused;
 use super::conn::{Conn, Turn};
+use super::error::Missing;
 use super::handshake::{
     Acceptor, Dialer, Garbage, Identity, MAX_JOB_ID_LEN, Message, Nonce, Verdict, Why, resume_proof,
 };
 use super::links::poll_all;
+use super::probe::Porter;
+use super::resolve::Lookup;
 use super::transport::{Ring, Side, Socket, Transport, avoid_bbr, connect_local, listen_local};
 use super::work::{Nothing, Works};
 use super::{CommError, Fence, LinkChoice, LinkKind, Links};
 
 const RETRY_MIN: Duration = Duration::from_millis(5);
 const RETRY_MAX: Duration = Duration::from_millis(250);
+/// How often it is looked whether a name is resolved.
+const RESOLVE_LOOK: Duration = Duration::from_millis(2);
+/// A pause before the next call is taken, where the system had no room for one.
+const DEAF: Duration = Duration::from_millis(50);
 /// Calls that have not proven anything yet. The oldest makes room for a new one.
 const CALLS_MAX: usize = 1024;
 const REFUSALS_KEPT: usize = 16;
@@ -89,6 +98,8 @@ pub struct Listener {
     links: LinkChoice,
     address: SocketAddr,
     refusals: Mutex<VecDeque<Refusal>>,
+    /// Held by whoever takes calls.
+    door: Arc<Mutex<()>>,
 }
 
 /// A call that was refused. `rank` is what the caller claimed.
@@ -119,7 +130,15 @@ impl Listener {
             }
             Err(e) => return Err(CommError::io("listen for links within this host", e)),
         };
-        Ok(Listener { socket, local, links, address, refusals: Mutex::default() })
+        Ok(Listener { socket, local, links, address, refusals: Mutex::default(), door: Arc::default() })
+    }
+
+    /// Answers for this listener while no epoch's links are made, see [`Porter`].
+    pub fn porter(&self, worker_id: &str) -> Result<Porter, CommError> {
+        let cloned = |e: std::io::Error| CommError::io("share the listener for links", e);
+        let local = self.local.as_ref().map(UnixListener::try_clone).transpose().map_err(cloned)?;
+        let socket = self.socket.try_clone().map_err(cloned)?;
+        Ok(Porter::new(worker_id, socket, local, self.links, Arc::clone(&self.door)))
     }
 
     pub fn local_addr(&self) -> SocketAddr {
@@ -191,6 +210,8 @@ struct Establish<'a> {
     deadline: Instant,
     /// By rank.
     dials: BTreeMap<usize, Dial>,
+    /// No call is taken until then: the system has no room for one.
+    deaf_until: Option<Instant>,
     /// By number of the call.
     calls: BTreeMap<u64, Call>,
     next_call: u64,
@@ -209,6 +230,7 @@ struct Dial {
 
 enum Phase {
     Idle { until: Instant },
+    Resolving(Lookup),
     Connecting(Socket),
     Shaking(Wire, Dialer),
 }
@@ -259,10 +281,19 @@ impl<'a> Establish<'a> {
         let calls_for = plan.peers.keys().filter(|&&rank| rank > plan.rank && !links.conns.contains_key(&rank));
         let dials = calls_for.map(|&rank| (rank, Dial::new(listener.links.kinds(), start))).collect();
         let deadline = start + timeout;
-        Ok(Establish { links, listener, plan, timeout, deadline, dials, calls: BTreeMap::new(), next_call: 0 })
+        let (calls, next_call, deaf_until) = (BTreeMap::new(), 0, None);
+        Ok(Establish { links, listener, plan, timeout, deadline, dials, deaf_until, calls, next_call })
     }
 
     fn run(mut self) -> Result<(), CommError> {
+        let listener = self.listener;
+        let _door = listener.door.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = self.until_all_are_up();
+        self.links.waits_for().set(std::iter::empty());
+        result
+    }
+
+    fn until_all_are_up(&mut self) -> Result<(), CommError> {
         self.unpark();
         loop {
             self.links.fence.check(self.plan.epoch)?;
@@ -273,6 +304,8 @@ impl<'a> Establish<'a> {
                 tracing::info!(rank, epoch, kinds, "all links are up");
                 return Ok(());
             }
+            let missing = self.plan.peers.keys().copied().filter(|rank| !self.is_up(*rank));
+            self.links.waits_for().set(missing);
             if Instant::now() >= self.deadline {
                 return Err(CommError::Timeout { after: self.timeout, missing: self.missing() });
             }
@@ -294,19 +327,20 @@ impl<'a> Establish<'a> {
         conn.is_some_and(|conn| conn.is_confirmed() && !conn.wants_write() && conn.lost().is_none())
     }
 
-    fn missing(&self) -> String {
+    fn missing(&self) -> Vec<Missing> {
         let missing = self.plan.peers.iter().filter(|(rank, _)| !self.is_up(**rank));
-        let texts = missing.map(|(rank, PeerAddr { worker_id, address })| {
-            let refused = self.listener.refusals().into_iter().rfind(|refusal| refusal.rank == *rank);
-            let problem = match (self.dials.get(rank), refused) {
-                _ if self.links.conns.contains_key(rank) => "has not confirmed the new epoch".to_owned(),
+        let missing = missing.map(|(&rank, PeerAddr { worker_id, address })| {
+            let refused = self.listener.refusals().into_iter().rfind(|refusal| refusal.rank == rank);
+            let problem = match (self.dials.get(&rank), refused) {
+                _ if self.links.conns.contains_key(&rank) => "has not confirmed the new epoch".to_owned(),
                 (Some(dial), _) => dial.problem.clone(),
                 (None, Some(refusal)) => format!("called from {} and was refused: {}", refusal.address, refusal.reason),
                 (None, None) => "has not called".to_owned(),
             };
-            format!("rank {rank} (worker {worker_id} at {address}) {problem}")
+            let called = self.dials.contains_key(&rank);
+            Missing { rank, worker_id: worker_id.clone(), address: address.clone(), called, problem }
         });
-        texts.collect::<Vec<_>>().join("; ")
+        missing.collect()
     }
 
     fn poll(&mut self) -> Result<Vec<(Token, PollFlags)>, CommError> {
@@ -316,19 +350,28 @@ impl<'a> Establish<'a> {
                 wake = Instant::now();
             }
         }
-        let mut fds = vec![
-            PollFd::from_borrowed_fd(self.links.fence.wake_fd(), PollFlags::IN),
-            PollFd::new(&self.listener.socket, PollFlags::IN),
-        ];
-        let mut tokens = vec![Token::Fence, Token::Listener];
-        if let Some(local) = &self.listener.local {
-            fds.push(PollFd::new(local, PollFlags::IN));
-            tokens.push(Token::Local);
+        let mut fds = vec![PollFd::from_borrowed_fd(self.links.fence.wake_fd(), PollFlags::IN)];
+        let mut tokens = vec![Token::Fence];
+        self.deaf_until = self.deaf_until.filter(|until| *until > Instant::now());
+        match self.deaf_until {
+            Some(until) => wake = wake.min(until),
+            None => {
+                fds.push(PollFd::new(&self.listener.socket, PollFlags::IN));
+                tokens.push(Token::Listener);
+                if let Some(local) = &self.listener.local {
+                    fds.push(PollFd::new(local, PollFlags::IN));
+                    tokens.push(Token::Local);
+                }
+            }
         }
         for (rank, dial) in &self.dials {
             let (fd, flags) = match &dial.phase {
                 Phase::Idle { until } => {
                     wake = wake.min(*until);
+                    continue;
+                }
+                Phase::Resolving(_) => {
+                    wake = wake.min(Instant::now() + RESOLVE_LOOK);
                     continue;
                 }
                 Phase::Connecting(socket) => (socket.as_fd(), PollFlags::OUT),
@@ -372,13 +415,19 @@ impl<'a> Establish<'a> {
 
     fn dial_what_is_due(&mut self) {
         let now = Instant::now();
-        let is_due = |dial: &Dial| matches!(dial.phase, Phase::Idle { until } if until <= now);
-        let due: Vec<usize> = self.dials.iter().filter(|(_, dial)| is_due(dial)).map(|(rank, _)| *rank).collect();
-        for rank in due {
-            let (Some(dial), Some(peer)) = (self.dials.get_mut(&rank), self.plan.peers.get(&rank)) else { continue };
-            match connect(peer, dial.kind(), dial.attempts) {
-                Ok(socket) => dial.phase = Phase::Connecting(socket),
-                Err(e) => dial.cannot_be_reached(&e),
+        for (rank, dial) in &mut self.dials {
+            let Some(peer) = self.plan.peers.get(rank) else { continue };
+            let begun = match &mut dial.phase {
+                Phase::Idle { until } if *until <= now => dial.begin(peer),
+                Phase::Resolving(lookup) => match lookup.poll() {
+                    None => Ok(()),
+                    Some(Ok(addresses)) => dial.connect(&addresses),
+                    Some(Err(error)) => Err(std::io::Error::other(format!("its name cannot be resolved: {error}"))),
+                },
+                Phase::Idle { .. } | Phase::Connecting(_) | Phase::Shaking(..) => Ok(()),
+            };
+            if let Err(error) = begun {
+                dial.cannot_be_reached(&error);
             }
         }
     }
@@ -421,7 +470,7 @@ impl<'a> Establish<'a> {
     // Calls of others
 
     fn accept(&mut self) -> Result<(), CommError> {
-        while let Some((stream, address)) = taken(self.listener.socket.accept())? {
+        while let Some((stream, address)) = self.taken(self.listener.socket.accept())? {
             match stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)) {
                 Ok(()) => self.take_call(Socket::Tcp(stream), address.to_string())?,
                 Err(e) => tracing::debug!(%address, error = %e, "dropped a call"),
@@ -433,13 +482,35 @@ impl<'a> Establish<'a> {
     fn accept_local(&mut self) -> Result<(), CommError> {
         let listener = self.listener;
         let Some(local) = &listener.local else { return Ok(()) };
-        while let Some((stream, _)) = taken(local.accept())? {
+        while let Some((stream, _)) = self.taken(local.accept())? {
             match stream.set_nonblocking(true) {
                 Ok(()) => self.take_call(Socket::Unix(stream), "this host".into())?,
                 Err(e) => tracing::debug!(error = %e, "dropped a call of this host"),
             }
         }
         Ok(())
+    }
+
+    /// What an accept has brought; `None` where nobody calls any more, or none can be taken now.
+    fn taken<T>(&mut self, accepted: std::io::Result<T>) -> Result<Option<T>, CommError> {
+        let error = match accepted {
+            Ok(call) => return Ok(Some(call)),
+            Err(error) => error,
+        };
+        match Refused::of(&error) {
+            Refused::Nothing => Ok(None),
+            Refused::ThisCall => {
+                tracing::debug!(%error, "a call ended before it was taken");
+                // Others may wait behind it: poll says so.
+                Ok(None)
+            }
+            Refused::ForNow => {
+                tracing::warn!(%error, "cannot take calls for links, they are tried again; is the limit of open files too low (ulimit -n)?");
+                self.deaf_until = Some(Instant::now() + DEAF);
+                Ok(None)
+            }
+            Refused::ForGood => Err(CommError::io("accept a link", error)),
+        }
     }
 
     fn take_call(&mut self, socket: Socket, address: String) -> Result<(), CommError> {
@@ -507,6 +578,34 @@ impl<'a> Establish<'a> {
 }
 
 impl Dial {
+    /// Looks the peer up, or connects where that needs no look-up.
+    fn begin(&mut self, peer: &PeerAddr) -> std::io::Result<()> {
+        let PeerAddr { worker_id, address } = peer;
+        if self.kind().is_local() {
+            let port = address.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+            let port = port.ok_or_else(|| std::io::Error::new(ErrorKind::InvalidInput, "its address has no port"))?;
+            self.phase = Phase::Connecting(connect_local(worker_id, port).map(Socket::Unix)?);
+            return Ok(());
+        }
+        let mut lookup = Lookup::begin(address)?;
+        match lookup.poll() {
+            Some(Ok(addresses)) => self.connect(&addresses),
+            Some(Err(error)) => Err(std::io::Error::other(error)),
+            None => {
+                self.phase = Phase::Resolving(lookup);
+                Ok(())
+            }
+        }
+    }
+
+    fn connect(&mut self, addresses: &[SocketAddr]) -> std::io::Result<()> {
+        let Some(address) = addresses.get(self.attempts % addresses.len().max(1)) else {
+            return Err(std::io::Error::new(ErrorKind::NotFound, "the name has no address"));
+        };
+        self.phase = Phase::Connecting(connect(address).map(Socket::Tcp)?);
+        Ok(())
+    }
+
     fn new(kinds: &'static [LinkKind], until: Instant) -> Dial {
         let problem = "was not reached yet".to_owned();
         Dial { phase: Phase::Idle { until }, retry: RETRY_MIN, attempts: 0, kinds, breaks: 0, problem }
@@ -661,29 +760,10 @@ impl Wire {
     }
 }
 
-/// What an accept has brought; `None` where nobody calls any more.
-fn taken<T>(accepted: std::io::Result<T>) -> Result<Option<T>, CommError> {
-    match accepted {
-        Ok(call) => Ok(Some(call)),
-        Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(None),
-        Err(e) => Err(CommError::io("accept a link", e)),
-    }
-}
-
-/// Begins to connect, without waiting for it. Takes the addresses of a name in turn.
+/// Begins to connect, without waiting for it.
 ///
 /// Socket buffers are left to the kernel: setting them switches its tuning off, and with it most of what a long path could use.
-fn connect(peer: &PeerAddr, kind: LinkKind, attempt: usize) -> std::io::Result<Socket> {
-    let PeerAddr { worker_id, address } = peer;
-    if kind.is_local() {
-        let port = address.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
-        let port = port.ok_or_else(|| std::io::Error::new(ErrorKind::InvalidInput, "its address has no port"))?;
-        return connect_local(worker_id, port).map(Socket::Unix);
-    }
-    let addresses: Vec<SocketAddr> = address.to_socket_addrs()?.collect();
-    let Some(address) = addresses.get(attempt % addresses.len().max(1)) else {
-        return Err(std::io::Error::new(ErrorKind::NotFound, "the name has no address"));
-    };
+fn connect(address: &SocketAddr) -> std::io::Result<TcpStream> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
     avoid_bbr(&socket)?;
@@ -693,10 +773,10 @@ fn connect(peer: &PeerAddr, kind: LinkKind, attempt: usize) -> std::io::Result<S
     }
     let stream = TcpStream::from(socket);
     stream.set_nodelay(true)?;
-    Ok(Socket::Tcp(stream))
+    Ok(stream)
 }
 
-fn nonce() -> Result<Nonce, CommError> {
+pub(super) fn nonce() -> Result<Nonce, CommError> {
     let mut nonce = [0; 32];
     let read = std::fs::File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut nonce));
     read.map(|()| nonce).map_err(|e| CommError::io("read the system's random source for a link's handshake", e))

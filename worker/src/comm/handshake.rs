@@ -25,7 +25,7 @@ use std::fmt;
 use super::LinkKind;
 
 /// Of handshake and frames together. Two builds that differ in it refuse each other.
-pub(super) const PROTOCOL_VERSION: u16 = 4;
+pub(super) const PROTOCOL_VERSION: u16 = 5;
 
 const MAGIC: &[u8; 8] = b"TOROIDLK";
 const PREFIX_LEN: usize = 11;
@@ -74,10 +74,28 @@ pub(super) struct Hello {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Message {
     Hello(Hello),
-    Challenge { nonce: Nonce, proof: [u8; 32] },
-    Proof { proof: [u8; 32] },
+    Challenge {
+        nonce: Nonce,
+        proof: [u8; 32],
+    },
+    Proof {
+        proof: [u8; 32],
+    },
     Welcome,
-    Refuse { why: Why, text: String },
+    Refuse {
+        why: Why,
+        text: String,
+    },
+    /// A probe: another worker asks whether this is the worker that it means ([`super::probe`]).
+    Knock {
+        number: u64,
+        nonce: Nonce,
+        proof: [u8; 32],
+    },
+    /// It is.
+    Here {
+        proof: [u8; 32],
+    },
 }
 
 /// Bytes that are no handshake of ours: a port scan, a browser, another service.
@@ -196,6 +214,12 @@ impl Acceptor {
                 Ok((Some(Message::Refuse { why, text: text.clone() }), Verdict::Refused { rank, why, text }))
             }
             (Message::Refuse { why, text }, Some((rank, ..))) => Ok((None, Verdict::Refused { rank, why, text })),
+            // Whoever probes this worker asks again when this epoch's links are made.
+            (Message::Knock { .. }, None) => {
+                let (rank, why) = (me.rank, Why::NotYet);
+                let text = format!("this worker makes the links of epoch {} just now", me.epoch);
+                Ok((Some(Message::Refuse { why, text: text.clone() }), Verdict::Refused { rank, why, text }))
+            }
             (other, _) => Err(Garbage(format!("{} out of turn", other.name()))),
         }
     }
@@ -281,6 +305,8 @@ impl Message {
             Message::Proof { .. } => "proof",
             Message::Welcome => "welcome",
             Message::Refuse { .. } => "refusal",
+            Message::Knock { .. } => "knock",
+            Message::Here { .. } => "answer to a knock",
         }
     }
 
@@ -314,6 +340,16 @@ impl Message {
                 let end = ends.take_while(|&end| end < MAX_BODY_LEN).last().unwrap_or(0);
                 body.extend(&text.as_bytes()[..end]);
                 4
+            }
+            Message::Knock { number, nonce, proof } => {
+                body.extend(number.to_le_bytes());
+                body.extend(nonce);
+                body.extend(proof);
+                5
+            }
+            Message::Here { proof } => {
+                body.extend(proof);
+                6
             }
         };
         let mut bytes = MAGIC.to_vec();
@@ -363,6 +399,8 @@ impl Message {
                 let why = why.ok_or_else(|| Garbage(format!("a refusal for reason {code}")))?;
                 Message::Refuse { why, text: body.text(MAX_BODY_LEN)? }
             }
+            5 => Message::Knock { number: u64::from_le_bytes(body.take()?), nonce: body.take()?, proof: body.take()? },
+            6 => Message::Here { proof: body.take()? },
             kind => return Err(Garbage(format!("a message of kind {kind}"))),
         };
         if body.0.is_empty() { Ok(message) } else { Err(Garbage(format!("{} bytes too many", body.0.len()))) }

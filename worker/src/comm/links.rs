@@ -133,6 +133,11 @@ impl Links {
         }
     }
 
+    /// No links yet, before the first epoch.
+    pub fn none(fence: &Fence) -> Links {
+        Links::new(0, 0, String::new(), fence.clone())
+    }
+
     pub fn rank(&self) -> usize {
         self.rank
     }

@@ -34,6 +34,7 @@ use std::time::Duration;
 
 use toroid_torus::geometry::Shape;
 
+mod accept;
 mod collective;
 mod conn;
 mod error;
@@ -44,8 +45,10 @@ mod frame;
 mod handshake;
 mod links;
 pub mod nccl;
+mod probe;
 mod program;
 mod raw;
+mod resolve;
 #[cfg(test)]
 mod tests;
 mod transport;
@@ -56,12 +59,14 @@ pub use collective::{
     Algorithm, Group, Path, TpGroup, all_gather, all_gather_f64, all_reduce_sum, all_reduce_torus, global_sum,
     global_sum_with, reduce_scatter, slices_of_chunk, start_all_gather, start_reduce_scatter,
 };
-pub use error::CommError;
+pub use error::{CommError, Missing};
 pub use establish::{Listener, PeerAddr, Plan, Refusal};
 pub use fence::Fence;
 pub use frame::{Channel, HEADER_LEN, MAX_PAYLOAD_BYTES};
 pub use links::{Links, WaitsFor};
+pub use probe::{Knock, Porter, ProbeError};
 pub use raw::{RawRecv, RawSend, exchange_raw};
+pub use resolve::check_advertised;
 pub use transport::{LinkChoice, LinkKind};
 
 /// One message, to be sent or received by [`Links::run`]. `peer` is a rank.

@@ -83,6 +83,7 @@ fn name(output: &Output) -> String {
             format!("trainer {}", text.split([' ', '(']).next().unwrap_or_default())
         }
         Output::Prepare(_) => "prepare".into(),
+        Output::Probe(knock) => format!("probe {}", knock.peer.worker_id),
         Output::Fence { epoch } => format!("fence {epoch}"),
         Output::DropCheckpoint { step, .. } => format!("drop checkpoint {step}"),
         Output::RequestCheckpoint { step, .. } => format!("request checkpoint {step}"),
@@ -179,7 +180,7 @@ fn t9_a_lost_peer_is_named_again() {
     for input in [assign(1), prepared(1), start(1)] {
         session.handle(input);
     }
-    let lost = || happened(1, Happened::PeerLost { rank: 1, error: "reset".into() });
+    let lost = || happened(1, Happened::PeerLost { rank: 1, error: "reset".into(), damaged: false });
     check(&mut session, vec![lost(), welcome(true)], &["send PeerLost", "intervals", "send PeerLost"]);
 }
 
@@ -229,10 +230,16 @@ fn an_id_in_use_is_no_refusal_for_good() {
 fn only_a_spare_warms_up() {
     let mut session = Session::new();
     let warm_up = |rank| {
-        let ahead = proto::WarmUp { job_id: "j".into(), rank, job_json: job_json(), checkpoint_root: "/c".into() };
+        let ahead = proto::WarmUp {
+            job_id: "j".into(),
+            rank,
+            job_json: job_json(),
+            checkpoint_root: "/c".into(),
+            ..proto::WarmUp::default()
+        };
         Input::FromCoordinator(FromCoordinator::WarmUp(ahead))
     };
-    check(&mut session, vec![warm_up(1), warm_up(2)], &["trainer WarmUp", "note"]);
+    check(&mut session, vec![warm_up(1), warm_up(2)], &["trainer WarmUp", "send WarmedUp"]);
     check(&mut session, vec![assign(1), warm_up(1)], &["fence 1", "prepare"]);
 }
 

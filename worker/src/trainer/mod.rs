@@ -42,7 +42,7 @@ use toroid_torus::resplit::Origin;
 
 use crate::checkpoint::{Claim, ReadFault};
 use crate::comm::nccl::{Epoch, agree};
-use crate::comm::{CommError, Fence, Links, Listener, PeerAddr, Plan, WaitsFor, peers_of};
+use crate::comm::{CommError, Fence, Links, Listener, Missing, PeerAddr, Plan, WaitsFor, peers_of};
 use crate::device::Device;
 use crate::trace::Trace;
 
@@ -120,6 +120,10 @@ pub struct WarmUp {
     /// A place like this one, most likely: of the same tp_rank and stage.
     pub rank: usize,
     pub checkpoint_root: String,
+    /// For the answer.
+    pub number: u64,
+    /// A checkpoint of the job, which is to be seen.
+    pub checkpoint_step: Option<u64>,
 }
 
 /// What the session tells the trainer.
@@ -206,9 +210,21 @@ pub enum Happened {
     Finished {
         step: u64,
     },
+    /// `damaged`: what came from there was not what was sent.
     PeerLost {
         rank: usize,
         error: String,
+        damaged: bool,
+    },
+    /// Not all links of the epoch were up in time.
+    Unreached(Vec<Missing>),
+    /// What became of a [`Command::WarmUp`]: why this worker cannot fill a place, or nothing.
+    WarmedUp {
+        number: u64,
+        error: Option<String>,
+        data_digest: [u8; 32],
+        /// Why it does not see the checkpoint that the job has.
+        unseen: Option<String>,
     },
     /// `fatal`: every other worker would fail in the same way. `checkpoint`: it could not be loaded. `restore`: the
     /// state of this epoch is not to be trusted. `corrupt_ranks`: these hold a wrong copy of a shard, whose other copy is right.
@@ -245,6 +261,8 @@ pub struct Shared {
     computed: Mutex<Computed>,
     /// The coordinator is not heard.
     is_cut_off: AtomicBool,
+    /// How long the links of an epoch may take to be up, in milliseconds; 0: the coordinator has not said it yet.
+    connect_limit_ms: AtomicU64,
     trace: Option<Trace>,
 }
 
@@ -385,6 +403,15 @@ impl Shared {
         self.is_cut_off.store(!is_connected, Ordering::SeqCst);
     }
 
+    pub fn set_connect_limit(&self, limit_ms: u32) {
+        self.connect_limit_ms.store(u64::from(limit_ms), Ordering::Relaxed);
+    }
+
+    fn connect_limit(&self) -> Option<Duration> {
+        let ms = self.connect_limit_ms.load(Ordering::Relaxed);
+        (ms > 0).then_some(Duration::from_millis(ms))
+    }
+
     fn is_connected(&self) -> bool {
         !self.is_cut_off.load(Ordering::SeqCst)
     }
@@ -444,7 +471,7 @@ pub struct Environment {
     pub shared: Arc<Shared>,
     /// Token files are kept here.
     pub cache_dir: PathBuf,
-    /// How long peers may take to accept a link.
+    /// How long peers may take to accept a link, where the coordinator has not said it ([`Shared::set_connect_limit`]).
     pub connect_timeout: Duration,
 }
 
@@ -501,7 +528,7 @@ pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: R
             }
             Command::WarmUp(ahead) => {
                 if job.is_none() {
-                    warm = warm_up(device, environment, &ahead, warm.take());
+                    warm = warm_up(device, environment, &ahead, warm.take(), emit);
                 }
             }
             Command::Start { epoch, heal } => {
@@ -534,29 +561,39 @@ pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: R
     }
 }
 
-/// What fails here is tried again, and said, where a place is really to be prepared.
+/// Makes what a place needs, and says whether this worker can fill one.
 fn warm_up<D: Device + Clone>(
     device: &D,
     environment: &Environment,
     ahead: &WarmUp,
     used: Option<Room<D>>,
+    emit: &Emit,
 ) -> Option<Room<D>> {
     // A place may be assigned meanwhile: it is the same work.
     environment.shared.enter(PREPARE);
     let since = std::time::Instant::now();
     let room = Room::make(device, environment, (&ahead.spec, ahead.rank), &ahead.checkpoint_root, None, used);
+    let room = room.map_err(|e| e.to_string());
+    let unseen = room.as_ref().ok().and_then(|room| room.unseen(ahead.checkpoint_step));
+    let room = room.and_then(|room| match &unseen {
+        // Its file system may not be mounted there: nothing is made in its place.
+        Some(_) => Ok(room),
+        None => match room.check_storage() {
+            Ok(()) => Ok(room),
+            Err(error) => Err(format!("cannot use the checkpoint folder: {error}")),
+        },
+    });
     environment.shared.enter("idle");
     let (job_id, spent) = (&ahead.job_id, since.elapsed());
-    match room {
-        Ok(room) => {
-            tracing::info!("ready for a place of {job_id}, prepared in {:.0} ms", spent.as_secs_f64() * 1e3);
-            Some(room)
-        }
-        Err(error) => {
-            tracing::warn!("cannot get ready for a place of {job_id}: {error}");
-            None
-        }
+    let data_digest = room.as_ref().map_or([0; 32], |room| room.data_digest);
+    let error = room.as_ref().err().cloned();
+    match &error {
+        None => tracing::info!("ready for a place of {job_id}, prepared in {:.0} ms", spent.as_secs_f64() * 1e3),
+        Some(error) => tracing::warn!("cannot get ready for a place of {job_id}: {error}"),
     }
+    let what = Happened::WarmedUp { number: ahead.number, error, data_digest, unseen };
+    emit(TrainerEvent { job_id: job_id.clone(), epoch: 0, what });
+    room.ok()
 }
 
 fn prepare<D: Device + Clone>(
@@ -627,8 +664,12 @@ fn train<D: Device + Clone>(
         Ok(()) => report(Happened::Finished { step: job.committed }),
         Err(StepError::Comm(CommError::Fenced { .. })) | Err(StepError::Corrupt { seen: None, .. }) => {}
         Err(StepError::Comm(error @ (CommError::PeerLost { rank, .. } | CommError::Refused { rank, .. }))) => {
-            report(Happened::PeerLost { rank, error: error.to_string() });
+            report(Happened::PeerLost { rank, error: error.to_string(), damaged: false });
         }
+        Err(StepError::Comm(error @ CommError::Corrupt { rank, .. })) => {
+            report(Happened::PeerLost { rank, error: error.to_string(), damaged: true });
+        }
+        Err(StepError::Comm(CommError::Timeout { missing, .. })) => report(Happened::Unreached(missing)),
         Err(error) => {
             let (restore, corrupt_ranks) = match &error {
                 StepError::Corrupt { wrong, .. } => (wrong.is_empty(), wrong.iter().copied().collect()),
@@ -661,14 +702,11 @@ fn connect<D: Device + Clone>(
         key: assignment.link_key,
         peers: assignment.peers.iter().filter(|(r, _)| needed.contains(r)).map(|(r, p)| (*r, p.clone())).collect(),
     };
-    let (listener, timeout) = (&environment.listener, environment.connect_timeout);
-    match links {
-        Some(kept) => kept.advance(listener, plan, &job.fence, timeout)?,
-        None => *links = Some(Links::establish(listener, plan, &job.fence, timeout)?),
-    }
-    let links = links.as_mut().expect("they were just made");
+    let timeout = environment.shared.connect_limit().unwrap_or(environment.connect_timeout);
+    let links = links.get_or_insert_with(|| Links::none(&job.fence));
     links.keep_at_most(memory::of_a_link(&assignment.spec, assignment.rank));
     *lock(&environment.shared.waits_for) = Some(links.waits_for());
+    links.advance(&environment.listener, plan, &job.fence, timeout)?;
     let comm = job.stage.device().comm();
     if let (Some(agreed), Some(comm)) = (agree(links, &assignment.spec.shape, comm)?, comm) {
         let (number, fence) = (assignment.epoch, job.fence.clone());

@@ -17,7 +17,7 @@ use super::memory;
 use super::prepare::{Groups, PrepareError};
 use super::replay::Kept;
 use super::{Environment, PREPARE, Shared, WAIT_FOR_TOKENS};
-use crate::checkpoint::Storage;
+use crate::checkpoint::{CheckpointError, Storage};
 use crate::comm::{Fence, Group};
 use crate::data::{Attend, Dataset, TokenFile};
 use crate::device::Device;
@@ -154,6 +154,16 @@ impl<D: Device + Clone> Room<D> {
                 Parts::new(device, spec, rank)
             },
         })
+    }
+
+    /// Shows that files can be written to the folder of checkpoints, read and removed.
+    pub fn check_storage(&self) -> Result<(), CheckpointError> {
+        self.storage.check_access()
+    }
+
+    /// Why the checkpoint of `step` is not seen, if it is not.
+    pub fn unseen(&self, step: Option<u64>) -> Option<String> {
+        self.storage.manifest(step?).err().map(|e| e.to_string())
     }
 
     fn fits(&self, spec: &JobSpec, rank: usize, checkpoint_root: &str) -> bool {

@@ -357,7 +357,7 @@ fn the_phases_of_an_incident_add_up_to_what_was_lost() {
 #[test]
 fn a_link_that_breaks_costs_no_step() {
     let (mut world, job) = running(2, 0, 3, "");
-    let lost = proto::PeerLost { job_id: job.clone(), epoch: 1, rank: 1, error: "reset".into() };
+    let lost = proto::PeerLost { job_id: job.clone(), epoch: 1, rank: 1, error: "reset".into(), ..Default::default() };
     world.worker("w0").outbox.push_back(FromWorker::PeerLost(lost));
     world.settle();
     world.pass(LIMITS.link_grace());
@@ -369,7 +369,7 @@ fn a_link_that_breaks_costs_no_step() {
 #[test]
 fn a_peer_that_turns_out_dead_without_a_spare_is_not_counted_twice() {
     let (mut world, job) = running(2, 0, 3, "");
-    let lost = proto::PeerLost { job_id: job.clone(), epoch: 1, rank: 1, error: "reset".into() };
+    let lost = proto::PeerLost { job_id: job.clone(), epoch: 1, rank: 1, error: "reset".into(), ..Default::default() };
     world.worker("w0").outbox.push_back(FromWorker::PeerLost(lost));
     world.settle();
     world.kill("w1");

@@ -9,6 +9,7 @@ mod identity;
 mod incidents;
 mod leave;
 mod lifecycle;
+mod newcomers;
 mod recovery;
 mod resize;
 mod restart;

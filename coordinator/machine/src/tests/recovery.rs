@@ -107,7 +107,8 @@ fn who_finished_in_an_older_epoch_has_yet_to_finish_in_this_one() {
 
 fn peer_lost(world: &mut World, job: &str, by: &str, rank: u32) {
     let (job_id, epoch) = (job.to_string(), world.record(job).epoch);
-    let body = FromWorker::PeerLost(proto::PeerLost { job_id, epoch, rank, error: "reset".into() });
+    let body =
+        FromWorker::PeerLost(proto::PeerLost { job_id, epoch, rank, error: "reset".into(), ..Default::default() });
     world.worker(by).outbox.push_back(body);
     world.settle();
 }
@@ -261,7 +262,13 @@ fn messages_of_an_older_epoch_change_nothing() {
             fatal: true,
             ..Default::default()
         }),
-        FromWorker::PeerLost(proto::PeerLost { job_id: job_id.clone(), epoch, rank: 1, error: "late".into() }),
+        FromWorker::PeerLost(proto::PeerLost {
+            job_id: job_id.clone(),
+            epoch,
+            rank: 1,
+            error: "late".into(),
+            ..Default::default()
+        }),
         FromWorker::Validation(proto::ValidationReport { job_id, epoch, validation }),
     ];
     let (before, view) = (world.record(&job).clone(), world.view(&job));

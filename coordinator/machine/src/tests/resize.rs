@@ -69,11 +69,12 @@ fn without_a_spare_it_goes_on_with_fewer_replicas_and_grows_when_a_worker_comes(
     assert!(incident.reason.contains(expected), "{}", incident.reason);
 
     world.join("x");
+    assert_eq!(world.record(&job).epoch, 2, "it shows first that it can fill a place");
+    world.settle();
     assert_eq!(
         (world.record(&job).epoch, places(&world, &job)),
         (3, ["w0", "w2", "w3", "x"].map(String::from).to_vec())
     );
-    world.settle();
     world.train(&job, 1);
     assert_eq!((world.record(&job).state, world.view(&job).committed_step), (State::Running, 9));
     let incident = newest(&world, &job);

@@ -211,7 +211,13 @@ impl Simulation {
         let worker = self.world.worker(&id);
         if let Some(work) = &worker.work {
             let (job_id, epoch, error) = (work.job.clone(), work.epoch, "reset".into());
-            worker.outbox.push_back(FromWorker::PeerLost(proto::PeerLost { job_id, epoch, rank, error }));
+            worker.outbox.push_back(FromWorker::PeerLost(proto::PeerLost {
+                job_id,
+                epoch,
+                rank,
+                error,
+                ..Default::default()
+            }));
         }
     }
 
@@ -350,6 +356,7 @@ fn epoch_of(body: &FromWorker) -> Option<(&str, u64)> {
         FromWorker::Finished(m) => Some((&m.job_id, m.epoch)),
         FromWorker::Failed(m) => Some((&m.job_id, m.epoch)),
         FromWorker::PeerLost(m) => Some((&m.job_id, m.epoch)),
+        FromWorker::Unreached(m) => Some((&m.job_id, m.epoch)),
         _ => None,
     }
 }

@@ -75,6 +75,10 @@ pub struct Worker {
     pub resume_step: u64,
     /// What preparing ends with, and whether it is fatal; `None`: success.
     pub prepare_error: Option<(String, bool)>,
+    /// Nobody can dial it, nor it anybody.
+    pub unreachable: bool,
+    /// Where it says that it is dialled, if not at its host.
+    pub address: Option<String>,
     /// Steps whose checkpoints it finds damaged.
     pub damaged: BTreeSet<u64>,
     /// It does not see the folder of the checkpoints.
@@ -117,6 +121,8 @@ impl Worker {
             digest: 7,
             resume_step: 0,
             prepare_error: None,
+            unreachable: false,
+            address: None,
             damaged: BTreeSet::new(),
             is_blind: false,
             write_error: None,
@@ -131,7 +137,11 @@ impl Worker {
             protocol_version: proto::PROTOCOL_VERSION,
             build_version: proto::BUILD_VERSION.into(),
             host: self.host.clone(),
-            data_address: format!("{}:1", self.host),
+            data_address: match &self.address {
+                _ if self.unreachable => "nohost.invalid:1".into(),
+                Some(address) => address.clone(),
+                None => format!("{}:1", self.host),
+            },
             device: "cpu".into(),
             fingerprint: self.fingerprint.clone(),
             pid: self.pid,
@@ -223,7 +233,23 @@ impl Worker {
                 }
             }
             ToWorker::Refused(_) => self.work = None,
-            ToWorker::WarmUp(m) => self.told_to_warm_up.push((m.job_id, m.rank)),
+            ToWorker::WarmUp(m) => {
+                self.told_to_warm_up.push((m.job_id.clone(), m.rank));
+                let error = self.prepare_error.clone().map_or_else(String::new, |(error, _)| error);
+                let (job_id, number, data_digest) = (m.job_id, m.number, vec![self.digest; 32]);
+                self.say(FromWorker::WarmedUp(proto::WarmedUp {
+                    job_id,
+                    number,
+                    error,
+                    data_digest,
+                    ..Default::default()
+                }));
+            }
+            ToWorker::Probe(m) => {
+                let is_apart = self.unreachable || m.data_address.starts_with("nohost");
+                let error = if is_apart { format!("cannot be reached at {}", m.data_address) } else { String::new() };
+                self.say(FromWorker::Probed(proto::Probed { number: m.number, error }));
+            }
         }
     }
 

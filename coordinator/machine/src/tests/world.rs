@@ -591,7 +591,8 @@ impl World {
             | ToWorker::Stop(_)
             | ToWorker::Refused(_)
             | ToWorker::WarmUp(_)
-            | ToWorker::ReportSteps(_) => {}
+            | ToWorker::ReportSteps(_)
+            | ToWorker::Probe(_) => {}
         }
     }
 }

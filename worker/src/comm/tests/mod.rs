@@ -41,6 +41,7 @@ mod collectives;
 mod epochs;
 mod establishing;
 mod messages;
+mod probing;
 
 const HANG_GUARD: Duration = Duration::from_secs(180);
 const KEY: [u8; 32] = [42; 32];

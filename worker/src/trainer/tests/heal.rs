@@ -116,7 +116,14 @@ impl<'a> Cluster<'a> {
         std::thread::spawn(move || run(&CpuDevice::new(1), &environment, to_do, &emit));
         if let Some(rank) = self.warm_for {
             let checkpoint_root = self.checkpoint_root();
-            let ahead = WarmUp { job_id: "j".into(), spec: Arc::clone(&self.spec), rank, checkpoint_root };
+            let ahead = WarmUp {
+                job_id: "j".into(),
+                spec: Arc::clone(&self.spec),
+                rank,
+                checkpoint_root,
+                number: 0,
+                checkpoint_step: None,
+            };
             commands.send(Command::WarmUp(Box::new(ahead))).expect("it lives");
         }
         self.workers.push(Worker { commands, fence: Fence::new().expect("an eventfd"), address });
