@@ -355,6 +355,35 @@ async fn a_worker_without_the_token_is_refused() {
     coordinator.stop().await;
 }
 
+/// A worker may say no more at a time than 16 MiB; its stream ends, and nobody else is harmed.
+#[tokio::test]
+async fn a_message_beyond_the_bound_ends_its_stream() {
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = Coordinator::start(folder.path(), None).await;
+    let mut other = Worker::connect(&coordinator, register("b")).await;
+    assert!(!other.welcomed().await);
+    let mut worker = Worker::connect(&coordinator, register("a")).await;
+    assert!(!worker.welcomed().await);
+    let failed = |bytes: usize| FromWorker::Failed(proto::Failed { error: "x".repeat(bytes), ..Default::default() });
+    worker.say(failed(15 << 20)).await;
+    worker.say(failed(17 << 20)).await;
+    let end = within("the end of the stream", worker.messages.next()).await;
+    assert!(!matches!(end, Some(Ok(_))), "{end:?}");
+    let mut user = coordinator.user().await;
+    let connected = async {
+        loop {
+            let workers = user.list_workers(proto::ListWorkersRequest {}).await.unwrap().into_inner().workers;
+            let ids: Vec<String> = workers.into_iter().map(|w| w.worker_id).collect();
+            if ids == ["b"] {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within("the coordinator to have dropped the one and kept the other", connected).await;
+    coordinator.stop().await;
+}
+
 #[tokio::test]
 async fn a_second_coordinator_on_the_same_folder_is_kept_out() {
     let folder = tempfile::tempdir().unwrap();
