@@ -474,6 +474,46 @@ mod tests {
         check(&format!("http://{}", silent.local_addr()?), "takes the connection and answers nothing")
     }
 
+    fn control(shared: Shared) -> Result<Control, CommError> {
+        Ok(Control {
+            coordinator: String::new(),
+            identity: Register::default(),
+            session: Session::new(),
+            commands: std::sync::mpsc::sync_channel(1).0,
+            events: mpsc::channel(1).1,
+            fence: JobFence::new()?,
+            shared: Arc::new(shared),
+            memory: Box::new(|| DeviceMemory { held: 5, free: Some(9) }),
+            heartbeat: Duration::from_secs(1),
+            failure_timeout: Duration::from_secs(5),
+            leave_grace: Duration::from_secs(25),
+            own_leave_grace: None,
+            leaves_at: None,
+            asked: watch::channel(0).1,
+            outage: Outage::default(),
+            origin: Instant::now(),
+        })
+    }
+
+    #[test]
+    fn a_heartbeat_says_what_the_trainer_has_done() -> Result<(), CommError> {
+        let said = |shared| -> Result<Heartbeat, CommError> {
+            match control(shared)?.heartbeat_message().body {
+                Some(Body::Heartbeat(heartbeat)) => Ok(heartbeat),
+                other => panic!("it is {other:?}"),
+            }
+        };
+        let idle = said(Shared::default())?;
+        assert_eq!((idle.compute_steps, idle.compute_s, idle.sealed_next), (0, 0.0, false));
+        // It has committed no step, and holds all that the first one needs.
+        let busy = said(Shared::that_has_worked(7, Duration::from_millis(250), 1))?;
+        assert_eq!((busy.compute_steps, busy.compute_s, busy.sealed_next), (7, 0.25, true));
+        assert_eq!((busy.memory_bytes, busy.memory_free_bytes), (5, 9));
+        let ahead = said(Shared::that_has_worked(7, Duration::from_millis(250), 2))?;
+        assert!(!ahead.sealed_next, "that is not the next step");
+        Ok(())
+    }
+
     #[test]
     fn a_trainer_that_stands_still_ends_the_worker_and_one_that_is_gone_does_not() {
         let (commands, to_do) = std::sync::mpsc::sync_channel(MAX_COMMANDS);
