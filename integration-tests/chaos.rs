@@ -226,6 +226,18 @@ fn pairs_and_the_coordinator_die_and_no_step_is_lost() -> Result<()> {
     Ok(())
 }
 
+/// Two workers take turns at one place and are stopped there three times each: the rule against crash loops puts them aside, and the run
+/// takes them back, since it is the run that makes them fail.
+#[test]
+fn workers_that_are_stopped_again_and_again_are_taken_back() -> Result<()> {
+    let shape = ["--preset", "micro", "--tp", "1", "--pp", "1", "--dp", "2", "--spares", "1"];
+    let faults = ["--how", "stop", "--rank", "1", "--kills", "6", "--failure-timeout-ms", "2000"];
+    let report = chaos(&[&shape[..], &faults].concat())?;
+    ensure!(report["faults"].as_array().is_some_and(|faults| faults.len() == 6), "{report:#}");
+    ensure!(report["readmitted"].as_u64().is_some_and(|num| num >= 1), "{report:#}");
+    Ok(())
+}
+
 /// The report of a run that held in every respect.
 fn chaos(args: &[&str]) -> Result<serde_json::Value> {
     let dir = tempfile::tempdir()?;

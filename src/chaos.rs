@@ -218,3 +218,37 @@ fn judge(seed: u64, outcome: Outcome, verifies: bool, parameters: PathBuf) -> Re
     };
     Ok((report, finished))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    /// As when cargo fetches a crate between the two runs that are compared.
+    #[test]
+    fn both_runs_read_the_text_as_it_was_before_the_first() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (text, cache) = (dir.path().join("src"), dir.path().join("cache"));
+        std::fs::create_dir(&text)?;
+        std::fs::write(text.join("a.rs"), "fn a() {}\n".repeat(50))?;
+        std::fs::write(text.join("b.md"), "no source")?;
+        let args = Cli::parse_from(["chaos"]).args;
+        let made = || job::make(&args.job, 9, 0, Some(text.clone()));
+        let digest = |job: &job::LocalJob| -> Result<[u8; 32]> {
+            Ok(TokenFile::prepare(&job.spec.data, &cache, &mut |_| {})?.digest())
+        };
+        let before = digest(&made()?)?;
+        let pinned = pin_text(made()?, &dir.path().join("kept"))?;
+        assert_eq!(digest(&pinned)?, before, "the copy gives the same tokens");
+        std::fs::write(text.join("c.rs"), "fn c() {}\n")?;
+        assert_ne!(digest(&made()?)?, before, "the source gives others now");
+        assert_eq!(digest(&pinned)?, before);
+        Ok(())
+    }
+}

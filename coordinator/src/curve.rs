@@ -603,6 +603,24 @@ mod tests {
         assert!(damaged("\n2,", "\n1,").contains("step 1 follows step 1"));
         assert!(damaged("\n2,", "\n2,2,").contains("16 columns before the last, expected 15"));
         assert!(damaged("step,loss", "loss,step").contains("does not begin with the header"));
+        assert!(damaged("\n2,", "\r\n2,").contains("line 2 of"));
+        assert!(damaged("\n2,", "\r\n2,").contains("it ends with a carriage return"));
+    }
+
+    /// What is one line without an end is read in pieces, and is more than the end of a torn one.
+    #[test]
+    fn a_line_that_never_ends_is_not_held_in_memory() {
+        let (folder, _) = filled(3);
+        let path = folder.path().join(FILE_NAME);
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        let len = file.metadata().unwrap().len();
+        file.set_len(len + MAX_LINE_BYTES + 1).unwrap();
+        let error = Curve::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("line 5 of"), "{error}");
+        file.set_len(len + MAX_LINE_BYTES).unwrap();
+        let (curve, _) = Curve::open(folder.path()).unwrap();
+        assert_eq!(curve.last(), Some(&record(3)), "a torn end is cut off");
+        assert_eq!(file.metadata().unwrap().len(), len);
     }
 
     #[test]

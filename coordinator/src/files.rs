@@ -322,6 +322,20 @@ mod tests {
     }
 
     #[test]
+    fn a_curve_that_is_gone_is_told_where_the_job_goes_on() {
+        let (jobs_dir, path) = swapped();
+        std::fs::remove_file(&path).unwrap();
+        let fresh = JobRecord { high_step: 0, ..record_of(State::Running) };
+        let (_, _, condition) = JobFiles::restore(jobs_dir.path(), &fresh);
+        assert!(matches!(condition, Condition::Sound), "it had none");
+        std::fs::remove_file(&path).unwrap();
+        let (mut files, _, condition) = JobFiles::restore(jobs_dir.path(), &record_of(State::Running));
+        assert!(matches!(condition, Condition::Repaired(text) if text.contains("was gone; a new one begins")));
+        assert_eq!(files.append(&step(4)), None);
+        assert_eq!(steps(&files), [4]);
+    }
+
+    #[test]
     fn a_curve_that_ends_too_early_is_seen() {
         let (jobs_dir, _) = swapped();
         let (_, _, condition) = JobFiles::restore(jobs_dir.path(), &record_of(State::Running));
@@ -367,5 +381,23 @@ mod tests {
             files.append(&step);
         }
         assert!((20..50).contains(&num), "{num} rows of 2 MiB");
+    }
+
+    #[test]
+    fn messages_that_wait_for_the_disk_have_a_bound() {
+        let (jobs_dir, path) = swapped();
+        let (mut files, _, _) = JobFiles::restore(jobs_dir.path(), &record_of(State::Running));
+        std::fs::remove_file(&path).unwrap();
+        assert!(files.append(&step(4)).is_some(), "the row waits");
+        for step in 1..=100 {
+            let body = Body::PublishManifest(proto::PublishManifest { step, ..Default::default() });
+            assert!(files.must_hold(&body));
+            files.hold(StreamId(7), Box::new(proto::CoordinatorMessage { body: Some(body) }));
+        }
+        let steps = files.held.iter().filter_map(|(_, message)| match &message.body {
+            Some(Body::PublishManifest(publish)) => Some(publish.step),
+            _ => None,
+        });
+        assert!(steps.eq(85..=100), "the newest are kept");
     }
 }

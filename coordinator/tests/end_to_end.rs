@@ -355,6 +355,66 @@ async fn a_worker_without_the_token_is_refused() {
     coordinator.stop().await;
 }
 
+/// A worker may say no more at a time than 16 MiB; its stream ends, and nobody else is harmed.
+#[tokio::test]
+async fn a_message_beyond_the_bound_ends_its_stream() {
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = Coordinator::start(folder.path(), None).await;
+    let mut other = Worker::connect(&coordinator, register("b")).await;
+    assert!(!other.welcomed().await);
+    let mut worker = Worker::connect(&coordinator, register("a")).await;
+    assert!(!worker.welcomed().await);
+    let failed = |bytes: usize| FromWorker::Failed(proto::Failed { error: "x".repeat(bytes), ..Default::default() });
+    worker.say(failed(15 << 20)).await;
+    worker.say(failed(17 << 20)).await;
+    let end = within("the end of the stream", worker.messages.next()).await;
+    assert!(!matches!(end, Some(Ok(_))), "{end:?}");
+    let mut user = coordinator.user().await;
+    let connected = async {
+        loop {
+            let workers = user.list_workers(proto::ListWorkersRequest {}).await.unwrap().into_inner().workers;
+            let ids: Vec<String> = workers.into_iter().map(|w| w.worker_id).collect();
+            if ids == ["b"] {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within("the coordinator to have dropped the one and kept the other", connected).await;
+    coordinator.stop().await;
+}
+
+/// As at a time limit of Slurm: the coordinator is asked as the workers are, and is needed for what they hold. Asked again it ends.
+#[tokio::test]
+async fn a_coordinator_that_is_asked_to_end_stays_for_workers_that_leave() {
+    let folder = tempfile::tempdir().unwrap();
+    let coordinator = Coordinator::start(folder.path(), None).await;
+    let mut user = coordinator.user().await;
+    let id = submit(&mut user).await;
+    let mut workers = place_two(&coordinator).await;
+    for worker in &mut workers {
+        worker.prepare().await;
+    }
+    for worker in &mut workers {
+        worker.started().await;
+    }
+    workers[1].say(FromWorker::Leaving(proto::Leaving { reason: "asked".into(), at_once: false })).await;
+    let is_draining = async {
+        while !job(&mut user, &id).await.events.iter().any(|event| event.kind == "worker.draining") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within("the coordinator to hear of it", is_draining).await;
+    coordinator.stop.send_replace(1);
+    for _ in 0..50 {
+        assert_eq!(job(&mut user, &id).await.places_alive, 2, "it is still there");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    coordinator.stop.send_replace(2);
+    drop(user);
+    within("the coordinator to stop", coordinator.task).await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn a_second_coordinator_on_the_same_folder_is_kept_out() {
     let folder = tempfile::tempdir().unwrap();

@@ -10,6 +10,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_stream::StreamExt as _;
 use tonic::Code;
 use tonic::transport::Channel;
 use toroid_coordinator::machine::Retention;
@@ -96,7 +97,8 @@ async fn jobs_need_no_open_files() {
     for number in 1..=NUM_JOBS {
         assert_eq!(coordinator.submit().await, format!("j-{number}"));
     }
-    assert!(num_jobs(&mut coordinator.user).await > 0);
+    assert_eq!(num_jobs(&mut coordinator.user).await, 100, "a page");
+    assert_eq!(coordinator.page(1000, "").await.0.len(), 100, "whatever is asked for");
     coordinator.stop().await;
 
     let mut coordinator = Coordinator::start(folder.path()).await;
@@ -133,6 +135,34 @@ async fn jobs_are_listed_by_page_and_removed_by_command_and_their_ids_are_not_us
     let mut coordinator = Coordinator::start(folder.path()).await;
     assert_eq!(coordinator.page(0, "").await.0, ["j-4", "j-3", "j-2", "j-1"]);
     assert_eq!(coordinator.submit().await, "j-6");
+    coordinator.stop().await;
+}
+
+/// A page has no more jobs than fit into a message of 2 MiB, and the next one those that are left.
+#[tokio::test]
+async fn requests_and_pages_are_bounded_by_their_bytes() {
+    const NUM_JOBS: usize = 30;
+    let folder = tempfile::tempdir().unwrap();
+    let mut coordinator = Coordinator::start(folder.path()).await;
+    let job_of = |bytes: usize| JOB.replace("/data", &format!("/{}", "d".repeat(bytes)));
+    for _ in 0..NUM_JOBS {
+        let submit = proto::SubmitJobRequest { job_toml: job_of(100 << 10) };
+        coordinator.user.submit_job(submit).await.unwrap();
+    }
+    let (mut ids, mut token) = coordinator.page(0, "").await;
+    assert!((5..25).contains(&ids.len()), "{} jobs of 100 KiB are on a page", ids.len());
+    while !token.is_empty() {
+        let (more, next) = coordinator.page(0, &token).await;
+        assert!(!more.is_empty());
+        ids.extend(more);
+        token = next;
+    }
+    assert!(ids.into_iter().eq((1..=NUM_JOBS).rev().map(|n| format!("j-{n}"))), "each job once, the newest first");
+
+    let too_long = proto::SubmitJobRequest { job_toml: job_of(2 << 20) };
+    let refused = coordinator.user.submit_job(too_long).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
+    assert_eq!(coordinator.submit().await, format!("j-{}", NUM_JOBS + 1), "and serves others");
     coordinator.stop().await;
 }
 
@@ -204,6 +234,44 @@ async fn a_damaged_curve_is_a_fault_of_its_job_alone() {
     let sound = coordinator.job("j-4").await;
     assert_eq!((sound.state(), sound.damaged.as_str()), (proto::JobState::Queued, ""));
     assert_eq!(coordinator.submit().await, "j-5");
+    coordinator.stop().await;
+}
+
+/// A curve that is longer than a message may be is read in pieces.
+#[tokio::test]
+async fn a_long_curve_comes_in_pieces_and_does_not_fit_into_its_job() {
+    const NUM_SHORT: u64 = 2500;
+    const NUM_LONG: u64 = 24;
+    let folder = tempfile::tempdir().unwrap();
+    let mut coordinator = Coordinator::start(folder.path()).await;
+    let id = coordinator.submit().await;
+    coordinator.cancel(&id).await;
+    coordinator.stop().await;
+    // 800 kB in a message, twice as much in the file.
+    let load = vec![u64::MAX.to_string(); 80_000].join(" ");
+    let long = |step: u64| row(step).replace("\"\"", &format!("\"{load}\""));
+    let last = NUM_SHORT + NUM_LONG;
+    let rows = (1..=NUM_SHORT).map(row).chain((NUM_SHORT + 1..=last).map(long));
+    let text: Vec<String> = std::iter::once(HEADER.to_string()).chain(rows).chain([String::new()]).collect();
+    std::fs::write(folder.path().join("jobs").join(&id).join("curve.csv"), text.join("\n")).unwrap();
+
+    let mut coordinator = Coordinator::start(folder.path()).await;
+    let job = |curve_from_step| proto::GetJobRequest { job_id: id.clone(), include_curve: true, curve_from_step };
+    let refused = coordinator.user.get_job(job(0)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("longer than the 16 MiB that GetJob gives"), "{refused}");
+    let end = coordinator.user.get_job(job(last - 1)).await.unwrap().into_inner();
+    assert_eq!(steps(&end), [last - 1, last], "its end fits");
+    let request = proto::GetCurveRequest { job_id: id.clone(), from_step: 1, to_step: 0 };
+    let pieces: Vec<proto::CurvePiece> = {
+        let stream = coordinator.user.get_curve(request).await.unwrap().into_inner();
+        let all = tokio::time::timeout(PATIENCE, stream.collect::<Result<_, _>>());
+        all.await.expect("the stream ends").unwrap()
+    };
+    let found: Vec<usize> = pieces.iter().map(|piece| piece.steps.len()).collect();
+    assert!(found.starts_with(&[1000, 1000, 500]), "{found:?}");
+    assert!(found[3..].iter().all(|num| *num == 1) && found.len() == 3 + NUM_LONG as usize, "{found:?}");
+    assert!(pieces.iter().flat_map(|piece| &piece.steps).map(|r| r.step).eq(1..=last), "each row once");
     coordinator.stop().await;
 }
 

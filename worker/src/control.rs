@@ -494,6 +494,7 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
+    use crate::comm::{LinkChoice, Listener};
     use crate::trainer::Happened;
 
     /// What a worker's log says of a coordinator at `address`.
@@ -529,6 +530,49 @@ mod tests {
         check(&format!("http://{address}"), "speaks no gRPC")?;
         let silent = TcpListener::bind("127.0.0.1:0")?;
         check(&format!("http://{}", silent.local_addr()?), "takes the connection and answers nothing")
+    }
+
+    fn control(shared: Shared) -> Result<Control, CommError> {
+        let listener = Listener::bind("127.0.0.1:0", "w1", LinkChoice::Auto)?;
+        Ok(Control {
+            coordinator: String::new(),
+            identity: Register::default(),
+            session: Session::new(),
+            commands: std::sync::mpsc::sync_channel(1).0,
+            events: mpsc::channel(1).1,
+            fence: JobFence::new()?,
+            shared: Arc::new(shared),
+            memory: Box::new(|| DeviceMemory { held: 5, free: Some(9) }),
+            heartbeat: Duration::from_secs(1),
+            failure_timeout: Duration::from_secs(5),
+            leave_grace: Duration::from_secs(25),
+            own_leave_grace: None,
+            leaves_at: None,
+            asked: watch::channel(0).1,
+            outage: Outage::default(),
+            origin: Instant::now(),
+            porter: listener.porter("w1")?,
+            probed: Probed::new(),
+        })
+    }
+
+    #[test]
+    fn a_heartbeat_says_what_the_trainer_has_done() -> Result<(), CommError> {
+        let said = |shared| -> Result<Heartbeat, CommError> {
+            match control(shared)?.heartbeat_message().body {
+                Some(Body::Heartbeat(heartbeat)) => Ok(heartbeat),
+                other => panic!("it is {other:?}"),
+            }
+        };
+        let idle = said(Shared::default())?;
+        assert_eq!((idle.compute_steps, idle.compute_s, idle.sealed_next), (0, 0.0, false));
+        // It has committed no step, and holds all that the first one needs.
+        let busy = said(Shared::that_has_worked(7, Duration::from_millis(250), 1))?;
+        assert_eq!((busy.compute_steps, busy.compute_s, busy.sealed_next), (7, 0.25, true));
+        assert_eq!((busy.memory_bytes, busy.memory_free_bytes), (5, 9));
+        let ahead = said(Shared::that_has_worked(7, Duration::from_millis(250), 2))?;
+        assert!(!ahead.sealed_next, "that is not the next step");
+        Ok(())
     }
 
     #[test]

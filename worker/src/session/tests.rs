@@ -86,7 +86,8 @@ fn name(output: &Output) -> String {
         Output::Probe(knock) => format!("probe {}", knock.peer.worker_id),
         Output::Fence { epoch } => format!("fence {epoch}"),
         Output::DropCheckpoint { step, .. } => format!("drop checkpoint {step}"),
-        Output::RequestCheckpoint { step, .. } => format!("request checkpoint {step}"),
+        Output::RequestCheckpoint { step, then: Then::GoOn, .. } => format!("request checkpoint {step}"),
+        Output::RequestCheckpoint { step, then: Then::Halt, .. } => format!("request checkpoint {step} and halt"),
         Output::Recorded { step } => format!("recorded {step}"),
         Output::Intervals { .. } => "intervals".into(),
         Output::Refused { .. } => "refused".into(),
@@ -161,6 +162,16 @@ fn t1_nothing_of_another_epoch_or_job_is_taken() {
 }
 
 #[test]
+fn who_is_to_halt_is_told_with_the_checkpoint() {
+    let mut session = Session::new();
+    check(&mut session, vec![assign(1), prepared(1)], &["fence 1", "prepare", "send Prepared"]);
+    let at = |step, halt| {
+        Input::FromCoordinator(FromCoordinator::CheckpointAt(CheckpointAt { job_id: "j".into(), epoch: 1, step, halt }))
+    };
+    check(&mut session, vec![at(9, false), at(10, true)], &["request checkpoint 9", "request checkpoint 10 and halt"]);
+}
+
+#[test]
 fn t9_what_the_coordinator_missed_is_said_again() {
     let mut session = Session::new();
     for input in [assign(1), prepared(1), start(1), committed(1, 1), committed(1, 2), committed(1, 3)] {
@@ -172,6 +183,24 @@ fn t9_what_the_coordinator_missed_is_said_again() {
     session.handle(happened(1, Happened::Finished { step: 3 }));
     check(&mut session, vec![welcome(true)], &["intervals", "send step 2", "send step 3", "send Finished"]);
     assert_eq!(session.standing().committed_step, 3);
+}
+
+/// Steps follow one another faster than their checkpoints are published; the coordinator names 64 of them ahead.
+#[test]
+fn t9_shards_of_the_newest_checkpoints_are_said_again() {
+    let mut session = Session::new();
+    for input in [assign(1), prepared(1), start(1)] {
+        session.handle(input);
+    }
+    let file = ShardFile { file: "s".into(), rank: 0, bytes: 1, digest: String::new(), entries: Vec::new() };
+    let written = |step| happened(1, Happened::ShardWritten { step, file: Box::new(file.clone()), write_s: 0.5 });
+    check(&mut session, (1..=70).map(written).collect(), &["send ShardWritten"; 70]);
+    let again = session.handle(welcome(true));
+    let steps = again.iter().filter_map(|output| match output {
+        Output::Send(ToCoordinator::ShardWritten(shard)) => Some(shard.step),
+        _ => None,
+    });
+    assert!(steps.eq(7..=70), "the newest 64: {again:?}");
 }
 
 #[test]

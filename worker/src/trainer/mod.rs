@@ -317,6 +317,14 @@ impl Shared {
         }
     }
 
+    /// With this work behind it, and with this step sealed.
+    #[cfg(test)]
+    pub fn that_has_worked(num_steps: u64, time: Duration, sealed: u64) -> Shared {
+        let shared = Shared { computed: Mutex::new(Computed { num_steps, time }), ..Shared::default() };
+        shared.set_sealed(sealed);
+        shared
+    }
+
     /// Asks for a checkpoint of `step`.
     pub fn request_checkpoint(&self, step: u64, then: Then) -> Requested {
         let mut requests = lock(&self.requests);

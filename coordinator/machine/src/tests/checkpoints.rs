@@ -50,6 +50,19 @@ fn t12_every_so_many_steps_however_fast_they_are() {
     assert_eq!(steps_saved(&world, &job), [50, 100, 150, 200, 250, 300, 350, 400]);
 }
 
+/// The coordinator hears of nothing meanwhile: it has named the next 64 long before.
+#[test]
+fn t12_multiples_are_named_far_ahead() {
+    let (mut world, job) = running(2000, "checkpoint.interval_steps = 2\ncheckpoint.keep = 2000");
+    for _ in 0..120 {
+        world.step(&job);
+    }
+    world.settle();
+    let expected: Vec<u64> = (1..=60).map(|n| 2 * n).collect();
+    assert_eq!(steps_saved(&world, &job), expected, "{:?}", world.record(&job).events);
+    assert!(!world.has_event(&job, "checkpoint.skipped", "") && !world.has_event(&job, "checkpoint.late", ""));
+}
+
 /// The coordinator is away for longer than it has named steps for.
 #[test]
 fn t12_what_nobody_could_be_told_of_in_time_is_an_event() {

@@ -54,6 +54,11 @@ fn a_spare_that_is_drained_is_given_nothing_until_it_is_started_anew() {
     assert_eq!(drain(&mut world, "d"), moved("", ""));
     world.kill("c");
     assert_eq!((world.record(&job).places[2].as_deref(), world.view(&job).spares), (None, 0));
+    let reason = &world.record(&job).reason;
+    assert!(
+        reason.contains("waits for a worker") && reason.contains("; one that was drained does not count"),
+        "{reason}"
+    );
     world.connect("d");
     assert_eq!(world.record(&job).places[2], None, "it is the same process");
     world.restart(|_| true);
@@ -266,21 +271,24 @@ fn who_hangs_in_the_older_epoch_does_not_keep_the_next_from_beginning() {
 /// Reading data takes as long as it takes while it gets on.
 #[test]
 fn who_hangs_while_it_prepares_is_replaced_and_who_gets_on_is_not() {
-    let (mut world, job) = running(2, "");
-    // The first spare takes the place, and hangs in preparing it.
-    world.worker("d").stuck_in = Some("prepare".into());
-    world.kill("a");
-    world.settle();
-    assert_eq!(world.record(&job).places[0].as_deref(), Some("d"));
-    for progress in 1..=4 {
-        world.worker("d").progress = progress;
-        world.pass(LIMITS.prepare() / 2);
+    // Another process of its host may read the data for it.
+    for operation in ["prepare", "wait for token file"] {
+        let (mut world, job) = running(2, "");
+        // The first spare takes the place, and hangs in preparing it.
+        world.worker("d").stuck_in = Some(operation.into());
+        world.kill("a");
+        world.settle();
+        assert_eq!(world.record(&job).places[0].as_deref(), Some("d"));
+        for progress in 1..=4 {
+            world.worker("d").progress = progress;
+            world.pass(LIMITS.prepare() / 2);
+        }
+        assert_eq!((world.record(&job).epoch, world.record(&job).places[0].as_deref()), (2, Some("d")), "{operation}");
+        world.pass(LIMITS.prepare() + LIMITS.hang(Some(STEP_S)));
+        assert!(world.has_event(&job, "worker.lost", "d (rank 0) hangs while it prepares for epoch 2"));
+        assert_eq!(world.record(&job).places[0].as_deref(), Some("e"));
+        world.settle();
+        world.train(&job, 1);
+        assert_eq!(world.view(&job).lost_steps, 0);
     }
-    assert_eq!((world.record(&job).epoch, world.record(&job).places[0].as_deref()), (2, Some("d")));
-    world.pass(LIMITS.prepare() + LIMITS.hang(Some(STEP_S)));
-    assert!(world.has_event(&job, "worker.lost", "d (rank 0) hangs while it prepares for epoch 2"));
-    assert_eq!(world.record(&job).places[0].as_deref(), Some("e"));
-    world.settle();
-    world.train(&job, 1);
-    assert_eq!(world.view(&job).lost_steps, 0);
 }

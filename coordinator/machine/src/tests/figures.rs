@@ -80,6 +80,7 @@ fn what_is_left_out_of_the_input_is_an_event_and_stays_in_the_status() {
     let expected = "12 files are left out, 345 bytes: not UTF-8 text (a.bin, b.png, c.o, ...)";
     assert!(world.has_event(&job, "data.left_out", expected), "{:#?}", world.record(&job).events);
     assert!(world.has_event(&job, "job.note", "optimizer.warmup = 5 is not less than steps = 5"));
+    assert!(world.has_event(&job, "job.note", "xxx"), "what the workers note, too");
     world.train(&job, 2);
     world.restart(|_| true);
     world.settle();
@@ -89,4 +90,33 @@ fn what_is_left_out_of_the_input_is_an_event_and_stays_in_the_status() {
     assert!(view.notes[0].contains("warmup"), "{:?}", view.notes);
     let num_told = world.record(&job).events.iter().filter(|e| e.kind == "data.left_out").count();
     assert_eq!(num_told, 16, "told once");
+    world.join_as("c", |w| w.inputs = Some(inputs.clone()));
+    world.kill("b");
+    world.settle();
+    world.train(&job, 1);
+    let record = world.record(&job);
+    let num_told = record.events.iter().filter(|e| e.kind == "data.left_out").count();
+    assert_eq!((record.epoch, num_told), (2, 16), "and not by each epoch again");
+}
+
+/// All have sealed the first step, so all work together; that it is committed is not known yet.
+#[test]
+fn a_job_runs_from_its_first_sealed_step_on() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(2, 5, ""));
+    ["a", "b"].into_iter().for_each(|id| world.join(id));
+    world.settle();
+    world.heartbeats();
+    world.settle();
+    assert_eq!(world.record(&job).state, State::Starting, "nothing is computed yet");
+    let mut num_seal = 2;
+    world.step_in_part(&job, |_| {
+        let seals = num_seal > 0;
+        num_seal = num_seal.max(1) - 1;
+        seals
+    });
+    assert!(world.work("a").sealed && world.work("b").sealed && world.work("a").committed == 0);
+    world.heartbeats();
+    world.settle();
+    assert_eq!((world.record(&job).state, world.view(&job).committed_step), (State::Running, 0));
 }

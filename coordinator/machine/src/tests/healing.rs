@@ -450,7 +450,7 @@ fn a_worker_that_is_aside_is_readmitted_by_its_user() {
 #[test]
 fn planned_ends_put_nobody_aside() {
     let (mut world, job) = running(2, 0, 3, "fault_tolerance.min_dp = 2");
-    for round in 0..5 {
+    for round in 0..8 {
         let leaving = |at_once| FromWorker::Leaving(proto::Leaving { reason: "preempted".into(), at_once });
         let stream = world.worker("w1").stream.expect("connected");
         world.input(Input::Message { stream, body: Box::new(leaving(false)) });

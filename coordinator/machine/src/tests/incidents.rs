@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::world::{LIMITS, World, job_file};
+use crate::Input;
 use crate::record::State;
 
 const DAY_MS: i64 = 86_400_000;
@@ -64,7 +65,47 @@ fn a_calendar_that_is_set_while_a_coordinator_is_away_changes_no_figure() {
         world.calendar_ms += by;
         assert_eq!(world.record(&job).state, State::Done);
         assert!(world.view(&job).goodput > 0.9, "goodput {}", world.view(&job).goodput);
+        world.now += Duration::from_secs(3600);
+        assert!(world.view(&job).goodput > 0.9, "after its end no time counts: goodput {}", world.view(&job).goodput);
     }
+}
+
+/// Another machine has another clock. The calendar measures the time from the last record on, and no more: it was set before.
+#[test]
+fn on_another_machine_the_calendar_counts_only_from_the_last_record_on() {
+    let (mut world, job) = running();
+    world.calendar_ms += DAY_MS;
+    world.train(&job, 5);
+    let request = world.request(|request| Input::Checkpoint { request, job: job.clone() });
+    assert!(matches!(world.replies.get(&request), Some(Ok(_))));
+    world.settle();
+    world.boot += 1;
+    world.restart(|_| true);
+    world.settle();
+    world.train(&job, 5);
+    world.pass(Duration::from_secs(4));
+    let view = world.view(&job);
+    assert_eq!(view.committed_step, 15);
+    assert!(view.goodput > 0.9, "goodput {}", view.goodput);
+}
+
+/// T-12: the last step is committed, and saved by none yet, when rank 1 dies; what rank 0 says of it comes after.
+#[test]
+fn the_end_of_the_others_work_does_not_end_the_outage() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(2, 6, "fault_tolerance.min_dp = 2"));
+    for id in ["a", "b"] {
+        world.join(id);
+    }
+    world.settle();
+    world.train(&job, 5);
+    world.step(&job);
+    let is_shard = |body: &_| matches!(body, toroid_proto::worker_message::Body::ShardWritten(_));
+    world.worker("b").outbox.retain(|body| !is_shard(body));
+    while world.deliver_from("b") {}
+    let total_s = wait_four_seconds(&mut world, &job, |_| {});
+    assert!((4.0..5.0).contains(&total_s), "{total_s} s");
+    assert_eq!((world.record(&job).state, world.view(&job).lost_steps), (State::Done, 0), "{:?}", world.story);
 }
 
 #[test]

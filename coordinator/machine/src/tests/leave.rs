@@ -5,8 +5,9 @@ use std::time::Duration;
 use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 
-use super::world::{World, job_file};
+use super::world::{LIMITS, World, job_file};
 use crate::record::State;
+use crate::{Input, Reply};
 
 /// A job of `dp` places that has committed 4 steps, and saved none.
 fn running(dp: usize, more: &str) -> (World, String) {
@@ -45,6 +46,7 @@ fn check_goes_on(world: &mut World, job: &str, dp: usize) {
     let view = world.view(job);
     assert_eq!((view.state(), view.lost_steps, world.curves[job].len()), (proto::JobState::Done, 0, 40));
     assert!(view.incidents.iter().all(|i| i.resolved && i.steps_lost == 0), "{:#?}", view.incidents);
+    assert!(view.incidents.iter().any(|i| i.cause.contains("nobody can take the places")), "{:#?}", view.incidents);
 }
 
 #[test]
@@ -124,6 +126,11 @@ fn a_step_that_could_not_be_saved_is_tried_again() {
     assert!(world.has_event(&job, "checkpoint.failed", "step 5: b (rank 1) could not write its shard: disk full"));
     world.pass(Duration::from_secs(5));
     assert_eq!((world.record(&job).state, world.curves[&job].len()), (State::Running, 5));
+    // However long it takes: who halts does not hang.
+    world.pass(3 * LIMITS.checkpoint());
+    let record = world.record(&job);
+    assert_eq!((record.state, record.epoch, world.curves[&job].len()), (State::Running, 1, 5));
+    assert!(!world.has_event(&job, "worker.lost", ""), "{:?}", world.record(&job).events);
     world.worker("b").write_error = None;
     world.pass(Duration::from_secs(2));
     check_goes_on(&mut world, &job, 2);
@@ -140,6 +147,8 @@ fn it_goes_on_after_a_restart_of_the_coordinator() {
         world.restart(|_| true);
         world.settle();
         world.train(&job, 5);
+        let saved = world.record(&job).last_checkpoint().map(|c| c.step);
+        assert_eq!(saved, Some(5), "they halt where they were told to: {:?}", world.story);
         check_goes_on(&mut world, &job, 2);
     }
 }
@@ -151,7 +160,14 @@ fn a_spare_that_comes_takes_the_place_instead() {
     world.join("e");
     world.join("f");
     world.settle();
-    for _ in 0..40 {
+    for _ in 0..20 {
+        world.pass(Duration::from_secs(1));
+        world.train(&job, 1);
+    }
+    // Nobody halts any more, so other steps are saved again.
+    let request = world.request(|request| Input::Checkpoint { request, job: job.clone() });
+    assert!(matches!(world.replies.get(&request), Some(Ok(Reply::Checkpoint { .. }))), "{:?}", world.replies);
+    for _ in 0..20 {
         world.pass(Duration::from_secs(1));
         world.train(&job, 1);
     }

@@ -6,7 +6,7 @@ use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 
 use super::world::{LIMITS, World, job_file};
-use crate::record::State;
+use crate::record::{Record, State};
 use crate::{Input, Reply, RequestError, StreamId};
 
 #[test]
@@ -154,6 +154,29 @@ fn a_job_that_resumes_at_its_end_is_done() {
     world.settle();
     let record = world.record(&job);
     assert_eq!((record.state, record.last_checkpoint().map(|c| c.step)), (State::Done, Some(20)), "{:?}", world.story);
+}
+
+#[test]
+fn jobs_that_ended_long_ago_are_forgotten_and_those_that_wait_are_not() {
+    const DAY_MS: i64 = 86_400_000;
+    let mut world = World::new();
+    let old = world.submit(&job_file(1, 2, ""));
+    world.join("a");
+    world.settle();
+    world.train(&old, 2);
+    assert_eq!(world.record(&old).state, State::Done);
+    let waits = world.submit(&job_file(9, 2, ""));
+    world.calendar_ms += 89 * DAY_MS;
+    world.join("b");
+    assert!(world.machine.record(&old).is_some(), "90 days are not over");
+    world.calendar_ms += 2 * DAY_MS;
+    world.join("c");
+    assert!(world.machine.record(&old).is_none(), "it ended 91 days ago");
+    assert_eq!(world.record(&waits).state, State::Queued, "it has not ended, however old it is");
+    let is_stored = |record: &Record, id: &str| matches!(record, Record::Job(job) if job.id == id);
+    assert!(world.store.values().any(|record| is_stored(record, &waits)));
+    assert!(!world.store.values().any(|record| is_stored(record, &old)), "nor does the next coordinator know it");
+    assert_eq!(world.submit(&job_file(9, 2, "")), "demo-3", "its id is not given again");
 }
 
 /// What a coordinator with a token says to a registration; `None`: welcome.

@@ -36,6 +36,8 @@ pub struct World {
     pub now: Duration,
     /// By which the calendar was set.
     pub calendar_ms: i64,
+    /// How often the coordinator's machine was started.
+    pub boot: u64,
     pub store: BTreeMap<String, Record>,
     pub curves: BTreeMap<String, Vec<StepRecord>>,
     pub workers: BTreeMap<String, Worker>,
@@ -77,6 +79,7 @@ impl World {
             config,
             now: Duration::ZERO,
             calendar_ms: 0,
+            boot: 0,
             store: BTreeMap::new(),
             curves: BTreeMap::new(),
             workers: BTreeMap::new(),
@@ -98,7 +101,7 @@ impl World {
     pub fn at(&self) -> Now {
         // Calendar time does not begin at 0: that means "not yet" in records.
         let unix_ms = 1_000_000 + self.now.as_millis() as i64 + self.calendar_ms;
-        Now { monotonic: self.now, unix_ms, boot: Boot(0) }
+        Now { monotonic: self.now, unix_ms, boot: Boot(self.boot) }
     }
 
     pub fn tell(&mut self, what: impl Into<String>) {

@@ -20,6 +20,8 @@ mod heal;
 mod publish;
 mod replay;
 mod schedules;
+mod text;
+mod work;
 
 #[path = "../../../../integration-tests/reference/formula.rs"]
 mod formula;
