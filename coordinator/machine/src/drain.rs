@@ -181,8 +181,11 @@ impl Job {
     }
 
     pub fn stop_worker(&self, cx: &mut Context<'_>, worker: &str, reason: &str) {
-        let Some(worker) = cx.pool.get(worker) else { return };
+        let Some(worker) = cx.pool.get_mut(worker) else { return };
         let (job_id, epoch, reason) = (self.record.id.clone(), self.record.epoch, reason.to_string());
+        // While it holds state it does not hear what a spare is asked: it is asked when it holds none.
+        worker.proof = None;
+        cx.out.unsettled = true;
         cx.out.send(worker.stream, Body::Stop(proto::Stop { job_id, epoch, reason }));
     }
 }

@@ -520,7 +520,7 @@ impl Inbox {
 /// Whoever halts looks this often whether it may go on.
 const HALT_LOOK: Duration = Duration::from_millis(10);
 
-/// Runs until the command channel closes. `emit` is called from this thread and, for checkpoints, from those of [`save`].
+/// Runs until the command channel closes. `emit` is called from this thread and, for checkpoints, from the threads of `save`.
 pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: Receiver<Command>, emit: &Emit) {
     let mut inbox = Inbox { commands, put_back: None };
     let mut job: Option<Job<D>> = None;

@@ -168,6 +168,23 @@ fn t3_who_is_left_over_keeps_its_state_until_a_step_is_committed() {
     check_done(&mut world, &job);
 }
 
+/// It was a spare while it still held its state for the others, and heard nothing then of what a spare is asked.
+#[test]
+fn t11_who_is_left_over_shows_that_it_can_fill_a_place_once_it_holds_nothing() {
+    let (mut world, job) = running(2, 2, "");
+    world.kill("w2");
+    world.pass(patience());
+    world.train(&job, 3);
+    assert_eq!((world.record(&job).state, places(&world, &job)), (State::Degraded, vec!["w0".into(), "w1".into()]));
+    world.join("x");
+    world.settle();
+    world.train(&job, 3);
+    let mut grown = places(&world, &job);
+    grown.sort_unstable();
+    assert_eq!((world.record(&job).state, grown.join(" ")), (State::Running, "w0 w1 w3 x".into()));
+    check_done(&mut world, &job);
+}
+
 #[test]
 fn who_is_left_over_is_a_spare_afterwards() {
     let (mut world, job) = running(2, 3, "");

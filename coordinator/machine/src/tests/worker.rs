@@ -233,6 +233,8 @@ impl Worker {
                 }
             }
             ToWorker::Refused(_) => self.work = None,
+            // It has room for one place: what it holds goes first.
+            ToWorker::WarmUp(_) if self.work.is_some() => {}
             ToWorker::WarmUp(m) => {
                 self.told_to_warm_up.push((m.job_id.clone(), m.rank));
                 let error = self.prepare_error.clone().map_or_else(String::new, |(error, _)| error);
