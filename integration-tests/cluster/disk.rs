@@ -1,3 +1,5 @@
+//! File systems that can be full.
+
 use std::path::Path;
 use std::process::Command;
 

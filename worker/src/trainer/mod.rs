@@ -22,13 +22,13 @@ mod replay;
 mod resplit;
 mod room;
 mod save;
+mod shared;
 mod step;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -42,14 +42,12 @@ use toroid_torus::resplit::Origin;
 
 use crate::checkpoint::{Claim, ReadFault};
 use crate::comm::nccl::{Epoch, agree};
-use crate::comm::{CommError, Fence, Links, Listener, Missing, PeerAddr, Plan, WaitsFor, peers_of};
+use crate::comm::{CommError, Fence, Links, Listener, Missing, PeerAddr, Plan, peers_of};
 use crate::device::Device;
-use crate::trace::Trace;
 
 pub use prepare::{Job, PrepareError};
+pub use shared::{Computed, Requested, Shared, Then};
 
-#[cfg(any(test, feature = "failpoint"))]
-use failpoint::Failpoints;
 use room::Room;
 
 /// A place in a job, checked.
@@ -242,222 +240,6 @@ pub enum Happened {
 pub struct BadCheckpoint {
     pub step: u64,
     pub fault: ReadFault,
-}
-
-/// What both threads see: checkpoints asked for, and where the trainer is.
-#[derive(Debug, Default)]
-pub struct Shared {
-    requests: Mutex<Requests>,
-    committed: AtomicU64,
-    /// The coordinator has the records up to here, as rank 0 knows it.
-    recorded: AtomicU64,
-    operation: Mutex<&'static str>,
-    waits_for: Mutex<Option<WaitsFor>>,
-    progress: AtomicU64,
-    #[cfg(any(test, feature = "failpoint"))]
-    failpoints: Failpoints,
-    /// The step whose gradients this place holds, not yet committed; 0: none.
-    sealed: AtomicU64,
-    computed: Mutex<Computed>,
-    /// The coordinator is not heard.
-    is_cut_off: AtomicBool,
-    /// How long the links of an epoch may take to be up, in milliseconds; 0: the coordinator has not said it yet.
-    connect_limit_ms: AtomicU64,
-    trace: Option<Trace>,
-}
-
-/// Time that the trainer computed in the steps that it has made, all since the process began.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Computed {
-    pub num_steps: u64,
-    /// Without what it waited for others.
-    pub time: Duration,
-}
-
-/// Checkpoints that were asked for, and how far steps may go.
-#[derive(Debug, Default)]
-struct Requests {
-    /// Steps to be saved.
-    steps: BTreeSet<u64>,
-    /// No step is made beyond this one: its state is to be the last.
-    halt_at: Option<u64>,
-    /// The step after the committed one is being made.
-    is_stepping: bool,
-}
-
-/// What is to happen after the step of a checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Then {
-    /// The next step.
-    GoOn,
-    /// Nothing: the job is to stand by with that state.
-    Halt,
-}
-
-/// How a request for a checkpoint stands to the committed step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Requested {
-    /// The trainer writes it right after that commit.
-    Ahead,
-    /// This very step was just committed: the trainer must be told with [`Command::Checkpoint`].
-    Now,
-    TooLate {
-        committed: u64,
-    },
-}
-
-impl Shared {
-    /// For one worker process.
-    pub fn of_process(trace: Option<Trace>) -> Shared {
-        Shared {
-            #[cfg(any(test, feature = "failpoint"))]
-            failpoints: Failpoints::from_environment(),
-            trace,
-            ..Shared::default()
-        }
-    }
-
-    /// With this work behind it, and with this step sealed.
-    #[cfg(test)]
-    pub fn that_has_worked(num_steps: u64, time: Duration, sealed: u64) -> Shared {
-        let shared = Shared { computed: Mutex::new(Computed { num_steps, time }), ..Shared::default() };
-        shared.set_sealed(sealed);
-        shared
-    }
-
-    /// Asks for a checkpoint of `step`.
-    pub fn request_checkpoint(&self, step: u64, then: Then) -> Requested {
-        let mut requests = lock(&self.requests);
-        let committed = self.committed.load(Ordering::SeqCst);
-        // Whoever is past it cannot halt at it any more, and those who do would be waited for.
-        let is_past = then == Then::Halt && requests.is_stepping && step == committed;
-        if step < committed || is_past {
-            return Requested::TooLate { committed };
-        }
-        if then == Then::Halt {
-            requests.halt_at = requests.halt_at.max(Some(step));
-        }
-        if step == committed {
-            return Requested::Now;
-        }
-        requests.steps.insert(step);
-        Requested::Ahead
-    }
-
-    /// Takes back what was asked for. Whoever halts at that step goes on to do so.
-    pub fn withdraw_checkpoint(&self, step: u64) {
-        lock(&self.requests).steps.remove(&step);
-    }
-
-    /// Whether the step after `committed` may be made; then it is being made until it is committed.
-    fn begin_step(&self, committed: u64) -> bool {
-        let mut requests = lock(&self.requests);
-        requests.is_stepping = requests.halt_at.is_none_or(|step| step > committed);
-        requests.is_stepping
-    }
-
-    /// Marks `step` as committed and says whether a checkpoint of it was asked for.
-    fn commit(&self, step: u64) -> bool {
-        let mut requests = lock(&self.requests);
-        requests.is_stepping = false;
-        self.committed.store(step, Ordering::SeqCst);
-        if let Some(trace) = &self.trace {
-            trace.commit(step);
-        }
-        let wanted = requests.steps.contains(&step);
-        requests.steps = requests.steps.split_off(&(step + 1));
-        wanted
-    }
-
-    fn reset(&self, committed: u64) {
-        *lock(&self.requests) = Requests::default();
-        self.committed.store(committed, Ordering::SeqCst);
-        self.set_sealed(0);
-        self.recorded.store(0, Ordering::SeqCst);
-    }
-
-    /// This place holds all that is needed to apply `step`; 0: of no step.
-    fn set_sealed(&self, step: u64) {
-        self.sealed.store(step, Ordering::SeqCst);
-    }
-
-    /// Whether this place holds all that is needed to apply the step after `committed`.
-    pub fn has_sealed_after(&self, committed: u64) -> bool {
-        self.sealed.load(Ordering::SeqCst) == committed + 1
-    }
-
-    pub fn computed(&self) -> Computed {
-        *lock(&self.computed)
-    }
-
-    /// A step is made, in which the trainer computed for this long.
-    fn computed_step(&self, time: Duration) {
-        let mut computed = lock(&self.computed);
-        computed.num_steps += 1;
-        computed.time += time;
-    }
-
-    /// The coordinator has the records up to `step` on disk.
-    pub fn set_recorded(&self, step: u64) {
-        self.recorded.fetch_max(step, Ordering::SeqCst);
-    }
-
-    fn recorded(&self) -> u64 {
-        self.recorded.load(Ordering::SeqCst)
-    }
-
-    /// Whether the control stream lives. Without it a place may have been given to another.
-    pub fn set_connected(&self, is_connected: bool) {
-        self.is_cut_off.store(!is_connected, Ordering::SeqCst);
-    }
-
-    pub fn set_connect_limit(&self, limit_ms: u32) {
-        self.connect_limit_ms.store(u64::from(limit_ms), Ordering::Relaxed);
-    }
-
-    fn connect_limit(&self) -> Option<Duration> {
-        let ms = self.connect_limit_ms.load(Ordering::Relaxed);
-        (ms > 0).then_some(Duration::from_millis(ms))
-    }
-
-    fn is_connected(&self) -> bool {
-        !self.is_cut_off.load(Ordering::SeqCst)
-    }
-
-    pub fn operation(&self) -> &'static str {
-        *lock(&self.operation)
-    }
-
-    /// Grows while the trainer gets on with one long operation.
-    pub fn progress(&self) -> u64 {
-        self.progress.load(Ordering::Relaxed)
-    }
-
-    fn advance(&self) {
-        self.progress.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Ranks that the trainer waits for now.
-    pub fn waits_for(&self) -> Vec<usize> {
-        lock(&self.waits_for).as_ref().map(WaitsFor::ranks).unwrap_or_default()
-    }
-
-    fn enter(&self, operation: &'static str) {
-        *lock(&self.operation) = operation;
-        if let Some(trace) = &self.trace {
-            trace.enter(operation);
-        }
-        self.pass(operation, self.committed.load(Ordering::SeqCst) + 1);
-    }
-
-    /// A test may want this process dead or stopped here.
-    #[cfg(any(test, feature = "failpoint"))]
-    fn pass(&self, point: &str, step: u64) {
-        self.failpoints.pass(point, step);
-    }
-
-    #[cfg(not(any(test, feature = "failpoint")))]
-    fn pass(&self, _: &str, _: u64) {}
 }
 
 /// A poisoned lock means that a thread panicked while it held it; what it guards is still whole (single assignments).
@@ -713,14 +495,14 @@ fn connect<D: Device + Clone>(
     let timeout = environment.shared.connect_limit().unwrap_or(environment.connect_timeout);
     let links = links.get_or_insert_with(|| Links::none(&job.fence));
     links.keep_at_most(memory::of_a_link(&assignment.spec, assignment.rank));
-    *lock(&environment.shared.waits_for) = Some(links.waits_for());
+    environment.shared.set_waits_for(links.waits_for());
     links.advance(&environment.listener, plan, &job.fence, timeout)?;
     let comm = job.stage.device().comm();
     if let (Some(agreed), Some(comm)) = (agree(links, &assignment.spec.shape, comm)?, comm) {
         let (number, fence) = (assignment.epoch, job.fence.clone());
         comm.begin(agreed, Epoch { number, fence, waits_for: links.waits_for() })?;
     }
-    if let Some(trace) = &environment.shared.trace {
+    if let Some(trace) = environment.shared.trace() {
         trace.begin(assignment.rank);
         links.set_trace(trace.clone());
     }

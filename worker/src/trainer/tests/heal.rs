@@ -106,7 +106,7 @@ impl<'a> Cluster<'a> {
         let address = listener.local_addr().to_string();
         let environment = Environment {
             listener,
-            shared: Arc::new(Shared { failpoints: Failpoints::new(self.failpoint.clone()), ..Shared::default() }),
+            shared: Arc::new(Shared::that_fails(Failpoints::new(self.failpoint.clone()))),
             cache_dir: self.dir.join("cache"),
             connect_timeout: HANG_GUARD,
         };
