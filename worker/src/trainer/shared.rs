@@ -66,7 +66,7 @@ pub enum Then {
 pub enum Requested {
     /// The trainer writes it right after that commit.
     Ahead,
-    /// This very step was just committed: the trainer must be told with [`Command::Checkpoint`].
+    /// This very step was just committed: the trainer must be told with [`super::Command::Checkpoint`].
     Now,
     TooLate {
         committed: u64,
