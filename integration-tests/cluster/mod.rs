@@ -161,21 +161,13 @@ impl Cluster {
     /// SIGTERM.
     pub fn terminate_coordinator(&self) -> Result<()> {
         let child = self.coordinator.as_ref().context("find the running coordinator")?;
-        let pid = Pid::from_raw(i32::try_from(child.id())?).context("a process id is not 0")?;
-        kill_process(pid, Signal::TERM).context("send SIGTERM to the coordinator")
+        send(child, Signal::TERM).context("send SIGTERM to the coordinator")
     }
 
     /// Waits until the coordinator has ended by itself; returns its exit code.
     pub fn coordinator_exit_code(&mut self) -> Result<Option<i32>> {
-        let mut patience = Patience::new();
-        loop {
-            let child = self.coordinator.as_mut().context("find the running coordinator")?;
-            if let Some(status) = child.try_wait()? {
-                self.coordinator = None;
-                return Ok(status.code());
-            }
-            patience.look(|| self.movement()).with_context(|| format!("wait for its end\n{}", self.logs()))?;
-        }
+        let child = self.coordinator.take().context("find the running coordinator")?;
+        self.end_of(child, "the coordinator")
     }
 
     /// Starts one more worker and returns its id.
@@ -266,8 +258,7 @@ impl Cluster {
     /// Sends a signal to a worker that has not been waited for.
     pub fn signal(&self, id: &str, signal: Signal) -> Result<()> {
         let child = self.workers.get(id).with_context(|| format!("find the running worker {id}"))?;
-        let pid = Pid::from_raw(i32::try_from(child.id())?).context("a process id is not 0")?;
-        kill_process(pid, signal).with_context(|| format!("send {signal:?} to {id}"))
+        send(child, signal).with_context(|| format!("send {signal:?} to {id}"))
     }
 
     /// Waits for the end of a worker that was killed or kills itself.
@@ -292,14 +283,21 @@ impl Cluster {
 
     /// Waits until a worker has ended by itself; returns its exit code.
     pub fn exit_code(&mut self, id: &str) -> Result<Option<i32>> {
+        let child = self.workers.remove(id).with_context(|| format!("find the running worker {id}"))?;
+        self.end_of(child, id)
+    }
+
+    fn end_of(&self, mut child: Child, who: &str) -> Result<Option<i32>> {
         let mut patience = Patience::new();
         loop {
-            let child = self.workers.get_mut(id).with_context(|| format!("find the running worker {id}"))?;
             if let Some(status) = child.try_wait()? {
-                self.workers.remove(id);
                 return Ok(status.code());
             }
-            patience.look(|| self.movement()).with_context(|| format!("wait for the end of {id}\n{}", self.logs()))?;
+            if let Err(error) = patience.look(|| self.movement()) {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(error).with_context(|| format!("wait for the end of {who}\n{}", self.logs()));
+            }
         }
     }
 
@@ -470,6 +468,11 @@ impl Drop for Cluster {
             let _ = child.wait();
         }
     }
+}
+
+fn send(child: &Child, signal: Signal) -> Result<()> {
+    let pid = Pid::from_raw(i32::try_from(child.id())?).context("a process id is not 0")?;
+    Ok(kill_process(pid, signal)?)
 }
 
 /// A job without its curve, for messages of failing tests.

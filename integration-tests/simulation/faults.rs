@@ -302,7 +302,7 @@ impl World {
     fn repeat_to_coordinator(&mut self) {
         let (Some(pid), Some(body)) = (self.someone(), self.env.heard.pick(&mut self.env.net.random)) else { return };
         let Some(stream) = self.workers.get(&pid).and_then(|w| w.stream) else { return };
-        let Some((job, epoch)) = subject(&body) else { return };
+        let Some((job, epoch)) = body.subject() else { return };
         if self.record(job).is_some_and(|r| epoch < r.epoch) {
             self.env.tell(|| format!("{} says again, of epoch {epoch}: {}", id_of(pid), name(&body)));
             self.env.net.send_to_coordinator(stream, AtCoordinator::Message { stream, body: Box::new(body) });
@@ -367,27 +367,4 @@ impl World {
 fn name(body: &FromWorker) -> String {
     let text = format!("{body:?}");
     text.split(['(', ' ']).next().unwrap_or_default().to_string()
-}
-
-fn subject(body: &FromWorker) -> Option<(&str, u64)> {
-    match body {
-        FromWorker::Heartbeat(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::Prepared(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::Step(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::ShardWritten(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::CheckpointMissed(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::ManifestPublished(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::StepsRemoved(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::Finished(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::Failed(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::PeerLost(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::RecordsMissing(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::Unreached(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::Validation(proto::ValidationReport { job_id, epoch, .. }) => Some((job_id, *epoch)),
-        FromWorker::Register(_)
-        | FromWorker::Leaving(_)
-        | FromWorker::Stopped(_)
-        | FromWorker::WarmedUp(_)
-        | FromWorker::Probed(_) => None,
-    }
 }

@@ -11,6 +11,7 @@ pub use generated::*;
 
 pub mod limits;
 mod shape;
+mod subject;
 
 /// The serialized `FileDescriptorSet` of all services, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("generated/toroid_descriptor.bin");

@@ -21,7 +21,7 @@ use toroid_proto::worker_message::Body;
 use toroid_proto::worker_service_client::WorkerServiceClient;
 use toroid_proto::{CoordinatorMessage, Heartbeat, Leaving, Register, WorkerMessage};
 
-use crate::comm::{CommError, Fence, Knock, Porter, ProbeError};
+use crate::comm::{CommError, Fence, Knock, MAX_PROBES, Porter, ProbeError};
 use crate::device::DeviceMemory;
 use crate::session::{Input, Output, Session};
 use crate::trainer::{Command, Emit, Requested, Shared, TrainerEvent};
@@ -119,9 +119,6 @@ impl Probed {
         Probed { sender, receiver }
     }
 }
-
-/// Probes whose end is not told yet, at most.
-const MAX_PROBES: usize = 256;
 
 /// Epochs are counted by job, so each job has a fence of its own.
 pub(crate) struct JobFence {

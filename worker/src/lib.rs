@@ -25,7 +25,7 @@ pub mod trainer;
 use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -228,6 +228,11 @@ async fn run_on<D: Device + Clone>(
 /// Containers of one host name all have the process id 1, so a random part goes with both.
 fn made_id(host: &str, pid: u32, random: u64) -> String {
     format!("{host}-{pid}-{:06x}", random & 0xff_ffff)
+}
+
+/// A poisoned lock means that a thread panicked while it held it; what it guards is still whole (single assignments).
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 fn random_number() -> std::io::Result<u64> {

@@ -181,11 +181,11 @@ impl Job {
     }
 
     pub fn stop_worker(&self, cx: &mut Context<'_>, worker: &str, reason: &str) {
-        let Some(worker) = cx.pool.get_mut(worker) else { return };
+        let Some(stream) = cx.pool.get(worker).map(|w| w.stream) else { return };
         let (job_id, epoch, reason) = (self.record.id.clone(), self.record.epoch, reason.to_string());
+        cx.out.send(stream, Body::Stop(proto::Stop { job_id, epoch, reason }));
         // While it holds state it does not hear what a spare is asked: it is asked when it holds none.
-        worker.proof = None;
+        cx.pool.forget_proof(worker);
         cx.out.unsettled = true;
-        cx.out.send(worker.stream, Body::Stop(proto::Stop { job_id, epoch, reason }));
     }
 }

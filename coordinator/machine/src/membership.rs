@@ -88,11 +88,11 @@ impl Machine {
 
     fn place_message(&mut self, place: Option<(String, usize)>, body: FromWorker, now: Now) {
         let (jobs, mut cx) = self.split(now);
-        let about = subject(&body);
+        let about = body.subject();
         let present = place.and_then(|(job, rank)| Some((jobs.get_mut(&job)?, rank)));
         match present {
             Some((job, rank))
-                if about == Some((&job.record.id, job.record.epoch)) || failpoint!(MachineTakesOldEpoch) =>
+                if about == Some((job.record.id.as_str(), job.record.epoch)) || failpoint!(MachineTakesOldEpoch) =>
             {
                 job.message(&mut cx, rank, body);
             }
@@ -295,27 +295,6 @@ enum Claim {
     Newcomer,
     /// It has lost its work.
     Lost,
-}
-
-/// The job and epoch that a message speaks of.
-fn subject(body: &FromWorker) -> Option<(&String, u64)> {
-    match body {
-        FromWorker::Heartbeat(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::Prepared(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::Step(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::ShardWritten(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::CheckpointMissed(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::ManifestPublished(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::StepsRemoved(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::Finished(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::Failed(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::PeerLost(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::RecordsMissing(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::Unreached(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::Validation(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::Stopped(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::Register(_) | FromWorker::Leaving(_) | FromWorker::WarmedUp(_) | FromWorker::Probed(_) => None,
-    }
 }
 
 impl Job {

@@ -99,6 +99,13 @@ pub struct Probe {
     answers: [Option<String>; 2],
 }
 
+impl Probe {
+    /// Both have answered, or its time is over.
+    fn has_ended(&self, now: Option<Duration>) -> bool {
+        now.is_some_and(|now| now >= self.until) || self.answers.iter().all(Option::is_some)
+    }
+}
+
 impl Machine {
     /// Tells the spares that have not heard of it yet, and has those that are prepared dialled.
     pub(super) fn warm_spares(&mut self, now: Now) {
@@ -255,8 +262,13 @@ impl Machine {
         self.end_probes(Some(now.monotonic));
     }
 
-    /// Ends the probes that have both answers, or whose time is over.
+    /// Ends the probes that have both answers, or whose time is over. Mostly there are none, and this is asked at each tick.
     fn end_probes(&mut self, now: Option<Duration>) {
+        let has_ended =
+            |w: &Worker| matches!(&w.proof, Some(Proof { stage: Stage::Probed(p), .. }) if p.has_ended(now));
+        if !self.pool.iter().any(has_ended) {
+            return;
+        }
         let mut ready: Vec<(String, String)> = Vec::new();
         let mut passed: Vec<String> = Vec::new();
         let reached = self.reached();
@@ -265,8 +277,7 @@ impl Machine {
             let spare = &worker.register.worker_id;
             let Some(proof) = &mut worker.proof else { continue };
             let Stage::Probed(probe) = &mut proof.stage else { continue };
-            let is_late = now.is_some_and(|now| now >= probe.until);
-            if !is_late && probe.answers.iter().any(Option::is_none) {
+            if !probe.has_ended(now) {
                 continue;
             }
             let answers = std::mem::take(&mut probe.answers);

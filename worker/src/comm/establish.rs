@@ -76,6 +76,13 @@ pub struct PeerAddr {
     pub address: String,
 }
 
+impl PeerAddr {
+    /// By which it is found within its host.
+    pub(super) fn port(&self) -> Option<u16> {
+        self.address.rsplit_once(':').and_then(|(_, port)| port.parse().ok())
+    }
+}
+
 /// Without the key.
 impl fmt::Debug for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -421,8 +428,7 @@ impl<'a> Establish<'a> {
                 Phase::Idle { until } if *until <= now => dial.begin(peer),
                 Phase::Resolving(lookup) => match lookup.poll() {
                     None => Ok(()),
-                    Some(Ok(addresses)) => dial.connect(&addresses),
-                    Some(Err(error)) => Err(std::io::Error::other(format!("its name cannot be resolved: {error}"))),
+                    Some(found) => dial.connect(found),
                 },
                 Phase::Idle { .. } | Phase::Connecting(_) | Phase::Shaking(..) => Ok(()),
             };
@@ -580,17 +586,15 @@ impl<'a> Establish<'a> {
 impl Dial {
     /// Looks the peer up, or connects where that needs no look-up.
     fn begin(&mut self, peer: &PeerAddr) -> std::io::Result<()> {
-        let PeerAddr { worker_id, address } = peer;
         if self.kind().is_local() {
-            let port = address.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
-            let port = port.ok_or_else(|| std::io::Error::new(ErrorKind::InvalidInput, "its address has no port"))?;
-            self.phase = Phase::Connecting(connect_local(worker_id, port).map(Socket::Unix)?);
+            let port =
+                peer.port().ok_or_else(|| std::io::Error::new(ErrorKind::InvalidInput, "its address has no port"))?;
+            self.phase = Phase::Connecting(connect_local(&peer.worker_id, port).map(Socket::Unix)?);
             return Ok(());
         }
-        let mut lookup = Lookup::begin(address)?;
+        let mut lookup = Lookup::begin(&peer.address)?;
         match lookup.poll() {
-            Some(Ok(addresses)) => self.connect(&addresses),
-            Some(Err(error)) => Err(std::io::Error::other(error)),
+            Some(found) => self.connect(found),
             None => {
                 self.phase = Phase::Resolving(lookup);
                 Ok(())
@@ -598,7 +602,10 @@ impl Dial {
         }
     }
 
-    fn connect(&mut self, addresses: &[SocketAddr]) -> std::io::Result<()> {
+    /// `found`: what a look-up came to.
+    fn connect(&mut self, found: Result<Vec<SocketAddr>, String>) -> std::io::Result<()> {
+        let unresolved = |error| std::io::Error::other(format!("its name cannot be resolved: {error}"));
+        let addresses = found.map_err(unresolved)?;
         let Some(address) = addresses.get(self.attempts % addresses.len().max(1)) else {
             return Err(std::io::Error::new(ErrorKind::NotFound, "the name has no address"));
         };

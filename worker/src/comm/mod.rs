@@ -64,7 +64,7 @@ pub use establish::{Listener, PeerAddr, Plan, Refusal};
 pub use fence::Fence;
 pub use frame::{Channel, HEADER_LEN, MAX_PAYLOAD_BYTES};
 pub use links::{Links, WaitsFor};
-pub use probe::{Knock, Porter, ProbeError};
+pub use probe::{Knock, MAX_PROBES, Porter, ProbeError};
 pub use raw::{RawRecv, RawSend, exchange_raw};
 pub use resolve::check_advertised;
 pub use transport::{LinkChoice, LinkKind};

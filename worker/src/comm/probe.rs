@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::establish::nonce;
@@ -24,6 +24,7 @@ use super::handshake::{Message, Nonce, Why};
 use super::resolve::Lookup;
 use super::transport::connect_local;
 use super::{LinkChoice, PeerAddr};
+use crate::lock;
 
 /// Between two looks for a call.
 const LOOK: Duration = Duration::from_millis(10);
@@ -32,7 +33,7 @@ const RETRY: Duration = Duration::from_millis(50);
 /// Whoever calls says what it wants within this.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Probes of one worker at a time, at most.
-const MAX_PROBES: usize = 256;
+pub const MAX_PROBES: usize = 256;
 
 /// One probe: whom to dial, and with what key.
 #[derive(Clone)]
@@ -159,8 +160,7 @@ impl Porter {
 
     fn dial_local(&self, knock: &Knock, left: Duration) -> Result<(), ProbeError> {
         let PeerAddr { worker_id, address } = &knock.peer;
-        let port = address.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
-        let port = port.ok_or_else(|| format!("cannot be dialled: its address {address} has no port"))?;
+        let port = knock.peer.port().ok_or_else(|| format!("cannot be dialled: its address {address} has no port"))?;
         let cannot = |e: std::io::Error| format!("is not on this host: {e}");
         let stream: UnixStream = connect_local(worker_id, port).map_err(cannot)?;
         stream.set_nonblocking(false).map_err(cannot)?;
@@ -284,9 +284,4 @@ fn read_message(stream: &mut impl Read) -> Result<Message, String> {
             Err(e) => return Err(e.to_string()),
         }
     }
-}
-
-/// What it guards is whole between any two statements.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

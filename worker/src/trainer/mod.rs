@@ -29,8 +29,8 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use toroid_proto::{Inputs, StepRecord, Validation};
@@ -44,6 +44,7 @@ use crate::checkpoint::{Claim, ReadFault};
 use crate::comm::nccl::{Epoch, agree};
 use crate::comm::{CommError, Fence, Links, Listener, Missing, PeerAddr, Plan, peers_of};
 use crate::device::Device;
+use crate::lock;
 
 pub use prepare::{Job, PrepareError};
 pub use shared::{Computed, Requested, Shared, Then};
@@ -240,11 +241,6 @@ pub enum Happened {
 pub struct BadCheckpoint {
     pub step: u64,
     pub fault: ReadFault,
-}
-
-/// A poisoned lock means that a thread panicked while it held it; what it guards is still whole (single assignments).
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// What the trainer does while it reads data and makes or loads its state; the coordinator knows this word and the next.

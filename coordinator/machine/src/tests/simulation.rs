@@ -185,7 +185,7 @@ impl Simulation {
     fn say_again(&mut self) {
         let (Some(id), Some(body)) = (self.some_worker(), self.random.pick(&self.heard).cloned()) else { return };
         let Some(stream) = self.world.worker(&id).stream else { return };
-        let Some((job, epoch)) = epoch_of(&body) else { return };
+        let Some((job, epoch)) = body.subject() else { return };
         let Some(record) = self.world.machine.record(job) else { return };
         if epoch < record.epoch {
             let before = record.clone();
@@ -341,23 +341,6 @@ impl Simulation {
         for request in &self.requests {
             assert!(self.world.replies.contains_key(request), "{request:?} was never answered");
         }
-    }
-}
-
-fn epoch_of(body: &FromWorker) -> Option<(&str, u64)> {
-    match body {
-        FromWorker::Heartbeat(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::Prepared(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::Step(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::ShardWritten(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::CheckpointMissed(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::ManifestPublished(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::StepsRemoved(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::Finished(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::Failed(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::PeerLost(m) => Some((&m.job_id, m.epoch)),
-        FromWorker::Unreached(m) => Some((&m.job_id, m.epoch)),
-        _ => None,
     }
 }
 

@@ -232,3 +232,32 @@ fn two_micro_batches_meet_the_reference_wherever_they_are_computed() {
         check_close(&format!("{shape:?} norm"), total.sqrt(), norm, 1e-5);
     }
 }
+
+/// The only place of a job that trains on the text at `data`.
+fn only_place(dir: &Path, data: &Path) -> (Assignment, Environment) {
+    let spec = job::parse(&format!(
+        "steps = 9\n[model]\nlayers = 1\nd_model = 16\nheads = 2\nkv_heads = 2\nhead_dim = 8\nexperts = 4\nff = 16\nseq = 16\n\
+         [data]\npath = {data:?}\n"
+    ))
+    .expect("a valid job");
+    let assignment = Assignment {
+        job_id: "j".into(),
+        epoch: 3,
+        rank: 0,
+        spec: Arc::new(spec),
+        peers: BTreeMap::new(),
+        link_key: [1; 32],
+        checkpoint_root: dir.join("checkpoints").to_string_lossy().into_owned(),
+        owner: Owner::new(OwnerId::from_random([1; 16]), "j", "j", 0),
+        claim: Claim::New,
+        restore_step: None,
+        heal: false,
+    };
+    let environment = Environment {
+        listener: Listener::bind("127.0.0.1:0", "w0", LinkChoice::Auto).expect("listen on loopback"),
+        shared: Arc::new(Shared::default()),
+        cache_dir: dir.join("cache"),
+        connect_timeout: Duration::from_secs(180),
+    };
+    (assignment, environment)
+}

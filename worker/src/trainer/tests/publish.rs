@@ -3,7 +3,6 @@
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 
-use toroid_torus::job;
 use toroid_torus::manifest::ShardFile;
 
 use super::*;
@@ -26,32 +25,8 @@ fn place() -> Place {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let text = dir.path().join("text.txt");
     std::fs::write(&text, include_str!("publish.rs")).expect("write the text");
-    let spec = job::parse(&format!(
-        "steps = 9\n[model]\nlayers = 1\nd_model = 16\nheads = 2\nkv_heads = 2\nhead_dim = 8\nexperts = 4\nff = 16\nseq = 16\n\
-         [data]\npath = {text:?}\n"
-    ))
-    .expect("a valid job");
-    let root = dir.path().join("checkpoints").to_string_lossy().into_owned();
-    let storage = Storage::open(&root).expect("open the folder");
-    let assignment = Assignment {
-        job_id: "j".into(),
-        epoch: 3,
-        rank: 0,
-        spec: Arc::new(spec),
-        peers: BTreeMap::new(),
-        link_key: [1; 32],
-        checkpoint_root: root,
-        owner: Owner::new(OwnerId::from_random([1; 16]), "j", "j", 0),
-        claim: Claim::New,
-        restore_step: None,
-        heal: false,
-    };
-    let environment = Environment {
-        listener: Listener::bind("127.0.0.1:0", "w0", LinkChoice::Auto).expect("listen on loopback"),
-        shared: Arc::new(Shared::default()),
-        cache_dir: dir.path().join("cache"),
-        connect_timeout: Duration::from_secs(180),
-    };
+    let (assignment, environment) = only_place(dir.path(), &text);
+    let storage = Storage::open(&assignment.checkpoint_root).expect("open the folder");
     let fence = Fence::new().expect("an eventfd");
     let mut job =
         Job::prepare(&CpuDevice::new(1), &environment, assignment, fence.clone(), None).expect("prepare the place");

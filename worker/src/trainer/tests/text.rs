@@ -16,35 +16,6 @@ fn cached(cache: &Path, ending: &str) -> PathBuf {
     found.remove(0)
 }
 
-/// The only place of a job that trains on the text at `data`.
-fn place(dir: &Path, data: &Path) -> (Assignment, Environment) {
-    let spec = job::parse(&format!(
-        "steps = 9\n[model]\nlayers = 1\nd_model = 16\nheads = 2\nkv_heads = 2\nhead_dim = 8\nexperts = 4\nff = 16\nseq = 16\n\
-         [data]\npath = {data:?}\n"
-    ))
-    .expect("a valid job");
-    let assignment = Assignment {
-        job_id: "j".into(),
-        epoch: 3,
-        rank: 0,
-        spec: Arc::new(spec),
-        peers: BTreeMap::new(),
-        link_key: [1; 32],
-        checkpoint_root: dir.join("checkpoints").to_string_lossy().into_owned(),
-        owner: Owner::new(OwnerId::from_random([1; 16]), "j", "j", 0),
-        claim: Claim::New,
-        restore_step: None,
-        heal: false,
-    };
-    let environment = Environment {
-        listener: Listener::bind("127.0.0.1:0", "w0", LinkChoice::Auto).expect("listen on loopback"),
-        shared: Arc::new(Shared::default()),
-        cache_dir: dir.join("cache"),
-        connect_timeout: Duration::from_secs(180),
-    };
-    (assignment, environment)
-}
-
 /// T-12.
 #[test]
 fn what_is_left_out_of_the_text_goes_with_the_report() {
@@ -53,7 +24,7 @@ fn what_is_left_out_of_the_text_goes_with_the_report() {
     std::fs::create_dir(&text).expect("make a folder");
     std::fs::write(text.join("a.txt"), include_str!("text.rs")).expect("write the text");
     std::fs::write(text.join("b.bin"), [0xff, 0xfe, 0]).expect("write what is no text");
-    let (assignment, environment) = place(dir.path(), &text);
+    let (assignment, environment) = only_place(dir.path(), &text);
     let fence = Fence::new().expect("an eventfd");
     let job = Job::prepare(&CpuDevice::new(1), &environment, assignment, fence, None).expect("prepare the place");
     let Happened::Prepared { inputs, .. } = job.report() else { panic!("it is prepared") };
@@ -68,7 +39,7 @@ fn t1_waiting_for_a_token_file_is_said_and_ends_with_the_epoch() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let text = dir.path().join("text.txt");
     std::fs::write(&text, include_str!("text.rs")).expect("write the text");
-    let (assignment, environment) = place(dir.path(), &text);
+    let (assignment, environment) = only_place(dir.path(), &text);
     let shared = Arc::clone(&environment.shared);
     // Another has the lock and is about to make the file: it is made and taken away here only for its name.
     TokenFile::prepare(&assignment.spec.data, &environment.cache_dir, &mut |_: u64| {}).expect("make the file");
