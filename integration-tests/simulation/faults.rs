@@ -11,7 +11,6 @@ use toroid_worker::session;
 
 use crate::coordinator::{FAILURE_TIMEOUT, checkpoint_root};
 use crate::network::{AtCoordinator, AtWorker, Event, MS, Micros, Pid, SECOND};
-use crate::place::Frame;
 use crate::worker::{id_of, pid_of};
 use crate::world::World;
 
@@ -58,8 +57,8 @@ impl World {
             83..87 => self.drain_one(),
             87..89 => self.end_one(),
             89..90 => self.cancel_a_job(),
-            90..98 => self.repeat_something_old(),
-            _ => self.distrust_the_state(),
+            90..97 => self.repeat_something_old(),
+            _ => self.put_a_stranger(),
         }
     }
 
@@ -118,9 +117,8 @@ impl World {
     /// It computes for ever, and heartbeats.
     fn hang_one(&mut self) {
         let Some(pid) = self.someone() else { return };
-        if self.workers.get_mut(&pid).is_some_and(|w| w.trainer.hang()) {
-            self.env.tell(|| format!("{} hangs", id_of(pid)));
-        }
+        self.env.tell(|| format!("{} hangs", id_of(pid)));
+        self.env.hangs.insert(pid);
     }
 
     /// SIGTERM: it says so, and ends a moment later.
@@ -190,7 +188,7 @@ impl World {
         if let (Some(pid), time) = (self.someone(), self.a_while()) {
             self.env.tell(|| format!("the disk of {} is full for {} s", id_of(pid), time as f64 / 1e6));
             let until = self.env.net.now + time;
-            self.env.disk.broken.insert(pid, until);
+            self.env.disk.full.insert(pid, until);
         }
     }
 
@@ -208,15 +206,14 @@ impl World {
         self.env.disk.damage(&checkpoint_root(&job), step, rank);
     }
 
-    /// A worker says that its copy of a shard is not what it should be.
-    fn distrust_the_state(&mut self) {
-        let Some(pid) = self.someone() else { return };
-        let Some(worker) = self.workers.get_mut(&pid).filter(|w| w.backlog.is_none()) else { return };
-        if let Some((job, event)) = worker.trainer.distrust() {
-            self.env.tell(|| format!("{} does not trust the state of {job}", id_of(pid)));
-            self.env.truth.distrusted(&job);
-            worker.handle(AtWorker::Trained(event), &mut self.env);
-        }
+    /// Another job's file comes into the folder of a checkpoint: nobody may take it away (T-10).
+    fn put_a_stranger(&mut self) {
+        let steps: Vec<(String, u64)> =
+            self.records().flat_map(|r| r.checkpoints.iter().map(|c| (checkpoint_root(&r.id), c.step))).collect();
+        let Some((root, step)) = self.env.net.random.pick(&steps) else { return };
+        self.env.tell(|| format!("another job has a file in the folder of step {step}"));
+        let name = "shard-00000-of-00001-epoch-1-by-ffffffffffffffffffffffffffffffff.safetensors";
+        self.env.disk.put_stranger(&root, step, name);
     }
 
     // ----------------------------------------------------------------------------------------------------- to the coordinator
@@ -292,10 +289,9 @@ impl World {
 
     /// A message of an older epoch comes once more, at anyone: nothing may come of it.
     fn repeat_something_old(&mut self) {
-        match self.env.net.random.below(3) {
+        match self.env.net.random.below(2) {
             0 => self.repeat_to_coordinator(),
-            1 => self.repeat_to_worker(),
-            _ => self.repeat_frame(),
+            _ => self.repeat_to_worker(),
         }
     }
 
@@ -335,18 +331,6 @@ impl World {
         }
     }
 
-    fn repeat_frame(&mut self) {
-        let (Some(pid), Some(frame)) = (self.someone(), self.env.frames.pick(&mut self.env.net.random)) else { return };
-        let Some(worker) = self.workers.get_mut(&pid).filter(|w| w.backlog.is_none()) else { return };
-        let is_old = |frame: &Frame| {
-            let job = worker.trainer.job.as_ref().filter(|j| j.assignment.job_id == frame.job);
-            job.is_some_and(|j| frame.epoch < j.assignment.epoch && frame.from != j.assignment.rank)
-        };
-        if is_old(&frame) {
-            worker.trainer.frame(frame, &mut self.env);
-        }
-    }
-
     // -------------------------------------------------------------------------------------------------------------- the end
 
     /// No more faults; what is broken is mended, and there are workers enough.
@@ -355,8 +339,12 @@ impl World {
         self.env.tell(|| "no more faults".into());
         self.crash_in = None;
         self.env.net.heal();
-        self.env.disk.broken.clear();
+        self.env.disk.full.clear();
+        self.env.hangs.clear();
         self.env.unable.clear();
+        if self.env.truth.recorded.is_some() {
+            return;
+        }
         for n in 0..self.scenario.num_places + 3 {
             let after = self.env.net.random.below(SECOND);
             self.env.net.push(after, Event::WorkerStarts { host: format!("fresh-{n}") });

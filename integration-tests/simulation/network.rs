@@ -16,10 +16,10 @@ use std::collections::{BTreeMap, BinaryHeap};
 use toroid_coordinator::machine::StreamId;
 use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
-use toroid_torus::manifest::ShardFile;
-use toroid_worker::trainer::{Assignment, TrainerEvent};
+use toroid_worker::trainer::TrainerEvent;
 
-use crate::place::Frame;
+use crate::links::{End, Links};
+use crate::played::Thread;
 use crate::random::Random;
 
 /// Virtual time in microseconds.
@@ -40,6 +40,12 @@ pub enum Event {
     WorkerContinues { pid: Pid },
     WorkerStarts { host: String },
     WorkerEnds { pid: Pid },
+    /// A call comes to the called.
+    LinkCalls { id: u64 },
+    /// Bytes come to the reader.
+    LinkArrives { id: u64, writer: usize },
+    /// The reader hears that no more will come.
+    LinkEnds { id: u64, writer: usize, how: End },
 }
 
 #[derive(Debug)]
@@ -66,45 +72,12 @@ pub enum AtWorker {
     Heartbeat {
         stream: StreamId,
     },
-    /// The session has something for the trainer: a command, or a raised fence.
-    Wake,
-    Trained(TrainerEvent),
-    /// The links of this epoch were to be up by now.
-    ConnectOver {
-        epoch: u64,
-    },
-    /// What the trainer's thread was busy with is done.
-    Computed {
+    /// A thread's wait is over.
+    Resume {
+        thread: Thread,
         number: u64,
     },
-    /// A writer's thread is done, of whatever job it was begun for.
-    ShardWritten {
-        assignment: Box<Assignment>,
-        step: u64,
-        shard: crate::arithmetic::Values,
-    },
-    /// The same for what it takes away again.
-    ShardDropped {
-        assignment: Box<Assignment>,
-        step: u64,
-    },
-    /// The publisher's thread has its turn.
-    Publish {
-        assignment: Box<Assignment>,
-        step: u64,
-        files: Vec<ShardFile>,
-        remove: Vec<u64>,
-    },
-    Frame {
-        from: Pid,
-        incarnation: u64,
-        due: Micros,
-        frame: Frame,
-    },
-    LinkClosed {
-        peer: Pid,
-        incarnation: u64,
-    },
+    Trained(TrainerEvent),
 }
 
 struct Scheduled {
@@ -130,18 +103,6 @@ impl Ord for Scheduled {
     }
 }
 
-/// Both directions of a connection between two workers, the one from the lower to the higher pid first.
-#[derive(Debug, Default)]
-struct Link {
-    incarnation: u64,
-    is_open: bool,
-    blocked_until: Micros,
-    /// When the newest message arrives.
-    last: [Micros; 2],
-    /// After a break: what arrives later is lost.
-    cut: [Micros; 2],
-}
-
 #[derive(Debug)]
 struct Stream {
     pid: Pid,
@@ -151,12 +112,13 @@ struct Stream {
     cut: Micros,
 }
 
+#[derive(Default)]
 pub struct Network {
     pub now: Micros,
     pub random: Random,
     queue: BinaryHeap<Reverse<Scheduled>>,
     num_events: u64,
-    links: BTreeMap<(Pid, Pid), Link>,
+    pub links: Links,
     streams: BTreeMap<StreamId, Stream>,
     next_stream: u64,
     /// Until when a worker's path to the coordinator is cut.
@@ -173,7 +135,7 @@ impl Network {
             random,
             queue: BinaryHeap::new(),
             num_events: 0,
-            links: BTreeMap::new(),
+            links: Links::default(),
             streams: BTreeMap::new(),
             next_stream: 1,
             cut_off: BTreeMap::new(),
@@ -257,7 +219,8 @@ impl Network {
 
     /// The worker's end of a stream is gone: some of what is under way arrives, then the coordinator sees the end.
     pub fn close_at_worker(&mut self, stream: StreamId, reason: &'static str) {
-        let cut = self.point_of_break(|n, s| n.streams[&s].last_to_coordinator, stream);
+        let last = self.streams[&stream].last_to_coordinator;
+        let cut = self.point_of_break(last);
         self.streams.get_mut(&stream).expect("a worker closes streams that it opened").cut = cut;
         self.send_to_coordinator(stream, AtCoordinator::Closed { stream, reason });
     }
@@ -267,90 +230,9 @@ impl Network {
         self.streams.get(&stream).is_some_and(|s| self.now <= s.cut)
     }
 
-    // ----------------------------------------------------------------------------------------------- links between workers
-
-    /// The link between two workers, opened anew if it was closed; its incarnation.
-    pub fn connect(&mut self, a: Pid, b: Pid) -> u64 {
-        let now = self.now;
-        let link = self.links.entry((a.min(b), a.max(b))).or_default();
-        if !link.is_open {
-            link.incarnation += 1;
-            link.is_open = true;
-            link.last = [now; 2];
-            link.cut = [NEVER; 2];
-        }
-        link.incarnation
-    }
-
-    pub fn is_open(&self, a: Pid, b: Pid, incarnation: u64) -> bool {
-        self.links.get(&(a.min(b), a.max(b))).is_some_and(|l| l.is_open && l.incarnation == incarnation)
-    }
-
-    pub fn send_frame(&mut self, from: Pid, to: Pid, incarnation: u64, frame: Frame) {
-        let delay = self.delay();
-        let now = self.now;
-        let Some(link) = self.links.get_mut(&(from.min(to), from.max(to))) else { return };
-        if !link.is_open || link.incarnation != incarnation {
-            return;
-        }
-        let last = &mut link.last[usize::from(from > to)];
-        let due = (now.max(link.blocked_until) + delay).max(*last + 1);
-        *last = due;
-        self.push_at(due, Event::AtWorker { pid: to, what: AtWorker::Frame { from, incarnation, due, frame } });
-    }
-
-    /// Whether a frame that arrives now is not lost.
-    pub fn reaches(&self, from: Pid, to: Pid, incarnation: u64, due: Micros) -> bool {
-        let link = self.links.get(&(from.min(to), from.max(to)));
-        link.is_some_and(|l| l.incarnation == incarnation && (l.is_open || due <= l.cut[usize::from(from > to)]))
-    }
-
-    /// Nothing passes between two workers until then; the connection stays.
-    pub fn block_link(&mut self, a: Pid, b: Pid, until: Micros) {
-        self.links.entry((a.min(b), a.max(b))).or_default().blocked_until = until;
-    }
-
-    pub fn is_any_link_blocked(&self) -> bool {
-        self.links.values().any(|l| l.blocked_until > self.now)
-    }
-
-    /// A connection breaks: of what is under way in each direction, a prefix arrives.
-    pub fn break_link(&mut self, a: Pid, b: Pid) {
-        let key = (a.min(b), a.max(b));
-        if !self.links.get(&key).is_some_and(|l| l.is_open) {
-            return;
-        }
-        for (direction, (to, peer)) in [(key.1, key.0), (key.0, key.1)].into_iter().enumerate() {
-            let cut = self.point_of_break(|n, key| n.links[&key].last[direction], key);
-            let delay = self.delay();
-            let link = self.links.get_mut(&key).expect("looked up above");
-            link.is_open = false;
-            link.cut[direction] = cut;
-            let seen = self.now.max(link.blocked_until).max(cut) + delay;
-            let what = AtWorker::LinkClosed { peer, incarnation: link.incarnation };
-            self.push_at(seen, Event::AtWorker { pid: to, what });
-        }
-    }
-
-    pub fn break_links_of(&mut self, pid: Pid) {
-        let keys: Vec<(Pid, Pid)> = self.links.keys().filter(|(a, b)| *a == pid || *b == pid).copied().collect();
-        keys.into_iter().for_each(|(a, b)| self.break_link(a, b));
-    }
-
-    /// Up to when a broken connection still delivers: nothing of what is under way, everything, or a part.
-    fn point_of_break<K>(&mut self, last: impl Fn(&Network, K) -> Micros, key: K) -> Micros {
-        let last = last(self, key).max(self.now);
-        match self.random.below(3) {
-            0 => self.now,
-            1 => last,
-            _ => self.now + self.random.below(last - self.now + 1),
-        }
-    }
-
     /// No path is cut any more.
     pub fn heal(&mut self) {
-        let now = self.now;
         self.cut_off.clear();
-        self.links.values_mut().for_each(|l| l.blocked_until = l.blocked_until.min(now));
+        self.links.heal();
     }
 }

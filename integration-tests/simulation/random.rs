@@ -3,7 +3,7 @@
 use toroid_torus::cursor::splitmix64;
 
 /// splitmix64 as a generator: a counter through its finalizer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Random(u64);
 
 impl Random {

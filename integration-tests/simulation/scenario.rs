@@ -20,8 +20,6 @@ pub struct Scenario {
     per_host: usize,
     /// A job of hundreds of quick steps: a coordinator may be away for most of them.
     pub is_long: bool,
-    /// Steps of which a place keeps the sums, at most.
-    pub num_sums: usize,
 }
 
 /// Seeds of a hundred with a long job.
@@ -49,7 +47,7 @@ impl Scenario {
         let (tp, pp, dp) = random.pick(shapes).expect("there are some");
         let num_places = tp * pp * dp;
         let num_spares = random.below(4) as usize;
-        let num_steps = if is_long { random.between(150, 400) } else { random.between(5, 12) };
+        let num_steps = if is_long { random.between(150, 300) } else { random.between(5, 12) };
         let mut jobs = vec![job_file("first", (tp, pp, dp), num_steps, random)];
         let mut num_workers = num_places + num_spares;
         if random.percent(10) {
@@ -84,7 +82,21 @@ impl Scenario {
             percent_unable: random.pick(&[0, 0, 0, 30]).expect("there are some"),
             per_host: random.between(1, 4) as usize,
             is_long,
-            num_sums: random.pick(&[10_000, 10_000, 100]).expect("there are some"),
+        }
+    }
+
+    /// Without faults, and at once.
+    pub fn undisturbed(toml: &str, num_workers: usize) -> Scenario {
+        Scenario {
+            jobs: vec![toml.into()],
+            num_places: num_workers,
+            num_workers,
+            step_time: MS,
+            faults: Vec::new(),
+            percent_restarts: 0,
+            percent_unable: 0,
+            per_host: 4,
+            is_long: false,
         }
     }
 
@@ -101,11 +113,13 @@ fn job_file(name: &str, shape: (usize, usize, usize), steps: u64, random: &mut R
     let keep = random.between(1, 3);
     format!(
         "name = \"{name}\"\nsteps = {steps}\nseed = {}\n[shape]\ntp = {tp}\npp = {pp}\ndp = {dp}\n\
-         [batch]\nmicro_batch = 1\nglobal = {}\n[data]\npath = \"/data\"\n\
+         [model]\nlayers = 2\nd_model = 4\nheads = 2\nkv_heads = 2\nhead_dim = 2\nexperts = 2\nff = 2\nseq = 4\nvocab = 256\n\
+         [batch]\nmicro_batch = 1\nglobal = {}\n[data]\npath = {:?}\n\
          [checkpoint]\ninterval_steps = {interval_steps}\ninterval_s = {interval_s}\nkeep = {keep}\n\
          [fault_tolerance]\nredundancy = {redundancy}\nmin_dp = {min_dp}\n",
-        random.below(1000),
+        random.below(3),
         2 * dp,
+        crate::text::folder().join("text"),
     )
 }
 

@@ -2,23 +2,24 @@
 //!
 //! - **T-2** a step is committed only when all places of the epoch have sealed it, or another has committed it.
 //! - **T-3**, **T-4** whatever a place holds of a committed step is what the undisturbed run has there, in both copies.
-//! - **T-5** a ledger of who took which samples: those of a step are the undisturbed run's, each once, over any number of replicas.
-//! - **T-6** a manifest that can be seen names all shards, and they are there.
+//! - **T-5** as each sample changes every gradient, T-4 says that each was taken once, over any number of replicas.
+//! - **T-6** a manifest that can be seen names all shards, and they are there, as the undisturbed run has them.
 //!
 //! What concerns the coordinator's decisions (T-1, T-3, T-7, T-8) is checked in `coordinator` where its outputs are executed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use toroid_torus::geometry::Shape;
 use toroid_torus::holders;
 use toroid_torus::job::JobSpec;
-use toroid_worker::trainer::{Assignment, HeldAs};
+use toroid_torus::manifest::Kind;
+use toroid_torus::partition::partition;
+use toroid_worker::optim::HostShard;
+use toroid_worker::trainer::{Assignment, Deed, HeldAs, Observer, Shown};
 
-use crate::arithmetic::Reference;
 use crate::disk::Disk;
 use crate::network::Pid;
-use crate::place::State;
 
 /// What a place had when it said Prepared.
 #[derive(Debug)]
@@ -29,14 +30,64 @@ pub struct Report {
     pub held: Vec<HeldAs>,
 }
 
+/// The run that nothing disturbs: the trainer's, in a simulation without faults.
+#[derive(Debug, Default)]
+pub struct Reference {
+    /// By step, then by (tp, pp): the whole partition.
+    states: Vec<BTreeMap<(usize, usize), HostShard>>,
+    /// By step; of step 0 there is none.
+    pub losses: Vec<f64>,
+}
+
+impl Reference {
+    /// What a place shows becomes the reference.
+    pub fn record(&mut self, step: u64, as_place: &HeldAs, shown: &Shown) {
+        let place = as_place.shape.place(as_place.rank);
+        let step = step as usize;
+        if self.states.len() <= step {
+            self.states.resize_with(step + 1, BTreeMap::new);
+        }
+        let whole = self.states[step].entry((place.tp, place.pp)).or_insert_with(|| HostShard::zeros(0));
+        let parts = [&mut whole.param, &mut whole.exp_avg, &mut whole.exp_avg_sq];
+        for (whole, part) in parts.into_iter().zip(parts_of(&shown.state)) {
+            if whole.len() < shown.range.end {
+                whole.resize(shown.range.end, 0.0);
+            }
+            whole[shown.range.clone()].copy_from_slice(part);
+        }
+    }
+
+    fn part(&self, step: u64, tp: usize, pp: usize, kind: Kind) -> &[f32] {
+        let state = self.states.get(step as usize).and_then(|partitions| partitions.get(&(tp, pp)));
+        state.map_or(&[], |state| match kind {
+            Kind::Param => &state.param,
+            Kind::Exp => &state.exp_avg,
+            Kind::ExpSq => &state.exp_avg_sq,
+        })
+    }
+
+    /// Padding is of no matter.
+    fn is(&self, step: u64, shape: &Shape, rank: usize, shown: &Shown) -> bool {
+        let place = shape.place(rank);
+        [Kind::Param, Kind::Exp, Kind::ExpSq].into_iter().zip(parts_of(&shown.state)).all(|(kind, part)| {
+            let whole = self.part(step, place.tp, place.pp, kind);
+            let end = shown.range.end.min(whole.len());
+            let start = shown.range.start.min(end);
+            !whole.is_empty() && whole[start..end] == part[..end - start]
+        })
+    }
+}
+
+fn parts_of(state: &HostShard) -> [&[f32]; 3] {
+    [&state.param, &state.exp_avg, &state.exp_avg_sq]
+}
+
 #[derive(Debug)]
 pub struct JobTruth {
     pub spec: Arc<JobSpec>,
-    pub reference: Reference,
+    pub reference: Arc<Reference>,
     /// Ranks that have sealed, by epoch and step.
     sealed: BTreeMap<(u64, u64), BTreeSet<usize>>,
-    /// Samples that each rank took, by epoch and step.
-    ledger: BTreeMap<(u64, u64), BTreeMap<usize, Vec<u64>>>,
     /// Highest step that anyone has committed since the newest restore, and the epoch of that.
     pub high: u64,
     /// In which somebody has committed a step.
@@ -46,25 +97,23 @@ pub struct JobTruth {
     pub prepared: BTreeMap<u64, BTreeMap<usize, Report>>,
     /// What was decided, by epoch: the first Start.
     pub started: BTreeMap<u64, Option<toroid_proto::Heal>>,
-    /// A worker has said that the state, or the newest checkpoint of it, is not to be trusted, and no other was restored since.
+    /// The newest checkpoint is not to be trusted, and no other was restored since.
     pub is_distrusted: bool,
 }
 
-impl JobTruth {
-    /// T-5: each (tp, pp) of a step's replicas took every sample of the undisturbed run's step once, in its order.
-    fn is_ledger_right(&self, shape: &Shape, epoch: u64, step: u64) -> Result<(), String> {
-        let nobody = BTreeMap::new();
-        let taken = self.ledger.get(&(epoch, step)).unwrap_or(&nobody);
-        let expected = &self.reference.samples[step as usize];
-        for first in (0..shape.world()).filter(|rank| shape.place(*rank).dp == 0) {
-            let of_replicas = shape.dp_group(first).into_iter().filter_map(|rank| taken.get(&rank));
-            let found: Vec<u64> = of_replicas.flatten().copied().collect();
-            if found != *expected {
-                let dp = shape.dp();
-                return Err(format!("dp {dp} takes the samples {found:?} beside rank {first}, not {expected:?}"));
-            }
-        }
-        Ok(())
+/// What a trainer does with steps, until the event loop looks.
+#[derive(Debug, Clone, Default)]
+pub struct Seen(Arc<Mutex<Vec<(Assignment, u64, Deed)>>>);
+
+impl Observer for Seen {
+    fn saw(&self, place: &Assignment, step: u64, deed: Deed) {
+        self.0.lock().expect("nobody panics with it").push((place.clone(), step, deed));
+    }
+}
+
+impl Seen {
+    pub fn take(&self) -> Vec<(Assignment, u64, Deed)> {
+        std::mem::take(&mut *self.0.lock().expect("nobody panics with it"))
     }
 }
 
@@ -73,6 +122,8 @@ pub struct Truth {
     pub jobs: BTreeMap<String, JobTruth>,
     /// The first thing that must not be.
     pub violation: Option<String>,
+    /// Nothing disturbs this run: what it does is right.
+    pub recorded: Option<Reference>,
 }
 
 impl Truth {
@@ -85,9 +136,8 @@ impl Truth {
     pub fn submitted(&mut self, job: &str, spec: &JobSpec) {
         let truth = JobTruth {
             spec: Arc::new(spec.clone()),
-            reference: Reference::of(spec),
+            reference: if self.recorded.is_some() { Arc::default() } else { crate::reference::of(spec) },
             sealed: BTreeMap::new(),
-            ledger: BTreeMap::new(),
             high: 0,
             epochs: BTreeSet::new(),
             since_epoch: 0,
@@ -102,12 +152,10 @@ impl Truth {
         self.jobs.get_mut(&assignment.job_id).expect("an assigned job was submitted")
     }
 
-    pub fn prepared(&mut self, pid: Pid, assignment: &Assignment, states: &[&State]) {
-        states.iter().for_each(|state| self.holds(assignment, state));
-        let held = states.iter().map(|s| s.held_as).collect();
-        let report = Report { pid, committed: states.last().map(|s| s.committed), held };
-        let job = self.job(assignment);
-        job.prepared.entry(assignment.epoch).or_default().insert(assignment.rank, report);
+    pub fn prepared(&mut self, pid: Pid, job: &str, epoch: u64, rank: usize, committed: u64, held: &[HeldAs]) {
+        let committed = (!held.is_empty()).then_some(committed);
+        let Some(job) = self.jobs.get_mut(job) else { return };
+        job.prepared.entry(epoch).or_default().insert(rank, Report { pid, committed, held: held.to_vec() });
     }
 
     /// A restore that had to be was decided: what was committed after that step is given up.
@@ -118,32 +166,27 @@ impl Truth {
         job.is_distrusted = false;
     }
 
-    pub fn distrusted(&mut self, job: &str) {
-        self.jobs.get_mut(job).expect("a job that is trained was submitted").is_distrusted = true;
-    }
-
-    pub fn consumed(&mut self, assignment: &Assignment, step: u64, samples: &[u64]) {
-        let (rank, epoch) = (assignment.rank, assignment.epoch);
-        self.job(assignment).ledger.entry((epoch, step)).or_default().insert(rank, samples.to_vec());
-    }
-
-    pub fn sealed(&mut self, assignment: &Assignment, step: u64, sums: u64) {
-        let (rank, epoch) = (assignment.rank, assignment.epoch);
-        let job = self.job(assignment);
-        let holds = job.reference.sums[step as usize] == sums;
-        let ledger = job.is_ledger_right(&assignment.spec.shape, epoch, step);
-        job.sealed.entry((epoch, step)).or_default().insert(rank);
-        self.check(ledger.is_ok(), || format!("T-5: step {step} of epoch {epoch}: {}", ledger.unwrap_err()));
-        self.check(holds, || format!("T-4: rank {rank} seals step {step} of epoch {epoch} with other gradients"));
+    pub fn saw(&mut self, place: &Assignment, step: u64, deed: &Deed) {
+        match deed {
+            Deed::Sealed => {
+                let (rank, epoch) = (place.rank, place.epoch);
+                self.job(place).sealed.entry((epoch, step)).or_default().insert(rank);
+            }
+            Deed::Committed => self.committed(place, step),
+            Deed::CommittedToHeal => self.committed_to_heal(place, step),
+            Deed::Holds { as_place, own, copy } => match &mut self.recorded {
+                Some(reference) => reference.record(step, as_place, own),
+                None => self.holds(place, step, as_place, own, copy.as_ref()),
+            },
+        }
     }
 
     /// By the all-reduce of its epoch.
-    pub fn committed(&mut self, assignment: &Assignment, step: u64, sums: u64) {
+    fn committed(&mut self, assignment: &Assignment, step: u64) {
         let (rank, epoch) = (assignment.rank, assignment.epoch);
         let job = self.job(assignment);
         let num_sealed = job.sealed.get(&(epoch, step)).map_or(0, BTreeSet::len);
         let world = assignment.spec.shape.world();
-        let is_same = job.reference.sums[step as usize] == sums;
         job.epochs.insert(epoch);
         if epoch >= job.since_epoch {
             job.high = job.high.max(step);
@@ -151,66 +194,60 @@ impl Truth {
         self.check(num_sealed == world, || {
             format!("T-2: rank {rank} commits step {step} in epoch {epoch} when {num_sealed} of {world} have sealed it")
         });
-        self.check(is_same, || format!("T-4: rank {rank} commits step {step} in epoch {epoch} with another loss"));
     }
 
     /// By what another place has committed.
-    pub fn committed_by_healing(&mut self, assignment: &Assignment, step: u64, sums: u64) {
+    fn committed_to_heal(&mut self, assignment: &Assignment, step: u64) {
         let (rank, epoch) = (assignment.rank, assignment.epoch);
         let job = self.job(assignment);
-        let is_same = job.reference.sums[step as usize] == sums;
         // In an epoch before a restore, what others have committed is not kept any more.
         let is_committed = job.high >= step || epoch < job.since_epoch;
         self.check(is_committed, || format!("T-2: rank {rank} commits step {step} in epoch {epoch}, nobody else has"));
-        self.check(is_same, || format!("T-4: rank {rank} commits step {step} in epoch {epoch} with another loss"));
     }
 
-    pub fn holds(&mut self, assignment: &Assignment, state: &State) {
-        let (rank, epoch, step) = (assignment.rank, assignment.epoch, state.committed);
-        let HeldAs { shape, rank: old } = state.held_as;
-        let reference = &self.job(assignment).reference;
-        let own = reference.shard(step, &shape, old) == state.own;
-        let copy = holders::guarded_by(&shape, old)
-            .is_none_or(|guarded| reference.shard(step, &shape, guarded) == state.guarded);
-        self.check(own, || format!("T-4: rank {rank} holds another shard of step {step} in epoch {epoch}"));
-        self.check(copy, || {
+    fn holds(&mut self, place: &Assignment, step: u64, as_place: &HeldAs, own: &Shown, copy: Option<&Shown>) {
+        let (rank, epoch) = (place.rank, place.epoch);
+        let HeldAs { shape, rank: old } = *as_place;
+        let reference = Arc::clone(&self.job(place).reference);
+        let is_right = reference.is(step, &shape, old, own);
+        let guarded = holders::guarded_by(&shape, old);
+        let copied = guarded.zip(copy).is_none_or(|(guarded, copy)| reference.is(step, &shape, guarded, copy));
+        self.check(is_right, || format!("T-4: rank {rank} holds another shard of step {step} in epoch {epoch}"));
+        self.check(copied, || {
             format!("T-3: rank {rank} holds a stale copy of the shard of step {step} in epoch {epoch}")
-        });
-    }
-
-    /// After healing all are at one step.
-    pub fn healed(&mut self, assignment: &Assignment, decided: u64, committed: u64) {
-        let (rank, epoch) = (assignment.rank, assignment.epoch);
-        self.check(decided == committed, || {
-            format!("T-2: rank {rank} goes on from step {committed} in epoch {epoch}, decided was {decided}")
-        });
-    }
-
-    pub fn wrote(&mut self, assignment: &Assignment, step: u64, shard: &[u64]) {
-        let (rank, epoch) = (assignment.rank, assignment.epoch);
-        let holds = self.job(assignment).reference.shard(step, &assignment.spec.shape, rank) == shard;
-        self.check(holds, || format!("T-4: rank {rank} saves another shard of step {step} in epoch {epoch}"));
-    }
-
-    pub fn published(&mut self, disk: &Disk, assignment: &Assignment, step: u64) {
-        let complaint = self.incomplete(disk, &assignment.job_id, &assignment.checkpoint_root, step);
-        let epoch = assignment.epoch;
-        self.check(complaint.is_none(), || {
-            format!("T-6: the manifest of step {step} that epoch {epoch} publishes {}", complaint.unwrap_or_default())
         });
     }
 
     /// What is wrong with a checkpoint that can be seen.
     pub fn incomplete(&self, disk: &Disk, job: &str, root: &str, step: u64) -> Option<String> {
-        let Some((shape, manifest)) = disk.manifests.get(&(root.to_string(), step)) else {
+        let Some(manifest) = disk.manifest(root, step) else {
             return Some("is not there".into());
         };
-        if manifest.len() != shape.world() {
-            return Some(format!("names {} of {} shards", manifest.len(), shape.world()));
+        let shape = manifest.shape;
+        if manifest.files.len() != shape.world() {
+            return Some(format!("names {} of {} shards", manifest.files.len(), shape.world()));
         }
-        let shard = |rank| self.jobs[job].reference.shard(step, shape, rank);
-        let is_bad =
-            |rank: &usize| manifest.get(rank).and_then(|f| disk.read(root, step, &f.file)) != Some(&shard(*rank));
-        (0..shape.world()).find(is_bad).map(|rank| format!("names a shard of rank {rank} that is not there"))
+        let reference = &self.jobs.get(job)?.reference;
+        for file in &manifest.files {
+            let Some(bytes) = disk.read(root, step, &file.file) else {
+                return Some(format!("names a shard of rank {} that is not there", file.rank));
+            };
+            if bytes.len() as u64 != file.bytes {
+                return Some(format!("names a shard of rank {} of another size", file.rank));
+            }
+            let place = shape.place(file.rank);
+            let partition = partition(&manifest.job.model, &shape, place.tp, place.pp);
+            for entry in &file.entries {
+                let slice = partition.slice(&entry.tensor)?;
+                let start = slice.offset + entry.range.start;
+                let whole = reference.part(step, place.tp, place.pp, entry.kind);
+                let Some(values) = whole.get(start..start + entry.range.len()) else { continue };
+                let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                if blake3::hash(&bytes).to_hex().to_string() != entry.digest {
+                    return Some(format!("has another {} of rank {} than the undisturbed run", entry.name, file.rank));
+                }
+            }
+        }
+        None
     }
 }

@@ -1,30 +1,61 @@
-//! A worker's process: the real session, the virtual trainer, and what the control task does between them.
+//! A worker's process: the real session, the real trainer on a toy device, and what the control task does between them.
 //!
 //! Before the Welcome the trainer's events wait; without a coordinator the session hears them and what it says is lost, to be said
 //! again. A stopped process (SIGSTOP) hears nothing, keeps its connections, and finds everything in order when it goes on.
 
 use std::collections::VecDeque;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use toroid_coordinator::machine::StreamId;
 use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
-use toroid_worker::comm::Knock;
+use toroid_worker::comm::{Knock, Listener};
+use toroid_worker::control::JobFence;
 use toroid_worker::session::{Input, Output, Session};
-use toroid_worker::trainer::{Command as RealCommand, Happened, Then, TrainerEvent, WarmUp};
+use toroid_worker::trainer::{self, Command, Deed, Emit, Environment, Happened, HeldAs, Requested, Shared, TrainerEvent};
 
-use crate::network::{AtCoordinator, AtWorker, MS, Micros, Pid, SECOND};
-use crate::trainer::{Command, NO_DATA, Trainer};
+use crate::coordinator::FAILURE_TIMEOUT;
+use crate::device::ToyDevice;
+use crate::network::{AtCoordinator, AtWorker, Event, MS, Micros, Pid, SECOND};
+use crate::played::{Thread, Threads};
+use crate::truth::Seen;
 use crate::world::{Env, Unable};
 
 const FIRST_PAUSE: Micros = 50 * MS;
 const LONGEST_PAUSE: Micros = SECOND;
+/// A raised fence ends every wait of an older epoch at once, but the trainer may be busy between two looks.
+const FENCE_LIMIT: Micros = SECOND;
+/// Commands that a trainer has not taken, at most.
+const MAX_COMMANDS: usize = 1024;
+
+/// What a worker holds of a job, as its trainer has shown or said it.
+#[derive(Debug, Clone)]
+pub struct Held {
+    pub job: String,
+    pub epoch: u64,
+    /// Two while the state is split anew.
+    pub as_places: Vec<HeldAs>,
+    pub committed: u64,
+    /// The step after the committed one.
+    pub is_sealed: bool,
+}
 
 pub struct Worker {
     pub pid: Pid,
     pub host: String,
     pub session: Session,
-    pub trainer: Trainer,
+    pub threads: Threads,
+    pub shared: Arc<Shared>,
+    commands: SyncSender<Command>,
+    /// What the trainer has said in its turn.
+    said: Arc<Mutex<VecDeque<TrainerEvent>>>,
+    seen: Seen,
+    fence: JobFence,
     pub stream: Option<StreamId>,
     is_welcome: bool,
     /// Events of the trainer that came before the Welcome.
@@ -33,8 +64,15 @@ pub struct Worker {
     pub backlog: Option<Vec<AtWorker>>,
     pause: Micros,
     heartbeat: Micros,
-    /// The epoch in which the trainer waits though the session knows it to be over, and since when that was seen.
-    waits_on: Option<(u64, Micros)>,
+    /// When the newest event reaches the session: it hears them in order.
+    last_event: Micros,
+    /// The newest place that it was given, and its rank.
+    place: Option<(String, u64, usize)>,
+    pub held: Option<Held>,
+    /// The job and the epoch in which it has links and makes steps, or has made all.
+    pub trains: Option<(String, u64)>,
+    /// The epoch that was to be prepared and is not yet, and since when.
+    ordered: Option<(u64, Micros)>,
 }
 
 pub fn id_of(pid: Pid) -> String {
@@ -46,20 +84,49 @@ pub fn pid_of(id: &str) -> Pid {
 }
 
 impl Worker {
-    pub fn new(pid: Pid, host: String) -> Worker {
+    pub fn new(pid: Pid, host: String, env: &mut Env) -> Worker {
+        let seen = Seen::default();
+        let shared = Arc::new(Shared::observed(Box::new(seen.clone())));
+        let said: Arc<Mutex<VecDeque<TrainerEvent>>> = Arc::default();
+        let (commands, to_do) = sync_channel(MAX_COMMANDS);
+        let environment = Environment {
+            listener: Listener::played(SocketAddr::from((Ipv4Addr::LOCALHOST, 1))),
+            shared: Arc::clone(&shared),
+            cache_dir: cache_dir(),
+            connect_timeout: Duration::from_micros(2 * FAILURE_TIMEOUT),
+        };
+        let to_session = Arc::clone(&said);
+        let emit: Emit = Arc::new(move |event| to_session.lock().expect("nobody panics with it").push_back(event));
+        let mut threads = Threads::default();
+        threads.start(Thread::Trainer, move || trainer::run(&ToyDevice::new(), &environment, to_do, &emit));
+        threads.begin(pid, env);
         Worker {
             pid,
             host,
             session: Session::new(),
-            trainer: Trainer::new(pid),
+            threads,
+            shared,
+            commands,
+            said,
+            seen,
+            fence: JobFence::new().expect("there is a descriptor for a fence"),
             stream: None,
             is_welcome: false,
             waiting: VecDeque::new(),
             backlog: None,
             pause: FIRST_PAUSE,
             heartbeat: SECOND,
-            waits_on: None,
+            last_event: 0,
+            place: None,
+            held: None,
+            trains: None,
+            ordered: None,
         }
+    }
+
+    /// SIGKILL.
+    pub fn kill(self, env: &mut Env) {
+        self.threads.kill(self.pid, env);
     }
 
     pub fn handle(&mut self, what: AtWorker, env: &mut Env) {
@@ -83,27 +150,9 @@ impl Worker {
             | AtWorker::StreamClosed { .. }
             | AtWorker::KeepaliveFailed { .. }
             | AtWorker::Heartbeat { .. } => {}
-            AtWorker::Wake => self.trainer.wake(env),
+            AtWorker::Resume { thread, number } => self.turn(thread, number, env),
             AtWorker::Trained(event) if self.stream.is_some() && !self.is_welcome => self.waiting.push_back(event),
             AtWorker::Trained(event) => self.input(Input::Trainer(event), env),
-            AtWorker::ConnectOver { epoch } => self.trainer.connect_over(epoch, env),
-            AtWorker::Computed { number } => self.trainer.computed(number, env),
-            AtWorker::ShardWritten { assignment, step, shard } => {
-                self.trainer.shard_written(&assignment, step, shard, env);
-            }
-            AtWorker::Publish { assignment, step, files, remove } if self.is_welcome && self.stream.is_some() => {
-                self.trainer.published(&assignment, step, &files, &remove, env);
-            }
-            // It does not know whether its place is still its own.
-            AtWorker::Publish { .. } => {}
-            AtWorker::ShardDropped { assignment, step } => env.disk.drop_shard(&assignment, step),
-            AtWorker::Frame { from, incarnation, due, frame } => {
-                if env.net.reaches(from, self.pid, incarnation, due) {
-                    env.frames.keep(&frame, &mut env.net.random);
-                    self.trainer.frame(frame, env);
-                }
-            }
-            AtWorker::LinkClosed { peer, incarnation } => self.trainer.link_closed(peer, incarnation, env),
         }
     }
 
@@ -141,6 +190,7 @@ impl Worker {
 
     fn stream_lost(&mut self, env: &mut Env) {
         self.stream = None;
+        self.shared.set_connected(false);
         // Without a coordinator the session hears of what the trainer does.
         for event in std::mem::take(&mut self.waiting) {
             self.input(Input::Trainer(event), env);
@@ -158,6 +208,7 @@ impl Worker {
         self.input(Input::FromCoordinator(body), env);
         if is_welcome {
             self.is_welcome = true;
+            self.shared.set_connected(true);
             for event in std::mem::take(&mut self.waiting) {
                 self.input(Input::Trainer(event), env);
             }
@@ -170,14 +221,17 @@ impl Worker {
     fn beat(&mut self, stream: StreamId, env: &mut Env) {
         self.check_fenced(env);
         let standing = self.session.standing();
-        let sealed_next = self.trainer.job.as_ref().and_then(|j| j.state.as_ref()).is_some_and(|s| s.sealed.is_some());
+        let computed = self.shared.computed();
         let heartbeat = proto::Heartbeat {
             job_id: standing.job_id,
             epoch: standing.epoch,
+            operation: self.shared.operation().into(),
+            waits_for: self.shared.waits_for().into_iter().map(|rank| rank as u32).collect(),
+            compute_s: computed.time.as_secs_f64(),
+            compute_steps: computed.num_steps,
+            sealed_next: self.shared.has_sealed_after(standing.committed_step),
+            progress: self.shared.progress(),
             committed_step: standing.committed_step,
-            operation: self.trainer.operation().into(),
-            waits_for: self.trainer.waits_for(),
-            sealed_next,
             ..Default::default()
         };
         self.send(ToCoordinator::Heartbeat(heartbeat), env);
@@ -186,14 +240,66 @@ impl Worker {
 
     /// T-1: a newer epoch ends every wait of the older one.
     fn check_fenced(&mut self, env: &mut Env) {
-        let standing = self.session.standing();
-        let seen = self.waits_on.take();
-        if let Some(epoch) = self.trainer.waits_in(&standing.job_id).filter(|epoch| *epoch < standing.epoch) {
-            let since = seen.filter(|(of, _)| *of == epoch).map_or(env.net.now, |(_, since)| since);
-            self.waits_on = Some((epoch, since));
-            env.truth.check(env.net.now < since + SECOND, || {
-                format!("T-1: {} waits in epoch {epoch}, and has epoch {}", id_of(self.pid), standing.epoch)
-            });
+        let Some((epoch, ordered)) = self.ordered else { return };
+        let since = self.threads.waits_since.map(|since| since.max(ordered));
+        // A wait that has begun before, and hears of nothing since.
+        let waits = since.is_some_and(|since| env.net.now > since + FENCE_LIMIT) && !self.threads.is_hung;
+        env.truth.check(!waits, || {
+            let point = &self.threads.point;
+            format!("T-1: {} waits in {point} of an older epoch, and has epoch {epoch}", id_of(self.pid))
+        });
+    }
+
+    /// A thread has the turn until it waits; then the others hear what came of it.
+    fn turn(&mut self, thread: Thread, number: u64, env: &mut Env) {
+        self.threads.resume(self.pid, thread, number, env);
+        for (place, step, deed) in self.seen.take() {
+            self.showed(&place.job_id, place.epoch, step, &deed, env);
+            env.truth.saw(&place, step, &deed);
+        }
+        let said = std::mem::take(&mut *self.said.lock().expect("nobody panics with it"));
+        for event in said {
+            self.trained(&event, env);
+            let delay = if env.net.random.percent(10) { 20 * MS } else { MS };
+            let at = (env.net.now + env.net.random.below(delay)).max(self.last_event + 1);
+            self.last_event = at;
+            env.net.push_at(at, Event::AtWorker { pid: self.pid, what: AtWorker::Trained(event) });
+        }
+    }
+
+    fn showed(&mut self, job: &str, epoch: u64, step: u64, deed: &Deed, env: &mut Env) {
+        if let Deed::Holds { as_place, .. } = deed {
+            let (job, as_places) = (job.to_string(), vec![*as_place]);
+            self.held = Some(Held { job, epoch, as_places, committed: step, is_sealed: false });
+            env.tell(|| format!("{} holds step {step} in epoch {epoch}", id_of(self.pid)));
+        } else if let Some(held) = &mut self.held {
+            held.is_sealed = matches!(deed, Deed::Sealed);
+        }
+    }
+
+    /// What the trainer says, before the session hears it.
+    fn trained(&mut self, event: &TrainerEvent, env: &mut Env) {
+        let TrainerEvent { job_id, epoch, what } = event;
+        if self.ordered.is_some_and(|(of, _)| of <= *epoch) {
+            self.ordered = None;
+        }
+        match what {
+            Happened::Prepared { committed_step, held, sealed_next, .. } => {
+                self.held = (!held.is_empty()).then(|| Held {
+                    job: job_id.clone(),
+                    epoch: *epoch,
+                    as_places: held.clone(),
+                    committed: *committed_step,
+                    is_sealed: *sealed_next,
+                });
+                let rank = self.place.as_ref().filter(|(job, of, _)| (job, of) == (job_id, epoch)).map(|p| p.2);
+                if let Some(rank) = rank {
+                    env.truth.prepared(self.pid, job_id, *epoch, rank, *committed_step, held);
+                }
+            }
+            Happened::Connected => self.trains = Some((job_id.clone(), *epoch)),
+            Happened::PeerLost { .. } | Happened::Unreached(_) | Happened::Failed { .. } => self.trains = None,
+            _ => {}
         }
     }
 
@@ -213,47 +319,48 @@ impl Worker {
     fn execute(&mut self, output: Output, env: &mut Env) {
         match output {
             Output::Send(body) => self.send(body, env),
-            Output::Fence { epoch } => self.trainer.raise_fence(epoch, env),
+            Output::Fence { epoch } => {
+                self.trains = None;
+                self.fence.raise(epoch);
+                env.happens(self.pid);
+            }
             Output::Prepare(assignment) => {
-                self.trainer.fence_of(&assignment.job_id);
-                self.trainer.command(Command::Prepare(assignment), env);
+                let fence = self.fence.of(&assignment.job_id).expect("there is a descriptor for a fence");
+                self.place = Some((assignment.job_id.clone(), assignment.epoch, assignment.rank));
+                self.ordered = Some((assignment.epoch, env.net.now));
+                self.command(Command::Prepare(assignment, fence), env);
             }
             Output::Trainer(command) => {
-                let command = match command {
-                    RealCommand::Start { epoch, heal } => Command::Start { epoch, heal },
-                    RealCommand::Checkpoint { epoch, step } => Command::Checkpoint { epoch, step },
-                    RealCommand::Publish { epoch, step, files, remove } => {
-                        Command::Publish { epoch, step, files, remove }
-                    }
-                    RealCommand::DropShard { epoch, step } => Command::DropShard { epoch, step },
-                    RealCommand::Drop { epoch } => Command::Drop { epoch },
-                    RealCommand::Report { epoch, from } => Command::Report { epoch, from },
-                    RealCommand::WarmUp(ahead) => return self.warm_up(*ahead, env),
-                    RealCommand::Prepare(..) => unreachable!("a session prepares by Output::Prepare"),
-                };
-                self.trainer.command(command, env);
+                if let Command::Drop { epoch } = &command {
+                    self.held = self.held.take().filter(|held| held.epoch > *epoch);
+                    self.ordered = self.ordered.filter(|(of, _)| of > epoch);
+                }
+                self.command(command, env);
             }
-            Output::Recorded { step } => self.trainer.shared.recorded = self.trainer.shared.recorded.max(step),
+            Output::Recorded { step } => self.shared.set_recorded(step),
             Output::DropCheckpoint { epoch, step } => {
-                self.trainer.shared.checkpoints.remove(&step);
-                self.trainer.command(Command::DropShard { epoch, step }, env);
+                self.shared.withdraw_checkpoint(step);
+                self.command(Command::DropShard { epoch, step }, env);
             }
-            Output::RequestCheckpoint { epoch, step, then } => self.request_checkpoint(epoch, step, then, env),
-            Output::Intervals { heartbeat_ms, .. } => self.heartbeat = u64::from(heartbeat_ms) * MS,
+            Output::RequestCheckpoint { epoch, step, then } => match self.shared.request_checkpoint(step, then) {
+                Requested::Ahead => {}
+                Requested::Now => self.command(Command::Checkpoint { epoch, step }, env),
+                Requested::TooLate { committed } => {
+                    self.input(Input::CheckpointTooLate { epoch, step, committed }, env);
+                }
+            },
+            Output::Intervals { heartbeat_ms, connect_limit_ms, .. } => {
+                self.shared.set_connect_limit(connect_limit_ms);
+                self.heartbeat = u64::from(heartbeat_ms) * MS;
+            }
             Output::Probe(knock) => self.probe(&knock, env),
             Output::Refused { .. } | Output::IdInUse { .. } | Output::Note(_) => {}
         }
     }
 
-    /// Says whether it can fill a place; the time that it takes is of no matter here.
-    fn warm_up(&mut self, ahead: WarmUp, env: &mut Env) {
-        let has_data = env.unable.get(&self.pid) != Some(&Unable::NoData);
-        let error = (!has_data).then(|| NO_DATA.to_string());
-        let data_digest = crate::arithmetic::DATA_DIGEST;
-        let what = Happened::WarmedUp { number: ahead.number, error, data_digest, unseen: None };
-        let event = TrainerEvent { job_id: ahead.job_id, epoch: 0, what };
-        let after = env.net.random.below(200 * MS);
-        env.net.at_worker(self.pid, after, AtWorker::Trained(event));
+    fn command(&mut self, command: Command, env: &mut Env) {
+        self.commands.try_send(command).expect("a trainer takes its commands");
+        env.happens(self.pid);
     }
 
     /// Dials another worker, and is dialled by it.
@@ -264,33 +371,17 @@ impl Worker {
         self.send(ToCoordinator::Probed(proto::Probed { number: knock.number, error }), env);
     }
 
-    fn request_checkpoint(&mut self, epoch: u64, step: u64, then: Then, env: &mut Env) {
-        let shared = &mut self.trainer.shared;
-        if then == Then::Halt {
-            let committed = shared.committed;
-            if step < committed || step == committed && shared.is_stepping {
-                return self.input(Input::CheckpointTooLate { epoch, step, committed }, env);
-            }
-            shared.halt_at = shared.halt_at.max(Some(step));
-            self.trainer.wake_soon(env);
-        }
-        let shared = &mut self.trainer.shared;
-        match step.cmp(&shared.committed) {
-            std::cmp::Ordering::Greater => drop(shared.checkpoints.insert(step)),
-            std::cmp::Ordering::Equal => self.trainer.command(Command::Checkpoint { epoch, step }, env),
-            std::cmp::Ordering::Less => {
-                let committed = shared.committed;
-                self.input(Input::CheckpointTooLate { epoch, step, committed }, env);
-            }
-        }
-    }
-
     /// SIGCONT.
     pub fn continues(&mut self, env: &mut Env) {
         // A stopped process sees no fence.
-        self.waits_on = None;
+        self.ordered = self.ordered.map(|(epoch, _)| (epoch, env.net.now));
         for what in self.backlog.take().unwrap_or_default() {
             self.handle(what, env);
         }
     }
+}
+
+/// Token files of all simulations: the text is the same.
+fn cache_dir() -> PathBuf {
+    crate::text::folder().join("cache")
 }

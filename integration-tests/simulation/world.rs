@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Network: next event ──> coordinator (the real Machine) ──outputs──> store, curves, streams
-//!        ^            └───> worker: the real Session, a virtual Trainer ──frames──> links, disk
+//!        ^            └───> worker: the real Session, the real trainer ──bytes──> links, disk
 //!        └───────────────── faults, by number of events <──── Truth: every invariant, after every event
 //! ```
 
@@ -14,19 +14,24 @@ use toroid_proto::StepRecord;
 use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
 
-use crate::broken::Broken;
 use crate::coordinator::Coordinator;
 use crate::disk::Disk;
 use crate::network::{AtWorker, Event, MS, Micros, Network, Pid, SECOND};
-use crate::place::Frame;
+use crate::played::{self, Stage, Thread};
 use crate::random::Random;
 use crate::scenario::Scenario;
-use crate::truth::Truth;
+use crate::truth::{Reference, Truth};
 use crate::worker::{Worker, id_of};
 
 /// A few of the messages that went by, to come again when they are stale.
 #[derive(Debug)]
 pub struct Kept<T>(Vec<T>);
+
+impl<T> Default for Kept<T> {
+    fn default() -> Kept<T> {
+        Kept(Vec::new())
+    }
+}
 
 impl<T: Clone> Kept<T> {
     const MAX: u64 = 24;
@@ -55,11 +60,11 @@ pub enum Unable {
 }
 
 /// What a worker may touch besides itself.
+#[derive(Default)]
 pub struct Env {
     pub net: Network,
     pub disk: Disk,
     pub truth: Truth,
-    pub broken: Option<Broken>,
     /// Processes that have not ended.
     pub alive: BTreeSet<Pid>,
     /// Newcomers that cannot fill a place, until everything is mended.
@@ -71,17 +76,28 @@ pub struct Env {
     pub is_coordinator_awake: bool,
     /// Longest computing of a step.
     pub step_time: Micros,
-    /// Steps of which a place keeps the sums, at most.
-    pub num_sums: usize,
     pub heard: Kept<FromWorker>,
     pub said: Kept<ToWorker>,
-    pub frames: Kept<Frame>,
+    /// Workers to which something has happened since they looked.
+    pub happened: BTreeSet<Pid>,
+    /// Whose trainer waits for whatever happens, by the number of the wait.
+    pub listening: BTreeMap<Pid, u64>,
+    /// Whose trainer is to do nothing any more at the next point of its work.
+    pub hangs: BTreeSet<Pid>,
     story: Option<Vec<String>>,
 }
 
 impl Env {
-    pub fn is_broken(&self, broken: Broken) -> bool {
-        self.broken == Some(broken)
+    /// Something has happened to a worker: if its trainer waits for that, it has the turn soon.
+    pub fn happens(&mut self, pid: Pid) {
+        if !self.alive.contains(&pid) {
+            return;
+        }
+        self.happened.insert(pid);
+        if let Some(number) = self.listening.remove(&pid) {
+            let after = self.net.random.below(100);
+            self.net.at_worker(pid, after, AtWorker::Resume { thread: Thread::Trainer, number });
+        }
     }
 
     /// A line of the story, if anyone wants to read it.
@@ -135,25 +151,26 @@ const TIME_MAX: Micros = 3 * 3600 * SECOND;
 const EVENTS_MAX: u64 = 400_000;
 
 impl World {
-    pub fn new(seed: u64, broken: Option<Broken>, tells: bool) -> World {
+    pub fn new(seed: u64, tells: bool) -> World {
         let mut random = Random::new(seed);
         let scenario = Scenario::draw(&mut random);
+        World::of(scenario, random, tells)
+    }
+
+    /// One job without faults: what its trainers show is recorded.
+    pub fn undisturbed(toml: &str, num_workers: usize) -> World {
+        let mut world = World::of(Scenario::undisturbed(toml, num_workers), Random::new(0), false);
+        world.env.truth.recorded = Some(Reference::default());
+        world
+    }
+
+    fn of(scenario: Scenario, random: Random, tells: bool) -> World {
+        played::set(Some(Stage::new()));
         let env = Env {
             net: Network::new(random),
-            disk: Disk::default(),
-            truth: Truth::default(),
-            broken,
-            alive: BTreeSet::new(),
-            unable: BTreeMap::new(),
-            was_unable: BTreeSet::new(),
-            is_coordinator_up: false,
-            is_coordinator_awake: false,
             step_time: scenario.step_time,
-            num_sums: scenario.num_sums,
-            heard: Kept(Vec::new()),
-            said: Kept(Vec::new()),
-            frames: Kept(Vec::new()),
             story: tells.then(Vec::new),
+            ..Env::default()
         };
         World {
             env,
@@ -175,6 +192,14 @@ impl World {
             num_deaths: 0,
             watched: None,
         }
+    }
+
+    /// Nobody runs any more; the stage is taken down.
+    pub fn end(&mut self) {
+        for (_, worker) in std::mem::take(&mut self.workers) {
+            worker.kill(&mut self.env);
+        }
+        played::set(None);
     }
 
     pub fn into_story(self) -> Vec<String> {
@@ -216,6 +241,7 @@ impl World {
             };
             self.num_events += 1;
             self.event(event);
+            self.check_published();
             self.resume_held();
             if let Some(violation) = self.env.truth.violation.take() {
                 return End::Violation(violation);
@@ -272,33 +298,58 @@ impl World {
             }
             Event::WorkerStarts { host } => drop(self.start_worker(host)),
             Event::WorkerEnds { pid } => self.kill_worker(pid),
+            Event::LinkCalls { id } => {
+                let is_alive = self.env.net.links.called(id).is_some_and(|pid| self.env.alive.contains(&pid));
+                let hear = self.env.net.called(id, is_alive);
+                hear.into_iter().for_each(|pid| self.env.happens(pid));
+            }
+            Event::LinkArrives { id, writer } => {
+                let hears = self.env.net.arrives(id, writer);
+                hears.into_iter().for_each(|pid| self.env.happens(pid));
+            }
+            Event::LinkEnds { id, writer, how } => {
+                let hears = self.env.net.ends(id, writer, how);
+                hears.into_iter().for_each(|pid| self.env.happens(pid));
+            }
         }
     }
 
     fn at_worker(&mut self, pid: Pid, what: AtWorker) {
         let Some(worker) = self.workers.get_mut(&pid) else { return };
-        let before = worker.trainer.step();
+        let is_turn = matches!(what, AtWorker::Resume { .. });
         worker.handle(what, &mut self.env);
-        let (Some(job), Some(step)) = (&worker.trainer.job, worker.trainer.step()) else { return };
-        if Some(step) != before {
-            let (id, rank, epoch) = (job.assignment.job_id.clone(), job.assignment.rank, job.assignment.epoch);
-            self.env.tell(|| format!("{} (rank {rank}) is at step {step} in epoch {epoch}", id_of(pid)));
-            self.check_steps(&id);
+        if let Some(held) = worker.held.as_ref().filter(|_| is_turn) {
+            let job = held.job.clone();
+            self.check_steps(&job);
         }
     }
 
     /// T-2: live ranks of an epoch are at most one step apart.
     fn check_steps(&mut self, id: &str) {
         let Some(record) = self.record(id) else { return };
-        let jobs = record.places.iter().flatten().filter_map(|w| self.workers.get(&crate::worker::pid_of(w)));
-        let states = jobs.filter_map(|w| w.trainer.job.as_ref()).filter(|j| {
-            let is_present = j.assignment.job_id == *id && j.assignment.epoch == record.epoch;
-            is_present && j.phase != crate::place::Phase::Preparing && j.state.is_some()
-        });
-        let steps: Vec<u64> = states.map(|j| j.committed()).collect();
+        let epoch = record.epoch;
+        let workers = record.places.iter().flatten().filter_map(|w| self.workers.get(&crate::worker::pid_of(w)));
+        let trains = |w: &&Worker| w.trains.as_ref().is_some_and(|(job, of)| job == id && *of == epoch);
+        let held = workers.filter(trains).filter_map(|w| w.held.as_ref()).filter(|h| h.job == *id && h.epoch == epoch);
+        let steps: Vec<u64> = held.map(|h| h.committed).collect();
         let (low, high) = (steps.iter().min(), steps.iter().max());
         let holds = low.zip(high).is_none_or(|(low, high)| high - low <= 1);
         self.env.truth.check(holds, || format!("T-2: live ranks of {id} have committed the steps {steps:?}"));
+    }
+
+    /// T-6: what can be seen is complete. T-10: what is another's stays.
+    fn check_published(&mut self) {
+        for (root, step) in std::mem::take(&mut self.env.disk.published) {
+            let job = self.records().map(|r| r.id.clone()).find(|id| crate::coordinator::checkpoint_root(id) == root);
+            let Some(job) = job.filter(|_| self.env.truth.recorded.is_none()) else { continue };
+            let complaint = self.env.truth.incomplete(&self.env.disk, &job, &root, step);
+            self.env.tell(|| format!("the manifest of step {step} of {job} can be seen"));
+            self.env.truth.check(complaint.is_none(), || {
+                format!("T-6: the manifest of step {step} of {job} {}", complaint.unwrap_or_default())
+            });
+        }
+        let gone = self.env.disk.missing_stranger().map(String::from);
+        self.env.truth.check(gone.is_none(), || format!("T-10: {} is not ours and is gone", gone.unwrap_or_default()));
     }
 
     // ------------------------------------------------------------------------------------------------------------- workers
@@ -313,8 +364,9 @@ impl World {
             self.env.unable.insert(pid, unable);
             self.env.was_unable.insert(pid);
         }
-        self.workers.insert(pid, Worker::new(pid, host));
         self.env.alive.insert(pid);
+        let worker = Worker::new(pid, host, &mut self.env);
+        self.workers.insert(pid, worker);
         self.env.net.at_worker(pid, MS, AtWorker::Dial);
         pid
     }
@@ -323,18 +375,20 @@ impl World {
     pub fn kill_worker(&mut self, pid: Pid) {
         let Some(worker) = self.workers.remove(&pid) else { return };
         self.num_deaths += 1;
-        let doing = worker.trainer.operation();
+        let doing = worker.shared.operation();
         self.env.tell(|| format!("{} is killed in {doing}", id_of(pid)));
         self.env.alive.remove(&pid);
-        self.env.disk.broken.remove(&pid);
+        self.env.disk.full.remove(&pid);
         self.env.net.break_links_of(pid);
         if let Some(stream) = worker.stream {
             self.env.net.close_at_worker(stream, "closed its stream (reset)");
         }
+        let host = worker.host.clone();
+        worker.kill(&mut self.env);
         let restarts = self.env.net.random.percent(self.scenario.percent_restarts);
         if restarts {
             let after = self.env.net.random.between(50 * MS, 3 * SECOND);
-            self.env.net.push(after, Event::WorkerStarts { host: worker.host });
+            self.env.net.push(after, Event::WorkerStarts { host });
         }
     }
 

@@ -121,7 +121,7 @@ impl Probed {
 }
 
 /// Epochs are counted by job, so each job has a fence of its own.
-pub(crate) struct JobFence {
+pub struct JobFence {
     job_id: String,
     fence: Fence,
 }
@@ -132,12 +132,17 @@ impl JobFence {
     }
 
     /// The fence of this job. That of another one that was in its place ends all of its epochs.
-    fn of(&mut self, job_id: &str) -> Result<Fence, CommError> {
+    pub fn of(&mut self, job_id: &str) -> Result<Fence, CommError> {
         if self.job_id != job_id {
             self.fence.raise(u64::MAX);
             *self = JobFence { job_id: job_id.to_string(), fence: Fence::new()? };
         }
         Ok(self.fence.clone())
+    }
+
+    /// Nothing of the job's epochs below this one may go on.
+    pub fn raise(&self, epoch: u64) {
+        self.fence.raise(epoch);
     }
 }
 
@@ -382,7 +387,7 @@ impl Control {
     fn execute(&mut self, output: Output) -> Result<Option<Body>, ControlError> {
         match output {
             Output::Send(body) => return Ok(Some(body)),
-            Output::Fence { epoch } => self.fence.fence.raise(epoch),
+            Output::Fence { epoch } => self.fence.raise(epoch),
             Output::Prepare(assignment) => {
                 let fence = self.fence.of(&assignment.job_id)?;
                 pass(&self.commands, Command::Prepare(assignment, fence))?;

@@ -19,6 +19,7 @@ pub mod device;
 pub mod model;
 pub mod optim;
 pub mod session;
+pub mod system;
 pub mod trace;
 pub mod trainer;
 

@@ -24,6 +24,7 @@ use tokio::runtime::Runtime;
 use toroid_torus::owner::{OWNER_NAME, Stamp};
 
 use super::{AtomicFile, CheckpointError};
+use crate::system::{self, Folder};
 
 #[derive(Debug)]
 pub(super) struct Objects {
@@ -33,12 +34,19 @@ pub(super) struct Objects {
     /// Absolute; need not exist yet.
     folder: PathBuf,
     prefix: Key,
+    /// In a simulation, instead of all these.
+    played: Option<Arc<dyn Folder>>,
 }
 
 impl Objects {
     pub fn local(folder: &Path) -> Result<Objects, CheckpointError> {
         let root = folder.display().to_string();
         let bad = |what: String| CheckpointError::Root { root: root.clone(), what };
+        let store = Arc::new(LocalFileSystem::new());
+        if let Some(system) = system::simulated() {
+            let played = Some(system.folder(&root));
+            return Ok(Objects { store, runtime: None, folder: folder.into(), prefix: Key::default(), played });
+        }
         let folder = resolve(folder).map_err(|e| bad(e.to_string()))?;
         if folder.exists() && !folder.is_dir() {
             return Err(bad("it is a file".into()));
@@ -46,8 +54,7 @@ impl Objects {
         let prefix = Key::from_absolute_path(&folder).map_err(|e| bad(e.to_string()))?;
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CheckpointError::Runtime)?;
-        let store = Arc::new(LocalFileSystem::new());
-        Ok(Objects { store, runtime: Some(runtime), folder, prefix })
+        Ok(Objects { store, runtime: Some(runtime), folder, prefix, played: None })
     }
 
     pub fn folder(&self) -> &Path {
@@ -69,6 +76,9 @@ impl Objects {
 
     /// Size in bytes; `None` where there is no such object.
     pub fn size(&self, name: &str) -> Result<Option<u64>, CheckpointError> {
+        if self.played.is_some() {
+            return Ok(self.read(name)?.map(|bytes| bytes.len() as u64));
+        }
         match self.wait(self.store.head(&self.key(name))) {
             Ok(meta) => Ok(Some(meta.size)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
@@ -78,6 +88,9 @@ impl Objects {
 
     /// The whole object; `None` where there is none.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, CheckpointError> {
+        if let Some(folder) = &self.played {
+            return folder.read(name).map_err(|e| self.cannot_read(name, e));
+        }
         let key = self.key(name);
         match self.wait(async { self.store.get(&key).await?.bytes().await }) {
             Ok(bytes) => Ok(Some(bytes.to_vec())),
@@ -92,6 +105,12 @@ impl Objects {
         name: &str,
         range: Range<u64>,
     ) -> Result<impl Deref<Target = [u8]> + use<>, CheckpointError> {
+        if self.played.is_some() {
+            let whole = self.read(name)?.ok_or_else(|| CheckpointError::Missing { file: self.display(name) })?;
+            let part = whole.get(range.start as usize..range.end as usize).map(<[u8]>::to_vec);
+            let part = part.ok_or_else(|| self.cannot_read(name, format!("{} bytes, not {range:?}", whole.len())))?;
+            return Ok(part.into());
+        }
         match self.wait(self.store.get_range(&self.key(name), range.clone())) {
             Ok(bytes) if bytes.len() as u64 == range.end - range.start => Ok(bytes),
             Ok(bytes) => Err(self.cannot_read(name, format!("{} bytes at {range:?}", bytes.len()))),
@@ -102,6 +121,10 @@ impl Objects {
 
     /// Starts an object of `total` bytes by the writer of `stamp`; nobody sees it before [`Upload::finish`].
     pub fn upload(&self, name: &str, stamp: &Stamp, total: u64) -> Result<Upload<'_>, CheckpointError> {
+        if let Some(folder) = &self.played {
+            let file = Target::Played(Arc::clone(folder), Vec::new());
+            return Ok(Upload { objects: self, name: name.into(), total, num_written: 0, file });
+        }
         // All places of a job write the owner's record at once; every other object has one writer.
         if name != OWNER_NAME {
             self.remove_staging(name, stamp);
@@ -117,6 +140,7 @@ impl Objects {
             file => file,
         };
         let file = file.map_err(|e| self.cannot_write(name, total, e))?;
+        let file = Target::File(file);
         Ok(Upload { objects: self, name: name.into(), total, num_written: 0, file })
     }
 
@@ -136,11 +160,29 @@ impl Objects {
 
     /// Names of the folders and of the objects directly below `name` (the root: an empty name).
     pub fn list(&self, name: &str) -> Result<(Vec<String>, Vec<String>), CheckpointError> {
+        if self.played.is_some() {
+            let (mut folders, mut files) = (BTreeSet::new(), Vec::new());
+            for below in self.played_names(name)? {
+                match below.split_once('/') {
+                    Some((folder, _)) => drop(folders.insert(folder.to_string())),
+                    None => files.push(below),
+                }
+            }
+            return Ok((folders.into_iter().collect(), files));
+        }
         let key = if name.is_empty() { self.prefix.clone() } else { self.key(name) };
         let list = self.wait(self.store.list_with_delimiter(Some(&key))).map_err(|e| self.cannot_read(name, e))?;
         let last = |key: &Key| key.filename().map(String::from);
         let folders = list.common_prefixes.iter().filter_map(last).collect();
         Ok((folders, list.objects.iter().filter_map(|o| last(&o.location)).collect()))
+    }
+
+    /// Names below `name`, which is left out of them.
+    fn played_names(&self, name: &str) -> Result<Vec<String>, CheckpointError> {
+        let Some(folder) = &self.played else { return Ok(Vec::new()) };
+        let below = if name.is_empty() { String::new() } else { format!("{name}/") };
+        let names = folder.names(&below).map_err(|e| self.cannot_read(name, e))?;
+        Ok(names.iter().filter_map(|n| n.strip_prefix(&below)).map(String::from).collect())
     }
 
     /// Deletes an object, durably. It is no error that there is none.
@@ -153,6 +195,10 @@ impl Objects {
         let mut parents = BTreeSet::new();
         for name in names {
             let name = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
+            if let Some(folder) = &self.played {
+                folder.remove(&name).map_err(|e| self.cannot_change("delete", &name, e))?;
+                continue;
+            }
             let path = self.folder.join(&name);
             match fs::remove_file(&path) {
                 Ok(()) => parents.insert(path.parent().map_or_else(|| self.folder.clone(), Path::to_path_buf)),
@@ -170,6 +216,10 @@ impl Objects {
 
     /// Renames a file within its folder; says whether there was one. Not durable: who dies now may have done it or not.
     pub fn rename(&self, folder: &str, from: &str, to: &str) -> Result<bool, CheckpointError> {
+        if let Some(played) = &self.played {
+            let renamed = played.rename(&format!("{folder}/{from}"), &format!("{folder}/{to}"));
+            return renamed.map_err(|e| self.cannot_change("rename", &format!("{folder}/{from}"), e));
+        }
         let folder_path = self.folder.join(folder);
         match fs::rename(folder_path.join(from), folder_path.join(to)) {
             Ok(()) => Ok(true),
@@ -185,6 +235,10 @@ impl Objects {
 
     /// Deletes a folder if nothing is in it; says whether it is gone.
     pub fn delete_empty_folder(&self, name: &str) -> Result<bool, CheckpointError> {
+        if self.played.is_some() {
+            // A played folder is there as long as something is in it.
+            return Ok(self.played_names(name)?.is_empty());
+        }
         match fs::remove_dir(self.folder.join(name)) {
             Ok(()) => sync_folder(&self.folder).map(|()| true).map_err(|e| self.cannot_change("delete", name, e)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
@@ -196,6 +250,9 @@ impl Objects {
     /// Names of all that is in a folder, what is being written included, which [`Objects::list`] does not show; none where there is no such
     /// folder.
     pub fn names_in(&self, folder: &str) -> Result<Vec<String>, CheckpointError> {
+        if self.played.is_some() {
+            return Ok(self.played_names(folder)?.into_iter().filter(|name| !name.contains('/')).collect());
+        }
         let entries = match fs::read_dir(self.folder.join(folder)) {
             Ok(entries) => entries,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -213,12 +270,18 @@ impl Objects {
 
     /// Renames a folder to the first free name of `to`, `to.2`, `to.3`, ..., durably; returns that name.
     pub fn rename_folder(&self, from: &str, to: &str) -> Result<String, CheckpointError> {
-        let is_free = |name: &String| !self.folder.join(name).exists();
+        let (folders, _) = if self.played.is_some() { self.list("")? } else { Default::default() };
+        let is_free = |name: &String| !self.folder.join(name).exists() && !folders.contains(name);
         let to = if is_free(&to.to_string()) {
             to.to_string()
         } else {
             (2u64..).map(|n| format!("{to}.{n}")).find(is_free).expect("there are fewer folders than u64s")
         };
+        if let Some(folder) = &self.played {
+            let is_there = folder.rename(from, &to).map_err(|e| self.cannot_change("rename", from, e))?;
+            let missing = || self.cannot_change("rename", from, io::Error::from(io::ErrorKind::NotFound));
+            return is_there.then_some(to).ok_or_else(missing);
+        }
         fs::rename(self.folder.join(from), self.folder.join(&to))
             .and_then(|()| sync_folder(&self.folder))
             .map_err(|e| self.cannot_change("rename", from, e))?;
@@ -282,25 +345,43 @@ pub(super) struct Upload<'a> {
     /// Bytes of the whole object.
     total: u64,
     num_written: u64,
-    file: AtomicFile,
+    file: Target,
+}
+
+enum Target {
+    File(AtomicFile),
+    /// In a simulation: all that was written so far.
+    Played(Arc<dyn Folder>, Vec<u8>),
 }
 
 impl Upload<'_> {
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), CheckpointError> {
         self.num_written += bytes.len() as u64;
-        self.file.write_all(bytes).map_err(|e| self.objects.cannot_write(&self.name, self.total, e))
+        let written = match &mut self.file {
+            Target::File(file) => file.write_all(bytes),
+            Target::Played(_, all) => all.write_all(bytes),
+        };
+        written.map_err(|e| self.objects.cannot_write(&self.name, self.total, e))
     }
 
     /// Makes the object visible, durably.
     pub fn finish(self) -> Result<(), CheckpointError> {
         self.check_size();
-        self.file.commit(&[]).map_err(|e| self.objects.cannot_write(&self.name, self.total, e))
+        let made = match self.file {
+            Target::File(file) => file.commit(&[]),
+            Target::Played(folder, all) => folder.write(&self.name, &all),
+        };
+        made.map_err(|e| self.objects.cannot_write(&self.name, self.total, e))
     }
 
     /// The same unless there is one of its name already; says whether there was none.
     pub fn finish_new(self) -> Result<bool, CheckpointError> {
         self.check_size();
-        self.file.commit_new().map_err(|e| self.objects.cannot_write(&self.name, self.total, e))
+        let made = match self.file {
+            Target::File(file) => file.commit_new(),
+            Target::Played(folder, all) => folder.write_new(&self.name, &all),
+        };
+        made.map_err(|e| self.objects.cannot_write(&self.name, self.total, e))
     }
 
     fn check_size(&self) {

@@ -20,7 +20,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use rustix::event::PollFlags;
 
@@ -145,7 +145,7 @@ impl Conn {
     /// say; or ahead of what this rank will ask for.
     pub fn interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         let stream = self.stream.as_ref().filter(|_| !matches!(self.reading, Reading::Parked(_)))?;
-        Some((stream.as_fd(), stream.interest(self.wants_write())))
+        Some((stream.fd()?, stream.interest(self.wants_write())))
     }
 
     /// Before a poll that waits: what can be done at once, and the peer is to wake this side for the rest.

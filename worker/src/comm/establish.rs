@@ -44,6 +44,7 @@ use super::resolve::Lookup;
 use super::transport::{Ring, Side, Socket, Transport, avoid_bbr, connect_local, listen_local};
 use super::work::{Nothing, Works};
 use super::{CommError, Fence, LinkChoice, LinkKind, Links};
+use crate::system;
 
 const RETRY_MIN: Duration = Duration::from_millis(5);
 const RETRY_MAX: Duration = Duration::from_millis(250);
@@ -99,7 +100,8 @@ impl fmt::Debug for Plan {
 /// Where the peers of a worker reach it, for the worker's life.
 #[derive(Debug)]
 pub struct Listener {
-    socket: TcpListener,
+    /// `None` in a simulation.
+    socket: Option<TcpListener>,
     /// For peers in the same network namespace; `None` where the worker may only use TCP.
     local: Option<UnixListener>,
     links: LinkChoice,
@@ -137,14 +139,21 @@ impl Listener {
             }
             Err(e) => return Err(CommError::io("listen for links within this host", e)),
         };
-        Ok(Listener { socket, local, links, address, refusals: Mutex::default(), door: Arc::default() })
+        Ok(Listener { socket: Some(socket), local, links, address, refusals: Mutex::default(), door: Arc::default() })
+    }
+
+    /// In a simulation, which has this worker's peers call it there.
+    pub fn played(address: SocketAddr) -> Listener {
+        let links = LinkChoice::Only(LinkKind::Tcp);
+        Listener { socket: None, local: None, links, address, refusals: Mutex::default(), door: Arc::default() }
     }
 
     /// Answers for this listener while no epoch's links are made, see [`Porter`].
     pub fn porter(&self, worker_id: &str) -> Result<Porter, CommError> {
         let cloned = |e: std::io::Error| CommError::io("share the listener for links", e);
         let local = self.local.as_ref().map(UnixListener::try_clone).transpose().map_err(cloned)?;
-        let socket = self.socket.try_clone().map_err(cloned)?;
+        let socket = self.socket.as_ref().ok_or_else(|| cloned(ErrorKind::Unsupported.into()))?;
+        let socket = socket.try_clone().map_err(cloned)?;
         Ok(Porter::new(worker_id, socket, local, self.links, Arc::clone(&self.door)))
     }
 
@@ -284,7 +293,7 @@ impl<'a> Establish<'a> {
             let why = format!("its job id has {} bytes, at most {MAX_JOB_ID_LEN} are allowed", plan.job_id.len());
             return Err(CommError::Io { what: "connect by this plan", why });
         }
-        let start = Instant::now();
+        let start = system::now();
         let calls_for = plan.peers.keys().filter(|&&rank| rank > plan.rank && !links.conns.contains_key(&rank));
         let dials = calls_for.map(|&rank| (rank, Dial::new(listener.links.kinds(), start))).collect();
         let deadline = start + timeout;
@@ -313,7 +322,7 @@ impl<'a> Establish<'a> {
             }
             let missing = self.plan.peers.keys().copied().filter(|rank| !self.is_up(*rank));
             self.links.waits_for().set(missing);
-            if Instant::now() >= self.deadline {
+            if system::now() >= self.deadline {
                 return Err(CommError::Timeout { after: self.timeout, missing: self.missing() });
             }
             for (token, events) in self.poll()? {
@@ -350,21 +359,60 @@ impl<'a> Establish<'a> {
         missing.collect()
     }
 
+    /// As [`Establish::poll`], in a simulation.
+    fn poll_played(&mut self, system: &dyn system::System) -> Result<Vec<(Token, PollFlags)>, CommError> {
+        self.accept()?;
+        let mut ready = self.ready_played();
+        if ready.is_empty() {
+            let due = |dial: &Dial| match dial.phase {
+                Phase::Idle { until } => Some(until),
+                Phase::Resolving(_) | Phase::Connecting(_) | Phase::Shaking(..) => None,
+            };
+            system.wait(Some(self.dials.values().filter_map(due).fold(self.deadline, Instant::min)));
+            ready = self.ready_played();
+        }
+        Ok(ready)
+    }
+
+    fn ready_played(&self) -> Vec<(Token, PollFlags)> {
+        let is_ready = |wire: &Wire| {
+            let stream = wire.socket.played();
+            stream.is_some_and(|stream| stream.can_read() || !wire.outgoing.is_empty() && stream.can_write())
+        };
+        let goes_on = |dial: &Dial| match &dial.phase {
+            Phase::Connecting(socket) => socket.played().is_some_and(|stream| stream.connected().unwrap_or(true)),
+            Phase::Shaking(wire, _) => is_ready(wire),
+            Phase::Idle { .. } | Phase::Resolving(_) => false,
+        };
+        let all = PollFlags::IN | PollFlags::OUT;
+        let dials = self.dials.iter().filter(|(_, dial)| goes_on(dial)).map(|(rank, _)| (Token::Dial(*rank), all));
+        let calls = self.calls.iter().filter(|(_, call)| is_ready(&call.wire));
+        let calls = calls.map(|(number, _)| (Token::Call(*number), all));
+        let kept = self.links.conns.iter().filter(|(rank, _)| !self.is_up(**rank));
+        let kept = kept.map(|(rank, conn)| (Token::Kept(*rank), conn.ready()));
+        dials.chain(calls).chain(kept.filter(|(_, events)| !events.is_empty())).collect()
+    }
+
     fn poll(&mut self) -> Result<Vec<(Token, PollFlags)>, CommError> {
+        if let Some(system) = system::simulated() {
+            return self.poll_played(&*system);
+        }
         let mut wake = self.deadline;
         for conn in self.links.conns.values_mut() {
             if !conn.announce().is_empty() {
-                wake = Instant::now();
+                wake = system::now();
             }
         }
         let mut fds = vec![PollFd::from_borrowed_fd(self.links.fence.wake_fd(), PollFlags::IN)];
         let mut tokens = vec![Token::Fence];
-        self.deaf_until = self.deaf_until.filter(|until| *until > Instant::now());
+        self.deaf_until = self.deaf_until.filter(|until| *until > system::now());
         match self.deaf_until {
             Some(until) => wake = wake.min(until),
             None => {
-                fds.push(PollFd::new(&self.listener.socket, PollFlags::IN));
-                tokens.push(Token::Listener);
+                if let Some(socket) = &self.listener.socket {
+                    fds.push(PollFd::new(socket, PollFlags::IN));
+                    tokens.push(Token::Listener);
+                }
                 if let Some(local) = &self.listener.local {
                     fds.push(PollFd::new(local, PollFlags::IN));
                     tokens.push(Token::Local);
@@ -378,18 +426,22 @@ impl<'a> Establish<'a> {
                     continue;
                 }
                 Phase::Resolving(_) => {
-                    wake = wake.min(Instant::now() + RESOLVE_LOOK);
+                    wake = wake.min(system::now() + RESOLVE_LOOK);
                     continue;
                 }
-                Phase::Connecting(socket) => (socket.as_fd(), PollFlags::OUT),
-                Phase::Shaking(wire, _) => (wire.socket.as_fd(), wire.interest()),
+                Phase::Connecting(socket) => (socket.fd(), PollFlags::OUT),
+                Phase::Shaking(wire, _) => (wire.socket.fd(), wire.interest()),
             };
-            fds.push(PollFd::from_borrowed_fd(fd, flags));
-            tokens.push(Token::Dial(*rank));
+            if let Some(fd) = fd {
+                fds.push(PollFd::from_borrowed_fd(fd, flags));
+                tokens.push(Token::Dial(*rank));
+            }
         }
         for (number, call) in &self.calls {
-            fds.push(PollFd::new(&call.wire.socket, call.wire.interest()));
-            tokens.push(Token::Call(*number));
+            if let Some(fd) = call.wire.socket.fd() {
+                fds.push(PollFd::from_borrowed_fd(fd, call.wire.interest()));
+                tokens.push(Token::Call(*number));
+            }
         }
         for (rank, conn) in &self.links.conns {
             if let Some((fd, flags)) = conn.interest().filter(|_| !self.is_up(*rank)) {
@@ -397,7 +449,7 @@ impl<'a> Establish<'a> {
                 tokens.push(Token::Kept(*rank));
             }
         }
-        poll_all(&mut fds, Some(wake.saturating_duration_since(Instant::now())))?;
+        poll_all(&mut fds, Some(wake.saturating_duration_since(system::now())))?;
         let ready = tokens.into_iter().zip(&fds).map(|(token, fd)| (token, fd.revents()));
         // What was announced to a kept ring is taken back, with an event or without.
         Ok(ready.filter(|(token, events)| !events.is_empty() || matches!(token, Token::Kept(_))).collect())
@@ -421,7 +473,7 @@ impl<'a> Establish<'a> {
     // Calls of ours
 
     fn dial_what_is_due(&mut self) {
-        let now = Instant::now();
+        let now = system::now();
         for (rank, dial) in &mut self.dials {
             let Some(peer) = self.plan.peers.get(rank) else { continue };
             let begun = match &mut dial.phase {
@@ -476,7 +528,14 @@ impl<'a> Establish<'a> {
     // Calls of others
 
     fn accept(&mut self) -> Result<(), CommError> {
-        while let Some((stream, address)) = self.taken(self.listener.socket.accept())? {
+        let listener = self.listener;
+        if let Some(system) = system::simulated() {
+            while let Some((stream, address)) = self.taken(system.accept())? {
+                self.take_call(Socket::Played(stream), address)?;
+            }
+        }
+        let Some(socket) = &listener.socket else { return Ok(()) };
+        while let Some((stream, address)) = self.taken(socket.accept())? {
             match stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)) {
                 Ok(()) => self.take_call(Socket::Tcp(stream), address.to_string())?,
                 Err(e) => tracing::debug!(%address, error = %e, "dropped a call"),
@@ -512,7 +571,7 @@ impl<'a> Establish<'a> {
             }
             Refused::ForNow => {
                 tracing::warn!(%error, "cannot take calls for links, they are tried again; is the limit of open files too low (ulimit -n)?");
-                self.deaf_until = Some(Instant::now() + DEAF);
+                self.deaf_until = Some(system::now() + DEAF);
                 Ok(None)
             }
             Refused::ForGood => Err(CommError::io("accept a link", error)),
@@ -577,7 +636,7 @@ impl<'a> Establish<'a> {
             tracing::debug!(rank, %error, "a link could not be kept, it is made anew");
             conns.remove(&rank);
             if rank > self.plan.rank {
-                self.dials.insert(rank, Dial::new(self.listener.links.kinds(), Instant::now()));
+                self.dials.insert(rank, Dial::new(self.listener.links.kinds(), system::now()));
             }
         }
     }
@@ -586,6 +645,10 @@ impl<'a> Establish<'a> {
 impl Dial {
     /// Looks the peer up, or connects where that needs no look-up.
     fn begin(&mut self, peer: &PeerAddr) -> std::io::Result<()> {
+        if let Some(system) = system::simulated() {
+            self.phase = Phase::Connecting(Socket::Played(system.connect(&peer.address)?));
+            return Ok(());
+        }
         if self.kind().is_local() {
             let port =
                 peer.port().ok_or_else(|| std::io::Error::new(ErrorKind::InvalidInput, "its address has no port"))?;
@@ -624,7 +687,7 @@ impl Dial {
 
     /// What this dial has come to; it starts again.
     fn take(&mut self) -> Phase {
-        std::mem::replace(&mut self.phase, Phase::Idle { until: Instant::now() })
+        std::mem::replace(&mut self.phase, Phase::Idle { until: system::now() })
     }
 
     /// The socket is connected, or failed to be.
@@ -662,7 +725,7 @@ impl Dial {
             [_, rest @ ..] if !rest.is_empty() => {
                 self.kinds = rest;
                 self.breaks = 0;
-                self.phase = Phase::Idle { until: Instant::now() };
+                self.phase = Phase::Idle { until: system::now() };
                 self.problem = problem;
             }
             _ => self.fail(problem),
@@ -671,7 +734,7 @@ impl Dial {
 
     /// Tries again in a while, and in a longer while the next time.
     fn fail(&mut self, problem: String) {
-        self.phase = Phase::Idle { until: Instant::now() + self.retry };
+        self.phase = Phase::Idle { until: system::now() + self.retry };
         self.retry = (self.retry * 2).min(RETRY_MAX);
         self.attempts += 1;
         self.problem = problem;
@@ -692,6 +755,7 @@ impl Wire {
     fn into_transport(self, kind: LinkKind, side: Side) -> std::io::Result<Transport> {
         match (self.socket, kind, self.memory) {
             (Socket::Tcp(socket), LinkKind::Tcp, _) => Ok(Transport::Tcp(socket)),
+            (Socket::Played(stream), LinkKind::Tcp, _) => Ok(Transport::Played(stream)),
             (Socket::Unix(socket), LinkKind::Unix, _) => Ok(Transport::Unix(socket)),
             (Socket::Unix(socket), LinkKind::Shm, Some(memory)) => {
                 Ok(Transport::Shm(Ring::open(socket, &memory, side)?))
@@ -785,6 +849,10 @@ fn connect(address: &SocketAddr) -> std::io::Result<TcpStream> {
 
 pub(super) fn nonce() -> Result<Nonce, CommError> {
     let mut nonce = [0; 32];
+    if let Some(system) = system::simulated() {
+        system.fill_random(&mut nonce);
+        return Ok(nonce);
+    }
     let read = std::fs::File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut nonce));
     read.map(|()| nonce).map_err(|e| CommError::io("read the system's random source for a link's handshake", e))
 }

@@ -25,6 +25,7 @@ use super::program::Started;
 use super::transport::Transport;
 use super::work::{Id, Nothing, Transfers, Work, Works};
 use super::{Channel, CommError, Fence, LinkKind, LinkStats, Transfer};
+use crate::system;
 use crate::trace::{Trace, thread_cpu_time};
 
 /// What one link keeps for later, in each direction, at most; [`Links::keep_at_most`] lowers it. Peers that run the same schedule are at most a
@@ -251,7 +252,7 @@ impl Links {
         work: &mut W,
         body: impl FnOnce(&mut Links, &mut W) -> Result<(), CommError>,
     ) -> Result<(), CommError> {
-        let start = Instant::now();
+        let start = system::now();
         let cpu_start = if self.trace.is_some() { thread_cpu_time() } else { Duration::ZERO };
         self.fence.check(self.epoch)?;
         if let Some(error) = &self.failed {
@@ -265,7 +266,7 @@ impl Links {
             self.abort(work);
         }
         self.waits_for.set(std::iter::empty());
-        let end = Instant::now();
+        let end = system::now();
         self.tally.stats.wait += end - start;
         self.moving_since = self.is_moving().then_some(end);
         self.tally.stats.hidden += hidden_since.map_or(Duration::ZERO, |since| start - since);
@@ -466,6 +467,18 @@ impl Links {
     }
 
     fn poll(&mut self, block: bool) -> Result<Ready, CommError> {
+        if let Some(system) = system::simulated() {
+            let ready = |links: &Links| {
+                let ready = links.conns.values().map(|conn| (conn.rank, conn.ready()));
+                ready.filter(|(_, events)| !events.is_empty()).collect::<Vec<_>>()
+            };
+            let mut conns = ready(self);
+            if block && conns.is_empty() {
+                system.wait(None);
+                conns = ready(self);
+            }
+            return Ok(Ready { fence: true, conns });
+        }
         let mut block = block;
         for conn in self.conns.values_mut() {
             block &= conn.announce().is_empty();

@@ -26,6 +26,7 @@ use toroid_torus::job::DataConfig;
 use super::source::{Contents, LeftOut, Listing};
 use super::{DataError, map_file};
 use crate::checkpoint::AtomicFile;
+use crate::system;
 
 const MAGIC: [u8; 8] = *b"TOROIDTK";
 const VERSION: u32 = 2;
@@ -91,6 +92,10 @@ impl TokenFile {
         patience: Duration,
         attend: &mut dyn Attend,
     ) -> Result<TokenFile, DataError> {
+        if system::simulated().is_some_and(|system| !system.can_see(&config.path)) {
+            let cause = io::Error::from(io::ErrorKind::NotFound);
+            return Err(DataError::Read { path: config.path.clone(), cause });
+        }
         let listing = Listing::of(config)?;
         let key = listing.key().to_hex();
         let path = cache_dir.join(format!("{key}.tokens"));

@@ -21,7 +21,7 @@ use super::evaluate::Validations;
 use super::history::History;
 use super::holders::Holders;
 use super::step::Totals;
-use super::{Assignment, Emit, Happened, HealPlan, Job, Shared, StepError};
+use super::{Assignment, Deed, Emit, Happened, HealPlan, Job, Shared, StepError};
 use crate::comm::{Channel, Links, Transfer, global_sum};
 use crate::device::{Buffer, Device};
 use crate::optim::Shard;
@@ -86,6 +86,8 @@ impl<D: Device + Clone> Job<D> {
             assert!(self.sealed && self.committed + 1 == plan.step, "T-2: the coordinator lets nobody else go on");
             // Rank 0 says this step after those before it, below.
             let _ = self.commit(totals);
+            self.show(shared, self.committed, Deed::CommittedToHeal);
+            self.show_state(shared);
             emit(self.assignment.event(Happened::Committed { step: plan.step, record: None }));
         }
         // Whatever was sealed beyond is made again, and so is a validation of this step: some have finished it, a newcomer has not, and
@@ -100,6 +102,7 @@ impl<D: Device + Clone> Job<D> {
             self.committed = plan.step;
             self.has_state = true;
         }
+        self.show_state(shared);
         // Also what another rank 0 may not have said, and of what the coordinator has taken the record back since it was said.
         self.report_since(plan.recorded + 1, emit);
         // Checkpoints that were asked for since the start stay asked for, and that of this very step is due.

@@ -16,6 +16,7 @@ mod heal;
 mod history;
 mod holders;
 pub mod memory;
+mod observe;
 mod overlap;
 mod prepare;
 mod replay;
@@ -44,8 +45,9 @@ use crate::checkpoint::{Claim, ReadFault};
 use crate::comm::nccl::{Epoch, agree};
 use crate::comm::{CommError, Fence, Links, Listener, Missing, PeerAddr, Plan, peers_of};
 use crate::device::Device;
-use crate::lock;
+use crate::{lock, system};
 
+pub use observe::{Deed, Observer, Shown};
 pub use prepare::{Job, PrepareError};
 pub use shared::{Computed, Requested, Shared, Then};
 
@@ -280,14 +282,31 @@ struct Inbox {
 
 impl Inbox {
     fn wait(&mut self) -> Option<Command> {
-        self.put_back.take().or_else(|| self.commands.recv().ok())
+        if self.put_back.is_some() {
+            return self.put_back.take();
+        }
+        let Some(system) = system::simulated() else { return self.commands.recv().ok() };
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => return Some(command),
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => system.wait(None),
+            }
+        }
     }
 
     /// Waits for the next command for a while, and keeps it.
     fn wait_for(&mut self, time: Duration) {
-        if self.put_back.is_none() {
-            self.put_back = self.commands.recv_timeout(time).ok();
+        if self.put_back.is_some() {
+            return;
         }
+        self.put_back = match system::simulated() {
+            None => self.commands.recv_timeout(time).ok(),
+            Some(system) => {
+                system.wait(Some(system.now() + time));
+                self.commands.try_recv().ok()
+            }
+        };
     }
 
     fn try_next(&mut self) -> Result<Command, TryRecvError> {
@@ -357,7 +376,7 @@ fn warm_up<D: Device + Clone>(
 ) -> Option<Room<D>> {
     // A place may be assigned meanwhile: it is the same work.
     environment.shared.enter(PREPARE);
-    let since = std::time::Instant::now();
+    let since = system::now();
     let room = Room::make(device, environment, (&ahead.spec, ahead.rank), &ahead.checkpoint_root, None, used);
     let room = room.map_err(|e| e.to_string());
     let unseen = room.as_ref().ok().and_then(|room| room.unseen(ahead.checkpoint_step));
@@ -370,7 +389,7 @@ fn warm_up<D: Device + Clone>(
         },
     });
     environment.shared.enter("idle");
-    let (job_id, spent) = (&ahead.job_id, since.elapsed());
+    let (job_id, spent) = (&ahead.job_id, (system::now() - since));
     let data_digest = room.as_ref().map_or([0; 32], |room| room.data_digest);
     let error = room.as_ref().err().cloned();
     match &error {
@@ -396,6 +415,7 @@ fn prepare<D: Device + Clone>(
     let job = match Job::prepare(device, environment, assignment, fence, warm) {
         Ok(job) => {
             environment.shared.reset(job.committed);
+            job.show_state(&environment.shared);
             what = job.report();
             Some(job)
         }
@@ -520,7 +540,7 @@ impl<D: Device + Clone> Job<D> {
         }
         self.start_gather(links, shared)?;
         self.validate_if_due(links, shared, emit)?;
-        (self.since, self.moved_since) = (std::time::Instant::now(), links.stats());
+        (self.since, self.moved_since) = (system::now(), links.stats());
         while self.committed < total {
             self.serve(inbox, shared, emit)?;
             while !shared.begin_step(self.committed) {
@@ -529,10 +549,12 @@ impl<D: Device + Clone> Job<D> {
                 self.serve(inbox, shared, emit)?;
             }
             let record = self.step(links, shared)?;
+            self.show(shared, self.committed, Deed::Committed);
+            self.show_state(shared);
             self.committed(record, shared, emit);
             self.start_gather(links, shared)?;
             if self.validate_if_due(links, shared, emit)? {
-                (self.since, self.moved_since) = (std::time::Instant::now(), links.stats());
+                (self.since, self.moved_since) = (system::now(), links.stats());
             }
         }
         // What others still wait for goes out before this place stops to call.

@@ -28,6 +28,7 @@ use crate::data::{DataError, Dataset, LeftOut};
 use crate::device::Device;
 use crate::model::Stage;
 use crate::optim::{HostShard, Shard};
+use crate::system;
 
 /// A job at one place.
 pub struct Job<D: Device + Clone> {
@@ -206,7 +207,7 @@ impl<D: Device + Clone> Job<D> {
             kept,
             corrupt: None,
             history: History::default(),
-            since: Instant::now(),
+            since: system::now(),
             moved_since: LinkStats::default(),
             links: None,
             start_step: source.resumed_step(),

@@ -14,7 +14,7 @@
 //! saved. After [`PATIENCE`] the next one has failed, so that no disk has a place taken for one that hangs.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,7 @@ use super::{Assignment, Emit, Happened, Shared, TrainerEvent};
 use crate::checkpoint::{Owned, ShardState};
 use crate::comm::Fence;
 use crate::device::Device;
+use crate::system;
 
 /// For so long, from when its thread began with it, an order may keep the trainer waiting: less than a place may stand still.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -65,12 +66,17 @@ struct OpenState {
 
 impl Lane {
     pub fn new(name: &'static str) -> Lane {
-        let state = Mutex::new(OpenState { num: 0, since: Instant::now() });
+        let state = Mutex::new(OpenState { num: 0, since: system::now() });
         Lane { name, orders: None, open: Arc::new(Open { state, changed: Condvar::new() }) }
     }
 
     pub fn order(&mut self, run: impl FnOnce() + Send + 'static, failed: impl FnOnce(String) + Send + 'static) {
         let order = Order { run: Box::new(run), failed: Box::new(failed) };
+        if let Some(system) = system::simulated() {
+            let open = Arc::clone(&self.open);
+            open.one_more();
+            return system.order(self.name, Box::new(move || work(order, &open)));
+        }
         let orders = match self.started() {
             Ok(orders) => orders,
             Err(error) => return (order.failed)(format!("cannot start the thread {}: {error}", self.name)),
@@ -91,7 +97,7 @@ impl Lane {
         }
         let (sender, orders) = sync_channel(MAX_ORDERS);
         let open = Arc::clone(&self.open);
-        std::thread::Builder::new().name(self.name.into()).spawn(move || work(&orders, &open))?;
+        std::thread::Builder::new().name(self.name.into()).spawn(move || orders.iter().for_each(|order| work(order, &open)))?;
         self.orders = Some(sender.clone());
         Ok(sender)
     }
@@ -100,14 +106,21 @@ impl Lane {
     fn wait(&self, patience: Duration, is_over: impl Fn() -> bool) -> Waited {
         let mut state = super::lock(&self.open.state);
         loop {
-            let lasts = state.since.elapsed();
+            let lasts = system::now() - state.since;
             match () {
                 () if state.num == 0 => return Waited::Done,
                 () if is_over() => return Waited::Over,
                 () if lasts >= patience => return Waited::Lasts(lasts),
                 () => {}
             }
-            let wait = self.open.changed.wait_timeout(state, LOOK.min(patience - lasts));
+            let look = LOOK.min(patience - lasts);
+            if let Some(system) = system::simulated() {
+                drop(state);
+                system.wait(Some(system.now() + look));
+                state = super::lock(&self.open.state);
+                continue;
+            }
+            let wait = self.open.changed.wait_timeout(state, look);
             state = wait.unwrap_or_else(std::sync::PoisonError::into_inner).0;
         }
     }
@@ -131,28 +144,25 @@ impl Open {
     fn one_more(&self) {
         let mut state = super::lock(&self.state);
         if state.num == 0 {
-            state.since = Instant::now();
+            state.since = system::now();
         }
         state.num += 1;
     }
 
     fn one_done(&self) {
         let mut state = super::lock(&self.state);
-        (state.num, state.since) = (state.num - 1, Instant::now());
+        (state.num, state.since) = (state.num - 1, system::now());
         self.changed.notify_all();
     }
 }
 
-/// Until the lane is dropped and its last order done.
-fn work(orders: &Receiver<Order>, open: &Open) {
-    for Order { run, failed } in orders {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
-            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-            let text = text.unwrap_or("it said nothing");
-            failed(format!("its thread panicked, which is a bug of Toroid: {text}"));
-        }
-        open.one_done();
+fn work(Order { run, failed }: Order, open: &Open) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        let text = text.unwrap_or("it said nothing");
+        failed(format!("its thread panicked, which is a bug of Toroid: {text}"));
     }
+    open.one_done();
 }
 
 impl<D: Device + Clone> Job<D> {
@@ -194,11 +204,11 @@ impl<D: Device + Clone> Job<D> {
         let range = self.shard.range.clone();
         let panicked = event.clone();
         let write = move || {
-            let start = Instant::now();
+            let start = system::now();
             let state = ShardState { param: &state.param, exp_avg: &state.exp_avg, exp_avg_sq: &state.exp_avg_sq };
             event.emit(match storage.write_shard(step, writer, &partition, range, state) {
                 Ok(file) => {
-                    Happened::ShardWritten { step, file: Box::new(file), write_s: start.elapsed().as_secs_f64() }
+                    Happened::ShardWritten { step, file: Box::new(file), write_s: (system::now() - start).as_secs_f64() }
                 }
                 Err(error) => Happened::CheckpointFailed { step, error: error.to_string() },
             });

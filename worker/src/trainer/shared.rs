@@ -7,12 +7,13 @@ use std::time::Duration;
 
 #[cfg(any(test, feature = "failpoint"))]
 use super::failpoint::Failpoints;
-use super::lock;
+use super::{Observer, lock};
 use crate::comm::WaitsFor;
+use crate::system;
 use crate::trace::Trace;
 
 /// What both threads see: checkpoints asked for, and where the trainer is.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Shared {
     requests: Mutex<Requests>,
     committed: AtomicU64,
@@ -31,6 +32,7 @@ pub struct Shared {
     /// How long the links of an epoch may take to be up, in milliseconds; 0: the coordinator has not said it yet.
     connect_limit_ms: AtomicU64,
     trace: Option<Trace>,
+    observer: Option<Box<dyn Observer>>,
 }
 
 /// Time that the trainer computed in the steps that it has made, all since the process began.
@@ -82,6 +84,15 @@ impl Shared {
             trace,
             ..Shared::default()
         }
+    }
+
+    /// For one whose trainer is observed.
+    pub fn observed(observer: Box<dyn Observer>) -> Shared {
+        Shared { observer: Some(observer), ..Shared::default() }
+    }
+
+    pub(super) fn observer(&self) -> Option<&dyn Observer> {
+        self.observer.as_deref()
     }
 
     /// With this work behind it, and with this step sealed.
@@ -231,11 +242,9 @@ impl Shared {
     }
 
     /// A test may want this process dead or stopped here.
-    #[cfg(any(test, feature = "failpoint"))]
     pub(super) fn pass(&self, point: &str, step: u64) {
+        #[cfg(any(test, feature = "failpoint"))]
         self.failpoints.pass(point, step);
+        system::pass(point, step);
     }
-
-    #[cfg(not(any(test, feature = "failpoint")))]
-    pub(super) fn pass(&self, _: &str, _: u64) {}
 }

@@ -9,7 +9,6 @@
 //! Nothing that step 4 changes is touched before the global sum returned: an abort until then leaves the state of the step before.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use toroid_proto::StepRecord;
 use toroid_torus::model::ModelConfig;
@@ -18,11 +17,12 @@ use toroid_torus::pipeline::{Action, Pass};
 
 use super::history::History;
 use super::overlap::{Gathering, Scattering};
-use super::{Job, Shared, StepError};
+use super::{Deed, Job, Shared, StepError};
 use crate::comm::{Channel, CommError, LinkStats, Links, TpGroup, Transfer, global_sum_with};
 use crate::device::{Buffer, Device};
 use crate::model::Input;
 use crate::optim::UpdateAt;
+use crate::system;
 
 /// Sums over this place's micro-batches; with those of all places they make the step's record.
 #[derive(Debug, Default)]
@@ -57,12 +57,13 @@ impl<D: Device + Clone> Job<D> {
 
     /// Makes update `self.committed`; on return it is committed. The record is that of rank 0.
     pub(super) fn step(&mut self, links: &mut Links, shared: &Shared) -> Result<Option<StepRecord>, StepError> {
-        let (begin, waited) = (Instant::now(), links.stats().wait);
+        let (begin, waited) = (system::now(), links.stats().wait);
         self.sealed = false;
         shared.set_sealed(0);
         let sums = self.accumulate(links, shared)?;
         self.seal(links, shared)?;
         shared.set_sealed(self.committed + 1);
+        self.show(shared, self.committed + 1, Deed::Sealed);
         shared.enter("sealed");
         let mut totals = self.totals(&sums, shared.recorded());
         global_sum_with(links, &self.assignment.spec.shape, totals.as_mut_slice(), || shared.enter("commit"))?;
@@ -83,7 +84,7 @@ impl<D: Device + Clone> Job<D> {
         #[cfg(any(test, feature = "failpoint"))]
         self.flip_a_bit(shared, false);
         // What the links did is waiting, also where it moved data: that takes as long as the other side does.
-        shared.computed_step(begin.elapsed().saturating_sub(links.stats().wait - waited));
+        shared.computed_step((system::now() - begin).saturating_sub(links.stats().wait - waited));
         Ok(record)
     }
 
@@ -247,10 +248,10 @@ impl<D: Device + Clone> Job<D> {
         self.sealed = false;
         let record = (self.assignment.rank == 0).then(|| {
             let record = self.record(self.committed, &totals);
-            let step_s = self.since.elapsed().as_secs_f64();
+            let step_s = (system::now() - self.since).as_secs_f64();
             StepRecord { step_s, tokens_per_s: record.tokens as f64 / step_s, ..record }
         });
-        self.since = Instant::now();
+        self.since = system::now();
         self.history.push(self.committed, totals, History::num_max(&spec.model));
         record
     }

@@ -31,6 +31,8 @@ use rustix::net::{
 
 pub(super) use ring::{Ring, Side};
 
+use crate::system::Stream;
+
 /// Calls that a listener has not taken yet.
 const BACKLOG: i32 = 1024;
 
@@ -163,6 +165,8 @@ pub(super) fn avoid_bbr(socket: &impl AsFd) -> io::Result<()> {
 pub(super) enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
+    /// In a simulation.
+    Played(Box<dyn Stream>),
 }
 
 impl Socket {
@@ -170,6 +174,15 @@ impl Socket {
         match self {
             Socket::Tcp(socket) => socket.take_error(),
             Socket::Unix(socket) => socket.take_error(),
+            Socket::Played(stream) => stream.connected().map(|_| None),
+        }
+    }
+
+    /// What poll(2) says nothing of.
+    pub fn played(&self) -> Option<&dyn Stream> {
+        match self {
+            Socket::Tcp(_) | Socket::Unix(_) => None,
+            Socket::Played(stream) => Some(&**stream),
         }
     }
 
@@ -177,6 +190,7 @@ impl Socket {
     pub fn write(&mut self, bytes: &[u8], memory: Option<BorrowedFd<'_>>) -> io::Result<usize> {
         let socket = match self {
             Socket::Tcp(socket) => return socket.write(bytes),
+            Socket::Played(stream) => return stream.write(bytes),
             Socket::Unix(socket) => socket,
         };
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -193,6 +207,7 @@ impl Socket {
     pub fn read(&mut self, bytes: &mut [u8], memory: &mut Option<OwnedFd>) -> io::Result<usize> {
         let socket = match self {
             Socket::Tcp(socket) => return socket.read(bytes),
+            Socket::Played(stream) => return stream.read(bytes),
             Socket::Unix(socket) => socket,
         };
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -207,11 +222,13 @@ impl Socket {
     }
 }
 
-impl AsFd for Socket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
+impl Socket {
+    /// For poll(2); `None` in a simulation.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Socket::Tcp(socket) => socket.as_fd(),
-            Socket::Unix(socket) => socket.as_fd(),
+            Socket::Tcp(socket) => Some(socket.as_fd()),
+            Socket::Unix(socket) => Some(socket.as_fd()),
+            Socket::Played(_) => None,
         }
     }
 }
@@ -222,12 +239,14 @@ pub(super) enum Transport {
     Tcp(TcpStream),
     Unix(UnixStream),
     Shm(Ring),
+    /// In a simulation.
+    Played(Box<dyn Stream>),
 }
 
 impl Transport {
     pub fn kind(&self) -> LinkKind {
         match self {
-            Transport::Tcp(_) => LinkKind::Tcp,
+            Transport::Tcp(_) | Transport::Played(_) => LinkKind::Tcp,
             Transport::Unix(_) => LinkKind::Unix,
             Transport::Shm(_) => LinkKind::Shm,
         }
@@ -239,6 +258,7 @@ impl Transport {
             Transport::Tcp(socket) => socket.read(bytes),
             Transport::Unix(socket) => socket.read(bytes),
             Transport::Shm(ring) => ring.read(bytes),
+            Transport::Played(stream) => stream.read(bytes),
         }
     }
 
@@ -247,6 +267,7 @@ impl Transport {
             Transport::Tcp(socket) => socket.write_vectored(parts),
             Transport::Unix(socket) => socket.write_vectored(parts),
             Transport::Shm(ring) => ring.write_vectored(parts),
+            Transport::Played(stream) => stream.write_vectored(parts),
         }
     }
 
@@ -262,6 +283,7 @@ impl Transport {
         match self {
             Transport::Tcp(_) | Transport::Unix(_) => PollFlags::empty(),
             Transport::Shm(ring) => ring.announce(wants_write),
+            Transport::Played(_) => self.ready(wants_write),
         }
     }
 
@@ -270,13 +292,19 @@ impl Transport {
         match self {
             Transport::Tcp(_) | Transport::Unix(_) => PollFlags::empty(),
             Transport::Shm(ring) => ring.ready(wants_write),
+            Transport::Played(stream) => {
+                let mut ready = PollFlags::empty();
+                ready.set(PollFlags::IN, stream.can_read());
+                ready.set(PollFlags::OUT, wants_write && stream.can_write());
+                ready
+            }
         }
     }
 
     /// After poll: `events` of the socket, as events of the stream.
     pub fn heed(&mut self, events: PollFlags, wants_write: bool) -> PollFlags {
         match self {
-            Transport::Tcp(_) | Transport::Unix(_) => events,
+            Transport::Tcp(_) | Transport::Unix(_) | Transport::Played(_) => events,
             Transport::Shm(ring) => ring.heed(events, wants_write),
         }
     }
@@ -290,12 +318,14 @@ impl Transport {
     }
 }
 
-impl AsFd for Transport {
-    fn as_fd(&self) -> BorrowedFd<'_> {
+impl Transport {
+    /// For poll(2); `None` in a simulation.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Transport::Tcp(socket) => socket.as_fd(),
-            Transport::Unix(socket) => socket.as_fd(),
-            Transport::Shm(ring) => ring.socket(),
+            Transport::Tcp(socket) => Some(socket.as_fd()),
+            Transport::Unix(socket) => Some(socket.as_fd()),
+            Transport::Shm(ring) => Some(ring.socket()),
+            Transport::Played(_) => None,
         }
     }
 }

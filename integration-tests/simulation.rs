@@ -1,0 +1,69 @@
+//! The whole protocol under simulation, see the crate `toroid-simulation`.
+
+#[cfg(feature = "failpoint")]
+use toroid_torus::failpoint::Failpoint;
+use toroid_simulation::{End, NUM_SEEDS, Outcome, replay, run_seeds, simulate, variable};
+
+#[cfg(not(feature = "failpoint"))]
+#[test]
+fn t1_to_t9_hold_whatever_happens() {
+    if let Some(seed) = variable("TOROID_SEED") {
+        let Outcome { end, story, .. } = simulate(seed, None, true);
+        println!("{}\n{end:?}", story.join("\n"));
+        assert!(!matches!(end, End::Violation(_)), "{end:?}");
+        return;
+    }
+    let num = variable("TOROID_SEEDS").unwrap_or(NUM_SEEDS);
+    let tally = run_seeds(num);
+    if let Some(seed) = tally.violation {
+        panic!("{}", replay(seed, None));
+    }
+    let num_given_up: u64 = tally.given_up.values().sum();
+    println!("{} of {num} seeds are done, {num_given_up} were given up: {:#?}", tally.num_done, tally.given_up);
+    println!("incidents: {:?}", tally.rungs);
+    assert_eq!(tally.num_done + num_given_up, num);
+    for rung in ["spare", "restart", "reconnect", "shrink", "grow", "restore", "drain"] {
+        let times = tally.rungs.get(rung).copied().unwrap_or(0);
+        assert!(num < NUM_SEEDS || times * 100 > num, "{rung} is hardly tried: {:?}", tally.rungs);
+    }
+    assert!(num_given_up * 20 <= num, "too many jobs are given up: {:#?}", tally.given_up);
+}
+
+#[cfg(feature = "failpoint")]
+#[test]
+fn everything_that_is_broken_on_purpose_is_seen() {
+    let num = variable("TOROID_SEEDS").unwrap_or(NUM_SEEDS);
+    let mut unseen = Vec::new();
+    for broken in Failpoint::HARMFUL {
+        let found = (0..num).find_map(|seed| match simulate(seed, Some(broken), false).end {
+            End::Violation(what) => Some((seed, what)),
+            End::Done | End::GivenUp(_) => None,
+        });
+        match found {
+            Some((seed, what)) => println!("{broken:?}: seen with seed {seed}: {what}"),
+            None => unseen.push(broken),
+        }
+    }
+    assert!(unseen.is_empty(), "{num} seeds do not show what is broken: {unseen:?}");
+}
+
+/// A session that loses what it has not said yet is no loss: the places know the sums, and rank 0 is asked for them (T-12).
+#[cfg(feature = "failpoint")]
+#[test]
+fn t12_a_forgetful_session_costs_no_record() {
+    let num = variable("TOROID_SEEDS").unwrap_or(NUM_SEEDS) / 10;
+    let broken = Some(Failpoint::ForgetRecords);
+    for seed in 0..num {
+        let Outcome { end, .. } = simulate(seed, broken, false);
+        assert!(!matches!(end, End::Violation(_)), "{}", replay(seed, broken));
+    }
+}
+
+#[cfg(not(feature = "failpoint"))]
+#[test]
+fn a_seed_replays() {
+    let story = |seed| simulate(seed, None, true).story;
+    assert!(story(7).len() > 10, "{:?}", story(7));
+    assert_eq!(story(7), story(7));
+    assert_ne!(story(7), story(8));
+}

@@ -1,0 +1,129 @@
+//! Whole clusters under simulation: the coordinator's real machine, real sessions and real trainers, on a virtual network, disk and
+//! clock, while everything goes wrong that a seed can think of.
+//!
+//! ```text
+//!   scenario, faults ──> world: events in order of time ──> coordinator (machine)          worker (session)
+//!        ^ one seed        │                                                                  │ commands, events
+//!                          │                                played: each thread of a worker is a coroutine: trainer, writers
+//!                          │                                  │ links (bytes)   disk (files)   device (toy, integers)
+//!                          '──> truth: T-1 to T-12 after every event, against an undisturbed run of the same code
+//! ```
+//!
+//! `TOROID_SEED=n cargo test --test simulation` replays one seed and prints its story; `TOROID_SEEDS=n` runs so many of them.
+//!
+//! Deliberately absent: gRPC, real sockets and files, and mathematics; their tests are elsewhere.
+
+#![cfg_attr(feature = "failpoint", allow(dead_code))]
+
+mod coordinator;
+mod device;
+mod disk;
+mod faults;
+mod links;
+mod network;
+mod played;
+mod random;
+mod reference;
+mod scenario;
+mod text;
+mod truth;
+mod worker;
+mod world;
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use toroid_torus::failpoint::{Failpoint, arm};
+
+pub use world::End;
+use world::World;
+
+/// Within five minutes on two cores.
+pub const NUM_SEEDS: u64 = 10_000;
+
+/// A number of the environment.
+pub fn variable(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|e| panic!("{name} = {text:?} should be a number: {e}")))
+}
+
+/// What a seed came to.
+pub struct Outcome {
+    pub end: End,
+    pub story: Vec<String>,
+    /// Incidents by what was done about them.
+    pub rungs: BTreeMap<&'static str, u64>,
+}
+
+/// One seed to its end. An assertion that fails in the code under test is a violation like any other.
+pub fn simulate(seed: u64, broken: Option<Failpoint>, tells: bool) -> Outcome {
+    arm(broken);
+    let mut world = World::new(seed, tells);
+    let end = catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        End::Violation(format!("panicked: {}", text.unwrap_or("without words")))
+    });
+    world.end();
+    arm(None);
+    Outcome { end, rungs: world.rungs(), story: world.into_story() }
+}
+
+/// The story of a seed that failed.
+pub fn replay(seed: u64, broken: Option<Failpoint>) -> String {
+    let Outcome { end, story, .. } = simulate(seed, broken, true);
+    format!("{}\n{end:?}\nreplay with TOROID_SEED={seed} cargo test --test simulation", story.join("\n"))
+}
+
+/// How many seeds ended how; the first violation stops all threads.
+#[derive(Default)]
+pub struct Tally {
+    pub num_done: u64,
+    pub given_up: BTreeMap<String, u64>,
+    pub rungs: BTreeMap<&'static str, u64>,
+    pub violation: Option<u64>,
+}
+
+/// The first `num` seeds, on all cores.
+pub fn run_seeds(num: u64) -> Tally {
+    let next = AtomicU64::new(0);
+    let work = || {
+        let mut tally = Tally::default();
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= num {
+                return tally;
+            }
+            let Outcome { end, rungs, .. } = simulate(seed, None, false);
+            rungs.into_iter().for_each(|(rung, num)| *tally.rungs.entry(rung).or_default() += num);
+            match end {
+                End::Done => tally.num_done += 1,
+                End::GivenUp(reason) => {
+                    let reason = reason.split(':').next().unwrap_or_default().to_string();
+                    *tally.given_up.entry(reason).or_default() += 1;
+                }
+                End::Violation(_) => {
+                    next.store(num, Ordering::Relaxed);
+                    tally.violation = Some(seed);
+                    return tally;
+                }
+            }
+        }
+    };
+    let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let tallies: Vec<Tally> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..num_threads).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().map(|t| t.join().expect("violations are returned")).collect()
+    });
+    let mut total = Tally::default();
+    for tally in tallies {
+        total.num_done += tally.num_done;
+        tally.rungs.into_iter().for_each(|(rung, num)| *total.rungs.entry(rung).or_default() += num);
+        total.violation = total.violation.into_iter().chain(tally.violation).min();
+        for (reason, num) in tally.given_up {
+            *total.given_up.entry(reason).or_default() += num;
+        }
+    }
+    total
+}
+
