@@ -287,16 +287,18 @@ impl World {
             return;
         }
         let pid = pid_of(&event.worker);
-        if self.env.was_unable.contains(&pid) {
+        let is_full = self.env.disk.were_full.contains(&pid) && text.contains("cannot use the checkpoint folder");
+        if self.env.was_unable.contains(&pid) || is_full {
             return;
         }
         let named: Vec<&str> = text.split(|c: char| !c.is_ascii_alphanumeric()).collect();
-        let names_another = self.env.was_unable.iter().any(|pid| named.contains(&id_of(*pid).as_str()));
+        let mut others = self.env.was_unable.iter().chain(&self.env.was_apart);
+        let names_another = others.any(|pid| named.contains(&id_of(*pid).as_str()));
         let floor = self.record(job).map_or(0, |r| r.restore_step.max(r.start_step));
         let has_made_steps = self.workers.get(&pid).and_then(|w| w.held.as_ref()).is_some_and(|held| held.committed > floor);
         self.env
             .truth
-            .check(names_another && !has_made_steps, || format!("T-11: {} is innocent: {text}", event.worker));
+            .check(names_another && (!has_made_steps || self.env.was_apart.contains(&pid)), || format!("T-11: {} is innocent: {text}", event.worker));
     }
 
     fn append(&mut self, job: &str, record: StepRecord) {

@@ -1,6 +1,6 @@
 //! Where checkpoints lie: the files of all jobs' folders, durable at once, and the errors of a full disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use toroid_torus::manifest::{MANIFEST_NAME, Manifest};
@@ -15,6 +15,8 @@ pub struct Disk {
     files: BTreeMap<String, Vec<u8>>,
     /// Until when the writes of a worker fail.
     pub full: BTreeMap<Pid, Micros>,
+    /// All that ever were full.
+    pub were_full: BTreeSet<Pid>,
     /// Manifests that can be seen since the event loop looked last: folder and step.
     pub published: Vec<(String, u64)>,
     /// Files that are not ours.

@@ -110,6 +110,7 @@ impl World {
         let (Some(pid), time) = (self.someone(), self.a_while()) else { return };
         let Some(worker) = self.workers.get_mut(&pid).filter(|w| w.backlog.is_none()) else { return };
         worker.backlog = Some(Vec::new());
+        self.env.was_unable.insert(pid);
         self.env.tell(|| format!("{} is stopped for {} s", id_of(pid), time as f64 / 1e6));
         self.env.net.push(time, Event::WorkerContinues { pid });
     }
@@ -119,6 +120,7 @@ impl World {
         let Some(pid) = self.someone() else { return };
         self.env.tell(|| format!("{} hangs", id_of(pid)));
         self.env.hangs.insert(pid);
+        self.env.was_unable.insert(pid);
     }
 
     /// SIGTERM: it says so, and ends a moment later.
@@ -146,6 +148,7 @@ impl World {
             self.env.tell(|| format!("{} and {} are apart for {} s", id_of(a), id_of(b), time as f64 / 1e6));
             let until = self.env.net.now + time;
             self.env.net.block_link(a, b, until);
+            self.env.was_apart.extend([a, b]);
         }
     }
 
@@ -169,6 +172,7 @@ impl World {
         let (Some(pid), time) = (self.someone(), self.a_while()) else { return };
         self.env.tell(|| format!("{} is isolated for {} s", id_of(pid), time as f64 / 1e6));
         self.cut_off(pid, time);
+        self.env.was_unable.insert(pid);
         let until = self.env.net.now + time;
         for peer in self.workers.keys().filter(|peer| **peer != pid) {
             self.env.net.block_link(pid, *peer, until);
@@ -189,6 +193,7 @@ impl World {
             self.env.tell(|| format!("the disk of {} is full for {} s", id_of(pid), time as f64 / 1e6));
             let until = self.env.net.now + time;
             self.env.disk.full.insert(pid, until);
+            self.env.disk.were_full.insert(pid);
         }
     }
 

@@ -249,7 +249,11 @@ impl Stream for PlayedStream {
         let (read, woken) = self.link(|link| {
             let direction = &mut link.directions[1 - end];
             let num = bytes.len().min(direction.arrived.len());
-            bytes.iter_mut().zip(direction.arrived.drain(..num)).for_each(|(to, from)| *to = from);
+            let (first, second) = direction.arrived.as_slices();
+            let cut = num.min(first.len());
+            bytes[..cut].copy_from_slice(&first[..cut]);
+            bytes[cut..num].copy_from_slice(&second[..num - cut]);
+            direction.arrived.drain(..num);
             let woken = (num > 0 && std::mem::take(&mut direction.is_full)).then_some(link.ends[1 - end]);
             let read = match link.directions[1 - end].end {
                 _ if num > 0 || bytes.is_empty() => Ok(num),

@@ -69,8 +69,10 @@ pub struct Env {
     pub alive: BTreeSet<Pid>,
     /// Newcomers that cannot fill a place, until everything is mended.
     pub unable: BTreeMap<Pid, Unable>,
-    /// All that ever were.
+    /// All that ever were, and who was stopped, hung or cut off from everyone.
     pub was_unable: BTreeSet<Pid>,
+    /// Who was apart from one of the others.
+    pub was_apart: BTreeSet<Pid>,
     pub is_coordinator_up: bool,
     /// It runs and is not stopped.
     pub is_coordinator_awake: bool,

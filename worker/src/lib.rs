@@ -23,7 +23,6 @@ pub mod system;
 pub mod trace;
 pub mod trainer;
 
-use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -238,7 +237,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 fn random_number() -> std::io::Result<u64> {
     let mut bytes = [0; 8];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    system::fill_random(&mut bytes)?;
     Ok(u64::from_le_bytes(bytes))
 }
 

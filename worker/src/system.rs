@@ -11,7 +11,7 @@
 //! Deliberately absent: decisions. Whatever differs between a simulation and a machine is one call of this trait wide.
 
 use std::cell::RefCell;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Read as _};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -61,7 +61,10 @@ pub trait Stream: Send {
     fn can_write(&self) -> bool;
 
     fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.write(&parts.iter().flat_map(|part| part.iter().copied()).collect::<Vec<u8>>())
+        self.write(&parts.iter().fold(Vec::new(), |mut all, part| {
+            all.extend_from_slice(part);
+            all
+        }))
     }
 }
 
@@ -113,6 +116,15 @@ pub fn play(system: Option<Rc<dyn System>>) {
 
 pub fn now() -> Instant {
     simulated().map_or_else(Instant::now, |system| system.now())
+}
+
+/// Bytes that nobody can guess.
+pub fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
+    match simulated() {
+        Some(system) => system.fill_random(bytes),
+        None => std::fs::File::open("/dev/urandom")?.read_exact(bytes)?,
+    }
+    Ok(())
 }
 
 /// The trainer gets to a point of its work. Outside of a simulation nobody looks.

@@ -26,7 +26,6 @@
 //! asynchrony (the trainer has a thread for it; never call this from an async task without `spawn_blocking`), stores
 //! other than local folders (see `objects`).
 
-use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 
 use toroid_torus::manifest::{MANIFEST_NAME, Manifest};
@@ -54,6 +53,8 @@ pub use verify::{Fault, FaultKind};
 pub use write::ShardState;
 
 use objects::Objects;
+
+use crate::system;
 
 /// Begins the name of the folder of a checkpoint that was set aside.
 const DAMAGED_PREFIX: &str = "damaged-";
@@ -96,8 +97,12 @@ impl Storage {
     /// Writes a file of its own into the folder, reads it back and removes it. The error says which of these failed.
     pub fn check_access(&self) -> Result<(), CheckpointError> {
         // Others do the same at the same time, from other hosts.
-        let id: [[u8; 8]; 2] = std::array::from_fn(|n| RandomState::new().hash_one(n).to_le_bytes());
-        let stamp = Stamp { epoch: 0, owner: OwnerId::from_random(id.concat().try_into().expect("16 bytes")) };
+        let mut id = [0; 16];
+        system::fill_random(&mut id).map_err(|e| {
+            let what = format!("the system's random source cannot be read: {e}");
+            CheckpointError::Root { root: self.root.clone(), what }
+        })?;
+        let stamp = Stamp { epoch: 0, owner: OwnerId::from_random(id) };
         let name = format!(".access-{}", stamp.owner);
         let written = name.as_bytes();
         let result = self.objects.write(&name, &stamp, written).and_then(|()| match self.objects.read(&name)? {

@@ -22,7 +22,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -849,10 +849,5 @@ fn connect(address: &SocketAddr) -> std::io::Result<TcpStream> {
 
 pub(super) fn nonce() -> Result<Nonce, CommError> {
     let mut nonce = [0; 32];
-    if let Some(system) = system::simulated() {
-        system.fill_random(&mut nonce);
-        return Ok(nonce);
-    }
-    let read = std::fs::File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut nonce));
-    read.map(|()| nonce).map_err(|e| CommError::io("read the system's random source for a link's handshake", e))
+    system::fill_random(&mut nonce).map(|()| nonce).map_err(|e| CommError::io("read the system's random source for a link's handshake", e))
 }

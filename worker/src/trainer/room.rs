@@ -167,9 +167,12 @@ impl<D: Device + Clone> Room<D> {
     }
 
     fn fits(&self, spec: &JobSpec, rank: usize, checkpoint_root: &str) -> bool {
+        // Another shape may not have that rank at all.
+        if *self.spec != *spec {
+            return false;
+        }
         let (own, place) = (spec.shape.place(self.rank), spec.shape.place(rank));
-        *self.spec == *spec
-            && (own.tp, own.pp) == (place.tp, place.pp)
+        (own.tp, own.pp) == (place.tp, place.pp)
             && self.checkpoint_root == checkpoint_root
             && self.parts.stage.in_flight() == pipeline_of(spec, rank).in_flight()
     }
