@@ -17,7 +17,7 @@ use std::ops::RangeInclusive;
 use toroid_torus::holders;
 use toroid_torus::manifest::ShardFile;
 use toroid_worker::checkpoint::ReadFault;
-use toroid_worker::trainer::{Assignment, BadCheckpoint, Happened, HealPlan, HeldAs, TrainerEvent};
+use toroid_worker::trainer::{Assignment, BadCheckpoint, Event, HealPlan, HeldAs, TrainerEvent};
 
 use crate::arithmetic::{self, Values};
 use crate::broken::Broken;
@@ -181,8 +181,8 @@ impl Trainer {
         let job = self.job.as_mut().filter(|j| self.busy.is_none() && j.phase.is_waiting_for_peers())?;
         job.phase = Phase::Halted;
         let error = "the two copies of a shard differ".into();
-        let what = Happened::Failed { error, fatal: false, checkpoint: None, restore: true, corrupt_ranks: Vec::new() };
-        Some((job.assignment.job_id.clone(), job.assignment.event(what)))
+        let event = Event::Failed { error, fatal: false, checkpoint: None, restore: true, corrupt_ranks: Vec::new() };
+        Some((job.assignment.job_id.clone(), job.assignment.event(event)))
     }
 
     // -------------------------------------------------------------------------------------------------------------- inputs
@@ -256,8 +256,8 @@ impl Trainer {
     // ------------------------------------------------------------------------------------------------------------- progress
 
     /// About the job that it has now.
-    fn report(&mut self, what: Happened, env: &mut Env) {
-        let event = self.job.as_ref().expect("only a place reports").assignment.event(what);
+    fn report(&mut self, event: Event, env: &mut Env) {
+        let event = self.job.as_ref().expect("only a place reports").assignment.event(event);
         self.emit(event, env);
     }
 
@@ -304,7 +304,7 @@ impl Trainer {
     fn peer_lost(&mut self, rank: usize, env: &mut Env) -> bool {
         let job = self.job.as_mut().expect("a link belongs to a job");
         job.phase = Phase::Halted;
-        self.report(Happened::PeerLost { rank, error: "connection reset".into(), damaged: false }, env);
+        self.report(Event::PeerLost { rank, error: "connection reset".into(), damaged: false }, env);
         true
     }
 
@@ -400,14 +400,14 @@ impl Trainer {
     fn prepared(&mut self, env: &mut Env) {
         let job = self.job.as_mut().expect("a job is being prepared");
         if job.state.is_none() && env.unable.get(&self.pid) == Some(&Unable::NoData) {
-            let what = Happened::Failed {
+            let event = Event::Failed {
                 error: NO_DATA.into(),
                 fatal: true,
                 checkpoint: None,
                 restore: false,
                 corrupt_ranks: Vec::new(),
             };
-            self.report(what, env);
+            self.report(event, env);
             self.job = None;
             return;
         }
@@ -418,9 +418,9 @@ impl Trainer {
                     env.truth.distrusted(&job.assignment.job_id);
                     let of = |step| BadCheckpoint { step, fault: ReadFault::Damaged };
                     let checkpoint = job.assignment.restore_step.map(of);
-                    let what =
-                        Happened::Failed { error, fatal: false, checkpoint, restore: false, corrupt_ranks: Vec::new() };
-                    self.report(what, env);
+                    let event =
+                        Event::Failed { error, fatal: false, checkpoint, restore: false, corrupt_ranks: Vec::new() };
+                    self.report(event, env);
                     self.job = None;
                     return;
                 }
@@ -437,7 +437,7 @@ impl Trainer {
         self.shared.committed = committed;
         self.shared.recorded = 0;
         let sums_from = job.state.as_ref().and_then(|s| s.history.first()).map_or(committed + 1, |(step, _)| *step);
-        let what = Happened::Prepared {
+        let event = Event::Prepared {
             committed_step: committed,
             data_digest: arithmetic::DATA_DIGEST,
             num_samples: arithmetic::NUM_SAMPLES,
@@ -447,7 +447,7 @@ impl Trainer {
             sealed_next,
             sums_from,
         };
-        self.report(what, env);
+        self.report(event, env);
     }
 
     fn start(&mut self, heal: Option<HealPlan>, env: &mut Env) {
@@ -474,7 +474,7 @@ impl Trainer {
         let job = self.job.as_mut().expect("links are of a job");
         job.phase = Phase::Heal;
         job.begin_healing(env);
-        self.report(Happened::Connected, env);
+        self.report(Event::Connected, env);
     }
 
     /// Who has no link by now is reported.
@@ -487,7 +487,7 @@ impl Trainer {
             self.connected(env);
         } else {
             job.phase = Phase::Halted;
-            self.report(Happened::Unreached(missing), env);
+            self.report(Event::Unreached(missing), env);
         }
         self.advance(env);
     }
@@ -567,11 +567,11 @@ impl Trainer {
         let history = job.state.as_ref().map(|s| s.history.clone()).unwrap_or_default();
         let known = history.first().map_or(job.committed() + 1, |(step, _)| *step);
         if known > from {
-            self.report(Happened::RecordsMissing { from, through: known - 1 }, env);
+            self.report(Event::RecordsMissing { from, through: known - 1 }, env);
         }
         for (step, sums) in history.into_iter().filter(|(step, _)| *step >= from) {
             let record = Some(Box::new(self.job.as_ref().expect("as above").record(step, sums, env)));
-            self.report(Happened::Committed { step, record }, env);
+            self.report(Event::Committed { step, record }, env);
         }
     }
 
@@ -581,7 +581,7 @@ impl Trainer {
         if state.committed >= job.assignment.spec.steps {
             job.phase = Phase::Finished;
             let step = state.committed;
-            self.report(Happened::Finished { step }, env);
+            self.report(Event::Finished { step }, env);
             return true;
         }
         // Between two steps: commands, and the fence.
@@ -668,7 +668,7 @@ impl Trainer {
             // What is said and saved of the step waits until the state is split anew.
             let step = state.committed;
             job.give(env);
-            return self.report(Happened::Committed { step, record: None }, env);
+            return self.report(Event::Committed { step, record: None }, env);
         }
         self.after_commit(env);
     }
@@ -683,7 +683,7 @@ impl Trainer {
         let record = (rank == 0).then(|| Box::new(job.record(step, sums, env)));
         job.gather(env);
         let is_wanted = self.shared.commit(step);
-        self.report(Happened::Committed { step, record }, env);
+        self.report(Event::Committed { step, record }, env);
         if is_wanted {
             self.write_checkpoint(env);
         }
@@ -700,7 +700,7 @@ impl Trainer {
         if job.state.as_ref().is_some_and(|s| s.committed == step) {
             return self.write_checkpoint(env);
         }
-        self.report(Happened::CheckpointFailed { step, error: String::new() }, env);
+        self.report(Event::CheckpointFailed { step, error: String::new() }, env);
     }
 
     /// In the background, from a copy.
@@ -720,11 +720,11 @@ impl Trainer {
     /// The writer's thread is done.
     pub fn shard_written(&mut self, assignment: &Assignment, step: u64, shard: Values, env: &mut Env) {
         env.truth.wrote(assignment, step, &shard);
-        let what = match env.disk.write(self.pid, env.net.now, assignment, step, shard) {
-            Ok(file) => Happened::ShardWritten { step, file: Box::new(file), write_s: 0.1 },
-            Err(error) => Happened::CheckpointFailed { step, error },
+        let event = match env.disk.write(self.pid, env.net.now, assignment, step, shard) {
+            Ok(file) => Event::ShardWritten { step, file: Box::new(file), write_s: 0.1 },
+            Err(error) => Event::CheckpointFailed { step, error },
         };
-        self.emit(assignment.event(what), env);
+        self.emit(assignment.event(event), env);
     }
 
     /// By the writer's thread, after what it has to write.
@@ -756,19 +756,19 @@ impl Trainer {
         if fence.0 != assignment.job_id || fence.1 > assignment.epoch {
             return;
         }
-        let what = match env.disk.publish(self.pid, env.net.now, assignment, step, files) {
-            Ok(path) => Happened::Published { step, bytes: 8 * files.len() as u64, path },
-            Err(error) => Happened::PublishFailed { step, error },
+        let event = match env.disk.publish(self.pid, env.net.now, assignment, step, files) {
+            Ok(path) => Event::Published { step, bytes: 8 * files.len() as u64, path },
+            Err(error) => Event::PublishFailed { step, error },
         };
-        let is_published = matches!(what, Happened::Published { .. });
+        let is_published = matches!(event, Event::Published { .. });
         if is_published {
             env.truth.published(&env.disk, assignment, step);
             remove.iter().for_each(|old| env.disk.remove(assignment, *old));
         }
-        self.emit(assignment.event(what), env);
+        self.emit(assignment.event(event), env);
         if is_published && !remove.is_empty() {
-            let what = Happened::Removed { step, removed: remove.to_vec(), kept: Vec::new() };
-            self.emit(assignment.event(what), env);
+            let event = Event::Removed { step, removed: remove.to_vec(), kept: Vec::new() };
+            self.emit(assignment.event(event), env);
         }
     }
 }

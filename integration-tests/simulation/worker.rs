@@ -11,7 +11,7 @@ use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
 use toroid_worker::comm::Knock;
 use toroid_worker::session::{Input, Output, Session};
-use toroid_worker::trainer::{Command as RealCommand, Happened, Then, TrainerEvent, WarmUp};
+use toroid_worker::trainer::{Command as RealCommand, Event, Then, TrainerEvent, WarmUp};
 
 use crate::network::{AtCoordinator, AtWorker, MS, Micros, Pid, SECOND};
 use crate::trainer::{Command, NO_DATA, Trainer};
@@ -250,8 +250,8 @@ impl Worker {
         let has_data = env.unable.get(&self.pid) != Some(&Unable::NoData);
         let error = (!has_data).then(|| NO_DATA.to_string());
         let data_digest = crate::arithmetic::DATA_DIGEST;
-        let what = Happened::WarmedUp { number: ahead.number, error, data_digest, unseen: None };
-        let event = TrainerEvent { job_id: ahead.job_id, epoch: 0, what };
+        let event = Event::WarmedUp { number: ahead.number, error, data_digest, unseen: None };
+        let event = TrainerEvent { job_id: ahead.job_id, epoch: 0, event };
         let after = env.net.random.below(200 * MS);
         env.net.at_worker(self.pid, after, AtWorker::Trained(event));
     }

@@ -23,7 +23,7 @@ use toroid_torus::owner::{Owner, OwnerId};
 use toroid_worker::checkpoint::Claim;
 use toroid_worker::comm::{Fence, LinkChoice, Listener, PeerAddr};
 use toroid_worker::device::{Buffer as _, CpuDevice, Device as _, Mat, MatMut};
-use toroid_worker::trainer::{self, Assignment, Command as Order, Emit, Environment, Happened, Shared, TrainerEvent};
+use toroid_worker::trainer::{self, Assignment, Command as Order, Emit, Environment, Event, Shared, TrainerEvent};
 
 use super::median;
 use crate::format::table;
@@ -264,24 +264,24 @@ struct Seen {
 
 impl Seen {
     fn take(&mut self, event: TrainerEvent) {
-        match event.what {
-            Happened::Prepared { .. } => {
+        match event.event {
+            Event::Prepared { .. } => {
                 let start = Order::Start { epoch: event.epoch, heal: None };
                 if self.orders.as_ref().is_none_or(|orders| orders.send(start).is_err()) {
                     self.fail("it ended before its start".into());
                 }
             }
-            Happened::Connected => self.last = Instants::now(),
-            Happened::Committed { record, .. } => {
+            Event::Connected => self.last = Instants::now(),
+            Event::Committed { record, .. } => {
                 let now = Instants::now();
                 let wall_s = (now.wall - self.last.wall).as_secs_f64();
                 let cpu_s = (now.cpu - self.last.cpu).as_secs_f64();
                 self.steps.push(Step { wall_s, cpu_s, loss: record.map_or(f64::NAN, |r| r.loss) });
                 self.last = now;
             }
-            Happened::Finished { .. } => self.orders = None,
-            Happened::Failed { error, .. } | Happened::PeerLost { error, .. } => self.fail(error),
-            Happened::Unreached(missing) => self.fail(format!("no link to {missing:?}")),
+            Event::Finished { .. } => self.orders = None,
+            Event::Failed { error, .. } | Event::PeerLost { error, .. } => self.fail(error),
+            Event::Unreached(missing) => self.fail(format!("no link to {missing:?}")),
             _ => {}
         }
     }

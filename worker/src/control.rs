@@ -492,7 +492,7 @@ mod tests {
 
     use super::*;
     use crate::comm::{LinkChoice, Listener};
-    use crate::trainer::Happened;
+    use crate::trainer::Event;
 
     /// What a worker's log says of a coordinator at `address`.
     fn said(address: &str) -> Result<String, Box<dyn std::error::Error>> {
@@ -590,12 +590,12 @@ mod tests {
         let emit = emit_into(events);
         let trainer = std::thread::spawn(move || {
             for step in 1..=100 {
-                emit(TrainerEvent { job_id: "j".into(), epoch: 1, what: Happened::Finished { step } });
+                emit(TrainerEvent { job_id: "j".into(), epoch: 1, event: Event::Finished { step } });
             }
         });
         let mut steps = Vec::new();
         while let Some(event) = received.blocking_recv() {
-            if let Happened::Finished { step } = event.what {
+            if let Event::Finished { step } = event.event {
                 steps.push(step);
             }
         }

@@ -34,7 +34,7 @@ use reports::{Reports, Said};
 
 use crate::checkpoint::{Claim, ReadFault};
 use crate::comm::{Knock, PeerAddr};
-use crate::trainer::{Assignment, BadCheckpoint, Command, Happened, HealPlan, Then, TrainerEvent, WarmUp};
+use crate::trainer::{Assignment, BadCheckpoint, Command, Event, HealPlan, Then, TrainerEvent, WarmUp};
 
 /// Peers that one report names, at most.
 const MAX_UNREACHED: usize = 256;
@@ -99,7 +99,7 @@ pub enum Output {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum WorkPhase {
     Preparing,
     Ready,
     Training,
@@ -116,7 +116,7 @@ struct Work {
     rank: usize,
     /// Places of the epoch.
     world: usize,
-    phase: Phase,
+    phase: WorkPhase,
     committed: u64,
     prepared: Option<Prepared>,
     /// The epoch in which this place trained last, where this one heals: what the trainer committed in it before it saw the fence still counts.
@@ -197,8 +197,8 @@ impl Session {
             },
             FromCoordinator::Stop(stop) => self.stop(&stop.job_id, stop.epoch, &stop.reason),
             FromCoordinator::Start(start) => match self.current(&start.job_id, start.epoch) {
-                Some(work) if work.phase == Phase::Ready => {
-                    work.phase = Phase::Training;
+                Some(work) if work.phase == WorkPhase::Ready => {
+                    work.phase = WorkPhase::Training;
                     if let Some(heal) = &start.heal {
                         work.reports.acknowledged(heal.recorded_step);
                         work.reports.forget_after(heal.step);
@@ -207,8 +207,8 @@ impl Session {
                         Ok(heal) => vec![Output::Trainer(Command::Start { epoch: start.epoch, heal })],
                         Err(error) => {
                             let (fatal, checkpoint, restore, corrupt_ranks) = (true, None, false, Vec::new());
-                            let failed = Happened::Failed { error, fatal, checkpoint, restore, corrupt_ranks };
-                            work.happened(failed).into_iter().map(Output::Send).collect()
+                            let failed = Event::Failed { error, fatal, checkpoint, restore, corrupt_ranks };
+                            work.report(failed).into_iter().map(Output::Send).collect()
                         }
                     }
                 }
@@ -296,7 +296,7 @@ impl Session {
             epoch,
             rank: assignment.rank,
             world: assignment.spec.shape.world(),
-            phase: Phase::Preparing,
+            phase: WorkPhase::Preparing,
             committed: 0,
             prepared: None,
             heals,
@@ -344,8 +344,8 @@ impl Session {
     }
 
     fn reported(&mut self, event: TrainerEvent) -> Vec<Output> {
-        let TrainerEvent { job_id, epoch, what } = event;
-        if let Happened::WarmedUp { number, error, data_digest, unseen } = what {
+        let TrainerEvent { job_id, epoch, event } = event;
+        if let Event::WarmedUp { number, error, data_digest, unseen } = event {
             let (data_digest, unseen) = (data_digest.to_vec(), unseen.unwrap_or_default());
             let warmed_up = WarmedUp { job_id, number, error: error.unwrap_or_default(), data_digest, unseen };
             // Who has got a place meanwhile shows it there.
@@ -355,25 +355,25 @@ impl Session {
         let work = self.work.as_mut().filter(|w| w.job_id == job_id);
         let Some(work) = work else { return Vec::new() };
         if work.heals == Some(epoch) {
-            work.keep_late_record(what);
+            work.keep_late_record(event);
             return Vec::new();
         }
         if work.epoch != epoch {
             return Vec::new();
         }
-        work.happened(what).into_iter().map(Output::Send).collect()
+        work.report(event).into_iter().map(Output::Send).collect()
     }
 }
 
 impl Work {
     fn has_trained(&self) -> bool {
-        !matches!(self.phase, Phase::Preparing | Phase::Ready)
+        !matches!(self.phase, WorkPhase::Preparing | WorkPhase::Ready)
     }
 
     /// The trainer committed a step of the epoch before when this one was already assigned. It says so before it says what it has
     /// prepared, and then the record is sent with the others.
-    fn keep_late_record(&mut self, what: Happened) {
-        if let Happened::Committed { record: Some(record), .. } = what {
+    fn keep_late_record(&mut self, event: Event) {
+        if let Event::Committed { record: Some(record), .. } = event {
             self.keep_record(*record);
         }
     }
@@ -399,9 +399,10 @@ impl Work {
         })
     }
 
-    fn happened(&mut self, what: Happened) -> Vec<ToCoordinator> {
-        match what {
-            Happened::Prepared {
+    /// Takes note of what the trainer reports, and says what the coordinator is to hear.
+    fn report(&mut self, event: Event) -> Vec<ToCoordinator> {
+        match event {
+            Event::Prepared {
                 committed_step,
                 held,
                 sealed_next,
@@ -411,7 +412,7 @@ impl Work {
                 num_params,
                 inputs,
             } => {
-                self.phase = Phase::Ready;
+                self.phase = WorkPhase::Ready;
                 self.committed = committed_step;
                 // A newcomer knows nothing of steps yet; what it had to say before still counts.
                 if !held.is_empty() {
@@ -437,26 +438,26 @@ impl Work {
                 // begins, and if this place died on the way its records would be missing in the curve (T-4).
                 self.reports_again().chain([ToCoordinator::Prepared(prepared)]).collect()
             }
-            Happened::Connected | Happened::WarmedUp { .. } => Vec::new(),
-            Happened::Committed { step, record } => {
+            Event::Connected | Event::WarmedUp { .. } => Vec::new(),
+            Event::Committed { step, record } => {
                 // Older ones are said again.
                 self.committed = self.committed.max(step);
                 let Some(record) = record else { return Vec::new() };
                 vec![ToCoordinator::Step(self.keep_record(*record))]
             }
-            Happened::RecordsMissing { from, through } => {
+            Event::RecordsMissing { from, through } => {
                 self.reports.miss(from, through);
                 // With those that this worker knows: in the order of the steps.
                 self.reports_again().collect()
             }
-            Happened::Validated(validation) => {
+            Event::Validated(validation) => {
                 let step = validation.step;
                 let report =
                     ValidationReport { job_id: self.job_id.clone(), epoch: self.epoch, validation: Some(validation) };
                 self.validations.insert(step, report.clone());
                 vec![ToCoordinator::Validation(report)]
             }
-            Happened::ShardWritten { step, file, write_s } => {
+            Event::ShardWritten { step, file, write_s } => {
                 let written = ShardWritten {
                     job_id: self.job_id.clone(),
                     epoch: self.epoch,
@@ -471,29 +472,29 @@ impl Work {
                 }
                 vec![ToCoordinator::ShardWritten(written)]
             }
-            Happened::CheckpointFailed { step, error } => {
+            Event::CheckpointFailed { step, error } => {
                 let missed = CheckpointMissed { step, committed_step: self.committed, error, ..self.missed() };
                 vec![ToCoordinator::CheckpointMissed(missed)]
             }
-            Happened::Published { step, bytes, path } => vec![self.published(step, bytes, path, String::new())],
-            Happened::PublishFailed { step, error } => vec![self.published(step, 0, String::new(), error)],
-            Happened::Removed { step, removed, kept } => {
+            Event::Published { step, bytes, path } => vec![self.published(step, bytes, path, String::new())],
+            Event::PublishFailed { step, error } => vec![self.published(step, 0, String::new(), error)],
+            Event::Removed { step, removed, kept } => {
                 let kept = kept.into_iter().map(|(step, error)| KeptStep { step, error }).collect();
                 let (job_id, epoch) = (self.job_id.clone(), self.epoch);
                 let removed = StepsRemoved { job_id, epoch, step, removed, kept };
                 self.removed = Some(removed.clone());
                 vec![ToCoordinator::StepsRemoved(removed)]
             }
-            Happened::Finished { step } => {
-                self.phase = Phase::Finished;
+            Event::Finished { step } => {
+                self.phase = WorkPhase::Finished;
                 self.committed = step;
                 vec![self.finished()]
             }
-            Happened::PeerLost { rank, error, damaged } => {
+            Event::PeerLost { rank, error, damaged } => {
                 let (job_id, epoch) = (self.job_id.clone(), self.epoch);
                 self.halt(ToCoordinator::PeerLost(PeerLost { job_id, epoch, rank: rank as u32, error, damaged }))
             }
-            Happened::Unreached(missing) => {
+            Event::Unreached(missing) => {
                 let (job_id, epoch) = (self.job_id.clone(), self.epoch);
                 let peers = missing.into_iter().take(MAX_UNREACHED).map(|m| UnreachedPeer {
                     rank: m.rank as u32,
@@ -502,7 +503,7 @@ impl Work {
                 });
                 self.halt(ToCoordinator::Unreached(Unreached { job_id, epoch, peers: peers.collect() }))
             }
-            Happened::Failed { error, fatal, checkpoint, restore, corrupt_ranks } => {
+            Event::Failed { error, fatal, checkpoint, restore, corrupt_ranks } => {
                 let (job_id, epoch) = (self.job_id.clone(), self.epoch);
                 let corrupt_ranks = corrupt_ranks.into_iter().map(|rank| rank as u32).collect();
                 let failed = Failed { job_id, epoch, error, fatal, restore, corrupt_ranks, ..Failed::default() };
@@ -519,7 +520,7 @@ impl Work {
     }
 
     fn halt(&mut self, why: ToCoordinator) -> Vec<ToCoordinator> {
-        self.phase = Phase::Halted;
+        self.phase = WorkPhase::Halted;
         self.halted = Some(why.clone());
         vec![why]
     }
@@ -544,13 +545,13 @@ impl Work {
     /// What a coordinator that was away must hear again, in the order in which it happened.
     fn said_again(&self) -> Vec<ToCoordinator> {
         let mut again: Vec<ToCoordinator> = self.reports_again().collect();
-        if self.phase == Phase::Ready {
+        if self.phase == WorkPhase::Ready {
             again.extend(self.prepared.clone().map(ToCoordinator::Prepared));
         }
         again.extend(self.validations.values().cloned().map(ToCoordinator::Validation));
         again.extend(self.shards.values().cloned().map(ToCoordinator::ShardWritten));
         again.extend(self.removed.clone().map(ToCoordinator::StepsRemoved));
-        if self.phase == Phase::Finished {
+        if self.phase == WorkPhase::Finished {
             again.push(self.finished());
         }
         again.extend(self.halted.clone());

@@ -60,7 +60,7 @@ pub use collective::{
     global_sum_with, reduce_scatter, slices_of_chunk, start_all_gather, start_reduce_scatter,
 };
 pub use error::{CommError, Missing};
-pub use establish::{Listener, PeerAddr, Plan, Refusal};
+pub use establish::{LinkPlan, Listener, PeerAddr, Refusal};
 pub use fence::Fence;
 pub use frame::{Channel, HEADER_LEN, MAX_PAYLOAD_BYTES};
 pub use links::{Links, WaitsFor};

@@ -21,7 +21,7 @@ use super::evaluate::Validations;
 use super::history::History;
 use super::holders::Holders;
 use super::step::Totals;
-use super::{Assignment, Emit, Happened, HealPlan, Job, Shared, StepError};
+use super::{Assignment, Emit, Event, HealPlan, Job, Shared, StepError};
 use crate::comm::{Channel, Links, Transfer, global_sum};
 use crate::device::{Buffer, Device};
 use crate::optim::Shard;
@@ -53,8 +53,8 @@ impl<D: Device + Clone> Job<D> {
     }
 
     /// What this place holds.
-    pub(super) fn report(&self) -> Happened {
-        Happened::Prepared {
+    pub(super) fn report(&self) -> Event {
+        Event::Prepared {
             committed_step: self.committed,
             held: self.held(),
             sealed_next: self.sealed,
@@ -86,7 +86,7 @@ impl<D: Device + Clone> Job<D> {
             assert!(self.sealed && self.committed + 1 == plan.step, "T-2: the coordinator lets nobody else go on");
             // Rank 0 says this step after those before it, below.
             let _ = self.commit(totals);
-            emit(self.assignment.event(Happened::Committed { step: plan.step, record: None }));
+            emit(self.assignment.event(Event::Committed { step: plan.step, record: None }));
         }
         // Whatever was sealed beyond is made again, and so is a validation of this step: some have finished it, a newcomer has not, and
         // all must take part.
@@ -167,8 +167,8 @@ impl<D: Device + Clone> Job<D> {
             }
         }
         let pulls = plan.newcomers.contains(&rank);
-        let room = |shard: &Shard<D>| vec![0u8; if pulls { 12 * shard.range.len() + DIGEST_BYTES } else { 0 }];
-        let (mut own, mut copy) = (room(&self.shard), room(&holders.copy));
+        let buffer = |shard: &Shard<D>| vec![0u8; if pulls { 12 * shard.range.len() + DIGEST_BYTES } else { 0 }];
+        let (mut own, mut copy) = (buffer(&self.shard), buffer(&holders.copy));
         let channel = Channel::Backup;
         let mut transfers: Vec<Transfer<'_>> =
             sent.iter().map(|(peer, data)| Transfer::Send { peer: *peer, channel, data }).collect();
@@ -195,11 +195,11 @@ impl<D: Device + Clone> Job<D> {
         }
         let known = self.history.first_step().unwrap_or(self.committed + 1);
         if known > from {
-            emit(self.assignment.event(Happened::RecordsMissing { from, through: known - 1 }));
+            emit(self.assignment.event(Event::RecordsMissing { from, through: known - 1 }));
         }
         for (step, totals) in self.history.since(from) {
             let record = Some(Box::new(self.record(*step, totals)));
-            emit(self.assignment.event(Happened::Committed { step: *step, record }));
+            emit(self.assignment.event(Event::Committed { step: *step, record }));
         }
     }
 }

@@ -20,12 +20,12 @@ mod overlap;
 mod prepare;
 mod replay;
 mod resplit;
-mod room;
 mod save;
 mod shared;
 mod step;
 #[cfg(test)]
 mod tests;
+mod workspace;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -42,14 +42,14 @@ use toroid_torus::resplit::Origin;
 
 use crate::checkpoint::{Claim, ReadFault};
 use crate::comm::nccl::{Epoch, agree};
-use crate::comm::{CommError, Fence, Links, Listener, Missing, PeerAddr, Plan, peers_of};
+use crate::comm::{CommError, Fence, LinkPlan, Links, Listener, Missing, PeerAddr, peers_of};
 use crate::device::Device;
 use crate::lock;
 
 pub use prepare::{Job, PrepareError};
 pub use shared::{Computed, Requested, Shared, Then};
 
-use room::Room;
+use workspace::Workspace;
 
 /// A place in a job, checked.
 #[derive(Debug, Clone)]
@@ -106,8 +106,8 @@ impl Assignment {
     }
 
     /// Of this job and epoch.
-    pub fn event(&self, what: Happened) -> TrainerEvent {
-        TrainerEvent { job_id: self.job_id.clone(), epoch: self.epoch, what }
+    pub fn event(&self, event: Event) -> TrainerEvent {
+        TrainerEvent { job_id: self.job_id.clone(), epoch: self.epoch, event }
     }
 }
 
@@ -130,7 +130,7 @@ pub struct WarmUp {
 pub enum Command {
     /// With the fence of its job.
     Prepare(Box<Assignment>, Fence),
-    /// A spare: make room for a place of this job, which may become its own.
+    /// A spare: make a workspace for a place of this job, which may become its own.
     WarmUp(Box<WarmUp>),
     /// All places of the epoch are prepared.
     Start { epoch: u64, heal: Option<HealPlan> },
@@ -151,11 +151,11 @@ pub enum Command {
 pub struct TrainerEvent {
     pub job_id: String,
     pub epoch: u64,
-    pub what: Happened,
+    pub event: Event,
 }
 
 #[derive(Debug)]
-pub enum Happened {
+pub enum Event {
     Prepared {
         committed_step: u64,
         /// None: a newcomer. Two, the older first, while not all are known to have split the state anew.
@@ -302,7 +302,7 @@ const HALT_LOOK: Duration = Duration::from_millis(10);
 pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: Receiver<Command>, emit: &Emit) {
     let mut inbox = Inbox { commands, put_back: None };
     let mut job: Option<Job<D>> = None;
-    let mut warm: Option<Room<D>> = None;
+    let mut warm: Option<Workspace<D>> = None;
     while let Some(command) = inbox.wait() {
         match command {
             Command::Prepare(assignment, fence) => {
@@ -352,34 +352,34 @@ fn warm_up<D: Device + Clone>(
     device: &D,
     environment: &Environment,
     ahead: &WarmUp,
-    used: Option<Room<D>>,
+    used: Option<Workspace<D>>,
     emit: &Emit,
-) -> Option<Room<D>> {
+) -> Option<Workspace<D>> {
     // A place may be assigned meanwhile: it is the same work.
     environment.shared.enter(PREPARE);
     let since = std::time::Instant::now();
-    let room = Room::make(device, environment, (&ahead.spec, ahead.rank), &ahead.checkpoint_root, None, used);
-    let room = room.map_err(|e| e.to_string());
-    let unseen = room.as_ref().ok().and_then(|room| room.unseen(ahead.checkpoint_step));
-    let room = room.and_then(|room| match &unseen {
+    let workspace = Workspace::make(device, environment, (&ahead.spec, ahead.rank), &ahead.checkpoint_root, None, used);
+    let workspace = workspace.map_err(|e| e.to_string());
+    let unseen = workspace.as_ref().ok().and_then(|workspace| workspace.unseen(ahead.checkpoint_step));
+    let workspace = workspace.and_then(|workspace| match &unseen {
         // Its file system may not be mounted there: nothing is made in its place.
-        Some(_) => Ok(room),
-        None => match room.check_storage() {
-            Ok(()) => Ok(room),
+        Some(_) => Ok(workspace),
+        None => match workspace.check_storage() {
+            Ok(()) => Ok(workspace),
             Err(error) => Err(format!("cannot use the checkpoint folder: {error}")),
         },
     });
     environment.shared.enter("idle");
     let (job_id, spent) = (&ahead.job_id, since.elapsed());
-    let data_digest = room.as_ref().map_or([0; 32], |room| room.data_digest);
-    let error = room.as_ref().err().cloned();
+    let data_digest = workspace.as_ref().map_or([0; 32], |workspace| workspace.data_digest);
+    let error = workspace.as_ref().err().cloned();
     match &error {
         None => tracing::info!("ready for a place of {job_id}, prepared in {:.0} ms", spent.as_secs_f64() * 1e3),
         Some(error) => tracing::warn!("cannot get ready for a place of {job_id}: {error}"),
     }
-    let what = Happened::WarmedUp { number: ahead.number, error, data_digest, unseen };
-    emit(TrainerEvent { job_id: job_id.clone(), epoch: 0, what });
-    room.ok()
+    let event = Event::WarmedUp { number: ahead.number, error, data_digest, unseen };
+    emit(TrainerEvent { job_id: job_id.clone(), epoch: 0, event });
+    workspace.ok()
 }
 
 fn prepare<D: Device + Clone>(
@@ -387,16 +387,16 @@ fn prepare<D: Device + Clone>(
     environment: &Environment,
     assignment: Assignment,
     fence: Fence,
-    warm: Option<Room<D>>,
+    warm: Option<Workspace<D>>,
     emit: &Emit,
 ) -> Option<Job<D>> {
     environment.shared.enter(PREPARE);
     let (job_id, epoch) = (assignment.job_id.clone(), assignment.epoch);
-    let what;
+    let event;
     let job = match Job::prepare(device, environment, assignment, fence, warm) {
         Ok(job) => {
             environment.shared.reset(job.committed);
-            what = job.report();
+            event = job.report();
             Some(job)
         }
         Err(error) if error.is_over() => {
@@ -404,7 +404,7 @@ fn prepare<D: Device + Clone>(
             return None;
         }
         Err(error) => {
-            what = Happened::Failed {
+            event = Event::Failed {
                 fatal: error.is_fatal(),
                 checkpoint: error.checkpoint(),
                 restore: false,
@@ -415,7 +415,7 @@ fn prepare<D: Device + Clone>(
         }
     };
     environment.shared.enter("wait for start");
-    emit(TrainerEvent { job_id, epoch, what });
+    emit(TrainerEvent { job_id, epoch, event });
     job
 }
 
@@ -428,17 +428,17 @@ fn train<D: Device + Clone>(
     emit: &Emit,
 ) {
     let (job_id, epoch) = (job.assignment.job_id.clone(), job.assignment.epoch);
-    let report = |what| emit(TrainerEvent { job_id: job_id.clone(), epoch, what });
+    let report = |event| emit(TrainerEvent { job_id: job_id.clone(), epoch, event });
     // T-10: before the first step. By now all have data and weights, so a job that cannot begin leaves no record behind.
     if let Err(error) = job.own_folder() {
         let (fatal, error) = (job.is_refused_by(&error), error.to_string());
-        report(Happened::Failed { error, fatal, checkpoint: None, restore: false, corrupt_ranks: Vec::new() });
+        report(Event::Failed { error, fatal, checkpoint: None, restore: false, corrupt_ranks: Vec::new() });
         return environment.shared.enter("idle");
     }
     let mut links = job.links.take();
     let outcome = connect(job, heal, &mut links, environment).map_err(StepError::from).and_then(|()| {
         let links = links.as_mut().expect("connected above");
-        report(Happened::Connected);
+        report(Event::Connected);
         job.steps(links, heal, &environment.shared, inbox, emit)
     });
     if let Some(comm) = job.stage.device().comm() {
@@ -447,15 +447,15 @@ fn train<D: Device + Clone>(
     // Connections to those who stay are kept for the next epoch.
     job.links = links;
     match outcome {
-        Ok(()) => report(Happened::Finished { step: job.committed }),
+        Ok(()) => report(Event::Finished { step: job.committed }),
         Err(StepError::Comm(CommError::Fenced { .. })) | Err(StepError::Corrupt { seen: None, .. }) => {}
         Err(StepError::Comm(error @ (CommError::PeerLost { rank, .. } | CommError::Refused { rank, .. }))) => {
-            report(Happened::PeerLost { rank, error: error.to_string(), damaged: false });
+            report(Event::PeerLost { rank, error: error.to_string(), damaged: false });
         }
         Err(StepError::Comm(error @ CommError::Corrupt { rank, .. })) => {
-            report(Happened::PeerLost { rank, error: error.to_string(), damaged: true });
+            report(Event::PeerLost { rank, error: error.to_string(), damaged: true });
         }
-        Err(StepError::Comm(CommError::Timeout { missing, .. })) => report(Happened::Unreached(missing)),
+        Err(StepError::Comm(CommError::Timeout { missing, .. })) => report(Event::Unreached(missing)),
         Err(error) => {
             let (restore, corrupt_ranks) = match &error {
                 StepError::Corrupt { wrong, .. } => (wrong.is_empty(), wrong.iter().copied().collect()),
@@ -463,7 +463,7 @@ fn train<D: Device + Clone>(
             };
             let fatal = matches!(error, StepError::Comm(CommError::Collectives(_)));
             let error = error.to_string();
-            report(Happened::Failed { error, fatal, checkpoint: None, restore, corrupt_ranks });
+            report(Event::Failed { error, fatal, checkpoint: None, restore, corrupt_ranks });
         }
     }
     environment.shared.enter("idle");
@@ -481,7 +481,7 @@ fn connect<D: Device + Clone>(
     if let Some(origin) = heal.and_then(|h| h.origin.as_ref()) {
         needed.extend(resplit::peers(assignment, origin));
     }
-    let plan = Plan {
+    let plan = LinkPlan {
         job_id: assignment.job_id.clone(),
         epoch: assignment.epoch,
         rank: assignment.rank,
@@ -548,7 +548,7 @@ impl<D: Device + Clone> Job<D> {
         let step = self.committed;
         let checkpoint = shared.commit(step);
         let record = record.map(Box::new);
-        emit(self.assignment.event(Happened::Committed { step, record }));
+        emit(self.assignment.event(Event::Committed { step, record }));
         if checkpoint {
             self.write_checkpoint(emit);
             shared.enter("checkpoint");

@@ -19,8 +19,8 @@ use super::holders::Holders;
 use super::memory::MemoryError;
 use super::replay::{Kept, Sealed};
 use super::resplit::Earlier;
-use super::room::{Buffers, Parts, Room};
 use super::save::Lane;
+use super::workspace::{Buffers, Parts, Workspace};
 use super::{Assignment, BadCheckpoint, Environment, HeldAs};
 use crate::checkpoint::{CheckpointError, Owned, ReadFault, ShardStateMut, Storage, load_initial};
 use crate::comm::{Fence, Group, LinkStats, Links};
@@ -155,12 +155,12 @@ impl<D: Device + Clone> Job<D> {
         environment: &Environment,
         assignment: Assignment,
         fence: Fence,
-        warm: Option<Room<D>>,
+        warm: Option<Workspace<D>>,
     ) -> Result<Job<D>, PrepareError> {
         let spec = Arc::clone(&assignment.spec);
         let (rank, until) = (assignment.rank, Some((&fence, assignment.epoch)));
-        let room = Room::make(device, environment, (&spec, rank), &assignment.checkpoint_root, until, warm)?;
-        let Room { dataset, data_digest, storage, parts, .. } = room;
+        let workspace = Workspace::make(device, environment, (&spec, rank), &assignment.checkpoint_root, until, warm)?;
+        let Workspace { dataset, data_digest, storage, parts, .. } = workspace;
         let Parts { partition, stage, mut shard, kept, mut holders, pipeline, groups, buffers } = parts;
         let cursor = Cursor::new(spec.seed, dataset.num_train(), spec.data.order);
 

@@ -17,7 +17,7 @@ use toroid_torus::resplit::{Half, Lost, Move, Origin, moves};
 use toroid_torus::units;
 
 use super::heal::{corrupt, decode, encode, refuse};
-use super::room::Parts;
+use super::workspace::Parts;
 use super::{Assignment, HealPlan, HeldAs, Job, Shared, StepError};
 use crate::comm::{Channel, Links, Transfer, global_sum};
 use crate::device::Device;

@@ -12,7 +12,7 @@ use toroid_torus::owner::{Owner, OwnerId};
 use toroid_worker::checkpoint::Claim;
 use toroid_worker::comm::nccl::Collectives;
 use toroid_worker::comm::{Fence, LinkChoice, Listener, PeerAddr};
-use toroid_worker::trainer::{Assignment, Command, Emit, Environment, Happened, HealPlan, Shared, TrainerEvent, run};
+use toroid_worker::trainer::{Assignment, Command, Emit, Environment, Event, HealPlan, Shared, TrainerEvent, run};
 
 use crate::emulator::network::{Handle, Machine};
 
@@ -99,7 +99,7 @@ impl<'a> Cluster<'a> {
         let mut reports = BTreeMap::new();
         while reports.len() < self.places.len() {
             let (id, event) = self.next();
-            let Happened::Prepared { committed_step, held, .. } = event.what else { continue };
+            let Event::Prepared { committed_step, held, .. } = event.event else { continue };
             if event.epoch == self.epoch {
                 let rank = self.places.iter().position(|place| *place == id).expect("it has a place");
                 reports.insert(rank, (committed_step, held.is_empty()));
@@ -119,13 +119,13 @@ impl<'a> Cluster<'a> {
 
     fn next(&mut self) -> (usize, TrainerEvent) {
         let (id, event) = self.seen.recv_timeout(HANG_GUARD).expect("nothing happens any more");
-        match &event.what {
-            Happened::Committed { step, record: Some(r) } => {
+        match &event.event {
+            Event::Committed { step, record: Some(r) } => {
                 let bits = [r.loss, r.ce, r.z_loss, r.balance_loss, r.grad_norm].map(f64::to_bits);
                 let known = self.curve.insert(*step, bits);
                 assert!(known.is_none_or(|known| known == bits), "step {step} was reported twice, differently");
             }
-            Happened::Failed { error, .. } => panic!("worker {id} failed: {error}"),
+            Event::Failed { error, .. } => panic!("worker {id} failed: {error}"),
             _ => {}
         }
         (id, event)
@@ -134,7 +134,7 @@ impl<'a> Cluster<'a> {
     fn wait_for(&mut self, rank: usize, step: u64) {
         loop {
             let (id, event) = self.next();
-            let is_it = matches!(event.what, Happened::Committed { step: s, .. } if s >= step);
+            let is_it = matches!(event.event, Event::Committed { step: s, .. } if s >= step);
             if (event.epoch, id) == (self.epoch, self.places[rank]) && is_it {
                 return;
             }
@@ -159,7 +159,7 @@ impl<'a> Cluster<'a> {
         let mut finished = BTreeSet::new();
         while !self.places.iter().all(|id| finished.contains(id)) {
             let (id, event) = self.next();
-            if matches!(event.what, Happened::Finished { .. }) && event.epoch == self.epoch {
+            if matches!(event.event, Event::Finished { .. }) && event.epoch == self.epoch {
                 finished.insert(id);
             }
         }
