@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use toroid_session::Assignment;
 use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::holders;
 use toroid_torus::manifest::{ShardFile, Writer};
 use toroid_torus::resplit::{Half, shard_range};
-use toroid_worker::trainer::Assignment;
 
 use crate::arithmetic::{self, Values};
 use crate::network::{Micros, Pid};

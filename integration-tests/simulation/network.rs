@@ -16,8 +16,8 @@ use std::collections::{BTreeMap, BinaryHeap};
 use toroid_coordinator::machine::StreamId;
 use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
+use toroid_session::{Assignment, TrainerEvent};
 use toroid_torus::manifest::ShardFile;
-use toroid_worker::trainer::{Assignment, TrainerEvent};
 
 use crate::place::Frame;
 use crate::random::Random;

@@ -8,12 +8,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use toroid_proto::StepRecord;
+use toroid_session::{Assignment, HealPlan, HeldAs, MissingLink};
 use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::holders;
 use toroid_torus::partition::SHARD_ALIGN;
 use toroid_torus::resplit::{Half, Move, Origin, moves};
-use toroid_worker::comm::Missing;
-use toroid_worker::trainer::{Assignment, HealPlan, HeldAs};
 
 use crate::arithmetic::{self, Values};
 use crate::broken::Broken;
@@ -202,12 +201,12 @@ impl Job {
     }
 
     /// Peers that cannot be dialled, all of them where this worker is the one.
-    pub fn unreached(&self, pid: Pid, env: &Env) -> Vec<Missing> {
+    pub fn unreached(&self, pid: Pid, env: &Env) -> Vec<MissingLink> {
         let is_apart = |pid: &Pid| env.unable.get(pid) == Some(&Unable::Unreachable);
         let own = self.assignment.rank;
         let others = self.assignment.peers.iter().filter(|(rank, _)| **rank != own);
         let missing = others.filter(|(_, p)| is_apart(&pid) || is_apart(&crate::worker::pid_of(&p.worker_id)));
-        let missing = missing.map(|(rank, p)| Missing {
+        let missing = missing.map(|(rank, p)| MissingLink {
             rank: *rank,
             worker_id: p.worker_id.clone(),
             address: p.address.clone(),

@@ -14,10 +14,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 
+use toroid_session::{Assignment, BadCheckpoint, Event, HealPlan, HeldAs, ReadFault, TrainerEvent};
 use toroid_torus::holders;
 use toroid_torus::manifest::ShardFile;
-use toroid_worker::checkpoint::ReadFault;
-use toroid_worker::trainer::{Assignment, BadCheckpoint, Event, HealPlan, HeldAs, TrainerEvent};
 
 use crate::arithmetic::{self, Values};
 use crate::broken::Broken;

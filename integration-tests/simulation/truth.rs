@@ -10,10 +10,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use toroid_session::{Assignment, HeldAs};
 use toroid_torus::geometry::Shape;
 use toroid_torus::holders;
 use toroid_torus::job::JobSpec;
-use toroid_worker::trainer::{Assignment, HeldAs};
 
 use crate::arithmetic::Reference;
 use crate::disk::Disk;

@@ -9,9 +9,9 @@ use toroid_coordinator::machine::StreamId;
 use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
-use toroid_worker::comm::Knock;
-use toroid_worker::session::{Input, Output, Session};
-use toroid_worker::trainer::{Command as RealCommand, Event, Then, TrainerEvent, WarmUp};
+use toroid_session::{
+    AfterCheckpoint, Command as RealCommand, Event, Input, Knock, Output, Session, TrainerEvent, WarmUp,
+};
 
 use crate::network::{AtCoordinator, AtWorker, MS, Micros, Pid, SECOND};
 use crate::trainer::{Command, NO_DATA, Trainer};
@@ -229,7 +229,6 @@ impl Worker {
                     RealCommand::Drop { epoch } => Command::Drop { epoch },
                     RealCommand::Report { epoch, from } => Command::Report { epoch, from },
                     RealCommand::WarmUp(ahead) => return self.warm_up(*ahead, env),
-                    RealCommand::Prepare(..) => unreachable!("a session prepares by Output::Prepare"),
                 };
                 self.trainer.command(command, env);
             }
@@ -264,9 +263,9 @@ impl Worker {
         self.send(ToCoordinator::Probed(proto::Probed { number: knock.number, error }), env);
     }
 
-    fn request_checkpoint(&mut self, epoch: u64, step: u64, then: Then, env: &mut Env) {
+    fn request_checkpoint(&mut self, epoch: u64, step: u64, then: AfterCheckpoint, env: &mut Env) {
         let shared = &mut self.trainer.shared;
-        if then == Then::Halt {
+        if then == AfterCheckpoint::Halt {
             let committed = shared.committed;
             if step < committed || step == committed && shared.is_stepping {
                 return self.input(Input::CheckpointTooLate { epoch, step, committed }, env);

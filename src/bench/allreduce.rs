@@ -26,10 +26,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+use toroid_session::PeerAddr;
 use toroid_torus::collective::{self as schedules, Schedule, chunk_range};
 use toroid_worker::comm::{
-    Algorithm, Channel, Fence, Group, HEADER_LEN, LinkChoice, LinkPlan, Links, Listener, Path, PeerAddr, RawRecv,
-    RawSend, all_gather_f64, all_reduce_sum, all_reduce_torus, exchange_raw, slices_of_chunk,
+    Algorithm, Channel, Fence, Group, HEADER_LEN, LinkChoice, LinkPlan, Links, Listener, Path, RawRecv, RawSend,
+    all_gather_f64, all_reduce_sum, all_reduce_torus, exchange_raw, slices_of_chunk,
 };
 
 use super::median;

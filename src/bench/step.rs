@@ -11,19 +11,19 @@
 //! commit, in time of the clock and in time that the process's threads ran: on a machine with other work the second says more.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{self, ExitCode, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
+use toroid_session::{Assignment, Claim, Command, Event, PeerAddr, TrainerEvent};
 use toroid_torus::job::{JobSpec, Products};
 use toroid_torus::model::{ModelConfig, TOP_K};
 use toroid_torus::owner::{Owner, OwnerId};
-use toroid_worker::checkpoint::Claim;
-use toroid_worker::comm::{Fence, LinkChoice, Listener, PeerAddr};
+use toroid_worker::comm::{Fence, LinkChoice, Listener};
 use toroid_worker::device::{Buffer as _, CpuDevice, Device as _, Mat, MatMut};
-use toroid_worker::trainer::{self, Assignment, Command as Order, Emit, Environment, Event, Shared, TrainerEvent};
+use toroid_worker::trainer::{self, Emit, Environment, Order, Shared};
 
 use super::median;
 use crate::format::table;
@@ -134,7 +134,7 @@ impl Combination<'_> {
     /// Runs this program for this combination alone.
     fn in_a_process(&self) -> Result<Figures> {
         let program = std::env::current_exe().context("find this program's file")?;
-        let mut command = Command::new(program);
+        let mut command = process::Command::new(program);
         command.args(["bench", "step", "-o", "json", "--preset", self.preset, "--products", name(self.products)]);
         command.args(["--threads", &self.threads.to_string(), "--steps", &self.steps.to_string()]);
         if let Some(data) = self.data {
@@ -266,7 +266,7 @@ impl Seen {
     fn take(&mut self, event: TrainerEvent) {
         match event.event {
             Event::Prepared { .. } => {
-                let start = Order::Start { epoch: event.epoch, heal: None };
+                let start = Command::Start { epoch: event.epoch, heal: None }.into();
                 if self.orders.as_ref().is_none_or(|orders| orders.send(start).is_err()) {
                     self.fail("it ended before its start".into());
                 }

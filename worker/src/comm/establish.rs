@@ -32,9 +32,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
+use toroid_session::{MissingLink, PeerAddr};
+
 use super::accept::Refused;
 use super::conn::{Conn, Turn};
-use super::error::Missing;
 use super::handshake::{
     Acceptor, Dialer, Garbage, Identity, MAX_JOB_ID_LEN, Message, Nonce, Verdict, Why, resume_proof,
 };
@@ -67,20 +68,6 @@ pub struct LinkPlan {
     pub key: [u8; 32],
     /// By rank; see [`peers_of`](super::peers_of).
     pub peers: BTreeMap<usize, PeerAddr>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerAddr {
-    pub worker_id: String,
-    /// `host:port` of its [`Listener`].
-    pub address: String,
-}
-
-impl PeerAddr {
-    /// By which it is found within its host.
-    pub(super) fn port(&self) -> Option<u16> {
-        self.address.rsplit_once(':').and_then(|(_, port)| port.parse().ok())
-    }
 }
 
 /// Without the key.
@@ -339,7 +326,7 @@ impl<'a> Establish<'a> {
         conn.is_some_and(|conn| conn.is_confirmed() && !conn.wants_write() && conn.lost().is_none())
     }
 
-    fn missing(&self) -> Vec<Missing> {
+    fn missing(&self) -> Vec<MissingLink> {
         let missing = self.plan.peers.iter().filter(|(rank, _)| !self.is_up(**rank));
         let missing = missing.map(|(&rank, PeerAddr { worker_id, address })| {
             let refused = self.listener.refusals().into_iter().rfind(|refusal| refusal.rank == rank);
@@ -350,7 +337,7 @@ impl<'a> Establish<'a> {
                 (None, None) => "has not called".to_owned(),
             };
             let called = self.dials.contains_key(&rank);
-            Missing { rank, worker_id: worker_id.clone(), address: address.clone(), called, problem }
+            MissingLink { rank, worker_id: worker_id.clone(), address: address.clone(), called, problem }
         });
         missing.collect()
     }

@@ -4,8 +4,10 @@ use std::collections::VecDeque;
 
 use toroid_proto::Validation;
 
+use toroid_session::Event;
+
 use super::step::{receive, send};
-use super::{Emit, Event, Job, Shared};
+use super::{Emit, Job, Shared};
 use crate::comm::{Channel, CommError, Links, TpGroup, global_sum};
 use crate::device::Device;
 use crate::model::Input;

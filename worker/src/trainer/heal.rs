@@ -13,6 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytemuck::{cast_slice, cast_slice_mut};
+use toroid_session::{Assignment, Event, HealPlan};
 use toroid_torus::digest::{DIGEST_BYTES, Digest};
 use toroid_torus::holders::{backup_of, guarded_by};
 use toroid_torus::job::JobSpec;
@@ -21,7 +22,7 @@ use super::evaluate::Validations;
 use super::history::History;
 use super::holders::Holders;
 use super::step::Totals;
-use super::{Assignment, Emit, Event, HealPlan, Job, Shared, StepError};
+use super::{Emit, Job, Shared, StepError};
 use crate::comm::{Channel, Links, Transfer, global_sum};
 use crate::device::{Buffer, Device};
 use crate::optim::Shard;

@@ -1,7 +1,7 @@
 //! The training thread of a worker: prepares a place, connects it to its peers and makes steps.
 //!
 //! ```text
-//!  session --Command--> trainer thread --TrainerEvent--> session
+//!  session --Order--> trainer thread --TrainerEvent--> session
 //!      \---- Fence: every wait of an older epoch returns at once (T-1)
 //!  Prepare: data, weights or checkpoint -> Prepared     Start: connect, then steps -> Committed ... Finished
 //! ```
@@ -27,221 +27,24 @@ mod step;
 mod tests;
 mod workspace;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 
-use toroid_proto::{Inputs, StepRecord, Validation};
-use toroid_torus::geometry::{Place, Shape};
-use toroid_torus::job::JobSpec;
-use toroid_torus::manifest::ShardFile;
-use toroid_torus::owner::Owner;
-use toroid_torus::resplit::Origin;
+use toroid_proto::StepRecord;
+use toroid_session::{Assignment, Command, Event, HealPlan, TrainerEvent, WarmUp};
 
-use crate::checkpoint::{Claim, ReadFault};
 use crate::comm::nccl::{Epoch, agree};
-use crate::comm::{CommError, Fence, LinkPlan, Links, Listener, Missing, PeerAddr, peers_of};
+use crate::comm::{CommError, Fence, LinkPlan, Links, Listener, peers_of};
 use crate::device::Device;
 use crate::lock;
 
 pub use prepare::{Job, PrepareError};
-pub use shared::{Computed, Requested, Shared, Then};
+pub use shared::{Computed, Requested, Shared};
 
 use workspace::Workspace;
-
-/// A place in a job, checked.
-#[derive(Debug, Clone)]
-pub struct Assignment {
-    pub job_id: String,
-    pub epoch: u64,
-    pub rank: usize,
-    /// Its shape is that of this epoch, which may have fewer replicas than the job file asks for.
-    pub spec: Arc<JobSpec>,
-    /// Every rank, this one included.
-    pub peers: BTreeMap<usize, PeerAddr>,
-    pub link_key: [u8; 32],
-    /// Folder or URL that holds `step-<n>`.
-    pub checkpoint_root: String,
-    /// This job, as the record in the folder names it.
-    pub owner: Owner,
-    pub claim: Claim,
-    /// `None`: initial weights, or what `spec.resume_from` names.
-    pub restore_step: Option<u64>,
-    /// Who has the job's state keeps it, who has not gets it from the other holders.
-    pub heal: bool,
-}
-
-/// What the coordinator decided from the reports of a healing epoch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HealPlan {
-    /// All go on from here.
-    pub step: u64,
-    /// A rank that has committed it.
-    pub source: usize,
-    /// Ranks that have no state.
-    pub newcomers: BTreeSet<usize>,
-    /// The state is split anew, from this; `None`: every rank has its own shards already, or is a newcomer.
-    pub origin: Option<Origin>,
-    /// The coordinator has the records up to here.
-    pub recorded: u64,
-}
-
-/// Two shards, as the place of a rank in a shape has them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HeldAs {
-    pub shape: Shape,
-    pub rank: usize,
-}
-
-impl Assignment {
-    pub fn place(&self) -> Place {
-        self.spec.shape.place(self.rank)
-    }
-
-    /// How the shards of this place are to be split.
-    pub fn held_as(&self) -> HeldAs {
-        HeldAs { shape: self.spec.shape, rank: self.rank }
-    }
-
-    /// Of this job and epoch.
-    pub fn event(&self, event: Event) -> TrainerEvent {
-        TrainerEvent { job_id: self.job_id.clone(), epoch: self.epoch, event }
-    }
-}
-
-/// What a spare is to be ready for.
-#[derive(Debug, Clone)]
-pub struct WarmUp {
-    pub job_id: String,
-    pub spec: Arc<JobSpec>,
-    /// A place like this one, most likely: of the same tp_rank and stage.
-    pub rank: usize,
-    pub checkpoint_root: String,
-    /// For the answer.
-    pub number: u64,
-    /// A checkpoint of the job, which is to be seen.
-    pub checkpoint_step: Option<u64>,
-}
-
-/// What the session tells the trainer.
-#[derive(Debug)]
-pub enum Command {
-    /// With the fence of its job.
-    Prepare(Box<Assignment>, Fence),
-    /// A spare: make a workspace for a place of this job, which may become its own.
-    WarmUp(Box<WarmUp>),
-    /// All places of the epoch are prepared.
-    Start { epoch: u64, heal: Option<HealPlan> },
-    /// Write the state of `step`, if it still is that step's: the last step's checkpoint is asked for again when it failed.
-    Checkpoint { epoch: u64, step: u64 },
-    /// Rank 0: all shards of the step are durable; write its manifest, then remove older checkpoints.
-    Publish { epoch: u64, step: u64, files: Vec<ShardFile>, remove: Vec<u64> },
-    /// The checkpoint of this step has failed: take away what this place has written of it.
-    DropShard { epoch: u64, step: u64 },
-    /// Rank 0: say the records from this step on again.
-    Report { epoch: u64, from: u64 },
-    /// Drop the job of this epoch or older.
-    Drop { epoch: u64 },
-}
-
-/// What the trainer reports. Everything carries the job and the epoch it belongs to: another job may be in the same epoch.
-#[derive(Debug)]
-pub struct TrainerEvent {
-    pub job_id: String,
-    pub epoch: u64,
-    pub event: Event,
-}
-
-#[derive(Debug)]
-pub enum Event {
-    Prepared {
-        committed_step: u64,
-        /// None: a newcomer. Two, the older first, while not all are known to have split the state anew.
-        held: Vec<HeldAs>,
-        sealed_next: bool,
-        /// It has the global sums from this step to the committed one.
-        sums_from: u64,
-        data_digest: [u8; 32],
-        num_samples: u64,
-        num_params: u64,
-        inputs: Box<Inputs>,
-    },
-    Connected,
-    /// With the record of the step at rank 0.
-    Committed {
-        step: u64,
-        record: Option<Box<StepRecord>>,
-    },
-    /// At rank 0: nobody has the figures of these steps any more.
-    RecordsMissing {
-        from: u64,
-        through: u64,
-    },
-    Validated(Validation),
-    ShardWritten {
-        step: u64,
-        file: Box<ShardFile>,
-        write_s: f64,
-    },
-    /// `error` is empty where the request came too late.
-    CheckpointFailed {
-        step: u64,
-        error: String,
-    },
-    Published {
-        step: u64,
-        bytes: u64,
-        path: String,
-    },
-    PublishFailed {
-        step: u64,
-        error: String,
-    },
-    /// What came of the removals that were ordered with the publishing of `step`; one that is in neither list was not tried.
-    Removed {
-        step: u64,
-        removed: Vec<u64>,
-        /// With why they stay.
-        kept: Vec<(u64, String)>,
-    },
-    Finished {
-        step: u64,
-    },
-    /// `damaged`: what came from there was not what was sent.
-    PeerLost {
-        rank: usize,
-        error: String,
-        damaged: bool,
-    },
-    /// Not all links of the epoch were up in time.
-    Unreached(Vec<Missing>),
-    /// What became of a [`Command::WarmUp`]: why this worker cannot fill a place, or nothing.
-    WarmedUp {
-        number: u64,
-        error: Option<String>,
-        data_digest: [u8; 32],
-        /// Why it does not see the checkpoint that the job has.
-        unseen: Option<String>,
-    },
-    /// `fatal`: every other worker would fail in the same way. `checkpoint`: it could not be loaded. `restore`: the
-    /// state of this epoch is not to be trusted. `corrupt_ranks`: these hold a wrong copy of a shard, whose other copy is right.
-    Failed {
-        error: String,
-        fatal: bool,
-        checkpoint: Option<BadCheckpoint>,
-        restore: bool,
-        corrupt_ranks: Vec<usize>,
-    },
-}
-
-/// A checkpoint of this job that could not be loaded, and what that says about it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BadCheckpoint {
-    pub step: u64,
-    pub fault: ReadFault,
-}
 
 /// What the trainer does while it reads data and makes or loads its state; the coordinator knows this word and the next.
 const PREPARE: &str = "prepare";
@@ -250,6 +53,21 @@ const WAIT_FOR_TOKENS: &str = "wait for token file";
 
 /// Takes the trainer's events, from any thread.
 pub type Emit = Arc<dyn Fn(TrainerEvent) + Send + Sync>;
+
+/// What the trainer is told to do.
+#[derive(Debug)]
+pub enum Order {
+    /// Fill this place; with the fence of its job.
+    Prepare(Box<Assignment>, Fence),
+    /// What else the session wants.
+    Command(Command),
+}
+
+impl From<Command> for Order {
+    fn from(command: Command) -> Order {
+        Order::Command(command)
+    }
+}
 
 /// What a trainer needs from its process.
 pub struct Environment {
@@ -272,77 +90,77 @@ pub enum StepError {
     Corrupt { seen: Option<String>, wrong: BTreeSet<usize> },
 }
 
-/// The commands, with one that was taken too early put back.
+/// The orders, with one that was taken too early put back.
 struct Inbox {
-    commands: Receiver<Command>,
-    put_back: Option<Command>,
+    orders: Receiver<Order>,
+    put_back: Option<Order>,
 }
 
 impl Inbox {
-    fn wait(&mut self) -> Option<Command> {
-        self.put_back.take().or_else(|| self.commands.recv().ok())
+    fn wait(&mut self) -> Option<Order> {
+        self.put_back.take().or_else(|| self.orders.recv().ok())
     }
 
-    /// Waits for the next command for a while, and keeps it.
+    /// Waits for the next order for a while, and keeps it.
     fn wait_for(&mut self, time: Duration) {
         if self.put_back.is_none() {
-            self.put_back = self.commands.recv_timeout(time).ok();
+            self.put_back = self.orders.recv_timeout(time).ok();
         }
     }
 
-    fn try_next(&mut self) -> Result<Command, TryRecvError> {
-        self.put_back.take().map_or_else(|| self.commands.try_recv(), Ok)
+    fn try_next(&mut self) -> Result<Order, TryRecvError> {
+        self.put_back.take().map_or_else(|| self.orders.try_recv(), Ok)
     }
 }
 
 /// Whoever halts looks this often whether it may go on.
 const HALT_LOOK: Duration = Duration::from_millis(10);
 
-/// Runs until the command channel closes. `emit` is called from this thread and, for checkpoints, from the threads of `save`.
-pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: Receiver<Command>, emit: &Emit) {
-    let mut inbox = Inbox { commands, put_back: None };
+/// Runs until the channel of orders closes. `emit` is called from this thread and, for checkpoints, from the threads of `save`.
+pub fn run<D: Device + Clone>(device: &D, environment: &Environment, orders: Receiver<Order>, emit: &Emit) {
+    let mut inbox = Inbox { orders, put_back: None };
     let mut job: Option<Job<D>> = None;
     let mut warm: Option<Workspace<D>> = None;
-    while let Some(command) = inbox.wait() {
-        match command {
-            Command::Prepare(assignment, fence) => {
+    while let Some(order) = inbox.wait() {
+        match order {
+            Order::Prepare(assignment, fence) => {
                 let survivor = job.take().filter(|j| j.can_heal(&assignment));
                 job = match survivor {
                     Some(survivor) => Some(survivor.rejoin(*assignment, &environment.shared, emit)),
                     None => prepare(device, environment, *assignment, fence, warm.take(), emit),
                 };
             }
-            Command::WarmUp(ahead) => {
+            Order::Command(Command::WarmUp(ahead)) => {
                 if job.is_none() {
                     warm = warm_up(device, environment, &ahead, warm.take(), emit);
                 }
             }
-            Command::Start { epoch, heal } => {
+            Order::Command(Command::Start { epoch, heal }) => {
                 if let Some(running) = job.as_mut().filter(|j| j.assignment.epoch == epoch) {
                     train(running, heal.as_ref(), environment, &mut inbox, emit);
                 }
             }
-            Command::Publish { epoch, step, files, remove } => {
+            Order::Command(Command::Publish { epoch, step, files, remove }) => {
                 if let Some(running) = job.as_mut().filter(|j| j.assignment.epoch == epoch) {
                     running.publish(step, files, remove, &environment.shared, emit);
                 }
             }
-            Command::Report { epoch, from } => {
+            Order::Command(Command::Report { epoch, from }) => {
                 if let Some(running) = job.as_ref().filter(|j| j.assignment.epoch == epoch) {
                     running.report_since(from, emit);
                 }
             }
-            Command::Checkpoint { epoch, step } => {
+            Order::Command(Command::Checkpoint { epoch, step }) => {
                 if let Some(running) = job.as_mut().filter(|j| j.assignment.epoch == epoch) {
                     running.write_checkpoint_of(step, emit);
                 }
             }
-            Command::DropShard { epoch, step } => {
+            Order::Command(Command::DropShard { epoch, step }) => {
                 if let Some(running) = job.as_mut().filter(|j| j.assignment.epoch == epoch) {
                     running.drop_shard(step);
                 }
             }
-            Command::Drop { epoch } => job = job.filter(|j| j.assignment.epoch > epoch),
+            Order::Command(Command::Drop { epoch }) => job = job.filter(|j| j.assignment.epoch > epoch),
         }
     }
 }
@@ -575,21 +393,23 @@ impl<D: Device + Clone> Job<D> {
         self.fence.check(epoch)?;
         loop {
             match inbox.try_next() {
-                Ok(Command::Publish { epoch: e, step, files, remove }) if e == epoch => {
+                Ok(Order::Command(Command::Publish { epoch: e, step, files, remove })) if e == epoch => {
                     self.publish(step, files, remove, shared, emit);
                 }
-                Ok(Command::Checkpoint { epoch: e, step }) if e == epoch => self.write_checkpoint_of(step, emit),
-                Ok(Command::DropShard { epoch: e, step }) if e == epoch => self.drop_shard(step),
-                Ok(Command::Report { epoch: e, from }) if e == epoch => self.report_since(from, emit),
-                Ok(
+                Ok(Order::Command(Command::Checkpoint { epoch: e, step })) if e == epoch => {
+                    self.write_checkpoint_of(step, emit)
+                }
+                Ok(Order::Command(Command::DropShard { epoch: e, step })) if e == epoch => self.drop_shard(step),
+                Ok(Order::Command(Command::Report { epoch: e, from })) if e == epoch => self.report_since(from, emit),
+                Ok(Order::Command(
                     Command::Publish { .. }
                     | Command::Checkpoint { .. }
                     | Command::DropShard { .. }
                     | Command::Report { .. }
                     | Command::Start { .. }
                     | Command::WarmUp(_),
-                ) => {}
-                Ok(later @ (Command::Prepare(..) | Command::Drop { .. })) => {
+                )) => {}
+                Ok(later @ (Order::Prepare(..) | Order::Command(Command::Drop { .. }))) => {
                     inbox.put_back = Some(later);
                     return Err(CommError::Fenced { epoch, raised: self.fence.epoch() });
                 }

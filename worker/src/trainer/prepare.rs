@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use toroid_proto::Inputs;
+use toroid_session::{Assignment, BadCheckpoint, HeldAs, ReadFault};
 use toroid_torus::cursor::Cursor;
 use toroid_torus::init::fill_initial;
 use toroid_torus::job::{JobError, JobSpec};
@@ -13,6 +14,7 @@ use toroid_torus::manifest::Manifest;
 use toroid_torus::partition::Partition;
 use toroid_torus::pipeline::Pipeline;
 
+use super::Environment;
 use super::evaluate::Validations;
 use super::history::History;
 use super::holders::Holders;
@@ -21,8 +23,7 @@ use super::replay::{Kept, Sealed};
 use super::resplit::Earlier;
 use super::save::Lane;
 use super::workspace::{Buffers, Parts, Workspace};
-use super::{Assignment, BadCheckpoint, Environment, HeldAs};
-use crate::checkpoint::{CheckpointError, Owned, ReadFault, ShardStateMut, Storage, load_initial};
+use crate::checkpoint::{CheckpointError, Owned, ShardStateMut, Storage, load_initial};
 use crate::comm::{Fence, Group, LinkStats, Links};
 use crate::data::{DataError, Dataset, LeftOut};
 use crate::device::Device;

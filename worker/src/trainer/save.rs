@@ -18,11 +18,12 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use toroid_session::{Assignment, Event, TrainerEvent};
 use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::{FORMAT, Manifest, ShardFile, Writer};
 
 use super::prepare::Job;
-use super::{Assignment, Emit, Event, Shared, TrainerEvent};
+use super::{Emit, Shared};
 use crate::checkpoint::{Owned, ShardState};
 use crate::comm::Fence;
 use crate::device::Device;

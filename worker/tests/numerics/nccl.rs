@@ -9,11 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use toroid_session::PeerAddr;
 use toroid_torus::cursor::splitmix64;
 use toroid_torus::geometry::Shape;
 use toroid_worker::comm::nccl::{Agreed, Collectives, Decision, DeviceComm, Epoch, Key, Line, LineDecision, agree};
 use toroid_worker::comm::{
-    Channel, CommError, Fence, Group, LinkChoice, LinkPlan, Links, Listener, PeerAddr, all_reduce_sum, peers_of,
+    Channel, CommError, Fence, Group, LinkChoice, LinkPlan, Links, Listener, all_reduce_sum, peers_of,
     start_all_gather, start_reduce_scatter,
 };
 use toroid_worker::device::cuda::Runtime;

@@ -9,6 +9,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use rustix::event::PollFlags;
+use toroid_session::PeerAddr;
 
 use super::frame::{Header, Stream};
 use super::*;

@@ -8,13 +8,14 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use toroid_proto::{StepRecord, Validation};
+use toroid_session::{Command, Event, HealPlan, HeldAs, TrainerEvent, WarmUp};
 use toroid_torus::holders::backup_of;
 use toroid_torus::job::{self, JobSpec};
 use toroid_torus::resplit::{Origin, keep, num_lost};
 
 use super::*;
 use crate::trainer::failpoint::{Failpoint, Failpoints};
-use crate::trainer::{Command, Emit, Event, HealPlan, HeldAs, TrainerEvent, WarmUp, run};
+use crate::trainer::{Emit, Order, run};
 
 /// An event with the worker that it came from; a worker is a number for life, a rank is not.
 type Seen = (usize, TrainerEvent);
@@ -23,7 +24,7 @@ type Seen = (usize, TrainerEvent);
 const HANG_GUARD: Duration = Duration::from_secs(180);
 
 struct Worker {
-    commands: Sender<Command>,
+    commands: Sender<Order>,
     fence: Fence,
     address: String,
 }
@@ -124,7 +125,7 @@ impl<'a> Cluster<'a> {
                 number: 0,
                 checkpoint_step: None,
             };
-            commands.send(Command::WarmUp(Box::new(ahead))).expect("it lives");
+            commands.send(Command::WarmUp(Box::new(ahead)).into()).expect("it lives");
         }
         self.workers.push(Worker { commands, fence: Fence::new().expect("an eventfd"), address });
         id
@@ -161,13 +162,13 @@ impl<'a> Cluster<'a> {
                 restore_step: None,
                 heal,
             };
-            worker.commands.send(Command::Prepare(Box::new(assignment), worker.fence.clone())).expect("it lives");
+            worker.commands.send(Order::Prepare(Box::new(assignment), worker.fence.clone())).expect("it lives");
         }
         let reports = self.reports();
         let heal = heal.then(|| decide(&self.spec, &reports));
         self.began_with = heal.as_ref().map_or(0, |heal| heal.step);
         for &id in &self.places {
-            let start = Command::Start { epoch: self.epoch, heal: heal.clone() };
+            let start = Command::Start { epoch: self.epoch, heal: heal.clone() }.into();
             self.workers[id].commands.send(start).expect("it lives");
         }
     }
@@ -224,7 +225,7 @@ impl<'a> Cluster<'a> {
         for &rank in ranks {
             let worker = &self.workers[self.places[rank]];
             worker.fence.raise(u64::MAX);
-            worker.commands.send(Command::Drop { epoch: u64::MAX }).expect("it lives");
+            worker.commands.send(Command::Drop { epoch: u64::MAX }.into()).expect("it lives");
         }
     }
 

@@ -3,11 +3,12 @@
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 
+use toroid_session::{Event, TrainerEvent};
 use toroid_torus::manifest::ShardFile;
 
 use super::*;
 use crate::checkpoint::Storage;
-use crate::trainer::{Emit, Event, TrainerEvent};
+use crate::trainer::Emit;
 
 /// The only place of a job, with the checkpoint of step 0 written and not published.
 struct Place {

@@ -4,9 +4,11 @@
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
 
+use toroid_session::Event;
+
 use super::*;
 use crate::data::TokenFile;
-use crate::trainer::{Emit, Event, PREPARE, WAIT_FOR_TOKENS, prepare};
+use crate::trainer::{Emit, PREPARE, WAIT_FOR_TOKENS, prepare};
 
 /// The path of the one file in the cache with this ending.
 fn cached(cache: &Path, ending: &str) -> PathBuf {

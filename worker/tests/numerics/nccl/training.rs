@@ -7,12 +7,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use toroid_session::{Assignment, Claim, Command, Event, HealPlan, PeerAddr, TrainerEvent};
 use toroid_torus::job::{self, JobSpec};
 use toroid_torus::owner::{Owner, OwnerId};
-use toroid_worker::checkpoint::Claim;
 use toroid_worker::comm::nccl::Collectives;
-use toroid_worker::comm::{Fence, LinkChoice, Listener, PeerAddr};
-use toroid_worker::trainer::{Assignment, Command, Emit, Environment, Event, HealPlan, Shared, TrainerEvent, run};
+use toroid_worker::comm::{Fence, LinkChoice, Listener};
+use toroid_worker::trainer::{Emit, Environment, Order, Shared, run};
 
 use crate::emulator::network::{Handle, Machine};
 
@@ -21,7 +21,7 @@ const HANG_GUARD: Duration = Duration::from_secs(180);
 
 struct Worker {
     gpu: Handle,
-    commands: Sender<Command>,
+    commands: Sender<Order>,
     fence: Fence,
     address: String,
 }
@@ -94,7 +94,7 @@ impl<'a> Cluster<'a> {
                 restore_step: None,
                 heal,
             };
-            worker.commands.send(Command::Prepare(Box::new(assignment), worker.fence.clone())).expect("it lives");
+            worker.commands.send(Order::Prepare(Box::new(assignment), worker.fence.clone())).expect("it lives");
         }
         let mut reports = BTreeMap::new();
         while reports.len() < self.places.len() {
@@ -112,7 +112,7 @@ impl<'a> Cluster<'a> {
             HealPlan { step: *step, source: *source, newcomers, origin: None, recorded: 0 }
         });
         for &id in &self.places {
-            let start = Command::Start { epoch: self.epoch, heal: heal.clone() };
+            let start = Command::Start { epoch: self.epoch, heal: heal.clone() }.into();
             self.workers[id].commands.send(start).expect("it lives");
         }
     }

@@ -1,10 +1,14 @@
 //! The session on its own: what it says, and what it keeps.
 
-use toroid_proto::{CheckpointAt, Peer, Start, StepAck, Stop};
+use toroid_proto as proto;
+use toroid_proto::coordinator_message::Body as FromCoordinator;
+use toroid_proto::worker_message::Body as ToCoordinator;
+use toroid_proto::{Assign, CheckpointAt, Peer, RefusalKind, Start, StepAck, StepRecord, Stop, Welcome};
+use toroid_torus::geometry::Shape;
 use toroid_torus::job;
+use toroid_torus::manifest::ShardFile;
 
-use super::*;
-use crate::trainer::HeldAs;
+use crate::*;
 
 fn job_json() -> String {
     let spec = job::parse("steps = 3\n[shape]\ndp = 2\n[data]\npath = \"text\"\n").expect("a valid job");
@@ -86,8 +90,10 @@ fn name(output: &Output) -> String {
         Output::Probe(knock) => format!("probe {}", knock.peer.worker_id),
         Output::Fence { epoch } => format!("fence {epoch}"),
         Output::DropCheckpoint { step, .. } => format!("drop checkpoint {step}"),
-        Output::RequestCheckpoint { step, then: Then::GoOn, .. } => format!("request checkpoint {step}"),
-        Output::RequestCheckpoint { step, then: Then::Halt, .. } => format!("request checkpoint {step} and halt"),
+        Output::RequestCheckpoint { step, then: AfterCheckpoint::GoOn, .. } => format!("request checkpoint {step}"),
+        Output::RequestCheckpoint { step, then: AfterCheckpoint::Halt, .. } => {
+            format!("request checkpoint {step} and halt")
+        }
         Output::Recorded { step } => format!("recorded {step}"),
         Output::Intervals { .. } => "intervals".into(),
         Output::Refused { .. } => "refused".into(),
