@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 /// Parts whose results depend on their arguments alone (design sections 2 and 6).
-const PURE: [&str; 3] = ["torus/src", "coordinator/machine/src", "worker/src/session"];
+const PURE: [&str; 3] = ["torus/src", "coordinator/machine/src", "worker/session/src"];
 /// What brings in time, chance, the system, or an order that differs from run to run.
 const IMPURE: [&str; 12] = [
     "tokio",
@@ -29,7 +29,7 @@ const IMPURE: [&str; 12] = [
 /// What the tests of a pure part may use: many seeds on many threads, one seed replayed by name.
 const ALLOWED_IN_TESTS: [&str; 2] = ["std::thread", "std::env"];
 /// Crates that decide, and must not be able to do I/O: neither they nor anything below them.
-const PURE_CRATES: [&str; 2] = ["toroid-torus", "toroid-machine"];
+const PURE_CRATES: [&str; 3] = ["toroid-torus", "toroid-machine", "toroid-session"];
 /// Crates that bring sockets, files, clocks or chance.
 const IO_CRATES: [&str; 12] = [
     "tokio",

@@ -75,7 +75,7 @@ pub(crate) enum Command {
     Watch { job: String, answer: Answer<watch::Receiver<()>> },
     Update { job: String, seen: Seen, answer: Answer<Update> },
     Open { stream: StreamId, connection: Connection },
-    Message { stream: StreamId, body: Box<proto::worker_message::Body>, room: Room },
+    Message { stream: StreamId, body: Box<proto::worker_message::Body>, permit: QueuePermit },
     Closed { stream: StreamId, reason: String },
 }
 
@@ -115,8 +115,8 @@ pub(crate) struct Connection {
     pub _open: oneshot::Sender<()>,
 }
 
-/// What a waiting message takes of the bytes that may wait. Nobody closes the semaphore, so there always is a permit.
-pub(crate) struct Room {
+/// A waiting message's share of the bytes that may wait. Nobody closes the semaphore, so there is always a permit.
+pub(crate) struct QueuePermit {
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -124,7 +124,8 @@ pub(crate) struct Room {
 #[derive(Clone)]
 pub(crate) struct Handle {
     commands: mpsc::Sender<Command>,
-    room: Arc<Semaphore>,
+    /// KiB of messages that may still wait for the driver.
+    queue_kib: Arc<Semaphore>,
     next_stream: Arc<AtomicU64>,
 }
 
@@ -134,9 +135,9 @@ impl Handle {
     }
 
     /// Waits until a message of so many bytes may wait for the driver.
-    pub async fn room_for(&self, bytes: usize) -> Room {
+    pub async fn permit_for(&self, bytes: usize) -> QueuePermit {
         let kib = (bytes / 1024 + 1).min(MAX_COMMANDS_KIB) as u32;
-        Room { _permit: Arc::clone(&self.room).acquire_many_owned(kib).await.ok() }
+        QueuePermit { _permit: Arc::clone(&self.queue_kib).acquire_many_owned(kib).await.ok() }
     }
 
     /// Waits while the driver has too much to do; false if it has stopped.
@@ -209,8 +210,8 @@ impl Driver {
         for (job, condition) in found {
             driver.found(job, condition)?;
         }
-        let room = Arc::new(Semaphore::new(MAX_COMMANDS_KIB));
-        Ok((driver, Handle { commands: sender, room, next_stream: Arc::new(AtomicU64::new(0)) }))
+        let queue_kib = Arc::new(Semaphore::new(MAX_COMMANDS_KIB));
+        Ok((driver, Handle { commands: sender, queue_kib, next_stream: Arc::new(AtomicU64::new(0)) }))
     }
 
     /// A job's files were so when the coordinator started.
@@ -292,8 +293,8 @@ impl Driver {
             }
             Command::Drain { worker, answer } => self.request(answer, |request| Input::Drain { request, worker }),
             Command::Remove { job, answer } => self.request(answer, |request| Input::Remove { request, job }),
-            Command::Message { stream, body, room } => {
-                drop(room);
+            Command::Message { stream, body, permit } => {
+                drop(permit);
                 self.input(Input::Message { stream, body })
             }
             Command::Readmit { worker, answer } => self.request(answer, |request| Input::Readmit { request, worker }),
@@ -623,15 +624,15 @@ mod tests {
     #[tokio::test]
     async fn messages_that_wait_are_bounded_by_their_bytes() {
         let (commands, _received) = mpsc::channel(1);
-        let room = Arc::new(Semaphore::new(MAX_COMMANDS_KIB));
-        let handle = Handle { commands, room, next_stream: Arc::default() };
-        let first = handle.room_for(48 << 20).await;
-        let second = handle.room_for(32 << 20);
+        let queue_kib = Arc::new(Semaphore::new(MAX_COMMANDS_KIB));
+        let handle = Handle { commands, queue_kib, next_stream: Arc::default() };
+        let first = handle.permit_for(48 << 20).await;
+        let second = handle.permit_for(32 << 20);
         tokio::pin!(second);
         let waits = std::future::poll_fn(|cx| std::task::Poll::Ready(second.as_mut().poll(cx).is_pending())).await;
         assert!(waits, "80 MiB are more than may wait");
         drop(first);
         drop(second.await);
-        drop(handle.room_for(usize::MAX).await);
+        drop(handle.permit_for(usize::MAX).await);
     }
 }

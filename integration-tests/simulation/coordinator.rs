@@ -24,7 +24,7 @@ use toroid_proto::worker_message::Body as FromWorker;
 use toroid_torus::geometry::Shape;
 use toroid_torus::owner::OwnerId;
 use toroid_torus::resplit::num_lost;
-use toroid_worker::trainer::HeldAs;
+use toroid_session::HeldAs;
 
 use crate::network::{AtCoordinator, AtWorker, Event, Micros, Pid, SECOND};
 use crate::worker::{Held, Worker, id_of, pid_of};

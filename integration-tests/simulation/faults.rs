@@ -3,16 +3,14 @@
 //! Faults come by the number of events and not by time: most events are messages of a step, so that most faults hit the middle of
 //! a collective. After the last of them everything becomes whole again, and every job has to come to its end.
 
-use toroid_coordinator::machine::Input;
-use toroid_proto as proto;
-use toroid_proto::coordinator_message::Body as ToWorker;
-use toroid_proto::worker_message::Body as FromWorker;
-use toroid_worker::session;
-
 use crate::coordinator::{FAILURE_TIMEOUT, checkpoint_root};
 use crate::network::{AtCoordinator, AtWorker, Event, MS, Micros, Pid, SECOND};
 use crate::worker::{id_of, pid_of};
 use crate::world::World;
+use toroid_coordinator::machine::Input;
+use toroid_proto as proto;
+use toroid_proto::coordinator_message::Body as ToWorker;
+use toroid_proto::worker_message::Body as FromWorker;
 
 impl World {
     pub fn is_calm(&self) -> bool {
@@ -330,7 +328,7 @@ impl World {
         };
         if of.0 == standing.job_id && of.1 < standing.epoch {
             self.env.tell(|| format!("{} hears something of epoch {} again", id_of(pid), of.1));
-            let outputs = worker.session.handle(session::Input::FromCoordinator(body.clone()));
+            let outputs = worker.session.handle(toroid_session::Input::FromCoordinator(body.clone()));
             let holds = outputs.is_empty() && worker.session.standing() == standing;
             self.env.truth.check(holds, || format!("T-1: in epoch {} came {body:?}: {outputs:?}", standing.epoch));
         }

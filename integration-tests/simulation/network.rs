@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use toroid_coordinator::machine::StreamId;
 use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
-use toroid_worker::trainer::TrainerEvent;
+use toroid_session::TrainerEvent;
 
 use crate::links::{End, Links};
 use crate::played::Thread;

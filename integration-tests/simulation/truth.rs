@@ -16,7 +16,8 @@ use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::Kind;
 use toroid_torus::partition::partition;
 use toroid_worker::optim::HostShard;
-use toroid_worker::trainer::{Assignment, Deed, HeldAs, Observer, Shown};
+use toroid_session::{Assignment, HeldAs};
+use toroid_worker::trainer::{Deed, Observer, Shown};
 
 use crate::disk::Disk;
 use crate::network::Pid;

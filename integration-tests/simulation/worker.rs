@@ -14,10 +14,10 @@ use toroid_coordinator::machine::StreamId;
 use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
-use toroid_worker::comm::{Knock, Listener};
+use toroid_session::{Command, Event as Said, HeldAs, Input, Knock, Output, Session, TrainerEvent};
+use toroid_worker::comm::Listener;
 use toroid_worker::control::JobFence;
-use toroid_worker::session::{Input, Output, Session};
-use toroid_worker::trainer::{self, Command, Deed, Emit, Environment, Happened, HeldAs, Requested, Shared, TrainerEvent};
+use toroid_worker::trainer::{self, Deed, Emit, Environment, Order, Requested, Shared};
 
 use crate::coordinator::FAILURE_TIMEOUT;
 use crate::device::ToyDevice;
@@ -51,7 +51,7 @@ pub struct Worker {
     pub session: Session,
     pub threads: Threads,
     pub shared: Arc<Shared>,
-    commands: SyncSender<Command>,
+    orders: SyncSender<Order>,
     /// What the trainer has said in its turn.
     said: Arc<Mutex<VecDeque<TrainerEvent>>>,
     seen: Seen,
@@ -88,7 +88,7 @@ impl Worker {
         let seen = Seen::default();
         let shared = Arc::new(Shared::observed(Box::new(seen.clone())));
         let said: Arc<Mutex<VecDeque<TrainerEvent>>> = Arc::default();
-        let (commands, to_do) = sync_channel(MAX_COMMANDS);
+        let (orders, to_do) = sync_channel(MAX_COMMANDS);
         let environment = Environment {
             listener: Listener::played(SocketAddr::from((Ipv4Addr::LOCALHOST, 1))),
             shared: Arc::clone(&shared),
@@ -106,7 +106,7 @@ impl Worker {
             session: Session::new(),
             threads,
             shared,
-            commands,
+            orders,
             said,
             seen,
             fence: JobFence::new().expect("there is a descriptor for a fence"),
@@ -279,12 +279,12 @@ impl Worker {
 
     /// What the trainer says, before the session hears it.
     fn trained(&mut self, event: &TrainerEvent, env: &mut Env) {
-        let TrainerEvent { job_id, epoch, what } = event;
+        let TrainerEvent { job_id, epoch, event } = event;
         if self.ordered.is_some_and(|(of, _)| of <= *epoch) {
             self.ordered = None;
         }
-        match what {
-            Happened::Prepared { committed_step, held, sealed_next, .. } => {
+        match event {
+            Said::Prepared { committed_step, held, sealed_next, .. } => {
                 self.held = (!held.is_empty()).then(|| Held {
                     job: job_id.clone(),
                     epoch: *epoch,
@@ -297,8 +297,8 @@ impl Worker {
                     env.truth.prepared(self.pid, job_id, *epoch, rank, *committed_step, held);
                 }
             }
-            Happened::Connected => self.trains = Some((job_id.clone(), *epoch)),
-            Happened::PeerLost { .. } | Happened::Unreached(_) | Happened::Failed { .. } => self.trains = None,
+            Said::Connected => self.trains = Some((job_id.clone(), *epoch)),
+            Said::PeerLost { .. } | Said::Unreached(_) | Said::Failed { .. } => self.trains = None,
             _ => {}
         }
     }
@@ -328,7 +328,7 @@ impl Worker {
                 let fence = self.fence.of(&assignment.job_id).expect("there is a descriptor for a fence");
                 self.place = Some((assignment.job_id.clone(), assignment.epoch, assignment.rank));
                 self.ordered = Some((assignment.epoch, env.net.now));
-                self.command(Command::Prepare(assignment, fence), env);
+                self.order(Order::Prepare(assignment, fence), env);
             }
             Output::Trainer(command) => {
                 if let Command::Drop { epoch } = &command {
@@ -359,7 +359,11 @@ impl Worker {
     }
 
     fn command(&mut self, command: Command, env: &mut Env) {
-        self.commands.try_send(command).expect("a trainer takes its commands");
+        self.order(Order::Command(command), env);
+    }
+
+    fn order(&mut self, order: Order, env: &mut Env) {
+        self.orders.try_send(order).expect("a trainer takes its orders");
         env.happens(self.pid);
     }
 

@@ -26,9 +26,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+use toroid_session::PeerAddr;
 use toroid_torus::collective::{self as schedules, Schedule, chunk_range};
 use toroid_worker::comm::{
-    Algorithm, Channel, Fence, Group, HEADER_LEN, LinkChoice, Links, Listener, Path, PeerAddr, Plan, RawRecv, RawSend,
+    Algorithm, Channel, Fence, Group, HEADER_LEN, LinkChoice, LinkPlan, Links, Listener, Path, RawRecv, RawSend,
     all_gather_f64, all_reduce_sum, all_reduce_torus, exchange_raw, slices_of_chunk,
 };
 
@@ -295,7 +296,7 @@ fn be_rank(args: &Args, rank: usize) -> Result<()> {
     let peers = addresses.into_iter().enumerate().filter(|(peer, _)| *peer != rank);
     let peers = peers.map(|(peer, address)| (peer, PeerAddr { worker_id: worker_id(peer), address })).collect();
     // Loopback and one user's processes of one measurement: the key keeps nobody out who could not do worse.
-    let mut plan = Plan { job_id: "bench".into(), epoch: 1, rank, key: [0; 32], peers };
+    let mut plan = LinkPlan { job_id: "bench".into(), epoch: 1, rank, key: [0; 32], peers };
     let fence = Fence::new()?;
     let mut links = Links::establish(&listener, plan.clone(), &fence, CONNECT_TIMEOUT)?;
     // Raw bytes have connections of their own: who waits for a frame would take them for one.

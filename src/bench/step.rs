@@ -11,19 +11,19 @@
 //! commit, in time of the clock and in time that the process's threads ran: on a machine with other work the second says more.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{self, ExitCode, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
+use toroid_session::{Assignment, Claim, Command, Event, PeerAddr, TrainerEvent};
 use toroid_torus::job::{JobSpec, Products};
 use toroid_torus::model::{ModelConfig, TOP_K};
 use toroid_torus::owner::{Owner, OwnerId};
-use toroid_worker::checkpoint::Claim;
-use toroid_worker::comm::{Fence, LinkChoice, Listener, PeerAddr};
+use toroid_worker::comm::{Fence, LinkChoice, Listener};
 use toroid_worker::device::{Buffer as _, CpuDevice, Device as _, Mat, MatMut};
-use toroid_worker::trainer::{self, Assignment, Command as Order, Emit, Environment, Happened, Shared, TrainerEvent};
+use toroid_worker::trainer::{self, Emit, Environment, Order, Shared};
 
 use super::median;
 use crate::format::table;
@@ -134,7 +134,7 @@ impl Combination<'_> {
     /// Runs this program for this combination alone.
     fn in_a_process(&self) -> Result<Figures> {
         let program = std::env::current_exe().context("find this program's file")?;
-        let mut command = Command::new(program);
+        let mut command = process::Command::new(program);
         command.args(["bench", "step", "-o", "json", "--preset", self.preset, "--products", name(self.products)]);
         command.args(["--threads", &self.threads.to_string(), "--steps", &self.steps.to_string()]);
         if let Some(data) = self.data {
@@ -264,24 +264,24 @@ struct Seen {
 
 impl Seen {
     fn take(&mut self, event: TrainerEvent) {
-        match event.what {
-            Happened::Prepared { .. } => {
-                let start = Order::Start { epoch: event.epoch, heal: None };
+        match event.event {
+            Event::Prepared { .. } => {
+                let start = Command::Start { epoch: event.epoch, heal: None }.into();
                 if self.orders.as_ref().is_none_or(|orders| orders.send(start).is_err()) {
                     self.fail("it ended before its start".into());
                 }
             }
-            Happened::Connected => self.last = Instants::now(),
-            Happened::Committed { record, .. } => {
+            Event::Connected => self.last = Instants::now(),
+            Event::Committed { record, .. } => {
                 let now = Instants::now();
                 let wall_s = (now.wall - self.last.wall).as_secs_f64();
                 let cpu_s = (now.cpu - self.last.cpu).as_secs_f64();
                 self.steps.push(Step { wall_s, cpu_s, loss: record.map_or(f64::NAN, |r| r.loss) });
                 self.last = now;
             }
-            Happened::Finished { .. } => self.orders = None,
-            Happened::Failed { error, .. } | Happened::PeerLost { error, .. } => self.fail(error),
-            Happened::Unreached(missing) => self.fail(format!("no link to {missing:?}")),
+            Event::Finished { .. } => self.orders = None,
+            Event::Failed { error, .. } | Event::PeerLost { error, .. } => self.fail(error),
+            Event::Unreached(missing) => self.fail(format!("no link to {missing:?}")),
             _ => {}
         }
     }

@@ -21,10 +21,11 @@ use toroid_proto::worker_message::Body;
 use toroid_proto::worker_service_client::WorkerServiceClient;
 use toroid_proto::{CoordinatorMessage, Heartbeat, Leaving, Register, WorkerMessage};
 
-use crate::comm::{CommError, Fence, Knock, MAX_PROBES, Porter, ProbeError};
+use toroid_session::{Command, Input, Knock, Output, Session, TrainerEvent};
+
+use crate::comm::{CommError, Fence, MAX_PROBES, Porter, ProbeError};
 use crate::device::DeviceMemory;
-use crate::session::{Input, Output, Session};
-use crate::trainer::{Command, Emit, Requested, Shared, TrainerEvent};
+use crate::trainer::{Emit, Order, Requested, Shared};
 use outage::Kind;
 pub(crate) use outage::Outage;
 
@@ -59,9 +60,9 @@ impl From<CommError> for ControlError {
     }
 }
 
-/// Passes a command on to the trainer. Where that is gone, the process ends anyway.
-fn pass(commands: &SyncSender<Command>, command: Command) -> Result<(), ControlError> {
-    match commands.try_send(command) {
+/// Passes an order on to the trainer. Where that is gone, the process ends anyway.
+fn pass(orders: &SyncSender<Order>, order: impl Into<Order>) -> Result<(), ControlError> {
+    match orders.try_send(order.into()) {
         Ok(()) | Err(TrySendError::Disconnected(_)) => Ok(()),
         Err(TrySendError::Full(_)) => Err(ControlError::TrainerStandsStill),
     }
@@ -79,7 +80,7 @@ pub(crate) struct Control {
     /// Everything of Register but what the worker does now.
     pub identity: Register,
     pub session: Session,
-    pub commands: SyncSender<Command>,
+    pub orders: SyncSender<Order>,
     pub events: mpsc::Receiver<TrainerEvent>,
     /// Dials other workers, and answers where they dial.
     pub porter: Porter,
@@ -390,12 +391,12 @@ impl Control {
             Output::Fence { epoch } => self.fence.raise(epoch),
             Output::Prepare(assignment) => {
                 let fence = self.fence.of(&assignment.job_id)?;
-                pass(&self.commands, Command::Prepare(assignment, fence))?;
+                pass(&self.orders, Order::Prepare(assignment, fence))?;
             }
-            Output::Trainer(command) => pass(&self.commands, command)?,
+            Output::Trainer(command) => pass(&self.orders, command)?,
             Output::RequestCheckpoint { epoch, step, then } => match self.shared.request_checkpoint(step, then) {
                 Requested::Ahead => {}
-                Requested::Now => pass(&self.commands, Command::Checkpoint { epoch, step })?,
+                Requested::Now => pass(&self.orders, Command::Checkpoint { epoch, step })?,
                 Requested::TooLate { committed } => {
                     let late = self.session.handle(Input::CheckpointTooLate { epoch, step, committed });
                     return Ok(late.into_iter().find_map(|o| match o {
@@ -406,7 +407,7 @@ impl Control {
             },
             Output::DropCheckpoint { epoch, step } => {
                 self.shared.withdraw_checkpoint(step);
-                pass(&self.commands, Command::DropShard { epoch, step })?;
+                pass(&self.orders, Command::DropShard { epoch, step })?;
             }
             Output::Recorded { step } => self.shared.set_recorded(step),
             Output::Probe(knock) => self.probe(knock),
@@ -495,9 +496,10 @@ mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
 
+    use toroid_session::Event;
+
     use super::*;
     use crate::comm::{LinkChoice, Listener};
-    use crate::trainer::Happened;
 
     /// What a worker's log says of a coordinator at `address`.
     fn said(address: &str) -> Result<String, Box<dyn std::error::Error>> {
@@ -540,7 +542,7 @@ mod tests {
             coordinator: String::new(),
             identity: Register::default(),
             session: Session::new(),
-            commands: std::sync::mpsc::sync_channel(1).0,
+            orders: std::sync::mpsc::sync_channel(1).0,
             events: mpsc::channel(1).1,
             fence: JobFence::new()?,
             shared: Arc::new(shared),
@@ -595,12 +597,12 @@ mod tests {
         let emit = emit_into(events);
         let trainer = std::thread::spawn(move || {
             for step in 1..=100 {
-                emit(TrainerEvent { job_id: "j".into(), epoch: 1, what: Happened::Finished { step } });
+                emit(TrainerEvent { job_id: "j".into(), epoch: 1, event: Event::Finished { step } });
             }
         });
         let mut steps = Vec::new();
         while let Some(event) = received.blocking_recv() {
-            if let Happened::Finished { step } = event.what {
+            if let Event::Finished { step } = event.event {
                 steps.push(step);
             }
         }

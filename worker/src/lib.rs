@@ -18,7 +18,6 @@ pub mod data;
 pub mod device;
 pub mod model;
 pub mod optim;
-pub mod session;
 pub mod system;
 pub mod trace;
 pub mod trainer;
@@ -30,6 +29,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use toroid_proto::{BUILD_VERSION, PROTOCOL_VERSION, Register};
+use toroid_session::Session;
 
 use comm::nccl::Collectives;
 use comm::{CommError, LinkChoice, Listener, check_advertised};
@@ -37,7 +37,6 @@ use control::{Control, ControlError, JobFence, Outage, Probed};
 use device::choice::{DeviceError, Selected};
 use device::cuda::{Graphs, Nccl, Runtime};
 use device::{Choice, Device};
-use session::Session;
 use trace::Trace;
 use trainer::{Environment, Shared};
 
@@ -181,7 +180,7 @@ async fn run_on<D: Device + Clone>(
     };
     let shared = Arc::new(Shared::of_process(trace));
     let (events, received) = mpsc::channel(control::MAX_EVENTS);
-    let (commands, to_do) = std::sync::mpsc::sync_channel(control::MAX_COMMANDS);
+    let (orders, to_do) = std::sync::mpsc::sync_channel(control::MAX_COMMANDS);
     let environment = Environment {
         listener,
         shared: Arc::clone(&shared),
@@ -203,7 +202,7 @@ async fn run_on<D: Device + Clone>(
         coordinator: config.coordinator,
         identity,
         session: Session::new(),
-        commands,
+        orders,
         events: received,
         porter,
         probed: Probed::new(),

@@ -76,12 +76,12 @@ impl Reader {
             };
             // A message of a later version that this one does not know has no body.
             if let Some(body) = body {
-                let room = self.handle.room_for(bytes).await;
+                let permit = self.handle.permit_for(bytes).await;
                 let body = match bounds::bounded(body) {
                     Ok(body) => Box::new(body),
                     Err(reason) => return reason,
                 };
-                if !self.handle.tell(Command::Message { stream: self.stream, body, room }).await {
+                if !self.handle.tell(Command::Message { stream: self.stream, body, permit }).await {
                     return "was connected when the coordinator stopped".into();
                 }
             }

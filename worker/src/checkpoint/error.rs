@@ -96,18 +96,6 @@ pub enum CheckpointError {
     Initial { path: PathBuf, problems: Vec<String> },
 }
 
-/// What a checkpoint that could not be loaded says: of itself, or of who has read it (T-11).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReadFault {
-    /// Bytes were read and are wrong: they are for everybody.
-    Damaged,
-    /// It was not found, or could not be read: a mount, permissions, I/O. Another may.
-    Unreadable {
-        /// Only a file that the manifest names is not there or cannot be read.
-        manifest_read: bool,
-    },
-}
-
 impl CheckpointError {
     /// The folder is, or may be, another job's: it is so whoever looks.
     pub fn is_about_owner(&self) -> bool {

@@ -28,6 +28,7 @@
 
 use std::path::{Path, PathBuf};
 
+use toroid_session::ReadFault;
 use toroid_torus::manifest::{MANIFEST_NAME, Manifest};
 use toroid_torus::owner::{OwnerId, Stamp};
 
@@ -45,9 +46,9 @@ mod write;
 mod tests;
 
 pub(crate) use durable::AtomicFile;
-pub use error::{CheckpointError, ReadFault};
+pub use error::CheckpointError;
 pub use initial::load_initial;
-pub use owned::{Claim, Owned};
+pub use owned::Owned;
 pub use read::ShardStateMut;
 pub use verify::{Fault, FaultKind};
 pub use write::ShardState;

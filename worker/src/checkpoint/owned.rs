@@ -12,6 +12,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
+use toroid_session::Claim;
 use toroid_torus::manifest::{MANIFEST_NAME, Manifest, ShardFile, Writer};
 use toroid_torus::owner::{MAX_OWNER_BYTES, OWNER_NAME, Owner, OwnerId, Stamp};
 
@@ -20,15 +21,6 @@ use super::{CheckpointError, DAMAGED_PREFIX, Storage, digest_line, digest_name, 
 
 /// An empty file whose name has the epoch that goes on from the checkpoint.
 const CLAIM_PREFIX: &str = "claimed-by-";
-
-/// What a job may find in a folder without an owner.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Claim {
-    /// No step: it has written none.
-    New,
-    /// Its own steps, written by a version of Toroid that wrote no owner.
-    Begun,
-}
 
 /// A folder of checkpoints whose owner is this job.
 #[derive(Debug)]

@@ -24,7 +24,8 @@ use std::os::fd::BorrowedFd;
 
 use rustix::event::PollFlags;
 
-use super::establish::PeerAddr;
+use toroid_session::PeerAddr;
+
 use super::frame::{Channel, FrameFault, HEADER_LEN, Header, NUM_CHANNELS, Stream};
 use super::handshake::Binding;
 use super::transport::Transport;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use toroid_session::MissingLink;
+
 use super::frame::Channel;
 
 /// Every variant but [`CommError::Bind`] ends the epoch for the [`Links`](super::Links) that returned it; they can
@@ -28,7 +30,7 @@ pub enum CommError {
     Refused { rank: usize, worker_id: String, address: String, reason: String },
 
     #[error("not all links were up after {after:?}: {}", in_words(.missing))]
-    Timeout { after: Duration, missing: Vec<Missing> },
+    Timeout { after: Duration, missing: Vec<MissingLink> },
 
     #[error("cannot listen for links on {address}: {why}; name a free address of this machine")]
     Bind { address: String, why: String },
@@ -47,23 +49,11 @@ pub enum CommError {
     Io { what: &'static str, why: String },
 }
 
-/// A peer without a link when there should have been one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Missing {
-    pub rank: usize,
-    pub worker_id: String,
-    pub address: String,
-    /// This rank called it; else it was to call.
-    pub called: bool,
-    /// A verb phrase.
-    pub problem: String,
-}
-
 /// Peers that an error names one by one.
 const MAX_NAMED: usize = 8;
 
-fn in_words(missing: &[Missing]) -> String {
-    let in_words = |m: &Missing| format!("rank {} (worker {} at {}) {}", m.rank, m.worker_id, m.address, m.problem);
+fn in_words(missing: &[MissingLink]) -> String {
+    let in_words = |m: &MissingLink| format!("rank {} (worker {} at {}) {}", m.rank, m.worker_id, m.address, m.problem);
     let mut named: Vec<String> = missing.iter().take(MAX_NAMED).map(in_words).collect();
     if missing.len() > MAX_NAMED {
         named.push(format!("and {} more", missing.len() - MAX_NAMED));

@@ -32,9 +32,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
+use toroid_session::{MissingLink, PeerAddr};
+
 use super::accept::Refused;
 use super::conn::{Conn, Turn};
-use super::error::Missing;
 use super::handshake::{
     Acceptor, Dialer, Garbage, Identity, MAX_JOB_ID_LEN, Message, Nonce, Verdict, Why, resume_proof,
 };
@@ -60,7 +61,7 @@ const BREAKS_MAX: usize = 3;
 
 /// Who is where in an epoch, as far as one rank needs to know.
 #[derive(Clone)]
-pub struct Plan {
+pub struct LinkPlan {
     pub job_id: String,
     pub epoch: u64,
     pub rank: usize,
@@ -70,25 +71,11 @@ pub struct Plan {
     pub peers: BTreeMap<usize, PeerAddr>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerAddr {
-    pub worker_id: String,
-    /// `host:port` of its [`Listener`].
-    pub address: String,
-}
-
-impl PeerAddr {
-    /// By which it is found within its host.
-    pub(super) fn port(&self) -> Option<u16> {
-        self.address.rsplit_once(':').and_then(|(_, port)| port.parse().ok())
-    }
-}
-
 /// Without the key.
-impl fmt::Debug for Plan {
+impl fmt::Debug for LinkPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Plan { job_id, epoch, rank, peers, .. } = self;
-        f.debug_struct("Plan")
+        let LinkPlan { job_id, epoch, rank, peers, .. } = self;
+        f.debug_struct("LinkPlan")
             .field("job_id", job_id)
             .field("epoch", epoch)
             .field("rank", rank)
@@ -177,7 +164,12 @@ impl Listener {
 
 impl Links {
     /// Connects to all peers of `plan`, or says within `timeout` which are missing and why.
-    pub fn establish(listener: &Listener, plan: Plan, fence: &Fence, timeout: Duration) -> Result<Links, CommError> {
+    pub fn establish(
+        listener: &Listener,
+        plan: LinkPlan,
+        fence: &Fence,
+        timeout: Duration,
+    ) -> Result<Links, CommError> {
         let mut links = Links::new(plan.rank, plan.epoch, plan.job_id.clone(), fence.clone());
         Establish::new(&mut links, listener, &plan, timeout)?.run()?;
         Ok(links)
@@ -190,7 +182,7 @@ impl Links {
     pub fn advance(
         &mut self,
         listener: &Listener,
-        plan: Plan,
+        plan: LinkPlan,
         fence: &Fence,
         timeout: Duration,
     ) -> Result<(), CommError> {
@@ -221,7 +213,7 @@ impl Links {
 struct Establish<'a> {
     links: &'a mut Links,
     listener: &'a Listener,
-    plan: &'a Plan,
+    plan: &'a LinkPlan,
     timeout: Duration,
     deadline: Instant,
     /// By rank.
@@ -235,7 +227,7 @@ struct Establish<'a> {
 
 /// Our attempts to reach a peer.
 struct Dial {
-    phase: Phase,
+    phase: DialPhase,
     retry: Duration,
     attempts: usize,
     /// What is tried now, then what is left.
@@ -244,7 +236,7 @@ struct Dial {
     problem: String,
 }
 
-enum Phase {
+enum DialPhase {
     Idle { until: Instant },
     Resolving(Lookup),
     Connecting(Socket),
@@ -285,7 +277,7 @@ impl<'a> Establish<'a> {
     fn new(
         links: &'a mut Links,
         listener: &'a Listener,
-        plan: &'a Plan,
+        plan: &'a LinkPlan,
         timeout: Duration,
     ) -> Result<Establish<'a>, CommError> {
         assert!(!plan.peers.contains_key(&plan.rank), "rank {} is not a peer of its own", plan.rank);
@@ -343,7 +335,7 @@ impl<'a> Establish<'a> {
         conn.is_some_and(|conn| conn.is_confirmed() && !conn.wants_write() && conn.lost().is_none())
     }
 
-    fn missing(&self) -> Vec<Missing> {
+    fn missing(&self) -> Vec<MissingLink> {
         let missing = self.plan.peers.iter().filter(|(rank, _)| !self.is_up(**rank));
         let missing = missing.map(|(&rank, PeerAddr { worker_id, address })| {
             let refused = self.listener.refusals().into_iter().rfind(|refusal| refusal.rank == rank);
@@ -354,7 +346,7 @@ impl<'a> Establish<'a> {
                 (None, None) => "has not called".to_owned(),
             };
             let called = self.dials.contains_key(&rank);
-            Missing { rank, worker_id: worker_id.clone(), address: address.clone(), called, problem }
+            MissingLink { rank, worker_id: worker_id.clone(), address: address.clone(), called, problem }
         });
         missing.collect()
     }
@@ -365,8 +357,8 @@ impl<'a> Establish<'a> {
         let mut ready = self.ready_played();
         if ready.is_empty() {
             let due = |dial: &Dial| match dial.phase {
-                Phase::Idle { until } => Some(until),
-                Phase::Resolving(_) | Phase::Connecting(_) | Phase::Shaking(..) => None,
+                DialPhase::Idle { until } => Some(until),
+                DialPhase::Resolving(_) | DialPhase::Connecting(_) | DialPhase::Shaking(..) => None,
             };
             system.wait(Some(self.dials.values().filter_map(due).fold(self.deadline, Instant::min)));
             ready = self.ready_played();
@@ -380,9 +372,9 @@ impl<'a> Establish<'a> {
             stream.is_some_and(|stream| stream.can_read() || !wire.outgoing.is_empty() && stream.can_write())
         };
         let goes_on = |dial: &Dial| match &dial.phase {
-            Phase::Connecting(socket) => socket.played().is_some_and(|stream| stream.connected().unwrap_or(true)),
-            Phase::Shaking(wire, _) => is_ready(wire),
-            Phase::Idle { .. } | Phase::Resolving(_) => false,
+            DialPhase::Connecting(socket) => socket.played().is_some_and(|stream| stream.connected().unwrap_or(true)),
+            DialPhase::Shaking(wire, _) => is_ready(wire),
+            DialPhase::Idle { .. } | DialPhase::Resolving(_) => false,
         };
         let all = PollFlags::IN | PollFlags::OUT;
         let dials = self.dials.iter().filter(|(_, dial)| goes_on(dial)).map(|(rank, _)| (Token::Dial(*rank), all));
@@ -421,16 +413,16 @@ impl<'a> Establish<'a> {
         }
         for (rank, dial) in &self.dials {
             let (fd, flags) = match &dial.phase {
-                Phase::Idle { until } => {
+                DialPhase::Idle { until } => {
                     wake = wake.min(*until);
                     continue;
                 }
-                Phase::Resolving(_) => {
+                DialPhase::Resolving(_) => {
                     wake = wake.min(system::now() + RESOLVE_LOOK);
                     continue;
                 }
-                Phase::Connecting(socket) => (socket.fd(), PollFlags::OUT),
-                Phase::Shaking(wire, _) => (wire.socket.fd(), wire.interest()),
+                DialPhase::Connecting(socket) => (socket.fd(), PollFlags::OUT),
+                DialPhase::Shaking(wire, _) => (wire.socket.fd(), wire.interest()),
             };
             if let Some(fd) = fd {
                 fds.push(PollFd::from_borrowed_fd(fd, flags));
@@ -456,7 +448,7 @@ impl<'a> Establish<'a> {
     }
 
     fn identity(&self) -> Identity<'a> {
-        let Plan { job_id, epoch, rank, key, .. } = self.plan;
+        let LinkPlan { job_id, epoch, rank, key, .. } = self.plan;
         Identity { job_id, epoch: *epoch, rank: *rank, key }
     }
 
@@ -477,12 +469,12 @@ impl<'a> Establish<'a> {
         for (rank, dial) in &mut self.dials {
             let Some(peer) = self.plan.peers.get(rank) else { continue };
             let begun = match &mut dial.phase {
-                Phase::Idle { until } if *until <= now => dial.begin(peer),
-                Phase::Resolving(lookup) => match lookup.poll() {
+                DialPhase::Idle { until } if *until <= now => dial.begin(peer),
+                DialPhase::Resolving(lookup) => match lookup.poll() {
                     None => Ok(()),
                     Some(found) => dial.connect(found),
                 },
-                Phase::Idle { .. } | Phase::Connecting(_) | Phase::Shaking(..) => Ok(()),
+                DialPhase::Idle { .. } | DialPhase::Connecting(_) | DialPhase::Shaking(..) => Ok(()),
             };
             if let Err(error) = begun {
                 dial.cannot_be_reached(&error);
@@ -493,14 +485,14 @@ impl<'a> Establish<'a> {
     fn on_dial(&mut self, rank: usize) -> Result<(), CommError> {
         let identity = self.identity();
         let Some(dial) = self.dials.get_mut(&rank) else { return Ok(()) };
-        if matches!(dial.phase, Phase::Connecting(_)) {
+        if matches!(dial.phase, DialPhase::Connecting(_)) {
             dial.greet(&identity, rank)?;
         }
-        let Phase::Shaking(wire, dialer) = &mut dial.phase else { return Ok(()) };
+        let DialPhase::Shaking(wire, dialer) = &mut dial.phase else { return Ok(()) };
         match wire.drive(|message| dialer.receive(message)) {
             Ok(Verdict::Continue) => {}
             Ok(Verdict::Established { rank, binding, kind }) => {
-                let Some(Phase::Shaking(wire, _)) = self.dials.get_mut(&rank).map(Dial::take) else {
+                let Some(DialPhase::Shaking(wire, _)) = self.dials.get_mut(&rank).map(Dial::take) else {
                     return Ok(());
                 };
                 match wire.into_transport(kind, Side::Caller) {
@@ -646,20 +638,20 @@ impl Dial {
     /// Looks the peer up, or connects where that needs no look-up.
     fn begin(&mut self, peer: &PeerAddr) -> std::io::Result<()> {
         if let Some(system) = system::simulated() {
-            self.phase = Phase::Connecting(Socket::Played(system.connect(&peer.address)?));
+            self.phase = DialPhase::Connecting(Socket::Played(system.connect(&peer.address)?));
             return Ok(());
         }
         if self.kind().is_local() {
             let port =
                 peer.port().ok_or_else(|| std::io::Error::new(ErrorKind::InvalidInput, "its address has no port"))?;
-            self.phase = Phase::Connecting(connect_local(&peer.worker_id, port).map(Socket::Unix)?);
+            self.phase = DialPhase::Connecting(connect_local(&peer.worker_id, port).map(Socket::Unix)?);
             return Ok(());
         }
         let mut lookup = Lookup::begin(&peer.address)?;
         match lookup.poll() {
             Some(found) => self.connect(found),
             None => {
-                self.phase = Phase::Resolving(lookup);
+                self.phase = DialPhase::Resolving(lookup);
                 Ok(())
             }
         }
@@ -672,13 +664,13 @@ impl Dial {
         let Some(address) = addresses.get(self.attempts % addresses.len().max(1)) else {
             return Err(std::io::Error::new(ErrorKind::NotFound, "the name has no address"));
         };
-        self.phase = Phase::Connecting(connect(address).map(Socket::Tcp)?);
+        self.phase = DialPhase::Connecting(connect(address).map(Socket::Tcp)?);
         Ok(())
     }
 
     fn new(kinds: &'static [LinkKind], until: Instant) -> Dial {
         let problem = "was not reached yet".to_owned();
-        Dial { phase: Phase::Idle { until }, retry: RETRY_MIN, attempts: 0, kinds, breaks: 0, problem }
+        Dial { phase: DialPhase::Idle { until }, retry: RETRY_MIN, attempts: 0, kinds, breaks: 0, problem }
     }
 
     fn kind(&self) -> LinkKind {
@@ -686,17 +678,17 @@ impl Dial {
     }
 
     /// What this dial has come to; it starts again.
-    fn take(&mut self) -> Phase {
-        std::mem::replace(&mut self.phase, Phase::Idle { until: system::now() })
+    fn take(&mut self) -> DialPhase {
+        std::mem::replace(&mut self.phase, DialPhase::Idle { until: system::now() })
     }
 
     /// The socket is connected, or failed to be.
     fn greet(&mut self, me: &Identity<'_>, peer: usize) -> Result<(), CommError> {
-        let Phase::Connecting(socket) = self.take() else { unreachable!("a dial connects") };
+        let DialPhase::Connecting(socket) = self.take() else { unreachable!("a dial connects") };
         match socket.take_error().and_then(|error| error.map_or(Ok(()), Err)) {
             Ok(()) => {
                 let (dialer, hello) = Dialer::new(me, peer, self.kind(), nonce()?);
-                self.phase = Phase::Shaking(Wire::new(socket, hello.encode()), dialer);
+                self.phase = DialPhase::Shaking(Wire::new(socket, hello.encode()), dialer);
             }
             Err(e) => self.cannot_be_reached(&e),
         }
@@ -725,7 +717,7 @@ impl Dial {
             [_, rest @ ..] if !rest.is_empty() => {
                 self.kinds = rest;
                 self.breaks = 0;
-                self.phase = Phase::Idle { until: system::now() };
+                self.phase = DialPhase::Idle { until: system::now() };
                 self.problem = problem;
             }
             _ => self.fail(problem),
@@ -734,7 +726,7 @@ impl Dial {
 
     /// Tries again in a while, and in a longer while the next time.
     fn fail(&mut self, problem: String) {
-        self.phase = Phase::Idle { until: system::now() + self.retry };
+        self.phase = DialPhase::Idle { until: system::now() + self.retry };
         self.retry = (self.retry * 2).min(RETRY_MAX);
         self.attempts += 1;
         self.problem = problem;

@@ -59,12 +59,12 @@ pub use collective::{
     Algorithm, Group, Path, TpGroup, all_gather, all_gather_f64, all_reduce_sum, all_reduce_torus, global_sum,
     global_sum_with, reduce_scatter, slices_of_chunk, start_all_gather, start_reduce_scatter,
 };
-pub use error::{CommError, Missing};
-pub use establish::{Listener, PeerAddr, Plan, Refusal};
+pub use error::CommError;
+pub use establish::{LinkPlan, Listener, Refusal};
 pub use fence::Fence;
 pub use frame::{Channel, HEADER_LEN, MAX_PAYLOAD_BYTES};
 pub use links::{Links, WaitsFor};
-pub use probe::{Knock, MAX_PROBES, Porter, ProbeError};
+pub use probe::{MAX_PROBES, Porter, ProbeError};
 pub use raw::{RawRecv, RawSend, exchange_raw};
 pub use resolve::check_advertised;
 pub use transport::{LinkChoice, LinkKind};

@@ -19,11 +19,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use toroid_session::{Knock, PeerAddr};
+
+use super::LinkChoice;
 use super::establish::nonce;
 use super::handshake::{Message, Nonce, Why};
 use super::resolve::Lookup;
 use super::transport::connect_local;
-use super::{LinkChoice, PeerAddr};
 use crate::lock;
 
 /// Between two looks for a call.
@@ -34,21 +36,6 @@ const RETRY: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Probes of one worker at a time, at most.
 pub const MAX_PROBES: usize = 256;
-
-/// One probe: whom to dial, and with what key.
-#[derive(Clone)]
-pub struct Knock {
-    pub number: u64,
-    pub peer: PeerAddr,
-    pub key: [u8; 32],
-}
-
-/// Without the key.
-impl std::fmt::Debug for Knock {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Knock").field("number", &self.number).field("peer", &self.peer).finish_non_exhaustive()
-    }
-}
 
 /// Answers knocks at a worker's listener, and knocks at others'.
 #[derive(Debug, Clone)]

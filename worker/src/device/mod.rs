@@ -273,13 +273,13 @@ pub struct RouterLoss {
     pub balance: f32,
 }
 
-/// What a place needs of a device.
+/// How much of a device's memory a place needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RoomFor {
+pub struct MemoryNeeds {
     /// Of all buffers together.
     pub buffer_bytes: u64,
     pub products: Products,
-    /// As in [`Device::reserve`].
+    /// As in [`Device::reserve_scratch`].
     pub operands: usize,
     /// Of each view that is shown to the host at the same time as others.
     pub staging_bytes: [u64; 2],
@@ -294,10 +294,10 @@ pub struct DeviceMemory {
     pub free: Option<u64>,
 }
 
-/// A device has not as much memory as a place needs.
+/// A device has less free memory than a place needs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{needed} bytes of the memory of {device} are needed, {free} are free")]
-pub struct NoRoom {
+pub struct OutOfMemory {
     pub device: String,
     pub needed: u64,
     pub free: u64,
@@ -344,9 +344,12 @@ pub trait Device: Send + Sync + Sized + 'static {
 
     // ------------------------------------------------------------ storage
 
-    /// Takes all memory at once that a place needs, before its first step, or says that it is not there. A CPU does not know: the system gives
-    /// pages when they are first touched.
-    fn make_room(&self, _room: &RoomFor) -> Result<(), NoRoom> {
+    /// Reserves all memory that a place needs, before its first step. On a CPU this does nothing: the system gives pages when they are
+    /// first touched.
+    ///
+    /// # Errors
+    /// If less is free.
+    fn reserve_memory(&self, _needs: &MemoryNeeds) -> Result<(), OutOfMemory> {
         Ok(())
     }
     /// What is held now, for whoever watches.
@@ -426,9 +429,9 @@ pub trait Device: Send + Sync + Sized + 'static {
 
     // ------------------------------------------------------------ products
 
-    /// Makes room for what operations need besides their arguments, where the operands of the largest product have so many elements
-    /// together: so no step allocates (D-2).
-    fn reserve(&self, _products: Products, _operands: usize) {}
+    /// Reserves the scratch memory of operations. `operands` is the number of elements of both operands of the largest product. After
+    /// it no step allocates (D-2).
+    fn reserve_scratch(&self, _products: Products, _operands: usize) {}
 
     /// `c = alpha * a b + beta * c`; `a (m, k)`, `b (k, n)`, `c (m, n)`. With `beta = 0`, `c` is not read.
     fn matmul(

@@ -219,7 +219,7 @@ impl<D: Device> Stage<D> {
         let scratch = Scratch::new(&device, &layout);
         let mut rope = device.alloc(layout.attention.seq * layout.attention.head_dim);
         device.write(rope.all_mut(), &layout.rope_table());
-        device.reserve(layout.products, layout.largest_operands());
+        device.reserve_scratch(layout.products, layout.largest_operands());
         Stage {
             params,
             grads,

@@ -4,8 +4,10 @@ use std::collections::VecDeque;
 
 use toroid_proto::Validation;
 
+use toroid_session::Event;
+
 use super::step::{receive, send};
-use super::{Emit, Happened, Job, Shared};
+use super::{Emit, Job, Shared};
 use crate::comm::{Channel, CommError, Links, TpGroup, global_sum};
 use crate::device::Device;
 use crate::model::Input;
@@ -92,7 +94,7 @@ impl<D: Device + Clone> Job<D> {
         // Tokens are bytes.
         let bits_per_byte = ce / std::f64::consts::LN_2;
         let validation = Validation { step, ce, bits_per_byte, tokens: tokens as u64 };
-        emit(self.assignment.event(Happened::Validated(validation)));
+        emit(self.assignment.event(Event::Validated(validation)));
     }
 
     /// Sum of the cross-entropy over the tokens of micro-batch `index`; 0 on all stages but the last.

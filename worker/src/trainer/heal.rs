@@ -13,6 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytemuck::{cast_slice, cast_slice_mut};
+use toroid_session::{Assignment, Event, HealPlan};
 use toroid_torus::digest::{DIGEST_BYTES, Digest};
 use toroid_torus::holders::{backup_of, guarded_by};
 use toroid_torus::job::JobSpec;
@@ -21,7 +22,7 @@ use super::evaluate::Validations;
 use super::history::History;
 use super::holders::Holders;
 use super::step::Totals;
-use super::{Assignment, Deed, Emit, Happened, HealPlan, Job, Shared, StepError};
+use super::{Deed, Emit, Job, Shared, StepError};
 use crate::comm::{Channel, Links, Transfer, global_sum};
 use crate::device::{Buffer, Device};
 use crate::optim::Shard;
@@ -53,8 +54,8 @@ impl<D: Device + Clone> Job<D> {
     }
 
     /// What this place holds.
-    pub(super) fn report(&self) -> Happened {
-        Happened::Prepared {
+    pub(super) fn report(&self) -> Event {
+        Event::Prepared {
             committed_step: self.committed,
             held: self.held(),
             sealed_next: self.sealed,
@@ -88,7 +89,7 @@ impl<D: Device + Clone> Job<D> {
             let _ = self.commit(totals);
             self.show(shared, self.committed, Deed::CommittedToHeal);
             self.show_state(shared);
-            emit(self.assignment.event(Happened::Committed { step: plan.step, record: None }));
+            emit(self.assignment.event(Event::Committed { step: plan.step, record: None }));
         }
         // Whatever was sealed beyond is made again, and so is a validation of this step: some have finished it, a newcomer has not, and
         // all must take part.
@@ -170,8 +171,8 @@ impl<D: Device + Clone> Job<D> {
             }
         }
         let pulls = plan.newcomers.contains(&rank);
-        let room = |shard: &Shard<D>| vec![0u8; if pulls { 12 * shard.range.len() + DIGEST_BYTES } else { 0 }];
-        let (mut own, mut copy) = (room(&self.shard), room(&holders.copy));
+        let buffer = |shard: &Shard<D>| vec![0u8; if pulls { 12 * shard.range.len() + DIGEST_BYTES } else { 0 }];
+        let (mut own, mut copy) = (buffer(&self.shard), buffer(&holders.copy));
         let channel = Channel::Backup;
         let mut transfers: Vec<Transfer<'_>> =
             sent.iter().map(|(peer, data)| Transfer::Send { peer: *peer, channel, data }).collect();
@@ -198,11 +199,11 @@ impl<D: Device + Clone> Job<D> {
         }
         let known = self.history.first_step().unwrap_or(self.committed + 1);
         if known > from {
-            emit(self.assignment.event(Happened::RecordsMissing { from, through: known - 1 }));
+            emit(self.assignment.event(Event::RecordsMissing { from, through: known - 1 }));
         }
         for (step, totals) in self.history.since(from) {
             let record = Some(Box::new(self.record(*step, totals)));
-            emit(self.assignment.event(Happened::Committed { step: *step, record }));
+            emit(self.assignment.event(Event::Committed { step: *step, record }));
         }
     }
 }

@@ -34,7 +34,7 @@ pub(super) struct Holders<D: Device> {
 }
 
 impl<D: Device> Holders<D> {
-    /// Room for the copy; `None` where the job has one place or no redundancy. `used` is room that is free, and taken where it fits.
+    /// Memory for the copy; `None` where the job has one place or no redundancy. `used` is free memory, and reused where it fits.
     pub fn new(device: &D, spec: &JobSpec, rank: usize, used: Option<Holders<D>>) -> Option<Holders<D>> {
         let both = backup_of(&spec.shape, rank).zip(guarded_by(&spec.shape, rank));
         let (backup, guarded) = both.filter(|_| spec.fault_tolerance.redundancy)?;

@@ -7,7 +7,7 @@ use toroid_torus::partition::partition;
 use toroid_torus::plan::{Memory, memory_of_stage};
 use toroid_torus::units;
 
-use crate::device::{Device, NoRoom, RoomFor};
+use crate::device::{Device, MemoryNeeds, OutOfMemory};
 use crate::model::{Allocated, largest_operands};
 
 /// A place does not fit into its device.
@@ -16,12 +16,12 @@ use crate::model::{Allocated, largest_operands};
     "a worker of stage {stage} does not fit into the memory of {}: it needs {} ({parts}), and {} are free; set `recompute = true`, a smaller \
      `batch.micro_batch`, `fault_tolerance.replay = false` or more places (`shape.tp`, `shape.pp`, `shape.dp`), or start fewer workers \
      on this device; `toroid plan` counts what a job needs",
-    .room.device, units::bytes(.room.needed), units::bytes(.room.free)
+    .missing.device, units::bytes(.missing.needed), units::bytes(.missing.free)
 )]
 pub struct MemoryError {
     stage: usize,
     parts: String,
-    room: NoRoom,
+    missing: OutOfMemory,
 }
 
 /// What a device has to hold, by kind.
@@ -37,20 +37,20 @@ fn kinds(memory: &Memory) -> [(&'static str, u64); 6] {
 }
 
 /// Takes all device memory that the place of `rank` needs, or says why it cannot.
-pub fn make_room<D: Device>(device: &D, spec: &JobSpec, rank: usize) -> Result<(), MemoryError> {
+pub fn reserve_memory<D: Device>(device: &D, spec: &JobSpec, rank: usize) -> Result<(), MemoryError> {
     let place = spec.shape.place(rank);
     let partition = partition(&spec.model, &spec.shape, place.tp, place.pp);
     let memory = memory_of_stage(spec, place.pp);
-    let room = RoomFor {
+    let needs = MemoryNeeds {
         buffer_bytes: memory.device_bytes(),
         products: spec.products,
         operands: largest_operands(spec, place, &partition),
         // The gathered parameters; and the gradients of two shards, one to send and one to receive.
         staging_bytes: [partition.padded_len, partition.shard_len].map(|len| 4 * len as u64),
     };
-    device.make_room(&room).map_err(|room| {
+    device.reserve_memory(&needs).map_err(|missing| {
         let parts = kinds(&memory).map(|(kind, bytes)| format!("{kind} {}", units::bytes(bytes)));
-        MemoryError { stage: place.pp, parts: parts.join(", "), room }
+        MemoryError { stage: place.pp, parts: parts.join(", "), missing }
     })
 }
 
@@ -79,7 +79,7 @@ mod tests {
 
     use super::*;
     use crate::device::CpuDevice;
-    use crate::trainer::room::Parts;
+    use crate::trainer::workspace::Parts;
 
     /// A device takes all at once what the plan counts, so the plan has to count all.
     #[test]

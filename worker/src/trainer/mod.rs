@@ -1,7 +1,7 @@
 //! The training thread of a worker: prepares a place, connects it to its peers and makes steps.
 //!
 //! ```text
-//!  session --Command--> trainer thread --TrainerEvent--> session
+//!  session --Order--> trainer thread --TrainerEvent--> session
 //!      \---- Fence: every wait of an older epoch returns at once (T-1)
 //!  Prepare: data, weights or checkpoint -> Prepared     Start: connect, then steps -> Committed ... Finished
 //! ```
@@ -21,229 +21,32 @@ mod overlap;
 mod prepare;
 mod replay;
 mod resplit;
-mod room;
 mod save;
 mod shared;
 mod step;
 #[cfg(test)]
 mod tests;
+mod workspace;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 
-use toroid_proto::{Inputs, StepRecord, Validation};
-use toroid_torus::geometry::{Place, Shape};
-use toroid_torus::job::JobSpec;
-use toroid_torus::manifest::ShardFile;
-use toroid_torus::owner::Owner;
-use toroid_torus::resplit::Origin;
+use toroid_proto::StepRecord;
+use toroid_session::{Assignment, Command, Event, HealPlan, TrainerEvent, WarmUp};
 
-use crate::checkpoint::{Claim, ReadFault};
 use crate::comm::nccl::{Epoch, agree};
-use crate::comm::{CommError, Fence, Links, Listener, Missing, PeerAddr, Plan, peers_of};
+use crate::comm::{CommError, Fence, LinkPlan, Links, Listener, peers_of};
 use crate::device::Device;
 use crate::{lock, system};
 
 pub use observe::{Deed, Observer, Shown};
 pub use prepare::{Job, PrepareError};
-pub use shared::{Computed, Requested, Shared, Then};
+pub use shared::{Computed, Requested, Shared};
 
-use room::Room;
-
-/// A place in a job, checked.
-#[derive(Debug, Clone)]
-pub struct Assignment {
-    pub job_id: String,
-    pub epoch: u64,
-    pub rank: usize,
-    /// Its shape is that of this epoch, which may have fewer replicas than the job file asks for.
-    pub spec: Arc<JobSpec>,
-    /// Every rank, this one included.
-    pub peers: BTreeMap<usize, PeerAddr>,
-    pub link_key: [u8; 32],
-    /// Folder or URL that holds `step-<n>`.
-    pub checkpoint_root: String,
-    /// This job, as the record in the folder names it.
-    pub owner: Owner,
-    pub claim: Claim,
-    /// `None`: initial weights, or what `spec.resume_from` names.
-    pub restore_step: Option<u64>,
-    /// Who has the job's state keeps it, who has not gets it from the other holders.
-    pub heal: bool,
-}
-
-/// What the coordinator decided from the reports of a healing epoch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HealPlan {
-    /// All go on from here.
-    pub step: u64,
-    /// A rank that has committed it.
-    pub source: usize,
-    /// Ranks that have no state.
-    pub newcomers: BTreeSet<usize>,
-    /// The state is split anew, from this; `None`: every rank has its own shards already, or is a newcomer.
-    pub origin: Option<Origin>,
-    /// The coordinator has the records up to here.
-    pub recorded: u64,
-}
-
-/// Two shards, as the place of a rank in a shape has them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HeldAs {
-    pub shape: Shape,
-    pub rank: usize,
-}
-
-impl Assignment {
-    pub fn place(&self) -> Place {
-        self.spec.shape.place(self.rank)
-    }
-
-    /// How the shards of this place are to be split.
-    pub fn held_as(&self) -> HeldAs {
-        HeldAs { shape: self.spec.shape, rank: self.rank }
-    }
-
-    /// Of this job and epoch.
-    pub fn event(&self, what: Happened) -> TrainerEvent {
-        TrainerEvent { job_id: self.job_id.clone(), epoch: self.epoch, what }
-    }
-}
-
-/// What a spare is to be ready for.
-#[derive(Debug, Clone)]
-pub struct WarmUp {
-    pub job_id: String,
-    pub spec: Arc<JobSpec>,
-    /// A place like this one, most likely: of the same tp_rank and stage.
-    pub rank: usize,
-    pub checkpoint_root: String,
-    /// For the answer.
-    pub number: u64,
-    /// A checkpoint of the job, which is to be seen.
-    pub checkpoint_step: Option<u64>,
-}
-
-/// What the session tells the trainer.
-#[derive(Debug)]
-pub enum Command {
-    /// With the fence of its job.
-    Prepare(Box<Assignment>, Fence),
-    /// A spare: make room for a place of this job, which may become its own.
-    WarmUp(Box<WarmUp>),
-    /// All places of the epoch are prepared.
-    Start { epoch: u64, heal: Option<HealPlan> },
-    /// Write the state of `step`, if it still is that step's: the last step's checkpoint is asked for again when it failed.
-    Checkpoint { epoch: u64, step: u64 },
-    /// Rank 0: all shards of the step are durable; write its manifest, then remove older checkpoints.
-    Publish { epoch: u64, step: u64, files: Vec<ShardFile>, remove: Vec<u64> },
-    /// The checkpoint of this step has failed: take away what this place has written of it.
-    DropShard { epoch: u64, step: u64 },
-    /// Rank 0: say the records from this step on again.
-    Report { epoch: u64, from: u64 },
-    /// Drop the job of this epoch or older.
-    Drop { epoch: u64 },
-}
-
-/// What the trainer reports. Everything carries the job and the epoch it belongs to: another job may be in the same epoch.
-#[derive(Debug)]
-pub struct TrainerEvent {
-    pub job_id: String,
-    pub epoch: u64,
-    pub what: Happened,
-}
-
-#[derive(Debug)]
-pub enum Happened {
-    Prepared {
-        committed_step: u64,
-        /// None: a newcomer. Two, the older first, while not all are known to have split the state anew.
-        held: Vec<HeldAs>,
-        sealed_next: bool,
-        /// It has the global sums from this step to the committed one.
-        sums_from: u64,
-        data_digest: [u8; 32],
-        num_samples: u64,
-        num_params: u64,
-        inputs: Box<Inputs>,
-    },
-    Connected,
-    /// With the record of the step at rank 0.
-    Committed {
-        step: u64,
-        record: Option<Box<StepRecord>>,
-    },
-    /// At rank 0: nobody has the figures of these steps any more.
-    RecordsMissing {
-        from: u64,
-        through: u64,
-    },
-    Validated(Validation),
-    ShardWritten {
-        step: u64,
-        file: Box<ShardFile>,
-        write_s: f64,
-    },
-    /// `error` is empty where the request came too late.
-    CheckpointFailed {
-        step: u64,
-        error: String,
-    },
-    Published {
-        step: u64,
-        bytes: u64,
-        path: String,
-    },
-    PublishFailed {
-        step: u64,
-        error: String,
-    },
-    /// What came of the removals that were ordered with the publishing of `step`; one that is in neither list was not tried.
-    Removed {
-        step: u64,
-        removed: Vec<u64>,
-        /// With why they stay.
-        kept: Vec<(u64, String)>,
-    },
-    Finished {
-        step: u64,
-    },
-    /// `damaged`: what came from there was not what was sent.
-    PeerLost {
-        rank: usize,
-        error: String,
-        damaged: bool,
-    },
-    /// Not all links of the epoch were up in time.
-    Unreached(Vec<Missing>),
-    /// What became of a [`Command::WarmUp`]: why this worker cannot fill a place, or nothing.
-    WarmedUp {
-        number: u64,
-        error: Option<String>,
-        data_digest: [u8; 32],
-        /// Why it does not see the checkpoint that the job has.
-        unseen: Option<String>,
-    },
-    /// `fatal`: every other worker would fail in the same way. `checkpoint`: it could not be loaded. `restore`: the
-    /// state of this epoch is not to be trusted. `corrupt_ranks`: these hold a wrong copy of a shard, whose other copy is right.
-    Failed {
-        error: String,
-        fatal: bool,
-        checkpoint: Option<BadCheckpoint>,
-        restore: bool,
-        corrupt_ranks: Vec<usize>,
-    },
-}
-
-/// A checkpoint of this job that could not be loaded, and what that says about it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BadCheckpoint {
-    pub step: u64,
-    pub fault: ReadFault,
-}
+use workspace::Workspace;
 
 /// What the trainer does while it reads data and makes or loads its state; the coordinator knows this word and the next.
 const PREPARE: &str = "prepare";
@@ -252,6 +55,21 @@ const WAIT_FOR_TOKENS: &str = "wait for token file";
 
 /// Takes the trainer's events, from any thread.
 pub type Emit = Arc<dyn Fn(TrainerEvent) + Send + Sync>;
+
+/// What the trainer is told to do.
+#[derive(Debug)]
+pub enum Order {
+    /// Fill this place; with the fence of its job.
+    Prepare(Box<Assignment>, Fence),
+    /// What else the session wants.
+    Command(Command),
+}
+
+impl From<Command> for Order {
+    fn from(command: Command) -> Order {
+        Order::Command(command)
+    }
+}
 
 /// What a trainer needs from its process.
 pub struct Environment {
@@ -274,94 +92,94 @@ pub enum StepError {
     Corrupt { seen: Option<String>, wrong: BTreeSet<usize> },
 }
 
-/// The commands, with one that was taken too early put back.
+/// The orders, with one that was taken too early put back.
 struct Inbox {
-    commands: Receiver<Command>,
-    put_back: Option<Command>,
+    orders: Receiver<Order>,
+    put_back: Option<Order>,
 }
 
 impl Inbox {
-    fn wait(&mut self) -> Option<Command> {
+    fn wait(&mut self) -> Option<Order> {
         if self.put_back.is_some() {
             return self.put_back.take();
         }
-        let Some(system) = system::simulated() else { return self.commands.recv().ok() };
+        let Some(system) = system::simulated() else { return self.orders.recv().ok() };
         loop {
-            match self.commands.try_recv() {
-                Ok(command) => return Some(command),
+            match self.orders.try_recv() {
+                Ok(order) => return Some(order),
                 Err(TryRecvError::Disconnected) => return None,
                 Err(TryRecvError::Empty) => system.wait(None),
             }
         }
     }
 
-    /// Waits for the next command for a while, and keeps it.
+    /// Waits for the next order for a while, and keeps it.
     fn wait_for(&mut self, time: Duration) {
         if self.put_back.is_some() {
             return;
         }
         self.put_back = match system::simulated() {
-            None => self.commands.recv_timeout(time).ok(),
+            None => self.orders.recv_timeout(time).ok(),
             Some(system) => {
                 system.wait(Some(system.now() + time));
-                self.commands.try_recv().ok()
+                self.orders.try_recv().ok()
             }
         };
     }
 
-    fn try_next(&mut self) -> Result<Command, TryRecvError> {
-        self.put_back.take().map_or_else(|| self.commands.try_recv(), Ok)
+    fn try_next(&mut self) -> Result<Order, TryRecvError> {
+        self.put_back.take().map_or_else(|| self.orders.try_recv(), Ok)
     }
 }
 
 /// Whoever halts looks this often whether it may go on.
 const HALT_LOOK: Duration = Duration::from_millis(10);
 
-/// Runs until the command channel closes. `emit` is called from this thread and, for checkpoints, from the threads of `save`.
-pub fn run<D: Device + Clone>(device: &D, environment: &Environment, commands: Receiver<Command>, emit: &Emit) {
-    let mut inbox = Inbox { commands, put_back: None };
+/// Runs until the channel of orders closes. `emit` is called from this thread and, for checkpoints, from the threads of `save`.
+pub fn run<D: Device + Clone>(device: &D, environment: &Environment, orders: Receiver<Order>, emit: &Emit) {
+    let mut inbox = Inbox { orders, put_back: None };
     let mut job: Option<Job<D>> = None;
-    let mut warm: Option<Room<D>> = None;
-    while let Some(command) = inbox.wait() {
-        match command {
-            Command::Prepare(assignment, fence) => {
+    let mut warm: Option<Workspace<D>> = None;
+    while let Some(order) = inbox.wait() {
+        match order {
+            Order::Prepare(assignment, fence) => {
                 let survivor = job.take().filter(|j| j.can_heal(&assignment));
                 job = match survivor {
                     Some(survivor) => Some(survivor.rejoin(*assignment, &environment.shared, emit)),
                     None => prepare(device, environment, *assignment, fence, warm.take(), emit),
                 };
             }
-            Command::WarmUp(ahead) => {
+            Order::Command(Command::WarmUp(ahead)) => {
                 if job.is_none() {
                     warm = warm_up(device, environment, &ahead, warm.take(), emit);
                 }
             }
-            Command::Start { epoch, heal } => {
+            Order::Command(Command::Start { epoch, heal }) => {
                 if let Some(running) = job.as_mut().filter(|j| j.assignment.epoch == epoch) {
                     train(running, heal.as_ref(), environment, &mut inbox, emit);
                 }
             }
-            Command::Publish { epoch, step, files, remove } => {
+            Order::Command(Command::Publish { epoch, step, files, remove }) => {
                 if let Some(running) = job.as_mut().filter(|j| j.assignment.epoch == epoch) {
                     running.publish(step, files, remove, &environment.shared, emit);
                 }
             }
-            Command::Report { epoch, from } => {
+            Order::Command(Command::Report { epoch, from }) => {
                 if let Some(running) = job.as_ref().filter(|j| j.assignment.epoch == epoch) {
                     running.report_since(from, emit);
                 }
             }
-            Command::Checkpoint { epoch, step } => {
+            Order::Command(Command::Checkpoint { epoch, step }) => {
                 if let Some(running) = job.as_mut().filter(|j| j.assignment.epoch == epoch) {
                     running.write_checkpoint_of(step, emit);
                 }
             }
-            Command::DropShard { epoch, step } => {
+            Order::Command(Command::DropShard { epoch, step }) => {
                 if let Some(running) = job.as_mut().filter(|j| j.assignment.epoch == epoch) {
                     running.drop_shard(step);
                 }
             }
-            Command::Drop { epoch } => job = job.filter(|j| j.assignment.epoch > epoch),
+            Order::Command(Command::Drop { epoch }) => job = job.filter(|j| j.assignment.epoch > epoch),
         }
     }
 }
@@ -371,34 +189,34 @@ fn warm_up<D: Device + Clone>(
     device: &D,
     environment: &Environment,
     ahead: &WarmUp,
-    used: Option<Room<D>>,
+    used: Option<Workspace<D>>,
     emit: &Emit,
-) -> Option<Room<D>> {
+) -> Option<Workspace<D>> {
     // A place may be assigned meanwhile: it is the same work.
     environment.shared.enter(PREPARE);
     let since = system::now();
-    let room = Room::make(device, environment, (&ahead.spec, ahead.rank), &ahead.checkpoint_root, None, used);
-    let room = room.map_err(|e| e.to_string());
-    let unseen = room.as_ref().ok().and_then(|room| room.unseen(ahead.checkpoint_step));
-    let room = room.and_then(|room| match &unseen {
+    let workspace = Workspace::make(device, environment, (&ahead.spec, ahead.rank), &ahead.checkpoint_root, None, used);
+    let workspace = workspace.map_err(|e| e.to_string());
+    let unseen = workspace.as_ref().ok().and_then(|workspace| workspace.unseen(ahead.checkpoint_step));
+    let workspace = workspace.and_then(|workspace| match &unseen {
         // Its file system may not be mounted there: nothing is made in its place.
-        Some(_) => Ok(room),
-        None => match room.check_storage() {
-            Ok(()) => Ok(room),
+        Some(_) => Ok(workspace),
+        None => match workspace.check_storage() {
+            Ok(()) => Ok(workspace),
             Err(error) => Err(format!("cannot use the checkpoint folder: {error}")),
         },
     });
     environment.shared.enter("idle");
     let (job_id, spent) = (&ahead.job_id, (system::now() - since));
-    let data_digest = room.as_ref().map_or([0; 32], |room| room.data_digest);
-    let error = room.as_ref().err().cloned();
+    let data_digest = workspace.as_ref().map_or([0; 32], |workspace| workspace.data_digest);
+    let error = workspace.as_ref().err().cloned();
     match &error {
         None => tracing::info!("ready for a place of {job_id}, prepared in {:.0} ms", spent.as_secs_f64() * 1e3),
         Some(error) => tracing::warn!("cannot get ready for a place of {job_id}: {error}"),
     }
-    let what = Happened::WarmedUp { number: ahead.number, error, data_digest, unseen };
-    emit(TrainerEvent { job_id: job_id.clone(), epoch: 0, what });
-    room.ok()
+    let event = Event::WarmedUp { number: ahead.number, error, data_digest, unseen };
+    emit(TrainerEvent { job_id: job_id.clone(), epoch: 0, event });
+    workspace.ok()
 }
 
 fn prepare<D: Device + Clone>(
@@ -406,17 +224,17 @@ fn prepare<D: Device + Clone>(
     environment: &Environment,
     assignment: Assignment,
     fence: Fence,
-    warm: Option<Room<D>>,
+    warm: Option<Workspace<D>>,
     emit: &Emit,
 ) -> Option<Job<D>> {
     environment.shared.enter(PREPARE);
     let (job_id, epoch) = (assignment.job_id.clone(), assignment.epoch);
-    let what;
+    let event;
     let job = match Job::prepare(device, environment, assignment, fence, warm) {
         Ok(job) => {
             environment.shared.reset(job.committed);
             job.show_state(&environment.shared);
-            what = job.report();
+            event = job.report();
             Some(job)
         }
         Err(error) if error.is_over() => {
@@ -424,7 +242,7 @@ fn prepare<D: Device + Clone>(
             return None;
         }
         Err(error) => {
-            what = Happened::Failed {
+            event = Event::Failed {
                 fatal: error.is_fatal(),
                 checkpoint: error.checkpoint(),
                 restore: false,
@@ -435,7 +253,7 @@ fn prepare<D: Device + Clone>(
         }
     };
     environment.shared.enter("wait for start");
-    emit(TrainerEvent { job_id, epoch, what });
+    emit(TrainerEvent { job_id, epoch, event });
     job
 }
 
@@ -448,17 +266,17 @@ fn train<D: Device + Clone>(
     emit: &Emit,
 ) {
     let (job_id, epoch) = (job.assignment.job_id.clone(), job.assignment.epoch);
-    let report = |what| emit(TrainerEvent { job_id: job_id.clone(), epoch, what });
+    let report = |event| emit(TrainerEvent { job_id: job_id.clone(), epoch, event });
     // T-10: before the first step. By now all have data and weights, so a job that cannot begin leaves no record behind.
     if let Err(error) = job.own_folder() {
         let (fatal, error) = (job.is_refused_by(&error), error.to_string());
-        report(Happened::Failed { error, fatal, checkpoint: None, restore: false, corrupt_ranks: Vec::new() });
+        report(Event::Failed { error, fatal, checkpoint: None, restore: false, corrupt_ranks: Vec::new() });
         return environment.shared.enter("idle");
     }
     let mut links = job.links.take();
     let outcome = connect(job, heal, &mut links, environment).map_err(StepError::from).and_then(|()| {
         let links = links.as_mut().expect("connected above");
-        report(Happened::Connected);
+        report(Event::Connected);
         job.steps(links, heal, &environment.shared, inbox, emit)
     });
     if let Some(comm) = job.stage.device().comm() {
@@ -467,15 +285,15 @@ fn train<D: Device + Clone>(
     // Connections to those who stay are kept for the next epoch.
     job.links = links;
     match outcome {
-        Ok(()) => report(Happened::Finished { step: job.committed }),
+        Ok(()) => report(Event::Finished { step: job.committed }),
         Err(StepError::Comm(CommError::Fenced { .. })) | Err(StepError::Corrupt { seen: None, .. }) => {}
         Err(StepError::Comm(error @ (CommError::PeerLost { rank, .. } | CommError::Refused { rank, .. }))) => {
-            report(Happened::PeerLost { rank, error: error.to_string(), damaged: false });
+            report(Event::PeerLost { rank, error: error.to_string(), damaged: false });
         }
         Err(StepError::Comm(error @ CommError::Corrupt { rank, .. })) => {
-            report(Happened::PeerLost { rank, error: error.to_string(), damaged: true });
+            report(Event::PeerLost { rank, error: error.to_string(), damaged: true });
         }
-        Err(StepError::Comm(CommError::Timeout { missing, .. })) => report(Happened::Unreached(missing)),
+        Err(StepError::Comm(CommError::Timeout { missing, .. })) => report(Event::Unreached(missing)),
         Err(error) => {
             let (restore, corrupt_ranks) = match &error {
                 StepError::Corrupt { wrong, .. } => (wrong.is_empty(), wrong.iter().copied().collect()),
@@ -483,7 +301,7 @@ fn train<D: Device + Clone>(
             };
             let fatal = matches!(error, StepError::Comm(CommError::Collectives(_)));
             let error = error.to_string();
-            report(Happened::Failed { error, fatal, checkpoint: None, restore, corrupt_ranks });
+            report(Event::Failed { error, fatal, checkpoint: None, restore, corrupt_ranks });
         }
     }
     environment.shared.enter("idle");
@@ -501,7 +319,7 @@ fn connect<D: Device + Clone>(
     if let Some(origin) = heal.and_then(|h| h.origin.as_ref()) {
         needed.extend(resplit::peers(assignment, origin));
     }
-    let plan = Plan {
+    let plan = LinkPlan {
         job_id: assignment.job_id.clone(),
         epoch: assignment.epoch,
         rank: assignment.rank,
@@ -570,7 +388,7 @@ impl<D: Device + Clone> Job<D> {
         let step = self.committed;
         let checkpoint = shared.commit(step);
         let record = record.map(Box::new);
-        emit(self.assignment.event(Happened::Committed { step, record }));
+        emit(self.assignment.event(Event::Committed { step, record }));
         if checkpoint {
             self.write_checkpoint(emit);
             shared.enter("checkpoint");
@@ -597,21 +415,23 @@ impl<D: Device + Clone> Job<D> {
         self.fence.check(epoch)?;
         loop {
             match inbox.try_next() {
-                Ok(Command::Publish { epoch: e, step, files, remove }) if e == epoch => {
+                Ok(Order::Command(Command::Publish { epoch: e, step, files, remove })) if e == epoch => {
                     self.publish(step, files, remove, shared, emit);
                 }
-                Ok(Command::Checkpoint { epoch: e, step }) if e == epoch => self.write_checkpoint_of(step, emit),
-                Ok(Command::DropShard { epoch: e, step }) if e == epoch => self.drop_shard(step),
-                Ok(Command::Report { epoch: e, from }) if e == epoch => self.report_since(from, emit),
-                Ok(
+                Ok(Order::Command(Command::Checkpoint { epoch: e, step })) if e == epoch => {
+                    self.write_checkpoint_of(step, emit)
+                }
+                Ok(Order::Command(Command::DropShard { epoch: e, step })) if e == epoch => self.drop_shard(step),
+                Ok(Order::Command(Command::Report { epoch: e, from })) if e == epoch => self.report_since(from, emit),
+                Ok(Order::Command(
                     Command::Publish { .. }
                     | Command::Checkpoint { .. }
                     | Command::DropShard { .. }
                     | Command::Report { .. }
                     | Command::Start { .. }
                     | Command::WarmUp(_),
-                ) => {}
-                Ok(later @ (Command::Prepare(..) | Command::Drop { .. })) => {
+                )) => {}
+                Ok(later @ (Order::Prepare(..) | Order::Command(Command::Drop { .. }))) => {
                     inbox.put_back = Some(later);
                     return Err(CommError::Fenced { epoch, raised: self.fence.epoch() });
                 }

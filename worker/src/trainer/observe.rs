@@ -4,7 +4,9 @@
 
 use std::ops::Range;
 
-use super::{Assignment, HeldAs, Job, Shared};
+use toroid_session::{Assignment, HeldAs};
+
+use super::{Job, Shared};
 use crate::device::{Buffer, Device};
 use crate::optim::{HostShard, Shard};
 

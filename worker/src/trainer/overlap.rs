@@ -18,7 +18,7 @@ use std::ops::Range;
 
 use toroid_torus::partition::Partition;
 
-use super::room::Buffers;
+use super::workspace::Buffers;
 use super::{Job, Shared};
 use crate::comm::nccl::DeviceComm;
 use crate::comm::{Channel, CommError, Links, TpGroup, start_all_gather, start_reduce_scatter};

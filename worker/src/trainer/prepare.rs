@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use toroid_proto::Inputs;
+use toroid_session::{Assignment, BadCheckpoint, HeldAs, ReadFault};
 use toroid_torus::cursor::Cursor;
 use toroid_torus::init::fill_initial;
 use toroid_torus::job::{JobError, JobSpec};
@@ -13,16 +14,16 @@ use toroid_torus::manifest::Manifest;
 use toroid_torus::partition::Partition;
 use toroid_torus::pipeline::Pipeline;
 
+use super::Environment;
 use super::evaluate::Validations;
 use super::history::History;
 use super::holders::Holders;
 use super::memory::MemoryError;
 use super::replay::{Kept, Sealed};
 use super::resplit::Earlier;
-use super::room::{Buffers, Parts, Room};
 use super::save::Lane;
-use super::{Assignment, BadCheckpoint, Environment, HeldAs};
-use crate::checkpoint::{CheckpointError, Owned, ReadFault, ShardStateMut, Storage, load_initial};
+use super::workspace::{Buffers, Parts, Workspace};
+use crate::checkpoint::{CheckpointError, Owned, ShardStateMut, Storage, load_initial};
 use crate::comm::{Fence, Group, LinkStats, Links};
 use crate::data::{DataError, Dataset, LeftOut};
 use crate::device::Device;
@@ -156,12 +157,12 @@ impl<D: Device + Clone> Job<D> {
         environment: &Environment,
         assignment: Assignment,
         fence: Fence,
-        warm: Option<Room<D>>,
+        warm: Option<Workspace<D>>,
     ) -> Result<Job<D>, PrepareError> {
         let spec = Arc::clone(&assignment.spec);
         let (rank, until) = (assignment.rank, Some((&fence, assignment.epoch)));
-        let room = Room::make(device, environment, (&spec, rank), &assignment.checkpoint_root, until, warm)?;
-        let Room { dataset, data_digest, storage, parts, .. } = room;
+        let workspace = Workspace::make(device, environment, (&spec, rank), &assignment.checkpoint_root, until, warm)?;
+        let Workspace { dataset, data_digest, storage, parts, .. } = workspace;
         let Parts { partition, stage, mut shard, kept, mut holders, pipeline, groups, buffers } = parts;
         let cursor = Cursor::new(spec.seed, dataset.num_train(), spec.data.order);
 

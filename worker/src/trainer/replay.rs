@@ -46,7 +46,7 @@ pub(super) struct Kept<D: Device> {
 }
 
 impl<D: Device> Kept<D> {
-    /// Room for the inputs of this shard's updates.
+    /// Memory for the inputs of this shard's updates.
     pub fn new(device: &D, shard: &Shard<D>) -> Kept<D> {
         let before = Shard::alloc(device, Arc::clone(&shard.partition), shard.range.clone());
         Kept { before, grads: device.alloc(shard.range.len()), update: None }

@@ -11,14 +11,15 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use toroid_session::{Assignment, HealPlan, HeldAs};
 use toroid_torus::digest::DIGEST_BYTES;
 use toroid_torus::partition::partition;
 use toroid_torus::resplit::{Half, Lost, Move, Origin, moves};
 use toroid_torus::units;
 
 use super::heal::{corrupt, decode, encode, refuse};
-use super::room::Parts;
-use super::{Assignment, HealPlan, HeldAs, Job, Shared, StepError};
+use super::workspace::Parts;
+use super::{Job, Shared, StepError};
 use crate::comm::{Channel, Links, Transfer, global_sum};
 use crate::device::Device;
 use crate::optim::Shard;

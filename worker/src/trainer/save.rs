@@ -18,11 +18,12 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use toroid_session::{Assignment, Event, TrainerEvent};
 use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::{FORMAT, Manifest, ShardFile, Writer};
 
 use super::prepare::Job;
-use super::{Assignment, Emit, Happened, Shared, TrainerEvent};
+use super::{Emit, Shared};
 use crate::checkpoint::{Owned, ShardState};
 use crate::comm::Fence;
 use crate::device::Device;
@@ -175,7 +176,7 @@ impl<D: Device + Clone> Job<D> {
         if step == self.committed {
             return self.write_checkpoint(emit);
         }
-        emit(self.assignment.event(Happened::CheckpointFailed { step, error: String::new() }));
+        emit(self.assignment.event(Event::CheckpointFailed { step, error: String::new() }));
     }
 
     /// Writes this place's shard of the committed state in the background. The next update leaves the memory that is not written yet.
@@ -191,11 +192,11 @@ impl<D: Device + Clone> Job<D> {
                     "the disk is too slow: what is written of the checkpoint before takes {:.1} s so far",
                     time.as_secs_f64()
                 );
-                return event.emit(Happened::CheckpointFailed { step, error });
+                return event.emit(Event::CheckpointFailed { step, error });
             }
         }
         let Some(storage) = self.owned.clone() else {
-            return event.emit(Happened::CheckpointFailed { step, error: NOT_BEGUN.into() });
+            return event.emit(Event::CheckpointFailed { step, error: NOT_BEGUN.into() });
         };
         let writer = self.writer_of(&storage);
         super::lock(&self.skipped_at).insert(step, self.skipped);
@@ -208,12 +209,12 @@ impl<D: Device + Clone> Job<D> {
             let state = ShardState { param: &state.param, exp_avg: &state.exp_avg, exp_avg_sq: &state.exp_avg_sq };
             event.emit(match storage.write_shard(step, writer, &partition, range, state) {
                 Ok(file) => {
-                    Happened::ShardWritten { step, file: Box::new(file), write_s: (system::now() - start).as_secs_f64() }
+                    Event::ShardWritten { step, file: Box::new(file), write_s: (system::now() - start).as_secs_f64() }
                 }
-                Err(error) => Happened::CheckpointFailed { step, error: error.to_string() },
+                Err(error) => Event::CheckpointFailed { step, error: error.to_string() },
             });
         };
-        self.writer.order(write, move |error| panicked.emit(Happened::CheckpointFailed { step, error }));
+        self.writer.order(write, move |error| panicked.emit(Event::CheckpointFailed { step, error }));
     }
 
     fn writer_of(&self, storage: &Owned) -> Writer {
@@ -248,7 +249,7 @@ impl<D: Device + Clone> Job<D> {
     ) {
         let event = EventOf::new(&self.assignment, emit);
         let Some(storage) = self.owned.clone() else {
-            return event.emit(Happened::PublishFailed { step, error: NOT_BEGUN.into() });
+            return event.emit(Event::PublishFailed { step, error: NOT_BEGUN.into() });
         };
         let spec = &self.assignment.spec;
         let manifest = Manifest {
@@ -266,7 +267,7 @@ impl<D: Device + Clone> Job<D> {
         };
         let (fence, shared) = (self.fence.clone(), Arc::clone(shared));
         let publishing = Publishing { storage, manifest, remove, fence, shared, event: event.clone() };
-        let failed = move |error| event.emit(Happened::PublishFailed { step, error });
+        let failed = move |error| event.emit(Event::PublishFailed { step, error });
         self.publisher.order(move || publishing.run(), failed);
     }
 }
@@ -284,8 +285,8 @@ impl EventOf {
         EventOf { job_id: assignment.job_id.clone(), epoch: assignment.epoch, emit: Arc::clone(emit) }
     }
 
-    fn emit(&self, what: Happened) {
-        (self.emit)(TrainerEvent { job_id: self.job_id.clone(), epoch: self.epoch, what });
+    fn emit(&self, event: Event) {
+        (self.emit)(TrainerEvent { job_id: self.job_id.clone(), epoch: self.epoch, event });
     }
 }
 
@@ -312,16 +313,16 @@ impl Publishing {
             );
         }
         self.shared.pass("publish", step);
-        let what = match self.storage.publish(&self.manifest) {
-            Ok(bytes) => Happened::Published { step, bytes, path: self.storage.step_path(step) },
+        let event = match self.storage.publish(&self.manifest) {
+            Ok(bytes) => Event::Published { step, bytes, path: self.storage.step_path(step) },
             Err(error) => {
                 tracing::warn!("the checkpoint of step {step} is not published: {error}");
-                Happened::PublishFailed { step, error: error.to_string() }
+                Event::PublishFailed { step, error: error.to_string() }
             }
         };
         self.shared.pass("published", step);
-        let published = matches!(what, Happened::Published { .. });
-        self.event.emit(what);
+        let published = matches!(event, Event::Published { .. });
+        self.event.emit(event);
         if published && !self.remove.is_empty() {
             self.remove_older();
         }
@@ -338,7 +339,7 @@ impl Publishing {
                 }
             }
         }
-        self.event.emit(Happened::Removed { step: self.manifest.step, removed, kept });
+        self.event.emit(Event::Removed { step: self.manifest.step, removed, kept });
     }
 }
 

@@ -5,6 +5,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use toroid_session::AfterCheckpoint;
+
 #[cfg(any(test, feature = "failpoint"))]
 use super::failpoint::Failpoints;
 use super::{Observer, lock};
@@ -54,21 +56,12 @@ struct Requests {
     is_stepping: bool,
 }
 
-/// What is to happen after the step of a checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Then {
-    /// The next step.
-    GoOn,
-    /// Nothing: the job is to stand by with that state.
-    Halt,
-}
-
 /// How a request for a checkpoint stands to the committed step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Requested {
     /// The trainer writes it right after that commit.
     Ahead,
-    /// This very step was just committed: the trainer must be told with [`super::Command::Checkpoint`].
+    /// This very step was just committed: the trainer must be told with [`Command::Checkpoint`](toroid_session::Command::Checkpoint).
     Now,
     TooLate {
         committed: u64,
@@ -109,15 +102,15 @@ impl Shared {
     }
 
     /// Asks for a checkpoint of `step`.
-    pub fn request_checkpoint(&self, step: u64, then: Then) -> Requested {
+    pub fn request_checkpoint(&self, step: u64, then: AfterCheckpoint) -> Requested {
         let mut requests = lock(&self.requests);
         let committed = self.committed.load(Ordering::SeqCst);
         // Whoever is past it cannot halt at it any more, and those who do would be waited for.
-        let is_past = then == Then::Halt && requests.is_stepping && step == committed;
+        let is_past = then == AfterCheckpoint::Halt && requests.is_stepping && step == committed;
         if step < committed || is_past {
             return Requested::TooLate { committed };
         }
-        if then == Then::Halt {
+        if then == AfterCheckpoint::Halt {
             requests.halt_at = requests.halt_at.max(Some(step));
         }
         if step == committed {

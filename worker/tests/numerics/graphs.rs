@@ -154,7 +154,7 @@ fn some_operations(device: &Cuda, value: f32) -> Vec<f32> {
 #[test]
 fn another_argument_is_seen_and_launched_plainly() {
     let device = emulator::device();
-    let _room = device.make_room(&toroid_worker::device::RoomFor {
+    let _reserved = device.reserve_memory(&toroid_worker::device::MemoryNeeds {
         buffer_bytes: 1 << 20,
         products: Products::F32,
         operands: 0,

@@ -11,7 +11,7 @@ use toroid_worker::device::cuda::CudaSnapshot;
 use toroid_worker::device::{Buffer, CpuDevice, Device, Snapshot};
 use toroid_worker::model::Stage;
 use toroid_worker::optim::{Shard, UpdateAt};
-use toroid_worker::trainer::memory::make_room;
+use toroid_worker::trainer::memory::reserve_memory;
 
 use crate::emulator;
 use crate::support::*;
@@ -56,7 +56,7 @@ fn a_place_takes_its_memory_before_the_first_step() {
     };
     let (without, with) = (emulator::device(), emulator::device());
     let expected = run(&without);
-    make_room(&with, &spec, 0).expect("the emulator has room");
+    reserve_memory(&with, &spec, 0).expect("the emulator has room");
     let prepared = with.runtime().num_allocations();
     assert_eq!(prepared, 4, "a block for all buffers, scratch, and two pieces of pinned memory");
     let found = run(&with);
@@ -65,11 +65,11 @@ fn a_place_takes_its_memory_before_the_first_step() {
         (found.0, found.1, found.2) == (expected.0, expected.1, expected.2),
         "where buffers lie is not in the result"
     );
-    make_room(&with, &spec, 0).expect("the room is free again");
+    reserve_memory(&with, &spec, 0).expect("the room is free again");
     assert_eq!(with.runtime().num_allocations(), prepared, "and is used again");
     let larger =
         JobSpec { batch: toroid_torus::job::BatchConfig { micro_batch: 8, ..spec.batch.clone() }, ..spec.clone() };
-    make_room(&with, &larger, 0).expect("the emulator has room");
+    reserve_memory(&with, &larger, 0).expect("the emulator has room");
     assert_eq!(with.runtime().num_allocations(), prepared, "a block that is too small is given back for a larger one");
 }
 
@@ -78,7 +78,7 @@ fn a_place_takes_its_memory_before_the_first_step() {
 fn an_unwritten_checkpoint_has_its_room() {
     let spec = spec(2);
     let device = emulator::device();
-    make_room(&device, &spec, 0).expect("the emulator has room");
+    reserve_memory(&device, &spec, 0).expect("the emulator has room");
     let mut stage = stage(&device, &spec);
     let partition = Arc::new(partition(&spec.model, &spec.shape, 0, 0));
     let mut shard = Shard::alloc(&device, Arc::clone(&partition), 0..partition.shard_len);
@@ -106,7 +106,7 @@ fn an_unwritten_checkpoint_has_its_room() {
 fn a_device_that_is_too_small_is_one_error() {
     let spec = spec(2);
     let device = emulator::with_memory(50_000_000);
-    let error = make_room(&device, &spec, 0).expect_err("it needs more").to_string();
+    let error = reserve_memory(&device, &spec, 0).expect_err("it needs more").to_string();
     let activations = toroid_torus::units::bytes(memory_of_stage(&spec, 0).activations);
     for words in [
         "a worker of stage 0 does not fit into the memory of the emulator",

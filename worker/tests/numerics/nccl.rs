@@ -9,11 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use toroid_session::PeerAddr;
 use toroid_torus::cursor::splitmix64;
 use toroid_torus::geometry::Shape;
 use toroid_worker::comm::nccl::{Agreed, Collectives, Decision, DeviceComm, Epoch, Key, Line, LineDecision, agree};
 use toroid_worker::comm::{
-    Channel, CommError, Fence, Group, LinkChoice, Links, Listener, PeerAddr, Plan, all_reduce_sum, peers_of,
+    Channel, CommError, Fence, Group, LinkChoice, LinkPlan, Links, Listener, all_reduce_sum, peers_of,
     start_all_gather, start_reduce_scatter,
 };
 use toroid_worker::device::cuda::Runtime;
@@ -62,7 +63,7 @@ impl<R: Runtime> Worker<R> {
     ) -> Result<(), CommError> {
         let needed = peers_of(shape, rank);
         let peers = peers.iter().filter(|(r, _)| needed.contains(r)).map(|(r, p)| (*r, p.clone())).collect();
-        let plan = Plan { job_id: "j".into(), epoch, rank, key: [epoch as u8; 32], peers };
+        let plan = LinkPlan { job_id: "j".into(), epoch, rank, key: [epoch as u8; 32], peers };
         let timeout = Duration::from_secs(180);
         match &mut self.links {
             Some(links) => links.advance(&self.listener, plan, &self.fence, timeout),

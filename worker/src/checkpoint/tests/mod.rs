@@ -9,6 +9,7 @@ mod round_trip;
 use std::ops::Range;
 use std::sync::Arc;
 
+use toroid_session::Claim;
 use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::job::{self, JobSpec};
 use toroid_torus::manifest::{FORMAT, KINDS, Kind, Manifest, ShardFile, Writer};

@@ -217,7 +217,7 @@ fn another_job_gets_other_connections(kind: LinkKind) {
     let nodes: Vec<&Node> = nodes.iter().collect();
     on_every_rank(&nodes, |rank, node| {
         let mut links = node.establish(plan(&nodes, rank, 1)).unwrap();
-        let other = Plan { job_id: "other".into(), ..plan(&nodes, rank, 7) };
+        let other = LinkPlan { job_id: "other".into(), ..plan(&nodes, rank, 7) };
         node.advance(&mut links, other).unwrap();
         talk(&mut links);
         assert_eq!(links.stats().connections, 2);
@@ -231,7 +231,7 @@ fn a_kept_connection_must_prove_the_new_key(kind: LinkKind) {
     let errors = on_every_rank(&nodes, |rank, node| {
         let mut links = node.establish(plan(&nodes, rank, 1)).unwrap();
         let key = if rank == 0 { [1; 32] } else { KEY };
-        let error = node.advance(&mut links, Plan { key, ..plan(&nodes, rank, 2) }).unwrap_err();
+        let error = node.advance(&mut links, LinkPlan { key, ..plan(&nodes, rank, 2) }).unwrap_err();
         // The dialer knows; the other would go on waiting for the right one.
         await_event("the called rank has noted its refusal", || !nodes[1].listener.refusals().is_empty());
         nodes[1].fence.raise(3);

@@ -34,7 +34,7 @@ fn read_message(stream: &mut TcpStream) -> Message {
 
 /// Rank 0, with a plan changed by `change`, calls rank 1. Both are told `text`: the caller by its error, the called one in
 /// its refusals, and it goes on waiting for the right one.
-fn check_refused(change: impl Fn(&mut Plan) + Sync, text: &str) {
+fn check_refused(change: impl Fn(&mut LinkPlan) + Sync, text: &str) {
     let nodes = nodes(LinkKind::Tcp, 2);
     let nodes: Vec<&Node> = nodes.iter().collect();
     let errors = on_every_rank(&nodes, |rank, node| {
@@ -123,7 +123,7 @@ fn a_peer_that_is_not_there_yet_is_called_again() {
     let node = Node::new("w0", LinkChoice::Only(LinkKind::Tcp));
     let late = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let peer = PeerAddr { worker_id: "w1".into(), address: late.local_addr().unwrap().to_string() };
-    let plan = Plan { job_id: "job".into(), epoch: 1, rank: 0, key: KEY, peers: BTreeMap::from([(1, peer)]) };
+    let plan = LinkPlan { job_id: "job".into(), epoch: 1, rank: 0, key: KEY, peers: BTreeMap::from([(1, peer)]) };
     std::thread::scope(|scope| {
         let dialing = scope.spawn(|| node.establish(plan).err());
         // Cut off, then "not yet", then it calls once more.
@@ -165,7 +165,7 @@ fn a_timeout_says_who_is_missing_and_why() {
 #[test]
 fn a_rank_alone_needs_nobody() {
     let node = Node::new("w0", LinkChoice::Only(LinkKind::Tcp));
-    let plan = Plan { job_id: "job".into(), epoch: 1, rank: 0, key: KEY, peers: BTreeMap::new() };
+    let plan = LinkPlan { job_id: "job".into(), epoch: 1, rank: 0, key: KEY, peers: BTreeMap::new() };
     assert!(!format!("{plan:?}").contains("42"), "the key is not printed");
     let mut links = node.establish(plan).unwrap();
     links.run(&mut []).unwrap();
@@ -181,7 +181,7 @@ fn an_address_that_is_taken_is_named() {
 }
 
 /// Kinds of the link as both ranks see it.
-fn kinds_of(choices: [LinkChoice; 2], change: impl Fn(&mut Plan) + Sync) -> Vec<LinkKind> {
+fn kinds_of(choices: [LinkChoice; 2], change: impl Fn(&mut LinkPlan) + Sync) -> Vec<LinkKind> {
     let nodes = [Node::new("w0", choices[0]), Node::new("w1", choices[1])];
     let nodes = [&nodes[0], &nodes[1]];
     on_every_rank(&nodes, |rank, node| {
@@ -197,12 +197,12 @@ fn kinds_of(choices: [LinkChoice; 2], change: impl Fn(&mut Plan) + Sync) -> Vec<
 #[test]
 fn peers_of_one_host_share_memory_and_others_do_not() {
     use LinkChoice::{Auto, Only};
-    let same = |_: &mut Plan| {};
+    let same = |_: &mut LinkPlan| {};
     assert_eq!(kinds_of([Auto, Auto], same), [LinkKind::Shm; 2]);
     assert_eq!(kinds_of([Auto, Only(LinkKind::Tcp)], same), [LinkKind::Tcp; 2], "nobody listens within the host");
     assert_eq!(kinds_of([Auto, Only(LinkKind::Shm)], same), [LinkKind::Shm; 2]);
     // What a name in another network namespace, or on another host, looks like.
-    let elsewhere = |plan: &mut Plan| {
+    let elsewhere = |plan: &mut LinkPlan| {
         for peer in plan.peers.values_mut() {
             peer.worker_id += " of another host";
         }

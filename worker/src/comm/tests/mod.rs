@@ -9,6 +9,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use rustix::event::PollFlags;
+use toroid_session::PeerAddr;
 
 use super::frame::{Header, Stream};
 use super::*;
@@ -64,11 +65,11 @@ impl Node {
         PeerAddr { worker_id: self.worker_id.clone(), address: self.listener.local_addr().to_string() }
     }
 
-    fn establish(&self, plan: Plan) -> Result<Links, CommError> {
+    fn establish(&self, plan: LinkPlan) -> Result<Links, CommError> {
         Links::establish(&self.listener, plan, &self.fence, HANG_GUARD)
     }
 
-    fn advance(&self, links: &mut Links, plan: Plan) -> Result<(), CommError> {
+    fn advance(&self, links: &mut Links, plan: LinkPlan) -> Result<(), CommError> {
         self.fence.raise(plan.epoch);
         links.advance(&self.listener, plan, &self.fence, HANG_GUARD)
     }
@@ -79,14 +80,14 @@ fn nodes(kind: LinkKind, n: usize) -> Vec<Node> {
 }
 
 /// Node `i` has rank `i`; everyone is a peer of everyone.
-fn plan(nodes: &[&Node], rank: usize, epoch: u64) -> Plan {
+fn plan(nodes: &[&Node], rank: usize, epoch: u64) -> LinkPlan {
     plan_with(nodes, rank, epoch, &(0..nodes.len()).collect())
 }
 
-fn plan_with(nodes: &[&Node], rank: usize, epoch: u64, peers: &BTreeSet<usize>) -> Plan {
+fn plan_with(nodes: &[&Node], rank: usize, epoch: u64, peers: &BTreeSet<usize>) -> LinkPlan {
     let peers: BTreeMap<usize, PeerAddr> =
         peers.iter().filter(|&&peer| peer != rank).map(|&peer| (peer, nodes[peer].address())).collect();
-    Plan { job_id: "job".into(), epoch, rank, key: KEY, peers }
+    LinkPlan { job_id: "job".into(), epoch, rank, key: KEY, peers }
 }
 
 /// Runs `body` for every rank on a thread of its own; results by rank.

@@ -1,6 +1,8 @@
 //! Probes: two workers that dial each other before either has a place.
 
-use super::super::{Knock, ProbeError};
+use toroid_session::Knock;
+
+use super::super::ProbeError;
 use super::*;
 
 const NUMBER: u64 = 7;

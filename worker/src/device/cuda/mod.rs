@@ -14,7 +14,7 @@
 //!   cuBLASLt, in shared memory in own kernels. Attention has no tf32 of its own: it is in f32 there. Sums, softmax, norms, the router and the optimizer stay f32.
 //! - **D-1** holds: no float atomics; sums over blocks are parts that a second kernel adds in order; cuBLASLt may not split sums in
 //!   ways that depend on timing, and chooses by shape and alignment alone.
-//! - **D-2** holds: scratch, staging and one block for all buffers of a place are there before its first step (`Device::make_room`). What is
+//! - **D-2** holds: scratch, staging and one block for all buffers of a place are there before its first step (`Device::reserve_memory`). What is
 //!   allocated beyond, while shards are split anew, comes from the driver.
 //! - The host waits only for a read, never for the number of tokens that an expert got: `offsets` stay on the device.
 //! - Everything runs in the order of the calls on one stream, but reads and what moves between GPUs (`nccl`): reads run on a second one and wait for what was asked before, so
@@ -36,7 +36,7 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Buffer, Device as _, NoRoom, Products, RoomFor, Snapshot, View, ViewMut};
+use super::{Buffer, Device as _, MemoryNeeds, OutOfMemory, Products, Snapshot, View, ViewMut};
 
 mod arena;
 pub mod compile;
@@ -382,32 +382,32 @@ impl<R: Runtime> CudaDevice<R> {
     }
 
     /// Bytes of scratch for operations on operands of so many elements.
-    fn reserved(products: Products, operands: usize) -> [usize; 3] {
+    fn scratch_pieces(products: Products, operands: usize) -> [usize; 3] {
         let copies = if products == Products::Bf16 { 2 * operands } else { 0 };
         [WORKSPACE_BYTES, copies, ALIGNMENT]
     }
 
-    /// One block for all buffers, scratch and pinned memory of a place.
-    fn make_room_for(&self, room: &RoomFor) -> Result<(), NoRoom> {
-        let (runtime, buffers) = (&self.shared.runtime, room.buffer_bytes as usize + MOST_BUFFERS * ALIGNMENT);
-        let scratch: usize = Self::reserved(room.products, room.operands).iter().sum();
+    /// Reserves one block for all buffers of a place, its scratch and its pinned memory.
+    fn reserve_block(&self, needs: &MemoryNeeds) -> Result<(), OutOfMemory> {
+        let (runtime, buffers) = (&self.shared.runtime, needs.buffer_bytes as usize + MOST_BUFFERS * ALIGNMENT);
+        let scratch: usize = Self::scratch_pieces(needs.products, needs.operands).iter().sum();
         if !lock(&self.shared.arena).has(buffers) {
             self.shared.free_unused();
             let (needed, free) =
                 (buffers + scratch.saturating_sub(lock(&self.shared.scratch).bytes), runtime.free_bytes());
             if needed > free {
-                return Err(NoRoom { device: runtime.name().into(), needed: needed as u64, free: free as u64 });
+                return Err(OutOfMemory { device: runtime.name().into(), needed: needed as u64, free: free as u64 });
             }
             let block = self.shared.alloc(buffers);
             lock(&self.shared.arena).add(block, buffers);
         }
-        drop(self.scratch(&Self::reserved(room.products, room.operands)));
-        let staging: Vec<Staging<R>> = room.staging_bytes.iter().map(|b| self.take_staging(*b as usize)).collect();
+        drop(self.scratch(&Self::scratch_pieces(needs.products, needs.operands)));
+        let staging: Vec<Staging<R>> = needs.staging_bytes.iter().map(|b| self.take_staging(*b as usize)).collect();
         staging.into_iter().for_each(|staging| self.put_staging(staging));
         Ok(())
     }
 
-    /// Scratch for pieces of these many bytes. [`Device::reserve`](super::Device::reserve) sizes it before the first step; it grows
+    /// Scratch for pieces of these many bytes. [`Device::reserve_scratch`](super::Device::reserve_scratch) sizes it before the first step; it grows
     /// where an operation needs more.
     fn scratch(&self, pieces: &[usize]) -> Scratch<'_> {
         let mut block = lock(&self.shared.scratch);

@@ -237,8 +237,8 @@ impl<R: Runtime> Device for CudaDevice<R> {
         Some(self)
     }
 
-    fn make_room(&self, room: &RoomFor) -> Result<(), NoRoom> {
-        self.make_room_for(room)
+    fn reserve_memory(&self, needs: &MemoryNeeds) -> Result<(), OutOfMemory> {
+        self.reserve_block(needs)
     }
 
     fn memory(&self) -> DeviceMemory {
@@ -384,8 +384,8 @@ impl<R: Runtime> Device for CudaDevice<R> {
         self.adamw_update(before.map(|x| (x.arg(), x.len)), after.map(|x| (x.arg(), x.len)), g, hyper);
     }
 
-    fn reserve(&self, products: Products, operands: usize) {
-        drop(self.scratch(&Self::reserved(products, operands)));
+    fn reserve_scratch(&self, products: Products, operands: usize) {
+        drop(self.scratch(&Self::scratch_pieces(products, operands)));
     }
 
     fn matmul(

@@ -44,7 +44,7 @@ fn alignment(ptr: DevicePtr) -> u32 {
 }
 
 /// Descriptors and algorithm of one kind of product. They live as long as the process.
-struct Plan {
+struct ProductPlan {
     operation: sys::cublasLtMatmulDesc_t,
     /// Of `b^T`, `a^T` and `c^T`.
     layouts: [sys::cublasLtMatrixLayout_t; 3],
@@ -55,7 +55,7 @@ struct Plan {
 pub struct Library {
     handle: sys::cublasLtHandle_t,
     /// `None`: the library has no algorithm.
-    plans: Mutex<BTreeMap<Key, Option<Plan>>>,
+    plans: Mutex<BTreeMap<Key, Option<ProductPlan>>>,
 }
 
 /// cuBLASLt can be loaded.
@@ -117,7 +117,7 @@ impl Library {
         }
     }
 
-    fn plan(&self, p: &Product) -> Result<Plan, result::CublasError> {
+    fn plan(&self, p: &Product) -> Result<ProductPlan, result::CublasError> {
         use sys::cublasComputeType_t as Compute;
         let (compute, element) = match p.products {
             Products::F32 => (Compute::CUBLAS_COMPUTE_32F, sys::cudaDataType::CUDA_R_32F),
@@ -140,7 +140,7 @@ impl Library {
         let to = result::create_matrix_layout(sys::cudaDataType::CUDA_R_32F, p.n as u64, p.m as u64, p.n as i64)?;
         let layouts = [layout(&p.b, p.k, p.n)?, layout(&p.a, p.m, p.k)?, to];
         let algorithm = self.algorithm(p, operation, layouts)?;
-        Ok(Plan { operation, layouts, algorithm })
+        Ok(ProductPlan { operation, layouts, algorithm })
     }
 
     fn algorithm(

@@ -1,6 +1,8 @@
 //! A place that is to halt makes no step beyond the one that it was told, or says that it is beyond it already.
 
-use crate::trainer::{Requested, Shared, Then};
+use toroid_session::AfterCheckpoint;
+
+use crate::trainer::{Requested, Shared};
 
 /// Makes a step if it may.
 fn step(shared: &Shared, committed: u64) -> bool {
@@ -15,11 +17,11 @@ fn step(shared: &Shared, committed: u64) -> bool {
 fn no_step_is_made_beyond_the_one_to_halt_at() {
     let shared = Shared::default();
     assert!(step(&shared, 0));
-    assert_eq!(shared.request_checkpoint(3, Then::Halt), Requested::Ahead);
+    assert_eq!(shared.request_checkpoint(3, AfterCheckpoint::Halt), Requested::Ahead);
     assert!(step(&shared, 1) && step(&shared, 2) && !step(&shared, 3));
     // What failed is asked for again, and a later step moves all on.
-    assert_eq!(shared.request_checkpoint(3, Then::Halt), Requested::Now);
-    assert_eq!(shared.request_checkpoint(5, Then::Halt), Requested::Ahead);
+    assert_eq!(shared.request_checkpoint(3, AfterCheckpoint::Halt), Requested::Now);
+    assert_eq!(shared.request_checkpoint(5, AfterCheckpoint::Halt), Requested::Ahead);
     assert!(step(&shared, 3) && step(&shared, 4) && !step(&shared, 5));
     // The next epoch knows nothing of it.
     shared.reset(5);
@@ -30,9 +32,9 @@ fn no_step_is_made_beyond_the_one_to_halt_at() {
 fn who_makes_the_next_step_already_is_too_late_to_halt() {
     let shared = Shared::default();
     assert!(step(&shared, 0) && shared.begin_step(1));
-    assert_eq!(shared.request_checkpoint(1, Then::Halt), Requested::TooLate { committed: 1 });
-    assert_eq!(shared.request_checkpoint(1, Then::GoOn), Requested::Now);
+    assert_eq!(shared.request_checkpoint(1, AfterCheckpoint::Halt), Requested::TooLate { committed: 1 });
+    assert_eq!(shared.request_checkpoint(1, AfterCheckpoint::GoOn), Requested::Now);
     shared.commit(2);
-    assert_eq!(shared.request_checkpoint(1, Then::Halt), Requested::TooLate { committed: 2 });
+    assert_eq!(shared.request_checkpoint(1, AfterCheckpoint::Halt), Requested::TooLate { committed: 2 });
     assert!(step(&shared, 2), "it was not told to halt");
 }

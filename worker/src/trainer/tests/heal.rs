@@ -8,13 +8,14 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use toroid_proto::{StepRecord, Validation};
+use toroid_session::{Command, Event, HealPlan, HeldAs, TrainerEvent, WarmUp};
 use toroid_torus::holders::backup_of;
 use toroid_torus::job::{self, JobSpec};
 use toroid_torus::resplit::{Origin, keep, num_lost};
 
 use super::*;
 use crate::trainer::failpoint::{Failpoint, Failpoints};
-use crate::trainer::{Command, Emit, Happened, HealPlan, HeldAs, TrainerEvent, WarmUp, run};
+use crate::trainer::{Emit, Order, run};
 
 /// An event with the worker that it came from; a worker is a number for life, a rank is not.
 type Seen = (usize, TrainerEvent);
@@ -23,7 +24,7 @@ type Seen = (usize, TrainerEvent);
 const HANG_GUARD: Duration = Duration::from_secs(180);
 
 struct Worker {
-    commands: Sender<Command>,
+    commands: Sender<Order>,
     fence: Fence,
     address: String,
 }
@@ -46,7 +47,7 @@ pub struct Cluster<'a> {
     curve: BTreeMap<u64, StepRecord>,
     /// By the worker that said it and by step.
     validations: BTreeMap<(usize, u64), Validation>,
-    /// Of this rank's kind is the room that new workers make ahead.
+    /// New workers make the workspace of this rank ahead.
     warm_for: Option<usize>,
     /// For workers to come.
     failpoint: Option<Failpoint>,
@@ -124,7 +125,7 @@ impl<'a> Cluster<'a> {
                 number: 0,
                 checkpoint_step: None,
             };
-            commands.send(Command::WarmUp(Box::new(ahead))).expect("it lives");
+            commands.send(Command::WarmUp(Box::new(ahead)).into()).expect("it lives");
         }
         self.workers.push(Worker { commands, fence: Fence::new().expect("an eventfd"), address });
         id
@@ -161,13 +162,13 @@ impl<'a> Cluster<'a> {
                 restore_step: None,
                 heal,
             };
-            worker.commands.send(Command::Prepare(Box::new(assignment), worker.fence.clone())).expect("it lives");
+            worker.commands.send(Order::Prepare(Box::new(assignment), worker.fence.clone())).expect("it lives");
         }
         let reports = self.reports();
         let heal = heal.then(|| decide(&self.spec, &reports));
         self.began_with = heal.as_ref().map_or(0, |heal| heal.step);
         for &id in &self.places {
-            let start = Command::Start { epoch: self.epoch, heal: heal.clone() };
+            let start = Command::Start { epoch: self.epoch, heal: heal.clone() }.into();
             self.workers[id].commands.send(start).expect("it lives");
         }
     }
@@ -176,7 +177,7 @@ impl<'a> Cluster<'a> {
         let mut reports = BTreeMap::new();
         while reports.len() < self.places.len() {
             let (id, event) = self.next();
-            let Happened::Prepared { committed_step, held, sealed_next, .. } = event.what else { continue };
+            let Event::Prepared { committed_step, held, sealed_next, .. } = event.event else { continue };
             if event.epoch == self.epoch {
                 reports.insert(id, Report { committed: committed_step, held, sealed_next });
             }
@@ -186,8 +187,8 @@ impl<'a> Cluster<'a> {
 
     pub fn next(&mut self) -> Seen {
         let (id, event) = self.seen.recv_timeout(HANG_GUARD).expect("nothing happens any more");
-        match &event.what {
-            Happened::Committed { record: Some(record), .. } => {
+        match &event.event {
+            Event::Committed { record: Some(record), .. } => {
                 let record = (**record).clone();
                 let timeless =
                     StepRecord { tokens_per_s: 0.0, step_s: 0.0, hidden_s: 0.0, exposed_s: 0.0, epoch: 0, ..record };
@@ -196,12 +197,12 @@ impl<'a> Cluster<'a> {
                 let is_same = |known: StepRecord| known == timeless || self.is_resized && is_near(&known, &timeless);
                 assert!(known.is_none_or(is_same), "step {} was reported twice, differently", record.step);
             }
-            Happened::Validated(validation) => drop(self.validations.insert((id, validation.step), *validation)),
-            Happened::Finished { .. } => drop(self.finished.insert((event.epoch, id))),
-            Happened::Failed { error, corrupt_ranks, restore, .. } if *restore || !corrupt_ranks.is_empty() => {
+            Event::Validated(validation) => drop(self.validations.insert((id, validation.step), *validation)),
+            Event::Finished { .. } => drop(self.finished.insert((event.epoch, id))),
+            Event::Failed { error, corrupt_ranks, restore, .. } if *restore || !corrupt_ranks.is_empty() => {
                 self.corrupt = Some((corrupt_ranks.iter().copied().collect(), error.clone()));
             }
-            Happened::Failed { error, .. } => panic!("worker {id} failed: {error}"),
+            Event::Failed { error, .. } => panic!("worker {id} failed: {error}"),
             _ => {}
         }
         (id, event)
@@ -212,8 +213,8 @@ impl<'a> Cluster<'a> {
     fn wait_for(&mut self, rank: usize, step: u64) {
         loop {
             let (id, event) = self.next();
-            let is_it = matches!(event.what, Happened::Committed { step: s, .. } if s >= step && s > self.began_with);
-            let is_over = matches!(event.what, Happened::Finished { .. });
+            let is_it = matches!(event.event, Event::Committed { step: s, .. } if s >= step && s > self.began_with);
+            let is_over = matches!(event.event, Event::Finished { .. });
             if (event.epoch, id) == (self.epoch, self.places[rank]) && (is_it || is_over) {
                 return;
             }
@@ -224,7 +225,7 @@ impl<'a> Cluster<'a> {
         for &rank in ranks {
             let worker = &self.workers[self.places[rank]];
             worker.fence.raise(u64::MAX);
-            worker.commands.send(Command::Drop { epoch: u64::MAX }).expect("it lives");
+            worker.commands.send(Command::Drop { epoch: u64::MAX }.into()).expect("it lives");
         }
     }
 
@@ -353,7 +354,7 @@ fn a_death_while_another_is_healed() {
     assert_eq!(cluster.finish(), undisturbed);
 }
 
-/// Spares that have made room for a place like it, or for one of another coordinate, take places as others do.
+/// Spares with a workspace for such a place, or for a place of another coordinate, take places as others do.
 #[test]
 fn t4_warm_spares_heal_as_others_do() {
     for shape in [(1, 1, 4), (2, 2, 2), (2, 2, 1)] {

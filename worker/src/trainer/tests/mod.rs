@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use toroid_session::{Assignment, Claim, PeerAddr};
 use toroid_torus::geometry::Shape;
 use toroid_torus::job::{self, JobSpec};
 use toroid_torus::owner::{Owner, OwnerId};
 
-use super::{Assignment, Environment, Job, Shared, connect};
-use crate::checkpoint::Claim;
-use crate::comm::{Fence, LinkChoice, Links, Listener, PeerAddr};
+use super::{Environment, Job, Shared, connect};
+use crate::comm::{Fence, LinkChoice, Links, Listener};
 use crate::device::{Buffer, CpuDevice, Device};
 
 mod halt;

@@ -3,11 +3,12 @@
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 
+use toroid_session::{Event, TrainerEvent};
 use toroid_torus::manifest::ShardFile;
 
 use super::*;
 use crate::checkpoint::Storage;
-use crate::trainer::{Emit, Happened, TrainerEvent};
+use crate::trainer::Emit;
 
 /// The only place of a job, with the checkpoint of step 0 written and not published.
 struct Place {
@@ -35,7 +36,7 @@ fn place() -> Place {
     let sender = Mutex::new(sender);
     let emit: Emit = Arc::new(move |event| drop(sender.lock().expect("not poisoned").send(event)));
     job.write_checkpoint(&emit);
-    let TrainerEvent { what: Happened::ShardWritten { file, .. }, .. } = seen.recv().expect("the shard") else {
+    let TrainerEvent { event: Event::ShardWritten { file, .. }, .. } = seen.recv().expect("the shard") else {
         panic!("the shard is not written")
     };
     Place { _dir: dir, job, environment, fence, storage, file: *file, emit, seen }
@@ -72,14 +73,14 @@ fn a_publishing_that_takes_long_keeps_no_step_waiting() {
     place.job.publisher.order(move || assert!(wait.recv().is_err(), "nothing is sent"), |error| panic!("{error}"));
     place.job.publish(0, vec![place.file.clone()], vec![7], &place.environment.shared, &place.emit);
     place.job.write_checkpoint(&place.emit);
-    let next = place.seen.recv().expect("the next shard").what;
-    assert!(matches!(next, Happened::ShardWritten { .. }), "{next:?}");
+    let next = place.seen.recv().expect("the next shard").event;
+    assert!(matches!(next, Event::ShardWritten { .. }), "{next:?}");
     drop(go);
     place.job.publisher.wait_for_all();
-    let events: Vec<Happened> = place.seen.try_iter().map(|e| e.what).collect();
+    let events: Vec<Event> = place.seen.try_iter().map(|e| e.event).collect();
     let is_removed = |removed: &[u64], kept: &[(u64, String)]| removed == [7] && kept.is_empty();
     assert!(
-        matches!(&events[..], [Happened::Published { .. }, Happened::Removed { step: 0, removed, kept }] if is_removed(removed, kept)),
+        matches!(&events[..], [Event::Published { .. }, Event::Removed { step: 0, removed, kept }] if is_removed(removed, kept)),
         "{events:?}"
     );
 }
@@ -110,8 +111,8 @@ fn a_shard_that_is_never_written_keeps_no_step_waiting() {
     let (go, wait) = channel::<()>();
     place.job.writer.order(move || assert!(wait.recv().is_err(), "nothing is sent"), |error| panic!("{error}"));
     place.job.write_checkpoint(&place.emit);
-    let what = place.seen.recv().expect("an event").what;
-    let Happened::CheckpointFailed { step: 0, error } = what else { panic!("{what:?}") };
+    let event = place.seen.recv().expect("an event").event;
+    let Event::CheckpointFailed { step: 0, error } = event else { panic!("{event:?}") };
     assert!(error.starts_with("the disk is too slow: what is written of the checkpoint before takes 2."), "{error}");
     drop(go);
     place.job.writer.wait_for_all();
@@ -126,8 +127,8 @@ fn a_writer_that_panics_has_failed_that_checkpoint() {
     let mut place = place();
     place.job.shard.range.end += 1;
     place.job.write_checkpoint(&place.emit);
-    let what = place.seen.recv().expect("an event").what;
-    let Happened::CheckpointFailed { step: 0, error } = what else { panic!("{what:?}") };
+    let event = place.seen.recv().expect("an event").event;
+    let Event::CheckpointFailed { step: 0, error } = event else { panic!("{event:?}") };
     assert!(error.starts_with("its thread panicked, which is a bug of Toroid: "), "{error}");
     place.job.shard.range.end -= 1;
     place.job.write_checkpoint(&place.emit);

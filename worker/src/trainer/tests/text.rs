@@ -4,9 +4,11 @@
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
 
+use toroid_session::Event;
+
 use super::*;
 use crate::data::TokenFile;
-use crate::trainer::{Emit, Happened, PREPARE, WAIT_FOR_TOKENS, prepare};
+use crate::trainer::{Emit, PREPARE, WAIT_FOR_TOKENS, prepare};
 
 /// The path of the one file in the cache with this ending.
 fn cached(cache: &Path, ending: &str) -> PathBuf {
@@ -27,7 +29,7 @@ fn what_is_left_out_of_the_text_goes_with_the_report() {
     let (assignment, environment) = only_place(dir.path(), &text);
     let fence = Fence::new().expect("an eventfd");
     let job = Job::prepare(&CpuDevice::new(1), &environment, assignment, fence, None).expect("prepare the place");
-    let Happened::Prepared { inputs, .. } = job.report() else { panic!("it is prepared") };
+    let Event::Prepared { inputs, .. } = job.report() else { panic!("it is prepared") };
     let [left_out] = &inputs.left_out[..] else { panic!("{inputs:?}") };
     assert_eq!((left_out.reason.as_str(), left_out.num_files, left_out.bytes), ("not UTF-8 text", 1, 3));
     assert_eq!(left_out.first, ["b.bin"]);

@@ -7,12 +7,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use toroid_session::{Assignment, Claim, Command, Event, HealPlan, PeerAddr, TrainerEvent};
 use toroid_torus::job::{self, JobSpec};
 use toroid_torus::owner::{Owner, OwnerId};
-use toroid_worker::checkpoint::Claim;
 use toroid_worker::comm::nccl::Collectives;
-use toroid_worker::comm::{Fence, LinkChoice, Listener, PeerAddr};
-use toroid_worker::trainer::{Assignment, Command, Emit, Environment, Happened, HealPlan, Shared, TrainerEvent, run};
+use toroid_worker::comm::{Fence, LinkChoice, Listener};
+use toroid_worker::trainer::{Emit, Environment, Order, Shared, run};
 
 use crate::emulator::network::{Handle, Machine};
 
@@ -21,7 +21,7 @@ const HANG_GUARD: Duration = Duration::from_secs(180);
 
 struct Worker {
     gpu: Handle,
-    commands: Sender<Command>,
+    commands: Sender<Order>,
     fence: Fence,
     address: String,
 }
@@ -94,12 +94,12 @@ impl<'a> Cluster<'a> {
                 restore_step: None,
                 heal,
             };
-            worker.commands.send(Command::Prepare(Box::new(assignment), worker.fence.clone())).expect("it lives");
+            worker.commands.send(Order::Prepare(Box::new(assignment), worker.fence.clone())).expect("it lives");
         }
         let mut reports = BTreeMap::new();
         while reports.len() < self.places.len() {
             let (id, event) = self.next();
-            let Happened::Prepared { committed_step, held, .. } = event.what else { continue };
+            let Event::Prepared { committed_step, held, .. } = event.event else { continue };
             if event.epoch == self.epoch {
                 let rank = self.places.iter().position(|place| *place == id).expect("it has a place");
                 reports.insert(rank, (committed_step, held.is_empty()));
@@ -112,20 +112,20 @@ impl<'a> Cluster<'a> {
             HealPlan { step: *step, source: *source, newcomers, origin: None, recorded: 0 }
         });
         for &id in &self.places {
-            let start = Command::Start { epoch: self.epoch, heal: heal.clone() };
+            let start = Command::Start { epoch: self.epoch, heal: heal.clone() }.into();
             self.workers[id].commands.send(start).expect("it lives");
         }
     }
 
     fn next(&mut self) -> (usize, TrainerEvent) {
         let (id, event) = self.seen.recv_timeout(HANG_GUARD).expect("nothing happens any more");
-        match &event.what {
-            Happened::Committed { step, record: Some(r) } => {
+        match &event.event {
+            Event::Committed { step, record: Some(r) } => {
                 let bits = [r.loss, r.ce, r.z_loss, r.balance_loss, r.grad_norm].map(f64::to_bits);
                 let known = self.curve.insert(*step, bits);
                 assert!(known.is_none_or(|known| known == bits), "step {step} was reported twice, differently");
             }
-            Happened::Failed { error, .. } => panic!("worker {id} failed: {error}"),
+            Event::Failed { error, .. } => panic!("worker {id} failed: {error}"),
             _ => {}
         }
         (id, event)
@@ -134,7 +134,7 @@ impl<'a> Cluster<'a> {
     fn wait_for(&mut self, rank: usize, step: u64) {
         loop {
             let (id, event) = self.next();
-            let is_it = matches!(event.what, Happened::Committed { step: s, .. } if s >= step);
+            let is_it = matches!(event.event, Event::Committed { step: s, .. } if s >= step);
             if (event.epoch, id) == (self.epoch, self.places[rank]) && is_it {
                 return;
             }
@@ -159,7 +159,7 @@ impl<'a> Cluster<'a> {
         let mut finished = BTreeSet::new();
         while !self.places.iter().all(|id| finished.contains(id)) {
             let (id, event) = self.next();
-            if matches!(event.what, Happened::Finished { .. }) && event.epoch == self.epoch {
+            if matches!(event.event, Event::Finished { .. }) && event.epoch == self.epoch {
                 finished.insert(id);
             }
         }

@@ -1,10 +1,14 @@
 //! The session on its own: what it says, and what it keeps.
 
-use toroid_proto::{CheckpointAt, Peer, Start, StepAck, Stop};
+use toroid_proto as proto;
+use toroid_proto::coordinator_message::Body as FromCoordinator;
+use toroid_proto::worker_message::Body as ToCoordinator;
+use toroid_proto::{Assign, CheckpointAt, Peer, RefusalKind, Start, StepAck, StepRecord, Stop, Welcome};
+use toroid_torus::geometry::Shape;
 use toroid_torus::job;
+use toroid_torus::manifest::ShardFile;
 
-use super::*;
-use crate::trainer::HeldAs;
+use crate::*;
 
 fn job_json() -> String {
     let spec = job::parse("steps = 3\n[shape]\ndp = 2\n[data]\npath = \"text\"\n").expect("a valid job");
@@ -34,8 +38,8 @@ fn start(epoch: u64) -> Input {
     Input::FromCoordinator(FromCoordinator::Start(Start { job_id: "j".into(), epoch, heal: None }))
 }
 
-fn happened(epoch: u64, what: Happened) -> Input {
-    Input::Trainer(TrainerEvent { job_id: "j".into(), epoch, what })
+fn told(epoch: u64, event: Event) -> Input {
+    Input::Trainer(TrainerEvent { job_id: "j".into(), epoch, event })
 }
 
 fn prepared(epoch: u64) -> Input {
@@ -43,7 +47,7 @@ fn prepared(epoch: u64) -> Input {
 }
 
 fn prepared_at(epoch: u64, committed_step: u64) -> Input {
-    let what = Happened::Prepared {
+    let event = Event::Prepared {
         committed_step,
         held: vec![HeldAs { shape: Shape::new(1, 1, 2).expect("a shape"), rank: 0 }],
         sealed_next: false,
@@ -53,12 +57,12 @@ fn prepared_at(epoch: u64, committed_step: u64) -> Input {
         num_params: 5,
         inputs: Box::default(),
     };
-    happened(epoch, what)
+    told(epoch, event)
 }
 
 fn committed(epoch: u64, step: u64) -> Input {
     let record = StepRecord { step, ..StepRecord::default() };
-    happened(epoch, Happened::Committed { step, record: Some(Box::new(record)) })
+    told(epoch, Event::Committed { step, record: Some(Box::new(record)) })
 }
 
 fn welcome(keep_going: bool) -> Input {
@@ -86,8 +90,10 @@ fn name(output: &Output) -> String {
         Output::Probe(knock) => format!("probe {}", knock.peer.worker_id),
         Output::Fence { epoch } => format!("fence {epoch}"),
         Output::DropCheckpoint { step, .. } => format!("drop checkpoint {step}"),
-        Output::RequestCheckpoint { step, then: Then::GoOn, .. } => format!("request checkpoint {step}"),
-        Output::RequestCheckpoint { step, then: Then::Halt, .. } => format!("request checkpoint {step} and halt"),
+        Output::RequestCheckpoint { step, then: AfterCheckpoint::GoOn, .. } => format!("request checkpoint {step}"),
+        Output::RequestCheckpoint { step, then: AfterCheckpoint::Halt, .. } => {
+            format!("request checkpoint {step} and halt")
+        }
         Output::Recorded { step } => format!("recorded {step}"),
         Output::Intervals { .. } => "intervals".into(),
         Output::Refused { .. } => "refused".into(),
@@ -112,8 +118,8 @@ fn a_failed_checkpoint_is_dropped() {
         digest: String::new(),
         entries: Vec::new(),
     };
-    let written = Happened::ShardWritten { step: 5, file: Box::new(file), write_s: 0.1 };
-    check(&mut session, vec![happened(2, written)], &["send ShardWritten"]);
+    let written = Event::ShardWritten { step: 5, file: Box::new(file), write_s: 0.1 };
+    check(&mut session, vec![told(2, written)], &["send ShardWritten"]);
     let dropped = |epoch| {
         let dropped = toroid_proto::DropCheckpoint { job_id: "j".into(), epoch, step: 5 };
         Input::FromCoordinator(FromCoordinator::DropCheckpoint(dropped))
@@ -131,7 +137,7 @@ fn a_job_from_assignment_to_end() {
     check(&mut session, vec![prepared(1)], &["send Prepared"]);
     check(&mut session, vec![start(1)], &["trainer Start"]);
     check(&mut session, vec![committed(1, 1), committed(1, 2)], &["send step 1", "send step 2"]);
-    check(&mut session, vec![happened(1, Happened::Finished { step: 2 })], &["send Finished"]);
+    check(&mut session, vec![told(1, Event::Finished { step: 2 })], &["send Finished"]);
     let stop = Stop { job_id: "j".into(), epoch: 1, reason: "done".into() };
     let stop = Input::FromCoordinator(FromCoordinator::Stop(stop));
     check(&mut session, vec![stop], &["note", "fence 2", "trainer Drop", "send Stopped"]);
@@ -151,13 +157,13 @@ fn t1_nothing_of_another_epoch_or_job_is_taken() {
         }))
     };
     check(&mut session, vec![assign(4), assign(5), start(4), start(6), at(4), at(6)], &[]);
-    check(&mut session, vec![committed(4, 1), prepared(4), happened(4, Happened::Finished { step: 3 })], &[]);
+    check(&mut session, vec![committed(4, 1), prepared(4), told(4, Event::Finished { step: 3 })], &[]);
     check(&mut session, vec![at(5)], &["request checkpoint 9"]);
     check(&mut session, vec![assign(6)], &["fence 6", "prepare"]);
     check(&mut session, vec![committed(5, 1)], &[]);
     // The trainer was busy with another job that was in the same epoch.
-    let what = Happened::Committed { step: 1, record: Some(Box::default()) };
-    let other = Input::Trainer(TrainerEvent { job_id: "another".into(), epoch: 6, what });
+    let event = Event::Committed { step: 1, record: Some(Box::default()) };
+    let other = Input::Trainer(TrainerEvent { job_id: "another".into(), epoch: 6, event });
     check(&mut session, vec![other], &[]);
 }
 
@@ -180,7 +186,7 @@ fn t9_what_the_coordinator_missed_is_said_again() {
     let ack = Input::FromCoordinator(FromCoordinator::StepAck(StepAck { job_id: "j".into(), step: 1 }));
     check(&mut session, vec![ack], &["recorded 1"]);
     check(&mut session, vec![welcome(true)], &["intervals", "send step 2", "send step 3"]);
-    session.handle(happened(1, Happened::Finished { step: 3 }));
+    session.handle(told(1, Event::Finished { step: 3 }));
     check(&mut session, vec![welcome(true)], &["intervals", "send step 2", "send step 3", "send Finished"]);
     assert_eq!(session.standing().committed_step, 3);
 }
@@ -193,7 +199,7 @@ fn t9_shards_of_the_newest_checkpoints_are_said_again() {
         session.handle(input);
     }
     let file = ShardFile { file: "s".into(), rank: 0, bytes: 1, digest: String::new(), entries: Vec::new() };
-    let written = |step| happened(1, Happened::ShardWritten { step, file: Box::new(file.clone()), write_s: 0.5 });
+    let written = |step| told(1, Event::ShardWritten { step, file: Box::new(file.clone()), write_s: 0.5 });
     check(&mut session, (1..=70).map(written).collect(), &["send ShardWritten"; 70]);
     let again = session.handle(welcome(true));
     let steps = again.iter().filter_map(|output| match output {
@@ -209,7 +215,7 @@ fn t9_a_lost_peer_is_named_again() {
     for input in [assign(1), prepared(1), start(1)] {
         session.handle(input);
     }
-    let lost = || happened(1, Happened::PeerLost { rank: 1, error: "reset".into(), damaged: false });
+    let lost = || told(1, Event::PeerLost { rank: 1, error: "reset".into(), damaged: false });
     check(&mut session, vec![lost(), welcome(true)], &["send PeerLost", "intervals", "send PeerLost"]);
 }
 

@@ -1,8 +1,8 @@
-//! What a place needs whoever holds which shard: data, stage, buffers, room for two shards. A spare makes it ahead (`WarmUp`).
+//! What a place allocates before it knows the values: data, stage, buffers, memory for two shards. A spare makes it ahead (`WarmUp`).
 //!
-//! Preparing is most of what a death costs beyond the step itself; a spare that has done it has only to connect and to pull its shards.
-//! A room fits every place of the same (tp, pp) coordinate, so every place of a job with tp = pp = 1. Where it does not fit, the
-//! tokens are still used.
+//! Preparing is most of what a death costs beyond the step itself. A spare with a workspace only has to connect and pull its shards.
+//! A workspace fits every place of the same (tp, pp) coordinate, so it fits every place of a job with tp = pp = 1. Where it does not
+//! fit, its tokens are still used.
 //!
 //! Deliberately absent: state. What is in the buffers means nothing until a source or a heal has written it.
 
@@ -24,7 +24,7 @@ use crate::device::Device;
 use crate::model::Stage;
 use crate::optim::Shard;
 
-pub struct Room<D: Device + Clone> {
+pub struct Workspace<D: Device + Clone> {
     spec: Arc<JobSpec>,
     rank: usize,
     checkpoint_root: String,
@@ -40,7 +40,7 @@ pub(super) struct Parts<D: Device> {
     pub partition: Arc<Partition>,
     pub stage: Stage<D>,
     pub shard: Shard<D>,
-    /// Room for the inputs of the shard's updates; `None` where they are not replayed.
+    /// Memory for the inputs of the shard's updates; `None` where they are not replayed.
     pub kept: Option<Kept<D>>,
     pub holders: Option<Holders<D>>,
     pub pipeline: Pipeline,
@@ -114,21 +114,21 @@ fn groups_of(spec: &JobSpec, rank: usize) -> Groups {
     Groups { tp: Group::tp(&spec.shape, rank), dp: Group::dp(&spec.shape, rank) }
 }
 
-impl<D: Device + Clone> Room<D> {
-    /// Room for the place of `rank`; `used` is what is there already, and taken as far as it fits. `fence`: of the epoch that the place
-    /// is of, where there is one.
+impl<D: Device + Clone> Workspace<D> {
+    /// Makes the workspace of the place of `rank`, and reuses as much of `used` as fits. `fence` is that of the place's epoch, where there
+    /// is one.
     pub fn make(
         device: &D,
         environment: &Environment,
         (spec, rank): (&Arc<JobSpec>, usize),
         checkpoint_root: &str,
         fence: Option<(&Fence, u64)>,
-        used: Option<Room<D>>,
-    ) -> Result<Room<D>, PrepareError> {
+        used: Option<Workspace<D>>,
+    ) -> Result<Workspace<D>, PrepareError> {
         spec.check()?;
         let used = match used {
             Some(used) if used.fits(spec, rank, checkpoint_root) => {
-                return Ok(Room { rank, parts: used.parts.move_to(device, spec, rank), ..used });
+                return Ok(Workspace { rank, parts: used.parts.move_to(device, spec, rank), ..used });
             }
             used => used.filter(|used| used.spec.data == spec.data).map(|used| used.tokens),
         };
@@ -141,7 +141,7 @@ impl<D: Device + Clone> Room<D> {
                 Arc::new(tokens)
             }
         };
-        Ok(Room {
+        Ok(Workspace {
             spec: Arc::clone(spec),
             rank,
             checkpoint_root: checkpoint_root.into(),
@@ -150,7 +150,7 @@ impl<D: Device + Clone> Room<D> {
             tokens,
             storage: Arc::new(Storage::open(checkpoint_root).map_err(PrepareError::Open)?),
             parts: {
-                memory::make_room(device, spec, rank)?;
+                memory::reserve_memory(device, spec, rank)?;
                 Parts::new(device, spec, rank)
             },
         })

@@ -1,0 +1,35 @@
+//! The worker's side of the protocol, pure: what it tells the coordinator and what it has its trainer do.
+//!
+//! ```text
+//!   coordinator --Input::FromCoordinator--> Session --Output::Trainer(Command), Output::Prepare(Assignment)--> trainer
+//!               <-------Output::Send-------         <----------------Input::Trainer(TrainerEvent)-------------
+//! ```
+//!
+//! | file | what |
+//! |---|---|
+//! | `session` | the state machine |
+//! | `work` | the place that a worker has, and what it reports of it |
+//! | `reports` | step records that the coordinator has not acknowledged |
+//! | `assignment` | a place in a job, and what a spare prepares for |
+//! | `command` | what the session tells the trainer |
+//! | `event` | what the trainer reports |
+//! | `parse` | from the coordinator's messages to checked values |
+//!
+//! Deliberately absent: tokio, sockets, files, clocks, threads, random sources, `HashMap`.
+
+#![forbid(unsafe_code)]
+
+mod assignment;
+mod command;
+mod event;
+mod parse;
+mod reports;
+mod session;
+#[cfg(test)]
+mod tests;
+mod work;
+
+pub use assignment::{Assignment, Claim, HealPlan, HeldAs, Knock, PeerAddr, WarmUp};
+pub use command::{AfterCheckpoint, Command};
+pub use event::{BadCheckpoint, Event, MissingLink, ReadFault, TrainerEvent};
+pub use session::{Input, Output, Session, Standing};

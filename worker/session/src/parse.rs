@@ -1,0 +1,106 @@
+//! From the coordinator's messages to checked values. Errors say what was expected and what was found.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use toroid_proto as proto;
+use toroid_torus::geometry::Shape;
+use toroid_torus::job::JobSpec;
+use toroid_torus::owner::{Owner, OwnerId};
+use toroid_torus::resplit::Origin;
+
+use crate::{Assignment, Claim, HealPlan, Knock, PeerAddr, WarmUp};
+
+/// Parses what the coordinator decided for an epoch of `world` places.
+pub(crate) fn heal_plan(heal: proto::Heal, world: usize) -> Result<HealPlan, String> {
+    let origin = match &heal.origin {
+        None => None,
+        Some(origin) => {
+            let shape = Shape::try_from(&origin.shape.unwrap_or_default())
+                .map_err(|e| format!("cannot split the state anew as the coordinator says: {e}"))?;
+            let ranks = origin.ranks.iter().map(|r| r.checked_sub(1).map(|r| r as usize)).collect();
+            let origin = Origin { shape, ranks };
+            if origin.ranks.len() != world || origin.ranks.iter().flatten().any(|r| *r >= shape.world()) {
+                return Err(format!(
+                    "cannot split the state anew as the coordinator says: expected ranks of {shape} for {world} places, found {:?}",
+                    origin.ranks
+                ));
+            }
+            Some(origin)
+        }
+    };
+    Ok(HealPlan {
+        step: heal.step,
+        source: heal.source as usize,
+        newcomers: heal.newcomers.into_iter().map(|r| r as usize).collect(),
+        origin,
+        recorded: heal.recorded_step,
+    })
+}
+
+/// Parses an assignment; the error says what is wrong with it.
+pub(crate) fn assignment(assign: proto::Assign) -> Result<Assignment, String> {
+    let spec = checked_spec(&assign.job_json)?;
+    let world = spec.shape.world();
+    let peers: BTreeMap<usize, PeerAddr> = assign
+        .peers
+        .into_iter()
+        .map(|p| (p.rank as usize, PeerAddr { worker_id: p.worker_id, address: p.data_address }))
+        .collect();
+    if peers.len() != world || peers.keys().last() != Some(&(world - 1)) || assign.rank as usize >= world {
+        return Err(format!(
+            "cannot take rank {} of {}: expected the addresses of {world} places, found {}",
+            assign.rank,
+            assign.job_id,
+            peers.len()
+        ));
+    }
+    let link_key = assign.link_key.as_slice().try_into().map_err(|_| {
+        format!("cannot use the link key of {}: expected 32 bytes, found {}", assign.job_id, assign.link_key.len())
+    })?;
+    let owner_id = OwnerId::try_from(assign.owner_id.as_slice()).map_err(|e| {
+        format!("cannot tell whose the checkpoint folder of {} is: {e}; are both of one version?", assign.job_id)
+    })?;
+    Ok(Assignment {
+        owner: Owner::new(owner_id, &assign.job_id, &spec.name, assign.submitted_unix_ms),
+        claim: if assign.begun_without_owner { Claim::Begun } else { Claim::New },
+        job_id: assign.job_id,
+        epoch: assign.epoch,
+        rank: assign.rank as usize,
+        spec: Arc::new(spec),
+        peers,
+        link_key,
+        checkpoint_root: assign.checkpoint_root,
+        heal: assign.heal,
+        restore_step: (assign.restore_step > 0).then_some(assign.restore_step),
+    })
+}
+
+fn checked_spec(json: &str) -> Result<JobSpec, String> {
+    let spec: JobSpec = serde_json::from_str(json)
+        .map_err(|e| format!("cannot read the job that the coordinator sent: {e}; are both of one version?"))?;
+    spec.check().map_err(|e| format!("cannot run the job that the coordinator sent: {e}"))?;
+    Ok(spec)
+}
+
+/// Parses what a spare is to get ready for; the error is the answer.
+pub(crate) fn warm_up(ahead: proto::WarmUp) -> Result<WarmUp, proto::WarmedUp> {
+    let proto::WarmUp { job_id, rank, number, checkpoint_root, checkpoint_step, .. } = ahead;
+    let refuse = |error| proto::WarmedUp { job_id: job_id.clone(), number, error, ..Default::default() };
+    let spec = checked_spec(&ahead.job_json).map_err(refuse)?;
+    let (rank, world) = (rank as usize, spec.shape.world());
+    if rank >= world {
+        return Err(refuse(format!("cannot get ready for rank {rank} of {job_id}: it has {world} places")));
+    }
+    let checkpoint_step = (checkpoint_step > 0).then_some(checkpoint_step);
+    Ok(WarmUp { job_id, spec: Arc::new(spec), rank, checkpoint_root, number, checkpoint_step })
+}
+
+/// Parses a probe; the error says why it was not made.
+pub(crate) fn knock(probe: &proto::Probe) -> Result<Knock, String> {
+    let found = probe.key.len();
+    let key = probe.key.as_slice().try_into();
+    let key = key.map_err(|_| format!("was not dialled: expected a key of 32 bytes, found {found}"))?;
+    let peer = PeerAddr { worker_id: probe.worker_id.clone(), address: probe.data_address.clone() };
+    Ok(Knock { number: probe.number, peer, key })
+}
