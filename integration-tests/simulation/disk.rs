@@ -1,7 +1,9 @@
 //! Where checkpoints lie: the files of all jobs' folders, durable at once, and the errors of a full disk.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::rc::Rc;
 
 use toroid_torus::manifest::{MANIFEST_NAME, Manifest};
 use toroid_worker::system::Folder;
@@ -19,6 +21,7 @@ pub struct Disk {
     pub were_full: BTreeSet<Pid>,
     /// Manifests that can be seen since the event loop looked last: folder and step.
     pub published: Vec<(String, u64)>,
+    parsed: RefCell<BTreeMap<[u8; 32], Rc<Manifest>>>,
     /// Files that are not ours.
     pub strangers: BTreeMap<String, Vec<u8>>,
 }
@@ -36,15 +39,22 @@ impl Disk {
         self.files.get(&path_of(root, step, file)).map(Vec::as_slice)
     }
 
-    pub fn manifest(&self, root: &str, step: u64) -> Option<Manifest> {
+    /// Parsed once, as long as the file is the same.
+    pub fn manifest(&self, root: &str, step: u64) -> Option<Rc<Manifest>> {
         let json = self.read(root, step, MANIFEST_NAME)?;
-        Manifest::parse(std::str::from_utf8(json).ok()?).ok()
+        let key = blake3::hash(json).into();
+        if let Some(known) = self.parsed.borrow().get(&key) {
+            return Some(Rc::clone(known));
+        }
+        let parsed = Rc::new(Manifest::parse(std::str::from_utf8(json).ok()?).ok()?);
+        self.parsed.borrow_mut().insert(key, Rc::clone(&parsed));
+        Some(parsed)
     }
 
     /// A file rots that the checkpoint needs.
     pub fn damage(&mut self, root: &str, step: u64, rank: usize) {
         let manifest = self.manifest(root, step);
-        let Some(file) = manifest.and_then(|m| m.files.into_iter().find(|f| f.rank == rank)) else { return };
+        let Some(file) = manifest.as_ref().and_then(|m| m.files.iter().find(|f| f.rank == rank)) else { return };
         if let Some(bytes) = self.files.get_mut(&path_of(root, step, &file.file)) {
             bytes.iter_mut().rev().take(8).for_each(|byte| *byte = !*byte);
         }

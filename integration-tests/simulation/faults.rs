@@ -348,7 +348,7 @@ impl World {
         if self.env.truth.recorded.is_some() {
             return;
         }
-        for n in 0..self.scenario.num_places + 3 {
+        for n in 0..self.scenario.num_places + 1 {
             let after = self.env.net.random.below(SECOND);
             self.env.net.push(after, Event::WorkerStarts { host: format!("fresh-{n}") });
         }

@@ -55,7 +55,7 @@ impl Scenario {
             num_workers += 2;
         }
         // Most of what happens in a job happens within these.
-        let horizon = (num_places * num_places) as u64 * 60 + 300;
+        let horizon = (num_places * num_places) as u64 * 200 + 1000;
         let num_faults = random.between(1, 12);
         // Every other fault comes soon after the one before it: into the recovery.
         let mut faults: Vec<u64> = Vec::new();
@@ -107,7 +107,8 @@ impl Scenario {
 
 fn job_file(name: &str, shape: (usize, usize, usize), steps: u64, random: &mut Random) -> String {
     let (tp, pp, dp) = shape;
-    let (interval_steps, interval_s) = (random.below(5), random.pick(&[0, 1, 600]).expect("there are some"));
+    let interval_steps = random.pick(&[0, 0, 1, 3, 4, 5]).expect("there are some");
+    let interval_s = random.pick(&[0, 2, 600]).expect("there are some");
     let redundancy = !random.percent(8);
     let min_dp = if random.percent(15) { dp } else { 1 };
     let keep = random.between(1, 3);

@@ -43,6 +43,8 @@ pub struct Held {
     pub committed: u64,
     /// The step after the committed one.
     pub is_sealed: bool,
+    /// What its epoch goes on with; before that it may be older.
+    pub is_current: bool,
 }
 
 pub struct Worker {
@@ -270,7 +272,7 @@ impl Worker {
     fn showed(&mut self, job: &str, epoch: u64, step: u64, deed: &Deed, env: &mut Env) {
         if let Deed::Holds { as_place, .. } = deed {
             let (job, as_places) = (job.to_string(), vec![*as_place]);
-            self.held = Some(Held { job, epoch, as_places, committed: step, is_sealed: false });
+            self.held = Some(Held { job, epoch, as_places, committed: step, is_sealed: false, is_current: true });
             env.tell(|| format!("{} holds step {step} in epoch {epoch}", id_of(self.pid)));
         } else if let Some(held) = &mut self.held {
             held.is_sealed = matches!(deed, Deed::Sealed);
@@ -291,6 +293,7 @@ impl Worker {
                     as_places: held.clone(),
                     committed: *committed_step,
                     is_sealed: *sealed_next,
+                    is_current: false,
                 });
                 let rank = self.place.as_ref().filter(|(job, of, _)| (job, of) == (job_id, epoch)).map(|p| p.2);
                 if let Some(rank) = rank {

@@ -227,12 +227,18 @@ impl Manifest {
 
     /// Parses and checks that every tensor is there exactly once.
     pub fn parse(json: &str) -> Result<Manifest, ManifestError> {
-        let value: serde_json::Value = serde_json::from_str(json).map_err(|e| ManifestError::Parse(e.to_string()))?;
-        let found = value.get("format").and_then(serde_json::Value::as_u64).unwrap_or(0);
+        // Of another format nothing else may be as it is expected.
+        #[derive(Deserialize)]
+        struct Head {
+            #[serde(default)]
+            format: u64,
+        }
+        let cannot = |e: serde_json::Error| ManifestError::Parse(e.to_string());
+        let Head { format: found } = serde_json::from_str(json).map_err(cannot)?;
         if found != u64::from(FORMAT) {
             return Err(ManifestError::Format { found });
         }
-        let manifest: Manifest = serde_json::from_value(value).map_err(|e| ManifestError::Parse(e.to_string()))?;
+        let manifest: Manifest = serde_json::from_str(json).map_err(cannot)?;
         manifest.check()?;
         Ok(manifest)
     }
