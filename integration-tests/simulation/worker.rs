@@ -10,7 +10,7 @@ use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
 use toroid_session::{
-    AfterCheckpoint, Command as RealCommand, Event, Input, Knock, Output, Session, TrainerEvent, WarmUp,
+    Action, AfterCheckpoint, Command as RealCommand, Event, Input, Knock, Output, Session, TrainerEvent, WarmUp,
 };
 
 use crate::network::{AtCoordinator, AtWorker, MS, Micros, Pid, SECOND};
@@ -213,12 +213,21 @@ impl Worker {
     fn execute(&mut self, output: Output, env: &mut Env) {
         match output {
             Output::Send(body) => self.send(body, env),
-            Output::Fence { epoch } => self.trainer.raise_fence(epoch, env),
-            Output::Prepare(assignment) => {
+            Output::Act(action) => self.act(action, env),
+            Output::Intervals { heartbeat_ms, .. } => self.heartbeat = u64::from(heartbeat_ms) * MS,
+            Output::Probe(knock) => self.probe(&knock, env),
+            Output::Refused { .. } | Output::IdInUse { .. } | Output::Note(_) => {}
+        }
+    }
+
+    fn act(&mut self, action: Action, env: &mut Env) {
+        match action {
+            Action::Fence { epoch } => self.trainer.raise_fence(epoch, env),
+            Action::Prepare(assignment) => {
                 self.trainer.fence_of(&assignment.job_id);
                 self.trainer.command(Command::Prepare(assignment), env);
             }
-            Output::Trainer(command) => {
+            Action::Trainer(command) => {
                 let command = match command {
                     RealCommand::Start { epoch, heal } => Command::Start { epoch, heal },
                     RealCommand::Checkpoint { epoch, step } => Command::Checkpoint { epoch, step },
@@ -232,15 +241,12 @@ impl Worker {
                 };
                 self.trainer.command(command, env);
             }
-            Output::Recorded { step } => self.trainer.shared.recorded = self.trainer.shared.recorded.max(step),
-            Output::DropCheckpoint { epoch, step } => {
+            Action::Recorded { step } => self.trainer.shared.recorded = self.trainer.shared.recorded.max(step),
+            Action::DropCheckpoint { epoch, step } => {
                 self.trainer.shared.checkpoints.remove(&step);
                 self.trainer.command(Command::DropShard { epoch, step }, env);
             }
-            Output::RequestCheckpoint { epoch, step, then } => self.request_checkpoint(epoch, step, then, env),
-            Output::Intervals { heartbeat_ms, .. } => self.heartbeat = u64::from(heartbeat_ms) * MS,
-            Output::Probe(knock) => self.probe(&knock, env),
-            Output::Refused { .. } | Output::IdInUse { .. } | Output::Note(_) => {}
+            Action::RequestCheckpoint { epoch, step, then } => self.request_checkpoint(epoch, step, then, env),
         }
     }
 
