@@ -14,7 +14,7 @@ use toroid_coordinator::machine::StreamId;
 use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
-use toroid_session::{Command, Event as Said, HeldAs, Input, Knock, Output, Session, TrainerEvent};
+use toroid_session::{Action, Command, Event as Said, HeldAs, Input, Knock, Output, Session, TrainerEvent};
 use toroid_worker::comm::Listener;
 use toroid_worker::control::JobFence;
 use toroid_worker::trainer::{self, Deed, Emit, Environment, Order, Requested, Shared};
@@ -322,42 +322,48 @@ impl Worker {
     fn execute(&mut self, output: Output, env: &mut Env) {
         match output {
             Output::Send(body) => self.send(body, env),
-            Output::Fence { epoch } => {
-                self.trains = None;
-                self.fence.raise(epoch);
-                env.happens(self.pid);
-            }
-            Output::Prepare(assignment) => {
-                let fence = self.fence.of(&assignment.job_id).expect("there is a descriptor for a fence");
-                self.place = Some((assignment.job_id.clone(), assignment.epoch, assignment.rank));
-                self.ordered = Some((assignment.epoch, env.net.now));
-                self.order(Order::Prepare(assignment, fence), env);
-            }
-            Output::Trainer(command) => {
-                if let Command::Drop { epoch } = &command {
-                    self.held = self.held.take().filter(|held| held.epoch > *epoch);
-                    self.ordered = self.ordered.filter(|(of, _)| of > epoch);
-                }
-                self.command(command, env);
-            }
-            Output::Recorded { step } => self.shared.set_recorded(step),
-            Output::DropCheckpoint { epoch, step } => {
-                self.shared.withdraw_checkpoint(step);
-                self.command(Command::DropShard { epoch, step }, env);
-            }
-            Output::RequestCheckpoint { epoch, step, then } => match self.shared.request_checkpoint(step, then) {
-                Requested::Ahead => {}
-                Requested::Now => self.command(Command::Checkpoint { epoch, step }, env),
-                Requested::TooLate { committed } => {
-                    self.input(Input::CheckpointTooLate { epoch, step, committed }, env);
-                }
-            },
+            Output::Act(action) => self.act(action, env),
             Output::Intervals { heartbeat_ms, connect_limit_ms, .. } => {
                 self.shared.set_connect_limit(connect_limit_ms);
                 self.heartbeat = u64::from(heartbeat_ms) * MS;
             }
             Output::Probe(knock) => self.probe(&knock, env),
             Output::Refused { .. } | Output::IdInUse { .. } | Output::Note(_) => {}
+        }
+    }
+
+    fn act(&mut self, action: Action, env: &mut Env) {
+        match action {
+            Action::Fence { epoch } => {
+                self.trains = None;
+                self.fence.raise(epoch);
+                env.happens(self.pid);
+            }
+            Action::Prepare(assignment) => {
+                let fence = self.fence.of(&assignment.job_id).expect("there is a descriptor for a fence");
+                self.place = Some((assignment.job_id.clone(), assignment.epoch, assignment.rank));
+                self.ordered = Some((assignment.epoch, env.net.now));
+                self.order(Order::Prepare(assignment, fence), env);
+            }
+            Action::Trainer(command) => {
+                if let Command::Drop { epoch } = &command {
+                    self.held = self.held.take().filter(|held| held.epoch > *epoch);
+                    self.ordered = self.ordered.filter(|(of, _)| of > epoch);
+                }
+                self.command(command, env);
+            }
+            Action::Recorded { step } => self.shared.set_recorded(step),
+            Action::DropCheckpoint { epoch, step } => {
+                self.shared.withdraw_checkpoint(step);
+                self.command(Command::DropShard { epoch, step }, env);
+            }
+            Action::RequestCheckpoint { epoch, step, then } => match self.shared.request_checkpoint(step, then) {
+                Requested::Ahead => {}
+                Requested::Now => self.command(Command::Checkpoint { epoch, step }, env),
+                Requested::TooLate { committed } => {
+                    self.input(Input::CheckpointTooLate { epoch, step, committed }, env);
+                }
+            },
         }
     }
 

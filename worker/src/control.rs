@@ -1,11 +1,12 @@
-//! The control stream: the driver around [`crate::session::Session`].
+//! The control stream: what [`Client`] decides, done. It connects, carries messages both ways, and sets the alarm for the next deadline.
 //!
-//! One task owns the session. It connects to the coordinator again and again (with growing pauses up to a second), says who it is,
-//! and then carries messages both ways and a heartbeat at the coordinator's interval. Training does not wait for any of it (T-9).
-//! Whoever reads the log hears at once, and then now and then, why there is no coordinator (`outage`).
+//! One task owns the client. Training does not wait for any of it (T-9). Deliberately absent: decisions; when to dial, what waits for
+//! the Welcome and when the worker ends is the client's.
 
-mod outage;
+mod reason;
 
+use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
@@ -15,19 +16,16 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
-use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::limits::COORDINATOR_MESSAGE_BYTES_MAX;
 use toroid_proto::worker_message::Body;
 use toroid_proto::worker_service_client::WorkerServiceClient;
 use toroid_proto::{CoordinatorMessage, Heartbeat, Leaving, Register, WorkerMessage};
-
-use toroid_session::{Command, Input, Knock, Output, Session, TrainerEvent};
+use toroid_session::client::{Client, Ending, Input, Output};
+use toroid_session::{Action, Command, Knock, TrainerEvent};
 
 use crate::comm::{CommError, Fence, MAX_PROBES, Porter, ProbeError};
 use crate::device::DeviceMemory;
 use crate::trainer::{Emit, Order, Requested, Shared};
-use outage::Kind;
-pub(crate) use outage::Outage;
 
 /// Messages that wait for the stream, at most; more means that the coordinator does not read, and the stream is opened anew.
 const QUEUE: usize = 4096;
@@ -37,8 +35,6 @@ pub(crate) const MAX_COMMANDS: usize = 1024;
 /// Events of the trainer that wait for this task, at most; beyond, the trainer waits. This task waits for no trainer, and for a coordinator that
 /// does not read only until the connection is given up: a step of a millisecond has 16 seconds.
 pub(crate) const MAX_EVENTS: usize = 1 << 14;
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
@@ -76,10 +72,12 @@ pub(crate) fn emit_into(events: mpsc::Sender<TrainerEvent>) -> Emit {
 
 /// What the control task works with.
 pub(crate) struct Control {
+    pub client: Client,
     pub coordinator: String,
+    /// How long an attempt to connect may take, and a coordinator may be silent on the connection.
+    pub failure_timeout: Duration,
     /// Everything of Register but what the worker does now.
     pub identity: Register,
-    pub session: Session,
     pub orders: SyncSender<Order>,
     pub events: mpsc::Receiver<TrainerEvent>,
     /// Dials other workers, and answers where they dial.
@@ -90,23 +88,11 @@ pub(crate) struct Control {
     pub shared: Arc<Shared>,
     /// What the worker holds of its device's memory.
     pub memory: Box<dyn Fn() -> DeviceMemory + Send + Sync>,
-    pub heartbeat: Duration,
-    pub failure_timeout: Duration,
-    /// How long it stays after it was asked to end, for its place to be moved or its job to be saved.
-    pub leave_grace: Duration,
-    /// The same, where whoever runs it has said so; else the coordinator does.
-    pub own_leave_grace: Option<Duration>,
-    /// It was asked to end, and does so then at the latest.
-    pub leaves_at: Option<Instant>,
     /// How often it was asked to end.
     pub asked: watch::Receiver<u32>,
-    pub outage: Outage,
-    /// Times of the outage count from here.
+    /// The client's times count from here.
     pub origin: Instant,
 }
-
-/// Of the failure timeout, within which the coordinator waits for the answer.
-const PROBE_SHARE: f64 = 0.8;
 
 /// What probes have come to; both ends of a channel.
 pub(crate) struct Probed {
@@ -147,289 +133,177 @@ impl JobFence {
     }
 }
 
-/// What the worker is asked for by whoever runs it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ask {
-    /// To end once its place is moved.
-    ToLeave,
-    /// To end now; or its time is over.
-    AtOnce,
+/// The stream to the coordinator.
+enum Stream {
+    Closed,
+    Opening(Pin<Box<dyn Future<Output = Result<Opened, DialError>> + Send>>),
+    Open(mpsc::Sender<WorkerMessage>, Streaming<CoordinatorMessage>),
 }
 
-/// The next time that the worker is asked to end, or the end of its time.
-async fn asked(asked: &mut watch::Receiver<u32>, until: Option<Instant>) -> Ask {
-    let over = async {
-        match until {
-            Some(until) => tokio::time::sleep_until(until).await,
-            None => std::future::pending().await,
+impl Stream {
+    /// What comes of it next; nothing ever while it is closed. Nothing is lost where the caller stops waiting.
+    async fn next(&mut self) -> Input {
+        match self {
+            Stream::Closed => std::future::pending().await,
+            Stream::Opening(opening) => match opening.await {
+                Ok((messages, incoming)) => {
+                    *self = Stream::Open(messages, incoming);
+                    Input::Opened
+                }
+                Err(error) => {
+                    *self = Stream::Closed;
+                    Input::NotOpened { why: reason::in_words(error.as_ref()) }
+                }
+            },
+            Stream::Open(_, incoming) => loop {
+                let why = match incoming.message().await {
+                    Ok(Some(CoordinatorMessage { body: Some(body) })) => return Input::FromCoordinator(body),
+                    // A message of a later version that this one does not know.
+                    Ok(Some(CoordinatorMessage { body: None })) => continue,
+                    Ok(None) => "it closed the stream".into(),
+                    Err(status) => status.to_string(),
+                };
+                return self.lost(why);
+            },
         }
-    };
-    tokio::select! {
-        // Nobody is left to ask: it ends with whoever ran it.
-        changed = asked.changed() => match changed {
-            Ok(()) if *asked.borrow() <= 1 => Ask::ToLeave,
-            Ok(()) | Err(_) => Ask::AtOnce,
-        },
-        () = over => Ask::AtOnce,
     }
-}
 
-fn leaving(at_once: bool) -> WorkerMessage {
-    let reason = "the worker was asked to end".into();
-    WorkerMessage { body: Some(Body::Leaving(Leaving { reason, at_once })) }
-}
+    fn lost(&mut self, why: String) -> Input {
+        *self = Stream::Closed;
+        Input::Lost { why }
+    }
 
-/// Why a stream ended.
-enum Ended {
-    Shutdown,
-    Lost(String),
-    /// Another process has this worker's id.
-    IdInUse(String),
+    /// Waits where the stream is full. Says whether it is lost; one that is closed already takes nothing.
+    async fn send(&mut self, body: Body) -> Option<Input> {
+        let Stream::Open(messages, _) = self else { return None };
+        let sent = messages.send(WorkerMessage { body: Some(body) }).await;
+        sent.is_err().then(|| self.lost("the stream is closed".into()))
+    }
+
+    /// The message goes now or not at all.
+    fn try_send(&mut self, body: Body) -> Option<Input> {
+        let Stream::Open(messages, _) = self else { return None };
+        let sent = messages.try_send(WorkerMessage { body: Some(body) });
+        sent.is_err().then(|| self.lost("it does not read what we send".into()))
+    }
 }
 
 impl Control {
     /// Runs until the worker is to end, or until the coordinator refuses it.
     pub async fn run(mut self) -> Result<(), ControlError> {
         let endpoint = endpoint_of(&self.coordinator, self.failure_timeout)?;
-        let mut pause = FIRST_PAUSE;
+        let ended = self.carry(&endpoint).await;
+        self.shared.set_connected(false);
+        match ended? {
+            Ending::Refused { reason } => Err(ControlError::Refused { reason }),
+            Ending::Asked | Ending::HasLeft | Ending::GraceOver | Ending::Unattended => Ok(()),
+        }
+    }
+
+    /// Carries inputs to the client, and does what it says.
+    async fn carry(&mut self, endpoint: &Endpoint) -> Result<Ending, ControlError> {
+        let mut stream = Stream::Closed;
         loop {
-            let mut asks = self.asked.clone();
-            let mut longest = LONGEST_PAUSE;
-            let connected = tokio::select! {
-                connected = self.connect(&endpoint) => Some(connected),
-                ask = asked(&mut asks, self.leaves_at) => {
-                    if self.leave(ask) {
-                        return Ok(());
-                    }
+            let deadline = self.client.deadline().map(|deadline| self.origin + deadline);
+            let input = tokio::select! {
+                () = sleep_until(deadline) => Input::Deadline,
+                changed = self.asked.changed() => match changed {
+                    Ok(()) => Input::Asked { times: *self.asked.borrow_and_update() },
+                    // It ends with whoever ran it.
+                    Err(_) => Input::Unattended,
+                },
+                input = stream.next() => input,
+                Some(event) = self.events.recv(), if self.client.takes_events() => Input::Trainer(event),
+                Some(probed) = self.probed.receiver.recv(), if self.client.takes_probed() => Input::Probed(probed),
+            };
+            if let Some(ending) = self.take(input, &mut stream, endpoint).await? {
+                return Ok(ending);
+            }
+        }
+    }
+
+    /// Does what the client makes of an input, and of what comes of that.
+    async fn take(
+        &mut self,
+        input: Input,
+        stream: &mut Stream,
+        endpoint: &Endpoint,
+    ) -> Result<Option<Ending>, ControlError> {
+        let mut outputs = VecDeque::from(self.client.handle(input, self.origin.elapsed()));
+        while let Some(output) = outputs.pop_front() {
+            let result = match output {
+                Output::Open => {
+                    *stream = Stream::Opening(Box::pin(dial(endpoint.clone(), self.register())));
                     None
                 }
+                Output::Close => {
+                    *stream = Stream::Closed;
+                    None
+                }
+                Output::Send(body) => stream.send(body).await,
+                Output::Heartbeat => stream.try_send(self.heartbeat()),
+                Output::Leaving { at_once } => {
+                    let reason = "the worker was asked to end".into();
+                    stream.try_send(Body::Leaving(Leaving { reason, at_once }))
+                }
+                Output::Act(action) => self.act(action)?,
+                Output::Probe { knock, limit } => {
+                    self.probe(knock, limit);
+                    None
+                }
+                Output::Connected(is_connected) => {
+                    self.shared.set_connected(is_connected);
+                    None
+                }
+                Output::ConnectLimit { limit_ms } => {
+                    self.shared.set_connect_limit(limit_ms);
+                    None
+                }
+                Output::Note(note) => {
+                    tracing::info!("{note}");
+                    None
+                }
+                Output::Warn(warning) => {
+                    tracing::warn!("{warning}");
+                    None
+                }
+                Output::End(ending) => return Ok(Some(ending)),
             };
-            match connected {
-                Some(Ok((messages, stream))) => {
-                    let began = Instant::now();
-                    let ended = self.carry(messages, stream).await;
-                    self.shared.set_connected(false);
-                    // A coordinator that takes the worker and drops it again and again is not asked without a pause.
-                    if began.elapsed() > LONGEST_PAUSE {
-                        pause = FIRST_PAUSE;
-                    }
-                    match ended? {
-                        Ended::Shutdown => return Ok(()),
-                        Ended::Lost(why) => {
-                            if self.is_to_be_said(Kind::Lost).is_some() {
-                                tracing::warn!("lost the coordinator, training goes on: {why}");
-                            }
-                        }
-                        Ended::IdInUse(why) => {
-                            longest = self.failure_timeout.max(LONGEST_PAUSE);
-                            if let Some(lasted) = self.is_to_be_said(Kind::IdInUse) {
-                                tracing::warn!("not taken since {:.0} s, tries again: {why}", lasted.as_secs_f64());
-                            }
-                        }
-                    }
-                }
-                Some(Err(error)) => {
-                    if let Some(lasted) = self.is_to_be_said(Kind::Unreachable) {
-                        let (address, lasted) = (&self.coordinator, lasted.as_secs_f64());
-                        let why = outage::in_words(error.as_ref());
-                        tracing::warn!("no coordinator at {address} since {lasted:.0} s, tries again: {why}");
-                    }
-                }
-                None => continue,
-            }
-            if self.wait(pause).await? {
-                return Ok(());
-            }
-            pause = (pause * 2).min(longest);
-        }
-    }
-
-    fn is_to_be_said(&mut self, kind: Kind) -> Option<Duration> {
-        self.outage.failed(kind, self.origin.elapsed())
-    }
-
-    /// Whether the worker ends now. One with a place stays, for the place to be moved, until its time is over or it is asked again.
-    fn leave(&mut self, ask: Ask) -> bool {
-        self.asked.mark_unchanged();
-        if ask == Ask::AtOnce || self.has_left() {
-            return true;
-        }
-        let (job, grace_s) = (self.session.standing().job_id, self.leave_grace.as_secs_f64());
-        tracing::info!(
-            "stays until its place in {job} is moved or the job is saved, {grace_s} s at most; asked again it ends at once"
-        );
-        self.leaves_at = Some(Instant::now() + self.leave_grace);
-        false
-    }
-
-    /// It has no place, so nobody needs it.
-    fn has_left(&self) -> bool {
-        self.session.standing().job_id.is_empty()
-    }
-
-    async fn connect(&self, endpoint: &Endpoint) -> Result<Opened, DialError> {
-        let standing = self.session.standing();
-        let register = Register {
-            job_id: standing.job_id,
-            epoch: standing.epoch,
-            rank: standing.rank,
-            committed_step: standing.committed_step,
-            ..self.identity.clone()
-        };
-        dial(endpoint, register).await
-    }
-
-    /// Carries messages until the stream ends.
-    async fn carry(
-        &mut self,
-        messages: mpsc::Sender<WorkerMessage>,
-        mut stream: Streaming<CoordinatorMessage>,
-    ) -> Result<Ended, ControlError> {
-        let mut heartbeat = tokio::time::interval(self.heartbeat);
-        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        // Before the Welcome the coordinator does not know us: events wait in their channel.
-        let mut welcome = false;
-        let mut asks = self.asked.clone();
-        let mut slow = std::pin::pin!(tokio::time::sleep(self.failure_timeout));
-        let mut is_slow = false;
-        loop {
-            let input = tokio::select! {
-                () = &mut slow, if !welcome && !is_slow => {
-                    is_slow = true;
-                    let (address, limit_s) = (&self.coordinator, self.failure_timeout.as_secs_f64());
-                    tracing::warn!("{address} takes the connection and has not answered for {limit_s} s; waits on");
-                    continue;
-                }
-                message = stream.message() => match message {
-                    Ok(Some(CoordinatorMessage { body: Some(body) })) => Input::FromCoordinator(body),
-                    Ok(Some(CoordinatorMessage { body: None })) => continue,
-                    Ok(None) => return Ok(Ended::Lost("it closed the stream".into())),
-                    Err(status) => return Ok(Ended::Lost(status.to_string())),
-                },
-                Some(event) = self.events.recv(), if welcome => Input::Trainer(event),
-                Some(probed) = self.probed.receiver.recv(), if welcome => {
-                    if messages.send(WorkerMessage { body: Some(Body::Probed(probed)) }).await.is_err() {
-                        return Ok(Ended::Lost("the stream is closed".into()));
-                    }
-                    continue;
-                },
-                _ = heartbeat.tick(), if welcome => {
-                    if messages.try_send(self.heartbeat_message()).is_err() {
-                        return Ok(Ended::Lost("it does not read what we send".into()));
-                    }
-                    continue;
-                },
-                ask = asked(&mut asks, self.leaves_at) => {
-                    let ends = self.leave(ask);
-                    // The stream may be gone already; then the coordinator sees that.
-                    let _ = messages.try_send(leaving(ends));
-                    if ends {
-                        return Ok(Ended::Shutdown);
-                    }
-                    continue;
-                }
-            };
-            if !welcome && matches!(input, Input::FromCoordinator(FromCoordinator::Welcome(_))) {
-                welcome = true;
-                if let Some(lasted) = self.outage.over(self.origin.elapsed()) {
-                    tracing::info!("the coordinator answers, after {:.1} s", lasted.as_secs_f64());
-                }
-                self.shared.set_connected(true);
-                if self.leaves_at.is_some() {
-                    // Another coordinator may not have heard of it.
-                    let _ = messages.try_send(leaving(false));
-                }
-            }
-            let interval = self.heartbeat;
-            for output in self.session.handle(input) {
-                if let Output::IdInUse { reason } = output {
-                    return Ok(Ended::IdInUse(reason));
-                }
-                if let Some(body) = self.execute(output)?
-                    && messages.send(WorkerMessage { body: Some(body) }).await.is_err()
-                {
-                    return Ok(Ended::Lost("the stream is closed".into()));
-                }
-            }
-            if self.leaves_at.is_some() && self.has_left() {
-                tracing::info!("it has no place any more: it ends");
-                return Ok(Ended::Shutdown);
-            }
-            if self.heartbeat != interval {
-                heartbeat = tokio::time::interval(self.heartbeat);
+            if let Some(input) = result {
+                outputs.extend(self.client.handle(input, self.origin.elapsed()));
             }
         }
+        Ok(None)
     }
 
-    /// Without a coordinator: the session still hears of what the trainer does. Says whether the worker is to end.
-    async fn wait(&mut self, pause: Duration) -> Result<bool, ControlError> {
-        let end = tokio::time::sleep(pause);
-        tokio::pin!(end);
-        let mut asks = self.asked.clone();
-        loop {
-            tokio::select! {
-                () = &mut end => return Ok(false),
-                ask = asked(&mut asks, self.leaves_at) => {
-                    if self.leave(ask) {
-                        return Ok(true);
-                    }
-                }
-                Some(event) = self.events.recv() => {
-                    for output in self.session.handle(Input::Trainer(event)) {
-                        // What is to be sent is said again after the next Welcome.
-                        let _unsent = self.execute(output)?;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Does what the session decided; what is to be sent comes back.
-    fn execute(&mut self, output: Output) -> Result<Option<Body>, ControlError> {
-        match output {
-            Output::Send(body) => return Ok(Some(body)),
-            Output::Fence { epoch } => self.fence.raise(epoch),
-            Output::Prepare(assignment) => {
+    /// Does what concerns the trainer; says what the client is to hear of it.
+    fn act(&mut self, action: Action) -> Result<Option<Input>, ControlError> {
+        match action {
+            Action::Fence { epoch } => self.fence.raise(epoch),
+            Action::Prepare(assignment) => {
                 let fence = self.fence.of(&assignment.job_id)?;
                 pass(&self.orders, Order::Prepare(assignment, fence))?;
             }
-            Output::Trainer(command) => pass(&self.orders, command)?,
-            Output::RequestCheckpoint { epoch, step, then } => match self.shared.request_checkpoint(step, then) {
+            Action::Trainer(command) => pass(&self.orders, command)?,
+            Action::RequestCheckpoint { epoch, step, then } => match self.shared.request_checkpoint(step, then) {
                 Requested::Ahead => {}
                 Requested::Now => pass(&self.orders, Command::Checkpoint { epoch, step })?,
                 Requested::TooLate { committed } => {
-                    let late = self.session.handle(Input::CheckpointTooLate { epoch, step, committed });
-                    return Ok(late.into_iter().find_map(|o| match o {
-                        Output::Send(body) => Some(body),
-                        _ => None,
-                    }));
+                    return Ok(Some(Input::CheckpointTooLate { epoch, step, committed }));
                 }
             },
-            Output::DropCheckpoint { epoch, step } => {
+            Action::DropCheckpoint { epoch, step } => {
                 self.shared.withdraw_checkpoint(step);
                 pass(&self.orders, Command::DropShard { epoch, step })?;
             }
-            Output::Recorded { step } => self.shared.set_recorded(step),
-            Output::Probe(knock) => self.probe(knock),
-            Output::Intervals { heartbeat_ms, failure_timeout_ms, leave_grace_ms, connect_limit_ms } => {
-                self.shared.set_connect_limit(connect_limit_ms);
-                let of_coordinator = Duration::from_millis(u64::from(leave_grace_ms));
-                self.leave_grace = self.own_leave_grace.unwrap_or(of_coordinator);
-                self.heartbeat = Duration::from_millis(u64::from(heartbeat_ms.max(1)));
-                self.failure_timeout = Duration::from_millis(u64::from(failure_timeout_ms.max(1)));
-            }
-            // Its stream ends, and it tries again: see `carry`.
-            Output::IdInUse { reason } => tracing::warn!("{reason}"),
-            Output::Refused { reason } => return Err(ControlError::Refused { reason }),
-            Output::Note(note) => tracing::info!("{note}"),
+            Action::Recorded { step } => self.shared.set_recorded(step),
         }
         Ok(None)
     }
 
     /// Has a thread of its own dial the other worker, and tells the coordinator what came of it.
-    fn probe(&self, knock: Knock) {
-        let (porter, limit) = (self.porter.clone(), self.failure_timeout.mul_f64(PROBE_SHARE));
-        let sender = self.probed.sender.clone();
+    fn probe(&self, knock: Knock, limit: Duration) {
+        let (porter, sender) = (self.porter.clone(), self.probed.sender.clone());
         let probe = move || {
             let error = match porter.probe(&knock, limit) {
                 Ok(()) => String::new(),
@@ -448,9 +322,20 @@ impl Control {
         }
     }
 
-    fn heartbeat_message(&self) -> WorkerMessage {
-        let (standing, memory, computed) = (self.session.standing(), (self.memory)(), self.shared.computed());
-        let heartbeat = Heartbeat {
+    fn register(&self) -> Register {
+        let standing = self.client.standing();
+        Register {
+            job_id: standing.job_id,
+            epoch: standing.epoch,
+            rank: standing.rank,
+            committed_step: standing.committed_step,
+            ..self.identity.clone()
+        }
+    }
+
+    fn heartbeat(&self) -> Body {
+        let (standing, memory, computed) = (self.client.standing(), (self.memory)(), self.shared.computed());
+        Body::Heartbeat(Heartbeat {
             job_id: standing.job_id,
             epoch: standing.epoch,
             committed_step: standing.committed_step,
@@ -462,8 +347,14 @@ impl Control {
             progress: self.shared.progress(),
             memory_bytes: memory.held,
             memory_free_bytes: memory.free.unwrap_or(0),
-        };
-        WorkerMessage { body: Some(Body::Heartbeat(heartbeat)) }
+        })
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -471,7 +362,7 @@ type Opened = (mpsc::Sender<WorkerMessage>, Streaming<CoordinatorMessage>);
 type DialError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Opens a stream and registers on it.
-async fn dial(endpoint: &Endpoint, register: Register) -> Result<Opened, DialError> {
+async fn dial(endpoint: Endpoint, register: Register) -> Result<Opened, DialError> {
     let channel: Channel = endpoint.connect().await?;
     let mut client = WorkerServiceClient::new(channel).max_decoding_message_size(COORDINATOR_MESSAGE_BYTES_MAX);
     let (sender, receiver) = mpsc::channel(QUEUE);
@@ -497,6 +388,7 @@ mod tests {
     use std::net::TcpListener;
 
     use toroid_session::Event;
+    use toroid_session::client::Settings;
 
     use super::*;
     use crate::comm::{LinkChoice, Listener};
@@ -505,8 +397,8 @@ mod tests {
     fn said(address: &str) -> Result<String, Box<dyn std::error::Error>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let endpoint = endpoint_of(address, Duration::from_millis(500))?;
-        let error = runtime.block_on(dial(&endpoint, Register::default())).err().ok_or("nobody is there")?;
-        Ok(outage::in_words(error.as_ref()))
+        let error = runtime.block_on(dial(endpoint, Register::default())).err().ok_or("nobody is there")?;
+        Ok(reason::in_words(error.as_ref()))
     }
 
     #[test]
@@ -538,33 +430,32 @@ mod tests {
 
     fn control(shared: Shared) -> Result<Control, CommError> {
         let listener = Listener::bind("127.0.0.1:0", "w1", LinkChoice::Auto)?;
+        let (heartbeat, failure_timeout) = (Duration::from_secs(1), Duration::from_secs(5));
+        let leave_grace = Duration::from_secs(25);
+        let settings =
+            Settings { coordinator: String::new(), heartbeat, failure_timeout, leave_grace, own_leave_grace: None };
         Ok(Control {
+            client: Client::new(settings),
             coordinator: String::new(),
+            failure_timeout,
             identity: Register::default(),
-            session: Session::new(),
             orders: std::sync::mpsc::sync_channel(1).0,
             events: mpsc::channel(1).1,
+            porter: listener.porter("w1")?,
+            probed: Probed::new(),
             fence: JobFence::new()?,
             shared: Arc::new(shared),
             memory: Box::new(|| DeviceMemory { held: 5, free: Some(9) }),
-            heartbeat: Duration::from_secs(1),
-            failure_timeout: Duration::from_secs(5),
-            leave_grace: Duration::from_secs(25),
-            own_leave_grace: None,
-            leaves_at: None,
             asked: watch::channel(0).1,
-            outage: Outage::default(),
             origin: Instant::now(),
-            porter: listener.porter("w1")?,
-            probed: Probed::new(),
         })
     }
 
     #[test]
     fn a_heartbeat_says_what_the_trainer_has_done() -> Result<(), CommError> {
         let said = |shared| -> Result<Heartbeat, CommError> {
-            match control(shared)?.heartbeat_message().body {
-                Some(Body::Heartbeat(heartbeat)) => Ok(heartbeat),
+            match control(shared)?.heartbeat() {
+                Body::Heartbeat(heartbeat) => Ok(heartbeat),
                 other => panic!("it is {other:?}"),
             }
         };

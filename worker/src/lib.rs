@@ -1,7 +1,7 @@
 //! One worker of Toroid: a process with one device that fills one place of a job's torus, or none as a spare.
 //!
 //! ```text
-//!   control (gRPC stream) <-> session (pure state machine) -> trainer thread: prepare, connect, steps
+//!   control (gRPC stream) <-> toroid_session (decides, pure) -> trainer thread: prepare, connect, steps
 //!                                                               | model/  forward and backward of a stage
 //!                                                               | device/ the operations, CPU or CUDA
 //!                                                               | comm/   links, frames, collectives
@@ -29,11 +29,11 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use toroid_proto::{BUILD_VERSION, PROTOCOL_VERSION, Register};
-use toroid_session::Session;
+use toroid_session::client::{Client, Settings};
 
 use comm::nccl::Collectives;
 use comm::{CommError, LinkChoice, Listener, check_advertised};
-use control::{Control, ControlError, JobFence, Outage, Probed};
+use control::{Control, ControlError, JobFence, Probed};
 use device::choice::{DeviceError, Selected};
 use device::cuda::{Graphs, Nccl, Runtime};
 use device::{Choice, Device};
@@ -198,10 +198,18 @@ async fn run_on<D: Device + Clone>(
             device.enter(|| trainer::run(&device, &environment, to_do, &emit));
         })
         .map_err(WorkerError::Thread)?;
+    let settings = Settings {
+        coordinator: config.coordinator.clone(),
+        heartbeat: DEFAULT_HEARTBEAT,
+        failure_timeout: DEFAULT_FAILURE_TIMEOUT,
+        leave_grace: 5 * DEFAULT_FAILURE_TIMEOUT,
+        own_leave_grace: config.leave_grace,
+    };
     let control = Control {
+        client: Client::new(settings),
         coordinator: config.coordinator,
+        failure_timeout: DEFAULT_FAILURE_TIMEOUT,
         identity,
-        session: Session::new(),
         orders,
         events: received,
         porter,
@@ -209,13 +217,7 @@ async fn run_on<D: Device + Clone>(
         fence: JobFence::new()?,
         shared,
         memory: Box::new(move || watched.memory()),
-        heartbeat: DEFAULT_HEARTBEAT,
-        failure_timeout: DEFAULT_FAILURE_TIMEOUT,
-        leave_grace: config.leave_grace.unwrap_or(5 * DEFAULT_FAILURE_TIMEOUT),
-        own_leave_grace: config.leave_grace,
-        leaves_at: None,
         asked,
-        outage: Outage::default(),
         origin: tokio::time::Instant::now(),
     };
     tokio::select! {

@@ -19,8 +19,9 @@ use toroid_torus::manifest::ShardFile;
 
 use crate::parse;
 use crate::work::{Work, WorkPhase};
-use crate::{AfterCheckpoint, Assignment, Command, Event, Knock, TrainerEvent};
+use crate::{Action, AfterCheckpoint, Command, Event, Knock, TrainerEvent};
 
+/// What the session hears.
 #[derive(Debug)]
 pub enum Input {
     FromCoordinator(FromCoordinator),
@@ -33,32 +34,13 @@ pub enum Input {
     },
 }
 
+/// What the session wants done.
 #[derive(Debug)]
 pub enum Output {
     Send(ToCoordinator),
-    Trainer(Command),
+    Act(Action),
     /// Another worker is to be dialled, and answered; what came of it goes to the coordinator as `Probed`.
     Probe(Knock),
-    /// A place to prepare; its job's fence goes with it.
-    Prepare(Box<Assignment>),
-    /// Nothing of an epoch below this one may go on.
-    Fence {
-        epoch: u64,
-    },
-    RequestCheckpoint {
-        epoch: u64,
-        step: u64,
-        then: AfterCheckpoint,
-    },
-    /// It has failed: it is not to be written any more, and what was written of it goes.
-    DropCheckpoint {
-        epoch: u64,
-        step: u64,
-    },
-    /// The coordinator has the records up to this step on disk.
-    Recorded {
-        step: u64,
-    },
     /// The control stream has its intervals from here.
     Intervals {
         heartbeat_ms: u32,
@@ -134,7 +116,7 @@ impl Session {
             }],
             FromCoordinator::Assign(assign) => self.assign(assign),
             FromCoordinator::WarmUp(ahead) if self.work.is_none() => match parse::warm_up(ahead) {
-                Ok(ahead) => vec![Output::Trainer(Command::WarmUp(Box::new(ahead)))],
+                Ok(ahead) => vec![Output::Act(Action::Trainer(Command::WarmUp(Box::new(ahead))))],
                 Err(refusal) => vec![Output::Send(ToCoordinator::WarmedUp(refusal))],
             },
             FromCoordinator::WarmUp(_) => Vec::new(),
@@ -151,7 +133,7 @@ impl Session {
                         work.reports.forget_after(heal.step);
                     }
                     match start.heal.map(|heal| parse::heal_plan(heal, work.world)).transpose() {
-                        Ok(heal) => vec![Output::Trainer(Command::Start { epoch: start.epoch, heal })],
+                        Ok(heal) => vec![Output::Act(Action::Trainer(Command::Start { epoch: start.epoch, heal }))],
                         Err(error) => {
                             let (fatal, checkpoint, restore, corrupt_ranks) = (true, None, false, Vec::new());
                             let failed = Event::Failed { error, fatal, checkpoint, restore, corrupt_ranks };
@@ -164,7 +146,7 @@ impl Session {
             FromCoordinator::CheckpointAt(at) => match self.current(&at.job_id, at.epoch) {
                 Some(_) => {
                     let then = if at.halt { AfterCheckpoint::Halt } else { AfterCheckpoint::GoOn };
-                    vec![Output::RequestCheckpoint { epoch: at.epoch, step: at.step, then }]
+                    vec![Output::Act(Action::RequestCheckpoint { epoch: at.epoch, step: at.step, then })]
                 }
                 None => Vec::new(),
             },
@@ -172,19 +154,19 @@ impl Session {
             FromCoordinator::DropCheckpoint(dropped) => match self.current(&dropped.job_id, dropped.epoch) {
                 Some(work) => {
                     work.shards.remove(&dropped.step);
-                    vec![Output::DropCheckpoint { epoch: dropped.epoch, step: dropped.step }]
+                    vec![Output::Act(Action::DropCheckpoint { epoch: dropped.epoch, step: dropped.step })]
                 }
                 None => Vec::new(),
             },
             FromCoordinator::StepAck(ack) => {
                 let Some(work) = self.work.as_mut().filter(|w| w.job_id == ack.job_id) else { return Vec::new() };
                 work.reports.acknowledged(ack.step);
-                vec![Output::Recorded { step: ack.step }]
+                vec![Output::Act(Action::Recorded { step: ack.step })]
             }
             FromCoordinator::ReportSteps(from) => match self.current(&from.job_id, from.epoch) {
                 // What this worker does not know any more its trainer may.
                 Some(work) if !work.reports.reaches_back_to(from.from_step) => {
-                    vec![Output::Trainer(Command::Report { epoch: from.epoch, from: from.from_step })]
+                    vec![Output::Act(Action::Trainer(Command::Report { epoch: from.epoch, from: from.from_step }))]
                 }
                 Some(work) => work.reports_again().map(Output::Send).collect(),
                 None => Vec::new(),
@@ -235,8 +217,8 @@ impl Session {
         };
         let before = self.work.take().filter(|w| w.job_id == job_id);
         self.work = Some(Work::new(&assignment, before));
-        let fence = (!failpoint!(DoNotFence)).then_some(Output::Fence { epoch });
-        fence.into_iter().chain([Output::Prepare(Box::new(assignment))]).collect()
+        let fence = (!failpoint!(DoNotFence)).then_some(Output::Act(Action::Fence { epoch }));
+        fence.into_iter().chain([Output::Act(Action::Prepare(Box::new(assignment)))]).collect()
     }
 
     fn stop(&mut self, job_id: &str, epoch: u64, reason: &str) -> Vec<Output> {
@@ -252,19 +234,19 @@ impl Session {
 
     fn drop_work(&mut self, epoch: u64) -> Vec<Output> {
         self.work = None;
-        vec![Output::Fence { epoch: epoch + 1 }, Output::Trainer(Command::Drop { epoch })]
+        vec![Output::Act(Action::Fence { epoch: epoch + 1 }), Output::Act(Action::Trainer(Command::Drop { epoch }))]
     }
 
     fn publish(&mut self, publish: PublishManifest) -> Vec<Output> {
         let Some(work) = self.current(&publish.job_id, publish.epoch) else { return Vec::new() };
         let files: Result<Vec<ShardFile>, _> = publish.files_json.iter().map(|f| serde_json::from_str(f)).collect();
         match files {
-            Ok(files) => vec![Output::Trainer(Command::Publish {
+            Ok(files) => vec![Output::Act(Action::Trainer(Command::Publish {
                 epoch: publish.epoch,
                 step: publish.step,
                 files,
                 remove: publish.remove_steps,
-            })],
+            }))],
             Err(error) => {
                 let error = format!("cannot read the list of shards that the coordinator sent: {error}");
                 vec![Output::Send(work.published(publish.step, 0, String::new(), error))]

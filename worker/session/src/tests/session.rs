@@ -3,32 +3,11 @@
 use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
-use toroid_proto::{Assign, CheckpointAt, Peer, RefusalKind, Start, StepAck, StepRecord, Stop, Welcome};
-use toroid_torus::geometry::Shape;
-use toroid_torus::job;
+use toroid_proto::{Assign, CheckpointAt, RefusalKind, Start, StepAck, StepRecord, Stop, Welcome};
 use toroid_torus::manifest::ShardFile;
 
+use super::{assign_message, job_json, name_of_action, name_of_message, prepared_event};
 use crate::*;
-
-fn job_json() -> String {
-    let spec = job::parse("steps = 3\n[shape]\ndp = 2\n[data]\npath = \"text\"\n").expect("a valid job");
-    serde_json::to_string(&spec).expect("JSON")
-}
-
-fn assign_message(epoch: u64) -> Assign {
-    let peer = |rank: u32| Peer { rank, worker_id: format!("w{rank}"), data_address: format!("127.0.0.1:{rank}") };
-    Assign {
-        job_id: "j".into(),
-        epoch,
-        rank: 0,
-        job_json: job_json(),
-        peers: vec![peer(0), peer(1)],
-        link_key: vec![1; 32],
-        checkpoint_root: "/c".into(),
-        owner_id: vec![1; 16],
-        ..Assign::default()
-    }
-}
 
 fn assign(epoch: u64) -> Input {
     Input::FromCoordinator(FromCoordinator::Assign(assign_message(epoch)))
@@ -47,17 +26,7 @@ fn prepared(epoch: u64) -> Input {
 }
 
 fn prepared_at(epoch: u64, committed_step: u64) -> Input {
-    let event = Event::Prepared {
-        committed_step,
-        held: vec![HeldAs { shape: Shape::new(1, 1, 2).expect("a shape"), rank: 0 }],
-        sealed_next: false,
-        sums_from: 1,
-        data_digest: [0; 32],
-        num_samples: 9,
-        num_params: 5,
-        inputs: Box::default(),
-    };
-    told(epoch, event)
+    told(epoch, prepared_event(committed_step))
 }
 
 fn committed(epoch: u64, step: u64) -> Input {
@@ -77,24 +46,9 @@ fn check(session: &mut Session, inputs: Vec<Input>, expected: &[&str]) {
 
 fn name(output: &Output) -> String {
     match output {
-        Output::Send(ToCoordinator::Step(r)) => format!("send step {}", r.record.as_ref().map_or(0, |r| r.step)),
-        Output::Send(body) => {
-            let text = format!("{body:?}");
-            format!("send {}", text.split('(').next().unwrap_or_default())
-        }
-        Output::Trainer(command) => {
-            let text = format!("{command:?}");
-            format!("trainer {}", text.split([' ', '(']).next().unwrap_or_default())
-        }
-        Output::Prepare(_) => "prepare".into(),
+        Output::Send(body) => name_of_message(body),
+        Output::Act(action) => name_of_action(action),
         Output::Probe(knock) => format!("probe {}", knock.peer.worker_id),
-        Output::Fence { epoch } => format!("fence {epoch}"),
-        Output::DropCheckpoint { step, .. } => format!("drop checkpoint {step}"),
-        Output::RequestCheckpoint { step, then: AfterCheckpoint::GoOn, .. } => format!("request checkpoint {step}"),
-        Output::RequestCheckpoint { step, then: AfterCheckpoint::Halt, .. } => {
-            format!("request checkpoint {step} and halt")
-        }
-        Output::Recorded { step } => format!("recorded {step}"),
         Output::Intervals { .. } => "intervals".into(),
         Output::Refused { .. } => "refused".into(),
         Output::IdInUse { .. } => "id in use".into(),
