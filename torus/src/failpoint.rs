@@ -36,11 +36,40 @@ pub enum Failpoint {
     DoNotFence,
     /// T-9: step records that the coordinator has not acknowledged are forgotten with the stream.
     ForgetRecords,
+    // ------------------------------------------------------------------------------------------------ a worker's trainer
+    /// T-1: a raised fence ends no wait.
+    IgnoreFence,
+    /// T-1: a worker publishes and removes checkpoints though its place may be another's.
+    PublishAfterFence,
+    /// T-2: a step is committed when it is sealed here, without the global sum.
+    CommitWithoutSum,
+    /// T-2: who has only sealed the decided step goes on without committing it.
+    SkipHealCommit,
+    /// T-3: a holder gives a newcomer the shard as it was before its last update.
+    StaleHolder,
+    /// T-3: the copy of the guarded shard is not updated.
+    SkipBackup,
+    /// T-4: what moves to a place when the state is split anew stays as it was allocated.
+    SkipResplit,
+    /// T-5: a newcomer takes the samples of another order.
+    NewcomerSamples,
+    /// T-5: who has split the state anew takes the samples of another order.
+    ResplitSamples,
+    /// T-6: a manifest is published without a look whether its files are there.
+    PublishUnseen,
+    /// T-6: a later manifest of a step replaces the first.
+    ReplaceManifest,
+    /// T-10: with a checkpoint goes what others have put into its folder.
+    RemoveStrangers,
+    /// T-12: a place keeps the global sums of the newest four steps only.
+    FewSums,
+    /// T-12: a newcomer does not take the older global sums.
+    SkipOlderSums,
 }
 
 impl Failpoint {
     /// Those that break an invariant where nothing else is armed. `ForgetRecords` alone does not: places know the sums (T-12).
-    pub const HARMFUL: [Failpoint; 12] = [
+    pub const HARMFUL: [Failpoint; 26] = [
         Failpoint::MachineTakesOldEpoch,
         Failpoint::GoOnFromLowest,
         Failpoint::AlwaysRestore,
@@ -53,6 +82,20 @@ impl Failpoint {
         Failpoint::BlameTheInnocent,
         Failpoint::SessionTakesOldEpoch,
         Failpoint::DoNotFence,
+        Failpoint::IgnoreFence,
+        Failpoint::PublishAfterFence,
+        Failpoint::CommitWithoutSum,
+        Failpoint::SkipHealCommit,
+        Failpoint::StaleHolder,
+        Failpoint::SkipBackup,
+        Failpoint::SkipResplit,
+        Failpoint::NewcomerSamples,
+        Failpoint::ResplitSamples,
+        Failpoint::PublishUnseen,
+        Failpoint::ReplaceManifest,
+        Failpoint::RemoveStrangers,
+        Failpoint::FewSums,
+        Failpoint::SkipOlderSums,
     ];
 }
 

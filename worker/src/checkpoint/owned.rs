@@ -13,6 +13,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use toroid_session::Claim;
+use toroid_torus::failpoint;
 use toroid_torus::manifest::{MANIFEST_NAME, Manifest, ShardFile, Writer};
 use toroid_torus::owner::{MAX_OWNER_BYTES, OWNER_NAME, Owner, OwnerId, Stamp};
 
@@ -163,7 +164,9 @@ impl Owned {
             Some(false) => return Err(CheckpointError::NotWritten { step, root: self.root.clone() }),
             None => {}
         }
-        let is_own = |name: &String| self.owner.id.wrote(name).is_some_and(|written| written <= epoch);
+        let is_own = |name: &String| {
+            failpoint!(RemoveStrangers) || self.owner.id.wrote(name).is_some_and(|written| written <= epoch)
+        };
         let own: Vec<String> = self.objects.names_in(&folder)?.into_iter().filter(is_own).collect();
         self.objects.delete_all(&folder, &own)?;
         if !self.objects.delete_empty_folder(&folder)? {

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use toroid_torus::failpoint;
 use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::{Entry, KINDS, Kind, MANIFEST_NAME, Manifest, ShardFile, Writer, entries_of};
 use toroid_torus::owner::Stamp;
@@ -127,7 +128,7 @@ impl Owned {
         let step = manifest.step;
         let name = name_in(step, MANIFEST_NAME);
         self.check_owner()?;
-        if let Some(visible) = self.find_manifest(step)? {
+        if let Some(visible) = self.find_manifest(step)?.filter(|_| !failpoint!(ReplaceManifest)) {
             return self.published_before(manifest, visible);
         }
         manifest.check().map_err(|cause| CheckpointError::Manifest { file: self.objects.display(&name), cause })?;
@@ -142,7 +143,9 @@ impl Owned {
         let (name, digest) = (name_in(step, MANIFEST_NAME), name_in(step, &digest_name(&stamp)));
         let json = manifest.to_json();
         self.objects.write(&digest, &stamp, digest_line(json.as_bytes()).as_bytes())?;
-        if !self.objects.write_new(&name, &stamp, json.as_bytes())? {
+        if failpoint!(ReplaceManifest) {
+            self.objects.write(&name, &stamp, json.as_bytes())?;
+        } else if !self.objects.write_new(&name, &stamp, json.as_bytes())? {
             let visible = self.manifest(step)?;
             if visible.epoch != manifest.epoch {
                 self.objects.delete(&digest)?;
@@ -179,7 +182,7 @@ impl Owned {
     /// Every file is there with its size.
     fn check_files(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
         let step = manifest.step;
-        for file in &manifest.files {
+        for file in manifest.files.iter().filter(|_| !failpoint!(PublishUnseen)) {
             let found = self.objects.size(&name_in(step, &file.file))?;
             if found != Some(file.bytes) {
                 return Err(CheckpointError::Unpublishable {

@@ -15,11 +15,14 @@ use std::sync::Arc;
 use bytemuck::{cast_slice, cast_slice_mut};
 use toroid_session::{Assignment, Event, HealPlan};
 use toroid_torus::digest::{DIGEST_BYTES, Digest};
+use toroid_torus::cursor::Cursor;
+use toroid_torus::failpoint;
 use toroid_torus::holders::{backup_of, guarded_by};
 use toroid_torus::job::JobSpec;
 
 use super::evaluate::Validations;
 use super::history::History;
+use super::replay::Kept;
 use super::holders::Holders;
 use super::step::Totals;
 use super::{Deed, Emit, Job, Shared, StepError};
@@ -79,9 +82,10 @@ impl<D: Device + Clone> Job<D> {
         shared.set_recorded(plan.recorded);
         let is_newcomer = self.held().is_empty();
         let sums = self.share_history(links, shared, plan, is_newcomer)?;
-        let behind = self.has_state && self.committed < plan.step;
+        let behind = self.has_state && self.committed < plan.step && !failpoint!(SkipHealCommit);
         let totals = sums.last().filter(|(step, _)| behind && *step == plan.step).map(|(_, totals)| totals.clone());
         self.history.begin(plan.recorded);
+        let sums = if failpoint!(SkipOlderSums) { Vec::new() } else { sums };
         self.history.take_older(sums, if is_newcomer { plan.step } else { self.committed });
         if let Some(totals) = totals {
             assert!(self.sealed && self.committed + 1 == plan.step, "T-2: the coordinator lets nobody else go on");
@@ -102,6 +106,11 @@ impl<D: Device + Clone> Job<D> {
         if is_newcomer {
             self.committed = plan.step;
             self.has_state = true;
+        }
+        let has_split = plan.origin.is_some();
+        if failpoint!(NewcomerSamples) && is_newcomer || failpoint!(ResplitSamples) && has_split {
+            let spec = &self.assignment.spec;
+            self.cursor = Cursor::new(spec.seed + 1, self.dataset.num_train(), spec.data.order);
         }
         self.show_state(shared);
         // Also what another rank 0 may not have said, and of what the coordinator has taken the record back since it was said.
@@ -167,7 +176,9 @@ impl<D: Device + Clone> Job<D> {
                 sent.push((newcomer, encode(&device, &holders.copy, 0..holders.copy.range.len())));
             }
             if guarded_by(&shape, newcomer) == Some(rank) {
-                sent.push((newcomer, encode(&device, &self.shard, 0..self.shard.range.len())));
+                let stale = self.kept.as_ref().filter(|_| failpoint!(StaleHolder)).and_then(Kept::before);
+                let shard = stale.unwrap_or(&self.shard);
+                sent.push((newcomer, encode(&device, shard, 0..shard.range.len())));
             }
         }
         let pulls = plan.newcomers.contains(&rank);

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 
+use toroid_torus::failpoint;
 use toroid_torus::model::ModelConfig;
 
 use super::step::Totals;
@@ -27,6 +28,9 @@ pub(super) struct History {
 impl History {
     /// As many steps as a worker keeps of this model.
     pub fn num_max(model: &ModelConfig) -> usize {
+        if failpoint!(FewSums) {
+            return 4;
+        }
         (BYTES_MAX / (8 * Totals::len(model) + OVERHEAD_BYTES)).max(1)
     }
 

@@ -52,6 +52,11 @@ impl<D: Device> Kept<D> {
         Kept { before, grads: device.alloc(shard.range.len()), update: None }
     }
 
+    /// The shard before its last update.
+    pub fn before(&self) -> Option<&Shard<D>> {
+        self.update.is_some().then_some(&self.before)
+    }
+
     /// Nothing is kept; what will be is of this shard.
     pub fn move_to(&mut self, shard: &Shard<D>) {
         self.before.move_to(Arc::clone(&shard.partition), shard.range.clone());

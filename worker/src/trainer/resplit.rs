@@ -13,11 +13,13 @@ use std::ops::Range;
 
 use toroid_session::{Assignment, HealPlan, HeldAs};
 use toroid_torus::digest::DIGEST_BYTES;
+use toroid_torus::failpoint;
 use toroid_torus::partition::partition;
 use toroid_torus::resplit::{Half, Lost, Move, Origin, moves};
 use toroid_torus::units;
 
 use super::heal::{corrupt, decode, encode, refuse};
+use super::history::History;
 use super::workspace::Parts;
 use super::{Job, Shared, StepError};
 use crate::comm::{Channel, Links, Transfer, global_sum};
@@ -74,6 +76,8 @@ impl<D: Device + Clone> Job<D> {
         let earlier = self.earlier.take();
         let Some(wanted) = wanted else {
             self.has_state = false;
+            // Of steps that were made long before: what comes from the others does not join them.
+            self.history = History::default();
             if self.made_for != target {
                 self.remake();
             }
@@ -161,7 +165,7 @@ impl<D: Device + Clone> Job<D> {
         let mut transfers: Vec<Transfer<'_>> = sends.chain(receives).collect();
         links.run(&mut transfers)?;
         drop(transfers);
-        for (m, bytes) in &received {
+        for (m, bytes) in received.iter().filter(|_| !failpoint!(SkipResplit)) {
             let shard = match m.target {
                 Half::Own => &mut self.shard,
                 Half::Guarded => &mut self.holders.as_mut().expect("a place guards a shard or has no part of one").copy,

@@ -19,6 +19,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use toroid_session::{Assignment, Event, TrainerEvent};
+use toroid_torus::failpoint;
 use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::{FORMAT, Manifest, ShardFile, Writer};
 
@@ -302,7 +303,7 @@ struct Publishing {
 
 impl Publishing {
     fn may_act(&self) -> bool {
-        self.shared.is_connected() && self.fence.epoch() <= self.manifest.epoch
+        failpoint!(PublishAfterFence) || self.shared.is_connected() && self.fence.epoch() <= self.manifest.epoch
     }
 
     fn run(self) {

@@ -11,6 +11,7 @@
 use std::sync::Arc;
 
 use toroid_proto::StepRecord;
+use toroid_torus::failpoint;
 use toroid_torus::model::ModelConfig;
 use toroid_torus::partition::stage_layers;
 use toroid_torus::pipeline::{Action, Pass};
@@ -66,7 +67,9 @@ impl<D: Device + Clone> Job<D> {
         self.show(shared, self.committed + 1, Deed::Sealed);
         shared.enter("sealed");
         let mut totals = self.totals(&sums, shared.recorded());
-        global_sum_with(links, &self.assignment.spec.shape, totals.as_mut_slice(), || shared.enter("commit"))?;
+        if !failpoint!(CommitWithoutSum) {
+            global_sum_with(links, &self.assignment.spec.shape, totals.as_mut_slice(), || shared.enter("commit"))?;
+        }
         if totals.num_corrupt() > 0 {
             return Err(self.replay(links, shared)?);
         }
@@ -238,7 +241,7 @@ impl<D: Device + Clone> Job<D> {
                 }
                 None => self.shard.update(&device, grads, &spec.optimizer, at),
             }
-            if let Some(holders) = &mut self.holders {
+            if let Some(holders) = self.holders.as_mut().filter(|_| !failpoint!(SkipBackup)) {
                 holders.update(&device, &spec.optimizer, at);
             }
         } else {
