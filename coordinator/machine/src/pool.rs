@@ -9,10 +9,11 @@ use toroid_proto as proto;
 use toroid_proto::Register;
 use toroid_torus::placement::Candidate;
 
-use super::StreamId;
+use super::api::StreamId;
 use super::crashes::{Aside, CrashLog};
+use super::deadlines::{Deadline, Deadlines};
+use super::proof::{Probe, Proof, Stage};
 use super::record::Process;
-use super::warm::{Proof, Stage};
 
 #[derive(Debug)]
 pub struct Worker {
@@ -42,7 +43,7 @@ pub enum Standing<'a> {
     Placed,
     Spare,
     /// A spare again after a while.
-    Aside(&'a Aside),
+    Aside(Aside<'a>),
     /// This process is given no place any more.
     Retired,
 }
@@ -55,6 +56,8 @@ pub struct Pool {
     /// The job that spares are asked to be ready for.
     pub asks_for: Option<String>,
     retired: BTreeMap<String, Process>,
+    /// For each connected worker [`Deadline::Silence`], for each that is probed [`Deadline::Probe`].
+    deadlines: Deadlines,
 }
 
 /// Processes that are known as retired, at most.
@@ -63,10 +66,6 @@ const MAX_RETIRED: usize = 1000;
 impl Pool {
     pub fn get(&self, worker: &str) -> Option<&Worker> {
         self.workers.get(worker)
-    }
-
-    pub fn get_mut(&mut self, worker: &str) -> Option<&mut Worker> {
-        self.workers.get_mut(worker)
     }
 
     pub fn by_stream(&mut self, stream: StreamId) -> Option<&mut Worker> {
@@ -79,18 +78,44 @@ impl Pool {
     }
 
     /// Adds a worker that is not connected yet. A process that was retired stays it, another of its name begins anew.
-    pub fn insert(&mut self, worker: Worker) {
+    /// It is lost if it says nothing until `silent_at`.
+    pub fn insert(&mut self, worker: Worker, silent_at: Duration) {
         let id = worker.register.worker_id.clone();
         if self.retired.get(&id).is_some_and(|process| *process != Process::of(&worker.register)) {
             self.retired.remove(&id);
         }
         self.streams.insert(worker.stream, id.clone());
+        self.deadlines.set(silence(&id), silent_at);
         let before = self.workers.insert(id, worker);
         assert!(before.is_none(), "a worker's older stream is removed before the newer one comes in");
     }
 
     pub fn remove(&mut self, stream: StreamId) -> Option<Worker> {
-        self.workers.remove(&self.streams.remove(&stream)?)
+        let worker = self.workers.remove(&self.streams.remove(&stream)?)?;
+        self.deadlines.clear(&silence(&worker.register.worker_id));
+        self.deadlines.clear(&probe(&worker.register.worker_id));
+        Some(worker)
+    }
+
+    /// A worker spoke. It is lost if it says nothing more until `silent_at`.
+    pub fn heard(&mut self, stream: StreamId, now: Duration, silent_at: Duration) {
+        let Some(worker) = self.streams.get(&stream).and_then(|id| self.workers.get_mut(id)) else { return };
+        worker.last_heard = now;
+        self.deadlines.set(silence(&worker.register.worker_id), silent_at);
+    }
+
+    /// The coordinator itself was stopped: nobody was silent in that time.
+    pub fn forgive(&mut self, now: Duration, silent_at: Duration) {
+        for (id, worker) in &mut self.workers {
+            worker.last_heard = now;
+            self.deadlines.set(silence(id), silent_at);
+        }
+    }
+
+    /// Streams of the workers that have said nothing for too long.
+    pub fn silent(&self, now: Duration) -> Vec<StreamId> {
+        let is_silent = |w: &&Worker| self.deadlines.has_passed(&silence(&w.register.worker_id), now);
+        self.iter().filter(is_silent).map(|w| w.stream).collect()
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Worker> {
@@ -172,9 +197,9 @@ impl Pool {
         self.crashes.lost(worker, host, has_other_hosts, now)
     }
 
-    /// When the next of those put aside comes back.
-    pub fn next_return(&self) -> Option<Duration> {
-        self.crashes.next_return()
+    /// When the next deadline passes of those that no job waits for.
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        self.deadlines.next(|_| true).into_iter().chain(self.crashes.next_return()).min()
     }
 
     /// Says whether anyone who was put aside is back.
@@ -187,6 +212,15 @@ impl Pool {
             worker.place = place;
             // What it had made ready has become its place, or is dropped for another.
             worker.proof = None;
+            self.deadlines.clear(&probe(&worker.register.worker_id));
+        }
+    }
+
+    /// What a spare is to show from now on.
+    pub fn set_proof(&mut self, worker: &str, proof: Proof) {
+        self.deadlines.clear(&probe(worker));
+        if let Some(worker) = self.workers.get_mut(worker) {
+            worker.proof = Some(proof);
         }
     }
 
@@ -194,6 +228,7 @@ impl Pool {
     pub fn forget_proof(&mut self, worker: &str) {
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.proof = None;
+            self.deadlines.clear(&probe(&worker.register.worker_id));
         }
     }
 
@@ -203,13 +238,40 @@ impl Pool {
         }
     }
 
-    /// When the next probe is given up.
-    pub fn next_probe_end(&self) -> Option<Duration> {
-        self.workers.values().filter_map(|w| w.proof.as_ref()?.until()).min()
+    /// A spare and another dial each other; that is given up at `until`.
+    pub fn begin_probe(&mut self, spare: &str, begun: Probe, until: Duration) {
+        self.set_stage(spare, Stage::Probed(begun));
+        self.deadlines.set(probe(spare), until);
+    }
+
+    /// Spares whose probe has both answers, or whose time is over at `now`.
+    pub fn ended_probes(&self, now: Option<Duration>) -> Vec<String> {
+        let has_ended = |w: &&Worker| match &w.proof {
+            Some(Proof { stage: Stage::Probed(begun), .. }) => {
+                let is_over = |now| self.deadlines.has_passed(&probe(&w.register.worker_id), now);
+                begun.is_answered() || now.is_some_and(is_over)
+            }
+            _ => false,
+        };
+        self.iter().filter(has_ended).map(|w| w.register.worker_id.clone()).collect()
+    }
+
+    /// What a spare has shown of being able to fill a place; its probe, if there was one, is over.
+    pub fn end_probe(&mut self, spare: &str) -> Option<&mut Proof> {
+        self.deadlines.clear(&probe(spare));
+        self.workers.get_mut(spare)?.proof.as_mut()
     }
 
     /// Where all connected workers are.
     pub fn candidates(&self) -> BTreeMap<String, Candidate> {
         self.workers.iter().map(|(id, w)| (id.clone(), w.candidate())).collect()
     }
+}
+
+fn silence(worker: &str) -> Deadline {
+    Deadline::Silence { worker: worker.into() }
+}
+
+fn probe(spare: &str) -> Deadline {
+    Deadline::Probe { spare: spare.into() }
 }

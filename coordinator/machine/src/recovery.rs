@@ -61,7 +61,7 @@ pub struct Situation<'a> {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Plan {
+pub enum NextEpoch {
     /// Everything is in order.
     Nothing,
     /// There are not enough workers.
@@ -70,10 +70,10 @@ pub enum Plan {
     Begin { placement: Placement, rung: Rung, reason: String },
 }
 
-pub fn decide(s: &Situation<'_>) -> Plan {
+pub fn decide(s: &Situation<'_>) -> NextEpoch {
     let num_empty = s.places.iter().filter(|p| p.is_none()).count();
     if num_empty == 0 && s.begin_again.is_none() {
-        return Plan::Nothing;
+        return NextEpoch::Nothing;
     }
     let cause = cause(s);
     let placement = match placement::place(s.shape, s.places, s.candidates, s.hosts) {
@@ -81,7 +81,7 @@ pub fn decide(s: &Situation<'_>) -> Plan {
         Err(_) => {
             let (filled, world) = (s.places.len() - num_empty, s.places.len());
             let reason = format!("{cause}; waits for a worker: {filled} of {world} places filled");
-            return Plan::Wait { cause, reason };
+            return NextEpoch::Wait { cause, reason };
         }
     };
     let moves: Vec<String> = placement
@@ -93,10 +93,10 @@ pub fn decide(s: &Situation<'_>) -> Plan {
     let more = if placement.reasons.len() > MAX_NAMED { ", ..." } else { "" };
     let moves = if moves.is_empty() { String::new() } else { format!("{}{more}; ", moves.join(", ")) };
     let reason = format!("{cause}; {moves}{}", source_in_words(s.source, num_empty));
-    Plan::Begin { rung: rung(s, &placement), placement, reason }
+    NextEpoch::Begin { rung: rung(s, &placement), placement, reason }
 }
 
-pub(super) fn source_in_words(source: Source, num_empty: usize) -> String {
+pub(crate) fn source_in_words(source: Source, num_empty: usize) -> String {
     match source {
         Source::Holders if num_empty == 0 => "all keep their state".into(),
         Source::Holders => "the others keep their state, what is missing comes from the other holders".into(),

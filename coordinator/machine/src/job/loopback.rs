@@ -5,10 +5,10 @@
 
 use core::net::IpAddr;
 
-use super::Context;
-use super::fitness::Until;
-use super::job::Job;
-use super::pool::Worker;
+use super::Job;
+use crate::context::Context;
+use crate::fitness::Until;
+use crate::pool::Worker;
 
 /// Where a worker is, and where it is dialled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,10 +47,10 @@ impl Site {
 impl Job {
     /// Spares that could not be linked with the others are given no place, and told why.
     pub fn mark_hidden(&mut self, cx: &mut Context<'_>) {
-        let is_fit = |w: &&Worker| !self.live.unfit.contains(&w.register.worker_id);
+        let is_fit = |w: &&Worker| !self.fitness.is_unfit(&w.register.worker_id);
         let spares: Vec<Site> = cx.pool.spares().filter(is_fit).map(Site::of).collect();
-        let placed = self.record.places.iter().flatten().filter_map(|w| cx.pool.get(w)).map(Site::of).collect();
-        for (worker, reason) in hidden(&spares, placed, self.record.shape.world()) {
+        let placed = self.core.record.places.iter().flatten().filter_map(|w| cx.pool.get(w)).map(Site::of).collect();
+        for (worker, reason) in hidden(&spares, placed, self.core.record.shape.world()) {
             self.mark_unfit(cx, &worker, &reason, Until::Retry);
         }
     }

@@ -4,12 +4,15 @@
 
 use toroid_proto as proto;
 
-use super::job::Job;
-use super::pool::{Standing, Worker};
-use super::record::{Checkpoint, Event, JobRecord, LeftOut, Validation};
-use super::straggler::Straggler;
-use super::warm::Stage;
-use super::{Machine, Now};
+use super::Machine;
+use crate::clock::Now;
+use crate::folders::folder;
+use crate::incidents;
+use crate::job::Job;
+use crate::pool::{Standing, Worker};
+use crate::proof::Stage;
+use crate::record::{Checkpoint, Event, JobRecord, LeftOut, Validation};
+use crate::straggler::Straggler;
 
 impl Machine {
     /// The job without `last_step`, `damaged` and `curve`.
@@ -21,7 +24,7 @@ impl Machine {
     pub fn view_workers(&self, now: Now) -> Vec<proto::WorkerInfo> {
         let stragglers = |place: &Option<(String, usize)>| {
             let (job, rank) = place.as_ref()?;
-            Some((&self.jobs.get(job)?.live.stragglers, *rank))
+            Some((self.jobs.get(job)?.stragglers(), *rank))
         };
         let workers = self.pool.iter().map(|w| (w, WorkerStanding::of(self.pool.standing(w), now)));
         let workers = workers.map(|(w, standing)| proto::WorkerInfo {
@@ -52,8 +55,8 @@ impl Machine {
             return none;
         }
         let unfit = self.jobs.values().find_map(|job| {
-            let (reason, again_at) = job.live.unfit.get(&worker.register.worker_id)?;
-            Some((&job.record.id, reason, again_at))
+            let (reason, again_at) = job.unfitness(&worker.register.worker_id)?;
+            Some((&job.record().id, reason, again_at))
         });
         if let Some((job, reason, again_at)) = unfit {
             return proto::WorkerInfo {
@@ -77,17 +80,17 @@ impl Machine {
     /// Events of a job after the first `seen`, and how many there are by now. Those that are no longer kept are left out.
     pub fn events_since(&self, id: &str, seen: u64) -> (Vec<proto::Event>, u64) {
         let Some(job) = self.jobs.get(id) else { return (Vec::new(), 0) };
-        let record = &job.record;
+        let record = job.record();
         let num_new = usize::try_from(record.num_events.saturating_sub(seen)).unwrap_or(usize::MAX);
         let skip = record.events.len().saturating_sub(num_new);
         (record.events.iter().skip(skip).map(event).collect(), record.num_events)
     }
 
     fn view_of(&self, job: &Job, now: Now) -> proto::Job {
-        let record = &job.record;
+        let record = job.record();
         let places = self.places(job);
-        let progress = &job.live.progress;
-        let committed = job.committed();
+        let progress = job.core().curve.progress();
+        let committed = job.core().committed();
         let is_ended = record.state.is_ended();
         let eta_s = match progress.step_s() {
             Some(step_s) if !is_ended => record.spec.steps.saturating_sub(committed) as f64 * step_s,
@@ -123,12 +126,12 @@ impl Machine {
             folder: folder(record, &self.config.jobs_dir),
             job_toml: record.spec.to_toml(),
             events: record.events.iter().map(event).collect(),
-            incidents: job.incidents.all.values().map(super::incident::view).collect(),
-            lost_s: record.lost_s + job.incidents.open_s(now.monotonic),
+            incidents: job.incidents().all().map(incidents::view).collect(),
+            lost_s: record.lost_s + job.incidents().open_s(now.monotonic),
             lost_steps: record.lost_steps,
             damaged: String::new(),
             inputs: Some(inputs(record)),
-            stragglers: job.live.stragglers.named().map(|s| straggler(record, s)).collect(),
+            stragglers: job.stragglers().named().map(|s| straggler(record, s)).collect(),
             missing_steps: progress.num_missing(),
             skipped_steps: progress.num_skipped(),
             unsaved: job.unsaved(now.monotonic),
@@ -136,9 +139,9 @@ impl Machine {
     }
 
     fn places(&self, job: &Job) -> Vec<proto::PlaceInfo> {
-        let grid = &job.record.shape;
+        let grid = &job.record().shape;
         let places = (0..grid.world()).map(|rank| {
-            let worker = job.record.places.get(rank).and_then(Option::as_deref);
+            let worker = job.record().places.get(rank).and_then(Option::as_deref);
             let connected = worker.and_then(|w| self.pool.get(w));
             let coord = grid.coord(rank);
             proto::PlaceInfo {
@@ -147,7 +150,7 @@ impl Machine {
                 y: coord.y as u32,
                 worker_id: worker.unwrap_or_default().to_string(),
                 alive: connected.is_some(),
-                committed_step: job.live.committed.get(rank).copied().unwrap_or(0),
+                committed_step: job.core().epoch.committed_by(rank).unwrap_or(0),
                 host: connected.map_or_else(String::new, |w| w.register.host.clone()),
             }
         });
@@ -172,7 +175,7 @@ impl WorkerStanding {
         let (state, reason, until) = match standing {
             Standing::Placed => (proto::WorkerState::Placed, String::new(), None),
             Standing::Spare => (proto::WorkerState::Spare, String::new(), None),
-            Standing::Aside(aside) => (proto::WorkerState::Aside, aside.reason.clone(), Some(aside.until)),
+            Standing::Aside(aside) => (proto::WorkerState::Aside, aside.reason.into(), Some(aside.until)),
             Standing::Retired => {
                 let reason = "it was drained, or computed wrongly: this process gets no place any more";
                 (proto::WorkerState::Retired, reason.into(), None)
@@ -192,22 +195,6 @@ fn goodput(record: &JobRecord, useful_s: f64, now: Now) -> f64 {
     };
     let all_s = record.trained.as_ref().map_or_else(by_calendar, |watch| watch.elapsed_s(now));
     if record.started_unix_ms == 0 || all_s <= 0.0 { 0.0 } else { (useful_s / all_s).min(1.0) }
-}
-
-pub(super) fn folder(record: &JobRecord, jobs_dir: &str) -> String {
-    format!("{jobs_dir}/{}", record.id)
-}
-
-/// Where `step-<n>` come to lie.
-pub(super) fn checkpoint_root(record: &JobRecord, jobs_dir: &str) -> String {
-    let configured = record.spec.checkpoint.path.clone();
-    configured.unwrap_or_else(|| format!("{}/checkpoints", folder(record, jobs_dir)))
-}
-
-/// A checkpoint root as a folder's path, so that two ways to write it compare equal.
-pub(super) fn folder_of(root: &str) -> &str {
-    let path = root.strip_prefix("file://").unwrap_or(root);
-    path.trim_end_matches('/')
 }
 
 fn event(e: &Event) -> proto::Event {
