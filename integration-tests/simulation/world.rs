@@ -240,7 +240,7 @@ impl World {
         let held = self.records().find(|r| r.hold.is_some()).map(|r| r.id.clone());
         if let Some(job) = held.filter(|_| self.env.is_coordinator_awake) {
             self.env.tell(|| format!("a user has {job} begin from scratch"));
-            self.request(|request| Input::Resume { request, job, from_scratch: true });
+            self.request(|request| Input::Resume { request, job: job.into(), from_scratch: true });
         }
     }
 
@@ -292,7 +292,7 @@ impl World {
         let Some(record) = self.record(id) else { return };
         let jobs = record.places.iter().flatten().filter_map(|w| self.workers.get(&crate::worker::pid_of(w)));
         let states = jobs.filter_map(|w| w.trainer.job.as_ref()).filter(|j| {
-            let is_present = j.assignment.job_id == *id && j.assignment.epoch == record.epoch;
+            let is_present = j.assignment.job_id == *id && j.assignment.epoch == record.epoch.get();
             is_present && j.phase != crate::place::Phase::Preparing && j.state.is_some()
         });
         let steps: Vec<u64> = states.map(|j| j.committed()).collect();
@@ -365,7 +365,7 @@ impl World {
         if record.state.name() != "done" {
             return None;
         }
-        let id = &record.id;
+        let id = record.id.as_str();
         let steps: Vec<u64> = self.curves[id].iter().map(|r| r.step).collect();
         if steps != (1..=record.spec.steps).collect::<Vec<_>>() {
             return Some(format!("T-4: {id} is done and its curve has the steps {steps:?}"));

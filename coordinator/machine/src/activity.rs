@@ -5,13 +5,13 @@
 
 use std::time::Duration;
 
-use toroid_proto as proto;
-
 use super::deadlines::Deadline;
 use super::epoch::EpochPhase;
 use super::hang::{self, Verdict};
 use super::job_context::{Core, JobContext, Section};
 use super::record::JobRecord;
+use toroid_proto as proto;
+use toroid_torus::ids::Rank;
 
 /// Ranks that a text names one by one.
 const MAX_NAMED: usize = 8;
@@ -37,7 +37,7 @@ type Cx<'a, 'b> = JobContext<'a, 'b, Activities>;
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Hanging {
     /// These lose their places, each for its reason. `detect`: since the newest change of anybody's operation.
-    Ranks { ranks: Vec<(usize, String)>, detect: Duration },
+    Ranks { ranks: Vec<(Rank, String)>, detect: Duration },
     /// Ranks wait for one another, and all begin again.
     Cycle { text: String },
 }
@@ -48,8 +48,8 @@ impl Activities {
         self.by_rank = vec![Activity::default(); world];
     }
 
-    pub fn heard(&mut self, rank: usize, message: &proto::Heartbeat, now: Duration) {
-        self.by_rank[rank].update(message, now);
+    pub fn heard(&mut self, rank: Rank, message: &proto::Heartbeat, now: Duration) {
+        self.by_rank[rank.index()].update(message, now);
     }
 
     /// An epoch begins: whoever does not turn to it has this long, what it computes in the older one included.
@@ -91,16 +91,16 @@ impl Activities {
             // The only place of a job, or all of them: nobody is left to wait.
             Verdict::Nobody if self.all_hang(cx) => {
                 let why = format!("hangs in {}: no place does anything else any more", self.by_rank[0].operation);
-                Some(Hanging::Ranks { ranks: vec![(0, why)], detect })
+                Some(Hanging::Ranks { ranks: vec![(Rank::ZERO, why)], detect })
             }
             Verdict::Nobody => None,
             Verdict::Root { rank, waiters } => {
                 let operation = &self.by_rank[rank].operation;
                 let why = format!("hangs in {operation}: {} wait for it", in_words(&waiters));
-                Some(Hanging::Ranks { ranks: vec![(rank, why)], detect })
+                Some(Hanging::Ranks { ranks: vec![(Rank::new(rank), why)], detect })
             }
             Verdict::Cycle { ranks } => {
-                let step = cx.committed() + 1;
+                let step = cx.committed().next();
                 let text = format!("{} wait for one another: nobody commits step {step}", in_words(&ranks));
                 Some(Hanging::Cycle { text })
             }
@@ -109,11 +109,11 @@ impl Activities {
 
     /// Preparing may take long where data is read for the first time or a checkpoint is, but gets on. Who does something else all the
     /// time hangs in it.
-    fn unprepared(&self, cx: &Cx<'_, '_>) -> Vec<(usize, String)> {
+    fn unprepared(&self, cx: &Cx<'_, '_>) -> Vec<(Rank, String)> {
         let (epoch, limits) = (cx.record.epoch, cx.limits());
-        let has_reported = |rank: usize| cx.epoch.has_prepared(rank) || cx.epoch.refusals().contains_key(&rank);
-        let why = |rank: usize| {
-            let activity = &self.by_rank[rank];
+        let has_reported = |rank: Rank| cx.epoch.has_prepared(rank) || cx.epoch.refusals().contains_key(&rank);
+        let why = |rank: Rank| {
+            let activity = &self.by_rank[rank.index()];
             let prepares = PREPARES.contains(&activity.operation.as_str());
             let limit = if prepares { limits.prepare() } else { limits.failure_timeout };
             activity.is_stuck(cx.now(), limit).then(|| match prepares {
@@ -123,7 +123,7 @@ impl Activities {
                 false => format!("hangs in {}: it does not turn to epoch {epoch}", activity.operation),
             })
         };
-        let unreported = (0..cx.world()).filter(|rank| !has_reported(*rank));
+        let unreported = Rank::all(cx.world()).filter(|rank| !has_reported(*rank));
         unreported.filter_map(|rank| Some((rank, why(rank)?))).collect()
     }
 

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use super::record::{Event, FORMAT, Record};
 use toroid_proto as proto;
 use toroid_proto::StepRecord;
+use toroid_torus::ids::{JobId, Step, WorkerId};
 use toroid_torus::job::JobError;
 use toroid_torus::owner::OwnerId;
-
-use super::record::{Event, FORMAT, Record};
 
 /// A worker's stream; the driver never uses a number twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,6 +17,7 @@ pub struct StreamId(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
+/// Names of jobs and workers are what users gave: there need not be such.
 #[derive(Debug, Clone)]
 pub enum Input {
     /// `owner` is random: the job's own for life.
@@ -70,13 +71,13 @@ pub enum Input {
     },
     /// Something happened to a job's files: it becomes an event.
     Note {
-        job: String,
+        job: JobId,
         kind: &'static str,
         text: String,
     },
     /// A job's files are such that it cannot go on.
     Fault {
-        job: String,
+        job: JobId,
         reason: String,
     },
     /// The time of [`crate::Machine::poll_timeout`] came. Only this makes deadlines pass.
@@ -89,24 +90,24 @@ pub enum Output {
     Persist(Vec<Record>),
     /// Make the job's folder and write its job file.
     CreateFolder {
-        job: String,
+        job: JobId,
         toml: String,
     },
     /// Make durable before what follows is done.
     AppendCurve {
-        job: String,
+        job: JobId,
         record: Box<StepRecord>,
     },
     /// Of these steps nobody has the figures any more: make rows durable that say so before what follows is done.
     AppendGap {
-        job: String,
-        from_step: u64,
-        through_step: u64,
+        job: JobId,
+        from_step: Step,
+        through_step: Step,
     },
     /// Drop the steps after `keep` from the curve.
     CutCurve {
-        job: String,
-        keep: u64,
+        job: JobId,
+        keep: Step,
     },
     Send {
         stream: StreamId,
@@ -122,42 +123,42 @@ pub enum Output {
     },
     /// For the log; it is in the job's record as well.
     Event {
-        job: String,
+        job: JobId,
         event: Event,
     },
     /// The job is not kept any longer: drop the records with these keys, all or none. Its folder stays.
     Forget {
-        job: String,
+        job: JobId,
         keys: Vec<String>,
         reason: String,
     },
     /// Whoever watches the job may want to look.
     Changed {
-        job: String,
+        job: JobId,
     },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
     Submitted {
-        job: String,
+        job: JobId,
     },
     Cancelled {
-        job: String,
+        job: JobId,
     },
     Checkpoint {
-        step: u64,
+        step: Step,
     },
     Resumed {
-        job: String,
+        job: JobId,
     },
     /// `job` is empty where the worker was a spare, `replacement` where the move waits for another that is not healed yet.
     Drained {
-        job: String,
-        replacement: String,
+        job: JobId,
+        replacement: WorkerId,
     },
     Removed {
-        job: String,
+        job: JobId,
         folder: String,
     },
     /// Why it was put aside.
@@ -171,24 +172,24 @@ pub enum RequestError {
     #[error(transparent)]
     Invalid(#[from] JobError),
     #[error("there is no job `{job}`; {known}")]
-    UnknownJob { job: String, known: String },
+    UnknownJob { job: JobId, known: String },
     #[error("no worker `{worker}` is connected; {known}")]
-    UnknownWorker { worker: String, known: String },
+    UnknownWorker { worker: WorkerId, known: String },
     #[error(
         "checkpoint.path = \"{path}\" is where {job} keeps its checkpoints, and it has not ended; give this job another folder, and to go \
          on from a checkpoint of {job} name it with resume_from = \"{path}/step-<n>\""
     )]
-    Folder { path: String, job: String },
+    Folder { path: String, job: JobId },
     #[error("`{worker}` is not put aside; {aside}")]
-    NotAside { worker: String, aside: String },
+    NotAside { worker: WorkerId, aside: String },
     #[error(
         "`{worker}` is not put aside, it was drained or computed wrongly: this process gets no place any more; start it again"
     )]
-    Retired { worker: String },
+    Retired { worker: WorkerId },
     #[error("{worker} cannot be drained: {reason}")]
-    Drain { worker: String, reason: String },
+    Drain { worker: WorkerId, reason: String },
     #[error("{job} cannot be {what}: it is {state} ({reason})")]
-    State { job: String, what: &'static str, state: &'static str, reason: String },
+    State { job: JobId, what: &'static str, state: &'static str, reason: String },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -23,17 +23,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use proto::coordinator_message::Body;
-use toroid_proto as proto;
-use toroid_torus::failpoint;
-use toroid_torus::manifest::ShardFile;
-use toroid_torus::units;
-
 use super::api::{Reply, RequestId};
 use super::deadlines::Deadline;
 use super::job_context::{Core, JobContext, Section};
 use super::record::{Checkpoint, JobRecord, PendingRecord, Unsaved, Why};
 use super::unsaved::{self, Retry};
+use proto::coordinator_message::Body;
+use toroid_proto as proto;
+use toroid_torus::failpoint;
+use toroid_torus::ids::{Rank, Step};
+use toroid_torus::manifest::ShardFile;
+use toroid_torus::units;
 
 const MIN_MARGIN_STEPS: u64 = 2;
 const MAX_MARGIN_STEPS: u64 = 10_000;
@@ -51,23 +51,23 @@ const MAX_AHEAD_STEPS: u64 = 10_000;
 #[derive(Debug, Default)]
 pub(crate) struct Checkpoints {
     /// By step; the same steps as in the record.
-    pending: BTreeMap<u64, Pending>,
+    pending: BTreeMap<Step, Pending>,
     /// A step is to be named as soon as none is being written.
     wanted: Option<Why>,
     /// Users who wait to hear which step.
     requests: Vec<RequestId>,
     doublings: u32,
     /// No step is made beyond this one in this epoch.
-    halt: Option<u64>,
+    halt: Option<Step>,
     /// Removals that rank 0 was told of with a publishing and has not answered, by the step that it publishes.
-    removing: BTreeMap<u64, Vec<u64>>,
+    removing: BTreeMap<Step, Vec<Step>>,
 }
 
 /// A step that was named.
 #[derive(Debug, Default)]
 struct Pending {
     /// By rank.
-    shards: BTreeMap<usize, Shard>,
+    shards: BTreeMap<Rank, Shard>,
     /// Rank 0 was told to publish, on the stream it has now.
     is_publish_sent: bool,
 }
@@ -80,11 +80,11 @@ struct Shard {
 
 /// What of the record is about checkpoints.
 pub(crate) struct CheckpointFields<'a> {
-    pub named_to: &'a mut u64,
+    pub named_to: &'a mut Step,
     pub checkpoints: &'a mut Vec<Checkpoint>,
-    pub pending: &'a mut BTreeMap<u64, PendingRecord>,
+    pub pending: &'a mut BTreeMap<Step, PendingRecord>,
     pub unsaved: &'a mut Option<Unsaved>,
-    pub leftovers: &'a mut BTreeSet<u64>,
+    pub leftovers: &'a mut BTreeSet<Step>,
 }
 
 impl Section for Checkpoints {
@@ -106,7 +106,7 @@ pub(crate) enum Outcome {
     /// Other steps may be named now.
     NameMore,
     /// A step will not be saved, for this reason: [`Checkpoints::failed`] is next.
-    Failed { step: u64, text: String },
+    Failed { step: Step, text: String },
     /// It is published and recorded. `halts`: no step is made beyond it, and whoever is to end may.
     Published { halts: bool },
 }
@@ -142,7 +142,7 @@ impl Checkpoints {
         !self.removing.is_empty()
     }
 
-    fn removes(&self, step: u64) -> bool {
+    fn removes(&self, step: Step) -> bool {
         self.removing.values().flatten().any(|s| *s == step)
     }
 
@@ -199,7 +199,7 @@ impl Checkpoints {
         }
         let (committed, total) = (cx.committed(), cx.total());
         let margin = self.margin(cx);
-        let saved = cx.record.last_checkpoint().map_or(0, |c| c.step);
+        let saved = cx.record.last_checkpoint().map_or(Step::ZERO, |c| c.step);
         // Whoever took a place may have the room that others lack.
         let is_due = at_start || cx.deadlines.get(&Deadline::LastStepAgain).is_none_or(|at| cx.now() >= at);
         let is_named = cx.record.pending.contains_key(&total) || self.removes(total);
@@ -215,23 +215,24 @@ impl Checkpoints {
 
     /// Names the next multiples of `interval_steps`, and says which were passed without being saved. Where nothing is computed yet
     /// (`at_start`) the state that all begin with can still be saved.
-    fn name_multiples(&mut self, cx: &mut Cx<'_, '_>, committed: u64, at_start: bool) {
+    fn name_multiples(&mut self, cx: &mut Cx<'_, '_>, committed: Step, at_start: bool) {
         let interval = cx.record.spec.checkpoint.interval_steps;
         if interval == 0 {
             return;
         }
-        let passed = if at_start { committed.saturating_sub(1) } else { committed } / interval;
-        let first = cx.record.named_to / interval + 1;
-        let is_missing = |record: &JobRecord, step: u64| {
+        let passed = if at_start { committed.previous().unwrap_or_default() } else { committed }.get() / interval;
+        let first = cx.record.named_to.get() / interval + 1;
+        let multiple = |n: u64| Step::new(n * interval);
+        let is_missing = |record: &JobRecord, step: Step| {
             !record.pending.contains_key(&step) && record.checkpoints.iter().all(|c| c.step != step)
         };
-        let skipped = (first..=passed).map(|n| n * interval).filter(|step| is_missing(&cx.record, *step)).collect();
+        let skipped = (first..=passed).map(multiple).filter(|step| is_missing(&cx.record, *step)).collect();
         say_skipped(cx, skipped, at_start);
-        let num_ahead = cx.record.pending.range(committed + 1..).filter(|(_, p)| p.why == Why::Steps).count();
-        let last = (cx.total() - 1) / interval;
-        let next = (first.max(passed + 1)..=last).take(MAX_MULTIPLES.saturating_sub(num_ahead)).map(|n| n * interval);
-        let next: Vec<u64> = next.collect();
-        let named_to = next.last().copied().unwrap_or(passed * interval);
+        let num_ahead = cx.record.pending.range(committed.next()..).filter(|(_, p)| p.why == Why::Steps).count();
+        let last = cx.total().previous().unwrap_or_default().get() / interval;
+        let next = (first.max(passed + 1)..=last).take(MAX_MULTIPLES.saturating_sub(num_ahead)).map(multiple);
+        let next: Vec<Step> = next.collect();
+        let named_to = next.last().copied().unwrap_or(multiple(passed));
         let fields = cx.edit_later();
         *fields.named_to = named_to.max(*fields.named_to);
         for step in next {
@@ -241,7 +242,7 @@ impl Checkpoints {
         }
     }
 
-    fn name_wanted(&mut self, cx: &mut Cx<'_, '_>, committed: u64, margin: u64) {
+    fn name_wanted(&mut self, cx: &mut Cx<'_, '_>, committed: Step, margin: u64) {
         let Some(why) = self.wanted else { return };
         let total = cx.total();
         let is_writing = cx.record.pending.keys().any(|s| *s <= committed && *s < total);
@@ -249,8 +250,8 @@ impl Checkpoints {
             return;
         }
         self.wanted = None;
-        let near = cx.record.pending.keys().copied().find(|s| *s <= committed + margin);
-        let step = near.unwrap_or_else(|| free_step(&cx.record, committed + margin).unwrap_or(total).min(total));
+        let near = cx.record.pending.keys().copied().find(|s| *s <= committed.after(margin));
+        let step = near.unwrap_or_else(|| free_step(&cx.record, committed.after(margin), total));
         if step < total && near.is_none() {
             self.name(cx, step, why);
         }
@@ -259,7 +260,7 @@ impl Checkpoints {
         }
     }
 
-    fn name(&mut self, cx: &mut Cx<'_, '_>, step: u64, why: Why) {
+    fn name(&mut self, cx: &mut Cx<'_, '_>, step: Step, why: Why) {
         let halts = self.halt == Some(step);
         cx.edit().pending.insert(step, PendingRecord { why, publishing: false, halts });
         // Where all healed to this very step no commit is to come that would begin the wait.
@@ -277,8 +278,8 @@ impl Checkpoints {
         let (committed, total) = (cx.committed(), cx.total());
         let steps = cx.curve.progress().step_s().map_or(1.0, |step_s| (TO_ALL_S / step_s).ceil());
         let ahead = ((steps.max(1.0) as u64) << self.doublings).min(MAX_AHEAD_STEPS);
-        let first = committed + if at_start { 1 } else { ahead };
-        let step = free_step(&cx.record, first).unwrap_or(total);
+        let first = committed.after(if at_start { 1 } else { ahead });
+        let step = free_step(&cx.record, first, total);
         if step >= total {
             // The last step is saved in any case.
             return false;
@@ -288,7 +289,7 @@ impl Checkpoints {
         true
     }
 
-    fn name_halt(&mut self, cx: &mut Cx<'_, '_>, step: u64, leaving: &str) {
+    fn name_halt(&mut self, cx: &mut Cx<'_, '_>, step: Step, leaving: &str) {
         match cx.record.pending.contains_key(&step) {
             false => self.name(cx, step, Why::Leaving),
             true => {
@@ -301,14 +302,14 @@ impl Checkpoints {
 
     /// A worker came back on another stream: it may have missed what was sent meanwhile. A step that it has committed is not named
     /// again: either it heard of it, and will say what became of its shard, or it is too late.
-    pub fn name_again(&mut self, cx: &mut Cx<'_, '_>, rank: usize, committed: u64) {
+    pub fn name_again(&mut self, cx: &mut Cx<'_, '_>, rank: Rank, committed: Step) {
         // Who is to halt there may be beyond it without knowing, and says so.
-        let is_ahead = |(step, p): &(&u64, &PendingRecord)| **step > committed || p.halts && **step == committed;
-        let ahead: Vec<u64> = cx.record.pending.iter().filter(is_ahead).map(|(step, _)| *step).collect();
+        let is_ahead = |(step, p): &(&Step, &PendingRecord)| **step > committed || p.halts && **step == committed;
+        let ahead: Vec<Step> = cx.record.pending.iter().filter(is_ahead).map(|(step, _)| *step).collect();
         for step in ahead {
             cx.send(rank, checkpoint_at(&cx.record, step));
         }
-        if rank == 0 {
+        if rank == Rank::ZERO {
             self.pending.values_mut().for_each(|p| p.is_publish_sent = false);
         }
     }
@@ -322,18 +323,18 @@ impl Checkpoints {
         for (step, _) in self.pending.range(..=committed) {
             cx.deadlines().set_first(Deadline::Checkpoint { step: *step }, at);
         }
-        let steps: Vec<u64> = self.pending.keys().copied().collect();
+        let steps: Vec<Step> = self.pending.keys().copied().collect();
         for step in steps {
             self.try_publish(cx, step);
         }
     }
 
-    pub fn shard_written(&mut self, cx: &mut Cx<'_, '_>, rank: usize, message: proto::ShardWritten) -> Outcome {
-        let step = message.step;
+    pub fn shard_written(&mut self, cx: &mut Cx<'_, '_>, rank: Rank, message: proto::ShardWritten) -> Outcome {
+        let step = Step::new(message.step);
         let Some(pending) = self.pending.get_mut(&step) else { return Outcome::Noted };
         let file: Result<ShardFile, _> = serde_json::from_str(&message.file_json);
         let text = match file {
-            Ok(file) if file.rank == rank && message.rank as usize == rank => {
+            Ok(file) if file.rank == rank.index() && Rank::from(message.rank) == rank => {
                 let write_s = if message.write_s.is_finite() { message.write_s.max(0.0) } else { 0.0 };
                 pending.shards.insert(rank, Shard { file_json: message.file_json, write_s });
                 self.try_publish(cx, step);
@@ -348,7 +349,7 @@ impl Checkpoints {
     }
 
     /// All shards are durable, and so is the curve up to here: the manifest may be written.
-    fn try_publish(&mut self, cx: &mut Cx<'_, '_>, step: u64) {
+    fn try_publish(&mut self, cx: &mut Cx<'_, '_>, step: Step) {
         let curve_is_there = cx.curve.recorded_step() >= step;
         let removes = self.outdated_by(&cx.record, step);
         if !cx.record.pending.contains_key(&step) {
@@ -370,24 +371,24 @@ impl Checkpoints {
             cx.deadlines().set(Deadline::Removals, at);
         }
         let publish = proto::PublishManifest {
-            job_id: cx.record.id.clone(),
-            epoch: cx.record.epoch,
-            step,
+            job_id: cx.record.id.to_string(),
+            epoch: cx.record.epoch.get(),
+            step: step.get(),
             files_json,
-            remove_steps: removes,
+            remove_steps: removes.into_iter().map(Step::get).collect(),
         };
-        cx.send(0, Body::PublishManifest(publish));
+        cx.send(Rank::ZERO, Body::PublishManifest(publish));
     }
 
     /// Steps that go with the publishing of `step`: all but the newest `keep`, and leftovers. Never `step` itself, nor the newest
     /// that is recorded: until the publishing is recorded too, that one is the last good.
-    fn outdated_by(&self, record: &JobRecord, step: u64) -> Vec<u64> {
+    fn outdated_by(&self, record: &JobRecord, step: Step) -> Vec<Step> {
         let keep = (record.spec.checkpoint.keep as usize).max(1);
-        let older: Vec<u64> = record.checkpoints.iter().map(|c| c.step).filter(|s| *s != step).collect();
+        let older: Vec<Step> = record.checkpoints.iter().map(|c| c.step).filter(|s| *s != step).collect();
         let num_outdated = (older.len() + 1).saturating_sub(keep.max(2));
-        let is_kept = |s: &u64| older[num_outdated..].contains(s) || *s == step;
+        let is_kept = |s: &Step| older[num_outdated..].contains(s) || *s == step;
         let leftovers = record.leftovers.iter().copied().filter(|s| !is_kept(s) && !self.removes(*s));
-        let mut out: Vec<u64> = older[..num_outdated].iter().copied().chain(leftovers).collect();
+        let mut out: Vec<Step> = older[..num_outdated].iter().copied().chain(leftovers).collect();
         out.sort_unstable();
         out.dedup();
         // The others go with the next.
@@ -396,7 +397,7 @@ impl Checkpoints {
     }
 
     pub fn manifest_published(&mut self, cx: &mut Cx<'_, '_>, message: proto::ManifestPublished) -> Outcome {
-        let step = message.step;
+        let step = Step::new(message.step);
         if !cx.record.pending.get(&step).is_some_and(|p| p.publishing) {
             return Outcome::Noted;
         }
@@ -404,7 +405,7 @@ impl Checkpoints {
             // What was to be removed with it is removed with the next.
             self.stop_removing(cx, step);
             cx.edit().pending.entry(step).and_modify(|p| p.publishing = false);
-            let text = format!("{} could not publish the manifest: {}", cx.describe(0), message.error);
+            let text = format!("{} could not publish the manifest: {}", cx.describe(Rank::ZERO), message.error);
             return Outcome::Failed { step, text };
         }
         let pending = self.forget(cx, step).unwrap_or_default();
@@ -435,7 +436,7 @@ impl Checkpoints {
 
     /// From rank 0, after a publishing that ordered removals. What stays is told once (T-12), and not tried again.
     pub fn steps_removed(&mut self, cx: &mut Cx<'_, '_>, message: proto::StepsRemoved) {
-        let mut kept = message.kept.iter().filter(|kept| cx.record.leftovers.contains(&kept.step));
+        let mut kept = message.kept.iter().filter(|kept| cx.record.leftovers.contains(&Step::new(kept.step)));
         if let Some(first) = kept.next() {
             let others = match kept.count() {
                 0 => String::new(),
@@ -444,12 +445,13 @@ impl Checkpoints {
             let text = format!("the checkpoint of step {} stays where it is: {}{others}", first.step, first.error);
             cx.event("checkpoint.kept", text);
         }
-        let done: BTreeSet<u64> = message.removed.into_iter().chain(message.kept.into_iter().map(|k| k.step)).collect();
+        let done: BTreeSet<Step> =
+            message.removed.into_iter().chain(message.kept.into_iter().map(|k| k.step)).map(Step::new).collect();
         cx.edit().leftovers.retain(|step| !done.contains(step));
-        self.stop_removing(cx, message.step);
+        self.stop_removing(cx, Step::new(message.step));
     }
 
-    fn stop_removing(&mut self, cx: &mut Cx<'_, '_>, step: u64) {
+    fn stop_removing(&mut self, cx: &mut Cx<'_, '_>, step: Step) {
         self.removing.remove(&step);
         if self.removing.is_empty() {
             cx.deadlines().clear(&Deadline::Removals);
@@ -458,8 +460,8 @@ impl Checkpoints {
 
     // ------------------------------------------------------------------------------------------------- what comes to nothing
 
-    pub fn missed(&mut self, cx: &mut Cx<'_, '_>, rank: usize, message: &proto::CheckpointMissed) -> Outcome {
-        let step = message.step;
+    pub fn missed(&mut self, cx: &mut Cx<'_, '_>, rank: Rank, message: &proto::CheckpointMissed) -> Outcome {
+        let step = Step::new(message.step);
         let Some(pending) = cx.record.pending.get(&step).cloned() else { return Outcome::Noted };
         if !message.error.is_empty() {
             let text = format!("{} could not write its shard: {}", cx.describe(rank), message.error);
@@ -497,7 +499,7 @@ impl Checkpoints {
     }
 
     /// Training goes on, and the newest good checkpoint stays.
-    pub fn failed(&mut self, cx: &mut Cx<'_, '_>, step: u64, text: &str) -> Failure {
+    pub fn failed(&mut self, cx: &mut Cx<'_, '_>, step: Step, text: &str) -> Failure {
         let (now, is_last) = (cx.moment(), step == cx.total());
         if let Some(text) = unsaved::count(cx.edit().unsaved, now, step, is_last, text) {
             cx.event("checkpoint.failed", text);
@@ -528,16 +530,17 @@ impl Checkpoints {
         }
     }
 
-    fn forget(&mut self, cx: &mut Cx<'_, '_>, step: u64) -> Option<Pending> {
+    fn forget(&mut self, cx: &mut Cx<'_, '_>, step: Step) -> Option<Pending> {
         cx.deadlines().clear(&Deadline::Checkpoint { step });
         self.pending.remove(&step)
     }
 
     /// A step will not be saved: what was written of it goes.
-    fn take_away(&mut self, cx: &mut Cx<'_, '_>, step: u64) {
+    fn take_away(&mut self, cx: &mut Cx<'_, '_>, step: Step) {
         // What rank 0 may be publishing at this very moment stays whole (T-6): it is removed with the next publishing.
         if cx.edit().pending.remove(&step).is_some_and(|p| !p.publishing) {
-            let (job_id, epoch) = (cx.record.id.clone(), cx.record.epoch);
+            let (job_id, epoch) = (cx.record.id.to_string(), cx.record.epoch.get());
+            let step = step.get();
             cx.send_all(&Body::DropCheckpoint(proto::DropCheckpoint { job_id, epoch, step }));
         }
         self.forget(cx, step);
@@ -547,7 +550,7 @@ impl Checkpoints {
     /// The job ends: nobody waits any more for what is still being written.
     pub fn take_all_away(&mut self, cx: &mut Cx<'_, '_>) {
         let committed = cx.committed();
-        let written: Vec<u64> = cx.record.pending.keys().copied().filter(|step| *step <= committed).collect();
+        let written: Vec<Step> = cx.record.pending.keys().copied().filter(|step| *step <= committed).collect();
         for step in written {
             self.take_away(cx, step);
         }
@@ -560,8 +563,9 @@ impl Checkpoints {
         let fields = cx.edit();
         let named = std::mem::take(fields.pending);
         fields.leftovers.extend(named.keys().copied().filter(|s| *s <= committed));
-        let first = named.iter().find(|(_, p)| p.why == Why::Steps).map(|(step, _)| *step - 1);
-        *fields.named_to = first.unwrap_or(u64::MAX).min(*fields.named_to);
+        let first =
+            named.iter().find(|(_, p)| p.why == Why::Steps).map(|(step, _)| step.previous().unwrap_or_default());
+        *fields.named_to = first.unwrap_or(*fields.named_to).min(*fields.named_to);
         self.pending.clear();
         self.halt = None;
         // Its orders reach no file of the next epoch (T-1).
@@ -615,7 +619,7 @@ impl Checkpoints {
     }
 
     /// The time to write and publish this step is over.
-    pub fn overdue(&self, cx: &Cx<'_, '_>, step: u64) -> Outcome {
+    pub fn overdue(&self, cx: &Cx<'_, '_>, step: Step) -> Outcome {
         const MAX_NAMED: usize = 8;
         if !cx.record.pending.contains_key(&step) {
             return Outcome::Noted;
@@ -623,7 +627,7 @@ impl Checkpoints {
         let limit = cx.limits().checkpoint().as_secs_f64();
         let pending = self.pending.get(&step);
         let shards = pending.map(|p| &p.shards);
-        let missing: Vec<String> = (0..cx.world())
+        let missing: Vec<String> = Rank::all(cx.world())
             .filter(|rank| shards.is_some_and(|s| !s.contains_key(rank)))
             .map(|rank| rank.to_string())
             .collect();
@@ -639,18 +643,20 @@ impl Checkpoints {
     }
 }
 
-fn checkpoint_at(record: &JobRecord, step: u64) -> Body {
+fn checkpoint_at(record: &JobRecord, step: Step) -> Body {
     let halt = record.pending.get(&step).is_some_and(|p| p.halts);
-    Body::CheckpointAt(proto::CheckpointAt { job_id: record.id.clone(), epoch: record.epoch, step, halt })
+    let (job_id, epoch) = (record.id.to_string(), record.epoch.get());
+    Body::CheckpointAt(proto::CheckpointAt { job_id, epoch, step: step.get(), halt })
 }
 
-/// A step with leftovers may have a manifest that nobody heard of; its files stay as they are until removed.
-fn free_step(record: &JobRecord, from: u64) -> Option<u64> {
-    (from..).find(|step| !record.leftovers.contains(step))
+/// The first step from `from` on, up to the last, that has no leftovers: one with leftovers may have a manifest that nobody heard of, and its
+/// files stay as they are until they are removed.
+fn free_step(record: &JobRecord, from: Step, total: Step) -> Step {
+    from.through(total).find(|step| !record.leftovers.contains(step)).unwrap_or(total)
 }
 
 /// T-12: multiples of `interval_steps` that will not be saved any more.
-fn say_skipped(cx: &mut Cx<'_, '_>, steps: Vec<u64>, at_start: bool) {
+fn say_skipped(cx: &mut Cx<'_, '_>, steps: Vec<Step>, at_start: bool) {
     let (Some(first), Some(last)) = (steps.first(), steps.last()) else { return };
     let which = match steps.len() {
         1 => format!("step {first} is"),

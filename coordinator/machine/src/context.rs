@@ -2,22 +2,22 @@
 
 use std::collections::BTreeSet;
 
-use toroid_proto as proto;
-
 use super::api::{Output, Reply, RequestError, RequestId, StreamId};
 use super::clock::Now;
 use super::config::Config;
 use super::pool::Pool;
+use toroid_proto as proto;
+use toroid_torus::ids::JobId;
 
 /// What an input leads to, collected until all of it is known.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     pub effects: Vec<Output>,
-    pub dirty: BTreeSet<String>,
+    pub dirty: BTreeSet<JobId>,
     pub dirty_meta: bool,
     /// By job and number.
-    pub dirty_incidents: BTreeSet<(String, u64)>,
-    pub changed: BTreeSet<String>,
+    pub dirty_incidents: BTreeSet<(JobId, u64)>,
+    pub changed: BTreeSet<JobId>,
     /// Workers or jobs came or went: look whether a place can be filled.
     pub unsettled: bool,
 }
@@ -29,9 +29,9 @@ impl Outbox {
     }
 
     /// A job's record changed: it is stored, and watchers are told.
-    pub fn changed(&mut self, job: &str) {
-        self.dirty.insert(job.into());
-        self.changed.insert(job.into());
+    pub fn changed(&mut self, job: &JobId) {
+        self.dirty.insert(job.clone());
+        self.changed.insert(job.clone());
     }
 
     pub fn reply(&mut self, request: RequestId, reply: Result<Reply, RequestError>) {

@@ -11,6 +11,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use toroid_torus::ids::WorkerId;
+
 use super::deadlines::{Deadline, Deadlines};
 
 const MAX_LOSSES: usize = 3;
@@ -20,7 +22,7 @@ const ASIDE: Duration = Duration::from_secs(30 * 60);
 
 #[derive(Debug, Default)]
 pub struct CrashLog {
-    workers: BTreeMap<String, Losses>,
+    workers: BTreeMap<WorkerId, Losses>,
     hosts: BTreeMap<String, Losses>,
     /// When those who are put aside come back.
     deadlines: Deadlines,

@@ -1,6 +1,6 @@
 //! What is recorded of a job's steps: up to where, and which records rank 0 was asked for (T-4, T-12).
 
-use std::ops::RangeInclusive;
+use toroid_torus::ids::Step;
 
 use super::progress::{Progress, StepSummary};
 
@@ -9,19 +9,19 @@ use super::progress::{Progress, StepSummary};
 pub(crate) struct Curve {
     progress: Progress,
     /// Steps up to here were not made by this job or are in its curve: nobody reports them any more.
-    floor_step: u64,
+    floor_step: Step,
     /// Rank 0 was asked for the record of this step, which is missing before one that came.
-    asked_for: Option<u64>,
+    asked_for: Option<Step>,
 }
 
 impl Curve {
     pub fn new(progress: Progress) -> Curve {
-        Curve { progress, floor_step: 0, asked_for: None }
+        Curve { progress, floor_step: Step::ZERO, asked_for: None }
     }
 
     /// The job has no places any more. Its figures stay.
     pub fn rest(&mut self) {
-        (self.floor_step, self.asked_for) = (0, None);
+        (self.floor_step, self.asked_for) = (Step::ZERO, None);
     }
 
     pub fn progress(&self) -> &Progress {
@@ -29,12 +29,12 @@ impl Curve {
     }
 
     /// The curve is kept up to here.
-    pub fn recorded_step(&self) -> u64 {
+    pub fn recorded_step(&self) -> Step {
         self.progress.last_step().max(self.floor_step)
     }
 
     /// Nobody reports a step up to this one.
-    pub fn begin_at(&mut self, floor_step: u64) {
+    pub fn begin_at(&mut self, floor_step: Step) {
         self.floor_step = floor_step;
     }
 
@@ -43,12 +43,12 @@ impl Curve {
         assert!(is_new, "older steps are acknowledged, and not recorded again");
     }
 
-    pub fn push_missing(&mut self, steps: RangeInclusive<u64>) {
-        self.progress.push_missing(steps);
+    pub fn push_missing(&mut self, from: Step, through: Step) {
+        self.progress.push_missing(from, through);
     }
 
     /// Drops all steps after `keep`; says whether there were any.
-    pub fn cut(&mut self, keep: u64) -> bool {
+    pub fn cut(&mut self, keep: Step) -> bool {
         let is_longer = self.progress.last_step() > keep;
         if is_longer {
             self.progress.cut(keep);
@@ -57,8 +57,8 @@ impl Curve {
     }
 
     /// The next step's record is missing: the step to ask rank 0 for, unless it was asked already.
-    pub fn ask_for_next(&mut self) -> Option<u64> {
-        let next = self.recorded_step() + 1;
+    pub fn ask_for_next(&mut self) -> Option<Step> {
+        let next = self.recorded_step().next();
         (self.asked_for.replace(next) != Some(next)).then_some(next)
     }
 

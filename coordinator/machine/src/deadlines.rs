@@ -5,6 +5,8 @@
 //! to have passed.
 //! Deadlines pass at a tick only, in the order of the enum.
 
+use toroid_torus::ids::{Step, WorkerId};
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -12,16 +14,16 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Deadline {
     /// A connected worker is to say something. It is lost after the failure timeout.
-    Silence { worker: String },
+    Silence { worker: WorkerId },
     /// A worker that failed again and again is put aside. It is a spare again.
-    WorkerAside { worker: String },
+    WorkerAside { worker: WorkerId },
     /// All workers of a host are put aside. They are spares again.
     HostAside { host: String },
     /// Two workers are to dial each other, for the proof of this spare. The probe comes to nothing.
     Probe { spare: String },
 
     /// A worker cannot do what the job needs. It may show again that it can.
-    Retry { worker: String },
+    Retry { worker: WorkerId },
     /// The coordinator was started again. Workers that have not come back to their places are lost.
     Return,
     /// Links were reported missing. The reports are weighed, and somebody goes or all begin again.
@@ -39,7 +41,7 @@ pub(crate) enum Deadline {
     /// Rank 0 removes what is no longer kept. It is not waited for any longer, and told again with the next publishing.
     Removals,
     /// The checkpoint of a committed step is to be published. It has failed.
-    Checkpoint { step: u64 },
+    Checkpoint { step: Step },
 }
 
 /// When each deadline passes, by the monotonic clock.
@@ -101,11 +103,11 @@ mod tests {
         let mut table = Deadlines::default();
         table.set(Deadline::Hang, second(3));
         table.set(Deadline::Links, second(4));
-        table.set(Deadline::Checkpoint { step: 7 }, second(1));
-        table.set_first(Deadline::Checkpoint { step: 7 }, second(9));
+        table.set(Deadline::Checkpoint { step: Step::new(7) }, second(1));
+        table.set_first(Deadline::Checkpoint { step: Step::new(7) }, second(9));
         assert_eq!(table.next(|_| true), Some(second(1)));
         assert_eq!(table.next(|d| *d == Deadline::Hang), Some(second(3)));
-        assert_eq!(table.passed(second(3)), [Deadline::Hang, Deadline::Checkpoint { step: 7 }]);
+        assert_eq!(table.passed(second(3)), [Deadline::Hang, Deadline::Checkpoint { step: Step::new(7) }]);
         assert!(!table.take_passed(&Deadline::Links, second(3)) && table.take_passed(&Deadline::Links, second(4)));
         assert_eq!(table.get(&Deadline::Links), None);
         table.retain(|deadline| *deadline == Deadline::Links);

@@ -4,9 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use toroid_proto as proto;
-
 use super::recovery::Loss;
+use toroid_proto as proto;
+use toroid_torus::ids::{Rank, Step};
 
 /// How far an epoch is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -24,26 +24,26 @@ pub(crate) enum EpochPhase {
 #[derive(Debug, Default)]
 pub(crate) struct EpochState {
     phase: EpochPhase,
-    base_step: u64,
+    base_step: Step,
     /// By rank, as last heard.
-    committed: Vec<u64>,
-    prepared: BTreeMap<usize, proto::Prepared>,
+    committed: Vec<Step>,
+    prepared: BTreeMap<Rank, proto::Prepared>,
     /// Places whose workers cannot prepare what the job needs, and why; none of the others has said yet whether it can.
-    refusals: BTreeMap<usize, String>,
-    finished: BTreeSet<usize>,
-    awaited: BTreeSet<usize>,
+    refusals: BTreeMap<Rank, String>,
+    finished: BTreeSet<Rank>,
+    awaited: BTreeSet<Rank>,
     losses: Vec<Loss>,
     begin_again: Option<String>,
 }
 
 impl EpochState {
     /// The job has no places: all that is known is what it has committed.
-    pub fn over(committed: u64) -> EpochState {
+    pub fn over(committed: Step) -> EpochState {
         EpochState { committed: vec![committed], ..EpochState::default() }
     }
 
     /// After a restart of the coordinator: the workers of these ranks are to come back.
-    pub fn restore(phase: EpochPhase, base_step: u64, committed: Vec<u64>, awaited: BTreeSet<usize>) -> EpochState {
+    pub fn restore(phase: EpochPhase, base_step: Step, committed: Vec<Step>, awaited: BTreeSet<Rank>) -> EpochState {
         EpochState { phase, base_step, committed, awaited, ..EpochState::default() }
     }
 
@@ -61,20 +61,20 @@ impl EpochState {
     }
 
     /// Step from which the epoch goes on; while a healing epoch is being prepared, the highest that was committed before.
-    pub fn base_step(&self) -> u64 {
+    pub fn base_step(&self) -> Step {
         self.base_step
     }
 
     // --------------------------------------------------------------------------------------------------- beginning, starting
 
     /// The next epoch begins. Its ranks are known to have committed these steps.
-    pub fn begin(&mut self, base_step: u64, committed: Vec<u64>) {
+    pub fn begin(&mut self, base_step: Step, committed: Vec<Step>) {
         let awaited = std::mem::take(&mut self.awaited);
         *self = EpochState { phase: EpochPhase::Preparing, base_step, committed, awaited, ..EpochState::default() };
     }
 
     /// All go on from this step.
-    pub fn start(&mut self, base_step: u64) {
+    pub fn start(&mut self, base_step: Step) {
         self.base_step = base_step;
         self.committed.fill(base_step);
         self.phase = EpochPhase::Started;
@@ -99,55 +99,55 @@ impl EpochState {
 
     // -------------------------------------------------------------------------------------------------------------- reports
 
-    pub fn prepare(&mut self, rank: usize, report: proto::Prepared) {
+    pub fn prepare(&mut self, rank: Rank, report: proto::Prepared) {
         self.prepared.insert(rank, report);
     }
 
     /// By rank.
-    pub fn prepared(&self) -> &BTreeMap<usize, proto::Prepared> {
+    pub fn prepared(&self) -> &BTreeMap<Rank, proto::Prepared> {
         &self.prepared
     }
 
-    pub fn has_prepared(&self, rank: usize) -> bool {
+    pub fn has_prepared(&self, rank: Rank) -> bool {
         self.prepared.contains_key(&rank)
     }
 
-    pub fn refuse(&mut self, rank: usize, error: &str) {
+    pub fn refuse(&mut self, rank: Rank, error: &str) {
         self.refusals.insert(rank, error.into());
     }
 
     /// By rank.
-    pub fn refusals(&self) -> &BTreeMap<usize, String> {
+    pub fn refusals(&self) -> &BTreeMap<Rank, String> {
         &self.refusals
     }
 
-    pub fn take_refusals(&mut self) -> BTreeMap<usize, String> {
+    pub fn take_refusals(&mut self) -> BTreeMap<Rank, String> {
         std::mem::take(&mut self.refusals)
     }
 
     // ------------------------------------------------------------------------------------------------------- committed steps
 
     /// Highest step that a rank is known to have committed.
-    pub fn committed(&self) -> u64 {
-        self.committed.iter().copied().max().unwrap_or(0)
+    pub fn committed(&self) -> Step {
+        self.committed.iter().copied().max().unwrap_or_default()
     }
 
-    pub fn committed_by(&self, rank: usize) -> Option<u64> {
-        self.committed.get(rank).copied()
+    pub fn committed_by(&self, rank: Rank) -> Option<Step> {
+        self.committed.get(rank.index()).copied()
     }
 
     /// By rank.
-    pub fn committed_steps(&self) -> &[u64] {
+    pub fn committed_steps(&self) -> &[Step] {
         &self.committed
     }
 
     /// A rank says that it has committed this step.
-    pub fn commit(&mut self, rank: usize, step: u64) {
-        let committed = &mut self.committed[rank];
+    pub fn commit(&mut self, rank: Rank, step: Step) {
+        let committed = &mut self.committed[rank.index()];
         *committed = step.max(*committed);
     }
 
-    pub fn finish(&mut self, rank: usize) {
+    pub fn finish(&mut self, rank: Rank) {
         self.finished.insert(rank);
     }
 
@@ -164,7 +164,7 @@ impl EpochState {
     }
 
     /// What the worker of a place had said counts no more.
-    pub fn forget(&mut self, rank: usize) {
+    pub fn forget(&mut self, rank: Rank) {
         self.awaited.remove(&rank);
         self.refusals.remove(&rank);
     }
@@ -175,15 +175,15 @@ impl EpochState {
     }
 
     /// Ranks whose workers have yet to come back after a restart of the coordinator.
-    pub fn awaited(&self) -> &BTreeSet<usize> {
+    pub fn awaited(&self) -> &BTreeSet<Rank> {
         &self.awaited
     }
 
-    pub fn returned(&mut self, rank: usize) {
+    pub fn returned(&mut self, rank: Rank) {
         self.awaited.remove(&rank);
     }
 
-    pub fn take_awaited(&mut self) -> BTreeSet<usize> {
+    pub fn take_awaited(&mut self) -> BTreeSet<Rank> {
         std::mem::take(&mut self.awaited)
     }
 }

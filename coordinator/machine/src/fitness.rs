@@ -11,11 +11,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use toroid_proto as proto;
-
 use super::deadlines::{Deadline, Deadlines};
 use super::job_context::{JobContext, Section};
 use super::record::{JobRecord, Process};
+use toroid_proto as proto;
+use toroid_torus::ids::{Epoch, WorkerId};
 
 /// Workers that a job remembers as unfit, at most.
 const MAX_UNFIT: usize = 1000;
@@ -40,17 +40,17 @@ struct Unfitness {
 /// What is known of the workers that a job may have: who cannot do what it needs, and who has shown that it can.
 #[derive(Debug, Default)]
 pub(crate) struct Fitness {
-    unfit: BTreeMap<String, Unfitness>,
+    unfit: BTreeMap<WorkerId, Unfitness>,
     /// How often each was found unfit since it was last fit.
-    num_times: BTreeMap<String, u32>,
+    num_times: BTreeMap<WorkerId, u32>,
     /// Workers that failed at this job: others come first.
-    avoided: BTreeSet<String>,
+    avoided: BTreeSet<WorkerId>,
     /// Workers with a place that have made a step of this job.
-    established: BTreeSet<String>,
+    established: BTreeSet<WorkerId>,
     /// Workers with a place that others have reached: they had links when a step was made, or passed a probe.
-    linked: BTreeSet<String>,
+    linked: BTreeSet<WorkerId>,
     /// The newest epoch in which a step was made.
-    established_in: u64,
+    established_in: Epoch,
 }
 
 impl Section for Fitness {
@@ -61,7 +61,7 @@ impl Section for Fitness {
 
 impl Fitness {
     /// After a restart of the coordinator: these have places and hold the state.
-    pub fn restore(established: BTreeSet<String>, has_links: bool) -> Fitness {
+    pub fn restore(established: BTreeSet<WorkerId>, has_links: bool) -> Fitness {
         let linked = if has_links { established.clone() } else { BTreeSet::new() };
         Fitness { established, linked, ..Fitness::default() }
     }
@@ -70,7 +70,7 @@ impl Fitness {
     pub fn stand_by(&mut self) {
         self.established.clear();
         self.linked.clear();
-        self.established_in = 0;
+        self.established_in = Epoch::NONE;
     }
 
     // ------------------------------------------------------------------------------------------------------------ the unfit
@@ -127,7 +127,7 @@ impl Fitness {
     /// Another process of a name begins anew; the same one that only lost its stream does not.
     pub fn registered(&mut self, deadlines: &mut Deadlines, register: &proto::Register) {
         let process = Process::of(register);
-        if self.unfit.get(&register.worker_id).is_none_or(|u| u.process.as_ref() != Some(&process)) {
+        if self.unfit.get(register.worker_id.as_str()).is_none_or(|u| u.process.as_ref() != Some(&process)) {
             self.remove(deadlines, &register.worker_id);
         }
     }
@@ -155,7 +155,7 @@ impl Fitness {
     }
 
     /// The worker failed at this job: others come first.
-    pub fn avoid(&mut self, worker: String) {
+    pub fn avoid(&mut self, worker: WorkerId) {
         self.avoided.insert(worker);
     }
 
@@ -166,7 +166,12 @@ impl Fitness {
     // ------------------------------------------------------------------------------------------------------ the established
 
     /// Whoever commits a step knows that all have made it. Says whether it is the first of the epoch.
-    pub fn establish<'a>(&mut self, epoch: u64, workers: impl Iterator<Item = &'a String>, has_links: bool) -> bool {
+    pub fn establish<'a>(
+        &mut self,
+        epoch: Epoch,
+        workers: impl Iterator<Item = &'a WorkerId>,
+        has_links: bool,
+    ) -> bool {
         if self.established_in == epoch {
             return false;
         }
@@ -194,7 +199,7 @@ impl Fitness {
         self.linked.contains(worker)
     }
 
-    pub fn linked(&self) -> impl Iterator<Item = &String> {
+    pub fn linked(&self) -> impl Iterator<Item = &WorkerId> {
         self.linked.iter()
     }
 

@@ -16,6 +16,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use toroid_torus::ids::{Rank, Step, WorkerId};
+
 use super::clock::{Moment, Now};
 use super::job_context::{JobContext, Section};
 use super::record::{Incident, JobRecord, MAX_INCIDENTS, Rung, SeenBy};
@@ -44,7 +46,7 @@ struct Open {
 #[derive(Debug)]
 struct Redo {
     number: u64,
-    until_step: u64,
+    until_step: Step,
     since: Duration,
     /// In coordinators before this one.
     before: Duration,
@@ -83,7 +85,7 @@ pub(crate) struct Sighting {
     pub cause: String,
     /// Silence before it was seen.
     pub detect: Duration,
-    pub place: Option<(usize, String)>,
+    pub place: Option<(Rank, WorkerId)>,
 }
 
 impl Incidents {
@@ -185,7 +187,7 @@ impl Incidents {
             rung: Rung::Wait,
             reason: "not decided yet".into(),
             step,
-            resumed_step: 0,
+            resumed_step: Step::ZERO,
             steps_lost: 0,
             epoch: cx.record.epoch,
             detect_s: sighting.detect.as_secs_f64(),
@@ -249,7 +251,7 @@ impl Incidents {
     }
 
     /// From the reports: `step` is the highest that was committed.
-    pub fn reported(&mut self, step: u64) {
+    pub fn reported(&mut self, step: Step) {
         let Some(open) = &self.open else { return };
         if let Some(incident) = self.all.get_mut(&open.number) {
             incident.step = incident.step.max(step);
@@ -258,11 +260,11 @@ impl Incidents {
 
     /// All go on from `step`. A heal loses nothing: a step that only the dead had committed is made again, bit for bit. What a restore
     /// loses counts from now on, whatever becomes of the incident.
-    pub fn decided(&mut self, cx: &mut Cx<'_, '_>, step: u64) {
+    pub fn decided(&mut self, cx: &mut Cx<'_, '_>, step: Step) {
         let Some(incident) = self.enter(Stage::Heal, cx.now()) else { return };
         incident.resumed_step = step;
         let counted = incident.steps_lost;
-        incident.steps_lost = if incident.rung == Rung::Restore { incident.step.saturating_sub(step) } else { 0 };
+        incident.steps_lost = if incident.rung == Rung::Restore { incident.step.since(step) } else { 0 };
         incident.epoch = cx.record.epoch;
         let lost_steps = cx.edit().lost_steps;
         *lost_steps = lost_steps.saturating_sub(counted) + incident.steps_lost;
@@ -335,20 +337,20 @@ fn in_words(i: &Incident) -> String {
 
 /// For users.
 pub(crate) fn view(i: &Incident) -> toroid_proto::Incident {
-    let workers: &BTreeSet<String> = &i.workers;
+    let workers: &BTreeSet<WorkerId> = &i.workers;
     toroid_proto::Incident {
         number: i.number,
         unix_ms: i.unix_ms,
         cause: i.cause.clone(),
         seen_by: i.seen_by.name().into(),
-        ranks: i.ranks.iter().map(|r| *r as u32).collect(),
-        workers: workers.iter().cloned().collect(),
+        ranks: i.ranks.iter().map(|r| r.to_wire()).collect(),
+        workers: workers.iter().map(WorkerId::to_string).collect(),
         rung: i.rung.name().into(),
         reason: i.reason.clone(),
-        step: i.step,
-        resumed_step: i.resumed_step,
+        step: i.step.get(),
+        resumed_step: i.resumed_step.get(),
         steps_lost: i.steps_lost,
-        epoch: i.epoch,
+        epoch: i.epoch.get(),
         detect_s: i.detect_s,
         fence_s: i.fence_s,
         decide_s: i.decide_s,

@@ -16,10 +16,6 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 use std::time::Duration;
 
-use proto::coordinator_message::Body;
-use toroid_proto as proto;
-use toroid_torus::failpoint;
-
 use super::api::{Output, Reply, RequestError, RequestId};
 use super::clock::Now;
 use super::context::{Context, Outbox};
@@ -29,6 +25,10 @@ use super::epoch::EpochState;
 use super::limits::Limits;
 use super::pool::Pool;
 use super::record::{Event, JobRecord};
+use proto::coordinator_message::Body;
+use toroid_proto as proto;
+use toroid_torus::failpoint;
+use toroid_torus::ids::{Rank, Step, WorkerId};
 
 /// A job's record. Whoever changes it has it stored, and watchers told.
 #[derive(Debug)]
@@ -78,12 +78,12 @@ impl Core {
         self.record.shape.world()
     }
 
-    pub fn total(&self) -> u64 {
-        self.record.spec.steps
+    pub fn total(&self) -> Step {
+        Step::new(self.record.spec.steps)
     }
 
     /// Highest step known to be committed in this epoch (T-2: ranks are at most one apart).
-    pub fn committed(&self) -> u64 {
+    pub fn committed(&self) -> Step {
         let known = self.epoch.committed().max(self.curve.progress().last_step());
         known.max(self.epoch.base_step()).max(self.record.restore_step)
     }
@@ -112,8 +112,8 @@ impl Core {
         self.record.has_state && self.is_redundant() && !failpoint!(AlwaysRestore)
     }
 
-    pub fn describe(&self, rank: usize) -> String {
-        format!("{} (rank {rank})", self.record.places[rank].as_deref().unwrap_or("nobody"))
+    pub fn describe(&self, rank: Rank) -> String {
+        format!("{} (rank {rank})", self.record.worker_at(rank).map_or("nobody", WorkerId::as_str))
     }
 
     pub fn event(&mut self, cx: &mut Context<'_>, kind: &str, text: impl Into<String>) {
@@ -133,15 +133,15 @@ impl Core {
         cx.out.effects.push(Output::Event { job: self.record.id.clone(), event });
     }
 
-    pub fn send(&self, cx: &mut Context<'_>, rank: usize, body: Body) {
-        let worker = self.record.places[rank].as_ref().and_then(|w| cx.pool.get(w));
+    pub fn send(&self, cx: &mut Context<'_>, rank: Rank, body: Body) {
+        let worker = self.record.worker_at(rank).and_then(|w| cx.pool.get(w));
         if let Some(worker) = worker {
             cx.out.send(worker.stream, body);
         }
     }
 
     pub fn send_all(&self, cx: &mut Context<'_>, body: &Body) {
-        for rank in 0..self.record.places.len() {
+        for rank in Rank::all(self.record.places.len()) {
             self.send(cx, rank, body.clone());
         }
     }
@@ -214,7 +214,7 @@ impl<S: Section> JobContext<'_, '_, S> {
         self.core.worker_event(self.cx, kind, text, worker);
     }
 
-    pub fn send(&mut self, rank: usize, body: Body) {
+    pub fn send(&mut self, rank: Rank, body: Body) {
         self.core.send(self.cx, rank, body);
     }
 

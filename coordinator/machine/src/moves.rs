@@ -1,10 +1,12 @@
 //! Workers whose places were moved to others, until the epoch without them is healed: what one holds may be the only copy by then.
 
+use toroid_torus::ids::{Rank, WorkerId};
+
 /// A worker whose place was moved.
 #[derive(Debug)]
 pub(crate) struct Moved {
-    pub worker: String,
-    pub rank: usize,
+    pub worker: WorkerId,
+    pub rank: Rank,
     /// An epoch without it was started: the newcomer may have the shards by now, and may even be a step further.
     pub is_started: bool,
 }
@@ -21,7 +23,7 @@ impl Moves {
     }
 
     /// The place of a worker is to be filled by another.
-    pub fn add(&mut self, worker: String, rank: usize) {
+    pub fn add(&mut self, worker: WorkerId, rank: Rank) {
         self.moved.push(Moved { worker, rank, is_started: false });
     }
 

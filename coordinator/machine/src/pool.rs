@@ -5,15 +5,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use toroid_proto as proto;
-use toroid_proto::Register;
-use toroid_torus::placement::Candidate;
-
 use super::api::StreamId;
 use super::crashes::{Aside, CrashLog};
 use super::deadlines::{Deadline, Deadlines};
 use super::proof::{Probe, Proof, Stage};
 use super::record::Process;
+use toroid_proto as proto;
+use toroid_proto::Register;
+use toroid_torus::ids::{JobId, Rank, WorkerId};
+use toroid_torus::placement::Candidate;
 
 #[derive(Debug)]
 pub struct Worker {
@@ -25,15 +25,19 @@ pub struct Worker {
     /// Bytes of its device's memory that it holds, and that are free, as it said last.
     pub memory_bytes: [u64; 2],
     /// The job and rank whose place it fills; `None`: a spare.
-    pub place: Option<(String, usize)>,
+    pub place: Option<(JobId, Rank)>,
     /// What this spare has shown of being able to fill a place.
     pub proof: Option<Proof>,
 }
 
 impl Worker {
+    pub fn id(&self) -> WorkerId {
+        self.register.worker_id.as_str().into()
+    }
+
     pub fn candidate(&self) -> Candidate {
         let r = &self.register;
-        Candidate { worker: r.worker_id.clone(), host: r.host.clone(), rack: r.rack.clone(), zone: r.zone.clone() }
+        Candidate { worker: self.id(), host: r.host.clone(), rack: r.rack.clone(), zone: r.zone.clone() }
     }
 }
 
@@ -50,12 +54,12 @@ pub enum Standing<'a> {
 
 #[derive(Debug, Default)]
 pub struct Pool {
-    workers: BTreeMap<String, Worker>,
-    streams: BTreeMap<StreamId, String>,
+    workers: BTreeMap<WorkerId, Worker>,
+    streams: BTreeMap<StreamId, WorkerId>,
     crashes: CrashLog,
     /// The job that spares are asked to be ready for.
-    pub asks_for: Option<String>,
-    retired: BTreeMap<String, Process>,
+    pub asks_for: Option<JobId>,
+    retired: BTreeMap<WorkerId, Process>,
     /// For each connected worker [`Deadline::Silence`], for each that is probed [`Deadline::Probe`].
     deadlines: Deadlines,
 }
@@ -73,14 +77,14 @@ impl Pool {
     }
 
     /// No worker is connected; these processes are given no place.
-    pub fn restore(retired: BTreeMap<String, Process>) -> Pool {
+    pub fn restore(retired: BTreeMap<WorkerId, Process>) -> Pool {
         Pool { retired, ..Pool::default() }
     }
 
     /// Adds a worker that is not connected yet. A process that was retired stays it, another of its name begins anew.
     /// It is lost if it says nothing until `silent_at`.
     pub fn insert(&mut self, worker: Worker, silent_at: Duration) {
-        let id = worker.register.worker_id.clone();
+        let id = worker.id();
         if self.retired.get(&id).is_some_and(|process| *process != Process::of(&worker.register)) {
             self.retired.remove(&id);
         }
@@ -136,7 +140,7 @@ impl Pool {
         let proto::Register { worker_id, host, .. } = &worker.register;
         if worker.place.is_some() {
             Standing::Placed
-        } else if self.retired.contains_key(worker_id) {
+        } else if self.retired.contains_key(worker_id.as_str()) {
             Standing::Retired
         } else {
             self.crashes.aside(worker_id, host).map_or(Standing::Spare, Standing::Aside)
@@ -180,14 +184,14 @@ impl Pool {
     pub fn retire(&mut self, worker: &str) {
         let Some(connected) = self.workers.get(worker) else { return };
         if self.retired.len() == MAX_RETIRED {
-            let is_away = |id: &&String| !self.workers.contains_key(*id);
+            let is_away = |id: &&WorkerId| !self.workers.contains_key(*id);
             let gone = self.retired.keys().find(is_away).or(self.retired.keys().next()).cloned();
             gone.map(|id| self.retired.remove(&id));
         }
         self.retired.insert(worker.into(), Process::of(&connected.register));
     }
 
-    pub fn retired(&self) -> &BTreeMap<String, Process> {
+    pub fn retired(&self) -> &BTreeMap<WorkerId, Process> {
         &self.retired
     }
 
@@ -207,7 +211,7 @@ impl Pool {
         self.crashes.forgive_until(now)
     }
 
-    pub fn set_place(&mut self, worker: &str, place: Option<(String, usize)>) {
+    pub fn set_place(&mut self, worker: &str, place: Option<(JobId, Rank)>) {
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.place = place;
             // What it had made ready has become its place, or is dropped for another.
@@ -245,7 +249,7 @@ impl Pool {
     }
 
     /// Spares whose probe has both answers, or whose time is over at `now`.
-    pub fn ended_probes(&self, now: Option<Duration>) -> Vec<String> {
+    pub fn ended_probes(&self, now: Option<Duration>) -> Vec<WorkerId> {
         let has_ended = |w: &&Worker| match &w.proof {
             Some(Proof { stage: Stage::Probed(begun), .. }) => {
                 let is_over = |now| self.deadlines.has_passed(&probe(&w.register.worker_id), now);
@@ -253,7 +257,7 @@ impl Pool {
             }
             _ => false,
         };
-        self.iter().filter(has_ended).map(|w| w.register.worker_id.clone()).collect()
+        self.iter().filter(has_ended).map(Worker::id).collect()
     }
 
     /// What a spare has shown of being able to fill a place; its probe, if there was one, is over.
@@ -263,7 +267,7 @@ impl Pool {
     }
 
     /// Where all connected workers are.
-    pub fn candidates(&self) -> BTreeMap<String, Candidate> {
+    pub fn candidates(&self) -> BTreeMap<WorkerId, Candidate> {
         self.workers.iter().map(|(id, w)| (id.clone(), w.candidate())).collect()
     }
 }

@@ -3,24 +3,25 @@
 use std::collections::BTreeSet;
 
 use toroid_torus::geometry::Shape;
+use toroid_torus::ids::{JobId, WorkerId};
 
 /// What a spare has shown of being able to fill a place of a job.
 #[derive(Debug)]
 pub struct Proof {
-    pub job: String,
+    pub job: JobId,
     pub(crate) shape: Shape,
     pub(crate) number: u64,
     pub stage: Stage,
     /// Workers with which a probe has failed.
-    pub(crate) failed_with: BTreeSet<String>,
+    pub(crate) failed_with: BTreeSet<WorkerId>,
     /// What they said.
     pub(crate) problems: Vec<String>,
     /// Workers with which a probe has failed, and which have not shown themselves that they can be reached: that says nothing of this one.
-    pub(crate) doubted: BTreeSet<String>,
+    pub(crate) doubted: BTreeSet<WorkerId>,
     /// It and another have reached each other.
     pub(crate) has_passed: bool,
     /// Workers with which a probe has come to nothing, as one of both said nothing: others come first.
-    pub(crate) unanswered: BTreeSet<String>,
+    pub(crate) unanswered: BTreeSet<WorkerId>,
 }
 
 #[derive(Debug)]
@@ -57,7 +58,7 @@ impl Proof {
 #[derive(Debug)]
 pub struct Probe {
     pub(crate) number: u64,
-    pub(crate) peer: String,
+    pub(crate) peer: WorkerId,
     /// What the spare says, and its peer: an error, or nothing.
     pub(crate) answers: [Option<String>; 2],
 }

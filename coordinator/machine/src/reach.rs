@@ -17,6 +17,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use toroid_torus::ids::WorkerId;
+
 use super::deadlines::{Deadline, Deadlines};
 use super::job_context::{JobContext, Section};
 use super::record::JobRecord;
@@ -46,14 +48,14 @@ impl Fault {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Report {
-    pub by: String,
-    pub of: String,
+    pub by: WorkerId,
+    pub of: WorkerId,
     pub fault: Fault,
     pub text: String,
 }
 
 /// Two workers that had no link in an epoch, by name.
-type Pair = (String, String);
+type Pair = (WorkerId, WorkerId);
 
 fn pair(a: &str, b: &str) -> Pair {
     if a < b { (a.into(), b.into()) } else { (b.into(), a.into()) }
@@ -67,7 +69,7 @@ pub(crate) struct Reach {
     /// In how many epochs each pair had no link, since a step was made last.
     before: BTreeMap<Pair, u32>,
     /// Workers that had made steps of the job when a link of theirs was missed.
-    established: BTreeSet<String>,
+    established: BTreeSet<WorkerId>,
 }
 
 impl Section for Reach {
@@ -80,7 +82,7 @@ impl Section for Reach {
 #[derive(Debug)]
 pub(crate) struct Culprits {
     /// Workers, each with what is said of it.
-    pub workers: Vec<(String, String)>,
+    pub workers: Vec<(WorkerId, String)>,
     /// What was said first of all.
     pub first: Option<Report>,
 }
@@ -150,7 +152,7 @@ impl Reach {
     }
 
     /// Who goes, with what is said of it. `is_new`: it has made no step of the job.
-    fn culprits(&self, is_new: impl Fn(&str) -> bool, was_reached: impl Fn(&str) -> bool) -> Vec<(String, String)> {
+    fn culprits(&self, is_new: impl Fn(&str) -> bool, was_reached: impl Fn(&str) -> bool) -> Vec<(WorkerId, String)> {
         let mut open: Vec<&Report> = self.reports.iter().collect();
         let mut culprits = Vec::new();
         while let Some(worst) = self.worst(&open, &is_new, &was_reached) {
@@ -167,7 +169,7 @@ impl Reach {
         open: &[&Report],
         is_new: &impl Fn(&str) -> bool,
         was_reached: &impl Fn(&str) -> bool,
-    ) -> Option<String> {
+    ) -> Option<WorkerId> {
         let is_guilty = |r: &&&Report| {
             let times = self.before.get(&pair(&r.by, &r.of)).copied().unwrap_or(0);
             let has_new = is_new(&r.by) || is_new(&r.of);
@@ -180,7 +182,7 @@ impl Reach {
             let num_called = open.iter().filter(|r| r.of == **worker && r.fault != Fault::NoCall).count();
             (is_alone_and_new, self.partners(worker).count(), !was_reached(worker), num_called)
         };
-        ends.into_iter().max_by_key(weight).map(str::to_string)
+        ends.into_iter().max_by_key(weight).map(WorkerId::from)
     }
 }
 
@@ -206,7 +208,7 @@ mod tests {
             reach.established.extend([&ends.0, &ends.1].into_iter().filter(|w| !is_new(w)).cloned());
             *reach.before.entry(ends).or_insert(0) += 1;
         }
-        let found: Vec<String> =
+        let found: Vec<WorkerId> =
             reach.culprits(is_new, |worker| !is_new(worker)).into_iter().map(|(worker, _)| worker).collect();
         assert_eq!(found, expected, "{before:?} {reports:?}");
     }

@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use toroid_torus::ids::Step;
+
 use super::pool::Pool;
 
 /// So many workers that could not read a checkpoint are enough, whoever else is there.
@@ -14,7 +16,7 @@ const MAX_READERS: usize = 4;
 /// The workers that could not read a checkpoint of a job, by its step.
 #[derive(Debug, Default)]
 pub(crate) struct Readers {
-    by_step: BTreeMap<u64, Failed>,
+    by_step: BTreeMap<Step, Failed>,
 }
 
 #[derive(Debug, Default)]
@@ -41,14 +43,14 @@ impl Failed {
 
 impl Readers {
     /// `has_loaded`: another has loaded the checkpoint.
-    pub fn failed(&mut self, step: u64, worker: &str, reader: Reader, has_loaded: bool) {
+    pub fn failed(&mut self, step: Step, worker: &str, reader: Reader, has_loaded: bool) {
         let failed = self.by_step.entry(step).or_default();
         failed.manifest_read |= reader.manifest_read || has_loaded;
         failed.readers.insert(worker.into(), reader);
     }
 
     /// Enough different workers have failed to read it. `has_untried`: another may take a place, and has not tried yet.
-    pub fn is_unreadable(&self, step: u64, pool: &Pool, has_untried: bool) -> bool {
+    pub fn is_unreadable(&self, step: Step, pool: &Pool, has_untried: bool) -> bool {
         let Some(failed) = self.by_step.get(&step) else { return false };
         let hosts: BTreeSet<&str> = failed.counted().map(|(_, reader)| reader.host.as_str()).collect();
         let has_other_hosts = pool.iter().any(|w| !hosts.contains(w.register.host.as_str()));
@@ -58,7 +60,7 @@ impl Readers {
     }
 
     /// The checkpoint is to blame: returns those who are not.
-    pub fn acquit(&mut self, step: u64) -> Vec<String> {
+    pub fn acquit(&mut self, step: Step) -> Vec<String> {
         let failed = self.by_step.remove(&step).unwrap_or_default();
         failed.counted().map(|(worker, _)| worker.clone()).collect()
     }

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use toroid_torus::ids::Step;
+
 use super::clock::{Moment, Now};
 use super::record::{JobRecord, Tries, Unsaved};
 
@@ -25,7 +27,7 @@ pub(crate) enum Retry {
 
 /// Counts a checkpoint that has failed. Says what to tell (T-12): each, but those of the last step when there are twice as many, since in a
 /// day they would push out all other events.
-pub(crate) fn count(unsaved: &mut Option<Unsaved>, now: Now, step: u64, is_last: bool, text: &str) -> Option<String> {
+pub(crate) fn count(unsaved: &mut Option<Unsaved>, now: Now, step: Step, is_last: bool, text: &str) -> Option<String> {
     let now = Moment::before(now, Duration::ZERO);
     let unsaved = unsaved.get_or_insert(Unsaved::since(now));
     (unsaved.step, unsaved.error) = (step, text.into());

@@ -17,7 +17,7 @@ impl Job {
         let retained = self.retained(pool);
         let rung = |w: &Worker| match self.standing_of(w) {
             _ if self.fitness.is_avoided(&w.register.worker_id) => 3,
-            _ if retained.contains(&w.register.worker_id) => 0,
+            _ if retained.contains(w.register.worker_id.as_str()) => 0,
             Fitness::Ready => 1,
             Fitness::Proves | Fitness::Unknown | Fitness::Unfit => 2,
         };

@@ -1,13 +1,13 @@
 //! What the checkpoints of a job mean for the rest of it: see [`crate::checkpoints`].
 
-use toroid_proto as proto;
-
 use super::Job;
 use crate::api::RequestId;
 use crate::checkpoints::{Failure, Outcome};
 use crate::context::Context;
 use crate::deadlines::Deadline;
 use crate::record::State;
+use toroid_proto as proto;
+use toroid_torus::ids::{Rank, Step};
 
 impl Job {
     /// Names the steps that are to be saved and can be named now. `at_start`: nothing of this epoch is computed yet.
@@ -23,9 +23,9 @@ impl Job {
     }
 
     /// The worker of a place came back on another stream.
-    pub fn name_again(&mut self, cx: &mut Context<'_>, rank: usize, committed: u64) {
+    pub fn name_again(&mut self, cx: &mut Context<'_>, rank: Rank, committed: Step) {
         self.checkpoints.name_again(&mut self.core.context(cx), rank, committed);
-        if rank == 0 {
+        if rank == Rank::ZERO {
             self.core.curve.forget_question();
         }
         self.checkpoints_advanced(cx);
@@ -46,13 +46,13 @@ impl Job {
         }
     }
 
-    pub fn shard_written(&mut self, cx: &mut Context<'_>, rank: usize, message: proto::ShardWritten) {
+    pub fn shard_written(&mut self, cx: &mut Context<'_>, rank: Rank, message: proto::ShardWritten) {
         let outcome = self.checkpoints.shard_written(&mut self.core.context(cx), rank, message);
         self.act_on(cx, outcome);
     }
 
     pub fn manifest_published(&mut self, cx: &mut Context<'_>, message: proto::ManifestPublished) {
-        let step = message.step;
+        let step = Step::new(message.step);
         let outcome = self.checkpoints.manifest_published(&mut self.core.context(cx), message);
         if outcome == (Outcome::Published { halts: true }) {
             return self.leave(cx, step);
@@ -66,8 +66,8 @@ impl Job {
         self.try_finish(cx);
     }
 
-    pub fn checkpoint_missed(&mut self, cx: &mut Context<'_>, rank: usize, message: &proto::CheckpointMissed) {
-        self.advance(cx, rank, message.committed_step);
+    pub fn checkpoint_missed(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::CheckpointMissed) {
+        self.advance(cx, rank, Step::new(message.committed_step));
         let outcome = self.checkpoints.missed(&mut self.core.context(cx), rank, message);
         self.act_on(cx, outcome);
     }
@@ -85,7 +85,7 @@ impl Job {
     }
 
     /// Training goes on, and the newest good checkpoint stays.
-    fn checkpoint_failed(&mut self, cx: &mut Context<'_>, step: u64, text: &str) {
+    fn checkpoint_failed(&mut self, cx: &mut Context<'_>, step: Step, text: &str) {
         match self.checkpoints.failed(&mut self.core.context(cx), step, text) {
             Failure::GoesOn => self.name_steps(cx, false),
             Failure::TriesAgain => {

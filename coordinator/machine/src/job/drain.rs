@@ -6,9 +6,6 @@
 //!
 //! A process that was drained is given nothing any more; another of the same worker id is.
 
-use proto::coordinator_message::Body;
-use toroid_proto as proto;
-
 use super::Job;
 use crate::api::RequestError;
 use crate::context::Context;
@@ -16,6 +13,9 @@ use crate::incidents::Sighting;
 use crate::moves::Moved;
 use crate::record::{SeenBy, Why};
 use crate::recovery::Loss;
+use proto::coordinator_message::Body;
+use toroid_proto as proto;
+use toroid_torus::ids::{Rank, WorkerId};
 
 /// Where nobody can take the place now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,15 +27,15 @@ pub(crate) enum IfNobody {
 }
 
 impl Job {
-    /// Moves the place of `rank`, or has it wait for what goes on; returns who takes it, or nothing.
+    /// Moves the place of `rank`, or has it wait for what goes on; returns who takes it, if anyone does.
     pub fn drain(
         &mut self,
         cx: &mut Context<'_>,
-        rank: usize,
+        rank: Rank,
         why: &str,
         if_nobody: IfNobody,
-    ) -> Result<String, RequestError> {
-        let worker = self.core.record.places[rank].clone().unwrap_or_default();
+    ) -> Result<Option<WorkerId>, RequestError> {
+        let worker = self.core.record.worker_at(rank).cloned().unwrap_or_default();
         let refused = |reason: String| RequestError::Drain { worker: worker.clone(), reason };
         if !self.core.is_redundant() && if_nobody == IfNobody::Refuse {
             return Err(refused(format!(
@@ -59,8 +59,8 @@ impl Job {
             self.checkpoints.want(Why::Leaving);
             self.name_steps(cx, false);
         }
-        let now_there = self.core.record.places.get(rank).cloned().flatten();
-        Ok(now_there.filter(|w| *w != worker).unwrap_or_default())
+        let now_there = self.core.record.worker_at(rank).cloned();
+        Ok(now_there.filter(|w| *w != worker))
     }
 
     /// Empties the next place that is to be moved, if all is well and somebody can take it.
@@ -75,10 +75,12 @@ impl Job {
         if self.core.epoch.why_again().is_some() || self.candidates(cx.pool, 1).is_empty() {
             return;
         }
-        let is_draining = |w: &Option<String>| w.as_ref().is_some_and(|w| self.core.record.draining.contains(w));
-        let Some(rank) = self.core.record.places.iter().position(is_draining) else { return };
+        let draining = &self.core.record.draining;
+        let Some(rank) = self.core.record.placed().find(|(_, w)| draining.contains(*w)).map(|(rank, _)| rank) else {
+            return;
+        };
         let record = self.core.record.edit(cx.out);
-        let Some(worker) = record.places[rank].take() else { return };
+        let Some(worker) = record.places[rank.index()].take() else { return };
         record.draining.remove(&worker);
         let host = cx.pool.get(&worker).map(|w| w.register.host.clone()).unwrap_or_default();
         cx.pool.set_place(&worker, None);
@@ -110,7 +112,7 @@ impl Job {
             if has_state || cx.pool.get(&worker).is_none() {
                 continue;
             }
-            let newcomer = self.core.record.edit(cx.out).places[rank].replace(worker.clone());
+            let newcomer = self.core.record.edit(cx.out).places[rank.index()].replace(worker.clone());
             let text = format!(
                 "{worker} has rank {rank} again: what else there is of its shards was lost before they were copied"
             );
@@ -132,7 +134,8 @@ impl Job {
 
     pub fn stop_worker(&self, cx: &mut Context<'_>, worker: &str, reason: &str) {
         let Some(stream) = cx.pool.get(worker).map(|w| w.stream) else { return };
-        let (job_id, epoch, reason) = (self.core.record.id.clone(), self.core.record.epoch, reason.to_string());
+        let (job_id, epoch) = (self.core.record.id.to_string(), self.core.record.epoch.get());
+        let reason = reason.to_string();
         cx.out.send(stream, Body::Stop(proto::Stop { job_id, epoch, reason }));
         // While it holds state it does not hear what a spare is asked: it is asked when it holds none.
         cx.pool.forget_proof(worker);

@@ -5,13 +5,6 @@
 
 use std::collections::BTreeSet;
 
-use proto::coordinator_message::Body;
-use toroid_proto as proto;
-use toroid_torus::failpoint;
-use toroid_torus::geometry::Shape;
-use toroid_torus::job::JobSpec;
-use toroid_torus::placement::{self, Placement};
-
 use super::Job;
 use crate::api::Output;
 use crate::cause::Cause;
@@ -24,6 +17,13 @@ use crate::folders::checkpoint_root;
 use crate::proof::Proof;
 use crate::record::{Heal, Inputs, Process, Rung, SeenBy, State};
 use crate::recovery::{self, Holding, NextEpoch, Resume, Situation, Source};
+use proto::coordinator_message::Body;
+use toroid_proto as proto;
+use toroid_torus::failpoint;
+use toroid_torus::geometry::Shape;
+use toroid_torus::ids::{Rank, Step, WorkerId};
+use toroid_torus::job::JobSpec;
+use toroid_torus::placement::{self, Placement};
 
 impl Job {
     pub fn queue_behind(&mut self, cx: &mut Context<'_>, first: &str) {
@@ -107,7 +107,7 @@ impl Job {
 
     /// Where the next epoch has its state from.
     pub fn source(&self) -> Source {
-        let step = self.core.record.last_checkpoint().map_or(0, |c| c.step);
+        let step = self.core.record.last_checkpoint().map_or(Step::ZERO, |c| c.step);
         match self.core.record.started_unix_ms {
             _ if self.core.can_heal() => Source::Holders,
             0 => Source::First { step },
@@ -131,10 +131,10 @@ impl Job {
             self.forget_earlier(cx);
         }
         let record = self.core.record.edit(cx.out);
-        let places: Vec<Option<String>> = placement.workers.into_iter().map(Some).collect();
+        let places: Vec<Option<WorkerId>> = placement.workers.into_iter().map(Some).collect();
         let old = std::mem::replace(&mut record.places, places);
         record.shape = shape;
-        record.epoch += 1;
+        record.epoch = record.epoch.next();
         record.heal = None;
         record.absent.clear();
         if failpoint!(MoveSurvivors) {
@@ -157,15 +157,14 @@ impl Job {
         self.check_fingerprints(cx);
         self.core.event(cx, if state == State::Starting { "job.starting" } else { "job.recovering" }, reason);
         self.activities.expect_reports(&mut self.core.context(cx));
-        for rank in 0..world {
+        for rank in Rank::all(world) {
             self.assign(cx, rank);
         }
     }
 
     /// The workers of the places hear that they have them.
     fn fill_places(&mut self, cx: &mut Context<'_>) {
-        for (rank, worker) in self.core.record.places.iter().enumerate() {
-            let worker = worker.as_deref().expect("a placement fills every place");
+        for (rank, worker) in self.core.record.placed() {
             if cx.pool.get(worker).and_then(|w| w.proof.as_ref()).is_some_and(Proof::has_passed) {
                 self.fitness.link(worker);
             }
@@ -175,13 +174,13 @@ impl Job {
     }
 
     /// The state stays where it is, and so does the curve: what was committed is not lost. `old`: the places of the epoch before.
-    fn begin_healing(&mut self, cx: &mut Context<'_>, committed: u64, old: &[Option<String>], is_resized: bool) {
+    fn begin_healing(&mut self, cx: &mut Context<'_>, committed: Step, old: &[Option<WorkerId>], is_resized: bool) {
         let steps = if is_resized {
             self.carry_failures(cx);
-            vec![0; self.core.world()]
+            vec![Step::ZERO; self.core.world()]
         } else {
             let known = self.core.epoch.committed_steps().iter().zip(old);
-            known.map(|(step, worker)| if worker.is_some() { *step } else { 0 }).collect()
+            known.map(|(step, worker)| if worker.is_some() { *step } else { Step::ZERO }).collect()
         };
         self.core.epoch.begin(committed, steps);
         if failpoint!(CutCurveToHeal) {
@@ -192,15 +191,15 @@ impl Job {
     /// The processes that have places now. Those that had one stay known as long as their state may count.
     fn remember_holders(&mut self, cx: &mut Context<'_>) {
         let (record, pool) = (self.core.record.edit(cx.out), &*cx.pool);
-        let earlier: BTreeSet<&String> = record.earlier.iter().flat_map(|l| l.places.iter().flatten()).collect();
+        let earlier: BTreeSet<&WorkerId> = record.earlier.iter().flat_map(|l| l.places.iter().flatten()).collect();
         record.holders.retain(|id, _| earlier.contains(id));
         let placed = record.places.iter().flatten().filter_map(|id| pool.get(id));
-        record.holders.extend(placed.map(|w| (w.register.worker_id.clone(), Process::of(&w.register))));
+        record.holders.extend(placed.map(|w| (w.id(), Process::of(&w.register))));
     }
 
     /// What was computed since the newest checkpoint is made again. The curve is cut when all have loaded it.
     fn go_back(&mut self, cx: &mut Context<'_>) {
-        let restore_step = self.core.record.last_checkpoint().map_or(0, |c| c.step);
+        let restore_step = self.core.record.last_checkpoint().map_or(Step::ZERO, |c| c.step);
         self.release_moved(cx);
         let record = self.core.record.edit(cx.out);
         record.has_state = false;
@@ -212,7 +211,7 @@ impl Job {
         self.core.epoch.begin(restore_step, committed);
     }
 
-    fn cut_curve(&mut self, cx: &mut Context<'_>, keep: u64) {
+    fn cut_curve(&mut self, cx: &mut Context<'_>, keep: Step) {
         if self.core.curve.cut(keep) {
             cx.out.effects.push(Output::CutCurve { job: self.core.record.id.clone(), keep });
         }
@@ -232,23 +231,23 @@ impl Job {
         }
     }
 
-    pub fn assign(&self, cx: &mut Context<'_>, rank: usize) {
+    pub fn assign(&self, cx: &mut Context<'_>, rank: Rank) {
         let record = &self.core.record;
-        let peer = |(rank, worker): (usize, &Option<String>)| {
-            let worker = worker.as_ref().and_then(|w| cx.pool.get(w)).expect("only connected workers are placed");
+        let peer = |(rank, worker): (Rank, &WorkerId)| {
+            let worker = cx.pool.get(worker).expect("only connected workers are placed");
             let (worker_id, data_address) = (worker.register.worker_id.clone(), worker.register.data_address.clone());
-            proto::Peer { rank: rank as u32, worker_id, data_address }
+            proto::Peer { rank: rank.to_wire(), worker_id, data_address }
         };
         let assign = proto::Assign {
-            job_id: record.id.clone(),
-            epoch: record.epoch,
-            rank: rank as u32,
+            job_id: record.id.to_string(),
+            epoch: record.epoch.get(),
+            rank: rank.to_wire(),
             job_json: serde_json::to_string(&JobSpec { shape: record.shape, ..record.spec.clone() })
                 .expect("a job spec has only string keys"),
-            peers: record.places.iter().enumerate().map(peer).collect(),
+            peers: record.placed().map(peer).collect(),
             link_key: record.link_key(cx.secret).to_vec(),
             checkpoint_root: checkpoint_root(record, &cx.config.jobs_dir),
-            restore_step: record.restore_step,
+            restore_step: record.restore_step.get(),
             heal: self.core.can_heal(),
             owner_id: record.owner.as_ref().map(|owner| owner.bytes().to_vec()).unwrap_or_default(),
             submitted_unix_ms: record.submitted_unix_ms,
@@ -257,13 +256,13 @@ impl Job {
         self.core.send(cx, rank, Body::Assign(assign));
     }
 
-    pub fn prepared(&mut self, cx: &mut Context<'_>, rank: usize, message: proto::Prepared) {
+    pub fn prepared(&mut self, cx: &mut Context<'_>, rank: Rank, message: proto::Prepared) {
         if self.core.epoch.phase() != EpochPhase::Preparing {
             return;
         }
         if self.core.can_heal() && !message.held.is_empty() {
             // Its records follow, and the newest may be of a step that nobody has told of yet.
-            self.core.epoch.commit(rank, message.committed_step.min(self.core.total()));
+            self.core.epoch.commit(rank, Step::new(message.committed_step).min(self.core.total()));
         }
         self.core.epoch.prepare(rank, message);
         self.weigh_refusals(cx);
@@ -272,7 +271,7 @@ impl Job {
                 None => self.resume(cx),
                 Some((Blame::Job, reason)) => self.end(cx, State::Failed, &reason),
                 Some((Blame::Worker(rank), reason)) => {
-                    if let Some(worker) = self.core.record.places[rank].clone() {
+                    if let Some(worker) = self.core.record.worker_at(rank).cloned() {
                         self.mark_unfit(cx, &worker, &reason, Until::Retry);
                     }
                     self.lose(cx, rank, Cause::new(SeenBy::Prepared, reason));
@@ -285,22 +284,22 @@ impl Job {
     /// All have reported: the step that they go on from is known, or that no place can give the state.
     fn resume(&mut self, cx: &mut Context<'_>) {
         if !self.core.can_heal() {
-            let step = self.core.epoch.prepared()[&0].committed_step;
+            let step = Step::new(self.core.epoch.prepared()[&Rank::ZERO].committed_step);
             self.core.curve.begin_at(step);
             self.cut_curve(cx, step);
             let record = self.core.record.edit(cx.out);
             record.named_to = record.named_to.max(step);
-            record.start_step = if record.restore_step > 0 { record.start_step } else { step };
+            record.start_step = if record.restore_step > Step::ZERO { record.start_step } else { step };
             record.validations.retain(|v| v.step <= step);
             self.forget_unusable(cx);
             let reason = "all workers are prepared: they connect and compute the first step";
             return self.start(cx, step, None, reason);
         }
         let held = |p: &proto::Prepared| Holding {
-            committed: p.committed_step,
+            committed: Step::new(p.committed_step),
             held: p.held.iter().filter_map(|h| self.checked(h)).collect(),
             sealed_next: p.sealed_next,
-            sums_from: p.sums_from,
+            sums_from: Step::new(p.sums_from),
         };
         let held: Vec<Holding> = self.core.epoch.prepared().values().map(held).collect();
         match recovery::resume(&self.core.record.shape, &held) {
@@ -328,13 +327,14 @@ impl Job {
 
     /// What the workers that prepared do not agree on, and whose fault it is.
     fn disagreement(&self) -> Option<(Blame, String)> {
-        let first = &self.core.epoch.prepared()[&0];
+        let first = &self.core.epoch.prepared()[&Rank::ZERO];
+        let first_step = Step::new(first.committed_step);
         let known = self.core.record.data.clone().unwrap_or_else(|| facts(first));
         for (&rank, prepared) in self.core.epoch.prepared() {
             let found = facts(prepared);
             if found != known {
                 let (other, blame) = match self.core.record.data {
-                    None => (self.core.describe(0), Blame::Job),
+                    None => (self.core.describe(Rank::ZERO), Blame::Job),
                     Some(_) => ("the job so far".into(), Blame::Worker(rank)),
                 };
                 let reason = format!(
@@ -349,20 +349,21 @@ impl Job {
                 continue;
             }
             let expected =
-                if self.core.record.restore_step > 0 { self.core.record.restore_step } else { first.committed_step };
-            if prepared.committed_step != expected {
-                let reason = format!("loaded step {} where step {expected} was to be loaded", prepared.committed_step);
+                if self.core.record.restore_step > Step::ZERO { self.core.record.restore_step } else { first_step };
+            let loaded = Step::new(prepared.committed_step);
+            if loaded != expected {
+                let reason = format!("loaded step {loaded} where step {expected} was to be loaded");
                 return Some((Blame::Place(rank), reason));
             }
         }
-        (first.committed_step > self.core.total() && !self.core.can_heal()).then(|| {
-            let (found, total) = (first.committed_step, self.core.total());
+        (first_step > self.core.total() && !self.core.can_heal()).then(|| {
+            let (found, total) = (first_step, self.core.total());
             (Blame::Job, format!("`resume_from` is at step {found} and the job has only {total} steps; raise `steps`"))
         })
     }
 
-    fn start(&mut self, cx: &mut Context<'_>, base_step: u64, heal: Option<Heal>, reason: &str) {
-        let first = &self.core.epoch.prepared()[&0];
+    fn start(&mut self, cx: &mut Context<'_>, base_step: Step, heal: Option<Heal>, reason: &str) {
+        let first = &self.core.epoch.prepared()[&Rank::ZERO];
         let (data, inputs) = (facts(first), first.inputs.as_ref().map(Inputs::bounded));
         self.core.record.edit(cx.out).data = Some(data);
         self.tell_of(cx, inputs);
@@ -407,16 +408,17 @@ impl Job {
     /// `Start` of the present epoch. A worker that has started takes it as the same one.
     pub fn start_message(&self) -> Body {
         let heal = self.core.record.heal.as_ref().map(|h| proto::Heal {
-            step: h.step,
-            source: h.source as u32,
-            newcomers: h.newcomers.iter().map(|r| *r as u32).collect(),
+            step: h.step.get(),
+            source: h.source.to_wire(),
+            newcomers: h.newcomers.iter().map(|r| r.to_wire()).collect(),
             origin: h.origin.as_ref().map(|o| proto::Origin {
                 shape: Some((&o.shape).into()),
                 ranks: o.ranks.iter().map(|r| r.map_or(0, |r| r as u32 + 1)).collect(),
             }),
-            recorded_step: h.recorded_step,
+            recorded_step: h.recorded_step.get(),
         });
-        Body::Start(proto::Start { job_id: self.core.record.id.clone(), epoch: self.core.record.epoch, heal })
+        let (job_id, epoch) = (self.core.record.id.to_string(), self.core.record.epoch.get());
+        Body::Start(proto::Start { job_id, epoch, heal })
     }
 }
 
@@ -424,7 +426,7 @@ enum Blame {
     /// Nobody could do it.
     Job,
     /// The worker of this rank is of no use to the job.
-    Worker(usize),
+    Worker(Rank),
     /// It may succeed when it is tried again.
-    Place(usize),
+    Place(Rank),
 }

@@ -7,8 +7,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use toroid_proto as proto;
-
 use super::Job;
 use crate::cause::Cause;
 use crate::context::Context;
@@ -17,15 +15,17 @@ use crate::fitness::Until;
 use crate::incidents::Sighting;
 use crate::record::{Deaths, Failures, SeenBy, State};
 use crate::recovery::Loss;
+use toroid_proto as proto;
+use toroid_torus::ids::{Rank, Step, WorkerId};
 
 /// A place that fails this often without the job getting any further ends the job.
 pub(crate) const MAX_FAILURES: u32 = 3;
 
 impl Job {
     /// The place is empty from now on.
-    pub fn lose(&mut self, cx: &mut Context<'_>, rank: usize, cause: Cause) {
-        let Some(worker) = self.core.record.places.get(rank).cloned().flatten() else { return };
-        self.core.record.edit(cx.out).places[rank] = None;
+    pub fn lose(&mut self, cx: &mut Context<'_>, rank: Rank, cause: Cause) {
+        let Some(worker) = self.core.record.worker_at(rank).cloned() else { return };
+        self.core.record.edit(cx.out).places[rank.index()] = None;
         self.stop_worker(cx, &worker, &cause.why);
         let Cause { by, why, detect, host } = cause;
         let had_spare = !self.candidates(cx.pool, 1).is_empty();
@@ -58,7 +58,7 @@ impl Job {
     }
 
     /// A step that kills whoever computes it ends the job: places are computed by anyone in the same way.
-    fn count_death(&mut self, cx: &mut Context<'_>, rank: usize, worker: &str, why: &str) {
+    fn count_death(&mut self, cx: &mut Context<'_>, rank: Rank, worker: &str, why: &str) {
         if !self.core.epoch.is_started() {
             return;
         }
@@ -71,10 +71,10 @@ impl Job {
         if deaths.workers.len() < MAX_FAILURES as usize {
             return;
         }
-        let workers: Vec<&str> = deaths.workers.iter().map(String::as_str).collect();
+        let workers: Vec<&str> = deaths.workers.iter().map(WorkerId::as_str).collect();
         let reason = format!(
             "step {} ends whoever computes it as rank {rank}: {} were lost one after the other without a new step; the last, {worker}, {why}",
-            at_step + 1,
+            at_step.next(),
             workers.join(", ")
         );
         self.end(cx, State::Failed, &reason);
@@ -87,7 +87,7 @@ impl Job {
         cx.out.unsettled = true;
     }
 
-    pub fn failed(&mut self, cx: &mut Context<'_>, rank: usize, message: &proto::Failed) {
+    pub fn failed(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::Failed) {
         if message.fatal {
             return self.refused(cx, rank, &message.error);
         }
@@ -97,23 +97,24 @@ impl Job {
         if message.restore {
             return self.corrupted(cx, rank, &message.error);
         }
-        let is_restored = |step: u64| step > 0 && step == self.core.record.restore_step && !self.core.can_heal();
-        if is_restored(message.damaged_step) {
+        let is_restored =
+            |step: Step| step > Step::ZERO && step == self.core.record.restore_step && !self.core.can_heal();
+        if is_restored(Step::new(message.damaged_step)) {
             return self.checkpoint_damaged(cx, rank, &message.error);
         }
-        if is_restored(message.unreadable_step) {
+        if is_restored(Step::new(message.unreadable_step)) {
             return self.checkpoint_unreadable(cx, rank, message);
         }
         self.place_failed(cx, rank, SeenBy::WorkerReport, &message.error);
     }
 
     /// The worker of a place says that it cannot do what the job needs. That is the job's fault only where nobody else can either (T-11).
-    fn refused(&mut self, cx: &mut Context<'_>, rank: usize, error: &str) {
+    fn refused(&mut self, cx: &mut Context<'_>, rank: Rank, error: &str) {
         if !self.core.epoch.is_started() {
             self.core.epoch.refuse(rank, error);
             return self.weigh_refusals(cx);
         }
-        let newcomers: Vec<usize> = (0..self.core.world()).filter(|r| self.is_newcomer(*r)).collect();
+        let newcomers: Vec<Rank> = Rank::all(self.core.world()).filter(|r| self.is_newcomer(*r)).collect();
         if newcomers.is_empty() || newcomers.len() == self.core.world() {
             let reason = format!("{} cannot go on: {error}", self.core.describe(rank));
             return self.end(cx, State::Failed, &reason);
@@ -127,8 +128,8 @@ impl Job {
         }
     }
 
-    fn is_newcomer(&self, rank: usize) -> bool {
-        self.core.record.places[rank].as_deref().is_some_and(|worker| self.fitness.is_new(worker))
+    fn is_newcomer(&self, rank: Rank) -> bool {
+        self.core.record.worker_at(rank).is_some_and(|worker| self.fitness.is_new(worker))
     }
 
     /// Who cannot prepare goes as soon as another can. Where nobody of all places can, the job has failed.
@@ -141,7 +142,7 @@ impl Job {
             let reason = format!("{} cannot go on: {error}", self.core.describe(first));
             return self.end(cx, State::Failed, &reason);
         }
-        let can_others = (0..self.core.world()).any(|rank| {
+        let can_others = Rank::all(self.core.world()).any(|rank| {
             let can = self.core.epoch.prepared().contains_key(&rank) || self.core.can_heal() && !self.is_newcomer(rank);
             can && !refusals.contains_key(&rank)
         });
@@ -153,18 +154,18 @@ impl Job {
     }
 
     /// The place is empty, and its worker is given none of this job for a while.
-    fn lose_unfit(&mut self, cx: &mut Context<'_>, rank: usize, by: SeenBy, why: String) {
-        let Some(worker) = self.core.record.places[rank].clone() else { return };
+    fn lose_unfit(&mut self, cx: &mut Context<'_>, rank: Rank, by: SeenBy, why: String) {
+        let Some(worker) = self.core.record.worker_at(rank).cloned() else { return };
         self.mark_unfit(cx, &worker, &why, Until::Retry);
         self.lose(cx, rank, Cause::new(by, why));
     }
 
     /// The other copies are right: whoever holds a wrong one is replaced as if it had died, and its process is given nothing any more.
     fn corrupt_copies(&mut self, cx: &mut Context<'_>, message: &proto::Failed) {
-        let ranks: BTreeSet<usize> = message.corrupt_ranks.iter().map(|r| *r as usize).collect();
+        let ranks: BTreeSet<Rank> = message.corrupt_ranks.iter().map(|r| Rank::from(*r)).collect();
         for rank in ranks {
             // Of several that saw it one was the first.
-            let Some(worker) = self.core.record.places.get(rank).cloned().flatten() else { continue };
+            let Some(worker) = self.core.record.worker_at(rank).cloned() else { continue };
             cx.pool.retire(&worker);
             let who = self.core.describe(rank);
             self.core.event(cx, "state.corrupt", format!("silent corruption at {who}: {}", message.error));
@@ -174,7 +175,7 @@ impl Job {
     }
 
     /// What the places hold is not to be trusted: all go back to the newest checkpoint.
-    fn corrupted(&mut self, cx: &mut Context<'_>, rank: usize, error: &str) {
+    fn corrupted(&mut self, cx: &mut Context<'_>, rank: Rank, error: &str) {
         let text = format!("silent corruption: {}: {error}", self.core.describe(rank));
         if self.count_failure(rank) >= MAX_FAILURES {
             let reason =
@@ -187,7 +188,7 @@ impl Job {
     }
 
     /// The worker of a place cannot go on, another may. Too often without getting any further: the job has failed.
-    pub fn place_failed(&mut self, cx: &mut Context<'_>, rank: usize, by: SeenBy, error: &str) {
+    pub fn place_failed(&mut self, cx: &mut Context<'_>, rank: Rank, by: SeenBy, error: &str) {
         let who = self.core.describe(rank);
         if self.count_failure(rank) >= MAX_FAILURES {
             let reason = format!(
@@ -195,13 +196,13 @@ impl Job {
             );
             return self.end(cx, State::Failed, &reason);
         }
-        if let Some(worker) = self.core.record.places[rank].clone() {
+        if let Some(worker) = self.core.record.worker_at(rank).cloned() {
             self.fitness.avoid(worker);
         }
         self.lose(cx, rank, Cause::new(by, format!("failed: {error}")));
     }
 
-    pub fn count_failure(&mut self, rank: usize) -> u32 {
+    pub fn count_failure(&mut self, rank: Rank) -> u32 {
         let at_step = self.core.record.high_step.max(self.core.committed());
         let failures = self.core.record.edit_later().failures.entry(rank).or_insert(Failures { count: 0, at_step });
         if at_step > failures.at_step {

@@ -13,21 +13,21 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use toroid_torus::holders;
-
 use super::Job;
 use crate::cause::Cause;
 use crate::context::Context;
 use crate::incidents::Sighting;
 use crate::record::SeenBy;
+use toroid_torus::holders;
+use toroid_torus::ids::{Rank, Step};
 
 /// Workers that a reason names one by one.
 const MAX_NAMED: usize = 8;
 
 impl Job {
-    pub fn leaving(&self) -> BTreeSet<usize> {
-        let is_leaving = |w: &Option<String>| w.as_ref().is_some_and(|w| self.core.record.draining.contains(w));
-        (0..self.core.record.places.len()).filter(|rank| is_leaving(&self.core.record.places[*rank])).collect()
+    pub fn leaving(&self) -> BTreeSet<Rank> {
+        let record = &self.core.record;
+        record.placed().filter(|(_, worker)| record.draining.contains(*worker)).map(|(rank, _)| rank).collect()
     }
 
     /// When those that leave are gone, so is a shard; and nobody can take their places with the state.
@@ -36,14 +36,19 @@ impl Job {
         if leaving.is_empty() || self.core.can_heal() && !self.candidates(cx.pool, 1).is_empty() {
             return false;
         }
-        !self.core.is_redundant() || holders::lost_shard(&self.core.record.shape, &leaving).is_some()
+        !self.core.is_redundant()
+            || holders::lost_shard(&self.core.record.shape, &leaving.iter().map(|rank| rank.index()).collect())
+                .is_some()
     }
 
     /// `x, y were asked`.
     pub fn leaving_in_words(&self) -> String {
         let leaving = self.leaving();
-        let named: Vec<&str> =
-            leaving.iter().take(MAX_NAMED).filter_map(|rank| self.core.record.places[*rank].as_deref()).collect();
+        let named: Vec<&str> = leaving
+            .iter()
+            .take(MAX_NAMED)
+            .filter_map(|rank| Some(self.core.record.worker_at(*rank)?.as_str()))
+            .collect();
         let more = leaving.len().saturating_sub(MAX_NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let verb = if leaving.len() == 1 { "was asked" } else { "were asked" };
@@ -51,18 +56,18 @@ impl Job {
     }
 
     /// The step that all halt at is saved: whoever is to end may.
-    pub fn leave(&mut self, cx: &mut Context<'_>, step: u64) {
+    pub fn leave(&mut self, cx: &mut Context<'_>, step: Step) {
         let leaving = self.leaving();
         let cause = format!("{} to end, and nobody can take the places", self.leaving_in_words());
-        let stays = |rank: usize| self.core.record.places[rank].is_some() && !leaving.contains(&rank);
-        if !(0..self.core.world()).any(stays) {
+        let stays = |rank: Rank| self.core.record.places[rank.index()].is_some() && !leaving.contains(&rank);
+        if !Rank::all(self.core.world()).any(stays) {
             let sighting = Sighting { by: SeenBy::Drain, cause: cause.clone(), detect: Duration::ZERO, place: None };
             self.incident_seen(cx, sighting);
             return self
                 .stand_by(cx, &format!("{cause}: the state of step {step} is saved, and the job waits for workers"));
         }
         for rank in leaving {
-            if let Some(worker) = self.core.record.places[rank].clone() {
+            if let Some(worker) = self.core.record.worker_at(rank).cloned() {
                 cx.pool.retire(&worker);
             }
             self.lose(

@@ -1,8 +1,5 @@
 //! Links between living workers of a job that are not there: told, weighed, and who goes for it (T-11).
 
-use toroid_proto as proto;
-use toroid_torus::failpoint;
-
 use super::Job;
 use super::failures::MAX_FAILURES;
 use crate::cause::Cause;
@@ -11,22 +8,29 @@ use crate::deadlines::Deadline;
 use crate::fitness::Until;
 use crate::reach::{Culprits, Fault, Report};
 use crate::record::SeenBy;
+use toroid_proto as proto;
+use toroid_torus::failpoint;
+use toroid_torus::ids::Rank;
 
 impl Job {
-    pub fn peer_lost(&mut self, cx: &mut Context<'_>, rank: usize, message: &proto::PeerLost) {
+    pub fn peer_lost(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::PeerLost) {
         let fault = if message.damaged { Fault::Damaged } else { Fault::Lost };
-        self.link_missed(cx, rank, message.rank as usize, fault, &message.error);
+        self.link_missed(cx, rank, Rank::from(message.rank), fault, &message.error);
     }
 
-    pub fn unreached(&mut self, cx: &mut Context<'_>, rank: usize, message: &proto::Unreached) {
+    pub fn unreached(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::Unreached) {
         for peer in &message.peers {
             let fault = if peer.called { Fault::NotReached } else { Fault::NoCall };
-            self.link_missed(cx, rank, peer.rank as usize, fault, &peer.reason);
+            self.link_missed(cx, rank, Rank::from(peer.rank), fault, &peer.reason);
         }
     }
 
-    fn link_missed(&mut self, cx: &mut Context<'_>, rank: usize, peer: usize, fault: Fault, error: &str) {
-        if peer >= self.core.world() || peer == rank || !self.core.has_all_places() || !self.core.epoch.is_started() {
+    fn link_missed(&mut self, cx: &mut Context<'_>, rank: Rank, peer: Rank, fault: Fault, error: &str) {
+        if peer.index() >= self.core.world()
+            || peer == rank
+            || !self.core.has_all_places()
+            || !self.core.epoch.is_started()
+        {
             return;
         }
         let what = match fault {
@@ -36,7 +40,7 @@ impl Job {
             Fault::Damaged => "had damaged frames from",
         };
         let text = format!("{} {what} {}: {error}", self.core.describe(rank), self.core.describe(peer));
-        let (by, of) = (self.core.record.places[rank].clone(), self.core.record.places[peer].clone());
+        let (by, of) = (self.core.record.worker_at(rank).cloned(), self.core.record.worker_at(peer).cloned());
         let (Some(by), Some(of)) = (by, of) else { return };
         self.reach.missed(&mut self.core.context(cx), Report { by, of, fault, text });
     }

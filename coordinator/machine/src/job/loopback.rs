@@ -5,6 +5,8 @@
 
 use core::net::IpAddr;
 
+use toroid_torus::ids::WorkerId;
+
 use super::Job;
 use crate::context::Context;
 use crate::fitness::Until;
@@ -13,7 +15,7 @@ use crate::pool::Worker;
 /// Where a worker is, and where it is dialled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Site {
-    worker: String,
+    worker: WorkerId,
     host: String,
     address: String,
 }
@@ -21,7 +23,7 @@ struct Site {
 impl Site {
     fn of(worker: &Worker) -> Site {
         let r = &worker.register;
-        Site { worker: r.worker_id.clone(), host: r.host.clone(), address: r.data_address.clone() }
+        Site { worker: worker.id(), host: r.host.clone(), address: r.data_address.clone() }
     }
 
     /// Only its own machine can dial it.
@@ -57,7 +59,7 @@ impl Job {
 }
 
 /// The spares that are given no place beside `placed`, or beside each other where nobody has one yet; with the reason.
-fn hidden(spares: &[Site], placed: Vec<Site>, world: usize) -> Vec<(String, String)> {
+fn hidden(spares: &[Site], placed: Vec<Site>, world: usize) -> Vec<(WorkerId, String)> {
     let others = if placed.is_empty() { among(spares, world) } else { placed };
     let mut out = Vec::new();
     for spare in spares {
@@ -86,7 +88,7 @@ mod tests {
 
     fn sites(of: &[(&str, &str)]) -> Vec<Site> {
         let site = |(n, (host, address)): (usize, &(&str, &str))| Site {
-            worker: format!("w{n}"),
+            worker: format!("w{n}").into(),
             host: (*host).into(),
             address: (*address).into(),
         };
@@ -94,7 +96,7 @@ mod tests {
     }
 
     fn check(spares: &[(&str, &str)], placed: &[(&str, &str)], expected: &[&str]) {
-        let found: Vec<String> =
+        let found: Vec<WorkerId> =
             hidden(&sites(spares), sites(placed), 2).into_iter().map(|(worker, _)| worker).collect();
         assert_eq!(found, expected, "{spares:?} {placed:?}");
     }

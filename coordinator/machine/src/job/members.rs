@@ -1,12 +1,12 @@
 //! Workers of a job's places that come back, and what those of the present epoch say.
 
-use proto::worker_message::Body as FromWorker;
-use toroid_proto as proto;
-
 use super::Job;
 use crate::context::Context;
 use crate::epoch::EpochPhase;
 use crate::record::State;
+use proto::worker_message::Body as FromWorker;
+use toroid_proto as proto;
+use toroid_torus::ids::{Epoch, Rank, Step, WorkerId};
 
 /// What a worker that registers knows of its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,15 +21,15 @@ pub(crate) enum Claim {
 
 impl Job {
     /// What a worker that registers and has the place of `rank` says about it.
-    pub fn claim_of(&self, register: &proto::Register, rank: usize) -> Claim {
-        let is_rank = (register.job_id.as_str(), register.rank as usize) == (self.core.record.id.as_str(), rank);
+    pub fn claim_of(&self, register: &proto::Register, rank: Rank) -> Claim {
+        let is_rank = self.core.record.id == *register.job_id && Rank::from(register.rank) == rank;
         // It may not have heard of the shape that it has this place in.
         let is_this_place = is_rank || self.had_before(register);
         let epoch = self.core.record.epoch;
-        match register.epoch {
+        match Epoch::new(register.epoch) {
             e if is_this_place && e == epoch => Claim::GoesOn,
             // It missed the newer epoch, which is not started: nobody has got any further without it.
-            e if is_this_place && e > 0 && e < epoch && !self.core.epoch.is_started() => Claim::GoesOn,
+            e if is_this_place && e > Epoch::NONE && e < epoch && !self.core.epoch.is_started() => Claim::GoesOn,
             // Nor did it hear of its place, maybe.
             _ if !self.core.epoch.is_started() && self.core.epoch.awaited().contains(&rank) => Claim::Newcomer,
             _ => Claim::Lost,
@@ -38,27 +38,27 @@ impl Job {
 
     /// A worker that was lost comes back with its state before another took the place: it has it again, and with it a holder of two
     /// shards (T-3).
-    pub fn take_back(&mut self, register: &proto::Register) -> Option<usize> {
-        let (rank, id) = (register.rank as usize, &register.worker_id);
-        let is_its_own =
-            register.job_id == self.core.record.id && (1..=self.core.record.epoch).contains(&register.epoch);
-        if !is_its_own || !self.core.can_heal() || self.core.record.absent.get(&rank) != Some(id) {
+    pub fn take_back(&mut self, register: &proto::Register) -> Option<Rank> {
+        let (rank, id) = (Rank::from(register.rank), WorkerId::from(register.worker_id.as_str()));
+        let known = Epoch::NONE.next()..=self.core.record.epoch;
+        let is_its_own = self.core.record.id == *register.job_id && known.contains(&Epoch::new(register.epoch));
+        if !is_its_own || !self.core.can_heal() || self.core.record.absent.get(&rank) != Some(&id) {
             return None;
         }
         let record = self.core.record.edit_later();
         record.absent.remove(&rank);
-        record.places[rank] = Some(id.clone());
+        record.places[rank.index()] = Some(id.clone());
         self.core.epoch.begin_again(format!("{id} (rank {rank}) came back with its state"));
         Some(rank)
     }
 
     /// The worker of a place is back, and has it without state.
-    pub fn returned(&mut self, rank: usize) {
+    pub fn returned(&mut self, rank: Rank) {
         self.core.epoch.returned(rank);
     }
 
     /// The worker of a place is back on another stream and goes on. What it may have missed is said again.
-    pub fn rejoined(&mut self, cx: &mut Context<'_>, rank: usize, epoch: u64, committed: u64) {
+    pub fn rejoined(&mut self, cx: &mut Context<'_>, rank: Rank, epoch: Epoch, committed: Step) {
         self.core.epoch.returned(rank);
         // What it was asked for it may not have heard.
         self.core.curve.forget_question();
@@ -81,23 +81,23 @@ impl Job {
     }
 
     /// A message of the present epoch, from the worker of `rank`.
-    pub fn message(&mut self, cx: &mut Context<'_>, rank: usize, body: FromWorker) {
+    pub fn message(&mut self, cx: &mut Context<'_>, rank: Rank, body: FromWorker) {
         debug_assert!(self.core.record.state != State::Queued && !self.core.record.state.is_ended());
         match body {
             FromWorker::Heartbeat(m) => self.heartbeat(cx, rank, &m),
             FromWorker::Prepared(m) => self.prepared(cx, rank, m),
-            FromWorker::Step(proto::StepReport { record: Some(record), .. }) if rank == 0 => {
+            FromWorker::Step(proto::StepReport { record: Some(record), .. }) if rank == Rank::ZERO => {
                 self.step_report(cx, record);
             }
-            FromWorker::RecordsMissing(m) if rank == 0 => self.records_missing(cx, &m),
+            FromWorker::RecordsMissing(m) if rank == Rank::ZERO => self.records_missing(cx, &m),
             FromWorker::Validation(proto::ValidationReport { validation: Some(validation), .. }) => {
                 self.validation(cx, validation);
             }
             FromWorker::ShardWritten(m) => self.shard_written(cx, rank, m),
             FromWorker::CheckpointMissed(m) => self.checkpoint_missed(cx, rank, &m),
-            FromWorker::ManifestPublished(m) if rank == 0 => self.manifest_published(cx, m),
-            FromWorker::StepsRemoved(m) if rank == 0 => self.steps_removed(cx, m),
-            FromWorker::Finished(m) => self.finished(cx, rank, m.committed_step),
+            FromWorker::ManifestPublished(m) if rank == Rank::ZERO => self.manifest_published(cx, m),
+            FromWorker::StepsRemoved(m) if rank == Rank::ZERO => self.steps_removed(cx, m),
+            FromWorker::Finished(m) => self.finished(cx, rank, Step::new(m.committed_step)),
             FromWorker::Failed(m) => self.failed(cx, rank, &m),
             FromWorker::PeerLost(m) => self.peer_lost(cx, rank, &m),
             FromWorker::Unreached(m) => self.unreached(cx, rank, &m),

@@ -20,11 +20,6 @@ mod training;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use proto::coordinator_message::Body;
-use toroid_proto as proto;
-use toroid_torus::job::JobSpec;
-use toroid_torus::owner::OwnerId;
-
 use crate::activity::{Activities, Hanging};
 use crate::api::RequestError;
 use crate::cause::Cause;
@@ -43,6 +38,11 @@ use crate::readers::Readers;
 use crate::record::{Incident, JobRecord, SeenBy, State};
 use crate::replacement::ReplacementWait;
 use crate::straggler::Stragglers;
+use proto::coordinator_message::Body;
+use toroid_proto as proto;
+use toroid_torus::ids::{Epoch, JobId, Rank, Step, WorkerId};
+use toroid_torus::job::JobSpec;
+use toroid_torus::owner::OwnerId;
 
 pub(crate) use drain::IfNobody;
 pub(crate) use members::Claim;
@@ -84,7 +84,7 @@ impl Job {
         }
     }
 
-    pub fn submit(id: String, number: u64, owner: OwnerId, spec: JobSpec, cx: &mut Context<'_>) -> Job {
+    pub fn submit(id: JobId, number: u64, owner: OwnerId, spec: JobSpec, cx: &mut Context<'_>) -> Job {
         let record = JobRecord {
             id,
             number,
@@ -92,7 +92,7 @@ impl Job {
             begun_without_owner: false,
             state: State::Queued,
             reason: "just submitted".into(),
-            epoch: 0,
+            epoch: Epoch::NONE,
             shape: spec.shape,
             places: Vec::new(),
             earlier: Vec::new(),
@@ -101,13 +101,13 @@ impl Job {
             draining: BTreeSet::new(),
             has_state: false,
             heal: None,
-            restore_step: 0,
-            start_step: 0,
-            named_to: 0,
+            restore_step: Step::ZERO,
+            start_step: Step::ZERO,
+            named_to: Step::ZERO,
             fingerprint: None,
             data: None,
             inputs: None,
-            high_step: 0,
+            high_step: Step::ZERO,
             failures: BTreeMap::new(),
             deaths: BTreeMap::new(),
             num_incidents: 0,
@@ -146,12 +146,12 @@ impl Job {
     ) -> Job {
         if record.owner.is_none() {
             record.owner = Some(record.derived_owner(cx.secret));
-            record.begun_without_owner = record.epoch > 0;
+            record.begun_without_owner = record.epoch > Epoch::NONE;
             cx.out.dirty.insert(record.id.clone());
         }
         // Records of an older version do not have it.
         if record.state.is_placed() {
-            record.named_to = record.named_to.max(record.last_checkpoint().map_or(0, |c| c.step));
+            record.named_to = record.named_to.max(record.last_checkpoint().map_or(Step::ZERO, |c| c.step));
         }
         let incidents = Incidents::restore(incidents, cx.now);
         let mut job = Job::new(record, incidents, Progress::new(steps));
@@ -164,7 +164,7 @@ impl Job {
     fn go_on_after_restart(&mut self, cx: &mut Context<'_>) {
         let Core { record, epoch, curve, deadlines } = &mut self.core;
         let world = record.places.len();
-        let awaited: BTreeSet<usize> = (0..world).filter(|r| record.places[*r].is_some()).collect();
+        let awaited: BTreeSet<Rank> = record.placed().map(|(rank, _)| rank).collect();
         let num_awaited = awaited.len();
         let base_step = record.heal.as_ref().map_or(record.restore_step, |h| h.step);
         let committed = vec![curve.progress().last_step().max(base_step); world];
@@ -230,7 +230,7 @@ impl Job {
         let Core { record, deadlines, .. } = &self.core;
         let next_try = deadlines.get(&Deadline::LastStepAgain).map_or(Duration::ZERO, |at| at.saturating_sub(now));
         record.unsaved.as_ref().map(|unsaved| proto::Unsaved {
-            step: unsaved.step,
+            step: unsaved.step.get(),
             error: unsaved.error.clone(),
             since_unix_ms: unsaved.since.unix_ms,
             num_tries: unsaved.num_tries,
@@ -257,7 +257,7 @@ impl Job {
     }
 
     /// Workers have reached each other.
-    pub fn linked<'a>(&mut self, workers: impl Iterator<Item = &'a String>) {
+    pub fn linked<'a>(&mut self, workers: impl Iterator<Item = &'a WorkerId>) {
         workers.filter(|w| self.core.record.rank_of(w).is_some()).for_each(|w| self.fitness.link(w));
     }
 
@@ -345,7 +345,7 @@ impl Job {
     /// All workers stop and have no place any more; who was to be drained is given none again.
     fn free_workers(&mut self, cx: &mut Context<'_>, reason: &str) {
         self.release_moved(cx);
-        let (job_id, epoch) = (self.core.record.id.clone(), self.core.record.epoch);
+        let (job_id, epoch) = (self.core.record.id.to_string(), self.core.record.epoch.get());
         self.core.send_all(cx, &Body::Stop(proto::Stop { job_id, epoch, reason: reason.to_string() }));
         let record = self.core.record.edit(cx.out);
         for worker in std::mem::take(&mut record.places).iter().flatten() {
@@ -358,7 +358,7 @@ impl Job {
     }
 
     /// What is known of the present epoch and its workers counts no more.
-    fn forget_epoch(&mut self, committed: u64) {
+    fn forget_epoch(&mut self, committed: Step) {
         self.core.epoch = EpochState::over(committed);
         self.core.curve.rest();
         self.checkpoints = Checkpoints::default();
@@ -455,7 +455,7 @@ impl Job {
             Some(Hanging::Ranks { ranks, detect }) => {
                 for (rank, why) in ranks {
                     // It would be given work again that it does not do.
-                    if let Some(worker) = self.core.record.places[rank].as_deref() {
+                    if let Some(worker) = self.core.record.worker_at(rank) {
                         cx.pool.retire(worker);
                     }
                     self.lose(cx, rank, Cause { detect, ..Cause::new(SeenBy::WaitsFor, why) });

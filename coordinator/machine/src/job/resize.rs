@@ -20,17 +20,17 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use toroid_proto as proto;
-use toroid_torus::geometry::Shape;
-use toroid_torus::placement::{self, Candidate, Placement};
-use toroid_torus::resplit;
-
 use super::Job;
 use crate::context::Context;
 use crate::incidents::Sighting;
 use crate::pool::Pool;
 use crate::record::{Layout, Rung, SeenBy, State};
 use crate::recovery::{self, Source};
+use toroid_proto as proto;
+use toroid_torus::geometry::Shape;
+use toroid_torus::ids::{Rank, WorkerId};
+use toroid_torus::placement::{self, Candidate, Placement};
+use toroid_torus::resplit;
 
 impl Job {
     /// The job's shape with so many replicas.
@@ -56,8 +56,7 @@ impl Job {
         }
         let limit = cx.config.limits.replacement();
         self.replacement.begin(&mut self.core.deadlines, cx.now.monotonic + limit);
-        let survivors: BTreeSet<usize> =
-            (0..self.core.world()).filter(|r| self.core.record.places[*r].is_some()).collect();
+        let survivors: BTreeSet<usize> = self.core.record.placed().map(|(rank, _)| rank.index()).collect();
         let candidates = self.candidates(cx.pool, self.core.world());
         let dp = (survivors.len() + candidates.len()) / self.replica();
         if dp < min_dp {
@@ -85,7 +84,7 @@ impl Job {
         let placement = self.place_kept(cx, &to, &kept, &candidates);
         self.remember_layout(cx);
         for rank in left {
-            self.displace(cx, rank, &format!("is a spare now: the others make {dp} whole replicas"));
+            self.displace(cx, Rank::new(rank), &format!("is a spare now: the others make {dp} whole replicas"));
         }
         self.begin_epoch(cx, to, placement, State::Recovering, &reason);
         self.incidents.fenced(&mut self.core.context(cx), rung, &reason);
@@ -130,15 +129,15 @@ impl Job {
 
     /// `kept` has the present rank of every rank of `to` that is not empty; candidates take the others.
     fn place_kept(&self, cx: &Context<'_>, to: &Shape, kept: &[Option<usize>], candidates: &[Candidate]) -> Placement {
-        let current: Vec<Option<String>> =
-            kept.iter().map(|r| r.and_then(|r| self.core.record.places[r].clone())).collect();
+        let current: Vec<Option<WorkerId>> =
+            kept.iter().map(|r| self.core.record.worker_at(Rank::new((*r)?)).cloned()).collect();
         placement::place(to, &current, candidates, &cx.pool.candidates()).expect("there are workers for every place")
     }
 
     /// The worker of this place has none any more. It keeps what it holds until all have the state as it is split next, if that is of any
     /// use to them.
-    fn displace(&mut self, cx: &mut Context<'_>, rank: usize, why: &str) {
-        let Some(worker) = self.core.record.edit(cx.out).places[rank].take() else { return };
+    fn displace(&mut self, cx: &mut Context<'_>, rank: Rank, why: &str) {
+        let Some(worker) = self.core.record.edit(cx.out).places[rank.index()].take() else { return };
         let text = format!("{worker} (rank {rank}) {why}");
         if !self.core.record.has_state {
             self.stop_worker(cx, &worker, &text);
@@ -158,7 +157,7 @@ impl Job {
     /// A step that ends whoever computes it does so in any shape, and nobody knows which rank computes it in this one: every rank has
     /// what was counted most before.
     pub fn carry_failures(&mut self, cx: &mut Context<'_>) {
-        let all = 0..self.core.world();
+        let all = Rank::all(self.core.world());
         let record = self.core.record.edit(cx.out);
         let deaths = record.deaths.values().max_by_key(|d| d.workers.len()).cloned();
         record.deaths = deaths.map_or_else(Default::default, |d| all.clone().map(|rank| (rank, d.clone())).collect());
@@ -167,16 +166,16 @@ impl Job {
     }
 
     /// Workers without a place that still hold the state as it was split before.
-    pub fn retained(&self, pool: &Pool) -> BTreeSet<String> {
+    pub fn retained(&self, pool: &Pool) -> BTreeSet<WorkerId> {
         let workers = self.core.record.earlier.iter().flat_map(|layout| layout.places.iter().flatten());
-        let is_retained = |w: &&String| pool.get(w).is_some_and(|w| w.place.is_none());
+        let is_retained = |w: &&WorkerId| pool.get(w).is_some_and(|w| w.place.is_none());
         workers.filter(is_retained).cloned().collect()
     }
 
     /// A worker that registers had this place when the state was split as it may still be.
     pub fn had_before(&self, register: &proto::Register) -> bool {
-        let is_rank = |layout: &Layout| layout.rank_of(&register.worker_id) == Some(register.rank as usize);
-        register.job_id == self.core.record.id && self.core.record.earlier.iter().any(is_rank)
+        let is_rank = |layout: &Layout| layout.rank_of(&register.worker_id) == Some(Rank::from(register.rank));
+        self.core.record.id == *register.job_id && self.core.record.earlier.iter().any(is_rank)
     }
 
     /// A step was committed, or all have finished: every place has heard that all have the state as it is split now. Or the state is
@@ -193,15 +192,15 @@ impl Job {
     /// 1 where nobody of these present ranks is known to have committed the highest step, and somebody else is: it would be made again.
     fn num_behind(&self, ranks: &BTreeSet<usize>) -> usize {
         let highest =
-            |ranks: &mut dyn Iterator<Item = usize>| ranks.map(|rank| self.core.epoch.committed_by(rank)).max();
-        let mut survivors = (0..self.core.world()).filter(|rank| self.core.record.places[*rank].is_some());
-        usize::from(highest(&mut ranks.iter().copied()) < highest(&mut survivors))
+            |ranks: &mut dyn Iterator<Item = Rank>| ranks.map(|rank| self.core.epoch.committed_by(rank)).max();
+        let mut survivors = self.core.record.placed().map(|(rank, _)| rank);
+        usize::from(highest(&mut ranks.iter().copied().map(Rank::new)) < highest(&mut survivors))
     }
 
     /// Shards that nobody of these present ranks holds, though somebody does now: of the present shape, and of those before that the
     /// state may still be split for.
     fn num_lost(&self, ranks: &BTreeSet<usize>) -> usize {
-        let workers: BTreeSet<&str> = ranks.iter().filter_map(|r| self.core.record.places[*r].as_deref()).collect();
+        let is_kept = |w: &str| self.core.record.rank_of(w).is_some_and(|rank| ranks.contains(&rank.index()));
         let present = Layout { shape: self.core.record.shape, places: self.core.record.places.clone() };
         let lost = |layout: &Layout| {
             let held = |is_there: &dyn Fn(&str) -> bool| {
@@ -210,7 +209,7 @@ impl Job {
                 resplit::num_lost(&layout.shape, &there.map(|(rank, _)| rank).collect())
             };
             // What is lost already is no reason to keep anybody.
-            if held(&|w| self.core.record.rank_of(w).is_some()) > 0 { 0 } else { held(&|w| workers.contains(w)) }
+            if held(&|w| self.core.record.rank_of(w).is_some()) > 0 { 0 } else { held(&is_kept) }
         };
         self.core.record.earlier.iter().chain([&present]).map(lost).sum()
     }

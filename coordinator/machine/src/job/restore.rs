@@ -17,21 +17,21 @@
 
 use std::collections::BTreeMap;
 
-use toroid_proto as proto;
-
 use super::Job;
 use crate::cause::Cause;
 use crate::context::Context;
 use crate::fitness::Until;
 use crate::readers::Reader;
 use crate::record::{Hold, SeenBy, State, Unusable};
+use toroid_proto as proto;
+use toroid_torus::ids::{Rank, Step};
 
 /// Checkpoints that a reason names one by one.
 const MAX_NAMED: usize = 4;
 
 impl Job {
     /// Bytes of the checkpoint that the epoch began from are wrong: it does not count any more, all go on from the one before.
-    pub fn checkpoint_damaged(&mut self, cx: &mut Context<'_>, rank: usize, error: &str) {
+    pub fn checkpoint_damaged(&mut self, cx: &mut Context<'_>, rank: Rank, error: &str) {
         let step = self.core.record.restore_step;
         let text = format!("{} cannot read the checkpoint of step {step}: {error}", self.core.describe(rank));
         self.core.event(cx, "checkpoint.damaged", text.clone());
@@ -40,9 +40,9 @@ impl Job {
     }
 
     /// One worker cannot read the checkpoint that the epoch began from (T-11).
-    pub fn checkpoint_unreadable(&mut self, cx: &mut Context<'_>, rank: usize, message: &proto::Failed) {
+    pub fn checkpoint_unreadable(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::Failed) {
         let (step, error) = (self.core.record.restore_step, &message.error);
-        let Some(worker) = self.core.record.places[rank].clone() else { return };
+        let Some(worker) = self.core.record.worker_at(rank).cloned() else { return };
         let host = cx.pool.get(&worker).map(|w| w.register.host.clone()).unwrap_or_default();
         // Whoever has prepared in this epoch has loaded it.
         let has_loaded = !self.core.epoch.prepared().is_empty();
@@ -68,7 +68,7 @@ impl Job {
         self.begin_again(cx, SeenBy::Prepared, text);
     }
 
-    fn pass_over(&mut self, cx: &mut Context<'_>, step: u64, why: &str, is_damaged: bool) {
+    fn pass_over(&mut self, cx: &mut Context<'_>, step: Step, why: &str, is_damaged: bool) {
         let Some(at) = self.core.record.checkpoints.iter().position(|c| c.step == step) else { return };
         let record = self.core.record.edit(cx.out);
         let checkpoint = record.checkpoints.remove(at);
@@ -101,9 +101,9 @@ impl Job {
     pub fn try_again(&mut self, cx: &mut Context<'_>, why: &str, counts: impl Fn(&Unusable) -> bool) {
         let record = self.core.record.edit(cx.out);
         let (again, kept) = std::mem::take(&mut record.unusable).into_iter().partition(|(_, u)| counts(u));
-        let again: BTreeMap<u64, Unusable> = again;
+        let again: BTreeMap<Step, Unusable> = again;
         record.unusable = kept;
-        let steps: Vec<String> = again.keys().rev().take(MAX_NAMED).map(u64::to_string).collect();
+        let steps: Vec<String> = again.keys().rev().take(MAX_NAMED).map(Step::to_string).collect();
         record.checkpoints.extend(again.into_values().map(|u| u.checkpoint));
         record.checkpoints.sort_by_key(|c| c.step);
         self.fitness.forget_unfit(&mut self.core.deadlines);

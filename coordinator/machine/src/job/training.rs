@@ -1,9 +1,5 @@
 //! Steps that are committed, recorded and validated, up to the last.
 
-use proto::coordinator_message::Body;
-use toroid_proto as proto;
-use toroid_torus::failpoint;
-
 use super::Job;
 use crate::api::Output;
 use crate::context::Context;
@@ -12,6 +8,10 @@ use crate::job_context::Core;
 use crate::progress::StepSummary;
 use crate::record::{State, Validation};
 use crate::straggler::{Change, Work};
+use proto::coordinator_message::Body;
+use toroid_proto as proto;
+use toroid_torus::failpoint;
+use toroid_torus::ids::{Rank, Step};
 
 impl Job {
     /// Steps are being committed, or a sign that all ranks work together came.
@@ -32,7 +32,7 @@ impl Job {
         }
     }
 
-    pub fn heartbeat(&mut self, cx: &mut Context<'_>, rank: usize, message: &proto::Heartbeat) {
+    pub fn heartbeat(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::Heartbeat) {
         if self.core.epoch.phase() == EpochPhase::Waiting {
             return;
         }
@@ -40,10 +40,10 @@ impl Job {
         if self.core.epoch.phase() == EpochPhase::Preparing {
             return;
         }
-        self.advance(cx, rank, message.committed_step);
+        self.advance(cx, rank, Step::new(message.committed_step));
         self.compare_work(cx, rank, message);
         // What a survivor had sealed before a heal says nothing about this epoch.
-        if message.committed_step > self.core.epoch.base_step()
+        if Step::new(message.committed_step) > self.core.epoch.base_step()
             || message.sealed_next && self.core.record.heal.is_none()
         {
             self.runs(cx);
@@ -51,22 +51,23 @@ impl Job {
     }
 
     /// A straggler is named; it keeps its place.
-    fn compare_work(&mut self, cx: &mut Context<'_>, rank: usize, message: &proto::Heartbeat) {
+    fn compare_work(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::Heartbeat) {
         let (num_steps, compute_s) = (message.compute_steps, message.compute_s);
-        let work = Work { num_steps, compute_s, committed: message.committed_step.min(self.core.total()) };
+        let work = Work { num_steps, compute_s, committed: message.committed_step.min(self.core.total().get()) };
         let window = cx.config.limits.straggler_window();
-        for change in self.stragglers.heard(rank, work, cx.now.monotonic, window) {
+        for change in self.stragglers.heard(rank.index(), work, cx.now.monotonic, window) {
             let (kind, found, end) = match &change {
                 Change::Slow(found) => ("worker.slow", found, "; it keeps its place, which a drain would move"),
                 Change::KeepsUp(found) => ("worker.keeps_up", found, ": it is no straggler any more"),
             };
-            let worker = self.core.record.places.get(found.rank).cloned().flatten().unwrap_or_default();
-            let text = format!("{} {}{end}", self.core.describe(found.rank), found.in_words());
+            let rank = Rank::new(found.rank);
+            let worker = self.core.record.worker_at(rank).cloned().unwrap_or_default();
+            let text = format!("{} {}{end}", self.core.describe(rank), found.in_words());
             self.core.worker_event(cx, kind, text, &worker);
         }
     }
 
-    pub fn advance(&mut self, cx: &mut Context<'_>, rank: usize, committed: u64) {
+    pub fn advance(&mut self, cx: &mut Context<'_>, rank: Rank, committed: Step) {
         let before = self.core.committed();
         self.core.epoch.commit(rank, committed.min(self.core.total()));
         let after = self.core.committed();
@@ -104,18 +105,18 @@ impl Job {
     }
 
     fn acknowledge(&self, cx: &mut Context<'_>) {
-        let (job_id, step) = (self.core.record.id.clone(), self.core.curve.recorded_step());
-        self.core.send(cx, 0, Body::StepAck(proto::StepAck { job_id, step }));
+        let (job_id, step) = (self.core.record.id.to_string(), self.core.curve.recorded_step().get());
+        self.core.send(cx, Rank::ZERO, Body::StepAck(proto::StepAck { job_id, step }));
     }
 
     /// From rank 0. A step that is there already changes nothing, but is acknowledged again. When a healing epoch begins, rank 0 says
     /// again what was not acknowledged, and a new one what the lost one may not have said: these steps stay committed.
     pub fn step_report(&mut self, cx: &mut Context<'_>, mut record: proto::StepRecord) {
-        let (step, recorded) = (record.step, self.core.curve.recorded_step());
+        let (step, recorded) = (Step::new(record.step), self.core.curve.recorded_step());
         if step <= recorded {
             return self.acknowledge(cx);
         }
-        let is_next = step == recorded + 1 || failpoint!(TakeAnyStep);
+        let is_next = step == recorded.next() || failpoint!(TakeAnyStep);
         let is_taken = match self.core.epoch.phase() {
             EpochPhase::Started => is_next || self.ask_for_next(cx),
             EpochPhase::Preparing => self.core.can_heal() && is_next,
@@ -126,7 +127,7 @@ impl Job {
         }
         // What a worker may say of itself is no gap.
         record.missing = false;
-        record.epoch = self.core.record.epoch;
+        record.epoch = self.core.record.epoch.get();
         let job = self.core.record.id.clone();
         let is_skipped = record.skipped;
         self.core.curve.push(StepSummary::from(&record));
@@ -142,7 +143,7 @@ impl Job {
     }
 
     /// T-12: told at the first one, and whenever there are twice as many. Too many in a row end the job.
-    fn step_skipped(&mut self, cx: &mut Context<'_>, step: u64) {
+    fn step_skipped(&mut self, cx: &mut Context<'_>, step: Step) {
         let (num, in_a_row) = (self.core.curve.progress().num_skipped(), self.core.curve.progress().skipped_in_a_row());
         let text = match num {
             1 => format!("step {step} made no update: its gradients are not finite"),
@@ -167,8 +168,12 @@ impl Job {
     /// after it, and is not taken now.
     fn ask_for_next(&mut self, cx: &mut Context<'_>) -> bool {
         if let Some(from_step) = self.core.curve.ask_for_next() {
-            let (job_id, epoch) = (self.core.record.id.clone(), self.core.record.epoch);
-            self.core.send(cx, 0, Body::ReportSteps(proto::ReportSteps { job_id, epoch, from_step }));
+            let (job_id, epoch) = (self.core.record.id.to_string(), self.core.record.epoch.get());
+            self.core.send(
+                cx,
+                Rank::ZERO,
+                Body::ReportSteps(proto::ReportSteps { job_id, epoch, from_step: from_step.get() }),
+            );
         }
         false
     }
@@ -177,22 +182,22 @@ impl Job {
     pub fn records_missing(&mut self, cx: &mut Context<'_>, message: &proto::RecordsMissing) {
         let recorded = self.core.curve.recorded_step();
         // Steps that nobody is known to have committed cannot be missing.
-        let through = message.through_step.min(self.core.committed());
+        let through = Step::new(message.through_step).min(self.core.committed());
         if !self.core.epoch.is_started() {
             return;
         }
         if through <= recorded {
             return self.acknowledge(cx);
         }
-        if message.from_step > recorded + 1 {
+        if Step::new(message.from_step) > recorded.next() {
             self.ask_for_next(cx);
             return;
         }
-        let from = recorded + 1;
-        self.core.curve.push_missing(from..=through);
+        let from = recorded.next();
+        self.core.curve.push_missing(from, through);
         let job = self.core.record.id.clone();
         cx.out.effects.push(Output::AppendGap { job, from_step: from, through_step: through });
-        let what = match through - from {
+        let what = match through.since(from) {
             0 => format!("step {from} has no figures in the curve"),
             _ => format!("steps {from} to {through} have no figures in the curve"),
         };
@@ -204,43 +209,44 @@ impl Job {
     }
 
     /// The curve is kept up to `step`.
-    fn recorded(&mut self, cx: &mut Context<'_>, step: u64) {
+    fn recorded(&mut self, cx: &mut Context<'_>, step: Step) {
         if step > self.core.epoch.base_step() {
             self.runs(cx);
-            self.advance(cx, 0, step);
+            self.advance(cx, Rank::ZERO, step);
         }
         // Also where the commit was heard of before its record came.
         self.progressed(cx);
     }
 
     pub fn validation(&mut self, cx: &mut Context<'_>, v: proto::Validation) {
-        if !self.core.epoch.is_started() || v.step > self.core.total() {
+        let step = Step::new(v.step);
+        if !self.core.epoch.is_started() || step > self.core.total() {
             return;
         }
         // A new rank 0 says again what the lost one may not have said.
-        let is_same = |old: &Validation| (old.step, old.ce, old.tokens) == (v.step, v.ce, v.tokens);
+        let is_same = |old: &Validation| (old.step, old.ce, old.tokens) == (step, v.ce, v.tokens);
         if self.core.record.validations.iter().any(is_same) {
             return;
         }
         let text = format!("step {}: {:.4} nats a token, {:.4} bits a byte", v.step, v.ce, v.bits_per_byte);
         let record = self.core.record.edit(cx.out);
         let (epoch, validations) = (record.epoch, &mut record.validations);
-        validations.retain(|old| old.step != v.step);
-        let at = validations.partition_point(|old| old.step < v.step);
-        let (step, ce, bits_per_byte, tokens) = (v.step, v.ce, v.bits_per_byte, v.tokens);
+        validations.retain(|old| old.step != step);
+        let at = validations.partition_point(|old| old.step < step);
+        let (ce, bits_per_byte, tokens) = (v.ce, v.bits_per_byte, v.tokens);
         validations.insert(at, Validation { step, epoch, ce, bits_per_byte, tokens });
         self.runs(cx);
         self.core.event(cx, "validation", text);
     }
 
-    pub fn finished(&mut self, cx: &mut Context<'_>, rank: usize, committed: u64) {
+    pub fn finished(&mut self, cx: &mut Context<'_>, rank: Rank, committed: Step) {
         if !self.core.epoch.is_started() || committed != self.core.total() {
             return;
         }
         self.core.epoch.finish(rank);
         self.advance(cx, rank, committed);
         // Its records come before, and no later one will show that one is missing.
-        if rank == 0 && self.core.curve.recorded_step() < committed {
+        if rank == Rank::ZERO && self.core.curve.recorded_step() < committed {
             self.ask_for_next(cx);
         }
         if self.core.epoch.num_finished() == self.core.world() {

@@ -1,5 +1,7 @@
 //! Users who move a worker's place, or take back a worker that is put aside; workers that are to end.
 
+use toroid_torus::ids::JobId;
+
 use super::Machine;
 use crate::api::{Reply, RequestError, RequestId};
 use crate::clock::Now;
@@ -24,7 +26,7 @@ impl Machine {
                 _ => format!("these are: {}", aside.join(", ")),
             };
             let is_retired = self.pool.get(worker).is_some_and(|w| self.pool.standing(w) == Standing::Retired);
-            let worker = worker.to_string();
+            let worker = worker.into();
             if is_retired { RequestError::Retired { worker } } else { RequestError::NotAside { worker, aside } }
         });
         self.out.unsettled |= reply.is_ok();
@@ -52,10 +54,10 @@ impl Machine {
             Some((job, rank)) => (job.record().id.clone(), job.drain(&mut cx, rank, why, if_nobody)?),
             None => {
                 cx.pool.retire(worker);
-                (String::new(), String::new())
+                (JobId::default(), None)
             }
         };
         cx.out.unsettled = true;
-        Ok(Reply::Drained { job, replacement })
+        Ok(Reply::Drained { job, replacement: replacement.unwrap_or_default() })
     }
 }

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use toroid_torus::failpoint;
+use toroid_torus::ids::JobId;
 use toroid_torus::job::{self as job_file, JobSpec};
 use toroid_torus::owner::OwnerId;
 
@@ -28,7 +29,7 @@ use crate::record::{FORMAT, Incident, JobRecord, Meta, Record, SeenBy, State};
 pub struct Machine {
     config: Config,
     meta: Meta,
-    jobs: BTreeMap<String, Job>,
+    jobs: BTreeMap<JobId, Job>,
     pool: Pool,
     out: Outbox,
     /// Messages that were not taken because of T-1.
@@ -43,13 +44,13 @@ impl Machine {
     pub fn restore(
         config: Config,
         records: Vec<Record>,
-        mut curves: BTreeMap<String, Vec<StepSummary>>,
+        mut curves: BTreeMap<JobId, Vec<StepSummary>>,
         entropy: [u8; 32],
         now: Now,
     ) -> Result<(Machine, Vec<Output>), RestoreError> {
         let mut meta = None;
         let mut jobs: Vec<JobRecord> = Vec::new();
-        let mut incidents: BTreeMap<String, Vec<Incident>> = BTreeMap::new();
+        let mut incidents: BTreeMap<JobId, Vec<Incident>> = BTreeMap::new();
         for record in records {
             match record {
                 Record::Meta(found) if found.format != FORMAT => {
@@ -137,7 +138,7 @@ impl Machine {
         RequestError::UnknownJob { job: job.into(), known }
     }
 
-    fn split(&mut self, now: Now) -> (&mut BTreeMap<String, Job>, Context<'_>) {
+    fn split(&mut self, now: Now) -> (&mut BTreeMap<JobId, Job>, Context<'_>) {
         let Machine { config, meta, jobs, pool, out, .. } = self;
         (jobs, Context { pool, out, config, secret: &meta.secret, now })
     }
@@ -154,7 +155,7 @@ impl Machine {
         let slug = slug(&spec.name);
         let count = self.meta.num_jobs.entry(slug.clone()).or_insert(0);
         *count += 1;
-        let id = format!("{slug}-{count}");
+        let id = JobId::from(format!("{slug}-{count}"));
         let number = self.meta.num_jobs.values().sum();
         self.out.dirty_meta = true;
         self.out.unsettled = true;
@@ -263,7 +264,7 @@ impl Machine {
             records.push(Record::Meta(self.meta.clone()));
         }
         records.extend(out.dirty.iter().map(|id| Record::Job(Box::new(self.jobs[id].record().clone()))));
-        let incident = |(job, number): &(String, u64)| self.jobs[job].incidents().stored(*number, now);
+        let incident = |(job, number): &(JobId, u64)| self.jobs[job].incidents().stored(*number, now);
         let incidents = out.dirty_incidents.iter().filter_map(incident);
         records.extend(incidents.map(|i| Record::Incident(Box::new(i))));
         let persist = (!records.is_empty()).then_some(Output::Persist(records));
@@ -280,7 +281,7 @@ impl Machine {
         let (jobs, mut context) = self.split(now);
         let mut order: Vec<&mut Job> = jobs.values_mut().filter(|j| !j.record().state.is_ended()).collect();
         order.sort_by_key(|j| (!j.record().state.is_placed(), j.record().number));
-        let mut first_waiting: Option<String> = None;
+        let mut first_waiting: Option<JobId> = None;
         for job in order {
             job.mark_hidden(&mut context);
             match &first_waiting {

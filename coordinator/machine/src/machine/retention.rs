@@ -67,7 +67,7 @@ impl Machine {
     pub(crate) fn skip_folders(&mut self, names: &BTreeSet<String>) {
         // No job gets so far, and a count must not overflow.
         const MAX_COUNT: u64 = 1 << 48;
-        for name in names.iter().filter(|name| !self.jobs.contains_key(*name)) {
+        for name in names.iter().filter(|name| !self.jobs.contains_key(name.as_str())) {
             let numbered = name.rsplit_once('-').and_then(|(slug, n)| Some((slug, n.parse::<u64>().ok()?)));
             let Some((slug, number)) = numbered.filter(|(_, number)| *number < MAX_COUNT) else { continue };
             let count = self.meta.num_jobs.entry(slug.into()).or_insert(0);
@@ -83,12 +83,12 @@ impl Machine {
         let (jobs, mut context) = self.split(now);
         match input {
             Input::Note { job, kind, text } => {
-                if let Some(job) = jobs.get_mut(&job) {
+                if let Some(job) = jobs.get_mut(job.as_str()) {
                     job.note(&mut context, kind, text);
                 }
             }
             Input::Fault { job, reason } => {
-                if let Some(job) = jobs.get_mut(&job).filter(|j| !j.record().state.is_ended()) {
+                if let Some(job) = jobs.get_mut(job.as_str()).filter(|j| !j.record().state.is_ended()) {
                     job.end(&mut context, State::Failed, &reason);
                 }
             }

@@ -2,8 +2,6 @@
 //!
 //! What is in a job's curve (its last record, its curve) is filled in by whoever holds the curve's file.
 
-use toroid_proto as proto;
-
 use super::Machine;
 use crate::clock::Now;
 use crate::folders::folder;
@@ -13,6 +11,8 @@ use crate::pool::{Standing, Worker};
 use crate::proof::Stage;
 use crate::record::{Checkpoint, Event, JobRecord, LeftOut, Validation};
 use crate::straggler::Straggler;
+use toroid_proto as proto;
+use toroid_torus::ids::{JobId, Rank, WorkerId};
 
 impl Machine {
     /// The job without `last_step`, `damaged` and `curve`.
@@ -22,7 +22,7 @@ impl Machine {
     }
 
     pub fn view_workers(&self, now: Now) -> Vec<proto::WorkerInfo> {
-        let stragglers = |place: &Option<(String, usize)>| {
+        let stragglers = |place: &Option<(JobId, Rank)>| {
             let (job, rank) = place.as_ref()?;
             Some((self.jobs.get(job)?.stragglers(), *rank))
         };
@@ -35,14 +35,14 @@ impl Machine {
             host: w.register.host.clone(),
             device: w.register.device.clone(),
             fingerprint: w.register.fingerprint.clone(),
-            job_id: w.place.as_ref().map_or_else(String::new, |(job, _)| job.clone()),
-            rank: w.place.as_ref().map_or(-1, |(_, rank)| *rank as i32),
+            job_id: w.place.as_ref().map_or_else(String::new, |(job, _)| job.to_string()),
+            rank: w.place.as_ref().map_or(-1, |(_, rank)| rank.to_wire() as i32),
             silent_s: now.monotonic.saturating_sub(w.last_heard).as_secs_f64(),
             pid: w.register.pid,
             memory_bytes: w.memory_bytes[0],
             memory_free_bytes: w.memory_bytes[1],
-            compute_s: stragglers(&w.place).and_then(|(s, rank)| s.compute_s(rank)).unwrap_or(0.0),
-            slow_factor: stragglers(&w.place).and_then(|(s, rank)| s.of(rank)).map_or(0.0, Straggler::factor),
+            compute_s: stragglers(&w.place).and_then(|(s, rank)| s.compute_s(rank.index())).unwrap_or(0.0),
+            slow_factor: stragglers(&w.place).and_then(|(s, rank)| s.of(rank.index())).map_or(0.0, Straggler::factor),
             ..self.warm_up_of(w, now)
         });
         workers.collect()
@@ -61,7 +61,7 @@ impl Machine {
         if let Some((job, reason, again_at)) = unfit {
             return proto::WorkerInfo {
                 warm_up: proto::WarmUpState::Failed.into(),
-                warm_up_job: job.clone(),
+                warm_up_job: job.to_string(),
                 warm_up_reason: reason.into(),
                 warm_up_retry_s: again_at.map_or(0.0, |at| at.saturating_sub(now.monotonic).as_secs_f64()),
                 ..none
@@ -73,7 +73,7 @@ impl Machine {
             Stage::Doubtful(_) => proto::WarmUpState::Failed,
             Stage::Prepares | Stage::Prepared | Stage::Probed(_) => proto::WarmUpState::Proving,
         };
-        let (warm_up_job, warm_up_reason) = (proof.job.clone(), proof.in_words());
+        let (warm_up_job, warm_up_reason) = (proof.job.to_string(), proof.in_words());
         proto::WorkerInfo { warm_up: state.into(), warm_up_job, warm_up_reason, ..none }
     }
 
@@ -93,18 +93,18 @@ impl Machine {
         let committed = job.core().committed();
         let is_ended = record.state.is_ended();
         let eta_s = match progress.step_s() {
-            Some(step_s) if !is_ended => record.spec.steps.saturating_sub(committed) as f64 * step_s,
+            Some(step_s) if !is_ended => job.core().total().since(committed) as f64 * step_s,
             _ => 0.0,
         };
         proto::Job {
-            id: record.id.clone(),
+            id: record.id.to_string(),
             name: record.spec.name.clone(),
             state: proto::JobState::from(record.state).into(),
             reason: record.reason.clone(),
             shape: Some((&record.shape).into()),
             full_shape: Some((&record.spec.shape).into()),
-            epoch: record.epoch,
-            committed_step: committed,
+            epoch: record.epoch.get(),
+            committed_step: committed.get(),
             total_steps: record.spec.steps,
             num_params: record.data.as_ref().map_or_else(|| record.spec.model.num_params(), |d| d.num_params),
             data_digest: record.data.as_ref().map_or_else(String::new, |d| d.digest.clone()),
@@ -141,16 +141,16 @@ impl Machine {
     fn places(&self, job: &Job) -> Vec<proto::PlaceInfo> {
         let grid = &job.record().shape;
         let places = (0..grid.world()).map(|rank| {
-            let worker = job.record().places.get(rank).and_then(Option::as_deref);
+            let worker = job.record().worker_at(Rank::new(rank));
             let connected = worker.and_then(|w| self.pool.get(w));
             let coord = grid.coord(rank);
             proto::PlaceInfo {
                 rank: rank as u32,
                 x: coord.x as u32,
                 y: coord.y as u32,
-                worker_id: worker.unwrap_or_default().to_string(),
+                worker_id: worker.map_or_else(String::new, WorkerId::to_string),
                 alive: connected.is_some(),
-                committed_step: job.core().epoch.committed_by(rank).unwrap_or(0),
+                committed_step: job.core().epoch.committed_by(Rank::new(rank)).unwrap_or_default().get(),
                 host: connected.map_or_else(String::new, |w| w.register.host.clone()),
             }
         });
@@ -202,8 +202,8 @@ fn event(e: &Event) -> proto::Event {
         unix_ms: e.unix_ms,
         kind: e.kind.clone(),
         text: e.text.clone(),
-        step: e.step,
-        epoch: e.epoch,
+        step: e.step.get(),
+        epoch: e.epoch.get(),
         worker_id: e.worker.clone(),
     }
 }
@@ -227,7 +227,7 @@ fn inputs(record: &JobRecord) -> proto::Inputs {
 fn straggler(record: &JobRecord, s: &Straggler) -> proto::Straggler {
     proto::Straggler {
         rank: s.rank as u32,
-        worker_id: record.places.get(s.rank).cloned().flatten().unwrap_or_default(),
+        worker_id: record.worker_at(Rank::new(s.rank)).map_or_else(String::new, WorkerId::to_string),
         factor: s.factor(),
         compute_s: s.own_s,
         peers_s: s.peers_s,
@@ -238,9 +238,15 @@ fn straggler(record: &JobRecord, s: &Straggler) -> proto::Straggler {
 }
 
 fn checkpoint(c: &Checkpoint) -> proto::CheckpointInfo {
-    proto::CheckpointInfo { step: c.step, path: c.path.clone(), bytes: c.bytes, unix_ms: c.unix_ms, write_s: c.write_s }
+    proto::CheckpointInfo {
+        step: c.step.get(),
+        path: c.path.clone(),
+        bytes: c.bytes,
+        unix_ms: c.unix_ms,
+        write_s: c.write_s,
+    }
 }
 
 fn validation(v: &Validation) -> proto::Validation {
-    proto::Validation { step: v.step, ce: v.ce, bits_per_byte: v.bits_per_byte, tokens: v.tokens }
+    proto::Validation { step: v.step.get(), ce: v.ce, bits_per_byte: v.bits_per_byte, tokens: v.tokens }
 }

@@ -16,9 +16,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use proto::coordinator_message::Body;
-use toroid_proto as proto;
-
 use super::Machine;
 use crate::api::StreamId;
 use crate::clock::Now;
@@ -27,6 +24,9 @@ use crate::folders::checkpoint_root;
 use crate::job::Job;
 use crate::pool::{Pool, Worker};
 use crate::proof::{Probe, Proof, Stage};
+use proto::coordinator_message::Body;
+use toroid_proto as proto;
+use toroid_torus::ids::{JobId, WorkerId};
 
 /// Probes that go on at a time, at most.
 const MAX_PROBES: usize = 64;
@@ -56,7 +56,7 @@ impl Machine {
         let mut seen = BTreeSet::new();
         let coordinate = |rank: usize| (shape.place(rank).tp, shape.place(rank).pp);
         let ranks: Vec<usize> = (0..shape.world()).filter(|rank| seen.insert(coordinate(*rank))).collect();
-        let spares: Vec<String> = cx.pool.spares().map(|w| w.register.worker_id.clone()).collect();
+        let spares: Vec<WorkerId> = cx.pool.spares().map(Worker::id).collect();
         let mut num_asked = 0;
         for (worker, rank) in spares.iter().zip(ranks.into_iter().cycle()) {
             let is_asked = |w: &&Worker| w.proof.as_ref().is_some_and(|p| p.job == record.id && p.shape == *shape);
@@ -79,12 +79,12 @@ impl Machine {
             };
             cx.pool.set_proof(worker, proof);
             let warm_up = proto::WarmUp {
-                job_id: record.id.clone(),
+                job_id: record.id.to_string(),
                 rank: rank as u32,
                 job_json: serde_json::to_string(&record.spec).expect("a job spec has only string keys"),
                 checkpoint_root: checkpoint_root(record, &cx.config.jobs_dir),
                 number,
-                checkpoint_step: record.last_checkpoint().map_or(0, |c| c.step),
+                checkpoint_step: record.last_checkpoint().map_or(0, |c| c.step.get()),
             };
             cx.out.send(stream, Body::WarmUp(warm_up));
         }
@@ -110,7 +110,7 @@ impl Machine {
         let (jobs, mut cx) = self.split(now);
         let Some(worker) = cx.pool.get(spare) else { return };
         let Some(proof) = &worker.proof else { return };
-        let peer = peer_of(cx.pool, worker, proof, &reached).map(|peer| peer.register.worker_id.clone());
+        let peer = peer_of(cx.pool, worker, proof, &reached).map(Worker::id);
         let Some(peer) = peer else {
             return match proof.failed_with.is_empty() {
                 // Nobody else is there: the epoch will show it.
@@ -140,10 +140,10 @@ impl Machine {
     }
 
     /// Workers that others have reached: they had links when steps were made, or have passed a probe.
-    fn reached(&self) -> BTreeSet<String> {
-        let linked = self.jobs.values().flat_map(|job| job.fitness().linked());
+    fn reached(&self) -> BTreeSet<WorkerId> {
+        let linked = self.jobs.values().flat_map(|job| job.fitness().linked()).cloned();
         let has_passed = |w: &&Worker| w.proof.as_ref().is_some_and(|proof| proof.has_passed);
-        linked.chain(self.pool.iter().filter(has_passed).map(|w| &w.register.worker_id)).cloned().collect()
+        linked.chain(self.pool.iter().filter(has_passed).map(Worker::id)).collect()
     }
 
     /// With which the two of a probe know one another.
@@ -179,7 +179,7 @@ impl Machine {
             }
             let side = match () {
                 () if worker.register.worker_id == from => 0,
-                () if probe.peer == from => 1,
+                () if probe.peer == from.as_str() => 1,
                 () => continue,
             };
             probe.answers[side].get_or_insert_with(|| message.error.clone());
@@ -198,10 +198,10 @@ impl Machine {
         if ended.is_empty() {
             return;
         }
-        let mut ready: Vec<(String, String)> = Vec::new();
-        let mut passed: Vec<String> = Vec::new();
+        let mut ready: Vec<(JobId, WorkerId)> = Vec::new();
+        let mut passed: Vec<WorkerId> = Vec::new();
         let reached = self.reached();
-        let connected: BTreeSet<String> = self.pool.iter().map(|w| w.register.worker_id.clone()).collect();
+        let connected: BTreeSet<WorkerId> = self.pool.iter().map(Worker::id).collect();
         for spare in &ended {
             let Some(proof) = self.pool.end_probe(spare) else { continue };
             let Stage::Probed(probe) = &mut proof.stage else { continue };
@@ -243,18 +243,18 @@ impl Machine {
 
 /// Whom a spare is to be dialled by next: who was reached by others before, has a place of the job, elsewhere where there is one; `None` where
 /// all, or enough, were asked.
-fn peer_of<'a>(pool: &'a Pool, spare: &Worker, proof: &Proof, reached: &BTreeSet<String>) -> Option<&'a Worker> {
+fn peer_of<'a>(pool: &'a Pool, spare: &Worker, proof: &Proof, reached: &BTreeSet<WorkerId>) -> Option<&'a Worker> {
     if proof.failed_with.len() >= MAX_PEERS || proof.doubted.len() >= MAX_DOUBTED {
         return None;
     }
     let is_other = |w: &&Worker| {
-        let id = &w.register.worker_id;
-        *id != spare.register.worker_id && !proof.failed_with.contains(id) && !proof.doubted.contains(id)
+        let id = w.register.worker_id.as_str();
+        id != spare.register.worker_id && !proof.failed_with.contains(id) && !proof.doubted.contains(id)
     };
     let has_place = |w: &Worker| w.place.as_ref().is_some_and(|(job, _)| *job == proof.job);
-    let is_silent = |w: &Worker| proof.unanswered.contains(&w.register.worker_id);
-    let rank = |w: &Worker| w.place.as_ref().map_or(usize::MAX, |(_, rank)| *rank);
-    let is_new = |w: &Worker| !reached.contains(&w.register.worker_id);
+    let is_silent = |w: &Worker| proof.unanswered.contains(w.register.worker_id.as_str());
+    let rank = |w: &Worker| w.place.as_ref().map_or(usize::MAX, |(_, rank)| rank.index());
+    let is_new = |w: &Worker| !reached.contains(w.register.worker_id.as_str());
     pool.iter()
         .filter(is_other)
         .min_by_key(|w| (is_silent(w), is_new(w), !has_place(w), w.register.host == spare.register.host, rank(w)))

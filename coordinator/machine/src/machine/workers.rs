@@ -5,12 +5,6 @@
 
 use std::time::Duration;
 
-use proto::RefusalKind;
-use proto::coordinator_message::Body as ToWorker;
-use proto::worker_message::Body as FromWorker;
-use toroid_proto as proto;
-use toroid_torus::failpoint;
-
 use super::Machine;
 use crate::api::StreamId;
 use crate::cause::Cause;
@@ -19,6 +13,12 @@ use crate::config::Config;
 use crate::job::{Claim, IfNobody, Job};
 use crate::pool::Worker;
 use crate::record::{Process, SeenBy};
+use proto::RefusalKind;
+use proto::coordinator_message::Body as ToWorker;
+use proto::worker_message::Body as FromWorker;
+use toroid_proto as proto;
+use toroid_torus::failpoint;
+use toroid_torus::ids::{Epoch, JobId, Rank, Step};
 
 /// Longer texts than this from a worker are refused at registration.
 const MAX_NAME_BYTES: usize = 256;
@@ -88,13 +88,13 @@ impl Machine {
         }
     }
 
-    fn place_message(&mut self, place: Option<(String, usize)>, body: FromWorker, now: Now) {
+    fn place_message(&mut self, place: Option<(JobId, Rank)>, body: FromWorker, now: Now) {
         let (jobs, mut cx) = self.split(now);
         let about = body.subject();
         let present = place.and_then(|(job, rank)| Some((jobs.get_mut(&job)?, rank)));
         match present {
             Some((job, rank))
-                if about == Some((job.record().id.as_str(), job.record().epoch))
+                if about == Some((job.record().id.as_str(), job.record().epoch.get()))
                     || failpoint!(MachineTakesOldEpoch) =>
             {
                 job.message(&mut cx, rank, body);
@@ -149,7 +149,7 @@ impl Machine {
             self.out.close(older, format!("{id} registered on another stream; the newer one counts"));
         }
         let since = older.map_or(now.monotonic, |(_, since)| since);
-        if self.jobs.values().any(|job| job.record().id == register.job_id && job.record().is_another(&register)) {
+        if self.jobs.values().any(|job| job.record().id == *register.job_id && job.record().is_another(&register)) {
             // Its state is older than that of the process that had its id since (T-1, T-3).
             let proto::Register { job_id, epoch, rank, committed_step, .. } = proto::Register::default();
             register = proto::Register { job_id, epoch, rank, committed_step, ..register };
@@ -175,7 +175,7 @@ impl Machine {
         let place = kept.as_ref().map(|(job, rank, _)| (job.record().id.clone(), *rank));
         let goes_on = kept.as_ref().is_some_and(|(.., claim)| *claim != Claim::Newcomer);
         let keep_going = goes_on || kept.is_none() && is_retained;
-        let (epoch, committed) = (register.epoch, register.committed_step);
+        let (epoch, committed) = (Epoch::new(register.epoch), Step::new(register.committed_step));
         let worker =
             Worker { stream, register, since, last_heard: now.monotonic, memory_bytes: [0; 2], place, proof: None };
         cx.pool.insert(worker, now.monotonic + cx.config.limits.failure_timeout);
