@@ -25,8 +25,8 @@ use toroid_proto::coordinator_message::Body;
 use toroid_torus::ids::JobId;
 use toroid_torus::owner::OwnerId;
 
-use crate::CoordinatorError;
 use crate::curve::CurveError;
+use crate::error::CoordinatorError;
 use crate::files::{self, Condition, JobFiles, RETRY_INTERVAL};
 use crate::folder::FolderError;
 use crate::machine::clock::Boot;

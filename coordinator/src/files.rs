@@ -18,8 +18,8 @@ use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body;
 use toroid_torus::ids::{Epoch, Step};
 
-use crate::CoordinatorError;
 use crate::curve::{Curve, CurveError, FILE_NAME, Salvage};
+use crate::error::CoordinatorError;
 use crate::machine::record::{JobRecord, State};
 use crate::machine::{StepSummary, StreamId};
 
