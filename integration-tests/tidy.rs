@@ -3,6 +3,8 @@
 //! Every complaint names `file:line` and what to do. The words that are looked for are put together here, so that this file does
 //! not complain of itself.
 
+mod circles;
+
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

@@ -24,6 +24,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use toroid_proto::StepRecord;
+use toroid_torus::ids::Step;
 
 use crate::machine::{StepSummary, missing_record};
 
@@ -269,7 +270,7 @@ impl Curve {
 
     /// Rows of steps of which nobody has the figures any more, as [`Curve::push`].
     pub fn push_gap(&mut self, steps: RangeInclusive<u64>) {
-        steps.for_each(|step| self.push(&missing_record(step)));
+        steps.for_each(|step| self.push(&missing_record(Step::new(step))));
     }
 
     /// The newest step that has a row.
@@ -434,7 +435,7 @@ fn parse(line: &str) -> Result<StepRecord, String> {
         return Err(format!("it has {} columns before the last, expected {NUM_PLAIN_COLUMNS}", columns.len()));
     }
     if load.is_empty() && columns[1..].iter().all(|c| c.is_empty()) {
-        return Ok(missing_record(number(columns[0], "step")?));
+        return Ok(missing_record(Step::new(number(columns[0], "step")?)));
     }
     let layers: Vec<&str> = if load.is_empty() { Vec::new() } else { load.split(';').collect() };
     let counts = layers.iter().flat_map(|l| l.split(' '));

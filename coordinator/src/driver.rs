@@ -22,10 +22,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body;
+use toroid_torus::ids::JobId;
 use toroid_torus::owner::OwnerId;
 
-use crate::CoordinatorError;
 use crate::curve::CurveError;
+use crate::error::CoordinatorError;
 use crate::files::{self, Condition, JobFiles, RETRY_INTERVAL};
 use crate::folder::FolderError;
 use crate::machine::clock::Boot;
@@ -163,10 +164,10 @@ pub(crate) struct Driver {
     connections: BTreeMap<StreamId, Connection>,
     answers: BTreeMap<RequestId, Answer<Reply>>,
     next_request: u64,
-    files: BTreeMap<String, JobFiles>,
+    files: BTreeMap<JobId, JobFiles>,
     /// When rows that could not be written are tried again.
     retry_at: Option<Instant>,
-    watchers: BTreeMap<String, watch::Sender<()>>,
+    watchers: BTreeMap<JobId, watch::Sender<()>>,
 }
 
 impl Driver {
@@ -187,7 +188,7 @@ impl Driver {
                 found.push((job.id.clone(), condition));
             }
         }
-        warn_of_unknown(jobs_dir, folders.iter().filter(|name| !files.contains_key(*name)));
+        warn_of_unknown(jobs_dir, folders.iter().filter(|name| !files.contains_key(name.as_str())));
         let clock = Clock::of_this_machine()?;
         let (machine, outputs) = Machine::restore(config, records, summaries, entropy()?, clock.now())?;
         let (sender, commands) = mpsc::channel(MAX_COMMANDS);
@@ -215,12 +216,12 @@ impl Driver {
     }
 
     /// A job's files were so when the coordinator started.
-    fn found(&mut self, job: String, condition: Condition) -> Result<(), CoordinatorError> {
+    fn found(&mut self, job: JobId, condition: Condition) -> Result<(), CoordinatorError> {
         match condition {
             Condition::Sound => Ok(()),
             Condition::Repaired(text) => self.input(Input::Note { job, kind: "curve.repaired", text }),
             Condition::Damaged(reason) => {
-                tracing::warn!(job, "the files of the job are damaged: {reason}");
+                tracing::warn!(job = job.as_str(), "the files of the job are damaged: {reason}");
                 self.input(Input::Fault { job, reason: format!("its files are damaged: {reason}") })
             }
         }
@@ -380,11 +381,11 @@ impl Driver {
                     self.appended(job, event, &mut later);
                 }
                 Output::AppendGap { job, from_step, through_step } => {
-                    let event = self.files(&job).append_gap(from_step..=through_step);
+                    let event = self.files(&job).append_gap(from_step.get()..=through_step.get());
                     self.appended(job, event, &mut later);
                 }
                 Output::CutCurve { job, keep } => {
-                    let event = self.files(&job).cut(keep);
+                    let event = self.files(&job).cut(keep.get());
                     self.curve_event(job, event, &mut later);
                 }
                 Output::Send { stream, message } => overrun.extend(self.send(stream, message)),
@@ -398,13 +399,14 @@ impl Driver {
                     }
                 }
                 Output::Event { job, event } => {
-                    tracing::info!(job, kind = event.kind, step = event.step, epoch = event.epoch, "{}", event.text);
+                    let (job, step, epoch) = (job.as_str(), event.step.get(), event.epoch.get());
+                    tracing::info!(job, kind = event.kind, step, epoch, "{}", event.text);
                 }
                 Output::Forget { job, keys, reason } => {
                     self.store.remove(&keys)?;
                     self.files.remove(&job);
                     self.watchers.remove(&job);
-                    tracing::info!(job, "the job is no longer listed: {reason}");
+                    tracing::info!(job = job.as_str(), "the job is no longer listed: {reason}");
                 }
                 Output::Changed { job } => {
                     if let Some(watchers) = self.watchers.get(&job) {
@@ -424,7 +426,7 @@ impl Driver {
             Some(Body::PublishManifest(m)) => Some(&m.job_id),
             _ => None,
         };
-        if let (Some(body), Some(files)) = (&message.body, job.and_then(|job| self.files.get_mut(job)))
+        if let (Some(body), Some(files)) = (&message.body, job.and_then(|job| self.files.get_mut(job.as_str())))
             && files.must_hold(body)
         {
             files.hold(stream, message);
@@ -452,7 +454,7 @@ impl Driver {
     }
 
     /// After rows were appended, with the text of an event if there is one.
-    fn appended(&mut self, job: String, event: Option<String>, later: &mut Vec<Input>) {
+    fn appended(&mut self, job: JobId, event: Option<String>, later: &mut Vec<Input>) {
         let files = self.files(&job);
         if files.is_overrun() {
             let reason = files.fault().unwrap_or_default().to_string();
@@ -462,7 +464,7 @@ impl Driver {
     }
 
     /// Rows of a curve begin to wait, or are written.
-    fn curve_event(&mut self, job: String, event: Option<String>, later: &mut Vec<Input>) {
+    fn curve_event(&mut self, job: JobId, event: Option<String>, later: &mut Vec<Input>) {
         let is_stalled = self.files(&job).is_stalled();
         if is_stalled {
             self.retry_at.get_or_insert_with(|| Instant::now() + RETRY_INTERVAL);
@@ -476,7 +478,7 @@ impl Driver {
     /// Tries to write what could not be written, and then says what waited for it.
     fn retry(&mut self) -> Result<(), CoordinatorError> {
         self.retry_at = None;
-        let stalled: Vec<String> =
+        let stalled: Vec<JobId> =
             self.files.iter().filter(|(_, f)| f.is_stalled()).map(|(job, _)| job.clone()).collect();
         let (mut overrun, mut later) = (Vec::new(), Vec::new());
         for job in stalled {
@@ -499,7 +501,7 @@ impl Driver {
     }
 
     fn fill_in(&self, job: &mut proto::Job) {
-        let Some(files) = self.files.get(&job.id) else { return };
+        let Some(files) = self.files.get(job.id.as_str()) else { return };
         job.last_step = files.curve().last().cloned();
         job.damaged = files.fault().unwrap_or_default().into();
     }

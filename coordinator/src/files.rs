@@ -16,9 +16,10 @@ use std::time::Duration;
 
 use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body;
+use toroid_torus::ids::{Epoch, Step};
 
-use crate::CoordinatorError;
 use crate::curve::{Curve, CurveError, FILE_NAME, Salvage};
+use crate::error::CoordinatorError;
 use crate::machine::record::{JobRecord, State};
 use crate::machine::{StepSummary, StreamId};
 
@@ -86,7 +87,7 @@ impl JobFiles {
 
     /// The files of a job that the store knows.
     pub fn restore(jobs_dir: &Path, record: &JobRecord) -> (JobFiles, Vec<StepSummary>, Condition) {
-        match try_restore(&jobs_dir.join(&record.id), record) {
+        match try_restore(&jobs_dir.join(record.id.as_str()), record) {
             Ok((curve, summaries, Condition::Damaged(reason))) => {
                 let files = JobFiles { fault: Some(reason.clone()), ..JobFiles::of(curve) };
                 (files, summaries, Condition::Damaged(reason))
@@ -214,14 +215,15 @@ fn try_restore(folder: &Path, record: &JobRecord) -> Result<Restored, String> {
         Err(error @ CurveError::Io { .. }) => return Err(error.to_string()),
         Err(error) => return damaged(folder, is_ended, &error),
     };
-    if record.epoch == 0 && !is_ended && !summaries.is_empty() {
+    if record.epoch == Epoch::NONE && !is_ended && !summaries.is_empty() {
         let num = summaries.len();
         return Err(format!(
             "{} has {num} rows, and this job has made no step: the folder is another's",
             path.display()
         ));
     }
-    let (last, expected) = (summaries.last().map_or(0, |s| s.step).max(record.restore_step), expected_step(record));
+    let (last, expected) =
+        (summaries.last().map_or(Step::ZERO, |s| s.step).max(record.restore_step), expected_step(record));
     let condition = match (is_gone, last < expected) {
         (true, _) if had_rows => Condition::Repaired(format!("{} was gone; a new one begins", path.display())),
         (_, false) => Condition::Sound,
@@ -234,9 +236,9 @@ fn try_restore(folder: &Path, record: &JobRecord) -> Result<Restored, String> {
 }
 
 /// The curve was on disk up to this step.
-fn expected_step(record: &JobRecord) -> u64 {
-    let saved = record.last_checkpoint().map_or(0, |c| c.step);
-    if record.state == State::Done { record.spec.steps } else { saved }
+fn expected_step(record: &JobRecord) -> Step {
+    let saved = record.last_checkpoint().map_or(Step::ZERO, |c| c.step);
+    if record.state == State::Done { Step::new(record.spec.steps) } else { saved }
 }
 
 fn damaged(folder: &Path, is_ended: bool, error: &CurveError) -> Result<Restored, String> {
@@ -264,7 +266,7 @@ mod tests {
         let (mut machine, _) = Machine::restore(config, Vec::new(), Default::default(), [1; 32], now).unwrap();
         let toml = "name = \"j\"\nsteps = 9\n[data]\npath = \"/data\"\n".to_string();
         machine.handle(Input::Submit { request: RequestId(0), toml, owner: OwnerId::from_random([1; 16]) }, now);
-        JobRecord { state, epoch: 1, high_step: 3, ..machine.record("j-1").unwrap().clone() }
+        JobRecord { state, epoch: Epoch::new(1), high_step: Step::new(3), ..machine.record("j-1").unwrap().clone() }
     }
 
     fn step(step: u64) -> proto::StepRecord {
@@ -325,7 +327,7 @@ mod tests {
     fn a_curve_that_is_gone_is_told_where_the_job_goes_on() {
         let (jobs_dir, path) = swapped();
         std::fs::remove_file(&path).unwrap();
-        let fresh = JobRecord { high_step: 0, ..record_of(State::Running) };
+        let fresh = JobRecord { high_step: Step::ZERO, ..record_of(State::Running) };
         let (_, _, condition) = JobFiles::restore(jobs_dir.path(), &fresh);
         assert!(matches!(condition, Condition::Sound), "it had none");
         std::fs::remove_file(&path).unwrap();

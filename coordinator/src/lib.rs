@@ -15,15 +15,16 @@
 
 pub mod curve;
 mod driver;
+mod error;
 mod files;
 mod folder;
 mod grpc;
 mod outbox;
 pub mod store;
 
+pub use error::CoordinatorError;
 pub use toroid_machine as machine;
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -60,24 +61,6 @@ impl Config {
             join_token: None,
         }
     }
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum CoordinatorError {
-    #[error(
-        "heartbeat_interval = {interval:?} is not possible with failure_timeout = {timeout:?}; expected at most half of it, and more than 0"
-    )]
-    Limits { interval: Duration, timeout: Duration },
-    #[error(transparent)]
-    Store(#[from] store::StoreError),
-    #[error(transparent)]
-    Restore(#[from] machine::RestoreError),
-    #[error("{what} {path} failed: {error}")]
-    Io { what: &'static str, path: PathBuf, error: io::Error },
-    #[error("serving gRPC failed: {0}")]
-    Serve(tonic::transport::Error),
-    #[error("the coordinator stopped because of a bug: {0}")]
-    Panic(tokio::task::JoinError),
 }
 
 /// Asked so often to end, it stays for nobody.

@@ -22,6 +22,7 @@ use toroid_proto::StepRecord;
 use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
 use toroid_torus::geometry::Shape;
+use toroid_torus::ids::{Rank, Step, WorkerId};
 use toroid_torus::owner::OwnerId;
 use toroid_torus::resplit::num_lost;
 use toroid_session::HeldAs;
@@ -82,7 +83,7 @@ impl World {
         let records = self.store.values().map(|r| serde_json::from_str(&text(r)).expect("records are read back"));
         let records: Vec<Record> = records.collect();
         let summary = |c: &Vec<StepRecord>| c.iter().map(StepSummary::from).collect();
-        let curves = self.curves.iter().map(|(job, c)| (job.clone(), summary(c))).collect();
+        let curves = self.curves.iter().map(|(job, c)| (job.as_str().into(), summary(c))).collect();
         let config =
             Config { jobs_dir: JOBS_DIR.into(), limits: LIMITS, retention: Retention::default(), join_token: None };
         // Now and then on another machine.
@@ -239,12 +240,12 @@ impl World {
     fn execute_one(&mut self, output: Output) {
         match output {
             Output::Persist(records) => records.into_iter().for_each(|r| self.persist(r)),
-            Output::CreateFolder { job, .. } => drop(self.curves.insert(job, Vec::new())),
+            Output::CreateFolder { job, .. } => drop(self.curves.insert(job.to_string(), Vec::new())),
             Output::AppendCurve { job, record } => self.append(&job, *record),
             Output::AppendGap { job, from_step, through_step } => self.append_gap(&job, from_step, through_step),
             Output::CutCurve { job, keep } => {
                 self.env.tell(|| format!("the curve of {job} is cut after step {keep}"));
-                self.curves.entry(job).or_default().retain(|r| r.step <= keep);
+                self.curves.entry(job.to_string()).or_default().retain(|r| r.step <= keep.get());
             }
             Output::Send { stream, message } => {
                 let body = message.body.expect("a message has a body");
@@ -294,7 +295,7 @@ impl World {
         let named: Vec<&str> = text.split(|c: char| !c.is_ascii_alphanumeric()).collect();
         let mut others = self.env.was_unable.iter().chain(&self.env.was_apart);
         let names_another = others.any(|pid| named.contains(&id_of(*pid).as_str()));
-        let floor = self.record(job).map_or(0, |r| r.restore_step.max(r.start_step));
+        let floor = self.record(job).map_or(0, |r| r.restore_step.max(r.start_step).get());
         let has_made_steps = self.workers.get(&pid).and_then(|w| w.held.as_ref()).is_some_and(|held| held.committed > floor);
         self.env
             .truth
@@ -313,11 +314,12 @@ impl World {
     }
 
     /// T-12: the figures of steps are given up only where more wait for a coordinator than a place keeps, and no job here has as many.
-    fn append_gap(&mut self, job: &str, from: u64, through: u64) {
+    fn append_gap(&mut self, job: &str, from: Step, through: Step) {
         self.env.tell(|| format!("the curve of {job} has no figures of steps {from} to {through}"));
         let curve = self.curves.entry(job.into()).or_default();
         let last = curve.last().map_or(0, |r| r.step);
-        curve.extend((from..=through).map(missing_record));
+        curve.extend(from.through(through).map(missing_record));
+        let (from, through) = (from.get(), through.get());
         self.env.truth.check(from == last + 1, || format!("T-4: step {from} follows step {last} in the curve"));
         self.env.truth.check(false, || format!("T-12: steps {from} to {through} of {job} are given up"));
     }
@@ -335,7 +337,7 @@ impl World {
                 let complaint = succession(old, new);
                 self.env.truth.check(complaint.is_none(), || complaint.unwrap_or_default());
                 if new.epoch > old.epoch {
-                    self.before.insert(new.id.clone(), (**old).clone());
+                    self.before.insert(new.id.to_string(), (**old).clone());
                 }
                 let last = |r: &JobRecord| r.last_checkpoint().map(|c| c.step);
                 let is_newer = last(new) > last(old);
@@ -350,18 +352,18 @@ impl World {
 
     /// T-12: an incident ends by a step of an epoch that was begun after it, and it lasted as long as that took.
     fn check_incident(&mut self, new: &Incident) {
-        let key = (new.job.clone(), new.number);
+        let key = (new.job.to_string(), new.number);
         let now = self.env.net.now;
-        let began = (now, new.epoch, self.clock_jump_ms, self.machine.1);
+        let began = (now, new.epoch.get(), self.clock_jump_ms, self.machine.1);
         let (since, old_epoch, jump, machine) = *self.incidents.entry(key).or_insert(began);
         let was_open = !matches!(self.store.get(&Record::Incident(Box::new(new.clone())).key()),
             Some(Record::Incident(old)) if old.number == new.number && old.resolved);
         if !new.resolved || !was_open {
             return;
         }
-        let (number, job, epoch) = (new.number, &new.job, new.epoch);
+        let (number, job, epoch) = (new.number, new.job.as_str(), new.epoch.get());
         let truth = &self.env.truth.jobs[job];
-        let is_made = truth.epochs.contains(&epoch) || new.resumed_step == truth.spec.steps;
+        let is_made = truth.epochs.contains(&epoch) || new.resumed_step.get() == truth.spec.steps;
         self.env.truth.check(epoch > old_epoch && is_made, || {
             format!("T-12: incident {number} of {job} is over in epoch {epoch}, in which nobody has made a step")
         });
@@ -376,7 +378,7 @@ impl World {
     /// T-6: what is recorded is complete, and the curve up to it.
     fn check_checkpoint(&mut self, record: &JobRecord) {
         let Some(checkpoint) = record.last_checkpoint() else { return };
-        let (id, step) = (&record.id, checkpoint.step);
+        let (id, step) = (record.id.as_str(), checkpoint.step.get());
         let root = checkpoint_root(id);
         let complaint = self.env.truth.incomplete(&self.env.disk, id, &root, step);
         let recorded =
@@ -393,20 +395,21 @@ impl World {
             ToWorker::Assign(m) => self.wrong_assign(stream, m),
             ToWorker::Start(m) => self.wrong_start(m),
             ToWorker::CheckpointAt(m) => self.record(&m.job_id).and_then(|record| {
-                let is_stored = record.epoch > m.epoch || record.pending.contains_key(&m.step);
+                let is_stored = record.epoch.get() > m.epoch || record.pending.contains_key(&Step::new(m.step));
                 (!is_stored).then(|| format!("T-8: the checkpoint of step {} is named before it is stored", m.step))
             }),
             ToWorker::PublishManifest(m) => self.record(&m.job_id).and_then(|record| {
-                let is_last = record.last_checkpoint().is_some_and(|c| m.remove_steps.contains(&c.step));
+                let is_last = record.last_checkpoint().is_some_and(|c| m.remove_steps.contains(&c.step.get()));
                 is_last.then(|| format!("T-6: publishing step {} would remove the last good checkpoint", m.step))
             }),
             ToWorker::DropCheckpoint(m) => self.record(&m.job_id).and_then(|record| {
-                let is_recorded = record.epoch == m.epoch && record.checkpoints.iter().any(|c| c.step == m.step);
+                let is_recorded =
+                    record.epoch.get() == m.epoch && record.checkpoints.iter().any(|c| c.step.get() == m.step);
                 is_recorded.then(|| format!("T-6: the checkpoint of step {} is dropped and recorded", m.step))
             }),
             ToWorker::StepAck(m) => {
                 let last = self.curves.get(&m.job_id).and_then(|c| c.last()).map_or(0, |r| r.step);
-                let kept = last.max(self.record(&m.job_id).map_or(0, |r| r.restore_step));
+                let kept = last.max(self.record(&m.job_id).map_or(0, |r| r.restore_step.get()));
                 (kept < m.step).then(|| format!("T-4: step {} is acknowledged and not kept", m.step))
             }
             ToWorker::Welcome(_)
@@ -423,11 +426,15 @@ impl World {
         let Some(record) = self.record(&m.job_id) else {
             return Some("T-8: a job is assigned before it is stored".into());
         };
-        if record.epoch != m.epoch {
+        if record.epoch.get() != m.epoch {
             return Some(format!("T-8: epoch {} is assigned, epoch {} is stored", m.epoch, record.epoch));
         }
-        let to = self.coordinator.as_ref().and_then(|c| c.connections.get(&stream)).map(|pid| format!("w{pid}"));
-        if record.places[m.rank as usize] != to {
+        let to = self
+            .coordinator
+            .as_ref()
+            .and_then(|c| c.connections.get(&stream))
+            .map(|pid| WorkerId::from(format!("w{pid}")));
+        if record.worker_at(m.rank.into()) != to.as_ref() {
             return Some(format!("T-7: rank {} is assigned to {to:?}, stored is {:?}", m.rank, record.places));
         }
         if m.heal {
@@ -440,19 +447,19 @@ impl World {
 
     /// T-3: steps are given up only if both holders of a shard are lost.
     fn avoidable_restore(&self, record: &JobRecord, step: u64) -> Option<String> {
-        let truth = &self.env.truth.jobs[&record.id];
+        let truth = &self.env.truth.jobs[record.id.as_str()];
         let full = &record.spec.shape;
         let is_unavoidable = !record.spec.fault_tolerance.redundancy || full.world() == 1 || truth.is_distrusted;
-        let before = self.before.get(&record.id)?;
+        let before = self.before.get(record.id.as_str())?;
         if truth.high <= step || is_unavoidable {
             return None;
         }
-        let had_state = |worker: &&String| {
+        let had_state = |worker: &&WorkerId| {
             let earlier = before.earlier.iter().any(|layout| layout.rank_of(worker).is_some());
             before.rank_of(worker).is_some() || earlier
         };
-        let states = |worker: &String| {
-            let held = self.workers.get(&pid_of(worker)).and_then(|w| w.held.as_ref()).filter(|h| h.job == record.id);
+        let states = |worker: &WorkerId| {
+            let held = self.workers.get(&pid_of(worker)).and_then(|w| w.held.as_ref()).filter(|h| record.id == *h.job);
             held.into_iter().flat_map(|h| h.as_places.iter().map(move |as_place| (h, as_place))).collect::<Vec<_>>()
         };
         let held: Vec<(&Held, &HeldAs)> =
@@ -474,8 +481,9 @@ impl World {
 
     fn wrong_start(&mut self, m: &proto::Start) -> Option<String> {
         let record = self.record(&m.job_id)?;
-        if record.epoch != m.epoch {
-            return (record.epoch < m.epoch).then(|| format!("T-8: epoch {} is started before it is stored", m.epoch));
+        if record.epoch.get() != m.epoch {
+            return (record.epoch.get() < m.epoch)
+                .then(|| format!("T-8: epoch {} is started before it is stored", m.epoch));
         }
         let shape = record.shape;
         let world = shape.world();
@@ -524,12 +532,12 @@ impl World {
         let trains = |r: &&JobRecord| {
             r.places.iter().all(|w| {
                 let worker = w.as_deref().and_then(|w| self.workers.get(&pid_of(w)));
-                let trains = |w: &Worker| w.trains.as_ref().is_some_and(|(job, epoch)| (job, *epoch) == (&r.id, r.epoch));
+                let trains = |w: &Worker| w.trains.as_ref().is_some_and(|(job, epoch)| r.id == **job && r.epoch.get() == *epoch);
                 worker.is_some_and(|w| w.backlog.is_none() && !w.threads.is_hung && trains(w))
             })
         };
         let steps = self.records().filter(|r| r.state.is_placed()).filter(trains);
-        let steps = steps.map(|r| (r.id.clone(), self.env.truth.jobs[&r.id].high)).collect();
+        let steps = steps.map(|r| (r.id.to_string(), self.env.truth.jobs[r.id.as_str()].high)).collect();
         let is_whole = !self.env.net.is_any_link_blocked() && !self.env.net.links.is_any_ending();
         let num_disturbed = self.num_faults + self.num_deaths;
         self.watched = is_whole.then_some(Absence { since: self.env.net.now, num_disturbed, steps });
@@ -563,7 +571,7 @@ fn in_words(body: &impl std::fmt::Debug) -> String {
 /// What is wrong with a record that follows another.
 fn succession(old: &JobRecord, new: &JobRecord) -> Option<String> {
     let id = &new.id;
-    if new.epoch != old.epoch && new.epoch != old.epoch + 1 {
+    if new.epoch != old.epoch && new.epoch != old.epoch.next() {
         return Some(format!("T-8: epoch {} of {id} follows epoch {}", new.epoch, old.epoch));
     }
     if old.state.is_ended() && old.state != new.state {
@@ -576,10 +584,10 @@ fn succession(old: &JobRecord, new: &JobRecord) -> Option<String> {
     let num_new = (new.num_events - old.num_events) as usize;
     let displaced = new.events.iter().rev().take(num_new).filter(|e| e.kind == "worker.displaced");
     let displaced: BTreeSet<&str> = displaced.map(|e| e.worker.as_str()).collect();
-    let moved = |(rank, worker): (usize, &Option<String>)| {
-        let worker = worker.as_deref().filter(|w| !displaced.contains(w))?;
+    let moved = |(rank, worker): (Rank, &WorkerId)| {
+        let worker = Some(worker).filter(|w| !displaced.contains(w.as_str()))?;
         let now = new.rank_of(worker).filter(|now| *now != rank && new.shape == old.shape)?;
         Some(format!("T-7: {worker} of rank {rank} of {id} has rank {now}"))
     };
-    old.places.iter().enumerate().find_map(moved)
+    old.placed().find_map(moved)
 }

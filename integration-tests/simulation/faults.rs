@@ -200,8 +200,8 @@ impl World {
         let mut running = Vec::new();
         for record in self.records().filter(|r| !r.state.is_ended()) {
             // The last step's is what the job has to end with.
-            let last = record.last_checkpoint().filter(|c| c.step < record.spec.steps);
-            running.extend(last.map(|c| (record.id.clone(), c.step, record.spec.shape.world() as u64)));
+            let last = record.last_checkpoint().filter(|c| c.step.get() < record.spec.steps);
+            running.extend(last.map(|c| (record.id.clone(), c.step.get(), record.spec.shape.world() as u64)));
         }
         let Some((job, step, world)) = self.env.net.random.pick(&running) else { return };
         let rank = self.env.net.random.below(world) as usize;
@@ -212,7 +212,7 @@ impl World {
     /// Another job's file comes into the folder of a checkpoint: nobody may take it away (T-10).
     fn put_a_stranger(&mut self) {
         let steps: Vec<(String, u64)> =
-            self.records().flat_map(|r| r.checkpoints.iter().map(|c| (checkpoint_root(&r.id), c.step))).collect();
+            self.records().flat_map(|r| r.checkpoints.iter().map(|c| (checkpoint_root(&r.id), c.step.get()))).collect();
         let Some((root, step)) = self.env.net.random.pick(&steps) else { return };
         self.env.tell(|| format!("another job has a file in the folder of step {step}"));
         let name = "shard-00000-of-00001-epoch-1-by-ffffffffffffffffffffffffffffffff.safetensors";
@@ -269,7 +269,7 @@ impl World {
         let is_awake = self.env.is_coordinator_awake;
         if let Some(job) = job.filter(|_| is_awake) {
             self.env.tell(|| format!("a user cancels {job}"));
-            self.request(|request| Input::Cancel { request, job });
+            self.request(|request| Input::Cancel { request, job: job.into() });
         }
     }
 
@@ -280,7 +280,7 @@ impl World {
     }
 
     fn ask_for_a_checkpoint(&mut self) {
-        let jobs: Vec<String> = self.records().map(|r| r.id.clone()).collect();
+        let jobs: Vec<String> = self.records().map(|r| r.id.to_string()).collect();
         let is_awake = self.env.is_coordinator_awake;
         if let Some(job) = self.env.net.random.pick(&jobs).filter(|_| is_awake) {
             self.env.tell(|| format!("a user asks for a checkpoint of {job}"));
@@ -302,7 +302,7 @@ impl World {
         let (Some(pid), Some(body)) = (self.someone(), self.env.heard.pick(&mut self.env.net.random)) else { return };
         let Some(stream) = self.workers.get(&pid).and_then(|w| w.stream) else { return };
         let Some((job, epoch)) = body.subject() else { return };
-        if self.record(job).is_some_and(|r| epoch < r.epoch) {
+        if self.record(job).is_some_and(|r| epoch < r.epoch.get()) {
             self.env.tell(|| format!("{} says again, of epoch {epoch}: {}", id_of(pid), name(&body)));
             self.env.net.send_to_coordinator(stream, AtCoordinator::Message { stream, body: Box::new(body) });
         }

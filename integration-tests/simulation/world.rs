@@ -268,7 +268,7 @@ impl World {
         let held = self.records().find(|r| r.hold.is_some()).map(|r| r.id.clone());
         if let Some(job) = held.filter(|_| self.env.is_coordinator_awake) {
             self.env.tell(|| format!("a user has {job} begin from scratch"));
-            self.request(|request| Input::Resume { request, job, from_scratch: true });
+            self.request(|request| Input::Resume { request, job: job.into(), from_scratch: true });
         }
     }
 
@@ -329,7 +329,7 @@ impl World {
     /// T-2: live ranks of an epoch are at most one step apart.
     fn check_steps(&mut self, id: &str) {
         let Some(record) = self.record(id) else { return };
-        let epoch = record.epoch;
+        let epoch = record.epoch.get();
         let workers = record.places.iter().flatten().filter_map(|w| self.workers.get(&crate::worker::pid_of(w)));
         let trains = |w: &&Worker| w.trains.as_ref().is_some_and(|(job, of)| job == id && *of == epoch);
         let held = workers.filter(trains).filter_map(|w| w.held.as_ref()).filter(|h| h.job == *id && h.epoch == epoch && h.is_current);
@@ -421,7 +421,7 @@ impl World {
         if record.state.name() != "done" {
             return None;
         }
-        let id = &record.id;
+        let id = record.id.as_str();
         let steps: Vec<u64> = self.curves[id].iter().map(|r| r.step).collect();
         if steps != (1..=record.spec.steps).collect::<Vec<_>>() {
             return Some(format!("T-4: {id} is done and its curve has the steps {steps:?}"));

@@ -10,6 +10,7 @@
 //!  plan     memory, traffic, step time and goodput of a job by formulas
 //!  units    sizes and times for people                 digest     what two holders of a shard compare
 //!  owner    whose a folder of checkpoints is
+//!  ids      steps, epochs, ranks, workers, jobs: numbers and names that are not taken for one another
 //!  resplit  another number of replicas: who keeps a place, which part of the state goes where
 //!  failpoint  decisions that a test has go wrong
 //! ```
@@ -25,6 +26,7 @@ pub mod digest;
 pub mod failpoint;
 pub mod geometry;
 pub mod holders;
+pub mod ids;
 pub mod init;
 pub mod job;
 pub mod manifest;

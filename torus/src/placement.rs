@@ -28,11 +28,12 @@ use std::ops::Range;
 
 use crate::geometry::{Place, Shape};
 use crate::holders::{backup_of, guarded_by};
+use crate::ids::{Rank, WorkerId};
 
 /// A worker and where it is; what is not known is empty.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Candidate {
-    pub worker: String,
+    pub worker: WorkerId,
     pub host: String,
     pub rack: String,
     pub zone: String,
@@ -41,11 +42,11 @@ pub struct Candidate {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
     /// By rank.
-    pub workers: Vec<String>,
+    pub workers: Vec<WorkerId>,
     /// The ranks that were empty, each with the reason for its worker in words; by rank.
-    pub reasons: Vec<(usize, String)>,
+    pub reasons: Vec<(Rank, String)>,
     /// Candidates without a place, by name.
-    pub spares: Vec<String>,
+    pub spares: Vec<WorkerId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -67,12 +68,12 @@ const SWAP_EVALUATIONS_MAX: usize = 1 << 20;
 /// the survivors are looked up, and one that is not in it is taken to be alone on its host.
 pub fn place(
     shape: &Shape,
-    current: &[Option<String>],
+    current: &[Option<WorkerId>],
     candidates: &[Candidate],
-    known: &BTreeMap<String, Candidate>,
+    known: &BTreeMap<WorkerId, Candidate>,
 ) -> Result<Placement, PlacementError> {
     assert_eq!(current.len(), shape.world(), "`current` must have an entry for every rank of {shape}");
-    let kept: BTreeSet<&str> = current.iter().flatten().map(String::as_str).collect();
+    let kept: BTreeSet<&str> = current.iter().flatten().map(WorkerId::as_str).collect();
     let free: BTreeSet<&str> = candidates.iter().map(|c| c.worker.as_str()).collect();
     assert_eq!(kept.len(), current.iter().flatten().count(), "a survivor was named for two places");
     assert_eq!(free.len(), candidates.len(), "a candidate was named twice");
@@ -126,9 +127,9 @@ struct Search<'a> {
 impl<'a> Search<'a> {
     fn new(
         shape: &'a Shape,
-        current: &[Option<String>],
+        current: &[Option<WorkerId>],
         candidates: &'a [Candidate],
-        known: &'a BTreeMap<String, Candidate>,
+        known: &'a BTreeMap<WorkerId, Candidate>,
     ) -> Search<'a> {
         let survivors = || current.iter().map(|worker| worker.as_ref().and_then(|w| known.get(w)));
         let all: BTreeSet<Location<'a>> = candidates.iter().chain(survivors().flatten()).map(Location::from).collect();
@@ -291,8 +292,8 @@ impl<'a> Search<'a> {
     }
 
     /// Rule 5.
-    fn into_placement(self, current: &[Option<String>], candidates: &[Candidate]) -> Placement {
-        let mut by_host: BTreeMap<Location<'_>, BTreeSet<&str>> = BTreeMap::new();
+    fn into_placement(self, current: &[Option<WorkerId>], candidates: &[Candidate]) -> Placement {
+        let mut by_host: BTreeMap<Location<'_>, BTreeSet<&WorkerId>> = BTreeMap::new();
         for candidate in candidates {
             by_host.entry(Location::from(candidate)).or_default().insert(&candidate.worker);
         }
@@ -303,12 +304,12 @@ impl<'a> Search<'a> {
                 let host = self.at[rank].expect("every open place was filled");
                 let worker = by_host.get_mut(&self.hosts[host]).and_then(BTreeSet::pop_first);
                 let worker = worker.expect("a host has as many workers as it had room");
-                reasons.push((rank, self.reason(rank, host)));
-                worker.to_string()
+                reasons.push((Rank::new(rank), self.reason(rank, host)));
+                worker.clone()
             });
             workers.push(worker);
         }
-        let mut spares: Vec<String> = by_host.into_values().flatten().map(str::to_string).collect();
+        let mut spares: Vec<WorkerId> = by_host.into_values().flatten().cloned().collect();
         spares.sort();
         Placement { workers, reasons, spares }
     }
@@ -364,7 +365,7 @@ mod tests {
 
     /// Places `free` beside `survivors`, given by rank, and compares the reasons.
     fn check(shape: Shape, survivors: &[Option<Candidate>], free: &[Candidate], expected: &[&str]) -> Placement {
-        let current: Vec<Option<String>> = survivors.iter().map(|s| s.as_ref().map(|s| s.worker.clone())).collect();
+        let current: Vec<Option<WorkerId>> = survivors.iter().map(|s| s.as_ref().map(|s| s.worker.clone())).collect();
         let known = survivors.iter().flatten().map(|s| (s.worker.clone(), s.clone())).collect();
         let placement = place(&shape, &current, free, &known).expect("enough workers");
         let reasons: Vec<&str> = placement.reasons.iter().map(|(_, reason)| reason.as_str()).collect();
@@ -433,7 +434,7 @@ mod tests {
 
     #[test]
     fn too_few_workers_are_counted() {
-        let current = [Some("s0".to_string()), None, None];
+        let current = [Some("s0".into()), None, None];
         let error = place(&shape(1, 1, 3), &current, &[worker("w0", "a", "")], &BTreeMap::new());
         assert_eq!(error, Err(PlacementError::TooFew { shape: shape(1, 1, 3), kept: 1, open: 2, found: 1 }),);
     }

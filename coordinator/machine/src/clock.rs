@@ -7,7 +7,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Now;
+/// A moment: monotonic for deadlines and durations, and by the calendar for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    pub monotonic: Duration,
+    pub unix_ms: i64,
+    /// The monotonic clock: durations over restarts are by it while it is the same one.
+    pub boot: Boot,
+}
 
 /// Which monotonic clock: one counts as long as its machine runs, whatever process looks at it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,6 +11,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use toroid_torus::ids::WorkerId;
+
+use super::deadlines::{Deadline, Deadlines};
+
 const MAX_LOSSES: usize = 3;
 const WITHIN: Duration = Duration::from_secs(10 * 60);
 /// Who was put aside is a candidate again after this.
@@ -18,22 +22,25 @@ const ASIDE: Duration = Duration::from_secs(30 * 60);
 
 #[derive(Debug, Default)]
 pub struct CrashLog {
-    workers: BTreeMap<String, Losses>,
+    workers: BTreeMap<WorkerId, Losses>,
     hosts: BTreeMap<String, Losses>,
+    /// When those who are put aside come back.
+    deadlines: Deadlines,
 }
 
 #[derive(Debug, Default)]
 struct Losses {
     /// The newest [`MAX_LOSSES`].
     at: VecDeque<Duration>,
-    aside: Option<Aside>,
+    /// Why they are put aside.
+    aside: Option<String>,
 }
 
 /// Given no place for a while.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Aside {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Aside<'a> {
     /// A clause.
-    pub reason: String,
+    pub reason: &'a str,
     pub until: Duration,
 }
 
@@ -66,30 +73,42 @@ impl CrashLog {
         let stands_out = has_other_hosts && self.hosts.len() == 1;
         let (minutes, aside) = (WITHIN.as_secs() / 60, ASIDE.as_secs() / 60);
         let often = format!("lost {MAX_LOSSES} times within {minutes} minutes");
-        let worker = self.workers.get_mut(worker).map(|l| (l, format!("worker {worker}"), format!("it was {often}")));
-        let (name, host) = (host, self.hosts.get_mut(host).filter(|_| stands_out));
-        let host = host.map(|l| (l, format!("host {name}"), format!("workers of its host were {often}")));
+        let of_worker = self.workers.get_mut(worker).map(|l| (l, worker_aside(worker), format!("it was {often}")));
+        let of_host = self.hosts.get_mut(host).filter(|_| stands_out);
+        let of_host = of_host.map(|l| (l, host_aside(host), format!("workers of its host were {often}")));
         let mut told = Vec::new();
-        for (losses, who, reason) in worker.into_iter().chain(host) {
+        for (losses, comes_back, reason) in of_worker.into_iter().chain(of_host) {
             if losses.is_too_often(now) {
+                let who = match &comes_back {
+                    Deadline::HostAside { host } => format!("host {host}"),
+                    _ => format!("worker {worker}"),
+                };
                 told.push(format!("{who} is put aside for {aside} minutes: {reason}"));
-                losses.aside = Some(Aside { reason, until: now + ASIDE });
+                losses.aside = Some(reason);
+                self.deadlines.set(comes_back, now + ASIDE);
             }
         }
         told
     }
 
     /// Whether this worker is put aside, or its host: the one that lasts longer.
-    pub fn aside(&self, worker: &str, host: &str) -> Option<&Aside> {
-        let losses = self.hosts.get(host).into_iter().chain(self.workers.get(worker));
-        losses.filter_map(|l| l.aside.as_ref()).max_by_key(|aside| aside.until)
+    pub fn aside(&self, worker: &str, host: &str) -> Option<Aside<'_>> {
+        let of_host = (self.hosts.get(host), host_aside(host));
+        let of_worker = (self.workers.get(worker), worker_aside(worker));
+        let aside = [of_host, of_worker].into_iter().filter_map(|(losses, comes_back)| {
+            let reason = losses?.aside.as_deref()?;
+            Some(Aside { reason, until: self.deadlines.get(&comes_back)? })
+        });
+        aside.max_by_key(|aside| aside.until)
     }
 
     /// A user wants them back, and they begin anew. Returns why the worker or its host was put aside, if it was.
     pub fn readmit(&mut self, worker: &str, host: &str) -> Option<String> {
-        let reason = self.aside(worker, host)?.reason.clone();
+        let reason = self.aside(worker, host)?.reason.to_string();
         self.workers.remove(worker);
         self.hosts.remove(host);
+        self.deadlines.clear(&worker_aside(worker));
+        self.deadlines.clear(&host_aside(host));
         Some(reason)
     }
 
@@ -100,17 +119,30 @@ impl CrashLog {
 
     /// When the next one comes back.
     pub fn next_return(&self) -> Option<Duration> {
-        self.workers.values().chain(self.hosts.values()).filter_map(|l| l.aside.as_ref().map(|aside| aside.until)).min()
+        self.deadlines.next(|_| true)
     }
 
     /// Says whether anyone is back.
     pub fn forgive_until(&mut self, now: Duration) -> bool {
-        let is_due = |l: &Losses| l.aside.as_ref().is_some_and(|aside| aside.until <= now);
-        let before = self.workers.len() + self.hosts.len();
-        self.workers.retain(|_, l| !is_due(l));
-        self.hosts.retain(|_, l| !is_due(l));
-        self.workers.len() + self.hosts.len() < before
+        let passed = self.deadlines.passed(now);
+        for deadline in &passed {
+            match deadline {
+                Deadline::WorkerAside { worker } => drop(self.workers.remove(worker)),
+                Deadline::HostAside { host } => drop(self.hosts.remove(host)),
+                other => unreachable!("{other:?} is no deadline of those who are put aside"),
+            }
+            self.deadlines.clear(deadline);
+        }
+        !passed.is_empty()
     }
+}
+
+fn worker_aside(worker: &str) -> Deadline {
+    Deadline::WorkerAside { worker: worker.into() }
+}
+
+fn host_aside(host: &str) -> Deadline {
+    Deadline::HostAside { host: host.into() }
 }
 
 #[cfg(test)]
@@ -128,7 +160,7 @@ mod tests {
         let told = log.lost("w", "h", false, 12 * MINUTE);
         assert_eq!(told, ["worker w is put aside for 30 minutes: it was lost 3 times within 10 minutes"]);
         let aside = log.aside("w", "h").expect("put aside");
-        assert_eq!((aside.until, aside.reason.as_str()), (42 * MINUTE, "it was lost 3 times within 10 minutes"));
+        assert_eq!((aside.until, aside.reason), (42 * MINUTE, "it was lost 3 times within 10 minutes"));
         assert_eq!(log.aside("x", "h"), None);
         assert_eq!(log.next_return(), Some(42 * MINUTE));
         assert!(!log.forgive_until(41 * MINUTE) && log.forgive_until(42 * MINUTE));

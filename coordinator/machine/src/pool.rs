@@ -5,14 +5,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::api::StreamId;
+use super::crashes::{Aside, CrashLog};
+use super::deadlines::{Deadline, Deadlines};
+use super::proof::{Probe, Proof, Stage};
+use super::record::Process;
 use toroid_proto as proto;
 use toroid_proto::Register;
+use toroid_torus::ids::{JobId, Rank, WorkerId};
 use toroid_torus::placement::Candidate;
-
-use super::StreamId;
-use super::crashes::{Aside, CrashLog};
-use super::record::Process;
-use super::warm::{Proof, Stage};
 
 #[derive(Debug)]
 pub struct Worker {
@@ -24,15 +25,19 @@ pub struct Worker {
     /// Bytes of its device's memory that it holds, and that are free, as it said last.
     pub memory_bytes: [u64; 2],
     /// The job and rank whose place it fills; `None`: a spare.
-    pub place: Option<(String, usize)>,
+    pub place: Option<(JobId, Rank)>,
     /// What this spare has shown of being able to fill a place.
     pub proof: Option<Proof>,
 }
 
 impl Worker {
+    pub fn id(&self) -> WorkerId {
+        self.register.worker_id.as_str().into()
+    }
+
     pub fn candidate(&self) -> Candidate {
         let r = &self.register;
-        Candidate { worker: r.worker_id.clone(), host: r.host.clone(), rack: r.rack.clone(), zone: r.zone.clone() }
+        Candidate { worker: self.id(), host: r.host.clone(), rack: r.rack.clone(), zone: r.zone.clone() }
     }
 }
 
@@ -42,19 +47,21 @@ pub enum Standing<'a> {
     Placed,
     Spare,
     /// A spare again after a while.
-    Aside(&'a Aside),
+    Aside(Aside<'a>),
     /// This process is given no place any more.
     Retired,
 }
 
 #[derive(Debug, Default)]
 pub struct Pool {
-    workers: BTreeMap<String, Worker>,
-    streams: BTreeMap<StreamId, String>,
+    workers: BTreeMap<WorkerId, Worker>,
+    streams: BTreeMap<StreamId, WorkerId>,
     crashes: CrashLog,
     /// The job that spares are asked to be ready for.
-    pub asks_for: Option<String>,
-    retired: BTreeMap<String, Process>,
+    pub asks_for: Option<JobId>,
+    retired: BTreeMap<WorkerId, Process>,
+    /// For each connected worker [`Deadline::Silence`], for each that is probed [`Deadline::Probe`].
+    deadlines: Deadlines,
 }
 
 /// Processes that are known as retired, at most.
@@ -65,32 +72,54 @@ impl Pool {
         self.workers.get(worker)
     }
 
-    pub fn get_mut(&mut self, worker: &str) -> Option<&mut Worker> {
-        self.workers.get_mut(worker)
-    }
-
     pub fn by_stream(&mut self, stream: StreamId) -> Option<&mut Worker> {
         self.workers.get_mut(self.streams.get(&stream)?)
     }
 
     /// No worker is connected; these processes are given no place.
-    pub fn restore(retired: BTreeMap<String, Process>) -> Pool {
+    pub fn restore(retired: BTreeMap<WorkerId, Process>) -> Pool {
         Pool { retired, ..Pool::default() }
     }
 
     /// Adds a worker that is not connected yet. A process that was retired stays it, another of its name begins anew.
-    pub fn insert(&mut self, worker: Worker) {
-        let id = worker.register.worker_id.clone();
+    /// It is lost if it says nothing until `silent_at`.
+    pub fn insert(&mut self, worker: Worker, silent_at: Duration) {
+        let id = worker.id();
         if self.retired.get(&id).is_some_and(|process| *process != Process::of(&worker.register)) {
             self.retired.remove(&id);
         }
         self.streams.insert(worker.stream, id.clone());
+        self.deadlines.set(silence(&id), silent_at);
         let before = self.workers.insert(id, worker);
         assert!(before.is_none(), "a worker's older stream is removed before the newer one comes in");
     }
 
     pub fn remove(&mut self, stream: StreamId) -> Option<Worker> {
-        self.workers.remove(&self.streams.remove(&stream)?)
+        let worker = self.workers.remove(&self.streams.remove(&stream)?)?;
+        self.deadlines.clear(&silence(&worker.register.worker_id));
+        self.deadlines.clear(&probe(&worker.register.worker_id));
+        Some(worker)
+    }
+
+    /// A worker spoke. It is lost if it says nothing more until `silent_at`.
+    pub fn heard(&mut self, stream: StreamId, now: Duration, silent_at: Duration) {
+        let Some(worker) = self.streams.get(&stream).and_then(|id| self.workers.get_mut(id)) else { return };
+        worker.last_heard = now;
+        self.deadlines.set(silence(&worker.register.worker_id), silent_at);
+    }
+
+    /// The coordinator itself was stopped: nobody was silent in that time.
+    pub fn forgive(&mut self, now: Duration, silent_at: Duration) {
+        for (id, worker) in &mut self.workers {
+            worker.last_heard = now;
+            self.deadlines.set(silence(id), silent_at);
+        }
+    }
+
+    /// Streams of the workers that have said nothing for too long.
+    pub fn silent(&self, now: Duration) -> Vec<StreamId> {
+        let is_silent = |w: &&Worker| self.deadlines.has_passed(&silence(&w.register.worker_id), now);
+        self.iter().filter(is_silent).map(|w| w.stream).collect()
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Worker> {
@@ -111,7 +140,7 @@ impl Pool {
         let proto::Register { worker_id, host, .. } = &worker.register;
         if worker.place.is_some() {
             Standing::Placed
-        } else if self.retired.contains_key(worker_id) {
+        } else if self.retired.contains_key(worker_id.as_str()) {
             Standing::Retired
         } else {
             self.crashes.aside(worker_id, host).map_or(Standing::Spare, Standing::Aside)
@@ -155,14 +184,14 @@ impl Pool {
     pub fn retire(&mut self, worker: &str) {
         let Some(connected) = self.workers.get(worker) else { return };
         if self.retired.len() == MAX_RETIRED {
-            let is_away = |id: &&String| !self.workers.contains_key(*id);
+            let is_away = |id: &&WorkerId| !self.workers.contains_key(*id);
             let gone = self.retired.keys().find(is_away).or(self.retired.keys().next()).cloned();
             gone.map(|id| self.retired.remove(&id));
         }
         self.retired.insert(worker.into(), Process::of(&connected.register));
     }
 
-    pub fn retired(&self) -> &BTreeMap<String, Process> {
+    pub fn retired(&self) -> &BTreeMap<WorkerId, Process> {
         &self.retired
     }
 
@@ -172,9 +201,9 @@ impl Pool {
         self.crashes.lost(worker, host, has_other_hosts, now)
     }
 
-    /// When the next of those put aside comes back.
-    pub fn next_return(&self) -> Option<Duration> {
-        self.crashes.next_return()
+    /// When the next deadline passes of those that no job waits for.
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        self.deadlines.next(|_| true).into_iter().chain(self.crashes.next_return()).min()
     }
 
     /// Says whether anyone who was put aside is back.
@@ -182,11 +211,20 @@ impl Pool {
         self.crashes.forgive_until(now)
     }
 
-    pub fn set_place(&mut self, worker: &str, place: Option<(String, usize)>) {
+    pub fn set_place(&mut self, worker: &str, place: Option<(JobId, Rank)>) {
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.place = place;
             // What it had made ready has become its place, or is dropped for another.
             worker.proof = None;
+            self.deadlines.clear(&probe(&worker.register.worker_id));
+        }
+    }
+
+    /// What a spare is to show from now on.
+    pub fn set_proof(&mut self, worker: &str, proof: Proof) {
+        self.deadlines.clear(&probe(worker));
+        if let Some(worker) = self.workers.get_mut(worker) {
+            worker.proof = Some(proof);
         }
     }
 
@@ -194,6 +232,7 @@ impl Pool {
     pub fn forget_proof(&mut self, worker: &str) {
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.proof = None;
+            self.deadlines.clear(&probe(&worker.register.worker_id));
         }
     }
 
@@ -203,13 +242,40 @@ impl Pool {
         }
     }
 
-    /// When the next probe is given up.
-    pub fn next_probe_end(&self) -> Option<Duration> {
-        self.workers.values().filter_map(|w| w.proof.as_ref()?.until()).min()
+    /// A spare and another dial each other; that is given up at `until`.
+    pub fn begin_probe(&mut self, spare: &str, begun: Probe, until: Duration) {
+        self.set_stage(spare, Stage::Probed(begun));
+        self.deadlines.set(probe(spare), until);
+    }
+
+    /// Spares whose probe has both answers, or whose time is over at `now`.
+    pub fn ended_probes(&self, now: Option<Duration>) -> Vec<WorkerId> {
+        let has_ended = |w: &&Worker| match &w.proof {
+            Some(Proof { stage: Stage::Probed(begun), .. }) => {
+                let is_over = |now| self.deadlines.has_passed(&probe(&w.register.worker_id), now);
+                begun.is_answered() || now.is_some_and(is_over)
+            }
+            _ => false,
+        };
+        self.iter().filter(has_ended).map(Worker::id).collect()
+    }
+
+    /// What a spare has shown of being able to fill a place; its probe, if there was one, is over.
+    pub fn end_probe(&mut self, spare: &str) -> Option<&mut Proof> {
+        self.deadlines.clear(&probe(spare));
+        self.workers.get_mut(spare)?.proof.as_mut()
     }
 
     /// Where all connected workers are.
-    pub fn candidates(&self) -> BTreeMap<String, Candidate> {
+    pub fn candidates(&self) -> BTreeMap<WorkerId, Candidate> {
         self.workers.iter().map(|(id, w)| (id.clone(), w.candidate())).collect()
     }
+}
+
+fn silence(worker: &str) -> Deadline {
+    Deadline::Silence { worker: worker.into() }
+}
+
+fn probe(spare: &str) -> Deadline {
+    Deadline::Probe { spare: spare.into() }
 }

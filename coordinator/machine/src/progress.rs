@@ -4,13 +4,14 @@
 //! has the figures any more has a row that says so (T-12).
 
 use toroid_proto::StepRecord;
+use toroid_torus::ids::Step;
 
 /// Rates are taken over this many steps.
 const WINDOW: usize = 10;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepSummary {
-    pub step: u64,
+    pub step: Step,
     pub loss: f64,
     pub step_s: f64,
     pub tokens: u64,
@@ -21,15 +22,15 @@ pub struct StepSummary {
 }
 
 impl StepSummary {
-    fn missing(step: u64) -> StepSummary {
+    fn missing(step: Step) -> StepSummary {
         StepSummary { step, loss: f64::NAN, step_s: 0.0, tokens: 0, skipped: false, missing: true }
     }
 }
 
 /// The record of a step of which nobody has the figures any more.
-pub fn missing_record(step: u64) -> StepRecord {
+pub fn missing_record(step: Step) -> StepRecord {
     StepRecord {
-        step,
+        step: step.get(),
         loss: f64::NAN,
         ce: f64::NAN,
         z_loss: f64::NAN,
@@ -49,7 +50,7 @@ pub fn missing_record(step: u64) -> StepRecord {
 impl From<&StepRecord> for StepSummary {
     fn from(r: &StepRecord) -> Self {
         let StepRecord { step, loss, step_s, tokens, skipped, missing, .. } = *r;
-        StepSummary { step, loss, step_s, tokens, skipped, missing }
+        StepSummary { step: Step::new(step), loss, step_s, tokens, skipped, missing }
     }
 }
 
@@ -78,8 +79,8 @@ impl Progress {
         &self.steps
     }
 
-    pub fn last_step(&self) -> u64 {
-        self.steps.last().map_or(0, |s| s.step)
+    pub fn last_step(&self) -> Step {
+        self.steps.last().map_or(Step::ZERO, |s| s.step)
     }
 
     pub fn first_loss(&self) -> f64 {
@@ -113,8 +114,8 @@ impl Progress {
     }
 
     /// Adds steps of which nobody has the figures any more.
-    pub fn push_missing(&mut self, steps: std::ops::RangeInclusive<u64>) {
-        for step in steps {
+    pub fn push_missing(&mut self, from: Step, through: Step) {
+        for step in from.through(through) {
             self.push(StepSummary::missing(step));
         }
     }
@@ -123,11 +124,11 @@ impl Progress {
         self.useful_s += finite(step.step_s);
         self.num_skipped += u64::from(step.skipped);
         self.skipped_in_a_row = if step.skipped { self.skipped_in_a_row + 1 } else { 0 };
-        self.num_missing += u64::from(step.missing) + before.map_or(0, |b| step.step - b.step - 1);
+        self.num_missing += u64::from(step.missing) + before.map_or(0, |b| step.step.since(b.step.next()));
     }
 
     /// Drops all steps after `keep`.
-    pub fn cut(&mut self, keep: u64) {
+    pub fn cut(&mut self, keep: Step) {
         self.steps.truncate(self.steps.partition_point(|s| s.step <= keep));
         self.sum();
     }
@@ -168,11 +169,17 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_skipped_is_counted_also_after_a_cut_and_a_restart() {
-        let step =
-            |step: u64, skipped| StepSummary { step, loss: 1.0, step_s: 0.5, tokens: 8, skipped, missing: false };
+        let step = |step: u64, skipped| StepSummary {
+            step: Step::new(step),
+            loss: 1.0,
+            step_s: 0.5,
+            tokens: 8,
+            skipped,
+            missing: false,
+        };
         let mut progress = Progress::default();
         progress.push(step(1, false));
-        progress.push_missing(2..=5);
+        progress.push_missing(Step::new(2), Step::new(5));
         assert!((6..=8).all(|n| progress.push(step(n, true))));
         let counts = |p: &Progress| (p.num_missing(), p.num_skipped(), p.skipped_in_a_row(), p.useful_s());
         assert_eq!(counts(&progress), (4, 3, 3, 2.0));
@@ -180,9 +187,9 @@ mod tests {
         assert_eq!((progress.step_s(), progress.tokens_per_s()), (Some(0.5), 16.0));
         progress.push(step(9, false));
         assert_eq!(counts(&progress), (4, 3, 0, 2.5));
-        progress.cut(7);
+        progress.cut(Step::new(7));
         assert_eq!(counts(&progress), (4, 2, 2, 1.5));
-        progress.cut(3);
+        progress.cut(Step::new(3));
         assert_eq!(counts(&progress), (2, 0, 0, 0.5));
         // A version that did not tell left a hole.
         assert_eq!(Progress::new(vec![step(3, false), step(7, false)]).num_missing(), 3);

@@ -16,23 +16,19 @@
 //! - A link that broke once is only a broken link, and all begin again. A second time it is weighed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
-use toroid_proto as proto;
-use toroid_torus::failpoint;
+use toroid_torus::ids::WorkerId;
 
-use super::Context;
-use super::failures::{Cause, MAX_FAILURES};
-use super::fitness::Until;
-use super::job::{Job, Phase};
-use super::record::SeenBy;
+use super::deadlines::{Deadline, Deadlines};
+use super::job_context::{JobContext, Section};
+use super::record::JobRecord;
 
 /// Reports of one epoch, at most.
 const MAX_REPORTS: usize = 4096;
 
 /// What one end of a link says of the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// It was called and was not reached.
     NotReached,
     /// It was to call, and did not.
@@ -51,15 +47,15 @@ impl Fault {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Report {
-    pub by: String,
-    pub of: String,
+pub(crate) struct Report {
+    pub by: WorkerId,
+    pub of: WorkerId,
     pub fault: Fault,
     pub text: String,
 }
 
 /// Two workers that had no link in an epoch, by name.
-type Pair = (String, String);
+type Pair = (WorkerId, WorkerId);
 
 fn pair(a: &str, b: &str) -> Pair {
     if a < b { (a.into(), b.into()) } else { (b.into(), a.into()) }
@@ -67,44 +63,77 @@ fn pair(a: &str, b: &str) -> Pair {
 
 /// What is known of links that are not there.
 #[derive(Debug, Default)]
-pub(super) struct Reach {
+pub(crate) struct Reach {
     /// Of this epoch.
     reports: Vec<Report>,
-    /// They are weighed then.
-    pub until: Option<Duration>,
     /// In how many epochs each pair had no link, since a step was made last.
     before: BTreeMap<Pair, u32>,
     /// Workers that had made steps of the job when a link of theirs was missed.
-    established: BTreeSet<String>,
+    established: BTreeSet<WorkerId>,
+}
+
+impl Section for Reach {
+    type Fields<'a> = ();
+
+    fn fields(_: &mut JobRecord) {}
+}
+
+/// Who goes for the links that are missing.
+#[derive(Debug)]
+pub(crate) struct Culprits {
+    /// Workers, each with what is said of it.
+    pub workers: Vec<(WorkerId, String)>,
+    /// What was said first of all.
+    pub first: Option<Report>,
 }
 
 impl Reach {
-    fn report(&mut self, report: Report) -> bool {
+    /// One end of a link says that it is not there.
+    pub fn missed(&mut self, cx: &mut JobContext<'_, '_, Reach>, report: Report) {
         let is_known = self.reports.iter().any(|r| r.by == report.by && r.of == report.of);
-        let is_taken = !is_known && self.reports.len() < MAX_REPORTS;
-        if is_taken {
-            self.reports.push(report);
+        if is_known || self.reports.len() >= MAX_REPORTS {
+            return;
         }
-        is_taken
+        let at = cx.now() + cx.limits().link_grace();
+        cx.deadlines().set_first(Deadline::Links, at);
+        cx.event("link.lost", report.text.clone());
+        self.reports.push(report);
     }
 
     /// An epoch begins: what was reported in the one before is over.
-    pub fn begin_epoch(&mut self) {
+    pub fn begin_epoch(&mut self, deadlines: &mut Deadlines) {
         self.reports.clear();
-        self.until = None;
+        deadlines.clear(&Deadline::Links);
     }
 
     /// A step was made: all links are there.
-    pub fn clear(&mut self) {
+    pub fn clear(&mut self, deadlines: &mut Deadlines) {
         *self = Reach::default();
+        deadlines.clear(&Deadline::Links);
     }
 
     /// The worker has no place any more.
-    pub fn forget(&mut self, worker: &str) {
+    pub fn forget(&mut self, deadlines: &mut Deadlines, worker: &str) {
         self.reports.retain(|r| r.by != worker && r.of != worker);
         if self.reports.is_empty() {
-            self.until = None;
+            deadlines.clear(&Deadline::Links);
         }
+    }
+
+    /// The time for one end of each link to turn out dead is over: both are alive. `is_new`: it has made no step of the job, for what is
+    /// remembered, and for who is to blame.
+    pub fn weigh(
+        &mut self,
+        is_new: impl Fn(&str) -> bool,
+        is_blamed_as_new: impl Fn(&str) -> bool,
+        was_reached: impl Fn(&str) -> bool,
+    ) -> Culprits {
+        let pairs: BTreeSet<Pair> = self.reports.iter().map(|r| pair(&r.by, &r.of)).collect();
+        for ends in pairs {
+            self.established.extend([&ends.0, &ends.1].into_iter().filter(|w| !is_new(w)).cloned());
+            *self.before.entry(ends).or_insert(0) += 1;
+        }
+        Culprits { workers: self.culprits(is_blamed_as_new, was_reached), first: self.reports.first().cloned() }
     }
 
     fn partners<'a>(&'a self, worker: &'a str) -> impl Iterator<Item = &'a str> {
@@ -123,7 +152,7 @@ impl Reach {
     }
 
     /// Who goes, with what is said of it. `is_new`: it has made no step of the job.
-    fn culprits(&self, is_new: impl Fn(&str) -> bool, was_reached: impl Fn(&str) -> bool) -> Vec<(String, String)> {
+    fn culprits(&self, is_new: impl Fn(&str) -> bool, was_reached: impl Fn(&str) -> bool) -> Vec<(WorkerId, String)> {
         let mut open: Vec<&Report> = self.reports.iter().collect();
         let mut culprits = Vec::new();
         while let Some(worst) = self.worst(&open, &is_new, &was_reached) {
@@ -140,7 +169,7 @@ impl Reach {
         open: &[&Report],
         is_new: &impl Fn(&str) -> bool,
         was_reached: &impl Fn(&str) -> bool,
-    ) -> Option<String> {
+    ) -> Option<WorkerId> {
         let is_guilty = |r: &&&Report| {
             let times = self.before.get(&pair(&r.by, &r.of)).copied().unwrap_or(0);
             let has_new = is_new(&r.by) || is_new(&r.of);
@@ -153,92 +182,7 @@ impl Reach {
             let num_called = open.iter().filter(|r| r.of == **worker && r.fault != Fault::NoCall).count();
             (is_alone_and_new, self.partners(worker).count(), !was_reached(worker), num_called)
         };
-        ends.into_iter().max_by_key(weight).map(str::to_string)
-    }
-}
-
-impl Job {
-    pub fn peer_lost(&mut self, cx: &mut Context<'_>, rank: usize, message: &proto::PeerLost) {
-        let fault = if message.damaged { Fault::Damaged } else { Fault::Lost };
-        self.link_missed(cx, rank, message.rank as usize, fault, &message.error);
-    }
-
-    pub fn unreached(&mut self, cx: &mut Context<'_>, rank: usize, message: &proto::Unreached) {
-        for peer in &message.peers {
-            let fault = if peer.called { Fault::NotReached } else { Fault::NoCall };
-            self.link_missed(cx, rank, peer.rank as usize, fault, &peer.reason);
-        }
-    }
-
-    fn link_missed(&mut self, cx: &mut Context<'_>, rank: usize, peer: usize, fault: Fault, error: &str) {
-        let whole = self.record.places.iter().all(Option::is_some);
-        if peer >= self.world() || peer == rank || !whole || self.live.phase != Phase::Started {
-            return;
-        }
-        let what = match fault {
-            Fault::NotReached => "does not reach",
-            Fault::NoCall => "is not called by",
-            Fault::Lost => "lost its link to",
-            Fault::Damaged => "had damaged frames from",
-        };
-        let text = format!("{} {what} {}: {error}", self.describe(rank), self.describe(peer));
-        let (by, of) = (self.record.places[rank].clone(), self.record.places[peer].clone());
-        let (Some(by), Some(of)) = (by, of) else { return };
-        if self.live.reach.report(Report { by, of, fault, text: text.clone() }) {
-            let until = cx.now.monotonic + cx.config.limits.link_grace();
-            self.live.reach.until.get_or_insert(until);
-            self.event(cx, "link.lost", text);
-        }
-    }
-
-    /// Both ends of what was reported are still connected.
-    pub fn tick_reach(&mut self, cx: &mut Context<'_>) {
-        if self.live.reach.until.is_none_or(|at| cx.now.monotonic < at) {
-            return;
-        }
-        let mut reach = std::mem::take(&mut self.live.reach);
-        reach.until = None;
-        let pairs: BTreeSet<Pair> = reach.reports.iter().map(|r| pair(&r.by, &r.of)).collect();
-        for ends in pairs {
-            reach.established.extend([&ends.0, &ends.1].into_iter().filter(|w| !self.is_new(w)).cloned());
-            *reach.before.entry(ends).or_insert(0) += 1;
-        }
-        let is_new = |worker: &str| self.is_new(worker) != failpoint!(BlameTheInnocent);
-        let culprits = reach.culprits(is_new, |worker| self.live.linked.contains(worker));
-        let first = reach.reports.first().cloned();
-        self.live.reach = reach;
-        let mut has_lost = false;
-        for (worker, text) in culprits {
-            let Some(rank) = self.record.rank_of(&worker) else { continue };
-            // An established worker gives way only to another.
-            if !self.is_new(&worker) && self.candidates(cx.pool, 1).is_empty() {
-                continue;
-            }
-            let why =
-                format!("has no link with others: {text}; look at the address that it is dialled at (--advertise)");
-            self.mark_unfit(cx, &worker, &why, Until::Retry);
-            self.lose(cx, rank, Cause::new(SeenBy::PeerReport, why));
-            has_lost = true;
-        }
-        if let Some(report) = first.filter(|_| !has_lost) {
-            self.begin_again_without(cx, &report);
-        }
-    }
-
-    /// Only the link is broken, as far as can be told.
-    fn begin_again_without(&mut self, cx: &mut Context<'_>, report: &Report) {
-        let text = format!("{}; both are alive", report.text);
-        let Some(rank) = self.record.rank_of(&report.of) else { return };
-        if self.count_failure(rank) >= MAX_FAILURES {
-            let reason = format!("links to rank {rank} broke {MAX_FAILURES} times without a new step: {text}");
-            return self.end(cx, super::record::State::Failed, &reason);
-        }
-        self.begin_again(cx, SeenBy::PeerReport, text);
-    }
-
-    /// The worker has made no step of this job.
-    pub fn is_new(&self, worker: &str) -> bool {
-        !self.live.established.contains(worker)
+        ends.into_iter().max_by_key(weight).map(WorkerId::from)
     }
 }
 
@@ -264,7 +208,7 @@ mod tests {
             reach.established.extend([&ends.0, &ends.1].into_iter().filter(|w| !is_new(w)).cloned());
             *reach.before.entry(ends).or_insert(0) += 1;
         }
-        let found: Vec<String> =
+        let found: Vec<WorkerId> =
             reach.culprits(is_new, |worker| !is_new(worker)).into_iter().map(|(worker, _)| worker).collect();
         assert_eq!(found, expected, "{before:?} {reports:?}");
     }

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use serde::{Deserialize, Serialize};
 use toroid_proto as proto;
 use toroid_torus::geometry::Shape;
+use toroid_torus::ids::{Epoch, JobId, Rank, Step, WorkerId};
 use toroid_torus::job::JobSpec;
 use toroid_torus::owner::OwnerId;
 use toroid_torus::resplit::Origin;
@@ -54,7 +55,7 @@ pub struct Meta {
     /// Number of jobs that were submitted under a name, by the name as it stands in the id.
     pub num_jobs: BTreeMap<String, u64>,
     /// Workers that are given no place any more, by id: they were drained, or hang. Another process of the same id is.
-    pub retired: BTreeMap<String, Process>,
+    pub retired: BTreeMap<WorkerId, Process>,
 }
 
 /// What tells a process from another of the same worker id; in containers all have the same `pid`.
@@ -134,7 +135,7 @@ impl From<State> for proto::JobState {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobRecord {
-    pub id: String,
+    pub id: JobId,
     /// Jobs are served in this order.
     pub number: u64,
     pub spec: JobSpec,
@@ -150,30 +151,30 @@ pub struct JobRecord {
     /// Why it is in this state, in words.
     pub reason: String,
     /// Grows with every change of the map places -> workers (T-8); 0: never placed.
-    pub epoch: u64,
+    pub epoch: Epoch,
     /// The worker of each rank; `None` while it is lost and not replaced. Empty before the first epoch and after the last.
-    pub places: Vec<Option<String>>,
+    pub places: Vec<Option<WorkerId>>,
     /// How the state may still be split while it is split anew, oldest first: who had which place when. Empty once a step was committed.
     pub earlier: Vec<Layout>,
     /// The worker that each empty place had: where it comes back with its state before another took the place, it has it again.
-    pub absent: BTreeMap<usize, String>,
+    pub absent: BTreeMap<Rank, WorkerId>,
     /// The process behind each worker that has a place, or had one whose state may still count: another of the same id has no state.
     #[serde(default)]
-    pub holders: BTreeMap<String, Process>,
+    pub holders: BTreeMap<WorkerId, Process>,
     /// Workers of places that are to be moved to others.
-    pub draining: BTreeSet<String>,
+    pub draining: BTreeSet<WorkerId>,
     /// An epoch was started since the state was last loaded: the places hold it, and a lost one can have it from the others (T-3).
     pub has_state: bool,
     /// What was decided for the present epoch, if it is a healing one that was started: a worker that missed `Start` is told it again.
     pub heal: Option<Heal>,
     /// Checkpoint that the state was last loaded from; 0: the initial weights.
-    pub restore_step: u64,
+    pub restore_step: Step,
     /// Steps up to here were made by another job (`resume_from`) and are not in the curve of this one.
     #[serde(default)]
-    pub start_step: u64,
+    pub start_step: Step,
     /// Highest multiple of `checkpoint.interval_steps` that was named, or that it was said of that it is not saved.
     #[serde(default)]
-    pub named_to: u64,
+    pub named_to: Step,
     /// Numeric fingerprint that a job with `exact` was first placed on.
     pub fingerprint: Option<String>,
     /// What the workers of the first epoch agreed on.
@@ -182,10 +183,10 @@ pub struct JobRecord {
     #[serde(default)]
     pub inputs: Option<Inputs>,
     /// Highest step ever known to be committed: what a place that fails again and again does not get beyond.
-    pub high_step: u64,
-    pub failures: BTreeMap<usize, Failures>,
+    pub high_step: Step,
+    pub failures: BTreeMap<Rank, Failures>,
     /// Workers that a place lost since the job last got further.
-    pub deaths: BTreeMap<usize, Deaths>,
+    pub deaths: BTreeMap<Rank, Deaths>,
     /// Number of incidents so far, those no longer kept included.
     pub num_incidents: u64,
     /// Of all resolved incidents: from the last sign of life to the step that was next, or to the step that it was at.
@@ -195,10 +196,10 @@ pub struct JobRecord {
     /// Published ones, ascending by step.
     pub checkpoints: Vec<Checkpoint>,
     /// Steps that were named to the workers in this epoch and whose checkpoint is not published yet.
-    pub pending: BTreeMap<u64, PendingRecord>,
+    pub pending: BTreeMap<Step, PendingRecord>,
     /// Published ones that could not be read, by step: the job does not go on from them (T-11). Forgotten once it goes on from another.
     #[serde(default)]
-    pub unusable: BTreeMap<u64, Unusable>,
+    pub unusable: BTreeMap<Step, Unusable>,
     /// Why a queued job is given no places even where workers are.
     #[serde(default)]
     pub hold: Option<Hold>,
@@ -206,7 +207,7 @@ pub struct JobRecord {
     #[serde(default)]
     pub unsaved: Option<Unsaved>,
     /// Steps of which some shards may lie about without a recorded manifest; removed with the next publishing.
-    pub leftovers: BTreeSet<u64>,
+    pub leftovers: BTreeSet<Step>,
     pub validations: Vec<Validation>,
     pub submitted_unix_ms: i64,
     /// First told to train; 0 before.
@@ -229,19 +230,29 @@ impl JobRecord {
 
     /// What registers has the id of a worker with state of this job, and is another process.
     pub fn is_another(&self, register: &proto::Register) -> bool {
-        self.holders.get(&register.worker_id).is_some_and(|holder| *holder != Process::of(register))
+        self.holders.get(register.worker_id.as_str()).is_some_and(|holder| *holder != Process::of(register))
+    }
+
+    /// The worker of a place; `None` where it is empty, or no place.
+    pub fn worker_at(&self, rank: Rank) -> Option<&WorkerId> {
+        self.places.get(rank.index())?.as_ref()
+    }
+
+    /// The ranks that are not empty, with their workers.
+    pub fn placed(&self) -> impl Iterator<Item = (Rank, &WorkerId)> {
+        Rank::all(self.places.len()).zip(&self.places).filter_map(|(rank, worker)| Some((rank, worker.as_ref()?)))
     }
 
     /// The rank of `worker`, if it has a place.
-    pub fn rank_of(&self, worker: &str) -> Option<usize> {
-        self.places.iter().position(|p| p.as_deref() == Some(worker))
+    pub fn rank_of(&self, worker: &str) -> Option<Rank> {
+        rank_of(&self.places, worker)
     }
 
     /// The key with which workers of this epoch know one another. Derived, so that it need not be stored nor changes by a restart.
     pub fn link_key(&self, secret: &[u8; 32]) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_keyed(secret);
-        hasher.update(&self.epoch.to_le_bytes());
-        hasher.update(self.id.as_bytes());
+        hasher.update(&self.epoch.get().to_le_bytes());
+        hasher.update(self.id.as_str().as_bytes());
         *hasher.finalize().as_bytes()
     }
 
@@ -249,7 +260,7 @@ impl JobRecord {
     pub fn derived_owner(&self, secret: &[u8; 32]) -> OwnerId {
         let mut hasher = blake3::Hasher::new_keyed(secret);
         hasher.update(b"owner of checkpoints");
-        hasher.update(self.id.as_bytes());
+        hasher.update(self.id.as_str().as_bytes());
         let mut id = [0; 16];
         hasher.finalize_xof().fill(&mut id);
         OwnerId::from_random(id)
@@ -268,16 +279,20 @@ impl JobRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Heal {
-    pub step: u64,
+    pub step: Step,
     /// A rank that has committed it.
-    pub source: usize,
+    pub source: Rank,
     /// Ranks without state.
-    pub newcomers: Vec<usize>,
+    pub newcomers: Vec<Rank>,
     /// How the state is split; `None`: for the present shape, and every rank has its own.
     pub origin: Option<Origin>,
     /// The curve was kept up to here: the places share the sums since.
     #[serde(default)]
-    pub recorded_step: u64,
+    pub recorded_step: Step,
+}
+
+fn rank_of(places: &[Option<WorkerId>], worker: &str) -> Option<Rank> {
+    places.iter().position(|p| p.as_ref().is_some_and(|id| *id == *worker)).map(Rank::new)
 }
 
 /// Who had which place of a shape.
@@ -286,12 +301,12 @@ pub struct Heal {
 pub struct Layout {
     pub shape: Shape,
     /// By rank.
-    pub places: Vec<Option<String>>,
+    pub places: Vec<Option<WorkerId>>,
 }
 
 impl Layout {
-    pub fn rank_of(&self, worker: &str) -> Option<usize> {
-        self.places.iter().position(|p| p.as_deref() == Some(worker))
+    pub fn rank_of(&self, worker: &str) -> Option<Rank> {
+        rank_of(&self.places, worker)
     }
 }
 
@@ -361,16 +376,16 @@ impl LeftOut {
 pub struct Failures {
     pub count: u32,
     /// The job's `high_step` at the newest.
-    pub at_step: u64,
+    pub at_step: Step,
 }
 
 /// Workers that died in one place, none of which made a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Deaths {
-    pub workers: BTreeSet<String>,
+    pub workers: BTreeSet<WorkerId>,
     /// The job's `high_step` at the newest.
-    pub at_step: u64,
+    pub at_step: Step,
 }
 
 /// How a failure, or a move that was asked for, came to be known.
@@ -463,24 +478,24 @@ impl Rung {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Incident {
-    pub job: String,
+    pub job: JobId,
     /// From 1 within the job.
     pub number: u64,
     pub unix_ms: i64,
     pub cause: String,
     pub seen_by: SeenBy,
-    pub ranks: BTreeSet<usize>,
-    pub workers: BTreeSet<String>,
+    pub ranks: BTreeSet<Rank>,
+    pub workers: BTreeSet<WorkerId>,
     pub rung: Rung,
     /// Why this rung, in words.
     pub reason: String,
     /// Committed when it was seen.
-    pub step: u64,
+    pub step: Step,
     /// The step that all went on from.
-    pub resumed_step: u64,
+    pub resumed_step: Step,
     pub steps_lost: u64,
     /// That ended it.
-    pub epoch: u64,
+    pub epoch: Epoch,
     /// Last sign of life to seen.
     pub detect_s: f64,
     /// To the new epoch on its way; waiting for a worker counts here.
@@ -507,8 +522,8 @@ impl Incident {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Checkpoint {
-    pub step: u64,
-    pub epoch: u64,
+    pub step: Step,
+    pub epoch: Epoch,
     pub path: String,
     pub bytes: u64,
     pub unix_ms: i64,
@@ -551,7 +566,7 @@ pub struct PendingRecord {
 #[serde(deny_unknown_fields)]
 pub struct Unsaved {
     /// Of the newest.
-    pub step: u64,
+    pub step: Step,
     pub error: String,
     /// When the first failed.
     pub since: Moment,
@@ -571,7 +586,7 @@ pub struct Tries {
 impl Unsaved {
     /// Nothing yet.
     pub fn since(since: Moment) -> Unsaved {
-        Unsaved { step: 0, error: String::new(), since, num_tries: 0, last_step: None }
+        Unsaved { step: Step::ZERO, error: String::new(), since, num_tries: 0, last_step: None }
     }
 }
 
@@ -600,8 +615,8 @@ pub enum Why {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Validation {
-    pub step: u64,
-    pub epoch: u64,
+    pub step: Step,
+    pub epoch: Epoch,
     /// Nats per token.
     pub ce: f64,
     pub bits_per_byte: f64,
@@ -614,7 +629,7 @@ pub struct Event {
     pub unix_ms: i64,
     pub kind: String,
     pub text: String,
-    pub step: u64,
-    pub epoch: u64,
+    pub step: Step,
+    pub epoch: Epoch,
     pub worker: String,
 }

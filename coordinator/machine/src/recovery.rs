@@ -12,19 +12,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::record::{Rung, SeenBy};
 use toroid_torus::failpoint;
 use toroid_torus::geometry::Shape;
 use toroid_torus::holders;
+use toroid_torus::ids::{Rank, Step, WorkerId};
 use toroid_torus::placement::{self, Candidate, Placement};
 use toroid_torus::resplit::Origin;
-
-use super::record::{Rung, SeenBy};
 
 /// A place that its worker does not fill any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loss {
-    pub rank: usize,
-    pub worker: String,
+    pub rank: Rank,
+    pub worker: WorkerId,
     /// Where the worker was; empty where that is not known.
     pub host: String,
     pub by: SeenBy,
@@ -40,20 +40,20 @@ pub enum Source {
     /// The places hold it; what one lacks the others have.
     Holders,
     /// The newest checkpoint; 0: the initial weights. Nothing was computed since.
-    First { step: u64 },
+    First { step: Step },
     /// The same, and what was computed since is lost.
-    Checkpoint { step: u64 },
+    Checkpoint { step: Step },
 }
 
 #[derive(Debug, Clone, Copy)]
 pub struct Situation<'a> {
     pub shape: &'a Shape,
     /// The survivors by rank; all of them are connected.
-    pub places: &'a [Option<String>],
+    pub places: &'a [Option<WorkerId>],
     /// Workers that may take a place.
     pub candidates: &'a [Candidate],
     /// Where all connected workers are.
-    pub hosts: &'a BTreeMap<String, Candidate>,
+    pub hosts: &'a BTreeMap<WorkerId, Candidate>,
     pub losses: &'a [Loss],
     /// Why the epoch must begin again although all places are filled.
     pub begin_again: Option<&'a str>,
@@ -61,7 +61,7 @@ pub struct Situation<'a> {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Plan {
+pub enum NextEpoch {
     /// Everything is in order.
     Nothing,
     /// There are not enough workers.
@@ -70,10 +70,10 @@ pub enum Plan {
     Begin { placement: Placement, rung: Rung, reason: String },
 }
 
-pub fn decide(s: &Situation<'_>) -> Plan {
+pub fn decide(s: &Situation<'_>) -> NextEpoch {
     let num_empty = s.places.iter().filter(|p| p.is_none()).count();
     if num_empty == 0 && s.begin_again.is_none() {
-        return Plan::Nothing;
+        return NextEpoch::Nothing;
     }
     let cause = cause(s);
     let placement = match placement::place(s.shape, s.places, s.candidates, s.hosts) {
@@ -81,26 +81,28 @@ pub fn decide(s: &Situation<'_>) -> Plan {
         Err(_) => {
             let (filled, world) = (s.places.len() - num_empty, s.places.len());
             let reason = format!("{cause}; waits for a worker: {filled} of {world} places filled");
-            return Plan::Wait { cause, reason };
+            return NextEpoch::Wait { cause, reason };
         }
     };
     let moves: Vec<String> = placement
         .reasons
         .iter()
         .take(MAX_NAMED)
-        .map(|(rank, why)| format!("{} takes rank {rank} ({why})", placement.workers[*rank]))
+        .map(|(rank, why)| format!("{} takes rank {rank} ({why})", placement.workers[rank.index()]))
         .collect();
     let more = if placement.reasons.len() > MAX_NAMED { ", ..." } else { "" };
     let moves = if moves.is_empty() { String::new() } else { format!("{}{more}; ", moves.join(", ")) };
     let reason = format!("{cause}; {moves}{}", source_in_words(s.source, num_empty));
-    Plan::Begin { rung: rung(s, &placement), placement, reason }
+    NextEpoch::Begin { rung: rung(s, &placement), placement, reason }
 }
 
-pub(super) fn source_in_words(source: Source, num_empty: usize) -> String {
+pub(crate) fn source_in_words(source: Source, num_empty: usize) -> String {
     match source {
         Source::Holders if num_empty == 0 => "all keep their state".into(),
         Source::Holders => "the others keep their state, what is missing comes from the other holders".into(),
-        Source::First { step: 0 } | Source::Checkpoint { step: 0 } => "all go on from the initial weights".into(),
+        Source::First { step: Step::ZERO } | Source::Checkpoint { step: Step::ZERO } => {
+            "all go on from the initial weights".into()
+        }
         Source::First { step } | Source::Checkpoint { step } => format!("all go on from the checkpoint of step {step}"),
     }
 }
@@ -115,8 +117,8 @@ fn rung(s: &Situation<'_>, placement: &Placement) -> Rung {
     if !s.losses.is_empty() && s.losses.iter().all(|l| l.by == SeenBy::Drain) {
         return Rung::Drain;
     }
-    let is_restart = |rank: usize| {
-        let host = s.hosts.get(&placement.workers[rank]).map(|c| c.host.as_str());
+    let is_restart = |rank: Rank| {
+        let host = s.hosts.get(&placement.workers[rank.index()]).map(|c| c.host.as_str());
         s.losses.iter().any(|l| l.rank == rank && !l.had_spare && !l.host.is_empty() && host == Some(&l.host))
     };
     if placement.reasons.iter().all(|(rank, _)| is_restart(*rank)) { Rung::Restart } else { Rung::Spare }
@@ -138,30 +140,30 @@ fn cause(s: &Situation<'_>) -> String {
 /// What a place holds when a healing epoch begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holding {
-    pub committed: u64,
+    pub committed: Step,
     /// Its two shards at `committed`, as the place of a rank in a shape has them; none: a newcomer. Two, the older first, where it has
     /// split the state anew and has not heard yet whether all have.
     pub held: Vec<(Shape, usize)>,
     /// Can apply `committed + 1` as soon as it is told the global sums.
     pub sealed_next: bool,
     /// Has the global sums from this step to `committed`.
-    pub sums_from: u64,
+    pub sums_from: Step,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resume {
     /// All go on from `step`.
     Heal {
-        step: u64,
+        step: Step,
         /// Of those that have committed it the one that knows the sums of most steps (T-12), then the lowest rank.
-        source: usize,
-        newcomers: Vec<usize>,
+        source: Rank,
+        newcomers: Vec<Rank>,
         /// The state is to be split anew, from this.
         origin: Option<Origin>,
         reason: String,
     },
     /// Only a checkpoint has all of the state. `step` is the highest that was committed.
-    Restore { step: u64, reason: String },
+    Restore { step: Step, reason: String },
 }
 
 /// From what all places report, by rank, the step that all go on from (T-2, T-3).
@@ -194,7 +196,7 @@ fn resume_from(shape: &Shape, way: &Shape, held: &[Holding]) -> Resume {
     let ranks: Vec<Option<usize>> = held.iter().map(rank_in).collect();
     let holding = || held.iter().enumerate().filter(|(now, _)| ranks[*now].is_some());
     let committed = || holding().map(|(_, h)| h.committed);
-    let step = if failpoint!(GoOnFromLowest) { committed().min() } else { committed().max() }.unwrap_or(0);
+    let step = if failpoint!(GoOnFromLowest) { committed().min() } else { committed().max() }.unwrap_or_default();
     let present: BTreeSet<usize> = ranks.iter().copied().flatten().collect();
     let missing: BTreeSet<usize> = (0..way.world()).filter(|rank| !present.contains(rank)).collect();
     if let Some(rank) = holders::lost_shard(way, &missing) {
@@ -206,16 +208,17 @@ fn resume_from(shape: &Shape, way: &Shape, held: &[Holding]) -> Resume {
         };
         return Resume::Restore { step, reason };
     }
-    let is_left_behind = |h: &Holding| h.committed != step && !(h.committed + 1 == step && h.sealed_next);
+    let is_left_behind =
+        |h: &Holding| h.committed != step && !(step.checked_sub(h.committed) == Some(1) && h.sealed_next);
     if let Some((rank, h)) = holding().find(|(_, h)| is_left_behind(h)) {
         let at = h.committed;
         let reason = format!("rank {rank} is at step {at} and cannot get to step {step}, which others have committed");
         return Resume::Restore { step, reason };
     }
     let candidates = holding().filter(|(_, h)| h.committed == step);
-    let source = candidates.min_by_key(|(now, h)| (h.sums_from, *now)).map(|(now, _)| now);
+    let source = candidates.min_by_key(|(now, h)| (h.sums_from, *now)).map(|(now, _)| Rank::new(now));
     let source = source.expect("some place has state, and one of them has the highest step");
-    let newcomers: Vec<usize> = (0..held.len()).filter(|now| ranks[*now].is_none()).collect();
+    let newcomers: Vec<Rank> = Rank::all(held.len()).filter(|now| ranks[now.index()].is_none()).collect();
     let behind = match holding().filter(|(_, h)| h.committed < step).count() {
         0 => String::new(),
         n => format!(", {n} that have sealed it get its sums from rank {source}"),
@@ -253,16 +256,17 @@ mod tests {
     fn check(reports: &[Report], expected: Result<(u64, usize, &[usize]), &str>) {
         let shape = Shape::new(1, 1, reports.len()).expect("a shape");
         let holding = |(rank, r): (usize, &Report)| Holding {
-            committed: r.committed,
+            committed: Step::new(r.committed),
             held: if r.has_state { vec![(shape, rank)] } else { Vec::new() },
             sealed_next: r.sealed_next,
-            sums_from: r.sums_from,
+            sums_from: Step::new(r.sums_from),
         };
         let held: Vec<Holding> = reports.iter().enumerate().map(holding).collect();
         let held = held.as_slice();
         match (resume(&shape, held), expected) {
             (Resume::Heal { step, source, newcomers, origin, .. }, Ok(expected)) => {
-                assert_eq!((step, source, newcomers.as_slice()), expected, "{held:?}");
+                let newcomers: Vec<usize> = newcomers.into_iter().map(Rank::index).collect();
+                assert_eq!((step.get(), source.index(), newcomers.as_slice()), expected, "{held:?}");
                 assert_eq!(origin, None, "{held:?}");
             }
             (Resume::Restore { reason, .. }, Err(part)) => assert!(reason.contains(part), "{reason}: {held:?}"),
@@ -302,10 +306,10 @@ mod tests {
     fn check_ways(dp: usize, reports: &[&[(usize, usize)]], expected: Result<Option<Way>, &str>) {
         let shape = |dp| Shape::new(1, 1, dp).expect("a shape");
         let holding = |ways: &&[(usize, usize)]| Holding {
-            committed: 7,
+            committed: Step::new(7),
             held: ways.iter().map(|(dp, rank)| (shape(*dp), *rank)).collect(),
             sealed_next: false,
-            sums_from: 0,
+            sums_from: Step::ZERO,
         };
         let held: Vec<Holding> = reports.iter().map(holding).collect();
         match (resume(&shape(dp), &held), expected) {

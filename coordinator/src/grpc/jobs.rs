@@ -122,7 +122,7 @@ impl JobService for Jobs {
             return Err(AskError::from(refusal).into());
         }
         match self.handle.ask(|answer| Command::Submit { toml, answer }).await? {
-            Reply::Submitted { job } => Ok(Response::new(proto::SubmitJobResponse { job_id: job })),
+            Reply::Submitted { job } => Ok(Response::new(proto::SubmitJobResponse { job_id: job.into() })),
             reply => Err(mismatch(&reply)),
         }
     }
@@ -190,7 +190,7 @@ impl JobService for Jobs {
     async fn cancel_job(&self, request: Request<proto::CancelJobRequest>) -> Result<Response<proto::Job>, Status> {
         let job = request.into_inner().job_id;
         match self.handle.ask(|answer| Command::Cancel { job, answer }).await? {
-            Reply::Cancelled { job } => Ok(Response::new(self.job(job).await?)),
+            Reply::Cancelled { job } => Ok(Response::new(self.job(job.into()).await?)),
             reply => Err(mismatch(&reply)),
         }
     }
@@ -201,7 +201,7 @@ impl JobService for Jobs {
     ) -> Result<Response<proto::CheckpointJobResponse>, Status> {
         let job = request.into_inner().job_id;
         match self.handle.ask(|answer| Command::Checkpoint { job, answer }).await? {
-            Reply::Checkpoint { step } => Ok(Response::new(proto::CheckpointJobResponse { step })),
+            Reply::Checkpoint { step } => Ok(Response::new(proto::CheckpointJobResponse { step: step.get() })),
             reply => Err(mismatch(&reply)),
         }
     }
@@ -209,7 +209,7 @@ impl JobService for Jobs {
     async fn resume_job(&self, request: Request<proto::ResumeJobRequest>) -> Result<Response<proto::Job>, Status> {
         let proto::ResumeJobRequest { job_id: job, from_scratch } = request.into_inner();
         match self.handle.ask(|answer| Command::Resume { job, from_scratch, answer }).await? {
-            Reply::Resumed { job } => Ok(Response::new(self.job(job).await?)),
+            Reply::Resumed { job } => Ok(Response::new(self.job(job.into()).await?)),
             reply => Err(mismatch(&reply)),
         }
     }
@@ -221,7 +221,7 @@ impl JobService for Jobs {
         let worker = request.into_inner().worker_id;
         match self.handle.ask(|answer| Command::Drain { worker, answer }).await? {
             Reply::Drained { job, replacement } => {
-                Ok(Response::new(proto::DrainWorkerResponse { job_id: job, replacement }))
+                Ok(Response::new(proto::DrainWorkerResponse { job_id: job.into(), replacement: replacement.into() }))
             }
             reply => Err(mismatch(&reply)),
         }

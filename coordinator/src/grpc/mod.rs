@@ -16,8 +16,8 @@ use toroid_proto::limits::{
 };
 use toroid_proto::worker_service_server::WorkerServiceServer;
 
-use crate::CoordinatorError;
 use crate::driver::Handle;
+use crate::error::CoordinatorError;
 use crate::machine::Limits;
 
 /// Serves until `stop` resolves and the connections have drained.

@@ -4,16 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use toroid_torus::geometry::Shape;
 use toroid_torus::holders::backup_of;
+use toroid_torus::ids::WorkerId;
 use toroid_torus::placement::{Candidate, Placement, place};
 
 use crate::{Random, large, shapes, torus};
 
-type Known = BTreeMap<String, Candidate>;
+type Known = BTreeMap<WorkerId, Candidate>;
 
 /// `sizes[h]` workers on host h, four hosts a rack, two racks a zone.
 fn hosts(sizes: &[usize]) -> Known {
     let worker = |h: usize, i: usize| Candidate {
-        worker: format!("w{h:04}-{i:02}"),
+        worker: format!("w{h:04}-{i:02}").into(),
         host: format!("h{h:04}"),
         rack: format!("r{:03}", h / 4),
         zone: format!("z{:02}", h / 8),
@@ -23,26 +24,26 @@ fn hosts(sizes: &[usize]) -> Known {
 }
 
 /// The workers of `known` that have no place in `current`.
-fn candidates(known: &Known, current: &[Option<String>]) -> Vec<Candidate> {
-    let placed: BTreeSet<&String> = current.iter().flatten().collect();
+fn candidates(known: &Known, current: &[Option<WorkerId>]) -> Vec<Candidate> {
+    let placed: BTreeSet<&WorkerId> = current.iter().flatten().collect();
     known.values().filter(|c| !placed.contains(&c.worker)).cloned().collect()
 }
 
 /// Places and checks T-7, P-1 and P-2.
-fn check(shape: &Shape, current: &[Option<String>], known: &Known, name: &str) -> Placement {
+fn check(shape: &Shape, current: &[Option<WorkerId>], known: &Known, name: &str) -> Placement {
     let mut free = candidates(known, current);
     let placement = place(shape, current, &free, known).unwrap_or_else(|e| panic!("{name}: {e}"));
     assert_eq!(placement.workers.len(), shape.world(), "P-1: {name}");
     let kept = current.iter().zip(&placement.workers).all(|(old, new)| old.as_ref().is_none_or(|old| old == new));
     assert!(kept, "T-7: {name}");
-    let mut all: Vec<&String> = placement.workers.iter().chain(&placement.spares).collect();
+    let mut all: Vec<&WorkerId> = placement.workers.iter().chain(&placement.spares).collect();
     all.sort();
-    let expected: Vec<&String> = known.keys().collect();
+    let expected: Vec<&WorkerId> = known.keys().collect();
     assert_eq!(all, expected, "P-1: every worker has one place or is a spare, {name}");
     let open: Vec<usize> = (0..shape.world()).filter(|r| current[*r].is_none()).collect();
-    assert_eq!(placement.reasons.iter().map(|(rank, _)| *rank).collect::<Vec<_>>(), open, "{name}");
+    assert_eq!(placement.reasons.iter().map(|(rank, _)| rank.index()).collect::<Vec<_>>(), open, "{name}");
     for (rank, reason) in &placement.reasons {
-        let at = &known[&placement.workers[*rank]];
+        let at = &known[&placement.workers[rank.index()]];
         assert!(reason.starts_with(&format!("on host {}/{}/{}", at.zone, at.rack, at.host)), "{reason}, {name}");
     }
     Random(known.len() as u64).shuffle(&mut free);
@@ -67,7 +68,7 @@ fn is_whole(shape: &Shape, known: &Known, placement: &Placement, rank: usize) ->
 }
 
 /// P-3: where an empty group was spread, no host has room for a whole one.
-fn check_whole(shape: &Shape, current: &[Option<String>], known: &Known, placement: &Placement, name: &str) {
+fn check_whole(shape: &Shape, current: &[Option<WorkerId>], known: &Known, placement: &Placement, name: &str) {
     let empty = |rank: &usize| shape.tp_group(*rank).iter().all(|r| current[*r].is_none());
     if (0..shape.world()).filter(empty).all(|rank| is_whole(shape, known, placement, rank)) {
         return;
@@ -100,13 +101,13 @@ fn random_hosts_and_deaths() {
         check_whole(&shape, &empty, &known, &first, &name);
 
         // Some die; the spares and as many newcomers as it takes stand ready.
-        let mut current: Vec<Option<String>> = first.workers.iter().cloned().map(Some).collect();
+        let mut current: Vec<Option<WorkerId>> = first.workers.iter().cloned().map(Some).collect();
         let mut known = known;
         for dead in 0..random.below(shape.world() + 1) {
             let rank = random.below(shape.world());
             if let Some(worker) = current[rank].take() {
                 known.remove(&worker);
-                let newcomer = format!("n{dead}");
+                let newcomer = WorkerId::from(format!("n{dead}"));
                 let h = random.below(8);
                 let at = Candidate {
                     worker: newcomer.clone(),
@@ -149,7 +150,7 @@ fn a_replacement_is_beside_its_tp_group_where_a_spare_is() {
     let known = hosts(&[5; 8]);
     let first = check(&shape, &vec![None; shape.world()], &known, "first");
     for dead in 0..shape.world() {
-        let mut current: Vec<Option<String>> = first.workers.iter().cloned().map(Some).collect();
+        let mut current: Vec<Option<WorkerId>> = first.workers.iter().cloned().map(Some).collect();
         let mut known = known.clone();
         known.remove(&current[dead].take().expect("it was placed"));
         let healed = check(&shape, &current, &known, &format!("rank {dead} died"));
@@ -164,7 +165,7 @@ fn a_replacement_avoids_the_hosts_of_the_other_holders() {
         let known = random_hosts(random, shape.world() + 5, 4);
         let first = check(&shape, &vec![None; shape.world()], &known, "first");
         let dead = random.below(shape.world());
-        let mut current: Vec<Option<String>> = first.workers.iter().cloned().map(Some).collect();
+        let mut current: Vec<Option<WorkerId>> = first.workers.iter().cloned().map(Some).collect();
         current[dead] = None;
         let name = format!("{shape}, rank {dead} died, seed {seed}");
         let mut known = known;
@@ -172,7 +173,7 @@ fn a_replacement_avoids_the_hosts_of_the_other_holders() {
         let healed = check(&shape, &current, &known, &name);
         let shared_with = |worker: &str| {
             let mut tried = healed.clone();
-            tried.workers[dead] = worker.to_string();
+            tried.workers[dead] = worker.into();
             num_shared(&shape, &known, &tried)
         };
         let best = candidates(&known, &current).iter().map(|c| shared_with(&c.worker)).min();
@@ -196,7 +197,7 @@ fn the_large_shape_is_placed_and_healed() {
     let first = check(&shape, &vec![None; shape.world()], &known, "first");
     assert_eq!(num_shared(&shape, &known, &first), 0, "P-4");
     assert!((0..shape.world()).all(|r| is_whole(&shape, &known, &first, r)), "P-3");
-    let mut current: Vec<Option<String>> = first.workers.iter().cloned().map(Some).collect();
+    let mut current: Vec<Option<WorkerId>> = first.workers.iter().cloned().map(Some).collect();
     let lost = host(&known, &first, 1000).to_string();
     current.iter_mut().filter(|w| w.as_ref().is_some_and(|w| known[w].host == lost)).for_each(|w| *w = None);
     let left: Known = known.clone().into_iter().filter(|(_, c)| c.host != lost).collect();
@@ -211,7 +212,7 @@ fn the_large_shape_is_placed_and_healed() {
 fn a_survivor_of_an_unknown_host_keeps_its_place() {
     let shape = torus(2, 1, 2, 1);
     let mut known = hosts(&[4]);
-    let current = vec![Some("stranger".to_string()), None, None, None];
+    let current = vec![Some("stranger".into()), None, None, None];
     let placement = place(&shape, &current, &candidates(&known, &current), &known).expect("enough workers");
     assert_eq!(placement.workers, ["stranger", "w0000-00", "w0000-01", "w0000-02"], "T-7");
     known.remove("w0000-03");

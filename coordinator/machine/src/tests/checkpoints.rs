@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use toroid_torus::ids::Step;
+
 use super::world::{LIMITS, World, job_file};
 use crate::record::{Record, State};
 use crate::{Input, Reply, RequestError, RequestId};
@@ -17,7 +19,7 @@ fn running(steps: u64, more: &str) -> (World, String) {
 }
 
 fn steps_saved(world: &World, job: &str) -> Vec<u64> {
-    world.record(job).checkpoints.iter().map(|c| c.step).collect()
+    world.record(job).checkpoints.iter().map(|c| c.step.get()).collect()
 }
 
 fn ask(world: &mut World, job: &str) -> RequestId {
@@ -135,9 +137,9 @@ fn on_request_a_step_ahead_is_named_and_saved() {
     let (mut world, job) = running(100, "");
     let request = ask(&mut world, &job);
     // Steps of one second: two heartbeats are two steps.
-    assert_eq!(world.replies[&request], Ok(Reply::Checkpoint { step: 3 }));
+    assert_eq!(world.replies[&request], Ok(Reply::Checkpoint { step: Step::new(3) }));
     let same = ask(&mut world, &job);
-    assert_eq!(world.replies[&same], Ok(Reply::Checkpoint { step: 3 }), "one that comes soon serves both");
+    assert_eq!(world.replies[&same], Ok(Reply::Checkpoint { step: Step::new(3) }), "one that comes soon serves both");
     world.train(&job, 2);
     assert_eq!(steps_saved(&world, &job), [3]);
 }
@@ -156,21 +158,21 @@ fn a_request_waits_while_another_step_is_written() {
     assert_eq!(world.replies.get(&waiting), None);
     world.settle();
     assert_eq!(steps_saved(&world, &job), [3]);
-    assert_eq!(world.replies[&waiting], Ok(Reply::Checkpoint { step: 5 }));
+    assert_eq!(world.replies[&waiting], Ok(Reply::Checkpoint { step: Step::new(5) }));
 }
 
 #[test]
 fn a_step_that_was_named_too_late_is_named_again_further_ahead() {
     let (mut world, job) = running(100, "");
     let request = ask(&mut world, &job);
-    assert_eq!(world.replies[&request], Ok(Reply::Checkpoint { step: 3 }));
+    assert_eq!(world.replies[&request], Ok(Reply::Checkpoint { step: Step::new(3) }));
     // Nobody hears of it before step 3 is over.
     for _ in 0..3 {
         world.step(&job);
     }
     world.settle();
     assert!(world.has_event(&job, "checkpoint.late", "had committed step 4 before it heard of it"));
-    assert_eq!(world.record(&job).pending.keys().copied().collect::<Vec<_>>(), [8, 100], "4 ahead of 4");
+    assert_eq!(world.record(&job).pending.keys().map(|s| s.get()).collect::<Vec<_>>(), [8, 100], "4 ahead of 4");
     world.train(&job, 4);
     assert_eq!(steps_saved(&world, &job), [8]);
 }
@@ -298,7 +300,7 @@ fn where_all_that_wait_to_save_the_last_step_die_it_is_made_again() {
         world.join(comes);
     }
     world.settle();
-    assert_eq!((world.record(&job).restore_step, world.view(&job).lost_steps), (4, 2), "{:?}", world.story);
+    assert_eq!((world.record(&job).restore_step.get(), world.view(&job).lost_steps), (4, 2), "{:?}", world.story);
     world.train(&job, 2);
     assert_eq!((world.record(&job).state, steps_saved(&world, &job)), (State::Done, vec![4, 6]), "{:?}", world.story);
     assert_eq!(world.view(&job).unsaved, None);
@@ -351,7 +353,7 @@ fn t12_what_could_not_be_removed_is_told() {
     world.settle();
     let text = "the checkpoint of step 2 stays where it is: permission denied";
     assert!(world.has_event(&job, "checkpoint.kept", text), "{:?}", world.story);
-    assert!(!world.record(&job).leftovers.contains(&2));
+    assert!(!world.record(&job).leftovers.contains(&Step::new(2)));
 }
 
 /// The job would stop whoever removes.
@@ -419,7 +421,7 @@ fn a_manifest_waits_for_the_curve() {
     world.step(&job);
     let report = world.worker("a").outbox.pop_front().expect("rank 0 reports its step");
     world.settle();
-    assert!(world.record(&job).pending.contains_key(&2), "all shards are there, the step's record is not");
+    assert!(world.record(&job).pending.contains_key(&Step::new(2)), "all shards are there, the step's record is not");
     assert!(steps_saved(&world, &job).is_empty());
     world.worker("a").outbox.push_back(report);
     world.settle();
@@ -480,7 +482,7 @@ fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
     world.settle();
     assert!(world.has_event(&job, "checkpoint.damaged", "cannot read the checkpoint of step 6: digest differs"));
     let record = world.record(&job);
-    assert_eq!((record.epoch, record.restore_step, steps_saved(&world, &job)), (3, 3, vec![3]));
+    assert_eq!((record.epoch.get(), record.restore_step.get(), steps_saved(&world, &job)), (3, 3, vec![3]));
     assert!(record.failures.is_empty(), "no place is to blame");
     world.workers.values_mut().for_each(|w| w.damaged.clear());
     world.train(&job, 20);
@@ -522,7 +524,7 @@ fn t10_a_folder_that_another_job_keeps_its_checkpoints_in_is_refused() {
     };
     for path in ["/ck", "/ck/", "file:///ck"] {
         let (path, folder) = (path.to_string(), in_folder(path));
-        assert_eq!(submit(&mut world, folder), Err(RequestError::Folder { path, job: job.clone() }));
+        assert_eq!(submit(&mut world, folder), Err(RequestError::Folder { path, job: job.as_str().into() }));
     }
     assert!(submit(&mut world, in_folder("/jobs/t-1")).is_ok(), "{:?}", world.story);
     world.train(&job, 10);

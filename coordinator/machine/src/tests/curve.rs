@@ -1,11 +1,11 @@
 //! Every committed step is in the curve, or the curve says that nobody knows it any more (T-4, T-12).
 
-use proto::worker_message::Body as FromWorker;
-use toroid_proto as proto;
-
 use super::world::{LIMITS, World, job_file};
 use crate::Input;
 use crate::record::State;
+use proto::worker_message::Body as FromWorker;
+use toroid_proto as proto;
+use toroid_torus::ids::WorkerId;
 
 /// Two places and a spare; five steps are recorded.
 fn running() -> (World, String) {
@@ -38,7 +38,7 @@ fn says(world: &mut World, job: &str, steps: &[u64]) {
 }
 
 fn says_with(world: &mut World, job: &str, steps: &[u64], is_skipped: impl Fn(u64) -> bool) {
-    let (job_id, epoch) = (job.to_string(), world.record(job).epoch);
+    let (job_id, epoch) = (job.to_string(), world.record(job).epoch.get());
     let rank_0 = world.record(job).places[0].clone().expect("filled");
     let stream = world.worker(&rank_0).stream.expect("connected");
     for step in steps {
@@ -90,10 +90,10 @@ fn t12_who_joined_last_knows_what_no_coordinator_has() {
     world.pass(LIMITS.failure_timeout);
     // All have healed; the new rank 0 and who gave it the sums die before they are heard, one after the other.
     let rank_0 = world.record(&job).places[0].clone().expect("filled");
-    let group: Vec<String> = world.record(&job).places.iter().flatten().cloned().collect();
+    let group: Vec<String> = world.record(&job).places.iter().flatten().map(WorkerId::to_string).collect();
     assert!(world.step_in_part(&job, |_| true));
     world.worker(&rank_0).outbox.clear();
-    let source = group.iter().find(|id| **id != rank_0).expect("two places").clone();
+    let source = group.iter().find(|id| rank_0 != ***id).expect("two places").clone();
     assert_eq!(world.curves[&job].len(), 5, "nothing was heard yet");
     world.kill(&source);
     world.settle();

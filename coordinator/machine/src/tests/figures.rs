@@ -26,7 +26,7 @@ fn a_straggler_is_named_with_its_figures_and_keeps_its_place() {
     world.worker("c").step_s = 0.040;
     let rank = world.record(&job).rank_of("c").expect("c has a place");
     for id in ["a", "b", "d"] {
-        world.worker(id).waits_for = vec![rank as u32];
+        world.worker(id).waits_for = vec![rank.to_wire()];
     }
     (0..20).for_each(|_| second(&mut world, &job));
     let named = |world: &World, kind: &str| -> Vec<String> {
@@ -39,14 +39,14 @@ fn a_straggler_is_named_with_its_figures_and_keeps_its_place() {
     assert!(world.has_event(&job, "worker.slow", "it keeps its place"));
     let view = world.view(&job);
     let [straggler] = &view.stragglers[..] else { panic!("{:?}", view.stragglers) };
-    assert_eq!((straggler.worker_id.as_str(), straggler.rank, straggler.num_peers), ("c", rank as u32, 3));
+    assert_eq!((straggler.worker_id.as_str(), straggler.rank, straggler.num_peers), ("c", rank.to_wire(), 3));
     assert!((straggler.factor - 2.5).abs() < 1e-9 && straggler.to_step > straggler.from_step, "{straggler:?}");
     let workers = world.machine.view_workers(world.at());
     let slow: Vec<(&str, bool)> = workers.iter().map(|w| (w.worker_id.as_str(), w.slow_factor > 0.0)).collect();
     assert_eq!(slow, [("a", false), ("b", false), ("c", true), ("d", false)]);
     assert!(workers.iter().all(|w| w.compute_s > 0.0), "{workers:?}");
     assert_eq!(
-        (world.record(&job).state, world.record(&job).epoch),
+        (world.record(&job).state, world.record(&job).epoch.get()),
         (State::Running, 1),
         "nobody loses a place for it"
     );
@@ -96,7 +96,7 @@ fn what_is_left_out_of_the_input_is_an_event_and_stays_in_the_status() {
     world.train(&job, 1);
     let record = world.record(&job);
     let num_told = record.events.iter().filter(|e| e.kind == "data.left_out").count();
-    assert_eq!((record.epoch, num_told), (2, 16), "and not by each epoch again");
+    assert_eq!((record.epoch.get(), num_told), (2, 16), "and not by each epoch again");
 }
 
 /// All have sealed the first step, so all work together; that it is committed is not known yet.

@@ -40,7 +40,7 @@ fn twin(world: &mut World) -> Option<proto::Refused> {
 #[test]
 fn the_second_of_two_living_processes_of_one_id_is_refused_and_both_are_named() {
     let (mut world, job) = running();
-    let epoch = world.record(&job).epoch;
+    let epoch = world.record(&job).epoch.get();
     for _ in 0..20 {
         let refused = twin(&mut world).expect("the first lives");
         assert_eq!(refused.kind(), proto::RefusalKind::IdInUse);
@@ -53,18 +53,22 @@ fn the_second_of_two_living_processes_of_one_id_is_refused_and_both_are_named() 
     world.settle();
     world.train(&job, 2);
     let record = world.record(&job);
-    assert_eq!((record.epoch, record.state, record.num_incidents), (epoch, State::Running, 0), "nobody is evicted");
+    assert_eq!(
+        (record.epoch.get(), record.state, record.num_incidents),
+        (epoch, State::Running, 0),
+        "nobody is evicted"
+    );
     assert_eq!(world.view(&job).committed_step, 5);
 }
 
 #[test]
 fn the_same_process_takes_its_own_stream_over_at_once() {
     let (mut world, job) = running();
-    let epoch = world.record(&job).epoch;
+    let epoch = world.record(&job).epoch.get();
     world.connect("w1");
     world.settle();
     world.train(&job, 1);
-    assert_eq!((world.record(&job).epoch, world.record(&job).num_incidents), (epoch, 0));
+    assert_eq!((world.record(&job).epoch.get(), world.record(&job).num_incidents), (epoch, 0));
     assert_eq!(world.view(&job).committed_step, 4);
 }
 

@@ -30,7 +30,7 @@ fn leave(world: &mut World, ids: &[&str]) {
 /// It stands by with all of its steps, and goes on from there with others to its end.
 fn check_goes_on(world: &mut World, job: &str, dp: usize) {
     let record = world.record(job);
-    let step = record.last_checkpoint().map_or(0, |c| c.step);
+    let step = record.last_checkpoint().map_or(0, |c| c.step.get());
     assert_eq!((record.state, world.curves[job].len() as u64), (State::Queued, step), "{:?}", world.story);
     assert!(world.has_event(job, "job.queued", &format!("the state of step {step} is saved")), "{:?}", world.story);
     assert!(record.reason.contains(&format!("go on from the checkpoint of step {step}")), "{}", record.reason);
@@ -41,7 +41,7 @@ fn check_goes_on(world: &mut World, job: &str, dp: usize) {
     assert_eq!(world.record(job).state, State::Queued);
     ["e", "f", "g", "h"].iter().take(dp).for_each(|id| world.join(id));
     world.settle();
-    assert_eq!(world.record(job).restore_step, step);
+    assert_eq!(world.record(job).restore_step.get(), step);
     world.train(job, 40);
     let view = world.view(job);
     assert_eq!((view.state(), view.lost_steps, world.curves[job].len()), (proto::JobState::Done, 0, 40));
@@ -64,7 +64,7 @@ fn the_only_copy_leaves() {
     leave(&mut world, &["b"]);
     world.train(&job, 5);
     let record = world.record(&job);
-    assert_eq!((record.state, record.last_checkpoint().map(|c| c.step)), (State::Recovering, Some(5)));
+    assert_eq!((record.state, record.last_checkpoint().map(|c| c.step.get())), (State::Recovering, Some(5)));
     assert_eq!(record.places[0].as_deref(), Some("a"), "who stays keeps its place");
     world.join("e");
     world.settle();
@@ -82,7 +82,7 @@ fn both_holders_of_a_shard_leave_and_the_others_stay() {
     leave(&mut world, &["b", "c"]);
     world.train(&job, 5);
     let record = world.record(&job);
-    assert_eq!((record.state, record.last_checkpoint().map(|c| c.step)), (State::Recovering, Some(5)));
+    assert_eq!((record.state, record.last_checkpoint().map(|c| c.step.get())), (State::Recovering, Some(5)));
     assert_eq!(record.places, [Some("a".into()), None, None, Some("d".into())]);
     ["e", "f"].iter().for_each(|id| world.join(id));
     world.settle();
@@ -129,7 +129,7 @@ fn a_step_that_could_not_be_saved_is_tried_again() {
     // However long it takes: who halts does not hang.
     world.pass(3 * LIMITS.checkpoint());
     let record = world.record(&job);
-    assert_eq!((record.state, record.epoch, world.curves[&job].len()), (State::Running, 1, 5));
+    assert_eq!((record.state, record.epoch.get(), world.curves[&job].len()), (State::Running, 1, 5));
     assert!(!world.has_event(&job, "worker.lost", ""), "{:?}", world.record(&job).events);
     world.worker("b").write_error = None;
     world.pass(Duration::from_secs(2));
@@ -147,7 +147,7 @@ fn it_goes_on_after_a_restart_of_the_coordinator() {
         world.restart(|_| true);
         world.settle();
         world.train(&job, 5);
-        let saved = world.record(&job).last_checkpoint().map(|c| c.step);
+        let saved = world.record(&job).last_checkpoint().map(|c| c.step.get());
         assert_eq!(saved, Some(5), "they halt where they were told to: {:?}", world.story);
         check_goes_on(&mut world, &job, 2);
     }

@@ -17,7 +17,7 @@ fn a_job_goes_from_queued_to_done() {
     world.join("a");
     assert_eq!(world.record(&job).reason, "waits for workers: 1 of 2 are free");
     world.join("b");
-    assert_eq!((world.record(&job).state, world.record(&job).epoch), (State::Starting, 1));
+    assert_eq!((world.record(&job).state, world.record(&job).epoch.get()), (State::Starting, 1));
     world.settle();
     assert_eq!(world.record(&job).state, State::Starting, "nothing is committed yet");
     world.train(&job, 1);
@@ -25,7 +25,7 @@ fn a_job_goes_from_queued_to_done() {
     world.train(&job, 2);
     let record = world.record(&job);
     assert_eq!((record.state, record.reason.as_str()), (State::Done, "all 3 steps are committed and saved"));
-    assert_eq!(record.last_checkpoint().map(|c| c.step), Some(3));
+    assert_eq!(record.last_checkpoint().map(|c| c.step.get()), Some(3));
     assert_eq!(world.view(&job).spares, 2, "its workers are free again");
     assert!(world.workers.values().all(|w| w.work.is_none()), "and were told to stop");
 }
@@ -53,12 +53,12 @@ fn a_cancelled_job_frees_its_workers_and_its_requests_are_answered() {
     world.join("a");
     let waits = world.request(|request| Input::Checkpoint { request, job: job.clone() });
     let cancel = world.request(|request| Input::Cancel { request, job: job.clone() });
-    assert_eq!(world.replies[&cancel], Ok(Reply::Cancelled { job: job.clone() }));
+    assert_eq!(world.replies[&cancel], Ok(Reply::Cancelled { job: job.as_str().into() }));
     assert!(matches!(world.replies[&waits], Err(RequestError::State { .. })));
     world.settle();
     assert!(world.worker("a").work.is_none());
     let again = world.request(|request| Input::Cancel { request, job: job.clone() });
-    assert_eq!(world.replies[&again], Ok(Reply::Cancelled { job }), "cancelling twice is the same as once");
+    assert_eq!(world.replies[&again], Ok(Reply::Cancelled { job: job.into() }), "cancelling twice is the same as once");
 }
 
 #[test]
@@ -153,7 +153,12 @@ fn a_job_that_resumes_at_its_end_is_done() {
     }
     world.settle();
     let record = world.record(&job);
-    assert_eq!((record.state, record.last_checkpoint().map(|c| c.step)), (State::Done, Some(20)), "{:?}", world.story);
+    assert_eq!(
+        (record.state, record.last_checkpoint().map(|c| c.step.get())),
+        (State::Done, Some(20)),
+        "{:?}",
+        world.story
+    );
 }
 
 #[test]
@@ -235,7 +240,7 @@ fn the_newer_stream_of_a_worker_wins() {
     world.input(Input::Closed { stream: older, reason: "closed late".into() });
     world.train(&job, 1);
     let record = world.record(&job);
-    assert_eq!((record.epoch, record.state, world.view(&job).committed_step), (1, State::Running, 3));
+    assert_eq!((record.epoch.get(), record.state, world.view(&job).committed_step), (1, State::Running, 3));
 }
 
 #[test]

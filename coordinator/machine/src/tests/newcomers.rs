@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use proto::worker_message::Body as FromWorker;
-use toroid_proto as proto;
-
 use super::world::{LIMITS, World, job_file};
 use crate::record::State;
+use proto::worker_message::Body as FromWorker;
+use toroid_proto as proto;
+use toroid_torus::ids::Rank;
 
 /// A job of `dp` places that runs on a, b, ...
 fn running(dp: usize) -> (World, String) {
@@ -19,7 +19,7 @@ fn running(dp: usize) -> (World, String) {
 }
 
 fn unreached(world: &mut World, job: &str, by: &str, of: u32, called: bool) {
-    let (job_id, epoch) = (job.to_string(), world.record(job).epoch);
+    let (job_id, epoch) = (job.to_string(), world.record(job).epoch.get());
     let reason = "nohost.invalid:1 cannot be resolved".into();
     let peers = vec![proto::UnreachedPeer { rank: of, reason, called }];
     let body = FromWorker::Unreached(proto::Unreached { job_id, epoch, peers });
@@ -37,10 +37,13 @@ fn t11_a_newcomer_without_data_loses_its_place_and_the_job_lives() {
     let (mut world, job) = running(2);
     world.kill("b");
     world.join_as("x", |w| w.prepare_error = Some(("cannot read /data: not found".into(), true)));
-    assert_eq!(world.record(&job).rank_of("x"), Some(1), "nobody else is there");
+    assert_eq!(world.record(&job).rank_of("x").map(Rank::index), Some(1), "nobody else is there");
     world.settle();
     let record = world.record(&job);
-    assert_eq!((record.state, record.rank_of("a"), record.rank_of("x")), (State::Recovering, Some(0), None));
+    assert_eq!(
+        (record.state, record.rank_of("a").map(Rank::index), record.rank_of("x").map(Rank::index)),
+        (State::Recovering, Some(0), None)
+    );
     assert!(
         record.reason.contains("x is given no place: cannot fill its place: cannot read /data"),
         "{}",
@@ -50,7 +53,7 @@ fn t11_a_newcomer_without_data_loses_its_place_and_the_job_lives() {
     world.join("y");
     world.settle();
     world.train(&job, 1);
-    assert_eq!((world.record(&job).state, world.record(&job).rank_of("y")), (State::Running, Some(1)));
+    assert_eq!((world.record(&job).state, world.record(&job).rank_of("y").map(Rank::index)), (State::Running, Some(1)));
     assert_eq!(world.view(&job).lost_steps, 0);
 }
 
@@ -76,7 +79,7 @@ fn t11_at_the_first_start_who_lacks_the_data_gives_way_to_another() {
     world.settle();
     world.train(&job, 2);
     let record = world.record(&job);
-    assert_eq!((record.state, record.rank_of("x")), (State::Running, None), "{}", record.reason);
+    assert_eq!((record.state, record.rank_of("x").map(Rank::index)), (State::Running, None), "{}", record.reason);
 }
 
 #[test]
@@ -86,16 +89,23 @@ fn t11_who_is_new_and_not_reached_goes_and_never_who_reports_it() {
         world.kill("b");
         world.join("x");
         world.settle();
-        assert_eq!(world.record(&job).rank_of("x"), Some(1));
+        assert_eq!(world.record(&job).rank_of("x").map(Rank::index), Some(1));
         unreached(&mut world, &job, by, of, true);
         world.pass(LIMITS.link_grace());
         let record = world.record(&job);
-        assert_eq!((record.rank_of("a"), record.rank_of("x")), (Some(0), None), "{by} reports {of}");
+        assert_eq!(
+            (record.rank_of("a").map(Rank::index), record.rank_of("x").map(Rank::index)),
+            (Some(0), None),
+            "{by} reports {of}"
+        );
         assert!(world.has_event(&job, "worker.unfit", "look at the address that it is dialled at (--advertise)"));
         world.join("y");
         world.settle();
         world.train(&job, 1);
-        assert_eq!((world.record(&job).state, world.record(&job).rank_of("y")), (State::Running, Some(1)));
+        assert_eq!(
+            (world.record(&job).state, world.record(&job).rank_of("y").map(Rank::index)),
+            (State::Running, Some(1))
+        );
     }
 }
 
@@ -115,7 +125,7 @@ fn t11_spares_that_cannot_fill_a_place_are_shown_and_passed_over() {
     }
     assert_eq!(warm_up(&world, "z").warm_up, i32::from(proto::WarmUpState::Ready));
     world.kill("b");
-    assert_eq!(world.record(&job).rank_of("z"), Some(1), "the one that has shown that it can");
+    assert_eq!(world.record(&job).rank_of("z").map(Rank::index), Some(1), "the one that has shown that it can");
     world.settle();
     world.train(&job, 1);
     assert_eq!(world.record(&job).state, State::Running);
@@ -157,16 +167,23 @@ fn a_damaged_frame_is_laid_upon_nobody_at_once_and_then_weighed() {
     world.join("z");
     world.settle();
     for n in 0..2 {
-        let (job_id, epoch) = (job.clone(), world.record(&job).epoch);
+        let (job_id, epoch) = (job.clone(), world.record(&job).epoch.get());
         let error = "a frame is damaged".into();
         let body = FromWorker::PeerLost(proto::PeerLost { job_id, epoch, rank: 1, error, damaged: true });
         world.worker("a").outbox.push_back(body);
         world.settle();
         world.pass(LIMITS.link_grace());
-        assert_eq!(world.record(&job).epoch, n + 2);
+        assert_eq!(world.record(&job).epoch.get(), n + 2);
     }
     let record = world.record(&job);
-    assert_eq!((record.rank_of("a"), record.rank_of("b"), record.rank_of("z")), (Some(0), None, Some(1)));
+    assert_eq!(
+        (
+            record.rank_of("a").map(Rank::index),
+            record.rank_of("b").map(Rank::index),
+            record.rank_of("z").map(Rank::index)
+        ),
+        (Some(0), None, Some(1))
+    );
 }
 
 #[test]
@@ -177,7 +194,7 @@ fn a_worker_on_the_loopback_is_named_before_the_first_step() {
     world.join("there");
     world.settle();
     let record = world.record(&job);
-    assert_eq!((record.state, record.epoch), (State::Queued, 0));
+    assert_eq!((record.state, record.epoch.get()), (State::Queued, 0));
     assert!(
         record.reason.contains("cannot dial here at 127.0.0.1:7") && record.reason.contains("--advertise"),
         "{}",

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use proto::worker_message::Body as FromWorker;
-use toroid_proto as proto;
-
 use super::world::{LIMITS, World, job_file};
 use crate::Input;
 use crate::record::State;
+use proto::worker_message::Body as FromWorker;
+use toroid_proto as proto;
+use toroid_torus::ids::Rank;
 
 /// A job of two places that runs on a and b, with c as a spare where there is to be one.
 fn running(num_spares: usize, more: &str) -> (World, String) {
@@ -23,7 +23,7 @@ fn running(num_spares: usize, more: &str) -> (World, String) {
 }
 
 fn rank_of(world: &World, job: &str, worker: &str) -> Option<usize> {
-    world.record(job).rank_of(worker)
+    world.record(job).rank_of(worker).map(Rank::index)
 }
 
 #[test]
@@ -32,7 +32,7 @@ fn without_redundancy_all_begin_again_with_a_spare() {
     let (kept, lost) = (rank_of(&world, &job, "a"), rank_of(&world, &job, "b"));
     world.kill("b");
     let record = world.record(&job);
-    assert_eq!((record.state, record.epoch, record.restore_step), (State::Recovering, 2, 0));
+    assert_eq!((record.state, record.epoch.get(), record.restore_step.get()), (State::Recovering, 2, 0));
     assert!(record.reason.starts_with("b (rank 1) closed its stream (reset); c takes rank 1 ("), "{}", record.reason);
     assert!(record.reason.ends_with("all go on from the initial weights"), "{}", record.reason);
     assert_eq!((rank_of(&world, &job, "a"), rank_of(&world, &job, "c")), (kept, lost), "T-7");
@@ -48,10 +48,10 @@ fn without_a_spare_the_job_waits_for_one() {
     let (mut world, job) = running(0, "fault_tolerance.min_dp = 2");
     world.kill("b");
     let record = world.record(&job);
-    assert_eq!((record.state, record.epoch), (State::Recovering, 1), "the epoch moves when the place is filled");
+    assert_eq!((record.state, record.epoch.get()), (State::Recovering, 1), "the epoch moves when the place is filled");
     assert!(record.reason.ends_with("waits for a worker: 1 of 2 places filled"), "{}", record.reason);
     world.join("x");
-    assert_eq!(world.record(&job).epoch, 2);
+    assert_eq!(world.record(&job).epoch.get(), 2);
     world.settle();
     world.train(&job, 20);
     assert_eq!(world.record(&job).state, State::Done);
@@ -60,12 +60,12 @@ fn without_a_spare_the_job_waits_for_one() {
 #[test]
 fn without_redundancy_everyone_goes_on_from_the_newest_checkpoint() {
     let (mut world, job) = running(1, "checkpoint.interval_steps = 2\nfault_tolerance.redundancy = false");
-    let saved = world.record(&job).last_checkpoint().map(|c| c.step);
+    let saved = world.record(&job).last_checkpoint().map(|c| c.step.get());
     assert_eq!(saved, Some(2));
     world.kill("a");
     world.settle();
     let record = world.record(&job);
-    assert_eq!((record.restore_step, world.curves[&job].len()), (2, 2));
+    assert_eq!((record.restore_step.get(), world.curves[&job].len()), (2, 2));
     assert!(record.reason.contains("epoch") || record.reason.contains("prepared"), "{}", record.reason);
     assert_eq!(world.view(&job).committed_step, 2);
     world.train(&job, 18);
@@ -78,9 +78,9 @@ fn a_worker_that_hangs_is_replaced_after_the_failure_timeout() {
     world.pass(Duration::from_secs(1));
     world.worker("b").is_hung = true;
     world.pass(LIMITS.failure_timeout - Duration::from_secs(1));
-    assert_eq!(world.record(&job).epoch, 1);
+    assert_eq!(world.record(&job).epoch.get(), 1);
     world.pass(Duration::from_secs(2));
-    assert_eq!(world.record(&job).epoch, 2);
+    assert_eq!(world.record(&job).epoch.get(), 2);
     assert!(world.has_event(&job, "worker.lost", "b (rank 1) was silent for 5 s"));
     assert_eq!(world.worker("b").stream, None, "it may connect again as a spare");
 }
@@ -100,13 +100,13 @@ fn who_finished_in_an_older_epoch_has_yet_to_finish_in_this_one() {
     world.step(&job);
     while world.deliver_from("c") || world.deliver_to("c") {}
     let record = world.record(&job);
-    assert_eq!((record.last_checkpoint().map(|c| c.step), record.state), (Some(2), State::Recovering));
+    assert_eq!((record.last_checkpoint().map(|c| c.step.get()), record.state), (Some(2), State::Recovering));
     world.settle();
     assert_eq!(world.record(&job).state, State::Done);
 }
 
 fn peer_lost(world: &mut World, job: &str, by: &str, rank: u32) {
-    let (job_id, epoch) = (job.to_string(), world.record(job).epoch);
+    let (job_id, epoch) = (job.to_string(), world.record(job).epoch.get());
     let body =
         FromWorker::PeerLost(proto::PeerLost { job_id, epoch, rank, error: "reset".into(), ..Default::default() });
     world.worker(by).outbox.push_back(body);
@@ -117,10 +117,13 @@ fn peer_lost(world: &mut World, job: &str, by: &str, rank: u32) {
 fn a_broken_link_between_living_workers_begins_the_epoch_again_with_both() {
     let (mut world, job) = running(1, "");
     peer_lost(&mut world, &job, "a", 1);
-    assert_eq!(world.record(&job).epoch, 1, "b may turn out dead");
+    assert_eq!(world.record(&job).epoch.get(), 1, "b may turn out dead");
     world.pass(LIMITS.link_grace());
     let record = world.record(&job);
-    assert_eq!((record.epoch, record.rank_of("a"), record.rank_of("b")), (2, Some(0), Some(1)));
+    assert_eq!(
+        (record.epoch.get(), record.rank_of("a").map(Rank::index), record.rank_of("b").map(Rank::index)),
+        (2, Some(0), Some(1))
+    );
     assert!(world.has_event(&job, "job.recovering", "a (rank 0) lost its link to b (rank 1): reset; both are alive"));
     world.train(&job, 1);
     assert_eq!(world.record(&job).state, State::Running);
@@ -132,9 +135,9 @@ fn a_peer_that_was_lost_and_is_dead_is_replaced_once() {
     peer_lost(&mut world, &job, "a", 1);
     world.kill("b");
     world.settle();
-    assert_eq!((world.record(&job).epoch, rank_of(&world, &job, "c")), (2, Some(1)));
+    assert_eq!((world.record(&job).epoch.get(), rank_of(&world, &job, "c")), (2, Some(1)));
     world.pass(LIMITS.failure_timeout);
-    assert_eq!(world.record(&job).epoch, 2, "the suspicion went with the epoch");
+    assert_eq!(world.record(&job).epoch.get(), 2, "the suspicion went with the epoch");
 }
 
 #[test]
@@ -152,7 +155,7 @@ fn a_link_that_breaks_again_and_again_fails_the_job() {
 
 fn fail(world: &mut World, job: &str, rank: usize) {
     let record = world.record(job);
-    let (id, epoch) = (record.places[rank].clone().expect("filled"), record.epoch);
+    let (id, epoch) = (record.places[rank].clone().expect("filled"), record.epoch.get());
     let worker = world.worker(&id);
     worker.work = None;
     let error = "out of memory".into();
@@ -167,7 +170,10 @@ fn a_worker_that_fails_becomes_a_spare_and_another_takes_its_place() {
     let (mut world, job) = running(1, "");
     fail(&mut world, &job, 0);
     let record = world.record(&job);
-    assert_eq!((record.epoch, record.rank_of("a"), record.rank_of("c")), (2, None, Some(0)));
+    assert_eq!(
+        (record.epoch.get(), record.rank_of("a").map(Rank::index), record.rank_of("c").map(Rank::index)),
+        (2, None, Some(0))
+    );
     assert_eq!(world.view(&job).spares, 1);
     fail(&mut world, &job, 0);
     assert_eq!(rank_of(&world, &job, "a"), Some(0), "one that failed comes only where nobody else is left");
@@ -211,7 +217,10 @@ fn a_worker_that_comes_back_empty_loses_its_place() {
     world.settle();
     assert!(world.has_event(&job, "worker.lost", "b (rank 1) came back without its work"));
     let record = world.record(&job);
-    assert!(record.epoch == 2 && record.rank_of("b").xor(record.rank_of("c")) == Some(1), "one of both is placed anew");
+    assert!(
+        record.epoch.get() == 2 && record.rank_of("b").xor(record.rank_of("c")) == Some(Rank::new(1)),
+        "one of both is placed anew"
+    );
     world.train(&job, 1);
     assert_eq!(world.view(&job).committed_step, 4);
 }
@@ -293,7 +302,7 @@ fn a_coordinator_that_was_stopped_itself_blames_nobody() {
     world.now += LIMITS.failure_timeout * 10;
     world.input(Input::Tick);
     assert!(world.machine.poll_timeout().is_some_and(|d| d > world.now), "no deadline is left behind");
-    assert_eq!(world.record(&job).epoch, 1);
+    assert_eq!(world.record(&job).epoch.get(), 1);
     world.machine.jobs().for_each(|j| assert!(j.pending.len() == 2, "the checkpoint that is due is named"));
     world.pass(LIMITS.failure_timeout * 2);
     assert!(!world.has_event(&job, "worker.lost", ""), "all had something to say since");

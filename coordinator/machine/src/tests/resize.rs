@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use toroid_proto as proto;
-
 use super::world::{LIMITS, World, job_file};
 use crate::record::State;
+use toroid_proto as proto;
+use toroid_torus::ids::WorkerId;
 
 /// A job of `tp * dp` places, w0 at rank 0 and so on, that has committed 5 steps. No spare is there.
 fn running(tp: usize, dp: usize, more: &str) -> (World, String) {
@@ -28,7 +28,7 @@ fn newest(world: &World, job: &str) -> proto::Incident {
 }
 
 fn places(world: &World, job: &str) -> Vec<String> {
-    world.record(job).places.iter().map(|w| w.clone().unwrap_or_default()).collect()
+    world.record(job).places.iter().map(|w| w.as_ref().map_or_else(String::new, WorkerId::to_string)).collect()
 }
 
 /// Trains on, and checks that nothing was lost: the world checks that the curve is whole and the same.
@@ -46,13 +46,13 @@ fn without_a_spare_it_goes_on_with_fewer_replicas_and_grows_when_a_worker_comes(
     world.kill("w1");
     world.settle();
     let record = world.record(&job);
-    assert_eq!((record.state, record.epoch), (State::Recovering, 1));
+    assert_eq!((record.state, record.epoch.get()), (State::Recovering, 1));
     assert!(record.reason.ends_with("without one it goes on with dp 3 after 10 s"), "{}", record.reason);
     world.pass(LIMITS.replacement() - Duration::from_secs(1));
-    assert_eq!(world.record(&job).epoch, 1, "a worker may come back until then");
+    assert_eq!(world.record(&job).epoch.get(), 1, "a worker may come back until then");
     world.pass(Duration::from_secs(2));
     let record = world.record(&job);
-    assert_eq!((record.epoch, record.shape.dp(), record.earlier.len()), (2, 3, 1));
+    assert_eq!((record.epoch.get(), record.shape.dp(), record.earlier.len()), (2, 3, 1));
     assert_eq!(places(&world, &job), ["w0", "w2", "w3"], "the others keep their order");
     let origin = record.heal.as_ref().and_then(|h| h.origin.clone()).expect("the state is split anew");
     assert_eq!((origin.shape.dp(), origin.ranks), (4, vec![Some(0), Some(2), Some(3)]));
@@ -69,10 +69,10 @@ fn without_a_spare_it_goes_on_with_fewer_replicas_and_grows_when_a_worker_comes(
     assert!(incident.reason.contains(expected), "{}", incident.reason);
 
     world.join("x");
-    assert_eq!(world.record(&job).epoch, 2, "it shows first that it can fill a place");
+    assert_eq!(world.record(&job).epoch.get(), 2, "it shows first that it can fill a place");
     world.settle();
     assert_eq!(
-        (world.record(&job).epoch, places(&world, &job)),
+        (world.record(&job).epoch.get(), places(&world, &job)),
         (3, ["w0", "w2", "w3", "x"].map(String::from).to_vec())
     );
     world.train(&job, 1);
@@ -94,7 +94,7 @@ fn a_worker_that_comes_in_time_takes_the_place() {
     // The next death has all of the time again.
     world.kill("w2");
     world.pass(LIMITS.replacement() - Duration::from_secs(1));
-    assert_eq!(world.record(&job).epoch, 2);
+    assert_eq!(world.record(&job).epoch.get(), 2);
     check_done_after_shrink(world, &job, 3);
 }
 
@@ -113,7 +113,7 @@ fn it_does_not_go_below_the_fewest_replicas_that_the_job_asks_for() {
     let reason = &world.record(&job).reason;
     assert!(reason.ends_with("dp 2 would be fewer replicas than fault_tolerance.min_dp = 3"), "{reason}");
     world.pass(10 * patience());
-    assert_eq!(world.record(&job).epoch, 1);
+    assert_eq!(world.record(&job).epoch.get(), 1);
     world.join("x");
     assert_eq!(world.record(&job).shape.dp(), 3, "it has waited long enough");
     world.settle();
@@ -125,7 +125,7 @@ fn with_one_copy_of_the_state_it_waits() {
     let (mut world, job) = running(1, 4, "fault_tolerance.redundancy = false");
     world.kill("w1");
     world.pass(10 * patience());
-    assert_eq!((world.record(&job).epoch, world.record(&job).shape.dp()), (1, 4));
+    assert_eq!((world.record(&job).epoch.get(), world.record(&job).shape.dp()), (1, 4));
 }
 
 #[test]
@@ -287,7 +287,7 @@ fn a_degraded_job_goes_on_over_a_restart_of_the_coordinator() {
     world.settle();
     world.train(&job, 2);
     let record = world.record(&job);
-    assert_eq!((record.state, record.epoch, record.shape.dp()), (State::Degraded, 2, 3));
+    assert_eq!((record.state, record.epoch.get(), record.shape.dp()), (State::Degraded, 2, 3));
     check_done(&mut world, &job);
 }
 
@@ -301,7 +301,7 @@ fn a_restore_may_have_fewer_replicas_too() {
     world.settle();
     world.train(&job, 3);
     let record = world.record(&job);
-    assert_eq!((record.state, record.shape.dp(), record.restore_step), (State::Degraded, 2, 4));
+    assert_eq!((record.state, record.shape.dp(), record.restore_step.get()), (State::Degraded, 2, 4));
     assert_eq!(newest(&world, &job).rung, "restore");
     ["x", "y"].iter().for_each(|id| world.join(id));
     world.settle();
@@ -325,7 +325,7 @@ fn who_alone_has_committed_the_newest_step_keeps_a_place() {
     world.pass(patience());
     assert_eq!(places(&world, &job), ["w2", "w1"], "w3 is left over");
     let heal = world.record(&job).heal.clone().expect("a healing epoch");
-    assert_eq!((heal.step, heal.source), (6, 1), "a committed step is not made again");
+    assert_eq!((heal.step.get(), heal.source.index()), (6, 1), "a committed step is not made again");
     check_done(&mut world, &job);
 }
 
@@ -366,7 +366,7 @@ fn state_that_is_not_to_be_trusted_is_loaded_by_fewer_replicas() {
     world.settle();
     world.train(&job, 3);
     let (record, incident) = (world.record(&job), newest(&world, &job));
-    assert_eq!((record.state, record.shape.dp(), record.restore_step), (State::Degraded, 2, 4));
+    assert_eq!((record.state, record.shape.dp(), record.restore_step.get()), (State::Degraded, 2, 4));
     assert_eq!((incident.rung.as_str(), incident.steps_lost), ("restore", 1), "{incident:?}");
     assert!(incident.reason.ends_with("all go on from the checkpoint of step 4"), "{}", incident.reason);
 }

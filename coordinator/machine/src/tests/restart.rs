@@ -1,5 +1,7 @@
 //! The coordinator is killed and goes on from what it had stored (T-9).
 
+use toroid_torus::ids::Rank;
+
 use super::world::{LIMITS, World, job_file};
 use crate::record::State;
 
@@ -24,12 +26,15 @@ fn workers_that_come_back_go_on() {
     world.restart(|_| true);
     world.settle();
     let record = world.record(&job);
-    assert_eq!((record.state, record.epoch), (State::Running, 1));
+    assert_eq!((record.state, record.epoch.get()), (State::Running, 1));
     assert_eq!(world.curves[&job].len(), 7);
     world.pass(LIMITS.failure_timeout * 3);
     world.train(&job, 5);
     let record = world.record(&job);
-    assert_eq!((record.state, record.epoch, record.last_checkpoint().map(|c| c.step)), (State::Done, 1, Some(12)));
+    assert_eq!(
+        (record.state, record.epoch.get(), record.last_checkpoint().map(|c| c.step.get())),
+        (State::Done, 1, Some(12))
+    );
     assert_eq!(world.curves[&job].len(), 12);
 }
 
@@ -38,11 +43,14 @@ fn a_worker_that_does_not_come_back_is_replaced() {
     let (mut world, job) = running();
     world.restart(|id| id != "b");
     world.settle();
-    assert_eq!(world.record(&job).epoch, 1, "b has time until the failure timeout");
+    assert_eq!(world.record(&job).epoch.get(), 1, "b has time until the failure timeout");
     world.pass(LIMITS.failure_timeout);
     assert!(world.has_event(&job, "worker.lost", "b (rank 1) has not come back within 5 s"));
     let record = world.record(&job);
-    assert_eq!((record.epoch, record.rank_of("a"), record.rank_of("c")), (2, Some(0), Some(1)));
+    assert_eq!(
+        (record.epoch.get(), record.rank_of("a").map(Rank::index), record.rank_of("c").map(Rank::index)),
+        (2, Some(0), Some(1))
+    );
     world.train(&job, 12);
     assert_eq!(world.record(&job).state, State::Done);
 }
@@ -57,7 +65,7 @@ fn a_job_that_was_starting_begins_again() {
     world.restart(|_| true);
     world.settle();
     world.train(&job, 3);
-    assert_eq!((world.record(&job).state, world.record(&job).epoch), (State::Done, 2));
+    assert_eq!((world.record(&job).state, world.record(&job).epoch.get()), (State::Done, 2));
 }
 
 /// The coordinator begins the epoch again; what was done about the death is what it had done before.
@@ -100,7 +108,7 @@ fn the_link_key_of_an_epoch_survives_a_restart() {
     world.restart(|_| true);
     assert_eq!((secret(&world), world.record(&job).link_key(&secret(&world))), before);
     let mut next = world.record(&job).clone();
-    next.epoch += 1;
+    next.epoch = next.epoch.next();
     assert_ne!(next.link_key(&before.0), before.1, "each epoch has a key of its own");
 }
 
@@ -136,7 +144,7 @@ fn a_restart_after_any_output_changes_nothing_about_the_end() {
         world.crash_after = crash_after;
         let job = story(&mut world);
         let record = world.record(&job);
-        let saved: Vec<u64> = record.checkpoints.iter().map(|c| c.step).collect();
+        let saved: Vec<u64> = record.checkpoints.iter().map(|c| c.step.get()).collect();
         assert_eq!(record.state, State::Done, "killed after output {crash_after}:\n{}", world.story.join("\n"));
         assert_eq!((saved.last(), world.curves[&job].len()), (Some(&6), 6), "killed after output {crash_after}");
     }

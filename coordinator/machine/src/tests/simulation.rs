@@ -187,7 +187,7 @@ impl Simulation {
         let Some(stream) = self.world.worker(&id).stream else { return };
         let Some((job, epoch)) = body.subject() else { return };
         let Some(record) = self.world.machine.record(job) else { return };
-        if epoch < record.epoch {
+        if epoch < record.epoch.get() {
             let before = record.clone();
             let job = job.to_string();
             self.world.input(Input::Message { stream, body: Box::new(body.clone()) });
@@ -329,7 +329,7 @@ impl Simulation {
             match record.state {
                 State::Done => {
                     assert_eq!(self.world.curves[job].len() as u64, record.spec.steps, "the curve of {job}");
-                    assert_eq!(record.last_checkpoint().map(|c| c.step), Some(record.spec.steps), "{job}");
+                    assert_eq!(record.last_checkpoint().map(|c| c.step.get()), Some(record.spec.steps), "{job}");
                 }
                 State::Failed => {
                     let known = ["failed 3 times", "broke 3 times", "in 3 tries", "ends whoever computes it"];

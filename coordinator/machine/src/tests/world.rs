@@ -19,6 +19,7 @@ use toroid_proto as proto;
 use toroid_proto::StepRecord;
 use toroid_torus::geometry::Shape;
 use toroid_torus::holders;
+use toroid_torus::ids::{Rank, Step};
 use toroid_torus::owner::OwnerId;
 use toroid_torus::resplit::num_lost;
 
@@ -141,9 +142,9 @@ impl World {
         let owner = self.next_owner();
         let request = self.request(|request| Input::Submit { request, toml, owner });
         match self.replies.get(&request) {
-            Some(Ok(Reply::Submitted { job })) => job.clone(),
+            Some(Ok(Reply::Submitted { job })) => job.to_string(),
             // The coordinator was killed before it replied; what it had stored counts.
-            None => self.machine.jobs().last().map_or_else(|| "nothing".into(), |j| j.id.clone()),
+            None => self.machine.jobs().last().map_or_else(|| "nothing".into(), |j| j.id.to_string()),
             other => panic!("submitting gave {other:?}"),
         }
     }
@@ -208,7 +209,7 @@ impl World {
         let text = |r: &Record| serde_json::to_string(r).unwrap();
         let records = self.store.values().map(|r| serde_json::from_str(&text(r)).unwrap()).collect();
         let summary = |c: &Vec<StepRecord>| c.iter().map(StepSummary::from).collect();
-        let summaries = self.curves.iter().map(|(job, c)| (job.clone(), summary(c))).collect();
+        let summaries = self.curves.iter().map(|(job, c)| (job.as_str().into(), summary(c))).collect();
         for worker in self.workers.values_mut() {
             worker.stream = None;
         }
@@ -414,24 +415,26 @@ impl World {
     fn execute_one(&mut self, output: Output) {
         match output {
             Output::Persist(records) => records.into_iter().for_each(|r| self.persist(r)),
-            Output::CreateFolder { job, .. } => drop(self.curves.insert(job, Vec::new())),
+            Output::CreateFolder { job, .. } => drop(self.curves.insert(job.to_string(), Vec::new())),
             Output::AppendCurve { job, record } => {
-                let curve = self.curves.entry(job).or_default();
+                let curve = self.curves.entry(job.to_string()).or_default();
                 let last = curve.last().map_or(self.resume_step, |r| r.step);
                 assert_eq!(record.step, last + 1, "the curve has no hole and no repetition");
                 assert_eq!(record.loss, loss_of(record.step), "T-4");
                 curve.push(*record);
             }
             Output::AppendGap { job, from_step, through_step } => {
-                let curve = self.curves.entry(job.clone()).or_default();
+                let curve = self.curves.entry(job.to_string()).or_default();
                 let last = curve.last().map_or(self.resume_step, |r| r.step);
-                assert_eq!(from_step, last + 1, "the curve has no hole and no repetition");
-                curve.extend((from_step..=through_step).map(missing_record));
-                let epoch = self.stored(&job).epoch;
-                let is_known = |w: &Worker| w.knows(&job, epoch, from_step, through_step);
+                assert_eq!(from_step.get(), last + 1, "the curve has no hole and no repetition");
+                curve.extend(from_step.through(through_step).map(missing_record));
+                let epoch = self.stored(&job).epoch.get();
+                let is_known = |w: &Worker| w.knows(&job, epoch, from_step.get(), through_step.get());
                 assert!(!self.workers.values().any(is_known), "T-12: {from_step} to {through_step} are known");
             }
-            Output::CutCurve { job, keep } => self.curves.entry(job).or_default().retain(|r| r.step <= keep),
+            Output::CutCurve { job, keep } => {
+                self.curves.entry(job.to_string()).or_default().retain(|r| r.step <= keep.get())
+            }
             Output::Send { stream, message } => {
                 let body = message.body.expect("a message has a body");
                 self.check_sent(stream, &body);
@@ -459,20 +462,25 @@ impl World {
             check_succession(old, new);
             self.check_survival(old, new);
             if new.has_state && !old.has_state {
-                self.loaded.insert(new.id.clone(), new.epoch);
+                self.loaded.insert(new.id.to_string(), new.epoch.get());
             }
             for checkpoint in new.checkpoints.iter().filter(|c| !old.checkpoints.contains(c)) {
-                let key = (new.id.clone(), checkpoint.step);
+                let key = (new.id.to_string(), checkpoint.step.get());
                 // One input may record it and end its epoch.
                 let world = old.shape.world();
                 assert!(self.disk.manifests.contains_key(&key), "T-6: step {} is recorded, not published", key.1);
-                let of_epoch = self.disk.shards[&key].values().filter(|epoch| **epoch == checkpoint.epoch).count();
+                let of_epoch =
+                    self.disk.shards[&key].values().filter(|epoch| **epoch == checkpoint.epoch.get()).count();
                 assert_eq!(of_epoch, world, "T-6: step {} lacks shards", key.1);
-                let curve = self.curves[&new.id].last().map_or(self.resume_step, |r| r.step);
-                assert!(curve >= checkpoint.step, "the curve ends at {curve}, before checkpoint {}", checkpoint.step);
+                let curve = self.curves[new.id.as_str()].last().map_or(self.resume_step, |r| r.step);
+                assert!(
+                    curve >= checkpoint.step.get(),
+                    "the curve ends at {curve}, before checkpoint {}",
+                    checkpoint.step
+                );
             }
             if let Some(checkpoint) = new.last_checkpoint() {
-                let key = (new.id.clone(), checkpoint.step);
+                let key = (new.id.to_string(), checkpoint.step.get());
                 assert!(self.disk.manifests.contains_key(&key), "the last good checkpoint, {}, was removed", key.1);
             }
         }
@@ -490,15 +498,15 @@ impl World {
         let num_new = (new.num_events - old.num_events) as usize;
         let is_corrupt = new.events.iter().rev().take(num_new).any(|e| e.text.contains("silent corruption"));
         let is_redundant = new.spec.fault_tolerance.redundancy && new.spec.shape.world() > 1;
-        let works = old.places.iter().flatten().filter_map(|w| self.workers.get(w)?.work.as_ref());
-        let held: Vec<(Shape, usize)> = works.filter(|w| w.job == old.id).flat_map(|w| w.held.clone()).collect();
+        let works = old.places.iter().flatten().filter_map(|w| self.workers.get(w.as_str())?.work.as_ref());
+        let held: Vec<(Shape, usize)> = works.filter(|w| old.id == *w.job).flat_map(|w| w.held.clone()).collect();
         let is_whole = |way: Shape| {
             let present = held.iter().filter(|(shape, _)| *shape == way).map(|(_, rank)| *rank).collect();
             num_lost(&way, &present) == 0
         };
         // It stands by with what it had committed.
-        let curve = self.curves[&old.id].last().map_or(0, |r| r.step);
-        if new.state == State::Queued && new.last_checkpoint().is_some_and(|c| c.step >= curve) {
+        let curve = self.curves[old.id.as_str()].last().map_or(0, |r| r.step);
+        if new.state == State::Queued && new.last_checkpoint().is_some_and(|c| c.step.get() >= curve) {
             return;
         }
         let is_lost = held.iter().all(|(way, _)| !is_whole(*way));
@@ -512,10 +520,10 @@ impl World {
     /// A healing epoch goes on from what its places hold (T-2, T-3).
     fn check_heal(&self, m: &proto::Start, heal: &proto::Heal) {
         let record = self.stored(&m.job_id);
-        if record.epoch > m.epoch {
+        if record.epoch.get() > m.epoch {
             return;
         }
-        let works = record.places.iter().flatten().filter_map(|w| self.workers.get(w)?.work.as_ref());
+        let works = record.places.iter().flatten().filter_map(|w| self.workers.get(w.as_str())?.work.as_ref());
         let works: Vec<&Work> = works.filter(|w| w.job == m.job_id && w.epoch == m.epoch).collect();
         if works.iter().any(|w| w.started) {
             return;
@@ -555,39 +563,42 @@ impl World {
         match body {
             ToWorker::Assign(m) => {
                 let record = self.stored(&m.job_id);
-                assert_eq!(record.epoch, m.epoch, "T-8: an epoch is stored before it is assigned");
+                assert_eq!(record.epoch.get(), m.epoch, "T-8: an epoch is stored before it is assigned");
                 assert_eq!(record.places[m.rank as usize].as_deref(), worker, "a place is assigned to its worker");
-                let is_newest = m.restore_step == record.last_checkpoint().map_or(0, |c| c.step);
+                let is_newest = m.restore_step == record.last_checkpoint().map_or(0, |c| c.step.get());
                 assert!(is_newest || m.heal, "a restore is from the newest checkpoint");
                 assert_eq!(m.peers.len(), record.shape.world());
             }
             // One input may repeat what was said in an epoch and then begin the next, which is stored by then.
             ToWorker::Start(m) => {
-                assert!(self.stored(&m.job_id).epoch >= m.epoch, "T-8");
+                assert!(self.stored(&m.job_id).epoch.get() >= m.epoch, "T-8");
                 if let Some(heal) = &m.heal {
                     self.check_heal(m, heal);
                 }
             }
             ToWorker::CheckpointAt(m) => {
                 let record = self.stored(&m.job_id);
-                let is_stored = record.pending.contains_key(&m.step);
-                assert!(is_stored && record.epoch == m.epoch || record.epoch > m.epoch, "named before stored: {m:?}");
+                let is_stored = record.pending.contains_key(&Step::new(m.step));
+                assert!(
+                    is_stored && record.epoch.get() == m.epoch || record.epoch.get() > m.epoch,
+                    "named before stored: {m:?}"
+                );
             }
             ToWorker::PublishManifest(m) => {
                 let record = self.stored(&m.job_id);
                 assert_eq!(m.files_json.len(), record.shape.world(), "T-6: a shard of every place");
                 let removes = |step| m.remove_steps.contains(&step);
-                let is_last_good_kept = record.last_checkpoint().is_none_or(|c| !removes(c.step));
+                let is_last_good_kept = record.last_checkpoint().is_none_or(|c| !removes(c.step.get()));
                 assert!(is_last_good_kept && !removes(m.step), "the last good checkpoint is removed: {m:?}");
             }
             ToWorker::DropCheckpoint(m) => {
                 let record = self.stored(&m.job_id);
-                let is_recorded = record.checkpoints.iter().any(|c| c.step == m.step);
-                assert!(!is_recorded || record.epoch > m.epoch, "T-6: what is recorded is dropped: {m:?}");
+                let is_recorded = record.checkpoints.iter().any(|c| c.step.get() == m.step);
+                assert!(!is_recorded || record.epoch.get() > m.epoch, "T-6: what is recorded is dropped: {m:?}");
             }
             ToWorker::StepAck(m) => {
                 let curve = &self.curves[&m.job_id];
-                let kept = self.stored(&m.job_id).restore_step.max(curve.last().map_or(0, |r| r.step));
+                let kept = self.stored(&m.job_id).restore_step.get().max(curve.last().map_or(0, |r| r.step));
                 assert!(kept.max(self.resume_step) >= m.step, "step {} is acknowledged, not kept", m.step);
             }
             ToWorker::Welcome(_)
@@ -607,7 +618,12 @@ fn events_of<'a>(new: &'a JobRecord, old: &JobRecord) -> impl Iterator<Item = &'
 
 /// What may follow a stored record of a job.
 fn check_succession(old: &JobRecord, new: &JobRecord) {
-    assert!(new.epoch == old.epoch || new.epoch == old.epoch + 1, "T-8: epoch {} follows {}", new.epoch, old.epoch);
+    assert!(
+        new.epoch.get() == old.epoch.get() || new.epoch.get() == old.epoch.get() + 1,
+        "T-8: epoch {} follows {}",
+        new.epoch.get(),
+        old.epoch.get()
+    );
     assert!(!old.state.is_ended() || old.state == new.state, "an ended job is {:?} again", new.state);
     let num_new = (new.num_events - old.num_events) as usize;
     let events = new.events.iter().rev().take(num_new);
@@ -619,7 +635,7 @@ fn check_succession(old: &JobRecord, new: &JobRecord) {
     let stands_by = new.state == State::Queued && events_of(new, old).any(|e| e.kind == "job.queued");
     for (rank, worker) in old.places.iter().enumerate().filter(|_| !stands_by) {
         if let Some(worker) = worker.as_deref().filter(|w| !lost.contains(w) && !new.state.is_ended()) {
-            let kept = if new.shape == old.shape { Some(rank) } else { new.rank_of(worker) };
+            let kept = if new.shape == old.shape { Some(rank) } else { new.rank_of(worker).map(Rank::index) };
             let now = kept.and_then(|rank| new.places[rank].as_deref());
             assert_eq!(now, Some(worker), "T-7: a survivor keeps rank {rank}, or has another in another shape");
         }

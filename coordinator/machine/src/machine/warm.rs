@@ -16,14 +16,17 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::Machine;
+use crate::api::StreamId;
+use crate::clock::Now;
+use crate::fitness::Until;
+use crate::folders::checkpoint_root;
+use crate::job::Job;
+use crate::pool::{Pool, Worker};
+use crate::proof::{Probe, Proof, Stage};
 use proto::coordinator_message::Body;
 use toroid_proto as proto;
-use toroid_torus::geometry::Shape;
-
-use super::fitness::Until;
-use super::job::Job;
-use super::pool::{Pool, Worker};
-use super::{Machine, Now, StreamId};
+use toroid_torus::ids::{JobId, WorkerId};
 
 /// Probes that go on at a time, at most.
 const MAX_PROBES: usize = 64;
@@ -32,112 +35,38 @@ const MAX_PEERS: usize = 2;
 /// Others that cannot be told from the spare itself, before it is left to an epoch to show who cannot be reached.
 const MAX_DOUBTED: usize = 8;
 
-/// What a spare has shown of being able to fill a place of a job.
-#[derive(Debug)]
-pub struct Proof {
-    pub job: String,
-    shape: Shape,
-    number: u64,
-    pub stage: Stage,
-    /// Workers with which a probe has failed.
-    failed_with: BTreeSet<String>,
-    /// What they said.
-    problems: Vec<String>,
-    /// Workers with which a probe has failed, and which have not shown themselves that they can be reached: that says nothing of this one.
-    doubted: BTreeSet<String>,
-    /// It and another have reached each other.
-    has_passed: bool,
-    /// Workers with which a probe has come to nothing, as one of both said nothing: others come first.
-    unanswered: BTreeSet<String>,
-}
-
-#[derive(Debug)]
-pub enum Stage {
-    /// It reads data and makes room.
-    Prepares,
-    /// It can prepare, and has yet to be dialled and to dial.
-    Prepared,
-    Probed(Probe),
-    /// It does not see the newest checkpoint, for this reason. Others come first; the checkpoint itself may be to blame.
-    Doubtful(String),
-    Ready,
-}
-
-impl Proof {
-    /// It and another have reached each other.
-    pub fn has_passed(&self) -> bool {
-        self.has_passed
-    }
-
-    /// When its probe is given up.
-    pub fn until(&self) -> Option<Duration> {
-        match &self.stage {
-            Stage::Probed(probe) => Some(probe.until),
-            Stage::Prepares | Stage::Prepared | Stage::Doubtful(_) | Stage::Ready => None,
-        }
-    }
-
-    /// What it has yet to show; nothing where it is ready.
-    pub fn in_words(&self) -> String {
-        match &self.stage {
-            Stage::Ready => String::new(),
-            Stage::Doubtful(reason) => format!("does not see the newest checkpoint: {reason}; others are asked first"),
-            Stage::Prepares => "reads data and makes room".into(),
-            Stage::Prepared => "is to be dialled by another worker".into(),
-            Stage::Probed(probe) => format!("it and {} dial each other", probe.peer),
-        }
-    }
-}
-
-/// Two workers dial each other.
-#[derive(Debug)]
-pub struct Probe {
-    number: u64,
-    peer: String,
-    until: Duration,
-    /// What the spare says, and its peer: an error, or nothing.
-    answers: [Option<String>; 2],
-}
-
-impl Probe {
-    /// Both have answered, or its time is over.
-    fn has_ended(&self, now: Option<Duration>) -> bool {
-        now.is_some_and(|now| now >= self.until) || self.answers.iter().all(Option::is_some)
-    }
-}
-
 impl Machine {
     /// Tells the spares that have not heard of it yet, and has those that are prepared dialled.
-    pub(super) fn warm_spares(&mut self, now: Now) {
+    pub(crate) fn warm_spares(&mut self, now: Now) {
         self.ask_spares(now);
         self.begin_probes(now);
     }
 
     /// That spares are to be ready for.
-    pub(super) fn oldest_placed(&self) -> Option<&Job> {
-        self.jobs.values().filter(|job| job.record.state.is_placed()).min_by_key(|job| job.record.number)
+    pub(crate) fn oldest_placed(&self) -> Option<&Job> {
+        self.jobs.values().filter(|job| job.record().state.is_placed()).min_by_key(|job| job.record().number)
     }
 
     fn ask_spares(&mut self, now: Now) {
         let number = self.next_probe;
         let (jobs, cx) = self.split(now);
-        let placed = jobs.values().filter(|job| job.record.state.is_placed());
-        let Some(job) = placed.min_by_key(|job| job.record.number) else { return };
-        let (record, shape) = (&job.record, &job.record.spec.shape);
+        let placed = jobs.values().filter(|job| job.record().state.is_placed());
+        let Some(job) = placed.min_by_key(|job| job.record().number) else { return };
+        let (record, shape) = (job.record(), &job.record().spec.shape);
         let mut seen = BTreeSet::new();
         let coordinate = |rank: usize| (shape.place(rank).tp, shape.place(rank).pp);
         let ranks: Vec<usize> = (0..shape.world()).filter(|rank| seen.insert(coordinate(*rank))).collect();
-        let spares: Vec<String> = cx.pool.spares().map(|w| w.register.worker_id.clone()).collect();
+        let spares: Vec<WorkerId> = cx.pool.spares().map(Worker::id).collect();
         let mut num_asked = 0;
         for (worker, rank) in spares.iter().zip(ranks.into_iter().cycle()) {
-            let is_asked = |w: &&mut Worker| w.proof.as_ref().is_some_and(|p| p.job == record.id && p.shape == *shape);
-            if job.live.unfit.contains(worker) {
+            let is_asked = |w: &&Worker| w.proof.as_ref().is_some_and(|p| p.job == record.id && p.shape == *shape);
+            if job.fitness().is_unfit(worker) {
                 continue;
             }
-            let Some(worker) = cx.pool.get_mut(worker).filter(|w| !is_asked(w)) else { continue };
-            let (stream, number) = (worker.stream, number + num_asked);
+            let Some(stream) = cx.pool.get(worker).filter(|w| !is_asked(w)).map(|w| w.stream) else { continue };
+            let number = number + num_asked;
             num_asked += 1;
-            worker.proof = Some(Proof {
+            let proof = Proof {
                 job: record.id.clone(),
                 shape: *shape,
                 number,
@@ -147,14 +76,15 @@ impl Machine {
                 doubted: BTreeSet::new(),
                 has_passed: false,
                 unanswered: BTreeSet::new(),
-            });
+            };
+            cx.pool.set_proof(worker, proof);
             let warm_up = proto::WarmUp {
-                job_id: record.id.clone(),
+                job_id: record.id.to_string(),
                 rank: rank as u32,
                 job_json: serde_json::to_string(&record.spec).expect("a job spec has only string keys"),
-                checkpoint_root: super::view::checkpoint_root(record, &cx.config.jobs_dir),
+                checkpoint_root: checkpoint_root(record, &cx.config.jobs_dir),
                 number,
-                checkpoint_step: record.last_checkpoint().map_or(0, |c| c.step),
+                checkpoint_step: record.last_checkpoint().map_or(0, |c| c.step.get()),
             };
             cx.out.send(stream, Body::WarmUp(warm_up));
         }
@@ -180,7 +110,7 @@ impl Machine {
         let (jobs, mut cx) = self.split(now);
         let Some(worker) = cx.pool.get(spare) else { return };
         let Some(proof) = &worker.proof else { return };
-        let peer = peer_of(cx.pool, worker, proof, &reached).map(|peer| peer.register.worker_id.clone());
+        let peer = peer_of(cx.pool, worker, proof, &reached).map(Worker::id);
         let Some(peer) = peer else {
             return match proof.failed_with.is_empty() {
                 // Nobody else is there: the epoch will show it.
@@ -205,15 +135,15 @@ impl Machine {
             };
             cx.out.send(who.stream, Body::Probe(probe));
         }
-        cx.pool.set_stage(spare, Stage::Probed(Probe { number, peer, until, answers: [None, None] }));
+        cx.pool.begin_probe(spare, Probe { number, peer, answers: [None, None] }, until);
         self.next_probe += 1;
     }
 
     /// Workers that others have reached: they had links when steps were made, or have passed a probe.
-    fn reached(&self) -> BTreeSet<String> {
-        let linked = self.jobs.values().flat_map(|job| &job.live.linked);
+    fn reached(&self) -> BTreeSet<WorkerId> {
+        let linked = self.jobs.values().flat_map(|job| job.fitness().linked()).cloned();
         let has_passed = |w: &&Worker| w.proof.as_ref().is_some_and(|proof| proof.has_passed);
-        linked.chain(self.pool.iter().filter(has_passed).map(|w| &w.register.worker_id)).cloned().collect()
+        linked.chain(self.pool.iter().filter(has_passed).map(Worker::id)).collect()
     }
 
     /// With which the two of a probe know one another.
@@ -223,7 +153,7 @@ impl Machine {
         *hasher.finalize().as_bytes()
     }
 
-    pub(super) fn warmed_up(&mut self, stream: StreamId, message: &proto::WarmedUp, now: Now) {
+    pub(crate) fn warmed_up(&mut self, stream: StreamId, message: &proto::WarmedUp, now: Now) {
         let (jobs, mut cx) = self.split(now);
         let Some(worker) = cx.pool.by_stream(stream) else { return };
         let spare = worker.register.worker_id.clone();
@@ -240,7 +170,7 @@ impl Machine {
         cx.out.unsettled = true;
     }
 
-    pub(super) fn probed(&mut self, stream: StreamId, message: &proto::Probed, _now: Now) {
+    pub(crate) fn probed(&mut self, stream: StreamId, message: &proto::Probed, _now: Now) {
         let Some(from) = self.pool.by_stream(stream).map(|w| w.register.worker_id.clone()) else { return };
         for worker in self.pool.iter_mut() {
             let Some(Proof { stage: Stage::Probed(probe), .. }) = &mut worker.proof else { continue };
@@ -249,7 +179,7 @@ impl Machine {
             }
             let side = match () {
                 () if worker.register.worker_id == from => 0,
-                () if probe.peer == from => 1,
+                () if probe.peer == from.as_str() => 1,
                 () => continue,
             };
             probe.answers[side].get_or_insert_with(|| message.error.clone());
@@ -258,28 +188,23 @@ impl Machine {
     }
 
     /// Those that were not answered in time have failed.
-    pub(super) fn tick_probes(&mut self, now: Now) {
+    pub(crate) fn tick_probes(&mut self, now: Now) {
         self.end_probes(Some(now.monotonic));
     }
 
     /// Ends the probes that have both answers, or whose time is over. Mostly there are none, and this is asked at each tick.
     fn end_probes(&mut self, now: Option<Duration>) {
-        let has_ended =
-            |w: &Worker| matches!(&w.proof, Some(Proof { stage: Stage::Probed(p), .. }) if p.has_ended(now));
-        if !self.pool.iter().any(has_ended) {
+        let ended = self.pool.ended_probes(now);
+        if ended.is_empty() {
             return;
         }
-        let mut ready: Vec<(String, String)> = Vec::new();
-        let mut passed: Vec<String> = Vec::new();
+        let mut ready: Vec<(JobId, WorkerId)> = Vec::new();
+        let mut passed: Vec<WorkerId> = Vec::new();
         let reached = self.reached();
-        let connected: BTreeSet<String> = self.pool.iter().map(|w| w.register.worker_id.clone()).collect();
-        for worker in self.pool.iter_mut() {
-            let spare = &worker.register.worker_id;
-            let Some(proof) = &mut worker.proof else { continue };
+        let connected: BTreeSet<WorkerId> = self.pool.iter().map(Worker::id).collect();
+        for spare in &ended {
+            let Some(proof) = self.pool.end_probe(spare) else { continue };
             let Stage::Probed(probe) = &mut proof.stage else { continue };
-            if !probe.has_ended(now) {
-                continue;
-            }
             let answers = std::mem::take(&mut probe.answers);
             let peer = std::mem::take(&mut probe.peer);
             let is_answered = answers.iter().all(Option::is_some);
@@ -306,12 +231,11 @@ impl Machine {
             self.out.unsettled = true;
         }
         for job in self.jobs.values_mut() {
-            let live = &mut job.live;
-            live.linked.extend(passed.iter().filter(|w| job.record.rank_of(w).is_some()).cloned());
+            job.linked(passed.iter());
         }
         for (job, spare) in ready {
             if let Some(job) = self.jobs.get_mut(&job) {
-                job.live.unfit.remove(&spare);
+                job.has_proven(&spare);
             }
         }
     }
@@ -319,55 +243,19 @@ impl Machine {
 
 /// Whom a spare is to be dialled by next: who was reached by others before, has a place of the job, elsewhere where there is one; `None` where
 /// all, or enough, were asked.
-fn peer_of<'a>(pool: &'a Pool, spare: &Worker, proof: &Proof, reached: &BTreeSet<String>) -> Option<&'a Worker> {
+fn peer_of<'a>(pool: &'a Pool, spare: &Worker, proof: &Proof, reached: &BTreeSet<WorkerId>) -> Option<&'a Worker> {
     if proof.failed_with.len() >= MAX_PEERS || proof.doubted.len() >= MAX_DOUBTED {
         return None;
     }
     let is_other = |w: &&Worker| {
-        let id = &w.register.worker_id;
-        *id != spare.register.worker_id && !proof.failed_with.contains(id) && !proof.doubted.contains(id)
+        let id = w.register.worker_id.as_str();
+        id != spare.register.worker_id && !proof.failed_with.contains(id) && !proof.doubted.contains(id)
     };
     let has_place = |w: &Worker| w.place.as_ref().is_some_and(|(job, _)| *job == proof.job);
-    let is_silent = |w: &Worker| proof.unanswered.contains(&w.register.worker_id);
-    let rank = |w: &Worker| w.place.as_ref().map_or(usize::MAX, |(_, rank)| *rank);
-    let is_new = |w: &Worker| !reached.contains(&w.register.worker_id);
+    let is_silent = |w: &Worker| proof.unanswered.contains(w.register.worker_id.as_str());
+    let rank = |w: &Worker| w.place.as_ref().map_or(usize::MAX, |(_, rank)| rank.index());
+    let is_new = |w: &Worker| !reached.contains(w.register.worker_id.as_str());
     pool.iter()
         .filter(is_other)
         .min_by_key(|w| (is_silent(w), is_new(w), !has_place(w), w.register.host == spare.register.host, rank(w)))
-}
-
-impl Job {
-    /// Why the spare that answers cannot fill a place.
-    fn cannot_fill(&self, message: &proto::WarmedUp) -> Option<String> {
-        if !message.error.is_empty() {
-            return Some(format!("cannot fill a place: {}", message.error));
-        }
-        let known = &self.record.data.as_ref()?.digest;
-        let found = super::epoch::hex(&message.data_digest);
-        (found != *known).then(|| {
-            let (found, known) = (super::epoch::short(&found), super::epoch::short(known));
-            format!("does not see the same data as the job: it has {found}, the others {known}; give all of them the same files")
-        })
-    }
-
-    /// How far the spare has shown that it can fill a place of this job.
-    pub fn standing_of(&self, worker: &Worker) -> Fitness {
-        let id = &worker.register.worker_id;
-        match &worker.proof {
-            _ if self.live.unfit.contains(id) => Fitness::Unfit,
-            Some(Proof { job, stage: Stage::Ready, .. }) if *job == self.record.id => Fitness::Ready,
-            Some(Proof { job, .. }) if *job == self.record.id => Fitness::Proves,
-            _ => Fitness::Unknown,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fitness {
-    Ready,
-    /// It is being asked.
-    Proves,
-    /// Nobody has asked it.
-    Unknown,
-    Unfit,
 }

@@ -2,14 +2,17 @@
 //!
 //! What is in a job's curve (its last record, its curve) is filled in by whoever holds the curve's file.
 
+use super::Machine;
+use crate::clock::Now;
+use crate::folders::folder;
+use crate::incidents;
+use crate::job::Job;
+use crate::pool::{Standing, Worker};
+use crate::proof::Stage;
+use crate::record::{Checkpoint, Event, JobRecord, LeftOut, Validation};
+use crate::straggler::Straggler;
 use toroid_proto as proto;
-
-use super::job::Job;
-use super::pool::{Standing, Worker};
-use super::record::{Checkpoint, Event, JobRecord, LeftOut, Validation};
-use super::straggler::Straggler;
-use super::warm::Stage;
-use super::{Machine, Now};
+use toroid_torus::ids::{JobId, Rank, WorkerId};
 
 impl Machine {
     /// The job without `last_step`, `damaged` and `curve`.
@@ -19,9 +22,9 @@ impl Machine {
     }
 
     pub fn view_workers(&self, now: Now) -> Vec<proto::WorkerInfo> {
-        let stragglers = |place: &Option<(String, usize)>| {
+        let stragglers = |place: &Option<(JobId, Rank)>| {
             let (job, rank) = place.as_ref()?;
-            Some((&self.jobs.get(job)?.live.stragglers, *rank))
+            Some((self.jobs.get(job)?.stragglers(), *rank))
         };
         let workers = self.pool.iter().map(|w| (w, WorkerStanding::of(self.pool.standing(w), now)));
         let workers = workers.map(|(w, standing)| proto::WorkerInfo {
@@ -32,14 +35,14 @@ impl Machine {
             host: w.register.host.clone(),
             device: w.register.device.clone(),
             fingerprint: w.register.fingerprint.clone(),
-            job_id: w.place.as_ref().map_or_else(String::new, |(job, _)| job.clone()),
-            rank: w.place.as_ref().map_or(-1, |(_, rank)| *rank as i32),
+            job_id: w.place.as_ref().map_or_else(String::new, |(job, _)| job.to_string()),
+            rank: w.place.as_ref().map_or(-1, |(_, rank)| rank.to_wire() as i32),
             silent_s: now.monotonic.saturating_sub(w.last_heard).as_secs_f64(),
             pid: w.register.pid,
             memory_bytes: w.memory_bytes[0],
             memory_free_bytes: w.memory_bytes[1],
-            compute_s: stragglers(&w.place).and_then(|(s, rank)| s.compute_s(rank)).unwrap_or(0.0),
-            slow_factor: stragglers(&w.place).and_then(|(s, rank)| s.of(rank)).map_or(0.0, Straggler::factor),
+            compute_s: stragglers(&w.place).and_then(|(s, rank)| s.compute_s(rank.index())).unwrap_or(0.0),
+            slow_factor: stragglers(&w.place).and_then(|(s, rank)| s.of(rank.index())).map_or(0.0, Straggler::factor),
             ..self.warm_up_of(w, now)
         });
         workers.collect()
@@ -52,13 +55,13 @@ impl Machine {
             return none;
         }
         let unfit = self.jobs.values().find_map(|job| {
-            let (reason, again_at) = job.live.unfit.get(&worker.register.worker_id)?;
-            Some((&job.record.id, reason, again_at))
+            let (reason, again_at) = job.unfitness(&worker.register.worker_id)?;
+            Some((&job.record().id, reason, again_at))
         });
         if let Some((job, reason, again_at)) = unfit {
             return proto::WorkerInfo {
                 warm_up: proto::WarmUpState::Failed.into(),
-                warm_up_job: job.clone(),
+                warm_up_job: job.to_string(),
                 warm_up_reason: reason.into(),
                 warm_up_retry_s: again_at.map_or(0.0, |at| at.saturating_sub(now.monotonic).as_secs_f64()),
                 ..none
@@ -70,38 +73,38 @@ impl Machine {
             Stage::Doubtful(_) => proto::WarmUpState::Failed,
             Stage::Prepares | Stage::Prepared | Stage::Probed(_) => proto::WarmUpState::Proving,
         };
-        let (warm_up_job, warm_up_reason) = (proof.job.clone(), proof.in_words());
+        let (warm_up_job, warm_up_reason) = (proof.job.to_string(), proof.in_words());
         proto::WorkerInfo { warm_up: state.into(), warm_up_job, warm_up_reason, ..none }
     }
 
     /// Events of a job after the first `seen`, and how many there are by now. Those that are no longer kept are left out.
     pub fn events_since(&self, id: &str, seen: u64) -> (Vec<proto::Event>, u64) {
         let Some(job) = self.jobs.get(id) else { return (Vec::new(), 0) };
-        let record = &job.record;
+        let record = job.record();
         let num_new = usize::try_from(record.num_events.saturating_sub(seen)).unwrap_or(usize::MAX);
         let skip = record.events.len().saturating_sub(num_new);
         (record.events.iter().skip(skip).map(event).collect(), record.num_events)
     }
 
     fn view_of(&self, job: &Job, now: Now) -> proto::Job {
-        let record = &job.record;
+        let record = job.record();
         let places = self.places(job);
-        let progress = &job.live.progress;
-        let committed = job.committed();
+        let progress = job.core().curve.progress();
+        let committed = job.core().committed();
         let is_ended = record.state.is_ended();
         let eta_s = match progress.step_s() {
-            Some(step_s) if !is_ended => record.spec.steps.saturating_sub(committed) as f64 * step_s,
+            Some(step_s) if !is_ended => job.core().total().since(committed) as f64 * step_s,
             _ => 0.0,
         };
         proto::Job {
-            id: record.id.clone(),
+            id: record.id.to_string(),
             name: record.spec.name.clone(),
             state: proto::JobState::from(record.state).into(),
             reason: record.reason.clone(),
             shape: Some((&record.shape).into()),
             full_shape: Some((&record.spec.shape).into()),
-            epoch: record.epoch,
-            committed_step: committed,
+            epoch: record.epoch.get(),
+            committed_step: committed.get(),
             total_steps: record.spec.steps,
             num_params: record.data.as_ref().map_or_else(|| record.spec.model.num_params(), |d| d.num_params),
             data_digest: record.data.as_ref().map_or_else(String::new, |d| d.digest.clone()),
@@ -123,12 +126,12 @@ impl Machine {
             folder: folder(record, &self.config.jobs_dir),
             job_toml: record.spec.to_toml(),
             events: record.events.iter().map(event).collect(),
-            incidents: job.incidents.all.values().map(super::incident::view).collect(),
-            lost_s: record.lost_s + job.incidents.open_s(now.monotonic),
+            incidents: job.incidents().all().map(incidents::view).collect(),
+            lost_s: record.lost_s + job.incidents().open_s(now.monotonic),
             lost_steps: record.lost_steps,
             damaged: String::new(),
             inputs: Some(inputs(record)),
-            stragglers: job.live.stragglers.named().map(|s| straggler(record, s)).collect(),
+            stragglers: job.stragglers().named().map(|s| straggler(record, s)).collect(),
             missing_steps: progress.num_missing(),
             skipped_steps: progress.num_skipped(),
             unsaved: job.unsaved(now.monotonic),
@@ -136,18 +139,18 @@ impl Machine {
     }
 
     fn places(&self, job: &Job) -> Vec<proto::PlaceInfo> {
-        let grid = &job.record.shape;
+        let grid = &job.record().shape;
         let places = (0..grid.world()).map(|rank| {
-            let worker = job.record.places.get(rank).and_then(Option::as_deref);
+            let worker = job.record().worker_at(Rank::new(rank));
             let connected = worker.and_then(|w| self.pool.get(w));
             let coord = grid.coord(rank);
             proto::PlaceInfo {
                 rank: rank as u32,
                 x: coord.x as u32,
                 y: coord.y as u32,
-                worker_id: worker.unwrap_or_default().to_string(),
+                worker_id: worker.map_or_else(String::new, WorkerId::to_string),
                 alive: connected.is_some(),
-                committed_step: job.live.committed.get(rank).copied().unwrap_or(0),
+                committed_step: job.core().epoch.committed_by(Rank::new(rank)).unwrap_or_default().get(),
                 host: connected.map_or_else(String::new, |w| w.register.host.clone()),
             }
         });
@@ -172,7 +175,7 @@ impl WorkerStanding {
         let (state, reason, until) = match standing {
             Standing::Placed => (proto::WorkerState::Placed, String::new(), None),
             Standing::Spare => (proto::WorkerState::Spare, String::new(), None),
-            Standing::Aside(aside) => (proto::WorkerState::Aside, aside.reason.clone(), Some(aside.until)),
+            Standing::Aside(aside) => (proto::WorkerState::Aside, aside.reason.into(), Some(aside.until)),
             Standing::Retired => {
                 let reason = "it was drained, or computed wrongly: this process gets no place any more";
                 (proto::WorkerState::Retired, reason.into(), None)
@@ -194,29 +197,13 @@ fn goodput(record: &JobRecord, useful_s: f64, now: Now) -> f64 {
     if record.started_unix_ms == 0 || all_s <= 0.0 { 0.0 } else { (useful_s / all_s).min(1.0) }
 }
 
-pub(super) fn folder(record: &JobRecord, jobs_dir: &str) -> String {
-    format!("{jobs_dir}/{}", record.id)
-}
-
-/// Where `step-<n>` come to lie.
-pub(super) fn checkpoint_root(record: &JobRecord, jobs_dir: &str) -> String {
-    let configured = record.spec.checkpoint.path.clone();
-    configured.unwrap_or_else(|| format!("{}/checkpoints", folder(record, jobs_dir)))
-}
-
-/// A checkpoint root as a folder's path, so that two ways to write it compare equal.
-pub(super) fn folder_of(root: &str) -> &str {
-    let path = root.strip_prefix("file://").unwrap_or(root);
-    path.trim_end_matches('/')
-}
-
 fn event(e: &Event) -> proto::Event {
     proto::Event {
         unix_ms: e.unix_ms,
         kind: e.kind.clone(),
         text: e.text.clone(),
-        step: e.step,
-        epoch: e.epoch,
+        step: e.step.get(),
+        epoch: e.epoch.get(),
         worker_id: e.worker.clone(),
     }
 }
@@ -240,7 +227,7 @@ fn inputs(record: &JobRecord) -> proto::Inputs {
 fn straggler(record: &JobRecord, s: &Straggler) -> proto::Straggler {
     proto::Straggler {
         rank: s.rank as u32,
-        worker_id: record.places.get(s.rank).cloned().flatten().unwrap_or_default(),
+        worker_id: record.worker_at(Rank::new(s.rank)).map_or_else(String::new, WorkerId::to_string),
         factor: s.factor(),
         compute_s: s.own_s,
         peers_s: s.peers_s,
@@ -251,9 +238,15 @@ fn straggler(record: &JobRecord, s: &Straggler) -> proto::Straggler {
 }
 
 fn checkpoint(c: &Checkpoint) -> proto::CheckpointInfo {
-    proto::CheckpointInfo { step: c.step, path: c.path.clone(), bytes: c.bytes, unix_ms: c.unix_ms, write_s: c.write_s }
+    proto::CheckpointInfo {
+        step: c.step.get(),
+        path: c.path.clone(),
+        bytes: c.bytes,
+        unix_ms: c.unix_ms,
+        write_s: c.write_s,
+    }
 }
 
 fn validation(v: &Validation) -> proto::Validation {
-    proto::Validation { step: v.step, ce: v.ce, bits_per_byte: v.bits_per_byte, tokens: v.tokens }
+    proto::Validation { step: v.step.get(), ce: v.ce, bits_per_byte: v.bits_per_byte, tokens: v.tokens }
 }

@@ -5,18 +5,20 @@
 
 use std::time::Duration;
 
+use super::Machine;
+use crate::api::StreamId;
+use crate::cause::Cause;
+use crate::clock::Now;
+use crate::config::Config;
+use crate::job::{Claim, IfNobody, Job};
+use crate::pool::Worker;
+use crate::record::{Process, SeenBy};
 use proto::RefusalKind;
 use proto::coordinator_message::Body as ToWorker;
 use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 use toroid_torus::failpoint;
-
-use super::drain::Patience;
-use super::failures::Cause;
-use super::job::{Job, Phase};
-use super::pool::Worker;
-use super::record::{Process, SeenBy, State};
-use super::{Config, Context, Machine, Now, StreamId};
+use toroid_torus::ids::{Epoch, JobId, Rank, Step};
 
 /// Longer texts than this from a worker are refused at registration.
 const MAX_NAME_BYTES: usize = 256;
@@ -57,7 +59,7 @@ impl Config {
 }
 
 impl Machine {
-    pub(super) fn message(&mut self, stream: StreamId, body: FromWorker, now: Now) {
+    pub(crate) fn message(&mut self, stream: StreamId, body: FromWorker, now: Now) {
         let Some(worker) = self.pool.by_stream(stream) else {
             return match body {
                 FromWorker::Register(register) => self.register(stream, register, now),
@@ -67,11 +69,11 @@ impl Machine {
                 }
             };
         };
-        worker.last_heard = now.monotonic;
         let place = worker.place.clone();
         if let FromWorker::Heartbeat(m) = &body {
             worker.memory_bytes = [m.memory_bytes, m.memory_free_bytes];
         }
+        self.pool.heard(stream, now.monotonic, now.monotonic + self.config.limits.failure_timeout);
         match body {
             FromWorker::Register(_) => {
                 self.drop_worker(stream, SeenBy::WorkerReport, "registered twice on one stream", now);
@@ -86,13 +88,14 @@ impl Machine {
         }
     }
 
-    fn place_message(&mut self, place: Option<(String, usize)>, body: FromWorker, now: Now) {
+    fn place_message(&mut self, place: Option<(JobId, Rank)>, body: FromWorker, now: Now) {
         let (jobs, mut cx) = self.split(now);
         let about = body.subject();
         let present = place.and_then(|(job, rank)| Some((jobs.get_mut(&job)?, rank)));
         match present {
             Some((job, rank))
-                if about == Some((job.record.id.as_str(), job.record.epoch)) || failpoint!(MachineTakesOldEpoch) =>
+                if about == Some((job.record().id.as_str(), job.record().epoch.get()))
+                    || failpoint!(MachineTakesOldEpoch) =>
             {
                 job.message(&mut cx, rank, body);
             }
@@ -117,13 +120,13 @@ impl Machine {
             return (!is_same).then(|| format!("{process} has it since {since:.0} s ago, last heard {heard:.1} s ago"));
         }
         let is_awaited = |job: &&Job| {
-            let rank = job.record.rank_of(id);
-            job.record.is_another(register) && rank.is_some_and(|rank| job.live.awaited.contains(&rank))
+            let rank = job.record().rank_of(id);
+            job.record().is_another(register) && rank.is_some_and(|rank| job.core().epoch.awaited().contains(&rank))
         };
         let job = self.jobs.values().find(is_awaited)?;
         Some(format!(
             "another process has a place in {} under it, and has {} s after the restart of the coordinator to come back",
-            job.record.id,
+            job.record().id,
             self.config.limits.reconnect().as_secs_f64()
         ))
     }
@@ -146,7 +149,7 @@ impl Machine {
             self.out.close(older, format!("{id} registered on another stream; the newer one counts"));
         }
         let since = older.map_or(now.monotonic, |(_, since)| since);
-        if self.jobs.values().any(|job| job.record.id == register.job_id && job.record.is_another(&register)) {
+        if self.jobs.values().any(|job| job.record().id == *register.job_id && job.record().is_another(&register)) {
             // Its state is older than that of the process that had its id since (T-1, T-3).
             let proto::Register { job_id, epoch, rank, committed_step, .. } = proto::Register::default();
             register = proto::Register { job_id, epoch, rank, committed_step, ..register };
@@ -155,11 +158,11 @@ impl Machine {
         let (jobs, mut cx) = self.split(now);
         // It may have been started anew with what it lacked.
         for job in jobs.values_mut() {
-            job.live.unfit.registered(&register);
+            job.registered(&register);
         }
         let is_retained = jobs.values().any(|job| job.had_before(&register));
         let held = jobs.values_mut().find_map(|job| {
-            let rank = job.record.rank_of(&id).or_else(|| job.take_back(&register))?;
+            let rank = job.record().rank_of(&id).or_else(|| job.take_back(&register))?;
             Some((job, rank))
         });
         let mut kept = None;
@@ -169,23 +172,17 @@ impl Machine {
                 claim => kept = Some((job, rank, claim)),
             }
         }
-        let place = kept.as_ref().map(|(job, rank, _)| (job.record.id.clone(), *rank));
+        let place = kept.as_ref().map(|(job, rank, _)| (job.record().id.clone(), *rank));
         let goes_on = kept.as_ref().is_some_and(|(.., claim)| *claim != Claim::Newcomer);
         let keep_going = goes_on || kept.is_none() && is_retained;
-        let (epoch, committed) = (register.epoch, register.committed_step);
-        cx.pool.insert(Worker {
-            stream,
-            register,
-            since,
-            last_heard: now.monotonic,
-            memory_bytes: [0; 2],
-            place,
-            proof: None,
-        });
+        let (epoch, committed) = (Epoch::new(register.epoch), Step::new(register.committed_step));
+        let worker =
+            Worker { stream, register, since, last_heard: now.monotonic, memory_bytes: [0; 2], place, proof: None };
+        cx.pool.insert(worker, now.monotonic + cx.config.limits.failure_timeout);
         cx.out.send(stream, ToWorker::Welcome(welcome(cx.config, keep_going)));
         match kept {
             Some((job, rank, Claim::GoesOn)) => job.rejoined(&mut cx, rank, epoch, committed),
-            Some((job, rank, _)) => drop(job.live.awaited.remove(&rank)),
+            Some((job, rank, _)) => job.returned(rank),
             None => {}
         }
         self.out.unsettled = true;
@@ -199,8 +196,8 @@ impl Machine {
         let why = format!("left: {}", leaving.reason);
         let Some(worker) = self.pool.by_stream(stream) else { return };
         let (worker, has_place) = (worker.register.worker_id.clone(), worker.place.is_some());
-        let patience = if leaving.at_once { Patience::None } else { Patience::UntilOneComes };
-        let is_moved = has_place && self.drain_worker(&worker, &why, patience, now).is_ok();
+        let if_nobody = if leaving.at_once { IfNobody::Refuse } else { IfNobody::Wait };
+        let is_moved = has_place && self.drain_worker(&worker, &why, if_nobody, now).is_ok();
         if leaving.at_once && !is_moved {
             self.drop_worker(stream, SeenBy::Left, &why, now);
         } else if !has_place {
@@ -210,7 +207,7 @@ impl Machine {
     }
 
     /// The worker is not connected any more.
-    pub(super) fn disconnected(&mut self, stream: StreamId, by: SeenBy, reason: &str, now: Now) {
+    pub(crate) fn disconnected(&mut self, stream: StreamId, by: SeenBy, reason: &str, now: Now) {
         let Some(worker) = self.pool.remove(stream) else { return };
         let (jobs, mut cx) = self.split(now);
         if let Some((job, rank)) = worker.place
@@ -238,33 +235,31 @@ impl Machine {
     }
 
     /// Lets deadlines pass: silent workers are lost, and jobs look at theirs.
-    pub(super) fn tick(&mut self, now: Now) {
+    pub(crate) fn tick(&mut self, now: Now) {
         let is_late = self.poll_timeout().is_some_and(|t| now.monotonic > t + self.config.limits.late());
         if is_late {
             self.forgive(now);
         }
         let limit = self.config.limits.failure_timeout;
-        let silent: Vec<StreamId> =
-            self.pool.iter().filter(|w| now.monotonic >= w.last_heard + limit).map(|w| w.stream).collect();
-        for stream in silent {
+        for stream in self.pool.silent(now.monotonic) {
             let reason = format!("was silent for {} s", limit.as_secs_f64());
             self.drop_worker(stream, SeenBy::Silence, &reason, now);
         }
         self.out.unsettled |= self.pool.forgive_until(now.monotonic);
         for job in self.jobs.values_mut() {
-            self.out.unsettled |= job.live.unfit.expire(now.monotonic);
+            self.out.unsettled |= job.expire_unfit(now.monotonic);
         }
         self.tick_probes(now);
         let (jobs, mut cx) = self.split(now);
-        jobs.values_mut().filter(|j| j.record.state.is_placed()).for_each(|job| job.tick(&mut cx));
+        jobs.values_mut().filter(|j| j.record().state.is_placed()).for_each(|job| job.tick(&mut cx));
     }
 
     /// The coordinator was stopped itself, so what looks like silence is not: everyone who is waited for gets one more timeout.
     fn forgive(&mut self, now: Now) {
-        self.pool.iter_mut().for_each(|w| w.last_heard = now.monotonic);
-        let (jobs, cx) = self.split(now);
-        for job in jobs.values_mut().filter(|j| j.record.state.is_placed()) {
-            job.forgive(&cx);
+        self.pool.forgive(now.monotonic, now.monotonic + self.config.limits.failure_timeout);
+        let (jobs, mut cx) = self.split(now);
+        for job in jobs.values_mut().filter(|j| j.record().state.is_placed()) {
+            job.forgive(&mut cx);
         }
     }
 }
@@ -283,107 +278,5 @@ fn welcome(config: &Config, keep_going: bool) -> proto::Welcome {
         keep_going,
         leave_grace_ms: ms(config.limits.leave()),
         connect_limit_ms: ms(config.limits.connect()),
-    }
-}
-
-/// What a worker that registers knows of its place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Claim {
-    /// It does its work, in this epoch or in one before that it is told of next.
-    GoesOn,
-    /// It has no state, and the next epoch gives it to it.
-    Newcomer,
-    /// It has lost its work.
-    Lost,
-}
-
-impl Job {
-    /// What a worker that registers and has the place of `rank` says about it.
-    fn claim_of(&self, register: &proto::Register, rank: usize) -> Claim {
-        let is_rank = (register.job_id.as_str(), register.rank as usize) == (self.record.id.as_str(), rank);
-        // It may not have heard of the shape that it has this place in.
-        let is_this_place = is_rank || self.had_before(register);
-        let epoch = self.record.epoch;
-        match register.epoch {
-            e if is_this_place && e == epoch => Claim::GoesOn,
-            // It missed the newer epoch, which is not started: nobody has got any further without it.
-            e if is_this_place && e > 0 && e < epoch && self.live.phase != Phase::Started => Claim::GoesOn,
-            // Nor did it hear of its place, maybe.
-            _ if self.live.phase != Phase::Started && self.live.awaited.contains(&rank) => Claim::Newcomer,
-            _ => Claim::Lost,
-        }
-    }
-
-    /// A worker that was lost comes back with its state before another took the place: it has it again, and with it a holder of two
-    /// shards (T-3).
-    fn take_back(&mut self, register: &proto::Register) -> Option<usize> {
-        let (rank, id) = (register.rank as usize, &register.worker_id);
-        let is_its_own = register.job_id == self.record.id && (1..=self.record.epoch).contains(&register.epoch);
-        if !is_its_own || !self.can_heal() || self.record.absent.get(&rank) != Some(id) {
-            return None;
-        }
-        self.record.absent.remove(&rank);
-        self.record.places[rank] = Some(id.clone());
-        self.live.begin_again = Some(format!("{id} (rank {rank}) came back with its state"));
-        Some(rank)
-    }
-
-    /// The worker of a place is back on another stream and goes on. What it may have missed is said again.
-    fn rejoined(&mut self, cx: &mut Context<'_>, rank: usize, epoch: u64, committed: u64) {
-        self.live.awaited.remove(&rank);
-        // What it was asked for it may not have heard.
-        self.live.asked_for = None;
-        // Who is at the highest step is not to be left over when there are fewer places.
-        if self.can_heal() && self.live.phase != Phase::Started {
-            let known = &mut self.live.committed[rank];
-            *known = (*known).max(committed.min(self.record.spec.steps));
-        }
-        match self.live.phase {
-            _ if self.live.begin_again.is_some() => {}
-            Phase::Waiting => {}
-            Phase::Preparing if epoch < self.record.epoch => self.assign(cx, rank),
-            Phase::Preparing => {}
-            Phase::Started => {
-                self.send(cx, rank, self.start_message());
-                self.advance(cx, rank, committed);
-                self.expect_progress(cx);
-                self.name_again(cx, rank, committed);
-            }
-        }
-    }
-
-    /// A message of the present epoch, from the worker of `rank`.
-    fn message(&mut self, cx: &mut Context<'_>, rank: usize, body: FromWorker) {
-        debug_assert!(self.record.state != State::Queued && !self.record.state.is_ended());
-        match body {
-            FromWorker::Heartbeat(m) => self.heartbeat(cx, rank, &m),
-            FromWorker::Prepared(m) => self.prepared(cx, rank, m),
-            FromWorker::Step(proto::StepReport { record: Some(record), .. }) if rank == 0 => {
-                self.step_report(cx, record);
-            }
-            FromWorker::RecordsMissing(m) if rank == 0 => self.records_missing(cx, &m),
-            FromWorker::Validation(proto::ValidationReport { validation: Some(validation), .. }) => {
-                self.validation(cx, validation);
-            }
-            FromWorker::ShardWritten(m) => self.shard_written(cx, rank, m),
-            FromWorker::CheckpointMissed(m) => self.checkpoint_missed(cx, rank, &m),
-            FromWorker::ManifestPublished(m) if rank == 0 => self.manifest_published(cx, m),
-            FromWorker::StepsRemoved(m) if rank == 0 => self.steps_removed(cx, m),
-            FromWorker::Finished(m) => self.finished(cx, rank, m.committed_step),
-            FromWorker::Failed(m) => self.failed(cx, rank, &m),
-            FromWorker::PeerLost(m) => self.peer_lost(cx, rank, &m),
-            FromWorker::Unreached(m) => self.unreached(cx, rank, &m),
-            // Only rank 0 speaks for the job, and a message without what it is about says nothing.
-            FromWorker::ManifestPublished(_)
-            | FromWorker::StepsRemoved(_)
-            | FromWorker::RecordsMissing(_)
-            | FromWorker::Step(_)
-            | FromWorker::Validation(_)
-            | FromWorker::Register(_)
-            | FromWorker::Leaving(_)
-            | FromWorker::WarmedUp(_)
-            | FromWorker::Probed(_)
-            | FromWorker::Stopped(_) => {}
-        }
     }
 }

@@ -4,47 +4,36 @@
 //! stays where it is; only users remove it.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
-use super::record::Record;
-use super::{Input, Machine, Now, Output, Reply, RequestId};
-
-/// Jobs that have ended and are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Retention {
-    pub max_jobs: usize,
-    /// Since their end.
-    pub max_age: Duration,
-}
-
-impl Default for Retention {
-    fn default() -> Retention {
-        Retention { max_jobs: 1000, max_age: Duration::from_secs(90 * 24 * 3600) }
-    }
-}
+use super::Machine;
+use crate::api::{Input, Output, Reply, RequestId};
+use crate::clock::Now;
+use crate::config::Retention;
+use crate::folders::folder;
+use crate::record::{Record, State};
 
 impl Machine {
     /// A user asked. A job that has not ended is to be cancelled first.
-    pub(super) fn remove(&mut self, request: RequestId, id: &str) {
+    pub(crate) fn remove(&mut self, request: RequestId, id: &str) {
         let Some(job) = self.jobs.get(id) else {
             let error = self.unknown(id);
             return self.out.reply(request, Err(error));
         };
-        if !job.record.state.is_ended() {
+        if !job.record().state.is_ended() {
             let error = job.refuse("removed");
             return self.out.reply(request, Err(error));
         }
-        let folder = super::view::folder(&job.record, &self.config.jobs_dir);
+        let folder = folder(job.record(), &self.config.jobs_dir);
         self.forget(id, "a user asked");
         self.out.reply(request, Ok(Reply::Removed { job: id.into(), folder }));
     }
 
     /// Jobs that are too many or too old go, the oldest first.
-    pub(super) fn forget_old(&mut self, now: Now) {
+    pub(crate) fn forget_old(&mut self, now: Now) {
         let Retention { max_jobs, max_age } = self.config.retention;
-        let ended = self.jobs.values().filter(|j| j.record.state.is_ended());
+        let ended = self.jobs.values().filter(|j| j.record().state.is_ended());
         let mut ended: Vec<(i64, u64, &str)> =
-            ended.map(|j| (j.record.finished_unix_ms, j.record.number, j.record.id.as_str())).collect();
+            ended.map(|j| (j.record().finished_unix_ms, j.record().number, j.record().id.as_str())).collect();
         ended.sort();
         let oldest_unix_ms = now.unix_ms.saturating_sub(i64::try_from(max_age.as_millis()).unwrap_or(i64::MAX));
         let num_surplus = ended.len().saturating_sub(max_jobs);
@@ -64,20 +53,21 @@ impl Machine {
 
     fn forget(&mut self, id: &str, reason: &str) {
         let Some(job) = self.jobs.remove(id) else { return };
-        let incidents = job.incidents.all.into_values().map(|i| Record::Incident(Box::new(i)).key());
-        let folder = super::view::folder(&job.record, &self.config.jobs_dir);
+        let folder = folder(job.record(), &self.config.jobs_dir);
+        let (record, incidents) = job.into_parts();
+        let incidents = incidents.into_all().map(|i| Record::Incident(Box::new(i)).key());
         let reason = format!("{reason}; {folder} stays");
-        let keys = incidents.chain([Record::Job(Box::new(job.record)).key()]).collect();
+        let keys = incidents.chain([Record::Job(Box::new(record)).key()]).collect();
         self.out.dirty.remove(id);
         self.out.dirty_incidents.retain(|(job, _)| job != id);
         self.out.effects.push(Output::Forget { job: id.into(), keys, reason });
     }
 
     /// Ids of folders that are there are not given to new jobs.
-    pub(super) fn skip_folders(&mut self, names: &BTreeSet<String>) {
+    pub(crate) fn skip_folders(&mut self, names: &BTreeSet<String>) {
         // No job gets so far, and a count must not overflow.
         const MAX_COUNT: u64 = 1 << 48;
-        for name in names.iter().filter(|name| !self.jobs.contains_key(*name)) {
+        for name in names.iter().filter(|name| !self.jobs.contains_key(name.as_str())) {
             let numbered = name.rsplit_once('-').and_then(|(slug, n)| Some((slug, n.parse::<u64>().ok()?)));
             let Some((slug, number)) = numbered.filter(|(_, number)| *number < MAX_COUNT) else { continue };
             let count = self.meta.num_jobs.entry(slug.into()).or_insert(0);
@@ -89,17 +79,17 @@ impl Machine {
     }
 
     /// What the driver has to say of a job.
-    pub(super) fn note(&mut self, input: Input, now: Now) {
+    pub(crate) fn note(&mut self, input: Input, now: Now) {
         let (jobs, mut context) = self.split(now);
         match input {
             Input::Note { job, kind, text } => {
-                if let Some(job) = jobs.get_mut(&job) {
-                    job.event(&mut context, kind, text);
+                if let Some(job) = jobs.get_mut(job.as_str()) {
+                    job.note(&mut context, kind, text);
                 }
             }
             Input::Fault { job, reason } => {
-                if let Some(job) = jobs.get_mut(&job).filter(|j| !j.record.state.is_ended()) {
-                    job.end(&mut context, super::State::Failed, &reason);
+                if let Some(job) = jobs.get_mut(job.as_str()).filter(|j| !j.record().state.is_ended()) {
+                    job.end(&mut context, State::Failed, &reason);
                 }
             }
             other => unreachable!("{other:?} is no note"),

@@ -16,12 +16,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use toroid_torus::failpoint;
+use toroid_torus::ids::{Rank, Step, WorkerId};
 
-use super::clock::Moment;
-use super::job::Job;
-use super::record::{Incident, MAX_INCIDENTS, Rung, SeenBy};
-use super::{Context, Now};
+use super::clock::{Moment, Now};
+use super::job_context::{JobContext, Section};
+use super::record::{Incident, JobRecord, MAX_INCIDENTS, Rung, SeenBy};
 
 /// Causes of one incident that are told one by one.
 const MAX_CAUSES: usize = 8;
@@ -47,7 +46,7 @@ struct Open {
 #[derive(Debug)]
 struct Redo {
     number: u64,
-    until_step: u64,
+    until_step: Step,
     since: Duration,
     /// In coordinators before this one.
     before: Duration,
@@ -55,20 +54,38 @@ struct Redo {
 
 /// The incidents of a job.
 #[derive(Debug, Default)]
-pub(super) struct Incidents {
+pub(crate) struct Incidents {
     /// The newest [`MAX_INCIDENTS`], by number.
-    pub all: BTreeMap<u64, Incident>,
+    all: BTreeMap<u64, Incident>,
     open: Option<Open>,
     redo: Option<Redo>,
 }
 
+/// What of the record is about incidents.
+pub(crate) struct IncidentFields<'a> {
+    pub num_incidents: &'a mut u64,
+    pub lost_s: &'a mut f64,
+    pub lost_steps: &'a mut u64,
+}
+
+impl Section for Incidents {
+    type Fields<'a> = IncidentFields<'a>;
+
+    fn fields(record: &mut JobRecord) -> IncidentFields<'_> {
+        let JobRecord { num_incidents, lost_s, lost_steps, .. } = record;
+        IncidentFields { num_incidents, lost_s, lost_steps }
+    }
+}
+
+type Cx<'a, 'b> = JobContext<'a, 'b, Incidents>;
+
 /// A failure or a move, as it is seen.
-pub(super) struct Sighting {
+pub(crate) struct Sighting {
     pub by: SeenBy,
     pub cause: String,
     /// Silence before it was seen.
     pub detect: Duration,
-    pub place: Option<(usize, String)>,
+    pub place: Option<(Rank, WorkerId)>,
 }
 
 impl Incidents {
@@ -102,6 +119,15 @@ impl Incidents {
         self.all.get(&number).map(|incident| Incident { since, ..incident.clone() })
     }
 
+    /// The newest, ascending by number.
+    pub fn all(&self) -> impl Iterator<Item = &Incident> {
+        self.all.values()
+    }
+
+    pub fn into_all(self) -> impl Iterator<Item = Incident> {
+        self.all.into_values()
+    }
+
     pub fn is_open(&self) -> bool {
         self.open.is_some()
     }
@@ -132,29 +158,28 @@ impl Incidents {
         open.since = monotonic;
         Some(incident)
     }
-}
 
-impl Job {
     /// Opens an incident, or adds to the one that is open.
-    pub fn incident_seen(&mut self, cx: &mut Context<'_>, sighting: Sighting) {
+    pub fn seen(&mut self, cx: &mut Cx<'_, '_>, sighting: Sighting) {
         self.close_redo(cx);
-        if self.incidents.is_open() {
-            self.add_to_incident(cx, sighting);
+        if self.is_open() {
+            self.add(cx, sighting);
         } else {
-            self.open_incident(cx, sighting);
+            self.begin(cx, sighting);
         }
     }
 
-    fn open_incident(&mut self, cx: &mut Context<'_>, sighting: Sighting) {
-        self.record.num_incidents += 1;
-        let number = self.record.num_incidents;
-        let step = self.committed();
+    fn begin(&mut self, cx: &mut Cx<'_, '_>, sighting: Sighting) {
+        let fields = cx.edit();
+        *fields.num_incidents += 1;
+        let number = *fields.num_incidents;
+        let step = cx.committed();
         let text = format!("incident {number}: {}, seen by {}, step {step}", sighting.cause, sighting.by.name());
         let (rank, worker) = sighting.place.unzip();
         let incident = Incident {
-            job: self.record.id.clone(),
+            job: cx.record.id.clone(),
             number,
-            unix_ms: cx.now.unix_ms,
+            unix_ms: cx.moment().unix_ms,
             cause: sighting.cause,
             seen_by: sighting.by,
             ranks: rank.into_iter().collect(),
@@ -162,9 +187,9 @@ impl Job {
             rung: Rung::Wait,
             reason: "not decided yet".into(),
             step,
-            resumed_step: 0,
+            resumed_step: Step::ZERO,
             steps_lost: 0,
-            epoch: self.record.epoch,
+            epoch: cx.record.epoch,
             detect_s: sighting.detect.as_secs_f64(),
             fence_s: 0.0,
             decide_s: 0.0,
@@ -173,20 +198,20 @@ impl Job {
             resolved: false,
             since: None,
         };
-        self.incidents.all.insert(number, incident);
-        self.incidents.open = Some(Open { number, stage: Stage::Fence, since: cx.now.monotonic, num_causes: 1 });
+        self.all.insert(number, incident);
+        self.open = Some(Open { number, stage: Stage::Fence, since: cx.now(), num_causes: 1 });
         if number > MAX_INCIDENTS {
-            self.incidents.all.remove(&(number - MAX_INCIDENTS));
+            self.all.remove(&(number - MAX_INCIDENTS));
         }
-        self.incident_changed(cx, number);
-        self.event(cx, "incident.begin", text);
+        cx.store_incident(number);
+        cx.event("incident.begin", text);
     }
 
-    fn add_to_incident(&mut self, cx: &mut Context<'_>, sighting: Sighting) {
-        let Some(open) = &mut self.incidents.open else { return };
+    fn add(&mut self, cx: &mut Cx<'_, '_>, sighting: Sighting) {
+        let Some(open) = &mut self.open else { return };
         open.num_causes += 1;
         let (number, is_told) = (open.number, open.num_causes <= MAX_CAUSES);
-        let Some(incident) = self.incidents.enter(Stage::Fence, cx.now.monotonic) else { return };
+        let Some(incident) = self.enter(Stage::Fence, cx.now()) else { return };
         if is_told {
             incident.cause = format!("{}; {}", incident.cause, sighting.cause);
         }
@@ -196,22 +221,22 @@ impl Job {
                 incident.workers.insert(worker);
             }
         }
-        self.incident_changed(cx, number);
+        cx.store_incident(number);
     }
 
-    pub fn incident_waits(&mut self, cx: &mut Context<'_>, reason: &str) {
-        let Some(incident) = self.incidents.enter(Stage::Fence, cx.now.monotonic) else { return };
+    /// The job waits for workers.
+    pub fn waits(&mut self, cx: &mut Cx<'_, '_>, reason: &str) {
+        let Some(incident) = self.enter(Stage::Fence, cx.now()) else { return };
         if incident.rung != Rung::Wait || incident.reason != reason {
             incident.rung = Rung::Wait;
             incident.reason = reason.into();
-            let number = incident.number;
-            self.incident_changed(cx, number);
+            cx.store_incident(incident.number);
         }
     }
 
     /// The next epoch is on its way.
-    pub fn incident_fenced(&mut self, cx: &mut Context<'_>, rung: Rung, reason: &str) {
-        let Some(incident) = self.incidents.enter(Stage::Decide, cx.now.monotonic) else { return };
+    pub fn fenced(&mut self, cx: &mut Cx<'_, '_>, rung: Rung, reason: &str) {
+        let Some(incident) = self.enter(Stage::Decide, cx.now()) else { return };
         let has_replaced = !matches!(incident.rung, Rung::Wait | Rung::Reconnect);
         if rung == Rung::Reconnect && has_replaced {
             // To begin again does not undo what was done about the loss.
@@ -222,89 +247,71 @@ impl Job {
             incident.rung = if incident.steps_lost > 0 { Rung::Restore } else { rung };
             incident.reason = reason.into();
         }
-        let number = incident.number;
-        self.incident_changed(cx, number);
+        cx.store_incident(incident.number);
     }
 
     /// From the reports: `step` is the highest that was committed.
-    pub fn incident_reported(&mut self, step: u64) {
-        let Some(open) = &self.incidents.open else { return };
-        if let Some(incident) = self.incidents.all.get_mut(&open.number) {
+    pub fn reported(&mut self, step: Step) {
+        let Some(open) = &self.open else { return };
+        if let Some(incident) = self.all.get_mut(&open.number) {
             incident.step = incident.step.max(step);
         }
     }
 
     /// All go on from `step`. A heal loses nothing: a step that only the dead had committed is made again, bit for bit. What a restore
     /// loses counts from now on, whatever becomes of the incident.
-    pub fn incident_decided(&mut self, cx: &mut Context<'_>, step: u64) {
-        let epoch = self.record.epoch;
-        let Some(incident) = self.incidents.enter(Stage::Heal, cx.now.monotonic) else { return };
+    pub fn decided(&mut self, cx: &mut Cx<'_, '_>, step: Step) {
+        let Some(incident) = self.enter(Stage::Heal, cx.now()) else { return };
         incident.resumed_step = step;
         let counted = incident.steps_lost;
-        incident.steps_lost = if incident.rung == Rung::Restore { incident.step.saturating_sub(step) } else { 0 };
-        self.record.lost_steps = self.record.lost_steps.saturating_sub(counted) + incident.steps_lost;
-        incident.epoch = epoch;
-        let number = incident.number;
-        self.incident_changed(cx, number);
+        incident.steps_lost = if incident.rung == Rung::Restore { incident.step.since(step) } else { 0 };
+        incident.epoch = cx.record.epoch;
+        let lost_steps = cx.edit().lost_steps;
+        *lost_steps = lost_steps.saturating_sub(counted) + incident.steps_lost;
+        cx.store_incident(incident.number);
     }
 
     /// A step beyond those that the epoch began with is committed, or all have finished.
-    pub fn incident_over(&mut self, cx: &mut Context<'_>) {
-        let step_s = self.live.progress.step_s().unwrap_or(0.0);
-        let Some(incident) = self.incidents.enter(Stage::Heal, cx.now.monotonic) else { return };
+    pub fn over(&mut self, cx: &mut Cx<'_, '_>) {
+        let step_s = cx.curve.progress().step_s().unwrap_or(0.0);
+        let Some(incident) = self.enter(Stage::Heal, cx.now()) else { return };
         incident.redo_s = incident.heal_s.min(step_s);
         incident.heal_s -= incident.redo_s;
         incident.resolved = true;
         let incident = incident.clone();
-        self.incidents.open = None;
-        self.record.lost_s += incident.detect_s + incident.total_s();
+        self.open = None;
+        *cx.edit().lost_s += incident.detect_s + incident.total_s();
         if incident.steps_lost > 0 {
             let (number, until_step) = (incident.number, incident.step);
-            let (since, before) = (cx.now.monotonic, Duration::ZERO);
-            self.incidents.redo = Some(Redo { number, until_step, since, before });
+            self.redo = Some(Redo { number, until_step, since: cx.now(), before: Duration::ZERO });
         }
-        self.incident_changed(cx, incident.number);
-        self.event(cx, "incident.resolved", in_words(&incident));
-        self.release_moved(cx);
-        // A drain may have waited for it.
-        cx.out.unsettled = true;
+        cx.store_incident(incident.number);
+        cx.event("incident.resolved", in_words(&incident));
     }
 
-    /// A newer step is committed.
-    pub fn incident_progress(&mut self, cx: &mut Context<'_>) {
-        if self.committed() > self.live.base_step {
-            self.forget_earlier(cx);
-            if self.incidents.is_healing() || self.incidents.is_open() && failpoint!(CloseByLateRecord) {
-                self.incident_over(cx);
-            }
-        }
-        if self.incidents.redo.as_ref().is_some_and(|r| self.committed() >= r.until_step) {
+    /// A newer step is committed: those that were lost may all have been made again.
+    pub fn committed_advanced(&mut self, cx: &mut Cx<'_, '_>) {
+        if self.redo.as_ref().is_some_and(|r| cx.committed() >= r.until_step) {
             self.close_redo(cx);
         }
     }
 
     /// The job ends: what is open stays unresolved, and its time counts.
-    pub fn incident_abandoned(&mut self, cx: &mut Context<'_>) {
+    pub fn abandoned(&mut self, cx: &mut Cx<'_, '_>) {
         self.close_redo(cx);
-        let Some(incident) = self.incidents.enter(Stage::Fence, cx.now.monotonic) else { return };
-        self.record.lost_s += incident.detect_s + incident.total_s();
-        let number = incident.number;
-        self.incidents.open = None;
-        self.incident_changed(cx, number);
+        let Some(incident) = self.enter(Stage::Fence, cx.now()) else { return };
+        *cx.edit().lost_s += incident.detect_s + incident.total_s();
+        cx.store_incident(incident.number);
+        self.open = None;
     }
 
-    fn close_redo(&mut self, cx: &mut Context<'_>) {
-        let Some(redo) = self.incidents.redo.take() else { return };
-        let redo_s = (cx.now.monotonic.saturating_sub(redo.since) + redo.before).as_secs_f64();
-        let Some(incident) = self.incidents.all.get_mut(&redo.number) else { return };
+    fn close_redo(&mut self, cx: &mut Cx<'_, '_>) {
+        let Some(redo) = self.redo.take() else { return };
+        let redo_s = (cx.now().saturating_sub(redo.since) + redo.before).as_secs_f64();
+        let Some(incident) = self.all.get_mut(&redo.number) else { return };
         incident.redo_s += redo_s;
-        self.record.lost_s += redo_s;
-        self.incident_changed(cx, redo.number);
-    }
-
-    fn incident_changed(&self, cx: &mut Context<'_>, number: u64) {
-        cx.out.dirty_incidents.insert((self.record.id.clone(), number));
-        self.changed(cx);
+        *cx.edit().lost_s += redo_s;
+        cx.store_incident(redo.number);
     }
 }
 
@@ -329,21 +336,21 @@ fn in_words(i: &Incident) -> String {
 }
 
 /// For users.
-pub(super) fn view(i: &Incident) -> toroid_proto::Incident {
-    let workers: &BTreeSet<String> = &i.workers;
+pub(crate) fn view(i: &Incident) -> toroid_proto::Incident {
+    let workers: &BTreeSet<WorkerId> = &i.workers;
     toroid_proto::Incident {
         number: i.number,
         unix_ms: i.unix_ms,
         cause: i.cause.clone(),
         seen_by: i.seen_by.name().into(),
-        ranks: i.ranks.iter().map(|r| *r as u32).collect(),
-        workers: workers.iter().cloned().collect(),
+        ranks: i.ranks.iter().map(|r| r.to_wire()).collect(),
+        workers: workers.iter().map(WorkerId::to_string).collect(),
         rung: i.rung.name().into(),
         reason: i.reason.clone(),
-        step: i.step,
-        resumed_step: i.resumed_step,
+        step: i.step.get(),
+        resumed_step: i.resumed_step.get(),
         steps_lost: i.steps_lost,
-        epoch: i.epoch,
+        epoch: i.epoch.get(),
         detect_s: i.detect_s,
         fence_s: i.fence_s,
         decide_s: i.decide_s,

@@ -5,15 +5,17 @@
 
 use core::net::IpAddr;
 
-use super::Context;
-use super::fitness::Until;
-use super::job::Job;
-use super::pool::Worker;
+use toroid_torus::ids::WorkerId;
+
+use super::Job;
+use crate::context::Context;
+use crate::fitness::Until;
+use crate::pool::Worker;
 
 /// Where a worker is, and where it is dialled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Site {
-    worker: String,
+    worker: WorkerId,
     host: String,
     address: String,
 }
@@ -21,7 +23,7 @@ struct Site {
 impl Site {
     fn of(worker: &Worker) -> Site {
         let r = &worker.register;
-        Site { worker: r.worker_id.clone(), host: r.host.clone(), address: r.data_address.clone() }
+        Site { worker: worker.id(), host: r.host.clone(), address: r.data_address.clone() }
     }
 
     /// Only its own machine can dial it.
@@ -47,17 +49,17 @@ impl Site {
 impl Job {
     /// Spares that could not be linked with the others are given no place, and told why.
     pub fn mark_hidden(&mut self, cx: &mut Context<'_>) {
-        let is_fit = |w: &&Worker| !self.live.unfit.contains(&w.register.worker_id);
+        let is_fit = |w: &&Worker| !self.fitness.is_unfit(&w.register.worker_id);
         let spares: Vec<Site> = cx.pool.spares().filter(is_fit).map(Site::of).collect();
-        let placed = self.record.places.iter().flatten().filter_map(|w| cx.pool.get(w)).map(Site::of).collect();
-        for (worker, reason) in hidden(&spares, placed, self.record.shape.world()) {
+        let placed = self.core.record.places.iter().flatten().filter_map(|w| cx.pool.get(w)).map(Site::of).collect();
+        for (worker, reason) in hidden(&spares, placed, self.core.record.shape.world()) {
             self.mark_unfit(cx, &worker, &reason, Until::Retry);
         }
     }
 }
 
 /// The spares that are given no place beside `placed`, or beside each other where nobody has one yet; with the reason.
-fn hidden(spares: &[Site], placed: Vec<Site>, world: usize) -> Vec<(String, String)> {
+fn hidden(spares: &[Site], placed: Vec<Site>, world: usize) -> Vec<(WorkerId, String)> {
     let others = if placed.is_empty() { among(spares, world) } else { placed };
     let mut out = Vec::new();
     for spare in spares {
@@ -86,7 +88,7 @@ mod tests {
 
     fn sites(of: &[(&str, &str)]) -> Vec<Site> {
         let site = |(n, (host, address)): (usize, &(&str, &str))| Site {
-            worker: format!("w{n}"),
+            worker: format!("w{n}").into(),
             host: (*host).into(),
             address: (*address).into(),
         };
@@ -94,7 +96,7 @@ mod tests {
     }
 
     fn check(spares: &[(&str, &str)], placed: &[(&str, &str)], expected: &[&str]) {
-        let found: Vec<String> =
+        let found: Vec<WorkerId> =
             hidden(&sites(spares), sites(placed), 2).into_iter().map(|(worker, _)| worker).collect();
         assert_eq!(found, expected, "{spares:?} {placed:?}");
     }

@@ -20,55 +20,22 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::Job;
+use crate::context::Context;
+use crate::incidents::Sighting;
+use crate::pool::Pool;
+use crate::record::{Layout, Rung, SeenBy, State};
+use crate::recovery::{self, Source};
 use toroid_proto as proto;
 use toroid_torus::geometry::Shape;
+use toroid_torus::ids::{Rank, WorkerId};
 use toroid_torus::placement::{self, Candidate, Placement};
 use toroid_torus::resplit;
 
-use super::Context;
-use super::incident::Sighting;
-use super::job::Job;
-use super::pool::Pool;
-use super::record::{Layout, Rung, SeenBy, State};
-use super::recovery::{self, Source};
-
-/// For how long empty places wait for workers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Patience {
-    /// Nothing is waited for.
-    #[default]
-    Idle,
-    Until(Duration),
-    Over,
-}
-
-impl Patience {
-    /// The coordinator was stopped itself.
-    pub fn forgive(&mut self, until: Duration) {
-        if matches!(self, Patience::Until(_)) {
-            *self = Patience::Until(until);
-        }
-    }
-}
-
 impl Job {
-    pub fn patience_timeout(&self) -> Option<Duration> {
-        match self.live.patience {
-            Patience::Until(at) => Some(at),
-            Patience::Idle | Patience::Over => None,
-        }
-    }
-
-    pub fn tick_patience(&mut self, cx: &mut Context<'_>) {
-        if self.patience_timeout().is_some_and(|at| cx.now.monotonic >= at) {
-            self.live.patience = Patience::Over;
-            cx.out.unsettled = true;
-        }
-    }
-
     /// The job's shape with so many replicas.
     fn shape_of(&self, dp: usize) -> Shape {
-        let full = &self.record.spec.shape;
+        let full = &self.core.record.spec.shape;
         if dp == full.dp() {
             return *full;
         }
@@ -77,27 +44,25 @@ impl Job {
 
     /// Places of one replica.
     fn replica(&self) -> usize {
-        self.record.shape.tp() * self.record.shape.pp()
+        self.core.record.shape.tp() * self.core.record.shape.pp()
     }
 
     /// Empty places, and nobody to take them: begins an epoch with fewer replicas where that is due and possible. Else says what is to
     /// be said about it while the job waits.
     pub fn shrink(&mut self, cx: &mut Context<'_>, cause: &str) -> Result<(), String> {
-        let (shape, min_dp) = (self.record.shape, self.record.spec.fault_tolerance.min_dp);
-        if !self.is_redundant() || shape.dp() <= min_dp || !self.live.moved.is_empty() {
+        let (shape, min_dp) = (self.core.record.shape, self.core.record.spec.fault_tolerance.min_dp);
+        if !self.core.is_redundant() || shape.dp() <= min_dp || !self.moves.is_empty() {
             return Err(String::new());
         }
         let limit = cx.config.limits.replacement();
-        if self.live.patience == Patience::Idle {
-            self.live.patience = Patience::Until(cx.now.monotonic + limit);
-        }
-        let survivors: BTreeSet<usize> = (0..self.world()).filter(|r| self.record.places[*r].is_some()).collect();
-        let candidates = self.candidates(cx.pool, self.world());
+        self.replacement.begin(&mut self.core.deadlines, cx.now.monotonic + limit);
+        let survivors: BTreeSet<usize> = self.core.record.placed().map(|(rank, _)| rank.index()).collect();
+        let candidates = self.candidates(cx.pool, self.core.world());
         let dp = (survivors.len() + candidates.len()) / self.replica();
         if dp < min_dp {
             return Err(format!("; dp {dp} would be fewer replicas than fault_tolerance.min_dp = {min_dp}"));
         }
-        if self.live.patience != Patience::Over {
+        if !self.replacement.is_over() {
             return Err(format!("; without one it goes on with dp {dp} after {} s", limit.as_secs_f64()));
         }
         let to = self.shape_of(dp);
@@ -117,27 +82,27 @@ impl Job {
         );
         let rung = if matches!(self.source(), Source::Checkpoint { .. }) { Rung::Restore } else { Rung::Shrink };
         let placement = self.place_kept(cx, &to, &kept, &candidates);
-        self.remember_layout();
+        self.remember_layout(cx);
         for rank in left {
-            self.displace(cx, rank, &format!("is a spare now: the others make {dp} whole replicas"));
+            self.displace(cx, Rank::new(rank), &format!("is a spare now: the others make {dp} whole replicas"));
         }
         self.begin_epoch(cx, to, placement, State::Recovering, &reason);
-        self.incident_fenced(cx, rung, &reason);
+        self.incidents.fenced(&mut self.core.context(cx), rung, &reason);
         Ok(())
     }
 
     /// Begins an epoch with more replicas, if there are fewer than asked for, all is well, and workers are there for them.
     pub fn begin_grow(&mut self, cx: &mut Context<'_>) {
-        if !self.is_degraded() || !self.can_heal() || self.committed() >= self.total() {
+        if !self.core.is_degraded() || !self.core.can_heal() || self.core.committed() >= self.core.total() {
             return;
         }
-        let (shape, full) = (self.record.shape, self.record.spec.shape);
-        let is_well = self.is_whole()
+        let (shape, full) = (self.core.record.shape, self.core.record.spec.shape);
+        let is_well = self.core.is_whole()
             && !self.incidents.is_open()
-            && self.live.begin_again.is_none()
-            && self.live.moved.is_empty()
-            && self.record.draining.is_empty()
-            && self.record.earlier.is_empty();
+            && self.core.epoch.why_again().is_none()
+            && self.moves.is_empty()
+            && self.core.record.draining.is_empty()
+            && self.core.record.earlier.is_empty();
         if !is_well {
             return;
         }
@@ -155,43 +120,45 @@ impl Job {
             shape.dp()
         );
         let placement = self.place_kept(cx, &to, &kept, &candidates);
-        self.remember_layout();
+        self.remember_layout(cx);
         let sighting = Sighting { by: SeenBy::Capacity, cause: reason.clone(), detect: Duration::ZERO, place: None };
         self.incident_seen(cx, sighting);
         self.begin_epoch(cx, to, placement, State::Recovering, &reason);
-        self.incident_fenced(cx, Rung::Grow, &reason);
+        self.incidents.fenced(&mut self.core.context(cx), Rung::Grow, &reason);
     }
 
     /// `kept` has the present rank of every rank of `to` that is not empty; candidates take the others.
     fn place_kept(&self, cx: &Context<'_>, to: &Shape, kept: &[Option<usize>], candidates: &[Candidate]) -> Placement {
-        let current: Vec<Option<String>> = kept.iter().map(|r| r.and_then(|r| self.record.places[r].clone())).collect();
+        let current: Vec<Option<WorkerId>> =
+            kept.iter().map(|r| self.core.record.worker_at(Rank::new((*r)?)).cloned()).collect();
         placement::place(to, &current, candidates, &cx.pool.candidates()).expect("there are workers for every place")
     }
 
     /// The worker of this place has none any more. It keeps what it holds until all have the state as it is split next, if that is of any
     /// use to them.
-    fn displace(&mut self, cx: &mut Context<'_>, rank: usize, why: &str) {
-        let Some(worker) = self.record.places[rank].take() else { return };
+    fn displace(&mut self, cx: &mut Context<'_>, rank: Rank, why: &str) {
+        let Some(worker) = self.core.record.edit(cx.out).places[rank.index()].take() else { return };
         let text = format!("{worker} (rank {rank}) {why}");
-        if !self.record.has_state {
+        if !self.core.record.has_state {
             self.stop_worker(cx, &worker, &text);
         }
         cx.pool.set_place(&worker, None);
-        self.worker_event(cx, "worker.displaced", text, &worker);
+        self.core.worker_event(cx, "worker.displaced", text, &worker);
     }
 
     /// The state is split for the present shape until all have split it anew.
-    fn remember_layout(&mut self) {
-        if self.record.has_state {
-            self.record.earlier.push(Layout { shape: self.record.shape, places: self.record.places.clone() });
+    fn remember_layout(&mut self, cx: &mut Context<'_>) {
+        if self.core.record.has_state {
+            let record = self.core.record.edit(cx.out);
+            record.earlier.push(Layout { shape: record.shape, places: record.places.clone() });
         }
     }
 
     /// A step that ends whoever computes it does so in any shape, and nobody knows which rank computes it in this one: every rank has
     /// what was counted most before.
-    pub fn carry_failures(&mut self) {
-        let all = 0..self.world();
-        let record = &mut self.record;
+    pub fn carry_failures(&mut self, cx: &mut Context<'_>) {
+        let all = Rank::all(self.core.world());
+        let record = self.core.record.edit(cx.out);
         let deaths = record.deaths.values().max_by_key(|d| d.workers.len()).cloned();
         record.deaths = deaths.map_or_else(Default::default, |d| all.clone().map(|rank| (rank, d.clone())).collect());
         let failures = record.failures.values().max_by_key(|f| f.count).cloned();
@@ -199,16 +166,16 @@ impl Job {
     }
 
     /// Workers without a place that still hold the state as it was split before.
-    pub fn retained(&self, pool: &Pool) -> BTreeSet<String> {
-        let workers = self.record.earlier.iter().flat_map(|layout| layout.places.iter().flatten());
-        let is_retained = |w: &&String| pool.get(w).is_some_and(|w| w.place.is_none());
+    pub fn retained(&self, pool: &Pool) -> BTreeSet<WorkerId> {
+        let workers = self.core.record.earlier.iter().flat_map(|layout| layout.places.iter().flatten());
+        let is_retained = |w: &&WorkerId| pool.get(w).is_some_and(|w| w.place.is_none());
         workers.filter(is_retained).cloned().collect()
     }
 
     /// A worker that registers had this place when the state was split as it may still be.
     pub fn had_before(&self, register: &proto::Register) -> bool {
-        let is_rank = |layout: &Layout| layout.rank_of(&register.worker_id) == Some(register.rank as usize);
-        register.job_id == self.record.id && self.record.earlier.iter().any(is_rank)
+        let is_rank = |layout: &Layout| layout.rank_of(&register.worker_id) == Some(Rank::from(register.rank));
+        self.core.record.id == *register.job_id && self.core.record.earlier.iter().any(is_rank)
     }
 
     /// A step was committed, or all have finished: every place has heard that all have the state as it is split now. Or the state is
@@ -217,24 +184,24 @@ impl Job {
         for worker in self.retained(cx.pool) {
             self.stop_worker(cx, &worker, "the state is split anew, and what it holds is not needed any more");
         }
-        if !self.record.earlier.is_empty() {
-            self.record.earlier.clear();
-            self.changed(cx);
+        if !self.core.record.earlier.is_empty() {
+            self.core.record.edit(cx.out).earlier.clear();
         }
     }
 
     /// 1 where nobody of these present ranks is known to have committed the highest step, and somebody else is: it would be made again.
     fn num_behind(&self, ranks: &BTreeSet<usize>) -> usize {
-        let highest = |ranks: &mut dyn Iterator<Item = usize>| ranks.map(|rank| self.live.committed[rank]).max();
-        let mut survivors = (0..self.world()).filter(|rank| self.record.places[*rank].is_some());
-        usize::from(highest(&mut ranks.iter().copied()) < highest(&mut survivors))
+        let highest =
+            |ranks: &mut dyn Iterator<Item = Rank>| ranks.map(|rank| self.core.epoch.committed_by(rank)).max();
+        let mut survivors = self.core.record.placed().map(|(rank, _)| rank);
+        usize::from(highest(&mut ranks.iter().copied().map(Rank::new)) < highest(&mut survivors))
     }
 
     /// Shards that nobody of these present ranks holds, though somebody does now: of the present shape, and of those before that the
     /// state may still be split for.
     fn num_lost(&self, ranks: &BTreeSet<usize>) -> usize {
-        let workers: BTreeSet<&str> = ranks.iter().filter_map(|r| self.record.places[*r].as_deref()).collect();
-        let present = Layout { shape: self.record.shape, places: self.record.places.clone() };
+        let is_kept = |w: &str| self.core.record.rank_of(w).is_some_and(|rank| ranks.contains(&rank.index()));
+        let present = Layout { shape: self.core.record.shape, places: self.core.record.places.clone() };
         let lost = |layout: &Layout| {
             let held = |is_there: &dyn Fn(&str) -> bool| {
                 let by_rank = layout.places.iter().enumerate();
@@ -242,8 +209,8 @@ impl Job {
                 resplit::num_lost(&layout.shape, &there.map(|(rank, _)| rank).collect())
             };
             // What is lost already is no reason to keep anybody.
-            if held(&|w| self.record.rank_of(w).is_some()) > 0 { 0 } else { held(&|w| workers.contains(w)) }
+            if held(&|w| self.core.record.rank_of(w).is_some()) > 0 { 0 } else { held(&is_kept) }
         };
-        self.record.earlier.iter().chain([&present]).map(lost).sum()
+        self.core.record.earlier.iter().chain([&present]).map(lost).sum()
     }
 }

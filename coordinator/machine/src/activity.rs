@@ -1,0 +1,178 @@
+//! What each rank said last that it does, and whether one of them hangs.
+//!
+//! Steps are to be committed, or reports of what is prepared to come, by [`Deadline::Hang`]. When it passes, a rank that holds the others up
+//! is looked for ([`super::hang`]).
+
+use std::time::Duration;
+
+use super::deadlines::Deadline;
+use super::epoch::EpochPhase;
+use super::hang::{self, Verdict};
+use super::job_context::{Core, JobContext, Section};
+use super::record::JobRecord;
+use toroid_proto as proto;
+use toroid_torus::ids::Rank;
+
+/// Ranks that a text names one by one.
+const MAX_NAMED: usize = 8;
+/// What workers call it when they read data and make or load their state, and when another process of their host reads it for them:
+/// that one's getting on is theirs.
+const PREPARES: [&str; 2] = ["prepare", "wait for token file"];
+
+/// What the ranks of a job do.
+#[derive(Debug, Default)]
+pub(crate) struct Activities {
+    by_rank: Vec<Activity>,
+}
+
+impl Section for Activities {
+    type Fields<'a> = ();
+
+    fn fields(_: &mut JobRecord) {}
+}
+
+type Cx<'a, 'b> = JobContext<'a, 'b, Activities>;
+
+/// What is to be done about ranks that hang.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Hanging {
+    /// These lose their places, each for its reason. `detect`: since the newest change of anybody's operation.
+    Ranks { ranks: Vec<(Rank, String)>, detect: Duration },
+    /// Ranks wait for one another, and all begin again.
+    Cycle { text: String },
+}
+
+impl Activities {
+    /// An epoch begins with these many places: nobody has said yet what it does.
+    pub fn begin(&mut self, world: usize) {
+        self.by_rank = vec![Activity::default(); world];
+    }
+
+    pub fn heard(&mut self, rank: Rank, message: &proto::Heartbeat, now: Duration) {
+        self.by_rank[rank.index()].update(message, now);
+    }
+
+    /// An epoch begins: whoever does not turn to it has this long, what it computes in the older one included.
+    pub fn expect_reports(&self, cx: &mut Cx<'_, '_>) {
+        let at = cx.now() + cx.limits().hang(cx.curve.progress().step_s());
+        cx.deadlines().set(Deadline::Hang, at);
+    }
+
+    /// A step was committed, or an epoch began: the next step has this long.
+    pub fn expect_progress(&self, cx: &mut Cx<'_, '_>) {
+        let limit = cx.limits().hang(cx.curve.progress().step_s());
+        // The first step of an epoch heals and connects, and a validation comes between two steps.
+        let is_first = cx.committed() == cx.epoch.base_step();
+        let validates = self.by_rank.iter().any(|a| a.operation.contains("valid"));
+        let limit = if is_first || validates { 2 * limit } else { limit };
+        // Who is missing is reported before anyone is taken to hang.
+        let limit = if is_first { limit.saturating_add(cx.limits().connect()) } else { limit };
+        let at = cx.now() + limit;
+        cx.deadlines().set(Deadline::Hang, at);
+    }
+
+    /// Steps are to be committed now, or reports to come. Writing a checkpoint keeps nobody from it, and the last step is followed
+    /// by none. `halts`: no step is made beyond the newest.
+    pub fn counts(core: &Core, halts: bool) -> bool {
+        let makes_steps = core.is_whole() && core.committed() < core.total() && !halts;
+        core.epoch.is_preparing() || makes_steps
+    }
+
+    /// Nothing came for as long as it may take.
+    pub fn hang_passed(&self, cx: &mut Cx<'_, '_>) -> Option<Hanging> {
+        let (now, timeout) = (cx.now(), cx.limits().failure_timeout);
+        cx.deadlines().set(Deadline::Hang, now + timeout);
+        let detect = self.stalled_for(now);
+        if cx.epoch.phase() == EpochPhase::Preparing {
+            return Some(Hanging::Ranks { ranks: self.unprepared(cx), detect });
+        }
+        let standings: Vec<hang::Standing> = self.by_rank.iter().map(|a| a.standing(now, timeout)).collect();
+        match hang::culprit(&standings) {
+            // The only place of a job, or all of them: nobody is left to wait.
+            Verdict::Nobody if self.all_hang(cx) => {
+                let why = format!("hangs in {}: no place does anything else any more", self.by_rank[0].operation);
+                Some(Hanging::Ranks { ranks: vec![(Rank::ZERO, why)], detect })
+            }
+            Verdict::Nobody => None,
+            Verdict::Root { rank, waiters } => {
+                let operation = &self.by_rank[rank].operation;
+                let why = format!("hangs in {operation}: {} wait for it", in_words(&waiters));
+                Some(Hanging::Ranks { ranks: vec![(Rank::new(rank), why)], detect })
+            }
+            Verdict::Cycle { ranks } => {
+                let step = cx.committed().next();
+                let text = format!("{} wait for one another: nobody commits step {step}", in_words(&ranks));
+                Some(Hanging::Cycle { text })
+            }
+        }
+    }
+
+    /// Preparing may take long where data is read for the first time or a checkpoint is, but gets on. Who does something else all the
+    /// time hangs in it.
+    fn unprepared(&self, cx: &Cx<'_, '_>) -> Vec<(Rank, String)> {
+        let (epoch, limits) = (cx.record.epoch, cx.limits());
+        let has_reported = |rank: Rank| cx.epoch.has_prepared(rank) || cx.epoch.refusals().contains_key(&rank);
+        let why = |rank: Rank| {
+            let activity = &self.by_rank[rank.index()];
+            let prepares = PREPARES.contains(&activity.operation.as_str());
+            let limit = if prepares { limits.prepare() } else { limits.failure_timeout };
+            activity.is_stuck(cx.now(), limit).then(|| match prepares {
+                true => {
+                    format!("hangs while it prepares for epoch {epoch}: nothing of it for {} s", limit.as_secs_f64())
+                }
+                false => format!("hangs in {}: it does not turn to epoch {epoch}", activity.operation),
+            })
+        };
+        let unreported = Rank::all(cx.world()).filter(|rank| !has_reported(*rank));
+        unreported.filter_map(|rank| Some((rank, why(rank)?))).collect()
+    }
+
+    /// Far beyond what any step takes: a machine that is slow for everyone is no reason for a new epoch.
+    fn all_hang(&self, cx: &Cx<'_, '_>) -> bool {
+        let limit = 2 * cx.limits().checkpoint();
+        self.by_rank.iter().all(|a| a.waits_for.is_empty() && a.is_stuck(cx.now(), limit))
+    }
+
+    /// Since the newest change of anybody's operation.
+    fn stalled_for(&self, now: Duration) -> Duration {
+        let newest = self.by_rank.iter().map(|a| a.since).max().unwrap_or(now);
+        now.saturating_sub(newest)
+    }
+}
+
+fn in_words(ranks: &[usize]) -> String {
+    let named: Vec<String> = ranks.iter().take(MAX_NAMED).map(usize::to_string).collect();
+    let more = if ranks.len() > MAX_NAMED { format!(" and {} more", ranks.len() - MAX_NAMED) } else { String::new() };
+    format!("ranks {}{more}", named.join(", "))
+}
+
+/// What a rank said last that it does.
+#[derive(Debug, Clone, Default)]
+struct Activity {
+    operation: String,
+    /// It said so first.
+    since: Duration,
+    waits_for: Vec<usize>,
+    /// Of that operation.
+    progress: u64,
+}
+
+impl Activity {
+    fn update(&mut self, message: &proto::Heartbeat, now: Duration) {
+        if self.operation != message.operation || self.progress != message.progress {
+            self.operation.clone_from(&message.operation);
+            self.progress = message.progress;
+            self.since = now;
+        }
+        self.waits_for = message.waits_for.iter().map(|r| *r as usize).collect();
+    }
+
+    /// Who has not said in this epoch what it does may do anything.
+    fn is_stuck(&self, now: Duration, limit: Duration) -> bool {
+        !self.operation.is_empty() && now >= self.since + limit
+    }
+
+    fn standing(&self, now: Duration, limit: Duration) -> hang::Standing {
+        hang::Standing { waits_for: self.waits_for.clone(), is_stuck: self.is_stuck(now, limit) }
+    }
+}

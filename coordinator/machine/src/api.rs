@@ -1,0 +1,205 @@
+//! What goes into the machine and comes out of it.
+
+use std::collections::BTreeSet;
+
+use super::record::{Event, FORMAT, Record};
+use toroid_proto as proto;
+use toroid_proto::StepRecord;
+use toroid_torus::ids::{JobId, Step, WorkerId};
+use toroid_torus::job::JobError;
+use toroid_torus::owner::OwnerId;
+
+/// A worker's stream; the driver never uses a number twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StreamId(pub u64);
+
+/// A user's request that waits for its reply; the driver never uses a number twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+/// Names of jobs and workers are what users gave: there need not be such.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// `owner` is random: the job's own for life.
+    Submit {
+        request: RequestId,
+        toml: String,
+        owner: OwnerId,
+    },
+    Cancel {
+        request: RequestId,
+        job: String,
+    },
+    Checkpoint {
+        request: RequestId,
+        job: String,
+    },
+    /// A job that waits for a checkpoint that can be read tries again, or begins from scratch.
+    Resume {
+        request: RequestId,
+        job: String,
+        from_scratch: bool,
+    },
+    /// The worker is to have no place any more.
+    Drain {
+        request: RequestId,
+        worker: String,
+    },
+    /// The worker is not to be put aside any longer.
+    Readmit {
+        request: RequestId,
+        worker: String,
+    },
+    /// From a worker. The first on a stream must be `Register`.
+    Message {
+        stream: StreamId,
+        body: Box<proto::worker_message::Body>,
+    },
+    /// The stream ended, by whomever. After [`Output::Close`] it need not be said.
+    Closed {
+        stream: StreamId,
+        reason: String,
+    },
+    /// A job that has ended is not to be kept any longer.
+    Remove {
+        request: RequestId,
+        job: String,
+    },
+    /// Folders that are in the jobs' folder: ids of new jobs are others.
+    Folders {
+        names: BTreeSet<String>,
+    },
+    /// Something happened to a job's files: it becomes an event.
+    Note {
+        job: JobId,
+        kind: &'static str,
+        text: String,
+    },
+    /// A job's files are such that it cannot go on.
+    Fault {
+        job: JobId,
+        reason: String,
+    },
+    /// The time of [`crate::Machine::poll_timeout`] came. Only this makes deadlines pass.
+    Tick,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    /// Make durable, all or nothing, before what follows is done.
+    Persist(Vec<Record>),
+    /// Make the job's folder and write its job file.
+    CreateFolder {
+        job: JobId,
+        toml: String,
+    },
+    /// Make durable before what follows is done.
+    AppendCurve {
+        job: JobId,
+        record: Box<StepRecord>,
+    },
+    /// Of these steps nobody has the figures any more: make rows durable that say so before what follows is done.
+    AppendGap {
+        job: JobId,
+        from_step: Step,
+        through_step: Step,
+    },
+    /// Drop the steps after `keep` from the curve.
+    CutCurve {
+        job: JobId,
+        keep: Step,
+    },
+    Send {
+        stream: StreamId,
+        message: Box<proto::CoordinatorMessage>,
+    },
+    Close {
+        stream: StreamId,
+        reason: String,
+    },
+    Reply {
+        request: RequestId,
+        reply: Result<Reply, RequestError>,
+    },
+    /// For the log; it is in the job's record as well.
+    Event {
+        job: JobId,
+        event: Event,
+    },
+    /// The job is not kept any longer: drop the records with these keys, all or none. Its folder stays.
+    Forget {
+        job: JobId,
+        keys: Vec<String>,
+        reason: String,
+    },
+    /// Whoever watches the job may want to look.
+    Changed {
+        job: JobId,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    Submitted {
+        job: JobId,
+    },
+    Cancelled {
+        job: JobId,
+    },
+    Checkpoint {
+        step: Step,
+    },
+    Resumed {
+        job: JobId,
+    },
+    /// `job` is empty where the worker was a spare, `replacement` where the move waits for another that is not healed yet.
+    Drained {
+        job: JobId,
+        replacement: WorkerId,
+    },
+    Removed {
+        job: JobId,
+        folder: String,
+    },
+    /// Why it was put aside.
+    Readmitted {
+        reason: String,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum RequestError {
+    #[error(transparent)]
+    Invalid(#[from] JobError),
+    #[error("there is no job `{job}`; {known}")]
+    UnknownJob { job: JobId, known: String },
+    #[error("no worker `{worker}` is connected; {known}")]
+    UnknownWorker { worker: WorkerId, known: String },
+    #[error(
+        "checkpoint.path = \"{path}\" is where {job} keeps its checkpoints, and it has not ended; give this job another folder, and to go \
+         on from a checkpoint of {job} name it with resume_from = \"{path}/step-<n>\""
+    )]
+    Folder { path: String, job: JobId },
+    #[error("`{worker}` is not put aside; {aside}")]
+    NotAside { worker: WorkerId, aside: String },
+    #[error(
+        "`{worker}` is not put aside, it was drained or computed wrongly: this process gets no place any more; start it again"
+    )]
+    Retired { worker: WorkerId },
+    #[error("{worker} cannot be drained: {reason}")]
+    Drain { worker: WorkerId, reason: String },
+    #[error("{job} cannot be {what}: it is {state} ({reason})")]
+    State { job: JobId, what: &'static str, state: &'static str, reason: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    #[error(
+        "the store has records of format {found}, this coordinator reads format {FORMAT}; start the version of Toroid that wrote them"
+    )]
+    Format { found: u32 },
+    #[error(
+        "the store has jobs but no meta record; it is damaged: restore it from a copy or start with another folder"
+    )]
+    NoMeta,
+}

@@ -1,0 +1,29 @@
+//! What a coordinator is started with.
+
+use std::time::Duration;
+
+use super::limits::Limits;
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Folder of the jobs' folders, as workers and users see it.
+    pub jobs_dir: String,
+    pub limits: Limits,
+    pub retention: Retention,
+    /// What workers must show; `None`: nothing.
+    pub join_token: Option<String>,
+}
+
+/// Jobs that have ended and are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    pub max_jobs: usize,
+    /// Since their end.
+    pub max_age: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Retention {
+        Retention { max_jobs: 1000, max_age: Duration::from_secs(90 * 24 * 3600) }
+    }
+}

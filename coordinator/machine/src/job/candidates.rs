@@ -1,0 +1,106 @@
+//! Who may take a place of a job, and in which order they are asked (T-11).
+
+use std::collections::BTreeMap;
+
+use toroid_proto as proto;
+use toroid_torus::placement::Candidate;
+
+use super::Job;
+use crate::facts::{hex, short};
+use crate::pool::{Pool, Worker};
+use crate::proof::{Proof, Stage};
+
+impl Job {
+    /// Spares that may take a place of this job, as many as are needed: first those that still hold state of it, then those that have
+    /// shown that they can fill one, and those that failed at it only where the others do not suffice.
+    pub fn candidates(&self, pool: &Pool, num_needed: usize) -> Vec<Candidate> {
+        let retained = self.retained(pool);
+        let rung = |w: &Worker| match self.standing_of(w) {
+            _ if self.fitness.is_avoided(&w.register.worker_id) => 3,
+            _ if retained.contains(w.register.worker_id.as_str()) => 0,
+            Fitness::Ready => 1,
+            Fitness::Proves | Fitness::Unknown | Fitness::Unfit => 2,
+        };
+        let mut rungs: [Vec<Candidate>; 4] = Default::default();
+        for worker in self.fit(pool) {
+            rungs[rung(worker)].push(worker.candidate());
+        }
+        let mut out: Vec<Candidate> = Vec::new();
+        for of_rung in rungs {
+            // Where all are alike the placement chooses.
+            let num = if out.is_empty() { usize::MAX } else { num_needed.saturating_sub(out.len()) };
+            out.extend(of_rung.into_iter().take(num));
+        }
+        out
+    }
+
+    /// Spares that may take a place of this job while all is well: nobody who has yet to show that it can fill one.
+    pub fn proven_candidates(&self, pool: &Pool, num_needed: usize) -> Vec<Candidate> {
+        let asks = pool.asks_for.as_ref() == Some(&self.core.record.id);
+        let is_unproven = |w: &Worker| match self.standing_of(w) {
+            Fitness::Proves => true,
+            // It is asked next.
+            Fitness::Unknown => asks,
+            Fitness::Ready | Fitness::Unfit => false,
+        };
+        let mut candidates = self.candidates(pool, num_needed);
+        let retained = self.retained(pool);
+        candidates.retain(|c| retained.contains(&c.worker) || !pool.get(&c.worker).is_some_and(is_unproven));
+        candidates
+    }
+
+    fn fit<'a>(&'a self, pool: &'a Pool) -> impl Iterator<Item = &'a Worker> {
+        let fingerprint = self.fingerprint(pool);
+        let computes_alike = move |f: &str| !self.core.record.spec.exact || fingerprint.as_deref() == Some(f);
+        let is_fit =
+            move |w: &&Worker| computes_alike(&w.register.fingerprint) && !self.fitness.is_unfit(&w.register.worker_id);
+        pool.spares().filter(is_fit)
+    }
+
+    /// The one fingerprint of an exact job: its own since it was placed, before that the one that most spares have.
+    fn fingerprint(&self, pool: &Pool) -> Option<String> {
+        if self.core.record.fingerprint.is_some() {
+            return self.core.record.fingerprint.clone();
+        }
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for worker in pool.spares() {
+            *counts.entry(&worker.register.fingerprint).or_default() += 1;
+        }
+        let best = counts.into_iter().max_by(|a, b| a.1.cmp(&b.1).then(b.0.cmp(a.0)));
+        best.map(|(fingerprint, _)| fingerprint.to_string())
+    }
+
+    /// Why the spare that answers cannot fill a place.
+    pub fn cannot_fill(&self, message: &proto::WarmedUp) -> Option<String> {
+        if !message.error.is_empty() {
+            return Some(format!("cannot fill a place: {}", message.error));
+        }
+        let known = &self.core.record.data.as_ref()?.digest;
+        let found = hex(&message.data_digest);
+        (found != *known).then(|| {
+            let (found, known) = (short(&found), short(known));
+            format!("does not see the same data as the job: it has {found}, the others {known}; give all of them the same files")
+        })
+    }
+
+    /// How far the spare has shown that it can fill a place of this job.
+    pub fn standing_of(&self, worker: &Worker) -> Fitness {
+        let id = &worker.register.worker_id;
+        match &worker.proof {
+            _ if self.fitness.is_unfit(id) => Fitness::Unfit,
+            Some(Proof { job, stage: Stage::Ready, .. }) if *job == self.core.record.id => Fitness::Ready,
+            Some(Proof { job, .. }) if *job == self.core.record.id => Fitness::Proves,
+            _ => Fitness::Unknown,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fitness {
+    Ready,
+    /// It is being asked.
+    Proves,
+    /// Nobody has asked it.
+    Unknown,
+    Unfit,
+}

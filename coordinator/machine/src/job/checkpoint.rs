@@ -1,0 +1,122 @@
+//! What the checkpoints of a job mean for the rest of it: see [`crate::checkpoints`].
+
+use super::Job;
+use crate::api::RequestId;
+use crate::checkpoints::{Failure, Outcome};
+use crate::context::Context;
+use crate::deadlines::Deadline;
+use crate::record::State;
+use toroid_proto as proto;
+use toroid_torus::ids::{Rank, Step};
+
+impl Job {
+    /// Names the steps that are to be saved and can be named now. `at_start`: nothing of this epoch is computed yet.
+    pub fn name_steps(&mut self, cx: &mut Context<'_>, at_start: bool) {
+        let leaving = self.would_lose_state(cx).then(|| self.leaving_in_words());
+        self.checkpoints.name_steps(&mut self.core.context(cx), at_start, leaving.as_deref());
+    }
+
+    /// A newer step is committed or recorded: what waited for it may go on.
+    pub fn checkpoints_advanced(&mut self, cx: &mut Context<'_>) {
+        self.checkpoints.committed_advanced(&mut self.core.context(cx));
+        self.name_steps(cx, false);
+    }
+
+    /// The worker of a place came back on another stream.
+    pub fn name_again(&mut self, cx: &mut Context<'_>, rank: Rank, committed: Step) {
+        self.checkpoints.name_again(&mut self.core.context(cx), rank, committed);
+        if rank == Rank::ZERO {
+            self.core.curve.forget_question();
+        }
+        self.checkpoints_advanced(cx);
+    }
+
+    pub fn request_checkpoint(&mut self, cx: &mut Context<'_>, request: RequestId) {
+        if !self.core.record.state.is_placed() {
+            return cx.out.reply(request, Err(self.refuse("checkpointed")));
+        }
+        self.checkpoints.request(request);
+        self.name_steps(cx, false);
+    }
+
+    /// Users who wait to hear of a step hear that none will be named.
+    pub fn refuse_requests(&mut self, cx: &mut Context<'_>) {
+        for request in self.checkpoints.take_requests() {
+            cx.out.reply(request, Err(self.refuse("checkpointed")));
+        }
+    }
+
+    pub fn shard_written(&mut self, cx: &mut Context<'_>, rank: Rank, message: proto::ShardWritten) {
+        let outcome = self.checkpoints.shard_written(&mut self.core.context(cx), rank, message);
+        self.act_on(cx, outcome);
+    }
+
+    pub fn manifest_published(&mut self, cx: &mut Context<'_>, message: proto::ManifestPublished) {
+        let step = Step::new(message.step);
+        let outcome = self.checkpoints.manifest_published(&mut self.core.context(cx), message);
+        if outcome == (Outcome::Published { halts: true }) {
+            return self.leave(cx, step);
+        }
+        self.act_on(cx, outcome);
+    }
+
+    pub fn steps_removed(&mut self, cx: &mut Context<'_>, message: proto::StepsRemoved) {
+        self.checkpoints.steps_removed(&mut self.core.context(cx), message);
+        self.name_steps(cx, false);
+        self.try_finish(cx);
+    }
+
+    pub fn checkpoint_missed(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::CheckpointMissed) {
+        self.advance(cx, rank, Step::new(message.committed_step));
+        let outcome = self.checkpoints.missed(&mut self.core.context(cx), rank, message);
+        self.act_on(cx, outcome);
+    }
+
+    fn act_on(&mut self, cx: &mut Context<'_>, outcome: Outcome) {
+        match outcome {
+            Outcome::Noted => {}
+            Outcome::NameMore => self.name_steps(cx, false),
+            Outcome::Failed { step, text } => self.checkpoint_failed(cx, step, &text),
+            Outcome::Published { .. } => {
+                self.name_steps(cx, false);
+                self.try_finish(cx);
+            }
+        }
+    }
+
+    /// Training goes on, and the newest good checkpoint stays.
+    fn checkpoint_failed(&mut self, cx: &mut Context<'_>, step: Step, text: &str) {
+        match self.checkpoints.failed(&mut self.core.context(cx), step, text) {
+            Failure::GoesOn => self.name_steps(cx, false),
+            Failure::TriesAgain => {
+                self.runs(cx);
+                self.name_steps(cx, false);
+            }
+            Failure::GivesUp(reason) => self.end(cx, State::Failed, &reason),
+        }
+    }
+
+    /// A deadline of the checkpoints has passed, in an epoch that was started.
+    pub fn checkpoint_passed(&mut self, cx: &mut Context<'_>, deadline: Deadline) {
+        match deadline {
+            Deadline::CheckpointInterval => {
+                self.checkpoints.interval_passed(&mut self.core.context(cx));
+                self.name_steps(cx, false);
+            }
+            Deadline::HaltAgain => {
+                let leaving = self.leaving_in_words();
+                self.checkpoints.halt_again(&mut self.core.context(cx), &leaving);
+            }
+            Deadline::LastStepAgain => self.name_steps(cx, false),
+            Deadline::Removals => {
+                self.checkpoints.removals_passed(&mut self.core.context(cx));
+                self.try_finish(cx);
+            }
+            Deadline::Checkpoint { step } => {
+                let outcome = self.checkpoints.overdue(&self.core.context(cx), step);
+                self.act_on(cx, outcome);
+            }
+            other => unreachable!("{other:?} is no deadline of checkpoints"),
+        }
+    }
+}

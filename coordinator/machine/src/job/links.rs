@@ -1,0 +1,85 @@
+//! Links between living workers of a job that are not there: told, weighed, and who goes for it (T-11).
+
+use super::Job;
+use super::failures::MAX_FAILURES;
+use crate::cause::Cause;
+use crate::context::Context;
+use crate::deadlines::Deadline;
+use crate::fitness::Until;
+use crate::reach::{Culprits, Fault, Report};
+use crate::record::SeenBy;
+use toroid_proto as proto;
+use toroid_torus::failpoint;
+use toroid_torus::ids::Rank;
+
+impl Job {
+    pub fn peer_lost(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::PeerLost) {
+        let fault = if message.damaged { Fault::Damaged } else { Fault::Lost };
+        self.link_missed(cx, rank, Rank::from(message.rank), fault, &message.error);
+    }
+
+    pub fn unreached(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::Unreached) {
+        for peer in &message.peers {
+            let fault = if peer.called { Fault::NotReached } else { Fault::NoCall };
+            self.link_missed(cx, rank, Rank::from(peer.rank), fault, &peer.reason);
+        }
+    }
+
+    fn link_missed(&mut self, cx: &mut Context<'_>, rank: Rank, peer: Rank, fault: Fault, error: &str) {
+        if peer.index() >= self.core.world()
+            || peer == rank
+            || !self.core.has_all_places()
+            || !self.core.epoch.is_started()
+        {
+            return;
+        }
+        let what = match fault {
+            Fault::NotReached => "does not reach",
+            Fault::NoCall => "is not called by",
+            Fault::Lost => "lost its link to",
+            Fault::Damaged => "had damaged frames from",
+        };
+        let text = format!("{} {what} {}: {error}", self.core.describe(rank), self.core.describe(peer));
+        let (by, of) = (self.core.record.worker_at(rank).cloned(), self.core.record.worker_at(peer).cloned());
+        let (Some(by), Some(of)) = (by, of) else { return };
+        self.reach.missed(&mut self.core.context(cx), Report { by, of, fault, text });
+    }
+
+    /// Both ends of what was reported are still connected.
+    pub fn links_passed(&mut self, cx: &mut Context<'_>) {
+        self.core.deadlines.clear(&Deadline::Links);
+        let fitness = &self.fitness;
+        let Culprits { workers: culprits, first } = self.reach.weigh(
+            |worker| fitness.is_new(worker),
+            |worker| fitness.is_new(worker) != failpoint!(BlameTheInnocent),
+            |worker| fitness.is_linked(worker),
+        );
+        let mut has_lost = false;
+        for (worker, text) in culprits {
+            let Some(rank) = self.core.record.rank_of(&worker) else { continue };
+            // An established worker gives way only to another.
+            if !self.fitness.is_new(&worker) && self.candidates(cx.pool, 1).is_empty() {
+                continue;
+            }
+            let why =
+                format!("has no link with others: {text}; look at the address that it is dialled at (--advertise)");
+            self.mark_unfit(cx, &worker, &why, Until::Retry);
+            self.lose(cx, rank, Cause::new(SeenBy::PeerReport, why));
+            has_lost = true;
+        }
+        if let Some(report) = first.filter(|_| !has_lost) {
+            self.begin_again_without(cx, &report);
+        }
+    }
+
+    /// Only the link is broken, as far as can be told.
+    fn begin_again_without(&mut self, cx: &mut Context<'_>, report: &Report) {
+        let text = format!("{}; both are alive", report.text);
+        let Some(rank) = self.core.record.rank_of(&report.of) else { return };
+        if self.count_failure(rank) >= MAX_FAILURES {
+            let reason = format!("links to rank {rank} broke {MAX_FAILURES} times without a new step: {text}");
+            return self.end(cx, crate::record::State::Failed, &reason);
+        }
+        self.begin_again(cx, SeenBy::PeerReport, text);
+    }
+}

@@ -1,0 +1,312 @@
+//! The machine as its driver sees it: jobs, the workers that are connected, and the order of what an input leads to.
+
+mod drain;
+mod retention;
+mod view;
+mod warm;
+mod workers;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use toroid_torus::failpoint;
+use toroid_torus::ids::JobId;
+use toroid_torus::job::{self as job_file, JobSpec};
+use toroid_torus::owner::OwnerId;
+
+use crate::api::{Input, Output, Reply, RequestError, RequestId, RestoreError};
+use crate::clock::Now;
+use crate::config::Config;
+use crate::context::{Context, Outbox};
+use crate::folders;
+use crate::job::Job;
+use crate::limits::Limits;
+use crate::pool::Pool;
+use crate::progress::StepSummary;
+use crate::record::{FORMAT, Incident, JobRecord, Meta, Record, SeenBy, State};
+
+#[derive(Debug)]
+pub struct Machine {
+    config: Config,
+    meta: Meta,
+    jobs: BTreeMap<JobId, Job>,
+    pool: Pool,
+    out: Outbox,
+    /// Messages that were not taken because of T-1.
+    num_stale: u64,
+    /// Number of the next question to a spare. Answers to those of a coordinator before this one are none of its numbers.
+    next_probe: u64,
+}
+
+impl Machine {
+    /// A machine that goes on from `records`. `curves` has the curve of each job, as far as it is durable; `entropy` becomes the
+    /// secret of a new store. The outputs are to be executed like those of an input.
+    pub fn restore(
+        config: Config,
+        records: Vec<Record>,
+        mut curves: BTreeMap<JobId, Vec<StepSummary>>,
+        entropy: [u8; 32],
+        now: Now,
+    ) -> Result<(Machine, Vec<Output>), RestoreError> {
+        let mut meta = None;
+        let mut jobs: Vec<JobRecord> = Vec::new();
+        let mut incidents: BTreeMap<JobId, Vec<Incident>> = BTreeMap::new();
+        for record in records {
+            match record {
+                Record::Meta(found) if found.format != FORMAT => {
+                    return Err(RestoreError::Format { found: found.format });
+                }
+                Record::Meta(found) => meta = Some(found),
+                Record::Job(job) => jobs.push(*job),
+                Record::Incident(incident) => incidents.entry(incident.job.clone()).or_default().push(*incident),
+            }
+        }
+        let mut out = Outbox::default();
+        if meta.is_none() && !jobs.is_empty() {
+            return Err(RestoreError::NoMeta);
+        }
+        let meta = meta.unwrap_or_else(|| {
+            out.dirty_meta = true;
+            Meta { format: FORMAT, secret: entropy, num_jobs: BTreeMap::new(), retired: BTreeMap::new() }
+        });
+        let pool = Pool::restore(meta.retired.clone());
+        let mut machine =
+            Machine { config, meta, jobs: BTreeMap::new(), pool, out, num_stale: 0, next_probe: first_probe(now) };
+        for record in jobs {
+            let id = record.id.clone();
+            let steps = curves.remove(&id).unwrap_or_default();
+            let (_, mut context) = machine.split(now);
+            let job = Job::restore(record, incidents.remove(&id).unwrap_or_default(), steps, &mut context);
+            machine.jobs.insert(id, job);
+        }
+        let outputs = machine.settle(now);
+        Ok((machine, outputs))
+    }
+
+    /// Handles one input. Time never goes back.
+    pub fn handle(&mut self, input: Input, now: Now) -> Vec<Output> {
+        match input {
+            Input::Submit { request, toml, owner } => self.submit(request, &toml, owner, now),
+            Input::Cancel { request, job } => self.cancel(request, &job, now),
+            Input::Checkpoint { request, job } => self.request_checkpoint(request, &job, now),
+            Input::Resume { request, job, from_scratch } => self.resume_job(request, &job, from_scratch, now),
+            Input::Drain { request, worker } => self.drain(request, &worker, now),
+            Input::Remove { request, job } => self.remove(request, &job),
+            Input::Folders { names } => self.skip_folders(&names),
+            Input::Note { .. } | Input::Fault { .. } => self.note(input, now),
+            Input::Readmit { request, worker } => self.readmit(request, &worker),
+            Input::Message { stream, body } => self.message(stream, *body, now),
+            Input::Closed { stream, reason } => self.disconnected(stream, SeenBy::StreamClosed, &reason, now),
+            Input::Tick => self.tick(now),
+        }
+        self.settle(now)
+    }
+
+    pub fn limits(&self) -> Limits {
+        self.config.limits
+    }
+
+    /// When the next deadline passes, by [`Now::monotonic`]; `None` while nothing is waited for.
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        self.jobs.values().filter_map(Job::poll_timeout).chain(self.pool.poll_timeout()).min()
+    }
+
+    /// Messages of older epochs, or from workers without that place, that were dropped (T-1).
+    pub fn num_stale(&self) -> u64 {
+        self.num_stale
+    }
+
+    pub fn record(&self, job: &str) -> Option<&JobRecord> {
+        self.jobs.get(job).map(|j| j.record())
+    }
+
+    pub fn jobs(&self) -> impl Iterator<Item = &JobRecord> {
+        self.jobs.values().map(|j| j.record())
+    }
+
+    /// The error for a job that is not there.
+    pub fn unknown(&self, job: &str) -> RequestError {
+        const MAX_NAMED: usize = 10;
+        let mut ids: Vec<(u64, &str)> = self.jobs().map(|j| (j.number, j.id.as_str())).collect();
+        ids.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
+        let named: Vec<&str> = ids.iter().take(MAX_NAMED).map(|(_, id)| *id).collect();
+        let known = match ids.len() {
+            0 => "no job was submitted yet".into(),
+            n if n > MAX_NAMED => format!("the newest of {n} are {}", named.join(", ")),
+            _ => format!("there are {}", named.join(", ")),
+        };
+        RequestError::UnknownJob { job: job.into(), known }
+    }
+
+    fn split(&mut self, now: Now) -> (&mut BTreeMap<JobId, Job>, Context<'_>) {
+        let Machine { config, meta, jobs, pool, out, .. } = self;
+        (jobs, Context { pool, out, config, secret: &meta.secret, now })
+    }
+
+    fn submit(&mut self, request: RequestId, toml: &str, owner: OwnerId, now: Now) {
+        let spec = match job_file::parse(toml) {
+            Ok(spec) => spec,
+            Err(error) => return self.out.reply(request, Err(error.into())),
+        };
+        if let Some(other) = self.keeper_of(&spec) {
+            let path = spec.checkpoint.path.unwrap_or_default();
+            return self.out.reply(request, Err(RequestError::Folder { path, job: other.id.clone() }));
+        }
+        let slug = slug(&spec.name);
+        let count = self.meta.num_jobs.entry(slug.clone()).or_insert(0);
+        *count += 1;
+        let id = JobId::from(format!("{slug}-{count}"));
+        let number = self.meta.num_jobs.values().sum();
+        self.out.dirty_meta = true;
+        self.out.unsettled = true;
+        self.out.effects.push(Output::CreateFolder { job: id.clone(), toml: spec.to_toml() });
+        let (jobs, mut context) = self.split(now);
+        let job = Job::submit(id.clone(), number, owner, spec, &mut context);
+        jobs.insert(id.clone(), job);
+        self.out.reply(request, Ok(Reply::Submitted { job: id }));
+    }
+
+    /// The job that has not ended and keeps its checkpoints where `spec` wants to keep its own (T-10). What ended jobs have left, and what other
+    /// coordinators do, shows in the folder.
+    fn keeper_of(&self, spec: &JobSpec) -> Option<&JobRecord> {
+        let wanted = folders::folder_of(spec.checkpoint.path.as_deref()?);
+        let has_it =
+            |job: &&JobRecord| folders::folder_of(&folders::checkpoint_root(job, &self.config.jobs_dir)) == wanted;
+        self.jobs().filter(|job| !job.state.is_ended()).find(has_it)
+    }
+
+    fn cancel(&mut self, request: RequestId, id: &str, now: Now) {
+        let (jobs, mut context) = self.split(now);
+        let Some(job) = jobs.get_mut(id) else {
+            let error = self.unknown(id);
+            return self.out.reply(request, Err(error));
+        };
+        let reply = match job.record().state {
+            State::Cancelled => Ok(Reply::Cancelled { job: id.into() }),
+            state if state.is_ended() => Err(job.refuse("cancelled")),
+            _ => {
+                job.end(&mut context, State::Cancelled, "cancelled by a user");
+                Ok(Reply::Cancelled { job: id.into() })
+            }
+        };
+        self.out.reply(request, reply);
+    }
+
+    fn request_checkpoint(&mut self, request: RequestId, id: &str, now: Now) {
+        let (jobs, mut context) = self.split(now);
+        match jobs.get_mut(id) {
+            Some(job) => job.request_checkpoint(&mut context, request),
+            None => {
+                let error = self.unknown(id);
+                self.out.reply(request, Err(error));
+            }
+        }
+    }
+
+    /// Workers have places in jobs.
+    pub fn is_training(&self) -> bool {
+        self.jobs.values().any(|job| job.record().places.iter().any(Option::is_some))
+    }
+
+    /// Workers that were asked to end have their places yet: without a coordinator what they hold is neither moved nor saved.
+    pub fn is_being_left(&self) -> bool {
+        self.jobs.values().any(|job| !job.leaving().is_empty())
+    }
+
+    pub(crate) fn resume_job(&mut self, request: RequestId, id: &str, from_scratch: bool, now: Now) {
+        let (jobs, mut cx) = self.split(now);
+        let reply = match jobs.get_mut(id) {
+            None => Err(self.unknown(id)),
+            Some(job) if job.record().hold.is_none() => Err(job.refuse("resumed")),
+            Some(job) => {
+                match from_scratch {
+                    true => job.give_up_checkpoints(&mut cx),
+                    false => job.try_again(&mut cx, "a user asked for it", |_| true),
+                }
+                Ok(Reply::Resumed { job: id.into() })
+            }
+        };
+        self.out.reply(request, reply);
+    }
+
+    /// A worker that comes may see what the others do not.
+    pub(crate) fn try_unreadable_again(&mut self, worker: &str, now: Now) {
+        let (jobs, mut cx) = self.split(now);
+        for job in jobs.values_mut().filter(|job| job.record().hold.is_some()) {
+            if job.record().unusable.values().any(|u| !u.is_damaged) {
+                job.try_again(&mut cx, &format!("{worker} has come"), |unusable| !unusable.is_damaged);
+            }
+        }
+    }
+
+    /// Fills places where that has become possible, and puts the outputs into their order.
+    fn settle(&mut self, now: Now) -> Vec<Output> {
+        let is_unsettled = self.out.unsettled;
+        while std::mem::take(&mut self.out.unsettled) {
+            self.schedule(now);
+        }
+        if is_unsettled {
+            self.warm_spares(now);
+            self.forget_old(now);
+        }
+        let mut out = std::mem::take(&mut self.out);
+        if self.meta.retired != *self.pool.retired() {
+            self.meta.retired.clone_from(self.pool.retired());
+            out.dirty_meta = true;
+        }
+        for id in &out.dirty {
+            if let Some(job) = self.jobs.get_mut(id) {
+                job.advance_stopwatch(now);
+            }
+        }
+        let mut records = Vec::new();
+        if out.dirty_meta {
+            records.push(Record::Meta(self.meta.clone()));
+        }
+        records.extend(out.dirty.iter().map(|id| Record::Job(Box::new(self.jobs[id].record().clone()))));
+        let incident = |(job, number): &(JobId, u64)| self.jobs[job].incidents().stored(*number, now);
+        let incidents = out.dirty_incidents.iter().filter_map(incident);
+        records.extend(incidents.map(|i| Record::Incident(Box::new(i))));
+        let persist = (!records.is_empty()).then_some(Output::Persist(records));
+        let changed = out.changed.into_iter().map(|job| Output::Changed { job });
+        if failpoint!(SendBeforePersist) {
+            return out.effects.into_iter().chain(persist).collect();
+        }
+        persist.into_iter().chain(out.effects).chain(changed).collect()
+    }
+
+    /// First come, first served: jobs that have lost places before those that have none yet, and nobody is overtaken.
+    fn schedule(&mut self, now: Now) {
+        self.pool.asks_for = self.oldest_placed().map(|job| job.record().id.clone());
+        let (jobs, mut context) = self.split(now);
+        let mut order: Vec<&mut Job> = jobs.values_mut().filter(|j| !j.record().state.is_ended()).collect();
+        order.sort_by_key(|j| (!j.record().state.is_placed(), j.record().number));
+        let mut first_waiting: Option<JobId> = None;
+        for job in order {
+            job.mark_hidden(&mut context);
+            match &first_waiting {
+                _ if job.record().state.is_placed() => job.recover(&mut context),
+                // Nobody waits behind what only a user can end.
+                _ if job.record().hold.is_some() => {}
+                Some(first) => job.queue_behind(&mut context, first),
+                None if job.place(&mut context) => {}
+                None => first_waiting = Some(job.record().id.clone()),
+            }
+        }
+    }
+}
+
+fn first_probe(now: Now) -> u64 {
+    u64::try_from(now.unix_ms).unwrap_or(0) << 16
+}
+
+/// The name of a job as it stands in its id: short, lower case, safe as a folder's name.
+fn slug(name: &str) -> String {
+    const MAX_CHARS: usize = 40;
+    let safe = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c.to_ascii_lowercase() } else { '-' };
+    let slug: String = name.chars().take(MAX_CHARS).map(safe).collect();
+    match slug.trim_matches('-') {
+        "" => "job".into(),
+        slug => slug.into(),
+    }
+}
