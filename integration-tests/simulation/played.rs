@@ -198,7 +198,7 @@ impl System for Stage {
                 "prepare" => 200 * MS,
                 _ => 0,
             };
-            let is_hung = point != "idle" && env.hangs.remove(&pid);
+            let is_hung = env.hangs.remove(&pid);
             if is_hung { None } else { Some(if busy > 0 { env.net.random.below(busy) } else { 0 }) }
         });
         match time {

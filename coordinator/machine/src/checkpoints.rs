@@ -59,6 +59,8 @@ pub(crate) struct Checkpoints {
     doublings: u32,
     /// No step is made beyond this one in this epoch.
     halt: Option<Step>,
+    /// Who neither wrote the last step's shard in time nor said why, the last time that it was asked for.
+    silent: BTreeSet<Rank>,
     /// Removals that rank 0 was told of with a publishing and has not answered, by the step that it publishes.
     removing: BTreeMap<Step, Vec<Step>>,
 }
@@ -105,8 +107,8 @@ pub(crate) enum Outcome {
     Noted,
     /// Other steps may be named now.
     NameMore,
-    /// A step will not be saved, for this reason: [`Checkpoints::failed`] is next.
-    Failed { step: Step, text: String },
+    /// A step will not be saved, for this reason: [`Checkpoints::failed`] is next. `hang`: these were asked twice and did nothing.
+    Failed { step: Step, text: String, hang: Vec<Rank> },
     /// It is published and recorded. `halts`: no step is made beyond it, and whoever is to end may.
     Published { halts: bool },
 }
@@ -345,7 +347,7 @@ impl Checkpoints {
                 format!("{} described its shard in a way that cannot be read: {error}", cx.describe(rank))
             }
         };
-        Outcome::Failed { step, text }
+        Outcome::Failed { step, text, hang: Vec::new() }
     }
 
     /// All shards are durable, and so is the curve up to here: the manifest may be written.
@@ -406,7 +408,7 @@ impl Checkpoints {
             self.stop_removing(cx, step);
             cx.edit().pending.entry(step).and_modify(|p| p.publishing = false);
             let text = format!("{} could not publish the manifest: {}", cx.describe(Rank::ZERO), message.error);
-            return Outcome::Failed { step, text };
+            return Outcome::Failed { step, text, hang: Vec::new() };
         }
         let pending = self.forget(cx, step).unwrap_or_default();
         let (epoch, unix_ms) = (cx.record.epoch, cx.moment().unix_ms);
@@ -461,11 +463,12 @@ impl Checkpoints {
     // ------------------------------------------------------------------------------------------------- what comes to nothing
 
     pub fn missed(&mut self, cx: &mut Cx<'_, '_>, rank: Rank, message: &proto::CheckpointMissed) -> Outcome {
+        self.silent.remove(&rank);
         let step = Step::new(message.step);
         let Some(pending) = cx.record.pending.get(&step).cloned() else { return Outcome::Noted };
         if !message.error.is_empty() {
             let text = format!("{} could not write its shard: {}", cx.describe(rank), message.error);
-            return Outcome::Failed { step, text };
+            return Outcome::Failed { step, text, hang: Vec::new() };
         }
         // Its shard came: it has only been asked twice.
         let is_written = self.pending.get(&step).is_some_and(|p| p.shards.contains_key(&rank));
@@ -567,6 +570,7 @@ impl Checkpoints {
             named.iter().find(|(_, p)| p.why == Why::Steps).map(|(step, _)| step.previous().unwrap_or_default());
         *fields.named_to = first.unwrap_or(*fields.named_to).min(*fields.named_to);
         self.pending.clear();
+        self.silent.clear();
         self.halt = None;
         // Its orders reach no file of the next epoch (T-1).
         self.removing.clear();
@@ -618,8 +622,9 @@ impl Checkpoints {
         self.removing.clear();
     }
 
-    /// The time to write and publish this step is over.
-    pub fn overdue(&self, cx: &Cx<'_, '_>, step: Step) -> Outcome {
+    /// The time to write and publish this step is over. Nobody notices otherwise who hangs once all steps are made: who was asked for the
+    /// last step's shard twice and said nothing is to be replaced. A trainer whose disk is slow says so when it is asked again.
+    pub fn overdue(&mut self, cx: &Cx<'_, '_>, step: Step) -> Outcome {
         const MAX_NAMED: usize = 8;
         if !cx.record.pending.contains_key(&step) {
             return Outcome::Noted;
@@ -627,10 +632,9 @@ impl Checkpoints {
         let limit = cx.limits().checkpoint().as_secs_f64();
         let pending = self.pending.get(&step);
         let shards = pending.map(|p| &p.shards);
-        let missing: Vec<String> = Rank::all(cx.world())
-            .filter(|rank| shards.is_some_and(|s| !s.contains_key(rank)))
-            .map(|rank| rank.to_string())
-            .collect();
+        let is_missing = |rank: &Rank| shards.is_some_and(|s| !s.contains_key(rank));
+        let silent: BTreeSet<Rank> = Rank::all(cx.world()).filter(is_missing).collect();
+        let missing: Vec<String> = silent.iter().map(Rank::to_string).collect();
         let text = match missing.len() {
             0 if pending.is_some_and(|p| !p.is_publish_sent) => {
                 format!("the figures of the steps up to it did not all come within {limit} s")
@@ -639,7 +643,12 @@ impl Checkpoints {
             n if n <= MAX_NAMED => format!("no shard came within {limit} s from ranks {}", missing.join(", ")),
             n => format!("no shard came within {limit} s from {n} ranks, the first is {}", missing[0]),
         };
-        Outcome::Failed { step, text }
+        let before = std::mem::take(&mut self.silent);
+        let hang = before.intersection(&silent).copied().collect();
+        if step == cx.total() {
+            self.silent = silent;
+        }
+        Outcome::Failed { step, text, hang }
     }
 }
 

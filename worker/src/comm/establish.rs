@@ -841,5 +841,7 @@ fn connect(address: &SocketAddr) -> std::io::Result<TcpStream> {
 
 pub(super) fn nonce() -> Result<Nonce, CommError> {
     let mut nonce = [0; 32];
-    system::fill_random(&mut nonce).map(|()| nonce).map_err(|e| CommError::io("read the system's random source for a link's handshake", e))
+    system::fill_random(&mut nonce)
+        .map(|()| nonce)
+        .map_err(|e| CommError::io("read the system's random source for a link's handshake", e))
 }

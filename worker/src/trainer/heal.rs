@@ -14,16 +14,16 @@ use std::sync::Arc;
 
 use bytemuck::{cast_slice, cast_slice_mut};
 use toroid_session::{Assignment, Event, HealPlan};
-use toroid_torus::digest::{DIGEST_BYTES, Digest};
 use toroid_torus::cursor::Cursor;
+use toroid_torus::digest::{DIGEST_BYTES, Digest};
 use toroid_torus::failpoint;
 use toroid_torus::holders::{backup_of, guarded_by};
 use toroid_torus::job::JobSpec;
 
 use super::evaluate::Validations;
 use super::history::History;
-use super::replay::Kept;
 use super::holders::Holders;
+use super::replay::Kept;
 use super::step::Totals;
 use super::{Deed, Emit, Job, Shared, StepError};
 use crate::comm::{Channel, Links, Transfer, global_sum};

@@ -2,10 +2,11 @@
 
 use super::Job;
 use crate::api::RequestId;
+use crate::cause::Cause;
 use crate::checkpoints::{Failure, Outcome};
 use crate::context::Context;
 use crate::deadlines::Deadline;
-use crate::record::State;
+use crate::record::{SeenBy, State};
 use toroid_proto as proto;
 use toroid_torus::ids::{Rank, Step};
 
@@ -76,7 +77,14 @@ impl Job {
         match outcome {
             Outcome::Noted => {}
             Outcome::NameMore => self.name_steps(cx, false),
-            Outcome::Failed { step, text } => self.checkpoint_failed(cx, step, &text),
+            Outcome::Failed { step, text, hang } => {
+                self.checkpoint_failed(cx, step, &text);
+                for rank in hang {
+                    let why =
+                        "hangs: it was asked twice for its shard of the last step, and neither wrote it nor said why";
+                    self.lose(cx, rank, Cause::new(SeenBy::WaitsFor, why));
+                }
+            }
             Outcome::Published { .. } => {
                 self.name_steps(cx, false);
                 self.try_finish(cx);

@@ -441,6 +441,27 @@ fn shards_that_never_come_are_named_and_training_goes_on() {
     assert_eq!((steps_saved(&world, &job), world.record(&job).state), (vec![4], State::Running));
 }
 
+/// Nobody waits for it in a step any more, so no hang is seen: found by the simulation (its trainer hung after its last step).
+#[test]
+fn who_never_answers_for_the_last_step_is_replaced() {
+    let (mut world, job) = running(2, "");
+    world.join("c");
+    world.settle();
+    world.worker("b").writes_nothing = true;
+    world.step(&job);
+    world.step(&job);
+    for _ in 0..3 {
+        world.settle();
+        world.pass(LIMITS.checkpoint());
+        world.settle();
+    }
+    let lost = "b (rank 1) hangs: it was asked twice for its shard of the last step";
+    assert!(world.has_event(&job, "worker.lost", lost), "{:#?}", world.record(&job).events);
+    world.step(&job);
+    world.settle();
+    assert_eq!((steps_saved(&world, &job), world.record(&job).state), (vec![2], State::Done));
+}
+
 #[test]
 fn a_shard_that_makes_no_sense_is_a_failed_write() {
     let (mut world, job) = running(100, "checkpoint.interval_steps = 2");

@@ -85,6 +85,8 @@ pub struct Worker {
     pub is_blind: bool,
     /// What writing a shard or a manifest ends with; `None`: success.
     pub write_error: Option<String>,
+    /// It neither writes a shard nor says why.
+    pub writes_nothing: bool,
     /// Steps that it remembers.
     pub num_sums: usize,
     /// Jobs and ranks.
@@ -126,6 +128,7 @@ impl Worker {
             damaged: BTreeSet::new(),
             is_blind: false,
             write_error: None,
+            writes_nothing: false,
             num_sums: 10_000,
             told_to_warm_up: Vec::new(),
         }
@@ -461,6 +464,9 @@ impl Worker {
     }
 
     fn write(&mut self, step: u64, disk: &mut Disk) {
+        if self.writes_nothing {
+            return;
+        }
         if let Some(error) = self.write_error.clone() {
             return self.missed(step, error);
         }
