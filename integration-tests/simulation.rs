@@ -1,8 +1,8 @@
 //! The whole protocol under simulation, see the crate `toroid-simulation`.
 
+use toroid_simulation::{End, NUM_SEEDS, Outcome, replay, run_seeds, simulate, variable};
 #[cfg(feature = "failpoint")]
 use toroid_torus::failpoint::Failpoint;
-use toroid_simulation::{End, NUM_SEEDS, Outcome, replay, run_seeds, simulate, variable};
 
 #[cfg(not(feature = "failpoint"))]
 #[test]

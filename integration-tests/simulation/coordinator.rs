@@ -21,10 +21,10 @@ use toroid_proto as proto;
 use toroid_proto::StepRecord;
 use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
+use toroid_session::HeldAs;
 use toroid_torus::geometry::Shape;
 use toroid_torus::owner::OwnerId;
 use toroid_torus::resplit::num_lost;
-use toroid_session::HeldAs;
 
 use crate::network::{AtCoordinator, AtWorker, Event, Micros, Pid, SECOND};
 use crate::worker::{Held, Worker, id_of, pid_of};
@@ -295,10 +295,11 @@ impl World {
         let mut others = self.env.was_unable.iter().chain(&self.env.was_apart);
         let names_another = others.any(|pid| named.contains(&id_of(*pid).as_str()));
         let floor = self.record(job).map_or(0, |r| r.restore_step.max(r.start_step));
-        let has_made_steps = self.workers.get(&pid).and_then(|w| w.held.as_ref()).is_some_and(|held| held.committed > floor);
-        self.env
-            .truth
-            .check(names_another && (!has_made_steps || self.env.was_apart.contains(&pid)), || format!("T-11: {} is innocent: {text}", event.worker));
+        let has_made_steps =
+            self.workers.get(&pid).and_then(|w| w.held.as_ref()).is_some_and(|held| held.committed > floor);
+        self.env.truth.check(names_another && (!has_made_steps || self.env.was_apart.contains(&pid)), || {
+            format!("T-11: {} is innocent: {text}", event.worker)
+        });
     }
 
     fn append(&mut self, job: &str, record: StepRecord) {
@@ -455,8 +456,7 @@ impl World {
             let held = self.workers.get(&pid_of(worker)).and_then(|w| w.held.as_ref()).filter(|h| h.job == record.id);
             held.into_iter().flat_map(|h| h.as_places.iter().map(move |as_place| (h, as_place))).collect::<Vec<_>>()
         };
-        let held: Vec<(&Held, &HeldAs)> =
-            record.places.iter().flatten().filter(had_state).flat_map(states).collect();
+        let held: Vec<(&Held, &HeldAs)> = record.places.iter().flatten().filter(had_state).flat_map(states).collect();
         let is_whole = |way: Shape| {
             let of_way = || held.iter().filter(|(_, as_place)| as_place.shape == way);
             let high = of_way().map(|(h, _)| h.committed).max().unwrap_or(0);
@@ -524,7 +524,8 @@ impl World {
         let trains = |r: &&JobRecord| {
             r.places.iter().all(|w| {
                 let worker = w.as_deref().and_then(|w| self.workers.get(&pid_of(w)));
-                let trains = |w: &Worker| w.trains.as_ref().is_some_and(|(job, epoch)| (job, *epoch) == (&r.id, r.epoch));
+                let trains =
+                    |w: &Worker| w.trains.as_ref().is_some_and(|(job, epoch)| (job, *epoch) == (&r.id, r.epoch));
                 worker.is_some_and(|w| w.backlog.is_none() && !w.threads.is_hung && trains(w))
             })
         };

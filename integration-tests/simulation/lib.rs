@@ -126,4 +126,3 @@ pub fn run_seeds(num: u64) -> Tally {
     }
     total
 }
-

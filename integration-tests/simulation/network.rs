@@ -34,18 +34,36 @@ pub type Pid = usize;
 #[derive(Debug)]
 pub enum Event {
     AtCoordinator(AtCoordinator),
-    AtWorker { pid: Pid, what: AtWorker },
+    AtWorker {
+        pid: Pid,
+        what: AtWorker,
+    },
     CoordinatorStarts,
     CoordinatorContinues,
-    WorkerContinues { pid: Pid },
-    WorkerStarts { host: String },
-    WorkerEnds { pid: Pid },
+    WorkerContinues {
+        pid: Pid,
+    },
+    WorkerStarts {
+        host: String,
+    },
+    WorkerEnds {
+        pid: Pid,
+    },
     /// A call comes to the called.
-    LinkCalls { id: u64 },
+    LinkCalls {
+        id: u64,
+    },
     /// Bytes come to the reader.
-    LinkArrives { id: u64, writer: usize },
+    LinkArrives {
+        id: u64,
+        writer: usize,
+    },
     /// The reader hears that no more will come.
-    LinkEnds { id: u64, writer: usize, how: End },
+    LinkEnds {
+        id: u64,
+        writer: usize,
+        how: End,
+    },
 }
 
 #[derive(Debug)]

@@ -10,13 +10,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
+use toroid_session::{Assignment, HeldAs};
 use toroid_torus::geometry::Shape;
 use toroid_torus::holders;
 use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::Kind;
 use toroid_torus::partition::partition;
 use toroid_worker::optim::HostShard;
-use toroid_session::{Assignment, HeldAs};
 use toroid_worker::trainer::{Deed, Observer, Shown};
 
 use crate::disk::Disk;

@@ -332,7 +332,10 @@ impl World {
         let epoch = record.epoch;
         let workers = record.places.iter().flatten().filter_map(|w| self.workers.get(&crate::worker::pid_of(w)));
         let trains = |w: &&Worker| w.trains.as_ref().is_some_and(|(job, of)| job == id && *of == epoch);
-        let held = workers.filter(trains).filter_map(|w| w.held.as_ref()).filter(|h| h.job == *id && h.epoch == epoch && h.is_current);
+        let held = workers
+            .filter(trains)
+            .filter_map(|w| w.held.as_ref())
+            .filter(|h| h.job == *id && h.epoch == epoch && h.is_current);
         let steps: Vec<u64> = held.map(|h| h.committed).collect();
         let (low, high) = (steps.iter().min(), steps.iter().max());
         let holds = low.zip(high).is_none_or(|(low, high)| high - low <= 1);

@@ -56,9 +56,5 @@ impl<D: Device + Clone> Job<D> {
 
 fn read<D: Device>(device: &D, shard: &Shard<D>) -> HostShard {
     let values = |buf: &D::Buf| device.with_host(buf.all(), <[f32]>::to_vec);
-    HostShard {
-        param: values(&shard.param),
-        exp_avg: values(&shard.exp_avg),
-        exp_avg_sq: values(&shard.exp_avg_sq),
-    }
+    HostShard { param: values(&shard.param), exp_avg: values(&shard.exp_avg), exp_avg_sq: values(&shard.exp_avg_sq) }
 }

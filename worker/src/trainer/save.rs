@@ -98,7 +98,9 @@ impl Lane {
         }
         let (sender, orders) = sync_channel(MAX_ORDERS);
         let open = Arc::clone(&self.open);
-        std::thread::Builder::new().name(self.name.into()).spawn(move || orders.iter().for_each(|order| work(order, &open)))?;
+        std::thread::Builder::new()
+            .name(self.name.into())
+            .spawn(move || orders.iter().for_each(|order| work(order, &open)))?;
         self.orders = Some(sender.clone());
         Ok(sender)
     }
