@@ -67,7 +67,7 @@ struct Task {
 pub struct Threads {
     tasks: BTreeMap<Thread, Task>,
     /// What a thread is to do after what it does.
-    orders: BTreeMap<Thread, VecDeque<Box<dyn FnOnce() + Send>>>,
+    orders: BTreeMap<Thread, VecDeque<Work>>,
     num_waits: u64,
     /// The trainer does nothing any more.
     pub is_hung: bool,
@@ -77,6 +77,9 @@ pub struct Threads {
     pub point: String,
 }
 
+/// What a thread is to do.
+type Work = Box<dyn FnOnce() + Send>;
+
 /// What coroutines and the event loop see of each other.
 #[derive(Default)]
 pub struct Stage {
@@ -85,7 +88,7 @@ pub struct Stage {
     current: Cell<Option<(Pid, Thread)>>,
     yielder: Cell<Option<*const Yielder<(), Wait>>>,
     is_dying: Cell<bool>,
-    ordered: RefCell<Vec<(Thread, Box<dyn FnOnce() + Send>)>>,
+    ordered: RefCell<Vec<(Thread, Work)>>,
     point: RefCell<Option<String>>,
     origin: Cell<Option<Instant>>,
 }

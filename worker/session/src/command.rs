@@ -5,7 +5,7 @@ use toroid_torus::manifest::ShardFile;
 use crate::{HealPlan, WarmUp};
 
 /// An order to the trainer. A place to prepare is none of these: whoever owns the trainer sends the fence of its job with it
-/// ([`Output::Prepare`](crate::Output::Prepare)).
+/// ([`Action::Prepare`](crate::Action::Prepare)).
 #[derive(Debug)]
 pub enum Command {
     /// A spare: make a workspace for a place of this job, which may become its own.

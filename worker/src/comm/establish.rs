@@ -23,26 +23,22 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-
 use toroid_session::{MissingLink, PeerAddr};
 
 use super::accept::Refused;
 use super::conn::{Conn, Turn};
-use super::handshake::{
-    Acceptor, Dialer, Garbage, Identity, MAX_JOB_ID_LEN, Message, Nonce, Verdict, Why, resume_proof,
-};
+use super::handshake::{Acceptor, Dialer, Identity, MAX_JOB_ID_LEN, Verdict, Why, resume_proof};
 use super::links::poll_all;
 use super::probe::Porter;
 use super::resolve::Lookup;
-use super::transport::{Ring, Side, Socket, Transport, avoid_bbr, connect_local, listen_local};
+use super::transport::{Side, Socket, Transport, avoid_bbr, connect_local, listen_local};
+use super::wire::{Wire, connect, nonce};
 use super::work::{Nothing, Works};
 use super::{CommError, Fence, LinkChoice, LinkKind, Links};
 use crate::system;
@@ -250,18 +246,6 @@ struct Call {
     address: String,
 }
 
-/// Handshake messages over a socket.
-struct Wire {
-    socket: Socket,
-    incoming: Vec<u8>,
-    outgoing: Vec<u8>,
-    /// That goes out with the next byte.
-    attached: bool,
-    /// To share, made by the called side.
-    memory: Option<OwnedFd>,
-    verdict: Verdict,
-}
-
 /// Who is ready, according to poll.
 #[derive(Clone, Copy)]
 enum Token {
@@ -369,7 +353,7 @@ impl<'a> Establish<'a> {
     fn ready_played(&self) -> Vec<(Token, PollFlags)> {
         let is_ready = |wire: &Wire| {
             let stream = wire.socket.played();
-            stream.is_some_and(|stream| stream.can_read() || !wire.outgoing.is_empty() && stream.can_write())
+            stream.is_some_and(|stream| stream.can_read() || wire.has_outgoing() && stream.can_write())
         };
         let goes_on = |dial: &Dial| match &dial.phase {
             DialPhase::Connecting(socket) => socket.played().is_some_and(|stream| stream.connected().unwrap_or(true)),
@@ -731,117 +715,4 @@ impl Dial {
         self.attempts += 1;
         self.problem = problem;
     }
-}
-
-impl Wire {
-    fn new(socket: Socket, outgoing: Vec<u8>) -> Wire {
-        let (incoming, memory, verdict) = (Vec::new(), None, Verdict::Continue);
-        Wire { socket, incoming, outgoing, attached: false, memory, verdict }
-    }
-
-    fn interest(&self) -> PollFlags {
-        if self.outgoing.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT }
-    }
-
-    /// The handshake is done.
-    fn into_transport(self, kind: LinkKind, side: Side) -> std::io::Result<Transport> {
-        match (self.socket, kind, self.memory) {
-            (Socket::Tcp(socket), LinkKind::Tcp, _) => Ok(Transport::Tcp(socket)),
-            (Socket::Played(stream), LinkKind::Tcp, _) => Ok(Transport::Played(stream)),
-            (Socket::Unix(socket), LinkKind::Unix, _) => Ok(Transport::Unix(socket)),
-            (Socket::Unix(socket), LinkKind::Shm, Some(memory)) => {
-                Ok(Transport::Shm(Ring::open(socket, &memory, side)?))
-            }
-            (_, kind, _) => {
-                let what = format!("a {kind} link was agreed on, and what it needs did not come with the welcome");
-                Err(std::io::Error::new(ErrorKind::InvalidData, what))
-            }
-        }
-    }
-
-    /// Goes on as far as the socket lets it. A verdict is given once all that belongs to it is sent.
-    fn drive(
-        &mut self,
-        mut side: impl FnMut(Message) -> Result<(Option<Message>, Verdict), Garbage>,
-    ) -> Result<Verdict, String> {
-        loop {
-            if !self.flush()? {
-                return Ok(Verdict::Continue);
-            }
-            if self.verdict != Verdict::Continue {
-                return Ok(std::mem::replace(&mut self.verdict, Verdict::Continue));
-            }
-            let Some(message) = self.next_message()? else { return Ok(Verdict::Continue) };
-            let (reply, verdict) = side(message).map_err(|garbage| garbage.to_string())?;
-            let is_welcome = reply == Some(Message::Welcome);
-            if is_welcome && matches!(verdict, Verdict::Established { kind: LinkKind::Shm, .. }) {
-                self.memory = Some(Ring::memory().map_err(|e| format!("cannot make memory to share: {e}"))?);
-                self.attached = true;
-            }
-            self.outgoing = reply.map(|reply| reply.encode()).unwrap_or_default();
-            self.verdict = verdict;
-        }
-    }
-
-    /// True when nothing is left to be sent.
-    fn flush(&mut self) -> Result<bool, String> {
-        while !self.outgoing.is_empty() {
-            let memory = self.memory.as_ref().filter(|_| self.attached).map(AsFd::as_fd);
-            match self.socket.write(&self.outgoing, memory) {
-                Ok(written) => {
-                    self.attached = false;
-                    self.outgoing.drain(..written);
-                }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(format!("writing failed: {e}")),
-            }
-        }
-        Ok(true)
-    }
-
-    fn next_message(&mut self) -> Result<Option<Message>, String> {
-        loop {
-            let missing = Message::missing(&self.incoming).map_err(|garbage| garbage.to_string())?;
-            if missing == 0 {
-                let message = Message::decode(&self.incoming).map_err(|garbage| garbage.to_string())?;
-                self.incoming.clear();
-                return Ok(Some(message));
-            }
-            let have = self.incoming.len();
-            self.incoming.resize(have + missing, 0);
-            let read = self.socket.read(&mut self.incoming[have..], &mut self.memory);
-            self.incoming.truncate(have + *read.as_ref().unwrap_or(&0));
-            match read {
-                Ok(0) => return Err("the other side closed the connection".into()),
-                Ok(_) => {}
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(format!("reading failed: {e}")),
-            }
-        }
-    }
-}
-
-/// Begins to connect, without waiting for it.
-///
-/// Socket buffers are left to the kernel: setting them switches its tuning off, and with it most of what a long path could use.
-fn connect(address: &SocketAddr) -> std::io::Result<TcpStream> {
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let socket = socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
-    avoid_bbr(&socket)?;
-    match rustix::net::connect(&socket, address) {
-        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
-        Err(e) => return Err(e.into()),
-    }
-    let stream = TcpStream::from(socket);
-    stream.set_nodelay(true)?;
-    Ok(stream)
-}
-
-pub(super) fn nonce() -> Result<Nonce, CommError> {
-    let mut nonce = [0; 32];
-    system::fill_random(&mut nonce)
-        .map(|()| nonce)
-        .map_err(|e| CommError::io("read the system's random source for a link's handshake", e))
 }

@@ -9,7 +9,7 @@
 //!      |         \__ fence     another thread ends the epoch: every wait returns
 //!   conn         one connection: frames out, frames in, stash
 //!      | frame   epoch, stream, sequence, length, sums            establish   dials, accepts, keeps connections over epochs
-//!   transport    \______________________________________________  handshake   proves the epoch's key, both ways
+//!   transport    \______________________________________________  handshake   proves the epoch's key, both ways (`wire`)
 //!                TCP; within a host Unix sockets or shared memory
 //!   nccl         between GPUs: who has communicators, and what is asked of them
 //! ```
@@ -52,6 +52,7 @@ mod resolve;
 #[cfg(test)]
 mod tests;
 mod transport;
+mod wire;
 mod work;
 
 pub(crate) use collective::is_exchanged;

@@ -22,10 +22,10 @@ use std::time::{Duration, Instant};
 use toroid_session::{Knock, PeerAddr};
 
 use super::LinkChoice;
-use super::establish::nonce;
 use super::handshake::{Message, Nonce, Why};
 use super::resolve::Lookup;
 use super::transport::connect_local;
+use super::wire::nonce;
 use crate::lock;
 
 /// Between two looks for a call.

@@ -9,8 +9,9 @@
 //! Scores exist only as one tile on a thread's stack. The forward keeps their log-sum-exp, the backward recomputes them
 //! from it.
 
+use super::operand::Operand;
 use super::pool::{Disjoint, Pool};
-use super::product::{Kernel, Operand, product};
+use super::product::{Kernel, product};
 use super::simd::{self, Isa, multiversion};
 use crate::device::AttentionDims;
 

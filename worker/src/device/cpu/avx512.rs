@@ -138,7 +138,7 @@ macro_rules! kind {
         $(#[$doc])*
         pub mod $kind {
             use super::*;
-            use crate::device::cpu::product::Operand;
+            use crate::device::cpu::operand::Operand;
 
             const UNIT: usize = $unit;
 

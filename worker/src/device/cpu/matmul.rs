@@ -3,8 +3,9 @@
 
 use std::ops::Range;
 
+use super::operand::Operand;
 use super::pool::{Disjoint, Pool};
-use super::product::{Kernel, Operand, product};
+use super::product::{Kernel, product};
 
 /// Columns of a tile at least, where there are so many: the narrower it is, the more often rows of `a` are packed.
 const MIN_COLS: usize = 128;

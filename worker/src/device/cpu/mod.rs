@@ -27,14 +27,16 @@ mod layers;
 mod loss;
 mod matmul;
 mod moe;
+mod operand;
 mod pool;
 mod product;
 mod simd;
 mod vector;
 
 use matmul::Grouped;
+use operand::Operand;
 use pool::Pool;
-use product::{Kernel, Operand};
+use product::Kernel;
 use simd::Isa;
 
 /// Elements of a cache line, where buffers start.

@@ -13,58 +13,12 @@
 //! Deliberately absent: threads, see `matmul`.
 
 use std::cell::RefCell;
-use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
+use super::operand::Operand;
 use super::simd::Isa;
 use crate::device::Products;
-
-/// A matrix inside of a slice; contiguous along one of its dims.
-#[derive(Clone, Copy)]
-pub struct Operand<'a> {
-    pub data: &'a [f32],
-    pub rows: usize,
-    pub cols: usize,
-    pub row_stride: usize,
-    pub col_stride: usize,
-}
-
-impl<'a> Operand<'a> {
-    /// Row-major `(rows, cols)`.
-    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Operand<'a> {
-        Operand { data, rows, cols, row_stride: cols, col_stride: 1 }
-    }
-
-    pub fn t(self) -> Operand<'a> {
-        let Operand { data, rows, cols, row_stride, col_stride } = self;
-        Operand { data, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
-    }
-
-    /// The same matrix from row `rows.start` to `rows.end`.
-    pub fn rows(self, rows: Range<usize>) -> Operand<'a> {
-        Operand { data: &self.data[(rows.start * self.row_stride).min(self.data.len())..], rows: rows.len(), ..self }
-    }
-
-    pub fn cols(self, cols: Range<usize>) -> Operand<'a> {
-        Operand { data: &self.data[(cols.start * self.col_stride).min(self.data.len())..], cols: cols.len(), ..self }
-    }
-
-    /// The last element is inside of the slice, and one dim is contiguous.
-    fn check(&self) {
-        if self.rows > 0 && self.cols > 0 {
-            let last = (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride;
-            let (rows, cols, len) = (self.rows, self.cols, self.data.len());
-            assert!(last < len, "a ({rows}, {cols}) matrix leaves its {len} elements");
-            assert!(
-                self.row_stride == 1 || self.col_stride == 1,
-                "strides {} and {}",
-                self.row_stride,
-                self.col_stride
-            );
-        }
-    }
-}
 
 /// How products are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
