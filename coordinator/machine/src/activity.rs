@@ -86,8 +86,8 @@ impl Activities {
         if cx.epoch.phase() == EpochPhase::Preparing {
             return Some(Hanging::Ranks { ranks: self.unprepared(cx), detect });
         }
-        let standings: Vec<hang::Standing> = self.by_rank.iter().map(|a| a.standing(now, timeout)).collect();
-        match hang::culprit(&standings) {
+        let statuses: Vec<hang::RankStatus> = self.by_rank.iter().map(|a| a.status(now, timeout)).collect();
+        match hang::culprit(&statuses) {
             // The only place of a job, or all of them: nobody is left to wait.
             Verdict::Nobody if self.all_hang(cx) => {
                 let why = format!("hangs in {}: no place does anything else any more", self.by_rank[0].operation);
@@ -172,7 +172,7 @@ impl Activity {
         !self.operation.is_empty() && now >= self.since + limit
     }
 
-    fn standing(&self, now: Duration, limit: Duration) -> hang::Standing {
-        hang::Standing { waits_for: self.waits_for.clone(), is_stuck: self.is_stuck(now, limit) }
+    fn status(&self, now: Duration, limit: Duration) -> hang::RankStatus {
+        hang::RankStatus { waits_for: self.waits_for.clone(), is_stuck: self.is_stuck(now, limit) }
     }
 }

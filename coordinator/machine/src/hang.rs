@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 /// What a rank said last.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
+pub struct RankStatus {
     pub waits_for: Vec<usize>,
     /// In the same operation for long.
     pub is_stuck: bool,
@@ -29,42 +29,42 @@ pub enum Verdict {
     },
 }
 
-/// `standings` are by rank. Of several roots it is the one that most wait for, then the lowest.
-pub fn culprit(standings: &[Standing]) -> Verdict {
-    let waiting: Vec<usize> = (0..standings.len()).filter(|r| waits(standings, *r)).collect();
+/// `statuses` are by rank. Of several roots it is the one that most wait for, then the lowest.
+pub fn culprit(statuses: &[RankStatus]) -> Verdict {
+    let waiting: Vec<usize> = (0..statuses.len()).filter(|r| waits(statuses, *r)).collect();
     if waiting.is_empty() {
         return Verdict::Nobody;
     }
-    let reached: Vec<(usize, BTreeSet<usize>)> = waiting.iter().map(|r| (*r, reach(standings, *r))).collect();
+    let reached: Vec<(usize, BTreeSet<usize>)> = waiting.iter().map(|r| (*r, reach(statuses, *r))).collect();
     let roots: BTreeSet<usize> =
-        reached.iter().flat_map(|(_, to)| to).copied().filter(|r| !waits(standings, *r)).collect();
+        reached.iter().flat_map(|(_, to)| to).copied().filter(|r| !waits(statuses, *r)).collect();
     if roots.is_empty() {
         return Verdict::Cycle { ranks: waiting };
     }
     let waiters = |root: usize| reached.iter().filter(move |(_, to)| to.contains(&root)).map(|(from, _)| *from);
-    let stuck = roots.into_iter().filter(|r| standings[*r].is_stuck);
+    let stuck = roots.into_iter().filter(|r| statuses[*r].is_stuck);
     match stuck.max_by_key(|root| (waiters(*root).count(), std::cmp::Reverse(*root))) {
         Some(rank) => Verdict::Root { rank, waiters: waiters(rank).collect() },
         None => Verdict::Nobody,
     }
 }
 
-fn waits(standings: &[Standing], rank: usize) -> bool {
-    edges(standings, rank).next().is_some()
+fn waits(statuses: &[RankStatus], rank: usize) -> bool {
+    edges(statuses, rank).next().is_some()
 }
 
 /// What a worker says may name ranks that are not there, and itself.
-fn edges(standings: &[Standing], rank: usize) -> impl Iterator<Item = usize> {
-    let to = standings[rank].waits_for.iter().copied();
-    to.filter(move |to| *to != rank && *to < standings.len())
+fn edges(statuses: &[RankStatus], rank: usize) -> impl Iterator<Item = usize> {
+    let to = statuses[rank].waits_for.iter().copied();
+    to.filter(move |to| *to != rank && *to < statuses.len())
 }
 
 /// All ranks that `from` waits for, through others too.
-fn reach(standings: &[Standing], from: usize) -> BTreeSet<usize> {
+fn reach(statuses: &[RankStatus], from: usize) -> BTreeSet<usize> {
     let mut reached = BTreeSet::new();
     let mut open = vec![from];
     while let Some(rank) = open.pop() {
-        open.extend(edges(standings, rank).filter(|to| reached.insert(*to)));
+        open.extend(edges(statuses, rank).filter(|to| reached.insert(*to)));
     }
     reached
 }
@@ -75,10 +75,10 @@ mod tests {
 
     /// Edges by rank; those in `moving` have changed their operation lately.
     fn check(edges: &[&[usize]], moving: &[usize], expected: Verdict) {
-        let standing =
-            |(rank, to): (usize, &&[usize])| Standing { waits_for: to.to_vec(), is_stuck: !moving.contains(&rank) };
-        let standings: Vec<Standing> = edges.iter().enumerate().map(standing).collect();
-        assert_eq!(culprit(&standings), expected, "{edges:?}");
+        let status =
+            |(rank, to): (usize, &&[usize])| RankStatus { waits_for: to.to_vec(), is_stuck: !moving.contains(&rank) };
+        let statuses: Vec<RankStatus> = edges.iter().enumerate().map(status).collect();
+        assert_eq!(culprit(&statuses), expected, "{edges:?}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::folders::folder;
 use crate::incidents;
 use crate::job::Job;
 use crate::pool::{Standing, Worker};
-use crate::proof::Stage;
+use crate::proof::ProofStage;
 use crate::record::{Checkpoint, Event, JobRecord, LeftOut, Validation};
 use crate::straggler::Straggler;
 use toroid_proto as proto;
@@ -69,9 +69,9 @@ impl Machine {
         }
         let Some(proof) = &worker.proof else { return none };
         let state = match proof.stage {
-            Stage::Ready => proto::WarmUpState::Ready,
-            Stage::Doubtful(_) => proto::WarmUpState::Failed,
-            Stage::Prepares | Stage::Prepared | Stage::Probed(_) => proto::WarmUpState::Proving,
+            ProofStage::Ready => proto::WarmUpState::Ready,
+            ProofStage::Doubtful(_) => proto::WarmUpState::Failed,
+            ProofStage::Prepares | ProofStage::Prepared | ProofStage::Probed(_) => proto::WarmUpState::Proving,
         };
         let (warm_up_job, warm_up_reason) = (proof.job.to_string(), proof.in_words());
         proto::WorkerInfo { warm_up: state.into(), warm_up_job, warm_up_reason, ..none }
