@@ -149,7 +149,7 @@ impl Job {
         let world = self.core.world();
         self.activities.begin(world);
         let record = &self.core.record;
-        let keeps = |rank: usize| !is_resized && old.get(rank) == record.places.get(rank);
+        let keeps = |rank: Rank| !is_resized && old.get(rank.index()) == record.places.get(rank.index());
         self.stragglers.begin(&record.spec, &shape, keeps);
         self.reach.begin_epoch(&mut self.core.deadlines);
         self.replacement.reset(&mut self.core.deadlines);

@@ -53,16 +53,15 @@ impl Job {
     /// A straggler is named; it keeps its place.
     fn compare_work(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::Heartbeat) {
         let (num_steps, compute_s) = (message.compute_steps, message.compute_s);
-        let work = Work { num_steps, compute_s, committed: message.committed_step.min(self.core.total().get()) };
+        let work = Work { num_steps, compute_s, committed: Step::new(message.committed_step).min(self.core.total()) };
         let window = cx.config.limits.straggler_window();
-        for change in self.stragglers.heard(rank.index(), work, cx.now.monotonic, window) {
+        for change in self.stragglers.heard(rank, work, cx.now.monotonic, window) {
             let (kind, found, end) = match &change {
                 Change::Slow(found) => ("worker.slow", found, "; it keeps its place, which a drain would move"),
                 Change::KeepsUp(found) => ("worker.keeps_up", found, ": it is no straggler any more"),
             };
-            let rank = Rank::new(found.rank);
-            let worker = self.core.record.worker_at(rank).cloned().unwrap_or_default();
-            let text = format!("{} {}{end}", self.core.describe(rank), found.in_words());
+            let worker = self.core.record.worker_at(found.rank).cloned().unwrap_or_default();
+            let text = format!("{} {}{end}", self.core.describe(found.rank), found.in_words());
             self.core.worker_event(cx, kind, text, &worker);
         }
     }
