@@ -86,8 +86,8 @@ impl Activities {
         if cx.epoch.phase() == EpochPhase::Preparing {
             return Some(Hanging::Ranks { ranks: self.unprepared(cx), detect });
         }
-        let standings: Vec<hang::Standing> = self.by_rank.iter().map(|a| a.standing(now, timeout)).collect();
-        match hang::culprit(&standings) {
+        let statuses: Vec<hang::RankStatus> = self.by_rank.iter().map(|a| a.status(now, timeout)).collect();
+        match hang::culprit(&statuses) {
             // The only place of a job, or all of them: nobody is left to wait.
             Verdict::Nobody if self.all_hang(cx) => {
                 let why = format!("hangs in {}: no place does anything else any more", self.by_rank[0].operation);
@@ -95,9 +95,9 @@ impl Activities {
             }
             Verdict::Nobody => None,
             Verdict::Root { rank, waiters } => {
-                let operation = &self.by_rank[rank].operation;
+                let operation = &self.by_rank[rank.index()].operation;
                 let why = format!("hangs in {operation}: {} wait for it", in_words(&waiters));
-                Some(Hanging::Ranks { ranks: vec![(Rank::new(rank), why)], detect })
+                Some(Hanging::Ranks { ranks: vec![(rank, why)], detect })
             }
             Verdict::Cycle { ranks } => {
                 let step = cx.committed().next();
@@ -140,8 +140,8 @@ impl Activities {
     }
 }
 
-fn in_words(ranks: &[usize]) -> String {
-    let named: Vec<String> = ranks.iter().take(MAX_NAMED).map(usize::to_string).collect();
+fn in_words(ranks: &[Rank]) -> String {
+    let named: Vec<String> = ranks.iter().take(MAX_NAMED).map(Rank::to_string).collect();
     let more = if ranks.len() > MAX_NAMED { format!(" and {} more", ranks.len() - MAX_NAMED) } else { String::new() };
     format!("ranks {}{more}", named.join(", "))
 }
@@ -152,7 +152,7 @@ struct Activity {
     operation: String,
     /// It said so first.
     since: Duration,
-    waits_for: Vec<usize>,
+    waits_for: Vec<Rank>,
     /// Of that operation.
     progress: u64,
 }
@@ -164,7 +164,7 @@ impl Activity {
             self.progress = message.progress;
             self.since = now;
         }
-        self.waits_for = message.waits_for.iter().map(|r| *r as usize).collect();
+        self.waits_for = message.waits_for.iter().map(|r| Rank::from(*r)).collect();
     }
 
     /// Who has not said in this epoch what it does may do anything.
@@ -172,7 +172,7 @@ impl Activity {
         !self.operation.is_empty() && now >= self.since + limit
     }
 
-    fn standing(&self, now: Duration, limit: Duration) -> hang::Standing {
-        hang::Standing { waits_for: self.waits_for.clone(), is_stuck: self.is_stuck(now, limit) }
+    fn status(&self, now: Duration, limit: Duration) -> hang::RankStatus {
+        hang::RankStatus { waits_for: self.waits_for.clone(), is_stuck: self.is_stuck(now, limit) }
     }
 }

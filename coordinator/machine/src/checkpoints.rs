@@ -9,16 +9,16 @@
 //!                   at the next interval, or after a pause, for a day (the last step)
 //! ```
 //!
-//! Steps that are known in advance (the next [`MAX_MULTIPLES`] multiples of `interval_steps`, the last step) are named far ahead; those
-//! for time and on request [`Checkpoints::margin`] steps ahead, and only while no other is being written. What a place wrote of a checkpoint
-//! that failed it takes away itself, so that it is not in the way of the next; leftovers of places that died are removed with the next
-//! publishing. A published checkpoint is removed only by a newer one, never the last.
+//! Steps that are known in advance (the next [`MAX_MULTIPLES`] multiples of `interval_steps`, the last step) are named far ahead. Steps for
+//! time and on request are named [`Checkpoints::margin`] steps ahead, and only while no other checkpoint is being written. After a checkpoint
+//! has failed each place removes what it wrote of it, so that it is not in the way of the next; leftovers of places that died are removed with
+//! the next publishing. A published checkpoint is removed only after a newer one is published, and the newest is never removed.
 //!
-//! The last step's is tried again until it is there, see [`super::unsaved`].
+//! The checkpoint of the last step is tried again until it is published, see [`super::unsaved`].
 //!
 //! - **T-12** A multiple of `interval_steps` is saved at that very step, or an event says that it is not, and why.
-//! - Before workers leave whose places nobody can take, and with them the only copies of a shard, the next step is saved and no step is
-//!   made beyond it: all *halt* there. A checkpoint that fails is tried again at the same step: its state does not change any more.
+//! - If workers are to end, nobody can take their places, and they hold the only copies of a shard, then the next step is saved and no step is
+//!   made beyond it: all *halt* there. If that checkpoint fails it is tried again at the same step, whose state does not change any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -41,7 +41,7 @@ const MAX_MARGIN_STEPS: u64 = 10_000;
 const MAX_MULTIPLES: usize = 64;
 /// Checkpoints that are removed with one publishing, at most.
 const MAX_REMOVALS: usize = 1024;
-/// Twice as far ahead after each that came too late, up to this often.
+/// After each step that was named too late the next is named twice as far ahead, up to so many times.
 const MAX_DOUBLINGS: u32 = 10;
 /// A message has reached every worker in this time, as a rule.
 const TO_ALL_S: f64 = 0.25;
@@ -125,7 +125,7 @@ pub(crate) enum Failure {
 }
 
 impl Checkpoints {
-    /// After a restart of the coordinator: named steps go on, and who wrote which shard is said again.
+    /// After a restart of the coordinator: steps that were named stay named, and workers say again which shards they have written.
     pub fn restore(record: &JobRecord) -> Checkpoints {
         Checkpoints {
             pending: record.pending.keys().map(|step| (*step, Pending::default())).collect(),
@@ -139,7 +139,7 @@ impl Checkpoints {
         self.halt.is_some()
     }
 
-    /// Rank 0 still removes what is no longer kept: it would be stopped in it.
+    /// Rank 0 still removes checkpoints that are no longer kept: a job that ended now would stop it in the middle.
     pub fn is_removing(&self) -> bool {
         !self.removing.is_empty()
     }
@@ -235,6 +235,7 @@ impl Checkpoints {
         let next = (first.max(passed + 1)..=last).take(MAX_MULTIPLES.saturating_sub(num_ahead)).map(multiple);
         let next: Vec<Step> = next.collect();
         let named_to = next.last().copied().unwrap_or(multiple(passed));
+        // Not stored for this alone: the multiples up to it are saved or pending, which a restart sees in the record.
         let fields = cx.edit_later();
         *fields.named_to = named_to.max(*fields.named_to);
         for step in next {
@@ -265,7 +266,7 @@ impl Checkpoints {
     fn name(&mut self, cx: &mut Cx<'_, '_>, step: Step, why: Why) {
         let halts = self.halt == Some(step);
         cx.edit().pending.insert(step, PendingRecord { why, publishing: false, halts });
-        // Where all healed to this very step no commit is to come that would begin the wait.
+        // If all have healed to this very step, no commit will come that begins the wait.
         if step <= cx.committed() {
             let at = cx.now() + cx.limits().checkpoint();
             cx.deadlines().set(Deadline::Checkpoint { step }, at);
@@ -305,7 +306,7 @@ impl Checkpoints {
     /// A worker came back on another stream: it may have missed what was sent meanwhile. A step that it has committed is not named
     /// again: either it heard of it, and will say what became of its shard, or it is too late.
     pub fn name_again(&mut self, cx: &mut Cx<'_, '_>, rank: Rank, committed: Step) {
-        // Who is to halt there may be beyond it without knowing, and says so.
+        // A worker that is to halt there may be beyond it without knowing, and says so.
         let is_ahead = |(step, p): &(&Step, &PendingRecord)| **step > committed || p.halts && **step == committed;
         let ahead: Vec<Step> = cx.record.pending.iter().filter(is_ahead).map(|(step, _)| *step).collect();
         for step in ahead {
@@ -470,7 +471,7 @@ impl Checkpoints {
             let text = format!("{} could not write its shard: {}", cx.describe(rank), message.error);
             return Outcome::Failed { step, text, hang: Vec::new() };
         }
-        // Its shard came: it has only been asked twice.
+        // Its shard has come: the worker was only asked twice.
         let is_written = self.pending.get(&step).is_some_and(|p| p.shards.contains_key(&rank));
         if is_written && !pending.halts {
             return Outcome::Noted;
@@ -528,7 +529,7 @@ impl Checkpoints {
     /// The last step is to be made again.
     pub fn forget_last_step(&mut self, cx: &mut Cx<'_, '_>) {
         cx.deadlines().clear(&Deadline::LastStepAgain);
-        if let Some(unsaved) = cx.edit_later().unsaved {
+        if let Some(unsaved) = cx.edit().unsaved {
             unsaved.last_step = None;
         }
     }
@@ -572,7 +573,7 @@ impl Checkpoints {
         self.pending.clear();
         self.silent.clear();
         self.halt = None;
-        // Its orders reach no file of the next epoch (T-1).
+        // What it orders does not touch the files of the next epoch (T-1).
         self.removing.clear();
         let ends = |d: &Deadline| {
             matches!(d, Deadline::Checkpoint { .. } | Deadline::HaltAgain | Deadline::Removals)

@@ -17,7 +17,7 @@ use super::deadlines::{Deadline, Deadlines};
 
 const MAX_LOSSES: usize = 3;
 const WITHIN: Duration = Duration::from_secs(10 * 60);
-/// Who was put aside is a candidate again after this.
+/// A worker that was put aside is a candidate again after this.
 const ASIDE: Duration = Duration::from_secs(30 * 60);
 
 #[derive(Debug, Default)]
@@ -91,7 +91,7 @@ impl CrashLog {
         told
     }
 
-    /// Whether this worker is put aside, or its host: the one that lasts longer.
+    /// Whether this worker or its host is put aside; if both are, the one that lasts longer.
     pub fn aside(&self, worker: &str, host: &str) -> Option<Aside<'_>> {
         let of_host = (self.hosts.get(host), host_aside(host));
         let of_worker = (self.workers.get(worker), worker_aside(worker));

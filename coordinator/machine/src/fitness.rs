@@ -1,7 +1,7 @@
 //! Workers that cannot do what a job needs of them: why, and until when (T-11).
 //!
-//! What one worker cannot do and others can counts against that worker and not against the job: it is given no place of this job, which
-//! goes on with others. Nobody stays out for good for what may be mended meanwhile: it may show again that it can fill a place
+//! If a worker cannot do something that others can, that counts against the worker and not against the job: the worker is given no place of
+//! this job, which goes on with others. It is not excluded for good, since the cause may be mended: it may show again that it can fill a place
 //! ([`crate::machine`]) after pauses that grow, and another process under its name begins anew.
 //!
 //! Workers that have made a step of the job, and those that others have reached, are known here, too: they are blamed last.

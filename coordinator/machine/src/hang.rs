@@ -7,10 +7,12 @@
 
 use std::collections::BTreeSet;
 
+use toroid_torus::ids::Rank;
+
 /// What a rank said last.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
-    pub waits_for: Vec<usize>,
+pub struct RankStatus {
+    pub waits_for: Vec<Rank>,
     /// In the same operation for long.
     pub is_stuck: bool,
 }
@@ -20,51 +22,51 @@ pub enum Verdict {
     /// Nobody waits, or those waited for get on.
     Nobody,
     Root {
-        rank: usize,
-        waiters: Vec<usize>,
+        rank: Rank,
+        waiters: Vec<Rank>,
     },
     /// These wait for one another.
     Cycle {
-        ranks: Vec<usize>,
+        ranks: Vec<Rank>,
     },
 }
 
-/// `standings` are by rank. Of several roots it is the one that most wait for, then the lowest.
-pub fn culprit(standings: &[Standing]) -> Verdict {
-    let waiting: Vec<usize> = (0..standings.len()).filter(|r| waits(standings, *r)).collect();
+/// `statuses` are by rank. Of several roots it is the one that most wait for, then the lowest.
+pub fn culprit(statuses: &[RankStatus]) -> Verdict {
+    let waiting: Vec<Rank> = Rank::all(statuses.len()).filter(|r| waits(statuses, *r)).collect();
     if waiting.is_empty() {
         return Verdict::Nobody;
     }
-    let reached: Vec<(usize, BTreeSet<usize>)> = waiting.iter().map(|r| (*r, reach(standings, *r))).collect();
-    let roots: BTreeSet<usize> =
-        reached.iter().flat_map(|(_, to)| to).copied().filter(|r| !waits(standings, *r)).collect();
+    let reached: Vec<(Rank, BTreeSet<Rank>)> = waiting.iter().map(|r| (*r, reach(statuses, *r))).collect();
+    let roots: BTreeSet<Rank> =
+        reached.iter().flat_map(|(_, to)| to).copied().filter(|r| !waits(statuses, *r)).collect();
     if roots.is_empty() {
         return Verdict::Cycle { ranks: waiting };
     }
-    let waiters = |root: usize| reached.iter().filter(move |(_, to)| to.contains(&root)).map(|(from, _)| *from);
-    let stuck = roots.into_iter().filter(|r| standings[*r].is_stuck);
+    let waiters = |root: Rank| reached.iter().filter(move |(_, to)| to.contains(&root)).map(|(from, _)| *from);
+    let stuck = roots.into_iter().filter(|r| statuses[r.index()].is_stuck);
     match stuck.max_by_key(|root| (waiters(*root).count(), std::cmp::Reverse(*root))) {
         Some(rank) => Verdict::Root { rank, waiters: waiters(rank).collect() },
         None => Verdict::Nobody,
     }
 }
 
-fn waits(standings: &[Standing], rank: usize) -> bool {
-    edges(standings, rank).next().is_some()
+fn waits(statuses: &[RankStatus], rank: Rank) -> bool {
+    edges(statuses, rank).next().is_some()
 }
 
 /// What a worker says may name ranks that are not there, and itself.
-fn edges(standings: &[Standing], rank: usize) -> impl Iterator<Item = usize> {
-    let to = standings[rank].waits_for.iter().copied();
-    to.filter(move |to| *to != rank && *to < standings.len())
+fn edges(statuses: &[RankStatus], rank: Rank) -> impl Iterator<Item = Rank> {
+    let to = statuses[rank.index()].waits_for.iter().copied();
+    to.filter(move |to| *to != rank && to.index() < statuses.len())
 }
 
 /// All ranks that `from` waits for, through others too.
-fn reach(standings: &[Standing], from: usize) -> BTreeSet<usize> {
+fn reach(statuses: &[RankStatus], from: Rank) -> BTreeSet<Rank> {
     let mut reached = BTreeSet::new();
     let mut open = vec![from];
     while let Some(rank) = open.pop() {
-        open.extend(edges(standings, rank).filter(|to| reached.insert(*to)));
+        open.extend(edges(statuses, rank).filter(|to| reached.insert(*to)));
     }
     reached
 }
@@ -75,24 +77,34 @@ mod tests {
 
     /// Edges by rank; those in `moving` have changed their operation lately.
     fn check(edges: &[&[usize]], moving: &[usize], expected: Verdict) {
-        let standing =
-            |(rank, to): (usize, &&[usize])| Standing { waits_for: to.to_vec(), is_stuck: !moving.contains(&rank) };
-        let standings: Vec<Standing> = edges.iter().enumerate().map(standing).collect();
-        assert_eq!(culprit(&standings), expected, "{edges:?}");
+        let status = |(rank, to): (usize, &&[usize])| RankStatus {
+            waits_for: to.iter().map(|to| Rank::new(*to)).collect(),
+            is_stuck: !moving.contains(&rank),
+        };
+        let statuses: Vec<RankStatus> = edges.iter().enumerate().map(status).collect();
+        assert_eq!(culprit(&statuses), expected, "{edges:?}");
+    }
+
+    fn ranks(of: &[usize]) -> Vec<Rank> {
+        of.iter().copied().map(Rank::new).collect()
+    }
+
+    fn root(rank: usize, waiters: &[usize]) -> Verdict {
+        Verdict::Root { rank: Rank::new(rank), waiters: ranks(waiters) }
     }
 
     #[test]
     fn the_root_is_who_waits_for_nobody() {
-        check(&[&[1], &[2], &[]], &[], Verdict::Root { rank: 2, waiters: vec![0, 1] });
-        check(&[&[], &[0], &[0], &[0]], &[], Verdict::Root { rank: 0, waiters: vec![1, 2, 3] });
-        check(&[&[1], &[0, 2], &[]], &[], Verdict::Root { rank: 2, waiters: vec![0, 1] });
+        check(&[&[1], &[2], &[]], &[], root(2, &[0, 1]));
+        check(&[&[], &[0], &[0], &[0]], &[], root(0, &[1, 2, 3]));
+        check(&[&[1], &[0, 2], &[]], &[], root(2, &[0, 1]));
     }
 
     #[test]
     fn of_two_roots_the_one_that_more_wait_for() {
-        check(&[&[], &[0], &[], &[2], &[2]], &[], Verdict::Root { rank: 2, waiters: vec![3, 4] });
-        check(&[&[], &[0], &[], &[2]], &[], Verdict::Root { rank: 0, waiters: vec![1] });
-        check(&[&[], &[0], &[], &[2]], &[0], Verdict::Root { rank: 2, waiters: vec![3] });
+        check(&[&[], &[0], &[], &[2], &[2]], &[], root(2, &[3, 4]));
+        check(&[&[], &[0], &[], &[2]], &[], root(0, &[1]));
+        check(&[&[], &[0], &[], &[2]], &[0], root(2, &[3]));
     }
 
     #[test]
@@ -103,7 +115,7 @@ mod tests {
 
     #[test]
     fn a_cycle_has_no_culprit() {
-        check(&[&[1], &[2], &[0]], &[], Verdict::Cycle { ranks: vec![0, 1, 2] });
+        check(&[&[1], &[2], &[0]], &[], Verdict::Cycle { ranks: ranks(&[0, 1, 2]) });
     }
 
     #[test]

@@ -27,8 +27,9 @@ const MAX_CAUSES: usize = 8;
 /// Workers of one incident that are named.
 const MAX_WORKERS: usize = 256;
 
+/// What the time of an open incident counts as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum IncidentPhase {
     Fence,
     Decide,
     Heal,
@@ -37,7 +38,7 @@ enum Stage {
 #[derive(Debug)]
 struct Open {
     number: u64,
-    stage: Stage,
+    phase: IncidentPhase,
     since: Duration,
     num_causes: usize,
 }
@@ -105,7 +106,8 @@ impl Incidents {
             // One of an older version has only the calendar.
             let by_calendar = || ((now.unix_ms - newest.unix_ms) as f64 / 1e3 - newest.total_s()).max(0.0);
             newest.fence_s += since.map_or_else(by_calendar, |since| since.elapsed(now).as_secs_f64());
-            restored.open = Some(Open { number, stage: Stage::Fence, since: now.monotonic, num_causes: MAX_CAUSES });
+            restored.open =
+                Some(Open { number, phase: IncidentPhase::Fence, since: now.monotonic, num_causes: MAX_CAUSES });
         }
         restored
     }
@@ -134,7 +136,7 @@ impl Incidents {
 
     /// The epoch that ends the open one was started: its first step does.
     pub fn is_healing(&self) -> bool {
-        self.open.as_ref().is_some_and(|open| open.stage == Stage::Heal)
+        self.open.as_ref().is_some_and(|open| open.phase == IncidentPhase::Heal)
     }
 
     /// Of the open one, by now.
@@ -144,17 +146,17 @@ impl Incidents {
         incident.detect_s + incident.total_s() + monotonic.saturating_sub(open.since).as_secs_f64()
     }
 
-    /// The time since the last change belongs to the stage so far.
-    fn enter(&mut self, stage: Stage, monotonic: Duration) -> Option<&mut Incident> {
+    /// The time since the last change belongs to the phase so far.
+    fn enter(&mut self, phase: IncidentPhase, monotonic: Duration) -> Option<&mut Incident> {
         let open = self.open.as_mut()?;
         let incident = self.all.get_mut(&open.number).expect("an open incident is kept");
         let elapsed_s = monotonic.saturating_sub(open.since).as_secs_f64();
-        match open.stage {
-            Stage::Fence => incident.fence_s += elapsed_s,
-            Stage::Decide => incident.decide_s += elapsed_s,
-            Stage::Heal => incident.heal_s += elapsed_s,
+        match open.phase {
+            IncidentPhase::Fence => incident.fence_s += elapsed_s,
+            IncidentPhase::Decide => incident.decide_s += elapsed_s,
+            IncidentPhase::Heal => incident.heal_s += elapsed_s,
         }
-        open.stage = stage;
+        open.phase = phase;
         open.since = monotonic;
         Some(incident)
     }
@@ -199,7 +201,7 @@ impl Incidents {
             since: None,
         };
         self.all.insert(number, incident);
-        self.open = Some(Open { number, stage: Stage::Fence, since: cx.now(), num_causes: 1 });
+        self.open = Some(Open { number, phase: IncidentPhase::Fence, since: cx.now(), num_causes: 1 });
         if number > MAX_INCIDENTS {
             self.all.remove(&(number - MAX_INCIDENTS));
         }
@@ -211,7 +213,7 @@ impl Incidents {
         let Some(open) = &mut self.open else { return };
         open.num_causes += 1;
         let (number, is_told) = (open.number, open.num_causes <= MAX_CAUSES);
-        let Some(incident) = self.enter(Stage::Fence, cx.now()) else { return };
+        let Some(incident) = self.enter(IncidentPhase::Fence, cx.now()) else { return };
         if is_told {
             incident.cause = format!("{}; {}", incident.cause, sighting.cause);
         }
@@ -226,7 +228,7 @@ impl Incidents {
 
     /// The job waits for workers.
     pub fn waits(&mut self, cx: &mut Cx<'_, '_>, reason: &str) {
-        let Some(incident) = self.enter(Stage::Fence, cx.now()) else { return };
+        let Some(incident) = self.enter(IncidentPhase::Fence, cx.now()) else { return };
         if incident.rung != Rung::Wait || incident.reason != reason {
             incident.rung = Rung::Wait;
             incident.reason = reason.into();
@@ -236,7 +238,7 @@ impl Incidents {
 
     /// The next epoch is on its way.
     pub fn fenced(&mut self, cx: &mut Cx<'_, '_>, rung: Rung, reason: &str) {
-        let Some(incident) = self.enter(Stage::Decide, cx.now()) else { return };
+        let Some(incident) = self.enter(IncidentPhase::Decide, cx.now()) else { return };
         let has_replaced = !matches!(incident.rung, Rung::Wait | Rung::Reconnect);
         if rung == Rung::Reconnect && has_replaced {
             // To begin again does not undo what was done about the loss.
@@ -261,7 +263,7 @@ impl Incidents {
     /// All go on from `step`. A heal loses nothing: a step that only the dead had committed is made again, bit for bit. What a restore
     /// loses counts from now on, whatever becomes of the incident.
     pub fn decided(&mut self, cx: &mut Cx<'_, '_>, step: Step) {
-        let Some(incident) = self.enter(Stage::Heal, cx.now()) else { return };
+        let Some(incident) = self.enter(IncidentPhase::Heal, cx.now()) else { return };
         incident.resumed_step = step;
         let counted = incident.steps_lost;
         incident.steps_lost = if incident.rung == Rung::Restore { incident.step.since(step) } else { 0 };
@@ -274,7 +276,7 @@ impl Incidents {
     /// A step beyond those that the epoch began with is committed, or all have finished.
     pub fn over(&mut self, cx: &mut Cx<'_, '_>) {
         let step_s = cx.curve.progress().step_s().unwrap_or(0.0);
-        let Some(incident) = self.enter(Stage::Heal, cx.now()) else { return };
+        let Some(incident) = self.enter(IncidentPhase::Heal, cx.now()) else { return };
         incident.redo_s = incident.heal_s.min(step_s);
         incident.heal_s -= incident.redo_s;
         incident.resolved = true;
@@ -299,7 +301,7 @@ impl Incidents {
     /// The job ends: what is open stays unresolved, and its time counts.
     pub fn abandoned(&mut self, cx: &mut Cx<'_, '_>) {
         self.close_redo(cx);
-        let Some(incident) = self.enter(Stage::Fence, cx.now()) else { return };
+        let Some(incident) = self.enter(IncidentPhase::Fence, cx.now()) else { return };
         *cx.edit().lost_s += incident.detect_s + incident.total_s();
         cx.store_incident(incident.number);
         self.open = None;

@@ -10,7 +10,7 @@
 //!                 │  ^         │
 //!                 v  └─────────v        a place was lost or is to be moved: the next epoch heals what is missing from the
 //!       recovering, draining <─┘        other holders, or the job waits for a worker, or it restores a checkpoint
-//!                 └─────────> degraded: as running, with fewer replicas than asked for ([`resize`])
+//!                 └─────────> degraded: as running, with fewer replicas than asked for (`job::resize`)
 //! ```
 //!
 //! An epoch begins with `Assign` to all places (the fence); when all have reported what they hold (`Prepared`), the step that all go
@@ -33,6 +33,21 @@
 //! again what it had said in its epoch and what may have been lost (unacknowledged `StepReport`s in order, `Prepared`,
 //! `ShardWritten`, `ManifestPublished`, `Finished`, a `PeerLost` that still holds), and it takes a repeated `Start`, `CheckpointAt`
 //! or `PublishManifest` as the same one. Here repetitions of all of these change nothing.
+//!
+//! ```text
+//!   machine/   inputs to jobs and workers, outputs in order      api, config, limits       what goes in and comes out
+//!   job/       a job: its parts wired together                   record, clock             what is stored
+//!     epoch, curve, deadlines      the core, read by all parts   pool, crashes, proof      workers that are connected
+//!     checkpoints, unsaved         saving the state              recovery, hang, straggler, progress, facts
+//!     incidents                    what failures cost                                      pure functions and accounts
+//!     activity                     who hangs                     job_context, context      what a decision may look at and do
+//!     reach, fitness, readers      who is to blame (T-11)
+//!     moves, replacement           places that are moved, or wait for somebody
+//! ```
+//!
+//! A part of a job owns its fields and knows none of the others. It acts through a `JobContext`, which lets it change its own
+//! section of the record and nothing else, and has each change stored. All that is waited for with a time limit is a
+//! `Deadline`. No file needs one that needs it (`integration-tests/circles.rs`).
 //!
 //! Deliberately absent: tokio, sockets, files, clocks, random sources, `HashMap`. Also absent: step records, which are in the
 //! curve's file, and anything about how workers compute.

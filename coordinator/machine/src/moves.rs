@@ -1,4 +1,5 @@
-//! Workers whose places were moved to others, until the epoch without them is healed: what one holds may be the only copy by then.
+//! Workers whose places were moved to others. They are remembered until the epoch without them is healed, since a moved worker may have the
+//! only copy of a shard until then.
 
 use toroid_torus::ids::{Rank, WorkerId};
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::api::StreamId;
 use super::crashes::{Aside, CrashLog};
 use super::deadlines::{Deadline, Deadlines};
-use super::proof::{Probe, Proof, Stage};
+use super::proof::{Probe, Proof, ProofStage};
 use super::record::Process;
 use toroid_proto as proto;
 use toroid_proto::Register;
@@ -236,7 +236,7 @@ impl Pool {
         }
     }
 
-    pub fn set_stage(&mut self, worker: &str, stage: Stage) {
+    pub fn set_stage(&mut self, worker: &str, stage: ProofStage) {
         if let Some(proof) = self.workers.get_mut(worker).and_then(|w| w.proof.as_mut()) {
             proof.stage = stage;
         }
@@ -244,14 +244,14 @@ impl Pool {
 
     /// A spare and another dial each other; that is given up at `until`.
     pub fn begin_probe(&mut self, spare: &str, begun: Probe, until: Duration) {
-        self.set_stage(spare, Stage::Probed(begun));
+        self.set_stage(spare, ProofStage::Probed(begun));
         self.deadlines.set(probe(spare), until);
     }
 
     /// Spares whose probe has both answers, or whose time is over at `now`.
     pub fn ended_probes(&self, now: Option<Duration>) -> Vec<WorkerId> {
         let has_ended = |w: &&Worker| match &w.proof {
-            Some(Proof { stage: Stage::Probed(begun), .. }) => {
+            Some(Proof { stage: ProofStage::Probed(begun), .. }) => {
                 let is_over = |now| self.deadlines.has_passed(&probe(&w.register.worker_id), now);
                 begun.is_answered() || now.is_some_and(is_over)
             }

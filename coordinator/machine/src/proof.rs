@@ -11,7 +11,7 @@ pub struct Proof {
     pub job: JobId,
     pub(crate) shape: Shape,
     pub(crate) number: u64,
-    pub stage: Stage,
+    pub stage: ProofStage,
     /// Workers with which a probe has failed.
     pub(crate) failed_with: BTreeSet<WorkerId>,
     /// What they said.
@@ -25,7 +25,7 @@ pub struct Proof {
 }
 
 #[derive(Debug)]
-pub enum Stage {
+pub enum ProofStage {
     /// It reads data and makes room.
     Prepares,
     /// It can prepare, and has yet to be dialled and to dial.
@@ -45,11 +45,13 @@ impl Proof {
     /// What it has yet to show; nothing where it is ready.
     pub fn in_words(&self) -> String {
         match &self.stage {
-            Stage::Ready => String::new(),
-            Stage::Doubtful(reason) => format!("does not see the newest checkpoint: {reason}; others are asked first"),
-            Stage::Prepares => "reads data and makes room".into(),
-            Stage::Prepared => "is to be dialled by another worker".into(),
-            Stage::Probed(probe) => format!("it and {} dial each other", probe.peer),
+            ProofStage::Ready => String::new(),
+            ProofStage::Doubtful(reason) => {
+                format!("does not see the newest checkpoint: {reason}; others are asked first")
+            }
+            ProofStage::Prepares => "reads data and makes room".into(),
+            ProofStage::Prepared => "is to be dialled by another worker".into(),
+            ProofStage::Probed(probe) => format!("it and {} dial each other", probe.peer),
         }
     }
 }

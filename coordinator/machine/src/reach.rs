@@ -78,7 +78,7 @@ impl Section for Reach {
     fn fields(_: &mut JobRecord) {}
 }
 
-/// Who goes for the links that are missing.
+/// The workers that lose their places because of missing links.
 #[derive(Debug)]
 pub(crate) struct Culprits {
     /// Workers, each with what is said of it.
@@ -120,8 +120,8 @@ impl Reach {
         }
     }
 
-    /// The time for one end of each link to turn out dead is over: both are alive. `is_new`: it has made no step of the job, for what is
-    /// remembered, and for who is to blame.
+    /// Neither end of a reported link turned out dead in time, so both are alive: decides who is to blame. `is_new`: the worker has made no step
+    /// of the job, as it is remembered; `is_blamed_as_new`: the same for the decision.
     pub fn weigh(
         &mut self,
         is_new: impl Fn(&str) -> bool,
@@ -144,14 +144,14 @@ impl Reach {
         })
     }
 
-    /// Whoever it has no link with has none with an established worker either.
+    /// Every worker that this one has no link with has no link with some established worker either: it is not alone to blame.
     fn is_excused(&self, worker: &str) -> bool {
         let is_missed_by_another =
             |partner: &str| self.partners(partner).any(|other| other != worker && self.established.contains(other));
         self.partners(worker).all(is_missed_by_another)
     }
 
-    /// Who goes, with what is said of it. `is_new`: it has made no step of the job.
+    /// The workers that lose their places, each with what is said of it. `is_new`: the worker has made no step of the job.
     fn culprits(&self, is_new: impl Fn(&str) -> bool, was_reached: impl Fn(&str) -> bool) -> Vec<(WorkerId, String)> {
         let mut open: Vec<&Report> = self.reports.iter().collect();
         let mut culprits = Vec::new();

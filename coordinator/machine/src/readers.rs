@@ -1,8 +1,8 @@
 //! Who could not read which checkpoint (T-11).
 //!
-//! *I cannot read it* is a fault of the reader until another has failed, too: on another host where there is one, and while somebody is
-//! there who has not tried yet not before [`MAX_READERS`] have. Where anyone has read the manifest, who does not find it is always the
-//! one to blame.
+//! A worker that cannot read a checkpoint is itself to blame until a second worker cannot either: one on another host, if there is another
+//! host. While there are workers that have not tried yet, [`MAX_READERS`] have to fail before the checkpoint is blamed. If any worker has read
+//! the manifest, a worker that does not find it is always to blame.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -384,7 +384,7 @@ pub struct Failures {
 #[serde(deny_unknown_fields)]
 pub struct Deaths {
     pub workers: BTreeSet<WorkerId>,
-    /// The job's `high_step` at the newest.
+    /// What was committed at the newest: after a restore that is less than `high_step`.
     pub at_step: Step,
 }
 

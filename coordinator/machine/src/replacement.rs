@@ -1,7 +1,8 @@
 //! For how long empty places wait for workers, before a job goes on with fewer replicas.
 
-use super::deadlines::{Deadline, Deadlines};
 use std::time::Duration;
+
+use super::deadlines::{Deadline, Deadlines};
 
 /// The wait for somebody to take an empty place; its end is [`Deadline::Replacement`].
 #[derive(Debug, Default)]

@@ -20,6 +20,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use toroid_torus::geometry::Shape;
+use toroid_torus::ids::{Rank, Step};
 use toroid_torus::job::JobSpec;
 
 /// Steps of a window, at least.
@@ -34,14 +35,14 @@ const MIN_PEERS: usize = 2;
 /// A place that computes for longer than its peers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Straggler {
-    pub rank: usize,
+    pub rank: Rank,
     /// Mean time a step.
     pub own_s: f64,
     /// Median of the mean times of its peers, on average over the windows.
     pub peers_s: f64,
     pub num_peers: usize,
     /// Committed when the measuring began and when it ended.
-    pub steps: Range<u64>,
+    pub steps: Range<Step>,
 }
 
 impl Straggler {
@@ -57,7 +58,7 @@ impl Straggler {
             self.num_peers,
             1e3 * self.own_s,
             1e3 * self.peers_s,
-            self.steps.start + 1,
+            self.steps.start.next(),
             self.steps.end
         )
     }
@@ -75,7 +76,7 @@ pub struct Work {
     /// In so many steps, since any moment.
     pub num_steps: u64,
     pub compute_s: f64,
-    pub committed: u64,
+    pub committed: Step,
 }
 
 /// Measured over windows in a row.
@@ -86,7 +87,7 @@ struct Sum {
     compute_s: f64,
     /// Of the medians.
     peers_s: f64,
-    from_step: u64,
+    from_step: Step,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -129,8 +130,9 @@ pub struct Stragglers {
 
 impl Stragglers {
     /// An epoch begins. What was found of a place stays where the same worker `keeps` it; measuring begins anew.
-    pub fn begin(&mut self, spec: &JobSpec, shape: &Shape, keeps: impl Fn(usize) -> bool) {
-        let found = |rank: usize| self.places.get(rank).filter(|_| keeps(rank)).and_then(|p| p.found.clone());
+    pub fn begin(&mut self, spec: &JobSpec, shape: &Shape, keeps: impl Fn(Rank) -> bool) {
+        let found =
+            |rank: usize| self.places.get(rank).filter(|_| keeps(Rank::new(rank))).and_then(|p| p.found.clone());
         let places = (0..shape.world()).map(|rank| Place { found: found(rank), ..Place::default() }).collect();
         self.places = places;
         self.groups = groups(spec, shape);
@@ -141,8 +143,8 @@ impl Stragglers {
     }
 
     /// A heartbeat came. A window lasts at least `window`.
-    pub fn heard(&mut self, rank: usize, work: Work, now: Duration, window: Duration) -> Vec<Change> {
-        let Some(place) = self.places.get_mut(rank) else { return Vec::new() };
+    pub fn heard(&mut self, rank: Rank, work: Work, now: Duration, window: Duration) -> Vec<Change> {
+        let Some(place) = self.places.get_mut(rank.index()) else { return Vec::new() };
         // A worker may say anything.
         if !work.compute_s.is_finite() || work.compute_s < 0.0 {
             return Vec::new();
@@ -152,7 +154,7 @@ impl Stragglers {
             place.start = Some(work);
         }
         place.latest = Some(work);
-        let Some(number) = self.group_of[rank] else { return Vec::new() };
+        let Some(number) = self.group_of[rank.index()] else { return Vec::new() };
         let group = &mut self.groups[number];
         let since = *group.since.get_or_insert(now);
         let has_gone_on = |rank: &usize| self.places[*rank].window().is_some_and(|(n, _)| n >= WINDOW_STEPS);
@@ -175,7 +177,12 @@ impl Stragglers {
         let mut changes = Vec::new();
         for position in 0..means.len() {
             let (own_s, rank) = means[position];
-            changes.extend(self.places[rank].judge(rank, own_s, median_of_others(&means, position), means.len() - 1));
+            changes.extend(self.places[rank].judge(
+                Rank::new(rank),
+                own_s,
+                median_of_others(&means, position),
+                means.len() - 1,
+            ));
         }
         changes
     }
@@ -184,13 +191,13 @@ impl Stragglers {
         self.places.iter().filter_map(|p| p.found.as_ref())
     }
 
-    pub fn of(&self, rank: usize) -> Option<&Straggler> {
-        self.places.get(rank)?.found.as_ref()
+    pub fn of(&self, rank: Rank) -> Option<&Straggler> {
+        self.places.get(rank.index())?.found.as_ref()
     }
 
     /// Mean time that this place computes a step, in its last window.
-    pub fn compute_s(&self, rank: usize) -> Option<f64> {
-        let place = self.places.get(rank)?;
+    pub fn compute_s(&self, rank: Rank) -> Option<f64> {
+        let place = self.places.get(rank.index())?;
         // Without peers no window ends.
         let present = || place.window().filter(|(n, _)| *n > 0).map(|(n, s)| s / n as f64);
         place.mean_s.or_else(present)
@@ -198,7 +205,7 @@ impl Stragglers {
 }
 
 impl Place {
-    fn judge(&mut self, rank: usize, own_s: f64, peers_s: f64, num_peers: usize) -> Option<Change> {
+    fn judge(&mut self, rank: Rank, own_s: f64, peers_s: f64, num_peers: usize) -> Option<Change> {
         let (start, latest) = (self.start?, self.latest?);
         let (num_steps, compute_s) = self.window()?;
         (self.start, self.mean_s) = (self.latest, Some(own_s));
@@ -295,7 +302,7 @@ mod tests {
     impl Run {
         fn new(shape: &str) -> Run {
             let stragglers = stragglers(shape);
-            let work = vec![Work { num_steps: 0, compute_s: 0.0, committed: 100 }; stragglers.places.len()];
+            let work = vec![Work { num_steps: 0, compute_s: 0.0, committed: Step::new(100) }; stragglers.places.len()];
             Run { stragglers, now: Duration::ZERO, work }
         }
 
@@ -307,9 +314,9 @@ mod tests {
                 for rank in 0..self.work.len() {
                     let work = &mut self.work[rank];
                     work.num_steps += steps;
-                    work.committed += steps;
+                    work.committed = work.committed.after(steps);
                     work.compute_s += steps as f64 * step_s(rank);
-                    changes.extend(self.stragglers.heard(rank, *work, self.now, WINDOW));
+                    changes.extend(self.stragglers.heard(Rank::new(rank), *work, self.now, WINDOW));
                 }
             }
             changes
@@ -322,7 +329,7 @@ mod tests {
         let slow = |rank: usize| if rank == 2 { 0.040 } else { 0.016 };
         let changes = run.go(30, 10, slow);
         let [Change::Slow(found)] = &changes[..] else { panic!("{changes:?}") };
-        assert_eq!((found.rank, found.num_peers), (2, 3));
+        assert_eq!((found.rank, found.num_peers), (Rank::new(2), 3));
         assert!((found.factor() - 2.5).abs() < 1e-9, "{found:?}");
         let text = found.in_words();
         assert!(
@@ -330,12 +337,12 @@ mod tests {
             "{text}"
         );
         assert_eq!(run.stragglers.named().count(), 1);
-        assert!((run.stragglers.compute_s(2).unwrap_or(0.0) - 0.040).abs() < 1e-9);
+        assert!((run.stragglers.compute_s(Rank::new(2)).unwrap_or(0.0) - 0.040).abs() < 1e-9);
         // Better, but not good: it stays what it is, and is not named again.
         assert_eq!(run.go(30, 10, |rank| if rank == 2 { 0.0224 } else { 0.016 }), []);
         assert_eq!(run.stragglers.named().count(), 1);
         let changes = run.go(30, 10, |_| 0.016);
-        assert!(matches!(&changes[..], [Change::KeepsUp(found)] if found.rank == 2), "{changes:?}");
+        assert!(matches!(&changes[..], [Change::KeepsUp(found)] if found.rank == Rank::new(2)), "{changes:?}");
         assert_eq!(run.stragglers.named().count(), 0);
     }
 
@@ -361,7 +368,7 @@ mod tests {
                 factor * if rank == slow_rank { 0.04 } else { 0.016 }
             };
             let changes = run.go(60, 10, step_s);
-            let is_right = matches!(&changes[..], [Change::Slow(found)] if found.rank == slow_rank);
+            let is_right = matches!(&changes[..], [Change::Slow(found)] if found.rank == Rank::new(slow_rank));
             assert!(is_right, "seed {seed}: {changes:?}");
         }
     }
@@ -399,8 +406,8 @@ mod tests {
     fn what_a_worker_says_may_be_anything() {
         let mut run = Run::new("dp = 4");
         let mut heard = |rank, num_steps, compute_s| {
-            let work = Work { num_steps, compute_s, committed: u64::MAX };
-            assert_eq!(run.stragglers.heard(rank, work, Duration::from_secs(9), WINDOW), []);
+            let work = Work { num_steps, compute_s, committed: Step::new(u64::MAX) };
+            assert_eq!(run.stragglers.heard(Rank::new(rank), work, Duration::from_secs(9), WINDOW), []);
         };
         for compute_s in [f64::NAN, f64::INFINITY, -1.0, 1e300] {
             heard(0, u64::MAX, compute_s);
@@ -415,9 +422,9 @@ mod tests {
         let mut run = Run::new("dp = 4");
         run.go(30, 10, |rank| if rank == 2 { 0.04 } else { 0.016 });
         let spec = spec("dp = 4");
-        run.stragglers.begin(&spec, &spec.shape, |rank| rank != 1);
+        run.stragglers.begin(&spec, &spec.shape, |rank| rank != Rank::new(1));
         assert_eq!(run.stragglers.named().count(), 1);
-        run.stragglers.begin(&spec, &spec.shape, |rank| rank != 2);
+        run.stragglers.begin(&spec, &spec.shape, |rank| rank != Rank::new(2));
         assert_eq!(run.stragglers.named().count(), 0);
     }
 }

@@ -8,12 +8,12 @@ use toroid_torus::placement::Candidate;
 use super::Job;
 use crate::facts::{hex, short};
 use crate::pool::{Pool, Worker};
-use crate::proof::{Proof, Stage};
+use crate::proof::{Proof, ProofStage};
 
 impl Job {
-    /// Spares that may take a place of this job, as many as are needed: first those that still hold state of it, then those that have
-    /// shown that they can fill one, and those that failed at it only where the others do not suffice.
-    pub fn candidates(&self, pool: &Pool, num_needed: usize) -> Vec<Candidate> {
+    /// Spares that may take a place of this job, as many as are needed: first those that still hold state of the job, then those that have
+    /// shown that they can fill a place, and only if these do not suffice those that failed at the job.
+    pub(super) fn candidates(&self, pool: &Pool, num_needed: usize) -> Vec<Candidate> {
         let retained = self.retained(pool);
         let rung = |w: &Worker| match self.standing_of(w) {
             _ if self.fitness.is_avoided(&w.register.worker_id) => 3,
@@ -34,8 +34,8 @@ impl Job {
         out
     }
 
-    /// Spares that may take a place of this job while all is well: nobody who has yet to show that it can fill one.
-    pub fn proven_candidates(&self, pool: &Pool, num_needed: usize) -> Vec<Candidate> {
+    /// Spares that may take a place of this job while all is well: without those that have yet to show that they can fill one.
+    pub(super) fn proven_candidates(&self, pool: &Pool, num_needed: usize) -> Vec<Candidate> {
         let asks = pool.asks_for.as_ref() == Some(&self.core.record.id);
         let is_unproven = |w: &Worker| match self.standing_of(w) {
             Fitness::Proves => true,
@@ -84,11 +84,11 @@ impl Job {
     }
 
     /// How far the spare has shown that it can fill a place of this job.
-    pub fn standing_of(&self, worker: &Worker) -> Fitness {
+    pub(super) fn standing_of(&self, worker: &Worker) -> Fitness {
         let id = &worker.register.worker_id;
         match &worker.proof {
             _ if self.fitness.is_unfit(id) => Fitness::Unfit,
-            Some(Proof { job, stage: Stage::Ready, .. }) if *job == self.core.record.id => Fitness::Ready,
+            Some(Proof { job, stage: ProofStage::Ready, .. }) if *job == self.core.record.id => Fitness::Ready,
             Some(Proof { job, .. }) if *job == self.core.record.id => Fitness::Proves,
             _ => Fitness::Unknown,
         }

@@ -12,19 +12,19 @@ use toroid_torus::ids::{Rank, Step};
 
 impl Job {
     /// Names the steps that are to be saved and can be named now. `at_start`: nothing of this epoch is computed yet.
-    pub fn name_steps(&mut self, cx: &mut Context<'_>, at_start: bool) {
+    pub(super) fn name_steps(&mut self, cx: &mut Context<'_>, at_start: bool) {
         let leaving = self.would_lose_state(cx).then(|| self.leaving_in_words());
         self.checkpoints.name_steps(&mut self.core.context(cx), at_start, leaving.as_deref());
     }
 
     /// A newer step is committed or recorded: what waited for it may go on.
-    pub fn checkpoints_advanced(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn checkpoints_advanced(&mut self, cx: &mut Context<'_>) {
         self.checkpoints.committed_advanced(&mut self.core.context(cx));
         self.name_steps(cx, false);
     }
 
     /// The worker of a place came back on another stream.
-    pub fn name_again(&mut self, cx: &mut Context<'_>, rank: Rank, committed: Step) {
+    pub(super) fn name_again(&mut self, cx: &mut Context<'_>, rank: Rank, committed: Step) {
         self.checkpoints.name_again(&mut self.core.context(cx), rank, committed);
         if rank == Rank::ZERO {
             self.core.curve.forget_question();
@@ -41,18 +41,18 @@ impl Job {
     }
 
     /// Users who wait to hear of a step hear that none will be named.
-    pub fn refuse_requests(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn refuse_requests(&mut self, cx: &mut Context<'_>) {
         for request in self.checkpoints.take_requests() {
             cx.out.reply(request, Err(self.refuse("checkpointed")));
         }
     }
 
-    pub fn shard_written(&mut self, cx: &mut Context<'_>, rank: Rank, message: proto::ShardWritten) {
+    pub(super) fn shard_written(&mut self, cx: &mut Context<'_>, rank: Rank, message: proto::ShardWritten) {
         let outcome = self.checkpoints.shard_written(&mut self.core.context(cx), rank, message);
         self.act_on(cx, outcome);
     }
 
-    pub fn manifest_published(&mut self, cx: &mut Context<'_>, message: proto::ManifestPublished) {
+    pub(super) fn manifest_published(&mut self, cx: &mut Context<'_>, message: proto::ManifestPublished) {
         let step = Step::new(message.step);
         let outcome = self.checkpoints.manifest_published(&mut self.core.context(cx), message);
         if outcome == (Outcome::Published { halts: true }) {
@@ -61,13 +61,13 @@ impl Job {
         self.act_on(cx, outcome);
     }
 
-    pub fn steps_removed(&mut self, cx: &mut Context<'_>, message: proto::StepsRemoved) {
+    pub(super) fn steps_removed(&mut self, cx: &mut Context<'_>, message: proto::StepsRemoved) {
         self.checkpoints.steps_removed(&mut self.core.context(cx), message);
         self.name_steps(cx, false);
         self.try_finish(cx);
     }
 
-    pub fn checkpoint_missed(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::CheckpointMissed) {
+    pub(super) fn checkpoint_missed(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::CheckpointMissed) {
         self.advance(cx, rank, Step::new(message.committed_step));
         let outcome = self.checkpoints.missed(&mut self.core.context(cx), rank, message);
         self.act_on(cx, outcome);
@@ -105,7 +105,7 @@ impl Job {
     }
 
     /// A deadline of the checkpoints has passed, in an epoch that was started.
-    pub fn checkpoint_passed(&mut self, cx: &mut Context<'_>, deadline: Deadline) {
+    pub(super) fn checkpoint_passed(&mut self, cx: &mut Context<'_>, deadline: Deadline) {
         match deadline {
             Deadline::CheckpointInterval => {
                 self.checkpoints.interval_passed(&mut self.core.context(cx));

@@ -4,7 +4,7 @@
 //! is lost, the step in flight is made again**. Two neighbours that are drained at once would take both holders of a shard away, so
 //! the second waits until the first move is healed. The drained worker stays connected and keeps what it holds until then.
 //!
-//! A process that was drained is given nothing any more; another of the same worker id is.
+//! A process that was drained is never given a place again; another process with the same worker id is.
 
 use super::Job;
 use crate::api::RequestError;
@@ -17,12 +17,12 @@ use proto::coordinator_message::Body;
 use toroid_proto as proto;
 use toroid_torus::ids::{Rank, WorkerId};
 
-/// Where nobody can take the place now.
+/// What is done if no worker can take the place now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum IfNobody {
-    /// Nothing is done.
+    /// The request is refused.
     Refuse,
-    /// It is moved when somebody can.
+    /// The place is moved as soon as a worker can take it.
     Wait,
 }
 
@@ -50,12 +50,13 @@ impl Job {
                 self.core.record.id
             )));
         }
-        if self.core.record.edit_later().draining.insert(worker.clone()) {
+        if !self.core.record.draining.contains(&worker) {
+            self.core.record.edit(cx.out).draining.insert(worker.clone());
             self.core.worker_event(cx, "worker.draining", format!("{worker} (rank {rank}) {why}"), &worker);
         }
         self.recover(cx);
         if self.core.record.draining.contains(&worker) {
-            // Nobody is there for it now: what it holds is saved, be it that others hold it, too.
+            // No worker can take the place now: the state is saved, even if other workers hold it too.
             self.checkpoints.want(Why::Leaving);
             self.name_steps(cx, false);
         }
@@ -64,7 +65,7 @@ impl Job {
     }
 
     /// Empties the next place that is to be moved, if all is well and somebody can take it.
-    pub fn begin_drain(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn begin_drain(&mut self, cx: &mut Context<'_>) {
         if self.core.record.draining.is_empty()
             || !self.core.can_heal()
             || !self.core.is_whole()
@@ -95,17 +96,17 @@ impl Job {
     }
 
     /// Nothing that the moved workers hold is needed any more.
-    pub fn release_moved(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn release_moved(&mut self, cx: &mut Context<'_>) {
         for Moved { worker, .. } in self.moves.take(|_| true) {
             self.stop_worker(cx, &worker, "its place was moved");
         }
     }
 
-    /// Another holder was lost: those of the moved workers that are still there have their places again, unless the newcomer says that
-    /// it has its shards, since what a moved one holds may be the only copy. It is moved once the job is whole. Where an epoch was
-    /// started without it, its copy may be behind: it is asked for only when the reports show that nothing else is left. Says whether
-    /// there was one.
-    pub fn take_back_moved(&mut self, cx: &mut Context<'_>, is_asked: impl Fn(&Moved) -> bool) -> bool {
+    /// Another holder was lost, so a moved worker may have the only copy of a shard. Those of the moved workers that `is_asked` names and that are
+    /// still connected get their places back, unless the newcomer in it says that it has the shards by now; they are moved again once the job is
+    /// whole. The copy of a worker without which an epoch was started may be behind: it is asked for only when the reports show that no other
+    /// copy is left. Says whether any worker got its place back.
+    pub(super) fn take_back_moved(&mut self, cx: &mut Context<'_>, is_asked: impl Fn(&Moved) -> bool) -> bool {
         let mut is_back = false;
         for Moved { worker, rank, .. } in self.moves.take(is_asked) {
             let has_state = self.core.epoch.prepared().get(&rank).is_some_and(|p| !p.held.is_empty());
@@ -132,7 +133,7 @@ impl Job {
         is_back
     }
 
-    pub fn stop_worker(&self, cx: &mut Context<'_>, worker: &str, reason: &str) {
+    pub(super) fn stop_worker(&self, cx: &mut Context<'_>, worker: &str, reason: &str) {
         let Some(stream) = cx.pool.get(worker).map(|w| w.stream) else { return };
         let (job_id, epoch) = (self.core.record.id.to_string(), self.core.record.epoch.get());
         let reason = reason.to_string();

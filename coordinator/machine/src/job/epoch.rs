@@ -1,7 +1,7 @@
 //! How an epoch begins: who gets which place, `Assign`, `Prepared` from all, `Start`.
 //!
-//! Survivors keep their places while the shape is the same (T-7); the number of the epoch and its places are stored with everything else that the input
-//! changes, before the first `Assign` of it is sent (T-8).
+//! Survivors keep their places while the shape is the same (T-7). The epoch's number and its places are stored before its first `Assign` is
+//! sent (T-8).
 
 use std::collections::BTreeSet;
 
@@ -106,7 +106,7 @@ impl Job {
     }
 
     /// Where the next epoch has its state from.
-    pub fn source(&self) -> Source {
+    pub(super) fn source(&self) -> Source {
         let step = self.core.record.last_checkpoint().map_or(Step::ZERO, |c| c.step);
         match self.core.record.started_unix_ms {
             _ if self.core.can_heal() => Source::Holders,
@@ -115,7 +115,7 @@ impl Job {
         }
     }
 
-    pub fn begin_epoch(
+    pub(super) fn begin_epoch(
         &mut self,
         cx: &mut Context<'_>,
         shape: Shape,
@@ -149,7 +149,7 @@ impl Job {
         let world = self.core.world();
         self.activities.begin(world);
         let record = &self.core.record;
-        let keeps = |rank: usize| !is_resized && old.get(rank) == record.places.get(rank);
+        let keeps = |rank: Rank| !is_resized && old.get(rank.index()) == record.places.get(rank.index());
         self.stragglers.begin(&record.spec, &shape, keeps);
         self.reach.begin_epoch(&mut self.core.deadlines);
         self.replacement.reset(&mut self.core.deadlines);
@@ -197,7 +197,7 @@ impl Job {
         record.holders.extend(placed.map(|w| (w.id(), Process::of(&w.register))));
     }
 
-    /// What was computed since the newest checkpoint is made again. The curve is cut when all have loaded it.
+    /// All go back to the newest checkpoint: the steps since then are made again. The curve is cut when all have loaded the checkpoint.
     fn go_back(&mut self, cx: &mut Context<'_>) {
         let restore_step = self.core.record.last_checkpoint().map_or(Step::ZERO, |c| c.step);
         self.release_moved(cx);
@@ -231,7 +231,7 @@ impl Job {
         }
     }
 
-    pub fn assign(&self, cx: &mut Context<'_>, rank: Rank) {
+    pub(super) fn assign(&self, cx: &mut Context<'_>, rank: Rank) {
         let record = &self.core.record;
         let peer = |(rank, worker): (Rank, &WorkerId)| {
             let worker = cx.pool.get(worker).expect("only connected workers are placed");
@@ -256,7 +256,7 @@ impl Job {
         self.core.send(cx, rank, Body::Assign(assign));
     }
 
-    pub fn prepared(&mut self, cx: &mut Context<'_>, rank: Rank, message: proto::Prepared) {
+    pub(super) fn prepared(&mut self, cx: &mut Context<'_>, rank: Rank, message: proto::Prepared) {
         if self.core.epoch.phase() != EpochPhase::Preparing {
             return;
         }
@@ -281,7 +281,7 @@ impl Job {
         }
     }
 
-    /// All have reported: the step that they go on from is known, or that no place can give the state.
+    /// All have reported: decides which step they go on from, or that the state is lost and a checkpoint has to be loaded.
     fn resume(&mut self, cx: &mut Context<'_>) {
         if !self.core.can_heal() {
             let step = Step::new(self.core.epoch.prepared()[&Rank::ZERO].committed_step);
@@ -390,7 +390,7 @@ impl Job {
         self.name_steps(cx, true);
     }
 
-    /// What is trained on is told once, by the first epoch that starts: all workers have the same text.
+    /// Says as events what the job trains on, once: when its first epoch starts. All workers have the same text.
     fn tell_of(&mut self, cx: &mut Context<'_>, inputs: Option<Inputs>) {
         if self.core.record.inputs.is_some() {
             return;
@@ -406,7 +406,7 @@ impl Job {
     }
 
     /// `Start` of the present epoch. A worker that has started takes it as the same one.
-    pub fn start_message(&self) -> Body {
+    pub(super) fn start_message(&self) -> Body {
         let heal = self.core.record.heal.as_ref().map(|h| proto::Heal {
             step: h.step.get(),
             source: h.source.to_wire(),

@@ -1,7 +1,7 @@
 //! What goes wrong in a job: places that are lost, workers that fail, links that break, ranks that hang.
 //!
-//! Everything here leads to one of three: a place becomes empty ([`Job::lose`]), all begin the next epoch with the places they have
-//! (`begin_again`), or the job has failed. Which workers take the empty places is decided when all of an input is known, see
+//! Each failure ends in one of three ways: a place becomes empty ([`Job::lose`]), all begin the next epoch with the places that they have
+//! ([`Job::begin_again`]), or the job has failed. Which workers take the empty places is decided when the whole input is known, see
 //! [`crate::recovery`].
 
 use std::collections::BTreeSet;
@@ -57,14 +57,14 @@ impl Job {
         cx.out.unsettled = true;
     }
 
-    /// A step that kills whoever computes it ends the job: places are computed by anyone in the same way.
+    /// Ends the job if a step kills every worker that computes it: all workers compute a place in the same way.
     fn count_death(&mut self, cx: &mut Context<'_>, rank: Rank, worker: &str, why: &str) {
         if !self.core.epoch.is_started() {
             return;
         }
         // After a restore earlier steps are made again: a death in one of those is not the later step's fault.
         let at_step = self.core.committed();
-        let record = self.core.record.edit_later();
+        let record = self.core.record.edit(cx.out);
         record.deaths.retain(|_, d| d.at_step == at_step);
         let deaths = record.deaths.entry(rank).or_insert(Deaths { workers: BTreeSet::new(), at_step });
         deaths.workers.insert(worker.into());
@@ -81,13 +81,13 @@ impl Job {
     }
 
     /// All places stay filled, and the next epoch begins.
-    pub fn begin_again(&mut self, cx: &mut Context<'_>, by: SeenBy, text: String) {
+    pub(super) fn begin_again(&mut self, cx: &mut Context<'_>, by: SeenBy, text: String) {
         self.incident_seen(cx, Sighting { by, cause: text.clone(), detect: Duration::ZERO, place: None });
         self.core.epoch.begin_again(text);
         cx.out.unsettled = true;
     }
 
-    pub fn failed(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::Failed) {
+    pub(super) fn failed(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::Failed) {
         if message.fatal {
             return self.refused(cx, rank, &message.error);
         }
@@ -132,8 +132,8 @@ impl Job {
         self.core.record.worker_at(rank).is_some_and(|worker| self.fitness.is_new(worker))
     }
 
-    /// Who cannot prepare goes as soon as another can. Where nobody of all places can, the job has failed.
-    pub fn weigh_refusals(&mut self, cx: &mut Context<'_>) {
+    /// Evicts workers that cannot prepare as soon as another worker can. If no worker of any place can, the job has failed.
+    pub(super) fn weigh_refusals(&mut self, cx: &mut Context<'_>) {
         let refusals = self.core.epoch.refusals();
         let Some((first, error)) = refusals.first_key_value().map(|(rank, error)| (*rank, error.clone())) else {
             return;
@@ -160,7 +160,7 @@ impl Job {
         self.lose(cx, rank, Cause::new(by, why));
     }
 
-    /// The other copies are right: whoever holds a wrong one is replaced as if it had died, and its process is given nothing any more.
+    /// The other copies of a shard are right: a worker with a wrong copy is replaced as if it had died, and its process gets no place again.
     fn corrupt_copies(&mut self, cx: &mut Context<'_>, message: &proto::Failed) {
         let ranks: BTreeSet<Rank> = message.corrupt_ranks.iter().map(|r| Rank::from(*r)).collect();
         for rank in ranks {
@@ -174,10 +174,10 @@ impl Job {
         }
     }
 
-    /// What the places hold is not to be trusted: all go back to the newest checkpoint.
+    /// The state in memory cannot be trusted: all go back to the newest checkpoint.
     fn corrupted(&mut self, cx: &mut Context<'_>, rank: Rank, error: &str) {
         let text = format!("silent corruption: {}: {error}", self.core.describe(rank));
-        if self.count_failure(rank) >= MAX_FAILURES {
+        if self.count_failure(cx, rank) >= MAX_FAILURES {
             let reason =
                 format!("rank {rank} failed {MAX_FAILURES} times in a row without a new step; the last: {text}");
             return self.end(cx, State::Failed, &reason);
@@ -187,10 +187,10 @@ impl Job {
         self.begin_again(cx, SeenBy::Digests, text);
     }
 
-    /// The worker of a place cannot go on, another may. Too often without getting any further: the job has failed.
-    pub fn place_failed(&mut self, cx: &mut Context<'_>, rank: Rank, by: SeenBy, error: &str) {
+    /// The worker of a place cannot go on; another may. A place that fails too often without a new step ends the job.
+    pub(super) fn place_failed(&mut self, cx: &mut Context<'_>, rank: Rank, by: SeenBy, error: &str) {
         let who = self.core.describe(rank);
-        if self.count_failure(rank) >= MAX_FAILURES {
+        if self.count_failure(cx, rank) >= MAX_FAILURES {
             let reason = format!(
                 "rank {rank} failed {MAX_FAILURES} times in a row without a new step; the last, {who}: {error}"
             );
@@ -202,9 +202,9 @@ impl Job {
         self.lose(cx, rank, Cause::new(by, format!("failed: {error}")));
     }
 
-    pub fn count_failure(&mut self, rank: Rank) -> u32 {
+    pub(super) fn count_failure(&mut self, cx: &mut Context<'_>, rank: Rank) -> u32 {
         let at_step = self.core.record.high_step.max(self.core.committed());
-        let failures = self.core.record.edit_later().failures.entry(rank).or_insert(Failures { count: 0, at_step });
+        let failures = self.core.record.edit(cx.out).failures.entry(rank).or_insert(Failures { count: 0, at_step });
         if at_step > failures.at_step {
             *failures = Failures { count: 0, at_step };
         }

@@ -30,8 +30,8 @@ impl Job {
         record.placed().filter(|(_, worker)| record.draining.contains(*worker)).map(|(rank, _)| rank).collect()
     }
 
-    /// When those that leave are gone, so is a shard; and nobody can take their places with the state.
-    pub fn would_lose_state(&self, cx: &Context<'_>) -> bool {
+    /// Whether a shard loses its last holder when the workers that are to end are gone, and no worker can take their places before that.
+    pub(super) fn would_lose_state(&self, cx: &Context<'_>) -> bool {
         let leaving = self.leaving();
         if leaving.is_empty() || self.core.can_heal() && !self.candidates(cx.pool, 1).is_empty() {
             return false;
@@ -42,7 +42,7 @@ impl Job {
     }
 
     /// `x, y were asked`.
-    pub fn leaving_in_words(&self) -> String {
+    pub(super) fn leaving_in_words(&self) -> String {
         let leaving = self.leaving();
         let named: Vec<&str> = leaving
             .iter()
@@ -55,7 +55,7 @@ impl Job {
         format!("{}{more} {verb}", named.join(", "))
     }
 
-    /// The step that all halt at is saved: whoever is to end may.
+    /// The step that all halt at is saved: the workers that are to end may end.
     pub fn leave(&mut self, cx: &mut Context<'_>, step: Step) {
         let leaving = self.leaving();
         let cause = format!("{} to end, and nobody can take the places", self.leaving_in_words());

@@ -13,12 +13,12 @@ use toroid_torus::failpoint;
 use toroid_torus::ids::Rank;
 
 impl Job {
-    pub fn peer_lost(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::PeerLost) {
+    pub(super) fn peer_lost(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::PeerLost) {
         let fault = if message.damaged { Fault::Damaged } else { Fault::Lost };
         self.link_missed(cx, rank, Rank::from(message.rank), fault, &message.error);
     }
 
-    pub fn unreached(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::Unreached) {
+    pub(super) fn unreached(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::Unreached) {
         for peer in &message.peers {
             let fault = if peer.called { Fault::NotReached } else { Fault::NoCall };
             self.link_missed(cx, rank, Rank::from(peer.rank), fault, &peer.reason);
@@ -46,7 +46,7 @@ impl Job {
     }
 
     /// Both ends of what was reported are still connected.
-    pub fn links_passed(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn links_passed(&mut self, cx: &mut Context<'_>) {
         self.core.deadlines.clear(&Deadline::Links);
         let fitness = &self.fitness;
         let Culprits { workers: culprits, first } = self.reach.weigh(
@@ -76,7 +76,7 @@ impl Job {
     fn begin_again_without(&mut self, cx: &mut Context<'_>, report: &Report) {
         let text = format!("{}; both are alive", report.text);
         let Some(rank) = self.core.record.rank_of(&report.of) else { return };
-        if self.count_failure(rank) >= MAX_FAILURES {
+        if self.count_failure(cx, rank) >= MAX_FAILURES {
             let reason = format!("links to rank {rank} broke {MAX_FAILURES} times without a new step: {text}");
             return self.end(cx, crate::record::State::Failed, &reason);
         }

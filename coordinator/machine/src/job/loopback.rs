@@ -47,7 +47,7 @@ impl Site {
 }
 
 impl Job {
-    /// Spares that could not be linked with the others are given no place, and told why.
+    /// Marks spares unfit that the other workers could not dial, or that could not dial them.
     pub fn mark_hidden(&mut self, cx: &mut Context<'_>) {
         let is_fit = |w: &&Worker| !self.fitness.is_unfit(&w.register.worker_id);
         let spares: Vec<Site> = cx.pool.spares().filter(is_fit).map(Site::of).collect();
@@ -70,7 +70,7 @@ fn hidden(spares: &[Site], placed: Vec<Site>, world: usize) -> Vec<(WorkerId, St
     out
 }
 
-/// Those of the spares that the others have to fit: who can be dialled from elsewhere, but where one machine has enough by itself.
+/// The spares that the others have to be able to dial: those that can be dialled from other hosts, or those of one host that has enough by itself.
 fn among(spares: &[Site], world: usize) -> Vec<Site> {
     let (inside, outside): (Vec<Site>, Vec<Site>) = spares.iter().cloned().partition(Site::is_loopback);
     let of_host = |host: &str| inside.iter().filter(|s| s.host == host).cloned().collect::<Vec<Site>>();

@@ -11,7 +11,7 @@ use toroid_torus::ids::{Epoch, Rank, Step, WorkerId};
 /// What a worker that registers knows of its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Claim {
-    /// It does its work, in this epoch or in one before that it is told of next.
+    /// It goes on with its work, in this epoch or in an older one; then it is told of the newer one next.
     GoesOn,
     /// It has no state, and the next epoch gives it to it.
     Newcomer,
@@ -28,9 +28,9 @@ impl Job {
         let epoch = self.core.record.epoch;
         match Epoch::new(register.epoch) {
             e if is_this_place && e == epoch => Claim::GoesOn,
-            // It missed the newer epoch, which is not started: nobody has got any further without it.
+            // It missed the newer epoch, but that has not started: no step was made without this worker.
             e if is_this_place && e > Epoch::NONE && e < epoch && !self.core.epoch.is_started() => Claim::GoesOn,
-            // Nor did it hear of its place, maybe.
+            // It may not even have heard of its place.
             _ if !self.core.epoch.is_started() && self.core.epoch.awaited().contains(&rank) => Claim::Newcomer,
             _ => Claim::Lost,
         }
@@ -45,6 +45,7 @@ impl Job {
         if !is_its_own || !self.core.can_heal() || self.core.record.absent.get(&rank) != Some(&id) {
             return None;
         }
+        // Stored with the next epoch, which this begins: until then a coordinator that is started again takes it back again.
         let record = self.core.record.edit_later();
         record.absent.remove(&rank);
         record.places[rank.index()] = Some(id.clone());
@@ -60,9 +61,9 @@ impl Job {
     /// The worker of a place is back on another stream and goes on. What it may have missed is said again.
     pub fn rejoined(&mut self, cx: &mut Context<'_>, rank: Rank, epoch: Epoch, committed: Step) {
         self.core.epoch.returned(rank);
-        // What it was asked for it may not have heard.
+        // It may not have heard the question for a record.
         self.core.curve.forget_question();
-        // Who is at the highest step is not to be left over when there are fewer places.
+        // If there are fewer places next, the worker with the highest step must not be evicted.
         if self.core.can_heal() && !self.core.epoch.is_started() {
             self.core.epoch.commit(rank, committed.min(self.core.total()));
         }

@@ -1,4 +1,4 @@
-//! Fewer replicas where nobody is there for a lost place, and more again when workers come (design section 5).
+//! Fewer replicas where no worker takes a lost place, and more again when workers come (design section 5).
 //!
 //! ```text
 //!   a place is empty, nobody takes it ── `Limits::replacement` ──> dp' = whole replicas that the living make: Shrink
@@ -8,11 +8,11 @@
 //! Either way the next epoch heals: the state lies as it was split for the shape before, and is split anew for the next
 //! ([`toroid_torus::resplit`]). The samples of a step stay the same (T-5), and no committed step is lost.
 //!
-//! - **T-3** Who has no place any more in the smaller shape is nobody whose shards no other has: neither in the shape before nor in
-//!   one before that, as long as the state may still be split for that one ([`Job::num_lost`]).
-//! - **T-3** Whoever has no place any more keeps what it holds until a step was committed, and is asked first when a place is empty
-//!   before that: what it holds may be the only copy by then.
-//! - **T-2** Nor is it the only one that is known to have committed the highest step ([`Job::num_behind`]).
+//! - **T-3** Shrinking never evicts the last holder of a shard. That holds for the present shape, and for each shape before it that the
+//!   state may still be split for ([`Job::num_lost`]).
+//! - **T-3** An evicted worker keeps its shards until a step is committed, and is the first candidate for a place that becomes empty before
+//!   that: its shards may be the only copy by then.
+//! - **T-2** Shrinking never evicts the only worker that is known to have committed the highest step ([`Job::num_behind`]).
 //! - A job with one copy of its state does not change its shape: it would cost the steps since the last checkpoint, twice.
 //!
 //! Deliberately absent: changes of tp and pp. While a drained worker may have to take its place back nothing is shrunk.
@@ -47,9 +47,9 @@ impl Job {
         self.core.record.shape.tp() * self.core.record.shape.pp()
     }
 
-    /// Empty places, and nobody to take them: begins an epoch with fewer replicas where that is due and possible. Else says what is to
-    /// be said about it while the job waits.
-    pub fn shrink(&mut self, cx: &mut Context<'_>, cause: &str) -> Result<(), String> {
+    /// Places are empty and no worker can take them. Begins an epoch with fewer replicas if the wait for a worker is over and enough are left;
+    /// otherwise returns what the job's reason says about it while it waits.
+    pub(super) fn shrink(&mut self, cx: &mut Context<'_>, cause: &str) -> Result<(), String> {
         let (shape, min_dp) = (self.core.record.shape, self.core.record.spec.fault_tolerance.min_dp);
         if !self.core.is_redundant() || shape.dp() <= min_dp || !self.moves.is_empty() {
             return Err(String::new());
@@ -91,8 +91,8 @@ impl Job {
         Ok(())
     }
 
-    /// Begins an epoch with more replicas, if there are fewer than asked for, all is well, and workers are there for them.
-    pub fn begin_grow(&mut self, cx: &mut Context<'_>) {
+    /// Begins an epoch with more replicas, if the job has fewer than it asks for, all is well, and there are workers for at least one more.
+    pub(super) fn begin_grow(&mut self, cx: &mut Context<'_>) {
         if !self.core.is_degraded() || !self.core.can_heal() || self.core.committed() >= self.core.total() {
             return;
         }
@@ -134,8 +134,8 @@ impl Job {
         placement::place(to, &current, candidates, &cx.pool.candidates()).expect("there are workers for every place")
     }
 
-    /// The worker of this place has none any more. It keeps what it holds until all have the state as it is split next, if that is of any
-    /// use to them.
+    /// Evicts the worker of this place. It keeps its shards until all places have the state as it is split next, if the others can still use
+    /// them.
     fn displace(&mut self, cx: &mut Context<'_>, rank: Rank, why: &str) {
         let Some(worker) = self.core.record.edit(cx.out).places[rank.index()].take() else { return };
         let text = format!("{worker} (rank {rank}) {why}");
@@ -154,9 +154,9 @@ impl Job {
         }
     }
 
-    /// A step that ends whoever computes it does so in any shape, and nobody knows which rank computes it in this one: every rank has
-    /// what was counted most before.
-    pub fn carry_failures(&mut self, cx: &mut Context<'_>) {
+    /// A step that kills the worker which computes it does so in any shape, and nobody knows which rank computes it in the new one. So every
+    /// rank of the new shape gets the highest count of the old one.
+    pub(super) fn carry_failures(&mut self, cx: &mut Context<'_>) {
         let all = Rank::all(self.core.world());
         let record = self.core.record.edit(cx.out);
         let deaths = record.deaths.values().max_by_key(|d| d.workers.len()).cloned();
@@ -166,7 +166,7 @@ impl Job {
     }
 
     /// Workers without a place that still hold the state as it was split before.
-    pub fn retained(&self, pool: &Pool) -> BTreeSet<WorkerId> {
+    pub(super) fn retained(&self, pool: &Pool) -> BTreeSet<WorkerId> {
         let workers = self.core.record.earlier.iter().flat_map(|layout| layout.places.iter().flatten());
         let is_retained = |w: &&WorkerId| pool.get(w).is_some_and(|w| w.place.is_none());
         workers.filter(is_retained).cloned().collect()
@@ -178,9 +178,9 @@ impl Job {
         self.core.record.id == *register.job_id && self.core.record.earlier.iter().any(is_rank)
     }
 
-    /// A step was committed, or all have finished: every place has heard that all have the state as it is split now. Or the state is
-    /// given up.
-    pub fn forget_earlier(&mut self, cx: &mut Context<'_>) {
+    /// Lets evicted workers drop their shards: a step was committed, or all have finished, so every place knows that all have the state as it
+    /// is split now; or the state is given up.
+    pub(super) fn forget_earlier(&mut self, cx: &mut Context<'_>) {
         for worker in self.retained(cx.pool) {
             self.stop_worker(cx, &worker, "the state is split anew, and what it holds is not needed any more");
         }
@@ -189,7 +189,7 @@ impl Job {
         }
     }
 
-    /// 1 where nobody of these present ranks is known to have committed the highest step, and somebody else is: it would be made again.
+    /// 1 if none of these ranks is known to have committed the highest step although another rank is (the step would be made again), else 0.
     fn num_behind(&self, ranks: &BTreeSet<usize>) -> usize {
         let highest =
             |ranks: &mut dyn Iterator<Item = Rank>| ranks.map(|rank| self.core.epoch.committed_by(rank)).max();
@@ -197,7 +197,7 @@ impl Job {
         usize::from(highest(&mut ranks.iter().copied().map(Rank::new)) < highest(&mut survivors))
     }
 
-    /// Shards that nobody of these present ranks holds, though somebody does now: of the present shape, and of those before that the
+    /// Number of shards that would lose their last holder if only these ranks stayed: of the present shape, and of those before it that the
     /// state may still be split for.
     fn num_lost(&self, ranks: &BTreeSet<usize>) -> usize {
         let is_kept = |w: &str| self.core.record.rank_of(w).is_some_and(|rank| ranks.contains(&rank.index()));

@@ -30,8 +30,8 @@ use toroid_torus::ids::{Rank, Step};
 const MAX_NAMED: usize = 4;
 
 impl Job {
-    /// Bytes of the checkpoint that the epoch began from are wrong: it does not count any more, all go on from the one before.
-    pub fn checkpoint_damaged(&mut self, cx: &mut Context<'_>, rank: Rank, error: &str) {
+    /// Bytes of the checkpoint that the epoch began from are wrong: all go on from the checkpoint before it.
+    pub(super) fn checkpoint_damaged(&mut self, cx: &mut Context<'_>, rank: Rank, error: &str) {
         let step = self.core.record.restore_step;
         let text = format!("{} cannot read the checkpoint of step {step}: {error}", self.core.describe(rank));
         self.core.event(cx, "checkpoint.damaged", text.clone());
@@ -40,7 +40,7 @@ impl Job {
     }
 
     /// One worker cannot read the checkpoint that the epoch began from (T-11).
-    pub fn checkpoint_unreadable(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::Failed) {
+    pub(super) fn checkpoint_unreadable(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::Failed) {
         let (step, error) = (self.core.record.restore_step, &message.error);
         let Some(worker) = self.core.record.worker_at(rank).cloned() else { return };
         let host = cx.pool.get(&worker).map(|w| w.register.host.clone()).unwrap_or_default();
@@ -76,12 +76,12 @@ impl Job {
     }
 
     /// The next epoch would have to load a checkpoint, there were some, and none is left that can be read.
-    pub fn lacks_checkpoint(&self) -> bool {
+    pub(super) fn lacks_checkpoint(&self) -> bool {
         !self.core.can_heal() && self.core.record.checkpoints.is_empty() && !self.core.record.unusable.is_empty()
     }
 
-    /// To begin from scratch is for a user to decide.
-    pub fn wait_for_checkpoint(&mut self, cx: &mut Context<'_>) {
+    /// Puts the job on hold until a checkpoint can be read: only a user decides that it begins from scratch.
+    pub(super) fn wait_for_checkpoint(&mut self, cx: &mut Context<'_>) {
         self.core.record.edit(cx.out).hold = Some(Hold::Checkpoint);
         let id = &self.core.record.id;
         let newest = self.core.record.unusable.values().rev();
@@ -124,8 +124,9 @@ impl Job {
         cx.out.unsettled = true;
     }
 
-    /// The job goes on without them. What lies about of them goes with the next that is published; what is damaged was set aside.
-    pub fn forget_unusable(&mut self, cx: &mut Context<'_>) {
+    /// The job goes on without the checkpoints that cannot be read. Their files are removed with the next publishing, except damaged ones,
+    /// which were set aside.
+    pub(super) fn forget_unusable(&mut self, cx: &mut Context<'_>) {
         let record = self.core.record.edit(cx.out);
         let unusable = std::mem::take(&mut record.unusable);
         record.leftovers.extend(unusable.into_iter().filter(|(_, u)| !u.is_damaged).map(|(step, _)| step));

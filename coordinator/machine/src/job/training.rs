@@ -14,8 +14,8 @@ use toroid_torus::failpoint;
 use toroid_torus::ids::{Rank, Step};
 
 impl Job {
-    /// Steps are being committed, or a sign that all ranks work together came.
-    pub fn runs(&mut self, cx: &mut Context<'_>) {
+    /// Steps are being committed, or something else shows that all ranks work together: the job runs.
+    pub(super) fn runs(&mut self, cx: &mut Context<'_>) {
         if !self.core.epoch.is_started() || !self.core.has_all_places() {
             return;
         }
@@ -32,7 +32,7 @@ impl Job {
         }
     }
 
-    pub fn heartbeat(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::Heartbeat) {
+    pub(super) fn heartbeat(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::Heartbeat) {
         if self.core.epoch.phase() == EpochPhase::Waiting {
             return;
         }
@@ -42,7 +42,7 @@ impl Job {
         }
         self.advance(cx, rank, Step::new(message.committed_step));
         self.compare_work(cx, rank, message);
-        // What a survivor had sealed before a heal says nothing about this epoch.
+        // A step that a survivor sealed before a heal says nothing about this epoch.
         if Step::new(message.committed_step) > self.core.epoch.base_step()
             || message.sealed_next && self.core.record.heal.is_none()
         {
@@ -53,25 +53,25 @@ impl Job {
     /// A straggler is named; it keeps its place.
     fn compare_work(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::Heartbeat) {
         let (num_steps, compute_s) = (message.compute_steps, message.compute_s);
-        let work = Work { num_steps, compute_s, committed: message.committed_step.min(self.core.total().get()) };
+        let work = Work { num_steps, compute_s, committed: Step::new(message.committed_step).min(self.core.total()) };
         let window = cx.config.limits.straggler_window();
-        for change in self.stragglers.heard(rank.index(), work, cx.now.monotonic, window) {
+        for change in self.stragglers.heard(rank, work, cx.now.monotonic, window) {
             let (kind, found, end) = match &change {
                 Change::Slow(found) => ("worker.slow", found, "; it keeps its place, which a drain would move"),
                 Change::KeepsUp(found) => ("worker.keeps_up", found, ": it is no straggler any more"),
             };
-            let rank = Rank::new(found.rank);
-            let worker = self.core.record.worker_at(rank).cloned().unwrap_or_default();
-            let text = format!("{} {}{end}", self.core.describe(rank), found.in_words());
+            let worker = self.core.record.worker_at(found.rank).cloned().unwrap_or_default();
+            let text = format!("{} {}{end}", self.core.describe(found.rank), found.in_words());
             self.core.worker_event(cx, kind, text, &worker);
         }
     }
 
-    pub fn advance(&mut self, cx: &mut Context<'_>, rank: Rank, committed: Step) {
+    pub(super) fn advance(&mut self, cx: &mut Context<'_>, rank: Rank, committed: Step) {
         let before = self.core.committed();
         self.core.epoch.commit(rank, committed.min(self.core.total()));
         let after = self.core.committed();
         if after > before {
+            // Not stored for each heartbeat: it is heard again.
             let record = self.core.record.edit_later();
             record.high_step = record.high_step.max(after);
             self.progressed(cx);
@@ -111,7 +111,7 @@ impl Job {
 
     /// From rank 0. A step that is there already changes nothing, but is acknowledged again. When a healing epoch begins, rank 0 says
     /// again what was not acknowledged, and a new one what the lost one may not have said: these steps stay committed.
-    pub fn step_report(&mut self, cx: &mut Context<'_>, mut record: proto::StepRecord) {
+    pub(super) fn step_report(&mut self, cx: &mut Context<'_>, mut record: proto::StepRecord) {
         let (step, recorded) = (Step::new(record.step), self.core.curve.recorded_step());
         if step <= recorded {
             return self.acknowledge(cx);
@@ -179,7 +179,7 @@ impl Job {
     }
 
     /// From rank 0: no place has the figures of these steps any more. The curve says so, and the job goes on (T-12).
-    pub fn records_missing(&mut self, cx: &mut Context<'_>, message: &proto::RecordsMissing) {
+    pub(super) fn records_missing(&mut self, cx: &mut Context<'_>, message: &proto::RecordsMissing) {
         let recorded = self.core.curve.recorded_step();
         // Steps that nobody is known to have committed cannot be missing.
         let through = Step::new(message.through_step).min(self.core.committed());
@@ -218,7 +218,7 @@ impl Job {
         self.progressed(cx);
     }
 
-    pub fn validation(&mut self, cx: &mut Context<'_>, v: proto::Validation) {
+    pub(super) fn validation(&mut self, cx: &mut Context<'_>, v: proto::Validation) {
         let step = Step::new(v.step);
         if !self.core.epoch.is_started() || step > self.core.total() {
             return;
@@ -239,7 +239,7 @@ impl Job {
         self.core.event(cx, "validation", text);
     }
 
-    pub fn finished(&mut self, cx: &mut Context<'_>, rank: Rank, committed: Step) {
+    pub(super) fn finished(&mut self, cx: &mut Context<'_>, rank: Rank, committed: Step) {
         if !self.core.epoch.is_started() || committed != self.core.total() {
             return;
         }
@@ -262,7 +262,7 @@ impl Job {
     }
 
     /// Done once all places have finished and the last step is saved.
-    pub fn try_finish(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn try_finish(&mut self, cx: &mut Context<'_>) {
         let saved = self.core.record.last_checkpoint().is_some_and(|c| c.step == self.core.total());
         if saved && !self.checkpoints.is_removing() && self.core.epoch.num_finished() == self.core.world() {
             let gap = match self.core.curve.progress().num_missing() {

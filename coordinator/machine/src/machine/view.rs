@@ -8,7 +8,7 @@ use crate::folders::folder;
 use crate::incidents;
 use crate::job::Job;
 use crate::pool::{Standing, Worker};
-use crate::proof::Stage;
+use crate::proof::ProofStage;
 use crate::record::{Checkpoint, Event, JobRecord, LeftOut, Validation};
 use crate::straggler::Straggler;
 use toroid_proto as proto;
@@ -41,8 +41,8 @@ impl Machine {
             pid: w.register.pid,
             memory_bytes: w.memory_bytes[0],
             memory_free_bytes: w.memory_bytes[1],
-            compute_s: stragglers(&w.place).and_then(|(s, rank)| s.compute_s(rank.index())).unwrap_or(0.0),
-            slow_factor: stragglers(&w.place).and_then(|(s, rank)| s.of(rank.index())).map_or(0.0, Straggler::factor),
+            compute_s: stragglers(&w.place).and_then(|(s, rank)| s.compute_s(rank)).unwrap_or(0.0),
+            slow_factor: stragglers(&w.place).and_then(|(s, rank)| s.of(rank)).map_or(0.0, Straggler::factor),
             ..self.warm_up_of(w, now)
         });
         workers.collect()
@@ -69,9 +69,9 @@ impl Machine {
         }
         let Some(proof) = &worker.proof else { return none };
         let state = match proof.stage {
-            Stage::Ready => proto::WarmUpState::Ready,
-            Stage::Doubtful(_) => proto::WarmUpState::Failed,
-            Stage::Prepares | Stage::Prepared | Stage::Probed(_) => proto::WarmUpState::Proving,
+            ProofStage::Ready => proto::WarmUpState::Ready,
+            ProofStage::Doubtful(_) => proto::WarmUpState::Failed,
+            ProofStage::Prepares | ProofStage::Prepared | ProofStage::Probed(_) => proto::WarmUpState::Proving,
         };
         let (warm_up_job, warm_up_reason) = (proof.job.to_string(), proof.in_words());
         proto::WorkerInfo { warm_up: state.into(), warm_up_job, warm_up_reason, ..none }
@@ -226,14 +226,14 @@ fn inputs(record: &JobRecord) -> proto::Inputs {
 
 fn straggler(record: &JobRecord, s: &Straggler) -> proto::Straggler {
     proto::Straggler {
-        rank: s.rank as u32,
-        worker_id: record.worker_at(Rank::new(s.rank)).map_or_else(String::new, WorkerId::to_string),
+        rank: s.rank.to_wire(),
+        worker_id: record.worker_at(s.rank).map_or_else(String::new, WorkerId::to_string),
         factor: s.factor(),
         compute_s: s.own_s,
         peers_s: s.peers_s,
         num_peers: s.num_peers as u32,
-        from_step: s.steps.start,
-        to_step: s.steps.end,
+        from_step: s.steps.start.get(),
+        to_step: s.steps.end.get(),
     }
 }
 

@@ -8,7 +8,7 @@
 //!
 //! A spare warms up for the oldest job that has its places, and for the places of one (tp_rank, stage) of it: the next spare for the
 //! next, so that several are ready for any. Most of what a place needs does not depend on whose it is, and is there when the place is
-//! given. Who has not shown that it can fill a place is given one only where nobody else is there: then the epoch shows it.
+//! given. A spare that has not shown that it can fill a place is given one only if there is no other: then the epoch shows it.
 //!
 //! A probe that fails counts against the spare only when it fails with another worker, too, where there is one: the other may be to blame.
 //! It does not count at all where the other has never been reached by anybody.
@@ -23,7 +23,7 @@ use crate::fitness::Until;
 use crate::folders::checkpoint_root;
 use crate::job::Job;
 use crate::pool::{Pool, Worker};
-use crate::proof::{Probe, Proof, Stage};
+use crate::proof::{Probe, Proof, ProofStage};
 use proto::coordinator_message::Body;
 use toroid_proto as proto;
 use toroid_torus::ids::{JobId, WorkerId};
@@ -42,7 +42,7 @@ impl Machine {
         self.begin_probes(now);
     }
 
-    /// That spares are to be ready for.
+    /// The job that spares are to be ready for.
     pub(crate) fn oldest_placed(&self) -> Option<&Job> {
         self.jobs.values().filter(|job| job.record().state.is_placed()).min_by_key(|job| job.record().number)
     }
@@ -70,7 +70,7 @@ impl Machine {
                 job: record.id.clone(),
                 shape: *shape,
                 number,
-                stage: Stage::Prepares,
+                stage: ProofStage::Prepares,
                 failed_with: BTreeSet::new(),
                 problems: Vec::new(),
                 doubted: BTreeSet::new(),
@@ -92,9 +92,10 @@ impl Machine {
     }
 
     fn begin_probes(&mut self, now: Now) {
-        let is_probed = |w: &&Worker| matches!(w.proof, Some(Proof { stage: Stage::Probed(_), .. }));
+        let is_probed = |w: &&Worker| matches!(w.proof, Some(Proof { stage: ProofStage::Probed(_), .. }));
         let num_free = MAX_PROBES.saturating_sub(self.pool.iter().filter(is_probed).count());
-        let is_due = |w: &&Worker| matches!(w.proof, Some(Proof { stage: Stage::Prepared, .. })) && w.place.is_none();
+        let is_due =
+            |w: &&Worker| matches!(w.proof, Some(Proof { stage: ProofStage::Prepared, .. })) && w.place.is_none();
         let due: Vec<String> =
             self.pool.iter().filter(is_due).take(num_free).map(|w| w.register.worker_id.clone()).collect();
         for spare in due {
@@ -114,7 +115,7 @@ impl Machine {
         let Some(peer) = peer else {
             return match proof.failed_with.is_empty() {
                 // Nobody else is there: the epoch will show it.
-                true => cx.pool.set_stage(spare, Stage::Ready),
+                true => cx.pool.set_stage(spare, ProofStage::Ready),
                 false => {
                     let (job, problems) = (proof.job.clone(), proof.problems.join("; "));
                     if let Some(job) = jobs.get_mut(&job) {
@@ -146,7 +147,7 @@ impl Machine {
         linked.chain(self.pool.iter().filter(has_passed).map(Worker::id)).collect()
     }
 
-    /// With which the two of a probe know one another.
+    /// The key by which the two workers of a probe know each other.
     fn probe_key(&self, number: u64) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_keyed(&self.meta.secret);
         hasher.update(b"toroid probe").update(&number.to_le_bytes());
@@ -157,15 +158,15 @@ impl Machine {
         let (jobs, mut cx) = self.split(now);
         let Some(worker) = cx.pool.by_stream(stream) else { return };
         let spare = worker.register.worker_id.clone();
-        let is_answer = |p: &&mut Proof| p.number == message.number && matches!(p.stage, Stage::Prepares);
+        let is_answer = |p: &&mut Proof| p.number == message.number && matches!(p.stage, ProofStage::Prepares);
         let Some(proof) = worker.proof.as_mut().filter(is_answer) else { return };
         let Some(job) = jobs.get_mut(&proof.job) else { return };
         if let Some(reason) = job.cannot_fill(message) {
             return job.mark_unfit(&mut cx, &spare, &reason, Until::Retry);
         }
         proof.stage = match message.unseen.as_str() {
-            "" => Stage::Prepared,
-            reason => Stage::Doubtful(reason.into()),
+            "" => ProofStage::Prepared,
+            reason => ProofStage::Doubtful(reason.into()),
         };
         cx.out.unsettled = true;
     }
@@ -173,7 +174,7 @@ impl Machine {
     pub(crate) fn probed(&mut self, stream: StreamId, message: &proto::Probed, _now: Now) {
         let Some(from) = self.pool.by_stream(stream).map(|w| w.register.worker_id.clone()) else { return };
         for worker in self.pool.iter_mut() {
-            let Some(Proof { stage: Stage::Probed(probe), .. }) = &mut worker.proof else { continue };
+            let Some(Proof { stage: ProofStage::Probed(probe), .. }) = &mut worker.proof else { continue };
             if probe.number != message.number {
                 continue;
             }
@@ -204,7 +205,7 @@ impl Machine {
         let connected: BTreeSet<WorkerId> = self.pool.iter().map(Worker::id).collect();
         for spare in &ended {
             let Some(proof) = self.pool.end_probe(spare) else { continue };
-            let Stage::Probed(probe) = &mut proof.stage else { continue };
+            let ProofStage::Probed(probe) = &mut proof.stage else { continue };
             let answers = std::mem::take(&mut probe.answers);
             let peer = std::mem::take(&mut probe.peer);
             let is_answered = answers.iter().all(Option::is_some);
@@ -214,13 +215,13 @@ impl Machine {
             let problems: Vec<String> =
                 failed.map(|(from, to, error)| format!("{from} does not reach {to}: it {error}")).collect();
             let is_ready = problems.is_empty() && is_answered;
-            proof.stage = if is_ready { Stage::Ready } else { Stage::Prepared };
+            proof.stage = if is_ready { ProofStage::Ready } else { ProofStage::Prepared };
             proof.has_passed |= is_ready;
             if is_ready {
                 ready.push((proof.job.clone(), spare.clone()));
                 passed.extend([spare.clone(), peer]);
             } else if problems.is_empty() || !connected.contains(&peer) {
-                // Who says nothing, or is gone, says nothing about the other.
+                // An end that is silent, or gone, says nothing about the other end.
                 proof.unanswered.insert(peer);
             } else if !reached.contains(&peer) {
                 proof.doubted.insert(peer);
@@ -241,8 +242,8 @@ impl Machine {
     }
 }
 
-/// Whom a spare is to be dialled by next: who was reached by others before, has a place of the job, elsewhere where there is one; `None` where
-/// all, or enough, were asked.
+/// The worker that a spare and itself are to dial next. It prefers workers that others have reached before, then those with a place of the job, then
+/// those on another host. `None` if all, or enough, were asked.
 fn peer_of<'a>(pool: &'a Pool, spare: &Worker, proof: &Proof, reached: &BTreeSet<WorkerId>) -> Option<&'a Worker> {
     if proof.failed_with.len() >= MAX_PEERS || proof.doubted.len() >= MAX_DOUBTED {
         return None;

@@ -1,7 +1,7 @@
 //! Workers that come, speak, fall silent and go.
 //!
 //! Every message passes [`Machine::message`], which drops what is not from the worker of a place in the present epoch of the job
-//! it speaks of (T-1). A stream's end is a worker's end: what it did is given to another at once.
+//! it speaks of (T-1). When a stream ends, the worker is taken for dead and its place is given to another at once.
 
 use std::time::Duration;
 
@@ -108,8 +108,8 @@ impl Machine {
         self.out.close(stream, reason);
     }
 
-    /// Who has the id of a worker that registers, if that is another process that lives, or may: a host that lost its power is missed
-    /// after the failure timeout only, and after a restart of the coordinator workers have time to come back.
+    /// In words, the other process that has the id of a worker that registers, if it is alive or may be: a host that lost its power is noticed only
+    /// after the failure timeout, and after a restart of the coordinator workers have time to come back.
     fn holder_of_id(&self, register: &proto::Register, now: Now) -> Option<String> {
         let id = &register.worker_id;
         if let Some(holder) = self.pool.get(id) {
@@ -191,7 +191,7 @@ impl Machine {
         }
     }
 
-    /// The worker is to end: its place is moved as soon as somebody can take it. Who does not wait for that is lost.
+    /// The worker is to end: its place is moved as soon as another worker can take it. A worker that does not wait for that is lost.
     fn leaving(&mut self, stream: StreamId, leaving: &proto::Leaving, now: Now) {
         let why = format!("left: {}", leaving.reason);
         let Some(worker) = self.pool.by_stream(stream) else { return };
@@ -254,7 +254,7 @@ impl Machine {
         jobs.values_mut().filter(|j| j.record().state.is_placed()).for_each(|job| job.tick(&mut cx));
     }
 
-    /// The coordinator was stopped itself, so what looks like silence is not: everyone who is waited for gets one more timeout.
+    /// The coordinator itself was stopped for a while, so nobody was silent: everything that is waited for gets its time anew.
     fn forgive(&mut self, now: Now) {
         self.pool.forgive(now.monotonic, now.monotonic + self.config.limits.failure_timeout);
         let (jobs, mut cx) = self.split(now);
