@@ -15,7 +15,7 @@ mod verify;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum as _;
@@ -184,7 +184,7 @@ fn plan_of(args: &Args, job: &job::LocalJob) -> Result<Plan> {
     Ok(Plan {
         end: if ends_when_done { End::CheckpointAfterFaults } else { End::LastStep },
         num_faults: phases.as_ref().map_or(args.kills, PhasePlan::num_deaths),
-        seed: args.seed.unwrap_or_else(drawn_seed),
+        seed: args.seed.map_or_else(drawn_seed, Ok)?,
         kind: args.how,
         rank: args.rank,
         at_once: args.at_once,
@@ -196,10 +196,9 @@ fn plan_of(args: &Args, job: &job::LocalJob) -> Result<Plan> {
     })
 }
 
-/// So that soaks differ; it is printed, and can be given again.
-fn drawn_seed() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::from(since.subsec_nanos()) ^ since.as_secs()
+/// So that soaks differ; it is printed, and can be given again: 32 bits are enough, and shorter.
+fn drawn_seed() -> Result<u64> {
+    Ok(getrandom::u32().context("draw a seed")?.into())
 }
 
 /// The report, and what is to be compared, if the run came to its end. `parameters`: the file for those of the run.

@@ -74,6 +74,8 @@ pub enum CoordinatorError {
     Restore(#[from] machine::RestoreError),
     #[error("{what} {path} failed: {error}")]
     Io { what: &'static str, path: PathBuf, error: io::Error },
+    #[error("drawing random bytes failed: {0}")]
+    Random(getrandom::Error),
     #[error("serving gRPC failed: {0}")]
     Serve(tonic::transport::Error),
     #[error("the coordinator stopped because of a bug: {0}")]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use toroid_torus::units::clauses;
+
 use super::frame::Channel;
 
 /// Every variant but [`CommError::Bind`] ends the epoch for the [`Links`](super::Links) that returned it; they can
@@ -64,11 +66,7 @@ const MAX_NAMED: usize = 8;
 
 fn in_words(missing: &[Missing]) -> String {
     let in_words = |m: &Missing| format!("rank {} (worker {} at {}) {}", m.rank, m.worker_id, m.address, m.problem);
-    let mut named: Vec<String> = missing.iter().take(MAX_NAMED).map(in_words).collect();
-    if missing.len() > MAX_NAMED {
-        named.push(format!("and {} more", missing.len() - MAX_NAMED));
-    }
-    named.join("; ")
+    clauses(missing.iter().map(in_words), MAX_NAMED)
 }
 
 impl CommError {
