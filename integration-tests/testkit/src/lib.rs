@@ -43,7 +43,8 @@ pub use undisturbed::{Undisturbed, assert_same_curve, check_nothing_lost, is_who
 
 /// The folder of this repository.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").components().collect()
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.ancestors().nth(2).expect("the package is two folders below the root").into()
 }
 
 pub fn path(p: &Path) -> &str {
