@@ -9,16 +9,16 @@ use toroid_proto::worker_service_client::WorkerServiceClient;
 use toroid_proto::{
     Event, Job, JobState, PROTOCOL_VERSION, Register, WorkerMessage, coordinator_message, worker_message,
 };
+use toroid_testkit::jobs::{endless_job, short_job, tiny_job};
+use toroid_testkit::{Cluster, SmallDisk, Undisturbed, is_whole, path, shard_file, worker_of};
 
-use crate::cluster::{
-    Cluster, SmallDisk, Undisturbed, endless_job, is_whole, path, run, run_ok, short_job, tiny_job, toroid, worker_of,
-};
+use crate::TOROID;
 
 /// Submits a job file that must be refused, and checks that the words say what is wrong. One error, no panic.
 fn check_refused(cluster: &Cluster, job_file: &str, expected: &[&str]) -> Result<()> {
     let file = cluster.path().join("bad.toml");
     std::fs::write(&file, job_file)?;
-    let output = toroid().args(["submit", path(&file), "--coordinator", &cluster.url()]).output()?;
+    let output = TOROID.command().args(["submit", path(&file), "--coordinator", &cluster.url()]).output()?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     ensure!(!output.status.success(), "{job_file} was taken");
     ensure!(!stderr.contains("panicked"), "{stderr}");
@@ -30,7 +30,7 @@ fn check_refused(cluster: &Cluster, job_file: &str, expected: &[&str]) -> Result
 
 #[test]
 fn job_files_that_cannot_work_are_refused_in_words() -> Result<()> {
-    let cluster = Cluster::start(1, 1)?;
+    let cluster = Cluster::start(TOROID, 1, 1)?;
     let data = "[data]\npath = \"/tmp\"\n";
     cluster.train(&short_job((1, 1, 1), 1, ""))?;
     for (job_file, expected) in [
@@ -66,7 +66,7 @@ fn check_fails(cluster: &Cluster, job_file: &str, expected: &[&str]) -> Result<(
 
 #[test]
 fn data_that_cannot_be_read_fails_the_job_in_words() -> Result<()> {
-    let mut cluster = Cluster::start(2, 1)?;
+    let mut cluster = Cluster::start(TOROID, 2, 1)?;
     let dir = cluster.path().to_path_buf();
     let file = |name: &str| format!("steps = 5\n[shape]\ndp = 2\n[data]\npath = \"{}\"\n", path(&dir.join(name)));
     std::fs::write(dir.join("empty.txt"), "")?;
@@ -81,7 +81,7 @@ fn data_that_cannot_be_read_fails_the_job_in_words() -> Result<()> {
     let resume = format!("resume_from = \"{}\"\n", path(&dir.join("step-7")));
     check_fails(&cluster, &short_job((1, 1, 2), 5, &resume), &["cannot resume", "step 7"])?;
     // The workers are none the worse for it.
-    ensure!(cluster.dead_workers()?.is_empty(), "{}", cluster.logs());
+    ensure!(cluster.dead_workers().is_empty(), "{}", cluster.logs());
     cluster.train(&short_job((1, 1, 2), 2, ""))?;
     Ok(())
 }
@@ -91,7 +91,7 @@ fn a_port_in_use_is_named() -> Result<()> {
     let taken = TcpListener::bind("127.0.0.1:0")?;
     let address = taken.local_addr()?.to_string();
     let dir = tempfile::tempdir()?;
-    let output = run(&["coordinator", "--listen", &address, "--dir", path(dir.path())])?;
+    let output = TOROID.run(&["coordinator", "--listen", &address, "--dir", path(dir.path())])?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     ensure!(!output.status.success() && stderr.contains(&address), "{stderr}");
     ensure!(stderr.contains("in use") && !stderr.contains("panicked"), "{stderr}");
@@ -100,7 +100,7 @@ fn a_port_in_use_is_named() -> Result<()> {
 
 #[test]
 fn a_coordinator_that_is_not_there_is_named() -> Result<()> {
-    let output = run(&["jobs", "--coordinator", "http://127.0.0.1:1"])?;
+    let output = TOROID.run(&["jobs", "--coordinator", "http://127.0.0.1:1"])?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     ensure!(!output.status.success() && stderr.contains("127.0.0.1:1"), "{stderr}");
     Ok(())
@@ -108,9 +108,10 @@ fn a_coordinator_that_is_not_there_is_named() -> Result<()> {
 
 #[test]
 fn a_second_coordinator_on_one_folder_is_refused() -> Result<()> {
-    let cluster = Cluster::start(1, 1)?;
+    let cluster = Cluster::start(TOROID, 1, 1)?;
     cluster.train(&short_job((1, 1, 1), 1, ""))?;
-    let output = run(&["coordinator", "--listen", "127.0.0.1:0", "--dir", path(&cluster.path().join("coordinator"))])?;
+    let output =
+        TOROID.run(&["coordinator", "--listen", "127.0.0.1:0", "--dir", path(&cluster.path().join("coordinator"))])?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     ensure!(!output.status.success() && stderr.contains("another coordinator"), "{stderr}");
     Ok(())
@@ -118,7 +119,7 @@ fn a_second_coordinator_on_one_folder_is_refused() -> Result<()> {
 
 #[test]
 fn a_worker_of_another_version_is_refused_with_both_versions() -> Result<()> {
-    let cluster = Cluster::start(1, 1)?;
+    let cluster = Cluster::start(TOROID, 1, 1)?;
     cluster.train(&short_job((1, 1, 1), 1, ""))?;
     let register = Register {
         worker_id: "stranger".into(),
@@ -148,7 +149,7 @@ fn a_worker_of_another_version_is_refused_with_both_versions() -> Result<()> {
 /// A file system that has room for one checkpoint of `tiny` (27 MB) and not for two: every write of a shard of the second fails.
 #[test]
 fn a_full_disk_under_the_checkpoint_leaves_the_last_good_one() -> Result<()> {
-    let cluster = Cluster::start(2, 1)?;
+    let cluster = Cluster::start(TOROID, 2, 1)?;
     let disk = cluster.path().join("disk");
     let _mounted = SmallDisk::mount(&disk, "40m")?;
     let job_file = format!("{}path = \"{}\"\n", tiny_job((1, 1, 2), 20, ""), path(&disk));
@@ -158,10 +159,10 @@ fn a_full_disk_under_the_checkpoint_leaves_the_last_good_one() -> Result<()> {
     let words = job.events.iter().map(|e| e.text.as_str()).collect::<Vec<_>>().join("\n");
     ensure!(words.contains("shard-") && words.to_lowercase().contains("space"), "{words}");
     // A user does without it.
-    run_ok(&["cancel", &id, "--coordinator", &cluster.url()])?;
-    let list = run_ok(&["checkpoint", "list", path(&disk)])?;
+    TOROID.run_ok(&["cancel", &id, "--coordinator", &cluster.url()])?;
+    let list = TOROID.run_ok(&["checkpoint", "list", path(&disk)])?;
     ensure!(list.contains("10") && !list.contains("step-20"), "{list}");
-    run_ok(&["checkpoint", "verify", path(&disk), "10"])?;
+    TOROID.run_ok(&["checkpoint", "verify", path(&disk), "10"])?;
     Ok(())
 }
 
@@ -170,7 +171,7 @@ fn a_full_disk_under_the_checkpoint_leaves_the_last_good_one() -> Result<()> {
 #[test]
 fn a_damaged_checkpoint_is_passed_over_for_the_one_before() -> Result<()> {
     let job_file = endless_job((1, 1, 2));
-    let mut cluster = Cluster::start(4, 1)?;
+    let mut cluster = Cluster::start(TOROID, 4, 1)?;
     let id = cluster.submit(&job_file)?;
     let is_ready = |job: &Job| job.checkpoints.len() >= 2 && job.spares == 2;
     let job = cluster.wait_for(&id, "the second checkpoint and two spares", is_ready)?;
@@ -189,7 +190,7 @@ fn a_damaged_checkpoint_is_passed_over_for_the_one_before() -> Result<()> {
     };
     let folder = cluster.checkpoints(&id);
     let newest = manifests(&folder)?.into_iter().max().context("find the newest checkpoint")?;
-    let shard = crate::cluster::shard_file(&folder.join(format!("step-{newest}")), 0)?;
+    let shard = shard_file(&folder.join(format!("step-{newest}")), 0)?;
     let mut bytes = std::fs::read(&shard)?;
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
@@ -208,7 +209,8 @@ fn a_damaged_checkpoint_is_passed_over_for_the_one_before() -> Result<()> {
 fn a_gpu_that_is_not_there_is_one_clear_error() -> Result<()> {
     for (device, expected) in [("cuda:1000", "cannot compute on cuda:1000: "), ("gpu", "the device `gpu` is not known")]
     {
-        let output = toroid().args(["worker", "--coordinator", "http://127.0.0.1:1", "--device", device]).output()?;
+        let output =
+            TOROID.command().args(["worker", "--coordinator", "http://127.0.0.1:1", "--device", device]).output()?;
         let stderr = String::from_utf8_lossy(&output.stderr);
         ensure!(!output.status.success(), "a worker started on {device}");
         ensure!(stderr.matches(expected).count() == 1 && !stderr.contains("panicked"), "{device}: {stderr}");

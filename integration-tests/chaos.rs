@@ -8,13 +8,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use toroid_proto::Job;
+use toroid_testkit::jobs::{endless_job, text_folder};
+use toroid_testkit::{Cluster, Undisturbed, check_nothing_lost, is_whole, path, worker_of};
 use toroid_torus::cursor::splitmix64;
 use toroid_torus::geometry::Shape;
 use toroid_torus::holders::{backup_of, lost_shard};
 
-use crate::cluster::{
-    Cluster, Undisturbed, check_nothing_lost, endless_job, is_whole, path, run, run_ok, text_folder, toroid, worker_of,
-};
+use crate::TOROID;
 
 type Ways = (usize, usize, usize);
 
@@ -42,7 +42,7 @@ fn seed() -> Result<u64> {
 /// Kills `num_kills` random workers at random instants, one after the other, each with a spare at hand.
 fn check_kills(ways: Ways, num_spares: usize, num_kills: usize) -> Result<()> {
     let (seed, world, job_file) = (seed()?, shape(ways)?.world(), endless_job(ways));
-    let mut cluster = Cluster::start(world + num_spares, 1)?;
+    let mut cluster = Cluster::start(TOROID, world + num_spares, 1)?;
     let id = cluster.submit(&job_file)?;
     let mut after = 1;
     for kill in 0..num_kills {
@@ -65,7 +65,7 @@ fn check_kills(ways: Ways, num_spares: usize, num_kills: usize) -> Result<()> {
     check_nothing_lost(&job)?;
     ensure!(job.incidents.len() == num_kills, "{num_kills} kills, but {:#?}", job.incidents);
     ensure!(job.epoch == 1 + num_kills as u64, "each of {num_kills} deaths is one epoch, found {}", job.epoch);
-    ensure!(cluster.dead_workers()?.is_empty(), "others died too: {}", cluster.logs());
+    ensure!(cluster.dead_workers().is_empty(), "others died too: {}", cluster.logs());
     Undisturbed::as_far_as(&cluster, &job_file, &job)?.check_same(&cluster, &job)
 }
 
@@ -91,7 +91,7 @@ fn two_deaths_that_leave_a_holder_of_each_shard_cost_no_step() -> Result<()> {
     let ways = (1, 1, 4);
     let job_file = endless_job(ways)
         .replace("[eval]\nmicro_batches = 4\ninterval = 10", "[eval]\nmicro_batches = 4\ninterval = 1");
-    let mut cluster = Cluster::start(6, 1)?;
+    let mut cluster = Cluster::start(TOROID, 6, 1)?;
     ensure!(lost_shard(&shape(ways)?, &[0, 2].into()).is_none(), "ranks 0 and 2 hold a shard together");
     let id = cluster.submit(&job_file)?;
     let before = cluster.wait_for(&id, "step 15", |job| job.curve.len() >= 15 && job.spares == 2)?;
@@ -118,7 +118,7 @@ fn two_deaths_that_leave_a_holder_of_each_shard_cost_no_step() -> Result<()> {
 fn the_death_of_both_holders_restores_the_last_checkpoint_and_says_so() -> Result<()> {
     let ways = (1, 1, 4);
     let job_file = endless_job(ways);
-    let mut cluster = Cluster::start(6, 1)?;
+    let mut cluster = Cluster::start(TOROID, 6, 1)?;
     let backup = backup_of(&shape(ways)?, 0).context("find the backup of rank 0")?;
     let id = cluster.submit(&job_file)?;
     let is_ready = |job: &Job| job.checkpoints.iter().any(|c| job.committed_step >= c.step + 3) && job.spares == 2;
@@ -140,7 +140,7 @@ fn the_death_of_both_holders_restores_the_last_checkpoint_and_says_so() -> Resul
 fn t1_a_worker_that_comes_back_after_its_place_was_given_away_changes_nothing() -> Result<()> {
     let ways = (1, 1, 4);
     let job_file = endless_job(ways);
-    let cluster = Cluster::with_failure_timeout(5, 1, FAILURE_TIMEOUT_MS)?;
+    let cluster = Cluster::with_failure_timeout(TOROID, 5, 1, FAILURE_TIMEOUT_MS)?;
     let id = cluster.submit(&job_file)?;
     let is_ready = |job: &Job| job.curve.len() >= 10 && job.spares == 1;
     let job = cluster.wait_for(&id, "step 10 and a spare", is_ready)?;
@@ -159,7 +159,7 @@ fn t1_a_worker_that_comes_back_after_its_place_was_given_away_changes_nothing() 
     ensure!(job.epoch == epoch && job.incidents.len() == 1, "its return disturbed the job: {:#?}", job.incidents);
     let timeout_s = f64::from(FAILURE_TIMEOUT_MS) / 1e3;
     ensure!(job.incidents[0].detect_s >= 0.5 * timeout_s, "silence takes time to be seen: {:#?}", job.incidents[0]);
-    run_ok(&["checkpoint", "verify", path(&cluster.checkpoints(&id))])?;
+    TOROID.run_ok(&["checkpoint", "verify", path(&cluster.checkpoints(&id))])?;
     Undisturbed::as_far_as(&cluster, &job_file, &job)?.check_same(&cluster, &job)
 }
 
@@ -167,7 +167,7 @@ fn t1_a_worker_that_comes_back_after_its_place_was_given_away_changes_nothing() 
 #[test]
 fn the_next_coordinator_heals_what_the_last_one_did_not() -> Result<()> {
     let job_file = endless_job((2, 2, 1));
-    let mut cluster = Cluster::start(5, 1)?;
+    let mut cluster = Cluster::start(TOROID, 5, 1)?;
     let id = cluster.submit(&job_file)?;
     let is_ready = |job: &Job| job.curve.len() >= 10 && job.spares == 1;
     let job = cluster.wait_for(&id, "step 10 and a spare", is_ready)?;
@@ -186,23 +186,23 @@ fn the_next_coordinator_heals_what_the_last_one_did_not() -> Result<()> {
 #[test]
 fn a_drained_worker_gives_its_place_away_and_no_step() -> Result<()> {
     let job_file = endless_job((1, 1, 4));
-    let mut cluster = Cluster::start(4, 1)?;
+    let mut cluster = Cluster::start(TOROID, 4, 1)?;
     let id = cluster.submit(&job_file)?;
     let job = cluster.wait_for(&id, "step 5", |job| job.curve.len() >= 5)?;
     let drained = worker_of(&job, 1);
-    let refused = run(&["drain", &drained, "--coordinator", &cluster.url()])?;
+    let refused = TOROID.run(&["drain", &drained, "--coordinator", &cluster.url()])?;
     let words = String::from_utf8_lossy(&refused.stderr).into_owned();
     ensure!(!refused.status.success() && words.contains("no worker can take"), "drained without a spare: {words}");
     let spare = cluster.add_worker(1)?;
     cluster.wait_for(&id, "the spare", |job| job.spares == 1)?;
-    let said = run_ok(&["drain", &drained, "--coordinator", &cluster.url()])?;
+    let said = TOROID.run_ok(&["drain", &drained, "--coordinator", &cluster.url()])?;
     ensure!(said.contains(&spare) && said.contains(&id), "{said}");
     cluster.wait_for(&id, "the place to move", |job| is_whole(job) && worker_of(job, 1) == spare)?;
     cluster.kill_worker(&drained)?;
     let job = cluster.finish(&id)?;
     check_nothing_lost(&job)?;
     ensure!(job.incidents.len() == 1 && job.incidents[0].rung == "drain", "{:#?}", job.incidents);
-    let listed = run_ok(&["incidents", &id, "--coordinator", &cluster.url()])?;
+    let listed = TOROID.run_ok(&["incidents", &id, "--coordinator", &cluster.url()])?;
     ensure!(listed.contains("drain") && listed.contains("1 incident"), "{listed}");
     Undisturbed::as_far_as(&cluster, &job_file, &job)?.check_same(&cluster, &job)
 }
@@ -241,7 +241,8 @@ fn workers_that_are_stopped_again_and_again_are_taken_back() -> Result<()> {
 /// The report of a run that held in every respect.
 fn chaos(args: &[&str]) -> Result<serde_json::Value> {
     let dir = tempfile::tempdir()?;
-    let output = toroid()
+    let output = TOROID
+        .command()
         .args(["chaos", "--verify", "--threads", "1", "--seed", "3", "-o", "json"])
         .args(["--data", path(&text_folder()), "--dir", path(dir.path())])
         .args(args)

@@ -5,10 +5,12 @@
 //! the checkpoints say so. Each worker is in a network namespace: this needs root.
 
 use anyhow::{Context, Result, ensure};
+use toroid::cluster::network;
 use toroid_proto::{Job, WorkerInfo};
+use toroid_testkit::jobs::endless_job;
+use toroid_testkit::{Cluster, Undisturbed, check_nothing_lost, is_whole, path, worker_of};
 
-use crate::cluster::{Cluster, Undisturbed, check_nothing_lost, endless_job, is_whole, path, run_ok, worker_of};
-use crate::network;
+use crate::TOROID;
 
 /// Long enough that a busy machine makes nobody look dead.
 const FAILURE_TIMEOUT_MS: u32 = 3000;
@@ -24,7 +26,7 @@ struct Cut {
 
 impl Cut {
     fn start() -> Result<Cut> {
-        let cluster = Cluster::on_network(5, 1, FAILURE_TIMEOUT_MS)?;
+        let cluster = Cluster::on_network(TOROID, 5, 1, FAILURE_TIMEOUT_MS)?;
         let id = cluster.submit(&endless_job(WAYS))?;
         // Within the failure timeout step 20 comes, which is validated: whoever is not heard of then knows what nobody else may lose.
         let is_ready = |job: &Job| job.curve.len() >= 15 && job.spares == 1;
@@ -59,7 +61,7 @@ impl Cut {
         let job = self.cluster.finish(&self.id)?;
         check_nothing_lost(&job)?;
         ensure!(job.epoch == epoch, "epoch {epoch} was the last, but {} came: {:#?}", job.epoch, job.incidents);
-        run_ok(&["checkpoint", "verify", path(&self.cluster.checkpoints(&self.id))])?;
+        TOROID.run_ok(&["checkpoint", "verify", path(&self.cluster.checkpoints(&self.id))])?;
         Undisturbed::as_far_as(&self.cluster, &endless_job(WAYS), &job)?.check_same(&self.cluster, &job)?;
         Ok(job)
     }
@@ -68,11 +70,11 @@ impl Cut {
 /// Rank 0 is the one that writes manifests, removes checkpoints and reports the steps.
 #[test]
 fn t1_a_worker_whose_network_was_cut_is_replaced_and_has_nothing_more_to_say() -> Result<()> {
-    let cut = Cut::start()?;
+    let mut cut = Cut::start()?;
     let worker = cut.worker(0);
-    cut.cluster.network()?.cut(&worker, &network::Cut::All)?;
+    cut.cluster.cut(&worker, network::Cut::All)?;
     let (job, _) = cut.replaced(&[&worker])?;
-    cut.cluster.network()?.heal(&worker, &network::Cut::All)?;
+    cut.cluster.heal()?;
     cut.is_back(&worker)?;
     let done = cut.check_done(job.epoch)?;
     let [incident] = done.incidents.as_slice() else { anyhow::bail!("one cut, but {:#?}", done.incidents) };
@@ -85,12 +87,11 @@ fn t1_a_worker_whose_network_was_cut_is_replaced_and_has_nothing_more_to_say() -
 /// Both are heard of by the coordinator all the time, and no new connection between them can be made: one of them has to go.
 #[test]
 fn two_workers_that_do_not_reach_each_other_any_more_are_parted() -> Result<()> {
-    let cut = Cut::start()?;
+    let mut cut = Cut::start()?;
     let (one, other) = (cut.worker(1), cut.worker(2));
-    let from = network::Cut::Worker(other.clone());
-    cut.cluster.network()?.cut(&one, &from)?;
+    cut.cluster.cut(&one, network::Cut::Worker(other.clone()))?;
     let (job, _) = cut.replaced(&[&one, &other])?;
-    cut.cluster.network()?.heal(&one, &from)?;
+    cut.cluster.heal()?;
     cut.check_done(job.epoch)?;
     Ok(())
 }
@@ -98,12 +99,12 @@ fn two_workers_that_do_not_reach_each_other_any_more_are_parted() -> Result<()> 
 /// The links still carry what it says when the coordinator has given its place to another.
 #[test]
 fn t1_a_worker_that_is_cut_off_from_the_coordinator_alone_is_replaced() -> Result<()> {
-    let cut = Cut::start()?;
+    let mut cut = Cut::start()?;
     // Not rank 0: what it alone says of validations while nobody hears it dies with it.
     let worker = cut.worker(1);
-    cut.cluster.network()?.cut(&worker, &network::Cut::Coordinator)?;
+    cut.cluster.cut(&worker, network::Cut::Coordinator)?;
     let (job, _) = cut.replaced(&[&worker])?;
-    cut.cluster.network()?.heal(&worker, &network::Cut::Coordinator)?;
+    cut.cluster.heal()?;
     cut.is_back(&worker)?;
     cut.check_done(job.epoch)?;
     Ok(())

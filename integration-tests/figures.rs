@@ -6,8 +6,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
 use toroid_proto::Job;
+use toroid_testkit::{Cluster, is_whole, path, worker_of};
 
-use crate::cluster::{Cluster, is_whole, path, run_ok, worker_of};
+use crate::TOROID;
 
 /// Steps of a few milliseconds.
 const SMALL: &str =
@@ -16,7 +17,7 @@ const SMALL: &str =
 /// The worker that is stopped and continued again and again computes for longer than its peers; who waits for it does not.
 #[test]
 fn a_worker_that_is_slow_is_named_and_who_waits_for_it_is_not() -> Result<()> {
-    let cluster = Cluster::with_failure_timeout(3, 1, 4000)?;
+    let cluster = Cluster::with_failure_timeout(TOROID, 3, 1, 4000)?;
     let text = cluster.path().join("text");
     std::fs::create_dir(&text)?;
     std::fs::write(text.join("a.txt"), "all work and no play makes jack a dull boy\n".repeat(400))?;
@@ -60,13 +61,13 @@ fn a_worker_that_is_slow_is_named_and_who_waits_for_it_is_not() -> Result<()> {
     // T-12: what is not text is told, in events, in the status and to programs.
     let expected = "1 file is left out, 3 bytes: not UTF-8 text (b.bin)";
     ensure!(job.events.iter().any(|e| e.kind == "data.left_out" && e.text == expected), "{:#?}", job.events);
-    let status = run_ok(&["status", &id, "--coordinator", &cluster.url()])?;
+    let status = TOROID.run_ok(&["status", &id, "--coordinator", &cluster.url()])?;
     ensure!(status.contains("not UTF-8 text (b.bin)") && status.contains("1 file, "), "{status}");
-    let json = run_ok(&["status", &id, "--no-curve", "-o", "json", "--coordinator", &cluster.url()])?;
+    let json = TOROID.run_ok(&["status", &id, "--no-curve", "-o", "json", "--coordinator", &cluster.url()])?;
     let json: serde_json::Value = serde_json::from_str(&json)?;
     ensure!(json["inputs"]["left_out"][0]["first"][0] == "b.bin", "{json:#}");
-    let workers = run_ok(&["workers", "--coordinator", &cluster.url()])?;
+    let workers = TOROID.run_ok(&["workers", "--coordinator", &cluster.url()])?;
     ensure!(workers.contains("COMPUTES A STEP"), "{workers}");
-    run_ok(&["cancel", &id, "--coordinator", &cluster.url()])?;
+    TOROID.run_ok(&["cancel", &id, "--coordinator", &cluster.url()])?;
     Ok(())
 }

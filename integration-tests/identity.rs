@@ -1,29 +1,21 @@
 //! Worker ids of real processes, and what a worker's log says while it has no coordinator.
 
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use toroid_proto::JobState;
+use toroid_testkit::jobs::endless_job;
+use toroid_testkit::{Cluster, Process, free_port, path};
 
-use crate::cluster::{Cluster, endless_job, free_port, path, toroid};
-
-/// A process that ends with the test.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use crate::TOROID;
 
 /// Starts a worker with these arguments; returns it with its log.
 fn worker(cluster: &Cluster, name: &str, args: &[&str]) -> Result<(Process, PathBuf)> {
-    let log = cluster.path().join(format!("{name}.log"));
+    let log = cluster.log(name);
     let file = std::fs::File::create(&log)?;
-    let child = toroid()
+    let child = TOROID
+        .command()
         .args(["worker", "--threads", "1", "--listen", "127.0.0.1:0", "--cache", path(&cluster.path().join("cache"))])
         .args(args)
         .stdin(Stdio::null())
@@ -36,7 +28,7 @@ fn worker(cluster: &Cluster, name: &str, args: &[&str]) -> Result<(Process, Path
 
 #[test]
 fn two_processes_of_one_id_do_not_evict_each_other() -> Result<()> {
-    let mut cluster = Cluster::start(2, 1)?;
+    let mut cluster = Cluster::start(TOROID, 2, 1)?;
     let id = cluster.submit(&endless_job((1, 1, 2)).replace("[shape]", "[fault_tolerance]\nmin_dp = 2\n[shape]"))?;
     cluster.wait_for(&id, "the first steps", |job| job.committed_step > 2)?;
     let url = cluster.url();
@@ -56,7 +48,7 @@ fn two_processes_of_one_id_do_not_evict_each_other() -> Result<()> {
 
 #[test]
 fn a_worker_without_a_coordinator_says_so_at_once() -> Result<()> {
-    let cluster = Cluster::start(0, 1)?;
+    let cluster = Cluster::start(TOROID, 0, 1)?;
     let nobody = format!("http://127.0.0.1:{}", free_port()?);
     let (_lonely, log) = worker(&cluster, "lonely", &["--coordinator", &nobody])?;
     cluster.wait_for_log(&log, &format!("no coordinator at {nobody} since 0 s"))?;

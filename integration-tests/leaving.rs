@@ -3,8 +3,10 @@
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use toroid_proto::{Job, JobState, WorkerInfo};
+use toroid_testkit::jobs::endless_job;
+use toroid_testkit::{Cluster, Undisturbed, assert_same_curve, check_nothing_lost, is_whole, worker_of};
 
-use crate::cluster::{Cluster, Undisturbed, check_nothing_lost, endless_job, is_whole, worker_of};
+use crate::TOROID;
 use crate::restoring::quick_job;
 
 /// Nobody can take the place at first: it waits for the spare. The grace is five times the failure timeout, so 450 s here, which is
@@ -12,7 +14,7 @@ use crate::restoring::quick_job;
 #[test]
 fn a_worker_that_is_terminated_ends_when_its_place_is_moved() -> Result<()> {
     let job_file = endless_job((1, 1, 4));
-    let mut cluster = Cluster::with_failure_timeout(4, 1, 90_000)?;
+    let mut cluster = Cluster::with_failure_timeout(TOROID, 4, 1, 90_000)?;
     let id = cluster.submit(&job_file)?;
     let job = cluster.wait_for(&id, "step 5", |job| job.curve.len() >= 5)?;
     let leaves = worker_of(&job, 0);
@@ -39,7 +41,7 @@ fn a_worker_that_is_terminated_ends_when_its_place_is_moved() -> Result<()> {
 /// A second SIGTERM is obeyed at once, and so is the first by a spare.
 #[test]
 fn a_worker_that_is_terminated_twice_ends_at_once() -> Result<()> {
-    let mut cluster = Cluster::with_failure_timeout(3, 1, 90_000)?;
+    let mut cluster = Cluster::with_failure_timeout(TOROID, 3, 1, 90_000)?;
     let id = cluster.submit(&endless_job((1, 1, 2)))?;
     let job = cluster.wait_for(&id, "step 3 and a spare", |job| job.curve.len() >= 3 && job.spares == 1)?;
     let connected = cluster.connected();
@@ -87,7 +89,7 @@ fn everybody_is_terminated(
     gone: impl FnOnce(&mut Cluster) -> Result<()>,
 ) -> Result<()> {
     const STEPS: u64 = 3000;
-    let mut cluster = Cluster::with_failure_timeout(2, 1, 90_000)?;
+    let mut cluster = Cluster::with_failure_timeout(TOROID, 2, 1, 90_000)?;
     // By steps only the last one is saved.
     let job_file = |folder: &str| quick_job(2, STEPS, &cluster.path().join(folder), STEPS);
     let (first, second) = (job_file("undisturbed"), job_file("checkpoints"));
@@ -116,6 +118,6 @@ fn everybody_is_terminated(
         "{:#?}",
         job.incidents
     );
-    crate::cluster::assert_same_curve(&undisturbed.curve, &job.curve);
+    assert_same_curve(&undisturbed.curve, &job.curve);
     Ok(())
 }

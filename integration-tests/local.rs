@@ -1,13 +1,16 @@
 //! `toroid local`: everything on this machine from one command.
 
 use anyhow::{Result, ensure};
+use toroid_testkit::jobs::text_folder;
+use toroid_testkit::path;
 
-use crate::cluster::{path, run_ok, text_folder, toroid};
+use crate::TOROID;
 
 #[test]
 fn local_trains_prints_a_summary_and_leaves_what_it_says() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let output = toroid()
+    let output = TOROID
+        .command()
         .args(["local", "--tp", "2", "--pp", "1", "--dp", "1", "--steps", "8", "--spares", "1"])
         .args(["--data", path(&text_folder()), "--dir", path(dir.path())])
         .output()?;
@@ -17,7 +20,7 @@ fn local_trains_prints_a_summary_and_leaves_what_it_says() -> Result<()> {
         ensure!(text.contains(words), "`{words}` is not in the output: {text}");
     }
     let exported = dir.path().join("out.safetensors");
-    run_ok(&["checkpoint", "export", "8", path(&exported), "--from", path(dir.path())])?;
+    TOROID.run_ok(&["checkpoint", "export", "8", path(&exported), "--from", path(dir.path())])?;
     ensure!(exported.exists());
     Ok(())
 }
@@ -26,7 +29,8 @@ fn local_trains_prints_a_summary_and_leaves_what_it_says() -> Result<()> {
 #[test]
 fn local_kills_a_worker_and_says_what_it_cost() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let output = toroid()
+    let output = TOROID
+        .command()
         .args(["local", "--kill-one", "--tp", "1", "--pp", "1", "--dp", "2", "--steps", "30", "--threads", "1"])
         .args(["--data", path(&text_folder()), "--dir", path(dir.path())])
         .output()?;
@@ -40,7 +44,8 @@ fn local_kills_a_worker_and_says_what_it_cost() -> Result<()> {
 #[test]
 fn local_fails_with_the_reason_when_the_data_is_missing() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let output = toroid()
+    let output = TOROID
+        .command()
         .args(["local", "--tp", "1", "--pp", "1", "--dp", "1", "--steps", "8", "--data", "/nowhere/at/all"])
         .args(["--dir", path(dir.path())])
         .output()?;

@@ -2,14 +2,11 @@
 
 mod bad_input;
 mod chaos;
-mod cluster;
 mod cuts;
 mod figures;
 mod identity;
 mod leaving;
 mod local;
-#[path = "../src/chaos/network.rs"]
-mod network;
 mod newcomers;
 mod ownership;
 mod reference;
@@ -18,7 +15,7 @@ mod restoring;
 mod shipped;
 mod training;
 
+use toroid_testkit::Toroid;
+
 /// The binary under test, as it is shipped.
-const TOROID: &str = env!("CARGO_BIN_EXE_toroid");
-/// The folder of this repository.
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const TOROID: Toroid = Toroid::at(env!("CARGO_BIN_EXE_toroid"));

@@ -2,8 +2,10 @@
 
 use anyhow::{Result, ensure};
 use toroid_proto::{Job, JobState, WarmUpState, WorkerInfo};
+use toroid_testkit::jobs::{endless_job, text_folder};
+use toroid_testkit::{Cluster, check_nothing_lost, worker_of};
 
-use crate::cluster::{Cluster, check_nothing_lost, endless_job, run_ok, text_folder, toroid, worker_of};
+use crate::TOROID;
 
 /// Nobody resolves the name, and TCP is all it takes.
 const NO_HOST: [&str; 4] = ["--advertise", "nohost.invalid", "--links", "tcp"];
@@ -16,15 +18,15 @@ fn is(workers: &[WorkerInfo], worker: &str, state: WarmUpState) -> bool {
 
 /// A spare that cannot fill a place is shown with the reason, and passed over for one that can when a worker dies.
 fn check_passed_over(add: impl FnOnce(&mut Cluster) -> Result<String>, reason: &str) -> Result<()> {
-    let mut cluster = Cluster::with_failure_timeout(2, 1, 2000)?;
+    let mut cluster = Cluster::with_failure_timeout(TOROID, 2, 1, 2000)?;
     let id = cluster.submit(&endless_job((1, 1, 2)))?;
     let job = cluster.wait_for(&id, "step 5", |job| job.curve.len() >= 5)?;
     let (stays, dies) = (worker_of(&job, 0), worker_of(&job, 1));
     let bad = add(&mut cluster)?;
     cluster.wait_for_workers("the spare to be found unfit", |workers| is(workers, &bad, WarmUpState::Failed))?;
-    let shown = run_ok(&["workers", "--coordinator", &cluster.url()])?;
+    let shown = TOROID.run_ok(&["workers", "--coordinator", &cluster.url()])?;
     ensure!(shown.contains(&format!("failed for {id}")) && shown.contains(reason), "{shown}");
-    let json = run_ok(&["workers", "-o", "json", "--coordinator", &cluster.url()])?;
+    let json = TOROID.run_ok(&["workers", "-o", "json", "--coordinator", &cluster.url()])?;
     ensure!(json.contains("\"failed\"") && json.contains(reason), "{json}");
     let good = cluster.add_worker(1)?;
     cluster.wait_for_workers("the other spare to be ready", |workers| is(workers, &good, WarmUpState::Ready))?;
@@ -38,12 +40,12 @@ fn check_passed_over(add: impl FnOnce(&mut Cluster) -> Result<String>, reason: &
 
 #[test]
 fn t11_a_spare_whose_name_nobody_resolves_is_shown_and_passed_over() -> Result<()> {
-    check_passed_over(|cluster| cluster.add_worker_as(1, None, &NO_HOST), "nohost.invalid")
+    check_passed_over(|cluster| cluster.add_worker_with(1, &NO_HOST), "nohost.invalid")
 }
 
 #[test]
 fn t11_a_spare_that_nobody_can_dial_is_shown_and_passed_over() -> Result<()> {
-    check_passed_over(|cluster| cluster.add_worker_as(1, None, &NO_PORT), "127.0.0.1:9")
+    check_passed_over(|cluster| cluster.add_worker_with(1, &NO_PORT), "127.0.0.1:9")
 }
 
 #[test]
@@ -53,7 +55,7 @@ fn t11_a_spare_without_the_data_is_shown_and_passed_over() -> Result<()> {
 
 /// Nobody else is there, so it gets the place before it has shown anything: the epoch shows it, and it goes again.
 fn check_goes_again(add: impl FnOnce(&mut Cluster) -> Result<String>) -> Result<()> {
-    let mut cluster = Cluster::with_failure_timeout(2, 1, 1000)?;
+    let mut cluster = Cluster::with_failure_timeout(TOROID, 2, 1, 1000)?;
     let job_file = endless_job((1, 1, 2)).replace("[shape]\n", "[fault_tolerance]\nmin_dp = 2\n[shape]\n");
     let id = cluster.submit(&job_file)?;
     let job = cluster.wait_for(&id, "step 5", |job| job.curve.len() >= 5)?;
@@ -72,7 +74,7 @@ fn check_goes_again(add: impl FnOnce(&mut Cluster) -> Result<String>) -> Result<
 
 #[test]
 fn t11_a_newcomer_that_nobody_can_dial_loses_its_place_and_nobody_else() -> Result<()> {
-    check_goes_again(|cluster| cluster.add_worker_as(1, None, &NO_HOST))
+    check_goes_again(|cluster| cluster.add_worker_with(1, &NO_HOST))
 }
 
 #[test]
@@ -82,7 +84,7 @@ fn t11_a_newcomer_without_the_data_loses_its_place_and_the_job_goes_on() -> Resu
 
 #[test]
 fn an_address_that_cannot_be_dialled_is_refused_with_how_to_write_it() -> Result<()> {
-    let output = toroid().args(["worker", "--device", "cpu", "--advertise", "[::1]"]).output()?;
+    let output = TOROID.command().args(["worker", "--device", "cpu", "--advertise", "[::1]"]).output()?;
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(!output.status.success() && text.contains("[::1]:port"), "{text}");
     Ok(())

@@ -6,11 +6,10 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 use toroid_proto::{Job, JobState};
+use toroid_testkit::jobs::{ENDLESS, text_folder};
+use toroid_testkit::{Cluster, SmallDisk, assert_same_curve, check_nothing_lost, is_whole, path, worker_of};
 
-use crate::cluster::{
-    Cluster, ENDLESS, SmallDisk, assert_same_curve, check_nothing_lost, is_whole, path, run, run_ok, text_folder,
-    toroid, worker_of,
-};
+use crate::TOROID;
 
 /// A job with steps of milliseconds that saves every `interval` steps into `folder`.
 fn small_job(folder: &Path, seed: u64, steps: u64, interval: u64, more: &str) -> String {
@@ -28,37 +27,40 @@ fn small_job(folder: &Path, seed: u64, steps: u64, interval: u64, more: &str) ->
 /// T-10: whatever is submitted into the folder of another job, or a second time into the same, is refused, and every checkpoint stays.
 #[test]
 fn t10_a_job_in_the_folder_of_another_is_refused_and_removes_nothing() -> Result<()> {
-    let cluster = Cluster::start(2, 1)?;
+    let cluster = Cluster::start(TOROID, 2, 1)?;
     let folder = cluster.path().join("ck");
     let first = small_job(&folder, 1, 60, 20, "");
     let owner = cluster.train(&first)?;
-    let list = run_ok(&["checkpoint", "list", path(&folder)])?;
+    let list = TOROID.run_ok(&["checkpoint", "list", path(&folder)])?;
     for job_file in [small_job(&folder, 2, 300, 100, ""), first] {
         let file = cluster.path().join("second.toml");
         std::fs::write(&file, job_file)?;
-        let output = toroid().args(["submit", path(&file), "--coordinator", &cluster.url()]).output()?;
+        let output = TOROID.command().args(["submit", path(&file), "--coordinator", &cluster.url()]).output()?;
         let words = String::from_utf8_lossy(&output.stderr);
         ensure!(!output.status.success(), "a second job was taken into {}", folder.display());
         for expected in [owner.id.as_str(), path(&folder), "checkpoint.path", "resume_from"] {
             ensure!(words.contains(expected), "`{expected}` is not in the error: {words}");
         }
     }
-    ensure!(run_ok(&["checkpoint", "list", path(&folder)])? == list, "checkpoints of the first job are gone");
-    run_ok(&["checkpoint", "verify", path(&folder)])?;
+    ensure!(TOROID.run_ok(&["checkpoint", "list", path(&folder)])? == list, "checkpoints of the first job are gone");
+    TOROID.run_ok(&["checkpoint", "verify", path(&folder)])?;
     // Its checkpoints can be read by others: that is how to go on from them.
     let more = format!("resume_from = \"{}\"", path(&folder.join("step-60")));
     cluster.train(&small_job(&cluster.path().join("elsewhere"), 1, 80, 20, &more))?;
-    ensure!(run_ok(&["checkpoint", "list", path(&folder)])? == list, "going on from a checkpoint changed its folder");
+    ensure!(
+        TOROID.run_ok(&["checkpoint", "list", path(&folder)])? == list,
+        "going on from a checkpoint changed its folder"
+    );
     Ok(())
 }
 
 /// Only a regular file or nothing is replaced; a link stays a link.
 #[test]
 fn an_export_replaces_no_device_pipe_or_link() -> Result<()> {
-    let cluster = Cluster::start(2, 1)?;
+    let cluster = Cluster::start(TOROID, 2, 1)?;
     let folder = cluster.path().join("ck");
     cluster.train(&small_job(&folder, 1, 3, 0, ""))?;
-    let export = |file: &Path| run(&["checkpoint", "export", "3", path(file), "--from", path(&folder)]);
+    let export = |file: &Path| TOROID.run(&["checkpoint", "export", "3", path(file), "--from", path(&folder)]);
 
     let pipe = cluster.path().join("pipe");
     ensure!(Command::new("mkfifo").arg(&pipe).status()?.success());
@@ -86,18 +88,18 @@ fn an_export_replaces_no_device_pipe_or_link() -> Result<()> {
 /// costs nothing.
 #[test]
 fn a_job_waits_with_its_last_state_until_the_disk_has_room() -> Result<()> {
-    let mut cluster = Cluster::start(3, 1)?;
+    let mut cluster = Cluster::start(TOROID, 3, 1)?;
     let disk = cluster.path().join("disk");
     let mounted = SmallDisk::mount(&disk, "64k")?;
     let id = cluster.submit(&small_job(&disk, 1, 30, 0, ""))?;
     let num_failed = |job: &Job| job.unsaved.as_ref().map_or(0, |unsaved| unsaved.num_tries);
     let job = cluster.wait_for(&id, "the second failure", |job| num_failed(job) >= 2)?;
     ensure!(job.committed_step == 30 && job.checkpoints.is_empty(), "{job:?}");
-    let line = run_ok(&["status", &id, "--coordinator", &cluster.url()])?;
+    let line = TOROID.run_ok(&["status", &id, "--coordinator", &cluster.url()])?;
     let first = line.lines().next().unwrap_or_default();
     ensure!(first.contains("not saved") && first.contains("step 30"), "{line}");
     ensure!(job.unsaved.as_ref().is_some_and(|u| u.step == 30 && u.error.to_lowercase().contains("space")), "{job:?}");
-    let json = run_ok(&["status", &id, "-o", "json", "--coordinator", &cluster.url()])?;
+    let json = TOROID.run_ok(&["status", &id, "-o", "json", "--coordinator", &cluster.url()])?;
     let json: serde_json::Value = serde_json::from_str(&json)?;
     let unsaved = json.pointer("/unsaved/step").or(json.pointer("/0/unsaved/step"));
     ensure!(unsaved == Some(&serde_json::json!(30)), "{json:#}");
@@ -111,7 +113,7 @@ fn a_job_waits_with_its_last_state_until_the_disk_has_room() -> Result<()> {
     mounted.resize("64m")?;
     let job = cluster.done(&id)?;
     ensure!(job.checkpoints.iter().map(|c| c.step).collect::<Vec<_>>() == [30] && job.unsaved.is_none(), "{job:?}");
-    run_ok(&["checkpoint", "verify", path(&disk), "30"])?;
+    TOROID.run_ok(&["checkpoint", "verify", path(&disk), "30"])?;
     let steps: Vec<_> = std::fs::read_dir(disk.join("step-30"))?.map(|e| Ok(e?.file_name())).collect::<Result<_>>()?;
     ensure!(steps.len() == 4, "two shards, the manifest and its digest, and nothing of what failed: {steps:?}");
 
@@ -120,7 +122,7 @@ fn a_job_waits_with_its_last_state_until_the_disk_has_room() -> Result<()> {
     assert_same_curve(&undisturbed.curve, &job.curve);
     let parameters = |folder: &Path| -> Result<Vec<u8>> {
         let file = cluster.path().join("weights.safetensors");
-        run_ok(&["checkpoint", "export", "30", path(&file), "--from", path(folder)])?;
+        TOROID.run_ok(&["checkpoint", "export", "30", path(&file), "--from", path(folder)])?;
         Ok(std::fs::read(file)?)
     };
     ensure!(parameters(&disk)? == parameters(&elsewhere)?, "the final parameters differ");
@@ -130,7 +132,7 @@ fn a_job_waits_with_its_last_state_until_the_disk_has_room() -> Result<()> {
 /// A checkpoint of an interval that does not fit is told, what was written of it is taken away, and the next one is tried.
 #[test]
 fn a_full_disk_costs_the_checkpoints_for_which_it_has_no_room() -> Result<()> {
-    let cluster = Cluster::start(2, 1)?;
+    let cluster = Cluster::start(TOROID, 2, 1)?;
     let disk = cluster.path().join("disk");
     let mounted = SmallDisk::mount(&disk, "64k")?;
     let id = cluster.submit(&small_job(&disk, 1, ENDLESS, 50, ""))?;

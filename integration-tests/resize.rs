@@ -3,12 +3,12 @@
 //! T-3 and T-5, with real processes. Sums have another order while there are fewer replicas, so losses are near those of the
 //! undisturbed run, not equal; up to the death they are the same to the bit (T-4).
 
-use std::path::Path;
-
 use anyhow::{Result, ensure};
 use toroid_proto::{Incident, Job, JobState, StepRecord};
+use toroid_testkit::jobs::tiny_job_on;
+use toroid_testkit::{Cluster, assert_same_curve, path, root};
 
-use crate::cluster::{Cluster, assert_same_curve, path, run_ok, tiny_job_on};
+use crate::TOROID;
 use crate::training::check_near;
 
 /// Steps with fewer replicas whose losses are compared.
@@ -25,9 +25,9 @@ fn is_whole(job: &Job, state: JobState, dp: u32) -> bool {
 fn check(ways: (usize, usize, usize), victim: usize, num_left_over: u32) -> Result<()> {
     let ((tp, pp, dp), steps) = (ways, 70);
     // A text that never changes: whether a token's second and third expert are even up to rounding within these steps depends on it.
-    let text = Path::new(crate::ROOT).join("LICENSE");
+    let text = root().join("LICENSE");
     let job_file = tiny_job_on(&text, ways, steps, "");
-    let mut cluster = Cluster::start(tp * pp * dp, 1)?;
+    let mut cluster = Cluster::start(TOROID, tp * pp * dp, 1)?;
     let undisturbed = cluster.train(&job_file)?;
     let id = cluster.submit(&job_file)?;
     let job = cluster.wait_for(&id, "step 15", |job| job.curve.len() >= 15)?;
@@ -46,10 +46,10 @@ fn check(ways: (usize, usize, usize), victim: usize, num_left_over: u32) -> Resu
     check_incident(&job.incidents[1], "grow")?;
     check_curve(&undisturbed.curve, &job.curve, &shrink)?;
     // The checkpoints of both shapes are whole.
-    run_ok(&["checkpoint", "verify", path(&cluster.checkpoints(&id))])?;
-    let listed = run_ok(&["incidents", &id, "--coordinator", &cluster.url()])?;
+    TOROID.run_ok(&["checkpoint", "verify", path(&cluster.checkpoints(&id))])?;
+    let listed = TOROID.run_ok(&["incidents", &id, "--coordinator", &cluster.url()])?;
     ensure!(listed.contains("shrink") && listed.contains("grow"), "{listed}");
-    ensure!(cluster.dead_workers()?.is_empty(), "others died too: {}", cluster.logs());
+    ensure!(cluster.dead_workers().is_empty(), "others died too: {}", cluster.logs());
     Ok(())
 }
 

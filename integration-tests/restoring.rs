@@ -3,8 +3,10 @@
 
 use anyhow::{Context, Result, ensure};
 use toroid_proto::{Job, JobState};
+use toroid_testkit::jobs::{ENDLESS, text_folder};
+use toroid_testkit::{Cluster, assert_same_curve, path};
 
-use crate::cluster::{Cluster, ENDLESS, assert_same_curve, path, run_ok, text_folder};
+use crate::TOROID;
 
 /// A job of steps of milliseconds, which saves the state at every `interval` steps in `folder`.
 pub fn quick_job(dp: usize, steps: u64, folder: &std::path::Path, interval: u64) -> String {
@@ -40,7 +42,7 @@ fn num_damaged(folder: &std::path::Path) -> Result<usize> {
 /// and no checkpoint is given up.
 #[test]
 fn t11_a_newcomer_that_cannot_see_the_checkpoints_costs_the_job_none() -> Result<()> {
-    let mut cluster = Cluster::start(2, 1)?;
+    let mut cluster = Cluster::start(TOROID, 2, 1)?;
     let folder = cluster.path().join("checkpoints");
     std::fs::create_dir(&folder)?;
     let id = cluster.submit(&steady_job(2, ENDLESS, &folder, 50))?;
@@ -75,7 +77,7 @@ fn t11_a_newcomer_that_cannot_see_the_checkpoints_costs_the_job_none() -> Result
 /// T-11: nobody sees the folder. The job keeps its curve, waits for a user, and goes on from where it was once the folder is back.
 #[test]
 fn t11_a_job_whose_checkpoints_nobody_sees_waits_for_a_user() -> Result<()> {
-    let mut cluster = Cluster::start(1, 1)?;
+    let mut cluster = Cluster::start(TOROID, 1, 1)?;
     let (folder, away) = (cluster.path().join("checkpoints"), cluster.path().join("away"));
     let id = cluster.submit(&steady_job(1, ENDLESS, &folder, 40))?;
     let job = cluster.wait_for(&id, "a checkpoint", |job| !job.checkpoints.is_empty())?;
@@ -90,7 +92,7 @@ fn t11_a_job_whose_checkpoints_nobody_sees_waits_for_a_user() -> Result<()> {
     let job = cluster.wait_for(&id, "the job to wait for a user", waits)?;
     ensure!(job.curve.len() >= had, "the curve was cut to {} of {had} steps", job.curve.len());
     std::fs::rename(&away, &folder)?;
-    let said = run_ok(&["resume", &id, "--coordinator", &cluster.url()])?;
+    let said = TOROID.run_ok(&["resume", &id, "--coordinator", &cluster.url()])?;
     ensure!(said.contains(&id), "{said}");
     let goes_on = |job: &Job| job.incidents.last().is_some_and(|incident| incident.resolved);
     cluster.wait_for(&id, "the resumed job's steps", goes_on)?;
@@ -99,7 +101,7 @@ fn t11_a_job_whose_checkpoints_nobody_sees_waits_for_a_user() -> Result<()> {
     ensure!(resumed == Some(newest), "went on from {resumed:?}, not from {newest}: {:#?}", job.events);
     let undisturbed = cluster.train(&steady_job(1, job.committed_step, &cluster.path().join("undisturbed"), 40))?;
     assert_same_curve(&undisturbed.curve, &job.curve);
-    let refused = crate::cluster::run(&["resume", &undisturbed.id, "--coordinator", &cluster.url()])?;
+    let refused = TOROID.run(&["resume", &undisturbed.id, "--coordinator", &cluster.url()])?;
     ensure!(String::from_utf8_lossy(&refused.stderr).contains("cannot be resumed: it is done"), "{refused:?}");
     Ok(())
 }
@@ -107,7 +109,7 @@ fn t11_a_job_whose_checkpoints_nobody_sees_waits_for_a_user() -> Result<()> {
 /// T-12: asked for by steps means at that very step, be it that hundreds of them pass between two heartbeats.
 #[test]
 fn t12_every_multiple_of_interval_steps_is_saved_in_a_fast_job() -> Result<()> {
-    let cluster = Cluster::start(2, 1)?;
+    let cluster = Cluster::start(TOROID, 2, 1)?;
     let job_file = quick_job(2, 420, &cluster.path().join("checkpoints"), 50).replace("keep = 3", "keep = 100");
     let job = cluster.train(&job_file)?;
     let saved: Vec<u64> = job.checkpoints.iter().map(|c| c.step).collect();
@@ -125,7 +127,7 @@ fn t12_every_multiple_of_interval_steps_is_saved_in_a_fast_job() -> Result<()> {
 /// What it resumes from is its last step already: it is done, and keeps nobody waiting.
 #[test]
 fn a_job_that_resumes_at_its_last_step_is_done() -> Result<()> {
-    let cluster = Cluster::start(2, 1)?;
+    let cluster = Cluster::start(TOROID, 2, 1)?;
     let folder = cluster.path().join("checkpoints");
     cluster.train(&quick_job(2, 20, &folder, 10))?;
     let resume = format!("resume_from = \"{}\"\nseed = 7\n", path(&folder.join("step-20")));

@@ -2,17 +2,20 @@
 
 use anyhow::{Result, ensure};
 
-use crate::cluster::{HOOKS, run, run_ok};
+use crate::TOROID;
+
+/// Words that are in a binary only where a test can have things go wrong in it.
+const HOOKS: [&str; 3] = ["TOROID_FAILPOINTS", "TOROID_TEST_", "failpoint: "];
 
 /// As cargo leaves it where the released binary belongs, whatever else was built beside it.
 #[test]
 fn the_shipped_binary_has_no_failpoint() -> Result<()> {
-    let binary = String::from_utf8_lossy(&std::fs::read(crate::TOROID)?).into_owned();
+    let binary = String::from_utf8_lossy(&std::fs::read(TOROID.executable())?).into_owned();
     let found: Vec<_> = HOOKS.into_iter().filter(|hook| binary.contains(hook)).collect();
-    ensure!(found.is_empty(), "{} has {found:?}", crate::TOROID);
-    let help = run_ok(&["chaos", "--help"])?;
+    ensure!(found.is_empty(), "{} has {found:?}", TOROID.executable());
+    let help = TOROID.run_ok(&["chaos", "--help"])?;
     ensure!(!help.contains("--phase"), "{help}");
-    let refused = run(&["chaos", "--phase", "commit"])?;
+    let refused = TOROID.run(&["chaos", "--phase", "commit"])?;
     let words = String::from_utf8_lossy(&refused.stderr).into_owned();
     ensure!(!refused.status.success() && words.contains("toroid-failpoint"), "{words}");
     Ok(())

@@ -231,6 +231,44 @@ fn the_job_file_reference_has_every_key() -> Result<()> {
     check(missing.map(|key| format!("docs/job-file.md:1: the reference has no row for `{key}`")).collect())
 }
 
+/// A default that is a value of TOML, in text; others are words (`must be given`).
+fn as_value(default: &str) -> Option<toml::Value> {
+    let table: toml::Table = format!("value = {}", default.trim_matches('`')).parse().ok()?;
+    table.get("value").cloned()
+}
+
+fn is_same(a: &toml::Value, b: &toml::Value) -> bool {
+    let number = |v: &toml::Value| v.as_float().or(v.as_integer().map(|n| n as f64));
+    a == b || number(a).is_some_and(|a| Some(a) == number(b))
+}
+
+/// Against what the parser makes of a job without that key. Keys that are not printed, since others follow from them, are taken all the same.
+#[test]
+fn the_job_file_reference_has_no_other_key_and_no_other_default() -> Result<()> {
+    const LEAST: &str = "steps = 1\ndata.path = \"/t\"\n";
+    let (keys, mut complaints, mut num_compared) = (job_keys()?, Vec::new(), 0);
+    let defaults: toml::Table = toroid_torus::job::parse(LEAST)?.to_toml().parse()?;
+    let reference = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/job-file.md"))?;
+    for (number, line) in (1..).zip(reference.lines()) {
+        let Some((key, rest)) = line.strip_prefix("| `").and_then(|rest| rest.split_once("` | ")) else { continue };
+        let stated = rest.split(" | ").next().and_then(as_value);
+        let is_taken = |value: &toml::Value| toroid_torus::job::parse(&format!("{LEAST}{key} = {value}\n")).is_ok();
+        if !keys.contains(key) && !stated.as_ref().is_some_and(is_taken) {
+            complaints.push(format!("docs/job-file.md:{number}: there is no key `{key}`"));
+        }
+        let (section, name) = key.split_once('.').unwrap_or(("", key));
+        let table = if section.is_empty() { Some(&defaults) } else { defaults.get(section).and_then(|t| t.as_table()) };
+        if let (Some(stated), Some(found)) = (stated, table.and_then(|table| table.get(name))) {
+            num_compared += 1;
+            if !is_same(&stated, found) {
+                complaints.push(format!("docs/job-file.md:{number}: the default of `{key}` is {found}, not {stated}"));
+            }
+        }
+    }
+    ensure!(num_compared > 20, "only {num_compared} defaults were compared: the table has another form");
+    check(complaints)
+}
+
 /// Names of the crates below `package`, itself too, as a build of it alone has them; build scripts and macros run elsewhere.
 fn crates_below(package: &str) -> Result<BTreeSet<String>> {
     let output = std::process::Command::new(env!("CARGO"))

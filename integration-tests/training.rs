@@ -1,22 +1,20 @@
 //! Training as a user sees it: job files in, curves and checkpoints out; real processes over real links.
 
-use std::path::Path;
-
 use anyhow::{Context, Result, ensure};
 use toroid_proto::{Job, JobState, StepRecord};
+use toroid_testkit::jobs::{endless_job, short_job, tiny_job};
+use toroid_testkit::{Cluster, Undisturbed, assert_same_curve, formula, is_whole, path, root, shard_file, worker_of};
 
-use crate::cluster::{
-    Cluster, Undisturbed, assert_same_curve, endless_job, is_whole, path, run, run_ok, short_job, tiny_job, worker_of,
-};
+use crate::TOROID;
 use crate::reference;
 
 /// Done-when 2 and 6: ten steps from the formula weights give the reference's losses and parameters on every shape.
 #[test]
 fn reference_losses_and_parameters_on_every_shape() -> Result<()> {
-    let cluster = Cluster::start(8, 1)?;
+    let cluster = Cluster::start(TOROID, 8, 1)?;
     let reference = reference::Reference::read()?;
     let files = reference.write_inputs(cluster.path())?;
-    for shape in reference::SHAPES {
+    for shape in formula::SHAPES {
         let job = cluster.train(&reference::job_file(shape, &files)).with_context(|| format!("train {shape:?}"))?;
         reference.check_curve(shape, &job.curve)?;
         let exported = cluster.export(&job.id, 10)?;
@@ -30,7 +28,7 @@ fn reference_losses_and_parameters_on_every_shape() -> Result<()> {
 fn two_runs_are_identical_to_the_bit_also_with_other_threads() -> Result<()> {
     let job_file = short_job((2, 2, 2), 20, "");
     let run = |threads| -> Result<(Job, Vec<u8>)> {
-        let cluster = Cluster::start(8, threads)?;
+        let cluster = Cluster::start(TOROID, 8, threads)?;
         let job = cluster.train(&job_file)?;
         let exported = cluster.export(&job.id, 20)?;
         Ok((job, exported))
@@ -49,7 +47,7 @@ fn two_runs_are_identical_to_the_bit_also_with_other_threads() -> Result<()> {
 /// Done-when 4: going on from a checkpoint is the run that never stopped; other shapes come within 1e-5 of it.
 #[test]
 fn a_checkpoint_goes_on_as_if_never_stopped_and_on_other_shapes() -> Result<()> {
-    let cluster = Cluster::start(8, 1)?;
+    let cluster = Cluster::start(TOROID, 8, 1)?;
     let whole = cluster.train(&short_job((2, 2, 2), 30, ""))?;
     let from = cluster.checkpoints(&whole.id).join("step-10");
     let resume = format!("resume_from = \"{}\"", path(&from));
@@ -84,24 +82,24 @@ pub fn check_near(expected: &[StepRecord], found: &[StepRecord]) -> Result<()> {
 /// Done-when 4: one flipped bit anywhere in a shard is found and named.
 #[test]
 fn verify_names_file_and_tensor_of_a_flipped_bit() -> Result<()> {
-    let cluster = Cluster::start(4, 1)?;
+    let cluster = Cluster::start(TOROID, 4, 1)?;
     let job = cluster.train(&short_job((2, 1, 2), 10, ""))?;
     let folder = cluster.checkpoints(&job.id);
-    run_ok(&["checkpoint", "verify", path(&folder), "10"])?;
-    let file = crate::cluster::shard_file(&folder.join("step-10"), 2)?;
+    TOROID.run_ok(&["checkpoint", "verify", path(&folder), "10"])?;
+    let file = shard_file(&folder.join("step-10"), 2)?;
     let whole = std::fs::read(&file)?;
     for at in [whole.len() / 3, whole.len() - 1] {
         let mut garbled = whole.clone();
         garbled[at] ^= 0x10;
         std::fs::write(&file, &garbled)?;
-        let output = run(&["checkpoint", "verify", path(&folder), "10"])?;
+        let output = TOROID.run(&["checkpoint", "verify", path(&folder), "10"])?;
         let text = String::from_utf8_lossy(&output.stdout).to_string() + &String::from_utf8_lossy(&output.stderr);
         ensure!(!output.status.success(), "a flipped bit at byte {at} was not found");
         ensure!(text.contains("shard-00002-of-00004-epoch-"), "the file is not named: {text}");
         ensure!(text.contains("blocks.") || text.contains("weight"), "the tensor is not named: {text}");
     }
     std::fs::write(&file, &whole)?;
-    run_ok(&["checkpoint", "verify", path(&folder), "10"])?;
+    TOROID.run_ok(&["checkpoint", "verify", path(&folder), "10"])?;
     Ok(())
 }
 
@@ -109,7 +107,7 @@ fn verify_names_file_and_tensor_of_a_flipped_bit() -> Result<()> {
 #[test]
 fn a_killed_coordinator_goes_on_from_its_store() -> Result<()> {
     let job_file = endless_job((2, 1, 2));
-    let mut cluster = Cluster::start(4, 1)?;
+    let mut cluster = Cluster::start(TOROID, 4, 1)?;
     let id = cluster.submit(&job_file)?;
     cluster.wait_for(&id, "step 5", |job| job.curve.len() >= 5)?;
     cluster.kill_coordinator()?;
@@ -117,7 +115,7 @@ fn a_killed_coordinator_goes_on_from_its_store() -> Result<()> {
     let job = cluster.finish(&id)?;
     Undisturbed::as_far_as(&cluster, &job_file, &job)?.check_same(&cluster, &job)?;
     ensure!(job.epoch == 1, "no worker had to start again, yet the epoch is {}", job.epoch);
-    ensure!(cluster.dead_workers()?.is_empty());
+    ensure!(cluster.dead_workers().is_empty());
     Ok(())
 }
 
@@ -125,7 +123,7 @@ fn a_killed_coordinator_goes_on_from_its_store() -> Result<()> {
 #[test]
 fn workers_train_to_the_end_without_a_coordinator() -> Result<()> {
     let job_file = short_job((1, 1, 2), 100, "");
-    let mut cluster = Cluster::start(2, 1)?;
+    let mut cluster = Cluster::start(TOROID, 2, 1)?;
     let id = cluster.submit(&job_file)?;
     cluster.wait_for(&id, "step 3", |job| job.curve.len() >= 3)?;
     cluster.kill_coordinator()?;
@@ -140,7 +138,7 @@ fn workers_train_to_the_end_without_a_coordinator() -> Result<()> {
 #[test]
 fn a_spare_takes_the_place_of_a_killed_worker() -> Result<()> {
     let job_file = endless_job((2, 2, 1));
-    let mut cluster = Cluster::start(5, 1)?;
+    let mut cluster = Cluster::start(TOROID, 5, 1)?;
     let id = cluster.submit(&job_file)?;
     let before = cluster.wait_for(&id, "step 15 and a spare", |job| job.curve.len() >= 15 && job.spares == 1)?;
     let victim = worker_of(&before, 2);
@@ -156,11 +154,11 @@ fn a_spare_takes_the_place_of_a_killed_worker() -> Result<()> {
 /// Done-when 6: Python's safetensors reads the export and the shards, with the names, shapes and values expected.
 #[test]
 fn python_reads_the_final_checkpoint() -> Result<()> {
-    let cluster = Cluster::start(8, 1)?;
+    let cluster = Cluster::start(TOROID, 8, 1)?;
     let job = cluster.train(&tiny_job((2, 2, 2), 10, ""))?;
     let exported = cluster.path().join("export.safetensors");
     let folder = cluster.checkpoints(&job.id);
-    run_ok(&["checkpoint", "export", "10", path(&exported), "--from", path(&folder)])?;
+    TOROID.run_ok(&["checkpoint", "export", "10", path(&exported), "--from", path(&folder)])?;
     let output = python(&["read_checkpoint.py", path(&exported), path(&folder.join("step-10"))])?;
     ensure!(output.contains("all tensors agree"), "{output}");
     Ok(())
@@ -169,7 +167,7 @@ fn python_reads_the_final_checkpoint() -> Result<()> {
 /// A client that has none of our files asks for a job's status, through gRPC reflection.
 #[test]
 fn a_foreign_client_reads_a_jobs_status_by_reflection() -> Result<()> {
-    let cluster = Cluster::start(1, 1)?;
+    let cluster = Cluster::start(TOROID, 1, 1)?;
     let job = cluster.train(&short_job((1, 1, 1), 3, ""))?;
     let output = python(&["reflect.py", &cluster.url(), &job.id])?;
     ensure!(output.contains("JOB_STATE_DONE") && output.contains("total_steps: 3"), "{output}");
@@ -178,7 +176,7 @@ fn a_foreign_client_reads_a_jobs_status_by_reflection() -> Result<()> {
 
 /// Runs a script of this folder in the virtual environment that `make test` makes.
 fn python(args: &[&str]) -> Result<String> {
-    let root = Path::new(crate::ROOT);
+    let root = root();
     let python = root.join(".venv/bin/python");
     ensure!(python.exists(), "{} is missing: run scripts/setup.sh (make test does)", python.display());
     let output = std::process::Command::new(python)

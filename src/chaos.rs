@@ -3,21 +3,19 @@
 //! ```text
 //!   plan    who dies when (a seed names the victims)        inject   runs the job and does it
 //!   verify  bit for bit the undisturbed run?                report   figures, and what does not hold
-//!   network a network whose cables can be cut
 //! ```
 //!
 //! Exit code 0 only if everything holds: every fault recovered from, no committed step lost and, with `--verify`, every figure of every
 //! step and all final parameters equal to those of the undisturbed run.
 
 pub mod inject;
-pub mod network;
 mod plan;
 pub mod report;
 mod verify;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum as _;
@@ -26,8 +24,8 @@ use toroid_proto as proto;
 use toroid_worker::data::TokenFile;
 use toroid_worker::device::Choice;
 
-use crate::local::children::Settings;
-use crate::local::cluster::Signals;
+use crate::cluster::Signals;
+use crate::cluster::children::Settings;
 use crate::local::job::{self, JobArgs};
 use crate::local::{INTERRUPTED, default_threads, positive};
 use crate::output;
@@ -119,14 +117,12 @@ pub fn run(runtime: &Runtime, args: Args) -> Result<ExitCode> {
     }
     let plan = plan_of(&args, &job)?;
     let seed = plan.seed;
+    let threads = args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world()));
     let settings = Settings {
-        dir: args.dir.clone(),
-        port: 0,
         device: args.device,
-        threads: args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world())),
         failure_timeout: args.failure_timeout_ms.map(Duration::from_millis),
         has_network: args.how.is_cut(),
-        trace: None,
+        ..Settings::new(&args.dir, threads)?
     };
     let mut signals = runtime.block_on(async { Signals::new() })?;
     let mut train = |plan| runtime.block_on(inject::run(&settings, &job, plan, &mut signals));
@@ -188,7 +184,7 @@ fn plan_of(args: &Args, job: &job::LocalJob) -> Result<Plan> {
     Ok(Plan {
         end: if ends_when_done { End::CheckpointAfterFaults } else { End::LastStep },
         num_faults: phases.as_ref().map_or(args.kills, PhasePlan::num_deaths),
-        seed: args.seed.unwrap_or_else(drawn_seed),
+        seed: args.seed.map_or_else(drawn_seed, Ok)?,
         kind: args.how,
         rank: args.rank,
         at_once: args.at_once,
@@ -200,10 +196,9 @@ fn plan_of(args: &Args, job: &job::LocalJob) -> Result<Plan> {
     })
 }
 
-/// So that soaks differ; it is printed, and can be given again.
-fn drawn_seed() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::from(since.subsec_nanos()) ^ since.as_secs()
+/// So that soaks differ; it is printed, and can be given again: 32 bits are enough, and shorter.
+fn drawn_seed() -> Result<u64> {
+    Ok(getrandom::u32().context("draw a seed")?.into())
 }
 
 /// The report, and what is to be compared, if the run came to its end. `parameters`: the file for those of the run.
@@ -222,13 +217,7 @@ fn judge(seed: u64, outcome: Outcome, verifies: bool, parameters: PathBuf) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser as _;
-
-    #[derive(clap::Parser)]
-    struct Cli {
-        #[command(flatten)]
-        args: Args,
-    }
+    use toroid_testkit::parse;
 
     /// As when cargo fetches a crate between the two runs that are compared.
     #[test]
@@ -238,7 +227,7 @@ mod tests {
         std::fs::create_dir(&text)?;
         std::fs::write(text.join("a.rs"), "fn a() {}\n".repeat(50))?;
         std::fs::write(text.join("b.md"), "no source")?;
-        let args = Cli::parse_from(["chaos"]).args;
+        let args = parse::<Args>(&[]);
         let made = || job::make(&args.job, 9, 0, Some(text.clone()));
         let digest = |job: &job::LocalJob| -> Result<[u8; 32]> {
             Ok(TokenFile::prepare(&job.spec.data, &cache, &mut |_| {})?.digest())

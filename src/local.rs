@@ -11,8 +11,6 @@
 //! The children are processes, so that they can be killed as on a real cluster: `kill -9` a worker or the coordinator and see.
 //! This process takes no part in training and decides nothing about jobs; it only replaces children that ended.
 
-pub mod children;
-pub mod cluster;
 pub mod job;
 
 use std::path::PathBuf;
@@ -24,6 +22,8 @@ use toroid_proto as proto;
 use toroid_worker::device::Choice;
 
 use crate::client::Client;
+use crate::cluster::children::Settings;
+use crate::cluster::{Cluster, PATIENCE, Signals};
 use crate::daemon::num_cores;
 use crate::find::LOCAL_DIR;
 use crate::output;
@@ -32,8 +32,6 @@ use crate::submit::exit_code;
 use crate::summary;
 use crate::watch::Follow;
 
-use children::Settings;
-use cluster::{Cluster, PATIENCE, Signals};
 use job::{JobArgs, LocalJob};
 
 /// As shells have it for a program that SIGINT ended.
@@ -112,15 +110,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let job = job::make(&args.job, args.steps, args.seed, toroid_worker::data::cargo_registry_sources())?;
     let mut signals = Signals::new()?;
     let threads = args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world()));
-    let settings = Settings {
-        dir: args.dir.clone(),
-        port: args.port,
-        device: args.device,
-        threads,
-        failure_timeout: None,
-        has_network: false,
-        trace: None,
-    };
+    let settings = Settings { port: args.port, device: args.device, ..Settings::new(&args.dir, threads)? };
     let kill_step = args.kill_step(&job);
     let mut run = Run { cluster: Cluster::new(&settings, Progress::new(args.quiet))?, kill_step };
     let outcome = run.train(&job, args.spares, &mut signals).await;

@@ -284,16 +284,10 @@ fn operations(flops: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser as _;
-
-    #[derive(clap::Parser)]
-    struct Cli {
-        #[command(flatten)]
-        args: Args,
-    }
+    use toroid_testkit::parse;
 
     fn planned(line: &str) -> (JobSpec, Plan) {
-        let Cli { args } = Cli::parse_from(std::iter::once("plan").chain(line.split_whitespace()));
+        let args: Args = parse(&line.split_whitespace().collect::<Vec<_>>());
         let spec = spec(&args).expect("a job");
         let machine = Machine {
             flops: 4e14,

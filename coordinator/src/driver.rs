@@ -12,7 +12,6 @@
 //! stops the coordinator: what cannot be stored must not be decided.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +23,7 @@ use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body;
 use toroid_torus::ids::JobId;
 use toroid_torus::owner::OwnerId;
+use toroid_torus::units::names;
 
 use crate::curve::CurveError;
 use crate::error::CoordinatorError;
@@ -554,21 +554,18 @@ impl Driver {
 /// A store that was moved away, or is an old copy, knows fewer jobs than there are folders.
 fn warn_of_unknown<'a>(jobs_dir: &Path, unknown: impl Iterator<Item = &'a String>) {
     const MAX_NAMED: usize = 5;
-    let unknown: Vec<&str> = unknown.map(String::as_str).collect();
+    let unknown: Vec<&String> = unknown.collect();
     if !unknown.is_empty() {
-        let named = unknown[..unknown.len().min(MAX_NAMED)].join(", ");
-        let (num, folder) = (unknown.len(), jobs_dir.display());
+        let (num, folder, named) = (unknown.len(), jobs_dir.display(), names(&unknown, MAX_NAMED));
         tracing::warn!(
-            "{num} folders in {folder} are of no job in the store ({named}, ...): they stay, and no job gets their ids"
+            "{num} folders in {folder} are of no job in the store ({named}): they stay, and no job gets their ids"
         );
     }
 }
 
 fn entropy() -> Result<[u8; 32], CoordinatorError> {
-    let path = Path::new("/dev/urandom");
     let mut bytes = [0; 32];
-    let read = std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut bytes));
-    read.map_err(|error| CoordinatorError::Io { what: "reading", path: path.into(), error })?;
+    getrandom::fill(&mut bytes).map_err(CoordinatorError::Random)?;
     Ok(bytes)
 }
 

@@ -19,6 +19,8 @@ pub enum CoordinatorError {
     Restore(#[from] RestoreError),
     #[error("{what} {path} failed: {error}")]
     Io { what: &'static str, path: PathBuf, error: io::Error },
+    #[error("drawing random bytes failed: {0}")]
+    Random(getrandom::Error),
     #[error("serving gRPC failed: {0}")]
     Serve(tonic::transport::Error),
     #[error("the coordinator stopped because of a bug: {0}")]

@@ -2,7 +2,6 @@
 //!
 //! The workers are scripted: they say what the test has them say and compute nothing.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,59 +9,30 @@ use proto::coordinator_message::Body as ToWorker;
 use proto::job_service_client::JobServiceClient;
 use proto::worker_message::Body as FromWorker;
 use proto::worker_service_client::WorkerServiceClient;
-use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
-use toroid_coordinator::store::StoreError;
-use toroid_coordinator::{Config, CoordinatorError};
+use toroid_coordinator::Config;
 use toroid_proto as proto;
+use toroid_testkit::{Coordinator, within};
 use toroid_torus::manifest::{ShardFile, Writer};
 use toroid_torus::owner::OwnerId;
 
 const STEPS: u64 = 4;
 
-/// Nothing here takes this long; a test that waits in vain ends with an error instead of never.
-const PATIENCE: Duration = Duration::from_secs(180);
-
-async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
+/// Long enough that no busy machine makes a worker look dead.
+async fn start(folder: &Path, join_token: Option<&str>) -> Coordinator {
+    Coordinator::start(Config { join_token: join_token.map(str::to_string), ..Coordinator::config(folder) }).await
 }
 
-struct Coordinator {
-    address: SocketAddr,
-    stop: watch::Sender<u32>,
-    task: JoinHandle<Result<(), CoordinatorError>>,
+async fn channel(coordinator: &Coordinator) -> Channel {
+    Channel::from_shared(coordinator.url.clone()).unwrap().connect().await.unwrap()
 }
 
-impl Coordinator {
-    async fn start(folder: &Path, join_token: Option<&str>) -> Coordinator {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let mut config = Config::new(folder);
-        config.join_token = join_token.map(str::to_string);
-        // Long enough that no busy machine makes a worker look dead.
-        config.failure_timeout = PATIENCE;
-        let (stop, asked) = watch::channel(0);
-        let task = tokio::spawn(toroid_coordinator::run(listener, config, asked));
-        Coordinator { address, stop, task }
-    }
-
-    async fn stop(self) {
-        self.stop.send_replace(1);
-        within("the coordinator to stop", self.task).await.unwrap().unwrap();
-    }
-
-    async fn channel(&self) -> Channel {
-        Channel::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap()
-    }
-
-    async fn user(&self) -> JobServiceClient<Channel> {
-        JobServiceClient::new(self.channel().await)
-    }
+async fn user_of(coordinator: &Coordinator) -> JobServiceClient<Channel> {
+    JobServiceClient::new(channel(coordinator).await)
 }
 
 struct Worker {
@@ -89,7 +59,7 @@ impl Worker {
     async fn connect(coordinator: &Coordinator, register: proto::Register) -> Worker {
         let (out, outgoing) = mpsc::channel(16);
         let id = register.worker_id.clone();
-        let mut client = WorkerServiceClient::new(coordinator.channel().await);
+        let mut client = WorkerServiceClient::new(channel(coordinator).await);
         let mut worker = Worker {
             id,
             assign: proto::Assign::default(),
@@ -246,8 +216,8 @@ async fn place_two(coordinator: &Coordinator) -> [Worker; 2] {
 #[tokio::test]
 async fn a_job_runs_to_its_end_over_a_restart_of_the_coordinator() {
     let folder = tempfile::tempdir().unwrap();
-    let coordinator = Coordinator::start(folder.path(), None).await;
-    let mut user = coordinator.user().await;
+    let coordinator = start(folder.path(), None).await;
+    let mut user = user_of(&coordinator).await;
     let id = submit(&mut user).await;
     assert_eq!(id, "demo-1");
     let queued = job(&mut user, &id).await;
@@ -270,8 +240,8 @@ async fn a_job_runs_to_its_end_over_a_restart_of_the_coordinator() {
     coordinator.stop().await;
 
     // Workers have gone on meanwhile (T-9) and keep their places.
-    let coordinator = Coordinator::start(folder.path(), None).await;
-    let mut user = coordinator.user().await;
+    let coordinator = start(folder.path(), None).await;
+    let mut user = user_of(&coordinator).await;
     let watch = proto::WatchJobRequest { job_id: id.clone(), curve_from_step: 2 };
     let watched = user.watch_job(watch).await.unwrap().into_inner();
     let [first, second] = workers;
@@ -308,8 +278,8 @@ async fn a_job_runs_to_its_end_over_a_restart_of_the_coordinator() {
     assert_eq!(steps, [2, 3, 4], "a watcher gets each step once");
     coordinator.stop().await;
 
-    let coordinator = Coordinator::start(folder.path(), None).await;
-    let again = job(&mut coordinator.user().await, &id).await;
+    let coordinator = start(folder.path(), None).await;
+    let again = job(&mut user_of(&coordinator).await, &id).await;
     assert_eq!((again.state(), again.curve), (proto::JobState::Done, done.curve));
     coordinator.stop().await;
 }
@@ -317,8 +287,8 @@ async fn a_job_runs_to_its_end_over_a_restart_of_the_coordinator() {
 #[tokio::test]
 async fn users_are_told_what_is_wrong() {
     let folder = tempfile::tempdir().unwrap();
-    let coordinator = Coordinator::start(folder.path(), None).await;
-    let mut user = coordinator.user().await;
+    let coordinator = start(folder.path(), None).await;
+    let mut user = user_of(&coordinator).await;
     let bad = proto::SubmitJobRequest { job_toml: JOB.replace("steps", "stepz") };
     let status = user.submit_job(bad).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
@@ -346,7 +316,7 @@ async fn users_are_told_what_is_wrong() {
 #[tokio::test]
 async fn a_worker_without_the_token_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let coordinator = Coordinator::start(folder.path(), Some("secret")).await;
+    let coordinator = start(folder.path(), Some("secret")).await;
     let mut stranger = Worker::connect(&coordinator, register("a")).await;
     assert!(matches!(stranger.hear().await, ToWorker::Refused(r) if r.reason.contains("no join token")));
     assert!(within("the end of the stream", stranger.messages.next()).await.is_none());
@@ -359,7 +329,7 @@ async fn a_worker_without_the_token_is_refused() {
 #[tokio::test]
 async fn a_message_beyond_the_bound_ends_its_stream() {
     let folder = tempfile::tempdir().unwrap();
-    let coordinator = Coordinator::start(folder.path(), None).await;
+    let coordinator = start(folder.path(), None).await;
     let mut other = Worker::connect(&coordinator, register("b")).await;
     assert!(!other.welcomed().await);
     let mut worker = Worker::connect(&coordinator, register("a")).await;
@@ -369,7 +339,7 @@ async fn a_message_beyond_the_bound_ends_its_stream() {
     worker.say(failed(17 << 20)).await;
     let end = within("the end of the stream", worker.messages.next()).await;
     assert!(!matches!(end, Some(Ok(_))), "{end:?}");
-    let mut user = coordinator.user().await;
+    let mut user = user_of(&coordinator).await;
     let connected = async {
         loop {
             let workers = user.list_workers(proto::ListWorkersRequest {}).await.unwrap().into_inner().workers;
@@ -388,8 +358,8 @@ async fn a_message_beyond_the_bound_ends_its_stream() {
 #[tokio::test]
 async fn a_coordinator_that_is_asked_to_end_stays_for_workers_that_leave() {
     let folder = tempfile::tempdir().unwrap();
-    let coordinator = Coordinator::start(folder.path(), None).await;
-    let mut user = coordinator.user().await;
+    let coordinator = start(folder.path(), None).await;
+    let mut user = user_of(&coordinator).await;
     let id = submit(&mut user).await;
     let mut workers = place_two(&coordinator).await;
     for worker in &mut workers {
@@ -405,25 +375,23 @@ async fn a_coordinator_that_is_asked_to_end_stays_for_workers_that_leave() {
         }
     };
     within("the coordinator to hear of it", is_draining).await;
-    coordinator.stop.send_replace(1);
+    coordinator.ask_to_stop();
     for _ in 0..50 {
         assert_eq!(job(&mut user, &id).await.places_alive, 2, "it is still there");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    coordinator.stop.send_replace(2);
     drop(user);
-    within("the coordinator to stop", coordinator.task).await.unwrap().unwrap();
+    coordinator.stop().await;
 }
 
 #[tokio::test]
 async fn a_second_coordinator_on_the_same_folder_is_kept_out() {
     let folder = tempfile::tempdir().unwrap();
-    let coordinator = Coordinator::start(folder.path(), None).await;
+    let coordinator = start(folder.path(), None).await;
     // Served means that the store is open.
-    coordinator.user().await.list_jobs(proto::ListJobsRequest::default()).await.unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let second = toroid_coordinator::run(listener, Config::new(folder.path()), watch::channel(0).1).await;
-    assert!(matches!(second, Err(CoordinatorError::Store(StoreError::InUse { .. }))), "{second:?}");
+    user_of(&coordinator).await.list_jobs(proto::ListJobsRequest::default()).await.unwrap();
+    let refusal = Coordinator::refusal(folder.path()).await;
+    assert!(refusal.contains("another coordinator"), "{refusal}");
     coordinator.stop().await;
 }
 
@@ -437,10 +405,10 @@ async fn reflection_and_health_answer() {
     use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
 
     let folder = tempfile::tempdir().unwrap();
-    let coordinator = Coordinator::start(folder.path(), None).await;
+    let coordinator = start(folder.path(), None).await;
     let message_request = Some(MessageRequest::ListServices(String::new()));
     let list = ServerReflectionRequest { host: String::new(), message_request };
-    let mut client = ServerReflectionClient::new(coordinator.channel().await);
+    let mut client = ServerReflectionClient::new(channel(&coordinator).await);
     let mut answers = client.server_reflection_info(tokio_stream::once(list)).await.unwrap().into_inner();
     let answer: ServerReflectionResponse = answers.next().await.unwrap().unwrap();
     let Some(MessageResponse::ListServicesResponse(services)) = answer.message_response else {
@@ -451,7 +419,7 @@ async fn reflection_and_health_answer() {
         assert!(names.contains(&service), "{service} is not in {names:?}");
         let request = HealthCheckRequest { service: service.into() };
         if service.starts_with("toroid") {
-            let health = HealthClient::new(coordinator.channel().await).check(request).await.unwrap().into_inner();
+            let health = HealthClient::new(channel(&coordinator).await).check(request).await.unwrap().into_inner();
             assert_eq!(health.status(), ServingStatus::Serving);
         }
     }

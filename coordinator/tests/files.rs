@@ -3,61 +3,48 @@
 //! The limit of open files is that of the whole process, so these tests have one of their own.
 
 use std::path::Path;
-use std::time::Duration;
 
 use proto::job_service_client::JobServiceClient;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio_stream::StreamExt as _;
 use tonic::Code;
 use tonic::transport::Channel;
+use toroid_coordinator::Config;
 use toroid_coordinator::machine::Retention;
-use toroid_coordinator::{Config, CoordinatorError};
 use toroid_proto as proto;
+use toroid_testkit::{Coordinator, within};
 
 const NUM_JOBS: usize = 300;
 /// Sockets, the store and the runtime need some 30 for each test that runs.
 const MAX_FILES: u64 = 160;
-/// Nothing here takes this long; a test that waits in vain ends with an error instead of never.
-const PATIENCE: Duration = Duration::from_secs(120);
-
 const JOB: &str = "name = \"j\"\nsteps = 4\n[data]\npath = \"/data\"\n";
 
-struct Coordinator {
+/// A coordinator that may open few files, and a user of it.
+struct Served {
     user: JobServiceClient<Channel>,
-    stop: watch::Sender<u32>,
-    task: JoinHandle<Result<(), CoordinatorError>>,
+    coordinator: Coordinator,
 }
 
-impl Coordinator {
-    async fn start(folder: &Path) -> Coordinator {
-        Coordinator::start_with(Config::new(folder)).await
+impl Served {
+    async fn start(folder: &Path) -> Served {
+        Served::start_with(Config::new(folder)).await
     }
 
-    async fn start_with(config: Config) -> Coordinator {
+    async fn start_with(config: Config) -> Served {
         let maximum = getrlimit(Resource::Nofile).maximum;
         setrlimit(Resource::Nofile, Rlimit { current: Some(MAX_FILES), maximum }).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let (stop, asked) = watch::channel(0);
-        let task = tokio::spawn(toroid_coordinator::run(listener, config, asked));
-        Coordinator { user: JobServiceClient::connect(url).await.unwrap(), stop, task }
+        let coordinator = Coordinator::start(config).await;
+        Served { user: JobServiceClient::connect(coordinator.url.clone()).await.unwrap(), coordinator }
     }
 
     async fn stop(self) {
-        self.stop.send_replace(1);
         drop(self.user);
-        tokio::time::timeout(PATIENCE, self.task).await.expect("the coordinator stops").unwrap().unwrap();
+        self.coordinator.stop().await;
     }
-}
 
-impl Coordinator {
     async fn submit(&mut self) -> String {
         let submit = self.user.submit_job(proto::SubmitJobRequest { job_toml: JOB.into() });
-        let answer = tokio::time::timeout(PATIENCE, submit).await.expect("the coordinator answers");
-        answer.unwrap().into_inner().job_id
+        within("the answer", submit).await.unwrap().into_inner().job_id
     }
 
     async fn cancel(&mut self, id: &str) {
@@ -77,23 +64,15 @@ impl Coordinator {
     }
 }
 
-/// What the coordinator says where it does not start.
-async fn refusal(folder: &Path) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let run = toroid_coordinator::run(listener, Config::new(folder), watch::channel(0).1);
-    tokio::time::timeout(PATIENCE, run).await.expect("it does not start").unwrap_err().to_string()
-}
-
 async fn num_jobs(user: &mut JobServiceClient<Channel>) -> usize {
     let list = user.list_jobs(proto::ListJobsRequest::default());
-    let answer = tokio::time::timeout(PATIENCE, list).await.expect("the coordinator answers");
-    answer.unwrap().into_inner().jobs.len()
+    within("the answer", list).await.unwrap().into_inner().jobs.len()
 }
 
 #[tokio::test]
 async fn jobs_need_no_open_files() {
     let folder = tempfile::tempdir().unwrap();
-    let mut coordinator = Coordinator::start(folder.path()).await;
+    let mut coordinator = Served::start(folder.path()).await;
     for number in 1..=NUM_JOBS {
         assert_eq!(coordinator.submit().await, format!("j-{number}"));
     }
@@ -101,7 +80,7 @@ async fn jobs_need_no_open_files() {
     assert_eq!(coordinator.page(1000, "").await.0.len(), 100, "whatever is asked for");
     coordinator.stop().await;
 
-    let mut coordinator = Coordinator::start(folder.path()).await;
+    let mut coordinator = Served::start(folder.path()).await;
     assert!(num_jobs(&mut coordinator.user).await > 0);
     assert_eq!(coordinator.job(&format!("j-{NUM_JOBS}")).await.state(), proto::JobState::Queued);
     coordinator.stop().await;
@@ -110,7 +89,7 @@ async fn jobs_need_no_open_files() {
 #[tokio::test]
 async fn jobs_are_listed_by_page_and_removed_by_command_and_their_ids_are_not_used_again() {
     let folder = tempfile::tempdir().unwrap();
-    let mut coordinator = Coordinator::start(folder.path()).await;
+    let mut coordinator = Served::start(folder.path()).await;
     for _ in 0..5 {
         coordinator.submit().await;
     }
@@ -132,7 +111,7 @@ async fn jobs_are_listed_by_page_and_removed_by_command_and_their_ids_are_not_us
     assert_eq!(coordinator.user.remove_job(remove).await.unwrap_err().code(), Code::NotFound);
     coordinator.stop().await;
 
-    let mut coordinator = Coordinator::start(folder.path()).await;
+    let mut coordinator = Served::start(folder.path()).await;
     assert_eq!(coordinator.page(0, "").await.0, ["j-4", "j-3", "j-2", "j-1"]);
     assert_eq!(coordinator.submit().await, "j-6");
     coordinator.stop().await;
@@ -143,7 +122,7 @@ async fn jobs_are_listed_by_page_and_removed_by_command_and_their_ids_are_not_us
 async fn requests_and_pages_are_bounded_by_their_bytes() {
     const NUM_JOBS: usize = 30;
     let folder = tempfile::tempdir().unwrap();
-    let mut coordinator = Coordinator::start(folder.path()).await;
+    let mut coordinator = Served::start(folder.path()).await;
     let job_of = |bytes: usize| JOB.replace("/data", &format!("/{}", "d".repeat(bytes)));
     for _ in 0..NUM_JOBS {
         let submit = proto::SubmitJobRequest { job_toml: job_of(100 << 10) };
@@ -171,7 +150,7 @@ async fn of_the_jobs_that_have_ended_the_newest_are_kept() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = Config::new(folder.path());
     config.retention = Retention { max_jobs: 2, ..Retention::default() };
-    let mut coordinator = Coordinator::start_with(config.clone()).await;
+    let mut coordinator = Served::start_with(config.clone()).await;
     for id in ["j-1", "j-2", "j-3", "j-4"] {
         assert_eq!(coordinator.submit().await, id);
     }
@@ -183,7 +162,7 @@ async fn of_the_jobs_that_have_ended_the_newest_are_kept() {
     assert_eq!(kept.len(), 3, "j-3 has not ended, two others are kept: {kept:?}");
     assert!(kept.contains(&"j-3".to_string()));
     coordinator.stop().await;
-    let mut coordinator = Coordinator::start_with(config).await;
+    let mut coordinator = Served::start_with(config).await;
     assert_eq!(coordinator.page(0, "").await.0.len(), 3);
     for id in ["j-1", "j-2", "j-3", "j-4"] {
         assert!(folder.path().join("jobs").join(id).is_dir(), "{id} has its folder");
@@ -204,7 +183,7 @@ fn steps(job: &proto::Job) -> Vec<u64> {
 #[tokio::test]
 async fn a_damaged_curve_is_a_fault_of_its_job_alone() {
     let folder = tempfile::tempdir().unwrap();
-    let mut coordinator = Coordinator::start(folder.path()).await;
+    let mut coordinator = Served::start(folder.path()).await;
     for id in ["j-1", "j-2", "j-3", "j-4"] {
         assert_eq!(coordinator.submit().await, id);
     }
@@ -219,7 +198,7 @@ async fn a_damaged_curve_is_a_fault_of_its_job_alone() {
     std::fs::remove_file(curve("j-3")).unwrap();
     std::fs::create_dir(curve("j-3")).unwrap();
 
-    let mut coordinator = Coordinator::start(folder.path()).await;
+    let mut coordinator = Served::start(folder.path()).await;
     let ended = coordinator.job("j-1").await;
     assert_eq!((ended.state(), steps(&ended)), (proto::JobState::Cancelled, vec![1, 2, 3]));
     assert!(ended.damaged.contains("does not begin with the header"), "{}", ended.damaged);
@@ -243,7 +222,7 @@ async fn a_long_curve_comes_in_pieces_and_does_not_fit_into_its_job() {
     const NUM_SHORT: u64 = 2500;
     const NUM_LONG: u64 = 24;
     let folder = tempfile::tempdir().unwrap();
-    let mut coordinator = Coordinator::start(folder.path()).await;
+    let mut coordinator = Served::start(folder.path()).await;
     let id = coordinator.submit().await;
     coordinator.cancel(&id).await;
     coordinator.stop().await;
@@ -255,7 +234,7 @@ async fn a_long_curve_comes_in_pieces_and_does_not_fit_into_its_job() {
     let text: Vec<String> = std::iter::once(HEADER.to_string()).chain(rows).chain([String::new()]).collect();
     std::fs::write(folder.path().join("jobs").join(&id).join("curve.csv"), text.join("\n")).unwrap();
 
-    let mut coordinator = Coordinator::start(folder.path()).await;
+    let mut coordinator = Served::start(folder.path()).await;
     let job = |curve_from_step| proto::GetJobRequest { job_id: id.clone(), include_curve: true, curve_from_step };
     let refused = coordinator.user.get_job(job(0)).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
@@ -265,8 +244,7 @@ async fn a_long_curve_comes_in_pieces_and_does_not_fit_into_its_job() {
     let request = proto::GetCurveRequest { job_id: id.clone(), from_step: 1, to_step: 0 };
     let pieces: Vec<proto::CurvePiece> = {
         let stream = coordinator.user.get_curve(request).await.unwrap().into_inner();
-        let all = tokio::time::timeout(PATIENCE, stream.collect::<Result<_, _>>());
-        all.await.expect("the stream ends").unwrap()
+        within("the end of the curve", stream.collect::<Result<_, _>>()).await.unwrap()
     };
     let found: Vec<usize> = pieces.iter().map(|piece| piece.steps.len()).collect();
     assert!(found.starts_with(&[1000, 1000, 500]), "{found:?}");
@@ -278,16 +256,16 @@ async fn a_long_curve_comes_in_pieces_and_does_not_fit_into_its_job() {
 #[tokio::test]
 async fn a_store_that_was_lost_is_told_and_folders_that_it_does_not_know_are_not_used() {
     let folder = tempfile::tempdir().unwrap();
-    let mut coordinator = Coordinator::start(folder.path()).await;
+    let mut coordinator = Served::start(folder.path()).await;
     assert_eq!((coordinator.submit().await, coordinator.submit().await), ("j-1".into(), "j-2".into()));
     coordinator.stop().await;
     let store = folder.path().join("coordinator.redb");
     std::fs::write(&store, "").unwrap();
-    let why = refusal(folder.path()).await;
+    let why = Coordinator::refusal(folder.path()).await;
     assert!(why.contains("it has 0 bytes, and there are 2 folders of jobs"), "{why}");
 
     std::fs::remove_file(&store).unwrap();
-    let mut coordinator = Coordinator::start(folder.path()).await;
+    let mut coordinator = Served::start(folder.path()).await;
     assert_eq!(coordinator.page(0, "").await.0, [""; 0]);
     assert_eq!(coordinator.submit().await, "j-3");
     // Somebody makes a folder meanwhile.
@@ -304,7 +282,7 @@ async fn a_store_that_was_lost_is_told_and_folders_that_it_does_not_know_are_not
 async fn a_store_of_0_bytes_without_jobs_is_a_new_one() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("coordinator.redb"), "").unwrap();
-    let mut coordinator = Coordinator::start(folder.path()).await;
+    let mut coordinator = Served::start(folder.path()).await;
     assert_eq!(coordinator.submit().await, "j-1");
     coordinator.stop().await;
 }

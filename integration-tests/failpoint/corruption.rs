@@ -5,14 +5,16 @@
 
 use anyhow::{Context, Result, ensure};
 use toroid_proto::{Job, WorkerInfo};
+use toroid_testkit::jobs::short_job;
+use toroid_testkit::{Cluster, Undisturbed, check_nothing_lost};
 
-use crate::cluster::{Cluster, Undisturbed, check_nothing_lost, short_job};
+use crate::TOROID;
 
 #[test]
 fn a_worker_whose_memory_flips_a_bit_is_replaced_and_the_curve_does_not_know() -> Result<()> {
     let steps = 40;
     let job_file = short_job((1, 1, 4), steps, "");
-    let mut cluster = Cluster::start(4, 1)?;
+    let mut cluster = Cluster::start(TOROID, 4, 1)?;
     let undisturbed = Undisturbed::train(&cluster, &job_file, steps)?;
     let old = cluster.connected().pop().context("find a worker to replace")?.worker_id;
     cluster.kill_worker(&old)?;

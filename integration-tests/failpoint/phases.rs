@@ -2,10 +2,12 @@
 
 use anyhow::{Context, Result, ensure};
 use toroid_proto::{Job, WorkerInfo};
+use toroid_testkit::jobs::{endless_job, short_job};
+use toroid_testkit::{Cluster, Undisturbed, check_nothing_lost, is_whole, worker_of};
 use toroid_torus::geometry::Shape;
 use toroid_torus::holders::lost_shard;
 
-use crate::cluster::{Cluster, Undisturbed, check_nothing_lost, endless_job, is_whole, short_job, worker_of};
+use crate::TOROID;
 
 type Ways = (usize, usize, usize);
 
@@ -32,7 +34,7 @@ impl Doomed<'_> {
     }
 
     fn is_dead(&mut self, doomed: &str) -> Result<()> {
-        let dead = self.cluster.dead_workers()?;
+        let dead = self.cluster.dead_workers();
         ensure!(dead == [doomed], "{doomed} was to kill itself, dead are {dead:?}");
         self.cluster.bury(doomed)
     }
@@ -79,7 +81,7 @@ impl Doomed<'_> {
 fn death_at_every_phase_of_a_step_costs_no_step_and_no_bit() -> Result<()> {
     let (ways, steps) = ((2, 2, 2), 40);
     let job_file = short_job(ways, steps, "");
-    let mut cluster = Cluster::start(8, 1)?;
+    let mut cluster = Cluster::start(TOROID, 8, 1)?;
     let undisturbed = Undisturbed::train(&cluster, &job_file, steps)?;
     let mut doomed = Doomed { cluster: &mut cluster, undisturbed: &undisturbed, job_file, ways };
     for dies_at in [

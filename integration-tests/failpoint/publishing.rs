@@ -7,8 +7,10 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use toroid_proto::{Job, WorkerInfo};
+use toroid_testkit::jobs::{endless_job, short_job};
+use toroid_testkit::{Cluster, Undisturbed, path, worker_of};
 
-use crate::cluster::{Cluster, Undisturbed, endless_job, path, run_ok, short_job, worker_of};
+use crate::TOROID;
 
 const STEPS: u64 = 20;
 
@@ -19,7 +21,7 @@ fn start(ways: (usize, usize, usize), failpoint: &str) -> Result<(Cluster, Strin
 
 fn start_job(ways: (usize, usize, usize), failpoint: &str, job_file: &str) -> Result<(Cluster, String, String)> {
     let world = ways.0 * ways.1 * ways.2;
-    let mut cluster = Cluster::with_failure_timeout(0, 1, 3000)?;
+    let mut cluster = Cluster::with_failure_timeout(TOROID, 0, 1, 3000)?;
     let first = cluster.add_worker_that_fails(failpoint)?;
     for _ in 1..world {
         cluster.add_worker(1)?;
@@ -59,12 +61,12 @@ fn t1_a_rank_0_that_was_stopped_before_publishing_writes_nothing_into_the_job() 
     // The trainer's answer to what it was told in between comes after the rest of the publishing: it has nothing to do any more.
     let is_spare = |w: &WorkerInfo| w.worker_id == stopped && w.rank < 0 && w.silent_s < 1.0;
     cluster.wait_for_workers("the stopped worker to come back as a spare", |workers| workers.iter().any(is_spare))?;
-    let log = cluster.path().join(format!("{stopped}.log"));
+    let log = cluster.log(&stopped);
     cluster.wait_for_log(&log, "is not published")?;
     let after = contents(&last)?;
     let changed = || before.keys().chain(after.keys()).filter(|name| before.get(*name) != after.get(*name));
     ensure!(after == before, "the checkpoint of step {STEPS} has changed: {:?}", changed().collect::<Vec<_>>());
-    run_ok(&["checkpoint", "verify", path(&folder)])?;
+    TOROID.run_ok(&["checkpoint", "verify", path(&folder)])?;
     let after = cluster.job(&id).context("find the job")?;
     ensure!(
         (after.epoch, &after.checkpoints) == (job.epoch, &job.checkpoints),
@@ -81,9 +83,9 @@ fn t6_a_last_checkpoint_that_a_dead_rank_0_has_published_ends_the_job_with_fewer
     let (mut cluster, id, dead) = start(ways, &format!("kill=published@{STEPS}"))?;
     let job = cluster.done(&id)?;
     let is_shrunk = |job: &Job| job.places.len() == 2 && job.incidents.iter().any(|i| i.rung == "shrink");
-    ensure!(cluster.dead_workers()? == [dead.as_str()] && is_shrunk(&job), "{dead} was to die: {job:#?}");
+    ensure!(cluster.dead_workers() == [dead.as_str()] && is_shrunk(&job), "{dead} was to die: {job:#?}");
     cluster.bury(&dead)?;
-    run_ok(&["checkpoint", "verify", path(&cluster.checkpoints(&id))])?;
+    TOROID.run_ok(&["checkpoint", "verify", path(&cluster.checkpoints(&id))])?;
     cluster.add_worker(1)?;
     Undisturbed::train(&cluster, &short_job(ways, STEPS, ""), STEPS)?.check_same(&cluster, &job)
 }
@@ -95,7 +97,7 @@ fn a_publishing_that_does_not_come_back_keeps_no_step_waiting() -> Result<()> {
     let (cluster, id, _) = start_job(ways, "hang=publish@10", &endless_job(ways))?;
     let job = cluster.wait_for(&id, "steps beyond the checkpoint", |job| job.committed_step >= 200)?;
     ensure!(job.checkpoints.is_empty() && job.incidents.is_empty(), "{job:#?}");
-    run_ok(&["cancel", &id, "--coordinator", &cluster.url()])?;
+    TOROID.run_ok(&["cancel", &id, "--coordinator", &cluster.url()])?;
     Ok(())
 }
 

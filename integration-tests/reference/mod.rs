@@ -7,24 +7,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use toroid_proto::StepRecord;
 
-use crate::cluster::path;
-
-mod formula;
-
-/// (tp, pp, dp)
-pub const SHAPES: [(usize, usize, usize); 11] = [
-    (1, 1, 1),
-    (2, 1, 1),
-    (1, 2, 1),
-    (1, 1, 2),
-    (2, 2, 1),
-    (2, 1, 2),
-    (1, 2, 2),
-    (2, 2, 2),
-    (4, 2, 1),
-    (1, 4, 2),
-    (1, 1, 8),
-];
+use toroid_testkit::{formula, path};
 
 pub struct Reference {
     figures: Value,

@@ -16,15 +16,14 @@ use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 use toroid_proto as proto;
 use toroid_worker::checkpoint::Storage;
-use toroid_worker::device::Choice;
 
 use super::{Ways, make_anew, parse_shape, remove};
 use crate::chaos::CHAOS_DIR;
 use crate::chaos::inject::{self, Plan};
 use crate::chaos::report::Spread;
+use crate::cluster::Signals;
+use crate::cluster::children::Settings;
 use crate::format::table;
-use crate::local::children::Settings;
-use crate::local::cluster::Signals;
 use crate::local::job::{self, JobArgs, LocalJob};
 use crate::local::{INTERRUPTED, default_threads, positive};
 use crate::output;
@@ -87,15 +86,8 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         std::path::absolute(args.dir.join("bench-checkpoints")).context("find the folder of the checkpoints")?;
     make_anew(&folder)?;
     let job = job_of(&args, &folder)?;
-    let settings = Settings {
-        dir: args.dir.clone(),
-        port: 0,
-        device: Choice::Auto,
-        threads: args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world())),
-        failure_timeout: None,
-        has_network: false,
-        trace: None,
-    };
+    let threads = args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world()));
+    let settings = Settings::new(&args.dir, threads)?;
     let is_over = Arc::new(AtomicBool::new(false));
     let disk = tokio::task::spawn_blocking({
         let (folder, is_over) = (folder.clone(), Arc::clone(&is_over));

@@ -12,17 +12,16 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
-use toroid_worker::device::Choice;
 use toroid_worker::trace::{Kind, Span};
 
 use super::{Ways, make_anew, median, parse_shape};
 use crate::chaos::CHAOS_DIR;
 use crate::chaos::inject::{self, Plan};
 use crate::chaos::report::Spread;
+use crate::cluster::Signals;
+use crate::cluster::children::Settings;
 use crate::format::table;
 use crate::incidents::ms;
-use crate::local::children::Settings;
-use crate::local::cluster::Signals;
 use crate::local::job::{self, JobArgs, LocalJob};
 use crate::local::{INTERRUPTED, default_threads, positive};
 use crate::output;
@@ -134,13 +133,9 @@ async fn median_step(args: &Args, variant: Variant, signals: &mut Signals) -> Re
     let folder = args.dir.join("bench-overhead");
     make_anew(&folder)?;
     let settings = Settings {
-        dir: args.dir.clone(),
-        port: 0,
-        device: Choice::Auto,
-        threads: args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world())),
         failure_timeout: (!variant.heartbeats).then_some(NO_FAILURE_TIMEOUT),
-        has_network: false,
         trace: Some(folder.clone()),
+        ..Settings::new(&args.dir, args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world())))?
     };
     let Some(outcome) = inject::run(&settings, &job, Plan::nothing(), signals).await? else { return Ok(None) };
     ensure!(outcome.problems.is_empty(), "the run with {} failed: {}", variant.name, outcome.problems.join("; "));

@@ -11,16 +11,15 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum as _;
 use serde::Serialize;
-use toroid_worker::device::Choice;
 
 use super::{Ways, parse_shape};
 use crate::chaos::CHAOS_DIR;
 use crate::chaos::inject::{self, End, Kind, Plan};
 use crate::chaos::report::{Report, Spread};
+use crate::cluster::Signals;
+use crate::cluster::children::Settings;
 use crate::format::table;
 use crate::incidents::ms;
-use crate::local::children::Settings;
-use crate::local::cluster::Signals;
 use crate::local::job::{self, JobArgs};
 use crate::local::{INTERRUPTED, default_threads, positive};
 use crate::output;
@@ -107,15 +106,7 @@ async fn recovery(args: &Args, ways: Ways, how: Kind, signals: &mut Signals) -> 
     let job = job::make(&job, steps, 0, toroid_worker::data::cargo_registry_sources())?;
     let threads = args.threads.unwrap_or_else(|| default_threads(job.spec.shape.world()));
     let failure_timeout = args.failure_timeout_ms.map(Duration::from_millis);
-    let settings = Settings {
-        dir: args.dir.clone(),
-        port: 0,
-        device: Choice::Auto,
-        threads,
-        failure_timeout,
-        has_network: how.is_cut(),
-        trace: None,
-    };
+    let settings = Settings { failure_timeout, has_network: how.is_cut(), ..Settings::new(&args.dir, threads)? };
     let silence = match how {
         Kind::Kill => Duration::ZERO,
         _ => failure_timeout.unwrap_or(toroid_coordinator::Config::new(&args.dir).failure_timeout),

@@ -12,15 +12,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
-use toroid_worker::device::Choice;
 
 use super::{Ways, median, parse_shape};
 use crate::chaos::CHAOS_DIR;
 use crate::chaos::inject::{self, Plan};
+use crate::cluster::Signals;
+use crate::cluster::children::Settings;
 use crate::format::table;
 use crate::incidents::ms;
-use crate::local::children::Settings;
-use crate::local::cluster::Signals;
 use crate::local::job::{self, JobArgs, LocalJob};
 use crate::local::{INTERRUPTED, default_threads, positive};
 use crate::output;
@@ -138,15 +137,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
 /// `None` where the user interrupted it.
 async fn measure(args: &Args, cluster: Cluster, signals: &mut Signals) -> Result<Option<Measured>> {
     let job = job_of(args, cluster.ways)?;
-    let settings = Settings {
-        dir: args.dir.clone(),
-        port: 0,
-        device: Choice::Auto,
-        threads: cluster.threads,
-        failure_timeout: None,
-        has_network: false,
-        trace: None,
-    };
+    let settings = Settings::new(&args.dir, cluster.threads)?;
     let Some(outcome) = inject::run(&settings, &job, Plan::nothing(), signals).await? else { return Ok(None) };
     ensure!(outcome.problems.is_empty(), "the run at {} failed: {}", cluster.name(), outcome.problems.join("; "));
     let records = || outcome.job.curve.iter().skip(WARM_UP_STEPS);

@@ -19,13 +19,13 @@ use toroid_proto as proto;
 use toroid_torus::geometry::Shape;
 use toroid_torus::holders::backup_of;
 
-use super::network::Cut;
 use super::plan::{PhasePlan, Random, victims};
 use super::report::Fault;
 use crate::client::Client;
+use crate::cluster::children::{COORDINATOR, Ended, Role, Settings};
+use crate::cluster::network::Cut;
+use crate::cluster::{Cluster, PATIENCE, Signals};
 use crate::json::state_word;
-use crate::local::children::{COORDINATOR, Ended, Role, Settings};
-use crate::local::cluster::{Cluster, PATIENCE, Signals};
 use crate::local::job::LocalJob;
 use crate::progress::Progress;
 use crate::watch::Follow;

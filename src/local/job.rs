@@ -149,24 +149,14 @@ fn of_flags(args: &JobArgs, steps: u64, seed: u64, registry: Option<PathBuf>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser as _;
-
-    #[derive(clap::Parser)]
-    struct Cli {
-        #[command(flatten)]
-        args: JobArgs,
-    }
-
-    fn args(line: &[&str]) -> JobArgs {
-        Cli::parse_from(std::iter::once(&"local").chain(line)).args
-    }
+    use toroid_testkit::parse;
 
     #[test]
     fn flags_become_a_job_file() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let path = dir.path().canonicalize()?;
         let text = path.to_str().context("test folders have UTF-8 names")?;
-        let job = make(&args(&["--data", text, "--tp", "1", "--pp", "4", "--dp", "3"]), 9, 5, None)?;
+        let job = make(&parse(&["--data", text, "--tp", "1", "--pp", "4", "--dp", "3"]), 9, 5, None)?;
         assert_eq!((job.spec.shape.tp(), job.spec.shape.pp(), job.spec.shape.dp()), (1, 4, 3));
         assert_eq!((job.spec.steps, job.spec.seed, job.spec.name.as_str()), (9, 5, "tiny"));
         assert_eq!((job.spec.data.path.as_path(), job.spec.data.extensions.len()), (path.as_path(), 0));
@@ -177,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_key_is_set_and_checked() -> Result<()> {
-        let job = make(&args(&[]), 9, 0, Some("/cargo/registry/src".into()))?;
+        let job = make(&parse(&[]), 9, 0, Some("/cargo/registry/src".into()))?;
         let off = job.with("fault_tolerance", "redundancy", false)?.with("checkpoint", "keep", 7)?;
         assert_eq!((off.spec.fault_tolerance.redundancy, off.spec.checkpoint.keep), (false, 7));
         assert!(off.with("checkpoint", "keeep", 7).is_err_and(|e| format!("{e:#}").contains("did you mean `keep`")));
@@ -186,7 +176,7 @@ mod tests {
 
     #[test]
     fn without_a_text_it_trains_on_cargos_sources_and_says_so() -> Result<()> {
-        let job = make(&args(&[]), 9, 0, Some("/cargo/registry/src".into()))?;
+        let job = make(&parse(&[]), 9, 0, Some("/cargo/registry/src".into()))?;
         assert!(job.data.contains("Rust sources of the dependencies in cargo's registry folder"), "{}", job.data);
         assert_eq!(job.spec.data.extensions, ["rs"]);
         assert_eq!(job.spec.data.max_bytes, 32 << 20);
@@ -208,7 +198,7 @@ mod tests {
             (vec!["--job", file], "did you mean `steps`"),
             (vec!["--job", "/none.toml"], "/none.toml"),
         ] {
-            let error = make(&args(&line), 9, 0, None).err().map(|e| format!("{e:#}")).unwrap_or_default();
+            let error = make(&parse(&line), 9, 0, None).err().map(|e| format!("{e:#}")).unwrap_or_default();
             assert!(error.contains(expected), "{line:?}: {error}");
         }
         Ok(())

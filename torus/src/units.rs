@@ -1,4 +1,6 @@
-//! Sizes and times for people, the same in every log, event and table.
+//! Sizes, times and lists for people, the same in every log, event and table.
+
+use std::fmt::Display;
 
 /// A size in powers of 1000: `812 B`, `27.1 MB`.
 pub fn bytes(bytes: u64) -> String {
@@ -38,4 +40,37 @@ fn civil(days: i64) -> (i64, i64, i64) {
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
     let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
     (year_of_era + era * 400 + i64::from(month <= 2), month, day)
+}
+
+/// The first `max` of these names, and how many more there are: `w1, w2 and 3 more`.
+pub fn names<T: Display>(names: impl IntoIterator<Item = T>, max: usize) -> String {
+    first(names, max, ", ", " and ")
+}
+
+/// The same of clauses: `w1 is gone; w2 is gone; and 3 more`.
+pub fn clauses<T: Display>(clauses: impl IntoIterator<Item = T>, max: usize) -> String {
+    first(clauses, max, "; ", "; and ")
+}
+
+fn first<T: Display>(items: impl IntoIterator<Item = T>, max: usize, between: &str, before_more: &str) -> String {
+    let mut items = items.into_iter();
+    let shown: Vec<String> = items.by_ref().take(max).map(|item| item.to_string()).collect();
+    match items.count() {
+        0 => shown.join(between),
+        more => format!("{}{before_more}{more} more", shown.join(between)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_are_listed_and_the_rest_is_counted() {
+        assert_eq!(names([0_usize; 0], 3), "");
+        assert_eq!(names(1..=3, 3), "1, 2, 3");
+        assert_eq!(names(1..=5, 3), "1, 2, 3 and 2 more");
+        assert_eq!(clauses(["a is gone", "b is gone"], 2), "a is gone; b is gone");
+        assert_eq!(clauses(["a is gone", "b is gone", "c is gone"], 2), "a is gone; b is gone; and 1 more");
+    }
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use toroid_torus::manifest::ManifestError;
 use toroid_torus::owner::Owner;
+use toroid_torus::units::clauses;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
@@ -126,10 +127,5 @@ fn there_are(steps: &[u64]) -> String {
 
 /// The first of them, and how many more there are: a model of another name scheme has thousands of problems.
 fn listed(problems: &[String]) -> String {
-    const SHOWN: usize = 12;
-    let mut out = problems.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
-    if problems.len() > SHOWN {
-        out += &format!("; and {} more", problems.len() - SHOWN);
-    }
-    out
+    clauses(problems, 12)
 }

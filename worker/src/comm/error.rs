@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use toroid_session::MissingLink;
+use toroid_torus::units::clauses;
 
 use super::frame::Channel;
 
@@ -54,11 +55,7 @@ const MAX_NAMED: usize = 8;
 
 fn in_words(missing: &[MissingLink]) -> String {
     let in_words = |m: &MissingLink| format!("rank {} (worker {} at {}) {}", m.rank, m.worker_id, m.address, m.problem);
-    let mut named: Vec<String> = missing.iter().take(MAX_NAMED).map(in_words).collect();
-    if missing.len() > MAX_NAMED {
-        named.push(format!("and {} more", missing.len() - MAX_NAMED));
-    }
-    named.join("; ")
+    clauses(missing.iter().map(in_words), MAX_NAMED)
 }
 
 impl CommError {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use toroid_session::{Assignment, Claim, PeerAddr};
+use toroid_testkit::formula::{self, SHAPES};
 use toroid_torus::geometry::Shape;
 use toroid_torus::job::{self, JobSpec};
 use toroid_torus::owner::{Owner, OwnerId};
@@ -22,23 +23,6 @@ mod replay;
 mod schedules;
 mod text;
 mod work;
-
-#[path = "../../../../integration-tests/reference/formula.rs"]
-mod formula;
-
-const SHAPES: [(usize, usize, usize); 11] = [
-    (1, 1, 1),
-    (2, 1, 1),
-    (1, 2, 1),
-    (1, 1, 2),
-    (2, 2, 1),
-    (2, 1, 2),
-    (1, 2, 2),
-    (2, 2, 2),
-    (4, 2, 1),
-    (1, 4, 2),
-    (1, 1, 8),
-];
 
 fn figures() -> Value {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/tiny.json");

@@ -11,7 +11,7 @@
 //! bridge cuts a worker off from everything; a false neighbour entry at both ends cuts it off from one other. Needs root and `ip`
 //! (iproute2), nothing else. Names have the process id; what a process that was killed has left is removed by the next one.
 //!
-//! Deliberately absent: delay, loss and bandwidth. `integration-tests` include this file.
+//! Deliberately absent: delay, loss and bandwidth.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use super::path;
+use crate::path;
 
 /// A file system of a stated size.
 pub struct SmallDisk<'a> {

@@ -3,11 +3,17 @@
 //! Their model is so small that a step takes milliseconds: what these tests look at is who does what when, and a larger model shows
 //! nothing more of it. A test of faults takes an endless job and ends it when it has seen enough, so that no job is over too early.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::{path, text_folder};
+use crate::{path, root};
 
-type Ways = (usize, usize, usize);
+/// (tp, pp, dp)
+pub type Ways = (usize, usize, usize);
+
+/// Some text to train on: this repository's own sources.
+pub fn text_folder() -> PathBuf {
+    root().join("torus/src")
+}
 
 /// Steps of an endless job.
 pub const ENDLESS: u64 = 1_000_000;
@@ -29,7 +35,7 @@ pub fn tiny_job_on(text: &Path, ways: Ways, steps: u64, more: &str) -> String {
     job(text, ways, steps, &format!("{more}\n"))
 }
 
-/// More steps than any test waits for: [`Cluster::finish`](super::Cluster::finish) ends it. Learning rate and weight decay do not change, so
+/// More steps than any test waits for: `Cluster::finish` ends it. Learning rate and weight decay do not change, so
 /// that a job of fewer steps is the same as far as it goes.
 pub fn endless_job(ways: Ways) -> String {
     let constant = "[optimizer]\nfloor = 1.0\nweight_decay = 0.1\nweight_decay_final = 0.1\n";

@@ -1,6 +1,15 @@
-//! A coordinator and workers on this machine, kept alive: what `toroid local` and `toroid chaos` have in common.
+//! A coordinator and workers on this machine, as child processes.
 //!
-//! Nothing about jobs is decided here. A child that ended is replaced by another, unless they keep ending without a step being made.
+//! ```text
+//!   children   the processes: start, signal, cut off, end, logs       what the system tests and `Cluster` have in common
+//!   network    a network whose cables can be cut
+//!   Cluster    children that are kept alive                           `toroid local`, `chaos` and `bench`
+//! ```
+//!
+//! Nothing about jobs is decided here. A [`Cluster`] replaces a child that ended, unless they keep ending without a step being made.
+
+pub mod children;
+pub mod network;
 
 use std::future::Future;
 use std::time::Duration;
@@ -8,10 +17,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::children::{Children, Ended, Role, Settings, last_words};
 use crate::client::Client;
 use crate::json::is_ended;
 use crate::progress::Progress;
+use children::{Children, Ended, Role, Settings, Special, last_words};
 
 /// A restarted coordinator answers long before.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -54,7 +63,12 @@ impl Cluster {
     /// Starts a worker; `dies_at` (`PHASE@STEP`) says where it is to kill itself.
     pub fn start_worker(&mut self, dies_at: Option<&str>) -> Result<String> {
         self.max_deaths += 1;
-        self.children.start_worker(dies_at)
+        self.start_child(dies_at)
+    }
+
+    fn start_child(&mut self, dies_at: Option<&str>) -> Result<String> {
+        let failpoints = dies_at.map(|at| format!("kill={at}"));
+        self.children.start_worker(Special { failpoints: failpoints.as_deref(), ..Special::default() })
     }
 
     /// Cancels what an earlier run in this folder left unfinished: it would take the workers.
@@ -96,7 +110,7 @@ impl Cluster {
                 Ok(None)
             }
             Role::Worker => {
-                let spare = self.children.start_worker(dies_at)?;
+                let spare = self.start_child(dies_at)?;
                 let log = log.display();
                 self.progress
                     .line(&format!("worker {name} ended ({status}), see {log}; {spare} was started as a spare"));
@@ -117,7 +131,7 @@ impl Cluster {
     }
 
     /// Ends all children; `hurry` ends the waiting for them: they are killed as this process ends.
-    pub async fn stop(self, hurry: impl Future<Output = ()>) {
+    pub async fn stop(mut self, hurry: impl Future<Output = ()>) {
         tokio::select! {
             () = self.children.stop() => {}
             () = hurry => {}

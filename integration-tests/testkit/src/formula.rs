@@ -5,6 +5,21 @@ use std::path::Path;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError};
 
+/// (tp, pp, dp) of the jobs that must reproduce the figures.
+pub const SHAPES: [(usize, usize, usize); 11] = [
+    (1, 1, 1),
+    (2, 1, 1),
+    (1, 2, 1),
+    (1, 1, 2),
+    (2, 2, 1),
+    (2, 1, 2),
+    (1, 2, 2),
+    (2, 2, 2),
+    (4, 2, 1),
+    (1, 4, 2),
+    (1, 1, 8),
+];
+
 /// The sentence repeated until the four samples, which start at bytes 0, 7, 14 and 21, are full.
 pub fn text(sentence: &str) -> Vec<u8> {
     sentence.bytes().cycle().take(3 * 7 + 129).collect()

@@ -1,11 +1,12 @@
-//! The processes of a local cluster: one coordinator and the workers, all of them this executable.
+//! The processes of a cluster on this machine: one coordinator and the workers, all of them one executable.
 //!
 //! Faults are injected here as well: a signal goes to a child that is still waited for, so that it meets no other process.
 //!
 //! Invariants: no child outlives this process (`--die-with-parent`, and the end of its standard input); a child's own end is
-//! reported once, on [`Children::ended`]; a terminal's Ctrl-C reaches this process alone, which then ends the children in order.
+//! reported once, by [`Children::ended`] or [`Children::try_ended`]; a terminal's Ctrl-C reaches this process alone, which then ends the children in order.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -21,7 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use toroid_worker::device::Choice;
 
-use crate::chaos::network::{Cut, Network};
+use super::network::{Cut, Network};
 use crate::daemon::LISTENS_ON;
 
 /// Children that do not end within this time after they were asked to are killed.
@@ -48,6 +49,8 @@ pub struct Ended {
 /// How to run the children.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// The program `toroid`.
+    pub executable: PathBuf,
     /// Folder for everything that is kept.
     pub dir: PathBuf,
     /// Of the coordinator; 0: any free one.
@@ -62,6 +65,35 @@ pub struct Settings {
     pub has_network: bool,
     /// Folder for what the first steps' time of each worker goes to.
     pub trace: Option<PathBuf>,
+}
+
+impl Settings {
+    /// Children of this program, on any port, with the coordinator's defaults, on whatever device there is.
+    pub fn new(dir: &Path, threads: usize) -> Result<Settings> {
+        Ok(Settings {
+            executable: std::env::current_exe().context("find this executable")?,
+            dir: dir.into(),
+            port: 0,
+            device: Choice::Auto,
+            threads,
+            failure_timeout: None,
+            has_network: false,
+            trace: None,
+        })
+    }
+}
+
+/// What is special about one worker.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Special<'a> {
+    /// `None`: as many as the others.
+    pub threads: Option<usize>,
+    /// Armed in it, as in `kill=commit@15`; only in a build with failpoints.
+    pub failpoints: Option<&'a str>,
+    /// More of them for `toroid worker`.
+    pub flags: &'a [&'a str],
+    /// A program with arguments that runs the command which follows it, as `env` does.
+    pub through: &'a [&'a str],
 }
 
 /// The coordinator's name among the children.
@@ -89,8 +121,8 @@ pub struct Children {
     address: SocketAddr,
     ended: mpsc::UnboundedReceiver<Ended>,
     report: mpsc::UnboundedSender<Ended>,
-    /// Dropped to end all children.
-    stop: watch::Sender<()>,
+    /// True, or dropped: all children are to end.
+    stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
 }
 
@@ -106,7 +138,7 @@ impl Children {
         let network = settings.has_network.then(Network::new).transpose().context("make a network that can be cut")?;
         let host = network.as_ref().map_or(Ipv4Addr::LOCALHOST, Network::host);
         Ok(Children {
-            executable: std::env::current_exe().context("find this executable")?,
+            executable: settings.executable.clone(),
             logs: folder("logs")?,
             coordinator_dir: folder(crate::find::COORDINATOR_DIR)?,
             cache_dir: folder("cache")?,
@@ -121,7 +153,7 @@ impl Children {
             address: SocketAddr::from((host, settings.port)),
             ended,
             report,
-            stop: watch::channel(()).0,
+            stop: watch::channel(false).0,
             tasks: JoinSet::new(),
         })
     }
@@ -134,9 +166,24 @@ impl Children {
         &self.logs
     }
 
+    /// The file of one child's words.
+    pub fn log(&self, child: &str) -> PathBuf {
+        self.logs.join(format!("{child}.log"))
+    }
+
     /// The next child that ended by itself.
     pub async fn ended(&mut self) -> Ended {
         let ended = self.ended.recv().await.expect("this end of the channel keeps a sender");
+        self.note(ended)
+    }
+
+    /// A child that has ended by itself already.
+    pub fn try_ended(&mut self) -> Option<Ended> {
+        let ended = self.ended.try_recv().ok()?;
+        Some(self.note(ended))
+    }
+
+    fn note(&mut self, ended: Ended) -> Ended {
         self.orders.remove(&ended.name);
         if let Some(network) = &mut self.network {
             network.remove(&ended.name);
@@ -171,9 +218,9 @@ impl Children {
         answered.await.with_context(has_ended)?.with_context(|| format!("send {signal:?} to {child}"))
     }
 
-    /// Starts the coordinator and waits until it listens. An error has the coordinator's own words.
+    /// Starts the coordinator and waits until it listens, after the first time where it did before. An error has the coordinator's own words.
     pub async fn start_coordinator(&mut self) -> Result<()> {
-        let log = self.logs.join("coordinator.log");
+        let log = self.log(COORDINATOR);
         let log_start = log.metadata().map_or(0, |m| m.len());
         let mut child = self.spawn_coordinator(&log, Stdio::piped())?;
         let stdout = child.stdout.take().context("take the coordinator's output")?;
@@ -191,7 +238,7 @@ impl Children {
 
     /// Starts the coordinator again, on the same folder and address.
     pub fn restart_coordinator(&mut self) -> Result<()> {
-        let log = self.logs.join("coordinator.log");
+        let log = self.log(COORDINATOR);
         let child = self.spawn_coordinator(&log, Stdio::null())?;
         self.tend(Role::Coordinator, COORDINATOR.into(), child, log);
         Ok(())
@@ -210,31 +257,41 @@ impl Children {
         command.spawn().context("start the coordinator")
     }
 
-    /// Starts one more worker and returns its id; `dies_at` (`PHASE@STEP`) says where it is to kill itself.
-    pub fn start_worker(&mut self, dies_at: Option<&str>) -> Result<String> {
+    /// Starts one more worker and returns its id.
+    pub fn start_worker(&mut self, special: Special<'_>) -> Result<String> {
         let id = format!("w{}", self.num_workers);
         self.num_workers += 1;
-        let log = self.logs.join(format!("{id}.log"));
+        let log = self.log(&id);
         // Of this run alone.
         File::create(&log).with_context(|| format!("make the log {}", log.display()))?;
+        let line: Vec<&OsStr> = special.through.iter().map(OsStr::new).chain([self.executable.as_os_str()]).collect();
         let (address, mut command) = match &mut self.network {
-            None => (Ipv4Addr::LOCALHOST, Command::new(&self.executable)),
-            Some(network) => (network.add(&id)?, network.command(&id, &self.executable)?.into()),
+            None => (Ipv4Addr::LOCALHOST, Command::new(line[0])),
+            Some(network) => (network.add(&id)?, network.command(&id, Path::new(line[0]))?.into()),
         };
+        command.args(&line[1..]);
         wire(&mut command, &log)?;
         command.args(["worker", "--die-with-parent", "--coordinator", &self.url(), "--id", &id]);
-        command.args(["--listen", &format!("{address}:0"), "--threads", &self.threads.to_string()]);
+        command.args([
+            "--listen",
+            &format!("{address}:0"),
+            "--threads",
+            &special.threads.unwrap_or(self.threads).to_string(),
+        ]);
         command.args(["--device", &self.device.to_string()]);
-        command.arg("--cache").arg(&self.cache_dir);
+        command.arg("--cache").arg(&self.cache_dir).args(special.flags);
         if let Some(folder) = &self.trace {
             command.arg("--trace").arg(folder);
         }
         #[cfg(feature = "failpoint")]
-        match dies_at {
-            Some(at) => command.env(toroid_worker::trainer::failpoint::VARIABLE, format!("kill={at}")),
+        match special.failpoints {
+            Some(armed) => command.env(toroid_worker::trainer::failpoint::VARIABLE, armed),
             None => command.env_remove(toroid_worker::trainer::failpoint::VARIABLE),
         };
-        assert!(dies_at.is_none() || cfg!(feature = "failpoint"), "only a build with failpoints plans such deaths");
+        assert!(
+            special.failpoints.is_none() || crate::HAS_FAILPOINTS,
+            "only a build with failpoints plans such deaths"
+        );
         let child = command.spawn().with_context(|| format!("start the worker {id}"))?;
         self.tend(Role::Worker, id.clone(), child, log);
         Ok(id)
@@ -249,6 +306,7 @@ impl Children {
         self.tasks.spawn(async move {
             loop {
                 tokio::select! {
+                    biased;
                     Ok(status) = child.wait() => {
                         // Nobody listens any more where this process is about to end.
                         let _ = report.send(Ended { role, name, status, log });
@@ -258,8 +316,7 @@ impl Children {
                         // Whoever gave the order may have gone on without an answer.
                         let _ = answer.send(send_signal(&child, signal));
                     }
-                    // Only ever changes by being dropped.
-                    _ = stop.changed() => break,
+                    _ = stop.wait_for(|is_over| *is_over) => break,
                 }
             }
             drop(stdin);
@@ -273,9 +330,18 @@ impl Children {
     }
 
     /// Ends all children, and returns when they have ended.
-    pub async fn stop(mut self) {
-        drop(self.stop);
+    pub async fn stop(&mut self) {
+        self.stop.send_replace(true);
         while self.tasks.join_next().await.is_some() {}
+    }
+
+    /// The same with SIGKILL: none of them has time for anything.
+    pub async fn kill(&mut self) {
+        for orders in self.orders.values() {
+            // It may have ended by itself.
+            let _ = orders.send((Signal::KILL, oneshot::channel().0));
+        }
+        self.stop().await;
     }
 }
 

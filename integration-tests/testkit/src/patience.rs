@@ -7,6 +7,9 @@ use anyhow::{Result, ensure};
 /// Nothing that a test waits for keeps still for so long, not even on a machine with ten times more to do than it has cores for.
 const STILL_MAX: Duration = Duration::from_secs(180);
 
+/// Between two looks at what is waited for: it only keeps the cores for others.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// Between two looks at what moves.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -17,14 +20,20 @@ pub struct Patience<M> {
     looked: Option<Instant>,
 }
 
+impl<M> Default for Patience<M> {
+    fn default() -> Patience<M> {
+        Patience { last: None, looked: None }
+    }
+}
+
 impl<M: PartialEq> Patience<M> {
     pub fn new() -> Patience<M> {
-        Patience { last: None, looked: None }
+        Patience::default()
     }
 
     /// Pauses a moment; an error where what moves has been the same for too long.
     pub fn look(&mut self, movement: impl FnOnce() -> M) -> Result<()> {
-        std::thread::park_timeout(super::PAUSE);
+        std::thread::park_timeout(PAUSE);
         let now = Instant::now();
         if self.looked.is_some_and(|looked| now < looked + LOOK_EVERY) {
             return Ok(());

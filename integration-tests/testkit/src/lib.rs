@@ -1,0 +1,52 @@
+//! What the tests of several packages share.
+//!
+//! ```text
+//!   always                jobs      job files whose steps take milliseconds, and text to train on
+//!                         formula   weights and text of the reference figures, and the shapes that must reproduce them
+//!                         Patience  a wait that is given up when nothing has moved for long
+//!   feature coordinator   Coordinator   one within the process of the test
+//!   feature toroid        Cluster   a whole Toroid: processes of the binary under test, by way of `toroid::cluster`
+//!                         Undisturbed   what a job comes to where nothing is done to it, to be compared with
+//!                         SmallDisk, Process, parse   a full disk, a process that ends with the test, flags
+//! ```
+//!
+//! Deliberately absent: anything that only one test binary uses, and anything that a program of users needs.
+
+pub mod formula;
+pub mod jobs;
+mod patience;
+
+#[cfg(feature = "toroid")]
+mod cluster;
+#[cfg(feature = "coordinator")]
+mod coordinator;
+#[cfg(feature = "toroid")]
+mod disk;
+#[cfg(feature = "toroid")]
+mod process;
+#[cfg(feature = "toroid")]
+mod undisturbed;
+
+use std::path::{Path, PathBuf};
+
+#[cfg(feature = "toroid")]
+pub use cluster::Cluster;
+#[cfg(feature = "coordinator")]
+pub use coordinator::{Coordinator, within};
+#[cfg(feature = "toroid")]
+pub use disk::SmallDisk;
+pub use patience::Patience;
+#[cfg(feature = "toroid")]
+pub use process::{Process, Toroid, free_port, parse};
+#[cfg(feature = "toroid")]
+pub use undisturbed::{Undisturbed, assert_same_curve, check_nothing_lost, is_whole, shard_file, worker_of};
+
+/// The folder of this repository.
+pub fn root() -> PathBuf {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.ancestors().nth(2).expect("the package is two folders below the root").into()
+}
+
+pub fn path(p: &Path) -> &str {
+    p.to_str().expect("test folders have UTF-8 names")
+}

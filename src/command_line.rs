@@ -1,0 +1,343 @@
+//! The command line: what was asked for, which function does it, and with which exit code it ends.
+//!
+//! Standard output has what was asked for, standard error what is said beside it. Exit codes: 0, 1 (failed), 2 (wrong use), 130
+//! (interrupted).
+
+use std::ffi::OsString;
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use tokio::runtime::{Builder, Runtime};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::{bench, chaos, checkpoint, daemon, incidents, jobs, local, output, plan, status, submit, trace};
+
+/// Trains Mixture-of-Experts language models on machines that die
+#[derive(Debug, Parser)]
+#[command(name = "toroid", version, max_term_width = 120)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train on this machine: starts a coordinator, workers and spares, and shows the progress
+    Local(Box<local::Args>),
+    /// Run a coordinator
+    Coordinator(daemon::CoordinatorArgs),
+    /// Run a worker
+    Worker(daemon::WorkerArgs),
+    /// Submit a job file; prints the job's id
+    Submit(submit::Args),
+    /// Show a job
+    Status(status::StatusArgs),
+    /// List the jobs, or take one off the list
+    Jobs(jobs::Args),
+    /// List the connected workers, spares included
+    Workers(status::WorkersArgs),
+    /// Stop a job for good; its checkpoints stay
+    Cancel(status::CancelArgs),
+    /// Have a job go on that waits for a checkpoint that can be read
+    Resume(status::ResumeArgs),
+    /// Show what happened to a job
+    Events(status::EventsArgs),
+    /// Show what failed in a job, what was done about it and what it cost
+    Incidents(incidents::Args),
+    /// Move the place of a worker to a spare, so that the worker can be stopped
+    Drain(status::DrainArgs),
+    /// Ask for, list, verify and export checkpoints
+    #[command(subcommand)]
+    Checkpoint(checkpoint::Command),
+    /// Break a job on this machine on purpose: kills and stops workers, and says whether anything was lost
+    Chaos(Box<chaos::Args>),
+    /// Show what the time of steps went to, from what workers wrote with --trace; writes it for chrome://tracing and Perfetto
+    Trace(trace::Args),
+    /// Measure
+    #[command(subcommand)]
+    Bench(bench::Command),
+    /// Plan a job before any device is paid for: memory, traffic, pipeline, step time, goodput
+    Plan(Box<plan::Args>),
+    /// Show the versions of program, protocol and checkpoint format
+    Version,
+}
+
+/// Does what these arguments ask for; the first is the program's name.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        // Help that was asked for is one as well, with the exit code 0.
+        Err(error) => {
+            // Whoever is gone needs no words.
+            let _ = error.print();
+            return u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from);
+        }
+    };
+    match execute(cli.command) {
+        Ok(code) => code,
+        Err(error) if output::is_gone(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::note(format_args!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<ExitCode> {
+    let is_daemon = matches!(command, Command::Coordinator(_) | Command::Worker(_));
+    log_to_stderr(if is_daemon { "info" } else { "warn" });
+    // Clients run on this thread alone. For `local` it matters: its children live as long as the thread that started them.
+    let mut builder = if is_daemon { Builder::new_multi_thread() } else { Builder::new_current_thread() };
+    let runtime = builder.enable_all().build().context("start the runtime")?;
+    let code = dispatch(&runtime, command);
+    // A thread may wait for standard input still; it must not hold up the end.
+    runtime.shutdown_background();
+    code
+}
+
+fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Local(args) => runtime.block_on(local::run(*args)),
+        Command::Coordinator(args) => runtime.block_on(daemon::coordinator(args)),
+        Command::Worker(args) => runtime.block_on(daemon::worker(args)),
+        Command::Submit(args) => runtime.block_on(submit::run(args)),
+        Command::Status(args) => runtime.block_on(status::status(args)),
+        Command::Jobs(args) => runtime.block_on(jobs::run(args)),
+        Command::Workers(args) => runtime.block_on(status::workers(args)),
+        Command::Trace(args) => trace::run(&args),
+        Command::Cancel(args) => runtime.block_on(status::cancel(args)),
+        Command::Resume(args) => runtime.block_on(status::resume(args)),
+        Command::Events(args) => runtime.block_on(status::events(args)),
+        Command::Incidents(args) => runtime.block_on(incidents::run(args)),
+        Command::Drain(args) => runtime.block_on(status::drain(args)),
+        Command::Checkpoint(command) => checkpoint::run(runtime, command),
+        Command::Chaos(args) => chaos::run(runtime, *args),
+        Command::Bench(command) => runtime.block_on(bench::run(command)),
+        Command::Plan(args) => plan::run(&args),
+        Command::Version => {
+            output::line(format_args!("toroid {}", toroid_proto::BUILD_VERSION))?;
+            output::line(format_args!("protocol {}", toroid_proto::PROTOCOL_VERSION))?;
+            output::line(format_args!("checkpoint format {}", toroid_torus::manifest::FORMAT))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// RUST_LOG says what is logged; `default_level` where it does not.
+fn log_to_stderr(default_level: &str) {
+    let wanted = std::env::var_os("RUST_LOG").map(|value| value.to_string_lossy().into_owned());
+    let (filter, complaint) = log_filter(wanted.as_deref(), default_level);
+    let has_colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let lines = tracing_subscriber::fmt::layer().with_ansi(has_colours).with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(lines).with(filter).init();
+    if let Some(complaint) = complaint {
+        tracing::warn!("{complaint}");
+    }
+}
+
+/// What is logged, and what is wrong with what was asked for.
+fn log_filter(wanted: Option<&str>, default_level: &str) -> (Targets, Option<String>) {
+    let default = || default_level.parse().expect("a level of our own");
+    match wanted.filter(|text| !text.trim().is_empty()).map(|text| (text, text.parse())) {
+        None => (default(), None),
+        Some((_, Ok(filter))) => (filter, None),
+        Some((text, Err(error))) => {
+            let expected = "expected a level, or levels of parts as in `info,toroid_worker=debug`";
+            (
+                default(),
+                Some(format!("cannot read RUST_LOG=`{text}` ({error}): {expected}; the level is {default_level}")),
+            )
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+    use tracing::Level;
+
+    #[test]
+    fn rust_log_names_levels_and_parts_and_a_bad_one_is_complained_of() {
+        let check = |wanted, worker, h2| {
+            let (filter, complaint) = log_filter(wanted, "info");
+            let level = |target, level| filter.would_enable(target, &level);
+            assert_eq!(level("toroid_worker::comm", Level::DEBUG), worker, "{wanted:?}");
+            assert_eq!(level("h2", Level::INFO), h2, "{wanted:?}");
+            complaint
+        };
+        assert_eq!(check(None, false, true), None);
+        assert_eq!(check(Some(" "), false, true), None);
+        assert_eq!(check(Some("debug"), true, true), None);
+        assert_eq!(check(Some("toroid_worker=debug"), true, false), None);
+        assert_eq!(check(Some("debug,h2=warn"), true, false), None);
+        let complaint = check(Some("toroid_worker=loud"), false, true).expect("a complaint");
+        assert!(complaint.contains("toroid_worker=loud") && complaint.contains("the level is info"), "{complaint}");
+    }
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_flag_is_documented() {
+        let mut command = Cli::command();
+        command.build();
+        command.clone().debug_assert();
+        let mut commands = vec![command];
+        while let Some(command) = commands.pop() {
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {} has no help", command.get_name(), argument.get_id());
+            }
+            assert!(command.get_about().is_some(), "{} has no description", command.get_name());
+            commands.extend(command.get_subcommands().cloned());
+        }
+    }
+
+    #[test]
+    fn commands_read_as_documented() {
+        let check = |line: &str, is_valid: bool| {
+            let found = Cli::try_parse_from(line.split(' '));
+            assert_eq!(found.is_ok(), is_valid, "{line}: {found:?}");
+        };
+        for line in [
+            "toroid local",
+            "toroid local --tp 2 --pp 1 --dp 1 --steps 8 --spares 1 --data d --dir x --threads 1 --port 0 --keep --seed 3 --quiet",
+            "toroid local --job job.toml --spares 0",
+            "toroid coordinator --dir d --listen 0.0.0.0:7070 --heartbeat-interval-ms 100 --failure-timeout-ms 500 --join-token t --keep-jobs 9 --keep-jobs-days 7",
+            "toroid worker --coordinator http://h:1 --host a --listen 10.0.0.1:0 --advertise h --device cuda:1 --cuda-graphs off --threads 2 --cache c --id w",
+            "toroid submit job.toml --wait",
+            "toroid status tiny-1 -w -o json --no-curve --coordinator h:7070",
+            "toroid jobs -o json",
+            "toroid jobs --limit 5 --page 17",
+            "toroid jobs rm tiny-1 --coordinator h:7070",
+            "toroid workers",
+            "toroid workers --readmit w3",
+            "toroid cancel tiny-1",
+            "toroid resume tiny-1",
+            "toroid resume tiny-1 --from-scratch --coordinator h:7070",
+            "toroid events tiny-1 -f",
+            "toroid incidents tiny-1 -o json",
+            "toroid drain w3 --coordinator h:7070",
+            "toroid checkpoint now tiny-1",
+            "toroid checkpoint list tiny-1",
+            "toroid checkpoint verify path 10",
+            "toroid checkpoint verify path",
+            "toroid checkpoint export 10 out.safetensors --from path",
+            "toroid local --no-kill",
+            "toroid chaos",
+            "toroid chaos --tp 1 --pp 1 --dp 4 --steps 90 --kills 3 --rate 6 --rank 2 --how both --spares 1 --verify --seed 9 -o json",
+            "toroid chaos --job job.toml --every-steps 20 --how cut-link --failure-timeout-ms 1000 --dir d --threads 1",
+            "toroid chaos --phase reduce-scatter --kills 2 --device cuda",
+            "toroid bench recovery --kills 20 --shape 2,2,2 --shape 1,1,4 -o json",
+            "toroid plan",
+            "toroid plan job.toml --mtbf-h 1000 --link-gbps 25 -o json",
+            "toroid plan --preset 1b --tp 2 --pp 2 --dp 2 --micro-batches 16 --measured",
+            "toroid version",
+        ] {
+            check(line, true);
+        }
+        for line in [
+            "toroid",
+            "toroid local --job job.toml --steps 8",
+            "toroid local --tp 0",
+            "toroid coordinator",
+            "toroid coordinator --dir d --heartbeat-interval-ms 0",
+            "toroid worker --threads 0",
+            "toroid worker --device gpu",
+            "toroid worker --cuda-graphs maybe",
+            "toroid jobs --coordinator https://h:1",
+            "toroid jobs --limit 0",
+            "toroid jobs rm",
+            "toroid coordinator --dir d --keep-jobs 0",
+            "toroid checkpoint export ten out.safetensors",
+            "toroid status",
+            "toroid workers --readmit w3 -o json",
+            "toroid local --kill-one --no-kill",
+            "toroid chaos --kills 0",
+            "toroid chaos --rate -1",
+            "toroid chaos --rate 1 --every-steps 5",
+            "toroid chaos --phase lunch",
+            "toroid chaos --phase commit --rank 1",
+            "toroid bench recovery --shape 2,2",
+            "toroid plan job.toml --tp 2",
+            "toroid plan --mtbf-h 0",
+            "toroid plan --measured --device-tflops 3",
+        ] {
+            check(line, false);
+        }
+    }
+
+    /// The first clause that stands in the text twice.
+    fn said_twice(text: &str) -> Option<&str> {
+        const MIN_BYTES: usize = 8;
+        let clauses: Vec<&str> =
+            text.split([':', ';', '(', ')', '\n']).map(str::trim).filter(|c| c.len() >= MIN_BYTES).collect();
+        clauses.iter().enumerate().find(|(n, clause)| clauses[..*n].contains(clause)).map(|(_, clause)| *clause)
+    }
+
+    #[test]
+    fn a_clause_that_stands_twice_is_found() {
+        assert_eq!(said_twice("tp 2 does not divide 5: tp 2 does not divide 5"), Some("tp 2 does not divide 5"));
+        assert_eq!(said_twice("opening x failed: No such file (os error 2)"), None);
+    }
+
+    #[test]
+    fn errors_say_nothing_twice() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+        let job = |name: &str, text: &str| -> Result<String> {
+            std::fs::write(path(name), text)?;
+            Ok(path(name))
+        };
+        let base = "name = \"x\"\nsteps = 4\n[data]\npath = \"/data\"\n";
+        let mut lines = Vec::new();
+        let bad_jobs = [
+            "[shape]\ntp = 2\n[model]\nkv_heads = 5\nheads = 10\n",
+            "[shape]\ntp = 3\n",
+            "[shape]\npp = 99\n",
+            "[shape]\ndp = 4\ndx = 3\ndy = 2\n",
+            "[shape]\ndp = 0\n",
+            "[model]\nlayerz = 3\n",
+            "[model]\npreset = \"none\"\n",
+            "[model]\nlayers = \"many\"\n",
+            "[batch]\nglobal = 7\nmicro_batch = 2\n",
+            "[optimizer]\nlr = -1.0\n",
+            "[checkpoint]\nkeep = 0\n",
+            "this is no TOML",
+        ];
+        for (n, bad) in bad_jobs.into_iter().enumerate() {
+            lines.push(format!("toroid plan {}", job(&format!("{n}.toml"), &format!("{base}{bad}"))?));
+        }
+        lines.push(format!("toroid plan {}", path("none.toml")));
+        lines.push(format!("toroid submit {} --coordinator 127.0.0.1:0", path("none.toml")));
+        lines.push(format!("toroid submit {} --coordinator 127.0.0.1:0", job("good.toml", base)?));
+        lines.push("toroid status x --coordinator 127.0.0.1:0".into());
+        lines.push("toroid jobs --coordinator no.such.host.invalid:1".into());
+        lines.push("toroid jobs rm x --coordinator 127.0.0.1:0".into());
+        lines.push(format!("toroid trace {}", path("none")));
+        lines.push(format!("toroid checkpoint list {}", path("none")));
+        lines.push(format!("toroid checkpoint verify {} 3", path("good.toml")));
+        lines.push(format!("toroid checkpoint export 3 {} --from {}", path("out"), dir.path().display()));
+        lines.push(format!("toroid coordinator --listen 127.0.0.1:0 --dir {}", path("good.toml")));
+        lines.push(format!("toroid coordinator --listen 127.0.0.1:0 --failure-timeout-ms 2 --dir {}", path("data")));
+        std::fs::create_dir_all(path("damaged"))?;
+        std::fs::write(path("damaged/coordinator.redb"), "no store")?;
+        lines.push(format!("toroid coordinator --listen 127.0.0.1:0 --dir {}", path("damaged")));
+        lines.push("toroid coordinator --listen 192.0.2.1:9 --dir x".into());
+
+        let runtime = Builder::new_multi_thread().enable_all().build()?;
+        let mut num_errors = 0;
+        for line in lines {
+            let cli = Cli::try_parse_from(line.split(' ')).with_context(|| line.clone())?;
+            // A plan of a job that is possible after all is no error.
+            let Err(error) = dispatch(&runtime, cli.command) else { continue };
+            let text = format!("{error:#}");
+            assert_eq!(said_twice(&text), None, "{line}: {text}");
+            num_errors += 1;
+        }
+        runtime.shutdown_background();
+        assert!(num_errors > 18, "only {num_errors} of the lines are errors");
+        Ok(())
+    }
+}

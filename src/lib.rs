@@ -1,0 +1,52 @@
+//! Everything that the binary `toroid` does: every command of the user, and the daemons.
+//!
+//! ```text
+//!   local       a whole cluster of child processes of this binary      coordinator, worker   daemon
+//!   chaos       faults on such a cluster, and a verdict                 bench   figures of this machine
+//!   submit      jobfile (paths), then progress and summary (--wait)     status, workers, events, cancel, resume, drain   status
+//!   jobs        the list of jobs
+//!   incidents   what failed and what it cost                            trace   what the time of steps went to
+//!   plan        what a job needs, before it is run
+//!   checkpoint  now, list, verify, export; find: which folder is meant  client, watch: gRPC    format, json, output
+//!   cluster     coordinator and workers as child processes: `local`, `chaos`, `bench` and the system tests share it
+//! ```
+//!
+//! It is a library so that tests run the same clusters as users ([`cluster`]), and so that a second binary, `toroid-failpoint`, is the same
+//! program with the feature `failpoint`. No other program is meant to depend on it.
+//!
+//! Deliberately absent: decisions about jobs; they are the coordinator's.
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod chaos;
+mod checkpoint;
+pub mod client;
+pub mod cluster;
+mod command_line;
+mod daemon;
+mod find;
+mod format;
+mod incidents;
+mod jobfile;
+mod jobs;
+mod json;
+mod local;
+mod output;
+mod plan;
+mod progress;
+mod status;
+mod submit;
+mod summary;
+mod trace;
+mod watch;
+
+pub use command_line::run;
+
+/// Whether tests can have things go wrong in this build, at points of their choice.
+pub const HAS_FAILPOINTS: bool = cfg!(feature = "failpoint");
+
+const _: () = assert!(
+    toroid_worker::HAS_FAILPOINTS == HAS_FAILPOINTS && toroid_coordinator::HAS_FAILPOINTS == HAS_FAILPOINTS,
+    "worker, coordinator and `toroid` must all be built with failpoints or all without: the feature is asked for by `-p toroid-failpoint      --features failpoint` alone"
+);
