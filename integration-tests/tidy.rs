@@ -340,6 +340,26 @@ fn links_between_documents_lead_somewhere() -> Result<()> {
     check(complaints)
 }
 
+/// The code map goes down to each file of the parts that decide, and to no file that is gone.
+#[test]
+fn the_architecture_names_every_file_of_the_machines() -> Result<()> {
+    let map = std::fs::read_to_string("ARCHITECTURE.md").context("read ARCHITECTURE.md")?;
+    let mut complaints = Vec::new();
+    for root in ["coordinator/machine/src/", "worker/session/src/", "worker/src/trainer/"] {
+        let start = map.find(&format!(", `{root}`**")).with_context(|| format!("find the table of {root}"))?;
+        let table = map[start..].lines().skip(4).take_while(|line| line.starts_with("| `"));
+        let named: BTreeSet<&str> = table.filter_map(|line| line.split('`').nth(1)).collect();
+        let sources = files(&[".rs"])?;
+        let below = sources.iter().filter_map(|(path, _)| path.trim_start_matches("./").strip_prefix(root));
+        let there: BTreeSet<&str> =
+            below.filter(|path| !path.starts_with("tests/") && !["lib.rs", "tests.rs"].contains(path)).collect();
+        complaints.extend(there.difference(&named).map(|path| format!("ARCHITECTURE.md does not name {root}{path}")));
+        complaints
+            .extend(named.difference(&there).map(|path| format!("ARCHITECTURE.md names {root}{path}: it is gone")));
+    }
+    check(complaints)
+}
+
 #[test]
 fn the_readme_is_short() -> Result<()> {
     let (_, readme) = files(&["README.md"])?.into_iter().find(|(path, _)| path == "README.md").context("README.md")?;

@@ -84,9 +84,9 @@ impl Links {
         self.links.get(&id).map(|link| link.ends[1])
     }
 
-    /// A connection is over, and an end that lives has not seen it.
+    /// A connection is over, and an end of it has not noticed yet.
     pub fn is_any_ending(&self) -> bool {
-        self.links.values().any(|l| l.state == State::Over && l.num_dropped == 0)
+        self.links.values().any(|l| l.state == State::Over && l.num_dropped < 2)
     }
 
     fn apart(&self, a: Pid, b: Pid) -> Micros {

@@ -11,7 +11,7 @@
 //! Deliberately absent: decisions. Whatever differs between a simulation and a machine is one call of this trait wide.
 
 use std::cell::RefCell;
-use std::io::{self, IoSlice, Read as _};
+use std::io::{self, IoSlice};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -122,7 +122,7 @@ pub fn now() -> Instant {
 pub fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
     match simulated() {
         Some(system) => system.fill_random(bytes),
-        None => std::fs::File::open("/dev/urandom")?.read_exact(bytes)?,
+        None => getrandom::fill(bytes).map_err(io::Error::other)?,
     }
     Ok(())
 }
