@@ -539,7 +539,7 @@ impl World {
         };
         let steps = self.records().filter(|r| r.state.is_placed()).filter(trains);
         let steps = steps.map(|r| (r.id.to_string(), self.env.truth.jobs[r.id.as_str()].high)).collect();
-        let is_whole = !self.env.net.is_any_link_blocked() && !self.env.net.links.is_any_ending();
+        let is_whole = !self.env.net.is_any_link_blocked() && !self.env.net.links.is_any_ending(self.env.net.now);
         let num_disturbed = self.num_faults + self.num_deaths;
         self.watched = is_whole.then_some(Absence { since: self.env.net.now, num_disturbed, steps });
     }

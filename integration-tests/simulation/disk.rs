@@ -21,6 +21,8 @@ pub struct Disk {
     pub were_full: BTreeSet<Pid>,
     /// Manifests that can be seen since the event loop looked last: folder and step.
     pub published: Vec<(String, u64)>,
+    /// A manifest that was replaced by another, or whose files went before it.
+    pub spoilt: Option<String>,
     parsed: RefCell<BTreeMap<[u8; 32], Rc<Manifest>>>,
     /// Files that are not ours.
     pub strangers: BTreeMap<String, Vec<u8>>,
@@ -80,7 +82,22 @@ impl Disk {
         {
             self.published.push((root.to_string(), step));
         }
+        let is_manifest = path.ends_with(MANIFEST_NAME);
+        if is_manifest && self.files.get(&path).is_some_and(|before| *before != bytes) {
+            self.spoilt = Some(format!("{path} is replaced by another"));
+        }
         self.files.insert(path, bytes);
+    }
+
+    fn take(&mut self, path: &str) -> bool {
+        if let Some((folder, name)) = path.rsplit_once('/')
+            && let Some((root, step)) = folder.rsplit_once("/step-")
+            && let Ok(step) = step.parse()
+            && self.manifest(root, step).is_some_and(|manifest| manifest.files.iter().any(|file| file.file == name))
+        {
+            self.spoilt = Some(format!("{path} is removed and can be seen in its manifest"));
+        }
+        self.files.remove(path).is_some()
     }
 }
 
@@ -125,7 +142,7 @@ impl Folder for PlayedFolder {
     }
 
     fn remove(&self, name: &str) -> io::Result<bool> {
-        self.call(false, |disk| disk.files.remove(&self.path(name)).is_some())
+        self.call(false, |disk| disk.take(&self.path(name)))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<bool> {

@@ -13,12 +13,15 @@ use std::io::{self, ErrorKind};
 
 use toroid_worker::system::Stream;
 
-use crate::network::{Event, Micros, NEVER, Network, Pid};
+use crate::network::{Event, Micros, NEVER, Network, Pid, SECOND};
 use crate::played::stage;
 use crate::world::{Env, Unable};
 
 /// Bytes that are under way or not yet read, in one direction, at most.
 const WINDOW: usize = 32 << 10;
+
+/// After a connection broke, everybody has needed it.
+const ENDING: Micros = 20 * SECOND;
 
 #[derive(Debug, Default)]
 struct Direction {
@@ -67,6 +70,8 @@ pub struct Links {
     next: u64,
     /// Calls that nobody has taken, by who is called.
     calls: BTreeMap<Pid, VecDeque<u64>>,
+    /// When a connection broke last.
+    broke_at: Option<Micros>,
     /// Until when two workers are apart, the lower pid first.
     apart_until: BTreeMap<(Pid, Pid), Micros>,
 }
@@ -84,9 +89,9 @@ impl Links {
         self.links.get(&id).map(|link| link.ends[1])
     }
 
-    /// A connection is over, and an end of it has not noticed yet.
-    pub fn is_any_ending(&self) -> bool {
-        self.links.values().any(|l| l.state == State::Over && l.num_dropped < 2)
+    /// A connection broke lately: who has lost it may not have needed it yet.
+    pub fn is_any_ending(&self, now: Micros) -> bool {
+        self.broke_at.is_some_and(|at| now < at + ENDING)
     }
 
     fn apart(&self, a: Pid, b: Pid) -> Micros {
@@ -130,6 +135,7 @@ impl Network {
     }
 
     fn break_all(&mut self, is_it: impl Fn([Pid; 2]) -> bool, dead: Option<Pid>) {
+        self.links.broke_at = Some(self.now);
         let live = |link: &Link| matches!(link.state, State::Calling | State::Open);
         let ids: Vec<u64> =
             self.links.links.iter().filter(|(_, l)| live(l) && is_it(l.ends)).map(|(id, _)| *id).collect();

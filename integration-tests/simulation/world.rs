@@ -353,6 +353,9 @@ impl World {
                 format!("T-6: the manifest of step {step} of {job} {}", complaint.unwrap_or_default())
             });
         }
+        if let Some(spoilt) = self.env.disk.spoilt.take() {
+            self.env.truth.check(false, || format!("T-6: {spoilt}"));
+        }
         let gone = self.env.disk.missing_stranger().map(String::from);
         self.env.truth.check(gone.is_none(), || format!("T-10: {} is not ours and is gone", gone.unwrap_or_default()));
     }

@@ -39,8 +39,6 @@ pub enum Failpoint {
     // ------------------------------------------------------------------------------------------------ a worker's trainer
     /// T-1: a raised fence ends no wait.
     IgnoreFence,
-    /// T-1: a worker publishes and removes checkpoints though its place may be another's.
-    PublishAfterFence,
     /// T-2: a step is committed when it is sealed here, without the global sum.
     CommitWithoutSum,
     /// T-2: who has only sealed the decided step goes on without committing it.
@@ -55,10 +53,12 @@ pub enum Failpoint {
     NewcomerSamples,
     /// T-5: who has split the state anew takes the samples of another order.
     ResplitSamples,
-    /// T-6: a manifest is published without a look whether its files are there.
-    PublishUnseen,
+    /// T-6: of a checkpoint that is removed the files go first, and its manifest can be seen for a while.
+    RemoveFilesFirst,
     /// T-6: a later manifest of a step replaces the first.
     ReplaceManifest,
+    /// T-9: no step is made without a coordinator.
+    NeedCoordinator,
     /// T-10: with a checkpoint goes what others have put into its folder.
     RemoveStrangers,
     /// T-12: a place keeps the global sums of the newest four steps only.
@@ -83,7 +83,6 @@ impl Failpoint {
         Failpoint::SessionTakesOldEpoch,
         Failpoint::DoNotFence,
         Failpoint::IgnoreFence,
-        Failpoint::PublishAfterFence,
         Failpoint::CommitWithoutSum,
         Failpoint::SkipHealCommit,
         Failpoint::StaleHolder,
@@ -91,8 +90,9 @@ impl Failpoint {
         Failpoint::SkipResplit,
         Failpoint::NewcomerSamples,
         Failpoint::ResplitSamples,
-        Failpoint::PublishUnseen,
+        Failpoint::RemoveFilesFirst,
         Failpoint::ReplaceManifest,
+        Failpoint::NeedCoordinator,
         Failpoint::RemoveStrangers,
         Failpoint::FewSums,
         Failpoint::SkipOlderSums,

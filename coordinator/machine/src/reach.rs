@@ -11,8 +11,8 @@
 //!
 //! - Where links could not be made, who is new to the job goes before who has made steps of it, unless the other has lost sight of an
 //!   established worker, too: then the new one is not alone in it.
-//! - Of two that are alike, the one that more others have no link with goes, then the one that nobody has ever reached, then the one that was
-//!   called and did not answer.
+//! - Of two that are alike, the one that more others have no link with goes, then the one that nobody has ever reached, then the one that says
+//!   nothing of the link, then the one that was called and did not answer.
 //! - A link that broke once is only a broken link, and all begin again. A second time it is weighed.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -177,10 +177,15 @@ impl Reach {
             r.fault.is_absence() && (has_new || is_common) || times > 1
         };
         let ends: BTreeSet<&str> = open.iter().filter(is_guilty).flat_map(|r| [r.by.as_str(), r.of.as_str()]).collect();
+        // Both ends wait for a link equally long: who says nothing of one that is not there hangs.
+        let is_silent = |worker: &str| {
+            let is_missed = open.iter().any(|r| r.of == *worker && r.fault.is_absence());
+            is_missed && !open.iter().any(|r| r.by == *worker)
+        };
         let weight = |worker: &&str| {
             let is_alone_and_new = is_new(worker) && !self.is_excused(worker);
             let num_called = open.iter().filter(|r| r.of == **worker && r.fault != Fault::NoCall).count();
-            (is_alone_and_new, self.partners(worker).count(), !was_reached(worker), num_called)
+            (is_alone_and_new, self.partners(worker).count(), !was_reached(worker), is_silent(worker), num_called)
         };
         ends.into_iter().max_by_key(weight).map(WorkerId::from)
     }
@@ -232,6 +237,14 @@ mod tests {
         check(&[], &[("y", NotReached, "x"), ("x", NoCall, "y")], &["x"]);
         // x was replaced by y, and z does not reach that one either.
         check(&[("z", "x")], &[("z", NotReached, "y")], &["z"]);
+    }
+
+    /// Found by the simulation: the trainer of `a` hung while it was to connect.
+    #[test]
+    fn t11_of_two_that_are_alike_the_one_that_says_nothing() {
+        check(&[("a", "b")], &[("b", NoCall, "a")], &["a"]);
+        check(&[("a", "b")], &[("a", NoCall, "b")], &["b"]);
+        check(&[("a", "b")], &[("a", NoCall, "b"), ("b", NotReached, "a")], &["a"]);
     }
 
     #[test]

@@ -160,6 +160,7 @@ impl Owned {
         }
         let folder = Manifest::folder(step);
         match self.is_manifest_of(step, &self.owner.id)? {
+            Some(true) if failpoint!(RemoveFilesFirst) => {}
             Some(true) => self.objects.delete(&name_in(step, MANIFEST_NAME))?,
             Some(false) => return Err(CheckpointError::NotWritten { step, root: self.root.clone() }),
             None => {}
@@ -169,6 +170,9 @@ impl Owned {
         };
         let own: Vec<String> = self.objects.names_in(&folder)?.into_iter().filter(is_own).collect();
         self.objects.delete_all(&folder, &own)?;
+        if failpoint!(RemoveFilesFirst) {
+            self.objects.delete(&name_in(step, MANIFEST_NAME))?;
+        }
         if !self.objects.delete_empty_folder(&folder)? {
             let folder = self.objects.display(&folder);
             tracing::warn!(step, %folder, "files stay in a removed checkpoint that this job has not written up to epoch {epoch}");

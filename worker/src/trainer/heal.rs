@@ -163,6 +163,10 @@ impl<D: Device + Clone> Job<D> {
     }
 
     fn pull_shards(&mut self, links: &mut Links, plan: &HealPlan) -> Result<(), StepError> {
+        // The only place of a job that went down to one has no other holder, and needs none.
+        if plan.newcomers.is_empty() {
+            return Ok(());
+        }
         let (device, rank) = (self.stage.device().clone(), self.assignment.rank);
         let shape = self.assignment.spec.shape;
         let Some(holders) = &mut self.holders else {

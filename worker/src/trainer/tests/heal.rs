@@ -49,6 +49,8 @@ pub struct Cluster<'a> {
     validations: BTreeMap<(usize, u64), Validation>,
     /// New workers make the workspace of this rank ahead.
     warm_for: Option<usize>,
+    /// The shape that it is a rank of, where it is another than the job's.
+    warm_in: Option<Shape>,
     /// For workers to come.
     failpoint: Option<Failpoint>,
     /// What was said of copies that differ: the ranks with a wrong one, and the words.
@@ -86,6 +88,7 @@ impl<'a> Cluster<'a> {
             curve,
             validations: BTreeMap::new(),
             warm_for: None,
+            warm_in: None,
             failpoint: None,
             corrupt: None,
             finished: BTreeSet::new(),
@@ -119,7 +122,10 @@ impl<'a> Cluster<'a> {
             let checkpoint_root = self.checkpoint_root();
             let ahead = WarmUp {
                 job_id: "j".into(),
-                spec: Arc::clone(&self.spec),
+                spec: Arc::new(JobSpec {
+                    shape: self.warm_in.unwrap_or(self.spec.shape),
+                    ..JobSpec::clone(&self.spec)
+                }),
                 rank,
                 checkpoint_root,
                 number: 0,
@@ -372,6 +378,39 @@ fn t4_warm_spares_heal_as_others_do() {
         }
         assert_eq!(cluster.finish(), undisturbed, "{shape:?}");
     }
+}
+
+/// A job that went down to one place begins another epoch when its coordinator restarts: there is no other holder, and nothing to pull.
+#[test]
+fn t3_the_only_place_that_is_left_goes_on_with_its_state() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let text = dir.path().join("text.txt");
+    std::fs::write(&text, include_str!("heal.rs")).expect("write the text");
+    let spec = spec((1, 1, 2), &text);
+    let undisturbed = Cluster::start(&spec, dir.path()).finish();
+    let mut cluster = Cluster::start(&spec, dir.path());
+    cluster.wait_for(0, 2);
+    cluster.resize(&one(1), 1);
+    cluster.wait_for(0, 5);
+    cluster.replace(&BTreeSet::new());
+    let curve = cluster.finish();
+    assert!(curve.len() == undisturbed.len() && curve.iter().all(|(step, found)| is_near(found, &undisturbed[step])));
+}
+
+/// A spare is made ready for the whole job; by the time it gets a place there may be fewer replicas, which have no such rank.
+#[test]
+fn t4_a_spare_that_is_ready_for_a_rank_of_more_replicas_takes_a_place() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let text = dir.path().join("text.txt");
+    std::fs::write(&text, include_str!("heal.rs")).expect("write the text");
+    let spec = spec((1, 1, 2), &text);
+    let undisturbed = Cluster::start(&spec, dir.path()).finish();
+    let mut cluster = Cluster::start(&spec, dir.path());
+    cluster.wait_for(0, 2);
+    cluster.warm_in = Some(Shape::new(1, 1, 4).expect("a shape"));
+    cluster.warm_for = Some(3);
+    cluster.replace(&one(1));
+    assert_eq!(cluster.finish(), undisturbed);
 }
 
 /// Rank 0 may die, or be cut off, with validations that the coordinator has not heard of.
