@@ -23,6 +23,7 @@ mod replay;
 mod resplit;
 mod save;
 mod shared;
+mod show;
 mod step;
 #[cfg(test)]
 mod tests;

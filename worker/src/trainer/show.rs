@@ -1,0 +1,28 @@
+//! When a trainer shows its observer what it does, see [`super::observe`].
+
+use super::{Deed, Job, Shared, Shown};
+use crate::device::{Buffer, Device};
+use crate::optim::{HostShard, Shard};
+
+impl<D: Device + Clone> Job<D> {
+    pub(super) fn show(&self, shared: &Shared, step: u64, deed: Deed) {
+        if let Some(observer) = shared.observer() {
+            observer.saw(&self.assignment, step, deed);
+        }
+    }
+
+    pub(super) fn show_state(&self, shared: &Shared) {
+        if let Some(observer) = shared.observer().filter(|_| self.has_state) {
+            let device = self.stage.device();
+            let shown = |shard: &Shard<D>| Shown { range: shard.range.clone(), state: read(device, shard) };
+            let copy = self.holders.as_ref().map(|holders| shown(&holders.copy));
+            let deed = Deed::Holds { as_place: self.made_for, own: shown(&self.shard), copy };
+            observer.saw(&self.assignment, self.committed, deed);
+        }
+    }
+}
+
+fn read<D: Device>(device: &D, shard: &Shard<D>) -> HostShard {
+    let values = |buf: &D::Buf| device.with_host(buf.all(), <[f32]>::to_vec);
+    HostShard { param: values(&shard.param), exp_avg: values(&shard.exp_avg), exp_avg_sq: values(&shard.exp_avg_sq) }
+}
