@@ -1,6 +1,8 @@
 //! The whole protocol under simulation, see the crate `toroid-simulation`.
 
-use toroid_simulation::{End, NUM_SEEDS, Outcome, replay, run_seeds, simulate, variable};
+#[cfg(not(feature = "failpoint"))]
+use toroid_simulation::run_seeds;
+use toroid_simulation::{End, NUM_SEEDS, Outcome, replay, simulate, variable};
 #[cfg(feature = "failpoint")]
 use toroid_torus::failpoint::Failpoint;
 
