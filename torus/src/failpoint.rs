@@ -57,8 +57,6 @@ pub enum Failpoint {
     RemoveFilesFirst,
     /// T-6: a later manifest of a step replaces the first.
     ReplaceManifest,
-    /// T-9: no step is made without a coordinator.
-    NeedCoordinator,
     /// T-10: with a checkpoint goes what others have put into its folder.
     RemoveStrangers,
     /// T-12: a place keeps the global sums of the newest four steps only.
@@ -69,7 +67,7 @@ pub enum Failpoint {
 
 impl Failpoint {
     /// Those that break an invariant where nothing else is armed. `ForgetRecords` alone does not: places know the sums (T-12).
-    pub const HARMFUL: [Failpoint; 26] = [
+    pub const HARMFUL: [Failpoint; 25] = [
         Failpoint::MachineTakesOldEpoch,
         Failpoint::GoOnFromLowest,
         Failpoint::AlwaysRestore,
@@ -92,7 +90,6 @@ impl Failpoint {
         Failpoint::ResplitSamples,
         Failpoint::RemoveFilesFirst,
         Failpoint::ReplaceManifest,
-        Failpoint::NeedCoordinator,
         Failpoint::RemoveStrangers,
         Failpoint::FewSums,
         Failpoint::SkipOlderSums,

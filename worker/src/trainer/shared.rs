@@ -5,8 +5,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use toroid_torus::failpoint;
-
 use toroid_session::AfterCheckpoint;
 
 #[cfg(any(test, feature = "failpoint"))]
@@ -130,8 +128,7 @@ impl Shared {
     /// Whether the step after `committed` may be made; then it is being made until it is committed.
     pub(super) fn begin_step(&self, committed: u64) -> bool {
         let mut requests = lock(&self.requests);
-        let may_step = !failpoint!(NeedCoordinator) || self.is_connected();
-        requests.is_stepping = may_step && requests.halt_at.is_none_or(|step| step > committed);
+        requests.is_stepping = requests.halt_at.is_none_or(|step| step > committed);
         requests.is_stepping
     }
 
