@@ -56,7 +56,7 @@ fn everything_that_is_broken_on_purpose_is_seen() {
 #[cfg(feature = "failpoint")]
 #[test]
 fn t12_a_forgetful_session_costs_no_record() {
-    let num = variable("TOROID_SEEDS").unwrap_or(NUM_SEEDS) / 10;
+    let num = variable("TOROID_SEEDS").unwrap_or(NUM_SEEDS) / 50;
     let broken = Some(Failpoint::ForgetRecords);
     for seed in 0..num {
         let Outcome { end, .. } = simulate(seed, broken, false);
