@@ -32,6 +32,13 @@ fn path_of(root: &str, step: u64, file: &str) -> String {
     format!("{root}/{}/{file}", Manifest::folder(step))
 }
 
+/// What [`path_of`] was made of; `None` for another path.
+fn parts_of(path: &str) -> Option<(&str, u64, &str)> {
+    let (folder, name) = path.rsplit_once('/')?;
+    let (root, step) = folder.rsplit_once("/step-")?;
+    Some((root, step.parse().ok()?, name))
+}
+
 impl Disk {
     pub fn is_full(&self, pid: Pid, now: Micros) -> bool {
         self.full.get(&pid).is_some_and(|until| now < *until)
@@ -76,23 +83,17 @@ impl Disk {
     }
 
     fn put(&mut self, path: String, bytes: Vec<u8>) {
-        if let Some((folder, MANIFEST_NAME)) = path.rsplit_once('/')
-            && let Some((root, step)) = folder.rsplit_once("/step-")
-            && let Ok(step) = step.parse()
-        {
+        if let Some((root, step, MANIFEST_NAME)) = parts_of(&path) {
             self.published.push((root.to_string(), step));
-        }
-        let is_manifest = path.ends_with(MANIFEST_NAME);
-        if is_manifest && self.files.get(&path).is_some_and(|before| *before != bytes) {
-            self.spoilt = Some(format!("{path} is replaced by another"));
+            if self.files.get(&path).is_some_and(|before| *before != bytes) {
+                self.spoilt = Some(format!("{path} is replaced by another"));
+            }
         }
         self.files.insert(path, bytes);
     }
 
     fn take(&mut self, path: &str) -> bool {
-        if let Some((folder, name)) = path.rsplit_once('/')
-            && let Some((root, step)) = folder.rsplit_once("/step-")
-            && let Ok(step) = step.parse()
+        if let Some((root, step, name)) = parts_of(path)
             && self.manifest(root, step).is_some_and(|manifest| manifest.files.iter().any(|file| file.file == name))
         {
             self.spoilt = Some(format!("{path} is removed and can be seen in its manifest"));

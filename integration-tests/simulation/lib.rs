@@ -13,8 +13,6 @@
 //!
 //! Deliberately absent: gRPC, real sockets and files, and mathematics; their tests are elsewhere.
 
-#![cfg_attr(feature = "failpoint", allow(dead_code))]
-
 mod coordinator;
 mod device;
 mod disk;

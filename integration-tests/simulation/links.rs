@@ -38,6 +38,15 @@ struct Direction {
     is_full: bool,
 }
 
+impl Direction {
+    /// Bytes that may be written now. A writer that finds no room hears when there is some.
+    fn room(&mut self) -> usize {
+        let held = self.arrived.len() + self.flight.iter().map(|(_, bytes)| bytes.len()).sum::<usize>();
+        self.is_full = held >= WINDOW;
+        WINDOW.saturating_sub(held)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     Closed,
@@ -287,10 +296,8 @@ impl Stream for PlayedStream {
                 return Ok(bytes.len());
             }
             let (ends, direction) = (link.ends, &mut link.directions[own.end]);
-            let held = direction.arrived.len() + direction.flight.iter().map(|(_, b)| b.len()).sum::<usize>();
-            let num = bytes.len().min(WINDOW.saturating_sub(held));
+            let num = bytes.len().min(direction.room());
             if num == 0 {
-                direction.is_full = true;
                 return Err(ErrorKind::WouldBlock.into());
             }
             let last = direction.last;
@@ -313,9 +320,7 @@ impl Stream for PlayedStream {
         let end = self.end;
         self.link(|link| {
             let direction = &mut link.directions[end];
-            let held = direction.arrived.len() + direction.flight.iter().map(|(_, b)| b.len()).sum::<usize>();
-            direction.is_full = held >= WINDOW;
-            !direction.is_full
+            direction.room() > 0
         })
     }
 }

@@ -59,7 +59,6 @@ struct Task {
     routine: Routine,
     /// Of its newest wait.
     number: u64,
-    hears: bool,
 }
 
 /// The threads of one process.
@@ -257,7 +256,7 @@ impl Threads {
                 resume_unwind(panic);
             }
         });
-        self.tasks.insert(thread, Task { routine, number: 0, hears: false });
+        self.tasks.insert(thread, Task { routine, number: 0 });
     }
 
     /// Gives the turn to a thread, if it still waits as it did when that was decided.
@@ -284,7 +283,7 @@ impl Threads {
             CoroutineResult::Return(()) => {}
             CoroutineResult::Yield(wait) => {
                 self.num_waits += 1;
-                (task.number, task.hears) = (self.num_waits, wait.hears);
+                task.number = self.num_waits;
                 if let Some(until) = wait.until {
                     let what = AtWorker::Resume { thread, number: task.number };
                     env.net.at_worker(pid, until.saturating_sub(now), what);

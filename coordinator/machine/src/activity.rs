@@ -12,6 +12,7 @@ use super::job_context::{Core, JobContext, Section};
 use super::record::JobRecord;
 use toroid_proto as proto;
 use toroid_torus::ids::Rank;
+use toroid_torus::units;
 
 /// Ranks that a text names one by one.
 const MAX_NAMED: usize = 8;
@@ -141,9 +142,7 @@ impl Activities {
 }
 
 fn in_words(ranks: &[Rank]) -> String {
-    let named: Vec<String> = ranks.iter().take(MAX_NAMED).map(Rank::to_string).collect();
-    let more = if ranks.len() > MAX_NAMED { format!(" and {} more", ranks.len() - MAX_NAMED) } else { String::new() };
-    format!("ranks {}{more}", named.join(", "))
+    format!("ranks {}", units::names(ranks, MAX_NAMED))
 }
 
 /// What a rank said last that it does.

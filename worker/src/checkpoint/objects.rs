@@ -270,8 +270,11 @@ impl Objects {
 
     /// Renames a folder to the first free name of `to`, `to.2`, `to.3`, ..., durably; returns that name.
     pub fn rename_folder(&self, from: &str, to: &str) -> Result<String, CheckpointError> {
-        let (folders, _) = if self.played.is_some() { self.list("")? } else { Default::default() };
-        let is_free = |name: &String| !self.folder.join(name).exists() && !folders.contains(name);
+        let played = self.played.as_ref().map(|_| self.list("")).transpose()?;
+        let is_free = |name: &String| match &played {
+            Some((folders, _)) => !folders.contains(name),
+            None => !self.folder.join(name).exists(),
+        };
         let to = if is_free(&to.to_string()) {
             to.to_string()
         } else {

@@ -20,6 +20,7 @@ use crate::incidents::Sighting;
 use crate::record::SeenBy;
 use toroid_torus::holders;
 use toroid_torus::ids::{Rank, Step};
+use toroid_torus::units;
 
 /// Workers that a reason names one by one.
 const MAX_NAMED: usize = 8;
@@ -44,15 +45,9 @@ impl Job {
     /// `x, y were asked`.
     pub(super) fn leaving_in_words(&self) -> String {
         let leaving = self.leaving();
-        let named: Vec<&str> = leaving
-            .iter()
-            .take(MAX_NAMED)
-            .filter_map(|rank| Some(self.core.record.worker_at(*rank)?.as_str()))
-            .collect();
-        let more = leaving.len().saturating_sub(MAX_NAMED);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let workers = leaving.iter().filter_map(|rank| self.core.record.worker_at(*rank));
         let verb = if leaving.len() == 1 { "was asked" } else { "were asked" };
-        format!("{}{more} {verb}", named.join(", "))
+        format!("{} {verb}", units::names(workers, MAX_NAMED))
     }
 
     /// The step that all halt at is saved: the workers that are to end may end.

@@ -304,13 +304,19 @@ pub fn spec((tp, pp, dp): (usize, usize, usize), text: &Path) -> JobSpec {
     .expect("a valid job")
 }
 
-/// Runs a job once undisturbed and then with `deaths`, each `(rank that is watched, step, ranks that die then)`; T-4: the curves are
-/// equal to the bit.
-fn check(shape: (usize, usize, usize), deaths: &[(usize, u64, BTreeSet<usize>)]) {
+/// A job of this shape, on this file as its text, in a folder that goes with the first.
+fn job_in_a_folder(shape: (usize, usize, usize)) -> (tempfile::TempDir, JobSpec) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let text = dir.path().join("text.txt");
     std::fs::write(&text, include_str!("heal.rs")).expect("write the text");
     let spec = spec(shape, &text);
+    (dir, spec)
+}
+
+/// Runs a job once undisturbed and then with `deaths`, each `(rank that is watched, step, ranks that die then)`; T-4: the curves are
+/// equal to the bit.
+fn check(shape: (usize, usize, usize), deaths: &[(usize, u64, BTreeSet<usize>)]) {
+    let (dir, spec) = job_in_a_folder(shape);
     let undisturbed = Cluster::start(&spec, dir.path()).finish();
     assert_eq!(undisturbed.len(), 12);
     let mut cluster = Cluster::start(&spec, dir.path());
@@ -343,10 +349,7 @@ fn t3_workers_that_share_no_shard_may_die_together() {
 
 #[test]
 fn a_death_while_another_is_healed() {
-    let dir = tempfile::tempdir().expect("a temporary folder");
-    let text = dir.path().join("text.txt");
-    std::fs::write(&text, include_str!("heal.rs")).expect("write the text");
-    let spec = spec((2, 1, 4), &text);
+    let (dir, spec) = job_in_a_folder((2, 1, 4));
     let undisturbed = Cluster::start(&spec, dir.path()).finish();
     let mut cluster = Cluster::start(&spec, dir.path());
     for round in 0..4 {
@@ -364,10 +367,7 @@ fn a_death_while_another_is_healed() {
 #[test]
 fn t4_warm_spares_heal_as_others_do() {
     for shape in [(1, 1, 4), (2, 2, 2), (2, 2, 1)] {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let text = dir.path().join("text.txt");
-        std::fs::write(&text, include_str!("heal.rs")).expect("write the text");
-        let spec = spec(shape, &text);
+        let (dir, spec) = job_in_a_folder(shape);
         let world = spec.shape.world();
         let undisturbed = Cluster::start(&spec, dir.path()).finish();
         let mut cluster = Cluster::start(&spec, dir.path());
@@ -383,10 +383,7 @@ fn t4_warm_spares_heal_as_others_do() {
 /// A job that went down to one place begins another epoch when its coordinator restarts: there is no other holder, and nothing to pull.
 #[test]
 fn t3_the_only_place_that_is_left_goes_on_with_its_state() {
-    let dir = tempfile::tempdir().expect("a temporary folder");
-    let text = dir.path().join("text.txt");
-    std::fs::write(&text, include_str!("heal.rs")).expect("write the text");
-    let spec = spec((1, 1, 2), &text);
+    let (dir, spec) = job_in_a_folder((1, 1, 2));
     let undisturbed = Cluster::start(&spec, dir.path()).finish();
     let mut cluster = Cluster::start(&spec, dir.path());
     cluster.wait_for(0, 2);
@@ -400,10 +397,7 @@ fn t3_the_only_place_that_is_left_goes_on_with_its_state() {
 /// A spare is made ready for the whole job; by the time it gets a place there may be fewer replicas, which have no such rank.
 #[test]
 fn t4_a_spare_that_is_ready_for_a_rank_of_more_replicas_takes_a_place() {
-    let dir = tempfile::tempdir().expect("a temporary folder");
-    let text = dir.path().join("text.txt");
-    std::fs::write(&text, include_str!("heal.rs")).expect("write the text");
-    let spec = spec((1, 1, 2), &text);
+    let (dir, spec) = job_in_a_folder((1, 1, 2));
     let undisturbed = Cluster::start(&spec, dir.path()).finish();
     let mut cluster = Cluster::start(&spec, dir.path());
     cluster.wait_for(0, 2);
@@ -416,10 +410,7 @@ fn t4_a_spare_that_is_ready_for_a_rank_of_more_replicas_takes_a_place() {
 /// Rank 0 may die, or be cut off, with validations that the coordinator has not heard of.
 #[test]
 fn t4_a_new_rank_0_says_the_validations_again() {
-    let dir = tempfile::tempdir().expect("a temporary folder");
-    let text = dir.path().join("text.txt");
-    std::fs::write(&text, include_str!("heal.rs")).expect("write the text");
-    let spec = spec((1, 1, 4), &text);
+    let (dir, spec) = job_in_a_folder((1, 1, 4));
     let mut cluster = Cluster::start(&spec, dir.path());
     // Of steps 3 and 6 everyone has the validations by then.
     cluster.wait_for(1, 7);
@@ -448,10 +439,7 @@ fn is_near(a: &StepRecord, b: &StepRecord) -> bool {
 
 /// T-5: with other numbers of replicas every step has the same samples, so that its loss differs by rounding only.
 fn check_resizes(shape: (usize, usize, usize), resizes: &[Resize]) {
-    let dir = tempfile::tempdir().expect("a temporary folder");
-    let text = dir.path().join("text.txt");
-    std::fs::write(&text, include_str!("heal.rs")).expect("write the text");
-    let spec = spec(shape, &text);
+    let (dir, spec) = job_in_a_folder(shape);
     let undisturbed = Cluster::start(&spec, dir.path()).finish();
     let mut cluster = Cluster::start(&spec, dir.path());
     let mut first = u64::MAX;
