@@ -1,4 +1,4 @@
-//! Tests of the machine: a behaviour each, restarts at every point, and a simulation with faults.
+//! Tests of the machine: a behaviour each, and restarts at every point.
 
 mod checkpoints;
 mod curve;
@@ -14,6 +14,5 @@ mod recovery;
 mod resize;
 mod restart;
 mod restore;
-mod simulation;
 mod worker;
 mod world;

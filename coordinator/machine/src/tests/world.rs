@@ -1,4 +1,4 @@
-//! A machine among fake workers, on virtual time: what the tests and the simulation drive.
+//! A machine among fake workers, on virtual time: what the tests drive.
 //!
 //! ```text
 //!   World::input ──> Machine ──> outputs ──> executed one by one: store, curves, inboxes of workers
