@@ -226,6 +226,11 @@ impl Conn {
         self.confirmed
     }
 
+    /// Frames can go both ways: the TLS handshake is done where there is one.
+    pub fn is_open(&self) -> bool {
+        self.stream.as_ref().is_some_and(Transport::is_open)
+    }
+
     pub fn lost(&self) -> Option<CommError> {
         self.stream.is_none().then(|| CommError::PeerLost {
             rank: self.rank,
@@ -280,7 +285,7 @@ impl Conn {
 
     fn header(&mut self, epoch: u64, channel: Channel, payload: &[u8]) -> Header {
         let sequence = &mut self.next_send[channel.index()];
-        let make = if self.kind.is_memory() { Header::without_sum } else { Header::of };
+        let make = if self.kind.has_sums() { Header::of } else { Header::without_sum };
         let header = make(Stream::Data(channel), epoch, *sequence, payload);
         *sequence += 1;
         header
@@ -289,6 +294,11 @@ impl Conn {
     /// Writes what the socket takes. Rust's runtime ignores SIGPIPE, so a dead peer is an error here and no signal.
     pub fn send(&mut self, turn: &mut Turn<'_>) -> Result<(), CommError> {
         let mut budget = TURN_BYTES;
+        if let Some(stream) = &mut self.stream
+            && let Err(error) = flushed(stream)
+        {
+            return self.write_failed(turn, &error);
+        }
         while let (Some(front), Some(stream), true) = (self.out.front_mut(), self.stream.as_mut(), budget > 0) {
             let payload = match &front.payload {
                 Payload::Owned(bytes) => bytes.as_slice(),
@@ -304,7 +314,11 @@ impl Conn {
                     turn.tally.stats.bytes_sent += written as u64;
                     budget = budget.saturating_sub(written);
                     if front.header_sent == HEADER_LEN && front.payload_sent == payload.len() {
-                        self.sent(turn);
+                        match flushed(stream) {
+                            Ok(true) => self.sent(turn),
+                            Ok(false) => break,
+                            Err(error) => return self.write_failed(turn, &error),
+                        }
                     }
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
@@ -423,18 +437,18 @@ impl Conn {
                 staging.resize(STAGING_BYTES, 0);
                 read_into(stream, &mut staging[..rest.min(STAGING_BYTES)])
             }
-            Target::Transfer(i) => match (turn.work.landing(*i), &mut *stream) {
+            Target::Transfer(i) => match (turn.work.landing(*i), &*stream) {
                 (Landing::Copy(buffer), _) => read_into(stream, &mut buffer[*filled..]),
-                (Landing::Add(sum), Transport::Shm(ring)) => {
-                    let result = ring.peek().map(|came| {
+                (Landing::Add(sum), Transport::Shm(_) | Transport::Tls(_)) => {
+                    let result = stream.peek().map(|came| {
                         let len = came.len().min(rest);
                         adder.add(sum, *filled, &came[..len]);
                         len
                     });
                     if let Ok(len) = result {
-                        ring.consume(len);
+                        stream.consume(len);
                     }
-                    // A ring is read in pieces: there may be more.
+                    // It is read in pieces: there may be more.
                     (*result.as_ref().unwrap_or(&0), result)
                 }
                 (Landing::Add(sum), _) => {
@@ -493,7 +507,7 @@ impl Conn {
 
     fn target_of_data(&mut self, turn: &mut Turn<'_>, channel: Channel, header: &Header) -> Result<Target, CommError> {
         let expected = self.next_recv[channel.index()];
-        if header.payload_crc.is_none() != self.kind.is_memory() {
+        if header.payload_crc.is_some() != self.kind.has_sums() {
             let found = if header.payload_crc.is_some() { "one" } else { "none" };
             return Err(self.corrupt(FrameFault::new(
                 "sum of the payload",
@@ -624,6 +638,15 @@ impl Conn {
             Reading::Parked(header) => self.dispatch(turn, header),
             _ => Ok(()),
         }
+    }
+}
+
+/// Whether the kernel has all that was written to `stream`.
+fn flushed(stream: &mut Transport) -> io::Result<bool> {
+    match stream.flush() {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(false),
+        Err(e) => Err(e),
     }
 }
 

@@ -37,7 +37,7 @@ use super::handshake::{Acceptor, Dialer, Identity, MAX_JOB_ID_LEN, Verdict, Why,
 use super::links::poll_all;
 use super::probe::Porter;
 use super::resolve::Lookup;
-use super::transport::{Side, Socket, Transport, avoid_bbr, connect_local, listen_local};
+use super::transport::{LinkKey, PUBLIC_KEY_LEN, Side, Socket, Transport, avoid_bbr, connect_local, listen_local};
 use super::wire::{Wire, connect, nonce};
 use super::work::{Nothing, Works};
 use super::{CommError, Fence, LinkChoice, LinkKind, Links};
@@ -88,6 +88,8 @@ pub struct Listener {
     /// For peers in the same network namespace; `None` where the worker may only use TCP.
     local: Option<UnixListener>,
     links: LinkChoice,
+    /// That this process is known by at its TLS links; `None` where it makes none.
+    key: Option<LinkKey>,
     address: SocketAddr,
     refusals: Mutex<VecDeque<Refusal>>,
     /// Held by whoever takes calls.
@@ -116,19 +118,23 @@ impl Listener {
         let local = kinds.iter().any(|kind| kind.is_local()).then(|| listen_local(worker_id, address.port()));
         let local = match local.transpose() {
             Ok(local) => local,
-            Err(e) if kinds.contains(&LinkKind::Tcp) => {
+            Err(e) if kinds.iter().any(|kind| !kind.is_local()) => {
                 tracing::warn!(error = %e, "cannot listen for links within this host, they go over TCP");
                 None
             }
             Err(e) => return Err(CommError::io("listen for links within this host", e)),
         };
-        Ok(Listener { socket: Some(socket), local, links, address, refusals: Mutex::default(), door: Arc::default() })
+        let key = kinds.contains(&LinkKind::Tls).then(LinkKey::generate).transpose();
+        let key = key.map_err(|e| CommError::io("make a key for TLS links", e))?;
+        let (refusals, door) = (Mutex::default(), Arc::default());
+        Ok(Listener { socket: Some(socket), local, links, key, address, refusals, door })
     }
 
     /// In a simulation, which has this worker's peers call it there.
     pub fn played(address: SocketAddr) -> Listener {
         let links = LinkChoice::Only(LinkKind::Tcp);
-        Listener { socket: None, local: None, links, address, refusals: Mutex::default(), door: Arc::default() }
+        let (refusals, door) = (Mutex::default(), Arc::default());
+        Listener { socket: None, local: None, links, key: None, address, refusals, door }
     }
 
     /// Answers for this listener while no epoch's links are made, see [`Porter`].
@@ -147,6 +153,11 @@ impl Listener {
     /// The newest calls that were refused, oldest first.
     pub fn refusals(&self) -> Vec<Refusal> {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// Zeros where no TLS link is made.
+    fn public_key(&self) -> [u8; PUBLIC_KEY_LEN] {
+        self.key.as_ref().map_or([0; PUBLIC_KEY_LEN], LinkKey::public)
     }
 
     fn remember(&self, refusal: Refusal) {
@@ -316,7 +327,7 @@ impl<'a> Establish<'a> {
 
     fn is_up(&self, rank: usize) -> bool {
         let conn = self.links.conns.get(&rank);
-        conn.is_some_and(|conn| conn.is_confirmed() && !conn.wants_write() && conn.lost().is_none())
+        conn.is_some_and(|conn| conn.is_confirmed() && !conn.wants_write() && conn.is_open())
     }
 
     fn missing(&self) -> Vec<MissingLink> {
@@ -324,6 +335,9 @@ impl<'a> Establish<'a> {
         let missing = missing.map(|(&rank, PeerAddr { worker_id, address })| {
             let refused = self.listener.refusals().into_iter().rfind(|refusal| refusal.rank == rank);
             let problem = match (self.dials.get(&rank), refused) {
+                _ if self.links.conns.get(&rank).is_some_and(|conn| !conn.is_open()) => {
+                    "has not finished the TLS handshake".to_owned()
+                }
                 _ if self.links.conns.contains_key(&rank) => "has not confirmed the new epoch".to_owned(),
                 (Some(dial), _) => dial.problem.clone(),
                 (None, Some(refusal)) => format!("called from {} and was refused: {}", refusal.address, refusal.reason),
@@ -433,7 +447,7 @@ impl<'a> Establish<'a> {
 
     fn identity(&self) -> Identity<'a> {
         let LinkPlan { job_id, epoch, rank, key, .. } = self.plan;
-        Identity { job_id, epoch: *epoch, rank: *rank, key }
+        Identity { job_id, epoch: *epoch, rank: *rank, key, link_key: self.listener.public_key() }
     }
 
     /// The handshake is done. An older connection to the same rank gives way: its other end knows it is gone, or it would not
@@ -441,7 +455,7 @@ impl<'a> Establish<'a> {
     fn up(&mut self, rank: usize, transport: Transport, binding: [u8; 32]) {
         let Some(peer) = self.plan.peers.get(&rank) else { unreachable!("only peers of the plan pass the handshake") };
         self.links.tally.stats.connections += 1;
-        tracing::debug!(rank, worker_id = peer.worker_id, kind = %transport.kind(), "a link is up");
+        tracing::debug!(rank, worker_id = peer.worker_id, kind = %transport.kind(), "a link's handshake is done");
         self.links.conns.insert(rank, Conn::new(rank, peer, transport, binding));
         self.dials.remove(&rank);
     }
@@ -475,11 +489,11 @@ impl<'a> Establish<'a> {
         let DialPhase::Shaking(wire, dialer) = &mut dial.phase else { return Ok(()) };
         match wire.drive(|message| dialer.receive(message)) {
             Ok(Verdict::Continue) => {}
-            Ok(Verdict::Established { rank, binding, kind }) => {
+            Ok(Verdict::Established { rank, binding, kind, link_key }) => {
                 let Some(DialPhase::Shaking(wire, _)) = self.dials.get_mut(&rank).map(Dial::take) else {
                     return Ok(());
                 };
-                match wire.into_transport(kind, Side::Caller) {
+                match wire.into_transport(kind, Side::Caller, self.listener.key.as_ref(), &link_key) {
                     Ok(transport) => self.up(rank, transport, binding),
                     Err(e) => {
                         if let Some(dial) = self.dials.get_mut(&rank) {
@@ -574,10 +588,12 @@ impl<'a> Establish<'a> {
             Ok(Verdict::Continue) => {
                 self.calls.insert(number, call);
             }
-            Ok(Verdict::Established { rank, binding, kind }) => match call.wire.into_transport(kind, Side::Called) {
-                Ok(transport) => self.up(rank, transport, binding),
-                Err(e) => tracing::warn!(address = call.address, rank, error = %e, "dropped a call"),
-            },
+            Ok(Verdict::Established { rank, binding, kind, link_key }) => {
+                match call.wire.into_transport(kind, Side::Called, self.listener.key.as_ref(), &link_key) {
+                    Ok(transport) => self.up(rank, transport, binding),
+                    Err(e) => tracing::warn!(address = call.address, rank, error = %e, "dropped a call"),
+                }
+            }
             Ok(Verdict::Refused { why: Why::NotYet, text, rank }) => {
                 tracing::debug!(address = call.address, rank, text, "a call for a later epoch");
             }

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   dialer (lower rank)                              acceptor
-//!     Hello{version, job, epoch, from, to, nonce, kind} ->
-//!                                                 <- Challenge{nonce, proof}   or Refuse{why, text}
+//!     Hello{version, job, epoch, from, to, nonce, kind, link key} ->
+//!                                       <- Challenge{nonce, proof, link key}   or Refuse{why, text}
 //!     Proof{proof}   or Refuse{Key, text}         ->
 //!                                                 <- Welcome [memory]          or Refuse{Key, text}
 //! ```
@@ -11,6 +11,9 @@
 //! A proof is BLAKE3 keyed with the epoch's key over a label for the role and the *binding*, the hash of the hello and both nonces:
 //! it says nothing about the key, and fits no other connection, role, rank, epoch or job. The binding stays with the connection:
 //! when an epoch keeps it, [`resume_proof`] proves the next epoch's key over it.
+//!
+//! Hello and Challenge also name the key that their process has for TLS, so the proofs cover both: a TLS link that follows is with the
+//! process that has proven the epoch's key, and with nobody in between.
 //!
 //! A message is `magic (8), kind (1), length of the body (2), body`. A stranger fails on the magic number and is dropped.
 //! A refusal says why in words that are right for the reader; only "not yet" (the caller's epoch is ahead of the acceptor's, which will
@@ -23,9 +26,10 @@
 use std::fmt;
 
 use super::LinkKind;
+use super::transport::PUBLIC_KEY_LEN;
 
 /// Of handshake and frames together. Two builds that differ in it refuse each other.
-pub(super) const PROTOCOL_VERSION: u16 = 5;
+pub(super) const PROTOCOL_VERSION: u16 = 6;
 
 const MAGIC: &[u8; 8] = b"TOROIDLK";
 const PREFIX_LEN: usize = 11;
@@ -35,6 +39,8 @@ pub(super) const MAX_JOB_ID_LEN: usize = 256;
 
 pub(super) type Nonce = [u8; 32];
 pub(super) type Binding = [u8; 32];
+/// The public key of a process for TLS.
+pub(super) type PublicKey = [u8; PUBLIC_KEY_LEN];
 
 /// Who this rank is, for its side of a handshake.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +49,7 @@ pub(super) struct Identity<'a> {
     pub epoch: u64,
     pub rank: usize,
     pub key: &'a [u8; 32],
+    pub link_key: PublicKey,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +64,7 @@ pub(super) enum Why {
 }
 
 const WHYS: [Why; 7] = [Why::NotYet, Why::Version, Why::Job, Why::Epoch, Why::Rank, Why::Key, Why::Kind];
-const KINDS: [LinkKind; 3] = [LinkKind::Shm, LinkKind::Unix, LinkKind::Tcp];
+const KINDS: [LinkKind; 4] = [LinkKind::Shm, LinkKind::Unix, LinkKind::Tcp, LinkKind::Tls];
 
 /// What the caller says of itself. Not to be trusted before its proof.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +76,7 @@ pub(super) struct Hello {
     pub to: usize,
     pub nonce: Nonce,
     pub kind: LinkKind,
+    pub link_key: PublicKey,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +85,7 @@ pub(super) enum Message {
     Challenge {
         nonce: Nonce,
         proof: [u8; 32],
+        link_key: PublicKey,
     },
     Proof {
         proof: [u8; 32],
@@ -112,6 +121,8 @@ pub(super) enum Verdict {
         rank: usize,
         binding: Binding,
         kind: LinkKind,
+        /// Of the peer, which has proven to have named it.
+        link_key: PublicKey,
     },
     /// Send what there is to send, then close. `rank` is what the peer claims to be.
     Refused {
@@ -128,7 +139,8 @@ pub(super) struct Dialer {
     kind: LinkKind,
     key: [u8; 32],
     hello: Vec<u8>,
-    binding: Option<Binding>,
+    /// And the peer's key.
+    binding: Option<(Binding, PublicKey)>,
 }
 
 impl Dialer {
@@ -142,6 +154,7 @@ impl Dialer {
             to: peer,
             nonce,
             kind,
+            link_key: me.link_key,
         });
         (Dialer { peer, kind, key: *me.key, hello: hello.encode(), binding: None }, hello)
     }
@@ -150,8 +163,8 @@ impl Dialer {
         let rank = self.peer;
         match (message, self.binding) {
             (Message::Refuse { why, text }, _) => Ok((None, Verdict::Refused { rank, why, text })),
-            (Message::Challenge { nonce, proof }, None) => {
-                let binding = bind(&self.hello, &nonce);
+            (Message::Challenge { nonce, proof, link_key }, None) => {
+                let binding = bind(&self.hello, &nonce, &link_key);
                 if self::proof(&self.key, Role::Acceptor, &binding) != blake3::Hash::from_bytes(proof) {
                     let theirs = format!("rank {rank} proved another key than the caller has for this epoch");
                     let ours = "it proved another key than this rank has for this epoch".to_owned();
@@ -161,14 +174,25 @@ impl Dialer {
                         Verdict::Refused { rank, why, text: ours },
                     ));
                 }
-                self.binding = Some(binding);
+                self.binding = Some((binding, link_key));
                 let proof = self::proof(&self.key, Role::Dialer, &binding).into();
                 Ok((Some(Message::Proof { proof }), Verdict::Continue))
             }
-            (Message::Welcome, Some(binding)) => Ok((None, Verdict::Established { rank, binding, kind: self.kind })),
+            (Message::Welcome, Some((binding, link_key))) => {
+                Ok((None, Verdict::Established { rank, binding, kind: self.kind, link_key }))
+            }
             (other, _) => Err(Garbage(format!("{} out of turn", other.name()))),
         }
     }
+}
+
+/// What a caller has said and not proven yet.
+#[derive(Debug, Clone, Copy)]
+struct Claim {
+    rank: usize,
+    binding: Binding,
+    kind: LinkKind,
+    link_key: PublicKey,
 }
 
 /// The side that is called.
@@ -177,7 +201,7 @@ pub(super) struct Acceptor {
     nonce: Nonce,
     /// What this call may become.
     kinds: Vec<LinkKind>,
-    claim: Option<(usize, Binding, LinkKind)>,
+    claim: Option<Claim>,
 }
 
 impl Acceptor {
@@ -194,26 +218,29 @@ impl Acceptor {
     ) -> Result<(Option<Message>, Verdict), Garbage> {
         match (message, self.claim) {
             (Message::Hello(hello), None) => {
-                let (rank, kind) = (hello.from, hello.kind);
+                let (rank, kind, link_key) = (hello.from, hello.kind, hello.link_key);
                 if let Some((why, text)) = objection(me, expects, &self.kinds, &hello) {
                     return Ok((
                         Some(Message::Refuse { why, text: text.clone() }),
                         Verdict::Refused { rank, why, text },
                     ));
                 }
-                let binding = bind(&Message::Hello(hello).encode(), &self.nonce);
-                self.claim = Some((rank, binding, kind));
+                let binding = bind(&Message::Hello(hello).encode(), &self.nonce, &me.link_key);
+                self.claim = Some(Claim { rank, binding, kind, link_key });
                 let proof = proof(me.key, Role::Acceptor, &binding).into();
-                Ok((Some(Message::Challenge { nonce: self.nonce, proof }), Verdict::Continue))
+                let challenge = Message::Challenge { nonce: self.nonce, proof, link_key: me.link_key };
+                Ok((Some(challenge), Verdict::Continue))
             }
-            (Message::Proof { proof }, Some((rank, binding, kind))) => {
+            (Message::Proof { proof }, Some(Claim { rank, binding, kind, link_key })) => {
                 if self::proof(me.key, Role::Dialer, &binding) == blake3::Hash::from_bytes(proof) {
-                    return Ok((Some(Message::Welcome), Verdict::Established { rank, binding, kind }));
+                    return Ok((Some(Message::Welcome), Verdict::Established { rank, binding, kind, link_key }));
                 }
                 let (why, text) = (Why::Key, format!("rank {rank} proved another key than rank {} has", me.rank));
                 Ok((Some(Message::Refuse { why, text: text.clone() }), Verdict::Refused { rank, why, text }))
             }
-            (Message::Refuse { why, text }, Some((rank, ..))) => Ok((None, Verdict::Refused { rank, why, text })),
+            (Message::Refuse { why, text }, Some(Claim { rank, .. })) => {
+                Ok((None, Verdict::Refused { rank, why, text }))
+            }
             // Whoever probes this worker asks again when this epoch's links are made.
             (Message::Knock { .. }, None) => {
                 let (rank, why) = (me.rank, Why::NotYet);
@@ -293,8 +320,8 @@ pub(super) fn resume_proof(key: &[u8; 32], binding: &Binding, epoch: u64, from: 
     hasher.finalize()
 }
 
-fn bind(hello: &[u8], acceptor_nonce: &Nonce) -> Binding {
-    blake3::Hasher::new().update(hello).update(acceptor_nonce).finalize().into()
+fn bind(hello: &[u8], acceptor_nonce: &Nonce, acceptor_key: &PublicKey) -> Binding {
+    blake3::Hasher::new().update(hello).update(acceptor_nonce).update(acceptor_key).finalize().into()
 }
 
 impl Message {
@@ -321,12 +348,14 @@ impl Message {
                 body.extend((hello.to as u64).to_le_bytes());
                 body.extend(hello.nonce);
                 body.push(hello.kind as u8);
+                body.extend(hello.link_key);
                 body.extend(hello.job_id.as_bytes());
                 0
             }
-            Message::Challenge { nonce, proof } => {
+            Message::Challenge { nonce, proof, link_key } => {
                 body.extend(nonce);
                 body.extend(proof);
+                body.extend(link_key);
                 1
             }
             Message::Proof { proof } => {
@@ -388,9 +417,10 @@ impl Message {
                 to: body.rank()?,
                 nonce: body.take()?,
                 kind: body.kind()?,
+                link_key: body.take()?,
                 job_id: body.text(MAX_JOB_ID_LEN)?,
             }),
-            1 => Message::Challenge { nonce: body.take()?, proof: body.take()? },
+            1 => Message::Challenge { nonce: body.take()?, proof: body.take()?, link_key: body.take()? },
             2 => Message::Proof { proof: body.take()? },
             3 => Message::Welcome,
             4 => {
@@ -460,7 +490,7 @@ mod tests {
     const KEY: [u8; 32] = [7; 32];
 
     fn me(rank: usize) -> Identity<'static> {
-        Identity { job_id: "job-a", epoch: 4, rank, key: &KEY }
+        Identity { job_id: "job-a", epoch: 4, rank, key: &KEY, link_key: [rank as u8; 32] }
     }
 
     /// Over the wire format, so that the tests cover it.
@@ -509,13 +539,30 @@ mod tests {
     fn the_right_key_establishes_one_binding_on_both_sides() {
         let [dialer, acceptor] = shake(&me(0), &me(1), |m| m);
         let (
-            Some(Verdict::Established { rank: 1, binding: a, kind: LinkKind::Unix }),
-            Some(Verdict::Established { rank: 0, binding: b, kind: LinkKind::Unix }),
+            Some(Verdict::Established { rank: 1, binding: a, kind: LinkKind::Unix, link_key: theirs }),
+            Some(Verdict::Established { rank: 0, binding: b, kind: LinkKind::Unix, link_key: ours }),
         ) = (dialer, acceptor)
         else {
             panic!("not established");
         };
         assert_eq!(a, b);
+        assert_eq!((theirs, ours), ([1; 32], [0; 32]), "each knows the other's key for TLS");
+    }
+
+    /// Whoever is in between and names a key of its own has to prove the epoch's key over it.
+    #[test]
+    fn a_key_for_tls_that_was_exchanged_on_its_way_is_refused() {
+        let of_dialer = shake(&me(0), &me(1), |message| match message {
+            Message::Hello(hello) => Message::Hello(Hello { link_key: [9; 32], ..hello }),
+            other => other,
+        });
+        let of_acceptor = shake(&me(0), &me(1), |message| match message {
+            Message::Challenge { nonce, proof, .. } => Message::Challenge { nonce, proof, link_key: [9; 32] },
+            other => other,
+        });
+        for verdicts in [of_dialer, of_acceptor] {
+            assert!(verdicts.iter().all(|v| matches!(v, Some(Verdict::Refused { why: Why::Key, .. }))), "{verdicts:?}");
+        }
     }
 
     #[test]
@@ -526,7 +573,16 @@ mod tests {
         check_refused(&Identity { epoch: 5, ..me(0) }, &me(1), Why::NotYet, "not yet in the caller's epoch 5");
         check_refused(&me(0), &me(2), Why::Rank, "this is rank 2");
         let kind = LinkKind::Tcp;
-        let mut hello = Hello { version: 9, job_id: "job-a".into(), epoch: 4, from: 0, to: 1, nonce: [0; 32], kind };
+        let mut hello = Hello {
+            version: 9,
+            job_id: "job-a".into(),
+            epoch: 4,
+            from: 0,
+            to: 1,
+            nonce: [0; 32],
+            kind,
+            link_key: [0; 32],
+        };
         let acceptor = |kind| Acceptor::new([2; 32], vec![kind]);
         let (reply, verdict) = acceptor(kind).receive(&me(1), |_| true, Message::Hello(hello.clone())).unwrap();
         assert!(matches!(reply, Some(Message::Refuse { why: Why::Version, .. })));

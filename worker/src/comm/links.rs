@@ -493,9 +493,11 @@ impl Links {
         }
         poll_all(&mut fds, if block { None } else { Some(Duration::ZERO) })?;
         // Who was announced to is heard out even without an event: it takes the announcement back.
-        let is_ring = |rank: usize| self.conns.get(&rank).is_some_and(|conn| conn.kind() == LinkKind::Shm);
+        // Who has decrypted bytes already needs none.
+        let is_heard = |conn: &Conn| conn.kind() == LinkKind::Shm || !conn.ready().is_empty();
+        let is_heard_out = |rank: usize| self.conns.get(&rank).is_some_and(is_heard);
         let conns = ranks.into_iter().zip(&fds[1..]).map(|(rank, fd)| (rank, fd.revents()));
-        let conns = conns.filter(|(rank, events)| !events.is_empty() || is_ring(*rank)).collect();
+        let conns = conns.filter(|(rank, events)| !events.is_empty() || is_heard_out(*rank)).collect();
         Ok(Ready { fence: !fds[0].revents().is_empty(), conns })
     }
 }

@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::event::PollFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use super::handshake::{Garbage, Message, Nonce, Verdict};
-use super::transport::{Ring, Side, Socket, Transport, avoid_bbr};
+use super::handshake::{Garbage, Message, Nonce, PublicKey, Verdict};
+use super::transport::{LinkKey, Ring, Side, Socket, Tls, Transport, avoid_bbr};
 use super::{CommError, LinkKind};
 use crate::system;
 
@@ -41,9 +41,19 @@ impl Wire {
         !self.outgoing.is_empty()
     }
 
-    /// The handshake is done.
-    pub fn into_transport(self, kind: LinkKind, side: Side) -> std::io::Result<Transport> {
+    /// The handshake is done. `own` and `peer` are the keys for TLS.
+    pub fn into_transport(
+        self,
+        kind: LinkKind,
+        side: Side,
+        own: Option<&LinkKey>,
+        peer: &PublicKey,
+    ) -> std::io::Result<Transport> {
         match (self.socket, kind, self.memory) {
+            (Socket::Tcp(socket), LinkKind::Tls, _) => {
+                let own = own.ok_or_else(|| std::io::Error::from(ErrorKind::Unsupported))?;
+                Ok(Transport::Tls(Box::new(Tls::begin(socket, side, own, peer)?)))
+            }
             (Socket::Tcp(socket), LinkKind::Tcp, _) => Ok(Transport::Tcp(socket)),
             (Socket::Played(stream), LinkKind::Tcp, _) => Ok(Transport::Played(stream)),
             (Socket::Unix(socket), LinkKind::Unix, _) => Ok(Transport::Unix(socket)),

@@ -15,6 +15,7 @@ fn hello() -> Hello {
         to: 1,
         nonce: [0; 32],
         kind: LinkKind::Tcp,
+        link_key: [0; 32],
     }
 }
 
@@ -196,10 +197,11 @@ fn kinds_of(choices: [LinkChoice; 2], change: impl Fn(&mut LinkPlan) + Sync) -> 
 
 #[test]
 fn peers_of_one_host_share_memory_and_others_do_not() {
-    use LinkChoice::{Auto, Only};
+    use LinkChoice::{Auto, Only, Plain};
     let same = |_: &mut LinkPlan| {};
     assert_eq!(kinds_of([Auto, Auto], same), [LinkKind::Shm; 2]);
-    assert_eq!(kinds_of([Auto, Only(LinkKind::Tcp)], same), [LinkKind::Tcp; 2], "nobody listens within the host");
+    assert_eq!(kinds_of([Auto, Only(LinkKind::Tls)], same), [LinkKind::Tls; 2], "nobody listens within the host");
+    assert_eq!(kinds_of([Plain, Only(LinkKind::Tcp)], same), [LinkKind::Tcp; 2], "nobody listens within the host");
     assert_eq!(kinds_of([Auto, Only(LinkKind::Shm)], same), [LinkKind::Shm; 2]);
     // What a name in another network namespace, or on another host, looks like.
     let elsewhere = |plan: &mut LinkPlan| {
@@ -207,13 +209,14 @@ fn peers_of_one_host_share_memory_and_others_do_not() {
             peer.worker_id += " of another host";
         }
     };
-    assert_eq!(kinds_of([Auto, Auto], elsewhere), [LinkKind::Tcp; 2]);
+    assert_eq!(kinds_of([Auto, Auto], elsewhere), [LinkKind::Tls; 2]);
+    assert_eq!(kinds_of([Plain, Plain], elsewhere), [LinkKind::Tcp; 2]);
 }
 
 /// T-1: memory is shared only with who has proven the key; who squats on a worker's name gets nothing, and delays nothing.
 #[test]
 fn a_stranger_on_a_local_name_is_passed_over() {
-    let squatted = Node::new("w1", LinkChoice::Only(LinkKind::Tcp));
+    let squatted = Node::new("w1", LinkChoice::Only(LinkKind::Tls));
     let name = listen_local("w1", squatted.listener.local_addr().port()).unwrap();
     name.set_nonblocking(false).unwrap();
     let caller = Node::new("w0", LinkChoice::Auto);
@@ -221,24 +224,32 @@ fn a_stranger_on_a_local_name_is_passed_over() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let (mut stream, _) = name.accept().unwrap();
-            stream.write_all(&Message::Challenge { nonce: [0; 32], proof: [0; 32] }.encode()).unwrap();
+            stream
+                .write_all(&Message::Challenge { nonce: [0; 32], proof: [0; 32], link_key: [0; 32] }.encode())
+                .unwrap();
             let mut answer = Vec::new();
             stream.read_to_end(&mut answer).unwrap();
             assert!(!answer.windows(32).any(|w| w == KEY), "the key was given away");
         });
         let kinds = on_every_rank(&nodes, |rank, node| node.establish(plan(&nodes, rank, 1)).unwrap().kinds());
-        assert!(kinds.iter().all(|kinds| kinds.get(&LinkKind::Tcp) == Some(&1)), "{kinds:?}");
+        assert!(kinds.iter().all(|kinds| kinds.get(&LinkKind::Tls) == Some(&1)), "{kinds:?}");
     });
 }
 
 #[test]
 fn kinds_that_do_not_fit_are_named() {
-    let nodes = [Node::new("w0", LinkChoice::Only(LinkKind::Unix)), Node::new("w1", LinkChoice::Only(LinkKind::Shm))];
-    let nodes = [&nodes[0], &nodes[1]];
-    let errors = on_every_rank(&nodes, |rank, node| {
-        let error = node.establish(plan(&nodes, rank, 1)).err().unwrap();
-        nodes[1].fence.raise(2);
-        error.to_string()
-    });
-    assert!(errors[0].contains("rank 1 takes shm here and the caller wants unix"), "{}", errors[0]);
+    let check = |choices: [LinkKind; 2], expected: &str| {
+        let nodes = choices.map(|kind| Node::new(format!("{kind}"), LinkChoice::Only(kind)));
+        let nodes = [&nodes[0], &nodes[1]];
+        let errors = on_every_rank(&nodes, |rank, node| {
+            let error = node.establish(plan(&nodes, rank, 1)).err().unwrap();
+            nodes[1].fence.raise(2);
+            error.to_string()
+        });
+        assert!(errors[0].contains(expected), "{}", errors[0]);
+    };
+    check([LinkKind::Unix, LinkKind::Shm], "rank 1 takes shm here and the caller wants unix");
+    // Nobody is talked out of encryption.
+    check([LinkKind::Tcp, LinkKind::Tls], "rank 1 takes tls here and the caller wants tcp");
+    check([LinkKind::Tls, LinkKind::Tcp], "rank 1 takes tcp here and the caller wants tls");
 }

@@ -34,6 +34,11 @@ macro_rules! over_all_kinds {
             fn tcp() {
                 super::$name(LinkKind::Tcp);
             }
+
+            #[test]
+            fn tls() {
+                super::$name(LinkKind::Tls);
+            }
         })*
     };
 }
@@ -43,6 +48,7 @@ mod epochs;
 mod establishing;
 mod messages;
 mod probing;
+mod secrecy;
 
 const HANG_GUARD: Duration = Duration::from_secs(180);
 const KEY: [u8; 32] = [42; 32];
@@ -142,7 +148,7 @@ fn recv(links: &mut Links, peer: usize, channel: Channel, len: usize) -> Result<
 
 /// A header of epoch 1 as a link of `kind` has it.
 fn header(kind: LinkKind, channel: Channel, sequence: u64, payload: &[u8]) -> Vec<u8> {
-    let make = if kind.is_memory() { Header::without_sum } else { Header::of };
+    let make = if kind.has_sums() { Header::of } else { Header::without_sum };
     make(Stream::Data(channel), 1, sequence, payload).encode().to_vec()
 }
 

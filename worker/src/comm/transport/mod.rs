@@ -1,7 +1,8 @@
 //! What carries a link's bytes: TCP, a Unix socket, or memory that both ends share.
 //!
 //! ```text
-//!   Tcp    to any host
+//!   Tls    to any host, encrypted: see [`tls`]
+//!   Tcp    to any host, readable for whoever is in between: on trusted fabrics, by name (`--links-plain`)
 //!   Unix   within one network namespace: the abstract name of a listener is seen nowhere else
 //!   Shm    a ring in shared memory for each direction; its Unix socket wakes who sleeps, and its end tells that the peer is dead
 //! ```
@@ -11,9 +12,10 @@
 //! (T-1), so a stranger that squats on the name is refused like any other, and the dialer goes on to TCP.
 //!
 //! Invariants: all kinds are byte streams that do not block, end when the peer's process ends, and deliver first what it has sent.
-//! Only what crosses a wire needs sums over payloads: [`LinkKind::is_memory`].
+//! Only what crosses a wire as it is needs sums over payloads: [`LinkKind::has_sums`].
 
 mod ring;
+mod tls;
 
 use std::fmt;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
@@ -30,6 +32,7 @@ use rustix::net::{
 };
 
 pub(super) use ring::{Ring, Side};
+pub(super) use tls::{LinkKey, PUBLIC_KEY_LEN, Tls};
 
 use crate::system::Stream;
 
@@ -42,14 +45,17 @@ pub enum LinkKind {
     Shm,
     Unix,
     Tcp,
+    Tls,
 }
 
 /// Which kinds a worker uses (`--links`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum LinkChoice {
-    /// Shared memory where both ends are in one network namespace, else TCP.
+    /// Shared memory where both ends are in one network namespace, else TLS over TCP.
     #[default]
     Auto,
+    /// Shared memory where both ends are in one network namespace, else TCP as it is: for a fabric that nobody else can reach.
+    Plain,
     /// Nothing else; for tests and diagnosis.
     Only(LinkKind),
 }
@@ -58,23 +64,26 @@ impl LinkChoice {
     /// In the order in which a dialer tries them.
     pub(super) fn kinds(self) -> &'static [LinkKind] {
         match self {
-            LinkChoice::Auto => &[LinkKind::Shm, LinkKind::Tcp],
+            LinkChoice::Auto => &[LinkKind::Shm, LinkKind::Tls],
+            LinkChoice::Plain => &[LinkKind::Shm, LinkKind::Tcp],
             LinkChoice::Only(LinkKind::Shm) => &[LinkKind::Shm],
             LinkChoice::Only(LinkKind::Unix) => &[LinkKind::Unix],
             LinkChoice::Only(LinkKind::Tcp) => &[LinkKind::Tcp],
+            LinkChoice::Only(LinkKind::Tls) => &[LinkKind::Tls],
         }
     }
 }
 
 impl LinkKind {
-    /// The bytes never leave this machine's memory: it guards them itself, as it does every value that no link carries.
-    pub(super) fn is_memory(self) -> bool {
-        self != LinkKind::Tcp
+    /// Frames carry sums over their payloads. What never leaves this machine's memory is guarded by that, as is every value that no link
+    /// carries; TLS checks each record.
+    pub(super) fn has_sums(self) -> bool {
+        self == LinkKind::Tcp
     }
 
     /// Begins with the Unix socket of a listener.
     pub(super) fn is_local(self) -> bool {
-        self != LinkKind::Tcp
+        matches!(self, LinkKind::Shm | LinkKind::Unix)
     }
 }
 
@@ -84,6 +93,7 @@ impl fmt::Display for LinkKind {
             LinkKind::Shm => "shm",
             LinkKind::Unix => "unix",
             LinkKind::Tcp => "tcp",
+            LinkKind::Tls => "tls",
         })
     }
 }
@@ -92,6 +102,7 @@ impl fmt::Display for LinkChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             LinkChoice::Auto => f.write_str("auto"),
+            LinkChoice::Plain => f.write_str("plain"),
             LinkChoice::Only(kind) => kind.fmt(f),
         }
     }
@@ -105,8 +116,10 @@ impl FromStr for LinkChoice {
             "auto" => Ok(LinkChoice::Auto),
             "shm" => Ok(LinkChoice::Only(LinkKind::Shm)),
             "unix" => Ok(LinkChoice::Only(LinkKind::Unix)),
+            "plain" => Ok(LinkChoice::Plain),
             "tcp" => Ok(LinkChoice::Only(LinkKind::Tcp)),
-            other => Err(format!("expected auto, shm, unix or tcp, found `{other}`")),
+            "tls" => Ok(LinkChoice::Only(LinkKind::Tls)),
+            other => Err(format!("expected auto, plain, shm, unix, tcp or tls, found `{other}`")),
         }
     }
 }
@@ -237,6 +250,7 @@ impl Socket {
 #[derive(Debug)]
 pub(super) enum Transport {
     Tcp(TcpStream),
+    Tls(Box<Tls>),
     Unix(UnixStream),
     Shm(Ring),
     /// In a simulation.
@@ -247,6 +261,7 @@ impl Transport {
     pub fn kind(&self) -> LinkKind {
         match self {
             Transport::Tcp(_) | Transport::Played(_) => LinkKind::Tcp,
+            Transport::Tls(_) => LinkKind::Tls,
             Transport::Unix(_) => LinkKind::Unix,
             Transport::Shm(_) => LinkKind::Shm,
         }
@@ -256,6 +271,7 @@ impl Transport {
     pub fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         match self {
             Transport::Tcp(socket) => socket.read(bytes),
+            Transport::Tls(tls) => tls.read(bytes),
             Transport::Unix(socket) => socket.read(bytes),
             Transport::Shm(ring) => ring.read(bytes),
             Transport::Played(stream) => stream.read(bytes),
@@ -265,9 +281,44 @@ impl Transport {
     pub fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
             Transport::Tcp(socket) => socket.write_vectored(parts),
+            Transport::Tls(tls) => tls.write_vectored(parts),
             Transport::Unix(socket) => socket.write_vectored(parts),
             Transport::Shm(ring) => ring.write_vectored(parts),
             Transport::Played(stream) => stream.write_vectored(parts),
+        }
+    }
+
+    /// Bytes can go both ways.
+    pub fn is_open(&self) -> bool {
+        match self {
+            Transport::Tls(tls) => tls.is_open() && !tls.has_unsent(),
+            Transport::Tcp(_) | Transport::Unix(_) | Transport::Shm(_) | Transport::Played(_) => true,
+        }
+    }
+
+    /// Hands the kernel what was written and is not with it yet; `WouldBlock` where it does not take all of it now.
+    pub fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Transport::Tls(tls) => tls.flush(),
+            Transport::Tcp(_) | Transport::Unix(_) | Transport::Shm(_) | Transport::Played(_) => Ok(()),
+        }
+    }
+
+    /// Bytes that can be read where they lie, without a copy: none where the peer has ended. `Unsupported` for the kernel's sockets.
+    pub fn peek(&mut self) -> io::Result<&[u8]> {
+        match self {
+            Transport::Shm(ring) => ring.peek(),
+            Transport::Tls(tls) => tls.peek(),
+            Transport::Tcp(_) | Transport::Unix(_) | Transport::Played(_) => Err(ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Bytes of [`Transport::peek`] are dealt with.
+    pub fn consume(&mut self, len: usize) {
+        match self {
+            Transport::Shm(ring) => ring.consume(len),
+            Transport::Tls(tls) => tls.consume(len),
+            Transport::Tcp(_) | Transport::Unix(_) | Transport::Played(_) => unreachable!("it shows nothing"),
         }
     }
 
@@ -281,9 +332,10 @@ impl Transport {
     /// Before poll: what can be done without waiting. A ring's peer is told to wake this side for the rest.
     pub fn announce(&mut self, wants_write: bool) -> PollFlags {
         match self {
-            Transport::Tcp(_) | Transport::Unix(_) => PollFlags::empty(),
             Transport::Shm(ring) => ring.announce(wants_write),
-            Transport::Played(_) => self.ready(wants_write),
+            Transport::Tcp(_) | Transport::Tls(_) | Transport::Unix(_) | Transport::Played(_) => {
+                self.ready(wants_write)
+            }
         }
     }
 
@@ -292,6 +344,8 @@ impl Transport {
         match self {
             Transport::Tcp(_) | Transport::Unix(_) => PollFlags::empty(),
             Transport::Shm(ring) => ring.ready(wants_write),
+            Transport::Tls(tls) if tls.has_more() => PollFlags::IN,
+            Transport::Tls(_) => PollFlags::empty(),
             Transport::Played(stream) => {
                 let mut ready = PollFlags::empty();
                 ready.set(PollFlags::IN, stream.can_read());
@@ -304,7 +358,9 @@ impl Transport {
     /// After poll: `events` of the socket, as events of the stream.
     pub fn heed(&mut self, events: PollFlags, wants_write: bool) -> PollFlags {
         match self {
-            Transport::Tcp(_) | Transport::Unix(_) | Transport::Played(_) => events,
+            Transport::Tcp(_) | Transport::Tls(_) | Transport::Unix(_) | Transport::Played(_) => {
+                events | self.ready(false)
+            }
             Transport::Shm(ring) => ring.heed(events, wants_write),
         }
     }
@@ -312,6 +368,7 @@ impl Transport {
     /// What the socket is polled for.
     pub fn interest(&self, wants_write: bool) -> PollFlags {
         match self {
+            Transport::Tls(tls) if wants_write || tls.has_unsent() => PollFlags::IN | PollFlags::OUT,
             Transport::Tcp(_) | Transport::Unix(_) if wants_write => PollFlags::IN | PollFlags::OUT,
             _ => PollFlags::IN,
         }
@@ -323,6 +380,7 @@ impl Transport {
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Transport::Tcp(socket) => Some(socket.as_fd()),
+            Transport::Tls(tls) => Some(tls.socket().as_fd()),
             Transport::Unix(socket) => Some(socket.as_fd()),
             Transport::Shm(ring) => Some(ring.socket()),
             Transport::Played(_) => None,
