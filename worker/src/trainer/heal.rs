@@ -8,26 +8,28 @@
 //!
 //! Afterwards every place holds the state of step S. Nothing else moves (T-3, T-7).
 
-use std::collections::BTreeSet;
-use std::ops::Range;
 use std::sync::Arc;
 
-use bytemuck::{cast_slice, cast_slice_mut};
 use toroid_session::{Assignment, Event, HealPlan};
 use toroid_torus::cursor::Cursor;
-use toroid_torus::digest::{DIGEST_BYTES, Digest};
+use toroid_torus::digest::DIGEST_BYTES;
 use toroid_torus::failpoint;
 use toroid_torus::holders::{backup_of, guarded_by};
 use toroid_torus::job::JobSpec;
 
-use super::evaluate::Validations;
+use super::emit::Emit;
+use super::encode::{decode, encode};
+use super::error::{StepError, corrupt, refuse};
 use super::history::History;
 use super::holders::Holders;
-use super::replay::Kept;
-use super::step::Totals;
-use super::{Deed, Emit, Job, Shared, StepError};
+use super::job::Job;
+use super::kept::Kept;
+use super::observe::Deed;
+use super::shared::Shared;
+use super::totals::Totals;
+use super::validations::Validations;
 use crate::comm::{Channel, Links, Transfer, global_sum};
-use crate::device::{Buffer, Device};
+use crate::device::Device;
 use crate::optim::Shard;
 
 /// Numbers of one sum over the torus: whoever takes part holds them once for each place of its row or column.
@@ -217,76 +219,8 @@ impl<D: Device + Clone> Job<D> {
             emit(self.assignment.event(Event::RecordsMissing { from, through: known - 1 }));
         }
         for (step, totals) in self.history.since(from) {
-            let record = Some(Box::new(self.record(*step, totals)));
+            let record = Some(Box::new(totals.record(&self.assignment, *step)));
             emit(self.assignment.event(Event::Committed { step: *step, record }));
-        }
-    }
-}
-
-pub(super) fn refuse(shard: usize, from: usize, what: &str) -> StepError {
-    corrupt(format!("the shard of rank {shard} that came from rank {from} is damaged: {what}"))
-}
-
-/// Nothing here can tell what is right: the last checkpoint is.
-pub(super) fn corrupt(what: String) -> StepError {
-    StepError::Corrupt { seen: Some(what), wrong: BTreeSet::new() }
-}
-
-/// State and digest of a range of a shard, `12 * range.len() + DIGEST_BYTES` bytes. The digest is taken where the state lies: what the way to the
-/// other holder damages, copies to and from a GPU included, is seen there.
-pub(super) fn encode<D: Device>(device: &D, shard: &Shard<D>, range: Range<usize>) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(12 * range.len() + DIGEST_BYTES);
-    for part in [&shard.param, &shard.exp_avg, &shard.exp_avg_sq] {
-        device.with_host(part.view(range.clone()), |values| bytes.extend_from_slice(cast_slice(values)));
-    }
-    bytes.extend_from_slice(&shard.digest_of(device, range).to_bytes());
-    bytes
-}
-
-pub(super) fn decode<D: Device>(
-    device: &D,
-    bytes: &[u8],
-    shard: &mut Shard<D>,
-    range: Range<usize>,
-) -> Result<(), String> {
-    let (state, expected) = bytes.split_at(12 * range.len());
-    let parts = [&mut shard.param, &mut shard.exp_avg, &mut shard.exp_avg_sq];
-    for (part, bytes) in parts.into_iter().zip(state.chunks_exact(4 * range.len().max(1))) {
-        let copy = |values: &mut [f32]| cast_slice_mut::<f32, u8>(values).copy_from_slice(bytes);
-        device.with_host_mut(part.view_mut(range.clone()), copy);
-    }
-    let expected = Digest::from_bytes(expected.try_into().expect("a digest follows the state"));
-    let found = shard.digest_of(device, range);
-    if found == expected { Ok(()) } else { Err(format!("its digest is {found}, expected {expected}")) }
-}
-
-#[cfg(test)]
-mod tests {
-    use toroid_torus::partition::partition;
-
-    use super::*;
-    use crate::device::CpuDevice;
-
-    /// Any bit of what is sent, of the digest too.
-    #[test]
-    fn a_flip_on_the_way_is_seen() {
-        let device = CpuDevice::new(1);
-        let spec = toroid_torus::job::parse("steps = 1\ndata.path = 'text'").expect("a job");
-        let partition = Arc::new(partition(&spec.model, &spec.shape, 0, 0));
-        let new = || Shard::alloc(&device, Arc::clone(&partition), 0..1001);
-        let (mut from, mut to) = (new(), new());
-        for (i, part) in [&mut from.param, &mut from.exp_avg, &mut from.exp_avg_sq].into_iter().enumerate() {
-            device.fill(part.view_mut(10..1001), 0.25 * i as f32);
-        }
-        let sent = encode(&device, &from, 3..998);
-        assert_eq!(sent.len(), 12 * 995 + DIGEST_BYTES);
-        assert_eq!(decode(&device, &sent, &mut to, 3..998), Ok(()));
-        assert_eq!(to.digest_of(&device, 3..998), from.digest_of(&device, 3..998));
-        for bit in (0..8 * sent.len()).step_by(997).chain([8 * sent.len() - 1]) {
-            let mut flipped = sent.clone();
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            let error = decode(&device, &flipped, &mut to, 3..998).expect_err("a flipped bit");
-            assert!(error.contains("its digest is") && error.contains("expected"), "bit {bit}: {error}");
         }
     }
 }

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use toroid_torus::failpoint;
 use toroid_torus::model::ModelConfig;
 
-use super::step::Totals;
+use super::totals::Totals;
 
 /// Sums of a worker, at most: some 600,000 steps of a model of two layers with four experts each, 2,000 of one of 60 with 64.
 pub(super) const BYTES_MAX: usize = 64 << 20;

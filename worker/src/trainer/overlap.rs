@@ -18,15 +18,16 @@ use std::ops::Range;
 
 use toroid_torus::partition::Partition;
 
+use super::job::Job;
+use super::shared::Shared;
 use super::workspace::Buffers;
-use super::{Job, Shared};
 use crate::comm::nccl::DeviceComm;
 use crate::comm::{Channel, CommError, Links, TpGroup, start_all_gather, start_reduce_scatter};
 use crate::device::{Buffer, Device};
 use crate::model::{TpComm as _, Watch};
 
 /// What moves the data of the DP group between devices, where something does.
-fn carrier<D: Device>(device: &D) -> Option<&dyn DeviceComm<D>> {
+fn carrier<D: Device>(device: &D) -> Option<&dyn DeviceComm<D::Buf>> {
     device.comm().filter(|comm| comm.carries_dp())
 }
 

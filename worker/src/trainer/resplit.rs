@@ -18,29 +18,16 @@ use toroid_torus::partition::partition;
 use toroid_torus::resplit::{Half, Lost, Move, Origin, moves};
 use toroid_torus::units;
 
-use super::heal::{corrupt, decode, encode, refuse};
+use super::earlier::Earlier;
+use super::encode::{decode, encode};
+use super::error::{StepError, corrupt, refuse};
 use super::history::History;
+use super::job::Job;
+use super::shared::Shared;
 use super::workspace::Parts;
-use super::{Job, Shared, StepError};
 use crate::comm::{Channel, Links, Transfer, global_sum};
 use crate::device::Device;
 use crate::optim::Shard;
-
-/// The state of the committed step as it was split before.
-pub(super) struct Earlier<D: Device> {
-    pub held_as: HeldAs,
-    own: Shard<D>,
-    guarded: Option<Shard<D>>,
-}
-
-impl<D: Device> Earlier<D> {
-    fn shard(&self, half: Half) -> Option<&Shard<D>> {
-        match half {
-            Half::Own => Some(&self.own),
-            Half::Guarded => self.guarded.as_ref(),
-        }
-    }
-}
 
 fn moves_of(assignment: &Assignment, origin: &Origin) -> Result<Vec<Move>, Lost> {
     let spec = &assignment.spec;

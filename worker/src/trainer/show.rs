@@ -1,6 +1,8 @@
 //! When a trainer shows its observer what it does, see [`super::observe`].
 
-use super::{Deed, Job, Shared, Shown};
+use super::job::Job;
+use super::observe::{Deed, Shown};
+use super::shared::Shared;
 use crate::device::{Buffer, Device};
 use crate::optim::{HostShard, Shard};
 

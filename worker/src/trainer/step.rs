@@ -12,26 +12,21 @@ use std::sync::Arc;
 
 use toroid_proto::StepRecord;
 use toroid_torus::failpoint;
-use toroid_torus::model::ModelConfig;
 use toroid_torus::partition::stage_layers;
 use toroid_torus::pipeline::{Action, Pass};
 
+use super::error::StepError;
 use super::history::History;
+use super::job::Job;
+use super::observe::Deed;
 use super::overlap::{Gathering, Scattering};
-use super::{Deed, Job, Shared, StepError};
+use super::shared::Shared;
+use super::totals::{Sums, Totals};
 use crate::comm::{Channel, CommError, LinkStats, Links, TpGroup, Transfer, global_sum_with};
 use crate::device::{Buffer, Device};
 use crate::model::Input;
 use crate::optim::UpdateAt;
 use crate::system;
-
-/// Sums over this place's micro-batches; with those of all places they make the step's record.
-#[derive(Debug, Default)]
-pub(super) struct Sums {
-    pub ce: f64,
-    pub z: f64,
-    pub balance: f64,
-}
 
 /// Sends activations or their gradients, `(B * S, d)`, to another stage. The kernel takes what fits; the rest goes out while this
 /// rank waits for something else.
@@ -209,18 +204,14 @@ impl<D: Device + Clone> Job<D> {
     /// What this place adds to the global sums; the coordinator has the records up to `recorded`, as rank 0 knows it.
     fn totals(&self, sums: &Sums, recorded: u64) -> Totals {
         let grads = self.stage.grads().view(self.shard.range.clone());
-        let mut totals = Totals::zero(&self.assignment.spec.model);
-        totals.0[SQUARES] = self.shard.grad_sum_of_squares(self.stage.device(), grads);
-        totals.0[CORRUPT] = f64::from(u8::from(self.corrupt.is_some()));
+        let squares = self.shard.grad_sum_of_squares(self.stage.device(), grads);
+        let mut totals = Totals::new(&self.assignment.spec.model, squares, self.corrupt.is_some());
         if self.assignment.rank == 0 {
-            totals.0[RECORDED] = recorded as f64;
+            totals.set_recorded(recorded);
         }
         // TP ranks see the same losses: one of them speaks.
         if self.assignment.place().tp == 0 {
-            totals.0[CE..=BALANCE].copy_from_slice(&[sums.ce, sums.z, sums.balance]);
-            for (total, load) in totals.0[LOAD..].iter_mut().zip(&self.buffers.expert_load) {
-                *total = *load as f64;
-            }
+            totals.set_losses(sums, &self.buffers.expert_load);
         }
         totals
     }
@@ -250,96 +241,12 @@ impl<D: Device + Clone> Job<D> {
         self.committed += 1;
         self.sealed = false;
         let record = (self.assignment.rank == 0).then(|| {
-            let record = self.record(self.committed, &totals);
+            let record = totals.record(&self.assignment, self.committed);
             let step_s = (system::now() - self.since).as_secs_f64();
             StepRecord { step_s, tokens_per_s: record.tokens as f64 / step_s, ..record }
         });
         self.since = system::now();
         self.history.push(self.committed, totals, History::num_max(&spec.model));
         record
-    }
-
-    /// The record of a committed step from its global sums, without times.
-    pub(super) fn record(&self, step: u64, totals: &Totals) -> StepRecord {
-        let spec = &self.assignment.spec;
-        let (t, total) = (step - 1, spec.steps);
-        let mean = |i: usize| totals.0[i] / spec.batch.num_micro_batches as f64;
-        let (ce, z_loss, balance_loss) = (mean(CE), mean(Z), mean(BALANCE));
-        StepRecord {
-            step,
-            loss: ce + spec.loss.z_coef * z_loss + spec.loss.balance_coef * balance_loss,
-            ce,
-            z_loss,
-            balance_loss,
-            grad_norm: totals.norm(),
-            lr: spec.optimizer.lr_at(t, total),
-            weight_decay: spec.optimizer.weight_decay_at(t, total),
-            tokens_per_s: 0.0,
-            tokens: spec.batch.samples() * spec.model.seq as u64,
-            expert_load: totals.0[LOAD..].iter().map(|n| *n as u64).collect(),
-            num_layers: spec.model.layers as u32,
-            skipped: !totals.norm().is_finite(),
-            step_s: 0.0,
-            hidden_s: 0.0,
-            exposed_s: 0.0,
-            epoch: self.assignment.epoch,
-            missing: false,
-        }
-    }
-}
-
-/// What is summed over the whole torus at the commit point: `[squared gradient norm, ce, z, balance, places that saw corruption,
-/// step up to which the coordinator has the records, expert load (layers, experts)]`.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Totals(Vec<f64>);
-
-const SQUARES: usize = 0;
-const CE: usize = 1;
-const Z: usize = 2;
-const BALANCE: usize = 3;
-const CORRUPT: usize = 4;
-const RECORDED: usize = 5;
-const LOAD: usize = 6;
-
-impl Totals {
-    pub fn len(model: &ModelConfig) -> usize {
-        LOAD + model.layers * model.experts
-    }
-
-    fn zero(model: &ModelConfig) -> Totals {
-        Totals(vec![0.0; Totals::len(model)])
-    }
-
-    pub fn from_slice(values: &[f64]) -> Totals {
-        Totals(values.to_vec())
-    }
-
-    pub fn as_slice(&self) -> &[f64] {
-        &self.0
-    }
-
-    fn as_mut_slice(&mut self) -> &mut [f64] {
-        &mut self.0
-    }
-
-    /// Global gradient norm before clipping.
-    fn norm(&self) -> f64 {
-        self.0[SQUARES].sqrt()
-    }
-
-    /// The coordinator has the records up to this step: every place may forget older sums.
-    pub fn recorded(&self) -> u64 {
-        self.0[RECORDED] as u64
-    }
-
-    #[cfg(test)]
-    pub fn with_recorded(recorded: u64) -> Totals {
-        let mut totals = Totals(vec![0.0; LOAD]);
-        totals.0[RECORDED] = recorded as f64;
-        totals
-    }
-
-    fn num_corrupt(&self) -> u64 {
-        self.0[CORRUPT] as u64
     }
 }

@@ -12,11 +12,12 @@ use toroid_torus::job::JobSpec;
 use toroid_torus::partition::{Partition, partition, shard_position};
 use toroid_torus::pipeline::Pipeline;
 
+use super::environment::Environment;
+use super::error::PrepareError;
 use super::holders::Holders;
+use super::kept::Kept;
 use super::memory;
-use super::prepare::{Groups, PrepareError};
-use super::replay::Kept;
-use super::{Environment, PREPARE, Shared, WAIT_FOR_TOKENS};
+use super::shared::{PREPARE, Shared, WAIT_FOR_TOKENS};
 use crate::checkpoint::{CheckpointError, Storage};
 use crate::comm::{Fence, Group};
 use crate::data::{Attend, Dataset, TokenFile};
@@ -46,6 +47,12 @@ pub(super) struct Parts<D: Device> {
     pub pipeline: Pipeline,
     pub groups: Groups,
     pub buffers: Buffers,
+}
+
+/// Whom this place makes sums with.
+pub(super) struct Groups {
+    pub tp: Group,
+    pub dp: Group,
 }
 
 /// Host buffers of a step, allocated once.

@@ -12,7 +12,8 @@ use toroid_torus::geometry::Shape;
 use toroid_torus::job::{self, JobSpec};
 use toroid_torus::owner::{Owner, OwnerId};
 
-use super::{Environment, Job, Shared, connect};
+use super::train::connect;
+use super::{Environment, Job, Shared};
 use crate::comm::{Fence, LinkChoice, Links, Listener};
 use crate::device::{Buffer, CpuDevice, Device};
 
