@@ -1,9 +1,9 @@
 //! Links between the ranks of a job, and the collectives that run over them.
 //!
 //! ```text
-//!   collective   chooses a schedule of torus::collective; sums and gathers for TP, DP and the whole torus
-//!      |    \__ program     starts each of its tasks as soon as it can go
-//!      |         \__ flight      one that goes on beside other calls, on a buffer of its own
+//!   collective   sums and gathers for TP, DP and the whole torus, by a schedule of torus::collective that `schedule` chooses
+//!      |    \__ program     starts each of its tasks as soon as it can go: `execute` while the caller waits,
+//!      |                    `flight` beside other calls, on a buffer of its own
 //!      | Transfer{Send | Recv | Add}
 //!   links        progresses all transfers of a call at once, on the trainer's thread, with poll(2)
 //!      |         \__ fence     another thread ends the epoch: every wait returns

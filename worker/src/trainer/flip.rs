@@ -9,20 +9,23 @@ impl<D: Device + Clone> Job<D> {
         let step = self.committed + u64::from(is_before_update);
         let Some(part) = shared.failpoints.flips(step, is_before_update) else { return };
         tracing::warn!("failpoint: flips a bit of {part} at step {step}");
-        let device = self.stage.device().clone();
-        let own = self.shard.range.start;
-        let shard = &mut self.shard;
-        let copy = self.holders.as_mut();
-        let (buf, at) = match (part, copy) {
-            ("own.param", _) => (&mut shard.param, 0),
-            ("own.exp_avg", _) => (&mut shard.exp_avg, 0),
-            ("own.exp_avg_sq", _) => (&mut shard.exp_avg_sq, 0),
-            ("own.grads", _) => (self.stage.grads_mut(), own),
-            ("copy.param", Some(holders)) => (&mut holders.copy.param, 0),
-            ("copy.exp_avg", Some(holders)) => (&mut holders.copy.exp_avg, 0),
-            ("copy.exp_avg_sq", Some(holders)) => (&mut holders.copy.exp_avg_sq, 0),
-            ("copy.grads", Some(holders)) => (&mut holders.grads, 0),
-            (part, _) => panic!("there is no part {part} to flip a bit of"),
+        let device = self.passes.device().clone();
+        let at = if part == "own.grads" { self.shards.own().range.start } else { 0 };
+        let buf = match part {
+            "own.param" => &mut self.shards.own_mut().param,
+            "own.exp_avg" => &mut self.shards.own_mut().exp_avg,
+            "own.exp_avg_sq" => &mut self.shards.own_mut().exp_avg_sq,
+            "own.grads" => self.passes.grads_mut(),
+            part => {
+                let (_, holders) = self.shards.pair_mut().unwrap_or_else(|| panic!("there is no copy for {part}"));
+                match part {
+                    "copy.param" => &mut holders.copy.param,
+                    "copy.exp_avg" => &mut holders.copy.exp_avg,
+                    "copy.exp_avg_sq" => &mut holders.copy.exp_avg_sq,
+                    "copy.grads" => &mut holders.grads,
+                    part => panic!("there is no part {part} to flip a bit of"),
+                }
+            }
         };
         let one = at + 1..at + 2;
         let mut value = [0.0];

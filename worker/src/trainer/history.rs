@@ -1,7 +1,7 @@
 //! Global sums of the newest steps, at every place: what is left of a step's record when rank 0 dies before a coordinator has it.
 //!
 //! All that no coordinator has on disk is kept, up to [`BYTES_MAX`]; then the oldest go, at every place the same ones, and the gap is
-//! told ([`super::Event::RecordsMissing`], T-12). What a coordinator has comes with the sums themselves: rank 0 adds it.
+//! told ([`RecordsMissing`](toroid_session::Event::RecordsMissing), T-12). What a coordinator has comes with the sums themselves: rank 0 adds it.
 
 use std::collections::VecDeque;
 

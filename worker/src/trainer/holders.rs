@@ -1,8 +1,4 @@
-//! The copy that a place keeps of another's shard, and how it stays equal (design section 4.2).
-//!
-//! The summed gradient of a shard goes to its backup holder, too: with the reduce-scatter where that is in the same DP group, after it where
-//! there is none. Then the digest of the shard as it is follows. So both holders have what the next update needs, *sealed* here until the step is committed or dropped, and a
-//! copy that differs (silent data corruption) is seen before anything is built on it.
+//! The copy that a place keeps of another's shard, and who has the other ends.
 
 use std::sync::Arc;
 

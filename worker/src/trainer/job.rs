@@ -1,109 +1,89 @@
-//! A job at one place.
+//! A job at one place: its parts, each of which owns its fields, and what the place reports of them.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::sync::Arc;
 
-use toroid_proto::Inputs;
-use toroid_session::{Assignment, HeldAs};
-use toroid_torus::cursor::Cursor;
-use toroid_torus::partition::Partition;
-use toroid_torus::pipeline::Pipeline;
+use toroid_session::{Assignment, Event};
 
-use super::earlier::Earlier;
-use super::history::History;
-use super::holders::Holders;
-use super::kept::{Kept, Sealed};
-use super::lane::Lane;
-use super::validations::Validations;
-use super::workspace::{Buffers, Groups};
-use crate::checkpoint::{Owned, Storage};
-use crate::comm::{Fence, LinkStats, Links};
-use crate::data::{Dataset, LeftOut};
+use super::curve::Curve;
+use super::emit::Emit;
+use super::held::Held;
+use super::passes::Passes;
+use super::samples::Samples;
+use super::save::{Checkpoints, SavedStep, Saver, ToPublish};
+use super::shards::Shards;
+use super::shared::Shared;
+use crate::checkpoint::CheckpointError;
+use crate::comm::{Fence, Links};
 use crate::device::Device;
-use crate::model::Stage;
-use crate::optim::Shard;
 
 /// A job at one place.
 pub struct Job<D: Device + Clone> {
-    pub assignment: Assignment,
+    pub(super) assignment: Assignment,
     /// Ends the waits of an epoch that is over.
     pub(super) fence: Fence,
-    pub(super) partition: Arc<Partition>,
-    pub(super) stage: Stage<D>,
-    pub(super) shard: Shard<D>,
-    /// The copy of another place's shard; `None` without redundancy.
-    pub(super) holders: Option<Holders<D>>,
-    /// What the parts of this place, from `partition` to `buffers`, are made for. Until it is healed that may be another place than the
-    /// assignment's.
-    pub(super) made_for: HeldAs,
-    /// The shards hold the state of `committed`; a newcomer's do not until it is healed.
-    pub(super) has_state: bool,
-    /// The state as it was split before, until all are known to have it as it is split now.
-    pub(super) earlier: Option<Earlier<D>>,
-    /// All that is needed to apply `committed + 1` is here: the gradients of both shards.
-    pub(super) sealed: bool,
-    /// This place's shard and its gradient when they were sealed.
-    pub(super) sealed_own: Sealed,
-    /// Inputs of the shard's last update; `None` where updates are not replayed.
-    pub(super) kept: Option<Kept<D>>,
-    /// What this place saw of silent data corruption in this epoch.
-    pub(super) corrupt: Option<String>,
-    /// Global sums of the newest steps, and of all that no coordinator has.
-    pub(super) history: History,
-    /// Of the last commit.
-    pub(super) since: Instant,
-    /// What the links had moved then.
-    pub(super) moved_since: LinkStats,
     /// Kept from epoch to epoch.
     pub(super) links: Option<Links>,
-    /// Step that was loaded from a checkpoint of another job, or 0.
-    pub(super) start_step: Option<u64>,
-    pub(super) validations: Validations,
-    /// Step of the last validation.
-    pub(super) validated: Option<u64>,
-    pub(super) dataset: Dataset,
-    pub(super) data_digest: [u8; 32],
-    /// What of the job has no effect, or another than one may think.
-    pub(super) notes: Vec<String>,
-    pub(super) cursor: Cursor,
-    pub(super) pipeline: Pipeline,
-    pub(super) groups: Groups,
-    pub(super) buffers: Buffers,
-    /// The working parameters before this element are those of the committed step; the others may be on their way.
-    pub(super) gathered: usize,
+    pub(super) samples: Samples,
+    pub(super) passes: Passes<D>,
+    pub(super) shards: Shards<D>,
+    pub(super) held: Held<D>,
     /// Committed updates, skipped ones included.
     pub(super) committed: u64,
     /// Updates that were skipped because gradients were not finite.
     pub(super) skipped: u64,
-    /// Skipped updates at the checkpoint that is being written.
-    pub(super) skipped_at: Mutex<BTreeMap<u64, u64>>,
-    pub(super) storage: Arc<Storage>,
-    /// The same folder, once it is known to be this job's: before the first step.
-    pub(super) owned: Option<Arc<Owned>>,
-    pub(super) writer: Lane,
-    pub(super) publisher: Lane,
+    pub(super) curve: Curve,
+    pub(super) checkpoints: Checkpoints,
 }
 
 impl<D: Device + Clone> Job<D> {
-    pub fn data_digest(&self) -> [u8; 32] {
-        self.data_digest
+    /// What this place holds.
+    pub(super) fn report(&self) -> Event {
+        Event::Prepared {
+            committed_step: self.committed,
+            held: self.held.all(),
+            sealed_next: self.shards.is_sealed(),
+            sums_from: self.curve.first_step().unwrap_or(self.committed + 1),
+            data_digest: self.samples.data_digest(),
+            num_samples: self.samples.num_train(),
+            num_params: self.assignment.spec.model.num_params(),
+            inputs: Box::new(self.samples.told()),
+        }
     }
 
-    /// What is trained on, and what of it is left out (T-12).
-    pub(super) fn inputs(&self) -> Inputs {
-        let text = self.dataset.text();
-        let left_out = |l: &LeftOut| toroid_proto::LeftOut {
-            reason: l.reason.words().into(),
-            num_files: l.num_files,
-            bytes: l.bytes,
-            first: l.first.clone(),
-        };
-        let left_out = text.left_out().iter().map(left_out).collect();
-        Inputs { summary: text.source_summary(), left_out, notes: self.notes.clone() }
+    /// Rank 0 says the steps from `from` on again.
+    pub(super) fn report_since(&self, from: u64, emit: &Emit) {
+        self.curve.report_since(&self.assignment, self.committed, from, emit);
     }
 
-    pub fn num_samples(&self) -> u64 {
-        self.dataset.num_train()
+    /// As [`Job::write_checkpoint`], if `step` is the committed one. Where the state is not yet split for this place, the epoch has ended
+    /// before it was, and what was asked for in it is void.
+    pub(super) fn write_checkpoint_of(&mut self, step: u64, emit: &Emit) {
+        if !self.held.has_state_of(self.assignment.held_as()) {
+            return;
+        }
+        if step == self.committed {
+            return self.write_checkpoint(emit);
+        }
+        emit(self.assignment.event(Event::CheckpointFailed { step, error: String::new() }));
+    }
+
+    /// Writes this place's shard of the committed state in the background.
+    pub(super) fn write_checkpoint(&mut self, emit: &Emit) {
+        let by = Saver { place: &self.assignment, fence: &self.fence, emit };
+        let of = SavedStep { step: self.committed, skipped: self.skipped };
+        self.checkpoints.write(by, of, self.passes.device(), self.shards.own());
+    }
+
+    /// Publishes a checkpoint, see [`Checkpoints::publish`].
+    pub(super) fn publish(&mut self, what: ToPublish, shared: &Arc<Shared>, emit: &Emit) {
+        let by = Saver { place: &self.assignment, fence: &self.fence, emit };
+        self.checkpoints.publish(by, what, self.skipped, self.samples.data_digest(), shared);
+    }
+
+    /// Whether no other worker could do better: the folder is another job's. Where this one has its state elsewhere already, it is this
+    /// worker that sees another folder than the others.
+    pub(super) fn is_refused_by(&self, error: &CheckpointError) -> bool {
+        let begins = !self.assignment.heal && self.assignment.restore_step.is_none();
+        begins && error.is_about_owner()
     }
 }

@@ -6,10 +6,13 @@
 //!  Prepare: data, weights or checkpoint -> Prepared     Start: connect, then steps -> Committed ... Finished
 //! ```
 //!
+//! What a place has is a [`Job`], whose parts own their fields; what is done with them is in a file for each phase: `ready` and
+//! `prepare` before the start, `train` from then on, `step`, `heal`, `resplit`, `replay`.
+//!
 //! The trainer decides nothing about membership: it reports what it sees and does what the assignment says. Between two commits it
 //! needs no coordinator (T-9).
 
-mod earlier;
+mod curve;
 mod emit;
 mod encode;
 mod environment;
@@ -20,6 +23,7 @@ pub mod failpoint;
 #[cfg(any(test, feature = "failpoint"))]
 mod flip;
 mod heal;
+mod held;
 mod history;
 mod holders;
 mod job;
@@ -29,13 +33,15 @@ pub mod memory;
 mod observe;
 mod orders;
 mod overlap;
+mod passes;
 mod prepare;
 mod publish;
 mod ready;
 mod replay;
 mod resplit;
+mod samples;
 mod save;
-mod seal;
+mod shards;
 mod shared;
 mod show;
 mod step;
@@ -62,6 +68,7 @@ pub use shared::{Computed, Requested, Shared};
 
 use orders::Inbox;
 use ready::{prepare, warm_up};
+use save::ToPublish;
 use train::train;
 use workspace::Workspace;
 
@@ -91,7 +98,7 @@ pub fn run<D: Device + Clone>(device: &D, environment: &Environment, orders: Rec
             }
             Order::Command(Command::Publish { epoch, step, files, remove }) => {
                 if let Some(running) = job.as_mut().filter(|j| j.assignment.epoch == epoch) {
-                    running.publish(step, files, remove, &environment.shared, emit);
+                    running.publish(ToPublish { step, files, remove }, &environment.shared, emit);
                 }
             }
             Order::Command(Command::Report { epoch, from }) => {
@@ -106,7 +113,7 @@ pub fn run<D: Device + Clone>(device: &D, environment: &Environment, orders: Rec
             }
             Order::Command(Command::DropShard { epoch, step }) => {
                 if let Some(running) = job.as_mut().filter(|j| j.assignment.epoch == epoch) {
-                    running.drop_shard(step);
+                    running.checkpoints.drop_shard(&running.assignment, step);
                 }
             }
             Order::Command(Command::Drop { epoch }) => job = job.filter(|j| j.assignment.epoch > epoch),

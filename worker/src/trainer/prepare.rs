@@ -1,29 +1,27 @@
 //! A job at one place before its first step: data, working parameters, the shard that this place holds.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use toroid_session::{Assignment, ReadFault};
-use toroid_torus::cursor::Cursor;
 use toroid_torus::init::fill_initial;
 use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::Manifest;
 use toroid_torus::partition::Partition;
 
+use super::curve::Curve;
 use super::environment::Environment;
 use super::error::PrepareError;
-use super::history::History;
+use super::held::Held;
 use super::job::Job;
-use super::kept::Sealed;
-use super::lane::Lane;
-use super::validations::Validations;
+use super::samples::Samples;
+use super::save::Checkpoints;
 use super::workspace::{Parts, Workspace};
 use crate::checkpoint::{CheckpointError, Owned, ShardStateMut, Storage, load_initial};
-use crate::comm::{Fence, LinkStats};
+use crate::comm::Fence;
 use crate::data::Dataset;
 use crate::device::Device;
 use crate::optim::HostShard;
-use crate::system;
 
 impl<D: Device + Clone> Job<D> {
     /// `warm` is what was made ready before the place was known.
@@ -38,8 +36,7 @@ impl<D: Device + Clone> Job<D> {
         let (rank, until) = (assignment.rank, Some((&fence, assignment.epoch)));
         let workspace = Workspace::make(device, environment, (&spec, rank), &assignment.checkpoint_root, until, warm)?;
         let Workspace { dataset, data_digest, storage, parts, .. } = workspace;
-        let Parts { partition, stage, mut shard, kept, mut holders, pipeline, groups, buffers } = parts;
-        let cursor = Cursor::new(spec.seed, dataset.num_train(), spec.data.order);
+        let Parts { passes, mut shards } = parts;
 
         let owned = match assignment.restore_step {
             Some(step) if !assignment.heal => {
@@ -56,7 +53,7 @@ impl<D: Device + Clone> Job<D> {
         {
             tracing::warn!("cannot mark the checkpoint of step {} as in use: {error}", manifest.step);
         }
-        for shard in [Some(&mut shard), holders.as_mut().map(|h| &mut h.copy)].into_iter().flatten() {
+        for shard in shards.all_mut() {
             if let Some(state) = source.load(&assignment, &shard.partition, shard.range.clone())? {
                 shard.write(device, &state);
             }
@@ -64,56 +61,17 @@ impl<D: Device + Clone> Job<D> {
         let notes = notes(&spec, &source, &dataset, &data_digest);
         Ok(Job {
             fence,
-            groups,
-            partition,
-            stage,
-            shard,
-            dataset,
-            data_digest,
-            notes,
-            cursor,
-            pipeline,
-            buffers,
-            holders,
-            made_for: assignment.held_as(),
-            earlier: None,
-            has_state: !matches!(source, Source::OtherHolders),
-            sealed: false,
-            sealed_own: Sealed::default(),
-            kept,
-            corrupt: None,
-            history: History::default(),
-            since: system::now(),
-            moved_since: LinkStats::default(),
             links: None,
-            start_step: source.resumed_step(),
-            validations: Validations::default(),
-            validated: None,
-            gathered: 0,
+            samples: Samples::new(&spec, dataset, data_digest, notes),
+            passes,
+            shards,
+            held: Held::new(assignment.held_as(), !matches!(source, Source::OtherHolders)),
             committed: source.step(),
             skipped: source.skipped(),
-            skipped_at: Mutex::default(),
-            storage,
-            owned: None,
-            writer: Lane::new("checkpoint-writer"),
-            publisher: Lane::new("checkpoint-publisher"),
+            curve: Curve::new(source.resumed_step()),
+            checkpoints: Checkpoints::new(storage),
             assignment,
         })
-    }
-
-    /// T-10: finds or makes the checkpoint folder this job's, as long as that is not known.
-    pub(super) fn own_folder(&mut self) -> Result<(), CheckpointError> {
-        if self.owned.is_none() {
-            self.owned = Some(Arc::new(self.storage.own(&self.assignment.owner, self.assignment.claim)?));
-        }
-        Ok(())
-    }
-
-    /// Whether no other worker could do better: the folder is another job's. Where this one has its state elsewhere already, it is this
-    /// worker that sees another folder than the others.
-    pub(super) fn is_refused_by(&self, error: &CheckpointError) -> bool {
-        let begins = !self.assignment.heal && self.assignment.restore_step.is_none();
-        begins && error.is_about_owner()
     }
 }
 

@@ -21,11 +21,10 @@ use toroid_torus::holders::{backup_of, guarded_by};
 
 use super::error::StepError;
 use super::job::Job;
-use super::kept::{Kept, Vote};
+use super::kept::Vote;
 use super::shared::Shared;
 use crate::comm::{CommError, Links, global_sum};
 use crate::device::Device;
-use crate::optim::Shard;
 
 /// Of one shard whose copies differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,17 +62,13 @@ impl<D: Device + Clone> Job<D> {
     pub(super) fn replay(&mut self, links: &mut Links, shared: &Shared) -> Result<StepError, CommError> {
         shared.enter("replay");
         let (shape, rank) = (self.assignment.spec.shape, self.assignment.rank);
-        let device = self.stage.device().clone();
-        let config = &self.assignment.spec.optimizer;
-        let vote = |kept: &mut Option<Kept<D>>, shard: &Shard<D>| {
-            kept.as_mut().map_or(Vote::Unknown, |kept| kept.judge(&device, shard, config))
-        };
+        let (own, copy) = self.shards.replay(self.passes.device(), &self.assignment.spec.optimizer);
         // By rank: whether copies of its shard differ, the vote of its primary, that of its backup.
         let mut votes = vec![0.0; 3 * shape.world()];
-        votes[3 * rank + 1] = vote(&mut self.kept, &self.shard).encode();
-        if let (Some(holders), Some(guarded)) = (&mut self.holders, guarded_by(&shape, rank)) {
-            votes[3 * guarded] = f64::from(u8::from(self.corrupt.is_some()));
-            votes[3 * guarded + 2] = vote(&mut holders.kept, &holders.copy).encode();
+        votes[3 * rank + 1] = own.encode();
+        if let (Some(copy), Some(guarded)) = (copy, guarded_by(&shape, rank)) {
+            votes[3 * guarded] = f64::from(u8::from(self.shards.saw_corruption()));
+            votes[3 * guarded + 2] = copy.encode();
         }
         global_sum(links, &shape, &mut votes)?;
         let ballots: Vec<Ballot> = votes
@@ -82,7 +77,7 @@ impl<D: Device + Clone> Job<D> {
             .filter(|(_, vote)| vote[0] > 0.0)
             .map(|(shard, vote)| Ballot { shard, primary: Vote::decode(vote[1]), backup: Vote::decode(vote[2]) })
             .collect();
-        let seen = self.corrupt.take();
+        let seen = self.shards.take_corruption();
         let verdict = verdict(&shape, &ballots);
         let wrong = verdict.clone().unwrap_or_default();
         let found = match verdict {

@@ -7,50 +7,94 @@
 //! ```
 //!
 //! Each thread does its orders one after the other, so a shard is dropped after it was written and written anew after it was dropped; a
-//! manifest waits for nobody's disk but its own. An order whose code panics has failed at once, in words. Whether the place is still this
+//! manifest waits for nobody's disk but its own. Whether the place is still this
 //! worker's is looked at when an order's turn comes, and again before each removal (T-1).
 //!
 //! Steps wait for a disk only where the shard before is still being written when the next is to be: there is memory for one that is
 //! saved. After [`PATIENCE`] the next one has failed, so that no disk has a place taken for one that hangs.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use toroid_session::{Assignment, Event};
-use toroid_torus::manifest::Writer;
+use toroid_torus::job::JobSpec;
+use toroid_torus::manifest::{FORMAT, Manifest, ShardFile, Writer};
 
 use super::emit::{Emit, EventOf};
-use super::job::Job;
-use super::lane::Waited;
-use crate::checkpoint::{Owned, ShardState};
+use super::lane::{Lane, Waited};
+use super::publish::Publishing;
+use super::shared::Shared;
+use crate::checkpoint::{CheckpointError, Owned, ShardState, Storage};
+use crate::comm::Fence;
 use crate::device::Device;
-use crate::sync::lock;
+use crate::optim::Shard;
 use crate::system;
 
 /// For so long, from when its thread began with it, an order may keep the trainer waiting: less than a place may stand still.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// A coordinator that keeps to the protocol asks for nothing before.
-pub(super) const NOT_BEGUN: &str =
-    "this place has not begun: whose the checkpoint folder is is looked at before the first step";
+const NOT_BEGUN: &str = "this place has not begun: whose the checkpoint folder is is looked at before the first step";
 
-impl<D: Device + Clone> Job<D> {
-    /// As [`Job::write_checkpoint`], if `step` is the committed one. Where the state is not yet split for this place, the epoch has ended
-    /// before it was, and what was asked for in it is void.
-    pub(super) fn write_checkpoint_of(&mut self, step: u64, emit: &Emit) {
-        if self.made_for != self.assignment.held_as() || !self.has_state {
-            return;
+/// The checkpoints of one place.
+pub(super) struct Checkpoints {
+    storage: Arc<Storage>,
+    /// The same folder, once it is known to be this job's: before the first step.
+    owned: Option<Arc<Owned>>,
+    writer: Lane,
+    publisher: Lane,
+    /// Skipped updates at the checkpoints that are being written, by step.
+    skipped_at: BTreeMap<u64, u64>,
+}
+
+/// The place that saves, and what ends its epoch.
+#[derive(Clone, Copy)]
+pub(super) struct Saver<'a> {
+    pub place: &'a Assignment,
+    pub fence: &'a Fence,
+    pub emit: &'a Emit,
+}
+
+/// A committed step, and what a checkpoint says of it besides its state.
+#[derive(Clone, Copy)]
+pub(super) struct SavedStep {
+    pub step: u64,
+    /// Updates that were skipped until then.
+    pub skipped: u64,
+}
+
+/// What rank 0 is to publish.
+pub(super) struct ToPublish {
+    pub step: u64,
+    pub files: Vec<ShardFile>,
+    /// Steps of older checkpoints, which are removed then.
+    pub remove: Vec<u64>,
+}
+
+impl Checkpoints {
+    pub fn new(storage: Arc<Storage>) -> Checkpoints {
+        Checkpoints {
+            storage,
+            owned: None,
+            writer: Lane::new("checkpoint-writer"),
+            publisher: Lane::new("checkpoint-publisher"),
+            skipped_at: BTreeMap::new(),
         }
-        if step == self.committed {
-            return self.write_checkpoint(emit);
+    }
+
+    /// T-10: finds or makes the checkpoint folder this job's, as long as that is not known.
+    pub fn own_folder(&mut self, place: &Assignment) -> Result<(), CheckpointError> {
+        if self.owned.is_none() {
+            self.owned = Some(Arc::new(self.storage.own(&place.owner, place.claim)?));
         }
-        emit(self.assignment.event(Event::CheckpointFailed { step, error: String::new() }));
+        Ok(())
     }
 
     /// Writes this place's shard of the committed state in the background. The next update leaves the memory that is not written yet.
-    pub(super) fn write_checkpoint(&mut self, emit: &Emit) {
-        let step = self.committed;
-        let event = EventOf::new(&self.assignment, emit);
-        match self.writer.wait(PATIENCE, || self.fence.epoch() > self.assignment.epoch) {
+    pub fn write<D: Device>(&mut self, by: Saver<'_>, of: SavedStep, device: &D, shard: &Shard<D>) {
+        let step = of.step;
+        let event = EventOf::new(by.place, by.emit);
+        match self.writer.wait(PATIENCE, || by.fence.epoch() > by.place.epoch) {
             Waited::Done => {}
             // What was asked for in it is void.
             Waited::Over => return,
@@ -65,11 +109,11 @@ impl<D: Device + Clone> Job<D> {
         let Some(storage) = self.owned.clone() else {
             return event.emit(Event::CheckpointFailed { step, error: NOT_BEGUN.into() });
         };
-        let writer = self.writer_of(&storage);
-        lock(&self.skipped_at).insert(step, self.skipped);
-        let state = self.shard.snapshot(self.stage.device());
-        let partition = Arc::clone(&self.partition);
-        let range = self.shard.range.clone();
+        let writer = writer_of(by.place, &storage);
+        self.skipped_at.insert(step, of.skipped);
+        let state = shard.snapshot(device);
+        let partition = Arc::clone(&shard.partition);
+        let range = shard.range.clone();
         let panicked = event.clone();
         let write = move || {
             let start = system::now();
@@ -84,15 +128,10 @@ impl<D: Device + Clone> Job<D> {
         self.writer.order(write, move |error| panicked.emit(Event::CheckpointFailed { step, error }));
     }
 
-    fn writer_of(&self, storage: &Owned) -> Writer {
-        let Assignment { epoch, rank, spec, .. } = &self.assignment;
-        Writer { epoch: *epoch, rank: *rank, world: spec.shape.world(), owner: storage.id() }
-    }
-
     /// Takes away what this place has written of a checkpoint that will not be published, once it is written.
-    pub(super) fn drop_shard(&mut self, step: u64) {
+    pub fn drop_shard(&mut self, place: &Assignment, step: u64) {
         let Some(storage) = self.owned.clone() else { return };
-        let writer = self.writer_of(&storage);
+        let writer = writer_of(place, &storage);
         let warn = move |error: String| {
             tracing::warn!("cannot take away what was written of the checkpoint of step {step}: {error}");
         };
@@ -103,4 +142,55 @@ impl<D: Device + Clone> Job<D> {
         };
         self.writer.order(run, warn);
     }
+
+    /// Writes the manifest of a step (T-6: every shard is durable by now), then removes the checkpoints that are no longer kept. Not
+    /// where this place may be another's by now (T-1): whoever has it is told to do it, and so is this one once it is connected again.
+    /// `skipped`: updates until now, for a step that this place has not saved itself.
+    pub fn publish(
+        &mut self,
+        by: Saver<'_>,
+        what: ToPublish,
+        skipped: u64,
+        data_digest: [u8; 32],
+        shared: &Arc<Shared>,
+    ) {
+        let ToPublish { step, files, remove } = what;
+        let event = EventOf::new(by.place, by.emit);
+        let Some(storage) = self.owned.clone() else {
+            return event.emit(Event::PublishFailed { step, error: NOT_BEGUN.into() });
+        };
+        let spec = &by.place.spec;
+        let manifest = Manifest {
+            format: FORMAT,
+            job_id: by.place.job_id.clone(),
+            owner: Some(storage.id()),
+            step,
+            epoch: by.place.epoch,
+            shape: spec.shape,
+            job: JobSpec::clone(spec),
+            samples: step * spec.batch.samples(),
+            skipped_steps: self.skipped_at.get(&step).copied().unwrap_or(skipped),
+            data_digest: blake3::Hash::from_bytes(data_digest).to_hex().to_string(),
+            files,
+        };
+        let (fence, shared) = (by.fence.clone(), Arc::clone(shared));
+        let publishing = Publishing { storage, manifest, remove, fence, shared, event: event.clone() };
+        let failed = move |error| event.emit(Event::PublishFailed { step, error });
+        self.publisher.order(move || publishing.run(), failed);
+    }
+
+    #[cfg(test)]
+    pub fn writer(&mut self) -> &mut Lane {
+        &mut self.writer
+    }
+
+    #[cfg(test)]
+    pub fn publisher(&mut self) -> &mut Lane {
+        &mut self.publisher
+    }
+}
+
+fn writer_of(place: &Assignment, storage: &Owned) -> Writer {
+    let Assignment { epoch, rank, spec, .. } = place;
+    Writer { epoch: *epoch, rank: *rank, world: spec.shape.world(), owner: storage.id() }
 }

@@ -13,12 +13,12 @@ use super::error::StepError;
 use super::job::Job;
 use super::observe::Deed;
 use super::orders::{Inbox, Order};
+use super::save::ToPublish;
 use super::shared::Shared;
 use super::{memory, resplit};
 use crate::comm::nccl::{Epoch, agree};
 use crate::comm::{CommError, LinkPlan, Links, peers_of};
 use crate::device::Device;
-use crate::system;
 
 /// Whoever halts looks this often whether it may go on.
 const HALT_LOOK: Duration = Duration::from_millis(10);
@@ -34,7 +34,7 @@ pub(super) fn train<D: Device + Clone>(
     let (job_id, epoch) = (job.assignment.job_id.clone(), job.assignment.epoch);
     let report = |event| emit(TrainerEvent { job_id: job_id.clone(), epoch, event });
     // T-10: before the first step. By now all have data and weights, so a job that cannot begin leaves no record behind.
-    if let Err(error) = job.own_folder() {
+    if let Err(error) = job.checkpoints.own_folder(&job.assignment) {
         let (fatal, error) = (job.is_refused_by(&error), error.to_string());
         report(Event::Failed { error, fatal, checkpoint: None, restore: false, corrupt_ranks: Vec::new() });
         return environment.shared.enter("idle");
@@ -45,7 +45,7 @@ pub(super) fn train<D: Device + Clone>(
         report(Event::Connected);
         job.steps(links, heal, &environment.shared, inbox, emit)
     });
-    if let Some(comm) = job.stage.device().comm() {
+    if let Some(comm) = job.passes.device().comm() {
         comm.end();
     }
     // Connections to those who stay are kept for the next epoch.
@@ -98,7 +98,7 @@ pub(super) fn connect<D: Device + Clone>(
     links.keep_at_most(memory::of_a_link(&assignment.spec, assignment.rank));
     environment.shared.set_waits_for(links.waits_for());
     links.advance(&environment.listener, plan, &job.fence, timeout)?;
-    let comm = job.stage.device().comm();
+    let comm = job.passes.device().comm();
     if let (Some(agreed), Some(comm)) = (agree(links, &assignment.spec.shape, comm)?, comm) {
         let (number, fence) = (assignment.epoch, job.fence.clone());
         comm.begin(agreed, Epoch { number, fence, waits_for: links.waits_for() })?;
@@ -123,9 +123,9 @@ impl<D: Device + Clone> Job<D> {
         if let Some(plan) = heal {
             self.heal(links, shared, plan, emit)?;
         }
-        self.start_gather(links, shared)?;
+        self.passes.start_gather(links, shared, self.shards.own())?;
         self.validate_if_due(links, shared, emit)?;
-        (self.since, self.moved_since) = (system::now(), links.stats());
+        self.curve.restart_clock(links.stats());
         while self.committed < total {
             self.serve(inbox, shared, emit)?;
             while !shared.begin_step(self.committed) {
@@ -137,14 +137,14 @@ impl<D: Device + Clone> Job<D> {
             self.show(shared, self.committed, Deed::Committed);
             self.show_state(shared);
             self.committed(record, shared, emit);
-            self.start_gather(links, shared)?;
+            self.passes.start_gather(links, shared, self.shards.own())?;
             if self.validate_if_due(links, shared, emit)? {
-                (self.since, self.moved_since) = (system::now(), links.stats());
+                self.curve.restart_clock(links.stats());
             }
         }
         // What others still wait for goes out before this place stops to call.
-        self.finish_gather(links)?;
-        if let Some(comm) = self.stage.device().comm() {
+        self.passes.finish_gather(links)?;
+        if let Some(comm) = self.passes.device().comm() {
             comm.settle()?;
         }
         Ok(links.flush()?)
@@ -164,16 +164,12 @@ impl<D: Device + Clone> Job<D> {
 
     /// Validates before the first step, after the last and at the interval; says whether it did.
     fn validate_if_due(&mut self, links: &mut Links, shared: &Shared, emit: &Emit) -> Result<bool, CommError> {
-        let (step, spec) = (self.committed, &self.assignment.spec);
-        let interval = spec.eval.interval;
-        let is_due = step == 0 || step == spec.steps || (interval > 0 && step.is_multiple_of(interval));
-        // A step that a resumed job starts from was validated by the job that made it.
-        let is_new = self.validated != Some(step) && self.start_step != Some(step);
-        if is_due && is_new {
+        let is_due = self.curve.is_validation_due(&self.assignment.spec, self.committed);
+        if is_due {
             self.validate(links, shared, emit)?;
-            self.validated = Some(step);
+            self.curve.set_validated(self.committed);
         }
-        Ok(is_due && is_new)
+        Ok(is_due)
     }
 
     /// Does what the session asks for between two steps.
@@ -183,12 +179,14 @@ impl<D: Device + Clone> Job<D> {
         loop {
             match inbox.try_next() {
                 Ok(Order::Command(Command::Publish { epoch: e, step, files, remove })) if e == epoch => {
-                    self.publish(step, files, remove, shared, emit);
+                    self.publish(ToPublish { step, files, remove }, shared, emit);
                 }
                 Ok(Order::Command(Command::Checkpoint { epoch: e, step })) if e == epoch => {
                     self.write_checkpoint_of(step, emit)
                 }
-                Ok(Order::Command(Command::DropShard { epoch: e, step })) if e == epoch => self.drop_shard(step),
+                Ok(Order::Command(Command::DropShard { epoch: e, step })) if e == epoch => {
+                    self.checkpoints.drop_shard(&self.assignment, step);
+                }
                 Ok(Order::Command(Command::Report { epoch: e, from })) if e == epoch => self.report_since(from, emit),
                 Ok(Order::Command(
                     Command::Publish { .. }
