@@ -75,7 +75,7 @@ pub enum Path {
 }
 
 impl Path {
-    /// Of an [`all_reduce_torus`], or the half of one.
+    /// Of an [`all_reduce_torus`](super::all_reduce_torus), or the half of one.
     pub fn on_torus(algorithm: Algorithm, members: usize, len: usize) -> Path {
         let bytes = len * size_of::<f32>();
         let is_small = bytes <= DIRECT_BYTES_MAX
@@ -88,7 +88,7 @@ impl Path {
         }
     }
 
-    /// Of an [`all_reduce_sum`].
+    /// Of an [`all_reduce_sum`](super::all_reduce_sum).
     pub fn on_line(members: usize, len: usize) -> Path {
         if (members - 1) * len * size_of::<f32>() <= EXCHANGE_BYTES_MAX {
             return Path::Exchange;

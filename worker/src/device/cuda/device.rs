@@ -219,7 +219,7 @@ impl<R: Runtime> CudaDevice<R> {
         Ok(())
     }
 
-    /// Scratch for pieces of these many bytes. [`Device::reserve_scratch`](super::Device::reserve_scratch) sizes it before the first step; it grows
+    /// Scratch for pieces of these many bytes. [`Device::reserve_scratch`](crate::device::Device::reserve_scratch) sizes it before the first step; it grows
     /// where an operation needs more.
     pub(super) fn scratch(&self, pieces: &[usize]) -> Scratch<'_> {
         let mut block = lock(&self.shared.scratch);
