@@ -12,34 +12,6 @@ use anyhow::{Result, ensure};
 /// Crates without circles, by the folder of their root.
 const CRATES: [&str; 3] = ["coordinator/machine/src", "coordinator/src", "worker/src"];
 
-/// Arrows that run back and stay. All circles are closed by one of these; the test fails when one is no longer needed, so that the list
-/// only shrinks. The worker's device and its communicators know each other by traits of both, and so do a product and its AVX-512 kernels; the
-/// others tie files that are one subject by now.
-const RUN_BACK: [(&str, &str); 22] = [
-    ("worker/src/comm/establish.rs", "worker/src/comm/probe.rs"),
-    ("worker/src/comm/flight.rs", "worker/src/comm/links.rs"),
-    ("worker/src/comm/links.rs", "worker/src/comm/collective.rs"),
-    ("worker/src/comm/probe.rs", "worker/src/lib.rs"),
-    ("worker/src/comm/program.rs", "worker/src/comm/links.rs"),
-    ("worker/src/device/cpu/product.rs", "worker/src/device/cpu/avx512.rs"),
-    ("worker/src/device/cuda/mod.rs", "worker/src/device/cuda/arena.rs"),
-    ("worker/src/device/cuda/mod.rs", "worker/src/device/cuda/nccl/mod.rs"),
-    ("worker/src/device/cuda/nccl/epoch.rs", "worker/src/device/cuda/nccl/collective.rs"),
-    ("worker/src/device/cuda/runtime.rs", "worker/src/device/cuda/nccl/mod.rs"),
-    ("worker/src/device/mod.rs", "worker/src/comm/nccl/mod.rs"),
-    ("worker/src/model/moe.rs", "worker/src/model/stage.rs"),
-    ("worker/src/trainer/history.rs", "worker/src/trainer/step.rs"),
-    ("worker/src/trainer/holders.rs", "worker/src/trainer/prepare.rs"),
-    ("worker/src/trainer/mod.rs", "worker/src/lib.rs"),
-    ("worker/src/trainer/mod.rs", "worker/src/trainer/workspace.rs"),
-    ("worker/src/trainer/prepare.rs", "worker/src/trainer/evaluate.rs"),
-    ("worker/src/trainer/prepare.rs", "worker/src/trainer/resplit.rs"),
-    ("worker/src/trainer/replay.rs", "worker/src/trainer/prepare.rs"),
-    ("worker/src/trainer/workspace.rs", "worker/src/trainer/prepare.rs"),
-    ("worker/src/trainer/save.rs", "worker/src/trainer/prepare.rs"),
-    ("worker/src/trainer/shared.rs", "worker/src/trainer/failpoint.rs"),
-];
-
 /// A path within a crate, by segments.
 type Names = Vec<String>;
 
@@ -237,16 +209,10 @@ fn ties<'a>(arrows: &Arrows<'a>, circle: &BTreeSet<&'a str>) -> Vec<(&'a str, &'
 fn no_file_needs_the_files_that_need_it() -> Result<()> {
     let files = crate::files(&[".rs"])?;
     let mut complaints = Vec::new();
-    let mut needed = BTreeSet::new();
     for folder in CRATES {
         let modules = read(&files, folder);
         ensure!(modules.len() > 5, "{folder}: has hardly any files; correct the list in this test");
-        let mut arrows = arrows(&modules);
-        let tied: BTreeSet<(&str, &str)> = circles(&arrows).iter().flat_map(|circle| ties(&arrows, circle)).collect();
-        needed.extend(RUN_BACK.into_iter().filter(|arrow| tied.contains(arrow)));
-        for (from, to) in &mut arrows {
-            to.retain(|to| !RUN_BACK.contains(&(*from, *to)));
-        }
+        let arrows = arrows(&modules);
         for circle in circles(&arrows) {
             let ties: String =
                 ties(&arrows, &circle).iter().map(|(from, to)| format!("\n    {from} -> {to}")).collect();
@@ -256,10 +222,6 @@ fn no_file_needs_the_files_that_need_it() -> Result<()> {
             ));
         }
     }
-    let is_left = |arrow: &&(&str, &str)| !needed.contains(*arrow);
-    let left = RUN_BACK.iter().filter(is_left);
-    complaints
-        .extend(left.map(|(from, to)| format!("{from} -> {to} closes no circle any more: strike it from the list")));
     crate::check(complaints)
 }
 

@@ -18,13 +18,14 @@ pub mod data;
 pub mod device;
 pub mod model;
 pub mod optim;
+mod sync;
 pub mod system;
 pub mod trace;
 pub mod trainer;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -229,11 +230,6 @@ async fn run_on<D: Device + Clone>(
 /// Containers of one host name all have the process id 1, so a random part goes with both.
 fn made_id(host: &str, pid: u32, random: u64) -> String {
     format!("{host}-{pid}-{:06x}", random & 0xff_ffff)
-}
-
-/// A poisoned lock means that a thread panicked while it held it; what it guards is still whole (single assignments).
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 fn random_number() -> std::io::Result<u64> {

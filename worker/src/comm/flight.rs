@@ -15,20 +15,9 @@
 
 use std::ops::Range;
 
-use super::program::Program;
+use super::program::Flight;
 use super::work::Nothing;
-use super::{Channel, CommError, Links};
-
-pub(super) struct Flight {
-    pub program: Program<Vec<f32>>,
-    /// By member.
-    pub ranks: Vec<usize>,
-    pub channel: Channel,
-    /// In a trace.
-    pub name: &'static str,
-    /// The running call waits for it.
-    pub is_waited_for: bool,
-}
+use super::{CommError, Links};
 
 const NONE: &str = "no collective is in flight";
 

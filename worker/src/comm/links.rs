@@ -7,7 +7,7 @@
 //!                  -> poll(fence, links) -> write, read -> ... until the transfers are done
 //! ```
 //!
-//! A collective may be in flight beside the calls ([`Flight`]): whichever call runs moves it on.
+//! A collective may be in flight beside the calls ([`super::flight`]): whichever call runs moves it on.
 //!
 //! A call that fails ends the epoch for these links: the same error comes again until [`Links::advance`].
 
@@ -17,11 +17,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use toroid_torus::collective::Run;
 
-use super::collective::Made;
 use super::conn::{Conn, Tally, Turn};
-use super::flight::Flight;
-use super::program::Started;
+use super::program::{Flight, Started};
+use super::schedule::Made;
 use super::transport::Transport;
 use super::work::{Id, Nothing, Transfers, Work, Works};
 use super::{Channel, CommError, Fence, LinkKind, LinkStats, Transfer};
@@ -125,7 +125,7 @@ impl Links {
             conns,
             tally,
             failed: None,
-            made: Made::new(),
+            made: Made::default(),
             flight: None,
             moving_since: None,
             waits_for,
@@ -348,6 +348,12 @@ impl Links {
     /// Whether more will be asked of `peer` on `channel` than it has been so far.
     pub(super) fn hold(&mut self, peer: usize, channel: Channel, will_ask: bool) {
         linked(&mut self.conns, peer).hold(channel, will_ask);
+    }
+
+    /// What comes for tasks that have not started stays where it is.
+    pub(super) fn hold_receives(&mut self, run: &Run, ranks: &[usize], channel: Channel) {
+        let senders = ranks.iter().enumerate().filter(|(member, _)| run.will_receive(*member));
+        senders.for_each(|(_, &peer)| self.hold(peer, channel, true));
     }
 
     /// Puts on the links what of the flight may start.

@@ -1,9 +1,9 @@
 //! Links between the ranks of a job, and the collectives that run over them.
 //!
 //! ```text
-//!   collective   chooses a schedule of torus::collective; sums and gathers for TP, DP and the whole torus
-//!      |    \__ program     starts each of its tasks as soon as it can go
-//!      |         \__ flight      one that goes on beside other calls, on a buffer of its own
+//!   collective   sums and gathers for TP, DP and the whole torus, by a schedule of torus::collective that `schedule` chooses
+//!      |    \__ program     starts each of its tasks as soon as it can go: `execute` while the caller waits,
+//!      |                    `flight` beside other calls, on a buffer of its own
 //!      | Transfer{Send | Recv | Add}
 //!   links        progresses all transfers of a call at once, on the trainer's thread, with poll(2)
 //!      |         \__ fence     another thread ends the epoch: every wait returns
@@ -39,6 +39,7 @@ mod collective;
 mod conn;
 mod error;
 mod establish;
+mod execute;
 mod fence;
 mod flight;
 mod frame;
@@ -49,16 +50,16 @@ mod probe;
 mod program;
 mod raw;
 mod resolve;
+mod schedule;
 #[cfg(test)]
 mod tests;
 mod transport;
 mod wire;
 mod work;
 
-pub(crate) use collective::is_exchanged;
 pub use collective::{
-    Algorithm, Group, Path, TpGroup, all_gather, all_gather_f64, all_reduce_sum, all_reduce_torus, global_sum,
-    global_sum_with, reduce_scatter, slices_of_chunk, start_all_gather, start_reduce_scatter,
+    TpGroup, all_gather, all_gather_f64, all_reduce_sum, all_reduce_torus, global_sum, global_sum_with, reduce_scatter,
+    start_all_gather, start_reduce_scatter,
 };
 pub use error::CommError;
 pub use establish::{LinkPlan, Listener, Refusal};
@@ -68,6 +69,8 @@ pub use links::{Links, WaitsFor};
 pub use probe::{MAX_PROBES, Porter, ProbeError};
 pub use raw::{RawRecv, RawSend, exchange_raw};
 pub use resolve::check_advertised;
+pub(crate) use schedule::is_exchanged;
+pub use schedule::{Algorithm, Group, Path, slices_of_chunk};
 pub use transport::{LinkChoice, LinkKind};
 
 /// One message, to be sent or received by [`Links::run`]. `peer` is a rank.

@@ -26,7 +26,7 @@ use super::handshake::{Message, Nonce, Why};
 use super::resolve::Lookup;
 use super::transport::connect_local;
 use super::wire::nonce;
-use crate::lock;
+use crate::sync::lock;
 
 /// Between two looks for a call.
 const LOOK: Duration = Duration::from_millis(10);

@@ -1,4 +1,4 @@
-//! Runs the tasks of a collective over links: each starts as soon as it may.
+//! The tasks of a collective on their buffer: each starts as soon as it may.
 //!
 //! Deliberately absent: what runs when; [`toroid_torus::collective::Run`] says that.
 
@@ -8,14 +8,26 @@ use std::sync::Arc;
 use bytemuck::{cast_slice, cast_slice_mut};
 use toroid_torus::collective::{Action, Op, Run, Tasks};
 
-use super::work::{Id, Landing, Work};
-use super::{Channel, CommError, Links};
+use super::Channel;
+use super::work::{Landing, Work};
 
 /// The tasks of one member on its buffer, which a blocking call borrows and a collective in flight owns.
 pub(super) struct Program<B> {
     pub run: Run,
     pub buf: B,
     scratch: B,
+}
+
+/// A program that goes on while the rank computes, see [`super::flight`].
+pub(super) struct Flight {
+    pub program: Program<Vec<f32>>,
+    /// By member.
+    pub ranks: Vec<usize>,
+    pub channel: Channel,
+    /// In a trace.
+    pub name: &'static str,
+    /// The running call waits for it.
+    pub is_waited_for: bool,
 }
 
 /// A transfer to be put on a link.
@@ -94,42 +106,5 @@ impl<B: DerefMut<Target = [f32]>> Work for Program<B> {
 
     fn complete(&mut self, task: usize) {
         self.run.complete(task);
-    }
-}
-
-impl Links {
-    /// What comes for tasks that have not started stays where it is.
-    pub(super) fn hold_receives(&mut self, run: &Run, ranks: &[usize], channel: Channel) {
-        let senders = ranks.iter().enumerate().filter(|(member, _)| run.will_receive(*member));
-        senders.for_each(|(_, &peer)| self.hold(peer, channel, true));
-    }
-
-    /// Runs `program`; `ranks` are those of the members.
-    pub(super) fn execute(
-        &mut self,
-        program: &mut Program<&mut [f32]>,
-        ranks: &[usize],
-        channel: Channel,
-    ) -> Result<(), CommError> {
-        self.call(channel.name(), program, |links, program| {
-            links.hold_receives(&program.run, ranks, channel);
-            loop {
-                let before = program.run.num_done();
-                while let Some(started) = program.start_next() {
-                    links.admit(program, Id::Call(started.task), ranks[started.member], channel, &started)?;
-                }
-                if program.run.is_over() {
-                    return Ok(());
-                }
-                if program.run.num_done() > before {
-                    // What was done may let another task go on.
-                    continue;
-                }
-                links.start(program)?;
-                if program.run.num_done() == before {
-                    links.turn(program, true)?;
-                }
-            }
-        })
     }
 }

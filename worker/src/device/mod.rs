@@ -338,7 +338,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn submit(&self) {}
 
     /// What moves data between devices without the host, where there is such a thing.
-    fn comm(&self) -> Option<&dyn DeviceComm<Self>> {
+    fn comm(&self) -> Option<&dyn DeviceComm<Self::Buf>> {
         None
     }
 

@@ -37,6 +37,7 @@ mod tp;
 mod watch;
 
 pub use layout::largest_operands;
-pub use stage::{Allocated, Input, MicroBatchStats, RouterStats, Stage};
+pub use moe::RouterStats;
+pub use stage::{Allocated, Input, MicroBatchStats, Stage};
 pub use tp::{Alone, TpComm, all_gather_through_host, all_reduce_through_host};
 pub use watch::{Unwatched, Watch};

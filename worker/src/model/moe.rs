@@ -10,8 +10,16 @@ use crate::device::{Buffer, Device, Groups, Products, RouterLoss, Routing};
 
 use super::block::{Context, Scratch, linear, linear_dw, linear_dx, sum_over_tp};
 use super::layout::{LayerRanges, Layout};
-use super::stage::RouterStats;
 use super::tp::TpComm;
+
+/// The router's own losses of one layer and micro-batch, without their coefficients.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct RouterStats {
+    /// Mean over the tokens of `logsumexp(logits)^2`.
+    pub z: f64,
+    /// `E * sum_e f_e P_e`
+    pub balance: f64,
+}
 
 /// What the backward needs of one micro-batch.
 pub(super) struct Saved<D: Device> {

@@ -9,6 +9,7 @@ use crate::device::{Buffer, Device, View};
 
 use super::block::{Context, Scratch, sum_over_tp};
 use super::layout::Layout;
+use super::moe::RouterStats;
 use super::tp::{Alone, TpComm};
 use super::watch::{Unwatched, Watch};
 use super::{attention, head, moe};
@@ -20,15 +21,6 @@ pub enum Input<'a> {
     Tokens(&'a [u32]),
     /// `(B, S, d)`, on every other.
     Activations(&'a [f32]),
-}
-
-/// The router's own losses of one layer and micro-batch, without their coefficients.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct RouterStats {
-    /// Mean over the tokens of `logsumexp(logits)^2`.
-    pub z: f64,
-    /// `E * sum_e f_e P_e`
-    pub balance: f64,
 }
 
 /// The loss terms of one micro-batch that arise in a stage. The loss is `ce + z_coef * z + balance_coef * balance` over

@@ -8,33 +8,23 @@
 //!
 //! Afterwards every place holds the state of step S. Nothing else moves (T-3, T-7).
 
-use std::collections::BTreeSet;
-use std::ops::Range;
-use std::sync::Arc;
-
-use bytemuck::{cast_slice, cast_slice_mut};
 use toroid_session::{Assignment, Event, HealPlan};
-use toroid_torus::cursor::Cursor;
-use toroid_torus::digest::{DIGEST_BYTES, Digest};
+use toroid_torus::digest::DIGEST_BYTES;
 use toroid_torus::failpoint;
 use toroid_torus::holders::{backup_of, guarded_by};
 use toroid_torus::job::JobSpec;
 
-use super::evaluate::Validations;
-use super::history::History;
+use super::emit::Emit;
+use super::encode::{decode, encode};
+use super::error::{StepError, corrupt, refuse};
 use super::holders::Holders;
-use super::replay::Kept;
-use super::step::Totals;
-use super::{Deed, Emit, Job, Shared, StepError};
-use crate::comm::{Channel, Links, Transfer, global_sum};
-use crate::device::{Buffer, Device};
+use super::job::Job;
+use super::observe::Deed;
+use super::shared::Shared;
+use super::totals::Totals;
+use crate::comm::{Channel, Links, Transfer};
+use crate::device::Device;
 use crate::optim::Shard;
-
-/// Numbers of one sum over the torus: whoever takes part holds them once for each place of its row or column.
-const CHUNK: usize = 1 << 17;
-
-/// What the source says before its sums: its count of skipped steps and its validations.
-const HEAD: usize = 1 + Validations::LEN;
 
 impl<D: Device + Clone> Job<D> {
     /// Whether this place's state is worth keeping for `next`.
@@ -47,27 +37,13 @@ impl<D: Device + Clone> Job<D> {
     /// The survivor's part of a new epoch: keeps everything and says what it holds.
     pub(super) fn rejoin(mut self, assignment: Assignment, shared: &Shared, emit: &Emit) -> Job<D> {
         self.assignment = assignment;
-        self.corrupt = None;
+        self.shards.forget_corruption();
         // A forward whose backward never came leaves its slot full.
-        self.stage.clear_slots();
+        self.passes.clear_slots();
         shared.reset(self.committed);
         shared.enter("wait for start");
         emit(self.assignment.event(self.report()));
         self
-    }
-
-    /// What this place holds.
-    pub(super) fn report(&self) -> Event {
-        Event::Prepared {
-            committed_step: self.committed,
-            held: self.held(),
-            sealed_next: self.sealed,
-            sums_from: self.history.first_step().unwrap_or(self.committed + 1),
-            data_digest: self.data_digest(),
-            num_samples: self.num_samples(),
-            num_params: self.assignment.spec.model.num_params(),
-            inputs: Box::new(self.inputs()),
-        }
     }
 
     pub(super) fn heal(
@@ -80,15 +56,17 @@ impl<D: Device + Clone> Job<D> {
         shared.enter("heal");
         self.turn_to(plan)?;
         shared.set_recorded(plan.recorded);
-        let is_newcomer = self.held().is_empty();
-        let sums = self.share_history(links, shared, plan, is_newcomer)?;
-        let behind = self.has_state && self.committed < plan.step && !failpoint!(SkipHealCommit);
+        let is_newcomer = self.held.all().is_empty();
+        let sums = self.hear(links, shared, plan, is_newcomer)?;
+        let behind = self.held.has_state() && self.committed < plan.step && !failpoint!(SkipHealCommit);
         let totals = sums.last().filter(|(step, _)| behind && *step == plan.step).map(|(_, totals)| totals.clone());
-        self.history.begin(plan.recorded);
-        let sums = if failpoint!(SkipOlderSums) { Vec::new() } else { sums };
-        self.history.take_older(sums, if is_newcomer { plan.step } else { self.committed });
+        let older = if failpoint!(SkipOlderSums) { Vec::new() } else { sums };
+        self.curve.begin_epoch(plan.recorded, older, if is_newcomer { plan.step } else { self.committed });
         if let Some(totals) = totals {
-            assert!(self.sealed && self.committed + 1 == plan.step, "T-2: the coordinator lets nobody else go on");
+            assert!(
+                self.shards.is_sealed() && self.committed + 1 == plan.step,
+                "T-2: the coordinator lets nobody else go on"
+            );
             // Rank 0 says this step after those before it, below.
             let _ = self.commit(totals);
             self.show(shared, self.committed, Deed::CommittedToHeal);
@@ -97,20 +75,19 @@ impl<D: Device + Clone> Job<D> {
         }
         // Whatever was sealed beyond is made again, and so is a validation of this step: some have finished it, a newcomer has not, and
         // all must take part.
-        self.sealed = false;
-        (self.validated, self.start_step) = (None, None);
+        self.shards.unseal();
+        self.curve.validate_again();
         match &plan.origin {
             None => self.pull_shards(links, plan)?,
             Some(origin) => self.resplit(links, shared, origin)?,
         }
         if is_newcomer {
             self.committed = plan.step;
-            self.has_state = true;
+            self.held.set_has_state(true);
         }
         let has_split = plan.origin.is_some();
         if failpoint!(NewcomerSamples) && is_newcomer || failpoint!(ResplitSamples) && has_split {
-            let spec = &self.assignment.spec;
-            self.cursor = Cursor::new(spec.seed + 1, self.dataset.num_train(), spec.data.order);
+            self.samples.confuse(&self.assignment.spec);
         }
         self.show_state(shared);
         // Also what another rank 0 may not have said, and of what the coordinator has taken the record back since it was said.
@@ -119,174 +96,80 @@ impl<D: Device + Clone> Job<D> {
         if (is_newcomer || behind) && shared.commit(plan.step) {
             self.write_checkpoint(emit);
         }
-        self.report_validations(emit);
+        self.curve.report_validations(&self.assignment, emit);
         Ok(())
     }
 
-    /// The source's global sums of the last steps, its count of skipped steps and its last validations, at every place.
-    fn share_history(
+    /// What the source tells all places; a newcomer knows no better.
+    fn hear(
         &mut self,
         links: &mut Links,
         shared: &Shared,
         plan: &HealPlan,
         is_newcomer: bool,
     ) -> Result<Vec<(u64, Totals)>, StepError> {
-        let spec = Arc::clone(&self.assignment.spec);
-        let len = Totals::len(&spec.model);
-        let num = History::num_max(&spec.model).min(plan.step.saturating_sub(plan.recorded).max(1) as usize);
-        let mut values = vec![0.0; HEAD + num * (1 + len)];
-        if self.assignment.rank == plan.source {
-            values[0] = self.skipped as f64;
-            self.validations.write(&mut values[1..HEAD]);
-            let newest = self.history.since((plan.step + 1).saturating_sub(num as u64));
-            for ((step, totals), slot) in newest.zip(values[HEAD..].chunks_exact_mut(1 + len)) {
-                slot[0] = *step as f64;
-                slot[1..].copy_from_slice(totals.as_slice());
-            }
-        }
-        for chunk in values.chunks_mut(CHUNK) {
-            global_sum(links, &spec.shape, chunk)?;
-            shared.advance();
-        }
-        let slots = values[HEAD..].chunks_exact(1 + len).filter(|slot| slot[0] > 0.0);
-        let history: Vec<(u64, Totals)> = slots.map(|slot| (slot[0] as u64, Totals::from_slice(&slot[1..]))).collect();
+        let mut told = self.curve.tell(links, shared, &self.assignment, plan, self.skipped)?;
         if is_newcomer {
-            self.skipped = values[0] as u64;
-            self.validations = Validations::read(&values[1..HEAD]);
-        } else if self.committed < plan.step && history.last().is_none_or(|(step, _)| *step != plan.step) {
+            self.skipped = told.skipped;
+            self.curve.take_validations(&mut told);
+        } else if self.committed < plan.step && told.sums.last().is_none_or(|(step, _)| *step != plan.step) {
             return Err(corrupt(format!(
                 "rank {} says that it has committed step {}, but does not have its sums",
                 plan.source, plan.step
             )));
         }
-        Ok(history)
+        Ok(told.sums)
     }
 
+    /// Newcomers get both their shards from the other holders.
     fn pull_shards(&mut self, links: &mut Links, plan: &HealPlan) -> Result<(), StepError> {
         // The only place of a job that went down to one has no other holder, and needs none.
         if plan.newcomers.is_empty() {
             return Ok(());
         }
-        let (device, rank) = (self.stage.device().clone(), self.assignment.rank);
-        let shape = self.assignment.spec.shape;
-        let Some(holders) = &mut self.holders else {
+        let (device, rank) = (self.passes.device().clone(), self.assignment.rank);
+        let sent = self.pulled_from_here(plan);
+        let Some((own, Holders { backup, guarded, copy, .. })) = self.shards.pair_mut() else {
             let what = "a job without redundancy cannot heal; restore the last checkpoint".to_string();
             return Err(corrupt(what));
         };
-        let mut sent: Vec<(usize, Vec<u8>)> = Vec::new();
-        for &newcomer in plan.newcomers.iter().filter(|n| **n != rank) {
-            // In this order, for where one place holds both.
-            if backup_of(&shape, newcomer) == Some(rank) {
-                sent.push((newcomer, encode(&device, &holders.copy, 0..holders.copy.range.len())));
-            }
-            if guarded_by(&shape, newcomer) == Some(rank) {
-                let stale = self.kept.as_ref().filter(|_| failpoint!(StaleHolder)).and_then(Kept::before);
-                let shard = stale.unwrap_or(&self.shard);
-                sent.push((newcomer, encode(&device, shard, 0..shard.range.len())));
-            }
-        }
         let pulls = plan.newcomers.contains(&rank);
         let buffer = |shard: &Shard<D>| vec![0u8; if pulls { 12 * shard.range.len() + DIGEST_BYTES } else { 0 }];
-        let (mut own, mut copy) = (buffer(&self.shard), buffer(&holders.copy));
+        let (mut own_bytes, mut copy_bytes) = (buffer(own), buffer(copy));
         let channel = Channel::Backup;
         let mut transfers: Vec<Transfer<'_>> =
             sent.iter().map(|(peer, data)| Transfer::Send { peer: *peer, channel, data }).collect();
         if pulls {
-            transfers.push(Transfer::Recv { peer: holders.backup, channel, buf: &mut own });
-            transfers.push(Transfer::Recv { peer: holders.guarded, channel, buf: &mut copy });
+            transfers.push(Transfer::Recv { peer: *backup, channel, buf: &mut own_bytes });
+            transfers.push(Transfer::Recv { peer: *guarded, channel, buf: &mut copy_bytes });
         }
         links.run(&mut transfers)?;
         drop(transfers);
         if pulls {
-            let Holders { backup, guarded, copy: guarded_copy, .. } = holders;
-            let len = self.shard.range.len();
-            decode(&device, &own, &mut self.shard, 0..len).map_err(|e| refuse(rank, *backup, &e))?;
-            let len = guarded_copy.range.len();
-            decode(&device, &copy, guarded_copy, 0..len).map_err(|e| refuse(*guarded, *guarded, &e))?;
+            let len = own.range.len();
+            decode(&device, &own_bytes, own, 0..len).map_err(|e| refuse(rank, *backup, &e))?;
+            let len = copy.range.len();
+            decode(&device, &copy_bytes, copy, 0..len).map_err(|e| refuse(*guarded, *guarded, &e))?;
         }
         Ok(())
     }
 
-    /// Rank 0 says the steps from `from` on again, and which of them nobody knows any more.
-    pub(super) fn report_since(&self, from: u64, emit: &Emit) {
-        if self.assignment.rank != 0 {
-            return;
+    /// What newcomers pull from this place, by their ranks.
+    fn pulled_from_here(&self, plan: &HealPlan) -> Vec<(usize, Vec<u8>)> {
+        let (device, rank, shape) = (self.passes.device(), self.assignment.rank, &self.assignment.spec.shape);
+        let mut sent: Vec<(usize, Vec<u8>)> = Vec::new();
+        let Some(copy) = self.shards.copy() else { return sent };
+        for &newcomer in plan.newcomers.iter().filter(|n| **n != rank) {
+            // In this order, for where one place holds both.
+            if backup_of(shape, newcomer) == Some(rank) {
+                sent.push((newcomer, encode(device, copy, 0..copy.range.len())));
+            }
+            if guarded_by(shape, newcomer) == Some(rank) {
+                let stale = self.shards.before_last_update().filter(|_| failpoint!(StaleHolder));
+                let shard = stale.unwrap_or(self.shards.own());
+                sent.push((newcomer, encode(device, shard, 0..shard.range.len())));
+            }
         }
-        let known = self.history.first_step().unwrap_or(self.committed + 1);
-        if known > from {
-            emit(self.assignment.event(Event::RecordsMissing { from, through: known - 1 }));
-        }
-        for (step, totals) in self.history.since(from) {
-            let record = Some(Box::new(self.record(*step, totals)));
-            emit(self.assignment.event(Event::Committed { step: *step, record }));
-        }
-    }
-}
-
-pub(super) fn refuse(shard: usize, from: usize, what: &str) -> StepError {
-    corrupt(format!("the shard of rank {shard} that came from rank {from} is damaged: {what}"))
-}
-
-/// Nothing here can tell what is right: the last checkpoint is.
-pub(super) fn corrupt(what: String) -> StepError {
-    StepError::Corrupt { seen: Some(what), wrong: BTreeSet::new() }
-}
-
-/// State and digest of a range of a shard, `12 * range.len() + DIGEST_BYTES` bytes. The digest is taken where the state lies: what the way to the
-/// other holder damages, copies to and from a GPU included, is seen there.
-pub(super) fn encode<D: Device>(device: &D, shard: &Shard<D>, range: Range<usize>) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(12 * range.len() + DIGEST_BYTES);
-    for part in [&shard.param, &shard.exp_avg, &shard.exp_avg_sq] {
-        device.with_host(part.view(range.clone()), |values| bytes.extend_from_slice(cast_slice(values)));
-    }
-    bytes.extend_from_slice(&shard.digest_of(device, range).to_bytes());
-    bytes
-}
-
-pub(super) fn decode<D: Device>(
-    device: &D,
-    bytes: &[u8],
-    shard: &mut Shard<D>,
-    range: Range<usize>,
-) -> Result<(), String> {
-    let (state, expected) = bytes.split_at(12 * range.len());
-    let parts = [&mut shard.param, &mut shard.exp_avg, &mut shard.exp_avg_sq];
-    for (part, bytes) in parts.into_iter().zip(state.chunks_exact(4 * range.len().max(1))) {
-        let copy = |values: &mut [f32]| cast_slice_mut::<f32, u8>(values).copy_from_slice(bytes);
-        device.with_host_mut(part.view_mut(range.clone()), copy);
-    }
-    let expected = Digest::from_bytes(expected.try_into().expect("a digest follows the state"));
-    let found = shard.digest_of(device, range);
-    if found == expected { Ok(()) } else { Err(format!("its digest is {found}, expected {expected}")) }
-}
-
-#[cfg(test)]
-mod tests {
-    use toroid_torus::partition::partition;
-
-    use super::*;
-    use crate::device::CpuDevice;
-
-    /// Any bit of what is sent, of the digest too.
-    #[test]
-    fn a_flip_on_the_way_is_seen() {
-        let device = CpuDevice::new(1);
-        let spec = toroid_torus::job::parse("steps = 1\ndata.path = 'text'").expect("a job");
-        let partition = Arc::new(partition(&spec.model, &spec.shape, 0, 0));
-        let new = || Shard::alloc(&device, Arc::clone(&partition), 0..1001);
-        let (mut from, mut to) = (new(), new());
-        for (i, part) in [&mut from.param, &mut from.exp_avg, &mut from.exp_avg_sq].into_iter().enumerate() {
-            device.fill(part.view_mut(10..1001), 0.25 * i as f32);
-        }
-        let sent = encode(&device, &from, 3..998);
-        assert_eq!(sent.len(), 12 * 995 + DIGEST_BYTES);
-        assert_eq!(decode(&device, &sent, &mut to, 3..998), Ok(()));
-        assert_eq!(to.digest_of(&device, 3..998), from.digest_of(&device, 3..998));
-        for bit in (0..8 * sent.len()).step_by(997).chain([8 * sent.len() - 1]) {
-            let mut flipped = sent.clone();
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            let error = decode(&device, &flipped, &mut to, 3..998).expect_err("a flipped bit");
-            assert!(error.contains("its digest is") && error.contains("expected"), "bit {bit}: {error}");
-        }
+        sent
     }
 }

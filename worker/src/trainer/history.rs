@@ -1,14 +1,14 @@
 //! Global sums of the newest steps, at every place: what is left of a step's record when rank 0 dies before a coordinator has it.
 //!
 //! All that no coordinator has on disk is kept, up to [`BYTES_MAX`]; then the oldest go, at every place the same ones, and the gap is
-//! told ([`super::Event::RecordsMissing`], T-12). What a coordinator has comes with the sums themselves: rank 0 adds it.
+//! told ([`RecordsMissing`](toroid_session::Event::RecordsMissing), T-12). What a coordinator has comes with the sums themselves: rank 0 adds it.
 
 use std::collections::VecDeque;
 
 use toroid_torus::failpoint;
 use toroid_torus::model::ModelConfig;
 
-use super::step::Totals;
+use super::totals::Totals;
 
 /// Sums of a worker, at most: some 600,000 steps of a model of two layers with four experts each, 2,000 of one of 60 with 64.
 pub(super) const BYTES_MAX: usize = 64 << 20;

@@ -1,20 +1,13 @@
-//! The copy that a place keeps of another's shard, and how it stays equal (design section 4.2).
-//!
-//! The summed gradient of a shard goes to its backup holder, too: with the reduce-scatter where that is in the same DP group, after it where
-//! there is none. Then the digest of the shard as it is follows. So both holders have what the next update needs, *sealed* here until the step is committed or dropped, and a
-//! copy that differs (silent data corruption) is seen before anything is built on it.
+//! The copy that a place keeps of another's shard, and who has the other ends.
 
 use std::sync::Arc;
 
-use toroid_torus::digest::{DIGEST_BYTES, Digest};
 use toroid_torus::holders::{backup_of, guarded_by};
 use toroid_torus::job::JobSpec;
 use toroid_torus::partition::{partition, shard_position};
 use toroid_torus::schedule::OptimizerConfig;
 
-use super::replay::{Kept, Sealed, digest_of};
-use super::{Job, Shared};
-use crate::comm::{Channel, CommError, Links, Transfer};
+use super::kept::{Kept, Sealed};
 use crate::device::{Buffer, Device};
 use crate::optim::{Shard, UpdateAt};
 
@@ -28,7 +21,7 @@ pub(super) struct Holders<D: Device> {
     /// `(shard_len)`: summed gradient of the copy's shard.
     pub grads: D::Buf,
     /// The copy and its gradient when they were sealed.
-    sealed: Sealed,
+    pub sealed: Sealed,
     /// Inputs of the copy's last update; `None` where updates are not replayed.
     pub kept: Option<Kept<D>>,
 }
@@ -69,54 +62,5 @@ impl<D: Device> Holders<D> {
             }
             None => self.copy.update(device, self.grads.all(), config, at),
         }
-    }
-}
-
-impl<D: Device + Clone> Job<D> {
-    /// The backup holder has the summed gradient of this place's shard, and this place that of the guarded one, on return. The next
-    /// update of both shards needs nothing more than the global sums.
-    pub(super) fn seal(&mut self, links: &mut Links, shared: &Shared) -> Result<(), CommError> {
-        let device = self.stage.device().clone();
-        if let Some(holders) = &mut self.holders {
-            shared.enter("digest");
-            let (own, expected) = (self.shard.digest(&device), holders.copy.digest(&device));
-            let (own_bytes, mut found) = (own.to_bytes(), [0; DIGEST_BYTES]);
-            let Holders { backup, guarded, grads, kept, .. } = holders;
-            let (backup, guarded, channel, is_kept) = (*backup, *guarded, Channel::Backup, kept.is_some());
-            shared.enter("seal");
-            let digests = [
-                Transfer::Send { peer: backup, channel, data: &own_bytes },
-                Transfer::Recv { peer: guarded, channel, buf: &mut found },
-            ];
-            if self.groups.dp.ranks.len() > 1 {
-                // The gradients came with the reduce-scatter.
-                links.run(&mut { digests })?;
-            } else {
-                device.with_host(self.stage.grads().view(self.shard.range.clone()), |sent| {
-                    device.with_host_mut(grads.all_mut(), |received| {
-                        let gradients = [
-                            Transfer::Send { peer: backup, channel, data: bytemuck::cast_slice(sent) },
-                            Transfer::Recv { peer: guarded, channel, buf: bytemuck::cast_slice_mut(received) },
-                        ];
-                        links.run(&mut gradients.into_iter().chain(digests).collect::<Vec<_>>())
-                    })
-                })?;
-            }
-            shared.enter("digest");
-            let own_grads = self.stage.grads().view(self.shard.range.clone());
-            let grads_of = |grads| if is_kept { digest_of(&device, grads) } else { Digest::default() };
-            self.sealed_own = Sealed { state: own, grads: grads_of(own_grads) };
-            holders.sealed = Sealed { state: expected, grads: grads_of(holders.grads.all()) };
-            let found = Digest::from_bytes(found);
-            if found != expected {
-                self.corrupt = Some(format!(
-                    "silent data corruption: after step {} the shard of rank {guarded} is {} there and {} in the copy of rank {}; \
-                     look at the memory and the processor of both",
-                    self.committed, found, expected, self.assignment.rank
-                ));
-            }
-        }
-        self.sealed = true;
-        Ok(())
     }
 }

@@ -11,30 +11,31 @@
 //! pipeline that adds to gradients is the last action, in every schedule: a whole backward, or the
 //! gradients of weights.
 //!
-//! What reads the working parameters outside of a training step waits for all of them first ([`Job::finish_gather`]). An epoch that ends
+//! What reads the working parameters outside of a training step waits for all of them first ([`Overlap::finish_gather`]). An epoch that ends
 //! with a collective in flight gives it up: heal starts the all-gather again, and the step is made again.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use toroid_torus::partition::Partition;
 
-use super::workspace::Buffers;
-use super::{Job, Shared};
+use super::shards::Shards;
 use crate::comm::nccl::DeviceComm;
-use crate::comm::{Channel, CommError, Links, TpGroup, start_all_gather, start_reduce_scatter};
+use crate::comm::{Channel, CommError, Group, Links, TpGroup, start_all_gather, start_reduce_scatter};
 use crate::device::{Buffer, Device};
-use crate::model::{TpComm as _, Watch};
+use crate::model::{Stage, TpComm as _, Watch};
+use crate::optim::Shard;
 
 /// What moves the data of the DP group between devices, where something does.
-fn carrier<D: Device>(device: &D) -> Option<&dyn DeviceComm<D>> {
+fn carrier<D: Device>(device: &D) -> Option<&dyn DeviceComm<D::Buf>> {
     device.comm().filter(|comm| comm.carries_dp())
 }
 
 /// Takes parameters over as they come.
 pub(super) struct Gathering<'a, D> {
-    pub device: &'a D,
+    device: &'a D,
     /// The working parameters before this element are those of the committed step.
-    pub gathered: &'a mut usize,
+    gathered: &'a mut usize,
 }
 
 impl<D: Device> Watch<D, TpGroup<'_>> for Gathering<'_, D> {
@@ -67,12 +68,12 @@ impl<D: Device> Watch<D, TpGroup<'_>> for Gathering<'_, D> {
 
 /// Hands gradients over as they become final.
 pub(super) struct Scattering<'a, D> {
-    pub device: &'a D,
-    pub partition: &'a Partition,
+    device: &'a D,
+    partition: &'a Partition,
     /// Gradients from this element on are handed over.
-    pub scattered: usize,
+    scattered: usize,
     /// Scratch: parts of replicated gradients.
-    pub partial: &'a mut Vec<f32>,
+    partial: &'a mut Vec<f32>,
 }
 
 impl<D: Device> Watch<D, TpGroup<'_>> for Scattering<'_, D> {
@@ -121,30 +122,74 @@ impl<D: Device> Scattering<'_, D> {
     }
 }
 
-impl<D: Device + Clone> Job<D> {
+/// What of a place's DP group is on its way. The stage and the shards are those that it was made for.
+pub(super) struct Overlap {
+    partition: Arc<Partition>,
+    dp: Group,
+    /// `(padded_len)` where there is a DP group, and away while a collective of it is in flight.
+    flat: Vec<f32>,
+    /// Gradients whose parts are summed over TP ranks.
+    partial: Vec<f32>,
+    /// The working parameters before this element are those of the committed step; the others may be on their way.
+    gathered: usize,
+}
+
+impl Overlap {
+    pub fn new(partition: Arc<Partition>, dp: Group) -> Overlap {
+        let flat = vec![0.0; if dp.ranks.len() > 1 { partition.padded_len } else { 0 }];
+        Overlap { partition, dp, flat, partial: Vec::new(), gathered: 0 }
+    }
+
+    /// The same memory for another place of the same (tp, pp) coordinate.
+    pub fn move_to(self, dp: Group) -> Overlap {
+        Overlap { dp, ..self }
+    }
+
+    /// Whether there is anybody to exchange anything with.
+    pub fn has_group(&self) -> bool {
+        self.dp.ranks.len() > 1
+    }
+
+    pub fn gathering<'a, D: Device>(&'a mut self, device: &'a D) -> Gathering<'a, D> {
+        Gathering { device, gathered: &mut self.gathered }
+    }
+
+    pub fn scattering<'a, D: Device>(&'a mut self, device: &'a D) -> Scattering<'a, D> {
+        let scattered = self.partition.padded_len;
+        Scattering { device, partition: &self.partition, scattered, partial: &mut self.partial }
+    }
+
     /// The working parameters of the committed step are on their way, from the master weights of all shards of the DP group.
-    pub(super) fn start_gather(&mut self, links: &mut Links, shared: &Shared) -> Result<(), CommError> {
-        let device = self.stage.device().clone();
-        if self.groups.dp.ranks.len() == 1 {
-            self.stage.borrow_params(&self.shard.param);
+    pub fn start_gather<D: Device + Clone>(
+        &mut self,
+        links: &mut Links,
+        stage: &mut Stage<D>,
+        own: &Shard<D>,
+    ) -> Result<(), CommError> {
+        let device = stage.device().clone();
+        if !self.has_group() {
+            stage.borrow_params(&own.param);
             self.gathered = self.partition.padded_len;
         } else if let Some(comm) = carrier(&device) {
-            device.copy(self.shard.param.all(), self.stage.params_mut().view_mut(self.shard.range.clone()));
+            device.copy(own.param.all(), stage.params_mut().view_mut(own.range.clone()));
             self.gathered = 0;
-            comm.start_gather(self.stage.params_mut())?;
+            comm.start_gather(stage.params_mut())?;
         } else {
             let mut flat = self.take_flat();
-            device.read(self.shard.param.all(), &mut flat[self.shard.range.clone()]);
+            device.read(own.param.all(), &mut flat[own.range.clone()]);
             self.gathered = 0;
-            start_all_gather(links, &self.groups.dp, Channel::Dp, flat)?;
+            start_all_gather(links, &self.dp, Channel::Dp, flat)?;
         }
-        shared.enter("all-gather");
         Ok(())
     }
 
     /// The working parameters are all there on return.
-    pub(super) fn finish_gather(&mut self, links: &mut Links) -> Result<(), CommError> {
-        let device = self.stage.device().clone();
+    pub fn finish_gather<D: Device + Clone>(
+        &mut self,
+        links: &mut Links,
+        stage: &mut Stage<D>,
+    ) -> Result<(), CommError> {
+        let device = stage.device().clone();
         if let Some(comm) = carrier(&device).filter(|_| self.gathered < self.partition.padded_len) {
             self.gathered = self.partition.padded_len;
             return comm.await_gathered(self.gathered);
@@ -152,67 +197,75 @@ impl<D: Device + Clone> Job<D> {
         if links.is_in_flight() {
             let flat = links.land()?;
             let missing = self.gathered..flat.len();
-            device.write(self.stage.params_mut().view_mut(missing.clone()), &flat[missing]);
-            (self.gathered, self.buffers.flat) = (flat.len(), flat);
+            device.write(stage.params_mut().view_mut(missing.clone()), &flat[missing]);
+            (self.gathered, self.flat) = (flat.len(), flat);
         }
         Ok(())
     }
 
-    /// The last pass over the gradients begins: from here on what is final is summed over the DP group.
-    pub(super) fn start_scatter(&mut self, links: &mut Links) -> Result<(), CommError> {
-        self.finish_gather(links)?;
-        if self.groups.dp.ranks.len() == 1 {
+    /// The last pass over the gradients begins: from here on what is final is summed over the DP group; with `passes_on` the backup holders
+    /// get it, too.
+    pub fn start_scatter<D: Device + Clone>(
+        &mut self,
+        links: &mut Links,
+        stage: &mut Stage<D>,
+        passes_on: bool,
+    ) -> Result<(), CommError> {
+        self.finish_gather(links, stage)?;
+        if !self.has_group() {
             return Ok(());
         }
-        let device = self.stage.device().clone();
+        let device = stage.device().clone();
         if let Some(comm) = carrier(&device) {
-            return comm.start_scatter(self.stage.grads_mut(), self.holders.is_some());
+            return comm.start_scatter(stage.grads_mut(), passes_on);
         }
         let (flat, len) = (self.take_flat(), self.partition.padded_len);
-        start_reduce_scatter(links, &self.groups.dp, Channel::Dp, flat, len, self.holders.is_some())
+        start_reduce_scatter(links, &self.dp, Channel::Dp, flat, len, passes_on)
     }
 
     /// All gradients are final as they are.
-    pub(super) fn scatter_all(&mut self, links: &mut Links) -> Result<(), CommError> {
-        let (device, partition) = (self.stage.device().clone(), std::sync::Arc::clone(&self.partition));
-        let Buffers { scratch, partial, .. } = &mut self.buffers;
-        let mut tp = TpGroup::new(links, &self.groups.tp, scratch);
-        let scattered = partition.padded_len;
-        Scattering { device: &device, partition: &partition, scattered, partial }.after_grads(
-            &mut tp,
-            self.stage.grads_mut(),
-            0,
-        )
+    pub fn scatter_all<D: Device + Clone>(
+        &mut self,
+        tp: &mut TpGroup<'_>,
+        stage: &mut Stage<D>,
+    ) -> Result<(), CommError> {
+        let device = stage.device().clone();
+        self.scattering(&device).after_grads(tp, stage.grads_mut(), 0)
     }
 
     /// On return this place has the summed gradients of its shard, and of the one that it guards where that is of its DP group.
-    pub(super) fn finish_scatter(&mut self, links: &mut Links) -> Result<(), CommError> {
-        let device = self.stage.device().clone();
+    pub fn finish_scatter<D: Device + Clone>(
+        &mut self,
+        links: &mut Links,
+        stage: &mut Stage<D>,
+        shards: &mut Shards<D>,
+    ) -> Result<(), CommError> {
+        let device = stage.device().clone();
         if let Some(comm) = device.comm() {
             // What was summed between devices, TP groups' sums too, is there, or this step is not sealed (T-2).
             comm.settle()?;
         }
-        if let (Some(_), Some(holders)) = (carrier(&device), &mut self.holders)
-            && self.groups.dp.ranks.len() > 1
+        if let (Some(_), Some((range, grads))) = (carrier(&device), shards.guarded_grads())
+            && self.has_group()
         {
-            device.copy(self.stage.grads().view(holders.copy.range.clone()), holders.grads.all_mut());
+            device.copy(stage.grads().view(range), grads.all_mut());
         }
         if !links.is_in_flight() {
             return Ok(());
         }
-        let own = self.shard.range.clone();
+        let own = shards.own().range.clone();
         let flat = links.land()?;
-        device.write(self.stage.grads_mut().view_mut(own.clone()), &flat[own]);
-        if let Some(holders) = &mut self.holders {
-            device.write(holders.grads.all_mut(), &flat[holders.copy.range.clone()]);
+        device.write(stage.grads_mut().view_mut(own.clone()), &flat[own]);
+        if let Some((range, grads)) = shards.guarded_grads() {
+            device.write(grads.all_mut(), &flat[range]);
         }
-        self.buffers.flat = flat;
+        self.flat = flat;
         Ok(())
     }
 
     /// `(padded_len)`. What was in flight when an epoch ended is made anew.
     fn take_flat(&mut self) -> Vec<f32> {
-        let mut flat = std::mem::take(&mut self.buffers.flat);
+        let mut flat = std::mem::take(&mut self.flat);
         flat.resize(self.partition.padded_len, 0.0);
         flat
     }

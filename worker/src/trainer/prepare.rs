@@ -1,154 +1,27 @@
 //! A job at one place before its first step: data, working parameters, the shard that this place holds.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::sync::Arc;
 
-use toroid_proto::Inputs;
-use toroid_session::{Assignment, BadCheckpoint, HeldAs, ReadFault};
-use toroid_torus::cursor::Cursor;
+use toroid_session::{Assignment, ReadFault};
 use toroid_torus::init::fill_initial;
-use toroid_torus::job::{JobError, JobSpec};
+use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::Manifest;
 use toroid_torus::partition::Partition;
-use toroid_torus::pipeline::Pipeline;
 
-use super::Environment;
-use super::evaluate::Validations;
-use super::history::History;
-use super::holders::Holders;
-use super::memory::MemoryError;
-use super::replay::{Kept, Sealed};
-use super::resplit::Earlier;
-use super::save::Lane;
-use super::workspace::{Buffers, Parts, Workspace};
+use super::curve::Curve;
+use super::environment::Environment;
+use super::error::PrepareError;
+use super::held::Held;
+use super::job::Job;
+use super::samples::Samples;
+use super::save::Checkpoints;
+use super::workspace::{Parts, Workspace};
 use crate::checkpoint::{CheckpointError, Owned, ShardStateMut, Storage, load_initial};
-use crate::comm::{Fence, Group, LinkStats, Links};
-use crate::data::{DataError, Dataset, LeftOut};
+use crate::comm::Fence;
+use crate::data::Dataset;
 use crate::device::Device;
-use crate::model::Stage;
-use crate::optim::{HostShard, Shard};
-use crate::system;
-
-/// A job at one place.
-pub struct Job<D: Device + Clone> {
-    pub assignment: Assignment,
-    /// Ends the waits of an epoch that is over.
-    pub(super) fence: Fence,
-    pub(super) partition: Arc<Partition>,
-    pub(super) stage: Stage<D>,
-    pub(super) shard: Shard<D>,
-    /// The copy of another place's shard; `None` without redundancy.
-    pub(super) holders: Option<Holders<D>>,
-    /// What the parts of this place, from `partition` to `buffers`, are made for. Until it is healed that may be another place than the
-    /// assignment's.
-    pub(super) made_for: HeldAs,
-    /// The shards hold the state of `committed`; a newcomer's do not until it is healed.
-    pub(super) has_state: bool,
-    /// The state as it was split before, until all are known to have it as it is split now.
-    pub(super) earlier: Option<Earlier<D>>,
-    /// All that is needed to apply `committed + 1` is here: the gradients of both shards.
-    pub(super) sealed: bool,
-    /// This place's shard and its gradient when they were sealed.
-    pub(super) sealed_own: Sealed,
-    /// Inputs of the shard's last update; `None` where updates are not replayed.
-    pub(super) kept: Option<Kept<D>>,
-    /// What this place saw of silent data corruption in this epoch.
-    pub(super) corrupt: Option<String>,
-    /// Global sums of the newest steps, and of all that no coordinator has.
-    pub(super) history: History,
-    /// Of the last commit.
-    pub(super) since: Instant,
-    /// What the links had moved then.
-    pub(super) moved_since: LinkStats,
-    /// Kept from epoch to epoch.
-    pub(super) links: Option<Links>,
-    /// Step that was loaded from a checkpoint of another job, or 0.
-    pub(super) start_step: Option<u64>,
-    pub(super) validations: Validations,
-    /// Step of the last validation.
-    pub(super) validated: Option<u64>,
-    pub(super) dataset: Dataset,
-    data_digest: [u8; 32],
-    /// What of the job has no effect, or another than one may think.
-    notes: Vec<String>,
-    pub(super) cursor: Cursor,
-    pub(super) pipeline: Pipeline,
-    pub(super) groups: Groups,
-    pub(super) buffers: Buffers,
-    /// The working parameters before this element are those of the committed step; the others may be on their way.
-    pub(super) gathered: usize,
-    /// Committed updates, skipped ones included.
-    pub(super) committed: u64,
-    /// Updates that were skipped because gradients were not finite.
-    pub(super) skipped: u64,
-    /// Skipped updates at the checkpoint that is being written.
-    pub(super) skipped_at: Mutex<BTreeMap<u64, u64>>,
-    storage: Arc<Storage>,
-    /// The same folder, once it is known to be this job's: before the first step.
-    pub(super) owned: Option<Arc<Owned>>,
-    pub(super) writer: Lane,
-    pub(super) publisher: Lane,
-}
-
-/// Whom this place makes sums with.
-pub(super) struct Groups {
-    pub tp: Group,
-    pub dp: Group,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum PrepareError {
-    #[error("cannot run this job: {0}")]
-    Job(JobError),
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    #[error("cannot prepare the data: {0}")]
-    Data(DataError),
-    #[error("cannot load the initial weights: {0}")]
-    Initial(CheckpointError),
-    #[error("cannot restore step {step}: {error}")]
-    Restore { step: u64, error: CheckpointError, fault: ReadFault },
-    #[error("cannot open the checkpoint folder: {0}")]
-    Open(CheckpointError),
-    #[error("cannot resume: {0}")]
-    ResumePath(CheckpointError),
-    #[error("cannot resume from {path}: {what} is {found} there and {expected} in this job; they have to be equal")]
-    Resume { path: String, what: &'static str, expected: String, found: String },
-}
-
-impl From<JobError> for PrepareError {
-    fn from(error: JobError) -> PrepareError {
-        PrepareError::Job(error)
-    }
-}
-
-impl From<DataError> for PrepareError {
-    fn from(error: DataError) -> PrepareError {
-        PrepareError::Data(error)
-    }
-}
-
-impl PrepareError {
-    /// Every other worker would fail in the same way.
-    pub fn is_fatal(&self) -> bool {
-        self.checkpoint().is_none()
-    }
-
-    /// The epoch ended while it was prepared for.
-    pub fn is_over(&self) -> bool {
-        matches!(self, PrepareError::Data(DataError::Over))
-    }
-
-    /// The checkpoint of this job that could not be loaded.
-    pub fn checkpoint(&self) -> Option<BadCheckpoint> {
-        match self {
-            PrepareError::Restore { step, fault, .. } => Some(BadCheckpoint { step: *step, fault: *fault }),
-            _ => None,
-        }
-    }
-}
+use crate::optim::HostShard;
 
 impl<D: Device + Clone> Job<D> {
     /// `warm` is what was made ready before the place was known.
@@ -163,8 +36,7 @@ impl<D: Device + Clone> Job<D> {
         let (rank, until) = (assignment.rank, Some((&fence, assignment.epoch)));
         let workspace = Workspace::make(device, environment, (&spec, rank), &assignment.checkpoint_root, until, warm)?;
         let Workspace { dataset, data_digest, storage, parts, .. } = workspace;
-        let Parts { partition, stage, mut shard, kept, mut holders, pipeline, groups, buffers } = parts;
-        let cursor = Cursor::new(spec.seed, dataset.num_train(), spec.data.order);
+        let Parts { passes, mut shards } = parts;
 
         let owned = match assignment.restore_step {
             Some(step) if !assignment.heal => {
@@ -181,7 +53,7 @@ impl<D: Device + Clone> Job<D> {
         {
             tracing::warn!("cannot mark the checkpoint of step {} as in use: {error}", manifest.step);
         }
-        for shard in [Some(&mut shard), holders.as_mut().map(|h| &mut h.copy)].into_iter().flatten() {
+        for shard in shards.all_mut() {
             if let Some(state) = source.load(&assignment, &shard.partition, shard.range.clone())? {
                 shard.write(device, &state);
             }
@@ -189,77 +61,17 @@ impl<D: Device + Clone> Job<D> {
         let notes = notes(&spec, &source, &dataset, &data_digest);
         Ok(Job {
             fence,
-            groups,
-            partition,
-            stage,
-            shard,
-            dataset,
-            data_digest,
-            notes,
-            cursor,
-            pipeline,
-            buffers,
-            holders,
-            made_for: assignment.held_as(),
-            earlier: None,
-            has_state: !matches!(source, Source::OtherHolders),
-            sealed: false,
-            sealed_own: Sealed::default(),
-            kept,
-            corrupt: None,
-            history: History::default(),
-            since: system::now(),
-            moved_since: LinkStats::default(),
             links: None,
-            start_step: source.resumed_step(),
-            validations: Validations::default(),
-            validated: None,
-            gathered: 0,
+            samples: Samples::new(&spec, dataset, data_digest, notes),
+            passes,
+            shards,
+            held: Held::new(assignment.held_as(), !matches!(source, Source::OtherHolders)),
             committed: source.step(),
             skipped: source.skipped(),
-            skipped_at: Mutex::default(),
-            storage,
-            owned: None,
-            writer: Lane::new("checkpoint-writer"),
-            publisher: Lane::new("checkpoint-publisher"),
+            curve: Curve::new(source.resumed_step()),
+            checkpoints: Checkpoints::new(storage),
             assignment,
         })
-    }
-
-    pub fn data_digest(&self) -> [u8; 32] {
-        self.data_digest
-    }
-
-    /// What is trained on, and what of it is left out (T-12).
-    pub(super) fn inputs(&self) -> Inputs {
-        let text = self.dataset.text();
-        let left_out = |l: &LeftOut| toroid_proto::LeftOut {
-            reason: l.reason.words().into(),
-            num_files: l.num_files,
-            bytes: l.bytes,
-            first: l.first.clone(),
-        };
-        let left_out = text.left_out().iter().map(left_out).collect();
-        Inputs { summary: text.source_summary(), left_out, notes: self.notes.clone() }
-    }
-
-    pub fn num_samples(&self) -> u64 {
-        self.dataset.num_train()
-    }
-
-    /// T-10: finds or makes the checkpoint folder this job's, as long as that is not known.
-    pub(super) fn own_folder(&mut self) -> Result<(), CheckpointError> {
-        if self.owned.is_none() {
-            self.owned = Some(Arc::new(self.storage.own(&self.assignment.owner, self.assignment.claim)?));
-        }
-        Ok(())
-    }
-
-    /// Whether no other worker could do better: the folder is another job's. Where this one has its state elsewhere already, it is this
-    /// worker that sees another folder than the others.
-    pub(super) fn is_refused_by(&self, error: &CheckpointError) -> bool {
-        let begins = !self.assignment.heal && self.assignment.restore_step.is_none();
-        begins && error.is_about_owner()
     }
 }
 

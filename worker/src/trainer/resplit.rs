@@ -15,32 +15,18 @@ use toroid_session::{Assignment, HealPlan, HeldAs};
 use toroid_torus::digest::DIGEST_BYTES;
 use toroid_torus::failpoint;
 use toroid_torus::partition::partition;
-use toroid_torus::resplit::{Half, Lost, Move, Origin, moves};
+use toroid_torus::resplit::{Lost, Move, Origin, moves};
 use toroid_torus::units;
 
-use super::heal::{corrupt, decode, encode, refuse};
-use super::history::History;
+use super::encode::{decode, encode};
+use super::error::{StepError, corrupt, refuse};
+use super::held::Earlier;
+use super::job::Job;
+use super::shared::Shared;
 use super::workspace::Parts;
-use super::{Job, Shared, StepError};
 use crate::comm::{Channel, Links, Transfer, global_sum};
 use crate::device::Device;
 use crate::optim::Shard;
-
-/// The state of the committed step as it was split before.
-pub(super) struct Earlier<D: Device> {
-    pub held_as: HeldAs,
-    own: Shard<D>,
-    guarded: Option<Shard<D>>,
-}
-
-impl<D: Device> Earlier<D> {
-    fn shard(&self, half: Half) -> Option<&Shard<D>> {
-        match half {
-            Half::Own => Some(&self.own),
-            Half::Guarded => self.guarded.as_ref(),
-        }
-    }
-}
 
 fn moves_of(assignment: &Assignment, origin: &Origin) -> Result<Vec<Move>, Lost> {
     let spec = &assignment.spec;
@@ -61,11 +47,6 @@ pub(super) fn peers(assignment: &Assignment, origin: &Origin) -> BTreeSet<usize>
 }
 
 impl<D: Device + Clone> Job<D> {
-    /// Everything that this place holds, the older first.
-    pub(super) fn held(&self) -> Vec<HeldAs> {
-        self.earlier.iter().map(|e| e.held_as).chain(self.has_state.then_some(self.made_for)).collect()
-    }
-
     /// Turns to the one state that the plan goes on from; what else this place holds is given up.
     pub(super) fn turn_to(&mut self, plan: &HealPlan) -> Result<(), StepError> {
         let target = self.assignment.held_as();
@@ -73,17 +54,16 @@ impl<D: Device + Clone> Job<D> {
             Some(origin) => origin.ranks[target.rank].map(|rank| HeldAs { shape: origin.shape, rank }),
             None => (!plan.newcomers.contains(&target.rank)).then_some(target),
         };
-        let earlier = self.earlier.take();
+        let earlier = self.held.take_earlier();
         let Some(wanted) = wanted else {
-            self.has_state = false;
-            // Of steps that were made long before: what comes from the others does not join them.
-            self.history = History::default();
-            if self.made_for != target {
+            self.held.set_has_state(false);
+            self.curve.forget_steps();
+            if self.held.made_for() != target {
                 self.remake();
             }
             return Ok(());
         };
-        if self.has_state && self.made_for == wanted {
+        if self.held.has_state_of(wanted) {
             return Ok(());
         }
         let Some(earlier) = earlier.filter(|e| e.held_as == wanted) else {
@@ -92,16 +72,13 @@ impl<D: Device + Clone> Job<D> {
                 target.rank, wanted.rank, wanted.shape
             )));
         };
-        self.has_state = false;
+        self.held.set_has_state(false);
         if wanted == target {
             self.remake();
-            self.shard = earlier.own;
-            if let (Some(holders), Some(guarded)) = (&mut self.holders, earlier.guarded) {
-                holders.copy = guarded;
-            }
-            self.has_state = true;
+            self.shards.put(earlier.own, earlier.guarded);
+            self.held.set_has_state(true);
         } else {
-            self.earlier = Some(earlier);
+            self.held.keep(earlier);
         }
         Ok(())
     }
@@ -109,45 +86,43 @@ impl<D: Device + Clone> Job<D> {
     /// Makes the parts of this place anew, for the place of the assignment and without state; returns the shards that were there. All else
     /// is given back first: a device holds both splits of the shards for a while, and not both of everything.
     fn remake(&mut self) -> Earlier<D> {
-        let device = self.stage.device().clone();
-        self.stage.give_up();
-        self.kept = None;
-        let guarded = self.holders.take().map(|holders| holders.copy);
-        let kept_elements = self.shard.range.len() + guarded.as_ref().map_or(0, |copy| copy.range.len());
+        let device = self.passes.device().clone();
+        self.passes.give_up();
+        let guarded = self.shards.give_up_all_but_state();
+        let kept_elements = self.shards.own().range.len() + guarded.as_ref().map_or(0, |copy| copy.range.len());
         tracing::info!(
             "memory: {} of shards as they were split before stay until all places have the new ones",
             units::bytes(12 * kept_elements as u64)
         );
         let parts = Parts::new(&device, &self.assignment.spec, self.assignment.rank);
-        let Parts { partition, stage, shard, kept, holders, pipeline, groups, buffers } = parts;
-        let own = std::mem::replace(&mut self.shard, shard);
-        let held_as = std::mem::replace(&mut self.made_for, self.assignment.held_as());
-        (self.partition, self.stage, self.pipeline) = (partition, stage, pipeline);
-        (self.groups, self.buffers, self.kept, self.holders) = (groups, buffers, kept, holders);
+        let Parts { passes, shards } = parts;
+        let own = std::mem::replace(&mut self.shards, shards).into_own();
+        self.passes = passes;
+        let held_as = self.held.remade_for(self.assignment.held_as());
         Earlier { held_as, own, guarded }
     }
 
     /// Puts both shards of this place together. On return all places have theirs.
     pub(super) fn resplit(&mut self, links: &mut Links, shared: &Shared, origin: &Origin) -> Result<(), StepError> {
         shared.enter("resplit");
-        if self.has_state {
-            self.earlier = Some(self.remake());
-            self.has_state = false;
-        } else if self.made_for != self.assignment.held_as() {
+        if self.held.has_state() {
+            let earlier = self.remake();
+            self.held.keep(earlier);
+        } else if self.held.made_for() != self.assignment.held_as() {
             self.remake();
         }
         let moves = moves_of(&self.assignment, origin).map_err(|lost| corrupt(lost.to_string()))?;
         self.exchange(links, &moves)?;
-        self.has_state = true;
+        self.held.set_has_state(true);
         global_sum(links, &self.assignment.spec.shape, &mut [0.0])?;
-        self.earlier = None;
+        self.held.take_earlier();
         Ok(())
     }
 
     fn exchange(&mut self, links: &mut Links, moves: &[Move]) -> Result<(), StepError> {
-        let (device, rank) = (self.stage.device().clone(), self.assignment.rank);
+        let (device, rank) = (self.passes.device().clone(), self.assignment.rank);
         let given = |m: &Move| {
-            let earlier = self.earlier.as_ref().and_then(|e| e.shard(m.source));
+            let earlier = self.held.earlier().and_then(|e| e.shard(m.source));
             let shard = earlier.expect("a place has the shards that it says it has");
             encode(&device, shard, within(shard, &m.range))
         };
@@ -166,10 +141,7 @@ impl<D: Device + Clone> Job<D> {
         links.run(&mut transfers)?;
         drop(transfers);
         for (m, bytes) in received.iter().filter(|_| !failpoint!(SkipResplit)) {
-            let shard = match m.target {
-                Half::Own => &mut self.shard,
-                Half::Guarded => &mut self.holders.as_mut().expect("a place guards a shard or has no part of one").copy,
-            };
+            let shard = self.shards.half_mut(m.target);
             let range = within(shard, &m.range);
             decode(&device, bytes, shard, range).map_err(|e| refuse(m.to, m.from, &e))?;
         }

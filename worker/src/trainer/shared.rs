@@ -9,10 +9,16 @@ use toroid_session::AfterCheckpoint;
 
 #[cfg(any(test, feature = "failpoint"))]
 use super::failpoint::Failpoints;
-use super::{Observer, lock};
+use super::observe::Observer;
 use crate::comm::WaitsFor;
+use crate::sync::lock;
 use crate::system;
 use crate::trace::Trace;
+
+/// What the trainer does while it reads data and makes or loads its state; the coordinator knows this word and the next.
+pub(super) const PREPARE: &str = "prepare";
+/// Another process of this host makes the token file that it needs.
+pub(super) const WAIT_FOR_TOKENS: &str = "wait for token file";
 
 /// What both threads see: checkpoints asked for, and where the trainer is.
 #[derive(Default)]

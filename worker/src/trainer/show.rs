@@ -1,6 +1,8 @@
 //! When a trainer shows its observer what it does, see [`super::observe`].
 
-use super::{Deed, Job, Shared, Shown};
+use super::job::Job;
+use super::observe::{Deed, Shown};
+use super::shared::Shared;
 use crate::device::{Buffer, Device};
 use crate::optim::{HostShard, Shard};
 
@@ -12,11 +14,11 @@ impl<D: Device + Clone> Job<D> {
     }
 
     pub(super) fn show_state(&self, shared: &Shared) {
-        if let Some(observer) = shared.observer().filter(|_| self.has_state) {
-            let device = self.stage.device();
+        if let Some(observer) = shared.observer().filter(|_| self.held.has_state()) {
+            let device = self.passes.device();
             let shown = |shard: &Shard<D>| Shown { range: shard.range.clone(), state: read(device, shard) };
-            let copy = self.holders.as_ref().map(|holders| shown(&holders.copy));
-            let deed = Deed::Holds { as_place: self.made_for, own: shown(&self.shard), copy };
+            let copy = self.shards.copy().map(shown);
+            let deed = Deed::Holds { as_place: self.held.made_for(), own: shown(self.shards.own()), copy };
             observer.saw(&self.assignment, self.committed, deed);
         }
     }

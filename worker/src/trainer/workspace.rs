@@ -9,20 +9,18 @@
 use std::sync::Arc;
 
 use toroid_torus::job::JobSpec;
-use toroid_torus::partition::{Partition, partition, shard_position};
-use toroid_torus::pipeline::Pipeline;
+use toroid_torus::partition::partition;
 
-use super::holders::Holders;
+use super::environment::Environment;
+use super::error::PrepareError;
 use super::memory;
-use super::prepare::{Groups, PrepareError};
-use super::replay::Kept;
-use super::{Environment, PREPARE, Shared, WAIT_FOR_TOKENS};
+use super::passes::{Passes, pipeline_of};
+use super::shards::Shards;
+use super::shared::{PREPARE, Shared, WAIT_FOR_TOKENS};
 use crate::checkpoint::{CheckpointError, Storage};
-use crate::comm::{Fence, Group};
+use crate::comm::Fence;
 use crate::data::{Attend, Dataset, TokenFile};
 use crate::device::Device;
-use crate::model::Stage;
-use crate::optim::Shard;
 
 pub struct Workspace<D: Device + Clone> {
     spec: Arc<JobSpec>,
@@ -37,32 +35,8 @@ pub struct Workspace<D: Device + Clone> {
 
 /// What of a job is made for one place of one shape.
 pub(super) struct Parts<D: Device> {
-    pub partition: Arc<Partition>,
-    pub stage: Stage<D>,
-    pub shard: Shard<D>,
-    /// Memory for the inputs of the shard's updates; `None` where they are not replayed.
-    pub kept: Option<Kept<D>>,
-    pub holders: Option<Holders<D>>,
-    pub pipeline: Pipeline,
-    pub groups: Groups,
-    pub buffers: Buffers,
-}
-
-/// Host buffers of a step, allocated once.
-pub(super) struct Buffers {
-    /// `(B * S)` each.
-    pub inputs: Vec<u32>,
-    pub targets: Vec<u32>,
-    /// `(B * S, d)` each: what comes from and goes to the neighbouring stages.
-    pub received: Vec<f32>,
-    pub sent: Vec<f32>,
-    pub scratch: Vec<f32>,
-    /// Gradients whose parts are summed over TP ranks.
-    pub partial: Vec<f32>,
-    /// `(padded_len)` where there is a DP group, and away while a collective of it is in flight.
-    pub flat: Vec<f32>,
-    /// Assignments to experts in this step, `(layers, experts)` of the whole model.
-    pub expert_load: Vec<u64>,
+    pub passes: Passes<D>,
+    pub shards: Shards<D>,
 }
 
 impl<D: Device + Clone> Parts<D> {
@@ -70,48 +44,18 @@ impl<D: Device + Clone> Parts<D> {
     pub fn new(device: &D, spec: &JobSpec, rank: usize) -> Parts<D> {
         let place = spec.shape.place(rank);
         let partition = Arc::new(partition(&spec.model, &spec.shape, place.tp, place.pp));
-        let pipeline = pipeline_of(spec, rank);
-        let stage = Stage::new(device.clone(), spec, &spec.shape, place, &partition, pipeline.in_flight());
-        let (position, len) = (shard_position(&spec.shape, place.dp), partition.shard_len);
+        let passes = Passes::new(device, spec, rank, &partition);
         let before = device.allocated_bytes();
-        let shard = Shard::alloc(device, Arc::clone(&partition), position * len..(position + 1) * len);
-        let holders = Holders::new(device, spec, rank, None);
-        let kept = holders.as_ref().filter(|h| h.kept.is_some()).map(|_| Kept::new(device, &shard));
+        let shards = Shards::new(device, spec, rank, &partition);
         let optimizer_bytes = device.allocated_bytes() - before;
-        tracing::info!("memory: {}", memory::report(spec, rank, stage.allocated(), optimizer_bytes));
-        let activation = stage.activation_len();
-        let buffers = Buffers {
-            inputs: vec![0; spec.batch.micro_batch * spec.model.seq],
-            targets: vec![0; spec.batch.micro_batch * spec.model.seq],
-            received: vec![0.0; activation],
-            sent: vec![0.0; activation],
-            scratch: Vec::new(),
-            partial: Vec::new(),
-            flat: vec![0.0; if spec.shape.dp() > 1 { partition.padded_len } else { 0 }],
-            expert_load: vec![0; spec.model.layers * spec.model.experts],
-        };
-        Parts { partition, stage, shard, kept, holders, pipeline, groups: groups_of(spec, rank), buffers }
+        tracing::info!("memory: {}", memory::report(spec, rank, passes.allocated(), optimizer_bytes));
+        Parts { passes, shards }
     }
 
     /// For another place of the same (tp, pp) coordinate, with as many micro-batches in flight.
-    fn move_to(mut self, device: &D, spec: &JobSpec, rank: usize) -> Parts<D> {
-        let (position, len) = (shard_position(&spec.shape, spec.shape.place(rank).dp), self.partition.shard_len);
-        self.shard.move_to(Arc::clone(&self.partition), position * len..(position + 1) * len);
-        if let Some(kept) = &mut self.kept {
-            kept.move_to(&self.shard);
-        }
-        let holders = Holders::new(device, spec, rank, self.holders);
-        Parts { holders, pipeline: pipeline_of(spec, rank), groups: groups_of(spec, rank), ..self }
+    fn move_to(self, device: &D, spec: &JobSpec, rank: usize) -> Parts<D> {
+        Parts { passes: self.passes.move_to(spec, rank), shards: self.shards.move_to(device, spec, rank) }
     }
-}
-
-fn pipeline_of(spec: &JobSpec, rank: usize) -> Pipeline {
-    let place = spec.shape.place(rank);
-    spec.pipeline.schedule.stage(place.pp, spec.shape.pp(), spec.batch.of_replica(spec.shape.dp(), place.dp).len())
-}
-
-fn groups_of(spec: &JobSpec, rank: usize) -> Groups {
-    Groups { tp: Group::tp(&spec.shape, rank), dp: Group::dp(&spec.shape, rank) }
 }
 
 impl<D: Device + Clone> Workspace<D> {
@@ -174,7 +118,7 @@ impl<D: Device + Clone> Workspace<D> {
         let (own, place) = (spec.shape.place(self.rank), spec.shape.place(rank));
         (own.tp, own.pp) == (place.tp, place.pp)
             && self.checkpoint_root == checkpoint_root
-            && self.parts.stage.in_flight() == pipeline_of(spec, rank).in_flight()
+            && self.parts.passes.in_flight() == pipeline_of(spec, rank).in_flight()
     }
 }
 

@@ -17,7 +17,7 @@ use toroid_worker::comm::{
     Channel, CommError, Fence, Group, LinkChoice, LinkPlan, Links, Listener, all_reduce_sum, peers_of,
     start_all_gather, start_reduce_scatter,
 };
-use toroid_worker::device::cuda::Runtime;
+use toroid_worker::device::cuda::{CudaBuf, Runtime};
 use toroid_worker::device::{Buffer, CudaDevice, Device};
 
 use crate::emulator::network::{Machine, Networked, VERSION};
@@ -50,7 +50,7 @@ impl<R: Runtime> Worker<R> {
         Worker { id, device, listener, fence: Fence::new().expect("an eventfd"), links: None }
     }
 
-    fn comm(&self) -> &dyn DeviceComm<CudaDevice<R>> {
+    fn comm(&self) -> &dyn DeviceComm<CudaBuf<R>> {
         self.device.comm().expect("a GPU has it")
     }
 
@@ -80,7 +80,7 @@ struct At<'a, R: Runtime> {
     rank: usize,
     shape: Shape,
     device: &'a CudaDevice<R>,
-    comm: &'a dyn DeviceComm<CudaDevice<R>>,
+    comm: &'a dyn DeviceComm<CudaBuf<R>>,
     links: &'a mut Links,
     /// Of all workers.
     fences: &'a [Fence],

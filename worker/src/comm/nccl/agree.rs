@@ -4,40 +4,17 @@
 
 use toroid_torus::geometry::Shape;
 
+use super::Collectives;
 use super::choice::{Decision, Gpu, Key, Lack, Line, LineDecision, Statement, decide};
-use super::{Collectives, DeviceComm};
+use super::device_comm::{Agreed, DeviceComm, UNIQUE_ID_BYTES, UniqueId};
 use crate::comm::collective::exchange;
 use crate::comm::{Channel, CommError, Links, Transfer};
-use crate::device::Device;
-
-const UNIQUE_ID_BYTES: usize = 128;
-
-/// What the members of a communicator find each other by.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct UniqueId(pub [u8; UNIQUE_ID_BYTES]);
-
-impl UniqueId {
-    pub fn key(&self) -> Key {
-        let mut key = [0; 16];
-        key.copy_from_slice(&blake3::hash(&self.0).as_bytes()[..16]);
-        Key(key)
-    }
-}
-
-/// What a place does with its communicators in an epoch.
-pub struct Agreed {
-    pub rank: usize,
-    pub shape: Shape,
-    pub decision: Decision,
-    /// By line: of what is to be made.
-    pub ids: [Option<UniqueId>; 3],
-}
 
 /// Every place calls it at the beginning of an epoch, those without a device for it, too. `None`: this one has none.
-pub fn agree<D: Device>(
+pub fn agree<B>(
     links: &mut Links,
     shape: &Shape,
-    comm: Option<&dyn DeviceComm<D>>,
+    comm: Option<&dyn DeviceComm<B>>,
 ) -> Result<Option<Agreed>, CommError> {
     let rank = links.rank();
     let own = comm.map_or(Statement::without_gpu(Collectives::Auto), |comm| comm.statement(shape, rank));
@@ -79,11 +56,11 @@ fn split(bytes: &[u8; 8 + STATEMENT_BYTES]) -> (usize, [u8; STATEMENT_BYTES]) {
 }
 
 /// The first member of a line makes the id, the others get it. The first byte says that there is one.
-fn share_ids<D: Device>(
+fn share_ids<B>(
     links: &mut Links,
     shape: &Shape,
     decision: &Decision,
-    comm: &dyn DeviceComm<D>,
+    comm: &dyn DeviceComm<B>,
 ) -> Result<[Option<UniqueId>; 3], CommError> {
     let rank = links.rank();
     let mut failed = None;

@@ -3,7 +3,7 @@
 //! ```text
 //!   choice   who said what -> for each line of a place: through the host, kept, or made anew      pure
 //!   agree    everybody's statements over the links, then the ids of what is made anew
-//!   DeviceComm   what a device does with it, see `device::cuda::nccl`
+//!   device_comm  what a device does with it, see `device::cuda::nccl`
 //! ```
 //!
 //! A *line* is a TP group, or the row or the column of a DP group. NCCL only carries: what is sent when and added to what is that of
@@ -20,16 +20,15 @@
 
 mod agree;
 mod choice;
+mod device_comm;
 
 use std::fmt;
 use std::str::FromStr;
 
-pub use agree::{Agreed, UniqueId, agree};
+pub use agree::agree;
 pub(crate) use choice::shown;
 pub use choice::{Decision, Gpu, Key, Lack, Line, LineDecision, Statement, decide};
-
-use super::{CommError, Fence, WaitsFor};
-use crate::device::Device;
+pub use device_comm::{Agreed, DeviceComm, Epoch, UniqueId};
 
 /// How a worker's sums travel: `--collectives`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -64,57 +63,4 @@ impl fmt::Display for Collectives {
             Collectives::Nccl => "nccl",
         })
     }
-}
-
-/// An epoch, as waits of a device heed it.
-#[derive(Debug, Clone)]
-pub struct Epoch {
-    pub number: u64,
-    pub fence: Fence,
-    /// Says whom the device waits for.
-    pub waits_for: WaitsFor,
-}
-
-/// Collectives between devices. What is asked runs on the device in the order of the calls and of its operations; only the calls that say so wait
-/// for it. An error ends the epoch, as that of a link does.
-pub trait DeviceComm<D: Device>: Send + Sync {
-    /// What this device says when an epoch begins, and it is at this place.
-    fn statement(&self, shape: &toroid_torus::geometry::Shape, rank: usize) -> Statement;
-
-    /// For the first member of a line.
-    fn unique_id(&self) -> Result<UniqueId, String>;
-
-    /// Makes and drops communicators as was agreed. Waits for the other members.
-    fn begin(&self, agreed: Agreed, epoch: Epoch) -> Result<(), CommError>;
-
-    /// The epoch is over: what has not come to its end is aborted, and nothing is on its way on return.
-    fn end(&self);
-
-    /// The sums of the TP group are the device's.
-    fn carries_tp(&self) -> bool;
-
-    /// Those of the DP group are.
-    fn carries_dp(&self) -> bool;
-
-    /// Replaces `buf` by the sum over the TP group: the bits of [`all_reduce_sum`](super::all_reduce_sum).
-    fn all_reduce(&self, buf: &mut D::Buf) -> Result<(), CommError>;
-
-    /// Every TP rank's `own` in `all`, by tp_rank.
-    fn all_gather(&self, own: &D::Buf, all: &mut D::Buf) -> Result<(), CommError>;
-
-    /// All chunks of `params` come from the members of the DP group whose own they are. `params` stays where it is until
-    /// [`DeviceComm::await_gathered`] was called for its end, or [`DeviceComm::end`].
-    fn start_gather(&self, params: &mut D::Buf) -> Result<(), CommError>;
-
-    /// Operations that are asked for from now on find the elements before `end`.
-    fn await_gathered(&self, end: usize) -> Result<(), CommError>;
-
-    /// Begins to sum gradients over the DP group, in chunks; with `passes_on` the chunk of the member before comes, too.
-    fn start_scatter(&self, grads: &mut D::Buf, passes_on: bool) -> Result<(), CommError>;
-
-    /// The elements of `grads` from `from` on are final. The same buffer as in [`DeviceComm::start_scatter`].
-    fn supply(&self, grads: &mut D::Buf, from: usize) -> Result<(), CommError>;
-
-    /// Waits until all that was asked for has come: sums of gradients, and those of the TP group before them.
-    fn settle(&self) -> Result<(), CommError>;
 }

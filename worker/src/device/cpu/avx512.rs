@@ -137,7 +137,7 @@ macro_rules! kind {
     ($(#[$doc:meta])* $kind:ident, $features:literal, $unit:literal, $load_row:item, $load_pair:item, $multiply_add:item) => {
         $(#[$doc])*
         pub mod $kind {
-            use super::*;
+            use crate::device::cpu::avx512::*;
             use crate::device::cpu::operand::Operand;
 
             const UNIT: usize = $unit;

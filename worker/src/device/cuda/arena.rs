@@ -3,11 +3,11 @@
 //! Invariants, which the tests check over random orders: parts start at multiples of [`ALIGNMENT`], lie inside of their block and do not
 //! overlap; what is given back is joined with what is free beside it, so that a block whose parts are all back is whole again.
 //!
-//! Deliberately absent: the memory itself, see [`super::CudaDevice`]; and moving what is taken.
+//! Deliberately absent: the memory itself, see [`super::shared`]; and moving what is taken.
 
 use std::collections::BTreeMap;
 
-use super::ALIGNMENT;
+use super::block::ALIGNMENT;
 use super::runtime::DevicePtr;
 
 #[derive(Debug, Default)]

@@ -10,11 +10,11 @@ use std::path::Path;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
+use super::block::ALIGNMENT;
 use super::compile::{self, CompileError};
 use super::kernels::{SOURCES, Source};
 use super::products::{self, Library};
 use super::runtime::{Arg, DevicePtr, Launch, Product, Runtime, Stream};
-use super::{ALIGNMENT, CudaDevice, Graphs};
 
 /// Smallest compute capability: bf16 on tensor cores.
 const MIN_CAPABILITY: i32 = 80;
@@ -82,13 +82,6 @@ pub fn count() -> Result<usize, CudaError> {
     }
     result::init().map_err(CudaError::NoGpu)?;
     result::device::get_count().map(|n| n as usize).map_err(CudaError::NoGpu)
-}
-
-impl CudaDevice<Gpu> {
-    /// GPU `ordinal`. Compiled kernels are kept in `cache`.
-    pub fn open(ordinal: usize, cache: &Path, graphs: Graphs) -> Result<CudaDevice<Gpu>, CudaError> {
-        Ok(CudaDevice::new(Gpu::open(ordinal, cache)?, graphs))
-    }
 }
 
 impl Gpu {

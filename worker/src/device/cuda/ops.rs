@@ -1,10 +1,16 @@
 //! The operations: from shapes to launches. Every launch is followed by what its kernel declares in `kernels/*.cu`, in its order.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use super::runtime::{Factor, Product};
-use super::*;
+use super::device::{CudaBuf, CudaDevice, CudaIds, CudaSnapshot, blocks, narrow};
+use super::kernels;
+use super::products::WORKSPACE_BYTES;
+use super::queue::Op;
+use super::runtime::{Arg, DevicePtr, Factor, Launch, Product, Runtime, Stream};
 use crate::device::*;
+use crate::sync::lock;
 
 /// Threads of a block that goes through elements or rows.
 const THREADS: u32 = 256;
@@ -233,7 +239,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         self.shared.in_order(|_| ());
     }
 
-    fn comm(&self) -> Option<&dyn DeviceComm<Self>> {
+    fn comm(&self) -> Option<&dyn DeviceComm<Self::Buf>> {
         Some(self)
     }
 

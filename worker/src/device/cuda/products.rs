@@ -10,8 +10,13 @@ use std::sync::Mutex;
 
 use cudarc::cublaslt::{result, sys};
 
+use super::block::ALIGNMENT;
 use super::runtime::{DevicePtr, Factor, Product};
-use super::{ALIGNMENT, Products, WORKSPACE_BYTES, lock};
+use crate::device::Products;
+use crate::sync::lock;
+
+/// Bytes of workspace that cuBLASLt may use; NVIDIA's advice for Hopper.
+pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// What decides the algorithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -19,8 +19,37 @@
 //! Deliberately absent: graphs of uploads and downloads (their pinned memory changes) and of what another stream does.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
 use super::runtime::{Arg, DevicePtr, Launch, Product, Runtime};
+
+/// Whether calls that are made again and again are made as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Graphs {
+    #[default]
+    On,
+    /// Every operation is a call of its own, at once.
+    Off,
+}
+
+impl FromStr for Graphs {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Graphs, String> {
+        match text {
+            "on" => Ok(Graphs::On),
+            "off" => Ok(Graphs::Off),
+            _ => Err(format!("CUDA graphs are on or off, found `{text}`")),
+        }
+    }
+}
+
+impl fmt::Display for Graphs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == Graphs::On { "on" } else { "off" })
+    }
+}
 
 /// Operations that are submitted at once. The device has nothing to do while the first piece after a wait is put together; longer pieces
 /// save little, as a launch of a graph is then a fraction of a launch for each of its operations.

@@ -12,7 +12,8 @@ use toroid_torus::geometry::Shape;
 use toroid_torus::job::{self, JobSpec};
 use toroid_torus::owner::{Owner, OwnerId};
 
-use super::{Environment, Job, Shared, connect};
+use super::train::connect;
+use super::{Environment, Job, Shared};
 use crate::comm::{Fence, LinkChoice, Links, Listener};
 use crate::device::{Buffer, CpuDevice, Device};
 
@@ -121,7 +122,7 @@ fn connected(assignment: Assignment, environment: &Environment) -> (Job<CpuDevic
     let mut links = None;
     connect(&job, None, &mut links, environment).expect("connect the place");
     let mut links = links.expect("connected");
-    job.start_gather(&mut links, &environment.shared).expect("gather the parameters");
+    job.passes.start_gather(&mut links, &environment.shared, job.shards.own()).expect("gather the parameters");
     (job, links)
 }
 
@@ -141,16 +142,17 @@ fn gradients(spec: &JobSpec, dir: &Path) -> Gradients {
 }
 
 fn of_place(mut job: Job<CpuDevice>, links: &mut Links, environment: &Environment) -> Gradients {
-    let (device, tp_rank) = (job.stage.device().clone(), job.assignment.place().tp);
+    let (device, tp_rank) = (job.passes.device().clone(), job.assignment.place().tp);
     let sums = job.accumulate(links, &environment.shared).expect("make the step's gradients");
     links.flush().expect("send what the other stages wait for");
     let mut out = Gradients::default();
     if tp_rank == 0 {
         (out.ce, out.z, out.balance) = (sums.ce, sums.z, sums.balance);
     }
-    for (slice, cut) in job.partition.cut(job.shard.range.clone()).filter(|(s, _)| job.partition.counts(s)) {
+    let partition = &job.shards.own().partition;
+    for (slice, cut) in partition.cut(job.shards.own().range.clone()).filter(|(s, _)| partition.counts(s)) {
         let mut values = vec![0.0; cut.len()];
-        device.read(job.stage.grads().view(slice.offset + cut.start..slice.offset + cut.end), &mut values);
+        device.read(job.passes.grads().view(slice.offset + cut.start..slice.offset + cut.end), &mut values);
         *out.squares.entry(slice.tensor.clone()).or_default() +=
             values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
         // The first elements of the tensor are those of the slice at the first TP rank, unless a shard is cut between them.

@@ -9,6 +9,7 @@ use toroid_torus::manifest::ShardFile;
 use super::*;
 use crate::checkpoint::Storage;
 use crate::trainer::Emit;
+use crate::trainer::save::ToPublish;
 
 /// The only place of a job, with the checkpoint of step 0 written and not published.
 struct Place {
@@ -31,7 +32,7 @@ fn place() -> Place {
     let fence = Fence::new().expect("an eventfd");
     let mut job =
         Job::prepare(&CpuDevice::new(1), &environment, assignment, fence.clone(), None).expect("prepare the place");
-    job.own_folder().expect("the folder is nobody's");
+    job.checkpoints.own_folder(&job.assignment).expect("the folder is nobody's");
     let (sender, seen) = channel();
     let sender = Mutex::new(sender);
     let emit: Emit = Arc::new(move |event| drop(sender.lock().expect("not poisoned").send(event)));
@@ -42,10 +43,14 @@ fn place() -> Place {
     Place { _dir: dir, job, environment, fence, storage, file: *file, emit, seen }
 }
 
+fn to_publish(file: ShardFile, remove: Vec<u64>) -> ToPublish {
+    ToPublish { step: 0, files: vec![file], remove }
+}
+
 /// Publishes; says which events came and which steps can be seen.
 fn publish(place: &mut Place) -> (usize, Vec<u64>) {
-    place.job.publish(0, vec![place.file.clone()], Vec::new(), &place.environment.shared, &place.emit);
-    place.job.publisher.wait_for_all();
+    place.job.publish(to_publish(place.file.clone(), Vec::new()), &place.environment.shared, &place.emit);
+    place.job.checkpoints.publisher().wait_for_all();
     (place.seen.try_iter().count(), place.storage.steps().expect("list the steps"))
 }
 
@@ -70,13 +75,17 @@ fn t1_without_a_coordinator_nothing_is_published_and_with_it_again() {
 fn a_publishing_that_takes_long_keeps_no_step_waiting() {
     let mut place = place();
     let (go, wait) = channel::<()>();
-    place.job.publisher.order(move || assert!(wait.recv().is_err(), "nothing is sent"), |error| panic!("{error}"));
-    place.job.publish(0, vec![place.file.clone()], vec![7], &place.environment.shared, &place.emit);
+    place
+        .job
+        .checkpoints
+        .publisher()
+        .order(move || assert!(wait.recv().is_err(), "nothing is sent"), |error| panic!("{error}"));
+    place.job.publish(to_publish(place.file.clone(), vec![7]), &place.environment.shared, &place.emit);
     place.job.write_checkpoint(&place.emit);
     let next = place.seen.recv().expect("the next shard").event;
     assert!(matches!(next, Event::ShardWritten { .. }), "{next:?}");
     drop(go);
-    place.job.publisher.wait_for_all();
+    place.job.checkpoints.publisher().wait_for_all();
     let events: Vec<Event> = place.seen.try_iter().map(|e| e.event).collect();
     let is_removed = |removed: &[u64], kept: &[(u64, String)]| removed == [7] && kept.is_empty();
     assert!(
@@ -90,17 +99,17 @@ fn what_was_written_of_a_failed_checkpoint_is_taken_away() {
     let mut place = place();
     let folder = std::path::PathBuf::from(place.storage.step_path(0));
     assert_eq!(std::fs::read_dir(&folder).expect("it is written").count(), 1);
-    place.job.drop_shard(0);
-    place.job.writer.wait_for_all();
+    place.job.checkpoints.drop_shard(&place.job.assignment, 0);
+    place.job.checkpoints.writer().wait_for_all();
     assert!(!folder.exists());
     // The next try follows at once, and is written after what is dropped.
-    place.job.drop_shard(0);
+    place.job.checkpoints.drop_shard(&place.job.assignment, 0);
     place.job.write_checkpoint(&place.emit);
-    place.job.writer.wait_for_all();
+    place.job.checkpoints.writer().wait_for_all();
     assert_eq!(publish(&mut place).1, [0]);
     // What can be seen is complete (T-6), whoever still says that it has failed.
-    place.job.drop_shard(0);
-    place.job.writer.wait_for_all();
+    place.job.checkpoints.drop_shard(&place.job.assignment, 0);
+    place.job.checkpoints.writer().wait_for_all();
     assert_eq!(place.storage.verify(0).expect("it is there"), []);
 }
 
@@ -109,15 +118,19 @@ fn what_was_written_of_a_failed_checkpoint_is_taken_away() {
 fn a_shard_that_is_never_written_keeps_no_step_waiting() {
     let mut place = place();
     let (go, wait) = channel::<()>();
-    place.job.writer.order(move || assert!(wait.recv().is_err(), "nothing is sent"), |error| panic!("{error}"));
+    place
+        .job
+        .checkpoints
+        .writer()
+        .order(move || assert!(wait.recv().is_err(), "nothing is sent"), |error| panic!("{error}"));
     place.job.write_checkpoint(&place.emit);
     let event = place.seen.recv().expect("an event").event;
     let Event::CheckpointFailed { step: 0, error } = event else { panic!("{event:?}") };
     assert!(error.starts_with("the disk is too slow: what is written of the checkpoint before takes 2."), "{error}");
     drop(go);
-    place.job.writer.wait_for_all();
+    place.job.checkpoints.writer().wait_for_all();
     place.job.write_checkpoint(&place.emit);
-    place.job.writer.wait_for_all();
+    place.job.checkpoints.writer().wait_for_all();
     assert_eq!(publish(&mut place), (2, vec![0]));
 }
 
@@ -125,13 +138,13 @@ fn a_shard_that_is_never_written_keeps_no_step_waiting() {
 #[test]
 fn a_writer_that_panics_has_failed_that_checkpoint() {
     let mut place = place();
-    place.job.shard.range.end += 1;
+    place.job.shards.own_mut().range.end += 1;
     place.job.write_checkpoint(&place.emit);
     let event = place.seen.recv().expect("an event").event;
     let Event::CheckpointFailed { step: 0, error } = event else { panic!("{event:?}") };
     assert!(error.starts_with("its thread panicked, which is a bug of Toroid: "), "{error}");
-    place.job.shard.range.end -= 1;
+    place.job.shards.own_mut().range.end -= 1;
     place.job.write_checkpoint(&place.emit);
-    place.job.writer.wait_for_all();
+    place.job.checkpoints.writer().wait_for_all();
     assert_eq!(publish(&mut place), (2, vec![0]));
 }

@@ -27,14 +27,14 @@ fn bits(values: &[f32]) -> Vec<u32> {
 fn outcomes(spec: &JobSpec, dir: &Path) -> Vec<Outcome> {
     each_place(spec, dir, |mut job, links, environment| {
         let sums = job.accumulate(links, &environment.shared).expect("make the step's gradients");
-        let device = job.stage.device().clone();
-        let mut grads = vec![0.0; job.shard.range.len()];
-        device.read(crate::device::Buffer::view(job.stage.grads(), job.shard.range.clone()), &mut grads);
+        let device = job.passes.device().clone();
+        let mut grads = vec![0.0; job.shards.own().range.len()];
+        device.read(crate::device::Buffer::view(job.passes.grads(), job.shards.own().range.clone()), &mut grads);
         for _ in 0..2 {
             job.step(links, &environment.shared).expect("make a step");
-            job.start_gather(links, &environment.shared).expect("gather the parameters");
+            job.passes.start_gather(links, &environment.shared, job.shards.own()).expect("gather the parameters");
         }
-        let param = crate::device::Snapshot::to_vec(&job.shard.snapshot(&device).param);
+        let param = crate::device::Snapshot::to_vec(&job.shards.own().snapshot(&device).param);
         let sums = [sums.ce, sums.z, sums.balance].map(f64::to_bits);
         Outcome { sums, grads: bits(&grads), params: bits(&param) }
     })

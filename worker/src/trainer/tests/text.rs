@@ -8,7 +8,8 @@ use toroid_session::Event;
 
 use super::*;
 use crate::data::TokenFile;
-use crate::trainer::{Emit, PREPARE, WAIT_FOR_TOKENS, prepare};
+use crate::trainer::shared::{PREPARE, WAIT_FOR_TOKENS};
+use crate::trainer::{Emit, prepare};
 
 /// The path of the one file in the cache with this ending.
 fn cached(cache: &Path, ending: &str) -> PathBuf {

@@ -9,9 +9,11 @@ use std::sync::Arc;
 
 use toroid_torus::collective::{self as schedules, Op, Order, Piece, Round, rounds};
 
+use super::super::block::at_least;
 use super::super::runtime::{DevicePtr, Runtime, Stream};
+use super::calls::PointToPoint;
 use super::epoch::{State, await_ready};
-use super::{PointToPoint, at_least};
+use super::flight::{Flight, Kind};
 use crate::comm::nccl::Line;
 use crate::comm::{CommError, is_exchanged};
 
@@ -22,25 +24,6 @@ const SLICE_ELEMENTS: usize = 4 << 20;
 const MADE_MAX: usize = 64;
 
 const F32: usize = size_of::<f32>();
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
-    AllReduce,
-    Gather,
-    Scatter,
-    ScatterTwice,
-}
-
-/// A collective of the DP group that is on its way.
-pub(super) struct Flight<R: Runtime> {
-    kind: Kind,
-    rounds: Arc<Vec<Round>>,
-    /// Rounds before are in the stream.
-    next: usize,
-    buffer: DevicePtr,
-    /// Of a gather: after each round that is in the stream.
-    events: Vec<R::Event>,
-}
 
 fn at(buffer: DevicePtr, element: usize) -> DevicePtr {
     buffer + (element * F32) as u64

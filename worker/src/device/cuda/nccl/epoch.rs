@@ -11,9 +11,9 @@ use std::sync::Arc;
 use toroid_torus::collective::Round;
 use toroid_torus::geometry::Shape;
 
-use super::super::Block;
+use super::super::block::Block;
 use super::super::runtime::{DevicePtr, Runtime, Stream};
-use super::collective::{Flight, Kind};
+use super::flight::{Flight, Kind};
 use crate::comm::CommError;
 use crate::comm::nccl::{Agreed, Collectives, Decision, Epoch, Key, Lack, Line, LineDecision, Statement, shown};
 
