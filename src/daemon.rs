@@ -73,9 +73,13 @@ pub struct WorkerArgs {
     /// What other workers dial, where that is not the address listened on: host or host:port
     #[arg(long, value_name = "HOST[:PORT]")]
     advertise: Option<String>,
-    /// Links to other workers: auto (memory shared with those of this host, else TCP), or only shm, unix or tcp, for diagnosis
+    /// Links to other workers: auto (memory shared with those of this host, else TLS 1.3), plain (the same with TCP as it is), or only shm, unix,
+    /// tcp or tls, for diagnosis
     #[arg(long, default_value = "auto", value_name = "KIND")]
     links: LinkChoice,
+    /// Links to other hosts are not encrypted: for a fabric that nobody else can reach. The same as --links plain, on all workers
+    #[arg(long, conflicts_with = "links")]
+    links_plain: bool,
     /// What to compute on: auto, cpu, or cuda:N for GPU number N; auto takes the first GPU that works, else the CPU
     #[arg(long, default_value_t, value_name = "DEVICE")]
     device: Choice,
@@ -146,7 +150,7 @@ pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
         rack: args.rack,
         data_listen,
         advertise,
-        links: args.links,
+        links: if args.links_plain { LinkChoice::Plain } else { args.links },
         device: args.device,
         graphs: args.cuda_graphs,
         collectives: args.collectives,
