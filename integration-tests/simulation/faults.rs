@@ -5,10 +5,9 @@
 
 use crate::coordinator::{FAILURE_TIMEOUT, checkpoint_root};
 use crate::network::{AtCoordinator, AtWorker, Event, MS, Micros, Pid, SECOND};
-use crate::worker::{id_of, pid_of};
+use crate::worker::{id_of, pid_of, time};
 use crate::world::World;
 use toroid_coordinator::machine::Input;
-use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
 
@@ -121,17 +120,17 @@ impl World {
         self.env.was_unable.insert(pid);
     }
 
-    /// SIGTERM: it says so, and ends a moment later.
+    /// SIGTERM. It stays until its place is moved, and now and then whoever asked has not the patience.
     fn end_one(&mut self) {
         let Some(pid) = self.someone() else { return };
-        let Some(stream) = self.workers.get(&pid).and_then(|w| w.stream) else { return };
         self.env.tell(|| format!("{} is asked to end", id_of(pid)));
-        let at_once = self.env.net.random.below(2) == 0;
-        let body =
-            Box::new(FromWorker::Leaving(proto::Leaving { reason: "the worker was asked to end".into(), at_once }));
-        self.env.net.send_to_coordinator(stream, AtCoordinator::Message { stream, body });
+        self.env.net.at_worker(pid, 0, AtWorker::Asked { times: 1 });
         let after = self.env.net.random.below(3 * SECOND);
-        self.env.net.push(after, Event::WorkerEnds { pid });
+        match self.env.net.random.below(4) {
+            0 => self.env.net.at_worker(pid, after, AtWorker::Asked { times: 2 }),
+            1 => self.env.net.push(after, Event::WorkerEnds { pid }),
+            _ => {}
+        }
     }
 
     fn break_a_link(&mut self) {
@@ -311,7 +310,7 @@ impl World {
     fn repeat_to_worker(&mut self) {
         let (Some(pid), Some(body)) = (self.someone(), self.env.said.pick(&mut self.env.net.random)) else { return };
         let Some(worker) = self.workers.get_mut(&pid).filter(|w| w.backlog.is_none()) else { return };
-        let standing = worker.session.standing();
+        let standing = worker.client.standing();
         let of = match &body {
             ToWorker::Assign(m) => (m.job_id.clone(), m.epoch),
             ToWorker::Start(m) => (m.job_id.clone(), m.epoch),
@@ -328,8 +327,9 @@ impl World {
         };
         if of.0 == standing.job_id && of.1 < standing.epoch {
             self.env.tell(|| format!("{} hears something of epoch {} again", id_of(pid), of.1));
-            let outputs = worker.session.handle(toroid_session::Input::FromCoordinator(body.clone()));
-            let holds = outputs.is_empty() && worker.session.standing() == standing;
+            let input = toroid_session::client::Input::FromCoordinator(body.clone());
+            let outputs = worker.client.handle(input, time(&self.env));
+            let holds = outputs.is_empty() && worker.client.standing() == standing;
             self.env.truth.check(holds, || format!("T-1: in epoch {} came {body:?}: {outputs:?}", standing.epoch));
         }
     }

@@ -2,7 +2,7 @@
 //! clock, while everything goes wrong that a seed can think of.
 //!
 //! ```text
-//!   scenario, faults ──> world: events in order of time ──> coordinator (machine)          worker (session)
+//!   scenario, faults ──> world: events in order of time ──> coordinator (machine)          worker (client, session)
 //!        ^ one seed        │                                                                  │ commands, events
 //!                          │                                played: each thread of a worker is a coroutine: trainer, writers
 //!                          │                                  │ links (bytes)   disk (files)   device (toy, integers)

@@ -75,7 +75,6 @@ pub enum AtCoordinator {
 
 #[derive(Debug)]
 pub enum AtWorker {
-    Dial,
     Message {
         stream: StreamId,
         body: Box<ToWorker>,
@@ -87,8 +86,13 @@ pub enum AtWorker {
     KeepaliveFailed {
         stream: StreamId,
     },
-    Heartbeat {
-        stream: StreamId,
+    /// The client's deadline has come, unless it has another since.
+    Deadline {
+        number: u64,
+    },
+    /// SIGTERM, for the n-th time.
+    Asked {
+        times: u32,
     },
     /// A thread's wait is over.
     Resume {

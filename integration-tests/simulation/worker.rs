@@ -1,7 +1,6 @@
-//! A worker's process: the real session, the real trainer on a toy device, and what the control task does between them.
+//! A worker's process: the real client with its session, the real trainer on a toy device, and what the control task does between them.
 //!
-//! Before the Welcome the trainer's events wait; without a coordinator the session hears them and what it says is lost, to be said
-//! again. A stopped process (SIGSTOP) hears nothing, keeps its connections, and finds everything in order when it goes on.
+//! A stopped process (SIGSTOP) hears nothing, keeps its connections, and finds everything in order when it goes on.
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -14,7 +13,8 @@ use toroid_coordinator::machine::StreamId;
 use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
-use toroid_session::{Action, Command, Event as Said, HeldAs, Input, Knock, Output, Session, TrainerEvent};
+use toroid_session::client::{Client, Ending, Input, Output, Settings};
+use toroid_session::{Action, Command, Event as Said, HeldAs, Knock, TrainerEvent};
 use toroid_worker::comm::Listener;
 use toroid_worker::control::JobFence;
 use toroid_worker::trainer::{self, Deed, Emit, Environment, Order, Requested, Shared};
@@ -26,8 +26,6 @@ use crate::played::{Thread, Threads};
 use crate::truth::Seen;
 use crate::world::{Env, Unable};
 
-const FIRST_PAUSE: Micros = 50 * MS;
-const LONGEST_PAUSE: Micros = SECOND;
 /// A raised fence ends every wait of an older epoch at once, but the trainer may be busy between two looks.
 const FENCE_LIMIT: Micros = SECOND;
 /// Commands that a trainer has not taken, at most.
@@ -50,7 +48,7 @@ pub struct Held {
 pub struct Worker {
     pub pid: Pid,
     pub host: String,
-    pub session: Session,
+    pub client: Client,
     pub threads: Threads,
     pub shared: Arc<Shared>,
     orders: SyncSender<Order>,
@@ -59,13 +57,15 @@ pub struct Worker {
     seen: Seen,
     fence: JobFence,
     pub stream: Option<StreamId>,
-    is_welcome: bool,
-    /// Events of the trainer that came before the Welcome.
+    /// Events of the trainer that the client does not take yet.
     waiting: VecDeque<TrainerEvent>,
+    /// When the client is told that its deadline has come, and the number of that event: others are out of date.
+    alarm: Option<Micros>,
+    alarm_number: u64,
+    /// The client has ended, and the process does.
+    has_ended: bool,
     /// What has arrived at a stopped process; `None`: it runs.
     pub backlog: Option<Vec<AtWorker>>,
-    pause: Micros,
-    heartbeat: Micros,
     /// When the newest event reaches the session: it hears them in order.
     last_event: Micros,
     /// The newest place that it was given, and its rank.
@@ -102,10 +102,18 @@ impl Worker {
         let mut threads = Threads::default();
         threads.start(Thread::Trainer, move || trainer::run(&ToyDevice::new(), &environment, to_do, &emit));
         threads.begin(pid, env);
-        Worker {
+        let failure_timeout = Duration::from_micros(FAILURE_TIMEOUT);
+        let client = Client::new(Settings {
+            coordinator: "the coordinator".into(),
+            heartbeat: failure_timeout / 5,
+            failure_timeout,
+            leave_grace: 5 * failure_timeout,
+            own_leave_grace: None,
+        });
+        let mut worker = Worker {
             pid,
             host,
-            session: Session::new(),
+            client,
             threads,
             shared,
             orders,
@@ -113,17 +121,19 @@ impl Worker {
             seen,
             fence: JobFence::new().expect("there is a descriptor for a fence"),
             stream: None,
-            is_welcome: false,
             waiting: VecDeque::new(),
+            alarm: None,
+            alarm_number: 0,
+            has_ended: false,
             backlog: None,
-            pause: FIRST_PAUSE,
-            heartbeat: SECOND,
             last_event: 0,
             place: None,
             held: None,
             trains: None,
             ordered: None,
-        }
+        };
+        worker.set_alarm(env);
+        worker
     }
 
     /// SIGKILL.
@@ -135,43 +145,44 @@ impl Worker {
         if let Some(backlog) = &mut self.backlog {
             return backlog.push(what);
         }
+        if self.has_ended {
+            return;
+        }
         match what {
-            AtWorker::Dial => self.dial(env),
+            AtWorker::Deadline { number } if number == self.alarm_number => {
+                self.alarm = None;
+                self.input(Input::Deadline, env);
+            }
             AtWorker::Message { stream, body } if self.stream == Some(stream) => self.heard(*body, env),
-            AtWorker::StreamClosed { stream } if self.stream == Some(stream) => self.stream_lost(env),
+            AtWorker::StreamClosed { stream } if self.stream == Some(stream) => self.stream_lost("it was closed", env),
             AtWorker::KeepaliveFailed { stream } if self.stream == Some(stream) => {
                 if env.net.is_cut_off(self.pid) || !env.is_coordinator_awake {
                     env.tell(|| format!("{} gives its stream up", id_of(self.pid)));
                     env.net.close_at_worker(stream, "closed its stream (no answer)");
-                    self.stream_lost(env);
+                    self.stream_lost("no answer", env);
                 }
             }
-            AtWorker::Heartbeat { stream } if self.stream == Some(stream) => self.beat(stream, env),
-            // Of a stream that this end has given up.
+            // Of a stream that this end has given up, or of a deadline that is another now.
             AtWorker::Message { .. }
             | AtWorker::StreamClosed { .. }
             | AtWorker::KeepaliveFailed { .. }
-            | AtWorker::Heartbeat { .. } => {}
+            | AtWorker::Deadline { .. } => {}
             AtWorker::Resume { thread, number } => self.turn(thread, number, env),
-            AtWorker::Trained(event) if self.stream.is_some() && !self.is_welcome => self.waiting.push_back(event),
-            AtWorker::Trained(event) => self.input(Input::Trainer(event), env),
+            AtWorker::Trained(event) => {
+                self.waiting.push_back(event);
+                self.take_events(env);
+            }
+            AtWorker::Asked { times } => self.input(Input::Asked { times }, env),
         }
     }
 
-    fn dial(&mut self, env: &mut Env) {
-        if self.stream.is_some() {
-            return;
-        }
+    /// Over a stream that is open at once, or not at all.
+    fn dial(&mut self, env: &mut Env) -> Input {
         if !env.is_coordinator_up || env.net.is_cut_off(self.pid) {
-            env.net.at_worker(self.pid, self.pause, AtWorker::Dial);
-            self.pause = (2 * self.pause).min(LONGEST_PAUSE);
-            return;
+            return Input::NotOpened { why: "nobody answers".into() };
         }
-        self.pause = FIRST_PAUSE;
-        let stream = env.net.open_stream(self.pid);
-        self.stream = Some(stream);
-        self.is_welcome = false;
-        let standing = self.session.standing();
+        self.stream = Some(env.net.open_stream(self.pid));
+        let standing = self.client.standing();
         let register = proto::Register {
             worker_id: id_of(self.pid),
             protocol_version: proto::PROTOCOL_VERSION,
@@ -188,41 +199,22 @@ impl Worker {
             ..Default::default()
         };
         self.send(ToCoordinator::Register(register), env);
+        Input::Opened
     }
 
-    fn stream_lost(&mut self, env: &mut Env) {
+    fn stream_lost(&mut self, why: &str, env: &mut Env) {
         self.stream = None;
-        self.shared.set_connected(false);
-        // Without a coordinator the session hears of what the trainer does.
-        for event in std::mem::take(&mut self.waiting) {
-            self.input(Input::Trainer(event), env);
-        }
-        env.net.at_worker(self.pid, self.pause, AtWorker::Dial);
+        self.input(Input::Lost { why: why.into() }, env);
     }
 
     fn heard(&mut self, body: FromCoordinator, env: &mut Env) {
-        let is_welcome = matches!(body, FromCoordinator::Welcome(_));
-        if let FromCoordinator::Refused(refused) = &body {
-            let what = || format!("{} is refused: {}", id_of(self.pid), refused.reason);
-            env.truth.check(false, what);
-        }
         env.said.keep(&body, &mut env.net.random);
         self.input(Input::FromCoordinator(body), env);
-        if is_welcome {
-            self.is_welcome = true;
-            self.shared.set_connected(true);
-            for event in std::mem::take(&mut self.waiting) {
-                self.input(Input::Trainer(event), env);
-            }
-            if let Some(stream) = self.stream {
-                env.net.at_worker(self.pid, 0, AtWorker::Heartbeat { stream });
-            }
-        }
     }
 
-    fn beat(&mut self, stream: StreamId, env: &mut Env) {
+    fn beat(&mut self, env: &mut Env) {
         self.check_fenced(env);
-        let standing = self.session.standing();
+        let standing = self.client.standing();
         let computed = self.shared.computed();
         let heartbeat = proto::Heartbeat {
             job_id: standing.job_id,
@@ -237,7 +229,6 @@ impl Worker {
             ..Default::default()
         };
         self.send(ToCoordinator::Heartbeat(heartbeat), env);
-        env.net.at_worker(self.pid, self.heartbeat, AtWorker::Heartbeat { stream });
     }
 
     /// T-1: a newer epoch ends every wait of the older one.
@@ -313,26 +304,75 @@ impl Worker {
         }
     }
 
-    pub fn input(&mut self, input: Input, env: &mut Env) {
-        for output in self.session.handle(input) {
-            self.execute(output, env);
+    fn input(&mut self, input: Input, env: &mut Env) {
+        self.take(input, env);
+        self.take_events(env);
+    }
+
+    /// What the trainer has said, as far as the client takes it now.
+    fn take_events(&mut self, env: &mut Env) {
+        while self.client.takes_events()
+            && let Some(event) = self.waiting.pop_front()
+        {
+            self.take(Input::Trainer(event), env);
         }
     }
 
-    fn execute(&mut self, output: Output, env: &mut Env) {
-        match output {
-            Output::Send(body) => self.send(body, env),
-            Output::Act(action) => self.act(action, env),
-            Output::Intervals { heartbeat_ms, connect_limit_ms, .. } => {
-                self.shared.set_connect_limit(connect_limit_ms);
-                self.heartbeat = u64::from(heartbeat_ms) * MS;
+    /// Does what the client makes of an input, and of what comes of that.
+    fn take(&mut self, input: Input, env: &mut Env) {
+        let mut outputs = VecDeque::from(self.client.handle(input, time(env)));
+        while let Some(output) = outputs.pop_front() {
+            if let Some(input) = self.execute(output, env) {
+                outputs.extend(self.client.handle(input, time(env)));
             }
-            Output::Probe(knock) => self.probe(&knock, env),
-            Output::Refused { .. } | Output::IdInUse { .. } | Output::Note(_) => {}
+        }
+        self.set_alarm(env);
+    }
+
+    fn set_alarm(&mut self, env: &mut Env) {
+        let at = self.client.deadline().map(|at| u64::try_from(at.as_micros()).expect("a simulation is short"));
+        if at != self.alarm {
+            (self.alarm, self.alarm_number) = (at, self.alarm_number + 1);
+            if let Some(at) = at {
+                let what = AtWorker::Deadline { number: self.alarm_number };
+                env.net.push_at(at, Event::AtWorker { pid: self.pid, what });
+            }
         }
     }
 
-    fn act(&mut self, action: Action, env: &mut Env) {
+    /// Says what the client is to hear of it.
+    fn execute(&mut self, output: Output, env: &mut Env) -> Option<Input> {
+        match output {
+            Output::Open => return Some(self.dial(env)),
+            Output::Close => {
+                if let Some(stream) = self.stream.take() {
+                    env.net.close_at_worker(stream, "closed its stream");
+                }
+            }
+            Output::Send(body) => self.send(body, env),
+            Output::Heartbeat => self.beat(env),
+            Output::Leaving { at_once } => {
+                let reason = "the worker was asked to end".into();
+                self.send(ToCoordinator::Leaving(proto::Leaving { reason, at_once }), env);
+            }
+            Output::Act(action) => return self.act(action, env),
+            Output::Probe { knock, .. } => return Some(self.probe(&knock, env)),
+            Output::Connected(is_connected) => self.shared.set_connected(is_connected),
+            Output::ConnectLimit { limit_ms } => self.shared.set_connect_limit(limit_ms),
+            Output::Note(_) | Output::Warn(_) => {}
+            Output::End(ending) => {
+                env.truth.check(!matches!(ending, Ending::Refused { .. }), || {
+                    format!("{} is refused: {ending:?}", id_of(self.pid))
+                });
+                env.tell(|| format!("{} ends: {ending:?}", id_of(self.pid)));
+                self.has_ended = true;
+                env.net.push(0, Event::WorkerEnds { pid: self.pid });
+            }
+        }
+        None
+    }
+
+    fn act(&mut self, action: Action, env: &mut Env) -> Option<Input> {
         match action {
             Action::Fence { epoch } => {
                 self.trains = None;
@@ -360,11 +400,10 @@ impl Worker {
             Action::RequestCheckpoint { epoch, step, then } => match self.shared.request_checkpoint(step, then) {
                 Requested::Ahead => {}
                 Requested::Now => self.command(Command::Checkpoint { epoch, step }, env),
-                Requested::TooLate { committed } => {
-                    self.input(Input::CheckpointTooLate { epoch, step, committed }, env);
-                }
+                Requested::TooLate { committed } => return Some(Input::CheckpointTooLate { epoch, step, committed }),
             },
         }
+        None
     }
 
     fn command(&mut self, command: Command, env: &mut Env) {
@@ -377,11 +416,11 @@ impl Worker {
     }
 
     /// Dials another worker, and is dialled by it.
-    fn probe(&mut self, knock: &Knock, env: &mut Env) {
+    fn probe(&self, knock: &Knock, env: &Env) -> Input {
         let is_apart = |pid: Pid| env.unable.get(&pid) == Some(&Unable::Unreachable);
         let is_reached = !is_apart(self.pid) && !is_apart(pid_of(&knock.peer.worker_id));
         let error = if is_reached { String::new() } else { "cannot be reached".into() };
-        self.send(ToCoordinator::Probed(proto::Probed { number: knock.number, error }), env);
+        Input::Probed(proto::Probed { number: knock.number, error })
     }
 
     /// SIGCONT.
@@ -392,6 +431,11 @@ impl Worker {
             self.handle(what, env);
         }
     }
+}
+
+/// As a client counts it.
+pub fn time(env: &Env) -> Duration {
+    Duration::from_micros(env.net.now)
 }
 
 /// Token files of all simulations: the text is the same.

@@ -375,7 +375,6 @@ impl World {
         self.env.alive.insert(pid);
         let worker = Worker::new(pid, host, &mut self.env);
         self.workers.insert(pid, worker);
-        self.env.net.at_worker(pid, MS, AtWorker::Dial);
         pid
     }
 

@@ -35,6 +35,15 @@ pub fn exchange_raw(links: &mut Links, sends: &mut [RawSend<'_>], recvs: &mut [R
             let written = now(written).map_err(|e| CommError::io("send raw bytes", e))?;
             (*data, moved) = (&data[written..], moved + written);
         }
+        // What is taken is not always with the kernel yet.
+        let mut unsent = None;
+        for RawSend { to, .. } in sends.iter().filter(|send| send.data.is_empty()) {
+            match links.transport(*to)?.flush() {
+                Ok(()) => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => unsent = Some(*to),
+                Err(e) => return Err(CommError::io("send raw bytes", e)),
+            }
+        }
         for (RawRecv { from, into }, received) in recvs.iter_mut().zip(&mut received) {
             if *received < into.len() {
                 let read = now(links.transport(*from)?.read(&mut into[*received..]));
@@ -42,7 +51,7 @@ pub fn exchange_raw(links: &mut Links, sends: &mut [RawSend<'_>], recvs: &mut [R
                 (*received, moved) = (*received + read, moved + read);
             }
         }
-        let sends_left = sends.iter().find(|send| !send.data.is_empty()).map(|send| send.to);
+        let sends_left = sends.iter().find(|send| !send.data.is_empty()).map(|send| send.to).or(unsent);
         let mut late = recvs.iter().zip(&received).filter(|(recv, received)| **received < recv.into.len());
         let Some(rank) = late.next().map(|(recv, _)| recv.from).or(sends_left) else { return Ok(()) };
         // Who waits for a socket is woken by the kernel at once.
@@ -53,6 +62,7 @@ pub fn exchange_raw(links: &mut Links, sends: &mut [RawSend<'_>], recvs: &mut [R
             // By rank: whether bytes are to be sent, and to be received.
             let mut wants: BTreeMap<usize, [bool; 2]> = BTreeMap::new();
             sends.iter().filter(|s| !s.data.is_empty()).for_each(|s| wants.entry(s.to).or_default()[0] = true);
+            unsent.into_iter().for_each(|to| wants.entry(to).or_default()[0] = true);
             let late = recvs.iter().zip(&received).filter(|(recv, received)| **received < recv.into.len());
             late.for_each(|(recv, _)| wants.entry(recv.from).or_default()[1] = true);
             wait(links, &wants)?;
