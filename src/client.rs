@@ -4,13 +4,19 @@ use std::error::Error as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 use toroid_proto as proto;
+use toroid_proto::admin_service_client::AdminServiceClient;
 use toroid_proto::job_service_client::JobServiceClient;
 use toroid_proto::limits::USER_ANSWER_BYTES_MAX;
 
-pub const DEFAULT_COORDINATOR: &str = "http://127.0.0.1:7070";
+use crate::access::{Access, CredentialArgs};
+
+pub const DEFAULT_COORDINATOR: &str = "127.0.0.1:7070";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A cut network is noticed after twice this long.
 const KEEPALIVE: Duration = Duration::from_secs(5);
@@ -19,47 +25,86 @@ const KEEPALIVE: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, clap::Args)]
 pub struct Connection {
     /// Address of the coordinator
-    #[arg(long, env = "TOROID_COORDINATOR", default_value = DEFAULT_COORDINATOR, value_name = "URL", value_parser = parse_url)]
+    #[arg(long, env = "TOROID_COORDINATOR", default_value = DEFAULT_COORDINATOR, value_name = "HOST:PORT", value_parser = parse_url)]
     pub coordinator: String,
+    /// A token in the place of a certificate, over TLS only
+    #[arg(long, env = "TOROID_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub token: Option<String>,
+    #[command(flatten)]
+    pub credentials: CredentialArgs,
 }
 
-/// `host:port` and `http://host:port` both name a coordinator.
+/// `host:port`, `http://host:port` and `https://host:port` name a coordinator; what the first is spoken in depends on the credentials.
 pub fn parse_url(text: &str) -> Result<String, String> {
+    const EXPECTED: &str = "expected host:port, https://host:port or http://host:port";
     let url = if text.contains("://") { text.to_string() } else { format!("http://{text}") };
-    let uri: tonic::codegen::http::Uri = url.parse().map_err(|e| format!("{e}; expected http://host:port"))?;
+    let uri: tonic::codegen::http::Uri = url.parse().map_err(|e| format!("{e}; {EXPECTED}"))?;
     match (uri.scheme_str(), uri.port_u16()) {
-        (Some("http"), Some(_)) => Ok(url.trim_end_matches('/').to_string()),
-        (Some("http"), None) => Err("the port is missing; expected http://host:port".into()),
-        (scheme, _) => {
-            Err(format!("{} is not a scheme it speaks; expected http://host:port", scheme.unwrap_or("none")))
-        }
+        (Some("http" | "https"), Some(_)) => Ok(text.trim_end_matches('/').to_string()),
+        (Some("http" | "https"), None) => Err(format!("the port is missing; {EXPECTED}")),
+        (scheme, _) => Err(format!("{} is not a scheme it speaks; {EXPECTED}", scheme.unwrap_or("none"))),
     }
 }
 
 impl Connection {
+    /// What is named, with what it needs to be reached.
+    pub fn access(&self) -> Result<Access> {
+        Access::find(&self.coordinator, &self.credentials, self.token.as_deref())
+    }
+
     pub async fn open(&self) -> Result<Client> {
-        Client::connect(&self.coordinator).await
+        Client::connect(&self.access()?).await
     }
 }
 
+/// Shows a token with each call.
+#[derive(Clone)]
+struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(shown) = &self.0 {
+            request.metadata_mut().insert("authorization", shown.clone());
+        }
+        Ok(request)
+    }
+}
+
+type Authorized = InterceptedService<Channel, Bearer>;
+
 /// A connection to a coordinator.
 pub struct Client {
-    inner: JobServiceClient<Channel>,
+    inner: JobServiceClient<Authorized>,
+    admin: AdminServiceClient<Authorized>,
     url: String,
 }
 
 impl Client {
-    pub async fn connect(url: &str) -> Result<Client> {
-        let endpoint = Endpoint::from_shared(url.to_string()).with_context(|| format!("read the address {url}"))?;
+    pub async fn connect(access: &Access) -> Result<Client> {
+        let Access { url, credentials } = access;
+        let authority = url.split_once("://").map_or(url.as_str(), |(_, authority)| authority);
+        let endpoint = Endpoint::from_shared(format!("http://{authority}"));
+        let endpoint = endpoint.with_context(|| format!("read the address {url}"))?;
         let endpoint = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true);
-        let channel = endpoint.connect().await.map_err(|e| unreachable(url, &e))?;
-        let inner = JobServiceClient::new(channel).max_decoding_message_size(USER_ANSWER_BYTES_MAX);
-        Ok(Client { inner, url: url.into() })
+        let channel = toroid_security::connect(endpoint, credentials).await.map_err(|e| unreachable(url, &e))?;
+        let shown = credentials.token().map(|token| {
+            let mut shown: MetadataValue<Ascii> = format!("Bearer {token}").parse()?;
+            shown.set_sensitive(true);
+            anyhow::Ok(shown)
+        });
+        let bearer = Bearer(shown.transpose().context("read the token")?);
+        let inner = JobServiceClient::with_interceptor(channel.clone(), bearer.clone());
+        let admin = AdminServiceClient::with_interceptor(channel, bearer);
+        Ok(Client {
+            inner: inner.max_decoding_message_size(USER_ANSWER_BYTES_MAX),
+            admin: admin.max_decoding_message_size(USER_ANSWER_BYTES_MAX),
+            url: url.clone(),
+        })
     }
 
     pub async fn submit(&mut self, job_toml: String) -> Result<String> {
@@ -151,6 +196,39 @@ impl Client {
         Ok(answer.into_inner().reason)
     }
 
+    /// A token that is good for so many seconds from now.
+    pub async fn create_token(
+        &mut self,
+        name: String,
+        role: String,
+        valid_s: u64,
+    ) -> Result<proto::CreateTokenResponse> {
+        let answer = self.admin.create_token(proto::CreateTokenRequest { name, role, valid_s }).await;
+        Ok(answer.map_err(|s| explain("make a token", &self.url, &s))?.into_inner())
+    }
+
+    pub async fn tokens(&mut self) -> Result<Vec<proto::Token>> {
+        let answer = self.admin.list_tokens(proto::ListTokensRequest {}).await;
+        Ok(answer.map_err(|s| explain("list the tokens", &self.url, &s))?.into_inner().tokens)
+    }
+
+    pub async fn revoke_token(&mut self, id: String) -> Result<proto::Token> {
+        let answer = self.admin.revoke_token(proto::RevokeTokenRequest { id }).await;
+        Ok(answer.map_err(|s| explain("revoke the token", &self.url, &s))?.into_inner())
+    }
+
+    /// The newest records of changes, as lines of JSON.
+    pub async fn audit(&mut self, limit: u32) -> Result<Vec<String>> {
+        let answer = self.admin.get_audit(proto::GetAuditRequest { limit }).await;
+        Ok(answer.map_err(|s| explain("read the audit record", &self.url, &s))?.into_inner().records)
+    }
+
+    /// Has the id of a worker that is not connected be free for whoever registers it next.
+    pub async fn forget_worker(&mut self, worker: &str) -> Result<()> {
+        let answer = self.admin.forget_worker(proto::ForgetWorkerRequest { worker_id: worker.into() }).await;
+        answer.map(drop).map_err(|s| explain("forget the worker", &self.url, &s))
+    }
+
     pub async fn watch(&mut self, job: &str, curve_from_step: u64) -> Result<Streaming<proto::JobUpdate>, Status> {
         let request = proto::WatchJobRequest { job_id: job.into(), curve_from_step };
         Ok(self.inner.watch_job(request).await?.into_inner())
@@ -196,6 +274,8 @@ pub fn explain(doing: &str, url: &str, status: &Status) -> anyhow::Error {
         | Code::NotFound
         | Code::FailedPrecondition
         | Code::DataLoss
+        | Code::Unauthenticated
+        | Code::PermissionDenied
         | Code::ResourceExhausted => anyhow!("{found}"),
         Code::Unimplemented => {
             anyhow!(
@@ -226,13 +306,13 @@ mod tests {
         };
         check("http://10.0.0.1:7070", Ok("http://10.0.0.1:7070"));
         check("http://10.0.0.1:7070/", Ok("http://10.0.0.1:7070"));
-        check("coordinator:7070", Ok("http://coordinator:7070"));
-        check("[::1]:7070", Ok("http://[::1]:7070"));
+        check("coordinator:7070", Ok("coordinator:7070"));
+        check("[::1]:7070", Ok("[::1]:7070"));
+        check("https://coordinator:7070", Ok("https://coordinator:7070"));
         check("coordinator", Err("port is missing"));
-        check("https://coordinator:7070", Err("expected http://host:port"));
-        check("ftp://coordinator:7070", Err("expected http://host:port"));
-        check("http://", Err("expected http://host:port"));
-        check("", Err("expected http://host:port"));
+        check("ftp://coordinator:7070", Err("expected host:port"));
+        check("http://", Err("expected host:port"));
+        check("", Err("expected host:port"));
     }
 
     #[test]
@@ -250,7 +330,8 @@ mod tests {
     #[tokio::test]
     async fn a_coordinator_that_does_not_answer_is_named_with_what_to_do() {
         // Nothing can listen on port 0.
-        let error = Client::connect("http://127.0.0.1:0").await.err().expect("nobody listens").to_string();
+        let error =
+            Client::connect(&Access::plain("http://127.0.0.1:0")).await.err().expect("nobody listens").to_string();
         for words in ["127.0.0.1:0", "toroid coordinator", "--coordinator"] {
             assert!(error.contains(words), "{error}");
         }

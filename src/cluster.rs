@@ -17,6 +17,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::access::Access;
 use crate::client::Client;
 use crate::json::is_ended;
 use crate::progress::Progress;
@@ -51,6 +52,15 @@ impl Cluster {
         self.children.url()
     }
 
+    /// As an admin.
+    pub fn access(&self) -> Access {
+        self.children.access()
+    }
+
+    pub async fn client(&self) -> Result<Client> {
+        Client::connect(&self.access()).await
+    }
+
     /// Starts the coordinator. First of all, so that a folder in use is noticed before anything else happens.
     pub async fn open(&mut self) -> Result<Client> {
         self.children.start_coordinator().await?;
@@ -73,7 +83,7 @@ impl Cluster {
 
     /// Cancels what an earlier run in this folder left unfinished: it would take the workers.
     async fn take_over(&self) -> Result<Client> {
-        let mut client = Client::connect(&self.url()).await?;
+        let mut client = self.client().await?;
         for old in client.jobs(usize::MAX, String::new()).await?.0.iter().filter(|job| !is_ended(job.state())) {
             client.cancel(&old.id).await?;
             self.progress.line(&format!("cancelled {}, which an earlier run left unfinished", old.id));
@@ -122,7 +132,7 @@ impl Cluster {
     /// Cancels the job of a run that was interrupted.
     pub async fn interrupt(&self, id: &str) {
         self.progress.line(&format!("interrupted: cancelling {id}"));
-        let cancel = async { Client::connect(&self.url()).await?.cancel(id).await };
+        let cancel = async { self.client().await?.cancel(id).await };
         match tokio::time::timeout(CANCEL_TIMEOUT, cancel).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => self.progress.line(&format!("the job could not be cancelled: {error:#}")),

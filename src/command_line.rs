@@ -14,7 +14,9 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::{bench, chaos, checkpoint, daemon, incidents, jobs, local, output, plan, status, submit, trace};
+use crate::{
+    admin, bench, certs, chaos, checkpoint, daemon, incidents, jobs, local, output, plan, status, submit, trace,
+};
 
 /// Trains Mixture-of-Experts language models on machines that die
 #[derive(Debug, Parser)]
@@ -57,6 +59,14 @@ enum Command {
     Chaos(Box<chaos::Args>),
     /// Show what the time of steps went to, from what workers wrote with --trace; writes it for chrome://tracing and Perfetto
     Trace(trace::Args),
+    /// Make a private CA and certificates for a test or a small cluster
+    #[command(subcommand)]
+    Certs(certs::Command),
+    /// Make, list and revoke tokens, for who has no certificate
+    #[command(subcommand)]
+    Token(admin::TokenCommand),
+    /// Show who changed what
+    Audit(admin::AuditArgs),
     /// Measure
     #[command(subcommand)]
     Bench(bench::Command),
@@ -117,6 +127,9 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Checkpoint(command) => checkpoint::run(runtime, command),
         Command::Chaos(args) => chaos::run(runtime, *args),
         Command::Bench(command) => runtime.block_on(bench::run(command)),
+        Command::Certs(command) => certs::run(command),
+        Command::Token(command) => runtime.block_on(admin::token(command)),
+        Command::Audit(args) => runtime.block_on(admin::audit(args)),
         Command::Plan(args) => plan::run(&args),
         Command::Version => {
             output::line(format_args!("toroid {}", toroid_proto::BUILD_VERSION))?;
@@ -213,6 +226,19 @@ mod tests {
             "toroid jobs rm tiny-1 --coordinator h:7070",
             "toroid workers",
             "toroid workers --readmit w3",
+            "toroid workers --forget w3 --credentials certs/root",
+            "toroid jobs --coordinator https://h:1 --ca ca.pem --token t",
+            "toroid jobs --coordinator h:1 --ca ca.pem --cert cert.pem --key key.pem",
+            "toroid certs init --dir certs --cluster lab",
+            "toroid certs issue alice --role operate --days 30",
+            "toroid certs issue coordinator --role coordinator --host c.example --host 10.0.0.1",
+            "toroid certs renew alice",
+            "toroid certs revoke alice --dir certs",
+            "toroid certs list",
+            "toroid token create ci --role submit --days 30",
+            "toroid token list",
+            "toroid token revoke t-00",
+            "toroid audit --limit 20",
             "toroid cancel tiny-1",
             "toroid resume tiny-1",
             "toroid resume tiny-1 --from-scratch --coordinator h:7070",
@@ -246,7 +272,12 @@ mod tests {
             "toroid worker --threads 0",
             "toroid worker --device gpu",
             "toroid worker --cuda-graphs maybe",
-            "toroid jobs --coordinator https://h:1",
+            "toroid jobs --coordinator ftp://h:1",
+            "toroid certs issue alice",
+            "toroid certs issue a/b --role view",
+            "toroid certs issue alice --role root",
+            "toroid token create ci --role submit --days 367",
+            "toroid status tiny-1 --cert a --ca b",
             "toroid jobs --limit 0",
             "toroid jobs rm",
             "toroid coordinator --dir d --keep-jobs 0",

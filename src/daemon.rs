@@ -9,17 +9,20 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
+use toroid_coordinator::CallLimits;
 use toroid_coordinator::machine::Retention;
+use toroid_security::Files;
 use toroid_worker::comm::LinkChoice;
 use toroid_worker::comm::nccl::Collectives;
 use toroid_worker::device::Choice;
 use toroid_worker::device::cuda::Graphs;
 
+use crate::access::CredentialArgs;
 use crate::client;
 use crate::output;
 
@@ -49,6 +52,16 @@ pub struct CoordinatorArgs {
     /// What workers must show to join; none: nothing
     #[arg(long, env = "TOROID_JOIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     join_token: Option<String>,
+    #[command(flatten)]
+    credentials: CredentialArgs,
+    /// File of the serial numbers of certificates that are not taken any more, as `toroid certs revoke` writes it; read again when it changes
+    #[arg(long, env = "TOROID_REVOKED", value_name = "FILE")]
+    revoked: Option<PathBuf>,
+    /// Run without certificates beyond the loopback: whoever reaches the port may do everything
+    #[arg(long)]
+    insecure: bool,
+    #[command(flatten)]
+    limits: LimitArgs,
     /// End with the process that started this one, and when standard input ends
     #[arg(long)]
     die_with_parent: bool,
@@ -104,7 +117,7 @@ pub struct WorkerArgs {
     id: Option<String>,
     /// The coordinator's join token
     #[arg(long, env = "TOROID_JOIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
-    token: Option<String>,
+    join_token: Option<String>,
     /// How long it stays after SIGTERM, for its place to be moved or its job to be saved; default: five failure timeouts of the coordinator,
     /// 25 s, within the 30 s that Kubernetes and Slurm give by default
     #[arg(long, env = "TOROID_LEAVE_GRACE_MS", value_name = "MS")]
@@ -114,9 +127,69 @@ pub struct WorkerArgs {
     die_with_parent: bool,
 }
 
+/// How much of a coordinator one user or address may have.
+#[derive(Debug, clap::Args)]
+struct LimitArgs {
+    /// Connections, at most
+    #[arg(long, default_value_t = 16_384, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections: u32,
+    /// Connections of one address, at most
+    #[arg(long, default_value_t = 4096, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections_per_address: u32,
+    /// Calls a second of one user, in the long run; four times as many at once
+    #[arg(long, default_value_t = 500, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_calls_per_s: u32,
+    /// Calls of one user that are not done, streams above all
+    #[arg(long, default_value_t = 1024, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_open_calls: u32,
+}
+
+impl LimitArgs {
+    fn connections(&self) -> toroid_security::server::Limits {
+        toroid_security::server::Limits {
+            connections: self.max_connections as usize,
+            connections_of_address: self.max_connections_per_address as usize,
+            ..Default::default()
+        }
+    }
+
+    fn calls(&self) -> CallLimits {
+        let per_s = f64::from(self.max_calls_per_s);
+        CallLimits { per_s, at_once: 4.0 * per_s, open: self.max_open_calls as usize, ..CallLimits::default() }
+    }
+}
+
+/// What a coordinator that listens there shows to others; `None`: it speaks clear text. Closed unless somebody says otherwise by name.
+fn server_files(
+    listen: SocketAddr,
+    credentials: &CredentialArgs,
+    revoked: Option<PathBuf>,
+    insecure: bool,
+) -> Result<Option<Files>> {
+    match credentials.files() {
+        Some(_) if insecure => bail!("--insecure and credentials are named; leave one of them away"),
+        Some(Files { pair: None, .. }) => {
+            bail!("a coordinator needs a certificate and its key beside --ca; name them with --cert and --key")
+        }
+        Some(files) => Ok(Some(Files { revoked, ..files })),
+        None if revoked.is_some() => {
+            bail!("--revoked is read only where there are certificates; name them with --credentials")
+        }
+        None if insecure || listen.ip().is_loopback() => Ok(None),
+        None => bail!(
+            "{listen} is reached from other machines, and without certificates whoever reaches it may do everything: make some (`toroid certs init`, \
+             `toroid certs issue coordinator --role coordinator`) and name them with --credentials, listen on the loopback, or say --insecure"
+        ),
+    }
+}
+
 pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
     raise_open_files();
     let asked = asked_to_end(args.die_with_parent)?;
+    let tls = server_files(args.listen, &args.credentials, args.revoked, args.insecure)?;
+    if tls.is_none() {
+        tracing::warn!("runs without certificates: whoever reaches {} may do everything", args.listen);
+    }
     let cannot =
         |e| anyhow!("cannot listen on {}: {e}; name another address, or port 0 for any free port", args.listen);
     let listener = TcpListener::bind(args.listen).await.map_err(cannot)?;
@@ -131,6 +204,9 @@ pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
             max_age: Duration::from_secs(u64::from(args.keep_jobs_days) * 24 * 3600),
         },
         join_token: args.join_token,
+        tls,
+        connections: args.limits.connections(),
+        calls: args.limits.calls(),
     };
     toroid_coordinator::run(listener, config, asked).await.context("run the coordinator")?;
     Ok(ExitCode::SUCCESS)
@@ -140,10 +216,12 @@ pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
     raise_open_files();
     let asked = asked_to_end(args.die_with_parent)?;
     let facing = address_facing(&args.connection.coordinator);
+    let access = args.connection.access()?;
     let host = args.host.unwrap_or_else(host_name);
     let (data_listen, advertise) = data_addresses(args.listen, args.advertise, facing, &host);
     let config = toroid_worker::Config {
-        coordinator: args.connection.coordinator,
+        coordinator: access.url,
+        credentials: access.credentials,
         worker_id: args.id,
         host,
         zone: args.zone,
@@ -157,7 +235,7 @@ pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
         threads: args.threads.map_or_else(num_cores, usize::from),
         trace: args.trace,
         cache_dir: args.cache.unwrap_or_else(default_cache),
-        token: args.token,
+        join_token: args.join_token,
         leave_grace: args.leave_grace_ms.map(Duration::from_millis),
     };
     toroid_worker::run(config, asked).await.context("run the worker")?;
@@ -186,7 +264,7 @@ fn host_name() -> String {
     if name.trim().is_empty() { "localhost".into() } else { name.trim().to_string() }
 }
 
-fn default_cache() -> PathBuf {
+pub fn default_cache() -> PathBuf {
     let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let cache = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
     cache.unwrap_or_else(std::env::temp_dir).join("toroid")
@@ -281,6 +359,28 @@ mod tests {
         check(Some("0.0.0.0:9"), None, facing, ("0.0.0.0:9", Some("10.1.2.3")));
         check(Some("[::]:9"), None, facing_v6, ("[::]:9", Some("node-7")));
         check(Some("0.0.0.0:9"), Some("pod.svc"), facing, ("0.0.0.0:9", Some("pod.svc")));
+    }
+
+    #[test]
+    fn who_listens_beyond_the_loopback_has_certificates_or_says_that_it_has_none() {
+        let check = |listen: &str, line: &[&str], insecure: bool, expected: Result<bool, &str>| {
+            let credentials: CredentialArgs = toroid_testkit::parse(line);
+            let found = server_files(listen.parse().expect("parse the address"), &credentials, None, insecure);
+            match (found, expected) {
+                (Ok(files), Ok(has_tls)) => assert_eq!(files.is_some(), has_tls, "{listen} {line:?}"),
+                (Err(error), Err(words)) => assert!(error.to_string().contains(words), "{error}"),
+                (found, expected) => panic!("{listen} {line:?}: expected {expected:?}, found {found:?}"),
+            }
+        };
+        check("127.0.0.1:7070", &[], false, Ok(false));
+        check("[::1]:7070", &[], false, Ok(false));
+        check("0.0.0.0:7070", &[], false, Err("say --insecure"));
+        check("[::]:7070", &[], false, Err("toroid certs init"));
+        check("10.0.0.1:7070", &[], false, Err("10.0.0.1:7070"));
+        check("0.0.0.0:7070", &[], true, Ok(false));
+        check("0.0.0.0:7070", &["--credentials", "certs/c"], false, Ok(true));
+        check("0.0.0.0:7070", &["--credentials", "certs/c"], true, Err("leave one of them away"));
+        check("0.0.0.0:7070", &["--ca", "ca.pem"], false, Err("--cert and --key"));
     }
 
     /// The limit is that of the whole process; nobody else here minds a higher one.

@@ -14,7 +14,7 @@ use std::time::SystemTime;
 use anyhow::{Context as _, Result, bail};
 use toroid_worker::checkpoint::Storage;
 
-use crate::client::{Client, Connection};
+use crate::client::Connection;
 
 /// Where `toroid local` keeps everything, unless told otherwise.
 pub const LOCAL_DIR: &str = ".toroid";
@@ -61,7 +61,7 @@ pub async fn checkpoints(path_or_job: &str, connection: &Connection) -> Result<F
     if local_job.is_dir() {
         return of_job_folder(&local_job);
     }
-    let asked = async { Client::connect(&connection.coordinator).await?.job(path_or_job, false).await };
+    let asked = async { connection.open().await?.job(path_or_job, false).await };
     let not_here =
         || format!("{path_or_job} is neither a folder here nor a job in {LOCAL_DIR}, so the coordinator was asked");
     let job = asked.await.with_context(not_here)?;
@@ -182,7 +182,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_nowhere_is_refused_with_where_it_was_looked_for() -> Result<()> {
-        let connection = Connection { coordinator: "http://127.0.0.1:0".into() };
+        let connection: Connection = toroid_testkit::parse(&["--coordinator", "http://127.0.0.1:0"]);
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("file");
         std::fs::write(&file, "")?;

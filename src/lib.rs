@@ -6,6 +6,7 @@
 //!   submit      jobfile (paths), then progress and summary (--wait)     status, workers, events, cancel, resume, drain   status
 //!   jobs        the list of jobs
 //!   incidents   what failed and what it cost                            trace   what the time of steps went to
+//!   certs       a private CA and its certificates                    admin   tokens, the audit record      access  credentials of a command
 //!   plan        what a job needs, before it is run
 //!   checkpoint  now, list, verify, export; find: which folder is meant  client, watch: gRPC    format, json, output
 //!   cluster     coordinator and workers as child processes: `local`, `chaos`, `bench` and the system tests share it
@@ -18,7 +19,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod access;
+mod admin;
 mod bench;
+mod certs;
 mod chaos;
 mod checkpoint;
 pub mod client;

@@ -21,7 +21,6 @@ use rustix::process::Signal;
 use toroid_proto as proto;
 use toroid_worker::device::Choice;
 
-use crate::client::Client;
 use crate::cluster::children::Settings;
 use crate::cluster::{Cluster, PATIENCE, Signals};
 use crate::daemon::num_cores;
@@ -142,7 +141,7 @@ impl Run {
             () = signals.next() => return Ok(Outcome::Interrupted),
         };
         let id = started.context("start a local cluster")?;
-        let mut follow = Follow::new(&self.cluster.url(), &id, PATIENCE);
+        let mut follow = Follow::new(self.cluster.access(), &id, PATIENCE);
         loop {
             tokio::select! {
                 update = follow.next() => match update? {
@@ -156,7 +155,7 @@ impl Run {
                 }
             }
         }
-        let job = Client::connect(&self.cluster.url()).await?.job(&id, true).await?;
+        let job = self.cluster.client().await?.job(&id, true).await?;
         Ok(Outcome::Ended(Box::new(job)))
     }
 

@@ -62,6 +62,9 @@ pub struct WorkersArgs {
     /// A worker that is put aside for a while, or whose host is, may be given a place again at once
     #[arg(long, value_name = "ID", conflicts_with = "output")]
     readmit: Option<String>,
+    /// The id of a worker that is not connected is free for whoever registers it next: its secret or certificate is lost
+    #[arg(long, value_name = "ID", conflicts_with_all = ["output", "readmit"])]
+    forget: Option<String>,
     #[command(flatten)]
     list: ListArgs,
 }
@@ -151,7 +154,7 @@ async fn print_with_curve(client: &mut Client, job: &proto::Job) -> Result<()> {
 }
 
 async fn watch(args: StatusArgs) -> Result<ExitCode> {
-    let mut follow = Follow::new(&args.connection.coordinator, &args.job, PATIENCE);
+    let mut follow = Follow::new(args.connection.access()?, &args.job, PATIENCE);
     let mut screen = Screen::new(args.output);
     let mut state = proto::JobState::Unspecified;
     while let Some(proto::JobUpdate { job: Some(job), .. }) = follow.next().await? {
@@ -207,7 +210,12 @@ impl Screen {
 }
 
 pub async fn workers(args: WorkersArgs) -> Result<ExitCode> {
-    let WorkersArgs { readmit, list: args } = args;
+    let WorkersArgs { readmit, forget, list: args } = args;
+    if let Some(worker) = forget {
+        args.connection.open().await?.forget_worker(&worker).await?;
+        output::line(format_args!("{worker} is free for whoever registers it next"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Some(worker) = readmit {
         let why = args.connection.open().await?.readmit(&worker).await?;
         output::line(format_args!("{worker} is a spare again; it was put aside since {why}"))?;
@@ -242,7 +250,7 @@ pub async fn events(args: EventsArgs) -> Result<ExitCode> {
         print(&args.connection.open().await?.job(&args.job, false).await?.events)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut follow = Follow::new(&args.connection.coordinator, &args.job, PATIENCE);
+    let mut follow = Follow::new(args.connection.access()?, &args.job, PATIENCE);
     while let Some(update) = follow.next().await? {
         print(&update.events)?;
     }

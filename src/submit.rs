@@ -43,7 +43,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         output::note(format_args!("submitted; see how it does with `toroid status {job} -w`"));
         return Ok(ExitCode::SUCCESS);
     }
-    let mut follow = Follow::new(&args.connection.coordinator, &job, PATIENCE);
+    let mut follow = Follow::new(args.connection.access()?, &job, PATIENCE);
     let mut progress = Progress::new(false);
     while let Some(update) = follow.next().await? {
         progress.update(&update);

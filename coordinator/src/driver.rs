@@ -29,10 +29,12 @@ use crate::curve::CurveError;
 use crate::error::CoordinatorError;
 use crate::files::{self, Condition, JobFiles, RETRY_INTERVAL};
 use crate::folder::FolderError;
+use crate::machine::access::{NewToken, Token};
 use crate::machine::clock::Boot;
 use crate::machine::{self, Input, Machine, Now, Output, Reply, RequestError, RequestId, StreamId};
 use crate::outbox::{MAX_MESSAGES, Outbox};
 use crate::store::Store;
+use crate::tokens::TokenTable;
 
 /// Commands that wait for the driver; beyond, those who send them wait.
 const MAX_COMMANDS: usize = 1024;
@@ -69,6 +71,10 @@ pub(crate) enum Command {
     Drain { worker: String, answer: Answer<Reply> },
     Remove { job: String, answer: Answer<Reply> },
     Readmit { worker: String, answer: Answer<Reply> },
+    CreateToken { new: NewToken, answer: Answer<Reply> },
+    RevokeToken { id: String, answer: Answer<Reply> },
+    ForgetWorker { worker: String, answer: Answer<Reply> },
+    Tokens { answer: Answer<Vec<Token>> },
     Job { job: String, answer: Answer<proto::Job> },
     Jobs { page: Page, answer: Answer<Jobs> },
     Workers { answer: Answer<Vec<proto::WorkerInfo>> },
@@ -128,11 +134,17 @@ pub(crate) struct Handle {
     /// KiB of messages that may still wait for the driver.
     queue_kib: Arc<Semaphore>,
     next_stream: Arc<AtomicU64>,
+    tokens: watch::Receiver<TokenTable>,
 }
 
 impl Handle {
     pub fn new_stream(&self) -> StreamId {
         StreamId(self.next_stream.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The tokens that are known, as they are stored.
+    pub fn tokens(&self) -> watch::Receiver<TokenTable> {
+        self.tokens.clone()
     }
 
     /// Waits until a message of so many bytes may wait for the driver.
@@ -168,6 +180,7 @@ pub(crate) struct Driver {
     /// When rows that could not be written are tried again.
     retry_at: Option<Instant>,
     watchers: BTreeMap<JobId, watch::Sender<()>>,
+    tokens: watch::Sender<TokenTable>,
 }
 
 impl Driver {
@@ -192,6 +205,7 @@ impl Driver {
         let clock = Clock::of_this_machine()?;
         let (machine, outputs) = Machine::restore(config, records, summaries, entropy()?, clock.now())?;
         let (sender, commands) = mpsc::channel(MAX_COMMANDS);
+        let (tokens, known_tokens) = watch::channel(TokenTable::of(machine.tokens()));
         let mut driver = Driver {
             machine,
             store,
@@ -205,6 +219,7 @@ impl Driver {
             files,
             retry_at: None,
             watchers: BTreeMap::new(),
+            tokens,
         };
         driver.execute(outputs)?;
         driver.input(Input::Folders { names: folders })?;
@@ -212,7 +227,10 @@ impl Driver {
             driver.found(job, condition)?;
         }
         let queue_kib = Arc::new(Semaphore::new(MAX_COMMANDS_KIB));
-        Ok((driver, Handle { commands: sender, queue_kib, next_stream: Arc::new(AtomicU64::new(0)) }))
+        Ok((
+            driver,
+            Handle { commands: sender, queue_kib, next_stream: Arc::new(AtomicU64::new(0)), tokens: known_tokens },
+        ))
     }
 
     /// A job's files were so when the coordinator started.
@@ -299,6 +317,11 @@ impl Driver {
                 self.input(Input::Message { stream, body })
             }
             Command::Readmit { worker, answer } => self.request(answer, |request| Input::Readmit { request, worker }),
+            Command::CreateToken { new, answer } => self.request(answer, |request| Input::CreateToken { request, new }),
+            Command::RevokeToken { id, answer } => self.request(answer, |request| Input::RevokeToken { request, id }),
+            Command::ForgetWorker { worker, answer } => {
+                self.request(answer, |request| Input::ForgetWorker { request, worker })
+            }
             Command::Closed { stream, reason } => {
                 self.connections.remove(&stream);
                 self.input(Input::Closed { stream, reason })
@@ -328,6 +351,7 @@ impl Driver {
         match question {
             Command::Job { job, answer } => drop(answer.send(self.view(&job).map_err(AskError::from))),
             Command::Jobs { page, answer } => drop(answer.send(Ok(self.list(page)))),
+            Command::Tokens { answer } => drop(answer.send(Ok(self.machine.tokens().iter().cloned().collect()))),
             Command::Workers { answer } => drop(answer.send(Ok(self.machine.view_workers(self.clock.now())))),
             Command::Rows { job, from, answer } => drop(answer.send(self.rows(&job, from))),
             Command::Watch { job, answer } => drop(answer.send(self.watch(&job))),
@@ -339,6 +363,9 @@ impl Driver {
             | Command::Drain { .. }
             | Command::Remove { .. }
             | Command::Readmit { .. }
+            | Command::CreateToken { .. }
+            | Command::RevokeToken { .. }
+            | Command::ForgetWorker { .. }
             | Command::Message { .. }
             | Command::Closed { .. }
             | Command::Open { .. } => unreachable!("handled as inputs"),
@@ -394,6 +421,9 @@ impl Driver {
                     self.connections.remove(&stream);
                 }
                 Output::Reply { request, reply } => {
+                    if matches!(reply, Ok(Reply::Token(_))) {
+                        self.tokens.send_replace(TokenTable::of(self.machine.tokens()));
+                    }
                     if let Some(answer) = self.answers.remove(&request) {
                         drop(answer.send(reply.map_err(AskError::from)));
                     }
@@ -408,6 +438,7 @@ impl Driver {
                     self.watchers.remove(&job);
                     tracing::info!(job = job.as_str(), "the job is no longer listed: {reason}");
                 }
+                Output::Drop { keys } => self.store.remove(&keys)?,
                 Output::Changed { job } => {
                     if let Some(watchers) = self.watchers.get(&job) {
                         watchers.send_replace(());
@@ -624,7 +655,8 @@ mod tests {
     async fn messages_that_wait_are_bounded_by_their_bytes() {
         let (commands, _received) = mpsc::channel(1);
         let queue_kib = Arc::new(Semaphore::new(MAX_COMMANDS_KIB));
-        let handle = Handle { commands, queue_kib, next_stream: Arc::default() };
+        let tokens = watch::channel(TokenTable::default()).1;
+        let handle = Handle { commands, queue_kib, next_stream: Arc::default(), tokens };
         let first = handle.permit_for(48 << 20).await;
         let second = handle.permit_for(32 << 20);
         tokio::pin!(second);

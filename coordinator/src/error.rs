@@ -16,6 +16,8 @@ pub enum CoordinatorError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
+    Security(#[from] toroid_security::SecurityError),
+    #[error(transparent)]
     Restore(#[from] RestoreError),
     #[error("{what} {path} failed: {error}")]
     Io { what: &'static str, path: PathBuf, error: io::Error },

@@ -1,18 +1,20 @@
 //! The coordinator of Toroid: gives workers their places, has jobs checkpoint, puts a spare in a lost worker's place.
 //!
 //! ```text
-//!   grpc/     JobService, WorkerService, reflection, health     ── commands ──┐
+//!   grpc/     JobService, AdminService, WorkerService, reflection, health: who may call   ── commands ──┐
 //!   driver    one task: executes what the machine says, in that order  <──────┘
 //!   machine   a crate of its own, pure: input + now -> outputs; all decisions, each with its reason
 //!   store/    records of jobs, durable      files, curve   the folder of each job, curve.csv: durable
 //! ```
 //!
-//! On disk: `<data_dir>/coordinator.redb` (records), `<data_dir>/jobs/<id>/` with `job.toml`, `curve.csv` and, where a job names no
+//! On disk: `<data_dir>/coordinator.redb` (records), `<data_dir>/audit/` (who changed what), `<data_dir>/jobs/<id>/` with `job.toml`, `curve.csv` and, where a job names no
 //! other place, `checkpoints/`. All of it may be killed at any instant; a coordinator that starts on the same folder goes on, and
 //! workers go on meanwhile (T-9).
 
 #![forbid(unsafe_code)]
 
+mod audit;
+mod caller;
 pub mod curve;
 mod driver;
 mod error;
@@ -21,8 +23,10 @@ mod folder;
 mod grpc;
 mod outbox;
 pub mod store;
+mod tokens;
 
 pub use error::CoordinatorError;
+pub use grpc::{CallLimits, rules};
 pub use toroid_machine as machine;
 
 use std::path::{Path, PathBuf};
@@ -31,8 +35,10 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use audit::Audit;
 use machine::{Limits, Retention};
 use store::RedbStore;
+use toroid_security::server::ServerTls;
 
 /// Whether tests can have things go wrong in here; the binary `toroid` does not build with that.
 pub const HAS_FAILPOINTS: bool = cfg!(feature = "failpoint");
@@ -49,6 +55,10 @@ pub struct Config {
     pub retention: Retention,
     /// What workers must show to join; `None`: nothing.
     pub join_token: Option<String>,
+    /// Where its certificate, its key and the CA of those that it knows are; `None`: clear text, and whoever reaches the port may do everything.
+    pub tls: Option<toroid_security::Files>,
+    pub connections: toroid_security::server::Limits,
+    pub calls: CallLimits,
 }
 
 impl Config {
@@ -59,6 +69,9 @@ impl Config {
             failure_timeout: Duration::from_secs(5),
             retention: Retention::default(),
             join_token: None,
+            tls: None,
+            connections: toroid_security::server::Limits::default(),
+            calls: CallLimits::default(),
         }
     }
 }
@@ -77,9 +90,15 @@ pub async fn run(
     let limits = limits(&config)?;
     let data_dir = make_data_dir(&config.data_dir)?;
     let jobs_dir = data_dir.join("jobs");
+    let tls = config.tls.map(ServerTls::open).transpose()?;
     let store_path = data_dir.join("coordinator.redb");
     refuse_empty(&store_path, &jobs_dir)?;
     let store = Box::new(RedbStore::open(&store_path)?);
+    let audit_dir = data_dir.join("audit");
+    let audit = Audit::open(&audit_dir);
+    let audit =
+        audit.map_err(|error| CoordinatorError::Io { what: "opening the audit record in", path: audit_dir, error })?;
+    let access = grpc::Access { tls, connections: config.connections, calls: config.calls, audit };
     let machine_config = machine::Config {
         jobs_dir: jobs_dir.to_string_lossy().into_owned(),
         limits,
@@ -94,7 +113,7 @@ pub async fn run(
     let runtime = tokio::runtime::Handle::current();
     // A thread of its own: durable writes block.
     let mut driving = tokio::task::spawn_blocking(move || runtime.block_on(driver.run(ends)));
-    let serving = grpc::serve(listener, handle, limits, async move { drop(stopped_serving.changed().await) });
+    let serving = grpc::serve(listener, handle, limits, access, async move { drop(stopped_serving.changed().await) });
     tokio::pin!(serving);
     let (mut driven, mut served) = (None, None);
     while driven.is_none() && served.is_none() {

@@ -272,7 +272,9 @@ impl World {
                 self.env.tell(|| format!("{job} {}: {}", event.kind, event.text));
                 self.check_blame(&job, &event);
             }
-            Output::Forget { keys, .. } => keys.iter().for_each(|key| drop(self.store.remove(key))),
+            Output::Forget { keys, .. } | Output::Drop { keys } => {
+                keys.iter().for_each(|key| drop(self.store.remove(key)))
+            }
             Output::Changed { .. } => {}
         }
     }

@@ -10,8 +10,11 @@ mod generated;
 pub use generated::*;
 
 pub mod limits;
+mod role;
 mod shape;
 mod subject;
+
+pub use role::Role;
 
 /// The serialized `FileDescriptorSet` of all services, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("generated/toroid_descriptor.bin");

@@ -9,7 +9,7 @@ use prost::Message as _;
 #[test]
 fn generated_code_is_that_of_the_proto_files() -> Result<(), Box<dyn Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let names = ["proto/toroid/v1/job.proto", "proto/toroid/v1/worker.proto"].map(|name| root.join(name));
+    let names = ["admin", "job", "worker"].map(|name| root.join(format!("proto/toroid/v1/{name}.proto")));
     let descriptors = protox::compile(names, [root.join("proto")])?;
     let folder = tempfile::tempdir()?;
     std::fs::write(folder.path().join("toroid_descriptor.bin"), descriptors.encode_to_vec())?;

@@ -21,7 +21,6 @@ use toroid_torus::holders::backup_of;
 
 use super::plan::{PhasePlan, Random, victims};
 use super::report::Fault;
-use crate::client::Client;
 use crate::cluster::children::{COORDINATOR, Ended, Role, Settings};
 use crate::cluster::network::Cut;
 use crate::cluster::{Cluster, PATIENCE, Signals};
@@ -217,7 +216,7 @@ impl Run {
             () = signals.next() => return Ok(false),
         };
         let id = started.context("start a local cluster")?;
-        let mut follow = Follow::new(&self.cluster.url(), &id, PATIENCE);
+        let mut follow = Follow::new(self.cluster.access(), &id, PATIENCE);
         loop {
             let due = self.due();
             let coordinator_due = self.coordinator_due.unwrap_or(due);
@@ -237,7 +236,7 @@ impl Run {
                 }
             }
         }
-        self.outcome.job = Client::connect(&self.cluster.url()).await?.job(&id, true).await?;
+        self.outcome.job = self.cluster.client().await?.job(&id, true).await?;
         self.judge();
         Ok(true)
     }
@@ -312,7 +311,7 @@ impl Run {
 
     /// Whoever fails too often is put aside, as it should be; here it is this run that makes it fail, and the run needs it.
     async fn readmit(&mut self, worker: &str) {
-        let readmitted = match Client::connect(&self.cluster.url()).await {
+        let readmitted = match self.cluster.client().await {
             Ok(mut client) => client.readmit(worker).await,
             Err(error) => Err(error),
         };
@@ -335,7 +334,7 @@ impl Run {
         if let Some(step) = found {
             // The last step is an end like any other, and there is nothing to cancel.
             if step < self.job.total_steps {
-                Client::connect(&self.cluster.url()).await?.cancel(&self.job.id).await?;
+                self.cluster.client().await?.cancel(&self.job.id).await?;
                 self.outcome.end_step = Some(step);
             }
             self.plan.end = End::LastStep;
@@ -356,7 +355,7 @@ impl Run {
         if self.outcome.faults.len() >= self.plan.num_faults {
             if self.plan.end == End::LastFault {
                 self.plan.end = End::LastStep;
-                Client::connect(&self.cluster.url()).await?.cancel(&self.job.id).await?;
+                self.cluster.client().await?.cancel(&self.job.id).await?;
             }
             return Ok(());
         }

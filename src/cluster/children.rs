@@ -20,15 +20,23 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use toroid_security::issue::{Authority, REVOKED_FILE, Request};
+use toroid_security::{Credentials, Files};
 use toroid_worker::device::Choice;
 
 use super::network::{Cut, Network};
+use crate::access::{Access, LocalEntry};
 use crate::daemon::LISTENS_ON;
 
 /// Children that do not end within this time after they were asked to are killed.
 const GRACE: Duration = Duration::from_secs(5);
 /// Of a log, this much is looked at for a child's last words.
 const LAST_WORDS_BYTES: u64 = 16 << 10;
+
+/// Below the folder of a cluster.
+const CERTIFICATES_DIR: &str = "certs";
+/// Certificates of a cluster on this machine are made anew by the next run, long before they end.
+const CERTIFICATES_VALID: Duration = Duration::from_secs(365 * 86_400);
 
 /// What a child is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +73,41 @@ pub struct Settings {
     pub has_network: bool,
     /// Folder for what the first steps' time of each worker goes to.
     pub trace: Option<PathBuf>,
+}
+
+/// Certificates of a cluster on this machine, made for the run: the children know one another by them, and users of this machine's user are
+/// admins.
+struct Certificates {
+    /// A folder of credentials each.
+    coordinator: PathBuf,
+    worker: PathBuf,
+    admin: PathBuf,
+}
+
+impl Certificates {
+    /// In this folder, in the place of those of an earlier run.
+    fn make(folder: &Path, host: Ipv4Addr) -> Result<Certificates> {
+        if folder.exists() {
+            std::fs::remove_dir_all(folder)
+                .with_context(|| format!("remove the certificates in {}", folder.display()))?;
+        }
+        let name = |text: &str| text.parse().map_err(anyhow::Error::msg);
+        let authority = Authority::init(folder, &name("local")?).context("make a CA for this run")?;
+        let issue = |who: &str, role: toroid_proto::Role, hosts: Vec<String>| {
+            authority
+                .issue(&Request { name: name(who)?, role, hosts, valid: CERTIFICATES_VALID })
+                .context("make a certificate")
+        };
+        Ok(Certificates {
+            coordinator: issue(
+                "coordinator",
+                toroid_proto::Role::Coordinator,
+                vec!["localhost".into(), host.to_string()],
+            )?,
+            worker: issue("worker", toroid_proto::Role::Worker, Vec::new())?,
+            admin: issue("admin", toroid_proto::Role::Admin, Vec::new())?,
+        })
+    }
 }
 
 impl Settings {
@@ -111,6 +154,10 @@ pub struct Children {
     threads: usize,
     failure_timeout: Option<Duration>,
     trace: Option<PathBuf>,
+    certificates: Certificates,
+    credentials: Credentials,
+    /// By which other commands find the credentials, once the coordinator listens.
+    entry: Option<LocalEntry>,
     network: Option<Network>,
     /// The last cut, which is not healed yet.
     cut: Option<(String, Cut)>,
@@ -137,7 +184,13 @@ impl Children {
         let (report, ended) = mpsc::unbounded_channel();
         let network = settings.has_network.then(Network::new).transpose().context("make a network that can be cut")?;
         let host = network.as_ref().map_or(Ipv4Addr::LOCALHOST, Network::host);
+        let certificates = Certificates::make(&folder("")?.join(CERTIFICATES_DIR), host)?;
+        let credentials =
+            Credentials::tls(Files::of_folder(&certificates.admin), None).context("read the credentials")?;
         Ok(Children {
+            certificates,
+            credentials,
+            entry: None,
             executable: settings.executable.clone(),
             logs: folder("logs")?,
             coordinator_dir: folder(crate::find::COORDINATOR_DIR)?,
@@ -159,7 +212,17 @@ impl Children {
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("https://{}", self.address)
+    }
+
+    /// As an admin.
+    pub fn access(&self) -> Access {
+        Access { url: self.url(), credentials: self.credentials.clone() }
+    }
+
+    /// The folder of the CA, which each child's and each user's credentials are below.
+    pub fn certificates(&self) -> PathBuf {
+        self.certificates.admin.with_file_name("")
     }
 
     pub fn logs(&self) -> &Path {
@@ -232,6 +295,7 @@ impl Children {
             }
         };
         self.address = address;
+        self.entry = Some(LocalEntry::leave(&address.to_string(), &self.certificates.admin)?);
         self.tend(Role::Coordinator, COORDINATOR.into(), child, log);
         Ok(())
     }
@@ -248,7 +312,8 @@ impl Children {
         let mut command = Command::new(&self.executable);
         wire(&mut command, log)?;
         command.stdout(stdout).args(["coordinator", "--die-with-parent", "--listen", &self.address.to_string()]);
-        command.arg("--dir").arg(&self.coordinator_dir);
+        command.arg("--dir").arg(&self.coordinator_dir).arg("--credentials").arg(&self.certificates.coordinator);
+        command.arg("--revoked").arg(self.certificates().join(REVOKED_FILE));
         if let Some(timeout) = self.failure_timeout {
             let (timeout, heartbeat) = (timeout.as_millis(), timeout.as_millis().div_ceil(5));
             command.args(["--failure-timeout-ms", &timeout.to_string()]);
@@ -272,6 +337,7 @@ impl Children {
         command.args(&line[1..]);
         wire(&mut command, &log)?;
         command.args(["worker", "--die-with-parent", "--coordinator", &self.url(), "--id", &id]);
+        command.arg("--credentials").arg(&self.certificates.worker);
         command.args([
             "--listen",
             &format!("{address}:0"),

@@ -20,6 +20,7 @@ use toroid_proto::limits::COORDINATOR_MESSAGE_BYTES_MAX;
 use toroid_proto::worker_message::Body;
 use toroid_proto::worker_service_client::WorkerServiceClient;
 use toroid_proto::{CoordinatorMessage, Heartbeat, Leaving, Register, WorkerMessage};
+use toroid_security::Credentials;
 use toroid_session::client::{Client, Ending, Input, Output};
 use toroid_session::{Action, Command, Knock, TrainerEvent};
 
@@ -74,6 +75,8 @@ pub(crate) fn emit_into(events: mpsc::Sender<TrainerEvent>) -> Emit {
 pub(crate) struct Control {
     pub client: Client,
     pub coordinator: String,
+    /// What is shown to it.
+    pub credentials: Credentials,
     /// How long an attempt to connect may take, and a coordinator may be silent on the connection.
     pub failure_timeout: Duration,
     /// Everything of Register but what the worker does now.
@@ -233,7 +236,8 @@ impl Control {
         while let Some(output) = outputs.pop_front() {
             let result = match output {
                 Output::Open => {
-                    *stream = Stream::Opening(Box::pin(dial(endpoint.clone(), self.register())));
+                    *stream =
+                        Stream::Opening(Box::pin(dial(endpoint.clone(), self.credentials.clone(), self.register())));
                     None
                 }
                 Output::Close => {
@@ -362,8 +366,8 @@ type Opened = (mpsc::Sender<WorkerMessage>, Streaming<CoordinatorMessage>);
 type DialError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Opens a stream and registers on it.
-async fn dial(endpoint: Endpoint, register: Register) -> Result<Opened, DialError> {
-    let channel: Channel = endpoint.connect().await?;
+async fn dial(endpoint: Endpoint, credentials: Credentials, register: Register) -> Result<Opened, DialError> {
+    let channel: Channel = toroid_security::connect(endpoint, &credentials).await?;
     let mut client = WorkerServiceClient::new(channel).max_decoding_message_size(COORDINATOR_MESSAGE_BYTES_MAX);
     let (sender, receiver) = mpsc::channel(QUEUE);
     sender.send(WorkerMessage { body: Some(Body::Register(register)) }).await?;
@@ -372,7 +376,9 @@ async fn dial(endpoint: Endpoint, register: Register) -> Result<Opened, DialErro
 }
 
 fn endpoint_of(coordinator: &str, failure_timeout: Duration) -> Result<Endpoint, ControlError> {
-    let endpoint = Endpoint::from_shared(coordinator.to_string())
+    // What is spoken is the matter of the credentials.
+    let authority = coordinator.split_once("://").map_or(coordinator, |(_, authority)| authority);
+    let endpoint = Endpoint::from_shared(format!("http://{authority}"))
         .map_err(|e| ControlError::Address { address: coordinator.into(), error: e.to_string() })?;
     Ok(endpoint
         .tcp_nodelay(true)
@@ -397,7 +403,10 @@ mod tests {
     fn said(address: &str) -> Result<String, Box<dyn std::error::Error>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let endpoint = endpoint_of(address, Duration::from_millis(500))?;
-        let error = runtime.block_on(dial(endpoint, Register::default())).err().ok_or("nobody is there")?;
+        let error = runtime
+            .block_on(dial(endpoint, Credentials::none(), Register::default()))
+            .err()
+            .ok_or("nobody is there")?;
         Ok(reason::in_words(error.as_ref()))
     }
 
@@ -437,6 +446,7 @@ mod tests {
         Ok(Control {
             client: Client::new(settings),
             coordinator: String::new(),
+            credentials: Credentials::none(),
             failure_timeout,
             identity: Register::default(),
             orders: std::sync::mpsc::sync_channel(1).0,

@@ -16,6 +16,7 @@ pub mod comm;
 pub mod control;
 pub mod data;
 pub mod device;
+mod identity;
 pub mod model;
 pub mod optim;
 mod sync;
@@ -30,6 +31,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use toroid_proto::{BUILD_VERSION, PROTOCOL_VERSION, Register};
+use toroid_security::Credentials;
 use toroid_session::client::{Client, Settings};
 
 use comm::nccl::Collectives;
@@ -53,8 +55,10 @@ const DEFAULT_FAILURE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How to run a worker.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// `http://host:port`.
+    /// `http://host:port`, or `https://` where the credentials are those of TLS.
     pub coordinator: String,
+    /// What is shown to the coordinator.
+    pub credentials: Credentials,
     /// Made where it is `None`, unlike that of any other process; an id lives as long as the process.
     pub worker_id: Option<String>,
     /// Where the worker is, for the placement.
@@ -78,7 +82,7 @@ pub struct Config {
     pub trace: Option<PathBuf>,
     /// Token files and compiled kernels are kept here.
     pub cache_dir: PathBuf,
-    pub token: Option<String>,
+    pub join_token: Option<String>,
     /// How long it stays after it was asked to end, for its place to be moved or its job to be saved; `None`: the coordinator says.
     pub leave_grace: Option<Duration>,
 }
@@ -101,6 +105,10 @@ pub enum WorkerError {
     Control(#[from] ControlError),
     #[error("cannot read the system's random source for the number that tells this process from others: {0}")]
     Random(std::io::Error),
+    #[error(
+        "cannot keep the secret that binds this worker's id in {}: {error}; name a folder that this user may write to with --cache", .path.display()
+    )]
+    Secret { path: PathBuf, error: std::io::Error },
     #[error("cannot start the trainer thread: {0}")]
     Thread(std::io::Error),
     #[error("the trainer ended unexpectedly, see the messages before; please report it")]
@@ -156,6 +164,13 @@ async fn run_on<D: Device + Clone>(
     let incarnation = random_number().map_err(WorkerError::Random)?;
     let made = || made_id(&config.host, std::process::id(), incarnation);
     let worker_id = config.worker_id.clone().unwrap_or_else(made);
+    let secret = match &config.worker_id {
+        // Nobody registers it again when this process has ended.
+        None => identity::new_secret().map_err(WorkerError::Random)?,
+        Some(id) => {
+            identity::kept_secret(&config.cache_dir, id).map_err(|(path, error)| WorkerError::Secret { path, error })?
+        }
+    };
     let listener = Listener::bind(&config.data_listen.to_string(), &worker_id, config.links)?;
     let porter = listener.porter(&worker_id)?;
     let traced = config.trace.as_ref().map(|folder| (folder, Trace::create(folder, &worker_id)));
@@ -174,9 +189,10 @@ async fn run_on<D: Device + Clone>(
         data_address: advertised(config.advertise.as_deref(), listener.local_addr())?,
         device: name,
         fingerprint: device.fingerprint(),
-        token: config.token.clone().unwrap_or_default(),
+        token: config.join_token.clone().unwrap_or_default(),
         pid: std::process::id(),
         incarnation,
+        secret,
         ..Register::default()
     };
     let shared = Arc::new(Shared::of_process(trace));
@@ -209,6 +225,7 @@ async fn run_on<D: Device + Clone>(
     let control = Control {
         client: Client::new(settings),
         coordinator: config.coordinator,
+        credentials: config.credentials,
         failure_timeout: DEFAULT_FAILURE_TIMEOUT,
         identity,
         orders,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::access::{AccessError, NewToken, Token};
 use super::record::{Event, FORMAT, Record};
 use toroid_proto as proto;
 use toroid_proto::StepRecord;
@@ -47,6 +48,19 @@ pub enum Input {
     },
     /// The worker is not to be put aside any longer.
     Readmit {
+        request: RequestId,
+        worker: String,
+    },
+    CreateToken {
+        request: RequestId,
+        new: NewToken,
+    },
+    RevokeToken {
+        request: RequestId,
+        id: String,
+    },
+    /// Nobody has the worker id any more.
+    ForgetWorker {
         request: RequestId,
         worker: String,
     },
@@ -132,6 +146,10 @@ pub enum Output {
         keys: Vec<String>,
         reason: String,
     },
+    /// Drop the records with these keys, all or none, before what follows is done.
+    Drop {
+        keys: Vec<String>,
+    },
     /// Whoever watches the job may want to look.
     Changed {
         job: JobId,
@@ -157,6 +175,11 @@ pub enum Reply {
         job: JobId,
         replacement: WorkerId,
     },
+    /// Made or revoked.
+    Token(Box<Token>),
+    Forgotten {
+        worker: WorkerId,
+    },
     Removed {
         job: JobId,
         folder: String,
@@ -171,6 +194,8 @@ pub enum Reply {
 pub enum RequestError {
     #[error(transparent)]
     Invalid(#[from] JobError),
+    #[error(transparent)]
+    Access(#[from] AccessError),
     #[error("there is no job `{job}`; {known}")]
     UnknownJob { job: JobId, known: String },
     #[error("no worker `{worker}` is connected; {known}")]

@@ -6,6 +6,7 @@ use super::api::{Output, Reply, RequestError, RequestId, StreamId};
 use super::clock::Now;
 use super::config::Config;
 use super::pool::Pool;
+use super::record::Record;
 use toroid_proto as proto;
 use toroid_torus::ids::JobId;
 
@@ -15,6 +16,8 @@ pub(crate) struct Outbox {
     pub effects: Vec<Output>,
     pub dirty: BTreeSet<JobId>,
     pub dirty_meta: bool,
+    /// Of tokens and worker ids.
+    pub records: Vec<Record>,
     /// By job and number.
     pub dirty_incidents: BTreeSet<(JobId, u64)>,
     pub changed: BTreeSet<JobId>,

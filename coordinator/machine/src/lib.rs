@@ -36,7 +36,7 @@
 //!
 //! ```text
 //!   machine/   inputs to jobs and workers, outputs in order      api, config, limits       what goes in and comes out
-//!   job/       a job: its parts wired together                   record, clock             what is stored
+//!   job/       a job: its parts wired together                   record, clock, access     what is stored
 //!     epoch, curve, deadlines      the core, read by all parts   pool, crashes, proof      workers that are connected
 //!     checkpoints, unsaved         saving the state              recovery, hang, straggler, progress, facts
 //!     incidents                    what failures cost                                      pure functions and accounts
@@ -52,6 +52,7 @@
 //! Deliberately absent: tokio, sockets, files, clocks, random sources, `HashMap`. Also absent: step records, which are in the
 //! curve's file, and anything about how workers compute.
 
+pub mod access;
 mod activity;
 mod api;
 mod cause;

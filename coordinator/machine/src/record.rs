@@ -14,6 +14,7 @@ use toroid_torus::job::JobSpec;
 use toroid_torus::owner::OwnerId;
 use toroid_torus::resplit::Origin;
 
+use super::access::{Binding, Token};
 use super::clock::{Moment, Stopwatch};
 
 /// Version of the records. A store of another version is refused.
@@ -31,6 +32,8 @@ pub enum Record {
     Meta(Meta),
     Job(Box<JobRecord>),
     Incident(Box<Incident>),
+    Token(Box<Token>),
+    Binding(Binding),
 }
 
 impl Record {
@@ -41,7 +44,17 @@ impl Record {
             Record::Job(job) => format!("job/{}", job.id),
             // A ring: the newest ones replace the oldest.
             Record::Incident(i) => format!("incident/{}/{}", i.job, i.number % MAX_INCIDENTS),
+            Record::Token(token) => Record::token_key(&token.id),
+            Record::Binding(binding) => Record::binding_key(&binding.worker),
         }
+    }
+
+    pub fn token_key(id: &str) -> String {
+        format!("token/{id}")
+    }
+
+    pub fn binding_key(worker: &WorkerId) -> String {
+        format!("worker/{worker}")
     }
 }
 

@@ -6,8 +6,11 @@ use tonic::{Request, Response, Status};
 use toroid_proto as proto;
 use toroid_proto::job_service_server::JobService;
 
+use crate::audit::Audit;
+use crate::caller::Caller;
 use crate::driver::{AskError, Command, Handle, Page, Seen};
 use crate::folder;
+use crate::machine::access::AccessError;
 use crate::machine::{Reply, RequestError};
 
 /// Updates that wait for a watcher; beyond, the watcher's own task waits and then skips to the newest state.
@@ -22,11 +25,12 @@ const MAX_CURVE_BYTES: usize = 16 << 20;
 #[derive(Clone)]
 pub(crate) struct Jobs {
     handle: Handle,
+    audit: Audit,
 }
 
 impl Jobs {
-    pub fn new(handle: Handle) -> Jobs {
-        Jobs { handle }
+    pub fn new(handle: Handle, audit: Audit) -> Jobs {
+        Jobs { handle, audit }
     }
 
     async fn job(&self, job: String) -> Result<proto::Job, AskError> {
@@ -90,8 +94,16 @@ impl From<AskError> for Status {
             AskError::Request(
                 RequestError::UnknownJob { .. } | RequestError::UnknownWorker { .. } | RequestError::NotAside { .. },
             ) => Status::not_found(text),
+            AskError::Request(RequestError::Access(AccessError::UnknownToken(_) | AccessError::UnknownBinding(_))) => {
+                Status::not_found(text)
+            }
+            AskError::Request(RequestError::Access(AccessError::Validity { .. } | AccessError::Role(_))) => {
+                Status::invalid_argument(text)
+            }
+            AskError::Request(RequestError::Access(AccessError::TooManyTokens)) => Status::resource_exhausted(text),
             AskError::Request(
-                RequestError::State { .. }
+                RequestError::Access(AccessError::Connected(_))
+                | RequestError::State { .. }
                 | RequestError::Drain { .. }
                 | RequestError::Retired { .. }
                 | RequestError::Folder { .. },
@@ -103,8 +115,15 @@ impl From<AskError> for Status {
     }
 }
 
+/// The name in a job file, for the audit record; nobody has checked it yet.
+fn job_name(toml: &str) -> String {
+    let digest = blake3::hash(toml.as_bytes()).to_hex();
+    let name = toroid_torus::job::parse(toml).map_or_else(|_| "an invalid job file".into(), |spec| spec.name);
+    format!("{name} (job file {})", &digest[..16])
+}
+
 /// The driver answers each request with its own kind of reply.
-fn mismatch(reply: &Reply) -> Status {
+pub(super) fn mismatch(reply: &Reply) -> Status {
     Status::internal(format!("the coordinator answered something else: {reply:?}"))
 }
 
@@ -117,14 +136,19 @@ impl JobService for Jobs {
         &self,
         request: Request<proto::SubmitJobRequest>,
     ) -> Result<Response<proto::SubmitJobResponse>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned();
         let toml = request.into_inner().job_toml;
-        if let Some(refusal) = folder::refusal(&toml).await {
-            return Err(AskError::from(refusal).into());
-        }
-        match self.handle.ask(|answer| Command::Submit { toml, answer }).await? {
-            Reply::Submitted { job } => Ok(Response::new(proto::SubmitJobResponse { job_id: job.into() })),
-            reply => Err(mismatch(&reply)),
-        }
+        let what = job_name(&toml);
+        let change = async {
+            if let Some(refusal) = folder::refusal(&toml).await {
+                return Err(AskError::from(refusal).into());
+            }
+            match self.handle.ask(|answer| Command::Submit { toml, answer }).await? {
+                Reply::Submitted { job } => Ok(Response::new(proto::SubmitJobResponse { job_id: job.into() })),
+                reply => Err(mismatch(&reply)),
+            }
+        };
+        self.audit.change(caller.as_ref(), "SubmitJob", &what, change).await
     }
 
     async fn get_job(&self, request: Request<proto::GetJobRequest>) -> Result<Response<proto::Job>, Status> {
@@ -167,11 +191,16 @@ impl JobService for Jobs {
         &self,
         request: Request<proto::RemoveJobRequest>,
     ) -> Result<Response<proto::RemoveJobResponse>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned();
         let job = request.into_inner().job_id;
-        match self.handle.ask(|answer| Command::Remove { job, answer }).await? {
-            Reply::Removed { folder, .. } => Ok(Response::new(proto::RemoveJobResponse { folder })),
-            reply => Err(mismatch(&reply)),
-        }
+        let what = job.clone();
+        let change = async {
+            match self.handle.ask(|answer| Command::Remove { job, answer }).await? {
+                Reply::Removed { folder, .. } => Ok(Response::new(proto::RemoveJobResponse { folder })),
+                reply => Err(mismatch(&reply)),
+            }
+        };
+        self.audit.change(caller.as_ref(), "RemoveJob", &what, change).await
     }
 
     async fn watch_job(
@@ -188,54 +217,80 @@ impl JobService for Jobs {
     }
 
     async fn cancel_job(&self, request: Request<proto::CancelJobRequest>) -> Result<Response<proto::Job>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned();
         let job = request.into_inner().job_id;
-        match self.handle.ask(|answer| Command::Cancel { job, answer }).await? {
-            Reply::Cancelled { job } => Ok(Response::new(self.job(job.into()).await?)),
-            reply => Err(mismatch(&reply)),
-        }
+        let what = job.clone();
+        let change = async {
+            match self.handle.ask(|answer| Command::Cancel { job, answer }).await? {
+                Reply::Cancelled { job } => Ok(Response::new(self.job(job.into()).await?)),
+                reply => Err(mismatch(&reply)),
+            }
+        };
+        self.audit.change(caller.as_ref(), "CancelJob", &what, change).await
     }
 
     async fn checkpoint_job(
         &self,
         request: Request<proto::CheckpointJobRequest>,
     ) -> Result<Response<proto::CheckpointJobResponse>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned();
         let job = request.into_inner().job_id;
-        match self.handle.ask(|answer| Command::Checkpoint { job, answer }).await? {
-            Reply::Checkpoint { step } => Ok(Response::new(proto::CheckpointJobResponse { step: step.get() })),
-            reply => Err(mismatch(&reply)),
-        }
+        let what = job.clone();
+        let change = async {
+            match self.handle.ask(|answer| Command::Checkpoint { job, answer }).await? {
+                Reply::Checkpoint { step } => Ok(Response::new(proto::CheckpointJobResponse { step: step.get() })),
+                reply => Err(mismatch(&reply)),
+            }
+        };
+        self.audit.change(caller.as_ref(), "CheckpointJob", &what, change).await
     }
 
     async fn resume_job(&self, request: Request<proto::ResumeJobRequest>) -> Result<Response<proto::Job>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned();
         let proto::ResumeJobRequest { job_id: job, from_scratch } = request.into_inner();
-        match self.handle.ask(|answer| Command::Resume { job, from_scratch, answer }).await? {
-            Reply::Resumed { job } => Ok(Response::new(self.job(job.into()).await?)),
-            reply => Err(mismatch(&reply)),
-        }
+        let what = if from_scratch { format!("{job}, from scratch") } else { job.clone() };
+        let change = async {
+            match self.handle.ask(|answer| Command::Resume { job, from_scratch, answer }).await? {
+                Reply::Resumed { job } => Ok(Response::new(self.job(job.into()).await?)),
+                reply => Err(mismatch(&reply)),
+            }
+        };
+        self.audit.change(caller.as_ref(), "ResumeJob", &what, change).await
     }
 
     async fn drain_worker(
         &self,
         request: Request<proto::DrainWorkerRequest>,
     ) -> Result<Response<proto::DrainWorkerResponse>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned();
         let worker = request.into_inner().worker_id;
-        match self.handle.ask(|answer| Command::Drain { worker, answer }).await? {
-            Reply::Drained { job, replacement } => {
-                Ok(Response::new(proto::DrainWorkerResponse { job_id: job.into(), replacement: replacement.into() }))
+        let what = worker.clone();
+        let change = async {
+            match self.handle.ask(|answer| Command::Drain { worker, answer }).await? {
+                Reply::Drained { job, replacement } => Ok(Response::new(proto::DrainWorkerResponse {
+                    job_id: job.into(),
+                    replacement: replacement.into(),
+                })),
+                reply => Err(mismatch(&reply)),
             }
-            reply => Err(mismatch(&reply)),
-        }
+        };
+        self.audit.change(caller.as_ref(), "DrainWorker", &what, change).await
     }
 
     async fn readmit_worker(
         &self,
         request: Request<proto::ReadmitWorkerRequest>,
     ) -> Result<Response<proto::ReadmitWorkerResponse>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned();
         let worker = request.into_inner().worker_id;
-        match self.handle.ask(|answer| Command::Readmit { worker, answer }).await? {
-            Reply::Readmitted { reason } => Ok(Response::new(proto::ReadmitWorkerResponse { reason })),
-            reply => Err(mismatch(&reply)),
-        }
+        let what = worker.clone();
+        let change = async {
+            match self.handle.ask(|answer| Command::Readmit { worker, answer }).await? {
+                Reply::Readmitted { reason } => Ok(Response::new(proto::ReadmitWorkerResponse { reason })),
+                reply => Err(mismatch(&reply)),
+            }
+        };
+        self.audit.change(caller.as_ref(), "ReadmitWorker", &what, change).await
     }
 
     async fn list_workers(

@@ -4,9 +4,11 @@ use tokio::sync::oneshot;
 use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status, Streaming};
 use toroid_proto as proto;
+use toroid_proto::worker_message::Body;
 use toroid_proto::worker_service_server::WorkerService;
 
 use super::bounds;
+use crate::caller::Caller;
 use crate::driver::{Command, Connection, Handle};
 use crate::machine::{Limits, StreamId};
 use crate::outbox::outbox;
@@ -32,6 +34,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<Streaming<proto::WorkerMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        let certified = request.extensions().get::<Caller>().map(Caller::certified_worker).unwrap_or_default();
         let (messages, outgoing) = outbox();
         let (open, closed) = oneshot::channel();
         let stream = self.handle.new_stream();
@@ -39,7 +42,7 @@ impl WorkerService for Workers {
         if !self.handle.tell(Command::Open { stream, connection }).await {
             return Err(Status::unavailable("the coordinator is stopping; connect again when it is back"));
         }
-        let reader = Reader { handle: self.handle.clone(), limits: self.limits, stream };
+        let reader = Reader { handle: self.handle.clone(), limits: self.limits, stream, certified };
         tokio::spawn(reader.run(request.into_inner(), closed));
         Ok(Response::new(Box::pin(outgoing.map(Ok))))
     }
@@ -50,6 +53,8 @@ struct Reader {
     handle: Handle,
     limits: Limits,
     stream: StreamId,
+    /// The name in its certificate; empty where it has none.
+    certified: String,
 }
 
 impl Reader {
@@ -78,6 +83,10 @@ impl Reader {
             if let Some(body) = body {
                 let permit = self.handle.permit_for(bytes).await;
                 let body = match bounds::bounded(body) {
+                    // Who it is stands in the certificate, whatever it says itself.
+                    Ok(Body::Register(register)) => {
+                        Box::new(Body::Register(proto::Register { certified: self.certified.clone(), ..register }))
+                    }
                     Ok(body) => Box::new(body),
                     Err(reason) => return reason,
                 };

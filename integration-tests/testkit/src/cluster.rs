@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
+use toroid::access::Access;
 use toroid::client::Client;
 use toroid::cluster::children::{COORDINATOR, Children, Settings, Special};
 use toroid::cluster::network::Cut;
@@ -94,6 +95,16 @@ impl Cluster {
         self.children.url()
     }
 
+    /// As an admin.
+    pub fn access(&self) -> Access {
+        self.children.access()
+    }
+
+    /// The folder of the cluster's CA.
+    pub fn certificates(&self) -> PathBuf {
+        self.children.certificates()
+    }
+
     /// The file of one child's words.
     pub fn log(&self, child: &str) -> PathBuf {
         self.children.log(child)
@@ -101,7 +112,7 @@ impl Cluster {
 
     /// Asks the coordinator as a user does.
     fn ask<T>(&self, question: impl AsyncFnOnce(&mut Client) -> Result<T>) -> Result<T> {
-        self.runtime.block_on(async { question(&mut Client::connect(&self.url()).await?).await })
+        self.runtime.block_on(async { question(&mut Client::connect(&self.children.access()).await?).await })
     }
 
     /// Cuts a worker off.

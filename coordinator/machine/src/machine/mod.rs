@@ -1,5 +1,6 @@
 //! The machine as its driver sees it: jobs, the workers that are connected, and the order of what an input leads to.
 
+mod access;
 mod drain;
 mod retention;
 mod view;
@@ -14,6 +15,7 @@ use toroid_torus::ids::JobId;
 use toroid_torus::job::{self as job_file, JobSpec};
 use toroid_torus::owner::OwnerId;
 
+use crate::access::{Bindings, Tokens};
 use crate::api::{Input, Output, Reply, RequestError, RequestId, RestoreError};
 use crate::clock::Now;
 use crate::config::Config;
@@ -31,6 +33,8 @@ pub struct Machine {
     meta: Meta,
     jobs: BTreeMap<JobId, Job>,
     pool: Pool,
+    tokens: Tokens,
+    bindings: Bindings,
     out: Outbox,
     /// Messages that were not taken because of T-1.
     num_stale: u64,
@@ -48,7 +52,7 @@ impl Machine {
         entropy: [u8; 32],
         now: Now,
     ) -> Result<(Machine, Vec<Output>), RestoreError> {
-        let mut meta = None;
+        let (mut meta, mut tokens, mut bindings) = (None, Vec::new(), Vec::new());
         let mut jobs: Vec<JobRecord> = Vec::new();
         let mut incidents: BTreeMap<JobId, Vec<Incident>> = BTreeMap::new();
         for record in records {
@@ -59,6 +63,8 @@ impl Machine {
                 Record::Meta(found) => meta = Some(found),
                 Record::Job(job) => jobs.push(*job),
                 Record::Incident(incident) => incidents.entry(incident.job.clone()).or_default().push(*incident),
+                Record::Token(token) => tokens.push(*token),
+                Record::Binding(binding) => bindings.push(binding),
             }
         }
         let mut out = Outbox::default();
@@ -70,8 +76,17 @@ impl Machine {
             Meta { format: FORMAT, secret: entropy, num_jobs: BTreeMap::new(), retired: BTreeMap::new() }
         });
         let pool = Pool::restore(meta.retired.clone());
-        let mut machine =
-            Machine { config, meta, jobs: BTreeMap::new(), pool, out, num_stale: 0, next_probe: first_probe(now) };
+        let mut machine = Machine {
+            config,
+            meta,
+            jobs: BTreeMap::new(),
+            pool,
+            tokens: Tokens::restore(tokens),
+            bindings: Bindings::restore(bindings),
+            out,
+            num_stale: 0,
+            next_probe: first_probe(now),
+        };
         for record in jobs {
             let id = record.id.clone();
             let steps = curves.remove(&id).unwrap_or_default();
@@ -95,6 +110,9 @@ impl Machine {
             Input::Folders { names } => self.skip_folders(&names),
             Input::Note { .. } | Input::Fault { .. } => self.note(input, now),
             Input::Readmit { request, worker } => self.readmit(request, &worker),
+            Input::CreateToken { request, new } => self.create_token(request, new, now),
+            Input::RevokeToken { request, id } => self.revoke_token(request, &id),
+            Input::ForgetWorker { request, worker } => self.forget_worker(request, &worker),
             Input::Message { stream, body } => self.message(stream, *body, now),
             Input::Closed { stream, reason } => self.disconnected(stream, SeenBy::StreamClosed, &reason, now),
             Input::Tick => self.tick(now),
@@ -267,6 +285,7 @@ impl Machine {
         let incident = |(job, number): &(JobId, u64)| self.jobs[job].incidents().stored(*number, now);
         let incidents = out.dirty_incidents.iter().filter_map(incident);
         records.extend(incidents.map(|i| Record::Incident(Box::new(i))));
+        records.append(&mut out.records);
         let persist = (!records.is_empty()).then_some(Output::Persist(records));
         let changed = out.changed.into_iter().map(|job| Output::Changed { job });
         if failpoint!(SendBeforePersist) {

@@ -136,6 +136,9 @@ impl Machine {
             return self.refuse(stream, RefusalKind::Unspecified, reason);
         }
         let id = register.worker_id.clone();
+        if let Some(reason) = self.bind(&register, now) {
+            return self.refuse(stream, RefusalKind::Unspecified, reason);
+        }
         if let Some(holder) = self.holder_of_id(&register, now) {
             let reason = format!(
                 "the worker id `{id}` is in use: {holder}; this is {}. Give each worker an id of its own (--id), or none: then it is made",

@@ -414,6 +414,7 @@ impl World {
 
     fn execute_one(&mut self, output: Output) {
         match output {
+            Output::Drop { keys } => keys.iter().for_each(|key| drop(self.store.remove(key))),
             Output::Persist(records) => records.into_iter().for_each(|r| self.persist(r)),
             Output::CreateFolder { job, .. } => drop(self.curves.insert(job.to_string(), Vec::new())),
             Output::AppendCurve { job, record } => {

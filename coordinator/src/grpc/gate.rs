@@ -1,0 +1,240 @@
+//! Lets calls in, or not: who makes it, whether they may, whether they make too many; and ends those whose caller may not go on.
+//!
+//! Every call goes through here, streams, reflection and health included, before its message is read. What it lets in has a
+//! [`Caller`] among its extensions, and ends when the caller's certificate or token does, is revoked, or the account is closed.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http_body::Frame;
+use tokio::sync::watch;
+use tonic::body::Body;
+use tonic::codegen::{Bytes, http};
+use tonic::{Code, Status};
+use toroid_proto::Role;
+use toroid_security::server::Peer;
+
+use super::rates::{CallLimits, OpenCall, Rates};
+use super::rules::{Rule, rule};
+use crate::audit::Audit;
+use crate::caller::{Caller, Who};
+use crate::machine::access::{Digest, Token};
+use crate::tokens::TokenTable;
+
+/// What decides about calls.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    pub tokens: watch::Receiver<TokenTable>,
+    pub limits: CallLimits,
+    pub rates: Rates,
+    pub audit: Audit,
+}
+
+/// A call that is let in.
+struct Admitted {
+    caller: Caller,
+    token: Option<Token>,
+    open: OpenCall,
+}
+
+impl Gate {
+    fn who(&self, peer: &Peer, headers: &http::HeaderMap) -> Result<(Who, Option<Token>), Status> {
+        let shown = headers.get(http::header::AUTHORIZATION);
+        if !peer.is_tls {
+            // A token that was sent in clear text is known to others from now on.
+            return match shown {
+                None => Ok((Who::Anyone, None)),
+                Some(_) => Err(Status::unauthenticated(
+                    "a token is taken over TLS only, and this coordinator runs without certificates; call without a token",
+                )),
+            };
+        }
+        if let Some(identity) = &peer.identity {
+            return Ok((Who::Certificate { name: identity.name.to_string(), role: identity.role }, None));
+        }
+        let Some(shown) = shown else { return Ok((Who::Nobody, None)) };
+        let secret = shown.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
+        let digest = secret.map(|secret| Digest::of(secret.trim().as_bytes()));
+        let token = digest.and_then(|digest| self.tokens.borrow().get(&digest).cloned());
+        match token {
+            Some(token) if token.is_good(unix_ms()) => {
+                let (id, name, role) = (token.id.clone(), token.name.clone(), token.role);
+                Ok((Who::Token { id, name, role }, Some(token)))
+            }
+            Some(token) => {
+                let what = if token.revoked { "was revoked" } else { "has ended" };
+                Err(Status::unauthenticated(format!("the token {} {what}; ask for another one", token.id)))
+            }
+            None => Err(Status::unauthenticated("the token is not one of this cluster's; ask for one")),
+        }
+    }
+
+    fn admit(&self, rule: Option<&Rule>, peer: &Peer, headers: &http::HeaderMap) -> Result<Admitted, (Caller, Status)> {
+        let CallLimits { per_s, at_once, open, sessions, refused_per_s } = self.limits;
+        let nobody = || Caller::new(Who::Nobody, peer);
+        let refused = |caller: Caller, status: Status| {
+            // Who tries many secrets, or all calls, is slowed down; what they hear is the same for all they try.
+            let account = format!("refused {}", toroid_security::server::network(caller.address));
+            match self.rates.take(&account, refused_per_s, 4.0 * refused_per_s, usize::MAX) {
+                Ok(_) => (caller, status),
+                Err(_) => (
+                    caller,
+                    Status::resource_exhausted("too many calls from this address were refused; try again later"),
+                ),
+            }
+        };
+        let (who, token) = self.who(peer, headers).map_err(|status| refused(nobody(), status))?;
+        let caller = Caller::new(who, peer);
+        let Some(rule) = rule else {
+            return Err(refused(caller, Status::unimplemented("there is no such call, or nobody may make it")));
+        };
+        if !caller.may(rule.least) {
+            let needed = rule.least.map_or("", Role::name);
+            let status = match caller.who {
+                Who::Nobody => Status::unauthenticated(format!(
+                    "this call needs the role {needed}: show a certificate (--credentials, or --cert and --key) or a token (--token)"
+                )),
+                _ => Status::permission_denied(format!("this call needs the role {needed}, and you are {caller}")),
+            };
+            return Err(refused(caller, status));
+        }
+        let open = if rule.least == Some(Role::Worker) { sessions } else { open };
+        let taken = self.rates.take(&caller.account(), per_s, at_once, open);
+        match taken {
+            Ok(open) => Ok(Admitted { caller, token, open }),
+            Err(reason) => Err((caller, Status::resource_exhausted(reason))),
+        }
+    }
+
+    /// Resolves when the call of that token is to end; never where there is none.
+    async fn token_ends(mut tokens: watch::Receiver<TokenTable>, token: Option<Token>) -> String {
+        let Some(token) = token else { return std::future::pending().await };
+        let left = Duration::from_millis(u64::try_from(token.expires_unix_ms).unwrap_or(0));
+        let is_revoked = |table: &TokenTable| table.get(&token.digest).is_none_or(|token| token.revoked);
+        tokio::select! {
+            () = toroid_security::until(UNIX_EPOCH + left) => format!("the token {} has ended", token.id),
+            Ok(_) = tokens.wait_for(is_revoked) => format!("the token {} was revoked", token.id),
+        }
+    }
+}
+
+fn unix_ms() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
+}
+
+impl<S> tower::Layer<S> for Gate {
+    type Service = Gated<S>;
+
+    fn layer(&self, inner: S) -> Gated<S> {
+        Gated { gate: self.clone(), inner }
+    }
+}
+
+/// Services behind the gate.
+#[derive(Clone)]
+pub(crate) struct Gated<S> {
+    gate: Gate,
+    inner: S,
+}
+
+type Answer = Result<http::Response<Body>, Box<dyn std::error::Error + Send + Sync>>;
+
+impl<S> tower::Service<http::Request<Body>> for Gated<S>
+where
+    S: tower::Service<http::Request<Body>, Response = http::Response<Body>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Response = http::Response<Body>;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Future = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let (mut parts, body) = request.into_parts();
+        let Some(peer) = parts.extensions.get::<Peer>().cloned() else {
+            let status = Status::internal("the call came from nowhere: please report it");
+            return Box::pin(async move { Ok(status.into_http()) });
+        };
+        let path = parts.uri.path().to_string();
+        let rule = rule(&path);
+        let admitted = match self.gate.admit(rule, &peer, &parts.headers) {
+            Ok(admitted) => admitted,
+            Err((caller, status)) => {
+                let audit = self.gate.audit.clone();
+                let is_change = rule.is_some_and(|rule| rule.changes) && status.code() != Code::ResourceExhausted;
+                return Box::pin(async move {
+                    if is_change {
+                        audit.refused(&caller, &path, status.message()).await;
+                    }
+                    Ok(status.into_http())
+                });
+            }
+        };
+        let Admitted { caller, token, open } = admitted;
+        if caller.who != Who::Nobody {
+            peer.take();
+        }
+        parts.extensions.insert(caller);
+        let ends = |tokens, token, peer: Peer| async move {
+            tokio::select! {
+                reason = Gate::token_ends(tokens, token) => Status::unauthenticated(reason),
+                reason = peer.ends() => Status::unauthenticated(reason),
+            }
+        };
+        let of_request = ends(self.gate.tokens.clone(), token.clone(), peer.clone());
+        let of_response = ends(self.gate.tokens.clone(), token, peer);
+        let body = Body::new(Until { body, ends: Some(Box::pin(of_request)), is_response: false, _open: None });
+        // The clone is the one that is not ready.
+        let clone = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, clone);
+        Box::pin(async move {
+            let answer = inner.call(http::Request::from_parts(parts, body)).await.map_err(Into::into)?;
+            let until = |body| {
+                Body::new(Until { body, ends: Some(Box::pin(of_response)), is_response: true, _open: Some(open) })
+            };
+            Ok(answer.map(until))
+        })
+    }
+}
+
+/// A body until its call is to end.
+struct Until {
+    body: Body,
+    /// `None`: it has ended that way.
+    ends: Option<Pin<Box<dyn Future<Output = Status> + Send>>>,
+    /// What ends tells the status in its trailers; a request fails with it.
+    is_response: bool,
+    _open: Option<OpenCall>,
+}
+
+impl http_body::Body for Until {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Some(ends) = &mut self.ends else { return Poll::Ready(None) };
+        if let Poll::Ready(status) = ends.as_mut().poll(cx) {
+            self.ends = None;
+            let mut trailers = http::HeaderMap::new();
+            return Poll::Ready(Some(match self.is_response {
+                true => status.add_header(&mut trailers).map(|()| Frame::trailers(trailers)),
+                false => Err(status),
+            }));
+        }
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ends.is_none() || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
