@@ -15,12 +15,19 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A cut network is noticed after twice this long.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
+/// One of several coordinators may take so long to answer before the next is asked.
+const NEXT_AFTER: Duration = Duration::from_secs(1);
+/// So long nobody may lead before that is an error: longer than it takes several coordinators to have another leader.
+const LEADERLESS: Duration = Duration::from_secs(10);
+/// Between two looks for a leader.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
 /// Where the coordinator is.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Connection {
-    /// Address of the coordinator
-    #[arg(long, env = "TOROID_COORDINATOR", default_value = DEFAULT_COORDINATOR, value_name = "URL", value_parser = parse_url)]
-    pub coordinator: String,
+    /// Address of the coordinator; of several, with commas between: the one that leads is found
+    #[arg(long, env = "TOROID_COORDINATOR", default_value = DEFAULT_COORDINATOR, value_name = "URL[,URL...]", value_delimiter = ',', value_parser = parse_url)]
+    pub coordinator: Vec<String>,
 }
 
 /// `host:port` and `http://host:port` both name a coordinator.
@@ -38,7 +45,7 @@ pub fn parse_url(text: &str) -> Result<String, String> {
 
 impl Connection {
     pub async fn open(&self) -> Result<Client> {
-        Client::connect(&self.coordinator).await
+        Client::find(&self.coordinator).await
     }
 }
 
@@ -49,10 +56,15 @@ pub struct Client {
 }
 
 impl Client {
+    /// To a coordinator, whether it leads or not.
     pub async fn connect(url: &str) -> Result<Client> {
+        Client::open(url, CONNECT_TIMEOUT).await
+    }
+
+    async fn open(url: &str, limit: Duration) -> Result<Client> {
         let endpoint = Endpoint::from_shared(url.to_string()).with_context(|| format!("read the address {url}"))?;
         let endpoint = endpoint
-            .connect_timeout(CONNECT_TIMEOUT)
+            .connect_timeout(limit)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
@@ -60,6 +72,57 @@ impl Client {
         let channel = endpoint.connect().await.map_err(|e| unreachable(url, &e))?;
         let inner = JobServiceClient::new(channel).max_decoding_message_size(USER_ANSWER_BYTES_MAX);
         Ok(Client { inner, url: url.into() })
+    }
+
+    /// To whichever of these coordinators leads. One that does not answer is left for the next within a second; while they choose a leader, it waits.
+    ///
+    /// # Errors
+    /// None of them answers, or none leads for long: what each has said.
+    pub async fn find(urls: &[String]) -> Result<Client> {
+        if let [url] = urls {
+            let mut client = Client::connect(url).await?;
+            // One that leads, or is alone and of an earlier version, answers all else.
+            match client.leader().await {
+                Ok(leader) if !leader.leads => {}
+                _ => return Ok(client),
+            }
+        }
+        let start = tokio::time::Instant::now();
+        loop {
+            let (mut asked, mut words, mut is_one_there) = (Vec::new(), Vec::new(), false);
+            let mut next: Vec<String> = urls.iter().rev().cloned().collect();
+            while let Some(url) = next.pop() {
+                if asked.contains(&url) {
+                    continue;
+                }
+                asked.push(url.clone());
+                let look = async {
+                    let mut client = Client::open(&url, NEXT_AFTER).await?;
+                    let leader = client.leader().await?;
+                    anyhow::Ok((client, leader))
+                };
+                match tokio::time::timeout(NEXT_AFTER, look).await {
+                    Ok(Ok((client, leader))) if leader.leads => return Ok(client),
+                    Ok(Ok((_, leader))) => {
+                        is_one_there = true;
+                        words.push(format!("{url} does not lead: {}", leader.reason));
+                        next.extend((!leader.address.is_empty()).then_some(leader.address));
+                    }
+                    Ok(Err(error)) => words.push(error.to_string()),
+                    Err(_) => words.push(format!("{url} does not answer within {NEXT_AFTER:?}")),
+                }
+            }
+            if !is_one_there || start.elapsed() >= LEADERLESS {
+                return Err(anyhow!("no coordinator leads: {}", words.join("; ")));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Who leads, as the coordinator that was asked knows.
+    pub async fn leader(&mut self) -> Result<proto::GetLeaderResponse> {
+        let answer = self.inner.get_leader(proto::GetLeaderRequest {}).await;
+        Ok(answer.map_err(|s| explain("see who leads", &self.url, &s))?.into_inner())
     }
 
     pub async fn submit(&mut self, job_toml: String) -> Result<String> {

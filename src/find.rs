@@ -14,7 +14,7 @@ use std::time::SystemTime;
 use anyhow::{Context as _, Result, bail};
 use toroid_worker::checkpoint::Storage;
 
-use crate::client::{Client, Connection};
+use crate::client::Connection;
 
 /// Where `toroid local` keeps everything, unless told otherwise.
 pub const LOCAL_DIR: &str = ".toroid";
@@ -61,7 +61,7 @@ pub async fn checkpoints(path_or_job: &str, connection: &Connection) -> Result<F
     if local_job.is_dir() {
         return of_job_folder(&local_job);
     }
-    let asked = async { Client::connect(&connection.coordinator).await?.job(path_or_job, false).await };
+    let asked = async { connection.open().await?.job(path_or_job, false).await };
     let not_here =
         || format!("{path_or_job} is neither a folder here nor a job in {LOCAL_DIR}, so the coordinator was asked");
     let job = asked.await.with_context(not_here)?;
@@ -71,7 +71,7 @@ pub async fn checkpoints(path_or_job: &str, connection: &Connection) -> Result<F
         bail!(
             "the checkpoints of {path_or_job} are in {root}, and there is no such folder on this machine; run this where the \
              coordinator at {} runs, or wait for the job's first checkpoint",
-            connection.coordinator
+            connection.coordinator.join(", ")
         );
     }
     Ok(Found::of_job(path_or_job, root))

@@ -142,7 +142,7 @@ impl Run {
             () = signals.next() => return Ok(Outcome::Interrupted),
         };
         let id = started.context("start a local cluster")?;
-        let mut follow = Follow::new(&self.cluster.url(), &id, PATIENCE);
+        let mut follow = Follow::new(&[self.cluster.url()], &id, PATIENCE);
         loop {
             tokio::select! {
                 update = follow.next() => match update? {

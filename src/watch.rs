@@ -17,7 +17,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// One job, followed.
 pub struct Follow {
-    url: String,
+    urls: Vec<String>,
     job: String,
     /// How long the coordinator may be away; zero: the first connection must succeed.
     patience: Duration,
@@ -34,9 +34,9 @@ pub struct Follow {
 
 impl Follow {
     /// `patience`: how long the coordinator may be away before that is an error.
-    pub fn new(url: &str, job: &str, patience: Duration) -> Follow {
+    pub fn new(urls: &[String], job: &str, patience: Duration) -> Follow {
         Follow {
-            url: url.into(),
+            urls: urls.into(),
             job: job.into(),
             patience,
             stream: None,
@@ -62,7 +62,7 @@ impl Follow {
                     self.is_complete = self.is_ended;
                 }
                 Err(status) if is_transient(status.code()) => self.stream = None,
-                Err(status) => return Err(explain("watch the job", &self.url, &status)),
+                Err(status) => return Err(explain("watch the job", &self.urls.join(", "), &status)),
             }
             self.away_since.get_or_insert_with(Instant::now);
         }
@@ -73,14 +73,15 @@ impl Follow {
         if self.away_since.is_some() {
             tokio::time::sleep(PAUSE).await;
         }
-        let failure = match Client::connect(&self.url).await {
+        let urls = self.urls.join(", ");
+        let failure = match Client::find(&self.urls).await {
             Ok(mut client) => match client.watch(&self.job, self.next_step).await {
                 Ok(stream) => {
                     self.stream = Some(stream);
                     return Ok(());
                 }
-                Err(status) if is_transient(status.code()) => explain("watch the job", &self.url, &status),
-                Err(status) => return Err(explain("watch the job", &self.url, &status)),
+                Err(status) if is_transient(status.code()) => explain("watch the job", &urls, &status),
+                Err(status) => return Err(explain("watch the job", &urls, &status)),
             },
             Err(error) => error,
         };

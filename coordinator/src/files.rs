@@ -359,7 +359,7 @@ mod tests {
         assert_eq!(files.append(&step(5)), None, "it is told once");
         for n in [4, 5] {
             assert!(files.must_hold(&ack(n)));
-            files.hold(StreamId(7), Box::new(proto::CoordinatorMessage { body: Some(ack(n)) }));
+            files.hold(StreamId(7), Box::new(proto::CoordinatorMessage { term: 1, body: Some(ack(n)) }));
         }
         assert_eq!((files.flush(), files.released().len()), (None, 0), "it fails again");
         std::fs::rename(&away, &path).unwrap();
@@ -394,7 +394,7 @@ mod tests {
         for step in 1..=100 {
             let body = Body::PublishManifest(proto::PublishManifest { step, ..Default::default() });
             assert!(files.must_hold(&body));
-            files.hold(StreamId(7), Box::new(proto::CoordinatorMessage { body: Some(body) }));
+            files.hold(StreamId(7), Box::new(proto::CoordinatorMessage { term: 1, body: Some(body) }));
         }
         let steps = files.held.iter().filter_map(|(_, message)| match &message.body {
             Some(Body::PublishManifest(publish)) => Some(publish.step),

@@ -5,9 +5,10 @@
 //!   driver    one task: executes what the machine says, in that order  <──────┘
 //!   machine   a crate of its own, pure: input + now -> outputs; all decisions, each with its reason
 //!   store/    records of jobs, durable      files, curve   the folder of each job, curve.csv: durable
+//!   lead      standby -> campaigns -> leads (a driver with a machine from the store) -> standby; with a store of its own it leads at once
 //! ```
 //!
-//! On disk: `<data_dir>/coordinator.redb` (records), `<data_dir>/jobs/<id>/` with `job.toml`, `curve.csv` and, where a job names no
+//! On disk: `<data_dir>/coordinator.redb` (records, where they are not in etcd), `<data_dir>/jobs/<id>/` with `job.toml`, `curve.csv` and, where a job names no
 //! other place, `checkpoints/`. All of it may be killed at any instant; a coordinator that starts on the same folder goes on, and
 //! workers go on meanwhile (T-9).
 
@@ -19,6 +20,7 @@ mod error;
 mod files;
 mod folder;
 mod grpc;
+mod lead;
 mod outbox;
 pub mod store;
 
@@ -31,16 +33,21 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use lead::Coordinator;
 use machine::{Limits, Retention};
-use store::RedbStore;
+use store::etcd::EtcdConfig;
 
 /// Whether tests can have things go wrong in here; the binary `toroid` does not build with that.
 pub const HAS_FAILPOINTS: bool = cfg!(feature = "failpoint");
 
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Everything durable is below this folder; one coordinator at a time.
+    /// Everything durable is below this folder, but for records that are in etcd; one coordinator leads at a time.
     pub data_dir: PathBuf,
+    /// Where records are, for several coordinators of which one leads; `None`: in a file in `data_dir`, for one.
+    pub etcd: Option<EtcdConfig>,
+    /// Where users and workers reach this coordinator, `http://host:port`; `None`: where it listens.
+    pub advertise: Option<String>,
     /// How often workers say that they are there; 1 s by default.
     pub heartbeat_interval: Duration,
     /// A worker that is silent for this long is lost; 5 s by default. All other limits derive from it.
@@ -55,6 +62,8 @@ impl Config {
     pub fn new(data_dir: impl Into<PathBuf>) -> Config {
         Config {
             data_dir: data_dir.into(),
+            etcd: None,
+            advertise: None,
             heartbeat_interval: Duration::from_secs(1),
             failure_timeout: Duration::from_secs(5),
             retention: Retention::default(),
@@ -67,8 +76,9 @@ impl Config {
 const AT_ONCE: u32 = 2;
 
 /// Runs a coordinator on `listener` until it is `asked` to end. Workers go on with what they do when it returns, but for those that were
-/// asked to end themselves: asked once, it stays until their places are moved or their jobs saved, for as long as they do
-/// ([`Limits::leave`]); asked twice, it ends at once.
+/// asked to end themselves: asked once, one that leads stays until their places are moved or their jobs saved, for as long as they do
+/// ([`Limits::leave`]); asked twice, it ends at once. With its records in etcd it does not end by itself: it waits for its turn to lead, and again when
+/// that is over.
 pub async fn run(
     listener: TcpListener,
     config: Config,
@@ -76,47 +86,48 @@ pub async fn run(
 ) -> Result<(), CoordinatorError> {
     let limits = limits(&config)?;
     let data_dir = make_data_dir(&config.data_dir)?;
-    let jobs_dir = data_dir.join("jobs");
-    let store_path = data_dir.join("coordinator.redb");
-    refuse_empty(&store_path, &jobs_dir)?;
-    let store = Box::new(RedbStore::open(&store_path)?);
-    let machine_config = machine::Config {
-        jobs_dir: jobs_dir.to_string_lossy().into_owned(),
-        limits,
-        retention: config.retention,
-        join_token: config.join_token,
+    let listens =
+        |error| CoordinatorError::Io { what: "finding the address listened on beside", path: data_dir.clone(), error };
+    let address = match &config.advertise {
+        Some(address) => address.clone(),
+        None => format!("http://{}", listener.local_addr().map_err(listens)?),
     };
-    let (driver, handle) = driver::Driver::open(store, machine_config, &jobs_dir)?;
-    tracing::info!(folder = %data_dir.display(), "the coordinator is ready");
-
+    let is_alone = config.etcd.is_none();
     let (end, ends) = watch::channel(0);
+    let coordinator = Coordinator::new(config, limits, data_dir, address, ends);
+    let mut gate = coordinator.gate();
     let (stop_serving, mut stopped_serving) = watch::channel(());
-    let runtime = tokio::runtime::Handle::current();
-    // A thread of its own: durable writes block.
-    let mut driving = tokio::task::spawn_blocking(move || runtime.block_on(driver.run(ends)));
-    let serving = grpc::serve(listener, handle, limits, async move { drop(stopped_serving.changed().await) });
+    let leading = coordinator.lead();
+    tokio::pin!(leading);
+    // One that is alone has nothing to say before it leads; others say who does.
+    if is_alone {
+        tokio::select! {
+            ended = &mut leading => return ended,
+            () = gate.opened() => {}
+        }
+    }
+    let serving = grpc::serve(listener, gate, limits, async move { drop(stopped_serving.changed().await) });
     tokio::pin!(serving);
-    let (mut driven, mut served) = (None, None);
-    while driven.is_none() && served.is_none() {
+    let (mut led, mut served) = (None, None);
+    while led.is_none() && served.is_none() {
         tokio::select! {
             Ok(()) = asked.changed() => drop(end.send_replace(*asked.borrow())),
             result = &mut serving => served = Some(result),
-            result = &mut driving => driven = Some(result),
+            result = &mut leading => led = Some(result),
         }
     }
     end.send_replace(AT_ONCE);
     stop_serving.send_replace(());
-    let driven = match driven {
+    let led = match led {
         Some(result) => result,
-        None => driving.await,
+        None => leading.await,
     };
-    let driven = driven.map_err(CoordinatorError::Panic)?;
     let served = match served {
         Some(result) => result,
         // Connections that do not drain in time are left to their clients.
         None => tokio::time::timeout(limits.drain(), serving).await.unwrap_or(Ok(())),
     };
-    driven.and(served)
+    led.and(served)
 }
 
 fn limits(config: &Config) -> Result<Limits, CoordinatorError> {

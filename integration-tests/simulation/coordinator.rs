@@ -23,7 +23,7 @@ use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
 use toroid_session::HeldAs;
 use toroid_torus::geometry::Shape;
-use toroid_torus::ids::{Rank, Step, WorkerId};
+use toroid_torus::ids::{Rank, Step, Term, WorkerId};
 use toroid_torus::owner::OwnerId;
 use toroid_torus::resplit::num_lost;
 
@@ -84,8 +84,13 @@ impl World {
         let records: Vec<Record> = records.collect();
         let summary = |c: &Vec<StepRecord>| c.iter().map(StepSummary::from).collect();
         let curves = self.curves.iter().map(|(job, c)| (job.as_str().into(), summary(c))).collect();
-        let config =
-            Config { jobs_dir: JOBS_DIR.into(), limits: LIMITS, retention: Retention::default(), join_token: None };
+        let config = Config {
+            jobs_dir: JOBS_DIR.into(),
+            limits: LIMITS,
+            term: Term::new(1),
+            retention: Retention::default(),
+            join_token: None,
+        };
         // Now and then on another machine.
         if self.env.net.random.percent(20) {
             self.machine = (self.env.net.now, self.machine.1 + 1);
@@ -239,7 +244,10 @@ impl World {
 
     fn execute_one(&mut self, output: Output) {
         match output {
-            Output::Persist(records) => records.into_iter().for_each(|r| self.persist(r)),
+            Output::Persist(change) => {
+                change.remove.iter().for_each(|key| drop(self.store.remove(key)));
+                change.put.into_iter().for_each(|r| self.persist(r));
+            }
             Output::CreateFolder { job, .. } => drop(self.curves.insert(job.to_string(), Vec::new())),
             Output::AppendCurve { job, record } => self.append(&job, *record),
             Output::AppendGap { job, from_step, through_step } => self.append_gap(&job, from_step, through_step),
@@ -272,8 +280,7 @@ impl World {
                 self.env.tell(|| format!("{job} {}: {}", event.kind, event.text));
                 self.check_blame(&job, &event);
             }
-            Output::Forget { keys, .. } => keys.iter().for_each(|key| drop(self.store.remove(key))),
-            Output::Changed { .. } => {}
+            Output::Forget { .. } | Output::Changed { .. } => {}
         }
     }
 

@@ -217,7 +217,7 @@ impl Run {
             () = signals.next() => return Ok(false),
         };
         let id = started.context("start a local cluster")?;
-        let mut follow = Follow::new(&self.cluster.url(), &id, PATIENCE);
+        let mut follow = Follow::new(&[self.cluster.url()], &id, PATIENCE);
         loop {
             let due = self.due();
             let coordinator_due = self.coordinator_due.unwrap_or(due);

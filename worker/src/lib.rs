@@ -52,8 +52,8 @@ const DEFAULT_FAILURE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How to run a worker.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// `http://host:port`.
-    pub coordinator: String,
+    /// `http://host:port` of each, of which one leads; at least one.
+    pub coordinators: Vec<String>,
     /// Made where it is `None`, unlike that of any other process; an id lives as long as the process.
     pub worker_id: Option<String>,
     /// Where the worker is, for the placement.
@@ -199,7 +199,7 @@ async fn run_on<D: Device + Clone>(
         })
         .map_err(WorkerError::Thread)?;
     let settings = Settings {
-        coordinator: config.coordinator.clone(),
+        coordinators: config.coordinators,
         heartbeat: DEFAULT_HEARTBEAT,
         failure_timeout: DEFAULT_FAILURE_TIMEOUT,
         leave_grace: 5 * DEFAULT_FAILURE_TIMEOUT,
@@ -207,7 +207,6 @@ async fn run_on<D: Device + Clone>(
     };
     let control = Control {
         client: Client::new(settings),
-        coordinator: config.coordinator,
         failure_timeout: DEFAULT_FAILURE_TIMEOUT,
         identity,
         orders,

@@ -6,8 +6,9 @@ use tonic::{Request, Response, Status};
 use toroid_proto as proto;
 use toroid_proto::job_service_server::JobService;
 
-use crate::driver::{AskError, Command, Handle, Page, Seen};
+use crate::driver::{AskError, Command, Page, Question, Seen};
 use crate::folder;
+use crate::lead::Gate;
 use crate::machine::{Reply, RequestError};
 
 /// Updates that wait for a watcher; beyond, the watcher's own task waits and then skips to the newest state.
@@ -21,20 +22,20 @@ const MAX_CURVE_BYTES: usize = 16 << 20;
 
 #[derive(Clone)]
 pub(crate) struct Jobs {
-    handle: Handle,
+    gate: Gate,
 }
 
 impl Jobs {
-    pub fn new(handle: Handle) -> Jobs {
-        Jobs { handle }
+    pub fn new(gate: Gate) -> Jobs {
+        Jobs { gate }
     }
 
     async fn job(&self, job: String) -> Result<proto::Job, AskError> {
-        self.handle.ask(|answer| Command::Job { job, answer }).await
+        self.gate.ask(|answer| Question::Job { job, answer }).await
     }
 
     async fn rows(&self, job: &str, from: u64) -> Result<Vec<proto::StepRecord>, AskError> {
-        self.handle.ask(|answer| Command::Rows { job: job.into(), from, answer }).await
+        self.gate.ask(|answer| Question::Rows { job: job.into(), from, answer }).await
     }
 
     /// The curve from `from` on, asked for in pieces, so that the driver is never held up for long.
@@ -99,6 +100,12 @@ impl From<AskError> for Status {
             | AskError::Folder(_) => Status::failed_precondition(text),
             AskError::Curve(_) => Status::data_loss(text),
             AskError::Stopping => Status::unavailable(text),
+            AskError::Standby(standby) => {
+                let mut status = Status::unavailable(text);
+                let address = standby.leader.and_then(|address| address.parse().ok());
+                address.map(|address| status.metadata_mut().insert(proto::LEADER_METADATA, address));
+                status
+            }
         }
     }
 }
@@ -121,7 +128,7 @@ impl JobService for Jobs {
         if let Some(refusal) = folder::refusal(&toml).await {
             return Err(AskError::from(refusal).into());
         }
-        match self.handle.ask(|answer| Command::Submit { toml, answer }).await? {
+        match self.gate.order(|answer| Command::Submit { toml, answer }).await? {
             Reply::Submitted { job } => Ok(Response::new(proto::SubmitJobResponse { job_id: job.into() })),
             reply => Err(mismatch(&reply)),
         }
@@ -158,7 +165,7 @@ impl JobService for Jobs {
         };
         let before = if page_token.is_empty() { u64::MAX } else { page_token.parse().map_err(bad)? };
         let page = Page { max_jobs, before };
-        let found = self.handle.ask(|answer| Command::Jobs { page, answer }).await?;
+        let found = self.gate.ask(|answer| Question::Jobs { page, answer }).await?;
         let next_page_token = found.next.map_or_else(String::new, |before| before.to_string());
         Ok(Response::new(proto::ListJobsResponse { jobs: found.jobs, next_page_token }))
     }
@@ -168,7 +175,7 @@ impl JobService for Jobs {
         request: Request<proto::RemoveJobRequest>,
     ) -> Result<Response<proto::RemoveJobResponse>, Status> {
         let job = request.into_inner().job_id;
-        match self.handle.ask(|answer| Command::Remove { job, answer }).await? {
+        match self.gate.order(|answer| Command::Remove { job, answer }).await? {
             Reply::Removed { folder, .. } => Ok(Response::new(proto::RemoveJobResponse { folder })),
             reply => Err(mismatch(&reply)),
         }
@@ -180,16 +187,16 @@ impl JobService for Jobs {
     ) -> Result<Response<Self::WatchJobStream>, Status> {
         let request = request.into_inner();
         let job = request.job_id.clone();
-        let changes = self.handle.ask(|answer| Command::Watch { job, answer }).await?;
+        let changes = self.gate.ask(|answer| Question::Watch { job, answer }).await?;
         let (updates, stream) = mpsc::channel(MAX_UPDATES);
-        let watcher = Watcher { handle: self.handle.clone(), job: request.job_id, changes, updates };
+        let watcher = Watcher { gate: self.gate.clone(), job: request.job_id, changes, updates };
         tokio::spawn(watcher.run(request.curve_from_step));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     async fn cancel_job(&self, request: Request<proto::CancelJobRequest>) -> Result<Response<proto::Job>, Status> {
         let job = request.into_inner().job_id;
-        match self.handle.ask(|answer| Command::Cancel { job, answer }).await? {
+        match self.gate.order(|answer| Command::Cancel { job, answer }).await? {
             Reply::Cancelled { job } => Ok(Response::new(self.job(job.into()).await?)),
             reply => Err(mismatch(&reply)),
         }
@@ -200,7 +207,7 @@ impl JobService for Jobs {
         request: Request<proto::CheckpointJobRequest>,
     ) -> Result<Response<proto::CheckpointJobResponse>, Status> {
         let job = request.into_inner().job_id;
-        match self.handle.ask(|answer| Command::Checkpoint { job, answer }).await? {
+        match self.gate.order(|answer| Command::Checkpoint { job, answer }).await? {
             Reply::Checkpoint { step } => Ok(Response::new(proto::CheckpointJobResponse { step: step.get() })),
             reply => Err(mismatch(&reply)),
         }
@@ -208,7 +215,7 @@ impl JobService for Jobs {
 
     async fn resume_job(&self, request: Request<proto::ResumeJobRequest>) -> Result<Response<proto::Job>, Status> {
         let proto::ResumeJobRequest { job_id: job, from_scratch } = request.into_inner();
-        match self.handle.ask(|answer| Command::Resume { job, from_scratch, answer }).await? {
+        match self.gate.order(|answer| Command::Resume { job, from_scratch, answer }).await? {
             Reply::Resumed { job } => Ok(Response::new(self.job(job.into()).await?)),
             reply => Err(mismatch(&reply)),
         }
@@ -219,7 +226,7 @@ impl JobService for Jobs {
         request: Request<proto::DrainWorkerRequest>,
     ) -> Result<Response<proto::DrainWorkerResponse>, Status> {
         let worker = request.into_inner().worker_id;
-        match self.handle.ask(|answer| Command::Drain { worker, answer }).await? {
+        match self.gate.order(|answer| Command::Drain { worker, answer }).await? {
             Reply::Drained { job, replacement } => {
                 Ok(Response::new(proto::DrainWorkerResponse { job_id: job.into(), replacement: replacement.into() }))
             }
@@ -232,24 +239,31 @@ impl JobService for Jobs {
         request: Request<proto::ReadmitWorkerRequest>,
     ) -> Result<Response<proto::ReadmitWorkerResponse>, Status> {
         let worker = request.into_inner().worker_id;
-        match self.handle.ask(|answer| Command::Readmit { worker, answer }).await? {
+        match self.gate.order(|answer| Command::Readmit { worker, answer }).await? {
             Reply::Readmitted { reason } => Ok(Response::new(proto::ReadmitWorkerResponse { reason })),
             reply => Err(mismatch(&reply)),
         }
+    }
+
+    async fn get_leader(
+        &self,
+        _: Request<proto::GetLeaderRequest>,
+    ) -> Result<Response<proto::GetLeaderResponse>, Status> {
+        Ok(Response::new(self.gate.leader().await))
     }
 
     async fn list_workers(
         &self,
         _: Request<proto::ListWorkersRequest>,
     ) -> Result<Response<proto::ListWorkersResponse>, Status> {
-        let workers = self.handle.ask(|answer| Command::Workers { answer }).await?;
+        let workers = self.gate.ask(|answer| Question::Workers { answer }).await?;
         Ok(Response::new(proto::ListWorkersResponse { workers }))
     }
 }
 
 /// One `WatchJob` call: asks for what is new whenever something changed and the client has taken what came before.
 struct Watcher {
-    handle: Handle,
+    gate: Gate,
     job: String,
     changes: watch::Receiver<()>,
     updates: mpsc::Sender<Result<proto::JobUpdate, Status>>,
@@ -261,7 +275,7 @@ impl Watcher {
         loop {
             self.changes.mark_unchanged();
             let job = self.job.clone();
-            let update = match self.handle.ask(|answer| Command::Update { job, seen, answer }).await {
+            let update = match self.gate.ask(|answer| Question::Update { job, seen, answer }).await {
                 Ok(update) => update,
                 Err(error) => {
                     // The client may be gone as well; then nobody is left to hear of it.

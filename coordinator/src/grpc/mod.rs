@@ -16,14 +16,14 @@ use toroid_proto::limits::{
 };
 use toroid_proto::worker_service_server::WorkerServiceServer;
 
-use crate::driver::Handle;
 use crate::error::CoordinatorError;
+use crate::lead::Gate;
 use crate::machine::Limits;
 
 /// Serves until `stop` resolves and the connections have drained.
 pub(crate) async fn serve(
     listener: TcpListener,
-    handle: Handle,
+    gate: Gate,
     limits: Limits,
     stop: impl Future<Output = ()>,
 ) -> Result<(), CoordinatorError> {
@@ -37,10 +37,10 @@ pub(crate) async fn serve(
     // Python's grpcio-reflection, among others, knows no newer one.
     let reflection_v1alpha = descriptors().build_v1alpha().expect(made_at_build_time);
     let (health, health_service) = tonic_health::server::health_reporter();
-    let jobs = JobServiceServer::new(jobs::Jobs::new(handle.clone()))
+    let jobs = JobServiceServer::new(jobs::Jobs::new(gate.clone()))
         .max_decoding_message_size(USER_REQUEST_BYTES_MAX)
         .max_encoding_message_size(USER_ANSWER_BYTES_MAX);
-    let workers = WorkerServiceServer::new(workers::Workers::new(handle, limits))
+    let workers = WorkerServiceServer::new(workers::Workers::new(gate, limits))
         .max_decoding_message_size(WORKER_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(COORDINATOR_MESSAGE_BYTES_MAX);
     health.set_serving::<JobServiceServer<jobs::Jobs>>().await;
