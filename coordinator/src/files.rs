@@ -255,13 +255,20 @@ fn damaged(folder: &Path, is_ended: bool, error: &CurveError) -> Result<Restored
 #[cfg(test)]
 mod tests {
     use super::*;
+    use toroid_torus::ids::Term;
     use toroid_torus::owner::OwnerId;
 
     use crate::machine::{Config, Input, Limits, Machine, Now, RequestId, Retention};
 
     fn record_of(state: State) -> JobRecord {
         let limits = Limits { heartbeat_interval: Duration::from_secs(1), failure_timeout: Duration::from_secs(5) };
-        let config = Config { jobs_dir: "/jobs".into(), limits, retention: Retention::default(), join_token: None };
+        let config = Config {
+            jobs_dir: "/jobs".into(),
+            limits,
+            term: Term::new(1),
+            retention: Retention::default(),
+            join_token: None,
+        };
         let now = Now { monotonic: Duration::ZERO, unix_ms: 1, boot: crate::machine::clock::Boot(0) };
         let (mut machine, _) = Machine::restore(config, Vec::new(), Default::default(), [1; 32], now).unwrap();
         let toml = "name = \"j\"\nsteps = 9\n[data]\npath = \"/data\"\n".to_string();

@@ -13,12 +13,12 @@ use std::path::PathBuf;
 use tokio::sync::{oneshot, watch};
 use toroid_proto as proto;
 
+use crate::config::{Config, refuse_empty};
 use crate::driver::{AskError, Command, Driver, Ended, Handle, Question, Standby};
 use crate::error::CoordinatorError;
 use crate::machine::{self, Limits};
 use crate::store::etcd::{Candidate, EtcdConfig, Sight};
 use crate::store::{RedbStore, Store, StoreError};
-use crate::{Config, refuse_empty};
 
 /// What this coordinator is now.
 #[derive(Clone)]

@@ -13,38 +13,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
-use etcd_client::{WatchOptions, WatchResponse};
-use serde::{Deserialize, Serialize};
+use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp, WatchOptions, WatchResponse};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use toroid_torus::ids::Term;
 
 use super::client::{CallError, Members};
-use super::{EtcdConfig, EtcdStore, lease};
+use super::config::EtcdConfig;
+use super::head::{Head, Leader, Seen};
+use super::lease;
+use super::records::{EtcdStore, Led};
 
 /// Between two attempts while etcd does not answer.
 const RETRY: Duration = Duration::from_millis(200);
-
-/// Whoever leads, as it stands under the leader's key.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Leader {
-    /// Of the process, drawn when it starts.
-    pub id: String,
-    /// `http://host:port` where users and workers reach it.
-    pub address: String,
-    pub term: Term,
-}
-
-/// The last write. Each write names the one before it, so that one whose answer was lost is known again, and none comes late.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Head {
-    pub term: Term,
-    pub write: u64,
-    pub id: String,
-}
 
 /// What a standby knows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,14 +42,6 @@ pub struct Candidate {
     address: String,
     id: String,
     ttl: Duration,
-}
-
-/// Both keys as one transaction has seen them.
-pub(super) struct Seen {
-    pub leader: Option<(Leader, KeyValue)>,
-    pub head: Option<(Head, i64)>,
-    /// Of the store.
-    pub revision: i64,
 }
 
 impl Candidate {
@@ -219,19 +192,6 @@ impl Candidate {
     }
 }
 
-/// A leadership that has begun.
-pub(super) struct Led {
-    pub leader: Leader,
-    /// Revision at which the leader's key was made.
-    pub created: i64,
-    /// At which `head` was last written.
-    pub head_revision: i64,
-    pub lease: i64,
-    /// It is counted on until then.
-    pub until: Instant,
-    pub ttl: Duration,
-}
-
 fn found(config: &EtcdConfig, leader: Leader) -> Leader {
     tracing::info!(term = leader.term.get(), prefix = config.prefix, "this coordinator leads");
     leader
@@ -248,31 +208,4 @@ fn tell(sight: &watch::Sender<Sight>, change: impl FnOnce(&mut Sight)) {
 /// It was changed, or the watch has ended: compacted, canceled.
 fn is_news(answer: &WatchResponse) -> bool {
     answer.canceled() || answer.compact_revision() > 0 || !answer.events().is_empty()
-}
-
-impl EtcdConfig {
-    /// What shows who leads and what was written last; read by [`EtcdConfig::seen`].
-    pub(super) fn look(&self) -> [TxnOp; 2] {
-        ["leader", "head"].map(|key| TxnOp::get(self.key(key), Some(GetOptions::new())))
-    }
-
-    pub(super) fn seen(&self, answer: &TxnResponse) -> Seen {
-        let mut pairs = answer.op_responses().into_iter().filter_map(|answer| match answer {
-            TxnOpResponse::Get(mut get) => get.take_kvs().pop(),
-            _ => None,
-        });
-        let (leader_key, head_key) = (self.key("leader"), self.key("head"));
-        let (mut leader, mut head) = (None, None);
-        for pair in &mut pairs {
-            if pair.key() == leader_key.as_bytes() {
-                // What cannot be read is somebody else's all the same.
-                let unknown = || Leader { id: String::new(), address: String::new(), term: Term::default() };
-                leader = Some((serde_json::from_slice(pair.value()).unwrap_or_else(|_| unknown()), pair));
-            } else if pair.key() == head_key.as_bytes() {
-                let unknown = || Head { term: Term::default(), write: 0, id: String::new() };
-                head = Some((serde_json::from_slice(pair.value()).unwrap_or_else(|_| unknown()), pair.mod_revision()));
-            }
-        }
-        Seen { leader, head, revision: answer.header().map_or(0, etcd_client::ResponseHeader::revision) }
-    }
 }

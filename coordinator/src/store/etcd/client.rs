@@ -11,7 +11,7 @@ use std::time::Duration;
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
 use tonic::Code;
 
-use super::EtcdConfig;
+use super::config::EtcdConfig;
 
 /// Why a call came to nothing, in words that say what to do.
 #[derive(Debug, Clone, thiserror::Error)]
