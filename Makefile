@@ -1,9 +1,10 @@
 # make demo    train a small model on this machine with a coordinator, eight workers and a spare
 #              and kill one of the workers on the way
 # make test    everything that must hold: formatting, lints, docs, all tests
-# make soak    a million simulated clusters (SEEDS=...: more; takes hours), then soak-chaos
+# make soak    a million simulated clusters (SEEDS=...: more; takes hours), then soak-control-plane and soak-chaos
 # make soak-chaos  hundreds of kills at four shapes, pairs of workers together with the coordinator, and workers that are stopped, each
 #              compared to the bit with an undisturbed run; some minutes each on two cores (KILLS=20: one), PRESET=tiny: a larger model
+# make soak-control-plane  50 coordinators that lead are killed, 10 leaders of etcd, and 20 together with a worker
 # make check   the part of it that needs no running; writes no source file
 # make fix     format, apply what clippy knows how to fix, and generate the code of the .proto files anew
 # make bench   speed and memory of training steps, and how long a death holds a job up
@@ -13,7 +14,7 @@
 #              copied to a machine with a GPU and without cargo; there: gpu-bundle/gpu_check.sh
 # make bench-allreduce   all-reduce over this machine's processes beside gloo's; installs PyTorch in .venv-bench
 
-.PHONY: demo test soak soak-chaos check fix bench bench-pytorch bench-elastic bench-allreduce gpu-bundle gpu-check
+.PHONY: demo test soak soak-control-plane soak-chaos check fix bench bench-pytorch bench-elastic bench-allreduce gpu-bundle gpu-check
 
 KILLS ?= 200
 SEEDS ?= 1000000
@@ -32,7 +33,11 @@ test:
 soak:
 	TOROID_SEEDS=$(SEEDS) cargo test --test simulation
 	TOROID_SEEDS=$(SEEDS) cargo test -p toroid-failpoint --features failpoint --test simulation
+	$(MAKE) soak-control-plane
 	$(MAKE) soak-chaos
+
+soak-control-plane:
+	TOROID_KILLS=50 cargo test --release --test control_plane -- --nocapture
 
 soak-chaos:
 	cargo build --release --bin toroid

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need beside Rust: a Python environment in .venv that reads checkpoints and asks the coordinator as a
 # foreign client would, with NVIDIA's compiler as a library for the GPU kernels (no GPU is needed); and a C++ compiler that builds the
-# same kernels for the CPU; and `ip`, which cuts networks. Does nothing where it is complete. Debian's packages are installed only where they are missing.
+# same kernels for the CPU; `ip`, which cuts networks; etcd, and openssl for its certificates. Does nothing where it is complete. Debian's packages are installed only where they are missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -30,6 +30,8 @@ install() {
 }
 
 command -v c++ >/dev/null || install "a C++ compiler" g++
+command -v etcd >/dev/null || install "etcd, for tests of several coordinators" etcd-server
+command -v openssl >/dev/null || install "openssl, for etcd over TLS" openssl
 command -v ip >/dev/null || install "ip, for network namespaces" iproute2
 
 if is_complete; then

@@ -45,56 +45,69 @@ impl CredentialArgs {
     }
 }
 
-/// A coordinator and what is shown to it.
+/// Coordinators, of which one leads, and what is shown to them.
 #[derive(Debug, Clone)]
 pub struct Access {
-    /// `http://host:port`, or `https://` where it is reached over TLS.
-    pub url: String,
+    /// `http://host:port` of each, or `https://` where they are reached over TLS.
+    pub urls: Vec<String>,
     pub credentials: Credentials,
 }
 
 impl Access {
     /// In clear text.
     pub fn plain(url: &str) -> Access {
-        Access { url: url.into(), credentials: Credentials::none() }
+        Access { urls: vec![url.into()], credentials: Credentials::none() }
     }
 
     /// By the credentials in this folder.
     pub fn by_folder(authority: &str, folder: &Path) -> Result<Access> {
         let credentials = Credentials::tls(Files::of_folder(folder), None).context("read the credentials")?;
-        Ok(Access { url: format!("https://{authority}"), credentials })
+        Ok(Access { urls: vec![format!("https://{authority}")], credentials })
     }
 
-    /// `coordinator` as a user names it.
-    pub fn find(coordinator: &str, args: &CredentialArgs, token: Option<&str>) -> Result<Access> {
-        let (scheme, authority) = coordinator.split_once("://").map_or(("", coordinator), |(s, rest)| (s, rest));
-        let mut files = args.files();
-        if files.is_none() && scheme != "http" {
-            files = local_folder(authority).map(|folder| Files::of_folder(&folder));
-        }
-        let Some(mut files) = files else {
-            if scheme == "https" {
+    /// `coordinators` as a user names it.
+    pub fn find(coordinators: &[String], args: &CredentialArgs, token: Option<&str>) -> Result<Access> {
+        let (mut urls, mut found): (Vec<String>, Option<Files>) = (Vec::new(), None);
+        for coordinator in coordinators {
+            let (url, files) = way(coordinator, args, token)?;
+            if !urls.is_empty() && found.is_some() != files.is_some() {
                 bail!(
-                    "{coordinator} is to be reached over TLS, and no CA is named; name a folder of credentials with --credentials, or --ca with \
-                     --cert and --key, or --ca with --token"
+                    "{} is to be reached over TLS and {} in clear text; name one kind of coordinators, or the credentials for all",
+                    if files.is_some() { &url } else { &urls[0] },
+                    if files.is_some() { &urls[0] } else { &url }
                 );
             }
-            if token.is_some() {
-                bail!("a token is sent over TLS only; name the cluster's CA with --ca");
-            }
-            return Ok(Access::plain(&format!("http://{authority}")));
-        };
-        if scheme == "http" {
-            bail!(
-                "{coordinator} is to be reached in clear text, and credentials are named; write https://{authority}, or leave the credentials away"
-            );
+            found = found.or(files);
+            urls.push(url);
         }
+        let Some(mut files) = found else { return Ok(Access { urls, credentials: Credentials::none() }) };
         if token.is_some() {
             // Whoever names a token means to be known by it.
             files.pair = None;
         }
         let credentials = Credentials::tls(files, token.map(str::to_string)).context("read the credentials")?;
-        Ok(Access { url: format!("https://{authority}"), credentials })
+        Ok(Access { urls, credentials })
+    }
+}
+
+/// The URL of a coordinator as a user names it, and where the credentials for TLS are; `None`: in clear text.
+fn way(coordinator: &str, args: &CredentialArgs, token: Option<&str>) -> Result<(String, Option<Files>)> {
+    let (scheme, authority) = coordinator.split_once("://").map_or(("", coordinator), |(s, rest)| (s, rest));
+    let mut files = args.files();
+    if files.is_none() && scheme != "http" {
+        files = local_folder(authority).map(|folder| Files::of_folder(&folder));
+    }
+    match files {
+        None if scheme == "https" => bail!(
+            "{coordinator} is to be reached over TLS, and no CA is named; name a folder of credentials with --credentials, or --ca with --cert \
+             and --key, or --ca with --token"
+        ),
+        None if token.is_some() => bail!("a token is sent over TLS only; name the cluster's CA with --ca"),
+        Some(_) if scheme == "http" => bail!(
+            "{coordinator} is to be reached in clear text, and credentials are named; write https://{authority}, or leave the credentials away"
+        ),
+        None => Ok((format!("http://{authority}"), None)),
+        Some(files) => Ok((format!("https://{authority}"), Some(files))),
     }
 }
 
@@ -155,11 +168,11 @@ mod tests {
         let ca = format!("{folder}/ca.pem");
         let by_ca = args(&["--ca", &ca]);
         let check = |coordinator: &str, args: &CredentialArgs, token: Option<&str>, expected: Result<&str, &str>| match (
-            Access::find(coordinator, args, token),
+            Access::find(&coordinator.split(',').map(String::from).collect::<Vec<_>>(), args, token),
             expected,
         ) {
             (Ok(found), Ok(url)) => {
-                assert_eq!(found.url, url);
+                assert_eq!(found.urls.join(","), url);
                 assert_eq!(found.credentials.is_tls(), url.starts_with("https"));
             }
             (Err(found), Err(words)) => assert!(format!("{found:#}").contains(words), "{found:#}"),
@@ -177,7 +190,9 @@ mod tests {
         let left = LocalEntry::leave("192.0.2.1:7", Path::new(folder))?;
         check("192.0.2.1:7", &nothing, None, Ok("https://192.0.2.1:7"));
         check("http://192.0.2.1:7", &nothing, None, Ok("http://192.0.2.1:7"));
+        check("192.0.2.1:7,h:1", &nothing, None, Err("one kind of coordinators"));
         drop(left);
+        check("h:1,i:2", &by_folder, None, Ok("https://h:1,https://i:2"));
         check("192.0.2.1:7", &nothing, None, Ok("http://192.0.2.1:7"));
         Ok(())
     }

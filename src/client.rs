@@ -13,6 +13,7 @@ use toroid_proto as proto;
 use toroid_proto::admin_service_client::AdminServiceClient;
 use toroid_proto::job_service_client::JobServiceClient;
 use toroid_proto::limits::USER_ANSWER_BYTES_MAX;
+use toroid_security::Credentials;
 
 use crate::access::{Access, CredentialArgs};
 
@@ -21,12 +22,19 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A cut network is noticed after twice this long.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
+/// One of several coordinators may take so long to answer before the next is asked.
+const NEXT_AFTER: Duration = Duration::from_secs(1);
+/// So long nobody may lead before that is an error: longer than it takes several coordinators to have another leader.
+const LEADERLESS: Duration = Duration::from_secs(10);
+/// Between two looks for a leader.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
 /// Where the coordinator is.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Connection {
-    /// Address of the coordinator
-    #[arg(long, env = "TOROID_COORDINATOR", default_value = DEFAULT_COORDINATOR, value_name = "HOST:PORT", value_parser = parse_url)]
-    pub coordinator: String,
+    /// Address of the coordinator; of several, with commas between: the one that leads is found
+    #[arg(long, env = "TOROID_COORDINATOR", default_value = DEFAULT_COORDINATOR, value_name = "HOST:PORT[,...]", value_delimiter = ',', value_parser = parse_url)]
+    pub coordinator: Vec<String>,
     /// A token in the place of a certificate, over TLS only
     #[arg(long, env = "TOROID_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     pub token: Option<String>,
@@ -53,7 +61,7 @@ impl Connection {
     }
 
     pub async fn open(&self) -> Result<Client> {
-        Client::connect(&self.access()?).await
+        Client::find(&self.access()?).await
     }
 }
 
@@ -80,13 +88,17 @@ pub struct Client {
 }
 
 impl Client {
-    pub async fn connect(access: &Access) -> Result<Client> {
-        let Access { url, credentials } = access;
-        let authority = url.split_once("://").map_or(url.as_str(), |(_, authority)| authority);
+    /// To a coordinator, whether it leads or not.
+    pub async fn connect(url: &str, credentials: &Credentials) -> Result<Client> {
+        Client::open(url, credentials, CONNECT_TIMEOUT).await
+    }
+
+    async fn open(url: &str, credentials: &Credentials, limit: Duration) -> Result<Client> {
+        let authority = url.split_once("://").map_or(url, |(_, authority)| authority);
         let endpoint = Endpoint::from_shared(format!("http://{authority}"));
         let endpoint = endpoint.with_context(|| format!("read the address {url}"))?;
         let endpoint = endpoint
-            .connect_timeout(CONNECT_TIMEOUT)
+            .connect_timeout(limit)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
@@ -103,8 +115,60 @@ impl Client {
         Ok(Client {
             inner: inner.max_decoding_message_size(USER_ANSWER_BYTES_MAX),
             admin: admin.max_decoding_message_size(USER_ANSWER_BYTES_MAX),
-            url: url.clone(),
+            url: url.into(),
         })
+    }
+
+    /// To whichever of these coordinators leads. One that does not answer is left for the next within a second; while they choose a leader, it waits.
+    ///
+    /// # Errors
+    /// None of them answers, or none leads for long: what each has said.
+    pub async fn find(access: &Access) -> Result<Client> {
+        let Access { urls, credentials } = access;
+        if let [url] = &urls[..] {
+            let mut client = Client::connect(url, credentials).await?;
+            // One that leads, or is alone and of an earlier version, answers all else.
+            match client.leader().await {
+                Ok(leader) if !leader.leads => {}
+                _ => return Ok(client),
+            }
+        }
+        let start = tokio::time::Instant::now();
+        loop {
+            let (mut asked, mut words, mut is_one_there) = (Vec::new(), Vec::new(), false);
+            let mut next: Vec<String> = urls.iter().rev().cloned().collect();
+            while let Some(url) = next.pop() {
+                if asked.contains(&url) {
+                    continue;
+                }
+                asked.push(url.clone());
+                let look = async {
+                    let mut client = Client::open(&url, credentials, NEXT_AFTER).await?;
+                    let leader = client.leader().await?;
+                    anyhow::Ok((client, leader))
+                };
+                match tokio::time::timeout(NEXT_AFTER, look).await {
+                    Ok(Ok((client, leader))) if leader.leads => return Ok(client),
+                    Ok(Ok((_, leader))) => {
+                        is_one_there = true;
+                        words.push(format!("{url} does not lead: {}", leader.reason));
+                        next.extend((!leader.address.is_empty()).then_some(leader.address));
+                    }
+                    Ok(Err(error)) => words.push(error.to_string()),
+                    Err(_) => words.push(format!("{url} does not answer within {NEXT_AFTER:?}")),
+                }
+            }
+            if !is_one_there || start.elapsed() >= LEADERLESS {
+                return Err(anyhow!("no coordinator leads: {}", words.join("; ")));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Who leads, as the coordinator that was asked knows.
+    pub async fn leader(&mut self) -> Result<proto::GetLeaderResponse> {
+        let answer = self.inner.get_leader(proto::GetLeaderRequest {}).await;
+        Ok(answer.map_err(|s| explain("see who leads", &self.url, &s))?.into_inner())
     }
 
     pub async fn submit(&mut self, job_toml: String) -> Result<String> {
@@ -330,8 +394,11 @@ mod tests {
     #[tokio::test]
     async fn a_coordinator_that_does_not_answer_is_named_with_what_to_do() {
         // Nothing can listen on port 0.
-        let error =
-            Client::connect(&Access::plain("http://127.0.0.1:0")).await.err().expect("nobody listens").to_string();
+        let error = Client::connect("http://127.0.0.1:0", &Credentials::none())
+            .await
+            .err()
+            .expect("nobody listens")
+            .to_string();
         for words in ["127.0.0.1:0", "toroid coordinator", "--coordinator"] {
             assert!(error.contains(words), "{error}");
         }

@@ -58,7 +58,7 @@ impl Cluster {
     }
 
     pub async fn client(&self) -> Result<Client> {
-        Client::connect(&self.access()).await
+        Client::find(&self.access()).await
     }
 
     /// Starts the coordinator. First of all, so that a folder in use is noticed before anything else happens.

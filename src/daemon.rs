@@ -16,6 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use toroid_coordinator::CallLimits;
 use toroid_coordinator::machine::Retention;
+use toroid_coordinator::store::etcd::{self, EtcdConfig, EtcdTls};
 use toroid_security::Files;
 use toroid_worker::comm::LinkChoice;
 use toroid_worker::comm::nccl::Collectives;
@@ -34,9 +35,14 @@ pub struct CoordinatorArgs {
     /// Where to listen for users and workers; port 0: any free one, which is printed
     #[arg(long, default_value = "127.0.0.1:7070", value_name = "IP:PORT")]
     listen: SocketAddr,
-    /// Folder for everything durable: the store, curves and, unless a job says otherwise, checkpoints
+    /// Folder for everything durable: the store, curves and, unless a job says otherwise, checkpoints. Coordinators with one etcd share it
     #[arg(long, value_name = "FOLDER")]
     dir: PathBuf,
+    /// Where users and workers reach this coordinator; default: where it listens
+    #[arg(long, value_name = "URL", value_parser = client::parse_url)]
+    advertise: Option<String>,
+    #[command(flatten)]
+    etcd: EtcdArgs,
     /// How often workers say that they are there
     #[arg(long, default_value_t = 1000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
     heartbeat_interval_ms: u64,
@@ -65,6 +71,71 @@ pub struct CoordinatorArgs {
     /// End with the process that started this one, and when standard input ends
     #[arg(long)]
     die_with_parent: bool,
+}
+
+/// Several coordinators, of which one leads, keep their records in etcd.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Several coordinators")]
+struct EtcdArgs {
+    /// Keep records in etcd, for several coordinators of which one leads: addresses of its members, with commas between. Default: a file in --dir
+    #[arg(long, env = "TOROID_ETCD", value_name = "URL[,URL...]", value_delimiter = ',', value_parser = parse_etcd_url)]
+    etcd: Vec<String>,
+    /// What the keys of this cluster begin with; several clusters may share one etcd
+    #[arg(long, env = "TOROID_ETCD_PREFIX", default_value = etcd::DEFAULT_PREFIX, value_name = "PREFIX", value_parser = parse_prefix)]
+    etcd_prefix: String,
+    /// User of etcd; its password is in TOROID_ETCD_PASSWORD
+    #[arg(long, env = "TOROID_ETCD_USER", value_name = "NAME", requires = "etcd_password")]
+    etcd_user: Option<String>,
+    /// Password of --etcd-user; better in the environment, where other users of this machine do not see it
+    #[arg(long, env = "TOROID_ETCD_PASSWORD", hide_env_values = true, value_name = "PASSWORD")]
+    etcd_password: Option<String>,
+    /// Certificates (PEM) of those who sign the ones of etcd; for https addresses
+    #[arg(long, value_name = "FILE")]
+    etcd_ca: Option<PathBuf>,
+    /// Certificate (PEM) that this coordinator shows to etcd
+    #[arg(long, value_name = "FILE", requires_all = ["etcd_key", "etcd_ca"])]
+    etcd_cert: Option<PathBuf>,
+    /// Key (PEM) of --etcd-cert
+    #[arg(long, value_name = "FILE", requires = "etcd_cert")]
+    etcd_key: Option<PathBuf>,
+}
+
+impl EtcdArgs {
+    fn config(self) -> Result<Option<EtcdConfig>> {
+        if self.etcd.is_empty() {
+            return Ok(None);
+        }
+        let is_secure = self.etcd.iter().all(|url| url.starts_with("https://"));
+        if is_secure != self.etcd_ca.is_some() {
+            let what = if is_secure { "https needs --etcd-ca" } else { "--etcd-ca needs https for all members" };
+            bail!("{what}; --etcd is {}", self.etcd.join(","));
+        }
+        for file in [&self.etcd_ca, &self.etcd_cert, &self.etcd_key].into_iter().flatten() {
+            std::fs::File::open(file).with_context(|| format!("read {}", file.display()))?;
+        }
+        let identity = self.etcd_cert.zip(self.etcd_key);
+        Ok(Some(EtcdConfig {
+            endpoints: self.etcd,
+            prefix: self.etcd_prefix,
+            user: self.etcd_user.zip(self.etcd_password),
+            tls: self.etcd_ca.map(|ca| EtcdTls { ca, identity }),
+        }))
+    }
+}
+
+/// `host:port`, `http://host:port` and `https://host:port` name a member of etcd.
+fn parse_etcd_url(text: &str) -> Result<String, String> {
+    match text.strip_prefix("https://") {
+        Some(rest) => client::parse_url(rest).map(|url| url.replacen("http://", "https://", 1)),
+        None => client::parse_url(text),
+    }
+}
+
+fn parse_prefix(text: &str) -> Result<String, String> {
+    match text.trim_end_matches('/') {
+        prefix if prefix.len() > 1 && prefix.starts_with('/') => Ok(prefix.into()),
+        _ => Err(format!("expected something like {}", etcd::DEFAULT_PREFIX)),
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -197,6 +268,8 @@ pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
     output::line(format_args!("toroid coordinator {} {LISTENS_ON}{address}", toroid_proto::BUILD_VERSION))?;
     let config = toroid_coordinator::Config {
         data_dir: args.dir,
+        etcd: args.etcd.config()?,
+        advertise: args.advertise.or_else(|| advertised(address)),
         heartbeat_interval: Duration::from_millis(args.heartbeat_interval_ms),
         failure_timeout: Duration::from_millis(args.failure_timeout_ms),
         retention: Retention {
@@ -215,12 +288,12 @@ pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
 pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
     raise_open_files();
     let asked = asked_to_end(args.die_with_parent)?;
-    let facing = address_facing(&args.connection.coordinator);
+    let facing = args.connection.coordinator.iter().find_map(|url| address_facing(url));
     let access = args.connection.access()?;
     let host = args.host.unwrap_or_else(host_name);
     let (data_listen, advertise) = data_addresses(args.listen, args.advertise, facing, &host);
     let config = toroid_worker::Config {
-        coordinator: access.url,
+        coordinators: access.urls,
         credentials: access.credentials,
         worker_id: args.id,
         host,
@@ -278,6 +351,11 @@ fn address_facing(coordinator: &str) -> Option<IpAddr> {
     let socket = UdpSocket::bind((any, 0)).ok()?;
     socket.connect(target).ok()?;
     Some(socket.local_addr().ok()?.ip())
+}
+
+/// Nobody can dial 0.0.0.0: the host's name stands for it.
+fn advertised(address: SocketAddr) -> Option<String> {
+    address.ip().is_unspecified().then(|| format!("http://{}:{}", host_name(), address.port()))
 }
 
 /// Where to listen for links, and what peers dial if that is another address.

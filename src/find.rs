@@ -71,7 +71,7 @@ pub async fn checkpoints(path_or_job: &str, connection: &Connection) -> Result<F
         bail!(
             "the checkpoints of {path_or_job} are in {root}, and there is no such folder on this machine; run this where the \
              coordinator at {} runs, or wait for the job's first checkpoint",
-            connection.coordinator
+            connection.coordinator.join(", ")
         );
     }
     Ok(Found::of_job(path_or_job, root))

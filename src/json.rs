@@ -61,6 +61,9 @@ pub struct Job<'a> {
     data_digest: &'a str,
     /// What is wrong with the job's files; empty: nothing.
     damaged: &'a str,
+    /// Of the coordinator that says this.
+    term: u64,
+    store_trouble: &'a str,
     job_toml: &'a str,
     events: Vec<Event<'a>>,
     incidents: Vec<Incident<'a>>,
@@ -325,6 +328,8 @@ impl<'a> Job<'a> {
             folder: &job.folder,
             data_digest: &job.data_digest,
             damaged: &job.damaged,
+            term: job.term,
+            store_trouble: &job.store_trouble,
             job_toml: &job.job_toml,
             events: job.events.iter().map(Event::from).collect(),
             incidents: job.incidents.iter().map(Incident::from).collect(),

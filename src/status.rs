@@ -225,7 +225,7 @@ pub async fn workers(args: WorkersArgs) -> Result<ExitCode> {
     match args.output {
         Format::Json => print_json(&workers.iter().map(json::Worker::from).collect::<Vec<_>>())?,
         Format::Text if workers.is_empty() => {
-            let url = &args.connection.coordinator;
+            let url = args.connection.coordinator.join(",");
             let how = format_args!("no workers are connected; start some with `toroid worker --coordinator {url}`");
             output::line(how)?;
         }
@@ -332,6 +332,9 @@ fn line(job: &proto::Job, now_unix_ms: i64) -> String {
 fn details(job: &proto::Job, now_unix_ms: i64) -> String {
     let row = |name: &str, value: String| vec![format!("  {name}"), value];
     let mut rows = vec![row("reason", job.reason.clone())];
+    if !job.store_trouble.is_empty() {
+        rows.push(row("store", job.store_trouble.clone()));
+    }
     if !job.damaged.is_empty() {
         rows.push(row("damaged", job.damaged.clone()));
     }

@@ -63,7 +63,7 @@ impl Follow {
                     self.is_complete = self.is_ended;
                 }
                 Err(status) if is_transient(status.code()) => self.stream = None,
-                Err(status) => return Err(explain("watch the job", &self.access.url, &status)),
+                Err(status) => return Err(explain("watch the job", &self.access.urls.join(", "), &status)),
             }
             self.away_since.get_or_insert_with(Instant::now);
         }
@@ -74,14 +74,15 @@ impl Follow {
         if self.away_since.is_some() {
             tokio::time::sleep(PAUSE).await;
         }
-        let failure = match Client::connect(&self.access).await {
+        let urls = self.access.urls.join(", ");
+        let failure = match Client::find(&self.access).await {
             Ok(mut client) => match client.watch(&self.job, self.next_step).await {
                 Ok(stream) => {
                     self.stream = Some(stream);
                     return Ok(());
                 }
-                Err(status) if is_transient(status.code()) => explain("watch the job", &self.access.url, &status),
-                Err(status) => return Err(explain("watch the job", &self.access.url, &status)),
+                Err(status) if is_transient(status.code()) => explain("watch the job", &urls, &status),
+                Err(status) => return Err(explain("watch the job", &urls, &status)),
             },
             Err(error) => error,
         };

@@ -8,10 +8,11 @@
 //! ```
 //!
 //! It runs on a thread of its own, since durable writes block. It never waits for a client: a worker that does not read its
-//! messages is disconnected, a watcher is only told that something changed and asks for it when it is ready. A write that fails
-//! stops the coordinator: what cannot be stored must not be decided.
+//! messages is disconnected, a watcher is only told that something changed and asks for it when it is ready. While the store is tried again
+//! and again, questions are answered from what is there, and all else waits. A write that fails for good, or a leadership that is over, ends the
+//! driver, and all streams with it: what cannot be stored must not be decided, nor said (T-8, T-13).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,13 +32,15 @@ use crate::files::{self, Condition, JobFiles, RETRY_INTERVAL};
 use crate::folder::FolderError;
 use crate::machine::access::{NewToken, Token};
 use crate::machine::clock::Boot;
-use crate::machine::{self, Input, Machine, Now, Output, Reply, RequestError, RequestId, StreamId};
+use crate::machine::{self, Change, Input, Machine, Now, Output, Reply, RequestError, RequestId, StreamId};
 use crate::outbox::{MAX_MESSAGES, Outbox};
-use crate::store::Store;
+use crate::store::{Store, StoreError, Tenure};
 use crate::tokens::TokenTable;
 
 /// Commands that wait for the driver; beyond, those who send them wait.
 const MAX_COMMANDS: usize = 1024;
+/// Questions of users that wait; beyond, those who ask wait.
+const MAX_QUESTIONS: usize = 256;
 /// And bytes of workers' messages among them, in KiB.
 const MAX_COMMANDS_KIB: usize = 64 << 10;
 /// Deadlines are looked at after this many commands even if more wait.
@@ -57,8 +60,20 @@ pub(crate) enum AskError {
     Folder(#[from] FolderError),
     #[error(transparent)]
     Curve(#[from] CurveError),
-    #[error("the coordinator is stopping; ask again when it is back")]
+    #[error("the coordinator is stopping, or does not lead any more; ask again")]
     Stopping,
+    #[error(transparent)]
+    Standby(#[from] Standby),
+}
+
+/// This coordinator does not lead.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("this coordinator does not lead: {reason}")]
+pub(crate) struct Standby {
+    /// `http://host:port` of the one that does, where that is known.
+    pub leader: Option<String>,
+    pub term: u64,
+    pub reason: String,
 }
 
 type Answer<T> = oneshot::Sender<Result<T, AskError>>;
@@ -74,6 +89,14 @@ pub(crate) enum Command {
     CreateToken { new: NewToken, answer: Answer<Reply> },
     RevokeToken { id: String, answer: Answer<Reply> },
     ForgetWorker { worker: String, answer: Answer<Reply> },
+    Open { stream: StreamId, connection: Connection },
+    Message { stream: StreamId, body: Box<proto::worker_message::Body>, permit: QueuePermit },
+    Closed { stream: StreamId, reason: String },
+}
+
+/// What changes nothing: it is answered at any time.
+pub(crate) enum Question {
+    Leader { answer: Answer<proto::GetLeaderResponse> },
     Tokens { answer: Answer<Vec<Token>> },
     Job { job: String, answer: Answer<proto::Job> },
     Jobs { page: Page, answer: Answer<Jobs> },
@@ -81,9 +104,6 @@ pub(crate) enum Command {
     Rows { job: String, from: u64, answer: Answer<Vec<proto::StepRecord>> },
     Watch { job: String, answer: Answer<watch::Receiver<()>> },
     Update { job: String, seen: Seen, answer: Answer<Update> },
-    Open { stream: StreamId, connection: Connection },
-    Message { stream: StreamId, body: Box<proto::worker_message::Body>, permit: QueuePermit },
-    Closed { stream: StreamId, reason: String },
 }
 
 /// Which jobs are asked for: the newest first.
@@ -131,20 +151,15 @@ pub(crate) struct QueuePermit {
 #[derive(Clone)]
 pub(crate) struct Handle {
     commands: mpsc::Sender<Command>,
+    questions: mpsc::Sender<Question>,
     /// KiB of messages that may still wait for the driver.
     queue_kib: Arc<Semaphore>,
     next_stream: Arc<AtomicU64>,
-    tokens: watch::Receiver<TokenTable>,
 }
 
 impl Handle {
     pub fn new_stream(&self) -> StreamId {
         StreamId(self.next_stream.fetch_add(1, Ordering::Relaxed))
-    }
-
-    /// The tokens that are known, as they are stored.
-    pub fn tokens(&self) -> watch::Receiver<TokenTable> {
-        self.tokens.clone()
     }
 
     /// Waits until a message of so many bytes may wait for the driver.
@@ -158,18 +173,57 @@ impl Handle {
         self.commands.send(command).await.is_ok()
     }
 
-    pub async fn ask<T>(&self, command: impl FnOnce(Answer<T>) -> Command) -> Result<T, AskError> {
+    /// Has something done, and waits for what came of it.
+    pub async fn order<T>(&self, command: impl FnOnce(Answer<T>) -> Command) -> Result<T, AskError> {
         let (answer, answered) = oneshot::channel();
         self.commands.send(command(answer)).await.map_err(|_| AskError::Stopping)?;
         answered.await.map_err(|_| AskError::Stopping)?
+    }
+
+    pub async fn ask<T>(&self, question: impl FnOnce(Answer<T>) -> Question) -> Result<T, AskError> {
+        let (answer, answered) = oneshot::channel();
+        self.questions.send(question(answer)).await.map_err(|_| AskError::Stopping)?;
+        answered.await.map_err(|_| AskError::Stopping)?
+    }
+}
+
+/// Why a driver has ended in good order.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    Asked,
+    /// It does not lead any more.
+    Deposed {
+        reason: String,
+    },
+}
+
+/// What ends a driver.
+#[derive(Debug, thiserror::Error)]
+enum Stop {
+    #[error("asked to end at once")]
+    AtOnce,
+    #[error(transparent)]
+    Error(#[from] CoordinatorError),
+}
+
+impl From<StoreError> for Stop {
+    fn from(error: StoreError) -> Stop {
+        Stop::Error(error.into())
     }
 }
 
 pub(crate) struct Driver {
     machine: Machine,
-    store: Box<dyn Store>,
+    /// `None` only while it is written to.
+    store: Option<Box<dyn Store>>,
+    tenure: Tenure,
     jobs_dir: PathBuf,
+    /// Where users and workers reach this coordinator, `http://host:port`.
+    address: String,
     commands: mpsc::Receiver<Command>,
+    questions: mpsc::Receiver<Question>,
+    /// How often it was asked to end.
+    asked: watch::Receiver<u32>,
     clock: Clock,
     /// Of this run of the coordinator.
     entropy: [u8; 32],
@@ -185,12 +239,15 @@ pub(crate) struct Driver {
 
 impl Driver {
     /// Takes up the work where the store has it.
-    pub fn open(
+    pub async fn open(
         mut store: Box<dyn Store>,
         config: machine::Config,
         jobs_dir: &Path,
+        address: &str,
+        asked: watch::Receiver<u32>,
+        tokens: watch::Sender<TokenTable>,
     ) -> Result<(Driver, Handle), CoordinatorError> {
-        let records = store.load()?;
+        let records = store.load().await?;
         let folders = files::folders(jobs_dir)?;
         let (mut files, mut summaries, mut found) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         for record in &records {
@@ -205,12 +262,17 @@ impl Driver {
         let clock = Clock::of_this_machine()?;
         let (machine, outputs) = Machine::restore(config, records, summaries, entropy()?, clock.now())?;
         let (sender, commands) = mpsc::channel(MAX_COMMANDS);
-        let (tokens, known_tokens) = watch::channel(TokenTable::of(machine.tokens()));
+        let (asking, questions) = mpsc::channel(MAX_QUESTIONS);
+        tokens.send_replace(TokenTable::of(machine.tokens()));
         let mut driver = Driver {
             machine,
-            store,
+            tenure: store.tenure(),
+            store: Some(store),
             jobs_dir: jobs_dir.into(),
+            address: address.into(),
             commands,
+            questions,
+            asked,
             clock,
             entropy: entropy()?,
             connections: BTreeMap::new(),
@@ -221,67 +283,96 @@ impl Driver {
             watchers: BTreeMap::new(),
             tokens,
         };
-        driver.execute(outputs)?;
-        driver.input(Input::Folders { names: folders })?;
-        for (job, condition) in found {
-            driver.found(job, condition)?;
+        let begun = driver.begin(outputs, folders, found).await;
+        if let Err(Stop::Error(error)) = begun {
+            return Err(error);
         }
         let queue_kib = Arc::new(Semaphore::new(MAX_COMMANDS_KIB));
-        Ok((
-            driver,
-            Handle { commands: sender, queue_kib, next_stream: Arc::new(AtomicU64::new(0)), tokens: known_tokens },
-        ))
+        let handle =
+            Handle { commands: sender, questions: asking, queue_kib, next_stream: Arc::new(AtomicU64::new(0)) };
+        Ok((driver, handle))
+    }
+
+    async fn begin(
+        &mut self,
+        outputs: Vec<Output>,
+        folders: BTreeSet<String>,
+        found: Vec<(JobId, Condition)>,
+    ) -> Result<(), Stop> {
+        self.execute(outputs).await?;
+        self.input(Input::Folders { names: folders }).await?;
+        for (job, condition) in found {
+            self.found(job, condition).await?;
+        }
+        Ok(())
     }
 
     /// A job's files were so when the coordinator started.
-    fn found(&mut self, job: JobId, condition: Condition) -> Result<(), CoordinatorError> {
+    async fn found(&mut self, job: JobId, condition: Condition) -> Result<(), Stop> {
         match condition {
             Condition::Sound => Ok(()),
-            Condition::Repaired(text) => self.input(Input::Note { job, kind: "curve.repaired", text }),
+            Condition::Repaired(text) => self.input(Input::Note { job, kind: "curve.repaired", text }).await,
             Condition::Damaged(reason) => {
                 tracing::warn!(job = job.as_str(), "the files of the job are damaged: {reason}");
-                self.input(Input::Fault { job, reason: format!("its files are damaged: {reason}") })
+                self.input(Input::Fault { job, reason: format!("its files are damaged: {reason}") }).await
             }
         }
     }
 
-    /// Runs until it is asked to end or a write fails. All streams end with it. Asked once, it stays for workers that were asked, too,
-    /// as long as they do; asked twice, it ends.
-    pub async fn run(mut self, mut asked: watch::Receiver<u32>) -> Result<(), CoordinatorError> {
+    /// Runs until it is asked to end, a write fails or its leadership is over. All streams end with it. Asked once, it stays for workers that were asked,
+    /// too, as long as they do; asked twice, it ends. Returns its store in every case in which that may be used again.
+    pub async fn run(mut self) -> Result<(Ended, Option<Box<dyn Store>>), CoordinatorError> {
+        let ended = match self.serve().await {
+            Ok(ended) => ended,
+            Err(Stop::AtOnce) => Ended::Asked,
+            Err(Stop::Error(CoordinatorError::Store(StoreError::Deposed { reason }))) => Ended::Deposed { reason },
+            Err(Stop::Error(error)) => return Err(error),
+        };
+        Ok((ended, self.store))
+    }
+
+    async fn serve(&mut self) -> Result<Ended, Stop> {
         let mut num_since_tick = 0;
         let mut asked_at = None;
+        let mut tenure = self.tenure.clone();
         loop {
-            let ends_at = match *asked.borrow_and_update() {
+            let times = *self.asked.borrow_and_update();
+            let ends_at = match times {
                 0 => None,
                 1 => Some(self.ends_at(*asked_at.get_or_insert_with(Instant::now))),
-                _ => return Ok(()),
+                _ => return Ok(Ended::Asked),
             };
             if ends_at.is_some_and(|ends_at| ends_at <= Instant::now()) {
-                return Ok(());
+                return Ok(Ended::Asked);
             }
             let deadline = self.machine.poll_timeout().map(|d| self.clock.instant(d));
             if num_since_tick >= MAX_COMMANDS_PER_TICK && deadline.is_some_and(|d| d <= Instant::now()) {
                 num_since_tick = 0;
-                self.input(Input::Tick)?;
+                self.input(Input::Tick).await?;
                 continue;
             }
             tokio::select! {
                 biased;
-                changed = asked.changed() => if changed.is_err() {
-                    return Ok(());
+                changed = self.asked.changed() => if changed.is_err() {
+                    return Ok(Ended::Asked);
                 },
+                reason = tenure.end() => return Ok(Ended::Deposed { reason }),
                 () = sleep_until(ends_at) => {}
-                () = sleep_until(self.retry_at) => self.retry()?,
-                command = self.commands.recv() => match command {
-                    Some(command) => {
+                () = sleep_until(self.retry_at) => self.retry().await?,
+                work = next_of(&mut self.commands, &mut self.questions) => match work {
+                    Some(Work::Command(command)) => {
                         num_since_tick += 1;
-                        self.command(command)?;
+                        self.command(command).await?;
                     }
-                    None => return Ok(()),
+                    Some(Work::Question(question)) => {
+                        num_since_tick += 1;
+                        self.answer(question);
+                    }
+                    None => return Ok(Ended::Asked),
                 },
                 () = sleep_until(deadline) => {
                     num_since_tick = 0;
-                    self.input(Input::Tick)?;
+                    self.input(Input::Tick).await?;
                 }
             }
         }
@@ -299,39 +390,43 @@ impl Driver {
         }
     }
 
-    fn command(&mut self, command: Command) -> Result<(), CoordinatorError> {
+    async fn command(&mut self, command: Command) -> Result<(), Stop> {
         match command {
             Command::Submit { toml, answer } => {
                 let owner = self.new_owner();
-                self.request(answer, |request| Input::Submit { request, toml, owner })
+                self.request(answer, |request| Input::Submit { request, toml, owner }).await
             }
-            Command::Cancel { job, answer } => self.request(answer, |request| Input::Cancel { request, job }),
-            Command::Checkpoint { job, answer } => self.request(answer, |request| Input::Checkpoint { request, job }),
+            Command::Cancel { job, answer } => self.request(answer, |request| Input::Cancel { request, job }).await,
+            Command::Checkpoint { job, answer } => {
+                self.request(answer, |request| Input::Checkpoint { request, job }).await
+            }
             Command::Resume { job, from_scratch, answer } => {
-                self.request(answer, |request| Input::Resume { request, job, from_scratch })
+                self.request(answer, |request| Input::Resume { request, job, from_scratch }).await
             }
-            Command::Drain { worker, answer } => self.request(answer, |request| Input::Drain { request, worker }),
-            Command::Remove { job, answer } => self.request(answer, |request| Input::Remove { request, job }),
+            Command::Drain { worker, answer } => self.request(answer, |request| Input::Drain { request, worker }).await,
+            Command::Remove { job, answer } => self.request(answer, |request| Input::Remove { request, job }).await,
             Command::Message { stream, body, permit } => {
                 drop(permit);
-                self.input(Input::Message { stream, body })
+                self.input(Input::Message { stream, body }).await
             }
-            Command::Readmit { worker, answer } => self.request(answer, |request| Input::Readmit { request, worker }),
-            Command::CreateToken { new, answer } => self.request(answer, |request| Input::CreateToken { request, new }),
-            Command::RevokeToken { id, answer } => self.request(answer, |request| Input::RevokeToken { request, id }),
+            Command::Readmit { worker, answer } => {
+                self.request(answer, |request| Input::Readmit { request, worker }).await
+            }
+            Command::CreateToken { new, answer } => {
+                self.request(answer, |request| Input::CreateToken { request, new }).await
+            }
+            Command::RevokeToken { id, answer } => {
+                self.request(answer, |request| Input::RevokeToken { request, id }).await
+            }
             Command::ForgetWorker { worker, answer } => {
-                self.request(answer, |request| Input::ForgetWorker { request, worker })
+                self.request(answer, |request| Input::ForgetWorker { request, worker }).await
             }
             Command::Closed { stream, reason } => {
                 self.connections.remove(&stream);
-                self.input(Input::Closed { stream, reason })
+                self.input(Input::Closed { stream, reason }).await
             }
             Command::Open { stream, connection } => {
                 self.connections.insert(stream, connection);
-                Ok(())
-            }
-            question => {
-                self.answer(question);
                 Ok(())
             }
         }
@@ -346,56 +441,60 @@ impl Driver {
         OwnerId::from_random(id)
     }
 
-    /// Questions that change nothing. Whoever does not wait for the answer any more does not get it.
-    fn answer(&mut self, question: Command) {
+    /// Whoever does not wait for the answer any more does not get it.
+    fn answer(&mut self, question: Question) {
         match question {
-            Command::Job { job, answer } => drop(answer.send(self.view(&job).map_err(AskError::from))),
-            Command::Jobs { page, answer } => drop(answer.send(Ok(self.list(page)))),
-            Command::Tokens { answer } => drop(answer.send(Ok(self.machine.tokens().iter().cloned().collect()))),
-            Command::Workers { answer } => drop(answer.send(Ok(self.machine.view_workers(self.clock.now())))),
-            Command::Rows { job, from, answer } => drop(answer.send(self.rows(&job, from))),
-            Command::Watch { job, answer } => drop(answer.send(self.watch(&job))),
-            Command::Update { job, seen, answer } => drop(answer.send(self.update(&job, seen))),
-            Command::Submit { .. }
-            | Command::Cancel { .. }
-            | Command::Checkpoint { .. }
-            | Command::Resume { .. }
-            | Command::Drain { .. }
-            | Command::Remove { .. }
-            | Command::Readmit { .. }
-            | Command::CreateToken { .. }
-            | Command::RevokeToken { .. }
-            | Command::ForgetWorker { .. }
-            | Command::Message { .. }
-            | Command::Closed { .. }
-            | Command::Open { .. } => unreachable!("handled as inputs"),
+            Question::Leader { answer } => drop(answer.send(Ok(self.leader()))),
+            Question::Tokens { answer } => drop(answer.send(Ok(self.machine.tokens().iter().cloned().collect()))),
+            Question::Job { job, answer } => drop(answer.send(self.view(&job).map_err(AskError::from))),
+            Question::Jobs { page, answer } => drop(answer.send(Ok(self.list(page)))),
+            Question::Workers { answer } => drop(answer.send(Ok(self.machine.view_workers(self.clock.now())))),
+            Question::Rows { job, from, answer } => drop(answer.send(self.rows(&job, from))),
+            Question::Watch { job, answer } => drop(answer.send(self.watch(&job))),
+            Question::Update { job, seen, answer } => drop(answer.send(self.update(&job, seen))),
         }
     }
 
-    fn request(
-        &mut self,
-        answer: Answer<Reply>,
-        input: impl FnOnce(RequestId) -> Input,
-    ) -> Result<(), CoordinatorError> {
+    fn leader(&self) -> proto::GetLeaderResponse {
+        let (term, reason) = (self.tenure.term().get(), self.tenure.trouble().unwrap_or_default());
+        proto::GetLeaderResponse { leads: true, address: self.address.clone(), term, reason }
+    }
+
+    async fn request(&mut self, answer: Answer<Reply>, input: impl FnOnce(RequestId) -> Input) -> Result<(), Stop> {
         let request = RequestId(self.next_request);
         self.next_request += 1;
         self.answers.insert(request, answer);
-        self.input(input(request))
+        self.input(input(request)).await
     }
 
-    fn input(&mut self, input: Input) -> Result<(), CoordinatorError> {
-        let outputs = self.machine.handle(input, self.clock.now());
-        self.execute(outputs)
+    /// Inputs that come of outputs are handled after them, in order.
+    async fn input(&mut self, input: Input) -> Result<(), Stop> {
+        let mut inputs = VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            let outputs = self.machine.handle(input, self.clock.now());
+            inputs.extend(self.carry_out(outputs).await?);
+        }
+        Ok(())
+    }
+
+    async fn execute(&mut self, outputs: Vec<Output>) -> Result<(), Stop> {
+        for input in self.carry_out(outputs).await? {
+            self.input(input).await?;
+        }
+        Ok(())
     }
 
     // ------------------------------------------------------------------------------------------------------------- outputs
 
-    fn execute(&mut self, outputs: Vec<Output>) -> Result<(), CoordinatorError> {
-        // What comes of them is an input of its own.
+    /// Does what the machine says, in its order, as long as this coordinator leads; returns what is to be told to the machine then.
+    async fn carry_out(&mut self, outputs: Vec<Output>) -> Result<Vec<Input>, Stop> {
         let (mut overrun, mut later) = (Vec::new(), Vec::new());
         for output in outputs {
+            if let Some(reason) = self.tenure.over() {
+                return Err(StoreError::Deposed { reason }.into());
+            }
             match output {
-                Output::Persist(records) => self.store.apply(&records)?,
+                Output::Persist(change) => self.persist(&change).await?,
                 Output::CreateFolder { job, toml } => {
                     let files = JobFiles::create(&self.jobs_dir, &job, &toml).unwrap_or_else(|reason| {
                         later.push(Input::Fault { job: job.clone(), reason: reason.clone() });
@@ -432,13 +531,11 @@ impl Driver {
                     let (job, step, epoch) = (job.as_str(), event.step.get(), event.epoch.get());
                     tracing::info!(job, kind = event.kind, step, epoch, "{}", event.text);
                 }
-                Output::Forget { job, keys, reason } => {
-                    self.store.remove(&keys)?;
+                Output::Forget { job, reason } => {
                     self.files.remove(&job);
                     self.watchers.remove(&job);
                     tracing::info!(job = job.as_str(), "the job is no longer listed: {reason}");
                 }
-                Output::Drop { keys } => self.store.remove(&keys)?,
                 Output::Changed { job } => {
                     if let Some(watchers) = self.watchers.get(&job) {
                         watchers.send_replace(());
@@ -446,8 +543,27 @@ impl Driver {
                 }
             }
         }
-        self.close(overrun)?;
-        later.into_iter().try_for_each(|input| self.input(input))
+        Ok(closed(overrun).chain(later).collect())
+    }
+
+    /// Waits until the change is durable, and answers questions meanwhile.
+    async fn persist(&mut self, change: &Change) -> Result<(), Stop> {
+        let mut store = self.store.take().expect("nothing else is written at the same time");
+        let mut asked = self.asked.clone();
+        let written = {
+            let mut writing = store.commit(change);
+            loop {
+                tokio::select! {
+                    biased;
+                    written = &mut writing => break written.map_err(Stop::from),
+                    Some(question) = self.questions.recv() => self.answer(question),
+                    // Whoever asks has ended, or wants it at once.
+                    _ = asked.wait_for(|times| *times > 1) => break Err(Stop::AtOnce),
+                }
+            }
+        };
+        self.store = Some(store);
+        written
     }
 
     /// The stream if it does not take the message.
@@ -468,14 +584,6 @@ impl Driver {
             self.connections.remove(&stream);
             stream
         })
-    }
-
-    fn close(&mut self, overrun: Vec<StreamId>) -> Result<(), CoordinatorError> {
-        for stream in overrun {
-            let reason = format!("does not read its messages: {MAX_MESSAGES} wait, or the stream is gone");
-            self.input(Input::Closed { stream, reason })?;
-        }
-        Ok(())
     }
 
     // --------------------------------------------------------------------------------------------------------------- files
@@ -507,7 +615,7 @@ impl Driver {
     }
 
     /// Tries to write what could not be written, and then says what waited for it.
-    fn retry(&mut self) -> Result<(), CoordinatorError> {
+    async fn retry(&mut self) -> Result<(), Stop> {
         self.retry_at = None;
         let stalled: Vec<JobId> =
             self.files.iter().filter(|(_, f)| f.is_stalled()).map(|(job, _)| job.clone()).collect();
@@ -519,8 +627,10 @@ impl Driver {
             }
             self.curve_event(job, event, &mut later);
         }
-        self.close(overrun)?;
-        later.into_iter().try_for_each(|input| self.input(input))
+        for input in closed(overrun).chain(later) {
+            self.input(input).await?;
+        }
+        Ok(())
     }
 
     // --------------------------------------------------------------------------------------------------------------- views
@@ -532,6 +642,7 @@ impl Driver {
     }
 
     fn fill_in(&self, job: &mut proto::Job) {
+        job.store_trouble = self.tenure.trouble().unwrap_or_default();
         let Some(files) = self.files.get(job.id.as_str()) else { return };
         job.last_step = files.curve().last().cloned();
         job.damaged = files.fault().unwrap_or_default().into();
@@ -580,6 +691,27 @@ impl Driver {
         let seen = Seen { next_step, num_events };
         Ok(Update { update: proto::JobUpdate { job: Some(job), steps, events }, seen, has_more, is_ended })
     }
+}
+
+enum Work {
+    Command(Command),
+    Question(Question),
+}
+
+/// Neither those who ask nor those who have something done can keep the others waiting.
+async fn next_of(commands: &mut mpsc::Receiver<Command>, questions: &mut mpsc::Receiver<Question>) -> Option<Work> {
+    tokio::select! {
+        command = commands.recv() => command.map(Work::Command),
+        question = questions.recv() => question.map(Work::Question),
+    }
+}
+
+/// What the machine hears of streams that did not take a message.
+fn closed(overrun: Vec<StreamId>) -> impl Iterator<Item = Input> {
+    overrun.into_iter().map(|stream| {
+        let reason = format!("does not read its messages: {MAX_MESSAGES} wait, or the stream is gone");
+        Input::Closed { stream, reason }
+    })
 }
 
 /// A store that was moved away, or is an old copy, knows fewer jobs than there are folders.
@@ -653,10 +785,9 @@ mod tests {
 
     #[tokio::test]
     async fn messages_that_wait_are_bounded_by_their_bytes() {
-        let (commands, _received) = mpsc::channel(1);
+        let ((commands, _received), questions) = (mpsc::channel(1), mpsc::channel(1).0);
         let queue_kib = Arc::new(Semaphore::new(MAX_COMMANDS_KIB));
-        let tokens = watch::channel(TokenTable::default()).1;
-        let handle = Handle { commands, queue_kib, next_stream: Arc::default(), tokens };
+        let handle = Handle { commands, questions, queue_kib, next_stream: Arc::default() };
         let first = handle.permit_for(48 << 20).await;
         let second = handle.permit_for(32 << 20);
         tokio::pin!(second);

@@ -255,13 +255,20 @@ fn damaged(folder: &Path, is_ended: bool, error: &CurveError) -> Result<Restored
 #[cfg(test)]
 mod tests {
     use super::*;
+    use toroid_torus::ids::Term;
     use toroid_torus::owner::OwnerId;
 
     use crate::machine::{Config, Input, Limits, Machine, Now, RequestId, Retention};
 
     fn record_of(state: State) -> JobRecord {
         let limits = Limits { heartbeat_interval: Duration::from_secs(1), failure_timeout: Duration::from_secs(5) };
-        let config = Config { jobs_dir: "/jobs".into(), limits, retention: Retention::default(), join_token: None };
+        let config = Config {
+            jobs_dir: "/jobs".into(),
+            limits,
+            term: Term::new(1),
+            retention: Retention::default(),
+            join_token: None,
+        };
         let now = Now { monotonic: Duration::ZERO, unix_ms: 1, boot: crate::machine::clock::Boot(0) };
         let (mut machine, _) = Machine::restore(config, Vec::new(), Default::default(), [1; 32], now).unwrap();
         let toml = "name = \"j\"\nsteps = 9\n[data]\npath = \"/data\"\n".to_string();
@@ -359,7 +366,7 @@ mod tests {
         assert_eq!(files.append(&step(5)), None, "it is told once");
         for n in [4, 5] {
             assert!(files.must_hold(&ack(n)));
-            files.hold(StreamId(7), Box::new(proto::CoordinatorMessage { body: Some(ack(n)) }));
+            files.hold(StreamId(7), Box::new(proto::CoordinatorMessage { term: 1, body: Some(ack(n)) }));
         }
         assert_eq!((files.flush(), files.released().len()), (None, 0), "it fails again");
         std::fs::rename(&away, &path).unwrap();
@@ -394,7 +401,7 @@ mod tests {
         for step in 1..=100 {
             let body = Body::PublishManifest(proto::PublishManifest { step, ..Default::default() });
             assert!(files.must_hold(&body));
-            files.hold(StreamId(7), Box::new(proto::CoordinatorMessage { body: Some(body) }));
+            files.hold(StreamId(7), Box::new(proto::CoordinatorMessage { term: 1, body: Some(body) }));
         }
         let steps = files.held.iter().filter_map(|(_, message)| match &message.body {
             Some(Body::PublishManifest(publish)) => Some(publish.step),

@@ -115,11 +115,11 @@ mod tests {
     use toroid_proto::{StepAck, Stop};
 
     fn ack(job: &str, step: u64) -> CoordinatorMessage {
-        CoordinatorMessage { body: Some(Body::StepAck(StepAck { job_id: job.into(), step })) }
+        CoordinatorMessage { term: 1, body: Some(Body::StepAck(StepAck { job_id: job.into(), step })) }
     }
 
     fn stop(job: &str) -> CoordinatorMessage {
-        CoordinatorMessage { body: Some(Body::Stop(Stop { job_id: job.into(), ..Stop::default() })) }
+        CoordinatorMessage { term: 1, body: Some(Body::Stop(Stop { job_id: job.into(), ..Stop::default() })) }
     }
 
     #[tokio::test]

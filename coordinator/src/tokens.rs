@@ -7,14 +7,22 @@ use crate::machine::access::{Digest, Token, Tokens};
 
 /// Tokens by the digest of what their owners show.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct TokenTable(Arc<BTreeMap<Digest, Token>>);
+pub(crate) struct TokenTable {
+    /// `None`: this coordinator does not lead, and knows no tokens.
+    tokens: Option<Arc<BTreeMap<Digest, Token>>>,
+}
 
 impl TokenTable {
     pub fn of(tokens: &Tokens) -> TokenTable {
-        TokenTable(Arc::new(tokens.iter().map(|token| (token.digest, token.clone())).collect()))
+        let by_digest = tokens.iter().map(|token| (token.digest, token.clone())).collect();
+        TokenTable { tokens: Some(Arc::new(by_digest)) }
     }
 
     pub fn get(&self, digest: &Digest) -> Option<&Token> {
-        self.0.get(digest)
+        self.tokens.as_ref()?.get(digest)
+    }
+
+    pub fn is_known(&self) -> bool {
+        self.tokens.is_some()
     }
 }

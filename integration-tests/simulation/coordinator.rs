@@ -23,7 +23,7 @@ use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
 use toroid_session::HeldAs;
 use toroid_torus::geometry::Shape;
-use toroid_torus::ids::{Rank, Step, WorkerId};
+use toroid_torus::ids::{Rank, Step, Term, WorkerId};
 use toroid_torus::owner::OwnerId;
 use toroid_torus::resplit::num_lost;
 
@@ -79,13 +79,19 @@ impl World {
         }
         self.env.tell(|| "the coordinator starts".into());
         self.check_absence();
+        self.env.term = Term::new(self.env.term.get() + 1);
         let text = |r: &Record| serde_json::to_string(r).expect("records are JSON");
         let records = self.store.values().map(|r| serde_json::from_str(&text(r)).expect("records are read back"));
         let records: Vec<Record> = records.collect();
         let summary = |c: &Vec<StepRecord>| c.iter().map(StepSummary::from).collect();
         let curves = self.curves.iter().map(|(job, c)| (job.as_str().into(), summary(c))).collect();
-        let config =
-            Config { jobs_dir: JOBS_DIR.into(), limits: LIMITS, retention: Retention::default(), join_token: None };
+        let config = Config {
+            jobs_dir: JOBS_DIR.into(),
+            limits: LIMITS,
+            term: self.env.term,
+            retention: Retention::default(),
+            join_token: None,
+        };
         // Now and then on another machine.
         if self.env.net.random.percent(20) {
             self.machine = (self.env.net.now, self.machine.1 + 1);
@@ -239,7 +245,10 @@ impl World {
 
     fn execute_one(&mut self, output: Output) {
         match output {
-            Output::Persist(records) => records.into_iter().for_each(|r| self.persist(r)),
+            Output::Persist(change) => {
+                change.remove.iter().for_each(|key| drop(self.store.remove(key)));
+                change.put.into_iter().for_each(|r| self.persist(r));
+            }
             Output::CreateFolder { job, .. } => drop(self.curves.insert(job.to_string(), Vec::new())),
             Output::AppendCurve { job, record } => self.append(&job, *record),
             Output::AppendGap { job, from_step, through_step } => self.append_gap(&job, from_step, through_step),
@@ -248,6 +257,7 @@ impl World {
                 self.curves.entry(job.to_string()).or_default().retain(|r| r.step <= keep.get());
             }
             Output::Send { stream, message } => {
+                let term = Term::new(message.term);
                 let body = message.body.expect("a message has a body");
                 let is_connected = self.coordinator.as_ref().is_some_and(|c| c.connections.contains_key(&stream));
                 if is_connected {
@@ -257,7 +267,7 @@ impl World {
                     }
                     self.check_sent(stream, &body);
                     let body = Box::new(body);
-                    self.env.net.send_to_worker(stream, |stream| AtWorker::Message { stream, body });
+                    self.env.net.send_to_worker(stream, |stream| AtWorker::Message { stream, term, body });
                 }
             }
             Output::Close { stream, reason } => {
@@ -272,10 +282,7 @@ impl World {
                 self.env.tell(|| format!("{job} {}: {}", event.kind, event.text));
                 self.check_blame(&job, &event);
             }
-            Output::Forget { keys, .. } | Output::Drop { keys } => {
-                keys.iter().for_each(|key| drop(self.store.remove(key)))
-            }
-            Output::Changed { .. } => {}
+            Output::Forget { .. } | Output::Changed { .. } => {}
         }
     }
 

@@ -327,7 +327,7 @@ impl World {
         };
         if of.0 == standing.job_id && of.1 < standing.epoch {
             self.env.tell(|| format!("{} hears something of epoch {} again", id_of(pid), of.1));
-            let input = toroid_session::client::Input::FromCoordinator(body.clone());
+            let input = toroid_session::client::Input::FromCoordinator { term: self.env.term, body: body.clone() };
             let outputs = worker.client.handle(input, time(&self.env));
             let holds = outputs.is_empty() && worker.client.standing() == standing;
             self.env.truth.check(holds, || format!("T-1: in epoch {} came {body:?}: {outputs:?}", standing.epoch));

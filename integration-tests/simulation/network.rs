@@ -17,6 +17,7 @@ use toroid_coordinator::machine::StreamId;
 use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
 use toroid_session::TrainerEvent;
+use toroid_torus::ids::Term;
 
 use crate::links::{End, Links};
 use crate::played::Thread;
@@ -77,6 +78,7 @@ pub enum AtCoordinator {
 pub enum AtWorker {
     Message {
         stream: StreamId,
+        term: Term,
         body: Box<ToWorker>,
     },
     StreamClosed {

@@ -15,6 +15,7 @@ use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
 use toroid_session::client::{Client, Ending, Input, Output, Settings};
 use toroid_session::{Action, Command, Event as Said, HeldAs, Knock, TrainerEvent};
+use toroid_torus::ids::Term;
 use toroid_worker::comm::Listener;
 use toroid_worker::control::JobFence;
 use toroid_worker::trainer::{self, Deed, Emit, Environment, Order, Requested, Shared};
@@ -104,7 +105,7 @@ impl Worker {
         threads.begin(pid, env);
         let failure_timeout = Duration::from_micros(FAILURE_TIMEOUT);
         let client = Client::new(Settings {
-            coordinator: "the coordinator".into(),
+            coordinators: vec!["the coordinator".into()],
             heartbeat: failure_timeout / 5,
             failure_timeout,
             leave_grace: 5 * failure_timeout,
@@ -153,7 +154,7 @@ impl Worker {
                 self.alarm = None;
                 self.input(Input::Deadline, env);
             }
-            AtWorker::Message { stream, body } if self.stream == Some(stream) => self.heard(*body, env),
+            AtWorker::Message { stream, term, body } if self.stream == Some(stream) => self.heard(term, *body, env),
             AtWorker::StreamClosed { stream } if self.stream == Some(stream) => self.stream_lost("it was closed", env),
             AtWorker::KeepaliveFailed { stream } if self.stream == Some(stream) => {
                 if env.net.is_cut_off(self.pid) || !env.is_coordinator_awake {
@@ -179,7 +180,7 @@ impl Worker {
     /// Over a stream that is open at once, or not at all.
     fn dial(&mut self, env: &mut Env) -> Input {
         if !env.is_coordinator_up || env.net.is_cut_off(self.pid) {
-            return Input::NotOpened { why: "nobody answers".into() };
+            return Input::NotOpened { leader: None, why: "nobody answers".into() };
         }
         self.stream = Some(env.net.open_stream(self.pid));
         let standing = self.client.standing();
@@ -207,9 +208,9 @@ impl Worker {
         self.input(Input::Lost { why: why.into() }, env);
     }
 
-    fn heard(&mut self, body: FromCoordinator, env: &mut Env) {
+    fn heard(&mut self, term: Term, body: FromCoordinator, env: &mut Env) {
         env.said.keep(&body, &mut env.net.random);
-        self.input(Input::FromCoordinator(body), env);
+        self.input(Input::FromCoordinator { term, body }, env);
     }
 
     fn beat(&mut self, env: &mut Env) {
@@ -343,7 +344,7 @@ impl Worker {
     /// Says what the client is to hear of it.
     fn execute(&mut self, output: Output, env: &mut Env) -> Option<Input> {
         match output {
-            Output::Open => return Some(self.dial(env)),
+            Output::Open { .. } => return Some(self.dial(env)),
             Output::Close => {
                 if let Some(stream) = self.stream.take() {
                     env.net.close_at_worker(stream, "closed its stream");

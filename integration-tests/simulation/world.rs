@@ -13,6 +13,7 @@ use toroid_coordinator::machine::{Input, Reply, RequestError, RequestId};
 use toroid_proto::StepRecord;
 use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
+use toroid_torus::ids::Term;
 
 use crate::coordinator::Coordinator;
 use crate::disk::Disk;
@@ -76,6 +77,8 @@ pub struct Env {
     pub is_coordinator_up: bool,
     /// It runs and is not stopped.
     pub is_coordinator_awake: bool,
+    /// Of the coordinator that started last.
+    pub term: Term,
     /// Longest computing of a step.
     pub step_time: Micros,
     pub heard: Kept<FromWorker>,

@@ -19,6 +19,9 @@ pub use role::Role;
 /// The serialized `FileDescriptorSet` of all services, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("generated/toroid_descriptor.bin");
 
+/// Of an answer of a coordinator that does not lead: the address of the one that does, `http://host:port`.
+pub const LEADER_METADATA: &str = "toroid-leader";
+
 /// Version of the control and data plane. A worker and a coordinator, or two workers, of different versions refuse each other.
 pub const PROTOCOL_VERSION: u32 = 1;
 

@@ -73,6 +73,8 @@ pub struct Settings {
     pub has_network: bool,
     /// Folder for what the first steps' time of each worker goes to.
     pub trace: Option<PathBuf>,
+    /// Members of the etcd that several coordinators share, `http://host:port`; empty: there is one coordinator, with a store of its own.
+    pub etcd: Vec<String>,
 }
 
 /// Certificates of a cluster on this machine, made for the run: the children know one another by them, and users of this machine's user are
@@ -122,6 +124,7 @@ impl Settings {
             failure_timeout: None,
             has_network: false,
             trace: None,
+            etcd: Vec::new(),
         })
     }
 }
@@ -139,7 +142,7 @@ pub struct Special<'a> {
     pub through: &'a [&'a str],
 }
 
-/// The coordinator's name among the children.
+/// The coordinator's name among the children; further ones are `coordinator-2` and so on.
 pub const COORDINATOR: &str = "coordinator";
 
 /// To be sent to one child; answered with the moment at which it was sent.
@@ -156,16 +159,19 @@ pub struct Children {
     trace: Option<PathBuf>,
     certificates: Certificates,
     credentials: Credentials,
-    /// By which other commands find the credentials, once the coordinator listens.
-    entry: Option<LocalEntry>,
+    /// By which other commands find the credentials, for each coordinator that listens.
+    entries: BTreeMap<String, LocalEntry>,
+    etcd: Vec<String>,
     network: Option<Network>,
     /// The last cut, which is not healed yet.
     cut: Option<(String, Cut)>,
     num_workers: usize,
     /// To the task of each child that was started and has not been reported as ended.
     orders: BTreeMap<String, mpsc::UnboundedSender<Order>>,
-    /// Where the coordinator listens, once it does; a restarted one listens there again.
-    address: SocketAddr,
+    /// Where a coordinator is to listen that never did.
+    listen: SocketAddr,
+    /// Where each coordinator listens, once it does; a restarted one listens there again.
+    addresses: BTreeMap<String, SocketAddr>,
     ended: mpsc::UnboundedReceiver<Ended>,
     report: mpsc::UnboundedSender<Ended>,
     /// True, or dropped: all children are to end.
@@ -190,7 +196,7 @@ impl Children {
         Ok(Children {
             certificates,
             credentials,
-            entry: None,
+            entries: BTreeMap::new(),
             executable: settings.executable.clone(),
             logs: folder("logs")?,
             coordinator_dir: folder(crate::find::COORDINATOR_DIR)?,
@@ -199,11 +205,13 @@ impl Children {
             threads: settings.threads,
             failure_timeout: settings.failure_timeout,
             trace: settings.trace.clone(),
+            etcd: settings.etcd.clone(),
             num_workers: 0,
             orders: BTreeMap::new(),
             network,
             cut: None,
-            address: SocketAddr::from((host, settings.port)),
+            listen: SocketAddr::from((host, settings.port)),
+            addresses: BTreeMap::new(),
             ended,
             report,
             stop: watch::channel(false).0,
@@ -211,13 +219,20 @@ impl Children {
         })
     }
 
+    /// Of the first coordinator.
     pub fn url(&self) -> String {
-        format!("https://{}", self.address)
+        format!("https://{}", self.addresses.get(COORDINATOR).unwrap_or(&self.listen))
+    }
+
+    /// Of all coordinators, by name.
+    pub fn urls(&self) -> BTreeMap<String, String> {
+        let known = self.addresses.iter().map(|(name, address)| (name.clone(), format!("https://{address}")));
+        if self.addresses.is_empty() { BTreeMap::from([(COORDINATOR.into(), self.url())]) } else { known.collect() }
     }
 
     /// As an admin.
     pub fn access(&self) -> Access {
-        Access { url: self.url(), credentials: self.credentials.clone() }
+        Access { urls: self.urls().into_values().collect(), credentials: self.credentials.clone() }
     }
 
     /// The folder of the CA, which each child's and each user's credentials are below.
@@ -283,9 +298,14 @@ impl Children {
 
     /// Starts the coordinator and waits until it listens, after the first time where it did before. An error has the coordinator's own words.
     pub async fn start_coordinator(&mut self) -> Result<()> {
-        let log = self.log(COORDINATOR);
+        self.start_coordinator_named(COORDINATOR).await
+    }
+
+    /// The same for one of several: it listens where it did before.
+    pub async fn start_coordinator_named(&mut self, name: &str) -> Result<()> {
+        let log = self.log(name);
         let log_start = log.metadata().map_or(0, |m| m.len());
-        let mut child = self.spawn_coordinator(&log, Stdio::piped())?;
+        let mut child = self.spawn_coordinator(name, &log, Stdio::piped())?;
         let stdout = child.stdout.take().context("take the coordinator's output")?;
         let Some(address) = listening_address(stdout).await else {
             let status = child.wait().await.context("wait for the coordinator")?;
@@ -294,24 +314,32 @@ impl Children {
                 None => bail!("the coordinator ended with {status} and said nothing; see {}", log.display()),
             }
         };
-        self.address = address;
-        self.entry = Some(LocalEntry::leave(&address.to_string(), &self.certificates.admin)?);
-        self.tend(Role::Coordinator, COORDINATOR.into(), child, log);
+        self.addresses.insert(name.into(), address);
+        self.entries.insert(name.into(), LocalEntry::leave(&address.to_string(), &self.certificates.admin)?);
+        self.tend(Role::Coordinator, name.into(), child, log);
         Ok(())
     }
 
     /// Starts the coordinator again, on the same folder and address.
     pub fn restart_coordinator(&mut self) -> Result<()> {
         let log = self.log(COORDINATOR);
-        let child = self.spawn_coordinator(&log, Stdio::null())?;
+        let child = self.spawn_coordinator(COORDINATOR, &log, Stdio::null())?;
         self.tend(Role::Coordinator, COORDINATOR.into(), child, log);
         Ok(())
     }
 
-    fn spawn_coordinator(&self, log: &Path, stdout: Stdio) -> Result<Child> {
+    fn spawn_coordinator(&self, name: &str, log: &Path, stdout: Stdio) -> Result<Child> {
         let mut command = Command::new(&self.executable);
         wire(&mut command, log)?;
-        command.stdout(stdout).args(["coordinator", "--die-with-parent", "--listen", &self.address.to_string()]);
+        command.stdout(stdout).args([
+            "coordinator",
+            "--die-with-parent",
+            "--listen",
+            &self.listen_of(name).to_string(),
+        ]);
+        if !self.etcd.is_empty() {
+            command.args(["--etcd", &self.etcd.join(",")]);
+        }
         command.arg("--dir").arg(&self.coordinator_dir).arg("--credentials").arg(&self.certificates.coordinator);
         command.arg("--revoked").arg(self.certificates().join(REVOKED_FILE));
         if let Some(timeout) = self.failure_timeout {
@@ -320,6 +348,12 @@ impl Children {
             command.args(["--heartbeat-interval-ms", &heartbeat.to_string()]);
         }
         command.spawn().context("start the coordinator")
+    }
+
+    fn listen_of(&self, name: &str) -> SocketAddr {
+        let any = SocketAddr::new(self.listen.ip(), 0);
+        let first = if name == COORDINATOR { self.listen } else { any };
+        self.addresses.get(name).copied().unwrap_or(first)
     }
 
     /// Starts one more worker and returns its id.
@@ -336,7 +370,8 @@ impl Children {
         };
         command.args(&line[1..]);
         wire(&mut command, &log)?;
-        command.args(["worker", "--die-with-parent", "--coordinator", &self.url(), "--id", &id]);
+        command.args(["worker", "--die-with-parent", "--id", &id]);
+        command.args(["--coordinator", &self.urls().into_values().collect::<Vec<_>>().join(",")]);
         command.arg("--credentials").arg(&self.certificates.worker);
         command.args([
             "--listen",

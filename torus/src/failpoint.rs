@@ -29,7 +29,12 @@ pub enum Failpoint {
     TakeAnyStep,
     /// T-11: of two workers without a link the one goes that has made steps.
     BlameTheInnocent,
+    // -------------------------------------------------------------------------------------------------- the coordinator's store
+    /// T-8: a write does not ask whether this coordinator leads.
+    WriteWithoutLeading,
     // ------------------------------------------------------------------------------------------------ a worker's session
+    /// T-13: what a coordinator of an older term says counts.
+    TakeOldTerm,
     /// T-1: a message of another epoch of the job counts.
     SessionTakesOldEpoch,
     /// T-1: a newer epoch does not end the waits of the older one.
@@ -66,7 +71,8 @@ pub enum Failpoint {
 }
 
 impl Failpoint {
-    /// Those that break an invariant where nothing else is armed. `ForgetRecords` alone does not: places know the sums (T-12).
+    /// Those that break an invariant where nothing else is armed. `ForgetRecords` alone does not: places know the sums (T-12). Those of leadership need
+    /// several coordinators, and have tests of their own.
     pub const HARMFUL: [Failpoint; 25] = [
         Failpoint::MachineTakesOldEpoch,
         Failpoint::GoOnFromLowest,

@@ -20,6 +20,11 @@ pub struct Step(u64);
 #[serde(transparent)]
 pub struct Epoch(u64);
 
+/// A coordinator's leadership: each leader of a store has a greater one than those before it (T-13). 0: that of no leader.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Term(u64);
+
 /// A place of a job, counted over its torus (see [`crate::geometry`]).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -87,6 +92,24 @@ impl Epoch {
     /// After 2^64 - 1, which no job gets to.
     pub fn next(self) -> Epoch {
         Epoch(self.0.checked_add(1).expect("an epoch has a next one"))
+    }
+}
+
+impl Term {
+    pub const fn new(term: u64) -> Term {
+        Term(term)
+    }
+
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// That of the leader after this one.
+    ///
+    /// # Panics
+    /// After 2^64 - 1, which no store gets to.
+    pub fn next(self) -> Term {
+        Term(self.0.checked_add(1).expect("a term has a next one"))
     }
 }
 

@@ -23,6 +23,7 @@ use toroid_proto::{CoordinatorMessage, Heartbeat, Leaving, Register, WorkerMessa
 use toroid_security::Credentials;
 use toroid_session::client::{Client, Ending, Input, Output};
 use toroid_session::{Action, Command, Knock, TrainerEvent};
+use toroid_torus::ids::Term;
 
 use crate::comm::{CommError, Fence, MAX_PROBES, Porter, ProbeError};
 use crate::device::DeviceMemory;
@@ -74,8 +75,7 @@ pub(crate) fn emit_into(events: mpsc::Sender<TrainerEvent>) -> Emit {
 /// What the control task works with.
 pub(crate) struct Control {
     pub client: Client,
-    pub coordinator: String,
-    /// What is shown to it.
+    /// What is shown to a coordinator.
     pub credentials: Credentials,
     /// How long an attempt to connect may take, and a coordinator may be silent on the connection.
     pub failure_timeout: Duration,
@@ -155,14 +155,16 @@ impl Stream {
                 }
                 Err(error) => {
                     *self = Stream::Closed;
-                    Input::NotOpened { why: reason::in_words(error.as_ref()) }
+                    Input::NotOpened { why: reason::in_words(error.as_ref()), leader: reason::leader(error.as_ref()) }
                 }
             },
             Stream::Open(_, incoming) => loop {
                 let why = match incoming.message().await {
-                    Ok(Some(CoordinatorMessage { body: Some(body) })) => return Input::FromCoordinator(body),
+                    Ok(Some(CoordinatorMessage { term, body: Some(body) })) => {
+                        return Input::FromCoordinator { term: Term::new(term), body };
+                    }
                     // A message of a later version that this one does not know.
-                    Ok(Some(CoordinatorMessage { body: None })) => continue,
+                    Ok(Some(CoordinatorMessage { body: None, .. })) => continue,
                     Ok(None) => "it closed the stream".into(),
                     Err(status) => status.to_string(),
                 };
@@ -194,8 +196,7 @@ impl Stream {
 impl Control {
     /// Runs until the worker is to end, or until the coordinator refuses it.
     pub async fn run(mut self) -> Result<(), ControlError> {
-        let endpoint = endpoint_of(&self.coordinator, self.failure_timeout)?;
-        let ended = self.carry(&endpoint).await;
+        let ended = self.carry().await;
         self.shared.set_connected(false);
         match ended? {
             Ending::Refused { reason } => Err(ControlError::Refused { reason }),
@@ -204,7 +205,7 @@ impl Control {
     }
 
     /// Carries inputs to the client, and does what it says.
-    async fn carry(&mut self, endpoint: &Endpoint) -> Result<Ending, ControlError> {
+    async fn carry(&mut self) -> Result<Ending, ControlError> {
         let mut stream = Stream::Closed;
         loop {
             let deadline = self.client.deadline().map(|deadline| self.origin + deadline);
@@ -219,25 +220,30 @@ impl Control {
                 Some(event) = self.events.recv(), if self.client.takes_events() => Input::Trainer(event),
                 Some(probed) = self.probed.receiver.recv(), if self.client.takes_probed() => Input::Probed(probed),
             };
-            if let Some(ending) = self.take(input, &mut stream, endpoint).await? {
+            if let Some(ending) = self.take(input, &mut stream).await? {
                 return Ok(ending);
             }
         }
     }
 
     /// Does what the client makes of an input, and of what comes of that.
-    async fn take(
-        &mut self,
-        input: Input,
-        stream: &mut Stream,
-        endpoint: &Endpoint,
-    ) -> Result<Option<Ending>, ControlError> {
+    async fn take(&mut self, input: Input, stream: &mut Stream) -> Result<Option<Ending>, ControlError> {
         let mut outputs = VecDeque::from(self.client.handle(input, self.origin.elapsed()));
         while let Some(output) = outputs.pop_front() {
             let result = match output {
-                Output::Open => {
-                    *stream =
-                        Stream::Opening(Box::pin(dial(endpoint.clone(), self.credentials.clone(), self.register())));
+                Output::Open { coordinator, limit } => {
+                    let endpoint = endpoint_of(&coordinator, self.failure_timeout)?;
+                    let (credentials, register) = (self.credentials.clone(), self.register());
+                    *stream = Stream::Opening(Box::pin(async move {
+                        let dialled = dial(endpoint, credentials, register);
+                        match limit {
+                            None => dialled.await,
+                            Some(limit) => match tokio::time::timeout(limit, dialled).await {
+                                Ok(opened) => opened,
+                                Err(_) => Err(format!("{coordinator} did not answer within {limit:?}").into()),
+                            },
+                        }
+                    }));
                     None
                 }
                 Output::Close => {
@@ -441,11 +447,15 @@ mod tests {
         let listener = Listener::bind("127.0.0.1:0", "w1", LinkChoice::Auto)?;
         let (heartbeat, failure_timeout) = (Duration::from_secs(1), Duration::from_secs(5));
         let leave_grace = Duration::from_secs(25);
-        let settings =
-            Settings { coordinator: String::new(), heartbeat, failure_timeout, leave_grace, own_leave_grace: None };
+        let settings = Settings {
+            coordinators: vec![String::new()],
+            heartbeat,
+            failure_timeout,
+            leave_grace,
+            own_leave_grace: None,
+        };
         Ok(Control {
             client: Client::new(settings),
-            coordinator: String::new(),
             credentials: Credentials::none(),
             failure_timeout,
             identity: Register::default(),

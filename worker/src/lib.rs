@@ -55,9 +55,9 @@ const DEFAULT_FAILURE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How to run a worker.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// `http://host:port`, or `https://` where the credentials are those of TLS.
-    pub coordinator: String,
-    /// What is shown to the coordinator.
+    /// `http://host:port` of each, or `https://` where the credentials are those of TLS; one of them leads. At least one.
+    pub coordinators: Vec<String>,
+    /// What is shown to them.
     pub credentials: Credentials,
     /// Made where it is `None`, unlike that of any other process; an id lives as long as the process.
     pub worker_id: Option<String>,
@@ -216,7 +216,7 @@ async fn run_on<D: Device + Clone>(
         })
         .map_err(WorkerError::Thread)?;
     let settings = Settings {
-        coordinator: config.coordinator.clone(),
+        coordinators: config.coordinators,
         heartbeat: DEFAULT_HEARTBEAT,
         failure_timeout: DEFAULT_FAILURE_TIMEOUT,
         leave_grace: 5 * DEFAULT_FAILURE_TIMEOUT,
@@ -224,7 +224,6 @@ async fn run_on<D: Device + Clone>(
     };
     let control = Control {
         client: Client::new(settings),
-        coordinator: config.coordinator,
         credentials: config.credentials,
         failure_timeout: DEFAULT_FAILURE_TIMEOUT,
         identity,

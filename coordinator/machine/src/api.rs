@@ -98,10 +98,25 @@ pub enum Input {
     Tick,
 }
 
+/// What one decision changes in the store: all of it or nothing is durable.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Change {
+    /// Each replaces the one with its key.
+    pub put: Vec<Record>,
+    /// Keys of records that are dropped; none is that of a record in `put`.
+    pub remove: Vec<String>,
+}
+
+impl Change {
+    pub fn is_empty(&self) -> bool {
+        self.put.is_empty() && self.remove.is_empty()
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub enum Output {
     /// Make durable, all or nothing, before what follows is done.
-    Persist(Vec<Record>),
+    Persist(Change),
     /// Make the job's folder and write its job file.
     CreateFolder {
         job: JobId,
@@ -140,15 +155,10 @@ pub enum Output {
         job: JobId,
         event: Event,
     },
-    /// The job is not kept any longer: drop the records with these keys, all or none. Its folder stays.
+    /// The job is not kept any longer; its records went with what was persisted. Its folder stays.
     Forget {
         job: JobId,
-        keys: Vec<String>,
         reason: String,
-    },
-    /// Drop the records with these keys, all or none, before what follows is done.
-    Drop {
-        keys: Vec<String>,
     },
     /// Whoever watches the job may want to look.
     Changed {

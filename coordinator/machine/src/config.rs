@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use toroid_torus::ids::Term;
+
 use super::limits::Limits;
 
 #[derive(Debug, Clone)]
@@ -9,6 +11,8 @@ pub struct Config {
     /// Folder of the jobs' folders, as workers and users see it.
     pub jobs_dir: String,
     pub limits: Limits,
+    /// Of this coordinator's leadership (T-13).
+    pub term: Term,
     pub retention: Retention,
     /// What workers must show; `None`: nothing.
     pub join_token: Option<String>,

@@ -15,6 +15,8 @@ use toroid_torus::ids::JobId;
 pub(crate) struct Outbox {
     pub effects: Vec<Output>,
     pub dirty: BTreeSet<JobId>,
+    /// Keys of records that are not kept any longer.
+    pub removed: Vec<String>,
     pub dirty_meta: bool,
     /// Of tokens and worker ids.
     pub records: Vec<Record>,
@@ -26,8 +28,9 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
+    /// The term comes with all that one input leads to, see [`crate::Machine`].
     pub fn send(&mut self, stream: StreamId, body: proto::coordinator_message::Body) {
-        let message = Box::new(proto::CoordinatorMessage { body: Some(body) });
+        let message = Box::new(proto::CoordinatorMessage { term: 0, body: Some(body) });
         self.effects.push(Output::Send { stream, message });
     }
 

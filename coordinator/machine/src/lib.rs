@@ -28,6 +28,7 @@
 //! - **T-8** Epochs only grow. Whatever an input changes is one [`Output::Persist`], before all other outputs of that input.
 //! - **T-9** After a restart nothing is taken from a worker that says it goes on with its place, be it in an epoch that is older by
 //!   what the coordinator had stored and not said.
+//! - **T-13** All messages to workers have the term of this coordinator ([`Config::term`]).
 //!
 //! The worker's side of it: between `Register` and `Welcome` it says nothing. After a `Welcome` with `keep_going` it first says
 //! again what it had said in its epoch and what may have been lost (unacknowledged `StepReport`s in order, `Prepared`,
@@ -88,7 +89,7 @@ mod unsaved;
 #[cfg(test)]
 mod tests;
 
-pub use api::{Input, Output, Reply, RequestError, RequestId, RestoreError, StreamId};
+pub use api::{Change, Input, Output, Reply, RequestError, RequestId, RestoreError, StreamId};
 pub use clock::Now;
 pub use config::{Config, Retention};
 pub use limits::Limits;

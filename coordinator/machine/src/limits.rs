@@ -11,6 +11,13 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// How long a coordinator leads after it was last heard of, by the store that several share: 2 s by default, in whole seconds. No shorter, as etcd
+    /// gives one and a half of its election timeouts at least.
+    pub fn lease(&self) -> Duration {
+        let seconds = (self.failure_timeout * 2 / 5).as_secs_f64().ceil() as u64;
+        Duration::from_secs(seconds.clamp(2, 60))
+    }
+
     /// After a restart of the coordinator: how long workers have to come back.
     pub fn reconnect(&self) -> Duration {
         self.failure_timeout

@@ -10,7 +10,8 @@ use toroid_security::Name;
 use super::jobs::mismatch;
 use crate::audit::{Audit, MAX_RECORDS};
 use crate::caller::Caller;
-use crate::driver::{Command, Handle};
+use crate::driver::{Command, Question};
+use crate::lead::Leader;
 use crate::machine::Reply;
 use crate::machine::access::{Digest, NewToken};
 
@@ -20,13 +21,13 @@ const DEFAULT_RECORDS: usize = 100;
 const SECRET_PREFIX: &str = "toroid_";
 
 pub(crate) struct Admin {
-    handle: Handle,
+    leader: Leader,
     audit: Audit,
 }
 
 impl Admin {
-    pub fn new(handle: Handle, audit: Audit) -> Admin {
-        Admin { handle, audit }
+    pub fn new(leader: Leader, audit: Audit) -> Admin {
+        Admin { leader, audit }
     }
 }
 
@@ -58,7 +59,7 @@ impl AdminService for Admin {
         let change = async {
             let secret = new_secret()?;
             let new = NewToken { name: name.to_string(), role, digest: Digest::of(secret.as_bytes()), valid_ms };
-            match self.handle.ask(|answer| Command::CreateToken { new, answer }).await? {
+            match self.leader.order(|answer| Command::CreateToken { new, answer }).await? {
                 Reply::Token(token) => {
                     Ok(Response::new(proto::CreateTokenResponse { secret, token: Some((&*token).into()) }))
                 }
@@ -72,7 +73,7 @@ impl AdminService for Admin {
         &self,
         _: Request<proto::ListTokensRequest>,
     ) -> Result<Response<proto::ListTokensResponse>, Status> {
-        let tokens = self.handle.ask(|answer| Command::Tokens { answer }).await?;
+        let tokens = self.leader.ask(|answer| Question::Tokens { answer }).await?;
         Ok(Response::new(proto::ListTokensResponse { tokens: tokens.iter().map(proto::Token::from).collect() }))
     }
 
@@ -83,7 +84,7 @@ impl AdminService for Admin {
         let caller = request.extensions().get::<Caller>().cloned();
         let id = request.into_inner().id;
         let change = async {
-            match self.handle.ask(|answer| Command::RevokeToken { id: id.clone(), answer }).await? {
+            match self.leader.order(|answer| Command::RevokeToken { id: id.clone(), answer }).await? {
                 Reply::Token(token) => Ok(Response::new((&*token).into())),
                 reply => Err(mismatch(&reply)),
             }
@@ -109,7 +110,7 @@ impl AdminService for Admin {
         let caller = request.extensions().get::<Caller>().cloned();
         let worker = request.into_inner().worker_id;
         let change = async {
-            match self.handle.ask(|answer| Command::ForgetWorker { worker: worker.clone(), answer }).await? {
+            match self.leader.order(|answer| Command::ForgetWorker { worker: worker.clone(), answer }).await? {
                 Reply::Forgotten { worker } => {
                     Ok(Response::new(proto::ForgetWorkerResponse { worker_id: worker.to_string() }))
                 }

@@ -56,6 +56,11 @@ impl Gate {
         let Some(shown) = shown else { return Ok((Who::Nobody, None)) };
         let secret = shown.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
         let digest = secret.map(|secret| Digest::of(secret.trim().as_bytes()));
+        if !self.tokens.borrow().is_known() {
+            return Err(Status::unavailable(
+                "this coordinator does not lead, and only the one that does knows tokens; call that one, or show a certificate",
+            ));
+        }
         let token = digest.and_then(|digest| self.tokens.borrow().get(&digest).cloned());
         match token {
             Some(token) if token.is_good(unix_ms()) => {

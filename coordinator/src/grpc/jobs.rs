@@ -8,8 +8,9 @@ use toroid_proto::job_service_server::JobService;
 
 use crate::audit::Audit;
 use crate::caller::Caller;
-use crate::driver::{AskError, Command, Handle, Page, Seen};
+use crate::driver::{AskError, Command, Page, Question, Seen};
 use crate::folder;
+use crate::lead::Leader;
 use crate::machine::access::AccessError;
 use crate::machine::{Reply, RequestError};
 
@@ -24,21 +25,21 @@ const MAX_CURVE_BYTES: usize = 16 << 20;
 
 #[derive(Clone)]
 pub(crate) struct Jobs {
-    handle: Handle,
+    leader: Leader,
     audit: Audit,
 }
 
 impl Jobs {
-    pub fn new(handle: Handle, audit: Audit) -> Jobs {
-        Jobs { handle, audit }
+    pub fn new(leader: Leader, audit: Audit) -> Jobs {
+        Jobs { leader, audit }
     }
 
     async fn job(&self, job: String) -> Result<proto::Job, AskError> {
-        self.handle.ask(|answer| Command::Job { job, answer }).await
+        self.leader.ask(|answer| Question::Job { job, answer }).await
     }
 
     async fn rows(&self, job: &str, from: u64) -> Result<Vec<proto::StepRecord>, AskError> {
-        self.handle.ask(|answer| Command::Rows { job: job.into(), from, answer }).await
+        self.leader.ask(|answer| Question::Rows { job: job.into(), from, answer }).await
     }
 
     /// The curve from `from` on, asked for in pieces, so that the driver is never held up for long.
@@ -111,6 +112,12 @@ impl From<AskError> for Status {
             | AskError::Folder(_) => Status::failed_precondition(text),
             AskError::Curve(_) => Status::data_loss(text),
             AskError::Stopping => Status::unavailable(text),
+            AskError::Standby(standby) => {
+                let mut status = Status::unavailable(text);
+                let address = standby.leader.and_then(|address| address.parse().ok());
+                address.map(|address| status.metadata_mut().insert(proto::LEADER_METADATA, address));
+                status
+            }
         }
     }
 }
@@ -143,7 +150,7 @@ impl JobService for Jobs {
             if let Some(refusal) = folder::refusal(&toml).await {
                 return Err(AskError::from(refusal).into());
             }
-            match self.handle.ask(|answer| Command::Submit { toml, answer }).await? {
+            match self.leader.order(|answer| Command::Submit { toml, answer }).await? {
                 Reply::Submitted { job } => Ok(Response::new(proto::SubmitJobResponse { job_id: job.into() })),
                 reply => Err(mismatch(&reply)),
             }
@@ -182,7 +189,7 @@ impl JobService for Jobs {
         };
         let before = if page_token.is_empty() { u64::MAX } else { page_token.parse().map_err(bad)? };
         let page = Page { max_jobs, before };
-        let found = self.handle.ask(|answer| Command::Jobs { page, answer }).await?;
+        let found = self.leader.ask(|answer| Question::Jobs { page, answer }).await?;
         let next_page_token = found.next.map_or_else(String::new, |before| before.to_string());
         Ok(Response::new(proto::ListJobsResponse { jobs: found.jobs, next_page_token }))
     }
@@ -195,7 +202,7 @@ impl JobService for Jobs {
         let job = request.into_inner().job_id;
         let what = job.clone();
         let change = async {
-            match self.handle.ask(|answer| Command::Remove { job, answer }).await? {
+            match self.leader.order(|answer| Command::Remove { job, answer }).await? {
                 Reply::Removed { folder, .. } => Ok(Response::new(proto::RemoveJobResponse { folder })),
                 reply => Err(mismatch(&reply)),
             }
@@ -209,9 +216,9 @@ impl JobService for Jobs {
     ) -> Result<Response<Self::WatchJobStream>, Status> {
         let request = request.into_inner();
         let job = request.job_id.clone();
-        let changes = self.handle.ask(|answer| Command::Watch { job, answer }).await?;
+        let changes = self.leader.ask(|answer| Question::Watch { job, answer }).await?;
         let (updates, stream) = mpsc::channel(MAX_UPDATES);
-        let watcher = Watcher { handle: self.handle.clone(), job: request.job_id, changes, updates };
+        let watcher = Watcher { leader: self.leader.clone(), job: request.job_id, changes, updates };
         tokio::spawn(watcher.run(request.curve_from_step));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
@@ -221,7 +228,7 @@ impl JobService for Jobs {
         let job = request.into_inner().job_id;
         let what = job.clone();
         let change = async {
-            match self.handle.ask(|answer| Command::Cancel { job, answer }).await? {
+            match self.leader.order(|answer| Command::Cancel { job, answer }).await? {
                 Reply::Cancelled { job } => Ok(Response::new(self.job(job.into()).await?)),
                 reply => Err(mismatch(&reply)),
             }
@@ -237,7 +244,7 @@ impl JobService for Jobs {
         let job = request.into_inner().job_id;
         let what = job.clone();
         let change = async {
-            match self.handle.ask(|answer| Command::Checkpoint { job, answer }).await? {
+            match self.leader.order(|answer| Command::Checkpoint { job, answer }).await? {
                 Reply::Checkpoint { step } => Ok(Response::new(proto::CheckpointJobResponse { step: step.get() })),
                 reply => Err(mismatch(&reply)),
             }
@@ -250,7 +257,7 @@ impl JobService for Jobs {
         let proto::ResumeJobRequest { job_id: job, from_scratch } = request.into_inner();
         let what = if from_scratch { format!("{job}, from scratch") } else { job.clone() };
         let change = async {
-            match self.handle.ask(|answer| Command::Resume { job, from_scratch, answer }).await? {
+            match self.leader.order(|answer| Command::Resume { job, from_scratch, answer }).await? {
                 Reply::Resumed { job } => Ok(Response::new(self.job(job.into()).await?)),
                 reply => Err(mismatch(&reply)),
             }
@@ -266,7 +273,7 @@ impl JobService for Jobs {
         let worker = request.into_inner().worker_id;
         let what = worker.clone();
         let change = async {
-            match self.handle.ask(|answer| Command::Drain { worker, answer }).await? {
+            match self.leader.order(|answer| Command::Drain { worker, answer }).await? {
                 Reply::Drained { job, replacement } => Ok(Response::new(proto::DrainWorkerResponse {
                     job_id: job.into(),
                     replacement: replacement.into(),
@@ -285,7 +292,7 @@ impl JobService for Jobs {
         let worker = request.into_inner().worker_id;
         let what = worker.clone();
         let change = async {
-            match self.handle.ask(|answer| Command::Readmit { worker, answer }).await? {
+            match self.leader.order(|answer| Command::Readmit { worker, answer }).await? {
                 Reply::Readmitted { reason } => Ok(Response::new(proto::ReadmitWorkerResponse { reason })),
                 reply => Err(mismatch(&reply)),
             }
@@ -293,18 +300,25 @@ impl JobService for Jobs {
         self.audit.change(caller.as_ref(), "ReadmitWorker", &what, change).await
     }
 
+    async fn get_leader(
+        &self,
+        _: Request<proto::GetLeaderRequest>,
+    ) -> Result<Response<proto::GetLeaderResponse>, Status> {
+        Ok(Response::new(self.leader.who().await))
+    }
+
     async fn list_workers(
         &self,
         _: Request<proto::ListWorkersRequest>,
     ) -> Result<Response<proto::ListWorkersResponse>, Status> {
-        let workers = self.handle.ask(|answer| Command::Workers { answer }).await?;
+        let workers = self.leader.ask(|answer| Question::Workers { answer }).await?;
         Ok(Response::new(proto::ListWorkersResponse { workers }))
     }
 }
 
 /// One `WatchJob` call: asks for what is new whenever something changed and the client has taken what came before.
 struct Watcher {
-    handle: Handle,
+    leader: Leader,
     job: String,
     changes: watch::Receiver<()>,
     updates: mpsc::Sender<Result<proto::JobUpdate, Status>>,
@@ -316,7 +330,7 @@ impl Watcher {
         loop {
             self.changes.mark_unchanged();
             let job = self.job.clone();
-            let update = match self.handle.ask(|answer| Command::Update { job, seen, answer }).await {
+            let update = match self.leader.ask(|answer| Question::Update { job, seen, answer }).await {
                 Ok(update) => update,
                 Err(error) => {
                     // The client may be gone as well; then nobody is left to hear of it.

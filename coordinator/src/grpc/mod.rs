@@ -15,6 +15,7 @@ pub use rates::CallLimits;
 use std::future::Future;
 
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use toroid_proto as proto;
@@ -27,9 +28,10 @@ use toroid_proto::worker_service_server::WorkerServiceServer;
 use toroid_security::server::{self, ServerTls};
 
 use crate::audit::Audit;
-use crate::driver::Handle;
 use crate::error::CoordinatorError;
+use crate::lead::Leader;
 use crate::machine::Limits;
+use crate::tokens::TokenTable;
 
 /// Calls at a time on one connection; more wait at the client.
 const MAX_STREAMS: u32 = 256;
@@ -52,7 +54,8 @@ pub(crate) struct Access {
 /// Serves until `stop` resolves and the connections have drained.
 pub(crate) async fn serve(
     listener: TcpListener,
-    handle: Handle,
+    leader: Leader,
+    tokens: watch::Receiver<TokenTable>,
     limits: Limits,
     access: Access,
     stop: impl Future<Output = ()>,
@@ -68,15 +71,14 @@ pub(crate) async fn serve(
     let reflection_v1alpha = descriptors().build_v1alpha().expect(made_at_build_time);
     let (health, health_service) = tonic_health::server::health_reporter();
     let Access { tls, connections, calls, audit } = access;
-    let gate =
-        gate::Gate { tokens: handle.tokens(), limits: calls, rates: rates::Rates::default(), audit: audit.clone() };
-    let admin = AdminServiceServer::new(admin::Admin::new(handle.clone(), audit.clone()))
+    let gate = gate::Gate { tokens, limits: calls, rates: rates::Rates::default(), audit: audit.clone() };
+    let admin = AdminServiceServer::new(admin::Admin::new(leader.clone(), audit.clone()))
         .max_decoding_message_size(USER_REQUEST_BYTES_MAX)
         .max_encoding_message_size(USER_ANSWER_BYTES_MAX);
-    let jobs = JobServiceServer::new(jobs::Jobs::new(handle.clone(), audit))
+    let jobs = JobServiceServer::new(jobs::Jobs::new(leader.clone(), audit))
         .max_decoding_message_size(USER_REQUEST_BYTES_MAX)
         .max_encoding_message_size(USER_ANSWER_BYTES_MAX);
-    let workers = WorkerServiceServer::new(workers::Workers::new(handle, limits))
+    let workers = WorkerServiceServer::new(workers::Workers::new(leader, limits))
         .max_decoding_message_size(WORKER_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(COORDINATOR_MESSAGE_BYTES_MAX);
     health.set_serving::<JobServiceServer<jobs::Jobs>>().await;

@@ -23,12 +23,13 @@ const fn change(path: &'static str, least: Role) -> Rule {
     Rule { path, least: Some(least), changes: true }
 }
 
-pub const RULES: [Rule; 23] = [
+pub const RULES: [Rule; 24] = [
     look("/toroid.v1.JobService/GetJob", Role::View),
     look("/toroid.v1.JobService/GetCurve", Role::View),
     look("/toroid.v1.JobService/ListJobs", Role::View),
     look("/toroid.v1.JobService/WatchJob", Role::View),
     look("/toroid.v1.JobService/ListWorkers", Role::View),
+    look("/toroid.v1.JobService/GetLeader", Role::View),
     change("/toroid.v1.JobService/SubmitJob", Role::Submit),
     change("/toroid.v1.JobService/CancelJob", Role::Submit),
     change("/toroid.v1.JobService/CheckpointJob", Role::Submit),

@@ -9,18 +9,19 @@ use toroid_proto::worker_service_server::WorkerService;
 
 use super::bounds;
 use crate::caller::Caller;
-use crate::driver::{Command, Connection, Handle};
+use crate::driver::{AskError, Command, Connection, Handle};
+use crate::lead::Leader;
 use crate::machine::{Limits, StreamId};
 use crate::outbox::outbox;
 
 pub(crate) struct Workers {
-    handle: Handle,
+    leader: Leader,
     limits: Limits,
 }
 
 impl Workers {
-    pub fn new(handle: Handle, limits: Limits) -> Workers {
-        Workers { handle, limits }
+    pub fn new(leader: Leader, limits: Limits) -> Workers {
+        Workers { leader, limits }
     }
 }
 
@@ -37,12 +38,13 @@ impl WorkerService for Workers {
         let certified = request.extensions().get::<Caller>().map(Caller::certified_worker).unwrap_or_default();
         let (messages, outgoing) = outbox();
         let (open, closed) = oneshot::channel();
-        let stream = self.handle.new_stream();
+        let handle = self.leader.handle().map_err(AskError::from)?;
+        let stream = handle.new_stream();
         let connection = Connection { messages, _open: open };
-        if !self.handle.tell(Command::Open { stream, connection }).await {
-            return Err(Status::unavailable("the coordinator is stopping; connect again when it is back"));
+        if !handle.tell(Command::Open { stream, connection }).await {
+            return Err(AskError::Stopping.into());
         }
-        let reader = Reader { handle: self.handle.clone(), limits: self.limits, stream, certified };
+        let reader = Reader { handle, limits: self.limits, stream, certified };
         tokio::spawn(reader.run(request.into_inner(), closed));
         Ok(Response::new(Box::pin(outgoing.map(Ok))))
     }

@@ -1,23 +1,41 @@
-//! Where a coordinator keeps its records.
+//! Where a coordinator keeps its records, and whose word counts.
+//!
+//! ```text
+//!   Store     load, commit(Change): one decision, all of it or nothing      redb   one file, locked
+//!   Tenure    the term of this leadership, until when it lasts              etcd   several coordinators, one lease
+//! ```
+//!
+//! Invariants: **T-8** what a coordinator writes is refused once another one leads; **T-13** each opening has a term greater than all before,
+//! durable before it does anything. Deliberately absent: what records mean.
 
+pub mod etcd;
 mod redb;
+mod tenure;
+mod value;
 
 use std::path::PathBuf;
 
+use crate::machine::Change;
 use crate::machine::record::Record;
 
 pub use self::redb::RedbStore;
+pub use self::tenure::Tenure;
 
 /// Records by key. One coordinator has it at a time (T-8).
+#[tonic::async_trait]
 pub trait Store: Send {
+    /// The leadership that this opening is.
+    fn tenure(&self) -> Tenure;
+
     /// All records, as they were last written.
-    fn load(&mut self) -> Result<Vec<Record>, StoreError>;
+    async fn load(&mut self) -> Result<Vec<Record>, StoreError>;
 
-    /// Replaces the records with these keys, all or none. They are durable when this returns.
-    fn apply(&mut self, records: &[Record]) -> Result<(), StoreError>;
+    /// Makes one decision durable, all of it or nothing. Tries again for as long as the leadership lasts where the store can be away; meanwhile
+    /// [`Tenure::trouble`] says why. After an error nothing more is to be decided.
+    async fn commit(&mut self, change: &Change) -> Result<(), StoreError>;
 
-    /// Drops the records with these keys, all or none.
-    fn remove(&mut self, keys: &[String]) -> Result<(), StoreError>;
+    /// Gives the leadership back, so that another coordinator need not wait for its end.
+    async fn resign(&mut self);
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -38,4 +56,11 @@ pub enum StoreError {
         "the store {path} could not be written: {reason}; nothing was decided since. Free space or repair the disk, then start the coordinator again: training goes on meanwhile"
     )]
     Write { path: PathBuf, reason: String },
+    #[error(
+        "the records under {prefix} in etcd are damaged: {reason}; restore etcd from a snapshot, or name another prefix to begin with an empty store (folders of jobs stay, with their checkpoints, and new jobs get other ids)"
+    )]
+    DamagedInEtcd { prefix: String, reason: String },
+    /// The coordinator does not lead any more: it decides nothing, and may lead again later.
+    #[error("this coordinator does not lead any more: {reason}")]
+    Deposed { reason: String },
 }

@@ -1,7 +1,7 @@
 //! Records in one file: redb, whose commits are durable when they return and all or nothing.
 //!
-//! A value is the blake3 digest of the record's JSON (32 bytes) and the JSON. redb locks the file, which keeps a second coordinator
-//! out (T-8). It takes the pages of a file on trust and panics on some damaged ones, even when it closes them; so all pages are
+//! A value is what [`super::value`] makes of the record. redb locks the file, which keeps a second coordinator out (T-8); each opening counts one
+//! term more (T-13). It takes the pages of a file on trust and panics on some damaged ones, even when it closes them; so all pages are
 //! checked when the file is opened, and a panic of redb becomes an error here.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,16 +9,23 @@ use std::path::{Path, PathBuf};
 
 use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition, TableError};
 
-use super::{Store, StoreError};
+use toroid_torus::ids::Term;
+
+use super::value::{decode, encode};
+use super::{Store, StoreError, Tenure};
+use crate::machine::Change;
 use crate::machine::record::Record;
 
 const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");
-const DIGEST_BYTES: usize = 32;
+/// One number: the term of whoever opened the store last.
+const TERMS: TableDefinition<'_, &str, u64> = TableDefinition::new("terms");
+const TERM: &str = "term";
 
 pub struct RedbStore {
     path: PathBuf,
     /// `None` only while it is dropped.
     database: Option<Database>,
+    term: Term,
 }
 
 impl RedbStore {
@@ -31,9 +38,12 @@ impl RedbStore {
                 Err(DatabaseError::DatabaseAlreadyOpen) => return Err(StoreError::InUse { path: path.into() }),
                 Err(error) => return Err(failed(error.to_string())),
             };
-            let mut store = RedbStore { path: path.into(), database: Some(database) };
+            let mut store = RedbStore { path: path.into(), database: Some(database), term: Term::default() };
             match store.database.as_mut().expect("set above").check_integrity() {
-                Ok(true) => Ok(store),
+                Ok(true) => {
+                    store.term = store.next_term().map_err(|e| failed(e.to_string()))?;
+                    Ok(store)
+                }
                 // What redb could put together again need not be what was written last.
                 Ok(false) => Err(StoreError::Damaged {
                     path: path.into(),
@@ -65,24 +75,29 @@ impl RedbStore {
         Ok(records)
     }
 
-    fn write(&self, records: &[Record]) -> Result<(), redb::Error> {
+    /// Counts this opening.
+    fn next_term(&self) -> Result<Term, redb::Error> {
         let transaction = self.database().begin_write()?;
-        {
-            let mut table = transaction.open_table(RECORDS)?;
-            for record in records {
-                table.insert(record.key().as_str(), encode(record).as_slice())?;
-            }
-        }
+        let term = {
+            let mut table = transaction.open_table(TERMS)?;
+            let last = table.get(TERM)?.map_or(0, |term| term.value());
+            let term = Term::new(last).next();
+            table.insert(TERM, term.get())?;
+            term
+        };
         transaction.commit()?;
-        Ok(())
+        Ok(term)
     }
 
-    fn erase(&self, keys: &[String]) -> Result<(), redb::Error> {
+    fn write(&self, change: &Change) -> Result<(), redb::Error> {
         let transaction = self.database().begin_write()?;
         {
             let mut table = transaction.open_table(RECORDS)?;
-            for key in keys {
+            for key in &change.remove {
                 table.remove(key.as_str())?;
+            }
+            for record in &change.put {
+                table.insert(record.key().as_str(), encode(record).as_slice())?;
             }
         }
         transaction.commit()?;
@@ -90,20 +105,23 @@ impl RedbStore {
     }
 }
 
+#[tonic::async_trait]
 impl Store for RedbStore {
-    fn load(&mut self) -> Result<Vec<Record>, StoreError> {
+    fn tenure(&self) -> Tenure {
+        Tenure::locked(self.term)
+    }
+
+    async fn load(&mut self) -> Result<Vec<Record>, StoreError> {
         unless_it_panics(|| self.read(), |reason| StoreError::Damaged { path: self.path.clone(), reason })
     }
 
-    fn apply(&mut self, records: &[Record]) -> Result<(), StoreError> {
+    async fn commit(&mut self, change: &Change) -> Result<(), StoreError> {
         let failed = |reason| StoreError::Write { path: self.path.clone(), reason };
-        unless_it_panics(|| self.write(records).map_err(|e| failed(e.to_string())), failed)
+        unless_it_panics(|| self.write(change).map_err(|e| failed(e.to_string())), failed)
     }
 
-    fn remove(&mut self, keys: &[String]) -> Result<(), StoreError> {
-        let failed = |reason| StoreError::Write { path: self.path.clone(), reason };
-        unless_it_panics(|| self.erase(keys).map_err(|e| failed(e.to_string())), failed)
-    }
+    /// The lock goes with the process.
+    async fn resign(&mut self) {}
 }
 
 impl Drop for RedbStore {
@@ -114,28 +132,6 @@ impl Drop for RedbStore {
             tracing::error!(path = %self.path.display(), "the store could not be closed in order: it is damaged");
         }
     }
-}
-
-fn encode(record: &Record) -> Vec<u8> {
-    let json = serde_json::to_vec(record).expect("a record has only string keys");
-    let mut value = blake3::hash(&json).as_bytes().to_vec();
-    value.extend(json);
-    value
-}
-
-fn decode(key: &str, value: &[u8]) -> Result<Record, String> {
-    let Some((digest, json)) = value.split_at_checked(DIGEST_BYTES) else {
-        return Err(format!("the record `{key}` has only {} bytes", value.len()));
-    };
-    if blake3::hash(json).as_bytes() != digest {
-        return Err(format!("the record `{key}` does not match its digest"));
-    }
-    let record: Record = serde_json::from_slice(json)
-        .map_err(|e| format!("the record `{key}` cannot be read: {e}; was it written by another version?"))?;
-    if record.key() != key {
-        return Err(format!("the record `{key}` is that of `{}`", record.key()));
-    }
-    Ok(record)
 }
 
 /// Runs what uses a file that may be damaged. Nothing of it is used after a panic.
@@ -166,39 +162,24 @@ mod tests {
         })
     }
 
-    #[test]
-    fn what_was_applied_is_loaded_and_the_newest_counts() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("store");
-        let mut store = RedbStore::open(&path).unwrap();
-        assert_eq!(store.load().unwrap(), []);
-        store.apply(&[meta(1)]).unwrap();
-        store.apply(&[meta(2)]).unwrap();
-        drop(store);
-        assert_eq!(RedbStore::open(&path).unwrap().load().unwrap(), [meta(2)]);
+    fn put(record: Record) -> Change {
+        Change { put: vec![record], remove: Vec::new() }
     }
 
-    #[test]
-    fn a_store_that_was_not_closed_has_all_that_was_applied() {
+    #[tokio::test]
+    async fn a_store_that_was_not_closed_has_all_that_was_committed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store");
         let mut store = RedbStore::open(&path).unwrap();
         for count in 0..5 {
-            store.apply(&[meta(count)]).unwrap();
+            store.commit(&put(meta(count))).await.unwrap();
             // What a killed coordinator leaves behind.
             let left = folder.path().join(format!("left-{count}"));
             std::fs::copy(&path, &left).unwrap();
-            assert_eq!(RedbStore::open(&left).unwrap().load().unwrap(), [meta(count)]);
+            let mut again = RedbStore::open(&left).unwrap();
+            assert_eq!(again.load().await.unwrap(), [meta(count)]);
+            assert_eq!(again.tenure().term(), store.tenure().term().next());
         }
-    }
-
-    #[test]
-    fn what_was_removed_is_gone() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut store = RedbStore::open(&folder.path().join("store")).unwrap();
-        store.apply(&[meta(1)]).unwrap();
-        store.remove(&["none".into(), meta(1).key()]).unwrap();
-        assert_eq!(store.load().unwrap(), []);
     }
 
     #[test]
@@ -209,21 +190,20 @@ mod tests {
         assert!(matches!(RedbStore::open(&path), Err(StoreError::InUse { .. })));
     }
 
-    /// Opens and loads.
-    fn read(path: &Path) -> Result<Vec<Record>, StoreError> {
-        RedbStore::open(path)?.load()
-    }
-
-    #[test]
-    fn a_damaged_file_is_an_error_or_what_was_written_and_never_a_panic() {
+    #[tokio::test]
+    async fn a_damaged_file_is_an_error_or_what_was_written_and_never_a_panic() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store");
-        RedbStore::open(&path).unwrap().apply(&[meta(1)]).unwrap();
+        RedbStore::open(&path).unwrap().commit(&put(meta(1))).await.unwrap();
         let good = std::fs::read(&path).unwrap();
         let mut num_errors = 0;
-        let mut check = |bytes: &[u8], what: &str| {
+        let mut check = async |bytes: &[u8], what: &str| {
             std::fs::write(&path, bytes).unwrap();
-            match read(&path) {
+            let found = match RedbStore::open(&path) {
+                Ok(mut store) => store.load().await,
+                Err(error) => Err(error),
+            };
+            match found {
                 Ok(records) => assert_eq!(records, [meta(1)], "{what}"),
                 Err(error) => {
                     num_errors += 1;
@@ -236,12 +216,12 @@ mod tests {
         for place in places {
             let mut bytes = good.clone();
             bytes[place] ^= 0x40;
-            check(&bytes, &format!("byte {place} is flipped"));
+            check(&bytes, &format!("byte {place} is flipped")).await;
         }
         for len in [1, 100, good.len() / 2] {
-            check(&good[..len], &format!("cut to {len} bytes"));
+            check(&good[..len], &format!("cut to {len} bytes")).await;
         }
-        check(b"step,loss\n1,5.5\n", "not a store at all");
+        check(b"step,loss\n1,5.5\n", "not a store at all").await;
         assert!(num_errors > 4, "only {num_errors} of the faults were found");
     }
 

@@ -19,12 +19,15 @@ use toroid::access::Access;
 use toroid::client::Client;
 use toroid::cluster::children::{COORDINATOR, Children, Settings, Special};
 use toroid::cluster::network::Cut;
-use toroid_proto::{Job, JobState, WorkerInfo};
+use toroid_proto::{GetLeaderResponse, Job, JobState, WorkerInfo};
 
 use crate::{Patience, Toroid, path};
 
 /// Two cores: clusters run one after the other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// One of several coordinators that takes longer is not the one that leads, or not for long.
+const ANSWERS_WITHIN: Duration = Duration::from_millis(500);
 
 /// Each job with its state, step, epoch and numbers of events, checkpoints and validations; each worker with its place.
 type Movement = (Vec<(String, i32, u64, u64, (usize, usize, usize))>, Vec<(String, String, i32)>);
@@ -53,12 +56,30 @@ impl Cluster {
         threads: usize,
         failure_timeout_ms: u32,
     ) -> Result<Cluster> {
-        Cluster::open(toroid, num_workers, threads, failure_timeout_ms, false)
+        Cluster::open(toroid, num_workers, threads, failure_timeout_ms, false, &[])
+    }
+
+    /// Several coordinators, of which one leads, with their records in an etcd that these are the members of. Returns when one leads.
+    pub fn with_coordinators(
+        toroid: Toroid,
+        etcd: &[String],
+        num_coordinators: usize,
+        num_workers: usize,
+    ) -> Result<Cluster> {
+        let mut cluster = Cluster::open(toroid, 0, 1, 5000, false, etcd)?;
+        for n in 2..=num_coordinators {
+            cluster.start_coordinator_named(&format!("{COORDINATOR}-{n}"))?;
+        }
+        for _ in 0..num_workers {
+            cluster.add_worker(1)?;
+        }
+        cluster.leader()?;
+        Ok(cluster)
     }
 
     /// Each worker in a network namespace of its own: its network can be cut. Needs root, and says so.
     pub fn on_network(toroid: Toroid, num_workers: usize, threads: usize, failure_timeout_ms: u32) -> Result<Cluster> {
-        Cluster::open(toroid, num_workers, threads, failure_timeout_ms, true)
+        Cluster::open(toroid, num_workers, threads, failure_timeout_ms, true, &[])
     }
 
     fn open(
@@ -67,6 +88,7 @@ impl Cluster {
         threads: usize,
         failure_timeout_ms: u32,
         has_network: bool,
+        etcd: &[String],
     ) -> Result<Cluster> {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         // A thread beside the test's own sees at once who has ended. Children are started by the test's, which they do not outlive.
@@ -76,6 +98,7 @@ impl Cluster {
             executable: toroid.executable().into(),
             failure_timeout: Some(Duration::from_millis(failure_timeout_ms.into())),
             has_network,
+            etcd: etcd.to_vec(),
             ..Settings::new(dir.path(), threads)?
         };
         let children = Children::new(&settings)?;
@@ -112,7 +135,7 @@ impl Cluster {
 
     /// Asks the coordinator as a user does.
     fn ask<T>(&self, question: impl AsyncFnOnce(&mut Client) -> Result<T>) -> Result<T> {
-        self.runtime.block_on(async { question(&mut Client::connect(&self.children.access()).await?).await })
+        self.runtime.block_on(async { question(&mut Client::find(&self.children.access()).await?).await })
     }
 
     /// Cuts a worker off.
@@ -128,6 +151,36 @@ impl Cluster {
     /// Returns when it listens.
     pub fn start_coordinator(&mut self) -> Result<()> {
         self.runtime.block_on(self.children.start_coordinator()).context("start the coordinator")
+    }
+
+    /// One of several: it listens where it did before.
+    pub fn start_coordinator_named(&mut self, name: &str) -> Result<()> {
+        self.runtime.block_on(self.children.start_coordinator_named(name)).with_context(|| format!("start {name}"))
+    }
+
+    /// Waits until a coordinator leads that answers at once; its name and its term.
+    pub fn leader(&self) -> Result<(String, u64)> {
+        let mut patience = Patience::new();
+        loop {
+            for (name, url) in self.children.urls() {
+                let found = self.asked(&url).ok().filter(|leader| leader.leads);
+                if let Some(leader) = found {
+                    return Ok((name, leader.term));
+                }
+            }
+            patience.look(|| 0).with_context(|| format!("wait for a leader\n{}", self.logs()))?;
+        }
+    }
+
+    /// What one coordinator says of who leads.
+    pub fn leader_as_seen_by(&self, name: &str) -> Result<GetLeaderResponse> {
+        let urls = self.children.urls();
+        self.asked(urls.get(name).with_context(|| format!("find the address of {name}"))?)
+    }
+
+    fn asked(&self, url: &str) -> Result<GetLeaderResponse> {
+        let asking = async { Client::connect(url, &self.access().credentials).await?.leader().await };
+        self.runtime.block_on(async { tokio::time::timeout(ANSWERS_WITHIN, asking).await? })
     }
 
     /// `kill -9`.
@@ -224,7 +277,7 @@ impl Cluster {
     /// Workers whose process has ended by itself.
     pub fn dead_workers(&mut self) -> Vec<String> {
         self.collect();
-        self.ended.keys().filter(|name| *name != COORDINATOR).cloned().collect()
+        self.ended.keys().filter(|name| !name.starts_with(COORDINATOR)).cloned().collect()
     }
 
     /// Those that are connected, as the coordinator has them; empty while it does not answer.

@@ -5,6 +5,7 @@
 //!                         formula   weights and text of the reference figures, and the shapes that must reproduce them
 //!                         Patience  a wait that is given up when nothing has moved for long
 //!   feature coordinator   Coordinator   one within the process of the test
+//!   feature etcd          Etcd      an etcd cluster of real processes
 //!   feature toroid        Cluster   a whole Toroid: processes of the binary under test, by way of `toroid::cluster`
 //!                         Undisturbed   what a job comes to where nothing is done to it, to be compared with
 //!                         SmallDisk, Process, parse   a full disk, a process that ends with the test, flags
@@ -22,6 +23,8 @@ mod cluster;
 mod coordinator;
 #[cfg(feature = "toroid")]
 mod disk;
+#[cfg(feature = "etcd")]
+mod etcd;
 #[cfg(feature = "toroid")]
 mod process;
 #[cfg(feature = "toroid")]
@@ -35,6 +38,8 @@ pub use cluster::Cluster;
 pub use coordinator::{Coordinator, within};
 #[cfg(feature = "toroid")]
 pub use disk::SmallDisk;
+#[cfg(feature = "etcd")]
+pub use etcd::Etcd;
 pub use patience::Patience;
 #[cfg(feature = "toroid")]
 pub use process::{Process, Toroid, free_port, parse};

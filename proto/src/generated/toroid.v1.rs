@@ -677,6 +677,23 @@ pub mod admin_service_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetLeaderRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetLeaderResponse {
+    /// whoever answers this does
+    #[prost(bool, tag = "1")]
+    pub leads: bool,
+    /// <http://host:port> of the leader; empty: none is known
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
+    /// of the leader, 0 where none is known; grows with each
+    #[prost(uint64, tag = "3")]
+    pub term: u64,
+    /// why there is none, or why it cannot decide now; empty: all is well
+    #[prost(string, tag = "4")]
+    pub reason: ::prost::alloc::string::String,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SubmitJobRequest {
     /// the job file, as documented in the README
@@ -932,6 +949,12 @@ pub struct Job {
     /// of the curve: no update was made, gradients were not finite
     #[prost(uint64, tag = "38")]
     pub skipped_steps: u64,
+    /// of the coordinator that says this: its leadership, which grows with each leader
+    #[prost(uint64, tag = "60")]
+    pub term: u64,
+    /// the coordinator cannot store anything now, and why: steps go on, decisions wait; empty: it can
+    #[prost(string, tag = "61")]
+    pub store_trouble: ::prost::alloc::string::String,
     /// absent: the newest checkpoint that was tried is good
     #[prost(message, optional, tag = "39")]
     pub unsaved: ::core::option::Option<Unsaved>,
@@ -1710,6 +1733,32 @@ pub mod job_service_client {
                 .insert(GrpcMethod::new("toroid.v1.JobService", "ReadmitWorker"));
             self.inner.unary(req, path, codec).await
         }
+        /// Which coordinator decides. Every coordinator answers this; to all other calls one that does not lead says UNAVAILABLE, with the
+        /// address of the leader in the metadata `toroid-leader`, where it knows one.
+        pub async fn get_leader(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetLeaderRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetLeaderResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/toroid.v1.JobService/GetLeader",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("toroid.v1.JobService", "GetLeader"));
+            self.inner.unary(req, path, codec).await
+        }
         /// The workers that are connected now, spares included.
         pub async fn list_workers(
             &mut self,
@@ -1832,6 +1881,15 @@ pub mod job_service_server {
             request: tonic::Request<super::ReadmitWorkerRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ReadmitWorkerResponse>,
+            tonic::Status,
+        >;
+        /// Which coordinator decides. Every coordinator answers this; to all other calls one that does not lead says UNAVAILABLE, with the
+        /// address of the leader in the metadata `toroid-leader`, where it knows one.
+        async fn get_leader(
+            &self,
+            request: tonic::Request<super::GetLeaderRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetLeaderResponse>,
             tonic::Status,
         >;
         /// The workers that are connected now, spares included.
@@ -2415,6 +2473,51 @@ pub mod job_service_server {
                     };
                     Box::pin(fut)
                 }
+                "/toroid.v1.JobService/GetLeader" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetLeaderSvc<T: JobService>(pub Arc<T>);
+                    impl<
+                        T: JobService,
+                    > tonic::server::UnaryService<super::GetLeaderRequest>
+                    for GetLeaderSvc<T> {
+                        type Response = super::GetLeaderResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetLeaderRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as JobService>::get_leader(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetLeaderSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/toroid.v1.JobService/ListWorkers" => {
                     #[allow(non_camel_case_types)]
                     struct ListWorkersSvc<T: JobService>(pub Arc<T>);
@@ -2888,6 +2991,9 @@ pub struct Stopped {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CoordinatorMessage {
+    /// Of the leadership of the coordinator that says this (T-13): a worker takes nothing of an older one.
+    #[prost(uint64, tag = "15")]
+    pub term: u64,
     #[prost(
         oneof = "coordinator_message::Body",
         tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
@@ -2925,8 +3031,11 @@ pub mod coordinator_message {
         Probe(super::Probe),
     }
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Welcome {
+    /// whose terms are counted: those of another store say nothing about them
+    #[prost(bytes = "vec", tag = "7")]
+    pub store_id: ::prost::alloc::vec::Vec<u8>,
     #[prost(uint32, tag = "2")]
     pub heartbeat_interval_ms: u32,
     #[prost(uint32, tag = "3")]

@@ -14,23 +14,31 @@
 //! trainer does, and says it again after the next Welcome. Only while a stream is opened, and until its Welcome, events wait
 //! ([`Client::takes_events`]), as the coordinator does not know the worker before.
 //!
+//! Where several coordinators are named, one of them leads: whoever does not says who does, and one that does not answer is left for the next. **T-13**
+//! The greatest term that was heard counts: what is said with an older one is not taken, and its stream is ended.
+//!
 //! Times count from any origin. Deliberately absent: sockets, clocks, the words of a failed connection.
 
+mod coordinators;
 mod leave;
 mod outage;
 mod retry;
+mod terms;
 
 use std::time::Duration;
 
 use toroid_proto::Probed;
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
+use toroid_torus::ids::Term;
 
 use crate::session::{self, Session, Standing};
 use crate::{Action, Knock, TrainerEvent};
+use coordinators::{Coordinators, Next};
 use leave::Leave;
 use outage::{Kind, Outage};
 use retry::Retry;
+use terms::Terms;
 
 pub use leave::Ending;
 
@@ -40,8 +48,8 @@ const PROBE_SHARE: f64 = 0.8;
 /// What counts until the coordinator's Welcome.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// `http://host:port`, for the log.
-    pub coordinator: String,
+    /// `http://host:port` of each; at least one.
+    pub coordinators: Vec<String>,
     pub heartbeat: Duration,
     pub failure_timeout: Duration,
     /// How long it stays after it was asked to end, for its place to be moved or its job to be saved.
@@ -58,13 +66,18 @@ pub enum Input {
     /// No stream could be opened.
     NotOpened {
         why: String,
+        /// Where the coordinator is that leads, as the one that was asked knows it: `http://host:port`.
+        leader: Option<String>,
     },
     /// The stream has ended.
     Lost {
         why: String,
     },
-    /// Over the open stream.
-    FromCoordinator(FromCoordinator),
+    /// Over the open stream, said with a term of leadership.
+    FromCoordinator {
+        term: Term,
+        body: FromCoordinator,
+    },
     Trainer(TrainerEvent),
     /// See [`session::Input::CheckpointTooLate`](crate::Input::CheckpointTooLate).
     CheckpointTooLate {
@@ -87,8 +100,9 @@ pub enum Input {
 /// What the client wants done.
 #[derive(Debug)]
 pub enum Output {
-    /// Open a stream and say Register, with [`Client::standing`]. Comes back as `Opened` or `NotOpened`.
-    Open,
+    /// Open a stream to a coordinator, `http://host:port`, and say Register, with [`Client::standing`]. Comes back as `Opened` or `NotOpened`, the
+    /// latter also where it takes longer than `limit`.
+    Open { coordinator: String, limit: Option<Duration> },
     /// Close the stream.
     Close,
     /// Over the stream. Waits where it is full.
@@ -138,7 +152,8 @@ enum State {
 pub struct Client {
     session: Session,
     state: State,
-    coordinator: String,
+    coordinators: Coordinators,
+    terms: Terms,
     heartbeat: Duration,
     failure_timeout: Duration,
     leave: Leave,
@@ -152,7 +167,8 @@ impl Client {
         Client {
             session: Session::new(),
             state: State::Offline { until: Duration::ZERO },
-            coordinator: settings.coordinator,
+            coordinators: Coordinators::new(settings.coordinators),
+            terms: Terms::default(),
             heartbeat: settings.heartbeat,
             failure_timeout: settings.failure_timeout,
             leave: Leave::new(settings.own_leave_grace, settings.leave_grace),
@@ -196,22 +212,9 @@ impl Client {
                 let slow_at = Some(now + self.failure_timeout);
                 self.state = State::Registered { since: now, slow_at };
             }
-            Input::NotOpened { why } => {
-                if let Some(lasted) = self.outage.failed(Kind::Unreachable, now) {
-                    let (address, lasted) = (&self.coordinator, lasted.as_secs_f64());
-                    out.push(Output::Warn(format!(
-                        "no coordinator at {address} since {lasted:.0} s, tries again: {why}"
-                    )));
-                }
-                self.pause(retry::LONGEST, now);
-            }
+            Input::NotOpened { why, leader } => self.not_opened(&why, leader, now, &mut out),
             Input::Lost { why } => self.lost(&why, now, &mut out),
-            Input::FromCoordinator(body) => {
-                if matches!(body, FromCoordinator::Welcome(_)) {
-                    self.welcome(now, &mut out);
-                }
-                self.session(session::Input::FromCoordinator(body), now, &mut out);
-            }
+            Input::FromCoordinator { term, body } => self.heard(term, body, now, &mut out),
             Input::Trainer(event) => self.session(session::Input::Trainer(event), now, &mut out),
             Input::CheckpointTooLate { epoch, step, committed } => {
                 self.session(session::Input::CheckpointTooLate { epoch, step, committed }, now, &mut out);
@@ -234,9 +237,47 @@ impl Client {
 
     // ------------------------------------------------------------------------------------------------------------ the stream
 
+    fn not_opened(&mut self, why: &str, leader: Option<String>, now: Duration, out: &mut Vec<Output>) {
+        if let Some(lasted) = self.outage.failed(Kind::Unreachable, now) {
+            let (address, lasted) = (self.coordinators.in_words(), lasted.as_secs_f64());
+            out.push(Output::Warn(format!("no coordinator at {address} since {lasted:.0} s, tries again: {why}")));
+        }
+        match self.coordinators.failed(leader) {
+            Next::AtOnce => self.state = State::Offline { until: now },
+            Next::AfterPause => self.pause(retry::LONGEST, now),
+        }
+    }
+
+    fn heard(&mut self, term: Term, body: FromCoordinator, now: Duration, out: &mut Vec<Output>) {
+        if !self.has_stream() {
+            return;
+        }
+        let store = match &body {
+            FromCoordinator::Welcome(welcome) => Some(welcome.store_id.as_slice()),
+            _ => None,
+        };
+        if let Err(greatest) = self.terms.heard(store, term) {
+            let (address, term, greatest) = (self.coordinators.current(), term.get(), greatest.get());
+            out.extend([
+                Output::Close,
+                Output::Warn(format!(
+                    "{address} speaks with term {term} and does not lead any more: term {greatest} was heard; asks the next. If its store was \
+                     restored from an older copy, start the workers again"
+                )),
+            ]);
+            self.coordinators.failed(None);
+            return self.lost("its leadership is over", now, out);
+        }
+        if matches!(body, FromCoordinator::Welcome(_)) {
+            self.welcome(now, out);
+        }
+        self.session(session::Input::FromCoordinator(body), now, out);
+    }
+
     fn welcome(&mut self, now: Duration, out: &mut Vec<Output>) {
         let State::Registered { since, .. } = self.state else { return };
         self.state = State::Welcomed { since, heartbeat_at: now };
+        self.coordinators.welcomed();
         if let Some(lasted) = self.outage.over(now) {
             out.push(Output::Note(format!("the coordinator answers, after {:.1} s", lasted.as_secs_f64())));
         }
@@ -281,14 +322,21 @@ impl Client {
         match &mut self.state {
             State::Offline { until } if *until <= now => {
                 self.state = State::Dialling;
-                out.push(Output::Open);
+                out.push(Output::Open {
+                    coordinator: self.coordinators.current().into(),
+                    limit: self.coordinators.limit(),
+                });
             }
             State::Registered { slow_at: slow_at @ Some(_), .. } if slow_at.is_some_and(|at| at <= now) => {
                 *slow_at = None;
-                let (address, limit_s) = (&self.coordinator, self.failure_timeout.as_secs_f64());
-                out.push(Output::Warn(format!(
-                    "{address} takes the connection and has not answered for {limit_s} s; waits on"
-                )));
+                let (address, limit_s) = (self.coordinators.current(), self.failure_timeout.as_secs_f64());
+                let why = format!("{address} takes the connection and has not answered for {limit_s} s");
+                if self.coordinators.are_several() {
+                    out.push(Output::Close);
+                    self.coordinators.failed(None);
+                    return self.lost(&why, now, out);
+                }
+                out.push(Output::Warn(format!("{why}; waits on")));
             }
             State::Welcomed { heartbeat_at, .. } if *heartbeat_at <= now => {
                 *heartbeat_at = now + self.heartbeat;

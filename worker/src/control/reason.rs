@@ -54,6 +54,13 @@ pub(super) fn in_words(error: &(dyn Error + 'static)) -> String {
     }
 }
 
+/// Where the coordinator is that leads, as one that does not has said.
+pub(super) fn leader(error: &(dyn Error + 'static)) -> Option<String> {
+    let mut chain = std::iter::successors(Some(error), |e| (*e).source());
+    let status = chain.find_map(|e| e.downcast_ref::<Status>())?;
+    Some(status.metadata().get(toroid_proto::LEADER_METADATA)?.to_str().ok()?.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,7 @@ use toroid_proto as proto;
 
 use super::Machine;
 use crate::access::{AccessError, Claim, NewToken, Tokens};
-use crate::api::{Output, Reply, RequestId};
+use crate::api::{Reply, RequestId};
 use crate::clock::Now;
 use crate::record::Record;
 
@@ -67,8 +67,6 @@ impl Machine {
     }
 
     fn drop_records(&mut self, keys: Vec<String>) {
-        if !keys.is_empty() {
-            self.out.effects.push(Output::Drop { keys });
-        }
+        self.out.removed.extend(keys);
     }
 }

@@ -16,7 +16,7 @@ use toroid_torus::job::{self as job_file, JobSpec};
 use toroid_torus::owner::OwnerId;
 
 use crate::access::{Bindings, Tokens};
-use crate::api::{Input, Output, Reply, RequestError, RequestId, RestoreError};
+use crate::api::{Change, Input, Output, Reply, RequestError, RequestId, RestoreError};
 use crate::clock::Now;
 use crate::config::Config;
 use crate::context::{Context, Outbox};
@@ -286,7 +286,13 @@ impl Machine {
         let incidents = out.dirty_incidents.iter().filter_map(incident);
         records.extend(incidents.map(|i| Record::Incident(Box::new(i))));
         records.append(&mut out.records);
-        let persist = (!records.is_empty()).then_some(Output::Persist(records));
+        let change = Change { put: records, remove: out.removed };
+        let persist = (!change.is_empty()).then_some(Output::Persist(change));
+        for effect in &mut out.effects {
+            if let Output::Send { message, .. } = effect {
+                message.term = self.config.term.get();
+            }
+        }
         let changed = out.changed.into_iter().map(|job| Output::Changed { job });
         if failpoint!(SendBeforePersist) {
             return out.effects.into_iter().chain(persist).collect();

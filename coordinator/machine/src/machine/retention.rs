@@ -57,10 +57,10 @@ impl Machine {
         let (record, incidents) = job.into_parts();
         let incidents = incidents.into_all().map(|i| Record::Incident(Box::new(i)).key());
         let reason = format!("{reason}; {folder} stays");
-        let keys = incidents.chain([Record::Job(Box::new(record)).key()]).collect();
+        self.out.removed.extend(incidents.chain([Record::Job(Box::new(record)).key()]));
         self.out.dirty.remove(id);
         self.out.dirty_incidents.retain(|(job, _)| job != id);
-        self.out.effects.push(Output::Forget { job: id.into(), keys, reason });
+        self.out.effects.push(Output::Forget { job: id.into(), reason });
     }
 
     /// Ids of folders that are there are not given to new jobs.

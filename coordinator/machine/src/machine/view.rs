@@ -135,6 +135,8 @@ impl Machine {
             missing_steps: progress.num_missing(),
             skipped_steps: progress.num_skipped(),
             unsaved: job.unsaved(now.monotonic),
+            term: self.config.term.get(),
+            store_trouble: String::new(),
         }
     }
 

@@ -182,7 +182,7 @@ impl Machine {
         let worker =
             Worker { stream, register, since, last_heard: now.monotonic, memory_bytes: [0; 2], place, proof: None };
         cx.pool.insert(worker, now.monotonic + cx.config.limits.failure_timeout);
-        cx.out.send(stream, ToWorker::Welcome(welcome(cx.config, keep_going)));
+        cx.out.send(stream, ToWorker::Welcome(welcome(cx.config, cx.secret, keep_going)));
         match kept {
             Some((job, rank, Claim::GoesOn)) => job.rejoined(&mut cx, rank, epoch, committed),
             Some((job, rank, _)) => job.returned(rank),
@@ -273,9 +273,11 @@ fn in_words(register: &proto::Register) -> String {
     format!("process {pid} on host {host} (links at {data_address})")
 }
 
-fn welcome(config: &Config, keep_going: bool) -> proto::Welcome {
+fn welcome(config: &Config, secret: &[u8; 32], keep_going: bool) -> proto::Welcome {
     let ms = |d: Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
+    let store_id = blake3::keyed_hash(secret, b"whose terms are counted").as_bytes()[..16].to_vec();
     proto::Welcome {
+        store_id,
         heartbeat_interval_ms: ms(config.limits.heartbeat_interval),
         failure_timeout_ms: ms(config.limits.failure_timeout),
         keep_going,

@@ -19,7 +19,7 @@ use toroid_proto as proto;
 use toroid_proto::StepRecord;
 use toroid_torus::geometry::Shape;
 use toroid_torus::holders;
-use toroid_torus::ids::{Rank, Step};
+use toroid_torus::ids::{Rank, Step, Term};
 use toroid_torus::owner::OwnerId;
 use toroid_torus::resplit::num_lost;
 
@@ -70,6 +70,7 @@ impl World {
         let config = Config {
             jobs_dir: "/jobs".into(),
             limits: LIMITS,
+            term: Term::new(1),
             retention: Retention::default(),
             join_token: join_token.map(str::to_string),
         };
@@ -414,8 +415,10 @@ impl World {
 
     fn execute_one(&mut self, output: Output) {
         match output {
-            Output::Drop { keys } => keys.iter().for_each(|key| drop(self.store.remove(key))),
-            Output::Persist(records) => records.into_iter().for_each(|r| self.persist(r)),
+            Output::Persist(change) => {
+                change.remove.iter().for_each(|key| drop(self.store.remove(key)));
+                change.put.into_iter().for_each(|r| self.persist(r));
+            }
             Output::CreateFolder { job, .. } => drop(self.curves.insert(job.to_string(), Vec::new())),
             Output::AppendCurve { job, record } => {
                 let curve = self.curves.entry(job.to_string()).or_default();
@@ -453,8 +456,7 @@ impl World {
             }
             Output::Reply { request, reply } => drop(self.replies.insert(request, reply)),
             Output::Event { job, event } => self.tell(format!("{job} {}: {}", event.kind, event.text)),
-            Output::Forget { keys, .. } => keys.iter().for_each(|key| drop(self.store.remove(key))),
-            Output::Changed { .. } => {}
+            Output::Forget { .. } | Output::Changed { .. } => {}
         }
     }
 

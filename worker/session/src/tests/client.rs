@@ -5,6 +5,8 @@ use std::time::Duration;
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::{Probe, Probed, RefusalKind, Refused, StepRecord, Stop, Welcome};
 
+use toroid_torus::ids::Term;
+
 use super::{assign_message, name_of_action, name_of_message, prepared_event};
 use crate::client::{Client, Input, Output, Settings};
 use crate::{Event, TrainerEvent};
@@ -24,8 +26,12 @@ impl Run {
     }
 
     fn with_own_grace(own_leave_grace: Option<Duration>) -> Run {
+        Run::of(&["http://c:1"], own_leave_grace)
+    }
+
+    fn of(named: &[&str], own_leave_grace: Option<Duration>) -> Run {
         let settings = Settings {
-            coordinator: "http://c:1".into(),
+            coordinators: named.iter().map(ToString::to_string).collect(),
             heartbeat: HEARTBEAT,
             failure_timeout: FAILURE_TIMEOUT,
             leave_grace: Duration::from_secs(25),
@@ -77,7 +83,8 @@ impl Run {
 
 fn name(output: &Output) -> String {
     match output {
-        Output::Open => "open".into(),
+        Output::Open { coordinator, limit: None } if coordinator == "http://c:1" => "open".into(),
+        Output::Open { coordinator, limit } => format!("open {coordinator} within {limit:?}"),
         Output::Close => "close".into(),
         Output::Send(body) => name_of_message(body),
         Output::Heartbeat => "heartbeat".into(),
@@ -102,20 +109,26 @@ fn welcome(keep_going: bool) -> Input {
         failure_timeout_ms: 2000,
         leave_grace_ms: 7000,
         connect_limit_ms: 9000,
+        ..Welcome::default()
     };
-    Input::FromCoordinator(FromCoordinator::Welcome(welcome))
+    said(FromCoordinator::Welcome(welcome))
+}
+
+/// By a coordinator of the first term.
+fn said(body: FromCoordinator) -> Input {
+    Input::FromCoordinator { term: Term::new(1), body }
 }
 
 fn assign() -> Input {
-    Input::FromCoordinator(FromCoordinator::Assign(assign_message(1)))
+    said(FromCoordinator::Assign(assign_message(1)))
 }
 
 fn stop() -> Input {
-    Input::FromCoordinator(FromCoordinator::Stop(Stop { job_id: "j".into(), epoch: 1, reason: "moved".into() }))
+    said(FromCoordinator::Stop(Stop { job_id: "j".into(), epoch: 1, reason: "moved".into() }))
 }
 
 fn refused(kind: RefusalKind) -> Input {
-    Input::FromCoordinator(FromCoordinator::Refused(Refused { reason: "no".into(), kind: kind.into() }))
+    said(FromCoordinator::Refused(Refused { reason: "no".into(), kind: kind.into() }))
 }
 
 fn trainer(event: Event) -> Input {
@@ -165,7 +178,7 @@ fn t9_what_is_said_without_a_stream_is_said_after_the_next_welcome() {
 #[test]
 fn pauses_grow_and_begin_anew_after_a_stream_that_lasted() {
     let mut run = Run::dialling();
-    let not_opened = || Input::NotOpened { why: "nothing listens there".into() };
+    let not_opened = || Input::NotOpened { why: "nothing listens there".into(), leader: None };
     run.check(not_opened(), &["warning: no coordinator at http://c:1 since 0 s, tries again: nothing listens there"]);
     for pause_ms in [50, 100, 200, 400] {
         run.check_deadline(pause_ms, &["open"]);
@@ -197,7 +210,7 @@ fn heartbeats_begin_with_the_welcome_at_the_coordinators_interval() {
     // A moment too early is none.
     run.check(Input::Deadline, &[]);
     let faster = Welcome { heartbeat_interval_ms: 100, ..Welcome::default() };
-    run.check(Input::FromCoordinator(FromCoordinator::Welcome(faster)), &["limit 0"]);
+    run.check(said(FromCoordinator::Welcome(faster)), &["limit 0"]);
     run.check_deadline(0, &["heartbeat"]);
     run.check_deadline(100, &["heartbeat"]);
 }
@@ -215,7 +228,7 @@ fn a_coordinator_that_does_not_answer_is_named_once() {
 fn a_probe_has_most_of_the_failure_timeout() {
     let mut run = Run::welcome();
     let probe = Probe { worker_id: "w7".into(), key: vec![1; 32], ..Probe::default() };
-    run.check(Input::FromCoordinator(FromCoordinator::Probe(probe)), &["probe w7 within 1600 ms"]);
+    run.check(said(FromCoordinator::Probe(probe)), &["probe w7 within 1600 ms"]);
 }
 
 #[test]
@@ -311,4 +324,57 @@ fn its_own_grace_counts_before_the_coordinators() {
     run.check(welcome(true), &["connected", "limit 9000"]);
     run.check(assign(), &["fence 1", "prepare"]);
     run.check(Input::Asked { times: 1 }, &[&STAYS.replace("7 s", "60 s"), "leaving"]);
+}
+
+#[test]
+fn one_of_several_that_is_not_there_is_left_for_the_next_at_once_and_who_leads_is_followed() {
+    let mut run = Run::of(&["http://a:1", "http://b:1"], None);
+    run.check(Input::Deadline, &["open http://a:1 within Some(1s)"]);
+    let nobody = |leader: Option<&str>| Input::NotOpened {
+        why: "nothing listens there".into(),
+        leader: leader.map(String::from),
+    };
+    let warning = "warning: no coordinator at http://a:1, http://b:1 since 0 s, tries again: nothing listens there";
+    run.check(nobody(None), &[warning]);
+    run.check_deadline(0, &["open http://b:1 within Some(1s)"]);
+    run.check(nobody(Some("http://c:1")), &[]);
+    run.check_deadline(0, &["open http://c:1 within Some(1s)"]);
+    run.check(Input::Opened, &[]);
+    run.check(welcome(true), &["note: the coordinator answers, after 0.0 s", "connected", "limit 9000"]);
+    run.check(lost(), &["cut off", "warning: lost the coordinator, training goes on: reset"]);
+    run.check_deadline(50, &["open http://c:1 within Some(1s)"]);
+}
+
+#[test]
+fn one_of_several_that_takes_the_connection_and_says_nothing_is_left() {
+    let mut run = Run::of(&["http://a:1", "http://b:1"], None);
+    run.check(Input::Deadline, &["open http://a:1 within Some(1s)"]);
+    run.check(Input::Opened, &[]);
+    let why = "http://a:1 takes the connection and has not answered for 5 s";
+    let warning = format!("warning: lost the coordinator, training goes on: {why}");
+    run.check_deadline(5000, &["close", "cut off", &warning]);
+    run.check_deadline(50, &["open http://b:1 within Some(1s)"]);
+}
+
+#[test]
+fn t13_what_an_older_term_says_is_not_taken_and_its_stream_is_ended() {
+    let mut run = Run::of(&["http://a:1", "http://b:1"], None);
+    run.check(Input::Deadline, &["open http://a:1 within Some(1s)"]);
+    run.check(Input::Opened, &[]);
+    run.check(welcome(true), &["connected", "limit 9000"]);
+    let newer = |body| Input::FromCoordinator { term: Term::new(2), body };
+    let Input::FromCoordinator { body: again, .. } = welcome(true) else { panic!("it is from a coordinator") };
+    run.check(lost(), &["cut off", "warning: lost the coordinator, training goes on: reset"]);
+    run.check_deadline(50, &["open http://a:1 within Some(1s)"]);
+    run.check(Input::Opened, &[]);
+    run.check(newer(again), &["note: the coordinator answers, after 0.1 s", "connected", "limit 9000"]);
+    // It was stopped for a while, and goes on.
+    let found: Vec<String> = run.client.handle(assign(), run.now).iter().map(name).collect();
+    assert_eq!((found[0].as_str(), found.len()), ("close", 4), "{found:?}");
+    assert!(
+        found[1].contains("http://a:1 speaks with term 1 and does not lead any more: term 2 was heard"),
+        "{found:?}"
+    );
+    run.check(assign(), &[]);
+    run.check_deadline(100, &["open http://b:1 within Some(1s)"]);
 }

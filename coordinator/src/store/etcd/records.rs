@@ -1,0 +1,361 @@
+//! The records of the coordinator that leads: each write asks whether it does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, GetResponse, Txn, TxnOp};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use toroid_torus::failpoint;
+
+use super::client::Members;
+use super::config::EtcdConfig;
+use super::head::{Head, Leader};
+use super::keys::{self, Edit, Pointer, Value};
+use super::lease;
+use crate::machine::Change;
+use crate::machine::record::Record;
+use crate::store::tenure::{Lease, Tenure, Trouble};
+use crate::store::value::{decode, encode};
+use crate::store::{Store, StoreError};
+
+/// Between two attempts to write.
+const RETRY: Duration = Duration::from_millis(50);
+/// Keys in one answer when all are read: values are 64 KiB at most, and pages 256 KiB.
+const KEYS_AT_ONCE: i64 = 500;
+const PAGES_AT_ONCE: i64 = 64;
+/// Of such an answer, and how long it may take.
+const ANSWER_BYTES: usize = 64 << 20;
+const READ_LIMIT: Duration = Duration::from_secs(10);
+const JOURNAL: &str = "journal";
+
+/// A leadership that has begun.
+pub(super) struct Led {
+    pub leader: Leader,
+    /// Revision at which the leader's key was made.
+    pub created: i64,
+    /// At which `head` was last written.
+    pub head_revision: i64,
+    pub lease: i64,
+    /// It is counted on until then.
+    pub until: Instant,
+    pub ttl: Duration,
+}
+
+/// The store of the coordinator that leads.
+pub struct EtcdStore {
+    config: Arc<EtcdConfig>,
+    members: Members,
+    leader: Leader,
+    created: i64,
+    lease_id: i64,
+    /// Of `head`, as this leader wrote it last.
+    head_revision: i64,
+    num_writes: u64,
+    /// The pages of each large value, by key.
+    generations: BTreeMap<String, String>,
+    tenure: Tenure,
+    trouble: watch::Sender<Option<Trouble>>,
+}
+
+impl EtcdStore {
+    pub(super) fn new(config: Arc<EtcdConfig>, members: Members, led: Led) -> EtcdStore {
+        let Led { leader, created, head_revision, lease, until, ttl } = led;
+        let (renewed, received) = watch::channel(Lease::Until(Some(until)));
+        let (trouble, troubled) = watch::channel(None);
+        let tenure = Tenure::new(leader.term, received, troubled);
+        tokio::spawn(lease::keep(members.clone(), lease, ttl, renewed));
+        EtcdStore {
+            config,
+            members,
+            leader,
+            created,
+            lease_id: lease,
+            head_revision,
+            num_writes: 0,
+            generations: BTreeMap::new(),
+            tenure,
+            trouble,
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------------------- writing
+
+    /// Makes one transaction, as often as it takes to know what became of it.
+    async fn write(&mut self, edits: &[Edit]) -> Result<(), StoreError> {
+        self.num_writes += 1;
+        let head = Head { term: self.leader.term, write: self.num_writes, id: self.leader.id.clone() };
+        let (leader_key, head_key) = (self.config.key("leader"), self.config.key("head"));
+        let json = serde_json::to_vec(&head).expect("names and numbers are JSON");
+        let edits = edits.iter().map(|edit| self.operation(edit));
+        let operations: Vec<TxnOp> = edits.chain([TxnOp::put(head_key.as_str(), json, None)]).collect();
+        let compares = [
+            Compare::create_revision(leader_key, CompareOp::Equal, self.created),
+            Compare::mod_revision(head_key, CompareOp::Equal, self.head_revision),
+        ];
+        let compares = if failpoint!(WriteWithoutLeading) { Vec::new() } else { compares.to_vec() };
+        let txn = Txn::new().when(compares).and_then(operations).or_else(self.config.look());
+        loop {
+            if !failpoint!(WriteWithoutLeading)
+                && let Some(reason) = self.tenure.over()
+            {
+                return Err(StoreError::Deposed { reason });
+            }
+            let txn = txn.clone();
+            let answer = self.members.call("store a decision", |mut client| async move { client.txn(txn).await }).await;
+            let answer = match answer {
+                Ok(answer) => answer,
+                Err(_) => {
+                    self.troubled();
+                    tokio::time::sleep(RETRY).await;
+                    continue;
+                }
+            };
+            let seen = self.config.seen(&answer);
+            let written = match (answer.succeeded(), &seen.leader, &seen.head) {
+                (true, ..) => seen.revision,
+                // It was done before, and the answer was lost.
+                (false, Some((_, key)), Some((found, at)))
+                    if key.create_revision() == self.created && *found == head =>
+                {
+                    *at
+                }
+                (false, leader, _) => {
+                    let reason = match leader {
+                        Some((leader, _)) if leader.id == self.leader.id => {
+                            "something else has written to its records".into()
+                        }
+                        Some((leader, _)) => format!("{} leads, with term {}", leader.address, leader.term.get()),
+                        None => "its lease has run out".into(),
+                    };
+                    return Err(StoreError::Deposed { reason });
+                }
+            };
+            self.head_revision = written;
+            if self.trouble.send_replace(None).is_some() {
+                tracing::info!("the store answers again");
+            }
+            return Ok(());
+        }
+    }
+
+    fn operation(&self, edit: &Edit) -> TxnOp {
+        match edit {
+            Edit::Put { key, value } => TxnOp::put(self.config.key(key), value.as_slice(), None),
+            Edit::Remove { key } => TxnOp::delete(self.config.key(key), None),
+            Edit::RemovePages { generation } => {
+                let pages = self.config.key(&format!("page/{generation}/"));
+                TxnOp::delete(pages, Some(DeleteOptions::new().with_prefix()))
+            }
+        }
+    }
+
+    fn troubled(&self) {
+        let reason = self.members.failures();
+        let is_new = self.trouble.borrow().is_none();
+        if is_new {
+            tracing::warn!("the store does not answer, decisions wait: {reason}");
+        }
+        self.trouble.send_modify(|trouble| {
+            let since = trouble.as_ref().map_or_else(Instant::now, |trouble| trouble.since);
+            *trouble = Some(Trouble { since, reason });
+        });
+    }
+
+    /// Writes a value's pages, if it is that large; what is left to do is one edit, or one more that drops the pages before.
+    async fn put(&mut self, key: String, bytes: Vec<u8>) -> Result<Vec<Edit>, StoreError> {
+        let (term, next) = (self.leader.term.get(), self.num_writes + 1);
+        let (value, pages) = keys::split(bytes, || format!("{term:016x}-{next:016x}"));
+        for group in keys::grouped(pages) {
+            self.write(&group).await?;
+        }
+        let before = match &value {
+            Value::Inline(_) => self.generations.remove(&key),
+            Value::Paged(pointer) => self.generations.insert(key.clone(), pointer.generation.clone()),
+        };
+        let before = before.map(|generation| Edit::RemovePages { generation });
+        Ok([Edit::Put { key, value: value.to_bytes() }].into_iter().chain(before).collect())
+    }
+
+    fn remove(&mut self, key: String) -> impl Iterator<Item = Edit> + use<> {
+        let pages = self.generations.remove(&key).map(|generation| Edit::RemovePages { generation });
+        [Edit::Remove { key }].into_iter().chain(pages)
+    }
+
+    /// All of them or none: more than one transaction takes are in the journal before the first is done.
+    async fn edit(&mut self, edits: Vec<Edit>) -> Result<(), StoreError> {
+        let mut groups = keys::grouped(edits);
+        match groups.len() {
+            0 => Ok(()),
+            1 => self.write(&groups.remove(0)).await,
+            _ => {
+                let journal = keys::to_journal(&groups.concat());
+                let journal = [blake3::hash(&journal).as_bytes().as_slice(), &journal].concat();
+                for edits in keys::grouped(self.put(JOURNAL.into(), journal).await?) {
+                    self.write(&edits).await?;
+                }
+                self.carry_out(groups).await
+            }
+        }
+    }
+
+    /// Does what the journal has, and drops it.
+    async fn carry_out(&mut self, groups: Vec<Vec<Edit>>) -> Result<(), StoreError> {
+        for group in groups {
+            self.write(&group).await?;
+        }
+        let end: Vec<Edit> = self.remove(JOURNAL.into()).collect();
+        self.write(&end).await
+    }
+
+    // ------------------------------------------------------------------------------------------------------------- reading
+
+    fn damaged(&self, reason: String) -> StoreError {
+        StoreError::DamagedInEtcd { prefix: self.config.prefix.clone(), reason }
+    }
+
+    /// One answer about keys from `from` on, up to `end`, that is no older than this leadership: what a paused member says may be.
+    async fn get(&mut self, from: &str, end: &str, options: GetOptions) -> Result<GetResponse, StoreError> {
+        let (from, end) = (self.config.key(from), self.config.key(end));
+        let options = options.with_range(end);
+        loop {
+            if let Some(reason) = self.tenure.over() {
+                return Err(StoreError::Deposed { reason });
+            }
+            let (from, options) = (from.clone(), options.clone());
+            let get = |client: etcd_client::Client| async move {
+                client.kv_client().max_decoding_message_size(ANSWER_BYTES).get(from, Some(options)).await
+            };
+            let mut members = self.members.clone();
+            members.limit = READ_LIMIT.min(members.limit * 8);
+            let answer = members.call("read the records", get).await;
+            members.limit = self.members.limit;
+            self.members = members;
+            match answer {
+                Ok(answer) if answer.header().is_some_and(|header| header.revision() >= self.head_revision) => {
+                    return Ok(answer);
+                }
+                Ok(_) => self.members.next(),
+                Err(_) => self.troubled(),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Keys below a folder, without the prefix of the cluster, with their values.
+    async fn list(
+        &mut self,
+        folder: &str,
+        at_once: i64,
+        keys_only: bool,
+    ) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        let mut pairs = Vec::new();
+        // A slash is followed by a zero among the characters.
+        let (mut from, end) = (format!("{folder}/"), format!("{folder}0"));
+        loop {
+            let options = GetOptions::new().with_limit(at_once);
+            let options = if keys_only { options.with_keys_only() } else { options };
+            let mut answer = self.get(&from, &end, options).await?;
+            let has_more = answer.more();
+            for pair in answer.take_kvs() {
+                let (key, value) = pair.into_key_value();
+                let key = String::from_utf8(key).map_err(|e| self.damaged(format!("a key is no text: {e}")))?;
+                let key = key.strip_prefix(&self.config.key("")).unwrap_or(&key).to_string();
+                pairs.push((key, value));
+            }
+            match pairs.last() {
+                Some((last, _)) if has_more => from = format!("{last}\0"),
+                _ => return Ok(pairs),
+            }
+        }
+    }
+
+    /// A value under its key, with its pages.
+    async fn whole(&mut self, key: &str, bytes: &[u8]) -> Result<Vec<u8>, StoreError> {
+        let fault = |reason: String| format!("the value of `{key}` cannot be read: {reason}");
+        let Pointer { generation, num_pages, num_bytes } = match Value::from_bytes(bytes) {
+            Ok(Value::Inline(bytes)) => return Ok(bytes),
+            Ok(Value::Paged(pointer)) => pointer,
+            Err(reason) => return Err(self.damaged(fault(reason))),
+        };
+        let pages = self.list(&format!("page/{generation}"), PAGES_AT_ONCE, false).await?;
+        let value = pages.iter().map(|(_, page)| page.as_slice()).collect::<Vec<_>>().concat();
+        if pages.len() != num_pages as usize || value.len() as u64 != num_bytes {
+            let found = (pages.len(), value.len());
+            let reason =
+                format!("{num_pages} pages of {num_bytes} bytes are expected, {} of {} found", found.0, found.1);
+            return Err(self.damaged(fault(reason)));
+        }
+        self.generations.insert(key.into(), generation);
+        Ok(value)
+    }
+
+    /// Carries out what an earlier leader had in its journal.
+    async fn finish_journal(&mut self) -> Result<(), StoreError> {
+        // The key itself, and nothing behind it.
+        let mut answer = self.get(JOURNAL, &format!("{JOURNAL}\0"), GetOptions::new()).await?;
+        let Some(pair) = answer.take_kvs().pop() else { return Ok(()) };
+        let journal = self.whole(JOURNAL, pair.value()).await?;
+        let (digest, journal) = journal.split_at_checked(32).unwrap_or_default();
+        if blake3::hash(journal).as_bytes() != digest {
+            return Err(self.damaged("the journal does not match its digest".into()));
+        }
+        let edits = keys::from_journal(journal).map_err(|reason| self.damaged(reason))?;
+        tracing::info!("a decision of {} edits of an earlier leader is carried out to its end", edits.len());
+        self.carry_out(keys::grouped(edits)).await
+    }
+
+    /// Pages that nothing points to: their value was not put, or a leader ended before it dropped them.
+    async fn collect(&mut self) -> Result<(), StoreError> {
+        let pages = self.list("page", KEYS_AT_ONCE * 20, true).await?;
+        let kept: BTreeSet<&str> = self.generations.values().map(String::as_str).collect();
+        let found = pages.iter().filter_map(|(key, _)| keys::generation_of(key));
+        let lost: BTreeSet<String> = found.filter(|generation| !kept.contains(generation)).map(String::from).collect();
+        let edits = lost.into_iter().map(|generation| Edit::RemovePages { generation }).collect();
+        for group in keys::grouped(edits) {
+            self.write(&group).await?;
+        }
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl Store for EtcdStore {
+    fn tenure(&self) -> Tenure {
+        self.tenure.clone()
+    }
+
+    async fn load(&mut self) -> Result<Vec<Record>, StoreError> {
+        self.generations.clear();
+        self.finish_journal().await?;
+        let mut records = Vec::new();
+        for (key, bytes) in self.list("record", KEYS_AT_ONCE, false).await? {
+            let value = self.whole(&key, &bytes).await?;
+            let name = key.strip_prefix("record/").unwrap_or(&key);
+            records.push(decode(name, &value).map_err(|reason| self.damaged(reason))?);
+        }
+        self.collect().await?;
+        Ok(records)
+    }
+
+    async fn commit(&mut self, change: &Change) -> Result<(), StoreError> {
+        let mut edits = Vec::new();
+        for record in &change.put {
+            edits.extend(self.put(keys::record_key(&record.key()), encode(record)).await?);
+        }
+        for key in &change.remove {
+            edits.extend(self.remove(keys::record_key(key)));
+        }
+        self.edit(edits).await
+    }
+
+    async fn resign(&mut self) {
+        let id = self.lease_id;
+        let revoke = |mut client: etcd_client::Client| async move { client.lease_revoke(id).await };
+        match self.members.call("give the lease back", revoke).await {
+            Ok(_) => tracing::info!(term = self.leader.term.get(), "this coordinator has given its leadership back"),
+            Err(error) => tracing::info!("the leadership ends with its lease: {error}"),
+        }
+    }
+}
