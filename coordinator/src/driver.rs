@@ -30,7 +30,7 @@ use crate::error::CoordinatorError;
 use crate::files::{self, Condition, JobFiles, RETRY_INTERVAL};
 use crate::folder::FolderError;
 use crate::machine::clock::Boot;
-use crate::machine::{self, Input, Machine, Now, Output, Reply, RequestError, RequestId, StreamId};
+use crate::machine::{self, Input, Machine, Now, Output, Reply, RequestError, RequestId, StreamId, Submission};
 use crate::outbox::{MAX_MESSAGES, Outbox};
 use crate::store::Store;
 
@@ -62,10 +62,14 @@ pub(crate) enum AskError {
 type Answer<T> = oneshot::Sender<Result<T, AskError>>;
 
 pub(crate) enum Command {
-    Submit { toml: String, answer: Answer<Reply> },
+    Submit { submission: Submission, answer: Answer<Reply> },
     Cancel { job: String, answer: Answer<Reply> },
     Checkpoint { job: String, answer: Answer<Reply> },
-    Resume { job: String, from_scratch: bool, answer: Answer<Reply> },
+    Resume { job: String, from_scratch: bool, steps: Option<u64>, answer: Answer<Reply> },
+    Hold { job: String, answer: Answer<Reply> },
+    Release { job: String, answer: Answer<Reply> },
+    Cordon { worker: String, reason: String, answer: Answer<Reply> },
+    Uncordon { worker: String, answer: Answer<Reply> },
     Drain { worker: String, answer: Answer<Reply> },
     Remove { job: String, answer: Answer<Reply> },
     Readmit { worker: String, answer: Answer<Reply> },
@@ -283,15 +287,21 @@ impl Driver {
 
     fn command(&mut self, command: Command) -> Result<(), CoordinatorError> {
         match command {
-            Command::Submit { toml, answer } => {
+            Command::Submit { submission, answer } => {
                 let owner = self.new_owner();
-                self.request(answer, |request| Input::Submit { request, toml, owner })
+                self.request(answer, |request| Input::Submit { request, submission, owner })
             }
             Command::Cancel { job, answer } => self.request(answer, |request| Input::Cancel { request, job }),
             Command::Checkpoint { job, answer } => self.request(answer, |request| Input::Checkpoint { request, job }),
-            Command::Resume { job, from_scratch, answer } => {
-                self.request(answer, |request| Input::Resume { request, job, from_scratch })
+            Command::Resume { job, from_scratch, steps, answer } => {
+                self.request(answer, |request| Input::Resume { request, job, from_scratch, steps })
             }
+            Command::Hold { job, answer } => self.request(answer, |request| Input::Hold { request, job }),
+            Command::Release { job, answer } => self.request(answer, |request| Input::Release { request, job }),
+            Command::Cordon { worker, reason, answer } => {
+                self.request(answer, |request| Input::Cordon { request, worker, reason })
+            }
+            Command::Uncordon { worker, answer } => self.request(answer, |request| Input::Uncordon { request, worker }),
             Command::Drain { worker, answer } => self.request(answer, |request| Input::Drain { request, worker }),
             Command::Remove { job, answer } => self.request(answer, |request| Input::Remove { request, job }),
             Command::Message { stream, body, permit } => {
@@ -336,6 +346,10 @@ impl Driver {
             | Command::Cancel { .. }
             | Command::Checkpoint { .. }
             | Command::Resume { .. }
+            | Command::Hold { .. }
+            | Command::Release { .. }
+            | Command::Cordon { .. }
+            | Command::Uncordon { .. }
             | Command::Drain { .. }
             | Command::Remove { .. }
             | Command::Readmit { .. }

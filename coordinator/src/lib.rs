@@ -31,7 +31,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use machine::{Limits, Retention};
+use machine::{Limits, Policy, Retention};
 use store::RedbStore;
 
 /// Whether tests can have things go wrong in here; the binary `toroid` does not build with that.
@@ -47,6 +47,8 @@ pub struct Config {
     pub failure_timeout: Duration,
     /// How many of the jobs that have ended are kept, and how long.
     pub retention: Retention,
+    /// Quotas of users, and how fast jobs that wait gain on others.
+    pub policy: Policy,
     /// What workers must show to join; `None`: nothing.
     pub join_token: Option<String>,
 }
@@ -58,6 +60,7 @@ impl Config {
             heartbeat_interval: Duration::from_secs(1),
             failure_timeout: Duration::from_secs(5),
             retention: Retention::default(),
+            policy: Policy::default(),
             join_token: None,
         }
     }
@@ -84,6 +87,7 @@ pub async fn run(
         jobs_dir: jobs_dir.to_string_lossy().into_owned(),
         limits,
         retention: config.retention,
+        policy: config.policy,
         join_token: config.join_token,
     };
     let (driver, handle) = driver::Driver::open(store, machine_config, &jobs_dir)?;

@@ -29,6 +29,14 @@ pub enum Failpoint {
     TakeAnyStep,
     /// T-11: of two workers without a link the one goes that has made steps.
     BlameTheInnocent,
+    /// A job of a higher priority has another go on with fewer replicas than its `min_dp`.
+    ShrinkBelowMinDp,
+    /// A job is given some of its places where not all can be filled.
+    StartPartOfGang,
+    /// T-3: a job gives its workers to another before its state is saved.
+    PreemptUnsaved,
+    /// Workers that were cordoned are given places after a restart of the coordinator.
+    ForgetCordons,
     // ------------------------------------------------------------------------------------------------ a worker's session
     /// T-1: a message of another epoch of the job counts.
     SessionTakesOldEpoch,
@@ -67,7 +75,7 @@ pub enum Failpoint {
 
 impl Failpoint {
     /// Those that break an invariant where nothing else is armed. `ForgetRecords` alone does not: places know the sums (T-12).
-    pub const HARMFUL: [Failpoint; 25] = [
+    pub const HARMFUL: [Failpoint; 29] = [
         Failpoint::MachineTakesOldEpoch,
         Failpoint::GoOnFromLowest,
         Failpoint::AlwaysRestore,
@@ -78,6 +86,10 @@ impl Failpoint {
         Failpoint::CloseByLateRecord,
         Failpoint::TakeAnyStep,
         Failpoint::BlameTheInnocent,
+        Failpoint::ShrinkBelowMinDp,
+        Failpoint::StartPartOfGang,
+        Failpoint::PreemptUnsaved,
+        Failpoint::ForgetCordons,
         Failpoint::SessionTakesOldEpoch,
         Failpoint::DoNotFence,
         Failpoint::IgnoreFence,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::limits::Limits;
+use super::scheduler::Policy;
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -10,6 +11,7 @@ pub struct Config {
     pub jobs_dir: String,
     pub limits: Limits,
     pub retention: Retention,
+    pub policy: Policy,
     /// What workers must show; `None`: nothing.
     pub join_token: Option<String>,
 }

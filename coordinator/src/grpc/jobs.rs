@@ -8,7 +8,7 @@ use toroid_proto::job_service_server::JobService;
 
 use crate::driver::{AskError, Command, Handle, Page, Seen};
 use crate::folder;
-use crate::machine::{Reply, RequestError};
+use crate::machine::{Reply, RequestError, Submission};
 
 /// Updates that wait for a watcher; beyond, the watcher's own task waits and then skips to the newest state.
 const MAX_UPDATES: usize = 4;
@@ -86,14 +86,23 @@ impl From<AskError> for Status {
     fn from(error: AskError) -> Status {
         let text = error.to_string();
         match error {
-            AskError::Request(RequestError::Invalid(_)) => Status::invalid_argument(text),
+            AskError::Request(RequestError::Invalid(_) | RequestError::User { .. } | RequestError::WorkerId { .. }) => {
+                Status::invalid_argument(text)
+            }
+            AskError::Request(RequestError::Quota { .. } | RequestError::Cordons { .. }) => {
+                Status::resource_exhausted(text)
+            }
             AskError::Request(
-                RequestError::UnknownJob { .. } | RequestError::UnknownWorker { .. } | RequestError::NotAside { .. },
+                RequestError::UnknownJob { .. }
+                | RequestError::UnknownWorker { .. }
+                | RequestError::NotAside { .. }
+                | RequestError::NotCordoned { .. },
             ) => Status::not_found(text),
             AskError::Request(
                 RequestError::State { .. }
                 | RequestError::Drain { .. }
                 | RequestError::Retired { .. }
+                | RequestError::Steps { .. }
                 | RequestError::Folder { .. },
             )
             | AskError::Folder(_) => Status::failed_precondition(text),
@@ -117,11 +126,15 @@ impl JobService for Jobs {
         &self,
         request: Request<proto::SubmitJobRequest>,
     ) -> Result<Response<proto::SubmitJobResponse>, Status> {
-        let toml = request.into_inner().job_toml;
+        let proto::SubmitJobRequest { job_toml: toml, user, priority } = request.into_inner();
         if let Some(refusal) = folder::refusal(&toml).await {
             return Err(AskError::from(refusal).into());
         }
-        match self.handle.ask(|answer| Command::Submit { toml, answer }).await? {
+        match self
+            .handle
+            .ask(|answer| Command::Submit { submission: Submission { toml, user, priority }, answer })
+            .await?
+        {
             Reply::Submitted { job } => Ok(Response::new(proto::SubmitJobResponse { job_id: job.into() })),
             reply => Err(mismatch(&reply)),
         }
@@ -207,9 +220,48 @@ impl JobService for Jobs {
     }
 
     async fn resume_job(&self, request: Request<proto::ResumeJobRequest>) -> Result<Response<proto::Job>, Status> {
-        let proto::ResumeJobRequest { job_id: job, from_scratch } = request.into_inner();
-        match self.handle.ask(|answer| Command::Resume { job, from_scratch, answer }).await? {
+        let proto::ResumeJobRequest { job_id: job, from_scratch, steps } = request.into_inner();
+        let steps = (steps > 0).then_some(steps);
+        match self.handle.ask(|answer| Command::Resume { job, from_scratch, steps, answer }).await? {
             Reply::Resumed { job } => Ok(Response::new(self.job(job.into()).await?)),
+            reply => Err(mismatch(&reply)),
+        }
+    }
+
+    async fn hold_job(&self, request: Request<proto::HoldJobRequest>) -> Result<Response<proto::Job>, Status> {
+        let job = request.into_inner().job_id;
+        match self.handle.ask(|answer| Command::Hold { job, answer }).await? {
+            Reply::Held { job } => Ok(Response::new(self.job(job.into()).await?)),
+            reply => Err(mismatch(&reply)),
+        }
+    }
+
+    async fn release_job(&self, request: Request<proto::ReleaseJobRequest>) -> Result<Response<proto::Job>, Status> {
+        let job = request.into_inner().job_id;
+        match self.handle.ask(|answer| Command::Release { job, answer }).await? {
+            Reply::Released { job } => Ok(Response::new(self.job(job.into()).await?)),
+            reply => Err(mismatch(&reply)),
+        }
+    }
+
+    async fn cordon_worker(
+        &self,
+        request: Request<proto::CordonWorkerRequest>,
+    ) -> Result<Response<proto::CordonWorkerResponse>, Status> {
+        let proto::CordonWorkerRequest { worker_id: worker, reason } = request.into_inner();
+        match self.handle.ask(|answer| Command::Cordon { worker, reason, answer }).await? {
+            Reply::Cordoned { job } => Ok(Response::new(proto::CordonWorkerResponse { job_id: job.into() })),
+            reply => Err(mismatch(&reply)),
+        }
+    }
+
+    async fn uncordon_worker(
+        &self,
+        request: Request<proto::UncordonWorkerRequest>,
+    ) -> Result<Response<proto::UncordonWorkerResponse>, Status> {
+        let worker = request.into_inner().worker_id;
+        match self.handle.ask(|answer| Command::Uncordon { worker, answer }).await? {
+            Reply::Uncordoned { reason } => Ok(Response::new(proto::UncordonWorkerResponse { reason })),
             reply => Err(mismatch(&reply)),
         }
     }

@@ -301,7 +301,10 @@ impl Simulation {
             w.is_blind = false;
         });
         for job in self.jobs.clone() {
-            self.world.request(|request| Input::Resume { request, job, from_scratch: false });
+            if self.world.record(&job).hold.is_none() {
+                continue;
+            }
+            self.world.request(|request| Input::Resume { request, job, from_scratch: false, steps: None });
         }
         while self.world.workers.len() < MAX_WORKERS {
             self.join();

@@ -27,8 +27,8 @@ use super::worker::{Disk, Work, Worker, loss_of};
 use crate::clock::Boot;
 use crate::record::{Event, Incident, JobRecord, Record, Rung, State};
 use crate::{
-    Config, Input, Limits, Machine, Now, Output, Reply, RequestError, RequestId, Retention, StepSummary, StreamId,
-    missing_record,
+    Config, Input, Limits, Machine, Now, Output, Policy, Reply, RequestError, RequestId, Retention, StepSummary,
+    StreamId, Submission, missing_record,
 };
 
 pub struct World {
@@ -48,6 +48,8 @@ pub struct World {
     /// Outputs until the coordinator is killed and started again; 0: never.
     pub crash_after: usize,
     pub num_outputs: usize,
+    /// Records that were made durable.
+    pub num_stored: usize,
     /// Step of what jobs resume from; 0: nothing.
     pub resume_step: u64,
     /// Highest step that anyone has committed, by job and epoch.
@@ -71,6 +73,7 @@ impl World {
             jobs_dir: "/jobs".into(),
             limits: LIMITS,
             retention: Retention::default(),
+            policy: Policy::default(),
             join_token: join_token.map(str::to_string),
         };
         let now = Now { monotonic: Duration::ZERO, unix_ms: 0, boot: Boot(0) };
@@ -89,6 +92,7 @@ impl World {
             story: Vec::new(),
             crash_after: 0,
             num_outputs: 0,
+            num_stored: 0,
             resume_step: 0,
             committed: BTreeMap::new(),
             loaded: BTreeMap::new(),
@@ -97,6 +101,12 @@ impl World {
         };
         world.execute(outputs);
         world
+    }
+
+    /// As if the coordinator had been started with it.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.config.policy = policy;
+        self.start_again();
     }
 
     pub fn at(&self) -> Now {
@@ -138,9 +148,13 @@ impl World {
     }
 
     pub fn submit(&mut self, toml: &str) -> String {
-        let toml = toml.to_string();
+        self.submit_as("", toml)
+    }
+
+    pub fn submit_as(&mut self, user: &str, toml: &str) -> String {
+        let submission = Submission { toml: toml.into(), user: user.into(), priority: None };
         let owner = self.next_owner();
-        let request = self.request(|request| Input::Submit { request, toml, owner });
+        let request = self.request(|request| Input::Submit { request, submission, owner });
         match self.replies.get(&request) {
             Some(Ok(Reply::Submitted { job })) => job.to_string(),
             // The coordinator was killed before it replied; what it had stored counts.
@@ -458,6 +472,7 @@ impl World {
     }
 
     fn persist(&mut self, record: Record) {
+        self.num_stored += 1;
         if let (Record::Job(new), Some(Record::Job(old))) = (&record, self.store.get(&record.key())) {
             check_succession(old, new);
             self.check_survival(old, new);
@@ -624,7 +639,8 @@ fn check_succession(old: &JobRecord, new: &JobRecord) {
         new.epoch.get(),
         old.epoch.get()
     );
-    assert!(!old.state.is_ended() || old.state == new.state, "an ended job is {:?} again", new.state);
+    let is_resumed = !new.state.is_ended() && events_of(new, old).any(|e| e.kind == "job.resumed");
+    assert!(!old.state.is_ended() || old.state == new.state || is_resumed, "an ended job is {:?} again", new.state);
     let num_new = (new.num_events - old.num_events) as usize;
     let events = new.events.iter().rev().take(num_new);
     let is_damaged = events.clone().any(|e| ["checkpoint.damaged", "checkpoint.unreadable"].contains(&e.kind.as_str()));
