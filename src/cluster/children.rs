@@ -117,6 +117,8 @@ pub struct Children {
     num_workers: usize,
     /// To the task of each child that was started and has not been reported as ended.
     orders: BTreeMap<String, mpsc::UnboundedSender<Order>>,
+    /// Of the process that each name had last.
+    pids: BTreeMap<String, u32>,
     /// Where the coordinator listens, once it does; a restarted one listens there again.
     address: SocketAddr,
     ended: mpsc::UnboundedReceiver<Ended>,
@@ -148,6 +150,7 @@ impl Children {
             trace: settings.trace.clone(),
             num_workers: 0,
             orders: BTreeMap::new(),
+            pids: BTreeMap::new(),
             network,
             cut: None,
             address: SocketAddr::from((host, settings.port)),
@@ -169,6 +172,11 @@ impl Children {
     /// The file of one child's words.
     pub fn log(&self, child: &str) -> PathBuf {
         self.logs.join(format!("{child}.log"))
+    }
+
+    /// The process id of a child; `None`: it was not started, or its end was reported.
+    pub fn pid(&self, child: &str) -> Option<u32> {
+        self.pids.get(child).copied().filter(|_| self.orders.contains_key(child))
     }
 
     /// The next child that ended by itself.
@@ -303,6 +311,7 @@ impl Children {
         let stdin = child.stdin.take();
         let (orders, mut ordered) = mpsc::unbounded_channel::<Order>();
         self.orders.insert(name.clone(), orders);
+        self.pids.extend(child.id().map(|pid| (name.clone(), pid)));
         self.tasks.spawn(async move {
             loop {
                 tokio::select! {

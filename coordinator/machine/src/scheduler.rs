@@ -16,6 +16,8 @@
 //! So those that start ahead of it were submitted by then, and are finitely many. What it had waited when it was given its places counts as
 //! priority against preemption (its *class*), so a job that waits for long enough is stopped by nobody any more.
 //!
+//! A job that lost a worker and finds no spare has jobs of a lower priority give one in the same way.
+//!
 //! Deliberately absent: which worker takes which place (`toroid_torus::placement`), and how a place that was lost is filled (`crate::recovery`).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -87,6 +89,8 @@ pub struct Placed {
     /// Workers of one replica.
     pub replica: usize,
     pub workers: BTreeSet<WorkerId>,
+    /// Places that lost their workers, and that no free worker took.
+    pub num_missing: usize,
     /// It is being saved, and gives all its workers back then.
     pub is_yielding: bool,
 }
@@ -158,6 +162,8 @@ pub enum Wait {
 pub struct Plan {
     /// What is done now, in this order, and what each queued job waits for. At most one start, the last: it changes the situation.
     pub decisions: Vec<Decision>,
+    /// Workers that are kept for jobs which cannot have them yet: a job that yields and has none of them need not.
+    pub kept: BTreeSet<WorkerId>,
     /// Only jobs of a higher priority than this may have more replicas again: others wait for the workers that are free.
     pub growth_floor: Option<i64>,
 }
@@ -179,12 +185,15 @@ pub fn decide(s: &Situation<'_>) -> Plan {
     let mut order: Vec<&Queued> = s.queued.iter().collect();
     order.sort_by_key(|q| std::cmp::Reverse(rank(q, s.policy)));
     let mut walk = Walk::new(s);
-    for q in order {
-        if walk.visit(q) {
-            break;
-        }
+    // Whoever waits with a higher priority comes before a job that lost a worker.
+    let highest = order.iter().filter(|q| !q.is_held).map(|q| q.priority).max();
+    let (first, last): (Vec<&Placed>, Vec<&Placed>) =
+        s.placed.iter().filter(|p| p.num_missing > 0).partition(|p| Some(p.priority) >= highest);
+    first.into_iter().for_each(|p| walk.replace_lost(p));
+    if !order.into_iter().any(|q| walk.visit(q)) {
+        last.into_iter().for_each(|p| walk.replace_lost(p));
     }
-    walk.plan
+    Plan { kept: walk.kept, ..walk.plan }
 }
 
 /// One way through the queue, in order.
@@ -239,6 +248,26 @@ impl<'a> Walk<'a> {
         false
     }
 
+    /// A job that lost workers has others give it as many, if they have a lower priority: it does not wait for a spare that may never come.
+    fn replace_lost(&mut self, p: &'a Placed) {
+        if p.is_yielding || self.s.at_least.is_some_and(|lowest| p.priority < lowest) {
+            return;
+        }
+        let suited = (self.s.suited)(&p.job);
+        let there = suited.iter().filter(|w| self.s.free.contains(*w) || self.soon.contains(*w));
+        let there = there.filter(|w| !self.kept.contains(*w)).take(p.num_missing);
+        let mut workers: Vec<WorkerId> = there.cloned().collect();
+        if workers.len() < p.num_missing {
+            let (job, user) = (p.job.clone(), p.user.clone());
+            let (waited, is_held, asks) = (Duration::ZERO, false, String::new());
+            let (number, priority, num_places) = (p.number, p.priority, p.num_missing);
+            let claim = Queued { job, number, user, priority, num_places, waited, is_held, asks };
+            let Some(given) = self.preempt(&claim, &suited, workers.len()) else { return };
+            workers.extend(given.workers);
+        }
+        self.keep(&p.job, workers, i64::from(p.priority));
+    }
+
     /// Decides about one job; says whether it starts, which ends the walk.
     fn visit(&mut self, q: &'a Queued) -> bool {
         let is_aged = q.waited >= self.s.policy.aging;
@@ -283,12 +312,12 @@ impl<'a> Walk<'a> {
                 needs(q),
                 q.num_places - free.len()
             );
-            self.keep(q, free.into_iter().chain(coming), i64::from(q.priority));
+            self.keep(&q.job, free.into_iter().chain(coming), i64::from(q.priority));
             return self.wait(q, Wait::Preemption, reason);
         }
         if may_take && let Some(given) = self.preempt(q, &suited, free.len() + coming.len()) {
             let reason = format!("{}, {num_free} are free; {}", needs(q), given.in_words);
-            self.keep(q, free.into_iter().chain(coming).chain(given.workers), i64::from(q.priority));
+            self.keep(&q.job, free.into_iter().chain(coming).chain(given.workers), i64::from(q.priority));
             return self.wait(q, Wait::Preemption, reason);
         }
         if num_free >= q.num_places {
@@ -296,7 +325,7 @@ impl<'a> Walk<'a> {
         }
         let reason = format!("{}, {num_free} are free{}", needs(q), self.why_not_more(q, is_aged));
         if is_aged {
-            self.keep(q, suited, i64::MAX);
+            self.keep(&q.job, suited, i64::MAX);
         }
         self.wait(q, Wait::Workers, reason)
     }
@@ -308,9 +337,9 @@ impl<'a> Walk<'a> {
     }
 
     /// These are for `q` and for nobody behind it.
-    fn keep(&mut self, q: &'a Queued, workers: impl IntoIterator<Item = WorkerId>, floor: i64) {
+    fn keep(&mut self, job: &'a JobId, workers: impl IntoIterator<Item = WorkerId>, floor: i64) {
         self.kept.extend(workers);
-        self.keeper.get_or_insert(&q.job);
+        self.keeper.get_or_insert(job);
         self.plan.growth_floor = self.plan.growth_floor.max(Some(floor));
     }
 
@@ -333,12 +362,12 @@ impl<'a> Walk<'a> {
 
     /// Has jobs of a lower priority give what `q` lacks: first those that are elastic some of their replicas, only then some of them all. If
     /// all of them together were not enough nobody gives anything.
-    fn preempt(&mut self, q: &'a Queued, suited: &BTreeSet<WorkerId>, num_there: usize) -> Option<Given> {
+    fn preempt(&mut self, q: &Queued, suited: &BTreeSet<WorkerId>, num_there: usize) -> Option<Given> {
         let mut victims: Vec<Victim<'a>> = Vec::new();
         for placed in self.s.placed {
             let workers: BTreeSet<WorkerId> = placed.workers.intersection(suited).cloned().collect();
             let is_lower = placed.class < i64::from(q.priority);
-            if !is_lower || self.stopped.contains(&placed.job) || workers.is_empty() {
+            if !is_lower || placed.job == q.job || self.stopped.contains(&placed.job) || workers.is_empty() {
                 continue;
             }
             let dp = self.shrunk.get(&placed.job).copied().unwrap_or(placed.dp);

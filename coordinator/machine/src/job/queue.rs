@@ -7,7 +7,7 @@
 //! ```
 //!
 //! It goes on from that very step when it has its places again, so nothing is lost and nothing is made again (T-3, T-4). A job that holds
-//! nothing which its checkpoint has not gives its workers back at once. What is begun is not taken back: a job that is no longer asked to
+//! nothing which its checkpoint has not gives its workers back at once. Once it halts that is not taken back: a job that is no longer asked to
 //! give way when it is saved waits in the queue all the same, and has its places again at once if they are free.
 
 use std::time::Duration;
@@ -63,6 +63,7 @@ impl Job {
             min_dp: self.fewest_replicas(),
             replica: record.shape.tp() * record.shape.pp(),
             workers: record.places.iter().flatten().cloned().collect(),
+            num_missing: record.places.iter().filter(|place| place.is_none()).count(),
             is_yielding: record.yields.is_some(),
         }
     }
@@ -137,6 +138,17 @@ impl Job {
             return self.give_way_now(cx, "there is nothing that is not saved");
         }
         self.name_steps(cx, false);
+    }
+
+    /// Nobody is to have its workers any more, and it does not halt yet: it goes on.
+    pub fn need_not_yield(&mut self, cx: &mut Context<'_>, is_wanted: impl Fn(&WorkerId) -> bool) {
+        let record = &self.core.record;
+        let is_asked = record.is_held || record.places.iter().flatten().any(is_wanted);
+        if record.yields.is_none() || is_asked || self.checkpoints.halts() {
+            return;
+        }
+        self.core.record.edit(cx.out).yields = None;
+        self.core.event(cx, "job.keeps", "it keeps its workers: what they were wanted for is there");
     }
 
     /// Its state is saved: the workers are free, and it waits in the queue.

@@ -94,6 +94,9 @@ impl Machine {
 
     fn act_on(&mut self, plan: Plan, now: Now) {
         let (jobs, mut cx) = self.split(now);
+        for job in jobs.values_mut() {
+            job.need_not_yield(&mut cx, |worker| plan.kept.contains(worker));
+        }
         for Decision { job, action, reason } in plan.decisions {
             let Some(job) = jobs.get_mut(&job) else { continue };
             match action {

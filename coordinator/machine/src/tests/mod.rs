@@ -1,4 +1,4 @@
-//! Tests of the machine: a behaviour each, restarts at every point, and a simulation with faults.
+//! Tests of the machine: a behaviour each, and restarts at every point.
 
 mod checkpoints;
 mod curve;
@@ -16,6 +16,5 @@ mod resize;
 mod restart;
 mod restore;
 mod scheduler;
-mod simulation;
 mod worker;
 mod world;

@@ -174,9 +174,45 @@ fn a_shared_spare_goes_to_the_job_of_the_higher_priority() {
     world.join("x");
     assert!(places(&world, &high).contains(&"x".into()), "{:?}", places(&world, &low));
     world.settle();
+    assert!(world.has_event(&low, "job.keeps", "what they were wanted for is there"));
     world.join("y");
     world.settle();
     check_all_done(&mut world, &[&low, &high]);
+    assert!(!world.has_event(&low, "job.queued", ""), "it was not stopped in vain");
+}
+
+#[test]
+fn a_job_that_lost_a_worker_takes_one_from_a_job_of_a_lower_priority() {
+    let mut world = World::new();
+    let high = world.submit(&job_file(3, 40, "priority = 3\nfault_tolerance.min_dp = 3"));
+    let low = world.submit(&job_file(3, 40, "fault_tolerance.min_dp = 3"));
+    (0..7).for_each(|n| world.join(&format!("w{n}")));
+    world.settle();
+    for job in [&high, &low] {
+        world.train(job, 3);
+    }
+    // The first takes the spare, the second needs one of the other job.
+    for rank in [0, 1] {
+        let victim = places(&world, &high)[rank].clone();
+        world.kill(&victim);
+        world.settle();
+        world.train(&high, 1);
+    }
+    assert!(world.record(&low).yields.is_some(), "{:#?}", world.story);
+    world.train(&low, 5);
+    world.settle();
+    assert_eq!((world.record(&low).state, world.record(&high).state), (State::Queued, State::Recovering));
+    world.train(&high, 2);
+    assert_eq!(world.record(&high).state, State::Running);
+    let reason = world.view(&low).reason;
+    assert!(
+        reason.starts_with("waits for workers: needs 3 workers, 5 are there")
+            || reason.starts_with("needs 3 workers, 2 are free"),
+        "{reason}"
+    );
+    world.join("x");
+    world.settle();
+    check_all_done(&mut world, &[&high, &low]);
 }
 
 #[test]

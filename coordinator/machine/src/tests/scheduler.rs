@@ -36,6 +36,7 @@ fn placed(name: &str, number: u64, priority: i32, has: std::ops::Range<usize>, m
         min_dp,
         replica: 1,
         workers: workers(has),
+        num_missing: 0,
         is_yielding: false,
     }
 }
@@ -98,6 +99,25 @@ fn nobody_gives_anything_where_all_together_were_not_enough() {
     let mut saved = placed("low", 1, 0, 0..4, 4);
     saved.is_yielding = true;
     check(4, &[queued("high", 9, 5, 4)], &[saved], &policy(), &[("high", "Preemption")]);
+}
+
+#[test]
+fn a_job_that_lost_a_worker_has_lower_ones_give_it_another() {
+    let mut lost = placed("lost", 1, 2, 0..3, 3);
+    lost.num_missing = 1;
+    let low = placed("low", 2, 0, 3..6, 2);
+    let reasons = check(6, &[], &[lost.clone(), low.clone()], &policy(), &[("low", "dp 2 for lost")]);
+    assert_eq!(reasons[0], "gives 1 of its workers to lost, whose priority 2 is higher than 0: it goes on with dp 2");
+    let fixed = placed("low", 2, 0, 3..6, 3);
+    check(6, &[], &[lost.clone(), fixed], &policy(), &[("low", "stop for lost")]);
+    check(6, &[], &[lost.clone(), placed("same", 2, 2, 3..6, 1)], &policy(), &[]);
+    // Whoever waits with a lower priority does not take what is given to it.
+    let mut yields = low.clone();
+    yields.is_yielding = true;
+    check(6, &[queued("small", 3, 1, 3)], &[lost.clone(), yields], &policy(), &[("small", "Workers")]);
+    // Whoever waits with a higher one comes first.
+    let jobs = [queued("high", 3, 5, 3)];
+    check(6, &jobs, &[lost, low], &policy(), &[("low", "stop for high"), ("high", "Preemption")]);
 }
 
 #[test]
@@ -230,6 +250,7 @@ impl Model<'_> {
             min_dp: task.min_dp,
             replica: task.replica,
             workers: of.has.clone(),
+            num_missing: 0,
             is_yielding: of.yields_at.is_some(),
         }
     }
@@ -396,7 +417,7 @@ fn run(num_workers: usize, tasks: &[Task]) -> Result<u64, TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// The bounds that the scheduler's own documentation states, with preemption, shrinking and growing.
     #[test]

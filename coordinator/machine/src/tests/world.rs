@@ -1,4 +1,4 @@
-//! A machine among fake workers, on virtual time: what the tests and the simulation drive.
+//! A machine among fake workers, on virtual time: what the tests drive.
 //!
 //! ```text
 //!   World::input ──> Machine ──> outputs ──> executed one by one: store, curves, inboxes of workers
@@ -521,7 +521,8 @@ impl World {
         };
         // It stands by with what it had committed.
         let curve = self.curves[old.id.as_str()].last().map_or(0, |r| r.step);
-        if new.state == State::Queued && new.last_checkpoint().is_some_and(|c| c.step.get() >= curve) {
+        let stood_by = events_of(new, old).any(|e| e.kind == "job.queued");
+        if (new.state == State::Queued || stood_by) && new.last_checkpoint().is_some_and(|c| c.step.get() >= curve) {
             return;
         }
         let is_lost = held.iter().all(|(way, _)| !is_whole(*way));
@@ -648,7 +649,7 @@ fn check_succession(old: &JobRecord, new: &JobRecord) {
     assert!(is_damaged || !is_forgotten, "the last good checkpoint is forgotten");
     let moves = ["worker.lost", "worker.drained", "worker.displaced"];
     let lost: BTreeSet<&str> = events.filter(|e| moves.contains(&e.kind.as_str())).map(|e| e.worker.as_str()).collect();
-    let stands_by = new.state == State::Queued && events_of(new, old).any(|e| e.kind == "job.queued");
+    let stands_by = events_of(new, old).any(|e| e.kind == "job.queued");
     for (rank, worker) in old.places.iter().enumerate().filter(|_| !stands_by) {
         if let Some(worker) = worker.as_deref().filter(|w| !lost.contains(w) && !new.state.is_ended()) {
             let kept = if new.shape == old.shape { Some(rank) } else { new.rank_of(worker).map(Rank::index) };
