@@ -9,6 +9,7 @@ mod leaving;
 mod local;
 mod newcomers;
 mod ownership;
+mod pool;
 mod reference;
 mod resize;
 mod restoring;

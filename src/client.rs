@@ -172,7 +172,11 @@ impl Client {
     }
 
     pub async fn submit(&mut self, job_toml: String) -> Result<String> {
-        let request = proto::SubmitJobRequest { job_toml };
+        self.submit_as(proto::SubmitJobRequest { job_toml, ..Default::default() }).await
+    }
+
+    /// The id of the job.
+    pub async fn submit_as(&mut self, request: proto::SubmitJobRequest) -> Result<String> {
         let answer = self.inner.submit_job(request).await.map_err(|s| explain("submit the job", &self.url, &s))?;
         Ok(answer.into_inner().job_id)
     }
@@ -231,9 +235,37 @@ impl Client {
         Ok(answer.into_inner())
     }
 
-    /// A job that waits for a checkpoint that can be read.
-    pub async fn resume(&mut self, job: &str, from_scratch: bool) -> Result<proto::Job> {
-        let request = proto::ResumeJobRequest { job_id: job.into(), from_scratch };
+    /// The job is given no places until it is released.
+    pub async fn hold(&mut self, job: &str) -> Result<proto::Job> {
+        let request = proto::HoldJobRequest { job_id: job.into() };
+        let answer = self.inner.hold_job(request).await.map_err(|s| explain("hold the job", &self.url, &s))?;
+        Ok(answer.into_inner())
+    }
+
+    pub async fn release(&mut self, job: &str) -> Result<proto::Job> {
+        let request = proto::ReleaseJobRequest { job_id: job.into() };
+        let answer = self.inner.release_job(request).await.map_err(|s| explain("release the job", &self.url, &s))?;
+        Ok(answer.into_inner())
+    }
+
+    /// The job in which the worker has a place still; empty: in none.
+    pub async fn cordon(&mut self, worker: &str, reason: String) -> Result<String> {
+        let request = proto::CordonWorkerRequest { worker_id: worker.into(), reason };
+        let answer =
+            self.inner.cordon_worker(request).await.map_err(|s| explain("cordon the worker", &self.url, &s))?;
+        Ok(answer.into_inner().job_id)
+    }
+
+    /// Why the worker was cordoned; may be empty.
+    pub async fn uncordon(&mut self, worker: &str) -> Result<String> {
+        let request = proto::UncordonWorkerRequest { worker_id: worker.into() };
+        let answer = self.inner.uncordon_worker(request).await;
+        Ok(answer.map_err(|s| explain("uncordon the worker", &self.url, &s))?.into_inner().reason)
+    }
+
+    /// A job that waits for a checkpoint that can be read, or has ended; `steps`: in all, 0: as many as before.
+    pub async fn resume(&mut self, job: &str, from_scratch: bool, steps: u64) -> Result<proto::Job> {
+        let request = proto::ResumeJobRequest { job_id: job.into(), from_scratch, steps };
         let answer = self.inner.resume_job(request).await.map_err(|s| explain("resume the job", &self.url, &s))?;
         Ok(answer.into_inner())
     }

@@ -15,7 +15,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::{
-    admin, bench, certs, chaos, checkpoint, daemon, incidents, jobs, local, output, plan, status, submit, trace,
+    admin, bench, certs, chaos, checkpoint, daemon, incidents, jobs, local, output, plan, queue, status, submit, trace,
 };
 
 /// Trains Mixture-of-Experts language models on machines that die
@@ -44,8 +44,16 @@ enum Command {
     Workers(status::WorkersArgs),
     /// Stop a job for good; its checkpoints stay
     Cancel(status::CancelArgs),
-    /// Have a job go on that waits for a checkpoint that can be read
-    Resume(status::ResumeArgs),
+    /// Have a job go on that has ended, from its newest checkpoint, or that waits for a checkpoint that can be read
+    Resume(queue::ResumeArgs),
+    /// Give a job no places until it is released; one that has places is saved first
+    Hold(queue::JobArgs),
+    /// Let a job run that is held
+    Release(queue::JobArgs),
+    /// Give a worker no place any more, whatever process has its id
+    Cordon(queue::CordonArgs),
+    /// Give a worker places again that was cordoned
+    Uncordon(queue::UncordonArgs),
     /// Show what happened to a job
     Events(status::EventsArgs),
     /// Show what failed in a job, what was done about it and what it cost
@@ -120,7 +128,11 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Workers(args) => runtime.block_on(status::workers(args)),
         Command::Trace(args) => trace::run(&args),
         Command::Cancel(args) => runtime.block_on(status::cancel(args)),
-        Command::Resume(args) => runtime.block_on(status::resume(args)),
+        Command::Resume(args) => runtime.block_on(queue::resume(args)),
+        Command::Hold(args) => runtime.block_on(queue::hold(args)),
+        Command::Release(args) => runtime.block_on(queue::release(args)),
+        Command::Cordon(args) => runtime.block_on(queue::cordon(args)),
+        Command::Uncordon(args) => runtime.block_on(queue::uncordon(args)),
         Command::Events(args) => runtime.block_on(status::events(args)),
         Command::Incidents(args) => runtime.block_on(incidents::run(args)),
         Command::Drain(args) => runtime.block_on(status::drain(args)),
@@ -241,6 +253,14 @@ mod tests {
             "toroid audit --limit 20",
             "toroid cancel tiny-1",
             "toroid resume tiny-1",
+            "toroid resume tiny-1 --steps 500",
+            "toroid hold tiny-1",
+            "toroid release tiny-1 --coordinator h:7070",
+            "toroid cordon w3 --reason fan",
+            "toroid uncordon w3",
+            "toroid submit job.toml --priority -3 --user ada",
+            "toroid coordinator --dir d --quota ada=8 --quota bob=2 --default-quota 4 --aging-s 60",
+            "toroid worker --label gpu=h100 --label disk=fast",
             "toroid resume tiny-1 --from-scratch --coordinator h:7070",
             "toroid events tiny-1 -f",
             "toroid incidents tiny-1 -o json",
@@ -280,6 +300,12 @@ mod tests {
             "toroid status tiny-1 --cert a --ca b",
             "toroid jobs --limit 0",
             "toroid jobs rm",
+            "toroid resume tiny-1 --steps 0",
+            "toroid coordinator --dir d --quota ada",
+            "toroid coordinator --dir d --quota ada=0",
+            "toroid coordinator --dir d --aging-s 0",
+            "toroid worker --label gpu",
+            "toroid worker --label zone=a",
             "toroid coordinator --dir d --keep-jobs 0",
             "toroid checkpoint export ten out.safetensors",
             "toroid status",

@@ -15,9 +15,10 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use toroid_coordinator::CallLimits;
-use toroid_coordinator::machine::Retention;
+use toroid_coordinator::machine::{Policy, Quotas, Retention};
 use toroid_coordinator::store::etcd::{self, EtcdConfig, EtcdTls};
 use toroid_security::Files;
+use toroid_torus::labels::{self, LabelError, Labels};
 use toroid_worker::comm::LinkChoice;
 use toroid_worker::comm::nccl::Collectives;
 use toroid_worker::device::Choice;
@@ -68,6 +69,15 @@ pub struct CoordinatorArgs {
     insecure: bool,
     #[command(flatten)]
     limits: LimitArgs,
+    /// Workers that the jobs of this user may have at a time; may be given for several users
+    #[arg(long, value_name = "USER=WORKERS", value_parser = parse_quota)]
+    quota: Vec<(String, usize)>,
+    /// Workers that the jobs of each other user may have at a time; default: as many as there are
+    #[arg(long, value_name = "WORKERS", value_parser = clap::value_parser!(u32).range(1..))]
+    default_quota: Option<u32>,
+    /// So long a job may be overtaken by smaller ones, and so much waiting is worth one level of priority
+    #[arg(long, default_value_t = 600, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
+    aging_s: u32,
     /// End with the process that started this one, and when standard input ends
     #[arg(long)]
     die_with_parent: bool,
@@ -151,6 +161,9 @@ pub struct WorkerArgs {
     /// Rack of this machine, for the placement
     #[arg(long, env = "TOROID_RACK", default_value = "", value_name = "NAME")]
     rack: String,
+    /// A label, NAME=VALUE, that a job may ask for; may be given several times. device, host, rack and zone are labels of every worker
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = parse_label)]
+    labels: Vec<(String, String)>,
     /// Where to listen for other workers; default: any port of the address that faces the coordinator
     #[arg(long, value_name = "IP:PORT")]
     listen: Option<SocketAddr>,
@@ -280,6 +293,13 @@ pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
         tls,
         connections: args.limits.connections(),
         calls: args.limits.calls(),
+        policy: Policy {
+            aging: Duration::from_secs(u64::from(args.aging_s)),
+            quotas: Quotas {
+                default: args.default_quota.map(|num| num as usize),
+                by_user: args.quota.into_iter().collect(),
+            },
+        },
     };
     toroid_coordinator::run(listener, config, asked).await.context("run the coordinator")?;
     Ok(ExitCode::SUCCESS)
@@ -299,6 +319,7 @@ pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
         host,
         zone: args.zone,
         rack: args.rack,
+        labels: args.labels.into_iter().collect(),
         data_listen,
         advertise,
         links: if args.links_plain { LinkChoice::Plain } else { args.links },
@@ -313,6 +334,22 @@ pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
     };
     toroid_worker::run(config, asked).await.context("run the worker")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// `ada=8`.
+fn parse_quota(text: &str) -> Result<(String, usize), String> {
+    let expected = "expected USER=WORKERS, as in ada=8, with at least one worker";
+    let (user, num) = text.split_once('=').ok_or(expected)?;
+    match num.parse() {
+        Ok(num) if num > 0 => Ok((user.to_string(), num)),
+        _ => Err(format!("`{num}` is no number of workers; {expected}")),
+    }
+}
+
+fn parse_label(text: &str) -> Result<(String, String), LabelError> {
+    let (name, value) = labels::parse(text)?;
+    labels::check_own(&Labels::from([(name.clone(), value.clone())]))?;
+    Ok((name, value))
 }
 
 /// Each worker and user of a coordinator, and each link of a worker, is an open file: as many as the system allows this process.

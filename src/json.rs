@@ -3,6 +3,8 @@
 //! Two things differ from the messages, for those who read them: a state is its word (`running`), and `expert_load` is
 //! `[layer][expert]`. A number that is not finite is `null`, as JSON has no other way to say it.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use toroid_proto as proto;
 
@@ -75,6 +77,12 @@ pub struct Job<'a> {
     skipped_steps: u64,
     /// `null` where the newest checkpoint that was tried is good.
     unsaved: Option<Unsaved<'a>>,
+    priority: i32,
+    user: &'a str,
+    /// By a user: it is given no places until it is released.
+    is_held: bool,
+    /// In the queue, time on hold left out.
+    waited_s: f64,
     /// Left out where it was not asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     curve: Option<Vec<StepRecord<'a>>>,
@@ -265,7 +273,7 @@ pub struct Worker<'a> {
     memory_free_bytes: u64,
     compute_s: f64,
     slow_factor: f64,
-    /// placed, spare, aside, retired
+    /// placed, spare, aside, retired, cordoned
     state: &'static str,
     /// Why it is given no place; empty: it is, or has one.
     state_reason: &'a str,
@@ -276,6 +284,10 @@ pub struct Worker<'a> {
     warm_up_job: &'a str,
     warm_up_reason: &'a str,
     warm_up_retry_s: f64,
+    /// By name; device, host, rack and zone among them.
+    labels: &'a BTreeMap<String, String>,
+    /// It is given no other place.
+    is_cordoned: bool,
 }
 
 fn worker_state_word(state: proto::WorkerState) -> &'static str {
@@ -285,6 +297,7 @@ fn worker_state_word(state: proto::WorkerState) -> &'static str {
         proto::WorkerState::Spare => "spare",
         proto::WorkerState::Aside => "aside",
         proto::WorkerState::Retired => "retired",
+        proto::WorkerState::Cordoned => "cordoned",
     }
 }
 
@@ -338,6 +351,10 @@ impl<'a> Job<'a> {
             inputs: job.inputs.as_ref().map(Inputs::from).unwrap_or_default(),
             stragglers: job.stragglers.iter().map(Straggler::from).collect(),
             missing_steps: job.missing_steps,
+            priority: job.priority,
+            user: &job.user,
+            is_held: job.is_held,
+            waited_s: job.waited_s,
             skipped_steps: job.skipped_steps,
             unsaved: job.unsaved.as_ref().map(|u| Unsaved {
                 step: u.step,
@@ -466,6 +483,8 @@ impl<'a> From<&'a proto::WorkerInfo> for Worker<'a> {
             warm_up_job: &w.warm_up_job,
             warm_up_reason: &w.warm_up_reason,
             warm_up_retry_s: w.warm_up_retry_s,
+            labels: &w.labels,
+            is_cordoned: w.is_cordoned,
         }
     }
 }

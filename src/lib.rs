@@ -3,8 +3,8 @@
 //! ```text
 //!   local       a whole cluster of child processes of this binary      coordinator, worker   daemon
 //!   chaos       faults on such a cluster, and a verdict                 bench   figures of this machine
-//!   submit      jobfile (paths), then progress and summary (--wait)     status, workers, events, cancel, resume, drain   status
-//!   jobs        the list of jobs
+//!   submit      jobfile (paths), then progress and summary (--wait)     status, workers, events, cancel, drain   status
+//!   jobs        the list of jobs                                        hold, release, resume, cordon, uncordon  queue
 //!   incidents   what failed and what it cost                            trace   what the time of steps went to
 //!   certs       a private CA and its certificates                    admin   tokens, the audit record      access  credentials of a command
 //!   plan        what a job needs, before it is run
@@ -39,6 +39,7 @@ mod local;
 mod output;
 mod plan;
 mod progress;
+mod queue;
 mod status;
 mod submit;
 mod summary;

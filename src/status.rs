@@ -92,17 +92,6 @@ pub struct CancelArgs {
 }
 
 #[derive(Debug, clap::Args)]
-pub struct ResumeArgs {
-    /// The job's id, as `toroid jobs` lists it
-    job: String,
-    /// Give up its checkpoints, which are removed with the next one, and begin from the initial weights
-    #[arg(long)]
-    from_scratch: bool,
-    #[command(flatten)]
-    connection: Connection,
-}
-
-#[derive(Debug, clap::Args)]
 pub struct DrainArgs {
     /// The worker's id, as `toroid workers` lists it
     worker: String,
@@ -263,12 +252,6 @@ pub async fn cancel(args: CancelArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub async fn resume(args: ResumeArgs) -> Result<ExitCode> {
-    let job = args.connection.open().await?.resume(&args.job, args.from_scratch).await?;
-    output::line(format_args!("{} is {}: {}", job.id, state_word(job.state()), job.reason))?;
-    Ok(ExitCode::SUCCESS)
-}
-
 pub async fn drain(args: DrainArgs) -> Result<ExitCode> {
     let drained = args.connection.open().await?.drain(&args.worker).await?;
     output::line(drain_line(&args.worker, &drained))?;
@@ -335,6 +318,10 @@ fn details(job: &proto::Job, now_unix_ms: i64) -> String {
     if !job.store_trouble.is_empty() {
         rows.push(row("store", job.store_trouble.clone()));
     }
+    let user = if job.user.is_empty() { String::new() } else { format!(" of {}", job.user) };
+    let held = if job.is_held { ", held by a user" } else { "" };
+    let waited = duration(job.waited_s);
+    rows.push(row("queue", format!("priority {}{user}{held}; it has waited for {waited} in all", job.priority)));
     if !job.damaged.is_empty() {
         rows.push(row("damaged", job.damaged.clone()));
     }
@@ -455,12 +442,14 @@ fn place(p: &proto::PlaceInfo) -> String {
 }
 
 pub fn job_table(jobs: &[proto::Job]) -> String {
-    let header = ["JOB", "STATE", "STEP", "LOSS", "TOKENS/S", "PLACES", "SUBMITTED", "REASON"];
+    let header = ["JOB", "STATE", "PRIORITY", "USER", "STEP", "LOSS", "TOKENS/S", "PLACES", "SUBMITTED", "REASON"];
     let mut rows = vec![header.map(String::from).to_vec()];
     rows.extend(jobs.iter().map(|job| {
         vec![
             job.id.clone(),
             state_word(job.state()).to_string(),
+            job.priority.to_string(),
+            if job.user.is_empty() { "-".into() } else { job.user.clone() },
             format!("{}/{}", count(job.committed_step), count(job.total_steps)),
             job.last_step.as_ref().map_or_else(|| "-".into(), |s| format!("{:.4}", s.loss)),
             rate(job.tokens_per_s),
@@ -523,6 +512,7 @@ fn worker_table(workers: &[proto::WorkerInfo]) -> String {
         let (job, rank) = match w.state() {
             proto::WorkerState::Aside => ("(aside)", "-".to_string()),
             proto::WorkerState::Retired => ("(drained)", "-".to_string()),
+            proto::WorkerState::Cordoned => ("(cordoned)", "-".to_string()),
             _ if w.rank < 0 => ("(spare)", "-".to_string()),
             _ => (w.job_id.as_str(), w.rank.to_string()),
         };
@@ -553,7 +543,10 @@ fn kept_out(w: &proto::WorkerInfo) -> Option<String> {
             duration(w.aside_s),
             w.state_reason
         )),
-        proto::WorkerState::Retired => Some(format!("{id} is no spare: {}", w.state_reason)),
+        proto::WorkerState::Retired | proto::WorkerState::Cordoned => {
+            Some(format!("{id} is no spare: {}", w.state_reason))
+        }
+        _ if w.is_cordoned => Some(format!("{id} is cordoned: it keeps its place and gets no other")),
         _ => None,
     }
 }
@@ -685,8 +678,8 @@ mod tests {
     #[test]
     fn tables_list_jobs_and_workers() {
         let text = job_table(&[running()]);
-        assert!(text.contains("JOB     STATE    STEP     LOSS"), "{text}");
-        assert!(text.contains("tiny-1  running  120/200  2.3457  13,412    1/2"), "{text}");
+        assert!(text.contains("JOB     STATE    PRIORITY  USER  STEP     LOSS"), "{text}");
+        assert!(text.contains("tiny-1  running  0         -     120/200  2.3457  13,412    1/2"), "{text}");
         let worker = |worker_id: &str, rank| proto::WorkerInfo {
             worker_id: worker_id.into(),
             host: "h".into(),
@@ -720,6 +713,12 @@ mod tests {
         assert!(text.contains("(aside)  -") && !text.contains("(spare)"), "{text}");
         let why = "w1 is put aside for 29 min";
         assert!(text.contains(why) && text.contains("3 times within") && text.contains("--readmit w1"), "{text}");
+        let mut cordoned = worker("w1", -1);
+        cordoned.set_state(proto::WorkerState::Cordoned);
+        cordoned.state_reason = "a user cordoned it".into();
+        let text = worker_table(&[cordoned, proto::WorkerInfo { is_cordoned: true, ..worker("w2", 2) }]);
+        assert!(text.contains("(cordoned)") && text.contains("w1 is no spare: a user cordoned it"), "{text}");
+        assert!(text.contains("w2 is cordoned: it keeps its place"), "{text}");
     }
 
     #[test]

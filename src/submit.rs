@@ -21,6 +21,12 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub struct Args {
     /// The job file (docs/job-file.md lists its keys); relative paths in it are taken from its own folder
     file: PathBuf,
+    /// Priority instead of that of the job file, -100 to 100: jobs of a higher one are served first
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    priority: Option<i32>,
+    /// Whose quota the job counts against: at most 64 letters, digits and -, _, ., @; default: the name of the user of this process
+    #[arg(long, env = "USER", default_value = "", value_name = "NAME")]
+    user: String,
     /// Show the progress until the job ends; exit code 0 only if it is done
     #[arg(long)]
     wait: bool,
@@ -33,7 +39,8 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let (job_toml, resolved) = jobfile::read(&args.file)?;
     // What is not valid is the coordinator's to refuse.
     let notes = toroid_torus::job::parse(&job_toml).map(|spec| spec.notes()).unwrap_or_default();
-    let job = args.connection.open().await?.submit(job_toml).await?;
+    let request = proto::SubmitJobRequest { job_toml, user: args.user, priority: args.priority };
+    let job = args.connection.open().await?.submit_as(request).await?;
     for path in resolved {
         output::note(format_args!("{} = {} is taken as {}", path.key, path.from, path.to));
     }

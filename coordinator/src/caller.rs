@@ -52,6 +52,16 @@ impl Caller {
         }
     }
 
+    /// Whose quota a job counts against. Who shows who they are submits as that; only operators submit for others.
+    pub fn submits_as(&self, said: String) -> String {
+        match &self.who {
+            Who::Certificate { name, role } | Who::Token { name, role, .. } => {
+                if !said.is_empty() && role.may(Role::Operate) { said } else { name.clone() }
+            }
+            Who::Anyone | Who::Nobody => said,
+        }
+    }
+
     /// The name in a worker's certificate; empty where it has none.
     pub fn certified_worker(&self) -> String {
         match &self.who {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::error::CoordinatorError;
 use crate::files;
 use crate::grpc::CallLimits;
-use crate::machine::{Limits, Retention};
+use crate::machine::{Limits, Policy, Retention};
 use crate::store::StoreError;
 use crate::store::etcd::EtcdConfig;
 
@@ -24,6 +24,8 @@ pub struct Config {
     pub failure_timeout: Duration,
     /// How many of the jobs that have ended are kept, and how long.
     pub retention: Retention,
+    /// Quotas of users, and how fast jobs that wait gain on others.
+    pub policy: Policy,
     /// What workers must show to join; `None`: nothing.
     pub join_token: Option<String>,
     /// Where its certificate, its key and the CA of those that it knows are; `None`: clear text, and whoever reaches the port may do everything.
@@ -41,6 +43,7 @@ impl Config {
             heartbeat_interval: Duration::from_secs(1),
             failure_timeout: Duration::from_secs(5),
             retention: Retention::default(),
+            policy: Policy::default(),
             join_token: None,
             tls: None,
             connections: toroid_security::server::Limits::default(),

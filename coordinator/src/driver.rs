@@ -32,7 +32,9 @@ use crate::files::{self, Condition, JobFiles, RETRY_INTERVAL};
 use crate::folder::FolderError;
 use crate::machine::access::{NewToken, Token};
 use crate::machine::clock::Boot;
-use crate::machine::{self, Change, Input, Machine, Now, Output, Reply, RequestError, RequestId, StreamId};
+use crate::machine::{
+    self, Change, Input, Machine, Now, Output, Reply, RequestError, RequestId, StreamId, Submission,
+};
 use crate::outbox::{MAX_MESSAGES, Outbox};
 use crate::store::{Store, StoreError, Tenure};
 use crate::tokens::TokenTable;
@@ -79,10 +81,14 @@ pub(crate) struct Standby {
 type Answer<T> = oneshot::Sender<Result<T, AskError>>;
 
 pub(crate) enum Command {
-    Submit { toml: String, answer: Answer<Reply> },
+    Submit { submission: Submission, answer: Answer<Reply> },
     Cancel { job: String, answer: Answer<Reply> },
     Checkpoint { job: String, answer: Answer<Reply> },
-    Resume { job: String, from_scratch: bool, answer: Answer<Reply> },
+    Resume { job: String, from_scratch: bool, steps: Option<u64>, answer: Answer<Reply> },
+    Hold { job: String, answer: Answer<Reply> },
+    Release { job: String, answer: Answer<Reply> },
+    Cordon { worker: String, reason: String, answer: Answer<Reply> },
+    Uncordon { worker: String, answer: Answer<Reply> },
     Drain { worker: String, answer: Answer<Reply> },
     Remove { job: String, answer: Answer<Reply> },
     Readmit { worker: String, answer: Answer<Reply> },
@@ -392,16 +398,24 @@ impl Driver {
 
     async fn command(&mut self, command: Command) -> Result<(), Stop> {
         match command {
-            Command::Submit { toml, answer } => {
+            Command::Submit { submission, answer } => {
                 let owner = self.new_owner();
-                self.request(answer, |request| Input::Submit { request, toml, owner }).await
+                self.request(answer, |request| Input::Submit { request, submission, owner }).await
             }
             Command::Cancel { job, answer } => self.request(answer, |request| Input::Cancel { request, job }).await,
             Command::Checkpoint { job, answer } => {
                 self.request(answer, |request| Input::Checkpoint { request, job }).await
             }
-            Command::Resume { job, from_scratch, answer } => {
-                self.request(answer, |request| Input::Resume { request, job, from_scratch }).await
+            Command::Resume { job, from_scratch, steps, answer } => {
+                self.request(answer, |request| Input::Resume { request, job, from_scratch, steps }).await
+            }
+            Command::Hold { job, answer } => self.request(answer, |request| Input::Hold { request, job }).await,
+            Command::Release { job, answer } => self.request(answer, |request| Input::Release { request, job }).await,
+            Command::Cordon { worker, reason, answer } => {
+                self.request(answer, |request| Input::Cordon { request, worker, reason }).await
+            }
+            Command::Uncordon { worker, answer } => {
+                self.request(answer, |request| Input::Uncordon { request, worker }).await
             }
             Command::Drain { worker, answer } => self.request(answer, |request| Input::Drain { request, worker }).await,
             Command::Remove { job, answer } => self.request(answer, |request| Input::Remove { request, job }).await,

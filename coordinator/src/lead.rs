@@ -201,6 +201,7 @@ impl Coordinator {
             limits: self.limits,
             term: store.tenure().term(),
             retention: self.config.retention,
+            policy: self.config.policy.clone(),
             join_token: self.config.join_token.clone(),
         };
         let (role, address, asked) = (self.role.clone(), self.address.clone(), self.asked.clone());

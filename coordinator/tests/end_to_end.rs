@@ -190,7 +190,7 @@ fn record(step: u64) -> proto::StepRecord {
 const JOB: &str = "name = \"demo\"\nsteps = 4\n[shape]\ndp = 2\n[data]\npath = \"/data\"\n";
 
 async fn submit(user: &mut JobServiceClient<Channel>) -> String {
-    let request = proto::SubmitJobRequest { job_toml: JOB.into() };
+    let request = proto::SubmitJobRequest { job_toml: JOB.into(), ..Default::default() };
     user.submit_job(request).await.unwrap().into_inner().job_id
 }
 
@@ -223,7 +223,7 @@ async fn a_job_runs_to_its_end_over_a_restart_of_the_coordinator() {
     let queued = job(&mut user, &id).await;
     assert_eq!(
         (queued.state(), queued.reason.as_str()),
-        (proto::JobState::Queued, "waits for workers: 0 of 2 are free")
+        (proto::JobState::Queued, "waits for workers: needs 2 workers, 0 are there")
     );
 
     let mut workers = place_two(&coordinator).await;
@@ -289,7 +289,7 @@ async fn users_are_told_what_is_wrong() {
     let folder = tempfile::tempdir().unwrap();
     let coordinator = start(folder.path(), None).await;
     let mut user = user_of(&coordinator).await;
-    let bad = proto::SubmitJobRequest { job_toml: JOB.replace("steps", "stepz") };
+    let bad = proto::SubmitJobRequest { job_toml: JOB.replace("steps", "stepz"), ..Default::default() };
     let status = user.submit_job(bad).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
     assert!(status.message().contains("did you mean `steps`"), "{}", status.message());

@@ -43,7 +43,7 @@ impl Served {
     }
 
     async fn submit(&mut self) -> String {
-        let submit = self.user.submit_job(proto::SubmitJobRequest { job_toml: JOB.into() });
+        let submit = self.user.submit_job(proto::SubmitJobRequest { job_toml: JOB.into(), ..Default::default() });
         within("the answer", submit).await.unwrap().into_inner().job_id
     }
 
@@ -125,7 +125,7 @@ async fn requests_and_pages_are_bounded_by_their_bytes() {
     let mut coordinator = Served::start(folder.path()).await;
     let job_of = |bytes: usize| JOB.replace("/data", &format!("/{}", "d".repeat(bytes)));
     for _ in 0..NUM_JOBS {
-        let submit = proto::SubmitJobRequest { job_toml: job_of(100 << 10) };
+        let submit = proto::SubmitJobRequest { job_toml: job_of(100 << 10), ..Default::default() };
         coordinator.user.submit_job(submit).await.unwrap();
     }
     let (mut ids, mut token) = coordinator.page(0, "").await;
@@ -138,7 +138,7 @@ async fn requests_and_pages_are_bounded_by_their_bytes() {
     }
     assert!(ids.into_iter().eq((1..=NUM_JOBS).rev().map(|n| format!("j-{n}"))), "each job once, the newest first");
 
-    let too_long = proto::SubmitJobRequest { job_toml: job_of(2 << 20) };
+    let too_long = proto::SubmitJobRequest { job_toml: job_of(2 << 20), ..Default::default() };
     let refused = coordinator.user.submit_job(too_long).await.unwrap_err();
     assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
     assert_eq!(coordinator.submit().await, format!("j-{}", NUM_JOBS + 1), "and serves others");

@@ -15,7 +15,8 @@ use std::time::Duration;
 use toroid_coordinator::machine::clock::Boot;
 use toroid_coordinator::machine::record::{Incident, JobRecord, Record};
 use toroid_coordinator::machine::{
-    Config, Input, Limits, Machine, Now, Output, Reply, RequestId, Retention, StepSummary, StreamId, missing_record,
+    Config, Input, Limits, Machine, Now, Output, Policy, Reply, RequestId, Retention, StepSummary, StreamId,
+    Submission, missing_record,
 };
 use toroid_proto as proto;
 use toroid_proto::StepRecord;
@@ -35,6 +36,11 @@ const JOBS_DIR: &str = "/jobs";
 pub const LIMITS: Limits =
     Limits { heartbeat_interval: Duration::from_secs(1), failure_timeout: Duration::from_secs(5) };
 pub const FAILURE_TIMEOUT: Micros = 5 * SECOND;
+
+/// Jobs that wait gain on others within the time of a simulation.
+fn policy() -> Policy {
+    Policy { aging: Duration::from_secs(60), ..Policy::default() }
+}
 
 pub fn checkpoint_root(job: &str) -> String {
     format!("{JOBS_DIR}/{job}/checkpoints")
@@ -90,6 +96,7 @@ impl World {
             limits: LIMITS,
             term: self.env.term,
             retention: Retention::default(),
+            policy: policy(),
             join_token: None,
         };
         // Now and then on another machine.
@@ -216,7 +223,11 @@ impl World {
 
     pub fn submit(&mut self, toml: &str) {
         let owner = OwnerId::from_random(u128::from(self.next_request + 1).to_be_bytes());
-        let request = self.request(|request| Input::Submit { request, toml: toml.into(), owner });
+        let request = self.request(|request| Input::Submit {
+            request,
+            submission: Submission { toml: toml.into(), ..Submission::default() },
+            owner,
+        });
         let holds = matches!(self.replies.get(&request), Some(Ok(Reply::Submitted { .. })));
         self.env.truth.check(holds, || format!("a valid job is refused: {toml}"));
     }
@@ -344,8 +355,11 @@ impl World {
         };
         match self.store.get(&record.key()) {
             Some(Record::Job(old)) => {
-                let complaint = succession(old, new);
+                let complaint = succession(old, new).or_else(|| self.wrong_in_pool(old, new));
                 self.env.truth.check(complaint.is_none(), || complaint.unwrap_or_default());
+                self.env.truth.resumed(&new.id, &new.spec);
+                let placed = new.placed().map(|(_, worker)| (new.id.to_string(), worker.to_string()));
+                self.had_place.extend(placed);
                 if new.epoch > old.epoch {
                     self.before.insert(new.id.to_string(), (**old).clone());
                 }
@@ -584,14 +598,19 @@ fn succession(old: &JobRecord, new: &JobRecord) -> Option<String> {
     if new.epoch != old.epoch && new.epoch != old.epoch.next() {
         return Some(format!("T-8: epoch {} of {id} follows epoch {}", new.epoch, old.epoch));
     }
-    if old.state.is_ended() && old.state != new.state {
+    let num_new = (new.num_events - old.num_events) as usize;
+    let has_event = |kind: &str| new.events.iter().rev().take(num_new).any(|e| e.kind == kind);
+    if old.state.is_ended() && old.state != new.state && !has_event("job.resumed") {
         return Some(format!("{id} had ended and is {} again", new.state.name()));
     }
     if new.high_step < old.high_step {
         return Some(format!("T-2: {id} knew of step {} and knows of {} now", old.high_step, new.high_step));
     }
     // A newcomer makes room for the drained worker whose place it was to take, where that holds the only copy.
-    let num_new = (new.num_events - old.num_events) as usize;
+    // It gave all its places back, and may have got some again at once.
+    if has_event("job.queued") {
+        return None;
+    }
     let displaced = new.events.iter().rev().take(num_new).filter(|e| e.kind == "worker.displaced");
     let displaced: BTreeSet<&str> = displaced.map(|e| e.worker.as_str()).collect();
     let moved = |(rank, worker): (Rank, &WorkerId)| {

@@ -20,7 +20,7 @@ impl World {
     pub fn faults_are_due(&mut self) {
         while !self.is_calm() {
             let next = self.scenario.faults.get(self.num_faults as usize);
-            let is_over = !self.records().any(|r| !r.state.is_ended());
+            let is_over = !self.records().any(|r| !r.state.is_ended()) && self.num_later == self.scenario.later.len();
             match next {
                 Some(at) if *at > self.num_events && !is_over => return,
                 Some(_) if !is_over => {
@@ -35,6 +35,9 @@ impl World {
     fn fault(&mut self) {
         if self.scenario.is_long && self.env.net.random.percent(40) {
             return self.lose_rank_0_in_an_absence();
+        }
+        if self.scenario.is_pool && self.env.net.random.percent(40) {
+            return self.pool_fault();
         }
         match self.env.net.random.below(100) {
             0..28 => self.kill_some(),

@@ -20,6 +20,7 @@ mod faults;
 mod links;
 mod network;
 mod played;
+mod pool;
 mod random;
 mod reference;
 mod scenario;

@@ -7,6 +7,10 @@ use crate::random::Random;
 pub struct Scenario {
     /// Job files.
     pub jobs: Vec<String>,
+    /// More of them, which come at these numbers of events.
+    pub later: Vec<(u64, String)>,
+    /// Users hold, release, cordon, cancel and resume.
+    pub is_pool: bool,
     pub num_places: usize,
     pub num_workers: usize,
     pub step_time: Micros,
@@ -24,7 +28,11 @@ pub struct Scenario {
 
 /// Seeds of a hundred with a long job.
 const PERCENT_LONG: u64 = 3;
+/// And with several jobs over a pool that is too small for all of them at once.
+const PERCENT_POOL: u64 = 15;
 const LONG_SHAPES: [(usize, usize, usize); 4] = [(1, 1, 2), (1, 1, 3), (1, 2, 2), (2, 1, 2)];
+
+const POOL_SHAPES: [(usize, usize, usize); 5] = [(1, 1, 1), (1, 1, 2), (1, 1, 4), (1, 2, 2), (2, 1, 2)];
 
 const SHAPES: [(usize, usize, usize); 11] = [
     (1, 1, 2),
@@ -48,10 +56,20 @@ impl Scenario {
         let num_places = tp * pp * dp;
         let num_spares = random.below(4) as usize;
         let num_steps = if is_long { random.between(150, 300) } else { random.between(5, 12) };
-        let mut jobs = vec![job_file("first", (tp, pp, dp), num_steps, random)];
-        let mut num_workers = num_places + num_spares;
-        if random.percent(10) {
-            jobs.push(job_file("second", (1, 1, 2), random.between(3, 6), random));
+        let is_pool = !is_long && random.percent(PERCENT_POOL);
+        let mut jobs = vec![job_file("first", (tp, pp, dp), num_steps, 0, random)];
+        let (mut num_places, mut num_workers, mut later) = (num_places, num_places + num_spares, Vec::new());
+        if is_pool {
+            for name in ["second", "third", "fourth"].into_iter().take(random.between(1, 3) as usize) {
+                let shape = random.pick(&POOL_SHAPES).expect("there are some");
+                let (steps, priority) = (random.between(3, 8), random.pick(&[-1, 0, 1, 5]).expect("there are some"));
+                let file = job_file(name, shape, steps, priority, random);
+                num_places = num_places.max(shape.0 * shape.1 * shape.2);
+                later.push((random.below(num_places as u64 * 400 + 1500), file));
+            }
+            later.sort();
+        } else if random.percent(10) {
+            jobs.push(job_file("second", (1, 1, 2), random.between(3, 6), 0, random));
             num_workers += 2;
         }
         // Most of what happens in a job happens within these.
@@ -69,6 +87,8 @@ impl Scenario {
         faults.sort_unstable();
         Scenario {
             jobs,
+            later,
+            is_pool,
             num_places,
             num_workers,
             step_time: if is_long {
@@ -89,6 +109,8 @@ impl Scenario {
     pub fn undisturbed(toml: &str, num_workers: usize) -> Scenario {
         Scenario {
             jobs: vec![toml.into()],
+            later: Vec::new(),
+            is_pool: false,
             num_places: num_workers,
             num_workers,
             step_time: MS,
@@ -105,15 +127,17 @@ impl Scenario {
     }
 }
 
-fn job_file(name: &str, shape: (usize, usize, usize), steps: u64, random: &mut Random) -> String {
+fn job_file(name: &str, shape: (usize, usize, usize), steps: u64, priority: i32, random: &mut Random) -> String {
     let (tp, pp, dp) = shape;
     let interval_steps = random.pick(&[0, 0, 1, 3, 4, 5]).expect("there are some");
     let interval_s = random.pick(&[0, 2, 600]).expect("there are some");
     let redundancy = !random.percent(8);
     let min_dp = if random.percent(15) { dp } else { 1 };
+    // Of those that others may take workers from some can spare a part.
+    let min_dp = if random.percent(15) { dp.div_ceil(2) } else { min_dp };
     let keep = random.between(1, 3);
     format!(
-        "name = \"{name}\"\nsteps = {steps}\nseed = {}\n[shape]\ntp = {tp}\npp = {pp}\ndp = {dp}\n\
+        "name = \"{name}\"\nsteps = {steps}\npriority = {priority}\nseed = {}\n[shape]\ntp = {tp}\npp = {pp}\ndp = {dp}\n\
          [model]\nlayers = 2\nd_model = 4\nheads = 2\nkv_heads = 2\nhead_dim = 2\nexperts = 2\nff = 2\nseq = 4\nvocab = 256\n\
          [batch]\nmicro_batch = 1\nglobal = {}\n[data]\npath = {:?}\n\
          [checkpoint]\ninterval_steps = {interval_steps}\ninterval_s = {interval_s}\nkeep = {keep}\n\

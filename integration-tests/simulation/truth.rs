@@ -149,6 +149,13 @@ impl Truth {
         self.jobs.insert(job.to_string(), truth);
     }
 
+    /// A job that has ended may go on with more steps than it had.
+    pub fn resumed(&mut self, job: &str, spec: &JobSpec) {
+        let Some(job) = self.jobs.get_mut(job).filter(|job| *job.spec != *spec) else { return };
+        job.spec = Arc::new(spec.clone());
+        job.reference = crate::reference::of(spec);
+    }
+
     fn job(&mut self, assignment: &Assignment) -> &mut JobTruth {
         self.jobs.get_mut(&assignment.job_id).expect("an assigned job was submitted")
     }

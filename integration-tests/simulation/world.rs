@@ -137,6 +137,12 @@ pub struct World {
     pub num_events: u64,
     pub num_faults: u64,
     pub num_deaths: u64,
+    /// Jobs of the scenario that came later and are submitted by now.
+    pub num_later: usize,
+    /// Workers that a user has cordoned and was told so.
+    pub cordoned: BTreeSet<String>,
+    /// Jobs and workers that had a place in them.
+    pub had_place: BTreeSet<(String, String)>,
     /// While a coordinator is away and nothing else happens, steps go on (T-9).
     pub watched: Option<crate::coordinator::Absence>,
 }
@@ -195,6 +201,9 @@ impl World {
             num_events: 0,
             num_faults: 0,
             num_deaths: 0,
+            num_later: 0,
+            cordoned: BTreeSet::new(),
+            had_place: BTreeSet::new(),
             watched: None,
         }
     }
@@ -248,6 +257,7 @@ impl World {
             self.event(event);
             self.check_published();
             self.resume_held();
+            self.use_the_pool();
             if let Some(violation) = self.env.truth.violation.take() {
                 return End::Violation(violation);
             }
@@ -271,7 +281,7 @@ impl World {
         let held = self.records().find(|r| r.hold.is_some()).map(|r| r.id.clone());
         if let Some(job) = held.filter(|_| self.env.is_coordinator_awake) {
             self.env.tell(|| format!("a user has {job} begin from scratch"));
-            self.request(|request| Input::Resume { request, job: job.into(), from_scratch: true });
+            self.request(|request| Input::Resume { request, job: job.into(), from_scratch: true, steps: None });
         }
     }
 
@@ -406,7 +416,7 @@ impl World {
 
     /// How it ended, once all jobs have.
     fn ended(&mut self) -> Option<End> {
-        if !self.is_calm() || self.records().count() < self.scenario.jobs.len() {
+        if !self.is_calm() || self.records().count() < self.scenario.jobs.len() + self.scenario.later.len() {
             return None;
         }
         if !self.records().all(|r| r.state.is_ended()) {

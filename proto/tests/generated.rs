@@ -18,6 +18,8 @@ fn generated_code_is_that_of_the_proto_files() -> Result<(), Box<dyn Error>> {
         .out_dir(folder.path())
         .client_mod_attribute(".", services)
         .server_mod_attribute(".", services)
+        // What decides iterates in one order.
+        .btree_map(".")
         .compile_fds(descriptors)?;
 
     let is_written = std::env::var_os("TOROID_GENERATE").is_some();

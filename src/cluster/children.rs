@@ -168,6 +168,8 @@ pub struct Children {
     num_workers: usize,
     /// To the task of each child that was started and has not been reported as ended.
     orders: BTreeMap<String, mpsc::UnboundedSender<Order>>,
+    /// Of the process that each name had last.
+    pids: BTreeMap<String, u32>,
     /// Where a coordinator is to listen that never did.
     listen: SocketAddr,
     /// Where each coordinator listens, once it does; a restarted one listens there again.
@@ -208,6 +210,7 @@ impl Children {
             etcd: settings.etcd.clone(),
             num_workers: 0,
             orders: BTreeMap::new(),
+            pids: BTreeMap::new(),
             network,
             cut: None,
             listen: SocketAddr::from((host, settings.port)),
@@ -247,6 +250,11 @@ impl Children {
     /// The file of one child's words.
     pub fn log(&self, child: &str) -> PathBuf {
         self.logs.join(format!("{child}.log"))
+    }
+
+    /// The process id of a child; `None`: it was not started, or its end was reported.
+    pub fn pid(&self, child: &str) -> Option<u32> {
+        self.pids.get(child).copied().filter(|_| self.orders.contains_key(child))
     }
 
     /// The next child that ended by itself.
@@ -404,6 +412,7 @@ impl Children {
         let stdin = child.stdin.take();
         let (orders, mut ordered) = mpsc::unbounded_channel::<Order>();
         self.orders.insert(name.clone(), orders);
+        self.pids.extend(child.id().map(|pid| (name.clone(), pid)));
         self.tasks.spawn(async move {
             loop {
                 tokio::select! {

@@ -32,6 +32,14 @@ pub enum Failpoint {
     // -------------------------------------------------------------------------------------------------- the coordinator's store
     /// T-8: a write does not ask whether this coordinator leads.
     WriteWithoutLeading,
+    /// A job of a higher priority has another go on with fewer replicas than its `min_dp`.
+    ShrinkBelowMinDp,
+    /// A job is given some of its places where not all can be filled.
+    StartPartOfGang,
+    /// T-3: a job gives its workers to another before its state is saved.
+    PreemptUnsaved,
+    /// Workers that were cordoned are given places after a restart of the coordinator.
+    ForgetCordons,
     // ------------------------------------------------------------------------------------------------ a worker's session
     /// T-13: what a coordinator of an older term says counts.
     TakeOldTerm,
@@ -73,7 +81,7 @@ pub enum Failpoint {
 impl Failpoint {
     /// Those that break an invariant where nothing else is armed. `ForgetRecords` alone does not: places know the sums (T-12). Those of leadership need
     /// several coordinators, and have tests of their own.
-    pub const HARMFUL: [Failpoint; 25] = [
+    pub const HARMFUL: [Failpoint; 29] = [
         Failpoint::MachineTakesOldEpoch,
         Failpoint::GoOnFromLowest,
         Failpoint::AlwaysRestore,
@@ -84,6 +92,10 @@ impl Failpoint {
         Failpoint::CloseByLateRecord,
         Failpoint::TakeAnyStep,
         Failpoint::BlameTheInnocent,
+        Failpoint::ShrinkBelowMinDp,
+        Failpoint::StartPartOfGang,
+        Failpoint::PreemptUnsaved,
+        Failpoint::ForgetCordons,
         Failpoint::SessionTakesOldEpoch,
         Failpoint::DoNotFence,
         Failpoint::IgnoreFence,

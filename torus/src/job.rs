@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::geometry::{Shape, ShapeError};
+use crate::labels::{self, LabelError, Labels};
 use crate::model::{ModelConfig, PRESETS};
 use crate::partition::{self, PartitionError};
 use crate::pipeline::Schedule;
@@ -23,6 +24,9 @@ pub struct JobSpec {
     pub seed: u64,
     /// Take only workers of one numeric fingerprint.
     pub exact: bool,
+    /// Jobs of a higher one are served first, see [`PRIORITY_MAX`]. Manifests of before there was one have none.
+    #[serde(default)]
+    pub priority: i32,
     /// Manifests of before there was a choice have none.
     #[serde(default)]
     pub products: Products,
@@ -45,6 +49,20 @@ pub struct JobSpec {
     pub eval: EvalConfig,
     pub checkpoint: CheckpointConfig,
     pub fault_tolerance: FaultToleranceConfig,
+    /// Manifests of before there was a choice have none.
+    #[serde(default)]
+    pub workers: WorkersConfig,
+}
+
+/// Highest priority of a job; the lowest is as far below 0.
+pub const PRIORITY_MAX: i32 = 100;
+
+/// Which workers a job takes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkersConfig {
+    /// A worker must have all of these, each with this value.
+    pub labels: Labels,
 }
 
 /// How the operands of matrix products are rounded; sums are in f32 always. The router's products are not affected: they are f32.
@@ -182,6 +200,8 @@ pub enum JobError {
     Missing { key: &'static str, hint: &'static str },
     #[error("`{key}` = {found} is not possible; expected {expected}")]
     Value { key: &'static str, found: String, expected: String },
+    #[error("`workers.labels`: {0}")]
+    Label(LabelError),
     #[error(transparent)]
     Shape(#[from] ShapeError),
     #[error("the model cannot be split over this shape: {0}")]
@@ -204,6 +224,7 @@ struct File {
     steps: Option<u64>,
     seed: u64,
     exact: bool,
+    priority: i32,
     products: Products,
     recompute: bool,
     init_from: Option<PathBuf>,
@@ -218,6 +239,7 @@ struct File {
     eval: EvalFile,
     checkpoint: CheckpointFile,
     fault_tolerance: FaultToleranceFile,
+    workers: WorkersConfig,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -383,6 +405,7 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
         steps,
         seed: file.seed,
         exact: file.exact,
+        priority: file.priority,
         products: file.products,
         recompute: file.recompute,
         init_from: file.init_from,
@@ -412,6 +435,7 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
             min_dp: file.fault_tolerance.min_dp.unwrap_or(1),
             max_skipped: file.fault_tolerance.max_skipped.unwrap_or_else(max_skipped),
         },
+        workers: file.workers,
         model,
     };
     spec.check()?;
@@ -458,6 +482,7 @@ impl JobSpec {
     pub fn check(&self) -> Result<(), JobError> {
         self.check_counts()?;
         self.check_numbers()?;
+        self.check_pool()?;
         self.check_together()?;
         partition::check(&self.model, &self.shape)?;
         Ok(())
@@ -526,6 +551,14 @@ impl JobSpec {
             }
         }
         Ok(())
+    }
+
+    /// What the pool of workers is asked for.
+    fn check_pool(&self) -> Result<(), JobError> {
+        if !(-PRIORITY_MAX..=PRIORITY_MAX).contains(&self.priority) {
+            return value("priority", self.priority, format!("-{PRIORITY_MAX} to {PRIORITY_MAX}"));
+        }
+        labels::check(&self.workers.labels).map_err(JobError::Label)
     }
 
     /// What must fit together.
@@ -657,6 +690,7 @@ struct Written<'a> {
     steps: u64,
     seed: u64,
     exact: bool,
+    priority: i32,
     products: Products,
     recompute: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -673,6 +707,7 @@ struct Written<'a> {
     eval: WrittenEval,
     checkpoint: &'a CheckpointConfig,
     fault_tolerance: &'a FaultToleranceConfig,
+    workers: &'a WorkersConfig,
 }
 
 #[derive(Serialize)]
@@ -694,6 +729,7 @@ impl<'a> From<&'a JobSpec> for Written<'a> {
             steps: s.steps,
             seed: s.seed,
             exact: s.exact,
+            priority: s.priority,
             products: s.products,
             recompute: s.recompute,
             init_from: &s.init_from,
@@ -711,6 +747,7 @@ impl<'a> From<&'a JobSpec> for Written<'a> {
             eval: WrittenEval { interval: s.eval.interval, micro_batches: s.eval.num_micro_batches },
             checkpoint: &s.checkpoint,
             fault_tolerance: &s.fault_tolerance,
+            workers: &s.workers,
         }
     }
 }

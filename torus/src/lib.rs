@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  job      job files: what a user asks for, checked and with defaults filled in
+//!  labels   names and values that workers have and jobs ask for
 //!  model    dims, presets and tensors of the model         partition  which slice of which tensor a place holds
 //!  geometry places, groups, rows and columns of the torus  placement  which worker fills which place
 //!  collective, pipeline  schedules as data                 cursor     which sample comes when
@@ -29,6 +30,7 @@ pub mod holders;
 pub mod ids;
 pub mod init;
 pub mod job;
+pub mod labels;
 pub mod manifest;
 pub mod model;
 pub mod owner;

@@ -33,6 +33,7 @@ use tokio::sync::{mpsc, watch};
 use toroid_proto::{BUILD_VERSION, PROTOCOL_VERSION, Register};
 use toroid_security::Credentials;
 use toroid_session::client::{Client, Settings};
+use toroid_torus::labels::Labels;
 
 use comm::nccl::Collectives;
 use comm::{CommError, LinkChoice, Listener, check_advertised};
@@ -64,6 +65,8 @@ pub struct Config {
     /// Where the worker is, for the placement.
     pub host: String,
     pub zone: String,
+    /// That a job may ask for, beside what every worker has (`toroid_torus::labels`).
+    pub labels: Labels,
     pub rack: String,
     /// Where its links listen; port 0: any.
     pub data_listen: SocketAddr,
@@ -185,6 +188,7 @@ async fn run_on<D: Device + Clone>(
         build_version: BUILD_VERSION.into(),
         host: config.host.clone(),
         zone: config.zone.clone(),
+        labels: config.labels.clone(),
         rack: config.rack.clone(),
         data_address: advertised(config.advertise.as_deref(), listener.local_addr())?,
         device: name,

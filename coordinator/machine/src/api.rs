@@ -24,7 +24,7 @@ pub enum Input {
     /// `owner` is random: the job's own for life.
     Submit {
         request: RequestId,
-        toml: String,
+        submission: Submission,
         owner: OwnerId,
     },
     Cancel {
@@ -35,11 +35,32 @@ pub enum Input {
         request: RequestId,
         job: String,
     },
-    /// A job that waits for a checkpoint that can be read tries again, or begins from scratch.
+    /// A job that waits for a checkpoint that can be read tries again, or begins from scratch. One that has ended goes on from its newest
+    /// checkpoint, up to `steps` in all; `None`: as many as before.
     Resume {
         request: RequestId,
         job: String,
         from_scratch: bool,
+        steps: Option<u64>,
+    },
+    /// The job is given no places until it is released.
+    Hold {
+        request: RequestId,
+        job: String,
+    },
+    Release {
+        request: RequestId,
+        job: String,
+    },
+    /// The worker of this id is given no place any more.
+    Cordon {
+        request: RequestId,
+        worker: String,
+        reason: String,
+    },
+    Uncordon {
+        request: RequestId,
+        worker: String,
     },
     /// The worker is to have no place any more.
     Drain {
@@ -113,6 +134,17 @@ impl Change {
     }
 }
 
+/// What a user submits.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Submission {
+    /// The job file.
+    pub toml: String,
+    /// Whose quota the job counts against; empty: nobody's.
+    pub user: String,
+    /// Instead of that of the job file.
+    pub priority: Option<i32>,
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub enum Output {
     /// Make durable, all or nothing, before what follows is done.
@@ -180,6 +212,20 @@ pub enum Reply {
     Resumed {
         job: JobId,
     },
+    Held {
+        job: JobId,
+    },
+    Released {
+        job: JobId,
+    },
+    /// `job`: in which the worker has a place still; empty: in none.
+    Cordoned {
+        job: JobId,
+    },
+    /// Why it was cordoned; may be empty.
+    Uncordoned {
+        reason: String,
+    },
     /// `job` is empty where the worker was a spare, `replacement` where the move waits for another that is not healed yet.
     Drained {
         job: JobId,
@@ -221,6 +267,24 @@ pub enum RequestError {
         "`{worker}` is not put aside, it was drained or computed wrongly: this process gets no place any more; start it again"
     )]
     Retired { worker: WorkerId },
+    #[error("`{worker}` is not cordoned; {cordoned}")]
+    NotCordoned { worker: WorkerId, cordoned: String },
+    #[error("{max} workers are cordoned already, and no more are kept; uncordon those that are gone for good")]
+    Cordons { max: usize },
+    #[error("the id of a worker has {num_bytes} bytes; expected 1 to {max}, as `toroid workers` lists it")]
+    WorkerId { num_bytes: usize, max: usize },
+    #[error("the user `{found}` is not possible; expected at most {max} letters, digits and `-`, `_`, `.`, `@`")]
+    User { found: String, max: usize },
+    #[error(
+        "the job needs {needs} workers and the quota of the user `{user}` is {quota}; ask for a smaller shape, or whoever runs the coordinator for \
+         a larger quota (--quota {user}={needs})"
+    )]
+    Quota { user: String, needs: usize, quota: usize },
+    #[error(
+        "{job} cannot be resumed up to step {steps}: its newest checkpoint is of step {saved}; give more with --steps, or begin again with \
+         --from-scratch"
+    )]
+    Steps { job: JobId, steps: u64, saved: u64 },
     #[error("{worker} cannot be drained: {reason}")]
     Drain { worker: WorkerId, reason: String },
     #[error("{job} cannot be {what}: it is {state} ({reason})")]

@@ -35,7 +35,8 @@ impl SeenBy {
             | SeenBy::Prepared
             | SeenBy::Drain
             | SeenBy::Left
-            | SeenBy::Capacity => false,
+            | SeenBy::Capacity
+            | SeenBy::Priority => false,
         }
     }
 

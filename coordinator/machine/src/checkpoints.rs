@@ -193,8 +193,8 @@ impl Checkpoints {
         self.wanted = Some(Why::Request);
     }
 
-    /// Names the steps that are to be saved and can be named now. `at_start`: nothing of this epoch is computed yet. `leaving`: in words,
-    /// the workers that take the only copy of a shard away when they end.
+    /// Names the steps that are to be saved and can be named now. `at_start`: nothing of this epoch is computed yet. `leaving`: why all are to
+    /// halt, in words: workers that end take the only copy of a shard away, or the job gives its workers back.
     pub fn name_steps(&mut self, cx: &mut Cx<'_, '_>, at_start: bool, leaving: Option<&str>) {
         if !cx.is_whole() {
             return;
@@ -276,7 +276,7 @@ impl Checkpoints {
         cx.send_all(&checkpoint_at(&cx.record, step));
     }
 
-    /// Has the next step saved, and no step made beyond it: `leaving` are to end. Says whether no other checkpoint is to be named.
+    /// Has the next step saved, and no step made beyond it: why is `leaving`. Says whether no other checkpoint is to be named.
     fn halt_for(&mut self, cx: &mut Cx<'_, '_>, at_start: bool, leaving: &str) -> bool {
         let (committed, total) = (cx.committed(), cx.total());
         let steps = cx.curve.progress().step_s().map_or(1.0, |step_s| (TO_ALL_S / step_s).ceil());
@@ -300,7 +300,7 @@ impl Checkpoints {
                 cx.send_all(&checkpoint_at(&cx.record, step));
             }
         }
-        cx.event("job.halting", format!("step {step} is saved and no step is made beyond it: {leaving} to end"));
+        cx.event("job.halting", format!("step {step} is saved and no step is made beyond it: {leaving}"));
     }
 
     /// A worker came back on another stream: it may have missed what was sent meanwhile. A step that it has committed is not named

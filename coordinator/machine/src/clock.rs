@@ -60,6 +60,13 @@ impl Stopwatch {
         Stopwatch { elapsed_s: 0.0, since: Some(Moment::before(now, Duration::ZERO)) }
     }
 
+    /// Goes on after a stop; one that was not stopped goes on as it is.
+    pub fn go_on(&mut self, now: Now) {
+        if self.since.is_none() {
+            self.since = Stopwatch::start(now).since;
+        }
+    }
+
     pub fn elapsed_s(&self, now: Now) -> f64 {
         self.elapsed_s + self.since.map_or(0.0, |since| since.elapsed(now).as_secs_f64())
     }
@@ -106,5 +113,7 @@ mod tests {
         watch.advance(at(2, 5, DAY_MS + 40_000));
         watch.stop(at(2, 15, 0));
         assert_eq!(watch.elapsed_s(at(3, 1_000, 7 * DAY_MS)), 110.0);
+        watch.go_on(at(3, 1_000, 7 * DAY_MS));
+        assert_eq!(watch.elapsed_s(at(3, 1_005, 0)), 115.0);
     }
 }

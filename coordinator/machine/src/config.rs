@@ -5,6 +5,7 @@ use std::time::Duration;
 use toroid_torus::ids::Term;
 
 use super::limits::Limits;
+use super::scheduler::Policy;
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -14,6 +15,7 @@ pub struct Config {
     /// Of this coordinator's leadership (T-13).
     pub term: Term,
     pub retention: Retention,
+    pub policy: Policy,
     /// What workers must show; `None`: nothing.
     pub join_token: Option<String>,
 }

@@ -1,12 +1,12 @@
 //! The coordinator's decisions, as a pure state machine: an input and the time in, outputs in order out.
 //!
 //! ```text
-//!   users    Submit, Cancel, Checkpoint, ┐                   ┌─ Persist     records, one transaction, always first
-//!            Drain                       │                   │
+//!   users    Submit, Hold, Cordon,       ┐                   ┌─ Persist     records, one transaction, always first
+//!            Resume, Drain, ...          │                   │
 //!   workers  Message, Closed ────────────┼─> Machine::handle ┼─ AppendCurve, AppendGap, CutCurve, CreateFolder
 //!   clock    Tick (at poll_timeout) ─────┘                   └─ Send, Close, Reply, Event, Changed
 //!
-//!   queued ──> starting ──> running ──> done            any of them ──> failed, cancelled
+//!   queued ──> starting ──> running ──> done            any of them ──> failed, cancelled ──> queued (resumed by a user)
 //!                 │  ^         │
 //!                 v  └─────────v        a place was lost or is to be moved: the next epoch heals what is missing from the
 //!       recovering, draining <─┘        other holders, or the job waits for a worker, or it restores a checkpoint
@@ -39,6 +39,7 @@
 //!   machine/   inputs to jobs and workers, outputs in order      api, config, limits       what goes in and comes out
 //!   job/       a job: its parts wired together                   record, clock, access     what is stored
 //!     epoch, curve, deadlines      the core, read by all parts   pool, crashes, proof      workers that are connected
+//!                                                                scheduler                which job gets workers next
 //!     checkpoints, unsaved         saving the state              recovery, hang, straggler, progress, facts
 //!     incidents                    what failures cost                                      pure functions and accounts
 //!     activity                     who hangs                     job_context, context      what a decision may look at and do
@@ -83,15 +84,17 @@ mod readers;
 pub mod record;
 pub mod recovery;
 mod replacement;
+pub mod scheduler;
 pub mod straggler;
 mod unsaved;
 
 #[cfg(test)]
 mod tests;
 
-pub use api::{Change, Input, Output, Reply, RequestError, RequestId, RestoreError, StreamId};
+pub use api::{Change, Input, Output, Reply, RequestError, RequestId, RestoreError, StreamId, Submission};
 pub use clock::Now;
 pub use config::{Config, Retention};
 pub use limits::Limits;
 pub use machine::Machine;
 pub use progress::{Progress, StepSummary, missing_record};
+pub use scheduler::{Policy, Quotas};

@@ -9,10 +9,12 @@ use super::api::StreamId;
 use super::crashes::{Aside, CrashLog};
 use super::deadlines::{Deadline, Deadlines};
 use super::proof::{Probe, Proof, ProofStage};
-use super::record::Process;
+use super::record::{Cordon, Process};
 use toroid_proto as proto;
 use toroid_proto::Register;
+use toroid_torus::failpoint;
 use toroid_torus::ids::{JobId, Rank, WorkerId};
+use toroid_torus::labels::Labels;
 use toroid_torus::placement::Candidate;
 
 #[derive(Debug)]
@@ -39,6 +41,22 @@ impl Worker {
         let r = &self.register;
         Candidate { worker: self.id(), host: r.host.clone(), rack: r.rack.clone(), zone: r.zone.clone() }
     }
+
+    /// The value of a label, of those that it was given and those that every worker has.
+    pub fn label(&self, name: &str) -> Option<&str> {
+        let r = &self.register;
+        match name {
+            "device" => r.device.split(':').next(),
+            "host" => Some(&r.host),
+            "rack" => Some(&r.rack),
+            "zone" => Some(&r.zone),
+            name => r.labels.get(name).map(String::as_str),
+        }
+    }
+
+    pub fn has_labels(&self, wanted: &Labels) -> bool {
+        wanted.iter().all(|(name, value)| self.label(name) == Some(value))
+    }
 }
 
 /// Where a connected worker stands.
@@ -48,6 +66,8 @@ pub enum Standing<'a> {
     Spare,
     /// A spare again after a while.
     Aside(Aside<'a>),
+    /// No process of this id is given a place, until a user says so.
+    Cordoned(&'a Cordon),
     /// This process is given no place any more.
     Retired,
 }
@@ -60,12 +80,20 @@ pub struct Pool {
     /// The job that spares are asked to be ready for.
     pub asks_for: Option<JobId>,
     retired: BTreeMap<WorkerId, Process>,
+    /// By id, connected or not.
+    cordoned: BTreeMap<WorkerId, Cordon>,
+    /// Workers without a place that hold state of a job as it was split before: nobody else's, until it lets them go.
+    pub retained: BTreeMap<WorkerId, JobId>,
+    /// Workers that are kept for others while a job is given its places.
+    pub kept: BTreeSet<WorkerId>,
     /// For each connected worker [`Deadline::Silence`], for each that is probed [`Deadline::Probe`].
     deadlines: Deadlines,
 }
 
 /// Processes that are known as retired, at most.
 const MAX_RETIRED: usize = 1000;
+/// Ids that are cordoned, at most.
+pub const MAX_CORDONED: usize = 10_000;
 
 impl Pool {
     pub fn get(&self, worker: &str) -> Option<&Worker> {
@@ -76,9 +104,10 @@ impl Pool {
         self.workers.get_mut(self.streams.get(&stream)?)
     }
 
-    /// No worker is connected; these processes are given no place.
-    pub fn restore(retired: BTreeMap<WorkerId, Process>) -> Pool {
-        Pool { retired, ..Pool::default() }
+    /// No worker is connected; these processes, and whoever has these ids, are given no place.
+    pub fn restore(retired: BTreeMap<WorkerId, Process>, cordoned: BTreeMap<WorkerId, Cordon>) -> Pool {
+        let cordoned = if failpoint!(ForgetCordons) { BTreeMap::new() } else { cordoned };
+        Pool { retired, cordoned, ..Pool::default() }
     }
 
     /// Adds a worker that is not connected yet. A process that was retired stays it, another of its name begins anew.
@@ -142,6 +171,8 @@ impl Pool {
             Standing::Placed
         } else if self.retired.contains_key(worker_id.as_str()) {
             Standing::Retired
+        } else if let Some(cordon) = self.cordoned.get(worker_id.as_str()) {
+            Standing::Cordoned(cordon)
         } else {
             self.crashes.aside(worker_id, host).map_or(Standing::Spare, Standing::Aside)
         }
@@ -166,6 +197,11 @@ impl Pool {
             1 => text += "; one that was drained does not count",
             n => text += &format!("; {n} that were drained do not count"),
         }
+        match without.iter().filter(|(_, standing)| matches!(standing, Standing::Cordoned(_))).count() {
+            0 => {}
+            1 => text += "; one that is cordoned does not count",
+            n => text += &format!("; {n} that are cordoned do not count"),
+        }
         text
     }
 
@@ -189,6 +225,23 @@ impl Pool {
             gone.map(|id| self.retired.remove(&id));
         }
         self.retired.insert(worker.into(), Process::of(&connected.register));
+    }
+
+    /// From now on nobody of this id is given a place. Says whether that is possible: not beyond [`MAX_CORDONED`].
+    pub fn cordon(&mut self, worker: &str, cordon: Cordon) -> bool {
+        let fits = self.cordoned.len() < MAX_CORDONED || self.cordoned.contains_key(worker);
+        if fits {
+            self.cordoned.entry(worker.into()).or_insert(cordon);
+        }
+        fits
+    }
+
+    pub fn uncordon(&mut self, worker: &str) -> Option<Cordon> {
+        self.cordoned.remove(worker)
+    }
+
+    pub fn cordoned(&self) -> &BTreeMap<WorkerId, Cordon> {
+        &self.cordoned
     }
 
     pub fn retired(&self) -> &BTreeMap<WorkerId, Process> {

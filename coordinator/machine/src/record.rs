@@ -69,6 +69,18 @@ pub struct Meta {
     pub num_jobs: BTreeMap<String, u64>,
     /// Workers that are given no place any more, by id: they were drained, or hang. Another process of the same id is.
     pub retired: BTreeMap<WorkerId, Process>,
+    /// Workers that a user has cordoned: no process of the id is given a place.
+    #[serde(default)]
+    pub cordoned: BTreeMap<WorkerId, Cordon>,
+}
+
+/// Why and since when a worker is given no place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cordon {
+    /// As its user said; may be empty.
+    pub reason: String,
+    pub unix_ms: i64,
 }
 
 /// What tells a process from another of the same worker id; in containers all have the same `pid`.
@@ -216,6 +228,21 @@ pub struct JobRecord {
     /// Why a queued job is given no places even where workers are.
     #[serde(default)]
     pub hold: Option<Hold>,
+    /// A user holds it: it is given no places until it is released.
+    #[serde(default)]
+    pub is_held: bool,
+    /// Whose quota it counts against; empty: nobody's.
+    #[serde(default)]
+    pub user: String,
+    /// In the queue, on hold left out, all its waits together.
+    #[serde(default)]
+    pub waited: Option<Stopwatch>,
+    /// Against preemption: its priority, and what it had waited when it was given its places (see [`super::scheduler`]).
+    #[serde(default)]
+    pub class: i64,
+    /// It is being saved, and gives its workers back then.
+    #[serde(default)]
+    pub yields: Option<Yield>,
     /// What could not be saved since the newest checkpoint.
     #[serde(default)]
     pub unsaved: Option<Unsaved>,
@@ -429,6 +456,8 @@ pub enum SeenBy {
     Left,
     /// Workers are there for another replica.
     Capacity,
+    /// A job of a higher priority is to have them.
+    Priority,
 }
 
 impl SeenBy {
@@ -446,6 +475,7 @@ impl SeenBy {
             SeenBy::Drain => "drain",
             SeenBy::Left => "worker's end",
             SeenBy::Capacity => "capacity",
+            SeenBy::Priority => "priority",
         }
     }
 }
@@ -555,6 +585,16 @@ pub struct Unusable {
     pub is_damaged: bool,
 }
 
+/// A job that gives its workers back though it is not over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Yield {
+    /// The job that is to have them; `None`: a user holds this one.
+    pub to: Option<JobId>,
+    /// In plain words.
+    pub reason: String,
+}
+
 /// What a queued job waits for that workers alone do not bring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -619,7 +659,7 @@ pub enum Why {
     Steps,
     /// A user asked.
     Request,
-    /// Workers are to end, and nobody can take their places.
+    /// Workers are to end, and nobody can take their places; or the job gives its workers back.
     Leaving,
     /// The last step of the job.
     Final,

@@ -12,7 +12,7 @@ use crate::driver::{AskError, Command, Page, Question, Seen};
 use crate::folder;
 use crate::lead::Leader;
 use crate::machine::access::AccessError;
-use crate::machine::{Reply, RequestError};
+use crate::machine::{Reply, RequestError, Submission};
 
 /// Updates that wait for a watcher; beyond, the watcher's own task waits and then skips to the newest state.
 const MAX_UPDATES: usize = 4;
@@ -91,9 +91,17 @@ impl From<AskError> for Status {
     fn from(error: AskError) -> Status {
         let text = error.to_string();
         match error {
-            AskError::Request(RequestError::Invalid(_)) => Status::invalid_argument(text),
+            AskError::Request(RequestError::Invalid(_) | RequestError::User { .. } | RequestError::WorkerId { .. }) => {
+                Status::invalid_argument(text)
+            }
+            AskError::Request(RequestError::Quota { .. } | RequestError::Cordons { .. }) => {
+                Status::resource_exhausted(text)
+            }
             AskError::Request(
-                RequestError::UnknownJob { .. } | RequestError::UnknownWorker { .. } | RequestError::NotAside { .. },
+                RequestError::UnknownJob { .. }
+                | RequestError::UnknownWorker { .. }
+                | RequestError::NotAside { .. }
+                | RequestError::NotCordoned { .. },
             ) => Status::not_found(text),
             AskError::Request(RequestError::Access(AccessError::UnknownToken(_) | AccessError::UnknownBinding(_))) => {
                 Status::not_found(text)
@@ -107,6 +115,7 @@ impl From<AskError> for Status {
                 | RequestError::State { .. }
                 | RequestError::Drain { .. }
                 | RequestError::Retired { .. }
+                | RequestError::Steps { .. }
                 | RequestError::Folder { .. },
             )
             | AskError::Folder(_) => Status::failed_precondition(text),
@@ -144,13 +153,15 @@ impl JobService for Jobs {
         request: Request<proto::SubmitJobRequest>,
     ) -> Result<Response<proto::SubmitJobResponse>, Status> {
         let caller = request.extensions().get::<Caller>().cloned();
-        let toml = request.into_inner().job_toml;
+        let proto::SubmitJobRequest { job_toml: toml, user, priority } = request.into_inner();
+        let user = caller.as_ref().map_or(user.clone(), |caller| caller.submits_as(user));
         let what = job_name(&toml);
         let change = async {
             if let Some(refusal) = folder::refusal(&toml).await {
                 return Err(AskError::from(refusal).into());
             }
-            match self.leader.order(|answer| Command::Submit { toml, answer }).await? {
+            let submission = Submission { toml, user, priority };
+            match self.leader.order(|answer| Command::Submit { submission, answer }).await? {
                 Reply::Submitted { job } => Ok(Response::new(proto::SubmitJobResponse { job_id: job.into() })),
                 reply => Err(mismatch(&reply)),
             }
@@ -254,15 +265,75 @@ impl JobService for Jobs {
 
     async fn resume_job(&self, request: Request<proto::ResumeJobRequest>) -> Result<Response<proto::Job>, Status> {
         let caller = request.extensions().get::<Caller>().cloned();
-        let proto::ResumeJobRequest { job_id: job, from_scratch } = request.into_inner();
-        let what = if from_scratch { format!("{job}, from scratch") } else { job.clone() };
+        let proto::ResumeJobRequest { job_id: job, from_scratch, steps } = request.into_inner();
+        let mut what = if from_scratch { format!("{job}, from scratch") } else { job.clone() };
+        let steps = (steps > 0).then_some(steps);
+        what.extend(steps.map(|steps| format!(", up to step {steps}")));
         let change = async {
-            match self.leader.order(|answer| Command::Resume { job, from_scratch, answer }).await? {
+            match self.leader.order(|answer| Command::Resume { job, from_scratch, steps, answer }).await? {
                 Reply::Resumed { job } => Ok(Response::new(self.job(job.into()).await?)),
                 reply => Err(mismatch(&reply)),
             }
         };
         self.audit.change(caller.as_ref(), "ResumeJob", &what, change).await
+    }
+
+    async fn hold_job(&self, request: Request<proto::HoldJobRequest>) -> Result<Response<proto::Job>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned();
+        let job = request.into_inner().job_id;
+        let what = job.clone();
+        let change = async {
+            match self.leader.order(|answer| Command::Hold { job, answer }).await? {
+                Reply::Held { job } => Ok(Response::new(self.job(job.into()).await?)),
+                reply => Err(mismatch(&reply)),
+            }
+        };
+        self.audit.change(caller.as_ref(), "HoldJob", &what, change).await
+    }
+
+    async fn release_job(&self, request: Request<proto::ReleaseJobRequest>) -> Result<Response<proto::Job>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned();
+        let job = request.into_inner().job_id;
+        let what = job.clone();
+        let change = async {
+            match self.leader.order(|answer| Command::Release { job, answer }).await? {
+                Reply::Released { job } => Ok(Response::new(self.job(job.into()).await?)),
+                reply => Err(mismatch(&reply)),
+            }
+        };
+        self.audit.change(caller.as_ref(), "ReleaseJob", &what, change).await
+    }
+
+    async fn cordon_worker(
+        &self,
+        request: Request<proto::CordonWorkerRequest>,
+    ) -> Result<Response<proto::CordonWorkerResponse>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned();
+        let proto::CordonWorkerRequest { worker_id: worker, reason } = request.into_inner();
+        let what = format!("{worker}: {reason}");
+        let change = async {
+            match self.leader.order(|answer| Command::Cordon { worker, reason, answer }).await? {
+                Reply::Cordoned { job } => Ok(Response::new(proto::CordonWorkerResponse { job_id: job.into() })),
+                reply => Err(mismatch(&reply)),
+            }
+        };
+        self.audit.change(caller.as_ref(), "CordonWorker", &what, change).await
+    }
+
+    async fn uncordon_worker(
+        &self,
+        request: Request<proto::UncordonWorkerRequest>,
+    ) -> Result<Response<proto::UncordonWorkerResponse>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned();
+        let worker = request.into_inner().worker_id;
+        let what = worker.clone();
+        let change = async {
+            match self.leader.order(|answer| Command::Uncordon { worker, answer }).await? {
+                Reply::Uncordoned { reason } => Ok(Response::new(proto::UncordonWorkerResponse { reason })),
+                reply => Err(mismatch(&reply)),
+            }
+        };
+        self.audit.change(caller.as_ref(), "UncordonWorker", &what, change).await
     }
 
     async fn drain_worker(

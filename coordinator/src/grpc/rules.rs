@@ -23,7 +23,7 @@ const fn change(path: &'static str, least: Role) -> Rule {
     Rule { path, least: Some(least), changes: true }
 }
 
-pub const RULES: [Rule; 24] = [
+pub const RULES: [Rule; 28] = [
     look("/toroid.v1.JobService/GetJob", Role::View),
     look("/toroid.v1.JobService/GetCurve", Role::View),
     look("/toroid.v1.JobService/ListJobs", Role::View),
@@ -34,6 +34,10 @@ pub const RULES: [Rule; 24] = [
     change("/toroid.v1.JobService/CancelJob", Role::Submit),
     change("/toroid.v1.JobService/CheckpointJob", Role::Submit),
     change("/toroid.v1.JobService/ResumeJob", Role::Submit),
+    change("/toroid.v1.JobService/HoldJob", Role::Submit),
+    change("/toroid.v1.JobService/ReleaseJob", Role::Submit),
+    change("/toroid.v1.JobService/CordonWorker", Role::Operate),
+    change("/toroid.v1.JobService/UncordonWorker", Role::Operate),
     change("/toroid.v1.JobService/RemoveJob", Role::Operate),
     change("/toroid.v1.JobService/DrainWorker", Role::Operate),
     change("/toroid.v1.JobService/ReadmitWorker", Role::Operate),

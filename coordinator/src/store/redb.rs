@@ -159,6 +159,7 @@ mod tests {
             secret: [count as u8; 32],
             num_jobs: BTreeMap::from([("a".into(), count)]),
             retired: BTreeMap::new(),
+            cordoned: BTreeMap::new(),
         })
     }
 

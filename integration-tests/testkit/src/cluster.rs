@@ -32,6 +32,14 @@ const ANSWERS_WITHIN: Duration = Duration::from_millis(500);
 /// Each job with its state, step, epoch and numbers of events, checkpoints and validations; each worker with its place.
 type Movement = (Vec<(String, i32, u64, u64, (usize, usize, usize))>, Vec<(String, String, i32)>);
 
+/// Of a process.
+#[derive(Debug, Clone, Copy)]
+pub struct Usage {
+    pub resident_kib: u64,
+    /// Sockets included.
+    pub num_files: usize,
+}
+
 /// One coordinator and its workers.
 pub struct Cluster {
     toroid: Toroid,
@@ -294,6 +302,16 @@ impl Cluster {
         };
         let workers = self.connected().into_iter().map(|w| (w.worker_id, w.job_id, w.rank));
         (jobs.iter().map(of_job).collect(), workers.collect())
+    }
+
+    /// What the coordinator's process holds of the system.
+    pub fn coordinator_usage(&self) -> Result<Usage> {
+        let pid = self.children.pid(COORDINATOR).context("find the coordinator's process")?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("read its status")?;
+        let resident =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
+        let num_files = std::fs::read_dir(format!("/proc/{pid}/fd")).context("list its open files")?.count();
+        Ok(Usage { resident_kib: resident.context("find its memory")?, num_files })
     }
 
     /// Polls the list of connected workers until `found` says so.

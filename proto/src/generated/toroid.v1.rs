@@ -699,6 +699,12 @@ pub struct SubmitJobRequest {
     /// the job file, as documented in the README
     #[prost(string, tag = "1")]
     pub job_toml: ::prost::alloc::string::String,
+    /// whose quota it counts against: at most 64 letters, digits and `-`, `_`, `.`, `@`; empty: nobody's
+    #[prost(string, tag = "2")]
+    pub user: ::prost::alloc::string::String,
+    /// instead of that of the job file
+    #[prost(int32, optional, tag = "3")]
+    pub priority: ::core::option::Option<i32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SubmitJobResponse {
@@ -803,6 +809,19 @@ pub struct ResumeJobRequest {
     /// gives up all checkpoints: from the initial weights, or what `resume_from` names
     #[prost(bool, tag = "2")]
     pub from_scratch: bool,
+    /// of a job that has ended: optimizer updates in all; 0: as many as before
+    #[prost(uint64, tag = "3")]
+    pub steps: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HoldJobRequest {
+    #[prost(string, tag = "1")]
+    pub job_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseJobRequest {
+    #[prost(string, tag = "1")]
+    pub job_id: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DrainWorkerRequest {
@@ -826,6 +845,32 @@ pub struct ReadmitWorkerRequest {
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadmitWorkerResponse {
     /// why it was put aside
+    #[prost(string, tag = "1")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CordonWorkerRequest {
+    /// connected or not
+    #[prost(string, tag = "1")]
+    pub worker_id: ::prost::alloc::string::String,
+    /// for those who see it; may be empty
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CordonWorkerResponse {
+    /// in which it has a place still; empty: none
+    #[prost(string, tag = "1")]
+    pub job_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UncordonWorkerRequest {
+    #[prost(string, tag = "1")]
+    pub worker_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UncordonWorkerResponse {
+    /// why it was cordoned
     #[prost(string, tag = "1")]
     pub reason: ::prost::alloc::string::String,
 }
@@ -958,6 +1003,18 @@ pub struct Job {
     /// absent: the newest checkpoint that was tried is good
     #[prost(message, optional, tag = "39")]
     pub unsaved: ::core::option::Option<Unsaved>,
+    /// jobs of a higher one are served first
+    #[prost(int32, tag = "40")]
+    pub priority: i32,
+    /// whose quota it counts against; empty: nobody's
+    #[prost(string, tag = "41")]
+    pub user: ::prost::alloc::string::String,
+    /// a user holds it: it is given no places
+    #[prost(bool, tag = "42")]
+    pub is_held: bool,
+    /// how long it has waited for its places in all; time on hold left out
+    #[prost(double, tag = "43")]
+    pub waited_s: f64,
 }
 /// What a job is trained on, and what of what it was given is not used.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1248,6 +1305,15 @@ pub struct WorkerInfo {
     /// it is tried again after this
     #[prost(double, tag = "19")]
     pub warm_up_retry_s: f64,
+    /// device, host, rack and zone among them
+    #[prost(btree_map = "string, string", tag = "20")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// it is given no place, and keeps the one that it has
+    #[prost(bool, tag = "21")]
+    pub is_cordoned: bool,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1349,6 +1415,8 @@ pub enum WorkerState {
     Aside = 3,
     /// drained, or it computed wrongly: this process is given no place any more
     Retired = 4,
+    /// a user cordoned it: no process of this id is given a place
+    Cordoned = 5,
 }
 impl WorkerState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1362,6 +1430,7 @@ impl WorkerState {
             Self::Spare => "WORKER_STATE_SPARE",
             Self::Aside => "WORKER_STATE_ASIDE",
             Self::Retired => "WORKER_STATE_RETIRED",
+            Self::Cordoned => "WORKER_STATE_CORDONED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1372,6 +1441,7 @@ impl WorkerState {
             "WORKER_STATE_SPARE" => Some(Self::Spare),
             "WORKER_STATE_ASIDE" => Some(Self::Aside),
             "WORKER_STATE_RETIRED" => Some(Self::Retired),
+            "WORKER_STATE_CORDONED" => Some(Self::Cordoned),
             _ => None,
         }
     }
@@ -1661,7 +1731,8 @@ pub mod job_service_client {
                 .insert(GrpcMethod::new("toroid.v1.JobService", "CheckpointJob"));
             self.inner.unary(req, path, codec).await
         }
-        /// A job that waits for a checkpoint that can be read tries again, or begins from its initial weights.
+        /// A job that waits for a checkpoint that can be read tries again, or begins from its initial weights. A job that has ended goes on from
+        /// its newest checkpoint, with another number of steps where one is given.
         pub async fn resume_job(
             &mut self,
             request: impl tonic::IntoRequest<super::ResumeJobRequest>,
@@ -1681,6 +1752,49 @@ pub mod job_service_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("toroid.v1.JobService", "ResumeJob"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The job is given no places until it is released. One that has places is saved first, and gives them back.
+        pub async fn hold_job(
+            &mut self,
+            request: impl tonic::IntoRequest<super::HoldJobRequest>,
+        ) -> std::result::Result<tonic::Response<super::Job>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/toroid.v1.JobService/HoldJob",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("toroid.v1.JobService", "HoldJob"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn release_job(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReleaseJobRequest>,
+        ) -> std::result::Result<tonic::Response<super::Job>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/toroid.v1.JobService/ReleaseJob",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("toroid.v1.JobService", "ReleaseJob"));
             self.inner.unary(req, path, codec).await
         }
         /// Moves the place of a worker to a spare: no committed step is lost, the step in flight is made again.
@@ -1757,6 +1871,56 @@ pub mod job_service_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("toroid.v1.JobService", "GetLeader"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The worker of this id is given no place any more, whatever process has the id, until it is uncordoned. A place that it has it keeps.
+        pub async fn cordon_worker(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CordonWorkerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CordonWorkerResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/toroid.v1.JobService/CordonWorker",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("toroid.v1.JobService", "CordonWorker"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// NOT_FOUND names those that are cordoned.
+        pub async fn uncordon_worker(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UncordonWorkerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UncordonWorkerResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/toroid.v1.JobService/UncordonWorker",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("toroid.v1.JobService", "UncordonWorker"));
             self.inner.unary(req, path, codec).await
         }
         /// The workers that are connected now, spares included.
@@ -1862,10 +2026,20 @@ pub mod job_service_server {
             tonic::Response<super::CheckpointJobResponse>,
             tonic::Status,
         >;
-        /// A job that waits for a checkpoint that can be read tries again, or begins from its initial weights.
+        /// A job that waits for a checkpoint that can be read tries again, or begins from its initial weights. A job that has ended goes on from
+        /// its newest checkpoint, with another number of steps where one is given.
         async fn resume_job(
             &self,
             request: tonic::Request<super::ResumeJobRequest>,
+        ) -> std::result::Result<tonic::Response<super::Job>, tonic::Status>;
+        /// The job is given no places until it is released. One that has places is saved first, and gives them back.
+        async fn hold_job(
+            &self,
+            request: tonic::Request<super::HoldJobRequest>,
+        ) -> std::result::Result<tonic::Response<super::Job>, tonic::Status>;
+        async fn release_job(
+            &self,
+            request: tonic::Request<super::ReleaseJobRequest>,
         ) -> std::result::Result<tonic::Response<super::Job>, tonic::Status>;
         /// Moves the place of a worker to a spare: no committed step is lost, the step in flight is made again.
         async fn drain_worker(
@@ -1890,6 +2064,22 @@ pub mod job_service_server {
             request: tonic::Request<super::GetLeaderRequest>,
         ) -> std::result::Result<
             tonic::Response<super::GetLeaderResponse>,
+            tonic::Status,
+        >;
+        /// The worker of this id is given no place any more, whatever process has the id, until it is uncordoned. A place that it has it keeps.
+        async fn cordon_worker(
+            &self,
+            request: tonic::Request<super::CordonWorkerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CordonWorkerResponse>,
+            tonic::Status,
+        >;
+        /// NOT_FOUND names those that are cordoned.
+        async fn uncordon_worker(
+            &self,
+            request: tonic::Request<super::UncordonWorkerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UncordonWorkerResponse>,
             tonic::Status,
         >;
         /// The workers that are connected now, spares included.
@@ -2383,6 +2573,96 @@ pub mod job_service_server {
                     };
                     Box::pin(fut)
                 }
+                "/toroid.v1.JobService/HoldJob" => {
+                    #[allow(non_camel_case_types)]
+                    struct HoldJobSvc<T: JobService>(pub Arc<T>);
+                    impl<
+                        T: JobService,
+                    > tonic::server::UnaryService<super::HoldJobRequest>
+                    for HoldJobSvc<T> {
+                        type Response = super::Job;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::HoldJobRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as JobService>::hold_job(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HoldJobSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/toroid.v1.JobService/ReleaseJob" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReleaseJobSvc<T: JobService>(pub Arc<T>);
+                    impl<
+                        T: JobService,
+                    > tonic::server::UnaryService<super::ReleaseJobRequest>
+                    for ReleaseJobSvc<T> {
+                        type Response = super::Job;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReleaseJobRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as JobService>::release_job(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReleaseJobSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/toroid.v1.JobService/DrainWorker" => {
                     #[allow(non_camel_case_types)]
                     struct DrainWorkerSvc<T: JobService>(pub Arc<T>);
@@ -2503,6 +2783,96 @@ pub mod job_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetLeaderSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/toroid.v1.JobService/CordonWorker" => {
+                    #[allow(non_camel_case_types)]
+                    struct CordonWorkerSvc<T: JobService>(pub Arc<T>);
+                    impl<
+                        T: JobService,
+                    > tonic::server::UnaryService<super::CordonWorkerRequest>
+                    for CordonWorkerSvc<T> {
+                        type Response = super::CordonWorkerResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CordonWorkerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as JobService>::cordon_worker(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CordonWorkerSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/toroid.v1.JobService/UncordonWorker" => {
+                    #[allow(non_camel_case_types)]
+                    struct UncordonWorkerSvc<T: JobService>(pub Arc<T>);
+                    impl<
+                        T: JobService,
+                    > tonic::server::UnaryService<super::UncordonWorkerRequest>
+                    for UncordonWorkerSvc<T> {
+                        type Response = super::UncordonWorkerResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UncordonWorkerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as JobService>::uncordon_worker(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UncordonWorkerSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -2654,7 +3024,7 @@ pub mod worker_message {
         Probed(super::Probed),
     }
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Register {
     /// chosen by the worker, for life; a living worker's id is refused to any other process
     #[prost(string, tag = "1")]
@@ -2701,6 +3071,12 @@ pub struct Register {
     /// set by the coordinator: the name in the worker's certificate; what a worker sends here is dropped
     #[prost(string, tag = "18")]
     pub certified: ::prost::alloc::string::String,
+    /// that it was given: a job may ask for them; see `toroid_torus::labels`
+    #[prost(btree_map = "string, string", tag = "19")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Heartbeat {

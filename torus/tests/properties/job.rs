@@ -95,6 +95,14 @@ fn every_complaint_says_what_is_possible() {
     check_error("data.validation = 0.0\neval.micro_batches = 2", "there is no held-out text");
     check_error("checkpoint.keep = 0", "`checkpoint.keep` = 0");
     check_error("checkpoint.interval_s = 1e30", "0 to 1e9");
+    check_error("priority = 101", "`priority` = 101 is not possible; expected -100 to 100");
+    check_error("priority = -101", "expected -100 to 100");
+    check_error("workers.labels = { 'a b' = 'x' }", "`workers.labels`: the name `a b` is not possible");
+    check_error("workers.labels = { a = '' }", "the value `` is not possible; expected 1 to 63");
+    check_error(&format!("workers.labels = {{ a = '{}' }}", "x".repeat(64)), "xxx...` is not possible");
+    let many: Vec<String> = (0..33).map(|n| format!("a{n} = 'x'")).collect();
+    check_error(&format!("workers.labels = {{ {} }}", many.join(", ")), "there are 33 labels; at most 32");
+    check_error("workers.label = { a = 'x' }", "did you mean `labels`");
 }
 
 /// Of keys that cannot have an effect together none is passed over in silence.
@@ -180,7 +188,7 @@ fn a_spec_from_the_wire_is_checked_like_a_file() {
 
 #[test]
 fn a_spec_is_written_as_a_job_file_and_read_back() {
-    let full = "name = 'n'\nseed = 9223372036854775807\nexact = true\nresume_from = 'c/step-5'\n\
+    let full = "name = 'n'\nseed = 9223372036854775807\nexact = true\npriority = -7\nworkers.labels = { gpu = 'h100', zone = 'a' }\nresume_from = 'c/step-5'\n\
         shape = { tp = 2, pp = 2, dp = 6, dx = 2 }\nmodel.rope_theta = 12345.678\n\
         data = { extensions = ['rs'], max_bytes = 5, order = 'sequential', stride = 7, validation = 0.5 }\n\
         optimizer = { lr = 0.1, eps = 1e-30, warmup = 0 }\neval = { interval = 3, micro_batches = 2 }\n\
@@ -195,6 +203,19 @@ fn a_spec_is_written_as_a_job_file_and_read_back() {
         let json = serde_json::to_string(&job).expect("a spec is JSON");
         assert_eq!(serde_json::from_str::<JobSpec>(&json).expect("its own JSON"), job);
     }
+}
+
+#[test]
+fn labels_are_read_and_those_that_every_worker_has_are_not_given() {
+    use toroid_torus::labels::{check_own, parse};
+    let read = |text: &str| parse(text).map_err(|e| e.to_string());
+    assert_eq!(read("gpu=h100"), Ok(("gpu".into(), "h100".into())));
+    assert!(read("gpu").is_err_and(|e| e.contains("`gpu` is no label; expected NAME=VALUE")));
+    assert!(read("gpu=a=b").is_err_and(|e| e.contains("the value `a=b`")));
+    assert!(read("=b").is_err_and(|e| e.contains("the name ``")));
+    let own = |name: &str| check_own(&[(name.to_string(), "x".to_string())].into()).map_err(|e| e.to_string());
+    assert_eq!(own("gpu"), Ok(()));
+    assert!(own("zone").is_err_and(|e| e.contains("`zone` is known of every worker")));
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! Who may take a place of a job, and in which order they are asked (T-11).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use toroid_proto as proto;
+use toroid_torus::ids::WorkerId;
 use toroid_torus::placement::Candidate;
 
 use super::Job;
 use crate::facts::{hex, short};
-use crate::pool::{Pool, Worker};
+use crate::pool::{Pool, Standing, Worker};
 use crate::proof::{Proof, ProofStage};
 
 impl Job {
@@ -49,16 +50,43 @@ impl Job {
         candidates
     }
 
-    fn fit<'a>(&'a self, pool: &'a Pool) -> impl Iterator<Item = &'a Worker> {
+    /// Whom the job may be given, with a place in another job or without: the scheduler counts on them.
+    pub fn suited(&self, pool: &Pool) -> BTreeSet<WorkerId> {
+        let is_suited = self.is_suited(pool);
+        let may_have = |w: &&Worker| match pool.standing(w) {
+            Standing::Placed => !pool.cordoned().contains_key(w.register.worker_id.as_str()),
+            Standing::Spare => true,
+            Standing::Aside(_) | Standing::Cordoned(_) | Standing::Retired => false,
+        };
+        pool.iter().filter(may_have).filter(|w| is_suited(w)).map(Worker::id).collect()
+    }
+
+    /// What the job asks of its workers: labels, the one fingerprint of an exact job, that they can do what it needs.
+    fn is_suited<'a>(&'a self, pool: &Pool) -> impl Fn(&Worker) -> bool + 'a {
         let fingerprint = self.fingerprint(pool);
         let computes_alike = move |f: &str| !self.core.record.spec.exact || fingerprint.as_deref() == Some(f);
-        let is_fit =
-            move |w: &&Worker| computes_alike(&w.register.fingerprint) && !self.fitness.is_unfit(&w.register.worker_id);
-        pool.spares().filter(is_fit)
+        move |w: &Worker| {
+            computes_alike(&w.register.fingerprint)
+                && w.has_labels(&self.core.record.spec.workers.labels)
+                && !self.fitness.is_unfit(&w.register.worker_id)
+        }
+    }
+
+    /// Workers without a place that may be given one of this job now.
+    fn fit<'a>(&'a self, pool: &'a Pool) -> impl Iterator<Item = &'a Worker> {
+        let is_suited = self.is_suited(pool);
+        let is_free = move |w: &&Worker| {
+            let id = w.register.worker_id.as_str();
+            pool.retained.get(id).is_none_or(|job| *job == self.core.record.id) && !pool.kept.contains(id)
+        };
+        pool.spares().filter(is_free).filter(move |w| is_suited(w))
     }
 
     /// The one fingerprint of an exact job: its own since it was placed, before that the one that most spares have.
     fn fingerprint(&self, pool: &Pool) -> Option<String> {
+        if !self.core.record.spec.exact {
+            return None;
+        }
         if self.core.record.fingerprint.is_some() {
             return self.core.record.fingerprint.clone();
         }

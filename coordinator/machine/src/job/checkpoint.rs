@@ -13,7 +13,10 @@ use toroid_torus::ids::{Rank, Step};
 impl Job {
     /// Names the steps that are to be saved and can be named now. `at_start`: nothing of this epoch is computed yet.
     pub(super) fn name_steps(&mut self, cx: &mut Context<'_>, at_start: bool) {
-        let leaving = self.would_lose_state(cx).then(|| self.leaving_in_words());
+        let leaving = match &self.core.record.yields {
+            Some(yields) => Some(yields.reason.clone()),
+            None => self.would_lose_state(cx).then(|| self.leaving_in_words()),
+        };
         self.checkpoints.name_steps(&mut self.core.context(cx), at_start, leaving.as_deref());
     }
 
@@ -112,7 +115,8 @@ impl Job {
                 self.name_steps(cx, false);
             }
             Deadline::HaltAgain => {
-                let leaving = self.leaving_in_words();
+                let yields = self.core.record.yields.as_ref().map(|yields| yields.reason.clone());
+                let leaving = yields.unwrap_or_else(|| self.leaving_in_words());
                 self.checkpoints.halt_again(&mut self.core.context(cx), &leaving);
             }
             Deadline::LastStepAgain => self.name_steps(cx, false),

@@ -26,41 +26,24 @@ use toroid_torus::job::JobSpec;
 use toroid_torus::placement::{self, Placement};
 
 impl Job {
-    pub fn queue_behind(&mut self, cx: &mut Context<'_>, first: &str) {
-        self.set_state(cx, State::Queued, &format!("waits behind {first}, which was submitted earlier"));
-    }
-
-    /// Gives a queued job its places, if there are workers enough; says whether.
-    pub fn place(&mut self, cx: &mut Context<'_>) -> bool {
-        let has_begun = self.core.record.started_unix_ms > 0;
+    /// Gives a queued job all its places, for this reason; says whether there were workers for them.
+    pub fn place(&mut self, cx: &mut Context<'_>, why: &str) -> bool {
+        let mut shape = self.core.record.shape;
         let candidates = self.candidates(cx.pool, self.core.world());
-        let empty = vec![None; self.core.world()];
-        match placement::place(&self.core.record.shape, &empty, &candidates, &cx.pool.candidates()) {
-            Ok(placement) => {
-                let reason = match has_begun {
-                    true => format!("all places are filled: {}", recovery::source_in_words(self.source(), 0)),
-                    false => "all places are filled: the workers prepare data, weights and links".into(),
-                };
-                self.begin_epoch(cx, self.core.record.shape, placement, State::Starting, &reason);
-                self.incidents.fenced(&mut self.core.context(cx), Rung::Restore, &reason);
-                true
-            }
-            Err(_) => {
-                let alike = if self.core.record.spec.exact { " of one numeric fingerprint" } else { "" };
-                let (found, world) = (candidates.len(), self.core.world());
-                let left_out = cx.pool.not_counted();
-                let goes_on = match has_begun {
-                    true => format!("; then {}", recovery::source_in_words(self.source(), 0)),
-                    false => String::new(),
-                };
-                let reason = format!(
-                    "waits for workers{alike}: {found} of {world} are free{goes_on}{left_out}{}",
-                    self.fitness.in_words()
-                );
-                self.set_state(cx, State::Queued, &reason);
-                false
-            }
+        if failpoint!(StartPartOfGang) && candidates.len() < shape.world() {
+            shape = Shape::new(1, 1, candidates.len()).unwrap_or(shape);
         }
+        let empty = vec![None; shape.world()];
+        let Ok(placement) = placement::place(&shape, &empty, &candidates, &cx.pool.candidates()) else { return false };
+        let then = match self.core.record.started_unix_ms > 0 {
+            true => recovery::source_in_words(self.source(), 0),
+            false => "the workers prepare data, weights and links".into(),
+        };
+        let reason = format!("all places are filled ({why}): {then}");
+        self.stops_waiting(cx);
+        self.begin_epoch(cx, shape, placement, State::Starting, &reason);
+        self.incidents.fenced(&mut self.core.context(cx), Rung::Restore, &reason);
+        true
     }
 
     /// Begins the next epoch if a place was lost and can be filled, or says what the job waits for.
@@ -72,7 +55,6 @@ impl Job {
             return self.wait_for_checkpoint(cx);
         }
         self.begin_drain(cx);
-        self.begin_grow(cx);
         let num_empty = self.core.record.places.iter().filter(|p| p.is_none()).count();
         let next = recovery::decide(&Situation {
             shape: &self.core.record.shape,

@@ -42,18 +42,21 @@ impl Job {
                 .is_some()
     }
 
-    /// `x, y were asked`.
+    /// `x, y were asked to end`.
     pub(super) fn leaving_in_words(&self) -> String {
         let leaving = self.leaving();
         let workers = leaving.iter().filter_map(|rank| self.core.record.worker_at(*rank));
         let verb = if leaving.len() == 1 { "was asked" } else { "were asked" };
-        format!("{} {verb}", units::names(workers, MAX_NAMED))
+        format!("{} {verb} to end", units::names(workers, MAX_NAMED))
     }
 
     /// The step that all halt at is saved: the workers that are to end may end.
     pub fn leave(&mut self, cx: &mut Context<'_>, step: Step) {
         let leaving = self.leaving();
-        let cause = format!("{} to end, and nobody can take the places", self.leaving_in_words());
+        if self.core.record.yields.is_some() {
+            return self.give_way_now(cx, &format!("the state of step {step} is saved"));
+        }
+        let cause = format!("{}, and nobody can take the places", self.leaving_in_words());
         let stays = |rank: Rank| self.core.record.places[rank.index()].is_some() && !leaving.contains(&rank);
         if !Rank::all(self.core.world()).any(stays) {
             let sighting = Sighting { by: SeenBy::Drain, cause: cause.clone(), detect: Duration::ZERO, place: None };

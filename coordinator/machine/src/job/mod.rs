@@ -13,6 +13,7 @@ mod leave;
 mod links;
 mod loopback;
 mod members;
+mod queue;
 mod resize;
 mod restore;
 mod training;
@@ -24,6 +25,7 @@ use crate::activity::{Activities, Hanging};
 use crate::api::RequestError;
 use crate::cause::Cause;
 use crate::checkpoints::Checkpoints;
+use crate::clock::Stopwatch;
 use crate::context::Context;
 use crate::curve::Curve;
 use crate::deadlines::{Deadline, Deadlines};
@@ -37,6 +39,7 @@ use crate::reach::Reach;
 use crate::readers::Readers;
 use crate::record::{Incident, JobRecord, SeenBy, State};
 use crate::replacement::ReplacementWait;
+use crate::scheduler::Wait;
 use crate::straggler::Stragglers;
 use proto::coordinator_message::Body;
 use toroid_proto as proto;
@@ -60,6 +63,8 @@ pub(crate) struct Job {
     readers: Readers,
     moves: Moves,
     replacement: ReplacementWait,
+    /// What it waits for in the queue, as it was told last.
+    waits: Option<Wait>,
 }
 
 impl Job {
@@ -81,10 +86,11 @@ impl Job {
             readers: Readers::default(),
             moves: Moves::default(),
             replacement: ReplacementWait::default(),
+            waits: None,
         }
     }
 
-    pub fn submit(id: JobId, number: u64, owner: OwnerId, spec: JobSpec, cx: &mut Context<'_>) -> Job {
+    pub fn submit(id: JobId, number: u64, owner: OwnerId, user: String, spec: JobSpec, cx: &mut Context<'_>) -> Job {
         let record = JobRecord {
             id,
             number,
@@ -117,6 +123,11 @@ impl Job {
             pending: BTreeMap::new(),
             unusable: BTreeMap::new(),
             hold: None,
+            is_held: false,
+            user,
+            waited: Some(Stopwatch::start(cx.now)),
+            class: i64::from(spec.priority),
+            yields: None,
             unsaved: None,
             leftovers: BTreeSet::new(),
             validations: Vec::new(),
@@ -157,6 +168,8 @@ impl Job {
         let mut job = Job::new(record, incidents, Progress::new(steps));
         if job.core.record.state.is_placed() {
             job.go_on_after_restart(cx);
+        } else if job.core.record.state == State::Queued && job.core.record.waited.is_none() {
+            job.core.record.edit_later().waited = Some(Stopwatch::start(cx.now));
         }
         job
     }
@@ -220,7 +233,8 @@ impl Job {
 
     /// The record is about to be stored: its stopwatch is, as it stands now.
     pub fn advance_stopwatch(&mut self, now: crate::clock::Now) {
-        if let Some(watch) = &mut self.core.record.edit_later().trained {
+        let record = self.core.record.edit_later();
+        for watch in [&mut record.trained, &mut record.waited].into_iter().flatten() {
             watch.advance(now);
         }
     }
@@ -305,7 +319,9 @@ impl Job {
         record.holders.clear();
         record.draining.clear();
         record.finished_unix_ms = cx.now.unix_ms;
-        if let Some(watch) = &mut record.trained {
+        record.is_held = false;
+        record.yields = None;
+        for watch in [&mut record.trained, &mut record.waited].into_iter().flatten() {
             watch.stop(cx.now);
         }
         self.set_state(cx, state, reason);
@@ -328,6 +344,7 @@ impl Job {
         record.has_state = false;
         record.heal = None;
         record.shape = record.spec.shape;
+        record.yields = None;
         let requests = self.checkpoints.take_requests();
         let committed = self.core.committed();
         self.forget_epoch(committed);
@@ -335,6 +352,7 @@ impl Job {
         self.fitness.stand_by();
         self.incidents.waits(&mut self.core.context(cx), reason);
         self.set_state(cx, State::Queued, reason);
+        self.begins_waiting(cx);
         self.core.event(cx, "job.queued", reason);
         for request in requests {
             cx.out.reply(request, Err(self.refuse("checkpointed")));

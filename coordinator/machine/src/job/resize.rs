@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   a place is empty, nobody takes it ── `Limits::replacement` ──> dp' = whole replicas that the living make: Shrink
-//!   fewer replicas than asked for, all is well, workers for one more ──> Grow, by a fence as a drain does it
+//!   a job of a higher priority needs workers ([`crate::scheduler`]), all is well ──> Shrink
+//!   fewer replicas than asked for, all is well, workers for one more that nobody waits for ──> Grow, by a fence as a drain does it
 //! ```
 //!
 //! Either way the next epoch heals: the state lies as it was split for the shape before, and is split anew for the next
@@ -91,21 +92,64 @@ impl Job {
         Ok(())
     }
 
-    /// Begins an epoch with more replicas, if the job has fewer than it asks for, all is well, and there are workers for at least one more.
-    pub(super) fn begin_grow(&mut self, cx: &mut Context<'_>) {
-        if !self.core.is_degraded() || !self.core.can_heal() || self.core.committed() >= self.core.total() {
-            return;
-        }
-        let (shape, full) = (self.core.record.shape, self.core.record.spec.shape);
-        let is_well = self.core.is_whole()
+    /// Nothing goes on beside training, so the shape may be changed at a step boundary.
+    fn may_resize(&self) -> bool {
+        self.core.can_heal()
+            && self.core.committed() < self.core.total()
+            && self.core.is_whole()
             && !self.incidents.is_open()
             && self.core.epoch.why_again().is_none()
             && self.moves.is_empty()
             && self.core.record.draining.is_empty()
-            && self.core.record.earlier.is_empty();
-        if !is_well {
+            && self.core.record.earlier.is_empty()
+            && self.core.record.yields.is_none()
+    }
+
+    /// Replicas that the job goes on with if workers are taken from it; as many as it has where it is not elastic.
+    pub fn fewest_replicas(&self) -> usize {
+        let dp = self.core.record.shape.dp();
+        if self.core.is_redundant() { self.core.record.spec.fault_tolerance.min_dp.min(dp) } else { dp }
+    }
+
+    /// Goes on with `dp` replicas, or as few more than that as can be without giving the only copy of a shard away; the workers of the others
+    /// are free once a step is made. Not now where something else goes on: the scheduler asks again.
+    pub fn give_replicas(&mut self, cx: &mut Context<'_>, dp: usize, why: &str) {
+        if !self.may_resize() {
             return;
         }
+        let shape = self.core.record.shape;
+        let all: BTreeSet<usize> = (0..shape.world()).collect();
+        let kept_of = |dp: usize| {
+            let to = self.shape_of(dp);
+            let kept = resplit::keep(&shape, &to, &all, |kept| self.num_lost(kept) + self.num_behind(kept))?;
+            Some((to, kept))
+        };
+        let Some((to, kept)) = (dp.max(1)..shape.dp()).find_map(kept_of) else { return };
+        let reason = format!(
+            "{why}; dp {} instead of {} and the same samples in every step, the shards are split anew",
+            to.dp(),
+            shape.dp()
+        );
+        let left: Vec<usize> = all.into_iter().filter(|r| !kept.contains(&Some(*r))).collect();
+        let placement = self.place_kept(cx, &to, &kept, &[]);
+        self.remember_layout(cx);
+        for rank in left {
+            self.displace(cx, Rank::new(rank), "is a spare now: its job has fewer replicas for a while");
+        }
+        let sighting = Sighting { by: SeenBy::Priority, cause: reason.clone(), detect: Duration::ZERO, place: None };
+        self.core.event(cx, "job.shrunk", reason.clone());
+        self.incident_seen(cx, sighting);
+        self.begin_epoch(cx, to, placement, State::Recovering, &reason);
+        self.incidents.fenced(&mut self.core.context(cx), Rung::Shrink, &reason);
+        cx.out.unsettled = true;
+    }
+
+    /// Begins an epoch with more replicas, if the job has fewer than it asks for, all is well, and there are workers for at least one more.
+    pub fn grow(&mut self, cx: &mut Context<'_>) {
+        if !self.core.is_degraded() || !self.may_resize() {
+            return;
+        }
+        let (shape, full) = (self.core.record.shape, self.core.record.spec.shape);
         let candidates = self.proven_candidates(cx.pool, full.world() - shape.world());
         let dp = ((shape.world() + candidates.len()) / self.replica()).min(full.dp());
         if dp <= shape.dp() {

@@ -1,8 +1,11 @@
 //! The machine as its driver sees it: jobs, the workers that are connected, and the order of what an input leads to.
 
 mod access;
+mod cordon;
 mod drain;
 mod retention;
+mod schedule;
+mod submit;
 mod view;
 mod warm;
 mod workers;
@@ -12,20 +15,17 @@ use std::time::Duration;
 
 use toroid_torus::failpoint;
 use toroid_torus::ids::JobId;
-use toroid_torus::job::{self as job_file, JobSpec};
-use toroid_torus::owner::OwnerId;
 
 use crate::access::{Bindings, Tokens};
-use crate::api::{Change, Input, Output, Reply, RequestError, RequestId, RestoreError};
+use crate::api::{Change, Input, Output, RequestError, RequestId, RestoreError};
 use crate::clock::Now;
 use crate::config::Config;
 use crate::context::{Context, Outbox};
-use crate::folders;
 use crate::job::Job;
 use crate::limits::Limits;
 use crate::pool::Pool;
 use crate::progress::StepSummary;
-use crate::record::{FORMAT, Incident, JobRecord, Meta, Record, SeenBy, State};
+use crate::record::{FORMAT, Incident, JobRecord, Meta, Record, SeenBy};
 
 #[derive(Debug)]
 pub struct Machine {
@@ -73,9 +73,10 @@ impl Machine {
         }
         let meta = meta.unwrap_or_else(|| {
             out.dirty_meta = true;
-            Meta { format: FORMAT, secret: entropy, num_jobs: BTreeMap::new(), retired: BTreeMap::new() }
+            let (num_jobs, retired, cordoned) = Default::default();
+            Meta { format: FORMAT, secret: entropy, num_jobs, retired, cordoned }
         });
-        let pool = Pool::restore(meta.retired.clone());
+        let pool = Pool::restore(meta.retired.clone(), meta.cordoned.clone());
         let mut machine = Machine {
             config,
             meta,
@@ -101,10 +102,16 @@ impl Machine {
     /// Handles one input. Time never goes back.
     pub fn handle(&mut self, input: Input, now: Now) -> Vec<Output> {
         match input {
-            Input::Submit { request, toml, owner } => self.submit(request, &toml, owner, now),
+            Input::Submit { request, submission, owner } => self.submit(request, &submission, owner, now),
             Input::Cancel { request, job } => self.cancel(request, &job, now),
             Input::Checkpoint { request, job } => self.request_checkpoint(request, &job, now),
-            Input::Resume { request, job, from_scratch } => self.resume_job(request, &job, from_scratch, now),
+            Input::Resume { request, job, from_scratch, steps } => {
+                self.resume_job(request, &job, (from_scratch, steps), now);
+            }
+            Input::Hold { request, job } => self.hold(request, &job, now),
+            Input::Release { request, job } => self.release(request, &job, now),
+            Input::Cordon { request, worker, reason } => self.cordon(request, &worker, &reason, now),
+            Input::Uncordon { request, worker } => self.uncordon(request, &worker),
             Input::Drain { request, worker } => self.drain(request, &worker, now),
             Input::Remove { request, job } => self.remove(request, &job),
             Input::Folders { names } => self.skip_folders(&names),
@@ -161,55 +168,6 @@ impl Machine {
         (jobs, Context { pool, out, config, secret: &meta.secret, now })
     }
 
-    fn submit(&mut self, request: RequestId, toml: &str, owner: OwnerId, now: Now) {
-        let spec = match job_file::parse(toml) {
-            Ok(spec) => spec,
-            Err(error) => return self.out.reply(request, Err(error.into())),
-        };
-        if let Some(other) = self.keeper_of(&spec) {
-            let path = spec.checkpoint.path.unwrap_or_default();
-            return self.out.reply(request, Err(RequestError::Folder { path, job: other.id.clone() }));
-        }
-        let slug = slug(&spec.name);
-        let count = self.meta.num_jobs.entry(slug.clone()).or_insert(0);
-        *count += 1;
-        let id = JobId::from(format!("{slug}-{count}"));
-        let number = self.meta.num_jobs.values().sum();
-        self.out.dirty_meta = true;
-        self.out.unsettled = true;
-        self.out.effects.push(Output::CreateFolder { job: id.clone(), toml: spec.to_toml() });
-        let (jobs, mut context) = self.split(now);
-        let job = Job::submit(id.clone(), number, owner, spec, &mut context);
-        jobs.insert(id.clone(), job);
-        self.out.reply(request, Ok(Reply::Submitted { job: id }));
-    }
-
-    /// The job that has not ended and keeps its checkpoints where `spec` wants to keep its own (T-10). What ended jobs have left, and what other
-    /// coordinators do, shows in the folder.
-    fn keeper_of(&self, spec: &JobSpec) -> Option<&JobRecord> {
-        let wanted = folders::folder_of(spec.checkpoint.path.as_deref()?);
-        let has_it =
-            |job: &&JobRecord| folders::folder_of(&folders::checkpoint_root(job, &self.config.jobs_dir)) == wanted;
-        self.jobs().filter(|job| !job.state.is_ended()).find(has_it)
-    }
-
-    fn cancel(&mut self, request: RequestId, id: &str, now: Now) {
-        let (jobs, mut context) = self.split(now);
-        let Some(job) = jobs.get_mut(id) else {
-            let error = self.unknown(id);
-            return self.out.reply(request, Err(error));
-        };
-        let reply = match job.record().state {
-            State::Cancelled => Ok(Reply::Cancelled { job: id.into() }),
-            state if state.is_ended() => Err(job.refuse("cancelled")),
-            _ => {
-                job.end(&mut context, State::Cancelled, "cancelled by a user");
-                Ok(Reply::Cancelled { job: id.into() })
-            }
-        };
-        self.out.reply(request, reply);
-    }
-
     fn request_checkpoint(&mut self, request: RequestId, id: &str, now: Now) {
         let (jobs, mut context) = self.split(now);
         match jobs.get_mut(id) {
@@ -229,22 +187,6 @@ impl Machine {
     /// Workers that were asked to end have their places yet: without a coordinator what they hold is neither moved nor saved.
     pub fn is_being_left(&self) -> bool {
         self.jobs.values().any(|job| !job.leaving().is_empty())
-    }
-
-    pub(crate) fn resume_job(&mut self, request: RequestId, id: &str, from_scratch: bool, now: Now) {
-        let (jobs, mut cx) = self.split(now);
-        let reply = match jobs.get_mut(id) {
-            None => Err(self.unknown(id)),
-            Some(job) if job.record().hold.is_none() => Err(job.refuse("resumed")),
-            Some(job) => {
-                match from_scratch {
-                    true => job.give_up_checkpoints(&mut cx),
-                    false => job.try_again(&mut cx, "a user asked for it", |_| true),
-                }
-                Ok(Reply::Resumed { job: id.into() })
-            }
-        };
-        self.out.reply(request, reply);
     }
 
     /// A worker that comes may see what the others do not.
@@ -270,6 +212,10 @@ impl Machine {
         let mut out = std::mem::take(&mut self.out);
         if self.meta.retired != *self.pool.retired() {
             self.meta.retired.clone_from(self.pool.retired());
+            out.dirty_meta = true;
+        }
+        if self.meta.cordoned != *self.pool.cordoned() {
+            self.meta.cordoned.clone_from(self.pool.cordoned());
             out.dirty_meta = true;
         }
         for id in &out.dirty {
@@ -299,39 +245,8 @@ impl Machine {
         }
         persist.into_iter().chain(out.effects).chain(changed).collect()
     }
-
-    /// First come, first served: jobs that have lost places before those that have none yet, and nobody is overtaken.
-    fn schedule(&mut self, now: Now) {
-        self.pool.asks_for = self.oldest_placed().map(|job| job.record().id.clone());
-        let (jobs, mut context) = self.split(now);
-        let mut order: Vec<&mut Job> = jobs.values_mut().filter(|j| !j.record().state.is_ended()).collect();
-        order.sort_by_key(|j| (!j.record().state.is_placed(), j.record().number));
-        let mut first_waiting: Option<JobId> = None;
-        for job in order {
-            job.mark_hidden(&mut context);
-            match &first_waiting {
-                _ if job.record().state.is_placed() => job.recover(&mut context),
-                // Nobody waits behind what only a user can end.
-                _ if job.record().hold.is_some() => {}
-                Some(first) => job.queue_behind(&mut context, first),
-                None if job.place(&mut context) => {}
-                None => first_waiting = Some(job.record().id.clone()),
-            }
-        }
-    }
 }
 
 fn first_probe(now: Now) -> u64 {
     u64::try_from(now.unix_ms).unwrap_or(0) << 16
-}
-
-/// The name of a job as it stands in its id: short, lower case, safe as a folder's name.
-fn slug(name: &str) -> String {
-    const MAX_CHARS: usize = 40;
-    let safe = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c.to_ascii_lowercase() } else { '-' };
-    let slug: String = name.chars().take(MAX_CHARS).map(safe).collect();
-    match slug.trim_matches('-') {
-        "" => "job".into(),
-        slug => slug.into(),
-    }
 }

@@ -13,6 +13,7 @@ use crate::record::{Checkpoint, Event, JobRecord, LeftOut, Validation};
 use crate::straggler::Straggler;
 use toroid_proto as proto;
 use toroid_torus::ids::{JobId, Rank, WorkerId};
+use toroid_torus::labels::{Labels, RESERVED};
 
 impl Machine {
     /// The job without `last_step`, `damaged` and `curve`.
@@ -42,6 +43,8 @@ impl Machine {
             memory_bytes: w.memory_bytes[0],
             memory_free_bytes: w.memory_bytes[1],
             compute_s: stragglers(&w.place).and_then(|(s, rank)| s.compute_s(rank)).unwrap_or(0.0),
+            is_cordoned: self.pool.cordoned().contains_key(w.register.worker_id.as_str()),
+            labels: labels(w),
             slow_factor: stragglers(&w.place).and_then(|(s, rank)| s.of(rank)).map_or(0.0, Straggler::factor),
             ..self.warm_up_of(w, now)
         });
@@ -137,6 +140,10 @@ impl Machine {
             unsaved: job.unsaved(now.monotonic),
             term: self.config.term.get(),
             store_trouble: String::new(),
+            priority: record.spec.priority,
+            user: record.user.clone(),
+            is_held: record.is_held,
+            waited_s: record.waited.map_or(0.0, |watch| watch.elapsed_s(now)),
         }
     }
 
@@ -160,8 +167,14 @@ impl Machine {
     }
 }
 
+/// All that a job may ask for.
+fn labels(worker: &Worker) -> Labels {
+    let own = RESERVED.iter().filter_map(|name| Some((name.to_string(), worker.label(name)?.to_string())));
+    own.filter(|(_, value)| !value.is_empty()).chain(worker.register.labels.clone()).collect()
+}
+
 fn is_left_out(standing: Standing<'_>) -> bool {
-    matches!(standing, Standing::Aside(_) | Standing::Retired)
+    matches!(standing, Standing::Aside(_) | Standing::Cordoned(_) | Standing::Retired)
 }
 
 /// A worker's standing, as users see it.
@@ -178,6 +191,11 @@ impl WorkerStanding {
             Standing::Placed => (proto::WorkerState::Placed, String::new(), None),
             Standing::Spare => (proto::WorkerState::Spare, String::new(), None),
             Standing::Aside(aside) => (proto::WorkerState::Aside, aside.reason.into(), Some(aside.until)),
+            Standing::Cordoned(cordon) => {
+                let why = if cordon.reason.is_empty() { String::new() } else { format!(": {}", cordon.reason) };
+                let reason = format!("a user cordoned it{why}; `toroid uncordon` takes it back");
+                (proto::WorkerState::Cordoned, reason, None)
+            }
             Standing::Retired => {
                 let reason = "it was drained, or computed wrongly: this process gets no place any more";
                 (proto::WorkerState::Retired, reason.into(), None)

@@ -6,7 +6,7 @@
 //!                                            └──────────────> unfit, tried again after a while <───────────────┘
 //! ```
 //!
-//! A spare warms up for the oldest job that has its places, and for the places of one (tp_rank, stage) of it: the next spare for the
+//! A spare warms up for the oldest job of the highest priority that has its places, and for the places of one (tp_rank, stage) of it: the next spare for the
 //! next, so that several are ready for any. Most of what a place needs does not depend on whose it is, and is there when the place is
 //! given. A spare that has not shown that it can fill a place is given one only if there is no other: then the epoch shows it.
 //!
@@ -42,16 +42,15 @@ impl Machine {
         self.begin_probes(now);
     }
 
-    /// The job that spares are to be ready for.
-    pub(crate) fn oldest_placed(&self) -> Option<&Job> {
-        self.jobs.values().filter(|job| job.record().state.is_placed()).min_by_key(|job| job.record().number)
+    /// The job that spares are to be ready for: of the highest priority the oldest.
+    pub(crate) fn first_placed(&self) -> Option<&Job> {
+        first_of(self.jobs.values())
     }
 
     fn ask_spares(&mut self, now: Now) {
         let number = self.next_probe;
         let (jobs, cx) = self.split(now);
-        let placed = jobs.values().filter(|job| job.record().state.is_placed());
-        let Some(job) = placed.min_by_key(|job| job.record().number) else { return };
+        let Some(job) = first_of(jobs.values()) else { return };
         let (record, shape) = (job.record(), &job.record().spec.shape);
         let mut seen = BTreeSet::new();
         let coordinate = |rank: usize| (shape.place(rank).tp, shape.place(rank).pp);
@@ -60,7 +59,8 @@ impl Machine {
         let mut num_asked = 0;
         for (worker, rank) in spares.iter().zip(ranks.into_iter().cycle()) {
             let is_asked = |w: &&Worker| w.proof.as_ref().is_some_and(|p| p.job == record.id && p.shape == *shape);
-            if job.fitness().is_unfit(worker) {
+            let has_labels = cx.pool.get(worker).is_some_and(|w| w.has_labels(&record.spec.workers.labels));
+            if job.fitness().is_unfit(worker) || !has_labels {
                 continue;
             }
             let Some(stream) = cx.pool.get(worker).filter(|w| !is_asked(w)).map(|w| w.stream) else { continue };
@@ -240,6 +240,11 @@ impl Machine {
             }
         }
     }
+}
+
+fn first_of<'a>(jobs: impl Iterator<Item = &'a Job>) -> Option<&'a Job> {
+    let placed = jobs.filter(|job| job.record().state.is_placed());
+    placed.min_by_key(|job| (std::cmp::Reverse(job.record().spec.priority), job.record().number))
 }
 
 /// The worker that a spare and itself are to dial next. It prefers workers that others have reached before, then those with a place of the job, then

@@ -19,6 +19,7 @@ use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 use toroid_torus::failpoint;
 use toroid_torus::ids::{Epoch, JobId, Rank, Step};
+use toroid_torus::labels;
 
 /// Longer texts than this from a worker are refused at registration.
 const MAX_NAME_BYTES: usize = 256;
@@ -48,6 +49,9 @@ impl Config {
             ("host", &register.host),
             ("fingerprint", &register.fingerprint),
         ];
+        if let Err(error) = labels::check_own(&register.labels) {
+            return Some(format!("labels: {error}; start the worker with others (--label)"));
+        }
         let bad = named.into_iter().find(|(_, text)| text.is_empty() || text.len() > MAX_NAME_BYTES);
         bad.map(|(key, text)| {
             format!(

@@ -6,7 +6,7 @@ use toroid_torus::ids::Step;
 
 use super::world::{LIMITS, World, job_file};
 use crate::record::{Record, State};
-use crate::{Input, Reply, RequestError, RequestId};
+use crate::{Input, Reply, RequestError, RequestId, Submission};
 
 fn running(steps: u64, more: &str) -> (World, String) {
     let mut world = World::new();
@@ -540,7 +540,11 @@ fn t10_a_folder_that_another_job_keeps_its_checkpoints_in_is_refused() {
     let (mut world, job) = running(10, "checkpoint.path = \"/ck\"");
     let submit = |world: &mut World, toml: String| {
         let owner = world.next_owner();
-        let request = world.request(|request| Input::Submit { request, toml, owner });
+        let request = world.request(|request| Input::Submit {
+            request,
+            submission: Submission { toml, ..Submission::default() },
+            owner,
+        });
         world.replies[&request].clone()
     };
     for path in ["/ck", "/ck/", "file:///ck"] {

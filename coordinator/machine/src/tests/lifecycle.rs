@@ -13,9 +13,9 @@ use crate::{Input, Reply, RequestError, StreamId};
 fn a_job_goes_from_queued_to_done() {
     let mut world = World::new();
     let job = world.submit(&job_file(2, 3, ""));
-    assert_eq!(world.record(&job).reason, "waits for workers: 0 of 2 are free");
+    assert_eq!(world.record(&job).reason, "waits for workers: needs 2 workers, 0 are there");
     world.join("a");
-    assert_eq!(world.record(&job).reason, "waits for workers: 1 of 2 are free");
+    assert_eq!(world.record(&job).reason, "waits for workers: needs 2 workers, 1 are there");
     world.join("b");
     assert_eq!((world.record(&job).state, world.record(&job).epoch.get()), (State::Starting, 1));
     world.settle();
@@ -31,19 +31,27 @@ fn a_job_goes_from_queued_to_done() {
 }
 
 #[test]
-fn jobs_are_served_in_order_and_nobody_is_overtaken() {
+fn jobs_are_served_in_order_and_smaller_ones_run_ahead_for_a_while() {
     let mut world = World::new();
     let big = world.submit(&job_file(2, 3, ""));
     let small = world.submit(&job_file(1, 3, ""));
     assert_eq!((big.as_str(), small.as_str()), ("demo-1", "demo-2"));
     world.join("a");
-    assert_eq!(world.record(&small).reason, "waits behind demo-1, which was submitted earlier");
+    assert_eq!(world.record(&big).reason, "waits for workers: needs 2 workers, 1 are there");
+    assert_eq!(world.record(&small).state, State::Starting, "nobody waits for what cannot be");
     world.join("b");
-    assert_eq!(world.record(&big).state, State::Starting);
-    assert_eq!(world.record(&small).reason, "waits for workers: 0 of 1 are free");
+    assert_eq!(world.record(&big).reason, "needs 2 workers, 1 are free; demo-2 of the same priority runs");
+    let next = world.submit(&job_file(1, 3, ""));
+    assert_eq!(world.record(&next).state, State::Starting, "it runs ahead");
     world.settle();
-    world.train(&big, 3);
-    assert_eq!((world.record(&big).state, world.record(&small).state), (State::Done, State::Starting));
+    world.train(&small, 3);
+    world.pass(Duration::from_secs(600));
+    let late = world.submit(&job_file(1, 3, ""));
+    let reason = "needs 2 workers, 1 are free; demo-3 of the same priority runs; no job behind it starts before it";
+    assert_eq!(world.record(&big).reason, reason);
+    assert_eq!(world.record(&late).reason, "waits behind demo-1: needs 1 worker, 1 are free");
+    world.train(&next, 3);
+    assert_eq!((world.record(&big).state, world.record(&late).state), (State::Starting, State::Queued));
 }
 
 #[test]
@@ -92,7 +100,7 @@ fn an_exact_job_takes_workers_of_one_fingerprint_only() {
     let job = world.submit(&job_file(2, 9, "exact = true"));
     world.join_as("a", |w| w.fingerprint = "avx2".into());
     world.join_as("b", |w| w.fingerprint = "avx512".into());
-    assert_eq!(world.record(&job).reason, "waits for workers of one numeric fingerprint: 1 of 2 are free");
+    assert_eq!(world.record(&job).reason, "waits for workers: needs 2 workers of one numeric fingerprint, 1 are there");
     world.join_as("c", |w| w.fingerprint = "avx512".into());
     world.settle();
     world.train(&job, 1);

@@ -93,7 +93,7 @@ fn ended_and_queued_jobs_stay_what_they_are() {
     world.restart(|_| true);
     world.settle();
     assert_eq!((world.record(&done).state, world.view(&done).committed_step), (State::Done, 2));
-    assert_eq!(world.record(&queued).reason, "waits for workers: 1 of 3 are free");
+    assert_eq!(world.record(&queued).reason, "waits for workers: needs 3 workers, 1 are there");
     assert_eq!(world.submit(&job_file(1, 2, "")), "demo-3", "ids are not used twice");
 }
 

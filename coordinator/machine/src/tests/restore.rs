@@ -36,7 +36,7 @@ fn join(world: &mut World, id: &str) {
 }
 
 fn resume(world: &mut World, job: &str, from_scratch: bool) -> Result<Reply, RequestError> {
-    let request = world.request(|request| Input::Resume { request, job: job.into(), from_scratch });
+    let request = world.request(|request| Input::Resume { request, job: job.into(), from_scratch, steps: None });
     let reply = world.replies[&request].clone();
     world.settle();
     reply

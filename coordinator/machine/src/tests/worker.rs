@@ -49,6 +49,8 @@ pub struct Worker {
     pub id: String,
     pub host: String,
     pub fingerprint: String,
+    pub zone: String,
+    pub labels: BTreeMap<String, String>,
     pub stream: Option<StreamId>,
     pub work: Option<Work>,
     pub inbox: VecDeque<ToWorker>,
@@ -106,6 +108,8 @@ impl Worker {
             id: id.into(),
             host: format!("host-{id}"),
             fingerprint: "alike".into(),
+            zone: String::new(),
+            labels: BTreeMap::new(),
             stream: None,
             work: None,
             inbox: VecDeque::new(),
@@ -137,6 +141,8 @@ impl Worker {
     pub fn register(&self) -> proto::Register {
         let register = proto::Register {
             worker_id: self.id.clone(),
+            zone: self.zone.clone(),
+            labels: self.labels.clone(),
             protocol_version: proto::PROTOCOL_VERSION,
             build_version: proto::BUILD_VERSION.into(),
             host: self.host.clone(),

@@ -27,8 +27,8 @@ use super::worker::{Disk, Work, Worker, loss_of};
 use crate::clock::Boot;
 use crate::record::{Event, Incident, JobRecord, Record, Rung, State};
 use crate::{
-    Config, Input, Limits, Machine, Now, Output, Reply, RequestError, RequestId, Retention, StepSummary, StreamId,
-    missing_record,
+    Config, Input, Limits, Machine, Now, Output, Policy, Reply, RequestError, RequestId, Retention, StepSummary,
+    StreamId, Submission, missing_record,
 };
 
 pub struct World {
@@ -48,6 +48,8 @@ pub struct World {
     /// Outputs until the coordinator is killed and started again; 0: never.
     pub crash_after: usize,
     pub num_outputs: usize,
+    /// Records that were made durable.
+    pub num_stored: usize,
     /// Step of what jobs resume from; 0: nothing.
     pub resume_step: u64,
     /// Highest step that anyone has committed, by job and epoch.
@@ -72,6 +74,7 @@ impl World {
             limits: LIMITS,
             term: Term::new(1),
             retention: Retention::default(),
+            policy: Policy::default(),
             join_token: join_token.map(str::to_string),
         };
         let now = Now { monotonic: Duration::ZERO, unix_ms: 0, boot: Boot(0) };
@@ -90,6 +93,7 @@ impl World {
             story: Vec::new(),
             crash_after: 0,
             num_outputs: 0,
+            num_stored: 0,
             resume_step: 0,
             committed: BTreeMap::new(),
             loaded: BTreeMap::new(),
@@ -98,6 +102,12 @@ impl World {
         };
         world.execute(outputs);
         world
+    }
+
+    /// As if the coordinator had been started with it.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.config.policy = policy;
+        self.start_again();
     }
 
     pub fn at(&self) -> Now {
@@ -139,9 +149,13 @@ impl World {
     }
 
     pub fn submit(&mut self, toml: &str) -> String {
-        let toml = toml.to_string();
+        self.submit_as("", toml)
+    }
+
+    pub fn submit_as(&mut self, user: &str, toml: &str) -> String {
+        let submission = Submission { toml: toml.into(), user: user.into(), priority: None };
         let owner = self.next_owner();
-        let request = self.request(|request| Input::Submit { request, toml, owner });
+        let request = self.request(|request| Input::Submit { request, submission, owner });
         match self.replies.get(&request) {
             Some(Ok(Reply::Submitted { job })) => job.to_string(),
             // The coordinator was killed before it replied; what it had stored counts.
@@ -461,6 +475,7 @@ impl World {
     }
 
     fn persist(&mut self, record: Record) {
+        self.num_stored += 1;
         if let (Record::Job(new), Some(Record::Job(old))) = (&record, self.store.get(&record.key())) {
             check_succession(old, new);
             self.check_survival(old, new);
@@ -509,7 +524,8 @@ impl World {
         };
         // It stands by with what it had committed.
         let curve = self.curves[old.id.as_str()].last().map_or(0, |r| r.step);
-        if new.state == State::Queued && new.last_checkpoint().is_some_and(|c| c.step.get() >= curve) {
+        let stood_by = events_of(new, old).any(|e| e.kind == "job.queued");
+        if (new.state == State::Queued || stood_by) && new.last_checkpoint().is_some_and(|c| c.step.get() >= curve) {
             return;
         }
         let is_lost = held.iter().all(|(way, _)| !is_whole(*way));
@@ -627,7 +643,8 @@ fn check_succession(old: &JobRecord, new: &JobRecord) {
         new.epoch.get(),
         old.epoch.get()
     );
-    assert!(!old.state.is_ended() || old.state == new.state, "an ended job is {:?} again", new.state);
+    let is_resumed = !new.state.is_ended() && events_of(new, old).any(|e| e.kind == "job.resumed");
+    assert!(!old.state.is_ended() || old.state == new.state || is_resumed, "an ended job is {:?} again", new.state);
     let num_new = (new.num_events - old.num_events) as usize;
     let events = new.events.iter().rev().take(num_new);
     let is_damaged = events.clone().any(|e| ["checkpoint.damaged", "checkpoint.unreadable"].contains(&e.kind.as_str()));
@@ -635,7 +652,7 @@ fn check_succession(old: &JobRecord, new: &JobRecord) {
     assert!(is_damaged || !is_forgotten, "the last good checkpoint is forgotten");
     let moves = ["worker.lost", "worker.drained", "worker.displaced"];
     let lost: BTreeSet<&str> = events.filter(|e| moves.contains(&e.kind.as_str())).map(|e| e.worker.as_str()).collect();
-    let stands_by = new.state == State::Queued && events_of(new, old).any(|e| e.kind == "job.queued");
+    let stands_by = events_of(new, old).any(|e| e.kind == "job.queued");
     for (rank, worker) in old.places.iter().enumerate().filter(|_| !stands_by) {
         if let Some(worker) = worker.as_deref().filter(|w| !lost.contains(w) && !new.state.is_ended()) {
             let kept = if new.shape == old.shape { Some(rank) } else { new.rank_of(worker).map(Rank::index) };
