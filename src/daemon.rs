@@ -60,6 +60,9 @@ pub struct CoordinatorArgs {
     /// Run without certificates beyond the loopback: whoever reaches the port may do everything
     #[arg(long)]
     insecure: bool,
+    /// Folder, or URL, below which jobs may name paths to read, write and delete in, beside the coordinator's own; `/`: everywhere; more than once
+    #[arg(long, value_name = "FOLDER")]
+    allow_root: Vec<PathBuf>,
     #[command(flatten)]
     limits: LimitArgs,
     /// End with the process that started this one, and when standard input ends
@@ -203,6 +206,7 @@ pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
         tls,
         connections: args.limits.connections(),
         calls: args.limits.calls(),
+        allow_roots: args.allow_root,
     };
     toroid_coordinator::run(listener, config, asked).await.context("run the coordinator")?;
     Ok(ExitCode::SUCCESS)

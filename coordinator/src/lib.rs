@@ -22,6 +22,7 @@ mod files;
 mod folder;
 mod grpc;
 mod outbox;
+mod roots;
 pub mod store;
 mod tokens;
 
@@ -37,6 +38,7 @@ use tokio::sync::watch;
 
 use audit::Audit;
 use machine::{Limits, Retention};
+use roots::Roots;
 use store::RedbStore;
 use toroid_security::server::ServerTls;
 
@@ -59,6 +61,8 @@ pub struct Config {
     pub tls: Option<toroid_security::Files>,
     pub connections: toroid_security::server::Limits,
     pub calls: CallLimits,
+    /// Folders, or URLs, below which jobs may name paths; the coordinator's own is always one, `/` allows all.
+    pub allow_roots: Vec<PathBuf>,
 }
 
 impl Config {
@@ -72,6 +76,7 @@ impl Config {
             tls: None,
             connections: toroid_security::server::Limits::default(),
             calls: CallLimits::default(),
+            allow_roots: vec!["/".into()],
         }
     }
 }
@@ -98,7 +103,8 @@ pub async fn run(
     let audit = Audit::open(&audit_dir);
     let audit =
         audit.map_err(|error| CoordinatorError::Io { what: "opening the audit record in", path: audit_dir, error })?;
-    let access = grpc::Access { tls, connections: config.connections, calls: config.calls, audit };
+    let roots = Roots::new(&[config.allow_roots, vec![data_dir.clone()]].concat());
+    let access = grpc::Access { tls, connections: config.connections, calls: config.calls, audit, roots };
     let machine_config = machine::Config {
         jobs_dir: jobs_dir.to_string_lossy().into_owned(),
         limits,

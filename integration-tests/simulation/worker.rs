@@ -173,6 +173,7 @@ impl Worker {
         self.is_welcome = false;
         let standing = self.session.standing();
         let register = proto::Register {
+            secret: vec![7; 32],
             worker_id: id_of(self.pid),
             protocol_version: proto::PROTOCOL_VERSION,
             build_version: proto::BUILD_VERSION.into(),

@@ -12,6 +12,7 @@ use crate::driver::{AskError, Command, Handle, Page, Seen};
 use crate::folder;
 use crate::machine::access::AccessError;
 use crate::machine::{Reply, RequestError};
+use crate::roots::Roots;
 
 /// Updates that wait for a watcher; beyond, the watcher's own task waits and then skips to the newest state.
 const MAX_UPDATES: usize = 4;
@@ -26,11 +27,12 @@ const MAX_CURVE_BYTES: usize = 16 << 20;
 pub(crate) struct Jobs {
     handle: Handle,
     audit: Audit,
+    roots: Roots,
 }
 
 impl Jobs {
-    pub fn new(handle: Handle, audit: Audit) -> Jobs {
-        Jobs { handle, audit }
+    pub fn new(handle: Handle, audit: Audit, roots: Roots) -> Jobs {
+        Jobs { handle, audit, roots }
     }
 
     async fn job(&self, job: String) -> Result<proto::Job, AskError> {
@@ -140,6 +142,9 @@ impl JobService for Jobs {
         let toml = request.into_inner().job_toml;
         let what = job_name(&toml);
         let change = async {
+            if let Some(refusal) = self.roots.refusal(&toml).await {
+                return Err(Status::permission_denied(refusal.to_string()));
+            }
             if let Some(refusal) = folder::refusal(&toml).await {
                 return Err(AskError::from(refusal).into());
             }

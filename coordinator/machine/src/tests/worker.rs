@@ -136,6 +136,7 @@ impl Worker {
 
     pub fn register(&self) -> proto::Register {
         let register = proto::Register {
+            secret: vec![7; 32],
             worker_id: self.id.clone(),
             protocol_version: proto::PROTOCOL_VERSION,
             build_version: proto::BUILD_VERSION.into(),
