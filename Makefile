@@ -18,6 +18,8 @@
 
 KILLS ?= 200
 SEEDS ?= 1000000
+# Inputs of each parser that strangers reach.
+FUZZ ?= 20000000
 # Steps of milliseconds: what a soak is about is who dies when.
 PRESET ?= micro
 CHAOS = target/release/toroid chaos --verify --preset $(PRESET) --kills $(KILLS) --spares 2
@@ -31,6 +33,7 @@ test:
 	scripts/tests.sh
 
 soak:
+	TOROID_FUZZ=$(FUZZ) cargo test --release -p toroid-coordinator --test fuzz -- --nocapture
 	TOROID_SEEDS=$(SEEDS) cargo test --test simulation
 	TOROID_SEEDS=$(SEEDS) cargo test -p toroid-failpoint --features failpoint --test simulation
 	$(MAKE) soak-control-plane

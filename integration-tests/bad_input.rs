@@ -130,7 +130,7 @@ fn a_worker_of_another_version_is_refused_with_both_versions() -> Result<()> {
     let message = WorkerMessage { body: Some(worker_message::Body::Register(register)) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let answer = runtime.block_on(async {
-        let mut client = WorkerServiceClient::connect(cluster.url()).await?;
+        let mut client = WorkerServiceClient::new(cluster.worker_channel().await?);
         let mut stream = client.session(tokio_stream::once(message)).await?.into_inner();
         anyhow::Ok(stream.message().await)
     })?;

@@ -32,7 +32,9 @@ fn two_processes_of_one_id_do_not_evict_each_other() -> Result<()> {
     let id = cluster.submit(&endless_job((1, 1, 2)).replace("[shape]", "[fault_tolerance]\nmin_dp = 2\n[shape]"))?;
     cluster.wait_for(&id, "the first steps", |job| job.committed_step > 2)?;
     let url = cluster.url();
-    let (_twin, log) = worker(&cluster, "twin", &["--id", "w1", "--coordinator", &url])?;
+    let credentials = cluster.certificates().join("worker");
+    let twin = ["--id", "w1", "--coordinator", &url, "--credentials", path(&credentials)];
+    let (_twin, log) = worker(&cluster, "twin", &twin)?;
     cluster.wait_for_log(&log, "the worker id `w1` is in use: process ")?;
     let seen = cluster.job(&id).context("find the job")?.committed_step;
     let job = cluster.wait_for(&id, "steps beside it", |job| job.committed_step > seen + 3)?;

@@ -169,7 +169,7 @@ fn python_reads_the_final_checkpoint() -> Result<()> {
 fn a_foreign_client_reads_a_jobs_status_by_reflection() -> Result<()> {
     let cluster = Cluster::start(TOROID, 1, 1)?;
     let job = cluster.train(&short_job((1, 1, 1), 3, ""))?;
-    let output = python(&["reflect.py", &cluster.url(), &job.id])?;
+    let output = python(&["reflect.py", &cluster.url(), &job.id, path(&cluster.certificates().join("admin"))])?;
     ensure!(output.contains("JOB_STATE_DONE") && output.contains("total_steps: 3"), "{output}");
     Ok(())
 }

@@ -67,6 +67,9 @@ pub struct CoordinatorArgs {
     /// Run without certificates beyond the loopback: whoever reaches the port may do everything
     #[arg(long)]
     insecure: bool,
+    /// Folder, or URL, below which jobs may name paths to read, write and delete in, beside the coordinator's own; `/`: everywhere; more than once
+    #[arg(long, value_name = "FOLDER")]
+    allow_root: Vec<PathBuf>,
     #[command(flatten)]
     limits: LimitArgs,
     /// Workers that the jobs of this user may have at a time; may be given for several users
@@ -300,6 +303,7 @@ pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
                 by_user: args.quota.into_iter().collect(),
             },
         },
+        allow_roots: args.allow_root,
     };
     toroid_coordinator::run(listener, config, asked).await.context("run the coordinator")?;
     Ok(ExitCode::SUCCESS)

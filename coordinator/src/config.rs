@@ -32,6 +32,8 @@ pub struct Config {
     pub tls: Option<toroid_security::Files>,
     pub connections: toroid_security::server::Limits,
     pub calls: CallLimits,
+    /// Folders, or URLs, below which jobs may name paths; the coordinator's own is always one, `/` allows all.
+    pub allow_roots: Vec<PathBuf>,
 }
 
 impl Config {
@@ -48,6 +50,7 @@ impl Config {
             tls: None,
             connections: toroid_security::server::Limits::default(),
             calls: CallLimits::default(),
+            allow_roots: vec!["/".into()],
         }
     }
 }

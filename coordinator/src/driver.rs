@@ -32,9 +32,7 @@ use crate::files::{self, Condition, JobFiles, RETRY_INTERVAL};
 use crate::folder::FolderError;
 use crate::machine::access::{NewToken, Token};
 use crate::machine::clock::Boot;
-use crate::machine::{
-    self, Change, Input, Machine, Now, Output, Reply, RequestError, RequestId, StreamId, Submission,
-};
+use crate::machine::{self, Change, Input, Machine, Now, Output, Reply, RequestError, RequestId, StreamId, Submission};
 use crate::outbox::{MAX_MESSAGES, Outbox};
 use crate::store::{Store, StoreError, Tenure};
 use crate::tokens::TokenTable;

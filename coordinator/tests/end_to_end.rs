@@ -51,6 +51,7 @@ fn register(id: &str) -> proto::Register {
         data_address: format!("{id}:1"),
         device: "cpu".into(),
         fingerprint: "alike".into(),
+        secret: vec![7; 32],
         ..Default::default()
     }
 }

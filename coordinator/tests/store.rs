@@ -20,7 +20,13 @@ const TTL: Duration = Duration::from_secs(2);
 /// `num_jobs` makes it as long as is wanted: some 20 bytes each.
 fn meta(secret: u8, num_jobs: u64) -> Record {
     let num_jobs = (0..num_jobs).map(|n| (format!("job-{n:08}"), n)).collect::<BTreeMap<_, _>>();
-    Record::Meta(Meta { format: FORMAT, secret: [secret; 32], num_jobs, retired: BTreeMap::new(), cordoned: BTreeMap::new() })
+    Record::Meta(Meta {
+        format: FORMAT,
+        secret: [secret; 32],
+        num_jobs,
+        retired: BTreeMap::new(),
+        cordoned: BTreeMap::new(),
+    })
 }
 
 fn incident(number: u64, cause: &str) -> Result<Record> {

@@ -185,6 +185,7 @@ impl Worker {
         self.stream = Some(env.net.open_stream(self.pid));
         let standing = self.client.standing();
         let register = proto::Register {
+            secret: vec![7; 32],
             worker_id: id_of(self.pid),
             protocol_version: proto::PROTOCOL_VERSION,
             build_version: proto::BUILD_VERSION.into(),

@@ -13,6 +13,7 @@ use crate::folder;
 use crate::lead::Leader;
 use crate::machine::access::AccessError;
 use crate::machine::{Reply, RequestError, Submission};
+use crate::roots::Roots;
 
 /// Updates that wait for a watcher; beyond, the watcher's own task waits and then skips to the newest state.
 const MAX_UPDATES: usize = 4;
@@ -27,11 +28,12 @@ const MAX_CURVE_BYTES: usize = 16 << 20;
 pub(crate) struct Jobs {
     leader: Leader,
     audit: Audit,
+    roots: Roots,
 }
 
 impl Jobs {
-    pub fn new(leader: Leader, audit: Audit) -> Jobs {
-        Jobs { leader, audit }
+    pub fn new(leader: Leader, audit: Audit, roots: Roots) -> Jobs {
+        Jobs { leader, audit, roots }
     }
 
     async fn job(&self, job: String) -> Result<proto::Job, AskError> {
@@ -157,6 +159,9 @@ impl JobService for Jobs {
         let user = caller.as_ref().map_or(user.clone(), |caller| caller.submits_as(user));
         let what = job_name(&toml);
         let change = async {
+            if let Some(refusal) = self.roots.refusal(&toml).await {
+                return Err(Status::permission_denied(refusal.to_string()));
+            }
             if let Some(refusal) = folder::refusal(&toml).await {
                 return Err(AskError::from(refusal).into());
             }

@@ -31,6 +31,7 @@ use crate::audit::Audit;
 use crate::error::CoordinatorError;
 use crate::lead::Leader;
 use crate::machine::Limits;
+use crate::roots::Roots;
 use crate::tokens::TokenTable;
 
 /// Calls at a time on one connection; more wait at the client.
@@ -49,6 +50,8 @@ pub(crate) struct Access {
     pub connections: server::Limits,
     pub calls: CallLimits,
     pub audit: Audit,
+    /// Where jobs may name paths.
+    pub roots: Roots,
 }
 
 /// Serves until `stop` resolves and the connections have drained.
@@ -70,12 +73,12 @@ pub(crate) async fn serve(
     // Python's grpcio-reflection, among others, knows no newer one.
     let reflection_v1alpha = descriptors().build_v1alpha().expect(made_at_build_time);
     let (health, health_service) = tonic_health::server::health_reporter();
-    let Access { tls, connections, calls, audit } = access;
+    let Access { tls, connections, calls, audit, roots } = access;
     let gate = gate::Gate { tokens, limits: calls, rates: rates::Rates::default(), audit: audit.clone() };
     let admin = AdminServiceServer::new(admin::Admin::new(leader.clone(), audit.clone()))
         .max_decoding_message_size(USER_REQUEST_BYTES_MAX)
         .max_encoding_message_size(USER_ANSWER_BYTES_MAX);
-    let jobs = JobServiceServer::new(jobs::Jobs::new(leader.clone(), audit))
+    let jobs = JobServiceServer::new(jobs::Jobs::new(leader.clone(), audit, roots))
         .max_decoding_message_size(USER_REQUEST_BYTES_MAX)
         .max_encoding_message_size(USER_ANSWER_BYTES_MAX);
     let workers = WorkerServiceServer::new(workers::Workers::new(leader, limits))

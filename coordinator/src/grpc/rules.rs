@@ -23,7 +23,7 @@ const fn change(path: &'static str, least: Role) -> Rule {
     Rule { path, least: Some(least), changes: true }
 }
 
-pub const RULES: [Rule; 28] = [
+pub const RULES: [Rule; 27] = [
     look("/toroid.v1.JobService/GetJob", Role::View),
     look("/toroid.v1.JobService/GetCurve", Role::View),
     look("/toroid.v1.JobService/ListJobs", Role::View),
@@ -53,7 +53,6 @@ pub const RULES: [Rule; 28] = [
     // A probe has no credentials; it hears that the coordinator serves, and nothing else.
     Rule { path: "/grpc.health.v1.Health/Check", least: None, changes: false },
     look("/grpc.health.v1.Health/Watch", Role::View),
-    look("/grpc.health.v1.Health/List", Role::View),
 ];
 
 /// The rule of a call; `None`: nobody may make it.

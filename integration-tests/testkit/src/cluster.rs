@@ -131,6 +131,14 @@ impl Cluster {
         self.children.access()
     }
 
+    /// As a worker.
+    pub async fn worker_channel(&self) -> Result<tonic::transport::Channel> {
+        let authority = self.url().trim_start_matches("https://").to_string();
+        let access = Access::by_folder(&authority, &self.certificates().join("worker"))?;
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{authority}"))?;
+        Ok(toroid_security::connect(endpoint, &access.credentials).await?)
+    }
+
     /// The folder of the cluster's CA.
     pub fn certificates(&self) -> PathBuf {
         self.children.certificates()

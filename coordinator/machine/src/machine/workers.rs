@@ -24,6 +24,9 @@ use toroid_torus::labels;
 /// Longer texts than this from a worker are refused at registration.
 const MAX_NAME_BYTES: usize = 256;
 
+/// Of what binds a worker id to whoever registers it first.
+const SECRET_BYTES: usize = 32;
+
 impl Config {
     /// Why a worker may not join, if so.
     fn refusal(&self, register: &proto::Register) -> Option<String> {
@@ -34,6 +37,10 @@ impl Config {
                 "the worker is of version {} (protocol {}), the coordinator of version {} (protocol {}); install the same version",
                 theirs.1, theirs.0, ours.1, ours.0
             ));
+        }
+        if register.secret.len() != SECRET_BYTES {
+            let found = register.secret.len();
+            return Some(format!("the worker registers with a secret of {found} bytes, expected {SECRET_BYTES}"));
         }
         // Digests compare in constant time.
         let is_known = |token: &String| blake3::hash(token.as_bytes()) == blake3::hash(register.token.as_bytes());

@@ -196,6 +196,7 @@ fn jobs_that_ended_long_ago_are_forgotten_and_those_that_wait_are_not() {
 fn refusal(change: impl FnOnce(&mut proto::Register)) -> Option<String> {
     let mut world = World::with_token(Some("secret"));
     let mut register = proto::Register {
+        secret: vec![7; 32],
         worker_id: "a".into(),
         protocol_version: proto::PROTOCOL_VERSION,
         build_version: proto::BUILD_VERSION.into(),

@@ -140,6 +140,7 @@ impl Worker {
 
     pub fn register(&self) -> proto::Register {
         let register = proto::Register {
+            secret: vec![7; 32],
             worker_id: self.id.clone(),
             zone: self.zone.clone(),
             labels: self.labels.clone(),
