@@ -132,7 +132,7 @@ fn messages() {
             ..Default::default()
         })),
     };
-    let submit = proto::SubmitJobRequest { job_toml: "steps = 3\n".into() };
+    let submit = proto::SubmitJobRequest { job_toml: "steps = 3\n".into(), ..Default::default() };
     let token = proto::CreateTokenRequest { name: "ci".into(), role: "view".into(), valid_s: 9 };
     let corpus = [worker.encode_to_vec(), step.encode_to_vec(), submit.encode_to_vec(), token.encode_to_vec()];
     fuzz("messages", &corpus, |bytes| {

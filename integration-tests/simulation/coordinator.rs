@@ -24,7 +24,7 @@ use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
 use toroid_session::HeldAs;
 use toroid_torus::geometry::Shape;
-use toroid_torus::ids::{Rank, Step, Term, WorkerId};
+use toroid_torus::ids::{Epoch, Rank, Step, Term, WorkerId};
 use toroid_torus::owner::OwnerId;
 use toroid_torus::resplit::num_lost;
 
@@ -66,7 +66,7 @@ pub struct Absence {
     /// Faults and deaths so far.
     num_disturbed: u64,
     /// Committed steps of the jobs that were training.
-    steps: BTreeMap<String, u64>,
+    steps: BTreeMap<String, Step>,
 }
 
 impl World {
@@ -315,7 +315,7 @@ impl World {
         let named: Vec<&str> = text.split(|c: char| !c.is_ascii_alphanumeric()).collect();
         let mut others = self.env.was_unable.iter().chain(&self.env.was_apart);
         let names_another = others.any(|pid| named.contains(&id_of(*pid).as_str()));
-        let floor = self.record(job).map_or(0, |r| r.restore_step.max(r.start_step).get());
+        let floor = self.record(job).map_or(Step::ZERO, |r| r.restore_step.max(r.start_step));
         let has_made_steps =
             self.workers.get(&pid).and_then(|w| w.held.as_ref()).is_some_and(|held| held.committed > floor);
         self.env.truth.check(names_another && (!has_made_steps || self.env.was_apart.contains(&pid)), || {
@@ -378,14 +378,14 @@ impl World {
     fn check_incident(&mut self, new: &Incident) {
         let key = (new.job.to_string(), new.number);
         let now = self.env.net.now;
-        let began = (now, new.epoch.get(), self.clock_jump_ms, self.machine.1);
+        let began = (now, new.epoch, self.clock_jump_ms, self.machine.1);
         let (since, old_epoch, jump, machine) = *self.incidents.entry(key).or_insert(began);
         let was_open = !matches!(self.store.get(&Record::Incident(Box::new(new.clone())).key()),
             Some(Record::Incident(old)) if old.number == new.number && old.resolved);
         if !new.resolved || !was_open {
             return;
         }
-        let (number, job, epoch) = (new.number, new.job.as_str(), new.epoch.get());
+        let (number, job, epoch) = (new.number, new.job.as_str(), new.epoch);
         let truth = &self.env.truth.jobs[job];
         let is_made = truth.epochs.contains(&epoch) || new.resumed_step.get() == truth.spec.steps;
         self.env.truth.check(epoch > old_epoch && is_made, || {
@@ -464,13 +464,14 @@ impl World {
         if m.heal {
             return None;
         }
-        let complaint = self.avoidable_restore(record, m.restore_step);
-        self.env.truth.restores(&m.job_id, m.epoch, m.restore_step);
+        let step = Step::new(m.restore_step);
+        let complaint = self.avoidable_restore(record, step);
+        self.env.truth.restores(&m.job_id, Epoch::new(m.epoch), step);
         complaint
     }
 
     /// T-3: steps are given up only if both holders of a shard are lost.
-    fn avoidable_restore(&self, record: &JobRecord, step: u64) -> Option<String> {
+    fn avoidable_restore(&self, record: &JobRecord, step: Step) -> Option<String> {
         let truth = &self.env.truth.jobs[record.id.as_str()];
         let full = &record.spec.shape;
         let is_unavoidable = !record.spec.fault_tolerance.redundancy || full.world() == 1 || truth.is_distrusted;
@@ -483,16 +484,16 @@ impl World {
             before.rank_of(worker).is_some() || earlier
         };
         let states = |worker: &WorkerId| {
-            let held = self.workers.get(&pid_of(worker)).and_then(|w| w.held.as_ref()).filter(|h| record.id == *h.job);
+            let held = self.workers.get(&pid_of(worker)).and_then(|w| w.held.as_ref()).filter(|h| record.id == h.job);
             held.into_iter().flat_map(|h| h.as_places.iter().map(move |as_place| (h, as_place))).collect::<Vec<_>>()
         };
         let held: Vec<(&Held, &HeldAs)> = record.places.iter().flatten().filter(had_state).flat_map(states).collect();
         let is_whole = |way: Shape| {
             let of_way = || held.iter().filter(|(_, as_place)| as_place.shape == way);
-            let high = of_way().map(|(h, _)| h.committed).max().unwrap_or(0);
+            let high = of_way().map(|(h, _)| h.committed).max().unwrap_or_default();
             // A drained worker that is asked for its place again may have missed steps that were made without it.
-            let is_of_use = |h: &Held| h.committed == high || h.committed + 1 == high && h.is_sealed;
-            let present = of_way().filter(|(h, _)| is_of_use(h)).map(|(_, as_place)| as_place.rank).collect();
+            let is_of_use = |h: &Held| h.committed == high || h.committed.next() == high && h.is_sealed;
+            let present = of_way().filter(|(h, _)| is_of_use(h)).map(|(_, as_place)| as_place.rank.index()).collect();
             num_lost(&way, &present) == 0
         };
         let way = held.iter().map(|(_, as_place)| as_place.shape).find(|way| is_whole(*way))?;
@@ -504,25 +505,26 @@ impl World {
 
     fn wrong_start(&mut self, m: &proto::Start) -> Option<String> {
         let record = self.record(&m.job_id)?;
-        if record.epoch.get() != m.epoch {
-            return (record.epoch.get() < m.epoch)
-                .then(|| format!("T-8: epoch {} is started before it is stored", m.epoch));
+        let epoch = Epoch::new(m.epoch);
+        if record.epoch != epoch {
+            return (record.epoch < epoch).then(|| format!("T-8: epoch {} is started before it is stored", m.epoch));
         }
         let shape = record.shape;
         let world = shape.world();
         let places: Vec<Option<Pid>> = record.places.iter().map(|w| w.as_deref().map(pid_of)).collect();
         let truth = self.env.truth.jobs.get_mut(&m.job_id)?;
-        if let Some(first) = truth.started.get(&m.epoch) {
+        if let Some(first) = truth.started.get(&epoch) {
             return (*first != m.heal).then(|| format!("epoch {} is started again, with {:?}", m.epoch, m.heal));
         }
-        truth.started.insert(m.epoch, m.heal.clone());
+        truth.started.insert(epoch, m.heal.clone());
         let nobody = BTreeMap::new();
-        let prepared = truth.prepared.get(&m.epoch).unwrap_or(&nobody);
-        let missing = (0..world).find(|rank| prepared.get(rank).map(|p| Some(p.pid)) != Some(places[*rank]));
+        let prepared = truth.prepared.get(&epoch).unwrap_or(&nobody);
+        let missing =
+            Rank::all(world).find(|rank| prepared.get(rank).map(|p| Some(p.pid)) != Some(places[rank.index()]));
         if let Some(rank) = missing {
             return Some(format!("T-1: epoch {} is started, rank {rank} has not prepared in it", m.epoch));
         }
-        let reports: Vec<Option<u64>> = (0..world).map(|rank| prepared[&rank].committed).collect();
+        let reports: Vec<Option<u64>> = Rank::all(world).map(|rank| prepared[&rank].committed.map(Step::get)).collect();
         let highest = reports.iter().flatten().copied().max();
         let Some(heal) = &m.heal else {
             let agree = reports.iter().all(|step| *step == highest && step.is_some());
@@ -530,8 +532,8 @@ impl World {
         };
         let way = heal.origin.as_ref().map_or(Ok(shape), |o| Shape::try_from(&o.shape.unwrap_or_default()));
         let Ok(way) = way else { return Some(format!("epoch {} heals from no shape: {heal:?}", m.epoch)) };
-        let rank_in = |rank: usize| prepared[&rank].held.iter().find(|h| h.shape == way).map(|h| h.rank);
-        let ranks: Vec<Option<usize>> = (0..world).map(rank_in).collect();
+        let rank_in = |rank| prepared[&rank].held.iter().find(|h| h.shape == way).map(|h| h.rank.index());
+        let ranks: Vec<Option<usize>> = Rank::all(world).map(rank_in).collect();
         let highest = (0..world).filter(|r| ranks[*r].is_some()).filter_map(|r| reports[r]).max();
         let newcomers: Vec<u32> = (0..world).filter(|r| ranks[*r].is_none()).map(|r| r as u32).collect();
         let has_it = reports.get(heal.source as usize) == Some(&Some(heal.step));
@@ -545,7 +547,7 @@ impl World {
         if num_lost(&way, &ranks.into_iter().flatten().collect()) > 0 {
             return Some(format!("T-3: epoch {} heals by {heal:?}, and not every shard has a holder", m.epoch));
         }
-        (truth.high > heal.step + 1).then(|| format!("T-2: step {} was committed, {heal:?}", truth.high))
+        (truth.high.get() > heal.step + 1).then(|| format!("T-2: step {} was committed, {heal:?}", truth.high))
     }
 
     // ---------------------------------------------------------------------------------------------------------------- T-9
@@ -556,7 +558,7 @@ impl World {
             r.places.iter().all(|w| {
                 let worker = w.as_deref().and_then(|w| self.workers.get(&pid_of(w)));
                 let trains =
-                    |w: &Worker| w.trains.as_ref().is_some_and(|(job, epoch)| r.id == **job && r.epoch.get() == *epoch);
+                    |w: &Worker| w.trains.as_ref().is_some_and(|(job, epoch)| r.id == *job && r.epoch == *epoch);
                 worker.is_some_and(|w| w.backlog.is_none() && !w.threads.is_hung && trains(w))
             })
         };
@@ -577,7 +579,7 @@ impl World {
         }
         for (id, step) in absence.steps {
             let job = &self.env.truth.jobs[&id];
-            let holds = job.high > step || job.high == job.spec.steps;
+            let holds = job.high > step || job.high.get() == job.spec.steps;
             self.env.truth.check(holds, || format!("T-9: {id} stays at step {step} while the coordinator is away"));
         }
     }

@@ -328,7 +328,7 @@ impl World {
             | ToWorker::WarmUp(_)
             | ToWorker::Probe(_) => return,
         };
-        if of.0 == standing.job_id && of.1 < standing.epoch {
+        if standing.job_id == of.0.as_str() && of.1 < standing.epoch.get() {
             self.env.tell(|| format!("{} hears something of epoch {} again", id_of(pid), of.1));
             let input = toroid_session::client::Input::FromCoordinator { term: self.env.term, body: body.clone() };
             let outputs = worker.client.handle(input, time(&self.env));

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use toroid_session::{Assignment, HeldAs};
 use toroid_torus::geometry::Shape;
 use toroid_torus::holders;
+use toroid_torus::ids::{Epoch, Rank, Step};
 use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::Kind;
 use toroid_torus::partition::partition;
@@ -27,7 +28,7 @@ use crate::network::Pid;
 pub struct Report {
     pub pid: Pid,
     /// `None`: it has no state.
-    pub committed: Option<u64>,
+    pub committed: Option<Step>,
     pub held: Vec<HeldAs>,
 }
 
@@ -42,9 +43,9 @@ pub struct Reference {
 
 impl Reference {
     /// What a place shows becomes the reference.
-    pub fn record(&mut self, step: u64, as_place: &HeldAs, shown: &Shown) {
-        let place = as_place.shape.place(as_place.rank);
-        let step = step as usize;
+    pub fn record(&mut self, step: Step, as_place: &HeldAs, shown: &Shown) {
+        let place = as_place.shape.place(as_place.rank.index());
+        let step = step.get() as usize;
         if self.states.len() <= step {
             self.states.resize_with(step + 1, BTreeMap::new);
         }
@@ -68,10 +69,10 @@ impl Reference {
     }
 
     /// Padding is of no matter.
-    fn is(&self, step: u64, shape: &Shape, rank: usize, shown: &Shown) -> bool {
+    fn is(&self, step: Step, shape: &Shape, rank: usize, shown: &Shown) -> bool {
         let place = shape.place(rank);
         [Kind::Param, Kind::Exp, Kind::ExpSq].into_iter().zip(parts_of(&shown.state)).all(|(kind, part)| {
-            let whole = self.part(step, place.tp, place.pp, kind);
+            let whole = self.part(step.get(), place.tp, place.pp, kind);
             let end = shown.range.end.min(whole.len());
             let start = shown.range.start.min(end);
             !whole.is_empty() && whole[start..end] == part[..end - start]
@@ -88,32 +89,32 @@ pub struct JobTruth {
     pub spec: Arc<JobSpec>,
     pub reference: Arc<Reference>,
     /// Ranks that have sealed, by epoch and step.
-    sealed: BTreeMap<(u64, u64), BTreeSet<usize>>,
+    sealed: BTreeMap<(Epoch, Step), BTreeSet<Rank>>,
     /// Highest step that anyone has committed since the newest restore, and the epoch of that.
-    pub high: u64,
+    pub high: Step,
     /// In which somebody has committed a step.
-    pub epochs: BTreeSet<u64>,
-    since_epoch: u64,
+    pub epochs: BTreeSet<Epoch>,
+    since_epoch: Epoch,
     /// Who has prepared, by epoch and rank.
-    pub prepared: BTreeMap<u64, BTreeMap<usize, Report>>,
+    pub prepared: BTreeMap<Epoch, BTreeMap<Rank, Report>>,
     /// What was decided, by epoch: the first Start.
-    pub started: BTreeMap<u64, Option<toroid_proto::Heal>>,
+    pub started: BTreeMap<Epoch, Option<toroid_proto::Heal>>,
     /// The newest checkpoint is not to be trusted, and no other was restored since.
     pub is_distrusted: bool,
 }
 
 /// What a trainer does with steps, until the event loop looks.
 #[derive(Debug, Clone, Default)]
-pub struct Seen(Arc<Mutex<Vec<(Assignment, u64, Deed)>>>);
+pub struct Seen(Arc<Mutex<Vec<(Assignment, Step, Deed)>>>);
 
 impl Observer for Seen {
-    fn saw(&self, place: &Assignment, step: u64, deed: Deed) {
+    fn saw(&self, place: &Assignment, step: Step, deed: Deed) {
         self.0.lock().expect("nobody panics with it").push((place.clone(), step, deed));
     }
 }
 
 impl Seen {
-    pub fn take(&self) -> Vec<(Assignment, u64, Deed)> {
+    pub fn take(&self) -> Vec<(Assignment, Step, Deed)> {
         std::mem::take(&mut *self.0.lock().expect("nobody panics with it"))
     }
 }
@@ -139,9 +140,9 @@ impl Truth {
             spec: Arc::new(spec.clone()),
             reference: if self.recorded.is_some() { Arc::default() } else { crate::reference::of(spec) },
             sealed: BTreeMap::new(),
-            high: 0,
+            high: Step::ZERO,
             epochs: BTreeSet::new(),
-            since_epoch: 0,
+            since_epoch: Epoch::NONE,
             prepared: BTreeMap::new(),
             started: BTreeMap::new(),
             is_distrusted: false,
@@ -157,24 +158,24 @@ impl Truth {
     }
 
     fn job(&mut self, assignment: &Assignment) -> &mut JobTruth {
-        self.jobs.get_mut(&assignment.job_id).expect("an assigned job was submitted")
+        self.jobs.get_mut(assignment.job_id.as_str()).expect("an assigned job was submitted")
     }
 
-    pub fn prepared(&mut self, pid: Pid, job: &str, epoch: u64, rank: usize, committed: u64, held: &[HeldAs]) {
+    pub fn prepared(&mut self, pid: Pid, job: &str, epoch: Epoch, rank: Rank, committed: Step, held: &[HeldAs]) {
         let committed = (!held.is_empty()).then_some(committed);
         let Some(job) = self.jobs.get_mut(job) else { return };
         job.prepared.entry(epoch).or_default().insert(rank, Report { pid, committed, held: held.to_vec() });
     }
 
     /// A restore that had to be was decided: what was committed after that step is given up.
-    pub fn restores(&mut self, job: &str, epoch: u64, step: u64) {
+    pub fn restores(&mut self, job: &str, epoch: Epoch, step: Step) {
         let job = self.jobs.get_mut(job).expect("a job that is assigned was submitted");
         job.high = step;
         job.since_epoch = epoch;
         job.is_distrusted = false;
     }
 
-    pub fn saw(&mut self, place: &Assignment, step: u64, deed: &Deed) {
+    pub fn saw(&mut self, place: &Assignment, step: Step, deed: &Deed) {
         match deed {
             Deed::Sealed => {
                 let (rank, epoch) = (place.rank, place.epoch);
@@ -190,7 +191,7 @@ impl Truth {
     }
 
     /// By the all-reduce of its epoch.
-    fn committed(&mut self, assignment: &Assignment, step: u64) {
+    fn committed(&mut self, assignment: &Assignment, step: Step) {
         let (rank, epoch) = (assignment.rank, assignment.epoch);
         let job = self.job(assignment);
         let num_sealed = job.sealed.get(&(epoch, step)).map_or(0, BTreeSet::len);
@@ -205,7 +206,7 @@ impl Truth {
     }
 
     /// By what another place has committed.
-    fn committed_to_heal(&mut self, assignment: &Assignment, step: u64) {
+    fn committed_to_heal(&mut self, assignment: &Assignment, step: Step) {
         let (rank, epoch) = (assignment.rank, assignment.epoch);
         let job = self.job(assignment);
         // In an epoch before a restore, what others have committed is not kept any more.
@@ -213,9 +214,9 @@ impl Truth {
         self.check(is_committed, || format!("T-2: rank {rank} commits step {step} in epoch {epoch}, nobody else has"));
     }
 
-    fn holds(&mut self, place: &Assignment, step: u64, as_place: &HeldAs, own: &Shown, copy: Option<&Shown>) {
+    fn holds(&mut self, place: &Assignment, step: Step, as_place: &HeldAs, own: &Shown, copy: Option<&Shown>) {
         let (rank, epoch) = (place.rank, place.epoch);
-        let HeldAs { shape, rank: old } = *as_place;
+        let (shape, old) = (as_place.shape, as_place.rank.index());
         let reference = Arc::clone(&self.job(place).reference);
         let is_right = reference.is(step, &shape, old, own);
         let guarded = holders::guarded_by(&shape, old);

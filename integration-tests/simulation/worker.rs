@@ -15,7 +15,7 @@ use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
 use toroid_session::client::{Client, Ending, Input, Output, Settings};
 use toroid_session::{Action, Command, Event as Said, HeldAs, Knock, TrainerEvent};
-use toroid_torus::ids::Term;
+use toroid_torus::ids::{Epoch, JobId, Rank, Step, Term};
 use toroid_worker::comm::Listener;
 use toroid_worker::control::JobFence;
 use toroid_worker::trainer::{self, Deed, Emit, Environment, Order, Requested, Shared};
@@ -35,11 +35,11 @@ const MAX_COMMANDS: usize = 1024;
 /// What a worker holds of a job, as its trainer has shown or said it.
 #[derive(Debug, Clone)]
 pub struct Held {
-    pub job: String,
-    pub epoch: u64,
+    pub job: JobId,
+    pub epoch: Epoch,
     /// Two while the state is split anew.
     pub as_places: Vec<HeldAs>,
-    pub committed: u64,
+    pub committed: Step,
     /// The step after the committed one.
     pub is_sealed: bool,
     /// What its epoch goes on with; before that it may be older.
@@ -70,12 +70,12 @@ pub struct Worker {
     /// When the newest event reaches the session: it hears them in order.
     last_event: Micros,
     /// The newest place that it was given, and its rank.
-    place: Option<(String, u64, usize)>,
+    place: Option<(JobId, Epoch, Rank)>,
     pub held: Option<Held>,
     /// The job and the epoch in which it has links and makes steps, or has made all.
-    pub trains: Option<(String, u64)>,
+    pub trains: Option<(JobId, Epoch)>,
     /// The epoch that was to be prepared and is not yet, and since when.
-    ordered: Option<(u64, Micros)>,
+    ordered: Option<(Epoch, Micros)>,
 }
 
 pub fn id_of(pid: Pid) -> String {
@@ -194,10 +194,10 @@ impl Worker {
             device: "cpu".into(),
             fingerprint: "alike".into(),
             incarnation: self.pid as u64,
-            job_id: standing.job_id,
-            epoch: standing.epoch,
-            rank: standing.rank,
-            committed_step: standing.committed_step,
+            job_id: standing.job_id.into(),
+            epoch: standing.epoch.get(),
+            rank: standing.rank.to_wire(),
+            committed_step: standing.committed_step.get(),
             ..Default::default()
         };
         self.send(ToCoordinator::Register(register), env);
@@ -219,15 +219,15 @@ impl Worker {
         let standing = self.client.standing();
         let computed = self.shared.computed();
         let heartbeat = proto::Heartbeat {
-            job_id: standing.job_id,
-            epoch: standing.epoch,
+            job_id: standing.job_id.into(),
+            epoch: standing.epoch.get(),
             operation: self.shared.operation().into(),
-            waits_for: self.shared.waits_for().into_iter().map(|rank| rank as u32).collect(),
+            waits_for: self.shared.waits_for().into_iter().map(Rank::to_wire).collect(),
             compute_s: computed.time.as_secs_f64(),
             compute_steps: computed.num_steps,
             sealed_next: self.shared.has_sealed_after(standing.committed_step),
             progress: self.shared.progress(),
-            committed_step: standing.committed_step,
+            committed_step: standing.committed_step.get(),
             ..Default::default()
         };
         self.send(ToCoordinator::Heartbeat(heartbeat), env);
@@ -262,9 +262,9 @@ impl Worker {
         }
     }
 
-    fn showed(&mut self, job: &str, epoch: u64, step: u64, deed: &Deed, env: &mut Env) {
+    fn showed(&mut self, job: &JobId, epoch: Epoch, step: Step, deed: &Deed, env: &mut Env) {
         if let Deed::Holds { as_place, .. } = deed {
-            let (job, as_places) = (job.to_string(), vec![*as_place]);
+            let (job, as_places) = (job.clone(), vec![*as_place]);
             self.held = Some(Held { job, epoch, as_places, committed: step, is_sealed: false, is_current: true });
             env.tell(|| format!("{} holds step {step} in epoch {epoch}", id_of(self.pid)));
         } else if let Some(held) = &mut self.held {

@@ -13,7 +13,7 @@ use toroid_coordinator::machine::{Input, Reply, RequestError, RequestId};
 use toroid_proto::StepRecord;
 use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
-use toroid_torus::ids::Term;
+use toroid_torus::ids::{Epoch, Term};
 
 use crate::coordinator::Coordinator;
 use crate::disk::Disk;
@@ -127,7 +127,7 @@ pub struct World {
     /// The coordinator's machine: when it was started, and its number.
     pub machine: (Micros, u64),
     /// When an incident was seen, in which epoch, and the calendar and the machine by then.
-    pub incidents: BTreeMap<(String, u64), (Micros, u64, i64, u64)>,
+    pub incidents: BTreeMap<(String, u64), (Micros, Epoch, i64, u64)>,
     pub store: BTreeMap<String, Record>,
     /// A job's record before its newest epoch.
     pub before: BTreeMap<String, JobRecord>,
@@ -342,14 +342,14 @@ impl World {
     /// T-2: live ranks of an epoch are at most one step apart.
     fn check_steps(&mut self, id: &str) {
         let Some(record) = self.record(id) else { return };
-        let epoch = record.epoch.get();
+        let epoch = record.epoch;
         let workers = record.places.iter().flatten().filter_map(|w| self.workers.get(&crate::worker::pid_of(w)));
         let trains = |w: &&Worker| w.trains.as_ref().is_some_and(|(job, of)| job == id && *of == epoch);
         let held = workers
             .filter(trains)
             .filter_map(|w| w.held.as_ref())
             .filter(|h| h.job == *id && h.epoch == epoch && h.is_current);
-        let steps: Vec<u64> = held.map(|h| h.committed).collect();
+        let steps: Vec<u64> = held.map(|h| h.committed.get()).collect();
         let (low, high) = (steps.iter().min(), steps.iter().max());
         let holds = low.zip(high).is_none_or(|(low, high)| high - low <= 1);
         self.env.truth.check(holds, || format!("T-2: live ranks of {id} have committed the steps {steps:?}"));

@@ -28,6 +28,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use toroid_session::PeerAddr;
 use toroid_torus::collective::{self as schedules, Schedule, chunk_range};
+use toroid_torus::ids::Epoch;
 use toroid_worker::comm::{
     Algorithm, Channel, Fence, Group, HEADER_LEN, LinkChoice, LinkPlan, Links, Listener, Path, RawRecv, RawSend,
     all_gather_f64, all_reduce_sum, all_reduce_torus, exchange_raw, slices_of_chunk,
@@ -294,13 +295,13 @@ fn be_rank(args: &Args, rank: usize) -> Result<()> {
     let addresses: Vec<String> = serde_json::from_str(&line).context("understand the addresses of all ranks")?;
     ensure!(addresses.len() == ranks, "{} addresses for {ranks} ranks", addresses.len());
     let peers = addresses.into_iter().enumerate().filter(|(peer, _)| *peer != rank);
-    let peers = peers.map(|(peer, address)| (peer, PeerAddr { worker_id: worker_id(peer), address })).collect();
+    let peers = peers.map(|(peer, address)| (peer, PeerAddr { worker_id: worker_id(peer).into(), address })).collect();
     // Loopback and one user's processes of one measurement: the key keeps nobody out who could not do worse.
-    let mut plan = LinkPlan { job_id: "bench".into(), epoch: 1, rank, key: [0; 32], peers };
+    let mut plan = LinkPlan { job_id: "bench".into(), epoch: Epoch::new(1), rank, key: [0; 32], peers };
     let fence = Fence::new()?;
     let mut links = Links::establish(&listener, plan.clone(), &fence, CONNECT_TIMEOUT)?;
     // Raw bytes have connections of their own: who waits for a frame would take them for one.
-    plan.epoch += 1;
+    plan.epoch = plan.epoch.next();
     let raw = Links::establish(&listener, plan, &fence, CONNECT_TIMEOUT)?;
     let mut group = Group::line((0..ranks).collect(), rank);
     // A line in training goes by its size; one schedule at all sizes is for comparisons.

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use toroid_session::{Assignment, Claim, Command, Event, PeerAddr, TrainerEvent};
+use toroid_torus::ids::{Epoch, Rank};
 use toroid_torus::job::{JobSpec, Products};
 use toroid_torus::model::{ModelConfig, TOP_K};
 use toroid_torus::owner::{Owner, OwnerId};
@@ -208,10 +209,10 @@ fn train(device: &CpuDevice, spec: &JobSpec) -> Result<Vec<Step>> {
     let peer = PeerAddr { worker_id: "bench".into(), address: listener.local_addr().to_string() };
     let assignment = Assignment {
         job_id: "bench-1".into(),
-        epoch: 1,
-        rank: 0,
+        epoch: Epoch::new(1),
+        rank: Rank::ZERO,
         spec: Arc::new(spec.clone()),
-        peers: [(0, peer)].into(),
+        peers: [(Rank::ZERO, peer)].into(),
         link_key: [0; 32],
         checkpoint_root: folder.join("checkpoints").display().to_string(),
         owner: Owner::new(OwnerId::from_random([1; 16]), "bench-1", "bench-1", 0),

@@ -77,6 +77,8 @@ impl Step {
 
 impl Epoch {
     pub const NONE: Epoch = Epoch(0);
+    /// No epoch comes after it: what is raised to it is over for good.
+    pub const LAST: Epoch = Epoch(u64::MAX);
 
     pub const fn new(epoch: u64) -> Epoch {
         Epoch(epoch)

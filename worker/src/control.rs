@@ -23,7 +23,7 @@ use toroid_proto::{CoordinatorMessage, Heartbeat, Leaving, Register, WorkerMessa
 use toroid_security::Credentials;
 use toroid_session::client::{Client, Ending, Input, Output};
 use toroid_session::{Action, Command, Knock, TrainerEvent};
-use toroid_torus::ids::Term;
+use toroid_torus::ids::{Epoch, JobId, Rank, Term};
 
 use crate::comm::{CommError, Fence, MAX_PROBES, Porter, ProbeError};
 use crate::device::DeviceMemory;
@@ -112,26 +112,26 @@ impl Probed {
 
 /// Epochs are counted by job, so each job has a fence of its own.
 pub struct JobFence {
-    job_id: String,
+    job_id: JobId,
     fence: Fence,
 }
 
 impl JobFence {
     pub fn new() -> Result<JobFence, CommError> {
-        Ok(JobFence { job_id: String::new(), fence: Fence::new()? })
+        Ok(JobFence { job_id: JobId::default(), fence: Fence::new()? })
     }
 
     /// The fence of this job. That of another one that was in its place ends all of its epochs.
-    pub fn of(&mut self, job_id: &str) -> Result<Fence, CommError> {
-        if self.job_id != job_id {
-            self.fence.raise(u64::MAX);
-            *self = JobFence { job_id: job_id.to_string(), fence: Fence::new()? };
+    pub fn of(&mut self, job_id: &JobId) -> Result<Fence, CommError> {
+        if self.job_id != *job_id {
+            self.fence.raise(Epoch::LAST);
+            *self = JobFence { job_id: job_id.clone(), fence: Fence::new()? };
         }
         Ok(self.fence.clone())
     }
 
     /// Nothing of the job's epochs below this one may go on.
-    pub fn raise(&self, epoch: u64) {
+    pub fn raise(&self, epoch: Epoch) {
         self.fence.raise(epoch);
     }
 }
@@ -320,7 +320,7 @@ impl Control {
                 Err(ProbeError::NotReached(problem)) => problem,
                 // No answer says nothing about either, and the probe is made again.
                 Err(busy @ ProbeError::Busy(_)) => {
-                    return tracing::debug!(worker = knock.peer.worker_id, %busy, "a probe came to nothing");
+                    return tracing::debug!(worker = knock.peer.worker_id.as_str(), %busy, "a probe came to nothing");
                 }
             };
             if sender.try_send(toroid_proto::Probed { number: knock.number, error }).is_err() {
@@ -335,10 +335,10 @@ impl Control {
     fn register(&self) -> Register {
         let standing = self.client.standing();
         Register {
-            job_id: standing.job_id,
-            epoch: standing.epoch,
-            rank: standing.rank,
-            committed_step: standing.committed_step,
+            job_id: standing.job_id.into(),
+            epoch: standing.epoch.get(),
+            rank: standing.rank.to_wire(),
+            committed_step: standing.committed_step.get(),
             ..self.identity.clone()
         }
     }
@@ -346,11 +346,11 @@ impl Control {
     fn heartbeat(&self) -> Body {
         let (standing, memory, computed) = (self.client.standing(), (self.memory)(), self.shared.computed());
         Body::Heartbeat(Heartbeat {
-            job_id: standing.job_id,
-            epoch: standing.epoch,
-            committed_step: standing.committed_step,
+            job_id: standing.job_id.into(),
+            epoch: standing.epoch.get(),
+            committed_step: standing.committed_step.get(),
             operation: self.shared.operation().to_string(),
-            waits_for: self.shared.waits_for().into_iter().map(|r| r as u32).collect(),
+            waits_for: self.shared.waits_for().into_iter().map(Rank::to_wire).collect(),
             compute_s: computed.time.as_secs_f64(),
             compute_steps: computed.num_steps,
             sealed_next: self.shared.has_sealed_after(standing.committed_step),
@@ -401,6 +401,7 @@ mod tests {
 
     use toroid_session::Event;
     use toroid_session::client::Settings;
+    use toroid_torus::ids::Step;
 
     use super::*;
     use crate::comm::{LinkChoice, Listener};
@@ -482,10 +483,10 @@ mod tests {
         let idle = said(Shared::default())?;
         assert_eq!((idle.compute_steps, idle.compute_s, idle.sealed_next), (0, 0.0, false));
         // It has committed no step, and holds all that the first one needs.
-        let busy = said(Shared::that_has_worked(7, Duration::from_millis(250), 1))?;
+        let busy = said(Shared::that_has_worked(7, Duration::from_millis(250), Step::new(1)))?;
         assert_eq!((busy.compute_steps, busy.compute_s, busy.sealed_next), (7, 0.25, true));
         assert_eq!((busy.memory_bytes, busy.memory_free_bytes), (5, 9));
-        let ahead = said(Shared::that_has_worked(7, Duration::from_millis(250), 2))?;
+        let ahead = said(Shared::that_has_worked(7, Duration::from_millis(250), Step::new(2)))?;
         assert!(!ahead.sealed_next, "that is not the next step");
         Ok(())
     }
@@ -494,12 +495,12 @@ mod tests {
     fn a_trainer_that_stands_still_ends_the_worker_and_one_that_is_gone_does_not() {
         let (commands, to_do) = std::sync::mpsc::sync_channel(MAX_COMMANDS);
         for epoch in 0..MAX_COMMANDS as u64 {
-            pass(&commands, Command::Drop { epoch }).expect("there is room");
+            pass(&commands, Command::Drop { epoch: Epoch::new(epoch) }).expect("there is room");
         }
-        let error = pass(&commands, Command::Drop { epoch: 0 }).expect_err("there is no room").to_string();
+        let error = pass(&commands, Command::Drop { epoch: Epoch::NONE }).expect_err("there is no room").to_string();
         assert!(error.contains("took none of 1024 commands"), "{error}");
         drop(to_do);
-        pass(&commands, Command::Drop { epoch: 0 }).expect("the process ends anyway");
+        pass(&commands, Command::Drop { epoch: Epoch::NONE }).expect("the process ends anyway");
     }
 
     #[test]
@@ -507,14 +508,14 @@ mod tests {
         let (events, mut received) = mpsc::channel(1);
         let emit = emit_into(events);
         let trainer = std::thread::spawn(move || {
-            for step in 1..=100 {
-                emit(TrainerEvent { job_id: "j".into(), epoch: 1, event: Event::Finished { step } });
+            for step in Step::new(1).through(Step::new(100)) {
+                emit(TrainerEvent { job_id: "j".into(), epoch: Epoch::new(1), event: Event::Finished { step } });
             }
         });
         let mut steps = Vec::new();
         while let Some(event) = received.blocking_recv() {
             if let Event::Finished { step } = event.event {
-                steps.push(step);
+                steps.push(step.get());
             }
         }
         trainer.join().expect("the trainer ends");

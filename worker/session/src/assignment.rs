@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use toroid_torus::geometry::{Place, Shape};
+use toroid_torus::ids::{Epoch, JobId, Rank, Step, WorkerId};
 use toroid_torus::job::JobSpec;
 use toroid_torus::owner::Owner;
 use toroid_torus::resplit::Origin;
@@ -14,13 +15,13 @@ use crate::{Event, TrainerEvent};
 /// A place in a job, checked.
 #[derive(Debug, Clone)]
 pub struct Assignment {
-    pub job_id: String,
-    pub epoch: u64,
-    pub rank: usize,
+    pub job_id: JobId,
+    pub epoch: Epoch,
+    pub rank: Rank,
     /// Its shape is that of this epoch, which may have fewer replicas than the job file asks for.
     pub spec: Arc<JobSpec>,
     /// Every rank, this one included.
-    pub peers: BTreeMap<usize, PeerAddr>,
+    pub peers: BTreeMap<Rank, PeerAddr>,
     pub link_key: [u8; 32],
     /// Folder or URL that holds `step-<n>`.
     pub checkpoint_root: String,
@@ -28,14 +29,14 @@ pub struct Assignment {
     pub owner: Owner,
     pub claim: Claim,
     /// `None`: initial weights, or what `spec.resume_from` names.
-    pub restore_step: Option<u64>,
+    pub restore_step: Option<Step>,
     /// Workers with the job's state keep it; the others pull it from the holders of its shards.
     pub heal: bool,
 }
 
 impl Assignment {
     pub fn place(&self) -> Place {
-        self.spec.shape.place(self.rank)
+        self.spec.shape.place(self.rank.index())
     }
 
     /// How the shards of this place are to be split.
@@ -52,7 +53,7 @@ impl Assignment {
 /// Where a worker's links are dialled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerAddr {
-    pub worker_id: String,
+    pub worker_id: WorkerId,
     /// `host:port` of its listener.
     pub address: String,
 }
@@ -77,36 +78,36 @@ pub enum Claim {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeldAs {
     pub shape: Shape,
-    pub rank: usize,
+    pub rank: Rank,
 }
 
 /// What the coordinator decided from the reports of a healing epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealPlan {
     /// All ranks go on from this step.
-    pub step: u64,
+    pub step: Step,
     /// A rank that has committed it.
-    pub source: usize,
+    pub source: Rank,
     /// Ranks without state.
-    pub newcomers: BTreeSet<usize>,
+    pub newcomers: BTreeSet<Rank>,
     /// The state is split anew, from this; `None`: every rank has its own shards already, or is a newcomer.
     pub origin: Option<Origin>,
     /// The coordinator has the records up to this step.
-    pub recorded: u64,
+    pub recorded: Step,
 }
 
 /// A place that a spare gets ready for.
 #[derive(Debug, Clone)]
 pub struct WarmUp {
-    pub job_id: String,
+    pub job_id: JobId,
     pub spec: Arc<JobSpec>,
     /// The spare will most likely get a place with the tp_rank and the stage of this one.
-    pub rank: usize,
+    pub rank: Rank,
     pub checkpoint_root: String,
     /// The answer carries it.
     pub number: u64,
     /// A checkpoint of the job, which the spare has to see.
-    pub checkpoint_step: Option<u64>,
+    pub checkpoint_step: Option<Step>,
 }
 
 /// One probe: which worker to dial, and with what key.

@@ -30,7 +30,7 @@ use std::time::Duration;
 use toroid_proto::Probed;
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
-use toroid_torus::ids::Term;
+use toroid_torus::ids::{Epoch, Step, Term};
 
 use crate::session::{self, Session, Standing};
 use crate::{Action, Knock, TrainerEvent};
@@ -81,9 +81,9 @@ pub enum Input {
     Trainer(TrainerEvent),
     /// See [`session::Input::CheckpointTooLate`](crate::Input::CheckpointTooLate).
     CheckpointTooLate {
-        epoch: u64,
-        step: u64,
-        committed: u64,
+        epoch: Epoch,
+        step: Step,
+        committed: Step,
     },
     /// What a probe of another worker has come to.
     Probed(Probed),

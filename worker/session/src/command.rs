@@ -1,5 +1,6 @@
 //! What the session tells the trainer.
 
+use toroid_torus::ids::{Epoch, Step};
 use toroid_torus::manifest::ShardFile;
 
 use crate::{HealPlan, WarmUp};
@@ -11,17 +12,17 @@ pub enum Command {
     /// A spare: make a workspace for a place of this job, which may become its own.
     WarmUp(Box<WarmUp>),
     /// All places of the epoch are prepared.
-    Start { epoch: u64, heal: Option<HealPlan> },
+    Start { epoch: Epoch, heal: Option<HealPlan> },
     /// Write the state of `step`, if it still is that step's: the last step's checkpoint is asked for again when it failed.
-    Checkpoint { epoch: u64, step: u64 },
+    Checkpoint { epoch: Epoch, step: Step },
     /// Rank 0: all shards of the step are durable; write its manifest, then remove older checkpoints.
-    Publish { epoch: u64, step: u64, files: Vec<ShardFile>, remove: Vec<u64> },
+    Publish { epoch: Epoch, step: Step, files: Vec<ShardFile>, remove: Vec<Step> },
     /// The checkpoint of this step has failed: remove what this place has written of it.
-    DropShard { epoch: u64, step: u64 },
+    DropShard { epoch: Epoch, step: Step },
     /// Rank 0: report the records from this step on again.
-    Report { epoch: u64, from: u64 },
+    Report { epoch: Epoch, from: Step },
     /// Drop the job of this epoch or older.
-    Drop { epoch: u64 },
+    Drop { epoch: Epoch },
 }
 
 /// What happens after the step of a checkpoint.

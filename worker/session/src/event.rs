@@ -1,6 +1,7 @@
 //! What the trainer reports to the session.
 
 use toroid_proto::{Inputs, StepRecord, Validation};
+use toroid_torus::ids::{Epoch, JobId, Rank, Step, WorkerId};
 use toroid_torus::manifest::ShardFile;
 
 use crate::HeldAs;
@@ -8,8 +9,8 @@ use crate::HeldAs;
 /// What the trainer reports. Everything carries the job and the epoch it belongs to: another job may be in the same epoch.
 #[derive(Debug)]
 pub struct TrainerEvent {
-    pub job_id: String,
-    pub epoch: u64,
+    pub job_id: JobId,
+    pub epoch: Epoch,
     pub event: Event,
 }
 
@@ -17,12 +18,12 @@ pub struct TrainerEvent {
 #[derive(Debug)]
 pub enum Event {
     Prepared {
-        committed_step: u64,
+        committed_step: Step,
         /// None: a newcomer. Two, the older first, while not all are known to have split the state anew.
         held: Vec<HeldAs>,
         sealed_next: bool,
         /// It has the global sums from this step to the committed one.
-        sums_from: u64,
+        sums_from: Step,
         data_digest: [u8; 32],
         num_samples: u64,
         num_params: u64,
@@ -31,47 +32,47 @@ pub enum Event {
     Connected,
     /// With the record of the step at rank 0.
     Committed {
-        step: u64,
+        step: Step,
         record: Option<Box<StepRecord>>,
     },
     /// At rank 0: nobody has the figures of these steps any more.
     RecordsMissing {
-        from: u64,
-        through: u64,
+        from: Step,
+        through: Step,
     },
     Validated(Validation),
     ShardWritten {
-        step: u64,
+        step: Step,
         file: Box<ShardFile>,
         write_s: f64,
     },
     /// `error` is empty where the request came too late.
     CheckpointFailed {
-        step: u64,
+        step: Step,
         error: String,
     },
     Published {
-        step: u64,
+        step: Step,
         bytes: u64,
         path: String,
     },
     PublishFailed {
-        step: u64,
+        step: Step,
         error: String,
     },
     /// What came of the removals that were ordered with the publishing of `step`; one that is in neither list was not tried.
     Removed {
-        step: u64,
-        removed: Vec<u64>,
+        step: Step,
+        removed: Vec<Step>,
         /// With why they stay.
-        kept: Vec<(u64, String)>,
+        kept: Vec<(Step, String)>,
     },
     Finished {
-        step: u64,
+        step: Step,
     },
     /// `damaged`: what came from there was not what was sent.
     PeerLost {
-        rank: usize,
+        rank: Rank,
         error: String,
         damaged: bool,
     },
@@ -92,14 +93,14 @@ pub enum Event {
         fatal: bool,
         checkpoint: Option<BadCheckpoint>,
         restore: bool,
-        corrupt_ranks: Vec<usize>,
+        corrupt_ranks: Vec<Rank>,
     },
 }
 
 /// A checkpoint of this job that could not be loaded, and what that says about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadCheckpoint {
-    pub step: u64,
+    pub step: Step,
     pub fault: ReadFault,
 }
 
@@ -118,8 +119,8 @@ pub enum ReadFault {
 /// A peer without a link when there should have been one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MissingLink {
-    pub rank: usize,
-    pub worker_id: String,
+    pub rank: Rank,
+    pub worker_id: WorkerId,
     pub address: String,
     /// This rank called the peer; otherwise the peer was to call.
     pub called: bool,

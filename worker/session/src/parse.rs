@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use toroid_proto as proto;
 use toroid_torus::geometry::Shape;
+use toroid_torus::ids::{Epoch, Rank, Step};
 use toroid_torus::job::JobSpec;
 use toroid_torus::owner::{Owner, OwnerId};
 use toroid_torus::resplit::Origin;
@@ -30,11 +31,11 @@ pub(crate) fn heal_plan(heal: proto::Heal, world: usize) -> Result<HealPlan, Str
         }
     };
     Ok(HealPlan {
-        step: heal.step,
-        source: heal.source as usize,
-        newcomers: heal.newcomers.into_iter().map(|r| r as usize).collect(),
+        step: Step::new(heal.step),
+        source: heal.source.into(),
+        newcomers: heal.newcomers.into_iter().map(Rank::from).collect(),
         origin,
-        recorded: heal.recorded_step,
+        recorded: Step::new(heal.recorded_step),
     })
 }
 
@@ -42,12 +43,12 @@ pub(crate) fn heal_plan(heal: proto::Heal, world: usize) -> Result<HealPlan, Str
 pub(crate) fn assignment(assign: proto::Assign) -> Result<Assignment, String> {
     let spec = checked_spec(&assign.job_json)?;
     let world = spec.shape.world();
-    let peers: BTreeMap<usize, PeerAddr> = assign
+    let peers: BTreeMap<Rank, PeerAddr> = assign
         .peers
         .into_iter()
-        .map(|p| (p.rank as usize, PeerAddr { worker_id: p.worker_id, address: p.data_address }))
+        .map(|p| (p.rank.into(), PeerAddr { worker_id: p.worker_id.into(), address: p.data_address }))
         .collect();
-    if peers.len() != world || peers.keys().last() != Some(&(world - 1)) || assign.rank as usize >= world {
+    if peers.len() != world || peers.keys().last() != Some(&Rank::new(world - 1)) || assign.rank as usize >= world {
         return Err(format!(
             "cannot take rank {} of {}: expected the addresses of {world} places, found {}",
             assign.rank,
@@ -64,16 +65,21 @@ pub(crate) fn assignment(assign: proto::Assign) -> Result<Assignment, String> {
     Ok(Assignment {
         owner: Owner::new(owner_id, &assign.job_id, &spec.name, assign.submitted_unix_ms),
         claim: if assign.begun_without_owner { Claim::Begun } else { Claim::New },
-        job_id: assign.job_id,
-        epoch: assign.epoch,
-        rank: assign.rank as usize,
+        job_id: assign.job_id.into(),
+        epoch: Epoch::new(assign.epoch),
+        rank: assign.rank.into(),
         spec: Arc::new(spec),
         peers,
         link_key,
         checkpoint_root: assign.checkpoint_root,
         heal: assign.heal,
-        restore_step: (assign.restore_step > 0).then_some(assign.restore_step),
+        restore_step: step_or_none(assign.restore_step),
     })
+}
+
+/// Messages say 0 where there is no checkpoint.
+fn step_or_none(step: u64) -> Option<Step> {
+    (step > 0).then_some(Step::new(step))
 }
 
 fn checked_spec(json: &str) -> Result<JobSpec, String> {
@@ -88,12 +94,12 @@ pub(crate) fn warm_up(ahead: proto::WarmUp) -> Result<WarmUp, proto::WarmedUp> {
     let proto::WarmUp { job_id, rank, number, checkpoint_root, checkpoint_step, .. } = ahead;
     let refuse = |error| proto::WarmedUp { job_id: job_id.clone(), number, error, ..Default::default() };
     let spec = checked_spec(&ahead.job_json).map_err(refuse)?;
-    let (rank, world) = (rank as usize, spec.shape.world());
-    if rank >= world {
+    let (rank, world) = (Rank::from(rank), spec.shape.world());
+    if rank.index() >= world {
         return Err(refuse(format!("cannot get ready for rank {rank} of {job_id}: it has {world} places")));
     }
-    let checkpoint_step = (checkpoint_step > 0).then_some(checkpoint_step);
-    Ok(WarmUp { job_id, spec: Arc::new(spec), rank, checkpoint_root, number, checkpoint_step })
+    let checkpoint_step = step_or_none(checkpoint_step);
+    Ok(WarmUp { job_id: job_id.into(), spec: Arc::new(spec), rank, checkpoint_root, number, checkpoint_step })
 }
 
 /// Parses a probe; the error says why it was not made.
@@ -101,6 +107,6 @@ pub(crate) fn knock(probe: &proto::Probe) -> Result<Knock, String> {
     let found = probe.key.len();
     let key = probe.key.as_slice().try_into();
     let key = key.map_err(|_| format!("was not dialled: expected a key of 32 bytes, found {found}"))?;
-    let peer = PeerAddr { worker_id: probe.worker_id.clone(), address: probe.data_address.clone() };
+    let peer = PeerAddr { worker_id: probe.worker_id.as_str().into(), address: probe.data_address.clone() };
     Ok(Knock { number: probe.number, peer, key })
 }

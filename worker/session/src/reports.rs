@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::mem::size_of;
 
 use toroid_proto::StepRecord;
+use toroid_torus::ids::Step;
 
 /// Of all records that wait: as much as every place keeps of their sums, see `trainer::history`.
 pub const BYTES_MAX: usize = 64 << 20;
@@ -16,14 +17,14 @@ pub enum Said {
     Figures(StepRecord),
     /// From the step that it is kept under up to this one.
     Missing {
-        through: u64,
+        through: Step,
     },
 }
 
 #[derive(Debug, Default)]
 pub struct Reports {
     /// By first step; ranges of steps do not overlap.
-    said: BTreeMap<u64, Said>,
+    said: BTreeMap<Step, Said>,
     bytes: usize,
 }
 
@@ -38,7 +39,7 @@ impl Reports {
     }
 
     fn keep_within(&mut self, record: StepRecord, bytes_max: usize) -> StepRecord {
-        let step = record.step;
+        let step = Step::new(record.step);
         if let Some(Said::Figures(kept)) = self.said.get(&step) {
             return kept.clone();
         }
@@ -52,38 +53,38 @@ impl Reports {
     }
 
     /// Nobody knows these steps any more.
-    pub fn miss(&mut self, from: u64, through: u64) {
-        for step in from..=through {
+    pub fn miss(&mut self, from: Step, through: Step) {
+        for step in from.through(through) {
             if matches!(self.said.get(&step), Some(Said::Figures(_))) {
                 // This worker does.
                 return self.miss_before(from, step);
             }
         }
-        self.miss_before(from, through + 1);
+        self.miss_before(from, through.after(1));
     }
 
-    fn miss_before(&mut self, from: u64, end: u64) {
-        if from < end {
+    fn miss_before(&mut self, from: Step, end: Step) {
+        if let Some(through) = end.previous().filter(|through| from <= *through) {
             self.said.retain(|_, said| matches!(said, Said::Figures(_)));
-            self.said.insert(from, Said::Missing { through: end - 1 });
+            self.said.insert(from, Said::Missing { through });
         }
     }
 
     /// The coordinator has everything up to `step`.
-    pub fn acknowledged(&mut self, step: u64) {
-        let rest = self.said.split_off(&(step + 1));
+    pub fn acknowledged(&mut self, step: Step) {
+        let rest = self.said.split_off(&step.after(1));
         let partly = self.said.values().find_map(|said| match said {
             Said::Missing { through } if *through > step => Some(*through),
             Said::Missing { .. } | Said::Figures(_) => None,
         });
         self.said = rest;
-        self.said.extend(partly.map(|through| (step + 1, Said::Missing { through })));
+        self.said.extend(partly.map(|through| (step.after(1), Said::Missing { through })));
         self.count();
     }
 
     /// What was said of later steps does not count any more: they are made again.
-    pub fn forget_after(&mut self, step: u64) {
-        self.said.split_off(&(step + 1));
+    pub fn forget_after(&mut self, step: Step) {
+        self.said.split_off(&step.after(1));
         self.count();
     }
 
@@ -92,12 +93,12 @@ impl Reports {
     }
 
     /// Whether what is kept begins at this step or before.
-    pub fn reaches_back_to(&self, step: u64) -> bool {
+    pub fn reaches_back_to(&self, step: Step) -> bool {
         self.said.first_key_value().is_some_and(|(first, _)| *first <= step)
     }
 
     /// In the order of the steps.
-    pub fn iter(&self) -> impl Iterator<Item = (u64, &Said)> {
+    pub fn iter(&self) -> impl Iterator<Item = (Step, &Said)> {
         self.said.iter().map(|(step, said)| (*step, said))
     }
 
@@ -117,23 +118,23 @@ impl Reports {
             self.bytes -= bytes_of(&record);
         }
         match self.said.range_mut(..step).next_back() {
-            Some((_, Said::Missing { through })) if *through + 1 == step => *through = step,
+            Some((_, Said::Missing { through })) if through.after(1) == step => *through = step,
             _ => drop(self.said.insert(step, Said::Missing { through: step })),
         }
     }
 
-    fn no_longer_missing(&mut self, step: u64) {
+    fn no_longer_missing(&mut self, step: Step) {
         let range = self.said.range(..=step).next_back();
         let Some((from, Said::Missing { through })) = range.map(|(from, said)| (*from, said.clone())) else { return };
         if through < step {
             return;
         }
         self.said.remove(&from);
-        if from < step {
-            self.said.insert(from, Said::Missing { through: step - 1 });
+        if let Some(through) = step.previous().filter(|through| from <= *through) {
+            self.said.insert(from, Said::Missing { through });
         }
         if through > step {
-            self.said.insert(step + 1, Said::Missing { through });
+            self.said.insert(step.after(1), Said::Missing { through });
         }
     }
 }
@@ -147,7 +148,7 @@ mod tests {
     }
 
     fn check(reports: &Reports, expected: &[&str]) {
-        let in_words = |(step, said): (u64, &Said)| match said {
+        let in_words = |(step, said): (Step, &Said)| match said {
             Said::Figures(_) => step.to_string(),
             Said::Missing { through } => format!("{step}..{through} missing"),
         };
@@ -166,9 +167,9 @@ mod tests {
     fn t12_what_does_not_fit_is_told_to_be_missing() {
         let mut reports = filled(1..=6, 3);
         check(&reports, &["1..3 missing", "4", "5", "6"]);
-        reports.acknowledged(2);
+        reports.acknowledged(Step::new(2));
         check(&reports, &["3..3 missing", "4", "5", "6"]);
-        reports.acknowledged(5);
+        reports.acknowledged(Step::new(5));
         check(&reports, &["6"]);
         check(&filled(1..=3, 0), &["1..2 missing", "3"]);
     }
@@ -180,19 +181,19 @@ mod tests {
         check(&reports, &["1..1 missing", "2", "3", "4", "5", "6"]);
         reports.keep(record(1));
         check(&reports, &["1", "2", "3", "4", "5", "6"]);
-        reports.miss(1, 6);
+        reports.miss(Step::new(1), Step::new(6));
         check(&reports, &["1", "2", "3", "4", "5", "6"]);
     }
 
     #[test]
     fn a_gap_that_was_told_stands_before_what_follows() {
         let mut reports = filled(8..=9, 9);
-        reports.miss(3, 7);
+        reports.miss(Step::new(3), Step::new(7));
         check(&reports, &["3..7 missing", "8", "9"]);
-        reports.miss(5, 7);
+        reports.miss(Step::new(5), Step::new(7));
         check(&reports, &["5..7 missing", "8", "9"]);
-        assert!(reports.reaches_back_to(5) && !reports.reaches_back_to(4));
-        reports.forget_after(8);
+        assert!(reports.reaches_back_to(Step::new(5)) && !reports.reaches_back_to(Step::new(4)));
+        reports.forget_after(Step::new(8));
         check(&reports, &["5..7 missing", "8"]);
     }
 
@@ -201,7 +202,7 @@ mod tests {
         let mut reports = Reports::default();
         reports.keep(StepRecord { step_s: 0.5, ..record(1) });
         assert_eq!(reports.keep(record(1)).step_s, 0.5);
-        reports.forget_after(0);
+        reports.forget_after(Step::new(0));
         assert_eq!(reports.keep(record(1)).step_s, 0.0);
     }
 }

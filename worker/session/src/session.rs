@@ -13,8 +13,9 @@
 use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
-use toroid_proto::{Assign, CheckpointMissed, Failed, PublishManifest, RefusalKind, Stopped, WarmedUp, Welcome};
+use toroid_proto::{Assign, Failed, PublishManifest, RefusalKind, Stopped, WarmedUp, Welcome};
 use toroid_torus::failpoint;
+use toroid_torus::ids::{Epoch, JobId, Rank, Step};
 use toroid_torus::manifest::ShardFile;
 
 use crate::parse;
@@ -28,9 +29,9 @@ pub enum Input {
     Trainer(TrainerEvent),
     /// A checkpoint was asked for, but this step was committed already.
     CheckpointTooLate {
-        epoch: u64,
-        step: u64,
-        committed: u64,
+        epoch: Epoch,
+        step: Step,
+        committed: Step,
     },
 }
 
@@ -63,10 +64,10 @@ pub enum Output {
 /// What Register and Heartbeat say about this worker's work.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Standing {
-    pub job_id: String,
-    pub epoch: u64,
-    pub rank: u32,
-    pub committed_step: u64,
+    pub job_id: JobId,
+    pub epoch: Epoch,
+    pub rank: Rank,
+    pub committed_step: Step,
 }
 
 /// See the module's diagram.
@@ -84,7 +85,7 @@ impl Session {
         self.work.as_ref().map_or_else(Standing::default, |w| Standing {
             job_id: w.job_id.clone(),
             epoch: w.epoch,
-            rank: w.rank as u32,
+            rank: w.rank,
             committed_step: w.committed,
         })
     }
@@ -95,12 +96,7 @@ impl Session {
             Input::Trainer(event) => self.reported(event),
             Input::CheckpointTooLate { epoch, step, committed } => match &self.work {
                 Some(work) if work.epoch == epoch => {
-                    vec![Output::Send(ToCoordinator::CheckpointMissed(CheckpointMissed {
-                        step,
-                        committed_step: committed,
-                        error: String::new(),
-                        ..work.missed()
-                    }))]
+                    vec![Output::Send(work.missed(step, committed, String::new()))]
                 }
                 _ => Vec::new(),
             },
@@ -124,16 +120,17 @@ impl Session {
                 Ok(knock) => vec![Output::Probe(knock)],
                 Err(error) => vec![Output::Send(ToCoordinator::Probed(proto::Probed { number: probe.number, error }))],
             },
-            FromCoordinator::Stop(stop) => self.stop(&stop.job_id, stop.epoch, &stop.reason),
-            FromCoordinator::Start(start) => match self.current(&start.job_id, start.epoch) {
+            FromCoordinator::Stop(stop) => self.stop(&stop.job_id, Epoch::new(stop.epoch), &stop.reason),
+            FromCoordinator::Start(start) => match self.current(&start.job_id, Epoch::new(start.epoch)) {
                 Some(work) if work.phase == WorkPhase::Ready => {
+                    let epoch = Epoch::new(start.epoch);
                     work.phase = WorkPhase::Training;
                     if let Some(heal) = &start.heal {
-                        work.reports.acknowledged(heal.recorded_step);
-                        work.reports.forget_after(heal.step);
+                        work.reports.acknowledged(Step::new(heal.recorded_step));
+                        work.reports.forget_after(Step::new(heal.step));
                     }
                     match start.heal.map(|heal| parse::heal_plan(heal, work.world)).transpose() {
-                        Ok(heal) => vec![Output::Act(Action::Trainer(Command::Start { epoch: start.epoch, heal }))],
+                        Ok(heal) => vec![Output::Act(Action::Trainer(Command::Start { epoch, heal }))],
                         Err(error) => {
                             let (fatal, checkpoint, restore, corrupt_ranks) = (true, None, false, Vec::new());
                             let failed = Event::Failed { error, fatal, checkpoint, restore, corrupt_ranks };
@@ -143,39 +140,45 @@ impl Session {
                 }
                 _ => Vec::new(),
             },
-            FromCoordinator::CheckpointAt(at) => match self.current(&at.job_id, at.epoch) {
+            FromCoordinator::CheckpointAt(at) => match self.current(&at.job_id, Epoch::new(at.epoch)) {
                 Some(_) => {
+                    let (epoch, step) = (Epoch::new(at.epoch), Step::new(at.step));
                     let then = if at.halt { AfterCheckpoint::Halt } else { AfterCheckpoint::GoOn };
-                    vec![Output::Act(Action::RequestCheckpoint { epoch: at.epoch, step: at.step, then })]
+                    vec![Output::Act(Action::RequestCheckpoint { epoch, step, then })]
                 }
                 None => Vec::new(),
             },
             FromCoordinator::PublishManifest(publish) => self.publish(publish),
-            FromCoordinator::DropCheckpoint(dropped) => match self.current(&dropped.job_id, dropped.epoch) {
-                Some(work) => {
-                    work.shards.remove(&dropped.step);
-                    vec![Output::Act(Action::DropCheckpoint { epoch: dropped.epoch, step: dropped.step })]
-                }
-                None => Vec::new(),
-            },
-            FromCoordinator::StepAck(ack) => {
-                let Some(work) = self.work.as_mut().filter(|w| w.job_id == ack.job_id) else { return Vec::new() };
-                work.reports.acknowledged(ack.step);
-                vec![Output::Act(Action::Recorded { step: ack.step })]
+            FromCoordinator::DropCheckpoint(dropped) => {
+                let (epoch, step) = (Epoch::new(dropped.epoch), Step::new(dropped.step));
+                let Some(work) = self.current(&dropped.job_id, epoch) else { return Vec::new() };
+                work.shards.remove(&step);
+                vec![Output::Act(Action::DropCheckpoint { epoch, step })]
             }
-            FromCoordinator::ReportSteps(from) => match self.current(&from.job_id, from.epoch) {
-                // What this worker does not know any more its trainer may.
-                Some(work) if !work.reports.reaches_back_to(from.from_step) => {
-                    vec![Output::Act(Action::Trainer(Command::Report { epoch: from.epoch, from: from.from_step }))]
+            FromCoordinator::StepAck(ack) => {
+                let Some(work) = self.work.as_mut().filter(|w| w.job_id == ack.job_id.as_str()) else {
+                    return Vec::new();
+                };
+                let step = Step::new(ack.step);
+                work.reports.acknowledged(step);
+                vec![Output::Act(Action::Recorded { step })]
+            }
+            FromCoordinator::ReportSteps(asked) => {
+                let (epoch, from) = (Epoch::new(asked.epoch), Step::new(asked.from_step));
+                match self.current(&asked.job_id, epoch) {
+                    // What this worker does not know any more its trainer may.
+                    Some(work) if !work.reports.reaches_back_to(from) => {
+                        vec![Output::Act(Action::Trainer(Command::Report { epoch, from }))]
+                    }
+                    Some(work) => work.reports_again().map(Output::Send).collect(),
+                    None => Vec::new(),
                 }
-                Some(work) => work.reports_again().map(Output::Send).collect(),
-                None => Vec::new(),
-            },
+            }
         }
     }
 
     /// T-1: what carries another job or another epoch is not for us.
-    fn current(&mut self, job_id: &str, epoch: u64) -> Option<&mut Work> {
+    fn current(&mut self, job_id: &str, epoch: Epoch) -> Option<&mut Work> {
         self.work.as_mut().filter(|w| w.job_id == job_id && (w.epoch == epoch || failpoint!(SessionTakesOldEpoch)))
     }
 
@@ -204,13 +207,14 @@ impl Session {
     }
 
     fn assign(&mut self, assign: Assign) -> Vec<Output> {
-        if self.work.as_ref().is_some_and(|w| w.job_id == assign.job_id && w.epoch >= assign.epoch) {
+        let (job_id, epoch) = (JobId::from(assign.job_id.as_str()), Epoch::new(assign.epoch));
+        if self.work.as_ref().is_some_and(|w| w.job_id == job_id && w.epoch >= epoch) {
             return Vec::new();
         }
-        let (job_id, epoch) = (assign.job_id.clone(), assign.epoch);
         let assignment = match parse::assignment(assign) {
             Ok(assignment) => assignment,
             Err(error) => {
+                let (job_id, epoch) = (job_id.into(), epoch.get());
                 let failed = Failed { job_id, epoch, error, fatal: true, ..Failed::default() };
                 return vec![Output::Send(ToCoordinator::Failed(failed))];
             }
@@ -221,35 +225,37 @@ impl Session {
         fence.into_iter().chain([Output::Act(Action::Prepare(Box::new(assignment)))]).collect()
     }
 
-    fn stop(&mut self, job_id: &str, epoch: u64, reason: &str) -> Vec<Output> {
+    fn stop(&mut self, job_id: &str, epoch: Epoch, reason: &str) -> Vec<Output> {
         // A stop of a newer epoch than ours ends ours too.
         let Some(work) = self.work.as_ref().filter(|w| w.job_id == job_id && w.epoch <= epoch) else {
             return Vec::new();
         };
         let mut out = vec![Output::Note(format!("rank {} of {job_id} stops: {reason}", work.rank))];
         out.extend(self.drop_work(epoch));
-        out.push(Output::Send(ToCoordinator::Stopped(Stopped { job_id: job_id.to_string(), epoch })));
+        let (job_id, epoch) = (job_id.to_string(), epoch.get());
+        out.push(Output::Send(ToCoordinator::Stopped(Stopped { job_id, epoch })));
         out
     }
 
-    fn drop_work(&mut self, epoch: u64) -> Vec<Output> {
+    fn drop_work(&mut self, epoch: Epoch) -> Vec<Output> {
         self.work = None;
-        vec![Output::Act(Action::Fence { epoch: epoch + 1 }), Output::Act(Action::Trainer(Command::Drop { epoch }))]
+        vec![Output::Act(Action::Fence { epoch: epoch.next() }), Output::Act(Action::Trainer(Command::Drop { epoch }))]
     }
 
     fn publish(&mut self, publish: PublishManifest) -> Vec<Output> {
-        let Some(work) = self.current(&publish.job_id, publish.epoch) else { return Vec::new() };
+        let (epoch, step) = (Epoch::new(publish.epoch), Step::new(publish.step));
+        let Some(work) = self.current(&publish.job_id, epoch) else { return Vec::new() };
         let files: Result<Vec<ShardFile>, _> = publish.files_json.iter().map(|f| serde_json::from_str(f)).collect();
         match files {
             Ok(files) => vec![Output::Act(Action::Trainer(Command::Publish {
-                epoch: publish.epoch,
-                step: publish.step,
+                epoch,
+                step,
                 files,
-                remove: publish.remove_steps,
+                remove: publish.remove_steps.into_iter().map(Step::new).collect(),
             }))],
             Err(error) => {
                 let error = format!("cannot read the list of shards that the coordinator sent: {error}");
-                vec![Output::Send(work.published(publish.step, 0, String::new(), error))]
+                vec![Output::Send(work.published(step, 0, String::new(), error))]
             }
         }
     }
@@ -258,7 +264,8 @@ impl Session {
         let TrainerEvent { job_id, epoch, event } = event;
         if let Event::WarmedUp { number, error, data_digest, unseen } = event {
             let (data_digest, unseen) = (data_digest.to_vec(), unseen.unwrap_or_default());
-            let warmed_up = WarmedUp { job_id, number, error: error.unwrap_or_default(), data_digest, unseen };
+            let warmed_up =
+                WarmedUp { job_id: job_id.into(), number, error: error.unwrap_or_default(), data_digest, unseen };
             // Who has got a place meanwhile shows it there.
             let is_asked = self.work.is_none();
             return is_asked.then_some(Output::Send(ToCoordinator::WarmedUp(warmed_up))).into_iter().collect();

@@ -8,6 +8,7 @@ use toroid_proto::{
     CheckpointMissed, Failed, Finished, KeptStep, ManifestPublished, PeerLost, Prepared, RecordsMissing, ShardWritten,
     StepRecord, StepReport, StepsRemoved, Unreached, UnreachedPeer, ValidationReport,
 };
+use toroid_torus::ids::{Epoch, JobId, Rank, Step};
 
 use crate::reports::{Reports, Said};
 use crate::{Assignment, BadCheckpoint, Event, ReadFault};
@@ -31,20 +32,20 @@ pub(crate) enum WorkPhase {
 /// The place that this worker has.
 #[derive(Debug)]
 pub(crate) struct Work {
-    pub job_id: String,
-    pub epoch: u64,
-    pub rank: usize,
+    pub job_id: JobId,
+    pub epoch: Epoch,
+    pub rank: Rank,
     /// Places of the epoch.
     pub world: usize,
     pub phase: WorkPhase,
-    pub committed: u64,
+    pub committed: Step,
     pub prepared: Option<Prepared>,
     /// The epoch in which this place trained last, where this one heals: what the trainer committed in it before it saw the fence still counts.
-    pub heals: Option<u64>,
+    pub heals: Option<Epoch>,
     pub reports: Reports,
-    pub validations: BTreeMap<u64, ValidationReport>,
+    pub validations: BTreeMap<Step, ValidationReport>,
     /// Of the newest checkpoints, which may not be published yet, by step.
-    pub shards: BTreeMap<u64, ShardWritten>,
+    pub shards: BTreeMap<Step, ShardWritten>,
     /// What came of the newest order to remove checkpoints.
     pub removed: Option<StepsRemoved>,
     /// Why the work is halted.
@@ -62,7 +63,7 @@ impl Work {
             rank: assignment.rank,
             world: assignment.spec.shape.world(),
             phase: WorkPhase::Preparing,
-            committed: 0,
+            committed: Step::ZERO,
             prepared: None,
             heals,
             // Records of the epoch before that were not acknowledged still count: their steps were committed.
@@ -86,21 +87,27 @@ impl Work {
         }
     }
 
+    /// The job and the epoch, as messages have them.
+    fn named(&self) -> (String, u64) {
+        (self.job_id.to_string(), self.epoch.get())
+    }
+
     fn keep_record(&mut self, record: StepRecord) -> StepReport {
         let record = Some(self.reports.keep(record));
-        StepReport { job_id: self.job_id.clone(), epoch: self.epoch, record }
+        let (job_id, epoch) = self.named();
+        StepReport { job_id, epoch, record }
     }
 
     /// What the coordinator has not said to have, in the order of the steps.
     pub fn reports_again(&self) -> impl Iterator<Item = ToCoordinator> {
         self.reports.iter().map(|(from_step, said)| {
-            let (job_id, epoch) = (self.job_id.clone(), self.epoch);
+            let (job_id, epoch) = self.named();
             match said {
                 Said::Figures(record) => {
                     ToCoordinator::Step(StepReport { job_id, epoch, record: Some(record.clone()) })
                 }
                 Said::Missing { through } => {
-                    let through_step = *through;
+                    let (from_step, through_step) = (from_step.get(), through.get());
                     ToCoordinator::RecordsMissing(RecordsMissing { job_id, epoch, from_step, through_step })
                 }
             }
@@ -126,20 +133,21 @@ impl Work {
                 if !held.is_empty() {
                     self.reports.forget_after(committed_step);
                 }
+                let (job_id, epoch) = self.named();
                 let prepared = Prepared {
-                    job_id: self.job_id.clone(),
-                    epoch: self.epoch,
-                    committed_step,
+                    job_id,
+                    epoch,
+                    committed_step: committed_step.get(),
                     data_digest: data_digest.to_vec(),
                     num_samples,
                     num_params,
                     held: held
                         .iter()
-                        .map(|h| proto::Held { shape: Some((&h.shape).into()), rank: h.rank as u32 })
+                        .map(|h| proto::Held { shape: Some((&h.shape).into()), rank: h.rank.to_wire() })
                         .collect(),
                     sealed_next,
                     inputs: Some(*inputs),
-                    sums_from,
+                    sums_from: sums_from.get(),
                 };
                 self.prepared = Some(prepared.clone());
                 // What was said in the older epoch may have come too late to be taken. It goes first: with the last Prepared the epoch
@@ -159,18 +167,18 @@ impl Work {
                 self.reports_again().collect()
             }
             Event::Validated(validation) => {
-                let step = validation.step;
-                let report =
-                    ValidationReport { job_id: self.job_id.clone(), epoch: self.epoch, validation: Some(validation) };
+                let (step, (job_id, epoch)) = (Step::new(validation.step), self.named());
+                let report = ValidationReport { job_id, epoch, validation: Some(validation) };
                 self.validations.insert(step, report.clone());
                 vec![ToCoordinator::Validation(report)]
             }
             Event::ShardWritten { step, file, write_s } => {
+                let (job_id, epoch) = self.named();
                 let written = ShardWritten {
-                    job_id: self.job_id.clone(),
-                    epoch: self.epoch,
-                    step,
-                    rank: self.rank as u32,
+                    job_id,
+                    epoch,
+                    step: step.get(),
+                    rank: self.rank.to_wire(),
                     file_json: serde_json::to_string(&file).expect("a shard file has only string keys"),
                     write_s,
                 };
@@ -181,15 +189,15 @@ impl Work {
                 vec![ToCoordinator::ShardWritten(written)]
             }
             Event::CheckpointFailed { step, error } => {
-                let missed = CheckpointMissed { step, committed_step: self.committed, error, ..self.missed() };
-                vec![ToCoordinator::CheckpointMissed(missed)]
+                vec![self.missed(step, self.committed, error)]
             }
             Event::Published { step, bytes, path } => vec![self.published(step, bytes, path, String::new())],
             Event::PublishFailed { step, error } => vec![self.published(step, 0, String::new(), error)],
             Event::Removed { step, removed, kept } => {
-                let kept = kept.into_iter().map(|(step, error)| KeptStep { step, error }).collect();
-                let (job_id, epoch) = (self.job_id.clone(), self.epoch);
-                let removed = StepsRemoved { job_id, epoch, step, removed, kept };
+                let kept = kept.into_iter().map(|(step, error)| KeptStep { step: step.get(), error }).collect();
+                let (job_id, epoch) = self.named();
+                let removed = removed.into_iter().map(Step::get).collect();
+                let removed = StepsRemoved { job_id, epoch, step: step.get(), removed, kept };
                 self.removed = Some(removed.clone());
                 vec![ToCoordinator::StepsRemoved(removed)]
             }
@@ -199,27 +207,29 @@ impl Work {
                 vec![self.finished()]
             }
             Event::PeerLost { rank, error, damaged } => {
-                let (job_id, epoch) = (self.job_id.clone(), self.epoch);
-                self.halt(ToCoordinator::PeerLost(PeerLost { job_id, epoch, rank: rank as u32, error, damaged }))
+                let (job_id, epoch) = self.named();
+                self.halt(ToCoordinator::PeerLost(PeerLost { job_id, epoch, rank: rank.to_wire(), error, damaged }))
             }
             Event::Unreached(missing) => {
-                let (job_id, epoch) = (self.job_id.clone(), self.epoch);
+                let (job_id, epoch) = self.named();
                 let peers = missing.into_iter().take(MAX_UNREACHED).map(|m| UnreachedPeer {
-                    rank: m.rank as u32,
+                    rank: m.rank.to_wire(),
                     reason: format!("{} {}", m.address, m.problem),
                     called: m.called,
                 });
                 self.halt(ToCoordinator::Unreached(Unreached { job_id, epoch, peers: peers.collect() }))
             }
             Event::Failed { error, fatal, checkpoint, restore, corrupt_ranks } => {
-                let (job_id, epoch) = (self.job_id.clone(), self.epoch);
-                let corrupt_ranks = corrupt_ranks.into_iter().map(|rank| rank as u32).collect();
+                let (job_id, epoch) = self.named();
+                let corrupt_ranks = corrupt_ranks.into_iter().map(Rank::to_wire).collect();
                 let failed = Failed { job_id, epoch, error, fatal, restore, corrupt_ranks, ..Failed::default() };
                 let failed = match checkpoint {
                     None => failed,
-                    Some(BadCheckpoint { step, fault: ReadFault::Damaged }) => Failed { damaged_step: step, ..failed },
+                    Some(BadCheckpoint { step, fault: ReadFault::Damaged }) => {
+                        Failed { damaged_step: step.get(), ..failed }
+                    }
                     Some(BadCheckpoint { step, fault: ReadFault::Unreadable { manifest_read } }) => {
-                        Failed { unreadable_step: step, manifest_read, ..failed }
+                        Failed { unreadable_step: step.get(), manifest_read, ..failed }
                     }
                 };
                 self.halt(ToCoordinator::Failed(failed))
@@ -234,20 +244,20 @@ impl Work {
     }
 
     fn finished(&self) -> ToCoordinator {
-        ToCoordinator::Finished(Finished {
-            job_id: self.job_id.clone(),
-            epoch: self.epoch,
-            committed_step: self.committed,
-        })
+        let (job_id, epoch) = self.named();
+        ToCoordinator::Finished(Finished { job_id, epoch, committed_step: self.committed.get() })
     }
 
-    pub fn missed(&self) -> CheckpointMissed {
-        CheckpointMissed { job_id: self.job_id.clone(), epoch: self.epoch, ..CheckpointMissed::default() }
+    /// No checkpoint of `step` when this place had committed `committed`.
+    pub fn missed(&self, step: Step, committed: Step, error: String) -> ToCoordinator {
+        let (job_id, epoch) = self.named();
+        let (step, committed_step) = (step.get(), committed.get());
+        ToCoordinator::CheckpointMissed(CheckpointMissed { job_id, epoch, step, committed_step, error })
     }
 
-    pub fn published(&self, step: u64, bytes: u64, path: String, error: String) -> ToCoordinator {
-        let (job_id, epoch) = (self.job_id.clone(), self.epoch);
-        ToCoordinator::ManifestPublished(ManifestPublished { job_id, epoch, step, bytes, path, error })
+    pub fn published(&self, step: Step, bytes: u64, path: String, error: String) -> ToCoordinator {
+        let (job_id, epoch) = self.named();
+        ToCoordinator::ManifestPublished(ManifestPublished { job_id, epoch, step: step.get(), bytes, path, error })
     }
 
     /// What a coordinator that was away must hear again, in the order in which it happened.

@@ -25,6 +25,7 @@ use std::os::fd::BorrowedFd;
 use rustix::event::PollFlags;
 
 use toroid_session::PeerAddr;
+use toroid_torus::ids::WorkerId;
 
 use super::frame::{Channel, FrameFault, HEADER_LEN, Header, NUM_CHANNELS, Stream};
 use super::handshake::Binding;
@@ -39,7 +40,7 @@ const STAGING_BYTES: usize = 64 << 10;
 
 pub(super) struct Conn {
     pub rank: usize,
-    pub worker_id: String,
+    pub worker_id: WorkerId,
     /// Where the peer listens, which tells it from another process of its id.
     pub address: String,
     pub binding: Binding,
@@ -242,7 +243,7 @@ impl Conn {
     /// Closes the connection. An error only where a transfer of the running call needs it: a rank that has all it wants from a dead
     /// one goes on.
     fn lose(&mut self, why: String) -> Result<(), CommError> {
-        tracing::debug!(rank = self.rank, worker_id = self.worker_id, why, "lost a link");
+        tracing::debug!(rank = self.rank, worker_id = self.worker_id.as_str(), why, "lost a link");
         self.stream = None;
         self.loss = why;
         match self.lost() {

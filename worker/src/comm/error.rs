@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use toroid_session::MissingLink;
+use toroid_torus::ids::{Epoch, WorkerId};
 use toroid_torus::units::clauses;
 
 use super::frame::Channel;
@@ -12,10 +13,10 @@ use super::frame::Channel;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommError {
     #[error("lost rank {rank} (worker {worker_id}): {why}; report it to the coordinator, which makes the next epoch")]
-    PeerLost { rank: usize, worker_id: String, why: String },
+    PeerLost { rank: usize, worker_id: WorkerId, why: String },
 
     #[error("epoch {epoch} is over, epoch {raised} is being set up; advance the links to it")]
-    Fenced { epoch: u64, raised: u64 },
+    Fenced { epoch: Epoch, raised: Epoch },
 
     #[error(
         "a frame from rank {rank} is damaged: {what} should be {expected}, found {found}; the link is closed, look at that path's network and memory"
@@ -28,7 +29,7 @@ pub enum CommError {
     Overflow { rank: usize, channel: Channel, what: &'static str, held: usize, limit: usize },
 
     #[error("rank {rank} (worker {worker_id} at {address}) refused the link: {reason}")]
-    Refused { rank: usize, worker_id: String, address: String, reason: String },
+    Refused { rank: usize, worker_id: WorkerId, address: String, reason: String },
 
     #[error("not all links were up after {after:?}: {}", in_words(.missing))]
     Timeout { after: Duration, missing: Vec<MissingLink> },

@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use toroid_session::{MissingLink, PeerAddr};
+use toroid_torus::ids::{Epoch, JobId, Rank, WorkerId};
 
 use super::accept::Refused;
 use super::conn::{Conn, Turn};
@@ -58,8 +59,8 @@ const BREAKS_MAX: usize = 3;
 /// Who is where in an epoch, as far as one rank needs to know.
 #[derive(Clone)]
 pub struct LinkPlan {
-    pub job_id: String,
-    pub epoch: u64,
+    pub job_id: JobId,
+    pub epoch: Epoch,
     pub rank: usize,
     /// Known to the workers of this epoch and the coordinator only.
     pub key: [u8; 32],
@@ -196,7 +197,7 @@ impl Links {
         assert!(plan.epoch > self.epoch, "links of epoch {} cannot go on to epoch {}", self.epoch, plan.epoch);
         self.give_up();
         let kept = std::mem::take(&mut self.conns).into_values();
-        let mut kept: BTreeMap<String, Conn> = kept
+        let mut kept: BTreeMap<WorkerId, Conn> = kept
             .filter(|conn| conn.lost().is_none() && plan.job_id == self.job_id)
             .map(|conn| (conn.worker_id.clone(), conn))
             .collect();
@@ -206,9 +207,10 @@ impl Links {
             // Another process of the same id listens elsewhere.
             let is_same = |conn: &Conn| conn.address == peer.address;
             let Some(mut conn) = kept.remove(&peer.worker_id).filter(is_same) else { continue };
-            let proof = resume_proof(&plan.key, &conn.binding, plan.epoch, plan.rank, rank);
-            let expected = resume_proof(&plan.key, &conn.binding, plan.epoch, rank, plan.rank);
-            conn.begin_epoch(plan.epoch, rank, proof, expected, &mut self.tally);
+            let epoch = plan.epoch.get();
+            let proof = resume_proof(&plan.key, &conn.binding, epoch, plan.rank, rank);
+            let expected = resume_proof(&plan.key, &conn.binding, epoch, rank, plan.rank);
+            conn.begin_epoch(epoch, rank, proof, expected, &mut self.tally);
             self.conns.insert(rank, conn);
         }
         let result = Establish::new(self, listener, &plan, timeout).and_then(Establish::run);
@@ -304,7 +306,7 @@ impl<'a> Establish<'a> {
             if self.plan.peers.keys().all(|rank| self.is_up(*rank)) {
                 let kinds: Vec<String> = self.links.kinds().iter().map(|(kind, n)| format!("{n} {kind}")).collect();
                 let (rank, epoch, kinds) = (self.plan.rank, self.plan.epoch, kinds.join(", "));
-                tracing::info!(rank, epoch, kinds, "all links are up");
+                tracing::info!(rank, %epoch, kinds, "all links are up");
                 return Ok(());
             }
             let missing = self.plan.peers.keys().copied().filter(|rank| !self.is_up(*rank));
@@ -344,7 +346,8 @@ impl<'a> Establish<'a> {
                 (None, None) => "has not called".to_owned(),
             };
             let called = self.dials.contains_key(&rank);
-            MissingLink { rank, worker_id: worker_id.clone(), address: address.clone(), called, problem }
+            let (rank, worker_id, address) = (Rank::new(rank), worker_id.clone(), address.clone());
+            MissingLink { rank, worker_id, address, called, problem }
         });
         missing.collect()
     }
@@ -447,7 +450,7 @@ impl<'a> Establish<'a> {
 
     fn identity(&self) -> Identity<'a> {
         let LinkPlan { job_id, epoch, rank, key, .. } = self.plan;
-        Identity { job_id, epoch: *epoch, rank: *rank, key, link_key: self.listener.public_key() }
+        Identity { job_id, epoch: epoch.get(), rank: *rank, key, link_key: self.listener.public_key() }
     }
 
     /// The handshake is done. An older connection to the same rank gives way: its other end knows it is gone, or it would not
@@ -455,7 +458,7 @@ impl<'a> Establish<'a> {
     fn up(&mut self, rank: usize, transport: Transport, binding: [u8; 32]) {
         let Some(peer) = self.plan.peers.get(&rank) else { unreachable!("only peers of the plan pass the handshake") };
         self.links.tally.stats.connections += 1;
-        tracing::debug!(rank, worker_id = peer.worker_id, kind = %transport.kind(), "a link's handshake is done");
+        tracing::debug!(rank, worker_id = peer.worker_id.as_str(), kind = %transport.kind(), "a link's handshake is done");
         self.links.conns.insert(rank, Conn::new(rank, peer, transport, binding));
         self.dials.remove(&rank);
     }
@@ -622,8 +625,8 @@ impl<'a> Establish<'a> {
     fn on_conn(&mut self, rank: usize, act: impl FnOnce(&mut Conn, &mut Turn<'_>) -> Result<(), CommError>) {
         let Links { conns, tally, .. } = &mut *self.links;
         let Some(conn) = conns.get_mut(&rank) else { return };
-        let result =
-            act(conn, &mut Turn { epoch: self.plan.epoch, work: Works { call: &mut Nothing, flight: None }, tally });
+        let (epoch, work) = (self.plan.epoch.get(), Works { call: &mut Nothing, flight: None });
+        let result = act(conn, &mut Turn { epoch, work, tally });
         if let Some(error) = result.err().or_else(|| conn.lost()) {
             tracing::debug!(rank, %error, "a link could not be kept, it is made anew");
             conns.remove(&rank);

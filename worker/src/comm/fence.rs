@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::event::{EventfdFlags, eventfd};
 
 use toroid_torus::failpoint;
+use toroid_torus::ids::Epoch;
 
 use super::CommError;
 
@@ -31,24 +32,24 @@ impl Fence {
     }
 
     /// Every wait of an epoch below `epoch`, begun or to come, returns [`CommError::Fenced`] at once. Never goes back.
-    pub fn raise(&self, epoch: u64) {
-        self.0.epoch.fetch_max(epoch, Ordering::SeqCst);
+    pub fn raise(&self, epoch: Epoch) {
+        self.0.epoch.fetch_max(epoch.get(), Ordering::SeqCst);
         // The only failure is a counter at its maximum, and then the eventfd is readable already.
         let _ = rustix::io::write(&self.0.wake, &1u64.to_ne_bytes());
     }
 
     /// The oldest epoch that may still wait.
-    pub fn epoch(&self) -> u64 {
-        self.0.epoch.load(Ordering::SeqCst)
+    pub fn epoch(&self) -> Epoch {
+        Epoch::new(self.0.epoch.load(Ordering::SeqCst))
     }
 
-    pub fn check(&self, epoch: u64) -> Result<(), CommError> {
+    pub fn check(&self, epoch: Epoch) -> Result<(), CommError> {
         let raised = self.epoch();
         if raised > epoch && !failpoint!(IgnoreFence) { Err(CommError::Fenced { epoch, raised }) } else { Ok(()) }
     }
 
     /// After [`Fence::wake_fd`] polled readable: forgets raises that `epoch` need not heed.
-    pub(super) fn drain(&self, epoch: u64) -> Result<(), CommError> {
+    pub(super) fn drain(&self, epoch: Epoch) -> Result<(), CommError> {
         self.check(epoch)?;
         let mut count = [0; 8];
         // Failing means that nothing is there to be read, which is what is wanted.
@@ -68,13 +69,14 @@ mod tests {
     #[test]
     fn a_fence_stops_older_epochs_only_and_never_goes_back() {
         let fence = Fence::new().unwrap();
-        fence.check(0).unwrap();
-        fence.raise(3);
-        fence.raise(2);
-        assert_eq!(fence.check(2), Err(CommError::Fenced { epoch: 2, raised: 3 }));
-        assert_eq!(fence.drain(2), Err(CommError::Fenced { epoch: 2, raised: 3 }));
-        fence.check(3).unwrap();
-        fence.drain(3).unwrap();
+        let (older, raised) = (Epoch::new(2), Epoch::new(3));
+        fence.check(Epoch::NONE).unwrap();
+        fence.raise(raised);
+        fence.raise(older);
+        assert_eq!(fence.check(older), Err(CommError::Fenced { epoch: older, raised }));
+        assert_eq!(fence.drain(older), Err(CommError::Fenced { epoch: older, raised }));
+        fence.check(raised).unwrap();
+        fence.drain(raised).unwrap();
         assert!(rustix::io::read(&fence.0.wake, &mut [0; 8]).is_err(), "drained: a wait of epoch 3 blocks again");
     }
 }

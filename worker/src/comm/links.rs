@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use toroid_torus::collective::Run;
+use toroid_torus::ids::{Epoch, JobId};
 
 use super::conn::{Conn, Tally, Turn};
 use super::program::{Flight, Started};
@@ -69,8 +70,8 @@ impl Yields {
 /// All links of one rank. Owned by the trainer's thread.
 pub struct Links {
     pub(super) rank: usize,
-    pub(super) epoch: u64,
-    pub(super) job_id: String,
+    pub(super) epoch: Epoch,
+    pub(super) job_id: JobId,
     pub(super) fence: Fence,
     /// By rank of the peer.
     pub(super) conns: BTreeMap<usize, Conn>,
@@ -114,7 +115,7 @@ enum Until {
 }
 
 impl Links {
-    pub(super) fn new(rank: usize, epoch: u64, job_id: String, fence: Fence) -> Links {
+    pub(super) fn new(rank: usize, epoch: Epoch, job_id: JobId, fence: Fence) -> Links {
         let tally = Tally { limit_bytes: KEPT_BYTES_MAX, ..Tally::default() };
         let (conns, waits_for) = (BTreeMap::new(), WaitsFor::default());
         Links {
@@ -136,7 +137,7 @@ impl Links {
 
     /// No links yet, before the first epoch.
     pub fn none(fence: &Fence) -> Links {
-        Links::new(0, 0, String::new(), fence.clone())
+        Links::new(0, Epoch::NONE, JobId::default(), fence.clone())
     }
 
     pub fn rank(&self) -> usize {
@@ -149,7 +150,7 @@ impl Links {
         self.tally.limit_bytes = usize::try_from(bytes).unwrap_or(usize::MAX).min(KEPT_BYTES_MAX);
     }
 
-    pub fn epoch(&self) -> u64 {
+    pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
@@ -215,7 +216,7 @@ impl Links {
     /// Sends without waiting: what the kernel does not take now goes out during later calls, or [`Links::flush`].
     pub fn queue(&mut self, peer: usize, channel: Channel, data: Vec<u8>) -> Result<(), CommError> {
         self.call(channel.name(), &mut Nothing, |links, work| {
-            let (epoch, limit) = (links.epoch, links.tally.limit_bytes);
+            let (epoch, limit) = (links.epoch.get(), links.tally.limit_bytes);
             links.usable(peer)?.enqueue_owned(epoch, channel, data, limit)?;
             links.start(work)
         })
@@ -309,7 +310,7 @@ impl Links {
         channel: Channel,
         id: Id,
     ) -> Result<(), CommError> {
-        let epoch = self.epoch;
+        let epoch = self.epoch.get();
         self.usable(peer)?;
         let Links { conns, flight, .. } = self;
         linked(conns, peer).enqueue(epoch, channel, works(work, flight).sent(id), id);
@@ -325,7 +326,7 @@ impl Links {
         id: Id,
     ) -> Result<(), CommError> {
         let Links { epoch, conns, tally, flight, .. } = self;
-        let mut turn = Turn { epoch: *epoch, work: works(work, flight), tally };
+        let mut turn = Turn { epoch: epoch.get(), work: works(work, flight), tally };
         linked(conns, peer).expect(&mut turn, channel, id)
     }
 
@@ -371,7 +372,7 @@ impl Links {
     pub(super) fn start(&mut self, work: &mut dyn Work) -> Result<(), CommError> {
         self.launch(work)?;
         let Links { epoch, conns, tally, flight, .. } = self;
-        let mut turn = Turn { epoch: *epoch, work: works(work, flight), tally };
+        let mut turn = Turn { epoch: epoch.get(), work: works(work, flight), tally };
         for conn in conns.values_mut() {
             if conn.wants_write() {
                 conn.send(&mut turn)?;
@@ -427,7 +428,7 @@ impl Links {
             self.fence.drain(self.epoch)?;
         }
         let Links { epoch, conns, tally, flight, .. } = self;
-        let mut turn = Turn { epoch: *epoch, work: works(work, flight), tally };
+        let mut turn = Turn { epoch: epoch.get(), work: works(work, flight), tally };
         for (rank, events) in ready.conns {
             if let Some(conn) = conns.get_mut(&rank) {
                 conn.on_events(&mut turn, events)?;
@@ -453,7 +454,7 @@ impl Links {
         let mut yields = Yields::begin();
         loop {
             let Links { epoch, conns, tally, flight, .. } = self;
-            let mut turn = Turn { epoch: *epoch, work: works(&mut *work, flight), tally };
+            let mut turn = Turn { epoch: epoch.get(), work: works(&mut *work, flight), tally };
             let mut did = false;
             for conn in conns.values_mut() {
                 let ready = conn.ready();

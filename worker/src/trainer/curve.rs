@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use toroid_proto::{StepRecord, Validation};
 use toroid_session::{Assignment, Event, HealPlan};
+use toroid_torus::ids::{Rank, Step};
 use toroid_torus::job::JobSpec;
 
 use super::emit::Emit;
@@ -26,9 +27,9 @@ pub(super) struct Curve {
     history: History,
     validations: Validations,
     /// Step of the last validation.
-    validated: Option<u64>,
+    validated: Option<Step>,
     /// Step that was loaded from a checkpoint of another job: it is not validated again.
-    start_step: Option<u64>,
+    start_step: Option<Step>,
     /// Of the last commit.
     since: Instant,
     /// What the links had moved then.
@@ -40,11 +41,11 @@ pub(super) struct Told {
     pub skipped: u64,
     validations: Validations,
     /// By step, ascending.
-    pub sums: Vec<(u64, Totals)>,
+    pub sums: Vec<(Step, Totals)>,
 }
 
 impl Curve {
-    pub fn new(start_step: Option<u64>) -> Curve {
+    pub fn new(start_step: Option<Step>) -> Curve {
         Curve {
             history: History::default(),
             validations: Validations::default(),
@@ -63,8 +64,8 @@ impl Curve {
     }
 
     /// `step` is committed with these sums. The record is that of rank 0.
-    pub fn commit(&mut self, place: &Assignment, step: u64, totals: Totals) -> Option<StepRecord> {
-        let record = (place.rank == 0).then(|| {
+    pub fn commit(&mut self, place: &Assignment, step: Step, totals: Totals) -> Option<StepRecord> {
+        let record = (place.rank == Rank::ZERO).then(|| {
             let record = totals.record(place, step);
             let step_s = (system::now() - self.since).as_secs_f64();
             StepRecord { step_s, tokens_per_s: record.tokens as f64 / step_s, ..record }
@@ -86,7 +87,7 @@ impl Curve {
     }
 
     /// The oldest step whose sums are here.
-    pub fn first_step(&self) -> Option<u64> {
+    pub fn first_step(&self) -> Option<Step> {
         self.history.first_step()
     }
 
@@ -96,13 +97,13 @@ impl Curve {
     }
 
     /// Rank 0 says the steps from `from` on again, and which of them nobody knows any more.
-    pub fn report_since(&self, place: &Assignment, committed: u64, from: u64, emit: &Emit) {
-        if place.rank != 0 {
+    pub fn report_since(&self, place: &Assignment, committed: Step, from: Step, emit: &Emit) {
+        if place.rank != Rank::ZERO {
             return;
         }
-        let known = self.history.first_step().unwrap_or(committed + 1);
-        if known > from {
-            emit(place.event(Event::RecordsMissing { from, through: known - 1 }));
+        let known = self.history.first_step().unwrap_or(committed.next());
+        if let Some(through) = known.previous().filter(|through| *through >= from) {
+            emit(place.event(Event::RecordsMissing { from, through }));
         }
         for (step, totals) in self.history.since(from) {
             let record = Some(Box::new(totals.record(place, *step)));
@@ -113,15 +114,16 @@ impl Curve {
     // ---------------------------------------------------------------------------------------------------------- validations
 
     /// Validations are before the first step, after the last and at the interval.
-    pub fn is_validation_due(&self, spec: &JobSpec, step: u64) -> bool {
+    pub fn is_validation_due(&self, spec: &JobSpec, step: Step) -> bool {
         let interval = spec.eval.interval;
-        let is_due = step == 0 || step == spec.steps || (interval > 0 && step.is_multiple_of(interval));
+        let is_due =
+            step == Step::ZERO || step.get() == spec.steps || (interval > 0 && step.get().is_multiple_of(interval));
         // A step that a resumed job starts from was validated by the job that made it.
         let is_new = self.validated != Some(step) && self.start_step != Some(step);
         is_due && is_new
     }
 
-    pub fn set_validated(&mut self, step: u64) {
+    pub fn set_validated(&mut self, step: Step) {
         self.validated = Some(step);
     }
 
@@ -154,14 +156,14 @@ impl Curve {
     ) -> Result<Told, CommError> {
         let spec = &place.spec;
         let len = Totals::len(&spec.model);
-        let num = History::num_max(&spec.model).min(plan.step.saturating_sub(plan.recorded).max(1) as usize);
+        let num = History::num_max(&spec.model).min(plan.step.since(plan.recorded).max(1) as usize);
         let mut values = vec![0.0; HEAD + num * (1 + len)];
         if place.rank == plan.source {
             values[0] = skipped as f64;
             self.validations.write(&mut values[1..HEAD]);
-            let newest = self.history.since((plan.step + 1).saturating_sub(num as u64));
+            let newest = self.history.since(Step::new((plan.step.get() + 1).saturating_sub(num as u64)));
             for ((step, totals), slot) in newest.zip(values[HEAD..].chunks_exact_mut(1 + len)) {
-                slot[0] = *step as f64;
+                slot[0] = step.get() as f64;
                 slot[1..].copy_from_slice(totals.as_slice());
             }
         }
@@ -173,7 +175,7 @@ impl Curve {
         Ok(Told {
             skipped: values[0] as u64,
             validations: Validations::read(&values[1..HEAD]),
-            sums: slots.map(|slot| (slot[0] as u64, Totals::from_slice(&slot[1..]))).collect(),
+            sums: slots.map(|slot| (Step::new(slot[0] as u64), Totals::from_slice(&slot[1..]))).collect(),
         })
     }
 
@@ -184,19 +186,19 @@ impl Curve {
 
     /// An epoch begins, and its coordinator has the records up to `recorded`. Sums of steps before the own ones are taken over, without own
     /// ones up to `committed`.
-    pub fn begin_epoch(&mut self, recorded: u64, older: Vec<(u64, Totals)>, committed: u64) {
+    pub fn begin_epoch(&mut self, recorded: Step, older: Vec<(Step, Totals)>, committed: Step) {
         self.history.begin(recorded);
         self.history.take_older(older, committed);
     }
 }
 
 fn report_validation(place: &Assignment, ValidationSums { step, ce, tokens }: ValidationSums, emit: &Emit) {
-    if place.rank != 0 {
+    if place.rank != Rank::ZERO {
         return;
     }
     let ce = ce / tokens;
     // Tokens are bytes.
     let bits_per_byte = ce / std::f64::consts::LN_2;
-    let validation = Validation { step, ce, bits_per_byte, tokens: tokens as u64 };
+    let validation = Validation { step: step.get(), ce, bits_per_byte, tokens: tokens as u64 };
     emit(place.event(Event::Validated(validation)));
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use toroid_session::{Assignment, Event, TrainerEvent};
+use toroid_torus::ids::{Epoch, JobId};
 
 /// Takes the trainer's events, from any thread.
 pub type Emit = Arc<dyn Fn(TrainerEvent) + Send + Sync>;
@@ -10,8 +11,8 @@ pub type Emit = Arc<dyn Fn(TrainerEvent) + Send + Sync>;
 /// Emits events of one job and epoch.
 #[derive(Clone)]
 pub(super) struct EventOf {
-    job_id: String,
-    epoch: u64,
+    job_id: JobId,
+    epoch: Epoch,
     emit: Emit,
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use toroid_session::{BadCheckpoint, ReadFault};
+use toroid_torus::ids::Step;
 use toroid_torus::job::JobError;
 
 use super::memory::MemoryError;
@@ -22,7 +23,7 @@ pub enum PrepareError {
     #[error("cannot load the initial weights: {0}")]
     Initial(CheckpointError),
     #[error("cannot restore step {step}: {error}")]
-    Restore { step: u64, error: CheckpointError, fault: ReadFault },
+    Restore { step: Step, error: CheckpointError, fault: ReadFault },
     #[error("cannot open the checkpoint folder: {0}")]
     Open(CheckpointError),
     #[error("cannot resume: {0}")]

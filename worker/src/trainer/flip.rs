@@ -6,8 +6,8 @@ use crate::device::{Buffer, Device};
 
 impl<D: Device + Clone> Job<D> {
     pub(super) fn flip_a_bit(&mut self, shared: &Shared, is_before_update: bool) {
-        let step = self.committed + u64::from(is_before_update);
-        let Some(part) = shared.failpoints.flips(step, is_before_update) else { return };
+        let step = self.committed.after(u64::from(is_before_update));
+        let Some(part) = shared.failpoints.flips(step.get(), is_before_update) else { return };
         tracing::warn!("failpoint: flips a bit of {part} at step {step}");
         let device = self.passes.device().clone();
         let at = if part == "own.grads" { self.shards.own().range.start } else { 0 };

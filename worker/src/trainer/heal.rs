@@ -12,6 +12,7 @@ use toroid_session::{Assignment, Event, HealPlan};
 use toroid_torus::digest::DIGEST_BYTES;
 use toroid_torus::failpoint;
 use toroid_torus::holders::{backup_of, guarded_by};
+use toroid_torus::ids::Step;
 use toroid_torus::job::JobSpec;
 
 use super::emit::Emit;
@@ -64,7 +65,7 @@ impl<D: Device + Clone> Job<D> {
         self.curve.begin_epoch(plan.recorded, older, if is_newcomer { plan.step } else { self.committed });
         if let Some(totals) = totals {
             assert!(
-                self.shards.is_sealed() && self.committed + 1 == plan.step,
+                self.shards.is_sealed() && self.committed.next() == plan.step,
                 "T-2: the coordinator lets nobody else go on"
             );
             // Rank 0 says this step after those before it, below.
@@ -91,7 +92,7 @@ impl<D: Device + Clone> Job<D> {
         }
         self.show_state(shared);
         // Also what another rank 0 may not have said, and of what the coordinator has taken the record back since it was said.
-        self.report_since(plan.recorded + 1, emit);
+        self.report_since(plan.recorded.next(), emit);
         // Checkpoints that were asked for since the start stay asked for, and that of this very step is due.
         if (is_newcomer || behind) && shared.commit(plan.step) {
             self.write_checkpoint(emit);
@@ -107,7 +108,7 @@ impl<D: Device + Clone> Job<D> {
         shared: &Shared,
         plan: &HealPlan,
         is_newcomer: bool,
-    ) -> Result<Vec<(u64, Totals)>, StepError> {
+    ) -> Result<Vec<(Step, Totals)>, StepError> {
         let mut told = self.curve.tell(links, shared, &self.assignment, plan, self.skipped)?;
         if is_newcomer {
             self.skipped = told.skipped;
@@ -127,13 +128,13 @@ impl<D: Device + Clone> Job<D> {
         if plan.newcomers.is_empty() {
             return Ok(());
         }
-        let (device, rank) = (self.passes.device().clone(), self.assignment.rank);
+        let (device, rank) = (self.passes.device().clone(), self.assignment.rank.index());
         let sent = self.pulled_from_here(plan);
         let Some((own, Holders { backup, guarded, copy, .. })) = self.shards.pair_mut() else {
             let what = "a job without redundancy cannot heal; restore the last checkpoint".to_string();
             return Err(corrupt(what));
         };
-        let pulls = plan.newcomers.contains(&rank);
+        let pulls = plan.newcomers.contains(&self.assignment.rank);
         let buffer = |shard: &Shard<D>| vec![0u8; if pulls { 12 * shard.range.len() + DIGEST_BYTES } else { 0 }];
         let (mut own_bytes, mut copy_bytes) = (buffer(own), buffer(copy));
         let channel = Channel::Backup;
@@ -156,10 +157,10 @@ impl<D: Device + Clone> Job<D> {
 
     /// What newcomers pull from this place, by their ranks.
     fn pulled_from_here(&self, plan: &HealPlan) -> Vec<(usize, Vec<u8>)> {
-        let (device, rank, shape) = (self.passes.device(), self.assignment.rank, &self.assignment.spec.shape);
+        let (device, rank, shape) = (self.passes.device(), self.assignment.rank.index(), &self.assignment.spec.shape);
         let mut sent: Vec<(usize, Vec<u8>)> = Vec::new();
         let Some(copy) = self.shards.copy() else { return sent };
-        for &newcomer in plan.newcomers.iter().filter(|n| **n != rank) {
+        for newcomer in plan.newcomers.iter().map(|n| n.index()).filter(|n| *n != rank) {
             // In this order, for where one place holds both.
             if backup_of(shape, newcomer) == Some(rank) {
                 sent.push((newcomer, encode(device, copy, 0..copy.range.len())));

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use toroid_torus::failpoint;
+use toroid_torus::ids::Step;
 use toroid_torus::model::ModelConfig;
 
 use super::totals::Totals;
@@ -20,9 +21,9 @@ const OVERHEAD_BYTES: usize = 48;
 /// Ascending by step, without a gap.
 #[derive(Debug, Default)]
 pub(super) struct History {
-    sums: VecDeque<(u64, Totals)>,
+    sums: VecDeque<(Step, Totals)>,
     /// The coordinator has the records up to here.
-    recorded: u64,
+    recorded: Step,
 }
 
 impl History {
@@ -35,8 +36,8 @@ impl History {
     }
 
     /// What the sums say that a coordinator has is not needed any more.
-    pub fn push(&mut self, step: u64, totals: Totals, num_max: usize) {
-        assert!(self.last_step().is_none_or(|last| step == last + 1), "sums of one step after the other are kept");
+    pub fn push(&mut self, step: Step, totals: Totals, num_max: usize) {
+        assert!(self.last_step().is_none_or(|last| step == last.next()), "sums of one step after the other are kept");
         self.recorded = self.recorded.max(totals.recorded());
         self.sums.push_back((step, totals));
         let is_outdated = |h: &History| h.first_step().is_some_and(|first| first <= h.recorded);
@@ -46,28 +47,28 @@ impl History {
     }
 
     /// An epoch begins, and its coordinator has the records up to `step`.
-    pub fn begin(&mut self, step: u64) {
+    pub fn begin(&mut self, step: Step) {
         self.recorded = step;
     }
 
-    pub fn first_step(&self) -> Option<u64> {
+    pub fn first_step(&self) -> Option<Step> {
         self.sums.front().map(|(step, _)| *step)
     }
 
-    pub fn last_step(&self) -> Option<u64> {
+    pub fn last_step(&self) -> Option<Step> {
         self.sums.back().map(|(step, _)| *step)
     }
 
     /// From step `from` on, ascending.
-    pub fn since(&self, from: u64) -> impl Iterator<Item = &(u64, Totals)> {
+    pub fn since(&self, from: Step) -> impl Iterator<Item = &(Step, Totals)> {
         self.sums.iter().skip(self.sums.partition_point(|(step, _)| *step < from))
     }
 
     /// Takes the older steps, up to where its own begin, from what another place has; without own ones up to what is committed here.
-    pub fn take_older(&mut self, others: Vec<(u64, Totals)>, committed: u64) {
-        let first = self.first_step().unwrap_or(committed + 1);
-        let older: Vec<(u64, Totals)> = others.into_iter().filter(|(step, _)| *step < first).collect();
-        let joins = older.last().is_some_and(|(last, _)| last + 1 == first);
+    pub fn take_older(&mut self, others: Vec<(Step, Totals)>, committed: Step) {
+        let first = self.first_step().unwrap_or(committed.next());
+        let older: Vec<(Step, Totals)> = others.into_iter().filter(|(step, _)| *step < first).collect();
+        let joins = older.last().is_some_and(|(last, _)| last.next() == first);
         if joins {
             older.into_iter().rev().for_each(|entry| self.sums.push_front(entry));
         }
@@ -79,40 +80,41 @@ mod tests {
     use super::*;
 
     fn sums(recorded: u64) -> Totals {
-        Totals::with_recorded(recorded)
+        Totals::with_recorded(Step::new(recorded))
     }
 
     /// Steps `1..=last`, of each of which a coordinator had what `recorded` says.
     fn filled(last: u64, num_max: usize, recorded: impl Fn(u64) -> u64) -> History {
         let mut history = History::default();
-        (1..=last).for_each(|step| history.push(step, sums(recorded(step)), num_max));
+        (1..=last).for_each(|step| history.push(Step::new(step), sums(recorded(step)), num_max));
         history
     }
 
     #[test]
     fn t12_what_no_coordinator_has_is_kept_up_to_the_bound() {
-        assert_eq!(filled(1000, 5000, |_| 0).first_step(), Some(1));
-        assert_eq!(filled(1000, 5000, |step| step - 1).first_step(), Some(1000 - 63));
-        assert_eq!(filled(1000, 5000, |step| step.min(300)).first_step(), Some(301));
-        assert_eq!(filled(1000, 40, |_| 0).first_step(), Some(961), "the oldest go");
-        assert_eq!(filled(1000, 1, |_| 0).first_step(), Some(1000), "the newest never");
+        assert_eq!(filled(1000, 5000, |_| 0).first_step(), Some(Step::new(1)));
+        assert_eq!(filled(1000, 5000, |step| step - 1).first_step(), Some(Step::new(1000 - 63)));
+        assert_eq!(filled(1000, 5000, |step| step.min(300)).first_step(), Some(Step::new(301)));
+        assert_eq!(filled(1000, 40, |_| 0).first_step(), Some(Step::new(961)), "the oldest go");
+        assert_eq!(filled(1000, 1, |_| 0).first_step(), Some(Step::new(1000)), "the newest never");
     }
 
     #[test]
     fn a_place_takes_what_it_lacks() {
-        let entries = |range: std::ops::RangeInclusive<u64>| range.map(|step| (step, sums(0))).collect::<Vec<_>>();
+        let entries =
+            |range: std::ops::RangeInclusive<u64>| range.map(|step| (Step::new(step), sums(0))).collect::<Vec<_>>();
         let mut newcomer = History::default();
-        newcomer.take_older(entries(5..=9), 9);
-        assert_eq!((newcomer.first_step(), newcomer.last_step()), (Some(5), Some(9)));
-        newcomer.take_older(entries(2..=9), 9);
-        assert_eq!((newcomer.first_step(), newcomer.since(1).count()), (Some(2), 8));
-        newcomer.take_older(entries(9..=9), 9);
-        assert_eq!((newcomer.first_step(), newcomer.last_step()), (Some(2), Some(9)));
-        newcomer.take_older(Vec::new(), 9);
-        assert_eq!(newcomer.since(8).map(|(step, _)| *step).collect::<Vec<_>>(), [8, 9]);
+        newcomer.take_older(entries(5..=9), Step::new(9));
+        assert_eq!((newcomer.first_step(), newcomer.last_step()), (Some(Step::new(5)), Some(Step::new(9))));
+        newcomer.take_older(entries(2..=9), Step::new(9));
+        assert_eq!((newcomer.first_step(), newcomer.since(Step::new(1)).count()), (Some(Step::new(2)), 8));
+        newcomer.take_older(entries(9..=9), Step::new(9));
+        assert_eq!((newcomer.first_step(), newcomer.last_step()), (Some(Step::new(2)), Some(Step::new(9))));
+        newcomer.take_older(Vec::new(), Step::new(9));
+        assert_eq!(newcomer.since(Step::new(8)).map(|(step, _)| step.get()).collect::<Vec<_>>(), [8, 9]);
         // Who has only sealed the newest commits it itself.
         let mut behind = History::default();
-        behind.take_older(entries(9..=9), 8);
+        behind.take_older(entries(9..=9), Step::new(8));
         assert_eq!(behind.last_step(), None);
     }
 }

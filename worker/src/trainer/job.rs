@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use toroid_session::{Assignment, Event};
+use toroid_torus::ids::Step;
 
 use super::curve::Curve;
 use super::emit::Emit;
@@ -28,7 +29,7 @@ pub struct Job<D: Device + Clone> {
     pub(super) shards: Shards<D>,
     pub(super) held: Held<D>,
     /// Committed updates, skipped ones included.
-    pub(super) committed: u64,
+    pub(super) committed: Step,
     /// Updates that were skipped because gradients were not finite.
     pub(super) skipped: u64,
     pub(super) curve: Curve,
@@ -42,7 +43,7 @@ impl<D: Device + Clone> Job<D> {
             committed_step: self.committed,
             held: self.held.all(),
             sealed_next: self.shards.is_sealed(),
-            sums_from: self.curve.first_step().unwrap_or(self.committed + 1),
+            sums_from: self.curve.first_step().unwrap_or(self.committed.next()),
             data_digest: self.samples.data_digest(),
             num_samples: self.samples.num_train(),
             num_params: self.assignment.spec.model.num_params(),
@@ -51,13 +52,13 @@ impl<D: Device + Clone> Job<D> {
     }
 
     /// Rank 0 says the steps from `from` on again.
-    pub(super) fn report_since(&self, from: u64, emit: &Emit) {
+    pub(super) fn report_since(&self, from: Step, emit: &Emit) {
         self.curve.report_since(&self.assignment, self.committed, from, emit);
     }
 
     /// As [`Job::write_checkpoint`], if `step` is the committed one. Where the state is not yet split for this place, the epoch has ended
     /// before it was, and what was asked for in it is void.
-    pub(super) fn write_checkpoint_of(&mut self, step: u64, emit: &Emit) {
+    pub(super) fn write_checkpoint_of(&mut self, step: Step, emit: &Emit) {
         if !self.held.has_state_of(self.assignment.held_as()) {
             return;
         }

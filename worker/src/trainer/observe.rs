@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use toroid_session::{Assignment, HeldAs};
+use toroid_torus::ids::Step;
 
 use crate::optim::HostShard;
 
@@ -31,5 +32,5 @@ pub enum Deed {
 
 /// Called on the trainer's thread.
 pub trait Observer: Send + Sync {
-    fn saw(&self, place: &Assignment, step: u64, deed: Deed);
+    fn saw(&self, place: &Assignment, step: Step, deed: Deed);
 }

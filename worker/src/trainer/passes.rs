@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use toroid_session::Assignment;
+use toroid_torus::ids::Step;
 use toroid_torus::job::JobSpec;
 use toroid_torus::partition::{Partition, stage_layers};
 use toroid_torus::pipeline::{Action, InFlight, Pass, Pipeline};
@@ -44,7 +45,7 @@ pub(super) struct StepAt<'a> {
     pub fence: &'a Fence,
     pub samples: &'a Samples,
     /// Updates before it.
-    pub committed: u64,
+    pub committed: Step,
 }
 
 /// Ranks of the neighbouring stages.
@@ -55,7 +56,7 @@ struct Neighbours {
 
 impl Neighbours {
     fn of(place: &Assignment) -> Neighbours {
-        let group = place.spec.shape.pp_group(place.rank);
+        let group = place.spec.shape.pp_group(place.rank.index());
         let pp = place.place().pp;
         Neighbours { previous: pp.checked_sub(1).map(|p| group[p]), next: group.get(pp + 1).copied() }
     }

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use toroid_session::{Assignment, ReadFault};
+use toroid_torus::ids::{Rank, Step};
 use toroid_torus::init::fill_initial;
 use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::Manifest;
@@ -48,8 +49,8 @@ impl<D: Device + Clone> Job<D> {
             _ => None,
         };
         let source = Source::of(&assignment, owned.as_ref())?;
-        if let (Source::Checkpoint { manifest, storage }, 0) = (&source, assignment.rank)
-            && let Err(error) = storage.claim(manifest.step, assignment.epoch)
+        if let (Source::Checkpoint { manifest, storage }, Rank::ZERO) = (&source, assignment.rank)
+            && let Err(error) = storage.claim(manifest.step, assignment.epoch.get())
         {
             tracing::warn!("cannot mark the checkpoint of step {} as in use: {error}", manifest.step);
         }
@@ -99,7 +100,7 @@ impl<'a> Source<'a> {
             return Ok(Source::OtherHolders);
         }
         if let (Some(step), Some(storage)) = (assignment.restore_step, owned) {
-            let manifest = Box::new(storage.manifest(step).map_err(|e| not_loaded(storage, step, e, false))?);
+            let manifest = Box::new(storage.manifest(step.get()).map_err(|e| not_loaded(storage, step, e, false))?);
             return Ok(Source::Checkpoint { storage, manifest });
         }
         let Some(path) = &assignment.spec.resume_from else { return Ok(Source::Initial) };
@@ -116,8 +117,8 @@ impl<'a> Source<'a> {
         }
     }
 
-    fn step(&self) -> u64 {
-        self.manifest().map_or(0, |m| m.step)
+    fn step(&self) -> Step {
+        self.manifest().map_or(Step::ZERO, |m| Step::new(m.step))
     }
 
     fn skipped(&self) -> u64 {
@@ -125,7 +126,7 @@ impl<'a> Source<'a> {
     }
 
     /// A job that resumes another's checkpoint does not validate that step again.
-    fn resumed_step(&self) -> Option<u64> {
+    fn resumed_step(&self) -> Option<Step> {
         matches!(self, Source::Resumed { .. }).then(|| self.step())
     }
 
@@ -139,7 +140,7 @@ impl<'a> Source<'a> {
         let state = match self {
             Source::OtherHolders => return Ok(None),
             Source::Checkpoint { storage, manifest } => load_checkpoint(storage, manifest, partition, range)
-                .map_err(|e| not_loaded(storage, manifest.step, e, true)),
+                .map_err(|e| not_loaded(storage, Step::new(manifest.step), e, true)),
             Source::Resumed { storage, manifest } => {
                 load_checkpoint(storage, manifest, partition, range).map_err(PrepareError::ResumePath)
             }
@@ -166,8 +167,8 @@ fn initial(spec: &JobSpec, partition: &Partition, range: Range<usize>) -> Result
 }
 
 /// The error of a checkpoint of this job that could not be loaded. `manifest_read`: it came after that.
-fn not_loaded(storage: &Owned, step: u64, error: CheckpointError, manifest_read: bool) -> PrepareError {
-    let fault = storage.read_fault(step, &error, manifest_read);
+fn not_loaded(storage: &Owned, step: Step, error: CheckpointError, manifest_read: bool) -> PrepareError {
+    let fault = storage.read_fault(step.get(), &error, manifest_read);
     if error.is_damage() {
         set_aside(storage, step, &error);
     }
@@ -175,8 +176,8 @@ fn not_loaded(storage: &Owned, step: u64, error: CheckpointError, manifest_read:
 }
 
 /// A checkpoint that is damaged is kept for whoever wants to look at it, but not read again. Several places may find it at a time.
-fn set_aside(storage: &Owned, step: u64, error: &CheckpointError) {
-    match storage.set_aside(step, &error.to_string()) {
+fn set_aside(storage: &Owned, step: Step, error: &CheckpointError) {
+    match storage.set_aside(step.get(), &error.to_string()) {
         Ok(path) => tracing::warn!("the damaged checkpoint of step {step} is now in {path}"),
         Err(error) => tracing::warn!("cannot set the damaged checkpoint of step {step} aside: {error}"),
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use toroid_session::Event;
+use toroid_torus::ids::{Epoch, Step};
 use toroid_torus::manifest::Manifest;
 
 use super::emit::EventOf;
@@ -14,7 +15,7 @@ use crate::comm::Fence;
 pub(super) struct Publishing {
     pub storage: Arc<Owned>,
     pub manifest: Manifest,
-    pub remove: Vec<u64>,
+    pub remove: Vec<Step>,
     pub fence: Fence,
     pub shared: Arc<Shared>,
     pub event: EventOf,
@@ -22,11 +23,11 @@ pub(super) struct Publishing {
 
 impl Publishing {
     fn may_act(&self) -> bool {
-        self.shared.is_connected() && self.fence.epoch() <= self.manifest.epoch
+        self.shared.is_connected() && self.fence.epoch() <= Epoch::new(self.manifest.epoch)
     }
 
     pub fn run(self) {
-        let step = self.manifest.step;
+        let step = Step::new(self.manifest.step);
         if !self.may_act() {
             return tracing::warn!(
                 "step {step} is not published: this worker does not know whether its place is still its own"
@@ -34,7 +35,7 @@ impl Publishing {
         }
         self.shared.pass("publish", step);
         let event = match self.storage.publish(&self.manifest) {
-            Ok(bytes) => Event::Published { step, bytes, path: self.storage.step_path(step) },
+            Ok(bytes) => Event::Published { step, bytes, path: self.storage.step_path(step.get()) },
             Err(error) => {
                 tracing::warn!("the checkpoint of step {step} is not published: {error}");
                 Event::PublishFailed { step, error: error.to_string() }
@@ -51,7 +52,7 @@ impl Publishing {
     fn remove_older(&self) {
         let (mut removed, mut kept) = (Vec::new(), Vec::new());
         for old in self.remove.iter().copied().take_while(|_| self.may_act()) {
-            match self.storage.remove(old, self.manifest.epoch) {
+            match self.storage.remove(old.get(), self.manifest.epoch) {
                 Ok(()) => removed.push(old),
                 Err(error) => {
                     tracing::warn!("cannot remove the checkpoint of step {old}, it stays where it is: {error}");
@@ -59,6 +60,6 @@ impl Publishing {
                 }
             }
         }
-        self.event.emit(Event::Removed { step: self.manifest.step, removed, kept });
+        self.event.emit(Event::Removed { step: Step::new(self.manifest.step), removed, kept });
     }
 }

@@ -1,6 +1,7 @@
 //! Getting ready: a spare ahead of its place, and a place before it starts.
 
 use toroid_session::{Assignment, Event, TrainerEvent, WarmUp};
+use toroid_torus::ids::Epoch;
 
 use super::emit::Emit;
 use super::environment::Environment;
@@ -42,7 +43,7 @@ pub(super) fn warm_up<D: Device + Clone>(
         Some(error) => tracing::warn!("cannot get ready for a place of {job_id}: {error}"),
     }
     let event = Event::WarmedUp { number: ahead.number, error, data_digest, unseen };
-    emit(TrainerEvent { job_id: job_id.clone(), epoch: 0, event });
+    emit(TrainerEvent { job_id: job_id.clone(), epoch: Epoch::NONE, event });
     workspace.ok()
 }
 

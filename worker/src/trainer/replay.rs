@@ -61,7 +61,7 @@ impl<D: Device + Clone> Job<D> {
     /// this epoch; it has words where this place saw it.
     pub(super) fn replay(&mut self, links: &mut Links, shared: &Shared) -> Result<StepError, CommError> {
         shared.enter("replay");
-        let (shape, rank) = (self.assignment.spec.shape, self.assignment.rank);
+        let (shape, rank) = (self.assignment.spec.shape, self.assignment.rank.index());
         let (own, copy) = self.shards.replay(self.passes.device(), &self.assignment.spec.optimizer);
         // By rank: whether copies of its shard differ, the vote of its primary, that of its backup.
         let mut votes = vec![0.0; 3 * shape.world()];

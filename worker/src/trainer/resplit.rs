@@ -14,6 +14,7 @@ use std::ops::Range;
 use toroid_session::{Assignment, HealPlan, HeldAs};
 use toroid_torus::digest::DIGEST_BYTES;
 use toroid_torus::failpoint;
+use toroid_torus::ids::Rank;
 use toroid_torus::partition::partition;
 use toroid_torus::resplit::{Lost, Move, Origin, moves};
 use toroid_torus::units;
@@ -35,7 +36,7 @@ fn moves_of(assignment: &Assignment, origin: &Origin) -> Result<Vec<Move>, Lost>
 
 /// Ranks that this place sends ranges to or has them from.
 pub(super) fn peers(assignment: &Assignment, origin: &Origin) -> BTreeSet<usize> {
-    let rank = assignment.rank;
+    let rank = assignment.rank.index();
     // Where a shard is lost there is nobody to connect to, and `resplit` says so.
     let moves = moves_of(assignment, origin).unwrap_or_default();
     let ends = moves.iter().filter(|m| m.from != m.to).filter_map(|m| match (m.from == rank, m.to == rank) {
@@ -51,7 +52,9 @@ impl<D: Device + Clone> Job<D> {
     pub(super) fn turn_to(&mut self, plan: &HealPlan) -> Result<(), StepError> {
         let target = self.assignment.held_as();
         let wanted = match &plan.origin {
-            Some(origin) => origin.ranks[target.rank].map(|rank| HeldAs { shape: origin.shape, rank }),
+            Some(origin) => {
+                origin.ranks[target.rank.index()].map(|rank| HeldAs { shape: origin.shape, rank: Rank::new(rank) })
+            }
             None => (!plan.newcomers.contains(&target.rank)).then_some(target),
         };
         let earlier = self.held.take_earlier();
@@ -94,7 +97,7 @@ impl<D: Device + Clone> Job<D> {
             "memory: {} of shards as they were split before stay until all places have the new ones",
             units::bytes(12 * kept_elements as u64)
         );
-        let parts = Parts::new(&device, &self.assignment.spec, self.assignment.rank);
+        let parts = Parts::new(&device, &self.assignment.spec, self.assignment.rank.index());
         let Parts { passes, shards } = parts;
         let own = std::mem::replace(&mut self.shards, shards).into_own();
         self.passes = passes;
@@ -120,7 +123,7 @@ impl<D: Device + Clone> Job<D> {
     }
 
     fn exchange(&mut self, links: &mut Links, moves: &[Move]) -> Result<(), StepError> {
-        let (device, rank) = (self.passes.device().clone(), self.assignment.rank);
+        let (device, rank) = (self.passes.device().clone(), self.assignment.rank.index());
         let given = |m: &Move| {
             let earlier = self.held.earlier().and_then(|e| e.shard(m.source));
             let shard = earlier.expect("a place has the shards that it says it has");

@@ -3,6 +3,7 @@
 use toroid_proto::Inputs;
 use toroid_session::Assignment;
 use toroid_torus::cursor::Cursor;
+use toroid_torus::ids::Step;
 use toroid_torus::job::JobSpec;
 
 use crate::data::{Dataset, LeftOut};
@@ -49,11 +50,11 @@ impl Samples {
     }
 
     /// Inputs and targets, `(B * S)` each, of micro-batch `i` of this place's replica in step `step` (T-5).
-    pub fn load_train(&self, place: &Assignment, step: u64, i: usize, inputs: &mut [u32], targets: &mut [u32]) {
+    pub fn load_train(&self, place: &Assignment, step: Step, i: usize, inputs: &mut [u32], targets: &mut [u32]) {
         let spec = &place.spec;
         let first = spec.batch.of_replica(spec.shape.dp(), place.place().dp).start;
         let seq = spec.model.seq;
-        for (k, id) in self.cursor.micro_batch(step, &spec.batch, first + i).into_iter().enumerate() {
+        for (k, id) in self.cursor.micro_batch(step.get(), &spec.batch, first + i).into_iter().enumerate() {
             let at = k * seq..(k + 1) * seq;
             self.dataset.train_sample(id, &mut inputs[at.clone()], &mut targets[at]);
         }

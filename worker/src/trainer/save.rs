@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use toroid_session::{Assignment, Event};
+use toroid_torus::ids::Step;
 use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::{FORMAT, Manifest, ShardFile, Writer};
 
@@ -44,7 +45,7 @@ pub(super) struct Checkpoints {
     writer: Lane,
     publisher: Lane,
     /// Skipped updates at the checkpoints that are being written, by step.
-    skipped_at: BTreeMap<u64, u64>,
+    skipped_at: BTreeMap<Step, u64>,
 }
 
 /// The place that saves, and what ends its epoch.
@@ -58,17 +59,17 @@ pub(super) struct Saver<'a> {
 /// A committed step, and what a checkpoint says of it besides its state.
 #[derive(Clone, Copy)]
 pub(super) struct SavedStep {
-    pub step: u64,
+    pub step: Step,
     /// Updates that were skipped until then.
     pub skipped: u64,
 }
 
 /// What rank 0 is to publish.
 pub(super) struct ToPublish {
-    pub step: u64,
+    pub step: Step,
     pub files: Vec<ShardFile>,
     /// Steps of older checkpoints, which are removed then.
-    pub remove: Vec<u64>,
+    pub remove: Vec<Step>,
 }
 
 impl Checkpoints {
@@ -118,7 +119,7 @@ impl Checkpoints {
         let write = move || {
             let start = system::now();
             let state = ShardState { param: &state.param, exp_avg: &state.exp_avg, exp_avg_sq: &state.exp_avg_sq };
-            event.emit(match storage.write_shard(step, writer, &partition, range, state) {
+            event.emit(match storage.write_shard(step.get(), writer, &partition, range, state) {
                 Ok(file) => {
                     Event::ShardWritten { step, file: Box::new(file), write_s: (system::now() - start).as_secs_f64() }
                 }
@@ -129,14 +130,14 @@ impl Checkpoints {
     }
 
     /// Takes away what this place has written of a checkpoint that will not be published, once it is written.
-    pub fn drop_shard(&mut self, place: &Assignment, step: u64) {
+    pub fn drop_shard(&mut self, place: &Assignment, step: Step) {
         let Some(storage) = self.owned.clone() else { return };
         let writer = writer_of(place, &storage);
         let warn = move |error: String| {
             tracing::warn!("cannot take away what was written of the checkpoint of step {step}: {error}");
         };
         let run = move || {
-            if let Err(error) = storage.drop_shard(step, writer) {
+            if let Err(error) = storage.drop_shard(step.get(), writer) {
                 warn(error.to_string());
             }
         };
@@ -162,13 +163,13 @@ impl Checkpoints {
         let spec = &by.place.spec;
         let manifest = Manifest {
             format: FORMAT,
-            job_id: by.place.job_id.clone(),
+            job_id: by.place.job_id.to_string(),
             owner: Some(storage.id()),
-            step,
-            epoch: by.place.epoch,
+            step: step.get(),
+            epoch: by.place.epoch.get(),
             shape: spec.shape,
             job: JobSpec::clone(spec),
-            samples: step * spec.batch.samples(),
+            samples: step.get() * spec.batch.samples(),
             skipped_steps: self.skipped_at.get(&step).copied().unwrap_or(skipped),
             data_digest: blake3::Hash::from_bytes(data_digest).to_hex().to_string(),
             files,
@@ -192,5 +193,5 @@ impl Checkpoints {
 
 fn writer_of(place: &Assignment, storage: &Owned) -> Writer {
     let Assignment { epoch, rank, spec, .. } = place;
-    Writer { epoch: *epoch, rank: *rank, world: spec.shape.world(), owner: storage.id() }
+    Writer { epoch: epoch.get(), rank: rank.index(), world: spec.shape.world(), owner: storage.id() }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use toroid_torus::digest::{DIGEST_BYTES, Digest};
 use toroid_torus::failpoint;
+use toroid_torus::ids::{Rank, Step};
 use toroid_torus::job::JobSpec;
 use toroid_torus::partition::{Partition, shard_position};
 use toroid_torus::resplit::Half;
@@ -43,8 +44,8 @@ pub(super) struct Sealing<'a, D: Device> {
     pub grads: View<'a, D::Buf>,
     /// The gradient of the guarded shard came with the reduce-scatter.
     pub is_passed_on: bool,
-    pub rank: usize,
-    pub committed: u64,
+    pub rank: Rank,
+    pub committed: Step,
 }
 
 /// Elements of the shard of `rank`.

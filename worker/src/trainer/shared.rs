@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use toroid_session::AfterCheckpoint;
+use toroid_torus::ids::{Rank, Step};
 
 #[cfg(any(test, feature = "failpoint"))]
 use super::failpoint::Failpoints;
@@ -55,9 +56,9 @@ pub struct Computed {
 #[derive(Debug, Default)]
 struct Requests {
     /// Steps to be saved.
-    steps: BTreeSet<u64>,
+    steps: BTreeSet<Step>,
     /// No step is made beyond this one: its state is to be the last.
-    halt_at: Option<u64>,
+    halt_at: Option<Step>,
     /// The step after the committed one is being made.
     is_stepping: bool,
 }
@@ -70,7 +71,7 @@ pub enum Requested {
     /// This very step was just committed: the trainer must be told with [`Command::Checkpoint`](toroid_session::Command::Checkpoint).
     Now,
     TooLate {
-        committed: u64,
+        committed: Step,
     },
 }
 
@@ -96,7 +97,7 @@ impl Shared {
 
     /// With this work behind it, and with this step sealed.
     #[cfg(test)]
-    pub fn that_has_worked(num_steps: u64, time: Duration, sealed: u64) -> Shared {
+    pub fn that_has_worked(num_steps: u64, time: Duration, sealed: Step) -> Shared {
         let shared = Shared { computed: Mutex::new(Computed { num_steps, time }), ..Shared::default() };
         shared.set_sealed(sealed);
         shared
@@ -108,9 +109,9 @@ impl Shared {
     }
 
     /// Asks for a checkpoint of `step`.
-    pub fn request_checkpoint(&self, step: u64, then: AfterCheckpoint) -> Requested {
+    pub fn request_checkpoint(&self, step: Step, then: AfterCheckpoint) -> Requested {
         let mut requests = lock(&self.requests);
-        let committed = self.committed.load(Ordering::SeqCst);
+        let committed = self.committed();
         // Whoever is past it cannot halt at it any more, and those who do would be waited for.
         let is_past = then == AfterCheckpoint::Halt && requests.is_stepping && step == committed;
         if step < committed || is_past {
@@ -127,45 +128,49 @@ impl Shared {
     }
 
     /// Takes back what was asked for. Whoever halts at that step goes on to do so.
-    pub fn withdraw_checkpoint(&self, step: u64) {
+    pub fn withdraw_checkpoint(&self, step: Step) {
         lock(&self.requests).steps.remove(&step);
     }
 
     /// Whether the step after `committed` may be made; then it is being made until it is committed.
-    pub(super) fn begin_step(&self, committed: u64) -> bool {
+    pub(super) fn begin_step(&self, committed: Step) -> bool {
         let mut requests = lock(&self.requests);
         requests.is_stepping = requests.halt_at.is_none_or(|step| step > committed);
         requests.is_stepping
     }
 
     /// Marks `step` as committed and says whether a checkpoint of it was asked for.
-    pub(super) fn commit(&self, step: u64) -> bool {
+    pub(super) fn commit(&self, step: Step) -> bool {
         let mut requests = lock(&self.requests);
         requests.is_stepping = false;
-        self.committed.store(step, Ordering::SeqCst);
+        self.committed.store(step.get(), Ordering::SeqCst);
         if let Some(trace) = &self.trace {
-            trace.commit(step);
+            trace.commit(step.get());
         }
         let wanted = requests.steps.contains(&step);
-        requests.steps = requests.steps.split_off(&(step + 1));
+        requests.steps = requests.steps.split_off(&step.next());
         wanted
     }
 
-    pub(super) fn reset(&self, committed: u64) {
+    pub(super) fn reset(&self, committed: Step) {
         *lock(&self.requests) = Requests::default();
-        self.committed.store(committed, Ordering::SeqCst);
-        self.set_sealed(0);
+        self.committed.store(committed.get(), Ordering::SeqCst);
+        self.set_sealed(Step::ZERO);
         self.recorded.store(0, Ordering::SeqCst);
     }
 
+    fn committed(&self) -> Step {
+        Step::new(self.committed.load(Ordering::SeqCst))
+    }
+
     /// This place holds all that is needed to apply `step`; 0: of no step.
-    pub(super) fn set_sealed(&self, step: u64) {
-        self.sealed.store(step, Ordering::SeqCst);
+    pub(super) fn set_sealed(&self, step: Step) {
+        self.sealed.store(step.get(), Ordering::SeqCst);
     }
 
     /// Whether this place holds all that is needed to apply the step after `committed`.
-    pub fn has_sealed_after(&self, committed: u64) -> bool {
-        self.sealed.load(Ordering::SeqCst) == committed + 1
+    pub fn has_sealed_after(&self, committed: Step) -> bool {
+        Step::new(self.sealed.load(Ordering::SeqCst)) == committed.next()
     }
 
     pub fn computed(&self) -> Computed {
@@ -180,12 +185,12 @@ impl Shared {
     }
 
     /// The coordinator has the records up to `step` on disk.
-    pub fn set_recorded(&self, step: u64) {
-        self.recorded.fetch_max(step, Ordering::SeqCst);
+    pub fn set_recorded(&self, step: Step) {
+        self.recorded.fetch_max(step.get(), Ordering::SeqCst);
     }
 
-    pub(super) fn recorded(&self) -> u64 {
-        self.recorded.load(Ordering::SeqCst)
+    pub(super) fn recorded(&self) -> Step {
+        Step::new(self.recorded.load(Ordering::SeqCst))
     }
 
     /// Whether the control stream lives. Without it a place may have been given to another.
@@ -228,8 +233,9 @@ impl Shared {
     }
 
     /// Ranks that the trainer waits for now.
-    pub fn waits_for(&self) -> Vec<usize> {
-        lock(&self.waits_for).as_ref().map(WaitsFor::ranks).unwrap_or_default()
+    pub fn waits_for(&self) -> Vec<Rank> {
+        let ranks = lock(&self.waits_for).as_ref().map(WaitsFor::ranks).unwrap_or_default();
+        ranks.into_iter().map(Rank::new).collect()
     }
 
     pub(super) fn enter(&self, operation: &'static str) {
@@ -237,13 +243,13 @@ impl Shared {
         if let Some(trace) = &self.trace {
             trace.enter(operation);
         }
-        self.pass(operation, self.committed.load(Ordering::SeqCst) + 1);
+        self.pass(operation, self.committed().next());
     }
 
     /// A test may want this process dead or stopped here.
-    pub(super) fn pass(&self, point: &str, step: u64) {
+    pub(super) fn pass(&self, point: &str, step: Step) {
         #[cfg(any(test, feature = "failpoint"))]
-        self.failpoints.pass(point, step);
-        system::pass(point, step);
+        self.failpoints.pass(point, step.get());
+        system::pass(point, step.get());
     }
 }

@@ -1,5 +1,7 @@
 //! When a trainer shows its observer what it does, see [`super::observe`].
 
+use toroid_torus::ids::Step;
+
 use super::job::Job;
 use super::observe::{Deed, Shown};
 use super::shared::Shared;
@@ -7,7 +9,7 @@ use crate::device::{Buffer, Device};
 use crate::optim::{HostShard, Shard};
 
 impl<D: Device + Clone> Job<D> {
-    pub(super) fn show(&self, shared: &Shared, step: u64, deed: Deed) {
+    pub(super) fn show(&self, shared: &Shared, step: Step, deed: Deed) {
         if let Some(observer) = shared.observer() {
             observer.saw(&self.assignment, step, deed);
         }

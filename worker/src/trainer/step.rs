@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use toroid_proto::StepRecord;
 use toroid_torus::failpoint;
+use toroid_torus::ids::{Rank, Step};
 
 use super::error::StepError;
 use super::job::Job;
@@ -30,11 +31,11 @@ impl<D: Device + Clone> Job<D> {
     pub(super) fn step(&mut self, links: &mut Links, shared: &Shared) -> Result<Option<StepRecord>, StepError> {
         let (begin, waited) = (system::now(), links.stats().wait);
         self.shards.unseal();
-        shared.set_sealed(0);
+        shared.set_sealed(Step::ZERO);
         let sums = self.accumulate(links, shared)?;
         self.seal(links, shared)?;
-        shared.set_sealed(self.committed + 1);
-        self.show(shared, self.committed + 1, Deed::Sealed);
+        shared.set_sealed(self.committed.next());
+        self.show(shared, self.committed.next(), Deed::Sealed);
         shared.enter("sealed");
         let mut totals = self.totals(&sums, shared.recorded());
         if !failpoint!(CommitWithoutSum) {
@@ -73,11 +74,11 @@ impl<D: Device + Clone> Job<D> {
     }
 
     /// What this place adds to the global sums; the coordinator has the records up to `recorded`, as rank 0 knows it.
-    fn totals(&self, sums: &Sums, recorded: u64) -> Totals {
+    fn totals(&self, sums: &Sums, recorded: Step) -> Totals {
         let own = self.shards.own();
         let squares = own.grad_sum_of_squares(self.passes.device(), self.passes.grads_of(own));
         let mut totals = Totals::new(&self.assignment.spec.model, squares, self.shards.saw_corruption());
-        if self.assignment.rank == 0 {
+        if self.assignment.rank == Rank::ZERO {
             totals.set_recorded(recorded);
         }
         // TP ranks see the same losses: one of them speaks.
@@ -90,7 +91,7 @@ impl<D: Device + Clone> Job<D> {
     /// The step is committed: every place has sealed it. Updates both shards, unless gradients were not finite.
     pub(super) fn commit(&mut self, totals: Totals) -> Option<StepRecord> {
         let spec = Arc::clone(&self.assignment.spec);
-        let (t, total, norm) = (self.committed, spec.steps, totals.norm());
+        let (t, total, norm) = (self.committed.get(), spec.steps, totals.norm());
         if norm.is_finite() {
             let at = UpdateAt { t, total, update: t + 1 - self.skipped, norm };
             self.passes.return_params();
@@ -99,7 +100,7 @@ impl<D: Device + Clone> Job<D> {
         } else {
             self.skipped += 1;
         }
-        self.committed += 1;
+        self.committed = self.committed.next();
         self.shards.unseal();
         self.curve.commit(&self.assignment, self.committed, totals)
     }

@@ -2,6 +2,7 @@
 
 use toroid_proto::StepRecord;
 use toroid_session::Assignment;
+use toroid_torus::ids::Step;
 use toroid_torus::model::ModelConfig;
 
 /// Sums over this place's micro-batches; with those of all places they make the step's record.
@@ -39,8 +40,8 @@ impl Totals {
     }
 
     /// Rank 0 adds this: the coordinator has the records up to `step`.
-    pub fn set_recorded(&mut self, step: u64) {
-        self.0[RECORDED] = step as f64;
+    pub fn set_recorded(&mut self, step: Step) {
+        self.0[RECORDED] = step.get() as f64;
     }
 
     /// The losses of this place and its assignments to experts, `(layers, experts)`.
@@ -69,18 +70,18 @@ impl Totals {
     }
 
     /// The coordinator has the records up to this step: every place may forget older sums.
-    pub fn recorded(&self) -> u64 {
-        self.0[RECORDED] as u64
+    pub fn recorded(&self) -> Step {
+        Step::new(self.0[RECORDED] as u64)
     }
 
     /// The record of a committed step from these sums, without times.
-    pub fn record(&self, assignment: &Assignment, step: u64) -> StepRecord {
+    pub fn record(&self, assignment: &Assignment, step: Step) -> StepRecord {
         let spec = &assignment.spec;
-        let (t, total) = (step - 1, spec.steps);
+        let (t, total) = (step.get() - 1, spec.steps);
         let mean = |i: usize| self.0[i] / spec.batch.num_micro_batches as f64;
         let (ce, z_loss, balance_loss) = (mean(CE), mean(Z), mean(BALANCE));
         StepRecord {
-            step,
+            step: step.get(),
             loss: ce + spec.loss.z_coef * z_loss + spec.loss.balance_coef * balance_loss,
             ce,
             z_loss,
@@ -96,15 +97,15 @@ impl Totals {
             step_s: 0.0,
             hidden_s: 0.0,
             exposed_s: 0.0,
-            epoch: assignment.epoch,
+            epoch: assignment.epoch.get(),
             missing: false,
         }
     }
 
     #[cfg(test)]
-    pub fn with_recorded(recorded: u64) -> Totals {
+    pub fn with_recorded(recorded: Step) -> Totals {
         let mut totals = Totals(vec![0.0; LOAD]);
-        totals.0[RECORDED] = recorded as f64;
+        totals.0[RECORDED] = recorded.get() as f64;
         totals
     }
 

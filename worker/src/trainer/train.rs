@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use toroid_proto::StepRecord;
 use toroid_session::{Command, Event, HealPlan, TrainerEvent};
+use toroid_torus::ids::{Epoch, Rank, Step};
 
 use super::emit::Emit;
 use super::environment::Environment;
@@ -16,7 +17,7 @@ use super::orders::{Inbox, Order};
 use super::save::ToPublish;
 use super::shared::Shared;
 use super::{memory, resplit};
-use crate::comm::nccl::{Epoch, agree};
+use crate::comm::nccl::{self, agree};
 use crate::comm::{CommError, LinkPlan, Links, peers_of};
 use crate::device::Device;
 
@@ -54,15 +55,15 @@ pub(super) fn train<D: Device + Clone>(
         Ok(()) => report(Event::Finished { step: job.committed }),
         Err(StepError::Comm(CommError::Fenced { .. })) | Err(StepError::Corrupt { seen: None, .. }) => {}
         Err(StepError::Comm(error @ (CommError::PeerLost { rank, .. } | CommError::Refused { rank, .. }))) => {
-            report(Event::PeerLost { rank, error: error.to_string(), damaged: false });
+            report(Event::PeerLost { rank: Rank::new(rank), error: error.to_string(), damaged: false });
         }
         Err(StepError::Comm(error @ CommError::Corrupt { rank, .. })) => {
-            report(Event::PeerLost { rank, error: error.to_string(), damaged: true });
+            report(Event::PeerLost { rank: Rank::new(rank), error: error.to_string(), damaged: true });
         }
         Err(StepError::Comm(CommError::Timeout { missing, .. })) => report(Event::Unreached(missing)),
         Err(error) => {
             let (restore, corrupt_ranks) = match &error {
-                StepError::Corrupt { wrong, .. } => (wrong.is_empty(), wrong.iter().copied().collect()),
+                StepError::Corrupt { wrong, .. } => (wrong.is_empty(), wrong.iter().copied().map(Rank::new).collect()),
                 StepError::Comm(_) => (false, Vec::new()),
             };
             let fatal = matches!(error, StepError::Comm(CommError::Collectives(_)));
@@ -82,29 +83,31 @@ pub(super) fn connect<D: Device + Clone>(
 ) -> Result<(), CommError> {
     environment.shared.enter("connect");
     let assignment = &job.assignment;
-    let mut needed = peers_of(&assignment.spec.shape, assignment.rank);
+    let rank = assignment.rank.index();
+    let mut needed = peers_of(&assignment.spec.shape, rank);
     if let Some(origin) = heal.and_then(|h| h.origin.as_ref()) {
         needed.extend(resplit::peers(assignment, origin));
     }
+    let peers = assignment.peers.iter().map(|(rank, peer)| (rank.index(), peer));
     let plan = LinkPlan {
         job_id: assignment.job_id.clone(),
         epoch: assignment.epoch,
-        rank: assignment.rank,
+        rank,
         key: assignment.link_key,
-        peers: assignment.peers.iter().filter(|(r, _)| needed.contains(r)).map(|(r, p)| (*r, p.clone())).collect(),
+        peers: peers.filter(|(rank, _)| needed.contains(rank)).map(|(rank, peer)| (rank, peer.clone())).collect(),
     };
     let timeout = environment.shared.connect_limit().unwrap_or(environment.connect_timeout);
     let links = links.get_or_insert_with(|| Links::none(&job.fence));
-    links.keep_at_most(memory::of_a_link(&assignment.spec, assignment.rank));
+    links.keep_at_most(memory::of_a_link(&assignment.spec, rank));
     environment.shared.set_waits_for(links.waits_for());
     links.advance(&environment.listener, plan, &job.fence, timeout)?;
     let comm = job.passes.device().comm();
     if let (Some(agreed), Some(comm)) = (agree(links, &assignment.spec.shape, comm)?, comm) {
         let (number, fence) = (assignment.epoch, job.fence.clone());
-        comm.begin(agreed, Epoch { number, fence, waits_for: links.waits_for() })?;
+        comm.begin(agreed, nccl::Epoch { number, fence, waits_for: links.waits_for() })?;
     }
     if let Some(trace) = environment.shared.trace() {
-        trace.begin(assignment.rank);
+        trace.begin(rank);
         links.set_trace(trace.clone());
     }
     Ok(())
@@ -119,14 +122,14 @@ impl<D: Device + Clone> Job<D> {
         inbox: &mut Inbox,
         emit: &Emit,
     ) -> Result<(), StepError> {
-        let total = self.assignment.spec.steps;
+        let last = Step::new(self.assignment.spec.steps);
         if let Some(plan) = heal {
             self.heal(links, shared, plan, emit)?;
         }
         self.passes.start_gather(links, shared, self.shards.own())?;
         self.validate_if_due(links, shared, emit)?;
         self.curve.restart_clock(links.stats());
-        while self.committed < total {
+        while self.committed < last {
             self.serve(inbox, shared, emit)?;
             while !shared.begin_step(self.committed) {
                 shared.enter("halt");
@@ -201,7 +204,7 @@ impl<D: Device + Clone> Job<D> {
                     return Err(CommError::Fenced { epoch, raised: self.fence.epoch() });
                 }
                 Err(TryRecvError::Empty) => return Ok(()),
-                Err(TryRecvError::Disconnected) => return Err(CommError::Fenced { epoch, raised: u64::MAX }),
+                Err(TryRecvError::Disconnected) => return Err(CommError::Fenced { epoch, raised: Epoch::LAST }),
             }
         }
     }

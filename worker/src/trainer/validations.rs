@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 
+use toroid_torus::ids::Step;
+
 /// Over all places, after `step`; every place has them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct ValidationSums {
-    pub step: u64,
+    pub step: Step,
     /// Cross-entropy in nats.
     pub ce: f64,
     pub tokens: f64,
@@ -37,13 +39,13 @@ impl Validations {
     /// Into [`Self::LEN`] numbers that are 0.
     pub fn write(&self, values: &mut [f64]) {
         for (v, slot) in self.0.iter().zip(values.chunks_exact_mut(3)) {
-            slot.copy_from_slice(&[v.step as f64, v.ce, v.tokens]);
+            slot.copy_from_slice(&[v.step.get() as f64, v.ce, v.tokens]);
         }
     }
 
     pub fn read(values: &[f64]) -> Validations {
         let has_tokens = |slot: &&[f64]| slot[2] > 0.0;
-        let sums = |slot: &[f64]| ValidationSums { step: slot[0] as u64, ce: slot[1], tokens: slot[2] };
+        let sums = |slot: &[f64]| ValidationSums { step: Step::new(slot[0] as u64), ce: slot[1], tokens: slot[2] };
         Validations(values.chunks_exact(3).filter(has_tokens).map(sums).collect())
     }
 }
@@ -53,7 +55,7 @@ mod tests {
     use super::*;
 
     fn sums(step: u64) -> ValidationSums {
-        ValidationSums { step, ce: step as f64 / 4.0, tokens: 32.0 }
+        ValidationSums { step: Step::new(step), ce: step as f64 / 4.0, tokens: 32.0 }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use toroid_torus::ids::{Epoch, Rank, Step};
 use toroid_torus::job::JobSpec;
 use toroid_torus::partition::partition;
 
@@ -24,7 +25,7 @@ use crate::device::Device;
 
 pub struct Workspace<D: Device + Clone> {
     spec: Arc<JobSpec>,
-    rank: usize,
+    rank: Rank,
     checkpoint_root: String,
     tokens: Arc<TokenFile>,
     pub(super) dataset: Dataset,
@@ -64,15 +65,15 @@ impl<D: Device + Clone> Workspace<D> {
     pub fn make(
         device: &D,
         environment: &Environment,
-        (spec, rank): (&Arc<JobSpec>, usize),
+        (spec, rank): (&Arc<JobSpec>, Rank),
         checkpoint_root: &str,
-        fence: Option<(&Fence, u64)>,
+        fence: Option<(&Fence, Epoch)>,
         used: Option<Workspace<D>>,
     ) -> Result<Workspace<D>, PrepareError> {
         spec.check()?;
         let used = match used {
             Some(used) if used.fits(spec, rank, checkpoint_root) => {
-                return Ok(Workspace { rank, parts: used.parts.move_to(device, spec, rank), ..used });
+                return Ok(Workspace { rank, parts: used.parts.move_to(device, spec, rank.index()), ..used });
             }
             used => used.filter(|used| used.spec.data == spec.data).map(|used| used.tokens),
         };
@@ -94,8 +95,8 @@ impl<D: Device + Clone> Workspace<D> {
             tokens,
             storage: Arc::new(Storage::open(checkpoint_root).map_err(PrepareError::Open)?),
             parts: {
-                memory::reserve_memory(device, spec, rank)?;
-                Parts::new(device, spec, rank)
+                memory::reserve_memory(device, spec, rank.index())?;
+                Parts::new(device, spec, rank.index())
             },
         })
     }
@@ -106,19 +107,19 @@ impl<D: Device + Clone> Workspace<D> {
     }
 
     /// Why the checkpoint of `step` is not seen, if it is not.
-    pub fn unseen(&self, step: Option<u64>) -> Option<String> {
-        self.storage.manifest(step?).err().map(|e| e.to_string())
+    pub fn unseen(&self, step: Option<Step>) -> Option<String> {
+        self.storage.manifest(step?.get()).err().map(|e| e.to_string())
     }
 
-    fn fits(&self, spec: &JobSpec, rank: usize, checkpoint_root: &str) -> bool {
+    fn fits(&self, spec: &JobSpec, rank: Rank, checkpoint_root: &str) -> bool {
         // Another shape may not have that rank at all.
         if *self.spec != *spec {
             return false;
         }
-        let (own, place) = (spec.shape.place(self.rank), spec.shape.place(rank));
+        let (own, place) = (spec.shape.place(self.rank.index()), spec.shape.place(rank.index()));
         (own.tp, own.pp) == (place.tp, place.pp)
             && self.checkpoint_root == checkpoint_root
-            && self.parts.passes.in_flight() == pipeline_of(spec, rank).in_flight()
+            && self.parts.passes.in_flight() == pipeline_of(spec, rank.index()).in_flight()
     }
 }
 
@@ -126,7 +127,7 @@ impl<D: Device + Clone> Workspace<D> {
 /// it is not, and is over with the epoch.
 struct Attends<'a> {
     shared: &'a Shared,
-    fence: Option<(&'a Fence, u64)>,
+    fence: Option<(&'a Fence, Epoch)>,
 }
 
 impl Attend for Attends<'_> {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::{Probe, Probed, RefusalKind, Refused, StepRecord, Stop, Welcome};
+use toroid_torus::ids::{Epoch, Step};
 
 use toroid_torus::ids::Term;
 
@@ -132,11 +133,12 @@ fn refused(kind: RefusalKind) -> Input {
 }
 
 fn trainer(event: Event) -> Input {
-    Input::Trainer(TrainerEvent { job_id: "j".into(), epoch: 1, event })
+    Input::Trainer(TrainerEvent { job_id: "j".into(), epoch: Epoch::new(1), event })
 }
 
 fn committed(step: u64) -> Input {
-    trainer(Event::Committed { step, record: Some(Box::new(StepRecord { step, ..StepRecord::default() })) })
+    let record = Some(Box::new(StepRecord { step, ..StepRecord::default() }));
+    trainer(Event::Committed { step: Step::new(step), record })
 }
 
 fn lost() -> Input {

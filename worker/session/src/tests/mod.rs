@@ -6,6 +6,7 @@ mod session;
 use toroid_proto::worker_message::Body as ToCoordinator;
 use toroid_proto::{Assign, Peer};
 use toroid_torus::geometry::Shape;
+use toroid_torus::ids::{Rank, Step};
 use toroid_torus::job;
 
 use crate::{Action, AfterCheckpoint, Event, HeldAs};
@@ -32,10 +33,10 @@ fn assign_message(epoch: u64) -> Assign {
 
 fn prepared_event(committed_step: u64) -> Event {
     Event::Prepared {
-        committed_step,
-        held: vec![HeldAs { shape: Shape::new(1, 1, 2).expect("a shape"), rank: 0 }],
+        committed_step: Step::new(committed_step),
+        held: vec![HeldAs { shape: Shape::new(1, 1, 2).expect("a shape"), rank: Rank::ZERO }],
         sealed_next: false,
-        sums_from: 1,
+        sums_from: Step::new(1),
         data_digest: [0; 32],
         num_samples: 9,
         num_params: 5,

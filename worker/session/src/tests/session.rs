@@ -4,6 +4,7 @@ use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
 use toroid_proto::{Assign, CheckpointAt, RefusalKind, Start, StepAck, StepRecord, Stop, Welcome};
+use toroid_torus::ids::{Epoch, Rank, Step};
 use toroid_torus::manifest::ShardFile;
 
 use super::{assign_message, job_json, name_of_action, name_of_message, prepared_event};
@@ -18,7 +19,7 @@ fn start(epoch: u64) -> Input {
 }
 
 fn told(epoch: u64, event: Event) -> Input {
-    Input::Trainer(TrainerEvent { job_id: "j".into(), epoch, event })
+    Input::Trainer(TrainerEvent { job_id: "j".into(), epoch: Epoch::new(epoch), event })
 }
 
 fn prepared(epoch: u64) -> Input {
@@ -31,7 +32,7 @@ fn prepared_at(epoch: u64, committed_step: u64) -> Input {
 
 fn committed(epoch: u64, step: u64) -> Input {
     let record = StepRecord { step, ..StepRecord::default() };
-    told(epoch, Event::Committed { step, record: Some(Box::new(record)) })
+    told(epoch, Event::Committed { step: Step::new(step), record: Some(Box::new(record)) })
 }
 
 fn welcome(keep_going: bool) -> Input {
@@ -72,7 +73,7 @@ fn a_failed_checkpoint_is_dropped() {
         digest: String::new(),
         entries: Vec::new(),
     };
-    let written = Event::ShardWritten { step: 5, file: Box::new(file), write_s: 0.1 };
+    let written = Event::ShardWritten { step: Step::new(5), file: Box::new(file), write_s: 0.1 };
     check(&mut session, vec![told(2, written)], &["send ShardWritten"]);
     let dropped = |epoch| {
         let dropped = toroid_proto::DropCheckpoint { job_id: "j".into(), epoch, step: 5 };
@@ -91,7 +92,7 @@ fn a_job_from_assignment_to_end() {
     check(&mut session, vec![prepared(1)], &["send Prepared"]);
     check(&mut session, vec![start(1)], &["trainer Start"]);
     check(&mut session, vec![committed(1, 1), committed(1, 2)], &["send step 1", "send step 2"]);
-    check(&mut session, vec![told(1, Event::Finished { step: 2 })], &["send Finished"]);
+    check(&mut session, vec![told(1, Event::Finished { step: Step::new(2) })], &["send Finished"]);
     let stop = Stop { job_id: "j".into(), epoch: 1, reason: "done".into() };
     let stop = Input::FromCoordinator(FromCoordinator::Stop(stop));
     check(&mut session, vec![stop], &["note", "fence 2", "trainer Drop", "send Stopped"]);
@@ -111,13 +112,13 @@ fn t1_nothing_of_another_epoch_or_job_is_taken() {
         }))
     };
     check(&mut session, vec![assign(4), assign(5), start(4), start(6), at(4), at(6)], &[]);
-    check(&mut session, vec![committed(4, 1), prepared(4), told(4, Event::Finished { step: 3 })], &[]);
+    check(&mut session, vec![committed(4, 1), prepared(4), told(4, Event::Finished { step: Step::new(3) })], &[]);
     check(&mut session, vec![at(5)], &["request checkpoint 9"]);
     check(&mut session, vec![assign(6)], &["fence 6", "prepare"]);
     check(&mut session, vec![committed(5, 1)], &[]);
     // The trainer was busy with another job that was in the same epoch.
-    let event = Event::Committed { step: 1, record: Some(Box::default()) };
-    let other = Input::Trainer(TrainerEvent { job_id: "another".into(), epoch: 6, event });
+    let event = Event::Committed { step: Step::new(1), record: Some(Box::default()) };
+    let other = Input::Trainer(TrainerEvent { job_id: "another".into(), epoch: Epoch::new(6), event });
     check(&mut session, vec![other], &[]);
 }
 
@@ -140,9 +141,9 @@ fn t9_what_the_coordinator_missed_is_said_again() {
     let ack = Input::FromCoordinator(FromCoordinator::StepAck(StepAck { job_id: "j".into(), step: 1 }));
     check(&mut session, vec![ack], &["recorded 1"]);
     check(&mut session, vec![welcome(true)], &["intervals", "send step 2", "send step 3"]);
-    session.handle(told(1, Event::Finished { step: 3 }));
+    session.handle(told(1, Event::Finished { step: Step::new(3) }));
     check(&mut session, vec![welcome(true)], &["intervals", "send step 2", "send step 3", "send Finished"]);
-    assert_eq!(session.standing().committed_step, 3);
+    assert_eq!(session.standing().committed_step, Step::new(3));
 }
 
 /// Steps follow one another faster than their checkpoints are published; the coordinator names 64 of them ahead.
@@ -153,7 +154,8 @@ fn t9_shards_of_the_newest_checkpoints_are_said_again() {
         session.handle(input);
     }
     let file = ShardFile { file: "s".into(), rank: 0, bytes: 1, digest: String::new(), entries: Vec::new() };
-    let written = |step| told(1, Event::ShardWritten { step, file: Box::new(file.clone()), write_s: 0.5 });
+    let written =
+        |step| told(1, Event::ShardWritten { step: Step::new(step), file: Box::new(file.clone()), write_s: 0.5 });
     check(&mut session, (1..=70).map(written).collect(), &["send ShardWritten"; 70]);
     let again = session.handle(welcome(true));
     let steps = again.iter().filter_map(|output| match output {
@@ -169,7 +171,7 @@ fn t9_a_lost_peer_is_named_again() {
     for input in [assign(1), prepared(1), start(1)] {
         session.handle(input);
     }
-    let lost = || told(1, Event::PeerLost { rank: 1, error: "reset".into(), damaged: false });
+    let lost = || told(1, Event::PeerLost { rank: Rank::new(1), error: "reset".into(), damaged: false });
     check(&mut session, vec![lost(), welcome(true)], &["send PeerLost", "intervals", "send PeerLost"]);
 }
 
@@ -211,7 +213,7 @@ fn an_id_in_use_is_no_refusal_for_good() {
     };
     let mut session = Session::new();
     check(&mut session, vec![assign(1), refused(RefusalKind::IdInUse)], &["fence 1", "prepare", "id in use"]);
-    assert_eq!(session.standing().epoch, 1, "what it holds stays");
+    assert_eq!(session.standing().epoch, Epoch::new(1), "what it holds stays");
     check(&mut session, vec![refused(RefusalKind::Unspecified)], &["refused"]);
 }
 
@@ -249,7 +251,8 @@ fn an_assignment_that_makes_no_sense_is_refused_in_words() {
 fn a_checkpoint_that_came_too_late_is_reported() {
     let mut session = Session::new();
     session.handle(assign(1));
-    let late = |epoch| Input::CheckpointTooLate { epoch, step: 4, committed: 6 };
+    let late =
+        |epoch| Input::CheckpointTooLate { epoch: Epoch::new(epoch), step: Step::new(4), committed: Step::new(6) };
     check(&mut session, vec![late(1)], &["send CheckpointMissed"]);
     check(&mut session, vec![late(0)], &[]);
 }

@@ -1,6 +1,7 @@
 //! What the trainer asks of a device that has communicators.
 
 use toroid_torus::geometry::Shape;
+use toroid_torus::ids;
 
 use super::choice::{Decision, Key, Statement};
 use crate::comm::{CommError, Fence, WaitsFor};
@@ -31,7 +32,7 @@ pub struct Agreed {
 /// An epoch, as waits of a device heed it.
 #[derive(Debug, Clone)]
 pub struct Epoch {
-    pub number: u64,
+    pub number: ids::Epoch,
     pub fence: Fence,
     /// Says whom the device waits for.
     pub waits_for: WaitsFor,

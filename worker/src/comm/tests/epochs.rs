@@ -26,7 +26,7 @@ fn inode(links: &Links, peer: usize) -> u64 {
 
 /// Every link carries a message in each direction.
 fn talk(links: &mut Links) {
-    let (rank, epoch) = (links.rank(), links.epoch());
+    let (rank, epoch) = (links.rank(), links.epoch().get());
     let peers: Vec<usize> = links.conns.keys().copied().collect();
     for &peer in &peers {
         send(links, peer, Channel::Dp, &[rank as u8, epoch as u8]).unwrap();
@@ -96,13 +96,13 @@ fn a_half_sent_frame_does_not_cost_the_connection(kind: LinkKind) {
             std::thread::scope(|scope| {
                 scope.spawn(|| {
                     await_waiting(&waits_for, &[1]);
-                    node.fence.raise(2);
+                    node.fence.raise(Epoch::new(2));
                 });
                 let transfers = &mut [
                     Transfer::Send { peer: 1, channel: Channel::Dp, data: &large },
                     Transfer::Send { peer: 1, channel: Channel::Dp, data: &small },
                 ];
-                assert_eq!(links.run(transfers).unwrap_err(), CommError::Fenced { epoch: 1, raised: 2 });
+                assert_eq!(links.run(transfers).unwrap_err(), fenced(1, 2));
             });
         }
         aborted.wait();
@@ -127,15 +127,12 @@ fn a_half_received_frame_does_not_cost_the_connection(kind: LinkKind) {
             write_raw(&mut links, 1, &header(kind, Channel::Dp, 0, &payload));
             write_raw(&mut links, 1, &payload[..100_000]);
             await_waiting(&is_waiting.lock().unwrap().recv().unwrap(), &[0]);
-            nodes[1].fence.raise(2);
+            nodes[1].fence.raise(Epoch::new(2));
             aborted.wait();
             write_raw(&mut links, 1, &payload[100_000..]);
         } else {
             waits.send(links.waits_for()).unwrap();
-            assert_eq!(
-                recv(&mut links, 0, Channel::Dp, 300_000).unwrap_err(),
-                CommError::Fenced { epoch: 1, raised: 2 }
-            );
+            assert_eq!(recv(&mut links, 0, Channel::Dp, 300_000).unwrap_err(), fenced(1, 2));
             aborted.wait();
         }
         node.advance(&mut links, plan(&nodes, rank, 2)).unwrap();
@@ -201,9 +198,9 @@ fn an_epoch_that_never_came_up_does_not_cost_the_connections(kind: LinkKind) {
         let mut links = node.establish(plan(&nodes, rank, 1)).unwrap();
         if rank == 0 {
             // Rank 1 never sees epoch 2. The fence of epoch 3 is raised before, so that no time passes.
-            node.fence.raise(3);
+            node.fence.raise(Epoch::new(3));
             let error = links.advance(&node.listener, plan(&nodes, 0, 2), &node.fence, HANG_GUARD).unwrap_err();
-            assert_eq!(error, CommError::Fenced { epoch: 2, raised: 3 });
+            assert_eq!(error, fenced(2, 3));
             assert_eq!(links.flush().unwrap_err(), error);
         }
         node.advance(&mut links, plan(&nodes, rank, 3)).unwrap();
@@ -234,11 +231,11 @@ fn a_kept_connection_must_prove_the_new_key(kind: LinkKind) {
         let error = node.advance(&mut links, LinkPlan { key, ..plan(&nodes, rank, 2) }).unwrap_err();
         // The dialer knows; the other would go on waiting for the right one.
         await_event("the called rank has noted its refusal", || !nodes[1].listener.refusals().is_empty());
-        nodes[1].fence.raise(3);
+        nodes[1].fence.raise(Epoch::new(3));
         error
     });
     assert!(matches!(&errors[0], CommError::Refused { rank: 1, reason, .. } if reason.contains("another key")));
-    assert_eq!(errors[1], CommError::Fenced { epoch: 2, raised: 3 });
+    assert_eq!(errors[1], fenced(2, 3));
     let refusals = nodes[1].listener.refusals();
     assert!(refusals.iter().any(|r| r.rank == 0 && r.reason.contains("another key")), "{refusals:?}");
 }

@@ -45,13 +45,13 @@ fn check_refused(change: impl Fn(&mut LinkPlan) + Sync, text: &str) {
         }
         let error = node.establish(plan).err().expect("refused");
         await_event("the called rank has noted its refusal", || !nodes[1].listener.refusals().is_empty());
-        nodes[1].fence.raise(6);
+        nodes[1].fence.raise(Epoch::new(6));
         error
     });
     let CommError::Refused { rank: 1, worker_id, reason, .. } = &errors[0] else { panic!("{}", errors[0]) };
     assert_eq!(worker_id, "w1");
     assert!(reason.contains(text), "{reason:?} does not say {text:?}");
-    assert_eq!(errors[1], CommError::Fenced { epoch: 5, raised: 6 });
+    assert_eq!(errors[1], fenced(5, 6));
     let refusals = nodes[1].listener.refusals();
     assert!(matches!(&refusals[..], [Refusal { rank: 0, reason, .. }] if reason.contains(text)), "{refusals:?}");
 }
@@ -60,7 +60,7 @@ fn check_refused(change: impl Fn(&mut LinkPlan) + Sync, text: &str) {
 fn a_wrong_key_job_or_epoch_is_refused_and_both_sides_know_why() {
     check_refused(|plan| plan.key = [0; 32], "another key");
     check_refused(|plan| plan.job_id = "another".into(), "the caller on job \"another\"");
-    check_refused(|plan| plan.epoch = 4, "the caller still in epoch 4");
+    check_refused(|plan| plan.epoch = Epoch::new(4), "the caller still in epoch 4");
 }
 
 #[test]
@@ -84,8 +84,8 @@ fn a_wrong_rank_or_version_is_refused_and_the_caller_is_told() {
         assert_eq!(ask(Hello { from: 7, ..hello() }), Why::Rank);
         assert_eq!(ask(Hello { to: 0, ..hello() }), Why::Rank);
         assert_eq!(ask(Hello { epoch: 2, ..hello() }), Why::NotYet);
-        nodes[1].fence.raise(2);
-        assert_eq!(waiting.join().unwrap(), Some(CommError::Fenced { epoch: 1, raised: 2 }));
+        nodes[1].fence.raise(Epoch::new(2));
+        assert_eq!(waiting.join().unwrap(), Some(fenced(1, 2)));
     });
     assert_eq!(nodes[1].listener.refusals().len(), 4, "not yet is no refusal");
 }
@@ -124,7 +124,7 @@ fn a_peer_that_is_not_there_yet_is_called_again() {
     let node = Node::new("w0", LinkChoice::Only(LinkKind::Tcp));
     let late = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let peer = PeerAddr { worker_id: "w1".into(), address: late.local_addr().unwrap().to_string() };
-    let plan = LinkPlan { job_id: "job".into(), epoch: 1, rank: 0, key: KEY, peers: BTreeMap::from([(1, peer)]) };
+    let plan = LinkPlan { peers: BTreeMap::from([(1, peer)]), ..plan_with(&[], 0, 1, &BTreeSet::new()) };
     std::thread::scope(|scope| {
         let dialing = scope.spawn(|| node.establish(plan).err());
         // Cut off, then "not yet", then it calls once more.
@@ -135,8 +135,8 @@ fn a_peer_that_is_not_there_yet_is_called_again() {
         stream.write_all(&answer.encode()).unwrap();
         let (mut stream, _) = late.accept().unwrap();
         assert!(matches!(read_message(&mut stream), Message::Hello(_)));
-        node.fence.raise(2);
-        assert_eq!(dialing.join().unwrap(), Some(CommError::Fenced { epoch: 1, raised: 2 }));
+        node.fence.raise(Epoch::new(2));
+        assert_eq!(dialing.join().unwrap(), Some(fenced(1, 2)));
     });
 }
 
@@ -166,7 +166,7 @@ fn a_timeout_says_who_is_missing_and_why() {
 #[test]
 fn a_rank_alone_needs_nobody() {
     let node = Node::new("w0", LinkChoice::Only(LinkKind::Tcp));
-    let plan = LinkPlan { job_id: "job".into(), epoch: 1, rank: 0, key: KEY, peers: BTreeMap::new() };
+    let plan = plan_with(&[], 0, 1, &BTreeSet::new());
     assert!(!format!("{plan:?}").contains("42"), "the key is not printed");
     let mut links = node.establish(plan).unwrap();
     links.run(&mut []).unwrap();
@@ -206,7 +206,7 @@ fn peers_of_one_host_share_memory_and_others_do_not() {
     // What a name in another network namespace, or on another host, looks like.
     let elsewhere = |plan: &mut LinkPlan| {
         for peer in plan.peers.values_mut() {
-            peer.worker_id += " of another host";
+            peer.worker_id = format!("{} of another host", peer.worker_id).into();
         }
     };
     assert_eq!(kinds_of([Auto, Auto], elsewhere), [LinkKind::Tls; 2]);
@@ -243,7 +243,7 @@ fn kinds_that_do_not_fit_are_named() {
         let nodes = [&nodes[0], &nodes[1]];
         let errors = on_every_rank(&nodes, |rank, node| {
             let error = node.establish(plan(&nodes, rank, 1)).err().unwrap();
-            nodes[1].fence.raise(2);
+            nodes[1].fence.raise(Epoch::new(2));
             error.to_string()
         });
         assert!(errors[0].contains(expected), "{}", errors[0]);

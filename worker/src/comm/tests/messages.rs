@@ -271,7 +271,7 @@ fn repeated_lost_and_misfit_frames_are_damage(kind: LinkKind) {
 fn a_raised_fence_ends_a_wait_and_keeps_the_next_from_beginning(kind: LinkKind) {
     let nodes = nodes(kind, 2);
     let nodes: Vec<&Node> = nodes.iter().collect();
-    let fenced = CommError::Fenced { epoch: 1, raised: 2 };
+    let fenced = fenced(1, 2);
     let both_are_up = std::sync::Barrier::new(2);
     on_every_rank(&nodes, |rank, node| {
         let mut links = node.establish(plan(&nodes, rank, 1)).unwrap();
@@ -281,7 +281,7 @@ fn a_raised_fence_ends_a_wait_and_keeps_the_next_from_beginning(kind: LinkKind) 
             std::thread::scope(|scope| {
                 scope.spawn(|| {
                     await_waiting(&waits_for, &[1]);
-                    node.fence.raise(2);
+                    node.fence.raise(Epoch::new(2));
                 });
                 assert_eq!(recv(&mut links, 1, Channel::Global, 8).unwrap_err(), fenced);
             });
@@ -289,7 +289,7 @@ fn a_raised_fence_ends_a_wait_and_keeps_the_next_from_beginning(kind: LinkKind) 
             assert_eq!(links.flush().unwrap_err(), fenced);
             assert_eq!(links.queue(1, Channel::Tp, vec![]).unwrap_err(), fenced);
             // Lets rank 1 go.
-            nodes[1].fence.raise(2);
+            nodes[1].fence.raise(Epoch::new(2));
         } else {
             assert_eq!(recv(&mut links, 0, Channel::Global, 8).unwrap_err(), fenced);
         }

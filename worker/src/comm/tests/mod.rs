@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustix::event::PollFlags;
 use toroid_session::PeerAddr;
+use toroid_torus::ids::Epoch;
 
 use super::frame::{Header, Stream};
 use super::*;
@@ -68,7 +69,7 @@ impl Node {
     }
 
     fn address(&self) -> PeerAddr {
-        PeerAddr { worker_id: self.worker_id.clone(), address: self.listener.local_addr().to_string() }
+        PeerAddr { worker_id: self.worker_id.as_str().into(), address: self.listener.local_addr().to_string() }
     }
 
     fn establish(&self, plan: LinkPlan) -> Result<Links, CommError> {
@@ -90,10 +91,15 @@ fn plan(nodes: &[&Node], rank: usize, epoch: u64) -> LinkPlan {
     plan_with(nodes, rank, epoch, &(0..nodes.len()).collect())
 }
 
+/// The error of a wait of `epoch` that a fence has ended.
+fn fenced(epoch: u64, raised: u64) -> CommError {
+    CommError::Fenced { epoch: Epoch::new(epoch), raised: Epoch::new(raised) }
+}
+
 fn plan_with(nodes: &[&Node], rank: usize, epoch: u64, peers: &BTreeSet<usize>) -> LinkPlan {
     let peers: BTreeMap<usize, PeerAddr> =
         peers.iter().filter(|&&peer| peer != rank).map(|&peer| (peer, nodes[peer].address())).collect();
-    LinkPlan { job_id: "job".into(), epoch, rank, key: KEY, peers }
+    LinkPlan { job_id: "job".into(), epoch: Epoch::new(epoch), rank, key: KEY, peers }
 }
 
 /// Runs `body` for every rank on a thread of its own; results by rank.
@@ -111,7 +117,7 @@ fn on_every_rank<T: Send>(nodes: &[&Node], body: impl Fn(usize, &Node) -> T + Sy
                 Ok((rank, result)) => drop(by_rank.insert(rank, result)),
                 Err(RecvTimeoutError::Disconnected) => panic!("a rank panicked"),
                 Err(RecvTimeoutError::Timeout) => {
-                    nodes.iter().for_each(|node| node.fence.raise(u64::MAX));
+                    nodes.iter().for_each(|node| node.fence.raise(Epoch::LAST));
                     panic!("only ranks {:?} came to an end", by_rank.keys());
                 }
             }

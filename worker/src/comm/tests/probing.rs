@@ -73,8 +73,8 @@ fn t11_who_makes_links_of_an_epoch_is_busy_and_says_whom_it_waits_for() {
         await_waiting(&waits_for, &[0]);
         let found = porter.probe(&knock(&nodes[1].address()), Duration::from_secs(1));
         assert!(matches!(found, Err(ProbeError::Busy(_))), "{found:?}");
-        nodes[1].fence.raise(2);
-        assert_eq!(connecting.join().unwrap(), Err(CommError::Fenced { epoch: 1, raised: 2 }));
+        nodes[1].fence.raise(Epoch::new(2));
+        assert_eq!(connecting.join().unwrap(), Err(fenced(1, 2)));
         await_waiting(&waits_for, &[]);
     });
 }

@@ -126,7 +126,7 @@ fn a_handshake_that_was_heard_cannot_be_said_again() {
         let node = Node::new("w1", LinkChoice::Only(kind));
         let address = node.listener.local_addr();
         let peers = BTreeMap::from([(0, PeerAddr { worker_id: "w0".into(), address: "127.0.0.1:1".into() })]);
-        let plan = LinkPlan { job_id: "job".into(), epoch: 1, rank: 1, key: KEY, peers };
+        let plan = LinkPlan { job_id: "job".into(), epoch: Epoch::new(1), rank: 1, key: KEY, peers };
         std::thread::scope(|scope| {
             let waits = scope.spawn(|| node.establish(plan).err().unwrap());
             let mut stream = TcpStream::connect(address).unwrap();
@@ -138,7 +138,7 @@ fn a_handshake_that_was_heard_cannot_be_said_again() {
             assert!(matches!(Message::decode(challenge).unwrap(), Message::Challenge { .. }));
             let answer = Message::decode(message_at(&answers, challenge.len())).unwrap();
             assert!(matches!(answer, Message::Refuse { why: Why::Key, .. }), "{answer:?}");
-            node.fence.raise(2);
+            node.fence.raise(Epoch::new(2));
             waits.join().unwrap();
         });
     }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use toroid_proto::{StepRecord, Validation};
 use toroid_session::{Command, Event, HealPlan, HeldAs, TrainerEvent, WarmUp};
 use toroid_torus::holders::backup_of;
+use toroid_torus::ids::Step;
 use toroid_torus::job::{self, JobSpec};
 use toroid_torus::resplit::{Origin, keep, num_lost};
 
@@ -34,9 +35,9 @@ pub struct Cluster<'a> {
     /// Its shape is that of the present epoch.
     spec: Arc<JobSpec>,
     dir: &'a Path,
-    epoch: u64,
+    epoch: Epoch,
     /// The step that was committed when the epoch began.
-    began_with: u64,
+    began_with: Step,
     workers: Vec<Worker>,
     /// By rank.
     places: Vec<usize>,
@@ -56,13 +57,13 @@ pub struct Cluster<'a> {
     /// What was said of copies that differ: the ranks with a wrong one, and the words.
     pub corrupt: Option<(BTreeSet<usize>, String)>,
     /// Workers that finished, with the epoch.
-    finished: BTreeSet<(u64, usize)>,
+    finished: BTreeSet<(Epoch, usize)>,
 }
 
 /// What a place reported in the present epoch.
 #[derive(Debug, Clone)]
 struct Report {
-    committed: u64,
+    committed: Step,
     held: Vec<HeldAs>,
     sealed_next: bool,
 }
@@ -79,8 +80,8 @@ impl<'a> Cluster<'a> {
         let mut cluster = Cluster {
             spec,
             dir,
-            epoch: 0,
-            began_with: 0,
+            epoch: Epoch::NONE,
+            began_with: Step::ZERO,
             workers: Vec::new(),
             places: Vec::new(),
             emit,
@@ -126,7 +127,7 @@ impl<'a> Cluster<'a> {
                     shape: self.warm_in.unwrap_or(self.spec.shape),
                     ..JobSpec::clone(&self.spec)
                 }),
-                rank,
+                rank: Rank::new(rank),
                 checkpoint_root,
                 number: 0,
                 checkpoint_step: None,
@@ -143,13 +144,14 @@ impl<'a> Cluster<'a> {
 
     /// Fence, assign, report, decide, start.
     fn begin_epoch(&mut self, heal: bool) {
-        self.epoch += 1;
-        let peers: BTreeMap<usize, PeerAddr> = self
+        self.epoch = self.epoch.next();
+        let peers: BTreeMap<Rank, PeerAddr> = self
             .places
             .iter()
             .enumerate()
             .map(|(rank, &id)| {
-                (rank, PeerAddr { worker_id: format!("w{id}"), address: self.workers[id].address.clone() })
+                let address = self.workers[id].address.clone();
+                (Rank::new(rank), PeerAddr { worker_id: format!("w{id}").into(), address })
             })
             .collect();
         for (rank, &id) in self.places.iter().enumerate() {
@@ -158,10 +160,10 @@ impl<'a> Cluster<'a> {
             let assignment = Assignment {
                 job_id: "j".into(),
                 epoch: self.epoch,
-                rank,
+                rank: Rank::new(rank),
                 spec: Arc::clone(&self.spec),
                 peers: peers.clone(),
-                link_key: [self.epoch as u8; 32],
+                link_key: [self.epoch.get() as u8; 32],
                 checkpoint_root: self.checkpoint_root(),
                 owner: Owner::new(OwnerId::from_random([1; 16]), "j", "j", 0),
                 claim: Claim::New,
@@ -172,7 +174,7 @@ impl<'a> Cluster<'a> {
         }
         let reports = self.reports();
         let heal = heal.then(|| decide(&self.spec, &reports));
-        self.began_with = heal.as_ref().map_or(0, |heal| heal.step);
+        self.began_with = heal.as_ref().map_or(Step::ZERO, |heal| heal.step);
         for &id in &self.places {
             let start = Command::Start { epoch: self.epoch, heal: heal.clone() }.into();
             self.workers[id].commands.send(start).expect("it lives");
@@ -206,7 +208,7 @@ impl<'a> Cluster<'a> {
             Event::Validated(validation) => drop(self.validations.insert((id, validation.step), *validation)),
             Event::Finished { .. } => drop(self.finished.insert((event.epoch, id))),
             Event::Failed { error, corrupt_ranks, restore, .. } if *restore || !corrupt_ranks.is_empty() => {
-                self.corrupt = Some((corrupt_ranks.iter().copied().collect(), error.clone()));
+                self.corrupt = Some((corrupt_ranks.iter().map(|rank| rank.index()).collect(), error.clone()));
             }
             Event::Failed { error, .. } => panic!("worker {id} failed: {error}"),
             _ => {}
@@ -219,7 +221,8 @@ impl<'a> Cluster<'a> {
     fn wait_for(&mut self, rank: usize, step: u64) {
         loop {
             let (id, event) = self.next();
-            let is_it = matches!(event.event, Event::Committed { step: s, .. } if s >= step && s > self.began_with);
+            let is_it =
+                matches!(event.event, Event::Committed { step: s, .. } if s.get() >= step && s > self.began_with);
             let is_over = matches!(event.event, Event::Finished { .. });
             if (event.epoch, id) == (self.epoch, self.places[rank]) && (is_it || is_over) {
                 return;
@@ -230,8 +233,8 @@ impl<'a> Cluster<'a> {
     fn kill(&mut self, ranks: &BTreeSet<usize>) {
         for &rank in ranks {
             let worker = &self.workers[self.places[rank]];
-            worker.fence.raise(u64::MAX);
-            worker.commands.send(Command::Drop { epoch: u64::MAX }.into()).expect("it lives");
+            worker.fence.raise(Epoch::LAST);
+            worker.commands.send(Command::Drop { epoch: Epoch::LAST }.into()).expect("it lives");
         }
     }
 
@@ -275,16 +278,16 @@ fn decide(spec: &JobSpec, reports: &[Report]) -> HealPlan {
     let has = |r: &Report, way: Shape| r.held.iter().any(|h| h.shape == way);
     let mut ways = ways.filter(|way| reports.iter().all(|r| r.held.is_empty() || has(r, *way)));
     let way = ways.next().expect("there is one");
-    let rank_in = |r: &Report| r.held.iter().find(|h| h.shape == way).map(|h| h.rank);
+    let rank_in = |r: &Report| r.held.iter().find(|h| h.shape == way).map(|h| h.rank.index());
     let ranks: Vec<Option<usize>> = reports.iter().map(rank_in).collect();
     let present: BTreeSet<usize> = ranks.iter().copied().flatten().collect();
     assert_eq!(num_lost(&way, &present), 0, "a test of healing leaves one holder of each shard");
-    let newcomers: BTreeSet<usize> = (0..reports.len()).filter(|r| ranks[*r].is_none()).collect();
+    let newcomers = Rank::all(reports.len()).filter(|r| ranks[r.index()].is_none()).collect();
     let survivors = || reports.iter().enumerate().filter(|(rank, _)| ranks[*rank].is_some());
     let step = survivors().map(|(_, r)| r.committed).max().expect("somebody survives");
     for (rank, r) in survivors() {
         assert!(
-            r.committed == step || (r.committed + 1 == step && r.sealed_next),
+            r.committed == step || (r.committed.next() == step && r.sealed_next),
             "T-2: rank {rank} is at {r:?}, step {step}"
         );
     }
@@ -292,7 +295,7 @@ fn decide(spec: &JobSpec, reports: &[Report]) -> HealPlan {
     let is_in_place = way == spec.shape && ranks.iter().enumerate().all(|(now, old)| old.is_none_or(|old| old == now));
     let origin = (!is_in_place).then_some(Origin { shape: way, ranks });
     // No coordinator takes anything: all of the curve is said again.
-    HealPlan { step, source, newcomers, origin, recorded: 0 }
+    HealPlan { step, source: Rank::new(source), newcomers, origin, recorded: Step::ZERO }
 }
 
 pub fn spec((tp, pp, dp): (usize, usize, usize), text: &Path) -> JobSpec {

@@ -9,6 +9,7 @@ use serde_json::Value;
 use toroid_session::{Assignment, Claim, PeerAddr};
 use toroid_testkit::formula::{self, SHAPES};
 use toroid_torus::geometry::Shape;
+use toroid_torus::ids::{Epoch, Rank};
 use toroid_torus::job::{self, JobSpec};
 use toroid_torus::owner::{Owner, OwnerId};
 
@@ -76,10 +77,12 @@ fn each_place<R: Send + 'static>(
     let listeners: Vec<Listener> = (0..shape.world())
         .map(|r| Listener::bind("127.0.0.1:0", &format!("w{r}"), LinkChoice::Auto).expect("listen on loopback"))
         .collect();
-    let peers: BTreeMap<usize, PeerAddr> = listeners
+    let peers: BTreeMap<Rank, PeerAddr> = listeners
         .iter()
         .enumerate()
-        .map(|(r, l)| (r, PeerAddr { worker_id: format!("w{r}"), address: l.local_addr().to_string() }))
+        .map(|(r, l)| {
+            (Rank::new(r), PeerAddr { worker_id: format!("w{r}").into(), address: l.local_addr().to_string() })
+        })
         .collect();
     let threads: Vec<_> = listeners
         .into_iter()
@@ -87,8 +90,8 @@ fn each_place<R: Send + 'static>(
         .map(|(rank, listener)| {
             let assignment = Assignment {
                 job_id: "reference".into(),
-                epoch: 1,
-                rank,
+                epoch: Epoch::new(1),
+                rank: Rank::new(rank),
                 spec: Arc::new(spec.clone()),
                 peers: peers.clone(),
                 link_key: [7; 32],
@@ -228,8 +231,8 @@ fn only_place(dir: &Path, data: &Path) -> (Assignment, Environment) {
     .expect("a valid job");
     let assignment = Assignment {
         job_id: "j".into(),
-        epoch: 3,
-        rank: 0,
+        epoch: Epoch::new(3),
+        rank: Rank::ZERO,
         spec: Arc::new(spec),
         peers: BTreeMap::new(),
         link_key: [1; 32],

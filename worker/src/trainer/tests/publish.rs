@@ -4,6 +4,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 
 use toroid_session::{Event, TrainerEvent};
+use toroid_torus::ids::Step;
 use toroid_torus::manifest::ShardFile;
 
 use super::*;
@@ -43,8 +44,8 @@ fn place() -> Place {
     Place { _dir: dir, job, environment, fence, storage, file: *file, emit, seen }
 }
 
-fn to_publish(file: ShardFile, remove: Vec<u64>) -> ToPublish {
-    ToPublish { step: 0, files: vec![file], remove }
+fn to_publish(file: ShardFile, remove: Vec<Step>) -> ToPublish {
+    ToPublish { step: Step::ZERO, files: vec![file], remove }
 }
 
 /// Publishes; says which events came and which steps can be seen.
@@ -57,7 +58,7 @@ fn publish(place: &mut Place) -> (usize, Vec<u64>) {
 #[test]
 fn t1_after_the_fence_nothing_is_published() {
     let mut place = place();
-    place.fence.raise(4);
+    place.fence.raise(Epoch::new(4));
     assert_eq!(publish(&mut place), (0, vec![]));
 }
 
@@ -80,16 +81,16 @@ fn a_publishing_that_takes_long_keeps_no_step_waiting() {
         .checkpoints
         .publisher()
         .order(move || assert!(wait.recv().is_err(), "nothing is sent"), |error| panic!("{error}"));
-    place.job.publish(to_publish(place.file.clone(), vec![7]), &place.environment.shared, &place.emit);
+    place.job.publish(to_publish(place.file.clone(), vec![Step::new(7)]), &place.environment.shared, &place.emit);
     place.job.write_checkpoint(&place.emit);
     let next = place.seen.recv().expect("the next shard").event;
     assert!(matches!(next, Event::ShardWritten { .. }), "{next:?}");
     drop(go);
     place.job.checkpoints.publisher().wait_for_all();
     let events: Vec<Event> = place.seen.try_iter().map(|e| e.event).collect();
-    let is_removed = |removed: &[u64], kept: &[(u64, String)]| removed == [7] && kept.is_empty();
+    let is_removed = |removed: &[Step], kept: &[(Step, String)]| removed == [Step::new(7)] && kept.is_empty();
     assert!(
-        matches!(&events[..], [Event::Published { .. }, Event::Removed { step: 0, removed, kept }] if is_removed(removed, kept)),
+        matches!(&events[..], [Event::Published { .. }, Event::Removed { step: Step::ZERO, removed, kept }] if is_removed(removed, kept)),
         "{events:?}"
     );
 }
@@ -99,16 +100,16 @@ fn what_was_written_of_a_failed_checkpoint_is_taken_away() {
     let mut place = place();
     let folder = std::path::PathBuf::from(place.storage.step_path(0));
     assert_eq!(std::fs::read_dir(&folder).expect("it is written").count(), 1);
-    place.job.checkpoints.drop_shard(&place.job.assignment, 0);
+    place.job.checkpoints.drop_shard(&place.job.assignment, Step::ZERO);
     place.job.checkpoints.writer().wait_for_all();
     assert!(!folder.exists());
     // The next try follows at once, and is written after what is dropped.
-    place.job.checkpoints.drop_shard(&place.job.assignment, 0);
+    place.job.checkpoints.drop_shard(&place.job.assignment, Step::ZERO);
     place.job.write_checkpoint(&place.emit);
     place.job.checkpoints.writer().wait_for_all();
     assert_eq!(publish(&mut place).1, [0]);
     // What can be seen is complete (T-6), whoever still says that it has failed.
-    place.job.checkpoints.drop_shard(&place.job.assignment, 0);
+    place.job.checkpoints.drop_shard(&place.job.assignment, Step::ZERO);
     place.job.checkpoints.writer().wait_for_all();
     assert_eq!(place.storage.verify(0).expect("it is there"), []);
 }
@@ -125,7 +126,7 @@ fn a_shard_that_is_never_written_keeps_no_step_waiting() {
         .order(move || assert!(wait.recv().is_err(), "nothing is sent"), |error| panic!("{error}"));
     place.job.write_checkpoint(&place.emit);
     let event = place.seen.recv().expect("an event").event;
-    let Event::CheckpointFailed { step: 0, error } = event else { panic!("{event:?}") };
+    let Event::CheckpointFailed { step: Step::ZERO, error } = event else { panic!("{event:?}") };
     assert!(error.starts_with("the disk is too slow: what is written of the checkpoint before takes 2."), "{error}");
     drop(go);
     place.job.checkpoints.writer().wait_for_all();
@@ -141,7 +142,7 @@ fn a_writer_that_panics_has_failed_that_checkpoint() {
     place.job.shards.own_mut().range.end += 1;
     place.job.write_checkpoint(&place.emit);
     let event = place.seen.recv().expect("an event").event;
-    let Event::CheckpointFailed { step: 0, error } = event else { panic!("{event:?}") };
+    let Event::CheckpointFailed { step: Step::ZERO, error } = event else { panic!("{event:?}") };
     assert!(error.starts_with("its thread panicked, which is a bug of Toroid: "), "{error}");
     place.job.shards.own_mut().range.end -= 1;
     place.job.write_checkpoint(&place.emit);

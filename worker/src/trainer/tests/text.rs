@@ -70,7 +70,7 @@ fn t1_waiting_for_a_token_file_is_said_and_ends_with_the_epoch() {
     let progress = shared.progress();
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(shared.progress(), progress, "waiting is no progress");
-    fence.raise(4);
+    fence.raise(Epoch::new(4));
     assert!(!place.join().expect("the place does not panic"), "its epoch is over");
     assert_eq!(seen.try_iter().count(), 0, "nobody is told: it is no failure");
     assert_eq!(shared.operation(), "idle");

@@ -3,6 +3,8 @@
 use std::sync::OnceLock;
 use std::time::Instant;
 
+use toroid_torus::ids::Step;
+
 use super::*;
 use crate::trainer::Computed;
 
@@ -18,7 +20,7 @@ fn make_it_wait() {
     while waited < WAITS {
         let pause = Duration::from_millis(1);
         std::thread::sleep(pause);
-        if FIRST.get().is_some_and(|shared| shared.waits_for().contains(&1)) {
+        if FIRST.get().is_some_and(|shared| shared.waits_for().contains(&Rank::new(1))) {
             waited += pause;
         }
     }
@@ -27,17 +29,20 @@ fn make_it_wait() {
 /// A step; the time that it took, and what the place says of it.
 fn of_place(mut job: Job<CpuDevice>, links: &mut Links, environment: &Environment) -> (Duration, Computed) {
     let shared = &environment.shared;
-    if job.assignment.rank == 0 {
+    if job.assignment.rank == Rank::ZERO {
         assert!(FIRST.set(Arc::clone(shared)).is_ok(), "there is one");
     } else {
         make_it_wait();
     }
-    assert!(!shared.has_sealed_after(0), "nothing is computed yet");
+    assert!(!shared.has_sealed_after(Step::ZERO), "nothing is computed yet");
     let begin = Instant::now();
     job.step(links, shared).expect("make a step");
     let took = begin.elapsed();
     links.flush().expect("send what the other waits for");
-    assert!(shared.has_sealed_after(0) && !shared.has_sealed_after(1), "the first step was sealed, no other is");
+    assert!(
+        shared.has_sealed_after(Step::ZERO) && !shared.has_sealed_after(Step::new(1)),
+        "the first step was sealed, no other is"
+    );
     (took, shared.computed())
 }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use toroid_session::{Assignment, Claim, Command, Event, HealPlan, PeerAddr, TrainerEvent};
+use toroid_torus::ids::{Epoch, Rank, Step};
 use toroid_torus::job::{self, JobSpec};
 use toroid_torus::owner::{Owner, OwnerId};
 use toroid_worker::comm::nccl::Collectives;
@@ -27,14 +28,14 @@ struct Worker {
 }
 
 /// Loss, cross-entropy, z-loss, balance loss and gradient norm, as bits.
-type Curve = BTreeMap<u64, [u64; 5]>;
+type Curve = BTreeMap<Step, [u64; 5]>;
 
 struct Cluster<'a> {
     spec: Arc<JobSpec>,
     dir: &'a Path,
     machine: Machine,
     collectives: Collectives,
-    epoch: u64,
+    epoch: Epoch,
     workers: Vec<Worker>,
     /// By rank.
     places: Vec<usize>,
@@ -48,7 +49,8 @@ impl<'a> Cluster<'a> {
         let (emit, seen) = channel();
         let (machine, spec) = (Machine::default(), Arc::new(spec.clone()));
         let (workers, places, curve) = (Vec::new(), Vec::new(), Curve::new());
-        let mut cluster = Cluster { spec, dir, machine, collectives, epoch: 0, workers, places, emit, seen, curve };
+        let mut cluster =
+            Cluster { spec, dir, machine, collectives, epoch: Epoch::NONE, workers, places, emit, seen, curve };
         cluster.places = (0..cluster.spec.shape.world()).map(|_| cluster.add_worker()).collect();
         cluster.begin_epoch(false);
         cluster
@@ -75,10 +77,12 @@ impl<'a> Cluster<'a> {
     }
 
     fn begin_epoch(&mut self, heal: bool) {
-        self.epoch += 1;
-        let address = |id: usize| PeerAddr { worker_id: format!("w{id}"), address: self.workers[id].address.clone() };
-        let peers: BTreeMap<usize, PeerAddr> = self.places.iter().map(|id| address(*id)).enumerate().collect();
-        for (rank, &id) in self.places.iter().enumerate() {
+        self.epoch = self.epoch.next();
+        let address =
+            |id: usize| PeerAddr { worker_id: format!("w{id}").into(), address: self.workers[id].address.clone() };
+        let ranks = || Rank::all(self.places.len());
+        let peers: BTreeMap<Rank, PeerAddr> = ranks().zip(self.places.iter().map(|id| address(*id))).collect();
+        for (rank, &id) in ranks().zip(&self.places) {
             let worker = &self.workers[id];
             worker.fence.raise(self.epoch);
             let assignment = Assignment {
@@ -87,7 +91,7 @@ impl<'a> Cluster<'a> {
                 rank,
                 spec: Arc::clone(&self.spec),
                 peers: peers.clone(),
-                link_key: [self.epoch as u8; 32],
+                link_key: [self.epoch.get() as u8; 32],
                 checkpoint_root: self.dir.join("checkpoints").to_string_lossy().into_owned(),
                 owner: Owner::new(OwnerId::from_random([1; 16]), "j", "j", 0),
                 claim: Claim::New,
@@ -102,14 +106,14 @@ impl<'a> Cluster<'a> {
             let Event::Prepared { committed_step, held, .. } = event.event else { continue };
             if event.epoch == self.epoch {
                 let rank = self.places.iter().position(|place| *place == id).expect("it has a place");
-                reports.insert(rank, (committed_step, held.is_empty()));
+                reports.insert(Rank::new(rank), (committed_step, held.is_empty()));
             }
         }
         let survivors = || reports.iter().filter(|(_, (_, is_new))| !is_new);
         let heal = heal.then(|| {
             let (source, (step, _)) = survivors().max_by_key(|(_, (step, _))| *step).expect("somebody survives");
             let newcomers = reports.iter().filter(|(_, (_, is_new))| *is_new).map(|(rank, _)| *rank).collect();
-            HealPlan { step: *step, source: *source, newcomers, origin: None, recorded: 0 }
+            HealPlan { step: *step, source: *source, newcomers, origin: None, recorded: Step::ZERO }
         });
         for &id in &self.places {
             let start = Command::Start { epoch: self.epoch, heal: heal.clone() }.into();
@@ -134,7 +138,7 @@ impl<'a> Cluster<'a> {
     fn wait_for(&mut self, rank: usize, step: u64) {
         loop {
             let (id, event) = self.next();
-            let is_it = matches!(event.event, Event::Committed { step: s, .. } if s >= step);
+            let is_it = matches!(event.event, Event::Committed { step: s, .. } if s.get() >= step);
             if (event.epoch, id) == (self.epoch, self.places[rank]) && is_it {
                 return;
             }
@@ -145,7 +149,7 @@ impl<'a> Cluster<'a> {
     fn replace(&mut self, rank: usize) {
         let worker = &self.workers[self.places[rank]];
         worker.gpu.lose();
-        worker.fence.raise(u64::MAX);
+        worker.fence.raise(Epoch::LAST);
         self.places[rank] = self.add_worker();
         self.begin_epoch(true);
     }

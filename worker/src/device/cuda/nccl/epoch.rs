@@ -248,5 +248,5 @@ fn tell<R: Runtime>(runtime: &R, rank: usize, epoch: &Epoch, decision: &Decision
     let kept = num(|line| matches!(line, LineDecision::Keep(_)));
     let (tp, dp) = (of(&decision.tp_through_host), of(&decision.dp_through_host));
     let epoch = epoch.number;
-    tracing::info!(rank, epoch, made, kept, "sums of the TP group go through {tp}; sums of the DP group through {dp}");
+    tracing::info!(rank, %epoch, made, kept, "sums of the TP group go through {tp}; sums of the DP group through {dp}");
 }
