@@ -182,7 +182,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_nowhere_is_refused_with_where_it_was_looked_for() -> Result<()> {
-        let connection = Connection { coordinator: "http://127.0.0.1:0".into() };
+        let connection = Connection { coordinator: vec!["http://127.0.0.1:0".into()] };
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("file");
         std::fs::write(&file, "")?;
