@@ -203,6 +203,12 @@ impl Fitness {
         self.linked.iter()
     }
 
+    /// A worker that had lost its place has it again, with the state of steps that it has made.
+    pub fn take_back(&mut self, worker: &WorkerId) {
+        self.established.insert(worker.clone());
+        self.linked.insert(worker.clone());
+    }
+
     /// The worker has no place any more.
     pub fn lose(&mut self, worker: &str) {
         self.established.remove(worker);

@@ -80,7 +80,7 @@ impl<D: Device + Clone> Job<D> {
         self.curve.validate_again();
         match &plan.origin {
             None => self.pull_shards(links, plan)?,
-            Some(origin) => self.resplit(links, shared, origin)?,
+            Some(origin) => self.resplit(links, shared, origin, is_newcomer.then_some(plan.step))?,
         }
         if is_newcomer {
             self.committed = plan.step;

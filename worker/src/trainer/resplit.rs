@@ -14,7 +14,7 @@ use std::ops::Range;
 use toroid_session::{Assignment, HealPlan, HeldAs};
 use toroid_torus::digest::DIGEST_BYTES;
 use toroid_torus::failpoint;
-use toroid_torus::ids::Rank;
+use toroid_torus::ids::{Rank, Step};
 use toroid_torus::partition::partition;
 use toroid_torus::resplit::{Lost, Move, Origin, moves};
 use toroid_torus::units;
@@ -106,7 +106,13 @@ impl<D: Device + Clone> Job<D> {
     }
 
     /// Puts both shards of this place together. On return all places have theirs.
-    pub(super) fn resplit(&mut self, links: &mut Links, shared: &Shared, origin: &Origin) -> Result<(), StepError> {
+    pub(super) fn resplit(
+        &mut self,
+        links: &mut Links,
+        shared: &Shared,
+        origin: &Origin,
+        newcomer_at: Option<Step>,
+    ) -> Result<(), StepError> {
         shared.enter("resplit");
         if self.held.has_state() {
             let earlier = self.remake();
@@ -116,6 +122,8 @@ impl<D: Device + Clone> Job<D> {
         }
         let moves = moves_of(&self.assignment, origin).map_err(|lost| corrupt(lost.to_string()))?;
         self.exchange(links, &moves)?;
+        // A newcomer holds the state of that step from here on, whether it hears that all do or not.
+        self.committed = newcomer_at.unwrap_or(self.committed);
         self.held.set_has_state(true);
         global_sum(links, &self.assignment.spec.shape, &mut [0.0])?;
         self.held.take_earlier();

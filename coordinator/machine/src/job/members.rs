@@ -49,6 +49,10 @@ impl Job {
         let record = self.core.record.edit_later();
         record.absent.remove(&rank);
         record.places[rank.index()] = Some(id.clone());
+        if register.committed_step > 0 {
+            // It has state of steps that were made, so it has had links: it is no newer than before its stream ended (T-11).
+            self.fitness.take_back(&id);
+        }
         self.core.epoch.begin_again(format!("{id} (rank {rank}) came back with its state"));
         Some(rank)
     }

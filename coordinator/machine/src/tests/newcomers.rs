@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::world::{LIMITS, World, job_file};
+use crate::Input;
 use crate::record::State;
 use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
@@ -107,6 +108,28 @@ fn t11_who_is_new_and_not_reached_goes_and_never_who_reports_it() {
             (State::Running, Some(1))
         );
     }
+}
+
+/// Found by the simulation, seed 6342.
+#[test]
+fn t11_who_comes_back_with_its_state_is_no_newer_than_before() {
+    let (mut world, job) = running(2);
+    world.kill("b");
+    world.join("x");
+    world.settle();
+    assert_eq!(world.record(&job).rank_of("x").map(Rank::index), Some(1));
+    let stream = world.worker("a").stream.take().expect("it is connected");
+    world.input(Input::Closed { stream, reason: "closed its stream (reset)".into() });
+    world.connect("a");
+    world.settle();
+    assert_eq!(world.record(&job).rank_of("a").map(Rank::index), Some(0), "it came back with its state");
+    // Each says it of the other, and a was called.
+    unreached(&mut world, &job, "x", 0, true);
+    unreached(&mut world, &job, "a", 1, false);
+    world.pass(LIMITS.link_grace());
+    let record = world.record(&job);
+    let ranks = (record.rank_of("a").map(Rank::index), record.rank_of("x").map(Rank::index));
+    assert_eq!(ranks, (Some(0), None), "{}", record.reason);
 }
 
 #[test]
