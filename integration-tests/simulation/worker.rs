@@ -17,7 +17,8 @@ use toroid_session::client::{Client, Ending, Input, Output, Settings};
 use toroid_session::{Action, Command, Event as Said, HeldAs, Knock, TrainerEvent};
 use toroid_torus::ids::{Epoch, JobId, Rank, Step, Term};
 use toroid_worker::comm::Listener;
-use toroid_worker::control::JobFence;
+use toroid_worker::control::{JobFence, heartbeat};
+use toroid_worker::device::DeviceMemory;
 use toroid_worker::trainer::{self, Deed, Emit, Environment, Order, Requested, Shared};
 
 use crate::coordinator::FAILURE_TIMEOUT;
@@ -216,20 +217,7 @@ impl Worker {
 
     fn beat(&mut self, env: &mut Env) {
         self.check_fenced(env);
-        let standing = self.client.standing();
-        let computed = self.shared.computed();
-        let heartbeat = proto::Heartbeat {
-            job_id: standing.job_id.into(),
-            epoch: standing.epoch.get(),
-            operation: self.shared.operation().into(),
-            waits_for: self.shared.waits_for().into_iter().map(Rank::to_wire).collect(),
-            compute_s: computed.time.as_secs_f64(),
-            compute_steps: computed.num_steps,
-            sealed_next: self.shared.has_sealed_after(standing.committed_step),
-            progress: self.shared.progress(),
-            committed_step: standing.committed_step.get(),
-            ..Default::default()
-        };
+        let heartbeat = heartbeat(self.client.standing(), &self.shared, DeviceMemory::default());
         self.send(ToCoordinator::Heartbeat(heartbeat), env);
     }
 

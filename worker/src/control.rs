@@ -22,7 +22,7 @@ use toroid_proto::worker_service_client::WorkerServiceClient;
 use toroid_proto::{CoordinatorMessage, Heartbeat, Leaving, Register, WorkerMessage};
 use toroid_security::Credentials;
 use toroid_session::client::{Client, Ending, Input, Output};
-use toroid_session::{Action, Command, Knock, TrainerEvent};
+use toroid_session::{Action, Command, Knock, Standing, TrainerEvent};
 use toroid_torus::ids::{Epoch, JobId, Rank, Term};
 
 use crate::comm::{CommError, Fence, MAX_PROBES, Porter, ProbeError};
@@ -344,20 +344,25 @@ impl Control {
     }
 
     fn heartbeat(&self) -> Body {
-        let (standing, memory, computed) = (self.client.standing(), (self.memory)(), self.shared.computed());
-        Body::Heartbeat(Heartbeat {
-            job_id: standing.job_id.into(),
-            epoch: standing.epoch.get(),
-            committed_step: standing.committed_step.get(),
-            operation: self.shared.operation().to_string(),
-            waits_for: self.shared.waits_for().into_iter().map(Rank::to_wire).collect(),
-            compute_s: computed.time.as_secs_f64(),
-            compute_steps: computed.num_steps,
-            sealed_next: self.shared.has_sealed_after(standing.committed_step),
-            progress: self.shared.progress(),
-            memory_bytes: memory.held,
-            memory_free_bytes: memory.free.unwrap_or(0),
-        })
+        Body::Heartbeat(heartbeat(self.client.standing(), &self.shared, (self.memory)()))
+    }
+}
+
+/// What a worker says of its place and of what its trainer does.
+pub fn heartbeat(standing: Standing, shared: &Shared, memory: DeviceMemory) -> Heartbeat {
+    let computed = shared.computed();
+    Heartbeat {
+        job_id: standing.job_id.into(),
+        epoch: standing.epoch.get(),
+        committed_step: standing.committed_step.get(),
+        operation: shared.operation().to_string(),
+        waits_for: shared.waits_for().into_iter().map(Rank::to_wire).collect(),
+        compute_s: computed.time.as_secs_f64(),
+        compute_steps: computed.num_steps,
+        sealed_next: shared.has_sealed_after(standing.committed_step),
+        progress: shared.progress(),
+        memory_bytes: memory.held,
+        memory_free_bytes: memory.free.unwrap_or(0),
     }
 }
 

@@ -296,7 +296,7 @@ impl Conn {
     pub fn send(&mut self, turn: &mut Turn<'_>) -> Result<(), CommError> {
         let mut budget = TURN_BYTES;
         if let Some(stream) = &mut self.stream
-            && let Err(error) = flushed(stream)
+            && let Err(error) = stream.flush()
         {
             return self.write_failed(turn, &error);
         }
@@ -315,7 +315,7 @@ impl Conn {
                     turn.tally.stats.bytes_sent += written as u64;
                     budget = budget.saturating_sub(written);
                     if front.header_sent == HEADER_LEN && front.payload_sent == payload.len() {
-                        match flushed(stream) {
+                        match stream.flush() {
                             Ok(true) => self.sent(turn),
                             Ok(false) => break,
                             Err(error) => return self.write_failed(turn, &error),
@@ -639,15 +639,6 @@ impl Conn {
             Reading::Parked(header) => self.dispatch(turn, header),
             _ => Ok(()),
         }
-    }
-}
-
-/// Whether the kernel has all that was written to `stream`.
-fn flushed(stream: &mut Transport) -> io::Result<bool> {
-    match stream.flush() {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(false),
-        Err(e) => Err(e),
     }
 }
 

@@ -38,7 +38,7 @@ use super::handshake::{Acceptor, Dialer, Identity, MAX_JOB_ID_LEN, Verdict, Why,
 use super::links::poll_all;
 use super::probe::Porter;
 use super::resolve::Lookup;
-use super::transport::{LinkKey, PUBLIC_KEY_LEN, Side, Socket, Transport, avoid_bbr, connect_local, listen_local};
+use super::transport::{LinkKey, PublicKey, Side, Socket, Transport, avoid_bbr, connect_local, listen_local};
 use super::wire::{Wire, connect, nonce};
 use super::work::{Nothing, Works};
 use super::{CommError, Fence, LinkChoice, LinkKind, Links};
@@ -157,8 +157,8 @@ impl Listener {
     }
 
     /// Zeros where no TLS link is made.
-    fn public_key(&self) -> [u8; PUBLIC_KEY_LEN] {
-        self.key.as_ref().map_or([0; PUBLIC_KEY_LEN], LinkKey::public)
+    fn public_key(&self) -> PublicKey {
+        self.key.as_ref().map_or(PublicKey::default(), LinkKey::public)
     }
 
     fn remember(&self, refusal: Refusal) {

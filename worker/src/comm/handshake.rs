@@ -26,7 +26,7 @@
 use std::fmt;
 
 use super::LinkKind;
-use super::transport::PUBLIC_KEY_LEN;
+use super::transport::PublicKey;
 
 /// Of handshake and frames together. Two builds that differ in it refuse each other.
 pub(super) const PROTOCOL_VERSION: u16 = 6;
@@ -39,8 +39,6 @@ pub(super) const MAX_JOB_ID_LEN: usize = 256;
 
 pub(super) type Nonce = [u8; 32];
 pub(super) type Binding = [u8; 32];
-/// The public key of a process for TLS.
-pub(super) type PublicKey = [u8; PUBLIC_KEY_LEN];
 
 /// Who this rank is, for its side of a handshake.
 #[derive(Debug, Clone, Copy)]

@@ -38,10 +38,8 @@ pub fn exchange_raw(links: &mut Links, sends: &mut [RawSend<'_>], recvs: &mut [R
         // What is taken is not always with the kernel yet.
         let mut unsent = None;
         for RawSend { to, .. } in sends.iter().filter(|send| send.data.is_empty()) {
-            match links.transport(*to)?.flush() {
-                Ok(()) => {}
-                Err(e) if e.kind() == ErrorKind::WouldBlock => unsent = Some(*to),
-                Err(e) => return Err(CommError::io("send raw bytes", e)),
+            if !links.transport(*to)?.flush().map_err(|e| CommError::io("send raw bytes", e))? {
+                unsent = Some(*to);
             }
         }
         for (RawRecv { from, into }, received) in recvs.iter_mut().zip(&mut received) {

@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::event::PollFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use super::handshake::{Garbage, Message, Nonce, PublicKey, Verdict};
-use super::transport::{LinkKey, Ring, Side, Socket, Tls, Transport, avoid_bbr};
+use super::handshake::{Garbage, Message, Nonce, Verdict};
+use super::transport::{LinkKey, PublicKey, Ring, Side, Socket, Tls, Transport, avoid_bbr};
 use super::{CommError, LinkKind};
 use crate::system;
 

@@ -80,11 +80,15 @@ impl<D: Device + Clone> Job<D> {
         self.curve.validate_again();
         match &plan.origin {
             None => self.pull_shards(links, plan)?,
-            Some(origin) => self.resplit(links, shared, origin, is_newcomer.then_some(plan.step))?,
+            Some(origin) => self.resplit(links, shared, origin)?,
         }
+        // The place holds the state of that step from here on, whether it hears that all do or not.
         if is_newcomer {
             self.committed = plan.step;
-            self.held.set_has_state(true);
+        }
+        self.held.set_has_state(true);
+        if plan.origin.is_some() {
+            self.give_up_earlier(links)?;
         }
         let has_split = plan.origin.is_some();
         if failpoint!(NewcomerSamples) && is_newcomer || failpoint!(ResplitSamples) && has_split {

@@ -3,7 +3,7 @@
 use toroid_session::{Assignment, Event, TrainerEvent, WarmUp};
 use toroid_torus::ids::Epoch;
 
-use super::emit::Emit;
+use super::emit::{Emit, EventOf};
 use super::environment::Environment;
 use super::job::Job;
 use super::shared::PREPARE;
@@ -57,7 +57,7 @@ pub(super) fn prepare<D: Device + Clone>(
     emit: &Emit,
 ) -> Option<Job<D>> {
     environment.shared.enter(PREPARE);
-    let (job_id, epoch) = (assignment.job_id.clone(), assignment.epoch);
+    let events = EventOf::new(&assignment, emit);
     let event;
     let job = match Job::prepare(device, environment, assignment, fence, warm) {
         Ok(job) => {
@@ -82,6 +82,6 @@ pub(super) fn prepare<D: Device + Clone>(
         }
     };
     environment.shared.enter("wait for start");
-    emit(TrainerEvent { job_id, epoch, event });
+    events.emit(event);
     job
 }

@@ -14,7 +14,7 @@ use std::ops::Range;
 use toroid_session::{Assignment, HealPlan, HeldAs};
 use toroid_torus::digest::DIGEST_BYTES;
 use toroid_torus::failpoint;
-use toroid_torus::ids::{Rank, Step};
+use toroid_torus::ids::Rank;
 use toroid_torus::partition::partition;
 use toroid_torus::resplit::{Lost, Move, Origin, moves};
 use toroid_torus::units;
@@ -105,14 +105,8 @@ impl<D: Device + Clone> Job<D> {
         Earlier { held_as, own, guarded }
     }
 
-    /// Puts both shards of this place together. On return all places have theirs.
-    pub(super) fn resplit(
-        &mut self,
-        links: &mut Links,
-        shared: &Shared,
-        origin: &Origin,
-        newcomer_at: Option<Step>,
-    ) -> Result<(), StepError> {
+    /// Puts both shards of this place together. What it has as it was split before stays, see [`Job::give_up_earlier`].
+    pub(super) fn resplit(&mut self, links: &mut Links, shared: &Shared, origin: &Origin) -> Result<(), StepError> {
         shared.enter("resplit");
         if self.held.has_state() {
             let earlier = self.remake();
@@ -121,10 +115,11 @@ impl<D: Device + Clone> Job<D> {
             self.remake();
         }
         let moves = moves_of(&self.assignment, origin).map_err(|lost| corrupt(lost.to_string()))?;
-        self.exchange(links, &moves)?;
-        // A newcomer holds the state of that step from here on, whether it hears that all do or not.
-        self.committed = newcomer_at.unwrap_or(self.committed);
-        self.held.set_has_state(true);
+        self.exchange(links, &moves)
+    }
+
+    /// Waits until all places have their shards as they are split now, and drops those of before.
+    pub(super) fn give_up_earlier(&mut self, links: &mut Links) -> Result<(), StepError> {
         global_sum(links, &self.assignment.spec.shape, &mut [0.0])?;
         self.held.take_earlier();
         Ok(())

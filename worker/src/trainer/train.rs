@@ -5,10 +5,10 @@ use std::sync::mpsc::TryRecvError;
 use std::time::Duration;
 
 use toroid_proto::StepRecord;
-use toroid_session::{Command, Event, HealPlan, TrainerEvent};
+use toroid_session::{Command, Event, HealPlan};
 use toroid_torus::ids::{Epoch, Rank, Step};
 
-use super::emit::Emit;
+use super::emit::{Emit, EventOf};
 use super::environment::Environment;
 use super::error::StepError;
 use super::job::Job;
@@ -32,8 +32,8 @@ pub(super) fn train<D: Device + Clone>(
     inbox: &mut Inbox,
     emit: &Emit,
 ) {
-    let (job_id, epoch) = (job.assignment.job_id.clone(), job.assignment.epoch);
-    let report = |event| emit(TrainerEvent { job_id: job_id.clone(), epoch, event });
+    let events = EventOf::new(&job.assignment, emit);
+    let report = |event| events.emit(event);
     // T-10: before the first step. By now all have data and weights, so a job that cannot begin leaves no record behind.
     if let Err(error) = job.checkpoints.own_folder(&job.assignment) {
         let (fatal, error) = (job.is_refused_by(&error), error.to_string());

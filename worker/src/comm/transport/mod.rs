@@ -32,7 +32,7 @@ use rustix::net::{
 };
 
 pub(super) use ring::{Ring, Side};
-pub(super) use tls::{LinkKey, PUBLIC_KEY_LEN, Tls};
+pub(super) use tls::{LinkKey, PublicKey, Tls};
 
 use crate::system::Stream;
 
@@ -296,11 +296,11 @@ impl Transport {
         }
     }
 
-    /// Hands the kernel what was written and is not with it yet; `WouldBlock` where it does not take all of it now.
-    pub fn flush(&mut self) -> io::Result<()> {
+    /// Hands the kernel what was written and is not with it yet, as far as it takes that now; says whether it has all of it.
+    pub fn flush(&mut self) -> io::Result<bool> {
         match self {
             Transport::Tls(tls) => tls.flush(),
-            Transport::Tcp(_) | Transport::Unix(_) | Transport::Shm(_) | Transport::Played(_) => Ok(()),
+            Transport::Tcp(_) | Transport::Unix(_) | Transport::Shm(_) | Transport::Played(_) => Ok(true),
         }
     }
 

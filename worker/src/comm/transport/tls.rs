@@ -34,8 +34,8 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 
 use super::Side;
 
-/// Of an Ed25519 key.
-pub(in crate::comm) const PUBLIC_KEY_LEN: usize = 32;
+/// The public key of a process for TLS: Ed25519.
+pub(in crate::comm) type PublicKey = [u8; 32];
 /// What stands before the 32 bytes of an Ed25519 key in its `SubjectPublicKeyInfo` (RFC 8410, section 4).
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
@@ -57,7 +57,7 @@ const SERVER_NAME: &str = "link.toroid.invalid";
 pub(in crate::comm) struct LinkKey {
     certified: Arc<CertifiedKey>,
     provider: Arc<CryptoProvider>,
-    public: [u8; PUBLIC_KEY_LEN],
+    public: PublicKey,
 }
 
 impl LinkKey {
@@ -75,7 +75,7 @@ impl LinkKey {
         Ok(LinkKey { certified, provider: Arc::new(provider()), public })
     }
 
-    pub fn public(&self) -> [u8; PUBLIC_KEY_LEN] {
+    pub fn public(&self) -> PublicKey {
         self.public
     }
 }
@@ -102,21 +102,39 @@ impl Named {
         // Public keys are no secret: the comparison may take its time.
         if shown.as_ref() == self.spki { Ok(()) } else { Err(CertificateError::ApplicationVerificationFailure.into()) }
     }
-
-    fn check_signature(
-        &self,
-        message: &[u8],
-        shown: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let spki = SubjectPublicKeyInfoDer::from(shown.as_ref());
-        verify_tls13_signature_with_raw_key(message, &spki, signature, &self.algorithms)
-    }
 }
 
-/// Links speak TLS 1.3 only.
-fn no_tls12() -> Result<HandshakeSignatureValid, Error> {
-    Err(PeerIncompatible::ServerDoesNotSupportTls12Or13.into())
+/// What both kinds of verifiers ask alike: who shows a raw key signs with it, in TLS 1.3.
+macro_rules! checks_signatures_by_raw_keys {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            // Links speak TLS 1.3 only.
+            Err(PeerIncompatible::ServerDoesNotSupportTls12Or13.into())
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            shown: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            let spki = SubjectPublicKeyInfoDer::from(shown.as_ref());
+            verify_tls13_signature_with_raw_key(message, &spki, signature, &self.algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            vec![SignatureScheme::ED25519]
+        }
+
+        fn requires_raw_public_keys(&self) -> bool {
+            true
+        }
+    };
 }
 
 impl ServerCertVerifier for Named {
@@ -131,31 +149,7 @@ impl ServerCertVerifier for Named {
         self.check(shown).map(|()| ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        no_tls12()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        shown: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.check_signature(message, shown, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
-    }
+    checks_signatures_by_raw_keys!();
 }
 
 impl ClientCertVerifier for Named {
@@ -172,31 +166,7 @@ impl ClientCertVerifier for Named {
         self.check(shown).map(|()| ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        no_tls12()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        shown: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.check_signature(message, shown, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
-    }
+    checks_signatures_by_raw_keys!();
 }
 
 enum Session {
@@ -248,7 +218,7 @@ impl std::fmt::Debug for Tls {
 
 impl Tls {
     /// Over a connected socket that does not block, with the peer that has named `peer` as its key. Reading carries the handshake on.
-    pub fn begin(socket: TcpStream, side: Side, own: &LinkKey, peer: &[u8; PUBLIC_KEY_LEN]) -> io::Result<Tls> {
+    pub fn begin(socket: TcpStream, side: Side, own: &LinkKey, peer: &PublicKey) -> io::Result<Tls> {
         let algorithms = own.provider.signature_verification_algorithms;
         let named = Arc::new(Named { spki: [&SPKI_PREFIX[..], peer].concat(), algorithms });
         let session = match side {
@@ -271,7 +241,7 @@ impl Tls {
         };
         // A caller speaks first.
         while tls.step(&mut [], None)? == Next::Again {}
-        tls.flush_some()?;
+        tls.flush()?;
         Ok(tls)
     }
 
@@ -309,34 +279,26 @@ impl Tls {
         (len <= incoming.len()).then_some(len)
     }
 
-    /// Hands the kernel what is encrypted; `WouldBlock` where it does not take all of it now.
-    pub fn flush(&mut self) -> io::Result<()> {
+    /// Hands the kernel what is encrypted, as far as it takes that now; says whether it has all of it.
+    pub fn flush(&mut self) -> io::Result<bool> {
         while self.has_unsent() {
             match self.socket.write(&self.outgoing[self.outgoing_sent..]) {
                 Ok(written) => self.outgoing_sent += written,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }
         }
         self.outgoing.clear();
         self.outgoing_sent = 0;
-        Ok(())
-    }
-
-    /// As [`Tls::flush`], where what the kernel does not take now may wait.
-    fn flush_some(&mut self) -> io::Result<()> {
-        match self.flush() {
-            Err(e) if e.kind() != ErrorKind::WouldBlock => Err(e),
-            Ok(()) | Err(_) => Ok(()),
-        }
+        Ok(true)
     }
 
     /// Encrypts bytes and hands the kernel what it takes now. The rest waits for [`Tls::flush`], or the next write, which takes nothing
     /// before: `WouldBlock`.
     pub fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.flush()?;
-        if !self.is_open {
-            // Reading carries the handshake on.
+        // Reading carries the handshake on.
+        if !self.flush()? || !self.is_open {
             return Err(ErrorKind::WouldBlock.into());
         }
         let mut taken = 0;
@@ -348,7 +310,7 @@ impl Tls {
                 taken += part.len();
             }
         }
-        self.flush_some().map(|()| taken)
+        self.flush().map(|_| taken)
     }
 
     fn encrypt(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -419,7 +381,7 @@ impl Tls {
                 Next::More { is_open: false } if self.len_of(self.shown + 1).is_some() => self.shown += 1,
                 Next::More { .. } => {
                     // What the session has answered, in the handshake for instance.
-                    self.flush_some()?;
+                    self.flush()?;
                     if self.is_open && !was_open {
                         // The link is up: what came behind the handshake, and that a peer has gone since, is for whoever reads then.
                         return Err(ErrorKind::WouldBlock.into());
@@ -590,7 +552,7 @@ mod tests {
     use super::*;
 
     /// A caller that names `named`, and the called side, over loopback.
-    fn pair(caller: &LinkKey, called: &LinkKey, named: &[u8; PUBLIC_KEY_LEN]) -> io::Result<[Tls; 2]> {
+    fn pair(caller: &LinkKey, called: &LinkKey, named: &PublicKey) -> io::Result<[Tls; 2]> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let calling = TcpStream::connect(listener.local_addr()?)?;
         let (called_socket, _) = listener.accept()?;
