@@ -14,11 +14,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body;
@@ -26,23 +24,15 @@ use toroid_torus::ids::JobId;
 use toroid_torus::owner::OwnerId;
 use toroid_torus::units::names;
 
-use crate::curve::CurveError;
 use crate::error::CoordinatorError;
 use crate::files::{self, Condition, JobFiles, RETRY_INTERVAL};
-use crate::folder::FolderError;
-use crate::machine::access::{NewToken, Token};
+use crate::handle::{Answer, AskError, Command, Connection, Handle, Jobs, Page, Question, Seen, Update, Waiting, Work};
 use crate::machine::clock::Boot;
-use crate::machine::{self, Change, Input, Machine, Now, Output, Reply, RequestError, RequestId, StreamId, Submission};
-use crate::outbox::{MAX_MESSAGES, Outbox};
+use crate::machine::{self, Change, Input, Machine, Now, Output, Reply, RequestError, RequestId, StreamId};
+use crate::outbox::MAX_MESSAGES;
 use crate::store::{Store, StoreError, Tenure};
 use crate::tokens::TokenTable;
 
-/// Commands that wait for the driver; beyond, those who send them wait.
-const MAX_COMMANDS: usize = 1024;
-/// Questions of users that wait; beyond, those who ask wait.
-const MAX_QUESTIONS: usize = 256;
-/// And bytes of workers' messages among them, in KiB.
-const MAX_COMMANDS_KIB: usize = 64 << 10;
 /// Deadlines are looked at after this many commands even if more wait.
 const MAX_COMMANDS_PER_TICK: usize = 4096;
 /// Step records in an answer, and how long they are at most in the file, but for a single one.
@@ -50,146 +40,6 @@ pub(crate) const MAX_ROWS: usize = 1000;
 const MAX_ROWS_BYTES: usize = 1 << 20;
 /// Jobs in a list; beyond, there is another page.
 const MAX_PAGE_BYTES: usize = 2 << 20;
-
-/// Why a request was not answered as asked.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum AskError {
-    #[error(transparent)]
-    Request(#[from] RequestError),
-    #[error(transparent)]
-    Folder(#[from] FolderError),
-    #[error(transparent)]
-    Curve(#[from] CurveError),
-    #[error("the coordinator is stopping, or does not lead any more; ask again")]
-    Stopping,
-    #[error(transparent)]
-    Standby(#[from] Standby),
-}
-
-/// This coordinator does not lead.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("this coordinator does not lead: {reason}")]
-pub(crate) struct Standby {
-    /// `http://host:port` of the one that does, where that is known.
-    pub leader: Option<String>,
-    pub term: u64,
-    pub reason: String,
-}
-
-type Answer<T> = oneshot::Sender<Result<T, AskError>>;
-
-pub(crate) enum Command {
-    Submit { submission: Submission, answer: Answer<Reply> },
-    Cancel { job: String, answer: Answer<Reply> },
-    Checkpoint { job: String, answer: Answer<Reply> },
-    Resume { job: String, from_scratch: bool, steps: Option<u64>, answer: Answer<Reply> },
-    Hold { job: String, answer: Answer<Reply> },
-    Release { job: String, answer: Answer<Reply> },
-    Cordon { worker: String, reason: String, answer: Answer<Reply> },
-    Uncordon { worker: String, answer: Answer<Reply> },
-    Drain { worker: String, answer: Answer<Reply> },
-    Remove { job: String, answer: Answer<Reply> },
-    Readmit { worker: String, answer: Answer<Reply> },
-    CreateToken { new: NewToken, answer: Answer<Reply> },
-    RevokeToken { id: String, answer: Answer<Reply> },
-    ForgetWorker { worker: String, answer: Answer<Reply> },
-    Open { stream: StreamId, connection: Connection },
-    Message { stream: StreamId, body: Box<proto::worker_message::Body>, permit: QueuePermit },
-    Closed { stream: StreamId, reason: String },
-}
-
-/// What changes nothing: it is answered at any time.
-pub(crate) enum Question {
-    Leader { answer: Answer<proto::GetLeaderResponse> },
-    Tokens { answer: Answer<Vec<Token>> },
-    Job { job: String, answer: Answer<proto::Job> },
-    Jobs { page: Page, answer: Answer<Jobs> },
-    Workers { answer: Answer<Vec<proto::WorkerInfo>> },
-    Rows { job: String, from: u64, answer: Answer<Vec<proto::StepRecord>> },
-    Watch { job: String, answer: Answer<watch::Receiver<()>> },
-    Update { job: String, seen: Seen, answer: Answer<Update> },
-}
-
-/// Which jobs are asked for: the newest first.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Page {
-    pub max_jobs: usize,
-    /// Only jobs with smaller numbers.
-    pub before: u64,
-}
-
-pub(crate) struct Jobs {
-    pub jobs: Vec<proto::Job>,
-    /// `Page::before` of the next page; `None`: there is none.
-    pub next: Option<u64>,
-}
-
-/// What a watcher has seen.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Seen {
-    pub next_step: u64,
-    pub num_events: u64,
-}
-
-pub(crate) struct Update {
-    pub update: proto::JobUpdate,
-    pub seen: Seen,
-    /// More step records are there already.
-    pub has_more: bool,
-    pub is_ended: bool,
-}
-
-/// The driver's end of a worker's stream; dropping it ends the stream.
-pub(crate) struct Connection {
-    pub messages: Outbox,
-    /// Never sent: whoever reads the worker's messages stops when it is dropped.
-    pub _open: oneshot::Sender<()>,
-}
-
-/// A waiting message's share of the bytes that may wait. Nobody closes the semaphore, so there is always a permit.
-pub(crate) struct QueuePermit {
-    _permit: Option<OwnedSemaphorePermit>,
-}
-
-/// How the rest of the program speaks to the driver.
-#[derive(Clone)]
-pub(crate) struct Handle {
-    commands: mpsc::Sender<Command>,
-    questions: mpsc::Sender<Question>,
-    /// KiB of messages that may still wait for the driver.
-    queue_kib: Arc<Semaphore>,
-    next_stream: Arc<AtomicU64>,
-}
-
-impl Handle {
-    pub fn new_stream(&self) -> StreamId {
-        StreamId(self.next_stream.fetch_add(1, Ordering::Relaxed))
-    }
-
-    /// Waits until a message of so many bytes may wait for the driver.
-    pub async fn permit_for(&self, bytes: usize) -> QueuePermit {
-        let kib = (bytes / 1024 + 1).min(MAX_COMMANDS_KIB) as u32;
-        QueuePermit { _permit: Arc::clone(&self.queue_kib).acquire_many_owned(kib).await.ok() }
-    }
-
-    /// Waits while the driver has too much to do; false if it has stopped.
-    pub async fn tell(&self, command: Command) -> bool {
-        self.commands.send(command).await.is_ok()
-    }
-
-    /// Has something done, and waits for what came of it.
-    pub async fn order<T>(&self, command: impl FnOnce(Answer<T>) -> Command) -> Result<T, AskError> {
-        let (answer, answered) = oneshot::channel();
-        self.commands.send(command(answer)).await.map_err(|_| AskError::Stopping)?;
-        answered.await.map_err(|_| AskError::Stopping)?
-    }
-
-    pub async fn ask<T>(&self, question: impl FnOnce(Answer<T>) -> Question) -> Result<T, AskError> {
-        let (answer, answered) = oneshot::channel();
-        self.questions.send(question(answer)).await.map_err(|_| AskError::Stopping)?;
-        answered.await.map_err(|_| AskError::Stopping)?
-    }
-}
 
 /// Why a driver has ended in good order.
 #[derive(Debug)]
@@ -224,8 +74,7 @@ pub(crate) struct Driver {
     jobs_dir: PathBuf,
     /// Where users and workers reach this coordinator, `http://host:port`.
     address: String,
-    commands: mpsc::Receiver<Command>,
-    questions: mpsc::Receiver<Question>,
+    waiting: Waiting,
     /// How often it was asked to end.
     asked: watch::Receiver<u32>,
     clock: Clock,
@@ -265,8 +114,7 @@ impl Driver {
         warn_of_unknown(jobs_dir, folders.iter().filter(|name| !files.contains_key(name.as_str())));
         let clock = Clock::of_this_machine()?;
         let (machine, outputs) = Machine::restore(config, records, summaries, entropy()?, clock.now())?;
-        let (sender, commands) = mpsc::channel(MAX_COMMANDS);
-        let (asking, questions) = mpsc::channel(MAX_QUESTIONS);
+        let (handle, waiting) = Handle::new();
         tokens.send_replace(TokenTable::of(machine.tokens()));
         let mut driver = Driver {
             machine,
@@ -274,8 +122,7 @@ impl Driver {
             store: Some(store),
             jobs_dir: jobs_dir.into(),
             address: address.into(),
-            commands,
-            questions,
+            waiting,
             asked,
             clock,
             entropy: entropy()?,
@@ -291,9 +138,6 @@ impl Driver {
         if let Err(Stop::Error(error)) = begun {
             return Err(error);
         }
-        let queue_kib = Arc::new(Semaphore::new(MAX_COMMANDS_KIB));
-        let handle =
-            Handle { commands: sender, questions: asking, queue_kib, next_stream: Arc::new(AtomicU64::new(0)) };
         Ok((driver, handle))
     }
 
@@ -363,7 +207,7 @@ impl Driver {
                 reason = tenure.end() => return Ok(Ended::Deposed { reason }),
                 () = sleep_until(ends_at) => {}
                 () = sleep_until(self.retry_at) => self.retry().await?,
-                work = next_of(&mut self.commands, &mut self.questions) => match work {
+                work = self.waiting.next() => match work {
                     Some(Work::Command(command)) => {
                         num_since_tick += 1;
                         self.command(command).await?;
@@ -568,7 +412,7 @@ impl Driver {
                 tokio::select! {
                     biased;
                     written = &mut writing => break written.map_err(Stop::from),
-                    Some(question) = self.questions.recv() => self.answer(question),
+                    Some(question) = self.waiting.question() => self.answer(question),
                     // Whoever asks has ended, or wants it at once.
                     _ = asked.wait_for(|times| *times > 1) => break Err(Stop::AtOnce),
                 }
@@ -705,19 +549,6 @@ impl Driver {
     }
 }
 
-enum Work {
-    Command(Command),
-    Question(Question),
-}
-
-/// Neither those who ask nor those who have something done can keep the others waiting.
-async fn next_of(commands: &mut mpsc::Receiver<Command>, questions: &mut mpsc::Receiver<Question>) -> Option<Work> {
-    tokio::select! {
-        command = commands.recv() => command.map(Work::Command),
-        question = questions.recv() => question.map(Work::Question),
-    }
-}
-
 /// What the machine hears of streams that did not take a message.
 fn closed(overrun: Vec<StreamId>) -> impl Iterator<Item = Input> {
     overrun.into_iter().map(|stream| {
@@ -788,25 +619,5 @@ async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn messages_that_wait_are_bounded_by_their_bytes() {
-        let ((commands, _received), questions) = (mpsc::channel(1), mpsc::channel(1).0);
-        let queue_kib = Arc::new(Semaphore::new(MAX_COMMANDS_KIB));
-        let handle = Handle { commands, questions, queue_kib, next_stream: Arc::default() };
-        let first = handle.permit_for(48 << 20).await;
-        let second = handle.permit_for(32 << 20);
-        tokio::pin!(second);
-        let waits = std::future::poll_fn(|cx| std::task::Poll::Ready(second.as_mut().poll(cx).is_pending())).await;
-        assert!(waits, "80 MiB are more than may wait");
-        drop(first);
-        drop(second.await);
-        drop(handle.permit_for(usize::MAX).await);
     }
 }

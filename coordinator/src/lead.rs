@@ -14,8 +14,9 @@ use tokio::sync::{oneshot, watch};
 use toroid_proto as proto;
 
 use crate::config::{Config, refuse_empty};
-use crate::driver::{AskError, Command, Driver, Ended, Handle, Question, Standby};
+use crate::driver::{Driver, Ended};
 use crate::error::CoordinatorError;
+use crate::handle::{AskError, Command, Handle, Question, Standby};
 use crate::machine::{self, Limits};
 use crate::store::etcd::{Candidate, EtcdConfig, Sight};
 use crate::store::{RedbStore, Store, StoreError};

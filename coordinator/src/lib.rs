@@ -23,6 +23,7 @@ mod error;
 mod files;
 mod folder;
 mod grpc;
+mod handle;
 mod lead;
 mod outbox;
 mod roots;

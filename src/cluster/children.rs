@@ -323,6 +323,8 @@ impl Children {
             }
         };
         self.addresses.insert(name.into(), address);
+        // One that ended left the same; dropped after the new one, it would take that away.
+        self.entries.remove(name);
         self.entries.insert(name.into(), LocalEntry::leave(&address.to_string(), &self.certificates.admin)?);
         self.tend(Role::Coordinator, name.into(), child, log);
         Ok(())

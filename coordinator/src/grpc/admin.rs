@@ -10,7 +10,7 @@ use toroid_security::Name;
 use super::jobs::mismatch;
 use crate::audit::{Audit, MAX_RECORDS};
 use crate::caller::Caller;
-use crate::driver::{Command, Question};
+use crate::handle::{Command, Question};
 use crate::lead::Leader;
 use crate::machine::Reply;
 use crate::machine::access::{Digest, NewToken};

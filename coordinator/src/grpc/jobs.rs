@@ -8,8 +8,8 @@ use toroid_proto::job_service_server::JobService;
 
 use crate::audit::Audit;
 use crate::caller::Caller;
-use crate::driver::{AskError, Command, Page, Question, Seen};
 use crate::folder;
+use crate::handle::{AskError, Command, Page, Question, Seen};
 use crate::lead::Leader;
 use crate::machine::access::AccessError;
 use crate::machine::{Reply, RequestError, Submission};

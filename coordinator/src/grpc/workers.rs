@@ -9,7 +9,7 @@ use toroid_proto::worker_service_server::WorkerService;
 
 use super::bounds;
 use crate::caller::Caller;
-use crate::driver::{AskError, Command, Connection, Handle};
+use crate::handle::{AskError, Command, Connection, Handle};
 use crate::lead::Leader;
 use crate::machine::{Limits, StreamId};
 use crate::outbox::outbox;
