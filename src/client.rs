@@ -4,6 +4,7 @@ use std::error::Error as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
+use tonic::codegen::{Service as _, http};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -81,9 +82,13 @@ impl Interceptor for Bearer {
 type Authorized = InterceptedService<Channel, Bearer>;
 
 /// A connection to a coordinator.
+#[derive(Clone)]
 pub struct Client {
     inner: JobServiceClient<Authorized>,
     admin: AdminServiceClient<Authorized>,
+    /// For what is no gRPC.
+    http: Channel,
+    bearer: Bearer,
     url: String,
 }
 
@@ -111,8 +116,10 @@ impl Client {
         });
         let bearer = Bearer(shown.transpose().context("read the token")?);
         let inner = JobServiceClient::with_interceptor(channel.clone(), bearer.clone());
-        let admin = AdminServiceClient::with_interceptor(channel, bearer);
+        let admin = AdminServiceClient::with_interceptor(channel.clone(), bearer.clone());
         Ok(Client {
+            http: channel,
+            bearer,
             inner: inner.max_decoding_message_size(USER_ANSWER_BYTES_MAX),
             admin: admin.max_decoding_message_size(USER_ANSWER_BYTES_MAX),
             url: url.into(),
@@ -163,6 +170,20 @@ impl Client {
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
+    }
+
+    /// Sends a request of a browser on, with this user's token where there is one.
+    pub async fn forward(
+        mut self,
+        mut request: http::Request<tonic::body::Body>,
+    ) -> Result<http::Response<tonic::body::Body>> {
+        if let Some(shown) = &self.bearer.0 {
+            let shown = http::HeaderValue::from_bytes(shown.as_encoded_bytes()).context("read the token")?;
+            request.headers_mut().insert(http::header::AUTHORIZATION, shown);
+        }
+        let url = self.url.clone();
+        std::future::poll_fn(|cx| self.http.poll_ready(cx)).await.map_err(|e| unreachable(&url, &e))?;
+        self.http.call(request).await.map_err(|e| unreachable(&url, &e))
     }
 
     /// Who leads, as the coordinator that was asked knows.

@@ -19,9 +19,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::access::Access;
 use crate::client::Client;
-use crate::json::is_ended;
 use crate::progress::Progress;
 use children::{Children, Ended, Role, Settings, Special, last_words};
+use toroid_proto::json::is_ended;
 
 /// A restarted coordinator answers long before.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -15,7 +15,8 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::{
-    admin, bench, certs, chaos, checkpoint, daemon, incidents, jobs, local, output, plan, queue, status, submit, trace,
+    admin, bench, certs, chaos, checkpoint, daemon, dashboard, incidents, jobs, local, output, plan, queue, status,
+    submit, trace,
 };
 
 /// Trains Mixture-of-Experts language models on machines that die
@@ -40,6 +41,8 @@ enum Command {
     Status(status::StatusArgs),
     /// List the jobs, or take one off the list
     Jobs(jobs::Args),
+    /// Show the dashboard in a browser of this machine
+    Dashboard(dashboard::Args),
     /// List the connected workers, spares included
     Workers(status::WorkersArgs),
     /// Stop a job for good; its checkpoints stay
@@ -126,6 +129,7 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Status(args) => runtime.block_on(status::status(args)),
         Command::Jobs(args) => runtime.block_on(jobs::run(args)),
         Command::Workers(args) => runtime.block_on(status::workers(args)),
+        Command::Dashboard(args) => runtime.block_on(dashboard::run(args)).map(|()| ExitCode::SUCCESS),
         Command::Trace(args) => trace::run(&args),
         Command::Cancel(args) => runtime.block_on(status::cancel(args)),
         Command::Resume(args) => runtime.block_on(queue::resume(args)),

@@ -1,4 +1,4 @@
-//! Figures and tables for people. Everything here is pure; what programs read is in [`crate::json`].
+//! Figures and tables for people. Everything here is pure; what programs read is in [`toroid_proto::json`].
 
 use toroid_torus::units::scaled;
 pub use toroid_torus::units::{bytes, time};

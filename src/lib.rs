@@ -8,7 +8,7 @@
 //!   incidents   what failed and what it cost                            trace   what the time of steps went to
 //!   certs       a private CA and its certificates                    admin   tokens, the audit record      access  credentials of a command
 //!   plan        what a job needs, before it is run
-//!   checkpoint  now, list, verify, export; find: which folder is meant  client, watch: gRPC    format, json, output
+//!   checkpoint  now, list, verify, export; find: which folder is meant  client, watch: gRPC    format, output
 //!   cluster     coordinator and workers as child processes: `local`, `chaos`, `bench` and the system tests share it
 //! ```
 //!
@@ -29,12 +29,12 @@ pub mod client;
 pub mod cluster;
 mod command_line;
 mod daemon;
+mod dashboard;
 mod find;
 mod format;
 mod incidents;
 mod jobfile;
 mod jobs;
-mod json;
 mod local;
 mod output;
 mod plan;

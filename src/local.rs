@@ -24,6 +24,7 @@ use toroid_worker::device::Choice;
 use crate::cluster::children::Settings;
 use crate::cluster::{Cluster, PATIENCE, Signals};
 use crate::daemon::num_cores;
+use crate::dashboard::Dashboard;
 use crate::find::LOCAL_DIR;
 use crate::output;
 use crate::progress::Progress;
@@ -171,6 +172,14 @@ impl Run {
         let (url, logs) = (self.cluster.url(), self.cluster.children.logs().display());
         progress.line(&format!("job {id} on {}", job.spec.shape));
         progress.line(&format!("coordinator at {url}, {num_workers} workers ({spares} spare), logs in {logs}"));
+        let dashboard = Dashboard::open(self.cluster.access(), 0).await?;
+        progress.line(&format!("dashboard at {}", dashboard.address()));
+        // Ends with this process. That a page cannot be served is no reason to stop training.
+        tokio::spawn(async move {
+            if let Err(error) = dashboard.serve().await {
+                output::note(format_args!("{error:#}"));
+            }
+        });
         progress.line(&format!("see more with `toroid status {id} -w --coordinator {url}`"));
         Ok(id)
     }

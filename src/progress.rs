@@ -9,8 +9,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use toroid_proto as proto;
 
 use crate::format;
-use crate::json::state_word;
 use crate::output;
+use toroid_proto::json::state_word;
 
 /// Between two lines where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::client::Connection;
-use crate::json::state_word;
 use crate::output;
+use toroid_proto::json::state_word;
 
 #[derive(Debug, clap::Args)]
 pub struct JobArgs {

@@ -11,10 +11,10 @@ use toroid_proto as proto;
 use crate::client::{Client, Connection};
 use crate::format::{bytes, count, duration, percent, rate, seconds, short_count, table, time};
 use crate::incidents;
-use crate::json::{self, state_word};
 use crate::output;
 use crate::progress::event_line;
 use crate::watch::Follow;
+use toroid_proto::json::{self, state_word};
 
 /// Jobs go on without a coordinator; whoever watches one gives it this long to come back.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -4,7 +4,7 @@ use toroid_proto as proto;
 
 use crate::format::{bytes, count, duration, percent, rate, short_count, table};
 use crate::incidents;
-use crate::json::state_word;
+use toroid_proto::json::state_word;
 
 /// Of a job with its curve.
 pub fn text(job: &proto::Job) -> String {

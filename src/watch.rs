@@ -11,7 +11,7 @@ use toroid_proto as proto;
 
 use crate::access::Access;
 use crate::client::{Client, explain};
-use crate::json::is_ended;
+use toroid_proto::json::is_ended;
 
 /// Between two attempts to reach the coordinator again.
 const PAUSE: Duration = Duration::from_millis(200);

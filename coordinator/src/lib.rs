@@ -24,6 +24,7 @@ mod files;
 mod folder;
 mod grpc;
 mod handle;
+mod http;
 mod lead;
 mod outbox;
 mod roots;

@@ -9,6 +9,7 @@
 mod generated;
 pub use generated::*;
 
+pub mod json;
 pub mod limits;
 mod role;
 mod shape;

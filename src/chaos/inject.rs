@@ -24,10 +24,10 @@ use super::report::Fault;
 use crate::cluster::children::{COORDINATOR, Ended, Role, Settings};
 use crate::cluster::network::Cut;
 use crate::cluster::{Cluster, PATIENCE, Signals};
-use crate::json::state_word;
 use crate::local::job::LocalJob;
 use crate::progress::Progress;
 use crate::watch::Follow;
+use toroid_proto::json::state_word;
 
 /// A job that has made no step for so long will make none.
 const STALL_LIMIT: Duration = Duration::from_secs(120);

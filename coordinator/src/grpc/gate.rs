@@ -124,6 +124,28 @@ impl Gate {
     }
 }
 
+/// In which terms a caller hears of a refusal.
+#[derive(Clone, Copy)]
+enum Kind {
+    Grpc,
+    /// A browser, or whoever else speaks HTTP alone.
+    Http,
+}
+
+impl Kind {
+    fn of(headers: &http::HeaderMap) -> Kind {
+        let content = headers.get(http::header::CONTENT_TYPE).map(http::HeaderValue::as_bytes).unwrap_or_default();
+        if content.starts_with(b"application/grpc") { Kind::Grpc } else { Kind::Http }
+    }
+
+    fn refusal(self, status: &Status) -> http::Response<Body> {
+        match self {
+            Kind::Grpc => status.clone().into_http(),
+            Kind::Http => crate::http::refusal(status).map(Body::new),
+        }
+    }
+}
+
 fn unix_ms() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
@@ -167,7 +189,8 @@ where
             return Box::pin(async move { Ok(status.into_http()) });
         };
         let path = parts.uri.path().to_string();
-        let rule = rule(&path);
+        let rule = rule(parts.method.as_str(), &path);
+        let kind = Kind::of(&parts.headers);
         let admitted = match self.gate.admit(rule, &peer, &parts.headers) {
             Ok(admitted) => admitted,
             Err((caller, status)) => {
@@ -177,7 +200,7 @@ where
                     if is_change {
                         audit.refused(&caller, &path, status.message()).await;
                     }
-                    Ok(status.into_http())
+                    Ok(kind.refusal(&status))
                 });
             }
         };

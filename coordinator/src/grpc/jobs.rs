@@ -9,7 +9,7 @@ use toroid_proto::job_service_server::JobService;
 use crate::audit::Audit;
 use crate::caller::Caller;
 use crate::folder;
-use crate::handle::{AskError, Command, Page, Question, Seen};
+use crate::handle::{AskError, Command, Page, Question, Seen, Update};
 use crate::lead::Leader;
 use crate::machine::access::AccessError;
 use crate::machine::{Reply, RequestError, Submission};
@@ -40,7 +40,26 @@ impl Jobs {
         self.leader.ask(|answer| Question::Job { job, answer }).await
     }
 
-    async fn rows(&self, job: &str, from: u64) -> Result<Vec<proto::StepRecord>, AskError> {
+    /// The newest first.
+    pub async fn newest(&self, max_jobs: usize) -> Result<Vec<proto::Job>, AskError> {
+        let page = Page { max_jobs, before: u64::MAX };
+        Ok(self.leader.ask(|answer| Question::Jobs { page, answer }).await?.jobs)
+    }
+
+    pub async fn all_workers(&self) -> Result<Vec<proto::WorkerInfo>, AskError> {
+        self.leader.ask(|answer| Question::Workers { answer }).await
+    }
+
+    pub async fn who_leads(&self) -> proto::GetLeaderResponse {
+        self.leader.who().await
+    }
+
+    /// What is new of a job.
+    pub async fn update(&self, job: &str, seen: Seen) -> Result<Update, AskError> {
+        self.leader.ask(|answer| Question::Update { job: job.into(), seen, answer }).await
+    }
+
+    pub async fn rows(&self, job: &str, from: u64) -> Result<Vec<proto::StepRecord>, AskError> {
         self.leader.ask(|answer| Question::Rows { job: job.into(), from, answer }).await
     }
 
@@ -380,15 +399,14 @@ impl JobService for Jobs {
         &self,
         _: Request<proto::GetLeaderRequest>,
     ) -> Result<Response<proto::GetLeaderResponse>, Status> {
-        Ok(Response::new(self.leader.who().await))
+        Ok(Response::new(self.who_leads().await))
     }
 
     async fn list_workers(
         &self,
         _: Request<proto::ListWorkersRequest>,
     ) -> Result<Response<proto::ListWorkersResponse>, Status> {
-        let workers = self.leader.ask(|answer| Question::Workers { answer }).await?;
-        Ok(Response::new(proto::ListWorkersResponse { workers }))
+        Ok(Response::new(proto::ListWorkersResponse { workers: self.all_workers().await? }))
     }
 }
 

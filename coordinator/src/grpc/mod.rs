@@ -5,7 +5,7 @@
 mod admin;
 mod bounds;
 mod gate;
-mod jobs;
+pub(crate) mod jobs;
 mod rates;
 pub mod rules;
 mod workers;
@@ -17,6 +17,7 @@ use std::future::Future;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use toroid_proto as proto;
 use toroid_proto::admin_service_server::AdminServiceServer;
@@ -78,7 +79,9 @@ pub(crate) async fn serve(
     let admin = AdminServiceServer::new(admin::Admin::new(leader.clone(), audit.clone()))
         .max_decoding_message_size(USER_REQUEST_BYTES_MAX)
         .max_encoding_message_size(USER_ANSWER_BYTES_MAX);
-    let jobs = JobServiceServer::new(jobs::Jobs::new(leader.clone(), audit, roots))
+    let of_jobs = jobs::Jobs::new(leader.clone(), audit, roots);
+    let pages = crate::http::router(of_jobs.clone(), limits);
+    let jobs = JobServiceServer::new(of_jobs)
         .max_decoding_message_size(USER_REQUEST_BYTES_MAX)
         .max_encoding_message_size(USER_ANSWER_BYTES_MAX);
     let workers = WorkerServiceServer::new(workers::Workers::new(leader, limits))
@@ -86,8 +89,17 @@ pub(crate) async fn serve(
         .max_encoding_message_size(COORDINATOR_MESSAGE_BYTES_MAX);
     health.set_serving::<JobServiceServer<jobs::Jobs>>().await;
     health.set_serving::<WorkerServiceServer<workers::Workers>>().await;
+    let services = Routes::new(reflection)
+        .add_service(reflection_v1alpha)
+        .add_service(health_service)
+        .add_service(jobs)
+        .add_service(admin)
+        .add_service(workers);
+    let routes = Routes::from(services.into_axum_router().merge(pages));
     // A cut network is noticed only by pings that are not answered.
     Server::builder()
+        // Over TLS browsers speak HTTP/2.
+        .accept_http1(tls.is_none())
         .http2_keepalive_interval(Some(limits.keepalive()))
         .http2_keepalive_timeout(Some(limits.keepalive()))
         .max_concurrent_streams(MAX_STREAMS)
@@ -95,12 +107,7 @@ pub(crate) async fn serve(
         .http2_max_local_error_reset_streams(Some(MAX_LOCAL_RESETS))
         .http2_max_header_list_size(MAX_HEADERS_BYTES)
         .layer(gate)
-        .add_service(reflection)
-        .add_service(reflection_v1alpha)
-        .add_service(health_service)
-        .add_service(jobs)
-        .add_service(admin)
-        .add_service(workers)
+        .add_routes(routes)
         .serve_with_incoming_shutdown(ReceiverStream::new(server::listen(listener, tls, connections)), stop)
         .await
         .map_err(CoordinatorError::Serve)

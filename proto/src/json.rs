@@ -1,4 +1,4 @@
-//! What `-o json` prints: the messages of `job.proto` under their own field names, which are stable.
+//! What `-o json` prints and the coordinator's HTTP answers: the messages of `job.proto` under their own field names, which are stable.
 //!
 //! Two things differ from the messages, for those who read them: a state is its word (`running`), and `expert_load` is
 //! `[layer][expert]`. A number that is not finite is `null`, as JSON has no other way to say it.
@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use toroid_proto as proto;
+use toroid_torus::units::time;
 
-use crate::format;
+use crate as proto;
 
 /// The word for a state, the same in text and JSON.
 pub fn state_word(state: proto::JobState) -> &'static str {
@@ -290,7 +290,7 @@ pub struct Worker<'a> {
     is_cordoned: bool,
 }
 
-fn worker_state_word(state: proto::WorkerState) -> &'static str {
+pub fn worker_state_word(state: proto::WorkerState) -> &'static str {
     match state {
         proto::WorkerState::Unspecified => "unknown",
         proto::WorkerState::Placed => "placed",
@@ -301,7 +301,7 @@ fn worker_state_word(state: proto::WorkerState) -> &'static str {
     }
 }
 
-fn warm_up_word(state: proto::WarmUpState) -> &'static str {
+pub fn warm_up_word(state: proto::WarmUpState) -> &'static str {
     match state {
         proto::WarmUpState::Unspecified => "",
         proto::WarmUpState::Proving => "proving",
@@ -424,7 +424,7 @@ impl<'a> From<&'a proto::Event> for Event<'a> {
     fn from(e: &'a proto::Event) -> Self {
         Event {
             unix_ms: e.unix_ms,
-            time: format::time(e.unix_ms),
+            time: time(e.unix_ms),
             kind: &e.kind,
             text: &e.text,
             step: e.step,
@@ -439,7 +439,7 @@ impl<'a> From<&'a proto::Incident> for Incident<'a> {
         Incident {
             number: i.number,
             unix_ms: i.unix_ms,
-            time: format::time(i.unix_ms),
+            time: time(i.unix_ms),
             cause: &i.cause,
             seen_by: &i.seen_by,
             ranks: &i.ranks,

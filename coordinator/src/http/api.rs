@@ -1,0 +1,138 @@
+//! The calls of `JobService` as JSON: requests are paths and queries, answers are those of `-o json`.
+
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use serde::{Deserialize, Serialize};
+use tonic::Request;
+use toroid_proto as proto;
+use toroid_proto::job_service_server::JobService as _;
+use toroid_proto::json;
+
+use super::Http;
+use super::error::HttpError;
+use crate::caller::Caller;
+
+/// Steps of a curve that are sent at once: the newest.
+const MAX_STEPS: u64 = 20_000;
+
+type Answer = Result<Response, HttpError>;
+
+/// The message with who sends it, as the gRPC services have it.
+fn request<T>(caller: Caller, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.extensions_mut().insert(caller);
+    request
+}
+
+#[derive(Deserialize)]
+pub(super) struct PageQuery {
+    #[serde(default)]
+    page_token: String,
+}
+
+pub(super) async fn jobs(State(http): State<Http>, Query(query): Query<PageQuery>) -> Answer {
+    let message = proto::ListJobsRequest { page_size: 0, page_token: query.page_token };
+    let found = http.jobs.list_jobs(Request::new(message)).await?.into_inner();
+    let jobs: Vec<_> = found.jobs.iter().map(|job| json::Job::new(job, false)).collect();
+    Ok(Json(serde_json::json!({ "jobs": jobs, "next_page_token": found.next_page_token })).into_response())
+}
+
+pub(super) async fn job(State(http): State<Http>, Path(job_id): Path<String>) -> Answer {
+    let message = proto::GetJobRequest { job_id, ..Default::default() };
+    let job = http.jobs.get_job(Request::new(message)).await?.into_inner();
+    Ok(Json(json::Job::new(&job, false)).into_response())
+}
+
+pub(super) async fn workers(State(http): State<Http>) -> Answer {
+    let found = http.jobs.list_workers(Request::new(proto::ListWorkersRequest {})).await?.into_inner();
+    Ok(Json(found.workers.iter().map(json::Worker::from).collect::<Vec<_>>()).into_response())
+}
+
+#[derive(Deserialize)]
+pub(super) struct CurveQuery {
+    from: Option<u64>,
+}
+
+/// The steps from `from` on, [`MAX_STEPS`] of the newest at most, by columns.
+pub(super) async fn curve(
+    State(http): State<Http>,
+    Path(job): Path<String>,
+    Query(query): Query<CurveQuery>,
+) -> Answer {
+    let message = proto::GetJobRequest { job_id: job.clone(), ..Default::default() };
+    let committed = http.jobs.get_job(Request::new(message)).await?.into_inner().committed_step;
+    let mut from = query.from.unwrap_or(0).max(committed.saturating_sub(MAX_STEPS) + 1);
+    let mut steps = Vec::new();
+    loop {
+        let rows = http.jobs.rows(&job, from).await.map_err(tonic::Status::from)?;
+        let Some(last) = rows.last() else { break };
+        from = last.step + 1;
+        steps.extend(rows);
+    }
+    Ok(Json(Columns::of(&steps)).into_response())
+}
+
+/// Steps by columns, which is a third of the bytes of as many objects. What is not finite is `null`.
+#[derive(Default, Serialize)]
+pub(super) struct Columns {
+    step: Vec<u64>,
+    loss: Vec<f64>,
+    ce: Vec<f64>,
+    z_loss: Vec<f64>,
+    balance_loss: Vec<f64>,
+    grad_norm: Vec<f64>,
+    lr: Vec<f64>,
+    tokens_per_s: Vec<f64>,
+    step_s: Vec<f64>,
+    hidden_s: Vec<f64>,
+    exposed_s: Vec<f64>,
+    epoch: Vec<u64>,
+}
+
+impl Columns {
+    pub fn of(steps: &[proto::StepRecord]) -> Columns {
+        let column = |value: fn(&proto::StepRecord) -> f64| steps.iter().map(value).collect::<Vec<f64>>();
+        Columns {
+            step: steps.iter().map(|s| s.step).collect(),
+            loss: column(|s| s.loss),
+            ce: column(|s| s.ce),
+            z_loss: column(|s| s.z_loss),
+            balance_loss: column(|s| s.balance_loss),
+            grad_norm: column(|s| s.grad_norm),
+            lr: column(|s| s.lr),
+            tokens_per_s: column(|s| s.tokens_per_s),
+            step_s: column(|s| s.step_s),
+            hidden_s: column(|s| s.hidden_s),
+            exposed_s: column(|s| s.exposed_s),
+            epoch: steps.iter().map(|s| s.epoch).collect(),
+        }
+    }
+}
+
+pub(super) async fn checkpoint(
+    State(http): State<Http>,
+    Extension(caller): Extension<Caller>,
+    Path(job_id): Path<String>,
+) -> Answer {
+    let answer = http.jobs.checkpoint_job(request(caller, proto::CheckpointJobRequest { job_id })).await?.into_inner();
+    Ok(Json(serde_json::json!({ "step": answer.step })).into_response())
+}
+
+pub(super) async fn cancel(
+    State(http): State<Http>,
+    Extension(caller): Extension<Caller>,
+    Path(job_id): Path<String>,
+) -> Answer {
+    let job = http.jobs.cancel_job(request(caller, proto::CancelJobRequest { job_id })).await?.into_inner();
+    Ok(Json(json::Job::new(&job, false)).into_response())
+}
+
+pub(super) async fn drain(
+    State(http): State<Http>,
+    Extension(caller): Extension<Caller>,
+    Path(worker_id): Path<String>,
+) -> Answer {
+    let answer = http.jobs.drain_worker(request(caller, proto::DrainWorkerRequest { worker_id })).await?.into_inner();
+    Ok(Json(serde_json::json!({ "job_id": answer.job_id, "replacement": answer.replacement })).into_response())
+}
