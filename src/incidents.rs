@@ -8,10 +8,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use toroid_proto as proto;
+use toroid_proto::json;
 
 use crate::client::Connection;
 use crate::format::{duration, table, time};
-use crate::json;
 use crate::output;
 use crate::status::Format;
 

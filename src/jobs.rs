@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use toroid_proto::json;
+
 use crate::client::Connection;
-use crate::json;
 use crate::output;
 use crate::status::{Format, job_table, print_json};
 

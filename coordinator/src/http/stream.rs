@@ -209,7 +209,11 @@ impl Watcher {
                     pool = Some(text);
                 }
                 Ok(_) => {}
-                Err(status) => return drop(self.send(ended(&status)).await),
+                Err(status) => {
+                    // Nobody may be left to hear of it.
+                    self.send(ended(&status)).await;
+                    return;
+                }
             }
             if events.is_empty() && sent_at.elapsed() >= PING_INTERVAL {
                 events.push(Event::default().comment(""));
@@ -226,7 +230,11 @@ impl Watcher {
             }
             of_job = match self.look.next(&self.http.jobs).await {
                 Ok(event) => event,
-                Err(status) => return drop(self.send(ended(&status)).await),
+                Err(status) => {
+                    // Nobody may be left to hear of it.
+                    self.send(ended(&status)).await;
+                    return;
+                }
             };
         }
     }
