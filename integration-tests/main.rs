@@ -3,6 +3,7 @@
 mod bad_input;
 mod chaos;
 mod cuts;
+mod dashboard;
 mod figures;
 mod identity;
 mod leaving;

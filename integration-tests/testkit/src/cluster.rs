@@ -149,6 +149,10 @@ impl Cluster {
         self.children.log(child)
     }
 
+    pub(crate) fn wait_on<T>(&self, what: impl Future<Output = T>) -> T {
+        self.runtime.block_on(what)
+    }
+
     /// Asks the coordinator as a user does.
     fn ask<T>(&self, question: impl AsyncFnOnce(&mut Client) -> Result<T>) -> Result<T> {
         self.runtime.block_on(async { question(&mut Client::find(&self.children.access()).await?).await })

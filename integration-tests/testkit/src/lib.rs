@@ -26,6 +26,8 @@ mod disk;
 #[cfg(feature = "etcd")]
 mod etcd;
 #[cfg(feature = "toroid")]
+mod http;
+#[cfg(feature = "toroid")]
 mod process;
 #[cfg(feature = "toroid")]
 mod undisturbed;
