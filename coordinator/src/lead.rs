@@ -16,6 +16,7 @@ use toroid_proto as proto;
 use crate::config::{Config, refuse_empty};
 use crate::driver::{AskError, Command, Driver, Ended, Handle, Question, Standby};
 use crate::error::CoordinatorError;
+use crate::files::Place;
 use crate::machine::{self, Limits};
 use crate::store::etcd::{Candidate, EtcdConfig, Sight};
 use crate::store::{RedbStore, Store, StoreError};
@@ -204,6 +205,7 @@ impl Coordinator {
             policy: self.config.policy.clone(),
             join_token: self.config.join_token.clone(),
         };
+        let place = Place { jobs_dir, shared: self.config.etcd.is_some().then(|| store.tenure().term()) };
         let (role, address, asked) = (self.role.clone(), self.address.clone(), self.asked.clone());
         let tokens = self.tokens.clone();
         let (folder, runtime) = (self.data_dir.display().to_string(), tokio::runtime::Handle::current());
@@ -211,7 +213,7 @@ impl Coordinator {
         // A thread of its own: durable writes block.
         let driving = tokio::task::spawn_blocking(move || {
             runtime.block_on(async move {
-                let (driver, handle) = Driver::open(store, machine_config, &jobs_dir, &address, asked, tokens).await?;
+                let (driver, handle) = Driver::open(store, machine_config, place, &address, asked, tokens).await?;
                 tracing::info!(folder, term, "the coordinator is ready");
                 role.send_replace(Role::Leads(handle));
                 driver.run().await
