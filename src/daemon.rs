@@ -36,7 +36,7 @@ pub struct CoordinatorArgs {
     /// Where to listen for users and workers; port 0: any free one, which is printed
     #[arg(long, default_value = "127.0.0.1:7070", value_name = "IP:PORT")]
     listen: SocketAddr,
-    /// Folder for everything durable: the store, curves and, unless a job says otherwise, checkpoints. Coordinators with one etcd share it
+    /// Folder for everything durable: the store, curves and, unless a job says otherwise, checkpoints. With --etcd it is this coordinator's own
     #[arg(long, value_name = "FOLDER")]
     dir: PathBuf,
     /// Where users and workers reach this coordinator; default: where it listens

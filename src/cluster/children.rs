@@ -142,8 +142,8 @@ pub struct Special<'a> {
     pub through: &'a [&'a str],
 }
 
-/// The coordinator's name among the children; further ones are `coordinator-2` and so on.
-pub const COORDINATOR: &str = "coordinator";
+/// The coordinator's name among the children, and its folder; further ones are `coordinator-2` and so on.
+pub const COORDINATOR: &str = crate::find::COORDINATOR_DIR;
 
 /// To be sent to one child; answered with the moment at which it was sent.
 type Order = (Signal, oneshot::Sender<std::io::Result<Instant>>);
@@ -151,7 +151,8 @@ type Order = (Signal, oneshot::Sender<std::io::Result<Instant>>);
 pub struct Children {
     executable: PathBuf,
     logs: PathBuf,
-    coordinator_dir: PathBuf,
+    /// Each coordinator's folder is below it.
+    dir: PathBuf,
     cache_dir: PathBuf,
     device: Choice,
     threads: usize,
@@ -201,7 +202,7 @@ impl Children {
             entries: BTreeMap::new(),
             executable: settings.executable.clone(),
             logs: folder("logs")?,
-            coordinator_dir: folder(crate::find::COORDINATOR_DIR)?,
+            dir: folder("")?,
             cache_dir: folder("cache")?,
             device: settings.device,
             threads: settings.threads,
@@ -241,6 +242,11 @@ impl Children {
     /// The folder of the CA, which each child's and each user's credentials are below.
     pub fn certificates(&self) -> PathBuf {
         self.certificates.admin.with_file_name("")
+    }
+
+    /// Several coordinators share their records.
+    pub fn is_shared(&self) -> bool {
+        !self.etcd.is_empty()
     }
 
     pub fn logs(&self) -> &Path {
@@ -350,7 +356,7 @@ impl Children {
         if !self.etcd.is_empty() {
             command.args(["--etcd", &self.etcd.join(",")]);
         }
-        command.arg("--dir").arg(&self.coordinator_dir).arg("--credentials").arg(&self.certificates.coordinator);
+        command.arg("--dir").arg(self.dir.join(name)).arg("--credentials").arg(&self.certificates.coordinator);
         // Its users are those who started it: they may name what they may read themselves.
         command.args(["--allow-root", "/"]).arg("--revoked").arg(self.certificates().join(REVOKED_FILE));
         if let Some(timeout) = self.failure_timeout {
