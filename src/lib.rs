@@ -35,6 +35,7 @@ mod incidents;
 mod jobfile;
 mod jobs;
 mod json;
+mod links;
 mod local;
 mod output;
 mod plan;

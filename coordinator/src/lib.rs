@@ -43,7 +43,6 @@ use tokio::sync::watch;
 use audit::Audit;
 use config::{limits, make_data_dir};
 use lead::Coordinator;
-use roots::Roots;
 use toroid_security::server::ServerTls;
 
 /// Whether tests can have things go wrong in here; the binary `toroid` does not build with that.
@@ -71,7 +70,8 @@ pub async fn run(
     let listens =
         |error| CoordinatorError::Io { what: "finding the address listened on beside", path: data_dir.clone(), error };
     let scheme = if tls.is_some() { "https" } else { "http" };
-    let roots = Roots::new(&[config.allow_roots.clone(), vec![data_dir.clone()]].concat());
+    let roots =
+        toroid_security::Roots::new("coordinator", &[config.allow_roots.clone(), vec![data_dir.clone()]].concat());
     let access = grpc::Access { tls, connections: config.connections, calls: config.calls, audit, roots };
     let address = match &config.advertise {
         Some(address) => address.clone(),

@@ -25,7 +25,7 @@ use toroid_security::{Credentials, Files};
 use toroid_worker::device::Choice;
 
 use super::network::{Cut, Network};
-use crate::access::{Access, LocalEntry};
+use crate::access::{Access, LocalEntry, LocalRole};
 use crate::daemon::LISTENS_ON;
 
 /// Children that do not end within this time after they were asked to are killed.
@@ -106,8 +106,8 @@ impl Certificates {
                 toroid_proto::Role::Coordinator,
                 vec!["localhost".into(), host.to_string()],
             )?,
-            worker: issue("worker", toroid_proto::Role::Worker, Vec::new())?,
-            admin: issue("admin", toroid_proto::Role::Admin, Vec::new())?,
+            worker: issue(LocalRole::Worker.name(), toroid_proto::Role::Worker, Vec::new())?,
+            admin: issue(LocalRole::Admin.name(), toroid_proto::Role::Admin, Vec::new())?,
         })
     }
 }
@@ -331,7 +331,7 @@ impl Children {
         self.addresses.insert(name.into(), address);
         // One that ended left the same; dropped after the new one, it would take that away.
         self.entries.remove(name);
-        self.entries.insert(name.into(), LocalEntry::leave(&address.to_string(), &self.certificates.admin)?);
+        self.entries.insert(name.into(), LocalEntry::leave(&address.to_string(), &self.certificates())?);
         self.tend(Role::Coordinator, name.into(), child, log);
         Ok(())
     }
@@ -389,7 +389,7 @@ impl Children {
         wire(&mut command, &log)?;
         command.args(["worker", "--die-with-parent", "--id", &id]);
         command.args(["--coordinator", &self.urls().into_values().collect::<Vec<_>>().join(",")]);
-        command.arg("--credentials").arg(&self.certificates.worker);
+        command.arg("--credentials").arg(&self.certificates.worker).args(["--allow-root", "/"]);
         command.args([
             "--listen",
             &format!("{address}:0"),

@@ -75,7 +75,12 @@ impl Gate {
         }
     }
 
-    fn admit(&self, rule: Option<&Rule>, peer: &Peer, headers: &http::HeaderMap) -> Result<Admitted, (Caller, Status)> {
+    fn admit(
+        &self,
+        rule: Option<&Rule>,
+        peer: &Peer,
+        http::request::Parts { method, headers, .. }: &http::request::Parts,
+    ) -> Result<Admitted, (Caller, Status)> {
         let CallLimits { per_s, at_once, open, sessions, refused_per_s } = self.limits;
         let nobody = || Caller::new(Who::Nobody, peer);
         let refused = |caller: Caller, status: Status| {
@@ -89,8 +94,12 @@ impl Gate {
                 ),
             }
         };
+        if let Some(status) = not_of_a_grpc_client(method, headers) {
+            return Err(refused(nobody(), status));
+        }
         let (who, token) = self.who(peer, headers).map_err(|status| refused(nobody(), status))?;
-        let caller = Caller::new(who, peer);
+        let mut caller = Caller::new(who, peer);
+        caller.good_until = caller.good_until.into_iter().chain(token.as_ref().map(end_of)).min();
         let Some(rule) = rule else {
             return Err(refused(caller, Status::unimplemented("there is no such call, or nobody may make it")));
         };
@@ -115,13 +124,30 @@ impl Gate {
     /// Resolves when the call of that token is to end; never where there is none.
     async fn token_ends(mut tokens: watch::Receiver<TokenTable>, token: Option<Token>) -> String {
         let Some(token) = token else { return std::future::pending().await };
-        let left = Duration::from_millis(u64::try_from(token.expires_unix_ms).unwrap_or(0));
         let is_revoked = |table: &TokenTable| table.get(&token.digest).is_none_or(|token| token.revoked);
         tokio::select! {
-            () = toroid_security::until(UNIX_EPOCH + left) => format!("the token {} has ended", token.id),
+            () = toroid_security::until(end_of(&token)) => format!("the token {} has ended", token.id),
             Ok(_) = tokens.wait_for(is_revoked) => format!("the token {} was revoked", token.id),
         }
     }
+}
+
+/// Why this is no call of a client of gRPC: a browser that somebody's page has make it, above all.
+fn not_of_a_grpc_client(method: &http::Method, headers: &http::HeaderMap) -> Option<Status> {
+    let is_grpc = |value: &http::HeaderValue| value.as_bytes().starts_with(b"application/grpc");
+    if method != http::Method::POST {
+        Some(Status::unimplemented(format!("nothing is done by {method}; calls are made by POST")))
+    } else if headers.contains_key(http::header::ORIGIN) {
+        Some(Status::permission_denied("a page in a browser made this call; none may"))
+    } else if !headers.get(http::header::CONTENT_TYPE).is_some_and(is_grpc) {
+        Some(Status::invalid_argument("this is no call of gRPC: its content-type is not application/grpc"))
+    } else {
+        None
+    }
+}
+
+fn end_of(token: &Token) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(u64::try_from(token.expires_unix_ms).unwrap_or(0))
 }
 
 fn unix_ms() -> i64 {
@@ -168,7 +194,7 @@ where
         };
         let path = parts.uri.path().to_string();
         let rule = rule(&path);
-        let admitted = match self.gate.admit(rule, &peer, &parts.headers) {
+        let admitted = match self.gate.admit(rule, &peer, &parts) {
             Ok(admitted) => admitted,
             Err((caller, status)) => {
                 let audit = self.gate.audit.clone();

@@ -25,13 +25,13 @@ use toroid_proto::limits::{
     COORDINATOR_MESSAGE_BYTES_MAX, USER_ANSWER_BYTES_MAX, USER_REQUEST_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX,
 };
 use toroid_proto::worker_service_server::WorkerServiceServer;
+use toroid_security::Roots;
 use toroid_security::server::{self, ServerTls};
 
 use crate::audit::Audit;
 use crate::error::CoordinatorError;
 use crate::lead::Leader;
 use crate::machine::Limits;
-use crate::roots::Roots;
 use crate::tokens::TokenTable;
 
 /// Calls at a time on one connection; more wait at the client.

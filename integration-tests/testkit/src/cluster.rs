@@ -142,6 +142,11 @@ impl Cluster {
         Ok(toroid_security::connect(endpoint, &access.credentials).await?)
     }
 
+    /// The process of a child that has not ended.
+    pub fn pid(&self, child: &str) -> Option<u32> {
+        self.children.pid(child)
+    }
+
     /// The folder of the cluster's CA.
     pub fn certificates(&self) -> PathBuf {
         self.children.certificates()
