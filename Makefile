@@ -34,6 +34,7 @@ test:
 
 soak:
 	TOROID_FUZZ=$(FUZZ) cargo test --release -p toroid-coordinator --test fuzz -- --nocapture
+	TOROID_FUZZ=$(FUZZ) cargo test --release -p toroid-worker --lib -- --nocapture comm::tests::fuzz
 	TOROID_SEEDS=$(SEEDS) cargo test --test simulation
 	TOROID_SEEDS=$(SEEDS) cargo test -p toroid-failpoint --features failpoint --test simulation
 	$(MAKE) soak-control-plane

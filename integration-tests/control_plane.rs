@@ -3,6 +3,7 @@
 //! T-8 and T-13 (a leader that was stopped changes nothing), T-9 (without a store steps go on), T-4 (the undisturbed run's bits). `TOROID_KILLS=50` kills as
 //! many leaders, a fifth as many leaders of etcd, and two fifths together with a worker.
 
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -50,6 +51,18 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
+/// Steps a second while leaders died, beside those in between: the workers were the same all the time.
+fn print_pace(job: &Job, without_leader: &[RangeInclusive<u64>]) {
+    let (Some(first), Some(last)) = (without_leader.first(), without_leader.last()) else { return };
+    let of_kills = job.curve.iter().filter(|r| (*first.start()..=*last.end()).contains(&r.step));
+    let (during, between): (Vec<_>, Vec<_>) =
+        of_kills.partition(|r| without_leader.iter().any(|range| range.contains(&r.step)));
+    for (what, records) in [("while a leader was missing", during), ("in between", between)] {
+        let seconds: f64 = records.iter().map(|r| r.step_s).sum();
+        eprintln!("{:.1} steps/s {what} ({} steps in {seconds:.1} s)", records.len() as f64 / seconds, records.len());
+    }
+}
+
 #[test]
 fn leaders_of_either_kind_die_and_the_job_does_not_notice() -> Result<()> {
     let num = num_kills()?;
@@ -60,15 +73,21 @@ fn leaders_of_either_kind_die_and_the_job_does_not_notice() -> Result<()> {
     gets_on(&cluster, &id, "the first steps")?;
 
     let mut times = Vec::new();
+    let mut without_leader = Vec::new();
     for kill in 0..num {
         let leader = cluster.leader()?;
+        let before = gets_on(&cluster, &id, "steps before a leader is killed")?.committed_step;
         let since = Instant::now();
         cluster.kill_workers(&[&leader.0])?;
         times.push(next_leader(&cluster, &leader, since)?);
-        gets_on(&cluster, &id, &format!("steps after leader {kill} was killed"))?;
+        let after = gets_on(&cluster, &id, &format!("steps after leader {kill} was killed"))?.committed_step;
+        without_leader.push(before + 1..=after);
         cluster.start_coordinator_named(&leader.0)?;
+        // As many steps as there were without a leader, to compare with.
+        cluster.wait_for(&id, "as many steps", |job| job.committed_step > after + (after - before))?;
     }
     eprintln!("a new leader after {:?}, the median of {} of {times:?}", median(times.clone()), times.len());
+    print_pace(&gets_on(&cluster, &id, "the curve")?, &without_leader);
 
     for kill in 0..num.div_ceil(5) {
         let member = etcd.leader()?;

@@ -4,7 +4,8 @@
 //! ```text
 //!   --coordinator http://h:p      clear text
 //!   h:p, https://h:p              TLS by --credentials, or --ca with --cert and --key or --token; else by what a local cluster has left:
-//!                                 <cache>/toroid/local/<host-port> has the path of its folder of credentials
+//!                                 <cache>/toroid/local/<host-port> has the path of the folder of its credentials, of which users
+//!                                 are shown those of an admin and workers those of a worker
 //!   h:p without any of that       clear text
 //! ```
 
@@ -45,6 +46,22 @@ impl CredentialArgs {
     }
 }
 
+/// As whom a command reaches a cluster of this user on this machine where it names no credentials; also the name of their folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LocalRole {
+    Admin,
+    Worker,
+}
+
+impl LocalRole {
+    pub fn name(self) -> &'static str {
+        match self {
+            LocalRole::Admin => "admin",
+            LocalRole::Worker => "worker",
+        }
+    }
+}
+
 /// Coordinators, of which one leads, and what is shown to them.
 #[derive(Debug, Clone)]
 pub struct Access {
@@ -66,10 +83,15 @@ impl Access {
     }
 
     /// `coordinators` as a user names it.
-    pub fn find(coordinators: &[String], args: &CredentialArgs, token: Option<&str>) -> Result<Access> {
+    pub fn find(
+        coordinators: &[String],
+        args: &CredentialArgs,
+        token: Option<&str>,
+        role: LocalRole,
+    ) -> Result<Access> {
         let (mut urls, mut found): (Vec<String>, Option<Files>) = (Vec::new(), None);
         for coordinator in coordinators {
-            let (url, files) = way(coordinator, args, token)?;
+            let (url, files) = way(coordinator, args, token, role)?;
             if !urls.is_empty() && found.is_some() != files.is_some() {
                 bail!(
                     "{} is to be reached over TLS and {} in clear text; name one kind of coordinators, or the credentials for all",
@@ -91,11 +113,16 @@ impl Access {
 }
 
 /// The URL of a coordinator as a user names it, and where the credentials for TLS are; `None`: in clear text.
-fn way(coordinator: &str, args: &CredentialArgs, token: Option<&str>) -> Result<(String, Option<Files>)> {
+fn way(
+    coordinator: &str,
+    args: &CredentialArgs,
+    token: Option<&str>,
+    role: LocalRole,
+) -> Result<(String, Option<Files>)> {
     let (scheme, authority) = coordinator.split_once("://").map_or(("", coordinator), |(s, rest)| (s, rest));
     let mut files = args.files();
     if files.is_none() && scheme != "http" {
-        files = local_folder(authority).map(|folder| Files::of_folder(&folder));
+        files = local_folder(authority, role).map(|folder| Files::of_folder(&folder));
     }
     match files {
         None if scheme == "https" => bail!(
@@ -117,8 +144,8 @@ fn entry(authority: &str) -> PathBuf {
     default_cache().join("local").join(name)
 }
 
-fn local_folder(authority: &str) -> Option<PathBuf> {
-    let folder = PathBuf::from(std::fs::read_to_string(entry(authority)).ok()?);
+fn local_folder(authority: &str, role: LocalRole) -> Option<PathBuf> {
+    let folder = PathBuf::from(std::fs::read_to_string(entry(authority)).ok()?).join(role.name());
     // Of a cluster that has ended and was removed.
     folder.is_dir().then_some(folder)
 }
@@ -127,6 +154,7 @@ fn local_folder(authority: &str) -> Option<PathBuf> {
 pub struct LocalEntry(PathBuf);
 
 impl LocalEntry {
+    /// `folder` has one of credentials for each [`LocalRole`].
     pub fn leave(authority: &str, folder: &Path) -> Result<LocalEntry> {
         let path = entry(authority);
         let parent = path.parent().context("find the folder for the ways to local clusters")?;
@@ -163,12 +191,13 @@ mod tests {
         let valid = std::time::Duration::from_secs(3600);
         let role = toroid_proto::Role::View;
         let folder = ca.issue(&Request { name: parse("alice")?, role, hosts: Vec::new(), valid })?;
+        ca.issue(&Request { name: parse("admin")?, role: toroid_proto::Role::Admin, hosts: Vec::new(), valid })?;
         let folder = folder.to_str().context("test folders have UTF-8 names")?;
         let by_folder = args(&["--credentials", folder]);
         let ca = format!("{folder}/ca.pem");
         let by_ca = args(&["--ca", &ca]);
         let check = |coordinator: &str, args: &CredentialArgs, token: Option<&str>, expected: Result<&str, &str>| match (
-            Access::find(&coordinator.split(',').map(String::from).collect::<Vec<_>>(), args, token),
+            Access::find(&coordinator.split(',').map(String::from).collect::<Vec<_>>(), args, token, LocalRole::Admin),
             expected,
         ) {
             (Ok(found), Ok(url)) => {
@@ -187,13 +216,28 @@ mod tests {
         check("https://h:1", &by_folder, None, Ok("https://h:1"));
         check("http://h:1", &by_folder, None, Err("clear text"));
         check("h:1", &by_ca, Some("t"), Ok("https://h:1"));
-        let left = LocalEntry::leave("192.0.2.1:7", Path::new(folder))?;
+        let left = LocalEntry::leave("192.0.2.1:7", &dir.path().join("certs"))?;
         check("192.0.2.1:7", &nothing, None, Ok("https://192.0.2.1:7"));
         check("http://192.0.2.1:7", &nothing, None, Ok("http://192.0.2.1:7"));
         check("192.0.2.1:7,h:1", &nothing, None, Err("one kind of coordinators"));
         drop(left);
         check("h:1,i:2", &by_folder, None, Ok("https://h:1,https://i:2"));
         check("192.0.2.1:7", &nothing, None, Ok("http://192.0.2.1:7"));
+        Ok(())
+    }
+
+    /// The fault that this is of: a worker that was started by hand showed the credentials of an admin.
+    #[test]
+    fn a_worker_finds_the_credentials_of_a_worker_and_a_user_those_of_an_admin() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let _left = LocalEntry::leave("192.0.2.2:7", dir.path())?;
+        for role in [LocalRole::Admin, LocalRole::Worker] {
+            assert_eq!(local_folder("192.0.2.2:7", role), None, "there are none");
+            let folder = dir.path().join(role.name());
+            std::fs::create_dir(&folder)?;
+            let (_, files) = way("192.0.2.2:7", &CredentialArgs::default(), None, role)?;
+            assert_eq!(files, Some(Files::of_folder(&folder)));
+        }
         Ok(())
     }
 }

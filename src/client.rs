@@ -16,7 +16,7 @@ use toroid_proto::job_service_client::JobServiceClient;
 use toroid_proto::limits::USER_ANSWER_BYTES_MAX;
 use toroid_security::Credentials;
 
-use crate::access::{Access, CredentialArgs};
+use crate::access::{Access, CredentialArgs, LocalRole};
 
 pub const DEFAULT_COORDINATOR: &str = "127.0.0.1:7070";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,9 +56,14 @@ pub fn parse_url(text: &str) -> Result<String, String> {
 }
 
 impl Connection {
-    /// What is named, with what it needs to be reached.
+    /// What a user names, with what it needs to be reached.
     pub fn access(&self) -> Result<Access> {
-        Access::find(&self.coordinator, &self.credentials, self.token.as_deref())
+        self.access_as(LocalRole::Admin)
+    }
+
+    /// The same, for whoever finds other credentials at a cluster of this machine.
+    pub fn access_as(&self, role: LocalRole) -> Result<Access> {
+        Access::find(&self.coordinator, &self.credentials, self.token.as_deref(), role)
     }
 
     pub async fn open(&self) -> Result<Client> {

@@ -16,12 +16,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use toroid_proto::json::is_ended;
 
 use crate::access::Access;
 use crate::client::Client;
 use crate::progress::Progress;
 use children::{Children, Ended, Role, Settings, Special, last_words};
-use toroid_proto::json::is_ended;
 
 /// A restarted coordinator answers long before.
 pub const PATIENCE: Duration = Duration::from_secs(60);

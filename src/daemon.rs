@@ -24,7 +24,7 @@ use toroid_worker::comm::nccl::Collectives;
 use toroid_worker::device::Choice;
 use toroid_worker::device::cuda::Graphs;
 
-use crate::access::CredentialArgs;
+use crate::access::{CredentialArgs, LocalRole};
 use crate::client;
 use crate::output;
 
@@ -36,7 +36,7 @@ pub struct CoordinatorArgs {
     /// Where to listen for users and workers; port 0: any free one, which is printed
     #[arg(long, default_value = "127.0.0.1:7070", value_name = "IP:PORT")]
     listen: SocketAddr,
-    /// Folder for everything durable: the store, curves and, unless a job says otherwise, checkpoints. Coordinators with one etcd share it
+    /// Folder for everything durable: the store, curves and, unless a job says otherwise, checkpoints. With --etcd it is this coordinator's own
     #[arg(long, value_name = "FOLDER")]
     dir: PathBuf,
     /// Where users and workers reach this coordinator; default: where it listens
@@ -205,6 +205,10 @@ pub struct WorkerArgs {
     /// The coordinator's join token
     #[arg(long, env = "TOROID_JOIN_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     join_token: Option<String>,
+    /// Folder, or URL, below which jobs may name paths to read, write and delete in on this machine, as the coordinator allows them too; `/`:
+    /// everywhere; more than once
+    #[arg(long, value_name = "FOLDER")]
+    allow_root: Vec<PathBuf>,
     /// How long it stays after SIGTERM, for its place to be moved or its job to be saved; default: five failure timeouts of the coordinator,
     /// 25 s, within the 30 s that Kubernetes and Slurm give by default
     #[arg(long, env = "TOROID_LEAVE_GRACE_MS", value_name = "MS")]
@@ -229,6 +233,9 @@ struct LimitArgs {
     /// Calls of one user that are not done, streams above all
     #[arg(long, default_value_t = 1024, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_open_calls: u32,
+    /// Jobs of one user that have not ended, those that wait included
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_jobs_per_user: u32,
 }
 
 impl LimitArgs {
@@ -298,6 +305,7 @@ pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
         calls: args.limits.calls(),
         policy: Policy {
             aging: Duration::from_secs(u64::from(args.aging_s)),
+            max_jobs: args.limits.max_jobs_per_user as usize,
             quotas: Quotas {
                 default: args.default_quota.map(|num| num as usize),
                 by_user: args.quota.into_iter().collect(),
@@ -313,7 +321,7 @@ pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
     raise_open_files();
     let asked = asked_to_end(args.die_with_parent)?;
     let facing = args.connection.coordinator.iter().find_map(|url| address_facing(url));
-    let access = args.connection.access()?;
+    let access = args.connection.access_as(LocalRole::Worker)?;
     let host = args.host.unwrap_or_else(host_name);
     let (data_listen, advertise) = data_addresses(args.listen, args.advertise, facing, &host);
     let config = toroid_worker::Config {
@@ -334,6 +342,7 @@ pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
         trace: args.trace,
         cache_dir: args.cache.unwrap_or_else(default_cache),
         join_token: args.join_token,
+        allow_roots: args.allow_root,
         leave_grace: args.leave_grace_ms.map(Duration::from_millis),
     };
     toroid_worker::run(config, asked).await.context("run the worker")?;

@@ -35,6 +35,7 @@ mod format;
 mod incidents;
 mod jobfile;
 mod jobs;
+mod links;
 mod local;
 mod output;
 mod plan;

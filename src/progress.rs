@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use toroid_proto as proto;
+use toroid_proto::json::state_word;
 
 use crate::format;
 use crate::output;
-use toroid_proto::json::state_word;
 
 /// Between two lines where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);

@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use toroid_proto::json::state_word;
 
 use crate::client::Connection;
 use crate::output;
-use toroid_proto::json::state_word;
 
 #[derive(Debug, clap::Args)]
 pub struct JobArgs {

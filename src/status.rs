@@ -7,14 +7,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 use toroid_proto as proto;
+use toroid_proto::json::{self, state_word};
 
 use crate::client::{Client, Connection};
 use crate::format::{bytes, count, duration, percent, rate, seconds, short_count, table, time};
 use crate::incidents;
+use crate::links;
 use crate::output;
 use crate::progress::event_line;
 use crate::watch::Follow;
-use toroid_proto::json::{self, state_word};
 
 /// Jobs go on without a coordinator; whoever watches one gives it this long to come back.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -331,6 +332,7 @@ fn details(job: &proto::Job, now_unix_ms: i64) -> String {
         let places = format!("tp {} x pp {} x dp {dp} on a {width} x {height} torus, epoch {}", s.tp, s.pp, job.epoch);
         rows.push(row("model", format!("{} parameters; {places}", short_count(job.num_params))));
     }
+    rows.extend(links::of_job(job).map(|links| row("links", links)));
     if let (Some(last), true) = (&job.last_step, job.first_loss != 0.0) {
         let loss = format!("{:.4} at first, {:.4} now; gradient norm {:.3}", job.first_loss, last.loss, last.grad_norm);
         rows.push(row("loss", loss));
@@ -505,6 +507,7 @@ fn worker_table(workers: &[proto::WorkerInfo]) -> String {
         "COMPUTES A STEP",
         "SILENT",
         "FINGERPRINT",
+        "LINKS",
         "WARM-UP",
     ];
     let mut rows = vec![header.map(String::from).to_vec()];
@@ -528,6 +531,7 @@ fn worker_table(workers: &[proto::WorkerInfo]) -> String {
             computes(w),
             silent,
             fingerprint,
+            links::in_words(&w.links),
             warm_up(w),
         ]
     }));
@@ -697,13 +701,14 @@ mod tests {
             warm_up_job: if rank < 0 { "tiny-1".into() } else { String::new() },
             warm_up_reason: if rank < 0 { "no data".into() } else { String::new() },
             warm_up_retry_s: if rank < 0 { 5.0 } else { 0.0 },
+            links: (rank >= 0).then(|| ("tcp".to_string(), 2)).into_iter().collect(),
             ..Default::default()
         };
         assert_eq!(
             worker_table(&[worker("w0", 0), worker("w1", -1)]),
-            "WORKER  HOST  PID   DEVICE  MEMORY                 JOB      RANK  COMPUTES A STEP  SILENT  FINGERPRINT  WARM-UP\n\
-             w0      h     4242  cpu     60.0 GB, 20.0 GB free  tiny-1   0     41.2 ms          0.2 s   f            -\n\
-             w1      h     4242  cpu     -                      (spare)  -     -                0.2 s   f            failed for tiny-1: no data; tried again in 5.0 s\n"
+            "WORKER  HOST  PID   DEVICE  MEMORY                 JOB      RANK  COMPUTES A STEP  SILENT  FINGERPRINT  LINKS                WARM-UP\n\
+             w0      h     4242  cpu     60.0 GB, 20.0 GB free  tiny-1   0     41.2 ms          0.2 s   f            2 tcp in clear text  -\n\
+             w1      h     4242  cpu     -                      (spare)  -     -                0.2 s   f            -                    failed for tiny-1: no data; tried again in 5.0 s\n"
         );
         assert!(worker_table(&[worker("w2", 2)]).contains("41.2 ms, slow: 2.0 times its peers"));
         let mut aside = worker("w1", -1);

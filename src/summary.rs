@@ -1,10 +1,10 @@
 //! What a job came to, as a table.
 
 use toroid_proto as proto;
+use toroid_proto::json::state_word;
 
 use crate::format::{bytes, count, duration, percent, rate, short_count, table};
 use crate::incidents;
-use toroid_proto::json::state_word;
 
 /// Of a job with its curve.
 pub fn text(job: &proto::Job) -> String {

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use tonic::{Code, Streaming};
 use toroid_proto as proto;
+use toroid_proto::json::is_ended;
 
 use crate::access::Access;
 use crate::client::{Client, explain};
-use toroid_proto::json::is_ended;
 
 /// Between two attempts to reach the coordinator again.
 const PAUSE: Duration = Duration::from_millis(200);

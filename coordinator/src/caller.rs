@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::time::SystemTime;
 
 use toroid_proto::Role;
 use toroid_security::server::{Peer, network};
@@ -11,6 +12,8 @@ use toroid_security::server::{Peer, network};
 pub(crate) struct Caller {
     pub who: Who,
     pub address: IpAddr,
+    /// When its certificate, its token or the certificate of this end does end, and its streams with it; `None`: never.
+    pub good_until: Option<SystemTime>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +36,7 @@ pub(crate) enum Who {
 
 impl Caller {
     pub fn new(who: Who, peer: &Peer) -> Caller {
-        Caller { who, address: peer.address.ip() }
+        Caller { who, address: peer.address.ip(), good_until: peer.good_until() }
     }
 
     pub fn may(&self, least: Option<Role>) -> bool {

@@ -12,7 +12,7 @@ use crate::store::etcd::EtcdConfig;
 
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Everything durable is below this folder, but for records that are in etcd; one coordinator leads at a time.
+    /// Everything durable is below this folder; with records in etcd, nothing that another coordinator needs.
     pub data_dir: PathBuf,
     /// Where records are, for several coordinators of which one leads; `None`: in a file in `data_dir`, for one.
     pub etcd: Option<EtcdConfig>,

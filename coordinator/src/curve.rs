@@ -13,12 +13,12 @@
 //!
 //! The file is open only while it is read or written: a coordinator has more jobs than it may open files. Rows that cannot be written
 //! stay in memory until they can ([`Curve::flush`]). A file that is damaged is an error of [`Curve::open`]; [`Curve::salvage`] takes
-//! the rows that can be read.
+//! the rows that can be read. Where several coordinators share a store, rows are in [`Segments`] first, and the file is the leader's copy of them.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Seek as _, SeekFrom, Write as _};
 use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -27,6 +27,7 @@ use toroid_proto::StepRecord;
 use toroid_torus::ids::Step;
 
 use crate::machine::{StepSummary, missing_record};
+use crate::segments::{Found, Segments, SegmentsError};
 
 pub const FILE_NAME: &str = "curve.csv";
 const HEADER: &str = "step,loss,ce,z_loss,balance_loss,grad_norm,lr,weight_decay,tokens,tokens_per_s,step_s,skipped,epoch,hidden_s,exposed_s,expert_load";
@@ -42,6 +43,8 @@ pub enum CurveError {
     Header { path: PathBuf },
     #[error("line {line} of {path} cannot be read: {reason}; correct it, or remove it and all lines after it")]
     Row { path: PathBuf, line: usize, reason: String },
+    #[error(transparent)]
+    Shared(#[from] SegmentsError),
 }
 
 /// Where a row lies.
@@ -65,6 +68,8 @@ pub struct Curve {
     /// What could not be written yet, ascending and after `rows`.
     unwritten: VecDeque<StepRecord>,
     unwritten_bytes: usize,
+    /// Where other coordinators find the rows; the file is a copy then.
+    shared: Option<Segments>,
 }
 
 /// What a file has, whatever is wrong with it.
@@ -131,7 +136,34 @@ impl Curve {
             last: None,
             unwritten: VecDeque::new(),
             unwritten_bytes: 0,
+            shared: None,
         }
+    }
+
+    /// Makes the file in `folder` anew of what other coordinators have left.
+    pub fn copy_from(segments: &Segments, found: &Found, folder: &Path) -> Result<(), CurveError> {
+        let (path, new) = (folder.join(FILE_NAME), folder.join(format!("{FILE_NAME}.new")));
+        let copy = || {
+            let mut file = BufWriter::new(File::create(&new)?);
+            writeln!(file, "{HEADER}")?;
+            segments.copy(found, &mut file)?;
+            file.flush()?;
+            std::fs::rename(&new, &path)
+        };
+        copy().map_err(|error| CurveError::Io { what: "copying the curve to", path, error })
+    }
+
+    /// From now on rows are in `segments` before they are in the file.
+    pub fn share(&mut self, segments: Segments) {
+        self.shared = Some(segments);
+    }
+
+    /// Puts the rows of the file in the place of those in `segments`.
+    pub fn replace_in(&self, segments: &mut Segments) -> Result<(), CurveError> {
+        let failed = |error| CurveError::Io { what: "reading", path: self.path.clone(), error };
+        let mut file = File::open(&self.path).map_err(failed)?;
+        file.seek(SeekFrom::Start(HEADER.len() as u64 + 1)).map_err(failed)?;
+        Ok(segments.replace(&mut BufReader::new(file), &self.path)?)
     }
 
     /// The rows of a damaged file that can be read, each step once, ascending. The file stays as it is; such a curve is only read.
@@ -282,6 +314,9 @@ impl Curve {
     pub fn cut(&mut self, keep: u64) -> Result<(), CurveError> {
         self.unwritten.retain(|r| r.step <= keep);
         self.unwritten_bytes = self.unwritten.iter().map(|r| format(r).len()).sum();
+        if let Some(shared) = &mut self.shared {
+            shared.cut(keep);
+        }
         let num_kept = self.rows.partition_point(|r| r.step <= keep);
         if let Some(first) = self.rows.get(num_kept) {
             self.end = first.offset;
@@ -303,12 +338,15 @@ impl Curve {
     /// Writes what could not be written before.
     pub fn flush(&mut self) -> Result<(), CurveError> {
         let mut text = if self.end == 0 { format!("{HEADER}\n") } else { String::new() };
+        let formatted: Vec<(u64, String)> = self.unwritten.iter().map(|r| (r.step, format(r))).collect();
         let (mut end, mut rows) = (self.end + text.len() as u64, Vec::new());
-        for record in &self.unwritten {
-            let row = format(record);
-            rows.push(Row { step: record.step, offset: end, bytes: row.len() as u64 });
+        for (step, row) in &formatted {
+            rows.push(Row { step: *step, offset: end, bytes: row.len() as u64 });
             end += row.len() as u64;
-            text.push_str(&row);
+            text.push_str(row);
+        }
+        if let Some(shared) = &mut self.shared {
+            shared.write(&formatted)?;
         }
         if text.is_empty() && !self.is_longer {
             return Ok(());
@@ -348,7 +386,7 @@ impl Curve {
 
     /// What is on disk is what there is.
     pub fn is_flushed(&self) -> bool {
-        self.unwritten.is_empty() && !self.is_longer
+        self.unwritten.is_empty() && !self.is_longer && !self.shared.as_ref().is_some_and(Segments::is_behind)
     }
 
     /// The rows from step `from` on, at most `max_rows` of them, and at least one but no more than have `max_bytes` in the file.

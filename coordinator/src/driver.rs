@@ -13,7 +13,7 @@
 //! driver, and all streams with it: what cannot be stored must not be decided, nor said (T-8, T-13).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
@@ -25,7 +25,8 @@ use toroid_torus::owner::OwnerId;
 use toroid_torus::units::names;
 
 use crate::error::CoordinatorError;
-use crate::files::{self, Condition, JobFiles, RETRY_INTERVAL};
+use crate::files::{self, Condition, JobFiles, Place, RETRY_INTERVAL};
+use crate::folder;
 use crate::handle::{Answer, AskError, Command, Connection, Handle, Jobs, Page, Question, Seen, Update, Waiting, Work};
 use crate::machine::clock::Boot;
 use crate::machine::{self, Change, Input, Machine, Now, Output, Reply, RequestError, RequestId, StreamId};
@@ -71,7 +72,7 @@ pub(crate) struct Driver {
     /// `None` only while it is written to.
     store: Option<Box<dyn Store>>,
     tenure: Tenure,
-    jobs_dir: PathBuf,
+    place: Place,
     /// Where users and workers reach this coordinator, `http://host:port`.
     address: String,
     waiting: Waiting,
@@ -95,23 +96,23 @@ impl Driver {
     pub async fn open(
         mut store: Box<dyn Store>,
         config: machine::Config,
-        jobs_dir: &Path,
+        place: Place,
         address: &str,
         asked: watch::Receiver<u32>,
         tokens: watch::Sender<TokenTable>,
     ) -> Result<(Driver, Handle), CoordinatorError> {
         let records = store.load().await?;
-        let folders = files::folders(jobs_dir)?;
+        let folders = files::folders(&place.jobs_dir)?;
         let (mut files, mut summaries, mut found) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         for record in &records {
             if let machine::record::Record::Job(job) = record {
-                let (its_files, steps, condition) = JobFiles::restore(jobs_dir, job);
+                let (its_files, steps, condition) = JobFiles::restore(&place, job);
                 files.insert(job.id.clone(), its_files);
                 summaries.insert(job.id.clone(), steps);
                 found.push((job.id.clone(), condition));
             }
         }
-        warn_of_unknown(jobs_dir, folders.iter().filter(|name| !files.contains_key(name.as_str())));
+        warn_of_unknown(&place.jobs_dir, folders.iter().filter(|name| !files.contains_key(name.as_str())));
         let clock = Clock::of_this_machine()?;
         let (machine, outputs) = Machine::restore(config, records, summaries, entropy()?, clock.now())?;
         let (handle, waiting) = Handle::new();
@@ -120,7 +121,7 @@ impl Driver {
             machine,
             tenure: store.tenure(),
             store: Some(store),
-            jobs_dir: jobs_dir.into(),
+            place,
             address: address.into(),
             waiting,
             asked,
@@ -160,6 +161,10 @@ impl Driver {
         match condition {
             Condition::Sound => Ok(()),
             Condition::Repaired(text) => self.input(Input::Note { job, kind: "curve.repaired", text }).await,
+            Condition::Unread(text) => {
+                self.retry_at.get_or_insert_with(|| Instant::now() + RETRY_INTERVAL);
+                self.input(Input::Note { job, kind: "curve.stalled", text }).await
+            }
             Condition::Damaged(reason) => {
                 tracing::warn!(job = job.as_str(), "the files of the job are damaged: {reason}");
                 self.input(Input::Fault { job, reason: format!("its files are damaged: {reason}") }).await
@@ -241,6 +246,13 @@ impl Driver {
     async fn command(&mut self, command: Command) -> Result<(), Stop> {
         match command {
             Command::Submit { submission, answer } => {
+                if self.place.shared.is_some()
+                    && let Some(error) = folder::not_shared(&submission.toml)
+                {
+                    // Whoever does not wait any more does not hear of it.
+                    let _ = answer.send(Err(error.into()));
+                    return Ok(());
+                }
                 let owner = self.new_owner();
                 self.request(answer, |request| Input::Submit { request, submission, owner }).await
             }
@@ -352,9 +364,10 @@ impl Driver {
             match output {
                 Output::Persist(change) => self.persist(&change).await?,
                 Output::CreateFolder { job, toml } => {
-                    let files = JobFiles::create(&self.jobs_dir, &job, &toml).unwrap_or_else(|reason| {
+                    let record = self.machine.record(&job).expect("the machine has the jobs that it makes folders for");
+                    let files = JobFiles::create(&self.place, record, &toml).unwrap_or_else(|reason| {
                         later.push(Input::Fault { job: job.clone(), reason: reason.clone() });
-                        JobFiles::broken(&self.jobs_dir, &job, &reason)
+                        JobFiles::broken(&self.place, &job, &reason)
                     });
                     self.files.insert(job, files);
                 }
@@ -478,6 +491,10 @@ impl Driver {
         let (mut overrun, mut later) = (Vec::new(), Vec::new());
         for job in stalled {
             let event = self.files(&job).flush();
+            if self.files(&job).is_outdated() {
+                let reason = self.files(&job).fault().unwrap_or_default().to_string();
+                return Err(CoordinatorError::Curve { job: job.to_string(), reason }.into());
+            }
             for (stream, message) in self.files(&job).released() {
                 overrun.extend(self.send(stream, message));
             }

@@ -21,6 +21,8 @@ pub enum CoordinatorError {
     Restore(#[from] RestoreError),
     #[error("{what} {path} failed: {error}")]
     Io { what: &'static str, path: PathBuf, error: io::Error },
+    #[error("the curve of {job} has to be read again: {reason}")]
+    Curve { job: String, reason: String },
     #[error("drawing random bytes failed: {0}")]
     Random(getrandom::Error),
     #[error("serving gRPC failed: {0}")]

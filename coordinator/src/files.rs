@@ -6,6 +6,9 @@
 //!   later          a row cannot be written: it waits in memory, and with it whatever says that it is kept; tried again every second
 //! ```
 //!
+//! With records in etcd the rows are in the folder of the job's checkpoints (`segments`), and the job's folder is this coordinator's copy, made anew each
+//! time that it begins to lead. Where they cannot be read then, the job goes on and its rows wait.
+//!
 //! A fault is that of one job: users see it with the job, the others go on. A folder that the store does not know is never used.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -16,12 +19,13 @@ use std::time::Duration;
 
 use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body;
-use toroid_torus::ids::{Epoch, Step};
+use toroid_torus::ids::{Epoch, Step, Term};
 
 use crate::curve::{Curve, CurveError, FILE_NAME, Salvage};
 use crate::error::CoordinatorError;
 use crate::machine::record::{JobRecord, State};
 use crate::machine::{StepSummary, StreamId};
+use crate::segments::{Found, Segments, SegmentsError};
 
 /// Rows that wait for the disk, by job; beyond, the job fails.
 pub(crate) const MAX_UNWRITTEN_BYTES: usize = 64 << 20;
@@ -29,6 +33,26 @@ pub(crate) const MAX_UNWRITTEN_BYTES: usize = 64 << 20;
 const MAX_HELD: usize = 16;
 /// Between two attempts to write what waits.
 pub(crate) const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Where jobs have their files.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    /// On this coordinator's disk.
+    pub jobs_dir: PathBuf,
+    /// Of this leadership, where other coordinators are to find the curves; `None`: there are no others.
+    pub shared: Option<Term>,
+}
+
+impl Place {
+    fn folder(&self, job: &str) -> PathBuf {
+        self.jobs_dir.join(job)
+    }
+
+    fn segments(&self, record: &JobRecord) -> Option<Segments> {
+        let (term, root, owner) = (self.shared?, record.spec.checkpoint.path.as_deref()?, record.owner?);
+        Some(Segments::new(root, owner, term))
+    }
+}
 
 pub(crate) struct JobFiles {
     curve: Curve,
@@ -38,6 +62,8 @@ pub(crate) struct JobFiles {
     is_stalled: bool,
     /// What must not be said before the rows are on disk.
     held: VecDeque<(StreamId, Box<proto::CoordinatorMessage>)>,
+    /// The curve is longer than it was known to be when this coordinator began to lead.
+    is_outdated: bool,
 }
 
 /// How the files of a job were found when the coordinator started.
@@ -45,6 +71,8 @@ pub(crate) enum Condition {
     Sound,
     /// In words: what was lost, and what was done.
     Repaired(String),
+    /// In words. Rows wait until they can be read.
+    Unread(String),
     /// In words. A job that has not ended cannot go on.
     Damaged(String),
 }
@@ -62,8 +90,8 @@ pub(crate) fn folders(jobs_dir: &Path) -> Result<BTreeSet<String>, CoordinatorEr
 
 impl JobFiles {
     /// Makes the folder of a new job. One that is there already is not the job's, whosever it is.
-    pub fn create(jobs_dir: &Path, job: &str, toml: &str) -> Result<JobFiles, String> {
-        let folder = jobs_dir.join(job);
+    pub fn create(place: &Place, record: &JobRecord, toml: &str) -> Result<JobFiles, String> {
+        let folder = place.folder(&record.id);
         match std::fs::create_dir(&folder) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
@@ -72,28 +100,40 @@ impl JobFiles {
             Err(e) => return Err(format!("its folder {} cannot be made: {e}", folder.display())),
         }
         write_job_file(&folder, toml)?;
-        let (curve, _) = Curve::open(&folder).map_err(|e| e.to_string())?;
+        let (mut curve, _) = Curve::open(&folder).map_err(|e| e.to_string())?;
+        if let Some(segments) = place.segments(record) {
+            curve.share(segments);
+        }
         Ok(JobFiles::of(curve))
     }
 
     fn of(curve: Curve) -> JobFiles {
-        JobFiles { curve, fault: None, is_stalled: false, held: VecDeque::new() }
+        JobFiles { curve, fault: None, is_stalled: false, held: VecDeque::new(), is_outdated: false }
     }
 
     /// Of a job whose files cannot be used.
-    pub fn broken(jobs_dir: &Path, job: &str, reason: &str) -> JobFiles {
-        JobFiles { fault: Some(reason.into()), ..JobFiles::of(Curve::empty(&jobs_dir.join(job))) }
+    pub fn broken(place: &Place, job: &str, reason: &str) -> JobFiles {
+        JobFiles { fault: Some(reason.into()), ..JobFiles::of(Curve::empty(&place.folder(job))) }
     }
 
     /// The files of a job that the store knows.
-    pub fn restore(jobs_dir: &Path, record: &JobRecord) -> (JobFiles, Vec<StepSummary>, Condition) {
-        match try_restore(&jobs_dir.join(record.id.as_str()), record) {
-            Ok((curve, summaries, Condition::Damaged(reason))) => {
-                let files = JobFiles { fault: Some(reason.clone()), ..JobFiles::of(curve) };
-                (files, summaries, Condition::Damaged(reason))
+    pub fn restore(place: &Place, record: &JobRecord) -> (JobFiles, Vec<StepSummary>, Condition) {
+        let folder = place.folder(&record.id);
+        let restored = match place.segments(record) {
+            None => try_restore(&folder, record, &folder.join(FILE_NAME)),
+            Some(segments) => restore_shared(&folder, record, segments),
+        };
+        match restored {
+            Ok((curve, summaries, condition)) => {
+                let mut files = JobFiles::of(curve);
+                match &condition {
+                    Condition::Damaged(reason) => files.fault = Some(reason.clone()),
+                    Condition::Unread(reason) => (files.fault, files.is_stalled) = (Some(reason.clone()), true),
+                    Condition::Sound | Condition::Repaired(_) => {}
+                }
+                (files, summaries, condition)
             }
-            Ok((curve, summaries, condition)) => (JobFiles::of(curve), summaries, condition),
-            Err(reason) => (JobFiles::broken(jobs_dir, &record.id, &reason), Vec::new(), Condition::Damaged(reason)),
+            Err(reason) => (JobFiles::broken(place, &record.id, &reason), Vec::new(), Condition::Damaged(reason)),
         }
     }
 
@@ -103,6 +143,11 @@ impl JobFiles {
 
     pub fn fault(&self) -> Option<&str> {
         self.fault.as_deref()
+    }
+
+    /// Only a leadership that begins anew knows the curve as it is.
+    pub fn is_outdated(&self) -> bool {
+        self.is_outdated
     }
 
     pub fn is_stalled(&self) -> bool {
@@ -143,6 +188,8 @@ impl JobFiles {
                 Some("all rows of the curve are on disk again".into())
             }
             (Err(error), true) => {
+                self.is_outdated =
+                    matches!(error, CurveError::Shared(SegmentsError::Another { .. } | SegmentsError::Deposed { .. }));
                 self.fault = Some(stalled(&error));
                 None
             }
@@ -196,13 +243,64 @@ fn write_job_file(folder: &Path, toml: &str) -> Result<(), String> {
 
 type Restored = (Curve, Vec<StepSummary>, Condition);
 
-fn try_restore(folder: &Path, record: &JobRecord) -> Result<Restored, String> {
+/// With what other coordinators have left of the curve.
+fn restore_shared(folder: &Path, record: &JobRecord, mut segments: Segments) -> Result<Restored, String> {
+    let found = match fetch(folder, &segments) {
+        Ok(found) => found,
+        Err(error) if record.state.is_ended() => return Err(error.to_string()),
+        Err(error) => {
+            segments.leave_unread();
+            let mut curve = Curve::empty(folder);
+            curve.share(segments);
+            return Ok((curve, Vec::new(), Condition::Unread(stalled(&error))));
+        }
+    };
+    let (mut curve, summaries, condition) = try_restore(folder, record, segments.folder())?;
+    let kept = match (found, &condition) {
+        (None, _) => Ok(()),
+        (Some(found), _) if record.state.is_ended() => {
+            segments.remember(&found).map_err(|e| e.to_string())?;
+            Ok(())
+        }
+        (Some(_), Condition::Repaired(_)) => curve.replace_in(&mut segments),
+        (Some(found), _) => segments.take_over(found).map_err(CurveError::from),
+    };
+    let condition = match kept {
+        Ok(()) => condition,
+        Err(error) => {
+            segments.leave_unread();
+            Condition::Unread(stalled(&error))
+        }
+    };
+    curve.share(segments);
+    Ok((curve, summaries, condition))
+}
+
+/// Makes the copy in `folder` anew; where nothing was found, there is none.
+fn fetch(folder: &Path, segments: &Segments) -> Result<Option<Found>, CurveError> {
+    let failed = |what, error| CurveError::Io { what, path: folder.into(), error };
+    std::fs::create_dir_all(folder).map_err(|error| failed("making", error))?;
+    let found = segments.find()?;
+    match &found {
+        Some(found) => Curve::copy_from(segments, found, folder)?,
+        None => match std::fs::remove_file(folder.join(FILE_NAME)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("removing an old curve from", error));
+            }
+            _ => {}
+        },
+    }
+    Ok(found)
+}
+
+/// `kept`: where the curve was.
+fn try_restore(folder: &Path, record: &JobRecord, kept: &Path) -> Result<Restored, String> {
     let is_ended = record.state.is_ended();
     let had_rows = record.high_step > record.restore_step;
     let path = folder.join(FILE_NAME);
     let is_gone = !path.exists();
     if is_gone && is_ended {
-        let what = if folder.exists() { path.as_path() } else { folder };
+        let what = if folder.exists() { kept } else { folder };
         let gone = Condition::Damaged(format!("{} is gone", what.display()));
         return Ok((Curve::empty(folder), Vec::new(), if had_rows { gone } else { Condition::Sound }));
     }
@@ -219,16 +317,16 @@ fn try_restore(folder: &Path, record: &JobRecord) -> Result<Restored, String> {
         let num = summaries.len();
         return Err(format!(
             "{} has {num} rows, and this job has made no step: the folder is another's",
-            path.display()
+            kept.display()
         ));
     }
     let (last, expected) =
         (summaries.last().map_or(Step::ZERO, |s| s.step).max(record.restore_step), expected_step(record));
     let condition = match (is_gone, last < expected) {
-        (true, _) if had_rows => Condition::Repaired(format!("{} was gone; a new one begins", path.display())),
+        (true, _) if had_rows => Condition::Repaired(format!("{} was gone; a new one begins", kept.display())),
         (_, false) => Condition::Sound,
         (_, true) => {
-            let text = format!("{} ends at step {last}, and had step {expected}", path.display());
+            let text = format!("{} ends at step {last}, and had step {expected}", kept.display());
             if is_ended { Condition::Damaged(text) } else { Condition::Repaired(text) }
         }
     };
@@ -256,7 +354,7 @@ fn damaged(folder: &Path, is_ended: bool, error: &CurveError) -> Result<Restored
 mod tests {
     use super::*;
     use toroid_torus::ids::Term;
-    use toroid_torus::owner::OwnerId;
+    use toroid_torus::owner::{OWNER_NAME, Owner, OwnerId};
 
     use crate::machine::{Config, Input, Limits, Machine, Now, Policy, RequestId, Retention, Submission};
 
@@ -279,6 +377,10 @@ mod tests {
         JobRecord { state, epoch: Epoch::new(1), high_step: Step::new(3), ..machine.record("j-1").unwrap().clone() }
     }
 
+    fn local(jobs_dir: &tempfile::TempDir) -> Place {
+        Place { jobs_dir: jobs_dir.path().into(), shared: None }
+    }
+
     fn step(step: u64) -> proto::StepRecord {
         proto::StepRecord { step, loss: 0.5, ..Default::default() }
     }
@@ -286,7 +388,7 @@ mod tests {
     /// Files of j-1 with three rows, whose second and third were swapped.
     fn swapped() -> (tempfile::TempDir, PathBuf) {
         let jobs_dir = tempfile::tempdir().unwrap();
-        let mut files = JobFiles::create(jobs_dir.path(), "j-1", "toml").unwrap();
+        let mut files = JobFiles::create(&local(&jobs_dir), &record_of(State::Running), "toml").unwrap();
         (1..=3).for_each(|n| assert_eq!(files.append(&step(n)), None));
         let path = jobs_dir.path().join("j-1").join(FILE_NAME);
         let text = std::fs::read_to_string(&path).unwrap();
@@ -303,7 +405,7 @@ mod tests {
     #[test]
     fn a_job_that_goes_on_gets_a_new_curve_of_what_can_be_read() {
         let (jobs_dir, path) = swapped();
-        let (mut files, summaries, condition) = JobFiles::restore(jobs_dir.path(), &record_of(State::Running));
+        let (mut files, summaries, condition) = JobFiles::restore(&local(&jobs_dir), &record_of(State::Running));
         let Condition::Repaired(text) = condition else { panic!("it is repaired") };
         for words in ["step 2 follows step 3", "3 of 3 rows can be read", "curve.csv.damaged-1"] {
             assert!(text.contains(words), "{text}");
@@ -312,7 +414,7 @@ mod tests {
         assert_eq!(files.append(&step(4)), None);
         assert_eq!(steps(&files), [1, 2, 3, 4]);
         assert!(path.with_file_name("curve.csv.damaged-1").exists());
-        let (files, _, condition) = JobFiles::restore(jobs_dir.path(), &record_of(State::Running));
+        let (files, _, condition) = JobFiles::restore(&local(&jobs_dir), &record_of(State::Running));
         assert!(matches!(condition, Condition::Sound));
         assert_eq!(steps(&files), [1, 2, 3, 4]);
     }
@@ -322,13 +424,13 @@ mod tests {
         let (jobs_dir, path) = swapped();
         let before = std::fs::read(&path).unwrap();
         let record = record_of(State::Failed);
-        let (files, summaries, condition) = JobFiles::restore(jobs_dir.path(), &record);
+        let (files, summaries, condition) = JobFiles::restore(&local(&jobs_dir), &record);
         assert!(matches!(condition, Condition::Damaged(text) if text.contains("step 2 follows step 3")));
         assert_eq!((summaries.len(), steps(&files)), (3, vec![1, 2, 3]));
         assert_eq!(std::fs::read(&path).unwrap(), before);
 
         std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
-        let (files, _, condition) = JobFiles::restore(jobs_dir.path(), &record);
+        let (files, _, condition) = JobFiles::restore(&local(&jobs_dir), &record);
         assert!(matches!(condition, Condition::Damaged(text) if text.ends_with("j-1 is gone")));
         assert!(files.fault().is_some() && !path.exists(), "nothing is made again");
     }
@@ -338,10 +440,10 @@ mod tests {
         let (jobs_dir, path) = swapped();
         std::fs::remove_file(&path).unwrap();
         let fresh = JobRecord { high_step: Step::ZERO, ..record_of(State::Running) };
-        let (_, _, condition) = JobFiles::restore(jobs_dir.path(), &fresh);
+        let (_, _, condition) = JobFiles::restore(&local(&jobs_dir), &fresh);
         assert!(matches!(condition, Condition::Sound), "it had none");
         std::fs::remove_file(&path).unwrap();
-        let (mut files, _, condition) = JobFiles::restore(jobs_dir.path(), &record_of(State::Running));
+        let (mut files, _, condition) = JobFiles::restore(&local(&jobs_dir), &record_of(State::Running));
         assert!(matches!(condition, Condition::Repaired(text) if text.contains("was gone; a new one begins")));
         assert_eq!(files.append(&step(4)), None);
         assert_eq!(steps(&files), [4]);
@@ -350,16 +452,16 @@ mod tests {
     #[test]
     fn a_curve_that_ends_too_early_is_seen() {
         let (jobs_dir, _) = swapped();
-        let (_, _, condition) = JobFiles::restore(jobs_dir.path(), &record_of(State::Running));
+        let (_, _, condition) = JobFiles::restore(&local(&jobs_dir), &record_of(State::Running));
         assert!(matches!(condition, Condition::Repaired(_)));
-        let (_, _, condition) = JobFiles::restore(jobs_dir.path(), &record_of(State::Done));
+        let (_, _, condition) = JobFiles::restore(&local(&jobs_dir), &record_of(State::Done));
         assert!(matches!(condition, Condition::Damaged(text) if text.contains("ends at step 3, and had step 9")));
     }
 
     #[test]
     fn what_says_that_a_row_is_kept_waits_for_the_disk() {
         let (jobs_dir, path) = swapped();
-        let (mut files, _, _) = JobFiles::restore(jobs_dir.path(), &record_of(State::Running));
+        let (mut files, _, _) = JobFiles::restore(&local(&jobs_dir), &record_of(State::Running));
         let away = path.with_file_name("away");
         std::fs::rename(&path, &away).unwrap();
         let ack = |step| Body::StepAck(proto::StepAck { job_id: "j-1".into(), step });
@@ -382,7 +484,7 @@ mod tests {
     #[test]
     fn rows_that_wait_have_a_bound() {
         let (jobs_dir, path) = swapped();
-        let (mut files, _, _) = JobFiles::restore(jobs_dir.path(), &record_of(State::Running));
+        let (mut files, _, _) = JobFiles::restore(&local(&jobs_dir), &record_of(State::Running));
         std::fs::remove_file(&path).unwrap();
         let mut step = step(3);
         step.expert_load = vec![u64::MAX; 100_000];
@@ -398,7 +500,7 @@ mod tests {
     #[test]
     fn messages_that_wait_for_the_disk_have_a_bound() {
         let (jobs_dir, path) = swapped();
-        let (mut files, _, _) = JobFiles::restore(jobs_dir.path(), &record_of(State::Running));
+        let (mut files, _, _) = JobFiles::restore(&local(&jobs_dir), &record_of(State::Running));
         std::fs::remove_file(&path).unwrap();
         assert!(files.append(&step(4)).is_some(), "the row waits");
         for step in 1..=100 {
@@ -411,5 +513,92 @@ mod tests {
             _ => None,
         });
         assert!(steps.eq(85..=100), "the newest are kept");
+    }
+
+    /// The job's record, and the folder of its checkpoints.
+    fn shared(root: &Path, state: State) -> JobRecord {
+        let mut record = record_of(state);
+        record.spec.checkpoint.path = Some(root.to_string_lossy().into_owned());
+        let owner = Owner::new(record.owner.unwrap(), "j-1", "j", 1);
+        std::fs::create_dir_all(root).unwrap();
+        std::fs::write(root.join(OWNER_NAME), owner.to_json()).unwrap();
+        record
+    }
+
+    /// A coordinator with a disk of its own that leads with this term.
+    fn coordinator(term: u64) -> (tempfile::TempDir, Place) {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place { jobs_dir: dir.path().into(), shared: Some(Term::new(term)) };
+        (dir, place)
+    }
+
+    #[test]
+    fn the_curve_outlives_the_disk_of_a_coordinator() {
+        let root = tempfile::tempdir().unwrap();
+        let record = shared(root.path(), State::Running);
+        let (first_dir, first) = coordinator(1);
+        let mut files = JobFiles::create(&first, &record, "toml").unwrap();
+        (1..=3).for_each(|n| assert_eq!(files.append(&step(n)), None));
+        files.append_gap(4..=5);
+        drop(first_dir);
+
+        let (second_dir, second) = coordinator(2);
+        let (mut files, summaries, condition) = JobFiles::restore(&second, &record);
+        assert!(matches!(condition, Condition::Sound));
+        assert_eq!((summaries.len(), steps(&files)), (5, vec![1, 2, 3, 4, 5]));
+        assert_eq!(files.cut(2), None);
+        assert_eq!(files.append(&step(3)), None);
+        let text = std::fs::read_to_string(second_dir.path().join("j-1").join(FILE_NAME)).unwrap();
+        assert_eq!(text.lines().count(), 4, "people find it, too: {text}");
+
+        // The first comes back to lead, with an old copy: what counts is what all find.
+        let (_third_dir, third) = coordinator(3);
+        std::fs::create_dir(third.folder("j-1")).unwrap();
+        std::fs::write(third.folder("j-1").join(FILE_NAME), "an old copy").unwrap();
+        let (files, _, condition) = JobFiles::restore(&third, &record);
+        assert!(matches!(condition, Condition::Sound));
+        assert_eq!(files.curve().read(0, 9, usize::MAX).unwrap(), [step(1), step(2), step(3)]);
+        let (files, summaries, _) = JobFiles::restore(&coordinator(4).1, &shared(root.path(), State::Failed));
+        assert_eq!((summaries.len(), files.fault()), (3, None), "one that has ended is shown");
+    }
+
+    #[test]
+    fn a_curve_that_cannot_be_read_now_is_left_for_whoever_can() {
+        let root = tempfile::tempdir().unwrap();
+        let (root, away) = (root.path().join("ck"), root.path().join("away"));
+        let record = shared(&root, State::Running);
+        let (_first_dir, first) = coordinator(1);
+        JobFiles::create(&first, &record, "toml").unwrap().append(&step(1));
+        // The owner's record is there, and what is in the folder cannot be read.
+        std::fs::rename(root.join("curve"), &away).unwrap();
+        std::fs::write(root.join("curve"), "").unwrap();
+        let (_second_dir, second) = coordinator(2);
+        let (mut files, summaries, condition) = JobFiles::restore(&second, &record);
+        assert!(matches!(condition, Condition::Unread(text) if text.contains("wait in memory")));
+        assert!(summaries.is_empty() && files.is_stalled());
+        assert_eq!((files.append(&step(2)), files.flush(), files.is_outdated()), (None, None, false));
+        std::fs::remove_file(root.join("curve")).unwrap();
+        std::fs::rename(&away, root.join("curve")).unwrap();
+        assert_eq!((files.flush(), files.is_outdated()), (None, true), "{:?}", files.fault());
+        let (files, _, condition) = JobFiles::restore(&coordinator(3).1, &record);
+        assert!(matches!(condition, Condition::Sound));
+        assert_eq!(steps(&files), [1]);
+    }
+
+    #[test]
+    fn a_damaged_segment_is_written_anew_for_all() {
+        let root = tempfile::tempdir().unwrap();
+        let record = shared(root.path(), State::Running);
+        let (_first_dir, first) = coordinator(1);
+        let mut files = JobFiles::create(&first, &record, "toml").unwrap();
+        (1..=3).for_each(|n| assert_eq!(files.append(&step(n)), None));
+        let head = std::fs::read_dir(root.path().join("curve")).unwrap().next().unwrap().unwrap().path();
+        let damaged = std::fs::read_to_string(&head).unwrap().replacen("\n2,", "\n2,x", 1);
+        std::fs::write(&head, damaged).unwrap();
+        let (_, _, condition) = JobFiles::restore(&coordinator(2).1, &record);
+        assert!(matches!(condition, Condition::Repaired(text) if text.contains("2 of 3 rows can be read")));
+        let (files, _, condition) = JobFiles::restore(&coordinator(3).1, &record);
+        assert!(matches!(condition, Condition::Sound), "what could be read is what all find");
+        assert_eq!(steps(&files), [1, 3]);
     }
 }

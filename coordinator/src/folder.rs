@@ -30,6 +30,20 @@ pub(crate) enum FolderError {
          them; give this job another folder, and to go on from one of them name it with resume_from = \"{path}/step-<n>\""
     )]
     Unowned { path: String, found: String },
+    #[error(
+        "checkpoint.path {found}, and several coordinators share this cluster's records: name a folder, absolute or as a file:// URL, that all          coordinators and workers have in common; checkpoints and the curve of the job are kept there"
+    )]
+    NotShared { found: String },
+}
+
+/// What forbids a new job where several coordinators must find what it keeps. A file that is not valid is refused by the machine.
+pub(crate) fn not_shared(toml: &str) -> Option<FolderError> {
+    let found = match job::parse(toml).ok()?.checkpoint.path {
+        Some(path) if Path::new(path.strip_prefix("file://").unwrap_or(&path)).is_absolute() => return None,
+        Some(path) => format!("= \"{path}\""),
+        None => "is not set".into(),
+    };
+    Some(FolderError::NotShared { found })
 }
 
 /// What forbids a new job the folder that its file names. A file that is not valid is refused by the machine.

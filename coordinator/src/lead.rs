@@ -16,6 +16,7 @@ use toroid_proto as proto;
 use crate::config::{Config, refuse_empty};
 use crate::driver::{Driver, Ended};
 use crate::error::CoordinatorError;
+use crate::files::Place;
 use crate::handle::{AskError, Command, Handle, Question, Standby};
 use crate::machine::{self, Limits};
 use crate::store::etcd::{Candidate, EtcdConfig, Sight};
@@ -205,6 +206,7 @@ impl Coordinator {
             policy: self.config.policy.clone(),
             join_token: self.config.join_token.clone(),
         };
+        let place = Place { jobs_dir, shared: self.config.etcd.is_some().then(|| store.tenure().term()) };
         let (role, address, asked) = (self.role.clone(), self.address.clone(), self.asked.clone());
         let tokens = self.tokens.clone();
         let (folder, runtime) = (self.data_dir.display().to_string(), tokio::runtime::Handle::current());
@@ -212,7 +214,7 @@ impl Coordinator {
         // A thread of its own: durable writes block.
         let driving = tokio::task::spawn_blocking(move || {
             runtime.block_on(async move {
-                let (driver, handle) = Driver::open(store, machine_config, &jobs_dir, &address, asked, tokens).await?;
+                let (driver, handle) = Driver::open(store, machine_config, place, &address, asked, tokens).await?;
                 tracing::info!(folder, term, "the coordinator is ready");
                 role.send_replace(Role::Leads(handle));
                 driver.run().await

@@ -4,12 +4,13 @@
 //!   grpc/     JobService, AdminService, WorkerService, reflection, health: who may call   ── commands ──┐
 //!   driver    one task: executes what the machine says, in that order  <──────┘
 //!   machine   a crate of its own, pure: input + now -> outputs; all decisions, each with its reason
-//!   store/    records of jobs, durable      files, curve   the folder of each job, curve.csv: durable
+//!   store/    records of jobs, durable      files, curve, segments   the folder of each job, curve.csv: durable
 //!   lead      standby -> campaigns -> leads (a driver with a machine from the store) -> standby; with a store of its own it leads at once
 //! ```
 //!
 //! On disk: `<data_dir>/coordinator.redb` (records, where they are not in etcd), `<data_dir>/audit/` (who changed what), `<data_dir>/jobs/<id>/` with `job.toml`, `curve.csv` and, where a job names no
-//! other place, `checkpoints/`. All of it may be killed at any instant; a coordinator that starts on the same folder goes on, and
+//! other place, `checkpoints/`. With records in etcd the curve is in the folder of the checkpoints first (`segments`), and
+//! nothing in `<data_dir>` is needed by another coordinator. All of it may be killed at any instant; a coordinator that starts on the same folder goes on, and
 //! workers go on meanwhile (T-9).
 
 #![forbid(unsafe_code)]
@@ -28,6 +29,7 @@ mod http;
 mod lead;
 mod outbox;
 mod roots;
+pub mod segments;
 pub mod store;
 mod tokens;
 
@@ -42,7 +44,6 @@ use tokio::sync::watch;
 use audit::Audit;
 use config::{limits, make_data_dir};
 use lead::Coordinator;
-use roots::Roots;
 use toroid_security::server::ServerTls;
 
 /// Whether tests can have things go wrong in here; the binary `toroid` does not build with that.
@@ -70,7 +71,8 @@ pub async fn run(
     let listens =
         |error| CoordinatorError::Io { what: "finding the address listened on beside", path: data_dir.clone(), error };
     let scheme = if tls.is_some() { "https" } else { "http" };
-    let roots = Roots::new(&[config.allow_roots.clone(), vec![data_dir.clone()]].concat());
+    let roots =
+        toroid_security::Roots::new("coordinator", &[config.allow_roots.clone(), vec![data_dir.clone()]].concat());
     let access = grpc::Access { tls, connections: config.connections, calls: config.calls, audit, roots };
     let address = match &config.advertise {
         Some(address) => address.clone(),

@@ -2,11 +2,15 @@
 //!
 //! A job with steps of a millisecond has a thousand acknowledgements a second, and a worker may get no processor for that long: an
 //! acknowledgement is one of all steps before, so one that waits last is replaced by the next. All else has a place of its own.
+//!
+//! Where a stream ends as its certificate does, the worker may come back on another: what is said meanwhile is dropped, and said again after its
+//! next Register, as with every stream that another replaces.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, SystemTime};
 
 use toroid_proto::CoordinatorMessage;
 use toroid_proto::coordinator_message::Body;
@@ -21,6 +25,8 @@ struct Queue {
     waker: Option<Waker>,
     /// Either end is gone.
     is_closed: bool,
+    /// The stream's end is gone, and its worker may come back on another.
+    is_away: bool,
 }
 
 type Shared = Arc<Mutex<Queue>>;
@@ -34,15 +40,34 @@ fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
 pub(crate) struct Outbox(Shared);
 
 /// The stream's end.
-pub(crate) struct Outgoing(Shared);
+pub(crate) struct Outgoing {
+    queue: Shared,
+    grace: Grace,
+}
+
+/// When a stream that ends may be followed by another of the same worker.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Grace {
+    /// When what made the worker known ends, and its streams with it; `None`: never.
+    pub good_until: Option<SystemTime>,
+    /// How long the worker has to come back. The clocks of both ends differ by less.
+    pub limit: Duration,
+}
+
+impl Grace {
+    /// A stream that ends now ends as its certificate does.
+    pub fn applies(&self) -> bool {
+        self.good_until.is_some_and(|end| end <= SystemTime::now() + self.limit)
+    }
+}
 
 /// The message was not taken: as many wait as may, or nobody sends them any more.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct NotTaken;
 
-pub(crate) fn outbox() -> (Outbox, Outgoing) {
+pub(crate) fn outbox(grace: Grace) -> (Outbox, Outgoing) {
     let queue = Shared::default();
-    (Outbox(queue.clone()), Outgoing(queue))
+    (Outbox(queue.clone()), Outgoing { queue, grace })
 }
 
 impl Outbox {
@@ -50,6 +75,9 @@ impl Outbox {
         let mut queue = lock(&self.0);
         if queue.is_closed {
             return Err(NotTaken);
+        }
+        if queue.is_away {
+            return Ok(());
         }
         let is_full = queue.waiting.len() == MAX_MESSAGES;
         match queue.waiting.back_mut() {
@@ -88,7 +116,8 @@ impl Drop for Outbox {
 
 impl Drop for Outgoing {
     fn drop(&mut self) {
-        *lock(&self.0) = Queue { is_closed: true, ..Queue::default() };
+        let is_away = self.grace.applies();
+        *lock(&self.queue) = Queue { is_closed: !is_away, is_away, ..Queue::default() };
     }
 }
 
@@ -96,7 +125,7 @@ impl futures_core::Stream for Outgoing {
     type Item = CoordinatorMessage;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<CoordinatorMessage>> {
-        let mut queue = lock(&self.0);
+        let mut queue = lock(&self.queue);
         match queue.waiting.pop_front() {
             Some(message) => Poll::Ready(Some(message)),
             None if queue.is_closed => Poll::Ready(None),
@@ -118,13 +147,17 @@ mod tests {
         CoordinatorMessage { term: 1, body: Some(Body::StepAck(StepAck { job_id: job.into(), step })) }
     }
 
+    fn grace(good_for: Option<Duration>) -> Grace {
+        Grace { good_until: good_for.map(|left| SystemTime::now() + left), limit: Duration::from_secs(60) }
+    }
+
     fn stop(job: &str) -> CoordinatorMessage {
         CoordinatorMessage { term: 1, body: Some(Body::Stop(Stop { job_id: job.into(), ..Stop::default() })) }
     }
 
     #[tokio::test]
     async fn acknowledgements_that_wait_are_one() {
-        let (outbox, outgoing) = outbox();
+        let (outbox, outgoing) = outbox(grace(None));
         (1..=10_000).for_each(|step| assert_eq!(outbox.push(ack("j-1", step)), Ok(())));
         outbox.push(stop("j-1")).unwrap();
         (1..=3).for_each(|step| outbox.push(ack("j-1", step)).unwrap());
@@ -136,7 +169,7 @@ mod tests {
 
     #[tokio::test]
     async fn other_messages_are_bounded() {
-        let (outbox, mut outgoing) = outbox();
+        let (outbox, mut outgoing) = outbox(grace(None));
         (0..MAX_MESSAGES).for_each(|_| outbox.push(stop("j-1")).unwrap());
         assert_eq!(outbox.push(stop("j-1")), Err(NotTaken));
         assert_eq!(outgoing.next().await, Some(stop("j-1")));
@@ -147,7 +180,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_is_woken_by_a_message_and_by_the_end() {
-        let (outbox, mut outgoing) = outbox();
+        let (outbox, mut outgoing) = outbox(grace(None));
         let waiting = tokio::spawn(async move { (outgoing.next().await, outgoing.next().await) });
         tokio::task::yield_now().await;
         outbox.push(stop("j-1")).unwrap();
@@ -158,8 +191,16 @@ mod tests {
 
     #[tokio::test]
     async fn what_nobody_sends_is_not_taken() {
-        let (outbox, outgoing) = outbox();
+        let (outbox, outgoing) = outbox(grace(None));
         drop(outgoing);
         assert_eq!(outbox.push(stop("j-1")), Err(NotTaken));
+    }
+    #[tokio::test]
+    async fn what_is_said_to_a_worker_whose_certificate_has_ended_waits_for_its_next_stream() {
+        for (good_for, expected) in [(Duration::ZERO, Ok(())), (Duration::from_secs(3600), Err(NotTaken))] {
+            let (outbox, outgoing) = outbox(grace(Some(good_for)));
+            drop(outgoing);
+            (0..=MAX_MESSAGES).for_each(|_| assert_eq!(outbox.push(stop("j-1")), expected, "good for {good_for:?}"));
+        }
     }
 }

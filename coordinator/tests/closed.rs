@@ -2,18 +2,21 @@
 //!
 //! The calls are those that reflection names, so that a new one cannot be forgotten.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::http;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_health::pb::health_client::HealthClient;
 use toroid_coordinator::{CallLimits, Config, rules};
 use toroid_proto::admin_service_client::AdminServiceClient;
+use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::job_service_client::JobServiceClient;
 use toroid_proto::worker_service_client::WorkerServiceClient;
 use toroid_proto::{self as proto, Role, worker_message};
@@ -94,6 +97,15 @@ impl Closed {
         }
     }
 
+    /// A worker's stream, and what it says on it: so long as that is not dropped the worker does not end it.
+    async fn session(&self, credentials: &Credentials, register: proto::Register) -> (Says, Hears) {
+        let (says, said) = mpsc::channel(8);
+        let message = proto::WorkerMessage { body: Some(worker_message::Body::Register(register)) };
+        says.send(message).await.unwrap();
+        let mut client = WorkerServiceClient::new(self.channel(credentials).await.unwrap());
+        (says, client.session(ReceiverStream::new(said)).await.unwrap().into_inner())
+    }
+
     async fn admin(&self) -> AdminServiceClient<Channel> {
         let name = "root";
         let folder = self.authority.folder_of(&name.parse().unwrap());
@@ -104,6 +116,28 @@ impl Closed {
     async fn token(&self, role: &str, valid_s: u64) -> proto::CreateTokenResponse {
         let request = proto::CreateTokenRequest { name: "ci".into(), role: role.into(), valid_s };
         self.admin().await.create_token(request).await.unwrap().into_inner()
+    }
+}
+
+type Says = mpsc::Sender<proto::WorkerMessage>;
+type Hears = tonic::Streaming<proto::CoordinatorMessage>;
+
+async fn heard(stream: &mut Hears) -> ToWorker {
+    let message = within("a message to a worker", stream.message()).await.unwrap();
+    message.and_then(|m| m.body).expect("the stream is open")
+}
+
+fn register_as(id: &str) -> proto::Register {
+    proto::Register {
+        worker_id: id.into(),
+        protocol_version: proto::PROTOCOL_VERSION,
+        build_version: proto::BUILD_VERSION.into(),
+        host: "here".into(),
+        data_address: "here:1".into(),
+        device: "cpu".into(),
+        fingerprint: "alike".into(),
+        secret: vec![7; 32],
+        ..Default::default()
     }
 }
 
@@ -173,11 +207,27 @@ async fn no_call_answers_anything_but_a_refusal_to_who_may_not_make_it() {
     let made = closed.token("admin", 3600).await;
     closed.admin().await.revoke_token(proto::RevokeTokenRequest { id: made.token.unwrap().id }).await.unwrap();
     let nobody = closed.nobody(None);
+    // Certificates that were good when their owner began.
+    let expired = by_folder(&issue(&closed.authority, "expired", Role::Admin, Duration::from_secs(2)));
+    let revoked = closed.issue("dismissed", Role::Admin);
+    closed.authority.revoke(&"dismissed".parse().unwrap()).unwrap();
+    for no_more in [&expired, &revoked] {
+        within("the end of a certificate", async {
+            while closed.call(no_more, None, "/toroid.v1.JobService/ListJobs").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        })
+        .await;
+    }
     for rule in &rules::RULES {
         let path = rule.path;
         assert!(is_shut_out(&closed.call(&stranger, None, path).await), "{path} with a certificate of another CA");
         assert!(is_shut_out(&closed.call(&Credentials::none(), None, path).await), "{path} in clear text");
-        for wrong in ["", "toroid_00", &made.secret] {
+        for (what, no_more) in [("an expired", &expired), ("a revoked", &revoked)] {
+            let answer = closed.call(no_more, None, path).await;
+            assert!(is_shut_out(&answer) || is_refusal(&answer), "{path} with {what} certificate: {answer:?}");
+        }
+        for wrong in ["", "admin", "toroid", "toroid_00", &made.secret] {
             let answer = closed.call(&nobody, Some(wrong), path).await;
             assert!(is_refusal(&answer), "{path} with a wrong token: {answer:?}");
         }
@@ -286,24 +336,11 @@ async fn a_worker_cannot_take_the_id_of_another() {
     let closed = Closed::start().await;
     let pool = closed.issue("pool", Role::Worker);
     let register = async |credentials: &Credentials, id: &str, secret: u8, certified: &str| {
-        let register = proto::Register {
-            worker_id: id.into(),
-            protocol_version: proto::PROTOCOL_VERSION,
-            build_version: proto::BUILD_VERSION.into(),
-            host: "here".into(),
-            data_address: "here:1".into(),
-            device: "cpu".into(),
-            fingerprint: "alike".into(),
-            secret: vec![secret; 32],
-            certified: certified.into(),
-            ..Default::default()
-        };
-        let message = proto::WorkerMessage { body: Some(worker_message::Body::Register(register)) };
-        let mut client = WorkerServiceClient::new(closed.channel(credentials).await.unwrap());
-        let mut stream = client.session(tokio_stream::once(message)).await.unwrap().into_inner();
-        match within("an answer", stream.message()).await.unwrap().and_then(|m| m.body) {
-            Some(proto::coordinator_message::Body::Welcome(_)) => "welcome".to_string(),
-            Some(proto::coordinator_message::Body::Refused(refused)) => refused.reason,
+        let register = proto::Register { secret: vec![secret; 32], certified: certified.into(), ..register_as(id) };
+        let (_says, mut stream) = closed.session(credentials, register).await;
+        match heard(&mut stream).await {
+            ToWorker::Welcome(_) => "welcome".to_string(),
+            ToWorker::Refused(refused) => refused.reason,
             other => panic!("{other:?}"),
         }
     };
@@ -326,6 +363,64 @@ async fn a_worker_cannot_take_the_id_of_another() {
     .await;
     assert_eq!(register(&pool, "w1", 2, "").await, "welcome", "it was forgotten");
     closed.coordinator.stop().await;
+}
+
+/// A stream ends with its certificate, or the coordinator's; the worker comes back with the renewed one and has its place still. Revoked, it has not.
+#[tokio::test]
+async fn a_worker_keeps_its_place_when_a_certificate_ends_and_loses_it_when_its_own_is_revoked() {
+    const SHORT: Duration = Duration::from_secs(4);
+    /// Files are looked at again.
+    const READ_AGAIN: Duration = Duration::from_millis(1100);
+    for short in ["w1", "coordinator"] {
+        let closed = Closed::start().await;
+        let [worker, short] = ["w1", short].map(|name| name.parse().unwrap());
+        closed.issue("w1", Role::Worker);
+        let credentials = by_folder(&closed.authority.folder_of(&worker));
+        closed.authority.renew(&short, SHORT).unwrap();
+        tokio::time::sleep(READ_AGAIN).await;
+        let mut users = JobServiceClient::new(closed.channel(&closed.issue("alice", Role::Submit)).await.unwrap());
+        let job_toml = "steps = 3\ndata.path = \"/data\"\n".to_string();
+        let (says, mut hears) = closed.session(&credentials, register_as("w1")).await;
+        assert!(matches!(heard(&mut hears).await, ToWorker::Welcome(_)));
+        let request = proto::SubmitJobRequest { job_toml, ..Default::default() };
+        let job_id = users.submit_job(request).await.unwrap().into_inner().job_id;
+        let assign = loop {
+            if let ToWorker::Assign(assign) = heard(&mut hears).await {
+                break assign;
+            }
+        };
+        closed.authority.renew(&short, DAY).unwrap();
+        let ended = within("the end of the stream", async { while let Ok(Some(_)) = hears.message().await {} });
+        ended.await;
+        // The user's connection may have ended as well.
+        let alice = by_folder(&closed.authority.folder_of(&"alice".parse().unwrap()));
+        let job = async || {
+            let mut users = JobServiceClient::new(closed.channel(&alice).await.unwrap());
+            let request = proto::GetJobRequest { job_id: job_id.clone(), ..Default::default() };
+            users.get_job(request).await.unwrap().into_inner()
+        };
+        let keeps = |job: &proto::Job| {
+            (job.epoch, job.incidents.len(), job.places[0].worker_id.as_str(), job.places[0].alive)
+                == (assign.epoch, 0, "w1", true)
+        };
+        let seen = job().await;
+        assert!(keeps(&seen), "{short}: {seen:#?}");
+        let (job_id, epoch, rank) = (assign.job_id.clone(), assign.epoch, assign.rank);
+        let again = proto::Register { job_id, epoch, rank, ..register_as("w1") };
+        let (_says_again, mut hears) = closed.session(&credentials, again).await;
+        assert!(matches!(heard(&mut hears).await, ToWorker::Welcome(_)));
+        drop(says);
+        let seen = job().await;
+        assert!(keeps(&seen), "{short}: {seen:#?}");
+        closed.authority.revoke(&worker).unwrap();
+        within("the end of a revoked worker's place", async {
+            while keeps(&job().await) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await;
+        closed.coordinator.stop().await;
+    }
 }
 
 #[tokio::test]
@@ -368,6 +463,86 @@ async fn who_says_nothing_or_too_much_is_cut_off_and_others_go_on() {
     closed.coordinator.stop().await;
 }
 
+/// The services are those that reflection itself names, whose calls have a rule each.
+#[tokio::test]
+async fn reflection_names_no_service_that_has_no_rules() {
+    use tonic_reflection::pb::v1 as reflection;
+    let closed = Closed::start().await;
+    let channel = closed.channel(&closed.issue("alice", Role::View)).await.unwrap();
+    let mut client = reflection::server_reflection_client::ServerReflectionClient::new(channel);
+    let asked = reflection::server_reflection_request::MessageRequest::ListServices(String::new());
+    let request = reflection::ServerReflectionRequest { host: String::new(), message_request: Some(asked) };
+    let mut answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
+    let answer = within("the services", answers.message()).await.unwrap().and_then(|a| a.message_response);
+    let Some(reflection::server_reflection_response::MessageResponse::ListServicesResponse(listed)) = answer else {
+        panic!("{answer:?}");
+    };
+    let named: BTreeSet<String> = listed.service.into_iter().map(|service| service.name).collect();
+    let service = |path: &str| path.split('/').nth(1).unwrap().to_string();
+    let mut ruled: BTreeSet<String> = rules::RULES.iter().map(|rule| service(rule.path)).collect();
+    // It names itself in the version that is asked.
+    ruled.remove("grpc.reflection.v1alpha.ServerReflection");
+    assert_eq!(named, ruled);
+    closed.coordinator.stop().await;
+}
+
+/// A page of somebody else that a user's browser shows can make GET and POST to whatever that machine reaches: the port is no web server for it,
+/// with certificates and without.
+#[tokio::test]
+async fn no_browser_and_no_get_does_anything() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = Coordinator::start(Coordinator::config(folder.path())).await;
+    let address = open.url.trim_start_matches("http://").to_string();
+    for method in ["GET", "POST", "OPTIONS", "HEAD"] {
+        for path in ["/", "/metrics", "/healthz", "/debug/pprof", "/api/v1/jobs", "/toroid.v1.JobService/ListJobs"] {
+            let mut tcp = tokio::net::TcpStream::connect(&address).await.unwrap();
+            let request = format!(
+                "{method} {path} HTTP/1.1\r\nHost: {address}\r\nOrigin: http://example.com\r\nContent-Length: 5\r\n\r\n\0\0\0\0\0"
+            );
+            // It may be closed before all of it was read.
+            let _ = tcp.write_all(request.as_bytes()).await;
+            let mut answer = Vec::new();
+            let _ = within("the end of a connection of HTTP/1.1", tcp.read_to_end(&mut answer)).await;
+            let answer = String::from_utf8_lossy(&answer);
+            assert!(!answer.starts_with("HTTP/1.1 2") && !answer.contains("toroid"), "{method} {path}: {answer}");
+        }
+    }
+    // The same over HTTP/2, in words of gRPC and not.
+    let closed = Closed::start().await;
+    let channel = Endpoint::from_shared(open.url.clone()).unwrap().connect().await.unwrap();
+    let admin = closed.channel(&closed.issue("root", Role::Admin)).await.unwrap();
+    let grpc = ("content-type", "application/grpc");
+    let origin = ("origin", "http://example.com");
+    let tries: [(&str, &[(&str, &str)], Code); 5] = [
+        ("GET", &[grpc], Code::Unimplemented),
+        ("PUT", &[grpc], Code::Unimplemented),
+        ("POST", &[grpc, origin], Code::PermissionDenied),
+        ("POST", &[("content-type", "text/plain")], Code::InvalidArgument),
+        ("POST", &[], Code::InvalidArgument),
+    ];
+    for channel in [channel, admin] {
+        for (method, headers, expected) in tries {
+            for rule in &rules::RULES {
+                let mut request = http::Request::builder().method(method).uri(rule.path);
+                for (name, value) in headers {
+                    request = request.header(*name, *value);
+                }
+                let request = request.body(tonic::body::Body::empty()).unwrap();
+                let mut channel = channel.clone();
+                let called = async {
+                    std::future::poll_fn(|cx| tower::Service::poll_ready(&mut channel, cx)).await?;
+                    tower::Service::call(&mut channel, request).await
+                };
+                let answer = within("an answer", called).await.unwrap();
+                let status = Status::from_header_map(answer.headers()).map(|status| status.code());
+                assert_eq!(status, Some(expected), "{method} {} {headers:?}", rule.path);
+            }
+        }
+    }
+    open.stop().await;
+    closed.coordinator.stop().await;
+}
+
 /// Frames of HTTP/2 as RFC 9113 has them.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
@@ -377,7 +552,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Resets, continued headers and empty frames without end (CVE-2023-44487, RUSTSEC-2024-0003, RUSTSEC-2024-0332): each ends its
+/// Resets, continued headers and empty frames without end (CVE-2023-44487, RUSTSEC-2024-0003, RUSTSEC-2024-0332, CVE-2019-9518): each ends its
 /// connection, and the coordinator goes on answering others.
 #[tokio::test]
 async fn floods_of_http2_frames_end_their_connection() {
@@ -399,9 +574,17 @@ async fn floods_of_http2_frames_end_their_connection() {
         0 => frame(1, 0, 1, &HEADERS),
         _ => frame(9, 0, 1, &[]),
     };
+    let empty_data = |n: u32| match n {
+        0 => frame(1, 0x4, 1, &HEADERS),
+        _ => frame(0, 0, 1, &[]),
+    };
     type Frames<'a> = &'a dyn Fn(u32) -> Vec<u8>;
-    let floods: [(&str, Frames<'_>); 3] =
-        [("resets", &resets), ("continued headers", &continued), ("empty continuations", &empty)];
+    let floods: [(&str, Frames<'_>); 4] = [
+        ("resets", &resets),
+        ("continued headers", &continued),
+        ("empty continuations", &empty),
+        ("empty data", &empty_data),
+    ];
     for (what, flood) in floods {
         let tcp = tokio::net::TcpStream::connect(&address).await.unwrap();
         let (mut read, mut write) = tcp.into_split();

@@ -94,6 +94,7 @@ impl Worker {
         let said: Arc<Mutex<VecDeque<TrainerEvent>>> = Arc::default();
         let (orders, to_do) = sync_channel(MAX_COMMANDS);
         let environment = Environment {
+            roots: toroid_worker::Roots::everywhere(),
             listener: Listener::played(SocketAddr::from((Ipv4Addr::LOCALHOST, 1))),
             shared: Arc::clone(&shared),
             cache_dir: cache_dir(),

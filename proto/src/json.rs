@@ -171,6 +171,8 @@ struct Place<'a> {
     alive: bool,
     committed_step: u64,
     host: &'a str,
+    /// By what carries them: shm, unix, tls, or tcp in clear text.
+    links: &'a BTreeMap<String, u32>,
 }
 
 #[derive(Debug, Serialize)]
@@ -288,6 +290,8 @@ pub struct Worker<'a> {
     labels: &'a BTreeMap<String, String>,
     /// It is given no other place.
     is_cordoned: bool,
+    /// By what carries them: shm, unix, tls, or tcp in clear text.
+    links: &'a BTreeMap<String, u32>,
 }
 
 pub fn worker_state_word(state: proto::WorkerState) -> &'static str {
@@ -378,6 +382,7 @@ impl<'a> From<&'a proto::PlaceInfo> for Place<'a> {
             alive: p.alive,
             committed_step: p.committed_step,
             host: &p.host,
+            links: &p.links,
         }
     }
 }
@@ -485,6 +490,7 @@ impl<'a> From<&'a proto::WorkerInfo> for Worker<'a> {
             warm_up_retry_s: w.warm_up_retry_s,
             labels: &w.labels,
             is_cordoned: w.is_cordoned,
+            links: &w.links,
         }
     }
 }

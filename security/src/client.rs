@@ -125,7 +125,7 @@ fn in_words(error: io::Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, words)
 }
 
-fn config(loaded: &Loaded) -> Result<ClientConfig, rustls::Error> {
+pub(crate) fn config(loaded: &Loaded) -> Result<ClientConfig, rustls::Error> {
     let verifier = CoordinatorVerifier { roots: Arc::clone(&loaded.roots), revoked: loaded.revoked.clone() };
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?

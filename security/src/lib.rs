@@ -5,7 +5,7 @@
 //!   issue     makes a CA and certificates (`toroid certs`), for a test or a small cluster
 //!   files     a pair of certificate and key, read again when its files change     revoked   serial numbers that are not taken any more
 //!   server    a listener that shakes hands in time and knows its peers            client    a channel to a coordinator
-//!   guarded   a connection that ends when its peer's certificate does
+//!   guarded   a connection that ends when its peer's certificate does            roots     below which folders jobs may name paths
 //! ```
 //!
 //! Invariants: a peer is who its certificate says, or nobody: nothing is taken from a name in a message or in DNS. No session is resumed, so
@@ -21,6 +21,7 @@ mod guarded;
 pub mod identity;
 pub mod issue;
 mod revoked;
+mod roots;
 
 pub mod server;
 
@@ -29,6 +30,7 @@ pub use files::{Files, Watched};
 pub use guarded::{Guarded, until};
 pub use identity::{Identity, Name};
 pub use revoked::Revoked;
+pub use roots::{RootError, Roots};
 pub use toroid_proto::Role;
 
 use std::path::{Path, PathBuf};

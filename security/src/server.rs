@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -94,17 +94,18 @@ impl ServerTls {
     }
 
     /// For a handshake that begins now.
-    fn config(&self) -> Result<Arc<ServerConfig>, SecurityError> {
+    fn config(&self) -> Result<(Arc<Loaded>, Arc<ServerConfig>), SecurityError> {
         let loaded = self.watched.current();
         let mut made = lock(&self.made);
-        match &*made {
-            Some((of, config)) if Arc::ptr_eq(of, &loaded) => Ok(Arc::clone(config)),
+        let config = match &*made {
+            Some((of, config)) if Arc::ptr_eq(of, &loaded) => Arc::clone(config),
             _ => {
                 let config = Arc::new(config(&loaded)?);
-                *made = Some((loaded, Arc::clone(&config)));
-                Ok(config)
+                *made = Some((Arc::clone(&loaded), Arc::clone(&config)));
+                config
             }
-        }
+        };
+        Ok((loaded, config))
     }
 }
 
@@ -245,6 +246,8 @@ pub struct Peer {
     pub is_tls: bool,
     /// What its certificate says, if it showed one.
     pub identity: Option<Arc<Identity>>,
+    /// When the certificate ends that this end has shown to it.
+    own_ends: Option<SystemTime>,
     was_taken: Arc<AtomicBool>,
     revoked: watch::Receiver<Revoked>,
 }
@@ -253,6 +256,11 @@ impl Peer {
     /// A call of this connection was taken: it is somebody's.
     pub fn take(&self) {
         self.was_taken.store(true, Ordering::Relaxed);
+    }
+
+    /// When the connection ends by itself, since one of its certificates does; `None`: never.
+    pub fn good_until(&self) -> Option<SystemTime> {
+        self.identity.as_ref().map(|identity| identity.not_after).into_iter().chain(self.own_ends).min()
     }
 
     /// Returns with the reason when its certificate is not taken any more; never where it showed none.
@@ -459,20 +467,22 @@ impl Newcomer {
     async fn shake_hands(self, tls: Option<&ServerTls>) -> io::Result<Incoming> {
         let Newcomer { tcp, address, mut place, limits, revoked } = self;
         tcp.set_nodelay(true)?;
-        let (io, identity) = match tls {
-            None => (Io::Plain(tcp), None),
+        let (io, identity, own_ends) = match tls {
+            None => (Io::Plain(tcp), None, None),
             Some(tls) => {
-                let config = tls.config().map_err(io::Error::other)?;
+                let (loaded, config) = tls.config().map_err(io::Error::other)?;
+                let own_ends = loaded.own.as_ref().map(|own| own.identity.not_after);
                 let handshake = tokio::time::timeout(limits.handshake, TlsAcceptor::from(config).accept(tcp));
                 let stream = handshake.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
                 let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
                 let identity = certificate.map(Identity::of).transpose().map_err(io::Error::other)?;
-                (Io::Tls(Box::new(stream)), identity.map(Arc::new))
+                (Io::Tls(Box::new(stream)), identity.map(Arc::new), own_ends)
             }
         };
         place.is_open();
         let was_taken = Arc::new(AtomicBool::new(false));
-        let peer = Peer { address, is_tls: tls.is_some(), identity, was_taken: Arc::clone(&was_taken), revoked };
+        let peer =
+            Peer { address, is_tls: tls.is_some(), identity, own_ends, was_taken: Arc::clone(&was_taken), revoked };
         let ends = ends(peer.clone(), limits.first_call);
         Ok(Incoming { io: Guarded::new(io, Box::pin(ends)), peer, _place: place })
     }
@@ -496,6 +506,47 @@ async fn ends(peer: Peer, first_call: Duration) -> &'static str {
         reason = peer.ends() => {
             tokio::time::sleep(FAREWELL).await;
             reason
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::HandshakeKind;
+    use rustls::client::Resumption;
+    use tokio::io::AsyncReadExt as _;
+    use tokio_rustls::TlsConnector;
+
+    use crate::issue::{Authority, Request};
+
+    /// A client that would resume a session is given none: each connection shows a certificate that is good now.
+    #[tokio::test]
+    async fn no_session_is_resumed() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::init(dir.path(), &"lab".parse().unwrap()).unwrap();
+        let issue = |name: &str, role| {
+            let (hosts, valid) = (Vec::new(), Duration::from_secs(3600));
+            authority.issue(&Request { name: name.parse().unwrap(), role, hosts, valid }).unwrap()
+        };
+        let tls = ServerTls::open(Files::of_folder(&issue("c", crate::Role::Coordinator))).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut taken = listen(listener, Some(tls), Limits::default());
+        let client = Watched::open(Files::of_folder(&issue("alice", crate::Role::View))).unwrap();
+        let mut config = crate::client::config(&client.current()).unwrap();
+        config.resumption = Resumption::in_memory_sessions(8);
+        let connector = TlsConnector::from(Arc::new(config));
+        for _ in 0..2 {
+            let tcp = TcpStream::connect(address).await.unwrap();
+            let name = "coordinator.toroid".try_into().unwrap();
+            let mut tls = connector.connect(name, tcp).await.unwrap();
+            let incoming = taken.recv().await.unwrap().unwrap();
+            assert_eq!(incoming.peer.identity.as_ref().map(|peer| peer.name.to_string()).as_deref(), Some("alice"));
+            assert_eq!(tls.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
+            drop(incoming);
+            // A ticket would have come by the end of the connection.
+            let _ = tls.read_to_end(&mut Vec::new()).await;
         }
     }
 }

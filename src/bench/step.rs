@@ -221,6 +221,7 @@ fn train(device: &CpuDevice, spec: &JobSpec) -> Result<Vec<Step>> {
         heal: false,
     };
     let environment = Environment {
+        roots: toroid_security::Roots::everywhere(),
         listener,
         shared: Arc::new(Shared::default()),
         cache_dir: folder.join("cache"),

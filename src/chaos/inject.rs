@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
 use toroid_proto as proto;
+use toroid_proto::json::state_word;
 use toroid_torus::geometry::Shape;
 use toroid_torus::holders::backup_of;
 
@@ -27,7 +28,6 @@ use crate::cluster::{Cluster, PATIENCE, Signals};
 use crate::local::job::LocalJob;
 use crate::progress::Progress;
 use crate::watch::Follow;
-use toroid_proto::json::state_word;
 
 /// A job that has made no step for so long will make none.
 const STALL_LIMIT: Duration = Duration::from_secs(120);

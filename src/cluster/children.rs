@@ -25,7 +25,7 @@ use toroid_security::{Credentials, Files};
 use toroid_worker::device::Choice;
 
 use super::network::{Cut, Network};
-use crate::access::{Access, LocalEntry};
+use crate::access::{Access, LocalEntry, LocalRole};
 use crate::daemon::LISTENS_ON;
 
 /// Children that do not end within this time after they were asked to are killed.
@@ -106,8 +106,8 @@ impl Certificates {
                 toroid_proto::Role::Coordinator,
                 vec!["localhost".into(), host.to_string()],
             )?,
-            worker: issue("worker", toroid_proto::Role::Worker, Vec::new())?,
-            admin: issue("admin", toroid_proto::Role::Admin, Vec::new())?,
+            worker: issue(LocalRole::Worker.name(), toroid_proto::Role::Worker, Vec::new())?,
+            admin: issue(LocalRole::Admin.name(), toroid_proto::Role::Admin, Vec::new())?,
         })
     }
 }
@@ -142,8 +142,8 @@ pub struct Special<'a> {
     pub through: &'a [&'a str],
 }
 
-/// The coordinator's name among the children; further ones are `coordinator-2` and so on.
-pub const COORDINATOR: &str = "coordinator";
+/// The coordinator's name among the children, and its folder; further ones are `coordinator-2` and so on.
+pub const COORDINATOR: &str = crate::find::COORDINATOR_DIR;
 
 /// To be sent to one child; answered with the moment at which it was sent.
 type Order = (Signal, oneshot::Sender<std::io::Result<Instant>>);
@@ -151,7 +151,8 @@ type Order = (Signal, oneshot::Sender<std::io::Result<Instant>>);
 pub struct Children {
     executable: PathBuf,
     logs: PathBuf,
-    coordinator_dir: PathBuf,
+    /// Each coordinator's folder is below it.
+    dir: PathBuf,
     cache_dir: PathBuf,
     device: Choice,
     threads: usize,
@@ -201,7 +202,7 @@ impl Children {
             entries: BTreeMap::new(),
             executable: settings.executable.clone(),
             logs: folder("logs")?,
-            coordinator_dir: folder(crate::find::COORDINATOR_DIR)?,
+            dir: folder("")?,
             cache_dir: folder("cache")?,
             device: settings.device,
             threads: settings.threads,
@@ -241,6 +242,11 @@ impl Children {
     /// The folder of the CA, which each child's and each user's credentials are below.
     pub fn certificates(&self) -> PathBuf {
         self.certificates.admin.with_file_name("")
+    }
+
+    /// Several coordinators share their records.
+    pub fn is_shared(&self) -> bool {
+        !self.etcd.is_empty()
     }
 
     pub fn logs(&self) -> &Path {
@@ -325,7 +331,7 @@ impl Children {
         self.addresses.insert(name.into(), address);
         // One that ended left the same; dropped after the new one, it would take that away.
         self.entries.remove(name);
-        self.entries.insert(name.into(), LocalEntry::leave(&address.to_string(), &self.certificates.admin)?);
+        self.entries.insert(name.into(), LocalEntry::leave(&address.to_string(), &self.certificates())?);
         self.tend(Role::Coordinator, name.into(), child, log);
         Ok(())
     }
@@ -350,7 +356,7 @@ impl Children {
         if !self.etcd.is_empty() {
             command.args(["--etcd", &self.etcd.join(",")]);
         }
-        command.arg("--dir").arg(&self.coordinator_dir).arg("--credentials").arg(&self.certificates.coordinator);
+        command.arg("--dir").arg(self.dir.join(name)).arg("--credentials").arg(&self.certificates.coordinator);
         // Its users are those who started it: they may name what they may read themselves.
         command.args(["--allow-root", "/"]).arg("--revoked").arg(self.certificates().join(REVOKED_FILE));
         if let Some(timeout) = self.failure_timeout {
@@ -383,7 +389,7 @@ impl Children {
         wire(&mut command, &log)?;
         command.args(["worker", "--die-with-parent", "--id", &id]);
         command.args(["--coordinator", &self.urls().into_values().collect::<Vec<_>>().join(",")]);
-        command.arg("--credentials").arg(&self.certificates.worker);
+        command.arg("--credentials").arg(&self.certificates.worker).args(["--allow-root", "/"]);
         command.args([
             "--listen",
             &format!("{address}:0"),

@@ -363,6 +363,7 @@ pub fn heartbeat(standing: Standing, shared: &Shared, memory: DeviceMemory) -> H
         progress: shared.progress(),
         memory_bytes: memory.held,
         memory_free_bytes: memory.free.unwrap_or(0),
+        links: shared.links().into_iter().map(|(kind, num)| (kind.to_string(), num as u32)).collect(),
     }
 }
 
@@ -409,7 +410,7 @@ mod tests {
     use toroid_torus::ids::Step;
 
     use super::*;
-    use crate::comm::{LinkChoice, Listener};
+    use crate::comm::{LinkChoice, LinkKind, Listener};
 
     /// What a worker's log says of a coordinator at `address`.
     fn said(address: &str) -> Result<String, Box<dyn std::error::Error>> {
@@ -488,7 +489,10 @@ mod tests {
         let idle = said(Shared::default())?;
         assert_eq!((idle.compute_steps, idle.compute_s, idle.sealed_next), (0, 0.0, false));
         // It has committed no step, and holds all that the first one needs.
-        let busy = said(Shared::that_has_worked(7, Duration::from_millis(250), Step::new(1)))?;
+        let shared = Shared::that_has_worked(7, Duration::from_millis(250), Step::new(1));
+        shared.set_links([(LinkKind::Shm, 3), (LinkKind::Tcp, 1)].into());
+        let busy = said(shared)?;
+        assert_eq!(busy.links, [("shm".to_string(), 3), ("tcp".to_string(), 1)].into());
         assert_eq!((busy.compute_steps, busy.compute_s, busy.sealed_next), (7, 0.25, true));
         assert_eq!((busy.memory_bytes, busy.memory_free_bytes), (5, 9));
         let ahead = said(Shared::that_has_worked(7, Duration::from_millis(250), Step::new(2)))?;

@@ -32,6 +32,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use toroid_proto::{BUILD_VERSION, PROTOCOL_VERSION, Register};
 use toroid_security::Credentials;
+pub use toroid_security::Roots;
 use toroid_session::client::{Client, Settings};
 use toroid_torus::labels::Labels;
 
@@ -86,6 +87,8 @@ pub struct Config {
     /// Token files and compiled kernels are kept here.
     pub cache_dir: PathBuf,
     pub join_token: Option<String>,
+    /// Folders, or URLs, below which jobs may name paths; `/` allows all.
+    pub allow_roots: Vec<PathBuf>,
     /// How long it stays after it was asked to end, for its place to be moved or its job to be saved; `None`: the coordinator says.
     pub leave_grace: Option<Duration>,
 }
@@ -203,6 +206,7 @@ async fn run_on<D: Device + Clone>(
     let (events, received) = mpsc::channel(control::MAX_EVENTS);
     let (orders, to_do) = std::sync::mpsc::sync_channel(control::MAX_COMMANDS);
     let environment = Environment {
+        roots: Roots::new("worker", &config.allow_roots),
         listener,
         shared: Arc::clone(&shared),
         cache_dir: config.cache_dir.clone(),

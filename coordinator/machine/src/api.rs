@@ -281,6 +281,11 @@ pub enum RequestError {
     )]
     Quota { user: String, needs: usize, quota: usize },
     #[error(
+        "{user} has {max} jobs that have not ended, and may have no more; wait for one to end or cancel one, or ask whoever runs the coordinator for \
+         more (--max-jobs-per-user)"
+    )]
+    TooManyJobs { user: String, max: usize },
+    #[error(
         "{job} cannot be resumed up to step {steps}: its newest checkpoint is of step {saved}; give more with --steps, or begin again with \
          --from-scratch"
     )]

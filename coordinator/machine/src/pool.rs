@@ -26,6 +26,8 @@ pub struct Worker {
     pub last_heard: Duration,
     /// Bytes of its device's memory that it holds, and that are free, as it said last.
     pub memory_bytes: [u64; 2],
+    /// How many links its place has of each kind, as it said last.
+    pub links: BTreeMap<String, u32>,
     /// The job and rank whose place it fills; `None`: a spare.
     pub place: Option<(JobId, Rank)>,
     /// What this spare has shown of being able to fill a place.
@@ -267,6 +269,7 @@ impl Pool {
     pub fn set_place(&mut self, worker: &str, place: Option<(JobId, Rank)>) {
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.place = place;
+            worker.links.clear();
             // What it had made ready has become its place, or is dropped for another.
             worker.proof = None;
             self.deadlines.clear(&probe(&worker.register.worker_id));

@@ -32,11 +32,13 @@ pub struct Policy {
     /// So much waiting is worth one level of priority; and so long smaller jobs may run ahead of a job that waits.
     pub aging: Duration,
     pub quotas: Quotas,
+    /// Jobs of one user that have not ended, those that wait included.
+    pub max_jobs: usize,
 }
 
 impl Default for Policy {
     fn default() -> Policy {
-        Policy { aging: Duration::from_secs(600), quotas: Quotas::default() }
+        Policy { aging: Duration::from_secs(600), quotas: Quotas::default(), max_jobs: 1000 }
     }
 }
 

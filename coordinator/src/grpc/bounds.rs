@@ -8,6 +8,8 @@ const MAX_TEXT_BYTES: usize = 4 << 10;
 const MAX_NAME_BYTES: usize = 256;
 /// Experts of all layers, in the record of a step.
 const MAX_EXPERTS: usize = 1 << 20;
+/// What carries links.
+const MAX_LINK_KINDS: usize = 16;
 /// Ranks that are named together.
 const MAX_RANKS: usize = 1 << 16;
 const MAX_HELD: usize = 16;
@@ -25,6 +27,8 @@ pub(super) fn bounded(mut body: Body) -> Result<Body, String> {
         Body::Heartbeat(m) => {
             cut(&mut m.operation, MAX_NAME_BYTES);
             at_most("waits_for", m.waits_for.len(), MAX_RANKS)?;
+            at_most("links", m.links.len(), MAX_LINK_KINDS)?;
+            m.links.retain(|kind, _| kind.len() <= MAX_NAME_BYTES);
         }
         Body::Prepared(m) => {
             at_most("data_digest", m.data_digest.len(), MAX_NAME_BYTES)?;

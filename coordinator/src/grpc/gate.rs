@@ -16,7 +16,7 @@ use toroid_proto::Role;
 use toroid_security::server::Peer;
 
 use super::rates::{CallLimits, OpenCall, Rates};
-use super::rules::{Rule, rule};
+use super::rules::{Rule, page, rule};
 use crate::audit::Audit;
 use crate::caller::{Caller, Who};
 use crate::machine::access::{Digest, Token};
@@ -75,7 +75,12 @@ impl Gate {
         }
     }
 
-    fn admit(&self, rule: Option<&Rule>, peer: &Peer, headers: &http::HeaderMap) -> Result<Admitted, (Caller, Status)> {
+    fn admit(
+        &self,
+        (kind, rule): (Kind, Option<&Rule>),
+        peer: &Peer,
+        http::request::Parts { method, uri, headers, .. }: &http::request::Parts,
+    ) -> Result<Admitted, (Caller, Status)> {
         let CallLimits { per_s, at_once, open, sessions, refused_per_s } = self.limits;
         let nobody = || Caller::new(Who::Nobody, peer);
         let refused = |caller: Caller, status: Status| {
@@ -89,8 +94,16 @@ impl Gate {
                 ),
             }
         };
+        let wrong = match kind {
+            Kind::Grpc => not_of_a_grpc_client(method, headers),
+            Kind::Page => of_another_origin(uri, headers),
+        };
+        if let Some(status) = wrong {
+            return Err(refused(nobody(), status));
+        }
         let (who, token) = self.who(peer, headers).map_err(|status| refused(nobody(), status))?;
-        let caller = Caller::new(who, peer);
+        let mut caller = Caller::new(who, peer);
+        caller.good_until = caller.good_until.into_iter().chain(token.as_ref().map(end_of)).min();
         let Some(rule) = rule else {
             return Err(refused(caller, Status::unimplemented("there is no such call, or nobody may make it")));
         };
@@ -115,35 +128,61 @@ impl Gate {
     /// Resolves when the call of that token is to end; never where there is none.
     async fn token_ends(mut tokens: watch::Receiver<TokenTable>, token: Option<Token>) -> String {
         let Some(token) = token else { return std::future::pending().await };
-        let left = Duration::from_millis(u64::try_from(token.expires_unix_ms).unwrap_or(0));
         let is_revoked = |table: &TokenTable| table.get(&token.digest).is_none_or(|token| token.revoked);
         tokio::select! {
-            () = toroid_security::until(UNIX_EPOCH + left) => format!("the token {} has ended", token.id),
+            () = toroid_security::until(end_of(&token)) => format!("the token {} has ended", token.id),
             Ok(_) = tokens.wait_for(is_revoked) => format!("the token {} was revoked", token.id),
         }
     }
 }
 
-/// In which terms a caller hears of a refusal.
+/// As what a request is looked at.
 #[derive(Clone, Copy)]
 enum Kind {
     Grpc,
-    /// A browser, or whoever else speaks HTTP alone.
-    Http,
+    /// A page of the dashboard, or what one asks for.
+    Page,
 }
 
-impl Kind {
-    fn of(headers: &http::HeaderMap) -> Kind {
-        let content = headers.get(http::header::CONTENT_TYPE).map(http::HeaderValue::as_bytes).unwrap_or_default();
-        if content.starts_with(b"application/grpc") { Kind::Grpc } else { Kind::Http }
-    }
+/// A browser says whose page makes a request that changes something: it has to be this coordinator's.
+fn of_another_origin(uri: &http::Uri, headers: &http::HeaderMap) -> Option<Status> {
+    let text = |value: &http::HeaderValue| value.to_str().map(str::to_string).unwrap_or_default();
+    let origin = text(headers.get(http::header::ORIGIN)?);
+    let host = uri.authority().map(ToString::to_string).or_else(|| headers.get(http::header::HOST).map(text));
+    let is_own = origin.split_once("://").is_some_and(|(_, origin)| Some(origin) == host.as_deref());
+    (!is_own).then(|| Status::permission_denied("a page of another origin made this call; none may"))
+}
 
-    fn refusal(self, status: &Status) -> http::Response<Body> {
-        match self {
-            Kind::Grpc => status.clone().into_http(),
-            Kind::Http => crate::http::refusal(status).map(Body::new),
-        }
+/// For a client of gRPC, and for whoever else speaks HTTP.
+fn refusal(status: &Status, headers: &http::HeaderMap) -> http::Response<Body> {
+    if is_grpc(headers) {
+        return status.clone().into_http();
     }
+    let mut answer = crate::http::refusal(status).map(Body::new);
+    // Words that are no header's value are in the body all the same.
+    let _ = status.add_header(answer.headers_mut());
+    answer
+}
+
+fn is_grpc(headers: &http::HeaderMap) -> bool {
+    headers.get(http::header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// Why this is no call of a client of gRPC: a browser that somebody's page has make it, above all.
+fn not_of_a_grpc_client(method: &http::Method, headers: &http::HeaderMap) -> Option<Status> {
+    if method != http::Method::POST {
+        Some(Status::unimplemented(format!("nothing is done by {method}; calls are made by POST")))
+    } else if headers.contains_key(http::header::ORIGIN) {
+        Some(Status::permission_denied("a page in a browser made this call; none may"))
+    } else if !is_grpc(headers) {
+        Some(Status::invalid_argument("this is no call of gRPC: its content-type is not application/grpc"))
+    } else {
+        None
+    }
+}
+
+fn end_of(token: &Token) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(u64::try_from(token.expires_unix_ms).unwrap_or(0))
 }
 
 fn unix_ms() -> i64 {
@@ -189,9 +228,11 @@ where
             return Box::pin(async move { Ok(status.into_http()) });
         };
         let path = parts.uri.path().to_string();
-        let rule = rule(parts.method.as_str(), &path);
-        let kind = Kind::of(&parts.headers);
-        let admitted = match self.gate.admit(rule, &peer, &parts.headers) {
+        let (kind, rule) = match page(&parts.method, &path) {
+            Some(page) => (Kind::Page, Some(page)),
+            None => (Kind::Grpc, rule(&path)),
+        };
+        let admitted = match self.gate.admit((kind, rule), &peer, &parts) {
             Ok(admitted) => admitted,
             Err((caller, status)) => {
                 let audit = self.gate.audit.clone();
@@ -200,7 +241,7 @@ where
                     if is_change {
                         audit.refused(&caller, &path, status.message()).await;
                     }
-                    Ok(kind.refusal(&status))
+                    Ok(refusal(&status, &parts.headers))
                 });
             }
         };

@@ -5,6 +5,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use toroid_proto as proto;
 use toroid_proto::job_service_server::JobService;
+use toroid_security::Roots;
 
 use crate::audit::Audit;
 use crate::caller::Caller;
@@ -13,7 +14,7 @@ use crate::handle::{AskError, Command, Page, Question, Seen, Update};
 use crate::lead::Leader;
 use crate::machine::access::AccessError;
 use crate::machine::{Reply, RequestError, Submission};
-use crate::roots::Roots;
+use crate::roots;
 
 /// Updates that wait for a watcher; beyond, the watcher's own task waits and then skips to the newest state.
 const MAX_UPDATES: usize = 4;
@@ -115,9 +116,9 @@ impl From<AskError> for Status {
             AskError::Request(RequestError::Invalid(_) | RequestError::User { .. } | RequestError::WorkerId { .. }) => {
                 Status::invalid_argument(text)
             }
-            AskError::Request(RequestError::Quota { .. } | RequestError::Cordons { .. }) => {
-                Status::resource_exhausted(text)
-            }
+            AskError::Request(
+                RequestError::Quota { .. } | RequestError::TooManyJobs { .. } | RequestError::Cordons { .. },
+            ) => Status::resource_exhausted(text),
             AskError::Request(
                 RequestError::UnknownJob { .. }
                 | RequestError::UnknownWorker { .. }
@@ -178,7 +179,7 @@ impl JobService for Jobs {
         let user = caller.as_ref().map_or(user.clone(), |caller| caller.submits_as(user));
         let what = job_name(&toml);
         let change = async {
-            if let Some(refusal) = self.roots.refusal(&toml).await {
+            if let Some(refusal) = roots::refusal(&self.roots, &toml).await {
                 return Err(Status::permission_denied(refusal.to_string()));
             }
             if let Some(refusal) = folder::refusal(&toml).await {

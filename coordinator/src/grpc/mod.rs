@@ -26,13 +26,13 @@ use toroid_proto::limits::{
     COORDINATOR_MESSAGE_BYTES_MAX, USER_ANSWER_BYTES_MAX, USER_REQUEST_BYTES_MAX, WORKER_MESSAGE_BYTES_MAX,
 };
 use toroid_proto::worker_service_server::WorkerServiceServer;
+use toroid_security::Roots;
 use toroid_security::server::{self, ServerTls};
 
 use crate::audit::Audit;
 use crate::error::CoordinatorError;
 use crate::lead::Leader;
 use crate::machine::Limits;
-use crate::roots::Roots;
 use crate::tokens::TokenTable;
 
 /// Calls at a time on one connection; more wait at the client.
@@ -98,8 +98,6 @@ pub(crate) async fn serve(
     let routes = Routes::from(services.into_axum_router().merge(pages));
     // A cut network is noticed only by pings that are not answered.
     Server::builder()
-        // Over TLS browsers speak HTTP/2.
-        .accept_http1(tls.is_none())
         .http2_keepalive_interval(Some(limits.keepalive()))
         .http2_keepalive_timeout(Some(limits.keepalive()))
         .max_concurrent_streams(MAX_STREAMS)

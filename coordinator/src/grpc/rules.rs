@@ -1,15 +1,14 @@
-//! Which call needs which role: one table, read by whoever lets calls in ([`super::gate`]) and by the tests that walk all services and pages.
+//! Which call and which page needs which role: read by whoever lets calls in ([`super::gate`]) and by the tests that walk all of them.
 //!
 //! A call that is not in it is refused, so that a new one is closed until somebody has said who may make it.
 
+use tonic::codegen::http::Method;
 use toroid_proto::Role;
 
 /// Who may make a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
-    /// `POST` for gRPC.
-    pub method: &'static str,
-    /// `/package.Service/Method`, or the path of a page; `*` is one segment, whatever it is.
+    /// `/package.Service/Method`.
     pub path: &'static str,
     /// `None`: whoever reaches the port. Such a call tells nothing of jobs and workers.
     pub least: Option<Role>,
@@ -18,19 +17,14 @@ pub struct Rule {
 }
 
 const fn look(path: &'static str, least: Role) -> Rule {
-    Rule { method: "POST", path, least: Some(least), changes: false }
+    Rule { path, least: Some(least), changes: false }
 }
 
 const fn change(path: &'static str, least: Role) -> Rule {
-    Rule { method: "POST", path, least: Some(least), changes: true }
+    Rule { path, least: Some(least), changes: true }
 }
 
-/// Over HTTP.
-const fn get(path: &'static str, least: Option<Role>) -> Rule {
-    Rule { method: "GET", path, least, changes: false }
-}
-
-pub const RULES: [Rule; 39] = [
+pub const RULES: [Rule; 27] = [
     look("/toroid.v1.JobService/GetJob", Role::View),
     look("/toroid.v1.JobService/GetCurve", Role::View),
     look("/toroid.v1.JobService/ListJobs", Role::View),
@@ -58,26 +52,35 @@ pub const RULES: [Rule; 39] = [
     look("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Role::View),
     look("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Role::View),
     // A probe has no credentials; it hears that the coordinator serves, and nothing else.
-    Rule { method: "POST", path: "/grpc.health.v1.Health/Check", least: None, changes: false },
+    Rule { path: "/grpc.health.v1.Health/Check", least: None, changes: false },
     look("/grpc.health.v1.Health/Watch", Role::View),
-    get("/healthz", None),
-    // The dashboard's own files, the same for every cluster.
-    get("/", None),
-    get("/assets/*", None),
-    get("/metrics", Some(Role::View)),
-    get("/api/jobs", Some(Role::View)),
-    get("/api/jobs/*", Some(Role::View)),
-    get("/api/jobs/*/curve", Some(Role::View)),
-    get("/api/workers", Some(Role::View)),
-    get("/api/stream", Some(Role::View)),
-    change("/api/jobs/*/checkpoint", Role::Submit),
-    change("/api/jobs/*/cancel", Role::Submit),
-    change("/api/workers/*/drain", Role::Operate),
 ];
 
 /// The rule of a call; `None`: nobody may make it.
-pub fn rule(method: &str, path: &str) -> Option<&'static Rule> {
-    RULES.iter().find(|rule| rule.method == method && fits(rule.path, path))
+pub fn rule(path: &str) -> Option<&'static Rule> {
+    RULES.iter().find(|rule| rule.path == path)
+}
+
+/// Pages over HTTP, by method; `*` is one segment of a path, whatever it is.
+pub const PAGES: [(&str, Rule); 12] = [
+    ("GET", Rule { path: "/healthz", least: None, changes: false }),
+    // The dashboard's own files, the same for every cluster.
+    ("GET", Rule { path: "/", least: None, changes: false }),
+    ("GET", Rule { path: "/assets/*", least: None, changes: false }),
+    ("GET", look("/metrics", Role::View)),
+    ("GET", look("/api/jobs", Role::View)),
+    ("GET", look("/api/jobs/*", Role::View)),
+    ("GET", look("/api/jobs/*/curve", Role::View)),
+    ("GET", look("/api/workers", Role::View)),
+    ("GET", look("/api/stream", Role::View)),
+    ("POST", change("/api/jobs/*/checkpoint", Role::Submit)),
+    ("POST", change("/api/jobs/*/cancel", Role::Submit)),
+    ("POST", change("/api/workers/*/drain", Role::Operate)),
+];
+
+/// The rule of a page; `None`: there is no such page, or not by this method.
+pub(super) fn page(method: &Method, path: &str) -> Option<&'static Rule> {
+    PAGES.iter().find(|(of, rule)| *of == method.as_str() && fits(rule.path, path)).map(|(_, rule)| rule)
 }
 
 fn fits(pattern: &str, path: &str) -> bool {
@@ -98,22 +101,22 @@ mod tests {
 
     #[test]
     fn a_star_is_one_segment_and_a_method_is_part_of_a_rule() {
-        let path = |method: &str, path: &str| rule(method, path).map(|rule| rule.path);
-        assert_eq!(path("GET", "/"), Some("/"));
-        assert_eq!(path("GET", "/api/jobs/tiny-1"), Some("/api/jobs/*"));
-        assert_eq!(path("GET", "/api/jobs/tiny-1/curve"), Some("/api/jobs/*/curve"));
-        assert_eq!(path("POST", "/api/jobs/tiny-1/cancel"), Some("/api/jobs/*/cancel"));
+        let found = |method: Method, path: &str| page(&method, path).map(|rule| rule.path);
+        assert_eq!(found(Method::GET, "/"), Some("/"));
+        assert_eq!(found(Method::GET, "/api/jobs/tiny-1"), Some("/api/jobs/*"));
+        assert_eq!(found(Method::GET, "/api/jobs/tiny-1/curve"), Some("/api/jobs/*/curve"));
+        assert_eq!(found(Method::POST, "/api/jobs/tiny-1/cancel"), Some("/api/jobs/*/cancel"));
         for (method, other) in [
-            ("GET", "/api/jobs/tiny-1/cancel"),
-            ("GET", "/api/jobs/"),
-            ("GET", "/api/jobs/a/b/curve"),
-            ("GET", "//api/jobs"),
-            ("GET", "/api/jobs/*/.."),
-            ("GET", "/toroid.v1.JobService/GetJob"),
-            ("POST", "/api/stream"),
-            ("HEAD", "/metrics"),
+            (Method::GET, "/api/jobs/tiny-1/cancel"),
+            (Method::GET, "/api/jobs/"),
+            (Method::GET, "/api/jobs/a/b/curve"),
+            (Method::GET, "//api/jobs"),
+            (Method::GET, "/api/jobs/a/.."),
+            (Method::GET, "/toroid.v1.JobService/GetJob"),
+            (Method::POST, "/api/stream"),
+            (Method::HEAD, "/metrics"),
         ] {
-            assert_eq!(path(method, other), None, "{method} {other}");
+            assert_eq!(found(method.clone(), other), None, "{method} {other}");
         }
     }
 }

@@ -1,4 +1,7 @@
 //! `WorkerService`: one bidirectional stream a worker, carried between the network and the driver without a look inside.
+//!
+//! A stream that ends is its worker's death, but for one that ends as its certificate does: the worker has the failure timeout to come back with the
+//! renewed one.
 
 use tokio::sync::oneshot;
 use tokio_stream::StreamExt as _;
@@ -12,7 +15,7 @@ use crate::caller::Caller;
 use crate::handle::{AskError, Command, Connection, Handle};
 use crate::lead::Leader;
 use crate::machine::{Limits, StreamId};
-use crate::outbox::outbox;
+use crate::outbox::{Grace, outbox};
 
 pub(crate) struct Workers {
     leader: Leader,
@@ -35,8 +38,11 @@ impl WorkerService for Workers {
         &self,
         request: Request<Streaming<proto::WorkerMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let certified = request.extensions().get::<Caller>().map(Caller::certified_worker).unwrap_or_default();
-        let (messages, outgoing) = outbox();
+        let caller = request.extensions().get::<Caller>();
+        let certified = caller.map(Caller::certified_worker).unwrap_or_default();
+        let good_until = caller.and_then(|caller| caller.good_until);
+        let grace = Grace { good_until, limit: self.limits.failure_timeout };
+        let (messages, outgoing) = outbox(grace);
         let (open, closed) = oneshot::channel();
         let handle = self.leader.handle().map_err(AskError::from)?;
         let stream = handle.new_stream();
@@ -44,7 +50,7 @@ impl WorkerService for Workers {
         if !handle.tell(Command::Open { stream, connection }).await {
             return Err(AskError::Stopping.into());
         }
-        let reader = Reader { handle, limits: self.limits, stream, certified };
+        let reader = Reader { handle, limits: self.limits, stream, certified, grace };
         tokio::spawn(reader.run(request.into_inner(), closed));
         Ok(Response::new(Box::pin(outgoing.map(Ok))))
     }
@@ -57,15 +63,23 @@ struct Reader {
     stream: StreamId,
     /// The name in its certificate; empty where it has none.
     certified: String,
+    grace: Grace,
 }
 
 impl Reader {
-    async fn run(self, incoming: Streaming<proto::WorkerMessage>, closed: oneshot::Receiver<()>) {
+    async fn run(self, incoming: Streaming<proto::WorkerMessage>, mut closed: oneshot::Receiver<()>) {
         let reason = tokio::select! {
             // The driver has dropped its end and knows why.
-            _ = closed => return,
+            _ = &mut closed => return,
             reason = self.read(incoming) => reason,
         };
+        if self.grace.applies() {
+            tokio::select! {
+                // It has come back on another stream.
+                _ = &mut closed => return,
+                () = tokio::time::sleep(self.grace.limit) => {}
+            }
+        }
         self.handle.tell(Command::Closed { stream: self.stream, reason }).await;
     }
 

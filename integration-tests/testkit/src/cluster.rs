@@ -45,6 +45,8 @@ pub struct Cluster {
     toroid: Toroid,
     dir: tempfile::TempDir,
     children: Children,
+    /// Where each job has its checkpoints that several coordinators share.
+    shared: Mutex<BTreeMap<String, PathBuf>>,
     /// Children that have ended by themselves or were killed, until somebody asks for how.
     ended: BTreeMap<String, ExitStatus>,
     runtime: tokio::runtime::Runtime,
@@ -67,7 +69,8 @@ impl Cluster {
         Cluster::open(toroid, num_workers, threads, failure_timeout_ms, false, &[])
     }
 
-    /// Several coordinators, of which one leads, with their records in an etcd that these are the members of. Returns when one leads.
+    /// Several coordinators, of which one leads, each with a folder of its own, and their records in an etcd that these are the members of.
+    /// Returns when one leads.
     pub fn with_coordinators(
         toroid: Toroid,
         etcd: &[String],
@@ -110,7 +113,8 @@ impl Cluster {
             ..Settings::new(dir.path(), threads)?
         };
         let children = Children::new(&settings)?;
-        let mut cluster = Cluster { toroid, dir, children, ended: BTreeMap::new(), runtime, _turn: turn };
+        let mut cluster =
+            Cluster { toroid, dir, children, shared: Mutex::default(), ended: BTreeMap::new(), runtime, _turn: turn };
         cluster.start_coordinator()?;
         for _ in 0..num_workers {
             cluster.add_worker(threads)?;
@@ -137,6 +141,11 @@ impl Cluster {
         let access = Access::by_folder(&authority, &self.certificates().join("worker"))?;
         let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{authority}"))?;
         Ok(toroid_security::connect(endpoint, &access.credentials).await?)
+    }
+
+    /// The process of a child that has not ended.
+    pub fn pid(&self, child: &str) -> Option<u32> {
+        self.children.pid(child)
     }
 
     /// The folder of the cluster's CA.
@@ -346,8 +355,18 @@ impl Cluster {
         Ok(())
     }
 
+    /// Several coordinators share the folder of a job's checkpoints.
     pub fn submit(&self, job_toml: &str) -> Result<String> {
-        self.ask(async |client| client.submit(job_toml.into()).await)
+        if !self.children.is_shared() {
+            return self.ask(async |client| client.submit(job_toml.into()).await);
+        }
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = self.path().join(format!("checkpoints-{}", shared.len()));
+        let with_path = format!("[checkpoint]\npath = \"{}\"\n", path(&folder));
+        let job_toml = job_toml.replace("[checkpoint]\n", &with_path);
+        let id = self.ask(async |client| client.submit(job_toml).await)?;
+        shared.insert(id.clone(), folder);
+        Ok(id)
     }
 
     /// The job with its curve; `None` while the coordinator does not answer.
@@ -402,7 +421,9 @@ impl Cluster {
 
     /// Where the job's checkpoints are.
     pub fn checkpoints(&self, id: &str) -> PathBuf {
-        self.path().join("coordinator/jobs").join(id).join("checkpoints")
+        let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = || self.path().join(COORDINATOR).join("jobs").join(id).join("checkpoints");
+        shared.get(id).cloned().unwrap_or_else(own)
     }
 
     /// All parameters of a checkpoint as the bytes of one safetensors file.

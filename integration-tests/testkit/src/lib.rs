@@ -3,6 +3,7 @@
 //! ```text
 //!   always                jobs      job files whose steps take milliseconds, and text to train on
 //!                         formula   weights and text of the reference figures, and the shapes that must reproduce them
+//!                         fuzz      bytes of strangers, for parsers of any package
 //!                         Patience  a wait that is given up when nothing has moved for long
 //!   feature coordinator   Coordinator   one within the process of the test
 //!   feature etcd          Etcd      an etcd cluster of real processes
@@ -14,6 +15,7 @@
 //! Deliberately absent: anything that only one test binary uses, and anything that a program of users needs.
 
 pub mod formula;
+pub mod fuzz;
 pub mod jobs;
 mod patience;
 

@@ -1123,7 +1123,7 @@ pub struct Incident {
     #[prost(bool, tag = "19")]
     pub resolved: bool,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PlaceInfo {
     #[prost(uint32, tag = "1")]
     pub rank: u32,
@@ -1139,6 +1139,12 @@ pub struct PlaceInfo {
     pub committed_step: u64,
     #[prost(string, tag = "7")]
     pub host: ::prost::alloc::string::String,
+    /// to other places, by what carries them: shm, unix, tls, or tcp, which others in between can read
+    #[prost(btree_map = "string, uint32", tag = "8")]
+    pub links: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        u32,
+    >,
 }
 /// One optimizer update. Losses are means over all tokens of the step.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1314,6 +1320,12 @@ pub struct WorkerInfo {
     /// it is given no place, and keeps the one that it has
     #[prost(bool, tag = "21")]
     pub is_cordoned: bool,
+    /// of its place, by what carries them: shm, unix, tls, or tcp, which others in between can read
+    #[prost(btree_map = "string, uint32", tag = "22")]
+    pub links: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        u32,
+    >,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -3110,6 +3122,12 @@ pub struct Heartbeat {
     /// how many steps compute_s is of
     #[prost(uint64, tag = "14")]
     pub compute_steps: u64,
+    /// of its place in this epoch, by what carries them: shm, unix, tls, or tcp as it is
+    #[prost(btree_map = "string, uint32", tag = "15")]
+    pub links: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        u32,
+    >,
 }
 /// Data read, weights made or loaded, listening for links.
 #[derive(Clone, PartialEq, ::prost::Message)]

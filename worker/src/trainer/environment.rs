@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use toroid_security::Roots;
+
 use super::shared::Shared;
 use crate::comm::Listener;
 
@@ -11,6 +13,8 @@ use crate::comm::Listener;
 pub struct Environment {
     pub listener: Listener,
     pub shared: Arc<Shared>,
+    /// Below which jobs may name paths.
+    pub roots: Roots,
     /// Token files are kept here.
     pub cache_dir: PathBuf,
     /// How long peers may take to accept a link, where the coordinator has not said it ([`Shared::set_connect_limit`]).

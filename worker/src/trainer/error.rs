@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use toroid_security::RootError;
 use toroid_session::{BadCheckpoint, ReadFault};
 use toroid_torus::ids::Step;
 use toroid_torus::job::JobError;
@@ -18,6 +19,8 @@ pub enum PrepareError {
     Job(JobError),
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Roots(#[from] RootError),
     #[error("cannot prepare the data: {0}")]
     Data(DataError),
     #[error("cannot load the initial weights: {0}")]

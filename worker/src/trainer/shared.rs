@@ -1,6 +1,6 @@
 //! What a worker's trainer and its other threads see of each other: checkpoints that were asked for, and where the trainer is.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use toroid_torus::ids::{Rank, Step};
 #[cfg(any(test, feature = "failpoint"))]
 use super::failpoint::Failpoints;
 use super::observe::Observer;
-use crate::comm::WaitsFor;
+use crate::comm::{LinkKind, WaitsFor};
 use crate::sync::lock;
 use crate::system;
 use crate::trace::Trace;
@@ -30,6 +30,8 @@ pub struct Shared {
     recorded: AtomicU64,
     operation: Mutex<&'static str>,
     waits_for: Mutex<Option<WaitsFor>>,
+    /// Of the present epoch.
+    links: Mutex<BTreeMap<LinkKind, usize>>,
     progress: AtomicU64,
     #[cfg(any(test, feature = "failpoint"))]
     pub(super) failpoints: Failpoints,
@@ -236,6 +238,15 @@ impl Shared {
     pub fn waits_for(&self) -> Vec<Rank> {
         let ranks = lock(&self.waits_for).as_ref().map(WaitsFor::ranks).unwrap_or_default();
         ranks.into_iter().map(Rank::new).collect()
+    }
+
+    /// How many links of each kind the place has.
+    pub fn set_links(&self, kinds: BTreeMap<LinkKind, usize>) {
+        *lock(&self.links) = kinds;
+    }
+
+    pub fn links(&self) -> BTreeMap<LinkKind, usize> {
+        lock(&self.links).clone()
     }
 
     pub(super) fn enter(&self, operation: &'static str) {

@@ -101,6 +101,7 @@ pub(super) fn connect<D: Device + Clone>(
     links.keep_at_most(memory::of_a_link(&assignment.spec, rank));
     environment.shared.set_waits_for(links.waits_for());
     links.advance(&environment.listener, plan, &job.fence, timeout)?;
+    environment.shared.set_links(links.kinds());
     let comm = job.passes.device().comm();
     if let (Some(agreed), Some(comm)) = (agree(links, &assignment.spec.shape, comm)?, comm) {
         let (number, fence) = (assignment.epoch, job.fence.clone());

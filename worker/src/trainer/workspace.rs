@@ -71,6 +71,7 @@ impl<D: Device + Clone> Workspace<D> {
         used: Option<Workspace<D>>,
     ) -> Result<Workspace<D>, PrepareError> {
         spec.check()?;
+        environment.roots.check(spec, [("checkpoint.path", checkpoint_root)])?;
         let used = match used {
             Some(used) if used.fits(spec, rank, checkpoint_root) => {
                 return Ok(Workspace { rank, parts: used.parts.move_to(device, spec, rank.index()), ..used });

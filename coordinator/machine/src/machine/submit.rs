@@ -58,8 +58,14 @@ impl Machine {
         }
     }
 
-    /// A job that no quota would ever let run is refused at once.
+    /// A job that no quota would ever let run is refused at once, and so is one too many.
     fn check_quota(&self, user: &str, spec: &JobSpec) -> Result<(), RequestError> {
+        let max = self.config.policy.max_jobs;
+        let num_jobs = self.jobs().filter(|job| !job.state.is_ended() && job.user == user).count();
+        if num_jobs >= max {
+            let user = if user.is_empty() { "whoever names no user".into() } else { format!("the user `{user}`") };
+            return Err(RequestError::TooManyJobs { user, max });
+        }
         let (needs, quota) = (spec.shape.world(), self.config.policy.quotas.of(user));
         match quota.filter(|quota| needs > *quota) {
             Some(quota) => Err(RequestError::Quota { user: user.into(), needs, quota }),

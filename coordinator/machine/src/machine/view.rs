@@ -45,6 +45,7 @@ impl Machine {
             compute_s: stragglers(&w.place).and_then(|(s, rank)| s.compute_s(rank)).unwrap_or(0.0),
             is_cordoned: self.pool.cordoned().contains_key(w.register.worker_id.as_str()),
             labels: labels(w),
+            links: w.links.clone(),
             slow_factor: stragglers(&w.place).and_then(|(s, rank)| s.of(rank)).map_or(0.0, Straggler::factor),
             ..self.warm_up_of(w, now)
         });
@@ -161,6 +162,7 @@ impl Machine {
                 alive: connected.is_some(),
                 committed_step: job.core().epoch.committed_by(Rank::new(rank)).unwrap_or_default().get(),
                 host: connected.map_or_else(String::new, |w| w.register.host.clone()),
+                links: connected.map(|w| w.links.clone()).unwrap_or_default(),
             }
         });
         places.collect()

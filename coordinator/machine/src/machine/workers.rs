@@ -3,6 +3,7 @@
 //! Every message passes [`Machine::message`], which drops what is not from the worker of a place in the present epoch of the job
 //! it speaks of (T-1). When a stream ends, the worker is taken for dead and its place is given to another at once.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Machine;
@@ -83,6 +84,7 @@ impl Machine {
         let place = worker.place.clone();
         if let FromWorker::Heartbeat(m) = &body {
             worker.memory_bytes = [m.memory_bytes, m.memory_free_bytes];
+            worker.links.clone_from(&m.links);
         }
         self.pool.heard(stream, now.monotonic, now.monotonic + self.config.limits.failure_timeout);
         match body {
@@ -190,8 +192,8 @@ impl Machine {
         let goes_on = kept.as_ref().is_some_and(|(.., claim)| *claim != Claim::Newcomer);
         let keep_going = goes_on || kept.is_none() && is_retained;
         let (epoch, committed) = (Epoch::new(register.epoch), Step::new(register.committed_step));
-        let worker =
-            Worker { stream, register, since, last_heard: now.monotonic, memory_bytes: [0; 2], place, proof: None };
+        let (last_heard, links) = (now.monotonic, BTreeMap::new());
+        let worker = Worker { stream, register, since, last_heard, memory_bytes: [0; 2], links, place, proof: None };
         cx.pool.insert(worker, now.monotonic + cx.config.limits.failure_timeout);
         cx.out.send(stream, ToWorker::Welcome(welcome(cx.config, cx.secret, keep_going)));
         match kept {

@@ -344,6 +344,33 @@ fn quotas_are_each_users_own() {
     check_all_done(&mut world, &[&first, &second, &third]);
 }
 
+/// Those that wait, that run and that come back count; those that have ended, and other users', do not.
+#[test]
+fn a_user_has_so_many_jobs_at_a_time_and_no_more() {
+    let mut world = World::new();
+    world.set_policy(Policy { max_jobs: 2, ..Policy::default() });
+    world.join("a");
+    let submit = |world: &mut World, user: &str| {
+        let submission = Submission { toml: job_file(1, 5, ""), user: user.into(), priority: None };
+        let owner = world.next_owner();
+        ask(world, |request| Input::Submit { request, submission, owner }).map_err(|e| e.to_string())
+    };
+    let runs = world.submit_as("ada", &job_file(1, 5, ""));
+    let waits = world.submit_as("ada", &job_file(1, 5, ""));
+    assert_eq!([&runs, &waits].map(|job| world.record(job).state), [State::Starting, State::Queued]);
+    let refused = submit(&mut world, "ada").expect_err("one too many");
+    let text = "the user `ada` has 2 jobs that have not ended, and may have no more";
+    assert!(refused.starts_with(text) && refused.contains("--max-jobs-per-user"), "{refused}");
+    assert!(submit(&mut world, "bob").is_ok());
+    assert!(ask(&mut world, |request| Input::Cancel { request, job: waits.clone() }).is_ok());
+    world.settle();
+    assert!(submit(&mut world, "ada").is_ok(), "one has ended");
+    let resume = |request| Input::Resume { request, job: waits.clone(), from_scratch: false, steps: None };
+    assert!(ask(&mut world, resume).expect_err("it would be the third").to_string().starts_with(text));
+    let nameless = (0..3).map(|_| submit(&mut world, "")).collect::<Vec<_>>();
+    assert!(nameless[1].is_ok() && nameless[2].as_ref().is_err_and(|e| e.starts_with("whoever names no user has 2")));
+}
+
 #[test]
 fn a_job_that_has_ended_goes_on_from_its_checkpoint_with_other_steps() {
     let (mut world, job) = running(2, 0, "checkpoint.interval_steps = 4");

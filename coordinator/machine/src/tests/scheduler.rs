@@ -11,7 +11,7 @@ use crate::scheduler::{Action, Decision, Placed, Plan, Policy, Queued, Quotas, S
 const AGING: Duration = Duration::from_secs(10);
 
 fn policy() -> Policy {
-    Policy { aging: AGING, quotas: Quotas::default() }
+    Policy { aging: AGING, ..Policy::default() }
 }
 
 fn workers(numbers: impl IntoIterator<Item = usize>) -> BTreeSet<WorkerId> {
@@ -153,7 +153,7 @@ fn a_level_of_priority_is_worth_the_aging_time_of_waiting() {
 #[test]
 fn a_quota_holds_its_users_jobs_back_and_nobody_elses() {
     let quotas = Quotas { default: Some(3), by_user: BTreeMap::from([("bob".into(), 6)]) };
-    let policy = Policy { aging: AGING, quotas };
+    let policy = Policy { aging: AGING, quotas, ..Policy::default() };
     let runs = [placed("runs", 1, 0, 0..2, 2)];
     let (mut two, one) = (queued("two", 2, 0, 2), queued("one", 3, 0, 1));
     let of_bob = Queued { user: "bob".into(), ..queued("bob", 4, 0, 6) };

@@ -47,6 +47,7 @@ macro_rules! over_all_kinds {
 mod collectives;
 mod epochs;
 mod establishing;
+mod fuzz;
 mod messages;
 mod probing;
 mod secrecy;

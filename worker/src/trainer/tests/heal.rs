@@ -110,6 +110,7 @@ impl<'a> Cluster<'a> {
         let listener = Listener::bind("127.0.0.1:0", &format!("w{id}"), LinkChoice::Auto).expect("listen on loopback");
         let address = listener.local_addr().to_string();
         let environment = Environment {
+            roots: toroid_security::Roots::everywhere(),
             listener,
             shared: Arc::new(Shared::that_fails(Failpoints::new(self.failpoint.clone()))),
             cache_dir: self.dir.join("cache"),

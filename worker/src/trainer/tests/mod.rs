@@ -102,6 +102,7 @@ fn each_place<R: Send + 'static>(
                 heal: false,
             };
             let environment = Environment {
+                roots: toroid_security::Roots::everywhere(),
                 listener,
                 shared: Arc::new(Shared::default()),
                 cache_dir: dir.join("cache"),
@@ -243,6 +244,7 @@ fn only_place(dir: &Path, data: &Path) -> (Assignment, Environment) {
         heal: false,
     };
     let environment = Environment {
+        roots: toroid_security::Roots::everywhere(),
         listener: Listener::bind("127.0.0.1:0", "w0", LinkChoice::Auto).expect("listen on loopback"),
         shared: Arc::new(Shared::default()),
         cache_dir: dir.join("cache"),

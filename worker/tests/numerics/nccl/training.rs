@@ -62,6 +62,7 @@ impl<'a> Cluster<'a> {
         let (address, device) = (listener.local_addr().to_string(), self.machine.device());
         device.set_collectives(self.collectives);
         let environment = Environment {
+            roots: toroid_security::Roots::everywhere(),
             listener,
             shared: Arc::new(Shared::default()),
             cache_dir: self.dir.join("cache"),
