@@ -1,5 +1,10 @@
 //! One body of tests for both stores, and what only several coordinators over one etcd meet: real etcd processes, nothing is mocked.
 
+#[path = "store/crashes.rs"]
+mod crashes;
+#[path = "store/traps.rs"]
+mod traps;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -231,74 +236,16 @@ async fn a_write_whose_answer_was_lost_is_made_once() -> Result<()> {
     has(&mut store, &[meta(2, 1)], "the last write").await
 }
 
-/// A leader dies between any two writes of one decision: the next one finds all of it or nothing.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_decision_is_whole_or_not_there_wherever_its_leader_dies() -> Result<()> {
-    let etcd = Etcd::start(1)?;
-    let mut admin = admin(&etcd).await?;
-    let old: Vec<Record> =
-        (1..=150).map(|n| incident(n, "old")).chain([Ok(meta(1, 150_000))]).collect::<Result<_>>()?;
-    let new: Vec<Record> =
-        (1..=150).map(|n| incident(n, "new")).chain([Ok(meta(2, 150_000))]).collect::<Result<_>>()?;
-    let (mut num_old, mut num_new) = (0, 0);
-    let mut store = lead(&etcd, "a").await;
-    for num_writes in 1.. {
-        store.commit(&put(old.clone())).await?;
-        let head = admin.get("/toroid/default/head", None).await?.kvs().first().context("there is one")?.version();
-        let change = put(new.clone());
-        let is_done = {
-            let mut writing = store.commit(&change);
-            let mut watcher = admin.clone();
-            let reached = async {
-                while watcher
-                    .get("/toroid/default/head", None)
-                    .await?
-                    .kvs()
-                    .first()
-                    .is_none_or(|h| h.version() < head + num_writes)
-                {}
-                anyhow::Ok(())
-            };
-            tokio::select! {
-                biased;
-                reached = reached => {
-                    reached?;
-                    false
-                }
-                written = &mut writing => {
-                    written?;
-                    true
-                }
-            }
-        };
-        drop(store);
-        take_lease_away(&mut admin).await?;
-        store = lead(&etcd, "a").await;
-        let found = sorted(&store.load().await?);
-        let (is_old, is_new) = (found == sorted(&old), found == sorted(&new));
-        ensure!(is_old || is_new, "after {num_writes} writes there is something between");
-        num_old += u32::from(is_old);
-        num_new += u32::from(is_new);
-        let pages = admin.get("/toroid/default/page/", Some(GetOptions::new().with_prefix().with_keys_only())).await?;
-        let generations: std::collections::BTreeSet<&str> =
-            pages.kvs().iter().filter_map(|p| p.key_str().ok()?.split('/').nth(4)).collect();
-        ensure!(generations.len() == 1, "pages of {generations:?} are left");
-        if is_done {
-            break;
-        }
-    }
-    ensure!(num_old > 1 && num_new > 1, "{num_old} times the old decision, {num_new} times the new one");
-    Ok(())
-}
-
 // ------------------------------------------------------------------------------------------------------------------ what etcd says
 
 /// What a candidate says that cannot see or lead.
 async fn trouble_of(config: EtcdConfig) -> Result<String> {
     let (sight, mut seen) = watch::channel(Sight::default());
     let mut candidate = candidate(config, "x");
+    // On a busy machine an etcd that answers may be slow first.
+    let is_told = |sight: &Sight| sight.trouble.as_ref().is_some_and(|trouble| !trouble.contains("did not answer within"));
     let trouble = async {
-        let found = seen.wait_for(|sight| sight.trouble.is_some()).await?;
+        let found = seen.wait_for(is_told).await?;
         found.trouble.clone().context("it was waited for")
     };
     within("what keeps it from leading", async {

@@ -113,7 +113,8 @@ impl Cluster {
             ..Settings::new(dir.path(), threads)?
         };
         let children = Children::new(&settings)?;
-        let mut cluster = Cluster { toroid, dir, children, shared: Mutex::default(), ended: BTreeMap::new(), runtime, _turn: turn };
+        let mut cluster =
+            Cluster { toroid, dir, children, shared: Mutex::default(), ended: BTreeMap::new(), runtime, _turn: turn };
         cluster.start_coordinator()?;
         for _ in 0..num_workers {
             cluster.add_worker(threads)?;
