@@ -28,6 +28,7 @@ fn meta(secret: u8) -> Record {
         secret: [secret; 32],
         num_jobs: Default::default(),
         retired: Default::default(),
+        cordoned: Default::default(),
     })
 }
 

@@ -149,7 +149,8 @@ impl World {
             return None;
         }
         let (saved, high) = (new.last_checkpoint().map_or(Step::ZERO, |c| c.step).get(), truth.high);
-        (saved < high.get()).then(|| format!("T-3: {} gives its workers back at step {high}, saved is step {saved}", new.id))
+        (saved < high.get())
+            .then(|| format!("T-3: {} gives its workers back at step {high}, saved is step {saved}", new.id))
     }
 
     fn cordon_ignored(&self, new: &JobRecord) -> Option<String> {
