@@ -2,11 +2,12 @@
 //! clock, while everything goes wrong that a seed can think of.
 //!
 //! ```text
+//!   leaders: several coordinators, each the product's store over a model of etcd, in a share of the seeds
 //!   scenario, faults ──> world: events in order of time ──> coordinator (machine)          worker (client, session)
 //!        ^ one seed        │                                                                  │ commands, events
 //!                          │                                played: each thread of a worker is a coroutine: trainer, writers
 //!                          │                                  │ links (bytes)   disk (files)   device (toy, integers)
-//!                          '──> truth: T-1 to T-12 after every event, against an undisturbed run of the same code
+//!                          '──> truth: T-1 to T-13 after every event, against an undisturbed run of the same code
 //! ```
 //!
 //! `TOROID_SEED=n cargo test --test simulation` replays one seed and prints its story; `TOROID_SEEDS=n` runs so many of them.
@@ -16,7 +17,9 @@
 mod coordinator;
 mod device;
 mod disk;
+pub mod etcd;
 mod faults;
+mod leaders;
 mod links;
 mod network;
 mod played;
@@ -24,6 +27,8 @@ mod pool;
 mod random;
 mod reference;
 mod scenario;
+mod sent;
+mod service;
 mod text;
 mod truth;
 mod worker;
