@@ -14,7 +14,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
-use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;

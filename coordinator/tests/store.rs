@@ -243,7 +243,8 @@ async fn trouble_of(config: EtcdConfig) -> Result<String> {
     let (sight, mut seen) = watch::channel(Sight::default());
     let mut candidate = candidate(config, "x");
     // On a busy machine an etcd that answers may be slow first.
-    let is_told = |sight: &Sight| sight.trouble.as_ref().is_some_and(|trouble| !trouble.contains("did not answer within"));
+    let is_told =
+        |sight: &Sight| sight.trouble.as_ref().is_some_and(|trouble| !trouble.contains("did not answer within"));
     let trouble = async {
         let found = seen.wait_for(is_told).await?;
         found.trouble.clone().context("it was waited for")
