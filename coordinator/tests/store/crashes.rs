@@ -11,10 +11,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use etcd_client::{Client, GetOptions};
 use toroid_coordinator::machine::Change;
 use toroid_coordinator::machine::record::Record;
+use toroid_coordinator::store::etcd::EtcdConfig;
 use toroid_coordinator::store::{RedbStore, Store as _};
 use toroid_testkit::Etcd;
 
-use super::{admin, incident, lead, meta, sorted, take_lease_away};
+use super::{admin, incident, lead_calmly, meta, sorted, take_lease_away};
 
 const KILLS: &str = "TOROID_STORE_KILLS";
 /// The store that a process of this test writes to until it is killed.
@@ -188,7 +189,8 @@ async fn a_decision_in_etcd_is_whole_or_not_there_wherever_its_leader_dies() -> 
     let etcd = Etcd::start_with(1, &["--quota-backend-bytes", "8589934592"])?;
     let mut admin = admin(&etcd).await?;
     let (mut num_old, mut num_new, mut kills, mut random) = (0, 0, 0, Random(7));
-    let mut store = lead(&etcd, "a").await;
+    let config = EtcdConfig::new(etcd.urls());
+    let mut store = lead_calmly(config.clone(), "a").await;
     let wanted = num_kills()?;
     while kills < wanted {
         // Their numbers of records and pages differ each time.
@@ -214,7 +216,7 @@ async fn a_decision_in_etcd_is_whole_or_not_there_wherever_its_leader_dies() -> 
             };
             drop(store);
             take_lease_away(&mut admin).await?;
-            store = lead(&etcd, "a").await;
+            store = lead_calmly(config.clone(), "a").await;
             let found = sorted(&store.load().await?);
             let (is_old, is_new) = (found == sorted(&old), found == sorted(&new));
             ensure!(is_old || is_new, "after {after} writes there is something between");
