@@ -51,8 +51,8 @@ pub struct Process {
     pub is_stopped: bool,
     /// So much its clock is behind.
     lag: Micros,
-    /// It was behind for a part of its leadership.
-    was_suspended: bool,
+    /// In its leadership its clock has stood still, or its lease was gone before its time: it cannot know.
+    is_excused: bool,
     alarm: (u64, Option<Micros>),
 }
 
@@ -159,7 +159,7 @@ impl Process {
             sight,
             is_stopped: false,
             lag: 0,
-            was_suspended: false,
+            is_excused: false,
             alarm: (0, None),
         }
     }
@@ -258,7 +258,7 @@ impl World {
                     let tenure = store.tenure();
                     process.candidate = Some(candidate);
                     process.tenure = Some(tenure);
-                    process.was_suspended = false;
+                    process.is_excused = false;
                     process.role = Role::Loads(Box::pin(async move {
                         let records = store.load().await;
                         (store, records)
@@ -441,6 +441,7 @@ impl World {
     /// The lease of whoever leads is gone, before its time.
     pub fn lose_lease(&mut self) {
         if let Some(lease) = self.cluster.etcd.lease_of(&key("leader")) {
+            self.cluster.processes.values_mut().for_each(|process| process.is_excused = true);
             let changes = self.cluster.etcd.revoke(lease).unwrap_or_default();
             self.written(changes, None);
         }
@@ -501,7 +502,7 @@ impl World {
         self.env.truth.check(term > last, || format!("T-13: term {term} of coordinator {seat} follows term {last}"));
         self.cluster.last = (term.max(last), 0);
         let decides = |(other, process): &(&Seat, &Process)| {
-            **other != seat && process.tenure.is_some() && !process.was_suspended && process.over(now).is_none()
+            **other != seat && process.tenure.is_some() && !process.is_excused && process.over(now).is_none()
         };
         let other = self.cluster.processes.iter().find(decides).map(|(other, _)| *other);
         self.env.truth.check(other.is_none(), || {
@@ -599,7 +600,7 @@ impl World {
         self.env.tell(|| format!("coordinator {seat} is stopped for {} s, its clock: {is_machine}", time as f64 / 1e6));
         if is_machine {
             process.lag += time;
-            process.was_suspended = true;
+            process.is_excused = true;
         }
         let lag = if is_machine { time } else { 0 };
         self.at_seat(seat, |world| world.suspend(lag));

@@ -40,6 +40,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use toroid_torus::failpoint::{Failpoint, arm};
 
+use random::Random;
+use scenario::Scenario;
 pub use world::End;
 use world::World;
 
@@ -71,6 +73,24 @@ pub fn simulate(seed: u64, broken: Option<Failpoint>, tells: bool) -> Outcome {
     world.end();
     arm(None);
     Outcome { end, rungs: world.rungs(), story: world.into_story() }
+}
+
+/// What of leadership is broken on purpose: where one coordinator leads alone it is never asked for.
+const OF_LEADERSHIP: [Failpoint; 9] = [
+    Failpoint::WriteWithoutLeading,
+    Failpoint::WriteInAnyOrder,
+    Failpoint::SilenceIsDone,
+    Failpoint::LeadUnasked,
+    Failpoint::LeaseFromAnswer,
+    Failpoint::DecideAfterDeadline,
+    Failpoint::TakeStaleRead,
+    Failpoint::SameTerm,
+    Failpoint::TakeOldTerm,
+];
+
+/// Whether a seed comes by what is broken.
+pub fn may_show(seed: u64, broken: Failpoint) -> bool {
+    !OF_LEADERSHIP.contains(&broken) || Scenario::draw(&mut Random::new(seed)).num_coordinators > 1
 }
 
 /// The story of a seed that failed.
