@@ -266,7 +266,7 @@ fn words_of_workers_that_lie() {
             };
             lied.say(STREAMS[random.below(2)], body);
             if random.below(6) == 0 {
-                lied.now.monotonic += Duration::from_millis(random.next() % 7000);
+                lied.now.monotonic += Duration::from_millis(random.draw() % 7000);
                 lied.handle(Input::Tick);
             }
         }
