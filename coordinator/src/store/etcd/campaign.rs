@@ -17,12 +17,12 @@ use tokio::sync::watch;
 use toroid_torus::failpoint;
 use toroid_torus::ids::Term;
 
-use super::client::{CallError, Members};
+use super::client::Members;
 use super::config::EtcdConfig;
 use super::head::{Head, Leader, Prefix, Seen};
 use super::lease;
 use super::records::{EtcdStore, Led};
-use super::service::{Compare, Op, Service, Txn};
+use super::service::{CallError, Compare, Op, Service, Txn};
 
 /// Between two attempts while etcd does not answer.
 const RETRY: Duration = Duration::from_millis(200);

@@ -9,8 +9,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::client::Kind;
-use super::service::Service;
+use super::service::{Kind, Service};
 use crate::store::tenure::Lease;
 
 /// Renewals in the time of a lease.
