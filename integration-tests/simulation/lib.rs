@@ -76,12 +76,11 @@ pub fn simulate(seed: u64, broken: Option<Failpoint>, tells: bool) -> Outcome {
 }
 
 /// What of leadership is broken on purpose: where one coordinator leads alone it is never asked for.
-const OF_LEADERSHIP: [Failpoint; 9] = [
+const OF_LEADERSHIP: [Failpoint; 8] = [
     Failpoint::WriteWithoutLeading,
     Failpoint::WriteInAnyOrder,
     Failpoint::SilenceIsDone,
     Failpoint::LeadUnasked,
-    Failpoint::LeaseFromAnswer,
     Failpoint::DecideAfterDeadline,
     Failpoint::TakeStaleRead,
     Failpoint::SameTerm,

@@ -38,8 +38,6 @@ pub enum Failpoint {
     SilenceIsDone,
     /// T-8: a candidate leads without asking whether another does.
     LeadUnasked,
-    /// T-8: a lease counts from the answer to its renewal.
-    LeaseFromAnswer,
     /// T-8: a leader decides on where its lease can have run out.
     DecideAfterDeadline,
     /// T-8: a new leader begins with what a paused member of etcd remembers.
@@ -94,7 +92,7 @@ pub enum Failpoint {
 
 impl Failpoint {
     /// Those that break an invariant where nothing else is armed. `ForgetRecords` alone does not: places know the sums (T-12).
-    pub const HARMFUL: [Failpoint; 38] = [
+    pub const HARMFUL: [Failpoint; 37] = [
         Failpoint::MachineTakesOldEpoch,
         Failpoint::GoOnFromLowest,
         Failpoint::AlwaysRestore,
@@ -113,7 +111,6 @@ impl Failpoint {
         Failpoint::WriteInAnyOrder,
         Failpoint::SilenceIsDone,
         Failpoint::LeadUnasked,
-        Failpoint::LeaseFromAnswer,
         Failpoint::DecideAfterDeadline,
         Failpoint::TakeStaleRead,
         Failpoint::SameTerm,

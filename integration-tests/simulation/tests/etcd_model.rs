@@ -11,7 +11,7 @@ use toroid_simulation::etcd::{Etcd as Model, Refusal};
 use toroid_testkit::{Etcd, Patience};
 use toroid_torus::cursor::splitmix64;
 
-const NUM_CALLS: u64 = 1500;
+const NUM_CALLS: u64 = 600;
 const KEYS: [&str; 6] = ["/a/1", "/a/2", "/a/22", "/a0", "/b", "/c"];
 const TTL: Duration = Duration::from_secs(600);
 

@@ -17,12 +17,12 @@ use tokio::sync::watch;
 use toroid_torus::failpoint;
 use toroid_torus::ids::Term;
 
-use super::client::{CallError, Members};
+use super::client::Members;
 use super::config::EtcdConfig;
 use super::head::{Head, Leader, Prefix, Seen};
 use super::lease;
 use super::records::{EtcdStore, Led};
-use super::service::{Compare, Op, Service, Txn};
+use super::service::{CallError, Compare, Op, Service, Txn};
 
 /// Between two attempts while etcd does not answer.
 const RETRY: Duration = Duration::from_millis(200);
@@ -109,7 +109,7 @@ impl<S: Service> Candidate<S> {
     async fn stand(&mut self, seen: &Seen) -> Result<Option<EtcdStore<S>>, CallError> {
         let sent = self.etcd.now();
         let lease = self.etcd.grant(self.ttl).await?;
-        let until = lease::counted(sent, self.etcd.now(), self.ttl);
+        let until = lease::counted(sent, self.ttl);
         let (last, head_revision) = seen.head.as_ref().map_or((Term::default(), 0), |(head, at)| (head.term, *at));
         let term = if failpoint!(SameTerm) && last != Term::default() { last } else { last.next() };
         let leader = Leader { id: self.id.clone(), address: self.address.clone(), term };

@@ -16,33 +16,11 @@ use tokio::time::Instant;
 use tonic::Code;
 
 use super::config::EtcdConfig;
-use super::service::{Answer, Compare, Op, Page, Pair, Range, Service, Txn};
+use super::service::{Answer, CallError, Compare, Kind, Op, Page, Pair, Range, Service, Txn};
 
 /// Bytes of an answer with many keys, and how long it may take.
 const ANSWER_BYTES: usize = 64 << 20;
 const READ_LIMIT: Duration = Duration::from_secs(10);
-
-/// Why a call came to nothing, in words that say what to do.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{words}")]
-pub struct CallError {
-    pub kind: Kind,
-    pub words: String,
-}
-
-/// What can be told apart by what etcd answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Nothing came within the deadline: whether it was done is not known.
-    Silent,
-    NoSpace,
-    NoQuorum,
-    /// The user is not taken, or none is named where one must be.
-    User,
-    Permission,
-    LeaseGone,
-    Other,
-}
 
 /// The members of an etcd cluster.
 #[derive(Clone)]

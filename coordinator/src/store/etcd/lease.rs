@@ -8,10 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
-use toroid_torus::failpoint;
 
-use super::client::Kind;
-use super::service::Service;
+use super::service::{Kind, Service};
 use crate::store::tenure::Lease;
 
 /// Renewals in the time of a lease.
@@ -19,10 +17,9 @@ const RENEWALS: u32 = 3;
 /// After a renewal that failed, until the next attempt.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// What is counted on of a lease that was sent for at `sent`, and answered now: an eighth less.
-pub(super) fn counted(sent: Instant, now: Instant, ttl: Duration) -> Instant {
-    let since = if failpoint!(LeaseFromAnswer) { now } else { sent };
-    since + ttl - ttl / 8
+/// What is counted on of a lease that was sent for at `sent`: an eighth less.
+pub(super) fn counted(sent: Instant, ttl: Duration) -> Instant {
+    sent + ttl - ttl / 8
 }
 
 /// Runs until the lease is gone, or nobody wants to know any more.
@@ -38,7 +35,7 @@ pub(super) async fn keep(mut etcd: impl Service, id: i64, ttl: Duration, lease: 
         match etcd.renew(id).await {
             Ok(()) => {
                 let now = etcd.now();
-                let until = counted(sent, now, ttl);
+                let until = counted(sent, ttl);
                 let mut is_over = false;
                 lease.send_modify(|lease| {
                     // What was over once stays so: somebody may have acted on it.

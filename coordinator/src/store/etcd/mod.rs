@@ -21,7 +21,8 @@ mod records;
 pub mod service;
 
 pub use campaign::{Candidate, Sight, call_limit};
-pub use client::{CallError, Kind, Members};
+pub use client::Members;
 pub use config::{DEFAULT_PREFIX, EtcdConfig, EtcdTls};
 pub use head::Leader;
 pub use records::{EtcdStore, record_of};
+pub use service::{CallError, Kind};

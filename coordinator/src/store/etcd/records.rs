@@ -7,11 +7,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use toroid_torus::failpoint;
 
-use super::client::{Kind, Members};
+use super::client::Members;
 use super::head::{Head, Leader, Prefix};
 use super::keys::{self, Edit, Pointer, Value};
 use super::lease;
-use super::service::{Compare, Op, Page, Range, Service, Txn};
+use super::service::{Compare, Kind, Op, Page, Range, Service, Txn};
 use crate::machine::Change;
 use crate::machine::record::Record;
 use crate::store::tenure::{Lease, Tenure, Trouble};

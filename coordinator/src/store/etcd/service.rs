@@ -7,7 +7,27 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::client::CallError;
+/// Why a call came to nothing, in words that say what to do.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{words}")]
+pub struct CallError {
+    pub kind: Kind,
+    pub words: String,
+}
+
+/// What can be told apart by what etcd answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing came within the deadline: whether it was done is not known.
+    Silent,
+    NoSpace,
+    NoQuorum,
+    /// The user is not taken, or none is named where one must be.
+    User,
+    Permission,
+    LeaseGone,
+    Other,
+}
 
 /// What must be so for a transaction to be done. Of a key that is not there both revisions are 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
