@@ -44,10 +44,22 @@ pub enum SecurityError {
     File { path: PathBuf, reason: String },
     #[error("{0}")]
     Wrong(String),
-    #[error("TLS cannot be set up: {0}")]
-    Tls(#[from] rustls::Error),
-    #[error("a certificate cannot be made: {0}")]
-    Make(#[from] rcgen::Error),
+    #[error("TLS cannot be set up: {error}")]
+    Tls { error: rustls::Error },
+    #[error("a certificate cannot be made: {error}")]
+    Make { error: rcgen::Error },
+}
+
+impl From<rustls::Error> for SecurityError {
+    fn from(error: rustls::Error) -> SecurityError {
+        SecurityError::Tls { error }
+    }
+}
+
+impl From<rcgen::Error> for SecurityError {
+    fn from(error: rcgen::Error) -> SecurityError {
+        SecurityError::Make { error }
+    }
 }
 
 impl SecurityError {
