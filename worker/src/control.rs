@@ -418,7 +418,7 @@ mod tests {
     /// What a worker's log says of a coordinator at `address`.
     fn said(address: &str) -> Result<String, Box<dyn std::error::Error>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let endpoint = endpoint_of(address, Duration::from_millis(500))?;
+        let endpoint = endpoint_of(address, Duration::from_millis(500), Duration::from_millis(500))?;
         let error = runtime
             .block_on(dial(endpoint, Credentials::none(), Register::default()))
             .err()
