@@ -42,6 +42,7 @@ soak:
 
 soak-control-plane:
 	TOROID_KILLS=50 cargo test --release --test control_plane -- --nocapture
+	TOROID_STORE_KILLS=500 cargo test --release -p toroid-coordinator --test store crashes -- --nocapture
 
 soak-chaos:
 	cargo build --release --bin toroid

@@ -102,7 +102,7 @@ fn t11_a_job_whose_checkpoints_nobody_sees_waits_for_a_user() -> Result<()> {
     let undisturbed = cluster.train(&steady_job(1, job.committed_step, &cluster.path().join("undisturbed"), 40))?;
     assert_same_curve(&undisturbed.curve, &job.curve);
     let refused = TOROID.run(&["resume", &undisturbed.id, "--coordinator", &cluster.url()])?;
-    ensure!(String::from_utf8_lossy(&refused.stderr).contains("cannot be resumed: it is done"), "{refused:?}");
+    ensure!(String::from_utf8_lossy(&refused.stderr).contains("cannot be resumed up to step"), "{refused:?}");
     Ok(())
 }
 

@@ -14,7 +14,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -24,12 +23,12 @@ use toroid_torus::ids::JobId;
 use toroid_torus::owner::OwnerId;
 use toroid_torus::units::names;
 
+use crate::clock::{Clock, entropy};
 use crate::error::CoordinatorError;
 use crate::files::{self, Condition, JobFiles, Place, RETRY_INTERVAL};
 use crate::folder;
 use crate::handle::{Answer, AskError, Command, Connection, Handle, Jobs, Page, Question, Seen, Update, Waiting, Work};
-use crate::machine::clock::Boot;
-use crate::machine::{self, Change, Input, Machine, Now, Output, Reply, RequestError, RequestId, StreamId};
+use crate::machine::{self, Change, Input, Machine, Output, Reply, RequestError, RequestId, StreamId};
 use crate::outbox::MAX_MESSAGES;
 use crate::store::{Store, StoreError, Tenure};
 use crate::tokens::TokenTable;
@@ -583,52 +582,6 @@ fn warn_of_unknown<'a>(jobs_dir: &Path, unknown: impl Iterator<Item = &'a String
         tracing::warn!(
             "{num} folders in {folder} are of no job in the store ({named}): they stay, and no job gets their ids"
         );
-    }
-}
-
-fn entropy() -> Result<[u8; 32], CoordinatorError> {
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).map_err(CoordinatorError::Random)?;
-    Ok(bytes)
-}
-
-/// Counts from the start of the machine, so that the next coordinator on it measures by the same clock.
-struct Clock {
-    origin: Instant,
-    /// Of the machine at `origin`.
-    uptime: Duration,
-    boot: Boot,
-}
-
-impl Clock {
-    fn of_this_machine() -> Result<Clock, CoordinatorError> {
-        let text = |path: &str| std::fs::read_to_string(path).ok();
-        let boot = text("/proc/sys/kernel/random/boot_id").and_then(|id| {
-            let digits: String = id.chars().filter(char::is_ascii_hexdigit).take(16).collect();
-            u64::from_str_radix(&digits, 16).ok()
-        });
-        let uptime_s = text("/proc/uptime").and_then(|t| t.split_whitespace().next()?.parse::<f64>().ok());
-        let uptime = uptime_s.and_then(|s| Duration::try_from_secs_f64(s).ok());
-        let origin = Instant::now();
-        match (boot, uptime) {
-            (Some(boot), Some(uptime)) => Ok(Clock { origin, uptime, boot: Boot(boot) }),
-            // Where the machine does not say, each coordinator has a clock of its own.
-            _ => {
-                let [a, b, c, d, e, f, g, h, ..] = entropy()?;
-                let boot = Boot(u64::from_le_bytes([a, b, c, d, e, f, g, h]));
-                Ok(Clock { origin, uptime: Duration::ZERO, boot })
-            }
-        }
-    }
-
-    fn now(&self) -> Now {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        let unix_ms = i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX);
-        Now { monotonic: self.uptime + self.origin.elapsed(), unix_ms, boot: self.boot }
-    }
-
-    fn instant(&self, monotonic: Duration) -> Instant {
-        self.origin + monotonic.saturating_sub(self.uptime)
     }
 }
 

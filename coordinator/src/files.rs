@@ -133,7 +133,15 @@ impl JobFiles {
                 }
                 (files, summaries, condition)
             }
-            Err(reason) => (JobFiles::broken(place, &record.id, &reason), Vec::new(), Condition::Damaged(reason)),
+            Err(reason) => {
+                let mut files = JobFiles::broken(place, &record.id, &reason);
+                // Should the job go on, what is there is read first.
+                if let Some(mut segments) = place.segments(record) {
+                    segments.leave_unread();
+                    files.curve.share(segments);
+                }
+                (files, Vec::new(), Condition::Damaged(reason))
+            }
         }
     }
 
@@ -558,7 +566,8 @@ mod tests {
         let (files, _, condition) = JobFiles::restore(&third, &record);
         assert!(matches!(condition, Condition::Sound));
         assert_eq!(files.curve().read(0, 9, usize::MAX).unwrap(), [step(1), step(2), step(3)]);
-        let (files, summaries, _) = JobFiles::restore(&coordinator(4).1, &shared(root.path(), State::Failed));
+        let (_fourth_dir, fourth) = coordinator(4);
+        let (files, summaries, _) = JobFiles::restore(&fourth, &shared(root.path(), State::Failed));
         assert_eq!((summaries.len(), files.fault()), (3, None), "one that has ended is shown");
     }
 
@@ -580,7 +589,8 @@ mod tests {
         std::fs::remove_file(root.join("curve")).unwrap();
         std::fs::rename(&away, root.join("curve")).unwrap();
         assert_eq!((files.flush(), files.is_outdated()), (None, true), "{:?}", files.fault());
-        let (files, _, condition) = JobFiles::restore(&coordinator(3).1, &record);
+        let (_third_dir, third) = coordinator(3);
+        let (files, _, condition) = JobFiles::restore(&third, &record);
         assert!(matches!(condition, Condition::Sound));
         assert_eq!(steps(&files), [1]);
     }
@@ -595,9 +605,11 @@ mod tests {
         let head = std::fs::read_dir(root.path().join("curve")).unwrap().next().unwrap().unwrap().path();
         let damaged = std::fs::read_to_string(&head).unwrap().replacen("\n2,", "\n2,x", 1);
         std::fs::write(&head, damaged).unwrap();
-        let (_, _, condition) = JobFiles::restore(&coordinator(2).1, &record);
+        let (_second_dir, second) = coordinator(2);
+        let (_, _, condition) = JobFiles::restore(&second, &record);
         assert!(matches!(condition, Condition::Repaired(text) if text.contains("2 of 3 rows can be read")));
-        let (files, _, condition) = JobFiles::restore(&coordinator(3).1, &record);
+        let (_third_dir, third) = coordinator(3);
+        let (files, _, condition) = JobFiles::restore(&third, &record);
         assert!(matches!(condition, Condition::Sound), "what could be read is what all find");
         assert_eq!(steps(&files), [1, 3]);
     }

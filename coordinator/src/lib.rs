@@ -17,6 +17,7 @@
 
 mod audit;
 mod caller;
+mod clock;
 mod config;
 pub mod curve;
 mod driver;

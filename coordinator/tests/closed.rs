@@ -513,7 +513,8 @@ async fn no_browser_and_no_get_does_anything() {
     let admin = closed.channel(&closed.issue("root", Role::Admin)).await.unwrap();
     let grpc = ("content-type", "application/grpc");
     let origin = ("origin", "http://example.com");
-    let tries: [(&str, &[(&str, &str)], Code); 5] = [
+    type Header = (&'static str, &'static str);
+    let tries: [(&str, &[Header], Code); 5] = [
         ("GET", &[grpc], Code::Unimplemented),
         ("PUT", &[grpc], Code::Unimplemented),
         ("POST", &[grpc, origin], Code::PermissionDenied),

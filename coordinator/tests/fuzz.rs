@@ -18,8 +18,10 @@ use toroid_proto::worker_message::Body;
 use toroid_security::{Identity, Revoked, issue};
 use toroid_testkit::fuzz::{Random, fuzz, fuzz_from_seeds};
 use toroid_torus::ids::Term;
+use toroid_torus::job;
+use toroid_torus::manifest::{FORMAT, Manifest, ShardFile, Writer, entries_of};
 use toroid_torus::owner::OwnerId;
-use toroid_torus::{job, manifest};
+use toroid_torus::partition::{partition, shard_position};
 
 #[test]
 fn job_files() {
@@ -264,7 +266,7 @@ fn words_of_workers_that_lie() {
             };
             lied.say(STREAMS[random.below(2)], body);
             if random.below(6) == 0 {
-                lied.now.monotonic += Duration::from_millis(random.next() % 7000);
+                lied.now.monotonic += Duration::from_millis(random.draw() % 7000);
                 lied.handle(Input::Tick);
             }
         }
@@ -274,14 +276,52 @@ fn words_of_workers_that_lie() {
     });
 }
 
+/// One that is complete, of a model as small as there is.
+fn whole_manifest(dp: usize) -> Manifest {
+    let toml = format!(
+        "steps = 10\ndata.path = \"/t\"\nshape.dp = {dp}\n[model]\nlayers = 1\nd_model = 16\nheads = 2\nkv_heads = 2\nhead_dim = 8\nexperts = 2\nff = 16\nseq = 16\n"
+    );
+    let job = job::parse(&toml).unwrap();
+    let (shape, owner) = (job.shape, OwnerId::from_random([7; 16]));
+    let file = |rank: usize| {
+        let place = shape.place(rank);
+        let part = partition(&job.model, &shape, place.tp, place.pp);
+        let start = shard_position(&shape, place.dp) * part.shard_len;
+        // Behind a header.
+        let mut bytes = 64;
+        let mut entries = entries_of(&part, start..start + part.shard_len);
+        for entry in &mut entries {
+            entry.file_offset = bytes;
+            bytes += entry.bytes();
+        }
+        let writer = Writer { epoch: 3, rank, world: shape.world(), owner };
+        ShardFile { file: ShardFile::name_of(&writer), rank, bytes, digest: String::new(), entries }
+    };
+    Manifest {
+        format: FORMAT,
+        job_id: "j-1".into(),
+        owner: Some(owner),
+        step: 10,
+        epoch: 3,
+        shape,
+        samples: 160,
+        skipped_steps: 0,
+        data_digest: String::new(),
+        files: (0..shape.world()).map(file).collect(),
+        job,
+    }
+}
+
 #[test]
 fn manifests() {
-    let corpus = [
-        b"{\"format\":1,\"step\":5,\"files\":[]}".to_vec(),
-        b"{\"format\":2,\"job\":\"tiny-1\",\"step\":18446744073709551615,\"files\":[{\"name\":\"a\",\"entries\":[]}]}"
-            .to_vec(),
-    ];
-    fuzz("manifests", &corpus, |bytes| drop(manifest::Manifest::parse(&String::from_utf8_lossy(bytes))));
+    let whole = [1, 2].map(|dp| whole_manifest(dp).to_json());
+    whole.iter().for_each(|json| assert!(Manifest::parse(json).is_ok(), "{json}"));
+    let corpus = whole.map(String::into_bytes);
+    fuzz("manifests", &corpus, |bytes| {
+        if let Ok(manifest) = Manifest::parse(&String::from_utf8_lossy(bytes)) {
+            assert_eq!(Manifest::parse(&manifest.to_json()).as_ref(), Ok(&manifest), "what is taken prints and parses");
+        }
+    });
 }
 
 #[test]

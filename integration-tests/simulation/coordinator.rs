@@ -9,7 +9,7 @@
 //! - **T-7** who stays keeps its rank. **T-8** epochs grow by one, and are stored before they are spoken of.
 //! - **T-9** while only the coordinator is away, steps are committed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use toroid_coordinator::machine::clock::Boot;
@@ -18,18 +18,14 @@ use toroid_coordinator::machine::{
     Config, Input, Limits, Machine, Now, Output, Policy, Reply, RequestId, Retention, StepSummary, StreamId,
     Submission, missing_record,
 };
-use toroid_proto as proto;
 use toroid_proto::StepRecord;
 use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
-use toroid_session::HeldAs;
-use toroid_torus::geometry::Shape;
-use toroid_torus::ids::{Epoch, Rank, Step, Term, WorkerId};
+use toroid_torus::ids::{Rank, Step, Term, WorkerId};
 use toroid_torus::owner::OwnerId;
-use toroid_torus::resplit::num_lost;
 
-use crate::network::{AtCoordinator, AtWorker, Event, Micros, Pid, SECOND};
-use crate::worker::{Held, Worker, id_of, pid_of};
+use crate::network::{AtCoordinator, AtWorker, Event, Micros, Network, Pid, SECOND};
+use crate::worker::{Worker, id_of, pid_of};
 use crate::world::World;
 
 const JOBS_DIR: &str = "/jobs";
@@ -58,6 +54,13 @@ pub struct Coordinator {
     pub backlog: Option<Vec<AtCoordinator>>,
     /// The number of the tick that counts, and when it comes.
     tick: (u64, Micros),
+    term: Term,
+    /// It has done what it began with, and takes calls.
+    pub is_ready: bool,
+    /// What follows from a decision that is being written.
+    rest: Vec<Output>,
+    /// What came meanwhile.
+    inputs: VecDeque<Input>,
 }
 
 /// What was so when the coordinator went away, and nothing else was missing.
@@ -69,11 +72,17 @@ pub struct Absence {
     steps: BTreeMap<String, Step>,
 }
 
+impl Coordinator {
+    pub fn worker_of(&self, stream: StreamId) -> Option<&Pid> {
+        self.connections.get(&stream)
+    }
+}
+
 impl World {
     fn now(&self) -> Now {
         let origin = self.coordinator.as_ref().map_or(self.machine.0, |c| c.origin);
         Now {
-            monotonic: Duration::from_micros(self.env.net.now - origin),
+            monotonic: Duration::from_micros(self.env.net.now.saturating_sub(origin)),
             unix_ms: 1_700_000_000_000 + (self.env.net.now / 1000) as i64 + self.clock_jump_ms,
             boot: Boot(self.coordinator.as_ref().map_or(0, |c| c.boot)),
         }
@@ -84,25 +93,35 @@ impl World {
             return;
         }
         self.env.tell(|| "the coordinator starts".into());
-        self.check_absence();
-        self.env.term = Term::new(self.env.term.get() + 1);
         let text = |r: &Record| serde_json::to_string(r).expect("records are JSON");
         let records = self.store.values().map(|r| serde_json::from_str(&text(r)).expect("records are read back"));
         let records: Vec<Record> = records.collect();
+        // Now and then on another machine.
+        if self.env.net.random.percent(20) {
+            self.machine = (self.env.net.now, self.machine.1 + 1);
+        }
+        self.env.is_coordinator_up = true;
+        self.env.is_coordinator_awake = true;
+        self.restore(records, self.env.term.next());
+    }
+
+    /// Leads from now on, with this term, from these records on.
+    pub fn restore(&mut self, records: Vec<Record>, term: Term) {
+        self.check_absence();
+        self.env.term = term;
+        if self.are_several() {
+            self.machine = (0, self.machine.1 + 1);
+        }
         let summary = |c: &Vec<StepRecord>| c.iter().map(StepSummary::from).collect();
         let curves = self.curves.iter().map(|(job, c)| (job.as_str().into(), summary(c))).collect();
         let config = Config {
             jobs_dir: JOBS_DIR.into(),
             limits: LIMITS,
-            term: self.env.term,
+            term,
             retention: Retention::default(),
             policy: policy(),
             join_token: None,
         };
-        // Now and then on another machine.
-        if self.env.net.random.percent(20) {
-            self.machine = (self.env.net.now, self.machine.1 + 1);
-        }
         let now = Now { boot: Boot(self.machine.1), ..self.now() };
         let restored = Machine::restore(config, records, curves, [3; 32], now);
         let (machine, outputs) = restored.expect("a store of this version is read back");
@@ -114,24 +133,63 @@ impl World {
             connections: BTreeMap::new(),
             backlog: None,
             tick: (0, Micros::MAX),
+            term,
+            is_ready: false,
+            rest: Vec::new(),
+            inputs: VecDeque::new(),
         });
-        self.env.is_coordinator_up = true;
-        self.env.is_coordinator_awake = true;
         self.execute(outputs);
-        self.arm_tick();
+        self.go_on();
     }
 
     /// SIGKILL; what is stored stays.
     pub fn kill_coordinator(&mut self, down: Micros) {
+        let seat = self.seat;
+        if self.are_several() {
+            return self.kill_process(seat, down);
+        }
+        if self.coordinator.is_some() {
+            self.env.tell(|| format!("the coordinator is killed, for {} s", down as f64 / 1e6));
+            self.end_streams();
+            self.env.net.push(down, Event::CoordinatorStarts { seat });
+        }
+    }
+
+    /// The coordinator is no more, and the other ends of its streams see that.
+    pub fn end_streams(&mut self) {
         let Some(coordinator) = self.coordinator.take() else { return };
-        self.env.tell(|| format!("the coordinator is killed, for {} s", down as f64 / 1e6));
-        self.env.is_coordinator_up = false;
-        self.env.is_coordinator_awake = false;
         for stream in coordinator.connections.keys() {
             self.env.net.send_to_worker(*stream, |stream| AtWorker::StreamClosed { stream });
         }
-        self.watch_absence();
-        self.env.net.push(down, Event::CoordinatorStarts);
+        if coordinator.term == self.env.term {
+            self.env.is_coordinator_up = false;
+            self.env.is_coordinator_awake = false;
+            self.watch_absence();
+        }
+    }
+
+    /// SIGSTOP; its machine's clock stands still for so long.
+    pub fn suspend(&mut self, lag: Micros) {
+        let Some(coordinator) = self.coordinator.as_mut().filter(|c| c.backlog.is_none()) else { return };
+        coordinator.backlog = Some(Vec::new());
+        coordinator.origin += lag;
+        if lag > 0 {
+            // What lasted meanwhile is measured by no clock.
+            self.machine.1 += 1;
+            self.clock_jump_ms += 1;
+        }
+        self.env.is_coordinator_awake = false;
+        let seat = self.seat;
+        self.fail_keepalives(|net, stream| net.seat_of(stream) == seat);
+    }
+
+    /// Workers give streams up over which nothing comes for long.
+    pub fn fail_keepalives(&mut self, is_dead: impl Fn(&Network, StreamId) -> bool) {
+        let streams = self.workers.values().filter_map(|w| Some((w.pid, w.stream?)));
+        let dead: Vec<_> = streams.filter(|(_, stream)| is_dead(&self.env.net, *stream)).collect();
+        for (pid, stream) in dead {
+            self.env.net.at_worker(pid, FAILURE_TIMEOUT, AtWorker::KeepaliveFailed { stream });
+        }
     }
 
     pub fn coordinator_continues(&mut self) {
@@ -180,10 +238,29 @@ impl World {
     }
 
     pub fn coordinator_input(&mut self, input: Input) {
-        let now = self.now();
         let Some(coordinator) = &mut self.coordinator else { return };
-        let outputs = coordinator.machine.handle(input, now);
-        self.execute(outputs);
+        coordinator.inputs.push_back(input);
+        if coordinator.is_ready {
+            self.go_on();
+        }
+    }
+
+    /// What was decided is written: what follows from it, and then what came meanwhile.
+    pub fn go_on(&mut self) {
+        loop {
+            let now = self.now();
+            let is_writing = self.cluster.processes.get(&self.seat).is_some_and(|p| p.is_writing());
+            let Some(coordinator) = self.coordinator.as_mut().filter(|_| !is_writing) else { return };
+            if !coordinator.rest.is_empty() {
+                let rest = std::mem::take(&mut coordinator.rest);
+                self.execute(rest);
+                continue;
+            }
+            coordinator.is_ready = true;
+            let Some(input) = coordinator.inputs.pop_front() else { break };
+            let outputs = coordinator.machine.handle(input, now);
+            self.execute(outputs);
+        }
         self.arm_tick();
     }
 
@@ -191,9 +268,14 @@ impl World {
         let now = self.now().monotonic;
         let Some(coordinator) = &mut self.coordinator else { return };
         coordinator.tick.1 = Micros::MAX;
+        if !coordinator.rest.is_empty() || self.cluster.processes.get(&self.seat).is_some_and(|p| p.is_writing()) {
+            // After what is being written.
+            return;
+        }
         if coordinator.machine.poll_timeout().is_some_and(|deadline| deadline <= now) {
             self.coordinator_input(Input::Tick);
             let still = self.coordinator.as_ref().and_then(|c| c.machine.poll_timeout());
+            let still = still.filter(|_| self.cluster.processes.get(&self.seat).is_none_or(|p| !p.is_writing()));
             let holds = still.is_none_or(|deadline| deadline > now);
             self.env.truth.check(holds, || "a deadline that passed is still waited for".into());
         }
@@ -208,7 +290,7 @@ impl World {
         if at < coordinator.tick.1 {
             coordinator.tick = (coordinator.tick.0 + 1, at);
             let number = coordinator.tick.0;
-            self.env.net.push_at(at, Event::AtCoordinator(AtCoordinator::Tick { number }));
+            self.env.net.push_at(at, Event::AtCoordinator(self.seat, AtCoordinator::Tick { number }));
         }
     }
 
@@ -221,15 +303,17 @@ impl World {
         request
     }
 
-    pub fn submit(&mut self, toml: &str) {
+    pub fn submit(&mut self, toml: &str) -> RequestId {
         let owner = OwnerId::from_random(u128::from(self.next_request + 1).to_be_bytes());
         let request = self.request(|request| Input::Submit {
             request,
             submission: Submission { toml: toml.into(), ..Submission::default() },
             owner,
         });
-        let holds = matches!(self.replies.get(&request), Some(Ok(Reply::Submitted { .. })));
+        let reply = self.replies.get(&request);
+        let holds = matches!(reply, Some(Ok(Reply::Submitted { .. }))) || reply.is_none() && self.are_several();
         self.env.truth.check(holds, || format!("a valid job is refused: {toml}"));
+        request
     }
 
     // ------------------------------------------------------------------------------------------------------------- outputs
@@ -239,10 +323,24 @@ impl World {
         let is_told = |o: &&Output| matches!(o, Output::Event { event, .. } if event.kind == "curve.gap");
         let are_told = outputs.iter().filter(is_gap).count() == outputs.iter().filter(is_told).count();
         self.env.truth.check(are_told, || "T-12: steps are given up in silence".into());
-        for (n, output) in outputs.into_iter().enumerate() {
-            let is_late = n > 0 && matches!(output, Output::Persist(_));
-            self.env.truth.check(!is_late, || "T-8: something is done before what it follows from is stored".into());
+        let has_late = outputs.iter().skip(1).any(|output| matches!(output, Output::Persist(_)));
+        self.env.truth.check(!has_late, || "T-8: something is done before what it follows from is stored".into());
+        let (mut outputs, now) = (outputs.into_iter(), self.env.net.now);
+        while let Some(output) = outputs.next() {
+            // As its driver does before each.
+            if let Some(reason) = self.cluster.processes.get(&self.seat).and_then(|p| p.over(now)) {
+                return self.depose(self.seat, &reason);
+            }
+            let is_of_curve =
+                matches!(output, Output::AppendCurve { .. } | Output::AppendGap { .. } | Output::CutCurve { .. });
+            if is_of_curve && self.coordinator.as_ref().is_some_and(|c| c.term < self.env.term) {
+                return self.depose(self.seat, "its curves are written with a newer term");
+            }
+            let is_written = matches!(output, Output::Persist(_)) && self.are_several();
             self.execute_one(output);
+            if let Some(coordinator) = self.coordinator.as_mut().filter(|_| is_written) {
+                coordinator.rest = outputs.by_ref().collect();
+            }
             if let Some(left) = &mut self.crash_in {
                 *left -= 1;
                 if *left == 0 {
@@ -256,6 +354,7 @@ impl World {
 
     fn execute_one(&mut self, output: Output) {
         match output {
+            Output::Persist(change) if self.are_several() => self.commit(change),
             Output::Persist(change) => {
                 change.remove.iter().for_each(|key| drop(self.store.remove(key)));
                 change.put.into_iter().for_each(|r| self.persist(r));
@@ -276,7 +375,10 @@ impl World {
                     if !matches!(body, ToWorker::StepAck(_)) {
                         self.env.tell(|| format!("    w{pid} <- {}", in_words(&body)));
                     }
-                    self.check_sent(stream, &body);
+                    // What a coordinator of an older term says counts for nothing.
+                    if term == self.env.term {
+                        self.check_sent(stream, &body);
+                    }
                     let body = Box::new(body);
                     self.env.net.send_to_worker(stream, |stream| AtWorker::Message { stream, term, body });
                 }
@@ -345,7 +447,7 @@ impl World {
         self.env.truth.check(false, || format!("T-12: steps {from} to {through} of {job} are given up"));
     }
 
-    fn persist(&mut self, record: Record) {
+    pub fn persist(&mut self, record: Record) {
         if let Record::Incident(incident) = &record {
             self.check_incident(incident);
         }
@@ -391,8 +493,8 @@ impl World {
         self.env.truth.check(epoch > old_epoch && is_made, || {
             format!("T-12: incident {number} of {job} is over in epoch {epoch}, in which nobody has made a step")
         });
-        // Between two machines only the calendar counts.
-        let is_measured = machine == self.machine.1 || jump == self.clock_jump_ms;
+        // Between two machines only the calendar counts; and etcd takes a while to write what was decided.
+        let is_measured = !self.are_several() && (machine == self.machine.1 || jump == self.clock_jump_ms);
         let lasted_s = (now - since) as f64 / 1e6;
         self.env.truth.check(!is_measured || (new.total_s() - lasted_s).abs() < 0.05, || {
             format!("T-12: incident {number} of {job} lasted {lasted_s} s, recorded are {} s", new.total_s())
@@ -410,144 +512,6 @@ impl World {
         self.env.truth.check(complaint.is_none(), recorded);
         let last = self.curves[id].last().map_or(0, |r| r.step);
         self.env.truth.check(last >= step, || format!("T-6: the curve ends at step {last}, before checkpoint {step}"));
-    }
-
-    // ------------------------------------------------------------------------------------------------- what may be sent when
-
-    fn check_sent(&mut self, stream: StreamId, body: &ToWorker) {
-        let complaint = match body {
-            ToWorker::Assign(m) => self.wrong_assign(stream, m),
-            ToWorker::Start(m) => self.wrong_start(m),
-            ToWorker::CheckpointAt(m) => self.record(&m.job_id).and_then(|record| {
-                let is_stored = record.epoch.get() > m.epoch || record.pending.contains_key(&Step::new(m.step));
-                (!is_stored).then(|| format!("T-8: the checkpoint of step {} is named before it is stored", m.step))
-            }),
-            ToWorker::PublishManifest(m) => self.record(&m.job_id).and_then(|record| {
-                let is_last = record.last_checkpoint().is_some_and(|c| m.remove_steps.contains(&c.step.get()));
-                is_last.then(|| format!("T-6: publishing step {} would remove the last good checkpoint", m.step))
-            }),
-            ToWorker::DropCheckpoint(m) => self.record(&m.job_id).and_then(|record| {
-                let is_recorded =
-                    record.epoch.get() == m.epoch && record.checkpoints.iter().any(|c| c.step.get() == m.step);
-                is_recorded.then(|| format!("T-6: the checkpoint of step {} is dropped and recorded", m.step))
-            }),
-            ToWorker::StepAck(m) => {
-                let last = self.curves.get(&m.job_id).and_then(|c| c.last()).map_or(0, |r| r.step);
-                let kept = last.max(self.record(&m.job_id).map_or(0, |r| r.restore_step.get()));
-                (kept < m.step).then(|| format!("T-4: step {} is acknowledged and not kept", m.step))
-            }
-            ToWorker::Welcome(_)
-            | ToWorker::Stop(_)
-            | ToWorker::Refused(_)
-            | ToWorker::WarmUp(_)
-            | ToWorker::ReportSteps(_)
-            | ToWorker::Probe(_) => None,
-        };
-        self.env.truth.check(complaint.is_none(), || complaint.unwrap_or_default());
-    }
-
-    fn wrong_assign(&mut self, stream: StreamId, m: &proto::Assign) -> Option<String> {
-        let Some(record) = self.record(&m.job_id) else {
-            return Some("T-8: a job is assigned before it is stored".into());
-        };
-        if record.epoch.get() != m.epoch {
-            return Some(format!("T-8: epoch {} is assigned, epoch {} is stored", m.epoch, record.epoch));
-        }
-        let to = self
-            .coordinator
-            .as_ref()
-            .and_then(|c| c.connections.get(&stream))
-            .map(|pid| WorkerId::from(format!("w{pid}")));
-        if record.worker_at(m.rank.into()) != to.as_ref() {
-            return Some(format!("T-7: rank {} is assigned to {to:?}, stored is {:?}", m.rank, record.places));
-        }
-        if m.heal {
-            return None;
-        }
-        let step = Step::new(m.restore_step);
-        let complaint = self.avoidable_restore(record, step);
-        self.env.truth.restores(&m.job_id, Epoch::new(m.epoch), step);
-        complaint
-    }
-
-    /// T-3: steps are given up only if both holders of a shard are lost.
-    fn avoidable_restore(&self, record: &JobRecord, step: Step) -> Option<String> {
-        let truth = &self.env.truth.jobs[record.id.as_str()];
-        let full = &record.spec.shape;
-        let is_unavoidable = !record.spec.fault_tolerance.redundancy || full.world() == 1 || truth.is_distrusted;
-        let before = self.before.get(record.id.as_str())?;
-        if truth.high <= step || is_unavoidable {
-            return None;
-        }
-        let had_state = |worker: &&WorkerId| {
-            let earlier = before.earlier.iter().any(|layout| layout.rank_of(worker).is_some());
-            before.rank_of(worker).is_some() || earlier
-        };
-        let states = |worker: &WorkerId| {
-            let held = self.workers.get(&pid_of(worker)).and_then(|w| w.held.as_ref()).filter(|h| record.id == h.job);
-            held.into_iter().flat_map(|h| h.as_places.iter().map(move |as_place| (h, as_place))).collect::<Vec<_>>()
-        };
-        let held: Vec<(&Held, &HeldAs)> = record.places.iter().flatten().filter(had_state).flat_map(states).collect();
-        let is_whole = |way: Shape| {
-            let of_way = || held.iter().filter(|(_, as_place)| as_place.shape == way);
-            let high = of_way().map(|(h, _)| h.committed).max().unwrap_or_default();
-            // A drained worker that is asked for its place again may have missed steps that were made without it.
-            let is_of_use = |h: &Held| h.committed == high || h.committed.next() == high && h.is_sealed;
-            let present = of_way().filter(|(h, _)| is_of_use(h)).map(|(_, as_place)| as_place.rank.index()).collect();
-            num_lost(&way, &present) == 0
-        };
-        let way = held.iter().map(|(_, as_place)| as_place.shape).find(|way| is_whole(*way))?;
-        let high = truth.high;
-        Some(format!(
-            "T-3: step {high} is given up for the checkpoint of step {step} though all shards of {way} are there"
-        ))
-    }
-
-    fn wrong_start(&mut self, m: &proto::Start) -> Option<String> {
-        let record = self.record(&m.job_id)?;
-        let epoch = Epoch::new(m.epoch);
-        if record.epoch != epoch {
-            return (record.epoch < epoch).then(|| format!("T-8: epoch {} is started before it is stored", m.epoch));
-        }
-        let shape = record.shape;
-        let world = shape.world();
-        let places: Vec<Option<Pid>> = record.places.iter().map(|w| w.as_deref().map(pid_of)).collect();
-        let truth = self.env.truth.jobs.get_mut(&m.job_id)?;
-        if let Some(first) = truth.started.get(&epoch) {
-            return (*first != m.heal).then(|| format!("epoch {} is started again, with {:?}", m.epoch, m.heal));
-        }
-        truth.started.insert(epoch, m.heal.clone());
-        let nobody = BTreeMap::new();
-        let prepared = truth.prepared.get(&epoch).unwrap_or(&nobody);
-        let missing =
-            Rank::all(world).find(|rank| prepared.get(rank).map(|p| Some(p.pid)) != Some(places[rank.index()]));
-        if let Some(rank) = missing {
-            return Some(format!("T-1: epoch {} is started, rank {rank} has not prepared in it", m.epoch));
-        }
-        let reports: Vec<Option<u64>> = Rank::all(world).map(|rank| prepared[&rank].committed.map(Step::get)).collect();
-        let highest = reports.iter().flatten().copied().max();
-        let Some(heal) = &m.heal else {
-            let agree = reports.iter().all(|step| *step == highest && step.is_some());
-            return (!agree).then(|| format!("T-2: epoch {} is started from the steps {reports:?}", m.epoch));
-        };
-        let way = heal.origin.as_ref().map_or(Ok(shape), |o| Shape::try_from(&o.shape.unwrap_or_default()));
-        let Ok(way) = way else { return Some(format!("epoch {} heals from no shape: {heal:?}", m.epoch)) };
-        let rank_in = |rank| prepared[&rank].held.iter().find(|h| h.shape == way).map(|h| h.rank.index());
-        let ranks: Vec<Option<usize>> = Rank::all(world).map(rank_in).collect();
-        let highest = (0..world).filter(|r| ranks[*r].is_some()).filter_map(|r| reports[r]).max();
-        let newcomers: Vec<u32> = (0..world).filter(|r| ranks[*r].is_none()).map(|r| r as u32).collect();
-        let has_it = reports.get(heal.source as usize) == Some(&Some(heal.step));
-        let is_told = match &heal.origin {
-            Some(origin) => origin.ranks == ranks.iter().map(|r| r.map_or(0, |r| r as u32 + 1)).collect::<Vec<_>>(),
-            None => ranks.iter().enumerate().all(|(now, old)| old.is_none_or(|old| old == now)),
-        };
-        if Some(heal.step) != highest || !has_it || heal.newcomers != newcomers || !is_told {
-            return Some(format!("T-3: epoch {} heals by {heal:?}, the places hold {reports:?}, {ranks:?}", m.epoch));
-        }
-        if num_lost(&way, &ranks.into_iter().flatten().collect()) > 0 {
-            return Some(format!("T-3: epoch {} heals by {heal:?}, and not every shard has a holder", m.epoch));
-        }
-        (truth.high.get() > heal.step + 1).then(|| format!("T-2: step {} was committed, {heal:?}", truth.high))
     }
 
     // ---------------------------------------------------------------------------------------------------------------- T-9

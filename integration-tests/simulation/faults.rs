@@ -4,6 +4,7 @@
 //! a collective. After the last of them everything becomes whole again, and every job has to come to its end.
 
 use crate::coordinator::{FAILURE_TIMEOUT, checkpoint_root};
+use crate::leaders::AtEtcd;
 use crate::network::{AtCoordinator, AtWorker, Event, MS, Micros, Pid, SECOND};
 use crate::worker::{id_of, pid_of, time};
 use crate::world::World;
@@ -20,7 +21,9 @@ impl World {
     pub fn faults_are_due(&mut self) {
         while !self.is_calm() {
             let next = self.scenario.faults.get(self.num_faults as usize);
-            let is_over = !self.records().any(|r| !r.state.is_ended()) && self.num_later == self.scenario.later.len();
+            let is_over = self.are_submitted()
+                && !self.records().any(|r| !r.state.is_ended())
+                && self.num_later == self.scenario.later.len();
             match next {
                 Some(at) if *at > self.num_events && !is_over => return,
                 Some(_) if !is_over => {
@@ -38,6 +41,9 @@ impl World {
         }
         if self.scenario.is_pool && self.env.net.random.percent(40) {
             return self.pool_fault();
+        }
+        if self.are_several() && self.env.net.random.percent(40) {
+            return self.leadership_fault();
         }
         match self.env.net.random.below(100) {
             0..28 => self.kill_some(),
@@ -245,15 +251,65 @@ impl World {
     }
 
     fn stop_the_coordinator(&mut self) {
-        let time = self.a_while();
-        let Some(coordinator) = self.coordinator.as_mut().filter(|c| c.backlog.is_none()) else { return };
-        coordinator.backlog = Some(Vec::new());
-        self.env.is_coordinator_awake = false;
-        self.env.tell(|| format!("the coordinator is stopped for {} s", time as f64 / 1e6));
-        self.env.net.push(time, Event::CoordinatorContinues);
-        let streams: Vec<_> = self.workers.values().filter_map(|w| Some((w.pid, w.stream?))).collect();
-        for (pid, stream) in streams {
-            self.env.net.at_worker(pid, FAILURE_TIMEOUT, AtWorker::KeepaliveFailed { stream });
+        let (time, seat) = (self.a_while(), self.seat);
+        if self.are_several() {
+            return self.stop_process(seat, time, false);
+        }
+        if self.coordinator.as_ref().is_some_and(|c| c.backlog.is_none()) {
+            self.env.tell(|| format!("the coordinator is stopped for {} s", time as f64 / 1e6));
+            self.suspend(0);
+            self.env.net.push(time, Event::CoordinatorContinues { seat });
+        }
+    }
+
+    /// To whoever leads, or to etcd.
+    fn leadership_fault(&mut self) {
+        let (time, seat) = (self.a_while(), self.seat);
+        let until = self.env.net.now + time;
+        let in_words = time as f64 / 1e6;
+        let num = self.scenario.num_coordinators as u64;
+        let (any, member) = (self.env.net.random.below(num) as usize, self.env.net.random.below(3) as usize);
+        match self.env.net.random.below(100) {
+            0..15 => self.kill_process(seat, time),
+            15..20 => self.kill_process(any, time),
+            20..35 => self.stop_process(seat, time, false),
+            35..42 => self.stop_process(seat, time, true),
+            42..45 => self.stop_process(any, time, false),
+            45..55 => {
+                self.env.tell(|| format!("coordinator {seat} is cut off etcd for {in_words} s"));
+                self.cluster.cut.insert(seat, until);
+            }
+            55..60 => {
+                self.env.tell(|| format!("coordinator {seat} is cut off all workers for {in_words} s"));
+                self.env.net.cut_seat(seat, until);
+                self.fail_keepalives(|net, stream| net.seat_of(stream) == seat);
+            }
+            60..66 => {
+                self.env.tell(|| format!("member {member} of etcd is down for {in_words} s"));
+                self.cluster.down[member] = until;
+            }
+            66..72 => {
+                self.env.tell(|| format!("member {member} of etcd is stopped for {in_words} s"));
+                self.cluster.silent[member] = until;
+            }
+            72..78 => {
+                self.env.tell(|| format!("etcd is slow for {in_words} s"));
+                self.cluster.slow = until;
+            }
+            78..82 => {
+                self.env.tell(|| format!("etcd has no quorum for {in_words} s"));
+                self.cluster.no_quorum = until;
+                self.env.net.push(time, Event::AtEtcd(AtEtcd::QuorumIsBack));
+            }
+            82..85 => {
+                self.env.tell(|| format!("etcd has no space for {in_words} s"));
+                self.cluster.no_space = until;
+            }
+            85..90 => {
+                self.env.tell(|| "the lease of the leader is gone".into());
+                self.lose_lease();
+            }
+            _ => self.repeat_an_older_term(),
         }
     }
 
@@ -311,7 +367,9 @@ impl World {
     }
 
     fn repeat_to_worker(&mut self) {
-        let (Some(pid), Some(body)) = (self.someone(), self.env.said.pick(&mut self.env.net.random)) else { return };
+        let (Some(pid), Some((_, body))) = (self.someone(), self.env.said.pick(&mut self.env.net.random)) else {
+            return;
+        };
         let Some(worker) = self.workers.get_mut(&pid).filter(|w| w.backlog.is_none()) else { return };
         let standing = worker.client.standing();
         let of = match &body {
@@ -337,6 +395,18 @@ impl World {
         }
     }
 
+    /// T-13: a coordinator that leads no more says something to a worker that has heard its successor.
+    fn repeat_an_older_term(&mut self) {
+        let (Some(pid), Some((term, body))) = (self.someone(), self.env.said.pick(&mut self.env.net.random)) else {
+            return;
+        };
+        let runs = |worker: &&mut crate::worker::Worker| worker.backlog.is_none() && worker.stream.is_some();
+        if let Some(worker) = self.workers.get_mut(&pid).filter(runs).filter(|worker| term < worker.greatest) {
+            self.env.tell(|| format!("{} hears something of {term:?} again", id_of(pid)));
+            worker.heard(term, body, &mut self.env);
+        }
+    }
+
     // -------------------------------------------------------------------------------------------------------------- the end
 
     /// No more faults; what is broken is mended, and there are workers enough.
@@ -345,6 +415,7 @@ impl World {
         self.env.tell(|| "no more faults".into());
         self.crash_in = None;
         self.env.net.heal();
+        self.mend_etcd();
         self.env.disk.full.clear();
         self.env.hangs.clear();
         self.env.unable.clear();

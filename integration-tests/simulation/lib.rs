@@ -2,11 +2,12 @@
 //! clock, while everything goes wrong that a seed can think of.
 //!
 //! ```text
+//!   leaders: several coordinators, each the product's store over a model of etcd, in a share of the seeds
 //!   scenario, faults ──> world: events in order of time ──> coordinator (machine)          worker (client, session)
 //!        ^ one seed        │                                                                  │ commands, events
 //!                          │                                played: each thread of a worker is a coroutine: trainer, writers
 //!                          │                                  │ links (bytes)   disk (files)   device (toy, integers)
-//!                          '──> truth: T-1 to T-12 after every event, against an undisturbed run of the same code
+//!                          '──> truth: T-1 to T-13 after every event, against an undisturbed run of the same code
 //! ```
 //!
 //! `TOROID_SEED=n cargo test --test simulation` replays one seed and prints its story; `TOROID_SEEDS=n` runs so many of them.
@@ -16,7 +17,9 @@
 mod coordinator;
 mod device;
 mod disk;
+pub mod etcd;
 mod faults;
+mod leaders;
 mod links;
 mod network;
 mod played;
@@ -24,6 +27,8 @@ mod pool;
 mod random;
 mod reference;
 mod scenario;
+mod sent;
+mod service;
 mod text;
 mod truth;
 mod worker;
@@ -35,6 +40,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use toroid_torus::failpoint::{Failpoint, arm};
 
+use random::Random;
+use scenario::Scenario;
 pub use world::End;
 use world::World;
 
@@ -66,6 +73,23 @@ pub fn simulate(seed: u64, broken: Option<Failpoint>, tells: bool) -> Outcome {
     world.end();
     arm(None);
     Outcome { end, rungs: world.rungs(), story: world.into_story() }
+}
+
+/// What of leadership is broken on purpose: where one coordinator leads alone it is never asked for.
+const OF_LEADERSHIP: [Failpoint; 8] = [
+    Failpoint::WriteWithoutLeading,
+    Failpoint::WriteInAnyOrder,
+    Failpoint::SilenceIsDone,
+    Failpoint::LeadUnasked,
+    Failpoint::DecideAfterDeadline,
+    Failpoint::TakeStaleRead,
+    Failpoint::SameTerm,
+    Failpoint::TakeOldTerm,
+];
+
+/// Whether a seed comes by what is broken.
+pub fn may_show(seed: u64, broken: Failpoint) -> bool {
+    !OF_LEADERSHIP.contains(&broken) || Scenario::draw(&mut Random::new(seed)).num_coordinators > 1
 }
 
 /// The story of a seed that failed.

@@ -19,9 +19,11 @@ use toroid_proto::worker_message::Body as FromWorker;
 use toroid_session::TrainerEvent;
 use toroid_torus::ids::Term;
 
+use crate::leaders::AtEtcd;
 use crate::links::{End, Links};
 use crate::played::Thread;
 use crate::random::Random;
+use crate::service::Seat;
 
 /// Virtual time in microseconds.
 pub type Micros = u64;
@@ -34,13 +36,18 @@ pub type Pid = usize;
 
 #[derive(Debug)]
 pub enum Event {
-    AtCoordinator(AtCoordinator),
+    AtCoordinator(Seat, AtCoordinator),
+    AtEtcd(AtEtcd),
     AtWorker {
         pid: Pid,
         what: AtWorker,
     },
-    CoordinatorStarts,
-    CoordinatorContinues,
+    CoordinatorStarts {
+        seat: Seat,
+    },
+    CoordinatorContinues {
+        seat: Seat,
+    },
     WorkerContinues {
         pid: Pid,
     },
@@ -130,6 +137,8 @@ impl Ord for Scheduled {
 #[derive(Debug)]
 struct Stream {
     pid: Pid,
+    /// Of the coordinator that it leads to.
+    seat: Seat,
     last_to_coordinator: Micros,
     last_to_worker: Micros,
     /// What the worker sent and would arrive later is lost.
@@ -147,6 +156,8 @@ pub struct Network {
     next_stream: u64,
     /// Until when a worker's path to the coordinator is cut.
     cut_off: BTreeMap<Pid, Micros>,
+    /// Until when a coordinator is cut off all workers.
+    cut_seats: BTreeMap<Seat, Micros>,
     /// Upper bound of the usual delay; some seeds have a slow network.
     delay_max: Micros,
 }
@@ -163,6 +174,7 @@ impl Network {
             streams: BTreeMap::new(),
             next_stream: 1,
             cut_off: BTreeMap::new(),
+            cut_seats: BTreeMap::new(),
             delay_max,
         }
     }
@@ -195,10 +207,10 @@ impl Network {
 
     // ------------------------------------------------------------------------------------------- streams to the coordinator
 
-    pub fn open_stream(&mut self, pid: Pid) -> StreamId {
+    pub fn open_stream(&mut self, pid: Pid, seat: Seat) -> StreamId {
         let stream = StreamId(self.next_stream);
         self.next_stream += 1;
-        self.streams.insert(stream, Stream { pid, last_to_coordinator: 0, last_to_worker: 0, cut: NEVER });
+        self.streams.insert(stream, Stream { pid, seat, last_to_coordinator: 0, last_to_worker: 0, cut: NEVER });
         stream
     }
 
@@ -207,8 +219,20 @@ impl Network {
         StreamId(self.next_stream)
     }
 
-    pub fn is_cut_off(&self, pid: Pid) -> bool {
-        self.cut_off.get(&pid).is_some_and(|until| *until > self.now)
+    /// Whether nothing passes between a worker and a coordinator.
+    pub fn is_cut_off(&self, pid: Pid, seat: Seat) -> bool {
+        let cut = self.cut_off.get(&pid).max(self.cut_seats.get(&seat));
+        cut.is_some_and(|until| *until > self.now)
+    }
+
+    /// The coordinator that a stream leads to.
+    pub fn seat_of(&self, stream: StreamId) -> Seat {
+        self.streams.get(&stream).map_or(0, |s| s.seat)
+    }
+
+    /// The paths between a coordinator and all workers are cut.
+    pub fn cut_seat(&mut self, seat: Seat, until: Micros) {
+        self.cut_seats.insert(seat, until);
     }
 
     /// The path between a worker and the coordinator is cut; what is under way already arrives.
@@ -216,27 +240,28 @@ impl Network {
         self.cut_off.insert(pid, until);
     }
 
-    fn due(&mut self, pid: Pid, last: Micros) -> Micros {
-        let (delay, blocked) = (self.delay(), self.cut_off.get(&pid).copied().unwrap_or(0));
+    fn due(&mut self, pid: Pid, seat: Seat, last: Micros) -> Micros {
+        let cut = self.cut_off.get(&pid).max(self.cut_seats.get(&seat));
+        let (blocked, delay) = (cut.copied().unwrap_or(0), self.delay());
         (self.now.max(blocked) + delay).max(last + 1)
     }
 
     pub fn send_to_coordinator(&mut self, stream: StreamId, what: AtCoordinator) {
-        let (pid, last) = match self.streams.get(&stream) {
-            Some(s) => (s.pid, s.last_to_coordinator),
+        let (pid, seat, last) = match self.streams.get(&stream) {
+            Some(s) => (s.pid, s.seat, s.last_to_coordinator),
             None => return,
         };
-        let due = self.due(pid, last);
+        let due = self.due(pid, seat, last);
         self.streams.get_mut(&stream).expect("looked up above").last_to_coordinator = due;
-        self.push_at(due, Event::AtCoordinator(what));
+        self.push_at(due, Event::AtCoordinator(seat, what));
     }
 
     pub fn send_to_worker(&mut self, stream: StreamId, what: impl FnOnce(StreamId) -> AtWorker) {
-        let (pid, last) = match self.streams.get(&stream) {
-            Some(s) => (s.pid, s.last_to_worker),
+        let (pid, seat, last) = match self.streams.get(&stream) {
+            Some(s) => (s.pid, s.seat, s.last_to_worker),
             None => return,
         };
-        let due = self.due(pid, last);
+        let due = self.due(pid, seat, last);
         self.streams.get_mut(&stream).expect("looked up above").last_to_worker = due;
         self.push_at(due, Event::AtWorker { pid, what: what(stream) });
     }
@@ -257,6 +282,7 @@ impl Network {
     /// No path is cut any more.
     pub fn heal(&mut self) {
         self.cut_off.clear();
+        self.cut_seats.clear();
         self.links.heal();
     }
 }

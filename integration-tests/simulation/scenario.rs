@@ -11,6 +11,8 @@ pub struct Scenario {
     pub later: Vec<(u64, String)>,
     /// Users hold, release, cordon, cancel and resume.
     pub is_pool: bool,
+    /// Several have an etcd.
+    pub num_coordinators: usize,
     pub num_places: usize,
     pub num_workers: usize,
     pub step_time: Micros,
@@ -30,6 +32,8 @@ pub struct Scenario {
 const PERCENT_LONG: u64 = 3;
 /// And with several jobs over a pool that is too small for all of them at once.
 const PERCENT_POOL: u64 = 15;
+/// Of the others: with several coordinators.
+const PERCENT_SEVERAL: u64 = 25;
 const LONG_SHAPES: [(usize, usize, usize); 4] = [(1, 1, 2), (1, 1, 3), (1, 2, 2), (2, 1, 2)];
 
 const POOL_SHAPES: [(usize, usize, usize); 5] = [(1, 1, 1), (1, 1, 2), (1, 1, 4), (1, 2, 2), (2, 1, 2)];
@@ -72,6 +76,8 @@ impl Scenario {
             jobs.push(job_file("second", (1, 1, 2), random.between(3, 6), 0, random));
             num_workers += 2;
         }
+        let are_several = !is_long && !is_pool && random.percent(PERCENT_SEVERAL);
+        let num_coordinators = if are_several { random.between(2, 3) as usize } else { 1 };
         // Most of what happens in a job happens within these.
         let horizon = (num_places * num_places) as u64 * 200 + 1000;
         let num_faults = random.between(1, 12);
@@ -89,6 +95,7 @@ impl Scenario {
             jobs,
             later,
             is_pool,
+            num_coordinators,
             num_places,
             num_workers,
             step_time: if is_long {
@@ -111,6 +118,7 @@ impl Scenario {
             jobs: vec![toml.into()],
             later: Vec::new(),
             is_pool: false,
+            num_coordinators: 1,
             num_places: num_workers,
             num_workers,
             step_time: MS,

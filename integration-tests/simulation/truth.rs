@@ -5,7 +5,8 @@
 //! - **T-5** as each sample changes every gradient, T-4 says that each was taken once, over any number of replicas.
 //! - **T-6** a manifest that can be seen names all shards, and they are there, as the undisturbed run has them.
 //!
-//! What concerns the coordinator's decisions (T-1, T-3, T-7, T-8) is checked in `coordinator` where its outputs are executed.
+//! What concerns the coordinator's decisions (T-1, T-3, T-7, T-8) is checked in `coordinator` and `sent` where its outputs are executed, who leads in `leaders`, what workers take (T-13) in
+//! `worker`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};

@@ -75,6 +75,8 @@ pub struct Worker {
     pub held: Option<Held>,
     /// The job and the epoch in which it has links and makes steps, or has made all.
     pub trains: Option<(JobId, Epoch)>,
+    /// Of the coordinators that it has heard.
+    pub greatest: Term,
     /// The epoch that was to be prepared and is not yet, and since when.
     ordered: Option<(Epoch, Micros)>,
 }
@@ -107,7 +109,7 @@ impl Worker {
         threads.begin(pid, env);
         let failure_timeout = Duration::from_micros(FAILURE_TIMEOUT);
         let client = Client::new(Settings {
-            coordinators: vec!["the coordinator".into()],
+            coordinators: env.addresses.clone(),
             heartbeat: failure_timeout / 5,
             failure_timeout,
             leave_grace: 5 * failure_timeout,
@@ -133,6 +135,7 @@ impl Worker {
             place: None,
             held: None,
             trains: None,
+            greatest: Term::default(),
             ordered: None,
         };
         worker.set_alarm(env);
@@ -159,7 +162,7 @@ impl Worker {
             AtWorker::Message { stream, term, body } if self.stream == Some(stream) => self.heard(term, *body, env),
             AtWorker::StreamClosed { stream } if self.stream == Some(stream) => self.stream_lost("it was closed", env),
             AtWorker::KeepaliveFailed { stream } if self.stream == Some(stream) => {
-                if env.net.is_cut_off(self.pid) || !env.is_coordinator_awake {
+                if !env.answers(self.pid, env.net.seat_of(stream)) {
                     env.tell(|| format!("{} gives its stream up", id_of(self.pid)));
                     env.net.close_at_worker(stream, "closed its stream (no answer)");
                     self.stream_lost("no answer", env);
@@ -180,11 +183,12 @@ impl Worker {
     }
 
     /// Over a stream that is open at once, or not at all.
-    fn dial(&mut self, env: &mut Env) -> Input {
-        if !env.is_coordinator_up || env.net.is_cut_off(self.pid) {
-            return Input::NotOpened { leader: None, why: "nobody answers".into() };
-        }
-        self.stream = Some(env.net.open_stream(self.pid));
+    fn dial(&mut self, address: &str, env: &mut Env) -> Input {
+        let seat = match env.seat_that_leads(self.pid, address) {
+            Ok(seat) => seat,
+            Err(leader) => return Input::NotOpened { leader, why: "it does not lead, or not answer".into() },
+        };
+        self.stream = Some(env.net.open_stream(self.pid, seat));
         let standing = self.client.standing();
         let register = proto::Register {
             secret: vec![7; 32],
@@ -211,9 +215,20 @@ impl Worker {
         self.input(Input::Lost { why: why.into() }, env);
     }
 
-    fn heard(&mut self, term: Term, body: FromCoordinator, env: &mut Env) {
-        env.said.keep(&body, &mut env.net.random);
-        self.input(Input::FromCoordinator { term, body }, env);
+    pub fn heard(&mut self, term: Term, body: FromCoordinator, env: &mut Env) {
+        env.said.keep(&(term, body.clone()), &mut env.net.random);
+        let is_old = term < self.greatest;
+        self.greatest = self.greatest.max(term);
+        let words = is_old.then(|| format!("{body:?}"));
+        let outputs = self.client.handle(Input::FromCoordinator { term, body }, time(env));
+        let counts =
+            |o: &Output| matches!(o, Output::Act(_) | Output::Send(_) | Output::Heartbeat | Output::Probe { .. });
+        env.truth.check(!is_old || !outputs.iter().any(counts), || {
+            let (id, greatest) = (id_of(self.pid), self.greatest);
+            format!("T-13: {id} has heard {greatest:?} and takes of {term:?}: {}", words.unwrap_or_default())
+        });
+        self.carry_out(outputs, env);
+        self.take_events(env);
     }
 
     fn beat(&mut self, env: &mut Env) {
@@ -311,7 +326,12 @@ impl Worker {
 
     /// Does what the client makes of an input, and of what comes of that.
     fn take(&mut self, input: Input, env: &mut Env) {
-        let mut outputs = VecDeque::from(self.client.handle(input, time(env)));
+        let outputs = self.client.handle(input, time(env));
+        self.carry_out(outputs, env);
+    }
+
+    fn carry_out(&mut self, outputs: Vec<Output>, env: &mut Env) {
+        let mut outputs = VecDeque::from(outputs);
         while let Some(output) = outputs.pop_front() {
             if let Some(input) = self.execute(output, env) {
                 outputs.extend(self.client.handle(input, time(env)));
@@ -334,7 +354,7 @@ impl Worker {
     /// Says what the client is to hear of it.
     fn execute(&mut self, output: Output, env: &mut Env) -> Option<Input> {
         match output {
-            Output::Open { .. } => return Some(self.dial(env)),
+            Output::Open { coordinator, .. } => return Some(self.dial(&coordinator, env)),
             Output::Close => {
                 if let Some(stream) = self.stream.take() {
                     env.net.close_at_worker(stream, "closed its stream");

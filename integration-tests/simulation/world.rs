@@ -17,10 +17,12 @@ use toroid_torus::ids::{Epoch, Term};
 
 use crate::coordinator::Coordinator;
 use crate::disk::Disk;
+use crate::leaders::{self, Cluster, SeatView};
 use crate::network::{AtWorker, Event, MS, Micros, Network, Pid, SECOND};
 use crate::played::{self, Stage, Thread};
 use crate::random::Random;
 use crate::scenario::Scenario;
+use crate::service::Seat;
 use crate::truth::{Reference, Truth};
 use crate::worker::{Worker, id_of};
 
@@ -82,7 +84,11 @@ pub struct Env {
     /// Longest computing of a step.
     pub step_time: Micros,
     pub heard: Kept<FromWorker>,
-    pub said: Kept<ToWorker>,
+    pub said: Kept<(Term, ToWorker)>,
+    /// Where workers look for a coordinator.
+    pub addresses: Vec<String>,
+    /// Where there are several: all that run.
+    pub seats: BTreeMap<Seat, SeatView>,
     /// Workers to which something has happened since they looked.
     pub happened: BTreeSet<Pid>,
     /// Whose trainer waits for whatever happens, by the number of the wait.
@@ -105,6 +111,30 @@ impl Env {
         }
     }
 
+    /// Whether what a worker sends to a coordinator is answered, sooner or later.
+    pub fn answers(&self, pid: Pid, seat: Seat) -> bool {
+        let is_awake = match self.addresses.len() {
+            1 => self.is_coordinator_awake,
+            _ => self.seats.get(&seat).is_some_and(|view| !view.is_stopped),
+        };
+        is_awake && !self.net.is_cut_off(pid, seat)
+    }
+
+    /// Who takes a worker's stream at an address; otherwise who leads, if that is known there.
+    pub fn seat_that_leads(&mut self, pid: Pid, address: &str) -> Result<Seat, Option<String>> {
+        if self.addresses.len() == 1 {
+            let is_there = self.is_coordinator_up && !self.net.is_cut_off(pid, 0);
+            return if is_there { Ok(0) } else { Err(None) };
+        }
+        let seat = leaders::seat_at(address).filter(|seat| !self.net.is_cut_off(pid, *seat));
+        match seat.and_then(|seat| Some((seat, self.seats.get(&seat)?))) {
+            // The kernel of a stopped one takes connections.
+            Some((seat, view)) if view.leads => Ok(seat),
+            Some((_, view)) if !view.is_stopped => Err(view.leader.clone().filter(|leader| leader != address)),
+            _ => Err(None),
+        }
+    }
+
     /// A line of the story, if anyone wants to read it.
     pub fn tell(&mut self, what: impl FnOnce() -> String) {
         if let Some(story) = &mut self.story {
@@ -120,6 +150,13 @@ pub struct World {
     pub workers: BTreeMap<Pid, Worker>,
     next_pid: Pid,
     pub coordinator: Option<Coordinator>,
+    /// Of how many coordinators that one is which; the others that have led and do not know yet that they do not any more.
+    pub seat: Seat,
+    pub deposed: BTreeMap<Seat, Coordinator>,
+    /// Where there are several.
+    pub cluster: Cluster,
+    /// What a user has submitted and has no answer to, and the term of who was asked.
+    pub submitting: Option<(RequestId, Term)>,
     /// Outputs until the coordinator is killed; `None`: it is not.
     pub crash_in: Option<u64>,
     /// Added to the calendar, which nobody may rely on.
@@ -180,6 +217,7 @@ impl World {
         let env = Env {
             net: Network::new(random),
             step_time: scenario.step_time,
+            addresses: (0..scenario.num_coordinators).map(leaders::address).collect(),
             story: tells.then(Vec::new),
             ..Env::default()
         };
@@ -189,6 +227,10 @@ impl World {
             workers: BTreeMap::new(),
             next_pid: 0,
             coordinator: None,
+            seat: 0,
+            deposed: BTreeMap::new(),
+            cluster: Cluster::default(),
+            submitting: None,
             crash_in: None,
             clock_jump_ms: 0,
             machine: (0, 0),
@@ -235,9 +277,14 @@ impl World {
     pub fn run(&mut self) -> End {
         let scenario = self.scenario.clone();
         self.env.tell(|| format!("{scenario:?}"));
-        self.start_coordinator();
-        for toml in &scenario.jobs {
-            self.submit(toml);
+        if self.are_several() {
+            (0..scenario.num_coordinators).for_each(|seat| self.start_process(seat));
+            self.poll_processes();
+        } else {
+            self.start_coordinator();
+            for toml in &scenario.jobs {
+                self.submit(toml);
+            }
         }
         for n in 0..scenario.num_workers {
             let after = self.env.net.random.below(SECOND);
@@ -255,6 +302,11 @@ impl World {
             };
             self.num_events += 1;
             self.event(event);
+            if self.are_several() {
+                self.poll_processes();
+                self.submit_the_next();
+                self.poll_processes();
+            }
             self.check_published();
             self.resume_held();
             self.use_the_pool();
@@ -274,6 +326,27 @@ impl World {
         let job = self.records().find(|r| !r.state.is_ended());
         let job = job.map(|r| format!("{} is {} for ever in epoch {}: {}", r.id, r.state.name(), r.epoch, r.reason));
         End::Violation(format!("T-9: {what}; {}", job.unwrap_or_default()))
+    }
+
+    /// Where there are several coordinators a user submits one job after the other, and looks what became of it where nobody answers.
+    fn submit_the_next(&mut self) {
+        if let Some((request, term)) = self.submitting {
+            let answer = self.replies.get(&request);
+            if answer.is_none() && term == self.env.term {
+                return;
+            }
+            self.submitting = None;
+        }
+        let next = self.scenario.jobs.get(self.records().count()).cloned();
+        if let Some(toml) = next.filter(|_| self.env.is_coordinator_awake) {
+            let request = self.submit(&toml);
+            self.submitting = Some((request, self.env.term));
+        }
+    }
+
+    /// All jobs that are there from the beginning are.
+    pub fn are_submitted(&self) -> bool {
+        self.records().count() >= self.scenario.jobs.len()
     }
 
     /// A user has a job begin from scratch none of whose checkpoints can be read.
@@ -301,10 +374,13 @@ impl World {
 
     fn event(&mut self, event: Event) {
         match event {
-            Event::AtCoordinator(what) => self.at_coordinator(what),
+            Event::AtCoordinator(seat, what) => self.at_seat(seat, |world| world.at_coordinator(what)),
+            Event::AtEtcd(what) => self.at_etcd(what),
             Event::AtWorker { pid, what } => self.at_worker(pid, what),
-            Event::CoordinatorStarts => self.start_coordinator(),
-            Event::CoordinatorContinues => self.coordinator_continues(),
+            Event::CoordinatorStarts { seat } if self.are_several() => self.start_process(seat),
+            Event::CoordinatorStarts { .. } => self.start_coordinator(),
+            Event::CoordinatorContinues { seat } if self.are_several() => self.process_continues(seat),
+            Event::CoordinatorContinues { .. } => self.coordinator_continues(),
             Event::WorkerContinues { pid } => {
                 if let Some(worker) = self.workers.get_mut(&pid) {
                     self.env.tell(|| format!("{} goes on", id_of(pid)));

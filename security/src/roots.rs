@@ -11,13 +11,14 @@ use toroid_torus::job::JobSpec;
 /// What a job names, and where it may not.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{key} = \"{path}\" is not allowed: {why}; the operator of the {} allows folders with --allow-root (now: {})", .roots.whose, .roots.words
+    "{key} = \"{path}\" is not allowed: {why}; the operator of the {} allows folders with --allow-root (now: {})", .whose, .allowed
 )]
 pub struct RootError {
     key: &'static str,
     path: String,
     why: String,
-    roots: Roots,
+    whose: &'static str,
+    allowed: String,
 }
 
 /// Folders, or URLs; `/` allows every path and URL.
@@ -78,7 +79,7 @@ impl Roots {
     }
 
     fn refusal(&self, key: &'static str, path: String, why: String) -> RootError {
-        RootError { key, path, why, roots: self.clone() }
+        RootError { key, path, why, whose: self.whose, allowed: self.words.clone() }
     }
 
     fn why_not(&self, path: &str) -> Result<(), String> {

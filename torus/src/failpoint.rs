@@ -32,6 +32,18 @@ pub enum Failpoint {
     // -------------------------------------------------------------------------------------------------- the coordinator's store
     /// T-8: a write does not ask whether this coordinator leads.
     WriteWithoutLeading,
+    /// T-8: a write does not ask whether it follows the one before.
+    WriteInAnyOrder,
+    /// T-8: a write that nobody answered is taken for done.
+    SilenceIsDone,
+    /// T-8: a candidate leads without asking whether another does.
+    LeadUnasked,
+    /// T-8: a leader decides on where its lease can have run out.
+    DecideAfterDeadline,
+    /// T-8: a new leader begins with what a paused member of etcd remembers.
+    TakeStaleRead,
+    /// T-13: a new leader has the term of the one before.
+    SameTerm,
     /// A job of a higher priority has another go on with fewer replicas than its `min_dp`.
     ShrinkBelowMinDp,
     /// A job is given some of its places where not all can be filled.
@@ -79,9 +91,8 @@ pub enum Failpoint {
 }
 
 impl Failpoint {
-    /// Those that break an invariant where nothing else is armed. `ForgetRecords` alone does not: places know the sums (T-12). Those of leadership need
-    /// several coordinators, and have tests of their own.
-    pub const HARMFUL: [Failpoint; 29] = [
+    /// Those that break an invariant where nothing else is armed. `ForgetRecords` alone does not: places know the sums (T-12).
+    pub const HARMFUL: [Failpoint; 37] = [
         Failpoint::MachineTakesOldEpoch,
         Failpoint::GoOnFromLowest,
         Failpoint::AlwaysRestore,
@@ -96,6 +107,14 @@ impl Failpoint {
         Failpoint::StartPartOfGang,
         Failpoint::PreemptUnsaved,
         Failpoint::ForgetCordons,
+        Failpoint::WriteWithoutLeading,
+        Failpoint::WriteInAnyOrder,
+        Failpoint::SilenceIsDone,
+        Failpoint::LeadUnasked,
+        Failpoint::DecideAfterDeadline,
+        Failpoint::TakeStaleRead,
+        Failpoint::SameTerm,
+        Failpoint::TakeOldTerm,
         Failpoint::SessionTakesOldEpoch,
         Failpoint::DoNotFence,
         Failpoint::IgnoreFence,

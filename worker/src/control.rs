@@ -232,7 +232,8 @@ impl Control {
         while let Some(output) = outputs.pop_front() {
             let result = match output {
                 Output::Open { coordinator, limit } => {
-                    let endpoint = endpoint_of(&coordinator, self.failure_timeout)?;
+                    let silence = if limit.is_some() { self.failure_timeout / 2 } else { self.failure_timeout };
+                    let endpoint = endpoint_of(&coordinator, self.failure_timeout, silence)?;
                     let (credentials, register) = (self.credentials.clone(), self.register());
                     *stream = Stream::Opening(Box::pin(async move {
                         let dialled = dial(endpoint, credentials, register);
@@ -387,7 +388,9 @@ async fn dial(endpoint: Endpoint, credentials: Credentials, register: Register) 
     Ok((sender, stream))
 }
 
-fn endpoint_of(coordinator: &str, failure_timeout: Duration) -> Result<Endpoint, ControlError> {
+/// `silence`: after which a coordinator is left. Where another may lead meanwhile, that has to be soon: the next leader waits for `failure_timeout` until it counts those as
+/// lost who have not come to it.
+fn endpoint_of(coordinator: &str, failure_timeout: Duration, silence: Duration) -> Result<Endpoint, ControlError> {
     // What is spoken is the matter of the credentials.
     let authority = coordinator.split_once("://").map_or(coordinator, |(_, authority)| authority);
     let endpoint = Endpoint::from_shared(format!("http://{authority}"))
@@ -395,8 +398,8 @@ fn endpoint_of(coordinator: &str, failure_timeout: Duration) -> Result<Endpoint,
     Ok(endpoint
         .tcp_nodelay(true)
         .connect_timeout(failure_timeout)
-        .http2_keep_alive_interval(failure_timeout / 2)
-        .keep_alive_timeout(failure_timeout / 2)
+        .http2_keep_alive_interval(silence / 2)
+        .keep_alive_timeout(silence / 2)
         .keep_alive_while_idle(true))
 }
 
@@ -415,7 +418,7 @@ mod tests {
     /// What a worker's log says of a coordinator at `address`.
     fn said(address: &str) -> Result<String, Box<dyn std::error::Error>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let endpoint = endpoint_of(address, Duration::from_millis(500))?;
+        let endpoint = endpoint_of(address, Duration::from_millis(500), Duration::from_millis(500))?;
         let error = runtime
             .block_on(dial(endpoint, Credentials::none(), Register::default()))
             .err()

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
+use toroid_torus::failpoint;
 use toroid_torus::ids::Term;
 
 /// Why nothing can be written now.
@@ -47,9 +48,14 @@ impl Tenure {
 
     /// Why the leadership is over; `None`: it is not.
     pub fn over(&self) -> Option<String> {
+        self.over_at(Instant::now())
+    }
+
+    /// The same, by the clock of whoever asks.
+    pub fn over_at(&self, now: Instant) -> Option<String> {
         match &*self.lease.borrow() {
             Lease::Over(reason) => Some(reason.clone()),
-            Lease::Until(Some(end)) if *end <= Instant::now() => {
+            Lease::Until(Some(end)) if *end <= now && !failpoint!(DecideAfterDeadline) => {
                 Some("its lease could not be renewed in time, so that another may lead by now".into())
             }
             Lease::Until(_) => None,

@@ -20,7 +20,7 @@ impl Random {
         Random(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -28,15 +28,15 @@ impl Random {
     }
 
     pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
+        (self.draw() % n.max(1) as u64) as usize
     }
 
     /// A number as those who attack choose it: small, at a bound, or any.
     pub fn number(&mut self) -> u64 {
         match self.below(4) {
-            0 | 1 => self.next() % 8,
+            0 | 1 => self.draw() % 8,
             2 => [u64::MAX, u64::MAX - 1, 1 << 63, 1 << 32, u64::from(u32::MAX), 255, 1 << 20][self.below(7)],
-            _ => self.next(),
+            _ => self.draw(),
         }
     }
 }
@@ -73,7 +73,7 @@ pub fn mutated(corpus: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
         let to = at + random.below(bytes.len() - at + 1).min(random.below(64));
         match random.below(7) {
             0 if at < bytes.len() => bytes[at] ^= 1 << random.below(8),
-            1 if at < bytes.len() => bytes[at] = random.next() as u8,
+            1 if at < bytes.len() => bytes[at] = random.draw() as u8,
             2 => bytes.truncate(at),
             3 => drop(bytes.drain(at..to)),
             4 => drop(bytes.splice(at..at, TOKENS[random.below(TOKENS.len())].iter().copied())),

@@ -13,16 +13,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp, WatchOptions, WatchResponse};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use toroid_torus::failpoint;
 use toroid_torus::ids::Term;
 
-use super::client::{CallError, Members};
+use super::client::Members;
 use super::config::EtcdConfig;
-use super::head::{Head, Leader, Seen};
+use super::head::{Head, Leader, Prefix, Seen};
 use super::lease;
 use super::records::{EtcdStore, Led};
+use super::service::{CallError, Compare, Op, Service, Txn};
 
 /// Between two attempts while etcd does not answer.
 const RETRY: Duration = Duration::from_millis(200);
@@ -36,9 +36,9 @@ pub struct Sight {
 }
 
 /// A coordinator that leads when nobody else does.
-pub struct Candidate {
-    config: Arc<EtcdConfig>,
-    members: Members,
+pub struct Candidate<S: Service = Members> {
+    etcd: S,
+    prefix: Prefix,
     address: String,
     id: String,
     ttl: Duration,
@@ -47,40 +47,50 @@ pub struct Candidate {
 impl Candidate {
     /// `address`: where users and workers reach it, `http://host:port`; `id`: of this process, random; `ttl`: of its lease, in whole seconds.
     pub fn new(config: EtcdConfig, address: String, id: String, ttl: Duration) -> Candidate {
-        let config = Arc::new(config);
-        // A lease outlasts some calls that nobody answers.
-        let members = Members::new(Arc::clone(&config), ttl / 4);
-        Candidate { config, members, address, id, ttl }
+        let prefix = config.prefix.clone();
+        Candidate::over(Members::new(Arc::new(config), call_limit(ttl)), &prefix, address, id, ttl)
+    }
+}
+
+/// How long one call may take: a lease outlasts some that nobody answers.
+pub fn call_limit(ttl: Duration) -> Duration {
+    ttl / 4
+}
+
+impl<S: Service> Candidate<S> {
+    /// The same, over another service.
+    pub fn over(etcd: S, prefix: &str, address: String, id: String, ttl: Duration) -> Candidate<S> {
+        Candidate { etcd, prefix: Prefix(prefix.into()), address, id, ttl }
     }
 
     /// Waits until it leads, for as long as that takes, and tells what it sees meanwhile. May be dropped at any time: what it has begun then ends
     /// with its lease.
-    pub async fn campaign(&mut self, sight: &watch::Sender<Sight>) -> EtcdStore {
+    pub async fn campaign(&mut self, sight: &watch::Sender<Sight>) -> EtcdStore<S> {
         loop {
             match self.attempt(sight).await {
                 Ok(Some(store)) => return store,
                 Ok(None) => {}
                 Err(error) => {
-                    let trouble = self.members.failures();
+                    let trouble = self.etcd.failures();
                     let trouble = if trouble.is_empty() { error.to_string() } else { trouble };
                     tell(sight, |sight| sight.trouble = Some(trouble));
-                    tokio::time::sleep(RETRY).await;
+                    self.etcd.sleep_until(self.etcd.now() + RETRY).await;
                 }
             }
         }
     }
 
-    async fn attempt(&mut self, sight: &watch::Sender<Sight>) -> Result<Option<EtcdStore>, CallError> {
+    async fn attempt(&mut self, sight: &watch::Sender<Sight>) -> Result<Option<EtcdStore<S>>, CallError> {
         let seen = self.look().await?;
         match &seen.leader {
             // A leadership of this process that has ended here and not there yet.
-            Some((leader, key)) if leader.id == self.id => {
-                self.remove_leader(key.create_revision()).await?;
+            Some((leader, created)) if leader.id == self.id => {
+                self.remove_leader(*created).await?;
                 Ok(None)
             }
             Some((leader, _)) => {
                 tell(sight, |sight| *sight = Sight { leader: Some(leader.clone()), trouble: None });
-                self.watch(seen.revision).await;
+                self.etcd.watch(&self.prefix.key("leader"), seen.revision, self.ttl / 2).await;
                 Ok(None)
             }
             None => {
@@ -91,110 +101,78 @@ impl Candidate {
     }
 
     async fn look(&mut self) -> Result<Seen, CallError> {
-        let txn = Txn::new().and_then(self.config.look());
-        let answer = self.members.call("see who leads", |mut client| async move { client.txn(txn).await }).await?;
-        Ok(self.config.seen(&answer))
-    }
-
-    /// Returns when something happened to the leader's key after `revision`, or may have.
-    async fn watch(&mut self, revision: i64) {
-        let key = self.config.key("leader");
-        let watching = async move |mut client: etcd_client::Client| {
-            let options = WatchOptions::new().with_start_revision(revision + 1);
-            let mut stream = client.watch(key, Some(options)).await?;
-            while let Some(answer) = stream.message().await? {
-                if is_news(&answer) {
-                    break;
-                }
-            }
-            Ok(())
-        };
-        let mut members = self.members.clone();
-        members.limit = self.ttl / 2;
-        // Whatever it came to, it looks again: at another member where this one fails or says nothing at all.
-        if let Err(error) = members.call("watch the leader", watching).await {
-            tracing::trace!("{error}");
-        }
+        let txn = Txn { then: self.prefix.look(), ..Txn::default() };
+        Ok(self.prefix.seen(&self.etcd.txn("see who leads", &txn).await?))
     }
 
     /// Nobody leads: tries to.
-    async fn stand(&mut self, seen: &Seen) -> Result<Option<EtcdStore>, CallError> {
-        let ttl_s = i64::try_from(self.ttl.as_secs()).unwrap_or(i64::MAX);
-        let sent = Instant::now();
-        let grant = |mut client: etcd_client::Client| async move { client.lease_grant(ttl_s, None).await };
-        let granted = self.members.call("get a lease", grant).await?;
-        // Some members give longer ones than were asked for; never shorter.
-        let (lease, until) = (granted.id(), lease::counted(sent, self.ttl));
+    async fn stand(&mut self, seen: &Seen) -> Result<Option<EtcdStore<S>>, CallError> {
+        let sent = self.etcd.now();
+        let lease = self.etcd.grant(self.ttl).await?;
+        let until = lease::counted(sent, self.ttl);
         let (last, head_revision) = seen.head.as_ref().map_or((Term::default(), 0), |(head, at)| (head.term, *at));
-        let term = last.next();
+        let term = if failpoint!(SameTerm) && last != Term::default() { last } else { last.next() };
         let leader = Leader { id: self.id.clone(), address: self.address.clone(), term };
         let head = Head { term, write: 0, id: self.id.clone() };
         let json = |value: Result<Vec<u8>, serde_json::Error>| value.expect("names and numbers are JSON");
-        let (leader_key, head_key) = (self.config.key("leader"), self.config.key("head"));
-        let txn = Txn::new()
-            .when([
-                Compare::create_revision(leader_key.as_str(), CompareOp::Equal, 0),
-                Compare::mod_revision(head_key.as_str(), CompareOp::Equal, head_revision),
-            ])
-            .and_then([
-                TxnOp::put(leader_key, json(serde_json::to_vec(&leader)), Some(PutOptions::new().with_lease(lease))),
-                TxnOp::put(head_key, json(serde_json::to_vec(&head)), None),
-            ])
-            .or_else(self.config.look());
+        let (leader_key, head_key) = (self.prefix.key("leader"), self.prefix.key("head"));
+        let nobody_leads = Compare::Created { key: leader_key.clone(), revision: 0 };
+        let nothing_is_new = Compare::Modified { key: head_key.clone(), revision: head_revision };
+        let txn = Txn {
+            when: if failpoint!(LeadUnasked) { Vec::new() } else { vec![nobody_leads, nothing_is_new] },
+            then: vec![
+                Op::Put { key: leader_key, value: json(serde_json::to_vec(&leader)), lease: Some(lease) },
+                Op::Put { key: head_key, value: json(serde_json::to_vec(&head)), lease: None },
+            ],
+            otherwise: self.prefix.look(),
+        };
         // Whether a transaction was done that was not answered, the next one says: it is refused if so, and shows why.
-        while Instant::now() < until {
-            let txn = txn.clone();
-            let answer = self.members.call("begin to lead", |mut client| async move { client.txn(txn).await }).await;
-            let answer = match answer {
+        let mut failed = None;
+        while self.etcd.now() < until {
+            let answer = match self.etcd.txn("begin to lead", &txn).await {
                 Ok(answer) => answer,
                 Err(error) => {
                     tracing::debug!("{error}");
-                    tokio::time::sleep(RETRY / 4).await;
+                    failed = Some(error);
+                    self.etcd.sleep_until(self.etcd.now() + RETRY / 4).await;
                     continue;
                 }
             };
-            let seen = self.config.seen(&answer);
+            let seen = self.prefix.seen(&answer);
             // Created in this transaction, it has the revision of this transaction.
-            let (created, head_revision) = match (answer.succeeded(), &seen.leader, &seen.head) {
+            let (created, head_revision) = match (answer.succeeded, &seen.leader, &seen.head) {
                 (true, ..) => (seen.revision, seen.revision),
-                (false, Some((found, key)), Some((_, head_revision))) if *found == leader => {
-                    (key.create_revision(), *head_revision)
+                (false, Some((found, created)), Some((_, head_revision))) if *found == leader => {
+                    (*created, *head_revision)
                 }
                 (false, ..) => {
                     self.give_up(lease).await;
                     return Ok(None);
                 }
             };
-            let led = Led { leader: found(&self.config, leader), created, head_revision, lease, until, ttl: self.ttl };
-            return Ok(Some(EtcdStore::new(Arc::clone(&self.config), self.members.clone(), led)));
+            tracing::info!(term = leader.term.get(), prefix = &*self.prefix.0, "this coordinator leads");
+            let led = Led { leader, created, head_revision, lease, until, ttl: self.ttl };
+            return Ok(Some(EtcdStore::new(self.etcd.clone(), self.prefix.clone(), led)));
         }
-        let error = self.members.call("begin to lead", |mut client| async move { client.status().await }).await.err();
-        error.map_or(Ok(None), Err)
+        failed.map_or(Ok(None), Err)
     }
 
     /// A lease that is good for nothing ends by itself; sooner is kinder.
     async fn give_up(&mut self, lease: i64) {
-        let revoke = |mut client: etcd_client::Client| async move { client.lease_revoke(lease).await };
-        if let Err(error) = self.members.call("give a lease back", revoke).await {
+        if let Err(error) = self.etcd.revoke(lease).await {
             tracing::debug!("{error}");
         }
     }
 
     async fn remove_leader(&mut self, created: i64) -> Result<(), CallError> {
-        let key = self.config.key("leader");
-        let txn = Txn::new()
-            .when([Compare::create_revision(key.as_str(), CompareOp::Equal, created)])
-            .and_then([TxnOp::delete(key, None)]);
-        self.members
-            .call("end an earlier leadership", |mut client| async move { client.txn(txn).await })
-            .await
-            .map(drop)
+        let key = self.prefix.key("leader");
+        let txn = Txn {
+            when: vec![Compare::Created { key: key.clone(), revision: created }],
+            then: vec![Op::Delete { key }],
+            otherwise: Vec::new(),
+        };
+        self.etcd.txn("end an earlier leadership", &txn).await.map(drop)
     }
-}
-
-fn found(config: &EtcdConfig, leader: Leader) -> Leader {
-    tracing::info!(term = leader.term.get(), prefix = config.prefix, "this coordinator leads");
-    leader
 }
 
 fn tell(sight: &watch::Sender<Sight>, change: impl FnOnce(&mut Sight)) {
@@ -203,9 +181,4 @@ fn tell(sight: &watch::Sender<Sight>, change: impl FnOnce(&mut Sight)) {
         change(sight);
         *sight != before
     });
-}
-
-/// It was changed, or the watch has ended: compacted, canceled.
-fn is_news(answer: &WatchResponse) -> bool {
-    answer.canceled() || answer.compact_revision() > 0 || !answer.events().is_empty()
 }

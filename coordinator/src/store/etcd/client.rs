@@ -8,53 +8,41 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
+use etcd_client::{
+    Certificate, Client, CompareOp, ConnectOptions, DeleteOptions, Error, GetOptions, Identity, KeyValue, PutOptions,
+    TlsOptions, TxnOp, TxnOpResponse, WatchOptions, WatchResponse,
+};
+use tokio::time::Instant;
 use tonic::Code;
 
 use super::config::EtcdConfig;
+use super::service::{Answer, CallError, Compare, Kind, Op, Page, Pair, Range, Service, Txn};
 
-/// Why a call came to nothing, in words that say what to do.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{words}")]
-pub(super) struct CallError {
-    pub kind: Kind,
-    words: String,
-}
-
-/// What can be told apart by what etcd answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// Nothing came within the deadline: whether it was done is not known.
-    Silent,
-    NoSpace,
-    NoQuorum,
-    /// The user is not taken, or none is named where one must be.
-    User,
-    Permission,
-    LeaseGone,
-    Other,
-}
+/// Bytes of an answer with many keys, and how long it may take.
+const ANSWER_BYTES: usize = 64 << 20;
+const READ_LIMIT: Duration = Duration::from_secs(10);
 
 /// The members of an etcd cluster.
 #[derive(Clone)]
-pub(super) struct Members {
+pub struct Members {
     config: Arc<EtcdConfig>,
     current: usize,
     /// Of the current member.
     client: Option<Client>,
     /// How long one call may take.
-    pub limit: Duration,
+    limit: Duration,
     /// Why each member's last call failed; empty once a call is answered.
     failures: BTreeMap<usize, CallError>,
 }
 
 impl Members {
+    /// `limit`: how long one call may take.
     pub fn new(config: Arc<EtcdConfig>, limit: Duration) -> Members {
         Members { config, current: 0, client: None, limit, failures: BTreeMap::new() }
     }
 
     /// One attempt at one member. `what`: as in "could not `what`".
-    pub async fn call<T, F>(&mut self, what: &str, call: impl FnOnce(Client) -> F + Send) -> Result<T, CallError>
+    async fn call<T, F>(&mut self, what: &str, call: impl FnOnce(Client) -> F + Send) -> Result<T, CallError>
     where
         F: Future<Output = Result<T, Error>> + Send,
     {
@@ -74,19 +62,6 @@ impl Members {
         self.failures.insert(self.current, found.clone());
         self.next();
         Err(found)
-    }
-
-    /// The next call goes to the member after this one.
-    pub fn next(&mut self) {
-        self.client = None;
-        self.current = (self.current + 1) % self.config.endpoints.len();
-    }
-
-    /// What every member that was tried since the last answer has said, each sentence once.
-    pub fn failures(&self) -> String {
-        let mut words: Vec<&str> = self.failures.values().map(|error| error.words.as_str()).collect();
-        words.dedup();
-        words.join("; ")
     }
 
     fn endpoint(&self) -> &str {
@@ -132,6 +107,136 @@ impl Members {
         };
         CallError { kind, words: format!("could not {what}: {endpoint} says: {found}{advice}") }
     }
+}
+
+impl Service for Members {
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    async fn sleep_until(&self, at: Instant) {
+        tokio::time::sleep_until(at).await;
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(task);
+    }
+
+    async fn txn(&mut self, what: &'static str, txn: &Txn) -> Result<Answer, CallError> {
+        let asked = etcd_client::Txn::new()
+            .when(txn.when.iter().map(to_compare).collect::<Vec<_>>())
+            .and_then(txn.then.iter().map(to_op).collect::<Vec<_>>())
+            .or_else(txn.otherwise.iter().map(to_op).collect::<Vec<_>>());
+        let answer = self.call(what, |mut client| async move { client.txn(asked).await }).await?;
+        let found = answer.op_responses().into_iter().filter_map(|answer| match answer {
+            TxnOpResponse::Get(mut get) => Some(get.take_kvs()),
+            _ => None,
+        });
+        let pairs = found.flatten().map(to_pair).collect::<Result<_, _>>()?;
+        let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+        Ok(Answer { succeeded: answer.succeeded(), revision, pairs })
+    }
+
+    async fn list(&mut self, what: &'static str, range: &Range) -> Result<Page, CallError> {
+        let options = GetOptions::new().with_range(range.end.as_str()).with_limit(range.limit);
+        let options = if range.keys_only { options.with_keys_only() } else { options };
+        let from = range.from.as_str();
+        let limit = self.limit;
+        self.limit = READ_LIMIT.min(limit * 8);
+        let get = |client: Client| async move {
+            client.kv_client().max_decoding_message_size(ANSWER_BYTES).get(from, Some(options)).await
+        };
+        let answer = self.call(what, get).await;
+        self.limit = limit;
+        let mut answer = answer?;
+        let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+        let has_more = answer.more();
+        let pairs = answer.take_kvs().into_iter().map(to_pair).collect::<Result<_, _>>()?;
+        Ok(Page { revision, pairs, has_more })
+    }
+
+    async fn grant(&mut self, ttl: Duration) -> Result<i64, CallError> {
+        let ttl_s = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
+        let grant = |mut client: Client| async move { client.lease_grant(ttl_s, None).await };
+        // Some members give longer ones than were asked for; never shorter.
+        Ok(self.call("get a lease", grant).await?.id())
+    }
+
+    async fn renew(&mut self, lease: i64) -> Result<(), CallError> {
+        let renew = |mut client: Client| async move { client.lease_keep_alive(lease).await };
+        self.call("renew the lease", renew).await.map(drop)
+    }
+
+    async fn revoke(&mut self, lease: i64) -> Result<(), CallError> {
+        let revoke = |mut client: Client| async move { client.lease_revoke(lease).await };
+        self.call("give the lease back", revoke).await.map(drop)
+    }
+
+    async fn watch(&mut self, key: &str, revision: i64, limit: Duration) {
+        let watching = async move |mut client: Client| {
+            let options = WatchOptions::new().with_start_revision(revision + 1);
+            let mut stream = client.watch(key, Some(options)).await?;
+            while let Some(answer) = stream.message().await? {
+                if is_news(&answer) {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        // Whatever it came to, it is looked at again: at another member where this one fails or says nothing at all.
+        let mut members = Members { limit, ..self.clone() };
+        if let Err(error) = members.call("watch the leader", watching).await {
+            tracing::trace!("{error}");
+        }
+    }
+
+    fn next(&mut self) {
+        self.client = None;
+        self.current = (self.current + 1) % self.config.endpoints.len();
+    }
+
+    fn failures(&self) -> String {
+        // Each sentence once.
+        let mut words: Vec<&str> = self.failures.values().map(|error| error.words.as_str()).collect();
+        words.dedup();
+        words.join("; ")
+    }
+}
+
+fn to_compare(compare: &Compare) -> etcd_client::Compare {
+    match compare {
+        Compare::Created { key, revision } => {
+            etcd_client::Compare::create_revision(key.as_str(), CompareOp::Equal, *revision)
+        }
+        Compare::Modified { key, revision } => {
+            etcd_client::Compare::mod_revision(key.as_str(), CompareOp::Equal, *revision)
+        }
+    }
+}
+
+fn to_op(op: &Op) -> TxnOp {
+    match op {
+        Op::Put { key, value, lease } => {
+            let options = lease.map(|lease| PutOptions::new().with_lease(lease));
+            TxnOp::put(key.as_str(), value.as_slice(), options)
+        }
+        Op::Get { key } => TxnOp::get(key.as_str(), None),
+        Op::Delete { key } => TxnOp::delete(key.as_str(), None),
+        Op::DeletePrefix { prefix } => TxnOp::delete(prefix.as_str(), Some(DeleteOptions::new().with_prefix())),
+    }
+}
+
+fn to_pair(pair: KeyValue) -> Result<Pair, CallError> {
+    let (created, modified) = (pair.create_revision(), pair.mod_revision());
+    let (key, value) = pair.into_key_value();
+    let words = |e| format!("a key of ours in etcd is no text: {e}");
+    let key = String::from_utf8(key).map_err(|e| CallError { kind: Kind::Other, words: words(e) })?;
+    Ok(Pair { key, value, created, modified })
+}
+
+/// It was changed, or the watch has ended: compacted, canceled.
+fn is_news(answer: &WatchResponse) -> bool {
+    answer.canceled() || answer.compact_revision() > 0 || !answer.events().is_empty()
 }
 
 fn kind_of(code: Code, message: &str) -> Kind {

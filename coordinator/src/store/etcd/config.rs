@@ -31,10 +31,6 @@ impl EtcdConfig {
         let endpoints = endpoints.into_iter().map(Into::into).collect();
         EtcdConfig { endpoints, prefix: DEFAULT_PREFIX.into(), user: None, tls: None }
     }
-
-    pub(super) fn key(&self, name: &str) -> String {
-        format!("{}/{name}", self.prefix)
-    }
 }
 
 /// Without the password.

@@ -1,10 +1,11 @@
 //! The two keys that say who leads and what was written last, as one transaction sees them.
 
-use etcd_client::{GetOptions, KeyValue, TxnOp, TxnOpResponse, TxnResponse};
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use toroid_torus::ids::Term;
 
-use super::config::EtcdConfig;
+use super::service::{Answer, Op, Pair};
 
 /// Whoever leads, as it stands under the leader's key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,35 +29,42 @@ pub(super) struct Head {
 
 /// Both keys as one transaction has seen them.
 pub(super) struct Seen {
-    pub leader: Option<(Leader, KeyValue)>,
+    /// And the revision at which the key was created.
+    pub leader: Option<(Leader, i64)>,
+    /// And the revision at which it was written.
     pub head: Option<(Head, i64)>,
     /// Of the store.
     pub revision: i64,
 }
 
-impl EtcdConfig {
-    /// What shows who leads and what was written last; read by [`EtcdConfig::seen`].
-    pub(super) fn look(&self) -> [TxnOp; 2] {
-        ["leader", "head"].map(|key| TxnOp::get(self.key(key), Some(GetOptions::new())))
+/// Where a cluster has its keys.
+#[derive(Debug, Clone)]
+pub(super) struct Prefix(pub Arc<str>);
+
+impl Prefix {
+    pub fn key(&self, name: &str) -> String {
+        format!("{}/{name}", self.0)
     }
 
-    pub(super) fn seen(&self, answer: &TxnResponse) -> Seen {
-        let mut pairs = answer.op_responses().into_iter().filter_map(|answer| match answer {
-            TxnOpResponse::Get(mut get) => get.take_kvs().pop(),
-            _ => None,
-        });
-        let (leader_key, head_key) = (self.key("leader"), self.key("head"));
-        let (mut leader, mut head) = (None, None);
-        for pair in &mut pairs {
-            if pair.key() == leader_key.as_bytes() {
-                // What cannot be read is somebody else's all the same.
-                let unknown = || Leader { id: String::new(), address: String::new(), term: Term::default() };
-                leader = Some((serde_json::from_slice(pair.value()).unwrap_or_else(|_| unknown()), pair));
-            } else if pair.key() == head_key.as_bytes() {
-                let unknown = || Head { term: Term::default(), write: 0, id: String::new() };
-                head = Some((serde_json::from_slice(pair.value()).unwrap_or_else(|_| unknown()), pair.mod_revision()));
-            }
-        }
-        Seen { leader, head, revision: answer.header().map_or(0, etcd_client::ResponseHeader::revision) }
+    /// What shows who leads and what was written last; read by [`Prefix::seen`].
+    pub fn look(&self) -> Vec<Op> {
+        ["leader", "head"].map(|name| Op::Get { key: self.key(name) }).into()
+    }
+
+    pub fn seen(&self, answer: &Answer) -> Seen {
+        let find = |name: &str| {
+            let key = self.key(name);
+            answer.pairs.iter().find(|pair| pair.key == key)
+        };
+        // What cannot be read is somebody else's all the same.
+        let leader = |pair: &Pair| {
+            let unknown = || Leader { id: String::new(), address: String::new(), term: Term::default() };
+            (serde_json::from_slice(&pair.value).unwrap_or_else(|_| unknown()), pair.created)
+        };
+        let head = |pair: &Pair| {
+            let unknown = || Head { term: Term::default(), write: 0, id: String::new() };
+            (serde_json::from_slice(&pair.value).unwrap_or_else(|_| unknown()), pair.modified)
+        };
+        Seen { leader: find("leader").map(leader), head: find("head").map(head), revision: answer.revision }
     }
 }

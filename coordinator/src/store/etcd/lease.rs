@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::client::{Kind, Members};
+use super::service::{Kind, Service};
 use crate::store::tenure::Lease;
 
 /// Renewals in the time of a lease.
@@ -23,21 +23,23 @@ pub(super) fn counted(sent: Instant, ttl: Duration) -> Instant {
 }
 
 /// Runs until the lease is gone, or nobody wants to know any more.
-pub(super) async fn keep(mut members: Members, id: i64, ttl: Duration, lease: watch::Sender<Lease>) {
-    let mut next = Instant::now() + ttl / RENEWALS;
+pub(super) async fn keep(mut etcd: impl Service, id: i64, ttl: Duration, lease: watch::Sender<Lease>) {
+    let mut next = etcd.now() + ttl / RENEWALS;
     loop {
         tokio::select! {
-            () = tokio::time::sleep_until(next) => {}
+            biased;
             () = lease.closed() => return,
+            () = etcd.sleep_until(next) => {}
         }
-        let sent = Instant::now();
-        match members.call("renew the lease", |mut client| async move { client.lease_keep_alive(id).await }).await {
-            Ok(_) => {
+        let sent = etcd.now();
+        match etcd.renew(id).await {
+            Ok(()) => {
+                let now = etcd.now();
                 let until = counted(sent, ttl);
                 let mut is_over = false;
                 lease.send_modify(|lease| {
                     // What was over once stays so: somebody may have acted on it.
-                    is_over = !matches!(lease, Lease::Until(Some(end)) if *end > Instant::now());
+                    is_over = !matches!(lease, Lease::Until(Some(end)) if *end > now);
                     *lease = match is_over {
                         true => Lease::Over("its lease was renewed too late".into()),
                         false => Lease::Until(Some(until)),
@@ -55,7 +57,7 @@ pub(super) async fn keep(mut members: Members, id: i64, ttl: Duration, lease: wa
             // Another member, until the time is over: whoever counts it sees that by itself.
             Err(error) => {
                 tracing::debug!("{error}");
-                next = Instant::now() + RETRY;
+                next = etcd.now() + RETRY;
             }
         }
     }

@@ -1,19 +1,17 @@
 //! The records of the coordinator that leads: each write asks whether it does.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, GetResponse, Txn, TxnOp};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use toroid_torus::failpoint;
 
 use super::client::Members;
-use super::config::EtcdConfig;
-use super::head::{Head, Leader};
+use super::head::{Head, Leader, Prefix};
 use super::keys::{self, Edit, Pointer, Value};
 use super::lease;
+use super::service::{Compare, Kind, Op, Page, Range, Service, Txn};
 use crate::machine::Change;
 use crate::machine::record::Record;
 use crate::store::tenure::{Lease, Tenure, Trouble};
@@ -25,9 +23,6 @@ const RETRY: Duration = Duration::from_millis(50);
 /// Keys in one answer when all are read: values are 64 KiB at most, and pages 256 KiB.
 const KEYS_AT_ONCE: i64 = 500;
 const PAGES_AT_ONCE: i64 = 64;
-/// Of such an answer, and how long it may take.
-const ANSWER_BYTES: usize = 64 << 20;
-const READ_LIMIT: Duration = Duration::from_secs(10);
 const JOURNAL: &str = "journal";
 
 /// A leadership that has begun.
@@ -44,9 +39,9 @@ pub(super) struct Led {
 }
 
 /// The store of the coordinator that leads.
-pub struct EtcdStore {
-    config: Arc<EtcdConfig>,
-    members: Members,
+pub struct EtcdStore<S: Service = Members> {
+    etcd: S,
+    prefix: Prefix,
     leader: Leader,
     created: i64,
     lease_id: i64,
@@ -59,16 +54,16 @@ pub struct EtcdStore {
     trouble: watch::Sender<Option<Trouble>>,
 }
 
-impl EtcdStore {
-    pub(super) fn new(config: Arc<EtcdConfig>, members: Members, led: Led) -> EtcdStore {
+impl<S: Service> EtcdStore<S> {
+    pub(super) fn new(etcd: S, prefix: Prefix, led: Led) -> EtcdStore<S> {
         let Led { leader, created, head_revision, lease, until, ttl } = led;
         let (renewed, received) = watch::channel(Lease::Until(Some(until)));
         let (trouble, troubled) = watch::channel(None);
         let tenure = Tenure::new(leader.term, received, troubled);
-        tokio::spawn(lease::keep(members.clone(), lease, ttl, renewed));
+        etcd.spawn(lease::keep(etcd.clone(), lease, ttl, renewed));
         EtcdStore {
-            config,
-            members,
+            etcd,
+            prefix,
             leader,
             created,
             lease_id: lease,
@@ -86,41 +81,35 @@ impl EtcdStore {
     async fn write(&mut self, edits: &[Edit]) -> Result<(), StoreError> {
         self.num_writes += 1;
         let head = Head { term: self.leader.term, write: self.num_writes, id: self.leader.id.clone() };
-        let (leader_key, head_key) = (self.config.key("leader"), self.config.key("head"));
+        let (leader_key, head_key) = (self.prefix.key("leader"), self.prefix.key("head"));
         let json = serde_json::to_vec(&head).expect("names and numbers are JSON");
+        let leads = Compare::Created { key: leader_key, revision: self.created };
+        let is_next = Compare::Modified { key: head_key.clone(), revision: self.head_revision };
+        let compares = [(leads, failpoint!(WriteWithoutLeading)), (is_next, failpoint!(WriteInAnyOrder))];
         let edits = edits.iter().map(|edit| self.operation(edit));
-        let operations: Vec<TxnOp> = edits.chain([TxnOp::put(head_key.as_str(), json, None)]).collect();
-        let compares = [
-            Compare::create_revision(leader_key, CompareOp::Equal, self.created),
-            Compare::mod_revision(head_key, CompareOp::Equal, self.head_revision),
-        ];
-        let compares = if failpoint!(WriteWithoutLeading) { Vec::new() } else { compares.to_vec() };
-        let txn = Txn::new().when(compares).and_then(operations).or_else(self.config.look());
+        let txn = Txn {
+            when: compares.into_iter().filter(|(_, is_left_out)| !is_left_out).map(|(compare, _)| compare).collect(),
+            then: edits.chain([Op::Put { key: head_key, value: json, lease: None }]).collect(),
+            otherwise: self.prefix.look(),
+        };
         loop {
-            if !failpoint!(WriteWithoutLeading)
-                && let Some(reason) = self.tenure.over()
-            {
+            if let Some(reason) = self.tenure.over_at(self.etcd.now()).filter(|_| !failpoint!(WriteWithoutLeading)) {
                 return Err(StoreError::Deposed { reason });
             }
-            let txn = txn.clone();
-            let answer = self.members.call("store a decision", |mut client| async move { client.txn(txn).await }).await;
-            let answer = match answer {
+            let answer = match self.etcd.txn("store a decision", &txn).await {
                 Ok(answer) => answer,
+                Err(error) if error.kind == Kind::Silent && failpoint!(SilenceIsDone) => return Ok(()),
                 Err(_) => {
                     self.troubled();
-                    tokio::time::sleep(RETRY).await;
+                    self.pause().await;
                     continue;
                 }
             };
-            let seen = self.config.seen(&answer);
-            let written = match (answer.succeeded(), &seen.leader, &seen.head) {
+            let seen = self.prefix.seen(&answer);
+            let written = match (answer.succeeded, &seen.leader, &seen.head) {
                 (true, ..) => seen.revision,
                 // It was done before, and the answer was lost.
-                (false, Some((_, key)), Some((found, at)))
-                    if key.create_revision() == self.created && *found == head =>
-                {
-                    *at
-                }
+                (false, Some((_, created)), Some((found, at))) if *created == self.created && *found == head => *at,
                 (false, leader, _) => {
                     let reason = match leader {
                         Some((leader, _)) if leader.id == self.leader.id => {
@@ -140,25 +129,28 @@ impl EtcdStore {
         }
     }
 
-    fn operation(&self, edit: &Edit) -> TxnOp {
+    fn operation(&self, edit: &Edit) -> Op {
         match edit {
-            Edit::Put { key, value } => TxnOp::put(self.config.key(key), value.as_slice(), None),
-            Edit::Remove { key } => TxnOp::delete(self.config.key(key), None),
+            Edit::Put { key, value } => Op::Put { key: self.prefix.key(key), value: value.clone(), lease: None },
+            Edit::Remove { key } => Op::Delete { key: self.prefix.key(key) },
             Edit::RemovePages { generation } => {
-                let pages = self.config.key(&format!("page/{generation}/"));
-                TxnOp::delete(pages, Some(DeleteOptions::new().with_prefix()))
+                Op::DeletePrefix { prefix: self.prefix.key(&format!("page/{generation}/")) }
             }
         }
     }
 
+    async fn pause(&self) {
+        self.etcd.sleep_until(self.etcd.now() + RETRY).await;
+    }
+
     fn troubled(&self) {
-        let reason = self.members.failures();
+        let (reason, now) = (self.etcd.failures(), self.etcd.now());
         let is_new = self.trouble.borrow().is_none();
         if is_new {
             tracing::warn!("the store does not answer, decisions wait: {reason}");
         }
         self.trouble.send_modify(|trouble| {
-            let since = trouble.as_ref().map_or_else(Instant::now, |trouble| trouble.since);
+            let since = trouble.as_ref().map_or(now, |trouble| trouble.since);
             *trouble = Some(Trouble { since, reason });
         });
     }
@@ -178,9 +170,9 @@ impl EtcdStore {
         Ok([Edit::Put { key, value: value.to_bytes() }].into_iter().chain(before).collect())
     }
 
-    fn remove(&mut self, key: String) -> impl Iterator<Item = Edit> + use<> {
+    fn remove(&mut self, key: String) -> Vec<Edit> {
         let pages = self.generations.remove(&key).map(|generation| Edit::RemovePages { generation });
-        [Edit::Remove { key }].into_iter().chain(pages)
+        [Edit::Remove { key }].into_iter().chain(pages).collect()
     }
 
     /// All of them or none: more than one transaction takes are in the journal before the first is done.
@@ -205,41 +197,30 @@ impl EtcdStore {
         for group in groups {
             self.write(&group).await?;
         }
-        let end: Vec<Edit> = self.remove(JOURNAL.into()).collect();
+        let end = self.remove(JOURNAL.into());
         self.write(&end).await
     }
 
     // ------------------------------------------------------------------------------------------------------------- reading
 
     fn damaged(&self, reason: String) -> StoreError {
-        StoreError::DamagedInEtcd { prefix: self.config.prefix.clone(), reason }
+        StoreError::DamagedInEtcd { prefix: self.prefix.0.to_string(), reason }
     }
 
-    /// One answer about keys from `from` on, up to `end`, that is no older than this leadership: what a paused member says may be.
-    async fn get(&mut self, from: &str, end: &str, options: GetOptions) -> Result<GetResponse, StoreError> {
-        let (from, end) = (self.config.key(from), self.config.key(end));
-        let options = options.with_range(end);
+    /// One answer about keys that is no older than this leadership: what a paused member says may be.
+    async fn get(&mut self, range: Range) -> Result<Page, StoreError> {
+        let [from, end] = [range.from, range.end].map(|key| self.prefix.key(&key));
+        let range = Range { from, end, ..range };
         loop {
-            if let Some(reason) = self.tenure.over() {
+            if let Some(reason) = self.tenure.over_at(self.etcd.now()) {
                 return Err(StoreError::Deposed { reason });
             }
-            let (from, options) = (from.clone(), options.clone());
-            let get = |client: etcd_client::Client| async move {
-                client.kv_client().max_decoding_message_size(ANSWER_BYTES).get(from, Some(options)).await
-            };
-            let mut members = self.members.clone();
-            members.limit = READ_LIMIT.min(members.limit * 8);
-            let answer = members.call("read the records", get).await;
-            members.limit = self.members.limit;
-            self.members = members;
-            match answer {
-                Ok(answer) if answer.header().is_some_and(|header| header.revision() >= self.head_revision) => {
-                    return Ok(answer);
-                }
-                Ok(_) => self.members.next(),
+            match self.etcd.list("read the records", &range).await {
+                Ok(page) if page.revision >= self.head_revision || failpoint!(TakeStaleRead) => return Ok(page),
+                Ok(_) => self.etcd.next(),
                 Err(_) => self.troubled(),
             }
-            tokio::time::sleep(RETRY).await;
+            self.pause().await;
         }
     }
 
@@ -254,15 +235,11 @@ impl EtcdStore {
         // A slash is followed by a zero among the characters.
         let (mut from, end) = (format!("{folder}/"), format!("{folder}0"));
         loop {
-            let options = GetOptions::new().with_limit(at_once);
-            let options = if keys_only { options.with_keys_only() } else { options };
-            let mut answer = self.get(&from, &end, options).await?;
-            let has_more = answer.more();
-            for pair in answer.take_kvs() {
-                let (key, value) = pair.into_key_value();
-                let key = String::from_utf8(key).map_err(|e| self.damaged(format!("a key is no text: {e}")))?;
-                let key = key.strip_prefix(&self.config.key("")).unwrap_or(&key).to_string();
-                pairs.push((key, value));
+            let range = Range { from, end: end.clone(), limit: at_once, keys_only };
+            let Page { pairs: found, has_more, .. } = self.get(range).await?;
+            for pair in found {
+                let key = pair.key.strip_prefix(&self.prefix.key("")).unwrap_or(&pair.key).to_string();
+                pairs.push((key, pair.value));
             }
             match pairs.last() {
                 Some((last, _)) if has_more => from = format!("{last}\0"),
@@ -294,9 +271,9 @@ impl EtcdStore {
     /// Carries out what an earlier leader had in its journal.
     async fn finish_journal(&mut self) -> Result<(), StoreError> {
         // The key itself, and nothing behind it.
-        let mut answer = self.get(JOURNAL, &format!("{JOURNAL}\0"), GetOptions::new()).await?;
-        let Some(pair) = answer.take_kvs().pop() else { return Ok(()) };
-        let journal = self.whole(JOURNAL, pair.value()).await?;
+        let range = Range { from: JOURNAL.into(), end: format!("{JOURNAL}\0"), limit: 1, keys_only: false };
+        let Some(pair) = self.get(range).await?.pairs.pop() else { return Ok(()) };
+        let journal = self.whole(JOURNAL, &pair.value).await?;
         let (digest, journal) = journal.split_at_checked(32).unwrap_or_default();
         if blake3::hash(journal).as_bytes() != digest {
             return Err(self.damaged("the journal does not match its digest".into()));
@@ -321,7 +298,7 @@ impl EtcdStore {
 }
 
 #[tonic::async_trait]
-impl Store for EtcdStore {
+impl<S: Service> Store for EtcdStore<S> {
     fn tenure(&self) -> Tenure {
         self.tenure.clone()
     }
@@ -351,11 +328,17 @@ impl Store for EtcdStore {
     }
 
     async fn resign(&mut self) {
-        let id = self.lease_id;
-        let revoke = |mut client: etcd_client::Client| async move { client.lease_revoke(id).await };
-        match self.members.call("give the lease back", revoke).await {
-            Ok(_) => tracing::info!(term = self.leader.term.get(), "this coordinator has given its leadership back"),
+        match self.etcd.revoke(self.lease_id).await {
+            Ok(()) => tracing::info!(term = self.leader.term.get(), "this coordinator has given its leadership back"),
             Err(error) => tracing::info!("the leadership ends with its lease: {error}"),
         }
+    }
+}
+
+/// The record that lies under `record/NAME`; `None`: its pages lie elsewhere. For whoever watches what is written.
+pub fn record_of(name: &str, value: &[u8]) -> Result<Option<Record>, String> {
+    match Value::from_bytes(value)? {
+        Value::Inline(bytes) => decode(name, &bytes).map(Some),
+        Value::Paged(_) => Ok(None),
     }
 }
