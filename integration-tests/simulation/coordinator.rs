@@ -311,7 +311,9 @@ impl World {
             owner,
         });
         let reply = self.replies.get(&request);
-        let holds = matches!(reply, Some(Ok(Reply::Submitted { .. }))) || reply.is_none() && self.are_several();
+        // Whoever dies of it, or does not lead, has not answered.
+        let is_open = reply.is_none() && (self.are_several() || !self.env.is_coordinator_awake);
+        let holds = matches!(reply, Some(Ok(Reply::Submitted { .. }))) || is_open;
         self.env.truth.check(holds, || format!("a valid job is refused: {toml}"));
         request
     }
