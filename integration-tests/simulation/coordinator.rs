@@ -327,6 +327,14 @@ impl World {
         self.env.truth.check(are_told, || "T-12: steps are given up in silence".into());
         let has_late = outputs.iter().skip(1).any(|output| matches!(output, Output::Persist(_)));
         self.env.truth.check(!has_late, || "T-8: something is done before what it follows from is stored".into());
+        let stopped = |output: &Output| match output {
+            Output::Send { stream, message } => match &message.body {
+                Some(ToWorker::Stop(m)) => Some((*stream, m.job_id.clone(), m.epoch)),
+                _ => None,
+            },
+            _ => None,
+        };
+        self.taken_back = outputs.iter().filter_map(stopped).collect();
         let (mut outputs, now) = (outputs.into_iter(), self.env.net.now);
         while let Some(output) = outputs.next() {
             // As its driver does before each.

@@ -57,7 +57,9 @@ impl World {
         }
         let to =
             self.coordinator.as_ref().and_then(|c| c.worker_of(stream)).map(|pid| WorkerId::from(format!("w{pid}")));
-        if record.worker_at(m.rank.into()) != to.as_ref() {
+        // A place that is given and taken back in one decision is not stored: whoever has it hears of both.
+        let is_taken_back = self.taken_back.contains(&(stream, m.job_id.clone(), m.epoch));
+        if record.worker_at(m.rank.into()) != to.as_ref() && !is_taken_back {
             return Some(format!("T-7: rank {} is assigned to {to:?}, stored is {:?}", m.rank, record.places));
         }
         if m.heal {

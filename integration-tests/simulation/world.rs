@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use toroid_coordinator::machine::record::{JobRecord, Record};
-use toroid_coordinator::machine::{Input, Reply, RequestError, RequestId};
+use toroid_coordinator::machine::{Input, Reply, RequestError, RequestId, StreamId};
 use toroid_proto::StepRecord;
 use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
@@ -157,6 +157,8 @@ pub struct World {
     pub cluster: Cluster,
     /// What a user has submitted and has no answer to, and the term of who was asked.
     pub submitting: Option<(RequestId, Term)>,
+    /// Stream, job and epoch of what workers are told to stop in the outputs at hand.
+    pub taken_back: BTreeSet<(StreamId, String, u64)>,
     /// Outputs until the coordinator is killed; `None`: it is not.
     pub crash_in: Option<u64>,
     /// Added to the calendar, which nobody may rely on.
@@ -231,6 +233,7 @@ impl World {
             deposed: BTreeMap::new(),
             cluster: Cluster::default(),
             submitting: None,
+            taken_back: BTreeSet::new(),
             crash_in: None,
             clock_jump_ms: 0,
             machine: (0, 0),
