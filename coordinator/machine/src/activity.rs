@@ -72,11 +72,11 @@ impl Activities {
         cx.deadlines().set(Deadline::Hang, at);
     }
 
-    /// Steps are to be committed now, or reports to come. Writing a checkpoint keeps nobody from it, and the last step is followed
-    /// by none. `halts`: no step is made beyond the newest.
+    /// Steps are to be committed now, the last validation to be made, or reports to come. Writing a checkpoint keeps nobody from it. `halts`: no step
+    /// is made beyond the newest.
     pub fn counts(core: &Core, halts: bool) -> bool {
-        let makes_steps = core.is_whole() && core.committed() < core.total() && !halts;
-        core.epoch.is_preparing() || makes_steps
+        let trains = core.is_whole() && core.epoch.num_finished() < core.world() && !halts;
+        core.epoch.is_preparing() || trains
     }
 
     /// Nothing came for as long as it may take.

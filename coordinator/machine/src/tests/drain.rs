@@ -207,6 +207,25 @@ fn the_root_of_the_waits_is_replaced() {
     assert_eq!((view.committed_step, view.incidents[0].seen_by.as_str(), view.spares), (5, "waits-for edges", 0));
 }
 
+/// The last validation is no step: found by the simulation (seed 1548).
+#[test]
+fn who_hangs_in_the_last_validation_is_replaced() {
+    let (mut world, job) = running(1, "");
+    world.train(&job, 35);
+    world.step(&job);
+    for id in ["a", "b", "c"] {
+        world.worker(id).outbox.retain(|body| !matches!(body, FromWorker::Finished(_)));
+    }
+    hang(&mut world, "b", "validate");
+    world.pass(LIMITS.hang(Some(STEP_S)) * 2 + LIMITS.failure_timeout);
+    assert!(world.has_event(&job, "worker.lost", "b (rank 1) hangs in validate: ranks 0, 2 wait for it"));
+    release(&mut world);
+    world.settle();
+    world.step(&job);
+    world.settle();
+    assert_eq!(world.record(&job).state, State::Done);
+}
+
 #[test]
 fn a_hang_without_a_spare_does_not_give_the_place_back() {
     let (mut world, job) = running(0, "fault_tolerance.min_dp = 3");
