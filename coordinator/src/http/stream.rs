@@ -43,8 +43,11 @@ const MAX_JOBS: usize = 100;
 #[derive(Clone)]
 pub(super) struct Pool {
     jobs: Jobs,
-    last: Arc<Mutex<Option<(Instant, Arc<str>)>>>,
+    last: Arc<Mutex<Option<Said>>>,
 }
+
+/// And when.
+type Said = (Instant, Arc<str>);
 
 impl Pool {
     pub fn new(jobs: Jobs) -> Pool {
