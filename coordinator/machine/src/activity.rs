@@ -11,7 +11,7 @@ use super::hang::{self, Verdict};
 use super::job_context::{Core, JobContext, Section};
 use super::record::JobRecord;
 use toroid_proto as proto;
-use toroid_torus::ids::Rank;
+use toroid_torus::ids::{Rank, Step};
 use toroid_torus::units;
 
 /// Ranks that a text names one by one.
@@ -72,11 +72,14 @@ impl Activities {
         cx.deadlines().set(Deadline::Hang, at);
     }
 
-    /// Steps are to be committed now, the last validation to be made, or reports to come. Writing a checkpoint keeps nobody from it. `halts`: no step
-    /// is made beyond the newest.
-    pub fn counts(core: &Core, halts: bool) -> bool {
-        let trains = core.is_whole() && core.epoch.num_finished() < core.world() && !halts;
-        core.epoch.is_preparing() || trains
+    /// Steps are to be committed now, the last validation to be made, or reports to come. Writing a checkpoint keeps nobody from it. `halt`: the step
+    /// beyond which none is made.
+    pub fn counts(core: &Core, halt: Option<Step>) -> bool {
+        let trains = match halt {
+            Some(halt) => core.committed() < halt,
+            None => core.epoch.num_finished() < core.world(),
+        };
+        core.epoch.is_preparing() || core.is_whole() && trains
     }
 
     /// Nothing came for as long as it may take.

@@ -139,6 +139,11 @@ impl Checkpoints {
         self.halt.is_some()
     }
 
+    /// No step is made beyond this one.
+    pub fn halt(&self) -> Option<Step> {
+        self.halt
+    }
+
     /// Rank 0 still removes checkpoints that are no longer kept: a job that ended now would stop it in the middle.
     pub fn is_removing(&self) -> bool {
         !self.removing.is_empty()

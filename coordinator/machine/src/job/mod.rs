@@ -396,7 +396,7 @@ impl Job {
     /// Whether a deadline counts at the moment.
     fn counts(&self, deadline: &Deadline) -> bool {
         match deadline {
-            Deadline::Hang => Activities::counts(&self.core, self.checkpoints.halts()),
+            Deadline::Hang => Activities::counts(&self.core, self.checkpoints.halt()),
             Deadline::CheckpointInterval
             | Deadline::HaltAgain
             | Deadline::LastStepAgain

@@ -226,6 +226,21 @@ fn who_hangs_in_the_last_validation_is_replaced() {
     assert_eq!(world.record(&job).state, State::Done);
 }
 
+/// Found by the simulation (seed 2749): the step to halt at was never made, and nobody was looked for.
+#[test]
+fn who_hangs_before_the_step_that_all_halt_at_is_replaced() {
+    let (mut world, job) = running(1, "");
+    hang(&mut world, "b", "forward");
+    world.request(|request| Input::Hold { request, job: job.clone() });
+    world.pass(LIMITS.hang(Some(STEP_S)) * 2);
+    assert!(world.has_event(&job, "worker.lost", "b (rank 1) hangs in forward: ranks 0, 2 wait for it"));
+    release(&mut world);
+    world.settle();
+    world.train(&job, 1);
+    let record = world.record(&job);
+    assert_eq!((record.state, record.last_checkpoint().map(|c| c.step.get())), (State::Queued, Some(5)));
+}
+
 #[test]
 fn a_hang_without_a_spare_does_not_give_the_place_back() {
     let (mut world, job) = running(0, "fault_tolerance.min_dp = 3");
