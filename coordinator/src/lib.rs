@@ -55,7 +55,7 @@ const AT_ONCE: u32 = 2;
 
 /// Runs a coordinator on `listener` until it is `asked` to end. Workers go on with what they do when it returns, but for those that were
 /// asked to end themselves: asked once, one that leads stays until their places are moved or their jobs saved, for as long as they do
-/// ([`Limits::leave`]); asked twice, it ends at once. With its records in etcd it does not end by itself: it waits for its turn to lead, and again when
+/// ([`machine::Limits::leave`]); asked twice, it ends at once. With its records in etcd it does not end by itself: it waits for its turn to lead, and again when
 /// that is over.
 pub async fn run(
     listener: TcpListener,

@@ -10,7 +10,7 @@
 //! of any of this, is nothing to those who lead after it (T-8, T-13): its heads are older, and what the newest one names stays. A row that a leader has
 //! acknowledged was durable before its leadership was over, and so before the next leader looked.
 //!
-//! A head of [`SEGMENT_BYTES`] of rows becomes a segment, so a new leader copies little. Heads appear whole (rename), and are removed by
+//! A head of `SEGMENT_BYTES` of rows becomes a segment, so a new leader copies little. Heads appear whole (rename), and are removed by
 //! later ones. A row that was torn at the end of a head is none. Where rows are dropped, a new head says so; segments that it does not name any more
 //! are left behind. Rows are those of `curve.csv`, which begins with its header.
 //!

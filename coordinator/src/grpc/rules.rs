@@ -1,4 +1,4 @@
-//! Which call and which page needs which role: read by whoever lets calls in ([`super::gate`]) and by the tests that walk all of them.
+//! Which call and which page needs which role: read by whoever lets calls in (`gate`) and by the tests that walk all of them.
 //!
 //! A call that is not in it is refused, so that a new one is closed until somebody has said who may make it.
 
