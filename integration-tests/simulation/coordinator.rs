@@ -470,8 +470,6 @@ impl World {
                 let complaint = succession(old, new).or_else(|| self.wrong_in_pool(old, new));
                 self.env.truth.check(complaint.is_none(), || complaint.unwrap_or_default());
                 self.env.truth.resumed(&new.id, &new.spec);
-                let placed = new.placed().map(|(_, worker)| (new.id.to_string(), worker.to_string()));
-                self.had_place.extend(placed);
                 if new.epoch > old.epoch {
                     self.before.insert(new.id.to_string(), (**old).clone());
                 }
@@ -483,6 +481,8 @@ impl World {
             }
             _ => self.env.truth.submitted(&new.id, &new.spec),
         }
+        let placed = new.placed().map(|(_, worker)| (new.id.to_string(), worker.to_string()));
+        self.had_place.extend(placed);
         self.store.insert(record.key(), record);
     }
 
