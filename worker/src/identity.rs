@@ -7,6 +7,7 @@ use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::system;
 
@@ -27,7 +28,9 @@ pub(crate) fn kept_secret(cache: &Path, id: &str) -> Result<Vec<u8>, (PathBuf, i
         if let Some(secret) = read(&path)? {
             return Ok(secret);
         }
-        let aside = path.with_extension(std::process::id().to_string());
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let aside = path.with_extension(format!("{}-{number}", std::process::id()));
         // Of a process of that number that died here.
         let _ = std::fs::remove_file(&aside);
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
