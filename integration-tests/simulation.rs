@@ -41,7 +41,7 @@ fn everything_that_is_broken_on_purpose_is_seen() {
     // One alone, by its name.
     let only = std::env::var("TOROID_FAULT").ok();
     let is_wanted = |broken: &Failpoint| only.as_ref().is_none_or(|only| *only == format!("{broken:?}"));
-    for broken in Failpoint::HARMFUL.into_iter().filter(is_wanted) {
+    for broken in Failpoint::HARMFUL.into_iter().chain(Failpoint::OF_LEADERSHIP).filter(is_wanted) {
         let found = (0..num).filter(|seed| may_show(*seed, broken)).find_map(|seed| {
             match simulate(seed, Some(broken), false).end {
                 End::Violation(what) => Some((seed, what)),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use toroid_proto as proto;
+use toroid_torus::units::names;
 
 /// TCP as it is: `--links-plain`, or `--links tcp`.
 const PLAIN: &str = "tcp";
@@ -32,9 +33,7 @@ pub fn of_job(job: &proto::Job) -> Option<String> {
     let plain: Vec<&str> =
         job.places.iter().filter(|p| p.links.contains_key(PLAIN)).map(|p| p.worker_id.as_str()).collect();
     if !plain.is_empty() {
-        let more = if plain.len() > MAX_NAMED { ", ..." } else { "" };
-        let named = plain[..plain.len().min(MAX_NAMED)].join(", ");
-        text += &format!("; whoever is in between can read those of {named}{more}");
+        text += &format!("; whoever is in between can read those of {}", names(plain, MAX_NAMED));
     }
     Some(text)
 }

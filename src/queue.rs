@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use toroid_proto as proto;
 use toroid_proto::json::state_word;
 
 use crate::client::Connection;
@@ -49,23 +50,26 @@ pub struct UncordonArgs {
     connection: Connection,
 }
 
-pub async fn hold(args: JobArgs) -> Result<ExitCode> {
-    let job = args.connection.open().await?.hold(&args.job).await?;
+/// How a job is after what was done to it.
+pub fn show(job: &proto::Job) -> Result<ExitCode> {
     output::line(format_args!("{} is {}: {}", job.id, state_word(job.state()), job.reason))?;
     Ok(ExitCode::SUCCESS)
 }
 
+pub async fn hold(args: JobArgs) -> Result<ExitCode> {
+    let job = args.connection.open().await?.hold(&args.job).await?;
+    show(&job)
+}
+
 pub async fn release(args: JobArgs) -> Result<ExitCode> {
     let job = args.connection.open().await?.release(&args.job).await?;
-    output::line(format_args!("{} is {}: {}", job.id, state_word(job.state()), job.reason))?;
-    Ok(ExitCode::SUCCESS)
+    show(&job)
 }
 
 pub async fn resume(args: ResumeArgs) -> Result<ExitCode> {
     let ResumeArgs { job, steps, from_scratch, connection } = args;
     let job = connection.open().await?.resume(&job, from_scratch, steps.unwrap_or(0)).await?;
-    output::line(format_args!("{} is {}: {}", job.id, state_word(job.state()), job.reason))?;
-    Ok(ExitCode::SUCCESS)
+    show(&job)
 }
 
 pub async fn cordon(args: CordonArgs) -> Result<ExitCode> {

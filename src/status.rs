@@ -15,6 +15,7 @@ use crate::incidents;
 use crate::links;
 use crate::output;
 use crate::progress::event_line;
+use crate::queue;
 use crate::watch::Follow;
 
 /// Jobs go on without a coordinator; whoever watches one gives it this long to come back.
@@ -249,8 +250,7 @@ pub async fn events(args: EventsArgs) -> Result<ExitCode> {
 
 pub async fn cancel(args: CancelArgs) -> Result<ExitCode> {
     let job = args.connection.open().await?.cancel(&args.job).await?;
-    output::line(format_args!("{} is {}: {}", job.id, state_word(job.state()), job.reason))?;
-    Ok(ExitCode::SUCCESS)
+    queue::show(&job)
 }
 
 pub async fn drain(args: DrainArgs) -> Result<ExitCode> {

@@ -14,12 +14,12 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use tonic::{Response, Status};
 
 use crate::caller::Caller;
+use crate::clock::unix_ms;
 
 /// A file that is longer is put aside, and another begun.
 const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -46,7 +46,7 @@ struct Log {
 #[derive(Serialize)]
 struct Line<'a> {
     n: u64,
-    unix_ms: u64,
+    unix_ms: i64,
     who: &'a str,
     from: &'a str,
     call: &'a str,
@@ -221,10 +221,9 @@ impl Audit {
                 entry.n = log.next;
                 log.next += 1;
             }
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             log.write(&Line {
                 n: entry.n,
-                unix_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+                unix_ms: unix_ms(),
                 who: &entry.who,
                 from: &entry.from,
                 call: &entry.call,

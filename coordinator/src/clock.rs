@@ -15,6 +15,18 @@ pub(crate) fn entropy() -> Result<[u8; 32], CoordinatorError> {
     Ok(bytes)
 }
 
+/// One random number of the system.
+pub(crate) fn random_number() -> Result<u64, CoordinatorError> {
+    let [a, b, c, d, e, f, g, h, ..] = entropy()?;
+    Ok(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+}
+
+/// The calendar, in milliseconds.
+pub(crate) fn unix_ms() -> i64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX)
+}
+
 /// Counts from the start of the machine, so that the next coordinator on it measures by the same clock.
 pub(crate) struct Clock {
     origin: Instant,
@@ -36,18 +48,12 @@ impl Clock {
         match (boot, uptime) {
             (Some(boot), Some(uptime)) => Ok(Clock { origin, uptime, boot: Boot(boot) }),
             // Where the machine does not say, each coordinator has a clock of its own.
-            _ => {
-                let [a, b, c, d, e, f, g, h, ..] = entropy()?;
-                let boot = Boot(u64::from_le_bytes([a, b, c, d, e, f, g, h]));
-                Ok(Clock { origin, uptime: Duration::ZERO, boot })
-            }
+            _ => Ok(Clock { origin, uptime: Duration::ZERO, boot: Boot(random_number()?) }),
         }
     }
 
     pub fn now(&self) -> Now {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        let unix_ms = i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX);
-        Now { monotonic: self.uptime + self.origin.elapsed(), unix_ms, boot: self.boot }
+        Now { monotonic: self.uptime + self.origin.elapsed(), unix_ms: unix_ms(), boot: self.boot }
     }
 
     pub fn instant(&self, monotonic: Duration) -> Instant {

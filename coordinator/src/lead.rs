@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use tokio::sync::{oneshot, watch};
 use toroid_proto as proto;
 
+use crate::clock::random_number;
 use crate::config::{Config, refuse_empty};
 use crate::driver::{Driver, Ended};
 use crate::error::CoordinatorError;
@@ -131,9 +132,7 @@ impl Coordinator {
     }
 
     async fn take_turns(&self, etcd: EtcdConfig) -> Result<(), CoordinatorError> {
-        let mut id = [0; 8];
-        getrandom::fill(&mut id).map_err(CoordinatorError::Random)?;
-        let id = format!("{:016x}", u64::from_le_bytes(id));
+        let id = format!("{:016x}", random_number()?);
         tracing::info!("waits for its turn to lead: {etcd:?}");
         let mut candidate = Candidate::new(etcd, self.address.clone(), id, self.limits.lease());
         let mut asked = self.asked.clone();

@@ -197,15 +197,13 @@ impl Segments {
 
     /// Goes on from what was found.
     pub fn take_over(&mut self, found: Found) -> Result<(), SegmentsError> {
-        let last = found.segments.last().map_or(0, |s| s.last_step);
-        self.newest = self.newest_of(&found.rows)?.unwrap_or(last);
+        self.newest = self.newest_in(&found)?;
         self.publish(found.segments, &found.rows)
     }
 
     /// The same of one that is only read, unless its job goes on later.
     pub fn remember(&mut self, found: &Found) -> Result<(), SegmentsError> {
-        let last = found.segments.last().map_or(0, |s| s.last_step);
-        self.newest = self.newest_of(&found.rows)?.unwrap_or(last);
+        self.newest = self.newest_in(found)?;
         Ok(())
     }
 
@@ -280,8 +278,7 @@ impl Segments {
     fn begin(&mut self) -> Result<(), SegmentsError> {
         let known = self.newest;
         let found = self.find()?.unwrap_or_default();
-        let last = found.segments.last().map_or(0, |s| s.last_step);
-        let newest = self.newest_of(&found.rows)?.unwrap_or(last);
+        let newest = self.newest_in(&found)?;
         if newest != known {
             return Err(SegmentsError::Another { folder: self.folder.clone(), found: newest, known });
         }
@@ -312,6 +309,12 @@ impl Segments {
         self.publish(segments, &rows[..end])?;
         self.newest = keep;
         Ok(())
+    }
+
+    /// 0: nothing was kept.
+    fn newest_in(&self, found: &Found) -> Result<u64, SegmentsError> {
+        let last = found.segments.last().map_or(0, |segment| segment.last_step);
+        Ok(self.newest_of(&found.rows)?.unwrap_or(last))
     }
 
     fn newest_of(&self, rows: &[u8]) -> Result<Option<u64>, SegmentsError> {

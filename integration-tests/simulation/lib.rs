@@ -75,21 +75,9 @@ pub fn simulate(seed: u64, broken: Option<Failpoint>, tells: bool) -> Outcome {
     Outcome { end, rungs: world.rungs(), story: world.into_story() }
 }
 
-/// What of leadership is broken on purpose: where one coordinator leads alone it is never asked for.
-const OF_LEADERSHIP: [Failpoint; 8] = [
-    Failpoint::WriteWithoutLeading,
-    Failpoint::WriteInAnyOrder,
-    Failpoint::SilenceIsDone,
-    Failpoint::LeadUnasked,
-    Failpoint::DecideAfterDeadline,
-    Failpoint::TakeStaleRead,
-    Failpoint::SameTerm,
-    Failpoint::TakeOldTerm,
-];
-
-/// Whether a seed comes by what is broken.
+/// Whether a seed comes by what is broken: where one coordinator leads alone nobody asks for what is of leadership.
 pub fn may_show(seed: u64, broken: Failpoint) -> bool {
-    !OF_LEADERSHIP.contains(&broken) || Scenario::draw(&mut Random::new(seed)).num_coordinators > 1
+    !Failpoint::OF_LEADERSHIP.contains(&broken) || Scenario::draw(&mut Random::new(seed)).num_coordinators > 1
 }
 
 /// The story of a seed that failed.

@@ -183,38 +183,55 @@ impl ClientCertVerifier for PeerVerifier {
     }
 }
 
-/// A connection in clear text or over TLS.
-pub enum Io {
+/// A connection that was taken, until it is to end.
+pub type Incoming = Guarded<Taken>;
+
+pub struct Taken {
+    io: Io,
+    peer: Peer,
+    _place: Place,
+}
+
+/// In clear text or over TLS.
+enum Io {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-impl AsyncRead for Io {
+impl Connected for Incoming {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.get_ref().peer.clone()
+    }
+}
+
+impl AsyncRead for Taken {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
+        match &mut self.get_mut().io {
             Io::Plain(io) => Pin::new(io).poll_read(cx, buf),
             Io::Tls(io) => Pin::new(io).poll_read(cx, buf),
         }
     }
 }
 
-impl AsyncWrite for Io {
+impl AsyncWrite for Taken {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
+        match &mut self.get_mut().io {
             Io::Plain(io) => Pin::new(io).poll_write(cx, bytes),
             Io::Tls(io) => Pin::new(io).poll_write(cx, bytes),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
+        match &mut self.get_mut().io {
             Io::Plain(io) => Pin::new(io).poll_flush(cx),
             Io::Tls(io) => Pin::new(io).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
+        match &mut self.get_mut().io {
             Io::Plain(io) => Pin::new(io).poll_shutdown(cx),
             Io::Tls(io) => Pin::new(io).poll_shutdown(cx),
         }
@@ -225,14 +242,14 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
+        match &mut self.get_mut().io {
             Io::Plain(io) => Pin::new(io).poll_write_vectored(cx, bytes),
             Io::Tls(io) => Pin::new(io).poll_write_vectored(cx, bytes),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
+        match &self.io {
             Io::Plain(io) => io.is_write_vectored(),
             Io::Tls(io) => io.is_write_vectored(),
         }
@@ -270,53 +287,6 @@ impl Peer {
             () = until(identity.not_after) => "the certificate has ended; connect again with the renewed one",
             Ok(_) = revoked.wait_for(|revoked| revoked.has(&identity.serial)) => "the certificate was revoked",
         }
-    }
-}
-
-/// A connection that was taken.
-pub struct Incoming {
-    io: Guarded<Io>,
-    peer: Peer,
-    _place: Place,
-}
-
-impl Connected for Incoming {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
-    }
-}
-
-impl AsyncRead for Incoming {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Incoming {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bytes)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
     }
 }
 
@@ -484,7 +454,7 @@ impl Newcomer {
         let peer =
             Peer { address, is_tls: tls.is_some(), identity, own_ends, was_taken: Arc::clone(&was_taken), revoked };
         let ends = ends(peer.clone(), limits.first_call);
-        Ok(Incoming { io: Guarded::new(io, Box::pin(ends)), peer, _place: place })
+        Ok(Guarded::new(Taken { io, peer, _place: place }, Box::pin(ends)))
     }
 }
 
@@ -542,7 +512,7 @@ mod tests {
             let name = "coordinator.toroid".try_into().unwrap();
             let mut tls = connector.connect(name, tcp).await.unwrap();
             let incoming = taken.recv().await.unwrap().unwrap();
-            assert_eq!(incoming.peer.identity.as_ref().map(|peer| peer.name.to_string()).as_deref(), Some("alice"));
+            assert_eq!(incoming.get_ref().peer.identity.as_ref().map(|peer| peer.name.to_string()).as_deref(), Some("alice"));
             assert_eq!(tls.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
             drop(incoming);
             // A ticket would have come by the end of the connection.

@@ -92,7 +92,7 @@ pub enum Failpoint {
 
 impl Failpoint {
     /// Those that break an invariant where nothing else is armed. `ForgetRecords` alone does not: places know the sums (T-12).
-    pub const HARMFUL: [Failpoint; 37] = [
+    pub const HARMFUL: [Failpoint; 29] = [
         Failpoint::MachineTakesOldEpoch,
         Failpoint::GoOnFromLowest,
         Failpoint::AlwaysRestore,
@@ -107,14 +107,6 @@ impl Failpoint {
         Failpoint::StartPartOfGang,
         Failpoint::PreemptUnsaved,
         Failpoint::ForgetCordons,
-        Failpoint::WriteWithoutLeading,
-        Failpoint::WriteInAnyOrder,
-        Failpoint::SilenceIsDone,
-        Failpoint::LeadUnasked,
-        Failpoint::DecideAfterDeadline,
-        Failpoint::TakeStaleRead,
-        Failpoint::SameTerm,
-        Failpoint::TakeOldTerm,
         Failpoint::SessionTakesOldEpoch,
         Failpoint::DoNotFence,
         Failpoint::IgnoreFence,
@@ -130,6 +122,18 @@ impl Failpoint {
         Failpoint::RemoveStrangers,
         Failpoint::FewSums,
         Failpoint::SkipOlderSums,
+    ];
+
+    /// The same of leadership, which shows only where several coordinators take turns.
+    pub const OF_LEADERSHIP: [Failpoint; 8] = [
+        Failpoint::WriteWithoutLeading,
+        Failpoint::WriteInAnyOrder,
+        Failpoint::SilenceIsDone,
+        Failpoint::LeadUnasked,
+        Failpoint::DecideAfterDeadline,
+        Failpoint::TakeStaleRead,
+        Failpoint::SameTerm,
+        Failpoint::TakeOldTerm,
     ];
 }
 

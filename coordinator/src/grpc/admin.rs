@@ -7,9 +7,8 @@ use toroid_proto::admin_service_server::AdminService;
 use toroid_proto::{self as proto, Role};
 use toroid_security::Name;
 
-use super::jobs::mismatch;
+use super::orders::{Orders, opened};
 use crate::audit::{Audit, MAX_RECORDS};
-use crate::caller::Caller;
 use crate::handle::{Command, Question};
 use crate::lead::Leader;
 use crate::machine::Reply;
@@ -22,12 +21,12 @@ const SECRET_PREFIX: &str = "toroid_";
 
 pub(crate) struct Admin {
     leader: Leader,
-    audit: Audit,
+    orders: Orders,
 }
 
 impl Admin {
     pub fn new(leader: Leader, audit: Audit) -> Admin {
-        Admin { leader, audit }
+        Admin { orders: Orders::new(leader.clone(), audit), leader }
     }
 }
 
@@ -44,14 +43,21 @@ fn new_secret() -> Result<String, Status> {
     Ok(secret)
 }
 
+/// Made or revoked.
+fn token_of(reply: Reply) -> Result<proto::Token, Reply> {
+    match reply {
+        Reply::Token(token) => Ok((&*token).into()),
+        reply => Err(reply),
+    }
+}
+
 #[tonic::async_trait]
 impl AdminService for Admin {
     async fn create_token(
         &self,
         request: Request<proto::CreateTokenRequest>,
     ) -> Result<Response<proto::CreateTokenResponse>, Status> {
-        let caller = request.extensions().get::<Caller>().cloned();
-        let proto::CreateTokenRequest { name, role, valid_s } = request.into_inner();
+        let (caller, proto::CreateTokenRequest { name, role, valid_s }) = opened(request);
         let name: Name = name.parse().map_err(Status::invalid_argument)?;
         let role: Role = role.parse().map_err(Status::invalid_argument)?;
         let valid_ms = i64::try_from(valid_s.saturating_mul(1000)).unwrap_or(i64::MAX);
@@ -59,14 +65,10 @@ impl AdminService for Admin {
         let change = async {
             let secret = new_secret()?;
             let new = NewToken { name: name.to_string(), role, digest: Digest::of(secret.as_bytes()), valid_ms };
-            match self.leader.order(|answer| Command::CreateToken { new, answer }).await? {
-                Reply::Token(token) => {
-                    Ok(Response::new(proto::CreateTokenResponse { secret, token: Some((&*token).into()) }))
-                }
-                reply => Err(mismatch(&reply)),
-            }
+            let token = self.orders.order(|answer| Command::CreateToken { new, answer }, token_of).await?;
+            Ok(Response::new(proto::CreateTokenResponse { secret, token: Some(token) }))
         };
-        self.audit.change(caller.as_ref(), "CreateToken", &what, change).await
+        self.orders.audit.change(caller.as_ref(), "CreateToken", &what, change).await
     }
 
     async fn list_tokens(
@@ -81,15 +83,9 @@ impl AdminService for Admin {
         &self,
         request: Request<proto::RevokeTokenRequest>,
     ) -> Result<Response<proto::Token>, Status> {
-        let caller = request.extensions().get::<Caller>().cloned();
-        let id = request.into_inner().id;
-        let change = async {
-            match self.leader.order(|answer| Command::RevokeToken { id: id.clone(), answer }).await? {
-                Reply::Token(token) => Ok(Response::new((&*token).into())),
-                reply => Err(mismatch(&reply)),
-            }
-        };
-        self.audit.change(caller.as_ref(), "RevokeToken", &id, change).await
+        let (caller, proto::RevokeTokenRequest { id }) = opened(request);
+        let what = id.clone();
+        self.orders.change(caller, ("RevokeToken", &what), |answer| Command::RevokeToken { id, answer }, token_of).await
     }
 
     async fn get_audit(
@@ -100,23 +96,21 @@ impl AdminService for Admin {
             0 => DEFAULT_RECORDS,
             limit => MAX_RECORDS.min(limit as usize),
         };
-        Ok(Response::new(proto::GetAuditResponse { records: self.audit.newest(limit).await? }))
+        Ok(Response::new(proto::GetAuditResponse { records: self.orders.audit.newest(limit).await? }))
     }
 
     async fn forget_worker(
         &self,
         request: Request<proto::ForgetWorkerRequest>,
     ) -> Result<Response<proto::ForgetWorkerResponse>, Status> {
-        let caller = request.extensions().get::<Caller>().cloned();
-        let worker = request.into_inner().worker_id;
-        let change = async {
-            match self.leader.order(|answer| Command::ForgetWorker { worker: worker.clone(), answer }).await? {
-                Reply::Forgotten { worker } => {
-                    Ok(Response::new(proto::ForgetWorkerResponse { worker_id: worker.to_string() }))
-                }
-                reply => Err(mismatch(&reply)),
-            }
+        let (caller, proto::ForgetWorkerRequest { worker_id: worker }) = opened(request);
+        let what = worker.clone();
+        let taken = |reply| match reply {
+            Reply::Forgotten { worker } => Ok(proto::ForgetWorkerResponse { worker_id: worker.to_string() }),
+            reply => Err(reply),
         };
-        self.audit.change(caller.as_ref(), "ForgetWorker", &worker, change).await
+        self.orders
+            .change(caller, ("ForgetWorker", &what), |answer| Command::ForgetWorker { worker, answer }, taken)
+            .await
     }
 }

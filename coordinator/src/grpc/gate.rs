@@ -19,6 +19,7 @@ use super::rates::{CallLimits, OpenCall, Rates};
 use super::rules::{Rule, page, rule};
 use crate::audit::Audit;
 use crate::caller::{Caller, Who};
+use crate::clock::unix_ms;
 use crate::machine::access::{Digest, Token};
 use crate::tokens::TokenTable;
 
@@ -183,11 +184,6 @@ fn not_of_a_grpc_client(method: &http::Method, headers: &http::HeaderMap) -> Opt
 
 fn end_of(token: &Token) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(u64::try_from(token.expires_unix_ms).unwrap_or(0))
-}
-
-fn unix_ms() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
 
 impl<S> tower::Layer<S> for Gate {

@@ -6,11 +6,13 @@ use tonic::{Request, Response, Status};
 use toroid_proto as proto;
 use toroid_proto::job_service_server::JobService;
 use toroid_security::Roots;
+use toroid_torus::ids::JobId;
 
+use super::orders::{Orders, opened};
 use crate::audit::Audit;
 use crate::caller::Caller;
 use crate::folder;
-use crate::handle::{AskError, Command, Page, Question, Seen, Update};
+use crate::handle::{Answer, AskError, Command, Page, Question, Seen, Update};
 use crate::lead::Leader;
 use crate::machine::access::AccessError;
 use crate::machine::{Reply, RequestError, Submission};
@@ -28,13 +30,28 @@ const MAX_CURVE_BYTES: usize = 16 << 20;
 #[derive(Clone)]
 pub(crate) struct Jobs {
     leader: Leader,
-    audit: Audit,
+    orders: Orders,
     roots: Roots,
 }
 
 impl Jobs {
     pub fn new(leader: Leader, audit: Audit, roots: Roots) -> Jobs {
-        Jobs { leader, audit, roots }
+        Jobs { orders: Orders::new(leader.clone(), audit), leader, roots }
+    }
+
+    /// Changes a job, and answers how it is then.
+    async fn change_job(
+        &self,
+        caller: Option<Caller>,
+        (call, what): (&str, &str),
+        command: impl FnOnce(Answer<Reply>) -> Command + Send,
+        taken: impl FnOnce(Reply) -> Result<JobId, Reply> + Send,
+    ) -> Result<Response<proto::Job>, Status> {
+        let change = async {
+            let job = self.orders.order(command, taken).await?;
+            Ok(Response::new(self.job(job.into()).await?))
+        };
+        self.orders.audit.change(caller.as_ref(), call, what, change).await
     }
 
     async fn job(&self, job: String) -> Result<proto::Job, AskError> {
@@ -160,11 +177,6 @@ fn job_name(toml: &str) -> String {
     format!("{name} (job file {})", &digest[..16])
 }
 
-/// The driver answers each request with its own kind of reply.
-pub(super) fn mismatch(reply: &Reply) -> Status {
-    Status::internal(format!("the coordinator answered something else: {reply:?}"))
-}
-
 #[tonic::async_trait]
 impl JobService for Jobs {
     type WatchJobStream = ReceiverStream<Result<proto::JobUpdate, Status>>;
@@ -174,8 +186,7 @@ impl JobService for Jobs {
         &self,
         request: Request<proto::SubmitJobRequest>,
     ) -> Result<Response<proto::SubmitJobResponse>, Status> {
-        let caller = request.extensions().get::<Caller>().cloned();
-        let proto::SubmitJobRequest { job_toml: toml, user, priority } = request.into_inner();
+        let (caller, proto::SubmitJobRequest { job_toml: toml, user, priority }) = opened(request);
         let user = caller.as_ref().map_or(user.clone(), |caller| caller.submits_as(user));
         let what = job_name(&toml);
         let change = async {
@@ -186,12 +197,13 @@ impl JobService for Jobs {
                 return Err(AskError::from(refusal).into());
             }
             let submission = Submission { toml, user, priority };
-            match self.leader.order(|answer| Command::Submit { submission, answer }).await? {
-                Reply::Submitted { job } => Ok(Response::new(proto::SubmitJobResponse { job_id: job.into() })),
-                reply => Err(mismatch(&reply)),
-            }
+            let taken = |reply| match reply {
+                Reply::Submitted { job } => Ok(proto::SubmitJobResponse { job_id: job.into() }),
+                reply => Err(reply),
+            };
+            self.orders.order(|answer| Command::Submit { submission, answer }, taken).await.map(Response::new)
         };
-        self.audit.change(caller.as_ref(), "SubmitJob", &what, change).await
+        self.orders.audit.change(caller.as_ref(), "SubmitJob", &what, change).await
     }
 
     async fn get_job(&self, request: Request<proto::GetJobRequest>) -> Result<Response<proto::Job>, Status> {
@@ -234,16 +246,13 @@ impl JobService for Jobs {
         &self,
         request: Request<proto::RemoveJobRequest>,
     ) -> Result<Response<proto::RemoveJobResponse>, Status> {
-        let caller = request.extensions().get::<Caller>().cloned();
-        let job = request.into_inner().job_id;
+        let (caller, proto::RemoveJobRequest { job_id: job }) = opened(request);
         let what = job.clone();
-        let change = async {
-            match self.leader.order(|answer| Command::Remove { job, answer }).await? {
-                Reply::Removed { folder, .. } => Ok(Response::new(proto::RemoveJobResponse { folder })),
-                reply => Err(mismatch(&reply)),
-            }
+        let taken = |reply| match reply {
+            Reply::Removed { folder, .. } => Ok(proto::RemoveJobResponse { folder }),
+            reply => Err(reply),
         };
-        self.audit.change(caller.as_ref(), "RemoveJob", &what, change).await
+        self.orders.change(caller, ("RemoveJob", &what), |answer| Command::Remove { job, answer }, taken).await
     }
 
     async fn watch_job(
@@ -260,140 +269,117 @@ impl JobService for Jobs {
     }
 
     async fn cancel_job(&self, request: Request<proto::CancelJobRequest>) -> Result<Response<proto::Job>, Status> {
-        let caller = request.extensions().get::<Caller>().cloned();
-        let job = request.into_inner().job_id;
+        let (caller, proto::CancelJobRequest { job_id: job }) = opened(request);
         let what = job.clone();
-        let change = async {
-            match self.leader.order(|answer| Command::Cancel { job, answer }).await? {
-                Reply::Cancelled { job } => Ok(Response::new(self.job(job.into()).await?)),
-                reply => Err(mismatch(&reply)),
-            }
+        let taken = |reply| match reply {
+            Reply::Cancelled { job } => Ok(job),
+            reply => Err(reply),
         };
-        self.audit.change(caller.as_ref(), "CancelJob", &what, change).await
+        self.change_job(caller, ("CancelJob", &what), |answer| Command::Cancel { job, answer }, taken).await
     }
 
     async fn checkpoint_job(
         &self,
         request: Request<proto::CheckpointJobRequest>,
     ) -> Result<Response<proto::CheckpointJobResponse>, Status> {
-        let caller = request.extensions().get::<Caller>().cloned();
-        let job = request.into_inner().job_id;
+        let (caller, proto::CheckpointJobRequest { job_id: job }) = opened(request);
         let what = job.clone();
-        let change = async {
-            match self.leader.order(|answer| Command::Checkpoint { job, answer }).await? {
-                Reply::Checkpoint { step } => Ok(Response::new(proto::CheckpointJobResponse { step: step.get() })),
-                reply => Err(mismatch(&reply)),
-            }
+        let taken = |reply| match reply {
+            Reply::Checkpoint { step } => Ok(proto::CheckpointJobResponse { step: step.get() }),
+            reply => Err(reply),
         };
-        self.audit.change(caller.as_ref(), "CheckpointJob", &what, change).await
+        self.orders.change(caller, ("CheckpointJob", &what), |answer| Command::Checkpoint { job, answer }, taken).await
     }
 
     async fn resume_job(&self, request: Request<proto::ResumeJobRequest>) -> Result<Response<proto::Job>, Status> {
-        let caller = request.extensions().get::<Caller>().cloned();
-        let proto::ResumeJobRequest { job_id: job, from_scratch, steps } = request.into_inner();
+        let (caller, proto::ResumeJobRequest { job_id: job, from_scratch, steps }) = opened(request);
         let mut what = if from_scratch { format!("{job}, from scratch") } else { job.clone() };
         let steps = (steps > 0).then_some(steps);
         what.extend(steps.map(|steps| format!(", up to step {steps}")));
-        let change = async {
-            match self.leader.order(|answer| Command::Resume { job, from_scratch, steps, answer }).await? {
-                Reply::Resumed { job } => Ok(Response::new(self.job(job.into()).await?)),
-                reply => Err(mismatch(&reply)),
-            }
+        let taken = |reply| match reply {
+            Reply::Resumed { job } => Ok(job),
+            reply => Err(reply),
         };
-        self.audit.change(caller.as_ref(), "ResumeJob", &what, change).await
+        let command = |answer| Command::Resume { job, from_scratch, steps, answer };
+        self.change_job(caller, ("ResumeJob", &what), command, taken).await
     }
 
     async fn hold_job(&self, request: Request<proto::HoldJobRequest>) -> Result<Response<proto::Job>, Status> {
-        let caller = request.extensions().get::<Caller>().cloned();
-        let job = request.into_inner().job_id;
+        let (caller, proto::HoldJobRequest { job_id: job }) = opened(request);
         let what = job.clone();
-        let change = async {
-            match self.leader.order(|answer| Command::Hold { job, answer }).await? {
-                Reply::Held { job } => Ok(Response::new(self.job(job.into()).await?)),
-                reply => Err(mismatch(&reply)),
-            }
+        let taken = |reply| match reply {
+            Reply::Held { job } => Ok(job),
+            reply => Err(reply),
         };
-        self.audit.change(caller.as_ref(), "HoldJob", &what, change).await
+        self.change_job(caller, ("HoldJob", &what), |answer| Command::Hold { job, answer }, taken).await
     }
 
     async fn release_job(&self, request: Request<proto::ReleaseJobRequest>) -> Result<Response<proto::Job>, Status> {
-        let caller = request.extensions().get::<Caller>().cloned();
-        let job = request.into_inner().job_id;
+        let (caller, proto::ReleaseJobRequest { job_id: job }) = opened(request);
         let what = job.clone();
-        let change = async {
-            match self.leader.order(|answer| Command::Release { job, answer }).await? {
-                Reply::Released { job } => Ok(Response::new(self.job(job.into()).await?)),
-                reply => Err(mismatch(&reply)),
-            }
+        let taken = |reply| match reply {
+            Reply::Released { job } => Ok(job),
+            reply => Err(reply),
         };
-        self.audit.change(caller.as_ref(), "ReleaseJob", &what, change).await
+        self.change_job(caller, ("ReleaseJob", &what), |answer| Command::Release { job, answer }, taken).await
     }
 
     async fn cordon_worker(
         &self,
         request: Request<proto::CordonWorkerRequest>,
     ) -> Result<Response<proto::CordonWorkerResponse>, Status> {
-        let caller = request.extensions().get::<Caller>().cloned();
-        let proto::CordonWorkerRequest { worker_id: worker, reason } = request.into_inner();
+        let (caller, proto::CordonWorkerRequest { worker_id: worker, reason }) = opened(request);
         let what = format!("{worker}: {reason}");
-        let change = async {
-            match self.leader.order(|answer| Command::Cordon { worker, reason, answer }).await? {
-                Reply::Cordoned { job } => Ok(Response::new(proto::CordonWorkerResponse { job_id: job.into() })),
-                reply => Err(mismatch(&reply)),
-            }
+        let taken = |reply| match reply {
+            Reply::Cordoned { job } => Ok(proto::CordonWorkerResponse { job_id: job.into() }),
+            reply => Err(reply),
         };
-        self.audit.change(caller.as_ref(), "CordonWorker", &what, change).await
+        self.orders
+            .change(caller, ("CordonWorker", &what), |answer| Command::Cordon { worker, reason, answer }, taken)
+            .await
     }
 
     async fn uncordon_worker(
         &self,
         request: Request<proto::UncordonWorkerRequest>,
     ) -> Result<Response<proto::UncordonWorkerResponse>, Status> {
-        let caller = request.extensions().get::<Caller>().cloned();
-        let worker = request.into_inner().worker_id;
+        let (caller, proto::UncordonWorkerRequest { worker_id: worker }) = opened(request);
         let what = worker.clone();
-        let change = async {
-            match self.leader.order(|answer| Command::Uncordon { worker, answer }).await? {
-                Reply::Uncordoned { reason } => Ok(Response::new(proto::UncordonWorkerResponse { reason })),
-                reply => Err(mismatch(&reply)),
-            }
+        let taken = |reply| match reply {
+            Reply::Uncordoned { reason } => Ok(proto::UncordonWorkerResponse { reason }),
+            reply => Err(reply),
         };
-        self.audit.change(caller.as_ref(), "UncordonWorker", &what, change).await
+        self.orders
+            .change(caller, ("UncordonWorker", &what), |answer| Command::Uncordon { worker, answer }, taken)
+            .await
     }
 
     async fn drain_worker(
         &self,
         request: Request<proto::DrainWorkerRequest>,
     ) -> Result<Response<proto::DrainWorkerResponse>, Status> {
-        let caller = request.extensions().get::<Caller>().cloned();
-        let worker = request.into_inner().worker_id;
+        let (caller, proto::DrainWorkerRequest { worker_id: worker }) = opened(request);
         let what = worker.clone();
-        let change = async {
-            match self.leader.order(|answer| Command::Drain { worker, answer }).await? {
-                Reply::Drained { job, replacement } => Ok(Response::new(proto::DrainWorkerResponse {
-                    job_id: job.into(),
-                    replacement: replacement.into(),
-                })),
-                reply => Err(mismatch(&reply)),
+        let taken = |reply| match reply {
+            Reply::Drained { job, replacement } => {
+                Ok(proto::DrainWorkerResponse { job_id: job.into(), replacement: replacement.into() })
             }
+            reply => Err(reply),
         };
-        self.audit.change(caller.as_ref(), "DrainWorker", &what, change).await
+        self.orders.change(caller, ("DrainWorker", &what), |answer| Command::Drain { worker, answer }, taken).await
     }
 
     async fn readmit_worker(
         &self,
         request: Request<proto::ReadmitWorkerRequest>,
     ) -> Result<Response<proto::ReadmitWorkerResponse>, Status> {
-        let caller = request.extensions().get::<Caller>().cloned();
-        let worker = request.into_inner().worker_id;
+        let (caller, proto::ReadmitWorkerRequest { worker_id: worker }) = opened(request);
         let what = worker.clone();
-        let change = async {
-            match self.leader.order(|answer| Command::Readmit { worker, answer }).await? {
-                Reply::Readmitted { reason } => Ok(Response::new(proto::ReadmitWorkerResponse { reason })),
-                reply => Err(mismatch(&reply)),
-            }
+        let taken = |reply| match reply {
+            Reply::Readmitted { reason } => Ok(proto::ReadmitWorkerResponse { reason }),
+            reply => Err(reply),
         };
-        self.audit.change(caller.as_ref(), "ReadmitWorker", &what, change).await
+        self.orders.change(caller, ("ReadmitWorker", &what), |answer| Command::Readmit { worker, answer }, taken).await
     }
 
     async fn get_leader(

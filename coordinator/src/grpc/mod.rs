@@ -6,6 +6,7 @@ mod admin;
 mod bounds;
 mod gate;
 pub(crate) mod jobs;
+mod orders;
 mod rates;
 pub mod rules;
 mod workers;

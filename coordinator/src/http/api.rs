@@ -63,14 +63,15 @@ pub(super) async fn curve(
     let message = proto::GetJobRequest { job_id: job.clone(), ..Default::default() };
     let committed = http.jobs.get_job(Request::new(message)).await?.into_inner().committed_step;
     let mut from = query.from.unwrap_or(0).max(committed.saturating_sub(MAX_STEPS) + 1);
-    let mut steps = Vec::new();
+    // Piece by piece: a step's expert load is many times what is kept of it.
+    let mut columns = Columns::default();
     loop {
-        let rows = http.jobs.rows(&job, from).await.map_err(tonic::Status::from)?;
+        let rows = http.jobs.rows(&job, from).await?;
         let Some(last) = rows.last() else { break };
         from = last.step + 1;
-        steps.extend(rows);
+        columns.extend(&rows);
     }
-    Ok(Json(Columns::of(&steps)).into_response())
+    Ok(Json(columns).into_response())
 }
 
 /// Steps by columns, which is a third of the bytes of as many objects. What is not finite is `null`.
@@ -91,21 +92,20 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    pub fn of(steps: &[proto::StepRecord]) -> Columns {
-        let column = |value: fn(&proto::StepRecord) -> f64| steps.iter().map(value).collect::<Vec<f64>>();
-        Columns {
-            step: steps.iter().map(|s| s.step).collect(),
-            loss: column(|s| s.loss),
-            ce: column(|s| s.ce),
-            z_loss: column(|s| s.z_loss),
-            balance_loss: column(|s| s.balance_loss),
-            grad_norm: column(|s| s.grad_norm),
-            lr: column(|s| s.lr),
-            tokens_per_s: column(|s| s.tokens_per_s),
-            step_s: column(|s| s.step_s),
-            hidden_s: column(|s| s.hidden_s),
-            exposed_s: column(|s| s.exposed_s),
-            epoch: steps.iter().map(|s| s.epoch).collect(),
+    pub fn extend(&mut self, steps: &[proto::StepRecord]) {
+        for step in steps {
+            self.step.push(step.step);
+            self.loss.push(step.loss);
+            self.ce.push(step.ce);
+            self.z_loss.push(step.z_loss);
+            self.balance_loss.push(step.balance_loss);
+            self.grad_norm.push(step.grad_norm);
+            self.lr.push(step.lr);
+            self.tokens_per_s.push(step.tokens_per_s);
+            self.step_s.push(step.step_s);
+            self.hidden_s.push(step.hidden_s);
+            self.exposed_s.push(step.exposed_s);
+            self.epoch.push(step.epoch);
         }
     }
 }

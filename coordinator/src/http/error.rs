@@ -5,12 +5,20 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use tonic::{Code, Status};
 
+use crate::handle::AskError;
+
 /// Why a request was not answered as asked.
 pub(super) struct HttpError(Status);
 
 impl From<Status> for HttpError {
     fn from(status: Status) -> HttpError {
         HttpError(status)
+    }
+}
+
+impl From<AskError> for HttpError {
+    fn from(error: AskError) -> HttpError {
+        HttpError(error.into())
     }
 }
 

@@ -21,10 +21,7 @@ const MAX_JOBS: usize = 1000;
 pub(super) async fn metrics(State(http): State<Http>) -> Result<Response, HttpError> {
     let leader = http.jobs.who_leads().await;
     let (jobs, workers) = if leader.leads {
-        (
-            http.jobs.newest(MAX_JOBS).await.map_err(tonic::Status::from)?,
-            http.jobs.all_workers().await.map_err(tonic::Status::from)?,
-        )
+        (http.jobs.newest(MAX_JOBS).await?, http.jobs.all_workers().await?)
     } else {
         Default::default()
     };

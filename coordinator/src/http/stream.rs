@@ -315,13 +315,15 @@ impl JobLook {
         }
         let said = value.to_string();
         let is_new = said != self.said || !changed.is_empty() || !steps.is_empty() || !events.is_empty();
+        let mut columns = Columns::default();
+        columns.extend(&steps);
         let event = is_new.then(|| {
             let data = serde_json::json!({
                 "first": self.is_first,
                 "job": value,
                 "num_places": places.len(),
                 "places": changed,
-                "steps": Columns::of(&steps),
+                "steps": columns,
                 "events": events.iter().map(json::Event::from).collect::<Vec<_>>(),
             });
             Event::default().event("job").id(self.seen.next_step.to_string()).data(data.to_string())
