@@ -259,6 +259,17 @@ pub struct Incident<'a> {
     redo_s: f64,
     total_s: f64,
     resolved: bool,
+    /// 32 hexadecimal digits.
+    trace_id: &'a str,
+    evidence: Vec<Evidence<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Evidence<'a> {
+    worker_id: &'a str,
+    /// `log` or `stacks`.
+    kind: &'a str,
+    lines: &'a [String],
 }
 
 #[derive(Debug, Serialize)]
@@ -439,6 +450,12 @@ impl<'a> From<&'a proto::Event> for Event<'a> {
     }
 }
 
+impl<'a> From<&'a proto::Evidence> for Evidence<'a> {
+    fn from(e: &'a proto::Evidence) -> Self {
+        Evidence { worker_id: &e.worker_id, kind: &e.kind, lines: &e.lines }
+    }
+}
+
 impl<'a> From<&'a proto::Incident> for Incident<'a> {
     fn from(i: &'a proto::Incident) -> Self {
         Incident {
@@ -462,6 +479,8 @@ impl<'a> From<&'a proto::Incident> for Incident<'a> {
             redo_s: i.redo_s,
             total_s: i.total_s,
             resolved: i.resolved,
+            trace_id: &i.trace_id,
+            evidence: i.evidence.iter().map(Evidence::from).collect(),
         }
     }
 }

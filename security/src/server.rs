@@ -512,7 +512,10 @@ mod tests {
             let name = "coordinator.toroid".try_into().unwrap();
             let mut tls = connector.connect(name, tcp).await.unwrap();
             let incoming = taken.recv().await.unwrap().unwrap();
-            assert_eq!(incoming.get_ref().peer.identity.as_ref().map(|peer| peer.name.to_string()).as_deref(), Some("alice"));
+            assert_eq!(
+                incoming.get_ref().peer.identity.as_ref().map(|peer| peer.name.to_string()).as_deref(),
+                Some("alice")
+            );
             assert_eq!(tls.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
             drop(incoming);
             // A ticket would have come by the end of the connection.

@@ -360,5 +360,7 @@ pub(crate) fn view(i: &Incident) -> toroid_proto::Incident {
         redo_s: i.redo_s,
         total_s: i.total_s(),
         resolved: i.resolved,
+        // Known to the coordinator around the machine.
+        ..Default::default()
     }
 }

@@ -1122,6 +1122,22 @@ pub struct Incident {
     pub total_s: f64,
     #[prost(bool, tag = "19")]
     pub resolved: bool,
+    /// of its trace, in hex: 32 digits
+    #[prost(string, tag = "20")]
+    pub trace_id: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "21")]
+    pub evidence: ::prost::alloc::vec::Vec<Evidence>,
+}
+/// What was seen of a worker of an incident.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Evidence {
+    #[prost(string, tag = "1")]
+    pub worker_id: ::prost::alloc::string::String,
+    /// log: the last lines that it wrote; stacks: of its threads when it got on with nothing
+    #[prost(string, tag = "2")]
+    pub kind: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "3")]
+    pub lines: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PlaceInfo {
