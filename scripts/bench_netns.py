@@ -5,7 +5,9 @@
            bus bandwidth against the rate, and against raw copies over the same connections
   delay    a switch in this process passes every packet on --delay-ms later; 64 KiB by the rings' schedules: 4 x 4 against a ring of 16
 
-Usage: bench_netns.py [--toroid PROGRAM] [--mbit 100] [--delay-ms 1] [--mib 64] [wire] [delay]
+  secrecy  a ring of --secrecy-ranks over wires of --mbit, encrypted (tls) and not (tcp) in turns: what encryption costs at the speed of the wire
+
+Usage: bench_netns.py [--toroid PROGRAM] [--mbit 100] [--delay-ms 1] [--mib 64] [--secrecy-ranks 4] [wire] [delay] [secrecy]
 """
 
 import argparse
@@ -48,13 +50,13 @@ def namespace(rank, device):
     run("ip", "-n", name, "link", "set", "lo", "up")
 
 
-def shaped(mbit):
+def shaped(mbit, ranks=RANKS):
     """A bridge; what a rank sends and what it receives is limited to the rate."""
     burst = max(int(mbit * 1e6 / 8 * BURST_MS / 1e3), 16000)
     limit = ["rate", f"{mbit}mbit", "burst", str(burst), "latency", "200ms"]
     run("ip", "link", "add", BRIDGE, "type", "bridge")
     run("ip", "link", "set", BRIDGE, "up")
-    for rank in range(RANKS):
+    for rank in range(ranks):
         run("ip", "netns", "add", NAME.format(rank))
         run("ip", "link", "add", f"tv{rank}", "type", "veth", "peer", "name", f"tp{rank}")
         run("ip", "link", "set", f"tv{rank}", "master", BRIDGE, "up")
@@ -102,8 +104,8 @@ class Switch:
                         pass  # a full queue drops, as a switch does
 
 
-def measure(args, kib, torus, rounds, algorithm="ring"):
-    command = [args.toroid, "bench", "allreduce", "--ranks", str(RANKS), "--size", str(kib), "-o", "json"]
+def measure(args, kib, torus, rounds, algorithm="ring", ranks=RANKS, links="auto"):
+    command = [args.toroid, "bench", "allreduce", "--ranks", str(ranks), "--size", str(kib), "-o", "json", "--links", links]
     command += ["--launch", "ip netns exec " + NAME, "--listen", "10.77.1.{}:0", "--torus", torus]
     command += ["--algorithm", algorithm, "--rounds", str(rounds)]
     found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout)
@@ -119,6 +121,20 @@ def wire(args):
             f"wire: {args.mib} MiB over {args.mbit} Mbit/s, torus {torus}, {found['links']}, {found['steps']} steps: {found['time_us'] / 1e6:.2f} s, "
             f"{share * 100:.1f}% of the rate, {found['share_of_raw'] * 100:.0f}% of raw copies"
         )
+
+
+def secrecy(args):
+    shaped(args.mbit, args.secrecy_ranks)
+    found = {"tcp": [], "tls": []}
+    for _ in range(3):
+        for links, times in found.items():
+            result = measure(args, args.mib * 1024, f"{args.secrecy_ranks},1", 1, ranks=args.secrecy_ranks, links=links)
+            times.append(result["time_us"] / 1e6)
+    tcp, tls = (sorted(times)[1] for times in found.values())
+    print(
+        f"secrecy: {args.mib} MiB, ring of {args.secrecy_ranks} over {args.mbit} Mbit/s: tcp {tcp:.2f} s, tls {tls:.2f} s, medians of "
+        f"{len(found['tls'])}: tls takes {tls / tcp:.3f} times as long"
+    )
 
 
 def delay(args):
@@ -144,6 +160,7 @@ def main():
     parser.add_argument("--mbit", type=int, default=100)
     parser.add_argument("--mib", type=int, default=64)
     parser.add_argument("--delay-ms", type=float, default=1)
+    parser.add_argument("--secrecy-ranks", type=int, default=4, help=f"at most {RANKS}")
     parser.add_argument("what", nargs="*", default=["wire", "delay"])
     args = parser.parse_args()
     if os.geteuid() != 0:
@@ -154,7 +171,7 @@ def main():
     for what in args.what:
         clean()
         try:
-            {"wire": wire, "delay": delay}[what](args)
+            {"wire": wire, "delay": delay, "secrecy": secrecy}[what](args)
         finally:
             clean()
 

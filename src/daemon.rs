@@ -111,6 +111,9 @@ struct EtcdArgs {
     /// Key (PEM) of --etcd-cert
     #[arg(long, value_name = "FILE", requires = "etcd_cert")]
     etcd_key: Option<PathBuf>,
+    /// Leave etcd's history alone: whoever runs it compacts it (etcd's --auto-compaction-retention). Default: what is older than 5 minutes is dropped
+    #[arg(long)]
+    etcd_keep_history: bool,
 }
 
 impl EtcdArgs {
@@ -132,6 +135,7 @@ impl EtcdArgs {
             prefix: self.etcd_prefix,
             user: self.etcd_user.zip(self.etcd_password),
             tls: self.etcd_ca.map(|ca| EtcdTls { ca, identity }),
+            history: (!self.etcd_keep_history).then(etcd::History::default),
         }))
     }
 }

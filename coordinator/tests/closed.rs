@@ -463,6 +463,36 @@ async fn who_says_nothing_or_too_much_is_cut_off_and_others_go_on() {
     closed.coordinator.stop().await;
 }
 
+/// Whoever opens connections and says nothing keeps nobody out, not even those who share its address.
+#[tokio::test]
+async fn handshakes_that_do_not_come_give_way_to_newer_ones() {
+    const ROOM: usize = 8;
+    let connections = toroid_security::server::Limits {
+        handshake: Duration::from_secs(600),
+        half_open_of_address: ROOM,
+        ..Default::default()
+    };
+    let closed = Closed::with(|config| config.connections = connections).await;
+    let alice = closed.issue("alice", Role::View);
+    let mut silent = Vec::new();
+    for _ in 0..4 * ROOM {
+        let mut tcp = tokio::net::TcpStream::connect(closed.address()).await.unwrap();
+        // Half a record of TLS. It may have given way already.
+        let _ = tcp.write_all(&[22, 3, 1]).await;
+        silent.push(tcp);
+    }
+    let kept = silent.split_off(3 * ROOM);
+    for mut tcp in silent {
+        within("the end of a handshake that gives way", async {
+            while matches!(tcp.read(&mut [0; 64]).await, Ok(n) if n > 0) {}
+        })
+        .await;
+    }
+    closed.call(&alice, None, "/toroid.v1.JobService/ListJobs").await.unwrap();
+    drop(kept);
+    closed.coordinator.stop().await;
+}
+
 /// The services are those that reflection itself names, whose calls have a rule each.
 #[tokio::test]
 async fn reflection_names_no_service_that_has_no_rules() {

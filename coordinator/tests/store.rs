@@ -15,7 +15,7 @@ use rustix::process::Signal;
 use tokio::sync::watch;
 use toroid_coordinator::machine::Change;
 use toroid_coordinator::machine::record::{FORMAT, Meta, Record};
-use toroid_coordinator::store::etcd::{Candidate, EtcdConfig, EtcdStore, EtcdTls, Sight};
+use toroid_coordinator::store::etcd::{Candidate, EtcdConfig, EtcdStore, EtcdTls, History, Sight};
 use toroid_coordinator::store::{RedbStore, Store, StoreError};
 use toroid_testkit::{Etcd, within};
 use toroid_torus::ids::Term;
@@ -276,6 +276,22 @@ async fn trouble_within(config: EtcdConfig, ttl: Duration) -> Result<String> {
 
 fn says(text: &str, words: &[&str]) -> Result<()> {
     ensure!(words.iter().all(|word| text.contains(word)), "{words:?} in: {text}");
+    Ok(())
+}
+
+/// Etcd keeps what a key ever was: without somebody who drops that, records of a few KiB fill it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_past_does_not_fill_etcd() -> Result<()> {
+    const QUOTA_BYTES: usize = 16 << 20;
+    // 24 bytes each.
+    const NUM_JOBS: u64 = 2000;
+    let etcd = Etcd::start_with(1, &["--quota-backend-bytes", &QUOTA_BYTES.to_string()])?;
+    let history = History { every: Duration::from_secs(3600), max_bytes: 1 << 20 };
+    let mut store = lead_with(EtcdConfig { history: Some(history), ..EtcdConfig::new(etcd.urls()) }, "a").await;
+    for n in 0..4 * QUOTA_BYTES / (24 * NUM_JOBS as usize) {
+        within("a write", store.commit(&put(vec![meta(n as u8, NUM_JOBS)]))).await?;
+        ensure!(store.tenure().trouble().is_none(), "write {n}: {:?}", store.tenure().trouble());
+    }
     Ok(())
 }
 

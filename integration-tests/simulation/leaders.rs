@@ -413,7 +413,8 @@ impl World {
                 self.written(changes, None);
                 Ok(Response::Done)
             }
-            Request::Watch(..) => Ok(Response::Done),
+            // The model has no past.
+            Request::Watch(..) | Request::Compact => Ok(Response::Done),
         }
     }
 
@@ -648,6 +649,6 @@ fn needs_space(request: &Request) -> bool {
     match request {
         Request::Txn(txn) => !txn.when.is_empty(),
         Request::Grant(_) => true,
-        Request::List(_) | Request::Renew(_) | Request::Revoke(_) | Request::Watch(..) => false,
+        Request::List(_) | Request::Renew(_) | Request::Revoke(_) | Request::Compact | Request::Watch(..) => false,
     }
 }

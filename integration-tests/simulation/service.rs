@@ -28,6 +28,7 @@ pub enum Request {
     Grant(Micros),
     Renew(i64),
     Revoke(i64),
+    Compact,
     /// Answered when this key has another revision than that, at the latest.
     Watch(String, i64),
 }
@@ -176,6 +177,10 @@ impl Service for Played {
 
     async fn revoke(&mut self, lease: i64) -> Result<(), CallError> {
         self.call("give the lease back", Request::Revoke(lease), self.limit).await.map(drop)
+    }
+
+    async fn compact(&mut self, _: i64) -> Result<(), CallError> {
+        self.call("compact etcd's history", Request::Compact, self.limit).await.map(drop)
     }
 
     async fn watch(&mut self, key: &str, revision: i64, limit: Duration) {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   accept ──> room? ──> TLS handshake, in a task of its own, within its time ──> queue ──> HTTP/2
-//!     no: closed at once, counted            fails, or too late: closed
+//!     no: closed at once, counted            fails, too late, or has to give way to a newer one: closed
 //! ```
 //!
 //! Invariants: no session is resumed and no ticket is given, so that each connection shows a certificate that is good now; a connection ends
@@ -10,6 +10,7 @@
 //! connections and says nothing); one address has a share of all connections, never all of them.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -25,7 +26,7 @@ use rustls::sign::SingleCertAndKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
@@ -293,9 +294,51 @@ impl Peer {
 /// How many connections there are, by address.
 #[derive(Debug, Default)]
 struct Counts {
+    /// Handshakes that are not done, by age.
+    half_open: BTreeMap<u64, HalfOpen>,
+    num_taken: u64,
+    connections: usize,
+    of_address: BTreeMap<IpAddr, OfAddress>,
+}
+
+#[derive(Debug)]
+struct HalfOpen {
+    address: IpAddr,
+    /// Dropped when its room goes to a newer one.
+    _room: oneshot::Sender<Infallible>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct OfAddress {
     half_open: usize,
     connections: usize,
-    of_address: BTreeMap<IpAddr, [usize; 2]>,
+}
+
+impl Counts {
+    /// Whoever is the longest about its handshake gives way, of the address that has too many or, where all together have, the most: who opens
+    /// connections and says nothing keeps out neither others nor its own neighbours.
+    fn make_room(&mut self, limits: &Limits, newcomer: IpAddr) {
+        let num_of = |counts: &Counts, address: &IpAddr| counts.of_address.get(address).map_or(0, |of| of.half_open);
+        let from = if num_of(self, &newcomer) >= limits.half_open_of_address {
+            Some(newcomer)
+        } else if self.half_open.len() >= limits.half_open {
+            self.of_address.iter().max_by_key(|(_, of)| of.half_open).map(|(address, _)| *address)
+        } else {
+            None
+        };
+        let oldest = self.half_open.iter().find(|(_, half_open)| Some(half_open.address) == from);
+        if let Some(number) = oldest.map(|(number, _)| *number) {
+            self.is_open(number);
+        }
+    }
+
+    /// The handshake of this number is over, or has given way; does nothing where it was so before.
+    fn is_open(&mut self, number: u64) {
+        let Some(half_open) = self.half_open.remove(&number) else { return };
+        if let Some(of_address) = self.of_address.get_mut(&half_open.address) {
+            of_address.half_open -= 1;
+        }
+    }
 }
 
 type Shared = Arc<Mutex<Counts>>;
@@ -309,49 +352,47 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Place {
     counts: Shared,
     address: IpAddr,
-    is_half_open: bool,
+    number: u64,
 }
+
+/// Ends when its sender is dropped: the handshake has to give way.
+type GaveWay = oneshot::Receiver<Infallible>;
 
 impl Place {
     /// `None`: there is no room.
-    fn take(counts: &Shared, limits: &Limits, address: IpAddr) -> Option<Place> {
+    fn take(counts: &Shared, limits: &Limits, address: IpAddr) -> Option<(Place, GaveWay)> {
         // One who has a network of IPv6 addresses is one.
         let address = network(address);
         let mut now = lock(counts);
         let of_address = now.of_address.get(&address).copied().unwrap_or_default();
-        let has_room = now.half_open < limits.half_open
-            && now.connections < limits.connections
-            && of_address[0] < limits.half_open_of_address
-            && of_address[1] < limits.connections_of_address;
-        if !has_room {
+        if now.connections >= limits.connections || of_address.connections >= limits.connections_of_address {
             return None;
         }
-        now.half_open += 1;
+        now.make_room(limits, address);
+        let (room, gave_way) = oneshot::channel();
+        let number = now.num_taken;
+        now.num_taken += 1;
         now.connections += 1;
-        now.of_address.insert(address, [of_address[0] + 1, of_address[1] + 1]);
-        Some(Place { counts: Arc::clone(counts), address, is_half_open: true })
+        now.half_open.insert(number, HalfOpen { address, _room: room });
+        let of_address = now.of_address.entry(address).or_default();
+        of_address.half_open += 1;
+        of_address.connections += 1;
+        Some((Place { counts: Arc::clone(counts), address, number }, gave_way))
     }
 
-    fn is_open(&mut self) {
-        let mut now = lock(&self.counts);
-        now.half_open -= 1;
-        if let Some(of_address) = now.of_address.get_mut(&self.address) {
-            of_address[0] -= 1;
-        }
-        self.is_half_open = false;
+    fn is_open(&self) {
+        lock(&self.counts).is_open(self.number);
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if self.is_half_open {
-            self.is_open();
-        }
         let mut now = lock(&self.counts);
+        now.is_open(self.number);
         now.connections -= 1;
         if let Some(of_address) = now.of_address.get_mut(&self.address) {
-            of_address[1] -= 1;
-            if of_address[1] == 0 {
+            of_address.connections -= 1;
+            if of_address.connections == 0 {
                 now.of_address.remove(&self.address);
             }
         }
@@ -403,7 +444,7 @@ async fn accept(
                 }
             },
         };
-        let Some(place) = Place::take(&counts, &limits, address.ip()) else {
+        let Some((place, gave_way)) = Place::take(&counts, &limits, address.ip()) else {
             num_refused += 1;
             if complained_at.is_none_or(|at: tokio::time::Instant| at.elapsed() >= COMPLAINT_INTERVAL) {
                 complained_at = Some(tokio::time::Instant::now());
@@ -416,7 +457,7 @@ async fn accept(
         let newcomer = Newcomer { tcp, address, place, limits, revoked: revoked.subscribe() };
         let (tls, taken) = (tls.clone(), taken.clone());
         tokio::spawn(async move {
-            match newcomer.shake_hands(tls.as_deref()).await {
+            match newcomer.shake_hands(tls.as_deref(), gave_way).await {
                 // Nobody takes it any more where the coordinator ends.
                 Ok(incoming) => drop(taken.send(Ok(incoming)).await),
                 Err(error) => tracing::debug!("the TLS handshake with {address} failed: {error}"),
@@ -434,8 +475,8 @@ struct Newcomer {
 }
 
 impl Newcomer {
-    async fn shake_hands(self, tls: Option<&ServerTls>) -> io::Result<Incoming> {
-        let Newcomer { tcp, address, mut place, limits, revoked } = self;
+    async fn shake_hands(self, tls: Option<&ServerTls>, gave_way: GaveWay) -> io::Result<Incoming> {
+        let Newcomer { tcp, address, place, limits, revoked } = self;
         tcp.set_nodelay(true)?;
         let (io, identity, own_ends) = match tls {
             None => (Io::Plain(tcp), None, None),
@@ -443,7 +484,10 @@ impl Newcomer {
                 let (loaded, config) = tls.config().map_err(io::Error::other)?;
                 let own_ends = loaded.own.as_ref().map(|own| own.identity.not_after);
                 let handshake = tokio::time::timeout(limits.handshake, TlsAcceptor::from(config).accept(tcp));
-                let stream = handshake.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+                let stream = tokio::select! {
+                    shaken = handshake => shaken.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??,
+                    Err(_) = gave_way => return Err(io::Error::other("it gave way to a newer one")),
+                };
                 let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
                 let identity = certificate.map(Identity::of).transpose().map_err(io::Error::other)?;
                 (Io::Tls(Box::new(stream)), identity.map(Arc::new), own_ends)

@@ -20,6 +20,7 @@ use toroid_torus::ids::Term;
 use super::client::Members;
 use super::config::EtcdConfig;
 use super::head::{Head, Leader, Prefix, Seen};
+use super::history::History;
 use super::lease;
 use super::records::{EtcdStore, Led};
 use super::service::{CallError, Compare, Op, Service, Txn};
@@ -42,13 +43,15 @@ pub struct Candidate<S: Service = Members> {
     address: String,
     id: String,
     ttl: Duration,
+    history: Option<History>,
 }
 
 impl Candidate {
     /// `address`: where users and workers reach it, `http://host:port`; `id`: of this process, random; `ttl`: of its lease, in whole seconds.
     pub fn new(config: EtcdConfig, address: String, id: String, ttl: Duration) -> Candidate {
-        let prefix = config.prefix.clone();
-        Candidate::over(Members::new(Arc::new(config), call_limit(ttl)), &prefix, address, id, ttl)
+        let (prefix, history) = (config.prefix.clone(), config.history);
+        let members = Members::new(Arc::new(config), call_limit(ttl));
+        Candidate { history, ..Candidate::over(members, &prefix, address, id, ttl) }
     }
 }
 
@@ -60,7 +63,7 @@ pub fn call_limit(ttl: Duration) -> Duration {
 impl<S: Service> Candidate<S> {
     /// The same, over another service.
     pub fn over(etcd: S, prefix: &str, address: String, id: String, ttl: Duration) -> Candidate<S> {
-        Candidate { etcd, prefix: Prefix(prefix.into()), address, id, ttl }
+        Candidate { etcd, prefix: Prefix(prefix.into()), address, id, ttl, history: Some(History::default()) }
     }
 
     /// Waits until it leads, for as long as that takes, and tells what it sees meanwhile. May be dropped at any time: what it has begun then ends
@@ -152,7 +155,7 @@ impl<S: Service> Candidate<S> {
             };
             tracing::info!(term = leader.term.get(), prefix = &*self.prefix.0, "this coordinator leads");
             let led = Led { leader, created, head_revision, lease, until, ttl: self.ttl };
-            return Ok(Some(EtcdStore::new(self.etcd.clone(), self.prefix.clone(), led)));
+            return Ok(Some(EtcdStore::new(self.etcd.clone(), self.prefix.clone(), self.history, led)));
         }
         failed.map_or(Ok(None), Err)
     }

@@ -172,6 +172,17 @@ impl Service for Members {
         self.call("give the lease back", revoke).await.map(drop)
     }
 
+    async fn compact(&mut self, revision: i64) -> Result<(), CallError> {
+        let compact = |mut client: Client| async move {
+            match client.compact(revision, None).await {
+                // By somebody else who shares this etcd.
+                Err(Error::GRpcStatus(status)) if status.message().contains("has been compacted") => Ok(()),
+                answer => answer.map(drop),
+            }
+        };
+        self.call("compact etcd's history", compact).await
+    }
+
     async fn watch(&mut self, key: &str, revision: i64, limit: Duration) {
         let watching = async move |mut client: Client| {
             let options = WatchOptions::new().with_start_revision(revision + 1);

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::history::History;
+
 /// Under which a cluster keeps its keys where nothing else is said.
 pub const DEFAULT_PREFIX: &str = "/toroid/default";
 
@@ -15,6 +17,8 @@ pub struct EtcdConfig {
     /// Name and password.
     pub user: Option<(String, String)>,
     pub tls: Option<EtcdTls>,
+    /// `None`: whoever runs etcd compacts it.
+    pub history: Option<History>,
 }
 
 /// PEM files, read whenever a connection is made.
@@ -29,14 +33,20 @@ pub struct EtcdTls {
 impl EtcdConfig {
     pub fn new<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> EtcdConfig {
         let endpoints = endpoints.into_iter().map(Into::into).collect();
-        EtcdConfig { endpoints, prefix: DEFAULT_PREFIX.into(), user: None, tls: None }
+        EtcdConfig {
+            endpoints,
+            prefix: DEFAULT_PREFIX.into(),
+            user: None,
+            tls: None,
+            history: Some(History::default()),
+        }
     }
 }
 
 /// Without the password.
 impl std::fmt::Debug for EtcdConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let EtcdConfig { endpoints, prefix, user, tls } = self;
+        let EtcdConfig { endpoints, prefix, user, tls, history: _ } = self;
         let user = user.as_ref().map(|(name, _)| name);
         write!(f, "etcd at {endpoints:?}, keys under {prefix}, as {user:?}, {tls:?}")
     }

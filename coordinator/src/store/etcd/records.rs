@@ -9,6 +9,7 @@ use toroid_torus::failpoint;
 
 use super::client::Members;
 use super::head::{Head, Leader, Prefix};
+use super::history::{self, History, Written};
 use super::keys::{self, Edit, Pointer, Value};
 use super::lease;
 use super::service::{Compare, Kind, Op, Page, Range, Service, Txn};
@@ -52,15 +53,20 @@ pub struct EtcdStore<S: Service = Members> {
     generations: BTreeMap<String, String>,
     tenure: Tenure,
     trouble: watch::Sender<Option<Trouble>>,
+    written: watch::Sender<Written>,
 }
 
 impl<S: Service> EtcdStore<S> {
-    pub(super) fn new(etcd: S, prefix: Prefix, led: Led) -> EtcdStore<S> {
+    pub(super) fn new(etcd: S, prefix: Prefix, history: Option<History>, led: Led) -> EtcdStore<S> {
         let Led { leader, created, head_revision, lease, until, ttl } = led;
         let (renewed, received) = watch::channel(Lease::Until(Some(until)));
         let (trouble, troubled) = watch::channel(None);
         let tenure = Tenure::new(leader.term, received, troubled);
         etcd.spawn(lease::keep(etcd.clone(), lease, ttl, renewed));
+        let (written, seen) = watch::channel(Written { revision: head_revision, bytes: 0 });
+        if let Some(history) = history {
+            etcd.spawn(history::forget(etcd.clone(), history, seen));
+        }
         EtcdStore {
             etcd,
             prefix,
@@ -72,6 +78,7 @@ impl<S: Service> EtcdStore<S> {
             generations: BTreeMap::new(),
             tenure,
             trouble,
+            written,
         }
     }
 
@@ -122,6 +129,9 @@ impl<S: Service> EtcdStore<S> {
                 }
             };
             self.head_revision = written;
+            self.written.send_modify(|all| {
+                *all = Written { revision: written, bytes: all.bytes + txn.num_bytes() };
+            });
             if self.trouble.send_replace(None).is_some() {
                 tracing::info!("the store answers again");
             }

@@ -65,6 +65,18 @@ pub struct Txn {
     pub otherwise: Vec<Op>,
 }
 
+impl Txn {
+    /// Keys and values that it writes.
+    pub fn num_bytes(&self) -> u64 {
+        let of = |op: &Op| match op {
+            Op::Put { key, value, .. } => key.len() + value.len(),
+            Op::Delete { key } | Op::Get { key } => key.len(),
+            Op::DeletePrefix { prefix } => prefix.len(),
+        };
+        self.then.iter().map(|op| of(op) as u64).sum()
+    }
+}
+
 /// A key as it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pair {
@@ -118,6 +130,8 @@ pub trait Service: Clone + Send + Sync + 'static {
     fn grant(&mut self, ttl: Duration) -> impl Future<Output = Result<i64, CallError>> + Send;
     fn renew(&mut self, lease: i64) -> impl Future<Output = Result<(), CallError>> + Send;
     fn revoke(&mut self, lease: i64) -> impl Future<Output = Result<(), CallError>> + Send;
+    /// Drops what was before `revision`, but for the values that keys have at it.
+    fn compact(&mut self, revision: i64) -> impl Future<Output = Result<(), CallError>> + Send;
     /// Returns when something happened to a key after `revision`, or may have; `limit` is the longest that it takes.
     fn watch(&mut self, key: &str, revision: i64, limit: Duration) -> impl Future<Output = ()> + Send;
 
