@@ -46,7 +46,7 @@ pub use world::End;
 use world::World;
 
 /// Within five minutes on two cores.
-pub const NUM_SEEDS: u64 = 3_000;
+pub const NUM_SEEDS: u64 = 2_000;
 
 /// A number of the environment.
 pub fn variable(name: &str) -> Option<u64> {

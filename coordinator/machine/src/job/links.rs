@@ -74,8 +74,15 @@ impl Job {
 
     /// Only the link is broken, as far as can be told.
     fn begin_again_without(&mut self, cx: &mut Context<'_>, report: &Report) {
-        let text = format!("{}; both are alive", report.text);
         let Some(rank) = self.core.record.rank_of(&report.of) else { return };
+        let mut ends = self.core.record.rank_of(&report.by).into_iter().chain([rank]);
+        let text = match ends.find(|end| self.core.epoch.awaited().contains(end)) {
+            Some(end) => {
+                let who = self.core.describe(end);
+                format!("{}; {who} has not come back since the coordinator was started", report.text)
+            }
+            None => format!("{}; both are alive", report.text),
+        };
         if self.count_failure(cx, rank) >= MAX_FAILURES {
             let reason = format!("links to rank {rank} broke {MAX_FAILURES} times without a new step: {text}");
             return self.end(cx, crate::record::State::Failed, &reason);

@@ -105,7 +105,7 @@ fn who_finished_in_an_older_epoch_has_yet_to_finish_in_this_one() {
     assert_eq!(world.record(&job).state, State::Done);
 }
 
-fn peer_lost(world: &mut World, job: &str, by: &str, rank: u32) {
+pub(super) fn peer_lost(world: &mut World, job: &str, by: &str, rank: u32) {
     let (job_id, epoch) = (job.to_string(), world.record(job).epoch.get());
     let body =
         FromWorker::PeerLost(proto::PeerLost { job_id, epoch, rank, error: "reset".into(), ..Default::default() });

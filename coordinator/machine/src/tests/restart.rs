@@ -2,6 +2,7 @@
 
 use toroid_torus::ids::Rank;
 
+use super::recovery::peer_lost;
 use super::world::{LIMITS, World, job_file};
 use crate::record::State;
 
@@ -53,6 +54,18 @@ fn a_worker_that_does_not_come_back_is_replaced() {
     );
     world.train(&job, 12);
     assert_eq!(world.record(&job).state, State::Done);
+}
+
+/// Killed together with the coordinator: nobody has seen it alive since.
+#[test]
+fn a_worker_that_has_not_come_back_is_not_said_to_be_alive() {
+    let (mut world, job) = running();
+    world.restart(|id| id != "b");
+    world.settle();
+    peer_lost(&mut world, &job, "a", 1);
+    world.pass(LIMITS.link_grace());
+    let cause = &world.view(&job).incidents[0].cause;
+    assert!(cause.ends_with("; b (rank 1) has not come back since the coordinator was started"), "{cause}");
 }
 
 #[test]
