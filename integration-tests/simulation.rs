@@ -33,6 +33,26 @@ fn t1_to_t9_hold_whatever_happens() {
     assert!(num_given_up * 20 <= num, "too many jobs are given up: {:#?}", tally.given_up);
 }
 
+/// Seeds that have shown what few others do: tried first. All others are tried where they do not show it any more.
+#[cfg(feature = "failpoint")]
+const KNOWN: [(Failpoint, u64); 15] = [
+    (Failpoint::MachineTakesOldEpoch, 59),
+    (Failpoint::GoOnFromLowest, 31),
+    (Failpoint::CloseByLateRecord, 310),
+    (Failpoint::TakeAnyStep, 31),
+    (Failpoint::BlameTheInnocent, 477),
+    (Failpoint::ShrinkBelowMinDp, 244),
+    (Failpoint::ForgetCordons, 26),
+    (Failpoint::WriteWithoutLeading, 204),
+    (Failpoint::DecideAfterDeadline, 28),
+    (Failpoint::TakeStaleRead, 36),
+    (Failpoint::TakeOldTerm, 116),
+    (Failpoint::SessionTakesOldEpoch, 32),
+    (Failpoint::SkipHealCommit, 31),
+    (Failpoint::ReplaceManifest, 143),
+    (Failpoint::FewSums, 25),
+];
+
 #[cfg(feature = "failpoint")]
 #[test]
 fn everything_that_is_broken_on_purpose_is_seen() {
@@ -42,7 +62,8 @@ fn everything_that_is_broken_on_purpose_is_seen() {
     let only = std::env::var("TOROID_FAULT").ok();
     let is_wanted = |broken: &Failpoint| only.as_ref().is_none_or(|only| *only == format!("{broken:?}"));
     for broken in Failpoint::HARMFUL.into_iter().chain(Failpoint::OF_LEADERSHIP).filter(is_wanted) {
-        let found = (0..num).filter(|seed| may_show(*seed, broken)).find_map(|seed| {
+        let known = KNOWN.iter().filter(|(of, _)| *of == broken).map(|(_, seed)| *seed);
+        let found = known.chain((0..num).filter(|seed| may_show(*seed, broken))).find_map(|seed| {
             match simulate(seed, Some(broken), false).end {
                 End::Violation(what) => Some((seed, what)),
                 End::Done | End::GivenUp(_) => None,
