@@ -271,6 +271,7 @@ impl Driver {
                 self.request(answer, |request| Input::Uncordon { request, worker }).await
             }
             Command::Drain { worker, answer } => self.request(answer, |request| Input::Drain { request, worker }).await,
+            Command::Kill { worker, who, answer } => self.kill(&worker, &who, answer).await,
             Command::Remove { job, answer } => self.request(answer, |request| Input::Remove { request, job }).await,
             Command::Message { stream, body, permit } => {
                 drop(permit);
@@ -297,6 +298,27 @@ impl Driver {
                 Ok(())
             }
         }
+    }
+
+    /// Has a worker's process end at once. The machine decides nothing about it and is told nothing: it sees a death as any other.
+    async fn kill(&mut self, worker: &str, who: &str, answer: Answer<Option<JobId>>) -> Result<(), Stop> {
+        let (stream, job) = match self.machine.stream_of(worker) {
+            Ok(found) => found,
+            Err(error) => {
+                // Whoever does not wait any more does not hear of it.
+                let _ = answer.send(Err(error.into()));
+                return Ok(());
+            }
+        };
+        tracing::info!(worker, "tells the worker's process to end at once: {who} asked for it");
+        let body = Some(Body::Kill(proto::Kill { reason: format!("{who} had it killed") }));
+        let message = Box::new(proto::CoordinatorMessage { term: self.tenure.term().get(), body });
+        let overrun = self.send(stream, message);
+        let _ = answer.send(Ok(job));
+        for input in closed(overrun.into_iter().collect()) {
+            self.input(input).await?;
+        }
+        Ok(())
     }
 
     /// Random, and not asked of the system each time: a submission fails for no want of open files.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use toroid_proto as proto;
+use toroid_torus::ids::JobId;
 
 use crate::curve::CurveError;
 use crate::folder::FolderError;
@@ -46,6 +47,7 @@ pub(crate) struct Standby {
 
 pub(crate) type Answer<T> = oneshot::Sender<Result<T, AskError>>;
 
+/// `Kill` is answered with the job in which the worker has a place.
 pub(crate) enum Command {
     Submit { submission: Submission, answer: Answer<Reply> },
     Cancel { job: String, answer: Answer<Reply> },
@@ -56,6 +58,7 @@ pub(crate) enum Command {
     Cordon { worker: String, reason: String, answer: Answer<Reply> },
     Uncordon { worker: String, answer: Answer<Reply> },
     Drain { worker: String, answer: Answer<Reply> },
+    Kill { worker: String, who: String, answer: Answer<Option<JobId>> },
     Remove { job: String, answer: Answer<Reply> },
     Readmit { worker: String, answer: Answer<Reply> },
     CreateToken { new: NewToken, answer: Answer<Reply> },
