@@ -69,7 +69,8 @@ pub(crate) enum Command {
     Closed { stream: StreamId, reason: String },
 }
 
-/// What changes nothing: it is answered at any time.
+/// What changes nothing: it is answered at any time. `Exports` and `Export` are for [`crate::tensorboard`]: how far all curves go, and a piece of one with
+/// the validations from that step on; what is said of a cut is said once.
 pub(crate) enum Question {
     Leader { answer: Answer<proto::GetLeaderResponse> },
     Tokens { answer: Answer<Vec<Token>> },
@@ -79,6 +80,26 @@ pub(crate) enum Question {
     Rows { job: String, from: u64, answer: Answer<Vec<proto::StepRecord>> },
     Watch { job: String, answer: Answer<watch::Receiver<()>> },
     Update { job: String, seen: Seen, answer: Answer<Update> },
+    Exports { answer: Answer<Vec<Export>> },
+    Export { job: JobId, from: u64, validations_from: u64, answer: Answer<Exported> },
+}
+
+/// How far a curve goes.
+#[derive(Debug, Clone)]
+pub(crate) struct Export {
+    pub term: u64,
+    pub job: JobId,
+    pub last_step: u64,
+    pub is_ended: bool,
+    /// Rows were taken back since the last [`Question::Export`].
+    pub is_cut: bool,
+}
+
+pub(crate) struct Exported {
+    /// The last step that was kept when rows were taken back, if they were since the question before.
+    pub cut_to: Option<u64>,
+    pub steps: Vec<proto::StepRecord>,
+    pub validations: Vec<proto::Validation>,
 }
 
 /// Which jobs are asked for: the newest first.
