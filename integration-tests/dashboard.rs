@@ -75,8 +75,8 @@ fn the_stream_shows_a_death_with_its_cost_and_goes_on_after_a_break() -> Result<
     cluster.wait_for(&id, "the checkpoint", |job| job.checkpoints.iter().any(|c| c.step == step))?;
     let metrics = cluster.http(&cluster.access(), "GET", "/metrics")?.body;
     for line in [
-        format!("toroid_job_incidents_total{{job=\"{id}\"}} 1"),
-        format!("toroid_job_checkpoint_step{{job=\"{id}\"}} {step}"),
+        format!("toroid_job_incidents_total{{job_id=\"{id}\"}} 1"),
+        format!("toroid_job_checkpoint_step{{job_id=\"{id}\"}} {step}"),
     ] {
         ensure!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
     }

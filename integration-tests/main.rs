@@ -11,6 +11,7 @@ mod local;
 mod newcomers;
 mod ownership;
 mod pool;
+mod prometheus;
 mod python;
 mod reference;
 mod resize;
