@@ -75,8 +75,8 @@ fn the_stream_shows_a_death_with_its_cost_and_goes_on_after_a_break() -> Result<
     cluster.wait_for(&id, "the checkpoint", |job| job.checkpoints.iter().any(|c| c.step == step))?;
     let metrics = cluster.http(&cluster.access(), "GET", "/metrics")?.body;
     for line in [
-        format!("toroid_job_incidents_total{{job=\"{id}\"}} 1"),
-        format!("toroid_job_checkpoint_step{{job=\"{id}\"}} {step}"),
+        format!("toroid_job_incidents_total{{job_id=\"{id}\"}} 1"),
+        format!("toroid_job_checkpoint_step{{job_id=\"{id}\"}} {step}"),
     ] {
         ensure!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
     }
@@ -118,6 +118,7 @@ fn pages_are_for_everybody_and_what_they_show_is_not() -> Result<()> {
         ("POST", "/api/jobs/x-1/cancel"),
         ("POST", "/api/jobs/x-1/checkpoint"),
         ("POST", "/api/workers/w0/drain"),
+        ("POST", "/api/workers/w0/kill"),
     ] {
         let refused = cluster.http(&nobody, method, path)?;
         ensure!(refused.status == 401 && refused.body.contains("error"), "{method} {path}: {refused:?}");
@@ -135,6 +136,7 @@ fn pages_are_for_everybody_and_what_they_show_is_not() -> Result<()> {
         ("GET", "/api/stream?job=x-1", 404),
         ("GET", "/api/stream?job=x-1&from=-1", 400),
         ("POST", "/api/workers/nobody/drain", 404),
+        ("POST", "/api/workers/nobody/kill", 404),
     ] {
         let answer = cluster.http(&admin, method, path)?;
         ensure!(answer.status == status, "{method} {path}: expected {status}, found {answer:?}");

@@ -11,10 +11,13 @@ mod local;
 mod newcomers;
 mod ownership;
 mod pool;
+mod prometheus;
+mod python;
 mod reference;
 mod resize;
 mod restoring;
 mod shipped;
+mod tensorboard;
 mod training;
 
 use toroid_testkit::Toroid;

@@ -3,10 +3,10 @@
 use anyhow::{Context, Result, ensure};
 use toroid_proto::{Job, JobState, StepRecord};
 use toroid_testkit::jobs::{endless_job, short_job, tiny_job};
-use toroid_testkit::{Cluster, Undisturbed, assert_same_curve, formula, is_whole, path, root, shard_file, worker_of};
+use toroid_testkit::{Cluster, Undisturbed, assert_same_curve, formula, is_whole, path, shard_file, worker_of};
 
-use crate::TOROID;
 use crate::reference;
+use crate::{TOROID, python};
 
 /// Done-when 2 and 6: ten steps from the formula weights give the reference's losses and parameters on every shape.
 #[test]
@@ -159,7 +159,7 @@ fn python_reads_the_final_checkpoint() -> Result<()> {
     let exported = cluster.path().join("export.safetensors");
     let folder = cluster.checkpoints(&job.id);
     TOROID.run_ok(&["checkpoint", "export", "10", path(&exported), "--from", path(&folder)])?;
-    let output = python(&["read_checkpoint.py", path(&exported), path(&folder.join("step-10"))])?;
+    let output = python::run(&["read_checkpoint.py", path(&exported), path(&folder.join("step-10"))])?;
     ensure!(output.contains("all tensors agree"), "{output}");
     Ok(())
 }
@@ -169,22 +169,7 @@ fn python_reads_the_final_checkpoint() -> Result<()> {
 fn a_foreign_client_reads_a_jobs_status_by_reflection() -> Result<()> {
     let cluster = Cluster::start(TOROID, 1, 1)?;
     let job = cluster.train(&short_job((1, 1, 1), 3, ""))?;
-    let output = python(&["reflect.py", &cluster.url(), &job.id, path(&cluster.certificates().join("admin"))])?;
+    let output = python::run(&["reflect.py", &cluster.url(), &job.id, path(&cluster.certificates().join("admin"))])?;
     ensure!(output.contains("JOB_STATE_DONE") && output.contains("total_steps: 3"), "{output}");
     Ok(())
-}
-
-/// Runs a script of this folder in the virtual environment that `make test` makes.
-fn python(args: &[&str]) -> Result<String> {
-    let root = root();
-    let python = root.join(".venv/bin/python");
-    ensure!(python.exists(), "{} is missing: run scripts/setup.sh (make test does)", python.display());
-    let output = std::process::Command::new(python)
-        .arg(root.join("integration-tests").join(args[0]))
-        .args(&args[1..])
-        .output()
-        .with_context(|| format!("run {}", args[0]))?;
-    let text = String::from_utf8_lossy(&output.stdout).to_string() + &String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{} failed: {text}", args[0]);
-    Ok(text)
 }

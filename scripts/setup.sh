@@ -1,18 +1,25 @@
 #!/usr/bin/env bash
 # Installs what the tests need beside Rust: a Python environment in .venv that reads checkpoints and asks the coordinator as a
 # foreign client would, with NVIDIA's compiler as a library for the GPU kernels (no GPU is needed); and a C++ compiler that builds the
-# same kernels for the CPU; `ip`, which cuts networks; etcd, and openssl for its certificates. Does nothing where it is complete. Debian's packages are installed only where they are missing.
+# same kernels for the CPU; `ip`, which cuts networks; etcd, and openssl for its certificates; Chromium, which opens the dashboard, and
+# Prometheus, which scrapes it. Does nothing where it is complete. Debian's packages are installed only where they are missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-packages=(numpy safetensors grpcio grpcio-reflection protobuf nvidia-cuda-nvrtc)
+packages=(
+    numpy safetensors grpcio grpcio-reflection protobuf nvidia-cuda-nvrtc
+    # Drives the system's Chromium; with axe-core, whose rules change from version to version.
+    playwright axe-playwright-python==0.1.8
+    # Its reader of event files; TensorFlow is not needed.
+    tensorboard
+)
 
 have_venv() {
     command -v python3 >/dev/null && python3 -c 'import venv, ensurepip' 2>/dev/null
 }
 
 is_complete() {
-    [ -x .venv/bin/python ] && .venv/bin/python -c 'import numpy, safetensors, grpc, grpc_reflection, google.protobuf' 2>/dev/null &&
+    [ -x .venv/bin/python ] && .venv/bin/python -c 'import numpy, safetensors, grpc, grpc_reflection, google.protobuf, playwright.sync_api, axe_playwright_python, tensorboard' 2>/dev/null &&
         compgen -G '.venv/lib/python*/site-packages/nvidia/*/lib/libnvrtc.so.*' >/dev/null
 }
 
@@ -32,6 +39,8 @@ install() {
 command -v c++ >/dev/null || install "a C++ compiler" g++
 command -v etcd >/dev/null || install "etcd, for tests of several coordinators" etcd-server
 command -v openssl >/dev/null || install "openssl, for etcd over TLS" openssl
+command -v chromium >/dev/null || command -v chromium-browser >/dev/null || install "Chromium, for the dashboard" chromium
+command -v prometheus >/dev/null && command -v promtool >/dev/null || install "Prometheus, for the metrics" prometheus
 command -v ip >/dev/null || install "ip, for network namespaces" iproute2
 
 if is_complete; then

@@ -310,6 +310,13 @@ impl Client {
         Ok(answer.into_inner())
     }
 
+    /// Has the worker's process end at once; the job in which it had a place, empty: it was a spare.
+    pub async fn kill(&mut self, worker: &str) -> Result<String> {
+        let request = proto::KillWorkerRequest { worker_id: worker.into() };
+        let answer = self.inner.kill_worker(request).await.map_err(|s| explain("kill the worker", &self.url, &s))?;
+        Ok(answer.into_inner().job_id)
+    }
+
     /// Why the worker was put aside.
     pub async fn readmit(&mut self, worker: &str) -> Result<String> {
         let request = proto::ReadmitWorkerRequest { worker_id: worker.into() };

@@ -67,6 +67,9 @@ pub struct WorkersArgs {
     /// The id of a worker that is not connected is free for whoever registers it next: its secret or certificate is lost
     #[arg(long, value_name = "ID", conflicts_with_all = ["output", "readmit"])]
     forget: Option<String>,
+    /// The worker's process ends at once, as if its machine had died: a trial of what that costs. `toroid drain` takes a machine out of use
+    #[arg(long, value_name = "ID", conflicts_with_all = ["output", "readmit", "forget"])]
+    kill: Option<String>,
     #[command(flatten)]
     list: ListArgs,
 }
@@ -201,7 +204,16 @@ impl Screen {
 }
 
 pub async fn workers(args: WorkersArgs) -> Result<ExitCode> {
-    let WorkersArgs { readmit, forget, list: args } = args;
+    let WorkersArgs { readmit, forget, kill, list: args } = args;
+    if let Some(worker) = kill {
+        let job = args.connection.open().await?.kill(&worker).await?;
+        let what = match job.as_str() {
+            "" => "it was a spare".into(),
+            job => format!("`toroid incidents {job}` says what it costs"),
+        };
+        output::line(format_args!("{worker} was told to end at once; {what}"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Some(worker) = forget {
         args.connection.open().await?.forget_worker(&worker).await?;
         output::line(format_args!("{worker} is free for whoever registers it next"))?;

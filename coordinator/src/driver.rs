@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body;
-use toroid_torus::ids::JobId;
+use toroid_torus::ids::{JobId, Step};
 use toroid_torus::owner::OwnerId;
 use toroid_torus::units::names;
 
@@ -27,7 +27,10 @@ use crate::clock::{Clock, entropy};
 use crate::error::CoordinatorError;
 use crate::files::{self, Condition, JobFiles, Place, RETRY_INTERVAL};
 use crate::folder;
-use crate::handle::{Answer, AskError, Command, Connection, Handle, Jobs, Page, Question, Seen, Update, Waiting, Work};
+use crate::handle::{
+    Answer, AskError, Command, Connection, Export, Exported, Handle, Jobs, Page, Question, Seen, Update, Waiting, Work,
+};
+use crate::machine::record::JobRecord;
 use crate::machine::{self, Change, Input, Machine, Output, Reply, RequestError, RequestId, StreamId};
 use crate::outbox::MAX_MESSAGES;
 use crate::store::{Store, StoreError, Tenure};
@@ -271,6 +274,7 @@ impl Driver {
                 self.request(answer, |request| Input::Uncordon { request, worker }).await
             }
             Command::Drain { worker, answer } => self.request(answer, |request| Input::Drain { request, worker }).await,
+            Command::Kill { worker, who, answer } => self.kill(&worker, &who, answer).await,
             Command::Remove { job, answer } => self.request(answer, |request| Input::Remove { request, job }).await,
             Command::Message { stream, body, permit } => {
                 drop(permit);
@@ -299,6 +303,27 @@ impl Driver {
         }
     }
 
+    /// Has a worker's process end at once. The machine decides nothing about it and is told nothing: it sees a death as any other.
+    async fn kill(&mut self, worker: &str, who: &str, answer: Answer<Option<JobId>>) -> Result<(), Stop> {
+        let (stream, job) = match self.machine.stream_of(worker) {
+            Ok(found) => found,
+            Err(error) => {
+                // Whoever does not wait any more does not hear of it.
+                let _ = answer.send(Err(error.into()));
+                return Ok(());
+            }
+        };
+        tracing::info!(worker, "tells the worker's process to end at once: {who} asked for it");
+        let body = Some(Body::Kill(proto::Kill { reason: format!("{who} had it killed") }));
+        let message = Box::new(proto::CoordinatorMessage { term: self.tenure.term().get(), body });
+        let overrun = self.send(stream, message);
+        let _ = answer.send(Ok(job));
+        for input in closed(overrun.into_iter().collect()) {
+            self.input(input).await?;
+        }
+        Ok(())
+    }
+
     /// Random, and not asked of the system each time: a submission fails for no want of open files.
     fn new_owner(&self) -> OwnerId {
         let mut hasher = blake3::Hasher::new_keyed(&self.entropy);
@@ -319,6 +344,10 @@ impl Driver {
             Question::Rows { job, from, answer } => drop(answer.send(self.rows(&job, from))),
             Question::Watch { job, answer } => drop(answer.send(self.watch(&job))),
             Question::Update { job, seen, answer } => drop(answer.send(self.update(&job, seen))),
+            Question::Exports { answer } => drop(answer.send(Ok(self.exports()))),
+            Question::Export { job, from, validations_from, answer } => {
+                drop(answer.send(self.export(&job, from, validations_from)));
+            }
         }
     }
 
@@ -543,6 +572,25 @@ impl Driver {
     fn rows(&self, job: &str, from: u64) -> Result<Vec<proto::StepRecord>, AskError> {
         let files = self.files.get(job).ok_or_else(|| self.machine.unknown(job))?;
         Ok(files.curve().read(from, MAX_ROWS, MAX_ROWS_BYTES)?)
+    }
+
+    /// Of all jobs that have rows.
+    fn exports(&self) -> Vec<Export> {
+        let term = self.tenure.term().get();
+        let of_job = |record: &JobRecord| {
+            let files = self.files.get(&record.id)?;
+            let last_step = files.curve().last()?.step;
+            let (is_ended, is_cut) = (record.state.is_ended(), files.is_cut());
+            Some(Export { term, job: record.id.clone(), last_step, is_ended, is_cut })
+        };
+        self.machine.jobs().filter_map(of_job).collect()
+    }
+
+    fn export(&mut self, job: &str, from: u64, validations_from: u64) -> Result<Exported, AskError> {
+        let steps = self.rows(job, from)?;
+        let validations = self.machine.validations_from(job, Step::new(validations_from));
+        let cut_to = self.files.get_mut(job).and_then(JobFiles::take_cut);
+        Ok(Exported { cut_to, steps, validations })
     }
 
     fn watch(&mut self, job: &str) -> Result<watch::Receiver<()>, AskError> {

@@ -64,6 +64,8 @@ pub(crate) struct JobFiles {
     held: VecDeque<(StreamId, Box<proto::CoordinatorMessage>)>,
     /// The curve is longer than it was known to be when this coordinator began to lead.
     is_outdated: bool,
+    /// The last step that was kept when rows were taken back, the least since it was asked for.
+    cut_to: Option<u64>,
 }
 
 /// How the files of a job were found when the coordinator started.
@@ -108,7 +110,7 @@ impl JobFiles {
     }
 
     fn of(curve: Curve) -> JobFiles {
-        JobFiles { curve, fault: None, is_stalled: false, held: VecDeque::new(), is_outdated: false }
+        JobFiles { curve, fault: None, is_stalled: false, held: VecDeque::new(), is_outdated: false, cut_to: None }
     }
 
     /// Of a job whose files cannot be used.
@@ -180,7 +182,17 @@ impl JobFiles {
         if self.is_stalled { None } else { self.flush() }
     }
 
+    pub fn is_cut(&self) -> bool {
+        self.cut_to.is_some()
+    }
+
+    /// See [`crate::handle::Exported::cut_to`].
+    pub fn take_cut(&mut self) -> Option<u64> {
+        self.cut_to.take()
+    }
+
     pub fn cut(&mut self, keep: u64) -> Option<String> {
+        self.cut_to = Some(self.cut_to.map_or(keep, |before| before.min(keep)));
         match self.curve.cut(keep) {
             Err(error) if !self.is_stalled => Some(self.stall(&error)),
             _ => None,

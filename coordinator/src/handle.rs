@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use toroid_proto as proto;
+use toroid_torus::ids::JobId;
 
 use crate::curve::CurveError;
 use crate::folder::FolderError;
@@ -46,6 +47,7 @@ pub(crate) struct Standby {
 
 pub(crate) type Answer<T> = oneshot::Sender<Result<T, AskError>>;
 
+/// `Kill` is answered with the job in which the worker has a place.
 pub(crate) enum Command {
     Submit { submission: Submission, answer: Answer<Reply> },
     Cancel { job: String, answer: Answer<Reply> },
@@ -56,6 +58,7 @@ pub(crate) enum Command {
     Cordon { worker: String, reason: String, answer: Answer<Reply> },
     Uncordon { worker: String, answer: Answer<Reply> },
     Drain { worker: String, answer: Answer<Reply> },
+    Kill { worker: String, who: String, answer: Answer<Option<JobId>> },
     Remove { job: String, answer: Answer<Reply> },
     Readmit { worker: String, answer: Answer<Reply> },
     CreateToken { new: NewToken, answer: Answer<Reply> },
@@ -66,7 +69,8 @@ pub(crate) enum Command {
     Closed { stream: StreamId, reason: String },
 }
 
-/// What changes nothing: it is answered at any time.
+/// What changes nothing: it is answered at any time. `Exports` and `Export` are for [`crate::tensorboard`]: how far all curves go, and a piece of one with
+/// the validations from that step on; what is said of a cut is said once.
 pub(crate) enum Question {
     Leader { answer: Answer<proto::GetLeaderResponse> },
     Tokens { answer: Answer<Vec<Token>> },
@@ -76,6 +80,26 @@ pub(crate) enum Question {
     Rows { job: String, from: u64, answer: Answer<Vec<proto::StepRecord>> },
     Watch { job: String, answer: Answer<watch::Receiver<()>> },
     Update { job: String, seen: Seen, answer: Answer<Update> },
+    Exports { answer: Answer<Vec<Export>> },
+    Export { job: JobId, from: u64, validations_from: u64, answer: Answer<Exported> },
+}
+
+/// How far a curve goes.
+#[derive(Debug, Clone)]
+pub(crate) struct Export {
+    pub term: u64,
+    pub job: JobId,
+    pub last_step: u64,
+    pub is_ended: bool,
+    /// Rows were taken back since the last [`Question::Export`].
+    pub is_cut: bool,
+}
+
+pub(crate) struct Exported {
+    /// The last step that was kept when rows were taken back, if they were since the question before.
+    pub cut_to: Option<u64>,
+    pub steps: Vec<proto::StepRecord>,
+    pub validations: Vec<proto::Validation>,
 }
 
 /// Which jobs are asked for: the newest first.

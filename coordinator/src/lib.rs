@@ -5,10 +5,11 @@
 //!   driver    one task: executes what the machine says, in that order  <──────┘
 //!   machine   a crate of its own, pure: input + now -> outputs; all decisions, each with its reason
 //!   store/    records of jobs, durable      files, curve, segments   the folder of each job, curve.csv: durable
+//!   tensorboard   reads curves as users do, and writes event files beside them
 //!   lead      standby -> campaigns -> leads (a driver with a machine from the store) -> standby; with a store of its own it leads at once
 //! ```
 //!
-//! On disk: `<data_dir>/coordinator.redb` (records, where they are not in etcd), `<data_dir>/audit/` (who changed what), `<data_dir>/jobs/<id>/` with `job.toml`, `curve.csv` and, where a job names no
+//! On disk: `<data_dir>/coordinator.redb` (records, where they are not in etcd), `<data_dir>/audit/` (who changed what), `<data_dir>/jobs/<id>/` with `job.toml`, `curve.csv`, `tensorboard/` and, where a job names no
 //! other place, `checkpoints/`. With records in etcd the curve is in the folder of the checkpoints first (`segments`), and
 //! nothing in `<data_dir>` is needed by another coordinator. All of it may be killed at any instant; a coordinator that starts on the same folder goes on, and
 //! workers go on meanwhile (T-9).
@@ -32,6 +33,7 @@ mod outbox;
 mod roots;
 pub mod segments;
 pub mod store;
+mod tensorboard;
 mod tokens;
 
 pub use config::Config;
@@ -81,6 +83,7 @@ pub async fn run(
     };
     let is_alone = config.etcd.is_none();
     let (end, ends) = watch::channel(0);
+    let jobs_dir = data_dir.join("jobs");
     let coordinator = Coordinator::new(config, limits, data_dir, address, ends);
     let mut leader = coordinator.leader();
     let (stop_serving, mut stopped_serving) = watch::channel(());
@@ -94,6 +97,8 @@ pub async fn run(
         }
     }
     let known_tokens = coordinator.tokens();
+    let exporting = tensorboard::Exporter::new(coordinator.leader(), jobs_dir).run();
+    tokio::pin!(exporting);
     let serving =
         grpc::serve(
             listener,
@@ -110,6 +115,7 @@ pub async fn run(
             Ok(()) = asked.changed() => drop(end.send_replace(*asked.borrow())),
             result = &mut serving => served = Some(result),
             result = &mut leading => led = Some(result),
+            () = &mut exporting => {}
         }
     }
     end.send_replace(AT_ONCE);

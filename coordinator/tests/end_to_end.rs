@@ -307,6 +307,12 @@ async fn users_are_told_what_is_wrong() {
     assert_eq!((status.code(), status.message()), (Code::NotFound, "no worker `w` is connected; none is"));
     let mut spare = Worker::connect(&coordinator, register("a")).await;
     assert!(!spare.welcomed().await);
+    let kill = |worker_id: &str| proto::KillWorkerRequest { worker_id: worker_id.into() };
+    let status = user.kill_worker(kill("w")).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::NotFound, "no worker `w` is connected; there are a"));
+    let killed = user.kill_worker(kill("a")).await.unwrap().into_inner();
+    assert_eq!(killed, proto::KillWorkerResponse::default(), "it had no place");
+    assert!(matches!(spare.hear().await, ToWorker::Kill(kill) if kill.reason == "anyone had it killed"));
     let drained = user.drain_worker(drain("a")).await.unwrap().into_inner();
     assert_eq!(drained, proto::DrainWorkerResponse::default(), "it had no place");
     let cancelled = user.cancel_job(proto::CancelJobRequest { job_id: id }).await.unwrap().into_inner();

@@ -66,7 +66,7 @@ fn all_messages() -> Vec<(&'static str, Decodes)> {
         CreateTokenResponse, CurvePiece, DrainWorkerRequest, DrainWorkerResponse, DropCheckpoint, Event, Failed,
         Finished, ForgetWorkerRequest, ForgetWorkerResponse, GetAuditRequest, GetAuditResponse, GetCurveRequest,
         GetJobRequest, GetLeaderRequest, GetLeaderResponse, Heal, Heartbeat, Held, HoldJobRequest, Incident, Inputs, Job,
-        JobUpdate, KeptStep, Leaving, LeftOut, ListJobsRequest, ListJobsResponse, ListTokensRequest, ListTokensResponse,
+        JobUpdate, KeptStep, Kill, KillWorkerRequest, KillWorkerResponse, Leaving, LeftOut, ListJobsRequest, ListJobsResponse, ListTokensRequest, ListTokensResponse,
         ListWorkersRequest, ListWorkersResponse, ManifestPublished, Origin, Peer, PeerLost, PlaceInfo, Prepared, Probe,
         Probed, PublishManifest, ReadmitWorkerRequest, ReadmitWorkerResponse, RecordsMissing, Refused, Register,
         ReleaseJobRequest, RemoveJobRequest, RemoveJobResponse, ReportSteps, ResumeJobRequest, RevokeTokenRequest, Shape,

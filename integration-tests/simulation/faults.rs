@@ -384,7 +384,8 @@ impl World {
             | ToWorker::StepAck(_)
             | ToWorker::Refused(_)
             | ToWorker::WarmUp(_)
-            | ToWorker::Probe(_) => return,
+            | ToWorker::Probe(_)
+            | ToWorker::Kill(_) => return,
         };
         if standing.job_id == of.0.as_str() && of.1 < standing.epoch.get() {
             self.env.tell(|| format!("{} hears something of epoch {} again", id_of(pid), of.1));

@@ -43,6 +43,7 @@ impl World {
             | ToWorker::Refused(_)
             | ToWorker::WarmUp(_)
             | ToWorker::ReportSteps(_)
+            | ToWorker::Kill(_)
             | ToWorker::Probe(_) => None,
         };
         self.env.truth.check(complaint.is_none(), || complaint.unwrap_or_default());

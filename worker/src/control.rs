@@ -270,6 +270,7 @@ impl Control {
                     self.shared.set_connect_limit(limit_ms);
                     None
                 }
+                Output::Die { reason } => die(&reason),
                 Output::Note(note) => {
                     tracing::info!("{note}");
                     None
@@ -366,6 +367,14 @@ pub fn heartbeat(standing: Standing, shared: &Shared, memory: DeviceMemory) -> H
         memory_free_bytes: memory.free.unwrap_or(0),
         links: shared.links().into_iter().map(|(kind, num)| (kind.to_string(), num as u32)).collect(),
     }
+}
+
+/// As a death comes: no destructor runs, nothing is flushed, closed or said.
+fn die(reason: &str) -> ! {
+    tracing::warn!("ends at once: {reason}");
+    // Nothing is left to do about an error: the process ends either way.
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    std::process::abort()
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

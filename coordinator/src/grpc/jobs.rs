@@ -369,6 +369,19 @@ impl JobService for Jobs {
         self.orders.change(caller, ("DrainWorker", &what), |answer| Command::Drain { worker, answer }, taken).await
     }
 
+    async fn kill_worker(
+        &self,
+        request: Request<proto::KillWorkerRequest>,
+    ) -> Result<Response<proto::KillWorkerResponse>, Status> {
+        let (caller, proto::KillWorkerRequest { worker_id: worker }) = opened(request);
+        let (what, who) = (worker.clone(), caller.as_ref().map_or_else(|| "somebody".into(), Caller::to_string));
+        let change = async {
+            let job = self.leader.order(|answer| Command::Kill { worker, who, answer }).await?;
+            Ok(Response::new(proto::KillWorkerResponse { job_id: job.map_or_else(String::new, Into::into) }))
+        };
+        self.orders.audit.change(caller.as_ref(), "KillWorker", &what, change).await
+    }
+
     async fn readmit_worker(
         &self,
         request: Request<proto::ReadmitWorkerRequest>,

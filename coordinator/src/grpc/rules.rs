@@ -24,7 +24,7 @@ const fn change(path: &'static str, least: Role) -> Rule {
     Rule { path, least: Some(least), changes: true }
 }
 
-pub const RULES: [Rule; 27] = [
+pub const RULES: [Rule; 28] = [
     look("/toroid.v1.JobService/GetJob", Role::View),
     look("/toroid.v1.JobService/GetCurve", Role::View),
     look("/toroid.v1.JobService/ListJobs", Role::View),
@@ -41,6 +41,7 @@ pub const RULES: [Rule; 27] = [
     change("/toroid.v1.JobService/UncordonWorker", Role::Operate),
     change("/toroid.v1.JobService/RemoveJob", Role::Operate),
     change("/toroid.v1.JobService/DrainWorker", Role::Operate),
+    change("/toroid.v1.JobService/KillWorker", Role::Operate),
     change("/toroid.v1.JobService/ReadmitWorker", Role::Operate),
     change("/toroid.v1.AdminService/CreateToken", Role::Admin),
     look("/toroid.v1.AdminService/ListTokens", Role::Admin),
@@ -62,7 +63,7 @@ pub fn rule(path: &str) -> Option<&'static Rule> {
 }
 
 /// Pages over HTTP, by method; `*` is one segment of a path, whatever it is.
-pub const PAGES: [(&str, Rule); 12] = [
+pub const PAGES: [(&str, Rule); 13] = [
     ("GET", Rule { path: "/healthz", least: None, changes: false }),
     // The dashboard's own files, the same for every cluster.
     ("GET", Rule { path: "/", least: None, changes: false }),
@@ -76,6 +77,7 @@ pub const PAGES: [(&str, Rule); 12] = [
     ("POST", change("/api/jobs/*/checkpoint", Role::Submit)),
     ("POST", change("/api/jobs/*/cancel", Role::Submit)),
     ("POST", change("/api/workers/*/drain", Role::Operate)),
+    ("POST", change("/api/workers/*/kill", Role::Operate)),
 ];
 
 /// The rule of a page; `None`: there is no such page, or not by this method.

@@ -136,3 +136,12 @@ pub(super) async fn drain(
     let answer = http.jobs.drain_worker(request(caller, proto::DrainWorkerRequest { worker_id })).await?.into_inner();
     Ok(Json(serde_json::json!({ "job_id": answer.job_id, "replacement": answer.replacement })).into_response())
 }
+
+pub(super) async fn kill(
+    State(http): State<Http>,
+    Extension(caller): Extension<Caller>,
+    Path(worker_id): Path<String>,
+) -> Answer {
+    let answer = http.jobs.kill_worker(request(caller, proto::KillWorkerRequest { worker_id })).await?.into_inner();
+    Ok(Json(serde_json::json!({ "job_id": answer.job_id })).into_response())
+}

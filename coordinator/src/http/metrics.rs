@@ -1,7 +1,7 @@
 //! `/metrics` in Prometheus' text format 0.0.4: base units in names, counters end in `_total`.
 //!
-//! Labels are jobs that have not ended and states, nothing that grows with places or restarts: who of many is slow or silent is said by
-//! `toroid workers` and the dashboard, here is the worst of them.
+//! Labels are jobs that have not ended, states and a few positions, nothing that grows with places or restarts: each place's figures are in
+//! `/api/workers`, `toroid workers` and on the dashboard, here are the worst of them, with the rank as a value.
 
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
@@ -15,6 +15,10 @@ use toroid_proto::json;
 use super::Http;
 use super::error::HttpError;
 
+/// A job's id; `job` itself is what Prometheus calls a group of targets.
+const JOB: &str = "job_id";
+/// Of each job, the places that compute for longest.
+const NUM_SLOWEST: usize = 3;
 /// Jobs on one page; beyond, the oldest are left out and counted.
 const MAX_JOBS: usize = 1000;
 
@@ -60,8 +64,13 @@ impl Page {
 
 /// `{name="value"}`.
 fn label(name: &str, value: &str) -> String {
-    let value = value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
-    format!("{{{name}=\"{value}\"}}")
+    labels(&[(name, value)])
+}
+
+fn labels(labels: &[(&str, &str)]) -> String {
+    let escaped = |value: &str| value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
+    let pairs: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+    format!("{{{}}}", pairs.join(","))
 }
 
 /// As Prometheus writes numbers.
@@ -105,7 +114,7 @@ fn page(
 
     let now: Vec<&proto::Job> = jobs.iter().filter(|job| !json::is_ended(job.state())).collect();
     let mut of_jobs = |name: &str, kind: &str, help: &str, value: &dyn Fn(&proto::Job) -> Option<f64>| {
-        let samples = now.iter().filter_map(|job| Some((label("job", &job.id), float(value(job)?))));
+        let samples = now.iter().filter_map(|job| Some((label(JOB, &job.id), float(value(job)?))));
         page.metric(name, kind, help, samples);
     };
     let last = |value: fn(&proto::StepRecord) -> f64| move |job: &proto::Job| job.last_step.as_ref().map(value);
@@ -179,7 +188,8 @@ fn page(
         "toroid_job_incidents_total",
         counter,
         "Recorded failures, planned moves and growths.",
-        &always(|j| j.incidents.len() as f64),
+        // The oldest of very many are not listed any more.
+        &always(|j| j.incidents.last().map_or(0.0, |incident| incident.number as f64)),
     );
     of_jobs(
         "toroid_job_incidents_open",
@@ -201,12 +211,11 @@ fn page(
         &always(|j| j.skipped_steps as f64),
     );
     of_jobs("toroid_job_stragglers", gauge, "Places that compute slowly now.", &always(|j| j.stragglers.len() as f64));
-    let slowest = |job: &proto::Job| job.stragglers.iter().map(|s| s.factor).reduce(f64::max);
     of_jobs(
         "toroid_job_slowest_place_ratio",
         gauge,
-        "Time of the slowest straggler over the median of its peers.",
-        &slowest,
+        "Time of the slowest straggler over the median of its peers; 1 where nobody is one.",
+        &always(|j| j.stragglers.iter().map(|s| s.factor).fold(1.0, f64::max)),
     );
     of_jobs("toroid_job_checkpoint_step", gauge, "Step of the newest good checkpoint.", &|j| {
         j.checkpoints.iter().map(|c| c.step as f64).reduce(f64::max)
@@ -220,7 +229,21 @@ fn page(
         "Whether checkpoints have failed since the newest good one.",
         &always(|j| f64::from(u8::from(j.unsaved.is_some()))),
     );
+    let slowest: Vec<(String, &proto::WorkerInfo)> = now.iter().flat_map(|job| slowest(job, workers)).collect();
+    let help = "Computation in a step at the places that compute for longest, by position.";
+    let times = slowest.iter().map(|(labels, worker)| (labels.clone(), float(worker.compute_s)));
+    page.metric("toroid_job_slowest_place_compute_seconds", gauge, help, times);
+    let ranks = slowest.iter().map(|(labels, worker)| (labels.clone(), worker.rank));
+    page.metric("toroid_job_slowest_place_rank", gauge, "Ranks of these places.", ranks);
     page.0
+}
+
+/// With the labels of their positions.
+fn slowest<'a>(job: &proto::Job, workers: &'a [proto::WorkerInfo]) -> Vec<(String, &'a proto::WorkerInfo)> {
+    let mut placed: Vec<_> = workers.iter().filter(|w| w.job_id == job.id && w.compute_s > 0.0).collect();
+    placed.sort_by(|a, b| b.compute_s.total_cmp(&a.compute_s).then(a.rank.cmp(&b.rank)));
+    let positions = (1..=NUM_SLOWEST).map(|n| labels(&[(JOB, &job.id), ("position", &n.to_string())]));
+    positions.zip(placed).collect()
 }
 
 fn count(states: impl Iterator<Item = &'static str>) -> Vec<(String, usize)> {
@@ -244,18 +267,27 @@ mod tests {
             last_step: Some(step),
             ..Default::default()
         };
+        let worker = |rank: i32, compute_s: f64| proto::WorkerInfo {
+            job_id: running.id.clone(),
+            rank,
+            compute_s,
+            ..Default::default()
+        };
+        let workers = [worker(0, 0.5), worker(1, 0.25), worker(2, 0.75), worker(3, 0.5), worker(4, 0.0)];
         let ended = proto::Job { id: "old".into(), state: proto::JobState::Done.into(), ..Default::default() };
-        let text = page(&leader, &[running, ended], &[], 5.0);
+        let text = page(&leader, &[running, ended], &workers, 5.0);
         for line in [
             r#"toroid_jobs{state="done"} 1"#,
-            r#"toroid_job_committed_steps_total{job="a\"b\\c"} 7"#,
-            r#"toroid_job_loss{job="a\"b\\c"} 2.5"#,
-            r#"toroid_job_gradient_norm{job="a\"b\\c"} NaN"#,
+            r#"toroid_job_committed_steps_total{job_id="a\"b\\c"} 7"#,
+            r#"toroid_job_loss{job_id="a\"b\\c"} 2.5"#,
+            r#"toroid_job_gradient_norm{job_id="a\"b\\c"} NaN"#,
             "toroid_coordinator_term 3",
+            r#"toroid_job_slowest_place_rank{job_id="a\"b\\c",position="1"} 2"#,
+            r#"toroid_job_slowest_place_compute_seconds{job_id="a\"b\\c",position="3"} 0.5"#,
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }
-        assert!(!text.contains("old"), "{text}");
+        assert!(!text.contains("old") && !text.contains("position=\"4\""), "{text}");
         let standby = page(&proto::GetLeaderResponse::default(), &[], &[], 5.0);
         assert!(standby.contains("toroid_coordinator_leads 0") && !standby.contains("toroid_jobs"), "{standby}");
     }

@@ -50,6 +50,7 @@ pub(crate) fn router(jobs: Jobs, limits: Limits) -> Router {
         .route("/api/jobs/{job}/cancel", post(api::cancel))
         .route("/api/workers", get(api::workers))
         .route("/api/workers/{worker}/drain", post(api::drain))
+        .route("/api/workers/{worker}/kill", post(api::kill))
         .route("/api/stream", get(stream::stream))
         .with_state(http)
 }

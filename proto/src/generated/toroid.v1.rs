@@ -838,6 +838,17 @@ pub struct DrainWorkerResponse {
     pub replacement: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KillWorkerRequest {
+    #[prost(string, tag = "1")]
+    pub worker_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KillWorkerResponse {
+    /// empty: it was a spare
+    #[prost(string, tag = "1")]
+    pub job_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadmitWorkerRequest {
     #[prost(string, tag = "1")]
     pub worker_id: ::prost::alloc::string::String,
@@ -1850,6 +1861,32 @@ pub mod job_service_client {
                 .insert(GrpcMethod::new("toroid.v1.JobService", "DrainWorker"));
             self.inner.unary(req, path, codec).await
         }
+        /// The worker's process ends at once, as if its machine had died: what follows is what follows of any death. A trial of fault
+        /// tolerance; DrainWorker takes a machine out of use. Answers when the worker has been told.
+        pub async fn kill_worker(
+            &mut self,
+            request: impl tonic::IntoRequest<super::KillWorkerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::KillWorkerResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/toroid.v1.JobService/KillWorker",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("toroid.v1.JobService", "KillWorker"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Ends the time for which a worker, or its host, is put aside. NOT_FOUND names those that are.
         pub async fn readmit_worker(
             &mut self,
@@ -2075,6 +2112,15 @@ pub mod job_service_server {
             request: tonic::Request<super::DrainWorkerRequest>,
         ) -> std::result::Result<
             tonic::Response<super::DrainWorkerResponse>,
+            tonic::Status,
+        >;
+        /// The worker's process ends at once, as if its machine had died: what follows is what follows of any death. A trial of fault
+        /// tolerance; DrainWorker takes a machine out of use. Answers when the worker has been told.
+        async fn kill_worker(
+            &self,
+            request: tonic::Request<super::KillWorkerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::KillWorkerResponse>,
             tonic::Status,
         >;
         /// Ends the time for which a worker, or its host, is put aside. NOT_FOUND names those that are.
@@ -2721,6 +2767,51 @@ pub mod job_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DrainWorkerSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/toroid.v1.JobService/KillWorker" => {
+                    #[allow(non_camel_case_types)]
+                    struct KillWorkerSvc<T: JobService>(pub Arc<T>);
+                    impl<
+                        T: JobService,
+                    > tonic::server::UnaryService<super::KillWorkerRequest>
+                    for KillWorkerSvc<T> {
+                        type Response = super::KillWorkerResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::KillWorkerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as JobService>::kill_worker(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = KillWorkerSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -3406,7 +3497,7 @@ pub struct CoordinatorMessage {
     pub term: u64,
     #[prost(
         oneof = "coordinator_message::Body",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13"
     )]
     pub body: ::core::option::Option<coordinator_message::Body>,
 }
@@ -3439,6 +3530,8 @@ pub mod coordinator_message {
         DropCheckpoint(super::DropCheckpoint),
         #[prost(message, tag = "12")]
         Probe(super::Probe),
+        #[prost(message, tag = "13")]
+        Kill(super::Kill),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3549,6 +3642,13 @@ pub struct Probe {
     /// 32 bytes: with which the two know one another
     #[prost(bytes = "vec", tag = "4")]
     pub key: ::prost::alloc::vec::Vec<u8>,
+}
+/// A user has the process end at once, as if its machine had died: nothing is said, saved or handed over.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Kill {
+    /// for its log
+    #[prost(string, tag = "1")]
+    pub reason: ::prost::alloc::string::String,
 }
 /// All workers of the epoch are prepared: connect and train.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -119,6 +119,8 @@ pub enum Output {
     Connected(bool),
     /// How long the links of an epoch may take to be up.
     ConnectLimit { limit_ms: u32 },
+    /// The process ends at once, as if its machine had died; nothing comes after it.
+    Die { reason: String },
     /// A line for the log.
     Note(String),
     /// A line for the log that wants somebody's attention.
@@ -268,8 +270,10 @@ impl Client {
             self.coordinators.failed(None);
             return self.lost("its leadership is over", now, out);
         }
-        if matches!(body, FromCoordinator::Welcome(_)) {
-            self.welcome(now, out);
+        match body {
+            FromCoordinator::Welcome(_) => self.welcome(now, out),
+            FromCoordinator::Kill(kill) => return out.push(Output::Die { reason: kill.reason }),
+            _ => {}
         }
         self.session(session::Input::FromCoordinator(body), now, out);
     }

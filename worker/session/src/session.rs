@@ -115,7 +115,8 @@ impl Session {
                 Ok(ahead) => vec![Output::Act(Action::Trainer(Command::WarmUp(Box::new(ahead))))],
                 Err(refusal) => vec![Output::Send(ToCoordinator::WarmedUp(refusal))],
             },
-            FromCoordinator::WarmUp(_) => Vec::new(),
+            // The client has seen to the latter.
+            FromCoordinator::WarmUp(_) | FromCoordinator::Kill(_) => Vec::new(),
             FromCoordinator::Probe(probe) => match parse::knock(&probe) {
                 Ok(knock) => vec![Output::Probe(knock)],
                 Err(error) => vec![Output::Send(ToCoordinator::Probed(proto::Probed { number: probe.number, error }))],

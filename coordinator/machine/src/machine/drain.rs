@@ -3,10 +3,10 @@
 use toroid_torus::ids::JobId;
 
 use super::Machine;
-use crate::api::{Reply, RequestError, RequestId};
+use crate::api::{Reply, RequestError, RequestId, StreamId};
 use crate::clock::Now;
 use crate::job::IfNobody;
-use crate::pool::Standing;
+use crate::pool::{Standing, Worker};
 
 /// Workers that an error names.
 const MAX_NAMED: usize = 10;
@@ -15,6 +15,24 @@ impl Machine {
     pub(crate) fn drain(&mut self, request: RequestId, worker: &str, now: Now) {
         let reply = self.drain_worker(worker, "is drained: a user asked for it", IfNobody::Refuse, now);
         self.out.reply(request, reply);
+    }
+
+    /// The stream of a worker that is connected, and the job in which it has a place.
+    pub fn stream_of(&self, worker: &str) -> Result<(StreamId, Option<JobId>), RequestError> {
+        let worker = self.connected(worker)?;
+        Ok((worker.stream, worker.place.as_ref().map(|(job, _)| job.clone())))
+    }
+
+    fn connected(&self, worker: &str) -> Result<&Worker, RequestError> {
+        self.pool.get(worker).ok_or_else(|| {
+            let known: Vec<&str> = self.pool.iter().map(|w| w.register.worker_id.as_str()).take(MAX_NAMED).collect();
+            let known = match known.len() {
+                0 => "none is".into(),
+                MAX_NAMED => format!("the first are {}", known.join(", ")),
+                _ => format!("there are {}", known.join(", ")),
+            };
+            RequestError::UnknownWorker { worker: worker.into(), known }
+        })
     }
 
     /// Ends the time for which a worker is put aside.
@@ -40,15 +58,7 @@ impl Machine {
         if_nobody: IfNobody,
         now: Now,
     ) -> Result<Reply, RequestError> {
-        let Some(place) = self.pool.get(worker).map(|w| w.place.clone()) else {
-            let known: Vec<&str> = self.pool.iter().map(|w| w.register.worker_id.as_str()).take(MAX_NAMED).collect();
-            let known = match known.len() {
-                0 => "none is".into(),
-                MAX_NAMED => format!("the first are {}", known.join(", ")),
-                _ => format!("there are {}", known.join(", ")),
-            };
-            return Err(RequestError::UnknownWorker { worker: worker.into(), known });
-        };
+        let place = self.connected(worker)?.place.clone();
         let (jobs, mut cx) = self.split(now);
         let (job, replacement) = match place.and_then(|(job, rank)| Some((jobs.get_mut(&job)?, rank))) {
             Some((job, rank)) => (job.record().id.clone(), job.drain(&mut cx, rank, why, if_nobody)?),

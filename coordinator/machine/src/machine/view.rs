@@ -12,7 +12,7 @@ use crate::proof::ProofStage;
 use crate::record::{Checkpoint, Event, JobRecord, LeftOut, Validation};
 use crate::straggler::Straggler;
 use toroid_proto as proto;
-use toroid_torus::ids::{JobId, Rank, WorkerId};
+use toroid_torus::ids::{JobId, Rank, Step, WorkerId};
 use toroid_torus::labels::{Labels, RESERVED};
 
 impl Machine {
@@ -20,6 +20,13 @@ impl Machine {
     pub fn view(&self, id: &str, now: Now) -> Option<proto::Job> {
         let job = self.jobs.get(id)?;
         Some(self.view_of(job, now))
+    }
+
+    /// Of a job, ascending; none of one that there is not.
+    pub fn validations_from(&self, id: &str, step: Step) -> Vec<proto::Validation> {
+        let validations = self.jobs.get(id).map_or(&[][..], |job| &job.record().validations);
+        let first = validations.partition_point(|v| v.step < step);
+        validations[first..].iter().map(validation).collect()
     }
 
     pub fn view_workers(&self, now: Now) -> Vec<proto::WorkerInfo> {

@@ -262,6 +262,7 @@ impl Worker {
                 let error = if is_apart { format!("cannot be reached at {}", m.data_address) } else { String::new() };
                 self.say(FromWorker::Probed(proto::Probed { number: m.number, error }));
             }
+            ToWorker::Kill(_) => unreachable!("the machine has nobody killed"),
         }
     }
 

@@ -625,6 +625,7 @@ impl World {
             | ToWorker::Refused(_)
             | ToWorker::WarmUp(_)
             | ToWorker::ReportSteps(_)
+            | ToWorker::Kill(_)
             | ToWorker::Probe(_) => {}
         }
     }

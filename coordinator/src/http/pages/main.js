@@ -46,7 +46,7 @@ const torus = new Torus($('torus'), describePlace);
 
 function describePlace(place) {
   const { job, pool } = state;
-  $('drain').hidden = !place || !place.worker;
+  $('drain').hidden = $('kill').hidden = !place || !place.worker || !place.alive;
   if (!place || !job) { $('place-read').textContent = ''; return; }
   const { tp, pp, dp } = job.shape;
   const t = place.rank % tp;
@@ -237,6 +237,13 @@ $('drain').addEventListener('click', async () => {
   if (!worker) return;
   if (await ask(`Drain ${worker}?`, 'Its place moves to a spare; no committed step is lost. The process gets no place any more.')) {
     act(`/api/workers/${encodeURIComponent(worker)}/drain`, (answer) => answer.replacement ? `${answer.replacement} takes its place` : `${worker} is drained`);
+  }
+});
+$('kill').addEventListener('click', async () => {
+  const worker = torus.chosen?.worker;
+  if (!worker) return;
+  if (await ask(`Kill ${worker}?`, 'Its process ends at once, as if its machine had died: nothing is saved or handed over. A spare takes its place, if there is one; the incident shows what it cost.')) {
+    act(`/api/workers/${encodeURIComponent(worker)}/kill`, () => `${worker} was told to end at once`);
   }
 });
 $('theme').addEventListener('click', () => {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use toroid_proto::coordinator_message::Body as FromCoordinator;
-use toroid_proto::{Probe, Probed, RefusalKind, Refused, StepRecord, Stop, Welcome};
+use toroid_proto::{Kill, Probe, Probed, RefusalKind, Refused, StepRecord, Stop, Welcome};
 use toroid_torus::ids::{Epoch, Step};
 
 use toroid_torus::ids::Term;
@@ -96,6 +96,7 @@ fn name(output: &Output) -> String {
         Output::Connected(true) => "connected".into(),
         Output::Connected(false) => "cut off".into(),
         Output::ConnectLimit { limit_ms } => format!("limit {limit_ms}"),
+        Output::Die { reason } => format!("die: {reason}"),
         Output::Note(text) => format!("note: {text}"),
         Output::Warn(text) => format!("warning: {text}"),
         Output::End(ending) => format!("end: {ending:?}"),
@@ -231,6 +232,19 @@ fn a_probe_has_most_of_the_failure_timeout() {
     let mut run = Run::welcome();
     let probe = Probe { worker_id: "w7".into(), key: vec![1; 32], ..Probe::default() };
     run.check(said(FromCoordinator::Probe(probe)), &["probe w7 within 1600 ms"]);
+}
+
+/// Whatever it does, and not for a coordinator that does not lead any more (T-13).
+#[test]
+fn a_worker_that_is_to_be_killed_dies_at_once() {
+    let kill = |term| {
+        let body = FromCoordinator::Kill(Kill { reason: "ada had it killed".into() });
+        Input::FromCoordinator { term: Term::new(term), body }
+    };
+    let mut run = Run::with_place();
+    let found: Vec<String> = run.client.handle(kill(0), run.now).iter().map(name).collect();
+    assert!(!found.iter().any(|output| output.starts_with("die")), "{found:?}");
+    Run::with_place().check(kill(1), &["die: ada had it killed"]);
 }
 
 #[test]
