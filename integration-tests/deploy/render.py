@@ -208,7 +208,7 @@ def check_helm():
     done = subprocess.run([helm_program(), "lint", "--strict", str(CHART)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     ways = {
-        "demo": (1, []),
+        "demo": (1, ["--set", "worker.args={--threads=1}"]),
         "ha": (3, ["--set", "coordinator.replicas=3", "--set", "etcd.enabled=true"]),
         "gpu": (3, ["--set", "coordinator.replicas=3", "--set", "etcd.enabled=true", "--set", "worker.gpusPerPod=8", "--set", "worker.replicas=3"]),
     }
