@@ -15,8 +15,8 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::{
-    admin, bench, certs, chaos, checkpoint, daemon, dashboard, incidents, jobs, local, output, plan, queue, status,
-    submit, trace,
+    admin, bench, certs, chaos, checkpoint, daemon, dashboard, incidents, jobs, local, output, plan, queue, slurm,
+    status, submit, trace,
 };
 
 /// Trains Mixture-of-Experts language models on machines that die
@@ -83,6 +83,9 @@ enum Command {
     Bench(bench::Command),
     /// Plan a job before any device is paid for: memory, traffic, pipeline, step time, goodput
     Plan(Box<plan::Args>),
+    /// Print a batch script for Slurm
+    #[command(subcommand)]
+    Slurm(slurm::Command),
     /// Show the versions of program, protocol and checkpoint format
     Version,
 }
@@ -147,6 +150,7 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Token(command) => runtime.block_on(admin::token(command)),
         Command::Audit(args) => runtime.block_on(admin::audit(args)),
         Command::Plan(args) => plan::run(&args),
+        Command::Slurm(command) => slurm::run(command).map(|()| ExitCode::SUCCESS),
         Command::Version => {
             output::line(format_args!("toroid {}", toroid_proto::BUILD_VERSION))?;
             output::line(format_args!("protocol {}", toroid_proto::PROTOCOL_VERSION))?;
@@ -284,6 +288,10 @@ mod tests {
             "toroid plan",
             "toroid plan job.toml --mtbf-h 1000 --link-gbps 25 -o json",
             "toroid plan --preset 1b --tp 2 --pp 2 --dp 2 --micro-batches 16 --measured",
+            "toroid worker --restart --devices cuda:0,cuda:1 --listen fd00::1 --rack-map racks",
+            "toroid slurm allocation --tp 1 --pp 1 --dp 8 --spares 2 --time 1:00:00 --account lab --dir /shared/run",
+            "toroid slurm allocation --job job.toml --devices cuda:0,cuda:1 --sbatch=--reservation=r",
+            "toroid slurm array --coordinator c:7070 --waiting 4 --exclude n[1-3] --leave-s 300",
             "toroid version",
         ] {
             check(line, true);
@@ -295,6 +303,12 @@ mod tests {
             "toroid coordinator",
             "toroid coordinator --dir d --heartbeat-interval-ms 0",
             "toroid worker --threads 0",
+            "toroid worker --devices cuda:0,cuda:1",
+            "toroid worker --restart --devices cuda:0 --id w",
+            "toroid worker --restart --die-with-parent",
+            "toroid slurm",
+            "toroid slurm allocation --job job.toml --tp 2",
+            "toroid slurm array --sbatch reservation=r",
             "toroid worker --device gpu",
             "toroid worker --cuda-graphs maybe",
             "toroid jobs --coordinator ftp://h:1",

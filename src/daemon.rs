@@ -4,16 +4,17 @@
 //! with the process that started them: the kernel kills them then, and the end of their standard input asks them to end in good
 //! order. That is how `toroid local` leaves nothing behind, however it ends itself.
 
+use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _, UdpSocket};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use toroid_coordinator::CallLimits;
 use toroid_coordinator::machine::{Policy, Quotas, Retention};
 use toroid_coordinator::store::etcd::{self, EtcdConfig, EtcdTls};
@@ -27,9 +28,12 @@ use toroid_worker::device::cuda::Graphs;
 use crate::access::{CredentialArgs, LocalRole};
 use crate::client;
 use crate::output;
+use crate::supervise;
 
 /// How the line begins that a coordinator prints once it listens; the address follows.
 pub const LISTENS_ON: &str = "listens on ";
+/// In a job of Slurm, SIGTERMs that come within so long are one request.
+const SLURM_REPEATS: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub struct CoordinatorArgs {
@@ -171,8 +175,11 @@ pub struct WorkerArgs {
     /// A label, NAME=VALUE, that a job may ask for; may be given several times. device, host, rack and zone are labels of every worker
     #[arg(long = "label", value_name = "NAME=VALUE", value_parser = parse_label)]
     labels: Vec<(String, String)>,
-    /// Where to listen for other workers; default: any port of the address that faces the coordinator
-    #[arg(long, value_name = "IP:PORT")]
+    /// Rack by host: a file with a host and its rack in each line, of which that of --host counts; without one --rack does
+    #[arg(long, env = "TOROID_RACK_MAP", value_name = "FILE")]
+    rack_map: Option<PathBuf>,
+    /// Where to listen for other workers, any port where none is named; default: the address that faces the coordinator
+    #[arg(long, env = "TOROID_LISTEN", value_name = "IP[:PORT]", value_parser = parse_listen)]
     listen: Option<SocketAddr>,
     /// What other workers dial, where that is not the address listened on: host or host:port
     #[arg(long, value_name = "HOST[:PORT]")]
@@ -187,6 +194,12 @@ pub struct WorkerArgs {
     /// What to compute on: auto, cpu, or cuda:N for GPU number N; auto takes the first GPU that works, else the CPU
     #[arg(long, default_value_t, value_name = "DEVICE")]
     device: Choice,
+    /// Stay, and start the worker again whenever it ends, unless this process was asked to end: for process 1 of a container, or a step of Slurm
+    #[arg(long, conflicts_with = "die_with_parent")]
+    restart: bool,
+    /// With --restart: a worker for each of these devices, with ports from that of --listen on
+    #[arg(long, value_name = "DEVICE[,...]", value_delimiter = ',', requires = "restart", conflicts_with_all = ["device", "id", "advertise"])]
+    devices: Vec<Choice>,
     /// CUDA graphs: on, or off to launch a GPU's operations one by one; the results are the same
     #[arg(long, env = "TOROID_CUDA_GRAPHS", default_value_t, value_name = "on|off")]
     cuda_graphs: Graphs,
@@ -324,9 +337,20 @@ pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
 pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
     raise_open_files();
     let asked = asked_to_end(args.die_with_parent)?;
+    if args.restart {
+        return supervise::run(&args.devices, args.listen, asked).await;
+    }
     let facing = args.connection.coordinator.iter().find_map(|url| address_facing(url));
     let access = args.connection.access_as(LocalRole::Worker)?;
     let host = args.host.unwrap_or_else(host_name);
+    let rack = match args.rack_map {
+        None => args.rack,
+        Some(file) => {
+            let map =
+                std::fs::read_to_string(&file).with_context(|| format!("read the racks in {}", file.display()))?;
+            rack_of(&map, &host).with_context(|| format!("read the racks in {}", file.display()))?.unwrap_or(args.rack)
+        }
+    };
     let (data_listen, advertise) = data_addresses(args.listen, args.advertise, facing, &host);
     let config = toroid_worker::Config {
         coordinators: access.urls,
@@ -334,7 +358,7 @@ pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
         worker_id: args.id,
         host,
         zone: args.zone,
-        rack: args.rack,
+        rack,
         labels: args.labels.into_iter().collect(),
         data_listen,
         advertise,
@@ -351,6 +375,34 @@ pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
     };
     toroid_worker::run(config, asked).await.context("run the worker")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// An address, with a port or without. Brackets may stand around either family: what Kubernetes knows of a pod is its address alone.
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    let bracketed = text.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+    let (ip, port) = match bracketed {
+        Some((ip, "")) => (ip, "0"),
+        Some((ip, rest)) => (ip, rest.strip_prefix(':').unwrap_or_default()),
+        None => (text, "0"),
+    };
+    let alone = || Some(SocketAddr::new(ip.parse().ok()?, port.parse().ok()?));
+    text.parse().ok().or_else(alone).ok_or_else(|| "expected IP, IP:PORT or [IP]:PORT, as in 10.0.0.1:7071".into())
+}
+
+/// The rack of this host, by lines of a host and its rack. Empty lines and those that begin with # say nothing.
+fn rack_of(map: &str, host: &str) -> Result<Option<String>> {
+    let mut found = None;
+    for (number, line) in (1..).zip(map.lines()) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            [] => {}
+            [first, ..] if first.starts_with('#') => {}
+            [name, rack] if *name == host => found = Some((*rack).to_string()),
+            [_, _] => {}
+            _ => bail!("line {number} is `{line}`; expected a host and its rack, as in `node-7 r1`"),
+        }
+    }
+    Ok(found)
 }
 
 /// `ada=8`.
@@ -429,11 +481,12 @@ fn data_addresses(
     (listen, Some(dialled))
 }
 
-/// How often this process was asked to end: once by a signal, twice by a second one or by the end of the process that started it.
+/// How often this process was asked to end: once by a signal or a byte of the process that started it, twice by a second one or by the end of
+/// that process.
 fn asked_to_end(die_with_parent: bool) -> Result<watch::Receiver<u32>> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let (parent, mut parent_is_gone) = oneshot::channel::<()>();
+    let (parent, mut parents_word) = mpsc::channel(1);
     if die_with_parent {
         let kill = rustix::process::Signal::KILL;
         rustix::process::set_parent_process_death_signal(Some(kill)).context("bind the life to the parent's")?;
@@ -441,30 +494,48 @@ fn asked_to_end(die_with_parent: bool) -> Result<watch::Receiver<u32>> {
         std::thread::Builder::new()
             .name("parent".into())
             .spawn(move || {
-                let _parent = parent;
-                // What cannot be read has ended as well.
-                let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+                for byte in std::io::stdin().lock().bytes() {
+                    // What cannot be read has ended as well; the receiver is gone only when this process ends.
+                    if byte.is_err() || parent.blocking_send(()).is_err() {
+                        break;
+                    }
+                }
             })
             .context("start the thread that watches the parent")?;
     }
     let (ask, asked) = watch::channel(0);
     tokio::spawn(async move {
+        let (mut num_signals, mut num_words) = (0, 0);
+        // Slurm sends one request to each process of a step, and what started a process may pass it on.
+        let repeats = if std::env::var_os("SLURM_JOB_ID").is_some() { SLURM_REPEATS } else { Duration::ZERO };
+        let mut counted: Option<Instant> = None;
         while *ask.borrow() < 2 {
-            let times = tokio::select! {
+            tokio::select! {
                 _ = interrupt.recv() => {
                     tracing::info!("asked to end by SIGINT");
-                    1
+                    num_signals += 1;
                 }
                 _ = terminate.recv() => {
+                    if counted.is_some_and(|at| at.elapsed() < repeats) {
+                        continue;
+                    }
                     tracing::info!("asked to end by SIGTERM");
-                    1
+                    counted = Some(Instant::now());
+                    num_signals += 1;
                 }
-                _ = &mut parent_is_gone, if die_with_parent => {
-                    tracing::info!("asked to end: standard input ended");
-                    2
+                word = parents_word.recv(), if die_with_parent => match word {
+                    Some(()) => {
+                        tracing::info!("asked to end by the process that started this one");
+                        num_words += 1;
+                    }
+                    None => {
+                        tracing::info!("asked to end: standard input ended");
+                        num_words = 2;
+                    }
                 }
-            };
-            ask.send_modify(|asked| *asked += times);
+            }
+            // A signal to both processes, and what the other one makes of it, are one request.
+            ask.send_replace(u32::max(num_signals, num_words));
         }
         ask.closed().await;
     });
@@ -491,6 +562,32 @@ mod tests {
         check(Some("0.0.0.0:9"), None, facing, ("0.0.0.0:9", Some("10.1.2.3")));
         check(Some("[::]:9"), None, facing_v6, ("[::]:9", Some("node-7")));
         check(Some("0.0.0.0:9"), Some("pod.svc"), facing, ("0.0.0.0:9", Some("pod.svc")));
+    }
+
+    #[test]
+    fn an_address_to_listen_on_may_have_no_port() {
+        for (text, expected) in [
+            ("10.0.0.1:7071", "10.0.0.1:7071"),
+            ("10.0.0.1", "10.0.0.1:0"),
+            ("fd00::1", "[fd00::1]:0"),
+            ("[fd00::1]", "[fd00::1]:0"),
+            ("[fd00::1]:7071", "[fd00::1]:7071"),
+            ("[10.0.0.1]:7071", "10.0.0.1:7071"),
+        ] {
+            assert_eq!(parse_listen(text).map(|address| address.to_string()).as_deref(), Ok(expected), "{text}");
+        }
+        for text in ["eth0", "[10.0.0.1]:", "[10.0.0.1]x", "[10.0.0.1]7071", "[10.0.0.1]:70000", ""] {
+            assert!(parse_listen(text).is_err_and(|error| error.contains("10.0.0.1:7071")), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_rack_is_found_by_the_host() {
+        let map = "# made by an admin\n\nnode-1 r1\nnode-2\tr2\n";
+        assert_eq!(rack_of(map, "node-2").expect("read the map").as_deref(), Some("r2"));
+        assert_eq!(rack_of(map, "node-3").expect("read the map"), None);
+        let error = rack_of("node-1\n", "node-2").expect_err("a line without a rack");
+        assert!(error.to_string().contains("line 1 is `node-1`"), "{error}");
     }
 
     #[test]

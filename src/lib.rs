@@ -1,13 +1,14 @@
 //! Everything that the binary `toroid` does: every command of the user, and the daemons.
 //!
 //! ```text
-//!   local       a whole cluster of child processes of this binary      coordinator, worker   daemon
+//!   local       a whole cluster of child processes of this binary      coordinator, worker   daemon; worker --restart   supervise
 //!   chaos       faults on such a cluster, and a verdict                 bench   figures of this machine
 //!   submit      jobfile (paths), then progress and summary (--wait)     status, workers, events, cancel, drain   status
 //!   jobs        the list of jobs                                        hold, release, resume, cordon, uncordon  queue
 //!   incidents   what failed and what it cost                            trace   what the time of steps went to
 //!   certs       a private CA and its certificates                    admin   tokens, the audit record      access  credentials of a command
 //!   plan        what a job needs, before it is run
+//!   slurm       batch scripts
 //!   checkpoint  now, list, verify, export; find: which folder is meant  client, watch: gRPC    format, output
 //!   cluster     coordinator and workers as child processes: `local`, `chaos`, `bench` and the system tests share it
 //! ```
@@ -41,9 +42,11 @@ mod output;
 mod plan;
 mod progress;
 mod queue;
+mod slurm;
 mod status;
 mod submit;
 mod summary;
+mod supervise;
 mod trace;
 mod watch;
 
