@@ -15,7 +15,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::{
-    admin, bench, certs, chaos, checkpoint, daemon, dashboard, incidents, jobs, local, output, plan, queue, status,
+    admin, bench, certs, chaos, checkpoint, daemon, dashboard, data, incidents, jobs, local, output, plan, queue, status,
     submit, trace,
 };
 
@@ -83,6 +83,9 @@ enum Command {
     Bench(bench::Command),
     /// Plan a job before any device is paid for: memory, traffic, pipeline, step time, goodput
     Plan(Box<plan::Args>),
+    /// Make text to train on from raw documents, each removal explained: `toroid data --help`
+    #[command(disable_help_flag = true)]
+    Data(data::Args),
     /// Show the versions of program, protocol and checkpoint format
     Version,
 }
@@ -147,6 +150,7 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Token(command) => runtime.block_on(admin::token(command)),
         Command::Audit(args) => runtime.block_on(admin::audit(args)),
         Command::Plan(args) => plan::run(&args),
+        Command::Data(args) => data::run(&args),
         Command::Version => {
             output::line(format_args!("toroid {}", toroid_proto::BUILD_VERSION))?;
             output::line(format_args!("protocol {}", toroid_proto::PROTOCOL_VERSION))?;
@@ -283,6 +287,8 @@ mod tests {
             "toroid plan",
             "toroid plan job.toml --mtbf-h 1000 --link-gbps 25 -o json",
             "toroid plan --preset 1b --tp 2 --pp 2 --dp 2 --micro-batches 16 --measured",
+            "toroid data",
+            "toroid data run pipeline.toml --threads 2 --help",
             "toroid version",
         ] {
             check(line, true);
