@@ -15,8 +15,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::{
-    admin, bench, certs, chaos, checkpoint, daemon, dashboard, incidents, jobs, local, output, plan, queue, slurm,
-    status, submit, trace,
+    admin, bench, certs, chaos, checkpoint, daemon, dashboard, data, incidents, jobs, local, output, plan, queue, slurm, status, submit, trace,
 };
 
 /// Trains Mixture-of-Experts language models on machines that die
@@ -86,6 +85,9 @@ enum Command {
     /// Print a batch script for Slurm
     #[command(subcommand)]
     Slurm(slurm::Command),
+    /// Make text to train on from raw documents, each removal explained: `toroid data --help`
+    #[command(disable_help_flag = true)]
+    Data(data::Args),
     /// Show the versions of program, protocol and checkpoint format
     Version,
 }
@@ -151,6 +153,7 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Audit(args) => runtime.block_on(admin::audit(args)),
         Command::Plan(args) => plan::run(&args),
         Command::Slurm(command) => slurm::run(command).map(|()| ExitCode::SUCCESS),
+        Command::Data(args) => data::run(&args),
         Command::Version => {
             output::line(format_args!("toroid {}", toroid_proto::BUILD_VERSION))?;
             output::line(format_args!("protocol {}", toroid_proto::PROTOCOL_VERSION))?;
@@ -292,6 +295,8 @@ mod tests {
             "toroid slurm allocation --tp 1 --pp 1 --dp 8 --spares 2 --time 1:00:00 --account lab --dir /shared/run",
             "toroid slurm allocation --job job.toml --devices cuda:0,cuda:1 --sbatch=--reservation=r",
             "toroid slurm array --coordinator c:7070 --waiting 4 --exclude n[1-3] --leave-s 300",
+            "toroid data",
+            "toroid data run pipeline.toml --threads 2 --help",
             "toroid version",
         ] {
             check(line, true);

@@ -31,6 +31,7 @@ pub mod cluster;
 mod command_line;
 mod daemon;
 mod dashboard;
+mod data;
 mod find;
 mod format;
 mod incidents;

@@ -1,0 +1,316 @@
+//! `toroid-data`, which `toroid data` runs: what was asked for, and how the progress is shown.
+//!
+//! Standard output has what was asked for, standard error what is said beside it. Exit codes: 0, 1 (failed), 2 (wrong use).
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use toroid_corpus::config::{Pipeline, Stage};
+use toroid_corpus::lm::{Model, train::Trainer};
+use toroid_corpus::report::grouped;
+use toroid_corpus::runs::Scratch;
+use toroid_corpus::stage::Watch;
+use toroid_corpus::{explain, read, run};
+
+/// From raw documents to text that is trained on, each removal explained
+#[derive(Debug, Parser)]
+#[command(name = "toroid data", bin_name = "toroid data", version, max_term_width = 120)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a pipeline; the same command goes on where a killed one was
+    Run(RunArgs),
+    /// Say what became of a document, and why
+    Explain(ExplainArgs),
+    /// Train an n-gram model for the stage `perplexity`; writes an ARPA file
+    Lm(LmArgs),
+    /// Print the perplexity of each line of a text, one a line
+    Perplexity(PerplexityArgs),
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// The pipeline file
+    pipeline: PathBuf,
+    /// Print the pipeline with all its defaults, and what would be done; do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Threads; all processors by default. The output does not depend on it
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Memory to keep to, as in 512M or 2G
+    #[arg(long, default_value = "2G", value_parser = bytes)]
+    memory: u64,
+    /// Ranges of hashes that are brought together one at a time by each thread. The output does not depend on it
+    #[arg(long, default_value_t = 16)]
+    shards: u64,
+    /// Text of a piece, as in 8M; follows from the memory by default. The output does not depend on it
+    #[arg(long, value_parser = bytes)]
+    piece: Option<u64>,
+    /// Keep the documents after each stage: a later stage can be changed without doing the earlier ones again
+    #[arg(long)]
+    keep_stages: bool,
+    /// Print the report as JSON instead of the table
+    #[arg(short = 'o', long = "output", value_parser = ["table", "json"], default_value = "table")]
+    output: String,
+}
+
+#[derive(Debug, Args)]
+struct ExplainArgs {
+    /// The id of a document, as in `mails:a.jsonl#120`, or the one that it came with
+    id: String,
+    /// The folder of an output, or the pipeline file that names it
+    #[arg(long = "in", default_value = "pipeline.toml")]
+    place: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct LmArgs {
+    /// Files or folders of text to train on
+    #[arg(required = true)]
+    texts: Vec<PathBuf>,
+    /// Where the model goes
+    #[arg(long, default_value = "model.arpa")]
+    to: PathBuf,
+    /// Words of the longest n-gram
+    #[arg(long, default_value_t = 5)]
+    order: usize,
+    /// Memory to keep to, as in 512M or 2G
+    #[arg(long, default_value = "2G", value_parser = bytes)]
+    memory: u64,
+}
+
+#[derive(Debug, Args)]
+struct PerplexityArgs {
+    /// The model, an ARPA file
+    model: PathBuf,
+    /// The text
+    text: PathBuf,
+}
+
+/// A number of bytes, with K, M or G of 1024.
+fn bytes(text: &str) -> Result<u64, String> {
+    let (digits, factor) = match text.trim_end_matches(['i', 'B', 'b']).split_at_checked(text.len().saturating_sub(1)) {
+        _ if text.ends_with(|c: char| c.is_ascii_digit()) => (text, 1),
+        _ => {
+            let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+            let factor = match text[number.len()..].to_ascii_uppercase().as_str() {
+                "K" | "KB" | "KIB" => 1 << 10,
+                "M" | "MB" | "MIB" => 1 << 20,
+                "G" | "GB" | "GIB" => 1 << 30,
+                _ => 0,
+            };
+            (number, factor)
+        }
+    };
+    let number: Option<u64> = digits.parse().ok();
+    let found = number.and_then(|number| number.checked_mul(factor)).filter(|n| *n > 0);
+    found.ok_or_else(|| "expected a number of bytes, as in 512M or 2G".into())
+}
+
+/// Bars on a terminal, lines elsewhere.
+struct Progress {
+    bar: ProgressBar,
+    is_terminal: bool,
+    phase: Mutex<Option<(String, Instant)>>,
+    num_bytes: AtomicU64,
+}
+
+impl Progress {
+    fn new() -> Result<Progress> {
+        let is_terminal = std::io::stderr().is_terminal();
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+        let style = "{msg:40} {bar:30} {pos}/{len} {elapsed} left {eta}";
+        bar.set_style(ProgressStyle::with_template(style).context("a template of ours is wrong")?);
+        Ok(Progress { bar, is_terminal, phase: Mutex::default(), num_bytes: AtomicU64::new(0) })
+    }
+
+    /// A line about the phase that is over.
+    fn end(&self) {
+        let phase = self.phase.lock().expect("nothing panics while it holds this").take();
+        let num_bytes = self.num_bytes.swap(0, Ordering::Relaxed);
+        if let Some((what, start)) = phase {
+            let seconds = start.elapsed().as_secs_f64();
+            let mega = num_bytes as f64 / 1e6;
+            let rate = if num_bytes > 0 {
+                format!(", {mega:.1} MB at {:.1} MB/s", mega / seconds.max(1e-6))
+            } else {
+                String::new()
+            };
+            self.line(&format!("{what}: {seconds:.2} s{rate}"));
+        }
+    }
+
+    fn line(&self, text: &str) {
+        if self.is_terminal {
+            self.bar.println(text);
+        } else {
+            // Whoever is gone needs no words.
+            let _ = writeln!(std::io::stderr(), "{text}");
+        }
+    }
+}
+
+impl Watch for Progress {
+    fn begin(&self, what: &str, num_steps: u64) {
+        self.end();
+        self.bar.set_message(what.to_owned());
+        self.bar.set_length(num_steps);
+        self.bar.set_position(0);
+        self.bar.reset_eta();
+        *self.phase.lock().expect("nothing panics while it holds this") = Some((what.to_owned(), Instant::now()));
+    }
+
+    fn step(&self, bytes: u64) {
+        self.num_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.bar.inc(1);
+    }
+
+    fn note(&self, text: &str) {
+        self.end();
+        self.line(text);
+    }
+}
+
+fn main() -> ExitCode {
+    match execute(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print(text: &str) -> Result<()> {
+    std::io::stdout().write_all(text.as_bytes()).context("write to standard output")
+}
+
+fn execute(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Run(args) => run_pipeline(&args)?,
+        Command::Explain(args) => return explain_document(&args),
+        Command::Lm(args) => train(&args)?,
+        Command::Perplexity(args) => perplexity(&args)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_pipeline(args: &RunArgs) -> Result<()> {
+    let pipeline = Pipeline::load(&args.pipeline)?;
+    if args.dry_run {
+        return print(&plan(&pipeline)?);
+    }
+    let num_threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
+    let options = run::Options {
+        num_threads,
+        memory_bytes: args.memory,
+        num_shards: args.shards,
+        piece_bytes: args.piece,
+        keep_stages: args.keep_stages,
+    };
+    let (progress, start) = (Progress::new()?, Instant::now());
+    let report = run::run(&pipeline, &options, &progress)?;
+    progress.end();
+    progress.bar.finish_and_clear();
+    let seconds = start.elapsed().as_secs_f64();
+    let rate = |n: u64| n as f64 / seconds.max(1e-6);
+    progress.line(&format!(
+        "{} documents in {seconds:.1} s: {:.1} MB/s, {:.0} documents/s",
+        grouped(report.documents_read),
+        rate(report.tokens_read) / 1e6,
+        rate(report.documents_read)
+    ));
+    if args.output == "json" {
+        return print(&(serde_json::to_string_pretty(&report)? + "\n"));
+    }
+    print(&report.table())?;
+    let out = pipeline.output.path.display();
+    print(&format!("text: {out}/text   report: {out}/report.html   ledger: {out}/ledger\n"))
+}
+
+/// The pipeline with its defaults, and what its sources and stages are.
+fn plan(pipeline: &Pipeline) -> Result<String> {
+    let mut text = pipeline.to_toml()?;
+    text.push_str("\n# What would be done:\n");
+    for source in &pipeline.sources {
+        let listing = read::files::list(&source.path, &source.extensions)?;
+        let num_bytes: u64 = listing.files.iter().map(|file| file.bytes).sum();
+        let (num, bytes) = (grouped(listing.files.len() as u64), grouped(num_bytes));
+        text.push_str(&format!("# read {}: {num} files, {bytes} bytes\n", source.name));
+    }
+    for (n, stage) in pipeline.stages.iter().enumerate() {
+        text.push_str(&format!("# {}: {}\n", run::stage_name(n, stage), stage.method()));
+        if let Stage::Minhash(options) = stage {
+            text.push_str(&format!("#   compared, by similarity: {}\n", options.bands().curve()));
+        }
+    }
+    text.push_str(&format!("# write {}\n", pipeline.output.path.display()));
+    Ok(text)
+}
+
+fn explain_document(args: &ExplainArgs) -> Result<ExitCode> {
+    let out = if args.place.is_dir() { args.place.clone() } else { Pipeline::load(&args.place)?.output.path };
+    let found = explain::explain(&out, &args.id)?;
+    if found.is_empty() {
+        let hint = "ids are `source:file#byte`, or those that documents came with";
+        anyhow::bail!(
+            "{}: nothing is known of `{}`; {hint}, and those are found only if a stage changed them",
+            out.display(),
+            args.id
+        );
+    }
+    for line in found.lines() {
+        print(&(line + "\n"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn train(args: &LmArgs) -> Result<()> {
+    let folder = args.to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let scratch = Scratch::new(folder);
+    let mut trainer = Trainer::new(args.order, args.memory, &scratch)?;
+    let mut num_bytes = 0u64;
+    for path in &args.texts {
+        for file in read::files::list(path, &[])?.files {
+            let bytes = std::fs::read(&file.path).with_context(|| format!("read {}", file.path.display()))?;
+            num_bytes += bytes.len() as u64;
+            trainer.add(&String::from_utf8_lossy(&bytes))?;
+        }
+    }
+    let model = trainer.finish()?;
+    model.save(&args.to)?;
+    for order in &model.fallbacks {
+        let what = "too few n-grams to estimate its discounts; 0.5, 1 and 1.5 are taken";
+        writeln!(std::io::stderr(), "order {order}: {what}")?;
+    }
+    let num: Vec<String> = model.num_grams().iter().map(|n| grouped(*n as u64)).collect();
+    print(&format!(
+        "{}: n-grams of each order: {}, from {} bytes\n",
+        args.to.display(),
+        num.join(" "),
+        grouped(num_bytes)
+    ))
+}
+
+fn perplexity(args: &PerplexityArgs) -> Result<()> {
+    let model = Model::load(&args.model, u64::MAX)?;
+    let text = std::fs::read_to_string(&args.text).with_context(|| format!("read {}", args.text.display()))?;
+    let mut lines = String::new();
+    for line in text.lines() {
+        let value = model.perplexity(line).map_or("-".into(), |p| format!("{p:.6}"));
+        lines.push_str(&(value + "\n"));
+    }
+    print(&lines)
+}

@@ -1,0 +1,148 @@
+//! The files of a source, in the order of their relative paths, and what they are.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Format;
+use crate::error::{At, Error, Result};
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    pub path: PathBuf,
+    /// From the source's folder; the file's name where the source is a file.
+    pub relative: String,
+    pub bytes: u64,
+    /// Time of the last change since 1970.
+    pub modified_ns: u64,
+}
+
+#[derive(Debug, Default)]
+pub struct Listing {
+    pub files: Vec<Listed>,
+    /// Links and devices, which are not followed.
+    pub num_left_out: u64,
+}
+
+/// Symbolic links inside a folder would lead out of it, or give the same text twice.
+pub fn list(path: &Path, extensions: &[String]) -> Result<Listing> {
+    let metadata = fs::metadata(path).at("look at", path)?;
+    let mut listing = Listing::default();
+    if metadata.is_dir() {
+        walk(path, "", extensions, &mut listing)?;
+        listing.files.sort_by(|a, b| a.relative.cmp(&b.relative));
+    } else {
+        let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        listing.files.push(listed(path.to_owned(), name)?);
+    }
+    if listing.files.is_empty() {
+        let endings =
+            if extensions.is_empty() { String::new() } else { format!(" that ends with {}", extensions.join(" or ")) };
+        return Err(Error::Config(format!("{}: there is no file{endings} in it", path.display())));
+    }
+    Ok(listing)
+}
+
+fn walk(folder: &Path, relative: &str, extensions: &[String], listing: &mut Listing) -> Result<()> {
+    for entry in fs::read_dir(folder).at("list", folder)? {
+        let entry = entry.at("list", folder)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let below = if relative.is_empty() { name.clone() } else { format!("{relative}/{name}") };
+        let kind = entry.file_type().at("look at", &entry.path())?;
+        let has_ending =
+            |e: &String| name.strip_suffix(e.as_str()).is_some_and(|r| r.ends_with('.') || e.starts_with('.'));
+        if kind.is_dir() {
+            walk(&entry.path(), &below, extensions, listing)?;
+        } else if !kind.is_file() {
+            listing.num_left_out += 1;
+        } else if extensions.is_empty() || extensions.iter().any(has_ending) {
+            listing.files.push(listed(entry.path(), below)?);
+        }
+    }
+    Ok(())
+}
+
+fn listed(path: PathBuf, relative: String) -> Result<Listed> {
+    let metadata = fs::metadata(&path).at("look at", &path)?;
+    let since = metadata.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+    let modified_ns = since.map_or(0, |since| since.as_nanos() as u64);
+    Ok(Listed { path, relative, bytes: metadata.len(), modified_ns })
+}
+
+/// The name without the ending of a compressed file.
+fn bare(name: &str) -> &str {
+    [".gz", ".zst", ".zstd"].into_iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name)
+}
+
+pub fn format(name: &str, wanted: Format) -> Format {
+    let ends = |endings: &[&str]| endings.iter().any(|ending| bare(name).ends_with(ending));
+    match wanted {
+        Format::Auto if ends(&[".jsonl", ".ndjson"]) => Format::Jsonl,
+        Format::Auto if ends(&[".warc", ".wet"]) => Format::Warc,
+        Format::Auto => Format::Text,
+        wanted => wanted,
+    }
+}
+
+/// The programming language of a file by its ending; empty for prose.
+pub fn language(name: &str) -> &'static str {
+    const LANGUAGES: [(&str, &[&str]); 26] = [
+        ("rust", &["rs"]),
+        ("python", &["py", "pyi"]),
+        ("c", &["c", "h"]),
+        ("c++", &["cc", "cpp", "cxx", "hpp", "hh"]),
+        ("cuda", &["cu", "cuh"]),
+        ("javascript", &["js", "mjs", "cjs", "jsx"]),
+        ("typescript", &["ts", "tsx"]),
+        ("java", &["java"]),
+        ("go", &["go"]),
+        ("ruby", &["rb"]),
+        ("php", &["php"]),
+        ("c#", &["cs"]),
+        ("swift", &["swift"]),
+        ("kotlin", &["kt", "kts"]),
+        ("scala", &["scala"]),
+        ("haskell", &["hs"]),
+        ("ocaml", &["ml", "mli"]),
+        ("lua", &["lua"]),
+        ("perl", &["pl", "pm"]),
+        ("r", &["r", "R"]),
+        ("julia", &["jl"]),
+        ("shell", &["sh", "bash", "zsh"]),
+        ("sql", &["sql"]),
+        ("css", &["css", "scss"]),
+        ("assembly", &["s", "S", "asm"]),
+        ("lean", &["lean", "v"]),
+    ];
+    let ending = bare(name).rsplit_once('.').map_or("", |(_, ending)| ending);
+    LANGUAGES.iter().find(|(_, endings)| endings.contains(&ending)).map_or("", |(language, _)| language)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_come_in_order_and_say_what_they_are() -> Result<()> {
+        let dir = tempfile::tempdir().expect("a folder");
+        fs::create_dir(dir.path().join("b")).expect("a folder");
+        for name in ["z.txt", "b/a.rs", "b.jsonl.gz", "no"] {
+            fs::write(dir.path().join(name), "x").expect("write");
+        }
+        std::os::unix::fs::symlink("z.txt", dir.path().join("link")).expect("link");
+        let names = |extensions: &[&str]| -> Result<Vec<String>> {
+            let extensions: Vec<String> = extensions.iter().map(|e| (*e).to_owned()).collect();
+            Ok(list(dir.path(), &extensions)?.files.into_iter().map(|file| file.relative).collect())
+        };
+        assert_eq!(names(&[])?, ["b.jsonl.gz", "b/a.rs", "no", "z.txt"]);
+        assert_eq!(names(&["rs", ".txt"])?, ["b/a.rs", "z.txt"]);
+        assert!(names(&["md"]).expect_err("none").to_string().contains("no file that ends with md"));
+        assert_eq!(list(dir.path(), &[])?.num_left_out, 1);
+        assert_eq!(format("a.jsonl.zst", Format::Auto), Format::Jsonl);
+        assert_eq!(format("a.warc.wet.gz", Format::Auto), Format::Warc);
+        assert_eq!(format("a.jsonl", Format::Lines), Format::Lines);
+        assert_eq!((language("a/b.rs"), language("x.py.gz"), language("README.md")), ("rust", "python", ""));
+        Ok(())
+    }
+}

@@ -1,0 +1,144 @@
+//! Documents that a language model finds the least likely of their domain.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use xxhash_rust::xxh3;
+
+use crate::config::Perplexity;
+use crate::doc::{Ordinal, u64_at};
+use crate::error::Result;
+use crate::ledger::{Counts, Row, tokens};
+use crate::lm::Model;
+use crate::runs::{self, Merge, Sorter};
+use crate::stage::{Context, Pieces, rewrite};
+
+/// Domain, perplexity, ordinal. Perplexities are positive, so their bits have their order.
+const RECORD_BYTES: usize = 24;
+
+fn domain_key(domain: &str) -> u64 {
+    xxh3::xxh3_64(domain.as_bytes())
+}
+
+pub fn run(
+    context: &Context<'_>,
+    options: &Perplexity,
+    name: &str,
+    input: &Pieces,
+    folder: &Path,
+) -> Result<(Pieces, Counts)> {
+    let scores = scores(context, options, name, input, folder)?;
+    let thresholds = Thresholds::of(context, options, &scores)?;
+    let begin = |piece: u32| -> Result<HashMap<u32, f64>> {
+        let records = Merge::<RECORD_BYTES>::of(&scores[piece as usize..=piece as usize], &[], None, &context.scratch)?;
+        records.map(|r| r.map(|r| (Ordinal(u64_at(&r, 16)).index(), f64::from_bits(u64_at(&r, 8))))).collect()
+    };
+    rewrite(context, name, input, folder, begin, |scores, doc, rows| {
+        // A document without words has no perplexity.
+        let Some(perplexity) = scores.get(&doc.index) else { return Ok(true) };
+        if *perplexity <= thresholds.for_domain(&doc.domain) {
+            return Ok(true);
+        }
+        rows.whole(doc, Row { rule: "perplexity".into(), score: Some(*perplexity), ..Row::default() })?;
+        Ok(false)
+    })
+}
+
+fn scores(
+    context: &Context<'_>,
+    options: &Perplexity,
+    name: &str,
+    input: &Pieces,
+    folder: &Path,
+) -> Result<Vec<PathBuf>> {
+    let tasks = input.tasks(folder, "scores");
+    if tasks.iter().all(|(path, _)| path.exists()) {
+        return Ok(tasks.into_iter().map(|(path, _)| path).collect());
+    }
+    let model = Model::load(&options.model, context.memory_bytes / 2)?;
+    context.tasks(&format!("{name}: scores"), &tasks, |path, piece| {
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        for doc in input.open(*piece)? {
+            let doc = doc?;
+            bytes += tokens(&doc.text);
+            let Some(perplexity) = model.perplexity(&doc.text) else { continue };
+            let mut record = [0; RECORD_BYTES];
+            record[..8].copy_from_slice(&domain_key(&doc.domain).to_be_bytes());
+            record[8..16].copy_from_slice(&perplexity.to_bits().to_be_bytes());
+            record[16..].copy_from_slice(&Ordinal::new(*piece, doc.index).to_bytes());
+            records.push(record);
+        }
+        runs::write_run(path, &mut records)?;
+        Ok(bytes)
+    })
+}
+
+/// Above which perplexity documents go.
+struct Thresholds {
+    domains: HashMap<u64, f64>,
+    /// Of all domains with few documents together.
+    others: f64,
+}
+
+impl Thresholds {
+    fn of(context: &Context<'_>, options: &Perplexity, scores: &[PathBuf]) -> Result<Thresholds> {
+        let all = || Merge::<RECORD_BYTES>::of(scores, &[], None, &context.scratch);
+        let mut counts: HashMap<u64, u64> = HashMap::new();
+        for record in all()? {
+            *counts.entry(u64_at(&record?, 0)).or_default() += 1;
+        }
+        let is_large = |count: u64| count >= options.min_domain_documents;
+        let mut others = Sorter::<8>::new(&context.scratch, context.thread_bytes());
+        let (mut domains, mut num_others) = (HashMap::new(), 0);
+        let (mut domain, mut nth) = (None, 0);
+        for record in all()? {
+            let record = record?;
+            let (key, bits) = (u64_at(&record, 0), u64_at(&record, 8));
+            nth = if domain == Some(key) { nth + 1 } else { 0 };
+            domain = Some(key);
+            let count = counts.get(&key).copied().unwrap_or(0);
+            if !is_large(count) {
+                num_others += 1;
+                others.push(bits.to_be_bytes())?;
+            } else if nth == quantile_index(count, options.quantile) {
+                domains.insert(key, f64::from_bits(bits));
+            }
+        }
+        let others = nth_of(others.finish()?, quantile_index(num_others, options.quantile))?;
+        Ok(Thresholds { domains, others })
+    }
+
+    fn for_domain(&self, domain: &str) -> f64 {
+        self.domains.get(&domain_key(domain)).copied().unwrap_or(self.others)
+    }
+}
+
+/// Which of so many sorted values is the quantile: the smallest that is not less than this share of them.
+fn quantile_index(num: u64, quantile: f64) -> u64 {
+    ((num as f64 * quantile).ceil() as u64).clamp(1, num.max(1)) - 1
+}
+
+fn nth_of(mut values: Merge<8>, nth: u64) -> Result<f64> {
+    let value = values.nth(nth as usize).transpose()?;
+    Ok(value.map_or(f64::INFINITY, |bytes| f64::from_bits(u64::from_be_bytes(bytes))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quantile_leaves_its_share() {
+        use crate::runs::Scratch;
+        for (num, quantile, expected) in
+            [(100, 0.95, 94), (100, 1.0, 99), (100, 0.0, 0), (1, 0.5, 0), (0, 0.9, 0), (3, 0.5, 1)]
+        {
+            assert_eq!(quantile_index(num, quantile), expected, "{num} {quantile}");
+        }
+        let dir = tempfile::tempdir().expect("a folder");
+        let scratch = Scratch::new(dir.path());
+        let mut sorter = Sorter::<8>::new(&scratch, 1 << 20);
+        [3.5, 0.25, 1000.0].iter().for_each(|p: &f64| sorter.push(p.to_bits().to_be_bytes()).expect("it fits"));
+        assert_eq!(nth_of(sorter.finish().expect("sorted"), 2).expect("three"), 1000.0);
+    }
+}

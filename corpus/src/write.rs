@@ -1,0 +1,342 @@
+//! The output: documents of all sources in an order that follows from their texts, as files of bounded size.
+//!
+//! Each piece is written in the order of its documents' keys, with an index; the indices of all pieces say where files begin and end, and
+//! each file is a task that merges its range of all pieces. What a source is to have less of, or more, is decided document by document.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Pipeline, Shape};
+use crate::doc::{Doc, Ordinal, mix, text_hash, u32_at, u64_at};
+use crate::durable::{self, Durable, map_tasks};
+use crate::error::{At, Error, Result};
+use crate::ledger::{Counts, Row, Rows, tokens};
+use crate::mix::{self, Share};
+use crate::runs::{self, Merge};
+use crate::stage::{Context, Pieces, piece_path, read_json, write_json};
+
+/// Key, ordinal, copy, where it lies in its piece, how long that is, how long the text is.
+const RECORD_BYTES: usize = 8 + 8 + 4 + 8 + 4 + 4;
+/// Key, ordinal and copy: what the order is by.
+const ORDER_BYTES: usize = 20;
+/// Another number for the order than for how often a document is there.
+const ORDER_SALT: u64 = 0x5bd1_e995_9d1b_58d3;
+
+/// A file of the output.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shard {
+    pub file: String,
+    pub docs: u64,
+    /// Tokens of its documents, separators left out.
+    pub tokens: u64,
+    pub bytes: u64,
+    pub blake3: String,
+}
+
+/// What of a source is in the output.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Portion {
+    pub docs: u64,
+    pub tokens: u64,
+    /// Passes over what the stages left of it.
+    pub epochs: f64,
+}
+
+/// Where a document is in the output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    pub id: String,
+    pub file: String,
+    /// The byte at which it begins there, or its line as JSON.
+    pub position: u64,
+    pub bytes: u64,
+}
+
+pub struct Written {
+    pub shards: Vec<Shard>,
+    pub portions: BTreeMap<String, Portion>,
+    /// What sampling left out and repeated; nothing where all is written once.
+    pub counts: Option<Counts>,
+}
+
+fn has_shares(pipeline: &Pipeline) -> bool {
+    pipeline.output.temperature.is_some() || pipeline.sources.iter().any(|source| source.weight.is_some())
+}
+
+/// Documents and tokens of each source that the stages left.
+fn portions(context: &Context<'_>, input: &Pieces, folder: &Path) -> Result<Vec<Portion>> {
+    let tasks = input.tasks(folder, "sources");
+    let paths = context.tasks("write: sources", &tasks, |path, piece| {
+        let mut found: BTreeMap<u16, (u64, u64)> = BTreeMap::new();
+        let mut bytes = 0;
+        for doc in input.open(*piece)? {
+            let doc = doc?;
+            bytes += tokens(&doc.text);
+            let sum = found.entry(doc.source).or_default();
+            *sum = (sum.0 + 1, sum.1 + tokens(&doc.text));
+        }
+        write_json(path, &found)?;
+        Ok(bytes)
+    })?;
+    let mut portions = vec![Portion::default(); context.pipeline.sources.len()];
+    for path in paths {
+        for (source, (num_docs, num_tokens)) in read_json::<BTreeMap<u16, (u64, u64)>>(&path)? {
+            let missing = || Error::damaged(&path, "a source that the pipeline has not");
+            let portion = portions.get_mut(usize::from(source)).ok_or_else(missing)?;
+            portion.docs += num_docs;
+            portion.tokens += num_tokens;
+        }
+    }
+    Ok(portions)
+}
+
+/// Passes over each source.
+fn epochs(pipeline: &Pipeline, portions: &[Portion]) -> Result<Vec<f64>> {
+    if !has_shares(pipeline) {
+        return Ok(vec![1.0; portions.len()]);
+    }
+    let share = |(n, portion): (usize, &Portion)| {
+        let source = &pipeline.sources[n];
+        let tempered = pipeline.output.temperature.map(|t| mix::tempered(portion.tokens, t));
+        Share {
+            tokens: portion.tokens,
+            weight: tempered.or(source.weight).unwrap_or(1.0),
+            max_epochs: source.max_epochs,
+        }
+    };
+    let shares: Vec<Share> = portions.iter().enumerate().map(share).collect();
+    mix::epochs(&shares, pipeline.output.bytes)
+}
+
+/// Writes the output into `out`; `name` is that of the mix in the ledger.
+pub fn run(context: &Context<'_>, name: &str, input: &Pieces, folder: &Path, out: &Path) -> Result<Written> {
+    let mut portions = portions(context, input, folder)?;
+    let epochs = epochs(context.pipeline, &portions)?;
+    let counts = shuffle(context, name, input, folder, &epochs)?;
+    let index: Vec<PathBuf> = input.tasks(folder, "index").into_iter().map(|(path, _)| path).collect();
+    let bounds = bounds(context, &index)?;
+    let shards = write_shards(context, input, folder, out, &index, &bounds)?;
+    for (portion, epochs) in portions.iter_mut().zip(epochs) {
+        portion.epochs = epochs;
+    }
+    let names = context.pipeline.sources.iter().map(|source| source.name.clone());
+    let counts = has_shares(context.pipeline).then_some(counts);
+    Ok(Written { shards, portions: names.zip(portions).collect(), counts })
+}
+
+/// What is written of a document.
+fn body(pipeline: &Pipeline, doc: &Doc, body: &mut Vec<u8>) -> Result<()> {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        id: &'a str,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        key: &'a str,
+        source: &'a str,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        url: &'a str,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        language: &'a str,
+        text: &'a str,
+    }
+    body.clear();
+    match pipeline.output.format {
+        Shape::Text => body.extend(doc.text.as_bytes()),
+        Shape::Jsonl => {
+            let source = &pipeline.sources[usize::from(doc.source)].name;
+            let Doc { id, key, url, language, text, .. } = doc;
+            let line = Line { id, key, source, url, language, text };
+            serde_json::to_writer(&mut *body, &line).map_err(|error| Error::Ledger(error.to_string()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Each piece in the order of the output, with the rows of what is left out or repeated.
+fn shuffle(context: &Context<'_>, name: &str, input: &Pieces, folder: &Path, epochs: &[f64]) -> Result<Counts> {
+    let pieces: Vec<u32> = (0..input.paths.len() as u32).collect();
+    let indices = input.tasks(folder, "index");
+    let seed = context.pipeline.output.seed;
+    context.watch.begin("write: order", pieces.len() as u64);
+    let counts = map_tasks(context.num_threads, &pieces, |piece| {
+        let json = piece_path(folder, *piece, "json");
+        if json.exists() {
+            context.watch.step(0);
+            return read_json::<Counts>(&json);
+        }
+        let mut rows = Rows::create(name, &piece_path(folder, *piece, "rows"))?;
+        let mut file = Durable::create(&piece_path(folder, *piece, "texts"))?;
+        let (mut records, mut at, mut text) = (Vec::new(), 0u64, Vec::new());
+        for doc in input.open(*piece)? {
+            let doc = doc?;
+            let num_tokens = tokens(&doc.text);
+            rows.counts.docs_in += 1;
+            rows.counts.tokens_in += num_tokens;
+            let hash = text_hash(&doc.text);
+            let num_copies = mix::copies(epochs[usize::from(doc.source)], mix(hash ^ mix(seed)));
+            if num_copies == 0 {
+                rows.whole(&doc, Row { rule: "not-sampled".into(), ..Row::default() })?;
+                continue;
+            }
+            let added = num_tokens * u64::from(num_copies - 1);
+            if num_copies > 1 {
+                let score = Some(f64::from(num_copies));
+                rows.put(&doc, Row { rule: "repeated".into(), score, added, ..Row::default() })?;
+            }
+            rows.counts.docs_out += 1;
+            rows.counts.tokens_out += num_tokens + added;
+            body(context.pipeline, &doc, &mut text)?;
+            for copy in 0..num_copies {
+                let key = mix(hash ^ mix(seed ^ ORDER_SALT).wrapping_add(u64::from(copy)));
+                let mut record = [0; RECORD_BYTES];
+                record[..8].copy_from_slice(&key.to_be_bytes());
+                record[8..16].copy_from_slice(&Ordinal::new(*piece, doc.index).to_bytes());
+                record[16..20].copy_from_slice(&copy.to_be_bytes());
+                record[20..28].copy_from_slice(&at.to_be_bytes());
+                record[28..32].copy_from_slice(&(text.len() as u32).to_be_bytes());
+                record[32..].copy_from_slice(&(num_tokens as u32).to_be_bytes());
+                records.push(record);
+            }
+            file.put(&text)?;
+            at += text.len() as u64;
+        }
+        file.finish()?;
+        runs::write_run(&indices[*piece as usize].0, &mut records)?;
+        let counts = rows.finish()?;
+        counts.check(&format!("{name}, piece {piece}"))?;
+        write_json(&json, &counts)?;
+        context.watch.step(counts.tokens_in);
+        Ok(counts)
+    })?;
+    let mut all = Counts::default();
+    counts.iter().for_each(|counts| all.add(counts));
+    Ok(all)
+}
+
+type Order = [u8; ORDER_BYTES];
+
+/// The first document of each file.
+fn bounds(context: &Context<'_>, index: &[PathBuf]) -> Result<Vec<Order>> {
+    let separator = context.pipeline.output.separator.len() as u64;
+    let (mut bounds, mut bytes) = (Vec::new(), 0u64);
+    for record in Merge::<RECORD_BYTES>::of(index, &[], None, &context.scratch)? {
+        let record = record?;
+        let len = u64::from(u32_at(&record, 28)) + separator;
+        if bounds.is_empty() || bytes + len > context.pipeline.output.shard_bytes {
+            let mut order = [0; ORDER_BYTES];
+            order.copy_from_slice(&record[..ORDER_BYTES]);
+            bounds.push(order);
+            bytes = 0;
+        }
+        bytes += len;
+    }
+    Ok(bounds)
+}
+
+fn write_shards(
+    context: &Context<'_>,
+    input: &Pieces,
+    folder: &Path,
+    out: &Path,
+    index: &[PathBuf],
+    bounds: &[Order],
+) -> Result<Vec<Shard>> {
+    let numbers: Vec<usize> = (0..bounds.len()).collect();
+    context.watch.begin("write: files", numbers.len() as u64);
+    let texts: Vec<PathBuf> = (0..input.paths.len() as u32).map(|piece| piece_path(folder, piece, "texts")).collect();
+    map_tasks(context.num_threads, &numbers, |n| {
+        // Beside the file, and gone with it.
+        let json = out.join(format!("ledger/.shard-{n:05}.json"));
+        if json.exists() {
+            context.watch.step(0);
+            return read_json(&json);
+        }
+        let shard = write_shard(context, *n, out, &texts, (index, bounds))?;
+        write_json(&json, &shard)?;
+        context.watch.step(shard.tokens);
+        Ok(shard)
+    })
+}
+
+fn write_shard(
+    context: &Context<'_>,
+    n: usize,
+    out: &Path,
+    texts: &[PathBuf],
+    (index, bounds): (&[PathBuf], &[Order]),
+) -> Result<Shard> {
+    let output = &context.pipeline.output;
+    let (ending, separator) = match output.format {
+        Shape::Text => ("txt", output.separator.as_bytes()),
+        Shape::Jsonl => ("jsonl", b"\n".as_slice()),
+    };
+    let mut shard = Shard { file: format!("text/{n:05}.{ending}"), ..Shard::default() };
+    let mut file = Durable::create(&out.join(&shard.file))?;
+    let mut kept = Durable::create(&out.join(format!("ledger/.kept-{n:05}")))?;
+    let mut hasher = blake3::Hasher::new();
+    let mut open: BTreeMap<u32, File> = BTreeMap::new();
+    let to = bounds.get(n + 1).map(|order| &order[..]);
+    let mut text = Vec::new();
+    for record in Merge::<RECORD_BYTES>::of(index, &bounds[n], to, &context.scratch)? {
+        let record = record?;
+        let ordinal = Ordinal(u64_at(&record, 8));
+        let path = &texts[ordinal.piece() as usize];
+        if open.len() > 128 {
+            open.clear();
+        }
+        let from = match open.entry(ordinal.piece()) {
+            std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::btree_map::Entry::Vacant(entry) => entry.insert(File::open(path).at("open", path)?),
+        };
+        text.resize(u32_at(&record, 28) as usize, 0);
+        from.read_exact_at(&mut text, u64_at(&record, 20)).at("read", path)?;
+        let is_text = output.format == Shape::Text;
+        if is_text && shard.docs > 0 {
+            text.splice(0..0, separator.iter().copied());
+        } else if !is_text {
+            text.extend(separator);
+        }
+        let lead = if is_text && shard.docs > 0 { separator.len() as u64 } else { 0 };
+        let position = if is_text { shard.bytes + lead } else { shard.docs + 1 };
+        let bytes = u64::from(u32_at(&record, 32));
+        let row = Kept { id: context.ids.of(ordinal)?, file: shard.file.clone(), position, bytes };
+        let mut line = serde_json::to_vec(&row).map_err(|error| Error::Ledger(error.to_string()))?;
+        line.push(b'\n');
+        kept.put(&line)?;
+        file.put(&text)?;
+        hasher.update(&text);
+        shard.bytes += text.len() as u64;
+        shard.docs += 1;
+        shard.tokens += bytes;
+    }
+    shard.blake3 = hasher.finalize().to_hex().to_string();
+    kept.finish()?;
+    file.finish()?;
+    Ok(shard)
+}
+
+/// Puts files one after the other into one, and removes them.
+pub fn join(parts: &[PathBuf], path: &Path) -> Result<u64> {
+    let mut file = Durable::create(path)?;
+    let mut num_bytes = 0;
+    for part in parts {
+        let mut from = File::open(part).at("open", part)?;
+        num_bytes += std::io::copy(&mut from, &mut file).at("write", path)?;
+    }
+    file.finish()?;
+    Ok(num_bytes)
+}
+
+/// Makes room for the output, or goes on with what is there of it.
+pub fn begin(out: &Path, digest: &str) -> Result<()> {
+    let mark = out.join(".of");
+    if std::fs::read_to_string(&mark).is_ok_and(|found| found == digest) {
+        return ["text", "ledger"].iter().try_for_each(|name| durable::sweep(&out.join(name)));
+    }
+    durable::remove_folder(out)?;
+    ["text", "ledger"].iter().try_for_each(|name| durable::make_folder(&out.join(name)))?;
+    durable::write(&mark, digest.as_bytes())
+}
