@@ -13,10 +13,11 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow};
 use toroid_security::{Credentials, Files};
 
 use crate::daemon::default_cache;
+use crate::exit::wrong_use;
 
 /// What shows who this is.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -93,11 +94,11 @@ impl Access {
         for coordinator in coordinators {
             let (url, files) = way(coordinator, args, token, role)?;
             if !urls.is_empty() && found.is_some() != files.is_some() {
-                bail!(
+                return Err(wrong_use(format!(
                     "{} is to be reached over TLS and {} in clear text; name one kind of coordinators, or the credentials for all",
                     if files.is_some() { &url } else { &urls[0] },
                     if files.is_some() { &urls[0] } else { &url }
-                );
+                )));
             }
             found = found.or(files);
             urls.push(url);
@@ -113,7 +114,7 @@ impl Access {
 }
 
 /// The URL of a coordinator as a user names it, and where the credentials for TLS are; `None`: in clear text.
-fn way(
+pub fn way(
     coordinator: &str,
     args: &CredentialArgs,
     token: Option<&str>,
@@ -125,14 +126,14 @@ fn way(
         files = local_folder(authority, role).map(|folder| Files::of_folder(&folder));
     }
     match files {
-        None if scheme == "https" => bail!(
+        None if scheme == "https" => Err(wrong_use(format!(
             "{coordinator} is to be reached over TLS, and no CA is named; name a folder of credentials with --credentials, or --ca with --cert \
              and --key, or --ca with --token"
-        ),
-        None if token.is_some() => bail!("a token is sent over TLS only; name the cluster's CA with --ca"),
-        Some(_) if scheme == "http" => bail!(
+        ))),
+        None if token.is_some() => Err(wrong_use("a token is sent over TLS only; name the cluster's CA with --ca")),
+        Some(_) if scheme == "http" => Err(wrong_use(format!(
             "{coordinator} is to be reached in clear text, and credentials are named; write https://{authority}, or leave the credentials away"
-        ),
+        ))),
         None => Ok((format!("http://{authority}"), None)),
         Some(files) => Ok((format!("https://{authority}"), Some(files))),
     }

@@ -2,13 +2,15 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use serde_json::Value;
 use toroid_proto::{self as proto, Role};
 use toroid_security::Name;
 
 use crate::client::Connection;
 use crate::format::time;
-use crate::output;
+use crate::output::{self, FormatArgs};
 
 const DAY_S: u64 = 86_400;
 
@@ -25,10 +27,14 @@ pub enum TokenCommand {
         #[arg(long, default_value_t = 30, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=366))]
         days: u32,
         #[command(flatten)]
+        format: FormatArgs,
+        #[command(flatten)]
         connection: Connection,
     },
     /// Show the tokens
     List {
+        #[command(flatten)]
+        format: FormatArgs,
         #[command(flatten)]
         connection: Connection,
     },
@@ -37,37 +43,69 @@ pub enum TokenCommand {
         /// As `list` shows it
         id: String,
         #[command(flatten)]
+        format: FormatArgs,
+        #[command(flatten)]
         connection: Connection,
     },
 }
 
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("output", |arg| arg.help("Lines of JSON as they are in the coordinator's folder, or one array of them")))]
 pub struct AuditArgs {
     /// The newest N records
     #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     limit: u32,
     #[command(flatten)]
+    format: FormatArgs,
+    #[command(flatten)]
     connection: Connection,
+}
+
+/// A token without its secret, for programs.
+#[derive(Debug, Serialize)]
+struct Token<'a> {
+    id: &'a str,
+    name: &'a str,
+    role: &'a str,
+    expires_unix_ms: i64,
+    revoked: bool,
+}
+
+impl<'a> From<&'a proto::Token> for Token<'a> {
+    fn from(token: &'a proto::Token) -> Token<'a> {
+        let proto::Token { id, name, role, expires_unix_ms, revoked, .. } = token;
+        Token { id, name, role, expires_unix_ms: *expires_unix_ms, revoked: *revoked }
+    }
+}
+
+/// One that was just made: nobody is shown its secret again.
+#[derive(Debug, Serialize)]
+struct Made<'a> {
+    #[serde(flatten)]
+    token: Token<'a>,
+    secret: &'a str,
 }
 
 pub async fn token(command: TokenCommand) -> Result<ExitCode> {
     match command {
-        TokenCommand::Create { name, role, days, connection } => {
+        TokenCommand::Create { name, role, days, format, connection } => {
             let valid_s = u64::from(days) * DAY_S;
             let made = connection.open().await?.create_token(name.to_string(), role.name().into(), valid_s).await?;
-            if let Some(token) = &made.token {
-                output::note(format_args!("{}; it is not shown again", in_words(token)));
-            }
-            output::line(format_args!("{}", made.secret))?;
+            let token = made.token.unwrap_or_default();
+            output::note(format_args!("{}; it is not shown again", in_words(&token)));
+            format.answer(
+                &Made { token: Token::from(&token), secret: &made.secret },
+                format_args!("{}\n", made.secret),
+            )?;
         }
-        TokenCommand::List { connection } => {
-            for token in connection.open().await?.tokens().await? {
-                output::line(format_args!("{}", in_words(&token)))?;
-            }
+        TokenCommand::List { format, connection } => {
+            let tokens = connection.open().await?.tokens().await?;
+            let text: String = tokens.iter().map(|token| in_words(token) + "\n").collect();
+            format.answer(&tokens.iter().map(Token::from).collect::<Vec<_>>(), text)?;
         }
-        TokenCommand::Revoke { id, connection } => {
+        TokenCommand::Revoke { id, format, connection } => {
             let token = connection.open().await?.revoke_token(id).await?;
-            output::line(format_args!("{}", in_words(&token)))?;
+            format.answer(&Token::from(&token), format_args!("{}\n", in_words(&token)))?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -81,8 +119,9 @@ fn in_words(token: &proto::Token) -> String {
 
 /// Lines of JSON, as they are in the coordinator's folder.
 pub async fn audit(args: AuditArgs) -> Result<ExitCode> {
-    for record in args.connection.open().await?.audit(args.limit).await? {
-        output::line(format_args!("{record}"))?;
-    }
+    let records = args.connection.open().await?.audit(args.limit).await?;
+    let parsed: Result<Vec<Value>, _> = records.iter().map(|record| serde_json::from_str(record)).collect();
+    let text: String = records.iter().map(|record| format!("{record}\n")).collect();
+    args.format.answer(&parsed.context("read a record, which should be JSON")?, text)?;
     Ok(ExitCode::SUCCESS)
 }

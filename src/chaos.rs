@@ -26,10 +26,10 @@ use toroid_worker::device::Choice;
 
 use crate::cluster::Signals;
 use crate::cluster::children::Settings;
+use crate::exit::Exit;
 use crate::local::job::{self, JobArgs};
-use crate::local::{INTERRUPTED, default_threads, positive};
-use crate::output;
-use crate::status::Format;
+use crate::local::{default_threads, positive};
+use crate::output::FormatArgs;
 
 use inject::{End, Kind, Outcome, Plan};
 use plan::{Phase, PhasePlan, default_steps, most_steps};
@@ -92,9 +92,8 @@ pub struct Args {
     /// Compute threads of each worker; default: cores divided by the job's places, at least 1
     #[arg(long, value_name = "N", value_parser = positive)]
     threads: Option<usize>,
-    /// Text or JSON
-    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
-    output: Format,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
 fn per_minute(text: &str) -> Result<f64, String> {
@@ -127,7 +126,7 @@ pub fn run(runtime: &Runtime, args: Args) -> Result<ExitCode> {
     let mut signals = runtime.block_on(async { Signals::new() })?;
     let mut train = |plan| runtime.block_on(inject::run(&settings, &job, plan, &mut signals));
     let Some(outcome) = train(plan)? else {
-        return Ok(ExitCode::from(INTERRUPTED));
+        return Ok(Exit::Interrupted.into());
     };
     let (mut report, disturbed) = judge(seed, outcome, args.verify, args.dir.join("disturbed.safetensors"))?;
     // It ends where the disturbed run did, so it comes second.
@@ -135,17 +134,14 @@ pub fn run(runtime: &Runtime, args: Args) -> Result<ExitCode> {
         let end =
             if disturbed.step < disturbed.job.total_steps { End::Checkpoint(disturbed.step) } else { End::LastStep };
         let Some(outcome) = train(Plan { end, ..Plan::nothing() })? else {
-            return Ok(ExitCode::from(INTERRUPTED));
+            return Ok(Exit::Interrupted.into());
         };
         ensure!(outcome.problems.is_empty(), "the undisturbed run failed: {}", outcome.problems.join("; "));
         let undisturbed = Finished::export(outcome.job, disturbed.step, args.dir.join("undisturbed.safetensors"))?;
         report.problems.extend(verify::differences(&undisturbed, &disturbed)?);
         report.is_verified = true;
     }
-    match args.output {
-        Format::Text => output::print(report.text())?,
-        Format::Json => output::line(serde_json::to_string_pretty(&report).context("write the report as JSON")?)?,
-    }
+    args.format.answer(&report, report.text())?;
     Ok(if report.is_passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

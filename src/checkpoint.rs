@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
+use serde::Serialize;
+use serde_json::json;
 use tokio::runtime::Runtime;
-use toroid_torus::manifest::Manifest;
 use toroid_worker::checkpoint::Storage;
 
 use crate::client::Connection;
 use crate::find::{self, Found, LOCAL_DIR};
 use crate::format::{bytes, count, table};
-use crate::output;
+use crate::output::{self, FormatArgs};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -22,12 +23,16 @@ pub enum Command {
         /// The job's id, as `toroid jobs` lists it
         job: String,
         #[command(flatten)]
+        format: FormatArgs,
+        #[command(flatten)]
         connection: Connection,
     },
     /// List the complete checkpoints of a job or in a folder
     List {
         #[command(flatten)]
         place: Place,
+        #[command(flatten)]
+        format: FormatArgs,
     },
     /// Read every byte of checkpoints and name what is damaged; exit code 1 if anything is
     Verify {
@@ -35,6 +40,8 @@ pub enum Command {
         place: Place,
         /// The step; default: all of them
         step: Option<u64>,
+        #[command(flatten)]
+        format: FormatArgs,
     },
     /// Write all parameters of a checkpoint as one safetensors file, whole tensors in f32
     Export {
@@ -45,6 +52,8 @@ pub enum Command {
         /// Folder or job, as for `list`; the folder of `toroid local` stands for its newest job
         #[arg(long, value_name = "PATH_OR_JOB", default_value = LOCAL_DIR)]
         from: String,
+        #[command(flatten)]
+        format: FormatArgs,
         #[command(flatten)]
         connection: Connection,
     },
@@ -69,21 +78,23 @@ impl Place {
 /// Storage is synchronous: only what asks a coordinator runs on `runtime`.
 pub fn run(runtime: &Runtime, command: Command) -> Result<ExitCode> {
     match command {
-        Command::Now { job, connection } => {
+        Command::Now { job, format, connection } => {
             let step = runtime.block_on(async { connection.open().await?.checkpoint(&job).await })?;
-            output::line(format_args!("the state after step {step} will be saved"))?;
+            let text = format_args!("the state after step {step} will be saved\n");
+            format.answer(&json!({ "job_id": &job, "step": step }), text)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::List { place } => list(&runtime.block_on(place.find())?),
-        Command::Verify { place, step } => verify(&runtime.block_on(place.find())?, step),
-        Command::Export { step, file, from, connection } => {
+        Command::List { place, format } => list(&runtime.block_on(place.find())?, format),
+        Command::Verify { place, step, format } => verify(&runtime.block_on(place.find())?, step, format),
+        Command::Export { step, file, from, format, connection } => {
             let found = runtime.block_on(find::checkpoints(&from, &connection))?;
             check_step(&found, step)?;
             let storage = open(&found)?;
             storage.export(step, &file).with_context(|| format!("export step {step} of {}", found.what))?;
             let size = std::fs::metadata(&file).with_context(|| format!("look at {}", file.display()))?.len();
-            let (what, file, size) = (found.what, file.display(), bytes(size));
-            output::line(format_args!("wrote the parameters of step {step} of {what} to {file} ({size})"))?;
+            let (what, path, in_words) = (found.what, file.display(), bytes(size));
+            let text = format_args!("wrote the parameters of step {step} of {what} to {path} ({in_words})\n");
+            format.answer(&json!({ "step": step, "file": &file, "bytes": size }), text)?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -115,56 +126,105 @@ fn steps(storage: &Storage, found: &Found, step: Option<u64>) -> Result<Vec<u64>
     }
 }
 
-fn list(found: &Found) -> Result<ExitCode> {
+/// A complete checkpoint, for programs; one that cannot be read has a fault and nothing else.
+#[derive(Debug, Default, Serialize)]
+struct Listed {
+    step: u64,
+    bytes: u64,
+    num_files: usize,
+    samples: u64,
+    job_id: String,
+    path: String,
+    fault: Option<String>,
+}
+
+fn list(found: &Found, format: FormatArgs) -> Result<ExitCode> {
     let storage = open(found)?;
-    let steps = steps(&storage, found, None)?;
-    if steps.is_empty() {
-        output::line(format_args!("there is no complete checkpoint in {}", storage.root()))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let header = ["STEP", "SIZE", "FILES", "SAMPLES", "JOB", "PATH"].map(String::from).to_vec();
-    let rows = steps.iter().map(|step| match storage.manifest(*step) {
-        Ok(manifest) => row(&manifest, storage.step_path(*step)),
-        Err(error) => vec![step.to_string(), "damaged".into(), "-".into(), "-".into(), "-".into(), error.to_string()],
-    });
-    output::print(table(&std::iter::once(header).chain(rows).collect::<Vec<_>>()))?;
+    let listed = |step: u64| match storage.manifest(step) {
+        Ok(manifest) => Listed {
+            step,
+            bytes: manifest.bytes(),
+            num_files: manifest.files.len(),
+            samples: manifest.samples,
+            job_id: manifest.job_id.clone(),
+            path: storage.step_path(step),
+            fault: None,
+        },
+        Err(error) => Listed { step, fault: Some(error.to_string()), ..Listed::default() },
+    };
+    let all: Vec<Listed> = steps(&storage, found, None)?.into_iter().map(listed).collect();
+    let text = match &all[..] {
+        [] => format!("there is no complete checkpoint in {}\n", storage.root()),
+        all => {
+            let header = ["STEP", "SIZE", "FILES", "SAMPLES", "JOB", "PATH"].map(String::from).to_vec();
+            table(&std::iter::once(header).chain(all.iter().map(row)).collect::<Vec<_>>())
+        }
+    };
+    format.answer(&all, text)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn row(manifest: &Manifest, path: String) -> Vec<String> {
-    vec![
-        manifest.step.to_string(),
-        bytes(manifest.bytes()),
-        manifest.files.len().to_string(),
-        count(manifest.samples),
-        manifest.job_id.clone(),
-        path,
-    ]
+fn row(listed: &Listed) -> Vec<String> {
+    let Listed { step, bytes: size, num_files, samples, job_id, path, fault } = listed;
+    match fault {
+        Some(fault) => {
+            vec![step.to_string(), "damaged".into(), "-".into(), "-".into(), "-".into(), fault.clone()]
+        }
+        None => {
+            vec![step.to_string(), bytes(*size), num_files.to_string(), count(*samples), job_id.clone(), path.clone()]
+        }
+    }
 }
 
-fn verify(found: &Found, step: Option<u64>) -> Result<ExitCode> {
+/// One checkpoint that was read, for programs.
+#[derive(Debug, Serialize)]
+struct Verified {
+    step: u64,
+    /// None where it is whole.
+    faults: Vec<String>,
+    /// That were read where it is whole.
+    bytes: u64,
+}
+
+fn verify(found: &Found, step: Option<u64>, format: FormatArgs) -> Result<ExitCode> {
     let storage = open(found)?;
     let steps = steps(&storage, found, step)?;
     if steps.is_empty() {
         bail!("there is no complete checkpoint in {}", storage.root());
     }
-    let mut is_whole = true;
+    let mut all: Vec<Verified> = Vec::new();
     for step in steps {
         let faults = storage.verify(step).with_context(|| format!("verify step {step} of {}", found.what))?;
-        for fault in &faults {
-            output::line(format_args!("step {step}: {fault}"))?;
+        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        let bytes = match faults.is_empty() {
+            true => storage.manifest(step).with_context(|| format!("read the manifest of step {step}"))?.bytes(),
+            false => 0,
+        };
+        let verified = Verified { step, faults, bytes };
+        // To read all of them may take long: each is told as soon as it is read.
+        if !format.is_json() {
+            output::print(verified.text())?;
         }
-        if faults.is_empty() {
-            let size = storage.manifest(step).with_context(|| format!("read the manifest of step {step}"))?.bytes();
-            output::line(format_args!("step {step}: whole, {} read", bytes(size)))?;
-        }
-        is_whole &= faults.is_empty();
+        all.push(verified);
     }
-    if is_whole {
+    if format.is_json() {
+        output::json(&all)?;
+    }
+    if all.iter().all(|verified| verified.faults.is_empty()) {
         return Ok(ExitCode::SUCCESS);
     }
     output::note(what_to_do(Path::new(storage.root())));
     Ok(ExitCode::FAILURE)
+}
+
+impl Verified {
+    fn text(&self) -> String {
+        let step = self.step;
+        match &self.faults[..] {
+            [] => format!("step {step}: whole, {} read\n", bytes(self.bytes)),
+            faults => faults.iter().map(|fault| format!("step {step}: {fault}\n")).collect(),
+        }
+    }
 }
 
 fn what_to_do(root: &Path) -> String {

@@ -3,7 +3,7 @@
 use std::error::Error as _;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use tonic::codegen::{Service as _, http};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -14,9 +14,10 @@ use toroid_proto as proto;
 use toroid_proto::admin_service_client::AdminServiceClient;
 use toroid_proto::job_service_client::JobServiceClient;
 use toroid_proto::limits::USER_ANSWER_BYTES_MAX;
-use toroid_security::Credentials;
+use toroid_security::{Credentials, Files};
 
-use crate::access::{Access, CredentialArgs, LocalRole};
+use crate::access::{Access, CredentialArgs, LocalRole, way};
+use crate::exit::{self, CallError, Exit};
 
 pub const DEFAULT_COORDINATOR: &str = "127.0.0.1:7070";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -64,6 +65,13 @@ impl Connection {
     /// The same, for whoever finds other credentials at a cluster of this machine.
     pub fn access_as(&self, role: LocalRole) -> Result<Access> {
         Access::find(&self.coordinator, &self.credentials, self.token.as_deref(), role)
+    }
+
+    /// Where the certificate is that is shown to the coordinator; `None` where none is.
+    pub fn files(&self) -> Option<Files> {
+        let (_, files) =
+            way(self.coordinator.first()?, &self.credentials, self.token.as_deref(), LocalRole::Admin).ok()?;
+        files.filter(|_| self.token.is_none())
     }
 
     pub async fn open(&self) -> Result<Client> {
@@ -148,6 +156,7 @@ impl Client {
         let start = tokio::time::Instant::now();
         loop {
             let (mut asked, mut words, mut is_one_there) = (Vec::new(), Vec::new(), false);
+            let mut exit = Exit::Unreachable;
             let mut next: Vec<String> = urls.iter().rev().cloned().collect();
             while let Some(url) = next.pop() {
                 if asked.contains(&url) {
@@ -166,12 +175,17 @@ impl Client {
                         words.push(format!("{url} does not lead: {}", leader.reason));
                         next.extend((!leader.address.is_empty()).then_some(leader.address));
                     }
-                    Ok(Err(error)) => words.push(error.to_string()),
+                    Ok(Err(error)) => {
+                        // Who does not take the credentials will not take them later either.
+                        exit = if exit::of(&error) == Exit::Refused { Exit::Refused } else { exit };
+                        words.push(error.to_string());
+                    }
                     Err(_) => words.push(format!("{url} does not answer within {NEXT_AFTER:?}")),
                 }
             }
             if !is_one_there || start.elapsed() >= LEADERLESS {
-                return Err(anyhow!("no coordinator leads: {}", words.join("; ")));
+                let text = format!("no coordinator leads: {}", words.join("; "));
+                return Err(CallError::new(exit, text).into());
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
@@ -379,11 +393,12 @@ impl Curve {
 }
 
 fn unreachable(url: &str, error: &tonic::transport::Error) -> anyhow::Error {
-    anyhow!(
+    let text = format!(
         "no coordinator answers at {url} ({}); start one with `toroid coordinator` or `toroid local`, or name another with \
          --coordinator or TOROID_COORDINATOR",
         innermost(error)
-    )
+    );
+    CallError::new(Exit::of_connection(error), text).into()
 }
 
 /// The last cause of an error: the words of the system.
@@ -398,28 +413,29 @@ fn innermost(error: &dyn std::error::Error) -> String {
 /// What a call's failure means for the user. The coordinator's own refusals are complete sentences already.
 pub fn explain(doing: &str, url: &str, status: &Status) -> anyhow::Error {
     let found = if status.message().is_empty() { status.code().description() } else { status.message() };
-    match status.code() {
+    let text = match status.code() {
         Code::InvalidArgument
         | Code::NotFound
         | Code::FailedPrecondition
         | Code::DataLoss
         | Code::Unauthenticated
         | Code::PermissionDenied
-        | Code::ResourceExhausted => anyhow!("{found}"),
+        | Code::ResourceExhausted => found.to_string(),
         Code::Unimplemented => {
-            anyhow!(
+            format!(
                 "cannot {doing}: {url} is no Toroid coordinator, or one of another version than {} ({found})",
                 proto::BUILD_VERSION
             )
         }
         Code::Unavailable | Code::Cancelled | Code::Unknown => {
             let cause = status.source().map_or_else(|| found.to_string(), innermost);
-            anyhow!(
+            format!(
                 "cannot {doing}: the connection to {url} broke ({cause}); see whether a coordinator runs there, and try again"
             )
         }
-        code => anyhow!("cannot {doing}: {url} answered {code:?}: {found}"),
-    }
+        code => format!("cannot {doing}: {url} answered {code:?}: {found}"),
+    };
+    CallError::new(Exit::of_status(status), text).into()
 }
 
 #[cfg(test)]

@@ -1,26 +1,27 @@
 //! The command line: what was asked for, which function does it, and with which exit code it ends.
 //!
-//! Standard output has what was asked for, standard error what is said beside it. Exit codes: 0, 1 (failed), 2 (wrong use), 130
-//! (interrupted).
+//! Standard output has what was asked for, standard error what is said beside it. Exit codes are [`crate::exit`]'s.
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+use crate::output::FormatArgs;
 use crate::{
-    admin, bench, certs, chaos, checkpoint, daemon, dashboard, data, incidents, jobs, local, output, plan, queue, slurm, status, submit, trace,
+    admin, bench, certs, chaos, checkpoint, daemon, dashboard, data, events, exit, incidents, jobs, local, output,
+    plan, queue, shell, slurm, status, submit, trace, workers,
 };
 
 /// Trains Mixture-of-Experts language models on machines that die
 #[derive(Debug, Parser)]
-#[command(name = "toroid", version, max_term_width = 120)]
+#[command(name = "toroid", version, max_term_width = 120, after_help = exit::HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -43,9 +44,9 @@ enum Command {
     /// Show the dashboard in a browser of this machine
     Dashboard(dashboard::Args),
     /// List the connected workers, spares included
-    Workers(status::WorkersArgs),
+    Workers(workers::WorkersArgs),
     /// Stop a job for good; its checkpoints stay
-    Cancel(status::CancelArgs),
+    Cancel(queue::JobArgs),
     /// Have a job go on that has ended, from its newest checkpoint, or that waits for a checkpoint that can be read
     Resume(queue::ResumeArgs),
     /// Give a job no places until it is released; one that has places is saved first
@@ -53,15 +54,15 @@ enum Command {
     /// Let a job run that is held
     Release(queue::JobArgs),
     /// Give a worker no place any more, whatever process has its id
-    Cordon(queue::CordonArgs),
+    Cordon(workers::CordonArgs),
     /// Give a worker places again that was cordoned
-    Uncordon(queue::UncordonArgs),
+    Uncordon(workers::UncordonArgs),
     /// Show what happened to a job
-    Events(status::EventsArgs),
+    Events(events::Args),
     /// Show what failed in a job, what was done about it and what it cost
     Incidents(incidents::Args),
     /// Move the place of a worker to a spare, so that the worker can be stopped
-    Drain(status::DrainArgs),
+    Drain(workers::DrainArgs),
     /// Ask for, list, verify and export checkpoints
     #[command(subcommand)]
     Checkpoint(checkpoint::Command),
@@ -89,7 +90,17 @@ enum Command {
     #[command(disable_help_flag = true)]
     Data(data::Args),
     /// Show the versions of program, protocol and checkpoint format
-    Version,
+    Version(FormatArgs),
+    /// Print completions for a shell
+    Completions(shell::CompletionsArgs),
+    /// Print the manual page, or write the pages of all commands into a folder
+    Man(shell::ManArgs),
+}
+
+/// The command line as it is described, for tests of what is made from it.
+#[cfg(test)]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Does what these arguments ask for; the first is the program's name.
@@ -108,7 +119,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) if output::is_gone(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::note(format_args!("error: {error:#}"));
-            ExitCode::FAILURE
+            exit::of(&error).into()
         }
     }
 }
@@ -133,18 +144,18 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Submit(args) => runtime.block_on(submit::run(args)),
         Command::Status(args) => runtime.block_on(status::status(args)),
         Command::Jobs(args) => runtime.block_on(jobs::run(args)),
-        Command::Workers(args) => runtime.block_on(status::workers(args)),
+        Command::Workers(args) => runtime.block_on(workers::workers(args)),
         Command::Dashboard(args) => runtime.block_on(dashboard::run(args)).map(|()| ExitCode::SUCCESS),
         Command::Trace(args) => trace::run(&args),
-        Command::Cancel(args) => runtime.block_on(status::cancel(args)),
+        Command::Cancel(args) => runtime.block_on(queue::cancel(args)),
         Command::Resume(args) => runtime.block_on(queue::resume(args)),
         Command::Hold(args) => runtime.block_on(queue::hold(args)),
         Command::Release(args) => runtime.block_on(queue::release(args)),
-        Command::Cordon(args) => runtime.block_on(queue::cordon(args)),
-        Command::Uncordon(args) => runtime.block_on(queue::uncordon(args)),
-        Command::Events(args) => runtime.block_on(status::events(args)),
+        Command::Cordon(args) => runtime.block_on(workers::cordon(args)),
+        Command::Uncordon(args) => runtime.block_on(workers::uncordon(args)),
+        Command::Events(args) => runtime.block_on(events::run(args)),
         Command::Incidents(args) => runtime.block_on(incidents::run(args)),
-        Command::Drain(args) => runtime.block_on(status::drain(args)),
+        Command::Drain(args) => runtime.block_on(workers::drain(args)),
         Command::Checkpoint(command) => checkpoint::run(runtime, command),
         Command::Chaos(args) => chaos::run(runtime, *args),
         Command::Bench(command) => runtime.block_on(bench::run(command)),
@@ -154,13 +165,19 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Plan(args) => plan::run(&args),
         Command::Slurm(command) => slurm::run(command).map(|()| ExitCode::SUCCESS),
         Command::Data(args) => data::run(&args),
-        Command::Version => {
-            output::line(format_args!("toroid {}", toroid_proto::BUILD_VERSION))?;
-            output::line(format_args!("protocol {}", toroid_proto::PROTOCOL_VERSION))?;
-            output::line(format_args!("checkpoint format {}", toroid_torus::manifest::FORMAT))?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Version(format) => version(format),
+        Command::Completions(args) => shell::completions(Cli::command(), &args),
+        Command::Man(args) => shell::man(Cli::command(), &args),
     }
+}
+
+fn version(format: FormatArgs) -> Result<ExitCode> {
+    let (version, protocol, checkpoint) =
+        (toroid_proto::BUILD_VERSION, toroid_proto::PROTOCOL_VERSION, toroid_torus::manifest::FORMAT);
+    let value = serde_json::json!({ "version": version, "protocol": protocol, "checkpoint_format": checkpoint });
+    let text = format_args!("toroid {version}\nprotocol {protocol}\ncheckpoint format {checkpoint}\n");
+    format.answer(&value, text)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// RUST_LOG says what is logged; `default_level` where it does not.
@@ -194,7 +211,6 @@ fn log_filter(wanted: Option<&str>, default_level: &str) -> (Targets, Option<Str
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
     use tracing::Level;
 
     #[test]
@@ -298,6 +314,27 @@ mod tests {
             "toroid data",
             "toroid data run pipeline.toml --threads 2 --help",
             "toroid version",
+            "toroid version -o json",
+            "toroid completions bash",
+            "toroid man",
+            "toroid man pages",
+            "toroid submit job.toml -o json",
+            "toroid cancel tiny-1 -o json",
+            "toroid drain w3 -o json",
+            "toroid cordon w3 -o json",
+            "toroid uncordon w3 -o json",
+            "toroid hold tiny-1 -o json",
+            "toroid release tiny-1 -o json",
+            "toroid resume tiny-1 -o json",
+            "toroid jobs rm tiny-1 -o json",
+            "toroid checkpoint now tiny-1 -o json",
+            "toroid checkpoint list tiny-1 -o json",
+            "toroid checkpoint verify path 10 -o json",
+            "toroid checkpoint export 10 out.safetensors -o json",
+            "toroid certs list -o json",
+            "toroid token list -o json",
+            "toroid audit -o json",
+            "toroid workers --readmit w3 -o json",
         ] {
             check(line, true);
         }
@@ -333,8 +370,9 @@ mod tests {
             "toroid coordinator --dir d --keep-jobs 0",
             "toroid checkpoint export ten out.safetensors",
             "toroid status",
-            "toroid workers --readmit w3 -o json",
             "toroid workers --readmit w3 --kill w3",
+            "toroid workers --readmit w3 --forget w3",
+            "toroid completions cmd",
             "toroid local --kill-one --no-kill",
             "toroid chaos --kills 0",
             "toroid chaos --rate -1",

@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use toroid_worker::checkpoint::Storage;
 
 use crate::client::Connection;
+use crate::exit::not_found;
 
 /// Where `toroid local` keeps everything, unless told otherwise.
 pub const LOCAL_DIR: &str = ".toroid";
@@ -53,9 +54,9 @@ pub async fn checkpoints(path_or_job: &str, connection: &Connection) -> Result<F
         return by_path(path_or_job);
     }
     if path_or_job.contains('/') || path_or_job == LOCAL_DIR {
-        bail!(
+        return Err(not_found(format!(
             "there is no folder {path_or_job} here; name a folder of checkpoints or a job (`toroid jobs` lists them)"
-        );
+        )));
     }
     let local_job = Path::new(LOCAL_DIR).join(COORDINATOR_DIR).join(JOBS_DIR).join(path_or_job);
     if local_job.is_dir() {

@@ -1,7 +1,20 @@
-//! Figures and tables for people. Everything here is pure; what programs read is in [`toroid_proto::json`].
+//! Figures and tables for people. What programs read is in [`toroid_proto::json`].
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use toroid_torus::units::scaled;
 pub use toroid_torus::units::{bytes, time};
+
+/// The present moment, as messages have it.
+pub fn now_unix_ms() -> i64 {
+    unix_ms(SystemTime::now())
+}
+
+/// A moment as messages have it; 0 before 1970.
+pub fn unix_ms(at: SystemTime) -> i64 {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
 
 /// A time span: `0.4 s`, `42 s`, `3 min 5 s`, `2 h 10 min`, `3 d 4 h`; `-` where it is not known.
 pub fn duration(seconds: f64) -> String {
@@ -60,6 +73,30 @@ pub fn rate(per_s: f64) -> String {
 /// A share from 0 to 1 as a percentage.
 pub fn percent(share: f64) -> String {
     format!("{:.1}%", 100.0 * share)
+}
+
+/// Words in lines of at most `width` columns, each behind `indent`; a word that is longer stands alone.
+pub fn wrap(text: &str, width: usize, indent: &str) -> String {
+    let (mut out, mut line) = (String::new(), String::from(indent));
+    let mut is_empty = true;
+    for word in text.split_whitespace() {
+        if !is_empty && line.chars().count() + 1 + word.chars().count() > width {
+            out.push_str(&line);
+            out.push('\n');
+            line.replace_range(indent.len().., "");
+            is_empty = true;
+        }
+        if !is_empty {
+            line.push(' ');
+        }
+        line.push_str(word);
+        is_empty = false;
+    }
+    if !is_empty {
+        out.push_str(&line);
+        out.push('\n');
+    }
+    out
 }
 
 /// Columns side by side, as wide as their widest cell, two spaces apart, a line feed after each row.
@@ -135,6 +172,14 @@ mod tests {
             assert_eq!(time(unix_s * 1000 + 999), expected);
         }
         assert_eq!(time(0), "-");
+    }
+
+    #[test]
+    fn text_is_wrapped_between_words() {
+        assert_eq!(wrap("one two three", 7, ""), "one two\nthree\n");
+        assert_eq!(wrap("one two three", 8, "  "), "  one\n  two\n  three\n");
+        assert_eq!(wrap("unbreakable", 4, "  "), "  unbreakable\n");
+        assert_eq!(wrap("  ", 4, "  "), "");
     }
 
     #[test]

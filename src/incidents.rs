@@ -6,36 +6,31 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use toroid_proto as proto;
 use toroid_proto::json;
 
 use crate::client::Connection;
 use crate::format::{duration, table, time};
-use crate::output;
-use crate::status::Format;
+use crate::output::FormatArgs;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The job's id, as `toroid jobs` lists it
     job: String,
-    /// Text or JSON
-    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
-    output: Format,
+    #[command(flatten)]
+    format: FormatArgs,
     #[command(flatten)]
     connection: Connection,
 }
 
 pub async fn run(args: Args) -> Result<ExitCode> {
     let job = args.connection.open().await?.job(&args.job, false).await?;
-    match args.output {
-        Format::Json => {
-            let incidents: Vec<_> = job.incidents.iter().map(json::Incident::from).collect();
-            output::line(serde_json::to_string_pretty(&incidents).context("write the incidents as JSON")?)?;
-        }
-        Format::Text if job.incidents.is_empty() => output::line(format_args!("{} had no incident", job.id))?,
-        Format::Text => output::print(format_args!("{}{}\n", incident_table(&job.incidents), totals(&job)))?,
-    }
+    let text = match &job.incidents[..] {
+        [] => format!("{} had no incident\n", job.id),
+        incidents => format!("{}{}\n", incident_table(incidents), totals(&job)),
+    };
+    args.format.answer(&job.incidents.iter().map(json::Incident::from).collect::<Vec<_>>(), text)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -3,9 +3,11 @@
 //! ```text
 //!   local       a whole cluster of child processes of this binary      coordinator, worker   daemon; worker --restart   supervise
 //!   chaos       faults on such a cluster, and a verdict                 bench   figures of this machine
-//!   submit      jobfile (paths), then progress and summary (--wait)     status, workers, events, cancel, drain   status
-//!   jobs        the list of jobs                                        hold, release, resume, cordon, uncordon  queue
-//!   incidents   what failed and what it cost                            trace   what the time of steps went to
+//!   submit      jobfile (paths), then progress and summary (--wait)     status, events   one job, once or as it goes on
+//!   jobs        the list of jobs                                        queue   cancel, hold, release, resume
+//!   incidents   what failed and what it cost                            workers   the list; cordon, uncordon, drain
+//!                                                                       trace   what the time of steps went to
+//!   shell       completions and manual pages                            exit    with which code a command ends
 //!   certs       a private CA and its certificates                    admin   tokens, the audit record      access  credentials of a command
 //!   plan        what a job needs, before it is run
 //!   slurm       batch scripts
@@ -32,6 +34,8 @@ mod command_line;
 mod daemon;
 mod dashboard;
 mod data;
+mod events;
+mod exit;
 mod find;
 mod format;
 mod incidents;
@@ -43,6 +47,7 @@ mod output;
 mod plan;
 mod progress;
 mod queue;
+mod shell;
 mod slurm;
 mod status;
 mod submit;
@@ -50,6 +55,7 @@ mod summary;
 mod supervise;
 mod trace;
 mod watch;
+mod workers;
 
 pub use command_line::run;
 

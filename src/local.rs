@@ -25,6 +25,7 @@ use crate::cluster::children::Settings;
 use crate::cluster::{Cluster, PATIENCE, Signals};
 use crate::daemon::num_cores;
 use crate::dashboard::Dashboard;
+use crate::exit::Exit;
 use crate::find::LOCAL_DIR;
 use crate::output;
 use crate::progress::Progress;
@@ -34,8 +35,6 @@ use crate::watch::Follow;
 
 use job::{JobArgs, LocalJob};
 
-/// As shells have it for a program that SIGINT ended.
-pub const INTERRUPTED: u8 = 130;
 /// Of the demo's steps, so many percent are made when a worker is killed.
 const KILL_AT_PERCENT: u64 = 40;
 
@@ -125,7 +124,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     run.cluster.stop(signals.next()).await;
     Ok(match outcome? {
         Outcome::Ended(job) => exit_code(&job),
-        Outcome::Interrupted => ExitCode::from(INTERRUPTED),
+        Outcome::Interrupted => Exit::Interrupted.into(),
     })
 }
 

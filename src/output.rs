@@ -7,6 +7,44 @@ use std::fmt::Display;
 use std::io::{self, ErrorKind, Write as _};
 
 use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+/// In which form a command answers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people
+    #[default]
+    Text,
+    /// For programs
+    Json,
+}
+
+/// `-o`, the same for each command that has an answer.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub struct FormatArgs {
+    /// Text or JSON
+    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
+    pub output: Format,
+}
+
+impl FormatArgs {
+    pub fn is_json(self) -> bool {
+        self.output == Format::Json
+    }
+
+    /// The answer as it was asked for. `text` ends its last line itself.
+    pub fn answer(self, value: &impl Serialize, text: impl Display) -> Result<()> {
+        match self.output {
+            Format::Text => print(text),
+            Format::Json => json(value),
+        }
+    }
+}
+
+/// Writes an answer for programs.
+pub fn json(value: &impl Serialize) -> Result<()> {
+    line(serde_json::to_string_pretty(value).context("write the answer as JSON")?)
+}
 
 /// Said of an answer that could not be written.
 const WRITE: &str = "write to standard output";

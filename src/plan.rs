@@ -15,8 +15,7 @@ use toroid_worker::device::{Buffer as _, CpuDevice, Device as _, Mat, MatMut};
 
 use crate::format::{bytes, count, duration, percent, rate, seconds, short_count, table};
 use crate::local::{default_threads, positive};
-use crate::output;
-use crate::status::Format;
+use crate::output::FormatArgs;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -71,9 +70,8 @@ pub struct Args {
     /// Seconds between checkpoints; default: as the job file says
     #[arg(long, value_name = "S", value_parser = above_zero)]
     checkpoint_interval_s: Option<f64>,
-    /// Text or JSON
-    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
-    output: Format,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
 fn above_zero(text: &str) -> Result<f64, String> {
@@ -118,20 +116,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let failures = Failures { mtbf_s: 3600.0 * args.mtbf_h, detect_s: args.detect_s, restore_s: args.restore_s };
     let plan = plan(&spec, &machine, &failures);
     let shape = &spec.shape;
-    match args.output {
-        Format::Text => output::print(text(&spec, &machine, &failures, &plan))?,
-        Format::Json => {
-            let answer = Answer {
-                name: &spec.name,
-                shape: [shape.tp(), shape.pp(), shape.dp()],
-                torus: [shape.width(), shape.height()],
-                machine,
-                failures,
-                plan,
-            };
-            output::line(serde_json::to_string_pretty(&answer).context("write the plan as JSON")?)?;
-        }
-    }
+    let text = text(&spec, &machine, &failures, &plan);
+    let answer = Answer {
+        name: &spec.name,
+        shape: [shape.tp(), shape.pp(), shape.dp()],
+        torus: [shape.width(), shape.height()],
+        machine,
+        failures,
+        plan,
+    };
+    args.format.answer(&answer, text)?;
     Ok(ExitCode::SUCCESS)
 }
 

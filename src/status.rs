@@ -1,123 +1,57 @@
-//! What a coordinator knows, for people and (`-o json`) for programs: `status`, `jobs`, `workers`, `events`; `cancel` and `drain`.
+//! `toroid status`: a job in a line and in detail, once or until it ends; for people and (`-o json`) for programs.
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
-use serde::Serialize;
+use anyhow::{Context as _, Result};
 use toroid_proto as proto;
 use toroid_proto::json::{self, state_word};
 
 use crate::client::{Client, Connection};
-use crate::format::{bytes, count, duration, percent, rate, seconds, short_count, table, time};
+use crate::exit::wrong_use;
+use crate::format::{bytes, count, duration, now_unix_ms, percent, rate, seconds, short_count, table, time};
 use crate::incidents;
 use crate::links;
-use crate::output;
+use crate::output::{self, Format, FormatArgs};
 use crate::progress::event_line;
-use crate::queue;
-use crate::watch::Follow;
+use crate::watch::{Follow, PATIENCE};
 
-/// Jobs go on without a coordinator; whoever watches one gives it this long to come back.
-const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two lines of a watched job where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 /// Of the newest events, this many are shown with a status.
 const NUM_EVENTS: usize = 5;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// For people
-    Text,
-    /// For programs
-    Json,
-}
-
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("output", |arg| arg.help("Text, or JSON with the whole curve; with --watch one JSON document a line, without the curve")))]
 pub struct StatusArgs {
     /// The job's id, as `toroid jobs` lists it
     job: String,
     /// Stay, and show every change until the job ends; exit code 0 only if it is done
     #[arg(short, long)]
     watch: bool,
-    /// Text, or JSON with the whole curve; with --watch one JSON document a line, without the curve
-    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
-    output: Format,
     /// Leave the curve out of the JSON
     #[arg(long)]
     no_curve: bool,
     #[command(flatten)]
-    connection: Connection,
-}
-
-#[derive(Debug, clap::Args)]
-pub struct ListArgs {
-    /// Text or JSON
-    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
-    output: Format,
-    #[command(flatten)]
-    connection: Connection,
-}
-
-#[derive(Debug, clap::Args)]
-pub struct WorkersArgs {
-    /// A worker that is put aside for a while, or whose host is, may be given a place again at once
-    #[arg(long, value_name = "ID", conflicts_with = "output")]
-    readmit: Option<String>,
-    /// The id of a worker that is not connected is free for whoever registers it next: its secret or certificate is lost
-    #[arg(long, value_name = "ID", conflicts_with_all = ["output", "readmit"])]
-    forget: Option<String>,
-    /// The worker's process ends at once, as if its machine had died: a trial of what that costs. `toroid drain` takes a machine out of use
-    #[arg(long, value_name = "ID", conflicts_with_all = ["output", "readmit", "forget"])]
-    kill: Option<String>,
-    #[command(flatten)]
-    list: ListArgs,
-}
-
-#[derive(Debug, clap::Args)]
-pub struct EventsArgs {
-    /// The job's id, as `toroid jobs` lists it
-    job: String,
-    /// Stay, and show new events until the job ends
-    #[arg(short, long)]
-    follow: bool,
-    /// Text, or one JSON document a line
-    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
-    output: Format,
-    #[command(flatten)]
-    connection: Connection,
-}
-
-#[derive(Debug, clap::Args)]
-pub struct CancelArgs {
-    /// The job's id, as `toroid jobs` lists it
-    job: String,
-    #[command(flatten)]
-    connection: Connection,
-}
-
-#[derive(Debug, clap::Args)]
-pub struct DrainArgs {
-    /// The worker's id, as `toroid workers` lists it
-    worker: String,
+    format: FormatArgs,
     #[command(flatten)]
     connection: Connection,
 }
 
 pub async fn status(args: StatusArgs) -> Result<ExitCode> {
-    if args.no_curve && args.output == Format::Text {
-        bail!("--no-curve leaves something out of the JSON, which was not asked for: add `-o json`");
+    if args.no_curve && !args.format.is_json() {
+        return Err(wrong_use("--no-curve leaves something out of the JSON, which was not asked for: add `-o json`"));
     }
     if args.watch {
         return watch(args).await;
     }
-    let with_curve = args.output == Format::Json && !args.no_curve;
     let mut client = args.connection.open().await?;
     let job = client.job(&args.job, false).await?;
-    match args.output {
-        Format::Text => output::print(details(&job, now_unix_ms()))?,
-        Format::Json if with_curve => print_with_curve(&mut client, &job).await?,
-        Format::Json => print_json(&json::Job::new(&job, false))?,
+    if args.format.is_json() && !args.no_curve {
+        print_with_curve(&mut client, &job).await?;
+    } else {
+        args.format.answer(&json::Job::new(&job, false), details(&job, now_unix_ms()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -149,7 +83,7 @@ async fn print_with_curve(client: &mut Client, job: &proto::Job) -> Result<()> {
 
 async fn watch(args: StatusArgs) -> Result<ExitCode> {
     let mut follow = Follow::new(args.connection.access()?, &args.job, PATIENCE);
-    let mut screen = Screen::new(args.output);
+    let mut screen = Screen::new(args.format.output);
     let mut state = proto::JobState::Unspecified;
     while let Some(proto::JobUpdate { job: Some(job), .. }) = follow.next().await? {
         state = job.state();
@@ -201,95 +135,6 @@ impl Screen {
         }
         Ok(())
     }
-}
-
-pub async fn workers(args: WorkersArgs) -> Result<ExitCode> {
-    let WorkersArgs { readmit, forget, kill, list: args } = args;
-    if let Some(worker) = kill {
-        let job = args.connection.open().await?.kill(&worker).await?;
-        let what = match job.as_str() {
-            "" => "it was a spare".into(),
-            job => format!("`toroid incidents {job}` says what it costs"),
-        };
-        output::line(format_args!("{worker} was told to end at once; {what}"))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    if let Some(worker) = forget {
-        args.connection.open().await?.forget_worker(&worker).await?;
-        output::line(format_args!("{worker} is free for whoever registers it next"))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    if let Some(worker) = readmit {
-        let why = args.connection.open().await?.readmit(&worker).await?;
-        output::line(format_args!("{worker} is a spare again; it was put aside since {why}"))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let workers = args.connection.open().await?.workers().await?;
-    match args.output {
-        Format::Json => print_json(&workers.iter().map(json::Worker::from).collect::<Vec<_>>())?,
-        Format::Text if workers.is_empty() => {
-            let url = args.connection.coordinator.join(",");
-            let how = format_args!("no workers are connected; start some with `toroid worker --coordinator {url}`");
-            output::line(how)?;
-        }
-        Format::Text => output::print(worker_table(&workers))?,
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-pub async fn events(args: EventsArgs) -> Result<ExitCode> {
-    let print = |events: &[proto::Event]| -> Result<()> {
-        for event in events {
-            match args.output {
-                Format::Text => output::line(event_line(event))?,
-                Format::Json => {
-                    output::line(serde_json::to_string(&json::Event::from(event)).context("write an event as JSON")?)?
-                }
-            }
-        }
-        Ok(())
-    };
-    if !args.follow {
-        print(&args.connection.open().await?.job(&args.job, false).await?.events)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut follow = Follow::new(args.connection.access()?, &args.job, PATIENCE);
-    while let Some(update) = follow.next().await? {
-        print(&update.events)?;
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-pub async fn cancel(args: CancelArgs) -> Result<ExitCode> {
-    let job = args.connection.open().await?.cancel(&args.job).await?;
-    queue::show(&job)
-}
-
-pub async fn drain(args: DrainArgs) -> Result<ExitCode> {
-    let drained = args.connection.open().await?.drain(&args.worker).await?;
-    output::line(drain_line(&args.worker, &drained))?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn drain_line(worker: &str, drained: &proto::DrainWorkerResponse) -> String {
-    match (drained.job_id.as_str(), drained.replacement.as_str()) {
-        ("", _) => format!("{worker} was a spare and gets no place any more: stop it whenever you like"),
-        (job, "") => {
-            format!("{worker} leaves {job} once a spare is there to take its place; `toroid events {job} -f` says when")
-        }
-        (job, spare) => {
-            format!("{spare} takes the place of {worker} in {job}; `toroid incidents {job}` says what it cost")
-        }
-    }
-}
-
-pub fn print_json(value: &impl Serialize) -> Result<()> {
-    output::line(serde_json::to_string_pretty(value).context("write the answer as JSON")?)
-}
-
-fn now_unix_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// The status line: state, step of total, ETA, loss, tokens/s, goodput, places alive, spares, age of the last checkpoint,
@@ -455,118 +300,6 @@ fn place(p: &proto::PlaceInfo) -> String {
     format!("rank {} at ({}, {}), {worker}", p.rank, p.x, p.y)
 }
 
-pub fn job_table(jobs: &[proto::Job]) -> String {
-    let header = ["JOB", "STATE", "PRIORITY", "USER", "STEP", "LOSS", "TOKENS/S", "PLACES", "SUBMITTED", "REASON"];
-    let mut rows = vec![header.map(String::from).to_vec()];
-    rows.extend(jobs.iter().map(|job| {
-        vec![
-            job.id.clone(),
-            state_word(job.state()).to_string(),
-            job.priority.to_string(),
-            if job.user.is_empty() { "-".into() } else { job.user.clone() },
-            format!("{}/{}", count(job.committed_step), count(job.total_steps)),
-            job.last_step.as_ref().map_or_else(|| "-".into(), |s| format!("{:.4}", s.loss)),
-            rate(job.tokens_per_s),
-            format!("{}/{}", job.places_alive, job.places.len()),
-            time(job.submitted_unix_ms),
-            job.reason.clone(),
-        ]
-    }));
-    table(&rows)
-}
-
-/// What a worker holds of its device's memory, and what is free where that is known.
-fn memory(worker: &proto::WorkerInfo) -> String {
-    match (worker.memory_bytes, worker.memory_free_bytes) {
-        (0, _) => "-".into(),
-        (held, 0) => bytes(held),
-        (held, free) => format!("{}, {} free", bytes(held), bytes(free)),
-    }
-}
-
-/// How long a worker computes a step, and that it is a straggler where it is one.
-fn computes(worker: &proto::WorkerInfo) -> String {
-    match (worker.compute_s, worker.slow_factor) {
-        (0.0, _) => "-".into(),
-        (s, 0.0) => seconds(s),
-        (s, factor) => format!("{}, slow: {factor:.1} times its peers", seconds(s)),
-    }
-}
-
-/// Whether a worker without a place has shown that it can fill one.
-fn warm_up(worker: &proto::WorkerInfo) -> String {
-    let proto::WorkerInfo { warm_up_job: job, warm_up_reason: reason, .. } = worker;
-    match worker.warm_up() {
-        proto::WarmUpState::Unspecified => "-".into(),
-        proto::WarmUpState::Proving => format!("for {job}: {reason}"),
-        proto::WarmUpState::Ready => format!("ready for {job}"),
-        proto::WarmUpState::Failed if worker.warm_up_retry_s > 0.0 => {
-            format!("failed for {job}: {reason}; tried again in {}", duration(worker.warm_up_retry_s))
-        }
-        proto::WarmUpState::Failed => format!("failed for {job}: {reason}"),
-    }
-}
-
-fn worker_table(workers: &[proto::WorkerInfo]) -> String {
-    let header = [
-        "WORKER",
-        "HOST",
-        "PID",
-        "DEVICE",
-        "MEMORY",
-        "JOB",
-        "RANK",
-        "COMPUTES A STEP",
-        "SILENT",
-        "FINGERPRINT",
-        "LINKS",
-        "WARM-UP",
-    ];
-    let mut rows = vec![header.map(String::from).to_vec()];
-    rows.extend(workers.iter().map(|w| {
-        let (job, rank) = match w.state() {
-            proto::WorkerState::Aside => ("(aside)", "-".to_string()),
-            proto::WorkerState::Retired => ("(drained)", "-".to_string()),
-            proto::WorkerState::Cordoned => ("(cordoned)", "-".to_string()),
-            _ if w.rank < 0 => ("(spare)", "-".to_string()),
-            _ => (w.job_id.as_str(), w.rank.to_string()),
-        };
-        let (silent, fingerprint) = (duration(w.silent_s), w.fingerprint.clone());
-        vec![
-            w.worker_id.clone(),
-            w.host.clone(),
-            w.pid.to_string(),
-            w.device.clone(),
-            memory(w),
-            job.into(),
-            rank,
-            computes(w),
-            silent,
-            fingerprint,
-            links::in_words(&w.links),
-            warm_up(w),
-        ]
-    }));
-    workers.iter().filter_map(kept_out).fold(table(&rows), |text, line| text + &line + "\n")
-}
-
-/// Why a worker without a place is given none.
-fn kept_out(w: &proto::WorkerInfo) -> Option<String> {
-    let id = &w.worker_id;
-    match w.state() {
-        proto::WorkerState::Aside => Some(format!(
-            "{id} is put aside for {} more: {}; `toroid workers --readmit {id}` ends that",
-            duration(w.aside_s),
-            w.state_reason
-        )),
-        proto::WorkerState::Retired | proto::WorkerState::Cordoned => {
-            Some(format!("{id} is no spare: {}", w.state_reason))
-        }
-        _ if w.is_cordoned => Some(format!("{id} is cordoned: it keeps its place and gets no other")),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -668,16 +401,6 @@ mod tests {
     }
 
     #[test]
-    fn a_drain_says_where_the_place_goes() {
-        let drained = |job_id: &str, replacement: &str| {
-            drain_line("w3", &proto::DrainWorkerResponse { job_id: job_id.into(), replacement: replacement.into() })
-        };
-        assert!(drained("", "").contains("w3 was a spare"));
-        assert!(drained("tiny-1", "").contains("once a spare is there"));
-        assert!(drained("tiny-1", "w8").starts_with("w8 takes the place of w3 in tiny-1"));
-    }
-
-    #[test]
     fn the_newest_events_come_with_the_details() {
         let mut job = running();
         let event = |i| proto::Event {
@@ -689,53 +412,6 @@ mod tests {
         job.events = (0..9).map(event).collect();
         let text = details(&job, NOW_UNIX_MS);
         assert!(!text.contains("event 3") && text.contains("event 4") && text.contains("event 8"), "{text}");
-    }
-
-    #[test]
-    fn tables_list_jobs_and_workers() {
-        let text = job_table(&[running()]);
-        assert!(text.contains("JOB     STATE    PRIORITY  USER  STEP     LOSS"), "{text}");
-        assert!(text.contains("tiny-1  running  0         -     120/200  2.3457  13,412    1/2"), "{text}");
-        let worker = |worker_id: &str, rank| proto::WorkerInfo {
-            worker_id: worker_id.into(),
-            host: "h".into(),
-            device: "cpu".into(),
-            fingerprint: "f".into(),
-            job_id: if rank < 0 { String::new() } else { "tiny-1".into() },
-            rank,
-            silent_s: 0.25,
-            pid: 4242,
-            memory_bytes: if rank < 0 { 0 } else { 60_000_000_000 },
-            memory_free_bytes: 20_000_000_000,
-            compute_s: if rank < 0 { 0.0 } else { 0.0412 },
-            slow_factor: f64::from(rank.max(0)),
-            warm_up: if rank < 0 { proto::WarmUpState::Failed } else { proto::WarmUpState::Unspecified }.into(),
-            warm_up_job: if rank < 0 { "tiny-1".into() } else { String::new() },
-            warm_up_reason: if rank < 0 { "no data".into() } else { String::new() },
-            warm_up_retry_s: if rank < 0 { 5.0 } else { 0.0 },
-            links: (rank >= 0).then(|| ("tcp".to_string(), 2)).into_iter().collect(),
-            ..Default::default()
-        };
-        assert_eq!(
-            worker_table(&[worker("w0", 0), worker("w1", -1)]),
-            "WORKER  HOST  PID   DEVICE  MEMORY                 JOB      RANK  COMPUTES A STEP  SILENT  FINGERPRINT  LINKS                WARM-UP\n\
-             w0      h     4242  cpu     60.0 GB, 20.0 GB free  tiny-1   0     41.2 ms          0.2 s   f            2 tcp in clear text  -\n\
-             w1      h     4242  cpu     -                      (spare)  -     -                0.2 s   f            -                    failed for tiny-1: no data; tried again in 5.0 s\n"
-        );
-        assert!(worker_table(&[worker("w2", 2)]).contains("41.2 ms, slow: 2.0 times its peers"));
-        let mut aside = worker("w1", -1);
-        aside.set_state(proto::WorkerState::Aside);
-        (aside.state_reason, aside.aside_s) = ("it was lost 3 times within 10 minutes".into(), 1740.0);
-        let text = worker_table(&[aside]);
-        assert!(text.contains("(aside)  -") && !text.contains("(spare)"), "{text}");
-        let why = "w1 is put aside for 29 min";
-        assert!(text.contains(why) && text.contains("3 times within") && text.contains("--readmit w1"), "{text}");
-        let mut cordoned = worker("w1", -1);
-        cordoned.set_state(proto::WorkerState::Cordoned);
-        cordoned.state_reason = "a user cordoned it".into();
-        let text = worker_table(&[cordoned, proto::WorkerInfo { is_cordoned: true, ..worker("w2", 2) }]);
-        assert!(text.contains("(cordoned)") && text.contains("w1 is no spare: a user cordoned it"), "{text}");
-        assert!(text.contains("w2 is cordoned: it keeps its place"), "{text}");
     }
 
     #[test]

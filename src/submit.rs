@@ -2,20 +2,17 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use toroid_proto as proto;
+use serde::Serialize;
+use toroid_proto::{self as proto, json};
 
 use crate::client::Connection;
-use crate::jobfile;
-use crate::output;
+use crate::jobfile::{self, Resolved};
+use crate::output::{self, FormatArgs};
 use crate::progress::Progress;
 use crate::summary;
-use crate::watch::Follow;
-
-/// Jobs go on without a coordinator; whoever waits for one gives it this long to come back.
-const PATIENCE: Duration = Duration::from_secs(120);
+use crate::watch::{Follow, PATIENCE};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -31,20 +28,36 @@ pub struct Args {
     #[arg(long)]
     wait: bool,
     #[command(flatten)]
+    format: FormatArgs,
+    #[command(flatten)]
     connection: Connection,
 }
 
-/// Prints the job's id, alone on standard output, so that a script can go on with it.
+/// What was submitted, for programs.
+#[derive(Debug, Serialize)]
+struct Submitted<'a> {
+    job_id: &'a str,
+    /// Paths of the job file that were taken from its folder.
+    resolved: &'a [Resolved],
+    /// What in the job file has no effect, or another than one may think.
+    notes: &'a [String],
+}
+
+/// Prints the job's id, alone on standard output where JSON is not asked for, so that a script can go on with it.
 pub async fn run(args: Args) -> Result<ExitCode> {
     let (job_toml, resolved) = jobfile::read(&args.file)?;
     // What is not valid is the coordinator's to refuse.
     let notes = toroid_torus::job::parse(&job_toml).map(|spec| spec.notes()).unwrap_or_default();
     let request = proto::SubmitJobRequest { job_toml, user: args.user, priority: args.priority };
     let job = args.connection.open().await?.submit_as(request).await?;
-    for path in resolved {
+    for path in &resolved {
         output::note(format_args!("{} = {} is taken as {}", path.key, path.from, path.to));
     }
-    output::line(&job)?;
+    // Of a job that is waited for the answer is what it came to.
+    if !(args.wait && args.format.is_json()) {
+        let submitted = Submitted { job_id: &job, resolved: &resolved, notes: &notes };
+        args.format.answer(&submitted, format_args!("{job}\n"))?;
+    }
     notes.iter().for_each(|text| output::note(format_args!("note: {text}")));
     if !args.wait {
         output::note(format_args!("submitted; see how it does with `toroid status {job} -w`"));
@@ -57,7 +70,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     }
     progress.finish();
     let job = args.connection.open().await.context("get the job's end")?.job(&job, true).await?;
-    output::print(summary::text(&job))?;
+    args.format.answer(&json::Job::new(&job, false), summary::text(&job))?;
     Ok(exit_code(&job))
 }
 

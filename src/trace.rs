@@ -29,8 +29,7 @@ use serde_json::{Value, json};
 use toroid_worker::trace::{Kind, Span};
 
 use crate::format::table;
-use crate::output;
-use crate::status::Format;
+use crate::output::{self, FormatArgs};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -39,9 +38,8 @@ pub struct Args {
     /// Chrome trace to write
     #[arg(long, default_value = "trace.json", value_name = "FILE")]
     out: PathBuf,
-    /// Text or JSON
-    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
-    output: Format,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
 /// Of one rank: medians over the steps, in milliseconds.
@@ -143,10 +141,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let trace = serde_json::to_string(&chrome(&spans)).context("write the trace as JSON")?;
     std::fs::write(&args.out, trace).with_context(|| format!("write {}", args.out.display()))?;
     let report = report(&spans);
-    match args.output {
-        Format::Text => output::print(text(&report))?,
-        Format::Json => output::line(serde_json::to_string_pretty(&report).context("write the figures as JSON")?)?,
-    }
+    args.format.answer(&report, text(&report))?;
     output::note(format_args!("wrote {}; open it in chrome://tracing or ui.perfetto.dev", args.out.display()));
     Ok(ExitCode::SUCCESS)
 }

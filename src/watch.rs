@@ -13,6 +13,8 @@ use toroid_proto::json::is_ended;
 use crate::access::Access;
 use crate::client::{Client, explain};
 
+/// Jobs go on without a coordinator; whoever watches one gives it this long to come back.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two attempts to reach the coordinator again.
 const PAUSE: Duration = Duration::from_millis(200);
 

@@ -37,8 +37,7 @@ use toroid_worker::comm::{
 use super::median;
 use crate::format::table;
 use crate::local::positive;
-use crate::output;
-use crate::status::Format;
+use crate::output::{self, FormatArgs};
 
 const WARM_UP: usize = 3;
 /// Of the copy in memory.
@@ -76,9 +75,8 @@ pub struct Args {
     /// Where a rank listens, {} stands for its number
     #[arg(long, default_value = "127.0.0.1:0", value_name = "IP:PORT")]
     listen: String,
-    /// Text or JSON
-    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
-    output: Format,
+    #[command(flatten)]
+    format: FormatArgs,
     /// Be this rank of a measurement
     #[arg(long, hide = true, value_name = "R")]
     rank: Option<usize>,
@@ -142,10 +140,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         results.extend(measure_ranks(&args, ranks).with_context(|| format!("measure {ranks} ranks"))?);
     }
     let report = Report { memory_copy_gb_s: memory_copy(), cores: crate::daemon::num_cores(), results };
-    match args.output {
-        Format::Text => output::print(text(&report))?,
-        Format::Json => output::line(serde_json::to_string_pretty(&report).context("write the figures as JSON")?)?,
-    }
+    args.format.answer(&report, text(&report))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -23,11 +23,11 @@ use crate::chaos::inject::{self, Plan};
 use crate::chaos::report::Spread;
 use crate::cluster::Signals;
 use crate::cluster::children::Settings;
+use crate::exit::Exit;
 use crate::format::table;
 use crate::local::job::{self, JobArgs, LocalJob};
-use crate::local::{INTERRUPTED, default_threads, positive};
-use crate::output;
-use crate::status::Format;
+use crate::local::{default_threads, positive};
+use crate::output::FormatArgs;
 
 /// One write to the disk.
 const BLOCK_BYTES: usize = 8 << 20;
@@ -58,9 +58,8 @@ pub struct Args {
     /// Compute threads of each worker; default: cores divided by the job's places, at least 1
     #[arg(long, value_name = "N", value_parser = positive)]
     threads: Option<usize>,
-    /// Text or JSON
-    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
-    output: Format,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
 #[derive(Debug, PartialEq, Serialize)]
@@ -97,13 +96,10 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     is_over.store(true, Ordering::Relaxed);
     let raw = disk.await.context("measure the disk")?;
     remove(&folder)?;
-    let Some(outcome) = outcome? else { return Ok(ExitCode::from(INTERRUPTED)) };
+    let Some(outcome) = outcome? else { return Ok(Exit::Interrupted.into()) };
     ensure!(outcome.problems.is_empty(), "the run failed: {}", outcome.problems.join("; "));
     let figures = figures(&outcome.job, args.every, raw?).context("the run made too few steps to compare")?;
-    match args.output {
-        Format::Text => output::print(text(&figures))?,
-        Format::Json => output::line(serde_json::to_string_pretty(&figures).context("write the figures as JSON")?)?,
-    }
+    args.format.answer(&figures, text(&figures))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -20,12 +20,12 @@ use crate::chaos::inject::{self, Plan};
 use crate::chaos::report::Spread;
 use crate::cluster::Signals;
 use crate::cluster::children::Settings;
+use crate::exit::Exit;
 use crate::format::table;
 use crate::incidents::ms;
 use crate::local::job::{self, JobArgs, LocalJob};
-use crate::local::{INTERRUPTED, default_threads, positive};
-use crate::output;
-use crate::status::Format;
+use crate::local::{default_threads, positive};
+use crate::output::FormatArgs;
 
 /// Heartbeats and keepalives derive from it; no measurement lasts so long.
 const NO_FAILURE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -55,9 +55,8 @@ pub struct Args {
     /// Compute threads of each worker; default: cores divided by the job's places, at least 1
     #[arg(long, value_name = "N", value_parser = positive)]
     threads: Option<usize>,
-    /// Text or JSON
-    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
-    output: Format,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
 /// What is on.
@@ -115,15 +114,12 @@ pub async fn run(args: Args) -> Result<ExitCode> {
                     steps[index].push(step);
                     spans[index].extend(seen);
                 }
-                None => return Ok(ExitCode::from(INTERRUPTED)),
+                None => return Ok(Exit::Interrupted.into()),
             }
         }
     }
     let report = Report { variants: rows(&steps), phases: phases(&spans, args.rounds) };
-    match args.output {
-        Format::Text => output::print(text(&report))?,
-        Format::Json => output::line(serde_json::to_string_pretty(&report).context("write the figures as JSON")?)?,
-    }
+    args.format.answer(&report, text(&report))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::ValueEnum as _;
 use serde::Serialize;
 
@@ -18,12 +18,12 @@ use crate::chaos::inject::{self, End, Kind, Plan};
 use crate::chaos::report::{Report, Spread};
 use crate::cluster::Signals;
 use crate::cluster::children::Settings;
+use crate::exit::Exit;
 use crate::format::table;
 use crate::incidents::ms;
 use crate::local::job::{self, JobArgs};
-use crate::local::{INTERRUPTED, default_threads, positive};
-use crate::output;
-use crate::status::Format;
+use crate::local::{default_threads, positive};
+use crate::output::FormatArgs;
 
 /// More than any measurement waits for; the job is cancelled after the last fault.
 const STEPS_PER_FAULT: u64 = 1000;
@@ -60,9 +60,8 @@ pub struct Args {
     /// Compute threads of each worker; default: cores divided by the job's places, at least 1
     #[arg(long, value_name = "N", value_parser = positive)]
     threads: Option<usize>,
-    /// Text or JSON
-    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
-    output: Format,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
 /// One shape, one kind of death.
@@ -86,14 +85,11 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         for how in &args.how {
             match recovery(&args, *ways, *how, &mut signals).await? {
                 Some(one) => measured.push(one),
-                None => return Ok(ExitCode::from(INTERRUPTED)),
+                None => return Ok(Exit::Interrupted.into()),
             }
         }
     }
-    match args.output {
-        Format::Text => output::print(text(&measured))?,
-        Format::Json => output::line(serde_json::to_string_pretty(&measured).context("write the figures as JSON")?)?,
-    }
+    args.format.answer(&measured, text(&measured))?;
     let is_passed = measured.iter().all(|one| one.report.is_passed());
     Ok(if is_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

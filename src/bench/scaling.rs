@@ -18,12 +18,12 @@ use crate::chaos::CHAOS_DIR;
 use crate::chaos::inject::{self, Plan};
 use crate::cluster::Signals;
 use crate::cluster::children::Settings;
+use crate::exit::Exit;
 use crate::format::table;
 use crate::incidents::ms;
 use crate::local::job::{self, JobArgs, LocalJob};
-use crate::local::{INTERRUPTED, default_threads, positive};
-use crate::output;
-use crate::status::Format;
+use crate::local::{default_threads, positive};
+use crate::output::FormatArgs;
 
 /// The first steps of a run touch memory for the first time.
 const WARM_UP_STEPS: usize = 2;
@@ -50,9 +50,8 @@ pub struct Args {
     /// Folder for everything that is kept
     #[arg(long, default_value = CHAOS_DIR, value_name = "FOLDER")]
     dir: std::path::PathBuf,
-    /// Text or JSON
-    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
-    output: Format,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
 /// Workers of one kind.
@@ -116,7 +115,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
             let index = (round + turn) % clusters.len();
             match measure(&args, clusters[index], &mut signals).await? {
                 Some(found) => measured.entry(index).or_default().push(found),
-                None => return Ok(ExitCode::from(INTERRUPTED)),
+                None => return Ok(Exit::Interrupted.into()),
             }
         }
     }
@@ -127,10 +126,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let rows: Result<Vec<Row>> =
         clusters.iter().map(|cluster| Ok(row(cluster, of(cluster)?, of(&one_for(cluster))?))).collect();
     let rows = rows?;
-    match args.output {
-        Format::Text => output::print(text(&rows))?,
-        Format::Json => output::line(serde_json::to_string_pretty(&rows).context("write the figures as JSON")?)?,
-    }
+    args.format.answer(&rows, text(&rows))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -225,7 +221,7 @@ mod tests {
             steps: 3,
             data: Some(file),
             dir: dir.path().into(),
-            output: Format::Text,
+            format: FormatArgs::default(),
         };
         let samples = job_of(&args, ONE)?.spec.batch.samples();
         for text in SHAPES {

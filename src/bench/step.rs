@@ -30,8 +30,7 @@ use super::median;
 use crate::format::table;
 use crate::local::job::{self, JobArgs};
 use crate::local::positive;
-use crate::output;
-use crate::status::Format;
+use crate::output::FormatArgs;
 
 /// Before those that count: caches, page tables and the packed operands are warm then.
 const WARM_UP_STEPS: usize = 2;
@@ -56,9 +55,8 @@ pub struct Args {
     /// Text file or folder of text files to train on; default: the Rust sources in cargo's registry folder
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
-    /// Text or JSON
-    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
-    output: Format,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
 fn products(text: &str) -> Result<Products, String> {
@@ -116,10 +114,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             all.push(if is_only { one.measure()? } else { one.in_a_process()? });
         }
     }
-    match args.output {
-        Format::Text => output::print(text(&all))?,
-        Format::Json => output::line(serde_json::to_string_pretty(&all).context("write the figures as JSON")?)?,
-    }
+    args.format.answer(&all, text(&all))?;
     Ok(ExitCode::SUCCESS)
 }
 
