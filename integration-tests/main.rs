@@ -1,6 +1,7 @@
 //! Toroid as its users meet it: real processes of the binary, real sockets, real files. One binary: linking is what costs.
 
 mod bad_input;
+mod browser;
 mod chaos;
 mod cuts;
 mod dashboard;

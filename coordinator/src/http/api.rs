@@ -92,6 +92,12 @@ pub(super) struct Columns {
 }
 
 impl Columns {
+    pub fn of(steps: &[proto::StepRecord]) -> Columns {
+        let mut columns = Columns::default();
+        columns.extend(steps);
+        columns
+    }
+
     pub fn extend(&mut self, steps: &[proto::StepRecord]) {
         for step in steps {
             self.step.push(step.step);

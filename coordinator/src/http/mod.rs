@@ -15,8 +15,10 @@
 
 mod api;
 mod error;
+mod look;
 mod metrics;
 mod pages;
+mod pool;
 mod stream;
 
 pub(crate) use error::response as refusal;
@@ -31,13 +33,14 @@ use crate::machine::Limits;
 #[derive(Clone)]
 pub(crate) struct Http {
     jobs: Jobs,
-    pool: stream::Pool,
+    pool: pool::Pool,
+    looks: look::Looks,
     failure_timeout_s: f64,
 }
 
 pub(crate) fn router(jobs: Jobs, limits: Limits) -> Router {
-    let pool = stream::Pool::new(jobs.clone());
-    let http = Http { jobs, pool, failure_timeout_s: limits.failure_timeout.as_secs_f64() };
+    let (pool, looks) = (pool::Pool::new(jobs.clone()), look::Looks::new(jobs.clone()));
+    let http = Http { jobs, pool, looks, failure_timeout_s: limits.failure_timeout.as_secs_f64() };
     Router::new()
         .route("/", get(pages::index))
         .route("/assets/{name}", get(pages::asset))

@@ -285,7 +285,8 @@ impl Cluster {
         Ok(self.end_of(id)?.code())
     }
 
-    fn end_of(&mut self, who: &str) -> Result<ExitStatus> {
+    /// The same with the signal, if that was it.
+    pub fn end_of(&mut self, who: &str) -> Result<ExitStatus> {
         let mut patience = Patience::new();
         loop {
             self.collect();

@@ -2,7 +2,7 @@
 
 import { Stream, get, post, setToken } from './connection.js';
 import { Chart, colour, smooth } from './chart.js';
-import { STATES, Torus, stateOf } from './torus.js';
+import { STATES, Torus } from './torus.js';
 import { count, duration, figure } from './format.js';
 import * as panels from './panels.js';
 
@@ -24,7 +24,16 @@ function changed() {
 }
 document.addEventListener('visibilitychange', changed);
 
-const at = (step) => (state.curve ? state.curve.step.indexOf(step) : -1);
+// Where a step is in the curve; -1: nowhere. Steps ascend.
+function at(step) {
+  const steps = state.curve?.step ?? [];
+  let low = 0, high = steps.length;
+  while (low < high) {
+    const mid = (low + high) >> 1;
+    if (steps[mid] < step) low = mid + 1; else high = mid;
+  }
+  return steps[low] === step ? low : -1;
+}
 
 const curveChart = new Chart($('curve'), $('curve-read'), (step) => {
   const i = at(step);
@@ -50,13 +59,13 @@ function describePlace(place) {
   if (!place || !job) { $('place-read').textContent = ''; return; }
   const { tp, pp, dp } = job.shape;
   const t = place.rank % tp;
-  const worker = pool?.workers.find((w) => w.id === place.worker);
+  const worker = pool?.workers.get(place.worker);
   const straggler = job.stragglers.find((s) => s.rank === place.rank);
   $('place-read').textContent = [
-    `place ${place.rank} at (${place.x}, ${place.y}): ${stateOf(job, place)}`,
+    `place ${place.rank} at (${place.x}, ${place.y}): ${torus.states[place.rank]}`,
     place.worker ? `${place.worker} on ${place.host || 'an unknown host'}` : 'no worker',
     `tensor ${t} of ${tp}, ${pp} stages, ${dp} replicas`,
-    worker ? `heard of ${duration(worker.silent_s)} ago` : null,
+    worker ? (worker.silent_s > 0 ? `silent for ${duration(worker.silent_s)}` : 'heard of just now') : null,
     worker?.compute_s > 0 ? `computes ${duration(worker.compute_s)} a step` : null,
     straggler ? `${straggler.factor.toFixed(2)} times its peers over steps ${straggler.from_step} to ${straggler.to_step}` : null,
   ].filter(Boolean).join('; ');
@@ -92,7 +101,8 @@ function drawCurve() {
   curveChart.set({ lines, points, marks, log: $('log').checked });
   const last = curve?.step.length ? curve.step.length - 1 : -1;
   $('curve').setAttribute('aria-label', last < 0 ? 'no step yet'
-    : `${METRICS[metric]} over steps ${curve.step[0]} to ${curve.step[last]}: from ${figure(curve[metric][0])} to ${figure(curve[metric][last])}`);
+    : [`${METRICS[metric]} over ${count(curve.step.length)} steps, ${count(curve.step[0])} to ${count(curve.step[last])}: from ${figure(curve[metric][0])} to ${figure(curve[metric][last])}`,
+      weight > 0 ? 'smoothed' : null, other?.step.length ? `beside ${$('compare').value}` : null].filter(Boolean).join(', '));
   timeChart.set({ area: true, lines: curve ? [
     { steps: curve.step, values: curve.step_s, colour: colour('faint-curve') },
     { steps: curve.step, values: curve.exposed_s, colour: colour('other') },
@@ -106,7 +116,7 @@ function draw() {
     $('leader').textContent = pool.leader.reason || `${pool.leader.address} leads, term ${pool.leader.term}`;
     panels.jobs($('jobs'), pool.jobs, state.id, choose);
     panels.pool($('pool'), pool.workers);
-    if ($('workers-details').open) panels.workers($('workers'), pool.workers);
+    if ($('workers-details').open) panels.workers($('workers'), [...pool.workers.values()]);
     const others = pool.jobs.map((j) => j.id).filter((id) => id !== state.id);
     panels.show($('compare'), others.join(), () => [new Option('no other run', ''), ...others.map((id) => new Option(id, id))]);
   }
@@ -122,7 +132,7 @@ function draw() {
   $('cancel').hidden = $('checkpoint').hidden = ended;
   panels.figures($('figures'), job);
   panels.warnings($('warnings'), job);
-  torus.set(job, state.places);
+  torus.set(job, state.places, colour('panel'));
   describePlace(torus.chosen);
   drawCurve();
   panels.load($('load'), $('load-read'), job.last_step);
@@ -145,10 +155,13 @@ $('compare').addEventListener('change', async () => {
 
 function append(curve, more) {
   if (!curve) return more;
-  const known = curve.step.length ? curve.step[curve.step.length - 1] : 0;
-  const from = more.step.findIndex((s) => s > known);
+  if (!more.step.length) return curve;
+  // Steps that were taken back come again.
+  let kept = curve.step.length;
+  while (kept > 0 && curve.step[kept - 1] >= more.step[0]) kept -= 1;
   for (const name of Object.keys(curve)) {
-    if (from >= 0) curve[name].push(...more[name].slice(from));
+    curve[name].length = kept;
+    curve[name].push(...more[name]);
     if (curve[name].length > MAX_STEPS) curve[name].splice(0, curve[name].length - MAX_STEPS);
   }
   return curve;
@@ -156,13 +169,17 @@ function append(curve, more) {
 
 const stream = new Stream({
   state(text) { $('connection').textContent = text; },
-  pool(pool) {
-    state.pool = pool;
+  pool({ first, leader, jobs, workers, gone }) {
+    if (first || !state.pool) state.pool = { workers: new Map() };
+    Object.assign(state.pool, { leader, jobs });
+    for (const row of workers) state.pool.workers.set(row.id, row);
+    for (const id of gone) state.pool.workers.delete(id);
+    const { pool } = state;
     if (!state.id && pool.jobs.length) choose(pool.jobs[0].id);
     changed();
   },
   job({ first, job, num_places, places, steps, events }) {
-    if (first) Object.assign(state, { places: [], events: [], job: { incidents: [] } });
+    if (first) Object.assign(state, { places: [], events: [], job: {} });
     state.job = { ...state.job, ...job };
     if (state.places.length !== num_places) state.places.length = num_places;
     for (const row of places) state.places[row.rank] = row;

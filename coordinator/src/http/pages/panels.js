@@ -45,17 +45,18 @@ export function jobs(node, list, current, choose) {
 
 export function pool(node, workers) {
   const tally = {};
-  for (const w of workers) tally[w.state] = (tally[w.state] ?? 0) + 1;
-  node.textContent = workers.length
-    ? `${count(workers.length)} workers: ${Object.entries(tally).map(([s, n]) => `${n} ${s}`).join(', ')}`
+  for (const w of workers.values()) tally[w.state] = (tally[w.state] ?? 0) + 1;
+  const text = workers.size
+    ? `${count(workers.size)} workers: ${Object.entries(tally).map(([s, n]) => `${count(n)} ${s}`).join(', ')}`
     : 'no worker is connected';
+  if (node.textContent !== text) node.textContent = text;
 }
 
 const MAX_WORKERS = 200;
 
 export function workers(node, list) {
   const rows = list.slice(0, MAX_WORKERS).map((w) => [
-    w.id, w.host, w.device, w.job ? `${w.job} place ${w.rank}` : w.state, duration(w.silent_s),
+    w.id, w.host, w.device, w.job ? `${w.job} place ${w.rank}` : w.state, w.silent_s > 0 ? duration(w.silent_s) : '-',
     w.compute_s > 0 ? duration(w.compute_s) : '-', w.memory_bytes ? bytes(w.memory_bytes) : '-', w.reason,
   ]);
   if (list.length > MAX_WORKERS) rows.push([`${list.length - MAX_WORKERS} more: toroid workers`, '', '', '', '', '', '', '']);
@@ -99,7 +100,8 @@ export function warnings(node, job) {
 const MAX_INCIDENTS = 100;
 
 export function incidents(node, list) {
-  show(node, JSON.stringify(list), () => list.slice(-MAX_INCIDENTS).reverse().map((i) => {
+  if (!list.length) return show(node, 'none', () => [el('li', { class: 'none', textContent: 'Nothing has failed.' })]);
+  return show(node, JSON.stringify(list), () => list.slice(-MAX_INCIDENTS).reverse().map((i) => {
     const phases = PHASES.map((p) => [p, i[`${p}_s`]]);
     const total = phases.reduce((sum, [, s]) => sum + s, 0);
     const bar = el('div', { class: 'timeline', 'aria-hidden': 'true' });
@@ -119,7 +121,6 @@ export function incidents(node, list) {
       el('p', { class: i.resolved ? '' : 'open', textContent: cost }),
       el('p', { textContent: `${i.rung}: ${i.reason}` }));
   }));
-  if (!list.length) show(node, 'none', () => [el('p', { textContent: 'Nothing has failed.' })]);
 }
 
 export function checkpoints(node, job) {

@@ -4,20 +4,23 @@ import { colour, prepare } from './chart.js';
 
 export const STATES = ['computing', 'waiting', 'healing', 'dead', 'straggling'];
 
-export function stateOf(job, place) {
-  if (!place.alive) return 'dead';
-  if (['recovering', 'starting'].includes(job.state)) {
-    const open = job.incidents.some((i) => !i.resolved && i.ranks.includes(place.rank));
-    return open ? 'healing' : 'waiting';
-  }
-  if (job.stragglers.some((s) => s.rank === place.rank)) return 'straggling';
-  return ['running', 'degraded', 'draining'].includes(job.state) ? 'computing' : 'waiting';
+// Of all places, by rank.
+export function statesOf(job, places) {
+  const open = new Set(job.incidents.filter((i) => !i.resolved).flatMap((i) => i.ranks));
+  const slow = new Set(job.stragglers.map((s) => s.rank));
+  const [begins, trains] = [['recovering', 'starting'].includes(job.state), ['running', 'degraded', 'draining'].includes(job.state)];
+  return places.map(({ rank, alive }) => {
+    if (!alive) return 'dead';
+    if (begins) return open.has(rank) ? 'healing' : 'waiting';
+    if (slow.has(rank)) return 'straggling';
+    return trains ? 'computing' : 'waiting';
+  });
 }
 
 export class Torus {
   // `onChoose(place)`: the place under the pointer, or chosen by click or key; null: none.
   constructor(canvas, onChoose) {
-    Object.assign(this, { canvas, onChoose, places: [], chosen: null, columns: 1, rows: 1 });
+    Object.assign(this, { canvas, onChoose, places: [], states: [], chosen: null, columns: 1, rows: 1 });
     const at = (e) => this.#find(e.offsetX, e.offsetY);
     canvas.addEventListener('pointermove', (e) => { if (!this.fixed) this.#choose(at(e)); });
     canvas.addEventListener('pointerleave', () => { if (!this.fixed) this.#choose(null); });
@@ -35,13 +38,18 @@ export class Torus {
     new ResizeObserver(() => this.draw()).observe(canvas);
   }
 
-  set(job, places) {
-    this.job = job;
-    this.places = places;
-    this.columns = 1 + places.reduce((n, p) => Math.max(n, p.x), 0);
-    this.rows = 1 + places.reduce((n, p) => Math.max(n, p.y), 0);
-    this.at = new Map(places.map((p) => [`${p.x},${p.y}`, p]));
-    if (this.chosen) this.#choose(places.find((p) => p.rank === this.chosen.rank) ?? null);
+  // Draws where something differs: of thousands of places seldom one does. `hue`: of the page, light or dark.
+  set(job, places, hue) {
+    const states = statesOf(job, places);
+    const isMoved = places.length !== this.places.length || places.some((p, i) => p !== this.places[i]);
+    if (!isMoved && hue === this.hue && states.every((s, i) => s === this.states[i])) return;
+    Object.assign(this, { places: [...places], states, hue });
+    if (isMoved) {
+      this.columns = 1 + places.reduce((n, p) => Math.max(n, p.x), 0);
+      this.rows = 1 + places.reduce((n, p) => Math.max(n, p.y), 0);
+      this.at = new Map(places.map((p) => [`${p.x},${p.y}`, p]));
+      if (this.chosen) this.chosen = places[this.chosen.rank] ?? null;
+    }
     this.draw();
   }
 
@@ -67,8 +75,10 @@ export class Torus {
     c.font = `${Math.min(13, size / 2.6)}px system-ui, sans-serif`;
     c.textAlign = 'center';
     const text = colour('panel');
+    const tally = {};
     for (const p of this.places) {
-      const state = stateOf(this.job, p);
+      const state = this.states[p.rank];
+      tally[state] = (tally[state] ?? 0) + 1;
       const [x, y] = [left + p.x * size, top + p.y * size];
       c.fillStyle = colours[state];
       c.fillRect(x, y, size - gap, size - gap);
@@ -80,7 +90,7 @@ export class Torus {
       c.lineWidth = 2;
       c.strokeRect(left + this.chosen.x * size - 1, top + this.chosen.y * size - 1, size - gap + 2, size - gap + 2);
     }
-    const tally = STATES.map((s) => [s, this.places.filter((p) => stateOf(this.job, p) === s).length]).filter(([, n]) => n);
-    this.canvas.setAttribute('aria-label', `${this.places.length} places, ${this.columns} by ${this.rows}: ${tally.map(([s, n]) => `${n} ${s}`).join(', ')}`);
+    const words = STATES.filter((s) => tally[s]).map((s) => `${tally[s]} ${s}`).join(', ');
+    this.canvas.setAttribute('aria-label', `${this.places.length} places, ${this.columns} by ${this.rows}: ${words}`);
   }
 }
