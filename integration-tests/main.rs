@@ -4,6 +4,7 @@ mod bad_input;
 mod chaos;
 mod cuts;
 mod dashboard;
+mod deploy;
 mod figures;
 mod identity;
 mod leaving;

@@ -175,7 +175,7 @@ fn a_foreign_client_reads_a_jobs_status_by_reflection() -> Result<()> {
 }
 
 /// Runs a script of this folder in the virtual environment that `make test` makes.
-fn python(args: &[&str]) -> Result<String> {
+pub fn python(args: &[&str]) -> Result<String> {
     let root = root();
     let python = root.join(".venv/bin/python");
     ensure!(python.exists(), "{} is missing: run scripts/setup.sh (make test does)", python.display());
