@@ -1,8 +1,7 @@
 # make demo    train a small model on this machine with a coordinator, eight workers and a spare
 #              and kill one of the workers on the way
 # make test    everything that must hold: formatting, lints, docs, all tests
-# make test-deploy  what is in deploy/, tried: a real Slurm whose nodes are killed, pods run as their manifests say, the Helm chart, the image; some
-#              ten minutes, as root. test-slurm: the first alone
+# make test-deploy  what is in deploy/, tried: a real Slurm whose nodes are killed, pods run as their manifests say, the image; as root. test-slurm: the first alone
 # make soak    a million simulated clusters (SEEDS=...: more; takes hours), then soak-control-plane and soak-chaos
 # make soak-chaos  hundreds of kills at four shapes, pairs of workers together with the coordinator, and workers that are stopped, each
 #              compared to the bit with an undisturbed run; some minutes each on two cores (KILLS=20: one), PRESET=tiny: a larger model
@@ -37,8 +36,6 @@ test:
 test-deploy:
 	scripts/setup.sh --deploy
 	cargo build --bin toroid
-	HELM=$$(scripts/helm.sh) .venv/bin/python integration-tests/deploy/render.py --helm
-	.venv/bin/python integration-tests/deploy/units.py --toroid target/debug/toroid
 	.venv/bin/python integration-tests/deploy/image.py --toroid target/debug/toroid
 	.venv/bin/python integration-tests/deploy/pods.py --toroid target/debug/toroid demo ha
 	.venv/bin/python integration-tests/deploy/slurm.py --toroid target/debug/toroid

@@ -1,5 +1,5 @@
 //! What is in `deploy/`: manifests are valid, and their pods do what they promise. The scripts in `integration-tests/deploy` do the work;
-//! what takes longer, or needs Slurm, podman or helm, is in `make test-deploy`.
+//! what takes longer, or needs Slurm or podman, is in `make test-deploy`.
 
 use anyhow::{Result, ensure};
 
@@ -9,8 +9,8 @@ use crate::training::python;
 #[test]
 fn manifests_have_no_field_that_kubernetes_does_not_know() -> Result<()> {
     let output = python(&["deploy/render.py"])?;
-    for overlay in ["demo", "ha", "gpu", "kueue"] {
-        ensure!(output.contains(&format!("{overlay}: ")), "{output}");
+    for what in ["demo", "ha", "gpu", "kueue", "chart as demo", "chart as ha", "chart as gpu"] {
+        ensure!(output.contains(&format!("{what}: ")), "{output}");
     }
     Ok(())
 }
