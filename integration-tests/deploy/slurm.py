@@ -77,7 +77,7 @@ class Trial:
         return path
 
     def sbatch(self, script, *flags, **variables):
-        env = dict(self.slurm.env, TOROID=str(self.toroid), TOROID_ROOTS=str(ROOT), **variables)
+        env = dict(self.slurm.env, TOROID=str(self.toroid), TOROID_ROOTS=str(ROOT)) | variables
         done = subprocess.run(["sbatch", "--parsable", *flags, str(script)], env=env, cwd=self.folder, text=True, capture_output=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
@@ -148,9 +148,6 @@ class Allocation:
     def wait_for_end(self, states, limit_s=420):
         wait(f"the end of {self.number}", lambda: self.trial.slurm.job_state(self.number) in states, limit_s,
              look=lambda: f"{self.trial.slurm.job_state(self.number)}: {self.log()}")
-
-    def hosts(self, status):
-        return {place["worker_id"]: place["rank"] for place in status["places"]}
 
 
 def address_of_this_machine():
@@ -259,7 +256,8 @@ def test_replacement(trial):
     allocation.wait("a place without a worker", lambda s: any(not place["alive"] for place in s["places"]) and s["state"] != "running")
     before = allocation.status()["committed_step"]
     script = trial.script("array", "--dp", "1", "--pp", "1", "--tp", "1", "--spares", "0", "--waiting", "0", "--devices", "cpu")
-    array = trial.sbatch(script, TOROID_COORDINATOR=allocation.coordinator(), TOROID_CREDENTIALS=str(allocation.kept / "certs/pool"))
+    array = trial.sbatch(script, TOROID_COORDINATOR=allocation.coordinator(), TOROID_CREDENTIALS=str(allocation.kept / "certs/pool"),
+                         TOROID_ROOTS=f"{ROOT}:{allocation.kept}")
     allocation.wait_for_end({"COMPLETED"})
     trial.slurm.run("scancel", array)
     wait("the replacement to leave", lambda: trial.slurm.job_state(array) in ("CANCELLED", "COMPLETED"), look=lambda: trial.slurm.run("squeue"))
