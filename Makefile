@@ -1,6 +1,7 @@
 # make demo    train a small model on this machine with a coordinator, eight workers and a spare
 #              and kill one of the workers on the way
 # make test    everything that must hold: formatting, lints, docs, all tests
+# make test-deploy  what is in deploy/, tried: a real Slurm whose nodes are killed, pods run as their manifests say, the image; as root. test-slurm: the first alone
 # make soak    a million simulated clusters (SEEDS=...: more; takes hours), then soak-control-plane and soak-chaos
 # make soak-chaos  hundreds of kills at four shapes, pairs of workers together with the coordinator, and workers that are stopped, each
 #              compared to the bit with an undisturbed run; some minutes each on two cores (KILLS=20: one), PRESET=tiny: a larger model
@@ -14,7 +15,7 @@
 #              copied to a machine with a GPU and without cargo; there: gpu-bundle/gpu_check.sh
 # make bench-allreduce   all-reduce over this machine's processes beside gloo's; installs PyTorch in .venv-bench
 
-.PHONY: demo test soak soak-control-plane soak-chaos check fix bench bench-pytorch bench-elastic bench-allreduce gpu-bundle gpu-check
+.PHONY: demo test test-deploy test-slurm soak soak-control-plane soak-chaos check fix bench bench-pytorch bench-elastic bench-allreduce gpu-bundle gpu-check
 
 KILLS ?= 200
 SEEDS ?= 1000000
@@ -31,6 +32,18 @@ test:
 	scripts/setup.sh
 	$(MAKE) check
 	scripts/tests.sh
+
+test-deploy:
+	scripts/setup.sh --deploy
+	cargo build --bin toroid
+	.venv/bin/python integration-tests/deploy/image.py --toroid target/debug/toroid
+	.venv/bin/python integration-tests/deploy/pods.py --toroid target/debug/toroid demo ha
+	.venv/bin/python integration-tests/deploy/slurm.py --toroid target/debug/toroid
+
+test-slurm:
+	scripts/setup.sh --deploy
+	cargo build --bin toroid
+	.venv/bin/python integration-tests/deploy/slurm.py --toroid target/debug/toroid
 
 soak:
 	TOROID_FUZZ=$(FUZZ) cargo test --release -p toroid-coordinator --test fuzz -- --nocapture

@@ -5,6 +5,7 @@ mod browser;
 mod chaos;
 mod cuts;
 mod dashboard;
+mod deploy;
 mod figures;
 mod identity;
 mod leaving;

@@ -105,8 +105,10 @@ while [ -z "$stop" ] && kill -0 $watch 2>/dev/null; do wait $watch; code=$?; don
 
 # Whatever the reason: workers leave in good order, which saves the job where it is not done. scancel --signal reaches the steps alone; a SIGTERM
 # to srun would have them killed at once.
-if [ -n "$stop" ]; then say "asked to end: the job is saved"; else say "$job ended"; fi
-scancel --signal=TERM "$SLURM_JOB_ID"
+state=$(squeue -h -j "$SLURM_JOB_ID" -o %T)
+if [ -n "$stop" ]; then say "asked to end (${state:-gone}): the job is saved"; else say "$job ended"; fi
+# By scancel, or at the time limit itself, Slurm has asked the steps already.
+[ "$state" = RUNNING ] && scancel --signal=TERM "$SLURM_JOB_ID"
 for step in "${steps[@]}"; do while kill -0 "$step" 2>/dev/null; do wait "$step"; done; done
 kill -TERM "$(<"$TOROID_DIR/logs/coordinator.pid")" 2>/dev/null
 while kill -0 $coordinator 2>/dev/null; do wait $coordinator; done
@@ -115,9 +117,12 @@ if [ -z "$stop" ]; then
     say "ended with exit code $code"
     exit "$code"
 fi
-# The time limit, or preemption. It begins again as the same Slurm job, which keeps its place in dependencies.
-if [ "${TOROID_REQUEUE:-1}" = 1 ] && scontrol requeue "$SLURM_JOB_ID"; then
-    say "queued again; it goes on from the step that was saved"
-else
-    say "saved; submit this script again with TOROID_DIR=$TOROID_DIR, and it goes on from there"
+# A signal before the time limit. It begins again as the same Slurm job, which keeps its place in dependencies; not so where a user has cancelled it.
+again="submit this script again with TOROID_DIR=$TOROID_DIR, and it goes on from there"
+if [ "${TOROID_REQUEUE:-1}" != 1 ] || [ "$state" != RUNNING ]; then
+    say "saved; $again"
+    exit 0
 fi
+# Said before, since it ends this script.
+say "queued again; it goes on from the step that was saved"
+scontrol requeue "$SLURM_JOB_ID" || fail "Slurm does not queue it again; $again"

@@ -388,7 +388,8 @@ def trial(toroid, overlay, folder, network, steps):
         lost = cluster.of_rank(6)
         lost.kill()
         cluster.wait_for(job, "its place to be taken", num_incidents(3))
-        cluster.start("Deployment", "toroid-worker", 1)
+        [new] = cluster.start("Deployment", "toroid-worker", 1)
+        new.wait_ready()
         print(f"{overlay}: a node lost its power, a spare has its place")
 
         leader = coordinators[0]
@@ -397,7 +398,8 @@ def trial(toroid, overlay, folder, network, steps):
         before = cluster.status(job)["committed_step"]
         leader.kill()
         alive = [pod for pod in cluster.pods.values() if pod.name.startswith("toroid-worker") and pod.process.poll() is None]
-        assert all(pod.probe("readinessProbe") and pod.probe("livenessProbe") for pod in alive), "a worker's probe needs a coordinator"
+        unready = [pod.name for pod in alive if not (pod.probe("readinessProbe") and pod.probe("livenessProbe"))]
+        assert not unready, f"without a coordinator probes fail: {unready}"
         cluster.again(leader.name).wait_ready()
         cluster.wait_for(job, "steps with the coordinator under its new address", lambda s: s["committed_step"] > before and is_calm(s))
         assert all(pod.process.poll() is None for pod in alive)

@@ -1,12 +1,8 @@
 #!/usr/bin/env python3
 """Renders every overlay and the Helm chart, and checks what comes out: against the schemas of Kubernetes, where a field that there is not is an
 error, and against what docs/kubernetes.md promises.
-
-    render.py [--helm]      --helm: the chart as well, which needs `helm` (HELM=... names it)
 """
 
-import argparse
-import os
 import pathlib
 import re
 import shutil
@@ -43,21 +39,23 @@ def documents(text):
 
 def kustomize(folder):
     """What `kubectl apply -k` would apply."""
-    command = ["kubectl", "kustomize", str(folder)]
+    command = [program("kubectl"), "kustomize", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     if done.returncode != 0 or done.stderr.strip():
         raise AssertionError(f"{' '.join(command)}: {done.stderr}")
     return documents(done.stdout)
 
 
-def helm_program():
-    found = os.environ.get("HELM") or shutil.which("helm")
-    assert found, "there is no helm; scripts/helm.sh fetches one, HELM=... names one"
+def program(name):
+    """Those of the virtual environment that `make test` makes, which are of one version everywhere."""
+    own = pathlib.Path(sys.executable).with_name(name)
+    found = str(own) if own.exists() else shutil.which(name)
+    assert found, f"there is no {name}; run scripts/setup.sh"
     return found
 
 
 def helm(*values):
-    command = [helm_program(), "template", "toroid", str(CHART), "--namespace", "toroid", *values]
+    command = [program("helm"), "template", "toroid", str(CHART), "--namespace", "toroid", *values]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
     return documents(done.stdout)
@@ -205,7 +203,7 @@ def check_validator():
 
 
 def check_helm():
-    done = subprocess.run([helm_program(), "lint", "--strict", str(CHART)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([program("helm"), "lint", "--strict", str(CHART)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     ways = {
         "demo": (1, ["--set", "worker.args={--threads=1}"]),
@@ -225,18 +223,14 @@ def check_helm():
     check_all(found, 1)
     find(found, "ServiceMonitor", "toroid")
     # What is not in the schema of the values is refused.
-    bad = subprocess.run([helm_program(), "template", str(CHART), "--set", "worker.replica=3"], capture_output=True, text=True, timeout=60)
+    bad = subprocess.run([program("helm"), "template", str(CHART), "--set", "worker.replica=3"], capture_output=True, text=True, timeout=60)
     assert bad.returncode != 0 and "replica" in bad.stderr, bad.stderr
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--helm", action="store_true")
-    args = parser.parse_args()
     check_validator()
     check_kustomize()
-    if args.helm:
-        check_helm()
+    check_helm()
 
 
 if __name__ == "__main__":

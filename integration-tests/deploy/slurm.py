@@ -77,7 +77,7 @@ class Trial:
         return path
 
     def sbatch(self, script, *flags, **variables):
-        env = dict(self.slurm.env, TOROID=str(self.toroid), TOROID_ADDRESS="127.0.0.1", TOROID_ROOTS=str(ROOT), **variables)
+        env = dict(self.slurm.env, TOROID=str(self.toroid), TOROID_ROOTS=str(ROOT)) | variables
         done = subprocess.run(["sbatch", "--parsable", *flags, str(script)], env=env, cwd=self.folder, text=True, capture_output=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
@@ -149,8 +149,12 @@ class Allocation:
         wait(f"the end of {self.number}", lambda: self.trial.slurm.job_state(self.number) in states, limit_s,
              look=lambda: f"{self.trial.slurm.job_state(self.number)}: {self.log()}")
 
-    def hosts(self, status):
-        return {place["worker_id"]: place["rank"] for place in status["places"]}
+
+def address_of_this_machine():
+    """Nodes are different hosts, which do not meet at a loopback."""
+    found = subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split()
+    assert found, "this machine has no address but the loopback"
+    return found[0]
 
 
 def clean_environment():
@@ -208,7 +212,7 @@ def test_limit(trial):
     wait("the job to be queued again", lambda: trial.slurm.job_state(allocation.number) == "PENDING",
          look=lambda: allocation.log())
     log = allocation.log()
-    assert "asked to end: the job is saved" in log and "queued again" in log, log
+    assert "asked to end (RUNNING): the job is saved" in log and "queued again" in log, log
     # Slurm has it wait for two minutes.
     trial.slurm.run("scontrol", "update", f"jobid={allocation.number}", "StartTime=now", "TimeLimit=60")
     status = allocation.wait("the second start", lambda s: s["state"] == "running")
@@ -252,7 +256,8 @@ def test_replacement(trial):
     allocation.wait("a place without a worker", lambda s: any(not place["alive"] for place in s["places"]) and s["state"] != "running")
     before = allocation.status()["committed_step"]
     script = trial.script("array", "--dp", "1", "--pp", "1", "--tp", "1", "--spares", "0", "--waiting", "0", "--devices", "cpu")
-    array = trial.sbatch(script, TOROID_COORDINATOR=allocation.coordinator(), TOROID_CREDENTIALS=str(allocation.kept / "certs/pool"))
+    array = trial.sbatch(script, TOROID_COORDINATOR=allocation.coordinator(), TOROID_CREDENTIALS=str(allocation.kept / "certs/pool"),
+                         TOROID_ROOTS=f"{ROOT}:{allocation.kept}")
     allocation.wait_for_end({"COMPLETED"})
     trial.slurm.run("scancel", array)
     wait("the replacement to leave", lambda: trial.slurm.job_state(array) in ("CANCELLED", "COMPLETED"), look=lambda: trial.slurm.run("squeue"))
@@ -272,7 +277,7 @@ def test_array(trial):
     trial.run("certs", "init", env=env)
     for name, role in [("coordinator", "coordinator"), ("pool", "worker"), ("user", "operate")]:
         trial.run("certs", "issue", name, "--role", role, env=env)
-    command = [str(trial.toroid), "coordinator", "--listen", "127.0.0.1:0", "--dir", str(store), "--credentials", str(certs / "coordinator"),
+    command = [str(trial.toroid), "coordinator", "--listen", f"{address_of_this_machine()}:0", "--dir", str(store), "--credentials", str(certs / "coordinator"),
                "--allow-root", str(ROOT)]
     log = open(trial.folder / "array-coordinator.log", "wb")
     coordinator = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=clean_environment(), text=True)
