@@ -15,8 +15,8 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::output::FormatArgs;
 use crate::{
-    admin, bench, certs, chaos, checkpoint, daemon, dashboard, events, exit, incidents, jobs, local, output, plan,
-    queue, shell, status, submit, trace, workers,
+    admin, bench, certs, chaos, checkpoint, daemon, dashboard, events, exit, explain, incidents, jobs, local, output,
+    plan, queue, shell, status, submit, trace, workers,
 };
 
 /// Trains Mixture-of-Experts language models on machines that die
@@ -39,6 +39,8 @@ enum Command {
     Submit(submit::Args),
     /// Show a job
     Status(status::StatusArgs),
+    /// Say in plain words what happened to a job, what it cost and what to do
+    Explain(explain::Args),
     /// List the jobs, or take one off the list
     Jobs(jobs::Args),
     /// Show the dashboard in a browser of this machine
@@ -137,6 +139,7 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Worker(args) => runtime.block_on(daemon::worker(args)),
         Command::Submit(args) => runtime.block_on(submit::run(args)),
         Command::Status(args) => runtime.block_on(status::status(args)),
+        Command::Explain(args) => runtime.block_on(explain::run(args)),
         Command::Jobs(args) => runtime.block_on(jobs::run(args)),
         Command::Workers(args) => runtime.block_on(workers::workers(args)),
         Command::Dashboard(args) => runtime.block_on(dashboard::run(args)).map(|()| ExitCode::SUCCESS),
@@ -300,6 +303,8 @@ mod tests {
             "toroid plan --preset 1b --tp 2 --pp 2 --dp 2 --micro-batches 16 --measured",
             "toroid version",
             "toroid version -o json",
+            "toroid explain tiny-1",
+            "toroid explain tiny-1 3 -o json --coordinator h:7070",
             "toroid completions bash",
             "toroid man",
             "toroid man pages",
@@ -350,6 +355,7 @@ mod tests {
             "toroid checkpoint export ten out.safetensors",
             "toroid status",
             "toroid workers --readmit w3 --forget w3",
+            "toroid explain tiny-1 0",
             "toroid completions cmd",
             "toroid local --kill-one --no-kill",
             "toroid chaos --kills 0",

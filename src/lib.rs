@@ -6,7 +6,7 @@
 //!   submit      jobfile (paths), then progress and summary (--wait)     status, events   one job, once or as it goes on
 //!   jobs        the list of jobs                                        queue   cancel, hold, release, resume
 //!   incidents   what failed and what it cost                            workers   the list; cordon, uncordon, drain
-//!                                                                       trace   what the time of steps went to
+//!   explain     the same in plain words, with what to do                trace   what the time of steps went to
 //!   shell       completions and manual pages                            exit    with which code a command ends
 //!   certs       a private CA and its certificates                    admin   tokens, the audit record      access  credentials of a command
 //!   plan        what a job needs, before it is run
@@ -34,8 +34,11 @@ mod daemon;
 mod dashboard;
 mod events;
 mod exit;
+mod explain;
 mod find;
 mod format;
+#[cfg(test)]
+mod golden;
 mod incidents;
 mod jobfile;
 mod jobs;
