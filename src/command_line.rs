@@ -16,7 +16,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::output::FormatArgs;
 use crate::{
     admin, bench, certs, chaos, checkpoint, daemon, dashboard, events, exit, explain, incidents, jobs, local, output,
-    plan, queue, shell, status, submit, trace, workers,
+    plan, queue, shell, status, submit, top, trace, workers,
 };
 
 /// Trains Mixture-of-Experts language models on machines that die
@@ -41,6 +41,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Say in plain words what happened to a job, what it cost and what to do
     Explain(explain::Args),
+    /// Watch the cluster in this terminal: places, loss, speed, incidents, queue
+    Top(top::Args),
     /// List the jobs, or take one off the list
     Jobs(jobs::Args),
     /// Show the dashboard in a browser of this machine
@@ -140,6 +142,7 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Submit(args) => runtime.block_on(submit::run(args)),
         Command::Status(args) => runtime.block_on(status::status(args)),
         Command::Explain(args) => runtime.block_on(explain::run(args)),
+        Command::Top(args) => runtime.block_on(top::run(args)),
         Command::Jobs(args) => runtime.block_on(jobs::run(args)),
         Command::Workers(args) => runtime.block_on(workers::workers(args)),
         Command::Dashboard(args) => runtime.block_on(dashboard::run(args)).map(|()| ExitCode::SUCCESS),
@@ -305,6 +308,8 @@ mod tests {
             "toroid version -o json",
             "toroid explain tiny-1",
             "toroid explain tiny-1 3 -o json --coordinator h:7070",
+            "toroid top",
+            "toroid top tiny-1 --coordinator h:7070",
             "toroid completions bash",
             "toroid man",
             "toroid man pages",

@@ -7,6 +7,7 @@
 //!   jobs        the list of jobs                                        queue   cancel, hold, release, resume
 //!   incidents   what failed and what it cost                            workers   the list; cordon, uncordon, drain
 //!   explain     the same in plain words, with what to do                trace   what the time of steps went to
+//!   top         the cluster in a terminal
 //!   shell       completions and manual pages                            exit    with which code a command ends
 //!   certs       a private CA and its certificates                    admin   tokens, the audit record      access  credentials of a command
 //!   plan        what a job needs, before it is run
@@ -52,6 +53,7 @@ mod shell;
 mod status;
 mod submit;
 mod summary;
+mod top;
 mod trace;
 mod watch;
 mod workers;
