@@ -15,8 +15,8 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::output::FormatArgs;
 use crate::{
-    admin, bench, certs, chaos, checkpoint, daemon, dashboard, events, exit, explain, incidents, jobs, local, output,
-    plan, queue, shell, status, submit, top, trace, workers,
+    admin, bench, certs, chaos, checkpoint, daemon, dashboard, doctor, events, exit, explain, incidents, jobs, local,
+    output, plan, queue, shell, status, submit, top, trace, workers,
 };
 
 /// Trains Mixture-of-Experts language models on machines that die
@@ -43,6 +43,8 @@ enum Command {
     Explain(explain::Args),
     /// Watch the cluster in this terminal: places, loss, speed, incidents, queue
     Top(top::Args),
+    /// Check this machine, and a cluster where one is named, and say what to do about what is wrong
+    Doctor(doctor::Args),
     /// List the jobs, or take one off the list
     Jobs(jobs::Args),
     /// Show the dashboard in a browser of this machine
@@ -143,6 +145,7 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Status(args) => runtime.block_on(status::status(args)),
         Command::Explain(args) => runtime.block_on(explain::run(args)),
         Command::Top(args) => runtime.block_on(top::run(args)),
+        Command::Doctor(args) => runtime.block_on(doctor::run(args)),
         Command::Jobs(args) => runtime.block_on(jobs::run(args)),
         Command::Workers(args) => runtime.block_on(workers::workers(args)),
         Command::Dashboard(args) => runtime.block_on(dashboard::run(args)).map(|()| ExitCode::SUCCESS),
@@ -310,6 +313,8 @@ mod tests {
             "toroid explain tiny-1 3 -o json --coordinator h:7070",
             "toroid top",
             "toroid top tiny-1 --coordinator h:7070",
+            "toroid doctor",
+            "toroid doctor --dir d --coordinator h:7070 -o json",
             "toroid completions bash",
             "toroid man",
             "toroid man pages",

@@ -7,7 +7,7 @@
 //!   jobs        the list of jobs                                        queue   cancel, hold, release, resume
 //!   incidents   what failed and what it cost                            workers   the list; cordon, uncordon, drain
 //!   explain     the same in plain words, with what to do                trace   what the time of steps went to
-//!   top         the cluster in a terminal
+//!   top         the cluster in a terminal                               doctor  is this machine fit, is the cluster well
 //!   shell       completions and manual pages                            exit    with which code a command ends
 //!   certs       a private CA and its certificates                    admin   tokens, the audit record      access  credentials of a command
 //!   plan        what a job needs, before it is run
@@ -33,6 +33,7 @@ pub mod cluster;
 mod command_line;
 mod daemon;
 mod dashboard;
+mod doctor;
 mod events;
 mod exit;
 mod explain;
