@@ -20,6 +20,7 @@ mod resize;
 mod restoring;
 mod shipped;
 mod tensorboard;
+mod terminal;
 mod training;
 
 use toroid_testkit::Toroid;

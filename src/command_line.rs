@@ -15,8 +15,8 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::output::FormatArgs;
 use crate::{
-    admin, bench, certs, chaos, checkpoint, daemon, dashboard, data, events, exit, incidents, jobs, local, output,
-    plan, queue, shell, slurm, status, submit, trace, workers,
+    admin, bench, certs, chaos, checkpoint, daemon, dashboard, data, doctor, events, exit, explain, incidents, jobs,
+    local, output, plan, queue, shell, slurm, status, submit, top, trace, workers,
 };
 
 /// Trains Mixture-of-Experts language models on machines that die
@@ -39,6 +39,12 @@ enum Command {
     Submit(submit::Args),
     /// Show a job
     Status(status::StatusArgs),
+    /// Say in plain words what happened to a job, what it cost and what to do
+    Explain(explain::Args),
+    /// Watch the cluster in this terminal: places, loss, speed, incidents, queue
+    Top(top::Args),
+    /// Check this machine, and a cluster where one is named, and say what to do about what is wrong
+    Doctor(doctor::Args),
     /// List the jobs, or take one off the list
     Jobs(jobs::Args),
     /// Show the dashboard in a browser of this machine
@@ -143,6 +149,9 @@ fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         Command::Worker(args) => runtime.block_on(daemon::worker(args)),
         Command::Submit(args) => runtime.block_on(submit::run(args)),
         Command::Status(args) => runtime.block_on(status::status(args)),
+        Command::Explain(args) => runtime.block_on(explain::run(args)),
+        Command::Top(args) => runtime.block_on(top::run(args)),
+        Command::Doctor(args) => runtime.block_on(doctor::run(args)),
         Command::Jobs(args) => runtime.block_on(jobs::run(args)),
         Command::Workers(args) => runtime.block_on(workers::workers(args)),
         Command::Dashboard(args) => runtime.block_on(dashboard::run(args)).map(|()| ExitCode::SUCCESS),
@@ -315,6 +324,12 @@ mod tests {
             "toroid data run pipeline.toml --threads 2 --help",
             "toroid version",
             "toroid version -o json",
+            "toroid explain tiny-1",
+            "toroid explain tiny-1 3 -o json --coordinator h:7070",
+            "toroid top",
+            "toroid top tiny-1 --coordinator h:7070",
+            "toroid doctor",
+            "toroid doctor --dir d --coordinator h:7070 -o json",
             "toroid completions bash",
             "toroid man",
             "toroid man pages",
@@ -372,6 +387,7 @@ mod tests {
             "toroid status",
             "toroid workers --readmit w3 --kill w3",
             "toroid workers --readmit w3 --forget w3",
+            "toroid explain tiny-1 0",
             "toroid completions cmd",
             "toroid local --kill-one --no-kill",
             "toroid chaos --kills 0",

@@ -52,6 +52,11 @@ pub fn short_count(count: u64) -> String {
     scaled(count as f64, &["", "k", "M", "B", "T"])
 }
 
+/// So many of something: `1 worker`, `2 workers`.
+pub fn num(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}
+
 /// A whole number with its thousands apart: `1,234,567`.
 pub fn count(count: u64) -> String {
     let digits = count.to_string();

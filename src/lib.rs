@@ -6,7 +6,8 @@
 //!   submit      jobfile (paths), then progress and summary (--wait)     status, events   one job, once or as it goes on
 //!   jobs        the list of jobs                                        queue   cancel, hold, release, resume
 //!   incidents   what failed and what it cost                            workers   the list; cordon, uncordon, drain
-//!                                                                       trace   what the time of steps went to
+//!   explain     the same in plain words, with what to do                trace   what the time of steps went to
+//!   top         the cluster in a terminal                               doctor  is this machine fit, is the cluster well
 //!   shell       completions and manual pages                            exit    with which code a command ends
 //!   certs       a private CA and its certificates                    admin   tokens, the audit record      access  credentials of a command
 //!   plan        what a job needs, before it is run
@@ -34,10 +35,14 @@ mod command_line;
 mod daemon;
 mod dashboard;
 mod data;
+mod doctor;
 mod events;
 mod exit;
+mod explain;
 mod find;
 mod format;
+#[cfg(test)]
+mod golden;
 mod incidents;
 mod jobfile;
 mod jobs;
@@ -53,6 +58,7 @@ mod status;
 mod submit;
 mod summary;
 mod supervise;
+mod top;
 mod trace;
 mod watch;
 mod workers;
