@@ -145,7 +145,7 @@ class Dashboard:
             return
         before = self.page.viewport_size
         self.page.set_viewport_size(PICTURES[name])
-        self.page.evaluate("() => { document.activeElement.blur(); return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))); }")
+        self.page.evaluate("() => { document.activeElement.blur(); scrollTo(0, 0); return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))); }")
         self.page.screenshot(path=str(self.pictures / f"dashboard-{name}.png"))
         self.page.set_viewport_size(before)
 

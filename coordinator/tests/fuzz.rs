@@ -63,10 +63,11 @@ fn all_messages() -> Vec<(&'static str, Decodes)> {
     messages![
         Assign, CancelJobRequest, CheckpointAt, CheckpointInfo, CheckpointJobRequest, CheckpointJobResponse,
         CheckpointMissed, CoordinatorMessage, CordonWorkerRequest, CordonWorkerResponse, CreateTokenRequest,
-        CreateTokenResponse, CurvePiece, DrainWorkerRequest, DrainWorkerResponse, DropCheckpoint, Event, Failed,
+        CreateTokenResponse, CurvePiece, DrainWorkerRequest, DrainWorkerResponse, DropCheckpoint, Event, Evidence, Failed,
         Finished, ForgetWorkerRequest, ForgetWorkerResponse, GetAuditRequest, GetAuditResponse, GetCurveRequest,
         GetJobRequest, GetLeaderRequest, GetLeaderResponse, Heal, Heartbeat, Held, HoldJobRequest, Incident, Inputs, Job,
-        JobUpdate, KeptStep, Kill, KillWorkerRequest, KillWorkerResponse, Leaving, LeftOut, ListJobsRequest, ListJobsResponse, ListTokensRequest, ListTokensResponse,
+        JobUpdate, KeptStep, Kill, KillWorkerRequest, KillWorkerResponse,
+        Leaving, LeftOut, ListJobsRequest, ListJobsResponse, ListTokensRequest, ListTokensResponse,
         ListWorkersRequest, ListWorkersResponse, ManifestPublished, Origin, Peer, PeerLost, PlaceInfo, Prepared, Probe,
         Probed, PublishManifest, ReadmitWorkerRequest, ReadmitWorkerResponse, RecordsMissing, Refused, Register,
         ReleaseJobRequest, RemoveJobRequest, RemoveJobResponse, ReportSteps, ResumeJobRequest, RevokeTokenRequest, Shape,
