@@ -18,7 +18,8 @@ import tempfile
 from slurm_cluster import Slurm, is_there, wait
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# tp 2, pp 2, dp 2. It never goes on with fewer replicas, so that its figures are those of the undisturbed run.
+# tp 2, pp 2, dp 2. It never goes on with fewer replicas, so that its figures are those of the undisturbed run; and learning rate and weight decay do not
+# depend on the number of steps, so that a job that was ended is one of fewer steps.
 JOB = """preset = "tiny"
 name = "slurm"
 steps = {steps}
@@ -42,12 +43,15 @@ global = 16
 [optimizer]
 lr = 3e-3
 warmup = 5
+floor = 1.0
+weight_decay = 0.1
+weight_decay_final = 0.1
 [data]
 path = "{data}"
 extensions = ["rs"]
 [checkpoint]
 interval_steps = 50
-keep = 2
+keep = 1000
 [fault_tolerance]
 min_dp = 2
 """
@@ -95,7 +99,7 @@ class Trial:
             rows = [tuple(value for key, value in row.items() if key not in TIMES) for row in csv.DictReader(file)]
         assert len(rows) == self.steps, f"{len(rows)} rows of {self.steps}"
         out = folder / "final.safetensors"
-        checkpoints = next(path.parent for path in folder.rglob(f"step-*{self.steps}"))
+        checkpoints = next(path.parent for path in folder.rglob(f"step-{self.steps}"))
         self.run("checkpoint", "export", self.steps, out, "--from", checkpoints)
         return hashlib.blake2b(repr(rows).encode() + out.read_bytes()).hexdigest()
 
@@ -103,8 +107,8 @@ class Trial:
         if self.undisturbed is None:
             folder = self.folder / "undisturbed"
             self.run("local", "--job", self.job_file, "--dir", folder, "--no-kill", "--spares", "0", "--quiet", timeout=600)
-            [name] = os.listdir(folder / "jobs")
-            self.undisturbed = self.digest(folder, name)
+            [name] = os.listdir(folder / "coordinator/jobs")
+            self.undisturbed = self.digest(folder / "coordinator", name)
         found = self.digest(store, job)
         assert found == self.undisturbed, f"the digest is {found}, undisturbed {self.undisturbed}"
         return found[:16]
@@ -323,7 +327,7 @@ PARTS = {"allocation": test_allocation, "limit": test_limit, "batch-host": test_
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--toroid", required=True, type=pathlib.Path)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--keep", action="store_true", help="keep the folder")
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=list(PARTS))
     args = parser.parse_args()
