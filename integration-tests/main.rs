@@ -15,6 +15,7 @@ mod reference;
 mod resize;
 mod restoring;
 mod shipped;
+mod telemetry;
 mod training;
 
 use toroid_testkit::Toroid;

@@ -24,6 +24,7 @@ pub(crate) use error::response as refusal;
 use axum::Router;
 use axum::routing::{get, post};
 
+use crate::grpc::durations::Durations;
 use crate::grpc::jobs::Jobs;
 use crate::machine::Limits;
 
@@ -33,11 +34,12 @@ pub(crate) struct Http {
     jobs: Jobs,
     pool: stream::Pool,
     failure_timeout_s: f64,
+    durations: Durations,
 }
 
-pub(crate) fn router(jobs: Jobs, limits: Limits) -> Router {
+pub(crate) fn router(jobs: Jobs, limits: Limits, durations: Durations) -> Router {
     let pool = stream::Pool::new(jobs.clone());
-    let http = Http { jobs, pool, failure_timeout_s: limits.failure_timeout.as_secs_f64() };
+    let http = Http { jobs, pool, failure_timeout_s: limits.failure_timeout.as_secs_f64(), durations };
     Router::new()
         .route("/", get(pages::index))
         .route("/assets/{name}", get(pages::asset))

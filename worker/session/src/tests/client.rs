@@ -95,7 +95,7 @@ fn name(output: &Output) -> String {
         Output::Probe { knock, limit } => format!("probe {} within {} ms", knock.peer.worker_id, limit.as_millis()),
         Output::Connected(true) => "connected".into(),
         Output::Connected(false) => "cut off".into(),
-        Output::ConnectLimit { limit_ms } => format!("limit {limit_ms}"),
+        Output::Limits { connect_ms, .. } => format!("limit {connect_ms}"),
         Output::Note(text) => format!("note: {text}"),
         Output::Warn(text) => format!("warning: {text}"),
         Output::End(ending) => format!("end: {ending:?}"),
