@@ -52,7 +52,7 @@ impl Lines {
         }
         for name in LIFTED {
             // An empty one says that there is none.
-            if let Some(value) = all.remove(name).filter(|value| *value != Value::from("")) {
+            if let Some(value) = all.remove(name).filter(|value| value.as_str() != Some("")) {
                 line.insert(name.into(), value);
             }
         }
