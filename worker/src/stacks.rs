@@ -166,7 +166,8 @@ pub fn take() -> std::io::Result<Vec<String>> {
         let words = frames.iter().flatten().map(|ip| names.entry(*ip).or_insert_with(|| in_words(*ip)).clone());
         let words: Vec<Vec<String>> = words.collect();
         // The handler's own frames, and the one through which the kernel calls it.
-        let own = words.iter().take(MAX_OWN_FRAMES).position(|names| names.iter().any(|name| name.contains(HANDLER)));
+        let innermost = &words[..words.len().min(MAX_OWN_FRAMES)];
+        let own = innermost.iter().rposition(|names| names.iter().any(|name| name.contains(HANDLER)));
         let from = own.map_or(0, |own| own + 2);
         let words = words.into_iter().skip(from).flatten().take_while(|name| !name.starts_with(BEGINNING));
         lines.extend(words.map(|name| format!("  {name}")));
@@ -248,7 +249,7 @@ mod tests {
         spins.unwrap().join().unwrap();
         assert!(parked.unwrap().join().unwrap(), "what waits goes on waiting");
         let at = lines.iter().position(|line| line == "thread spins").unwrap_or_else(|| panic!("{lines:#?}"));
-        let innermost: Vec<&String> = lines[at + 1..].iter().take(3).collect();
+        let innermost: Vec<&String> = lines[at + 1..].iter().take(4).collect();
         assert!(innermost.iter().any(|line| line.contains("waits_in_this_function")), "{lines:#?}");
         assert!(lines.iter().any(|line| line.contains("parked")), "{lines:#?}");
         assert!(lines.iter().all(|line| !line.contains(HANDLER)), "its own frames are left out: {lines:#?}");
