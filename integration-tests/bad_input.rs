@@ -158,6 +158,7 @@ fn a_full_disk_under_the_checkpoint_leaves_the_last_good_one() -> Result<()> {
     ensure!(job.curve.len() == 20, "training stopped at step {}", job.curve.len());
     let words = job.events.iter().map(|e| e.text.as_str()).collect::<Vec<_>>().join("\n");
     ensure!(words.contains("shard-") && words.to_lowercase().contains("space"), "{words}");
+    ensure!(words.contains("(rank ") && words.contains("could not write its shard"), "who could not: {words}");
     // A user does without it.
     TOROID.run_ok(&["cancel", &id, "--coordinator", &cluster.url()])?;
     let list = TOROID.run_ok(&["checkpoint", "list", path(&disk)])?;

@@ -158,7 +158,11 @@ fn t1_a_worker_that_comes_back_after_its_place_was_given_away_changes_nothing() 
     check_nothing_lost(&job)?;
     ensure!(job.epoch == epoch && job.incidents.len() == 1, "its return disturbed the job: {:#?}", job.incidents);
     let timeout_s = f64::from(FAILURE_TIMEOUT_MS) / 1e3;
-    ensure!(job.incidents[0].detect_s >= 0.5 * timeout_s, "silence takes time to be seen: {:#?}", job.incidents[0]);
+    let incident = &job.incidents[0];
+    ensure!(incident.detect_s >= 0.5 * timeout_s, "silence takes time to be seen: {incident:#?}");
+    ensure!(incident.ranks == [rank as u32] && incident.cause.contains("was silent for"), "{incident:#?}");
+    let log = incident.evidence.iter().find(|evidence| evidence.worker_id == stopped && evidence.kind == "log");
+    ensure!(log.is_some_and(|log| !log.lines.is_empty()), "its last lines are told: {incident:#?}");
     TOROID.run_ok(&["checkpoint", "verify", path(&cluster.checkpoints(&id))])?;
     Undisturbed::as_far_as(&cluster, &job_file, &job)?.check_same(&cluster, &job)
 }

@@ -90,7 +90,10 @@ fn two_workers_that_do_not_reach_each_other_any_more_are_parted() -> Result<()> 
     let mut cut = Cut::start()?;
     let (one, other) = (cut.worker(1), cut.worker(2));
     cut.cluster.cut(&one, network::Cut::Worker(other.clone()))?;
-    let (job, _) = cut.replaced(&[&one, &other])?;
+    let (job, replaced) = cut.replaced(&[&one, &other])?;
+    let incident = job.incidents.first().context("find the incident")?;
+    let rank = if replaced == one { 1 } else { 2 };
+    ensure!(incident.ranks.contains(&rank) && incident.cause.contains(&replaced), "who and why: {incident:#?}");
     cut.cluster.heal()?;
     cut.check_done(job.epoch)?;
     Ok(())

@@ -19,6 +19,7 @@ mod reference;
 mod resize;
 mod restoring;
 mod shipped;
+mod telemetry;
 mod tensorboard;
 mod terminal;
 mod training;

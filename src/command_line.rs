@@ -3,15 +3,15 @@
 //! Standard output has what was asked for, standard error what is said beside it. Exit codes are [`crate::exit`]'s.
 
 use std::ffi::OsString;
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
+use toroid_telemetry::Telemetry;
+use toroid_telemetry::settings::{Format, Service, Settings};
+use toroid_worker::log::Log;
 
 use crate::output::FormatArgs;
 use crate::{
@@ -132,21 +132,27 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn execute(command: Command) -> Result<ExitCode> {
     let is_daemon = matches!(command, Command::Coordinator(_) | Command::Worker(_));
-    log_to_stderr(if is_daemon { "info" } else { "warn" });
+    let (telemetry, log, is_json) = start_telemetry(&command);
     // Clients run on this thread alone. For `local` it matters: its children live as long as the thread that started them.
     let mut builder = if is_daemon { Builder::new_multi_thread() } else { Builder::new_current_thread() };
     let runtime = builder.enable_all().build().context("start the runtime")?;
-    let code = dispatch(&runtime, command);
+    let mut code = dispatch(&runtime, command, log);
+    // Each line of such a log is JSON, the last one too.
+    if is_json && let Err(error) = &code {
+        tracing::error!("{error:#}");
+        code = Ok(exit::of(error).into());
+    }
     // A thread may wait for standard input still; it must not hold up the end.
     runtime.shutdown_background();
+    telemetry.end();
     code
 }
 
-fn dispatch(runtime: &Runtime, command: Command) -> Result<ExitCode> {
+fn dispatch(runtime: &Runtime, command: Command, log: Arc<Log>) -> Result<ExitCode> {
     match command {
         Command::Local(args) => runtime.block_on(local::run(*args)),
         Command::Coordinator(args) => runtime.block_on(daemon::coordinator(args)),
-        Command::Worker(args) => runtime.block_on(daemon::worker(args)),
+        Command::Worker(args) => runtime.block_on(daemon::worker(args, log)),
         Command::Submit(args) => runtime.block_on(submit::run(args)),
         Command::Status(args) => runtime.block_on(status::status(args)),
         Command::Explain(args) => runtime.block_on(explain::run(args)),
@@ -189,56 +195,21 @@ fn version(format: FormatArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// RUST_LOG says what is logged; `default_level` where it does not.
-fn log_to_stderr(default_level: &str) {
-    let wanted = std::env::var_os("RUST_LOG").map(|value| value.to_string_lossy().into_owned());
-    let (filter, complaint) = log_filter(wanted.as_deref(), default_level);
-    let has_colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let lines = tracing_subscriber::fmt::layer().with_ansi(has_colours).with_writer(std::io::stderr);
-    tracing_subscriber::registry().with(lines).with(filter).init();
-    if let Some(complaint) = complaint {
-        tracing::warn!("{complaint}");
-    }
-}
-
-/// What is logged, and what is wrong with what was asked for.
-fn log_filter(wanted: Option<&str>, default_level: &str) -> (Targets, Option<String>) {
-    let default = || default_level.parse().expect("a level of our own");
-    match wanted.filter(|text| !text.trim().is_empty()).map(|text| (text, text.parse())) {
-        None => (default(), None),
-        Some((_, Ok(filter))) => (filter, None),
-        Some((text, Err(error))) => {
-            let expected = "expected a level, or levels of parts as in `info,toroid_worker=debug`";
-            (
-                default(),
-                Some(format!("cannot read RUST_LOG=`{text}` ({error}): {expected}; the level is {default_level}")),
-            )
-        }
-    }
+/// Daemons say more, in the form that their flags ask for, and have spans; a worker's log is known to its place, too.
+fn start_telemetry(command: &Command) -> (Telemetry, Arc<Log>, bool) {
+    let (default_level, format, service) = match command {
+        Command::Coordinator(args) => ("info", args.log_format(), Some(Service::Coordinator)),
+        Command::Worker(args) => ("info", args.log_format(), Some(Service::Worker)),
+        _ => ("warn", Format::Text, None),
+    };
+    let log = Arc::<Log>::default();
+    let context = matches!(command, Command::Worker(_)).then(|| daemon::context(log.clone()));
+    (Telemetry::start(Settings { default_level, format, service }, context), log, format == Format::Json)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tracing::Level;
-
-    #[test]
-    fn rust_log_names_levels_and_parts_and_a_bad_one_is_complained_of() {
-        let check = |wanted, worker, h2| {
-            let (filter, complaint) = log_filter(wanted, "info");
-            let level = |target, level| filter.would_enable(target, &level);
-            assert_eq!(level("toroid_worker::comm", Level::DEBUG), worker, "{wanted:?}");
-            assert_eq!(level("h2", Level::INFO), h2, "{wanted:?}");
-            complaint
-        };
-        assert_eq!(check(None, false, true), None);
-        assert_eq!(check(Some(" "), false, true), None);
-        assert_eq!(check(Some("debug"), true, true), None);
-        assert_eq!(check(Some("toroid_worker=debug"), true, false), None);
-        assert_eq!(check(Some("debug,h2=warn"), true, false), None);
-        let complaint = check(Some("toroid_worker=loud"), false, true).expect("a complaint");
-        assert!(complaint.contains("toroid_worker=loud") && complaint.contains("the level is info"), "{complaint}");
-    }
 
     #[test]
     fn the_command_line_is_consistent_and_every_flag_is_documented() {
@@ -297,6 +268,8 @@ mod tests {
             "toroid uncordon w3",
             "toroid submit job.toml --priority -3 --user ada",
             "toroid coordinator --dir d --quota ada=8 --quota bob=2 --default-quota 4 --aging-s 60",
+            "toroid worker --log-format json --trace-steps 50",
+            "toroid coordinator --dir d --log-format text",
             "toroid worker --label gpu=h100 --label disk=fast",
             "toroid resume tiny-1 --from-scratch --coordinator h:7070",
             "toroid events tiny-1 -f",
@@ -366,6 +339,8 @@ mod tests {
             "toroid slurm",
             "toroid slurm allocation --job job.toml --tp 2",
             "toroid slurm array --sbatch reservation=r",
+            "toroid worker --log-format xml",
+            "toroid worker --trace-steps 0",
             "toroid worker --device gpu",
             "toroid worker --cuda-graphs maybe",
             "toroid jobs --coordinator ftp://h:1",
@@ -467,7 +442,7 @@ mod tests {
         for line in lines {
             let cli = Cli::try_parse_from(line.split(' ')).with_context(|| line.clone())?;
             // A plan of a job that is possible after all is no error.
-            let Err(error) = dispatch(&runtime, cli.command) else { continue };
+            let Err(error) = dispatch(&runtime, cli.command, Arc::default()) else { continue };
             let text = format!("{error:#}");
             assert_eq!(said_twice(&text), None, "{line}: {text}");
             num_errors += 1;

@@ -6,8 +6,10 @@
 
 use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _, UdpSocket};
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -19,11 +21,15 @@ use toroid_coordinator::CallLimits;
 use toroid_coordinator::machine::{Policy, Quotas, Retention};
 use toroid_coordinator::store::etcd::{self, EtcdConfig, EtcdTls};
 use toroid_security::Files;
+use toroid_session::Standing;
+use toroid_telemetry::settings::Format;
+use toroid_telemetry::{Context, Place};
 use toroid_torus::labels::{self, LabelError, Labels};
 use toroid_worker::comm::LinkChoice;
 use toroid_worker::comm::nccl::Collectives;
 use toroid_worker::device::Choice;
 use toroid_worker::device::cuda::Graphs;
+use toroid_worker::log::Log;
 
 use crate::access::{CredentialArgs, LocalRole};
 use crate::client;
@@ -88,6 +94,9 @@ pub struct CoordinatorArgs {
     /// End with the process that started this one, and when standard input ends
     #[arg(long)]
     die_with_parent: bool,
+    /// Form of the log: text for people, or json, an object a line
+    #[arg(long, env = "TOROID_LOG_FORMAT", default_value_t, value_name = "FORM")]
+    log_format: Format,
 }
 
 /// Several coordinators, of which one leads, keep their records in etcd.
@@ -216,6 +225,9 @@ pub struct WorkerArgs {
     /// Folder for what the first 32 steps' time goes to; `toroid trace` shows it
     #[arg(long, env = "TOROID_TRACE", value_name = "FOLDER")]
     trace: Option<PathBuf>,
+    /// Every so many steps rank 0 sends a trace of its step to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names; default: of none
+    #[arg(long, env = "TOROID_TRACE_STEPS", value_name = "EVERY")]
+    trace_steps: Option<NonZeroU64>,
     /// Id of this worker, which must be its own: a living worker's is refused; default: host name, process id and a random part
     #[arg(long, value_name = "ID")]
     id: Option<String>,
@@ -233,6 +245,9 @@ pub struct WorkerArgs {
     /// End with the process that started this one, and when standard input ends
     #[arg(long)]
     die_with_parent: bool,
+    /// Form of the log: text for people, or json, an object a line
+    #[arg(long, env = "TOROID_LOG_FORMAT", default_value_t, value_name = "FORM")]
+    log_format: Format,
 }
 
 /// How much of a coordinator one user or address may have.
@@ -294,6 +309,38 @@ fn server_files(
     }
 }
 
+impl CoordinatorArgs {
+    pub fn log_format(&self) -> Format {
+        self.log_format
+    }
+}
+
+impl WorkerArgs {
+    pub fn log_format(&self) -> Format {
+        self.log_format
+    }
+}
+
+/// What a worker's log has to do with its place.
+pub fn context(log: Arc<Log>) -> Arc<dyn Context> {
+    Arc::new(OfWorker(log))
+}
+
+struct OfWorker(Arc<Log>);
+
+impl Context for OfWorker {
+    fn place(&self) -> Option<Place> {
+        let (standing, trace_id) = self.0.place()?;
+        let Standing { job_id, epoch, rank, committed_step } = standing;
+        let (job, rank) = (job_id.into(), rank.to_wire());
+        Some(Place { job, epoch: epoch.get(), rank, step: committed_step.get(), trace_id })
+    }
+
+    fn line(&self, line: &str) {
+        self.0.line(line);
+    }
+}
+
 pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
     raise_open_files();
     let asked = asked_to_end(args.die_with_parent)?;
@@ -334,7 +381,7 @@ pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
+pub async fn worker(args: WorkerArgs, log: Arc<Log>) -> Result<ExitCode> {
     raise_open_files();
     let asked = asked_to_end(args.die_with_parent)?;
     if args.restart {
@@ -367,7 +414,9 @@ pub async fn worker(args: WorkerArgs) -> Result<ExitCode> {
         graphs: args.cuda_graphs,
         collectives: args.collectives,
         threads: args.threads.map_or_else(num_cores, usize::from),
+        log,
         trace: args.trace,
+        trace_steps: args.trace_steps,
         cache_dir: args.cache.unwrap_or_else(default_cache),
         join_token: args.join_token,
         allow_roots: args.allow_root,

@@ -19,22 +19,26 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body;
+use toroid_proto::worker_message::Body as FromWorker;
 use toroid_torus::ids::{JobId, Step};
 use toroid_torus::owner::OwnerId;
 use toroid_torus::units::names;
 
 use crate::clock::{Clock, entropy};
 use crate::error::CoordinatorError;
+use crate::evidence::Evidence;
 use crate::files::{self, Condition, JobFiles, Place, RETRY_INTERVAL};
 use crate::folder;
 use crate::handle::{
     Answer, AskError, Command, Connection, Export, Exported, Handle, Jobs, Page, Question, Seen, Update, Waiting, Work,
 };
-use crate::machine::record::JobRecord;
+use crate::machine::record::{Incident, JobRecord, Record};
 use crate::machine::{self, Change, Input, Machine, Output, Reply, RequestError, RequestId, StreamId};
 use crate::outbox::MAX_MESSAGES;
+use crate::spans::{self, Spans};
 use crate::store::{Store, StoreError, Tenure};
 use crate::tokens::TokenTable;
+use crate::traces::{Subject, TraceOf};
 
 /// Deadlines are looked at after this many commands even if more wait.
 const MAX_COMMANDS_PER_TICK: usize = 4096;
@@ -87,6 +91,8 @@ pub(crate) struct Driver {
     answers: BTreeMap<RequestId, Answer<Reply>>,
     next_request: u64,
     files: BTreeMap<JobId, JobFiles>,
+    evidence: Evidence,
+    spans: Spans,
     /// When rows that could not be written are tried again.
     retry_at: Option<Instant>,
     watchers: BTreeMap<JobId, watch::Sender<()>>,
@@ -106,9 +112,11 @@ impl Driver {
         let records = store.load().await?;
         let folders = files::folders(&place.jobs_dir)?;
         let (mut files, mut summaries, mut found) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        let mut evidence = Evidence::new().map_err(CoordinatorError::Thread)?;
         for record in &records {
             if let machine::record::Record::Job(job) = record {
                 let (its_files, steps, condition) = JobFiles::restore(&place, job);
+                evidence.restore(&place, job);
                 files.insert(job.id.clone(), its_files);
                 summaries.insert(job.id.clone(), steps);
                 found.push((job.id.clone(), condition));
@@ -133,6 +141,8 @@ impl Driver {
             answers: BTreeMap::new(),
             next_request: 0,
             files,
+            evidence,
+            spans: Spans::default(),
             retry_at: None,
             watchers: BTreeMap::new(),
             tokens,
@@ -278,6 +288,7 @@ impl Driver {
             Command::Remove { job, answer } => self.request(answer, |request| Input::Remove { request, job }).await,
             Command::Message { stream, body, permit } => {
                 drop(permit);
+                self.heard(stream, &body);
                 self.input(Input::Message { stream, body }).await
             }
             Command::Readmit { worker, answer } => {
@@ -322,6 +333,21 @@ impl Driver {
             self.input(input).await?;
         }
         Ok(())
+    }
+
+    /// Keeps what is for people, and not for the machine.
+    fn heard(&mut self, stream: StreamId, body: &FromWorker) {
+        let Some(worker) = self.machine.worker_on(stream) else { return };
+        match body {
+            FromWorker::LogLines(m) => self.evidence.logged(worker, m.lines.clone()),
+            FromWorker::Stacks(m) => self.evidence.stacked(worker, m.clone()),
+            FromWorker::ManifestPublished(m) => {
+                if let Some(record) = self.machine.record(&m.job_id) {
+                    self.spans.published(record, m);
+                }
+            }
+            _ => {}
+        }
     }
 
     /// Random, and not asked of the system each time: a submission fails for no want of open files.
@@ -384,19 +410,23 @@ impl Driver {
 
     /// Does what the machine says, in its order, as long as this coordinator leads; returns what is to be told to the machine then.
     async fn carry_out(&mut self, outputs: Vec<Output>) -> Result<Vec<Input>, Stop> {
-        let (mut overrun, mut later) = (Vec::new(), Vec::new());
+        let (mut overrun, mut later, mut incidents) = (Vec::new(), Vec::new(), Vec::new());
         for output in outputs {
             if let Some(reason) = self.tenure.over() {
                 return Err(StoreError::Deposed { reason }.into());
             }
             match output {
-                Output::Persist(change) => self.persist(&change).await?,
+                Output::Persist(change) => {
+                    self.persist(&change).await?;
+                    incidents.extend(incidents_in(change));
+                }
                 Output::CreateFolder { job, toml } => {
                     let record = self.machine.record(&job).expect("the machine has the jobs that it makes folders for");
                     let files = JobFiles::create(&self.place, record, &toml).unwrap_or_else(|reason| {
                         later.push(Input::Fault { job: job.clone(), reason: reason.clone() });
                         JobFiles::broken(&self.place, &job, &reason)
                     });
+                    self.evidence.restore(&self.place, record);
                     self.files.insert(job, files);
                 }
                 Output::AppendCurve { job, record } => {
@@ -411,7 +441,10 @@ impl Driver {
                     let event = self.files(&job).cut(keep.get());
                     self.curve_event(job, event, &mut later);
                 }
-                Output::Send { stream, message } => overrun.extend(self.send(stream, message)),
+                Output::Send { stream, mut message } => {
+                    self.trace(&mut message);
+                    overrun.extend(self.send(stream, message));
+                }
                 Output::Close { stream, reason } => {
                     tracing::info!(stream = stream.0, reason, "closed a worker's stream");
                     self.connections.remove(&stream);
@@ -425,11 +458,14 @@ impl Driver {
                     }
                 }
                 Output::Event { job, event } => {
-                    let (job, step, epoch) = (job.as_str(), event.step.get(), event.epoch.get());
-                    tracing::info!(job, kind = event.kind, step, epoch, "{}", event.text);
+                    let trace = self.trace_of_event(&job, &event.kind).map(|trace| trace.hex());
+                    let (job, step, epoch, trace_id) =
+                        (job.as_str(), event.step.get(), event.epoch.get(), trace.as_deref());
+                    tracing::info!(job, kind = event.kind, step, epoch, trace_id, "{}", event.text);
                 }
                 Output::Forget { job, reason } => {
                     self.files.remove(&job);
+                    self.evidence.forget(&job);
                     self.watchers.remove(&job);
                     tracing::info!(job = job.as_str(), "the job is no longer listed: {reason}");
                 }
@@ -440,7 +476,39 @@ impl Driver {
                 }
             }
         }
+        // When all is said that follows from them.
+        for incident in &incidents {
+            self.evidence.incident(incident);
+            // Nothing of it lasts any more.
+            if let (None, Some(record)) = (incident.since, self.machine.record(&incident.job)) {
+                spans::tell_incident(record, incident);
+            }
+        }
         Ok(closed(overrun).chain(later).collect())
+    }
+
+    /// Says in a message which trace it belongs to.
+    fn trace(&mut self, message: &mut proto::CoordinatorMessage) {
+        let Some(body) = &message.body else { return };
+        let (job, subject) = match body {
+            Body::Assign(m) => (&m.job_id, self.machine.open_incident(&m.job_id).map(Subject::Incident)),
+            Body::Start(m) => (&m.job_id, self.machine.open_incident(&m.job_id).map(Subject::Incident)),
+            Body::CheckpointAt(m) => (&m.job_id, Some(Subject::Checkpoint(Step::new(m.step)))),
+            Body::PublishManifest(m) => (&m.job_id, Some(Subject::Checkpoint(Step::new(m.step)))),
+            _ => return,
+        };
+        if let (Some(record), Some(subject)) = (self.machine.record(job), subject) {
+            message.traceparent = TraceOf::new(record, subject).traceparent();
+        }
+        self.spans.sent(body);
+    }
+
+    /// The trace of the incident that an event of a job has to do with.
+    fn trace_of_event(&self, job: &str, kind: &str) -> Option<TraceOf> {
+        let record = self.machine.record(job)?;
+        let newest = || kind.starts_with("incident.").then_some(record.num_incidents);
+        let number = self.machine.open_incident(job).or_else(newest)?;
+        Some(TraceOf::new(record, Subject::Incident(number)))
     }
 
     /// Waits until the change is durable, and answers questions meanwhile.
@@ -544,6 +612,12 @@ impl Driver {
 
     fn fill_in(&self, job: &mut proto::Job) {
         job.store_trouble = self.tenure.trouble().unwrap_or_default();
+        if let Some(record) = self.machine.record(&job.id) {
+            for incident in &mut job.incidents {
+                incident.trace_id = TraceOf::new(record, Subject::Incident(incident.number)).hex();
+                incident.evidence = self.evidence.of(&job.id, incident.number).to_vec();
+            }
+        }
         let Some(files) = self.files.get(job.id.as_str()) else { return };
         job.last_step = files.curve().last().cloned();
         job.damaged = files.fault().unwrap_or_default().into();
@@ -559,7 +633,9 @@ impl Driver {
         numbers.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
         let (mut jobs, mut bytes) = (Vec::new(), 0);
         for (n, (_, id)) in numbers.iter().enumerate() {
-            let Ok(job) = self.view(id) else { continue };
+            let Ok(mut job) = self.view(id) else { continue };
+            // Whoever wants to see it asks for the job.
+            job.incidents.iter_mut().for_each(|incident| incident.evidence.clear());
             bytes += prost::Message::encoded_len(&job);
             if n > 0 && (n >= page.max_jobs || bytes > MAX_PAGE_BYTES) {
                 return Jobs { jobs, next: Some(numbers[n - 1].0) };
@@ -611,6 +687,13 @@ impl Driver {
         let seen = Seen { next_step, num_events };
         Ok(Update { update: proto::JobUpdate { job: Some(job), steps, events }, seen, has_more, is_ended })
     }
+}
+
+fn incidents_in(change: Change) -> impl Iterator<Item = Box<Incident>> {
+    change.put.into_iter().filter_map(|record| match record {
+        Record::Incident(incident) => Some(incident),
+        _ => None,
+    })
 }
 
 /// What the machine hears of streams that did not take a message.

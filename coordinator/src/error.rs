@@ -25,6 +25,8 @@ pub enum CoordinatorError {
     Curve { job: String, reason: String },
     #[error("drawing random bytes failed: {0}")]
     Random(getrandom::Error),
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
     #[error("serving gRPC failed: {0}")]
     Serve(tonic::transport::Error),
     #[error("the coordinator stopped because of a bug: {0}")]

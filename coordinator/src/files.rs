@@ -44,11 +44,11 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    fn folder(&self, job: &str) -> PathBuf {
+    pub fn folder(&self, job: &str) -> PathBuf {
         self.jobs_dir.join(job)
     }
 
-    fn segments(&self, record: &JobRecord) -> Option<Segments> {
+    pub fn segments(&self, record: &JobRecord) -> Option<Segments> {
         let (term, root, owner) = (self.shared?, record.spec.checkpoint.path.as_deref()?, record.owner?);
         Some(Segments::new(root, owner, term))
     }
@@ -491,7 +491,10 @@ mod tests {
         assert_eq!(files.append(&step(5)), None, "it is told once");
         for n in [4, 5] {
             assert!(files.must_hold(&ack(n)));
-            files.hold(StreamId(7), Box::new(proto::CoordinatorMessage { term: 1, body: Some(ack(n)) }));
+            files.hold(
+                StreamId(7),
+                Box::new(proto::CoordinatorMessage { term: 1, body: Some(ack(n)), ..Default::default() }),
+            );
         }
         assert_eq!((files.flush(), files.released().len()), (None, 0), "it fails again");
         std::fs::rename(&away, &path).unwrap();
@@ -526,7 +529,10 @@ mod tests {
         for step in 1..=100 {
             let body = Body::PublishManifest(proto::PublishManifest { step, ..Default::default() });
             assert!(files.must_hold(&body));
-            files.hold(StreamId(7), Box::new(proto::CoordinatorMessage { term: 1, body: Some(body) }));
+            files.hold(
+                StreamId(7),
+                Box::new(proto::CoordinatorMessage { term: 1, body: Some(body), ..Default::default() }),
+            );
         }
         let steps = files.held.iter().filter_map(|(_, message)| match &message.body {
             Some(Body::PublishManifest(publish)) => Some(publish.step),

@@ -6,6 +6,7 @@
 //!   machine   a crate of its own, pure: input + now -> outputs; all decisions, each with its reason
 //!   store/    records of jobs, durable      files, curve, segments   the folder of each job, curve.csv: durable
 //!   tensorboard   reads curves as users do, and writes event files beside them
+//!   evidence  what was seen of lost workers, for people     traces, spans   which trace an incident or a checkpoint belongs to, and what is told of it
 //!   lead      standby -> campaigns -> leads (a driver with a machine from the store) -> standby; with a store of its own it leads at once
 //! ```
 //!
@@ -23,6 +24,7 @@ mod config;
 pub mod curve;
 mod driver;
 mod error;
+mod evidence;
 mod files;
 mod folder;
 mod grpc;
@@ -32,9 +34,11 @@ mod lead;
 mod outbox;
 mod roots;
 pub mod segments;
+mod spans;
 pub mod store;
 mod tensorboard;
 mod tokens;
+mod traces;
 
 pub use config::Config;
 pub use error::CoordinatorError;

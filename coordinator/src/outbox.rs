@@ -144,7 +144,11 @@ mod tests {
     use toroid_proto::{StepAck, Stop};
 
     fn ack(job: &str, step: u64) -> CoordinatorMessage {
-        CoordinatorMessage { term: 1, body: Some(Body::StepAck(StepAck { job_id: job.into(), step })) }
+        CoordinatorMessage {
+            term: 1,
+            body: Some(Body::StepAck(StepAck { job_id: job.into(), step })),
+            ..Default::default()
+        }
     }
 
     fn grace(good_for: Option<Duration>) -> Grace {
@@ -152,7 +156,11 @@ mod tests {
     }
 
     fn stop(job: &str) -> CoordinatorMessage {
-        CoordinatorMessage { term: 1, body: Some(Body::Stop(Stop { job_id: job.into(), ..Stop::default() })) }
+        CoordinatorMessage {
+            term: 1,
+            body: Some(Body::Stop(Stop { job_id: job.into(), ..Stop::default() })),
+            ..Default::default()
+        }
     }
 
     #[tokio::test]

@@ -14,6 +14,9 @@
 //! later ones. A row that was torn at the end of a head is none. Where rows are dropped, a new head says so; segments that it does not name any more
 //! are left behind. Rows are those of `curve.csv`, which begins with its header.
 //!
+//! Beside them is what a coordinator has to say of the job's lost workers (`evidence`), whole in one file, which the newest leader that wrote one has written:
+//! `<checkpoint.path>/curve/seen-<term>-<n>`.
+//!
 //! Deliberately absent: what a row says (`curve`).
 
 use std::fs::{self, File, OpenOptions};
@@ -28,6 +31,10 @@ const FOLDER: &str = "curve";
 /// What is not whole yet: `new-<term>-<n>`.
 const NEW: &str = "new-";
 const FORMAT: u32 = 1;
+/// A whole file beside the curve.
+const BESIDE: &str = "seen-";
+/// Names of what is not whole yet must be others than those of whoever writes rows at the same time.
+const BESIDE_FROM: u64 = 1 << 31;
 /// Rows behind a head; beyond, they become a segment.
 const SEGMENT_BYTES: u64 = 4 << 20;
 /// Heads are replaced while somebody reads them; by so many leaders in a row they are not.
@@ -119,6 +126,40 @@ impl Segments {
             keep: None,
             is_unread: false,
             segment_bytes: SEGMENT_BYTES,
+        }
+    }
+
+    /// For what is kept beside the curve, by another thread.
+    pub fn beside(self) -> Segments {
+        Segments { num_files: BESIDE_FROM, ..self }
+    }
+
+    /// What is kept beside the curve, at most so many bytes of it; `None`: nothing is.
+    pub fn find_beside(&self, max_bytes: u64) -> Result<Option<Vec<u8>>, SegmentsError> {
+        let Some((_, _, name)) = self.list(BESIDE)?.pop() else { return Ok(None) };
+        self.check_owner()?;
+        let (path, mut bytes) = (self.folder.join(name), Vec::new());
+        let read = File::open(&path).and_then(|file| file.take(max_bytes).read_to_end(&mut bytes));
+        read.map_err(failed("reading", &path))?;
+        Ok(Some(bytes))
+    }
+
+    /// Keeps this in the place of what is kept beside the curve.
+    pub fn keep_beside(&mut self, bytes: &[u8]) -> Result<(), SegmentsError> {
+        self.check_owner()?;
+        let name = format!("{BESIDE}{}", self.next_name());
+        self.appear(&name, &[bytes])?;
+        self.remove_older(self.list(BESIDE)?, &name);
+        Ok(())
+    }
+
+    /// Removes those before this one; ascending.
+    fn remove_older(&self, all: Vec<(Term, u64, String)>, newest: &str) {
+        for (_, _, older) in all.into_iter().take_while(|(.., other)| other != newest) {
+            // What stays is removed with the next.
+            if let Err(error) = fs::remove_file(self.folder.join(&older)) {
+                tracing::debug!("{older} in {} stays: {error}", self.folder.display());
+            }
         }
     }
 
@@ -353,13 +394,8 @@ impl Segments {
         let path = self.folder.join(&name);
         self.head = Some(Head { path, segments: contents.segments, start, end: start + rows.len() as u64 });
         let (heads, begun) = (self.heads()?, self.list(NEW)?);
-        let older = heads.into_iter().take_while(|(.., other)| *other != name);
-        for (_, _, older) in older.chain(begun.into_iter().filter(|(term, ..)| *term < self.term)) {
-            // What stays is removed with the next.
-            if let Err(error) = fs::remove_file(self.folder.join(&older)) {
-                tracing::debug!("{older} in {} stays: {error}", self.folder.display());
-            }
-        }
+        self.remove_older(heads, &name);
+        self.remove_older(begun.into_iter().filter(|(term, ..)| *term < self.term).collect(), &name);
         Ok(())
     }
 

@@ -32,6 +32,10 @@ fn a_worker_whose_memory_flips_a_bit_is_replaced_and_the_curve_does_not_know() -
     let [incident] = job.incidents.as_slice() else { anyhow::bail!("one flipped bit, but {:#?}", job.incidents) };
     ensure!(incident.seen_by == "digests" && incident.workers == [flips.clone()], "{incident:#?}");
     ensure!(incident.cause.contains(&format!("the copy of rank {rank} is wrong")), "{incident:#?}");
+    // The digests of both copies are told, and they differ.
+    let is_digest = |word: &&str| word.len() == 32 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let digests: Vec<&str> = incident.cause.split(' ').filter(is_digest).collect();
+    ensure!(digests.len() >= 2 && digests[0] != digests[1], "{incident:#?}");
     let is_aside = |w: &WorkerInfo| w.worker_id == flips && w.rank < 0;
     ensure!(cluster.connected().iter().any(is_aside), "{flips} lives, without a place: {:?}", cluster.connected());
     Ok(())

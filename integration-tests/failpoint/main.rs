@@ -2,6 +2,7 @@
 //! the binary that is shipped, in the folder above.
 
 mod corruption;
+mod hanging;
 mod leadership;
 mod phases;
 mod publishing;

@@ -369,7 +369,7 @@ impl Worker {
             Output::Act(action) => return self.act(action, env),
             Output::Probe { knock, .. } => return Some(self.probe(&knock, env)),
             Output::Connected(is_connected) => self.shared.set_connected(is_connected),
-            Output::ConnectLimit { limit_ms } => self.shared.set_connect_limit(limit_ms),
+            Output::Limits { connect_ms, .. } => self.shared.set_connect_limit(connect_ms),
             // No user asks for it here: a death comes of the seed.
             Output::Die { reason } => unreachable!("nobody has {} killed: {reason}", id_of(self.pid)),
             Output::Note(_) | Output::Warn(_) => {}

@@ -26,5 +26,8 @@ pub const LEADER_METADATA: &str = "toroid-leader";
 /// Version of the control and data plane. A worker and a coordinator, or two workers, of different versions refuse each other.
 pub const PROTOCOL_VERSION: u32 = 1;
 
+/// Events of `tracing` of this target are spans that have ended, and no lines of a log: their fields are in `toroid_telemetry::spans`.
+pub const SPAN_TARGET: &str = "toroid::span";
+
 /// Version of the program, shown wherever two versions meet.
 pub const BUILD_VERSION: &str = env!("CARGO_PKG_VERSION");

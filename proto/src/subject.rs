@@ -20,7 +20,8 @@ impl Body {
             Body::Unreached(m) => Some((&m.job_id, m.epoch)),
             Body::Validation(m) => Some((&m.job_id, m.epoch)),
             Body::Stopped(m) => Some((&m.job_id, m.epoch)),
-            Body::Register(_) | Body::Leaving(_) | Body::WarmedUp(_) | Body::Probed(_) => None,
+            Body::Stacks(m) => Some((&m.job_id, m.epoch)),
+            Body::Register(_) | Body::Leaving(_) | Body::WarmedUp(_) | Body::Probed(_) | Body::LogLines(_) => None,
         }
     }
 }

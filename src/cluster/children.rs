@@ -73,6 +73,8 @@ pub struct Settings {
     pub has_network: bool,
     /// Folder for what the first steps' time of each worker goes to.
     pub trace: Option<PathBuf>,
+    /// Variables of each child's environment, beside those of this process.
+    pub environment: Vec<(String, String)>,
     /// Members of the etcd that several coordinators share, `http://host:port`; empty: there is one coordinator, with a store of its own.
     pub etcd: Vec<String>,
 }
@@ -124,6 +126,7 @@ impl Settings {
             failure_timeout: None,
             has_network: false,
             trace: None,
+            environment: Vec::new(),
             etcd: Vec::new(),
         })
     }
@@ -157,6 +160,7 @@ pub struct Children {
     device: Choice,
     threads: usize,
     failure_timeout: Option<Duration>,
+    environment: Vec<(String, String)>,
     trace: Option<PathBuf>,
     certificates: Certificates,
     credentials: Credentials,
@@ -208,6 +212,7 @@ impl Children {
             threads: settings.threads,
             failure_timeout: settings.failure_timeout,
             trace: settings.trace.clone(),
+            environment: settings.environment.clone(),
             etcd: settings.etcd.clone(),
             num_workers: 0,
             orders: BTreeMap::new(),
@@ -347,6 +352,7 @@ impl Children {
     fn spawn_coordinator(&self, name: &str, log: &Path, stdout: Stdio) -> Result<Child> {
         let mut command = Command::new(&self.executable);
         wire(&mut command, log)?;
+        command.envs(self.environment.iter().cloned());
         command.stdout(stdout).args([
             "coordinator",
             "--die-with-parent",
@@ -387,6 +393,7 @@ impl Children {
         };
         command.args(&line[1..]);
         wire(&mut command, &log)?;
+        command.envs(self.environment.iter().cloned());
         command.args(["worker", "--die-with-parent", "--id", &id]);
         command.args(["--coordinator", &self.urls().into_values().collect::<Vec<_>>().join(",")]);
         command.arg("--credentials").arg(&self.certificates.worker).args(["--allow-root", "/"]);

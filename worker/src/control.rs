@@ -4,6 +4,7 @@
 //! the Welcome and when the worker ends is the client's.
 
 mod reason;
+mod told;
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -25,9 +26,13 @@ use toroid_session::client::{Client, Ending, Input, Output};
 use toroid_session::{Action, Command, Knock, Standing, TrainerEvent};
 use toroid_torus::ids::{Epoch, JobId, Rank, Term};
 
+pub(crate) use told::Told;
+
 use crate::comm::{CommError, Fence, MAX_PROBES, Porter, ProbeError};
 use crate::device::DeviceMemory;
+use crate::log::Log;
 use crate::trainer::{Emit, Order, Requested, Shared};
+use crate::watchdog::Stacks;
 
 /// Messages that wait for the stream, at most; more means that the coordinator does not read, and the stream is opened anew.
 const QUEUE: usize = 4096;
@@ -89,6 +94,12 @@ pub(crate) struct Control {
     pub probed: Probed,
     pub fence: JobFence,
     pub shared: Arc<Shared>,
+    /// Checkpoints that it is asked for, by their traces.
+    pub told: Told,
+    /// What this process logs.
+    pub log: Arc<Log>,
+    /// Of its threads, when the trainer got on with nothing.
+    pub stacks: mpsc::Receiver<Stacks>,
     /// What the worker holds of its device's memory.
     pub memory: Box<dyn Fn() -> DeviceMemory + Send + Sync>,
     /// How often it was asked to end.
@@ -144,9 +155,9 @@ enum Stream {
 }
 
 impl Stream {
-    /// What comes of it next; nothing ever while it is closed. Nothing is lost where the caller stops waiting.
-    async fn next(&mut self) -> Input {
-        match self {
+    /// What comes of it next, and the trace that it belongs to; nothing ever while it is closed. Nothing is lost where the caller stops waiting.
+    async fn next(&mut self) -> (Input, String) {
+        let input = match self {
             Stream::Closed => std::future::pending().await,
             Stream::Opening(opening) => match opening.await {
                 Ok((messages, incoming)) => {
@@ -160,17 +171,18 @@ impl Stream {
             },
             Stream::Open(_, incoming) => loop {
                 let why = match incoming.message().await {
-                    Ok(Some(CoordinatorMessage { term, body: Some(body) })) => {
-                        return Input::FromCoordinator { term: Term::new(term), body };
+                    Ok(Some(CoordinatorMessage { term, body: Some(body), traceparent })) => {
+                        return (Input::FromCoordinator { term: Term::new(term), body }, traceparent);
                     }
                     // A message of a later version that this one does not know.
                     Ok(Some(CoordinatorMessage { body: None, .. })) => continue,
                     Ok(None) => "it closed the stream".into(),
                     Err(status) => status.to_string(),
                 };
-                return self.lost(why);
+                break self.lost(why);
             },
-        }
+        };
+        (input, String::new())
     }
 
     fn lost(&mut self, why: String) -> Input {
@@ -216,11 +228,28 @@ impl Control {
                     // It ends with whoever ran it.
                     Err(_) => Input::Unattended,
                 },
-                input = stream.next() => input,
+                (input, traceparent) = stream.next() => {
+                    if let Input::FromCoordinator { body, .. } = &input {
+                        self.told.heard(&self.shared, body, traceparent);
+                    }
+                    input
+                }
                 Some(event) = self.events.recv(), if self.client.takes_events() => Input::Trainer(event),
                 Some(probed) = self.probed.receiver.recv(), if self.client.takes_probed() => Input::Probed(probed),
+                lines = self.log.next(), if self.client.takes_probed() => match stream.try_send(log_lines(lines)) {
+                    Some(lost) => lost,
+                    None => continue,
+                },
+                Some(stacks) = self.stacks.recv(), if self.client.takes_probed() => {
+                    match stream.try_send(self.stacks(stacks)) {
+                        Some(lost) => lost,
+                        None => continue,
+                    }
+                }
             };
-            if let Some(ending) = self.take(input, &mut stream).await? {
+            let ending = self.take(input, &mut stream).await?;
+            self.log.set_place(self.client.standing(), self.shared.spans().trace_id());
+            if let Some(ending) = ending {
                 return Ok(ending);
             }
         }
@@ -251,7 +280,10 @@ impl Control {
                     *stream = Stream::Closed;
                     None
                 }
-                Output::Send(body) => stream.send(body).await,
+                Output::Send(body) => {
+                    self.told.says(&self.shared, &body);
+                    stream.send(body).await
+                }
                 Output::Heartbeat => stream.try_send(self.heartbeat()),
                 Output::Leaving { at_once } => {
                     let reason = "the worker was asked to end".into();
@@ -266,8 +298,9 @@ impl Control {
                     self.shared.set_connected(is_connected);
                     None
                 }
-                Output::ConnectLimit { limit_ms } => {
-                    self.shared.set_connect_limit(limit_ms);
+                Output::Limits { connect_ms, failure_timeout_ms } => {
+                    self.shared.set_connect_limit(connect_ms);
+                    self.shared.set_failure_timeout(failure_timeout_ms);
                     None
                 }
                 Output::Die { reason } => die(&reason),
@@ -345,9 +378,19 @@ impl Control {
         }
     }
 
+    fn stacks(&self, Stacks { operation, lines }: Stacks) -> Body {
+        let Standing { job_id, epoch, .. } = self.client.standing();
+        let (job_id, epoch, operation) = (job_id.into(), epoch.get(), operation.into());
+        Body::Stacks(toroid_proto::Stacks { job_id, epoch, operation, lines })
+    }
+
     fn heartbeat(&self) -> Body {
         Body::Heartbeat(heartbeat(self.client.standing(), &self.shared, (self.memory)()))
     }
+}
+
+fn log_lines(lines: Vec<String>) -> Body {
+    Body::LogLines(toroid_proto::LogLines { lines })
 }
 
 /// What a worker says of its place and of what its trainer does.
@@ -484,6 +527,9 @@ mod tests {
             probed: Probed::new(),
             fence: JobFence::new()?,
             shared: Arc::new(shared),
+            told: Told::default(),
+            log: Arc::default(),
+            stacks: mpsc::channel(1).1,
             memory: Box::new(|| DeviceMemory { held: 5, free: Some(9) }),
             asked: watch::channel(0).1,
             origin: Instant::now(),

@@ -17,14 +17,19 @@ pub mod control;
 pub mod data;
 pub mod device;
 mod identity;
+pub mod log;
 pub mod model;
 pub mod optim;
+pub mod spans;
+mod stacks;
 mod sync;
 pub mod system;
 pub mod trace;
 pub mod trainer;
+mod watchdog;
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,10 +43,12 @@ use toroid_torus::labels::Labels;
 
 use comm::nccl::Collectives;
 use comm::{CommError, LinkChoice, Listener, check_advertised};
-use control::{Control, ControlError, JobFence, Probed};
+use control::{Control, ControlError, JobFence, Probed, Told};
 use device::choice::{DeviceError, Selected};
 use device::cuda::{Graphs, Nccl, Runtime};
 use device::{Choice, Device};
+use log::Log;
+use spans::Spans;
 use trace::Trace;
 use trainer::{Environment, Shared};
 
@@ -82,8 +89,12 @@ pub struct Config {
     pub collectives: Collectives,
     /// Compute threads, where the device is the CPU.
     pub threads: usize,
+    /// What this process logs, which the coordinator hears of.
+    pub log: Arc<Log>,
     /// Folder for spans of the first steps.
     pub trace: Option<PathBuf>,
+    /// Of every so manyth step rank 0 tells what its time goes to, as a trace; `None`: of none.
+    pub trace_steps: Option<NonZeroU64>,
     /// Token files and compiled kernels are kept here.
     pub cache_dir: PathBuf,
     pub join_token: Option<String>,
@@ -115,7 +126,7 @@ pub enum WorkerError {
         "cannot keep the secret that binds this worker's id in {}: {error}; name a folder that this user may write to with --cache", .path.display()
     )]
     Secret { path: PathBuf, error: std::io::Error },
-    #[error("cannot start the trainer thread: {0}")]
+    #[error("cannot start a thread of the worker: {0}")]
     Thread(std::io::Error),
     #[error("the trainer ended unexpectedly, see the messages before; please report it")]
     Trainer,
@@ -202,7 +213,7 @@ async fn run_on<D: Device + Clone>(
         secret,
         ..Register::default()
     };
-    let shared = Arc::new(Shared::of_process(trace));
+    let shared = Arc::new(Shared::of_process(trace, Spans::of_steps(config.trace_steps)));
     let (events, received) = mpsc::channel(control::MAX_EVENTS);
     let (orders, to_do) = std::sync::mpsc::sync_channel(control::MAX_COMMANDS);
     let environment = Environment {
@@ -213,6 +224,8 @@ async fn run_on<D: Device + Clone>(
         connect_timeout: 6 * DEFAULT_FAILURE_TIMEOUT,
     };
     let emit = control::emit_into(events);
+    let (taken, stacks) = mpsc::channel(1);
+    watchdog::start(Arc::clone(&shared), DEFAULT_FAILURE_TIMEOUT, taken).map_err(WorkerError::Thread)?;
     let watched = device.clone();
     let (ended, trainer_ended) = tokio::sync::oneshot::channel::<()>();
     std::thread::Builder::new()
@@ -241,6 +254,9 @@ async fn run_on<D: Device + Clone>(
         probed: Probed::new(),
         fence: JobFence::new()?,
         shared,
+        told: Told::default(),
+        log: config.log,
+        stacks,
         memory: Box::new(move || watched.memory()),
         asked,
         origin: tokio::time::Instant::now(),

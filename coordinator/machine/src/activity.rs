@@ -100,7 +100,8 @@ impl Activities {
             Verdict::Nobody => None,
             Verdict::Root { rank, waiters } => {
                 let operation = &self.by_rank[rank.index()].operation;
-                let why = format!("hangs in {operation}: {} wait for it", in_words(&waiters));
+                let why =
+                    format!("hangs in {operation}: {} wait for it{}", in_words(&waiters), self.chain(rank, &waiters));
                 Some(Hanging::Ranks { ranks: vec![(rank, why)], detect })
             }
             Verdict::Cycle { ranks } => {
@@ -109,6 +110,16 @@ impl Activities {
                 Some(Hanging::Cycle { text })
             }
         }
+    }
+
+    /// Who of those who wait for `root` waits for whom, where that is not all of them for it alone.
+    fn chain(&self, root: Rank, waiters: &[Rank]) -> String {
+        let waits_for = |rank: &Rank| &self.by_rank[rank.index()].waits_for;
+        if waiters.iter().all(|rank| *waits_for(rank) == [root]) {
+            return String::new();
+        }
+        let link = |rank: &Rank| format!("{rank} for {}", units::names(waits_for(rank), MAX_NAMED));
+        format!(" ({})", units::names(waiters.iter().map(link), MAX_NAMED))
     }
 
     /// Preparing may take long where data is read for the first time or a checkpoint is, but gets on. Who does something else all the

@@ -30,7 +30,7 @@ pub(crate) struct Outbox {
 impl Outbox {
     /// The term comes with all that one input leads to, see [`crate::Machine`].
     pub fn send(&mut self, stream: StreamId, body: proto::coordinator_message::Body) {
-        let message = Box::new(proto::CoordinatorMessage { term: 0, body: Some(body) });
+        let message = Box::new(proto::CoordinatorMessage { body: Some(body), ..Default::default() });
         self.effects.push(Output::Send { stream, message });
     }
 

@@ -134,6 +134,11 @@ impl Incidents {
         self.open.is_some()
     }
 
+    /// Its number.
+    pub fn open(&self) -> Option<u64> {
+        self.open.as_ref().map(|open| open.number)
+    }
+
     /// The epoch that ends the open one was started: its first step does.
     pub fn is_healing(&self) -> bool {
         self.open.as_ref().is_some_and(|open| open.phase == IncidentPhase::Heal)

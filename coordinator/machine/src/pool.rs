@@ -106,6 +106,11 @@ impl Pool {
         self.workers.get_mut(self.streams.get(&stream)?)
     }
 
+    /// Whose stream it is.
+    pub fn id_on(&self, stream: StreamId) -> Option<&WorkerId> {
+        self.streams.get(&stream)
+    }
+
     /// No worker is connected; these processes, and whoever has these ids, are given no place.
     pub fn restore(retired: BTreeMap<WorkerId, Process>, cordoned: BTreeMap<WorkerId, Cordon>) -> Pool {
         let cordoned = if failpoint!(ForgetCordons) { BTreeMap::new() } else { cordoned };

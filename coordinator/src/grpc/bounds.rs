@@ -17,6 +17,9 @@ const MAX_HELD: usize = 16;
 const MAX_STEPS: usize = 1 << 16;
 /// Peers that one report says it has no link with; a worker names 256.
 const MAX_UNREACHED: usize = 1024;
+/// Of a log or of stacks; what a worker sends is shorter (`worker::log`, `worker::stacks`).
+const MAX_LINES: usize = 256;
+const MAX_LINE_BYTES: usize = 512;
 
 /// The message within its bounds, or why the worker is not listened to any further.
 pub(super) fn bounded(mut body: Body) -> Result<Body, String> {
@@ -62,6 +65,11 @@ pub(super) fn bounded(mut body: Body) -> Result<Body, String> {
         }
         Body::Probed(m) => cut(&mut m.error, MAX_TEXT_BYTES),
         Body::Leaving(m) => cut(&mut m.reason, MAX_TEXT_BYTES),
+        Body::LogLines(m) => lines(&mut m.lines)?,
+        Body::Stacks(m) => {
+            cut(&mut m.operation, MAX_NAME_BYTES);
+            lines(&mut m.lines)?;
+        }
         Body::ShardWritten(_)
         | Body::Finished(_)
         | Body::Validation(_)
@@ -73,6 +81,12 @@ pub(super) fn bounded(mut body: Body) -> Result<Body, String> {
 
 fn at_most(key: &str, found: usize, limit: usize) -> Result<(), String> {
     if found > limit { Err(format!("sent {found} entries in `{key}`, at most {limit} are taken")) } else { Ok(()) }
+}
+
+fn lines(lines: &mut [String]) -> Result<(), String> {
+    at_most("lines", lines.len(), MAX_LINES)?;
+    lines.iter_mut().for_each(|line| cut(line, MAX_LINE_BYTES));
+    Ok(())
 }
 
 fn cut(text: &mut String, limit: usize) {

@@ -15,6 +15,7 @@ use tonic::{Code, Status};
 use toroid_proto::Role;
 use toroid_security::server::Peer;
 
+use super::durations::{Durations, Running};
 use super::rates::{CallLimits, OpenCall, Rates};
 use super::rules::{Rule, page, rule};
 use crate::audit::Audit;
@@ -30,6 +31,7 @@ pub(crate) struct Gate {
     pub limits: CallLimits,
     pub rates: Rates,
     pub audit: Audit,
+    pub durations: Durations,
 }
 
 /// A call that is let in.
@@ -228,11 +230,15 @@ where
             Some(page) => (Kind::Page, Some(page)),
             None => (Kind::Grpc, rule(&path)),
         };
+        let running = matches!(kind, Kind::Grpc).then(|| self.gate.durations.begin(rule.map(|rule| rule.path)));
         let admitted = match self.gate.admit((kind, rule), &peer, &parts) {
             Ok(admitted) => admitted,
             Err((caller, status)) => {
                 let audit = self.gate.audit.clone();
                 let is_change = rule.is_some_and(|rule| rule.changes) && status.code() != Code::ResourceExhausted;
+                if let Some(running) = running {
+                    running.ended(status.code());
+                }
                 return Box::pin(async move {
                     if is_change {
                         audit.refused(&caller, &path, status.message()).await;
@@ -254,27 +260,37 @@ where
         };
         let of_request = ends(self.gate.tokens.clone(), token.clone(), peer.clone());
         let of_response = ends(self.gate.tokens.clone(), token, peer);
-        let body = Body::new(Until { body, ends: Some(Box::pin(of_request)), is_response: false, _open: None });
+        let body =
+            Body::new(Until { body, ends: Some(Box::pin(of_request)), is_response: false, running: None, _open: None });
         // The clone is the one that is not ready.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         Box::pin(async move {
+            let mut running = running;
             let answer = inner.call(http::Request::from_parts(parts, body)).await.map_err(Into::into)?;
+            if let Some(running) = &mut running {
+                running.seen(answer.headers());
+            }
             let until = |body| {
-                Body::new(Until { body, ends: Some(Box::pin(of_response)), is_response: true, _open: Some(open) })
+                let ends: Option<Ends> = Some(Box::pin(of_response));
+                Body::new(Until { body, ends, is_response: true, running, _open: Some(open) })
             };
             Ok(answer.map(until))
         })
     }
 }
 
+type Ends = Pin<Box<dyn Future<Output = Status> + Send>>;
+
 /// A body until its call is to end.
 struct Until {
     body: Body,
     /// `None`: it has ended that way.
-    ends: Option<Pin<Box<dyn Future<Output = Status> + Send>>>,
+    ends: Option<Ends>,
     /// What ends tells the status in its trailers; a request fails with it.
     is_response: bool,
+    /// Of an answer, how long its call takes.
+    running: Option<Running>,
     _open: Option<OpenCall>,
 }
 
@@ -286,13 +302,22 @@ impl http_body::Body for Until {
         let Some(ends) = &mut self.ends else { return Poll::Ready(None) };
         if let Poll::Ready(status) = ends.as_mut().poll(cx) {
             self.ends = None;
+            if let Some(running) = self.running.take() {
+                running.ended(status.code());
+            }
             let mut trailers = http::HeaderMap::new();
             return Poll::Ready(Some(match self.is_response {
                 true => status.add_header(&mut trailers).map(|()| Frame::trailers(trailers)),
                 false => Err(status),
             }));
         }
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let (Poll::Ready(Some(Ok(frame))), Some(running)) = (&frame, &mut self.running)
+            && let Some(trailers) = frame.trailers_ref()
+        {
+            running.seen(trailers);
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

@@ -4,6 +4,7 @@
 
 mod admin;
 mod bounds;
+pub(crate) mod durations;
 mod gate;
 pub(crate) mod jobs;
 mod orders;
@@ -76,12 +77,13 @@ pub(crate) async fn serve(
     let reflection_v1alpha = descriptors().build_v1alpha().expect(made_at_build_time);
     let (health, health_service) = tonic_health::server::health_reporter();
     let Access { tls, connections, calls, audit, roots } = access;
-    let gate = gate::Gate { tokens, limits: calls, rates: rates::Rates::default(), audit: audit.clone() };
+    let (durations, rates) = (durations::Durations::default(), rates::Rates::default());
+    let gate = gate::Gate { tokens, limits: calls, rates, audit: audit.clone(), durations: durations.clone() };
     let admin = AdminServiceServer::new(admin::Admin::new(leader.clone(), audit.clone()))
         .max_decoding_message_size(USER_REQUEST_BYTES_MAX)
         .max_encoding_message_size(USER_ANSWER_BYTES_MAX);
     let of_jobs = jobs::Jobs::new(leader.clone(), audit, roots);
-    let pages = crate::http::router(of_jobs.clone(), limits);
+    let pages = crate::http::router(of_jobs.clone(), limits, durations);
     let jobs = JobServiceServer::new(of_jobs)
         .max_decoding_message_size(USER_REQUEST_BYTES_MAX)
         .max_encoding_message_size(USER_ANSWER_BYTES_MAX);

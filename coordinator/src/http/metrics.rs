@@ -29,7 +29,7 @@ pub(super) async fn metrics(State(http): State<Http>) -> Result<Response, HttpEr
     } else {
         Default::default()
     };
-    let text = page(&leader, &jobs, &workers, http.failure_timeout_s);
+    let text = page(&leader, &jobs, &workers, http.failure_timeout_s) + &http.durations.text();
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }
 

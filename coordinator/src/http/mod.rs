@@ -26,6 +26,7 @@ pub(crate) use error::response as refusal;
 use axum::Router;
 use axum::routing::{get, post};
 
+use crate::grpc::durations::Durations;
 use crate::grpc::jobs::Jobs;
 use crate::machine::Limits;
 
@@ -36,11 +37,12 @@ pub(crate) struct Http {
     pool: pool::Pool,
     looks: look::Looks,
     failure_timeout_s: f64,
+    durations: Durations,
 }
 
-pub(crate) fn router(jobs: Jobs, limits: Limits) -> Router {
+pub(crate) fn router(jobs: Jobs, limits: Limits, durations: Durations) -> Router {
     let (pool, looks) = (pool::Pool::new(jobs.clone()), look::Looks::new(jobs.clone()));
-    let http = Http { jobs, pool, looks, failure_timeout_s: limits.failure_timeout.as_secs_f64() };
+    let http = Http { jobs, pool, looks, failure_timeout_s: limits.failure_timeout.as_secs_f64(), durations };
     Router::new()
         .route("/", get(pages::index))
         .route("/assets/{name}", get(pages::asset))

@@ -69,6 +69,12 @@ impl Cluster {
         Cluster::open(toroid, num_workers, threads, failure_timeout_ms, false, &[])
     }
 
+    /// Each process with these variables in its environment.
+    pub fn with_environment(toroid: Toroid, num_workers: usize, environment: &[(&str, &str)]) -> Result<Cluster> {
+        let own = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
+        Cluster::opened(toroid, num_workers, 1, |settings| settings.environment = environment.iter().map(own).collect())
+    }
+
     /// Several coordinators, of which one leads, each with a folder of its own, and their records in an etcd that these are the members of.
     /// Returns when one leads.
     pub fn with_coordinators(
@@ -101,17 +107,25 @@ impl Cluster {
         has_network: bool,
         etcd: &[String],
     ) -> Result<Cluster> {
+        Cluster::opened(toroid, num_workers, threads, |settings| {
+            settings.failure_timeout = Some(Duration::from_millis(failure_timeout_ms.into()));
+            settings.has_network = has_network;
+            settings.etcd = etcd.to_vec();
+        })
+    }
+
+    fn opened(
+        toroid: Toroid,
+        num_workers: usize,
+        threads: usize,
+        special: impl FnOnce(&mut Settings),
+    ) -> Result<Cluster> {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         // A thread beside the test's own sees at once who has ended. Children are started by the test's, which they do not outlive.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let dir = tempfile::tempdir()?;
-        let settings = Settings {
-            executable: toroid.executable().into(),
-            failure_timeout: Some(Duration::from_millis(failure_timeout_ms.into())),
-            has_network,
-            etcd: etcd.to_vec(),
-            ..Settings::new(dir.path(), threads)?
-        };
+        let mut settings = Settings { executable: toroid.executable().into(), ..Settings::new(dir.path(), threads)? };
+        special(&mut settings);
         let children = Children::new(&settings)?;
         let mut cluster =
             Cluster { toroid, dir, children, shared: Mutex::default(), ended: BTreeMap::new(), runtime, _turn: turn };

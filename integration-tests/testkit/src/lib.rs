@@ -7,6 +7,7 @@
 //!                         Patience  a wait that is given up when nothing has moved for long
 //!   feature coordinator   Coordinator   one within the process of the test
 //!   feature etcd          Etcd      an etcd cluster of real processes
+//!   feature collector     Collector of OpenTelemetry, within the process of the test
 //!   feature toroid        Cluster   a whole Toroid: processes of the binary under test, by way of `toroid::cluster`
 //!                         Undisturbed   what a job comes to where nothing is done to it, to be compared with
 //!                         SmallDisk, Process, parse   a full disk, a process that ends with the test, flags
@@ -21,6 +22,8 @@ mod patience;
 
 #[cfg(feature = "toroid")]
 mod cluster;
+#[cfg(feature = "collector")]
+pub mod collector;
 #[cfg(feature = "coordinator")]
 mod coordinator;
 #[cfg(feature = "toroid")]

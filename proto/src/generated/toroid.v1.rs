@@ -3096,7 +3096,7 @@ pub mod job_service_server {
 pub struct WorkerMessage {
     #[prost(
         oneof = "worker_message::Body",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20"
     )]
     pub body: ::core::option::Option<worker_message::Body>,
 }
@@ -3141,6 +3141,10 @@ pub mod worker_message {
         WarmedUp(super::WarmedUp),
         #[prost(message, tag = "18")]
         Probed(super::Probed),
+        #[prost(message, tag = "19")]
+        LogLines(super::LogLines),
+        #[prost(message, tag = "20")]
+        Stacks(super::Stacks),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -3490,11 +3494,33 @@ pub struct Stopped {
     #[prost(uint64, tag = "2")]
     pub epoch: u64,
 }
+/// The newest lines of the worker's log, in their order: what is left of it where its process is killed. Nothing is decided by them.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogLines {
+    #[prost(string, repeated, tag = "1")]
+    pub lines: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Of its threads, taken when its trainer got on with nothing: for who asks why it hangs. Nothing is decided by them.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Stacks {
+    #[prost(string, tag = "1")]
+    pub job_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// that it does not get on with
+    #[prost(string, tag = "3")]
+    pub operation: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "4")]
+    pub lines: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CoordinatorMessage {
     /// Of the leadership of the coordinator that says this (T-13): a worker takes nothing of an older one.
     #[prost(uint64, tag = "15")]
     pub term: u64,
+    /// The trace that what this leads to belongs to (W3C trace context); empty: none.
+    #[prost(string, tag = "16")]
+    pub traceparent: ::prost::alloc::string::String,
     #[prost(
         oneof = "coordinator_message::Body",
         tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13"

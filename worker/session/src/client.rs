@@ -117,10 +117,10 @@ pub enum Output {
     Probe { knock: Knock, limit: Duration },
     /// Whether the coordinator takes what this worker says.
     Connected(bool),
-    /// How long the links of an epoch may take to be up.
-    ConnectLimit { limit_ms: u32 },
     /// The process ends at once, as if its machine had died; nothing comes after it.
     Die { reason: String },
+    /// How long the links of an epoch may take to be up, and after which silence the coordinator takes a worker for lost.
+    Limits { connect_ms: u32, failure_timeout_ms: u32 },
     /// A line for the log.
     Note(String),
     /// A line for the log that wants somebody's attention.
@@ -365,7 +365,7 @@ impl Client {
                     out.push(Output::Probe { knock, limit: self.failure_timeout.mul_f64(PROBE_SHARE) });
                 }
                 session::Output::Intervals { heartbeat_ms, failure_timeout_ms, leave_grace_ms, connect_limit_ms } => {
-                    out.push(Output::ConnectLimit { limit_ms: connect_limit_ms });
+                    out.push(Output::Limits { connect_ms: connect_limit_ms, failure_timeout_ms });
                     self.leave.set_grace(Duration::from_millis(u64::from(leave_grace_ms)));
                     self.failure_timeout = Duration::from_millis(u64::from(failure_timeout_ms.max(1)));
                     self.heartbeat_every(Duration::from_millis(u64::from(heartbeat_ms.max(1))), now);

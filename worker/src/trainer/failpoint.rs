@@ -7,7 +7,7 @@
 //!   `checkpoint`, `heal`), or right before and right after the manifest of that step is written (`publish`, `published`). The thread
 //!   that gets there sends itself SIGKILL or SIGSTOP, which end or stop the process as if somebody else had: nothing is flushed, closed
 //!   or said. It is sent to the thread, as what is sent to the process stops it through any other one, while this one goes on for a while.
-//! - `hang`, `panic`: the thread that gets to one of these points does nothing any more, or panics there. At `publish` and `published` that is
+//! - `hang`, `spin`, `panic`: the thread that gets to one of these points does nothing any more, computes for ever, or panics there. At `publish` and `published` that is
 //!   the publisher's thread, not the trainer's.
 //! - `flip`: of `own` or `copy`, the two shards that a place holds, the part `param`, `exp_avg`, `exp_avg_sq` or `grads`, as in
 //!   `own.param`. Silent corruption by its effect: an element of a shard's state changes right after the commit of the step, one of a
@@ -30,6 +30,7 @@ pub(super) enum Action {
     Kill,
     Stop,
     Hang,
+    Spin,
     Panic,
     Flip,
 }
@@ -70,6 +71,7 @@ impl Failpoints {
                     tracing::warn!("failpoint: hangs in phase {point} of step {step}");
                     std::thread::park();
                 },
+                Action::Spin => computes_for_ever(point, step),
                 Action::Panic => panic!("failpoint: panics in phase {point} of step {step}"),
                 Action::Flip => continue,
             };
@@ -87,6 +89,15 @@ impl Failpoints {
     }
 }
 
+/// A function of this name is what the stack of the thread has.
+#[inline(never)]
+fn computes_for_ever(point: &str, step: u64) -> ! {
+    tracing::warn!("failpoint: computes for ever in phase {point} of step {step}");
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
 fn parse(item: &str) -> Option<Failpoint> {
     let (action, at) = item.split_once('=')?;
     let (point, step) = at.split_once('@')?;
@@ -94,6 +105,7 @@ fn parse(item: &str) -> Option<Failpoint> {
         "kill" => Action::Kill,
         "stop" => Action::Stop,
         "hang" => Action::Hang,
+        "spin" => Action::Spin,
         "panic" => Action::Panic,
         "flip" => Action::Flip,
         _ => return None,
@@ -107,6 +119,7 @@ fn failpoints_are_read_and_mistakes_are_not_passed_over() {
     assert_eq!(parse("kill=stage-transfer@15"), of(Action::Kill, "stage-transfer", 15));
     assert_eq!(parse("stop=publish@0"), of(Action::Stop, "publish", 0));
     assert_eq!(parse("hang=publish@2"), of(Action::Hang, "publish", 2));
+    assert_eq!(parse("spin=forward@2"), of(Action::Spin, "forward", 2));
     assert_eq!(parse("panic=publish@2"), of(Action::Panic, "publish", 2));
     assert_eq!(parse("flip=own.exp_avg@3"), of(Action::Flip, "own.exp_avg", 3));
     for bad in ["kill", "kill=commit", "kill=commit@", "kill=commit@x", "sleep=commit@1", "commit@15"] {

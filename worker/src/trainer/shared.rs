@@ -12,6 +12,7 @@ use toroid_torus::ids::{Rank, Step};
 use super::failpoint::Failpoints;
 use super::observe::Observer;
 use crate::comm::{LinkKind, WaitsFor};
+use crate::spans::Spans;
 use crate::sync::lock;
 use crate::system;
 use crate::trace::Trace;
@@ -42,7 +43,10 @@ pub struct Shared {
     is_cut_off: AtomicBool,
     /// How long the links of an epoch may take to be up, in milliseconds; 0: the coordinator has not said it yet.
     connect_limit_ms: AtomicU64,
+    /// After which silence the coordinator takes a worker for lost, in milliseconds; 0: it has not said it yet.
+    failure_timeout_ms: AtomicU64,
     trace: Option<Trace>,
+    spans: Spans,
     observer: Option<Box<dyn Observer>>,
 }
 
@@ -79,11 +83,12 @@ pub enum Requested {
 
 impl Shared {
     /// For one worker process.
-    pub fn of_process(trace: Option<Trace>) -> Shared {
+    pub fn of_process(trace: Option<Trace>, spans: Spans) -> Shared {
         Shared {
             #[cfg(any(test, feature = "failpoint"))]
             failpoints: Failpoints::from_environment(),
             trace,
+            spans,
             ..Shared::default()
         }
     }
@@ -149,6 +154,7 @@ impl Shared {
         if let Some(trace) = &self.trace {
             trace.commit(step.get());
         }
+        self.spans.commit(step);
         let wanted = requests.steps.contains(&step);
         requests.steps = requests.steps.split_off(&step.next());
         wanted
@@ -161,7 +167,7 @@ impl Shared {
         self.recorded.store(0, Ordering::SeqCst);
     }
 
-    fn committed(&self) -> Step {
+    pub fn committed(&self) -> Step {
         Step::new(self.committed.load(Ordering::SeqCst))
     }
 
@@ -204,6 +210,15 @@ impl Shared {
         self.connect_limit_ms.store(u64::from(limit_ms), Ordering::Relaxed);
     }
 
+    pub fn set_failure_timeout(&self, timeout_ms: u32) {
+        self.failure_timeout_ms.store(u64::from(timeout_ms), Ordering::Relaxed);
+    }
+
+    pub fn failure_timeout(&self) -> Option<Duration> {
+        let ms = self.failure_timeout_ms.load(Ordering::Relaxed);
+        (ms > 0).then_some(Duration::from_millis(ms))
+    }
+
     pub(super) fn connect_limit(&self) -> Option<Duration> {
         let ms = self.connect_limit_ms.load(Ordering::Relaxed);
         (ms > 0).then_some(Duration::from_millis(ms))
@@ -230,6 +245,11 @@ impl Shared {
         *lock(&self.waits_for) = Some(waits_for);
     }
 
+    /// What this place tells of itself for traces.
+    pub fn spans(&self) -> &Spans {
+        &self.spans
+    }
+
     pub(super) fn trace(&self) -> Option<&Trace> {
         self.trace.as_ref()
     }
@@ -254,6 +274,7 @@ impl Shared {
         if let Some(trace) = &self.trace {
             trace.enter(operation);
         }
+        self.spans.enter(operation, self.committed().next());
         self.pass(operation, self.committed().next());
     }
 

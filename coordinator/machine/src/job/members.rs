@@ -116,6 +116,8 @@ impl Job {
             | FromWorker::Leaving(_)
             | FromWorker::WarmedUp(_)
             | FromWorker::Probed(_)
+            | FromWorker::LogLines(_)
+            | FromWorker::Stacks(_)
             | FromWorker::Stopped(_) => {}
         }
     }

@@ -136,6 +136,16 @@ impl Machine {
         self.jobs.values().filter_map(Job::poll_timeout).chain(self.pool.poll_timeout()).min()
     }
 
+    /// The incident of a job that is not over.
+    pub fn open_incident(&self, job: &str) -> Option<u64> {
+        self.jobs.get(job)?.incidents().open()
+    }
+
+    /// Whose stream it is; nobody's before the worker is registered.
+    pub fn worker_on(&self, stream: crate::StreamId) -> Option<&toroid_torus::ids::WorkerId> {
+        self.pool.id_on(stream)
+    }
+
     /// Messages of older epochs, or from workers without that place, that were dropped (T-1).
     pub fn num_stale(&self) -> u64 {
         self.num_stale

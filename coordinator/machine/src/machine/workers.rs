@@ -94,7 +94,8 @@ impl Machine {
             FromWorker::Leaving(m) => self.leaving(stream, &m, now),
             // A spare's heartbeat speaks of no job, and is not stale.
             FromWorker::Heartbeat(m) if m.job_id.is_empty() => {}
-            FromWorker::Stopped(_) => {}
+            // Lines and stacks are evidence for people: the coordinator around the machine keeps them.
+            FromWorker::Stopped(_) | FromWorker::LogLines(_) | FromWorker::Stacks(_) => {}
             FromWorker::WarmedUp(m) => self.warmed_up(stream, &m, now),
             FromWorker::Probed(m) => self.probed(stream, &m, now),
             body => self.place_message(place, body, now),

@@ -207,6 +207,16 @@ fn the_root_of_the_waits_is_replaced() {
     assert_eq!((view.committed_step, view.incidents[0].seen_by.as_str(), view.spares), (5, "waits-for edges", 0));
 }
 
+#[test]
+fn who_waits_for_whom_is_told_where_not_all_wait_for_the_root_alone() {
+    let (mut world, job) = running(1, "");
+    hang(&mut world, "b", "forward");
+    world.worker("c").waits_for = vec![0];
+    world.pass(Duration::from_secs(14));
+    let text = "b (rank 1) hangs in forward: ranks 0, 2 wait for it (0 for 1, 2 for 0)";
+    assert!(world.has_event(&job, "worker.lost", text));
+}
+
 /// The last validation is no step: found by the simulation (seed 1548).
 #[test]
 fn who_hangs_in_the_last_validation_is_replaced() {
