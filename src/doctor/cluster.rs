@@ -509,7 +509,7 @@ mod tests {
         assert!(found.iter().any(|c| c.found.contains("no checkpoint for 1 min")), "{found:?}");
         assert_eq!(links(std::slice::from_ref(&job)).state, State::Warning);
         let done = proto::Job { state: proto::JobState::Done.into(), store_trouble: String::new(), ..job };
-        assert_eq!(of_jobs(&[done.clone()], 61_000)[0].state, State::Ok);
+        assert_eq!(of_jobs(std::slice::from_ref(&done), 61_000)[0].state, State::Ok);
         assert_eq!(links(&[done]).state, State::Ok);
     }
 }

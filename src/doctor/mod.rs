@@ -38,6 +38,9 @@ const GPU_LIMIT: Duration = Duration::from_secs(120);
 /// For the cluster, in all.
 const CLUSTER_LIMIT: Duration = Duration::from_secs(30);
 
+/// What waits for files, names or devices, on a thread of its own.
+type Part = Box<dyn FnOnce() -> Vec<Check> + Send>;
+
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Folder for checkpoints, or a coordinator's: a file of 64 MiB is written there, and removed
@@ -59,7 +62,7 @@ pub struct Args {
 pub async fn run(args: Args) -> Result<ExitCode> {
     let Args { dir, coordinator, token, credentials, format } = args;
     let mut parts: JoinSet<(usize, Vec<Check>)> = JoinSet::new();
-    let blocking: [(&'static str, Duration, Box<dyn FnOnce() -> Vec<Check> + Send>); 4] = [
+    let blocking: [(&'static str, Duration, Part); 4] = [
         ("machine", LIMIT, Box::new(machine::checks)),
         ("disk", LIMIT, Box::new(move || disk::checks(&dir))),
         ("gpu", GPU_LIMIT, Box::new(gpu::checks)),
