@@ -1,9 +1,8 @@
 //! n-grams of evaluation sets, which no training text should have.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use crate::doc::mix;
+use crate::doc::{KeySet, mix};
 use crate::error::{At, Error, Result};
 use crate::words;
 
@@ -13,7 +12,7 @@ const MAX_SET_BYTES: u64 = 1 << 30;
 /// Hashes of all n-grams of the sets.
 pub struct Sets {
     n: usize,
-    ngrams: HashSet<u64>,
+    ngrams: KeySet,
 }
 
 fn ngrams(hashes: &[u64], n: usize) -> impl Iterator<Item = u64> {
@@ -23,7 +22,7 @@ fn ngrams(hashes: &[u64], n: usize) -> impl Iterator<Item = u64> {
 impl Sets {
     /// Texts shorter than an n-gram say nothing and are left out.
     pub fn load(paths: &[PathBuf], n: usize, memory_bytes: u64) -> Result<Sets> {
-        let mut sets = Sets { n, ngrams: HashSet::new() };
+        let mut sets = Sets { n, ngrams: KeySet::default() };
         for path in paths {
             for file in crate::read::files::list(path, &[])?.files {
                 sets.add_file(&file.path)?;

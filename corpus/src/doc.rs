@@ -1,5 +1,8 @@
 //! A document, its place in the order of all, and which of several stays.
 
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
+
 use xxhash_rust::xxh3;
 
 /// What a reader makes of a record, and stages change.
@@ -73,6 +76,27 @@ pub fn mix(mut x: u64) -> u64 {
     x = x.wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
 }
+
+/// For tables whose keys are well mixed already.
+#[derive(Debug, Default, Clone)]
+pub struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = bytes.iter().fold(self.0, |hash, b| mix(hash ^ u64::from(*b)));
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
+    }
+}
+
+pub type KeyMap<V> = HashMap<u64, V, BuildHasherDefault<AsItIs>>;
+pub type KeySet = HashSet<u64, BuildHasherDefault<AsItIs>>;
 
 /// Copies `N` bytes from `at`: records have fixed layouts.
 pub fn field<const N: usize>(record: &[u8], at: usize) -> [u8; N] {

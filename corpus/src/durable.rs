@@ -65,7 +65,7 @@ impl Drop for Durable {
 
 /// A rename is durable when its folder is.
 fn sync_folder(path: &Path) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder).and_then(|folder| folder.sync_all()).at("make durable", folder)
 }
 

@@ -181,7 +181,8 @@ mod tests {
                 // Five standard deviations of as many independent coins.
                 let deviation = (sum_true / num_pairs as f64 * (1.0 - sum_true / num_pairs as f64)
                     / (128.0 * num_pairs as f64))
-                    .sqrt();
+                    .sqrt()
+                    .max(1e-9);
                 let error = ((sum_found - sum_true) / num_pairs as f64).abs() / deviation;
                 worst = worst.max(error);
                 assert!(error < 5.0, "size {size}, similarity {wanted}: {error} deviations");

@@ -3,7 +3,7 @@
 //! The bits are cut into `distance + 1` blocks: two hashes within the distance agree in one of them at least, so that no pair is missed by
 //! comparing only those that share a block.
 
-use crate::doc::mix;
+use crate::doc::{KeyMap, mix};
 
 /// Most bits by which sentences may differ; blocks get shorter with it, and more pairs are compared.
 pub const MAX_DISTANCE: u32 = 7;
@@ -43,10 +43,23 @@ pub fn is_near(a: u64, b: u64, distance: u32) -> bool {
 
 /// Marks, in a bucket of one block, the hashes that have another within the distance. `members` are (hash, number).
 pub fn mark_near(members: &[(u64, u32)], distance: u32, mark: &mut impl FnMut(u32)) {
-    for (n, (hash, number)) in members.iter().enumerate() {
-        if let Some((_, other)) = members[..n].iter().find(|(other, _)| is_near(*hash, *other, distance)) {
+    // Who is marked already needs to be found once only, so a bucket whose members are all near each other takes few comparisons.
+    let (mut alone, mut marked): (Vec<(u64, u32)>, Vec<u64>) = (Vec::new(), Vec::new());
+    for (hash, number) in members {
+        let num_marked = marked.len();
+        alone.retain(|(other, number)| {
+            let is_near = is_near(*hash, *other, distance);
+            if is_near {
+                mark(*number);
+                marked.push(*other);
+            }
+            !is_near
+        });
+        if marked.len() > num_marked || marked.iter().any(|other| is_near(*hash, *other, distance)) {
             mark(*number);
-            mark(*other);
+            marked.push(*hash);
+        } else {
+            alone.push((*hash, *number));
         }
     }
 }
@@ -70,7 +83,7 @@ pub fn choose(hashes: &[u64], distance: u32) -> Vec<Option<u32>> {
 /// Numbers of hashes by one block: lists in the order in which they came.
 struct Table {
     block: (u32, u32),
-    first: std::collections::HashMap<u32, (u32, u32)>,
+    first: KeyMap<(u32, u32)>,
     /// The next of the same key, by position; `u32::MAX` ends a list.
     next: Vec<(u32, u32)>,
 }
@@ -83,7 +96,7 @@ impl Table {
     fn add(&mut self, hash: u64, number: u32) {
         let at = self.next.len() as u32;
         self.next.push((number, u32::MAX));
-        match self.first.entry(key(hash, self.block)) {
+        match self.first.entry(mix(u64::from(key(hash, self.block)))) {
             std::collections::hash_map::Entry::Vacant(entry) => drop(entry.insert((at, at))),
             std::collections::hash_map::Entry::Occupied(mut entry) => {
                 let (_, last) = entry.get_mut();
@@ -94,7 +107,7 @@ impl Table {
     }
 
     fn of(&self, hash: u64) -> impl Iterator<Item = u32> {
-        let mut at = self.first.get(&key(hash, self.block)).map_or(u32::MAX, |(first, _)| *first);
+        let mut at = self.first.get(&mix(u64::from(key(hash, self.block)))).map_or(u32::MAX, |(first, _)| *first);
         std::iter::from_fn(move || {
             let (number, next) = *self.next.get(at as usize)?;
             at = next;

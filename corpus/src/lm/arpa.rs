@@ -2,11 +2,10 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use crate::doc::mix;
+use crate::doc::{KeyMap, mix};
 use crate::error::{At, Error, Result};
 use crate::lm::{END, START, UNKNOWN};
 use crate::words::each_word;
@@ -17,22 +16,6 @@ const MAX_ORDER: usize = 10;
 /// What an unknown word has in a model that has no `<unk>`; the figure of KenLM.
 const UNSEEN: f32 = -100.0;
 
-/// Keys are well mixed already.
-#[derive(Default)]
-struct AsItIs(u64);
-
-impl Hasher for AsItIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = bytes.iter().fold(self.0, |hash, b| mix(hash ^ u64::from(*b)));
-    }
-    fn write_u64(&mut self, key: u64) {
-        self.0 = key;
-    }
-}
-
 pub struct Model {
     order: usize,
     ids: HashMap<String, u32>,
@@ -40,7 +23,7 @@ pub struct Model {
     start: u32,
     end: u32,
     /// By the words from the last on: log10 of probability and backoff.
-    grams: HashMap<u64, (f32, f32), BuildHasherDefault<AsItIs>>,
+    grams: KeyMap<(f32, f32)>,
 }
 
 fn extend(key: u64, id: u32) -> u64 {
@@ -105,7 +88,7 @@ impl Model {
             unknown: u32::MAX - 1,
             start: u32::MAX - 1,
             end: u32::MAX - 1,
-            grams: HashMap::with_capacity_and_hasher(num as usize, Default::default()),
+            grams: KeyMap::with_capacity_and_hasher(num as usize, Default::default()),
         };
         for (n, count) in counts.iter().enumerate() {
             if n > 0 {

@@ -130,6 +130,25 @@ impl Stream {
         }))
     }
 
+    /// Behind the end of the line, or to `end` if the line is longer.
+    pub fn skip_line(&mut self, path: &Path, end: u64) -> Result<std::result::Result<(), Broken>> {
+        while self.position < end {
+            let there = match self.bytes.fill_buf() {
+                Ok(there) => there,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return self.sort(path, Err(error)),
+            };
+            let line_end = memchr::memchr(b'\n', there);
+            let taken = line_end.map_or(there.len(), |at| at + 1);
+            self.bytes.consume(taken);
+            self.position += taken as u64;
+            if line_end.is_some() || taken == 0 {
+                break;
+            }
+        }
+        Ok(Ok(()))
+    }
+
     /// Up to `num` bytes into `buffer`; fewer at the end.
     pub fn exact(&mut self, path: &Path, buffer: &mut Vec<u8>, num: u64) -> Result<std::result::Result<(), Broken>> {
         buffer.clear();

@@ -252,7 +252,7 @@ impl<'a> Records<'a> {
         if is_compressed && goes_on {
             is_done = stream.skip(path, at)?.is_err();
         } else if !goes_on && start > 0 {
-            is_done = stream.line(path, &mut Vec::new(), 0)?.is_err();
+            is_done = stream.skip_line(path, end)?.is_err();
         }
         let format = files::format(&file.relative, source.format);
         let fields = Fields::new(&[&source.text, &source.id, &source.url, &source.domain]);
