@@ -153,12 +153,9 @@ impl EtcdArgs {
     }
 }
 
-/// `host:port`, `http://host:port` and `https://host:port` name a member of etcd.
+/// `host:port`, `http://host:port` and `https://host:port` name a member of etcd; the first speaks clear text.
 fn parse_etcd_url(text: &str) -> Result<String, String> {
-    match text.strip_prefix("https://") {
-        Some(rest) => client::parse_url(rest).map(|url| url.replacen("http://", "https://", 1)),
-        None => client::parse_url(text),
-    }
+    client::parse_url(text).map(|url| if url.contains("://") { url } else { format!("http://{url}") })
 }
 
 fn parse_prefix(text: &str) -> Result<String, String> {
@@ -611,6 +608,18 @@ mod tests {
         check(Some("0.0.0.0:9"), None, facing, ("0.0.0.0:9", Some("10.1.2.3")));
         check(Some("[::]:9"), None, facing_v6, ("[::]:9", Some("node-7")));
         check(Some("0.0.0.0:9"), Some("pod.svc"), facing, ("0.0.0.0:9", Some("pod.svc")));
+    }
+
+    #[test]
+    fn members_of_etcd_keep_the_scheme_that_was_named() {
+        for (text, expected) in [
+            ("https://e1:2379", "https://e1:2379"),
+            ("http://e1:2379/", "http://e1:2379"),
+            ("e1:2379", "http://e1:2379"),
+        ] {
+            assert_eq!(parse_etcd_url(text).as_deref(), Ok(expected), "{text}");
+        }
+        assert!(parse_etcd_url("https://e1").is_err_and(|error| error.contains("the port is missing")));
     }
 
     #[test]

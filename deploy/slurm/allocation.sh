@@ -107,8 +107,11 @@ while [ -z "$stop" ] && kill -0 $watch 2>/dev/null; do wait $watch; code=$?; don
 # to srun would have them killed at once.
 state=$(squeue -h -j "$SLURM_JOB_ID" -o %T)
 if [ -n "$stop" ]; then say "asked to end (${state:-gone}): the job is saved"; else say "$job ended"; fi
-# By scancel, or at the time limit itself, Slurm has asked the steps already.
-[ "$state" = RUNNING ] && scancel --signal=TERM "$SLURM_JOB_ID"
+# By scancel, or at the time limit itself, Slurm has asked the steps already. SIGNALING is the job that --signal was sent to just now.
+case $state in
+RUNNING | SIGNALING) goes_on=1 && scancel --signal=TERM "$SLURM_JOB_ID" ;;
+*) goes_on= ;;
+esac
 for step in "${steps[@]}"; do while kill -0 "$step" 2>/dev/null; do wait "$step"; done; done
 kill -TERM "$(<"$TOROID_DIR/logs/coordinator.pid")" 2>/dev/null
 while kill -0 $coordinator 2>/dev/null; do wait $coordinator; done
@@ -119,7 +122,7 @@ if [ -z "$stop" ]; then
 fi
 # A signal before the time limit. It begins again as the same Slurm job, which keeps its place in dependencies; not so where a user has cancelled it.
 again="submit this script again with TOROID_DIR=$TOROID_DIR, and it goes on from there"
-if [ "${TOROID_REQUEUE:-1}" != 1 ] || [ "$state" != RUNNING ]; then
+if [ "${TOROID_REQUEUE:-1}" != 1 ] || [ -z "$goes_on" ]; then
     say "saved; $again"
     exit 0
 fi
