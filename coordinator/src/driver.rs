@@ -326,7 +326,8 @@ impl Driver {
         };
         tracing::info!(worker, "tells the worker's process to end at once: {who} asked for it");
         let body = Some(Body::Kill(proto::Kill { reason: format!("{who} had it killed") }));
-        let message = Box::new(proto::CoordinatorMessage { term: self.tenure.term().get(), body });
+        let message =
+            Box::new(proto::CoordinatorMessage { term: self.tenure.term().get(), body, ..Default::default() });
         let overrun = self.send(stream, message);
         let _ = answer.send(Ok(job));
         for input in closed(overrun.into_iter().collect()) {
