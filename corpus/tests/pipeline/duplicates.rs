@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::Place;
-use crate::texts::{edited, json, random, sentence, text};
+use crate::texts::{edited, json, sentence, text};
 
 const MINHASH: &str = "[[source]]\nname = \"a\"\npath = \"a.jsonl\"\n[[stage]]\nkind = \"minhash\"\n";
 
@@ -152,5 +152,4 @@ fn sentences_go_where_they_stand_again_and_code_stays() {
     assert_eq!((rows[1].rule.as_str(), rows[1].whole, rows[1].score), ("too-little-left", true, Some(2.0)));
     assert_eq!(place.text().matches(code).count(), 2);
     assert_eq!(place.text().matches(&shared).count(), 1);
-    let _ = random(0, 0);
 }
