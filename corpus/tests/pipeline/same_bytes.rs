@@ -49,7 +49,7 @@ shard_bytes = 100000
 "#;
 
 fn place() -> Place {
-    let place = Place::new();
+    let place = Place::empty();
     let page = |n: u64, text: &str| {
         let address = if n % 8 == 1 { n - 1 } else { n };
         json(&format!("k{n}"), &format!("http://h{}.org/{address}", address % 5), text)
@@ -57,8 +57,8 @@ fn place() -> Place {
     let line = |n: u64| {
         let base = n / 3;
         let shared = sentence(9_000 + n % 40);
-        let mail = if n % 11 == 0 { format!("Write to user{n}@example.org soon.") } else { String::new() };
-        let question = if n % 97 == 0 { sentence(1) + " " + &sentence(2) } else { String::new() };
+        let mail = if n.is_multiple_of(11) { format!("Write to user{n}@example.org soon.") } else { String::new() };
+        let question = if n.is_multiple_of(97) { sentence(1) + " " + &sentence(2) } else { String::new() };
         let own = match n {
             // Equal texts of other pages, and texts that are too short.
             _ if n % 30 == 7 => return page(n, &text(n / 60, 8)),
@@ -120,8 +120,14 @@ fn fifty_deaths_change_nothing() {
     std::fs::remove_dir_all(place.path("out")).expect("remove");
     let (mut num_kills, mut num_lines_most) = (0u64, 0);
     while num_kills < 50 {
-        let arguments =
-            ["run", "pipeline.toml", "--piece", "100K", "--shards", if num_kills % 2 == 0 { "3" } else { "5" }];
+        let arguments = [
+            "run",
+            "pipeline.toml",
+            "--piece",
+            "100K",
+            "--shards",
+            if num_kills.is_multiple_of(2) { "3" } else { "5" },
+        ];
         let mut child = place.command(&arguments).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("start");
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
         // Somewhere behind a phase: as far as some work on this thread takes.
