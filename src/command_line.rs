@@ -15,8 +15,8 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::{
-    admin, bench, certs, chaos, checkpoint, daemon, dashboard, data, incidents, jobs, local, output, plan, queue, status,
-    submit, trace,
+    admin, bench, certs, chaos, checkpoint, daemon, dashboard, data, incidents, jobs, local, output, plan, queue,
+    status, submit, trace,
 };
 
 /// Trains Mixture-of-Experts language models on machines that die
