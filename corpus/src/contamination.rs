@@ -98,7 +98,7 @@ mod tests {
             "{\"q\": {\"text\": [\"What is the capital of France?\"]}, \"n\": 3}\nno json but text here\n",
         )
         .expect("write");
-        let sets = Sets::load(&[path.clone()], 5, 1 << 20)?;
+        let sets = Sets::load(std::slice::from_ref(&path), 5, 1 << 20)?;
         let num = |text: &str| sets.num_matches(text, &mut Vec::new());
         assert_eq!(num("He asked: WHAT is the -- capital of france, then left"), 2);
         assert_eq!(num("no json but text here"), 1);

@@ -9,8 +9,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 #[derive(Debug, Error)]
 pub enum Error {
-    #[error("{what} {}", path.display())]
-    Io { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("{what} {}: {error}", path.display())]
+    Io { what: &'static str, path: PathBuf, error: io::Error },
     /// Something in the pipeline file, or in how the command was called.
     #[error("{0}")]
     Config(String),
@@ -46,6 +46,6 @@ pub trait At<T> {
 
 impl<T> At<T> for io::Result<T> {
     fn at(self, what: &'static str, path: &Path) -> Result<T> {
-        self.map_err(|source| Error::Io { what, path: path.to_owned(), source })
+        self.map_err(|error| Error::Io { what, path: path.to_owned(), error })
     }
 }

@@ -62,6 +62,9 @@ pub struct Match {
     pub span: Range<usize>,
 }
 
+/// What of a match is meant, if anything.
+type Check = dyn Fn(&str, Range<usize>) -> Option<Range<usize>>;
+
 /// Patterns that are compiled once.
 pub struct Finder {
     kinds: Vec<Kind>,
@@ -126,7 +129,7 @@ impl Finder {
     }
 
     fn spans(&self, kind: Kind, text: &str) -> Vec<Range<usize>> {
-        let all = |regex: &Regex, is_meant: &dyn Fn(&str, Range<usize>) -> Option<Range<usize>>| {
+        let all = |regex: &Regex, is_meant: &Check| {
             let mut found = Vec::new();
             let mut at = 0;
             while let Some(m) = regex.find_at(text, at) {
@@ -230,7 +233,7 @@ fn luhn(digits: &[u8]) -> bool {
     let sum: u32 = (digits.iter().rev().enumerate())
         .map(|(n, digit)| u32::from(if n % 2 == 1 { digit * 2 - u8::from(*digit > 4) * 9 } else { *digit }))
         .sum();
-    sum % 10 == 0
+    sum.is_multiple_of(10)
 }
 
 /// Whether issuers give numbers that begin so and are so long.
@@ -461,7 +464,8 @@ fn emails(text: &str, keep_authors: bool) -> Vec<Range<usize>> {
         // `icon@2x.png` and the like are names of files.
         let is_file = matches!(top, "png" | "jpg" | "jpeg" | "gif" | "svg" | "webp" | "js" | "css" | "html");
         let is_double_dotted = text[start..at].contains("..");
-        if is_name && !is_file && !is_double_dotted && !(keep_authors && states_authors(text, start)) {
+        let may_stay = is_file || is_double_dotted || keep_authors && states_authors(text, start);
+        if is_name && !may_stay {
             found.push(start..end);
         }
     }

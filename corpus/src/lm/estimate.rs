@@ -253,7 +253,7 @@ mod tests {
         // "a b a" and "a b": of order 2 as often as seen, of order 1 by how many words stand before.
         let mut grams = Grams::new(2);
         let (s, e, a, b) = (START_ID, 2, 4, 5);
-        let mut seen = vec![([a, s], 2), ([a, b], 1), ([b, a], 2), ([e, a], 1), ([e, b], 1)];
+        let mut seen = [([a, s], 2), ([a, b], 1), ([b, a], 2), ([e, a], 1), ([e, b], 1)];
         seen.sort_unstable();
         seen.iter().for_each(|([w, h], count)| grams.push(&[*w, *h, 0, 0, 0], *count));
         let counts =

@@ -247,12 +247,15 @@ fn decide(
     Ok(())
 }
 
+/// Sets by document, and how many bytes they take.
+type Cache = (HashMap<Ordinal, Arc<Vec<u64>>>, u64);
+
 /// Sets of shingles of the candidates, on disk, the last ones in memory.
 struct Sets {
     files: HashMap<u32, (PathBuf, File)>,
     /// Sorted by ordinal: where the set begins, and how many shingles it has.
     index: Vec<(Ordinal, u64, u32)>,
-    cache: Mutex<(HashMap<Ordinal, Arc<Vec<u64>>>, u64)>,
+    cache: Mutex<Cache>,
     max_bytes: u64,
 }
 

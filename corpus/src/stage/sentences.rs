@@ -214,7 +214,7 @@ fn decide(context: &Context<'_>, options: &Sentences, name: &str, first: &[PathB
     let num_marked: u64 = marks.iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones())).sum();
     let needed = simhash::bytes(num_marked, options.distance);
     if needed > context.memory_bytes / 2 {
-        let (needed_mib, there_mib) = (needed.div_ceil(1 << 20), context.memory_bytes / 2 >> 20);
+        let (needed_mib, there_mib) = (needed.div_ceil(1 << 20), (context.memory_bytes / 2) >> 20);
         return Err(Error::Memory { what: "sentences that have near ones", needed_mib, there_mib });
     }
     let (mut hashes, mut at) = (Vec::new(), Vec::new());

@@ -16,7 +16,7 @@ fn gzip(text: &[u8]) -> Vec<u8> {
 
 #[test]
 fn bad_records_are_counted_named_and_kept_aside() {
-    let place = Place::new();
+    let place = Place::empty();
     let good = |n: u64| json(&n.to_string(), "", &text(n, 3));
     let at = (good(1) + "\r\n\n").len();
     place.write(
@@ -56,7 +56,7 @@ fn bad_records_are_counted_named_and_kept_aside() {
 
 #[test]
 fn a_document_of_a_gigabyte_in_one_line_is_counted_in_little_memory() {
-    let place = Place::new();
+    let place = Place::empty();
     let mut file = std::fs::File::create(place.path("in.jsonl")).expect("create");
     file.write_all(b"{\"text\": \"").expect("write");
     // A hole: read as zeros.
@@ -76,7 +76,7 @@ fn a_document_of_a_gigabyte_in_one_line_is_counted_in_little_memory() {
 
 #[test]
 fn an_empty_corpus_gives_an_empty_output() {
-    let place = Place::new();
+    let place = Place::empty();
     place.write("in/a.jsonl", "\n\n");
     let stages = ["url", "exact", "minhash", "sentences", "heuristics", "pii"];
     let stages: String = stages.iter().map(|kind| format!("[[stage]]\nkind = \"{kind}\"\n")).collect();
@@ -87,7 +87,7 @@ fn an_empty_corpus_gives_an_empty_output() {
 
 #[test]
 fn ids_may_be_missing_or_double_and_explain_finds_all() {
-    let place = Place::new();
+    let place = Place::empty();
     let long = text(1, 5);
     place.write("in/a.jsonl", json("x", "", &long) + &json("x", "", &long) + &json("", "", "Other words here."));
     place.write("pipeline.toml", format!("{PIPELINE}[[stage]]\nkind = \"exact\"\n"));
@@ -107,7 +107,7 @@ fn ids_may_be_missing_or_double_and_explain_finds_all() {
 
 #[test]
 fn the_ledger_says_where_personal_data_was_and_never_what() {
-    let place = Place::new();
+    let place = Place::empty();
     let body = "\u{1f600} Write to ada.lovelace@example.org or 4111 1111 1111 1111.";
     place.write("in/a.jsonl", json("1", "", body));
     place.write("pipeline.toml", format!("{PIPELINE}[[stage]]\nkind = \"pii\"\n"));
@@ -124,7 +124,7 @@ fn the_ledger_says_where_personal_data_was_and_never_what() {
 
 #[test]
 fn foreign_folders_are_not_replaced_and_dry_runs_do_nothing() {
-    let place = Place::new();
+    let place = Place::empty();
     place.write("in/a.jsonl", json("1", "", "text"));
     place.write("out/precious.txt", "mine");
     place.write("pipeline.toml", format!("{PIPELINE}[[stage]]\nkind = \"minhash\"\n"));

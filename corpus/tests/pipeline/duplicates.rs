@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::Place;
-use crate::texts::{edited, json, random, sentence, text};
+use crate::texts::{edited, json, sentence, text};
 
 const MINHASH: &str = "[[source]]\nname = \"a\"\npath = \"a.jsonl\"\n[[stage]]\nkind = \"minhash\"\n";
 
@@ -28,7 +28,7 @@ fn jaccard(a: &BTreeSet<Vec<String>>, b: &BTreeSet<Vec<String>>) -> f64 {
 
 #[test]
 fn near_duplicates_are_those_of_all_pairs() {
-    let place = Place::new();
+    let place = Place::empty();
     // Families: a text, and the same with more and more words changed.
     let texts: Vec<String> =
         (0..600).map(|n| edited(&text(n / 6, 12 + n / 6 % 7), n, [0, 3, 10, 20, 40, 90][(n % 6) as usize])).collect();
@@ -74,7 +74,7 @@ fn near_duplicates_are_those_of_all_pairs() {
 
 #[test]
 fn texts_shorter_than_a_shingle_are_compared_whole() {
-    let place = Place::new();
+    let place = Place::empty();
     let words = ["cat", "dog", "cat", "...", "...", "Cat!", "two words", "two  WORDS", "words two"];
     place.write("a.jsonl", words.iter().map(|word| json("", "", word)).collect::<String>());
     place.write("pipeline.toml", MINHASH);
@@ -89,7 +89,7 @@ fn texts_shorter_than_a_shingle_are_compared_whole() {
 
 #[test]
 fn templated_texts_and_unlike_books_are_no_cluster() {
-    let place = Place::new();
+    let place = Place::empty();
     // They share what stands around them, and less than the threshold.
     let template = text(7, 5);
     let lines = (0..2_000).map(|n| json(&n.to_string(), "", &format!("{template} {} {template}", text(1_000 + n, 12))));
@@ -100,7 +100,7 @@ fn templated_texts_and_unlike_books_are_no_cluster() {
 
 #[test]
 fn a_giant_cluster_of_equal_documents_takes_linear_work() {
-    let place = Place::new();
+    let place = Place::empty();
     let same = text(3, 6);
     let lines = (0..100_000).map(|n| json(&n.to_string(), &format!("http://a.org/{}", n / 2), &same));
     place.write("a.jsonl", lines.collect::<String>());
@@ -116,7 +116,7 @@ fn a_giant_cluster_of_equal_documents_takes_linear_work() {
 
 #[test]
 fn the_same_address_is_found_and_the_preferred_source_stays() {
-    let place = Place::new();
+    let place = Place::empty();
     place.write(
         "a.jsonl",
         json("1", "http://Example.org:80/x/?utm_source=y#top", "long text of the first one")
@@ -134,7 +134,7 @@ fn the_same_address_is_found_and_the_preferred_source_stays() {
 
 #[test]
 fn sentences_go_where_they_stand_again_and_code_stays() {
-    let place = Place::new();
+    let place = Place::empty();
     let shared = sentence(5);
     let near = shared.replacen(' ', ", ", 1);
     let code = "fn main() { call_this_with(many, words, and, more, words, again, and, again); }";
@@ -152,5 +152,4 @@ fn sentences_go_where_they_stand_again_and_code_stays() {
     assert_eq!((rows[1].rule.as_str(), rows[1].whole, rows[1].score), ("too-little-left", true, Some(2.0)));
     assert_eq!(place.text().matches(code).count(), 2);
     assert_eq!(place.text().matches(&shared).count(), 1);
-    let _ = random(0, 0);
 }

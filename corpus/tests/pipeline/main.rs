@@ -21,7 +21,7 @@ pub struct Place {
 }
 
 impl Place {
-    pub fn new() -> Place {
+    pub fn empty() -> Place {
         Place { dir: tempfile::tempdir().expect("a folder") }
     }
 

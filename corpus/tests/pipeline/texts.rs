@@ -11,7 +11,7 @@ pub fn word(seed: u64) -> String {
     const COMMON: [&str; 8] = ["the", "of", "and", "to", "that", "with", "be", "have"];
     const SYLLABLES: [&str; 16] =
         ["ka", "lo", "mi", "ren", "tu", "sa", "vel", "do", "pri", "nim", "or", "ast", "ele", "gu", "hin", "bra"];
-    if random(seed, 0) % 3 == 0 {
+    if random(seed, 0).is_multiple_of(3) {
         return COMMON[(random(seed, 1) % 8) as usize].to_owned();
     }
     let num = 2 + random(seed, 2) % 2;
