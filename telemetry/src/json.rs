@@ -177,7 +177,7 @@ mod tests {
             "job": "tiny-1", "epoch": 3, "rank": 5, "step": 120, "trace_id": "4bf9",
             "fields": {"peer": 7, "why": "it \"broke\"\n"},
         });
-        assert_eq!(lines, [expected.clone()]);
+        assert_eq!(lines, std::slice::from_ref(&expected));
         assert!(!expected.to_string().contains('\n'), "one line");
     }
 
