@@ -1,4 +1,4 @@
-//! Colours, where the terminal's user wants any (https://no-color.org): they only repeat what symbols and words say.
+//! Colours, where the terminal's user wants any (<https://no-color.org>): they only repeat what symbols and words say.
 
 use ratatui_core::style::{Color, Modifier, Style};
 use ratatui_core::text::{Line, Span};
