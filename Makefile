@@ -28,6 +28,8 @@ CHAOS = target/release/toroid chaos --verify --preset $(PRESET) --kills $(KILLS)
 demo:
 	cargo run --release --bin toroid -- local
 
+# All is built once: what incremental builds keep for a next one would be 4 GB, and takes its time.
+test: export CARGO_INCREMENTAL = 0
 test:
 	scripts/setup.sh
 	$(MAKE) check
