@@ -1,6 +1,7 @@
 # make demo    train a small model on this machine with a coordinator, eight workers and a spare
 #              and kill one of the workers on the way
 # make test    everything that must hold: formatting, lints, docs, all tests
+# make test-data  the same for the data pipeline, which is a package and a program of its own
 # make test-deploy  what is in deploy/, tried: a real Slurm whose nodes are killed, pods run as their manifests say, the image; as root. test-slurm: the first alone
 # make soak    a million simulated clusters (SEEDS=...: more; takes hours), then soak-control-plane and soak-chaos
 # make soak-chaos  hundreds of kills at four shapes, pairs of workers together with the coordinator, and workers that are stopped, each
@@ -15,7 +16,7 @@
 #              copied to a machine with a GPU and without cargo; there: gpu-bundle/gpu_check.sh
 # make bench-allreduce   all-reduce over this machine's processes beside gloo's; installs PyTorch in .venv-bench
 
-.PHONY: demo test test-deploy test-slurm soak soak-control-plane soak-chaos check fix bench bench-pytorch bench-elastic bench-allreduce gpu-bundle gpu-check
+.PHONY: demo test test-data test-deploy test-slurm soak soak-control-plane soak-chaos check fix bench bench-pytorch bench-elastic bench-allreduce gpu-bundle gpu-check
 
 KILLS ?= 200
 SEEDS ?= 1000000
@@ -35,6 +36,11 @@ test:
 	$(MAKE) check
 	scripts/tests.sh
 
+test-data:
+	cargo clippy -p toroid-corpus --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc -p toroid-corpus --no-deps --document-private-items
+	cargo test -p toroid-corpus
+
 test-deploy:
 	scripts/setup.sh --deploy
 	cargo build --bin toroid
@@ -51,7 +57,7 @@ soak:
 	TOROID_FUZZ=$(FUZZ) cargo test --release -p toroid-coordinator --test fuzz -- --nocapture
 	TOROID_FUZZ=$(FUZZ) cargo test --release -p toroid-worker --lib -- --nocapture comm::tests::fuzz
 	TOROID_SEEDS=$(SEEDS) cargo test --test simulation
-	TOROID_SEEDS=$(SEEDS) cargo test -p toroid-failpoint --features failpoint --test simulation
+	TOROID_SEEDS=$(SEEDS) cargo test -p toroid-failpoint --features failpoint --test simulation_of_failpoints
 	$(MAKE) soak-control-plane
 	$(MAKE) soak-chaos
 
@@ -70,9 +76,9 @@ soak-chaos:
 
 check:
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --exclude toroid-corpus --all-targets -- -D warnings
 	cargo clippy -p toroid-failpoint -p toroid-worker --all-targets --features toroid-failpoint/failpoint,toroid-worker/gpu -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --exclude toroid-corpus --no-deps --document-private-items
 
 fix:
 	TOROID_GENERATE=1 cargo test --workspace --test generated
