@@ -1,6 +1,6 @@
 # make demo    train a small model on this machine with a coordinator, eight workers and a spare
 #              and kill one of the workers on the way
-# make test    everything that must hold: formatting, lints, docs, all tests
+# make test    everything that must hold: formatting, lints, docs, all tests but those of the two lines below
 # make test-data  the same for the data pipeline, which is a package and a program of its own
 # make test-deploy  what is in deploy/, tried: a real Slurm whose nodes are killed, pods run as their manifests say, the image; as root. test-slurm: the first alone
 # make soak    a million simulated clusters (SEEDS=...: more; takes hours), then soak-control-plane and soak-chaos

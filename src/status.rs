@@ -251,17 +251,19 @@ fn details(job: &proto::Job, now_unix_ms: i64) -> String {
 
 /// What makes a place a straggler.
 fn slow(s: &proto::Straggler) -> String {
+    let (worker, slowness) = (&s.worker_id, slowness(s));
+    let (from, to) = (s.from_step + 1, s.to_step);
+    format!("{worker} (rank {}) {slowness}, over steps {from} to {to}; `toroid drain {worker}` moves its place", s.rank)
+}
+
+/// How much slower it is, as what is said of its worker.
+pub fn slowness(s: &proto::Straggler) -> String {
     format!(
-        "{} (rank {}) computes {:.1} times as long as its {} peers: {} a step and not {}, over steps {} to {}; `toroid drain {}` moves its place",
-        s.worker_id,
-        s.rank,
+        "computes {:.1} times as long as its {} peers: {} a step and not {}",
         s.factor,
         s.num_peers,
         seconds(s.compute_s),
-        seconds(s.peers_s),
-        s.from_step + 1,
-        s.to_step,
-        s.worker_id
+        seconds(s.peers_s)
     )
 }
 

@@ -606,22 +606,27 @@ impl Driver {
     // --------------------------------------------------------------------------------------------------------------- views
 
     fn view(&self, job: &str) -> Result<proto::Job, RequestError> {
-        let mut view = self.machine.view(job, self.clock.now()).ok_or_else(|| self.machine.unknown(job))?;
-        self.fill_in(&mut view);
+        let mut view = self.outline(job)?;
+        for incident in &mut view.incidents {
+            incident.evidence = self.evidence.of(&view.id, incident.number).to_vec();
+        }
         Ok(view)
     }
 
-    fn fill_in(&self, job: &mut proto::Job) {
-        job.store_trouble = self.tenure.trouble().unwrap_or_default();
-        if let Some(record) = self.machine.record(&job.id) {
-            for incident in &mut job.incidents {
+    /// The same without evidence, for lists: whoever wants to see it asks for the job.
+    fn outline(&self, job: &str) -> Result<proto::Job, RequestError> {
+        let mut view = self.machine.view(job, self.clock.now()).ok_or_else(|| self.machine.unknown(job))?;
+        view.store_trouble = self.tenure.trouble().unwrap_or_default();
+        if let Some(record) = self.machine.record(job) {
+            for incident in &mut view.incidents {
                 incident.trace_id = TraceOf::new(record, Subject::Incident(incident.number)).hex();
-                incident.evidence = self.evidence.of(&job.id, incident.number).to_vec();
             }
         }
-        let Some(files) = self.files.get(job.id.as_str()) else { return };
-        job.last_step = files.curve().last().cloned();
-        job.damaged = files.fault().unwrap_or_default().into();
+        if let Some(files) = self.files.get(job) {
+            view.last_step = files.curve().last().cloned();
+            view.damaged = files.fault().unwrap_or_default().into();
+        }
+        Ok(view)
     }
 
     fn list(&self, page: Page) -> Jobs {
@@ -634,9 +639,7 @@ impl Driver {
         numbers.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
         let (mut jobs, mut bytes) = (Vec::new(), 0);
         for (n, (_, id)) in numbers.iter().enumerate() {
-            let Ok(mut job) = self.view(id) else { continue };
-            // Whoever wants to see it asks for the job.
-            job.incidents.iter_mut().for_each(|incident| incident.evidence.clear());
+            let Ok(job) = self.outline(id) else { continue };
             bytes += prost::Message::encoded_len(&job);
             if n > 0 && (n >= page.max_jobs || bytes > MAX_PAGE_BYTES) {
                 return Jobs { jobs, next: Some(numbers[n - 1].0) };

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::Range;
 
 use xxhash_rust::xxh3;
 
@@ -61,6 +62,18 @@ impl Rank {
         bytes[5..].copy_from_slice(&text_hash(text).to_be_bytes());
         Rank(bytes)
     }
+}
+
+/// The text with other words in the place of these parts of it, which are in order and do not overlap.
+pub fn replaced<'a>(text: &str, parts: impl Iterator<Item = (&'a Range<usize>, &'a str)>) -> String {
+    let mut left = String::with_capacity(text.len());
+    let mut at = 0;
+    for (span, words) in parts {
+        left.push_str(&text[at..span.start]);
+        left.push_str(words);
+        at = span.end;
+    }
+    left + &text[at..]
 }
 
 /// Of the bytes as they are.

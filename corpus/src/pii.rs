@@ -9,6 +9,7 @@ use std::ops::Range;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
+use crate::doc::replaced;
 use crate::error::{Error, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -169,14 +170,7 @@ impl Finder {
 
 /// Text with placeholders; `found` as [`Finder::find`] gives it.
 pub fn mask(text: &str, found: &[Match]) -> String {
-    let mut masked = String::with_capacity(text.len());
-    let mut at = 0;
-    for m in found {
-        masked.push_str(&text[at..m.span.start]);
-        masked.push_str(m.kind.placeholder());
-        at = m.span.end;
-    }
-    masked + &text[at..]
+    replaced(text, found.iter().map(|m| (&m.span, m.kind.placeholder())))
 }
 
 /// The number or name goes on beyond the span.

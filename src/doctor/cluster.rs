@@ -197,8 +197,14 @@ fn version(metrics: &str) -> Check {
     }
 }
 
+type Judge = fn(&'static str, String, &str, &str) -> Check;
+
+/// What is to be said where there are any of these.
+fn found(judge: Judge, name: &'static str, these: Vec<String>, expected: &str, to_do: &str) -> Option<Check> {
+    (!these.is_empty()).then(|| judge(name, names(these, MAX_NAMED), expected, to_do))
+}
+
 fn of_workers(workers: &[proto::WorkerInfo]) -> Vec<Check> {
-    let named = |found: Vec<String>| names(found, MAX_NAMED);
     if workers.is_empty() {
         let to_do = "start some: `toroid worker --coordinator HOST:PORT`";
         return vec![Check::warning("workers", "none is connected", "workers", to_do)];
@@ -216,14 +222,13 @@ fn of_workers(workers: &[proto::WorkerInfo]) -> Vec<Check> {
         .filter(|w| w.silent_s > MAX_SILENCE_S)
         .map(|w| format!("{} on {} for {}", w.worker_id, w.host, duration(w.silent_s)))
         .collect();
-    if !silent.is_empty() {
-        checks.push(Check::warning(
-            "silent workers",
-            named(silent),
-            "a sign of life every second, unless --heartbeat-interval-ms says otherwise",
-            "look whether the process is stopped, the host overloaded or the network cut; after the failure timeout it is lost",
-        ));
-    }
+    checks.extend(found(
+        Check::warning,
+        "silent workers",
+        silent,
+        "a sign of life every second, unless --heartbeat-interval-ms says otherwise",
+        "look whether the process is stopped, the host overloaded or the network cut; after the failure timeout it is lost",
+    ));
     let kept_out: Vec<String> = workers
         .iter()
         .filter(|w| {
@@ -231,28 +236,26 @@ fn of_workers(workers: &[proto::WorkerInfo]) -> Vec<Check> {
         })
         .map(|w| format!("{} is {}: {}", w.worker_id, worker_state_word(w.state()), w.state_reason))
         .collect();
-    if !kept_out.is_empty() {
-        checks.push(Check::warning(
-            "workers kept out",
-            named(kept_out),
-            "workers that may have places",
-            "`toroid workers --readmit ID` takes one back that was put aside, `toroid uncordon ID` one that was cordoned; a retired process is \
-             started anew",
-        ));
-    }
+    checks.extend(found(
+        Check::warning,
+        "workers kept out",
+        kept_out,
+        "workers that may have places",
+        "`toroid workers --readmit ID` takes one back that was put aside, `toroid uncordon ID` one that was cordoned; a retired process is \
+         started anew",
+    ));
     let failed: Vec<String> = workers
         .iter()
         .filter(|w| w.warm_up() == proto::WarmUpState::Failed)
         .map(|w| format!("{} on {} for {}: {}", w.worker_id, w.host, w.warm_up_job, w.warm_up_reason))
         .collect();
-    if !failed.is_empty() {
-        checks.push(Check::wrong(
-            "warm-up",
-            named(failed),
-            "spares that have shown that they can fill a place",
-            "mend what the reason names on that host (data, checkpoint folder, address) and start the worker anew; until then it is no spare",
-        ));
-    }
+    checks.extend(found(
+        Check::wrong,
+        "warm-up",
+        failed,
+        "spares that have shown that they can fill a place",
+        "mend what the reason names on that host (data, checkpoint folder, address) and start the worker anew; until then it is no spare",
+    ));
     // As in `cpu-x86_64-avx512-toroid-0.1.0-products-1f`.
     let own = format!("toroid-{}", proto::BUILD_VERSION);
     let others: Vec<String> = workers
@@ -260,14 +263,13 @@ fn of_workers(workers: &[proto::WorkerInfo]) -> Vec<Check> {
         .filter(|w| !w.fingerprint.contains(&own))
         .map(|w| format!("{} ({})", w.worker_id, w.fingerprint))
         .collect();
-    if !others.is_empty() {
-        checks.push(Check::warning(
-            "workers' versions",
-            named(others),
-            &own,
-            "put this version there, and start those workers anew",
-        ));
-    }
+    checks.extend(found(
+        Check::warning,
+        "workers' versions",
+        others,
+        &own,
+        "put this version there, and start those workers anew",
+    ));
     let fingerprints: BTreeSet<&str> = workers.iter().map(|w| w.fingerprint.as_str()).collect();
     if fingerprints.len() > 1 {
         checks.push(Check::warning(

@@ -6,7 +6,8 @@ use toroid_proto::json::{is_ended, state_word};
 use toroid_torus::units::names;
 
 use super::{Section, Situation};
-use crate::format::{count, duration, seconds};
+use crate::format::{count, duration};
+use crate::status::slowness;
 
 const MAX_NAMED: usize = 4;
 
@@ -95,13 +96,10 @@ fn straggler(situation: &Situation<'_>, s: &proto::Straggler) -> Section {
     let on = if host.is_empty() { String::new() } else { format!(" on {host}") };
     let id = &s.worker_id;
     let found = format!(
-        "{id} (rank {}){on} computes {:.1} times as long as its {} peers: {} a step and not {}, measured over steps {} to {}. Peers have the same \
-         work, and waiting for others is left out. All wait for the slowest, so each step takes about that much longer.",
+        "{id} (rank {}){on} {}, measured over steps {} to {}. Peers have the same work, and waiting for others is left out. All wait for the \
+         slowest, so each step takes about that much longer.",
         s.rank,
-        s.factor,
-        s.num_peers,
-        seconds(s.compute_s),
-        seconds(s.peers_s),
+        slowness(s),
         s.from_step + 1,
         s.to_step
     );

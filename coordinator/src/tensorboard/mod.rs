@@ -15,10 +15,11 @@ mod folder;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use toroid_torus::ids::JobId;
 
+use crate::clock::since_epoch;
 use crate::handle::{AskError, Export, Exported, Question};
 use crate::lead::Leader;
 use folder::{Folder, Mark};
@@ -131,7 +132,7 @@ async fn update(
             continue;
         }
         let is_last = steps.last().is_none_or(|record| record.step >= export.last_step);
-        let (ended, wall_time) = (export.is_ended && is_last, now_s());
+        let (ended, wall_time) = (export.is_ended && is_last, since_epoch().as_secs_f64());
         let writing = tokio::task::spawn_blocking(move || {
             let written = folder.append(wall_time, &steps, &validations, ended);
             (folder, written)
@@ -162,8 +163,4 @@ async fn found(leader: &Leader, jobs_dir: &std::path::Path, export: &Export) -> 
 
 async fn rows(leader: &Leader, export: &Export, from: u64, validations_from: u64) -> Result<Exported, AskError> {
     leader.ask(|answer| Question::Export { job: export.job.clone(), from, validations_from, answer }).await
-}
-
-fn now_s() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::config::{Contamination, Heuristics, Pii};
 use crate::contamination::Sets;
+use crate::doc::replaced;
 use crate::error::Result;
 use crate::heuristics as rules;
 use crate::ledger::{Counts, Row, tokens};
@@ -28,13 +29,7 @@ pub fn heuristics(
                 return Ok(true);
             }
             let lines = rules::lines(&doc.text, options);
-            let mut left = String::new();
-            let mut at = 0;
-            for (span, _) in &lines {
-                left.push_str(&doc.text[at..span.start]);
-                at = span.end;
-            }
-            left.push_str(&doc.text[at..]);
+            let left = replaced(&doc.text, lines.iter().map(|(span, _)| (span, "")));
             if let Some((rule, score)) = rules::broken(&left, options) {
                 rows.whole(doc, Row { rule: rule.to_owned(), score: Some(score), ..Row::default() })?;
                 return Ok(false);

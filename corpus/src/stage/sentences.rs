@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::Sentences;
-use crate::doc::{Doc, Ordinal, Rank, u32_at, u64_at};
+use crate::doc::{Doc, Ordinal, Rank, replaced, u32_at, u64_at};
 use crate::error::{Error, Result};
 use crate::ledger::{Counts, Row, Rows, tokens};
 use crate::runs::{self, Merge, Sorter};
@@ -69,18 +69,12 @@ fn cut(
     rows: &mut Rows,
 ) -> Result<bool> {
     let segments = sentence::segments(&doc.text);
-    let mut kept = String::with_capacity(doc.text.len());
-    let mut at = 0;
     let span = |verdict: &[u8; VERDICT_BYTES]| {
         let segment = segments.get(u32_at(verdict, 8) as usize);
         segment.map(|segment| segment.span.clone()).ok_or_else(|| Error::Ledger("a verdict names no segment".into()))
     };
-    for verdict in verdicts {
-        let span = span(verdict)?;
-        kept.push_str(&doc.text[at..span.start]);
-        at = span.end;
-    }
-    kept.push_str(&doc.text[at..]);
+    let spans = verdicts.iter().map(span).collect::<Result<Vec<_>>>()?;
+    let kept = replaced(&doc.text, spans.iter().map(|span| (span, "")));
     let mut num_words = 0;
     words::each_word(&kept, |_| num_words += 1);
     if num_words < options.min_left_words {
@@ -88,10 +82,10 @@ fn cut(
         return Ok(false);
     }
     let text = std::mem::replace(&mut doc.text, kept);
-    for verdict in verdicts {
+    for (verdict, span) in verdicts.iter().zip(spans) {
         let rule = RULES[usize::from(verdict[25])].to_owned();
         let (score, kept) = (Some(f64::from(verdict[24])), Some(context.ids.of(Ordinal(u64_at(verdict, 12)))?));
-        rows.part(doc, &text, span(verdict)?, Row { rule, score, kept, ..Row::default() })?;
+        rows.part(doc, &text, span, Row { rule, score, kept, ..Row::default() })?;
     }
     Ok(true)
 }

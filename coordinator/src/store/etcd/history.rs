@@ -14,7 +14,7 @@ use super::service::Service;
 /// When the past is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct History {
-    /// So often, where something was written.
+    /// So often.
     pub every: Duration,
     /// Earlier, after so many bytes: a small part of etcd's default quota of 2 GiB.
     pub max_bytes: u64,
