@@ -96,6 +96,8 @@ impl Etcd {
             .args(["--listen-peer-urls", &url(member.peer), "--initial-advertise-peer-urls", &url(member.peer)])
             .args(["--listen-metrics-urls", &url(member.metrics)])
             .args(["--initial-cluster", &cluster.join(","), "--initial-cluster-state", "new"])
+            // As docs/operate.md advises: it has so many writes in memory.
+            .args(["--snapshot-count", "10000"])
             .args(&self.flags)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
