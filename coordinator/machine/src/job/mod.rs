@@ -37,10 +37,11 @@ use crate::moves::Moves;
 use crate::progress::{Progress, StepSummary};
 use crate::reach::Reach;
 use crate::readers::Readers;
-use crate::record::{Incident, JobRecord, SeenBy, State};
+use crate::record::{Incident, JobRecord, Record, SeenBy, State, ValidationPage};
 use crate::replacement::ReplacementWait;
 use crate::scheduler::Wait;
 use crate::straggler::Stragglers;
+use crate::validations::Validations;
 use proto::coordinator_message::Body;
 use toroid_proto as proto;
 use toroid_torus::ids::{Epoch, JobId, Rank, Step, WorkerId};
@@ -56,6 +57,7 @@ pub(crate) struct Job {
     core: Core,
     checkpoints: Checkpoints,
     incidents: Incidents,
+    validations: Validations,
     fitness: Fitness,
     reach: Reach,
     activities: Activities,
@@ -67,8 +69,17 @@ pub(crate) struct Job {
     waits: Option<Wait>,
 }
 
+/// A job as it is kept.
+pub(crate) struct Stored {
+    pub record: JobRecord,
+    pub incidents: Vec<Incident>,
+    pub validations: Vec<ValidationPage>,
+    /// Of its curve.
+    pub steps: Vec<StepSummary>,
+}
+
 impl Job {
-    fn new(record: JobRecord, incidents: Incidents, progress: Progress) -> Job {
+    fn new(record: JobRecord, incidents: Incidents, validations: Validations, progress: Progress) -> Job {
         let core = Core {
             record: Kept::new(record),
             epoch: EpochState::default(),
@@ -79,6 +90,7 @@ impl Job {
             core,
             checkpoints: Checkpoints::default(),
             incidents,
+            validations,
             fitness: Fitness::default(),
             reach: Reach::default(),
             activities: Activities::default(),
@@ -130,7 +142,7 @@ impl Job {
             yields: None,
             unsaved: None,
             leftovers: BTreeSet::new(),
-            validations: Vec::new(),
+            earlier_validations: Vec::new(),
             submitted_unix_ms: cx.now.unix_ms,
             started_unix_ms: 0,
             trained: None,
@@ -139,7 +151,7 @@ impl Job {
             num_events: 0,
             spec,
         };
-        let mut job = Job::new(record, Incidents::default(), Progress::default());
+        let mut job = Job::new(record, Incidents::default(), Validations::default(), Progress::default());
         let text = format!("{} steps on {}", job.core.record.spec.steps, job.core.record.spec.shape);
         job.core.event(cx, "job.submitted", text);
         for note in job.core.record.spec.notes() {
@@ -149,12 +161,8 @@ impl Job {
     }
 
     /// A job as the store has it, after a restart. Workers that say they go on with their places are believed (T-9).
-    pub fn restore(
-        mut record: JobRecord,
-        incidents: Vec<Incident>,
-        steps: Vec<StepSummary>,
-        cx: &mut Context<'_>,
-    ) -> Job {
+    pub fn restore(stored: Stored, cx: &mut Context<'_>) -> Job {
+        let Stored { mut record, incidents, validations, steps } = stored;
         if record.owner.is_none() {
             record.owner = Some(record.derived_owner(cx.secret));
             record.begun_without_owner = record.epoch > Epoch::NONE;
@@ -165,7 +173,13 @@ impl Job {
             record.named_to = record.named_to.max(record.last_checkpoint().map_or(Step::ZERO, |c| c.step));
         }
         let incidents = Incidents::restore(incidents, cx.now);
-        let mut job = Job::new(record, incidents, Progress::new(steps));
+        let earlier = std::mem::take(&mut record.earlier_validations);
+        if !earlier.is_empty() {
+            cx.out.dirty.insert(record.id.clone());
+        }
+        let (validations, otherwise) = Validations::restore(validations, earlier);
+        cx.out.dirty_validations.extend(otherwise.into_iter().map(|page| (record.id.clone(), page)));
+        let mut job = Job::new(record, incidents, validations, Progress::new(steps));
         if job.core.record.state.is_placed() {
             job.go_on_after_restart(cx);
         } else if job.core.record.state == State::Queued && job.core.record.waited.is_none() {
@@ -210,9 +224,12 @@ impl Job {
         &self.core.record
     }
 
-    /// Of a job that is not kept any longer.
-    pub fn into_parts(self) -> (JobRecord, Incidents) {
-        (self.core.record.into_record(), self.incidents)
+    /// The keys of all its records: it is not kept any longer.
+    pub fn into_keys(self) -> impl Iterator<Item = String> {
+        let record = self.core.record.into_record();
+        let pages: Vec<String> = self.validations.pages().map(|n| Record::validations_key(&record.id, n)).collect();
+        let incidents = self.incidents.into_all().map(|i| Record::Incident(Box::new(i)).key());
+        incidents.chain(pages).chain([Record::Job(Box::new(record)).key()])
     }
 
     pub fn core(&self) -> &Core {
@@ -221,6 +238,10 @@ impl Job {
 
     pub fn incidents(&self) -> &Incidents {
         &self.incidents
+    }
+
+    pub fn validations(&self) -> &Validations {
+        &self.validations
     }
 
     pub fn stragglers(&self) -> &Stragglers {
