@@ -238,6 +238,9 @@ pub struct JobRecord {
     pub lost_steps: u64,
     /// Published ones, ascending by step.
     pub checkpoints: Vec<Checkpoint>,
+    /// No step is made beyond this one in this epoch, whose state is to be saved before workers go. It stays so while the saving fails and is tried again.
+    #[serde(default)]
+    pub halt: Option<Step>,
     /// Steps that were named to the workers in this epoch and whose checkpoint is not published yet.
     pub pending: BTreeMap<Step, PendingRecord>,
     /// Published ones that could not be read, by step: the job does not go on from them (T-11). Forgotten once it goes on from another.

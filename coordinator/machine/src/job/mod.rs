@@ -132,6 +132,7 @@ impl Job {
             lost_s: 0.0,
             lost_steps: 0,
             checkpoints: Vec::new(),
+            halt: None,
             pending: BTreeMap::new(),
             unusable: BTreeMap::new(),
             hold: None,
@@ -171,6 +172,7 @@ impl Job {
         // Records of an older version do not have it.
         if record.state.is_placed() {
             record.named_to = record.named_to.max(record.last_checkpoint().map_or(Step::ZERO, |c| c.step));
+            record.halt = record.halt.or(record.pending.iter().find(|(_, p)| p.halts).map(|(step, _)| *step));
         }
         let incidents = Incidents::restore(incidents, cx.now);
         let earlier = std::mem::take(&mut record.earlier_validations);
@@ -210,6 +212,7 @@ impl Job {
         if is_started {
             self.checkpoints = Checkpoints::restore(record);
             self.checkpoints.arm_interval(&mut self.core.context(cx), false);
+            self.checkpoints.go_on_halting(&mut self.core.context(cx));
         } else if num_awaited == world {
             // Who was prepared is not known any more; beginning again costs only the preparation. Survivors keep their state.
             epoch.begin_again("the coordinator was restarted before all were prepared".into());
@@ -417,7 +420,7 @@ impl Job {
     /// Whether a deadline counts at the moment.
     fn counts(&self, deadline: &Deadline) -> bool {
         match deadline {
-            Deadline::Hang => Activities::counts(&self.core, self.checkpoints.halt()),
+            Deadline::Hang => Activities::counts(&self.core, self.core.record.halt),
             Deadline::CheckpointInterval
             | Deadline::HaltAgain
             | Deadline::LastStepAgain
