@@ -374,27 +374,10 @@ fn damaged(folder: &Path, is_ended: bool, error: &CurveError) -> Result<Restored
 mod tests {
     use super::*;
     use toroid_torus::ids::Term;
-    use toroid_torus::owner::{OWNER_NAME, Owner, OwnerId};
-
-    use crate::machine::{Config, Input, Limits, Machine, Now, Policy, RequestId, Retention, Submission};
+    use toroid_torus::owner::{OWNER_NAME, Owner};
 
     fn record_of(state: State) -> JobRecord {
-        let limits = Limits { heartbeat_interval: Duration::from_secs(1), failure_timeout: Duration::from_secs(5) };
-        let config = Config {
-            jobs_dir: "/jobs".into(),
-            limits,
-            term: Term::new(1),
-            retention: Retention::default(),
-            policy: Policy::default(),
-            join_token: None,
-        };
-        let now = Now { monotonic: Duration::ZERO, unix_ms: 1, boot: crate::machine::clock::Boot(0) };
-        let (mut machine, _) = Machine::restore(config, Vec::new(), Default::default(), [1; 32], now).unwrap();
-        let toml = "name = \"j\"\nsteps = 9\n[data]\npath = \"/data\"\n".to_string();
-        let submission = Submission { toml, ..Submission::default() };
-        let owner = OwnerId::from_random([1; 16]);
-        machine.handle(Input::Submit { request: RequestId(0), submission, owner }, now);
-        JobRecord { state, epoch: Epoch::new(1), high_step: Step::new(3), ..machine.record("j-1").unwrap().clone() }
+        JobRecord { state, epoch: Epoch::new(1), high_step: Step::new(3), ..crate::tests::submitted("j") }
     }
 
     fn local(jobs_dir: &tempfile::TempDir) -> Place {

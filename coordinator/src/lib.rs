@@ -37,6 +37,8 @@ pub mod segments;
 mod spans;
 pub mod store;
 mod tensorboard;
+#[cfg(test)]
+mod tests;
 mod tokens;
 mod traces;
 

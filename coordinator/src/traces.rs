@@ -6,9 +6,11 @@
 //!
 //! Deliberately absent: spans, and where they go; the machine, which knows nothing of this.
 
-use toroid_torus::ids::Step;
+use std::collections::BTreeMap;
 
-use crate::machine::record::JobRecord;
+use toroid_torus::ids::{JobId, Step};
+
+use crate::machine::record::{JobRecord, MAX_INCIDENTS};
 
 /// What belongs together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,5 +56,48 @@ impl TraceOf {
     /// Version 00, sampled.
     pub fn traceparent(&self) -> String {
         format!("00-{:032x}-{:016x}-01", self.trace_id, self.root)
+    }
+}
+
+/// Ids of incidents as people write them, each made once: whoever looks at a job sees those of all incidents that are kept.
+#[derive(Debug, Default)]
+pub(crate) struct TraceIds(BTreeMap<JobId, BTreeMap<u64, String>>);
+
+impl TraceIds {
+    pub fn of_incident(&mut self, job: &JobRecord, number: u64) -> String {
+        let of_job = match self.0.get_mut(&job.id) {
+            Some(of_job) => of_job,
+            None => self.0.entry(job.id.clone()).or_default(),
+        };
+        let id = of_job.entry(number).or_insert_with(|| TraceOf::new(job, Subject::Incident(number)).hex()).clone();
+        // Those of older incidents are not asked for any more.
+        while of_job.len() as u64 > MAX_INCIDENTS {
+            of_job.pop_first();
+        }
+        id
+    }
+
+    pub fn forget(&mut self, job: &str) {
+        self.0.remove(job);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_the_same_whenever_it_is_asked_for_and_only_those_of_kept_incidents_are_kept() {
+        let job = crate::tests::submitted("j");
+        let mut ids = TraceIds::default();
+        let of = |number| TraceOf::new(&job, Subject::Incident(number)).hex();
+        for number in 1..=MAX_INCIDENTS + 5 {
+            assert_eq!(ids.of_incident(&job, number), of(number));
+        }
+        assert_eq!(ids.of_incident(&job, 7), of(7));
+        let of_job = &ids.0[&job.id];
+        assert_eq!((of_job.len() as u64, of_job.first_key_value()), (MAX_INCIDENTS, Some((&6, &of(6)))));
+        ids.forget("j-1");
+        assert!(ids.0.is_empty());
     }
 }

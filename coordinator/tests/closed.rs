@@ -48,9 +48,14 @@ impl Closed {
     }
 
     async fn with(change: impl FnOnce(&mut Config)) -> Closed {
+        Closed::certified_for(DAY, change).await
+    }
+
+    /// The coordinator's own certificate is good for so long.
+    async fn certified_for(valid: Duration, change: impl FnOnce(&mut Config)) -> Closed {
         let folder = tempfile::tempdir().unwrap();
         let authority = authority(&folder.path().join("certs"));
-        let own = issue(&authority, "coordinator", Role::Coordinator, DAY);
+        let own = issue(&authority, "coordinator", Role::Coordinator, valid);
         let files = Files { revoked: Some(authority.revoked()), ..Files::of_folder(&own) };
         let mut config = Config { tls: Some(files), ..Coordinator::config(&folder.path().join("data")) };
         change(&mut config);
@@ -89,12 +94,8 @@ impl Closed {
         }
         let codec = tonic_prost::ProstCodec::<proto::ListWorkersRequest, proto::ListWorkersResponse>::default();
         let answer = within("an answer", client.streaming(request, path, codec)).await?;
-        let mut stream = answer.into_inner();
-        // An open stream that says nothing was let in.
-        match tokio::time::timeout(Duration::from_millis(200), stream.message()).await {
-            Err(_) | Ok(Ok(_)) => Ok(()),
-            Ok(Err(status)) => Err(status),
-        }
+        // No stream says nothing to whoever has asked and says no more.
+        within("a message or the end", answer.into_inner().message()).await.map(drop)
     }
 
     /// A worker's stream, and what it says on it: so long as that is not dropped the worker does not end it.
@@ -117,6 +118,16 @@ impl Closed {
         let request = proto::CreateTokenRequest { name: "ci".into(), role: role.into(), valid_s };
         self.admin().await.create_token(request).await.unwrap().into_inner()
     }
+}
+
+/// Waits until it is so.
+async fn becomes(what: &str, is_so: impl Fn() -> bool) {
+    within(what, async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
 }
 
 type Says = mpsc::Sender<proto::WorkerMessage>;
@@ -301,8 +312,9 @@ async fn streams_end_when_their_certificate_ends_or_is_revoked_and_a_renewed_one
     let answer = closed.call(&credentials, None, "/grpc.health.v1.Health/Watch").await;
     assert!(is_shut_out(&answer) || is_refusal(&answer), "it has ended: {answer:?}");
     // The same files, the same client: another certificate.
+    let before = credentials.own_serial();
     closed.authority.renew(&name, DAY).unwrap();
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    becomes("the renewed certificate", || credentials.own_serial() != before).await;
     let mut stream = open(&credentials).await;
     closed.authority.revoke(&name).unwrap();
     let ended = within("the revocation", stream.message()).await.unwrap_err();
@@ -322,12 +334,13 @@ async fn a_key_that_does_not_match_its_certificate_leaves_the_pair_before_in_for
     let before = credentials.own_serial();
     let other = issue(&closed.authority, "bob", Role::View, DAY);
     std::fs::copy(other.join("key.pem"), folder.join("key.pem")).unwrap();
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    becomes("the key that does not match", || credentials.complaint().is_some()).await;
+    assert!(credentials.complaint().is_some_and(|words| words.contains("not the key of the certificate")));
     assert_eq!(credentials.own_serial(), before);
     closed.call(&credentials, None, "/toroid.v1.JobService/ListJobs").await.unwrap();
     std::fs::copy(other.join("cert.pem"), folder.join("cert.pem")).unwrap();
-    tokio::time::sleep(Duration::from_millis(1100)).await;
-    assert_ne!(credentials.own_serial(), before);
+    becomes("the other pair", || credentials.own_serial() != before).await;
+    assert_eq!(credentials.complaint(), None);
     closed.coordinator.stop().await;
 }
 
@@ -369,15 +382,11 @@ async fn a_worker_cannot_take_the_id_of_another() {
 #[tokio::test]
 async fn a_worker_keeps_its_place_when_a_certificate_ends_and_loses_it_when_its_own_is_revoked() {
     const SHORT: Duration = Duration::from_secs(4);
-    /// Files are looked at again.
-    const READ_AGAIN: Duration = Duration::from_millis(1100);
     for short in ["w1", "coordinator"] {
-        let closed = Closed::start().await;
+        let valid = |name: &str| if name == short { SHORT } else { DAY };
+        let closed = Closed::certified_for(valid("coordinator"), |_| {}).await;
+        let credentials = by_folder(&issue(&closed.authority, "w1", Role::Worker, valid("w1")));
         let [worker, short] = ["w1", short].map(|name| name.parse().unwrap());
-        closed.issue("w1", Role::Worker);
-        let credentials = by_folder(&closed.authority.folder_of(&worker));
-        closed.authority.renew(&short, SHORT).unwrap();
-        tokio::time::sleep(READ_AGAIN).await;
         let mut users = JobServiceClient::new(closed.channel(&closed.issue("alice", Role::Submit)).await.unwrap());
         let job_toml = "steps = 3\ndata.path = \"/data\"\n".to_string();
         let (says, mut hears) = closed.session(&credentials, register_as("w1")).await;

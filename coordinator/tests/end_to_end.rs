@@ -119,11 +119,15 @@ impl Worker {
         .await;
     }
 
-    /// Reports a step and waits for the acknowledgement.
-    async fn step(&mut self, step: u64) {
+    async fn report(&mut self, step: u64) {
         let (job_id, epoch) = (self.assign.job_id.clone(), self.assign.epoch);
         let record = Some(record(step));
         self.say(FromWorker::Step(proto::StepReport { job_id, epoch, record })).await;
+    }
+
+    /// Reports a step and waits for the acknowledgement.
+    async fn step(&mut self, step: u64) {
+        self.report(step).await;
         assert!(matches!(self.hear().await, ToWorker::StepAck(ack) if ack.step == step));
     }
 
@@ -383,9 +387,13 @@ async fn a_coordinator_that_is_asked_to_end_stays_for_workers_that_leave() {
     };
     within("the coordinator to hear of it", is_draining).await;
     coordinator.ask_to_stop();
-    for _ in 0..50 {
-        assert_eq!(job(&mut user, &id).await.places_alive, 2, "it is still there");
-        tokio::time::sleep(Duration::from_millis(10)).await;
+    // It records steps, and answers.
+    for step in 1..STEPS {
+        workers[0].report(step).await;
+        // It was also told at which step the state is saved.
+        while !matches!(workers[0].hear().await, ToWorker::StepAck(ack) if ack.step == step) {}
+        let job = job(&mut user, &id).await;
+        assert_eq!((job.places_alive, job.curve.len() as u64), (2, step), "it is still there");
     }
     drop(user);
     coordinator.stop().await;

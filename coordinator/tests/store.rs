@@ -13,10 +13,11 @@ use anyhow::{Context as _, Result, ensure};
 use etcd_client::{Client, CompactionOptions, ConnectOptions, GetOptions, Permission};
 use rustix::process::Signal;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use toroid_coordinator::machine::Change;
 use toroid_coordinator::machine::record::{FORMAT, Meta, Record};
 use toroid_coordinator::store::etcd::{Candidate, EtcdConfig, EtcdStore, EtcdTls, History, Sight};
-use toroid_coordinator::store::{RedbStore, Store, StoreError};
+use toroid_coordinator::store::{RedbStore, Store, StoreError, Tenure};
 use toroid_testkit::{Etcd, within};
 use toroid_torus::ids::Term;
 
@@ -151,6 +152,18 @@ async fn lead(etcd: &Etcd, id: &str) -> EtcdStore {
 async fn lead_with(config: EtcdConfig, id: &str) -> EtcdStore {
     let sight = watch::channel(Sight::default()).0;
     within("a leader", candidate(config, id).campaign(&sight)).await
+}
+
+/// Waits until the leadership has been prolonged beyond that.
+async fn renewed_beyond(tenure: &Tenure, end: Instant) -> Result<()> {
+    within("the renewals of the lease", async {
+        while tenure.over_at(end).is_some() {
+            ensure!(tenure.over().is_none(), "{:?}", tenure.over());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    })
+    .await
 }
 
 async fn admin(etcd: &Etcd) -> Result<Client> {
@@ -317,9 +330,8 @@ async fn etcd_without_space_is_said_and_the_decision_waits() -> Result<()> {
     // It leads on: its lease is renewed meanwhile.
     tokio::select! {
         written = &mut writing => panic!("there is no space: {written:?}"),
-        () = tokio::time::sleep(TTL * 2) => {}
+        renewed = renewed_beyond(&tenure, Instant::now() + TTL * 2) => renewed?,
     }
-    ensure!(tenure.over().is_none(), "{:?}", tenure.over());
     let revision = admin.get("/other", None).await?.header().context("it has one")?.revision();
     admin.delete("/other", None).await?;
     admin.compact(revision, Some(CompactionOptions::new().with_physical())).await?;

@@ -364,7 +364,9 @@ impl World {
     pub fn records(&self) -> impl Iterator<Item = &JobRecord> {
         self.store.values().filter_map(|r| match r {
             Record::Job(job) => Some(&**job),
-            Record::Meta(_) | Record::Incident(_) | Record::Token(_) | Record::Binding(_) => None,
+            Record::Meta(_) | Record::Incident(_) | Record::Validations(_) | Record::Token(_) | Record::Binding(_) => {
+                None
+            }
         })
     }
 

@@ -74,6 +74,11 @@ impl Credentials {
         let loaded = self.inner.as_ref()?.watched.current();
         Some(loaded.own.as_ref()?.identity.serial.to_string())
     }
+
+    /// Why the files as they are now are not taken, so that those before stay in force; `None`: they are.
+    pub fn complaint(&self) -> Option<String> {
+        self.inner.as_ref()?.watched.complaint()
+    }
 }
 
 /// Connects `endpoint`, whose scheme does not matter: TLS is a matter of the credentials.

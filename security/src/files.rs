@@ -6,7 +6,7 @@
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustls::RootCertStore;
@@ -100,13 +100,23 @@ impl Watched {
 
     /// What is in force now.
     pub fn current(&self) -> Arc<Loaded> {
+        Arc::clone(&self.state().loaded)
+    }
+
+    /// What is wrong with the files now.
+    pub fn complaint(&self) -> Option<String> {
+        self.state().complaint.clone()
+    }
+
+    /// As the files were seen last, a second ago at most.
+    fn state(&self) -> MutexGuard<'_, State> {
         // Whoever panicked while it had the lock has left a whole state.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.looked_at.elapsed() >= POLL {
             state.looked_at = Instant::now();
             self.look(&mut state);
         }
-        Arc::clone(&state.loaded)
+        state
     }
 
     fn look(&self, state: &mut State) {

@@ -10,10 +10,12 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+
+use crate::spans::now_us;
 
 /// Steps that are written down; enough to see what is usual, and a bound on the file.
 const STEPS_MAX: usize = 32;
@@ -92,7 +94,7 @@ impl Trace {
         std::fs::create_dir_all(folder)?;
         let file = File::create(folder.join(format!("{worker_id}.jsonl")))?;
         let begin = Instant::now();
-        let begin_us = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64() * 1e6;
+        let begin_us = now_us() as f64;
         let (rank, phase, since, cpu_since, spans, num_steps) =
             (0, "start", begin, cpu_time(ClockId::ProcessCPUTime), Vec::new(), 0);
         let inner = Inner { file, begin, begin_us, rank, phase, since, cpu_since, spans, num_steps };

@@ -57,8 +57,6 @@ pub(crate) struct Checkpoints {
     /// Users who wait to hear which step.
     requests: Vec<RequestId>,
     doublings: u32,
-    /// No step is made beyond this one in this epoch.
-    halt: Option<Step>,
     /// Who neither wrote the last step's shard in time nor said why, the last time that it was asked for.
     silent: BTreeSet<Rank>,
     /// Removals that rank 0 was told of with a publishing and has not answered, by the step that it publishes.
@@ -84,6 +82,7 @@ struct Shard {
 pub(crate) struct CheckpointFields<'a> {
     pub named_to: &'a mut Step,
     pub checkpoints: &'a mut Vec<Checkpoint>,
+    pub halt: &'a mut Option<Step>,
     pub pending: &'a mut BTreeMap<Step, PendingRecord>,
     pub unsaved: &'a mut Option<Unsaved>,
     pub leftovers: &'a mut BTreeSet<Step>,
@@ -93,8 +92,8 @@ impl Section for Checkpoints {
     type Fields<'a> = CheckpointFields<'a>;
 
     fn fields(record: &mut JobRecord) -> CheckpointFields<'_> {
-        let JobRecord { named_to, checkpoints, pending, unsaved, leftovers, .. } = record;
-        CheckpointFields { named_to, checkpoints, pending, unsaved, leftovers }
+        let JobRecord { named_to, checkpoints, halt, pending, unsaved, leftovers, .. } = record;
+        CheckpointFields { named_to, checkpoints, halt, pending, unsaved, leftovers }
     }
 }
 
@@ -129,19 +128,19 @@ impl Checkpoints {
     pub fn restore(record: &JobRecord) -> Checkpoints {
         Checkpoints {
             pending: record.pending.keys().map(|step| (*step, Pending::default())).collect(),
-            halt: record.pending.iter().find(|(_, p)| p.halts).map(|(step, _)| *step),
             ..Checkpoints::default()
         }
     }
 
-    /// Steps are not made any more in this epoch.
-    pub fn halts(&self) -> bool {
-        self.halt.is_some()
-    }
-
-    /// No step is made beyond this one.
-    pub fn halt(&self) -> Option<Step> {
-        self.halt
+    /// After a restart of the coordinator: workers halt at a step that could not be saved, and was not named again yet.
+    pub fn go_on_halting(&mut self, cx: &mut Cx<'_, '_>) {
+        let is_missing = |step: &Step| {
+            !cx.record.pending.contains_key(step) && cx.record.last_checkpoint().is_none_or(|c| c.step != *step)
+        };
+        if cx.record.halt.as_ref().is_some_and(is_missing) {
+            let at = cx.now() + cx.limits().heartbeat_interval;
+            cx.deadlines().set(Deadline::HaltAgain, at);
+        }
     }
 
     /// Rank 0 still removes checkpoints that are no longer kept: a job that ended now would stop it in the middle.
@@ -214,7 +213,7 @@ impl Checkpoints {
             self.name(cx, total, Why::Final);
         }
         self.name_multiples(cx, committed, at_start);
-        if self.halts() || leaving.is_some_and(|leaving| self.halt_for(cx, at_start, leaving)) {
+        if cx.record.halt.is_some() || leaving.is_some_and(|leaving| self.halt_for(cx, at_start, leaving)) {
             return;
         }
         self.name_wanted(cx, committed, margin);
@@ -269,7 +268,7 @@ impl Checkpoints {
     }
 
     fn name(&mut self, cx: &mut Cx<'_, '_>, step: Step, why: Why) {
-        let halts = self.halt == Some(step);
+        let halts = cx.record.halt == Some(step);
         cx.edit().pending.insert(step, PendingRecord { why, publishing: false, halts });
         // If all have healed to this very step, no commit will come that begins the wait.
         if step <= cx.committed() {
@@ -292,7 +291,7 @@ impl Checkpoints {
             // The last step is saved in any case.
             return false;
         }
-        self.halt = Some(step);
+        *cx.edit().halt = Some(step);
         self.name_halt(cx, step, leaving);
         true
     }
@@ -488,7 +487,8 @@ impl Checkpoints {
         if pending.why == Why::Time || pending.why == Why::Request {
             self.wanted = Some(pending.why);
         }
-        if self.halt.take_if(|halt| *halt == step).is_some() {
+        if cx.record.halt == Some(step) {
+            *cx.edit().halt = None;
             cx.deadlines().clear(&Deadline::HaltAgain);
         }
         let text = format!(
@@ -514,7 +514,7 @@ impl Checkpoints {
             cx.event("checkpoint.failed", text);
         }
         self.arm_interval(cx, false);
-        if self.halt == Some(step) {
+        if cx.record.halt == Some(step) {
             let at = cx.now() + cx.limits().heartbeat_interval;
             cx.deadlines().set(Deadline::HaltAgain, at);
         }
@@ -575,9 +575,9 @@ impl Checkpoints {
         let first =
             named.iter().find(|(_, p)| p.why == Why::Steps).map(|(step, _)| step.previous().unwrap_or_default());
         *fields.named_to = first.unwrap_or(*fields.named_to).min(*fields.named_to);
+        *fields.halt = None;
         self.pending.clear();
         self.silent.clear();
-        self.halt = None;
         // What it orders does not touch the files of the next epoch (T-1).
         self.removing.clear();
         let ends = |d: &Deadline| {
@@ -617,7 +617,7 @@ impl Checkpoints {
     /// The step that all halt at is named again.
     pub fn halt_again(&mut self, cx: &mut Cx<'_, '_>, leaving: &str) {
         cx.deadlines().clear(&Deadline::HaltAgain);
-        if let Some(step) = self.halt {
+        if let Some(step) = cx.record.halt {
             self.name_halt(cx, step, leaving);
         }
     }

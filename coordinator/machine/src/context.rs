@@ -22,6 +22,8 @@ pub(crate) struct Outbox {
     pub records: Vec<Record>,
     /// By job and number.
     pub dirty_incidents: BTreeSet<(JobId, u64)>,
+    /// By job and page.
+    pub dirty_validations: BTreeSet<(JobId, u64)>,
     pub changed: BTreeSet<JobId>,
     /// Workers or jobs came or went: look whether a place can be filled.
     pub unsettled: bool,

@@ -233,6 +233,12 @@ impl<S: Section> JobContext<'_, '_, S> {
         self.cx.out.dirty_incidents.insert((job, number));
     }
 
+    /// A page of the job's validations is to be stored, or dropped where it is not there any more.
+    pub fn store_validations(&mut self, page: u64) {
+        let job = self.core.record.id.clone();
+        self.cx.out.dirty_validations.insert((job, page));
+    }
+
     /// The worker has to show again that it can fill a place.
     pub fn forget_proof(&mut self, worker: &str) {
         self.cx.pool.forget_proof(worker);

@@ -42,6 +42,7 @@
 //!                                                                scheduler                which job gets workers next
 //!     checkpoints, unsaved         saving the state              recovery, hang, straggler, progress, facts
 //!     incidents                    what failures cost                                      pure functions and accounts
+//!     validations                  what they found, in pages
 //!     activity                     who hangs                     job_context, context      what a decision may look at and do
 //!     reach, fitness, readers      who is to blame (T-11)
 //!     moves, replacement           places that are moved, or wait for somebody
@@ -87,6 +88,7 @@ mod replacement;
 pub mod scheduler;
 pub mod straggler;
 mod unsaved;
+mod validations;
 
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,11 @@
 //! What a coordinator keeps: everything that a decision depends on, and nothing that workers tell again.
 //!
 //! A record is replaced as a whole; the records that one input changes are stored in one transaction, before anything that the
-//! input leads to is sent (see [`super`]). Heartbeats and step records are not here: the former are of the moment, the latter
-//! are in the job's `curve.csv`.
+//! input leads to is sent (see [`super`]). What grows with the age of a job is in records of its own: incidents, pages of validations.
+//! Heartbeats and step records are not here: the former are of the moment, the latter are in the job's `curve.csv`.
+
+mod incident;
+mod validation;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -17,6 +20,9 @@ use toroid_torus::resplit::Origin;
 use super::access::{Binding, Token};
 use super::clock::{Moment, Stopwatch};
 
+pub use self::incident::{Incident, Rung, SeenBy};
+pub use self::validation::{Validation, ValidationPage};
+
 /// Version of the records. A store of another version is refused.
 pub const FORMAT: u32 = 3;
 
@@ -26,12 +32,19 @@ pub const MAX_EVENTS: usize = 100;
 /// Incidents kept of each job.
 pub const MAX_INCIDENTS: u64 = 1000;
 
+/// Validations in one record.
+pub const VALIDATIONS_PER_PAGE: usize = 64;
+
+/// Pages of validations kept of each job, 16,384 in all.
+pub const MAX_VALIDATION_PAGES: usize = 256;
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Record {
     Meta(Meta),
     Job(Box<JobRecord>),
     Incident(Box<Incident>),
+    Validations(Box<ValidationPage>),
     Token(Box<Token>),
     Binding(Binding),
 }
@@ -44,9 +57,14 @@ impl Record {
             Record::Job(job) => format!("job/{}", job.id),
             // A ring: the newest ones replace the oldest.
             Record::Incident(i) => format!("incident/{}/{}", i.job, i.number % MAX_INCIDENTS),
+            Record::Validations(page) => Record::validations_key(&page.job, page.number),
             Record::Token(token) => Record::token_key(&token.id),
             Record::Binding(binding) => Record::binding_key(&binding.worker),
         }
+    }
+
+    pub fn validations_key(job: &JobId, page: u64) -> String {
+        format!("validations/{job}/{page}")
     }
 
     pub fn token_key(id: &str) -> String {
@@ -220,6 +238,9 @@ pub struct JobRecord {
     pub lost_steps: u64,
     /// Published ones, ascending by step.
     pub checkpoints: Vec<Checkpoint>,
+    /// No step is made beyond this one in this epoch, whose state is to be saved before workers go. It stays so while the saving fails and is tried again.
+    #[serde(default)]
+    pub halt: Option<Step>,
     /// Steps that were named to the workers in this epoch and whose checkpoint is not published yet.
     pub pending: BTreeMap<Step, PendingRecord>,
     /// Published ones that could not be read, by step: the job does not go on from them (T-11). Forgotten once it goes on from another.
@@ -248,7 +269,9 @@ pub struct JobRecord {
     pub unsaved: Option<Unsaved>,
     /// Steps of which some shards may lie about without a recorded manifest; removed with the next publishing.
     pub leftovers: BTreeSet<Step>,
-    pub validations: Vec<Validation>,
+    /// Of a store of an earlier version, which had them all here: they are pages of their own once the job is restored.
+    #[serde(default, rename = "validations", skip_serializing_if = "Vec::is_empty")]
+    pub earlier_validations: Vec<Validation>,
     pub submitted_unix_ms: i64,
     /// First told to train; 0 before.
     pub started_unix_ms: i64,
@@ -428,140 +451,6 @@ pub struct Deaths {
     pub at_step: Step,
 }
 
-/// How a failure, or a move that was asked for, came to be known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SeenBy {
-    /// The worker's control stream ended.
-    StreamClosed,
-    /// It said nothing for the failure timeout.
-    Silence,
-    /// It registered and did not know its place.
-    Registration,
-    /// It did not come back after a restart of the coordinator.
-    CoordinatorRestart,
-    /// Another lost the link to it.
-    PeerReport,
-    /// It said so itself.
-    WorkerReport,
-    /// Two copies of a shard differ.
-    Digests,
-    /// Others wait for it and it does not get on.
-    WaitsFor,
-    /// What the workers prepared does not fit.
-    Prepared,
-    /// A user asked, or the worker was told to end.
-    Drain,
-    /// The worker was told to end, and could not wait for another to take its place.
-    Left,
-    /// Workers are there for another replica.
-    Capacity,
-    /// A job of a higher priority is to have them.
-    Priority,
-}
-
-impl SeenBy {
-    pub fn name(self) -> &'static str {
-        match self {
-            SeenBy::StreamClosed => "stream closed",
-            SeenBy::Silence => "silence",
-            SeenBy::Registration => "registration",
-            SeenBy::CoordinatorRestart => "coordinator's restart",
-            SeenBy::PeerReport => "peer's report",
-            SeenBy::WorkerReport => "worker's report",
-            SeenBy::Digests => "digests",
-            SeenBy::WaitsFor => "waits-for edges",
-            SeenBy::Prepared => "preparation",
-            SeenBy::Drain => "drain",
-            SeenBy::Left => "worker's end",
-            SeenBy::Capacity => "capacity",
-            SeenBy::Priority => "priority",
-        }
-    }
-}
-
-/// What was done about an incident.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Rung {
-    /// Other workers took the places.
-    Spare,
-    /// The lost worker's host had it back, and nobody else was there.
-    Restart,
-    /// Nobody had to be replaced: all began the next epoch with their state.
-    Reconnect,
-    /// Nobody was there for the place: the others go on as fewer replicas, with the same samples in every step.
-    Shrink,
-    /// Workers came back: there are more replicas again.
-    Grow,
-    /// There is nobody for the place yet.
-    Wait,
-    /// All went back to the newest checkpoint.
-    Restore,
-    /// The place was moved on request.
-    Drain,
-}
-
-impl Rung {
-    pub fn name(self) -> &'static str {
-        match self {
-            Rung::Spare => "spare",
-            Rung::Restart => "restart",
-            Rung::Reconnect => "reconnect",
-            Rung::Shrink => "shrink",
-            Rung::Grow => "grow",
-            Rung::Wait => "wait",
-            Rung::Restore => "restore",
-            Rung::Drain => "drain",
-        }
-    }
-}
-
-/// From a failure to the next step that all commit; failures on the way belong to it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Incident {
-    pub job: JobId,
-    /// From 1 within the job.
-    pub number: u64,
-    pub unix_ms: i64,
-    pub cause: String,
-    pub seen_by: SeenBy,
-    pub ranks: BTreeSet<Rank>,
-    pub workers: BTreeSet<WorkerId>,
-    pub rung: Rung,
-    /// Why this rung, in words.
-    pub reason: String,
-    /// Committed when it was seen.
-    pub step: Step,
-    /// The step that all went on from.
-    pub resumed_step: Step,
-    pub steps_lost: u64,
-    /// That ended it.
-    pub epoch: Epoch,
-    /// Last sign of life to seen.
-    pub detect_s: f64,
-    /// To the new epoch on its way; waiting for a worker counts here.
-    pub fence_s: f64,
-    /// To the last report.
-    pub decide_s: f64,
-    /// To the first commit, less a step's time.
-    pub heal_s: f64,
-    /// Making again the step in flight, and after a restore all that were lost.
-    pub redo_s: f64,
-    pub resolved: bool,
-    /// What lasts is accounted for up to here.
-    #[serde(default)]
-    pub since: Option<Moment>,
-}
-
-impl Incident {
-    /// From its being seen on.
-    pub fn total_s(&self) -> f64 {
-        self.fence_s + self.decide_s + self.heal_s + self.redo_s
-    }
-}
-
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Checkpoint {
@@ -663,17 +552,6 @@ pub enum Why {
     Leaving,
     /// The last step of the job.
     Final,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Validation {
-    pub step: Step,
-    pub epoch: Epoch,
-    /// Nats per token.
-    pub ce: f64,
-    pub bits_per_byte: f64,
-    pub tokens: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,11 +9,12 @@ use rustix::process::Signal;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use toroid_coordinator::store::Store as _;
 use toroid_coordinator::store::etcd::{Candidate, EtcdConfig, Sight};
 use toroid_testkit::{Etcd, within};
 
-use super::{TTL, admin, candidate, has, lead_with, meta, put, take_lease_away};
+use super::{TTL, admin, candidate, has, lead_with, meta, put, renewed_beyond, take_lease_away};
 
 /// Between a client and a member: its connections can be cut.
 struct Wire {
@@ -59,15 +60,17 @@ async fn connections_that_break_end_neither_a_leadership_nor_a_standbys_watch() 
     let standby = config.clone();
     let campaign = tokio::spawn(async move { candidate(standby, "b").campaign(&sight).await.tenure().term() });
     within("the standby to see the leader", seen.wait_for(|sight| sight.leader.is_some())).await?;
-    // For longer than a lease lasts that nobody renews.
-    for secret in 0..8 {
+    // For longer than a lease lasts that nobody renews; after each cut it is.
+    let (tenure, end) = (store.tenure(), Instant::now() + TTL * 2);
+    let mut num_writes = 0;
+    while tenure.over_at(end).is_some() {
+        num_writes += 1;
         wire.cut();
-        store.commit(&put(vec![meta(secret, 1)])).await?;
+        store.commit(&put(vec![meta(num_writes, 1)])).await?;
         wire.cut();
-        tokio::time::sleep(TTL / 4).await;
+        renewed_beyond(&tenure, Instant::now() + TTL * 7 / 8).await?;
     }
-    ensure!(store.tenure().over().is_none(), "{:?}", store.tenure().over());
-    has(&mut store, &[meta(7, 1)], "the last write").await?;
+    has(&mut store, &[meta(num_writes, 1)], "the last write").await?;
     wire.cut();
     take_lease_away(&mut admin(&etcd).await?).await?;
     let term = within("the standby to lead", campaign).await?;

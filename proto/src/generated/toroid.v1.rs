@@ -954,6 +954,7 @@ pub struct Job {
     pub spares_aside: u32,
     #[prost(message, repeated, tag = "18")]
     pub checkpoints: ::prost::alloc::vec::Vec<CheckpointInfo>,
+    /// the newest 16,384, ascending by step
     #[prost(message, repeated, tag = "19")]
     pub validations: ::prost::alloc::vec::Vec<Validation>,
     #[prost(message, repeated, tag = "20")]

@@ -272,7 +272,7 @@ impl Job {
             let record = self.core.record.edit(cx.out);
             record.named_to = record.named_to.max(step);
             record.start_step = if record.restore_step > Step::ZERO { record.start_step } else { step };
-            record.validations.retain(|v| v.step <= step);
+            self.validations.cut(&mut self.core.context(cx), step);
             self.forget_unusable(cx);
             let reason = "all workers are prepared: they connect and compute the first step";
             return self.start(cx, step, None, reason);

@@ -37,10 +37,11 @@ use crate::moves::Moves;
 use crate::progress::{Progress, StepSummary};
 use crate::reach::Reach;
 use crate::readers::Readers;
-use crate::record::{Incident, JobRecord, SeenBy, State};
+use crate::record::{Incident, JobRecord, Record, SeenBy, State, ValidationPage};
 use crate::replacement::ReplacementWait;
 use crate::scheduler::Wait;
 use crate::straggler::Stragglers;
+use crate::validations::Validations;
 use proto::coordinator_message::Body;
 use toroid_proto as proto;
 use toroid_torus::ids::{Epoch, JobId, Rank, Step, WorkerId};
@@ -56,6 +57,7 @@ pub(crate) struct Job {
     core: Core,
     checkpoints: Checkpoints,
     incidents: Incidents,
+    validations: Validations,
     fitness: Fitness,
     reach: Reach,
     activities: Activities,
@@ -67,8 +69,17 @@ pub(crate) struct Job {
     waits: Option<Wait>,
 }
 
+/// A job as it is kept.
+pub(crate) struct Stored {
+    pub record: JobRecord,
+    pub incidents: Vec<Incident>,
+    pub validations: Vec<ValidationPage>,
+    /// Of its curve.
+    pub steps: Vec<StepSummary>,
+}
+
 impl Job {
-    fn new(record: JobRecord, incidents: Incidents, progress: Progress) -> Job {
+    fn new(record: JobRecord, incidents: Incidents, validations: Validations, progress: Progress) -> Job {
         let core = Core {
             record: Kept::new(record),
             epoch: EpochState::default(),
@@ -79,6 +90,7 @@ impl Job {
             core,
             checkpoints: Checkpoints::default(),
             incidents,
+            validations,
             fitness: Fitness::default(),
             reach: Reach::default(),
             activities: Activities::default(),
@@ -120,6 +132,7 @@ impl Job {
             lost_s: 0.0,
             lost_steps: 0,
             checkpoints: Vec::new(),
+            halt: None,
             pending: BTreeMap::new(),
             unusable: BTreeMap::new(),
             hold: None,
@@ -130,7 +143,7 @@ impl Job {
             yields: None,
             unsaved: None,
             leftovers: BTreeSet::new(),
-            validations: Vec::new(),
+            earlier_validations: Vec::new(),
             submitted_unix_ms: cx.now.unix_ms,
             started_unix_ms: 0,
             trained: None,
@@ -139,7 +152,7 @@ impl Job {
             num_events: 0,
             spec,
         };
-        let mut job = Job::new(record, Incidents::default(), Progress::default());
+        let mut job = Job::new(record, Incidents::default(), Validations::default(), Progress::default());
         let text = format!("{} steps on {}", job.core.record.spec.steps, job.core.record.spec.shape);
         job.core.event(cx, "job.submitted", text);
         for note in job.core.record.spec.notes() {
@@ -149,12 +162,8 @@ impl Job {
     }
 
     /// A job as the store has it, after a restart. Workers that say they go on with their places are believed (T-9).
-    pub fn restore(
-        mut record: JobRecord,
-        incidents: Vec<Incident>,
-        steps: Vec<StepSummary>,
-        cx: &mut Context<'_>,
-    ) -> Job {
+    pub fn restore(stored: Stored, cx: &mut Context<'_>) -> Job {
+        let Stored { mut record, incidents, validations, steps } = stored;
         if record.owner.is_none() {
             record.owner = Some(record.derived_owner(cx.secret));
             record.begun_without_owner = record.epoch > Epoch::NONE;
@@ -163,9 +172,16 @@ impl Job {
         // Records of an older version do not have it.
         if record.state.is_placed() {
             record.named_to = record.named_to.max(record.last_checkpoint().map_or(Step::ZERO, |c| c.step));
+            record.halt = record.halt.or(record.pending.iter().find(|(_, p)| p.halts).map(|(step, _)| *step));
         }
         let incidents = Incidents::restore(incidents, cx.now);
-        let mut job = Job::new(record, incidents, Progress::new(steps));
+        let earlier = std::mem::take(&mut record.earlier_validations);
+        if !earlier.is_empty() {
+            cx.out.dirty.insert(record.id.clone());
+        }
+        let (validations, otherwise) = Validations::restore(validations, earlier);
+        cx.out.dirty_validations.extend(otherwise.into_iter().map(|page| (record.id.clone(), page)));
+        let mut job = Job::new(record, incidents, validations, Progress::new(steps));
         if job.core.record.state.is_placed() {
             job.go_on_after_restart(cx);
         } else if job.core.record.state == State::Queued && job.core.record.waited.is_none() {
@@ -196,6 +212,7 @@ impl Job {
         if is_started {
             self.checkpoints = Checkpoints::restore(record);
             self.checkpoints.arm_interval(&mut self.core.context(cx), false);
+            self.checkpoints.go_on_halting(&mut self.core.context(cx));
         } else if num_awaited == world {
             // Who was prepared is not known any more; beginning again costs only the preparation. Survivors keep their state.
             epoch.begin_again("the coordinator was restarted before all were prepared".into());
@@ -210,9 +227,12 @@ impl Job {
         &self.core.record
     }
 
-    /// Of a job that is not kept any longer.
-    pub fn into_parts(self) -> (JobRecord, Incidents) {
-        (self.core.record.into_record(), self.incidents)
+    /// The keys of all its records: it is not kept any longer.
+    pub fn into_keys(self) -> impl Iterator<Item = String> {
+        let record = self.core.record.into_record();
+        let pages: Vec<String> = self.validations.pages().map(|n| Record::validations_key(&record.id, n)).collect();
+        let incidents = self.incidents.into_all().map(|i| Record::Incident(Box::new(i)).key());
+        incidents.chain(pages).chain([Record::Job(Box::new(record)).key()])
     }
 
     pub fn core(&self) -> &Core {
@@ -221,6 +241,10 @@ impl Job {
 
     pub fn incidents(&self) -> &Incidents {
         &self.incidents
+    }
+
+    pub fn validations(&self) -> &Validations {
+        &self.validations
     }
 
     pub fn stragglers(&self) -> &Stragglers {
@@ -396,7 +420,7 @@ impl Job {
     /// Whether a deadline counts at the moment.
     fn counts(&self, deadline: &Deadline) -> bool {
         match deadline {
-            Deadline::Hang => Activities::counts(&self.core, self.checkpoints.halt()),
+            Deadline::Hang => Activities::counts(&self.core, self.core.record.halt),
             Deadline::CheckpointInterval
             | Deadline::HaltAgain
             | Deadline::LastStepAgain

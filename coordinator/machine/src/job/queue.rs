@@ -144,7 +144,7 @@ impl Job {
     pub fn need_not_yield(&mut self, cx: &mut Context<'_>, is_wanted: impl Fn(&WorkerId) -> bool) {
         let record = &self.core.record;
         let is_asked = record.is_held || record.places.iter().flatten().any(is_wanted);
-        if record.yields.is_none() || is_asked || self.checkpoints.halts() {
+        if record.yields.is_none() || is_asked || record.halt.is_some() {
             return;
         }
         self.core.record.edit(cx.out).yields = None;

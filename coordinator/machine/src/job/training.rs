@@ -223,18 +223,13 @@ impl Job {
         if !self.core.epoch.is_started() || step > self.core.total() {
             return;
         }
-        // A new rank 0 says again what the lost one may not have said.
-        let is_same = |old: &Validation| (old.step, old.ce, old.tokens) == (step, v.ce, v.tokens);
-        if self.core.record.validations.iter().any(is_same) {
+        let (epoch, ce, bits_per_byte, tokens) = (self.core.record.epoch, v.ce, v.bits_per_byte, v.tokens);
+        let found = Validation { step, epoch, ce, bits_per_byte, tokens };
+        if self.validations.has(&found) {
             return;
         }
-        let text = format!("step {}: {:.4} nats a token, {:.4} bits a byte", v.step, v.ce, v.bits_per_byte);
-        let record = self.core.record.edit(cx.out);
-        let (epoch, validations) = (record.epoch, &mut record.validations);
-        validations.retain(|old| old.step != step);
-        let at = validations.partition_point(|old| old.step < step);
-        let (ce, bits_per_byte, tokens) = (v.ce, v.bits_per_byte, v.tokens);
-        validations.insert(at, Validation { step, epoch, ce, bits_per_byte, tokens });
+        let text = format!("step {step}: {ce:.4} nats a token, {bits_per_byte:.4} bits a byte");
+        self.validations.add(&mut self.core.context(cx), found);
         self.runs(cx);
         self.core.event(cx, "validation", text);
     }

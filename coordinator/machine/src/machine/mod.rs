@@ -21,11 +21,11 @@ use crate::api::{Change, Input, Output, RequestError, RequestId, RestoreError};
 use crate::clock::Now;
 use crate::config::Config;
 use crate::context::{Context, Outbox};
-use crate::job::Job;
+use crate::job::{Job, Stored};
 use crate::limits::Limits;
 use crate::pool::Pool;
 use crate::progress::StepSummary;
-use crate::record::{FORMAT, Incident, JobRecord, Meta, Record, SeenBy};
+use crate::record::{FORMAT, Incident, JobRecord, Meta, Record, SeenBy, ValidationPage};
 
 #[derive(Debug)]
 pub struct Machine {
@@ -55,6 +55,7 @@ impl Machine {
         let (mut meta, mut tokens, mut bindings) = (None, Vec::new(), Vec::new());
         let mut jobs: Vec<JobRecord> = Vec::new();
         let mut incidents: BTreeMap<JobId, Vec<Incident>> = BTreeMap::new();
+        let mut validations: BTreeMap<JobId, Vec<ValidationPage>> = BTreeMap::new();
         for record in records {
             match record {
                 Record::Meta(found) if found.format != FORMAT => {
@@ -63,6 +64,7 @@ impl Machine {
                 Record::Meta(found) => meta = Some(found),
                 Record::Job(job) => jobs.push(*job),
                 Record::Incident(incident) => incidents.entry(incident.job.clone()).or_default().push(*incident),
+                Record::Validations(page) => validations.entry(page.job.clone()).or_default().push(*page),
                 Record::Token(token) => tokens.push(*token),
                 Record::Binding(binding) => bindings.push(binding),
             }
@@ -90,9 +92,14 @@ impl Machine {
         };
         for record in jobs {
             let id = record.id.clone();
-            let steps = curves.remove(&id).unwrap_or_default();
+            let kept = Stored {
+                record,
+                incidents: incidents.remove(&id).unwrap_or_default(),
+                validations: validations.remove(&id).unwrap_or_default(),
+                steps: curves.remove(&id).unwrap_or_default(),
+            };
             let (_, mut context) = machine.split(now);
-            let job = Job::restore(record, incidents.remove(&id).unwrap_or_default(), steps, &mut context);
+            let job = Job::restore(kept, &mut context);
             machine.jobs.insert(id, job);
         }
         let outputs = machine.settle(now);
@@ -241,6 +248,12 @@ impl Machine {
         let incident = |(job, number): &(JobId, u64)| self.jobs[job].incidents().stored(*number, now);
         let incidents = out.dirty_incidents.iter().filter_map(incident);
         records.extend(incidents.map(|i| Record::Incident(Box::new(i))));
+        for (job, number) in &out.dirty_validations {
+            match self.jobs[job].validations().stored(job, *number) {
+                Some(page) => records.push(Record::Validations(Box::new(page))),
+                None => out.removed.push(Record::validations_key(job, *number)),
+            }
+        }
         records.append(&mut out.records);
         let change = Change { put: records, remove: out.removed };
         let persist = (!change.is_empty()).then_some(Output::Persist(change));

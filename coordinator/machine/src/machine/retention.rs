@@ -10,7 +10,7 @@ use crate::api::{Input, Output, Reply, RequestId};
 use crate::clock::Now;
 use crate::config::Retention;
 use crate::folders::folder;
-use crate::record::{Record, State};
+use crate::record::State;
 
 impl Machine {
     /// A user asked. A job that has not ended is to be cancelled first.
@@ -54,12 +54,11 @@ impl Machine {
     fn forget(&mut self, id: &str, reason: &str) {
         let Some(job) = self.jobs.remove(id) else { return };
         let folder = folder(job.record(), &self.config.jobs_dir);
-        let (record, incidents) = job.into_parts();
-        let incidents = incidents.into_all().map(|i| Record::Incident(Box::new(i)).key());
         let reason = format!("{reason}; {folder} stays");
-        self.out.removed.extend(incidents.chain([Record::Job(Box::new(record)).key()]));
+        self.out.removed.extend(job.into_keys());
         self.out.dirty.remove(id);
         self.out.dirty_incidents.retain(|(job, _)| job != id);
+        self.out.dirty_validations.retain(|(job, _)| job != id);
         self.out.effects.push(Output::Forget { job: id.into(), reason });
     }
 

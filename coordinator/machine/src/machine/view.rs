@@ -24,9 +24,8 @@ impl Machine {
 
     /// Of a job, ascending; none of one that there is not.
     pub fn validations_from(&self, id: &str, step: Step) -> Vec<proto::Validation> {
-        let validations = self.jobs.get(id).map_or(&[][..], |job| &job.record().validations);
-        let first = validations.partition_point(|v| v.step < step);
-        validations[first..].iter().map(validation).collect()
+        let job = self.jobs.get(id);
+        job.into_iter().flat_map(|job| job.validations().starting_at(step)).map(validation).collect()
     }
 
     pub fn view_workers(&self, now: Now) -> Vec<proto::WorkerInfo> {
@@ -129,7 +128,7 @@ impl Machine {
             spares: self.pool.spares().count() as u32,
             spares_aside: self.pool.iter().filter(|w| is_left_out(self.pool.standing(w))).count() as u32,
             checkpoints: record.checkpoints.iter().map(checkpoint).collect(),
-            validations: record.validations.iter().map(validation).collect(),
+            validations: job.validations().all().map(validation).collect(),
             curve: Vec::new(),
             submitted_unix_ms: record.submitted_unix_ms,
             started_unix_ms: record.started_unix_ms,

@@ -136,6 +136,25 @@ fn a_step_that_could_not_be_saved_is_tried_again() {
     check_goes_on(&mut world, &job, 2);
 }
 
+/// Found by the simulation (seed 1899): the next coordinator did not know that the workers halt, and nobody told them to go on.
+#[test]
+fn a_step_that_could_not_be_saved_is_tried_again_after_a_restart_of_the_coordinator() {
+    let (mut world, job) = running(2, "");
+    world.worker("b").write_error = Some("disk full".into());
+    leave(&mut world, &["a", "b"]);
+    world.train(&job, 3);
+    assert!(world.has_event(&job, "checkpoint.failed", "step 5"), "{:?}", world.record(&job).events);
+    let record = world.record(&job);
+    assert!(record.pending.keys().all(|step| step.get() != 5) && record.halt.is_some_and(|step| step.get() == 5));
+    world.worker("b").write_error = None;
+    world.restart(|_| true);
+    world.settle();
+    world.pass(Duration::from_secs(2));
+    let saved = world.record(&job).last_checkpoint().map(|c| c.step.get());
+    assert_eq!((saved, world.curves[&job].len()), (Some(5), 5), "they halt where they were told to");
+    check_goes_on(&mut world, &job, 2);
+}
+
 #[test]
 fn it_goes_on_after_a_restart_of_the_coordinator() {
     for come_first in [false, true] {

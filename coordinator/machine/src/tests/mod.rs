@@ -16,5 +16,6 @@ mod resize;
 mod restart;
 mod restore;
 mod scheduler;
+mod validations;
 mod worker;
 mod world;

@@ -25,7 +25,7 @@ use toroid_torus::resplit::num_lost;
 
 use super::worker::{Disk, Work, Worker, loss_of};
 use crate::clock::Boot;
-use crate::record::{Event, Incident, JobRecord, Record, Rung, State};
+use crate::record::{Event, Incident, JobRecord, Record, Rung, State, VALIDATIONS_PER_PAGE};
 use crate::{
     Config, Input, Limits, Machine, Now, Output, Policy, Reply, RequestError, RequestId, Retention, StepSummary,
     StreamId, Submission, missing_record,
@@ -504,6 +504,11 @@ impl World {
         }
         if let Record::Incident(incident) = &record {
             self.check_incident(incident);
+        }
+        if let Record::Validations(page) = &record {
+            let len = page.validations.len();
+            assert!(page.validations.is_sorted_by(|a, b| a.step < b.step), "{page:?}");
+            assert!((1..=VALIDATIONS_PER_PAGE).contains(&len), "page {} has {len}", page.number);
         }
         self.store.insert(record.key(), record);
     }

@@ -1,0 +1,41 @@
+//! What is kept of validations: pages of a job's list, see [`crate::validations`].
+
+use serde::{Deserialize, Deserializer, Serialize};
+use toroid_torus::ids::{Epoch, JobId, Step};
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Validation {
+    pub step: Step,
+    pub epoch: Epoch,
+    /// Nats per token; not a number where a loss was not finite.
+    #[serde(deserialize_with = "or_no_number")]
+    pub ce: f64,
+    /// The same.
+    #[serde(deserialize_with = "or_no_number")]
+    pub bits_per_byte: f64,
+    pub tokens: u64,
+}
+
+impl Validation {
+    /// Of the same step the same was found, in whatever epoch it was said.
+    pub fn says_the_same(&self, other: &Validation) -> bool {
+        let is_same = |a: f64, b: f64| a == b || !a.is_finite() && !b.is_finite();
+        self.step == other.step && is_same(self.ce, other.ce) && self.tokens == other.tokens
+    }
+}
+
+/// Validations of a job that follow each other, ascending by step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValidationPage {
+    pub job: JobId,
+    /// From 0 within the job.
+    pub number: u64,
+    pub validations: Vec<Validation>,
+}
+
+/// JSON has finite numbers only: others are `null` in it.
+fn or_no_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Option::<f64>::deserialize(deserializer).map(|value| value.unwrap_or(f64::NAN))
+}
