@@ -6,7 +6,8 @@
 # make soak    a million simulated clusters (SEEDS=...: more; takes hours), then soak-control-plane and soak-chaos
 # make soak-chaos  hundreds of kills at four shapes, pairs of workers together with the coordinator, and workers that are stopped, each
 #              compared to the bit with an undisturbed run; some minutes each on two cores (KILLS=20: one), PRESET=tiny: a larger model
-# make soak-control-plane  50 coordinators that lead are killed, 10 leaders of etcd, and 20 together with a worker
+# make soak-control-plane  50 coordinators that lead are killed, 10 leaders of etcd, and 20 together with a worker; a thousand jobs queue
+#              and run on eight workers
 # make check   the part of it that needs no running; writes no source file
 # make fix     format, apply what clippy knows how to fix, and generate the code of the .proto files anew
 # make bench   speed and memory of training steps, and how long a death holds a job up
@@ -64,6 +65,7 @@ soak:
 soak-control-plane:
 	TOROID_KILLS=50 cargo test --release --test control_plane -- --nocapture
 	TOROID_STORE_KILLS=500 cargo test --release -p toroid-coordinator --test store crashes -- --nocapture
+	TOROID_POOL_JOBS=1000 cargo test --release --test system pool::many_small_jobs -- --nocapture
 
 soak-chaos:
 	cargo build --release --bin toroid

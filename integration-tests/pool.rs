@@ -83,7 +83,16 @@ fn users_hold_release_cordon_and_resume() -> Result<()> {
     Ok(())
 }
 
-/// One after another and side by side. What the coordinator holds of a job that has ended is bounded, and no file stays open for it.
+/// What the coordinator keeps in memory of a job that is listed, at most, besides what it has without any.
+const KIB_PER_JOB: u64 = 128;
+const KIB_BESIDES: u64 = 64 << 10;
+/// What a worker has more after many jobs than after its first.
+const WORKER_KIB: u64 = 32 << 10;
+/// Files and sockets that a process may have more: a connection that is not closed yet.
+const FILES: usize = 8;
+
+/// One after another and side by side. What the coordinator holds of a job is bounded (docs/queue.md), a worker holds nothing of one that has
+/// ended, and no file stays open.
 #[test]
 fn many_small_jobs_run_on_eight_workers() -> Result<()> {
     let num_jobs = match std::env::var("TOROID_POOL_JOBS") {
@@ -93,6 +102,7 @@ fn many_small_jobs_run_on_eight_workers() -> Result<()> {
     let cluster = Cluster::start(TOROID, 8, 1)?;
     cluster.wait_for_workers("all of them", |workers| workers.len() == 8)?;
     let before = cluster.coordinator_usage()?;
+    let workers_before = cluster.workers_usage()?;
     let file = |n: u64| {
         let ways = [(1, 1, 1), (1, 1, 2), (1, 1, 1), (1, 1, 4)][n as usize % 4];
         short_job(ways, 2, &format!("priority = {}\n", n % 3))
@@ -106,10 +116,18 @@ fn many_small_jobs_run_on_eight_workers() -> Result<()> {
         ensure!(job.lost_steps == 0 && job.curve.len() == 2, "{job:#?}");
     }
     let after = cluster.coordinator_usage()?;
-    println!("{num_jobs} jobs: coordinator before {before:?}, with all of them queued {waiting:?}, after {after:?}");
-    ensure!(after.num_files <= before.num_files + 8, "files stay open: {before:?}, {after:?}");
-    // A record, its events, a summary of its steps: some tens of KiB for each job.
-    let grown_kib = after.resident_kib.saturating_sub(before.resident_kib);
-    ensure!(grown_kib <= (64 << 10) + num_jobs * 128, "{grown_kib} KiB for {num_jobs} jobs: {before:?}, {after:?}");
+    println!("{num_jobs} jobs: coordinator before {before:?}, with all of them submitted {waiting:?}, after {after:?}");
+    ensure!(after.num_files <= before.num_files + FILES, "files stay open: {before:?}, {after:?}");
+    // A record, its events, a summary of its steps.
+    let grown_kib = after.peak_kib.saturating_sub(before.peak_kib);
+    let limit_kib = KIB_BESIDES + num_jobs * KIB_PER_JOB;
+    ensure!(grown_kib <= limit_kib, "{grown_kib} KiB for {num_jobs} jobs: {before:?}, {after:?}");
+    for (worker, after) in cluster.workers_usage()? {
+        let before = workers_before.get(&worker).with_context(|| format!("{worker} was there before"))?;
+        println!("{worker} before {before:?}, after {after:?}");
+        ensure!(after.num_files <= before.num_files + FILES, "{worker} keeps files open: {before:?}, {after:?}");
+        let grown_kib = after.peak_kib.saturating_sub(before.peak_kib);
+        ensure!(grown_kib <= WORKER_KIB, "{worker} has {grown_kib} KiB more: {before:?}, {after:?}");
+    }
     Ok(())
 }

@@ -30,6 +30,9 @@ fn t1_to_t9_hold_whatever_happens() {
         let times = tally.rungs.get(rung).copied().unwrap_or(0);
         assert!(num < NUM_SEEDS || times * 100 > num, "{rung} is hardly tried: {:?}", tally.rungs);
     }
+    let num_taken_over = tally.num_taken_over;
+    println!("{num_taken_over} times another coordinator began to lead while a job had stopped or shrunk for another");
+    assert!(num < NUM_SEEDS || num_taken_over * 100 > num, "pools are hardly led in turn: {num_taken_over} times");
     assert!(num_given_up * 20 <= num, "too many jobs are given up: {:#?}", tally.given_up);
 }
 
@@ -61,7 +64,8 @@ fn everything_that_is_broken_on_purpose_is_seen() {
     // One alone, by its name.
     let only = std::env::var("TOROID_FAULT").ok();
     let is_wanted = |broken: &Failpoint| only.as_ref().is_none_or(|only| *only == format!("{broken:?}"));
-    for broken in Failpoint::HARMFUL.into_iter().chain(Failpoint::OF_LEADERSHIP).filter(is_wanted) {
+    let of_leadership = Failpoint::OF_LEADERSHIP.into_iter().chain(Failpoint::OF_POOLS_LED_IN_TURN);
+    for broken in Failpoint::HARMFUL.into_iter().chain(of_leadership).filter(is_wanted) {
         let known = KNOWN.iter().filter(|(of, _)| *of == broken).map(|(_, seed)| *seed);
         let found = known.chain((0..num).filter(|seed| may_show(*seed, broken))).find_map(|seed| {
             match simulate(seed, Some(broken), false).end {

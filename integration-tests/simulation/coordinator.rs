@@ -6,10 +6,10 @@
 //! - **T-1** a Start comes when all places have prepared in this very epoch.
 //! - **T-3** healing goes on from the highest committed step, from a rank that has it; a restore has to be unavoidable.
 //! - **T-6** a checkpoint that is recorded is complete, and so is the curve up to it; the newest one is never removed.
-//! - **T-7** who stays keeps its rank. **T-8** epochs grow by one, and are stored before they are spoken of.
+//! - **T-7** see `places`. **T-8** epochs grow by one, and are stored before they are spoken of.
 //! - **T-9** while only the coordinator is away, steps are committed.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use toroid_coordinator::machine::clock::Boot;
@@ -21,10 +21,12 @@ use toroid_coordinator::machine::{
 use toroid_proto::StepRecord;
 use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
-use toroid_torus::ids::{Rank, Step, Term, WorkerId};
+use toroid_session::HeldAs;
+use toroid_torus::ids::{Rank, Step, Term};
 use toroid_torus::owner::OwnerId;
 
 use crate::network::{AtCoordinator, AtWorker, Event, Micros, Network, Pid, SECOND};
+use crate::pool::{Wish, gives_way};
 use crate::worker::{Worker, id_of, pid_of};
 use crate::world::World;
 
@@ -366,8 +368,9 @@ impl World {
         match output {
             Output::Persist(change) if self.are_several() => self.commit(change),
             Output::Persist(change) => {
-                change.remove.iter().for_each(|key| drop(self.store.remove(key)));
+                change.remove.iter().for_each(|key| self.forget(key));
                 change.put.into_iter().for_each(|r| self.persist(r));
+                self.check_decision();
             }
             Output::CreateFolder { job, .. } => drop(self.curves.insert(job.to_string(), Vec::new())),
             Output::AppendCurve { job, record } => self.append(&job, *record),
@@ -400,7 +403,10 @@ impl World {
                     self.env.net.send_to_worker(stream, |stream| AtWorker::StreamClosed { stream });
                 }
             }
-            Output::Reply { request, reply } => drop(self.replies.insert(request, reply)),
+            Output::Reply { request, reply } => {
+                self.answered(request, &reply);
+                self.replies.insert(request, reply);
+            }
             Output::Event { job, event } => {
                 self.env.tell(|| format!("{job} {}: {}", event.kind, event.text));
                 self.check_blame(&job, &event);
@@ -457,6 +463,13 @@ impl World {
         self.env.truth.check(false, || format!("T-12: steps {from} to {through} of {job} are given up"));
     }
 
+    /// A record is dropped.
+    pub fn forget(&mut self, key: &str) {
+        if let Some(Record::Job(job)) = self.store.remove(key) {
+            self.removed(&job);
+        }
+    }
+
     pub fn persist(&mut self, record: Record) {
         if let Record::Incident(incident) = &record {
             self.check_incident(incident);
@@ -467,8 +480,14 @@ impl World {
         };
         match self.store.get(&record.key()) {
             Some(Record::Job(old)) => {
-                let complaint = succession(old, new).or_else(|| self.wrong_in_pool(old, new));
+                let complaint = succession(old, new).or_else(|| self.wrong_places(old, new));
+                let complaint = complaint.or_else(|| self.wrong_in_pool(old, new));
                 self.env.truth.check(complaint.is_none(), || complaint.unwrap_or_default());
+                match gives_way(old, new) {
+                    Some(true) => drop(self.gave_way.insert(new.id.to_string())),
+                    Some(false) => drop(self.gave_way.remove(new.id.as_str())),
+                    None => {}
+                }
                 self.env.truth.resumed(&new.id, &new.spec);
                 if new.epoch > old.epoch {
                     self.before.insert(new.id.to_string(), (**old).clone());
@@ -481,7 +500,11 @@ impl World {
             }
             _ => self.env.truth.submitted(&new.id, &new.spec),
         }
-        let placed = new.placed().map(|(_, worker)| (new.id.to_string(), worker.to_string()));
+        if new.state.is_ended() {
+            self.promised.remove(&Wish::Hold { job: new.id.to_string() });
+        }
+        let place = |rank: Rank| HeldAs { shape: new.shape, rank };
+        let placed = new.placed().map(|(rank, worker)| ((new.id.to_string(), worker.to_string()), place(rank)));
         self.had_place.extend(placed);
         self.store.insert(record.key(), record);
     }
@@ -582,17 +605,5 @@ fn succession(old: &JobRecord, new: &JobRecord) -> Option<String> {
     if new.high_step < old.high_step {
         return Some(format!("T-2: {id} knew of step {} and knows of {} now", old.high_step, new.high_step));
     }
-    // A newcomer makes room for the drained worker whose place it was to take, where that holds the only copy.
-    // It gave all its places back, and may have got some again at once.
-    if has_event("job.queued") {
-        return None;
-    }
-    let displaced = new.events.iter().rev().take(num_new).filter(|e| e.kind == "worker.displaced");
-    let displaced: BTreeSet<&str> = displaced.map(|e| e.worker.as_str()).collect();
-    let moved = |(rank, worker): (Rank, &WorkerId)| {
-        let worker = Some(worker).filter(|w| !displaced.contains(w.as_str()))?;
-        let now = new.rank_of(worker).filter(|now| *now != rank && new.shape == old.shape)?;
-        Some(format!("T-7: {worker} of rank {rank} of {id} has rank {now}"))
-    };
-    old.placed().find_map(moved)
+    None
 }

@@ -21,9 +21,7 @@ impl World {
     pub fn faults_are_due(&mut self) {
         while !self.is_calm() {
             let next = self.scenario.faults.get(self.num_faults as usize);
-            let is_over = self.are_submitted()
-                && !self.records().any(|r| !r.state.is_ended())
-                && self.num_later == self.scenario.later.len();
+            let is_over = self.are_submitted() && !self.records().any(|r| !r.state.is_ended());
             match next {
                 Some(at) if *at > self.num_events && !is_over => return,
                 Some(_) if !is_over => {
@@ -247,7 +245,21 @@ impl World {
             let after = self.env.net.random.between(SECOND, down);
             self.env.net.push(after, Event::WorkerEnds { pid });
         }
-        self.kill_coordinator(down);
+        if self.are_several() { self.leave_nobody_to_lead(down) } else { self.kill_coordinator(down) }
+    }
+
+    /// Without a quorum of etcd nobody can lead on, nor begin to; now and then no coordinator is there, either.
+    fn leave_nobody_to_lead(&mut self, time: Micros) {
+        self.lose_quorum(time);
+        if self.env.net.random.percent(30) {
+            (0..self.scenario.num_coordinators).for_each(|seat| self.kill_process(seat, time));
+        }
+    }
+
+    fn lose_quorum(&mut self, time: Micros) {
+        self.env.tell(|| format!("etcd has no quorum for {} s", time as f64 / 1e6));
+        self.cluster.no_quorum = self.env.net.now + time;
+        self.env.net.push(time, Event::AtEtcd(AtEtcd::QuorumIsBack));
     }
 
     fn stop_the_coordinator(&mut self) {
@@ -296,11 +308,7 @@ impl World {
                 self.env.tell(|| format!("etcd is slow for {in_words} s"));
                 self.cluster.slow = until;
             }
-            78..82 => {
-                self.env.tell(|| format!("etcd has no quorum for {in_words} s"));
-                self.cluster.no_quorum = until;
-                self.env.net.push(time, Event::AtEtcd(AtEtcd::QuorumIsBack));
-            }
+            78..82 => self.lose_quorum(time),
             82..85 => {
                 self.env.tell(|| format!("etcd has no space for {in_words} s"));
                 self.cluster.no_space = until;

@@ -236,6 +236,9 @@ impl World {
 
     /// Has all go on to which something has happened, and shows workers where the leader is.
     pub fn poll_processes(&mut self) {
+        if !self.are_several() {
+            return;
+        }
         while let Some(seat) = self.cluster.touched.pop_first() {
             self.poll_process(seat);
         }
@@ -472,10 +475,14 @@ impl World {
                 }
                 (None, _) => {
                     if let Some(name) = changed.strip_prefix(&records) {
-                        self.store.remove(name);
+                        self.forget(name);
                     }
                 }
             }
+        }
+        // A decision of more than a transaction takes is whole when its journal is gone.
+        if self.cluster.etcd.value(&key("journal")).is_none() {
+            self.check_decision();
         }
     }
 
@@ -532,6 +539,8 @@ impl World {
         self.env.truth.check(loaded == stored, || {
             format!("T-8: coordinator {seat} begins to lead with other records than were written last")
         });
+        self.check_promises();
+        self.num_taken_over += u64::from(!self.gave_way.is_empty());
     }
 
     // --------------------------------------------------------------------------------------------------------------- who leads

@@ -22,6 +22,7 @@ mod faults;
 mod leaders;
 mod links;
 mod network;
+mod places;
 mod played;
 mod pool;
 mod random;
@@ -60,6 +61,8 @@ pub struct Outcome {
     pub story: Vec<String>,
     /// Incidents by what was done about them.
     pub rungs: BTreeMap<&'static str, u64>,
+    /// How often another coordinator began to lead while a job had stopped, or shrunk, for another.
+    pub num_taken_over: u64,
 }
 
 /// One seed to its end. An assertion that fails in the code under test is a violation like any other.
@@ -72,12 +75,18 @@ pub fn simulate(seed: u64, broken: Option<Failpoint>, tells: bool) -> Outcome {
     });
     world.end();
     arm(None);
-    Outcome { end, rungs: world.rungs(), story: world.into_story() }
+    Outcome { end, rungs: world.rungs(), num_taken_over: world.num_taken_over, story: world.into_story() }
 }
 
-/// Whether a seed comes by what is broken: where one coordinator leads alone nobody asks for what is of leadership.
+/// Whether a seed comes by what is broken: where one coordinator leads alone nobody asks for what is of leadership, and where there is one job nobody
+/// for what is of a pool.
 pub fn may_show(seed: u64, broken: Failpoint) -> bool {
-    !Failpoint::OF_LEADERSHIP.contains(&broken) || Scenario::draw(&mut Random::new(seed)).num_coordinators > 1
+    let is_of_both = Failpoint::OF_POOLS_LED_IN_TURN.contains(&broken);
+    if !is_of_both && !Failpoint::OF_LEADERSHIP.contains(&broken) {
+        return true;
+    }
+    let scenario = Scenario::draw(&mut Random::new(seed));
+    scenario.num_coordinators > 1 && (scenario.is_pool || !is_of_both)
 }
 
 /// The story of a seed that failed.
@@ -92,6 +101,7 @@ pub struct Tally {
     pub num_done: u64,
     pub given_up: BTreeMap<String, u64>,
     pub rungs: BTreeMap<&'static str, u64>,
+    pub num_taken_over: u64,
     pub violation: Option<u64>,
 }
 
@@ -105,7 +115,8 @@ pub fn run_seeds(num: u64) -> Tally {
             if seed >= num {
                 return tally;
             }
-            let Outcome { end, rungs, .. } = simulate(seed, None, false);
+            let Outcome { end, rungs, num_taken_over, .. } = simulate(seed, None, false);
+            tally.num_taken_over += num_taken_over;
             rungs.into_iter().for_each(|(rung, num)| *tally.rungs.entry(rung).or_default() += num);
             match end {
                 End::Done => tally.num_done += 1,
@@ -129,6 +140,7 @@ pub fn run_seeds(num: u64) -> Tally {
     let mut total = Tally::default();
     for tally in tallies {
         total.num_done += tally.num_done;
+        total.num_taken_over += tally.num_taken_over;
         tally.rungs.into_iter().for_each(|(rung, num)| *total.rungs.entry(rung).or_default() += num);
         total.violation = total.violation.into_iter().chain(tally.violation).min();
         for (reason, num) in tally.given_up {

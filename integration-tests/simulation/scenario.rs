@@ -32,7 +32,9 @@ pub struct Scenario {
 const PERCENT_LONG: u64 = 3;
 /// And with several jobs over a pool that is too small for all of them at once.
 const PERCENT_POOL: u64 = 15;
-/// Of the others: with several coordinators.
+/// Of these, of those with a long job, and of the others: with several coordinators.
+const PERCENT_SEVERAL_OF_POOLS: u64 = 40;
+const PERCENT_SEVERAL_OF_LONG: u64 = 40;
 const PERCENT_SEVERAL: u64 = 25;
 const LONG_SHAPES: [(usize, usize, usize); 4] = [(1, 1, 2), (1, 1, 3), (1, 2, 2), (2, 1, 2)];
 
@@ -76,7 +78,11 @@ impl Scenario {
             jobs.push(job_file("second", (1, 1, 2), random.between(3, 6), 0, random));
             num_workers += 2;
         }
-        let are_several = !is_long && !is_pool && random.percent(PERCENT_SEVERAL);
+        let are_several = random.percent(match (is_long, is_pool) {
+            (true, _) => PERCENT_SEVERAL_OF_LONG,
+            (_, true) => PERCENT_SEVERAL_OF_POOLS,
+            _ => PERCENT_SEVERAL,
+        });
         let num_coordinators = if are_several { random.between(2, 3) as usize } else { 1 };
         // Most of what happens in a job happens within these.
         let horizon = (num_places * num_places) as u64 * 200 + 1000;

@@ -13,6 +13,7 @@ use toroid_coordinator::machine::{Input, Reply, RequestError, RequestId, StreamI
 use toroid_proto::StepRecord;
 use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
+use toroid_session::HeldAs;
 use toroid_torus::ids::{Epoch, Term};
 
 use crate::coordinator::Coordinator;
@@ -20,6 +21,7 @@ use crate::disk::Disk;
 use crate::leaders::{self, Cluster, SeatView};
 use crate::network::{AtWorker, Event, MS, Micros, Network, Pid, SECOND};
 use crate::played::{self, Stage, Thread};
+use crate::pool::Wish;
 use crate::random::Random;
 use crate::scenario::Scenario;
 use crate::service::Seat;
@@ -176,12 +178,18 @@ pub struct World {
     pub num_events: u64,
     pub num_faults: u64,
     pub num_deaths: u64,
-    /// Jobs of the scenario that came later and are submitted by now.
-    pub num_later: usize,
-    /// Workers that a user has cordoned and was told so.
-    pub cordoned: BTreeSet<String>,
-    /// Jobs and workers that had a place in them.
-    pub had_place: BTreeSet<(String, String)>,
+    /// Jobs that were stored once and are not any more.
+    pub num_removed: usize,
+    /// What users have asked for and have no answer to.
+    pub wishes: BTreeMap<RequestId, Wish>,
+    /// What users were told that it is so, until they ask for something else.
+    pub promised: BTreeSet<Wish>,
+    /// Jobs that had to stop or to shrink for another, and have not been whole since.
+    pub gave_way: BTreeSet<String>,
+    /// How often another leader began while there was such a job.
+    pub num_taken_over: u64,
+    /// By job and worker: the place that it had there last.
+    pub had_place: BTreeMap<(String, String), HeldAs>,
     /// While a coordinator is away and nothing else happens, steps go on (T-9).
     pub watched: Option<crate::coordinator::Absence>,
 }
@@ -246,9 +254,12 @@ impl World {
             num_events: 0,
             num_faults: 0,
             num_deaths: 0,
-            num_later: 0,
-            cordoned: BTreeSet::new(),
-            had_place: BTreeSet::new(),
+            num_removed: 0,
+            wishes: BTreeMap::new(),
+            promised: BTreeSet::new(),
+            gave_way: BTreeSet::new(),
+            num_taken_over: 0,
+            had_place: BTreeMap::new(),
             watched: None,
         }
     }
@@ -305,11 +316,9 @@ impl World {
             };
             self.num_events += 1;
             self.event(event);
-            if self.are_several() {
-                self.poll_processes();
-                self.submit_the_next();
-                self.poll_processes();
-            }
+            self.poll_processes();
+            self.submit_the_next();
+            self.poll_processes();
             self.check_published();
             self.resume_held();
             self.use_the_pool();
@@ -331,7 +340,7 @@ impl World {
         End::Violation(format!("T-9: {what}; {}", job.unwrap_or_default()))
     }
 
-    /// Where there are several coordinators a user submits one job after the other, and looks what became of it where nobody answers.
+    /// A user submits one job after the other, each when its time has come, and looks what became of it where nobody answers.
     fn submit_the_next(&mut self) {
         if let Some((request, term)) = self.submitting {
             let answer = self.replies.get(&request);
@@ -340,16 +349,29 @@ impl World {
             }
             self.submitting = None;
         }
-        let next = self.scenario.jobs.get(self.records().count()).cloned();
-        if let Some(toml) = next.filter(|_| self.env.is_coordinator_awake) {
+        if let Some(toml) = self.next_job().filter(|_| self.env.is_coordinator_awake) {
+            self.env.tell(|| "a user submits a job".into());
             let request = self.submit(&toml);
             self.submitting = Some((request, self.env.term));
         }
     }
 
-    /// All jobs that are there from the beginning are.
+    fn next_job(&self) -> Option<String> {
+        let Scenario { jobs, later, .. } = &self.scenario;
+        let num = self.num_submitted();
+        let is_due = |(at, _): &&(u64, String)| *at <= self.num_events || self.is_calm();
+        let next = jobs.get(num).or_else(|| later.get(num - jobs.len()).filter(is_due).map(|(_, toml)| toml));
+        next.cloned()
+    }
+
+    /// Jobs that were ever stored.
+    fn num_submitted(&self) -> usize {
+        self.records().count() + self.num_removed
+    }
+
+    /// All jobs of the scenario are, or were, stored.
     pub fn are_submitted(&self) -> bool {
-        self.records().count() >= self.scenario.jobs.len()
+        self.num_submitted() >= self.scenario.jobs.len() + self.scenario.later.len()
     }
 
     /// A user has a job begin from scratch none of whose checkpoints can be read.
@@ -497,7 +519,7 @@ impl World {
 
     /// How it ended, once all jobs have.
     fn ended(&mut self) -> Option<End> {
-        if !self.is_calm() || self.records().count() < self.scenario.jobs.len() + self.scenario.later.len() {
+        if !self.is_calm() || !self.are_submitted() {
             return None;
         }
         if !self.records().all(|r| r.state.is_ended()) {
@@ -516,7 +538,7 @@ impl World {
     }
 
     /// T-4 of the whole: every step is in the curve once, with its loss or told to be missing, and the last checkpoint is the last step's.
-    fn is_not_the_undisturbed_run(&self, record: &JobRecord) -> Option<String> {
+    pub fn is_not_the_undisturbed_run(&self, record: &JobRecord) -> Option<String> {
         if record.state.name() != "done" {
             return None;
         }

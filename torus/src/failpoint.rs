@@ -21,6 +21,8 @@ pub enum Failpoint {
     PublishWithoutShard,
     /// T-7: survivors change places.
     MoveSurvivors,
+    /// T-7: a survivor loses its place to a spare, and nobody says so.
+    ReplaceSurvivor,
     /// T-8: messages are sent before what they follow from is stored.
     SendBeforePersist,
     /// T-12: a step of the epoch in which a place was lost ends the incident.
@@ -44,6 +46,10 @@ pub enum Failpoint {
     TakeStaleRead,
     /// T-13: a new leader has the term of the one before.
     SameTerm,
+    /// T-8: a decision about several jobs is stored job by job.
+    StoreJobByJob,
+    /// T-8: what a decision removes stays in the store.
+    KeepRemoved,
     /// A job of a higher priority has another go on with fewer replicas than its `min_dp`.
     ShrinkBelowMinDp,
     /// A job is given some of its places where not all can be filled.
@@ -92,13 +98,14 @@ pub enum Failpoint {
 
 impl Failpoint {
     /// Those that break an invariant where nothing else is armed. `ForgetRecords` alone does not: places know the sums (T-12).
-    pub const HARMFUL: [Failpoint; 29] = [
+    pub const HARMFUL: [Failpoint; 30] = [
         Failpoint::MachineTakesOldEpoch,
         Failpoint::GoOnFromLowest,
         Failpoint::AlwaysRestore,
         Failpoint::CutCurveToHeal,
         Failpoint::PublishWithoutShard,
         Failpoint::MoveSurvivors,
+        Failpoint::ReplaceSurvivor,
         Failpoint::SendBeforePersist,
         Failpoint::CloseByLateRecord,
         Failpoint::TakeAnyStep,
@@ -135,6 +142,9 @@ impl Failpoint {
         Failpoint::SameTerm,
         Failpoint::TakeOldTerm,
     ];
+
+    /// And where these lead a pool of several jobs.
+    pub const OF_POOLS_LED_IN_TURN: [Failpoint; 2] = [Failpoint::StoreJobByJob, Failpoint::KeepRemoved];
 }
 
 thread_local! {

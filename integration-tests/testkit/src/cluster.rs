@@ -36,8 +36,22 @@ type Movement = (Vec<(String, i32, u64, u64, (usize, usize, usize))>, Vec<(Strin
 #[derive(Debug, Clone, Copy)]
 pub struct Usage {
     pub resident_kib: u64,
+    /// The most that it ever was.
+    pub peak_kib: u64,
     /// Sockets included.
     pub num_files: usize,
+}
+
+impl Usage {
+    fn of(pid: u32) -> Result<Usage> {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("read its status")?;
+        let kib = |key: &str| {
+            let value = status.lines().find_map(|line| line.strip_prefix(key)?.split_whitespace().next()?.parse().ok());
+            value.with_context(|| format!("find {key} in the status of process {pid}"))
+        };
+        let num_files = std::fs::read_dir(format!("/proc/{pid}/fd")).context("list its open files")?.count();
+        Ok(Usage { resident_kib: kib("VmRSS:")?, peak_kib: kib("VmHWM:")?, num_files })
+    }
 }
 
 /// One coordinator and its workers.
@@ -342,12 +356,12 @@ impl Cluster {
 
     /// What the coordinator's process holds of the system.
     pub fn coordinator_usage(&self) -> Result<Usage> {
-        let pid = self.children.pid(COORDINATOR).context("find the coordinator's process")?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("read its status")?;
-        let resident =
-            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
-        let num_files = std::fs::read_dir(format!("/proc/{pid}/fd")).context("list its open files")?.count();
-        Ok(Usage { resident_kib: resident.context("find its memory")?, num_files })
+        Usage::of(self.children.pid(COORDINATOR).context("find the coordinator's process")?)
+    }
+
+    /// The same of each worker that is connected, by its id.
+    pub fn workers_usage(&self) -> Result<BTreeMap<String, Usage>> {
+        self.connected().into_iter().map(|w| Ok((w.worker_id, Usage::of(w.pid)?))).collect()
     }
 
     /// Polls the list of connected workers until `found` says so.

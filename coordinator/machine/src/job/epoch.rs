@@ -123,6 +123,9 @@ impl Job {
             record.places.reverse();
         }
         self.fill_places(cx);
+        if failpoint!(ReplaceSurvivor) {
+            self.replace_survivor(cx, &old);
+        }
         if heals {
             self.begin_healing(cx, committed, &old, is_resized);
         } else {
@@ -153,6 +156,17 @@ impl Job {
             cx.pool.set_place(worker, Some((self.core.record.id.clone(), rank)));
         }
         self.remember_holders(cx);
+    }
+
+    /// For a test that must see it: a spare has the place of one that was there before.
+    fn replace_survivor(&mut self, cx: &mut Context<'_>, old: &[Option<WorkerId>]) {
+        let Some(spare) = self.candidates(cx.pool, 1).into_iter().next().map(|c| c.worker) else { return };
+        let survivors =
+            self.core.record.placed().filter(|(rank, w)| old.get(rank.index()) == Some(&Some((*w).clone())));
+        let Some((rank, survivor)) = survivors.map(|(rank, w)| (rank, w.clone())).last() else { return };
+        self.core.record.edit(cx.out).places[rank.index()] = Some(spare);
+        cx.pool.set_place(&survivor, None);
+        self.fill_places(cx);
     }
 
     /// The state stays where it is, and so does the curve: what was committed is not lost. `old`: the places of the epoch before.

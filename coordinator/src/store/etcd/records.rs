@@ -329,9 +329,12 @@ impl<S: Service> Store for EtcdStore<S> {
     async fn commit(&mut self, change: &Change) -> Result<(), StoreError> {
         let mut edits = Vec::new();
         for record in &change.put {
+            if failpoint!(StoreJobByJob) && matches!(record, Record::Job(_)) {
+                self.edit(std::mem::take(&mut edits)).await?;
+            }
             edits.extend(self.put(keys::record_key(&record.key()), encode(record)).await?);
         }
-        for key in &change.remove {
+        for key in change.remove.iter().filter(|_| !failpoint!(KeepRemoved)) {
             edits.extend(self.remove(keys::record_key(key)));
         }
         self.edit(edits).await
