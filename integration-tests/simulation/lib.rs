@@ -22,6 +22,7 @@ mod faults;
 mod leaders;
 mod links;
 mod network;
+mod pins;
 mod played;
 mod pool;
 mod random;
@@ -77,7 +78,11 @@ pub fn simulate(seed: u64, broken: Option<Failpoint>, tells: bool) -> Outcome {
 
 /// Whether a seed comes by what is broken: where one coordinator leads alone nobody asks for what is of leadership.
 pub fn may_show(seed: u64, broken: Failpoint) -> bool {
-    !Failpoint::OF_LEADERSHIP.contains(&broken) || Scenario::draw(&mut Random::new(seed)).num_coordinators > 1
+    let has_leaders = || Scenario::draw(&mut Random::new(seed)).num_coordinators > 1;
+    match broken {
+        Failpoint::RemovePinned => pins::has_pins(seed),
+        _ => !Failpoint::OF_LEADERSHIP.contains(&broken) || has_leaders(),
+    }
 }
 
 /// The story of a seed that failed.

@@ -8,7 +8,7 @@
 //! That each job is its undisturbed run, whatever the others do, is T-4, which `truth` checks of every job.
 
 use toroid_coordinator::machine::record::{JobRecord, Record, State};
-use toroid_coordinator::machine::{Input, Reply};
+use toroid_coordinator::machine::{Input, Reply, Who};
 use toroid_torus::ids::Step;
 
 use crate::world::World;
@@ -90,7 +90,8 @@ impl World {
         let Some(worker) = self.env.net.random.pick(&workers) else { return };
         self.env.tell(|| format!("a user cordons {worker}"));
         let named = worker.clone();
-        let request = self.request(|request| Input::Cordon { request, worker, reason: String::new() });
+        let who = Who::Worker(worker);
+        let request = self.request(|request| Input::Cordon { request, who, reason: String::new() });
         if matches!(self.replies.get(&request), Some(Ok(Reply::Cordoned { .. }))) {
             self.cordoned.insert(named);
         }
@@ -106,7 +107,8 @@ impl World {
     fn uncordon(&mut self, worker: String) {
         self.env.tell(|| format!("a user uncordons {worker}"));
         self.cordoned.remove(&worker);
-        self.request(|request| Input::Uncordon { request, worker });
+        let who = Who::Worker(worker);
+        self.request(|request| Input::Uncordon { request, who });
     }
 
     /// Not the first: it has to come to its end.

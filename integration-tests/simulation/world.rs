@@ -13,12 +13,13 @@ use toroid_coordinator::machine::{Input, Reply, RequestError, RequestId, StreamI
 use toroid_proto::StepRecord;
 use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
-use toroid_torus::ids::{Epoch, Term};
+use toroid_torus::ids::{Epoch, Step, Term};
 
 use crate::coordinator::Coordinator;
 use crate::disk::Disk;
 use crate::leaders::{self, Cluster, SeatView};
 use crate::network::{AtWorker, Event, MS, Micros, Network, Pid, SECOND};
+use crate::pins;
 use crate::played::{self, Stage, Thread};
 use crate::random::Random;
 use crate::scenario::Scenario;
@@ -178,6 +179,8 @@ pub struct World {
     pub num_deaths: u64,
     /// Jobs of the scenario that came later and are submitted by now.
     pub num_later: usize,
+    /// What users asked to pin: jobs and steps.
+    pub pins: BTreeMap<(String, Step), RequestId>,
     /// Workers that a user has cordoned and was told so.
     pub cordoned: BTreeSet<String>,
     /// Jobs and workers that had a place in them.
@@ -203,7 +206,8 @@ const EVENTS_MAX: u64 = 400_000;
 impl World {
     pub fn new(seed: u64, tells: bool) -> World {
         let mut random = Random::new(seed);
-        let scenario = Scenario::draw(&mut random);
+        let mut scenario = Scenario::draw(&mut random);
+        scenario.has_pins = pins::has_pins(seed);
         World::of(scenario, random, tells)
     }
 
@@ -247,6 +251,7 @@ impl World {
             num_faults: 0,
             num_deaths: 0,
             num_later: 0,
+            pins: BTreeMap::new(),
             cordoned: BTreeSet::new(),
             had_place: BTreeSet::new(),
             watched: None,
@@ -313,6 +318,8 @@ impl World {
             self.check_published();
             self.resume_held();
             self.use_the_pool();
+            self.pin_some();
+            self.check_pins();
             if let Some(violation) = self.env.truth.violation.take() {
                 return End::Violation(violation);
             }

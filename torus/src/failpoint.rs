@@ -50,6 +50,8 @@ pub enum Failpoint {
     StartPartOfGang,
     /// T-3: a job gives its workers to another before its state is saved.
     PreemptUnsaved,
+    /// What a user has pinned is removed like any other checkpoint.
+    RemovePinned,
     /// Workers that were cordoned are given places after a restart of the coordinator.
     ForgetCordons,
     // ------------------------------------------------------------------------------------------------ a worker's session
@@ -92,7 +94,7 @@ pub enum Failpoint {
 
 impl Failpoint {
     /// Those that break an invariant where nothing else is armed. `ForgetRecords` alone does not: places know the sums (T-12).
-    pub const HARMFUL: [Failpoint; 29] = [
+    pub const HARMFUL: [Failpoint; 30] = [
         Failpoint::MachineTakesOldEpoch,
         Failpoint::GoOnFromLowest,
         Failpoint::AlwaysRestore,
@@ -106,6 +108,7 @@ impl Failpoint {
         Failpoint::ShrinkBelowMinDp,
         Failpoint::StartPartOfGang,
         Failpoint::PreemptUnsaved,
+        Failpoint::RemovePinned,
         Failpoint::ForgetCordons,
         Failpoint::SessionTakesOldEpoch,
         Failpoint::DoNotFence,

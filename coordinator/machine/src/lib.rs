@@ -73,6 +73,7 @@ pub mod hang;
 mod incidents;
 mod job;
 mod job_context;
+mod keeping;
 mod limits;
 mod machine;
 mod moves;
@@ -91,7 +92,7 @@ mod unsaved;
 #[cfg(test)]
 mod tests;
 
-pub use api::{Change, Input, Output, Reply, RequestError, RequestId, RestoreError, StreamId, Submission};
+pub use api::{Change, Input, Output, Reply, RequestError, RequestId, RestoreError, StreamId, Submission, Who};
 pub use clock::Now;
 pub use config::{Config, Retention};
 pub use limits::Limits;

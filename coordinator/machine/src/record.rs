@@ -72,9 +72,12 @@ pub struct Meta {
     /// Workers that a user has cordoned: no process of the id is given a place.
     #[serde(default)]
     pub cordoned: BTreeMap<WorkerId, Cordon>,
+    /// Hosts that a user has cordoned: no worker there is given a place.
+    #[serde(default)]
+    pub cordoned_hosts: BTreeMap<String, Cordon>,
 }
 
-/// Why and since when a worker is given no place.
+/// Why and since when a worker, or a host, is given no place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cordon {
@@ -248,6 +251,9 @@ pub struct JobRecord {
     pub unsaved: Option<Unsaved>,
     /// Steps of which some shards may lie about without a recorded manifest; removed with the next publishing.
     pub leftovers: BTreeSet<Step>,
+    /// Nothing of these steps is removed (see [`super::keeping`]).
+    #[serde(default)]
+    pub pinned: BTreeSet<Step>,
     pub validations: Vec<Validation>,
     pub submitted_unix_ms: i64,
     /// First told to train; 0 before.
@@ -572,6 +578,9 @@ pub struct Checkpoint {
     pub unix_ms: i64,
     /// Of the slowest shard.
     pub write_s: f64,
+    /// Its removal was ordered with a publishing that nothing came of: it may be gone.
+    #[serde(default)]
+    pub is_removal_ordered: bool,
 }
 
 /// A published checkpoint that could not be read.

@@ -130,6 +130,7 @@ impl Job {
             yields: None,
             unsaved: None,
             leftovers: BTreeSet::new(),
+            pinned: BTreeSet::new(),
             validations: Vec::new(),
             submitted_unix_ms: cx.now.unix_ms,
             started_unix_ms: 0,
