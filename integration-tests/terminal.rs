@@ -65,12 +65,26 @@ fn a_cluster_answers_in_json_and_explains_a_death() -> Result<()> {
     cluster.wait_for(&id, "the checkpoint", |job| job.checkpoints.iter().any(|c| c.step == step))?;
     let listed = json(&on(&cluster, &["checkpoint", "list", &id, "-o", "json"])?)?;
     ensure!(listed[0]["fault"].is_null() && listed[0]["job_id"] == id.as_str(), "{listed}");
+    let host = json(&on(&cluster, &["cordon", "--host", "h77", "-o", "json"])?)?;
+    ensure!(host["host"] == "h77" && host["worker_ids"] == Value::Array(Vec::new()), "{host}");
+    on(&cluster, &["uncordon", "--host", "h77"])?;
+    check_exit(&on(&cluster, &["uncordon", "--host", "h77"])?, 5, "the host `h77` is not cordoned; nobody is")?;
     let cordoned = json(&on(&cluster, &["cordon", "w77", "--reason", "fan", "-o", "json"])?)?;
     ensure!(cordoned["worker_id"] == "w77" && cordoned["job_id"] == "", "{cordoned}");
     ensure!(json(&on(&cluster, &["uncordon", "w77", "-o", "json"])?)?["reason"] == "fan");
     let cancelled = json(&on(&cluster, &["cancel", &id, "-o", "json"])?)?;
     ensure!(cancelled["id"] == id.as_str(), "{cancelled}");
-    cluster.wait_for(&id, "the end", |job| job.state() == JobState::Cancelled)?;
+    let job = cluster.wait_for(&id, "the end", |job| job.state() == JobState::Cancelled)?;
+    let step = job.checkpoints.last().context("it was saved")?.step;
+    let at = step.to_string();
+    let pinned = json(&on(&cluster, &["checkpoint", "pin", &id, &at, "-o", "json"])?)?;
+    ensure!(pinned["step"] == step && pinned["path"].as_str().is_some_and(|path| path.ends_with(&at)), "{pinned}");
+    let table = String::from_utf8(on(&cluster, &["checkpoint", "list", &id])?.stdout)?;
+    let row = table.lines().find(|line| line.starts_with(&at)).context("the checkpoint is listed")?;
+    ensure!(table.contains("KEPT") && row.contains("pinned"), "{table}");
+    check_exit(&on(&cluster, &["checkpoint", "pin", &id, "7777777"])?, 5, "has no checkpoint of step 7777777")?;
+    ensure!(json(&on(&cluster, &["checkpoint", "unpin", &id, &at, "-o", "json"])?)?["stays"] == true);
+    check_exit(&on(&cluster, &["checkpoint", "unpin", &id, &at])?, 5, "is pinned; there is none")?;
     ensure!(json(&on(&cluster, &["jobs", "rm", &id, "-o", "json"])?)?["job_id"] == id.as_str());
 
     let dir = cluster.path().to_string_lossy().into_owned();

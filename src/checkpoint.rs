@@ -1,6 +1,6 @@
-//! `toroid checkpoint`: ask a job for one, list them, check every byte of them, export the parameters.
+//! `toroid checkpoint`: ask a job for one, pin one, list them, check every byte of them, export the parameters.
 //!
-//! All but `now` read the files themselves and need no coordinator; [`crate::find`] says which files.
+//! `now`, `pin` and `unpin` are for the coordinator to decide. The others read the files themselves and need no coordinator; [`crate::find`] says which files.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -27,7 +27,25 @@ pub enum Command {
         #[command(flatten)]
         connection: Connection,
     },
-    /// List the complete checkpoints of a job or in a folder
+    /// Keep a checkpoint of a job until it is unpinned, whatever `checkpoint.keep` says
+    Pin {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        format: FormatArgs,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Let a checkpoint go when newer ones come, as those do that nobody pinned
+    Unpin {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        format: FormatArgs,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// List the complete checkpoints of a job or in a folder; of a job of a coordinator also why each is kept
     List {
         #[command(flatten)]
         place: Place,
@@ -60,6 +78,14 @@ pub enum Command {
 }
 
 #[derive(Debug, clap::Args)]
+pub struct Which {
+    /// The job's id, as `toroid jobs` lists it
+    job: String,
+    /// The step of a checkpoint that is there, as `toroid checkpoint list` has it
+    step: u64,
+}
+
+#[derive(Debug, clap::Args)]
 pub struct Place {
     /// A folder of checkpoints, one checkpoint's folder, the folder of a job, of a coordinator or of `toroid local`; or a
     /// job's id, looked for in .toroid and then at the coordinator
@@ -82,6 +108,24 @@ pub fn run(runtime: &Runtime, command: Command) -> Result<ExitCode> {
             let step = runtime.block_on(async { connection.open().await?.checkpoint(&job).await })?;
             let text = format_args!("the state after step {step} will be saved\n");
             format.answer(&json!({ "job_id": &job, "step": step }), text)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Pin { which: Which { job, step }, format, connection } => {
+            let path = runtime.block_on(async { connection.open().await?.pin(&job, step).await })?;
+            let text = format_args!("step {step} stays until `toroid checkpoint unpin {job} {step}`: {path}\n");
+            format.answer(&json!({ "job_id": &job, "step": step, "path": &path }), text)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Unpin { which: Which { job, step }, format, connection } => {
+            let stays = runtime.block_on(async { connection.open().await?.unpin(&job, step).await })?;
+            let next = match stays {
+                true => "is kept like any other again",
+                false => "is outdated: it goes when the job publishes its next checkpoint",
+            };
+            format.answer(
+                &json!({ "job_id": &job, "step": step, "stays": stays }),
+                format_args!("step {step} is not pinned any more, and {next}\n"),
+            )?;
             Ok(ExitCode::SUCCESS)
         }
         Command::List { place, format } => list(&runtime.block_on(place.find())?, format),
@@ -136,10 +180,13 @@ struct Listed {
     job_id: String,
     path: String,
     fault: Option<String>,
+    /// Why it is not removed when newer ones come: pinned, for good, newest; `None`: it is, or no coordinator was asked.
+    kept: Option<&'static str>,
 }
 
 fn list(found: &Found, format: FormatArgs) -> Result<ExitCode> {
     let storage = open(found)?;
+    let kept = |step: u64| found.kept.as_ref().and_then(|kept| kept.get(&step).copied());
     let listed = |step: u64| match storage.manifest(step) {
         Ok(manifest) => Listed {
             step,
@@ -149,29 +196,38 @@ fn list(found: &Found, format: FormatArgs) -> Result<ExitCode> {
             job_id: manifest.job_id.clone(),
             path: storage.step_path(step),
             fault: None,
+            kept: kept(step),
         },
-        Err(error) => Listed { step, fault: Some(error.to_string()), ..Listed::default() },
+        Err(error) => Listed { step, fault: Some(error.to_string()), kept: kept(step), ..Listed::default() },
     };
     let all: Vec<Listed> = steps(&storage, found, None)?.into_iter().map(listed).collect();
     let text = match &all[..] {
         [] => format!("there is no complete checkpoint in {}\n", storage.root()),
         all => {
-            let header = ["STEP", "SIZE", "FILES", "SAMPLES", "JOB", "PATH"].map(String::from).to_vec();
-            table(&std::iter::once(header).chain(all.iter().map(row)).collect::<Vec<_>>())
+            let header = ["STEP", "SIZE", "FILES", "SAMPLES", "JOB", "KEPT", "PATH"].map(String::from).to_vec();
+            let mut rows: Vec<Vec<String>> = std::iter::once(header).chain(all.iter().map(row)).collect();
+            if found.kept.is_none() {
+                rows.iter_mut().for_each(|row| drop(row.remove(KEPT_COLUMN)));
+            }
+            table(&rows)
         }
     };
     format.answer(&all, text)?;
     Ok(ExitCode::SUCCESS)
 }
 
+const KEPT_COLUMN: usize = 5;
+
 fn row(listed: &Listed) -> Vec<String> {
-    let Listed { step, bytes: size, num_files, samples, job_id, path, fault } = listed;
+    let Listed { step, bytes: size, num_files, samples, job_id, path, fault, kept } = listed;
+    let kept = kept.unwrap_or("-").to_string();
     match fault {
         Some(fault) => {
-            vec![step.to_string(), "damaged".into(), "-".into(), "-".into(), "-".into(), fault.clone()]
+            vec![step.to_string(), "damaged".into(), "-".into(), "-".into(), "-".into(), kept, fault.clone()]
         }
         None => {
-            vec![step.to_string(), bytes(*size), num_files.to_string(), count(*samples), job_id.clone(), path.clone()]
+            let size = bytes(*size);
+            vec![step.to_string(), size, num_files.to_string(), count(*samples), job_id.clone(), kept, path.clone()]
         }
     }
 }
@@ -241,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_folder_of_one_step_and_another_step_are_a_contradiction() {
-        let found = |step| Found { root: "/c".into(), step, what: "the checkpoints in /c".into() };
+        let found = |step| Found { root: "/c".into(), step, what: "the checkpoints in /c".into(), kept: None };
         let error = check_step(&found(Some(20)), 30).err().map(|e| e.to_string()).unwrap_or_default();
         assert!(error.contains("step 20") && error.contains("step 30") && error.contains("/c"), "{error}");
         assert!(check_step(&found(Some(20)), 20).is_ok() && check_step(&found(None), 30).is_ok());

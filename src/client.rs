@@ -288,19 +288,17 @@ impl Client {
         Ok(answer.into_inner())
     }
 
-    /// The job in which the worker has a place still; empty: in none.
-    pub async fn cordon(&mut self, worker: &str, reason: String) -> Result<String> {
-        let request = proto::CordonWorkerRequest { worker_id: worker.into(), reason };
-        let answer =
-            self.inner.cordon_worker(request).await.map_err(|s| explain("cordon the worker", &self.url, &s))?;
-        Ok(answer.into_inner().job_id)
+    /// A worker, or a host; who has places still.
+    pub async fn cordon(&mut self, request: proto::CordonWorkerRequest) -> Result<proto::CordonWorkerResponse> {
+        let what = if request.host.is_empty() { "cordon the worker" } else { "cordon the host" };
+        Ok(self.inner.cordon_worker(request).await.map_err(|s| explain(what, &self.url, &s))?.into_inner())
     }
 
-    /// Why the worker was cordoned; may be empty.
-    pub async fn uncordon(&mut self, worker: &str) -> Result<String> {
-        let request = proto::UncordonWorkerRequest { worker_id: worker.into() };
+    /// Why the worker, or the host, was cordoned; may be empty.
+    pub async fn uncordon(&mut self, request: proto::UncordonWorkerRequest) -> Result<String> {
+        let what = if request.host.is_empty() { "uncordon the worker" } else { "uncordon the host" };
         let answer = self.inner.uncordon_worker(request).await;
-        Ok(answer.map_err(|s| explain("uncordon the worker", &self.url, &s))?.into_inner().reason)
+        Ok(answer.map_err(|s| explain(what, &self.url, &s))?.into_inner().reason)
     }
 
     /// A job that waits for a checkpoint that can be read, or has ended; `steps`: in all, 0: as many as before.
@@ -315,6 +313,20 @@ impl Client {
         let request = proto::CheckpointJobRequest { job_id: job.into() };
         let answer = self.inner.checkpoint_job(request).await;
         Ok(answer.map_err(|s| explain("ask for a checkpoint", &self.url, &s))?.into_inner().step)
+    }
+
+    /// Where the checkpoint is that stays from now on.
+    pub async fn pin(&mut self, job: &str, step: u64) -> Result<String> {
+        let request = proto::PinCheckpointRequest { job_id: job.into(), step };
+        let answer = self.inner.pin_checkpoint(request).await;
+        Ok(answer.map_err(|s| explain("pin the checkpoint", &self.url, &s))?.into_inner().path)
+    }
+
+    /// Whether the checkpoint is kept without a pin, too, until newer ones come.
+    pub async fn unpin(&mut self, job: &str, step: u64) -> Result<bool> {
+        let request = proto::UnpinCheckpointRequest { job_id: job.into(), step };
+        let answer = self.inner.unpin_checkpoint(request).await;
+        Ok(answer.map_err(|s| explain("unpin the checkpoint", &self.url, &s))?.into_inner().stays)
     }
 
     /// Where the worker's place goes; an empty `job_id`: it was a spare.

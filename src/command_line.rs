@@ -69,7 +69,7 @@ enum Command {
     Incidents(incidents::Args),
     /// Move the place of a worker to a spare, so that the worker can be stopped
     Drain(workers::DrainArgs),
-    /// Ask for, list, verify and export checkpoints
+    /// Ask for, pin, list, verify and export checkpoints
     #[command(subcommand)]
     Checkpoint(checkpoint::Command),
     /// Break a job on this machine on purpose: kills and stops workers, and says whether anything was lost
@@ -266,6 +266,8 @@ mod tests {
             "toroid release tiny-1 --coordinator h:7070",
             "toroid cordon w3 --reason fan",
             "toroid uncordon w3",
+            "toroid cordon --host node-7 --reason fan",
+            "toroid uncordon --host node-7 -o json",
             "toroid submit job.toml --priority -3 --user ada",
             "toroid coordinator --dir d --quota ada=8 --quota bob=2 --default-quota 4 --aging-s 60",
             "toroid worker --log-format json --trace-steps 50",
@@ -276,6 +278,8 @@ mod tests {
             "toroid incidents tiny-1 -o json",
             "toroid drain w3 --coordinator h:7070",
             "toroid checkpoint now tiny-1",
+            "toroid checkpoint pin tiny-1 10",
+            "toroid checkpoint unpin tiny-1 10",
             "toroid checkpoint list tiny-1",
             "toroid checkpoint verify path 10",
             "toroid checkpoint verify path",
@@ -290,6 +294,8 @@ mod tests {
             "toroid plan job.toml --mtbf-h 1000 --link-gbps 25 -o json",
             "toroid plan --preset 1b --tp 2 --pp 2 --dp 2 --micro-batches 16 --measured",
             "toroid worker --restart --devices cuda:0,cuda:1 --listen fd00::1 --rack-map racks",
+            "toroid worker --interface eth0,10.0.0.0/8 --listen 0.0.0.0:7071",
+            "toroid coordinator --dir d --listen [::]:7070 --interface fd00::/8",
             "toroid slurm allocation --tp 1 --pp 1 --dp 8 --spares 2 --time 1:00:00 --account lab --dir /shared/run",
             "toroid slurm allocation --job job.toml --devices cuda:0,cuda:1 --sbatch=--reservation=r",
             "toroid slurm array --coordinator c:7070 --waiting 4 --exclude n[1-3] --leave-s 300",
@@ -316,6 +322,8 @@ mod tests {
             "toroid resume tiny-1 -o json",
             "toroid jobs rm tiny-1 -o json",
             "toroid checkpoint now tiny-1 -o json",
+            "toroid checkpoint pin tiny-1 10 -o json",
+            "toroid checkpoint unpin tiny-1 10 -o json",
             "toroid checkpoint list tiny-1 -o json",
             "toroid checkpoint verify path 10 -o json",
             "toroid checkpoint export 10 out.safetensors -o json",
@@ -359,6 +367,9 @@ mod tests {
             "toroid worker --label zone=a",
             "toroid coordinator --dir d --keep-jobs 0",
             "toroid checkpoint export ten out.safetensors",
+            "toroid checkpoint pin tiny-1",
+            "toroid cordon",
+            "toroid cordon w3 --host node-7",
             "toroid status",
             "toroid workers --readmit w3 --kill w3",
             "toroid workers --readmit w3 --forget w3",

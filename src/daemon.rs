@@ -5,7 +5,7 @@
 //! order. That is how `toroid local` leaves nothing behind, however it ends itself.
 
 use std::io::Read as _;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _, UdpSocket};
+use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,6 +32,7 @@ use toroid_worker::device::cuda::Graphs;
 use toroid_worker::log::Log;
 
 use crate::access::{CredentialArgs, LocalRole};
+use crate::addresses::{self, Said, Wanted};
 use crate::client;
 use crate::output;
 use crate::supervise;
@@ -52,6 +53,9 @@ pub struct CoordinatorArgs {
     /// Where users and workers reach this coordinator; default: where it listens
     #[arg(long, value_name = "URL", value_parser = client::parse_url)]
     advertise: Option<String>,
+    /// Instead of --advertise: the address of this interface, or in this network; of several the first that is there
+    #[arg(long, value_name = "NAME|CIDR[,...]", value_delimiter = ',', conflicts_with = "advertise")]
+    interface: Vec<Wanted>,
     #[command(flatten)]
     etcd: EtcdArgs,
     /// How often workers say that they are there
@@ -190,6 +194,9 @@ pub struct WorkerArgs {
     /// What other workers dial, where that is not the address listened on: host or host:port
     #[arg(long, value_name = "HOST[:PORT]")]
     advertise: Option<String>,
+    /// Listen for other workers on the address of this interface, or in this network; of several the first that is there
+    #[arg(long, env = "TOROID_INTERFACE", value_name = "NAME|CIDR[,...]", value_delimiter = ',')]
+    interface: Vec<Wanted>,
     /// Links to other workers: auto (memory shared with those of this host, else TLS 1.3), plain (the same with TCP as it is), or only shm, unix,
     /// tcp or tls, for diagnosis
     #[arg(long, default_value = "auto", value_name = "KIND")]
@@ -349,11 +356,18 @@ pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
         |e| anyhow!("cannot listen on {}: {e}; name another address, or port 0 for any free port", args.listen);
     let listener = TcpListener::bind(args.listen).await.map_err(cannot)?;
     let address = listener.local_addr().context("find the address listened on")?;
+    let advertise = match args.advertise {
+        Some(url) => Some(url),
+        None => {
+            let scheme = if tls.is_some() { "https" } else { "http" };
+            addresses::of_coordinator((scheme, address), &addresses::of_this_machine()?, &args.interface, &host_name())?
+        }
+    };
     output::line(format_args!("toroid coordinator {} {LISTENS_ON}{address}", toroid_proto::BUILD_VERSION))?;
     let config = toroid_coordinator::Config {
         data_dir: args.dir,
         etcd: args.etcd.config()?,
-        advertise: args.advertise.or_else(|| advertised(address)),
+        advertise,
         heartbeat_interval: Duration::from_millis(args.heartbeat_interval_ms),
         failure_timeout: Duration::from_millis(args.failure_timeout_ms),
         retention: Retention {
@@ -380,11 +394,18 @@ pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
 
 pub async fn worker(args: WorkerArgs, log: Arc<Log>) -> Result<ExitCode> {
     raise_open_files();
-    let asked = asked_to_end(args.die_with_parent)?;
+    let mut asked = asked_to_end(args.die_with_parent)?;
     if args.restart {
         return supervise::run(&args.devices, args.listen, asked).await;
     }
-    let facing = args.connection.coordinator.iter().find_map(|url| address_facing(url));
+    let said = Said { listen: args.listen, advertise: args.advertise, interface: args.interface };
+    let facing = match said.needs_facing() {
+        false => addresses::facing(&args.connection.coordinator).await.ok(),
+        true => match addresses::wait_for_way(&args.connection.coordinator, &mut asked).await {
+            Some(ip) => Some(ip),
+            None => return Ok(ExitCode::SUCCESS),
+        },
+    };
     let access = args.connection.access_as(LocalRole::Worker)?;
     let host = args.host.unwrap_or_else(host_name);
     let rack = match args.rack_map {
@@ -395,7 +416,7 @@ pub async fn worker(args: WorkerArgs, log: Arc<Log>) -> Result<ExitCode> {
             rack_of(&map, &host).with_context(|| format!("read the racks in {}", file.display()))?.unwrap_or(args.rack)
         }
     };
-    let (data_listen, advertise) = data_addresses(args.listen, args.advertise, facing, &host);
+    let (data_listen, advertise) = said.for_links(&addresses::of_this_machine()?, facing, &host)?;
     let config = toroid_worker::Config {
         coordinators: access.urls,
         credentials: access.credentials,
@@ -495,38 +516,6 @@ pub fn default_cache() -> PathBuf {
     cache.unwrap_or_else(std::env::temp_dir).join("toroid")
 }
 
-/// The address of this machine from which the coordinator is reached. Nothing is sent; `None` where there is no way to it yet.
-fn address_facing(coordinator: &str) -> Option<IpAddr> {
-    let authority = coordinator.split_once("://").map_or(coordinator, |(_, rest)| rest);
-    let target = authority.to_socket_addrs().ok()?.next()?;
-    let any: IpAddr = if target.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
-    let socket = UdpSocket::bind((any, 0)).ok()?;
-    socket.connect(target).ok()?;
-    Some(socket.local_addr().ok()?.ip())
-}
-
-/// Nobody can dial 0.0.0.0: the host's name stands for it.
-fn advertised(address: SocketAddr) -> Option<String> {
-    address.ip().is_unspecified().then(|| format!("http://{}:{}", host_name(), address.port()))
-}
-
-/// Where to listen for links, and what peers dial if that is another address.
-fn data_addresses(
-    listen: Option<SocketAddr>,
-    advertise: Option<String>,
-    facing: Option<IpAddr>,
-    host: &str,
-) -> (SocketAddr, Option<String>) {
-    let everywhere = SocketAddr::from(([0, 0, 0, 0], 0));
-    let listen = listen.unwrap_or_else(|| facing.map_or(everywhere, |ip| SocketAddr::new(ip, 0)));
-    if advertise.is_some() || !listen.ip().is_unspecified() {
-        return (listen, advertise);
-    }
-    // Nobody can dial 0.0.0.0. An IPv6 address without a port would read as host:port, so the name stands for it.
-    let dialled = facing.filter(IpAddr::is_ipv4).map_or_else(|| host.to_string(), |ip| ip.to_string());
-    (listen, Some(dialled))
-}
-
 /// How often this process was asked to end: once by a signal or a byte of the process that started it, twice by a second one or by the end of
 /// that process.
 fn asked_to_end(die_with_parent: bool) -> Result<watch::Receiver<u32>> {
@@ -591,24 +580,6 @@ fn asked_to_end(die_with_parent: bool) -> Result<watch::Receiver<u32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn links_listen_where_the_coordinator_is_reached_and_are_dialled_there() {
-        let facing: Option<IpAddr> = "10.1.2.3".parse().ok();
-        let facing_v6: Option<IpAddr> = "fd00::3".parse().ok();
-        let check = |listen: Option<&str>, advertise: Option<&str>, facing, expected: (&str, Option<&str>)| {
-            let listen = listen.map(|l| l.parse().expect("parse the address"));
-            let (listen, advertise) = data_addresses(listen, advertise.map(String::from), facing, "node-7");
-            assert_eq!((listen.to_string().as_str(), advertise.as_deref()), expected);
-        };
-        check(None, None, facing, ("10.1.2.3:0", None));
-        check(None, None, facing_v6, ("[fd00::3]:0", None));
-        check(None, None, None, ("0.0.0.0:0", Some("node-7")));
-        check(Some("127.0.0.1:9"), None, facing, ("127.0.0.1:9", None));
-        check(Some("0.0.0.0:9"), None, facing, ("0.0.0.0:9", Some("10.1.2.3")));
-        check(Some("[::]:9"), None, facing_v6, ("[::]:9", Some("node-7")));
-        check(Some("0.0.0.0:9"), Some("pod.svc"), facing, ("0.0.0.0:9", Some("pod.svc")));
-    }
 
     #[test]
     fn members_of_etcd_keep_the_scheme_that_was_named() {
@@ -677,11 +648,5 @@ mod tests {
         setrlimit(Resource::Nofile, Rlimit { current: Some(256), maximum: before.maximum }).expect("lower the limit");
         raise_open_files();
         assert_eq!(getrlimit(Resource::Nofile).current, before.maximum);
-    }
-
-    #[test]
-    fn the_way_to_a_coordinator_on_this_machine_is_the_loopback() {
-        assert_eq!(address_facing("http://127.0.0.1:7070"), Some([127, 0, 0, 1].into()));
-        assert_eq!(address_facing("http://no such host:7070"), None);
     }
 }

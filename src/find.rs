@@ -8,10 +8,12 @@
 //!   `toroid local`: the newest job
 //! ```
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail};
+use toroid_proto as proto;
 use toroid_worker::checkpoint::Storage;
 
 use crate::client::Connection;
@@ -23,6 +25,7 @@ pub const LOCAL_DIR: &str = ".toroid";
 pub const COORDINATOR_DIR: &str = "coordinator";
 const JOBS_DIR: &str = "jobs";
 const JOB_FILE: &str = "job.toml";
+const PINNED: &str = "pinned";
 
 /// Checkpoints that a user named.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,17 +36,19 @@ pub struct Found {
     pub step: Option<u64>,
     /// For messages: what was chosen.
     pub what: String,
+    /// By step, why it is not removed when newer ones come; `None`: no coordinator was asked.
+    pub kept: Option<BTreeMap<u64, &'static str>>,
 }
 
 impl Found {
     fn in_folder(root: &Path) -> Found {
         let root = root.to_string_lossy().into_owned();
-        Found { what: format!("the checkpoints in {root}"), root, step: None }
+        Found { what: format!("the checkpoints in {root}"), root, step: None, kept: None }
     }
 
     /// The folder was found by way of a job, which is worth saying.
     fn of_job(job: &str, root: String) -> Found {
-        Found { what: format!("job {job} (checkpoints in {root})"), root, step: None }
+        Found { what: format!("job {job} (checkpoints in {root})"), root, step: None, kept: None }
     }
 }
 
@@ -75,20 +80,35 @@ pub async fn checkpoints(path_or_job: &str, connection: &Connection) -> Result<F
             connection.coordinator.join(", ")
         );
     }
-    Ok(Found::of_job(path_or_job, root))
+    Ok(Found { kept: Some(kept(&job)), ..Found::of_job(path_or_job, root) })
+}
+
+/// A checkpoint of which the coordinator says nothing goes with the next that is published, or is another job's.
+fn kept(job: &proto::Job) -> BTreeMap<u64, &'static str> {
+    // What could not be read, or was given up, is not listed, and its pin holds all the same.
+    let pinned = job.pinned_steps.iter().map(|step| (*step, PINNED));
+    pinned.chain(job.checkpoints.iter().map(|c| (c.step, why_kept(c)))).collect()
+}
+
+pub fn why_kept(checkpoint: &proto::CheckpointInfo) -> &'static str {
+    match (checkpoint.is_pinned, checkpoint.is_for_good) {
+        (true, _) => PINNED,
+        (false, true) => "for good",
+        (false, false) => "newest",
+    }
 }
 
 fn by_path(text: &str) -> Result<Found> {
     let path = Path::new(text);
     if text.contains("://") {
-        return Ok(Found { root: text.into(), step: None, what: format!("the checkpoints in {text}") });
+        return Ok(Found { root: text.into(), step: None, what: format!("the checkpoints in {text}"), kept: None });
     }
     if !path.is_dir() {
         bail!("{text} is a file; name a folder of checkpoints or a job");
     }
     if let Ok((storage, step)) = Storage::open_step(text) {
         let root = storage.root().to_string();
-        return Ok(Found { what: format!("the checkpoints in {root}"), root, step: Some(step) });
+        return Ok(Found { what: format!("the checkpoints in {root}"), root, step: Some(step), kept: None });
     }
     if path.join(JOB_FILE).is_file() {
         return of_job_folder(path);
@@ -179,6 +199,17 @@ mod tests {
         let found = by_path(dir.path().to_str().context("test folders have UTF-8 names")?)?;
         assert!(found.what.starts_with("job tiny-1 (checkpoints in "), "{}", found.what);
         Ok(())
+    }
+
+    #[test]
+    fn a_pin_is_shown_where_the_coordinator_lists_no_checkpoint_any_more() {
+        let checkpoint =
+            |step, is_for_good, is_pinned| proto::CheckpointInfo { step, is_for_good, is_pinned, ..Default::default() };
+        let checkpoints =
+            vec![checkpoint(500, true, false), checkpoint(700, true, true), checkpoint(900, false, false)];
+        let job = proto::Job { checkpoints, pinned_steps: vec![300, 700], ..Default::default() };
+        let expected = [(300, "pinned"), (500, "for good"), (700, "pinned"), (900, "newest")];
+        assert_eq!(kept(&job), BTreeMap::from(expected));
     }
 
     #[tokio::test]

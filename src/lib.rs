@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   local       a whole cluster of child processes of this binary      coordinator, worker   daemon; worker --restart   supervise
+//!   addresses   where this machine is dialled
 //!   chaos       faults on such a cluster, and a verdict                 bench   figures of this machine
 //!   submit      jobfile (paths), then progress and summary (--wait)     status, events   one job, once or as it goes on
 //!   jobs        the list of jobs                                        queue   cancel, hold, release, resume
@@ -12,7 +13,7 @@
 //!   certs       a private CA and its certificates                    admin   tokens, the audit record      access  credentials of a command
 //!   plan        what a job needs, before it is run
 //!   slurm       batch scripts
-//!   checkpoint  now, list, verify, export; find: which folder is meant  client, watch: gRPC    format, output
+//!   checkpoint  now, pin, list, verify, export; find: which folder is meant  client, watch: gRPC    format, output
 //!   cluster     coordinator and workers as child processes: `local`, `chaos`, `bench` and the system tests share it
 //! ```
 //!
@@ -24,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+mod addresses;
 mod admin;
 mod bench;
 mod certs;

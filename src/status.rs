@@ -340,6 +340,7 @@ mod tests {
                 bytes: 27_100_000,
                 unix_ms: NOW_UNIX_MS - 42_000,
                 write_s: 0.3,
+                ..Default::default()
             }],
             submitted_unix_ms: NOW_UNIX_MS - 60_000,
             ..Default::default()

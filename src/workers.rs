@@ -6,11 +6,15 @@ use anyhow::Result;
 use serde::Serialize;
 use toroid_proto as proto;
 use toroid_proto::json;
+use toroid_torus::units;
 
 use crate::client::Connection;
 use crate::format::{bytes, duration, seconds, table};
 use crate::links;
 use crate::output::FormatArgs;
+
+/// Workers that an answer names.
+const MAX_NAMED: usize = 10;
 
 #[derive(Debug, clap::Args)]
 pub struct WorkersArgs {
@@ -42,7 +46,11 @@ pub struct DrainArgs {
 #[derive(Debug, clap::Args)]
 pub struct CordonArgs {
     /// The worker's id, as `toroid workers` lists it; it need not be connected
-    worker: String,
+    #[arg(required_unless_present = "host", conflicts_with = "host")]
+    worker: Option<String>,
+    /// Instead: every worker of this host, also one that comes later
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
     /// Why, for those who see it
     #[arg(long, default_value = "", value_name = "TEXT")]
     reason: String,
@@ -55,7 +63,11 @@ pub struct CordonArgs {
 #[derive(Debug, clap::Args)]
 pub struct UncordonArgs {
     /// The worker's id
-    worker: String,
+    #[arg(required_unless_present = "host", conflicts_with = "host")]
+    worker: Option<String>,
+    /// Instead: the host that was cordoned
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
     #[command(flatten)]
     format: FormatArgs,
     #[command(flatten)]
@@ -65,7 +77,14 @@ pub struct UncordonArgs {
 /// What was done to a worker, for programs.
 #[derive(Debug, Default, Serialize)]
 struct Done<'a> {
-    worker_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worker_id: Option<&'a str>,
+    /// Instead: a host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<&'a str>,
+    /// Of the host: those that have places still.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worker_ids: Option<&'a [String]>,
     /// In which it has a place still, or had one; empty: in none.
     #[serde(skip_serializing_if = "Option::is_none")]
     job_id: Option<&'a str>,
@@ -86,19 +105,19 @@ pub async fn workers(args: WorkersArgs) -> Result<ExitCode> {
             "" => "it was a spare".into(),
             job => format!("`toroid incidents {job}` says what it costs"),
         };
-        let done = Done { worker_id: &worker, job_id: Some(&job), ..Done::default() };
+        let done = Done { worker_id: Some(&worker), job_id: Some(&job), ..Done::default() };
         format.answer(&done, format_args!("{worker} was told to end at once; {what}\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(worker) = forget {
         client.forget_worker(&worker).await?;
-        let done = Done { worker_id: &worker, ..Done::default() };
+        let done = Done { worker_id: Some(&worker), ..Done::default() };
         format.answer(&done, format_args!("{worker} is free for whoever registers it next\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(worker) = readmit {
         let why = client.readmit(&worker).await?;
-        let done = Done { worker_id: &worker, reason: Some(&why), ..Done::default() };
+        let done = Done { worker_id: Some(&worker), reason: Some(&why), ..Done::default() };
         format.answer(&done, format_args!("{worker} is a spare again; it was put aside since {why}\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -114,30 +133,45 @@ pub async fn workers(args: WorkersArgs) -> Result<ExitCode> {
 }
 
 pub async fn cordon(args: CordonArgs) -> Result<ExitCode> {
-    let worker = &args.worker;
-    let job = args.connection.open().await?.cordon(worker, args.reason).await?;
-    let text = match job.as_str() {
-        "" => format!("{worker} is given no place until `toroid uncordon {worker}`\n"),
-        job => format!(
+    let (worker, host) = (args.worker.unwrap_or_default(), args.host.unwrap_or_default());
+    let request = proto::CordonWorkerRequest { worker_id: worker.clone(), host: host.clone(), reason: args.reason };
+    let found = args.connection.open().await?.cordon(request).await?;
+    let text = match (host.as_str(), found.job_id.as_str(), &found.worker_ids[..]) {
+        ("", "", _) => format!("{worker} is given no place until `toroid uncordon {worker}`\n"),
+        ("", job, _) => format!(
             "{worker} is given no other place until `toroid uncordon {worker}`; it keeps that in {job}, which `toroid drain {worker}` moves\n"
         ),
+        (host, _, []) => format!("no worker of {host} is given a place until `toroid uncordon --host {host}`\n"),
+        (host, _, placed) => format!(
+            "no worker of {host} is given another place until `toroid uncordon --host {host}`; {} keep theirs, which `toroid drain WORKER` moves\n",
+            units::names(placed, MAX_NAMED)
+        ),
     };
-    args.format.answer(&Done { worker_id: worker, job_id: Some(&job), ..Done::default() }, text)?;
+    let done = match host.as_str() {
+        "" => Done { worker_id: Some(&worker), job_id: Some(&found.job_id), ..Done::default() },
+        host => Done { host: Some(host), worker_ids: Some(&found.worker_ids), ..Done::default() },
+    };
+    args.format.answer(&done, text)?;
     Ok(ExitCode::SUCCESS)
 }
 
 pub async fn uncordon(args: UncordonArgs) -> Result<ExitCode> {
-    let reason = args.connection.open().await?.uncordon(&args.worker).await?;
+    let (worker, host) = (args.worker.unwrap_or_default(), args.host.unwrap_or_default());
+    let request = proto::UncordonWorkerRequest { worker_id: worker.clone(), host: host.clone() };
+    let reason = args.connection.open().await?.uncordon(request).await?;
     let why = if reason.is_empty() { String::new() } else { format!("; it was cordoned: {reason}") };
-    let done = Done { worker_id: &args.worker, reason: Some(&reason), ..Done::default() };
-    args.format.answer(&done, format_args!("{} may be given a place again{why}\n", args.worker))?;
+    let (done, who) = match host.as_str() {
+        "" => (Done { worker_id: Some(&worker), reason: Some(&reason), ..Done::default() }, worker.clone()),
+        host => (Done { host: Some(host), reason: Some(&reason), ..Done::default() }, format!("a worker of {host}")),
+    };
+    args.format.answer(&done, format_args!("{who} may be given a place again{why}\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 
 pub async fn drain(args: DrainArgs) -> Result<ExitCode> {
     let drained = args.connection.open().await?.drain(&args.worker).await?;
     let (job_id, replacement) = (Some(drained.job_id.as_str()), Some(drained.replacement.as_str()));
-    let done = Done { worker_id: &args.worker, job_id, replacement, ..Done::default() };
+    let done = Done { worker_id: Some(&args.worker), job_id, replacement, ..Done::default() };
     args.format.answer(&done, format_args!("{}\n", drain_line(&args.worker, &drained)))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -269,17 +269,21 @@ impl Driver {
             Command::Checkpoint { job, answer } => {
                 self.request(answer, |request| Input::Checkpoint { request, job }).await
             }
+            Command::Pin { job, step, answer } => {
+                self.request(answer, |request| Input::Pin { request, job, step }).await
+            }
+            Command::Unpin { job, step, answer } => {
+                self.request(answer, |request| Input::Unpin { request, job, step }).await
+            }
             Command::Resume { job, from_scratch, steps, answer } => {
                 self.request(answer, |request| Input::Resume { request, job, from_scratch, steps }).await
             }
             Command::Hold { job, answer } => self.request(answer, |request| Input::Hold { request, job }).await,
             Command::Release { job, answer } => self.request(answer, |request| Input::Release { request, job }).await,
-            Command::Cordon { worker, reason, answer } => {
-                self.request(answer, |request| Input::Cordon { request, worker, reason }).await
+            Command::Cordon { who, reason, answer } => {
+                self.request(answer, |request| Input::Cordon { request, who, reason }).await
             }
-            Command::Uncordon { worker, answer } => {
-                self.request(answer, |request| Input::Uncordon { request, worker }).await
-            }
+            Command::Uncordon { who, answer } => self.request(answer, |request| Input::Uncordon { request, who }).await,
             Command::Drain { worker, answer } => self.request(answer, |request| Input::Drain { request, worker }).await,
             Command::Kill { worker, who, answer } => self.kill(&worker, &who, answer).await,
             Command::Remove { job, answer } => self.request(answer, |request| Input::Remove { request, job }).await,

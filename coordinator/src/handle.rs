@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use toroid_proto as proto;
-use toroid_torus::ids::JobId;
+use toroid_torus::ids::{JobId, Step};
 
 use crate::curve::CurveError;
 use crate::folder::FolderError;
 use crate::machine::access::{NewToken, Token};
-use crate::machine::{Reply, RequestError, StreamId, Submission};
+use crate::machine::{Reply, RequestError, StreamId, Submission, Who};
 use crate::outbox::Outbox;
 
 /// Commands that wait for the driver; beyond, those who send them wait.
@@ -52,11 +52,13 @@ pub(crate) enum Command {
     Submit { submission: Submission, answer: Answer<Reply> },
     Cancel { job: String, answer: Answer<Reply> },
     Checkpoint { job: String, answer: Answer<Reply> },
+    Pin { job: String, step: Step, answer: Answer<Reply> },
+    Unpin { job: String, step: Step, answer: Answer<Reply> },
     Resume { job: String, from_scratch: bool, steps: Option<u64>, answer: Answer<Reply> },
     Hold { job: String, answer: Answer<Reply> },
     Release { job: String, answer: Answer<Reply> },
-    Cordon { worker: String, reason: String, answer: Answer<Reply> },
-    Uncordon { worker: String, answer: Answer<Reply> },
+    Cordon { who: Who, reason: String, answer: Answer<Reply> },
+    Uncordon { who: Who, answer: Answer<Reply> },
     Drain { worker: String, answer: Answer<Reply> },
     Kill { worker: String, who: String, answer: Answer<Option<JobId>> },
     Remove { job: String, answer: Answer<Reply> },

@@ -68,11 +68,13 @@ fn all_messages() -> Vec<(&'static str, Decodes)> {
         GetJobRequest, GetLeaderRequest, GetLeaderResponse, Heal, Heartbeat, Held, HoldJobRequest, Incident, Inputs, Job,
         JobUpdate, KeptStep, Kill, KillWorkerRequest, KillWorkerResponse,
         Leaving, LeftOut, ListJobsRequest, ListJobsResponse, ListTokensRequest, ListTokensResponse,
-        ListWorkersRequest, ListWorkersResponse, LogLines, ManifestPublished, Origin, Peer, PeerLost, PlaceInfo, Prepared, Probe,
+        ListWorkersRequest, ListWorkersResponse, LogLines, ManifestPublished, Origin, Peer, PeerLost,
+        PinCheckpointRequest, PinCheckpointResponse, PlaceInfo, Prepared, Probe,
         Probed, PublishManifest, ReadmitWorkerRequest, ReadmitWorkerResponse, RecordsMissing, Refused, Register,
         ReleaseJobRequest, RemoveJobRequest, RemoveJobResponse, ReportSteps, ResumeJobRequest, RevokeTokenRequest, Shape,
         ShardWritten, Stacks, Start, StepAck, StepRecord, StepReport, StepsRemoved, Stop, Stopped, Straggler, SubmitJobRequest,
-        SubmitJobResponse, Token, UncordonWorkerRequest, UncordonWorkerResponse, Unreached, UnreachedPeer, Unsaved,
+        SubmitJobResponse, Token, UncordonWorkerRequest, UncordonWorkerResponse, UnpinCheckpointRequest,
+        UnpinCheckpointResponse, Unreached, UnreachedPeer, Unsaved,
         Validation, ValidationReport, WarmUp, WarmedUp, WatchJobRequest, Welcome, WorkerInfo, WorkerMessage,
     ].to_vec()
 }

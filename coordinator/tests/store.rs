@@ -34,6 +34,7 @@ fn meta(secret: u8, num_jobs: u64) -> Record {
         num_jobs,
         retired: BTreeMap::new(),
         cordoned: BTreeMap::new(),
+        cordoned_hosts: BTreeMap::new(),
     })
 }
 

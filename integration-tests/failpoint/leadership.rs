@@ -29,6 +29,7 @@ fn meta(secret: u8) -> Record {
         num_jobs: Default::default(),
         retired: Default::default(),
         cordoned: Default::default(),
+        cordoned_hosts: Default::default(),
     })
 }
 

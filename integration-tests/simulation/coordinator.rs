@@ -497,6 +497,7 @@ impl World {
                 if is_newer {
                     self.check_checkpoint(new);
                 }
+                self.check_listed(new);
             }
             _ => self.env.truth.submitted(&new.id, &new.spec),
         }

@@ -21,6 +21,8 @@ pub struct Disk {
     pub were_full: BTreeSet<Pid>,
     /// Manifests that can be seen since the event loop looked last: folder and step.
     pub published: Vec<(String, u64)>,
+    /// Checkpoints of which a file rotted: folder and step.
+    pub damaged: BTreeSet<(String, u64)>,
     /// A manifest that was replaced by another, or whose files went before it.
     pub spoilt: Option<String>,
     parsed: RefCell<BTreeMap<[u8; 32], Rc<Manifest>>>,
@@ -48,6 +50,10 @@ impl Disk {
         self.files.get(&path_of(root, step, file)).map(Vec::as_slice)
     }
 
+    pub fn has_manifest(&self, root: &str, step: u64) -> bool {
+        self.read(root, step, MANIFEST_NAME).is_some()
+    }
+
     /// Parsed once, as long as the file is the same.
     pub fn manifest(&self, root: &str, step: u64) -> Option<Rc<Manifest>> {
         let json = self.read(root, step, MANIFEST_NAME)?;
@@ -66,6 +72,7 @@ impl Disk {
         let Some(file) = manifest.as_ref().and_then(|m| m.files.iter().find(|f| f.rank == rank)) else { return };
         if let Some(bytes) = self.files.get_mut(&path_of(root, step, &file.file)) {
             bytes.iter_mut().rev().take(8).for_each(|byte| *byte = !*byte);
+            self.damaged.insert((root.to_string(), step));
         }
     }
 

@@ -22,6 +22,7 @@ mod faults;
 mod leaders;
 mod links;
 mod network;
+mod pins;
 mod places;
 mod played;
 mod pool;
@@ -81,6 +82,9 @@ pub fn simulate(seed: u64, broken: Option<Failpoint>, tells: bool) -> Outcome {
 /// Whether a seed comes by what is broken: where one coordinator leads alone nobody asks for what is of leadership, and where there is one job nobody
 /// for what is of a pool.
 pub fn may_show(seed: u64, broken: Failpoint) -> bool {
+    if broken == Failpoint::RemovePinned {
+        return pins::has_pins(seed);
+    }
     let is_of_both = Failpoint::OF_POOLS_LED_IN_TURN.contains(&broken);
     if !is_of_both && !Failpoint::OF_LEADERSHIP.contains(&broken) {
         return true;

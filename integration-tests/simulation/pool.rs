@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 
 use toroid_coordinator::machine::record::{JobRecord, Record, State};
-use toroid_coordinator::machine::{Input, Reply, RequestError, RequestId};
+use toroid_coordinator::machine::{Input, Reply, RequestError, RequestId, Who};
 use toroid_torus::ids::{JobId, Step, WorkerId};
 
 use crate::world::World;
@@ -110,7 +110,8 @@ impl World {
         let Some(worker) = self.env.net.random.pick(&workers) else { return };
         self.env.tell(|| format!("a user cordons {worker}"));
         let wish = Wish::Cordon { worker: worker.clone() };
-        self.wish(wish, |request| Input::Cordon { request, worker, reason: String::new() });
+        let who = Who::Worker(worker);
+        self.wish(wish, |request| Input::Cordon { request, who, reason: String::new() });
     }
 
     fn uncordon_one(&mut self) {
@@ -123,7 +124,8 @@ impl World {
     fn uncordon(&mut self, worker: String) {
         self.env.tell(|| format!("a user uncordons {worker}"));
         self.withdraw(&Wish::Cordon { worker: worker.clone() });
-        self.request(|request| Input::Uncordon { request, worker });
+        let who = Who::Worker(worker);
+        self.request(|request| Input::Uncordon { request, who });
     }
 
     /// Not the first: it has to come to its end.

@@ -24,6 +24,8 @@ pub struct Scenario {
     pub percent_unable: u64,
     /// Workers on one host.
     per_host: usize,
+    /// Users pin checkpoints.
+    pub has_pins: bool,
     /// A job of hundreds of quick steps: a coordinator may be away for most of them.
     pub is_long: bool,
 }
@@ -115,6 +117,7 @@ impl Scenario {
             percent_unable: random.pick(&[0, 0, 0, 30]).expect("there are some"),
             per_host: random.between(1, 4) as usize,
             is_long,
+            has_pins: false,
         }
     }
 
@@ -133,6 +136,7 @@ impl Scenario {
             percent_unable: 0,
             per_host: 4,
             is_long: false,
+            has_pins: false,
         }
     }
 
@@ -150,11 +154,13 @@ fn job_file(name: &str, shape: (usize, usize, usize), steps: u64, priority: i32,
     // Of those that others may take workers from some can spare a part.
     let min_dp = if random.percent(15) { dp.div_ceil(2) } else { min_dp };
     let keep = random.between(1, 3);
+    // Not drawn: it follows from what is.
+    let keep_every_steps = if keep == 1 { 2 * interval_steps } else { 0 };
     format!(
         "name = \"{name}\"\nsteps = {steps}\npriority = {priority}\nseed = {}\n[shape]\ntp = {tp}\npp = {pp}\ndp = {dp}\n\
          [model]\nlayers = 2\nd_model = 4\nheads = 2\nkv_heads = 2\nhead_dim = 2\nexperts = 2\nff = 2\nseq = 4\nvocab = 256\n\
          [batch]\nmicro_batch = 1\nglobal = {}\n[data]\npath = {:?}\n\
-         [checkpoint]\ninterval_steps = {interval_steps}\ninterval_s = {interval_s}\nkeep = {keep}\n\
+         [checkpoint]\ninterval_steps = {interval_steps}\ninterval_s = {interval_s}\nkeep = {keep}\nkeep_every_steps = {keep_every_steps}\n\
          [fault_tolerance]\nredundancy = {redundancy}\nmin_dp = {min_dp}\n",
         random.below(3),
         2 * dp,

@@ -14,12 +14,13 @@ use toroid_proto::StepRecord;
 use toroid_proto::coordinator_message::Body as ToWorker;
 use toroid_proto::worker_message::Body as FromWorker;
 use toroid_session::HeldAs;
-use toroid_torus::ids::{Epoch, Term};
+use toroid_torus::ids::{Epoch, Step, Term};
 
 use crate::coordinator::Coordinator;
 use crate::disk::Disk;
 use crate::leaders::{self, Cluster, SeatView};
 use crate::network::{AtWorker, Event, MS, Micros, Network, Pid, SECOND};
+use crate::pins;
 use crate::played::{self, Stage, Thread};
 use crate::pool::Wish;
 use crate::random::Random;
@@ -178,6 +179,8 @@ pub struct World {
     pub num_events: u64,
     pub num_faults: u64,
     pub num_deaths: u64,
+    /// What users asked to pin: jobs and steps.
+    pub pins: BTreeMap<(String, Step), RequestId>,
     /// Jobs that were stored once and are not any more.
     pub num_removed: usize,
     /// What users have asked for and have no answer to.
@@ -211,7 +214,8 @@ const EVENTS_MAX: u64 = 400_000;
 impl World {
     pub fn new(seed: u64, tells: bool) -> World {
         let mut random = Random::new(seed);
-        let scenario = Scenario::draw(&mut random);
+        let mut scenario = Scenario::draw(&mut random);
+        scenario.has_pins = pins::has_pins(seed);
         World::of(scenario, random, tells)
     }
 
@@ -254,6 +258,7 @@ impl World {
             num_events: 0,
             num_faults: 0,
             num_deaths: 0,
+            pins: BTreeMap::new(),
             num_removed: 0,
             wishes: BTreeMap::new(),
             promised: BTreeSet::new(),
@@ -322,6 +327,8 @@ impl World {
             self.check_published();
             self.resume_held();
             self.use_the_pool();
+            self.pin_some();
+            self.check_pins();
             if let Some(violation) = self.env.truth.violation.take() {
                 return End::Violation(violation);
             }

@@ -83,6 +83,7 @@ pub struct Job<'a> {
     is_held: bool,
     /// In the queue, time on hold left out.
     waited_s: f64,
+    pinned_steps: &'a [u64],
     /// Left out where it was not asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     curve: Option<Vec<StepRecord<'a>>>,
@@ -212,6 +213,8 @@ struct Checkpoint<'a> {
     bytes: u64,
     unix_ms: i64,
     write_s: f64,
+    is_pinned: bool,
+    is_for_good: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -370,6 +373,7 @@ impl<'a> Job<'a> {
             user: &job.user,
             is_held: job.is_held,
             waited_s: job.waited_s,
+            pinned_steps: &job.pinned_steps,
             skipped_steps: job.skipped_steps,
             unsaved: job.unsaved.as_ref().map(|u| Unsaved {
                 step: u.step,
@@ -432,7 +436,15 @@ impl From<&proto::Validation> for Validation {
 
 impl<'a> From<&'a proto::CheckpointInfo> for Checkpoint<'a> {
     fn from(c: &'a proto::CheckpointInfo) -> Self {
-        Checkpoint { step: c.step, path: &c.path, bytes: c.bytes, unix_ms: c.unix_ms, write_s: c.write_s }
+        Checkpoint {
+            step: c.step,
+            path: &c.path,
+            bytes: c.bytes,
+            unix_ms: c.unix_ms,
+            write_s: c.write_s,
+            is_pinned: c.is_pinned,
+            is_for_good: c.is_for_good,
+        }
     }
 }
 

@@ -3,17 +3,16 @@
 use std::net::{IpAddr, Ipv4Addr, TcpListener, ToSocketAddrs as _};
 
 use super::check::Check;
+use crate::addresses::{self, Own};
 use crate::daemon::host_name;
 
 pub fn checks() -> Vec<Check> {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let name = host_name();
     let resolved = (name.as_str(), 0).to_socket_addrs().map(|found| found.map(|a| a.ip()).collect::<Vec<_>>());
-    let own = addresses(&read("/proc/net/fib_trie"), &read("/proc/net/if_inet6"));
-    vec![of_name(&name, resolved.map_err(|e| e.to_string())), interfaces(&own), listens()]
+    vec![of_name(&name, resolved.map_err(|e| e.to_string())), interfaces(addresses::of_this_machine()), listens()]
 }
 
-fn in_words(addresses: &[IpAddr]) -> String {
+fn in_words<T: std::fmt::Display>(addresses: &[T]) -> String {
     toroid_torus::units::names(addresses, 6)
 }
 
@@ -32,50 +31,32 @@ fn of_name(name: &str, resolved: Result<Vec<IpAddr>, String>) -> Check {
     }
 }
 
-fn interfaces(own: &[IpAddr]) -> Check {
-    match own {
+fn interfaces(found: anyhow::Result<Vec<Own>>) -> Check {
+    const EXPECTED: &str = "an address that other hosts reach";
+    let mut own = match found {
+        Ok(own) => own,
+        Err(error) => {
+            let to_do = "let this process see its network: a sandbox or a security module forbids it";
+            return Check::warning("addresses", format!("{error:#}"), EXPECTED, to_do);
+        }
+    };
+    own.retain(|own| !own.ip.is_loopback() && !addresses::is_link_local(own.ip));
+    match &own[..] {
         [] => Check::warning(
             "addresses",
             "none but the loopback's".to_string(),
-            "an address that other hosts reach",
+            EXPECTED,
             "only workers of this machine can work together here; connect it to a network",
         ),
         [one] => Check::ok("addresses", one.to_string()),
         several => Check::ok(
             "addresses",
             format!(
-                "{}: a worker listens on the one that faces its coordinator; `toroid worker --listen` and --advertise name another",
+                "{}: a worker listens on the one that faces its coordinator; `toroid worker --interface` names another",
                 in_words(several)
             ),
         ),
     }
-}
-
-/// Addresses of this machine beyond the loopback, as /proc/net lists them.
-fn addresses(fib_trie: &str, if_inet6: &str) -> Vec<IpAddr> {
-    let mut found: Vec<IpAddr> = Vec::new();
-    let mut last: Option<Ipv4Addr> = None;
-    for line in fib_trie.lines() {
-        if let Some((_, address)) = line.split_once("|-- ") {
-            last = address.trim().parse().ok();
-        } else if line.contains("host LOCAL")
-            && let Some(address) = last
-        {
-            found.push(address.into());
-        }
-    }
-    // Address, index, length of the prefix, scope (00 is global), flags, name.
-    for line in if_inet6.lines() {
-        let mut words = line.split_whitespace();
-        let (address, scope) = (words.next(), words.nth(2));
-        if let (Some(Ok(bits)), Some("00")) = (address.map(|a| u128::from_str_radix(a, 16)), scope) {
-            found.push(std::net::Ipv6Addr::from(bits).into());
-        }
-    }
-    found.retain(|ip| !ip.is_loopback());
-    found.sort();
-    found.dedup();
-    found
 }
 
 fn listens() -> Check {
@@ -99,23 +80,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_read_as_the_kernel_lists_them() {
-        let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 10.0.0.0\n        /24 link UNICAST\n     |-- 10.0.0.7\n        /32 host LOCAL\n     \
-                    |-- 127.0.0.1\n        /32 host LOCAL\nLocal:\n     |-- 10.0.0.7\n        /32 host LOCAL\n";
-        let v6 = "00000000000000000000000000000001 01 80 10 80       lo\n20010db8000000000000000000000007 02 40 00 80     eth0\n\
-                  fe800000000000000000000000000007 02 40 20 80     eth0\n";
-        let found: Vec<String> = addresses(trie, v6).iter().map(ToString::to_string).collect();
-        assert_eq!(found, ["10.0.0.7", "2001:db8::7"]);
-        assert!(addresses("", "nonsense\n").is_empty());
-    }
-
-    #[test]
     fn a_name_of_the_loopback_is_unusual() {
         let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
         assert_eq!(of_name("h", Ok(vec![ip("127.0.1.1")])).state, State::Warning);
         assert_eq!(of_name("h", Ok(vec![ip("127.0.1.1"), ip("10.0.0.7")])).state, State::Ok);
         assert_eq!(of_name("h", Err("no such name".into())).state, State::Warning);
-        assert_eq!(interfaces(&[]).state, State::Warning);
-        assert_eq!(interfaces(&[ip("10.0.0.7"), ip("10.1.0.7")]).state, State::Ok);
+    }
+
+    #[test]
+    fn a_host_without_an_address_of_its_own_is_unusual() {
+        let check = |all: &[(&str, &str)], state: State, words: &str| {
+            let own = |(interface, ip): &(&str, &str)| Own {
+                interface: (*interface).into(),
+                ip: ip.parse().expect("an address"),
+            };
+            let found = interfaces(Ok(all.iter().map(own).collect()));
+            assert!(found.state == state && found.found.contains(words), "{found:?}");
+        };
+        check(&[("lo", "127.0.0.1"), ("eth0", "fe80::7")], State::Warning, "none but");
+        check(&[("lo", "127.0.0.1"), ("eth0", "10.0.0.7")], State::Ok, "10.0.0.7 (eth0)");
+        check(&[("eth0", "10.0.0.7"), ("docker0", "172.17.0.1")], State::Ok, "172.17.0.1 (docker0): a worker listens");
+        assert_eq!(interfaces(Err(anyhow::anyhow!("not allowed"))).state, State::Warning);
     }
 }

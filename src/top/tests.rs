@@ -45,7 +45,14 @@ fn job(width: u32, height: u32) -> proto::Job {
 
 fn checkpoint(step: u64, age_ms: i64) -> proto::CheckpointInfo {
     let path = format!("/r/checkpoints/step-{step}");
-    proto::CheckpointInfo { step, path, bytes: 27_100_000, unix_ms: NOW_UNIX_MS - age_ms, write_s: 0.3 }
+    proto::CheckpointInfo {
+        step,
+        path,
+        bytes: 27_100_000,
+        unix_ms: NOW_UNIX_MS - age_ms,
+        write_s: 0.3,
+        ..Default::default()
+    }
 }
 
 fn incident(resolved: bool) -> proto::Incident {

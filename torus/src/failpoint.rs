@@ -56,6 +56,8 @@ pub enum Failpoint {
     StartPartOfGang,
     /// T-3: a job gives its workers to another before its state is saved.
     PreemptUnsaved,
+    /// What a user has pinned is removed like any other checkpoint.
+    RemovePinned,
     /// Workers that were cordoned are given places after a restart of the coordinator.
     ForgetCordons,
     // ------------------------------------------------------------------------------------------------ a worker's session
@@ -113,6 +115,7 @@ impl Failpoint {
         Failpoint::ShrinkBelowMinDp,
         Failpoint::StartPartOfGang,
         Failpoint::PreemptUnsaved,
+        Failpoint::RemovePinned,
         Failpoint::ForgetCordons,
         Failpoint::SessionTakesOldEpoch,
         Failpoint::DoNotFence,

@@ -182,6 +182,10 @@ pub struct CheckpointConfig {
     pub interval_steps: u64,
     /// The newest so many are kept, at least 1.
     pub keep: u32,
+    /// The first checkpoint at or after each multiple of so many steps is kept for good, besides; 0: none. Manifests of before there was a
+    /// choice have none.
+    #[serde(default)]
+    pub keep_every_steps: u64,
     /// Folder for `step-<n>`; `None`: in the job's folder at the coordinator.
     pub path: Option<String>,
 }
@@ -330,6 +334,7 @@ struct CheckpointFile {
     interval_s: Option<f64>,
     interval_steps: Option<u64>,
     keep: Option<u32>,
+    keep_every_steps: u64,
     path: Option<String>,
 }
 
@@ -427,6 +432,7 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
             interval_s: file.checkpoint.interval_s.unwrap_or(600.0),
             interval_steps: file.checkpoint.interval_steps.unwrap_or(0),
             keep: file.checkpoint.keep.unwrap_or(3),
+            keep_every_steps: file.checkpoint.keep_every_steps,
             path: file.checkpoint.path,
         },
         fault_tolerance: FaultToleranceConfig {
@@ -470,6 +476,8 @@ const LAYERS_MAX: u64 = 1 << 10;
 const WIDTH_MAX: u64 = 1 << 16;
 const TOKENS_MAX: u64 = 1 << 24;
 const COUNT_MAX: u64 = 1 << 32;
+/// Checkpoints that are kept for good: the coordinator lists all of them.
+const KEPT_MAX: u64 = 10_000;
 /// TOML has no larger integers, and a job must be writable as a job file.
 const TOML_MAX: u64 = i64::MAX as u64;
 
@@ -513,6 +521,7 @@ impl JobSpec {
             ("eval.micro_batches", self.eval.num_micro_batches as u64, 0, COUNT_MAX),
             ("checkpoint.interval_steps", self.checkpoint.interval_steps, 0, TOML_MAX),
             ("checkpoint.keep", u64::from(self.checkpoint.keep), 1, TOML_MAX),
+            ("checkpoint.keep_every_steps", self.checkpoint.keep_every_steps, 0, TOML_MAX),
             ("optimizer.warmup", self.optimizer.warmup, 0, TOML_MAX),
         ] {
             if !(lowest..=highest).contains(&found) {
@@ -587,6 +596,12 @@ impl JobSpec {
             let found = format!("{} samples a step", self.batch.samples());
             return value("batch", found, format!("at most 2^63 samples in all {} steps", self.steps));
         }
+        let every = self.checkpoint.keep_every_steps;
+        if self.steps.checked_div(every).is_some_and(|num| num > KEPT_MAX) {
+            let expected =
+                format!("0, or at least {}: at most {KEPT_MAX} are kept for good", self.steps.div_ceil(KEPT_MAX));
+            return value("checkpoint.keep_every_steps", every, expected);
+        }
         if self.init_from.is_some() && self.resume_from.is_some() {
             return Err(JobError::Together {
                 first: "init_from",
@@ -629,6 +644,10 @@ impl JobSpec {
         }
         if self.checkpoint.interval_s == 0.0 && !(1..steps).contains(&self.checkpoint.interval_steps) {
             notes.push("no checkpoint is made before the last step, unless one is asked for".into());
+        }
+        if self.checkpoint.keep_every_steps > steps {
+            let every = self.checkpoint.keep_every_steps;
+            notes.push(format!("checkpoint.keep_every_steps = {every} is beyond steps = {steps}"));
         }
         let (stride, seq) = (self.data.stride, self.model.seq);
         if stride > seq {

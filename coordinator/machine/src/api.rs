@@ -35,6 +35,17 @@ pub enum Input {
         request: RequestId,
         job: String,
     },
+    /// The checkpoint of this step is not removed until it is unpinned.
+    Pin {
+        request: RequestId,
+        job: String,
+        step: Step,
+    },
+    Unpin {
+        request: RequestId,
+        job: String,
+        step: Step,
+    },
     /// A job that waits for a checkpoint that can be read tries again, or begins from scratch. One that has ended goes on from its newest
     /// checkpoint, up to `steps` in all; `None`: as many as before.
     Resume {
@@ -52,15 +63,15 @@ pub enum Input {
         request: RequestId,
         job: String,
     },
-    /// The worker of this id is given no place any more.
+    /// The worker of this id, or every worker of this host, is given no place any more.
     Cordon {
         request: RequestId,
-        worker: String,
+        who: Who,
         reason: String,
     },
     Uncordon {
         request: RequestId,
-        worker: String,
+        who: Who,
     },
     /// The worker is to have no place any more.
     Drain {
@@ -117,6 +128,32 @@ pub enum Input {
     },
     /// The time of [`crate::Machine::poll_timeout`] came. Only this makes deadlines pass.
     Tick,
+}
+
+/// Whom a cordon is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Who {
+    /// Whatever process has this id.
+    Worker(String),
+    /// Whatever worker is there, also one that comes later under another id.
+    Host(String),
+}
+
+impl Who {
+    pub fn name(&self) -> &str {
+        match self {
+            Who::Worker(name) | Who::Host(name) => name,
+        }
+    }
+}
+
+impl std::fmt::Display for Who {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Who::Worker(id) => write!(f, "`{id}`"),
+            Who::Host(host) => write!(f, "the host `{host}`"),
+        }
+    }
 }
 
 /// What one decision changes in the store: all of it or nothing is durable.
@@ -209,6 +246,14 @@ pub enum Reply {
     Checkpoint {
         step: Step,
     },
+    /// Where the checkpoint is.
+    Pinned {
+        path: String,
+    },
+    /// `stays`: it is kept without a pin, too, until newer ones come.
+    Unpinned {
+        stays: bool,
+    },
     Resumed {
         job: JobId,
     },
@@ -218,9 +263,9 @@ pub enum Reply {
     Released {
         job: JobId,
     },
-    /// `job`: in which the worker has a place still; empty: in none.
+    /// Those that have places still, and in which job: of a host there may be several.
     Cordoned {
-        job: JobId,
+        placed: Vec<(WorkerId, JobId)>,
     },
     /// Why it was cordoned; may be empty.
     Uncordoned {
@@ -261,17 +306,27 @@ pub enum RequestError {
          on from a checkpoint of {job} name it with resume_from = \"{path}/step-<n>\""
     )]
     Folder { path: String, job: JobId },
+    #[error("{job} has no checkpoint of step {step}; {known}")]
+    UnknownCheckpoint { job: JobId, step: Step, known: String },
+    #[error("the checkpoint of step {step} of {job} cannot be pinned: it is being removed")]
+    Removed { job: JobId, step: Step },
+    #[error("no checkpoint of step {step} of {job} is pinned; {pinned}")]
+    NotPinned { job: JobId, step: Step, pinned: String },
+    #[error(
+        "{job} has {max} checkpoints that are pinned, and may have no more; unpin some (`toroid checkpoint unpin {job} STEP`)"
+    )]
+    Pins { job: JobId, max: usize },
     #[error("`{worker}` is not put aside; {aside}")]
     NotAside { worker: WorkerId, aside: String },
     #[error(
         "`{worker}` is not put aside, it was drained or computed wrongly: this process gets no place any more; start it again"
     )]
     Retired { worker: WorkerId },
-    #[error("`{worker}` is not cordoned; {cordoned}")]
-    NotCordoned { worker: WorkerId, cordoned: String },
-    #[error("{max} workers are cordoned already, and no more are kept; uncordon those that are gone for good")]
+    #[error("{who} is not cordoned; {cordoned}")]
+    NotCordoned { who: Who, cordoned: String },
+    #[error("{max} are cordoned already, and no more are kept; uncordon those that are gone for good")]
     Cordons { max: usize },
-    #[error("the id of a worker has {num_bytes} bytes; expected 1 to {max}, as `toroid workers` lists it")]
+    #[error("the name of a worker or a host has {num_bytes} bytes; expected 1 to {max}, as `toroid workers` lists it")]
     WorkerId { num_bytes: usize, max: usize },
     #[error("the user `{found}` is not possible; expected at most {max} letters, digits and `-`, `_`, `.`, `@`")]
     User { found: String, max: usize },

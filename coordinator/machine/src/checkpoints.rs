@@ -12,7 +12,8 @@
 //! Steps that are known in advance (the next [`MAX_MULTIPLES`] multiples of `interval_steps`, the last step) are named far ahead. Steps for
 //! time and on request are named [`Checkpoints::margin`] steps ahead, and only while no other checkpoint is being written. After a checkpoint
 //! has failed each place removes what it wrote of it, so that it is not in the way of the next; leftovers of places that died are removed with
-//! the next publishing. A published checkpoint is removed only after a newer one is published, and the newest is never removed.
+//! the next publishing. A published checkpoint is removed only after a newer one is published, and the newest is never removed; which others
+//! are kept says [`super::keeping`].
 //!
 //! The checkpoint of the last step is tried again until it is published, see [`super::unsaved`].
 //!
@@ -26,6 +27,7 @@ use std::time::Duration;
 use super::api::{Reply, RequestId};
 use super::deadlines::Deadline;
 use super::job_context::{Core, JobContext, Section};
+use super::keeping;
 use super::record::{Checkpoint, JobRecord, PendingRecord, Unsaved, Why};
 use super::unsaved::{self, Retry};
 use proto::coordinator_message::Body;
@@ -358,22 +360,20 @@ impl Checkpoints {
     /// All shards are durable, and so is the curve up to here: the manifest may be written.
     fn try_publish(&mut self, cx: &mut Cx<'_, '_>, step: Step) {
         let curve_is_there = cx.curve.recorded_step() >= step;
-        let removes = self.outdated_by(&cx.record, step);
-        if !cx.record.pending.contains_key(&step) {
+        let is_due = |pending: &&mut Pending| {
+            let num_shards = pending.shards.len() + usize::from(failpoint!(PublishWithoutShard));
+            !pending.is_publish_sent && num_shards >= cx.world()
+        };
+        if !curve_is_there || !cx.record.pending.contains_key(&step) {
             return;
         }
-        let Some(pending) = self.pending.get_mut(&step) else { return };
-        if pending.is_publish_sent
-            || !curve_is_there
-            || pending.shards.len() + usize::from(failpoint!(PublishWithoutShard)) < cx.world()
-        {
-            return;
-        }
+        let Some(pending) = self.pending.get_mut(&step).filter(is_due) else { return };
         let files_json = pending.shards.values().map(|s| s.file_json.clone()).collect();
         pending.is_publish_sent = true;
         cx.edit().pending.entry(step).and_modify(|p| p.publishing = true);
+        let removes = self.outdated_by(&cx.record, step);
         if !removes.is_empty() {
-            self.removing.insert(step, removes.clone());
+            self.order_removal(cx, step, &removes);
             let at = cx.now() + cx.limits().checkpoint();
             cx.deadlines().set(Deadline::Removals, at);
         }
@@ -387,15 +387,26 @@ impl Checkpoints {
         cx.send(Rank::ZERO, Body::PublishManifest(publish));
     }
 
-    /// Steps that go with the publishing of `step`: all but the newest `keep`, and leftovers. Never `step` itself, nor the newest
-    /// that is recorded: until the publishing is recorded too, that one is the last good.
+    /// From now on they may be gone, also where nobody ever says so.
+    fn order_removal(&mut self, cx: &mut Cx<'_, '_>, step: Step, removes: &[Step]) {
+        self.removing.insert(step, removes.to_vec());
+        for checkpoint in cx.edit().checkpoints.iter_mut().filter(|c| removes.contains(&c.step)) {
+            checkpoint.is_removal_ordered = true;
+        }
+    }
+
+    /// Steps that go with the publishing of `step`: what nothing keeps beside it, and leftovers. Never `step` itself, nor the newest
+    /// that is recorded: until the publishing is recorded too, that one is the last good. Nor is anything that is pinned removed.
     fn outdated_by(&self, record: &JobRecord, step: Step) -> Vec<Step> {
-        let keep = (record.spec.checkpoint.keep as usize).max(1);
-        let older: Vec<Step> = record.checkpoints.iter().map(|c| c.step).filter(|s| *s != step).collect();
-        let num_outdated = (older.len() + 1).saturating_sub(keep.max(2));
-        let is_kept = |s: &Step| older[num_outdated..].contains(s) || *s == step;
-        let leftovers = record.leftovers.iter().copied().filter(|s| !is_kept(s) && !self.removes(*s));
-        let mut out: Vec<Step> = older[..num_outdated].iter().copied().chain(leftovers).collect();
+        let config = &record.spec.checkpoint;
+        let older = record.checkpoints.iter().filter(|c| c.step != step);
+        // `step` will be one of the newest.
+        let num_newest = keeping::num_newest(config).max(2) - 1;
+        let outdated = keeping::outdated(older.clone(), num_newest, config.keep_every_steps, &record.pinned);
+        let is_published = |s: &Step| *s == step || older.clone().any(|c| c.step == *s);
+        let may_go = |s: &Step| !is_published(s) && !record.pinned.contains(s) && !self.removes(*s);
+        let leftovers = record.leftovers.iter().copied().filter(may_go);
+        let mut out: Vec<Step> = outdated.into_iter().chain(leftovers).collect();
         out.sort_unstable();
         out.dedup();
         // The others go with the next.
@@ -409,15 +420,18 @@ impl Checkpoints {
             return Outcome::Noted;
         }
         if !message.error.is_empty() {
-            // What was to be removed with it is removed with the next.
-            self.stop_removing(cx, step);
+            // What was to be removed with it is there still: removals come after the publishing. It is removed with the next.
+            let stays = self.stop_removing(cx, step);
+            for checkpoint in cx.edit().checkpoints.iter_mut().filter(|c| stays.contains(&c.step)) {
+                checkpoint.is_removal_ordered = false;
+            }
             cx.edit().pending.entry(step).and_modify(|p| p.publishing = false);
             let text = format!("{} could not publish the manifest: {}", cx.describe(Rank::ZERO), message.error);
             return Outcome::Failed { step, text, hang: Vec::new() };
         }
         let pending = self.forget(cx, step).unwrap_or_default();
         let (epoch, unix_ms) = (cx.record.epoch, cx.moment().unix_ms);
-        let keep = (cx.record.spec.checkpoint.keep as usize).max(1);
+        let (config, pinned) = (cx.record.spec.checkpoint.clone(), cx.record.pinned.clone());
         let fields = cx.edit();
         let halts = fields.pending.remove(&step).is_some_and(|p| p.halts);
         fields.checkpoints.retain(|c| c.step != step);
@@ -428,11 +442,13 @@ impl Checkpoints {
             bytes: message.bytes,
             unix_ms,
             write_s: pending.shards.values().map(|s| s.write_s).fold(0.0, f64::max),
+            is_removal_ordered: false,
         });
         fields.checkpoints.sort_by_key(|c| c.step);
-        let num_outdated = fields.checkpoints.len().saturating_sub(keep);
-        let outdated = fields.checkpoints.drain(..num_outdated);
-        fields.leftovers.extend(outdated.map(|c| c.step));
+        let num_newest = keeping::num_newest(&config);
+        let outdated = keeping::outdated(fields.checkpoints.iter(), num_newest, config.keep_every_steps, &pinned);
+        fields.checkpoints.retain(|c| !outdated.contains(&c.step));
+        fields.leftovers.extend(outdated);
         *fields.unsaved = None;
         cx.deadlines().clear(&Deadline::LastStepAgain);
         self.doublings = 0;
@@ -458,11 +474,13 @@ impl Checkpoints {
         self.stop_removing(cx, Step::new(message.step));
     }
 
-    fn stop_removing(&mut self, cx: &mut Cx<'_, '_>, step: Step) {
-        self.removing.remove(&step);
+    /// The steps that were to be removed with the publishing of `step`.
+    fn stop_removing(&mut self, cx: &mut Cx<'_, '_>, step: Step) -> Vec<Step> {
+        let stopped = self.removing.remove(&step);
         if self.removing.is_empty() {
             cx.deadlines().clear(&Deadline::Removals);
         }
+        stopped.unwrap_or_default()
     }
 
     // ------------------------------------------------------------------------------------------------- what comes to nothing

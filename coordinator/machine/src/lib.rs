@@ -74,6 +74,7 @@ pub mod hang;
 mod incidents;
 mod job;
 mod job_context;
+mod keeping;
 mod limits;
 mod machine;
 mod moves;
@@ -93,7 +94,7 @@ mod validations;
 #[cfg(test)]
 mod tests;
 
-pub use api::{Change, Input, Output, Reply, RequestError, RequestId, RestoreError, StreamId, Submission};
+pub use api::{Change, Input, Output, Reply, RequestError, RequestId, RestoreError, StreamId, Submission, Who};
 pub use clock::Now;
 pub use config::{Config, Retention};
 pub use limits::Limits;

@@ -9,7 +9,7 @@ use super::api::StreamId;
 use super::crashes::{Aside, CrashLog};
 use super::deadlines::{Deadline, Deadlines};
 use super::proof::{Probe, Proof, ProofStage};
-use super::record::{Cordon, Process};
+use super::record::{Cordon, Meta, Process};
 use toroid_proto as proto;
 use toroid_proto::Register;
 use toroid_torus::failpoint;
@@ -68,10 +68,18 @@ pub enum Standing<'a> {
     Spare,
     /// A spare again after a while.
     Aside(Aside<'a>),
-    /// No process of this id is given a place, until a user says so.
-    Cordoned(&'a Cordon),
+    /// No process of this id, or none of its host, is given a place, until a user says so.
+    Cordoned(Cordoned<'a>),
     /// This process is given no place any more.
     Retired,
+}
+
+/// Why a worker is given no place until a user says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cordoned<'a> {
+    pub cordon: &'a Cordon,
+    /// `None`: its own id is cordoned, and not its host.
+    pub host: Option<&'a str>,
 }
 
 #[derive(Debug, Default)]
@@ -84,6 +92,7 @@ pub struct Pool {
     retired: BTreeMap<WorkerId, Process>,
     /// By id, connected or not.
     cordoned: BTreeMap<WorkerId, Cordon>,
+    cordoned_hosts: BTreeMap<String, Cordon>,
     /// Workers without a place that hold state of a job as it was split before: nobody else's, until it lets them go.
     pub retained: BTreeMap<WorkerId, JobId>,
     /// Workers that are kept for others while a job is given its places.
@@ -94,7 +103,7 @@ pub struct Pool {
 
 /// Processes that are known as retired, at most.
 const MAX_RETIRED: usize = 1000;
-/// Ids that are cordoned, at most.
+/// Workers that are cordoned, and hosts, at most each.
 pub const MAX_CORDONED: usize = 10_000;
 
 impl Pool {
@@ -111,10 +120,14 @@ impl Pool {
         self.streams.get(&stream)
     }
 
-    /// No worker is connected; these processes, and whoever has these ids, are given no place.
-    pub fn restore(retired: BTreeMap<WorkerId, Process>, cordoned: BTreeMap<WorkerId, Cordon>) -> Pool {
-        let cordoned = if failpoint!(ForgetCordons) { BTreeMap::new() } else { cordoned };
-        Pool { retired, cordoned, ..Pool::default() }
+    /// No worker is connected. What was stored says who is given no place.
+    pub fn restore(meta: &Meta) -> Pool {
+        let retired = meta.retired.clone();
+        if failpoint!(ForgetCordons) {
+            return Pool { retired, ..Pool::default() };
+        }
+        let (cordoned, cordoned_hosts) = (meta.cordoned.clone(), meta.cordoned_hosts.clone());
+        Pool { retired, cordoned, cordoned_hosts, ..Pool::default() }
     }
 
     /// Adds a worker that is not connected yet. A process that was retired stays it, another of its name begins anew.
@@ -178,8 +191,8 @@ impl Pool {
             Standing::Placed
         } else if self.retired.contains_key(worker_id.as_str()) {
             Standing::Retired
-        } else if let Some(cordon) = self.cordoned.get(worker_id.as_str()) {
-            Standing::Cordoned(cordon)
+        } else if let Some(cordoned) = self.cordon_of(worker) {
+            Standing::Cordoned(cordoned)
         } else {
             self.crashes.aside(worker_id, host).map_or(Standing::Spare, Standing::Aside)
         }
@@ -243,12 +256,40 @@ impl Pool {
         fits
     }
 
+    /// The same of a host: whatever worker there is.
+    pub fn cordon_host(&mut self, host: &str, cordon: Cordon) -> bool {
+        let fits = self.cordoned_hosts.len() < MAX_CORDONED || self.cordoned_hosts.contains_key(host);
+        if fits {
+            self.cordoned_hosts.entry(host.into()).or_insert(cordon);
+        }
+        fits
+    }
+
     pub fn uncordon(&mut self, worker: &str) -> Option<Cordon> {
         self.cordoned.remove(worker)
     }
 
+    pub fn uncordon_host(&mut self, host: &str) -> Option<Cordon> {
+        self.cordoned_hosts.remove(host)
+    }
+
     pub fn cordoned(&self) -> &BTreeMap<WorkerId, Cordon> {
         &self.cordoned
+    }
+
+    pub fn cordoned_hosts(&self) -> &BTreeMap<String, Cordon> {
+        &self.cordoned_hosts
+    }
+
+    /// Its own, or that of its host.
+    pub fn cordon_of(&self, worker: &Worker) -> Option<Cordoned<'_>> {
+        let proto::Register { worker_id, host, .. } = &worker.register;
+        let own = self.cordoned.get(worker_id.as_str()).map(|cordon| Cordoned { cordon, host: None });
+        let of_host = || {
+            let (host, cordon) = self.cordoned_hosts.get_key_value(host)?;
+            Some(Cordoned { cordon, host: Some(host) })
+        };
+        own.or_else(of_host)
     }
 
     pub fn retired(&self) -> &BTreeMap<WorkerId, Process> {
@@ -264,6 +305,11 @@ impl Pool {
     /// When the next deadline passes of those that no job waits for.
     pub fn poll_timeout(&self) -> Option<Duration> {
         self.deadlines.next(|_| true).into_iter().chain(self.crashes.next_return()).min()
+    }
+
+    /// It stands out: its workers were lost again and again, and those of no other.
+    pub fn is_host_aside(&self, host: &str) -> bool {
+        !host.is_empty() && self.crashes.aside("", host).is_some()
     }
 
     /// Says whether anyone who was put aside is back.

@@ -90,9 +90,12 @@ pub struct Meta {
     /// Workers that a user has cordoned: no process of the id is given a place.
     #[serde(default)]
     pub cordoned: BTreeMap<WorkerId, Cordon>,
+    /// Hosts that a user has cordoned: no worker there is given a place.
+    #[serde(default)]
+    pub cordoned_hosts: BTreeMap<String, Cordon>,
 }
 
-/// Why and since when a worker is given no place.
+/// Why and since when a worker, or a host, is given no place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cordon {
@@ -269,6 +272,9 @@ pub struct JobRecord {
     pub unsaved: Option<Unsaved>,
     /// Steps of which some shards may lie about without a recorded manifest; removed with the next publishing.
     pub leftovers: BTreeSet<Step>,
+    /// Nothing of these steps is removed (see [`super::keeping`]).
+    #[serde(default)]
+    pub pinned: BTreeSet<Step>,
     /// Of a store of an earlier version, which had them all here: they are pages of their own once the job is restored.
     #[serde(default, rename = "validations", skip_serializing_if = "Vec::is_empty")]
     pub earlier_validations: Vec<Validation>,
@@ -461,6 +467,9 @@ pub struct Checkpoint {
     pub unix_ms: i64,
     /// Of the slowest shard.
     pub write_s: f64,
+    /// Its removal was ordered with a publishing that nothing came of: it may be gone.
+    #[serde(default)]
+    pub is_removal_ordered: bool,
 }
 
 /// A published checkpoint that could not be read.

@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 use toroid_proto as proto;
 use toroid_proto::job_service_server::JobService;
 use toroid_security::Roots;
-use toroid_torus::ids::JobId;
+use toroid_torus::ids::{JobId, Step};
 
 use super::orders::{Orders, opened};
 use crate::audit::Audit;
@@ -15,7 +15,7 @@ use crate::folder;
 use crate::handle::{Answer, AskError, Command, Page, Question, Seen, Update};
 use crate::lead::Leader;
 use crate::machine::access::AccessError;
-use crate::machine::{Reply, RequestError, Submission};
+use crate::machine::{Reply, RequestError, Submission, Who};
 use crate::roots;
 
 /// Updates that wait for a watcher; beyond, the watcher's own task waits and then skips to the newest state.
@@ -134,12 +134,17 @@ impl From<AskError> for Status {
                 Status::invalid_argument(text)
             }
             AskError::Request(
-                RequestError::Quota { .. } | RequestError::TooManyJobs { .. } | RequestError::Cordons { .. },
+                RequestError::Quota { .. }
+                | RequestError::TooManyJobs { .. }
+                | RequestError::Cordons { .. }
+                | RequestError::Pins { .. },
             ) => Status::resource_exhausted(text),
             AskError::Request(
                 RequestError::UnknownJob { .. }
                 | RequestError::UnknownWorker { .. }
                 | RequestError::NotAside { .. }
+                | RequestError::UnknownCheckpoint { .. }
+                | RequestError::NotPinned { .. }
                 | RequestError::NotCordoned { .. },
             ) => Status::not_found(text),
             AskError::Request(RequestError::Access(AccessError::UnknownToken(_) | AccessError::UnknownBinding(_))) => {
@@ -154,6 +159,7 @@ impl From<AskError> for Status {
                 | RequestError::State { .. }
                 | RequestError::Drain { .. }
                 | RequestError::Retired { .. }
+                | RequestError::Removed { .. }
                 | RequestError::Steps { .. }
                 | RequestError::Folder { .. },
             )
@@ -175,6 +181,24 @@ fn job_name(toml: &str) -> String {
     let digest = blake3::hash(toml.as_bytes()).to_hex();
     let name = toroid_torus::job::parse(toml).map_or_else(|_| "an invalid job file".into(), |spec| spec.name);
     format!("{name} (job file {})", &digest[..16])
+}
+
+/// Whom a cordon is about.
+fn who(worker_id: String, host: String) -> Result<Who, Status> {
+    match (worker_id.as_str(), host.as_str()) {
+        (_, "") => Ok(Who::Worker(worker_id)),
+        ("", _) => Ok(Who::Host(host)),
+        _ => Err(Status::invalid_argument(format!(
+            "a worker (`{worker_id}`) and a host (`{host}`) are named; say one of them"
+        ))),
+    }
+}
+
+fn for_audit(who: &Who) -> String {
+    match who {
+        Who::Worker(worker) => worker.clone(),
+        Who::Host(host) => format!("host {host}"),
+    }
 }
 
 #[tonic::async_trait]
@@ -291,6 +315,33 @@ impl JobService for Jobs {
         self.orders.change(caller, ("CheckpointJob", &what), |answer| Command::Checkpoint { job, answer }, taken).await
     }
 
+    async fn pin_checkpoint(
+        &self,
+        request: Request<proto::PinCheckpointRequest>,
+    ) -> Result<Response<proto::PinCheckpointResponse>, Status> {
+        let (caller, proto::PinCheckpointRequest { job_id: job, step }) = opened(request);
+        let (what, step) = (format!("{job}, step {step}"), Step::new(step));
+        let taken = |reply| match reply {
+            Reply::Pinned { path } => Ok(proto::PinCheckpointResponse { path }),
+            reply => Err(reply),
+        };
+        self.orders.change(caller, ("PinCheckpoint", &what), |answer| Command::Pin { job, step, answer }, taken).await
+    }
+
+    async fn unpin_checkpoint(
+        &self,
+        request: Request<proto::UnpinCheckpointRequest>,
+    ) -> Result<Response<proto::UnpinCheckpointResponse>, Status> {
+        let (caller, proto::UnpinCheckpointRequest { job_id: job, step }) = opened(request);
+        let (what, step) = (format!("{job}, step {step}"), Step::new(step));
+        let taken = |reply| match reply {
+            Reply::Unpinned { stays } => Ok(proto::UnpinCheckpointResponse { stays }),
+            reply => Err(reply),
+        };
+        let command = |answer| Command::Unpin { job, step, answer };
+        self.orders.change(caller, ("UnpinCheckpoint", &what), command, taken).await
+    }
+
     async fn resume_job(&self, request: Request<proto::ResumeJobRequest>) -> Result<Response<proto::Job>, Status> {
         let (caller, proto::ResumeJobRequest { job_id: job, from_scratch, steps }) = opened(request);
         let mut what = if from_scratch { format!("{job}, from scratch") } else { job.clone() };
@@ -328,30 +379,36 @@ impl JobService for Jobs {
         &self,
         request: Request<proto::CordonWorkerRequest>,
     ) -> Result<Response<proto::CordonWorkerResponse>, Status> {
-        let (caller, proto::CordonWorkerRequest { worker_id: worker, reason }) = opened(request);
-        let what = format!("{worker}: {reason}");
+        let (caller, proto::CordonWorkerRequest { worker_id, reason, host }) = opened(request);
+        let who = who(worker_id, host)?;
+        let what = format!("{}: {reason}", for_audit(&who));
+        let is_host = matches!(who, Who::Host(_));
         let taken = |reply| match reply {
-            Reply::Cordoned { job } => Ok(proto::CordonWorkerResponse { job_id: job.into() }),
+            Reply::Cordoned { placed } => {
+                let of_worker = placed.first().filter(|_| !is_host);
+                Ok(proto::CordonWorkerResponse {
+                    job_id: of_worker.map_or_else(String::new, |(_, job)| job.to_string()),
+                    worker_ids: placed.into_iter().map(|(worker, _)| worker.to_string()).collect(),
+                })
+            }
             reply => Err(reply),
         };
-        self.orders
-            .change(caller, ("CordonWorker", &what), |answer| Command::Cordon { worker, reason, answer }, taken)
-            .await
+        let command = |answer| Command::Cordon { who, reason, answer };
+        self.orders.change(caller, ("CordonWorker", &what), command, taken).await
     }
 
     async fn uncordon_worker(
         &self,
         request: Request<proto::UncordonWorkerRequest>,
     ) -> Result<Response<proto::UncordonWorkerResponse>, Status> {
-        let (caller, proto::UncordonWorkerRequest { worker_id: worker }) = opened(request);
-        let what = worker.clone();
+        let (caller, proto::UncordonWorkerRequest { worker_id, host }) = opened(request);
+        let who = who(worker_id, host)?;
+        let what = for_audit(&who);
         let taken = |reply| match reply {
             Reply::Uncordoned { reason } => Ok(proto::UncordonWorkerResponse { reason }),
             reply => Err(reply),
         };
-        self.orders
-            .change(caller, ("UncordonWorker", &what), |answer| Command::Uncordon { worker, answer }, taken)
-            .await
+        self.orders.change(caller, ("UncordonWorker", &what), |answer| Command::Uncordon { who, answer }, taken).await
     }
 
     async fn drain_worker(

@@ -24,7 +24,7 @@ const fn change(path: &'static str, least: Role) -> Rule {
     Rule { path, least: Some(least), changes: true }
 }
 
-pub const RULES: [Rule; 28] = [
+pub const RULES: [Rule; 30] = [
     look("/toroid.v1.JobService/GetJob", Role::View),
     look("/toroid.v1.JobService/GetCurve", Role::View),
     look("/toroid.v1.JobService/ListJobs", Role::View),
@@ -34,6 +34,8 @@ pub const RULES: [Rule; 28] = [
     change("/toroid.v1.JobService/SubmitJob", Role::Submit),
     change("/toroid.v1.JobService/CancelJob", Role::Submit),
     change("/toroid.v1.JobService/CheckpointJob", Role::Submit),
+    change("/toroid.v1.JobService/PinCheckpoint", Role::Submit),
+    change("/toroid.v1.JobService/UnpinCheckpoint", Role::Submit),
     change("/toroid.v1.JobService/ResumeJob", Role::Submit),
     change("/toroid.v1.JobService/HoldJob", Role::Submit),
     change("/toroid.v1.JobService/ReleaseJob", Role::Submit),

@@ -160,6 +160,7 @@ mod tests {
             num_jobs: BTreeMap::from([("a".into(), count)]),
             retired: BTreeMap::new(),
             cordoned: BTreeMap::new(),
+            cordoned_hosts: BTreeMap::new(),
         })
     }
 

@@ -803,6 +803,32 @@ pub struct CheckpointJobResponse {
     pub step: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PinCheckpointRequest {
+    #[prost(string, tag = "1")]
+    pub job_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub step: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PinCheckpointResponse {
+    /// folder or URL of step-N
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnpinCheckpointRequest {
+    #[prost(string, tag = "1")]
+    pub job_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub step: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnpinCheckpointResponse {
+    /// it is kept without a pin, too, until newer ones come; else it goes with the next that is published
+    #[prost(bool, tag = "1")]
+    pub stays: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ResumeJobRequest {
     #[prost(string, tag = "1")]
     pub job_id: ::prost::alloc::string::String,
@@ -861,23 +887,32 @@ pub struct ReadmitWorkerResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CordonWorkerRequest {
-    /// connected or not
+    /// connected or not; of this and `host` one is said
     #[prost(string, tag = "1")]
     pub worker_id: ::prost::alloc::string::String,
     /// for those who see it; may be empty
     #[prost(string, tag = "2")]
     pub reason: ::prost::alloc::string::String,
+    /// also for workers that come later
+    #[prost(string, tag = "3")]
+    pub host: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CordonWorkerResponse {
-    /// in which it has a place still; empty: none
+    /// in which the worker has a place still; empty: none
     #[prost(string, tag = "1")]
     pub job_id: ::prost::alloc::string::String,
+    /// that have places still, ascending
+    #[prost(string, repeated, tag = "2")]
+    pub worker_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UncordonWorkerRequest {
     #[prost(string, tag = "1")]
     pub worker_id: ::prost::alloc::string::String,
+    /// instead of worker_id
+    #[prost(string, tag = "2")]
+    pub host: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UncordonWorkerResponse {
@@ -1027,6 +1062,9 @@ pub struct Job {
     /// how long it has waited for its places in all; time on hold left out
     #[prost(double, tag = "43")]
     pub waited_s: f64,
+    /// ascending; one of which no checkpoint is listed could not be read, or was given up
+    #[prost(uint64, repeated, tag = "44")]
+    pub pinned_steps: ::prost::alloc::vec::Vec<u64>,
 }
 /// What a job is trained on, and what of what it was given is not used.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1249,6 +1287,12 @@ pub struct CheckpointInfo {
     pub unix_ms: i64,
     #[prost(double, tag = "5")]
     pub write_s: f64,
+    /// by a user: it is not removed
+    #[prost(bool, tag = "6")]
+    pub is_pinned: bool,
+    /// by `checkpoint.keep_every_steps`: it is not removed
+    #[prost(bool, tag = "7")]
+    pub is_for_good: bool,
 }
 /// Checkpoints that failed since the newest good one.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1771,6 +1815,56 @@ pub mod job_service_client {
                 .insert(GrpcMethod::new("toroid.v1.JobService", "CheckpointJob"));
             self.inner.unary(req, path, codec).await
         }
+        /// A published checkpoint is not removed until it is unpinned. NOT_FOUND names those that there are.
+        pub async fn pin_checkpoint(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PinCheckpointRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PinCheckpointResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/toroid.v1.JobService/PinCheckpoint",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("toroid.v1.JobService", "PinCheckpoint"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// It is kept like any other again. NOT_FOUND names those that are pinned.
+        pub async fn unpin_checkpoint(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UnpinCheckpointRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UnpinCheckpointResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/toroid.v1.JobService/UnpinCheckpoint",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("toroid.v1.JobService", "UnpinCheckpoint"));
+            self.inner.unary(req, path, codec).await
+        }
         /// A job that waits for a checkpoint that can be read tries again, or begins from its initial weights. A job that has ended goes on from
         /// its newest checkpoint, with another number of steps where one is given.
         pub async fn resume_job(
@@ -1939,7 +2033,8 @@ pub mod job_service_client {
                 .insert(GrpcMethod::new("toroid.v1.JobService", "GetLeader"));
             self.inner.unary(req, path, codec).await
         }
-        /// The worker of this id is given no place any more, whatever process has the id, until it is uncordoned. A place that it has it keeps.
+        /// The worker of this id, whatever process has it, or every worker of this host, is given no place any more until it is uncordoned. Places that they
+        /// have they keep.
         pub async fn cordon_worker(
             &mut self,
             request: impl tonic::IntoRequest<super::CordonWorkerRequest>,
@@ -2092,6 +2187,22 @@ pub mod job_service_server {
             tonic::Response<super::CheckpointJobResponse>,
             tonic::Status,
         >;
+        /// A published checkpoint is not removed until it is unpinned. NOT_FOUND names those that there are.
+        async fn pin_checkpoint(
+            &self,
+            request: tonic::Request<super::PinCheckpointRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PinCheckpointResponse>,
+            tonic::Status,
+        >;
+        /// It is kept like any other again. NOT_FOUND names those that are pinned.
+        async fn unpin_checkpoint(
+            &self,
+            request: tonic::Request<super::UnpinCheckpointRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UnpinCheckpointResponse>,
+            tonic::Status,
+        >;
         /// A job that waits for a checkpoint that can be read tries again, or begins from its initial weights. A job that has ended goes on from
         /// its newest checkpoint, with another number of steps where one is given.
         async fn resume_job(
@@ -2141,7 +2252,8 @@ pub mod job_service_server {
             tonic::Response<super::GetLeaderResponse>,
             tonic::Status,
         >;
-        /// The worker of this id is given no place any more, whatever process has the id, until it is uncordoned. A place that it has it keeps.
+        /// The worker of this id, whatever process has it, or every worker of this host, is given no place any more until it is uncordoned. Places that they
+        /// have they keep.
         async fn cordon_worker(
             &self,
             request: tonic::Request<super::CordonWorkerRequest>,
@@ -2588,6 +2700,96 @@ pub mod job_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = CheckpointJobSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/toroid.v1.JobService/PinCheckpoint" => {
+                    #[allow(non_camel_case_types)]
+                    struct PinCheckpointSvc<T: JobService>(pub Arc<T>);
+                    impl<
+                        T: JobService,
+                    > tonic::server::UnaryService<super::PinCheckpointRequest>
+                    for PinCheckpointSvc<T> {
+                        type Response = super::PinCheckpointResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PinCheckpointRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as JobService>::pin_checkpoint(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PinCheckpointSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/toroid.v1.JobService/UnpinCheckpoint" => {
+                    #[allow(non_camel_case_types)]
+                    struct UnpinCheckpointSvc<T: JobService>(pub Arc<T>);
+                    impl<
+                        T: JobService,
+                    > tonic::server::UnaryService<super::UnpinCheckpointRequest>
+                    for UnpinCheckpointSvc<T> {
+                        type Response = super::UnpinCheckpointResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UnpinCheckpointRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as JobService>::unpin_checkpoint(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UnpinCheckpointSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -5,6 +5,7 @@ use toroid_proto as proto;
 use toroid_proto::json::{is_ended, state_word};
 
 use super::{Panel, View, clean, cut, flow, plain};
+use crate::find;
 use crate::format::{bytes, duration, num, percent, rate, seconds, time};
 use crate::incidents::{ms, phases};
 use crate::links;
@@ -218,11 +219,12 @@ pub fn checkpoints<'a>(view: &View<'a>) -> Panel<'a> {
     };
     let of = |c: &&proto::CheckpointInfo| {
         format!(
-            "step {}, {} ago, {} in {}: {}",
+            "step {}, {} ago, {} in {}, {}: {}",
             c.step,
             ago(view, c.unix_ms),
             bytes(c.bytes),
             duration(c.write_s),
+            find::why_kept(c),
             c.path
         )
     };

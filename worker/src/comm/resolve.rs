@@ -97,6 +97,7 @@ pub fn check_advertised(address: &str) -> Result<(), String> {
         let Some((ip, after)) = rest.split_once(']') else { return Err(format!("`[` is not closed; {expected}")) };
         match ip.parse() {
             Ok(IpAddr::V6(ip)) if ip.is_unspecified() => return Err(unspecified(&ip)),
+            Ok(IpAddr::V6(ip)) if ip.is_unicast_link_local() => return Err(of_the_link(&ip)),
             Ok(IpAddr::V6(_)) => {}
             Ok(IpAddr::V4(_)) | Err(_) => {
                 return Err(format!("{ip:?} between the brackets is no IPv6 address; {expected}"));
@@ -123,14 +124,21 @@ pub fn check_advertised(address: &str) -> Result<(), String> {
     if let Some(port) = port.filter(|port| !is_port(port)) {
         return Err(format!("{port:?} is no port from 1 to 65535; {expected}"));
     }
-    if host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()) {
-        return Err(unspecified(&host));
+    match host.parse::<IpAddr>() {
+        Ok(ip) if ip.is_unspecified() => Err(unspecified(&ip)),
+        Ok(IpAddr::V6(ip)) if ip.is_unicast_link_local() => Err(of_the_link(&ip)),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn unspecified(ip: &dyn std::fmt::Display) -> String {
     format!("{ip} is an address to listen on, and nobody can dial it; name one of this machine")
+}
+
+fn of_the_link(ip: &dyn std::fmt::Display) -> String {
+    format!(
+        "{ip} is an address of the link, which other hosts cannot dial without knowing the interface; name another of this machine"
+    )
 }
 
 #[cfg(test)]
@@ -144,7 +152,7 @@ mod tests {
             Err(error) => assert!(!expected.is_empty() && error.contains(expected), "{address}: {error}"),
         };
         for good in
-            ["node-1", "node-1:7000", "10.0.0.1", "10.0.0.1:7000", "::1", "fe80::2", "[::1]:7000", "a.b.example"]
+            ["node-1", "node-1:7000", "10.0.0.1", "10.0.0.1:7000", "::1", "fd00::2", "[::1]:7000", "a.b.example"]
         {
             check(good, "");
         }
@@ -159,6 +167,9 @@ mod tests {
         check("a:b:7", "no host name and no IPv6 address");
         check("0.0.0.0", "nobody can dial it");
         check("[::]:7000", "nobody can dial it");
+        check("fe80::2", "an address of the link");
+        check("[fe80::2]:7000", "an address of the link");
+        check("fe80::2%eth0", "no host name and no IPv6 address");
     }
 
     #[test]

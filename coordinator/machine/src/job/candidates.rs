@@ -54,7 +54,7 @@ impl Job {
     pub fn suited(&self, pool: &Pool) -> BTreeSet<WorkerId> {
         let is_suited = self.is_suited(pool);
         let may_have = |w: &&Worker| match pool.standing(w) {
-            Standing::Placed => !pool.cordoned().contains_key(w.register.worker_id.as_str()),
+            Standing::Placed => pool.cordon_of(w).is_none(),
             Standing::Spare => true,
             Standing::Aside(_) | Standing::Cordoned(_) | Standing::Retired => false,
         };

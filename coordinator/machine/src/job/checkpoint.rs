@@ -1,11 +1,12 @@
 //! What the checkpoints of a job mean for the rest of it: see [`crate::checkpoints`].
 
 use super::Job;
-use crate::api::RequestId;
+use crate::api::{Reply, RequestError, RequestId};
 use crate::cause::Cause;
 use crate::checkpoints::{Failure, Outcome};
 use crate::context::Context;
 use crate::deadlines::Deadline;
+use crate::keeping;
 use crate::record::{SeenBy, State};
 use toroid_proto as proto;
 use toroid_torus::ids::{Rank, Step};
@@ -41,6 +42,15 @@ impl Job {
         }
         self.checkpoints.request(request);
         self.name_steps(cx, false);
+    }
+
+    /// Whatever state the job is in: one that has ended may be resumed, and publish again.
+    pub fn pin_checkpoint(&mut self, cx: &mut Context<'_>, step: Step) -> Result<Reply, RequestError> {
+        keeping::pin(&mut self.core.context(cx), step)
+    }
+
+    pub fn unpin_checkpoint(&mut self, cx: &mut Context<'_>, step: Step) -> Result<Reply, RequestError> {
+        keeping::unpin(&mut self.core.context(cx), step)
     }
 
     /// Users who wait to hear of a step hear that none will be named.

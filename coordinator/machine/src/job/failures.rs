@@ -47,7 +47,7 @@ impl Job {
             for text in cx.pool.crashed(&worker, &host, cx.now.monotonic) {
                 self.core.worker_event(cx, "worker.aside", text, &worker);
             }
-            self.count_death(cx, rank, &worker, &why);
+            self.count_death(cx, rank, (&worker, &host), &why);
         }
         self.core.epoch.lose(Loss { rank, worker, host, by, why, had_spare });
         self.replacement.reset(&mut self.core.deadlines);
@@ -57,9 +57,14 @@ impl Job {
         cx.out.unsettled = true;
     }
 
-    /// Ends the job if a step kills every worker that computes it: all workers compute a place in the same way.
-    fn count_death(&mut self, cx: &mut Context<'_>, rank: Rank, worker: &str, why: &str) {
+    /// Ends the job if a step kills every worker that computes it: all workers compute a place in the same way. Where they were all of a host that
+    /// kills what it gets, it is no step's fault: others have yet to show.
+    fn count_death(&mut self, cx: &mut Context<'_>, rank: Rank, (worker, host): (&str, &str), why: &str) {
         if !self.core.epoch.is_started() {
+            return;
+        }
+        if cx.pool.is_host_aside(host) {
+            self.core.record.edit(cx.out).deaths.remove(&rank);
             return;
         }
         // After a restore earlier steps are made again: a death in one of those is not the later step's fault.

@@ -41,7 +41,7 @@ impl Site {
     fn mended(&self) -> String {
         let Site { worker, host, address } = self;
         format!(
-            "workers on other hosts cannot dial {worker} at {address}: start it on {host} with --advertise HOST, its name or address for them"
+            "workers on other hosts cannot dial {worker} at {address}: start it on {host} with --interface NAME, or with --advertise HOST, its name or address for them"
         )
     }
 }
@@ -124,7 +124,7 @@ mod tests {
         let found = hidden(&sites(&[HERE]), sites(&[THERE]), 2);
         assert_eq!(
             found[0].1,
-            "workers on other hosts cannot dial w0 at 127.0.0.1:5: start it on here with --advertise HOST, its name or address for them"
+            "workers on other hosts cannot dial w0 at 127.0.0.1:5: start it on here with --interface NAME, or with --advertise HOST, its name or address for them"
         );
     }
 }

@@ -143,6 +143,7 @@ impl Job {
             yields: None,
             unsaved: None,
             leftovers: BTreeSet::new(),
+            pinned: BTreeSet::new(),
             earlier_validations: Vec::new(),
             submitted_unix_ms: cx.now.unix_ms,
             started_unix_ms: 0,

@@ -75,10 +75,10 @@ impl Machine {
         }
         let meta = meta.unwrap_or_else(|| {
             out.dirty_meta = true;
-            let (num_jobs, retired, cordoned) = Default::default();
-            Meta { format: FORMAT, secret: entropy, num_jobs, retired, cordoned }
+            let (num_jobs, retired, cordoned, cordoned_hosts) = Default::default();
+            Meta { format: FORMAT, secret: entropy, num_jobs, retired, cordoned, cordoned_hosts }
         });
-        let pool = Pool::restore(meta.retired.clone(), meta.cordoned.clone());
+        let pool = Pool::restore(&meta);
         let mut machine = Machine {
             config,
             meta,
@@ -112,13 +112,15 @@ impl Machine {
             Input::Submit { request, submission, owner } => self.submit(request, &submission, owner, now),
             Input::Cancel { request, job } => self.cancel(request, &job, now),
             Input::Checkpoint { request, job } => self.request_checkpoint(request, &job, now),
+            Input::Pin { request, job, step } => self.pin(request, (&job, step), now),
+            Input::Unpin { request, job, step } => self.unpin(request, (&job, step), now),
             Input::Resume { request, job, from_scratch, steps } => {
                 self.resume_job(request, &job, (from_scratch, steps), now);
             }
             Input::Hold { request, job } => self.hold(request, &job, now),
             Input::Release { request, job } => self.release(request, &job, now),
-            Input::Cordon { request, worker, reason } => self.cordon(request, &worker, &reason, now),
-            Input::Uncordon { request, worker } => self.uncordon(request, &worker),
+            Input::Cordon { request, who, reason } => self.cordon(request, &who, &reason, now),
+            Input::Uncordon { request, who } => self.uncordon(request, &who),
             Input::Drain { request, worker } => self.drain(request, &worker, now),
             Input::Remove { request, job } => self.remove(request, &job),
             Input::Folders { names } => self.skip_folders(&names),
@@ -233,6 +235,10 @@ impl Machine {
         }
         if self.meta.cordoned != *self.pool.cordoned() {
             self.meta.cordoned.clone_from(self.pool.cordoned());
+            out.dirty_meta = true;
+        }
+        if self.meta.cordoned_hosts != *self.pool.cordoned_hosts() {
+            self.meta.cordoned_hosts.clone_from(self.pool.cordoned_hosts());
             out.dirty_meta = true;
         }
         for id in &out.dirty {

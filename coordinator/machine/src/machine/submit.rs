@@ -1,6 +1,6 @@
-//! Jobs that come, and what users have them do: submit, cancel, hold, release, resume.
+//! Jobs that come, and what users have them do: submit, cancel, hold, release, resume, pin and unpin their checkpoints.
 
-use toroid_torus::ids::JobId;
+use toroid_torus::ids::{JobId, Step};
 use toroid_torus::job::{self as job_file, JobSpec};
 use toroid_torus::owner::OwnerId;
 
@@ -111,6 +111,14 @@ impl Machine {
 
     pub(super) fn hold(&mut self, request: RequestId, id: &str, now: Now) {
         self.with_job(request, id, now, |job, cx| job.hold(cx).map(|()| Reply::Held { job: id.into() }));
+    }
+
+    pub(super) fn pin(&mut self, request: RequestId, (id, step): (&str, Step), now: Now) {
+        self.with_job(request, id, now, |job, cx| job.pin_checkpoint(cx, step));
+    }
+
+    pub(super) fn unpin(&mut self, request: RequestId, (id, step): (&str, Step), now: Now) {
+        self.with_job(request, id, now, |job, cx| job.unpin_checkpoint(cx, step));
     }
 
     pub(super) fn release(&mut self, request: RequestId, id: &str, now: Now) {

@@ -7,7 +7,8 @@ use crate::clock::Now;
 use crate::folders::folder;
 use crate::incidents;
 use crate::job::Job;
-use crate::pool::{Standing, Worker};
+use crate::keeping;
+use crate::pool::{Cordoned, Standing, Worker};
 use crate::proof::ProofStage;
 use crate::record::{Checkpoint, Event, JobRecord, LeftOut, Validation};
 use crate::straggler::Straggler;
@@ -49,7 +50,7 @@ impl Machine {
             memory_bytes: w.memory_bytes[0],
             memory_free_bytes: w.memory_bytes[1],
             compute_s: stragglers(&w.place).and_then(|(s, rank)| s.compute_s(rank)).unwrap_or(0.0),
-            is_cordoned: self.pool.cordoned().contains_key(w.register.worker_id.as_str()),
+            is_cordoned: self.pool.cordon_of(w).is_some(),
             labels: labels(w),
             links: w.links.clone(),
             slow_factor: stragglers(&w.place).and_then(|(s, rank)| s.of(rank)).map_or(0.0, Straggler::factor),
@@ -127,7 +128,8 @@ impl Machine {
             places,
             spares: self.pool.spares().count() as u32,
             spares_aside: self.pool.iter().filter(|w| is_left_out(self.pool.standing(w))).count() as u32,
-            checkpoints: record.checkpoints.iter().map(checkpoint).collect(),
+            checkpoints: checkpoints(record),
+            pinned_steps: record.pinned.iter().map(|step| step.get()).collect(),
             validations: job.validations().all().map(validation).collect(),
             curve: Vec::new(),
             submitted_unix_ms: record.submitted_unix_ms,
@@ -199,9 +201,13 @@ impl WorkerStanding {
             Standing::Placed => (proto::WorkerState::Placed, String::new(), None),
             Standing::Spare => (proto::WorkerState::Spare, String::new(), None),
             Standing::Aside(aside) => (proto::WorkerState::Aside, aside.reason.into(), Some(aside.until)),
-            Standing::Cordoned(cordon) => {
+            Standing::Cordoned(Cordoned { cordon, host }) => {
                 let why = if cordon.reason.is_empty() { String::new() } else { format!(": {}", cordon.reason) };
-                let reason = format!("a user cordoned it{why}; `toroid uncordon` takes it back");
+                let (what, how) = match host {
+                    None => ("it", "toroid uncordon".to_string()),
+                    Some(host) => ("its host", format!("toroid uncordon --host {host}")),
+                };
+                let reason = format!("a user cordoned {what}{why}; `{how}` takes it back");
                 (proto::WorkerState::Cordoned, reason, None)
             }
             Standing::Retired => {
@@ -265,14 +271,18 @@ fn straggler(record: &JobRecord, s: &Straggler) -> proto::Straggler {
     }
 }
 
-fn checkpoint(c: &Checkpoint) -> proto::CheckpointInfo {
-    proto::CheckpointInfo {
+fn checkpoints(record: &JobRecord) -> Vec<proto::CheckpointInfo> {
+    let for_good = keeping::for_good(record.checkpoints.iter(), record.spec.checkpoint.keep_every_steps);
+    let info = |c: &Checkpoint| proto::CheckpointInfo {
         step: c.step.get(),
         path: c.path.clone(),
         bytes: c.bytes,
         unix_ms: c.unix_ms,
         write_s: c.write_s,
-    }
+        is_pinned: record.pinned.contains(&c.step),
+        is_for_good: for_good.contains(&c.step),
+    };
+    record.checkpoints.iter().map(info).collect()
 }
 
 fn validation(v: &Validation) -> proto::Validation {

@@ -8,7 +8,7 @@ use toroid_torus::ids::WorkerId;
 
 use super::world::{LIMITS, World, job_file};
 use crate::record::State;
-use crate::{Input, Policy, Quotas, Reply, RequestError, Submission};
+use crate::{Input, Policy, Quotas, Reply, RequestError, Submission, Who};
 
 /// A job of `dp` places that has committed 5 of 40 steps, on workers w0 and so on; `spares` more are there.
 fn running(dp: usize, spares: usize, more: &str) -> (World, String) {
@@ -247,12 +247,12 @@ fn a_job_on_hold_is_saved_and_waits_until_it_is_released() {
 fn a_cordon_outlives_the_worker_and_the_coordinator() {
     let (mut world, job) = running(2, 1, "fault_tolerance.min_dp = 2");
     let cordon = |worker: &str| {
-        let (worker, reason) = (worker.to_string(), "its fan is loud".to_string());
-        move |request| Input::Cordon { request, worker, reason }
+        let (who, reason) = (Who::Worker(worker.to_string()), "its fan is loud".to_string());
+        move |request| Input::Cordon { request, who, reason }
     };
     // The spare, and one with a place, which keeps it.
-    assert_eq!(ask(&mut world, cordon("w2")), Ok(Reply::Cordoned { job: "".into() }));
-    assert_eq!(ask(&mut world, cordon("w1")), Ok(Reply::Cordoned { job: job.as_str().into() }));
+    assert_eq!(ask(&mut world, cordon("w2")), Ok(Reply::Cordoned { placed: Vec::new() }));
+    assert_eq!(ask(&mut world, cordon("w1")), Ok(Reply::Cordoned { placed: vec![("w1".into(), job.as_str().into())] }));
     world.train(&job, 1);
     let info = |world: &World, id: &str| {
         world.machine.view_workers(world.at()).into_iter().find(|w| w.worker_id == id).expect("a worker")
@@ -274,8 +274,8 @@ fn a_cordon_outlives_the_worker_and_the_coordinator() {
     world.pass(4 * LIMITS.failure_timeout);
     assert_eq!(world.record(&job).state, State::Recovering, "{}", world.record(&job).reason);
     let uncordon = |worker: &str| {
-        let worker = worker.to_string();
-        move |request| Input::Uncordon { request, worker }
+        let who = Who::Worker(worker.to_string());
+        move |request| Input::Uncordon { request, who }
     };
     let unknown = ask(&mut world, uncordon("w9"));
     assert_eq!(unknown.map_err(|e| e.to_string()), Err("`w9` is not cordoned; these are: w1, w2".into()));

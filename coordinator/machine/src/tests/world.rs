@@ -25,7 +25,7 @@ use toroid_torus::resplit::num_lost;
 
 use super::worker::{Disk, Work, Worker, loss_of};
 use crate::clock::Boot;
-use crate::record::{Event, Incident, JobRecord, Record, Rung, State, VALIDATIONS_PER_PAGE};
+use crate::record::{Checkpoint, Event, Incident, JobRecord, Record, Rung, State, VALIDATIONS_PER_PAGE};
 use crate::{
     Config, Input, Limits, Machine, Now, Output, Policy, Reply, RequestError, RequestId, Retention, StepSummary,
     StreamId, Submission, missing_record,
@@ -482,7 +482,8 @@ impl World {
             if new.has_state && !old.has_state {
                 self.loaded.insert(new.id.to_string(), new.epoch.get());
             }
-            for checkpoint in new.checkpoints.iter().filter(|c| !old.checkpoints.contains(c)) {
+            let is_new = |c: &&Checkpoint| !old.checkpoints.iter().any(|o| (o.step, o.epoch) == (c.step, c.epoch));
+            for checkpoint in new.checkpoints.iter().filter(is_new) {
                 let key = (new.id.to_string(), checkpoint.step.get());
                 // One input may record it and end its epoch.
                 let world = old.shape.world();
@@ -655,7 +656,8 @@ fn check_succession(old: &JobRecord, new: &JobRecord) {
     let events = new.events.iter().rev().take(num_new);
     let is_damaged = events.clone().any(|e| ["checkpoint.damaged", "checkpoint.unreadable"].contains(&e.kind.as_str()));
     let is_forgotten = new.checkpoints.is_empty() && !old.checkpoints.is_empty();
-    assert!(is_damaged || !is_forgotten, "the last good checkpoint is forgotten");
+    // A user may give them up.
+    assert!(is_damaged || is_resumed || !is_forgotten, "the last good checkpoint is forgotten");
     let moves = ["worker.lost", "worker.drained", "worker.displaced"];
     let lost: BTreeSet<&str> = events.filter(|e| moves.contains(&e.kind.as_str())).map(|e| e.worker.as_str()).collect();
     let stands_by = events_of(new, old).any(|e| e.kind == "job.queued");

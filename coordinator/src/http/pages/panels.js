@@ -123,9 +123,12 @@ export function incidents(node, list) {
   }));
 }
 
+// Why it is not removed when newer ones come, in the words of `toroid checkpoint list`.
+const kept = (c) => c.is_pinned ? 'pinned' : c.is_for_good ? 'for good' : 'newest';
+
 export function checkpoints(node, job) {
-  const rows = [...job.checkpoints].reverse().map((c) => [count(c.step), ago(c.unix_ms), bytes(c.bytes), duration(c.write_s), c.path]);
-  table(node, ['Step', 'Age', 'Size', 'Written in', 'Where'], rows);
+  const rows = [...job.checkpoints].reverse().map((c) => [count(c.step), ago(c.unix_ms), bytes(c.bytes), duration(c.write_s), kept(c), c.path]);
+  table(node, ['Step', 'Age', 'Size', 'Written in', 'Kept', 'Where'], rows);
 }
 
 export function events(node, list) {
