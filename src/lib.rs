@@ -12,7 +12,7 @@
 //!   certs       a private CA and its certificates                    admin   tokens, the audit record      access  credentials of a command
 //!   plan        what a job needs, before it is run
 //!   slurm       batch scripts
-//!   checkpoint  now, list, verify, export; find: which folder is meant  client, watch: gRPC    format, output
+//!   checkpoint  now, list, verify, export; find: which folder is meant  client, calls, watch: gRPC   format, output
 //!   cluster     coordinator and workers as child processes: `local`, `chaos`, `bench` and the system tests share it
 //! ```
 //!
@@ -26,6 +26,7 @@
 pub mod access;
 mod admin;
 mod bench;
+mod calls;
 mod certs;
 mod chaos;
 mod checkpoint;
