@@ -201,10 +201,16 @@ fn dispatch(runtime: &Runtime, command: Command, log: Arc<Log>) -> Result<ExitCo
 }
 
 fn version(format: FormatArgs) -> Result<ExitCode> {
-    let (version, protocol, checkpoint) =
-        (toroid_proto::BUILD_VERSION, toroid_proto::PROTOCOL_VERSION, toroid_torus::manifest::FORMAT);
-    let value = serde_json::json!({ "version": version, "protocol": protocol, "checkpoint_format": checkpoint });
-    let text = format_args!("toroid {version}\nprotocol {protocol}\ncheckpoint format {checkpoint}\n");
+    let toroid_proto::Build { version, protocol, links, numerics } = toroid_proto::build();
+    let checkpoint = toroid_torus::manifest::FORMAT;
+    let range = |versions: &toroid_proto::Versions| serde_json::json!([versions.oldest, versions.newest]);
+    let value = serde_json::json!({
+        "version": version, "protocol": protocol.newest, "protocols": range(protocol), "links": range(links), "numerics": numerics,
+        "checkpoint_format": checkpoint,
+    });
+    let text = format_args!(
+        "toroid {version}\nprotocol {protocol}\nprotocol of links {links}\nnumerics {numerics}\ncheckpoint format {checkpoint}\n"
+    );
     format.answer(&value, text)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -349,7 +349,7 @@ pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
         |e| anyhow!("cannot listen on {}: {e}; name another address, or port 0 for any free port", args.listen);
     let listener = TcpListener::bind(args.listen).await.map_err(cannot)?;
     let address = listener.local_addr().context("find the address listened on")?;
-    output::line(format_args!("toroid coordinator {} {LISTENS_ON}{address}", toroid_proto::BUILD_VERSION))?;
+    output::line(format_args!("toroid coordinator {} {LISTENS_ON}{address}", toroid_proto::build().version))?;
     let config = toroid_coordinator::Config {
         data_dir: args.dir,
         etcd: args.etcd.config()?,
