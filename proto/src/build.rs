@@ -59,7 +59,7 @@ pub struct Build {
 }
 
 /// Raise `protocol.newest` for what an older build cannot be told or would take wrongly, `links.newest` for another handshake or frame, and leave the oldest
-/// one behind by one release; raise `numerics` when a result changes by a bit, which the golden losses of `worker/tests/numerics` show.
+/// one behind by one release; raise `numerics` when a result changes by a bit.
 fn own() -> Build {
     Build {
         version: crate::BUILD_VERSION.into(),
