@@ -17,6 +17,7 @@ use toroid_proto::limits::USER_ANSWER_BYTES_MAX;
 use toroid_security::{Credentials, Files};
 
 use crate::access::{Access, CredentialArgs, LocalRole, way};
+use crate::calls::Calls;
 use crate::exit::{self, CallError, Exit};
 
 pub const DEFAULT_COORDINATOR: &str = "127.0.0.1:7070";
@@ -92,7 +93,7 @@ impl Interceptor for Bearer {
     }
 }
 
-type Authorized = InterceptedService<Channel, Bearer>;
+type Authorized = InterceptedService<Calls, Bearer>;
 
 /// A connection to a coordinator.
 #[derive(Clone)]
@@ -128,8 +129,9 @@ impl Client {
             anyhow::Ok(shown)
         });
         let bearer = Bearer(shown.transpose().context("read the token")?);
-        let inner = JobServiceClient::with_interceptor(channel.clone(), bearer.clone());
-        let admin = AdminServiceClient::with_interceptor(channel.clone(), bearer.clone());
+        let calls = Calls::new(channel.clone());
+        let inner = JobServiceClient::with_interceptor(calls.clone(), bearer.clone());
+        let admin = AdminServiceClient::with_interceptor(calls, bearer.clone());
         Ok(Client {
             http: channel,
             bearer,

@@ -7,16 +7,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 use toroid_telemetry::Telemetry;
 use toroid_telemetry::settings::{Format, Service, Settings};
 use toroid_worker::log::Log;
+use tracing::Span;
 
 use crate::output::FormatArgs;
 use crate::{
-    admin, bench, certs, chaos, checkpoint, daemon, dashboard, data, doctor, events, exit, explain, incidents, jobs,
-    local, output, plan, queue, shell, slurm, status, submit, top, trace, workers,
+    admin, bench, calls, certs, chaos, checkpoint, daemon, dashboard, data, doctor, events, exit, explain, incidents,
+    jobs, local, output, plan, queue, shell, slurm, status, submit, top, trace, workers,
 };
 
 /// Trains Mixture-of-Experts language models on machines that die
@@ -111,8 +112,9 @@ pub fn command() -> clap::Command {
 
 /// Does what these arguments ask for; the first is the program's name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments) {
-        Ok(cli) => cli,
+    let parsed = Cli::command().try_get_matches_from(arguments);
+    let (name, cli) = match parsed.and_then(|found| Ok((name_of(&found), Cli::from_arg_matches(&found)?))) {
+        Ok(found) => found,
         // Help that was asked for is one as well, with the exit code 0.
         Err(error) => {
             // Whoever is gone needs no words.
@@ -120,7 +122,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from);
         }
     };
-    match execute(cli.command) {
+    match execute(&name, cli.command) {
         Ok(code) => code,
         Err(error) if output::is_gone(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -130,13 +132,25 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn execute(command: Command) -> Result<ExitCode> {
+/// As in `toroid checkpoint now`.
+fn name_of(found: &ArgMatches) -> String {
+    let (mut name, mut found) = (String::from("toroid"), found);
+    while let Some((command, of_command)) = found.subcommand() {
+        name = format!("{name} {command}");
+        found = of_command;
+    }
+    name
+}
+
+fn execute(name: &str, command: Command) -> Result<ExitCode> {
     let is_daemon = matches!(command, Command::Coordinator(_) | Command::Worker(_));
     let (telemetry, log, is_json) = start_telemetry(&command);
     // Clients run on this thread alone. For `local` it matters: its children live as long as the thread that started them.
     let mut builder = if is_daemon { Builder::new_multi_thread() } else { Builder::new_current_thread() };
     let runtime = builder.enable_all().build().context("start the runtime")?;
-    let mut code = dispatch(&runtime, command, log);
+    let span = if is_daemon { Span::none() } else { calls::of_command(name) };
+    let mut code = span.in_scope(|| dispatch(&runtime, command, log));
+    calls::end_command(span, &code);
     // Each line of such a log is JSON, the last one too.
     if is_json && let Err(error) = &code {
         tracing::error!("{error:#}");
@@ -187,20 +201,30 @@ fn dispatch(runtime: &Runtime, command: Command, log: Arc<Log>) -> Result<ExitCo
 }
 
 fn version(format: FormatArgs) -> Result<ExitCode> {
-    let (version, protocol, checkpoint) =
-        (toroid_proto::BUILD_VERSION, toroid_proto::PROTOCOL_VERSION, toroid_torus::manifest::FORMAT);
-    let value = serde_json::json!({ "version": version, "protocol": protocol, "checkpoint_format": checkpoint });
-    let text = format_args!("toroid {version}\nprotocol {protocol}\ncheckpoint format {checkpoint}\n");
+    let toroid_proto::Build { version, protocol, links, numerics } = toroid_proto::build();
+    let checkpoint = toroid_torus::manifest::FORMAT;
+    let range = |versions: &toroid_proto::Versions| serde_json::json!([versions.oldest, versions.newest]);
+    let value = serde_json::json!({
+        "version": version, "protocol": protocol.newest, "protocols": range(protocol), "links": range(links), "numerics": numerics,
+        "checkpoint_format": checkpoint,
+    });
+    let text = format_args!(
+        "toroid {version}\nprotocol {protocol}\nprotocol of links {links}\nnumerics {numerics}\ncheckpoint format {checkpoint}\n"
+    );
     format.answer(&value, text)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Daemons say more, in the form that their flags ask for, and have spans; a worker's log is known to its place, too.
+/// Daemons say more, in the form that their flags ask for; a worker's log is known to its place, too.
 fn start_telemetry(command: &Command) -> (Telemetry, Arc<Log>, bool) {
     let (default_level, format, service) = match command {
         Command::Coordinator(args) => ("info", args.log_format(), Some(Service::Coordinator)),
         Command::Worker(args) => ("info", args.log_format(), Some(Service::Worker)),
-        _ => ("warn", Format::Text, None),
+        // They stay for long and ask all the time, or have children that tell of themselves.
+        Command::Top(_) | Command::Dashboard(_) | Command::Local(_) | Command::Chaos(_) | Command::Bench(_) => {
+            ("warn", Format::Text, None)
+        }
+        _ => ("warn", Format::Text, Some(Service::Command)),
     };
     let log = Arc::<Log>::default();
     let context = matches!(command, Command::Worker(_)).then(|| daemon::context(log.clone()));

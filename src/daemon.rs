@@ -363,7 +363,7 @@ pub async fn coordinator(args: CoordinatorArgs) -> Result<ExitCode> {
             addresses::of_coordinator((scheme, address), &addresses::of_this_machine()?, &args.interface, &host_name())?
         }
     };
-    output::line(format_args!("toroid coordinator {} {LISTENS_ON}{address}", toroid_proto::BUILD_VERSION))?;
+    output::line(format_args!("toroid coordinator {} {LISTENS_ON}{address}", toroid_proto::build().version))?;
     let config = toroid_coordinator::Config {
         data_dir: args.dir,
         etcd: args.etcd.config()?,

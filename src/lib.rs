@@ -13,7 +13,7 @@
 //!   certs       a private CA and its certificates                    admin   tokens, the audit record      access  credentials of a command
 //!   plan        what a job needs, before it is run
 //!   slurm       batch scripts
-//!   checkpoint  now, pin, list, verify, export; find: which folder is meant  client, watch: gRPC    format, output
+//!   checkpoint  now, pin, list, verify, export; find: which folder is meant  client, calls, watch: gRPC   format, output
 //!   cluster     coordinator and workers as child processes: `local`, `chaos`, `bench` and the system tests share it
 //! ```
 //!
@@ -28,6 +28,7 @@ pub mod access;
 mod addresses;
 mod admin;
 mod bench;
+mod calls;
 mod certs;
 mod chaos;
 mod checkpoint;

@@ -25,7 +25,9 @@ use toroid_proto::worker_message::Body as FromWorker;
 use toroid_torus::ids::{JobId, Step};
 use toroid_torus::owner::OwnerId;
 use toroid_torus::units::names;
+use tracing::Instrument as _;
 
+use crate::calls::step;
 use crate::clock::{Clock, entropy};
 use crate::error::CoordinatorError;
 use crate::evidence::Evidence;
@@ -222,9 +224,9 @@ impl Driver {
                 () = sleep_until(ends_at) => {}
                 () = sleep_until(self.retry_at) => self.retry().await?,
                 work = self.waiting.next() => match work {
-                    Some(Work::Command(command)) => {
+                    Some(Work::Command(command, span)) => {
                         num_since_tick += 1;
-                        self.command(command).await?;
+                        self.command(command).instrument(span).await?;
                     }
                     Some(Work::Question(question)) => {
                         num_since_tick += 1;
@@ -496,7 +498,7 @@ impl Driver {
         let mut store = self.store.take().expect("nothing else is written at the same time");
         let mut asked = self.asked.clone();
         let written = {
-            let mut writing = store.commit(change);
+            let mut writing = store.commit(change).instrument(step("write the store"));
             loop {
                 tokio::select! {
                     biased;

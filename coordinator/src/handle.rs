@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use toroid_proto as proto;
 use toroid_torus::ids::{JobId, Step};
+use tracing::{Instrument as _, Span};
 
+use crate::calls::{step, step_of};
 use crate::curve::CurveError;
 use crate::folder::FolderError;
 use crate::machine::access::{NewToken, Token};
@@ -145,10 +147,19 @@ pub(crate) struct QueuePermit {
     _permit: Option<OwnedSemaphorePermit>,
 }
 
+/// A command on its way to the driver.
+struct Sent {
+    command: Command,
+    /// The span of the call that it is of, if any.
+    call: Span,
+    /// Ends when the driver takes it.
+    _waits: Span,
+}
+
 /// How the rest of the program speaks to the driver.
 #[derive(Clone)]
 pub(crate) struct Handle {
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<Sent>,
     questions: mpsc::Sender<Question>,
     /// KiB of messages that may still wait for the driver.
     queue_kib: Arc<Semaphore>,
@@ -176,31 +187,36 @@ impl Handle {
 
     /// Waits while the driver has too much to do; false if it has stopped.
     pub async fn tell(&self, command: Command) -> bool {
-        self.commands.send(command).await.is_ok()
+        self.commands.send(Sent { command, call: Span::none(), _waits: Span::none() }).await.is_ok()
     }
 
     /// Has something done, and waits for what came of it.
     pub async fn order<T>(&self, command: impl FnOnce(Answer<T>) -> Command) -> Result<T, AskError> {
         let (answer, answered) = oneshot::channel();
-        self.commands.send(command(answer)).await.map_err(|_| AskError::Stopping)?;
+        let sent = Sent { command: command(answer), call: Span::current(), _waits: step("wait for the driver") };
+        self.commands.send(sent).await.map_err(|_| AskError::Stopping)?;
         answered.await.map_err(|_| AskError::Stopping)?
     }
 
     pub async fn ask<T>(&self, question: impl FnOnce(Answer<T>) -> Question) -> Result<T, AskError> {
         let (answer, answered) = oneshot::channel();
-        self.questions.send(question(answer)).await.map_err(|_| AskError::Stopping)?;
-        answered.await.map_err(|_| AskError::Stopping)?
+        let asked = async {
+            self.questions.send(question(answer)).await.map_err(|_| AskError::Stopping)?;
+            answered.await.map_err(|_| AskError::Stopping)?
+        };
+        asked.instrument(step("ask the driver")).await
     }
 }
 
 pub(crate) enum Work {
-    Command(Command),
+    /// And the span of what is done about it.
+    Command(Command, Span),
     Question(Question),
 }
 
 /// What waits for the driver.
 pub(crate) struct Waiting {
-    commands: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<Sent>,
     questions: mpsc::Receiver<Question>,
 }
 
@@ -208,7 +224,9 @@ impl Waiting {
     /// Neither those who ask nor those who have something done can keep the others waiting. `None`: all handles are gone.
     pub async fn next(&mut self) -> Option<Work> {
         tokio::select! {
-            command = self.commands.recv() => command.map(Work::Command),
+            sent = self.commands.recv() => {
+                sent.map(|Sent { command, call, .. }| Work::Command(command, step_of(&call, "decide")))
+            }
             question = self.questions.recv() => question.map(Work::Question),
         }
     }

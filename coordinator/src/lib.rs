@@ -19,6 +19,7 @@
 
 mod audit;
 mod caller;
+mod calls;
 mod clock;
 mod config;
 pub mod curve;

@@ -57,7 +57,6 @@ pub enum SegmentsError {
 
 /// Rows that are never changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Segment {
     file: String,
     /// Its newest step.
@@ -67,7 +66,6 @@ struct Segment {
 
 /// The first line of a head.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Contents {
     format: u32,
     segments: Vec<Segment>,

@@ -141,7 +141,7 @@ async fn heard(stream: &mut Hears) -> ToWorker {
 fn register_as(id: &str) -> proto::Register {
     proto::Register {
         worker_id: id.into(),
-        protocol_version: proto::PROTOCOL_VERSION,
+        protocol_version: proto::build().protocol.newest,
         build_version: proto::BUILD_VERSION.into(),
         host: "here".into(),
         data_address: "here:1".into(),

@@ -45,7 +45,7 @@ struct Worker {
 fn register(id: &str) -> proto::Register {
     proto::Register {
         worker_id: id.into(),
-        protocol_version: proto::PROTOCOL_VERSION,
+        protocol_version: proto::build().protocol.newest,
         build_version: proto::BUILD_VERSION.into(),
         host: "here".into(),
         data_address: format!("{id}:1"),

@@ -216,7 +216,7 @@ impl Lied {
         for (stream, id) in STREAMS.into_iter().zip(["a", "b"]) {
             let register = proto::Register {
                 worker_id: id.into(),
-                protocol_version: proto::PROTOCOL_VERSION,
+                protocol_version: proto::build().protocol.newest,
                 build_version: proto::BUILD_VERSION.into(),
                 host: "here".into(),
                 data_address: format!("{id}:1"),

@@ -193,7 +193,7 @@ impl Worker {
         let register = proto::Register {
             secret: vec![7; 32],
             worker_id: id_of(self.pid),
-            protocol_version: proto::PROTOCOL_VERSION,
+            protocol_version: proto::build().protocol.newest,
             build_version: proto::BUILD_VERSION.into(),
             host: self.host.clone(),
             data_address: format!("{}:{}", self.host, self.pid),

@@ -189,10 +189,10 @@ fn version(metrics: &str) -> Check {
         None => Check::unknown("version", "the coordinator does not say which it has"),
         Some(version) => Check::judged(
             "version",
-            format!("the coordinator has {version}, this program {}", proto::BUILD_VERSION),
-            version == proto::BUILD_VERSION,
+            format!("the coordinator has {version}, this program {}", proto::build().version),
+            version == proto::build().version,
             "the same version everywhere",
-            "put the newer one everywhere; workers of an older one are refused where the protocol differs",
+            "put the newer one everywhere, coordinators first (docs/operate.md); releases that are neighbours work together meanwhile",
         ),
     }
 }
@@ -256,19 +256,18 @@ fn of_workers(workers: &[proto::WorkerInfo]) -> Vec<Check> {
         "spares that have shown that they can fill a place",
         "mend what the reason names on that host (data, checkpoint folder, address) and start the worker anew; until then it is no spare",
     ));
-    // As in `cpu-x86_64-avx512-toroid-0.1.0-products-1f`.
-    let own = format!("toroid-{}", proto::BUILD_VERSION);
+    let own = &proto::build().version;
     let others: Vec<String> = workers
         .iter()
-        .filter(|w| !w.fingerprint.contains(&own))
-        .map(|w| format!("{} ({})", w.worker_id, w.fingerprint))
+        .filter(|w| w.build_version != *own)
+        .map(|w| format!("{} ({})", w.worker_id, w.build_version))
         .collect();
     checks.extend(found(
         Check::warning,
         "workers' versions",
         others,
-        &own,
-        "put this version there, and start those workers anew",
+        own,
+        "harmless while a cluster is upgraded; then put one version everywhere, and replace those workers one by one (docs/operate.md)",
     ));
     let fingerprints: BTreeSet<&str> = workers.iter().map(|w| w.fingerprint.as_str()).collect();
     if fingerprints.len() > 1 {
@@ -392,7 +391,8 @@ mod tests {
         proto::WorkerInfo {
             worker_id: id.into(),
             host: host.into(),
-            fingerprint: format!("cpu-toroid-{}-products-1", proto::BUILD_VERSION),
+            fingerprint: "cpu-numerics-1-products-1".into(),
+            build_version: proto::BUILD_VERSION.into(),
             ..Default::default()
         }
     }
@@ -430,13 +430,18 @@ mod tests {
         let mut failed =
             proto::WorkerInfo { warm_up_job: "a-1".into(), warm_up_reason: "no data".into(), ..worker("w2", "h1") };
         failed.set_warm_up(proto::WarmUpState::Failed);
-        let silent = proto::WorkerInfo { silent_s: 4.0, fingerprint: "cpu-toroid-0.0.1".into(), ..worker("w3", "h1") };
+        let silent = proto::WorkerInfo {
+            silent_s: 4.0,
+            fingerprint: "cpu-numerics-2-products-1".into(),
+            build_version: "0.0.1".into(),
+            ..worker("w3", "h1")
+        };
         let found = of_workers(&[worker("w0", "h0"), aside, failed, silent]);
         assert!(find(&found, "workers kept out").found.contains("w1 is aside: it was lost 3 times"), "{found:?}");
         let warm_up = find(&found, "warm-up");
         assert!(warm_up.state == State::Wrong && warm_up.found.contains("w2 on h1 for a-1: no data"), "{found:?}");
         assert!(find(&found, "silent workers").found.contains("w3 on h1 for 4.0 s"), "{found:?}");
-        assert!(find(&found, "workers' versions").found.contains("w3"), "{found:?}");
+        assert!(find(&found, "workers' versions").found.contains("w3 (0.0.1)"), "{found:?}");
         assert_eq!(find(&found, "fingerprints").state, State::Warning);
     }
 

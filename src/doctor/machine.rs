@@ -53,7 +53,7 @@ pub fn checks() -> Vec<Check> {
 }
 
 fn versions() -> Check {
-    let (version, protocol) = (toroid_proto::BUILD_VERSION, toroid_proto::PROTOCOL_VERSION);
+    let toroid_proto::Build { version, protocol, .. } = toroid_proto::build();
     Check::ok("program", format!("toroid {version}, protocol {protocol}, {}", std::env::consts::ARCH))
 }
 

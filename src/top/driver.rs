@@ -119,7 +119,12 @@ fn read_keys(inputs: mpsc::Sender<Input>) -> Result<()> {
     std::thread::Builder::new().name("keys".into()).spawn(read).context("start a thread for the keys").map(drop)
 }
 
-/// Jobs and workers, again and again, over whichever coordinator leads.
+async fn seen_by(client: &mut Client) -> Result<Input> {
+    let (jobs, _) = client.jobs(MAX_JOBS, String::new()).await?;
+    Ok(Input::Cluster(jobs, client.workers().await?))
+}
+
+/// Jobs and workers, again and again, over whichever coordinator leads: where the one that did is gone, the next is looked for at once.
 async fn look(access: Access, inputs: mpsc::Sender<Input>) {
     let mut client: Option<Client> = None;
     let mut every = interval(LOOK);
@@ -127,23 +132,33 @@ async fn look(access: Access, inputs: mpsc::Sender<Input>) {
     loop {
         every.tick().await;
         let ask = async {
-            let mut asked = match client.take() {
-                Some(client) => client,
-                None => Client::find(&access).await?,
-            };
-            let (jobs, _) = asked.jobs(MAX_JOBS, String::new()).await?;
-            let workers = asked.workers().await?;
-            client = Some(asked);
-            anyhow::Ok(Input::Cluster(jobs, workers))
+            if let Some(mut known) = client.take()
+                && let Ok(seen) = seen_by(&mut known).await
+            {
+                client = Some(known);
+                return Ok(seen);
+            }
+            let mut found = Client::find(&access).await?;
+            let seen = seen_by(&mut found).await?;
+            client = Some(found);
+            anyhow::Ok(seen)
         };
         let input = match tokio::time::timeout(LOOK_LIMIT, ask).await {
             Ok(Ok(input)) => input,
             Ok(Err(error)) => Input::Away(format!("{error:#}")),
-            Err(_) => Input::Away(format!("it does not answer within {} s", LOOK_LIMIT.as_secs())),
+            Err(_) => Input::Away(silent(&access.urls)),
         };
         if inputs.send(input).await.is_err() {
             return;
         }
+    }
+}
+
+fn silent(urls: &[String]) -> String {
+    let limit_s = LOOK_LIMIT.as_secs();
+    match urls {
+        [_] => format!("it does not answer within {limit_s} s"),
+        several => format!("none of {} leads and answers within {limit_s} s", several.join(", ")),
     }
 }
 
@@ -188,4 +203,103 @@ async fn act(access: Access, action: Action, inputs: mpsc::Sender<Input>) {
     };
     // Where nobody reads it any more, the screen is gone.
     let _ = inputs.send(Input::Answer(text)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use toroid_coordinator::Config;
+    use toroid_coordinator::store::etcd::EtcdConfig;
+    use toroid_security::Credentials;
+    use toroid_testkit::{Coordinator, Etcd, within};
+
+    use super::*;
+
+    async fn next(inputs: &mut mpsc::Receiver<Input>) -> Input {
+        within("the next input", inputs.recv()).await.expect("whoever looks goes on")
+    }
+
+    /// The next state of the cluster, and how often nobody answered before.
+    async fn next_state(inputs: &mut mpsc::Receiver<Input>) -> (Vec<String>, usize) {
+        let mut num_away = 0;
+        loop {
+            match next(inputs).await {
+                Input::Cluster(jobs, _) => return (jobs.into_iter().map(|job| job.id).collect(), num_away),
+                Input::Away(_) => num_away += 1,
+                _ => {}
+            }
+        }
+    }
+
+    fn several(etcd: &Etcd, folder: &Path) -> Vec<Config> {
+        let config = |n: usize| {
+            let own = folder.join(n.to_string());
+            Config { etcd: Some(EtcdConfig::new(etcd.urls())), ..Coordinator::config(&own) }
+        };
+        (0..3).map(config).collect()
+    }
+
+    /// Which of them leads.
+    async fn leader(coordinators: &[Coordinator]) -> usize {
+        loop {
+            for (n, coordinator) in coordinators.iter().enumerate() {
+                let mut client = Client::connect(&coordinator.url, &Credentials::none()).await.expect("it listens");
+                if client.leader().await.expect("it answers").leads {
+                    return n;
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_next_leader_is_found_and_a_job_is_followed_to_it() {
+        let etcd = Etcd::start(1).expect("start etcd");
+        let folder = tempfile::tempdir().expect("make a folder");
+        let mut coordinators = Vec::new();
+        for config in several(&etcd, folder.path()) {
+            coordinators.push(Coordinator::start(config).await);
+        }
+        let urls: Vec<String> = coordinators.iter().map(|coordinator| coordinator.url.clone()).collect();
+        let access = Access { urls: urls.clone(), credentials: Credentials::none() };
+        let mut first = within("a leader", leader(&coordinators)).await;
+        let shared = format!("path = \"{}\"\n", folder.path().join("shared").display());
+        let job_file = toroid_testkit::jobs::short_job((1, 1, 1), 5, "")
+            .replace("[checkpoint]\n", &format!("[checkpoint]\n{shared}"));
+        let job = Client::find(&access).await.expect("find it").submit(job_file).await.expect("submit a job");
+
+        let (looks, mut seen) = mpsc::channel(MAX_INPUTS);
+        let _look = Task(tokio::spawn(look(access.clone(), looks)));
+        let (updates, mut followed) = mpsc::channel(MAX_INPUTS);
+        let _follow = follow(&access, &job, &updates);
+        assert!(matches!(next(&mut followed).await, Input::Update(..)));
+        assert_eq!(next_state(&mut seen).await, (vec![job.clone()], 0));
+
+        for left in [2, 1] {
+            coordinators.remove(first).stop().await;
+            let (jobs, num_away) = next_state(&mut seen).await;
+            assert_eq!(jobs, std::slice::from_ref(&job));
+            assert!(num_away <= 1, "{num_away} looks found nobody while {left} could lead");
+            first = within("a leader", leader(&coordinators)).await;
+        }
+        // Whoever follows the job hears of it from the third.
+        let held = Client::find(&access).await.expect("find the third").hold(&job).await.expect("hold the job");
+        assert_eq!(held.id, job);
+        loop {
+            match next(&mut followed).await {
+                Input::Update(_, update) if update.job.as_ref().is_some_and(|job| job.is_held) => break,
+                Input::Unwatched(_, why) => panic!("the job is not followed any more: {why}"),
+                _ => {}
+            }
+        }
+
+        coordinators.remove(first).stop().await;
+        loop {
+            if let Input::Away(why) = next(&mut seen).await {
+                assert!(urls.iter().all(|url| why.contains(url)), "{why}");
+                break;
+            }
+        }
+    }
 }

@@ -18,7 +18,10 @@ use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig as _
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
 use tokio::sync::{mpsc, watch};
+use tracing::Subscriber;
+use tracing_subscriber::registry::LookupSpan;
 
+use crate::calls::Calls;
 use crate::settings::{Collector, Protocol};
 use crate::spans::{Queue, Spans};
 
@@ -67,6 +70,11 @@ impl Export {
     /// What takes spans from events.
     pub fn layer(&self) -> Spans {
         Spans::new(self.queue.clone())
+    }
+
+    /// What takes the spans of calls.
+    pub fn calls<S: Subscriber + for<'a> LookupSpan<'a>>(&self) -> Calls<S> {
+        Calls::new(self.queue.clone())
     }
 
     /// Sends what waits, within a deadline.

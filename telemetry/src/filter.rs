@@ -1,6 +1,6 @@
 //! Which events become lines of the log.
 
-use toroid_proto::SPAN_TARGET;
+use toroid_proto::{CALL_TARGET, SPAN_TARGET};
 use tracing::Level;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
@@ -18,16 +18,24 @@ pub(crate) fn log_filter(wanted: Option<&str>, default_level: &str) -> (Targets,
             )
         }
     };
-    (filter.with_target(SPAN_TARGET, LevelFilter::OFF), complaint)
+    (without_spans(filter), complaint)
 }
 
 /// What whoever keeps the last lines is told.
 pub(crate) fn of_recent() -> Targets {
-    Targets::new().with_default(Level::INFO).with_target(SPAN_TARGET, LevelFilter::OFF)
+    without_spans(Targets::new().with_default(Level::INFO))
+}
+
+fn without_spans(filter: Targets) -> Targets {
+    filter.with_target(SPAN_TARGET, LevelFilter::OFF).with_target(CALL_TARGET, LevelFilter::OFF)
 }
 
 pub(crate) fn of_spans() -> Targets {
     Targets::new().with_target(SPAN_TARGET, Level::TRACE)
+}
+
+pub(crate) fn of_calls() -> Targets {
+    Targets::new().with_target(CALL_TARGET, Level::TRACE)
 }
 
 #[cfg(test)]
@@ -41,12 +49,15 @@ mod tests {
             let level = |target, level| filter.would_enable(target, &level);
             assert_eq!(level("toroid_worker::comm", Level::DEBUG), worker, "{wanted:?}");
             assert_eq!(level("h2", Level::INFO), h2, "{wanted:?}");
-            assert!(!level(SPAN_TARGET, Level::ERROR), "{wanted:?}: spans are no lines");
+            for target in [SPAN_TARGET, CALL_TARGET] {
+                assert!(!level(target, Level::ERROR), "{wanted:?}: spans are no lines");
+            }
             complaint
         };
         assert_eq!(check(None, false, true), None);
         assert_eq!(check(Some(" "), false, true), None);
         assert_eq!(check(Some("debug"), true, true), None);
+        assert_eq!(check(Some("trace"), true, true), None);
         assert_eq!(check(Some("toroid_worker=debug"), true, false), None);
         assert_eq!(check(Some("debug,h2=warn"), true, false), None);
         let complaint = check(Some("toroid_worker=loud"), false, true).expect("a complaint");

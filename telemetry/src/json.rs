@@ -5,8 +5,8 @@
 //!    "rank":5,"step":120,"trace_id":"4bf92f...","fields":{"what the event has":"beside them"}}
 //! ```
 //!
-//! `job`, `epoch`, `rank`, `step`, `trace_id` and `span_id` are what the event itself names, else the place of the process; where there is none, they are
-//! left out.
+//! `job`, `epoch`, `rank`, `step`, `trace_id` and `span_id` are what the event itself names, else the place of the process, whose trace is that of the call
+//! which it works on there, if any; what there is not is left out.
 
 use std::fmt::Debug;
 use std::io::Write as _;
@@ -19,6 +19,7 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context as OfLayer, Layer};
 
+use crate::calls;
 use crate::context::Context;
 
 /// Beside the message, what an event names at the top of its line.
@@ -49,6 +50,9 @@ impl Lines {
             if let Some(trace_id) = place.trace_id {
                 line.insert("trace_id".into(), trace_id.into());
             }
+        }
+        if let Some(trace_id) = calls::trace_id() {
+            line.insert("trace_id".into(), trace_id.into());
         }
         for name in LIFTED {
             // An empty one says that there is none.
@@ -138,6 +142,7 @@ mod tests {
 
     use super::*;
     use crate::context::Place;
+    use crate::filter;
 
     /// Keeps the lines instead of printing them.
     struct Kept(Lines, Arc<Mutex<Vec<Value>>>);
@@ -179,6 +184,24 @@ mod tests {
         });
         assert_eq!(lines, std::slice::from_ref(&expected));
         assert!(!expected.to_string().contains('\n'), "one line");
+    }
+
+    #[test]
+    fn a_line_that_is_written_in_a_call_has_its_trace() {
+        let (spans, _waiting) = tokio::sync::mpsc::channel(1);
+        let calls = calls::Calls::new(crate::spans::Queue { spans, num_dropped: Arc::default() });
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let lines =
+            Kept(Lines::new(Some(Arc::new(AtPlace))), kept.clone()).with_filter(filter::log_filter(None, "info").0);
+        let subscriber = tracing_subscriber::registry().with(lines).with(calls.with_filter(filter::of_calls()));
+        tracing::subscriber::with_default(subscriber, || {
+            let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+            let call = tracing::trace_span!(target: toroid_proto::CALL_TARGET, "call", traceparent);
+            call.in_scope(|| tracing::info!("within"));
+            tracing::info!("after it");
+        });
+        let found: Vec<Value> = kept.lock().unwrap().iter().map(|line: &Value| line["trace_id"].clone()).collect();
+        assert_eq!(found, ["4bf92f3577b34da6a3ce929d0e0e4736", "4bf9"]);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! ```text
 //!   tracing ──> log      lines on standard error: `text` for people, `json` for machines, with the process's place in each
 //!           ├─> recent   each line to whoever keeps the last ones (a worker's, for its coordinator)
-//!           └─> spans    events of one target are spans that have ended ── queue, bounded ──> export, a thread of its own ──> collector
+//!           ├─> spans    events of one target are spans that have ended ──┬─ queue, bounded ──> export, a thread of its own ──> collector
+//!           └─> calls    spans of another are open while calls are made ──┘
 //! ```
 //!
 //! Invariants:
@@ -16,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+mod calls;
 mod context;
 mod export;
 mod filter;
@@ -30,6 +32,7 @@ use std::sync::Arc;
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+pub use calls::traceparent;
 pub use context::{Context, Place};
 use export::Export;
 use settings::{Format, Service, Settings};
@@ -48,6 +51,7 @@ impl Telemetry {
         let (text, json) = match settings.format {
             Format::Text => {
                 let lines = tracing_subscriber::fmt::layer().with_ansi(has_colours).with_writer(std::io::stderr);
+                let lines = lines.fmt_fields(calls::WithTrace::default());
                 (Some(lines.with_filter(filter)), None)
             }
             Format::Json => (None, Some(json::Lines::new(context.clone()).with_filter(filter))),
@@ -59,7 +63,8 @@ impl Telemetry {
             None => (None, None),
         };
         let spans = export.as_ref().map(|export| export.layer().with_filter(filter::of_spans()));
-        tracing_subscriber::registry().with(text).with(json).with(recent).with(spans).init();
+        let calls = export.as_ref().map(|export| export.calls().with_filter(filter::of_calls()));
+        tracing_subscriber::registry().with(text).with(json).with(recent).with(spans).with(calls).init();
         if settings.format == Format::Json {
             json::say_panics();
         }

@@ -46,6 +46,8 @@ impl std::fmt::Display for Format {
 pub enum Service {
     Coordinator,
     Worker,
+    /// What a user has done by a command.
+    Command,
 }
 
 impl Service {
@@ -53,6 +55,7 @@ impl Service {
         match self {
             Service::Coordinator => "toroid-coordinator",
             Service::Worker => "toroid-worker",
+            Service::Command => "toroid",
         }
     }
 }
@@ -112,11 +115,20 @@ impl Collector {
                 _ => return none(&name, &value, "a time in milliseconds, as in 10000"),
             },
         };
-        if endpoint.starts_with("https://") {
-            let expected = "http://host:port; have a collector beside this process that speaks TLS to the others";
-            return none(&named_by, &endpoint, expected);
+        let (scheme, rest) = endpoint.split_once("://").unwrap_or(("http", &endpoint));
+        match scheme.to_ascii_lowercase().as_str() {
+            "http" => {}
+            "https" => {
+                let expected = "http://host:port: spans leave this process in clear text. Have a collector on this host take them, as at \
+                                http://localhost:4317, and pass them on over TLS";
+                return none(&named_by, &endpoint, expected);
+            }
+            _ => return none(&named_by, &endpoint, "http://host:port, as in http://localhost:4317"),
         }
-        let mut endpoint = if endpoint.contains("://") { endpoint } else { format!("http://{endpoint}") };
+        if !rest.starts_with(|first: char| first.is_alphanumeric() || first == '[') {
+            return none(&named_by, &endpoint, "http://host:port, as in http://localhost:4317");
+        }
+        let mut endpoint = format!("http://{rest}");
         if protocol == Protocol::HttpProtobuf && !named_by.contains("TRACES") {
             endpoint = format!("{}/v1/traces", endpoint.trim_end_matches('/'));
         }
@@ -180,16 +192,28 @@ mod tests {
             of(&[(ENDPOINT, "http://c:4318"), (of_traces, "http://t:1/p"), ("OTEL_EXPORTER_OTLP_TIMEOUT", "250")]),
             collector(Protocol::HttpProtobuf, "http://t:1/p", 250)
         );
-        assert_eq!(of(&[(ENDPOINT, "c:4317"), (PROTOCOL, "grpc")]), collector(Protocol::Grpc, "http://c:4317", 10_000));
+        for named in ["c:4317", "http://c:4317", "HTTP://c:4317"] {
+            let found = of(&[(ENDPOINT, named), (PROTOCOL, "grpc")]);
+            assert_eq!(found, collector(Protocol::Grpc, "http://c:4317", 10_000), "{named}");
+        }
+        let v6 = of(&[(ENDPOINT, "http://[::1]:4317"), (PROTOCOL, "grpc")]);
+        assert_eq!(v6, collector(Protocol::Grpc, "http://[::1]:4317", 10_000));
         assert_eq!(of(&[(ENDPOINT, "http://c:4318"), ("OTEL_SDK_DISABLED", "TRUE")]), Ok(None));
         assert_eq!(of(&[(ENDPOINT, "http://c:4318"), ("OTEL_TRACES_EXPORTER", "none")]), Ok(None));
         for (bad, words) in [
             ([(ENDPOINT, "http://c:1"), (PROTOCOL, "http/json")], "expected grpc or http/protobuf"),
             ([(ENDPOINT, "http://c:1"), ("OTEL_EXPORTER_OTLP_TIMEOUT", "1s")], "a time in milliseconds"),
-            ([(ENDPOINT, "https://c:1"), (PROTOCOL, "grpc")], "have a collector beside this process"),
+            ([(ENDPOINT, "https://c:1"), (PROTOCOL, "grpc")], "Have a collector on this host take them"),
+            ([(ENDPOINT, "HTTPS://c:1"), (PROTOCOL, "grpc")], "pass them on over TLS"),
+            ([(ENDPOINT, "grpc://c:1"), (PROTOCOL, "grpc")], "expected http://host:port"),
+            ([(ENDPOINT, "unix:///run/c"), (PROTOCOL, "grpc")], "expected http://host:port"),
+            ([(ENDPOINT, "http://"), (PROTOCOL, "grpc")], "expected http://host:port"),
         ] {
             let error = of(&bad).unwrap_err();
-            assert!(error.contains(words), "{error}");
+            assert!(
+                error.contains(words) && error.starts_with("no spans are exported: OTEL_EXPORTER_OTLP_"),
+                "{error}"
+            );
         }
     }
 

@@ -28,7 +28,7 @@ use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
 /// Where spans wait.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(crate) struct Queue {
     pub spans: mpsc::Sender<SpanData>,
     pub num_dropped: Arc<AtomicU64>,
@@ -40,20 +40,32 @@ pub(crate) struct Spans {
     scope: InstrumentationScope,
 }
 
+impl Queue {
+    /// Never waits: what has no room is dropped and counted.
+    pub fn push(&self, span: SpanData) {
+        if self.spans.try_send(span).is_err() {
+            self.num_dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Spans {
     pub fn new(queue: Queue) -> Spans {
-        let scope = InstrumentationScope::builder("toroid").with_version(toroid_proto::BUILD_VERSION).build();
-        Spans { queue, scope }
+        Spans { queue, scope: scope() }
     }
+}
+
+/// What all spans are made by.
+pub(crate) fn scope() -> InstrumentationScope {
+    InstrumentationScope::builder("toroid").with_version(toroid_proto::BUILD_VERSION).build()
 }
 
 impl<S: Subscriber> Layer<S> for Spans {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut span = Span::default();
         event.record(&mut span);
-        let Some(data) = span.into_data(&self.scope) else { return };
-        if self.queue.spans.try_send(data).is_err() {
-            self.queue.num_dropped.fetch_add(1, Ordering::Relaxed);
+        if let Some(data) = span.into_data(&self.scope) {
+            self.queue.push(data);
         }
     }
 }

@@ -53,7 +53,6 @@ impl Kind {
 
 /// One safetensors entry: elements `range` of `slice` of `tensor`, f32, 1-D.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Entry {
     /// Name in the safetensors file, see [`Entry::name_of`].
     pub name: String,
@@ -104,7 +103,6 @@ impl Entry {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ShardFile {
     /// File name within the step's folder.
     pub file: String,
@@ -179,7 +177,6 @@ impl ShardFile {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Manifest {
     pub format: u32,
     pub job_id: String,

@@ -91,7 +91,6 @@ impl<'de> Deserialize<'de> for OwnerId {
 
 /// The record of a folder: the job that keeps its checkpoints in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Owner {
     format: u32,
     pub id: OwnerId,

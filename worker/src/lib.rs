@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use toroid_proto::{BUILD_VERSION, PROTOCOL_VERSION, Register};
+use toroid_proto::{Build, Register, build};
 use toroid_security::Credentials;
 pub use toroid_security::Roots;
 use toroid_session::client::{Client, Settings};
@@ -196,10 +196,15 @@ async fn run_on<D: Device + Clone>(
         Some((_, Ok(trace))) => Some(trace),
         Some((folder, Err(error))) => return Err(WorkerError::Trace { folder: folder.clone(), error }),
     };
+    let Build { version, protocol, links, numerics } = build();
     let identity = Register {
         worker_id,
-        protocol_version: PROTOCOL_VERSION,
-        build_version: BUILD_VERSION.into(),
+        protocol_version: protocol.newest,
+        protocol_oldest: protocol.oldest,
+        links_version: links.newest,
+        links_oldest: links.oldest,
+        numerics: *numerics,
+        build_version: version.clone(),
         host: config.host.clone(),
         zone: config.zone.clone(),
         labels: config.labels.clone(),

@@ -124,10 +124,10 @@ impl Spans {
         }
     }
 
-    /// This was done for a trace, from then on until now.
-    pub(crate) fn done(&self, name: &str, traceparent: &str, start_us: u64, step: Step, error: &str) {
+    /// This was done for a trace, from then until then.
+    pub(crate) fn done(&self, name: &str, traceparent: &str, took: (u64, u64), step: Step, error: &str) {
         let at = lock(&self.inner).at.clone();
-        tell(&at, name, traceparent, (start_us, now_us()), step, error);
+        tell(&at, name, traceparent, took, step, error);
     }
 }
 

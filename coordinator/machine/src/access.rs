@@ -31,7 +31,6 @@ impl Digest {
 
 /// What shows that a call is somebody's who has no certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Token {
     pub id: String,
     /// Who it is for.
@@ -153,7 +152,6 @@ impl Tokens {
 
 /// To whom a worker id belongs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Binding {
     pub worker: WorkerId,
     pub owner: Owner,

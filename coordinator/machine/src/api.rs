@@ -354,7 +354,7 @@ pub enum RequestError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RestoreError {
     #[error(
-        "the store has records of format {found}, this coordinator reads format {FORMAT}; start the version of Toroid that wrote them"
+        "the store has records of format {found}, this coordinator reads format {FORMAT}; start the version of Toroid that wrote them, or a newer one"
     )]
     Format { found: u32 },
     #[error(

@@ -22,7 +22,6 @@ pub struct Boot(pub u64);
 
 /// A moment that is kept in a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Moment {
     pub boot: Boot,
     pub monotonic: Duration,
@@ -48,7 +47,6 @@ impl Moment {
 
 /// Time since something began, up to now or to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Stopwatch {
     elapsed_s: f64,
     /// `None`: it is over.

@@ -78,7 +78,6 @@ impl Record {
 
 /// What belongs to no job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Meta {
     pub format: u32,
     /// Link keys are derived from it, see [`JobRecord::link_key`]. 32 bytes.
@@ -97,7 +96,6 @@ pub struct Meta {
 
 /// Why and since when a worker, or a host, is given no place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Cordon {
     /// As its user said; may be empty.
     pub reason: String,
@@ -106,7 +104,6 @@ pub struct Cordon {
 
 /// What tells a process from another of the same worker id; in containers all have the same `pid`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Process {
     pub pid: u32,
     pub data_address: String,
@@ -179,7 +176,6 @@ impl From<State> for proto::JobState {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct JobRecord {
     pub id: JobId,
     /// Jobs are served in this order.
@@ -346,7 +342,6 @@ impl JobRecord {
 
 /// The step that all go on from, and who has what.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Heal {
     pub step: Step,
     /// A rank that has committed it.
@@ -366,7 +361,6 @@ fn rank_of(places: &[Option<WorkerId>], worker: &str) -> Option<Rank> {
 
 /// Who had which place of a shape.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Layout {
     pub shape: Shape,
     /// By rank.
@@ -380,7 +374,6 @@ impl Layout {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct DataFacts {
     /// Hex.
     pub digest: String,
@@ -390,7 +383,6 @@ pub struct DataFacts {
 
 /// What a job is trained on, and what of what it was given is not used (T-12).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Inputs {
     pub summary: String,
     pub left_out: Vec<LeftOut>,
@@ -399,7 +391,6 @@ pub struct Inputs {
 
 /// Files that give no text, or not all of theirs, for one reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct LeftOut {
     pub reason: String,
     pub num_files: u64,
@@ -441,7 +432,6 @@ impl LeftOut {
 
 /// Failures of a place since the job last got further.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Failures {
     pub count: u32,
     /// The job's `high_step` at the newest.
@@ -450,7 +440,6 @@ pub struct Failures {
 
 /// Workers that died in one place, none of which made a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Deaths {
     pub workers: BTreeSet<WorkerId>,
     /// What was committed at the newest: after a restore that is less than `high_step`.
@@ -458,7 +447,6 @@ pub struct Deaths {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Checkpoint {
     pub step: Step,
     pub epoch: Epoch,
@@ -474,7 +462,6 @@ pub struct Checkpoint {
 
 /// A published checkpoint that could not be read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Unusable {
     pub checkpoint: Checkpoint,
     /// In words: by whom, and why not.
@@ -485,7 +472,6 @@ pub struct Unusable {
 
 /// A job that gives its workers back though it is not over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Yield {
     /// The job that is to have them; `None`: a user holds this one.
     pub to: Option<JobId>,
@@ -502,7 +488,6 @@ pub enum Hold {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct PendingRecord {
     pub why: Why,
     /// Rank 0 was told to publish it.
@@ -514,7 +499,6 @@ pub struct PendingRecord {
 
 /// Checkpoints that failed since the newest good one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Unsaved {
     /// Of the newest.
     pub step: Step,
@@ -527,7 +511,6 @@ pub struct Unsaved {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Tries {
     /// When the first failed.
     pub since: Moment,
@@ -564,7 +547,6 @@ pub enum Why {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Event {
     pub unix_ms: i64,
     pub kind: String,

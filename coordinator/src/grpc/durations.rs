@@ -9,13 +9,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tonic::Code;
-use tonic::codegen::http::HeaderMap;
+use toroid_proto as proto;
 
 /// As Prometheus has the name.
 const NAME: &str = "rpc_server_call_duration_seconds";
 /// Upper bounds, in seconds: those that the conventions advise.
 const BOUNDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
-const OTHER: &str = "_OTHER";
+pub(super) const OTHER: &str = "_OTHER";
 
 #[derive(Debug, Clone, Default)]
 struct Histogram {
@@ -48,7 +48,7 @@ impl Durations {
 
     fn record(&self, method: &'static str, code: Code, seconds: f64) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_method = all.entry((method, name(code))).or_default();
+        let of_method = all.entry((method, proto::status_name(code as i32))).or_default();
         of_method.counts[BOUNDS.partition_point(|bound| *bound < seconds)] += 1;
         of_method.sum_s += seconds;
     }
@@ -79,18 +79,7 @@ impl Durations {
 }
 
 impl Running {
-    pub(super) fn ended(mut self, code: Code) {
-        self.end(code);
-    }
-
-    /// By the headers or trailers of an answer, if they say that it has ended.
-    pub(super) fn seen(&mut self, headers: &HeaderMap) {
-        if let Some(status) = headers.get("grpc-status") {
-            self.end(Code::from_bytes(status.as_bytes()));
-        }
-    }
-
-    fn end(&mut self, code: Code) {
+    pub(super) fn end(&mut self, code: Code) {
         if !std::mem::replace(&mut self.is_over, true) {
             self.durations.record(self.method, code, self.since.elapsed().as_secs_f64());
         }
@@ -100,29 +89,6 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.end(Code::Cancelled);
-    }
-}
-
-/// As the conventions write it.
-fn name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 
@@ -136,12 +102,11 @@ mod tests {
         assert_eq!(durations.text(), "");
         let path = "/toroid.v1.JobService/GetJob";
         let mut answered = durations.begin(Some(path));
-        let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), "5".parse().unwrap())]);
-        answered.seen(&HeaderMap::new());
-        answered.seen(&trailers);
+        answered.end(Code::NotFound);
+        answered.end(Code::Ok);
         drop(answered);
         drop(durations.begin(Some(path)));
-        durations.begin(None).ended(Code::Unimplemented);
+        durations.begin(None).end(Code::Unimplemented);
         let text = durations.text();
         for (method, code) in [
             ("toroid.v1.JobService/GetJob", "NOT_FOUND"),

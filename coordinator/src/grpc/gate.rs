@@ -14,8 +14,10 @@ use tonic::codegen::{Bytes, http};
 use tonic::{Code, Status};
 use toroid_proto::Role;
 use toroid_security::server::Peer;
+use tracing::Instrument as _;
 
-use super::durations::{Durations, Running};
+use super::calls::{Call, Kind};
+use super::durations::Durations;
 use super::rates::{CallLimits, OpenCall, Rates};
 use super::rules::{Rule, page, rule};
 use crate::audit::Audit;
@@ -139,14 +141,6 @@ impl Gate {
     }
 }
 
-/// As what a request is looked at.
-#[derive(Clone, Copy)]
-enum Kind {
-    Grpc,
-    /// A page of the dashboard, or what one asks for.
-    Page,
-}
-
 /// A browser says whose page makes a request that changes something: it has to be this coordinator's.
 fn of_another_origin(uri: &http::Uri, headers: &http::HeaderMap) -> Option<Status> {
     let text = |value: &http::HeaderValue| value.to_str().map(str::to_string).unwrap_or_default();
@@ -230,21 +224,22 @@ where
             Some(page) => (Kind::Page, Some(page)),
             None => (Kind::Grpc, rule(&path)),
         };
-        let running = matches!(kind, Kind::Grpc).then(|| self.gate.durations.begin(rule.map(|rule| rule.path)));
+        let mut call = Call::begin(&self.gate.durations, (kind, rule), &parts, &peer);
+        let span = call.span();
         let admitted = match self.gate.admit((kind, rule), &peer, &parts) {
             Ok(admitted) => admitted,
             Err((caller, status)) => {
                 let audit = self.gate.audit.clone();
                 let is_change = rule.is_some_and(|rule| rule.changes) && status.code() != Code::ResourceExhausted;
-                if let Some(running) = running {
-                    running.ended(status.code());
-                }
-                return Box::pin(async move {
+                let answer = refusal(&status, &parts.headers);
+                call.refused(status.code(), &answer);
+                let refused = async move {
                     if is_change {
                         audit.refused(&caller, &path, status.message()).await;
                     }
-                    Ok(refusal(&status, &parts.headers))
-                });
+                    Ok(answer)
+                };
+                return Box::pin(refused.instrument(span));
             }
         };
         let Admitted { caller, token, open } = admitted;
@@ -261,22 +256,20 @@ where
         let of_request = ends(self.gate.tokens.clone(), token.clone(), peer.clone());
         let of_response = ends(self.gate.tokens.clone(), token, peer);
         let body =
-            Body::new(Until { body, ends: Some(Box::pin(of_request)), is_response: false, running: None, _open: None });
+            Body::new(Until { body, ends: Some(Box::pin(of_request)), is_response: false, call: None, _open: None });
         // The clone is the one that is not ready.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
-        Box::pin(async move {
-            let mut running = running;
+        let answered = async move {
             let answer = inner.call(http::Request::from_parts(parts, body)).await.map_err(Into::into)?;
-            if let Some(running) = &mut running {
-                running.seen(answer.headers());
-            }
+            call.answered(&answer);
             let until = |body| {
                 let ends: Option<Ends> = Some(Box::pin(of_response));
-                Body::new(Until { body, ends, is_response: true, running, _open: Some(open) })
+                Body::new(Until { body, ends, is_response: true, call: Some(call), _open: Some(open) })
             };
             Ok(answer.map(until))
-        })
+        };
+        Box::pin(answered.instrument(span))
     }
 }
 
@@ -289,8 +282,8 @@ struct Until {
     ends: Option<Ends>,
     /// What ends tells the status in its trailers; a request fails with it.
     is_response: bool,
-    /// Of an answer, how long its call takes.
-    running: Option<Running>,
+    /// Of an answer, the call that it is of.
+    call: Option<Call>,
     _open: Option<OpenCall>,
 }
 
@@ -302,8 +295,8 @@ impl http_body::Body for Until {
         let Some(ends) = &mut self.ends else { return Poll::Ready(None) };
         if let Poll::Ready(status) = ends.as_mut().poll(cx) {
             self.ends = None;
-            if let Some(running) = self.running.take() {
-                running.ended(status.code());
+            if let Some(call) = &mut self.call {
+                call.ended(status.code());
             }
             let mut trailers = http::HeaderMap::new();
             return Poll::Ready(Some(match self.is_response {
@@ -312,10 +305,10 @@ impl http_body::Body for Until {
             }));
         }
         let frame = Pin::new(&mut self.body).poll_frame(cx);
-        if let (Poll::Ready(Some(Ok(frame))), Some(running)) = (&frame, &mut self.running)
+        if let (Poll::Ready(Some(Ok(frame))), Some(call)) = (&frame, &mut self.call)
             && let Some(trailers) = frame.trailers_ref()
         {
-            running.seen(trailers);
+            call.seen(trailers);
         }
         frame
     }

@@ -4,6 +4,7 @@
 
 mod admin;
 mod bounds;
+mod calls;
 pub(crate) mod durations;
 mod gate;
 pub(crate) mod jobs;

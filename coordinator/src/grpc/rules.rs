@@ -14,21 +14,42 @@ pub struct Rule {
     pub least: Option<Role>,
     /// It changes something, so that there is an audit record of it.
     pub changes: bool,
+    /// Its answer lasts as long as its caller stays, so how long it takes says nothing: its span is that of the opening.
+    pub is_stream: bool,
 }
 
 const fn look(path: &'static str, least: Role) -> Rule {
-    Rule { path, least: Some(least), changes: false }
+    Rule { path, least: Some(least), changes: false, is_stream: false }
+}
+
+const fn stream(path: &'static str, least: Role) -> Rule {
+    Rule { path, least: Some(least), changes: false, is_stream: true }
 }
 
 const fn change(path: &'static str, least: Role) -> Rule {
-    Rule { path, least: Some(least), changes: true }
+    Rule { path, least: Some(least), changes: true, is_stream: false }
+}
+
+/// Whoever reaches the port may see it.
+const fn open(path: &'static str) -> Rule {
+    Rule { path, least: None, changes: false, is_stream: false }
+}
+
+const HEALTH: &str = "/grpc.health.v1.Health/Check";
+const HEALTHZ: &str = "/healthz";
+
+impl Rule {
+    /// Probes ask every few seconds, and nobody looks for their spans.
+    pub fn is_probe(&self) -> bool {
+        [HEALTH, HEALTHZ].contains(&self.path)
+    }
 }
 
 pub const RULES: [Rule; 30] = [
     look("/toroid.v1.JobService/GetJob", Role::View),
     look("/toroid.v1.JobService/GetCurve", Role::View),
     look("/toroid.v1.JobService/ListJobs", Role::View),
-    look("/toroid.v1.JobService/WatchJob", Role::View),
+    stream("/toroid.v1.JobService/WatchJob", Role::View),
     look("/toroid.v1.JobService/ListWorkers", Role::View),
     look("/toroid.v1.JobService/GetLeader", Role::View),
     change("/toroid.v1.JobService/SubmitJob", Role::Submit),
@@ -51,12 +72,12 @@ pub const RULES: [Rule; 30] = [
     look("/toroid.v1.AdminService/GetAudit", Role::Admin),
     change("/toroid.v1.AdminService/ForgetWorker", Role::Admin),
     // A worker's stream is no change by itself: what comes of it is in the events of its job.
-    look("/toroid.v1.WorkerService/Session", Role::Worker),
-    look("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Role::View),
-    look("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Role::View),
+    stream("/toroid.v1.WorkerService/Session", Role::Worker),
+    stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Role::View),
+    stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Role::View),
     // A probe has no credentials; it hears that the coordinator serves, and nothing else.
-    Rule { path: "/grpc.health.v1.Health/Check", least: None, changes: false },
-    look("/grpc.health.v1.Health/Watch", Role::View),
+    open(HEALTH),
+    stream("/grpc.health.v1.Health/Watch", Role::View),
 ];
 
 /// The rule of a call; `None`: nobody may make it.
@@ -66,16 +87,16 @@ pub fn rule(path: &str) -> Option<&'static Rule> {
 
 /// Pages over HTTP, by method; `*` is one segment of a path, whatever it is.
 pub const PAGES: [(&str, Rule); 13] = [
-    ("GET", Rule { path: "/healthz", least: None, changes: false }),
+    ("GET", open(HEALTHZ)),
     // The dashboard's own files, the same for every cluster.
-    ("GET", Rule { path: "/", least: None, changes: false }),
-    ("GET", Rule { path: "/assets/*", least: None, changes: false }),
+    ("GET", open("/")),
+    ("GET", open("/assets/*")),
     ("GET", look("/metrics", Role::View)),
     ("GET", look("/api/jobs", Role::View)),
     ("GET", look("/api/jobs/*", Role::View)),
     ("GET", look("/api/jobs/*/curve", Role::View)),
     ("GET", look("/api/workers", Role::View)),
-    ("GET", look("/api/stream", Role::View)),
+    ("GET", stream("/api/stream", Role::View)),
     ("POST", change("/api/jobs/*/checkpoint", Role::Submit)),
     ("POST", change("/api/jobs/*/cancel", Role::Submit)),
     ("POST", change("/api/workers/*/drain", Role::Operate)),

@@ -90,7 +90,7 @@ fn page(
     failure_timeout_s: f64,
 ) -> String {
     let mut page = Page(String::new());
-    let version = label("version", proto::BUILD_VERSION);
+    let version = label("version", &proto::build().version);
     page.metric("toroid_build_info", "gauge", "Version of the coordinator.", [(version, 1)]);
     let leads = u8::from(leader.leads);
     page.single("toroid_coordinator_leads", "gauge", "Whether this coordinator decides (1), or stands by (0).", leads);

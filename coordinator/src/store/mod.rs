@@ -16,6 +16,7 @@ mod value;
 use std::path::PathBuf;
 
 use crate::machine::Change;
+use crate::machine::RestoreError;
 use crate::machine::record::Record;
 
 pub use self::redb::RedbStore;
@@ -60,6 +61,9 @@ pub enum StoreError {
         "the records under {prefix} in etcd are damaged: {reason}; restore etcd from a snapshot, or name another prefix to begin with an empty store (folders of jobs stay, with their checkpoints, and new jobs get other ids)"
     )]
     DamagedInEtcd { prefix: String, reason: String },
+    /// A newer version has led here.
+    #[error(transparent)]
+    Format(#[from] RestoreError),
     /// The coordinator does not lead any more: it decides nothing, and may lead again later.
     #[error("this coordinator does not lead any more: {reason}")]
     Deposed { reason: String },

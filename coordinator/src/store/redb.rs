@@ -11,7 +11,7 @@ use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, T
 
 use toroid_torus::ids::Term;
 
-use super::value::{decode, encode};
+use super::value::{META, check_format, decode, encode};
 use super::{Store, StoreError, Tenure};
 use crate::machine::Change;
 use crate::machine::record::Record;
@@ -67,6 +67,9 @@ impl RedbStore {
             Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
             Err(error) => return Err(damaged(error.to_string())),
         };
+        if let Some(meta) = table.get(META).map_err(|e| damaged(e.to_string()))? {
+            check_format(meta.value())?;
+        }
         let mut records = Vec::new();
         for entry in table.iter().map_err(|e| damaged(e.to_string()))? {
             let (key, value) = entry.map_err(|e| damaged(e.to_string()))?;
@@ -225,6 +228,22 @@ mod tests {
         }
         check(b"step,loss\n1,5.5\n", "not a store at all").await;
         assert!(num_errors > 4, "only {num_errors} of the faults were found");
+    }
+
+    /// Whatever the newer version has beside it.
+    #[tokio::test]
+    async fn the_store_of_a_newer_version_is_refused_and_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let mut store = RedbStore::open(&path).unwrap();
+        let Record::Meta(newer) = meta(1) else { panic!("it is a meta record") };
+        let newer = Record::Meta(Meta { format: FORMAT + 1, ..newer });
+        store.commit(&put(newer)).await.unwrap();
+        let transaction = store.database().begin_write().unwrap();
+        transaction.open_table(RECORDS).unwrap().insert("a/later/kind", b"of record".as_slice()).unwrap();
+        transaction.commit().unwrap();
+        let error = store.load().await.unwrap_err().to_string();
+        assert!(error.contains(&format!("format {}", FORMAT + 1)) && error.contains("or a newer one"), "{error}");
     }
 
     #[test]

@@ -1398,6 +1398,12 @@ pub struct WorkerInfo {
         ::prost::alloc::string::String,
         u32,
     >,
+    /// of its program
+    #[prost(string, tag = "23")]
+    pub build_version: ::prost::alloc::string::String,
+    /// that it and the coordinator speak with each other
+    #[prost(uint32, tag = "24")]
+    pub protocol_version: u32,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -3355,8 +3361,10 @@ pub struct Register {
     /// chosen by the worker, for life; a living worker's id is refused to any other process
     #[prost(string, tag = "1")]
     pub worker_id: ::prost::alloc::string::String,
+    /// of the control plane, the newest that it speaks; the greatest that both sides speak counts
     #[prost(uint32, tag = "2")]
     pub protocol_version: u32,
+    /// information
     #[prost(string, tag = "3")]
     pub build_version: ::prost::alloc::string::String,
     #[prost(string, tag = "4")]
@@ -3403,6 +3411,17 @@ pub struct Register {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// that it speaks; 0: no other than protocol_version
+    #[prost(uint32, tag = "20")]
+    pub protocol_oldest: u32,
+    /// of the data plane, the newest that it speaks
+    #[prost(uint32, tag = "21")]
+    pub links_version: u32,
+    #[prost(uint32, tag = "22")]
+    pub links_oldest: u32,
+    /// version of the arithmetic that its build does: the places of a job have one
+    #[prost(uint32, tag = "23")]
+    pub numerics: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Heartbeat {
@@ -3781,6 +3800,12 @@ pub struct Welcome {
     /// the work named in Register is still this worker's; false: drop it
     #[prost(bool, tag = "4")]
     pub keep_going: bool,
+    /// the greatest that both sides speak
+    #[prost(uint32, tag = "8")]
+    pub protocol_version: u32,
+    /// of the coordinator: information
+    #[prost(string, tag = "9")]
+    pub build_version: ::prost::alloc::string::String,
 }
 /// Registration refused. The worker shows the reason, and exits unless `kind` says that it may be taken later.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

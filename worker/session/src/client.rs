@@ -27,9 +27,9 @@ mod terms;
 
 use std::time::Duration;
 
-use toroid_proto::Probed;
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
+use toroid_proto::{Probed, Welcome};
 use toroid_torus::ids::{Epoch, Step, Term};
 
 use crate::session::{self, Session, Standing};
@@ -270,9 +270,12 @@ impl Client {
             self.coordinators.failed(None);
             return self.lost("its leadership is over", now, out);
         }
-        match body {
-            FromCoordinator::Welcome(_) => self.welcome(now, out),
-            FromCoordinator::Kill(kill) => return out.push(Output::Die { reason: kill.reason }),
+        match &body {
+            FromCoordinator::Welcome(welcome) => {
+                self.welcome(now, out);
+                out.extend(other_build(welcome).map(Output::Note));
+            }
+            FromCoordinator::Kill(kill) => return out.push(Output::Die { reason: kill.reason.clone() }),
             _ => {}
         }
         self.session(session::Input::FromCoordinator(body), now, out);
@@ -418,4 +421,16 @@ impl Client {
         self.state = State::Ended;
         out.push(Output::End(ending));
     }
+}
+
+/// What there is to say where the coordinator is of another build.
+fn other_build(welcome: &Welcome) -> Option<String> {
+    let own = toroid_proto::build();
+    let Welcome { build_version, protocol_version, .. } = welcome;
+    (!build_version.is_empty() && *build_version != own.version).then(|| {
+        format!(
+            "the coordinator is of version {build_version}, this worker of {}: they speak protocol {protocol_version}",
+            own.version
+        )
+    })
 }

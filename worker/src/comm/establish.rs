@@ -450,7 +450,8 @@ impl<'a> Establish<'a> {
 
     fn identity(&self) -> Identity<'a> {
         let LinkPlan { job_id, epoch, rank, key, .. } = self.plan;
-        Identity { job_id, epoch: epoch.get(), rank: *rank, key, link_key: self.listener.public_key() }
+        let (link_key, versions) = (self.listener.public_key(), toroid_proto::build().links);
+        Identity { job_id, epoch: epoch.get(), rank: *rank, key, link_key, versions }
     }
 
     /// The handshake is done. An older connection to the same rank gives way: its other end knows it is gone, or it would not

@@ -186,7 +186,7 @@ mod tests {
         }
     }
 
-    /// A golden frame: a change of the layout needs a new protocol version.
+    /// A golden frame: a change of the layout needs a new version of links (`toroid_proto::Build`).
     #[test]
     fn the_layout_is_fixed() {
         let bytes = Header::of(Stream::Data(Channel::Dp), 2, 3, b"abc").encode();

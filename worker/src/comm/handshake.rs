@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   dialer (lower rank)                              acceptor
-//!     Hello{version, job, epoch, from, to, nonce, kind, link key} ->
-//!                                       <- Challenge{nonce, proof, link key}   or Refuse{why, text}
+//!     Hello{versions, job, epoch, from, to, nonce, kind, link key} ->
+//!                              <- Challenge{version, nonce, proof, link key}   or Refuse{why, text}
 //!     Proof{proof}   or Refuse{Key, text}         ->
 //!                                                 <- Welcome [memory]          or Refuse{Key, text}
 //! ```
@@ -19,17 +19,20 @@
 //! A refusal says why in words that are right for the reader; only "not yet" (the caller's epoch is ahead of the acceptor's, which will
 //! advance soon) is worth another try.
 //!
+//! The caller names the versions that it speaks, the acceptor takes the greatest that both do, and the binding covers both, so that nobody in between
+//! chooses an older one. A Hello begins in all versions as it does here, what a later one has to say more stands behind, and a refusal does not change; all else is that
+//! of the version which was taken.
+//!
 //! The caller says what kind of link it wants; memory to share goes along with the welcome, so nobody has it who has not proven the key.
 //!
 //! Deliberately absent: sockets, clocks, random sources; nonces are arguments. `establish` drives this.
 
 use std::fmt;
 
+use toroid_proto::Versions;
+
 use super::LinkKind;
 use super::transport::PublicKey;
-
-/// Of handshake and frames together. Two builds that differ in it refuse each other.
-pub(super) const PROTOCOL_VERSION: u16 = 6;
 
 const MAGIC: &[u8; 8] = b"TOROIDLK";
 const PREFIX_LEN: usize = 11;
@@ -48,6 +51,8 @@ pub(super) struct Identity<'a> {
     pub rank: usize,
     pub key: &'a [u8; 32],
     pub link_key: PublicKey,
+    /// Of handshake and frames together, that it speaks.
+    pub versions: Versions,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +72,7 @@ const KINDS: [LinkKind; 4] = [LinkKind::Shm, LinkKind::Unix, LinkKind::Tcp, Link
 /// What the caller says of itself. Not to be trusted before its proof.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Hello {
-    pub version: u16,
+    pub versions: Versions,
     pub job_id: String,
     pub epoch: u64,
     pub from: usize,
@@ -75,12 +80,16 @@ pub(super) struct Hello {
     pub nonce: Nonce,
     pub kind: LinkKind,
     pub link_key: PublicKey,
+    /// Of a later version, for itself.
+    pub more: Vec<u8>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Message {
     Hello(Hello),
     Challenge {
+        /// The greatest that both speak.
+        version: u32,
         nonce: Nonce,
         proof: [u8; 32],
         link_key: PublicKey,
@@ -134,6 +143,7 @@ pub(super) enum Verdict {
 #[derive(Debug)]
 pub(super) struct Dialer {
     peer: usize,
+    versions: Versions,
     kind: LinkKind,
     key: [u8; 32],
     hello: Vec<u8>,
@@ -145,7 +155,7 @@ impl Dialer {
     /// Also the first message to send.
     pub fn new(me: &Identity<'_>, peer: usize, kind: LinkKind, nonce: Nonce) -> (Dialer, Message) {
         let hello = Message::Hello(Hello {
-            version: PROTOCOL_VERSION,
+            versions: me.versions,
             job_id: me.job_id.to_owned(),
             epoch: me.epoch,
             from: me.rank,
@@ -153,16 +163,20 @@ impl Dialer {
             nonce,
             kind,
             link_key: me.link_key,
+            more: Vec::new(),
         });
-        (Dialer { peer, kind, key: *me.key, hello: hello.encode(), binding: None }, hello)
+        (Dialer { peer, versions: me.versions, kind, key: *me.key, hello: hello.encode(), binding: None }, hello)
     }
 
     pub fn receive(&mut self, message: Message) -> Result<(Option<Message>, Verdict), Garbage> {
         let rank = self.peer;
         match (message, self.binding) {
             (Message::Refuse { why, text }, _) => Ok((None, Verdict::Refused { rank, why, text })),
-            (Message::Challenge { nonce, proof, link_key }, None) => {
-                let binding = bind(&self.hello, &nonce, &link_key);
+            (Message::Challenge { version, .. }, None) if !self.versions.has(version) => {
+                Err(Garbage(format!("a link of version {version}, where the caller speaks {}", self.versions)))
+            }
+            (Message::Challenge { version, nonce, proof, link_key }, None) => {
+                let binding = bind(&self.hello, version, &nonce, &link_key);
                 if self::proof(&self.key, Role::Acceptor, &binding) != blake3::Hash::from_bytes(proof) {
                     let theirs = format!("rank {rank} proved another key than the caller has for this epoch");
                     let ours = "it proved another key than this rank has for this epoch".to_owned();
@@ -217,16 +231,19 @@ impl Acceptor {
         match (message, self.claim) {
             (Message::Hello(hello), None) => {
                 let (rank, kind, link_key) = (hello.from, hello.kind, hello.link_key);
-                if let Some((why, text)) = objection(me, expects, &self.kinds, &hello) {
-                    return Ok((
-                        Some(Message::Refuse { why, text: text.clone() }),
-                        Verdict::Refused { rank, why, text },
-                    ));
-                }
-                let binding = bind(&Message::Hello(hello).encode(), &self.nonce, &me.link_key);
+                let version = match admitted(me, expects, &self.kinds, &hello) {
+                    Ok(version) => version,
+                    Err((why, text)) => {
+                        return Ok((
+                            Some(Message::Refuse { why, text: text.clone() }),
+                            Verdict::Refused { rank, why, text },
+                        ));
+                    }
+                };
+                let binding = bind(&Message::Hello(hello).encode(), version, &self.nonce, &me.link_key);
                 self.claim = Some(Claim { rank, binding, kind, link_key });
                 let proof = proof(me.key, Role::Acceptor, &binding).into();
-                let challenge = Message::Challenge { nonce: self.nonce, proof, link_key: me.link_key };
+                let challenge = Message::Challenge { version, nonce: self.nonce, proof, link_key: me.link_key };
                 Ok((Some(challenge), Verdict::Continue))
             }
             (Message::Proof { proof }, Some(Claim { rank, binding, kind, link_key })) => {
@@ -250,48 +267,48 @@ impl Acceptor {
     }
 }
 
-/// Why a call cannot be taken, in words that are right on both sides.
-fn objection(
+/// The version in which a call is taken, or why it cannot be, in words that are right on both sides.
+fn admitted(
     me: &Identity<'_>,
     expects: impl Fn(usize) -> bool,
     kinds: &[LinkKind],
     hello: &Hello,
-) -> Option<(Why, String)> {
-    let Identity { rank, epoch, job_id, .. } = *me;
-    if hello.version != PROTOCOL_VERSION {
-        let found = hello.version;
+) -> Result<u32, (Why, String)> {
+    let Identity { rank, epoch, job_id, versions, .. } = *me;
+    let Some(shared) = versions.shared(hello.versions) else {
         let text = format!(
-            "rank {rank} speaks link protocol {PROTOCOL_VERSION}, the caller {found}; run the same build on all workers"
+            "rank {rank} speaks links of version {versions}, the caller {}: they have none in common; upgrade one release at a time",
+            hello.versions
         );
-        return Some((Why::Version, text));
-    }
+        return Err((Why::Version, text));
+    };
     if hello.job_id != job_id {
-        return Some((Why::Job, format!("rank {rank} works on job {job_id:?}, the caller on job {:?}", hello.job_id)));
+        return Err((Why::Job, format!("rank {rank} works on job {job_id:?}, the caller on job {:?}", hello.job_id)));
     }
     if hello.epoch > epoch {
         let text = format!("rank {rank} is in epoch {epoch} and not yet in the caller's epoch {}", hello.epoch);
-        return Some((Why::NotYet, text));
+        return Err((Why::NotYet, text));
     }
     if hello.epoch < epoch {
         let text =
             format!("rank {rank} is in epoch {epoch}, the caller still in epoch {}; it was replaced", hello.epoch);
-        return Some((Why::Epoch, text));
+        return Err((Why::Epoch, text));
     }
     if hello.to != rank || !expects(hello.from) {
         let text = format!(
             "this is rank {rank}, which expects no call from rank {} for rank {}; the two have different plans",
             hello.from, hello.to
         );
-        return Some((Why::Rank, text));
+        return Err((Why::Rank, text));
     }
     if !kinds.contains(&hello.kind) {
         let (allowed, wanted) = (kinds.iter().map(LinkKind::to_string).collect::<Vec<_>>().join(" or "), hello.kind);
         let text = format!(
             "rank {rank} takes {allowed} here and the caller wants {wanted}; run all workers with the same --links"
         );
-        return Some((Why::Kind, text));
+        return Err((Why::Kind, text));
     }
-    None
+    Ok(shared.newest)
 }
 
 #[derive(Clone, Copy)]
@@ -318,8 +335,10 @@ pub(super) fn resume_proof(key: &[u8; 32], binding: &Binding, epoch: u64, from: 
     hasher.finalize()
 }
 
-fn bind(hello: &[u8], acceptor_nonce: &Nonce, acceptor_key: &PublicKey) -> Binding {
-    blake3::Hasher::new().update(hello).update(acceptor_nonce).update(acceptor_key).finalize().into()
+fn bind(hello: &[u8], version: u32, acceptor_nonce: &Nonce, acceptor_key: &PublicKey) -> Binding {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(hello).update(&version.to_le_bytes()).update(acceptor_nonce).update(acceptor_key);
+    hasher.finalize().into()
 }
 
 impl Message {
@@ -340,17 +359,21 @@ impl Message {
         let kind = match self {
             Message::Hello(hello) => {
                 assert!(hello.job_id.len() <= MAX_JOB_ID_LEN, "a job id of {} bytes", hello.job_id.len());
-                body.extend(hello.version.to_le_bytes());
+                body.extend(hello.versions.newest.to_le_bytes());
+                body.extend(hello.versions.oldest.to_le_bytes());
                 body.extend(hello.epoch.to_le_bytes());
                 body.extend((hello.from as u64).to_le_bytes());
                 body.extend((hello.to as u64).to_le_bytes());
                 body.extend(hello.nonce);
                 body.push(hello.kind as u8);
                 body.extend(hello.link_key);
+                body.extend((hello.job_id.len() as u16).to_le_bytes());
                 body.extend(hello.job_id.as_bytes());
+                body.extend(&hello.more);
                 0
             }
-            Message::Challenge { nonce, proof, link_key } => {
+            Message::Challenge { version, nonce, proof, link_key } => {
+                body.extend(version.to_le_bytes());
                 body.extend(nonce);
                 body.extend(proof);
                 body.extend(link_key);
@@ -409,16 +432,22 @@ impl Message {
         let mut body = Body(&bytes[PREFIX_LEN..]);
         let message = match bytes[MAGIC.len()] {
             0 => Message::Hello(Hello {
-                version: u16::from_le_bytes(body.take()?),
+                versions: body.versions()?,
                 epoch: u64::from_le_bytes(body.take()?),
                 from: body.rank()?,
                 to: body.rank()?,
                 nonce: body.take()?,
                 kind: body.kind()?,
                 link_key: body.take()?,
-                job_id: body.text(MAX_JOB_ID_LEN)?,
+                job_id: body.job_id()?,
+                more: std::mem::take(&mut body.0).to_vec(),
             }),
-            1 => Message::Challenge { nonce: body.take()?, proof: body.take()?, link_key: body.take()? },
+            1 => Message::Challenge {
+                version: u32::from_le_bytes(body.take()?),
+                nonce: body.take()?,
+                proof: body.take()?,
+                link_key: body.take()?,
+            },
             2 => Message::Proof { proof: body.take()? },
             3 => Message::Welcome,
             4 => {
@@ -449,6 +478,21 @@ impl Body<'_> {
     fn rank(&mut self) -> Result<usize, Garbage> {
         let rank = u64::from_le_bytes(self.take()?);
         usize::try_from(rank).map_err(|_| Garbage(format!("rank {rank}")))
+    }
+
+    fn versions(&mut self) -> Result<Versions, Garbage> {
+        let newest = u32::from_le_bytes(self.take()?);
+        Ok(Versions::new(u32::from_le_bytes(self.take()?), newest))
+    }
+
+    /// Behind its length: more may follow.
+    fn job_id(&mut self) -> Result<String, Garbage> {
+        let len = usize::from(u16::from_le_bytes(self.take()?));
+        let Some((text, rest)) = self.0.split_at_checked(len) else {
+            return Err(Garbage(format!("{} bytes where a job id of {len} belongs", self.0.len())));
+        };
+        self.0 = rest;
+        Body(text).text(MAX_JOB_ID_LEN)
     }
 
     fn kind(&mut self) -> Result<LinkKind, Garbage> {
@@ -488,7 +532,8 @@ mod tests {
     const KEY: [u8; 32] = [7; 32];
 
     fn me(rank: usize) -> Identity<'static> {
-        Identity { job_id: "job-a", epoch: 4, rank, key: &KEY, link_key: [rank as u8; 32] }
+        let versions = Versions::new(6, 7);
+        Identity { job_id: "job-a", epoch: 4, rank, key: &KEY, link_key: [rank as u8; 32], versions }
     }
 
     /// Over the wire format, so that the tests cover it.
@@ -555,7 +600,9 @@ mod tests {
             other => other,
         });
         let of_acceptor = shake(&me(0), &me(1), |message| match message {
-            Message::Challenge { nonce, proof, .. } => Message::Challenge { nonce, proof, link_key: [9; 32] },
+            Message::Challenge { version, nonce, proof, .. } => {
+                Message::Challenge { version, nonce, proof, link_key: [9; 32] }
+            }
             other => other,
         });
         for verdicts in [of_dialer, of_acceptor] {
@@ -572,7 +619,7 @@ mod tests {
         check_refused(&me(0), &me(2), Why::Rank, "this is rank 2");
         let kind = LinkKind::Tcp;
         let mut hello = Hello {
-            version: 9,
+            versions: Versions::new(9, 9),
             job_id: "job-a".into(),
             epoch: 4,
             from: 0,
@@ -580,18 +627,73 @@ mod tests {
             nonce: [0; 32],
             kind,
             link_key: [0; 32],
+            more: Vec::new(),
         };
         let acceptor = |kind| Acceptor::new([2; 32], vec![kind]);
         let (reply, verdict) = acceptor(kind).receive(&me(1), |_| true, Message::Hello(hello.clone())).unwrap();
         assert!(matches!(reply, Some(Message::Refuse { why: Why::Version, .. })));
-        assert!(matches!(verdict, Verdict::Refused { why: Why::Version, text, .. } if text.contains("the caller 9")));
-        hello.version = PROTOCOL_VERSION;
+        assert!(
+            matches!(verdict, Verdict::Refused { why: Why::Version, text, .. } if text.contains("version 6 to 7, the caller 9"))
+        );
+        hello.versions = Versions::new(7, 9);
         let (_, verdict) = acceptor(kind).receive(&me(1), |_| false, Message::Hello(hello.clone())).unwrap();
         assert!(matches!(verdict, Verdict::Refused { why: Why::Rank, .. }), "nobody expects this rank");
         let (_, verdict) = acceptor(LinkKind::Shm).receive(&me(1), |_| true, Message::Hello(hello)).unwrap();
         assert!(
             matches!(verdict, Verdict::Refused { why: Why::Kind, text, .. } if text.contains("takes shm here and the caller wants tcp"))
         );
+    }
+
+    #[test]
+    fn two_builds_speak_the_greatest_version_that_both_do_and_nobody_in_between_chooses_another() {
+        let speaks = |rank, oldest, newest| Identity { versions: Versions::new(oldest, newest), ..me(rank) };
+        for (dialer, acceptor, expected) in
+            [((6, 7), (7, 9), 7), ((7, 9), (6, 7), 7), ((5, 8), (6, 9), 8), ((7, 7), (7, 7), 7)]
+        {
+            let chosen = std::cell::Cell::new(0);
+            let verdicts = shake(&speaks(0, dialer.0, dialer.1), &speaks(1, acceptor.0, acceptor.1), |message| {
+                if let Message::Challenge { version, .. } = &message {
+                    chosen.set(*version);
+                }
+                message
+            });
+            assert!(verdicts.iter().all(|v| matches!(v, Some(Verdict::Established { .. }))), "{verdicts:?}");
+            assert_eq!(chosen.get(), expected, "{dialer:?} and {acceptor:?}");
+        }
+        check_refused(
+            &speaks(0, 8, 9),
+            &me(1),
+            Why::Version,
+            "version 6 to 7, the caller 8 to 9: they have none in common",
+        );
+        // An older version than both speak, by somebody in between.
+        let of_hello = shake(&me(0), &me(1), |message| match message {
+            Message::Hello(hello) => Message::Hello(Hello { versions: Versions::new(6, 6), ..hello }),
+            other => other,
+        });
+        let of_challenge = shake(&me(0), &me(1), |message| match message {
+            Message::Challenge { nonce, proof, link_key, .. } => {
+                Message::Challenge { version: 6, nonce, proof, link_key }
+            }
+            other => other,
+        });
+        for verdicts in [of_hello, of_challenge] {
+            assert!(verdicts.iter().all(|v| matches!(v, Some(Verdict::Refused { why: Why::Key, .. }))), "{verdicts:?}");
+        }
+    }
+
+    /// What a later version says behind what all versions say is taken along.
+    #[test]
+    fn a_hello_of_a_later_version_is_read_as_far_as_it_is_known() {
+        let (mut dialer, hello) = Dialer::new(&me(0), 1, LinkKind::Unix, [1; 32]);
+        let Message::Hello(hello) = hello else { panic!("a dialer begins with a hello") };
+        let hello = Message::Hello(Hello { more: b"of version 9".to_vec(), ..hello });
+        dialer.hello = hello.encode();
+        let mut acceptor = Acceptor::new([2; 32], vec![LinkKind::Unix]);
+        let (challenge, _) = acceptor.receive(&me(1), |rank| rank == 0, wire(&hello)).unwrap();
+        let (proof, _) = dialer.receive(wire(&challenge.unwrap())).unwrap();
+        let (_, verdict) = acceptor.receive(&me(1), |rank| rank == 0, wire(&proof.unwrap())).unwrap();
+        assert!(matches!(verdict, Verdict::Established { rank: 0, .. }), "{verdict:?}");
     }
 
     #[test]

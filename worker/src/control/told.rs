@@ -43,20 +43,22 @@ impl Told {
         match body {
             ToCoordinator::ShardWritten(m) => {
                 if let Some((traceparent, _)) = self.shards.remove(&m.step) {
-                    // From when writing began, not from when it was asked for: steps are made between.
-                    let start_us = now_us().saturating_sub((m.write_s.max(0.0) * 1e6) as u64);
-                    shared.spans().done("write shard", &traceparent, start_us, Step::new(m.step), "");
+                    // As long as its status will say, and from when writing began, not from when it was asked for: steps are made between.
+                    let end_us = now_us();
+                    let took = (end_us.saturating_sub((m.write_s.max(0.0) * 1e6) as u64), end_us);
+                    shared.spans().done("write shard", &traceparent, took, Step::new(m.step), "");
                 }
             }
             ToCoordinator::CheckpointMissed(m) => {
                 if let Some((traceparent, asked_us)) = self.shards.remove(&m.step) {
                     let error = if m.error.is_empty() { "it came too late" } else { &m.error };
-                    shared.spans().done("write shard", &traceparent, asked_us, Step::new(m.step), error);
+                    shared.spans().done("write shard", &traceparent, (asked_us, now_us()), Step::new(m.step), error);
                 }
             }
             ToCoordinator::ManifestPublished(m) => {
                 if let Some((traceparent, asked_us)) = self.manifests.remove(&m.step) {
-                    shared.spans().done("write manifest", &traceparent, asked_us, Step::new(m.step), &m.error);
+                    let took = (asked_us, now_us());
+                    shared.spans().done("write manifest", &traceparent, took, Step::new(m.step), &m.error);
                 }
             }
             _ => {}

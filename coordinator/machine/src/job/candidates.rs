@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use toroid_proto as proto;
-use toroid_torus::ids::WorkerId;
+use toroid_proto::Versions;
+use toroid_torus::ids::{JobId, WorkerId};
 use toroid_torus::placement::Candidate;
 
 use super::Job;
 use crate::facts::{hex, short};
 use crate::pool::{Pool, Standing, Worker};
 use crate::proof::{Proof, ProofStage};
+use crate::record::JobRecord;
 
 impl Job {
     /// Spares that may take a place of this job, as many as are needed: first those that still hold state of the job, then those that have
@@ -61,12 +63,15 @@ impl Job {
         pool.iter().filter(may_have).filter(|w| is_suited(w)).map(Worker::id).collect()
     }
 
-    /// What the job asks of its workers: labels, the one fingerprint of an exact job, that they can do what it needs.
+    /// What the job asks of its workers: labels, that they compute and speak as its other places do, the one fingerprint of an exact job, that they can do
+    /// what it needs.
     fn is_suited<'a>(&'a self, pool: &Pool) -> impl Fn(&Worker) -> bool + 'a {
         let fingerprint = self.fingerprint(pool);
         let computes_alike = move |f: &str| !self.core.record.spec.exact || fingerprint.as_deref() == Some(f);
+        let kind = Kind::of_places(&self.core.record, pool).or_else(|| Kind::of_most(pool));
         move |w: &Worker| {
             computes_alike(&w.register.fingerprint)
+                && kind.is_none_or(|kind| kind.with(&w.register).is_some())
                 && w.has_labels(&self.core.record.spec.workers.labels)
                 && !self.fitness.is_unfit(&w.register.worker_id)
         }
@@ -98,6 +103,24 @@ impl Job {
         best.map(|(fingerprint, _)| fingerprint.to_string())
     }
 
+    /// Why a spare cannot stand beside the places that this job has, whatever it can do: in words.
+    pub fn strangeness(&self, pool: &Pool, worker: &Worker) -> Option<String> {
+        let record = &self.core.record;
+        if !record.state.is_placed() {
+            return None;
+        }
+        let (register, id) = (&worker.register, &record.id);
+        if let Some(reason) = Kind::of_places(record, pool).and_then(|kind| kind.objection(register, id)) {
+            return Some(reason);
+        }
+        let expected =
+            record.fingerprint.as_ref().filter(|expected| record.spec.exact && **expected != register.fingerprint)?;
+        Some(format!(
+            "{id} is exact, and this worker computes in another way than its places: it is {}, they are {expected}",
+            register.fingerprint
+        ))
+    }
+
     /// Why the spare that answers cannot fill a place.
     pub fn cannot_fill(&self, message: &proto::WarmedUp) -> Option<String> {
         if !message.error.is_empty() {
@@ -120,6 +143,64 @@ impl Job {
             Some(Proof { job, .. }) if *job == self.core.record.id => Fitness::Proves,
             _ => Fitness::Unknown,
         }
+    }
+}
+
+/// What all places of a job have in common, whatever else they are: the arithmetic of their builds, and versions of links that all of them speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Kind {
+    numerics: u32,
+    links: Versions,
+}
+
+impl Kind {
+    fn of(register: &proto::Register) -> Kind {
+        Kind { numerics: register.numerics, links: register.links() }
+    }
+
+    /// With one worker more; `None`: it does not fit.
+    fn with(self, register: &proto::Register) -> Option<Kind> {
+        let links = self.links.shared(register.links())?;
+        (self.numerics == register.numerics).then_some(Kind { links, ..self })
+    }
+
+    /// Of the workers that have places of a job; `None`: none has.
+    fn of_places(record: &JobRecord, pool: &Pool) -> Option<Kind> {
+        let mut placed = record.places.iter().flatten().filter_map(|worker| pool.get(worker));
+        let first = Kind::of(&placed.next()?.register);
+        // Whoever does not fit was given no place beside the others.
+        Some(placed.fold(first, |kind, worker| kind.with(&worker.register).unwrap_or(kind)))
+    }
+
+    /// That which the most spares fit, of several the newest.
+    fn of_most(pool: &Pool) -> Option<Kind> {
+        let mut counts: BTreeMap<Kind, usize> = BTreeMap::new();
+        for spare in pool.spares() {
+            *counts.entry(Kind::of(&spare.register)).or_default() += 1;
+        }
+        let fits =
+            |kind: &Kind, other: &Kind| kind.numerics == other.numerics && kind.links.shared(other.links).is_some();
+        let num = |kind: &Kind| -> usize { counts.iter().filter(|(other, _)| fits(kind, other)).map(|(_, n)| n).sum() };
+        counts.keys().copied().max_by_key(|kind| (num(kind), *kind))
+    }
+
+    fn objection(self, register: &proto::Register, job: &JobId) -> Option<String> {
+        let version = &register.build_version;
+        if self.numerics != register.numerics {
+            return Some(format!(
+                "this worker is of version {version}, which computes with numerics {}, and the places of {job} with numerics {}: the bits would differ. \
+                 `toroid hold {job}` saves the job, and `toroid release {job}` has it go on with workers of one kind",
+                register.numerics, self.numerics
+            ));
+        }
+        self.links.shared(register.links()).is_none().then(|| {
+            format!(
+                "this worker is of version {version} and speaks links of version {}, all places of {job} those of version {}: they have none in common; \
+                 upgrade one release at a time",
+                register.links(),
+                self.links
+            )
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 //! What is in a job's curve (its last record, its curve) is filled in by whoever holds the curve's file.
 
 use super::Machine;
+use super::workers::protocol_with;
 use crate::clock::Now;
 use crate::folders::folder;
 use crate::incidents;
@@ -43,6 +44,8 @@ impl Machine {
             host: w.register.host.clone(),
             device: w.register.device.clone(),
             fingerprint: w.register.fingerprint.clone(),
+            build_version: w.register.build_version.clone(),
+            protocol_version: protocol_with(&w.register).unwrap_or_default(),
             job_id: w.place.as_ref().map_or_else(String::new, |(job, _)| job.to_string()),
             rank: w.place.as_ref().map_or(-1, |(_, rank)| rank.to_wire() as i32),
             silent_s: now.monotonic.saturating_sub(w.last_heard).as_secs_f64(),
@@ -75,6 +78,16 @@ impl Machine {
                 warm_up_job: job.to_string(),
                 warm_up_reason: reason.into(),
                 warm_up_retry_s: again_at.map_or(0.0, |at| at.saturating_sub(now.monotonic).as_secs_f64()),
+                ..none
+            };
+        }
+        let stranger =
+            self.jobs.values().find_map(|job| Some((&job.record().id, job.strangeness(&self.pool, worker)?)));
+        if let Some((job, reason)) = stranger {
+            return proto::WorkerInfo {
+                warm_up: proto::WarmUpState::Failed.into(),
+                warm_up_job: job.to_string(),
+                warm_up_reason: reason,
                 ..none
             };
         }

@@ -31,12 +31,15 @@ const SECRET_BYTES: usize = 32;
 impl Config {
     /// Why a worker may not join, if so.
     fn refusal(&self, register: &proto::Register) -> Option<String> {
-        let ours = (proto::PROTOCOL_VERSION, proto::BUILD_VERSION);
-        let theirs = (register.protocol_version, register.build_version.as_str());
-        if ours != theirs {
+        let ours = proto::build();
+        if protocol_with(register).is_none() {
             return Some(format!(
-                "the worker is of version {} (protocol {}), the coordinator of version {} (protocol {}); install the same version",
-                theirs.1, theirs.0, ours.1, ours.0
+                "the worker is of version {} and speaks protocol {}, the coordinator is of version {} and speaks protocol {}: they have none in \
+                 common; upgrade one release at a time, coordinators first",
+                register.build_version,
+                register.protocol(),
+                ours.version,
+                ours.protocol
             ));
         }
         if register.secret.len() != SECRET_BYTES {
@@ -192,11 +195,13 @@ impl Machine {
         let place = kept.as_ref().map(|(job, rank, _)| (job.record().id.clone(), *rank));
         let goes_on = kept.as_ref().is_some_and(|(.., claim)| *claim != Claim::Newcomer);
         let keep_going = goes_on || kept.is_none() && is_retained;
+        let protocol_version = protocol_with(&register).unwrap_or_default();
         let (epoch, committed) = (Epoch::new(register.epoch), Step::new(register.committed_step));
         let (last_heard, links) = (now.monotonic, BTreeMap::new());
         let worker = Worker { stream, register, since, last_heard, memory_bytes: [0; 2], links, place, proof: None };
         cx.pool.insert(worker, now.monotonic + cx.config.limits.failure_timeout);
-        cx.out.send(stream, ToWorker::Welcome(welcome(cx.config, cx.secret, keep_going)));
+        let welcome = proto::Welcome { protocol_version, ..welcome(cx.config, cx.secret, keep_going) };
+        cx.out.send(stream, ToWorker::Welcome(welcome));
         match kept {
             Some((job, rank, Claim::GoesOn)) => job.rejoined(&mut cx, rank, epoch, committed),
             Some((job, rank, _)) => job.returned(rank),
@@ -281,6 +286,11 @@ impl Machine {
     }
 }
 
+/// What this coordinator and a worker speak with each other: the greatest version that both do.
+pub(super) fn protocol_with(register: &proto::Register) -> Option<u32> {
+    proto::build().protocol.shared(register.protocol()).map(|shared| shared.newest)
+}
+
 /// A process as its user finds it.
 fn in_words(register: &proto::Register) -> String {
     let proto::Register { pid, host, data_address, .. } = register;
@@ -297,5 +307,7 @@ fn welcome(config: &Config, secret: &[u8; 32], keep_going: bool) -> proto::Welco
         keep_going,
         leave_grace_ms: ms(config.limits.leave()),
         connect_limit_ms: ms(config.limits.connect()),
+        build_version: proto::build().version.clone(),
+        protocol_version: 0,
     }
 }

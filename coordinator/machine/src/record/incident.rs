@@ -98,7 +98,6 @@ impl Rung {
 
 /// From a failure to the next step that all commit; failures on the way belong to it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Incident {
     pub job: JobId,
     /// From 1 within the job.

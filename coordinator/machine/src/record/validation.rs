@@ -4,7 +4,6 @@ use serde::{Deserialize, Deserializer, Serialize};
 use toroid_torus::ids::{Epoch, JobId, Step};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Validation {
     pub step: Step,
     pub epoch: Epoch,
@@ -27,7 +26,6 @@ impl Validation {
 
 /// Validations of a job that follow each other, ascending by step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ValidationPage {
     pub job: JobId,
     /// From 0 within the job.

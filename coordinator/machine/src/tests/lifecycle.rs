@@ -113,6 +113,52 @@ fn an_exact_job_takes_workers_of_one_fingerprint_only() {
     assert_eq!(world.record(&job).state, State::Running);
 }
 
+/// Two builds that compute differently, or whose workers cannot link, are never in one job, exact or not.
+#[test]
+fn the_places_of_a_job_are_of_builds_that_compute_alike_and_speak_with_each_other() {
+    let check = |own: (u32, u32, u32), other: (u32, u32, u32), words: &str| {
+        let mut world = World::new();
+        let job = world.submit(&job_file(2, 99, ""));
+        world.join_as("a", |w| w.build = own);
+        world.join_as("b", |w| w.build = other);
+        assert_eq!(world.record(&job).state, State::Queued, "{:?}", world.story);
+        world.join_as("c", |w| w.build = own);
+        world.settle();
+        world.train(&job, 1);
+        let why = |world: &World, id: &str| {
+            let workers = world.machine.view_workers(world.at());
+            workers.into_iter().find(|w| w.worker_id == id).map(|w| w.warm_up_reason).unwrap_or_default()
+        };
+        assert!(why(&world, "b").contains(words), "{:?}", why(&world, "b"));
+        world.kill("c");
+        assert_eq!(world.record(&job).state, State::Recovering, "the spare does not fit");
+        world.join_as("d", |w| w.build = own);
+        world.settle();
+        world.train(&job, 1);
+        assert_eq!(world.record(&job).state, State::Running);
+    };
+    check((1, 7, 7), (2, 7, 7), "which computes with numerics 2, and the places of demo-1 with numerics 1");
+    check((1, 7, 8), (1, 9, 9), "speaks links of version 9, all places of demo-1 those of version 7 to 8");
+}
+
+/// Releases that are neighbours speak with each other: of three, all in between may stand beside both.
+#[test]
+fn links_of_a_job_are_narrowed_to_what_all_its_places_speak() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(2, 99, ""));
+    world.join_as("a", |w| w.build = (1, 6, 7));
+    world.join_as("b", |w| w.build = (1, 7, 8));
+    world.settle();
+    world.train(&job, 1);
+    world.join_as("c", |w| w.build = (1, 8, 9));
+    world.kill("b");
+    assert_eq!(world.record(&job).state, State::Recovering, "c cannot speak with a");
+    world.join_as("d", |w| w.build = (1, 7, 8));
+    world.settle();
+    world.train(&job, 1);
+    assert_eq!(world.record(&job).state, State::Running);
+}
+
 #[test]
 fn mixed_fingerprints_are_warned_about() {
     let mut world = World::new();
@@ -198,7 +244,7 @@ fn refusal(change: impl FnOnce(&mut proto::Register)) -> Option<String> {
     let mut register = proto::Register {
         secret: vec![7; 32],
         worker_id: "a".into(),
-        protocol_version: proto::PROTOCOL_VERSION,
+        protocol_version: proto::build().protocol.newest,
         build_version: proto::BUILD_VERSION.into(),
         host: "here".into(),
         data_address: "here:1".into(),
@@ -227,8 +273,18 @@ fn a_worker_that_does_not_fit_is_refused_with_what_was_found() {
         assert!(reason.as_ref().is_some_and(|r| r.contains(part)), "`{part}` is not in {reason:?}");
     };
     assert_eq!(refusal(|_| {}), None);
-    contains(refusal(|r| r.build_version = "0.0.1".into()), "the worker is of version 0.0.1");
-    contains(refusal(|r| r.protocol_version = 77), "protocol 77");
+    assert_eq!(refusal(|r| r.build_version = "0.0.1".into()), None, "the version of the program decides nothing");
+    let of_both = |oldest, newest| {
+        refusal(move |r| (r.build_version, r.protocol_oldest, r.protocol_version) = ("9.9.9".into(), oldest, newest))
+    };
+    let own = proto::build().protocol;
+    assert_eq!(of_both(own.newest, own.newest + 7), None);
+    for (oldest, newest, said) in [(70, 77, "70 to 77"), (0, 77, "77")] {
+        let reason = of_both(oldest, newest);
+        contains(reason.clone(), &format!("the worker is of version 9.9.9 and speaks protocol {said},"));
+        contains(reason.clone(), "upgrade one release at a time");
+        contains(reason, &format!("of version {} and speaks protocol {own}:", proto::BUILD_VERSION));
+    }
     contains(refusal(|r| r.token.clear()), "no join token");
     contains(refusal(|r| r.token = "wrong".into()), "another join token");
     contains(refusal(|r| r.data_address.clear()), "`data_address` has 0 bytes");

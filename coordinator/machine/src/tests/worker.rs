@@ -49,6 +49,8 @@ pub struct Worker {
     pub id: String,
     pub host: String,
     pub fingerprint: String,
+    /// Numerics, and the oldest and the newest version of links.
+    pub build: (u32, u32, u32),
     pub zone: String,
     pub labels: BTreeMap<String, String>,
     pub stream: Option<StreamId>,
@@ -108,6 +110,7 @@ impl Worker {
             id: id.into(),
             host: format!("host-{id}"),
             fingerprint: "alike".into(),
+            build: (1, 1, 1),
             zone: String::new(),
             labels: BTreeMap::new(),
             stream: None,
@@ -144,7 +147,7 @@ impl Worker {
             worker_id: self.id.clone(),
             zone: self.zone.clone(),
             labels: self.labels.clone(),
-            protocol_version: proto::PROTOCOL_VERSION,
+            protocol_version: proto::build().protocol.newest,
             build_version: proto::BUILD_VERSION.into(),
             host: self.host.clone(),
             data_address: match &self.address {
@@ -154,6 +157,9 @@ impl Worker {
             },
             device: "cpu".into(),
             fingerprint: self.fingerprint.clone(),
+            numerics: self.build.0,
+            links_oldest: self.build.1,
+            links_version: self.build.2,
             pid: self.pid,
             incarnation: self.incarnation,
             ..Default::default()

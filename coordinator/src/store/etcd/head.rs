@@ -9,7 +9,6 @@ use super::service::{Answer, Op, Pair};
 
 /// Whoever leads, as it stands under the leader's key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Leader {
     /// Of the process, drawn when it starts.
     pub id: String,
@@ -20,7 +19,6 @@ pub struct Leader {
 
 /// The last write. Each write names the one before it, so that one whose answer was lost is known again, and none comes late.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct Head {
     pub term: Term,
     pub write: u64,

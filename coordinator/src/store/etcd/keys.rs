@@ -56,7 +56,6 @@ pub(super) enum Value {
 
 /// To the pages of a value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct Pointer {
     pub generation: String,
     pub num_pages: u32,

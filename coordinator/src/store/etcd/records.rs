@@ -16,7 +16,7 @@ use super::service::{Compare, Kind, Op, Page, Range, Service, Txn};
 use crate::machine::Change;
 use crate::machine::record::Record;
 use crate::store::tenure::{Lease, Tenure, Trouble};
-use crate::store::value::{decode, encode};
+use crate::store::value::{META, check_format, decode, encode};
 use crate::store::{Store, StoreError};
 
 /// Between two attempts to write.
@@ -316,12 +316,17 @@ impl<S: Service> Store for EtcdStore<S> {
     async fn load(&mut self) -> Result<Vec<Record>, StoreError> {
         self.generations.clear();
         self.finish_journal().await?;
-        let mut records = Vec::new();
+        let mut found = Vec::new();
         for (key, bytes) in self.list("record", KEYS_AT_ONCE, false).await? {
             let value = self.whole(&key, &bytes).await?;
             let name = key.strip_prefix("record/").unwrap_or(&key);
-            records.push(decode(name, &value).map_err(|reason| self.damaged(reason))?);
+            if name == META {
+                check_format(&value)?;
+            }
+            found.push((name.to_string(), value));
         }
+        let decoded = |(name, value): &(String, Vec<u8>)| decode(name, value).map_err(|reason| self.damaged(reason));
+        let records = found.iter().map(decoded).collect::<Result<Vec<_>, _>>()?;
         self.collect().await?;
         Ok(records)
     }

@@ -1,6 +1,6 @@
 //! First connections: who gets in, who does not, and what either side is told.
 
-use super::super::handshake::{Hello, Message, PROTOCOL_VERSION, Why};
+use super::super::handshake::{Hello, Message, Why};
 use super::super::transport::listen_local;
 use super::*;
 
@@ -8,7 +8,7 @@ const SHORT: Duration = Duration::from_millis(500);
 
 fn hello() -> Hello {
     Hello {
-        version: PROTOCOL_VERSION,
+        versions: toroid_proto::build().links,
         job_id: "job".into(),
         epoch: 1,
         from: 0,
@@ -16,6 +16,7 @@ fn hello() -> Hello {
         nonce: [0; 32],
         kind: LinkKind::Tcp,
         link_key: [0; 32],
+        more: Vec::new(),
     }
 }
 
@@ -79,7 +80,7 @@ fn a_wrong_rank_or_version_is_refused_and_the_caller_is_told() {
                 other => panic!("answered {other:?}"),
             }
         };
-        assert_eq!(ask(Hello { version: 0, ..hello() }), Why::Version);
+        assert_eq!(ask(Hello { versions: toroid_proto::Versions::new(0, 0), ..hello() }), Why::Version);
         assert_eq!(ask(Hello { from: 1, ..hello() }), Why::Rank);
         assert_eq!(ask(Hello { from: 7, ..hello() }), Why::Rank);
         assert_eq!(ask(Hello { to: 0, ..hello() }), Why::Rank);
@@ -225,7 +226,15 @@ fn a_stranger_on_a_local_name_is_passed_over() {
         scope.spawn(|| {
             let (mut stream, _) = name.accept().unwrap();
             stream
-                .write_all(&Message::Challenge { nonce: [0; 32], proof: [0; 32], link_key: [0; 32] }.encode())
+                .write_all(
+                    &Message::Challenge {
+                        version: toroid_proto::build().links.newest,
+                        nonce: [0; 32],
+                        proof: [0; 32],
+                        link_key: [0; 32],
+                    }
+                    .encode(),
+                )
                 .unwrap();
             let mut answer = Vec::new();
             stream.read_to_end(&mut answer).unwrap();

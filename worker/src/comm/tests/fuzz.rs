@@ -16,7 +16,8 @@ const LONG: Duration = Duration::from_secs(24 * 3600);
 const MAX_MESSAGE_BYTES: usize = 11 + 1024;
 
 fn me(rank: usize) -> Identity<'static> {
-    Identity { job_id: "job", epoch: 1, rank, key: &KEY, link_key: [rank as u8; 32] }
+    let versions = toroid_proto::build().links;
+    Identity { job_id: "job", epoch: 1, rank, key: &KEY, link_key: [rank as u8; 32], versions }
 }
 
 /// The messages of a whole handshake, in both directions, and those of a probe.

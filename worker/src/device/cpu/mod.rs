@@ -189,7 +189,8 @@ impl Device for CpuDevice {
 
     fn fingerprint(&self) -> String {
         let isa = format!("{:?}", self.isa.level()).to_lowercase();
-        format!("cpu-{}-{isa}-toroid-{}-products-{}", std::env::consts::ARCH, env!("CARGO_PKG_VERSION"), self.probe())
+        let numerics = toroid_proto::build().numerics;
+        format!("cpu-{}-{isa}-numerics-{numerics}-products-{}", std::env::consts::ARCH, self.probe())
     }
 
     /// The pages of the whole process that are in memory, as Linux says; 0 elsewhere.

@@ -232,7 +232,8 @@ impl<R: Runtime> Device for CudaDevice<R> {
     type Snapshot = CudaSnapshot<R>;
 
     fn fingerprint(&self) -> String {
-        format!("{}-kernels-{}", self.shared.runtime.fingerprint(), kernels::digest())
+        let numerics = toroid_proto::build().numerics;
+        format!("{}-numerics-{numerics}-kernels-{}", self.shared.runtime.fingerprint(), kernels::digest())
     }
 
     fn submit(&self) {
