@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use crate::TOROID;
 
 /// Words that are in a binary only where a test can have things go wrong in it.
-const HOOKS: [&str; 3] = ["TOROID_FAILPOINTS", "TOROID_TEST_", "failpoint: "];
+const HOOKS: [&str; 4] = ["TOROID_FAILPOINTS", "TOROID_PRETEND", "TOROID_TEST_", "failpoint: "];
 
 /// As cargo leaves it where the released binary belongs, whatever else was built beside it.
 #[test]

@@ -6,6 +6,7 @@ mod hanging;
 mod leadership;
 mod phases;
 mod publishing;
+mod upgrading;
 
 use toroid_testkit::Toroid;
 
@@ -17,7 +18,7 @@ const TOROID: Toroid = Toroid::at(env!("CARGO_BIN_EXE_toroid-failpoint"));
 fn this_binary_has_what_the_shipped_one_must_not_have() -> anyhow::Result<()> {
     let path = TOROID.executable();
     let binary = String::from_utf8_lossy(&std::fs::read(path)?).into_owned();
-    for hook in ["TOROID_FAILPOINTS", "failpoint: "] {
+    for hook in ["TOROID_FAILPOINTS", "TOROID_PRETEND", "failpoint: "] {
         anyhow::ensure!(binary.contains(hook), "{path} has no `{hook}`: then its absence elsewhere says nothing");
     }
     let help = TOROID.run_ok(&["chaos", "--help"])?;

@@ -76,6 +76,33 @@ pub fn build() -> &'static Build {
     BUILD.get_or_init(own)
 }
 
+/// For tests of upgrades: this process is taken for another build from now on, as in `version=0.2.0,protocol=1-2,links=7-8,numerics=2`. What is left out is this
+/// build's. To be called before anything asks.
+///
+/// # Errors
+/// What cannot be read, in words.
+#[cfg(feature = "failpoint")]
+pub fn pretend(text: &str) -> Result<(), String> {
+    let mut build = own();
+    for item in text.split(',') {
+        let bad = || format!("`{item}`; expected version=V, protocol=N-N, links=N-N or numerics=N");
+        let (name, value) = item.split_once('=').ok_or_else(bad)?;
+        let number = |text: &str| text.parse::<u32>().map_err(|_| bad());
+        let versions = || {
+            let (oldest, newest) = value.split_once('-').ok_or_else(bad)?;
+            Ok::<_, String>(Versions::new(number(oldest)?, number(newest)?))
+        };
+        match name {
+            "version" => build.version = value.into(),
+            "protocol" => build.protocol = versions()?,
+            "links" => build.links = versions()?,
+            "numerics" => build.numerics = number(value)?,
+            _ => return Err(bad()),
+        }
+    }
+    BUILD.set(build).map_err(|_| "too late: somebody has asked already".into())
+}
+
 impl Register {
     /// Of the control plane.
     pub fn protocol(&self) -> Versions {

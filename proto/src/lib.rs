@@ -16,6 +16,8 @@ mod role;
 mod shape;
 mod subject;
 
+#[cfg(feature = "failpoint")]
+pub use build::pretend;
 pub use build::{Build, Versions, build};
 pub use role::Role;
 

@@ -228,6 +228,12 @@ impl Children {
         })
     }
 
+    /// For processes that are started from now on, in the place of what the variable had.
+    pub fn set_environment(&mut self, name: &str, value: &str) {
+        self.environment.retain(|(other, _)| other != name);
+        self.environment.push((name.into(), value.into()));
+    }
+
     /// Of the first coordinator.
     pub fn url(&self) -> String {
         format!("https://{}", self.addresses.get(COORDINATOR).unwrap_or(&self.listen))

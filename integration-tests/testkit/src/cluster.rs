@@ -150,6 +150,11 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// For processes that are started from now on.
+    pub fn set_environment(&mut self, name: &str, value: &str) {
+        self.children.set_environment(name, value);
+    }
+
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
