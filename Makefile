@@ -38,9 +38,9 @@ test:
 	scripts/tests.sh
 
 test-data:
-	cargo clippy -p toroid-corpus --all-targets -- -D warnings
+	cargo clippy -p toroid-corpus -p toroid-tokens --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc -p toroid-corpus --no-deps --document-private-items
-	cargo test -p toroid-corpus
+	cargo test -p toroid-corpus -p toroid-tokens
 
 test-deploy:
 	scripts/setup.sh --deploy

@@ -50,6 +50,11 @@ pub struct Source {
     /// Without a value of this field the domain of a document is the host of its URL, or else the source's name.
     #[serde(default = "default_domain")]
     pub domain: String,
+    /// Of repositories: files that `.gitattributes` call generated, or vendored, are passed over.
+    #[serde(default = "yes")]
+    pub skip_generated: bool,
+    #[serde(default = "yes")]
+    pub skip_vendored: bool,
     /// Of documents that say the same, that of the source with the smallest number stays.
     #[serde(default)]
     pub priority: u8,
@@ -73,6 +78,9 @@ fn default_url() -> String {
 fn default_domain() -> String {
     "domain".into()
 }
+fn yes() -> bool {
+    true
+}
 fn default_epochs() -> f64 {
     1.0
 }
@@ -80,7 +88,7 @@ fn default_epochs() -> f64 {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// By the name: `.jsonl`, `.ndjson`, `.warc`, `.wet`, with or without `.gz` and `.zst`; everything else is text.
+    /// By the name: `.jsonl`, `.ndjson`, `.warc`, `.wet`, `.tar`, `.tgz` and `.parquet`, with or without `.gz` and `.zst`; everything else is text.
     #[default]
     Auto,
     /// A file is a document.
@@ -89,6 +97,13 @@ pub enum Format {
     Lines,
     /// A line is an object of JSON.
     Jsonl,
+    /// A file is a document; its language is known by name or first line, its licence by its header, and files that are binary or empty
+    /// are passed over. Archives of tar in the folder are read as `tar`.
+    Repository,
+    /// The same of the members of archives of tar.
+    Tar,
+    /// Rows of Parquet files, compressed with snappy, gzip or zstd. `a.b` is the column `b` within `a`.
+    Parquet,
     /// Web archives: text of `conversion` records (WET), and of `response` records that are HTML or plain text.
     Warc,
 }
@@ -119,6 +134,7 @@ pub enum Stage {
     Perplexity(Perplexity),
     Pii(Pii),
     Contamination(Contamination),
+    License(License),
 }
 
 impl Stage {
@@ -132,6 +148,7 @@ impl Stage {
             Stage::Perplexity(_) => "perplexity",
             Stage::Pii(_) => "pii",
             Stage::Contamination(_) => "contamination",
+            Stage::License(_) => "license",
         }
     }
 
@@ -148,6 +165,7 @@ impl Stage {
             Stage::Perplexity(p) => format!("n-gram model, quantile {} of each domain", p.quantile),
             Stage::Pii(_) => "patterns and checksums".into(),
             Stage::Contamination(c) => format!("{}-grams of evaluation sets", c.ngram_words),
+            Stage::License(_) => "licences that headers state".into(),
         }
     }
 }
@@ -310,6 +328,31 @@ pub struct Contamination {
     pub min_matches: usize,
 }
 
+/// Source code by the licence that its header states.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct License {
+    /// As SPDX has them, as in `Apache-2.0`. Of `A OR B` one must be here, of `A AND B` both.
+    pub allow: Vec<String>,
+    /// Documents that state none stay.
+    #[serde(default = "yes")]
+    pub keep_unstated: bool,
+}
+
+impl License {
+    /// Whether a document that states this may stay.
+    pub fn allows(&self, expression: &str) -> bool {
+        if expression.is_empty() {
+            return self.keep_unstated;
+        }
+        let is_allowed = |one: &str| {
+            let name = one.trim().trim_matches(['(', ')']).split(" WITH ").next().unwrap_or("").trim();
+            self.allow.iter().any(|allowed| allowed.eq_ignore_ascii_case(name))
+        };
+        expression.split(" OR ").any(|all| all.split(" AND ").all(is_allowed))
+    }
+}
+
 fn default_ngram() -> usize {
     13
 }
@@ -322,6 +365,11 @@ fn default_matches() -> usize {
 pub struct Output {
     pub path: PathBuf,
     pub format: Shape,
+    /// Of token files: `bytes`, or a `tokenizer.json` of the library `tokenizers`.
+    pub tokenizer: PathBuf,
+    /// Of token files: the token behind each document, as the tokenizer names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub end_token: Option<String>,
     /// A new file begins where one would get longer.
     pub shard_bytes: u64,
     /// Between documents of a text file.
@@ -342,19 +390,41 @@ pub enum Shape {
     #[default]
     Text,
     Jsonl,
+    Tokens,
 }
+
+impl Shape {
+    /// Where its files lie in the output.
+    pub fn folder(self) -> &'static str {
+        match self {
+            Shape::Text | Shape::Jsonl => "text",
+            Shape::Tokens => "tokens",
+        }
+    }
+}
+
+/// The tokenizer of which a token is a byte.
+pub const BYTES: &str = "bytes";
 
 impl Default for Output {
     fn default() -> Output {
         Output {
             path: "out".into(),
             format: Shape::Text,
+            tokenizer: BYTES.into(),
+            end_token: None,
             shard_bytes: 64 << 20,
             separator: "\n\n".into(),
             temperature: None,
             bytes: None,
             seed: 1,
         }
+    }
+}
+
+impl Output {
+    pub fn has_tokenizer_file(&self) -> bool {
+        self.tokenizer.as_os_str() != BYTES
     }
 }
 
@@ -367,6 +437,9 @@ impl Pipeline {
         let folder = path.parent().unwrap_or(Path::new(""));
         pipeline.work = folder.join(&pipeline.work);
         pipeline.output.path = folder.join(&pipeline.output.path);
+        if pipeline.output.has_tokenizer_file() {
+            pipeline.output.tokenizer = folder.join(&pipeline.output.tokenizer);
+        }
         pipeline.sources.iter_mut().for_each(|source| source.path = folder.join(&source.path));
         for stage in &mut pipeline.stages {
             match stage {
@@ -418,6 +491,15 @@ impl Pipeline {
             self.output.temperature.is_none_or(|t| t >= 1.0 && t.is_finite()),
             "output.temperature must be 1 or more",
         )?;
+        let has_file = self.output.has_tokenizer_file();
+        ensure(
+            self.output.format == Shape::Tokens || !has_file && self.output.end_token.is_none(),
+            "output.tokenizer and output.end_token need output.format = \"tokens\"",
+        )?;
+        ensure(
+            has_file || self.output.end_token.is_none(),
+            "output.end_token needs a tokenizer.json; bytes have none",
+        )?;
         ensure(self.output.bytes != Some(0), "output.bytes must be above 0")?;
         ensure(self.output.shard_bytes >= 1 << 10, "output.shard_bytes must be 1024 or more")?;
         ensure(is_share(self.read.max_bad_share), "read.max_bad_share must be from 0 to 1")?;
@@ -444,6 +526,9 @@ impl Pipeline {
                     ensure((1..=1000).contains(&s.ngram_words), "contamination: ngram_words must be from 1 to 1000")?;
                     ensure(s.min_matches > 0, "contamination: min_matches must be above 0")?;
                 }
+                Stage::License(s) => {
+                    ensure(!s.allow.is_empty() || s.keep_unstated, "license: nothing would stay; name some in allow")?;
+                }
                 Stage::Url(_) | Stage::Exact(_) | Stage::Heuristics(_) => {}
             }
         }
@@ -464,6 +549,7 @@ mod tests {
         stages.iter().for_each(|kind| text.push_str(&format!("[[stage]]\nkind = \"{kind}\"\n")));
         text.push_str("[[stage]]\nkind = \"perplexity\"\nmodel = \"m.arpa\"\n");
         text.push_str("[[stage]]\nkind = \"contamination\"\nsets = [\"e\"]\n");
+        text.push_str("[[stage]]\nkind = \"license\"\nallow = [\"MIT\"]\n");
         let pipeline = Pipeline::parse(&text)?;
         let printed = pipeline.to_toml()?;
         assert_eq!(Pipeline::parse(&printed)?, pipeline, "{printed}");
@@ -471,6 +557,18 @@ mod tests {
             assert!(printed.contains(default), "{default}: {printed}");
         }
         Ok(())
+    }
+
+    #[test]
+    fn licences_are_allowed_by_their_expressions() {
+        let license = License { allow: vec!["MIT".into(), "Apache-2.0".into()], keep_unstated: false };
+        let check = |expression: &str, expected: bool| assert_eq!(license.allows(expression), expected, "{expression}");
+        check("MIT", true);
+        check("GPL-3.0-only OR mit", true);
+        check("(MIT AND Apache-2.0)", true);
+        check("MIT AND GPL-3.0-only", false);
+        check("Apache-2.0 WITH LLVM-exception", true);
+        check("", false);
     }
 
     #[test]
@@ -489,6 +587,8 @@ mod tests {
         check("[[stage]]\nkind = \"minhash\"\nthreshold = 0.0\n", "threshold must be above 0");
         check("[[stage]]\nkind = \"sentences\"\ndistance = 40\n", "distance must be at most");
         check("[output]\nbytes = 4\n", "output.bytes needs");
+        check("[output]\ntokenizer = \"t.json\"\n", "need output.format");
+        check("[output]\nformat = \"tokens\"\nend_token = \"x\"\n", "bytes have none");
         assert!(Pipeline::parse("source = []").expect_err("none").to_string().contains("there is no [[source]]"));
     }
 }

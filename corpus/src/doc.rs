@@ -21,6 +21,8 @@ pub struct Doc {
     pub domain: String,
     /// A programming language, by the ending of the file's name, or empty.
     pub language: String,
+    /// Of source code: the licence that its header states, as an SPDX expression, or empty.
+    pub license: String,
     pub text: String,
 }
 
@@ -74,6 +76,11 @@ pub fn replaced<'a>(text: &str, parts: impl Iterator<Item = (&'a Range<usize>, &
         at = span.end;
     }
     left + &text[at..]
+}
+
+/// Where a character begins at or before a byte; the end of a shorter text.
+pub fn char_boundary(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 
 /// Of the bytes as they are.

@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -33,6 +34,11 @@ impl Durable {
 
     pub fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).at("write", &self.path)
+    }
+
+    /// Bytes in the place of earlier ones.
+    pub fn overwrite(&mut self, bytes: &[u8], at: u64) -> Result<()> {
+        self.file.flush().and_then(|()| self.file.get_ref().write_all_at(bytes, at)).at("write", &self.path)
     }
 
     pub fn finish(mut self) -> Result<()> {

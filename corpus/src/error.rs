@@ -24,6 +24,11 @@ pub enum Error {
     TooManyBad { bad: u64, total: u64, share: f64, list: PathBuf },
     #[error("{what} needs {needed_mib} MiB and --memory leaves {there_mib} MiB for it; give it more")]
     Memory { what: &'static str, needed_mib: u64, there_mib: u64 },
+    #[error(
+        "{place}: a document of {num_bytes} bytes; the memory of a thread has room for {there_mib} MiB; raise --memory, take fewer \
+         --threads, or lower read.max_document_bytes: it is a bad record then"
+    )]
+    NoRoom { place: String, num_bytes: u64, there_mib: u64 },
     #[error("{} is in use by another process; wait for it, or name another folder with `work`", path.display())]
     InUse { path: PathBuf },
     #[error("{}: line {line}: {what}", path.display())]

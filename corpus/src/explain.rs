@@ -120,7 +120,11 @@ impl Explained {
             line
         });
         let kept = self.kept.iter().map(|kept| {
-            let at = if kept.file.ends_with(".txt") { "byte" } else { "line" };
+            let at = match kept.file.rsplit_once('.') {
+                Some((_, "txt")) => "byte",
+                Some((_, "tokens")) => "token",
+                _ => "line",
+            };
             format!("{}: in {} at {at} {}, {} bytes", kept.id, kept.file, kept.position, kept.bytes)
         });
         let more = self.has_more.then(|| format!("there are more than {MAX_ROWS} rows; the files in ledger/ have all"));

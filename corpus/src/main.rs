@@ -12,12 +12,14 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use toroid_corpus::config::{Pipeline, Stage};
+use toroid_corpus::config::{BYTES, Output, Pipeline, Stage};
+use toroid_corpus::encode::Tokens;
 use toroid_corpus::lm::{Model, train::Trainer};
 use toroid_corpus::report::grouped;
 use toroid_corpus::runs::Scratch;
 use toroid_corpus::stage::Watch;
 use toroid_corpus::{explain, read, run};
+use toroid_tokens::{BYTES_TOKENIZER, TokenFile};
 
 /// From raw documents to text that is trained on, each removal explained
 #[derive(Debug, Parser)]
@@ -37,6 +39,8 @@ enum Command {
     Lm(LmArgs),
     /// Print the perplexity of each line of a text, one a line
     Perplexity(PerplexityArgs),
+    /// Check a token file and say what it has, or print a document of it
+    Tokens(TokensArgs),
 }
 
 #[derive(Debug, Args)]
@@ -97,6 +101,18 @@ struct PerplexityArgs {
     model: PathBuf,
     /// The text
     text: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct TokensArgs {
+    /// The token file
+    file: PathBuf,
+    /// Print the text of this document; the first is 0
+    #[arg(long)]
+    document: Option<u64>,
+    /// The tokenizer.json that the file was made with; it needs none if its tokens are bytes
+    #[arg(long)]
+    tokenizer: Option<PathBuf>,
 }
 
 /// A number of bytes, with K, M or G of 1024.
@@ -203,6 +219,7 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Explain(args) => return explain_document(&args),
         Command::Lm(args) => train(&args)?,
         Command::Perplexity(args) => perplexity(&args)?,
+        Command::Tokens(args) => tokens(&args)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -237,7 +254,8 @@ fn run_pipeline(args: &RunArgs) -> Result<()> {
     }
     print(&report.table())?;
     let out = pipeline.output.path.display();
-    print(&format!("text: {out}/text   report: {out}/report.html   ledger: {out}/ledger\n"))
+    let folder = pipeline.output.format.folder();
+    print(&format!("{folder}: {out}/{folder}   report: {out}/report.html   ledger: {out}/ledger\n"))
 }
 
 /// The pipeline with its defaults, and what its sources and stages are.
@@ -313,4 +331,33 @@ fn perplexity(args: &PerplexityArgs) -> Result<()> {
         lines.push_str(&(value + "\n"));
     }
     print(&lines)
+}
+
+fn tokens(args: &TokensArgs) -> Result<()> {
+    let path = args.file.display();
+    let bytes = std::fs::read(&args.file).with_context(|| format!("read {path}"))?;
+    let file = TokenFile::new(&bytes).and_then(|file| file.check().map(|()| file));
+    let file = file.with_context(|| format!("{path} is no whole token file"))?;
+    let TokenFile { header, .. } = file;
+    let output = Output { tokenizer: args.tokenizer.clone().unwrap_or(BYTES.into()), ..Output::default() };
+    let Some(document) = args.document else {
+        let tokenizer = match header.tokenizer {
+            BYTES_TOKENIZER => BYTES.to_owned(),
+            digest => digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+        };
+        let (num_tokens, num_documents) = (grouped(header.num_tokens), grouped(header.num_documents));
+        let (width, vocabulary) = (header.width, grouped(u64::from(header.vocabulary)));
+        return print(&format!(
+            "{path}: whole; {num_documents} documents, {num_tokens} tokens of {width} bytes, vocabulary {vocabulary}, tokenizer {tokenizer}\n"
+        ));
+    };
+    anyhow::ensure!(document < header.num_documents, "{path}: has {} documents, the first is 0", header.num_documents);
+    let tokenizer = Tokens::load(&output)?;
+    anyhow::ensure!(
+        tokenizer.digest() == header.tokenizer,
+        "{path}: was made with another tokenizer than {}; name it with --tokenizer",
+        output.tokenizer.display()
+    );
+    let ids: Vec<u32> = file.document(document).map(|at| file.token(at)).collect();
+    print(&(tokenizer.decode(&ids)? + "\n"))
 }

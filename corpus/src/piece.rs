@@ -18,24 +18,23 @@ pub const MAX_FIELD_BYTES: u32 = 1 << 30;
 pub struct PieceWriter {
     file: Encoder<'static, Durable>,
     path: PathBuf,
-    frame: Vec<u8>,
 }
 
 impl PieceWriter {
     pub fn create(path: &Path) -> Result<PieceWriter> {
         let file = Encoder::new(Durable::create(path)?, LEVEL).at("create", path)?;
-        Ok(PieceWriter { file, path: path.to_owned(), frame: Vec::new() })
+        Ok(PieceWriter { file, path: path.to_owned() })
     }
 
     pub fn put(&mut self, doc: &Doc) -> Result<()> {
-        self.frame.clear();
-        self.frame.extend(doc.index.to_le_bytes());
-        self.frame.extend(doc.source.to_le_bytes());
-        for text in [&doc.id, &doc.key, &doc.url, &doc.domain, &doc.language, &doc.text] {
-            self.frame.extend((text.len() as u32).to_le_bytes());
-            self.frame.extend(text.as_bytes());
+        let mut put = |bytes: &[u8]| self.file.write_all(bytes).at("write", &self.path);
+        put(&doc.index.to_le_bytes())?;
+        put(&doc.source.to_le_bytes())?;
+        for text in [&doc.id, &doc.key, &doc.url, &doc.domain, &doc.language, &doc.license, &doc.text] {
+            put(&(text.len() as u32).to_le_bytes())?;
+            put(text.as_bytes())?;
         }
-        self.file.write_all(&self.frame).at("write", &self.path)
+        Ok(())
     }
 
     pub fn finish(self) -> Result<()> {
@@ -86,6 +85,7 @@ impl PieceReader {
             url: self.text()?,
             domain: self.text()?,
             language: self.text()?,
+            license: self.text()?,
             text: self.text()?,
         }))
     }

@@ -32,7 +32,7 @@ pub struct Report {
     pub documents_read: u64,
     pub tokens_read: u64,
     pub bad_records: u64,
-    /// Of archives: records of other types.
+    /// Records of archives of other types; of repositories, files that are passed over.
     pub other_records: u64,
     /// Links and devices in folders.
     pub files_left_out: u64,

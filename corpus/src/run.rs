@@ -10,18 +10,21 @@ use crate::error::{At, Error, Result};
 use crate::ledger::Counts;
 use crate::read::Tally;
 use crate::read::files::{self, Listed};
-use crate::read::unit::{self, Reader, Unit};
+use crate::read::repository::ATTRIBUTES;
+use crate::read::unit::{self, READ_PART, Reader, Unit};
 use crate::report::{self, Report, StageReport};
 use crate::runs::Scratch;
 use crate::stage::{self, Context, Ids, Pieces, Watch, piece_path, read_json, write_json};
 use crate::write;
 
 /// Of what tasks write; another number does everything anew.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const MIN_PIECE_BYTES: u64 = 1 << 20;
 const MAX_PIECE_BYTES: u64 = 64 << 20;
 /// What a thread needs for a piece, in pieces: the documents, and records of each sentence.
 const MEMORY_PER_PIECE: u64 = 8;
+/// Of a file in the lists of sources and units.
+const FILE_BYTES: u64 = 512;
 pub const MIN_MEMORY_BYTES: u64 = 64 << 20;
 const MAX_SHARDS: u64 = 4096;
 
@@ -109,7 +112,9 @@ pub fn run(pipeline: &Pipeline, options: &Options, watch: &dyn Watch) -> Result<
         chain = digest(&[&chain, &json(stage)?, &json(&files_of(stage)?)?]);
         folders.push(pipeline.work.join(format!("{}-{chain}", stage_name(n, stage))));
     }
-    let last = digest(&[&chain, &json(&pipeline.output)?, "write"]);
+    let output = &pipeline.output;
+    let tokenizer = if output.has_tokenizer_file() { files::list(&output.tokenizer, &[])?.files } else { Vec::new() };
+    let last = digest(&[&chain, &json(output)?, &json(&tokenizer)?, "write"]);
     let final_folder = pipeline.work.join(format!("{:02}-write-{last}", folders.len() + 1));
     tidy(&pipeline.work, &[&[first, final_folder.clone()], &folders[..]].concat())?;
     let mut report = Report::new(pipeline, &read.tally, plan.num_left_out);
@@ -123,7 +128,7 @@ pub fn run(pipeline: &Pipeline, options: &Options, watch: &dyn Watch) -> Result<
     let (pieces, stages) = stages(&context, options, read.pieces, &folders)?;
     report.stages = stages;
     let out = unfinished(&pipeline.output.path);
-    write::begin(&out, &last)?;
+    write::begin(&out, pipeline.output.format, &last)?;
     durable::make_folder(&final_folder)?;
     durable::sweep(&final_folder)?;
     let mix = format!("{:02}-mix", folders.len() + 1);
@@ -212,12 +217,25 @@ fn plan(pipeline: &Pipeline, options: &Options) -> Result<(Plan, PathBuf, String
     let mut inputs = Vec::new();
     for source in &pipeline.sources {
         inputs.push(files::list(&source.path, &source.extensions)?.files);
+        // What they say decides what is read of a repository, also where only some endings are.
+        if !source.extensions.is_empty()
+            && let Ok(attributes) = files::list(&source.path, &[ATTRIBUTES.to_owned()])
+        {
+            inputs.push(attributes.files);
+        }
+    }
+    let num_files: usize = inputs.iter().map(Vec::len).sum();
+    let (needed, there) = (num_files as u64 * FILE_BYTES, options.memory_bytes / 4);
+    if needed > there {
+        let what = "the list of so many files (put small ones together in archives or lines)";
+        return Err(Error::Memory { what, needed_mib: needed.div_ceil(1 << 20), there_mib: there >> 20 });
     }
     // Weights and the like matter to the output alone.
     let read_options = |n: usize| {
         let source = &pipeline.sources[n];
         let names = [&source.text, &source.id, &source.url, &source.domain];
-        json(&(&source.name, source.format, &source.extensions, names, source.priority))
+        let skips = (source.skip_generated, source.skip_vendored);
+        json(&(&source.name, source.format, &source.extensions, names, skips, source.priority))
     };
     let sources: Vec<String> = (0..pipeline.sources.len()).map(read_options).collect::<Result<_>>()?;
     let inputs =
@@ -250,8 +268,8 @@ struct ReadDone {
 fn read(pipeline: &Pipeline, options: &Options, watch: &dyn Watch, plan: &Plan, folder: &Path) -> Result<ReadDone> {
     durable::sweep(folder)?;
     watch.begin("read", plan.units.len() as u64);
-    let max_window_bytes = options.memory_bytes / 4 / options.num_threads as u64;
-    let reader = Reader { pipeline, folder, piece_bytes: plan.piece_bytes, max_window_bytes };
+    let room_bytes = options.memory_bytes / READ_PART / options.num_threads as u64;
+    let reader = Reader { pipeline, folder, piece_bytes: plan.piece_bytes, room_bytes };
     let numbers: Vec<usize> = (0..plan.units.len()).collect();
     let found = map_tasks(options.num_threads, &numbers, |n| {
         reader.run(*n, &plan.units[*n])?;

@@ -32,7 +32,8 @@ impl Scratch {
         Scratch { folder: folder.to_owned(), next: AtomicU64::new(0) }
     }
 
-    fn path(&self) -> PathBuf {
+    /// A name that nothing else has.
+    pub fn path(&self) -> PathBuf {
         self.folder.join(format!("run-{}", self.next.fetch_add(1, Ordering::Relaxed)))
     }
 }

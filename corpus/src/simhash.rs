@@ -1,12 +1,18 @@
 //! Sentences that differ by little: SimHash of 64 bits (Charikar, STOC 2002), and all pairs within a Hamming distance.
 //!
-//! The bits are cut into `distance + 1` blocks: two hashes within the distance agree in one of them at least, so that no pair is missed by
-//! comparing only those that share a block.
+//! The bits are cut into `n > distance` blocks: two hashes within the distance agree in `n - distance` of them at least, so that no pair is
+//! missed by comparing only those that agree in some choice of so many blocks (Manku, Jain and Sarma, WWW 2007). A choice is a *table*. More
+//! blocks make more tables with longer keys: as many are taken as keys need to tell the hashes apart, so that the members of a bucket do not
+//! grow with the corpus.
 
-use crate::doc::{KeyMap, mix};
+use crate::doc::mix;
 
 /// Most bits by which sentences may differ; blocks get shorter with it, and more pairs are compared.
 pub const MAX_DISTANCE: u32 = 7;
+/// With a distance of 6 they make 210 tables.
+const MAX_BLOCKS: u32 = 10;
+/// Members of a bucket that hashes have on average, by chance alone, at most: as a power of two.
+const BUCKET_BITS: u32 = 5;
 
 /// Of the words and the pairs of neighbours among them; 0 has no meaning of its own, and no words have no hash.
 pub fn simhash(words: &[u64]) -> Option<u64> {
@@ -24,16 +30,15 @@ pub fn simhash(words: &[u64]) -> Option<u64> {
     Some(sums.iter().enumerate().fold(0, |hash, (bit, sum)| hash | u64::from(*sum > 0) << bit))
 }
 
-/// The blocks of a distance, as (shift, bits).
-pub fn blocks(distance: u32) -> impl Iterator<Item = (u32, u32)> + Clone {
-    let num = distance + 1;
-    (0..num).map(move |n| (n * 64 / num, (n + 1) * 64 / num - n * 64 / num))
-}
-
-/// What a hash has in a block.
-pub fn key(hash: u64, (shift, bits): (u32, u32)) -> u32 {
-    // Blocks of 64 bits are of distance 0, which needs no tables: equal hashes share their high half as well.
-    (hash >> shift & (u64::MAX >> (64 - bits))) as u32
+/// The bits that make the key of each table, for so many hashes.
+pub fn tables(distance: u32, num_hashes: u64) -> Vec<u64> {
+    // Blocks are cut as evenly as they can be; the shortest key has the shortest blocks.
+    let key_bits = |n: u32| (64 / n) * (n - distance);
+    let wanted = (u64::BITS - num_hashes.leading_zeros()).saturating_sub(BUCKET_BITS);
+    let num = (distance + 1..MAX_BLOCKS).find(|n| key_bits(*n) >= wanted).unwrap_or(MAX_BLOCKS);
+    let block = |n: u32| -> u64 { (n * 64 / num..(n + 1) * 64 / num).fold(0, |mask, bit| mask | 1 << bit) };
+    let choices = (0u32..1 << num).filter(|choice| choice.count_ones() == num - distance);
+    choices.map(|choice| (0..num).filter(|n| choice >> n & 1 == 1).fold(0, |mask, n| mask | block(n))).collect()
 }
 
 /// Whether two hashes are alike enough.
@@ -64,64 +69,6 @@ pub fn mark_near(members: &[(u64, u32)], distance: u32, mark: &mut impl FnMut(u3
     }
 }
 
-/// For each hash, in the order of rank, the first that stays within the distance, or none for those that stay: see [`crate::star`].
-pub fn choose(hashes: &[u64], distance: u32) -> Vec<Option<u32>> {
-    let blocks: Vec<(u32, u32)> = blocks(distance).collect();
-    let mut tables: Vec<Table> = blocks.iter().map(|block| Table::new(*block)).collect();
-    let mut chosen = Vec::with_capacity(hashes.len());
-    for (n, hash) in hashes.iter().enumerate() {
-        let first = |table: &Table| table.of(*hash).find(|other| is_near(*hash, hashes[*other as usize], distance));
-        let kept = tables.iter().filter_map(first).min();
-        if kept.is_none() {
-            tables.iter_mut().for_each(|table| table.add(*hash, n as u32));
-        }
-        chosen.push(kept);
-    }
-    chosen
-}
-
-/// Numbers of hashes by one block: lists in the order in which they came.
-struct Table {
-    block: (u32, u32),
-    first: KeyMap<(u32, u32)>,
-    /// The next of the same key, by position; `u32::MAX` ends a list.
-    next: Vec<(u32, u32)>,
-}
-
-impl Table {
-    fn new(block: (u32, u32)) -> Table {
-        Table { block, first: Default::default(), next: Vec::new() }
-    }
-
-    fn add(&mut self, hash: u64, number: u32) {
-        let at = self.next.len() as u32;
-        self.next.push((number, u32::MAX));
-        match self.first.entry(mix(u64::from(key(hash, self.block)))) {
-            std::collections::hash_map::Entry::Vacant(entry) => drop(entry.insert((at, at))),
-            std::collections::hash_map::Entry::Occupied(mut entry) => {
-                let (_, last) = entry.get_mut();
-                self.next[*last as usize].1 = at;
-                *last = at;
-            }
-        }
-    }
-
-    fn of(&self, hash: u64) -> impl Iterator<Item = u32> {
-        let mut at = self.first.get(&mix(u64::from(key(hash, self.block)))).map_or(u32::MAX, |(first, _)| *first);
-        std::iter::from_fn(move || {
-            let (number, next) = *self.next.get(at as usize)?;
-            at = next;
-            Some(number)
-        })
-    }
-}
-
-/// Bytes of memory that [`choose`] takes for so many hashes.
-pub fn bytes(num: u64, distance: u32) -> u64 {
-    let table = |(_, bits): (u32, u32)| num * 16 + (1u64 << bits).min(num) * 32;
-    num * 24 + blocks(distance).map(table).sum::<u64>()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,7 +81,8 @@ mod tests {
     #[test]
     fn no_pair_within_the_distance_is_missed() {
         let all = hashes(3_000);
-        for distance in 0..=MAX_DISTANCE {
+        // Tables as for few hashes, and as for very many.
+        for (distance, num) in (0..=MAX_DISTANCE).flat_map(|distance| [(distance, 1), (distance, 1 << 32)]) {
             let mut expected = vec![false; all.len()];
             for a in 0..all.len() {
                 for b in 0..a {
@@ -144,10 +92,10 @@ mod tests {
                 }
             }
             let mut found = vec![false; all.len()];
-            for block in blocks(distance) {
-                let mut buckets = std::collections::BTreeMap::<u32, Vec<(u64, u32)>>::new();
+            for table in tables(distance, num) {
+                let mut buckets = std::collections::BTreeMap::<u64, Vec<(u64, u32)>>::new();
                 for (n, hash) in all.iter().enumerate() {
-                    buckets.entry(key(*hash, block)).or_default().push((*hash, n as u32));
+                    buckets.entry(hash & table).or_default().push((*hash, n as u32));
                 }
                 buckets.values().for_each(|members| mark_near(members, distance, &mut |n| found[n as usize] = true));
             }
@@ -157,15 +105,16 @@ mod tests {
     }
 
     #[test]
-    fn who_stays_is_the_first_by_the_definition() {
-        let all = hashes(2_000);
-        for distance in [0, 3, 6] {
-            let mut expected: Vec<Option<u32>> = Vec::new();
-            for n in 0..all.len() {
-                let stays = |other: &usize| expected[*other].is_none() && is_near(all[n], all[*other], distance);
-                expected.push((0..n).find(stays).map(|kept| kept as u32));
+    fn keys_get_longer_with_the_corpus() {
+        for distance in 0..=MAX_DISTANCE {
+            for num in [1, 1 << 16, 1 << 24, 1 << 32] {
+                let tables = tables(distance, num);
+                let shortest = tables.iter().map(|mask| mask.count_ones()).min().expect("tables");
+                println!("{num} hashes, distance {distance}: {} tables, keys of {shortest} bits", tables.len());
+                assert!(tables.len() <= 210 && shortest >= 64 / (distance + 1));
+                let fill = num as f64 / 2f64.powi(shortest as i32);
+                assert!(distance > 5 || fill <= 32.0, "{fill} members by chance, {num} hashes, distance {distance}");
             }
-            assert!(choose(&all, distance) == expected, "distance {distance}");
         }
     }
 

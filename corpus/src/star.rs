@@ -3,6 +3,8 @@
 //! Documents are taken in the order of their rank. One goes if it is like one that stays already; else it stays. No chain of likeness
 //! removes what is like nothing that is left, which clusters by transitive closure do. In a cluster of equals each is compared with the one
 //! that stays, so the work grows with the documents and not with their pairs.
+//!
+//! This is the choice among documents that are in memory, with those before them that stay; `stage::stars` makes it block by block.
 
 use crate::durable::map_tasks;
 use crate::error::Result;
@@ -18,21 +20,12 @@ pub struct Candidates {
     starts: Vec<usize>,
     /// The bucket, and whether later ones are compared with this document for it.
     buckets: Vec<(u32, bool)>,
-    num_buckets: usize,
 }
 
 impl Candidates {
-    /// Bytes of memory that they take, with what [`choose`] needs besides.
-    pub fn bytes(&self) -> u64 {
-        let places = self.buckets.capacity() * size_of::<(u32, bool)>() + self.buckets.len() * 8;
-        (places + self.starts.capacity() * 8 + self.starts.len() * 16 + self.num_buckets * 24) as u64
-    }
-
-    pub fn push(&mut self, buckets: &[(u32, bool)]) {
+    pub fn push(&mut self, buckets: impl Iterator<Item = (u32, bool)>) {
         self.starts.push(self.buckets.len());
         self.buckets.extend(buckets);
-        let highest = buckets.iter().map(|(bucket, _)| *bucket as usize + 1).max().unwrap_or(0);
-        self.num_buckets = self.num_buckets.max(highest);
     }
 
     pub fn num(&self) -> usize {
@@ -45,14 +38,17 @@ impl Candidates {
     }
 }
 
-/// For each document the one that stays for it, with their likeness; none for those that stay. `like` says how alike two documents are, if
-/// they are alike enough. The result does not depend on `num_threads`.
+/// For each candidate the one that stays for it, with their likeness; none for those that stay. Numbers are by rank: those below
+/// `num_before` stay already, and candidate `n` has the number `num_before + n`. `kept_in` are the numbers of those that stay, of each
+/// bucket, and gets those of the candidates. `like` says how alike two of them are, if they are alike enough. The result does not depend
+/// on `num_threads`.
 pub fn choose(
     candidates: &Candidates,
+    num_before: usize,
+    kept_in: &mut [Vec<u32>],
     num_threads: usize,
     like: impl Fn(usize, usize) -> Result<Option<f32>> + Sync,
 ) -> Result<Vec<Option<(u32, f32)>>> {
-    let mut kept_in: Vec<Vec<u32>> = vec![Vec::new(); candidates.num_buckets];
     let mut chosen: Vec<Option<(u32, f32)>> = vec![None; candidates.num()];
     for start in (0..candidates.num()).step_by(BLOCK) {
         let end = (start + BLOCK).min(candidates.num());
@@ -63,7 +59,7 @@ pub fn choose(
             others.sort_unstable();
             others.dedup();
             for other in others {
-                if let Some(score) = like(other as usize, n)? {
+                if let Some(score) = like(other as usize, num_before + n)? {
                     return Ok(Some((other, score)));
                 }
             }
@@ -74,15 +70,15 @@ pub fn choose(
             (*from..*to).map(|n| first_like(n, others(n))).collect::<Result<Vec<_>>>()
         })?;
         for (n, found) in (start..end).zip(before.into_iter().flatten()) {
-            let is_of_block = |other: &&u32| **other as usize >= start;
-            let others = |bucket: u32| kept_in[bucket as usize].iter().rev().take_while(is_of_block).copied();
+            let is_of_block = |other: &u32| *other as usize >= num_before + start;
+            let others = |bucket: u32| kept_in[bucket as usize].iter().rev().copied().take_while(is_of_block);
             chosen[n] = match found {
                 Some(found) => Some(found),
                 None => first_like(n, candidates.of(n).iter().flat_map(|(bucket, _)| others(*bucket)).collect())?,
             };
             if chosen[n].is_none() {
                 for (bucket, _) in candidates.of(n).iter().filter(|(_, registers)| *registers) {
-                    kept_in[*bucket as usize].push(n as u32);
+                    kept_in[*bucket as usize].push((num_before + n) as u32);
                 }
             }
         }
@@ -102,9 +98,9 @@ mod tests {
         like: impl Fn(usize, usize) -> bool + Sync,
     ) -> (Vec<Option<u32>>, u64) {
         let mut candidates = Candidates::default();
-        (0..num).for_each(|_| candidates.push(&[(0, true)]));
+        (0..num).for_each(|_| candidates.push([(0, true)].into_iter()));
         let num_compared = AtomicU64::new(0);
-        let chosen = choose(&candidates, num_threads, |a, b| {
+        let chosen = choose(&candidates, 0, &mut [Vec::new()], num_threads, |a, b| {
             num_compared.fetch_add(1, Ordering::Relaxed);
             Ok(like(a, b).then_some(1.0))
         });

@@ -5,18 +5,19 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Pipeline, Shape};
-use crate::doc::{Doc, Ordinal, mix, text_hash, u32_at, u64_at};
+use crate::doc::{Ordinal, mix, text_hash, u32_at, u64_at};
 use crate::durable::{self, Durable, map_tasks};
+use crate::encode::{Encoder, TokenWriter};
 use crate::error::{At, Error, Result};
 use crate::ledger::{Counts, Row, Rows, tokens};
 use crate::mix::{self, Share};
-use crate::runs::{self, Merge};
+use crate::open::Files;
+use crate::runs::{self, Merge, Sorter};
 use crate::stage::{Context, Pieces, piece_path, read_json, write_json};
 
 /// Key, ordinal, copy, where it lies in its piece, how long that is, how long the text is.
@@ -34,6 +35,9 @@ pub struct Shard {
     /// Tokens of its documents, separators left out.
     pub tokens: u64,
     pub bytes: u64,
+    /// Of token files: tokens of their tokenizer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoded_tokens: Option<u64>,
     pub blake3: String,
 }
 
@@ -116,10 +120,12 @@ fn epochs(pipeline: &Pipeline, portions: &[Portion]) -> Result<Vec<f64>> {
 pub fn run(context: &Context<'_>, name: &str, input: &Pieces, folder: &Path, out: &Path) -> Result<Written> {
     let mut portions = portions(context, input, folder)?;
     let epochs = epochs(context.pipeline, &portions)?;
-    let counts = shuffle(context, name, input, folder, &epochs)?;
+    let encoder = Encoder::load(&context.pipeline.output)?;
+    let counts = shuffle(context, &encoder, name, input, folder, &epochs)?;
     let index: Vec<PathBuf> = input.tasks(folder, "index").into_iter().map(|(path, _)| path).collect();
     let bounds = bounds(context, &index)?;
-    let shards = write_shards(context, input, folder, out, &index, &bounds)?;
+    let texts = Files::new((0..input.paths.len() as u32).map(|piece| piece_path(folder, piece, "texts")).collect());
+    let shards = write_shards(context, &encoder, out, &texts, (&index, &bounds))?;
     for (portion, epochs) in portions.iter_mut().zip(epochs) {
         portion.epochs = epochs;
     }
@@ -128,35 +134,15 @@ pub fn run(context: &Context<'_>, name: &str, input: &Pieces, folder: &Path, out
     Ok(Written { shards, portions: names.zip(portions).collect(), counts })
 }
 
-/// What is written of a document.
-fn body(pipeline: &Pipeline, doc: &Doc, body: &mut Vec<u8>) -> Result<()> {
-    #[derive(Serialize)]
-    struct Line<'a> {
-        id: &'a str,
-        #[serde(skip_serializing_if = "str::is_empty")]
-        key: &'a str,
-        source: &'a str,
-        #[serde(skip_serializing_if = "str::is_empty")]
-        url: &'a str,
-        #[serde(skip_serializing_if = "str::is_empty")]
-        language: &'a str,
-        text: &'a str,
-    }
-    body.clear();
-    match pipeline.output.format {
-        Shape::Text => body.extend(doc.text.as_bytes()),
-        Shape::Jsonl => {
-            let source = &pipeline.sources[usize::from(doc.source)].name;
-            let Doc { id, key, url, language, text, .. } = doc;
-            let line = Line { id, key, source, url, language, text };
-            serde_json::to_writer(&mut *body, &line).map_err(|error| Error::Ledger(error.to_string()))?;
-        }
-    }
-    Ok(())
-}
-
 /// Each piece in the order of the output, with the rows of what is left out or repeated.
-fn shuffle(context: &Context<'_>, name: &str, input: &Pieces, folder: &Path, epochs: &[f64]) -> Result<Counts> {
+fn shuffle(
+    context: &Context<'_>,
+    encoder: &Encoder,
+    name: &str,
+    input: &Pieces,
+    folder: &Path,
+    epochs: &[f64],
+) -> Result<Counts> {
     let pieces: Vec<u32> = (0..input.paths.len() as u32).collect();
     let indices = input.tasks(folder, "index");
     let seed = context.pipeline.output.seed;
@@ -169,7 +155,8 @@ fn shuffle(context: &Context<'_>, name: &str, input: &Pieces, folder: &Path, epo
         }
         let mut rows = Rows::create(name, &piece_path(folder, *piece, "rows"))?;
         let mut file = Durable::create(&piece_path(folder, *piece, "texts"))?;
-        let (mut records, mut at, mut text) = (Vec::new(), 0u64, Vec::new());
+        let mut records = Sorter::new(&context.scratch, context.thread_bytes());
+        let (mut at, mut text) = (0u64, Vec::new());
         for doc in input.open(*piece)? {
             let doc = doc?;
             let num_tokens = tokens(&doc.text);
@@ -188,7 +175,14 @@ fn shuffle(context: &Context<'_>, name: &str, input: &Pieces, folder: &Path, epo
             }
             rows.counts.docs_out += 1;
             rows.counts.tokens_out += num_tokens + added;
-            body(context.pipeline, &doc, &mut text)?;
+            encoder.body(context.pipeline, &doc, &mut text)?;
+            let too_long = |_| {
+                Error::Config(format!(
+                    "{}: is longer than 4 GiB as it is written; lower read.max_document_bytes",
+                    doc.id
+                ))
+            };
+            let num_bytes = u32::try_from(text.len()).map_err(too_long)?;
             for copy in 0..num_copies {
                 let key = mix(hash ^ mix(seed ^ ORDER_SALT).wrapping_add(u64::from(copy)));
                 let mut record = [0; RECORD_BYTES];
@@ -196,15 +190,15 @@ fn shuffle(context: &Context<'_>, name: &str, input: &Pieces, folder: &Path, epo
                 record[8..16].copy_from_slice(&Ordinal::new(*piece, doc.index).to_bytes());
                 record[16..20].copy_from_slice(&copy.to_be_bytes());
                 record[20..28].copy_from_slice(&at.to_be_bytes());
-                record[28..32].copy_from_slice(&(text.len() as u32).to_be_bytes());
+                record[28..32].copy_from_slice(&num_bytes.to_be_bytes());
                 record[32..].copy_from_slice(&(num_tokens as u32).to_be_bytes());
-                records.push(record);
+                records.push(record)?;
             }
             file.put(&text)?;
             at += text.len() as u64;
         }
         file.finish()?;
-        runs::write_run(&indices[*piece as usize].0, &mut records)?;
+        runs::save(&indices[*piece as usize].0, records.finish()?)?;
         let counts = rows.finish()?;
         counts.check(&format!("{name}, piece {piece}"))?;
         write_json(&json, &counts)?;
@@ -220,11 +214,16 @@ type Order = [u8; ORDER_BYTES];
 
 /// The first document of each file.
 fn bounds(context: &Context<'_>, index: &[PathBuf]) -> Result<Vec<Order>> {
-    let separator = context.pipeline.output.separator.len() as u64;
+    // What a document takes besides what is written of it.
+    let beside = match context.pipeline.output.format {
+        Shape::Text => context.pipeline.output.separator.len() as u64,
+        Shape::Jsonl => 1,
+        Shape::Tokens => 8,
+    };
     let (mut bounds, mut bytes) = (Vec::new(), 0u64);
     for record in Merge::<RECORD_BYTES>::of(index, &[], None, &context.scratch)? {
         let record = record?;
-        let len = u64::from(u32_at(&record, 28)) + separator;
+        let len = u64::from(u32_at(&record, 28)) + beside;
         if bounds.is_empty() || bytes + len > context.pipeline.output.shard_bytes {
             let mut order = [0; ORDER_BYTES];
             order.copy_from_slice(&record[..ORDER_BYTES]);
@@ -238,15 +237,13 @@ fn bounds(context: &Context<'_>, index: &[PathBuf]) -> Result<Vec<Order>> {
 
 fn write_shards(
     context: &Context<'_>,
-    input: &Pieces,
-    folder: &Path,
+    encoder: &Encoder,
     out: &Path,
-    index: &[PathBuf],
-    bounds: &[Order],
+    texts: &Files,
+    (index, bounds): (&[PathBuf], &[Order]),
 ) -> Result<Vec<Shard>> {
     let numbers: Vec<usize> = (0..bounds.len()).collect();
     context.watch.begin("write: files", numbers.len() as u64);
-    let texts: Vec<PathBuf> = (0..input.paths.len() as u32).map(|piece| piece_path(folder, piece, "texts")).collect();
     map_tasks(context.num_threads, &numbers, |n| {
         // Beside the file, and gone with it.
         let json = out.join(format!("ledger/.shard-{n:05}.json"));
@@ -254,7 +251,7 @@ fn write_shards(
             context.watch.step(0);
             return read_json(&json);
         }
-        let shard = write_shard(context, *n, out, &texts, (index, bounds))?;
+        let shard = write_shard(context, encoder, *n, out, texts, (index, bounds))?;
         write_json(&json, &shard)?;
         context.watch.step(shard.tokens);
         Ok(shard)
@@ -263,59 +260,91 @@ fn write_shards(
 
 fn write_shard(
     context: &Context<'_>,
+    encoder: &Encoder,
     n: usize,
     out: &Path,
-    texts: &[PathBuf],
+    texts: &Files,
     (index, bounds): (&[PathBuf], &[Order]),
 ) -> Result<Shard> {
-    let output = &context.pipeline.output;
-    let (ending, separator) = match output.format {
-        Shape::Text => ("txt", output.separator.as_bytes()),
-        Shape::Jsonl => ("jsonl", b"\n".as_slice()),
-    };
-    let mut shard = Shard { file: format!("text/{n:05}.{ending}"), ..Shard::default() };
-    let mut file = Durable::create(&out.join(&shard.file))?;
-    let mut kept = Durable::create(&out.join(format!("ledger/.kept-{n:05}")))?;
-    let mut hasher = blake3::Hasher::new();
-    let mut open: BTreeMap<u32, File> = BTreeMap::new();
     let to = bounds.get(n + 1).map(|order| &order[..]);
+    let records = || Merge::<RECORD_BYTES>::of(index, &bounds[n], to, &context.scratch);
+    let mut shard = Shard::default();
+    let mut file = match encoder {
+        Encoder::Tokens(tokens) => {
+            shard.file = format!("tokens/{n:05}.tokens");
+            Writer::Tokens(TokenWriter::create(&out.join(&shard.file), tokens)?)
+        }
+        Encoder::Text => {
+            shard.file = format!("text/{n:05}.txt");
+            let separator = context.pipeline.output.separator.as_bytes();
+            Writer::Text { file: Durable::create(&out.join(&shard.file))?, num_bytes: 0, separator }
+        }
+        Encoder::Jsonl => {
+            shard.file = format!("text/{n:05}.jsonl");
+            Writer::Jsonl { file: Durable::create(&out.join(&shard.file))?, num_lines: 0 }
+        }
+    };
+    let mut kept = Durable::create(&out.join(format!("ledger/.kept-{n:05}")))?;
     let mut text = Vec::new();
-    for record in Merge::<RECORD_BYTES>::of(index, &bounds[n], to, &context.scratch)? {
+    for record in records()? {
         let record = record?;
         let ordinal = Ordinal(u64_at(&record, 8));
-        let path = &texts[ordinal.piece() as usize];
-        if open.len() > 128 {
-            open.clear();
-        }
-        let from = match open.entry(ordinal.piece()) {
-            std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::btree_map::Entry::Vacant(entry) => entry.insert(File::open(path).at("open", path)?),
-        };
         text.resize(u32_at(&record, 28) as usize, 0);
-        from.read_exact_at(&mut text, u64_at(&record, 20)).at("read", path)?;
-        let is_text = output.format == Shape::Text;
-        if is_text && shard.docs > 0 {
-            text.splice(0..0, separator.iter().copied());
-        } else if !is_text {
-            text.extend(separator);
-        }
-        let lead = if is_text && shard.docs > 0 { separator.len() as u64 } else { 0 };
-        let position = if is_text { shard.bytes + lead } else { shard.docs + 1 };
+        texts.read(ordinal.piece(), &mut text, u64_at(&record, 20))?;
+        let position = file.put(&text)?;
         let bytes = u64::from(u32_at(&record, 32));
         let row = Kept { id: context.ids.of(ordinal)?, file: shard.file.clone(), position, bytes };
         let mut line = serde_json::to_vec(&row).map_err(|error| Error::Ledger(error.to_string()))?;
         line.push(b'\n');
         kept.put(&line)?;
-        file.put(&text)?;
-        hasher.update(&text);
-        shard.bytes += text.len() as u64;
         shard.docs += 1;
         shard.tokens += bytes;
     }
-    shard.blake3 = hasher.finalize().to_hex().to_string();
     kept.finish()?;
-    file.finish()?;
+    match file {
+        Writer::Text { file, .. } | Writer::Jsonl { file, .. } => file.finish()?,
+        Writer::Tokens(file) => {
+            let lens = records()?.map(|record| record.map(|record| u64::from(u32_at(&record, 28))));
+            shard.encoded_tokens = Some(file.finish(lens)?);
+        }
+    }
+    let path = out.join(&shard.file);
+    let mut hasher = blake3::Hasher::new();
+    shard.bytes = File::open(&path).and_then(|mut file| std::io::copy(&mut file, &mut hasher)).at("read", &path)?;
+    shard.blake3 = hasher.finalize().to_hex().to_string();
     Ok(shard)
+}
+
+/// A file of the output while it is written.
+enum Writer<'a> {
+    Text { file: Durable, num_bytes: u64, separator: &'a [u8] },
+    Jsonl { file: Durable, num_lines: u64 },
+    Tokens(TokenWriter<'a>),
+}
+
+impl Writer<'_> {
+    /// Where the document begins: a byte, a line, a token.
+    fn put(&mut self, body: &[u8]) -> Result<u64> {
+        match self {
+            Writer::Text { file, num_bytes, separator } => {
+                if *num_bytes > 0 {
+                    file.put(separator)?;
+                    *num_bytes += separator.len() as u64;
+                }
+                file.put(body)?;
+                let position = *num_bytes;
+                *num_bytes += body.len() as u64;
+                Ok(position)
+            }
+            Writer::Jsonl { file, num_lines } => {
+                file.put(body)?;
+                file.put(b"\n")?;
+                *num_lines += 1;
+                Ok(*num_lines)
+            }
+            Writer::Tokens(file) => file.put(body),
+        }
+    }
 }
 
 /// Puts files one after the other into one, and removes them.
@@ -331,12 +360,13 @@ pub fn join(parts: &[PathBuf], path: &Path) -> Result<u64> {
 }
 
 /// Makes room for the output, or goes on with what is there of it.
-pub fn begin(out: &Path, digest: &str) -> Result<()> {
+pub fn begin(out: &Path, format: Shape, digest: &str) -> Result<()> {
     let mark = out.join(".of");
+    let folders = [format.folder(), "ledger"];
     if std::fs::read_to_string(&mark).is_ok_and(|found| found == digest) {
-        return ["text", "ledger"].iter().try_for_each(|name| durable::sweep(&out.join(name)));
+        return folders.iter().try_for_each(|name| durable::sweep(&out.join(name)));
     }
     durable::remove_folder(out)?;
-    ["text", "ledger"].iter().try_for_each(|name| durable::make_folder(&out.join(name)))?;
+    folders.iter().try_for_each(|name| durable::make_folder(&out.join(name)))?;
     durable::write(&mark, digest.as_bytes())
 }

@@ -21,7 +21,7 @@ pub struct Listed {
 #[derive(Debug, Default)]
 pub struct Listing {
     pub files: Vec<Listed>,
-    /// Links and devices, which are not followed.
+    /// Links and devices, which are not followed, and folders of git.
     pub num_left_out: u64,
 }
 
@@ -52,7 +52,9 @@ fn walk(folder: &Path, relative: &str, extensions: &[String], listing: &mut List
         let kind = entry.file_type().at("look at", &entry.path())?;
         let has_ending =
             |e: &String| name.strip_suffix(e.as_str()).is_some_and(|r| r.ends_with('.') || e.starts_with('.'));
-        if kind.is_dir() {
+        if kind.is_dir() && name == ".git" {
+            listing.num_left_out += 1;
+        } else if kind.is_dir() {
             walk(&entry.path(), &below, extensions, listing)?;
         } else if !kind.is_file() {
             listing.num_left_out += 1;
@@ -80,6 +82,8 @@ pub fn format(name: &str, wanted: Format) -> Format {
     match wanted {
         Format::Auto if ends(&[".jsonl", ".ndjson"]) => Format::Jsonl,
         Format::Auto if ends(&[".warc", ".wet"]) => Format::Warc,
+        Format::Auto | Format::Repository if ends(&[".tar"]) || name.ends_with(".tgz") => Format::Tar,
+        Format::Auto if ends(&[".parquet"]) => Format::Parquet,
         Format::Auto => Format::Text,
         wanted => wanted,
     }
@@ -115,6 +119,12 @@ pub fn language(name: &str) -> &'static str {
         ("assembly", &["s", "S", "asm"]),
         ("lean", &["lean", "v"]),
     ];
+    match bare(name).rsplit('/').next().unwrap_or("") {
+        "Makefile" | "makefile" | "GNUmakefile" => return "make",
+        "Dockerfile" | "Containerfile" => return "dockerfile",
+        "CMakeLists.txt" => return "cmake",
+        _ => {}
+    }
     let ending = bare(name).rsplit_once('.').map_or("", |(_, ending)| ending);
     LANGUAGES.iter().find(|(_, endings)| endings.contains(&ending)).map_or("", |(language, _)| language)
 }
@@ -142,6 +152,11 @@ mod tests {
         assert_eq!(format("a.jsonl.zst", Format::Auto), Format::Jsonl);
         assert_eq!(format("a.warc.wet.gz", Format::Auto), Format::Warc);
         assert_eq!(format("a.jsonl", Format::Lines), Format::Lines);
+        assert_eq!(format("a.tar.zst", Format::Auto), Format::Tar);
+        assert_eq!(
+            (format("a.tgz", Format::Repository), format("a.c", Format::Repository)),
+            (Format::Tar, Format::Repository)
+        );
         assert_eq!((language("a/b.rs"), language("x.py.gz"), language("README.md")), ("rust", "python", ""));
         Ok(())
     }

@@ -7,7 +7,10 @@
 pub mod files;
 pub mod html;
 pub mod json;
+pub mod parquet;
+pub mod repository;
 pub mod stream;
+pub mod tar;
 pub mod unit;
 pub mod warc;
 
@@ -31,7 +34,7 @@ pub struct Tally {
     pub num_docs: u64,
     pub bytes: u64,
     pub num_bad: u64,
-    /// Of archives: records of other types.
+    /// Records of archives of other types; of repositories, files that are passed over.
     pub num_other: u64,
 }
 

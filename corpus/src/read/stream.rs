@@ -6,7 +6,7 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::rc::Rc;
 
-use crate::error::{At, Result};
+use crate::error::{At, Error, Result};
 
 const BUFFER_BYTES: usize = 256 << 10;
 
@@ -39,6 +39,8 @@ pub struct Broken(pub String);
 pub struct Stream {
     bytes: Box<dyn BufRead>,
     has_failed: Rc<Cell<bool>>,
+    /// A record may take so much memory.
+    room_bytes: u64,
     pub position: u64,
 }
 
@@ -67,8 +69,10 @@ pub fn is_compressed(path: &Path) -> Result<bool> {
 }
 
 impl Stream {
-    /// From a position of a file that is not compressed, or all of one that is. A zstd frame may ask for a window of `max_window_bytes`.
-    pub fn open(path: &Path, position: u64, max_window_bytes: u64) -> Result<Stream> {
+    /// From a position of a file that is not compressed, or all of one that is. A record, and the window of a zstd frame, may have
+    /// `room_bytes`, but always 8 MiB.
+    pub fn open(path: &Path, position: u64, room_bytes: u64) -> Result<Stream> {
+        let room_bytes = room_bytes.max(1 << 23);
         let mut file = File::open(path).at("open", path)?;
         file.seek(SeekFrom::Start(position)).at("read", path)?;
         let has_failed = Rc::new(Cell::new(false));
@@ -78,12 +82,12 @@ impl Stream {
             Box::new(BufReader::with_capacity(BUFFER_BYTES, flate2::bufread::MultiGzDecoder::new(source)))
         } else if is_zstd(start) {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(source).at("read", path)?;
-            decoder.window_log_max(max_window_bytes.max(1 << 23).ilog2().min(31)).at("read", path)?;
+            decoder.window_log_max(room_bytes.ilog2().min(31)).at("read", path)?;
             Box::new(BufReader::with_capacity(BUFFER_BYTES, decoder))
         } else {
             Box::new(source)
         };
-        Ok(Stream { bytes, has_failed, position })
+        Ok(Stream { bytes, has_failed, room_bytes, position })
     }
 
     /// An error of the disk ends the run; one of the contents is a bad record.
@@ -93,6 +97,14 @@ impl Stream {
             Err(error) if self.has_failed.get() => Err(error).at("read", path),
             Err(error) => Ok(Err(Broken(format!("cannot be decompressed ({error})")))),
         }
+    }
+
+    /// An error if a record of so many bytes, which is allowed to be there, has no room.
+    pub fn check_room(&self, path: &Path, num_bytes: u64) -> Result<()> {
+        if num_bytes <= self.room_bytes {
+            return Ok(());
+        }
+        Err(Error::NoRoom { place: path.display().to_string(), num_bytes, there_mib: self.room_bytes >> 20 })
     }
 
     /// The next line into `buffer`, at most `max` bytes of it.
@@ -110,7 +122,7 @@ impl Stream {
                 None => (there.len(), there.is_empty()),
             };
             num_bytes += taken as u64;
-            if num_bytes <= max {
+            if num_bytes <= max.min(self.room_bytes) {
                 buffer.extend(&there[..taken]);
             }
             self.bytes.consume(taken);
@@ -119,6 +131,9 @@ impl Stream {
             }
         }
         self.position += num_bytes;
+        if num_bytes <= max {
+            self.check_room(path, num_bytes)?;
+        }
         Ok(Ok(match num_bytes {
             0 => Line::End,
             n if n > max => Line::TooLong(n),
@@ -149,12 +164,16 @@ impl Stream {
         Ok(Ok(()))
     }
 
-    /// Up to `num` bytes into `buffer`; fewer at the end.
-    pub fn exact(&mut self, path: &Path, buffer: &mut Vec<u8>, num: u64) -> Result<std::result::Result<(), Broken>> {
+    /// Up to `num` bytes into `buffer`, as far as there is room; how many there were, fewer at the end.
+    pub fn exact(&mut self, path: &Path, buffer: &mut Vec<u8>, num: u64) -> Result<std::result::Result<u64, Broken>> {
         buffer.clear();
-        let result = (&mut self.bytes).take(num).read_to_end(buffer);
-        self.position += buffer.len() as u64;
-        Ok(self.sort(path, result)?.map(drop))
+        let result = (&mut self.bytes).take(num.min(self.room_bytes + 1)).read_to_end(buffer);
+        let there = buffer.len() as u64;
+        self.position += there;
+        match self.sort(path, result)? {
+            Ok(_) if there > self.room_bytes => Ok(self.skip(path, num - there)?.map(|more| there + more)),
+            other => Ok(other.map(|_| there)),
+        }
     }
 
     /// Passes over `num` bytes; how many there were.

@@ -14,22 +14,32 @@ use crate::ledger::{excerpt, tokens};
 use crate::piece::PieceWriter;
 use crate::read::files::{self, Listed};
 use crate::read::json::Fields;
+use crate::read::parquet;
+use crate::read::repository::{self, Attributes};
 use crate::read::stream::{self, Broken, Line, Stream};
+use crate::read::tar::{self, Member};
 use crate::read::warc::{self, Page};
 use crate::read::{BadRecord, Tally};
 
 /// A piece has so many documents at most.
 const MAX_DOCS: u32 = 1 << 20;
+/// What a thread needs for a document, in documents, and the part of its memory that reading may take.
+const ROOM_PER_BYTE: u64 = 12;
+pub const READ_PART: u64 = 4;
+/// What a document weighs in a piece besides its text and its id.
+const DOC_BYTES: u64 = 64;
 /// Escapes make a line longer than its text.
 const LINE_FACTOR: u64 = 4;
 const LINE_ROOM_BYTES: u64 = 1 << 20;
+
+const NO_TEXT: &str = "no text";
 
 /// Which part of which files a task reads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unit {
     pub source: u16,
     pub files: Vec<Listed>,
-    /// Records that begin there, of one plain file of lines; all of the files otherwise.
+    /// Records that begin there, of one plain file of lines, or rows of one Parquet file; all of the files otherwise.
     pub range: Option<(u64, u64)>,
 }
 
@@ -53,6 +63,10 @@ pub fn plan(pipeline: &Pipeline, unit_bytes: u64) -> Result<(Vec<Unit>, u64)> {
                 let num = file.bytes.div_ceil(unit_bytes);
                 let range = |k: u64| Some((k * unit_bytes, ((k + 1) * unit_bytes).min(file.bytes)));
                 units.extend((0..num).map(|k| new(vec![file.clone()], range(k))));
+            } else if is_large && files::format(&file.relative, source.format) == Format::Parquet {
+                units.extend(
+                    ranges_of_rows(&file.path, unit_bytes)?.into_iter().map(|range| new(vec![file.clone()], range)),
+                );
             } else {
                 small_bytes += file.bytes;
                 small.push(file);
@@ -63,6 +77,21 @@ pub fn plan(pipeline: &Pipeline, unit_bytes: u64) -> Result<(Vec<Unit>, u64)> {
         }
     }
     Ok((units, num_left_out))
+}
+
+/// Rows of a Parquet file whose row groups have about so many bytes together; the whole of a file that says nothing of them.
+fn ranges_of_rows(path: &Path, unit_bytes: u64) -> Result<Vec<Option<(u64, u64)>>> {
+    let (mut ranges, mut start, mut row, mut bytes) = (Vec::new(), 0, 0, 0);
+    for (num_rows, num_bytes) in parquet::groups(path)? {
+        if bytes > 0 && bytes + num_bytes > unit_bytes {
+            ranges.push(Some((start, row)));
+            (start, bytes) = (row, 0);
+        }
+        row += num_rows;
+        bytes += num_bytes;
+    }
+    ranges.push(if ranges.is_empty() { None } else { Some((start, row)) });
+    Ok(ranges)
 }
 
 /// A piece that a unit has written, and where it went on behind it.
@@ -94,7 +123,8 @@ pub struct Reader<'a> {
     pub folder: &'a Path,
     /// Text of a piece.
     pub piece_bytes: u64,
-    pub max_window_bytes: u64,
+    /// What each thread has for what it reads: a record, the window of a decoder.
+    pub room_bytes: u64,
 }
 
 /// Ids of a piece's documents, for those who name them: where each begins, and all of them.
@@ -128,17 +158,19 @@ impl Reader<'_> {
             let start = if n == from.next_file { from.next_position } else { 0 };
             let mut records = Records::open(self, source, file, unit.range, start)?;
             loop {
-                if writing.tally.bytes >= self.piece_bytes || writing.ids.starts.len() as u32 == MAX_DOCS {
+                if writing.bytes() >= self.piece_bytes || writing.ids.starts.len() as u32 == MAX_DOCS {
                     // A file that is done is not opened again.
-                    let (next_file, next_position) =
-                        if records.is_done { (n + 1, 0) } else { (n, records.stream.position) };
+                    let (next_file, next_position) = if records.is_done { (n + 1, 0) } else { (n, records.position()) };
                     let next = Part { next_file, next_position, ..Part::default() };
                     self.end(number, writing, next)?;
                     num_parts += 1;
                     writing = self.begin(number, num_parts)?;
                 }
                 match records.next()? {
-                    Record::Doc { position, doc } => writing.put(unit.source, source, file, position, *doc)?,
+                    Record::Doc { position, doc } => {
+                        self.check_room(&file.path, position, &doc)?;
+                        writing.put(unit.source, source, file, position, *doc)?;
+                    }
                     Record::Bad { position, reason, excerpt } => {
                         let (source, file) = (source.name.clone(), file.relative.clone());
                         writing.put_bad(&BadRecord { source, file, position, reason, excerpt })?;
@@ -149,6 +181,18 @@ impl Reader<'_> {
             }
         }
         self.end(number, writing, Part { is_last: true, ..Part::default() })
+    }
+
+    /// Stages have words, shingles and sentences of a document in memory beside it.
+    fn check_room(&self, path: &Path, position: u64, doc: &Doc) -> Result<()> {
+        let num_bytes = tokens(&doc.text);
+        if num_bytes * (ROOM_PER_BYTE / READ_PART) <= self.room_bytes {
+            return Ok(());
+        }
+        let at = if position == u64::MAX { String::new() } else { format!(" at byte {position}") };
+        let there_mib = (self.room_bytes * READ_PART / ROOM_PER_BYTE) >> 20;
+        let place = format!("{}{at}", path.display());
+        Err(Error::NoRoom { place, num_bytes, there_mib })
     }
 
     fn begin(&self, unit: usize, num: usize) -> Result<Writing> {
@@ -180,6 +224,11 @@ impl Reader<'_> {
 }
 
 impl Writing {
+    /// What the piece weighs: small documents take memory, too.
+    fn bytes(&self) -> u64 {
+        self.tally.bytes + self.ids.text.len() as u64 + self.ids.starts.len() as u64 * DOC_BYTES
+    }
+
     fn put(&mut self, number: u16, source: &Source, file: &Listed, position: u64, mut doc: Doc) -> Result<()> {
         doc.index = self.ids.starts.len() as u32;
         doc.source = number;
@@ -224,11 +273,17 @@ struct Records<'a> {
     source: &'a Source,
     format: Format,
     language: &'static str,
+    name: &'a str,
+    attributes: Attributes,
     max_bytes: u64,
     /// Records that begin here or later belong to another unit.
     end: u64,
     fields: Fields,
     stream: Stream,
+    /// Of a Parquet file, which has no stream of records.
+    rows: Option<parquet::Rows>,
+    /// The file cannot be opened as what it is called.
+    broken: Option<Broken>,
     buffer: Vec<u8>,
     is_done: bool,
 }
@@ -244,25 +299,58 @@ impl<'a> Records<'a> {
         let path = &file.path;
         let (start, end) = range.unwrap_or((0, u64::MAX));
         let is_compressed = stream::is_compressed(path)?;
+        let format = files::format(&file.relative, source.format);
         // Behind a part of this unit, or from the unit's first record; that of a later range begins behind the line end before it.
         let goes_on = from > start;
         let at = if goes_on { from } else { start.saturating_sub(1) };
-        let mut stream = Stream::open(path, if is_compressed { 0 } else { at }, reader.max_window_bytes)?;
+        let mut stream = Stream::open(path, if is_compressed { 0 } else { at }, reader.room_bytes)?;
         let mut is_done = false;
         if is_compressed && goes_on {
             is_done = stream.skip(path, at)?.is_err();
-        } else if !goes_on && start > 0 {
+        } else if !goes_on && start > 0 && format != Format::Parquet {
             is_done = stream.skip_line(path, end)?.is_err();
         }
-        let format = files::format(&file.relative, source.format);
-        let fields = Fields::new(&[&source.text, &source.id, &source.url, &source.domain]);
+        let names = [source.text.as_str(), &source.id, &source.url, &source.domain];
+        let fields = Fields::new(&names);
+        let (mut rows, mut broken) = (None, None);
+        if format == Format::Parquet {
+            match parquet::Rows::open(path, &names, from.max(start))? {
+                Ok(found) => rows = Some(found),
+                Err(what) => broken = Some(what),
+            }
+        }
         let language = files::language(&file.relative);
-        let max_bytes = reader.pipeline.read.max_document_bytes;
-        Ok(Records { path, source, format, language, max_bytes, end, fields, stream, buffer: Vec::new(), is_done })
+        let name = file.relative.as_str();
+        let attributes = match format {
+            _ if !source.skip_generated && !source.skip_vendored => Attributes::default(),
+            Format::Repository => Attributes::of_file(path, name),
+            Format::Tar => Attributes::of_archive(path, reader.room_bytes)?,
+            _ => Attributes::default(),
+        };
+        let (max_bytes, buffer) = (reader.pipeline.read.max_document_bytes, Vec::new());
+        Ok(Records {
+            path,
+            source,
+            format,
+            language,
+            name,
+            attributes,
+            max_bytes,
+            end,
+            fields,
+            stream,
+            rows,
+            broken,
+            buffer,
+            is_done,
+        })
     }
 
     fn next(&mut self) -> Result<Record> {
-        if self.is_done || self.stream.position >= self.end {
+        if let Some(broken) = self.broken.take() {
+            return Ok(self.broken(0, broken));
+        }
+        if self.is_done || self.position() >= self.end {
             return Ok(Record::End);
         }
         match self.format {
@@ -270,6 +358,9 @@ impl<'a> Records<'a> {
             Format::Lines => self.next_line(self.max_bytes, Self::of_line),
             Format::Jsonl => self.next_line(self.max_bytes * LINE_FACTOR + LINE_ROOM_BYTES, Self::of_json),
             Format::Warc => self.next_page(),
+            Format::Repository => self.next_code(),
+            Format::Tar => self.next_member(),
+            Format::Parquet => self.next_row(),
         }
     }
 
@@ -286,19 +377,99 @@ impl<'a> Records<'a> {
 
     fn next_text(&mut self) -> Result<Record> {
         self.is_done = true;
-        if let Err(broken) = self.stream.exact(self.path, &mut self.buffer, self.max_bytes + 1)? {
-            return Ok(self.broken(0, broken));
-        }
-        if self.buffer.len() as u64 > self.max_bytes {
+        let num_bytes = match self.stream.exact(self.path, &mut self.buffer, self.max_bytes + 1)? {
+            Ok(num_bytes) => num_bytes,
+            Err(broken) => return Ok(self.broken(0, broken)),
+        };
+        if num_bytes > self.max_bytes {
             return Ok(self.bad(0, format!("longer than read.max_document_bytes = {}", self.max_bytes)));
         }
+        self.stream.check_room(self.path, num_bytes)?;
         Ok(self.of_bytes(0, u64::MAX))
+    }
+
+    /// Made by a program or written by others, and not wanted.
+    fn is_skipped(&self, name: &str) -> bool {
+        let marks = self.attributes.marks(name);
+        self.source.skip_generated && marks.is_generated || self.source.skip_vendored && marks.is_vendored
+    }
+
+    fn next_code(&mut self) -> Result<Record> {
+        if self.is_skipped(self.name) {
+            self.is_done = true;
+            return Ok(Record::Other);
+        }
+        let record = self.next_text()?;
+        Ok(self.code(record, self.name))
+    }
+
+    /// A file of a repository whose bytes, or the first of them, are in the buffer.
+    fn code(&self, record: Record, name: &str) -> Record {
+        match record {
+            _ if repository::is_binary(&self.buffer) => Record::Other,
+            Record::Doc { position, mut doc } => {
+                doc.language = repository::language(name, &doc.text).to_owned();
+                doc.license = repository::license(&doc.text);
+                Record::Doc { position, doc }
+            }
+            Record::Bad { reason, .. } if reason == NO_TEXT => Record::Other,
+            other => other,
+        }
+    }
+
+    fn next_member(&mut self) -> Result<Record> {
+        let position = self.stream.position;
+        let (name, size) = match tar::next(&mut self.stream, self.path)? {
+            Ok(Member::File { name, size }) => (name, size),
+            Ok(Member::Other { size }) => (String::new(), size),
+            Ok(Member::End) => return Ok(Record::End),
+            Err(broken) => return Ok(self.broken(position, broken)),
+        };
+        let end = self.stream.position.saturating_add(size.saturating_add(tar::padding(size)));
+        self.buffer.clear();
+        let is_wanted = !name.is_empty() && !self.is_skipped(&name);
+        let is_long = size > self.max_bytes;
+        let mut num_bytes = 0;
+        if is_wanted {
+            // Of a file that is too long its beginning says whether it is text.
+            let num = if is_long { size.min(1 << 13) } else { size };
+            self.stream.check_room(self.path, num)?;
+            num_bytes = match self.stream.exact(self.path, &mut self.buffer, num)? {
+                Ok(num) => num,
+                Err(broken) => return Ok(self.broken(position, broken)),
+            };
+        }
+        let rest = end - self.stream.position;
+        match self.stream.skip(self.path, rest)? {
+            Ok(num) if num == rest => {}
+            Ok(num) => {
+                let found = num_bytes + num;
+                let what = format!("the archive is cut: a file of {size} bytes has {}", found.min(size));
+                return Ok(self.broken(position, Broken(what)));
+            }
+            Err(broken) => return Ok(self.broken(position, broken)),
+        }
+        if !is_wanted {
+            return Ok(Record::Other);
+        }
+        let record = if is_long {
+            self.bad(position, format!("longer than read.max_document_bytes = {}", self.max_bytes))
+        } else {
+            self.of_bytes(position, position)
+        };
+        Ok(match self.code(record, &name) {
+            Record::Doc { position, doc } => Record::Doc { position, doc: Box::new(Doc { key: name, ..*doc }) },
+            Record::Bad { position, reason, excerpt } => {
+                Record::Bad { position, reason: format!("{name}: {reason}"), excerpt }
+            }
+            other => other,
+        })
     }
 
     fn of_bytes(&mut self, start: u64, position: u64) -> Record {
         let bytes = self.buffer.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&self.buffer);
         match std::str::from_utf8(bytes) {
-            Ok("") => self.bad(start, "no text"),
+            Ok("") => self.bad(start, NO_TEXT),
             Ok(text) => {
                 let doc = Doc { text: text.to_owned(), language: self.language.to_owned(), ..Doc::default() };
                 Record::Doc { position, doc: Box::new(doc) }
@@ -336,7 +507,11 @@ impl<'a> Records<'a> {
             Err(reason) => return self.bad(position, reason),
         };
         let mut value = || values.next().flatten().unwrap_or_default();
-        let (text, key, url, domain) = (value(), value(), value(), value());
+        let fields = [value(), value(), value(), value()];
+        self.of_fields(position, fields)
+    }
+
+    fn of_fields(&self, position: u64, [text, key, url, domain]: [String; 4]) -> Record {
         if text.is_empty() {
             return self.bad(position, format!("no text in the field `{}`", self.source.text));
         }
@@ -344,6 +519,29 @@ impl<'a> Records<'a> {
             return self.bad(position, format!("longer than read.max_document_bytes = {}", self.max_bytes));
         }
         Record::Doc { position, doc: Box::new(Doc { key, url, domain, text, ..Doc::default() }) }
+    }
+
+    fn position(&self) -> u64 {
+        self.rows.as_ref().map_or(self.stream.position, |rows| rows.position)
+    }
+
+    fn next_row(&mut self) -> Result<Record> {
+        let position = self.position();
+        let Some(rows) = &mut self.rows else { return Ok(Record::End) };
+        let values = match rows.next(self.path, self.max_bytes)? {
+            Ok(Some(values)) => values,
+            Ok(None) => return Ok(Record::End),
+            Err(broken) => return Ok(self.broken(position, broken)),
+        };
+        let mut values = values.into_iter();
+        let mut value = || values.next().unwrap_or(Ok(None)).map(Option::unwrap_or_default);
+        // Of the text alone it matters why it is not there.
+        let (text, key, url, domain) =
+            (value(), value().unwrap_or_default(), value().unwrap_or_default(), value().unwrap_or_default());
+        Ok(match text {
+            Ok(text) => self.of_fields(position, [text, key, url, domain]),
+            Err(reason) => self.bad(position, reason),
+        })
     }
 
     fn next_page(&mut self) -> Result<Record> {
@@ -354,7 +552,7 @@ impl<'a> Records<'a> {
             Ok(Page::End) => Record::End,
             Ok(Page::Other) => Record::Other,
             Ok(Page::Bad(reason)) => self.bad(position, reason),
-            Ok(Page::Text { text, .. }) if text.is_empty() => self.bad(position, "no text"),
+            Ok(Page::Text { text, .. }) if text.is_empty() => self.bad(position, NO_TEXT),
             Ok(Page::Text { url, id, text }) => {
                 Record::Doc { position, doc: Box::new(Doc { key: id, url, text, ..Doc::default() }) }
             }

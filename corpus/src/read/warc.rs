@@ -84,9 +84,10 @@ pub fn next(stream: &mut Stream, path: &Path, max_bytes: u64) -> Found<Page> {
         return Ok(if num < length { Err(cut(num, length)) } else { Ok(page) });
     }
     let mut block = Vec::new();
-    or_broken!(stream.exact(path, &mut block, length));
-    if (block.len() as u64) < length {
-        return Ok(Err(cut(block.len() as u64, length)));
+    stream.check_room(path, length)?;
+    let num = or_broken!(stream.exact(path, &mut block, length));
+    if num < length {
+        return Ok(Err(cut(num, length)));
     }
     let url = value(&record, "warc-target-uri").trim_matches(['<', '>']).to_owned();
     let id = value(&record, "warc-record-id").trim_matches(['<', '>']).to_owned();

@@ -43,14 +43,16 @@ fn by_key(
     key: impl Fn(&Doc) -> Option<u128> + Sync,
 ) -> Result<(Pieces, Counts)> {
     let keys = context.tasks(&format!("{name}: keys"), &input.tasks(folder, "keys"), |path, piece| {
-        let (mut records, mut bytes) = (Vec::new(), 0);
+        let (mut records, mut bytes) = (Sorter::new(&context.scratch, context.thread_bytes()), 0);
         for doc in input.open(*piece)? {
             let doc = doc?;
             bytes += tokens(&doc.text);
             let rank = || Rank::of(context.priority(&doc), &doc.text);
-            records.extend(key(&doc).map(|key| record(key, rank(), Ordinal::new(*piece, doc.index))));
+            if let Some(key) = key(&doc) {
+                records.push(record(key, rank(), Ordinal::new(*piece, doc.index)))?;
+            }
         }
-        runs::write_run(path, &mut records)?;
+        runs::save(path, records.finish()?)?;
         Ok(bytes)
     })?;
     let verdicts = verdicts(context, name, folder, &keys)?;
@@ -71,6 +73,38 @@ pub fn verdicts(context: &Context<'_>, name: &str, folder: &Path, keys: &[PathBu
             group[1..].iter().try_for_each(|record| found.push(of(record).to_bytes()))
         })?;
         runs::save(path, found.finish()?)?;
+        Ok(0)
+    })
+}
+
+/// Documents whose equal goes for a third one go for that one (D-4): `same` are verdicts about equal ones, `near` those about the others.
+pub fn join(context: &Context<'_>, name: &str, folder: &Path, same: &[PathBuf], near: &Path) -> Result<Vec<PathBuf>> {
+    let tasks: Vec<(PathBuf, &PathBuf)> =
+        context.shard_tasks(folder, "joined").into_iter().map(|(path, _)| path).zip(same).collect();
+    let open = |path: &PathBuf| Merge::<VERDICT_BYTES>::of(std::slice::from_ref(path), &[], None, &context.scratch);
+    context.tasks(&format!("{name}: verdicts"), &tasks, |path, same| {
+        // By who stays, to go through both side by side.
+        let mut by_kept = Sorter::<VERDICT_BYTES>::new(&context.scratch, context.thread_bytes() / 2);
+        for record in open(same)? {
+            let Verdict { ordinal, kept, score, rule } = Verdict::of_bytes(&record?);
+            by_kept.push(Verdict { ordinal: kept, kept: ordinal, score, rule }.to_bytes())?;
+        }
+        let mut joined = Sorter::<VERDICT_BYTES>::new(&context.scratch, context.thread_bytes() / 2);
+        let mut near = open(&near.to_owned())?.peekable();
+        for record in by_kept.finish()? {
+            let Verdict { ordinal: kept, kept: ordinal, score, rule } = Verdict::of_bytes(&record?);
+            let is_before = |next: &Result<[u8; VERDICT_BYTES]>| {
+                next.as_ref().map_or(true, |next| Verdict::of_bytes(next).ordinal < kept)
+            };
+            while near.next_if(is_before).transpose()?.is_some() {}
+            let moved = match near.peek() {
+                Some(Ok(next)) => Some(Verdict::of_bytes(next)).filter(|next| next.ordinal == kept),
+                _ => None,
+            };
+            let verdict = moved.map_or(Verdict { ordinal, kept, score, rule }, |moved| Verdict { ordinal, ..moved });
+            joined.push(verdict.to_bytes())?;
+        }
+        runs::save(path, joined.finish()?)?;
         Ok(0)
     })
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::config::{Contamination, Heuristics, Pii};
+use crate::config::{Contamination, Heuristics, License, Pii};
 use crate::contamination::Sets;
 use crate::doc::replaced;
 use crate::error::Result;
@@ -109,4 +109,22 @@ pub fn contamination(
             Ok(false)
         },
     )
+}
+
+pub fn license(
+    context: &Context<'_>,
+    options: &License,
+    name: &str,
+    input: &Pieces,
+    folder: &Path,
+) -> Result<(Pieces, Counts)> {
+    let nothing = |_| Ok(());
+    rewrite(context, name, input, folder, nothing, |(), doc, rows| {
+        if options.allows(&doc.license) {
+            return Ok(true);
+        }
+        let rule = if doc.license.is_empty() { "no-license".to_owned() } else { doc.license.clone() };
+        rows.whole(doc, Row { rule, ..Row::default() })?;
+        Ok(false)
+    })
 }

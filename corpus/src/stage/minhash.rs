@@ -3,13 +3,12 @@
 //! ```text
 //!   text -> words -> identity            equal words: the first by rank stays
 //!                 '-> sketch -> bands    of those that stay: buckets of equal bands
-//!                        buckets -> candidates by rank -> sets of shingles -> star::choose: verified
+//!                        buckets -> candidates by rank -> sets of shingles on disk -> stars::choose: verified
 //! ```
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, Read as _};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -18,19 +17,20 @@ use serde::{Deserialize, Serialize};
 use crate::config::Minhash;
 use crate::doc::{Ordinal, Rank, field, u32_at, u64_at};
 use crate::durable::Durable;
-use crate::error::{At, Error, Result};
+use crate::error::{At, Result};
 use crate::ledger::{Counts, tokens};
+use crate::open::Files;
 use crate::runs::{self, Merge, Sorter};
 use crate::shingle::{self, similarity};
+use crate::stage::stars::{self, Candidate, Gone, Place};
 use crate::stage::{Context, Pieces, VERDICT_BYTES, Verdict, duplicates, of_piece, read_json, remove, write_json};
-use crate::star::{self, Candidates};
 use crate::words;
 
 const RULES: [&str; 2] = ["same-words", "near-duplicate"];
 /// Key of a band, rank, ordinal.
 const BAND_BYTES: usize = 8 + Rank::BYTES + 8;
-/// Rank, ordinal, shard and number of a bucket, whether later ones are compared with it.
-const CANDIDATE_BYTES: usize = Rank::BYTES + 8 + 2 + 4 + 1;
+/// Rank, ordinal, bucket (shard, number within it), how many members come before it.
+const CANDIDATE_BYTES: usize = Rank::BYTES + 8 + 8 + 4;
 /// Members of a bucket that are in memory at a time.
 const MAX_GROUP: usize = 1 << 16;
 
@@ -50,7 +50,7 @@ pub fn run(
     if !near.exists() {
         decide(context, options, name, input, folder, &shards, &near)?;
     }
-    let mut verdicts = join(context, name, folder, &same, &near)?;
+    let mut verdicts = duplicates::join(context, name, folder, &same, &near)?;
     verdicts.push(near);
     let (pieces, mut counts) = remove(context, name, input, folder, &verdicts, &RULES)?;
     let left_out: u64 = shards.iter().map(|shard| shard.num_left_out).sum();
@@ -71,7 +71,7 @@ fn sketches(
         let mut file = Durable::create(&folder.join(format!("sketches-{piece:06}")))?;
         let (mut hashes, mut set, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         let mut values = vec![0; bands.num_values()];
-        let (mut records, mut bytes) = (Vec::new(), 0);
+        let (mut records, mut bytes) = (Sorter::new(&context.scratch, context.thread_bytes()), 0);
         for doc in input.open(*piece)? {
             let doc = doc?;
             bytes += tokens(&doc.text);
@@ -81,7 +81,7 @@ fn sketches(
             }
             let rank = Rank::of(context.priority(&doc), &doc.text);
             let ordinal = Ordinal::new(*piece, doc.index);
-            records.push(duplicates::record(words::identity(&hashes), rank, ordinal));
+            records.push(duplicates::record(words::identity(&hashes), rank, ordinal))?;
             shingle::shingles(&hashes, options.shingle_words, &mut set);
             shingle::sketch(&set, options.seed, &mut values);
             bands.keys(&values, &mut keys);
@@ -90,7 +90,7 @@ fn sketches(
             keys.iter().try_for_each(|key| file.put(&key.to_be_bytes()))?;
         }
         file.finish()?;
-        runs::write_run(path, &mut records)?;
+        runs::save(path, records.finish()?)?;
         Ok(bytes)
     })
 }
@@ -111,7 +111,8 @@ fn bands(
         let mut file = BufReader::new(File::open(&sketches).at("open", &sketches)?);
         let mut gone = of_piece::<VERDICT_BYTES>(same, *piece, &context.scratch)?.peekable();
         let num = file.get_ref().metadata().at("look at", &sketches)?.len() / len as u64;
-        let (mut records, mut sketch) = (Vec::new(), vec![0; len]);
+        let mut records = Sorter::new(&context.scratch, context.thread_bytes());
+        let mut sketch = vec![0; len];
         for _ in 0..num {
             file.read_exact(&mut sketch).at("read", &sketches)?;
             let is_it = |next: &Result<[u8; VERDICT_BYTES]>| {
@@ -120,14 +121,14 @@ fn bands(
             if gone.next_if(is_it).transpose()?.is_some() {
                 continue;
             }
-            records.extend(sketch[HEAD..].chunks_exact(8).map(|key| {
+            for key in sketch[HEAD..].chunks_exact(8) {
                 let mut record = [0; BAND_BYTES];
                 record[..8].copy_from_slice(key);
                 record[8..].copy_from_slice(&sketch[..HEAD]);
-                record
-            }));
+                records.push(record)?;
+            }
         }
-        runs::write_run(path, &mut records)?;
+        runs::save(path, records.finish()?)?;
         Ok(0)
     })
 }
@@ -165,13 +166,11 @@ fn candidates(
                 found.num_buckets += 1;
             }
             for member in &group[usize::from(goes_on)..] {
-                let registers = num_members < options.max_bucket;
                 let mut record = [0; CANDIDATE_BYTES];
                 record[..Rank::BYTES + 8].copy_from_slice(&member[8..]);
-                record[21..23].copy_from_slice(&(*shard as u16).to_be_bytes());
-                record[23..27].copy_from_slice(&(found.num_buckets as u32 - 1).to_be_bytes());
-                record[27] = u8::from(registers);
-                found.num_left_out += u64::from(!registers);
+                record[21..29].copy_from_slice(&(shard << 48 | (found.num_buckets - 1)).to_be_bytes());
+                record[29..].copy_from_slice(&num_members.to_be_bytes());
+                found.num_left_out += u64::from(num_members >= options.max_bucket);
                 found.num_places += 1;
                 num_members = num_members.saturating_add(1);
                 sorter.push(record)?;
@@ -185,6 +184,40 @@ fn candidates(
     found.iter().map(|path| read_json(path)).collect()
 }
 
+/// Documents that share buckets, by rank.
+struct ByRank {
+    records: std::iter::Peekable<Merge<CANDIDATE_BYTES>>,
+}
+
+impl ByRank {
+    fn open(context: &Context<'_>, shards: &[Shard]) -> Result<ByRank> {
+        let paths: Vec<PathBuf> = shards.iter().map(|shard| shard.path.clone()).collect();
+        Ok(ByRank { records: Merge::of(&paths, &[], None, &context.scratch)?.peekable() })
+    }
+}
+
+impl Iterator for ByRank {
+    type Item = Result<Candidate<8>>;
+
+    fn next(&mut self) -> Option<Result<Candidate<8>>> {
+        let first = match self.records.next()? {
+            Ok(record) => record,
+            Err(error) => return Some(Err(error)),
+        };
+        let place = |record: &[u8]| Place { bucket: u64_at(record, 21), position: u32_at(record, 29) };
+        let mut candidate = Candidate { payload: field(&first, Rank::BYTES), places: vec![place(&first)] };
+        let is_of_it =
+            |next: &Result<[u8; CANDIDATE_BYTES]>| next.as_ref().map_or(true, |next| next[..21] == first[..21]);
+        while let Some(record) = self.records.next_if(is_of_it) {
+            match record {
+                Ok(record) => candidate.places.push(place(&record)),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        Some(Ok(candidate))
+    }
+}
+
 /// Who stays, written as verdicts about the others.
 fn decide(
     context: &Context<'_>,
@@ -195,54 +228,34 @@ fn decide(
     shards: &[Shard],
     near: &Path,
 ) -> Result<()> {
-    let num_buckets: u64 = shards.iter().map(|shard| shard.num_buckets).sum();
-    if num_buckets > u64::from(u32::MAX) {
-        return Err(Error::Config("minhash: more than 2^32 buckets; process the corpus in parts".into()));
+    let mut wanted = Sorter::<8>::new(&context.scratch, context.memory_bytes / 8);
+    let mut num = 0u64;
+    for candidate in ByRank::open(context, shards)? {
+        wanted.push(candidate?.payload)?;
+        num += 1;
     }
-    let mut bases = Vec::new();
-    shards.iter().fold(0, |base, shard| {
-        bases.push(base as u32);
-        base + shard.num_buckets
-    });
-    let paths: Vec<PathBuf> = shards.iter().map(|shard| shard.path.clone()).collect();
-    let (mut candidates, mut ordinals) = (Candidates::default(), Vec::new());
-    let (mut buckets, mut last) = (Vec::new(), None);
-    for record in Merge::<CANDIDATE_BYTES>::of(&paths, &[], None, &context.scratch)? {
-        let record = record?;
-        let ordinal = Ordinal(u64_at(&record, Rank::BYTES));
-        if last.is_some_and(|last| last != ordinal) {
-            candidates.push(&buckets);
-            buckets.clear();
-            // The other half is for the sets that are compared, and for what follows.
-            let (needed, there) = (candidates.bytes() + ordinals.len() as u64 * 32, context.memory_bytes / 2);
-            if needed > there {
-                let (needed_mib, there_mib) = (needed.div_ceil(1 << 20), there >> 20);
-                return Err(Error::Memory { what: "minhash: who shares a bucket with whom", needed_mib, there_mib });
-            }
-        }
-        if last != Some(ordinal) {
-            ordinals.push(ordinal);
-            last = Some(ordinal);
-        }
-        let shard = usize::from(u16::from_be_bytes(field(&record, 21)));
-        buckets.push((bases[shard] + u32_at(&record, 23), record[27] == 1));
-    }
-    if last.is_some() {
-        candidates.push(&buckets);
-    }
-    let sets = Sets::make(context, options, name, input, folder, &ordinals)?;
-    context.watch.begin(&format!("{name}: comparisons of {} candidates", ordinals.len()), 1);
-    let chosen = star::choose(&candidates, context.num_threads, |kept, other| {
-        let (a, b) = (sets.get(ordinals[kept])?, sets.get(ordinals[other])?);
+    let wanted_path = folder.join("wanted");
+    runs::save(&wanted_path, wanted.finish()?)?;
+    let sets = Sets::make(context, options, name, input, folder, &wanted_path)?;
+    context.watch.begin(&format!("{name}: comparisons of {num} candidates"), 1);
+    let mut found = Sorter::<VERDICT_BYTES>::new(&context.scratch, context.memory_bytes / 8);
+    let choice = stars::Options {
+        scratch: &context.scratch,
+        num_threads: context.num_threads,
+        max_bucket: options.max_bucket,
+        memory_bytes: context.memory_bytes / 4,
+    };
+    let like = |kept: &[u8; 8], other: &[u8; 8]| {
+        let (a, b) = (sets.get(Ordinal(u64_at(kept, 0)))?, sets.get(Ordinal(u64_at(other, 0)))?);
         let score = similarity(&a, &b, options.measure);
         Ok((score >= options.threshold).then_some(score as f32))
-    })?;
-    let found = ordinals.iter().zip(chosen).filter_map(|(ordinal, chosen)| {
-        let (kept, score) = chosen?;
-        Some(Verdict { ordinal: *ordinal, kept: ordinals[kept as usize], score, rule: 1 }.to_bytes())
-    });
-    let mut found: Vec<[u8; VERDICT_BYTES]> = found.collect();
-    runs::write_run(near, &mut found)?;
+    };
+    let gone = |gone: Gone<8>| {
+        let (ordinal, kept) = (Ordinal(u64_at(&gone.payload, 0)), Ordinal(u64_at(&gone.kept, 0)));
+        found.push(Verdict { ordinal, kept, score: gone.score, rule: 1 }.to_bytes())
+    };
+    stars::choose(&choice, || ByRank::open(context, shards), like, gone)?;
+    runs::save(near, found.finish()?)?;
     context.watch.step(0);
     Ok(())
 }
@@ -250,11 +263,14 @@ fn decide(
 /// Sets by document, and how many bytes they take.
 type Cache = (HashMap<Ordinal, Arc<Vec<u64>>>, u64);
 
+/// Where a set begins, and how many shingles it has.
+const AT_BYTES: usize = 8 + 4;
+
 /// Sets of shingles of the candidates, on disk, the last ones in memory.
 struct Sets {
-    files: HashMap<u32, (PathBuf, File)>,
-    /// Sorted by ordinal: where the set begins, and how many shingles it has.
-    index: Vec<(Ordinal, u64, u32)>,
+    /// Of each piece the places of the sets by the documents' numbers, and the sets.
+    places: Files,
+    shingles: Files,
     cache: Mutex<Cache>,
     max_bytes: u64,
 }
@@ -266,99 +282,64 @@ impl Sets {
         name: &str,
         input: &Pieces,
         folder: &Path,
-        ordinals: &[Ordinal],
+        wanted: &PathBuf,
     ) -> Result<Sets> {
-        let mut sorted = ordinals.to_vec();
-        sorted.sort_unstable();
-        let pieces: Vec<&[Ordinal]> = sorted.chunk_by(|a, b| a.piece() == b.piece()).collect();
-        let task = |wanted: &&[Ordinal]| (folder.join(format!("sets-{:06}", wanted[0].piece())), wanted[0].piece());
-        let tasks: Vec<(PathBuf, u32)> = pieces.iter().map(task).collect();
-        // Of documents that were done before a death the lengths are read with the sets.
-        let paths = context.tasks(&format!("{name}: shingles"), &tasks, |path, piece| {
-            let at = pieces.partition_point(|wanted| wanted[0].piece() < *piece);
-            write_sets(path, input.open(*piece)?, pieces[at], options.shingle_words)
+        let shingles = |piece: u32| folder.join(format!("shingles-{piece:06}"));
+        let tasks = input.tasks(folder, "sets");
+        let places = context.tasks(&format!("{name}: shingles"), &tasks, |path, piece| {
+            let wanted = of_piece::<8>(std::slice::from_ref(wanted), *piece, &context.scratch)?;
+            write_sets(path, &shingles(*piece), input, *piece, wanted, options.shingle_words)
         })?;
-        let (mut files, mut index) = (HashMap::new(), Vec::with_capacity(sorted.len()));
-        for (wanted, path) in pieces.iter().zip(paths) {
-            let file = File::open(&path).at("open", &path)?;
-            let mut reader = BufReader::new(&file);
-            let mut at = wanted.len() as u64 * 4;
-            for ordinal in *wanted {
-                let mut len = [0; 4];
-                reader.read_exact(&mut len).at("read", &path)?;
-                index.push((*ordinal, at, u32::from_le_bytes(len)));
-                at += u64::from(u32::from_le_bytes(len)) * 8;
-            }
-            files.insert(wanted[0].piece(), (path, file));
-        }
-        Ok(Sets { files, index, cache: Mutex::default(), max_bytes: context.memory_bytes / 4 })
+        let shingles = Files::new(tasks.iter().map(|(_, piece)| shingles(*piece)).collect());
+        Ok(Sets { places: Files::new(places), shingles, cache: Mutex::default(), max_bytes: context.memory_bytes / 4 })
     }
 
     fn get(&self, ordinal: Ordinal) -> Result<Arc<Vec<u64>>> {
         if let Some(set) = self.cache.lock().expect("nothing panics while it holds this").0.get(&ordinal) {
             return Ok(set.clone());
         }
-        let at = self.index.binary_search_by_key(&ordinal, |(ordinal, ..)| *ordinal);
-        let missing = || Error::Ledger("a candidate has no set of shingles".into());
-        let (_, start, len) = self.index[at.map_err(|_| missing())?];
-        let (path, file) = self.files.get(&ordinal.piece()).ok_or_else(missing)?;
-        let mut bytes = vec![0; len as usize * 8];
-        file.read_exact_at(&mut bytes, start).at("read", path)?;
+        let mut at = [0; AT_BYTES];
+        self.places.read(ordinal.piece(), &mut at, u64::from(ordinal.index()) * AT_BYTES as u64)?;
+        let mut bytes = vec![0; u32_at(&at, 8) as usize * 8];
+        self.shingles.read(ordinal.piece(), &mut bytes, u64_at(&at, 0))?;
         let set: Vec<u64> = bytes.chunks_exact(8).map(|b| u64::from_le_bytes(field(b, 0))).collect();
         let set = Arc::new(set);
         let mut cache = self.cache.lock().expect("nothing panics while it holds this");
-        if cache.1 + bytes.len() as u64 > self.max_bytes {
+        let more = bytes.len() as u64 + 128;
+        if cache.1 + more > self.max_bytes {
             *cache = Default::default();
         }
-        cache.1 += bytes.len() as u64 + 64;
+        cache.1 += more;
         cache.0.insert(ordinal, set.clone());
         Ok(set)
     }
 }
 
-/// The number of shingles of each wanted document, then the shingles.
-fn write_sets(
-    path: &Path,
-    docs: impl Iterator<Item = Result<crate::doc::Doc>>,
-    wanted: &[Ordinal],
-    n: usize,
-) -> Result<u64> {
-    let (mut lens, mut body) = (Vec::new(), Vec::new());
-    let (mut hashes, mut set, mut bytes) = (Vec::new(), Vec::new(), 0);
-    let mut wanted = wanted.iter().peekable();
-    for doc in docs {
+/// Writes the shingles of each wanted document of a piece, and where they lie.
+fn write_sets(path: &Path, shingles: &Path, input: &Pieces, piece: u32, wanted: Merge<8>, n: usize) -> Result<u64> {
+    let mut wanted = wanted.peekable();
+    let (mut places, mut body) = (Vec::new(), Durable::create(shingles)?);
+    let (mut hashes, mut set, mut at, mut bytes) = (Vec::new(), Vec::new(), 0u64, 0);
+    // Most pieces of a corpus without duplicates need not be read.
+    let docs = if wanted.peek().is_some() { Some(input.open(piece)?) } else { None };
+    for doc in docs.into_iter().flatten() {
         let doc = doc?;
         bytes += tokens(&doc.text);
-        if wanted.next_if(|next| next.index() == doc.index).is_none() {
+        let ordinal = Ordinal::new(piece, doc.index);
+        if wanted.next_if(|next| next.as_ref().map_or(true, |next| u64_at(next, 0) == ordinal.0)).transpose()?.is_none()
+        {
             continue;
         }
         words::word_hashes(&doc.text, &mut hashes);
         shingle::shingles(&hashes, n, &mut set);
-        lens.extend((set.len() as u32).to_le_bytes());
-        set.iter().for_each(|shingle| body.extend(shingle.to_le_bytes()));
+        places.resize(doc.index as usize * AT_BYTES, 0);
+        places.extend(at.to_be_bytes());
+        places.extend((set.len() as u32).to_be_bytes());
+        set.iter().try_for_each(|shingle| body.put(&shingle.to_le_bytes()))?;
+        at += set.len() as u64 * 8;
     }
-    let mut file = Durable::create(path)?;
-    file.put(&lens)?;
-    file.put(&body)?;
-    file.finish()?;
+    body.finish()?;
+    // What says that the sets are there is written last.
+    crate::durable::write(path, &places)?;
     Ok(bytes)
-}
-
-/// Documents whose equal goes for a third one go for that one (D-4).
-fn join(context: &Context<'_>, name: &str, folder: &Path, same: &[PathBuf], near: &Path) -> Result<Vec<PathBuf>> {
-    let moved: Vec<Verdict> = Merge::<VERDICT_BYTES>::of(&[near.to_owned()], &[], None, &context.scratch)?
-        .map(|record| record.map(|record| Verdict::of_bytes(&record)))
-        .collect::<Result<_>>()?;
-    let tasks: Vec<(PathBuf, &PathBuf)> =
-        context.shard_tasks(folder, "joined").into_iter().map(|(path, _)| path).zip(same).collect();
-    context.tasks(&format!("{name}: verdicts"), &tasks, |path, same| {
-        let records = Merge::<VERDICT_BYTES>::of(&[(*same).clone()], &[], None, &context.scratch)?;
-        let joined = records.map(|record| {
-            let verdict = Verdict::of_bytes(&record?);
-            let at = moved.binary_search_by_key(&verdict.kept, |moved| moved.ordinal);
-            Ok(at.map_or(verdict, |at| Verdict { ordinal: verdict.ordinal, ..moved[at] }).to_bytes())
-        });
-        runs::save(path, joined)?;
-        Ok(0)
-    })
 }

@@ -5,23 +5,18 @@ pub mod local;
 pub mod minhash;
 pub mod perplexity;
 pub mod sentences;
+pub mod stars;
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 
 use crate::config::{Pipeline, Stage};
 use crate::doc::{Doc, Ordinal, field, u64_at};
 use crate::durable::{self, map_tasks};
 use crate::error::{At, Error, Result};
 use crate::ledger::{Counts, Row, Rows, tokens};
+use crate::open::Files;
 use crate::piece::{PieceReader, PieceWriter};
 use crate::runs::{Merge, Scratch};
-
-/// Files that are open to look ids up.
-const MAX_OPEN: usize = 256;
 
 /// Where the progress is shown.
 pub trait Watch: Sync {
@@ -79,47 +74,33 @@ impl Context<'_> {
 
 /// Ids of documents by their place.
 pub struct Ids {
-    paths: Vec<PathBuf>,
-    open: Mutex<HashMap<u32, Arc<File>>>,
+    files: Files,
 }
 
 impl Ids {
     pub fn new(paths: Vec<PathBuf>) -> Ids {
-        Ids { paths, open: Mutex::default() }
+        Ids { files: Files::new(paths) }
     }
 
     pub fn paths(&self) -> &[PathBuf] {
-        &self.paths
+        self.files.paths()
     }
 
     pub fn of(&self, ordinal: Ordinal) -> Result<String> {
-        let path =
-            self.paths.get(ordinal.piece() as usize).ok_or_else(|| Error::Ledger("a verdict names no piece".into()))?;
-        let mut open = self.open.lock().expect("nothing panics while it holds this");
-        let file = match open.get(&ordinal.piece()) {
-            Some(file) => file.clone(),
-            None => {
-                if open.len() >= MAX_OPEN {
-                    open.clear();
-                }
-                let file = Arc::new(File::open(path).at("open", path)?);
-                open.insert(ordinal.piece(), file.clone());
-                file
-            }
-        };
-        drop(open);
+        let piece = ordinal.piece();
         let number = |at: u64| -> Result<u64> {
             let mut bytes = [0; 4];
-            file.read_exact_at(&mut bytes, at).at("read", path)?;
+            self.files.read(piece, &mut bytes, at)?;
             Ok(u64::from(u32::from_le_bytes(bytes)))
         };
         let at = 4 + 8 * u64::from(ordinal.index());
         let (count, start, end) = (number(0)?, number(at)?, number(at + 4)?);
+        let path = self.files.path(piece)?;
         if end < start || end - start > 1 << 20 || u64::from(ordinal.index()) >= count {
             return Err(Error::damaged(path, "an id that lies outside"));
         }
         let mut id = vec![0; (end - start) as usize];
-        file.read_exact_at(&mut id, 4 + 8 * count + start).at("read", path)?;
+        self.files.read(piece, &mut id, 4 + 8 * count + start)?;
         String::from_utf8(id).map_err(|_| Error::damaged(path, "an id that is not UTF-8"))
     }
 }
@@ -275,5 +256,6 @@ pub fn run(
         Stage::Perplexity(options) => perplexity::run(context, options, name, input, folder),
         Stage::Pii(options) => local::pii(context, options, name, input, folder),
         Stage::Contamination(options) => local::contamination(context, options, name, input, folder),
+        Stage::License(options) => local::license(context, options, name, input, folder),
     }
 }

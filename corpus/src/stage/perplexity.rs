@@ -7,7 +7,7 @@ use xxhash_rust::xxh3;
 
 use crate::config::Perplexity;
 use crate::doc::{Ordinal, u64_at};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ledger::{Counts, Row, tokens};
 use crate::lm::Model;
 use crate::runs::{self, Merge, Sorter};
@@ -15,6 +15,8 @@ use crate::stage::{Context, Pieces, rewrite};
 
 /// Domain, perplexity, ordinal. Perplexities are positive, so their bits have their order.
 const RECORD_BYTES: usize = 24;
+/// Of a domain in the table of thresholds.
+const DOMAIN_BYTES: u64 = 48;
 
 fn domain_key(domain: &str) -> u64 {
     xxh3::xxh3_64(domain.as_bytes())
@@ -57,7 +59,7 @@ fn scores(
     }
     let model = Model::load(&options.model, context.memory_bytes / 2)?;
     context.tasks(&format!("{name}: scores"), &tasks, |path, piece| {
-        let (mut records, mut bytes) = (Vec::new(), 0);
+        let (mut records, mut bytes) = (Sorter::new(&context.scratch, context.thread_bytes()), 0);
         for doc in input.open(*piece)? {
             let doc = doc?;
             bytes += tokens(&doc.text);
@@ -66,9 +68,9 @@ fn scores(
             record[..8].copy_from_slice(&domain_key(&doc.domain).to_be_bytes());
             record[8..16].copy_from_slice(&perplexity.to_bits().to_be_bytes());
             record[16..].copy_from_slice(&Ordinal::new(*piece, doc.index).to_bytes());
-            records.push(record);
+            records.push(record)?;
         }
-        runs::write_run(path, &mut records)?;
+        runs::save(path, records.finish()?)?;
         Ok(bytes)
     })
 }
@@ -82,26 +84,35 @@ struct Thresholds {
 
 impl Thresholds {
     fn of(context: &Context<'_>, options: &Perplexity, scores: &[PathBuf]) -> Result<Thresholds> {
+        // Side by side: one counts the documents of a domain, the other goes through them.
         let all = || Merge::<RECORD_BYTES>::of(scores, &[], None, &context.scratch);
-        let mut counts: HashMap<u64, u64> = HashMap::new();
-        for record in all()? {
-            *counts.entry(u64_at(&record?, 0)).or_default() += 1;
-        }
+        let mut ahead = all()?.peekable();
         let is_large = |count: u64| count >= options.min_domain_documents;
+        let max_domains = context.memory_bytes / 4 / DOMAIN_BYTES;
         let mut others = Sorter::<8>::new(&context.scratch, context.thread_bytes());
         let (mut domains, mut num_others) = (HashMap::new(), 0);
-        let (mut domain, mut nth) = (None, 0);
+        let (mut domain, mut nth, mut count) = (None, 0, 0u64);
         for record in all()? {
             let record = record?;
             let (key, bits) = (u64_at(&record, 0), u64_at(&record, 8));
             nth = if domain == Some(key) { nth + 1 } else { 0 };
-            domain = Some(key);
-            let count = counts.get(&key).copied().unwrap_or(0);
+            if domain != Some(key) {
+                (domain, count) = (Some(key), 0);
+                while ahead.next_if(|r| r.as_ref().map_or(true, |r| u64_at(r, 0) == key)).transpose()?.is_some() {
+                    count += 1;
+                }
+            }
             if !is_large(count) {
                 num_others += 1;
                 others.push(bits.to_be_bytes())?;
             } else if nth == quantile_index(count, options.quantile) {
                 domains.insert(key, f64::from_bits(bits));
+                if domains.len() as u64 > max_domains {
+                    let needed_mib = (domains.len() as u64 * DOMAIN_BYTES) >> 20;
+                    let there_mib = context.memory_bytes >> 22;
+                    let what = "thresholds of so many domains (a higher min_domain_documents makes fewer)";
+                    return Err(Error::Memory { what, needed_mib, there_mib });
+                }
             }
         }
         let others = nth_of(others.finish()?, quantile_index(num_others, options.quantile))?;

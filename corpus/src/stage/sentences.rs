@@ -2,13 +2,13 @@
 //!
 //! ```text
 //!   text -> segments -> words -> identity   equal words: the first stays
-//!                            '-> SimHash    of those that stay: buckets by blocks -> who has a neighbour -> simhash::choose
+//!                            '-> SimHash    of those that stay: buckets of tables -> who has a neighbour -> stars::choose
 //! ```
 //!
 //! Equal ones never meet in a bucket, so a sentence that a million documents have costs a million records and no more.
 
+use std::iter::Peekable;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::Sentences;
 use crate::doc::{Doc, Ordinal, Rank, replaced, u32_at, u64_at};
@@ -17,7 +17,8 @@ use crate::ledger::{Counts, Row, Rows, tokens};
 use crate::runs::{self, Merge, Sorter};
 use crate::sentence;
 use crate::simhash;
-use crate::stage::{Context, Pieces, of_piece, rewrite};
+use crate::stage::stars::{self, Candidate, Gone, Place};
+use crate::stage::{Context, Pieces, of_piece, read_json, rewrite, write_json};
 use crate::words;
 
 const RULES: [&str; 2] = ["same-sentence", "near-sentence"];
@@ -26,11 +27,19 @@ const KEY_BYTES: usize = 16;
 /// Rank of the document, its ordinal, which of its segments, SimHash.
 const PLACE_BYTES: usize = Rank::BYTES + 8 + 4 + 8;
 const RECORD_BYTES: usize = KEY_BYTES + PLACE_BYTES;
-/// What a block of a SimHash has, the SimHash, its number by rank.
-const BUCKET_BYTES: usize = 4 + 8 + 4;
+/// The bits of a table that a SimHash has, its number by rank, the SimHash.
+const BUCKET_BYTES: usize = 8 + 4 + 8;
+/// Number by rank, bucket, how many members come before it.
+const MEMBER_BYTES: usize = 4 + 8 + 4;
+/// SimHash, ordinal, segment: what the choice passes on.
+const PAYLOAD_BYTES: usize = 8 + 12;
 /// Ordinal and segment that goes, ordinal and segment that stays, distance, rule.
 const VERDICT_BYTES: usize = 12 + 12 + 1 + 1;
 const MAX_GROUP: usize = 1 << 16;
+/// In a larger bucket each member is taken for one that has a neighbour, without looking.
+const MAX_LOOKED_AT: usize = 1 << 12;
+/// Of a bucket, so many sentences that have neighbours (the first by rank) are compared with those after them.
+const MAX_BUCKET: u32 = 1 << 14;
 
 pub fn run(
     context: &Context<'_>,
@@ -43,12 +52,13 @@ pub fn run(
     let (same, first) = equal(context, name, folder, &records)?;
     let near = folder.join("near");
     if !near.exists() {
-        decide(context, options, name, &first, &near)?;
+        decide(context, options, name, folder, &first, &near)?;
     }
     let mut verdicts = join(context, name, folder, &same, &near)?;
     verdicts.push(near);
+    let num_left_out: u64 = read_json(&left_out_path(&folder.join("near")))?;
     let begin = |piece| Ok((piece, of_piece::<VERDICT_BYTES>(&verdicts, piece, &context.scratch)?.peekable()));
-    rewrite(context, name, input, folder, begin, |(piece, verdicts), doc, rows| {
+    let (pieces, mut counts) = rewrite(context, name, input, folder, begin, |(piece, verdicts), doc, rows| {
         let ordinal = Ordinal::new(*piece, doc.index).to_bytes();
         let is_of_doc =
             |next: &Result<[u8; VERDICT_BYTES]>| next.as_ref().map_or(true, |verdict| verdict[..8] == ordinal);
@@ -57,7 +67,14 @@ pub fn run(
             found.push(verdict?);
         }
         if found.is_empty() { Ok(true) } else { cut(context, options, doc, &found, rows) }
-    })
+    })?;
+    counts.notes.insert(format!("places in buckets beyond {MAX_BUCKET}"), num_left_out);
+    Ok((pieces, counts))
+}
+
+/// How many places lie beyond the largest bucket.
+fn left_out_path(near: &Path) -> PathBuf {
+    near.with_extension("left-out")
 }
 
 /// Removes the segments that verdicts name; the document as a whole if too little is left.
@@ -99,7 +116,8 @@ fn segments(
     folder: &Path,
 ) -> Result<Vec<PathBuf>> {
     context.tasks(&format!("{name}: SimHash"), &input.tasks(folder, "sentences"), |path, piece| {
-        let (mut hashes, mut records, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let mut records = Sorter::new(&context.scratch, context.thread_bytes());
+        let (mut hashes, mut bytes) = (Vec::new(), 0);
         for doc in input.open(*piece)? {
             let doc = doc?;
             bytes += tokens(&doc.text);
@@ -115,10 +133,10 @@ fn segments(
                 record[..16].copy_from_slice(&words::identity(&hashes).to_be_bytes());
                 record[37..41].copy_from_slice(&(n as u32).to_be_bytes());
                 record[41..].copy_from_slice(&hash.to_be_bytes());
-                records.push(record);
+                records.push(record)?;
             }
         }
-        runs::write_run(path, &mut records)?;
+        runs::save(path, records.finish()?)?;
         Ok(bytes)
     })
 }
@@ -161,8 +179,54 @@ fn verdict(gone: &[u8], kept: &[u8], distance: u8, rule: u8) -> [u8; VERDICT_BYT
     verdict
 }
 
+/// Sentences by rank, with the buckets in which they have neighbours; those that have none are left out.
+struct ByRank {
+    places: std::iter::Enumerate<Merge<PLACE_BYTES>>,
+    members: Peekable<Merge<MEMBER_BYTES>>,
+}
+
+impl ByRank {
+    fn step(&mut self) -> Result<Option<Candidate<PAYLOAD_BYTES>>> {
+        let number = match self.members.peek() {
+            Some(Ok(member)) => u32_at(member, 0),
+            Some(Err(_)) => return self.members.next().transpose().map(|_| None),
+            None => return Ok(None),
+        };
+        let mut places = Vec::new();
+        while let Some(member) = self.members.next_if(|m| m.as_ref().map_or(true, |m| u32_at(m, 0) == number)) {
+            let member = member?;
+            places.push(Place { bucket: u64_at(&member, 4), position: u32_at(&member, 12) });
+        }
+        for (n, place) in self.places.by_ref() {
+            let place = place?;
+            if n as u64 == u64::from(number) {
+                let mut payload = [0; PAYLOAD_BYTES];
+                payload[..8].copy_from_slice(&place[25..]);
+                payload[8..].copy_from_slice(&place[Rank::BYTES..25]);
+                return Ok(Some(Candidate { payload, places }));
+            }
+        }
+        Err(Error::Ledger("a bucket names no sentence".into()))
+    }
+}
+
+impl Iterator for ByRank {
+    type Item = Result<Candidate<PAYLOAD_BYTES>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.step().transpose()
+    }
+}
+
 /// Which sentences go for others that differ by little.
-fn decide(context: &Context<'_>, options: &Sentences, name: &str, first: &[PathBuf], near: &Path) -> Result<()> {
+fn decide(
+    context: &Context<'_>,
+    options: &Sentences,
+    name: &str,
+    folder: &Path,
+    first: &[PathBuf],
+    near: &Path,
+) -> Result<()> {
     // In the order of rank, so that a number says who comes before whom.
     let places = || Merge::<PLACE_BYTES>::of(first, &[], None, &context.scratch);
     let mut num = 0u64;
@@ -175,73 +239,116 @@ fn decide(context: &Context<'_>, options: &Sentences, name: &str, first: &[PathB
             "sentences: {num} different ones are more than 2^32; process the corpus in parts"
         )));
     }
-    let marks: Vec<AtomicU64> = (0..num.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-    let blocks: Vec<(u32, u32)> = simhash::blocks(options.distance).collect();
-    context.watch.begin(&format!("{name}: {num} different ones"), blocks.len() as u64);
-    crate::durable::run_tasks(context.num_threads, &blocks, |block| {
-        let mut sorter = Sorter::<BUCKET_BYTES>::new(&context.scratch, context.thread_bytes());
-        for (number, place) in places()?.enumerate() {
-            let hash = u64_at(&place?, 25);
-            let mut record = [0; BUCKET_BYTES];
-            record[..4].copy_from_slice(&simhash::key(hash, *block).to_be_bytes());
-            record[4..12].copy_from_slice(&hash.to_be_bytes());
-            record[12..].copy_from_slice(&(number as u32).to_be_bytes());
-            sorter.push(record)?;
+    let tables = simhash::tables(options.distance, num);
+    let tasks: Vec<(PathBuf, (u64, u64))> =
+        (0..).zip(&tables).map(|(n, mask)| (folder.join(format!("members-{n:03}")), (n, *mask))).collect();
+    let members = context.tasks(&format!("{name}: {num} different ones"), &tasks, |path, (n, mask)| {
+        let num_left_out = members(context, options, path, places()?, (*n, *mask))?;
+        write_json(path, &num_left_out)?;
+        Ok(0)
+    })?;
+    let num_left_out: u64 = members.iter().map(|path| read_json::<u64>(path)).sum::<Result<u64>>()?;
+    let members: Vec<PathBuf> = members.iter().map(|path| records_path(path)).collect();
+    context.watch.begin(&format!("{name}: comparisons"), 1);
+    let choice = stars::Options {
+        scratch: &context.scratch,
+        num_threads: context.num_threads,
+        max_bucket: MAX_BUCKET,
+        memory_bytes: context.memory_bytes / 2,
+    };
+    let candidates = || {
+        let members = Merge::of(&members, &[], None, &context.scratch)?.peekable();
+        Ok(ByRank { places: places()?.enumerate(), members })
+    };
+    let distance = |a: &[u8], b: &[u8]| (u64_at(a, 0) ^ u64_at(b, 0)).count_ones();
+    let like = |a: &[u8; PAYLOAD_BYTES], b: &[u8; PAYLOAD_BYTES]| {
+        let distance = distance(a, b);
+        Ok((distance <= options.distance).then_some(distance as f32))
+    };
+    let mut found = Sorter::<VERDICT_BYTES>::new(&context.scratch, context.memory_bytes / 8);
+    let gone = |gone: Gone<PAYLOAD_BYTES>| {
+        let distance = distance(&gone.payload, &gone.kept) as u8;
+        found.push(verdict(&gone.payload[8..], &gone.kept[8..], distance, 1))
+    };
+    stars::choose(&choice, candidates, like, gone)?;
+    write_json(&left_out_path(near), &num_left_out)?;
+    runs::save(near, found.finish()?)?;
+    context.watch.step(0);
+    Ok(())
+}
+
+fn records_path(members: &Path) -> PathBuf {
+    members.with_extension("records")
+}
+
+/// Of one table: the sentences that have a neighbour in their bucket, by number; how many of them are beyond the largest bucket.
+fn members(
+    context: &Context<'_>,
+    options: &Sentences,
+    path: &Path,
+    places: Merge<PLACE_BYTES>,
+    (table, mask): (u64, u64),
+) -> Result<u64> {
+    let mut sorter = Sorter::<BUCKET_BYTES>::new(&context.scratch, context.thread_bytes() / 2);
+    for (number, place) in places.enumerate() {
+        let hash = u64_at(&place?, 25);
+        let mut record = [0; BUCKET_BYTES];
+        record[..8].copy_from_slice(&(hash & mask).to_be_bytes());
+        record[8..12].copy_from_slice(&(number as u32).to_be_bytes());
+        record[12..].copy_from_slice(&hash.to_be_bytes());
+        sorter.push(record)?;
+    }
+    let mut found = Sorter::<MEMBER_BYTES>::new(&context.scratch, context.thread_bytes() / 2);
+    let (mut bucket, mut position, mut num_left_out) = (table << 48, 0u32, 0);
+    runs::groups(sorter.finish()?, 8, MAX_LOOKED_AT, |group, goes_on| {
+        if !goes_on {
+            (bucket, position) = (bucket + 1, 0);
         }
-        let mut mark = |n: u32| {
-            marks[n as usize / 64].fetch_or(1 << (n % 64), Ordering::Relaxed);
-        };
-        let (mut bucket, mut key): (Vec<(u64, u32)>, u32) = (Vec::new(), 0);
-        for record in sorter.finish()? {
-            let record = record?;
-            if u32_at(&record, 0) != key {
-                simhash::mark_near(&bucket, options.distance, &mut mark);
-                bucket.clear();
-                key = u32_at(&record, 0);
-            }
-            bucket.push((u64_at(&record, 4), u32_at(&record, 12)));
+        let mut is_near = vec![goes_on || group.len() >= MAX_LOOKED_AT; group.len()];
+        if !is_near[0] {
+            let hashes: Vec<(u64, u32)> = group.iter().zip(0..).map(|(record, n)| (u64_at(record, 12), n)).collect();
+            simhash::mark_near(&hashes, options.distance, &mut |n| is_near[n as usize] = true);
         }
-        simhash::mark_near(&bucket, options.distance, &mut mark);
-        context.watch.step(0);
+        for (record, _) in group.iter().zip(&is_near).skip(usize::from(goes_on)).filter(|(_, is_near)| **is_near) {
+            let mut member = [0; MEMBER_BYTES];
+            member[..4].copy_from_slice(&record[8..12]);
+            member[4..12].copy_from_slice(&bucket.to_be_bytes());
+            member[12..].copy_from_slice(&position.to_be_bytes());
+            num_left_out += u64::from(position >= MAX_BUCKET);
+            position = position.saturating_add(1);
+            found.push(member)?;
+        }
         Ok(())
     })?;
-    let num_marked: u64 = marks.iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones())).sum();
-    let needed = simhash::bytes(num_marked, options.distance);
-    if needed > context.memory_bytes / 2 {
-        let (needed_mib, there_mib) = (needed.div_ceil(1 << 20), (context.memory_bytes / 2) >> 20);
-        return Err(Error::Memory { what: "sentences that have near ones", needed_mib, there_mib });
-    }
-    let (mut hashes, mut at) = (Vec::new(), Vec::new());
-    for (n, place) in places()?.enumerate() {
-        let place = place?;
-        if marks[n / 64].load(Ordering::Relaxed) >> (n % 64) & 1 == 1 {
-            hashes.push(u64_at(&place, 25));
-            at.push(crate::doc::field::<12>(&place, Rank::BYTES));
-        }
-    }
-    let chosen = simhash::choose(&hashes, options.distance);
-    let found = chosen.iter().enumerate().filter_map(|(n, kept)| {
-        let kept = (*kept)? as usize;
-        Some(verdict(&at[n], &at[kept], (hashes[n] ^ hashes[kept]).count_ones() as u8, 1))
-    });
-    let mut found: Vec<[u8; VERDICT_BYTES]> = found.collect();
-    runs::write_run(near, &mut found)
+    runs::save(&records_path(path), found.finish()?)?;
+    Ok(num_left_out)
 }
 
 /// Sentences whose equal goes for a third one go for that one.
 fn join(context: &Context<'_>, name: &str, folder: &Path, same: &[PathBuf], near: &Path) -> Result<Vec<PathBuf>> {
-    let moved: Vec<[u8; VERDICT_BYTES]> =
-        Merge::<VERDICT_BYTES>::of(&[near.to_owned()], &[], None, &context.scratch)?.collect::<Result<_>>()?;
     let tasks: Vec<(PathBuf, &PathBuf)> =
         context.shard_tasks(folder, "joined").into_iter().map(|(path, _)| path).zip(same).collect();
+    let open = |path: &PathBuf| Merge::<VERDICT_BYTES>::of(std::slice::from_ref(path), &[], None, &context.scratch);
     context.tasks(&format!("{name}: verdicts"), &tasks, |path, same| {
-        let records = Merge::<VERDICT_BYTES>::of(&[(*same).clone()], &[], None, &context.scratch)?;
-        let joined = records.map(|record| {
+        // By which one stays, to go through both side by side.
+        let turned = |record: &[u8; VERDICT_BYTES]| verdict(&record[12..24], &record[..12], record[24], record[25]);
+        let mut by_kept = Sorter::<VERDICT_BYTES>::new(&context.scratch, context.thread_bytes() / 2);
+        for record in open(same)? {
+            by_kept.push(turned(&record?))?;
+        }
+        let mut joined = Sorter::<VERDICT_BYTES>::new(&context.scratch, context.thread_bytes() / 2);
+        let mut near = open(&near.to_owned())?.peekable();
+        for record in by_kept.finish()? {
             let record = record?;
-            let at = moved.binary_search_by(|moved| moved[..12].cmp(&record[12..24]));
-            Ok(at.map_or(record, |at| verdict(&record[..12], &moved[at][12..24], moved[at][24], 1)))
-        });
-        runs::save(path, joined)?;
+            while near.next_if(|n| n.as_ref().map_or(true, |n| n[..12] < record[..12])).transpose()?.is_some() {}
+            joined.push(match near.peek() {
+                Some(Ok(moved)) if moved[..12] == record[..12] => {
+                    verdict(&record[12..24], &moved[12..24], moved[24], 1)
+                }
+                _ => turned(&record),
+            })?;
+        }
+        runs::save(path, joined.finish()?)?;
         Ok(0)
     })
 }

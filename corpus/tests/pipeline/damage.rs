@@ -75,6 +75,36 @@ fn a_document_of_a_gigabyte_in_one_line_is_counted_in_little_memory() {
 }
 
 #[test]
+fn half_a_million_tiny_documents_take_the_memory_that_they_are_given() {
+    let place = Place::empty();
+    // The records of their bands are two hundred bytes for each of theirs.
+    place.write("in.jsonl", (0..420_000).map(|n| json("", "", &format!("tiny {n}"))).collect::<String>());
+    let stages = "[[stage]]\nkind = \"minhash\"\n";
+    place.write("pipeline.toml", PIPELINE.replace("path = \"in\"", "path = \"in.jsonl\"") + stages);
+    let limited = format!("ulimit -v 400000; exec {} run pipeline.toml --memory 64M --threads 1", crate::PROGRAM);
+    let output =
+        std::process::Command::new("bash").arg("-c").arg(limited).current_dir(place.dir.path()).output().expect("bash");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(std::fs::read_to_string(place.path("out/ledger/kept.jsonl")).expect("kept").lines().count(), 420_000);
+}
+
+#[test]
+fn a_document_without_room_in_memory_ends_the_run_and_says_what_to_do() {
+    let place = Place::empty();
+    place.write("in/a.jsonl", json("", "", &"word ".repeat(1 << 20)));
+    place.write("pipeline.toml", PIPELINE.replace("100000", "100000000"));
+    let complaint = place.complaint(&["--memory", "64M", "--threads", "2"]);
+    assert!(
+        complaint.contains("a.jsonl at byte 0: a document of 5242880 bytes") && complaint.contains("2 MiB"),
+        "{complaint}"
+    );
+    place.run(&["--memory", "256M", "--threads", "2"]);
+    place.write("in/a.jsonl", "x".repeat(9 << 20));
+    let complaint = place.complaint(&["--memory", "64M", "--threads", "2"]);
+    assert!(complaint.contains("a.jsonl") && complaint.contains("raise --memory"), "{complaint}");
+}
+
+#[test]
 fn an_empty_corpus_gives_an_empty_output() {
     let place = Place::empty();
     place.write("in/a.jsonl", "\n\n");

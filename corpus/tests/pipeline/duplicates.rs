@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::Place;
-use crate::texts::{edited, json, sentence, text};
+use crate::texts::{edited, json, sentence, text, word};
+use crate::{Place, files};
 
 const MINHASH: &str = "[[source]]\nname = \"a\"\npath = \"a.jsonl\"\n[[stage]]\nkind = \"minhash\"\n";
 
@@ -106,12 +106,37 @@ fn a_giant_cluster_of_equal_documents_takes_linear_work() {
     place.write("a.jsonl", lines.collect::<String>());
     let stages = ["minhash", "sentences"].map(|kind| format!("[[stage]]\nkind = \"{kind}\"\n")).concat();
     place.write("pipeline.toml", format!("[[source]]\nname = \"a\"\npath = \"a.jsonl\"\n{stages}"));
-    let report = place.run(&["--memory", "256M"]);
+    let report = place.run(&["--memory", "64M"]);
     assert_eq!(report.documents_out, 1);
     // And of documents that are nearly equal, each by a word of its own.
     let lines = (0..20_000).map(|n| json(&n.to_string(), "", &format!("{same} number{n}")));
     place.write("a.jsonl", lines.collect::<String>());
-    assert_eq!(place.run(&["--memory", "256M"]).documents_out, 1);
+    assert_eq!(place.run(&["--memory", "64M"]).documents_out, 1);
+}
+
+#[test]
+fn candidates_that_do_not_fit_in_memory_are_chosen_from_as_if_they_did() {
+    let place = Place::empty();
+    let near = |n: u64| {
+        if n.is_multiple_of(2) {
+            let one = edited(&text(n / 8, 6), n, [0, 0, 15][(n % 3) as usize]);
+            return json("", "", &format!("{one} And {}.", word(n)));
+        }
+        // A long sentence, of which each document has a word of its own.
+        let many: Vec<String> = (0..150).map(|k| word(n % 500 * 1_000 + k)).collect();
+        json("", "", &format!("So {} {} it is. {}", many.join(" "), word(n * 7), text(5_000_000 + n, 2)))
+    };
+    place.write("a.jsonl", (0..20_000).map(near).collect::<String>());
+    place.write("pipeline.toml", format!("{MINHASH}[[stage]]\nkind = \"sentences\"\ndistance = 7\n"));
+    let report = place.run(&["--memory", "2G"]);
+    let expected = files(&place.path("out"));
+    for stage in &report.stages {
+        let rows = stage.counts.rules.iter().find(|(rule, _)| rule.starts_with("near-")).map_or(0, |(_, r)| r.rows);
+        assert!(rows > 1_000, "{}", report.table());
+    }
+    std::fs::remove_dir_all(place.path("work")).expect("remove");
+    assert_eq!(place.run(&["--memory", "64M", "--shards", "3"]), report);
+    assert!(files(&place.path("out")) == expected);
 }
 
 #[test]

@@ -2,8 +2,11 @@
 
 mod damage;
 mod duplicates;
+mod repositories;
 mod same_bytes;
+mod tables;
 mod texts;
+mod token_files;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use toroid_corpus::doc::mix;
 
-use crate::texts::{edited, json, random, sentence, text};
+use crate::texts::{archive, edited, json, random, sentence, text};
 use crate::{Place, files};
 
 const PIPELINE: &str = r#"
@@ -20,6 +20,11 @@ extensions = ["txt"]
 priority = 1
 weight = 1.0
 max_epochs = 2.5
+[[source]]
+name = "code"
+path = "code"
+format = "repository"
+weight = 0.01
 [read]
 max_bad_share = 0.5
 [[stage]]
@@ -75,6 +80,8 @@ fn place() -> Place {
         place.write(&format!("books/{}/{n}.txt", n % 4), text(50_000 + n, 40));
     }
     place.write("books/not.txt", b"\xff\xfe");
+    let files = (0..90).map(|n| (format!("src/{n}.rs"), text(70_000 + n, 25).into_bytes()));
+    place.write("code/a.tar.zst", zstd::encode_all(&archive(files)[..], 3).expect("in memory"));
     place.write("eval.jsonl", serde_json::json!({"question": sentence(1), "more": [sentence(2)]}).to_string());
     place.write("pipeline.toml", PIPELINE);
     place.write("train.txt", (0..600).map(|n| text(random(77, n), 3) + "\n").collect::<String>());
@@ -114,6 +121,8 @@ fn threads_shards_memory_and_pieces_change_nothing() {
 #[test]
 fn fifty_deaths_change_nothing() {
     let place = place();
+    place.write("t.json", crate::token_files::tokenizer_json());
+    place.write("pipeline.toml", format!("{PIPELINE}format = \"tokens\"\ntokenizer = \"t.json\"\n"));
     let report = place.run(&[]);
     let expected = files(&place.path("out"));
     std::fs::remove_dir_all(place.path("work")).expect("remove");

@@ -41,3 +41,22 @@ pub fn edited(text: &str, seed: u64, per_mille: u64) -> String {
 pub fn json(id: &str, url: &str, text: &str) -> String {
     serde_json::json!({"id": id, "url": url, "text": text}).to_string() + "\n"
 }
+
+/// An archive of tar with these files.
+pub fn archive(files: impl Iterator<Item = (String, Vec<u8>)>) -> Vec<u8> {
+    let mut archive = Vec::new();
+    for (name, contents) in files {
+        let mut header = vec![0; 512];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        header[124..135].copy_from_slice(format!("{:011o}", contents.len()).as_bytes());
+        header[156] = b'0';
+        header[148..156].fill(b' ');
+        let sum: u64 = header.iter().map(|b| u64::from(*b)).sum();
+        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        archive.extend(&header);
+        archive.extend(&contents);
+        archive.resize(archive.len().next_multiple_of(512), 0);
+    }
+    archive.extend([0; 1024]);
+    archive
+}
