@@ -12,6 +12,8 @@
 //! and again, questions are answered from what is there, and all else waits. A write that fails for good, or a leadership that is over, ends the
 //! driver, and all streams with it: what cannot be stored must not be decided, nor said (T-8, T-13).
 
+mod views;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 
@@ -29,11 +31,9 @@ use crate::error::CoordinatorError;
 use crate::evidence::Evidence;
 use crate::files::{self, Condition, JobFiles, Place, RETRY_INTERVAL};
 use crate::folder;
-use crate::handle::{
-    Answer, AskError, Command, Connection, Export, Exported, Handle, Jobs, Page, Question, Seen, Update, Waiting, Work,
-};
-use crate::machine::record::{Incident, JobRecord, Record};
-use crate::machine::{self, Change, Input, Machine, Output, Reply, RequestError, RequestId, StreamId};
+use crate::handle::{Answer, AskError, Command, Connection, Handle, Question, Waiting, Work};
+use crate::machine::record::{Incident, Record};
+use crate::machine::{self, Change, Input, Machine, Output, Reply, RequestId, StreamId};
 use crate::outbox::MAX_MESSAGES;
 use crate::spans::{self, Spans};
 use crate::store::{Store, StoreError, Tenure};
@@ -42,11 +42,8 @@ use crate::traces::{Subject, TraceOf};
 
 /// Deadlines are looked at after this many commands even if more wait.
 const MAX_COMMANDS_PER_TICK: usize = 4096;
-/// Step records in an answer, and how long they are at most in the file, but for a single one.
-pub(crate) const MAX_ROWS: usize = 1000;
-const MAX_ROWS_BYTES: usize = 1 << 20;
-/// Jobs in a list; beyond, there is another page.
-const MAX_PAGE_BYTES: usize = 2 << 20;
+/// What so many workers say, who say it at a time, is decided about and stored at once.
+const MAX_COMMANDS_AT_ONCE: usize = 1024;
 
 /// Why a driver has ended in good order.
 #[derive(Debug)]
@@ -225,10 +222,7 @@ impl Driver {
                 () = sleep_until(ends_at) => {}
                 () = sleep_until(self.retry_at) => self.retry().await?,
                 work = self.waiting.next() => match work {
-                    Some(Work::Command(command)) => {
-                        num_since_tick += 1;
-                        self.command(command).await?;
-                    }
+                    Some(Work::Command(command)) => num_since_tick += self.commands(command).await?,
                     Some(Work::Question(question)) => {
                         num_since_tick += 1;
                         self.answer(question);
@@ -255,6 +249,47 @@ impl Driver {
         }
     }
 
+    /// Does what a command asks for, and those that wait behind it. What workers say is taken together; each request of a user is decided about
+    /// alone. Returns how many there were.
+    async fn commands(&mut self, first: Command) -> Result<usize, Stop> {
+        let (mut next, mut num) = (Some(first), 0);
+        while let Some(command) = next {
+            num += 1;
+            if let Err(request) = self.take(command) {
+                self.settle().await?;
+                self.command(request).await?;
+            }
+            next = if num < MAX_COMMANDS_AT_ONCE { self.waiting.command() } else { None };
+        }
+        self.settle().await?;
+        Ok(num)
+    }
+
+    /// Has the machine take what a worker says, or what becomes of its stream. Gives back what else is asked for.
+    fn take(&mut self, command: Command) -> Result<(), Command> {
+        match command {
+            Command::Message { stream, body, permit } => {
+                drop(permit);
+                self.heard(stream, &body);
+                self.machine.take(Input::Message { stream, body }, self.clock.now());
+            }
+            Command::Closed { stream, reason } => {
+                self.connections.remove(&stream);
+                self.machine.take(Input::Closed { stream, reason }, self.clock.now());
+            }
+            Command::Open { stream, connection } => drop(self.connections.insert(stream, connection)),
+            request => return Err(request),
+        }
+        Ok(())
+    }
+
+    /// Does what follows from all that was taken.
+    async fn settle(&mut self) -> Result<(), Stop> {
+        let outputs = self.machine.settle(self.clock.now());
+        self.execute(outputs).await
+    }
+
+    /// Does what a user asks for.
     async fn command(&mut self, command: Command) -> Result<(), Stop> {
         match command {
             Command::Submit { submission, answer } => {
@@ -286,11 +321,6 @@ impl Driver {
             Command::Drain { worker, answer } => self.request(answer, |request| Input::Drain { request, worker }).await,
             Command::Kill { worker, who, answer } => self.kill(&worker, &who, answer).await,
             Command::Remove { job, answer } => self.request(answer, |request| Input::Remove { request, job }).await,
-            Command::Message { stream, body, permit } => {
-                drop(permit);
-                self.heard(stream, &body);
-                self.input(Input::Message { stream, body }).await
-            }
             Command::Readmit { worker, answer } => {
                 self.request(answer, |request| Input::Readmit { request, worker }).await
             }
@@ -303,13 +333,8 @@ impl Driver {
             Command::ForgetWorker { worker, answer } => {
                 self.request(answer, |request| Input::ForgetWorker { request, worker }).await
             }
-            Command::Closed { stream, reason } => {
-                self.connections.remove(&stream);
-                self.input(Input::Closed { stream, reason }).await
-            }
-            Command::Open { stream, connection } => {
-                self.connections.insert(stream, connection);
-                Ok(())
+            Command::Message { .. } | Command::Closed { .. } | Command::Open { .. } => {
+                unreachable!("what workers say was taken")
             }
         }
     }
@@ -601,95 +626,6 @@ impl Driver {
             self.input(input).await?;
         }
         Ok(())
-    }
-
-    // --------------------------------------------------------------------------------------------------------------- views
-
-    fn view(&self, job: &str) -> Result<proto::Job, RequestError> {
-        let mut view = self.outline(job)?;
-        for incident in &mut view.incidents {
-            incident.evidence = self.evidence.of(&view.id, incident.number).to_vec();
-        }
-        Ok(view)
-    }
-
-    /// The same without evidence, for lists: whoever wants to see it asks for the job.
-    fn outline(&self, job: &str) -> Result<proto::Job, RequestError> {
-        let mut view = self.machine.view(job, self.clock.now()).ok_or_else(|| self.machine.unknown(job))?;
-        view.store_trouble = self.tenure.trouble().unwrap_or_default();
-        if let Some(record) = self.machine.record(job) {
-            for incident in &mut view.incidents {
-                incident.trace_id = TraceOf::new(record, Subject::Incident(incident.number)).hex();
-            }
-        }
-        if let Some(files) = self.files.get(job) {
-            view.last_step = files.curve().last().cloned();
-            view.damaged = files.fault().unwrap_or_default().into();
-        }
-        Ok(view)
-    }
-
-    fn list(&self, page: Page) -> Jobs {
-        let mut numbers: Vec<(u64, &str)> = self
-            .machine
-            .jobs()
-            .map(|r| (r.number, r.id.as_str()))
-            .filter(|(number, _)| *number < page.before)
-            .collect();
-        numbers.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
-        let (mut jobs, mut bytes) = (Vec::new(), 0);
-        for (n, (_, id)) in numbers.iter().enumerate() {
-            let Ok(job) = self.outline(id) else { continue };
-            bytes += prost::Message::encoded_len(&job);
-            if n > 0 && (n >= page.max_jobs || bytes > MAX_PAGE_BYTES) {
-                return Jobs { jobs, next: Some(numbers[n - 1].0) };
-            }
-            jobs.push(job);
-        }
-        Jobs { jobs, next: None }
-    }
-
-    fn rows(&self, job: &str, from: u64) -> Result<Vec<proto::StepRecord>, AskError> {
-        let files = self.files.get(job).ok_or_else(|| self.machine.unknown(job))?;
-        Ok(files.curve().read(from, MAX_ROWS, MAX_ROWS_BYTES)?)
-    }
-
-    /// Of all jobs that have rows.
-    fn exports(&self) -> Vec<Export> {
-        let term = self.tenure.term().get();
-        let of_job = |record: &JobRecord| {
-            let files = self.files.get(&record.id)?;
-            let last_step = files.curve().last()?.step;
-            let (is_ended, is_cut) = (record.state.is_ended(), files.is_cut());
-            Some(Export { term, job: record.id.clone(), last_step, is_ended, is_cut })
-        };
-        self.machine.jobs().filter_map(of_job).collect()
-    }
-
-    fn export(&mut self, job: &str, from: u64, validations_from: u64) -> Result<Exported, AskError> {
-        let steps = self.rows(job, from)?;
-        let validations = self.machine.validations_from(job, Step::new(validations_from));
-        let cut_to = self.files.get_mut(job).and_then(JobFiles::take_cut);
-        Ok(Exported { cut_to, steps, validations })
-    }
-
-    fn watch(&mut self, job: &str) -> Result<watch::Receiver<()>, AskError> {
-        if self.machine.record(job).is_none() {
-            return Err(self.machine.unknown(job).into());
-        }
-        self.watchers.retain(|_, sender| sender.receiver_count() > 0);
-        Ok(self.watchers.entry(job.into()).or_insert_with(|| watch::channel(()).0).subscribe())
-    }
-
-    fn update(&self, id: &str, seen: Seen) -> Result<Update, AskError> {
-        let job = self.view(id)?;
-        let steps = self.rows(id, seen.next_step)?;
-        let (events, num_events) = self.machine.events_since(id, seen.num_events);
-        let next_step = steps.last().map_or(seen.next_step, |s| s.step + 1);
-        let has_more = job.last_step.as_ref().is_some_and(|last| last.step >= next_step);
-        let is_ended = self.machine.record(id).is_some_and(|r| r.state.is_ended());
-        let seen = Seen { next_step, num_events };
-        Ok(Update { update: proto::JobUpdate { job: Some(job), steps, events }, seen, has_more, is_ended })
     }
 }
 

@@ -211,6 +211,11 @@ impl Waiting {
         }
     }
 
+    /// A command that waits already.
+    pub fn command(&mut self) -> Option<Command> {
+        self.commands.try_recv().ok()
+    }
+
     pub async fn question(&mut self) -> Option<Question> {
         self.questions.recv().await
     }

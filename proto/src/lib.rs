@@ -24,7 +24,7 @@ pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("generated/toroid_descript
 pub const LEADER_METADATA: &str = "toroid-leader";
 
 /// Version of the control and data plane. A worker and a coordinator, or two workers, of different versions refuse each other.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Events of `tracing` of this target are spans that have ended, and no lines of a log: their fields are in `toroid_telemetry::spans`.
 pub const SPAN_TARGET: &str = "toroid::span";

@@ -57,6 +57,7 @@
 pub mod access;
 mod activity;
 mod api;
+mod assigned;
 mod cause;
 mod checkpoints;
 pub mod clock;
@@ -76,6 +77,7 @@ mod job_context;
 mod limits;
 mod machine;
 mod moves;
+mod places;
 mod pool;
 mod progress;
 mod proof;

@@ -4,6 +4,7 @@
 //! one that sees several of them: it hands each message to the part that it is for, and acts on what the part decides. The files of this
 //! folder are one subject each.
 
+mod assign;
 mod candidates;
 mod checkpoint;
 mod drain;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 use crate::activity::{Activities, Hanging};
 use crate::api::RequestError;
+use crate::assigned::Assigned;
 use crate::cause::Cause;
 use crate::checkpoints::Checkpoints;
 use crate::clock::Stopwatch;
@@ -37,7 +39,7 @@ use crate::moves::Moves;
 use crate::progress::{Progress, StepSummary};
 use crate::reach::Reach;
 use crate::readers::Readers;
-use crate::record::{Incident, JobRecord, SeenBy, State};
+use crate::record::{Incident, JobRecord, Places, SeenBy, State};
 use crate::replacement::ReplacementWait;
 use crate::scheduler::Wait;
 use crate::straggler::Stragglers;
@@ -63,6 +65,7 @@ pub(crate) struct Job {
     readers: Readers,
     moves: Moves,
     replacement: ReplacementWait,
+    assigned: Assigned,
     /// What it waits for in the queue, as it was told last.
     waits: Option<Wait>,
 }
@@ -86,6 +89,7 @@ impl Job {
             readers: Readers::default(),
             moves: Moves::default(),
             replacement: ReplacementWait::default(),
+            assigned: Assigned::default(),
             waits: None,
         }
     }
@@ -100,7 +104,7 @@ impl Job {
             reason: "just submitted".into(),
             epoch: Epoch::NONE,
             shape: spec.shape,
-            places: Vec::new(),
+            places: Places::default(),
             earlier: Vec::new(),
             absent: BTreeMap::new(),
             holders: BTreeMap::new(),
@@ -385,6 +389,7 @@ impl Job {
         self.stragglers = Stragglers::default();
         self.moves = Moves::default();
         self.replacement = ReplacementWait::default();
+        self.assigned = Assigned::default();
     }
 
     // ----------------------------------------------------------------------------------------------------------------- time
@@ -406,7 +411,6 @@ impl Job {
             Deadline::Links
             | Deadline::Replacement
             | Deadline::Retry { .. }
-            | Deadline::Silence { .. }
             | Deadline::WorkerAside { .. }
             | Deadline::HostAside { .. }
             | Deadline::Probe { .. } => true,
@@ -448,10 +452,7 @@ impl Job {
                 }
             }
             Deadline::Retry { .. } => {}
-            Deadline::Silence { .. }
-            | Deadline::WorkerAside { .. }
-            | Deadline::HostAside { .. }
-            | Deadline::Probe { .. } => {
+            Deadline::WorkerAside { .. } | Deadline::HostAside { .. } | Deadline::Probe { .. } => {
                 unreachable!("{deadline:?} is a deadline of the pool")
             }
         }
