@@ -43,7 +43,7 @@ use toroid_torus::labels::Labels;
 
 use comm::nccl::Collectives;
 use comm::{CommError, LinkChoice, Listener, check_advertised};
-use control::{Control, ControlError, JobFence, Probed, Told};
+use control::{Control, ControlError, Inbox, JobFence, Told, Trained};
 use device::choice::{DeviceError, Selected};
 use device::cuda::{Graphs, Nccl, Runtime};
 use device::{Choice, Device};
@@ -243,24 +243,22 @@ async fn run_on<D: Device + Clone>(
         leave_grace: 5 * DEFAULT_FAILURE_TIMEOUT,
         own_leave_grace: config.leave_grace,
     };
-    let control = Control {
-        client: Client::new(settings),
+    let (probed, to_tell) = control::probed();
+    let process = Trained {
         credentials: config.credentials,
         failure_timeout: DEFAULT_FAILURE_TIMEOUT,
         identity,
         orders,
-        events: received,
         porter,
-        probed: Probed::new(),
+        probed,
         fence: JobFence::new()?,
         shared,
         told: Told::default(),
-        log: config.log,
-        stacks,
         memory: Box::new(move || watched.memory()),
-        asked,
-        origin: tokio::time::Instant::now(),
     };
+    let inbox = Inbox { events: received, probed: to_tell, log: config.log, stacks, asked };
+    let (client, origin) = (Client::new(settings), tokio::time::Instant::now());
+    let control = Control { client, process, inbox, origin };
     tokio::select! {
         result = control.run() => Ok(result?),
         _ = trainer_ended => Err(WorkerError::Trainer),
