@@ -25,7 +25,7 @@ use toroid_proto::worker_message::Body as FromWorker;
 use toroid_torus::ids::{JobId, Step};
 use toroid_torus::owner::OwnerId;
 use toroid_torus::units::names;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 
 use crate::calls::step;
 use crate::clock::{Clock, entropy};
@@ -44,6 +44,8 @@ use crate::traces::{Subject, TraceIds, TraceOf};
 
 /// Deadlines are looked at after this many commands even if more wait.
 const MAX_COMMANDS_PER_TICK: usize = 4096;
+/// What so many workers say, who say it at a time, is decided about and stored at once.
+const MAX_COMMANDS_AT_ONCE: usize = 1024;
 
 /// Why a driver has ended in good order.
 #[derive(Debug)]
@@ -224,10 +226,7 @@ impl Driver {
                 () = sleep_until(ends_at) => {}
                 () = sleep_until(self.retry_at) => self.retry().await?,
                 work = self.waiting.next() => match work {
-                    Some(Work::Command(command, span)) => {
-                        num_since_tick += 1;
-                        self.command(command).instrument(span).await?;
-                    }
+                    Some(Work::Command(command, span)) => num_since_tick += self.commands((command, span)).await?,
                     Some(Work::Question(question)) => {
                         num_since_tick += 1;
                         self.answer(question);
@@ -254,6 +253,47 @@ impl Driver {
         }
     }
 
+    /// Does what a command asks for, and those that wait behind it. What workers say is taken together; each request of a user is decided about
+    /// alone. Returns how many there were.
+    async fn commands(&mut self, first: (Command, Span)) -> Result<usize, Stop> {
+        let (mut next, mut num) = (Some(first), 0);
+        while let Some((command, span)) = next {
+            num += 1;
+            if let Err(request) = self.take(command) {
+                self.settle().await?;
+                self.command(request).instrument(span).await?;
+            }
+            next = if num < MAX_COMMANDS_AT_ONCE { self.waiting.command() } else { None };
+        }
+        self.settle().await?;
+        Ok(num)
+    }
+
+    /// Has the machine take what a worker says, or what becomes of its stream. Gives back what else is asked for.
+    fn take(&mut self, command: Command) -> Result<(), Command> {
+        match command {
+            Command::Message { stream, body, permit } => {
+                drop(permit);
+                self.heard(stream, &body);
+                self.machine.take(Input::Message { stream, body }, self.clock.now());
+            }
+            Command::Closed { stream, reason } => {
+                self.connections.remove(&stream);
+                self.machine.take(Input::Closed { stream, reason }, self.clock.now());
+            }
+            Command::Open { stream, connection } => drop(self.connections.insert(stream, connection)),
+            request => return Err(request),
+        }
+        Ok(())
+    }
+
+    /// Does what follows from all that was taken.
+    async fn settle(&mut self) -> Result<(), Stop> {
+        let outputs = self.machine.settle(self.clock.now());
+        self.execute(outputs).await
+    }
+
+    /// Does what a user asks for.
     async fn command(&mut self, command: Command) -> Result<(), Stop> {
         match command {
             Command::Submit { submission, answer } => {
@@ -289,11 +329,6 @@ impl Driver {
             Command::Drain { worker, answer } => self.request(answer, |request| Input::Drain { request, worker }).await,
             Command::Kill { worker, who, answer } => self.kill(&worker, &who, answer).await,
             Command::Remove { job, answer } => self.request(answer, |request| Input::Remove { request, job }).await,
-            Command::Message { stream, body, permit } => {
-                drop(permit);
-                self.heard(stream, &body);
-                self.input(Input::Message { stream, body }).await
-            }
             Command::Readmit { worker, answer } => {
                 self.request(answer, |request| Input::Readmit { request, worker }).await
             }
@@ -306,13 +341,8 @@ impl Driver {
             Command::ForgetWorker { worker, answer } => {
                 self.request(answer, |request| Input::ForgetWorker { request, worker }).await
             }
-            Command::Closed { stream, reason } => {
-                self.connections.remove(&stream);
-                self.input(Input::Closed { stream, reason }).await
-            }
-            Command::Open { stream, connection } => {
-                self.connections.insert(stream, connection);
-                Ok(())
+            Command::Message { .. } | Command::Closed { .. } | Command::Open { .. } => {
+                unreachable!("what workers say was taken")
             }
         }
     }

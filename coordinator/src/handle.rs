@@ -156,6 +156,14 @@ struct Sent {
     _waits: Span,
 }
 
+impl Sent {
+    /// The driver has it; with the span of what is done about it.
+    fn taken(self) -> (Command, Span) {
+        let span = step_of(&self.call, "decide");
+        (self.command, span)
+    }
+}
+
 /// How the rest of the program speaks to the driver.
 #[derive(Clone)]
 pub(crate) struct Handle {
@@ -224,11 +232,17 @@ impl Waiting {
     /// Neither those who ask nor those who have something done can keep the others waiting. `None`: all handles are gone.
     pub async fn next(&mut self) -> Option<Work> {
         tokio::select! {
-            sent = self.commands.recv() => {
-                sent.map(|Sent { command, call, .. }| Work::Command(command, step_of(&call, "decide")))
-            }
+            sent = self.commands.recv() => sent.map(|sent| {
+                let (command, span) = sent.taken();
+                Work::Command(command, span)
+            }),
             question = self.questions.recv() => question.map(Work::Question),
         }
+    }
+
+    /// A command that waits already.
+    pub fn command(&mut self) -> Option<(Command, Span)> {
+        self.commands.try_recv().ok().map(Sent::taken)
     }
 
     pub async fn question(&mut self) -> Option<Question> {

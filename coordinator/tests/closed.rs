@@ -469,6 +469,13 @@ async fn who_says_nothing_or_too_much_is_cut_off_and_others_go_on() {
     assert!(refused.is_some_and(|s| s.code() == Code::ResourceExhausted && s.message().contains("calls a second")));
     let bob = closed.issue("bob", Role::View);
     closed.call(&bob, None, "/toroid.v1.JobService/ListJobs").await.unwrap();
+    // Workers come at a time, and with one certificate: more of them than a user may make calls.
+    let mut workers = WorkerServiceClient::new(closed.channel(&closed.issue("pool", Role::Worker)).await.unwrap());
+    for n in 0..60 {
+        let body = Some(worker_message::Body::Register(register_as(&format!("w{n}"))));
+        let opened = workers.session(tokio_stream::once(proto::WorkerMessage { body })).await;
+        assert!(opened.is_ok(), "worker {n}: {opened:?}");
+    }
     closed.coordinator.stop().await;
 }
 

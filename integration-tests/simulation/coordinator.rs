@@ -260,7 +260,15 @@ impl World {
             }
             coordinator.is_ready = true;
             let Some(input) = coordinator.inputs.pop_front() else { break };
-            let outputs = coordinator.machine.handle(input, now);
+            // What workers said meanwhile is decided about together, as the driver does it.
+            let is_said = |input: &Input| matches!(input, Input::Message { .. } | Input::Closed { .. });
+            let are_several = is_said(&input);
+            coordinator.machine.take(input, now);
+            while are_several && coordinator.inputs.front().is_some_and(is_said) {
+                let Some(input) = coordinator.inputs.pop_front() else { break };
+                coordinator.machine.take(input, now);
+            }
+            let outputs = coordinator.machine.settle(now);
             self.execute(outputs);
         }
         self.arm_tick();

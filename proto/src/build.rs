@@ -103,6 +103,21 @@ pub fn pretend(text: &str) -> Result<(), String> {
     BUILD.set(build).map_err(|_| "too late: somebody has asked already".into())
 }
 
+impl Build {
+    /// What a worker of this build registers with, whoever it is.
+    pub fn register(&self) -> Register {
+        Register {
+            protocol_version: self.protocol.newest,
+            protocol_oldest: self.protocol.oldest,
+            links_version: self.links.newest,
+            links_oldest: self.links.oldest,
+            numerics: self.numerics,
+            build_version: self.version.clone(),
+            ..Register::default()
+        }
+    }
+}
+
 impl Register {
     /// Of the control plane.
     pub fn protocol(&self) -> Versions {

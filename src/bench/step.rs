@@ -207,7 +207,7 @@ fn train(device: &CpuDevice, spec: &JobSpec) -> Result<Vec<Step>> {
         epoch: Epoch::new(1),
         rank: Rank::ZERO,
         spec: Arc::new(spec.clone()),
-        peers: [(Rank::ZERO, peer)].into(),
+        peers: Arc::new([(Rank::ZERO, peer)].into()),
         link_key: [0; 32],
         checkpoint_root: folder.join("checkpoints").display().to_string(),
         owner: Owner::new(OwnerId::from_random([1; 16]), "bench-1", "bench-1", 0),

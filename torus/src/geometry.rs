@@ -176,10 +176,21 @@ impl Shape {
     /// which hold the other copies of its shards.
     pub fn peers(&self, rank: usize) -> BTreeSet<usize> {
         let mut peers: BTreeSet<usize> = self.row(rank).into_iter().chain(self.column(rank)).collect();
-        let (group, at) = (self.dp_group(rank), self.place(rank).dp);
-        peers.extend([group[(at + 1) % group.len()], group[(at + group.len() - 1) % group.len()]]);
+        peers.extend(self.dp_neighbours(rank));
         peers.remove(&rank);
         peers
+    }
+
+    /// Whether two ranks are connected to each other.
+    pub fn is_peer(&self, rank: usize, other: usize) -> bool {
+        let (here, there) = (self.coord(rank), self.coord(other));
+        rank != other && (here.x == there.x || here.y == there.y || self.dp_neighbours(rank).contains(&other))
+    }
+
+    /// The ranks before and after `rank` in its DP group, around the group.
+    fn dp_neighbours(&self, rank: usize) -> [usize; 2] {
+        let place = self.place(rank);
+        [1, self.dp - 1].map(|by| self.rank(Place { dp: (place.dp + by) % self.dp, ..place }))
     }
 }
 
@@ -192,6 +203,17 @@ impl std::fmt::Display for Shape {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_a_peer_is_among_the_peers() {
+        for (tp, pp, dp) in [(1, 1, 1), (2, 1, 3), (2, 2, 2), (1, 3, 5), (2, 2, 6), (1, 1, 12)] {
+            let shape = Shape::new(tp, pp, dp).expect("a valid shape");
+            for rank in 0..shape.world() {
+                let peers: BTreeSet<usize> = (0..shape.world()).filter(|other| shape.is_peer(rank, *other)).collect();
+                assert_eq!(peers, shape.peers(rank), "rank {rank} of {shape}");
+            }
+        }
+    }
 
     /// The drawing in the module docs.
     #[test]

@@ -3,29 +3,27 @@
 //! One task owns the client. Training does not wait for any of it (T-9). Deliberately absent: decisions; when to dial, what waits for
 //! the Welcome and when the worker ends is the client's.
 
+pub mod carrier;
+mod error;
 mod reason;
 mod told;
 
-use std::collections::VecDeque;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
-use tonic::transport::{Channel, Endpoint};
-use toroid_proto::limits::COORDINATOR_MESSAGE_BYTES_MAX;
 use toroid_proto::worker_message::Body;
-use toroid_proto::worker_service_client::WorkerServiceClient;
-use toroid_proto::{CoordinatorMessage, Heartbeat, Leaving, Register, WorkerMessage};
+use toroid_proto::{Heartbeat, Register};
 use toroid_security::Credentials;
-use toroid_session::client::{Client, Ending, Input, Output};
+use toroid_session::client::{Client, Ending, Input};
 use toroid_session::{Action, Command, Knock, Standing, TrainerEvent};
-use toroid_torus::ids::{Epoch, JobId, Rank, Term};
+use toroid_torus::ids::{Epoch, JobId, Rank};
 
+use carrier::{Carrier, Opening, Process, dial, endpoint_of};
+pub use error::ControlError;
+pub(crate) use error::MAX_COMMANDS;
 pub(crate) use told::Told;
 
 use crate::comm::{CommError, Fence, MAX_PROBES, Porter, ProbeError};
@@ -34,34 +32,9 @@ use crate::log::Log;
 use crate::trainer::{Emit, Order, Requested, Shared};
 use crate::watchdog::Stacks;
 
-/// Messages that wait for the stream, at most; more means that the coordinator does not read, and the stream is opened anew.
-const QUEUE: usize = 4096;
-/// Commands that wait for the trainer, at most. It takes them between two steps, and a newer place makes those before it void, so that so
-/// many wait only where it stands still: the worker ends then, and its place is healed as after any death.
-pub(crate) const MAX_COMMANDS: usize = 1024;
 /// Events of the trainer that wait for this task, at most; beyond, the trainer waits. This task waits for no trainer, and for a coordinator that
 /// does not read only until the connection is given up: a step of a millisecond has 16 seconds.
 pub(crate) const MAX_EVENTS: usize = 1 << 14;
-
-#[derive(Debug, thiserror::Error)]
-pub enum ControlError {
-    #[error("the coordinator address {address} is not valid: {error}; expected http://host:port")]
-    Address { address: String, error: String },
-    #[error("the coordinator refused this worker: {reason}")]
-    Refused { reason: String },
-    #[error("cannot make the fence of a job: {0}")]
-    Fence(CommError),
-    #[error(
-        "the trainer took none of {MAX_COMMANDS} commands, it stands still; the worker ends, so that another takes its place"
-    )]
-    TrainerStandsStill,
-}
-
-impl From<CommError> for ControlError {
-    fn from(error: CommError) -> ControlError {
-        ControlError::Fence(error)
-    }
-}
 
 /// Passes an order on to the trainer. Where that is gone, the process ends anyway.
 fn pass(orders: &SyncSender<Order>, order: impl Into<Order>) -> Result<(), ControlError> {
@@ -80,6 +53,14 @@ pub(crate) fn emit_into(events: mpsc::Sender<TrainerEvent>) -> Emit {
 /// What the control task works with.
 pub(crate) struct Control {
     pub client: Client,
+    pub process: Trained,
+    pub inbox: Inbox,
+    /// The client's times count from here.
+    pub origin: Instant,
+}
+
+/// A process with a trainer.
+pub(crate) struct Trained {
     /// What is shown to a coordinator.
     pub credentials: Credentials,
     /// How long an attempt to connect may take, and a coordinator may be silent on the connection.
@@ -87,38 +68,33 @@ pub(crate) struct Control {
     /// Everything of Register but what the worker does now.
     pub identity: Register,
     pub orders: SyncSender<Order>,
-    pub events: mpsc::Receiver<TrainerEvent>,
     /// Dials other workers, and answers where they dial.
     pub porter: Porter,
     /// What became of that.
-    pub probed: Probed,
+    pub probed: mpsc::Sender<toroid_proto::Probed>,
     pub fence: JobFence,
     pub shared: Arc<Shared>,
     /// Checkpoints that it is asked for, by their traces.
     pub told: Told,
+    /// What the worker holds of its device's memory.
+    pub memory: Box<dyn Fn() -> DeviceMemory + Send + Sync>,
+}
+
+/// What the control task hears, beside the clock and the coordinator.
+pub(crate) struct Inbox {
+    pub events: mpsc::Receiver<TrainerEvent>,
+    pub probed: mpsc::Receiver<toroid_proto::Probed>,
     /// What this process logs.
     pub log: Arc<Log>,
     /// Of its threads, when the trainer got on with nothing.
     pub stacks: mpsc::Receiver<Stacks>,
-    /// What the worker holds of its device's memory.
-    pub memory: Box<dyn Fn() -> DeviceMemory + Send + Sync>,
     /// How often it was asked to end.
     pub asked: watch::Receiver<u32>,
-    /// The client's times count from here.
-    pub origin: Instant,
 }
 
-/// What probes have come to; both ends of a channel.
-pub(crate) struct Probed {
-    sender: mpsc::Sender<toroid_proto::Probed>,
-    receiver: mpsc::Receiver<toroid_proto::Probed>,
-}
-
-impl Probed {
-    pub fn new() -> Probed {
-        let (sender, receiver) = mpsc::channel(MAX_PROBES);
-        Probed { sender, receiver }
-    }
+/// For what probes have come to.
+pub(crate) fn probed() -> (mpsc::Sender<toroid_proto::Probed>, mpsc::Receiver<toroid_proto::Probed>) {
+    mpsc::channel(MAX_PROBES)
 }
 
 /// Epochs are counted by job, so each job has a fence of its own.
@@ -147,181 +123,90 @@ impl JobFence {
     }
 }
 
-/// The stream to the coordinator.
-enum Stream {
-    Closed,
-    Opening(Pin<Box<dyn Future<Output = Result<Opened, DialError>> + Send>>),
-    Open(mpsc::Sender<WorkerMessage>, Streaming<CoordinatorMessage>),
-}
-
-impl Stream {
-    /// What comes of it next, and the trace that it belongs to; nothing ever while it is closed. Nothing is lost where the caller stops waiting.
-    async fn next(&mut self) -> (Input, String) {
-        let input = match self {
-            Stream::Closed => std::future::pending().await,
-            Stream::Opening(opening) => match opening.await {
-                Ok((messages, incoming)) => {
-                    *self = Stream::Open(messages, incoming);
-                    Input::Opened
-                }
-                Err(error) => {
-                    *self = Stream::Closed;
-                    Input::NotOpened { why: reason::in_words(error.as_ref()), leader: reason::leader(error.as_ref()) }
-                }
-            },
-            Stream::Open(_, incoming) => loop {
-                let why = match incoming.message().await {
-                    Ok(Some(CoordinatorMessage { term, body: Some(body), traceparent })) => {
-                        return (Input::FromCoordinator { term: Term::new(term), body }, traceparent);
-                    }
-                    // A message of a later version that this one does not know.
-                    Ok(Some(CoordinatorMessage { body: None, .. })) => continue,
-                    Ok(None) => "it closed the stream".into(),
-                    Err(status) => status.to_string(),
-                };
-                break self.lost(why);
-            },
-        };
-        (input, String::new())
-    }
-
-    fn lost(&mut self, why: String) -> Input {
-        *self = Stream::Closed;
-        Input::Lost { why }
-    }
-
-    /// Waits where the stream is full. Says whether it is lost; one that is closed already takes nothing.
-    async fn send(&mut self, body: Body) -> Option<Input> {
-        let Stream::Open(messages, _) = self else { return None };
-        let sent = messages.send(WorkerMessage { body: Some(body) }).await;
-        sent.is_err().then(|| self.lost("the stream is closed".into()))
-    }
-
-    /// The message goes now or not at all.
-    fn try_send(&mut self, body: Body) -> Option<Input> {
-        let Stream::Open(messages, _) = self else { return None };
-        let sent = messages.try_send(WorkerMessage { body: Some(body) });
-        sent.is_err().then(|| self.lost("it does not read what we send".into()))
-    }
-}
-
 impl Control {
     /// Runs until the worker is to end, or until the coordinator refuses it.
-    pub async fn run(mut self) -> Result<(), ControlError> {
-        let ended = self.carry().await;
-        self.shared.set_connected(false);
+    pub async fn run(self) -> Result<(), ControlError> {
+        let Control { client, process, mut inbox, origin } = self;
+        let shared = Arc::clone(&process.shared);
+        let ended = inbox.carry(&mut Carrier::new(client, process, origin)).await;
+        shared.set_connected(false);
         match ended? {
             Ending::Refused { reason } => Err(ControlError::Refused { reason }),
             Ending::Asked | Ending::HasLeft | Ending::GraceOver | Ending::Unattended => Ok(()),
         }
     }
+}
 
-    /// Carries inputs to the client, and does what it says.
-    async fn carry(&mut self) -> Result<Ending, ControlError> {
-        let mut stream = Stream::Closed;
+impl Inbox {
+    /// Carries inputs to the client.
+    async fn carry(&mut self, carrier: &mut Carrier<Trained>) -> Result<Ending, ControlError> {
         loop {
-            let deadline = self.client.deadline().map(|deadline| self.origin + deadline);
+            let (takes_events, takes_probed) = (carrier.client.takes_events(), carrier.client.takes_probed());
             let input = tokio::select! {
-                () = sleep_until(deadline) => Input::Deadline,
                 changed = self.asked.changed() => match changed {
                     Ok(()) => Input::Asked { times: *self.asked.borrow_and_update() },
                     // It ends with whoever ran it.
                     Err(_) => Input::Unattended,
                 },
-                (input, traceparent) = stream.next() => {
+                (input, traceparent) = carrier.next() => {
                     if let Input::FromCoordinator { body, .. } = &input {
-                        self.told.heard(&self.shared, body, traceparent);
+                        let Trained { told, shared, .. } = &mut carrier.process;
+                        told.heard(shared, body, traceparent);
                     }
                     input
                 }
-                Some(event) = self.events.recv(), if self.client.takes_events() => Input::Trainer(event),
-                Some(probed) = self.probed.receiver.recv(), if self.client.takes_probed() => Input::Probed(probed),
-                lines = self.log.next(), if self.client.takes_probed() => match stream.try_send(log_lines(lines)) {
+                Some(event) = self.events.recv(), if takes_events => Input::Trainer(event),
+                Some(probed) = self.probed.recv(), if takes_probed => Input::Probed(probed),
+                lines = self.log.next(), if takes_probed => match carrier.try_send(log_lines(lines)) {
                     Some(lost) => lost,
                     None => continue,
                 },
-                Some(stacks) = self.stacks.recv(), if self.client.takes_probed() => {
-                    match stream.try_send(self.stacks(stacks)) {
+                Some(stacks) = self.stacks.recv(), if takes_probed => {
+                    match carrier.try_send(stacks_of(carrier.client.standing(), stacks)) {
                         Some(lost) => lost,
                         None => continue,
                     }
                 }
             };
-            let ending = self.take(input, &mut stream).await?;
-            self.log.set_place(self.client.standing(), self.shared.spans().trace_id());
+            let ending = carrier.take(input).await?;
+            self.log.set_place(carrier.client.standing(), carrier.process.shared.spans().trace_id());
             if let Some(ending) = ending {
                 return Ok(ending);
             }
         }
     }
+}
 
-    /// Does what the client makes of an input, and of what comes of that.
-    async fn take(&mut self, input: Input, stream: &mut Stream) -> Result<Option<Ending>, ControlError> {
-        let mut outputs = VecDeque::from(self.client.handle(input, self.origin.elapsed()));
-        while let Some(output) = outputs.pop_front() {
-            let result = match output {
-                Output::Open { coordinator, limit } => {
-                    let silence = if limit.is_some() { self.failure_timeout / 2 } else { self.failure_timeout };
-                    let endpoint = endpoint_of(&coordinator, self.failure_timeout, silence)?;
-                    let (credentials, register) = (self.credentials.clone(), self.register());
-                    *stream = Stream::Opening(Box::pin(async move {
-                        let dialled = dial(endpoint, credentials, register);
-                        match limit {
-                            None => dialled.await,
-                            Some(limit) => match tokio::time::timeout(limit, dialled).await {
-                                Ok(opened) => opened,
-                                Err(_) => Err(format!("{coordinator} did not answer within {limit:?}").into()),
-                            },
-                        }
-                    }));
-                    None
-                }
-                Output::Close => {
-                    *stream = Stream::Closed;
-                    None
-                }
-                Output::Send(body) => {
-                    self.told.says(&self.shared, &body);
-                    stream.send(body).await
-                }
-                Output::Heartbeat => stream.try_send(self.heartbeat()),
-                Output::Leaving { at_once } => {
-                    let reason = "the worker was asked to end".into();
-                    stream.try_send(Body::Leaving(Leaving { reason, at_once }))
-                }
-                Output::Act(action) => self.act(action)?,
-                Output::Probe { knock, limit } => {
-                    self.probe(knock, limit);
-                    None
-                }
-                Output::Connected(is_connected) => {
-                    self.shared.set_connected(is_connected);
-                    None
-                }
-                Output::Limits { connect_ms, failure_timeout_ms } => {
-                    self.shared.set_connect_limit(connect_ms);
-                    self.shared.set_failure_timeout(failure_timeout_ms);
-                    None
-                }
-                Output::Die { reason } => die(&reason),
-                Output::Note(note) => {
-                    tracing::info!("{note}");
-                    None
-                }
-                Output::Warn(warning) => {
-                    tracing::warn!("{warning}");
-                    None
-                }
-                Output::End(ending) => return Ok(Some(ending)),
-            };
-            if let Some(input) = result {
-                outputs.extend(self.client.handle(input, self.origin.elapsed()));
+impl Process for Trained {
+    fn open(
+        &mut self,
+        coordinator: String,
+        limit: Option<Duration>,
+        standing: Standing,
+    ) -> Result<Opening, ControlError> {
+        let silence = if limit.is_some() { self.failure_timeout / 2 } else { self.failure_timeout };
+        let endpoint = endpoint_of(&coordinator, self.failure_timeout, silence)?;
+        let (credentials, register) = (self.credentials.clone(), registers(&self.identity, standing));
+        Ok(Box::pin(async move {
+            let dialled = dial(endpoint, credentials, register);
+            match limit {
+                None => dialled.await,
+                Some(limit) => match tokio::time::timeout(limit, dialled).await {
+                    Ok(opened) => opened,
+                    Err(_) => Err(format!("{coordinator} did not answer within {limit:?}").into()),
+                },
             }
-        }
-        Ok(None)
+        }))
     }
 
-    /// Does what concerns the trainer; says what the client is to hear of it.
+    fn heartbeat(&self, standing: Standing) -> Heartbeat {
+        heartbeat(standing, &self.shared, (self.memory)())
+    }
+
+    fn says(&mut self, body: &Body) {
+        self.told.says(&self.shared, body);
+    }
+
     fn act(&mut self, action: Action) -> Result<Option<Input>, ControlError> {
         match action {
             Action::Fence { epoch } => self.fence.raise(epoch),
@@ -346,9 +231,9 @@ impl Control {
         Ok(None)
     }
 
-    /// Has a thread of its own dial the other worker, and tells the coordinator what came of it.
-    fn probe(&self, knock: Knock, limit: Duration) {
-        let (porter, sender) = (self.porter.clone(), self.probed.sender.clone());
+    /// Has a thread of its own dial the other worker.
+    fn probe(&mut self, knock: Knock, limit: Duration) -> Option<Input> {
+        let (porter, sender) = (self.porter.clone(), self.probed.clone());
         let probe = move || {
             let error = match porter.probe(&knock, limit) {
                 Ok(()) => String::new(),
@@ -365,28 +250,45 @@ impl Control {
         if let Err(error) = std::thread::Builder::new().name("probe".into()).spawn(probe) {
             tracing::warn!("cannot dial another worker as the coordinator asks: {error}");
         }
+        None
     }
 
-    fn register(&self) -> Register {
-        let standing = self.client.standing();
-        Register {
-            job_id: standing.job_id.into(),
-            epoch: standing.epoch.get(),
-            rank: standing.rank.to_wire(),
-            committed_step: standing.committed_step.get(),
-            ..self.identity.clone()
+    fn connected(&mut self, is_connected: bool) {
+        self.shared.set_connected(is_connected);
+    }
+
+    fn limits(&mut self, connect_ms: u32, failure_timeout_ms: u32) {
+        self.shared.set_connect_limit(connect_ms);
+        self.shared.set_failure_timeout(failure_timeout_ms);
+    }
+
+    fn die(&mut self, reason: &str) -> Option<Ending> {
+        die(reason)
+    }
+
+    fn note(&mut self, line: &str, is_warning: bool) {
+        if is_warning {
+            tracing::warn!("{line}");
+        } else {
+            tracing::info!("{line}");
         }
     }
+}
 
-    fn stacks(&self, Stacks { operation, lines }: Stacks) -> Body {
-        let Standing { job_id, epoch, .. } = self.client.standing();
-        let (job_id, epoch, operation) = (job_id.into(), epoch.get(), operation.into());
-        Body::Stacks(toroid_proto::Stacks { job_id, epoch, operation, lines })
+/// What a process of this identity registers with.
+pub fn registers(identity: &Register, standing: Standing) -> Register {
+    Register {
+        job_id: standing.job_id.into(),
+        epoch: standing.epoch.get(),
+        rank: standing.rank.to_wire(),
+        committed_step: standing.committed_step.get(),
+        ..identity.clone()
     }
+}
 
-    fn heartbeat(&self) -> Body {
-        Body::Heartbeat(heartbeat(self.client.standing(), &self.shared, (self.memory)()))
-    }
+fn stacks_of(standing: Standing, Stacks { operation, lines }: Stacks) -> Body {
+    let (job_id, epoch, operation) = (standing.job_id.into(), standing.epoch.get(), operation.into());
+    Body::Stacks(toroid_proto::Stacks { job_id, epoch, operation, lines })
 }
 
 fn log_lines(lines: Vec<String>) -> Body {
@@ -420,48 +322,12 @@ fn die(reason: &str) -> ! {
     std::process::abort()
 }
 
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
-}
-
-type Opened = (mpsc::Sender<WorkerMessage>, Streaming<CoordinatorMessage>);
-type DialError = Box<dyn std::error::Error + Send + Sync>;
-
-/// Opens a stream and registers on it.
-async fn dial(endpoint: Endpoint, credentials: Credentials, register: Register) -> Result<Opened, DialError> {
-    let channel: Channel = toroid_security::connect(endpoint, &credentials).await?;
-    let mut client = WorkerServiceClient::new(channel).max_decoding_message_size(COORDINATOR_MESSAGE_BYTES_MAX);
-    let (sender, receiver) = mpsc::channel(QUEUE);
-    sender.send(WorkerMessage { body: Some(Body::Register(register)) }).await?;
-    let stream = client.session(ReceiverStream::new(receiver)).await?.into_inner();
-    Ok((sender, stream))
-}
-
-/// `silence`: after which a coordinator is left. Where another may lead meanwhile, that has to be soon: the next leader waits for `failure_timeout` until it counts those as
-/// lost who have not come to it.
-fn endpoint_of(coordinator: &str, failure_timeout: Duration, silence: Duration) -> Result<Endpoint, ControlError> {
-    // What is spoken is the matter of the credentials.
-    let authority = coordinator.split_once("://").map_or(coordinator, |(_, authority)| authority);
-    let endpoint = Endpoint::from_shared(format!("http://{authority}"))
-        .map_err(|e| ControlError::Address { address: coordinator.into(), error: e.to_string() })?;
-    Ok(endpoint
-        .tcp_nodelay(true)
-        .connect_timeout(failure_timeout)
-        .http2_keep_alive_interval(silence / 2)
-        .keep_alive_timeout(silence / 2)
-        .keep_alive_while_idle(true))
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
 
     use toroid_session::Event;
-    use toroid_session::client::Settings;
     use toroid_torus::ids::Step;
 
     use super::*;
@@ -505,45 +371,25 @@ mod tests {
         check(&format!("http://{}", silent.local_addr()?), "takes the connection and answers nothing")
     }
 
-    fn control(shared: Shared) -> Result<Control, CommError> {
+    fn process(shared: Shared) -> Result<Trained, CommError> {
         let listener = Listener::bind("127.0.0.1:0", "w1", LinkChoice::Auto)?;
-        let (heartbeat, failure_timeout) = (Duration::from_secs(1), Duration::from_secs(5));
-        let leave_grace = Duration::from_secs(25);
-        let settings = Settings {
-            coordinators: vec![String::new()],
-            heartbeat,
-            failure_timeout,
-            leave_grace,
-            own_leave_grace: None,
-        };
-        Ok(Control {
-            client: Client::new(settings),
+        Ok(Trained {
             credentials: Credentials::none(),
-            failure_timeout,
+            failure_timeout: Duration::from_secs(5),
             identity: Register::default(),
             orders: std::sync::mpsc::sync_channel(1).0,
-            events: mpsc::channel(1).1,
             porter: listener.porter("w1")?,
-            probed: Probed::new(),
+            probed: probed().0,
             fence: JobFence::new()?,
             shared: Arc::new(shared),
             told: Told::default(),
-            log: Arc::default(),
-            stacks: mpsc::channel(1).1,
             memory: Box::new(|| DeviceMemory { held: 5, free: Some(9) }),
-            asked: watch::channel(0).1,
-            origin: Instant::now(),
         })
     }
 
     #[test]
     fn a_heartbeat_says_what_the_trainer_has_done() -> Result<(), CommError> {
-        let said = |shared| -> Result<Heartbeat, CommError> {
-            match control(shared)?.heartbeat() {
-                Body::Heartbeat(heartbeat) => Ok(heartbeat),
-                other => panic!("it is {other:?}"),
-            }
-        };
+        let said = |shared| -> Result<Heartbeat, CommError> { Ok(process(shared)?.heartbeat(Standing::default())) };
         let idle = said(Shared::default())?;
         assert_eq!((idle.compute_steps, idle.compute_s, idle.sealed_next), (0, 0.0, false));
         // It has committed no step, and holds all that the first one needs.

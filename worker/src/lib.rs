@@ -43,7 +43,7 @@ use toroid_torus::labels::Labels;
 
 use comm::nccl::Collectives;
 use comm::{CommError, LinkChoice, Listener, check_advertised};
-use control::{Control, ControlError, JobFence, Probed, Told};
+use control::{Control, ControlError, Inbox, JobFence, Told, Trained};
 use device::choice::{DeviceError, Selected};
 use device::cuda::{Graphs, Nccl, Runtime};
 use device::{Choice, Device};
@@ -196,15 +196,8 @@ async fn run_on<D: Device + Clone>(
         Some((_, Ok(trace))) => Some(trace),
         Some((folder, Err(error))) => return Err(WorkerError::Trace { folder: folder.clone(), error }),
     };
-    let Build { version, protocol, links, numerics } = build();
     let identity = Register {
         worker_id,
-        protocol_version: protocol.newest,
-        protocol_oldest: protocol.oldest,
-        links_version: links.newest,
-        links_oldest: links.oldest,
-        numerics: *numerics,
-        build_version: version.clone(),
         host: config.host.clone(),
         zone: config.zone.clone(),
         labels: config.labels.clone(),
@@ -216,7 +209,7 @@ async fn run_on<D: Device + Clone>(
         pid: std::process::id(),
         incarnation,
         secret,
-        ..Register::default()
+        ..build().register()
     };
     let shared = Arc::new(Shared::of_process(trace, Spans::of_steps(config.trace_steps)));
     let (events, received) = mpsc::channel(control::MAX_EVENTS);
@@ -248,24 +241,22 @@ async fn run_on<D: Device + Clone>(
         leave_grace: 5 * DEFAULT_FAILURE_TIMEOUT,
         own_leave_grace: config.leave_grace,
     };
-    let control = Control {
-        client: Client::new(settings),
+    let (probed, to_tell) = control::probed();
+    let process = Trained {
         credentials: config.credentials,
         failure_timeout: DEFAULT_FAILURE_TIMEOUT,
         identity,
         orders,
-        events: received,
         porter,
-        probed: Probed::new(),
+        probed,
         fence: JobFence::new()?,
         shared,
         told: Told::default(),
-        log: config.log,
-        stacks,
         memory: Box::new(move || watched.memory()),
-        asked,
-        origin: tokio::time::Instant::now(),
     };
+    let inbox = Inbox { events: received, probed: to_tell, log: config.log, stacks, asked };
+    let (client, origin) = (Client::new(settings), tokio::time::Instant::now());
+    let control = Control { client, process, inbox, origin };
     tokio::select! {
         result = control.run() => Ok(result?),
         _ = trainer_ended => Err(WorkerError::Trainer),

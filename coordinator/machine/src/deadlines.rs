@@ -2,7 +2,8 @@
 //!
 //! Each job has a table of its own, and so have the pool of workers and its log of crashes. A deadline that is set may not count at the
 //! moment (nobody hangs while a place is empty): whoever owns the table says which count, at [`Deadlines::next`] and before one is taken
-//! to have passed.
+//! to have passed. That a connected worker is to say something is in no table, as each message of each worker would change it: the pool of
+//! workers looks for the silent when the first of them could be.
 //! Deadlines pass at a tick only, in the order of the enum.
 
 use toroid_torus::ids::{Step, WorkerId};
@@ -13,8 +14,6 @@ use std::time::Duration;
 /// What is waited for, and what happens when the time is over.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Deadline {
-    /// A connected worker is to say something. It is lost after the failure timeout.
-    Silence { worker: WorkerId },
     /// A worker that failed again and again is put aside. It is a spare again.
     WorkerAside { worker: WorkerId },
     /// All workers of a host are put aside. They are spares again.

@@ -27,6 +27,8 @@ pub(crate) struct EpochState {
     base_step: Step,
     /// By rank, as last heard.
     committed: Vec<Step>,
+    /// The highest of them.
+    highest: Step,
     prepared: BTreeMap<Rank, proto::Prepared>,
     /// Places whose workers cannot prepare what the job needs, and why; none of the others has said yet whether it can.
     refusals: BTreeMap<Rank, String>,
@@ -39,12 +41,13 @@ pub(crate) struct EpochState {
 impl EpochState {
     /// The job has no places: all that is known is what it has committed.
     pub fn over(committed: Step) -> EpochState {
-        EpochState { committed: vec![committed], ..EpochState::default() }
+        EpochState { committed: vec![committed], highest: committed, ..EpochState::default() }
     }
 
     /// After a restart of the coordinator: the workers of these ranks are to come back.
     pub fn restore(phase: EpochPhase, base_step: Step, committed: Vec<Step>, awaited: BTreeSet<Rank>) -> EpochState {
-        EpochState { phase, base_step, committed, awaited, ..EpochState::default() }
+        let highest = highest_of(&committed);
+        EpochState { phase, base_step, committed, highest, awaited, ..EpochState::default() }
     }
 
     pub fn phase(&self) -> EpochPhase {
@@ -70,13 +73,15 @@ impl EpochState {
     /// The next epoch begins. Its ranks are known to have committed these steps.
     pub fn begin(&mut self, base_step: Step, committed: Vec<Step>) {
         let awaited = std::mem::take(&mut self.awaited);
-        *self = EpochState { phase: EpochPhase::Preparing, base_step, committed, awaited, ..EpochState::default() };
+        let (phase, highest) = (EpochPhase::Preparing, highest_of(&committed));
+        *self = EpochState { phase, base_step, committed, highest, awaited, ..EpochState::default() };
     }
 
     /// All go on from this step.
     pub fn start(&mut self, base_step: Step) {
         self.base_step = base_step;
         self.committed.fill(base_step);
+        self.highest = base_step;
         self.phase = EpochPhase::Started;
     }
 
@@ -129,7 +134,7 @@ impl EpochState {
 
     /// Highest step that a rank is known to have committed.
     pub fn committed(&self) -> Step {
-        self.committed.iter().copied().max().unwrap_or_default()
+        self.highest
     }
 
     pub fn committed_by(&self, rank: Rank) -> Option<Step> {
@@ -145,6 +150,7 @@ impl EpochState {
     pub fn commit(&mut self, rank: Rank, step: Step) {
         let committed = &mut self.committed[rank.index()];
         *committed = step.max(*committed);
+        self.highest = self.highest.max(step);
     }
 
     pub fn finish(&mut self, rank: Rank) {
@@ -186,4 +192,8 @@ impl EpochState {
     pub fn take_awaited(&mut self) -> BTreeSet<Rank> {
         std::mem::take(&mut self.awaited)
     }
+}
+
+fn highest_of(committed: &[Step]) -> Step {
+    committed.iter().copied().max().unwrap_or_default()
 }

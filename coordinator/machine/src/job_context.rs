@@ -89,7 +89,7 @@ impl Core {
     }
 
     pub fn has_all_places(&self) -> bool {
-        self.record.places.iter().all(Option::is_some)
+        self.record.places.num_empty() == 0
     }
 
     /// Trains with all places filled and connected.

@@ -58,6 +58,7 @@
 pub mod access;
 mod activity;
 mod api;
+mod assigned;
 mod cause;
 mod checkpoints;
 pub mod clock;
@@ -78,6 +79,7 @@ mod keeping;
 mod limits;
 mod machine;
 mod moves;
+mod places;
 mod pool;
 mod progress;
 mod proof;

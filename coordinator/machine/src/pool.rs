@@ -13,7 +13,7 @@ use super::record::{Cordon, Meta, Process};
 use toroid_proto as proto;
 use toroid_proto::Register;
 use toroid_torus::failpoint;
-use toroid_torus::ids::{JobId, Rank, WorkerId};
+use toroid_torus::ids::{Epoch, JobId, Rank, WorkerId};
 use toroid_torus::labels::Labels;
 use toroid_torus::placement::Candidate;
 
@@ -24,12 +24,16 @@ pub struct Worker {
     /// This process is connected since, short breaks left out.
     pub since: Duration,
     pub last_heard: Duration,
+    /// It is lost if it says nothing until then.
+    pub silent_at: Duration,
     /// Bytes of its device's memory that it holds, and that are free, as it said last.
     pub memory_bytes: [u64; 2],
     /// How many links its place has of each kind, as it said last.
     pub links: BTreeMap<String, u32>,
     /// The job and rank whose place it fills; `None`: a spare.
     pub place: Option<(JobId, Rank)>,
+    /// The place that it was told of last, on this stream, and in which epoch; `None`: it was told to leave it, or has none.
+    pub told: Option<(JobId, Epoch, Rank)>,
     /// What this spare has shown of being able to fill a place.
     pub proof: Option<Proof>,
 }
@@ -37,6 +41,11 @@ pub struct Worker {
 impl Worker {
     pub fn id(&self) -> WorkerId {
         self.register.worker_id.as_str().into()
+    }
+
+    /// It knows its place as it was in that epoch.
+    pub fn was_told(&self, job: &JobId, epoch: Epoch, rank: Rank) -> bool {
+        self.told.as_ref().is_some_and(|(told, at, as_rank)| told == job && (*at, *as_rank) == (epoch, rank))
     }
 
     pub fn candidate(&self) -> Candidate {
@@ -97,7 +106,10 @@ pub struct Pool {
     pub retained: BTreeMap<WorkerId, JobId>,
     /// Workers that are kept for others while a job is given its places.
     pub kept: BTreeSet<WorkerId>,
-    /// For each connected worker [`Deadline::Silence`], for each that is probed [`Deadline::Probe`].
+    /// When the silent are looked for next: no later than [`Worker::silent_at`] of anybody. Most have spoken by then, so this is all that is waited
+    /// for, and a heartbeat changes no table of deadlines.
+    look_at: Option<Duration>,
+    /// For each worker that is probed [`Deadline::Probe`].
     deadlines: Deadlines,
 }
 
@@ -131,44 +143,51 @@ impl Pool {
     }
 
     /// Adds a worker that is not connected yet. A process that was retired stays it, another of its name begins anew.
-    /// It is lost if it says nothing until `silent_at`.
-    pub fn insert(&mut self, worker: Worker, silent_at: Duration) {
+    pub fn insert(&mut self, worker: Worker) {
         let id = worker.id();
         if self.retired.get(&id).is_some_and(|process| *process != Process::of(&worker.register)) {
             self.retired.remove(&id);
         }
         self.streams.insert(worker.stream, id.clone());
-        self.deadlines.set(silence(&id), silent_at);
+        self.look_at = Some(self.look_at.map_or(worker.silent_at, |at| at.min(worker.silent_at)));
         let before = self.workers.insert(id, worker);
         assert!(before.is_none(), "a worker's older stream is removed before the newer one comes in");
     }
 
     pub fn remove(&mut self, stream: StreamId) -> Option<Worker> {
         let worker = self.workers.remove(&self.streams.remove(&stream)?)?;
-        self.deadlines.clear(&silence(&worker.register.worker_id));
         self.deadlines.clear(&probe(&worker.register.worker_id));
+        if self.workers.is_empty() {
+            self.look_at = None;
+        }
         Some(worker)
     }
 
-    /// A worker spoke. It is lost if it says nothing more until `silent_at`.
-    pub fn heard(&mut self, stream: StreamId, now: Duration, silent_at: Duration) {
-        let Some(worker) = self.streams.get(&stream).and_then(|id| self.workers.get_mut(id)) else { return };
+    /// The worker of this stream spoke, if there is one. It is lost if it says nothing more until `silent_at`.
+    pub fn heard(&mut self, stream: StreamId, now: Duration, silent_at: Duration) -> Option<&mut Worker> {
+        let worker = self.workers.get_mut(self.streams.get(&stream)?)?;
+        self.look_at = Some(self.look_at.map_or(silent_at, |at| at.min(silent_at)));
         worker.last_heard = now;
-        self.deadlines.set(silence(&worker.register.worker_id), silent_at);
+        worker.silent_at = silent_at;
+        Some(worker)
     }
 
     /// The coordinator itself was stopped: nobody was silent in that time.
     pub fn forgive(&mut self, now: Duration, silent_at: Duration) {
-        for (id, worker) in &mut self.workers {
+        for worker in self.workers.values_mut() {
             worker.last_heard = now;
-            self.deadlines.set(silence(id), silent_at);
+            worker.silent_at = silent_at;
         }
+        self.look_at = (!self.workers.is_empty()).then_some(silent_at);
     }
 
-    /// Streams of the workers that have said nothing for too long.
-    pub fn silent(&self, now: Duration) -> Vec<StreamId> {
-        let is_silent = |w: &&Worker| self.deadlines.has_passed(&silence(&w.register.worker_id), now);
-        self.iter().filter(is_silent).map(|w| w.stream).collect()
+    /// Streams of the workers that have said nothing for too long; whoever asks drops them.
+    pub fn silent(&mut self, now: Duration) -> Vec<StreamId> {
+        if self.look_at.is_none_or(|at| now < at) {
+            return Vec::new();
+        }
+        self.look_at = self.iter().map(|w| w.silent_at).filter(|at| *at > now).min();
+        self.iter().filter(|w| w.silent_at <= now).map(|w| w.stream).collect()
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Worker> {
@@ -304,7 +323,7 @@ impl Pool {
 
     /// When the next deadline passes of those that no job waits for.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        self.deadlines.next(|_| true).into_iter().chain(self.crashes.next_return()).min()
+        self.deadlines.next(|_| true).into_iter().chain(self.crashes.next_return()).chain(self.look_at).min()
     }
 
     /// It stands out: its workers were lost again and again, and those of no other.
@@ -319,11 +338,29 @@ impl Pool {
 
     pub fn set_place(&mut self, worker: &str, place: Option<(JobId, Rank)>) {
         if let Some(worker) = self.workers.get_mut(worker) {
+            if place.is_none() {
+                worker.told = None;
+            }
             worker.place = place;
             worker.links.clear();
             // What it had made ready has become its place, or is dropped for another.
             worker.proof = None;
             self.deadlines.clear(&probe(&worker.register.worker_id));
+        }
+    }
+
+    /// The worker is told of its place in this epoch.
+    pub fn tell_place(&mut self, worker: &str, job: &JobId, epoch: Epoch, rank: Rank) {
+        if let Some(worker) = self.workers.get_mut(worker) {
+            worker.told = Some((job.clone(), epoch, rank));
+        }
+    }
+
+    /// The worker is told to leave the place that it has.
+    pub fn tell_to_stop(&mut self, worker: &str) {
+        self.forget_proof(worker);
+        if let Some(worker) = self.workers.get_mut(worker) {
+            worker.told = None;
         }
     }
 
@@ -377,10 +414,6 @@ impl Pool {
     pub fn candidates(&self) -> BTreeMap<WorkerId, Candidate> {
         self.workers.iter().map(|(id, w)| (id.clone(), w.candidate())).collect()
     }
-}
-
-fn silence(worker: &str) -> Deadline {
-    Deadline::Silence { worker: worker.into() }
 }
 
 fn probe(spare: &str) -> Deadline {

@@ -19,6 +19,7 @@ use toroid_torus::resplit::Origin;
 
 use super::access::{Binding, Token};
 use super::clock::{Moment, Stopwatch};
+pub use super::places::Places;
 
 pub use self::incident::{Incident, Rung, SeenBy};
 pub use self::validation::{Validation, ValidationPage};
@@ -195,7 +196,7 @@ pub struct JobRecord {
     /// Grows with every change of the map places -> workers (T-8); 0: never placed.
     pub epoch: Epoch,
     /// The worker of each rank; `None` while it is lost and not replaced. Empty before the first epoch and after the last.
-    pub places: Vec<Option<WorkerId>>,
+    pub places: Places,
     /// How the state may still be split while it is split anew, oldest first: who had which place when. Empty once a step was committed.
     pub earlier: Vec<Layout>,
     /// The worker that each empty place had: where it comes back with its state before another took the place, it has it again.
@@ -305,12 +306,12 @@ impl JobRecord {
 
     /// The ranks that are not empty, with their workers.
     pub fn placed(&self) -> impl Iterator<Item = (Rank, &WorkerId)> {
-        Rank::all(self.places.len()).zip(&self.places).filter_map(|(rank, worker)| Some((rank, worker.as_ref()?)))
+        Rank::all(self.places.len()).zip(self.places.iter()).filter_map(|(rank, worker)| Some((rank, worker.as_ref()?)))
     }
 
     /// The rank of `worker`, if it has a place.
     pub fn rank_of(&self, worker: &str) -> Option<Rank> {
-        rank_of(&self.places, worker)
+        self.places.rank_of(worker)
     }
 
     /// The key with which workers of this epoch know one another. Derived, so that it need not be stored nor changes by a restart.
@@ -355,10 +356,6 @@ pub struct Heal {
     pub recorded_step: Step,
 }
 
-fn rank_of(places: &[Option<WorkerId>], worker: &str) -> Option<Rank> {
-    places.iter().position(|p| p.as_ref().is_some_and(|id| *id == *worker)).map(Rank::new)
-}
-
 /// Who had which place of a shape.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
@@ -369,7 +366,7 @@ pub struct Layout {
 
 impl Layout {
     pub fn rank_of(&self, worker: &str) -> Option<Rank> {
-        rank_of(&self.places, worker)
+        self.places.iter().position(|p| p.as_ref().is_some_and(|id| *id == *worker)).map(Rank::new)
     }
 }
 

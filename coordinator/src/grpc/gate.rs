@@ -26,6 +26,9 @@ use crate::clock::unix_ms;
 use crate::machine::access::{Digest, Token};
 use crate::tokens::TokenTable;
 
+/// As many sessions as may be open may be opened anew in so many seconds.
+const SESSIONS_AGAIN_S: f64 = 10.0;
+
 /// What decides about calls.
 #[derive(Clone)]
 pub(crate) struct Gate {
@@ -122,8 +125,15 @@ impl Gate {
             };
             return Err(refused(caller, status));
         }
-        let open = if rule.least == Some(Role::Worker) { sessions } else { open };
-        let taken = self.rates.take(&caller.account(), per_s, at_once, open);
+        let taken = match rule.least {
+            // All workers come at a time, and come back at a time after a restart of this end; often with one certificate.
+            Some(Role::Worker) => {
+                let at_once = sessions as f64;
+                let account = format!("sessions of {}", caller.account());
+                self.rates.take(&account, at_once / SESSIONS_AGAIN_S, at_once, sessions)
+            }
+            _ => self.rates.take(&caller.account(), per_s, at_once, open),
+        };
         match taken {
             Ok(open) => Ok(Admitted { caller, token, open }),
             Err(reason) => Err((caller, Status::resource_exhausted(reason))),

@@ -3833,10 +3833,13 @@ pub struct Assign {
     pub epoch: u64,
     #[prost(uint32, tag = "3")]
     pub rank: u32,
+    /// Not 0: what is not said is as in the Assign of that epoch: the job, and the peers that are not named.
+    #[prost(uint64, tag = "15")]
+    pub since_epoch: u64,
     /// torus::job::JobSpec with defaults filled in; its shape is that of this epoch
     #[prost(string, tag = "4")]
     pub job_json: ::prost::alloc::string::String,
-    /// every rank, this one included
+    /// This rank, those that it has links with (torus::geometry::Shape::peers), and others where the state may have to be split anew.
     #[prost(message, repeated, tag = "6")]
     pub peers: ::prost::alloc::vec::Vec<Peer>,
     /// 32 bytes: authenticates links of this epoch

@@ -20,8 +20,8 @@ pub struct Assignment {
     pub rank: Rank,
     /// Its shape is that of this epoch, which may have fewer replicas than the job file asks for.
     pub spec: Arc<JobSpec>,
-    /// Every rank, this one included.
-    pub peers: BTreeMap<Rank, PeerAddr>,
+    /// This rank, those that it has links with, and others where the state may have to be split anew.
+    pub peers: Arc<BTreeMap<Rank, PeerAddr>>,
     pub link_key: [u8; 32],
     /// Folder or URL that holds `step-<n>`.
     pub checkpoint_root: String,

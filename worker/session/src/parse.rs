@@ -10,6 +10,7 @@ use toroid_torus::job::JobSpec;
 use toroid_torus::owner::{Owner, OwnerId};
 use toroid_torus::resplit::Origin;
 
+use crate::work::Work;
 use crate::{Assignment, Claim, HealPlan, Knock, PeerAddr, WarmUp};
 
 /// Parses what the coordinator decided for an epoch of `world` places.
@@ -39,19 +40,35 @@ pub(crate) fn heal_plan(heal: proto::Heal, world: usize) -> Result<HealPlan, Str
     })
 }
 
-/// Parses an assignment; the error says what is wrong with it.
-pub(crate) fn assignment(assign: proto::Assign) -> Result<Assignment, String> {
-    let spec = checked_spec(&assign.job_json)?;
-    let world = spec.shape.world();
-    let peers: BTreeMap<Rank, PeerAddr> = assign
-        .peers
-        .into_iter()
-        .map(|p| (p.rank.into(), PeerAddr { worker_id: p.worker_id.into(), address: p.data_address }))
-        .collect();
-    if peers.len() != world || peers.keys().last() != Some(&Rank::new(world - 1)) || assign.rank as usize >= world {
+/// Parses an assignment; `before` is the work that this worker has. The error says what is wrong with it.
+pub(crate) fn assignment(assign: proto::Assign, before: Option<&Work>) -> Result<Assignment, String> {
+    let said = |p: proto::Peer| (p.rank.into(), PeerAddr { worker_id: p.worker_id.into(), address: p.data_address });
+    let said = assign.peers.into_iter().map(said);
+    let (spec, peers) = match assign.since_epoch {
+        0 => (Arc::new(checked_spec(&assign.job_json)?), Arc::new(said.collect::<BTreeMap<Rank, PeerAddr>>())),
+        since => {
+            let is_meant = |w: &&Work| {
+                w.job_id == assign.job_id.as_str() && w.epoch.get() == since && w.rank == Rank::from(assign.rank)
+            };
+            let before = before.filter(is_meant).ok_or_else(|| {
+                let (rank, job, epoch) = (assign.rank, &assign.job_id, assign.epoch);
+                format!("cannot take rank {rank} of {job} in epoch {epoch}: what differs from epoch {since} was said, and this worker did not have it then")
+            })?;
+            let mut peers = Arc::clone(&before.peers);
+            if said.len() > 0 {
+                Arc::make_mut(&mut peers).extend(said);
+            }
+            (Arc::clone(&before.spec), peers)
+        }
+    };
+    let (rank, world) = (assign.rank as usize, spec.shape.world());
+    let has_all = rank < world && {
+        let mut needed = spec.shape.peers(rank).into_iter().chain([rank]);
+        needed.all(|rank| peers.contains_key(&Rank::new(rank)))
+    };
+    if !has_all || peers.keys().next_back().is_some_and(|last| last.index() >= world) {
         return Err(format!(
-            "cannot take rank {} of {}: expected the addresses of {world} places, found {}",
-            assign.rank,
+            "cannot take rank {rank} of {}: expected the addresses of that place and of those that it has links with, of {world} places in all, found {} addresses",
             assign.job_id,
             peers.len()
         ));
@@ -68,7 +85,7 @@ pub(crate) fn assignment(assign: proto::Assign) -> Result<Assignment, String> {
         job_id: assign.job_id.into(),
         epoch: Epoch::new(assign.epoch),
         rank: assign.rank.into(),
-        spec: Arc::new(spec),
+        spec,
         peers,
         link_key,
         checkpoint_root: assign.checkpoint_root,

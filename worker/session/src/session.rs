@@ -212,7 +212,7 @@ impl Session {
         if self.work.as_ref().is_some_and(|w| w.job_id == job_id && w.epoch >= epoch) {
             return Vec::new();
         }
-        let assignment = match parse::assignment(assign) {
+        let assignment = match parse::assignment(assign, self.work.as_ref()) {
             Ok(assignment) => assignment,
             Err(error) => {
                 let (job_id, epoch) = (job_id.into(), epoch.get());

@@ -1,6 +1,7 @@
 //! The place that a worker has: what it reports of it, and what it keeps to report again after the next Welcome (T-9).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use toroid_proto as proto;
 use toroid_proto::worker_message::Body as ToCoordinator;
@@ -9,9 +10,10 @@ use toroid_proto::{
     StepRecord, StepReport, StepsRemoved, Unreached, UnreachedPeer, ValidationReport,
 };
 use toroid_torus::ids::{Epoch, JobId, Rank, Step};
+use toroid_torus::job::JobSpec;
 
 use crate::reports::{Reports, Said};
-use crate::{Assignment, BadCheckpoint, Event, ReadFault};
+use crate::{Assignment, BadCheckpoint, Event, PeerAddr, ReadFault};
 
 /// Peers that one report names, at most.
 const MAX_UNREACHED: usize = 256;
@@ -37,6 +39,9 @@ pub(crate) struct Work {
     pub rank: Rank,
     /// Places of the epoch.
     pub world: usize,
+    /// As its Assign said them: the next one may say only what differs.
+    pub spec: Arc<JobSpec>,
+    pub peers: Arc<BTreeMap<Rank, PeerAddr>>,
     pub phase: WorkPhase,
     pub committed: Step,
     pub prepared: Option<Prepared>,
@@ -62,6 +67,8 @@ impl Work {
             epoch: assignment.epoch,
             rank: assignment.rank,
             world: assignment.spec.shape.world(),
+            spec: Arc::clone(&assignment.spec),
+            peers: Arc::clone(&assignment.peers),
             phase: WorkPhase::Preparing,
             committed: Step::ZERO,
             prepared: None,

@@ -81,7 +81,7 @@ impl Job {
             return;
         };
         let record = self.core.record.edit(cx.out);
-        let Some(worker) = record.places[rank.index()].take() else { return };
+        let Some(worker) = record.places.set(rank, None) else { return };
         record.draining.remove(&worker);
         let host = cx.pool.get(&worker).map(|w| w.register.host.clone()).unwrap_or_default();
         cx.pool.set_place(&worker, None);
@@ -113,7 +113,7 @@ impl Job {
             if has_state || cx.pool.get(&worker).is_none() {
                 continue;
             }
-            let newcomer = self.core.record.edit(cx.out).places[rank.index()].replace(worker.clone());
+            let newcomer = self.core.record.edit(cx.out).places.set(rank, Some(worker.clone()));
             let text = format!(
                 "{worker} has rank {rank} again: what else there is of its shards was lost before they were copied"
             );
@@ -139,7 +139,7 @@ impl Job {
         let reason = reason.to_string();
         cx.out.send(stream, Body::Stop(proto::Stop { job_id, epoch, reason }));
         // While it holds state it does not hear what a spare is asked: it is asked when it holds none.
-        cx.pool.forget_proof(worker);
+        cx.pool.tell_to_stop(worker);
         cx.out.unsettled = true;
     }
 }

@@ -13,7 +13,6 @@ use crate::context::Context;
 use crate::epoch::EpochPhase;
 use crate::facts::{facts, in_words};
 use crate::fitness::Until;
-use crate::folders::checkpoint_root;
 use crate::proof::Proof;
 use crate::record::{Heal, Inputs, Process, Rung, SeenBy, State};
 use crate::recovery::{self, Holding, NextEpoch, Resume, Situation, Source};
@@ -22,7 +21,6 @@ use toroid_proto as proto;
 use toroid_torus::failpoint;
 use toroid_torus::geometry::Shape;
 use toroid_torus::ids::{Rank, Step, WorkerId};
-use toroid_torus::job::JobSpec;
 use toroid_torus::placement::{self, Placement};
 
 impl Job {
@@ -55,7 +53,7 @@ impl Job {
             return self.wait_for_checkpoint(cx);
         }
         self.begin_drain(cx);
-        let num_empty = self.core.record.places.iter().filter(|p| p.is_none()).count();
+        let num_empty = self.core.record.places.num_empty();
         let next = recovery::decide(&Situation {
             shape: &self.core.record.shape,
             places: &self.core.record.places,
@@ -114,13 +112,13 @@ impl Job {
         }
         let record = self.core.record.edit(cx.out);
         let places: Vec<Option<WorkerId>> = placement.workers.into_iter().map(Some).collect();
-        let old = std::mem::replace(&mut record.places, places);
+        let old = std::mem::replace(&mut record.places, places.into());
         record.shape = shape;
         record.epoch = record.epoch.next();
         record.heal = None;
         record.absent.clear();
         if failpoint!(MoveSurvivors) {
-            record.places.reverse();
+            record.places = record.places.iter().rev().cloned().collect::<Vec<_>>().into();
         }
         self.fill_places(cx);
         if failpoint!(ReplaceSurvivor) {
@@ -142,9 +140,7 @@ impl Job {
         self.check_fingerprints(cx);
         self.core.event(cx, if state == State::Starting { "job.starting" } else { "job.recovering" }, reason);
         self.activities.expect_reports(&mut self.core.context(cx));
-        for rank in Rank::all(world) {
-            self.assign(cx, rank);
-        }
+        self.assign_all(cx);
     }
 
     /// The workers of the places hear that they have them.
@@ -227,31 +223,6 @@ impl Job {
         }
     }
 
-    pub(super) fn assign(&self, cx: &mut Context<'_>, rank: Rank) {
-        let record = &self.core.record;
-        let peer = |(rank, worker): (Rank, &WorkerId)| {
-            let worker = cx.pool.get(worker).expect("only connected workers are placed");
-            let (worker_id, data_address) = (worker.register.worker_id.clone(), worker.register.data_address.clone());
-            proto::Peer { rank: rank.to_wire(), worker_id, data_address }
-        };
-        let assign = proto::Assign {
-            job_id: record.id.to_string(),
-            epoch: record.epoch.get(),
-            rank: rank.to_wire(),
-            job_json: serde_json::to_string(&JobSpec { shape: record.shape, ..record.spec.clone() })
-                .expect("a job spec has only string keys"),
-            peers: record.placed().map(peer).collect(),
-            link_key: record.link_key(cx.secret).to_vec(),
-            checkpoint_root: checkpoint_root(record, &cx.config.jobs_dir),
-            restore_step: record.restore_step.get(),
-            heal: self.core.can_heal(),
-            owner_id: record.owner.as_ref().map(|owner| owner.bytes().to_vec()).unwrap_or_default(),
-            submitted_unix_ms: record.submitted_unix_ms,
-            begun_without_owner: record.begun_without_owner,
-        };
-        self.core.send(cx, rank, Body::Assign(assign));
-    }
-
     pub(super) fn prepared(&mut self, cx: &mut Context<'_>, rank: Rank, message: proto::Prepared) {
         if self.core.epoch.phase() != EpochPhase::Preparing {
             return;
@@ -299,6 +270,11 @@ impl Job {
         };
         let held: Vec<Holding> = self.core.epoch.prepared().values().map(held).collect();
         match recovery::resume(&self.core.record.shape, &held) {
+            Resume::Heal { origin: Some(_), reason, .. } if !self.assigned.names_all() => {
+                // Any two places may have to be linked.
+                self.assigned.name_all();
+                self.begin_again(cx, SeenBy::Prepared, reason);
+            }
             Resume::Heal { step, source, newcomers, origin, reason } => {
                 self.cut_curve(cx, step);
                 let recorded_step = self.core.curve.recorded_step();

@@ -25,7 +25,7 @@ impl Job {
     /// The place is empty from now on.
     pub fn lose(&mut self, cx: &mut Context<'_>, rank: Rank, cause: Cause) {
         let Some(worker) = self.core.record.worker_at(rank).cloned() else { return };
-        self.core.record.edit(cx.out).places[rank.index()] = None;
+        self.core.record.edit(cx.out).places.set(rank, None);
         self.stop_worker(cx, &worker, &cause.why);
         let Cause { by, why, detect, host } = cause;
         let had_spare = !self.candidates(cx.pool, 1).is_empty();

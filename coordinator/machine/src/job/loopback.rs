@@ -4,6 +4,7 @@
 //! not, they would dial themselves: it is found before anybody is given a place, and named with the flag that mends it.
 
 use core::net::IpAddr;
+use std::collections::BTreeMap;
 
 use toroid_torus::ids::WorkerId;
 
@@ -13,33 +14,30 @@ use crate::fitness::Until;
 use crate::pool::Worker;
 
 /// Where a worker is, and where it is dialled.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Site {
-    worker: WorkerId,
-    host: String,
-    address: String,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Site<'a> {
+    worker: &'a str,
+    host: &'a str,
+    address: &'a str,
+    /// Only its own machine can dial it.
+    is_loopback: bool,
 }
 
-impl Site {
-    fn of(worker: &Worker) -> Site {
+impl<'a> Site<'a> {
+    fn new(worker: &'a str, host: &'a str, address: &'a str) -> Site<'a> {
+        let name = address.rsplit_once(':').map_or(address, |(name, _)| name);
+        let name = name.trim_start_matches('[').trim_end_matches(']');
+        let is_loopback = name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        Site { worker, host, address, is_loopback }
+    }
+
+    fn of(worker: &'a Worker) -> Site<'a> {
         let r = &worker.register;
-        Site { worker: worker.id(), host: r.host.clone(), address: r.data_address.clone() }
-    }
-
-    /// Only its own machine can dial it.
-    fn is_loopback(&self) -> bool {
-        let host = self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host);
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-    }
-
-    /// The other cannot dial it.
-    fn is_hidden_from(&self, other: &Site) -> bool {
-        self.is_loopback() && self.host != other.host
+        Site::new(&r.worker_id, &r.host, &r.data_address)
     }
 
     fn mended(&self) -> String {
-        let Site { worker, host, address } = self;
+        let Site { worker, host, address, .. } = self;
         format!(
             "workers on other hosts cannot dial {worker} at {address}: start it on {host} with --interface NAME, or with --advertise HOST, its name or address for them"
         )
@@ -50,34 +48,58 @@ impl Job {
     /// Marks spares unfit that the other workers could not dial, or that could not dial them.
     pub fn mark_hidden(&mut self, cx: &mut Context<'_>) {
         let is_fit = |w: &&Worker| !self.fitness.is_unfit(&w.register.worker_id);
-        let spares: Vec<Site> = cx.pool.spares().filter(is_fit).map(Site::of).collect();
+        let spares: Vec<Site<'_>> = cx.pool.spares().filter(is_fit).map(Site::of).collect();
         let placed = self.core.record.places.iter().flatten().filter_map(|w| cx.pool.get(w)).map(Site::of).collect();
-        for (worker, reason) in hidden(&spares, placed, self.core.record.shape.world()) {
+        let found = hidden(&spares, placed, self.core.record.shape.world());
+        for (worker, reason) in found {
             self.mark_unfit(cx, &worker, &reason, Until::Retry);
         }
     }
 }
 
 /// The spares that are given no place beside `placed`, or beside each other where nobody has one yet; with the reason.
-fn hidden(spares: &[Site], placed: Vec<Site>, world: usize) -> Vec<(WorkerId, String)> {
+fn hidden(spares: &[Site<'_>], placed: Vec<Site<'_>>, world: usize) -> Vec<(WorkerId, String)> {
+    if !spares.iter().chain(&placed).any(|site| site.is_loopback) {
+        return Vec::new();
+    }
     let others = if placed.is_empty() { among(spares, world) } else { placed };
+    // Of all others, and of those that only their own host can dial: the first, and the first of another host than that.
+    let (all, inside) = (FirstTwo::of(others.iter()), FirstTwo::of(others.iter().filter(|other| other.is_loopback)));
     let mut out = Vec::new();
     for spare in spares {
-        let hides = others.iter().find(|other| spare.is_hidden_from(other)).map(|_| spare);
-        let hidden = hides.or(others.iter().find(|other| other.is_hidden_from(spare)));
-        out.extend(hidden.map(|site| (spare.worker.clone(), site.mended())));
+        let hides = all.elsewhere(spare.host).filter(|_| spare.is_loopback).map(|_| spare);
+        let hidden = hides.or(inside.elsewhere(spare.host));
+        out.extend(hidden.map(|site| (spare.worker.into(), site.mended())));
     }
     out
 }
 
+/// Sites of two hosts, if there are as many: of any host there is one of another host among them.
+struct FirstTwo<'a> {
+    first: Option<&'a Site<'a>>,
+    second: Option<&'a Site<'a>>,
+}
+
+impl<'a> FirstTwo<'a> {
+    fn of(mut sites: impl Iterator<Item = &'a Site<'a>>) -> FirstTwo<'a> {
+        let first = sites.next();
+        FirstTwo { first, second: sites.find(|site| first.is_some_and(|first| first.host != site.host)) }
+    }
+
+    /// The first that is on another host.
+    fn elsewhere(&self, host: &str) -> Option<&'a Site<'a>> {
+        self.first.filter(|site| site.host != host).or(self.second)
+    }
+}
+
 /// The spares that the others have to be able to dial: those that can be dialled from other hosts, or those of one host that has enough by itself.
-fn among(spares: &[Site], world: usize) -> Vec<Site> {
-    let (inside, outside): (Vec<Site>, Vec<Site>) = spares.iter().cloned().partition(Site::is_loopback);
-    let of_host = |host: &str| inside.iter().filter(|s| s.host == host).cloned().collect::<Vec<Site>>();
-    let enough = inside.iter().map(|s| of_host(&s.host)).find(|of_host| of_host.len() >= world);
-    match enough {
-        Some(of_host) if outside.len() < world => of_host,
-        _ if outside.is_empty() => inside.first().cloned().into_iter().collect(),
+fn among<'a>(spares: &[Site<'a>], world: usize) -> Vec<Site<'a>> {
+    let (inside, outside): (Vec<Site<'_>>, Vec<Site<'_>>) = spares.iter().copied().partition(|site| site.is_loopback);
+    let mut num_of: BTreeMap<&str, usize> = BTreeMap::new();
+    inside.iter().for_each(|site| *num_of.entry(site.host).or_default() += 1);
+    match inside.iter().find(|site| num_of[site.host] >= world) {
+        Some(enough) if outside.len() < world => inside.iter().filter(|s| s.host == enough.host).copied().collect(),
+        _ if outside.is_empty() => inside.first().copied().into_iter().collect(),
         _ => outside,
     }
 }
@@ -86,13 +108,10 @@ fn among(spares: &[Site], world: usize) -> Vec<Site> {
 mod tests {
     use super::*;
 
-    fn sites(of: &[(&str, &str)]) -> Vec<Site> {
-        let site = |(n, (host, address)): (usize, &(&str, &str))| Site {
-            worker: format!("w{n}").into(),
-            host: (*host).into(),
-            address: (*address).into(),
-        };
-        of.iter().enumerate().map(site).collect()
+    const NAMES: [&str; 3] = ["w0", "w1", "w2"];
+
+    fn sites<'a>(of: &[(&'a str, &'a str)]) -> Vec<Site<'a>> {
+        NAMES.iter().zip(of).map(|(worker, (host, address))| Site::new(worker, host, address)).collect()
     }
 
     fn check(spares: &[(&str, &str)], placed: &[(&str, &str)], expected: &[&str]) {

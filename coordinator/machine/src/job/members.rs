@@ -48,7 +48,7 @@ impl Job {
         // Stored with the next epoch, which this begins: until then a coordinator that is started again takes it back again.
         let record = self.core.record.edit_later();
         record.absent.remove(&rank);
-        record.places[rank.index()] = Some(id.clone());
+        record.places.set(rank, Some(id.clone()));
         if register.committed_step > 0 {
             // It has state of steps that were made, so it has had links: it is no newer than before its stream ended (T-11).
             self.fitness.take_back(&id);

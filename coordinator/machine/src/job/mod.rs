@@ -4,6 +4,7 @@
 //! one that sees several of them: it hands each message to the part that it is for, and acts on what the part decides. The files of this
 //! folder are one subject each.
 
+mod assign;
 mod candidates;
 mod checkpoint;
 mod drain;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 use crate::activity::{Activities, Hanging};
 use crate::api::RequestError;
+use crate::assigned::Assigned;
 use crate::cause::Cause;
 use crate::checkpoints::Checkpoints;
 use crate::clock::Stopwatch;
@@ -37,7 +39,7 @@ use crate::moves::Moves;
 use crate::progress::{Progress, StepSummary};
 use crate::reach::Reach;
 use crate::readers::Readers;
-use crate::record::{Incident, JobRecord, Record, SeenBy, State, ValidationPage};
+use crate::record::{Incident, JobRecord, Places, Record, SeenBy, State, ValidationPage};
 use crate::replacement::ReplacementWait;
 use crate::scheduler::Wait;
 use crate::straggler::Stragglers;
@@ -65,6 +67,7 @@ pub(crate) struct Job {
     readers: Readers,
     moves: Moves,
     replacement: ReplacementWait,
+    assigned: Assigned,
     /// What it waits for in the queue, as it was told last.
     waits: Option<Wait>,
 }
@@ -98,6 +101,7 @@ impl Job {
             readers: Readers::default(),
             moves: Moves::default(),
             replacement: ReplacementWait::default(),
+            assigned: Assigned::default(),
             waits: None,
         }
     }
@@ -112,7 +116,7 @@ impl Job {
             reason: "just submitted".into(),
             epoch: Epoch::NONE,
             shape: spec.shape,
-            places: Vec::new(),
+            places: Places::default(),
             earlier: Vec::new(),
             absent: BTreeMap::new(),
             holders: BTreeMap::new(),
@@ -410,6 +414,7 @@ impl Job {
         self.stragglers = Stragglers::default();
         self.moves = Moves::default();
         self.replacement = ReplacementWait::default();
+        self.assigned = Assigned::default();
     }
 
     // ----------------------------------------------------------------------------------------------------------------- time
@@ -431,7 +436,6 @@ impl Job {
             Deadline::Links
             | Deadline::Replacement
             | Deadline::Retry { .. }
-            | Deadline::Silence { .. }
             | Deadline::WorkerAside { .. }
             | Deadline::HostAside { .. }
             | Deadline::Probe { .. } => true,
@@ -473,10 +477,7 @@ impl Job {
                 }
             }
             Deadline::Retry { .. } => {}
-            Deadline::Silence { .. }
-            | Deadline::WorkerAside { .. }
-            | Deadline::HostAside { .. }
-            | Deadline::Probe { .. } => {
+            Deadline::WorkerAside { .. } | Deadline::HostAside { .. } | Deadline::Probe { .. } => {
                 unreachable!("{deadline:?} is a deadline of the pool")
             }
         }

@@ -63,7 +63,7 @@ impl Job {
             min_dp: self.fewest_replicas(),
             replica: record.shape.tp() * record.shape.pp(),
             workers: record.places.iter().flatten().cloned().collect(),
-            num_missing: record.places.iter().filter(|place| place.is_none()).count(),
+            num_missing: record.places.num_empty(),
             is_yielding: record.yields.is_some(),
         }
     }
@@ -76,7 +76,7 @@ impl Job {
     /// Spares are needed for its places, or soon will be.
     pub fn needs_spares(&self) -> bool {
         let record = &self.core.record;
-        record.places.iter().any(Option::is_none) || !record.draining.is_empty()
+        record.places.num_empty() > 0 || !record.draining.is_empty()
     }
 
     /// Workers without a place that hold its state as it was split before.

@@ -181,7 +181,7 @@ impl Job {
     /// Evicts the worker of this place. It keeps its shards until all places have the state as it is split next, if the others can still use
     /// them.
     fn displace(&mut self, cx: &mut Context<'_>, rank: Rank, why: &str) {
-        let Some(worker) = self.core.record.edit(cx.out).places[rank.index()].take() else { return };
+        let Some(worker) = self.core.record.edit(cx.out).places.set(rank, None) else { return };
         let text = format!("{worker} (rank {rank}) {why}");
         if !self.core.record.has_state {
             self.stop_worker(cx, &worker, &text);
@@ -194,7 +194,7 @@ impl Job {
     fn remember_layout(&mut self, cx: &mut Context<'_>) {
         if self.core.record.has_state {
             let record = self.core.record.edit(cx.out);
-            record.earlier.push(Layout { shape: record.shape, places: record.places.clone() });
+            record.earlier.push(Layout { shape: record.shape, places: record.places.to_vec() });
         }
     }
 
@@ -245,7 +245,7 @@ impl Job {
     /// state may still be split for.
     fn num_lost(&self, ranks: &BTreeSet<usize>) -> usize {
         let is_kept = |w: &str| self.core.record.rank_of(w).is_some_and(|rank| ranks.contains(&rank.index()));
-        let present = Layout { shape: self.core.record.shape, places: self.core.record.places.clone() };
+        let present = Layout { shape: self.core.record.shape, places: self.core.record.places.to_vec() };
         let lost = |layout: &Layout| {
             let held = |is_there: &dyn Fn(&str) -> bool| {
                 let by_rank = layout.places.iter().enumerate();

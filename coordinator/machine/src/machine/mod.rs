@@ -108,6 +108,13 @@ impl Machine {
 
     /// Handles one input. Time never goes back.
     pub fn handle(&mut self, input: Input, now: Now) -> Vec<Output> {
+        self.take(input, now);
+        self.settle(now)
+    }
+
+    /// Takes one input of several that came at a time; [`Machine::settle`] decides what all of them lead to, and says it. Where a host dies with
+    /// all its workers that is one epoch and not one for each, and what is stored is stored once.
+    pub fn take(&mut self, input: Input, now: Now) {
         match input {
             Input::Submit { request, submission, owner } => self.submit(request, &submission, owner, now),
             Input::Cancel { request, job } => self.cancel(request, &job, now),
@@ -133,7 +140,6 @@ impl Machine {
             Input::Closed { stream, reason } => self.disconnected(stream, SeenBy::StreamClosed, &reason, now),
             Input::Tick => self.tick(now),
         }
-        self.settle(now)
     }
 
     pub fn limits(&self) -> Limits {
@@ -218,8 +224,8 @@ impl Machine {
         }
     }
 
-    /// Fills places where that has become possible, and puts the outputs into their order.
-    fn settle(&mut self, now: Now) -> Vec<Output> {
+    /// Fills places where that has become possible, and puts the outputs of all inputs that were taken into their order.
+    pub fn settle(&mut self, now: Now) -> Vec<Output> {
         let is_unsettled = self.out.unsettled;
         while std::mem::take(&mut self.out.unsettled) {
             self.schedule(now);

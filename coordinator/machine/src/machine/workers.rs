@@ -19,7 +19,7 @@ use proto::coordinator_message::Body as ToWorker;
 use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 use toroid_torus::failpoint;
-use toroid_torus::ids::{Epoch, JobId, Rank, Step};
+use toroid_torus::ids::{Epoch, Step};
 use toroid_torus::labels;
 
 /// Longer texts than this from a worker are refused at registration.
@@ -75,7 +75,8 @@ impl Config {
 
 impl Machine {
     pub(crate) fn message(&mut self, stream: StreamId, body: FromWorker, now: Now) {
-        let Some(worker) = self.pool.by_stream(stream) else {
+        let silent_at = now.monotonic + self.config.limits.failure_timeout;
+        let Some(worker) = self.pool.heard(stream, now.monotonic, silent_at) else {
             return match body {
                 FromWorker::Register(register) => self.register(stream, register, now),
                 _ => {
@@ -84,12 +85,12 @@ impl Machine {
                 }
             };
         };
-        let place = worker.place.clone();
         if let FromWorker::Heartbeat(m) = &body {
             worker.memory_bytes = [m.memory_bytes, m.memory_free_bytes];
-            worker.links.clone_from(&m.links);
+            if worker.links != m.links {
+                worker.links.clone_from(&m.links);
+            }
         }
-        self.pool.heard(stream, now.monotonic, now.monotonic + self.config.limits.failure_timeout);
         match body {
             FromWorker::Register(_) => {
                 self.drop_worker(stream, SeenBy::WorkerReport, "registered twice on one stream", now);
@@ -101,14 +102,15 @@ impl Machine {
             FromWorker::Stopped(_) | FromWorker::LogLines(_) | FromWorker::Stacks(_) => {}
             FromWorker::WarmedUp(m) => self.warmed_up(stream, &m, now),
             FromWorker::Probed(m) => self.probed(stream, &m, now),
-            body => self.place_message(place, body, now),
+            body => self.place_message(stream, body, now),
         }
     }
 
-    fn place_message(&mut self, place: Option<(JobId, Rank)>, body: FromWorker, now: Now) {
+    fn place_message(&mut self, stream: StreamId, body: FromWorker, now: Now) {
         let (jobs, mut cx) = self.split(now);
         let about = body.subject();
-        let present = place.and_then(|(job, rank)| Some((jobs.get_mut(&job)?, rank)));
+        let place = cx.pool.by_stream(stream).and_then(|worker| worker.place.as_ref());
+        let present = place.and_then(|(job, rank)| Some((jobs.get_mut(job)?, *rank)));
         match present {
             Some((job, rank))
                 if about == Some((job.record().id.as_str(), job.record().epoch.get()))
@@ -197,9 +199,20 @@ impl Machine {
         let keep_going = goes_on || kept.is_none() && is_retained;
         let protocol_version = protocol_with(&register).unwrap_or_default();
         let (epoch, committed) = (Epoch::new(register.epoch), Step::new(register.committed_step));
-        let (last_heard, links) = (now.monotonic, BTreeMap::new());
-        let worker = Worker { stream, register, since, last_heard, memory_bytes: [0; 2], links, place, proof: None };
-        cx.pool.insert(worker, now.monotonic + cx.config.limits.failure_timeout);
+        let (last_heard, silent_at) = (now.monotonic, now.monotonic + cx.config.limits.failure_timeout);
+        let (memory_bytes, links, told) = ([0; 2], BTreeMap::new(), None);
+        cx.pool.insert(Worker {
+            stream,
+            register,
+            since,
+            last_heard,
+            silent_at,
+            memory_bytes,
+            links,
+            place,
+            told,
+            proof: None,
+        });
         let welcome = proto::Welcome { protocol_version, ..welcome(cx.config, cx.secret, keep_going) };
         cx.out.send(stream, ToWorker::Welcome(welcome));
         match kept {

@@ -17,7 +17,7 @@ fn running(dp: usize, spares: usize, steps: u64, more: &str) -> (World, String) 
     world.settle();
     world.train(&job, steps);
     let places = (0..dp).map(|n| Some(format!("w{n}").into())).collect::<Vec<_>>();
-    assert_eq!(world.record(&job).places, places);
+    assert_eq!(*world.record(&job).places, *places);
     (world, job)
 }
 
@@ -228,7 +228,7 @@ fn a_worker_that_comes_back_with_its_state_has_its_place_again() {
         let reason = "closed its stream (reset)".into();
         world.input(crate::Input::Closed { stream, reason });
     }
-    assert_eq!(world.record(&job).places, [None, None], "the network of the coordinator was away");
+    assert_eq!(*world.record(&job).places, [None, None], "the network of the coordinator was away");
     world.reconnect(|_| true);
     world.settle();
     let record = world.record(&job);

@@ -83,7 +83,7 @@ fn both_holders_of_a_shard_leave_and_the_others_stay() {
     world.train(&job, 5);
     let record = world.record(&job);
     assert_eq!((record.state, record.last_checkpoint().map(|c| c.step.get())), (State::Recovering, Some(5)));
-    assert_eq!(record.places, [Some("a".into()), None, None, Some("d".into())]);
+    assert_eq!(*record.places, [Some("a".into()), None, None, Some("d".into())]);
     ["e", "f"].iter().for_each(|id| world.join(id));
     world.settle();
     world.train(&job, 40);

@@ -44,6 +44,16 @@ pub struct Work {
     pub history: VecDeque<StepRecord>,
 }
 
+/// What the newest `Assign` said.
+#[derive(Debug)]
+struct Told {
+    job: String,
+    epoch: u64,
+    rank: u32,
+    shape: Shape,
+    total: u64,
+}
+
 #[derive(Debug)]
 pub struct Worker {
     pub id: String,
@@ -55,6 +65,7 @@ pub struct Worker {
     pub labels: BTreeMap<String, String>,
     pub stream: Option<StreamId>,
     pub work: Option<Work>,
+    told: Option<Told>,
     pub inbox: VecDeque<ToWorker>,
     pub outbox: VecDeque<FromWorker>,
     /// `Welcome` came on this stream: before, nothing but `Register` is said.
@@ -115,6 +126,7 @@ impl Worker {
             labels: BTreeMap::new(),
             stream: None,
             work: None,
+            told: None,
             inbox: VecDeque::new(),
             outbox: VecDeque::new(),
             is_welcome: false,
@@ -213,7 +225,7 @@ impl Worker {
                 if m.keep_going {
                     self.say_again();
                 } else {
-                    self.work = None;
+                    (self.work, self.told) = (None, None);
                 }
             }
             ToWorker::Assign(m) => self.assigned(&m),
@@ -234,7 +246,7 @@ impl Worker {
             ToWorker::DropCheckpoint(m) => self.drop_checkpoint(&m, disk),
             ToWorker::Stop(m) => {
                 if self.work.as_ref().is_some_and(|w| w.job == m.job_id && w.epoch <= m.epoch) {
-                    self.work = None;
+                    (self.work, self.told) = (None, None);
                     self.say(FromWorker::Stopped(proto::Stopped { job_id: m.job_id, epoch: m.epoch }));
                 }
             }
@@ -288,18 +300,29 @@ impl Worker {
         if self.work.as_ref().is_some_and(|w| w.job == m.job_id && w.epoch >= m.epoch) {
             return;
         }
-        let spec: toroid_torus::job::JobSpec = serde_json::from_str(&m.job_json).unwrap();
         let (job_id, epoch) = (m.job_id.clone(), m.epoch);
         let before = self.work.take().filter(|w| w.job == m.job_id);
+        let (shape, total) = match (m.since_epoch, &self.told) {
+            (0, _) => {
+                let spec: toroid_torus::job::JobSpec = serde_json::from_str(&m.job_json).unwrap();
+                (spec.shape, spec.steps)
+            }
+            // A session keeps what it was told until it is told to stop, whatever has become of its work.
+            (since, Some(told)) if (&told.job, told.epoch, told.rank) == (&m.job_id, since, m.rank) => {
+                (told.shape, told.total)
+            }
+            (since, told) => panic!("what differs from epoch {since} is said to who was told {told:?}"),
+        };
+        self.told = Some(Told { job: job_id.clone(), epoch, rank: m.rank, shape, total });
         let mut work = Work {
             job: job_id.clone(),
             epoch,
             rank: m.rank as usize,
-            world: m.peers.len(),
-            total: spec.steps,
+            world: shape.world(),
+            total,
             started: false,
             committed: 0,
-            shape: spec.shape,
+            shape,
             held: Vec::new(),
             is_split: false,
             sealed: false,

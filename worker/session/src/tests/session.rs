@@ -3,7 +3,7 @@
 use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
-use toroid_proto::{Assign, CheckpointAt, RefusalKind, Start, StepAck, StepRecord, Stop, Welcome};
+use toroid_proto::{Assign, CheckpointAt, Peer, RefusalKind, Start, StepAck, StepRecord, Stop, Welcome};
 use toroid_torus::ids::{Epoch, Rank, Step};
 use toroid_torus::manifest::ShardFile;
 
@@ -242,9 +242,45 @@ fn an_assignment_that_makes_no_sense_is_refused_in_words() {
         assert!(failed.fatal && failed.error.contains(expected), "{}", failed.error);
     };
     check_error(Assign { job_json: "{".into(), ..assign_message(1) }, "cannot read the job");
-    check_error(Assign { peers: Vec::new(), ..assign_message(1) }, "expected the addresses of 2 places, found 0");
+    check_error(Assign { peers: Vec::new(), ..assign_message(1) }, "of 2 places in all, found 0 addresses");
+    check_error(Assign { since_epoch: 6, ..assign_message(7) }, "what differs from epoch 6 was said");
     check_error(Assign { link_key: vec![1], ..assign_message(1) }, "expected 32 bytes, found 1");
     check_error(Assign { rank: 2, ..assign_message(1) }, "cannot take rank 2");
+}
+
+/// The place that it prepares after these assignments; none where the last is refused.
+fn prepares(session: &mut Session, assign: Assign) -> Option<Assignment> {
+    let out = session.handle(Input::FromCoordinator(FromCoordinator::Assign(assign)));
+    out.into_iter().find_map(|output| match output {
+        Output::Act(Action::Prepare(assignment)) => Some(*assignment),
+        _ => None,
+    })
+}
+
+#[test]
+fn of_the_next_epoch_it_is_told_what_differs() {
+    let mut session = Session::new();
+    let first = prepares(&mut session, assign_message(4)).expect("all is said");
+    let differs = |since_epoch, epoch| Assign {
+        since_epoch,
+        job_json: String::new(),
+        peers: vec![Peer { rank: 1, worker_id: "new".into(), data_address: "127.0.0.1:9".into() }],
+        ..assign_message(epoch)
+    };
+    let second = prepares(&mut session, differs(4, 5)).expect("it has what does not differ");
+    assert_eq!((second.spec, second.epoch.get()), (first.spec, 5));
+    assert_eq!(second.peers[&Rank::ZERO], first.peers[&Rank::ZERO]);
+    assert_eq!(second.peers[&Rank::new(1)], PeerAddr { worker_id: "new".into(), address: "127.0.0.1:9".into() });
+    let third = prepares(&mut session, Assign { peers: Vec::new(), ..differs(5, 6) }).expect("nothing differs");
+    assert_eq!(third.peers, second.peers);
+    assert!(prepares(&mut session, differs(5, 8)).is_none(), "it has what was said in epoch 6");
+    assert!(prepares(&mut session, Assign { rank: 1, ..differs(6, 8) }).is_none(), "it had another rank");
+    session.handle(Input::FromCoordinator(FromCoordinator::Stop(Stop {
+        job_id: "j".into(),
+        epoch: 6,
+        ..Stop::default()
+    })));
+    assert!(prepares(&mut session, differs(6, 8)).is_none(), "it has no place any more");
 }
 
 #[test]

@@ -163,7 +163,7 @@ impl<'a> Cluster<'a> {
                 epoch: self.epoch,
                 rank: Rank::new(rank),
                 spec: Arc::clone(&self.spec),
-                peers: peers.clone(),
+                peers: Arc::new(peers.clone()),
                 link_key: [self.epoch.get() as u8; 32],
                 checkpoint_root: self.checkpoint_root(),
                 owner: Owner::new(OwnerId::from_random([1; 16]), "j", "j", 0),

@@ -91,7 +91,7 @@ impl<'a> Cluster<'a> {
                 epoch: self.epoch,
                 rank,
                 spec: Arc::clone(&self.spec),
-                peers: peers.clone(),
+                peers: Arc::new(peers.clone()),
                 link_key: [self.epoch.get() as u8; 32],
                 checkpoint_root: self.dir.join("checkpoints").to_string_lossy().into_owned(),
                 owner: Owner::new(OwnerId::from_random([1; 16]), "j", "j", 0),
