@@ -100,7 +100,7 @@ pub enum Failpoint {
 
 impl Failpoint {
     /// Those that break an invariant where nothing else is armed. `ForgetRecords` alone does not: places know the sums (T-12).
-    pub const HARMFUL: [Failpoint; 30] = [
+    pub const HARMFUL: [Failpoint; 31] = [
         Failpoint::MachineTakesOldEpoch,
         Failpoint::GoOnFromLowest,
         Failpoint::AlwaysRestore,

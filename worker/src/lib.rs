@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use toroid_proto::{Build, Register, build};
+use toroid_proto::{Register, build};
 use toroid_security::Credentials;
 pub use toroid_security::Roots;
 use toroid_session::client::{Client, Settings};
