@@ -14,9 +14,11 @@
 # make bench-elastic   a worker dies: Toroid, torchrun and torchft beside each other; installs PyTorch in .venv-bench
 # make gpu-check   what can only be seen on a GPU: tests, kills, speed of each kernel. gpu-bundle only builds the folder for it, to be
 #              copied to a machine with a GPU and without cargo; there: gpu-bundle/gpu_check.sh
+# make bench-fleet   one coordinator with 256, 2,048 and 8,192 workers whose trainers are played: what it costs, and how soon deaths are decided
+# make bench-dashboard   the page of a job of 2,048 places in Chromium: what it costs, and how soon it shows a death
 # make bench-allreduce   all-reduce over this machine's processes beside gloo's; installs PyTorch in .venv-bench
 
-.PHONY: demo test test-data test-deploy test-slurm soak soak-control-plane soak-chaos check fix bench bench-pytorch bench-elastic bench-allreduce gpu-bundle gpu-check
+.PHONY: demo test test-data test-deploy test-slurm soak soak-control-plane soak-chaos check fix bench bench-pytorch bench-elastic bench-fleet bench-dashboard bench-allreduce gpu-bundle gpu-check
 
 KILLS ?= 200
 SEEDS ?= 1000000
@@ -105,6 +107,18 @@ bench-elastic:
 	scripts/bench_venv.sh
 	cargo build --release --bin toroid
 	.venv-bench/bin/python bench/elastic.py --toroid target/release/toroid
+
+bench-fleet:
+	cargo build --release --bin toroid
+	target/release/toroid bench fleet --workers 256 --dashboards 10 --restart
+	target/release/toroid bench fleet --workers 2048 --dashboards 10 --restart
+	target/release/toroid bench fleet --workers 2048 --heartbeat-hz 10 --kills 0 --kill-hosts 0 --kill-racks 0
+	target/release/toroid bench fleet --workers 8192 --streams-per-connection 64 --dashboards 10 --restart
+
+bench-dashboard:
+	scripts/setup.sh
+	cargo build --release --bin toroid
+	.venv/bin/python bench/dashboard.py --toroid target/release/toroid
 
 bench-allreduce:
 	scripts/bench_venv.sh

@@ -468,7 +468,7 @@ fn parse_label(text: &str) -> Result<(String, String), LabelError> {
 }
 
 /// Each worker and user of a coordinator, and each link of a worker, is an open file: as many as the system allows this process.
-fn raise_open_files() {
+pub fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {
         return;

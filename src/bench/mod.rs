@@ -4,6 +4,7 @@
 
 mod allreduce;
 mod checkpoint;
+mod fleet;
 mod overhead;
 mod recovery;
 mod scaling;
@@ -27,6 +28,11 @@ pub enum Command {
     Overhead(overhead::Args),
     /// How long a step waits for a checkpoint, and how fast it is written, beside the disk itself
     Checkpoint(checkpoint::Args),
+    /// One coordinator with thousands of workers whose trainers are played: processor, memory, latencies, deaths
+    Fleet(fleet::Args),
+    /// Workers for `fleet`, which starts this
+    #[command(hide = true)]
+    FleetPlayers(fleet::players::Args),
     /// How much of the cores several workers make use of: one job in several shapes, and in one worker with as many threads
     Scaling(scaling::Args),
     /// Speed and memory of whole optimizer steps in one worker, beside the machine's own peak
@@ -39,6 +45,8 @@ pub async fn run(command: Command) -> Result<ExitCode> {
         Command::Recovery(args) => recovery::run(args).await,
         Command::Overhead(args) => overhead::run(args).await,
         Command::Checkpoint(args) => checkpoint::run(args).await,
+        Command::Fleet(args) => fleet::run(args).await,
+        Command::FleetPlayers(args) => fleet::players::run(args).await,
         Command::Scaling(args) => scaling::run(args).await,
         Command::Step(args) => step::run(&args),
     }

@@ -6,7 +6,7 @@
 //! reported once, by [`Children::ended`] or [`Children::try_ended`]; a terminal's Ctrl-C reaches this process alone, which then ends the children in order.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use toroid_security::issue::{Authority, REVOKED_FILE, Request};
@@ -69,6 +69,8 @@ pub struct Settings {
     pub threads: usize,
     /// `None`: the coordinator's default.
     pub failure_timeout: Option<Duration>,
+    /// How often workers say that they are there; `None`: five times in a failure timeout.
+    pub heartbeat: Option<Duration>,
     /// Workers have a network of their own that can be cut; needs root.
     pub has_network: bool,
     /// Folder for what the first steps' time of each worker goes to.
@@ -124,6 +126,7 @@ impl Settings {
             device: Choice::Auto,
             threads,
             failure_timeout: None,
+            heartbeat: None,
             has_network: false,
             trace: None,
             environment: Vec::new(),
@@ -160,6 +163,7 @@ pub struct Children {
     device: Choice,
     threads: usize,
     failure_timeout: Option<Duration>,
+    heartbeat: Option<Duration>,
     environment: Vec<(String, String)>,
     trace: Option<PathBuf>,
     certificates: Certificates,
@@ -211,6 +215,7 @@ impl Children {
             device: settings.device,
             threads: settings.threads,
             failure_timeout: settings.failure_timeout,
+            heartbeat: settings.heartbeat,
             trace: settings.trace.clone(),
             environment: settings.environment.clone(),
             etcd: settings.etcd.clone(),
@@ -365,10 +370,12 @@ impl Children {
         command.arg("--dir").arg(self.dir.join(name)).arg("--credentials").arg(&self.certificates.coordinator);
         // Its users are those who started it: they may name what they may read themselves.
         command.args(["--allow-root", "/"]).arg("--revoked").arg(self.certificates().join(REVOKED_FILE));
+        let of_timeout = |timeout: Duration| Duration::from_millis(timeout.as_millis().div_ceil(5) as u64);
         if let Some(timeout) = self.failure_timeout {
-            let (timeout, heartbeat) = (timeout.as_millis(), timeout.as_millis().div_ceil(5));
-            command.args(["--failure-timeout-ms", &timeout.to_string()]);
-            command.args(["--heartbeat-interval-ms", &heartbeat.to_string()]);
+            command.args(["--failure-timeout-ms", &timeout.as_millis().to_string()]);
+        }
+        if let Some(heartbeat) = self.heartbeat.or(self.failure_timeout.map(of_timeout)) {
+            command.args(["--heartbeat-interval-ms", &heartbeat.as_millis().to_string()]);
         }
         command.spawn().context("start the coordinator")
     }
@@ -420,6 +427,19 @@ impl Children {
         let child = command.spawn().with_context(|| format!("start the worker {id}"))?;
         self.tend(Role::Worker, id.clone(), child, log);
         Ok(id)
+    }
+
+    /// Starts another process of this program, which is given orders over its standard input, with which it ends, and says something over its
+    /// standard output.
+    pub fn start_aside(&mut self, name: &str, line: &[OsString]) -> Result<(ChildStdin, ChildStdout)> {
+        let log = self.log(name);
+        let mut command = Command::new(&self.executable);
+        wire(&mut command, &log)?;
+        let mut child = command.stdout(Stdio::piped()).args(line).spawn().with_context(|| format!("start {name}"))?;
+        let (orders, words) = (child.stdin.take(), child.stdout.take());
+        let ends = orders.zip(words).with_context(|| format!("take the input and the output of {name}"))?;
+        self.tend(Role::Worker, name.into(), child, log);
+        Ok(ends)
     }
 
     /// Waits for the child's end, and brings it about when all are to end.
