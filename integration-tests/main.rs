@@ -7,6 +7,7 @@ mod cuts;
 mod dashboard;
 mod deploy;
 mod figures;
+mod fleet;
 mod identity;
 mod leaving;
 mod local;
