@@ -33,9 +33,10 @@ fn a_fleet_joins_survives_deaths_and_a_restart_and_nobody_is_held_up_by_who_does
     assert_eq!((of(0), of(1)), ((Some("worker"), Some(1)), (Some("host"), Some(8))), "{deaths:#?}");
     for death in deaths {
         assert!(death["decided_s"]["max"].as_f64() >= death["told_s"]["max"].as_f64(), "{death:#}");
-        // Its other holders are elsewhere: no step is lost, and a host that dies is one decision, or two where its last stream ends late.
+        // Its other holders are elsewhere: no step is lost. Streams that end one after the other may be an epoch each, and none is more.
         assert_eq!(death["restores"], 0, "{death:#}");
-        assert!(death["epochs"].as_f64().is_some_and(|n| (1.0..=3.0).contains(&n)), "{death:#}");
+        let (epochs, workers) = (death["epochs"].as_f64(), death["workers"].as_f64().unwrap_or(0.0));
+        assert!(epochs.is_some_and(|n| (1.0..=workers).contains(&n)), "{death:#}");
     }
 
     let watched = &report["dashboards"];

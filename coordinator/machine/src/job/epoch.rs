@@ -160,7 +160,7 @@ impl Job {
         let survivors =
             self.core.record.placed().filter(|(rank, w)| old.get(rank.index()) == Some(&Some((*w).clone())));
         let Some((rank, survivor)) = survivors.map(|(rank, w)| (rank, w.clone())).last() else { return };
-        self.core.record.edit(cx.out).places[rank.index()] = Some(spare);
+        self.core.record.edit(cx.out).places.set(rank, Some(spare));
         cx.pool.set_place(&survivor, None);
         self.fill_places(cx);
     }
