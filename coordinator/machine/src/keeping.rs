@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn one_that_may_be_gone_is_not_the_one_for_good() {
-        let mut all = vec![checkpoint(500), checkpoint(600), checkpoint(700)];
+        let mut all = [checkpoint(500), checkpoint(600), checkpoint(700)];
         all[0].is_removal_ordered = true;
         assert_eq!(steps(for_good(all.iter(), 500)), [600]);
     }
