@@ -3824,7 +3824,8 @@ pub struct Peer {
     #[prost(string, tag = "3")]
     pub data_address: ::prost::alloc::string::String,
 }
-/// A place in a job. Fences everything of an older epoch of that job.
+/// A place in a job. Fences everything of an older epoch of that job. Who was told of the epoch before on the same stream, for the same rank,
+/// is told what differs.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Assign {
     #[prost(string, tag = "1")]
