@@ -32,7 +32,7 @@ fn t1_to_t9_hold_whatever_happens() {
     }
     let num_taken_over = tally.num_taken_over;
     println!("{num_taken_over} times another coordinator began to lead while a job had stopped or shrunk for another");
-    assert!(num < NUM_SEEDS || num_taken_over * 100 > num, "pools are hardly led in turn: {num_taken_over} times");
+    assert!(num < NUM_SEEDS || num_taken_over * 500 > num, "pools are hardly led in turn: {num_taken_over} times");
     assert!(num_given_up * 20 <= num, "too many jobs are given up: {:#?}", tally.given_up);
 }
 

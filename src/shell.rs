@@ -81,7 +81,7 @@ mod tests {
         let mut found = Vec::new();
         let mut open = vec![(Vec::new(), command())];
         while let Some((words, command)) = open.pop() {
-            for below in command.get_subcommands() {
+            for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
                 let mut words: Vec<String> = words.clone();
                 words.push(below.get_name().into());
                 open.push((words.clone(), below.clone()));

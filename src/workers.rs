@@ -303,6 +303,7 @@ mod tests {
             host: "h".into(),
             device: "cpu".into(),
             fingerprint: "f".into(),
+            build_version: "0.1.0".into(),
             job_id: if rank < 0 { String::new() } else { "tiny-1".into() },
             rank,
             silent_s: 0.25,
@@ -320,9 +321,9 @@ mod tests {
         };
         assert_eq!(
             worker_table(&[worker("w0", 0), worker("w1", -1)]),
-            "WORKER  HOST  PID   DEVICE  MEMORY                 JOB      RANK  COMPUTES A STEP  SILENT  FINGERPRINT  LINKS                WARM-UP\n\
-             w0      h     4242  cpu     60.0 GB, 20.0 GB free  tiny-1   0     41.2 ms          0.2 s   f            2 tcp in clear text  -\n\
-             w1      h     4242  cpu     -                      (spare)  -     -                0.2 s   f            -                    failed for tiny-1: no data; tried again in 5.0 s\n"
+            "WORKER  HOST  PID   DEVICE  MEMORY                 JOB      RANK  COMPUTES A STEP  SILENT  VERSION  FINGERPRINT  LINKS                WARM-UP\n\
+             w0      h     4242  cpu     60.0 GB, 20.0 GB free  tiny-1   0     41.2 ms          0.2 s   0.1.0    f            2 tcp in clear text  -\n\
+             w1      h     4242  cpu     -                      (spare)  -     -                0.2 s   0.1.0    f            -                    failed for tiny-1: no data; tried again in 5.0 s\n"
         );
         assert!(worker_table(&[worker("w2", 2)]).contains("41.2 ms, slow: 2.0 times its peers"));
         let mut aside = worker("w1", -1);

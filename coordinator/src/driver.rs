@@ -257,20 +257,22 @@ impl Driver {
     /// alone. Returns how many there were.
     async fn commands(&mut self, first: (Command, Span)) -> Result<usize, Stop> {
         let (mut next, mut num) = (Some(first), 0);
+        let mut closed = Vec::new();
         while let Some((command, span)) = next {
             num += 1;
-            if let Err(request) = self.take(command) {
-                self.settle().await?;
+            if let Err(request) = self.take(command, &mut closed) {
+                self.settle(&mut closed).await?;
                 self.command(request).instrument(span).await?;
             }
             next = if num < MAX_COMMANDS_AT_ONCE { self.waiting.command() } else { None };
         }
-        self.settle().await?;
+        self.settle(&mut closed).await?;
         Ok(num)
     }
 
-    /// Has the machine take what a worker says, or what becomes of its stream. Gives back what else is asked for.
-    fn take(&mut self, command: Command) -> Result<(), Command> {
+    /// Has the machine take what a worker says, or what becomes of its stream: those that are `closed` hear until all is settled, so that whoever
+    /// is refused is told, also if it has said all that it had to say. Gives back what else is asked for.
+    fn take(&mut self, command: Command, closed: &mut Vec<StreamId>) -> Result<(), Command> {
         match command {
             Command::Message { stream, body, permit } => {
                 drop(permit);
@@ -278,7 +280,7 @@ impl Driver {
                 self.machine.take(Input::Message { stream, body }, self.clock.now());
             }
             Command::Closed { stream, reason } => {
-                self.connections.remove(&stream);
+                closed.push(stream);
                 self.machine.take(Input::Closed { stream, reason }, self.clock.now());
             }
             Command::Open { stream, connection } => drop(self.connections.insert(stream, connection)),
@@ -288,9 +290,13 @@ impl Driver {
     }
 
     /// Does what follows from all that was taken.
-    async fn settle(&mut self) -> Result<(), Stop> {
+    async fn settle(&mut self, closed: &mut Vec<StreamId>) -> Result<(), Stop> {
         let outputs = self.machine.settle(self.clock.now());
-        self.execute(outputs).await
+        let done = self.execute(outputs).await;
+        for stream in closed.drain(..) {
+            self.connections.remove(&stream);
+        }
+        done
     }
 
     /// Does what a user asks for.

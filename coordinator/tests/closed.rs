@@ -204,7 +204,9 @@ fn each_call_has_a_rule_and_each_rule_a_call() {
 
 #[tokio::test]
 async fn no_call_answers_anything_but_a_refusal_to_who_may_not_make_it() {
-    let closed = Closed::start().await;
+    // All these refusals are of one address.
+    let calls = CallLimits { refused_per_s: 10_000.0, ..CallLimits::default() };
+    let closed = Closed::with(|config| config.calls = calls).await;
     let mut roles = BTreeMap::new();
     for role in Role::ALL {
         roles.insert(role, closed.issue(&format!("some-{role}"), role));

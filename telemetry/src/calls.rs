@@ -173,7 +173,7 @@ impl Visit for NamesTrace {
 mod tests {
     use std::io;
     use std::sync::atomic::Ordering;
-    use std::sync::{Arc, Mutex};
+    use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
     use opentelemetry::trace::{SpanKind, Status};
     use tokio::sync::mpsc;
@@ -209,8 +209,16 @@ mod tests {
         }
     }
 
+    /// What a span costs where it begins goes by all subscribers that there are, of all threads: so one test at a time has one.
+    static SUBSCRIBED: Mutex<()> = Mutex::new(());
+
+    fn alone() -> MutexGuard<'static, ()> {
+        SUBSCRIBED.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The spans that come of this, how many were dropped, and the lines of text.
     fn spans_of(doing: impl FnOnce()) -> (Vec<SpanData>, u64, String) {
+        let _alone = alone();
         let (spans, mut received) = mpsc::channel(8);
         let queue = Queue { spans, num_dropped: Arc::default() };
         let num_dropped = Arc::clone(&queue.num_dropped);
@@ -287,6 +295,7 @@ mod tests {
 
     #[test]
     fn where_nobody_takes_spans_there_are_none() {
+        let _alone = alone();
         let lines = tracing_subscriber::fmt::layer().with_filter(filter::log_filter(Some("trace"), "info").0);
         let cost = || -> u64 { panic!("its fields are not asked for") };
         tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), || {

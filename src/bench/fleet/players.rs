@@ -27,6 +27,7 @@ const INTERVAL: Duration = Duration::from_millis(1);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Address of the coordinator
     #[arg(long)]
     coordinator: String,
     /// Folder of a worker's credentials
@@ -35,8 +36,10 @@ pub struct Args {
     /// Number of the first worker, of all processes
     #[arg(long)]
     first: usize,
+    /// Number of workers in this process
     #[arg(long, value_parser = positive)]
     workers: usize,
+    /// Streams of workers that share one connection
     #[arg(long, value_parser = positive)]
     streams_per_connection: usize,
 }
