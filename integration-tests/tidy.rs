@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 /// Parts whose results depend on their arguments alone (design sections 2 and 6).
-const PURE: [&str; 3] = ["torus/src", "coordinator/machine/src", "worker/session/src"];
+const PURE: [&str; 4] = ["torus/src", "tokens/src", "coordinator/machine/src", "worker/session/src"];
 /// What brings in time, chance, the system, or an order that differs from run to run.
 const IMPURE: [&str; 12] = [
     "tokio",
@@ -31,7 +31,7 @@ const IMPURE: [&str; 12] = [
 /// What the tests of a pure part may use: many seeds on many threads, one seed replayed by name.
 const ALLOWED_IN_TESTS: [&str; 2] = ["std::thread", "std::env"];
 /// Crates that decide, and must not be able to do I/O: neither they nor anything below them.
-const PURE_CRATES: [&str; 3] = ["toroid-torus", "toroid-machine", "toroid-session"];
+const PURE_CRATES: [&str; 4] = ["toroid-torus", "toroid-tokens", "toroid-machine", "toroid-session"];
 /// Crates that bring sockets, files, clocks or chance.
 const IO_CRATES: [&str; 12] = [
     "tokio",
