@@ -2,7 +2,7 @@
 #              and kill one of the workers on the way
 # make test    everything that must hold: formatting, lints, docs, all tests but those of the two lines below
 # make test-data  the same for the data pipeline, which is a package and a program of its own
-# make test-deploy  what is in deploy/, tried: a real Slurm whose nodes are killed, pods run as their manifests say, the image; as root. test-slurm: the first alone
+# make test-deploy  what is in deploy/, tried: a real Slurm whose nodes are killed, pods run as their manifests say, hosts that are unplugged, the image; as root. test-slurm: the first alone
 # make soak    a million simulated clusters (SEEDS=...: more; takes hours), then soak-control-plane and soak-chaos
 # make soak-chaos  hundreds of kills at four shapes, pairs of workers together with the coordinator, and workers that are stopped, each
 #              compared to the bit with an undisturbed run; some minutes each on two cores (KILLS=20: one), PRESET=tiny: a larger model
@@ -49,6 +49,7 @@ test-deploy:
 	cargo build --bin toroid
 	.venv/bin/python integration-tests/deploy/image.py --toroid target/debug/toroid
 	.venv/bin/python integration-tests/deploy/pods.py --toroid target/debug/toroid demo ha
+	.venv/bin/python integration-tests/deploy/hosts.py --toroid target/debug/toroid 4 6
 	.venv/bin/python integration-tests/deploy/slurm.py --toroid target/debug/toroid
 
 test-slurm:

@@ -3,7 +3,7 @@
 # foreign client would, with NVIDIA's compiler as a library for the GPU kernels (no GPU is needed); and a C++ compiler that builds the
 # same kernels for the CPU; `ip`, which cuts networks; etcd, and openssl for its certificates; Chromium, which opens the dashboard, and
 # Prometheus, which scrapes it; kubectl, helm and the schemas of Kubernetes, also in .venv. Does nothing where it is complete. Debian's packages are installed only where they are missing.
-# --deploy: Slurm and podman as well, for `make test-deploy`.
+# --deploy: Slurm, podman and nft as well, for `make test-deploy`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -53,6 +53,7 @@ command -v ip >/dev/null || install "ip, for network namespaces" iproute2
 if [ "${1:-}" = --deploy ]; then
     [ -x /usr/sbin/slurmctld ] || install "Slurm" slurm-wlm munge
     command -v podman >/dev/null || install "podman" podman buildah runc
+    command -v nft >/dev/null || install "nft, which loses packets" nftables
 fi
 
 if is_complete; then

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 
+from network import Network, run
 from render import containers, find, kustomize, template
 from slurm import JOB, clean_environment
 from slurm_cluster import wait
@@ -40,43 +41,6 @@ cd {root}
 exec setpriv --no-new-privs --bounding-set=-all,+sys_chroot,+setuid,+setgid \
     chroot --userspec={user}:{group} --groups={group} {root} /usr/bin/env -i {env} {command}
 """
-
-
-def run(*command, **options):
-    return subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True, **options).stdout
-
-
-class Network:
-    """A bridge that stands for the cluster's network; each pod has an address of its own, and a new one has a new one."""
-
-    def __init__(self):
-        self.bridge = f"tk{os.getpid() % 1000000}"
-        self.prefix = f"10.{100 + os.getpid() % 100}.{os.getpid() // 100 % 250}"
-        self.num = 1
-        self.spaces = []
-
-    def __enter__(self):
-        run("ip", "link", "add", self.bridge, "type", "bridge")
-        run("ip", "addr", "add", f"{self.prefix}.1/24", "dev", self.bridge)
-        run("ip", "link", "set", self.bridge, "up")
-        return self
-
-    def add(self):
-        self.num += 1
-        space, ours, ip = f"{self.bridge}-{self.num}", f"{self.bridge}v{self.num}", f"{self.prefix}.{self.num}"
-        run("ip", "netns", "add", space)
-        self.spaces.append(space)
-        run("ip", "link", "add", ours, "type", "veth", "peer", "name", "eth0", "netns", space)
-        run("ip", "link", "set", ours, "master", self.bridge, "up")
-        run("ip", "-n", space, "addr", "add", f"{ip}/24", "dev", "eth0")
-        for device in ["eth0", "lo"]:
-            run("ip", "-n", space, "link", "set", device, "up")
-        return space, ip
-
-    def __exit__(self, *_):
-        for space in self.spaces:
-            subprocess.run(["ip", "netns", "del", space], capture_output=True)
-        subprocess.run(["ip", "link", "del", self.bridge], capture_output=True)
 
 
 class Pod:
