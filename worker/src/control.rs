@@ -140,6 +140,8 @@ impl Control {
 impl Inbox {
     /// Carries inputs to the client.
     async fn carry(&mut self, carrier: &mut Carrier<Trained>) -> Result<Ending, ControlError> {
+        // The place that it has, or had last: stacks are of the one in which they were taken, also if it is another's when their names are known.
+        let mut place = (JobId::default(), Epoch::default());
         loop {
             let (takes_events, takes_probed) = (carrier.client.takes_events(), carrier.client.takes_probed());
             let input = tokio::select! {
@@ -162,14 +164,18 @@ impl Inbox {
                     None => continue,
                 },
                 Some(stacks) = self.stacks.recv(), if takes_probed => {
-                    match carrier.try_send(stacks_of(carrier.client.standing(), stacks)) {
+                    match carrier.try_send(stacks_of(&place, stacks)) {
                         Some(lost) => lost,
                         None => continue,
                     }
                 }
             };
             let ending = carrier.take(input).await?;
-            self.log.set_place(carrier.client.standing(), carrier.process.shared.spans().trace_id());
+            let standing = carrier.client.standing();
+            if standing.job_id != JobId::default() {
+                place = (standing.job_id.clone(), standing.epoch);
+            }
+            self.log.set_place(standing, carrier.process.shared.spans().trace_id());
             if let Some(ending) = ending {
                 return Ok(ending);
             }
@@ -286,8 +292,8 @@ pub fn registers(identity: &Register, standing: Standing) -> Register {
     }
 }
 
-fn stacks_of(standing: Standing, Stacks { operation, lines }: Stacks) -> Body {
-    let (job_id, epoch, operation) = (standing.job_id.into(), standing.epoch.get(), operation.into());
+fn stacks_of((job_id, epoch): &(JobId, Epoch), Stacks { operation, lines }: Stacks) -> Body {
+    let (job_id, epoch, operation) = (job_id.to_string(), epoch.get(), operation.into());
     Body::Stacks(toroid_proto::Stacks { job_id, epoch, operation, lines })
 }
 

@@ -18,9 +18,10 @@ impl Limits {
         Duration::from_secs(seconds.clamp(2, 60))
     }
 
-    /// After a restart of the coordinator: how long workers have to come back.
+    /// After a restart of the coordinator: how long workers have to come back. Those of a coordinator whose host has lost its power see it by a ping
+    /// that is not answered, which takes up to the failure timeout, and dial the one that has its name only then.
     pub fn reconnect(&self) -> Duration {
-        self.failure_timeout
+        self.failure_timeout * 3 / 2
     }
 
     /// How long a worker that another lost sight of has to turn out dead, before only the link is taken for broken.

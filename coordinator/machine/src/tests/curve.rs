@@ -28,7 +28,7 @@ fn lose_rank_0_in_an_absence(world: &mut World, job: &str, num_steps: u64) {
     world.workers.remove("a");
     world.restart(|_| true);
     world.settle();
-    world.pass(LIMITS.failure_timeout);
+    world.pass(LIMITS.reconnect());
     world.train(job, 1);
 }
 
@@ -87,7 +87,7 @@ fn t12_who_joined_last_knows_what_no_coordinator_has() {
     world.workers.remove("a");
     world.restart(|_| true);
     world.settle();
-    world.pass(LIMITS.failure_timeout);
+    world.pass(LIMITS.reconnect());
     // All have healed; the new rank 0 and who gave it the sums die before they are heard, one after the other.
     let rank_0 = world.record(&job).places[0].clone().expect("filled");
     let group: Vec<String> = world.record(&job).places.iter().flatten().map(WorkerId::to_string).collect();
