@@ -31,7 +31,8 @@ NUM_HOSTS = 8
 SHAPE = {"tp = 2": "tp = 1", "dp = 2": "dp = 3", "global = 16": "global = 12"}
 # More than anybody waits for: it is ended when it has seen enough.
 ENDLESS = 1_000_000
-FAILURE_TIMEOUT_MS = 3000
+# The default: a worker does not know it when it dials, and takes so long to see that a coordinator is silent.
+FAILURE_TIMEOUT_MS = 5000
 
 
 def job_text(steps, data, more=""):
@@ -197,7 +198,8 @@ def begin(cluster, family):
     file = cluster.folder / "job.toml"
     file.write_text(job_text(ENDLESS, ROOT / "torus/src", f'path = "{cluster.folder}/checkpoints"\n'))
     job = cluster.toroid_run("submit", file).split()[-1]
-    status = cluster.wait_for(job, "step 5", lambda s: s["committed_step"] >= 5)
+    # Links are told with a heartbeat.
+    status = cluster.wait_for(job, "step 5", lambda s: s["committed_step"] >= 5 and all(place["links"] for place in s["places"]))
     kinds = {kind for place in status["places"] for kind in place["links"]}
     assert kinds == {"tls"}, f"places on hosts of their own have links of {kinds}"
     assert not status["incidents"], status["incidents"]

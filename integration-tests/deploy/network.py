@@ -23,7 +23,8 @@ class Network:
 
     def __init__(self, family=4):
         pid = os.getpid()
-        self.bridge = f"tk{pid % 1000000}"
+        # Links of another network of this process may go a moment after it.
+        self.bridge = f"tk{pid % 1000000}n{family}"
         net = f"10.{100 + pid % 100}.{pid // 100 % 250}.0/24" if family == 4 else f"fd42:{pid % 65536:x}::/64"
         self.network = ipaddress.ip_network(net)
         self.num = 1
