@@ -249,7 +249,12 @@ mod tests {
         }
         // Tests beside this one have threads of their own, more than are told of.
         let own = |(_, name): &(i32, String)| ["spins", "parked"].contains(&name.as_str());
-        let lines = take_of(threads().unwrap().into_iter().filter(own).collect()).unwrap();
+        let both = || threads().unwrap().into_iter().filter(own).collect::<Vec<_>>();
+        // A thread has its name only once it runs.
+        while both().len() < 2 {
+            std::thread::yield_now();
+        }
+        let lines = take_of(both()).unwrap();
         ends.store(true, Ordering::SeqCst);
         drop(waiting);
         spins.unwrap().join().unwrap();
