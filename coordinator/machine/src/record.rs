@@ -269,7 +269,7 @@ pub struct JobRecord {
     pub unsaved: Option<Unsaved>,
     /// Steps of which some shards may lie about without a recorded manifest; removed with the next publishing.
     pub leftovers: BTreeSet<Step>,
-    /// Nothing of these steps is removed (see [`super::keeping`]).
+    /// Nothing of these steps is removed (see `super::keeping`).
     #[serde(default)]
     pub pinned: BTreeSet<Step>,
     /// Of a store of an earlier version, which had them all here: they are pages of their own once the job is restored.

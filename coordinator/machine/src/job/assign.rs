@@ -5,7 +5,7 @@
 //!   who was told of the epoch before, on the stream that it still has:    which of those are others now
 //! ```
 //!
-//! A place has links with its row, its column and the other holders of its shards ([`Shape::peers`]). Where the state may have to be split
+//! A place has links with its row, its column and the other holders of its shards (`Shape::peers`). Where the state may have to be split
 //! anew, which may link any two places, everybody is told where all are.
 
 use super::Job;
