@@ -9,18 +9,14 @@ a file of names, which changes.
 """
 
 import argparse
-import contextlib
 import json
-import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 
-from network import Network, run
-from pods import digest, is_calm, num_incidents
+from network import laboratory, run
+from pods import finish, is_calm, num_incidents
 from slurm import JOB, clean_environment
 from slurm_cluster import wait
 
@@ -167,7 +163,7 @@ def trial(toroid, family, folder, network):
         unplugged(cluster, family, job)
         slow_and_lossy(cluster, family, job)
         coordinator_elsewhere(cluster, family, job)
-        finish(cluster, family, job)
+        end(cluster, family, job)
     finally:
         cluster.stop()
 
@@ -257,23 +253,10 @@ def coordinator_elsewhere(cluster, family, job):
     print(f"IPv{family}: the coordinator's host lost its power, and another has its name and folder, at {new.ip} instead of {old.ip}; no worker ended, no incident")
 
 
-def finish(cluster, family, job):
-    last = cluster.status(job)["committed_step"]
-    status = cluster.wait_for(job, "another checkpoint", lambda s: any(c["step"] > last for c in s["checkpoints"]))
-    steps = min(c["step"] for c in status["checkpoints"] if c["step"] > last)
-    assert status["lost_steps"] == 0 and status["state"] == "running", status
-    cluster.toroid_run("cancel", job)
-    codes = {host.name: host.end() for host in cluster.hosts.values() if host.process is not None and host.process.poll() is None}
-    assert not any(codes.values()), codes
-    found = cluster.folder / "found"
-    found.mkdir()
-    shutil.copytree(cluster.folder / "checkpoints", found / "checkpoints")
-    shutil.copy(next((cluster.folder / "store").rglob("curve.csv")), found / "curve.csv")
-    local, file = cluster.folder / "undisturbed", cluster.folder / "undisturbed.toml"
-    file.write_text(job_text(steps, ROOT / "torus/src"))
-    run(cluster.toroid, "local", "--job", file, "--dir", local, "--no-kill", "--spares", "0", "--quiet", env=clean_environment())
-    got, expected = digest(cluster.toroid, found, steps), digest(cluster.toroid, local, steps)
-    assert got == expected, f"digest {got}, undisturbed {expected}"
+def end(cluster, family, job):
+    got, steps = finish(
+        cluster, job, lambda: {host.name: host.end() for host in cluster.hosts.values() if host.process is not None and host.process.poll() is None},
+        (cluster.folder / "checkpoints", "store/**/curve.csv"), lambda steps: job_text(steps, ROOT / "torus/src"))
     print(f"IPv{family}: all processes ended with 0 on SIGTERM; digest {got} of {steps} steps is the undisturbed one")
 
 
@@ -284,15 +267,8 @@ def main():
     parser.add_argument("families", nargs="+", type=int, choices=[4, 6], metavar="FAMILY")
     args = parser.parse_args()
     for family in args.families:
-        folder = tempfile.mkdtemp(prefix="toroid-hosts-")
-        try:
-            with Network(family) as network:
-                trial(args.toroid.resolve(), family, folder, network)
-        finally:
-            if args.keep:
-                print(f"kept in {folder}")
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
+        with laboratory("hosts", args.keep, family) as (folder, network):
+            trial(args.toroid.resolve(), family, folder, network)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import tempfile
 
 # Also on each host: the bridge of a container engine, with the address that it has everywhere.
 BRIDGE_OF_CONTAINERS = "172.17.0.1/16"
@@ -16,6 +17,20 @@ BRIDGE_OF_CONTAINERS = "172.17.0.1/16"
 
 def run(*command, **options):
     return subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True, **options).stdout
+
+
+@contextlib.contextmanager
+def laboratory(name, keep, family=4):
+    """A folder and a network for one trial, which go with it; `keep`: the folder stays."""
+    folder = tempfile.mkdtemp(prefix=f"toroid-{name}-")
+    try:
+        with Network(family) as network:
+            yield folder, network
+    finally:
+        if keep:
+            print(f"kept in {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class Network:

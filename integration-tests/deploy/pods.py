@@ -20,9 +20,8 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 
-from network import Network, run
+from network import laboratory, run
 from render import containers, find, kustomize, template
 from slurm import JOB, clean_environment
 from slurm_cluster import wait
@@ -312,6 +311,29 @@ def digest(toroid, folder, steps):
     return hashlib.blake2b(repr(rows).encode() + out.read_bytes()).hexdigest()[:16]
 
 
+def finish(cluster, job, end, found, text):
+    """Ends a job that has seen enough at its next checkpoint, and all processes by `end`, which gives their exit codes. Returns the digest of the job,
+    which has to be that of the undisturbed run, and its steps. `found`: the folder of its checkpoints, and where below the cluster's folder curves
+    are, of which the longest counts. `text`: the job file for so many steps."""
+    checkpoints, curves = found
+    last = cluster.status(job)["committed_step"]
+    status = cluster.wait_for(job, "another checkpoint", lambda s: any(c["step"] > last for c in s["checkpoints"]))
+    steps = min(c["step"] for c in status["checkpoints"] if c["step"] > last)
+    assert status["lost_steps"] == 0 and status["state"] == "running", status
+    cluster.toroid_run("cancel", job)
+    codes = end()
+    assert not any(codes.values()), codes
+    kept, local, file = (cluster.folder / name for name in ["found", "undisturbed", "undisturbed.toml"])
+    kept.mkdir()
+    shutil.copytree(checkpoints, kept / "checkpoints")
+    shutil.copy(max(cluster.folder.glob(curves), key=lambda path: path.stat().st_size), kept / "curve.csv")
+    file.write_text(text(steps))
+    run(cluster.toroid, "local", "--job", file, "--dir", local, "--no-kill", "--spares", "0", "--quiet", env=clean_environment())
+    got, expected = digest(cluster.toroid, kept, steps), digest(cluster.toroid, local, steps)
+    assert got == expected, f"digest {got}, undisturbed {expected}"
+    return got, steps
+
+
 def trial(toroid, overlay, folder, network):
     cluster = Cluster(toroid, overlay, folder, network)
     cluster.make_secrets()
@@ -371,23 +393,10 @@ def trial(toroid, overlay, folder, network):
         assert all(pod.process.poll() is None for pod in alive)
         print(f"{overlay}: the coordinator that led was killed and came back as {cluster.pods[leader.name].ip} instead of {leader.ip}; no worker ended")
 
-        last = cluster.status(job)["committed_step"]
-        status = cluster.wait_for(job, "another checkpoint", lambda s: any(c["step"] > last for c in s["checkpoints"]))
-        steps = min(c["step"] for c in status["checkpoints"] if c["step"] > last)
-        assert status["lost_steps"] == 0 and status["state"] == "running", status
-        cluster.toroid_run("cancel", job)
-        codes = {pod.name: pod.delete() for pod in cluster.pods.values() if pod.process.poll() is None}
-        assert not any(codes.values()), codes
-        kept = cluster.folder / "found"
-        kept.mkdir()
-        shutil.copytree(shared / "checkpoints", kept / "checkpoints")
-        rows = max(cluster.folder.glob("volumes/toroid-coordinator-*-store/jobs/*/curve.csv"), key=lambda path: path.stat().st_size)
-        shutil.copy(rows, kept / "curve.csv")
-        local = cluster.folder / "undisturbed"
-        job_file.write_text(JOB.format(steps=steps, data=shared / "data"))
-        run(toroid, "local", "--job", job_file, "--dir", local, "--no-kill", "--spares", "0", "--quiet", env=clean_environment())
-        found, expected = digest(toroid, kept, steps), digest(toroid, local, steps)
-        assert found == expected, f"digest {found}, undisturbed {expected}"
+        found, steps = finish(
+            cluster, job, lambda: {pod.name: pod.delete() for pod in cluster.pods.values() if pod.process.poll() is None},
+            (shared / "checkpoints", "volumes/toroid-coordinator-*-store/jobs/*/curve.csv"),
+            lambda steps: JOB.format(steps=steps, data=shared / "data"))
         print(f"{overlay}: all pods ended with 0 on SIGTERM; digest {found} of {steps} steps is the undisturbed one")
     finally:
         cluster.stop()
@@ -407,15 +416,8 @@ def main():
     parser.add_argument("overlays", nargs="+", metavar="OVERLAY")
     args = parser.parse_args()
     for overlay in args.overlays:
-        folder = tempfile.mkdtemp(prefix="toroid-pods-")
-        try:
-            with Network() as network:
-                trial(args.toroid.resolve(), overlay, folder, network)
-        finally:
-            if args.keep:
-                print(f"kept in {folder}")
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
+        with laboratory("pods", args.keep) as (folder, network):
+            trial(args.toroid.resolve(), overlay, folder, network)
 
 
 if __name__ == "__main__":
