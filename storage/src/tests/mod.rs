@@ -1,5 +1,6 @@
 //! Stores that are real processes, and what goes wrong between us and them.
 
+mod cache;
 mod credentials;
 mod operations;
 mod proxy;
