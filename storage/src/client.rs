@@ -102,9 +102,12 @@ impl Client {
         if let Some(endpoint) = &endpoint {
             check_endpoint(endpoint).map_err(setup)?;
         }
-        let dialer = Dialer { timing, trust: Trust::of(environment), answers: Answers::Judged };
-        let credentials = credentials::find(environment, &dialer);
-        let credentials = credentials.map_err(|fault| StorageError::of(&fault, "open", &url, None))?;
+        let dialer = Dialer {
+            timing,
+            trust: Trust::of(environment),
+            proxies: environment.proxies().into(),
+            answers: Answers::Judged,
+        };
         // Whatever else `object_store` knows of AWS's names: encryption, addressing, requester pays, checksums.
         let mut builder = AmazonS3Builder::new();
         for (name, value) in environment.of_aws() {
@@ -118,12 +121,17 @@ impl Client {
         builder = builder
             .with_bucket_name(location.bucket())
             .with_region(environment.region())
-            .with_credentials(credentials)
-            .with_http_connector(dialer)
+            .with_http_connector(dialer.clone())
             .with_retry(never)
             .with_allow_http(is_plain);
         if let Some(endpoint) = &endpoint {
             builder = builder.with_endpoint(endpoint);
+        }
+        // What everybody may read needs no credentials.
+        if !environment.is_set("AWS_SKIP_SIGNATURE") {
+            let credentials = credentials::find(environment, &dialer);
+            let credentials = credentials.map_err(|fault| StorageError::of(&fault, "open", &url, None))?;
+            builder = builder.with_credentials(credentials);
         }
         // TLS protects the bytes already, and a digest of ours is in every manifest; a hash of each part costs a core for 1 GB/s or less.
         if environment.get("AWS_UNSIGNED_PAYLOAD").is_none() {
@@ -298,7 +306,8 @@ impl Client {
     /// The bytes `range` of an object, or what there is of it up to `max_bytes`; `None` where there is none. An answer that ends early is
     /// taken up where it ended, as long as the object stays the same.
     pub async fn get(&self, name: &str, wanted: Wanted, max_bytes: u64) -> Result<Option<Bytes>, StorageError> {
-        let Wanted { range, etag: expected } = wanted;
+        let Wanted { range, etag } = wanted;
+        let expected = etag.filter(|etag| is_strong(etag));
         let key = self.location.key(name)?;
         let mut patience = self.patience("read", name);
         let start = range.as_ref().map_or(0, |range| range.start);
@@ -338,7 +347,7 @@ impl Client {
                 let what = format!("it has {} bytes; at most {max_bytes} are taken", found.meta.size);
                 return Err(StorageError::new(Kind::TooLarge, "read", &self.location.url_of(name), what));
             }
-            etag.clone_from(&found.meta.e_tag);
+            etag = found.meta.e_tag.clone().filter(|etag| is_strong(etag));
             bytes.reserve(missing as usize);
             let mut pieces = found.into_stream();
             let ended = loop {
@@ -444,6 +453,11 @@ async fn delete_by(store: &AmazonS3, keys: Vec<Key>) -> Result<(), Fault> {
 
 fn object(meta: &ObjectMeta, name: String) -> Object {
     Object { name, num_bytes: meta.size, etag: meta.e_tag.clone(), modified: meta.last_modified.into() }
+}
+
+/// Whether conditions may be made of it: a weak one matches nothing.
+fn is_strong(etag: &str) -> bool {
+    !etag.starts_with("W/")
 }
 
 fn check_endpoint(endpoint: &str) -> Result<(), String> {

@@ -69,7 +69,7 @@ pub(crate) fn find(environment: &Environment, dialer: &Dialer) -> Result<AwsCred
         environment.profile(),
         if paths.is_empty() { "no file (HOME is not set)".into() } else { paths.join(" and ") },
     );
-    if environment.get("AWS_EC2_METADATA_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+    if environment.is_set("AWS_EC2_METADATA_DISABLED") {
         return Err(wrong(looked + "and not at the instance's metadata service (AWS_EC2_METADATA_DISABLED)"));
     }
     asked(environment, dialer, "the instance's metadata service", looked + "and at ")

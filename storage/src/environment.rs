@@ -4,9 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use hyper_util::client::proxy::matcher::Matcher;
+
 /// Files of profiles are some kilobytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
-const NAMES: [&str; 2] = ["HOME", "SSL_CERT_FILE"];
+/// Beside those that are AWS's own.
+const NAMES: [&str; 8] =
+    ["HOME", "SSL_CERT_FILE", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"];
 
 /// Variables, of this process or of a test; names and values that are not UTF-8 are left out, empty values too.
 #[derive(Clone, Default)]
@@ -42,6 +46,11 @@ impl Environment {
         self.variables.get(name).map(String::as_str)
     }
 
+    /// Whether a variable says `true`.
+    pub(crate) fn is_set(&self, name: &str) -> bool {
+        self.get(name).is_some_and(|value| value.eq_ignore_ascii_case("true"))
+    }
+
     /// The variables that are AWS's.
     pub(crate) fn of_aws(&self) -> impl Iterator<Item = (&str, &str)> {
         self.variables
@@ -74,6 +83,15 @@ impl Environment {
     pub(crate) fn region(&self) -> String {
         let named = ["AWS_REGION", "AWS_DEFAULT_REGION"].into_iter().find_map(|name| self.get(name));
         named.map(String::from).or_else(|| self.setting("region")).unwrap_or_else(|| "us-east-1".into())
+    }
+
+    /// What is between us and stores, by the names that other tools have for it.
+    pub(crate) fn proxies(&self) -> Matcher {
+        let first =
+            |names: [&str; 2]| names.into_iter().find_map(|name| self.get(name)).unwrap_or_default().to_string();
+        let https = [first(["HTTPS_PROXY", "https_proxy"]), first(["ALL_PROXY", "all_proxy"])];
+        let https = https.into_iter().find(|proxy| !proxy.is_empty()).unwrap_or_default();
+        Matcher::builder().https(https).no(first(["NO_PROXY", "no_proxy"])).build()
     }
 
     /// Where the store is, unless it is AWS's own.

@@ -87,6 +87,7 @@ fn judge(fault: &Fault) -> (Kind, String) {
                 "see that AWS_ENDPOINT_URL names a store that speaks S3, and no web page".into(),
             );
         }
+        Fault::Odd(_) => return (Kind::Refused, "rename or remove them, or name another prefix".into()),
         Fault::Credentials { .. } => return (Kind::Credentials, String::new()),
     };
     let (kind, advice) = match (status, code) {

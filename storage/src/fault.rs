@@ -24,6 +24,9 @@ pub(crate) enum Fault {
     /// The answer is not what the protocol says.
     #[error("the store's answer makes no sense: {0}")]
     Garbled(String),
+    /// There are keys that are none of ours: empty parts, `.` or `..` between their slashes.
+    #[error("there are keys below it that are no names: {0}")]
+    Odd(String),
     /// We cannot say who we are.
     #[error("{why}")]
     Credentials { why: String, is_passing: bool },
@@ -58,7 +61,7 @@ impl Fault {
             }
             Fault::Refused { status, .. } => *status >= 500,
             Fault::Unreachable { .. } | Fault::Silent(_) | Fault::Lost(_) | Fault::Garbled(_) => true,
-            Fault::Untrusted { .. } => false,
+            Fault::Untrusted { .. } | Fault::Odd(_) => false,
             Fault::Credentials { is_passing, .. } => *is_passing,
         }
     }
@@ -70,6 +73,9 @@ impl Fault {
         while let Some(error) = next {
             if let Some(fault) = error.downcast_ref::<Fault>() {
                 return fault.clone();
+            }
+            if let Some(odd) = error.downcast_ref::<object_store::path::Error>() {
+                return Fault::Odd(odd.to_string());
             }
             last = error.to_string();
             next = error.source();

@@ -9,6 +9,7 @@
 //!   fault        what one request met             error     the same in one sentence, for people
 //!   patience     how often it is tried again      client    the operations, each tried again
 //!   upload       a large object, in parts         store     the operations and uploads, for threads
+//!   measure      how fast a store is
 //!   cache        objects as files of this machine, fetched once a host
 //! ```
 //!
@@ -35,6 +36,7 @@ mod error;
 mod fault;
 mod http;
 mod location;
+pub mod measure;
 mod patience;
 mod store;
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Dials a store: name, TCP, and TLS where the URL says https.
+//! Dials a store: name, TCP, and where the URL says https a proxy if the environment has one, and TLS.
 
 use std::error::Error;
 use std::pin::Pin;
@@ -7,6 +7,8 @@ use std::task::{Context, Poll};
 
 use hyper::Uri;
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::proxy::Tunnel;
+use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
@@ -27,27 +29,39 @@ pub(super) struct Connect {
     tcp: HttpConnector,
     timing: Timing,
     trust: Arc<Trust>,
+    proxies: Arc<Matcher>,
     /// Of the first connection with TLS.
     tls: Arc<OnceLock<Result<Arc<ClientConfig>, String>>>,
 }
 
 impl Connect {
-    pub fn new(timing: Timing, trust: Trust) -> Connect {
+    pub fn new(timing: Timing, trust: Trust, proxies: Arc<Matcher>) -> Connect {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_send_buffer_size(Some(SEND_BUFFER_BYTES));
-        Connect { tcp, timing, trust: Arc::new(trust), tls: Arc::default() }
+        Connect { tcp, timing, trust: Arc::new(trust), proxies, tls: Arc::default() }
     }
 
     async fn dial(mut self, uri: Uri) -> Result<TokioIo<Wire>, Fault> {
         let endpoint = endpoint_of(&uri);
         let unreachable = |why: String| Fault::Unreachable { endpoint: endpoint.clone(), why };
         let untrusted = |why: String| Fault::Untrusted { endpoint: endpoint.clone(), why };
-        let tcp = self.tcp.call(uri.clone()).await.map_err(|e| unreachable(deepest(&e)))?.into_inner();
         if uri.scheme_str() != Some("https") {
+            let tcp = self.tcp.call(uri).await.map_err(|e| unreachable(deepest(&e)))?.into_inner();
             return Ok(Watched::over(Stream::Plain(tcp), self.timing.silence));
         }
+        let tcp = match self.proxies.intercept(&uri) {
+            None => self.tcp.call(uri.clone()).await.map_err(|e| unreachable(deepest(&e)))?.into_inner(),
+            Some(proxy) => {
+                let mut tunnel = Tunnel::new(proxy.uri().clone(), self.tcp.clone());
+                if let Some(auth) = proxy.basic_auth() {
+                    tunnel = tunnel.with_auth(auth.clone());
+                }
+                let through = |e| unreachable(format!("by the proxy {}: {}", endpoint_of(proxy.uri()), deepest(&e)));
+                tunnel.call(uri.clone()).await.map_err(through)?.into_inner()
+            }
+        };
         let config = self.tls.get_or_init(|| self.trust.config()).clone().map_err(untrusted)?;
         let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_string();
         let name = ServerName::try_from(host).map_err(|e| untrusted(e.to_string()))?;

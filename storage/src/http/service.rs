@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper_util::client::legacy::Client;
+use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use object_store::ClientOptions;
 use object_store::client::{
@@ -44,6 +46,8 @@ pub(crate) enum Answers {
 pub(crate) struct Dialer {
     pub timing: Timing,
     pub trust: Trust,
+    /// Of connections with TLS; stores and metadata services of one's own network speak without, and have no proxy before them.
+    pub proxies: Arc<Matcher>,
     pub answers: Answers,
 }
 
@@ -53,7 +57,7 @@ impl HttpConnector for Dialer {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_FOR)
             .pool_max_idle_per_host(IDLE_MAX)
-            .build(Connect::new(self.timing, self.trust.clone()));
+            .build(Connect::new(self.timing, self.trust.clone(), Arc::clone(&self.proxies)));
         Ok(HttpClient::new(Caller { client, answers: self.answers }))
     }
 }
@@ -90,6 +94,15 @@ impl HttpService for Caller {
         // A request that puts parts together may be answered before its end is known: the error comes with status 200.
         if root.starts_with("<Error") {
             return Err(told(refusal(500, &parts.headers, &words)));
+        }
+        // Some of many objects were not deleted, or none.
+        if root.starts_with("<DeleteResult") && words.contains("<Error>") {
+            let status = match element(&words, "Code").as_deref() {
+                Some("AccessDenied") => 403,
+                Some("InternalError" | "SlowDown" | "ServiceUnavailable") => 503,
+                _ => 400,
+            };
+            return Err(told(refusal(status, &parts.headers, &words)));
         }
         // `object_store` would take anything else for an empty list.
         if asked == Asked::List && !root.starts_with("<ListBucketResult") {

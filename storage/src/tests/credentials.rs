@@ -29,6 +29,15 @@ fn a_wrong_key_is_told_at_once() {
 }
 
 #[test]
+fn what_everybody_may_read_needs_no_credentials() {
+    let bucket = Bucket::start().unwrap();
+    std::fs::write(bucket.folder().join("a"), "content").unwrap();
+    let none = [("AWS_ENDPOINT_URL", bucket.endpoint()), ("AWS_SKIP_SIGNATURE", "true".into())];
+    let store = Store::open_with(&bucket.url(""), &Environment::from_iter(none), QUICK).unwrap();
+    assert_eq!(store.get("a", 100).unwrap().unwrap(), "content");
+}
+
+#[test]
 fn a_bucket_that_is_not_there_is_told_at_once() {
     for bucket in [Bucket::start().unwrap(), Bucket::start_strict().unwrap()] {
         let store = Store::open_with("s3://nowhere/runs", &environment(&bucket, &[]), QUICK).unwrap();

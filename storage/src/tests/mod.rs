@@ -4,6 +4,7 @@ mod cache;
 mod credentials;
 mod operations;
 mod proxy;
+mod tls;
 mod trouble;
 
 use std::time::Duration;

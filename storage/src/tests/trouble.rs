@@ -93,6 +93,28 @@ fn an_answer_that_makes_no_sense_is_told() {
 }
 
 #[test]
+fn objects_that_may_not_be_deleted_are_told_at_once() {
+    let bucket = Bucket::start().unwrap();
+    let body = "<DeleteResult><Error><Key>a</Key><Code>AccessDenied</Code><Message>No</Message></Error></DeleteResult>";
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+    let (store, proxy) = behind(&bucket, QUICK, move |_, _| Turn::Answer(answer.clone()));
+    let error = store.delete_all(&["a".into(), "b".into()]).unwrap_err();
+    assert_eq!((error.kind(), proxy.seen().len()), (Kind::Denied, 1), "{error}");
+}
+
+#[test]
+fn keys_that_are_no_names_are_told_at_once() {
+    let bucket = Bucket::start().unwrap();
+    let object =
+        "<Contents><Key>text//a</Key><Size>1</Size><LastModified>2026-01-01T00:00:00Z</LastModified></Contents>";
+    let body = format!("<ListBucketResult>{object}</ListBucketResult>");
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+    let (store, proxy) = behind(&bucket, QUICK, move |_, _| Turn::Answer(answer.clone()));
+    let error = store.list("text", 10).unwrap_err();
+    assert!(error.to_string().contains("keys below it that are no names") && proxy.seen().len() == 1, "{error}");
+}
+
+#[test]
 fn an_object_is_read_on_where_the_answer_ended() {
     let bucket = Bucket::start().unwrap();
     let content = bytes(3 << 20);
