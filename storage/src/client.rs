@@ -52,6 +52,15 @@ pub struct Listing {
     pub objects: Vec<Object>,
 }
 
+/// What of an object is to be read.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wanted {
+    /// All of it otherwise.
+    pub range: Option<Range<u64>>,
+    /// Only if it is still the one that has this.
+    pub etag: Option<String>,
+}
+
 /// What came of writing an object that must not be there yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PutNew {
@@ -126,6 +135,18 @@ impl Client {
         Ok(Client { location, endpoint, timing, s3, singly, conditions: AtomicU8::new(UNKNOWN) })
     }
 
+    /// The same bucket, with `name` added to the prefix; over the same connections.
+    pub fn below(&self, name: &str) -> Result<Client, StorageError> {
+        Ok(Client {
+            location: self.location.join(name)?,
+            endpoint: self.endpoint.clone(),
+            timing: self.timing,
+            s3: self.s3.clone(),
+            singly: self.singly.clone(),
+            conditions: AtomicU8::new(self.conditions.load(Ordering::Relaxed)),
+        })
+    }
+
     pub fn patience(&self, action: &'static str, name: &str) -> Patience {
         let at = self.endpoint.as_ref().map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
         Patience::new(self.timing, action, format!("{}{at}", self.location.url_of(name)))
@@ -190,7 +211,7 @@ impl Client {
     async fn whose(&self, name: &str, bytes: &Bytes, writer: &str) -> Result<PutNew, StorageError> {
         let is_ours = match self.writer_of(name).await? {
             Some(found) => found == writer,
-            None => match self.get(name, None, bytes.len() as u64).await {
+            None => match self.get(name, Wanted::default(), bytes.len() as u64).await {
                 Ok(found) => found.as_ref() == Some(bytes),
                 Err(error) if error.kind() == Kind::TooLarge => false,
                 Err(error) => return Err(error),
@@ -276,12 +297,8 @@ impl Client {
 
     /// The bytes `range` of an object, or what there is of it up to `max_bytes`; `None` where there is none. An answer that ends early is
     /// taken up where it ended, as long as the object stays the same.
-    pub async fn get(
-        &self,
-        name: &str,
-        range: Option<Range<u64>>,
-        max_bytes: u64,
-    ) -> Result<Option<Bytes>, StorageError> {
+    pub async fn get(&self, name: &str, wanted: Wanted, max_bytes: u64) -> Result<Option<Bytes>, StorageError> {
+        let Wanted { range, etag: expected } = wanted;
         let key = self.location.key(name)?;
         let mut patience = self.patience("read", name);
         let start = range.as_ref().map_or(0, |range| range.start);
@@ -289,7 +306,7 @@ impl Client {
         if end.is_some_and(|end| end <= start) {
             return Ok(Some(Bytes::new()));
         }
-        let (mut bytes, mut etag) = (BytesMut::new(), None::<String>);
+        let (mut bytes, mut etag) = (BytesMut::new(), expected.clone());
         loop {
             let at = start + bytes.len() as u64;
             let wanted = match end {
@@ -302,6 +319,10 @@ impl Client {
                 Ok(found) => found,
                 // The bucket itself is missing: that is no answer about an object.
                 Err(fault) if fault.is_status(404) && !fault.is_code("NoSuchBucket") => return Ok(None),
+                Err(fault) if fault.is_status(412) && expected.is_some() => {
+                    let (url, what) = (self.location.url_of(name), "it has been replaced since it was listed");
+                    return Err(StorageError::new(Kind::Changed, "read", &url, what));
+                }
                 Err(fault) if fault.is_status(412) && etag.is_some() => {
                     (bytes, etag) = (BytesMut::new(), None);
                     patience.after(Fault::Lost("the object was replaced while it was read".into())).await?;

@@ -23,8 +23,10 @@ impl fmt::Debug for Environment {
 
 impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Environment {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(variables: I) -> Environment {
-        let variables = variables.into_iter().map(|(name, value)| (name.into(), value.into()));
-        Environment { variables: variables.filter(|(_, value): &(_, String)| !value.is_empty()).collect() }
+        let mut variables: BTreeMap<String, String> =
+            variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        variables.retain(|_, value| !value.is_empty());
+        Environment { variables }
     }
 }
 

@@ -19,6 +19,8 @@ pub enum Kind {
     Bucket,
     /// There is no such object.
     Missing,
+    /// The object is not the one any more that was meant.
+    Changed,
     /// Nobody answers, or no answer comes to its end.
     Unreachable,
     /// The store answers that it cannot now.

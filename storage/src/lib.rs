@@ -9,6 +9,7 @@
 //!   fault        what one request met             error     the same in one sentence, for people
 //!   patience     how often it is tried again      client    the operations, each tried again
 //!   upload       a large object, in parts         store     the operations and uploads, for threads
+//!   cache        objects as files of this machine, fetched once a host
 //! ```
 //!
 //! Signing, the requests themselves and what is read from answers are `object_store`'s. It is built without `reqwest`, so requests go over
@@ -22,10 +23,11 @@
 //!    [`Timing::patience`]. An attempt that moves, however slowly, goes on.
 //! 4. What a store says is bounded: answers other than objects by a few megabytes (`http::service`), objects and lists by what the caller takes.
 //!
-//! Deliberately absent: folders of this machine, which those who write there keep durable themselves; caching; any other cloud's own protocol.
+//! Deliberately absent: folders of this machine, which those who write there keep durable themselves; any other cloud's own protocol.
 
 #![forbid(unsafe_code)]
 
+mod cache;
 mod client;
 mod credentials;
 mod environment;
@@ -39,6 +41,7 @@ mod store;
 mod tests;
 mod upload;
 
+pub use cache::{Attend, Cache, CacheError, Fetched};
 pub use client::{Listing, Object, PutNew};
 pub use environment::Environment;
 pub use error::{Kind, StorageError};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::runtime::{Builder, Handle, Runtime};
 
-use crate::client::{Client, Listing, Object, PutNew};
+use crate::client::{Client, Listing, Object, PutNew, Wanted};
 use crate::environment::Environment;
 use crate::error::{Kind, StorageError};
 use crate::location::Location;
@@ -48,6 +48,16 @@ impl Store {
 
     pub fn location(&self) -> &Location {
         &self.client.location
+    }
+
+    /// The same store, with `name` added to the prefix.
+    pub fn below(&self, name: &str) -> Result<Store, StorageError> {
+        Ok(Store { client: Arc::new(self.client.below(name)?), handle: self.handle.clone() })
+    }
+
+    /// Where the store is; empty where it is AWS's own.
+    pub fn endpoint(&self) -> &str {
+        self.client.endpoint.as_deref().unwrap_or_default()
     }
 
     /// What `name` is called in messages.
@@ -97,15 +107,24 @@ impl Store {
     /// The whole object; `None` where there is none. An error where it has more than `max_bytes`.
     pub fn get(&self, name: &str, max_bytes: u64) -> Result<Option<Bytes>, StorageError> {
         let (client, name) = (Arc::clone(&self.client), name.to_string());
-        self.wait(async move { client.get(&name, None, max_bytes).await })
+        self.wait(async move { client.get(&name, Wanted::default(), max_bytes).await })
     }
 
     /// Exactly the bytes `range`; an error of [`Kind::Missing`] where there is no such object, and another where it ends before.
     pub fn get_range(&self, name: &str, range: Range<u64>) -> Result<Bytes, StorageError> {
+        self.read_range(name, range, None)
+    }
+
+    /// The same, of the object as it was listed: an error of [`Kind::Changed`] where it was replaced since.
+    pub fn get_range_of(&self, object: &Object, range: Range<u64>) -> Result<Bytes, StorageError> {
+        self.read_range(&object.name, range, object.etag.clone())
+    }
+
+    fn read_range(&self, name: &str, range: Range<u64>, etag: Option<String>) -> Result<Bytes, StorageError> {
         let (client, named) = (Arc::clone(&self.client), name.to_string());
         let num_bytes = range.end.saturating_sub(range.start);
-        let wanted = range.clone();
-        let bytes = self.wait(async move { client.get(&named, Some(wanted), num_bytes).await })?;
+        let wanted = Wanted { range: Some(range.clone()), etag };
+        let bytes = self.wait(async move { client.get(&named, wanted, num_bytes).await })?;
         let error = |kind, what: String| StorageError::new(kind, "read", &self.url_of(name), what);
         let bytes = bytes.ok_or_else(|| error(Kind::Missing, "there is no such object".into()))?;
         if bytes.len() as u64 != num_bytes {

@@ -85,10 +85,16 @@ impl HttpService for Caller {
             return Ok(Response::from_parts(parts, HttpResponseBody::new(Told { body, endpoint })));
         }
         let whole = read(body, &endpoint).await.map_err(told)?;
-        // A request that puts parts together may be answered before its end is known: the error comes with status 200.
         let words = String::from_utf8_lossy(&whole);
-        if asked == Asked::Done && after_declaration(&words).starts_with("<Error") {
+        let root = after_declaration(&words);
+        // A request that puts parts together may be answered before its end is known: the error comes with status 200.
+        if root.starts_with("<Error") {
             return Err(told(refusal(500, &parts.headers, &words)));
+        }
+        // `object_store` would take anything else for an empty list.
+        if asked == Asked::List && !root.starts_with("<ListBucketResult") {
+            let start: String = words.chars().take(60).collect();
+            return Err(told(Fault::Garbled(format!("it is no list, and begins with {start:?}"))));
         }
         Ok(Response::from_parts(parts, whole.into()))
     }
