@@ -52,6 +52,11 @@ impl StorageError {
         self.kind
     }
 
+    /// What the store said, and what to do, for those who name the URL themselves.
+    pub fn why(&self) -> &str {
+        &self.what
+    }
+
     /// `tried` is how often, and for how long, where it was more than once.
     pub(crate) fn of(fault: &Fault, action: &'static str, url: &str, tried: Option<(u32, Duration)>) -> StorageError {
         let (kind, advice) = judge(fault);
