@@ -313,6 +313,7 @@ mod tests {
             "toroid chaos --tp 1 --pp 1 --dp 4 --steps 90 --kills 3 --rate 6 --rank 2 --how both --spares 1 --verify --seed 9 -o json",
             "toroid chaos --job job.toml --every-steps 20 --how cut-link --failure-timeout-ms 1000 --dir d --threads 1",
             "toroid chaos --phase reduce-scatter --kills 2 --device cuda",
+            "toroid bench storage s3://bucket/prefix --size 100 --rounds 2 -o json",
             "toroid bench recovery --kills 20 --shape 2,2,2 --shape 1,1,4 -o json",
             "toroid plan",
             "toroid plan job.toml --mtbf-h 1000 --link-gbps 25 -o json",

@@ -100,15 +100,16 @@ pub fn why_kept(checkpoint: &proto::CheckpointInfo) -> &'static str {
 
 fn by_path(text: &str) -> Result<Found> {
     let path = Path::new(text);
-    if text.contains("://") {
-        return Ok(Found { root: text.into(), step: None, what: format!("the checkpoints in {text}"), kept: None });
-    }
-    if !path.is_dir() {
+    let is_url = text.contains("://");
+    if !is_url && !path.is_dir() {
         bail!("{text} is a file; name a folder of checkpoints or a job");
     }
     if let Ok((storage, step)) = Storage::open_step(text) {
         let root = storage.root().to_string();
         return Ok(Found { what: format!("the checkpoints in {root}"), root, step: Some(step), kept: None });
+    }
+    if is_url {
+        return Ok(Found { root: text.into(), step: None, what: format!("the checkpoints in {text}"), kept: None });
     }
     if path.join(JOB_FILE).is_file() {
         return of_job_folder(path);
@@ -191,6 +192,19 @@ mod tests {
         check("coordinator/jobs/tiny-1/checkpoints", &own, None)?;
         check("coordinator/jobs/tiny-1/checkpoints/step-10", &own, Some(10))?;
         check("coordinator/jobs/tiny-2", Path::new("/elsewhere"), None)
+    }
+
+    #[test]
+    fn a_url_is_a_folder_of_checkpoints_or_one_of_them() -> Result<()> {
+        for (url, root, step) in [
+            ("s3://bucket/run", "s3://bucket/run", None),
+            ("s3://bucket/run/step-10/", "s3://bucket/run", Some(10)),
+            ("file:///ck/step-7", "/ck", Some(7)),
+        ] {
+            let found = by_path(url)?;
+            assert_eq!((found.root.as_str(), found.step), (root, step), "{url}");
+        }
+        Ok(())
     }
 
     #[test]

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import kubernetes_validate
 import yaml
@@ -175,7 +176,7 @@ def check_all(documents, num_coordinators):
 
 def shape(document):
     """What a container is run with, to be compared."""
-    keep = ["args", "command", "env", "ports", "startupProbe", "readinessProbe", "livenessProbe", "securityContext"]
+    keep = ["args", "command", "env", "envFrom", "ports", "startupProbe", "readinessProbe", "livenessProbe", "securityContext"]
     return [{key: container.get(key) for key in keep} for container in containers(document)]
 
 
@@ -188,6 +189,33 @@ def check_kustomize():
         print(f"{overlay.name}: {len(found)} objects are valid in Kubernetes {' and '.join(VERSIONS)}")
     for document in documents((ROOT / "deploy/kubernetes/components/monitoring/servicemonitor.yaml").read_text()):
         validate(document)
+
+
+def with_component(name, overlay):
+    """The overlay as a user has it who adds a component."""
+    with tempfile.TemporaryDirectory(dir=ROOT / "deploy/kubernetes/overlays") as folder:
+        text = f"apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: toroid\nresources: [../{overlay}]\n"
+        pathlib.Path(folder, "kustomization.yaml").write_text(f"{text}components: [../../components/{name}]\n")
+        return kustomize(folder)
+
+
+def check_object_store():
+    found, chart = with_component("object-store", "demo"), helm("--set", "worker.args={--threads=1}", "--set", "objectStore.secret=toroid-object-store")
+    check_all(found, 1)
+    check_all(chart, 1)
+    for kind, name in [("StatefulSet", "toroid-coordinator"), ("Deployment", "toroid-worker")]:
+        ours, theirs = find(chart, kind, name), find(found, kind, name)
+        assert shape(ours) == shape(theirs), f"{kind}/{name} of the chart differs from the component's"
+        [container] = containers(theirs)
+        assert container["envFrom"] == [{"secretRef": {"name": "toroid-object-store"}}], name
+        assert "--allow-root=$(TOROID_OBJECT_STORE)" in container["args"], name
+        for documents in [found, chart]:
+            ports = [port["port"] for rule in find(documents, "NetworkPolicy", name)["spec"]["egress"] for port in rule["ports"]]
+            assert 443 in ports, f"{name} may not reach a store"
+    role = "arn:aws:iam::123456789012:role/toroid"
+    for account in [d for d in helm("--set", f"objectStore.roleArn={role}") if d["kind"] == "ServiceAccount"]:
+        assert account["metadata"]["annotations"] == {"eks.amazonaws.com/role-arn": role}
+    print("object store: the component and the chart are the same pods")
 
 
 def check_validator():
@@ -231,6 +259,7 @@ def main():
     check_validator()
     check_kustomize()
     check_helm()
+    check_object_store()
 
 
 if __name__ == "__main__":

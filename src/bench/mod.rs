@@ -9,6 +9,7 @@ mod overhead;
 mod recovery;
 mod scaling;
 mod step;
+mod storage;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -37,6 +38,8 @@ pub enum Command {
     Scaling(scaling::Args),
     /// Speed and memory of whole optimizer steps in one worker, beside the machine's own peak
     Step(step::Args),
+    /// How fast an object store takes a large object from this machine, and gives it back
+    Storage(storage::Args),
 }
 
 pub async fn run(command: Command) -> Result<ExitCode> {
@@ -49,6 +52,7 @@ pub async fn run(command: Command) -> Result<ExitCode> {
         Command::FleetPlayers(args) => fleet::players::run(args).await,
         Command::Scaling(args) => scaling::run(args).await,
         Command::Step(args) => step::run(&args),
+        Command::Storage(args) => storage::run(&args),
     }
 }
 

@@ -7,6 +7,7 @@
 //!                         Patience  a wait that is given up when nothing has moved for long
 //!   feature coordinator   Coordinator   one within the process of the test
 //!   feature etcd          Etcd      an etcd cluster of real processes
+//!   feature bucket        Bucket    an S3-compatible store: a real process, which can be killed and started again on its data
 //!   feature collector     Collector of OpenTelemetry, within the process of the test
 //!   feature toroid        Cluster   a whole Toroid: processes of the binary under test, by way of `toroid::cluster`
 //!                         Undisturbed   what a job comes to where nothing is done to it, to be compared with
@@ -20,6 +21,8 @@ pub mod fuzz;
 pub mod jobs;
 mod patience;
 
+#[cfg(feature = "bucket")]
+mod bucket;
 #[cfg(feature = "toroid")]
 mod cluster;
 #[cfg(feature = "collector")]
@@ -39,6 +42,8 @@ mod undisturbed;
 
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "bucket")]
+pub use bucket::Bucket;
 #[cfg(feature = "toroid")]
 pub use cluster::Cluster;
 #[cfg(feature = "coordinator")]

@@ -12,10 +12,10 @@ use toroid_torus::units::clauses;
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     #[error(
-        "cannot keep checkpoints in `{root}`: the scheme `{scheme}` is not supported; give a folder path or a file:// URL"
+        "cannot keep checkpoints in `{root}`: the scheme `{scheme}` is not supported; give a folder's path, a file:// URL or an s3:// URL"
     )]
     Scheme { root: String, scheme: String },
-    #[error("cannot keep checkpoints in `{root}`: {what}; give a folder path or a file:// URL")]
+    #[error("cannot keep checkpoints in `{root}`: {what}; give a folder's path, a file:// URL or an s3:// URL")]
     Root { root: String, what: String },
     #[error(
         "`{path}` is not the folder of a checkpoint; expected a path that ends with step-<n>, as `toroid checkpoint list` \

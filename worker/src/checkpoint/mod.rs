@@ -23,10 +23,10 @@
 //! - No value reaches the caller that did not match its digest.
 //!
 //! Deliberately absent: when to write, which steps to keep and what to do about a fault (the coordinator decides),
-//! asynchrony (the trainer has a thread for it; never call this from an async task without `spawn_blocking`), stores
-//! other than local folders (see `objects`).
+//! asynchrony (the trainer has a thread for it; never call this from an async task without `spawn_blocking`), where the files lie (`objects`).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use toroid_session::ReadFault;
 use toroid_torus::manifest::{MANIFEST_NAME, Manifest};
@@ -57,34 +57,21 @@ use objects::Objects;
 
 use crate::system;
 
-/// Begins the name of the folder of a checkpoint that was set aside.
-const DAMAGED_PREFIX: &str = "damaged-";
-
 /// A folder of checkpoints, to read.
 #[derive(Debug)]
 pub struct Storage {
-    objects: Objects,
+    objects: Arc<dyn Objects>,
     root: String,
 }
 
 impl Storage {
-    /// Opens the checkpoints in `root`, a folder path or a `file://` URL. The folder is made by the first write.
+    /// Opens the checkpoints in `root`, a folder's path, a `file://` URL or an `s3://` URL. The folder is made by the first write.
     pub fn open(root: &str) -> Result<Storage, CheckpointError> {
-        let folder = match root.split_once("://") {
-            None => PathBuf::from(root),
-            Some(("file", path)) if path.starts_with('/') => PathBuf::from(path),
-            Some(("file", _)) => {
-                let what = "a file:// URL needs an absolute path, as in file:///data/checkpoints".into();
-                return Err(CheckpointError::Root { root: root.into(), what });
-            }
-            Some((scheme, _)) => return Err(CheckpointError::Scheme { root: root.into(), scheme: scheme.into() }),
-        };
-        if root.is_empty() {
-            return Err(CheckpointError::Root { root: root.into(), what: "the path is empty".into() });
-        }
-        let objects = Objects::local(&folder)?;
-        let root = objects.folder().display().to_string();
-        Ok(Storage { objects, root })
+        Ok(Storage::of(objects::open(root)?))
+    }
+
+    fn of(objects: Arc<dyn Objects>) -> Storage {
+        Storage { root: objects.root().into(), objects }
     }
 
     /// Opens one checkpoint by its folder, `.../step-<n>`: the storage around it, and its step.
@@ -129,13 +116,9 @@ impl Storage {
 
     /// Steps with a complete checkpoint, ascending.
     pub fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
-        let (folders, _) = self.objects.list("")?;
-        let mut steps = Vec::new();
-        for step in folders.iter().filter_map(|name| step_of(name)) {
-            if self.objects.size(&name_in(step, MANIFEST_NAME))?.is_some() {
-                steps.push(step);
-            }
-        }
+        let folders = self.objects.folders()?.into_iter().filter(|name| step_of(name).is_some()).collect();
+        let complete = self.objects.with_object(folders, MANIFEST_NAME)?;
+        let mut steps: Vec<u64> = complete.iter().filter_map(|name| step_of(name)).collect();
         steps.sort_unstable();
         Ok(steps)
     }
@@ -150,7 +133,7 @@ impl Storage {
         let Some(json) = self.objects.read(&name_in(step, MANIFEST_NAME))? else { return Ok(None) };
         let file = self.objects.display(&name_in(step, MANIFEST_NAME));
         // Of whoever has published it; those who came too late may have left theirs.
-        let (_, names) = self.objects.list(&Manifest::folder(step))?;
+        let names = self.objects.names_in(&Manifest::folder(step))?;
         let names: Vec<&String> = names.iter().filter(|n| n.starts_with(MANIFEST_NAME) && n.ends_with(".b3")).collect();
         let expected = digest_line(&json);
         let mut is_found = false;
@@ -177,19 +160,10 @@ impl Storage {
 
     /// What an error of reading this checkpoint says about it; `manifest_read`: it came after that. Where another has set it aside meanwhile, it was damaged.
     pub fn read_fault(&self, step: u64, error: &CheckpointError, manifest_read: bool) -> ReadFault {
-        match error.is_damage() || self.is_set_aside(step) {
+        match error.is_damage() || self.objects.is_set_aside(&Manifest::folder(step)).unwrap_or(false) {
             true => ReadFault::Damaged,
             false => ReadFault::Unreadable { manifest_read },
         }
-    }
-
-    /// There is what was set aside of this step, and nothing else.
-    fn is_set_aside(&self, step: u64) -> bool {
-        let folder = Manifest::folder(step);
-        let Ok((folders, _)) = self.objects.list("") else { return false };
-        let damaged = format!("{DAMAGED_PREFIX}{folder}");
-        !folders.contains(&folder)
-            && folders.iter().any(|name| *name == damaged || name.starts_with(&format!("{damaged}.")))
     }
 
     fn not_found(&self, step: u64) -> CheckpointError {
@@ -199,7 +173,7 @@ impl Storage {
 
     /// Writes all parameters as one safetensors file, whole tensors in f32 under the names of the model.
     pub fn export(&self, step: u64, file: &Path) -> Result<(), CheckpointError> {
-        read::export(&self.objects, &self.manifest(step)?, file)
+        read::export(&*self.objects, &self.manifest(step)?, file)
     }
 }
 

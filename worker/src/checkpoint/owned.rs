@@ -17,8 +17,8 @@ use toroid_torus::failpoint;
 use toroid_torus::manifest::{MANIFEST_NAME, Manifest, ShardFile, Writer};
 use toroid_torus::owner::{MAX_OWNER_BYTES, OWNER_NAME, Owner, OwnerId, Stamp};
 
-use super::objects::Objects;
-use super::{CheckpointError, DAMAGED_PREFIX, Storage, digest_line, digest_name, name_in, step_of};
+use super::objects::DAMAGED_PREFIX;
+use super::{CheckpointError, Storage, digest_line, digest_name, name_in, step_of};
 
 /// An empty file whose name has the epoch that goes on from the checkpoint.
 const CLAIM_PREFIX: &str = "claimed-by-";
@@ -124,7 +124,7 @@ impl Owned {
 
     /// Checkpoints in the folder that this job has not written.
     fn strangers(&self) -> Result<Vec<String>, CheckpointError> {
-        let (folders, _) = self.objects.list("")?;
+        let folders = self.objects.folders()?;
         let mut strangers = Vec::new();
         for name in folders {
             let Some(step) = step_of(name.strip_prefix(DAMAGED_PREFIX).unwrap_or(&name)) else { continue };
@@ -181,8 +181,8 @@ impl Owned {
     }
 
     /// Takes away what a place has written of a checkpoint that has failed, finished or not. A step that can be seen stays whole, also where
-    /// it comes to be seen at this very moment (T-6): the files get other names first, so that [`Owned::publish`], which looks at them last
-    /// of all, misses them, and get their own back where there is a manifest by then.
+    /// it comes to be seen at this very moment (T-6): the files are put aside first, so that [`Owned::publish`], which looks at them last
+    /// of all, misses them, and are put back where there is a manifest by then.
     pub fn drop_shard(&self, step: u64, writer: Writer) -> Result<(), CheckpointError> {
         self.check_owner()?;
         if self.is_visible(step)? {
@@ -192,22 +192,16 @@ impl Owned {
         let digest = (writer.rank == 0).then(|| digest_name(&stamp));
         let mut moved = Vec::new();
         let put_aside = [ShardFile::name_of(&writer)].into_iter().chain(digest).try_for_each(|name| {
-            let aside = Objects::staging_name(&name, &stamp);
-            if self.objects.rename(&folder, &name, &aside)? {
-                moved.push((name, aside));
-            }
+            moved.extend(self.objects.put_aside(&folder, &name, &stamp)?);
             Ok(())
         });
         // Also where it cannot be told.
         let is_needed = put_aside.and_then(|()| self.is_visible(step));
         if !matches!(is_needed, Ok(false)) {
-            for (name, aside) in &moved {
-                self.objects.rename(&folder, aside, name)?;
-            }
+            moved.iter().try_for_each(|aside| self.objects.put_back(&folder, aside))?;
             return is_needed.map(|_| ());
         }
-        let aside: Vec<String> = moved.into_iter().map(|(_, aside)| aside).collect();
-        self.objects.delete_all(&folder, &aside)?;
+        self.objects.delete_aside(&folder, &moved)?;
         // Other places have theirs there as long as they have not dropped them.
         self.objects.delete_empty_folder(&folder).map(|_| ())
     }
@@ -230,13 +224,10 @@ impl Owned {
         Ok(claims.chain(published).max())
     }
 
-    /// Renames a damaged `step-<n>` to `damaged-step-<n>`, so that it is not offered any more but can be looked at.
-    /// Returns the new path.
+    /// Has a damaged checkpoint not offered any more, but kept to be looked at: where folders can be renamed as `damaged-step-<n>`. Returns where.
     pub fn set_aside(&self, step: u64, reason: &str) -> Result<String, CheckpointError> {
         self.check_owner()?;
-        let from = Manifest::folder(step);
-        let to = self.objects.rename_folder(&from, &format!("{DAMAGED_PREFIX}{from}"))?;
-        let path = self.objects.display(&to);
+        let path = self.objects.set_aside(&Manifest::folder(step), &self.owner.id)?;
         tracing::warn!(step, %path, reason, "set a damaged checkpoint aside");
         Ok(path)
     }

@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::path::Path;
 
+use bytes::Bytes;
 use toroid_torus::manifest::{Entry, KINDS, Kind, Manifest, ManifestError, ShardFile};
 use toroid_torus::partition::{LocalSlice, Partition, Slice};
 
@@ -49,7 +50,7 @@ impl Storage {
         mut state: ShardStateMut<'_>,
     ) -> Result<(), CheckpointError> {
         assert!(range.end <= partition.padded_len, "the range {range:?} ends beyond {}", partition.padded_len);
-        let source = Source::new(&self.objects, manifest);
+        let source = Source::new(&*self.objects, manifest);
         for kind in KINDS {
             let out = state.of(kind);
             assert_eq!(out.len(), range.len(), "{} does not have the length of the range", kind.name());
@@ -66,7 +67,7 @@ impl Storage {
 }
 
 /// See [`Storage::export`].
-pub(super) fn export(objects: &Objects, manifest: &Manifest, path: &Path) -> Result<(), CheckpointError> {
+pub(super) fn export(objects: &dyn Objects, manifest: &Manifest, path: &Path) -> Result<(), CheckpointError> {
     let tensors = manifest.job.model.tensors();
     let metadata =
         [("format", "pt".to_string()), ("job", manifest.job.name.clone()), ("step", manifest.step.to_string())];
@@ -97,14 +98,14 @@ pub(super) fn export(objects: &Objects, manifest: &Manifest, path: &Path) -> Res
 
 /// The entries of a checkpoint by tensor.
 struct Source<'a> {
-    objects: &'a Objects,
+    objects: &'a dyn Objects,
     manifest: &'a Manifest,
     entries: BTreeMap<(&'a str, Kind), Vec<(&'a ShardFile, &'a Entry)>>,
     shapes: BTreeMap<String, Vec<usize>>,
 }
 
 impl<'a> Source<'a> {
-    fn new(objects: &'a Objects, manifest: &'a Manifest) -> Source<'a> {
+    fn new(objects: &'a dyn Objects, manifest: &'a Manifest) -> Source<'a> {
         let mut entries: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for file in &manifest.files {
             for entry in &file.entries {
@@ -164,11 +165,7 @@ impl<'a> Source<'a> {
     }
 
     /// The bytes of an entry, checked against its digest.
-    fn read(
-        &self,
-        file: &ShardFile,
-        entry: &Entry,
-    ) -> Result<impl std::ops::Deref<Target = [u8]> + use<>, CheckpointError> {
+    fn read(&self, file: &ShardFile, entry: &Entry) -> Result<Bytes, CheckpointError> {
         let name = name_in(self.manifest.step, &file.file);
         let damaged = |what: String| CheckpointError::Damaged {
             file: self.objects.display(&name),

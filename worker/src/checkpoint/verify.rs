@@ -11,9 +11,6 @@ use toroid_torus::manifest::{Entry, MANIFEST_NAME, Manifest, ShardFile};
 use super::encode::{byte_range, shard_header};
 use super::{CheckpointError, Storage, name_in};
 
-/// Bytes read at a time.
-const CHUNK_BYTES: usize = 8 << 20;
-
 /// One thing that is wrong with a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
@@ -59,7 +56,7 @@ impl Storage {
         let whole = |kind, what| Fault { file: MANIFEST_NAME.into(), tensor: None, kind, what };
         let manifest = match self.find_manifest(step) {
             Ok(Some(manifest)) => manifest,
-            Ok(None) if self.objects.list(&Manifest::folder(step))?.1.is_empty() => return Err(self.not_found(step)),
+            Ok(None) if self.objects.names_in(&Manifest::folder(step))?.is_empty() => return Err(self.not_found(step)),
             Ok(None) => {
                 let what = "it is missing: the checkpoint was never completed, or the file was deleted".into();
                 return Ok(vec![whole(FaultKind::Missing, what)]);
@@ -96,8 +93,9 @@ impl Storage {
         let mut part = parts.next();
         let (mut of_part, mut of_file) = (blake3::Hasher::new(), blake3::Hasher::new());
         let mut faults = Vec::new();
-        for start in (0..file.bytes).step_by(CHUNK_BYTES) {
-            let end = file.bytes.min(start + CHUNK_BYTES as u64);
+        let piece = self.objects.piece_bytes();
+        for start in (0..file.bytes).step_by(piece as usize) {
+            let end = file.bytes.min(start + piece);
             let chunk = self.objects.read_range(&name_in(step, &file.file), start..end)?;
             if !file.digest.is_empty() {
                 of_file.update(&chunk);

@@ -101,7 +101,7 @@ impl Checkpoints {
             Waited::Over => return,
             Waited::Lasts(time) => {
                 let error = format!(
-                    "the disk is too slow: what is written of the checkpoint before takes {:.1} s so far",
+                    "the storage is too slow: what is written of the checkpoint before takes {:.1} s so far",
                     time.as_secs_f64()
                 );
                 return event.emit(Event::CheckpointFailed { step, error });

@@ -1,8 +1,10 @@
 //! Checkpoints of a synthetic state: the value of an element follows from (tensor, kind, element), so any shape knows
 //! what to expect.
 
+mod bucket;
 mod faults;
 mod initial;
+mod kept;
 mod owned;
 mod round_trip;
 
@@ -18,6 +20,7 @@ use toroid_torus::owner::{Owner, OwnerId};
 use toroid_torus::partition::{Partition, partition, shard_position};
 
 use super::*;
+use kept::{Kept, in_each};
 
 const EPOCH: u64 = 3;
 

@@ -6,10 +6,6 @@ use toroid_torus::owner::OWNER_NAME;
 
 use super::*;
 
-fn unowned(folder: &tempfile::TempDir) -> Arc<Storage> {
-    Arc::new(Storage::open(folder.path().join("checkpoints").to_str().unwrap()).unwrap())
-}
-
 fn steps(storage: &Storage) -> Vec<u64> {
     storage.steps().unwrap()
 }
@@ -17,41 +13,42 @@ fn steps(storage: &Storage) -> Vec<u64> {
 /// Job B took the steps of job A for its own leftovers, since both count from 0.
 #[test]
 fn t10_another_jobs_folder_is_refused_and_nothing_in_it_is_removed() {
-    let (folder, first) = temporary();
-    write(&first, 200, shape(1, 1, 2));
-    write(&first, 400, shape(1, 1, 2));
-    let before = files_below(folder.path());
-    let error = unowned(&folder).own(&owner(2), Claim::New).unwrap_err();
-    assert!(matches!(&error, CheckpointError::Owned { owner: found, .. } if **found == owner(1)), "{error}");
-    for words in
-        ["job job (`a test`, submitted 2025-11-28 09:30:19 UTC)", "checkpoint.path", "resume_from", first.root()]
-    {
-        assert!(error.to_string().contains(words), "{error}");
-    }
-    // What a job was once told to be its own may have become another's.
-    std::fs::write(folder.path().join("checkpoints").join(OWNER_NAME), owner(2).to_json()).unwrap();
-    let manifest = first.manifest(400).unwrap();
-    let before_publishing = write_shards(&first, 600, shape(1, 1, 2));
-    for error in [
-        first.remove(200, EPOCH).unwrap_err(),
-        first.set_aside(200, "a test").unwrap_err(),
-        first.publish(&manifest).unwrap_err(),
-        first.publish(&before_publishing).unwrap_err(),
-    ] {
-        assert!(matches!(&error, CheckpointError::Owned { owner: found, .. } if **found == owner(2)), "{error}");
-    }
-    assert_eq!(steps(&first), [200, 400]);
-    assert!(before.iter().all(|file| files_below(folder.path()).contains(file)));
+    in_each(|kept, first| {
+        write(&first, 200, shape(1, 1, 2));
+        write(&first, 400, shape(1, 1, 2));
+        let before = kept.files();
+        let error = kept.storage().own(&owner(2), Claim::New).unwrap_err();
+        assert!(matches!(&error, CheckpointError::Owned { owner: found, .. } if **found == owner(1)), "{error}");
+        for words in
+            ["job job (`a test`, submitted 2025-11-28 09:30:19 UTC)", "checkpoint.path", "resume_from", first.root()]
+        {
+            assert!(error.to_string().contains(words), "{error}");
+        }
+        // What a job was once told to be its own may have become another's.
+        kept.write(OWNER_NAME, owner(2).to_json());
+        let manifest = first.manifest(400).unwrap();
+        let before_publishing = write_shards(&first, 600, shape(1, 1, 2));
+        for error in [
+            first.remove(200, EPOCH).unwrap_err(),
+            first.set_aside(200, "a test").unwrap_err(),
+            first.publish(&manifest).unwrap_err(),
+            first.publish(&before_publishing).unwrap_err(),
+        ] {
+            assert!(matches!(&error, CheckpointError::Owned { owner: found, .. } if **found == owner(2)), "{error}");
+        }
+        assert_eq!(steps(&first), [200, 400]);
+        assert!(before.iter().all(|file| kept.files().contains(file)));
+    });
 }
 
 #[test]
 fn t10_of_two_jobs_that_begin_at_once_one_has_the_folder() {
-    for _ in 0..20 {
-        let folder = tempfile::tempdir().unwrap();
+    for round in 0..40 {
+        let kept = if round % 2 == 0 { Kept::folder() } else { Kept::bucket() };
         let begin = Arc::new(Barrier::new(6));
         let places: Vec<_> = (0..6)
             .map(|place| {
-                let (storage, begin) = (unowned(&folder), Arc::clone(&begin));
+                let (storage, begin) = (kept.storage(), Arc::clone(&begin));
                 std::thread::spawn(move || {
                     begin.wait();
                     (place % 2, storage.own(&owner(place % 2), Claim::New).map(|_| ()).map_err(|e| e.to_string()))
@@ -59,7 +56,7 @@ fn t10_of_two_jobs_that_begin_at_once_one_has_the_folder() {
             })
             .collect();
         let found: Vec<_> = places.into_iter().map(|place| place.join().unwrap()).collect();
-        let has = unowned(&folder).owner().unwrap().unwrap();
+        let has = kept.storage().owner().unwrap().unwrap();
         for (number, outcome) in found {
             assert_eq!(outcome.is_ok(), has == owner(number), "{outcome:?}");
         }
@@ -68,166 +65,166 @@ fn t10_of_two_jobs_that_begin_at_once_one_has_the_folder() {
 
 #[test]
 fn t10_checkpoints_of_nobody_are_not_written_beside() {
-    let (folder, storage) = temporary();
-    write(&storage, 10, shape(1, 1, 1));
-    let root = folder.path().join("checkpoints");
-    std::fs::remove_file(root.join(OWNER_NAME)).unwrap();
-    for name in ["step-10", "damaged-step-10"] {
-        let error = unowned(&folder).own(&owner(2), Claim::New).unwrap_err();
-        assert!(matches!(&error, CheckpointError::Unowned { found, .. } if found == &[name]), "{error}");
-        assert!(!root.join(OWNER_NAME).exists());
-        if name == "step-10" {
-            std::fs::rename(root.join("step-10"), root.join("damaged-step-10")).unwrap();
+    in_each(|kept, storage| {
+        write(&storage, 10, shape(1, 1, 1));
+        kept.remove(OWNER_NAME);
+        for name in ["step-10", "damaged-step-10"] {
+            let error = kept.storage().own(&owner(2), Claim::New).unwrap_err();
+            assert!(matches!(&error, CheckpointError::Unowned { found, .. } if found == &[name]), "{error}");
+            assert!(!kept.files().contains(&OWNER_NAME.to_string()));
+            if name == "step-10" {
+                kept.rename("step-10", "damaged-step-10");
+            }
         }
-    }
-    // Whoever has written them makes the record again.
-    storage.remove(20, EPOCH).unwrap();
-    assert_eq!(storage.owner().unwrap(), Some(owner(1)));
-    // A folder with other things in it is nobody's.
-    let other = tempfile::tempdir().unwrap();
-    std::fs::create_dir_all(other.path().join("checkpoints/notes")).unwrap();
-    std::fs::create_dir_all(other.path().join("checkpoints/step-5")).unwrap();
-    unowned(&other).own(&owner(2), Claim::New).unwrap();
+        // Whoever has written them makes the record again.
+        storage.remove(20, EPOCH).unwrap();
+        assert_eq!(storage.owner().unwrap(), Some(owner(1)));
+        // A folder with other things in it is nobody's.
+        let other = Kept::bucket();
+        other.write("notes/one", "");
+        other.own(2);
+        let other = Kept::folder();
+        other.write("notes/one", "");
+        std::fs::create_dir(other.beside("checkpoints/step-5")).unwrap();
+        other.own(2);
+    });
 }
 
 #[test]
 fn a_record_that_cannot_be_read_is_nobodys_leave() {
-    let (folder, storage) = temporary();
-    for garbled in ["", "{}", &"x".repeat(1 << 17)] {
-        std::fs::write(folder.path().join("checkpoints").join(OWNER_NAME), garbled).unwrap();
-        let error = storage.remove(10, EPOCH).unwrap_err();
-        assert!(matches!(error, CheckpointError::OwnerDamaged { .. }), "{error}");
-        assert!(unowned(&folder).own(&owner(1), Claim::Begun).is_err());
-    }
+    in_each(|kept, storage| {
+        for garbled in ["", "{}", &"x".repeat(1 << 17)] {
+            kept.write(OWNER_NAME, garbled);
+            let error = storage.remove(10, EPOCH).unwrap_err();
+            assert!(matches!(error, CheckpointError::OwnerDamaged { .. }), "{error}");
+            assert!(kept.storage().own(&owner(1), Claim::Begun).is_err());
+        }
+    });
 }
 
 /// A job that was begun by a version without owners goes on in its folder; what it had written then stays.
 #[test]
 fn t10_a_job_from_before_takes_its_folder_over_and_removes_only_what_it_wrote_since() {
-    let (folder, storage) = temporary();
-    let root = folder.path().join("checkpoints");
-    let write_before = |step| {
-        let mut manifest = write(&storage, step, shape(1, 1, 1));
-        let step_folder = root.join(format!("step-{step}"));
-        let name = format!("shard-00000-of-00001-epoch-{EPOCH}.safetensors");
-        std::fs::rename(step_folder.join(&manifest.files[0].file), step_folder.join(&name)).unwrap();
-        manifest.files[0].file = name;
-        manifest.owner = None;
-        std::fs::write(
-            step_folder.join(format!("manifest.json.epoch-{EPOCH}.b3")),
-            digest_line(manifest.to_json().as_bytes()),
-        )
-        .unwrap();
-        std::fs::remove_file(step_folder.join(digest_of(&storage))).unwrap();
-        std::fs::write(step_folder.join(MANIFEST_NAME), manifest.to_json()).unwrap();
-        manifest
-    };
-    let before = write_before(10);
-    std::fs::remove_file(root.join(OWNER_NAME)).unwrap();
-    assert!(unowned(&folder).own(&owner(1), Claim::New).is_err());
-    let another = Owner::new(owner(2).id, "another", "a test", 1);
-    assert!(unowned(&folder).own(&another, Claim::Begun).is_err(), "the manifest names the job");
-    let now = unowned(&folder).own(&owner(1), Claim::Begun).unwrap();
-    write(&now, 20, shape(1, 1, 1));
-    let error = now.remove(10, EPOCH).unwrap_err();
-    assert!(matches!(error, CheckpointError::NotWritten { step: 10, .. }), "{error}");
-    now.remove(20, EPOCH).unwrap();
-    assert_eq!((steps(&now), now.verify(10).unwrap()), (vec![10], vec![]));
-    // It was published, and the coordinator did not hear of it: the step is done (T-6).
-    let again = Manifest { epoch: EPOCH + 1, owner: Some(now.id()), ..before.clone() };
-    assert_eq!(now.publish(&again).unwrap(), before.bytes());
+    in_each(|kept, storage| {
+        let write_before = |step| {
+            let mut manifest = write(&storage, step, shape(1, 1, 1));
+            let name = format!("shard-00000-of-00001-epoch-{EPOCH}.safetensors");
+            kept.rename(&name_in(step, &manifest.files[0].file), &name_in(step, &name));
+            manifest.files[0].file = name;
+            manifest.owner = None;
+            let digest = name_in(step, &format!("manifest.json.epoch-{EPOCH}.b3"));
+            kept.write(&digest, digest_line(manifest.to_json().as_bytes()));
+            kept.remove(&name_in(step, &digest_of(&storage)));
+            kept.write(&name_in(step, MANIFEST_NAME), manifest.to_json());
+            manifest
+        };
+        let before = write_before(10);
+        kept.remove(OWNER_NAME);
+        assert!(kept.storage().own(&owner(1), Claim::New).is_err());
+        let another = Owner::new(owner(2).id, "another", "a test", 1);
+        assert!(kept.storage().own(&another, Claim::Begun).is_err(), "the manifest names the job");
+        let now = kept.storage().own(&owner(1), Claim::Begun).unwrap();
+        write(&now, 20, shape(1, 1, 1));
+        let error = now.remove(10, EPOCH).unwrap_err();
+        assert!(matches!(error, CheckpointError::NotWritten { step: 10, .. }), "{error}");
+        now.remove(20, EPOCH).unwrap();
+        assert_eq!((steps(&now), now.verify(10).unwrap()), (vec![10], vec![]));
+        // It was published, and the coordinator did not hear of it: the step is done (T-6).
+        let again = Manifest { epoch: EPOCH + 1, owner: Some(now.id()), ..before.clone() };
+        assert_eq!(now.publish(&again).unwrap(), before.bytes());
+    });
 }
 
 /// What users or other jobs have put into a step stays, and so does what a later epoch writes.
 #[test]
 fn t10_only_own_files_of_the_epochs_so_far_are_removed() {
-    let (folder, storage) = temporary();
-    let root = folder.path().join("checkpoints");
-    write(&storage, 10, shape(1, 1, 1));
-    let later = ShardFile::name_of(&writer(&storage, EPOCH + 1, 0, 1));
-    let foreign = ShardFile::name_of(&Writer { owner: owner(2).id, ..writer(&storage, EPOCH, 0, 1) });
-    let kept = ["notes.txt", &later, &foreign, "manifest.json.b3"];
-    for name in kept {
-        std::fs::write(root.join("step-10").join(name), "kept").unwrap();
-    }
-    std::fs::create_dir(root.join("step-10/folder")).unwrap();
-    storage.remove(10, EPOCH).unwrap();
-    let mut left = kept.map(|name| format!("checkpoints/step-10/{name}")).to_vec();
-    left.push(format!("checkpoints/{OWNER_NAME}"));
-    left.sort();
-    assert_eq!(files_below(folder.path()), left);
-    // A whole checkpoint of another job, copied here.
-    let (other_folder, other) = {
-        let folder = tempfile::tempdir().unwrap();
-        let storage = unowned(&folder).own(&owner(2), Claim::New).unwrap();
-        (folder, storage)
-    };
-    write(&other, 20, shape(1, 1, 1));
-    std::fs::rename(other_folder.path().join("checkpoints/step-20"), root.join("step-20")).unwrap();
-    let error = storage.remove(20, EPOCH).unwrap_err();
-    assert!(matches!(error, CheckpointError::NotWritten { step: 20, .. }), "{error}");
-    assert_eq!(storage.verify(20).unwrap(), []);
+    in_each(|kept, storage| {
+        write(&storage, 10, shape(1, 1, 1));
+        let later = ShardFile::name_of(&writer(&storage, EPOCH + 1, 0, 1));
+        let foreign = ShardFile::name_of(&Writer { owner: owner(2).id, ..writer(&storage, EPOCH, 0, 1) });
+        let stays = ["notes.txt", &later, &foreign, "manifest.json.b3"];
+        for name in stays {
+            kept.write(&name_in(10, name), "kept");
+        }
+        kept.write("step-10/folder/of-a-user", "kept");
+        storage.remove(10, EPOCH).unwrap();
+        let mut left = stays.map(|name| format!("step-10/{name}")).to_vec();
+        left.extend(["step-10/folder/of-a-user".to_string(), OWNER_NAME.to_string()]);
+        left.sort();
+        assert_eq!(kept.files(), left);
+        // A whole checkpoint of another job, copied here.
+        let elsewhere = Kept::folder();
+        write(&elsewhere.own(2), 20, shape(1, 1, 1));
+        for name in elsewhere.files().iter().filter(|name| name.starts_with("step-20/")) {
+            kept.write(name, elsewhere.read(name));
+        }
+        let error = storage.remove(20, EPOCH).unwrap_err();
+        assert!(matches!(error, CheckpointError::NotWritten { step: 20, .. }), "{error}");
+        assert_eq!(storage.verify(20).unwrap(), []);
+    });
 }
 
 /// A failed checkpoint is in nobody's way: every place takes away what it has written, and nothing else.
 #[test]
 fn t10_what_failed_is_taken_away_by_who_has_written_it() {
-    let (folder, storage) = temporary();
-    let root = folder.path().join("checkpoints");
-    write_shards(&storage, 10, shape(1, 1, 2));
-    let later = ShardFile::name_of(&writer(&storage, EPOCH + 1, 1, 2));
-    let foreign = ShardFile::name_of(&Writer { owner: owner(2).id, ..writer(&storage, EPOCH, 0, 2) });
-    for name in [&later, &foreign] {
-        std::fs::write(root.join("step-10").join(name), "kept").unwrap();
-    }
-    storage.drop_shard(10, writer(&storage, EPOCH, 0, 2)).unwrap();
-    storage.drop_shard(10, writer(&storage, EPOCH, 0, 2)).unwrap();
-    let mut left = vec![
-        format!("checkpoints/step-10/{}", ShardFile::name_of(&writer(&storage, EPOCH, 1, 2))),
-        format!("checkpoints/step-10/{later}"),
-        format!("checkpoints/step-10/{foreign}"),
-        format!("checkpoints/{OWNER_NAME}"),
-    ];
-    left.sort();
-    assert_eq!(files_below(folder.path()), left);
-    for name in [&later, &foreign] {
-        std::fs::remove_file(root.join("step-10").join(name)).unwrap();
-    }
-    storage.drop_shard(10, writer(&storage, EPOCH, 1, 2)).unwrap();
-    assert!(!root.join("step-10").exists(), "an empty folder stays");
-    write(&storage, 20, shape(1, 1, 2));
-    storage.drop_shard(20, writer(&storage, EPOCH, 0, 2)).unwrap();
-    assert_eq!(storage.verify(20).unwrap(), [], "T-6: what can be seen is whole");
+    in_each(|kept, storage| {
+        write_shards(&storage, 10, shape(1, 1, 2));
+        let later = ShardFile::name_of(&writer(&storage, EPOCH + 1, 1, 2));
+        let foreign = ShardFile::name_of(&Writer { owner: owner(2).id, ..writer(&storage, EPOCH, 0, 2) });
+        for name in [&later, &foreign] {
+            kept.write(&name_in(10, name), "kept");
+        }
+        storage.drop_shard(10, writer(&storage, EPOCH, 0, 2)).unwrap();
+        storage.drop_shard(10, writer(&storage, EPOCH, 0, 2)).unwrap();
+        let mut left = vec![
+            format!("step-10/{}", ShardFile::name_of(&writer(&storage, EPOCH, 1, 2))),
+            format!("step-10/{later}"),
+            format!("step-10/{foreign}"),
+            OWNER_NAME.to_string(),
+        ];
+        left.sort();
+        assert_eq!(kept.files(), left);
+        for name in [&later, &foreign] {
+            kept.remove(&name_in(10, name));
+        }
+        storage.drop_shard(10, writer(&storage, EPOCH, 1, 2)).unwrap();
+        assert_eq!(kept.files(), [OWNER_NAME]);
+        assert!(!Path::new(&kept.path("step-10")).exists(), "an empty folder stays");
+        write(&storage, 20, shape(1, 1, 2));
+        storage.drop_shard(20, writer(&storage, EPOCH, 0, 2)).unwrap();
+        assert_eq!(storage.verify(20).unwrap(), [], "T-6: what can be seen is whole");
+    });
 }
 
 /// T-6: one that is published at the very moment at which its shards are dropped is whole, or cannot be seen.
 #[test]
 fn t6_a_checkpoint_is_dropped_or_published_and_never_half_of_both() {
-    let (_folder, storage) = temporary();
-    let storage = Arc::new(storage);
-    let (mut num_seen, mut num_dropped) = (0, 0);
-    for step in 1..=100 {
-        let manifest = write_shards(&storage, step, shape(1, 1, 2));
-        let begin = Arc::new(Barrier::new(3));
-        let drops: Vec<_> = (0..2)
-            .map(|rank| {
-                let (storage, begin) = (Arc::clone(&storage), Arc::clone(&begin));
-                std::thread::spawn(move || {
-                    begin.wait();
-                    storage.drop_shard(step, writer(&storage, EPOCH, rank, 2)).unwrap();
+    in_each(|_, storage| {
+        let storage = Arc::new(storage);
+        let (mut num_seen, mut num_dropped) = (0, 0);
+        for step in 1..=100 {
+            let manifest = write_shards(&storage, step, shape(1, 1, 2));
+            let begin = Arc::new(Barrier::new(3));
+            let drops: Vec<_> = (0..2)
+                .map(|rank| {
+                    let (storage, begin) = (Arc::clone(&storage), Arc::clone(&begin));
+                    std::thread::spawn(move || {
+                        begin.wait();
+                        storage.drop_shard(step, writer(&storage, EPOCH, rank, 2)).unwrap();
+                    })
                 })
-            })
-            .collect();
-        begin.wait();
-        let is_published = storage.publish(&manifest).is_ok();
-        drops.into_iter().for_each(|drop| drop.join().unwrap());
-        let is_seen = storage.steps().unwrap().contains(&step);
-        assert_eq!(is_seen, is_published, "step {step}");
-        if is_seen {
-            assert_eq!(storage.verify(step).unwrap(), [], "step {step}");
+                .collect();
+            begin.wait();
+            let is_published = storage.publish(&manifest).is_ok();
+            drops.into_iter().for_each(|drop| drop.join().unwrap());
+            let is_seen = storage.steps().unwrap().contains(&step);
+            assert_eq!(is_seen, is_published, "step {step}");
+            if is_seen {
+                assert_eq!(storage.verify(step).unwrap(), [], "step {step}");
+            }
+            num_seen += u32::from(is_seen);
+            num_dropped += u32::from(!is_seen);
         }
-        num_seen += u32::from(is_seen);
-        num_dropped += u32::from(!is_seen);
-    }
-    assert_eq!(num_seen + num_dropped, 100);
+        assert_eq!(num_seen + num_dropped, 100);
+    });
 }

@@ -11,16 +11,17 @@ use super::*;
 fn a_checkpoint_loads_under_any_shape() {
     let shapes = [shape(2, 2, 2), shape(1, 1, 1), shape(4, 1, 2), shape(1, 2, 4), shape(4, 4, 1), shape(2, 3, 5)];
     for written in shapes {
-        let (_folder, storage) = temporary();
-        let manifest = write(&storage, 10, written);
-        assert_eq!(storage.manifest(10).unwrap(), manifest);
-        assert_eq!(storage.verify(10).unwrap(), []);
-        for read in shapes {
-            for rank in 0..read.world() {
-                let (partition, shard) = shard_of(&model(), &read, rank);
-                check_load(&storage, &manifest, &partition, shard);
+        in_each(|_, storage| {
+            let manifest = write(&storage, 10, written);
+            assert_eq!(storage.manifest(10).unwrap(), manifest);
+            assert_eq!(storage.verify(10).unwrap(), []);
+            for read in shapes {
+                for rank in 0..read.world() {
+                    let (partition, shard) = shard_of(&model(), &read, rank);
+                    check_load(&storage, &manifest, &partition, shard);
+                }
             }
-        }
+        });
     }
 }
 
@@ -28,157 +29,169 @@ fn a_checkpoint_loads_under_any_shape() {
 /// ones.
 #[test]
 fn any_flat_range_loads() {
-    let (_folder, storage) = temporary();
-    let manifest = write(&storage, 10, shape(2, 2, 2));
-    let (partition, _) = shard_of(&model(), &shape(4, 2, 5), 5);
-    assert!(partition.len < partition.padded_len, "the case has no padding");
-    let cuts = [0, 1, 777, 778, 1500, partition.len - 1, partition.len, partition.len + 1, partition.padded_len];
-    for (i, &start) in cuts.iter().enumerate() {
-        for &end in &cuts[i..] {
-            check_load(&storage, &manifest, &partition, start..end);
+    in_each(|_, storage| {
+        let manifest = write(&storage, 10, shape(2, 2, 2));
+        let (partition, _) = shard_of(&model(), &shape(4, 2, 5), 5);
+        assert!(partition.len < partition.padded_len, "the case has no padding");
+        let cuts = [0, 1, 777, 778, 1500, partition.len - 1, partition.len, partition.len + 1, partition.padded_len];
+        for (i, &start) in cuts.iter().enumerate() {
+            for &end in &cuts[i..] {
+                check_load(&storage, &manifest, &partition, start..end);
+            }
         }
-    }
+    });
 }
 
 /// The same state gives the same bytes wherever it is written, so a repeated write is harmless.
 #[test]
 fn writing_twice_gives_the_same_bytes() {
-    let ((_a, a), (_b, b)) = (temporary(), temporary());
-    let manifest = write(&a, 10, shape(2, 1, 2));
-    write_shards(&b, 10, shape(2, 1, 2));
-    assert_eq!(write(&b, 10, shape(2, 1, 2)), manifest);
+    let (_folder, first) = temporary();
+    let manifest = write(&first, 10, shape(2, 1, 2));
+    in_each(|_, storage| {
+        write_shards(&storage, 10, shape(2, 1, 2));
+        assert_eq!(write(&storage, 10, shape(2, 1, 2)), manifest);
+    });
 }
 
 /// The cluster writes the bytes of the state once, replicated slices too.
 #[test]
 fn every_element_is_written_once() {
-    let (_folder, storage) = temporary();
-    let manifest = write(&storage, 10, shape(4, 2, 2));
-    let entries: u64 = manifest.files.iter().flat_map(|f| &f.entries).map(Entry::bytes).sum();
-    assert_eq!(entries, 3 * 4 * model().num_params());
+    in_each(|_, storage| {
+        let manifest = write(&storage, 10, shape(4, 2, 2));
+        let entries: u64 = manifest.files.iter().flat_map(|f| &f.entries).map(Entry::bytes).sum();
+        assert_eq!(entries, 3 * 4 * model().num_params());
+    });
 }
 
 #[test]
 fn shards_are_safetensors_with_the_names_of_the_manifest() {
-    let (_folder, storage) = temporary();
-    let manifest = write(&storage, 10, shape(2, 2, 2));
-    for file in &manifest.files {
-        let bytes = std::fs::read(format!("{}/{}", storage.step_path(10), file.file)).unwrap();
-        assert_eq!((bytes.len() as u64, file.digest.as_str()), (file.bytes, ""));
-        let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        assert_eq!(tensors.len(), file.entries.len());
-        for entry in &file.entries {
-            let start = entry.file_offset as usize;
-            let view = tensors.tensor(&entry.name).unwrap();
-            assert_eq!(view.shape(), [entry.range.len()]);
-            assert_eq!(view.data(), &bytes[start..start + entry.bytes() as usize]);
+    in_each(|kept, storage| {
+        let manifest = write(&storage, 10, shape(2, 2, 2));
+        for file in &manifest.files {
+            let bytes = kept.read(&name_in(10, &file.file));
+            assert_eq!((bytes.len() as u64, file.digest.as_str()), (file.bytes, ""));
+            let tensors = SafeTensors::deserialize(&bytes).unwrap();
+            assert_eq!(tensors.len(), file.entries.len());
+            for entry in &file.entries {
+                let start = entry.file_offset as usize;
+                let view = tensors.tensor(&entry.name).unwrap();
+                assert_eq!(view.shape(), [entry.range.len()]);
+                assert_eq!(view.data(), &bytes[start..start + entry.bytes() as usize]);
+            }
         }
-    }
+    });
 }
 
 /// More places than elements to share: some files have no entry, and are files all the same.
 #[test]
 fn a_place_with_nothing_but_padding_writes_an_empty_file() {
-    let (_folder, storage) = temporary();
-    let mut manifest = write_shards(&storage, 10, shape(1, 1, 1));
-    let (partition, _) = shard_of(&model(), &shape(1, 1, 1), 0);
-    let padded = Partition { padded_len: partition.padded_len + 64, ..partition };
-    let state = vec![7.0; 16];
-    let state = ShardState { param: &state, exp_avg: &state, exp_avg_sq: &state };
-    let range = padded.padded_len - 16..padded.padded_len;
-    manifest.files.push(storage.write_shard(10, writer(&storage, EPOCH, 1, 1), &padded, range, state).unwrap());
-    assert_eq!(manifest.files[1].entries, []);
-    storage.publish(&manifest).unwrap();
-    assert_eq!(storage.verify(10).unwrap(), []);
+    in_each(|_, storage| {
+        let mut manifest = write_shards(&storage, 10, shape(1, 1, 1));
+        let (partition, _) = shard_of(&model(), &shape(1, 1, 1), 0);
+        let padded = Partition { padded_len: partition.padded_len + 64, ..partition };
+        let state = vec![7.0; 16];
+        let state = ShardState { param: &state, exp_avg: &state, exp_avg_sq: &state };
+        let range = padded.padded_len - 16..padded.padded_len;
+        manifest.files.push(storage.write_shard(10, writer(&storage, EPOCH, 1, 1), &padded, range, state).unwrap());
+        assert_eq!(manifest.files[1].entries, []);
+        storage.publish(&manifest).unwrap();
+        assert_eq!(storage.verify(10).unwrap(), []);
+    });
 }
 
 /// T-6: a crash between the shards and the manifest leaves nothing that anyone takes for a checkpoint, and the step can
 /// be written again.
 #[test]
 fn what_is_not_published_is_not_a_checkpoint() {
-    let (_folder, storage) = temporary();
-    write(&storage, 10, shape(1, 1, 2));
-    let manifest = write_shards(&storage, 20, shape(1, 1, 2));
-    assert_eq!(storage.steps().unwrap(), [10]);
-    let error = storage.manifest(20).unwrap_err();
-    assert!(matches!(&error, CheckpointError::NotFound { step: 20, available, .. } if available == &[10]), "{error}");
+    in_each(|kept, storage| {
+        write(&storage, 10, shape(1, 1, 2));
+        let manifest = write_shards(&storage, 20, shape(1, 1, 2));
+        assert_eq!(storage.steps().unwrap(), [10]);
+        let error = storage.manifest(20).unwrap_err();
+        assert!(
+            matches!(&error, CheckpointError::NotFound { step: 20, available, .. } if available == &[10]),
+            "{error}"
+        );
 
-    std::fs::write(format!("{}/{}", storage.step_path(20), digest_of(&storage)), "a crash before the manifest")
-        .unwrap();
-    assert_eq!(storage.steps().unwrap(), [10]);
-    assert_eq!(write(&storage, 20, shape(1, 1, 2)), manifest);
-    assert_eq!(storage.steps().unwrap(), [10, 20]);
-    assert_eq!(storage.verify(20).unwrap(), []);
+        kept.write(&name_in(20, &digest_of(&storage)), "a crash before the manifest");
+        assert_eq!(storage.steps().unwrap(), [10]);
+        assert_eq!(write(&storage, 20, shape(1, 1, 2)), manifest);
+        assert_eq!(storage.steps().unwrap(), [10, 20]);
+        assert_eq!(storage.verify(20).unwrap(), []);
+    });
 }
 
 /// T-6: a manifest is not written unless all that it names is there.
 #[test]
 fn publishing_looks_at_every_file() {
-    let (_folder, storage) = temporary();
-    let manifest = write_shards(&storage, 10, shape(2, 1, 2));
-    let path = format!("{}/{}", storage.step_path(10), manifest.files[2].file);
-    let bytes = std::fs::read(&path).unwrap();
-    std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
-    let error = storage.publish(&manifest).unwrap_err();
-    assert!(matches!(&error, CheckpointError::Unpublishable { file, .. } if file == &path), "{error}");
-    std::fs::remove_file(&path).unwrap();
-    let error = storage.publish(&manifest).unwrap_err();
-    assert!(error.to_string().contains("no file"), "{error}");
+    in_each(|kept, storage| {
+        let manifest = write_shards(&storage, 10, shape(2, 1, 2));
+        let name = name_in(10, &manifest.files[2].file);
+        let bytes = kept.read(&name);
+        kept.write(&name, &bytes[..bytes.len() - 1]);
+        let error = storage.publish(&manifest).unwrap_err();
+        assert!(matches!(&error, CheckpointError::Unpublishable { file, .. } if *file == kept.path(&name)), "{error}");
+        kept.remove(&name);
+        let error = storage.publish(&manifest).unwrap_err();
+        assert!(error.to_string().contains("no file"), "{error}");
 
-    let mut files = manifest.files.clone();
-    files.remove(1);
-    let error = storage.publish(&Manifest { files, ..manifest.clone() }).unwrap_err();
-    assert!(matches!(error, CheckpointError::Manifest { .. }), "{error}");
-    assert!(storage.steps().unwrap().is_empty());
+        let mut files = manifest.files.clone();
+        files.remove(1);
+        let error = storage.publish(&Manifest { files, ..manifest.clone() }).unwrap_err();
+        assert!(matches!(error, CheckpointError::Manifest { .. }), "{error}");
+        assert!(storage.steps().unwrap().is_empty());
+    });
 }
 
 /// T-6: a complete checkpoint is not written to again; the same bytes and the same manifest, in a later epoch, are no
 /// error.
 #[test]
 fn a_complete_step_only_takes_what_it_has() {
-    let (_folder, storage) = temporary();
-    let manifest = write(&storage, 10, shape(2, 1, 2));
-    assert_eq!(write_rank(&storage, 10, &shape(2, 1, 2), 3).unwrap(), manifest.files[3]);
-    let again = Manifest { epoch: EPOCH + 1, ..manifest.clone() };
-    assert_eq!(storage.publish(&again).unwrap(), manifest.bytes());
-    assert_eq!(storage.manifest(10).unwrap().epoch, EPOCH);
+    in_each(|_, storage| {
+        let manifest = write(&storage, 10, shape(2, 1, 2));
+        assert_eq!(write_rank(&storage, 10, &shape(2, 1, 2), 3).unwrap(), manifest.files[3]);
+        let again = Manifest { epoch: EPOCH + 1, ..manifest.clone() };
+        assert_eq!(storage.publish(&again).unwrap(), manifest.bytes());
+        assert_eq!(storage.manifest(10).unwrap().epoch, EPOCH);
 
-    let (partition, shard) = shard_of(&model(), &shape(2, 1, 2), 3);
-    let state = vec![1.0; shard.len()];
-    let state = ShardState { param: &state, exp_avg: &state, exp_avg_sq: &state };
-    let error = storage.write_shard(10, writer(&storage, EPOCH, 3, 4), &partition, shard, state).unwrap_err();
-    assert!(matches!(error, CheckpointError::Exists { step: 10, .. }), "{error}");
-    let error = storage.publish(&Manifest { samples: 1, ..manifest }).unwrap_err();
-    assert!(matches!(error, CheckpointError::Exists { step: 10, .. }), "{error}");
-    assert_eq!(storage.verify(10).unwrap(), []);
+        let (partition, shard) = shard_of(&model(), &shape(2, 1, 2), 3);
+        let state = vec![1.0; shard.len()];
+        let state = ShardState { param: &state, exp_avg: &state, exp_avg_sq: &state };
+        let error = storage.write_shard(10, writer(&storage, EPOCH, 3, 4), &partition, shard, state).unwrap_err();
+        assert!(matches!(error, CheckpointError::Exists { step: 10, .. }), "{error}");
+        let error = storage.publish(&Manifest { samples: 1, ..manifest }).unwrap_err();
+        assert!(matches!(error, CheckpointError::Exists { step: 10, .. }), "{error}");
+        assert_eq!(storage.verify(10).unwrap(), []);
+    });
 }
 
 #[test]
 fn remove_leaves_nothing_and_can_be_repeated() {
-    let (folder, storage) = temporary();
-    write(&storage, 10, shape(1, 1, 2));
-    write(&storage, 20, shape(1, 1, 2));
-    let died = format!("{}#1", ShardFile::name_of(&writer(&storage, EPOCH, 9, 10)));
-    std::fs::write(format!("{}/{died}", storage.step_path(10)), "of a writer that died").unwrap();
-    storage.remove(10, EPOCH).unwrap();
-    storage.remove(10, EPOCH).unwrap();
-    assert_eq!(storage.steps().unwrap(), [20]);
-    let is_left = |name: &String| name.starts_with("checkpoints/step-20/") || name == "checkpoints/toroid-owner.json";
-    assert!(files_below(folder.path()).iter().all(is_left));
+    in_each(|kept, storage| {
+        write(&storage, 10, shape(1, 1, 2));
+        write(&storage, 20, shape(1, 1, 2));
+        let died = format!("{}#1", ShardFile::name_of(&writer(&storage, EPOCH, 9, 10)));
+        kept.write(&name_in(10, &died), "of a writer that died");
+        storage.remove(10, EPOCH).unwrap();
+        storage.remove(10, EPOCH).unwrap();
+        assert_eq!(storage.steps().unwrap(), [20]);
+        let is_left = |name: &String| name.starts_with("step-20/") || name == "toroid-owner.json";
+        assert!(kept.files().iter().all(is_left));
+    });
 }
 
 #[test]
 fn steps_are_ascending_and_only_of_folders_that_write_them_so() {
-    let (folder, storage) = temporary();
-    assert!(storage.steps().unwrap().is_empty());
-    for step in [100, 20, 3] {
-        write(&storage, step, shape(1, 1, 1));
-    }
-    for name in ["step-007", "step-", "step-x", "damaged-step-5"] {
-        std::fs::create_dir(folder.path().join("checkpoints").join(name)).unwrap();
-        std::fs::write(folder.path().join("checkpoints").join(name).join(MANIFEST_NAME), "{}").unwrap();
-    }
-    assert_eq!(storage.steps().unwrap(), [3, 20, 100]);
+    in_each(|kept, storage| {
+        assert!(storage.steps().unwrap().is_empty());
+        for step in [100, 20, 3] {
+            write(&storage, step, shape(1, 1, 1));
+        }
+        for name in ["step-007", "step-", "step-x", "damaged-step-5"] {
+            kept.write(&format!("{name}/{MANIFEST_NAME}"), "{}");
+        }
+        assert_eq!(storage.steps().unwrap(), [3, 20, 100]);
+    });
 }
 
 #[test]
@@ -197,7 +210,7 @@ fn a_root_is_a_folder_path_or_a_file_url() {
     let file = folder.path().join("file");
     std::fs::write(&file, "").unwrap();
     let cases = BTreeMap::from([
-        ("s3://bucket/run", "the scheme `s3` is not supported; give a folder path or a file:// URL"),
+        ("gs://bucket/run", "the scheme `gs` is not supported; give a folder's path, a file:// URL or an s3:// URL"),
         ("file://host/run", "needs an absolute path"),
         ("", "the path is empty"),
         (file.to_str().unwrap(), "it is a file"),
@@ -211,16 +224,17 @@ fn a_root_is_a_folder_path_or_a_file_url() {
 
 #[test]
 fn a_checkpoint_of_another_model_is_refused() {
-    let (_folder, storage) = temporary();
-    let manifest = write(&storage, 10, shape(1, 1, 1));
-    for (other, tensor) in [
-        (ModelConfig { vocab: 512, ..model() }, "emb.weight"),
-        (ModelConfig { layers: 5, ..model() }, "blocks.4.n1.weight"),
-    ] {
-        let (partition, shard) = shard_of(&other, &shape(1, 1, 1), 0);
-        let error = load(&storage, &manifest, &partition, shard).unwrap_err();
-        assert!(matches!(&error, CheckpointError::Model { tensor: t, .. } if t == tensor), "{error}");
-    }
+    in_each(|_, storage| {
+        let manifest = write(&storage, 10, shape(1, 1, 1));
+        for (other, tensor) in [
+            (ModelConfig { vocab: 512, ..model() }, "emb.weight"),
+            (ModelConfig { layers: 5, ..model() }, "blocks.4.n1.weight"),
+        ] {
+            let (partition, shard) = shard_of(&other, &shape(1, 1, 1), 0);
+            let error = load(&storage, &manifest, &partition, shard).unwrap_err();
+            assert!(matches!(&error, CheckpointError::Model { tensor: t, .. } if t == tensor), "{error}");
+        }
+    });
 }
 
 /// T-6: who has published a step may have died before it said so, and the job goes on under another shape, or made the step again: the
@@ -230,106 +244,112 @@ fn a_step_that_an_earlier_epoch_has_published_is_done() {
     for (before, after) in
         [(shape(1, 1, 3), shape(1, 1, 2)), (shape(1, 1, 2), shape(1, 1, 3)), (shape(2, 1, 2), shape(2, 1, 2))]
     {
-        let (_folder, storage) = temporary();
-        let published = write(&storage, 10, before);
-        // Fewer replicas are the same job with another shape.
-        let job = JobSpec { shape: after, ..published.job.clone() };
-        let again = Manifest { job, samples: published.samples, ..write_shards_in(&storage, EPOCH + 1, 10, after) };
-        assert_eq!(storage.publish(&again).unwrap(), published.bytes(), "{before} then {after}");
-        assert_eq!(storage.manifest(10).unwrap(), published);
-        assert_eq!(storage.verify(10).unwrap(), []);
-        // Not the step of another job, nor of other samples.
-        for other in [Manifest { job_id: "other".into(), ..again.clone() }, Manifest { samples: 1, ..again.clone() }] {
-            let error = storage.publish(&other).unwrap_err();
-            assert!(matches!(error, CheckpointError::Exists { step: 10, .. }), "{error}");
-        }
+        in_each(|_, storage| {
+            let published = write(&storage, 10, before);
+            // Fewer replicas are the same job with another shape.
+            let job = JobSpec { shape: after, ..published.job.clone() };
+            let again = Manifest { job, samples: published.samples, ..write_shards_in(&storage, EPOCH + 1, 10, after) };
+            assert_eq!(storage.publish(&again).unwrap(), published.bytes(), "{before} then {after}");
+            assert_eq!(storage.manifest(10).unwrap(), published);
+            assert_eq!(storage.verify(10).unwrap(), []);
+            // Not the step of another job, nor of other samples.
+            for other in
+                [Manifest { job_id: "other".into(), ..again.clone() }, Manifest { samples: 1, ..again.clone() }]
+            {
+                let error = storage.publish(&other).unwrap_err();
+                assert!(matches!(error, CheckpointError::Exists { step: 10, .. }), "{error}");
+            }
+        });
     }
 }
 
 /// T-1: a place that was cut off still writes the same step under an older shape; whatever the order, nobody reads it.
 #[test]
 fn t1_a_writer_of_an_older_epoch_and_shape_spoils_nothing() {
-    let (_folder, storage) = temporary();
-    let newer = write_shards_in(&storage, EPOCH + 1, 10, shape(1, 1, 2));
-    write_shards(&storage, 10, shape(1, 1, 3));
-    storage.publish(&newer).unwrap();
-    assert_eq!(storage.verify(10).unwrap(), []);
-    let error = write_rank(&storage, 10, &shape(1, 1, 3), 1).unwrap_err();
-    assert!(matches!(error, CheckpointError::Exists { step: 10, .. }), "{error}");
-    assert_eq!((storage.manifest(10).unwrap(), storage.verify(10).unwrap()), (newer, vec![]));
+    in_each(|_, storage| {
+        let newer = write_shards_in(&storage, EPOCH + 1, 10, shape(1, 1, 2));
+        write_shards(&storage, 10, shape(1, 1, 3));
+        storage.publish(&newer).unwrap();
+        assert_eq!(storage.verify(10).unwrap(), []);
+        let error = write_rank(&storage, 10, &shape(1, 1, 3), 1).unwrap_err();
+        assert!(matches!(error, CheckpointError::Exists { step: 10, .. }), "{error}");
+        assert_eq!((storage.manifest(10).unwrap(), storage.verify(10).unwrap()), (newer, vec![]));
+    });
 }
 
 /// T-1: a rank 0 is stopped after it has looked and before it writes, and goes on when a newer one has published: not a file is left of that.
 #[test]
 fn t1_a_late_manifest_is_not_written_over_a_newer_one() {
-    let (folder, storage) = temporary();
-    let stale = write_shards(&storage, 10, shape(1, 1, 2));
-    let newer = write_shards_in(&storage, EPOCH + 1, 10, shape(1, 1, 2));
-    storage.publish(&newer).unwrap();
-    let files = files_below(folder.path());
-    for late in [Owned::make_visible, Owned::publish] {
-        let error = late(&storage, &stale).unwrap_err();
-        assert!(matches!(error, CheckpointError::Exists { step: 10, .. }), "{error}");
-        assert_eq!(files_below(folder.path()), files);
-        assert_eq!((storage.manifest(10).unwrap(), storage.verify(10).unwrap()), (newer.clone(), vec![]));
-    }
-    // Whoever has published it may say so twice.
-    assert_eq!(storage.make_visible(&newer).unwrap(), newer.bytes());
-    assert_eq!((files_below(folder.path()), storage.verify(10).unwrap()), (files, vec![]));
+    in_each(|kept, storage| {
+        let stale = write_shards(&storage, 10, shape(1, 1, 2));
+        let newer = write_shards_in(&storage, EPOCH + 1, 10, shape(1, 1, 2));
+        storage.publish(&newer).unwrap();
+        let files = kept.files();
+        for late in [Owned::make_visible, Owned::publish] {
+            let error = late(&storage, &stale).unwrap_err();
+            assert!(matches!(error, CheckpointError::Exists { step: 10, .. }), "{error}");
+            assert_eq!(kept.files(), files);
+            assert_eq!((storage.manifest(10).unwrap(), storage.verify(10).unwrap()), (newer.clone(), vec![]));
+        }
+        // Whoever has published it may say so twice.
+        assert_eq!(storage.make_visible(&newer).unwrap(), newer.bytes());
+        assert_eq!((kept.files(), storage.verify(10).unwrap()), (files, vec![]));
+    });
 }
 
 /// Files named by rank alone, each with a digest of its own, and the digest of the manifest under one name.
 #[test]
 fn checkpoints_of_before_are_read() {
-    let (_folder, storage) = temporary();
-    let mut manifest = write_shards(&storage, 10, shape(2, 1, 2));
-    manifest.owner = None;
-    let folder = PathBuf::from(storage.step_path(10));
-    for file in &mut manifest.files {
-        let name = format!("shard-{:05}.safetensors", file.rank);
-        std::fs::rename(folder.join(&file.file), folder.join(&name)).unwrap();
-        file.digest = blake3::hash(&std::fs::read(folder.join(&name)).unwrap()).to_hex().to_string();
-        file.file = name;
-    }
-    let json = manifest.to_json();
-    assert!(json.contains("\"digest\": \"") && manifest.check().is_ok());
-    std::fs::write(folder.join("manifest.json.b3"), digest_line(json.as_bytes())).unwrap();
-    std::fs::write(folder.join(MANIFEST_NAME), &json).unwrap();
-    assert_eq!((storage.manifest(10).unwrap(), storage.verify(10).unwrap()), (manifest.clone(), vec![]));
-    let (partition, shard) = shard_of(&model(), &shape(1, 1, 3), 2);
-    check_load(&storage, &manifest, &partition, shard);
-    // The digest of the whole is looked at, too.
-    manifest.files[1].digest = manifest.files[0].digest.clone();
-    let json = manifest.to_json();
-    std::fs::write(folder.join("manifest.json.b3"), digest_line(json.as_bytes())).unwrap();
-    std::fs::write(folder.join(MANIFEST_NAME), &json).unwrap();
-    let faults = storage.verify(10).unwrap();
-    assert!(
-        matches!(&faults[..], [Fault { kind: FaultKind::Manifest, file, .. }] if file.contains("shard-00001")),
-        "{faults:?}"
-    );
+    in_each(|kept, storage| {
+        let mut manifest = write_shards(&storage, 10, shape(2, 1, 2));
+        manifest.owner = None;
+        for file in &mut manifest.files {
+            let name = format!("shard-{:05}.safetensors", file.rank);
+            kept.rename(&name_in(10, &file.file), &name_in(10, &name));
+            file.digest = blake3::hash(&kept.read(&name_in(10, &name))).to_hex().to_string();
+            file.file = name;
+        }
+        let json = manifest.to_json();
+        assert!(json.contains("\"digest\": \"") && manifest.check().is_ok());
+        kept.write("step-10/manifest.json.b3", digest_line(json.as_bytes()));
+        kept.write("step-10/manifest.json", &json);
+        assert_eq!((storage.manifest(10).unwrap(), storage.verify(10).unwrap()), (manifest.clone(), vec![]));
+        let (partition, shard) = shard_of(&model(), &shape(1, 1, 3), 2);
+        check_load(&storage, &manifest, &partition, shard);
+        // The digest of the whole is looked at, too.
+        manifest.files[1].digest = manifest.files[0].digest.clone();
+        let json = manifest.to_json();
+        kept.write("step-10/manifest.json.b3", digest_line(json.as_bytes()));
+        kept.write("step-10/manifest.json", &json);
+        let faults = storage.verify(10).unwrap();
+        assert!(
+            matches!(&faults[..], [Fault { kind: FaultKind::Manifest, file, .. }] if file.contains("shard-00001")),
+            "{faults:?}"
+        );
+    });
 }
 
 /// A rank 0 that was stopped with its orders, and continued after others had gone on, harms nothing.
 #[test]
 fn t1_an_older_epoch_removes_nothing_that_a_newer_one_has_published_or_goes_on_from() {
-    let (_folder, storage) = temporary();
-    let refused = |step, epoch| {
-        let error = storage.remove(step, epoch).unwrap_err();
-        assert!(matches!(error, CheckpointError::Claimed { later: 7, .. }), "{error}");
-        assert_eq!(storage.verify(step).unwrap(), []);
-    };
-    let manifest = write_shards(&storage, 10, shape(1, 1, 2));
-    storage.publish(&Manifest { epoch: 7, ..manifest }).unwrap();
-    refused(10, EPOCH);
-    write(&storage, 20, shape(1, 1, 2));
-    storage.claim(20, 7).unwrap();
-    refused(20, EPOCH);
-    refused(20, 6);
-    for step in [10, 20] {
-        storage.remove(step, 7).unwrap();
-    }
-    assert_eq!(storage.steps().unwrap(), [] as [u64; 0]);
+    in_each(|_, storage| {
+        let refused = |step, epoch| {
+            let error = storage.remove(step, epoch).unwrap_err();
+            assert!(matches!(error, CheckpointError::Claimed { later: 7, .. }), "{error}");
+            assert_eq!(storage.verify(step).unwrap(), []);
+        };
+        let manifest = write_shards(&storage, 10, shape(1, 1, 2));
+        storage.publish(&Manifest { epoch: 7, ..manifest }).unwrap();
+        refused(10, EPOCH);
+        write(&storage, 20, shape(1, 1, 2));
+        storage.claim(20, 7).unwrap();
+        refused(20, EPOCH);
+        refused(20, 6);
+        for step in [10, 20] {
+            storage.remove(step, 7).unwrap();
+        }
+        assert_eq!(storage.steps().unwrap(), [] as [u64; 0]);
+    });
 }
 
 #[test]
