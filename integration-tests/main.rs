@@ -19,6 +19,7 @@ mod python;
 mod reference;
 mod resize;
 mod restoring;
+mod scaling;
 mod shipped;
 mod telemetry;
 mod tensorboard;

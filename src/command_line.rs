@@ -17,7 +17,7 @@ use tracing::Span;
 use crate::output::FormatArgs;
 use crate::{
     admin, bench, calls, certs, chaos, checkpoint, daemon, dashboard, data, doctor, events, exit, explain, incidents,
-    jobs, local, output, plan, queue, shell, slurm, status, submit, top, trace, workers,
+    jobs, local, output, plan, queue, scale, shell, slurm, status, submit, top, trace, workers,
 };
 
 /// Trains Mixture-of-Experts language models on machines that die
@@ -90,6 +90,8 @@ enum Command {
     Bench(bench::Command),
     /// Plan a job before any device is paid for: memory, traffic, pipeline, step time, goodput
     Plan(Box<plan::Args>),
+    /// Find out by many small trainings what a large one will reach: scaling laws, with intervals and plots
+    Scale(Box<scale::Args>),
     /// Print a batch script for Slurm
     #[command(subcommand)]
     Slurm(slurm::Command),
@@ -192,6 +194,7 @@ fn dispatch(runtime: &Runtime, command: Command, log: Arc<Log>) -> Result<ExitCo
         Command::Token(command) => runtime.block_on(admin::token(command)),
         Command::Audit(args) => runtime.block_on(admin::audit(args)),
         Command::Plan(args) => plan::run(&args),
+        Command::Scale(args) => runtime.block_on(scale::run(*args)),
         Command::Slurm(command) => slurm::run(command).map(|()| ExitCode::SUCCESS),
         Command::Data(args) => data::run(&args),
         Command::Version(format) => version(format),

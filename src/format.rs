@@ -52,6 +52,21 @@ pub fn short_count(count: u64) -> String {
     scaled(count as f64, &["", "k", "M", "B", "T"])
 }
 
+/// As short as it is for people: `3e15`, `0.25`, `1200`.
+pub fn short_number(value: f64) -> String {
+    if value == 0.0 {
+        return "0".into();
+    }
+    let size = value.abs().log10();
+    if !(-3.0..5.0).contains(&size) {
+        let text = format!("{value:.1e}");
+        return text.replace(".0e", "e");
+    }
+    let digits = (2.0 - size.floor()).max(0.0) as usize;
+    let text = format!("{value:.digits$}");
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').into() } else { text }
+}
+
 /// So many of something: `1 worker`, `2 workers`.
 pub fn num(n: usize, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
@@ -177,6 +192,17 @@ mod tests {
             assert_eq!(time(unix_s * 1000 + 999), expected);
         }
         assert_eq!(time(0), "-");
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        let check = |value: f64, expected: &str| assert_eq!(short_number(value), expected);
+        check(0.0, "0");
+        check(3e15, "3e15");
+        check(0.25, "0.25");
+        check(1200.0, "1200");
+        check(1.5e-7, "1.5e-7");
+        check(2.0, "2");
     }
 
     #[test]

@@ -42,7 +42,8 @@ struct Table {
     path: Option<Spanned<String>>,
 }
 
-fn resolve(text: &str, folder: &Path) -> (String, Vec<Resolved>) {
+/// Replaces relative paths in the text of a job file.
+pub fn resolve(text: &str, folder: &Path) -> (String, Vec<Resolved>) {
     let Ok(paths) = toml::from_str::<Paths>(text) else { return (text.to_string(), Vec::new()) };
     let found = [
         ("init_from", paths.init_from),

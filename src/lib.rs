@@ -12,7 +12,7 @@
 //!   shell       completions and manual pages                            exit    with which code a command ends
 //!   certs       a private CA and its certificates                    admin   tokens, the audit record      access  credentials of a command
 //!   plan        what a job needs, before it is run
-//!   slurm       batch scripts
+//!   slurm       batch scripts                                           scale   many small trainings, and the laws that they follow; svg: plots
 //!   checkpoint  now, pin, list, verify, export; find: which folder is meant  client, calls, watch: gRPC   format, output
 //!   cluster     coordinator and workers as child processes: `local`, `chaos`, `bench` and the system tests share it
 //! ```
@@ -55,12 +55,14 @@ mod output;
 mod plan;
 mod progress;
 mod queue;
+mod scale;
 mod shell;
 mod slurm;
 mod status;
 mod submit;
 mod summary;
 mod supervise;
+mod svg;
 mod top;
 mod trace;
 mod watch;

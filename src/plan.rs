@@ -11,11 +11,13 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 use toroid_torus::job::{self, JobSpec};
 use toroid_torus::plan::{Failures, Kind, Machine, Plan, plan};
+use toroid_torus::scaling::{Allocation, Prediction, Scaling, operations_per_token};
 use toroid_worker::device::{Buffer as _, CpuDevice, Device as _, Mat, MatMut};
 
-use crate::format::{bytes, count, duration, percent, rate, seconds, short_count, table};
+use crate::format::{bytes, count, duration, percent, rate, seconds, short_count, short_number, table};
 use crate::local::{default_threads, positive};
 use crate::output::FormatArgs;
+use crate::scale::report;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -70,6 +72,9 @@ pub struct Args {
     /// Seconds between checkpoints; default: as the job file says
     #[arg(long, value_name = "S", value_parser = above_zero)]
     checkpoint_interval_s: Option<f64>,
+    /// Predict the loss by the laws that `toroid scale` has found (its laws.json)
+    #[arg(long, value_name = "FILE")]
+    law: Option<PathBuf>,
     #[command(flatten)]
     format: FormatArgs,
 }
@@ -99,6 +104,50 @@ struct Answer<'a> {
     failures: Failures,
     #[serde(flatten)]
     plan: Plan,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loss: Option<Foretold>,
+}
+
+/// What loss the job will end with, nats a token, by the laws of its family.
+#[derive(Debug, Serialize)]
+struct Foretold {
+    #[serde(flatten)]
+    prediction: Prediction,
+    /// Operations of the job, without embedding and head.
+    compute: f64,
+    /// How many times as much as the largest run that the laws are fitted to.
+    beyond: f64,
+    /// For as much computation: operations a token, and tokens, that would end with the lowest loss.
+    best: Allocation,
+}
+
+impl Foretold {
+    fn new(spec: &JobSpec, laws: &Scaling) -> Foretold {
+        let size = operations_per_token(&spec.model);
+        let tokens = (spec.steps * spec.batch.samples() * spec.model.seq as u64) as f64;
+        let compute = size * tokens;
+        Foretold {
+            prediction: laws.predict(size, tokens),
+            compute,
+            beyond: compute / laws.max_compute,
+            best: laws.allocate(compute),
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!(
+            "loss     {} with {} operations; {} for {} operations a token and {} tokens, which is best\n",
+            report::prediction(&self.prediction),
+            short_number(self.compute),
+            report::prediction(&self.best.prediction),
+            short_number(self.best.size),
+            short_number(self.best.tokens),
+        );
+        if let Some(warning) = report::warning(self.beyond) {
+            text += &format!("warning: this job is {warning}\n");
+        }
+        text
+    }
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -116,7 +165,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let failures = Failures { mtbf_s: 3600.0 * args.mtbf_h, detect_s: args.detect_s, restore_s: args.restore_s };
     let plan = plan(&spec, &machine, &failures);
     let shape = &spec.shape;
-    let text = text(&spec, &machine, &failures, &plan);
+    let loss = match &args.law {
+        Some(file) => Some(Foretold::new(&spec, report::Laws::read(file)?.of_operations()?)),
+        None => None,
+    };
+    let text = text(&spec, &machine, &failures, &plan) + &loss.as_ref().map(Foretold::text).unwrap_or_default();
     let answer = Answer {
         name: &spec.name,
         shape: [shape.tp(), shape.pp(), shape.dp()],
@@ -124,6 +177,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         machine,
         failures,
         plan,
+        loss,
     };
     args.format.answer(&answer, text)?;
     Ok(ExitCode::SUCCESS)

@@ -13,6 +13,7 @@
 //!  owner    whose a folder of checkpoints is
 //!  ids      steps, epochs, ranks, workers, jobs: numbers and names that are not taken for one another
 //!  resplit  another number of replicas: who keeps a place, which part of the state goes where
+//!  scaling  loss by size and tokens, from runs of small models
 //!  failpoint  decisions that a test has go wrong
 //! ```
 //!
@@ -39,5 +40,6 @@ pub mod pipeline;
 pub mod placement;
 pub mod plan;
 pub mod resplit;
+pub mod scaling;
 pub mod schedule;
 pub mod units;
