@@ -20,6 +20,7 @@ mod reference;
 mod resize;
 mod restoring;
 mod shipped;
+mod stored_data;
 mod telemetry;
 mod tensorboard;
 mod terminal;
