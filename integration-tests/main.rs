@@ -21,6 +21,7 @@ mod resize;
 mod restoring;
 mod scaling;
 mod shipped;
+mod stored_data;
 mod telemetry;
 mod tensorboard;
 mod terminal;

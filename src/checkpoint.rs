@@ -65,7 +65,7 @@ pub enum Command {
     Export {
         /// The step
         step: u64,
-        /// The file to write
+        /// The file to write, or s3://BUCKET/KEY
         file: PathBuf,
         /// Folder or job, as for `list`; the folder of `toroid local` stands for its newest job
         #[arg(long, value_name = "PATH_OR_JOB", default_value = LOCAL_DIR)]
@@ -134,8 +134,7 @@ pub fn run(runtime: &Runtime, command: Command) -> Result<ExitCode> {
             let found = runtime.block_on(find::checkpoints(&from, &connection))?;
             check_step(&found, step)?;
             let storage = open(&found)?;
-            storage.export(step, &file).with_context(|| format!("export step {step} of {}", found.what))?;
-            let size = std::fs::metadata(&file).with_context(|| format!("look at {}", file.display()))?.len();
+            let size = storage.export(step, &file).with_context(|| format!("export step {step} of {}", found.what))?;
             let (what, path, in_words) = (found.what, file.display(), bytes(size));
             let text = format_args!("wrote the parameters of step {step} of {what} to {path} ({in_words})\n");
             format.answer(&json!({ "step": step, "file": &file, "bytes": size }), text)?;

@@ -1,6 +1,7 @@
 //! `toroid bench storage`: how fast an object store takes a large object from this machine, and gives it back.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use serde::Serialize;
@@ -12,6 +13,7 @@ use crate::local::positive;
 use crate::output::FormatArgs;
 
 const MB: f64 = 1e6;
+const CHECK_PATIENCE: Duration = Duration::from_secs(15);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -42,6 +44,8 @@ struct Figures {
 /// Waits for the store: not for a thread of tokio's.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let store = Store::open(&args.url)?;
+    // What is wrong with the environment shows at once, and not after all tries.
+    store.check(CHECK_PATIENCE)?;
     let name = format!("toroid-bench-{}", std::process::id());
     let bytes = args.size as u64 * MB as u64;
     let measured = rounds(&store, &name, bytes, args.rounds);

@@ -119,6 +119,7 @@ pub fn make(args: &JobArgs, steps: u64, seed: u64, registry: Option<PathBuf>) ->
 
 fn of_flags(args: &JobArgs, steps: u64, seed: u64, registry: Option<PathBuf>) -> Result<(String, Option<String>)> {
     let (data, words) = match &args.data {
+        Some(url) if url.to_str().is_some_and(toroid_storage::is_store) => ((url.clone(), None, None), None),
         Some(path) => {
             let path = path.canonicalize().with_context(|| format!("read the text to train on, {}", path.display()))?;
             ((path, None, None), None)

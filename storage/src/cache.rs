@@ -18,7 +18,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tracing::{info, warn};
 
@@ -35,6 +35,8 @@ const NUM_OBJECTS_MAX: usize = 1_000_000;
 const NUM_BEGINNINGS: usize = 3;
 /// Between two looks whether another has fetched it.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// Whoever waits hears so often that it goes on.
+const SAY_EVERY: Duration = Duration::from_secs(1);
 /// Where no bound is given, so much of the file system stays free: one part of so many.
 const FREE_PART: u64 = 10;
 
@@ -57,8 +59,10 @@ pub enum CacheError {
 
 /// Whoever waits for files.
 pub trait Attend {
-    /// Bytes that are there, of all.
+    /// Bytes that are there, of all; at least each second while it gets on, or a store is waited for within its bounds.
     fn advance(&mut self, num_bytes: u64, of: u64);
+    /// It waits for another process that fetches the same, or waits no more.
+    fn waits(&mut self, _is_waiting: bool) {}
     /// Whether nobody needs them any more.
     fn is_over(&self) -> bool;
 }
@@ -248,15 +252,24 @@ fn io_error(action: &'static str, path: &Path, cause: io::Error) -> CacheError {
 }
 
 /// `None` where nobody needs it any more.
-fn wait_for(attend: &dyn Attend, mut try_lock: impl FnMut() -> Result<(), TryLockError>) -> io::Result<Option<()>> {
-    loop {
+fn wait_for(attend: &mut dyn Attend, try_lock: impl Fn() -> Result<(), TryLockError>) -> io::Result<Option<()>> {
+    let mut is_waiting = false;
+    let locked = loop {
         match try_lock() {
-            Ok(()) => return Ok(Some(())),
-            Err(TryLockError::Error(error)) => return Err(error),
-            Err(TryLockError::WouldBlock) if attend.is_over() => return Ok(None),
-            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Ok(()) => break Ok(Some(())),
+            Err(TryLockError::Error(error)) => break Err(error),
+            Err(TryLockError::WouldBlock) if attend.is_over() => break Ok(None),
+            Err(TryLockError::WouldBlock) if is_waiting => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::WouldBlock) => {
+                is_waiting = true;
+                attend.waits(true);
+            }
         }
+    };
+    if is_waiting {
+        attend.waits(false);
     }
+    locked
 }
 
 /// What is at the URL of a store.
@@ -328,8 +341,12 @@ fn fill(store: &Store, set: &Set, partial: &Path, attend: &mut dyn Attend) -> Re
             });
         }
         drop(tell);
-        let mut failed = None;
+        let (mut failed, mut said) = (None, Instant::now());
         loop {
+            if said.elapsed() >= SAY_EVERY {
+                attend.advance(there, set.num_bytes);
+                said = Instant::now();
+            }
             match told.recv_timeout(LOCK_PAUSE) {
                 Ok(Ok(num_bytes)) => {
                     there += num_bytes;

@@ -172,7 +172,7 @@ impl Client {
 
     /// Writes an object, in the place of any that is there.
     pub async fn put(&self, name: &str, bytes: Bytes) -> Result<(), StorageError> {
-        let key = self.location.key(name)?;
+        let key = self.location.object_key(name)?;
         let put =
             || async { self.s3.put_opts(&key, bytes.clone().into(), PutOptions::default()).await.map_err(Fault::from) };
         self.patience("write", name).until(put).await.map(drop)
@@ -180,7 +180,7 @@ impl Client {
 
     /// Writes an object unless there is one of this name.
     pub async fn put_new(&self, name: &str, bytes: Bytes) -> Result<PutNew, StorageError> {
-        let key = self.location.key(name)?;
+        let key = self.location.object_key(name)?;
         let mut patience = self.patience("write", name);
         let writer = nonce().map_err(|fault| patience.error(&fault))?;
         if !self.heeds_conditions().await? {

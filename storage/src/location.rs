@@ -72,6 +72,16 @@ impl Location {
         object_store::path::Path::parse(&text).map_err(|e| bad(format!("it is no key: {e}")))
     }
 
+    /// The key of an object to be written; the bucket itself is none.
+    pub(crate) fn object_key(&self, name: &str) -> Result<object_store::path::Path, StorageError> {
+        let key = self.key(name)?;
+        if key.as_ref().is_empty() {
+            let what = "it names no object; expected s3://BUCKET/KEY";
+            return Err(StorageError::new(Kind::Url, "write", &self.url_of(name), what));
+        }
+        Ok(key)
+    }
+
     /// `key` without the prefix.
     pub(crate) fn name_of(&self, key: &str) -> Option<String> {
         if self.prefix.is_empty() {
@@ -119,6 +129,14 @@ mod tests {
             let error = Location::parse(url).unwrap_err().to_string();
             assert!(error.contains(why), "{url}: {error}");
         }
+        assert!(
+            Location::parse("s3://weights/")
+                .unwrap()
+                .object_key("")
+                .unwrap_err()
+                .to_string()
+                .contains("names no object")
+        );
         let long = format!("s3://weights/{}", "a".repeat(1025));
         assert!(Location::parse(&long).unwrap_err().to_string().contains("has 1025 bytes"));
     }

@@ -57,7 +57,7 @@ impl Upload {
         name: &str,
         num_bytes: Option<u64>,
     ) -> Result<Upload, StorageError> {
-        let key = client.location.key(name)?;
+        let key = client.location.object_key(name)?;
         let planned = num_bytes.map_or(UNKNOWN_PART_BYTES, |num_bytes| num_bytes.div_ceil(NUM_PARTS_PLANNED) as usize);
         // Whole mebibytes.
         let part_bytes = planned.max(PART_BYTES).div_ceil(1 << 20) << 20;

@@ -16,7 +16,7 @@ use tokio_rustls::TlsConnector;
 use tower::Service;
 
 use super::trust::Trust;
-use super::watched::{Stream, Watched, Wire};
+use super::watched::{Stream, Watched};
 use crate::fault::Fault;
 use crate::patience::Timing;
 
@@ -43,7 +43,7 @@ impl Connect {
         Connect { tcp, timing, trust: Arc::new(trust), proxies, tls: Arc::default() }
     }
 
-    async fn dial(mut self, uri: Uri) -> Result<TokioIo<Wire>, Fault> {
+    async fn dial(mut self, uri: Uri) -> Result<TokioIo<Watched>, Fault> {
         let endpoint = endpoint_of(&uri);
         let unreachable = |why: String| Fault::Unreachable { endpoint: endpoint.clone(), why };
         let untrusted = |why: String| Fault::Untrusted { endpoint: endpoint.clone(), why };
@@ -78,9 +78,9 @@ impl Connect {
 }
 
 impl Service<Uri> for Connect {
-    type Response = TokioIo<Wire>;
+    type Response = TokioIo<Watched>;
     type Error = Fault;
-    type Future = Pin<Box<dyn Future<Output = Result<TokioIo<Wire>, Fault>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<TokioIo<Watched>, Fault>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         Poll::Ready(Ok(()))

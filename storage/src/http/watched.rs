@@ -31,8 +31,8 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    pub fn over(stream: Stream, silence: Duration) -> TokioIo<Wire> {
-        TokioIo::new(Wire(Watched { stream, silence, ends: Box::pin(tokio::time::sleep(silence)) }))
+    pub fn over(stream: Stream, silence: Duration) -> TokioIo<Watched> {
+        TokioIo::new(Watched { stream, silence, ends: Box::pin(tokio::time::sleep(silence)) })
     }
 
     /// Something moved.
@@ -48,16 +48,9 @@ impl Watched {
     }
 }
 
-/// [`Watched`] with the traits of tokio.
-pub(super) struct Wire(Watched);
-
-impl AsyncRead for Wire {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let watched = &mut self.0;
+impl AsyncRead for Watched {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let watched = self.get_mut();
         let before = buffer.filled().len();
         let read = match &mut watched.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
@@ -75,34 +68,34 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.0.write(context, |stream, context| match stream {
+impl AsyncWrite for Watched {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.get_mut().write(context, |stream, context| match stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
         })
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.0.write(context, |stream, context| match stream {
+        self.get_mut().write(context, |stream, context| match stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(context, pieces),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(context, pieces),
         })
     }
 
     fn is_write_vectored(&self) -> bool {
-        match &self.0.stream {
+        match &self.stream {
             Stream::Plain(stream) => stream.is_write_vectored(),
             Stream::Tls(stream) => stream.is_write_vectored(),
         }
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let watched = &mut self.0;
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let watched = self.get_mut();
         let flushed = match &mut watched.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_flush(context),
             Stream::Tls(stream) => Pin::new(stream).poll_flush(context),
@@ -113,8 +106,8 @@ impl AsyncWrite for Wire {
         }
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.0.stream {
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
             Stream::Plain(stream) => Pin::new(stream).poll_shutdown(context),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(context),
         }
@@ -139,7 +132,7 @@ impl Watched {
     }
 }
 
-impl Connection for Wire {
+impl Connection for Watched {
     fn connected(&self) -> Connected {
         Connected::new()
     }

@@ -35,6 +35,7 @@ use toroid_torus::owner::{OwnerId, Stamp};
 mod durable;
 mod encode;
 mod error;
+mod exported;
 mod initial;
 mod objects;
 mod owned;
@@ -171,8 +172,9 @@ impl Storage {
         CheckpointError::NotFound { step, root: self.root.clone(), available }
     }
 
-    /// Writes all parameters as one safetensors file, whole tensors in f32 under the names of the model.
-    pub fn export(&self, step: u64, file: &Path) -> Result<(), CheckpointError> {
+    /// Writes all parameters as one safetensors file, whole tensors in f32 under the names of the model, or as an object where `file` is its URL.
+    /// Returns the number of bytes.
+    pub fn export(&self, step: u64, file: &Path) -> Result<u64, CheckpointError> {
         read::export(&*self.objects, &self.manifest(step)?, file)
     }
 }

@@ -5,7 +5,6 @@
 //! covers all of it.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
 use std::ops::Range;
 use std::path::Path;
 
@@ -14,8 +13,9 @@ use toroid_torus::manifest::{Entry, KINDS, Kind, Manifest, ManifestError, ShardF
 use toroid_torus::partition::{LocalSlice, Partition, Slice};
 
 use super::encode::{byte_range, bytes_of, copy_values, header};
+use super::exported::Exported;
 use super::objects::Objects;
-use super::{AtomicFile, CheckpointError, Storage, name_in};
+use super::{CheckpointError, Storage, name_in};
 
 /// Where a shard's state is loaded to.
 #[derive(Debug)]
@@ -67,23 +67,14 @@ impl Storage {
 }
 
 /// See [`Storage::export`].
-pub(super) fn export(objects: &dyn Objects, manifest: &Manifest, path: &Path) -> Result<(), CheckpointError> {
+pub(super) fn export(objects: &dyn Objects, manifest: &Manifest, path: &Path) -> Result<u64, CheckpointError> {
     let tensors = manifest.job.model.tensors();
     let metadata =
         [("format", "pt".to_string()), ("job", manifest.job.name.clone()), ("step", manifest.step.to_string())];
     let header = header(&metadata, tensors.iter().map(|t| (t.name.as_str(), &t.shape[..])));
     let bytes = header.len() as u64 + tensors.iter().map(|t| 4 * t.num_elements() as u64).sum::<u64>();
-    let cannot = |cause: io::Error| {
-        let file = path.display().to_string();
-        match cause.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-                CheckpointError::NoSpace { file, bytes, cause }
-            }
-            _ => CheckpointError::Write { file, bytes, cause: cause.into() },
-        }
-    };
-    let mut file = AtomicFile::create(path).map_err(cannot)?;
-    file.write_all(&header).map_err(cannot)?;
+    let mut exported = Exported::create(path, bytes)?;
+    exported.write(&header)?;
     let source = Source::new(objects, manifest);
     let mut values = Vec::new();
     for tensor in &tensors {
@@ -91,9 +82,10 @@ pub(super) fn export(objects: &dyn Objects, manifest: &Manifest, path: &Path) ->
         values.resize(len, 0.0);
         let whole = [Run { local: 0, global: 0, len }];
         source.fill(&tensor.name, Kind::Param, &whole, &mut values[..len])?;
-        file.write_all(bytes_of(&values[..len])).map_err(cannot)?;
+        exported.write(bytes_of(&values[..len]))?;
     }
-    file.commit(&[]).map_err(cannot)
+    exported.finish()?;
+    Ok(bytes)
 }
 
 /// The entries of a checkpoint by tensor.

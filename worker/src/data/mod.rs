@@ -1,6 +1,7 @@
 //! Text, as tokens, as samples.
 //!
 //! ```text
+//!   fetch    what lies in an object store, in the cache, once a host                 -> files
 //!   source   a text file, or a folder of them in the order of their relative paths    -> one stream of bytes
 //!   tokens   the stream as a token file in the cache, made once a host, mapped        -> TokenFile
 //!   Dataset  the token file cut into a train and a validation part, and into samples  -> inputs and targets by id
@@ -23,6 +24,7 @@ use std::io;
 use std::path::PathBuf;
 
 mod dataset;
+mod fetch;
 mod map;
 mod source;
 mod tokens;
@@ -31,6 +33,7 @@ mod tokens;
 mod tests;
 
 pub use dataset::Dataset;
+pub use fetch::{Local, fetch};
 pub(crate) use map::map_file;
 pub use source::{LeftOut, Reason};
 pub use tokens::{Attend, TokenFile};
@@ -60,6 +63,8 @@ pub enum DataError {
         .path.display()
     )]
     Ending { path: PathBuf, extensions: String },
+    #[error("data.path cannot be fetched: {0}")]
+    Fetch(toroid_storage::CacheError),
     #[error("nobody needs the text any more: the epoch that it was prepared for is over")]
     Over,
     #[error(

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use toroid_torus::ids::{Epoch, Rank, Step};
-use toroid_torus::job::JobSpec;
+use toroid_torus::job::{DataConfig, JobSpec};
 use toroid_torus::partition::partition;
 
 use super::environment::Environment;
@@ -20,7 +20,7 @@ use super::shards::Shards;
 use super::shared::{PREPARE, Shared, WAIT_FOR_TOKENS};
 use crate::checkpoint::{CheckpointError, Storage};
 use crate::comm::Fence;
-use crate::data::{Attend, Dataset, TokenFile};
+use crate::data::{self, Attend, Dataset, TokenFile};
 use crate::device::Device;
 
 pub struct Workspace<D: Device + Clone> {
@@ -82,7 +82,9 @@ impl<D: Device + Clone> Workspace<D> {
             Some(tokens) => tokens,
             None => {
                 let mut attends = Attends { shared: &environment.shared, fence };
-                let tokens = TokenFile::prepare(&spec.data, &environment.cache_dir, &mut attends)?;
+                let local = data::fetch(&spec.data.path, &environment.cache_dir, &mut attends)?;
+                let config = DataConfig { path: local.path().into(), ..spec.data.clone() };
+                let tokens = TokenFile::prepare(&config, &environment.cache_dir, &mut attends)?;
                 tell_of(&tokens);
                 Arc::new(tokens)
             }
