@@ -13,10 +13,10 @@
 //!
 //! The file is open only while it is read or written: a coordinator has more jobs than it may open files. Rows that cannot be written
 //! stay in memory until they can ([`Curve::flush`]). A file that is damaged is an error of [`Curve::open`]; [`Curve::salvage`] takes
-//! the rows that can be read. Where several coordinators share a store, rows are in [`Segments`] first, and the file is the leader's copy of them.
+//! the rows that can be read. Where several coordinators share a store, rows are in [`Segments`] first, and the file is the leader's copy of them: at once, or
+//! when a [`Carrier`] has brought them there.
 
 use std::collections::VecDeque;
-use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Seek as _, SeekFrom, Write as _};
 use std::ops::RangeInclusive;
@@ -26,12 +26,15 @@ use std::path::{Path, PathBuf};
 use toroid_proto::StepRecord;
 use toroid_torus::ids::Step;
 
+use crate::carrier::{Carrier, Late};
 use crate::machine::{StepSummary, missing_record};
 use crate::segments::{Found, Segments, SegmentsError};
 
+mod row;
+
+use row::{HEADER, format, parse};
+
 pub const FILE_NAME: &str = "curve.csv";
-const HEADER: &str = "step,loss,ce,z_loss,balance_loss,grad_norm,lr,weight_decay,tokens,tokens_per_s,step_s,skipped,epoch,hidden_s,exposed_s,expert_load";
-const NUM_PLAIN_COLUMNS: usize = 15;
 /// Of a line; a report of a step, which becomes one, has at most 16 MiB.
 const MAX_LINE_BYTES: u64 = 64 << 20;
 
@@ -45,6 +48,26 @@ pub enum CurveError {
     Row { path: PathBuf, line: usize, reason: String },
     #[error(transparent)]
     Shared(#[from] SegmentsError),
+    #[error("{}", .0.reason)]
+    Late(Late),
+}
+
+impl CurveError {
+    /// Only a leadership that begins anew knows the curve as it is.
+    pub fn is_outdated(&self) -> bool {
+        match self {
+            CurveError::Shared(error) => matches!(error, SegmentsError::Another { .. } | SegmentsError::Deposed { .. }),
+            CurveError::Late(late) => late.is_outdated,
+            CurveError::Io { .. } | CurveError::Header { .. } | CurveError::Row { .. } => false,
+        }
+    }
+}
+
+/// Where other coordinators find the rows; the file is a copy then.
+#[derive(Debug)]
+enum Shared {
+    Here(Box<Segments>),
+    Carried(Carrier),
 }
 
 /// Where a row lies.
@@ -68,8 +91,7 @@ pub struct Curve {
     /// What could not be written yet, ascending and after `rows`.
     unwritten: VecDeque<StepRecord>,
     unwritten_bytes: usize,
-    /// Where other coordinators find the rows; the file is a copy then.
-    shared: Option<Segments>,
+    shared: Option<Shared>,
 }
 
 /// What a file has, whatever is wrong with it.
@@ -155,7 +177,12 @@ impl Curve {
 
     /// From now on rows are in `segments` before they are in the file.
     pub fn share(&mut self, segments: Segments) {
-        self.shared = Some(segments);
+        self.shared = Some(Shared::Here(Box::new(segments)));
+    }
+
+    /// From now on `carrier` brings rows to others before they are in the file.
+    pub fn carry(&mut self, carrier: Carrier) {
+        self.shared = Some(Shared::Carried(carrier));
     }
 
     /// Puts the rows of the file in the place of those in `segments`.
@@ -293,10 +320,14 @@ impl Curve {
     pub fn push(&mut self, record: &StepRecord) {
         let before = self.newest_step();
         assert!(record.step > before, "step {} cannot follow step {before}", record.step);
-        self.unwritten_bytes += format(record).len();
+        let row = format(record);
+        self.unwritten_bytes += row.len();
         self.unwritten.push_back(record.clone());
         if !record.missing {
             self.last = Some(record.clone());
+        }
+        if let Some(Shared::Carried(carrier)) = &self.shared {
+            carrier.push(record.step, row);
         }
     }
 
@@ -306,16 +337,23 @@ impl Curve {
     }
 
     /// The newest step that has a row.
-    fn newest_step(&self) -> u64 {
-        self.unwritten.back().map(|r| r.step).or(self.rows.last().map(|r| r.step)).unwrap_or(0)
+    pub fn newest_step(&self) -> u64 {
+        self.unwritten.back().map_or_else(|| self.written_step(), |r| r.step)
+    }
+
+    /// The newest step whose row is written, as those before it are.
+    pub fn written_step(&self) -> u64 {
+        self.rows.last().map_or(0, |r| r.step)
     }
 
     /// Drops the rows after step `keep`.
     pub fn cut(&mut self, keep: u64) -> Result<(), CurveError> {
         self.unwritten.retain(|r| r.step <= keep);
         self.unwritten_bytes = self.unwritten.iter().map(|r| format(r).len()).sum();
-        if let Some(shared) = &mut self.shared {
-            shared.cut(keep);
+        match &mut self.shared {
+            Some(Shared::Here(segments)) => segments.cut(keep),
+            Some(Shared::Carried(carrier)) => carrier.cut(keep),
+            None => {}
         }
         let num_kept = self.rows.partition_point(|r| r.step <= keep);
         if let Some(first) = self.rows.get(num_kept) {
@@ -335,18 +373,29 @@ impl Curve {
         self.flush()
     }
 
-    /// Writes what could not be written before.
+    /// Writes what could not be written before: where others bring the rows to a bucket, those that are there.
     pub fn flush(&mut self) -> Result<(), CurveError> {
+        let (durable, late) = match &self.shared {
+            Some(Shared::Carried(carrier)) => (carrier.durable(), carrier.late()),
+            Some(Shared::Here(_)) | None => (u64::MAX, None),
+        };
+        let written = self.write_through(durable);
+        late.map_or(written, |late| Err(CurveError::Late(late)))
+    }
+
+    /// Writes rows up to step `newest`.
+    fn write_through(&mut self, newest: u64) -> Result<(), CurveError> {
         let mut text = if self.end == 0 { format!("{HEADER}\n") } else { String::new() };
-        let formatted: Vec<(u64, String)> = self.unwritten.iter().map(|r| (r.step, format(r))).collect();
+        let num = self.unwritten.partition_point(|r| r.step <= newest);
+        let formatted: Vec<(u64, String)> = self.unwritten.iter().take(num).map(|r| (r.step, format(r))).collect();
         let (mut end, mut rows) = (self.end + text.len() as u64, Vec::new());
         for (step, row) in &formatted {
             rows.push(Row { step: *step, offset: end, bytes: row.len() as u64 });
             end += row.len() as u64;
             text.push_str(row);
         }
-        if let Some(shared) = &mut self.shared {
-            shared.write(&formatted)?;
+        if let Some(Shared::Here(segments)) = &mut self.shared {
+            segments.write(&formatted)?;
         }
         if text.is_empty() && !self.is_longer {
             return Ok(());
@@ -370,8 +419,9 @@ impl Curve {
         };
         write().map_err(|(what, error)| CurveError::Io { what, path: self.path.clone(), error })?;
         self.rows.extend(rows);
-        self.unwritten.clear();
-        (self.end, self.unwritten_bytes, self.is_longer) = (end, 0, false);
+        self.unwritten.drain(..num);
+        self.unwritten_bytes -= formatted.iter().map(|(_, row)| row.len()).sum::<usize>();
+        (self.end, self.is_longer) = (end, false);
         Ok(())
     }
 
@@ -386,7 +436,7 @@ impl Curve {
 
     /// What is on disk is what there is.
     pub fn is_flushed(&self) -> bool {
-        self.unwritten.is_empty() && !self.is_longer && !self.shared.as_ref().is_some_and(Segments::is_behind)
+        self.unwritten.is_empty() && !self.is_longer && !matches!(&self.shared, Some(Shared::Here(s)) if s.is_behind())
     }
 
     /// The rows from step `from` on, at most `max_rows` of them, and at least one but no more than have `max_bytes` in the file.
@@ -433,75 +483,6 @@ impl Curve {
     pub fn last(&self) -> Option<&StepRecord> {
         self.last.as_ref()
     }
-}
-
-fn format(r: &StepRecord) -> String {
-    if r.missing {
-        return format_missing(r.step);
-    }
-    let mut row = format!("{},{},{},{},{},{}", r.step, r.loss, r.ce, r.z_loss, r.balance_loss, r.grad_norm);
-    let columns = (r.lr, r.weight_decay, r.tokens, r.tokens_per_s, r.step_s, r.skipped, r.epoch);
-    let (lr, weight_decay, tokens, tokens_per_s, step_s, skipped, epoch) = columns;
-    let (hidden_s, exposed_s) = (r.hidden_s, r.exposed_s);
-    let written = write!(
-        row,
-        ",{lr},{weight_decay},{tokens},{tokens_per_s},{step_s},{skipped},{epoch},{hidden_s},{exposed_s},\""
-    );
-    written.expect("a string takes everything");
-    let num_experts = r.expert_load.len() / (r.num_layers as usize).max(1);
-    for (i, load) in r.expert_load.iter().enumerate() {
-        let separator = match i {
-            0 => "",
-            i if num_experts > 0 && i % num_experts == 0 => ";",
-            _ => " ",
-        };
-        write!(row, "{separator}{load}").expect("a string takes everything");
-    }
-    row.push_str("\"\n");
-    row
-}
-
-fn format_missing(step: u64) -> String {
-    format!("{step}{},\"\"\n", ",".repeat(NUM_PLAIN_COLUMNS - 1))
-}
-
-fn parse(line: &str) -> Result<StepRecord, String> {
-    let (plain, load) = line.split_once(",\"").ok_or("it has no quoted last column")?;
-    let load = load.strip_suffix('"').ok_or("its last column does not end with a quote")?;
-    let columns: Vec<&str> = plain.split(',').collect();
-    if columns.len() != NUM_PLAIN_COLUMNS {
-        return Err(format!("it has {} columns before the last, expected {NUM_PLAIN_COLUMNS}", columns.len()));
-    }
-    if load.is_empty() && columns[1..].iter().all(|c| c.is_empty()) {
-        return Ok(missing_record(Step::new(number(columns[0], "step")?)));
-    }
-    let layers: Vec<&str> = if load.is_empty() { Vec::new() } else { load.split(';').collect() };
-    let counts = layers.iter().flat_map(|l| l.split(' '));
-    let expert_load: Result<Vec<u64>, String> = counts.map(|c| number(c, "a count of expert_load")).collect();
-    Ok(StepRecord {
-        step: number(columns[0], "step")?,
-        loss: number(columns[1], "loss")?,
-        ce: number(columns[2], "ce")?,
-        z_loss: number(columns[3], "z_loss")?,
-        balance_loss: number(columns[4], "balance_loss")?,
-        grad_norm: number(columns[5], "grad_norm")?,
-        lr: number(columns[6], "lr")?,
-        weight_decay: number(columns[7], "weight_decay")?,
-        tokens: number(columns[8], "tokens")?,
-        tokens_per_s: number(columns[9], "tokens_per_s")?,
-        step_s: number(columns[10], "step_s")?,
-        skipped: number(columns[11], "skipped")?,
-        epoch: number(columns[12], "epoch")?,
-        hidden_s: number(columns[13], "hidden_s")?,
-        exposed_s: number(columns[14], "exposed_s")?,
-        expert_load: expert_load?,
-        num_layers: layers.len() as u32,
-        missing: false,
-    })
-}
-
-fn number<T: std::str::FromStr>(text: &str, column: &str) -> Result<T, String> {
-    text.parse().map_err(|_| format!("`{text}` is no {column}"))
 }
 
 #[cfg(test)]

@@ -13,10 +13,12 @@
 //! driver, and all streams with it: what cannot be stored must not be decided, nor said (T-8, T-13).
 
 mod answers;
+mod curves;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use toroid_proto as proto;
@@ -30,7 +32,7 @@ use tracing::{Instrument as _, Span};
 use crate::calls::step;
 use crate::clock::{Clock, entropy};
 use crate::error::CoordinatorError;
-use crate::evidence::Evidence;
+use crate::evidence::{Evidence, OfJob};
 use crate::files::{self, Condition, JobFiles, Place, RETRY_INTERVAL};
 use crate::folder;
 use crate::handle::{Answer, AskError, Command, Connection, Handle, Waiting, Work};
@@ -95,6 +97,8 @@ pub(crate) struct Driver {
     spans: Spans,
     /// When rows that could not be written are tried again.
     retry_at: Option<Instant>,
+    /// Jobs of whose rows more have come to a bucket, or could not.
+    carried: UnboundedReceiver<JobId>,
     watchers: BTreeMap<JobId, watch::Sender<()>>,
     tokens: watch::Sender<TokenTable>,
 }
@@ -111,16 +115,16 @@ impl Driver {
     ) -> Result<(Driver, Handle), CoordinatorError> {
         let records = store.load().await?;
         let folders = files::folders(&place.jobs_dir)?;
+        let (wake, carried) = unbounded_channel();
+        let place = Place { carried: Some(wake), ..place };
         let (mut files, mut summaries, mut found) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         let mut evidence = Evidence::new().map_err(CoordinatorError::Thread)?;
-        for record in &records {
-            if let machine::record::Record::Job(job) = record {
-                let (its_files, steps, condition) = JobFiles::restore(&place, job);
-                evidence.restore(&place, job);
-                files.insert(job.id.clone(), its_files);
-                summaries.insert(job.id.clone(), steps);
-                found.push((job.id.clone(), condition));
-            }
+        for (id, its_files, its_evidence) in curves::restore(&place, &records) {
+            let (its_files, steps, condition) = its_files;
+            evidence.restore(id.clone(), its_evidence);
+            files.insert(id.clone(), its_files);
+            summaries.insert(id.clone(), steps);
+            found.push((id, condition));
         }
         warn_of_unknown(&place.jobs_dir, folders.iter().filter(|name| !files.contains_key(name.as_str())));
         let clock = Clock::of_this_machine()?;
@@ -145,6 +149,7 @@ impl Driver {
             trace_ids: TraceIds::default(),
             spans: Spans::default(),
             retry_at: None,
+            carried,
             watchers: BTreeMap::new(),
             tokens,
         };
@@ -225,6 +230,7 @@ impl Driver {
                 reason = tenure.end() => return Ok(Ended::Deposed { reason }),
                 () = sleep_until(ends_at) => {}
                 () = sleep_until(self.retry_at) => self.retry().await?,
+                Some(job) = self.carried.recv() => self.carried(job).await?,
                 work = self.waiting.next() => match work {
                     Some(Work::Command(command, span)) => num_since_tick += self.commands((command, span)).await?,
                     Some(Work::Question(question)) => {
@@ -443,7 +449,7 @@ impl Driver {
                         later.push(Input::Fault { job: job.clone(), reason: reason.clone() });
                         JobFiles::broken(&self.place, &job, &reason)
                     });
-                    self.evidence.restore(&self.place, record);
+                    self.evidence.restore(job.clone(), OfJob::new(&self.place, record));
                     self.files.insert(job, files);
                 }
                 Output::AppendCurve { job, record } => {
@@ -562,62 +568,16 @@ impl Driver {
             files.hold(stream, message);
             return None;
         }
+        self.pass_on(stream, message)
+    }
+
+    /// The same of a message that nothing has to wait for.
+    fn pass_on(&mut self, stream: StreamId, message: Box<proto::CoordinatorMessage>) -> Option<StreamId> {
         let connection = self.connections.get(&stream)?;
         connection.messages.push(*message).is_err().then(|| {
             self.connections.remove(&stream);
             stream
         })
-    }
-
-    // --------------------------------------------------------------------------------------------------------------- files
-
-    fn files(&mut self, job: &str) -> &mut JobFiles {
-        self.files.get_mut(job).expect("a job has its files from its submission on")
-    }
-
-    /// After rows were appended, with the text of an event if there is one.
-    fn appended(&mut self, job: JobId, event: Option<String>, later: &mut Vec<Input>) {
-        let files = self.files(&job);
-        if files.is_overrun() {
-            let reason = files.fault().unwrap_or_default().to_string();
-            later.push(Input::Fault { job: job.clone(), reason });
-        }
-        self.curve_event(job, event, later);
-    }
-
-    /// Rows of a curve begin to wait, or are written.
-    fn curve_event(&mut self, job: JobId, event: Option<String>, later: &mut Vec<Input>) {
-        let is_stalled = self.files(&job).is_stalled();
-        if is_stalled {
-            self.retry_at.get_or_insert_with(|| Instant::now() + RETRY_INTERVAL);
-        }
-        if let Some(text) = event {
-            let kind = if is_stalled { "curve.stalled" } else { "curve.written" };
-            later.push(Input::Note { job, kind, text });
-        }
-    }
-
-    /// Tries to write what could not be written, and then says what waited for it.
-    async fn retry(&mut self) -> Result<(), Stop> {
-        self.retry_at = None;
-        let stalled: Vec<JobId> =
-            self.files.iter().filter(|(_, f)| f.is_stalled()).map(|(job, _)| job.clone()).collect();
-        let (mut overrun, mut later) = (Vec::new(), Vec::new());
-        for job in stalled {
-            let event = self.files(&job).flush();
-            if self.files(&job).is_outdated() {
-                let reason = self.files(&job).fault().unwrap_or_default().to_string();
-                return Err(CoordinatorError::Curve { job: job.to_string(), reason }.into());
-            }
-            for (stream, message) in self.files(&job).released() {
-                overrun.extend(self.send(stream, message));
-            }
-            self.curve_event(job, event, &mut later);
-        }
-        for input in closed(overrun).chain(later) {
-            self.input(input).await?;
-        }
-        Ok(())
     }
 }
 

@@ -56,12 +56,26 @@ struct Said {
 
 type ByIncident = BTreeMap<u64, Vec<proto::Evidence>>;
 
+/// What there is of one job.
 #[derive(Debug)]
-struct OfJob {
+pub(crate) struct OfJob {
     incidents: ByIncident,
     /// The newest that was stored: what comes of its workers a moment later belongs to it, too.
     newest: Option<Incident>,
     keeper: Arc<Mutex<Keeper>>,
+}
+
+impl OfJob {
+    /// Of a job that this coordinator did not have, with what coordinators before have kept of its incidents.
+    pub fn new(place: &Place, job: &JobRecord) -> OfJob {
+        let keeper = Keeper::of(place, job);
+        let found = if job.num_incidents == 0 { Ok(ByIncident::new()) } else { keeper.find() };
+        let incidents = found.unwrap_or_else(|error| {
+            tracing::info!(job = job.id.as_str(), "what was seen of lost workers before cannot be read: {error}");
+            ByIncident::new()
+        });
+        OfJob { incidents, newest: None, keeper: Arc::new(Mutex::new(keeper)) }
+    }
 }
 
 /// All evidence that this coordinator has.
@@ -97,15 +111,8 @@ impl Evidence {
         Ok(Evidence { workers: BTreeMap::new(), num_heard: 0, jobs: BTreeMap::new(), writes })
     }
 
-    /// A job that this coordinator did not have, with what coordinators before have kept of its incidents.
-    pub fn restore(&mut self, place: &Place, job: &JobRecord) {
-        let keeper = Keeper::of(place, job);
-        let found = if job.num_incidents == 0 { Ok(ByIncident::new()) } else { keeper.find() };
-        let incidents = found.unwrap_or_else(|error| {
-            tracing::info!(job = job.id.as_str(), "what was seen of lost workers before cannot be read: {error}");
-            ByIncident::new()
-        });
-        self.jobs.insert(job.id.clone(), OfJob { incidents, newest: None, keeper: Arc::new(Mutex::new(keeper)) });
+    pub fn restore(&mut self, job: JobId, found: OfJob) {
+        self.jobs.insert(job, found);
     }
 
     pub fn forget(&mut self, job: &JobId) {
@@ -281,8 +288,8 @@ impl Keeper {
     fn of(place: &Place, job: &JobRecord) -> Keeper {
         match (&place.shared, place.segments(job)) {
             (None, _) => Keeper::Local(place.folder(&job.id).join(FILE_NAME)),
-            (Some(_), Some(segments)) => Keeper::Shared(segments.beside()),
-            (Some(_), None) => Keeper::Nowhere,
+            (Some(_), Ok(Some(segments))) => Keeper::Shared(segments.beside()),
+            (Some(_), Ok(None) | Err(_)) => Keeper::Nowhere,
         }
     }
 

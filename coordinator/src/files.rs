@@ -6,8 +6,9 @@
 //!   later          a row cannot be written: it waits in memory, and with it whatever says that it is kept; tried again every second
 //! ```
 //!
-//! With records in etcd the rows are in the folder of the job's checkpoints (`segments`), and the job's folder is this coordinator's copy, made anew each
-//! time that it begins to lead. Where they cannot be read then, the job goes on and its rows wait.
+//! With records in etcd the rows are beside the job's checkpoints (`segments`), and the job's folder is this coordinator's copy, made anew each
+//! time that it begins to lead. Where they cannot be read then, the job goes on and its rows wait. Rows that go to a bucket are on their way for
+//! a while (`carrier`): what says that they are kept waits for them as it does for a disk, and others do not wait.
 //!
 //! A fault is that of one job: users see it with the job, the others go on. A folder that the store does not know is never used.
 
@@ -17,10 +18,12 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tokio::sync::mpsc::UnboundedSender;
 use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body;
-use toroid_torus::ids::{Epoch, Step, Term};
+use toroid_torus::ids::{Epoch, JobId, Step, Term};
 
+use crate::carrier::Carrier;
 use crate::curve::{Curve, CurveError, FILE_NAME, Salvage};
 use crate::error::CoordinatorError;
 use crate::machine::record::{JobRecord, State};
@@ -41,6 +44,8 @@ pub(crate) struct Place {
     pub jobs_dir: PathBuf,
     /// Of this leadership, where other coordinators are to find the curves; `None`: there are no others.
     pub shared: Option<Term>,
+    /// Takes the jobs whose rows have come to a bucket, or did not.
+    pub carried: Option<UnboundedSender<JobId>>,
 }
 
 impl Place {
@@ -48,10 +53,29 @@ impl Place {
         self.jobs_dir.join(job)
     }
 
-    pub fn segments(&self, record: &JobRecord) -> Option<Segments> {
-        let (term, root, owner) = (self.shared?, record.spec.checkpoint.path.as_deref()?, record.owner?);
-        Some(Segments::new(root, owner, term))
+    /// `None`: the curve is here and nowhere else.
+    pub fn segments(&self, record: &JobRecord) -> Result<Option<Segments>, SegmentsError> {
+        let shared = || Some((record.spec.checkpoint.path.as_deref()?, record.owner?, self.shared?));
+        shared().map(|(root, owner, term)| Segments::new(root, owner, term)).transpose()
     }
+
+    fn carrier(&self, job: &str, segments: Segments, found: Option<Found>, newest: u64) -> Carrier {
+        let (job, carried) = (JobId::from(job), self.carried.clone());
+        let wake = move || {
+            // A driver that is gone has nobody to tell.
+            drop(carried.as_ref().map(|carried| carried.send(job.clone())));
+        };
+        Carrier::new(segments, found, newest, Box::new(wake))
+    }
+}
+
+/// What must not be said before the rows are on disk.
+#[derive(Debug)]
+struct Held {
+    stream: StreamId,
+    message: Box<proto::CoordinatorMessage>,
+    /// It may be said when the rows up to this step are.
+    step: u64,
 }
 
 pub(crate) struct JobFiles {
@@ -60,13 +84,15 @@ pub(crate) struct JobFiles {
     fault: Option<String>,
     /// Rows wait in memory.
     is_stalled: bool,
-    /// What must not be said before the rows are on disk.
-    held: VecDeque<(StreamId, Box<proto::CoordinatorMessage>)>,
+    held: VecDeque<Held>,
     /// The curve is longer than it was known to be when this coordinator began to lead.
     is_outdated: bool,
     /// The last step that was kept when rows were taken back, the least since it was asked for.
     cut_to: Option<u64>,
 }
+
+/// The files of a job, what they say of its steps, and how they were found.
+pub(crate) type Restored = (JobFiles, Vec<StepSummary>, Condition);
 
 /// How the files of a job were found when the coordinator started.
 pub(crate) enum Condition {
@@ -103,8 +129,8 @@ impl JobFiles {
         }
         write_job_file(&folder, toml)?;
         let (mut curve, _) = Curve::open(&folder).map_err(|e| e.to_string())?;
-        if let Some(segments) = place.segments(record) {
-            curve.share(segments);
+        if let Some(segments) = place.segments(record).map_err(|e| e.to_string())? {
+            share(place, record, &mut curve, segments, None);
         }
         Ok(JobFiles::of(curve))
     }
@@ -119,11 +145,12 @@ impl JobFiles {
     }
 
     /// The files of a job that the store knows.
-    pub fn restore(place: &Place, record: &JobRecord) -> (JobFiles, Vec<StepSummary>, Condition) {
+    pub fn restore(place: &Place, record: &JobRecord) -> Restored {
         let folder = place.folder(&record.id);
         let restored = match place.segments(record) {
-            None => try_restore(&folder, record, &folder.join(FILE_NAME)),
-            Some(segments) => restore_shared(&folder, record, segments),
+            Ok(None) => try_restore(&folder, record, &folder.join(FILE_NAME).display().to_string()),
+            Ok(Some(segments)) => restore_shared(place, &folder, record, segments),
+            Err(error) => Err(error.to_string()),
         };
         match restored {
             Ok((curve, summaries, condition)) => {
@@ -138,9 +165,9 @@ impl JobFiles {
             Err(reason) => {
                 let mut files = JobFiles::broken(place, &record.id, &reason);
                 // Should the job go on, what is there is read first.
-                if let Some(mut segments) = place.segments(record) {
+                if let Ok(Some(mut segments)) = place.segments(record) {
                     segments.leave_unread();
-                    files.curve.share(segments);
+                    share(place, record, &mut files.curve, segments, None);
                 }
                 (files, Vec::new(), Condition::Damaged(reason))
             }
@@ -208,8 +235,7 @@ impl JobFiles {
                 Some("all rows of the curve are on disk again".into())
             }
             (Err(error), true) => {
-                self.is_outdated =
-                    matches!(error, CurveError::Shared(SegmentsError::Another { .. } | SegmentsError::Deposed { .. }));
+                self.is_outdated = error.is_outdated();
                 self.fault = Some(stalled(&error));
                 None
             }
@@ -226,24 +252,58 @@ impl JobFiles {
 
     /// Whether the message says, or lets workers conclude, that the curve is kept as far as it goes.
     pub fn must_hold(&self, body: &Body) -> bool {
-        self.is_stalled && matches!(body, Body::StepAck(_) | Body::PublishManifest(_))
+        let waits = self.is_stalled || self.curve.num_unwritten() > 0;
+        waits && matches!(body, Body::StepAck(_) | Body::PublishManifest(_))
     }
 
     pub fn hold(&mut self, stream: StreamId, message: Box<proto::CoordinatorMessage>) {
         // An acknowledgement is one of all steps before.
-        let is_ack = |m: &proto::CoordinatorMessage| matches!(m.body, Some(Body::StepAck(_)));
-        if is_ack(&message) {
-            self.held.retain(|(_, held)| !is_ack(held));
+        if acknowledged(&message).is_some() {
+            self.held.retain(|held| acknowledged(&held.message).is_none());
         }
         if self.held.len() == MAX_HELD {
             self.held.pop_front();
         }
-        self.held.push_back((stream, message));
+        self.held.push_back(Held { stream, message, step: self.curve.newest_step() });
     }
 
-    /// What may be said now.
-    pub fn released(&mut self) -> VecDeque<(StreamId, Box<proto::CoordinatorMessage>)> {
-        if self.is_stalled { VecDeque::new() } else { std::mem::take(&mut self.held) }
+    /// What may be said now. Of steps that are on their way, those that have come are acknowledged before the others.
+    pub fn released(&mut self) -> Vec<(StreamId, Box<proto::CoordinatorMessage>)> {
+        if self.is_stalled {
+            return Vec::new();
+        }
+        let written = self.curve.written_step();
+        let is_all = self.curve.num_unwritten() == 0;
+        let mut released = Vec::new();
+        for held in std::mem::take(&mut self.held) {
+            if is_all || held.step <= written {
+                released.push((held.stream, held.message));
+                continue;
+            }
+            if let Some(ack) = acknowledged(&held.message).filter(|_| written > 0) {
+                let body = Some(Body::StepAck(proto::StepAck { step: written, ..ack.clone() }));
+                let message = proto::CoordinatorMessage { body, ..(*held.message).clone() };
+                released.push((held.stream, Box::new(message)));
+            }
+            self.held.push_back(held);
+        }
+        released
+    }
+}
+
+fn acknowledged(message: &proto::CoordinatorMessage) -> Option<&proto::StepAck> {
+    match &message.body {
+        Some(Body::StepAck(ack)) => Some(ack),
+        _ => None,
+    }
+}
+
+/// From now on the rows of `curve` are where other coordinators find them, as far as they are there: `found` is what this one goes on from.
+fn share(place: &Place, record: &JobRecord, curve: &mut Curve, segments: Segments, found: Option<Found>) {
+    if segments.is_remote() {
+        curve.carry(place.carrier(&record.id, segments, found, curve.newest_step()));
+    } else {
+        curve.share(segments);
     }
 }
 
@@ -261,21 +321,22 @@ fn write_job_file(folder: &Path, toml: &str) -> Result<(), String> {
     std::fs::write(&file, toml).map_err(|e| format!("{} cannot be written: {e}", file.display()))
 }
 
-type Restored = (Curve, Vec<StepSummary>, Condition);
+type Opened = (Curve, Vec<StepSummary>, Condition);
 
 /// With what other coordinators have left of the curve.
-fn restore_shared(folder: &Path, record: &JobRecord, mut segments: Segments) -> Result<Restored, String> {
+fn restore_shared(place: &Place, folder: &Path, record: &JobRecord, mut segments: Segments) -> Result<Opened, String> {
     let found = match fetch(folder, &segments) {
         Ok(found) => found,
         Err(error) if record.state.is_ended() => return Err(error.to_string()),
         Err(error) => {
             segments.leave_unread();
             let mut curve = Curve::empty(folder);
-            curve.share(segments);
+            share(place, record, &mut curve, segments, None);
             return Ok((curve, Vec::new(), Condition::Unread(stalled(&error))));
         }
     };
     let (mut curve, summaries, condition) = try_restore(folder, record, segments.folder())?;
+    let mut to_take_over = None;
     let kept = match (found, &condition) {
         (None, _) => Ok(()),
         (Some(found), _) if record.state.is_ended() => {
@@ -283,6 +344,10 @@ fn restore_shared(folder: &Path, record: &JobRecord, mut segments: Segments) -> 
             Ok(())
         }
         (Some(_), Condition::Repaired(_)) => curve.replace_in(&mut segments),
+        (Some(found), _) if segments.is_remote() => {
+            to_take_over = Some(found);
+            Ok(())
+        }
         (Some(found), _) => segments.take_over(found).map_err(CurveError::from),
     };
     let condition = match kept {
@@ -292,7 +357,7 @@ fn restore_shared(folder: &Path, record: &JobRecord, mut segments: Segments) -> 
             Condition::Unread(stalled(&error))
         }
     };
-    curve.share(segments);
+    share(place, record, &mut curve, segments, to_take_over);
     Ok((curve, summaries, condition))
 }
 
@@ -314,14 +379,14 @@ fn fetch(folder: &Path, segments: &Segments) -> Result<Option<Found>, CurveError
 }
 
 /// `kept`: where the curve was.
-fn try_restore(folder: &Path, record: &JobRecord, kept: &Path) -> Result<Restored, String> {
+fn try_restore(folder: &Path, record: &JobRecord, kept: &str) -> Result<Opened, String> {
     let is_ended = record.state.is_ended();
     let had_rows = record.high_step > record.restore_step;
     let path = folder.join(FILE_NAME);
     let is_gone = !path.exists();
     if is_gone && is_ended {
-        let what = if folder.exists() { kept } else { folder };
-        let gone = Condition::Damaged(format!("{} is gone", what.display()));
+        let what = if folder.exists() { kept.to_string() } else { folder.display().to_string() };
+        let gone = Condition::Damaged(format!("{what} is gone"));
         return Ok((Curve::empty(folder), Vec::new(), if had_rows { gone } else { Condition::Sound }));
     }
     if !is_ended {
@@ -335,18 +400,15 @@ fn try_restore(folder: &Path, record: &JobRecord, kept: &Path) -> Result<Restore
     };
     if record.epoch == Epoch::NONE && !is_ended && !summaries.is_empty() {
         let num = summaries.len();
-        return Err(format!(
-            "{} has {num} rows, and this job has made no step: the folder is another's",
-            kept.display()
-        ));
+        return Err(format!("{kept} has {num} rows, and this job has made no step: the folder is another's"));
     }
     let (last, expected) =
         (summaries.last().map_or(Step::ZERO, |s| s.step).max(record.restore_step), expected_step(record));
     let condition = match (is_gone, last < expected) {
-        (true, _) if had_rows => Condition::Repaired(format!("{} was gone; a new one begins", kept.display())),
+        (true, _) if had_rows => Condition::Repaired(format!("{kept} was gone; a new one begins")),
         (_, false) => Condition::Sound,
         (_, true) => {
-            let text = format!("{} ends at step {last}, and had step {expected}", kept.display());
+            let text = format!("{kept} ends at step {last}, and had step {expected}");
             if is_ended { Condition::Damaged(text) } else { Condition::Repaired(text) }
         }
     };
@@ -359,7 +421,7 @@ fn expected_step(record: &JobRecord) -> Step {
     if record.state == State::Done { Step::new(record.spec.steps) } else { saved }
 }
 
-fn damaged(folder: &Path, is_ended: bool, error: &CurveError) -> Result<Restored, String> {
+fn damaged(folder: &Path, is_ended: bool, error: &CurveError) -> Result<Opened, String> {
     let Salvage { mut curve, summaries, num_rows } = Curve::salvage(folder).map_err(|e| format!("{error}; {e}"))?;
     let taken = format!("{} of {num_rows} rows can be read", summaries.len());
     if is_ended {
@@ -371,247 +433,4 @@ fn damaged(folder: &Path, is_ended: bool, error: &CurveError) -> Result<Restored
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use toroid_torus::ids::Term;
-    use toroid_torus::owner::{OWNER_NAME, Owner};
-
-    fn record_of(state: State) -> JobRecord {
-        JobRecord { state, epoch: Epoch::new(1), high_step: Step::new(3), ..crate::tests::submitted("j") }
-    }
-
-    fn local(jobs_dir: &tempfile::TempDir) -> Place {
-        Place { jobs_dir: jobs_dir.path().into(), shared: None }
-    }
-
-    fn step(step: u64) -> proto::StepRecord {
-        proto::StepRecord { step, loss: 0.5, ..Default::default() }
-    }
-
-    /// Files of j-1 with three rows, whose second and third were swapped.
-    fn swapped() -> (tempfile::TempDir, PathBuf) {
-        let jobs_dir = tempfile::tempdir().unwrap();
-        let mut files = JobFiles::create(&local(&jobs_dir), &record_of(State::Running), "toml").unwrap();
-        (1..=3).for_each(|n| assert_eq!(files.append(&step(n)), None));
-        let path = jobs_dir.path().join("j-1").join(FILE_NAME);
-        let text = std::fs::read_to_string(&path).unwrap();
-        let mut lines: Vec<&str> = text.lines().collect();
-        lines.swap(2, 3);
-        std::fs::write(&path, lines.join("\n") + "\n").unwrap();
-        (jobs_dir, path)
-    }
-
-    fn steps(files: &JobFiles) -> Vec<u64> {
-        files.curve().read(0, 99, usize::MAX).unwrap().iter().map(|r| r.step).collect()
-    }
-
-    #[test]
-    fn a_job_that_goes_on_gets_a_new_curve_of_what_can_be_read() {
-        let (jobs_dir, path) = swapped();
-        let (mut files, summaries, condition) = JobFiles::restore(&local(&jobs_dir), &record_of(State::Running));
-        let Condition::Repaired(text) = condition else { panic!("it is repaired") };
-        for words in ["step 2 follows step 3", "3 of 3 rows can be read", "curve.csv.damaged-1"] {
-            assert!(text.contains(words), "{text}");
-        }
-        assert_eq!((summaries.len(), files.fault()), (3, None));
-        assert_eq!(files.append(&step(4)), None);
-        assert_eq!(steps(&files), [1, 2, 3, 4]);
-        assert!(path.with_file_name("curve.csv.damaged-1").exists());
-        let (files, _, condition) = JobFiles::restore(&local(&jobs_dir), &record_of(State::Running));
-        assert!(matches!(condition, Condition::Sound));
-        assert_eq!(steps(&files), [1, 2, 3, 4]);
-    }
-
-    #[test]
-    fn a_job_that_has_ended_is_shown_as_damaged() {
-        let (jobs_dir, path) = swapped();
-        let before = std::fs::read(&path).unwrap();
-        let record = record_of(State::Failed);
-        let (files, summaries, condition) = JobFiles::restore(&local(&jobs_dir), &record);
-        assert!(matches!(condition, Condition::Damaged(text) if text.contains("step 2 follows step 3")));
-        assert_eq!((summaries.len(), steps(&files)), (3, vec![1, 2, 3]));
-        assert_eq!(std::fs::read(&path).unwrap(), before);
-
-        std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
-        let (files, _, condition) = JobFiles::restore(&local(&jobs_dir), &record);
-        assert!(matches!(condition, Condition::Damaged(text) if text.ends_with("j-1 is gone")));
-        assert!(files.fault().is_some() && !path.exists(), "nothing is made again");
-    }
-
-    #[test]
-    fn a_curve_that_is_gone_is_told_where_the_job_goes_on() {
-        let (jobs_dir, path) = swapped();
-        std::fs::remove_file(&path).unwrap();
-        let fresh = JobRecord { high_step: Step::ZERO, ..record_of(State::Running) };
-        let (_, _, condition) = JobFiles::restore(&local(&jobs_dir), &fresh);
-        assert!(matches!(condition, Condition::Sound), "it had none");
-        std::fs::remove_file(&path).unwrap();
-        let (mut files, _, condition) = JobFiles::restore(&local(&jobs_dir), &record_of(State::Running));
-        assert!(matches!(condition, Condition::Repaired(text) if text.contains("was gone; a new one begins")));
-        assert_eq!(files.append(&step(4)), None);
-        assert_eq!(steps(&files), [4]);
-    }
-
-    #[test]
-    fn a_curve_that_ends_too_early_is_seen() {
-        let (jobs_dir, _) = swapped();
-        let (_, _, condition) = JobFiles::restore(&local(&jobs_dir), &record_of(State::Running));
-        assert!(matches!(condition, Condition::Repaired(_)));
-        let (_, _, condition) = JobFiles::restore(&local(&jobs_dir), &record_of(State::Done));
-        assert!(matches!(condition, Condition::Damaged(text) if text.contains("ends at step 3, and had step 9")));
-    }
-
-    #[test]
-    fn what_says_that_a_row_is_kept_waits_for_the_disk() {
-        let (jobs_dir, path) = swapped();
-        let (mut files, _, _) = JobFiles::restore(&local(&jobs_dir), &record_of(State::Running));
-        let away = path.with_file_name("away");
-        std::fs::rename(&path, &away).unwrap();
-        let ack = |step| Body::StepAck(proto::StepAck { job_id: "j-1".into(), step });
-        assert!(!files.must_hold(&ack(3)));
-        let event = files.append(&step(4)).unwrap();
-        assert!(event.contains("curve.csv failed: No such file") && event.contains("wait in memory"), "{event}");
-        assert_eq!(files.append(&step(5)), None, "it is told once");
-        for n in [4, 5] {
-            assert!(files.must_hold(&ack(n)));
-            files.hold(
-                StreamId(7),
-                Box::new(proto::CoordinatorMessage { term: 1, body: Some(ack(n)), ..Default::default() }),
-            );
-        }
-        assert_eq!((files.flush(), files.released().len()), (None, 0), "it fails again");
-        std::fs::rename(&away, &path).unwrap();
-        assert!(files.flush().unwrap().contains("on disk again"));
-        let released: Vec<_> = files.released().into_iter().map(|(_, m)| m.body).collect();
-        assert_eq!(released, [Some(ack(5))], "one acknowledgement is that of all before");
-        assert_eq!((steps(&files), files.fault()), (vec![1, 2, 3, 4, 5], None));
-    }
-
-    #[test]
-    fn rows_that_wait_have_a_bound() {
-        let (jobs_dir, path) = swapped();
-        let (mut files, _, _) = JobFiles::restore(&local(&jobs_dir), &record_of(State::Running));
-        std::fs::remove_file(&path).unwrap();
-        let mut step = step(3);
-        step.expert_load = vec![u64::MAX; 100_000];
-        step.num_layers = 1;
-        let mut num = 0;
-        while !files.is_overrun() {
-            (step.step, num) = (step.step + 1, num + 1);
-            files.append(&step);
-        }
-        assert!((20..50).contains(&num), "{num} rows of 2 MiB");
-    }
-
-    #[test]
-    fn messages_that_wait_for_the_disk_have_a_bound() {
-        let (jobs_dir, path) = swapped();
-        let (mut files, _, _) = JobFiles::restore(&local(&jobs_dir), &record_of(State::Running));
-        std::fs::remove_file(&path).unwrap();
-        assert!(files.append(&step(4)).is_some(), "the row waits");
-        for step in 1..=100 {
-            let body = Body::PublishManifest(proto::PublishManifest { step, ..Default::default() });
-            assert!(files.must_hold(&body));
-            files.hold(
-                StreamId(7),
-                Box::new(proto::CoordinatorMessage { term: 1, body: Some(body), ..Default::default() }),
-            );
-        }
-        let steps = files.held.iter().filter_map(|(_, message)| match &message.body {
-            Some(Body::PublishManifest(publish)) => Some(publish.step),
-            _ => None,
-        });
-        assert!(steps.eq(85..=100), "the newest are kept");
-    }
-
-    /// The job's record, and the folder of its checkpoints.
-    fn shared(root: &Path, state: State) -> JobRecord {
-        let mut record = record_of(state);
-        record.spec.checkpoint.path = Some(root.to_string_lossy().into_owned());
-        let owner = Owner::new(record.owner.unwrap(), "j-1", "j", 1);
-        std::fs::create_dir_all(root).unwrap();
-        std::fs::write(root.join(OWNER_NAME), owner.to_json()).unwrap();
-        record
-    }
-
-    /// A coordinator with a disk of its own that leads with this term.
-    fn coordinator(term: u64) -> (tempfile::TempDir, Place) {
-        let dir = tempfile::tempdir().unwrap();
-        let place = Place { jobs_dir: dir.path().into(), shared: Some(Term::new(term)) };
-        (dir, place)
-    }
-
-    #[test]
-    fn the_curve_outlives_the_disk_of_a_coordinator() {
-        let root = tempfile::tempdir().unwrap();
-        let record = shared(root.path(), State::Running);
-        let (first_dir, first) = coordinator(1);
-        let mut files = JobFiles::create(&first, &record, "toml").unwrap();
-        (1..=3).for_each(|n| assert_eq!(files.append(&step(n)), None));
-        files.append_gap(4..=5);
-        drop(first_dir);
-
-        let (second_dir, second) = coordinator(2);
-        let (mut files, summaries, condition) = JobFiles::restore(&second, &record);
-        assert!(matches!(condition, Condition::Sound));
-        assert_eq!((summaries.len(), steps(&files)), (5, vec![1, 2, 3, 4, 5]));
-        assert_eq!(files.cut(2), None);
-        assert_eq!(files.append(&step(3)), None);
-        let text = std::fs::read_to_string(second_dir.path().join("j-1").join(FILE_NAME)).unwrap();
-        assert_eq!(text.lines().count(), 4, "people find it, too: {text}");
-
-        // The first comes back to lead, with an old copy: what counts is what all find.
-        let (_third_dir, third) = coordinator(3);
-        std::fs::create_dir(third.folder("j-1")).unwrap();
-        std::fs::write(third.folder("j-1").join(FILE_NAME), "an old copy").unwrap();
-        let (files, _, condition) = JobFiles::restore(&third, &record);
-        assert!(matches!(condition, Condition::Sound));
-        assert_eq!(files.curve().read(0, 9, usize::MAX).unwrap(), [step(1), step(2), step(3)]);
-        let (_fourth_dir, fourth) = coordinator(4);
-        let (files, summaries, _) = JobFiles::restore(&fourth, &shared(root.path(), State::Failed));
-        assert_eq!((summaries.len(), files.fault()), (3, None), "one that has ended is shown");
-    }
-
-    #[test]
-    fn a_curve_that_cannot_be_read_now_is_left_for_whoever_can() {
-        let root = tempfile::tempdir().unwrap();
-        let (root, away) = (root.path().join("ck"), root.path().join("away"));
-        let record = shared(&root, State::Running);
-        let (_first_dir, first) = coordinator(1);
-        JobFiles::create(&first, &record, "toml").unwrap().append(&step(1));
-        // The owner's record is there, and what is in the folder cannot be read.
-        std::fs::rename(root.join("curve"), &away).unwrap();
-        std::fs::write(root.join("curve"), "").unwrap();
-        let (_second_dir, second) = coordinator(2);
-        let (mut files, summaries, condition) = JobFiles::restore(&second, &record);
-        assert!(matches!(condition, Condition::Unread(text) if text.contains("wait in memory")));
-        assert!(summaries.is_empty() && files.is_stalled());
-        assert_eq!((files.append(&step(2)), files.flush(), files.is_outdated()), (None, None, false));
-        std::fs::remove_file(root.join("curve")).unwrap();
-        std::fs::rename(&away, root.join("curve")).unwrap();
-        assert_eq!((files.flush(), files.is_outdated()), (None, true), "{:?}", files.fault());
-        let (_third_dir, third) = coordinator(3);
-        let (files, _, condition) = JobFiles::restore(&third, &record);
-        assert!(matches!(condition, Condition::Sound));
-        assert_eq!(steps(&files), [1]);
-    }
-
-    #[test]
-    fn a_damaged_segment_is_written_anew_for_all() {
-        let root = tempfile::tempdir().unwrap();
-        let record = shared(root.path(), State::Running);
-        let (_first_dir, first) = coordinator(1);
-        let mut files = JobFiles::create(&first, &record, "toml").unwrap();
-        (1..=3).for_each(|n| assert_eq!(files.append(&step(n)), None));
-        let head = std::fs::read_dir(root.path().join("curve")).unwrap().next().unwrap().unwrap().path();
-        let damaged = std::fs::read_to_string(&head).unwrap().replacen("\n2,", "\n2,x", 1);
-        std::fs::write(&head, damaged).unwrap();
-        let (_second_dir, second) = coordinator(2);
-        let (_, _, condition) = JobFiles::restore(&second, &record);
-        assert!(matches!(condition, Condition::Repaired(text) if text.contains("2 of 3 rows can be read")));
-        let (_third_dir, third) = coordinator(3);
-        let (files, _, condition) = JobFiles::restore(&third, &record);
-        assert!(matches!(condition, Condition::Sound), "what could be read is what all find");
-        assert_eq!(steps(&files), [1, 3]);
-    }
-}
+mod tests;

@@ -10,6 +10,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use toroid_storage::{Environment, Store, Timing, is_store};
 use toroid_torus::job;
 use toroid_torus::owner::{MAX_OWNER_BYTES, OWNER_NAME, Owner};
 
@@ -31,7 +32,8 @@ pub(crate) enum FolderError {
     )]
     Unowned { path: String, found: String },
     #[error(
-        "checkpoint.path {found}, and several coordinators share this cluster's records: name a folder, absolute or as a file:// URL, that all          coordinators and workers have in common; checkpoints and the curve of the job are kept there"
+        "checkpoint.path {found}, and several coordinators share this cluster's records: name a folder, absolute or as a file:// URL, or an s3:// URL, \
+         that all coordinators and workers have in common; checkpoints and the curve of the job are kept there"
     )]
     NotShared { found: String },
 }
@@ -39,6 +41,7 @@ pub(crate) enum FolderError {
 /// What forbids a new job where several coordinators must find what it keeps. A file that is not valid is refused by the machine.
 pub(crate) fn not_shared(toml: &str) -> Option<FolderError> {
     let found = match job::parse(toml).ok()?.checkpoint.path {
+        Some(path) if is_store(&path) => return None,
         Some(path) if Path::new(path.strip_prefix("file://").unwrap_or(&path)).is_absolute() => return None,
         Some(path) => format!("= \"{path}\""),
         None => "is not set".into(),
@@ -62,6 +65,9 @@ pub(crate) async fn refusal(toml: &str) -> Option<FolderError> {
 
 /// What cannot be read is left to the workers, which say so.
 fn look(path: &str) -> Option<FolderError> {
+    if is_store(path) {
+        return look_in_bucket(path);
+    }
     let folder = match path.split_once("://") {
         None => PathBuf::from(path),
         Some(("file", folder)) => PathBuf::from(folder),
@@ -72,6 +78,17 @@ fn look(path: &str) -> Option<FolderError> {
         Ok(None) => checkpoint_in(&folder).map(|found| FolderError::Unowned { path: path.into(), found }),
         Err(_) => None,
     }
+}
+
+fn look_in_bucket(url: &str) -> Option<FolderError> {
+    let timing = Timing { connect: PATIENCE, silence: PATIENCE, patience: Duration::ZERO };
+    let store = Store::open_with(url, &Environment::of_process(), timing).ok()?;
+    if let Some(json) = store.get(OWNER_NAME, MAX_OWNER_BYTES).ok()? {
+        let owner = Owner::parse(&json).ok()?;
+        return Some(FolderError::Owned { path: url.into(), owner: Box::new(owner) });
+    }
+    let found = store.list_folder("", MAX_ENTRIES).ok()?.folders.into_iter().find(is_checkpoint)?;
+    Some(FolderError::Unowned { path: url.into(), found })
 }
 
 fn owner(folder: &Path) -> io::Result<Option<Owner>> {
@@ -85,12 +102,13 @@ fn owner(folder: &Path) -> io::Result<Option<Owner>> {
     Owner::parse(&json).map(Some).map_err(io::Error::other)
 }
 
+fn is_checkpoint(name: &String) -> bool {
+    let step = name.strip_prefix("damaged-").unwrap_or(name).strip_prefix("step-");
+    step.is_some_and(|step| step.parse::<u64>().is_ok())
+}
+
 /// The name of a checkpoint, complete or not, with something in it.
 fn checkpoint_in(folder: &Path) -> Option<String> {
-    let is_checkpoint = |name: &String| {
-        let step = name.strip_prefix("damaged-").unwrap_or(name).strip_prefix("step-");
-        step.is_some_and(|step| step.parse::<u64>().is_ok())
-    };
     let has_files =
         |name: &String| std::fs::read_dir(folder.join(name)).is_ok_and(|mut entries| entries.next().is_some());
     let entries = std::fs::read_dir(folder).ok()?.take(MAX_ENTRIES).filter_map(Result::ok);

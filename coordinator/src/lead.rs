@@ -205,7 +205,8 @@ impl Coordinator {
             policy: self.config.policy.clone(),
             join_token: self.config.join_token.clone(),
         };
-        let place = Place { jobs_dir, shared: self.config.etcd.is_some().then(|| store.tenure().term()) };
+        let shared = self.config.etcd.is_some().then(|| store.tenure().term());
+        let place = Place { jobs_dir, shared, carried: None };
         let (role, address, asked) = (self.role.clone(), self.address.clone(), self.asked.clone());
         let tokens = self.tokens.clone();
         let (folder, runtime) = (self.data_dir.display().to_string(), tokio::runtime::Handle::current());

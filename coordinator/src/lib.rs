@@ -20,6 +20,7 @@
 mod audit;
 mod caller;
 mod calls;
+mod carrier;
 mod clock;
 mod config;
 pub mod curve;
