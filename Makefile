@@ -2,6 +2,7 @@
 #              and kill one of the workers on the way
 # make test    everything that must hold: formatting, lints, docs, all tests but those of the two lines below
 # make test-data  the same for the data pipeline, which is a package and a program of its own
+# make test-data-ray  its tasks on a local cluster of Ray whose raylets and workers are killed; installs Ray in .venv-ray, 330 MB
 # make test-deploy  what is in deploy/, tried: a real Slurm whose nodes are killed, pods run as their manifests say, hosts that are unplugged, the image; as root. test-slurm: the first alone
 # make soak    a million simulated clusters (SEEDS=...: more; takes hours), then soak-control-plane and soak-chaos
 # make soak-chaos  hundreds of kills at four shapes, pairs of workers together with the coordinator, and workers that are stopped, each
@@ -15,11 +16,12 @@
 # make bench-elastic   a worker dies: Toroid, torchrun and torchft beside each other; installs PyTorch in .venv-bench
 # make gpu-check   what can only be seen on a GPU: tests, kills, speed of each kernel. gpu-bundle only builds the folder for it, to be
 #              copied to a machine with a GPU and without cargo; there: gpu-bundle/gpu_check.sh
+# make bench-data   the data pipeline beside datatrove, text-dedup, rensa, datasketch and presidio; installs them in .venv-bench-data and -text-dedup
 # make bench-fleet   one coordinator with 256, 2,048 and 8,192 workers whose trainers are played: what it costs, and how soon deaths are decided
 # make bench-dashboard   the page of a job of 2,048 places in Chromium: what it costs, and how soon it shows a death
 # make bench-allreduce   all-reduce over this machine's processes beside gloo's; installs PyTorch in .venv-bench
 
-.PHONY: demo test test-data test-deploy test-slurm soak soak-control-plane soak-chaos check fix bench bench-pytorch bench-elastic bench-fleet bench-dashboard bench-allreduce gpu-bundle gpu-check
+.PHONY: demo test test-data test-data-ray bench-data test-deploy test-slurm soak soak-control-plane soak-chaos check fix bench bench-pytorch bench-elastic bench-fleet bench-dashboard bench-allreduce gpu-bundle gpu-check
 
 KILLS ?= 200
 SEEDS ?= 1000000
@@ -43,6 +45,11 @@ test-data:
 	cargo clippy -p toroid-corpus -p toroid-tokens --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc -p toroid-corpus --no-deps --document-private-items
 	cargo test -p toroid-corpus -p toroid-tokens
+
+test-data-ray:
+	scripts/ray_venv.sh
+	cargo build -p toroid-corpus
+	.venv-ray/bin/python corpus/tests/ray_cluster.py --toroid-data target/debug/toroid-data
 
 test-deploy:
 	scripts/setup.sh --deploy
@@ -110,6 +117,11 @@ bench-elastic:
 	scripts/bench_venv.sh
 	cargo build --release --bin toroid
 	.venv-bench/bin/python bench/elastic.py --toroid target/release/toroid
+
+bench-data:
+	scripts/bench_data_venv.sh
+	cargo build --release -p toroid-corpus
+	scripts/bench_data.sh target/release/toroid-data
 
 bench-fleet:
 	cargo build --release --bin toroid

@@ -1,8 +1,9 @@
-"""MinHash of this repository beside rensa and datasketch, reading included for all: the same texts, the same bands, the true similarity of
-all pairs of a sample as the judge.
+"""MinHash of this repository beside rensa, datasketch, datatrove and text-dedup, reading included for all: the same texts, the same bands,
+the true similarity of all pairs of a sample as the judge. datatrove and text-dedup run as their own pipelines, in processes of their own;
+what their interpreters take to start is measured apart and taken off.
 
-    python -m venv v && v/bin/pip install rensa==0.5.0 datasketch==2.0.0
-    v/bin/python bench/minhash.py --toroid-data target/release/toroid-data texts.jsonl
+    scripts/bench_data_venv.sh        # makes .venv-bench-data and .venv-bench-text-dedup: the two do not agree on versions
+    .venv-bench-data/bin/python bench/minhash.py --toroid-data target/release/toroid-data texts.jsonl        (`make bench-data`)
 """
 
 import argparse, itertools, json, pathlib, random, re, resource, subprocess, sys, tempfile, time
@@ -75,6 +76,79 @@ def by_toroid(program, path, threads, folder):
     return {starts[int(json.loads(row)["id"].rsplit("#", 1)[1])] for row in rows}
 
 
+DATATROVE = """
+import sys
+from datatrove.executor import LocalPipelineExecutor as Executor
+from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter, MinhashDedupSignature
+from datatrove.pipeline.dedup.minhash import MinhashConfig
+from datatrove.pipeline.readers import JsonlReader
+from datatrove.pipeline.writers.jsonl import JsonlWriter
+if len(sys.argv) > 1:
+    folder, source, bands, rows = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    config = MinhashConfig(n_grams=5, num_buckets=bands, hashes_per_bucket=rows, seed=1)
+    read = lambda: JsonlReader(source, glob_pattern="texts.jsonl", id_key="n")
+    def do(name, *steps, tasks=1):
+        Executor(list(steps), tasks=tasks, workers=1, logging_dir=f"{folder}/log-{name}").run()
+    do("sign", read(), MinhashDedupSignature(f"{folder}/signatures", config, language="en"))
+    do("buckets", MinhashDedupBuckets(f"{folder}/signatures", f"{folder}/buckets", config=config), tasks=bands)
+    do("cluster", MinhashDedupCluster(f"{folder}/buckets", f"{folder}/remove", config=config))
+    removed = JsonlWriter(f"{folder}/removed", output_filename="removed.jsonl", compression=None)
+    do("filter", read(), MinhashDedupFilter(f"{folder}/remove", exclusion_writer=removed), JsonlWriter(f"{folder}/kept", compression=None))
+"""
+
+TEXT_DEDUP = """
+import sys
+import datasets
+from text_dedup import minhash
+if len(sys.argv) > 1:
+    sys.argv = ["minhash", *sys.argv[1:]]
+    minhash.main()
+"""
+
+KEPT = """
+import datasets, json, sys
+print(json.dumps(list(datasets.load_from_disk(sys.argv[1])["n"])))
+"""
+
+
+def own_process(python, script, *arguments):
+    """Seconds of a script of a peer, less those of its imports."""
+    def run(*words):
+        start = time.monotonic()
+        done = subprocess.run([python, "-c", script, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if done.returncode != 0:
+            sys.exit(f"minhash.py: {python} ended with {done.returncode}: {done.stdout[-2000:].decode(errors='replace')}")
+        return time.monotonic() - start
+    imports = run()
+    return run(*arguments) - imports
+
+
+def numbered(texts, folder):
+    """The texts with their numbers, as peers read them."""
+    source = folder / "source"
+    source.mkdir(exist_ok=True)
+    with open(source / "texts.jsonl", "w", encoding="utf-8") as out:
+        for n, text in enumerate(texts):
+            out.write(json.dumps({"n": n, "text": text}, ensure_ascii=False) + "\n")
+    return source
+
+
+def by_datatrove(source, bands, rows, folder):
+    seconds = own_process(sys.executable, DATATROVE, folder, source, bands, rows)
+    lines = (folder / "removed/removed.jsonl").read_text(encoding="utf-8").splitlines()
+    return seconds, {int(json.loads(line)["id"]) for line in lines}
+
+
+def by_text_dedup(python, source, bands, rows, folder, num):
+    out = folder / "kept"
+    words = ["--path", "json", "--data_files", source / "texts.jsonl", "--split", "train", "--cache_dir", folder / "cache", "--output", out,
+             "--column", "text", "--ngram", SHINGLE_WORDS, "--min_length", 1, "--num_perm", bands * rows, "--b", bands, "--r", rows,
+             "--threshold", THRESHOLD, "--num_proc", 1, "--hash_func", "xxh3", "--seed", 42]
+    seconds = own_process(python, TEXT_DEDUP, *words)
+    kept = json.loads(subprocess.run([python, "-c", KEPT, str(out)], check=True, stdout=subprocess.PIPE).stdout)
+    return seconds, set(range(num)) - set(kept)
+
+
 def judge(texts, gone, sample, seed=1):
     """Of the pairs of a sample that are 0.1 above the threshold: the share of which one is gone."""
     numbers = random.Random(seed).sample(range(len(texts)), min(sample, len(texts)))
@@ -95,29 +169,42 @@ def main():
     parser.add_argument("--sample", type=int, default=1500)
     parser.add_argument("--bands", type=int, default=21)
     parser.add_argument("--rows", type=int, default=6)
+    parser.add_argument("--text-dedup-python", default=".venv-bench-text-dedup/bin/python", help="of the environment that has text-dedup")
     parser.add_argument("--without", action="append", default=[])
     args = parser.parse_args()
     texts = read(args.texts)
     size = args.texts.stat().st_size
-    print(f"{len(texts)} texts, {size / 1e6:.1f} MB")
+    print(f"{len(texts)} texts, {size / 1e6:.1f} MB, {args.bands} bands of {args.rows}, threshold {THRESHOLD}")
     with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        source = numbered(texts, folder)
+
+        def timed(way):
+            start = time.monotonic()
+            gone = way()
+            return time.monotonic() - start, gone
+
         ways = {
-            "toroid, 1 thread": lambda: by_toroid(args.toroid_data, args.texts, 1, pathlib.Path(folder)),
-            "toroid, 2 threads": lambda: by_toroid(args.toroid_data, args.texts, 2, pathlib.Path(folder)),
-            "rensa": lambda: by_rensa(args.texts, args.bands, args.rows),
-            "datasketch": lambda: by_datasketch(args.texts, args.bands, args.rows),
+            "toroid, 1 thread": lambda: timed(lambda: by_toroid(args.toroid_data, args.texts, 1, folder)),
+            "toroid, 2 threads": lambda: timed(lambda: by_toroid(args.toroid_data, args.texts, 2, folder)),
+            "rensa": lambda: timed(lambda: by_rensa(args.texts, args.bands, args.rows)),
+            "datasketch": lambda: timed(lambda: by_datasketch(args.texts, args.bands, args.rows)),
+            "datatrove": lambda: by_datatrove(source, args.bands, args.rows, folder / "datatrove"),
+            "text-dedup": lambda: by_text_dedup(args.text_dedup_python, source, args.bands, args.rows, folder / "text-dedup", len(texts)),
         }
+        base = None
         for name, way in ways.items():
             if name.split(",")[0] in args.without:
                 continue
             for old in ("work", "out"):
-                subprocess.run(["rm", "-rf", f"{folder}/{old}"], check=True)
-            start = time.monotonic()
-            gone = way()
-            seconds = time.monotonic() - start
+                subprocess.run(["rm", "-rf", folder / old], check=True)
+            seconds, gone = way()
+            base = base or (seconds if name.startswith("toroid") else None)
+            ratio = f"{seconds / base:.1f} times the first, " if base else ""
             num_alike, num_found = judge(texts, gone, args.sample)
             recall = num_found / num_alike if num_alike else float("nan")
-            print(f"{name}: {seconds:.2f} s, {size / 1e6 / seconds:.1f} MB/s, {len(gone)} gone, recall {recall:.4f} of {num_alike} pairs", flush=True)
+            print(f"{name}: {seconds:.2f} s, {size / 1e6 / seconds:.1f} MB/s, {ratio}{len(gone)} gone, "
+                  f"recall {recall:.4f} of {num_alike} pairs", flush=True)
     print(f"most memory of the Python side: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB", file=sys.stderr)
 
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::Form;
 use crate::error::{At, Error, Result};
+use crate::ner::Entity;
 use crate::shingle::{Bands, Measure};
 use crate::{piece, pii, simhash};
 
@@ -163,6 +164,7 @@ impl Stage {
             Stage::Sentences(s) => format!("SimHash, distance <= {}", s.distance),
             Stage::Heuristics(_) => "rules of Gopher and C4".into(),
             Stage::Perplexity(p) => format!("n-gram model, quantile {} of each domain", p.quantile),
+            Stage::Pii(p) if p.names.is_some() => "patterns and checksums, names by a model".into(),
             Stage::Pii(_) => "patterns and checksums".into(),
             Stage::Contamination(c) => format!("{}-grams of evaluation sets", c.ngram_words),
             Stage::License(_) => "licences that headers state".into(),
@@ -302,6 +304,11 @@ fn default_domain_documents() -> u64 {
 #[serde(deny_unknown_fields, default)]
 pub struct Pii {
     pub kinds: Vec<pii::Kind>,
+    /// A model of `toroid data ner train`, which finds names in prose.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub names: Option<PathBuf>,
+    /// Which names.
+    pub name_kinds: Vec<Entity>,
     /// Remove the document instead of putting placeholders in.
     pub remove_documents: bool,
     /// Leave documents in programming languages alone.
@@ -312,7 +319,14 @@ pub struct Pii {
 
 impl Default for Pii {
     fn default() -> Pii {
-        Pii { kinds: pii::Kind::ALL.to_vec(), remove_documents: false, skip_code: false, keep_authors: true }
+        Pii {
+            kinds: pii::Kind::ALL.to_vec(),
+            names: None,
+            name_kinds: vec![Entity::Person],
+            remove_documents: false,
+            skip_code: false,
+            keep_authors: true,
+        }
     }
 }
 
@@ -444,6 +458,7 @@ impl Pipeline {
         for stage in &mut pipeline.stages {
             match stage {
                 Stage::Perplexity(stage) => stage.model = folder.join(&stage.model),
+                Stage::Pii(stage) => stage.names.iter_mut().for_each(|model| *model = folder.join(&model)),
                 Stage::Contamination(stage) => stage.sets.iter_mut().for_each(|set| *set = folder.join(&set)),
                 _ => {}
             }
@@ -520,7 +535,14 @@ impl Pipeline {
                     ensure(s.min_words > 0, "sentences: min_words must be above 0")?;
                 }
                 Stage::Perplexity(s) => ensure(is_share(s.quantile), "perplexity: quantile must be from 0 to 1")?,
-                Stage::Pii(s) => ensure(!s.kinds.is_empty(), "pii: kinds is empty; leave the stage out instead")?,
+                Stage::Pii(s) => {
+                    let finds_names = s.names.is_some();
+                    ensure(finds_names || !s.kinds.is_empty(), "pii: kinds is empty; leave the stage out instead")?;
+                    ensure(
+                        !finds_names || !s.name_kinds.is_empty(),
+                        "pii: name_kinds is empty; leave names out instead",
+                    )?;
+                }
                 Stage::Contamination(s) => {
                     ensure(!s.sets.is_empty(), "contamination: sets is empty")?;
                     ensure((1..=1000).contains(&s.ngram_words), "contamination: ngram_words must be from 1 to 1000")?;

@@ -3,19 +3,28 @@
 //! A task's output is written under another name, made durable and renamed. Whoever finds it need not do the task: after SIGKILL at any
 //! instant the same command goes on from there. What a dead process left under other names is removed by the next one.
 
+use std::collections::hash_map::RandomState;
 use std::fs::{self, File};
+use std::hash::BuildHasher as _;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use crate::error::{At, Error, Result};
 
 const BUFFER_BYTES: usize = 1 << 18;
 const UNFINISHED: &str = ".unfinished-";
 
-/// A file that can be seen under its name once it is complete and on the disk.
+/// A name that no other process has, on this machine or another one.
+pub fn process_name() -> &'static str {
+    static NAME: OnceLock<String> = OnceLock::new();
+    // Keys of the standard library's tables are drawn anew by each process.
+    NAME.get_or_init(|| format!("{:x}-{:016x}", std::process::id(), RandomState::new().hash_one(std::process::id())))
+}
+
+/// A file that can be seen under its name once it is complete and on the disk. Two processes may make the same one at once: the last counts.
 pub struct Durable {
     file: BufWriter<File>,
     unfinished: PathBuf,
@@ -26,7 +35,7 @@ pub struct Durable {
 impl Durable {
     pub fn create(path: &Path) -> Result<Durable> {
         let name = path.file_name().map_or_else(Default::default, |name| name.to_string_lossy().into_owned());
-        let unfinished = path.with_file_name(format!("{UNFINISHED}{name}"));
+        let unfinished = path.with_file_name(format!("{UNFINISHED}{}-{name}", process_name()));
         let file = File::create(&unfinished).at("create", &unfinished)?;
         let file = BufWriter::with_capacity(BUFFER_BYTES, file);
         Ok(Durable { file, unfinished, path: path.to_owned(), is_finished: false })
@@ -104,17 +113,34 @@ pub fn remove_folder(path: &Path) -> Result<()> {
     }
 }
 
-/// Holds a folder for this process; the system lets go of it when the process ends, however it does.
+/// Holds a folder or a step; the system lets go of it when the process ends, however it does.
 pub struct Lock {
     _file: File,
 }
 
 impl Lock {
+    /// The folder for this process alone.
     pub fn take(folder: &Path) -> Result<Lock> {
+        Lock::of_folder(folder, File::try_lock)
+    }
+
+    /// The folder for this process and others that share it.
+    pub fn share(folder: &Path) -> Result<Lock> {
+        Lock::of_folder(folder, File::try_lock_shared)
+    }
+
+    /// Waits until no other process has the file.
+    pub fn wait(path: &Path) -> Result<Lock> {
+        let file = File::create(path).at("create", path)?;
+        file.lock().at("lock", path)?;
+        Ok(Lock { _file: file })
+    }
+
+    fn of_folder(folder: &Path, lock: fn(&File) -> std::result::Result<(), fs::TryLockError>) -> Result<Lock> {
         make_folder(folder)?;
         let path = folder.join("lock");
         let file = File::create(&path).at("create", &path)?;
-        match file.try_lock() {
+        match lock(&file) {
             Ok(()) => Ok(Lock { _file: file }),
             Err(fs::TryLockError::WouldBlock) => Err(Error::InUse { path: folder.to_owned() }),
             Err(fs::TryLockError::Error(source)) => Err(source).at("lock", &path),
@@ -177,7 +203,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let lock = Lock::take(dir.path())?;
         assert!(matches!(Lock::take(dir.path()), Err(Error::InUse { .. })));
+        assert!(matches!(Lock::share(dir.path()), Err(Error::InUse { .. })));
         drop(lock);
+        let shares = [Lock::share(dir.path())?, Lock::share(dir.path())?];
+        assert!(matches!(Lock::take(dir.path()), Err(Error::InUse { .. })));
+        drop(shares);
         Lock::take(dir.path()).map(drop)
     }
 

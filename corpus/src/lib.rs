@@ -18,7 +18,9 @@
 //!   all rows, plus what was put in their places, are the bytes out.
 //! - D-4 No document is removed for another one that is removed itself.
 //!
-//! Deliberately absent: an async runtime, a scheduler for several machines, random numbers.
+//! What a run does is a list of steps ([`step`]); a plan cuts each into tasks that any machine with the same folders may do ([`plan`]).
+//!
+//! Deliberately absent: an async runtime, a scheduler for several machines (Ray, Slurm and Kubernetes are there), random numbers.
 
 #![forbid(unsafe_code)]
 
@@ -34,9 +36,11 @@ pub mod heuristics;
 pub mod ledger;
 pub mod lm;
 pub mod mix;
+pub mod ner;
 pub mod open;
 pub mod piece;
 pub mod pii;
+pub mod plan;
 pub mod read;
 pub mod report;
 pub mod run;
@@ -46,6 +50,7 @@ pub mod shingle;
 pub mod simhash;
 pub mod stage;
 pub mod star;
+pub mod step;
 pub mod words;
 pub mod write;
 

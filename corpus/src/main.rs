@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
@@ -15,10 +15,12 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use toroid_corpus::config::{BYTES, Output, Pipeline, Stage};
 use toroid_corpus::encode::Tokens;
 use toroid_corpus::lm::{Model, train::Trainer};
+use toroid_corpus::ner::{self, Entity, conll};
+use toroid_corpus::plan::{How, Outcome, Plan};
 use toroid_corpus::report::grouped;
 use toroid_corpus::runs::Scratch;
 use toroid_corpus::stage::Watch;
-use toroid_corpus::{explain, read, run};
+use toroid_corpus::{explain, plan, read, run};
 use toroid_tokens::{BYTES_TOKENIZER, TokenFile};
 
 /// From raw documents to text that is trained on, each removal explained
@@ -33,12 +35,18 @@ struct Cli {
 enum Command {
     /// Run a pipeline; the same command goes on where a killed one was
     Run(RunArgs),
+    /// Write all tasks of a pipeline to a file, for machines that share the folders of sources, work and output
+    Plan(PlanArgs),
+    /// Do a task of a plan, or the share of one of several workers
+    Task(TaskArgs),
     /// Say what became of a document, and why
     Explain(ExplainArgs),
     /// Train an n-gram model for the stage `perplexity`; writes an ARPA file
     Lm(LmArgs),
     /// Print the perplexity of each line of a text, one a line
     Perplexity(PerplexityArgs),
+    /// Train or try a model that finds names, for the stage `pii`
+    Ner(NerArgs),
     /// Check a token file and say what it has, or print a document of it
     Tokens(TokensArgs),
 }
@@ -68,6 +76,57 @@ struct RunArgs {
     /// Print the report as JSON instead of the table
     #[arg(short = 'o', long = "output", value_parser = ["table", "json"], default_value = "table")]
     output: String,
+}
+
+#[derive(Debug, Args)]
+struct PlanArgs {
+    /// The pipeline file
+    pipeline: PathBuf,
+    /// Ranges of hashes, and parts of what is read: tasks of each step. The output does not depend on it
+    #[arg(long, default_value_t = 16)]
+    shards: u64,
+    /// Memory of a task, as in 512M or 2G: it decides how large pieces are
+    #[arg(long, default_value = "2G", value_parser = bytes)]
+    memory: u64,
+    /// Threads of a task
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Text of a piece, as in 8M; follows from the memory by default. The output does not depend on it
+    #[arg(long, value_parser = bytes)]
+    piece: Option<u64>,
+    /// Keep the documents after each stage
+    #[arg(long)]
+    keep_stages: bool,
+    /// Where the plan goes
+    #[arg(long, default_value = "plan.json")]
+    to: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("which").required(true).args(["id", "worker"]))]
+struct TaskArgs {
+    /// The plan, of `toroid data plan`
+    plan: PathBuf,
+    /// The task, as in `02-minhash.buckets.3`, or its number in the plan
+    id: Option<String>,
+    /// Do all tasks of this worker: those whose number, divided by --workers, leaves it
+    #[arg(long, requires = "workers")]
+    worker: Option<usize>,
+    /// How many workers there are
+    #[arg(long, requires = "worker")]
+    workers: Option<usize>,
+    /// Seconds to wait for the tasks before it; 0 for one task and a day for a worker by default
+    #[arg(long)]
+    wait_s: Option<u64>,
+    /// Threads
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Memory to keep to, as in 512M or 2G
+    #[arg(long, default_value = "2G", value_parser = bytes)]
+    memory: u64,
+    /// A folder of this machine for what is sorted on disk; the folder of work by default
+    #[arg(long)]
+    scratch: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -101,6 +160,54 @@ struct PerplexityArgs {
     model: PathBuf,
     /// The text
     text: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct NerArgs {
+    #[command(subcommand)]
+    command: NerCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum NerCommand {
+    /// Train on annotated text: a word a line, its tag (B-PER, I-LOC, O) in the last column, an empty line between sentences
+    Train(NerTrainArgs),
+    /// Say how many names of annotated text a model finds, by kind
+    Score(NerScoreArgs),
+}
+
+#[derive(Debug, Args)]
+struct NerTrainArgs {
+    /// Files of annotated text
+    #[arg(required = true)]
+    texts: Vec<PathBuf>,
+    /// Where the model goes
+    #[arg(long, default_value = "names.ner")]
+    to: PathBuf,
+    /// A file with a name a line, such as first names or cities; 8 of them at most
+    #[arg(long = "gazetteer")]
+    gazetteers: Vec<PathBuf>,
+    /// Passes over the text
+    #[arg(long, default_value_t = 5)]
+    epochs: u32,
+    /// Features that stand there less often are left out
+    #[arg(long, default_value_t = 2)]
+    min_count: u32,
+    /// The order of sentences follows from it
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// What the text is and under which licence, for whoever uses the model
+    #[arg(long)]
+    trained_on: String,
+}
+
+#[derive(Debug, Args)]
+struct NerScoreArgs {
+    /// The model
+    model: PathBuf,
+    /// Files of annotated text
+    #[arg(required = true)]
+    texts: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -216,18 +323,27 @@ fn print(text: &str) -> Result<()> {
 fn execute(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run(args) => run_pipeline(&args)?,
+        Command::Plan(args) => make_plan(&args)?,
+        Command::Task(args) => do_tasks(&args)?,
         Command::Explain(args) => return explain_document(&args),
         Command::Lm(args) => train(&args)?,
         Command::Perplexity(args) => perplexity(&args)?,
+        Command::Ner(args) => names(&args.command)?,
         Command::Tokens(args) => tokens(&args)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn run_pipeline(args: &RunArgs) -> Result<()> {
-    let pipeline = Pipeline::load(&args.pipeline)?;
+    let path = if args.dry_run {
+        args.pipeline.clone()
+    } else {
+        // As plans have them: what a plan left can be gone on with.
+        std::path::absolute(&args.pipeline).context("find the folder that this runs in")?
+    };
+    let pipeline = Pipeline::load(&path)?;
     if args.dry_run {
-        return print(&plan(&pipeline)?);
+        return print(&dry_run(&pipeline)?);
     }
     let num_threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
     let options = run::Options {
@@ -258,8 +374,55 @@ fn run_pipeline(args: &RunArgs) -> Result<()> {
     print(&format!("{folder}: {out}/{folder}   report: {out}/report.html   ledger: {out}/ledger\n"))
 }
 
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+fn make_plan(args: &PlanArgs) -> Result<()> {
+    // Machines have working folders of their own.
+    let path = std::path::absolute(&args.pipeline).context("find the folder that this runs in")?;
+    let pipeline = Pipeline::load(&path)?;
+    let options = run::Options {
+        num_threads: args.threads,
+        memory_bytes: args.memory,
+        num_shards: args.shards,
+        piece_bytes: args.piece,
+        keep_stages: args.keep_stages,
+    };
+    let progress = Progress::new()?;
+    let plan = plan::make(&pipeline, &options, &progress)?;
+    plan.save(&args.to)?;
+    let num_done = plan.tasks.iter().filter(|task| plan.is_done(task)).count();
+    let (steps, tasks, to) = (plan.steps.len(), plan.tasks.len(), args.to.display());
+    print(&format!("{to}: {tasks} tasks of {steps} steps, {num_done} of them done\n"))
+}
+
+fn do_tasks(args: &TaskArgs) -> Result<()> {
+    let plan = Plan::load(&args.plan)?;
+    let (tasks, patience) = match (&args.id, args.worker.zip(args.workers)) {
+        (Some(id), _) => (vec![plan.find(id)?], Duration::ZERO),
+        (None, Some((worker, workers))) => {
+            anyhow::ensure!(
+                worker < workers,
+                "--worker is from 0 to {}, as there are --workers {workers}",
+                workers - 1
+            );
+            ((worker..plan.tasks.len()).step_by(workers).collect(), DAY)
+        }
+        (None, None) => anyhow::bail!("name a task, or --worker and --workers"),
+    };
+    let patience = args.wait_s.map_or(patience, Duration::from_secs);
+    let how = How { num_threads: args.threads, memory_bytes: args.memory, scratch: args.scratch.clone(), patience };
+    let progress = Progress::new()?;
+    for number in tasks {
+        let outcome = plan.task(number, &how, &progress)?;
+        progress.end();
+        let done = if outcome == Outcome::Done { "done" } else { "was done" };
+        print(&format!("{}: {done}\n", plan.tasks[number].id))?;
+    }
+    Ok(())
+}
+
 /// The pipeline with its defaults, and what its sources and stages are.
-fn plan(pipeline: &Pipeline) -> Result<String> {
+fn dry_run(pipeline: &Pipeline) -> Result<String> {
     let mut text = pipeline.to_toml()?;
     text.push_str("\n# What would be done:\n");
     for source in &pipeline.sources {
@@ -331,6 +494,43 @@ fn perplexity(args: &PerplexityArgs) -> Result<()> {
         lines.push_str(&(value + "\n"));
     }
     print(&lines)
+}
+
+fn annotated(paths: &[PathBuf]) -> Result<Vec<conll::Sentence>> {
+    let found: toroid_corpus::Result<Vec<Vec<conll::Sentence>>> = paths.iter().map(|path| conll::read(path)).collect();
+    Ok(found?.concat())
+}
+
+fn names(command: &NerCommand) -> Result<()> {
+    match command {
+        NerCommand::Train(args) => {
+            let sentences = annotated(&args.texts)?;
+            let mut gazetteers = Vec::new();
+            for path in &args.gazetteers {
+                let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+                let name = path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+                gazetteers.push(ner::Gazetteer::of_lines(&name, &text));
+            }
+            let (num_epochs, min_count, seed) = (args.epochs, args.min_count, args.seed);
+            let options = ner::train::Options { num_epochs, min_count, seed, trained_on: args.trained_on.clone() };
+            let model = ner::train::train(&sentences, gazetteers, &options)?;
+            model.save(&args.to)?;
+            let (num, of) = (grouped(model.num_features() as u64), grouped(sentences.len() as u64));
+            print(&format!("{}: {num} features, from {of} sentences\n", args.to.display()))
+        }
+        NerCommand::Score(args) => {
+            let model = ner::Model::load(&args.model)?;
+            let scores = ner::score(&model, &annotated(&args.texts)?);
+            print(&format!("trained on {}\n", model.trained_on))?;
+            for entity in Entity::ALL {
+                let score = scores.get(&entity).copied().unwrap_or_default();
+                let (precision, recall, f1) = (score.precision(), score.recall(), score.f1());
+                let (name, num) = (entity.name(), grouped(score.meant));
+                print(&format!("{name}: precision {precision:.4}, recall {recall:.4}, F1 {f1:.4} of {num} names\n"))?;
+            }
+            Ok(())
+        }
+    }
 }
 
 fn tokens(args: &TokensArgs) -> Result<()> {

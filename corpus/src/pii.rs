@@ -1,4 +1,4 @@
-//! Personal data and secrets: patterns, each with a check that what they find is meant.
+//! Personal data and secrets: patterns, each with a check that what they find is meant; and names, by a model.
 //!
 //! All patterns run in linear time (`regex`), mail addresses are found from their `@`. A number alone is no card: it needs an issuer, its
 //! length, a checksum, and no label before it that calls it something else.
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::doc::replaced;
 use crate::error::{Error, Result};
+use crate::ner::{Entity, Model, Name};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -25,10 +26,13 @@ pub enum Kind {
     Phone,
     /// Public addresses.
     Ip,
+    /// Names, which a model finds: [`crate::ner`].
+    #[serde(skip)]
+    Name(Entity),
 }
 
 impl Kind {
-    /// Of matches that overlap the first kind counts.
+    /// Those of patterns. Of matches that overlap the first kind counts.
     pub const ALL: [Kind; 7] = [Kind::Key, Kind::Iban, Kind::Card, Kind::Email, Kind::Ssn, Kind::Phone, Kind::Ip];
 
     pub fn name(self) -> &'static str {
@@ -40,6 +44,7 @@ impl Kind {
             Kind::Ssn => "ssn",
             Kind::Phone => "phone",
             Kind::Ip => "ip",
+            Kind::Name(entity) => entity.name(),
         }
     }
 
@@ -53,6 +58,9 @@ impl Kind {
             Kind::Ssn => "[SSN]",
             Kind::Phone => "[PHONE]",
             Kind::Ip => "[IP]",
+            Kind::Name(Entity::Person) => "[PERSON]",
+            Kind::Name(Entity::Location) => "[LOCATION]",
+            Kind::Name(Entity::Organization) => "[ORGANIZATION]",
         }
     }
 }
@@ -70,6 +78,7 @@ type Check = dyn Fn(&str, Range<usize>) -> Option<Range<usize>>;
 pub struct Finder {
     kinds: Vec<Kind>,
     keep_authors: bool,
+    names: Option<(Model, Vec<Entity>)>,
     key: Regex,
     iban: Regex,
     card: Regex,
@@ -98,6 +107,7 @@ impl Finder {
         Ok(Finder {
             kinds: kinds.to_vec(),
             keep_authors,
+            names: None,
             key: regex(KEY)?,
             iban: regex(IBAN)?,
             card: regex(CARD)?,
@@ -108,7 +118,32 @@ impl Finder {
         })
     }
 
-    /// What is in a text, by position; no two overlap.
+    /// Finds names as well, of these kinds.
+    pub fn with_names(self, model: Model, kinds: &[Entity]) -> Finder {
+        Finder { names: Some((model, kinds.to_vec())), ..self }
+    }
+
+    /// What patterns find in a prose text, and names that do not overlap it.
+    pub fn find_with_names(&self, text: &str) -> Vec<Match> {
+        let mut found = self.find(text);
+        let Some((model, kinds)) = &self.names else { return found };
+        let num = found.len();
+        let mut at = 0;
+        for Name { entity, span } in model.find(text) {
+            while at < num && found[at].span.end <= span.start {
+                at += 1;
+            }
+            let is_free = at == num || found[at].span.start >= span.end;
+            let may_stay = self.keep_authors && states_authors(text, span.start);
+            if is_free && !may_stay && kinds.contains(&entity) {
+                found.push(Match { kind: Kind::Name(entity), span });
+            }
+        }
+        found.sort_by_key(|m| m.span.start);
+        found
+    }
+
+    /// What patterns find in a text, by position; no two overlap.
     pub fn find(&self, text: &str) -> Vec<Match> {
         let mut found: Vec<Match> = Vec::new();
         for kind in Kind::ALL.into_iter().filter(|kind| self.kinds.contains(kind)) {
@@ -164,6 +199,7 @@ impl Finder {
                 found.dedup_by(|b, a| b.start < a.end);
                 found
             }
+            Kind::Name(_) => Vec::new(),
         }
     }
 }

@@ -1,11 +1,11 @@
-//! A pipeline from its sources to its output, from wherever the last attempt ended.
+//! A pipeline from its sources to its output, step by step, from wherever the last attempt ended.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Pipeline, Stage};
-use crate::durable::{self, Lock, map_tasks};
+use crate::durable::{self, Lock, run_tasks};
 use crate::error::{At, Error, Result};
 use crate::ledger::Counts;
 use crate::read::Tally;
@@ -14,11 +14,12 @@ use crate::read::repository::ATTRIBUTES;
 use crate::read::unit::{self, READ_PART, Reader, Unit};
 use crate::report::{self, Report, StageReport};
 use crate::runs::Scratch;
-use crate::stage::{self, Context, Ids, Pieces, Watch, piece_path, read_json, write_json};
-use crate::write;
+use crate::stage::{self, Context, Ids, Pieces, Watch, Work, piece_path, read_json, write_json};
+use crate::step::{Over, Part};
+use crate::write::{self, Job};
 
 /// Of what tasks write; another number does everything anew.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 const MIN_PIECE_BYTES: u64 = 1 << 20;
 const MAX_PIECE_BYTES: u64 = 64 << 20;
 /// What a thread needs for a piece, in pieces: the documents, and records of each sentence.
@@ -26,7 +27,8 @@ const MEMORY_PER_PIECE: u64 = 8;
 /// Of a file in the lists of sources and units.
 const FILE_BYTES: u64 = 512;
 pub const MIN_MEMORY_BYTES: u64 = 64 << 20;
-const MAX_SHARDS: u64 = 4096;
+pub const MAX_SHARDS: u64 = 4096;
+const DONE: &str = "done";
 
 /// How a pipeline is run. None of it changes the output.
 #[derive(Debug, Clone)]
@@ -40,19 +42,67 @@ pub struct Options {
     pub keep_stages: bool,
 }
 
+impl Options {
+    pub fn check(&self) -> Result<()> {
+        if self.memory_bytes < MIN_MEMORY_BYTES {
+            return Err(config(format!("--memory is at least {} MiB", MIN_MEMORY_BYTES >> 20)));
+        }
+        if self.num_threads == 0 || self.num_shards == 0 || self.num_shards > MAX_SHARDS {
+            return Err(config(format!("--threads is at least 1, --shards from 1 to {MAX_SHARDS}")));
+        }
+        Ok(())
+    }
+}
+
 /// How the sources are cut: made once, so that who goes on finds the same pieces.
 #[derive(Debug, Serialize, Deserialize)]
-struct Plan {
+pub struct Cut {
     piece_bytes: u64,
-    units: Vec<Unit>,
+    pub units: Vec<Unit>,
     num_left_out: u64,
+}
+
+/// What came of reading: how many pieces each unit has, and what was found in all.
+#[derive(Debug, Serialize, Deserialize)]
+struct Found {
+    num_parts: Vec<usize>,
+    tally: Tally,
+}
+
+/// Where everything is, named by the digests of what it is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    pub read: PathBuf,
+    pub stages: Vec<PathBuf>,
+    pub write: PathBuf,
+    /// Of the output.
+    pub digest: String,
+}
+
+/// What steps belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    Read,
+    Stage(usize),
+    Write,
+}
+
+/// A step of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// As in `02-minhash.buckets`.
+    pub name: String,
+    pub phase: Phase,
+    pub over: Over,
+    /// Which of its phase; the last one closes the phase.
+    number: usize,
 }
 
 fn config(what: String) -> Error {
     Error::Config(what)
 }
 
-fn digest(parts: &[&str]) -> String {
+pub fn digest(parts: &[&str]) -> String {
     let mut hasher = blake3::Hasher::new();
     for part in parts {
         hasher.update(&(part.len() as u64).to_le_bytes());
@@ -70,6 +120,7 @@ fn files_of(stage: &Stage) -> Result<Vec<Listed>> {
     let paths: &[PathBuf] = match stage {
         Stage::Perplexity(stage) => std::slice::from_ref(&stage.model),
         Stage::Contamination(stage) => &stage.sets,
+        Stage::Pii(stage) => stage.names.as_slice(),
         _ => &[],
     };
     let mut found = Vec::new();
@@ -83,76 +134,319 @@ pub fn stage_name(n: usize, stage: &Stage) -> String {
     format!("{:02}-{}", n + 1, stage.name())
 }
 
-/// Runs the pipeline; what came of it.
-pub fn run(pipeline: &Pipeline, options: &Options, watch: &dyn Watch) -> Result<Report> {
-    if options.memory_bytes < MIN_MEMORY_BYTES {
-        return Err(config(format!("--memory is at least {} MiB", MIN_MEMORY_BYTES >> 20)));
-    }
-    if options.num_threads == 0 || options.num_shards == 0 || options.num_shards > MAX_SHARDS {
-        return Err(config(format!("--threads is at least 1, --shards from 1 to {MAX_SHARDS}")));
-    }
-    check_output(pipeline)?;
-    let _lock = Lock::take(&pipeline.work)?;
-    let scratch = pipeline.work.join("scratch");
-    durable::remove_folder(&scratch)?;
-    durable::make_folder(&scratch)?;
-    let (plan, first, mut chain) = plan(pipeline, options)?;
-    let read = read(pipeline, options, watch, &plan, &first)?;
-    let context = Context {
-        pipeline,
-        scratch: Scratch::new(&scratch),
-        num_threads: options.num_threads,
-        memory_bytes: options.memory_bytes,
-        num_shards: options.num_shards,
-        ids: Ids::new(read.pieces.paths.iter().map(|path| path.with_extension("ids")).collect()),
-        watch,
+/// All steps of a pipeline in their order.
+pub fn steps(pipeline: &Pipeline) -> Vec<Step> {
+    let mut all = Vec::new();
+    let mut phase = |phase, prefix: &str, steps: &[(&str, Over)]| {
+        let close = [(DONE, Over::Whole)];
+        for (number, (name, over)) in steps.iter().chain(&close).enumerate() {
+            all.push(Step { name: format!("{prefix}.{name}"), phase, over: *over, number });
+        }
     };
-    let mut folders = Vec::new();
+    phase(Phase::Read, "00-read", &[("units", Over::Units)]);
     for (n, stage) in pipeline.stages.iter().enumerate() {
-        chain = digest(&[&chain, &json(stage)?, &json(&files_of(stage)?)?]);
-        folders.push(pipeline.work.join(format!("{}-{chain}", stage_name(n, stage))));
+        let steps: Vec<_> = stage::steps(stage).iter().map(|step| (step.name, step.over)).collect();
+        phase(Phase::Stage(n), &stage_name(n, stage), &steps);
     }
-    let output = &pipeline.output;
-    let tokenizer = if output.has_tokenizer_file() { files::list(&output.tokenizer, &[])?.files } else { Vec::new() };
-    let last = digest(&[&chain, &json(output)?, &json(&tokenizer)?, "write"]);
-    let final_folder = pipeline.work.join(format!("{:02}-write-{last}", folders.len() + 1));
-    tidy(&pipeline.work, &[&[first, final_folder.clone()], &folders[..]].concat())?;
-    let mut report = Report::new(pipeline, &read.tally, plan.num_left_out);
-    let done_path = pipeline.work.join("done");
-    let is_there = std::fs::read_to_string(&done_path).is_ok_and(|found| found == last);
-    if is_there && pipeline.output.path.join("report.json").exists() {
-        watch.note("everything is done already");
-        durable::remove_folder(&final_folder)?;
-        return read_json(&pipeline.output.path.join("report.json"));
-    }
-    let (pieces, stages) = stages(&context, options, read.pieces, &folders)?;
-    report.stages = stages;
-    let out = unfinished(&pipeline.output.path);
-    write::begin(&out, pipeline.output.format, &last)?;
-    durable::make_folder(&final_folder)?;
-    durable::sweep(&final_folder)?;
-    let mix = format!("{:02}-mix", folders.len() + 1);
-    let written = write::run(&context, &mix, &pieces, &final_folder, &out)?;
-    report.finish(pipeline, &mix, &written)?;
-    let num_pieces = pieces.paths.len() as u32;
-    ledger(&mut report, &out, &folders, num_pieces, written.counts.is_some().then_some(&final_folder))?;
-    let bad: Vec<PathBuf> = context.ids.paths().iter().map(|path| path.with_extension("bad")).collect();
-    write::join(&bad, &out.join("ledger/bad.jsonl"))?;
-    let kept: Vec<PathBuf> = (0..written.shards.len()).map(|n| out.join(format!("ledger/.kept-{n:05}"))).collect();
-    write::join(&kept, &out.join("ledger/kept.jsonl"))?;
-    report::save(&report, &out)?;
-    publish(&out, &pipeline.output.path)?;
-    durable::write(&done_path, last.as_bytes())?;
-    // What the output was made of; the documents before it stay.
-    durable::remove_folder(&final_folder)?;
-    durable::remove_folder(&scratch)?;
-    Ok(report)
+    let steps: Vec<_> = write::STEPS.iter().map(|(name, over, _)| (*name, *over)).collect();
+    phase(Phase::Write, &format!("{:02}-write", pipeline.stages.len() + 1), &steps);
+    all
 }
 
-/// Where the output is until it is complete.
-fn unfinished(out: &Path) -> PathBuf {
-    let name = out.file_name().map_or_else(|| "out".into(), |name| name.to_string_lossy().into_owned());
-    out.with_file_name(format!("{name}.unfinished"))
+/// The folder of work for this process alone, unless the output would replace what is not ours.
+pub fn own(pipeline: &Pipeline) -> Result<Lock> {
+    check_output(pipeline)?;
+    Lock::take(&pipeline.work)
+}
+
+/// Runs the pipeline in this process; what came of it.
+pub fn run(pipeline: &Pipeline, options: &Options, watch: &dyn Watch) -> Result<Report> {
+    let _lock = own(pipeline)?;
+    let run = Run::begin(pipeline, options, watch)?;
+    let all = steps(pipeline);
+    let phase = |phase| all.iter().filter(move |step| step.phase == phase);
+    phase(Phase::Read).try_for_each(|step| run.step(step, Part::ALL))?;
+    if run.is_done() {
+        watch.note("everything is done already");
+        durable::remove_folder(&run.layout.write)?;
+        return read_json(&pipeline.output.path.join("report.json"));
+    }
+    let num_done = run.num_done()?;
+    for n in 0..pipeline.stages.len() {
+        if n < num_done {
+            run.close_stage(n)?;
+        } else {
+            phase(Phase::Stage(n)).try_for_each(|step| run.step(step, Part::ALL))?;
+        }
+    }
+    phase(Phase::Write).try_for_each(|step| run.step(step, Part::ALL))?;
+    read_json(&pipeline.output.path.join("report.json"))
+}
+
+/// A pipeline whose sources are cut.
+pub struct Run<'a> {
+    pub pipeline: &'a Pipeline,
+    pub options: &'a Options,
+    pub watch: &'a dyn Watch,
+    pub layout: Layout,
+    pub cut: Cut,
+    /// Of this process.
+    pub scratch: PathBuf,
+}
+
+impl<'a> Run<'a> {
+    /// Cuts the sources, or finds how they were cut, and removes what other pipelines and dead processes left. The caller has the folder
+    /// for itself: [`own`].
+    pub fn begin(pipeline: &'a Pipeline, options: &'a Options, watch: &'a dyn Watch) -> Result<Run<'a>> {
+        options.check()?;
+        let (cut, layout) = lay_out(pipeline, options)?;
+        let ours = [&[layout.read.clone(), layout.write.clone()], &layout.stages[..]].concat();
+        tidy(&pipeline.work, &ours)?;
+        let scratch = pipeline.work.join(SCRATCH);
+        durable::make_folder(&scratch)?;
+        let run = Run { pipeline, options, watch, layout, cut, scratch };
+        let out = run.unfinished();
+        write::tidy(&out, &file_name(&pipeline.output.path))?;
+        let folders = ours.into_iter().chain(write::folders(&out, pipeline.output.format));
+        folders.filter(|folder| folder.exists()).try_for_each(|folder| durable::sweep(&folder))?;
+        run.check_room()?;
+        Ok(run)
+    }
+
+    /// With pieces as they were cut.
+    pub fn check_room(&self) -> Result<()> {
+        let num_threads = self.options.num_threads as u64;
+        let needed = self.cut.piece_bytes * MEMORY_PER_PIECE * 2 * num_threads;
+        if needed > self.options.memory_bytes.max(MIN_PIECE_BYTES * MEMORY_PER_PIECE * 2 * num_threads) {
+            let (needed_mib, there_mib) = (needed >> 20, self.options.memory_bytes >> 20);
+            return Err(Error::Memory { what: "going on with pieces as they were cut", needed_mib, there_mib });
+        }
+        Ok(())
+    }
+
+    /// Whether the output of this pipeline is there.
+    pub fn is_done(&self) -> bool {
+        let is_it = std::fs::read_to_string(self.done_path()).is_ok_and(|found| found == self.layout.digest);
+        is_it && self.pipeline.output.path.join("report.json").exists()
+    }
+
+    fn done_path(&self) -> PathBuf {
+        self.pipeline.work.join(DONE)
+    }
+
+    /// How many stages need not be done again: up to the last one whose documents are there. Marks of later ones go: nothing can go on
+    /// behind them.
+    pub fn num_done(&self) -> Result<usize> {
+        let folders = &self.layout.stages;
+        if !self.layout.read.join("pieces.json").exists() {
+            return Ok(0);
+        }
+        let num_pieces = self.pieces(0)?.paths.len() as u32;
+        let has_docs = |folder: &PathBuf| {
+            folder.join(DONE).exists() && (0..num_pieces).all(|piece| piece_path(folder, piece, "docs").exists())
+        };
+        let num_done = (0..folders.len()).rev().find(|n| has_docs(&folders[*n])).map_or(0, |n| n + 1);
+        for (n, folder) in folders.iter().enumerate() {
+            match (n < num_done, folder.join(DONE).exists()) {
+                (true, false) => return Err(Error::damaged(folder, "an earlier stage than the last one is not done")),
+                (false, true) => durable::remove_folder(folder)?,
+                _ => {}
+            }
+        }
+        Ok(num_done)
+    }
+
+    /// Does a part of a step; what is there already is not done again.
+    pub fn step(&self, step: &Step, part: Part) -> Result<()> {
+        let is_last = |num_steps: usize| step.number == num_steps;
+        match step.phase {
+            Phase::Read if is_last(1) => self.close_read(),
+            Phase::Read => self.read(part),
+            Phase::Stage(n) => {
+                let steps = stage::steps(&self.pipeline.stages[n]);
+                if is_last(steps.len()) {
+                    return self.close_stage(n);
+                }
+                durable::make_folder(&self.layout.stages[n])?;
+                let (context, input, name) = (self.context(part)?, self.pieces(n)?, self.stage_name(n));
+                let folder = &self.layout.stages[n];
+                (steps[step.number].run)(&Work { context: &context, name: &name, input: &input, folder })
+            }
+            Phase::Write => {
+                durable::make_folder(&self.layout.write)?;
+                let (context, input) = (self.context(part)?, self.pieces(self.pipeline.stages.len())?);
+                let name = format!("{:02}-mix", self.pipeline.stages.len() + 1);
+                let work = Work { context: &context, name: &name, input: &input, folder: &self.layout.write };
+                let out = self.unfinished();
+                let job = Job { work, out: &out, digest: &self.layout.digest };
+                if is_last(write::STEPS.len()) {
+                    return self.close_write(&job);
+                }
+                (write::STEPS[step.number].2)(&job)
+            }
+        }
+    }
+
+    /// What a phase reads from, and what it writes to.
+    pub fn folders(&self, phase: Phase) -> (Vec<PathBuf>, Vec<PathBuf>) {
+        let Layout { read, stages, write, .. } = &self.layout;
+        let documents = |stage: usize| stage.checked_sub(1).map_or(read, |before| &stages[before]).clone();
+        match phase {
+            Phase::Read => {
+                (self.pipeline.sources.iter().map(|source| source.path.clone()).collect(), vec![read.clone()])
+            }
+            Phase::Stage(n) => (vec![documents(n)], vec![stages[n].clone()]),
+            Phase::Write => (vec![documents(stages.len())], vec![write.clone(), self.unfinished()]),
+        }
+    }
+
+    fn context(&self, part: Part) -> Result<Context<'_>> {
+        let ids = self.pieces(0)?.paths.iter().map(|path| path.with_extension("ids")).collect();
+        Ok(Context {
+            pipeline: self.pipeline,
+            scratch: Scratch::new(&self.scratch),
+            num_threads: self.options.num_threads,
+            memory_bytes: self.options.memory_bytes,
+            num_shards: self.options.num_shards,
+            part,
+            ids: Ids::new(ids),
+            watch: self.watch,
+        })
+    }
+
+    fn stage_name(&self, n: usize) -> String {
+        stage_name(n, &self.pipeline.stages[n])
+    }
+
+    fn found(&self) -> Result<Found> {
+        read_json(&self.layout.read.join("pieces.json"))
+    }
+
+    /// The documents before a stage, or behind the last one.
+    fn pieces(&self, stage: usize) -> Result<Pieces> {
+        let num_parts = self.found()?.num_parts;
+        let read = num_parts.iter().enumerate().flat_map(|(unit, num)| (0..*num).map(move |part| (unit, part)));
+        let path = |(piece, (unit, part))| match stage.checked_sub(1) {
+            None => unit::part_path(&self.layout.read, unit, part, "docs"),
+            Some(before) => piece_path(&self.layout.stages[before], piece, "docs"),
+        };
+        Ok(Pieces { paths: (0..).zip(read).map(path).collect() })
+    }
+
+    fn read(&self, part: Part) -> Result<()> {
+        let folder = &self.layout.read;
+        let numbers: Vec<usize> = (0..self.cut.units.len()).collect();
+        let own = part.of(&numbers);
+        if folder.join("pieces.json").exists() {
+            return Ok(());
+        }
+        self.watch.begin("read", own.len() as u64);
+        let (num_threads, piece_bytes) = (self.options.num_threads, self.cut.piece_bytes);
+        let room_bytes = self.options.memory_bytes / READ_PART / num_threads as u64;
+        let reader = Reader { pipeline: self.pipeline, folder, piece_bytes, room_bytes };
+        run_tasks(num_threads, own, |n| {
+            let unit = &self.cut.units[*n];
+            unit.files.iter().try_for_each(files::check_unchanged)?;
+            reader.run(*n, unit)?;
+            let parts = unit::read_parts(folder, *n)?;
+            self.watch.step(parts.iter().map(|part| part.tally.bytes).sum());
+            Ok(())
+        })
+    }
+
+    /// Numbers the pieces, unless more is bad than may be.
+    fn close_read(&self) -> Result<()> {
+        let folder = &self.layout.read;
+        let path = folder.join("pieces.json");
+        if !path.exists() {
+            durable::sweep(folder)?;
+            let mut found = Found { num_parts: Vec::new(), tally: Tally::default() };
+            for unit in 0..self.cut.units.len() {
+                let parts = unit::read_parts(folder, unit)?;
+                parts.iter().for_each(|part| found.tally.add(&part.tally));
+                found.num_parts.push(parts.len());
+            }
+            write_json(&path, &found)?;
+        }
+        let Tally { num_docs, num_bad, .. } = self.found()?.tally;
+        let (total, share) = (num_docs + num_bad, self.pipeline.read.max_bad_share);
+        if num_bad as f64 > share * total as f64 {
+            let list = self.pipeline.work.join("bad.jsonl");
+            write::join(&self.beside_read("bad")?, &list)?;
+            return Err(Error::TooManyBad { bad: num_bad, total, share, list });
+        }
+        Ok(())
+    }
+
+    /// What lies beside each piece as it was read.
+    fn beside_read(&self, ending: &str) -> Result<Vec<PathBuf>> {
+        Ok(self.pieces(0)?.paths.iter().map(|path| path.with_extension(ending)).collect())
+    }
+
+    /// Counts what a stage did, and removes what nobody needs behind it: its records, and the documents before it.
+    fn close_stage(&self, n: usize) -> Result<()> {
+        let (folder, name) = (&self.layout.stages[n], self.stage_name(n));
+        let done = folder.join(DONE);
+        if !done.exists() {
+            let (context, input, stage) = (self.context(Part::ALL)?, self.pieces(n)?, &self.pipeline.stages[n]);
+            let work = Work { context: &context, name: &name, input: &input, folder };
+            let mut counts = stage::counts(&work)?;
+            counts.notes.extend(stage::note(stage, &work)?);
+            counts.check(&name)?;
+            write_json(&done, &counts)?;
+        }
+        remove_files(folder, &|name| !name.starts_with("piece-") && name != DONE)?;
+        if n > 0 && !self.options.keep_stages {
+            remove_files(&self.layout.stages[n - 1], &|name| name.ends_with(".docs"))?;
+        }
+        let removed = read_json::<Counts>(&done)?.removed();
+        self.watch.note(&format!("{name}: {} documents and {} tokens removed", removed.docs, removed.tokens));
+        Ok(())
+    }
+
+    /// Where the output is until it is complete. What another pipeline left of the same output is not gone on with.
+    fn unfinished(&self) -> PathBuf {
+        let out = &self.pipeline.output.path;
+        out.with_file_name(format!("{}{}{}", file_name(out), write::UNFINISHED, self.layout.digest))
+    }
+
+    /// Report and ledger; the output appears, and what it was made of goes. The documents before it stay.
+    fn close_write(&self, job: &Job<'_>) -> Result<()> {
+        let (out, to) = (job.out, &self.pipeline.output.path);
+        if self.is_done() {
+            return Ok(());
+        }
+        let is_there = |folder: &Path| write::is_of(folder, &self.layout.digest);
+        if is_there(out) || !is_there(to) {
+            let mut report = Report::new(self.pipeline, &self.found()?.tally, self.cut.num_left_out);
+            for (n, stage) in self.pipeline.stages.iter().enumerate() {
+                let counts = read_json(&self.layout.stages[n].join(DONE))?;
+                let name = self.stage_name(n);
+                report.stages.push(StageReport { name, method: stage.method(), counts, samples: Vec::new() });
+            }
+            let written = write::written(job)?;
+            report.finish(self.pipeline, job.work.name, &written)?;
+            let mix = written.counts.is_some().then_some(&self.layout.write);
+            ledger(&mut report, out, &self.layout.stages, job.work.input.paths.len() as u32, mix)?;
+            write::join(&self.beside_read("bad")?, &out.join("ledger/bad.jsonl"))?;
+            let kept: Vec<PathBuf> =
+                (0..written.shards.len()).map(|n| out.join(format!("ledger/.kept-{n:05}"))).collect();
+            write::join(&kept, &out.join("ledger/kept.jsonl"))?;
+            report::save(&report, out)?;
+            publish(out, to)?;
+        }
+        durable::write(&self.done_path(), self.layout.digest.as_bytes())?;
+        // Names with a dot are ours: marks, and parts of what was joined.
+        for folder in [to, &to.join("ledger")] {
+            remove_files(folder, &|name| name.starts_with('.'))?;
+        }
+        durable::remove_folder(&self.layout.write)?;
+        remove_scratch(&self.pipeline.work)
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map_or_else(|| "out".into(), |name| name.to_string_lossy().into_owned())
 }
 
 /// Nothing of anybody else's is replaced.
@@ -168,38 +462,33 @@ fn check_output(pipeline: &Pipeline) -> Result<()> {
     Ok(())
 }
 
-/// The output appears whole. Killed on the way, the next run makes it again from the documents.
+/// The output appears whole. Killed on the way, the step is done again.
 fn publish(unfinished: &Path, out: &Path) -> Result<()> {
-    let old = out.with_file_name(format!("{}.old", out.file_name().map_or("out".into(), |n| n.to_string_lossy())));
+    let old = out.with_file_name(format!("{}.old", file_name(out)));
     if out.exists() {
         durable::remove_folder(&old)?;
         std::fs::rename(out, &old).at("rename", out)?;
     }
     std::fs::rename(unfinished, out).at("rename into place", unfinished)?;
-    durable::remove_folder(&old)?;
-    // Names with a dot are ours: marks, and parts of what was joined.
-    for folder in [out, &out.join("ledger")] {
-        remove_files(folder, &|name| name.starts_with('.'))?;
-    }
-    Ok(())
+    durable::remove_folder(&old)
 }
 
 fn remove_files(folder: &Path, is_needless: &dyn Fn(&str) -> bool) -> Result<()> {
     for entry in std::fs::read_dir(folder).at("list", folder)? {
         let path = entry.at("list", folder)?.path();
-        let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        if is_needless(&name) {
+        if is_needless(&file_name(&path)) {
             std::fs::remove_file(&path).at("remove", &path)?;
         }
     }
     Ok(())
 }
 
-/// Removes folders of other pipelines and other inputs.
+/// Removes folders of other pipelines and other inputs, and what dead processes sorted.
 fn tidy(work: &Path, ours: &[PathBuf]) -> Result<()> {
+    remove_scratch(work)?;
     for entry in std::fs::read_dir(work).at("list", work)? {
         let path = entry.at("list", work)?.path();
-        let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let name = file_name(&path);
         let is_of_a_stage =
             name.len() > 3 && name.as_bytes()[..2].iter().all(u8::is_ascii_digit) && name.as_bytes()[2] == b'-';
         if is_of_a_stage && !ours.contains(&path) {
@@ -209,8 +498,21 @@ fn tidy(work: &Path, ours: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// How the sources are cut, where their pieces are, and the digest of both.
-fn plan(pipeline: &Pipeline, options: &Options) -> Result<(Plan, PathBuf, String)> {
+/// Folders in which processes sort.
+pub const SCRATCH: &str = "scratch";
+
+fn remove_scratch(work: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(work).at("list", work)? {
+        let path = entry.at("list", work)?.path();
+        if file_name(&path).starts_with(SCRATCH) {
+            durable::remove_folder(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// How the sources are cut, and where everything is.
+fn lay_out(pipeline: &Pipeline, options: &Options) -> Result<(Cut, Layout)> {
     let per_thread = options.memory_bytes / 2 / options.num_threads as u64;
     let fitting = (per_thread / MEMORY_PER_PIECE).clamp(MIN_PIECE_BYTES, MAX_PIECE_BYTES);
     let piece_bytes = options.piece_bytes.unwrap_or(fitting);
@@ -241,115 +543,27 @@ fn plan(pipeline: &Pipeline, options: &Options) -> Result<(Plan, PathBuf, String
     let inputs =
         digest(&[&FORMAT.to_string(), &json(&inputs)?, &json(&sources)?, &json(&pipeline.read.max_document_bytes)?]);
     let folder = pipeline.work.join(format!("00-read-{inputs}"));
-    let path = folder.join("plan.json");
-    let plan = if path.exists() {
+    let path = folder.join("units.json");
+    let cut: Cut = if path.exists() {
         read_json(&path)?
     } else {
         durable::make_folder(&folder)?;
         let (units, num_left_out) = unit::plan(pipeline, piece_bytes)?;
-        let plan = Plan { piece_bytes, units, num_left_out };
-        write_json(&path, &plan)?;
-        plan
+        let cut = Cut { piece_bytes, units, num_left_out };
+        write_json(&path, &cut)?;
+        cut
     };
-    let needed = plan.piece_bytes * MEMORY_PER_PIECE * 2 * options.num_threads as u64;
-    if needed > options.memory_bytes.max(MIN_PIECE_BYTES * MEMORY_PER_PIECE * 2 * options.num_threads as u64) {
-        let (needed_mib, there_mib) = (needed >> 20, options.memory_bytes >> 20);
-        return Err(Error::Memory { what: "going on with pieces as they were cut", needed_mib, there_mib });
+    let mut chain = digest(&[&inputs, &cut.piece_bytes.to_string()]);
+    let mut stages = Vec::new();
+    for (n, stage) in pipeline.stages.iter().enumerate() {
+        chain = digest(&[&chain, &json(stage)?, &json(&files_of(stage)?)?]);
+        stages.push(pipeline.work.join(format!("{}-{chain}", stage_name(n, stage))));
     }
-    let chain = digest(&[&inputs, &plan.piece_bytes.to_string()]);
-    Ok((plan, folder, chain))
-}
-
-struct ReadDone {
-    pieces: Pieces,
-    tally: Tally,
-}
-
-fn read(pipeline: &Pipeline, options: &Options, watch: &dyn Watch, plan: &Plan, folder: &Path) -> Result<ReadDone> {
-    durable::sweep(folder)?;
-    watch.begin("read", plan.units.len() as u64);
-    let room_bytes = options.memory_bytes / READ_PART / options.num_threads as u64;
-    let reader = Reader { pipeline, folder, piece_bytes: plan.piece_bytes, room_bytes };
-    let numbers: Vec<usize> = (0..plan.units.len()).collect();
-    let found = map_tasks(options.num_threads, &numbers, |n| {
-        reader.run(*n, &plan.units[*n])?;
-        let (mut tally, mut paths) = (Tally::default(), Vec::new());
-        while let Some(part) = unit::read_part(&unit::part_path(folder, *n, paths.len(), "json"))? {
-            tally.add(&part.tally);
-            paths.push(unit::part_path(folder, *n, paths.len(), "docs"));
-        }
-        watch.step(tally.bytes);
-        Ok((tally, paths))
-    })?;
-    let mut done = ReadDone { pieces: Pieces { paths: Vec::new() }, tally: Tally::default() };
-    for (tally, paths) in found {
-        done.tally.add(&tally);
-        done.pieces.paths.extend(paths);
-    }
-    let Tally { num_docs, num_bad, .. } = done.tally;
-    let (total, share) = (num_docs + num_bad, pipeline.read.max_bad_share);
-    if num_bad as f64 > share * total as f64 {
-        let list = pipeline.work.join("bad.jsonl");
-        let parts: Vec<PathBuf> = done.pieces.paths.iter().map(|path| path.with_extension("bad")).collect();
-        write::join(&parts, &list)?;
-        return Err(Error::TooManyBad { bad: num_bad, total, share, list });
-    }
-    Ok(done)
-}
-
-/// Does the stages that are not done; each leaves its documents, rows and counts.
-fn stages(
-    context: &Context<'_>,
-    options: &Options,
-    read: Pieces,
-    folders: &[PathBuf],
-) -> Result<(Pieces, Vec<StageReport>)> {
-    let num = read.paths.len() as u32;
-    let pieces_of = |folder: &Path| Pieces { paths: (0..num).map(|piece| piece_path(folder, piece, "docs")).collect() };
-    let has_docs =
-        |folder: &PathBuf| folder.join("done").exists() && pieces_of(folder).paths.iter().all(|path| path.exists());
-    // The last stage whose documents are there; what is done behind it cannot be gone on from.
-    let num_done = (0..folders.len()).rev().find(|n| has_docs(&folders[*n])).map_or(0, |n| n + 1);
-    let (mut pieces, mut reports) = (read, Vec::new());
-    for (n, folder) in folders.iter().enumerate() {
-        let stage = &context.pipeline.stages[n];
-        let name = stage_name(n, stage);
-        let done = folder.join("done");
-        let is_done = n < num_done && done.exists();
-        if n >= num_done && done.exists() {
-            durable::remove_folder(folder)?;
-        }
-        let counts: Counts = if is_done {
-            pieces = pieces_of(folder);
-            read_json(&done)?
-        } else {
-            if n < num_done {
-                return Err(Error::damaged(folder, "an earlier stage than the last one is not done"));
-            }
-            durable::make_folder(folder)?;
-            durable::sweep(folder)?;
-            let (found, counts) = stage::run(context, stage, &name, &pieces, folder)?;
-            counts.check(&name)?;
-            write_json(&done, &counts)?;
-            pieces = found;
-            counts
-        };
-        clean(folder, n > 0 && !options.keep_stages, n.checked_sub(1).map(|before| &folders[before]))?;
-        let removed = counts.removed();
-        let line = format!("{name}: {} documents and {} tokens removed", removed.docs, removed.tokens);
-        context.watch.note(&line);
-        reports.push(StageReport { name, method: stage.method(), counts, samples: Vec::new() });
-    }
-    Ok((pieces, reports))
-}
-
-/// Removes what nobody needs once a stage is done: its records, and the documents before it.
-fn clean(folder: &Path, with_documents: bool, before: Option<&PathBuf>) -> Result<()> {
-    remove_files(folder, &|name| !name.starts_with("piece-") && name != "done")?;
-    match before.filter(|_| with_documents) {
-        Some(before) => remove_files(before, &|name| name.ends_with(".docs")),
-        None => Ok(()),
-    }
+    let output = &pipeline.output;
+    let tokenizer = if output.has_tokenizer_file() { files::list(&output.tokenizer, &[])?.files } else { Vec::new() };
+    let digest = digest(&[&chain, &json(output)?, &json(&tokenizer)?, "write"]);
+    let write = pipeline.work.join(format!("{:02}-write-{digest}", stages.len() + 1));
+    Ok((cut, Layout { read: folder, stages, write, digest }))
 }
 
 /// One file of rows for each stage, and samples of them for the report.

@@ -11,14 +11,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Pipeline, Shape};
 use crate::doc::{Ordinal, mix, text_hash, u32_at, u64_at};
-use crate::durable::{self, Durable, map_tasks};
+use crate::durable::{self, Durable, run_tasks};
 use crate::encode::{Encoder, TokenWriter};
 use crate::error::{At, Error, Result};
 use crate::ledger::{Counts, Row, Rows, tokens};
 use crate::mix::{self, Share};
 use crate::open::Files;
 use crate::runs::{self, Merge, Sorter};
-use crate::stage::{Context, Pieces, piece_path, read_json, write_json};
+use crate::stage::{self, Context, Work, outputs, piece_path, read_json, write_json};
+use crate::step::Over;
 
 /// Key, ordinal, copy, where it lies in its piece, how long that is, how long the text is.
 const RECORD_BYTES: usize = 8 + 8 + 4 + 8 + 4 + 4;
@@ -71,13 +72,34 @@ fn has_shares(pipeline: &Pipeline) -> bool {
     pipeline.output.temperature.is_some() || pipeline.sources.iter().any(|source| source.weight.is_some())
 }
 
+/// What the output is made of, and where.
+pub struct Job<'a> {
+    /// Its folder has what is needed until the output is there; its name is that of the mix in the ledger.
+    pub work: Work<'a>,
+    /// Where the output is until it is complete.
+    pub out: &'a Path,
+    /// Of what it is the output.
+    pub digest: &'a str,
+}
+
+type Step = (&'static str, Over, fn(&Job<'_>) -> Result<()>);
+
+/// How the output is made; [`written`] is what came of it.
+pub const STEPS: &[Step] = &[
+    ("sources", Over::Pieces, sources),
+    ("shares", Over::Whole, shares),
+    ("order", Over::Pieces, shuffle),
+    ("bounds", Over::Whole, bounds),
+    ("files", Over::Files, write_shards),
+];
+
 /// Documents and tokens of each source that the stages left.
-fn portions(context: &Context<'_>, input: &Pieces, folder: &Path) -> Result<Vec<Portion>> {
-    let tasks = input.tasks(folder, "sources");
-    let paths = context.tasks("write: sources", &tasks, |path, piece| {
+fn sources(job: &Job<'_>) -> Result<()> {
+    let work = &job.work;
+    work.context.tasks("write: sources", &work.per_piece("sources"), |path, piece| {
         let mut found: BTreeMap<u16, (u64, u64)> = BTreeMap::new();
         let mut bytes = 0;
-        for doc in input.open(*piece)? {
+        for doc in work.input.open(*piece)? {
             let doc = doc?;
             bytes += tokens(&doc.text);
             let sum = found.entry(doc.source).or_default();
@@ -85,9 +107,18 @@ fn portions(context: &Context<'_>, input: &Pieces, folder: &Path) -> Result<Vec<
         }
         write_json(path, &found)?;
         Ok(bytes)
-    })?;
-    let mut portions = vec![Portion::default(); context.pipeline.sources.len()];
-    for path in paths {
+    })
+}
+
+fn shares_path(work: &Work<'_>) -> PathBuf {
+    work.folder.join("shares.json")
+}
+
+/// How often each source is gone through.
+fn shares(job: &Job<'_>) -> Result<()> {
+    let (work, pipeline) = (&job.work, job.work.context.pipeline);
+    let mut portions = vec![Portion::default(); pipeline.sources.len()];
+    for path in outputs(work.per_piece("sources")) {
         for (source, (num_docs, num_tokens)) in read_json::<BTreeMap<u16, (u64, u64)>>(&path)? {
             let missing = || Error::damaged(&path, "a source that the pipeline has not");
             let portion = portions.get_mut(usize::from(source)).ok_or_else(missing)?;
@@ -95,7 +126,11 @@ fn portions(context: &Context<'_>, input: &Pieces, folder: &Path) -> Result<Vec<
             portion.tokens += num_tokens;
         }
     }
-    Ok(portions)
+    let epochs = epochs(pipeline, &portions)?;
+    for (portion, epochs) in portions.iter_mut().zip(epochs) {
+        portion.epochs = epochs;
+    }
+    write_json(&shares_path(work), &portions)
 }
 
 /// Passes over each source.
@@ -116,42 +151,32 @@ fn epochs(pipeline: &Pipeline, portions: &[Portion]) -> Result<Vec<f64>> {
     mix::epochs(&shares, pipeline.output.bytes)
 }
 
-/// Writes the output into `out`; `name` is that of the mix in the ledger.
-pub fn run(context: &Context<'_>, name: &str, input: &Pieces, folder: &Path, out: &Path) -> Result<Written> {
-    let mut portions = portions(context, input, folder)?;
-    let epochs = epochs(context.pipeline, &portions)?;
-    let encoder = Encoder::load(&context.pipeline.output)?;
-    let counts = shuffle(context, &encoder, name, input, folder, &epochs)?;
-    let index: Vec<PathBuf> = input.tasks(folder, "index").into_iter().map(|(path, _)| path).collect();
-    let bounds = bounds(context, &index)?;
-    let texts = Files::new((0..input.paths.len() as u32).map(|piece| piece_path(folder, piece, "texts")).collect());
-    let shards = write_shards(context, &encoder, out, &texts, (&index, &bounds))?;
-    for (portion, epochs) in portions.iter_mut().zip(epochs) {
-        portion.epochs = epochs;
-    }
-    let names = context.pipeline.sources.iter().map(|source| source.name.clone());
-    let counts = has_shares(context.pipeline).then_some(counts);
+/// What came of all steps.
+pub fn written(job: &Job<'_>) -> Result<Written> {
+    let pipeline = job.work.context.pipeline;
+    let portions: Vec<Portion> = read_json(&shares_path(&job.work))?;
+    let names = pipeline.sources.iter().map(|source| source.name.clone());
+    let num = read_bounds(&job.work)?.len();
+    let shards = (0..num).map(|n| read_json(&shard_path(job.out, n))).collect::<Result<_>>()?;
+    let counts = if has_shares(pipeline) { Some(stage::counts(&job.work)?) } else { None };
     Ok(Written { shards, portions: names.zip(portions).collect(), counts })
 }
 
 /// Each piece in the order of the output, with the rows of what is left out or repeated.
-fn shuffle(
-    context: &Context<'_>,
-    encoder: &Encoder,
-    name: &str,
-    input: &Pieces,
-    folder: &Path,
-    epochs: &[f64],
-) -> Result<Counts> {
+fn shuffle(job: &Job<'_>) -> Result<()> {
+    let Work { context, name, input, folder } = job.work;
+    let encoder = Encoder::load(&context.pipeline.output)?;
+    let portions: Vec<Portion> = read_json(&shares_path(&job.work))?;
     let pieces: Vec<u32> = (0..input.paths.len() as u32).collect();
+    let own = context.part.of(&pieces);
     let indices = input.tasks(folder, "index");
     let seed = context.pipeline.output.seed;
-    context.watch.begin("write: order", pieces.len() as u64);
-    let counts = map_tasks(context.num_threads, &pieces, |piece| {
+    context.watch.begin("write: order", own.len() as u64);
+    run_tasks(context.num_threads, own, |piece| {
         let json = piece_path(folder, *piece, "json");
         if json.exists() {
             context.watch.step(0);
-            return read_json::<Counts>(&json);
+            return Ok(());
         }
         let mut rows = Rows::create(name, &piece_path(folder, *piece, "rows"))?;
         let mut file = Durable::create(&piece_path(folder, *piece, "texts"))?;
@@ -163,7 +188,8 @@ fn shuffle(
             rows.counts.docs_in += 1;
             rows.counts.tokens_in += num_tokens;
             let hash = text_hash(&doc.text);
-            let num_copies = mix::copies(epochs[usize::from(doc.source)], mix(hash ^ mix(seed)));
+            let epochs = portions.get(usize::from(doc.source)).map_or(0.0, |portion| portion.epochs);
+            let num_copies = mix::copies(epochs, mix(hash ^ mix(seed)));
             if num_copies == 0 {
                 rows.whole(&doc, Row { rule: "not-sampled".into(), ..Row::default() })?;
                 continue;
@@ -203,58 +229,66 @@ fn shuffle(
         counts.check(&format!("{name}, piece {piece}"))?;
         write_json(&json, &counts)?;
         context.watch.step(counts.tokens_in);
-        Ok(counts)
-    })?;
-    let mut all = Counts::default();
-    counts.iter().for_each(|counts| all.add(counts));
-    Ok(all)
+        Ok(())
+    })
 }
 
 type Order = [u8; ORDER_BYTES];
 
-/// The first document of each file.
-fn bounds(context: &Context<'_>, index: &[PathBuf]) -> Result<Vec<Order>> {
+fn bounds_path(work: &Work<'_>) -> PathBuf {
+    work.folder.join("bounds")
+}
+
+fn read_bounds(work: &Work<'_>) -> Result<Vec<Order>> {
+    let path = bounds_path(work);
+    let bytes = std::fs::read(&path).at("read", &path)?;
+    let (bounds, rest) = bytes.as_chunks::<ORDER_BYTES>();
+    if rest.is_empty() { Ok(bounds.to_vec()) } else { Err(Error::damaged(&path, "half an entry at its end")) }
+}
+
+/// The first document of each file, and room for all of them.
+fn bounds(job: &Job<'_>) -> Result<()> {
+    let (work, context) = (&job.work, job.work.context);
+    begin(job.out, context.pipeline.output.format, job.digest)?;
+    if bounds_path(work).exists() {
+        return Ok(());
+    }
     // What a document takes besides what is written of it.
     let beside = match context.pipeline.output.format {
         Shape::Text => context.pipeline.output.separator.len() as u64,
         Shape::Jsonl => 1,
         Shape::Tokens => 8,
     };
-    let (mut bounds, mut bytes) = (Vec::new(), 0u64);
-    for record in Merge::<RECORD_BYTES>::of(index, &[], None, &context.scratch)? {
+    let index = outputs(work.per_piece("index"));
+    let mut file = Durable::create(&bounds_path(work))?;
+    let (mut is_first, mut bytes) = (true, 0u64);
+    for record in Merge::<RECORD_BYTES>::of(&index, &[], None, &context.scratch)? {
         let record = record?;
         let len = u64::from(u32_at(&record, 28)) + beside;
-        if bounds.is_empty() || bytes + len > context.pipeline.output.shard_bytes {
-            let mut order = [0; ORDER_BYTES];
-            order.copy_from_slice(&record[..ORDER_BYTES]);
-            bounds.push(order);
-            bytes = 0;
+        if is_first || bytes + len > context.pipeline.output.shard_bytes {
+            file.put(&record[..ORDER_BYTES])?;
+            (is_first, bytes) = (false, 0);
         }
         bytes += len;
     }
-    Ok(bounds)
+    file.finish()
 }
 
-fn write_shards(
-    context: &Context<'_>,
-    encoder: &Encoder,
-    out: &Path,
-    texts: &Files,
-    (index, bounds): (&[PathBuf], &[Order]),
-) -> Result<Vec<Shard>> {
-    let numbers: Vec<usize> = (0..bounds.len()).collect();
-    context.watch.begin("write: files", numbers.len() as u64);
-    map_tasks(context.num_threads, &numbers, |n| {
-        // Beside the file, and gone with it.
-        let json = out.join(format!("ledger/.shard-{n:05}.json"));
-        if json.exists() {
-            context.watch.step(0);
-            return read_json(&json);
-        }
-        let shard = write_shard(context, encoder, *n, out, texts, (index, bounds))?;
-        write_json(&json, &shard)?;
-        context.watch.step(shard.tokens);
-        Ok(shard)
+/// Beside the file, and gone with it.
+fn shard_path(out: &Path, n: usize) -> PathBuf {
+    out.join(format!("ledger/.shard-{n:05}.json"))
+}
+
+fn write_shards(job: &Job<'_>) -> Result<()> {
+    let Work { context, input, folder, .. } = job.work;
+    let encoder = Encoder::load(&context.pipeline.output)?;
+    let (index, bounds) = (outputs(job.work.per_piece("index")), read_bounds(&job.work)?);
+    let texts = Files::new((0..input.paths.len() as u32).map(|piece| piece_path(folder, piece, "texts")).collect());
+    let tasks: Vec<(PathBuf, usize)> = (0..bounds.len()).map(|n| (shard_path(job.out, n), n)).collect();
+    context.tasks("write: files", &tasks, |json, n| {
+        let shard = write_shard(context, &encoder, *n, job.out, &texts, (&index, &bounds))?;
+        write_json(json, &shard)?;
+        Ok(shard.tokens)
     })
 }
 
@@ -359,14 +393,42 @@ pub fn join(parts: &[PathBuf], path: &Path) -> Result<u64> {
     Ok(num_bytes)
 }
 
+/// Whether a folder has the output of this digest, or parts of it.
+pub fn is_of(out: &Path, digest: &str) -> bool {
+    std::fs::read_to_string(out.join(".of")).is_ok_and(|found| found == digest)
+}
+
+/// Behind the name of an output, before its digest, until it is complete.
+pub const UNFINISHED: &str = ".unfinished-";
+
+/// Removes what other pipelines left unfinished of the output of this name.
+pub fn tidy(ours: &Path, name: &str) -> Result<()> {
+    let folder = ours.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.exists() {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(folder).at("list", folder)? {
+        let path = entry.at("list", folder)?.path();
+        let found = path.file_name().map_or_else(String::new, |found| found.to_string_lossy().into_owned());
+        let is_one = found.strip_prefix(name).is_some_and(|rest| rest.starts_with(UNFINISHED));
+        if is_one && path.file_name() != ours.file_name() && path.join(".of").exists() {
+            durable::remove_folder(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// What an output has its files in.
+pub fn folders(out: &Path, format: Shape) -> [PathBuf; 2] {
+    [format.folder(), "ledger"].map(|name| out.join(name))
+}
+
 /// Makes room for the output, or goes on with what is there of it.
-pub fn begin(out: &Path, format: Shape, digest: &str) -> Result<()> {
-    let mark = out.join(".of");
-    let folders = [format.folder(), "ledger"];
-    if std::fs::read_to_string(&mark).is_ok_and(|found| found == digest) {
-        return folders.iter().try_for_each(|name| durable::sweep(&out.join(name)));
+fn begin(out: &Path, format: Shape, digest: &str) -> Result<()> {
+    if is_of(out, digest) {
+        return Ok(());
     }
     durable::remove_folder(out)?;
-    folders.iter().try_for_each(|name| durable::make_folder(&out.join(name)))?;
-    durable::write(&mark, digest.as_bytes())
+    folders(out, format).iter().try_for_each(|folder| durable::make_folder(folder))?;
+    durable::write(&out.join(".of"), digest.as_bytes())
 }

@@ -72,6 +72,19 @@ fn listed(path: PathBuf, relative: String) -> Result<Listed> {
     Ok(Listed { path, relative, bytes: metadata.len(), modified_ns })
 }
 
+/// Another content under the same name would be read as what was planned.
+pub fn check_unchanged(file: &Listed) -> Result<()> {
+    let now = listed(file.path.clone(), file.relative.clone())?;
+    if now == *file {
+        return Ok(());
+    }
+    let (then, bytes) = (file.bytes, now.bytes);
+    Err(Error::Config(format!(
+        "{}: has changed since the sources were listed ({then} bytes then, {bytes} now); plan or run again",
+        file.path.display()
+    )))
+}
+
 /// The name without the ending of a compressed file.
 fn bare(name: &str) -> &str {
     [".gz", ".zst", ".zstd"].into_iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name)

@@ -43,6 +43,15 @@ pub struct Unit {
     pub range: Option<(u64, u64)>,
 }
 
+impl Unit {
+    /// What it has to read.
+    pub fn bytes(&self) -> u64 {
+        let whole = self.files.iter().map(|file| file.bytes).sum();
+        // Ranges of Parquet files count rows.
+        self.range.map_or(whole, |(start, end)| (end - start).min(whole))
+    }
+}
+
 /// Cuts the sources into units of about `unit_bytes`.
 pub fn plan(pipeline: &Pipeline, unit_bytes: u64) -> Result<(Vec<Unit>, u64)> {
     let (mut units, mut num_left_out) = (Vec::new(), 0);
@@ -115,6 +124,20 @@ pub fn read_part(path: &Path) -> Result<Option<Part>> {
         other => other.at("read", path)?,
     };
     serde_json::from_slice(&text).map(Some).map_err(|error| Error::damaged(path, error.to_string()))
+}
+
+/// All parts of a unit that is read.
+pub fn read_parts(folder: &Path, unit: usize) -> Result<Vec<Part>> {
+    let mut parts = Vec::new();
+    loop {
+        let path = part_path(folder, unit, parts.len(), "json");
+        let part = read_part(&path)?.ok_or_else(|| Error::damaged(&path, "it is not there"))?;
+        let is_last = part.is_last;
+        parts.push(part);
+        if is_last {
+            return Ok(parts);
+        }
+    }
 }
 
 /// What reading needs besides the unit.

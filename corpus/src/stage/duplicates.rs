@@ -1,15 +1,17 @@
 //! Documents that are equal by a key: the first by rank stays.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use xxhash_rust::xxh3;
 
 use crate::address::{self, Form};
+use crate::config::Exact;
 use crate::doc::{Doc, Ordinal, Rank, u64_at};
 use crate::error::Result;
-use crate::ledger::{Counts, tokens};
+use crate::ledger::tokens;
 use crate::runs::{self, Merge, Sorter};
-use crate::stage::{Context, Pieces, VERDICT_BYTES, Verdict, remove};
+use crate::stage::{Steps, VERDICT_BYTES, Verdict, Work, outputs, remove};
+use crate::step::Over;
 
 const KEY_BYTES: usize = 16;
 /// Key, rank, ordinal.
@@ -25,26 +27,39 @@ pub fn record(key: u128, rank: Rank, ordinal: Ordinal) -> [u8; RECORD_BYTES] {
     record
 }
 
-pub fn url(context: &Context<'_>, form: &Form, name: &str, input: &Pieces, folder: &Path) -> Result<(Pieces, Counts)> {
-    let key = |doc: &Doc| Some(xxh3::xxh3_128(address::normalize(&doc.url, form)?.as_bytes()));
-    by_key(context, name, input, folder, "same-url", key)
+pub const URL: &Steps<Form> = &[
+    ("keys", Over::Pieces, url_keys),
+    ("same", Over::Hashes, |work, _| verdicts(work)),
+    ("remove", Over::Pieces, same_url),
+];
+
+pub const EXACT: &Steps<Exact> = &[
+    ("keys", Over::Pieces, text_keys),
+    ("same", Over::Hashes, |work, _| verdicts(work)),
+    ("remove", Over::Pieces, same_text),
+];
+
+fn url_keys(work: &Work<'_>, form: &Form) -> Result<()> {
+    keys(work, |doc: &Doc| Some(xxh3::xxh3_128(address::normalize(&doc.url, form)?.as_bytes())))
 }
 
-pub fn exact(context: &Context<'_>, name: &str, input: &Pieces, folder: &Path) -> Result<(Pieces, Counts)> {
-    by_key(context, name, input, folder, "same-text", |doc| Some(xxh3::xxh3_128(doc.text.as_bytes())))
+fn text_keys(work: &Work<'_>, _: &Exact) -> Result<()> {
+    keys(work, |doc| Some(xxh3::xxh3_128(doc.text.as_bytes())))
 }
 
-fn by_key(
-    context: &Context<'_>,
-    name: &str,
-    input: &Pieces,
-    folder: &Path,
-    rule: &str,
-    key: impl Fn(&Doc) -> Option<u128> + Sync,
-) -> Result<(Pieces, Counts)> {
-    let keys = context.tasks(&format!("{name}: keys"), &input.tasks(folder, "keys"), |path, piece| {
+fn same_url(work: &Work<'_>, _: &Form) -> Result<()> {
+    remove(work, &outputs(work.per_range("same")), &["same-url"])
+}
+
+fn same_text(work: &Work<'_>, _: &Exact) -> Result<()> {
+    remove(work, &outputs(work.per_range("same")), &["same-text"])
+}
+
+fn keys(work: &Work<'_>, key: impl Fn(&Doc) -> Option<u128> + Sync) -> Result<()> {
+    let context = work.context;
+    work.tasks("keys", &work.per_piece("keys"), |path, piece| {
         let (mut records, mut bytes) = (Sorter::new(&context.scratch, context.thread_bytes()), 0);
-        for doc in input.open(*piece)? {
+        for doc in work.input.open(*piece)? {
             let doc = doc?;
             bytes += tokens(&doc.text);
             let rank = || Rank::of(context.priority(&doc), &doc.text);
@@ -54,17 +69,16 @@ fn by_key(
         }
         runs::save(path, records.finish()?)?;
         Ok(bytes)
-    })?;
-    let verdicts = verdicts(context, name, folder, &keys)?;
-    remove(context, name, input, folder, &verdicts, &[rule])
+    })
 }
 
-/// Of each group of equal keys all but the first go.
-pub fn verdicts(context: &Context<'_>, name: &str, folder: &Path, keys: &[PathBuf]) -> Result<Vec<PathBuf>> {
-    let tasks = context.shard_tasks(folder, "same");
-    context.tasks(&format!("{name}: equal ones"), &tasks, |path, shard| {
+/// Of each group of equal `keys` all but the first go.
+pub fn verdicts(work: &Work<'_>) -> Result<()> {
+    let context = work.context;
+    let keys = outputs(work.per_piece("keys"));
+    work.tasks("equal ones", &work.per_range("same"), |path, shard| {
         let (from, to) = runs::range(*shard, context.num_shards);
-        let records = Merge::<RECORD_BYTES>::of(keys, &from, to.as_ref().map(|to| &to[..]), &context.scratch)?;
+        let records = Merge::<RECORD_BYTES>::of(&keys, &from, to.as_ref().map(|to| &to[..]), &context.scratch)?;
         let mut found = Sorter::<VERDICT_BYTES>::new(&context.scratch, context.thread_bytes());
         runs::groups(records, KEY_BYTES, MAX_GROUP, |group, _| {
             let ordinal = |record: &[u8]| Ordinal(u64_at(record, KEY_BYTES + Rank::BYTES));
@@ -77,12 +91,14 @@ pub fn verdicts(context: &Context<'_>, name: &str, folder: &Path, keys: &[PathBu
     })
 }
 
-/// Documents whose equal goes for a third one go for that one (D-4): `same` are verdicts about equal ones, `near` those about the others.
-pub fn join(context: &Context<'_>, name: &str, folder: &Path, same: &[PathBuf], near: &Path) -> Result<Vec<PathBuf>> {
-    let tasks: Vec<(PathBuf, &PathBuf)> =
-        context.shard_tasks(folder, "joined").into_iter().map(|(path, _)| path).zip(same).collect();
+/// Documents whose equal goes for a third one go for that one (D-4): `same` has verdicts about equal ones, `near` those about the others.
+pub fn join(work: &Work<'_>) -> Result<()> {
+    let context = work.context;
+    let near = work.folder.join("near");
+    let tasks: Vec<(PathBuf, PathBuf)> =
+        outputs(work.per_range("joined")).into_iter().zip(outputs(work.per_range("same"))).collect();
     let open = |path: &PathBuf| Merge::<VERDICT_BYTES>::of(std::slice::from_ref(path), &[], None, &context.scratch);
-    context.tasks(&format!("{name}: verdicts"), &tasks, |path, same| {
+    work.tasks("verdicts", &tasks, |path, same| {
         // By who stays, to go through both side by side.
         let mut by_kept = Sorter::<VERDICT_BYTES>::new(&context.scratch, context.thread_bytes() / 2);
         for record in open(same)? {
@@ -90,7 +106,7 @@ pub fn join(context: &Context<'_>, name: &str, folder: &Path, same: &[PathBuf], 
             by_kept.push(Verdict { ordinal: kept, kept: ordinal, score, rule }.to_bytes())?;
         }
         let mut joined = Sorter::<VERDICT_BYTES>::new(&context.scratch, context.thread_bytes() / 2);
-        let mut near = open(&near.to_owned())?.peekable();
+        let mut near = open(&near)?.peekable();
         for record in by_kept.finish()? {
             let Verdict { ordinal: kept, kept: ordinal, score, rule } = Verdict::of_bytes(&record?);
             let is_before = |next: &Result<[u8; VERDICT_BYTES]>| {

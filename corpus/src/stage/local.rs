@@ -1,28 +1,24 @@
 //! Stages that look at one document at a time.
 
-use std::path::Path;
-
 use crate::config::{Contamination, Heuristics, License, Pii};
 use crate::contamination::Sets;
 use crate::doc::replaced;
 use crate::error::Result;
 use crate::heuristics as rules;
-use crate::ledger::{Counts, Row, tokens};
+use crate::ledger::{Row, tokens};
+use crate::ner::Model;
 use crate::pii::{Finder, mask};
-use crate::stage::{Context, Pieces, rewrite};
+use crate::stage::{Steps, Work, rewrite};
+use crate::step::Over;
 
-pub fn heuristics(
-    context: &Context<'_>,
-    options: &Heuristics,
-    name: &str,
-    input: &Pieces,
-    folder: &Path,
-) -> Result<(Pieces, Counts)> {
+pub const HEURISTICS: &Steps<Heuristics> = &[("remove", Over::Pieces, heuristics)];
+pub const PII: &Steps<Pii> = &[("mask", Over::Pieces, pii)];
+pub const CONTAMINATION: &Steps<Contamination> = &[("remove", Over::Pieces, contamination)];
+pub const LICENSE: &Steps<License> = &[("remove", Over::Pieces, license)];
+
+fn heuristics(work: &Work<'_>, options: &Heuristics) -> Result<()> {
     rewrite(
-        context,
-        name,
-        input,
-        folder,
+        work,
         |_| Ok(()),
         |(), doc, rows| {
             if !doc.language.is_empty() {
@@ -44,25 +40,21 @@ pub fn heuristics(
 }
 
 /// The ledger says where and of which kind, and never what.
-pub fn pii(
-    context: &Context<'_>,
-    options: &Pii,
-    name: &str,
-    input: &Pieces,
-    folder: &Path,
-) -> Result<(Pieces, Counts)> {
-    let finder = Finder::new(&options.kinds, options.keep_authors)?;
+fn pii(work: &Work<'_>, options: &Pii) -> Result<()> {
+    let mut finder = Finder::new(&options.kinds, options.keep_authors)?;
+    if let Some(path) = &options.names {
+        finder = finder.with_names(Model::load(path)?, &options.name_kinds);
+    }
     rewrite(
-        context,
-        name,
-        input,
-        folder,
+        work,
         |_| Ok(()),
         |(), doc, rows| {
             if options.skip_code && !doc.language.is_empty() {
                 return Ok(true);
             }
-            let found = finder.find(&doc.text);
+            // Capital letters mean other things in code.
+            let is_prose = doc.language.is_empty();
+            let found = if is_prose { finder.find_with_names(&doc.text) } else { finder.find(&doc.text) };
             let Some(first) = found.first().filter(|_| options.remove_documents) else {
                 for m in &found {
                     let (start, end) = (m.span.start as u64, m.span.end as u64);
@@ -85,19 +77,10 @@ pub fn pii(
     )
 }
 
-pub fn contamination(
-    context: &Context<'_>,
-    options: &Contamination,
-    name: &str,
-    input: &Pieces,
-    folder: &Path,
-) -> Result<(Pieces, Counts)> {
-    let sets = Sets::load(&options.sets, options.ngram_words, context.memory_bytes / 2)?;
+fn contamination(work: &Work<'_>, options: &Contamination) -> Result<()> {
+    let sets = Sets::load(&options.sets, options.ngram_words, work.context.memory_bytes / 2)?;
     rewrite(
-        context,
-        name,
-        input,
-        folder,
+        work,
         |_| Ok(Vec::new()),
         |hashes, doc, rows| {
             let num = sets.num_matches(&doc.text, hashes);
@@ -111,15 +94,9 @@ pub fn contamination(
     )
 }
 
-pub fn license(
-    context: &Context<'_>,
-    options: &License,
-    name: &str,
-    input: &Pieces,
-    folder: &Path,
-) -> Result<(Pieces, Counts)> {
+fn license(work: &Work<'_>, options: &License) -> Result<()> {
     let nothing = |_| Ok(());
-    rewrite(context, name, input, folder, nothing, |(), doc, rows| {
+    rewrite(work, nothing, |(), doc, rows| {
         if options.allows(&doc.license) {
             return Ok(true);
         }

@@ -18,12 +18,15 @@ use crate::config::Minhash;
 use crate::doc::{Ordinal, Rank, field, u32_at, u64_at};
 use crate::durable::Durable;
 use crate::error::{At, Result};
-use crate::ledger::{Counts, tokens};
+use crate::ledger::tokens;
 use crate::open::Files;
 use crate::runs::{self, Merge, Sorter};
 use crate::shingle::{self, similarity};
 use crate::stage::stars::{self, Candidate, Gone, Place};
-use crate::stage::{Context, Pieces, VERDICT_BYTES, Verdict, duplicates, of_piece, read_json, remove, write_json};
+use crate::stage::{
+    Pieces, Steps, VERDICT_BYTES, Verdict, Work, duplicates, of_piece, outputs, read_json, remove, write_json,
+};
+use crate::step::Over;
 use crate::words;
 
 const RULES: [&str; 2] = ["same-words", "near-duplicate"];
@@ -34,45 +37,41 @@ const CANDIDATE_BYTES: usize = Rank::BYTES + 8 + 8 + 4;
 /// Members of a bucket that are in memory at a time.
 const MAX_GROUP: usize = 1 << 16;
 
-pub fn run(
-    context: &Context<'_>,
-    options: &Minhash,
-    name: &str,
-    input: &Pieces,
-    folder: &Path,
-) -> Result<(Pieces, Counts)> {
-    context.watch.note(&format!("{name}: {}", options.bands().curve()));
-    let keys = sketches(context, options, name, input, folder)?;
-    let same = duplicates::verdicts(context, name, folder, &keys)?;
-    let buckets = bands(context, options, name, input, folder, &same)?;
-    let shards = candidates(context, options, name, folder, &buckets)?;
-    let near = folder.join("near");
-    if !near.exists() {
-        decide(context, options, name, input, folder, &shards, &near)?;
-    }
-    let mut verdicts = duplicates::join(context, name, folder, &same, &near)?;
-    verdicts.push(near);
-    let (pieces, mut counts) = remove(context, name, input, folder, &verdicts, &RULES)?;
-    let left_out: u64 = shards.iter().map(|shard| shard.num_left_out).sum();
-    counts.notes.insert("places in buckets beyond max_bucket".into(), left_out);
-    Ok((pieces, counts))
+pub const STEPS: &Steps<Minhash> = &[
+    ("sketches", Over::Pieces, sketches),
+    ("same", Over::Hashes, |work, _| duplicates::verdicts(work)),
+    ("bands", Over::Pieces, bands),
+    ("buckets", Over::Hashes, candidates),
+    ("candidates", Over::Whole, wanted),
+    ("shingles", Over::Pieces, sets),
+    ("near", Over::Whole, decide),
+    ("verdicts", Over::Hashes, |work, _| duplicates::join(work)),
+    ("remove", Over::Pieces, remove_all),
+];
+
+fn remove_all(work: &Work<'_>, _: &Minhash) -> Result<()> {
+    let mut verdicts = outputs(work.per_range("joined"));
+    verdicts.push(work.folder.join("near"));
+    remove(work, &verdicts, &RULES)
+}
+
+/// How much a stage left out.
+pub fn note(work: &Work<'_>) -> Result<(String, u64)> {
+    let num_left_out = shards(work)?.iter().map(|shard| shard.num_left_out).sum();
+    Ok(("places in buckets beyond max_bucket".into(), num_left_out))
 }
 
 /// For each document with words: its identity, and beside it the keys of its bands in the order of documents.
-fn sketches(
-    context: &Context<'_>,
-    options: &Minhash,
-    name: &str,
-    input: &Pieces,
-    folder: &Path,
-) -> Result<Vec<PathBuf>> {
+fn sketches(work: &Work<'_>, options: &Minhash) -> Result<()> {
+    let context = work.context;
     let bands = options.bands();
-    context.tasks(&format!("{name}: sketches"), &input.tasks(folder, "keys"), |path, piece| {
-        let mut file = Durable::create(&folder.join(format!("sketches-{piece:06}")))?;
+    context.watch.note(&format!("{}: {}", work.name, bands.curve()));
+    work.tasks("sketches", &work.per_piece("keys"), |path, piece| {
+        let mut file = Durable::create(&work.folder.join(format!("sketches-{piece:06}")))?;
         let (mut hashes, mut set, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         let mut values = vec![0; bands.num_values()];
         let (mut records, mut bytes) = (Sorter::new(&context.scratch, context.thread_bytes()), 0);
-        for doc in input.open(*piece)? {
+        for doc in work.input.open(*piece)? {
             let doc = doc?;
             bytes += tokens(&doc.text);
             words::word_hashes(&doc.text, &mut hashes);
@@ -96,20 +95,15 @@ fn sketches(
 }
 
 /// Records of bands, sorted by their keys, of the documents that no other has the words of.
-fn bands(
-    context: &Context<'_>,
-    options: &Minhash,
-    name: &str,
-    input: &Pieces,
-    folder: &Path,
-    same: &[PathBuf],
-) -> Result<Vec<PathBuf>> {
+fn bands(work: &Work<'_>, options: &Minhash) -> Result<()> {
     const HEAD: usize = Rank::BYTES + 8;
+    let context = work.context;
     let len = HEAD + options.bands().bands * 8;
-    context.tasks(&format!("{name}: bands"), &input.tasks(folder, "bands"), |path, piece| {
-        let sketches = folder.join(format!("sketches-{piece:06}"));
+    let same = outputs(work.per_range("same"));
+    work.tasks("bands", &work.per_piece("bands"), |path, piece| {
+        let sketches = work.folder.join(format!("sketches-{piece:06}"));
         let mut file = BufReader::new(File::open(&sketches).at("open", &sketches)?);
-        let mut gone = of_piece::<VERDICT_BYTES>(same, *piece, &context.scratch)?.peekable();
+        let mut gone = of_piece::<VERDICT_BYTES>(&same, *piece, &context.scratch)?.peekable();
         let num = file.get_ref().metadata().at("look at", &sketches)?.len() / len as u64;
         let mut records = Sorter::new(&context.scratch, context.thread_bytes());
         let mut sketch = vec![0; len];
@@ -136,26 +130,28 @@ fn bands(
 /// Buckets of one range of keys.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Shard {
-    path: PathBuf,
     num_buckets: u64,
     num_places: u64,
     num_left_out: u64,
 }
 
+fn records_path(shard: &Path) -> PathBuf {
+    shard.with_extension("records")
+}
+
+fn shards(work: &Work<'_>) -> Result<Vec<Shard>> {
+    outputs(work.per_range("buckets")).iter().map(|path| read_json(path)).collect()
+}
+
 /// Who shares a bucket with whom.
-fn candidates(
-    context: &Context<'_>,
-    options: &Minhash,
-    name: &str,
-    folder: &Path,
-    bands: &[PathBuf],
-) -> Result<Vec<Shard>> {
-    let tasks = context.shard_tasks(folder, "buckets");
-    let found = context.tasks(&format!("{name}: buckets"), &tasks, |path, shard| {
+fn candidates(work: &Work<'_>, options: &Minhash) -> Result<()> {
+    let context = work.context;
+    let bands = outputs(work.per_piece("bands"));
+    work.tasks("buckets", &work.per_range("buckets"), |path, shard| {
         let (from, to) = runs::range(*shard, context.num_shards);
-        let records = Merge::<BAND_BYTES>::of(bands, &from, to.as_ref().map(|to| &to[..]), &context.scratch)?;
+        let records = Merge::<BAND_BYTES>::of(&bands, &from, to.as_ref().map(|to| &to[..]), &context.scratch)?;
         let mut sorter = Sorter::<CANDIDATE_BYTES>::new(&context.scratch, context.thread_bytes());
-        let mut found = Shard { path: path.with_extension("records"), ..Shard::default() };
+        let mut found = Shard::default();
         let mut num_members = 0u32;
         runs::groups(records, 8, MAX_GROUP, |group, goes_on| {
             if !goes_on {
@@ -177,11 +173,10 @@ fn candidates(
             }
             Ok(())
         })?;
-        runs::save(&found.path, sorter.finish()?)?;
+        runs::save(&records_path(path), sorter.finish()?)?;
         write_json(path, &found)?;
         Ok(0)
-    })?;
-    found.iter().map(|path| read_json(path)).collect()
+    })
 }
 
 /// Documents that share buckets, by rank.
@@ -190,9 +185,9 @@ struct ByRank {
 }
 
 impl ByRank {
-    fn open(context: &Context<'_>, shards: &[Shard]) -> Result<ByRank> {
-        let paths: Vec<PathBuf> = shards.iter().map(|shard| shard.path.clone()).collect();
-        Ok(ByRank { records: Merge::of(&paths, &[], None, &context.scratch)?.peekable() })
+    fn open(work: &Work<'_>) -> Result<ByRank> {
+        let paths: Vec<PathBuf> = outputs(work.per_range("buckets")).iter().map(|path| records_path(path)).collect();
+        Ok(ByRank { records: Merge::of(&paths, &[], None, &work.context.scratch)?.peekable() })
     }
 }
 
@@ -218,26 +213,44 @@ impl Iterator for ByRank {
     }
 }
 
-/// Who stays, written as verdicts about the others.
-fn decide(
-    context: &Context<'_>,
-    options: &Minhash,
-    name: &str,
-    input: &Pieces,
-    folder: &Path,
-    shards: &[Shard],
-    near: &Path,
-) -> Result<()> {
-    let mut wanted = Sorter::<8>::new(&context.scratch, context.memory_bytes / 8);
-    let mut num = 0u64;
-    for candidate in ByRank::open(context, shards)? {
-        wanted.push(candidate?.payload)?;
-        num += 1;
+/// Of whom shingles are needed.
+fn wanted(work: &Work<'_>, _: &Minhash) -> Result<()> {
+    let path = work.folder.join("wanted");
+    if path.exists() {
+        return Ok(());
     }
-    let wanted_path = folder.join("wanted");
-    runs::save(&wanted_path, wanted.finish()?)?;
-    let sets = Sets::make(context, options, name, input, folder, &wanted_path)?;
-    context.watch.begin(&format!("{name}: comparisons of {num} candidates"), 1);
+    work.context.watch.begin(&format!("{}: candidates", work.name), 1);
+    let mut wanted = Sorter::<8>::new(&work.context.scratch, work.context.memory_bytes / 8);
+    for candidate in ByRank::open(work)? {
+        wanted.push(candidate?.payload)?;
+    }
+    runs::save(&path, wanted.finish()?)?;
+    work.context.watch.step(0);
+    Ok(())
+}
+
+/// The shingles of those whose buckets have others in them.
+fn sets(work: &Work<'_>, options: &Minhash) -> Result<()> {
+    let context = work.context;
+    let wanted = work.folder.join("wanted");
+    work.tasks("shingles", &work.per_piece("sets"), |path, piece| {
+        let wanted = of_piece::<8>(std::slice::from_ref(&wanted), *piece, &context.scratch)?;
+        write_sets(path, &shingles_path(work.folder, *piece), work.input, *piece, wanted, options.shingle_words)
+    })
+}
+
+fn shingles_path(folder: &Path, piece: u32) -> PathBuf {
+    folder.join(format!("shingles-{piece:06}"))
+}
+
+/// Who stays, written as verdicts about the others.
+fn decide(work: &Work<'_>, options: &Minhash) -> Result<()> {
+    let (context, near) = (work.context, work.folder.join("near"));
+    if near.exists() {
+        return Ok(());
+    }
+    let sets = Sets::open(work);
+    context.watch.begin(&format!("{}: comparisons", work.name), 1);
     let mut found = Sorter::<VERDICT_BYTES>::new(&context.scratch, context.memory_bytes / 8);
     let choice = stars::Options {
         scratch: &context.scratch,
@@ -254,8 +267,8 @@ fn decide(
         let (ordinal, kept) = (Ordinal(u64_at(&gone.payload, 0)), Ordinal(u64_at(&gone.kept, 0)));
         found.push(Verdict { ordinal, kept, score: gone.score, rule: 1 }.to_bytes())
     };
-    stars::choose(&choice, || ByRank::open(context, shards), like, gone)?;
-    runs::save(near, found.finish()?)?;
+    stars::choose(&choice, || ByRank::open(work), like, gone)?;
+    runs::save(&near, found.finish()?)?;
     context.watch.step(0);
     Ok(())
 }
@@ -276,22 +289,11 @@ struct Sets {
 }
 
 impl Sets {
-    fn make(
-        context: &Context<'_>,
-        options: &Minhash,
-        name: &str,
-        input: &Pieces,
-        folder: &Path,
-        wanted: &PathBuf,
-    ) -> Result<Sets> {
-        let shingles = |piece: u32| folder.join(format!("shingles-{piece:06}"));
-        let tasks = input.tasks(folder, "sets");
-        let places = context.tasks(&format!("{name}: shingles"), &tasks, |path, piece| {
-            let wanted = of_piece::<8>(std::slice::from_ref(wanted), *piece, &context.scratch)?;
-            write_sets(path, &shingles(*piece), input, *piece, wanted, options.shingle_words)
-        })?;
-        let shingles = Files::new(tasks.iter().map(|(_, piece)| shingles(*piece)).collect());
-        Ok(Sets { places: Files::new(places), shingles, cache: Mutex::default(), max_bytes: context.memory_bytes / 4 })
+    fn open(work: &Work<'_>) -> Sets {
+        let tasks = work.per_piece("sets");
+        let shingles = Files::new(tasks.iter().map(|(_, piece)| shingles_path(work.folder, *piece)).collect());
+        let max_bytes = work.context.memory_bytes / 4;
+        Sets { places: Files::new(outputs(tasks)), shingles, cache: Mutex::default(), max_bytes }
     }
 
     fn get(&self, ordinal: Ordinal) -> Result<Arc<Vec<u64>>> {

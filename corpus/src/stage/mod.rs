@@ -17,6 +17,7 @@ use crate::ledger::{Counts, Row, Rows, tokens};
 use crate::open::Files;
 use crate::piece::{PieceReader, PieceWriter};
 use crate::runs::{Merge, Scratch};
+use crate::step::{Over, Part};
 
 /// Where the progress is shown.
 pub trait Watch: Sync {
@@ -36,6 +37,8 @@ pub struct Context<'a> {
     pub memory_bytes: u64,
     /// Ranges of hashes that tasks bring together.
     pub num_shards: u64,
+    /// Which of the items of a step are done here.
+    pub part: Part,
     pub ids: Ids,
     pub watch: &'a dyn Watch,
 }
@@ -56,19 +59,21 @@ impl Context<'_> {
         self.pipeline.sources.get(usize::from(doc.source)).map_or(0, |source| source.priority)
     }
 
-    /// Does tasks whose output is one file each, those left out whose file is there.
+    /// Does this part of tasks whose output is one file each, those left out whose file is there.
     pub fn tasks<T: Sync>(
         &self,
         what: &str,
         tasks: &[(PathBuf, T)],
         work: impl Fn(&Path, &T) -> Result<u64> + Sync,
-    ) -> Result<Vec<PathBuf>> {
-        self.watch.begin(what, tasks.len() as u64);
-        map_tasks(self.num_threads, tasks, |(path, task)| {
+    ) -> Result<()> {
+        let own = self.part.of(tasks);
+        self.watch.begin(what, own.len() as u64);
+        map_tasks(self.num_threads, own, |(path, task)| {
             let bytes = if path.exists() { 0 } else { work(path, task)? };
             self.watch.step(bytes);
-            Ok(path.clone())
+            Ok(())
         })
+        .map(drop)
     }
 }
 
@@ -137,22 +142,57 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     durable::write(path, &text)
 }
 
+/// A stage of a run: what its steps work on.
+pub struct Work<'a> {
+    pub context: &'a Context<'a>,
+    /// As in `03-minhash`.
+    pub name: &'a str,
+    pub input: &'a Pieces,
+    pub folder: &'a Path,
+}
+
+impl Work<'_> {
+    /// One task for each piece, with an output of this name.
+    pub fn per_piece(&self, name: &str) -> Vec<(PathBuf, u32)> {
+        self.input.tasks(self.folder, name)
+    }
+
+    /// One task for each range of hashes.
+    pub fn per_range(&self, name: &str) -> Vec<(PathBuf, u64)> {
+        self.context.shard_tasks(self.folder, name)
+    }
+
+    /// Says which step of the stage it is.
+    pub fn tasks<T: Sync>(
+        &self,
+        what: &str,
+        tasks: &[(PathBuf, T)],
+        work: impl Fn(&Path, &T) -> Result<u64> + Sync,
+    ) -> Result<()> {
+        self.context.tasks(&format!("{}: {what}", self.name), tasks, work)
+    }
+}
+
+/// Where tasks leave their outputs.
+pub fn outputs<T>(tasks: Vec<(PathBuf, T)>) -> Vec<PathBuf> {
+    tasks.into_iter().map(|(path, _)| path).collect()
+}
+
 /// Writes the pieces anew, as `change` has them: it writes rows of what it removes, and says whether the document stays.
 pub fn rewrite<S>(
-    context: &Context<'_>,
-    name: &str,
-    input: &Pieces,
-    folder: &Path,
+    work: &Work<'_>,
     begin: impl Fn(u32) -> Result<S> + Sync,
     change: impl Fn(&mut S, &mut Doc, &mut Rows) -> Result<bool> + Sync,
-) -> Result<(Pieces, Counts)> {
-    context.watch.begin(name, input.paths.len() as u64);
+) -> Result<()> {
+    let Work { context, name, input, folder } = *work;
     let pieces: Vec<u32> = (0..input.paths.len() as u32).collect();
-    let counts = map_tasks(context.num_threads, &pieces, |piece| {
+    let own = context.part.of(&pieces);
+    context.watch.begin(name, own.len() as u64);
+    durable::run_tasks(context.num_threads, own, |piece| {
         let path = |ending| piece_path(folder, *piece, ending);
         if path("json").exists() {
             context.watch.step(0);
-            return read_json::<Counts>(&path("json"));
+            return Ok(());
         }
         let mut state = begin(*piece)?;
         let mut rows = Rows::create(name, &path("rows"))?;
@@ -172,11 +212,17 @@ pub fn rewrite<S>(
         counts.check(&format!("{name}, piece {piece}"))?;
         write_json(&path("json"), &counts)?;
         context.watch.step(counts.tokens_in);
-        Ok(counts)
-    })?;
+        Ok(())
+    })
+}
+
+/// What became of all pieces of a stage.
+pub fn counts(work: &Work<'_>) -> Result<Counts> {
     let mut all = Counts::default();
-    counts.iter().for_each(|counts| all.add(counts));
-    Ok((Pieces { paths: pieces.iter().map(|piece| piece_path(folder, *piece, "docs")).collect() }, all))
+    for piece in 0..work.input.paths.len() as u32 {
+        all.add(&read_json(&piece_path(work.folder, piece, "json"))?);
+    }
+    Ok(all)
 }
 
 /// Why a document goes, and which one stays for it.
@@ -214,16 +260,10 @@ pub fn of_piece<const N: usize>(paths: &[PathBuf], piece: u32, scratch: &Scratch
 }
 
 /// Removes the documents that verdicts name.
-pub fn remove(
-    context: &Context<'_>,
-    name: &str,
-    input: &Pieces,
-    folder: &Path,
-    verdicts: &[PathBuf],
-    rules: &[&str],
-) -> Result<(Pieces, Counts)> {
+pub fn remove(work: &Work<'_>, verdicts: &[PathBuf], rules: &[&str]) -> Result<()> {
+    let context = work.context;
     let begin = |piece| Ok((piece, of_piece::<VERDICT_BYTES>(verdicts, piece, &context.scratch)?.peekable()));
-    rewrite(context, name, input, folder, begin, |(piece, verdicts), doc, rows| {
+    rewrite(work, begin, |(piece, verdicts), doc, rows| {
         let ordinal = Ordinal::new(*piece, doc.index);
         let Some(record) = verdicts.next_if(|next| match next {
             Ok(record) => Verdict::of_bytes(record).ordinal == ordinal,
@@ -239,23 +279,43 @@ pub fn remove(
     })
 }
 
-/// Does a stage; its documents, and what became of the others. What is in the folder already is not done again.
-pub fn run(
-    context: &Context<'_>,
-    stage: &Stage,
-    name: &str,
-    input: &Pieces,
-    folder: &Path,
-) -> Result<(Pieces, Counts)> {
+/// A step of a stage. What is in the folder already is not done again.
+pub struct StageStep<'a> {
+    pub name: &'static str,
+    pub over: Over,
+    pub run: Box<dyn Fn(&Work<'_>) -> Result<()> + 'a>,
+}
+
+/// The steps of a stage with these options: name, what its items are, and what does those of a part.
+pub type Steps<O> = [(&'static str, Over, fn(&Work<'_>, &O) -> Result<()>)];
+
+/// The steps of a stage in their order. Each goes through what the steps before it have left.
+pub fn steps(stage: &Stage) -> Vec<StageStep<'_>> {
+    fn of<'a, O>(steps: &'static Steps<O>, options: &'a O) -> Vec<StageStep<'a>> {
+        let bound = steps.iter().map(|(name, over, run)| {
+            let run = Box::new(move |work: &Work<'_>| run(work, options));
+            StageStep { name, over: *over, run }
+        });
+        bound.collect()
+    }
     match stage {
-        Stage::Url(form) => duplicates::url(context, form, name, input, folder),
-        Stage::Exact(_) => duplicates::exact(context, name, input, folder),
-        Stage::Minhash(options) => minhash::run(context, options, name, input, folder),
-        Stage::Sentences(options) => sentences::run(context, options, name, input, folder),
-        Stage::Heuristics(options) => local::heuristics(context, options, name, input, folder),
-        Stage::Perplexity(options) => perplexity::run(context, options, name, input, folder),
-        Stage::Pii(options) => local::pii(context, options, name, input, folder),
-        Stage::Contamination(options) => local::contamination(context, options, name, input, folder),
-        Stage::License(options) => local::license(context, options, name, input, folder),
+        Stage::Url(form) => of(duplicates::URL, form),
+        Stage::Exact(options) => of(duplicates::EXACT, options),
+        Stage::Minhash(options) => of(minhash::STEPS, options),
+        Stage::Sentences(options) => of(sentences::STEPS, options),
+        Stage::Heuristics(options) => of(local::HEURISTICS, options),
+        Stage::Perplexity(options) => of(perplexity::STEPS, options),
+        Stage::Pii(options) => of(local::PII, options),
+        Stage::Contamination(options) => of(local::CONTAMINATION, options),
+        Stage::License(options) => of(local::LICENSE, options),
+    }
+}
+
+/// What a stage tells of besides documents, once its steps are done.
+pub fn note(stage: &Stage, work: &Work<'_>) -> Result<Option<(String, u64)>> {
+    match stage {
+        Stage::Minhash(_) => minhash::note(work).map(Some),
+        Stage::Sentences(_) => sentences::note(work).map(Some),
+        _ => Ok(None),
     }
 }

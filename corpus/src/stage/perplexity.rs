@@ -1,17 +1,19 @@
 //! Documents that a language model finds the least likely of their domain.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3;
 
 use crate::config::Perplexity;
 use crate::doc::{Ordinal, u64_at};
 use crate::error::{Error, Result};
-use crate::ledger::{Counts, Row, tokens};
+use crate::ledger::{Row, tokens};
 use crate::lm::Model;
 use crate::runs::{self, Merge, Sorter};
-use crate::stage::{Context, Pieces, rewrite};
+use crate::stage::{Context, Steps, Work, outputs, read_json, rewrite, write_json};
+use crate::step::Over;
 
 /// Domain, perplexity, ordinal. Perplexities are positive, so their bits have their order.
 const RECORD_BYTES: usize = 24;
@@ -22,20 +24,18 @@ fn domain_key(domain: &str) -> u64 {
     xxh3::xxh3_64(domain.as_bytes())
 }
 
-pub fn run(
-    context: &Context<'_>,
-    options: &Perplexity,
-    name: &str,
-    input: &Pieces,
-    folder: &Path,
-) -> Result<(Pieces, Counts)> {
-    let scores = scores(context, options, name, input, folder)?;
-    let thresholds = Thresholds::of(context, options, &scores)?;
+pub const STEPS: &Steps<Perplexity> =
+    &[("scores", Over::Pieces, scores), ("thresholds", Over::Whole, thresholds), ("remove", Over::Pieces, remove)];
+
+fn remove(work: &Work<'_>, _: &Perplexity) -> Result<()> {
+    let scores = outputs(work.per_piece("scores"));
+    let thresholds: Thresholds = read_json(&work.folder.join("thresholds"))?;
     let begin = |piece: u32| -> Result<HashMap<u32, f64>> {
-        let records = Merge::<RECORD_BYTES>::of(&scores[piece as usize..=piece as usize], &[], None, &context.scratch)?;
+        let of_piece = &scores[piece as usize..=piece as usize];
+        let records = Merge::<RECORD_BYTES>::of(of_piece, &[], None, &work.context.scratch)?;
         records.map(|r| r.map(|r| (Ordinal(u64_at(&r, 16)).index(), f64::from_bits(u64_at(&r, 8))))).collect()
     };
-    rewrite(context, name, input, folder, begin, |scores, doc, rows| {
+    rewrite(work, begin, |scores, doc, rows| {
         // A document without words has no perplexity.
         let Some(perplexity) = scores.get(&doc.index) else { return Ok(true) };
         if *perplexity <= thresholds.for_domain(&doc.domain) {
@@ -46,21 +46,16 @@ pub fn run(
     })
 }
 
-fn scores(
-    context: &Context<'_>,
-    options: &Perplexity,
-    name: &str,
-    input: &Pieces,
-    folder: &Path,
-) -> Result<Vec<PathBuf>> {
-    let tasks = input.tasks(folder, "scores");
-    if tasks.iter().all(|(path, _)| path.exists()) {
-        return Ok(tasks.into_iter().map(|(path, _)| path).collect());
+fn scores(work: &Work<'_>, options: &Perplexity) -> Result<()> {
+    let context = work.context;
+    let tasks = work.per_piece("scores");
+    if context.part.of(&tasks).iter().all(|(path, _)| path.exists()) {
+        return Ok(());
     }
     let model = Model::load(&options.model, context.memory_bytes / 2)?;
-    context.tasks(&format!("{name}: scores"), &tasks, |path, piece| {
+    work.tasks("scores", &tasks, |path, piece| {
         let (mut records, mut bytes) = (Sorter::new(&context.scratch, context.thread_bytes()), 0);
-        for doc in input.open(*piece)? {
+        for doc in work.input.open(*piece)? {
             let doc = doc?;
             bytes += tokens(&doc.text);
             let Some(perplexity) = model.perplexity(&doc.text) else { continue };
@@ -75,11 +70,21 @@ fn scores(
     })
 }
 
+fn thresholds(work: &Work<'_>, options: &Perplexity) -> Result<()> {
+    let path = work.folder.join("thresholds");
+    if path.exists() {
+        return Ok(());
+    }
+    write_json(&path, &Thresholds::of(work.context, options, &outputs(work.per_piece("scores")))?)
+}
+
 /// Above which perplexity documents go.
+#[derive(Debug, Serialize, Deserialize)]
 struct Thresholds {
-    domains: HashMap<u64, f64>,
+    /// Bits of the perplexity by the hash of a domain.
+    domains: BTreeMap<u64, u64>,
     /// Of all domains with few documents together.
-    others: f64,
+    others: u64,
 }
 
 impl Thresholds {
@@ -90,7 +95,7 @@ impl Thresholds {
         let is_large = |count: u64| count >= options.min_domain_documents;
         let max_domains = context.memory_bytes / 4 / DOMAIN_BYTES;
         let mut others = Sorter::<8>::new(&context.scratch, context.thread_bytes());
-        let (mut domains, mut num_others) = (HashMap::new(), 0);
+        let (mut domains, mut num_others) = (BTreeMap::new(), 0);
         let (mut domain, mut nth, mut count) = (None, 0, 0u64);
         for record in all()? {
             let record = record?;
@@ -106,7 +111,7 @@ impl Thresholds {
                 num_others += 1;
                 others.push(bits.to_be_bytes())?;
             } else if nth == quantile_index(count, options.quantile) {
-                domains.insert(key, f64::from_bits(bits));
+                domains.insert(key, bits);
                 if domains.len() as u64 > max_domains {
                     let needed_mib = (domains.len() as u64 * DOMAIN_BYTES) >> 20;
                     let there_mib = context.memory_bytes >> 22;
@@ -116,11 +121,11 @@ impl Thresholds {
             }
         }
         let others = nth_of(others.finish()?, quantile_index(num_others, options.quantile))?;
-        Ok(Thresholds { domains, others })
+        Ok(Thresholds { domains, others: others.to_bits() })
     }
 
     fn for_domain(&self, domain: &str) -> f64 {
-        self.domains.get(&domain_key(domain)).copied().unwrap_or(self.others)
+        f64::from_bits(self.domains.get(&domain_key(domain)).copied().unwrap_or(self.others))
     }
 }
 

@@ -13,12 +13,13 @@ use std::path::{Path, PathBuf};
 use crate::config::Sentences;
 use crate::doc::{Doc, Ordinal, Rank, replaced, u32_at, u64_at};
 use crate::error::{Error, Result};
-use crate::ledger::{Counts, Row, Rows, tokens};
+use crate::ledger::{Row, Rows, tokens};
 use crate::runs::{self, Merge, Sorter};
 use crate::sentence;
 use crate::simhash;
 use crate::stage::stars::{self, Candidate, Gone, Place};
-use crate::stage::{Context, Pieces, of_piece, read_json, rewrite, write_json};
+use crate::stage::{Context, Steps, Work, of_piece, outputs, read_json, rewrite, write_json};
+use crate::step::Over;
 use crate::words;
 
 const RULES: [&str; 2] = ["same-sentence", "near-sentence"];
@@ -41,24 +42,22 @@ const MAX_LOOKED_AT: usize = 1 << 12;
 /// Of a bucket, so many sentences that have neighbours (the first by rank) are compared with those after them.
 const MAX_BUCKET: u32 = 1 << 14;
 
-pub fn run(
-    context: &Context<'_>,
-    options: &Sentences,
-    name: &str,
-    input: &Pieces,
-    folder: &Path,
-) -> Result<(Pieces, Counts)> {
-    let records = segments(context, options, name, input, folder)?;
-    let (same, first) = equal(context, name, folder, &records)?;
-    let near = folder.join("near");
-    if !near.exists() {
-        decide(context, options, name, folder, &first, &near)?;
-    }
-    let mut verdicts = join(context, name, folder, &same, &near)?;
-    verdicts.push(near);
-    let num_left_out: u64 = read_json(&left_out_path(&folder.join("near")))?;
+pub const STEPS: &Steps<Sentences> = &[
+    ("sentences", Over::Pieces, segments),
+    ("same", Over::Hashes, equal),
+    ("number", Over::Whole, number),
+    ("neighbours", Over::Tables, neighbours),
+    ("near", Over::Whole, decide),
+    ("verdicts", Over::Hashes, join),
+    ("remove", Over::Pieces, remove),
+];
+
+fn remove(work: &Work<'_>, options: &Sentences) -> Result<()> {
+    let context = work.context;
+    let mut verdicts = outputs(work.per_range("joined"));
+    verdicts.push(work.folder.join("near"));
     let begin = |piece| Ok((piece, of_piece::<VERDICT_BYTES>(&verdicts, piece, &context.scratch)?.peekable()));
-    let (pieces, mut counts) = rewrite(context, name, input, folder, begin, |(piece, verdicts), doc, rows| {
+    rewrite(work, begin, |(piece, verdicts), doc, rows| {
         let ordinal = Ordinal::new(*piece, doc.index).to_bytes();
         let is_of_doc =
             |next: &Result<[u8; VERDICT_BYTES]>| next.as_ref().map_or(true, |verdict| verdict[..8] == ordinal);
@@ -67,9 +66,13 @@ pub fn run(
             found.push(verdict?);
         }
         if found.is_empty() { Ok(true) } else { cut(context, options, doc, &found, rows) }
-    })?;
-    counts.notes.insert(format!("places in buckets beyond {MAX_BUCKET}"), num_left_out);
-    Ok((pieces, counts))
+    })
+}
+
+/// How much the stage left out.
+pub fn note(work: &Work<'_>) -> Result<(String, u64)> {
+    let num_left_out = read_json(&left_out_path(&work.folder.join("near")))?;
+    Ok((format!("places in buckets beyond {MAX_BUCKET}"), num_left_out))
 }
 
 /// How many places lie beyond the largest bucket.
@@ -108,17 +111,12 @@ fn cut(
 }
 
 /// A record of each sentence that is long enough and no code.
-fn segments(
-    context: &Context<'_>,
-    options: &Sentences,
-    name: &str,
-    input: &Pieces,
-    folder: &Path,
-) -> Result<Vec<PathBuf>> {
-    context.tasks(&format!("{name}: SimHash"), &input.tasks(folder, "sentences"), |path, piece| {
+fn segments(work: &Work<'_>, options: &Sentences) -> Result<()> {
+    let context = work.context;
+    work.tasks("SimHash", &work.per_piece("sentences"), |path, piece| {
         let mut records = Sorter::new(&context.scratch, context.thread_bytes());
         let (mut hashes, mut bytes) = (Vec::new(), 0);
-        for doc in input.open(*piece)? {
+        for doc in work.input.open(*piece)? {
             let doc = doc?;
             bytes += tokens(&doc.text);
             let mut record = [0; RECORD_BYTES];
@@ -142,17 +140,12 @@ fn segments(
 }
 
 /// Verdicts about sentences that are equal to others, and the first of each, by rank.
-fn equal(
-    context: &Context<'_>,
-    name: &str,
-    folder: &Path,
-    records: &[PathBuf],
-) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
-    let tasks = context.shard_tasks(folder, "same");
-    let firsts = context.shard_tasks(folder, "first");
-    let same = context.tasks(&format!("{name}: equal ones"), &tasks, |path, shard| {
+fn equal(work: &Work<'_>, _: &Sentences) -> Result<()> {
+    let context = work.context;
+    let (records, firsts) = (outputs(work.per_piece("sentences")), outputs(work.per_range("first")));
+    work.tasks("equal ones", &work.per_range("same"), |path, shard| {
         let (from, to) = runs::range(*shard, context.num_shards);
-        let records = Merge::<RECORD_BYTES>::of(records, &from, to.as_ref().map(|to| &to[..]), &context.scratch)?;
+        let records = Merge::<RECORD_BYTES>::of(&records, &from, to.as_ref().map(|to| &to[..]), &context.scratch)?;
         let mut verdicts = Sorter::<VERDICT_BYTES>::new(&context.scratch, context.thread_bytes() / 2);
         let mut found = Sorter::<PLACE_BYTES>::new(&context.scratch, context.thread_bytes() / 2);
         runs::groups(records, KEY_BYTES, MAX_GROUP, |group, goes_on| {
@@ -163,11 +156,10 @@ fn equal(
             }
             group[1..].iter().try_for_each(|record| verdicts.push(verdict(&record[29..41], &group[0][29..41], 0, 0)))
         })?;
-        runs::save(&firsts[*shard as usize].0, found.finish()?)?;
+        runs::save(&firsts[*shard as usize], found.finish()?)?;
         runs::save(path, verdicts.finish()?)?;
         Ok(0)
-    })?;
-    Ok((same, firsts.into_iter().map(|(path, _)| path).collect()))
+    })
 }
 
 /// `gone` and `kept` are an ordinal and a segment each.
@@ -218,19 +210,19 @@ impl Iterator for ByRank {
     }
 }
 
-/// Which sentences go for others that differ by little.
-fn decide(
-    context: &Context<'_>,
-    options: &Sentences,
-    name: &str,
-    folder: &Path,
-    first: &[PathBuf],
-    near: &Path,
-) -> Result<()> {
-    // In the order of rank, so that a number says who comes before whom.
-    let places = || Merge::<PLACE_BYTES>::of(first, &[], None, &context.scratch);
+/// Different sentences in the order of rank, so that a number says who comes before whom.
+fn places(work: &Work<'_>) -> Result<Merge<PLACE_BYTES>> {
+    Merge::of(&outputs(work.per_range("first")), &[], None, &work.context.scratch)
+}
+
+/// Counts the different sentences.
+fn number(work: &Work<'_>, _: &Sentences) -> Result<()> {
+    let path = work.folder.join("number");
+    if path.exists() {
+        return Ok(());
+    }
     let mut num = 0u64;
-    for place in places()? {
+    for place in places(work)? {
         place?;
         num += 1;
     }
@@ -239,17 +231,34 @@ fn decide(
             "sentences: {num} different ones are more than 2^32; process the corpus in parts"
         )));
     }
-    let tables = simhash::tables(options.distance, num);
-    let tasks: Vec<(PathBuf, (u64, u64))> =
-        (0..).zip(&tables).map(|(n, mask)| (folder.join(format!("members-{n:03}")), (n, *mask))).collect();
-    let members = context.tasks(&format!("{name}: {num} different ones"), &tasks, |path, (n, mask)| {
-        let num_left_out = members(context, options, path, places()?, (*n, *mask))?;
+    write_json(&path, &num)
+}
+
+/// Of each table of bits, where its members go, its number and its bits.
+fn tables(work: &Work<'_>, options: &Sentences) -> Result<Vec<(PathBuf, (u64, u64))>> {
+    let tables = simhash::tables(options.distance, read_json(&work.folder.join("number"))?);
+    Ok((0..).zip(tables).map(|(n, mask)| (work.folder.join(format!("members-{n:03}")), (n, mask))).collect())
+}
+
+/// Who has a neighbour in a table.
+fn neighbours(work: &Work<'_>, options: &Sentences) -> Result<()> {
+    work.tasks("neighbours", &tables(work, options)?, |path, (n, mask)| {
+        let num_left_out = members(work.context, options, path, places(work)?, (*n, *mask))?;
         write_json(path, &num_left_out)?;
         Ok(0)
-    })?;
+    })
+}
+
+/// Which sentences go for others that differ by little.
+fn decide(work: &Work<'_>, options: &Sentences) -> Result<()> {
+    let (context, near) = (work.context, work.folder.join("near"));
+    if near.exists() {
+        return Ok(());
+    }
+    let members = outputs(tables(work, options)?);
     let num_left_out: u64 = members.iter().map(|path| read_json::<u64>(path)).sum::<Result<u64>>()?;
     let members: Vec<PathBuf> = members.iter().map(|path| records_path(path)).collect();
-    context.watch.begin(&format!("{name}: comparisons"), 1);
+    context.watch.begin(&format!("{}: comparisons", work.name), 1);
     let choice = stars::Options {
         scratch: &context.scratch,
         num_threads: context.num_threads,
@@ -258,7 +267,7 @@ fn decide(
     };
     let candidates = || {
         let members = Merge::of(&members, &[], None, &context.scratch)?.peekable();
-        Ok(ByRank { places: places()?.enumerate(), members })
+        Ok(ByRank { places: places(work)?.enumerate(), members })
     };
     let distance = |a: &[u8], b: &[u8]| (u64_at(a, 0) ^ u64_at(b, 0)).count_ones();
     let like = |a: &[u8; PAYLOAD_BYTES], b: &[u8; PAYLOAD_BYTES]| {
@@ -271,8 +280,8 @@ fn decide(
         found.push(verdict(&gone.payload[8..], &gone.kept[8..], distance, 1))
     };
     stars::choose(&choice, candidates, like, gone)?;
-    write_json(&left_out_path(near), &num_left_out)?;
-    runs::save(near, found.finish()?)?;
+    write_json(&left_out_path(&near), &num_left_out)?;
+    runs::save(&near, found.finish()?)?;
     context.watch.step(0);
     Ok(())
 }
@@ -325,11 +334,13 @@ fn members(
 }
 
 /// Sentences whose equal goes for a third one go for that one.
-fn join(context: &Context<'_>, name: &str, folder: &Path, same: &[PathBuf], near: &Path) -> Result<Vec<PathBuf>> {
-    let tasks: Vec<(PathBuf, &PathBuf)> =
-        context.shard_tasks(folder, "joined").into_iter().map(|(path, _)| path).zip(same).collect();
+fn join(work: &Work<'_>, _: &Sentences) -> Result<()> {
+    let context = work.context;
+    let near = work.folder.join("near");
+    let tasks: Vec<(PathBuf, PathBuf)> =
+        outputs(work.per_range("joined")).into_iter().zip(outputs(work.per_range("same"))).collect();
     let open = |path: &PathBuf| Merge::<VERDICT_BYTES>::of(std::slice::from_ref(path), &[], None, &context.scratch);
-    context.tasks(&format!("{name}: verdicts"), &tasks, |path, same| {
+    work.tasks("verdicts", &tasks, |path, same| {
         // By which one stays, to go through both side by side.
         let turned = |record: &[u8; VERDICT_BYTES]| verdict(&record[12..24], &record[..12], record[24], record[25]);
         let mut by_kept = Sorter::<VERDICT_BYTES>::new(&context.scratch, context.thread_bytes() / 2);
@@ -337,7 +348,7 @@ fn join(context: &Context<'_>, name: &str, folder: &Path, same: &[PathBuf], near
             by_kept.push(turned(&record?))?;
         }
         let mut joined = Sorter::<VERDICT_BYTES>::new(&context.scratch, context.thread_bytes() / 2);
-        let mut near = open(&near.to_owned())?.peekable();
+        let mut near = open(&near)?.peekable();
         for record in by_kept.finish()? {
             let record = record?;
             while near.next_if(|n| n.as_ref().map_or(true, |n| n[..12] < record[..12])).transpose()?.is_some() {}

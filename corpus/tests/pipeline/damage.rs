@@ -75,6 +75,56 @@ fn a_document_of_a_gigabyte_in_one_line_is_counted_in_little_memory() {
 }
 
 #[test]
+fn a_document_of_a_gigabyte_that_is_allowed_ends_the_run_in_little_memory_or_is_read_with_enough() {
+    let place = Place::empty();
+    let sparse = |name: &str, start: &[u8], end: &[u8]| {
+        let mut file = std::fs::File::create(place.path(name)).expect("create");
+        file.write_all(start).expect("write");
+        file.seek(std::io::SeekFrom::Start((1 << 30) - 100)).expect("seek");
+        file.write_all(end).expect("write");
+    };
+    sparse("a.jsonl", b"{\"text\": \"", b"\"}\n{\"text\": \"small\"}\n");
+    sparse("b.txt", b"a text", b"its end");
+    sparse("c.log", b"a line", b"its end\nsmall\n");
+    for (file, format) in [("a.jsonl", "jsonl"), ("b.txt", "text"), ("c.log", "lines")] {
+        let allowed = PIPELINE
+            .replace("100000", "1073741824")
+            .replace("path = \"in\"", &format!("path = \"{file}\"\nformat = \"{format}\""));
+        place.write("pipeline.toml", allowed);
+        let limited = format!("ulimit -v 400000; exec {} run pipeline.toml --memory 64M --threads 1", crate::PROGRAM);
+        let mut bash = std::process::Command::new("bash");
+        let output = bash.arg("-c").arg(limited).current_dir(place.dir.path()).output().expect("bash");
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{file}");
+        assert!(complaint.contains(file) && complaint.contains("raise --memory"), "{file}: {complaint}");
+        assert!(complaint.contains("10737418") || complaint.contains("10737417"), "how long it is: {complaint}");
+    }
+    // A smaller limit counts it, and the rest goes on.
+    place.write("pipeline.toml", PIPELINE.replace("path = \"in\"", "path = \"c.log\"\nformat = \"lines\""));
+    let report = place.run(&["--memory", "64M"]);
+    assert_eq!((report.documents_read, report.bad_records, place.text().as_str()), (1, 1, "small"));
+}
+
+#[test]
+fn pieces_cut_no_character() {
+    let place = Place::empty();
+    let lines: Vec<String> =
+        (0..2_000).map(|n| format!("Строка {n}: {}", "ж\u{1f600}".repeat((n % 50 + 1) as usize))).collect();
+    place.write("in.txt", lines.join("\n"));
+    place.write("pipeline.toml", "[[source]]\nname = \"a\"\npath = \"in.txt\"\nformat = \"lines\"\n");
+    for piece in ["1K", "777", "64M"] {
+        let _ = std::fs::remove_dir_all(place.path("work"));
+        assert_eq!(place.run(&["--piece", piece]).bad_records, 0);
+        let text = place.text();
+        let mut found: Vec<&str> = text.split("\n\n").collect();
+        let mut expected: Vec<&str> = lines.iter().map(String::as_str).collect();
+        found.sort_unstable();
+        expected.sort_unstable();
+        assert!(found == expected, "{piece}");
+    }
+}
+
+#[test]
 fn half_a_million_tiny_documents_take_the_memory_that_they_are_given() {
     let place = Place::empty();
     // The records of their bands are two hundred bytes for each of theirs.

@@ -2,6 +2,7 @@
 
 mod damage;
 mod duplicates;
+mod plans;
 mod repositories;
 mod same_bytes;
 mod tables;

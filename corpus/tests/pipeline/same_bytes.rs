@@ -53,7 +53,7 @@ sets = ["eval.jsonl"]
 shard_bytes = 100000
 "#;
 
-fn place() -> Place {
+pub fn place() -> Place {
     let place = Place::empty();
     let page = |n: u64, text: &str| {
         let address = if n % 8 == 1 { n - 1 } else { n };

@@ -152,3 +152,30 @@ fn damaged_tables_are_counted_and_what_is_whole_is_read() {
     }
     place.run(&[]);
 }
+
+#[test]
+fn a_column_of_more_than_two_gigabytes_in_a_row_group_is_read_row_by_row() {
+    let place = Place::empty();
+    std::fs::create_dir(place.path("in")).expect("a folder");
+    let path = place.path("in/large.parquet");
+    let schema = Arc::new(parse_message_type("message rows { required binary body (STRING); }").expect("a schema"));
+    let file = File::create(&path).expect("create");
+    let mut writer = SerializedFileWriter::new(file, schema, Arc::default()).expect("a writer");
+    let mut group = writer.next_row_group().expect("a group");
+    let mut column = group.next_column().expect("a column").expect("there is one");
+    // The dictionary has each body once, so the file is small.
+    let same = vec![ByteArray::from(vec![b'x'; 100_000]); 1_000];
+    for _ in 0..22 {
+        column.typed::<ByteArrayType>().write_batch(&same, None, None).expect("written");
+    }
+    let last = [ByteArray::from(b"the last one".to_vec())];
+    column.typed::<ByteArrayType>().write_batch(&last, None, None).expect("written");
+    column.close().expect("closed");
+    let num_bytes = group.close().expect("closed").total_byte_size();
+    writer.close().expect("closed");
+    assert!(std::fs::metadata(&path).expect("there").len() < 1 << 20, "{num_bytes}");
+    place.write("pipeline.toml", pipeline("body"));
+    let report = place.run(&["--memory", "64M", "--threads", "1"]);
+    assert_eq!((report.documents_read, report.bad_records), (1, 22_000));
+    assert!(place.text().contains("the last one"));
+}
