@@ -28,6 +28,7 @@
 
 use std::path::{Path, PathBuf};
 
+use toroid_hf::{Dtype, ExportError, Written};
 use toroid_session::ReadFault;
 use toroid_torus::manifest::{MANIFEST_NAME, Manifest};
 use toroid_torus::owner::{OwnerId, Stamp};
@@ -200,6 +201,18 @@ impl Storage {
     /// Writes all parameters as one safetensors file, whole tensors in f32 under the names of the model.
     pub fn export(&self, step: u64, file: &Path) -> Result<(), CheckpointError> {
         read::export(&self.objects, &self.manifest(step)?, file)
+    }
+
+    /// Writes all parameters as a folder that Hugging Face's `GraniteMoeSharedForCausalLM` loads; arguments as in [`toroid_hf::Options`].
+    pub fn export_hf(
+        &self,
+        step: u64,
+        folder: &Path,
+        dtype: Dtype,
+        shard_bytes: u64,
+    ) -> Result<Written, ExportError<CheckpointError>> {
+        let manifest = self.manifest(step).map_err(ExportError::Tensor)?;
+        read::export_hf(&self.objects, &manifest, folder, dtype, shard_bytes)
     }
 }
 
