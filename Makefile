@@ -5,6 +5,7 @@
 # make test    everything that must hold: formatting, lints, docs, all tests but those of the two lines below
 # make test-data  the same for the data pipeline, which is a package and a program of its own
 # make test-data-ray  its tasks on a local cluster of Ray whose raylets and workers are killed; installs Ray in .venv-ray, 330 MB
+# make test-peers  what we write and compute beside transformers; installs it with PyTorch in .venv-peers (some gigabytes)
 # make test-deploy  what is in deploy/, tried: a real Slurm whose nodes are killed, pods run as their manifests say, hosts that are unplugged, the image; as root. test-slurm: the first alone
 # make soak    a million simulated clusters (SEEDS=...: more; takes hours), then soak-control-plane and soak-chaos
 # make soak-chaos  hundreds of kills at four shapes, pairs of workers together with the coordinator, and workers that are stopped, each
@@ -23,7 +24,7 @@
 # make bench-dashboard   the page of a job of 2,048 places in Chromium: what it costs, and how soon it shows a death
 # make bench-allreduce   all-reduce over this machine's processes beside gloo's; installs PyTorch in .venv-bench
 
-.PHONY: demo demo-data test test-data test-data-ray bench-data test-deploy test-slurm soak soak-control-plane soak-chaos check fix bench bench-pytorch bench-elastic bench-fleet bench-dashboard bench-allreduce gpu-bundle gpu-check
+.PHONY: demo demo-data test test-data test-data-ray test-peers bench-data test-deploy test-slurm soak soak-control-plane soak-chaos check fix bench bench-pytorch bench-elastic bench-fleet bench-dashboard bench-allreduce gpu-bundle gpu-check
 
 KILLS ?= 200
 SEEDS ?= 1000000
@@ -56,6 +57,14 @@ test-data-ray:
 	scripts/ray_venv.sh
 	cargo build -p toroid-corpus
 	.venv-ray/bin/python corpus/tests/ray_cluster.py --toroid-data target/debug/toroid-data
+
+# The test runs twice: what transformers saves after the first time is read by the second.
+test-peers:
+	scripts/peers_venv.sh
+	rm -rf target/peers && mkdir -p target/peers
+	TOROID_HF_FOLDERS=$(CURDIR)/target/peers cargo test -p toroid-worker --test numerics hf::
+	.venv-peers/bin/python scripts/check_transformers.py target/peers
+	TOROID_HF_FOLDERS=$(CURDIR)/target/peers cargo test -p toroid-worker --test numerics hf::
 
 test-deploy:
 	scripts/setup.sh --deploy

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 use serde_json::json;
 use tokio::runtime::Runtime;
+use toroid_hf::Dtype;
 use toroid_worker::checkpoint::Storage;
 
 use crate::client::Connection;
@@ -61,12 +62,14 @@ pub enum Command {
         #[command(flatten)]
         format: FormatArgs,
     },
-    /// Write all parameters of a checkpoint as one safetensors file, whole tensors in f32
+    /// Write all parameters of a checkpoint as one safetensors file, whole tensors in f32, or as a folder of Hugging Face's
     Export {
         /// The step
         step: u64,
-        /// The file to write, or s3://BUCKET/KEY
+        /// The file to write, or s3://BUCKET/KEY; with --format hf the folder, which must be absent or empty
         file: PathBuf,
+        #[command(flatten)]
+        written: Written,
         /// Folder or job, as for `list`; the folder of `toroid local` stands for its newest job
         #[arg(long, value_name = "PATH_OR_JOB", default_value = LOCAL_DIR)]
         from: String,
@@ -75,6 +78,62 @@ pub enum Command {
         #[command(flatten)]
         connection: Connection,
     },
+}
+
+/// How an export is written.
+#[derive(Debug, clap::Args)]
+pub struct Written {
+    /// hf: a folder that Hugging Face's GraniteMoeSharedForCausalLM loads, with its tokenizer
+    #[arg(long = "format", value_enum, default_value_t, value_name = "FORMAT")]
+    files: Files,
+    /// Type of the elements, with --format hf
+    #[arg(long, value_enum, default_value_t)]
+    dtype: ExportDtype,
+    /// Bytes of tensors in each file, with --format hf
+    #[arg(long, value_name = "BYTES", default_value_t = 4 << 30, value_parser = clap::value_parser!(u64).range(1..))]
+    shard_bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Files {
+    #[default]
+    Safetensors,
+    Hf,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+enum ExportDtype {
+    #[default]
+    F32,
+    Bf16,
+}
+
+impl Written {
+    /// Returns how many bytes were written.
+    fn write(&self, storage: &Storage, step: u64, path: &Path) -> Result<u64> {
+        let dtype = match self.dtype {
+            ExportDtype::F32 => Dtype::F32,
+            ExportDtype::Bf16 => Dtype::Bf16,
+        };
+        match self.files {
+            Files::Safetensors if dtype != Dtype::F32 => {
+                bail!("one safetensors file has f32 alone; add --format hf for --dtype bf16")
+            }
+            Files::Safetensors => {
+                Ok(storage.export(step, path)?)
+            }
+            Files::Hf => {
+                let written = storage.export_hf(step, path, dtype, self.shard_bytes)?;
+                if dtype == Dtype::Bf16 {
+                    output::note(
+                        "bf16 has 8 bits of mantissa: where two experts are nearly as good, a router in bf16 may choose another than the \
+                         model that was trained",
+                    );
+                }
+                Ok(written.bytes)
+            }
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -130,11 +189,13 @@ pub fn run(runtime: &Runtime, command: Command) -> Result<ExitCode> {
         }
         Command::List { place, format } => list(&runtime.block_on(place.find())?, format),
         Command::Verify { place, step, format } => verify(&runtime.block_on(place.find())?, step, format),
-        Command::Export { step, file, from, format, connection } => {
+        Command::Export { step, file, written, from, format, connection } => {
             let found = runtime.block_on(find::checkpoints(&from, &connection))?;
             check_step(&found, step)?;
             let storage = open(&found)?;
-            let size = storage.export(step, &file).with_context(|| format!("export step {step} of {}", found.what))?;
+            let size = written
+                .write(&storage, step, &file)
+                .with_context(|| format!("export step {step} of {}", found.what))?;
             let (what, path, in_words) = (found.what, file.display(), bytes(size));
             let text = format_args!("wrote the parameters of step {step} of {what} to {path} ({in_words})\n");
             format.answer(&json!({ "step": step, "file": &file, "bytes": size }), text)?;

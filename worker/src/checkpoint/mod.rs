@@ -28,6 +28,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use toroid_hf::{Dtype, ExportError, Written};
 use toroid_session::ReadFault;
 use toroid_torus::manifest::{MANIFEST_NAME, Manifest};
 use toroid_torus::owner::{OwnerId, Stamp};
@@ -176,6 +177,18 @@ impl Storage {
     /// Returns the number of bytes.
     pub fn export(&self, step: u64, file: &Path) -> Result<u64, CheckpointError> {
         read::export(&*self.objects, &self.manifest(step)?, file)
+    }
+
+    /// Writes all parameters as a folder that Hugging Face's `GraniteMoeSharedForCausalLM` loads; arguments as in [`toroid_hf::Options`].
+    pub fn export_hf(
+        &self,
+        step: u64,
+        folder: &Path,
+        dtype: Dtype,
+        shard_bytes: u64,
+    ) -> Result<Written, ExportError<CheckpointError>> {
+        let manifest = self.manifest(step).map_err(ExportError::Tensor)?;
+        read::export_hf(&*self.objects, &manifest, folder, dtype, shard_bytes)
     }
 }
 

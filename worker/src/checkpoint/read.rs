@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use bytes::Bytes;
+use toroid_hf::{Dtype, ExportError, Options, Written};
 use toroid_torus::manifest::{Entry, KINDS, Kind, Manifest, ManifestError, ShardFile};
 use toroid_torus::partition::{LocalSlice, Partition, Slice};
 
@@ -51,18 +52,15 @@ impl Storage {
     ) -> Result<(), CheckpointError> {
         assert!(range.end <= partition.padded_len, "the range {range:?} ends beyond {}", partition.padded_len);
         let source = Source::new(&*self.objects, manifest);
-        for kind in KINDS {
-            let out = state.of(kind);
-            assert_eq!(out.len(), range.len(), "{} does not have the length of the range", kind.name());
-            for (slice, part) in partition.cut(range.clone()) {
-                source.check_shape(slice)?;
-                let start = slice.offset + part.start - range.start;
-                let runs = clip(&runs_of(&slice.slice, &slice.global_shape), &part);
-                source.fill(&slice.tensor, kind, &runs, &mut out[start..start + part.len()])?;
-            }
-            out[partition.len.clamp(range.start, range.end) - range.start..].fill(0.0);
-        }
-        Ok(())
+        KINDS.into_iter().try_for_each(|kind| source.fill_range(partition, range.clone(), kind, state.of(kind)))
+    }
+
+    /// The master weights of a whole partition, `(padded_len)`; as [`Storage::load`].
+    pub fn load_params(&self, manifest: &Manifest, partition: &Partition) -> Result<Vec<f32>, CheckpointError> {
+        let mut params = vec![0.0; partition.padded_len];
+        let source = Source::new(&*self.objects, manifest);
+        source.fill_range(partition, 0..partition.padded_len, Kind::Param, &mut params)?;
+        Ok(params)
     }
 }
 
@@ -78,14 +76,27 @@ pub(super) fn export(objects: &dyn Objects, manifest: &Manifest, path: &Path) ->
     let source = Source::new(objects, manifest);
     let mut values = Vec::new();
     for tensor in &tensors {
-        let len = tensor.num_elements();
-        values.resize(len, 0.0);
-        let whole = [Run { local: 0, global: 0, len }];
-        source.fill(&tensor.name, Kind::Param, &whole, &mut values[..len])?;
-        exported.write(bytes_of(&values[..len]))?;
+        values.resize(tensor.num_elements(), 0.0);
+        source.fill_whole(&tensor.name, &mut values)?;
+        exported.write(bytes_of(&values))?;
     }
     exported.finish()?;
     Ok(bytes)
+}
+
+/// See [`Storage::export_hf`].
+pub(super) fn export_hf(
+    objects: &dyn Objects,
+    manifest: &Manifest,
+    path: &Path,
+    dtype: Dtype,
+    shard_bytes: u64,
+) -> Result<Written, ExportError<CheckpointError>> {
+    let notes = vec![("job", manifest.job.name.clone()), ("step", manifest.step.to_string())];
+    let source = Source::new(objects, manifest);
+    toroid_hf::export(path, &manifest.job.model, &Options { dtype, shard_bytes, notes }, |tensor, values| {
+        source.fill_whole(&tensor.name, values)
+    })
 }
 
 /// The entries of a checkpoint by tensor.
@@ -118,6 +129,31 @@ impl<'a> Source<'a> {
             expected: format!("{:?}", slice.global_shape),
             found: found.map_or_else(|| "of a tensor that is not there".into(), |shape| format!("{shape:?}")),
         })
+    }
+
+    /// Fills `out` with the flat range `range` of `partition`.
+    fn fill_range(
+        &self,
+        partition: &Partition,
+        range: Range<usize>,
+        kind: Kind,
+        out: &mut [f32],
+    ) -> Result<(), CheckpointError> {
+        assert_eq!(out.len(), range.len(), "{} does not have the length of the range", kind.name());
+        for (slice, part) in partition.cut(range.clone()) {
+            self.check_shape(slice)?;
+            let start = slice.offset + part.start - range.start;
+            let runs = clip(&runs_of(&slice.slice, &slice.global_shape), &part);
+            self.fill(&slice.tensor, kind, &runs, &mut out[start..start + part.len()])?;
+        }
+        out[partition.len.clamp(range.start, range.end) - range.start..].fill(0.0);
+        Ok(())
+    }
+
+    /// Fills `out` with all master weights of a tensor.
+    fn fill_whole(&self, tensor: &str, out: &mut [f32]) -> Result<(), CheckpointError> {
+        let whole = [Run { local: 0, global: 0, len: out.len() }];
+        self.fill(tensor, Kind::Param, &whole, out)
     }
 
     /// Fills `out` with the elements `wanted` of a tensor.

@@ -7,6 +7,7 @@
 mod compile;
 mod emulator;
 mod graphs;
+mod hf;
 mod memory;
 mod nccl;
 mod ops;

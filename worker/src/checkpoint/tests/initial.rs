@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use toroid_hf::names::of_hugging_face;
 
 use super::*;
 
@@ -187,4 +188,85 @@ fn a_weight_that_is_no_finite_number_is_refused_with_its_tensor() {
         let error = load_initial(&path, &model(), &partition, &mut params).unwrap_err().to_string();
         assert!(error.contains(&format!("tensor {name} has {word} at element 5")), "{error}");
     }
+}
+
+/// Exports step 10, a checkpoint of four places, as a folder of Hugging Face's.
+fn export_hf(storage: &Storage, folder: &Path, dtype: toroid_hf::Dtype) -> std::path::PathBuf {
+    let path = folder.join("hf");
+    storage.export_hf(10, &path, dtype, 4_000).unwrap();
+    path
+}
+
+/// The way to Hugging Face's folder and back changes no bit, whatever the shapes on both sides.
+#[test]
+fn an_export_for_hugging_face_is_initial_weights_again() {
+    for dtype in [toroid_hf::Dtype::F32, toroid_hf::Dtype::Bf16] {
+        let (folder, storage) = temporary();
+        write(&storage, 10, shape(2, 2, 1));
+        let path = export_hf(&storage, folder.path(), dtype);
+        assert!(toroid_hf::safetensors_in(&path).unwrap().len() > 3);
+        let to_bf16 = |v| f32::from_bits(u32::from(toroid_hf::dtype::bf16_of_f32(v).unwrap()) << 16);
+        for shape in [shape(1, 1, 1), shape(2, 2, 3), shape(4, 4, 1)] {
+            check_initial(&path, shape, if dtype == toroid_hf::Dtype::F32 { |v| v } else { to_bf16 });
+        }
+    }
+}
+
+/// As others save it: halves of another width, one file, no index, a buffer of old versions, a head that is the embedding.
+#[test]
+fn folders_of_hugging_face_are_taken_as_others_save_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = toroid_hf::config::config_json(&model(), toroid_hf::Dtype::F16);
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    // 1 and 2 alone are f16 of every value here.
+    let f16 = |v: f32| if v < 0.0 { 0x3c00_u16 } else { 0x4000 }.to_le_bytes().to_vec();
+    let named = tensors(Dtype::F16, f16).into_iter().map(|(name, t)| (of_hugging_face(&name).unwrap(), t));
+    let mut all: Tensors = named.collect();
+    all.insert("model.layers.0.self_attn.rotary_emb.inv_freq".into(), (Dtype::F32, vec![2], vec![0; 8]));
+    save(&folder.path().join("model.safetensors"), &all);
+    // Padding is 0.
+    let expected = |v: f32| if v == 0.0 { v } else { 1.5 + v.signum() / 2.0 };
+    check_initial(folder.path(), shape(2, 2, 1), expected);
+
+    let tied = config.to_string().replace("\"tie_word_embeddings\":false", "\"tie_word_embeddings\":true");
+    std::fs::write(folder.path().join("config.json"), tied).unwrap();
+    all.remove("lm_head.weight").unwrap();
+    save(&folder.path().join("model.safetensors"), &all);
+    let (partition, _) = shard_of(&model(), &shape(1, 1, 1), 0);
+    let mut params = vec![0.0; partition.padded_len];
+    load_initial(folder.path(), &model(), &partition, &mut params).unwrap();
+    let of = |name: &str| {
+        let slice = partition.slice(name).unwrap();
+        &params[slice.offset..slice.offset + slice.len]
+    };
+    assert!(of("head.weight") == of("emb.weight") && of("emb.weight").contains(&2.0));
+}
+
+#[test]
+fn folders_of_hugging_face_that_do_not_fit_are_refused() {
+    let (folder, storage) = temporary();
+    write(&storage, 10, shape(1, 1, 1));
+    let path = export_hf(&storage, folder.path(), toroid_hf::Dtype::F32);
+    let config_file = path.join("config.json");
+    let config = std::fs::read_to_string(&config_file).unwrap();
+    let check = |from: &str, to: &str, expected: &str| {
+        assert!(config.contains(from), "{config}");
+        std::fs::write(&config_file, config.replace(from, to)).unwrap();
+        let error = refusal(&path);
+        assert!(error.contains(expected) && error.contains(path.to_str().unwrap()), "`{expected}` is not in `{error}`");
+    };
+    check(
+        "\"num_local_experts\": 4",
+        "\"num_local_experts\": 8",
+        "num_local_experts of its config.json is 8, the job's model.experts is 4",
+    );
+    check("\"residual_multiplier\": 1.0", "\"residual_multiplier\": 0.22", "residual_multiplier is 0.22, expected 1");
+    std::fs::write(&config_file, &config).unwrap();
+    let files = toroid_hf::safetensors_in(&path).unwrap();
+    let error = refusal(&files[0]);
+    assert!(error.contains("it has Hugging Face's names; give the folder"), "{error}");
+    std::fs::remove_file(&files[1]).unwrap();
+    assert!(refusal(&path).contains("No such file"), "{}", refusal(&path));
+    std::fs::copy(&files[0], &files[1]).unwrap();
+    assert!(refusal(&path).contains("says in model-"), "{}", refusal(&path));
 }
