@@ -121,7 +121,7 @@ def main():
             if differing:
                 sys.exit(f"ray_cluster.py: other bytes than one process writes: {differing}\n{said}")
             print(f"{num_tasks} tasks on {args.raylets} raylets in {time.monotonic() - begin:.1f} s, killed: {kills}; "
-                  f"{len(expected)} files are those of one process; the driver said: {said.splitlines()[-1]}")
+                  f"{len(expected)} files are those of one process; the driver: {next(line for line in reversed(said.splitlines()) if line.startswith('done'))}")
         finally:
             driver.kill()
             driver.wait()

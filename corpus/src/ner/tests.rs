@@ -18,7 +18,7 @@ fn sentences(num: u64, seed: u64) -> Vec<Annotated> {
         "O:We O:have O:no O:names O:on Mondays .",
         "G:? O:hired P:? O:in L:? .",
     ];
-    let draw = |n: u64, k: u64, len: usize| (crate::doc::mix(seed ^ n * 31 + k) % len as u64) as usize;
+    let draw = |n: u64, k: u64, len: usize| (crate::doc::mix(seed ^ (n * 31 + k)) % len as u64) as usize;
     let sentence = |n: u64| {
         let mut sentence = Annotated::default();
         for (k, part) in FORMS[draw(n, 0, FORMS.len())].split(' ').enumerate() {

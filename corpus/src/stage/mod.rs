@@ -279,11 +279,14 @@ pub fn remove(work: &Work<'_>, verdicts: &[PathBuf], rules: &[&str]) -> Result<(
     })
 }
 
+/// What does the items of a part.
+type Do<'a> = dyn Fn(&Work<'_>) -> Result<()> + 'a;
+
 /// A step of a stage. What is in the folder already is not done again.
 pub struct StageStep<'a> {
     pub name: &'static str,
     pub over: Over,
-    pub run: Box<dyn Fn(&Work<'_>) -> Result<()> + 'a>,
+    pub run: Box<Do<'a>>,
 }
 
 /// The steps of a stage with these options: name, what its items are, and what does those of a part.
