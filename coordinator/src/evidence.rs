@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use toroid_proto as proto;
 use toroid_torus::ids::{JobId, WorkerId};
 
-use crate::files::Place;
+use crate::files::{Away, Place};
 use crate::machine::record::{Incident, JobRecord, SeenBy};
 use crate::segments::Segments;
 
@@ -69,7 +69,7 @@ impl OfJob {
     /// Of a job that this coordinator did not have, with what coordinators before have kept of its incidents.
     pub fn new(place: &Place, job: &JobRecord) -> OfJob {
         let keeper = Keeper::of(place, job);
-        let found = if job.num_incidents == 0 { Ok(ByIncident::new()) } else { keeper.find() };
+        let found = if job.num_incidents == 0 { Ok(ByIncident::new()) } else { keeper.find(&place.away) };
         let incidents = found.unwrap_or_else(|error| {
             tracing::info!(job = job.id.as_str(), "what was seen of lost workers before cannot be read: {error}");
             ByIncident::new()
@@ -293,10 +293,13 @@ impl Keeper {
         }
     }
 
-    fn find(&self) -> Result<ByIncident, String> {
+    fn find(&self, away: &Away) -> Result<ByIncident, String> {
         let json = match self {
             Keeper::Local(path) => read(path).map_err(|error| format!("reading {} failed: {error}", path.display()))?,
-            Keeper::Shared(segments) => segments.find_beside(MAX_FILE_BYTES).map_err(|error| error.to_string())?,
+            Keeper::Shared(segments) => {
+                let found = away.ask(segments, || segments.find_beside(MAX_FILE_BYTES));
+                found.map_err(|error| error.to_string())?
+            }
             Keeper::Nowhere => None,
         };
         json.map_or(Ok(ByIncident::new()), |json| from_json(&json))
@@ -360,14 +363,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE_NAME);
         let mut keeper = Keeper::Local(path.clone());
-        assert!(keeper.find().unwrap().is_empty(), "there was none");
+        assert!(keeper.find(&Away::default()).unwrap().is_empty(), "there was none");
         let incidents: ByIncident = [(7, evidence(2, 5))].into();
         keeper.keep(&to_json(&incidents)).unwrap();
-        assert_eq!(keeper.find().unwrap(), incidents);
+        assert_eq!(keeper.find(&Away::default()).unwrap(), incidents);
         std::fs::write(&path, b"{\"format\":2,\"incidents\":[]}").unwrap();
-        assert_eq!(keeper.find().unwrap_err(), "it has format 2, this program reads format 1");
+        assert_eq!(keeper.find(&Away::default()).unwrap_err(), "it has format 2, this program reads format 1");
         std::fs::write(&path, b"{\"format\":1,\"inc").unwrap();
-        assert!(keeper.find().unwrap_err().contains("EOF"));
+        assert!(keeper.find(&Away::default()).unwrap_err().contains("EOF"));
     }
 
     #[test]

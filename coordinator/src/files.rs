@@ -16,6 +16,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
@@ -46,6 +47,33 @@ pub(crate) struct Place {
     pub shared: Option<Term>,
     /// Takes the jobs whose rows have come to a bucket, or did not.
     pub carried: Option<UnboundedSender<JobId>>,
+    /// Stores that have not answered since this one leads: nobody waits for them a second time.
+    pub away: Away,
+}
+
+/// See [`Place`].
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Away(Arc<Mutex<BTreeSet<String>>>);
+
+impl Away {
+    /// What is asked of the store of `segments`, unless it is away; one that does not answer is from now on.
+    pub fn ask<T>(
+        &self,
+        segments: &Segments,
+        ask: impl FnOnce() -> Result<T, SegmentsError>,
+    ) -> Result<T, SegmentsError> {
+        let Some(store) = segments.store() else { return ask() };
+        let away = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if away().contains(&store) {
+            let error = format!("the store of {store} has not answered for another job").into();
+            return Err(SegmentsError::Unanswered { what: "reading", path: segments.folder().into(), error });
+        }
+        let answer = ask();
+        if let Err(SegmentsError::Unanswered { .. }) = &answer {
+            away().insert(store);
+        }
+        answer
+    }
 }
 
 impl Place {
@@ -325,7 +353,7 @@ type Opened = (Curve, Vec<StepSummary>, Condition);
 
 /// With what other coordinators have left of the curve.
 fn restore_shared(place: &Place, folder: &Path, record: &JobRecord, mut segments: Segments) -> Result<Opened, String> {
-    let found = match fetch(folder, &segments) {
+    let found = match fetch(place, folder, &segments) {
         Ok(found) => found,
         Err(error) if record.state.is_ended() => return Err(error.to_string()),
         Err(error) => {
@@ -362,10 +390,10 @@ fn restore_shared(place: &Place, folder: &Path, record: &JobRecord, mut segments
 }
 
 /// Makes the copy in `folder` anew; where nothing was found, there is none.
-fn fetch(folder: &Path, segments: &Segments) -> Result<Option<Found>, CurveError> {
+fn fetch(place: &Place, folder: &Path, segments: &Segments) -> Result<Option<Found>, CurveError> {
     let failed = |what, error| CurveError::Io { what, path: folder.into(), error };
     std::fs::create_dir_all(folder).map_err(|error| failed("making", error))?;
-    let found = segments.find()?;
+    let found = place.away.ask(segments, || segments.find())?;
     match &found {
         Some(found) => Curve::copy_from(segments, found, folder)?,
         None => match std::fs::remove_file(folder.join(FILE_NAME)) {

@@ -17,7 +17,7 @@ use crate::clock::random_number;
 use crate::config::{Config, refuse_empty};
 use crate::driver::{Driver, Ended};
 use crate::error::CoordinatorError;
-use crate::files::Place;
+use crate::files::{Away, Place};
 use crate::handle::{AskError, Command, Handle, Question, Standby};
 use crate::machine::{self, Limits};
 use crate::store::etcd::{Candidate, EtcdConfig, Sight};
@@ -206,7 +206,7 @@ impl Coordinator {
             join_token: self.config.join_token.clone(),
         };
         let shared = self.config.etcd.is_some().then(|| store.tenure().term());
-        let place = Place { jobs_dir, shared, carried: None };
+        let place = Place { jobs_dir, shared, carried: None, away: Away::default() };
         let (role, address, asked) = (self.role.clone(), self.address.clone(), self.asked.clone());
         let tokens = self.tokens.clone();
         let (folder, runtime) = (self.data_dir.display().to_string(), tokio::runtime::Handle::current());

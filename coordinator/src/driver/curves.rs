@@ -20,10 +20,10 @@ const MAX_AT_ONCE: usize = 16;
 /// The files and the evidence of each job that the store knows.
 pub(super) fn restore(place: &Place, records: &[Record]) -> Vec<(JobId, Restored, OfJob)> {
     let jobs = records.iter().filter_map(|record| match record {
-        Record::Job(job) => Some(job),
+        Record::Job(job) => Some(&**job),
         _ => None,
     });
-    let jobs: Vec<&Box<JobRecord>> = jobs.collect();
+    let jobs: Vec<&JobRecord> = jobs.collect();
     let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let look = || {
         while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {

@@ -10,7 +10,7 @@ fn record_of(state: State) -> JobRecord {
 }
 
 fn local(jobs_dir: &tempfile::TempDir) -> Place {
-    Place { jobs_dir: jobs_dir.path().into(), shared: None, carried: None }
+    Place { jobs_dir: jobs_dir.path().into(), shared: None, carried: None, away: Away::default() }
 }
 
 fn step(step: u64) -> proto::StepRecord {
@@ -164,7 +164,8 @@ fn shared(root: &Path, state: State) -> JobRecord {
 /// A coordinator with a disk of its own that leads with this term.
 fn coordinator(term: u64) -> (tempfile::TempDir, Place) {
     let dir = tempfile::tempdir().unwrap();
-    let place = Place { jobs_dir: dir.path().into(), shared: Some(Term::new(term)), carried: None };
+    let place =
+        Place { jobs_dir: dir.path().into(), shared: Some(Term::new(term)), carried: None, away: Away::default() };
     (dir, place)
 }
 
@@ -293,4 +294,18 @@ fn what_is_on_its_way_to_a_bucket_is_not_acknowledged() {
     assert_eq!(files.flush(), None);
     let found = said(&mut files);
     assert!(found == [publish(3), ack(3)] || found == [publish(3), ack(4)], "{found:?}");
+}
+
+#[test]
+fn a_store_that_does_not_answer_is_asked_for_one_job() {
+    let owner = record_of(State::Running).owner.unwrap();
+    let (objects, away) = (Objects::of(owner), Away::default());
+    let of_job = |term| Segments::played(&objects, owner, Term::new(term));
+    assert!(away.ask(&of_job(1), || of_job(1).find()).is_ok());
+    objects.set_dead(true);
+    let error = away.ask(&of_job(1), || of_job(1).find()).unwrap_err();
+    assert!(error.to_string().contains("503 SlowDown"), "{error}");
+    objects.set_dead(false);
+    let error = away.ask(&of_job(2), || of_job(2).find()).unwrap_err();
+    assert!(error.to_string().contains("has not answered for another job"), "{error}");
 }

@@ -35,7 +35,10 @@ impl Bucket {
 
 fn failed(what: &'static str, path: &str) -> impl FnOnce(StorageError) -> SegmentsError + use<> {
     let path = path.to_string();
-    move |error| SegmentsError::Io { what, path, error: error.why().into() }
+    move |error| match (error.kind(), error.why().into()) {
+        (Kind::Unreachable | Kind::Busy, error) => SegmentsError::Unanswered { what, path, error },
+        (_, error) => SegmentsError::Io { what, path, error },
+    }
 }
 
 /// As the store has it.
@@ -50,6 +53,10 @@ impl Shelf for Bucket {
 
     fn folder(&self) -> &str {
         &self.folder
+    }
+
+    fn store(&self) -> Option<String> {
+        Some(self.store.location().bucket().into())
     }
 
     fn grows(&self) -> bool {

@@ -135,6 +135,11 @@ impl Segments {
         !self.shelf.grows()
     }
 
+    /// Of a remote one, the store that has to answer.
+    pub fn store(&self) -> Option<String> {
+        self.shelf.store()
+    }
+
     /// For what is kept beside the curve, by another thread.
     pub fn beside(self) -> Segments {
         Segments { num_files: BESIDE_FROM, ..self }

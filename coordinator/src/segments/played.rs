@@ -37,7 +37,10 @@ impl Objects {
 
     fn ask(&self) -> Result<MutexGuard<'_, BTreeMap<String, Vec<u8>>>, SegmentsError> {
         match self.0.is_dead.load(Ordering::SeqCst) {
-            true => Err(self.failed("the store answered 503 SlowDown")),
+            true => {
+                let error = "the store answered 503 SlowDown".into();
+                Err(SegmentsError::Unanswered { what: "asking", path: self.folder().into(), error })
+            }
             false => Ok(self.0.all.lock().unwrap()),
         }
     }
@@ -54,6 +57,10 @@ impl Shelf for Objects {
 
     fn folder(&self) -> &str {
         "s3://bucket/run/curve"
+    }
+
+    fn store(&self) -> Option<String> {
+        Some("bucket".into())
     }
 
     fn grows(&self) -> bool {

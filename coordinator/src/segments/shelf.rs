@@ -13,6 +13,9 @@ pub const NEW: &str = "new-";
 pub enum SegmentsError {
     #[error("{what} {path} failed: {error}")]
     Io { what: &'static str, path: String, error: Box<dyn std::error::Error + Send + Sync> },
+    /// A store that does not answer, or answers that it cannot now, whatever it is asked.
+    #[error("{what} {path} failed: {error}")]
+    Unanswered { what: &'static str, path: String, error: Box<dyn std::error::Error + Send + Sync> },
     #[error("{path} is not what a coordinator writes: {reason}")]
     Damaged { path: String, reason: String },
     #[error("{root} is the checkpoint folder of {owner}: no curve is kept there for another job")]
@@ -35,6 +38,11 @@ pub trait Shelf: Debug + Send {
     /// What a file is called in messages.
     fn display(&self, name: &str) -> String {
         format!("{}/{name}", self.folder())
+    }
+
+    /// The store that has to answer; `None`: a file system.
+    fn store(&self) -> Option<String> {
+        None
     }
 
     /// Rows may be appended to a file.
