@@ -119,9 +119,7 @@ impl Written {
             Files::Safetensors if dtype != Dtype::F32 => {
                 bail!("one safetensors file has f32 alone; add --format hf for --dtype bf16")
             }
-            Files::Safetensors => {
-                Ok(storage.export(step, path)?)
-            }
+            Files::Safetensors => Ok(storage.export(step, path)?),
             Files::Hf => {
                 let written = storage.export_hf(step, path, dtype, self.shard_bytes)?;
                 if dtype == Dtype::Bf16 {
