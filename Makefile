@@ -65,6 +65,7 @@ test-peers:
 	TOROID_HF_FOLDERS=$(CURDIR)/target/peers cargo test -p toroid-worker --test numerics hf::
 	.venv-peers/bin/python scripts/check_transformers.py target/peers
 	TOROID_HF_FOLDERS=$(CURDIR)/target/peers cargo test -p toroid-worker --test numerics hf::
+	.venv-peers/bin/python scripts/record_chat_templates.py
 
 test-deploy:
 	scripts/setup.sh --deploy

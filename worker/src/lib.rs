@@ -16,6 +16,7 @@ pub mod comm;
 pub mod control;
 pub mod data;
 pub mod device;
+pub mod generate;
 mod identity;
 pub mod log;
 pub mod model;

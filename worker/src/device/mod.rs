@@ -191,6 +191,13 @@ impl AttentionDims {
     }
 }
 
+/// Where keys and values of a token are in a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CachePlace {
+    pub sequence: usize,
+    pub position: usize,
+}
+
 /// Which way [`Device::rope`] turns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turn {
@@ -613,5 +620,24 @@ pub trait Device: Send + Sync + Sized + 'static {
         scale: f32,
         lse: View<'_, Self::Buf>,
         logits: ViewMut<'_, Self::Buf>,
+    );
+}
+
+/// A device that text is generated on.
+pub trait CachedAttention: Device {
+    /// A row of any operation's result has the same bits whatever other rows there are, and however many.
+    fn rows_are_independent(&self) -> bool;
+
+    /// For each row `i` puts the keys and values of `qkv (N, row_len)` into `cache (batch, seq, 2 * kv_heads * head_dim)` at `places[i]`, and leaves in
+    /// `out (N, heads * head_dim)` what its queries see of its sequence up to itself: as [`Device::attention`], to the bit where rows are
+    /// independent. `dims` are those of the cache.
+    fn cached_attention(
+        &self,
+        products: Products,
+        dims: &AttentionDims,
+        places: &[CachePlace],
+        qkv: View<'_, Self::Buf>,
+        cache: ViewMut<'_, Self::Buf>,
+        out: ViewMut<'_, Self::Buf>,
     );
 }

@@ -1,6 +1,6 @@
 //! The attention half of a layer: `x_mid = x + wo attention(wqkv norm1(x))`.
 
-use crate::device::{Buffer, Device, Turn};
+use crate::device::{AttentionDims, Buffer, CachePlace, CachedAttention, Device, Turn};
 
 use super::block::{Context, Scratch, linear, linear_dw, linear_dx, sum_over_tp};
 use super::layout::{LayerRanges, Layout};
@@ -40,13 +40,36 @@ pub(super) fn activations<D: Device, T>(
     saved: &mut Saved<D>,
     x: &D::Buf,
 ) {
+    projections(context, ranges, saved, x);
+    let Context { device, layout, .. } = context;
+    device.attention(layout.products, &layout.attention, saved.qkv.all(), saved.out.all_mut(), saved.lse.all_mut());
+}
+
+/// From `x (N, d)` to queries, keys and values.
+pub(super) fn projections<D: Device, T>(
+    context: &mut Context<'_, D, T>,
+    ranges: &LayerRanges,
+    saved: &mut Saved<D>,
+    x: &D::Buf,
+) {
     let Context { device, layout, params, rope, .. } = context;
     let (tokens, dims) = (layout.tokens(), &layout.attention);
     let weight = |range: &std::ops::Range<usize>| params.view(range.clone());
     device.rms_norm(layout.norm_eps, x.all(), weight(&ranges.norm1), saved.h.all_mut(), saved.inv_rms.all_mut());
     linear(*device, layout.products, tokens, saved.h.all(), weight(&ranges.wqkv), saved.qkv.all_mut());
     device.rope(dims, Turn::Forward, rope.all(), saved.qkv.all_mut());
-    device.attention(layout.products, dims, saved.qkv.all(), saved.out.all_mut(), saved.lse.all_mut());
+}
+
+/// Puts keys and values of rows at `places` into `cache`, and attends from each row to its sequence up to itself; `dims` are those of the cache.
+pub(super) fn attend_cached<D: CachedAttention, T>(
+    context: &Context<'_, D, T>,
+    saved: &mut Saved<D>,
+    dims: &AttentionDims,
+    places: &[CachePlace],
+    cache: &mut D::Buf,
+) {
+    let Saved { qkv, out, .. } = saved;
+    context.device.cached_attention(context.layout.products, dims, places, qkv.all(), cache.all_mut(), out.all_mut());
 }
 
 /// `x, x_mid (N, d)`
@@ -58,6 +81,17 @@ pub(super) fn forward<D: Device, T: TpComm>(
     x_mid: &mut D::Buf,
 ) -> Result<(), T::Error> {
     activations(context, ranges, saved, x);
+    output(context, ranges, saved, x, x_mid)
+}
+
+/// From what was attended to, to `x_mid (N, d)`.
+pub(super) fn output<D: Device, T: TpComm>(
+    context: &mut Context<'_, D, T>,
+    ranges: &LayerRanges,
+    saved: &Saved<D>,
+    x: &D::Buf,
+    x_mid: &mut D::Buf,
+) -> Result<(), T::Error> {
     let Context { device, layout, params, scratch, tp, .. } = context;
     tp.progress()?;
     let wo = params.view(ranges.wo.clone());

@@ -49,11 +49,9 @@ pub(super) fn forward<D: Device, T: TpComm>(
     saved: &mut Saved<D>,
     x: &D::Buf,
 ) -> Result<f64, T::Error> {
-    let Context { device, layout, params, tp, .. } = context;
-    let Saved { targets, inv_rms, h, logits, lse, stats, all_stats, losses } = saved;
-    let norm = params.view(ranges.norm.clone());
-    device.rms_norm(layout.norm_eps, x.all(), norm, h.all_mut(), inv_rms.all_mut());
-    linear(*device, layout.products, layout.tokens(), h.all(), params.view(ranges.head.clone()), logits.all_mut());
+    self::logits(context, ranges, saved, x);
+    let Context { device, layout, tp, .. } = context;
+    let Saved { targets, logits, lse, stats, all_stats, losses, .. } = saved;
     device.cross_entropy_local(targets, layout.vocab.start, logits.all(), stats.all_mut());
     if tp.size() == 1 {
         device.cross_entropy_combine(stats.all(), lse.all_mut(), losses.all_mut());
@@ -62,6 +60,20 @@ pub(super) fn forward<D: Device, T: TpComm>(
         device.cross_entropy_combine(all_stats.all(), lse.all_mut(), losses.all_mut());
     }
     Ok(device.sum(losses.all()))
+}
+
+/// From `x (N, d)` to `saved.logits`.
+pub(super) fn logits<D: Device, T>(
+    context: &mut Context<'_, D, T>,
+    ranges: &HeadRanges,
+    saved: &mut Saved<D>,
+    x: &D::Buf,
+) {
+    let Context { device, layout, params, .. } = context;
+    let Saved { inv_rms, h, logits, .. } = saved;
+    let norm = params.view(ranges.norm.clone());
+    device.rms_norm(layout.norm_eps, x.all(), norm, h.all_mut(), inv_rms.all_mut());
+    linear(*device, layout.products, layout.tokens(), h.all(), params.view(ranges.head.clone()), logits.all_mut());
 }
 
 /// Leaves the gradient of `x` in `scratch.dx`; `scale` multiplies the loss. The gradient of the norm's weights is a by-product.

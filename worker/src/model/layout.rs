@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::job::JobSpec;
+use toroid_torus::model::ModelConfig;
 use toroid_torus::partition::{self, Partition};
 
 use crate::device::{AttentionDims, Products};
@@ -93,13 +94,26 @@ pub(super) struct Layout {
 
 impl Layout {
     pub fn new(spec: &JobSpec, shape: &Shape, place: Place, partition: &Partition) -> Layout {
-        let (model, tp) = (&spec.model, shape.tp());
+        let layout = Layout::of(&spec.model, spec.products, spec.batch.micro_batch, shape, place, partition);
+        Layout { z_coef: spec.loss.z_coef, balance_coef: spec.loss.balance_coef, ..layout }
+    }
+
+    /// `batch` samples at a time, and a router without losses of its own.
+    pub fn of(
+        model: &ModelConfig,
+        products: Products,
+        batch: usize,
+        shape: &Shape,
+        place: Place,
+        partition: &Partition,
+    ) -> Layout {
+        let tp = shape.tp();
         let part = |count: usize| place.tp * count / tp..(place.tp + 1) * count / tp;
         let range = |tensor: &str| partition.slice(tensor).map(|s| s.offset..s.offset + s.len);
         let has_head = partition.layers.end == model.layers;
         Layout {
             attention: AttentionDims {
-                batch: spec.batch.micro_batch,
+                batch,
                 seq: model.seq,
                 heads: model.heads / tp,
                 kv_heads: partition::kv_heads(model, tp, place.tp).len(),
@@ -113,10 +127,10 @@ impl Layout {
             vocab: part(model.vocab),
             vocab_size: model.vocab,
             norm_eps: model.norm_eps as f32,
-            products: spec.products,
+            products,
             rope_theta: model.rope_theta,
-            z_coef: spec.loss.z_coef,
-            balance_coef: spec.loss.balance_coef,
+            z_coef: 0.0,
+            balance_coef: 0.0,
             tp,
             tp_rank: place.tp,
             layers: partition.layers.clone().map(|layer| layer_ranges(partition, layer)).collect(),

@@ -12,6 +12,7 @@
 //! |---|---|
 //! | `stage` | [`Stage`]: parameters, gradients, the slots of the micro-batches in flight |
 //! | `attention`, `moe`, `head` | forward and backward of each part, side by side, with what is saved between them |
+//! | `decode` | [`Decoder`]: any rows against cached keys and values, for generation |
 //! | `layout` | dims of this place's share, and where its tensors lie in the flat buffers |
 //! | `block` | scratch, and linear layers |
 //! | `tp` | [`TpComm`]: what is asked of the TP group |
@@ -23,12 +24,14 @@
 //!   same bits on every rank of a TP group: they are computed from sums over the group, by the same operations.
 //! - **M-2.** A layer's forward and its backward each sum over the TP group twice, whether activations are computed again or not.
 //! - **M-3.** No buffer is allocated after [`Stage::new`]; only `gemm` takes and frees what it packs operands into.
+//! - **M-5.** A row that is decoded has the bits of the training forward, see `decode`.
 //! - **M-4.** A stage's results depend on its parameters and its inputs alone, not on what its buffers held before.
 //!
 //! Deliberately absent: the pipeline's order, the sum of gradients over replicas, the optimizer's state.
 
 mod attention;
 mod block;
+mod decode;
 mod head;
 mod layout;
 mod moe;
@@ -36,6 +39,7 @@ mod stage;
 mod tp;
 mod watch;
 
+pub use decode::{Decoder, Row, whole_partition};
 pub use layout::largest_operands;
 pub use moe::RouterStats;
 pub use stage::{Allocated, Input, MicroBatchStats, Stage};

@@ -5,6 +5,7 @@
 //! `make gpu-check`, on a GPU as well.
 
 mod compile;
+mod decode;
 mod emulator;
 mod graphs;
 mod hf;

@@ -13,7 +13,7 @@ use super::operand::Operand;
 use super::pool::{Disjoint, Pool};
 use super::product::{Kernel, product};
 use super::simd::{self, Isa, multiversion};
-use crate::device::AttentionDims;
+use crate::device::{AttentionDims, CachePlace};
 
 /// Queries of a tile.
 const QUERIES: usize = 64;
@@ -97,30 +97,48 @@ pub fn forward(
         let num = QUERIES.min(dims.seq - first);
         // SAFETY: each (sample, head, block of queries) is one task's.
         let lse = unsafe { lse.range(head.lse + first..head.lse + first + num) };
-        forward_block(isa, kernel, dims, head, qkv, first, &out, lse);
+        let (row_len, out_len) = (dims.row_len(), dims.out_len());
+        let sees = Sees {
+            first,
+            q: head.block(dims, qkv, row_len, head.q, first, num),
+            k: head.block(dims, qkv, row_len, head.k, 0, first + num),
+            v: head.block(dims, qkv, row_len, head.v, 0, first + num),
+        };
+        forward_block(isa, kernel, sees, (head.row + first) * out_len + head.out, out_len, &out, lse);
     });
 }
 
-/// Queries `first..first + lse.len()` of a head.
+/// Queries of one head, one after the other, and all keys and values that the last of them sees.
+#[derive(Clone, Copy)]
+struct Sees<'a> {
+    /// Position of the first query.
+    first: usize,
+    /// `(queries, head_dim)`
+    q: Operand<'a>,
+    /// `(first + queries, head_dim)`
+    k: Operand<'a>,
+    /// `(first + queries, head_dim)`
+    v: Operand<'a>,
+}
+
+/// One block of queries; their results lie from `to` on in `out`, `out_len` apart.
 fn forward_block(
     isa: Isa,
     kernel: Kernel,
-    dims: &AttentionDims,
-    head: Head,
-    qkv: &[f32],
-    first: usize,
+    sees: Sees<'_>,
+    to: usize,
+    out_len: usize,
     out: &Disjoint<'_>,
     lse: &mut [f32],
 ) {
-    let (num, row_len, out_len) = (lse.len(), dims.row_len(), dims.out_len());
-    let scale = 1.0 / (dims.head_dim as f32).sqrt();
+    let Sees { first, q, k, v } = sees;
+    let (num, head_dim) = (lse.len(), q.cols);
+    let scale = 1.0 / (head_dim as f32).sqrt();
     let mut scores: Tile = [0.0; QUERIES * KEYS];
     let (mut max, mut sum) = ([f32::NEG_INFINITY; QUERIES], [0.0_f32; QUERIES]);
-    let out_row = |r: usize| (head.row + first + r) * out_len + head.out;
-    let q = head.block(dims, qkv, row_len, head.q, first, num);
+    let out_row = |r: usize| to + r * out_len;
     for (key, keys) in key_blocks(first, num) {
-        let k = head.block(dims, qkv, row_len, head.k, key, keys);
-        let v = head.block(dims, qkv, row_len, head.v, key, keys);
+        let (k, v) = (k.rows(key..key + keys), v.rows(key..key + keys));
         // SAFETY: the tile has `QUERIES` rows of `KEYS` and is this task's own.
         unsafe { product(kernel, scale, q, k.t(), 0.0, scores.as_mut_ptr(), KEYS) };
         for r in 0..num {
@@ -128,18 +146,57 @@ fn forward_block(
             let rescale = online_softmax(isa, row, visible(first + r, key, keys), &mut max[r], &mut sum[r]);
             if key > 0 {
                 // SAFETY: this task's own part of the output.
-                scale_row(isa, rescale, unsafe { out.range(out_row(r)..out_row(r) + dims.head_dim) });
+                scale_row(isa, rescale, unsafe { out.range(out_row(r)..out_row(r) + head_dim) });
             }
         }
         let p = Operand { data: &scores, rows: num, cols: keys, row_stride: KEYS, col_stride: 1 };
-        // SAFETY: rows `first..first + num` of this head's columns of the output are this task's own.
+        // SAFETY: these queries' columns of the output are this task's own.
         unsafe { product(kernel, 1.0, p, v, if key > 0 { 1.0 } else { 0.0 }, out.at(out_row(0)), out_len) };
     }
     for r in 0..num {
         // SAFETY: as above.
-        scale_row(isa, 1.0 / sum[r], unsafe { out.range(out_row(r)..out_row(r) + dims.head_dim) });
+        scale_row(isa, 1.0 / sum[r], unsafe { out.range(out_row(r)..out_row(r) + head_dim) });
         lse[r] = max[r] + sum[r].ln();
     }
+}
+
+/// One query a row, whose keys and values are put into the cache first; arguments as in [`crate::device::CachedAttention::cached_attention`].
+///
+/// A query has the bits that it has in [`forward`] within its block: there the keys after it count as zeros, at the end of each sum.
+pub fn cached(
+    pool: &Pool,
+    isa: Isa,
+    kernel: Kernel,
+    dims: &AttentionDims,
+    places: &[CachePlace],
+    qkv: &[f32],
+    cache: &mut [f32],
+    out: &mut [f32],
+) {
+    let (head_dim, row_len, out_len) = (dims.head_dim, dims.row_len(), dims.out_len());
+    let (kv_start, kv_len) = (dims.heads * head_dim, 2 * dims.kv_heads * head_dim);
+    for (place, row) in places.iter().zip(qkv.chunks_exact(row_len)) {
+        let at = (place.sequence * dims.seq + place.position) * kv_len;
+        cache[at..at + kv_len].copy_from_slice(&row[kv_start..]);
+    }
+    let cache = &*cache;
+    let longest = places.iter().map(|place| place.position + 1).max().unwrap_or(0);
+    let out = Disjoint::new(out);
+    pool.each(places.len() * dims.heads, places.len() * dims.heads * longest * head_dim * 2, |task| {
+        let (row, head) = (task / dims.heads, task % dims.heads);
+        let CachePlace { sequence, position } = places[row];
+        let kv = head / (dims.heads / dims.kv_heads);
+        let of_cache = |col: usize| Operand {
+            data: &cache[sequence * dims.seq * kv_len + col * head_dim..],
+            rows: position + 1,
+            cols: head_dim,
+            row_stride: kv_len,
+            col_stride: 1,
+        };
+        let q = Operand::new(&qkv[row * row_len + head * head_dim..][..head_dim], 1, head_dim);
+        let sees = Sees { first: position, q, k: of_cache(kv), v: of_cache(dims.kv_heads + kv) };
+        forward_block(isa, kernel, sees, row * out_len + head * head_dim, out_len, &out, &mut [0.0]);
+    });
 }
 
 multiversion! {

@@ -574,3 +574,33 @@ impl Device for CpuDevice {
         loss::cross_entropy_backward(&self.pool, self.isa, targets, first_row, scale, lse.host(), logits.host());
     }
 }
+
+impl CachedAttention for CpuDevice {
+    fn rows_are_independent(&self) -> bool {
+        self.kernel(Products::F32).any_cut()
+    }
+
+    fn cached_attention(
+        &self,
+        products: Products,
+        dims: &AttentionDims,
+        places: &[CachePlace],
+        qkv: View<'_, HostBuf>,
+        cache: ViewMut<'_, HostBuf>,
+        out: ViewMut<'_, HostBuf>,
+    ) {
+        let n = places.len();
+        assert_eq!((qkv.len, out.len), (n * dims.row_len(), n * dims.out_len()), "lengths of qkv and out");
+        assert_eq!(cache.len, dims.tokens() * 2 * dims.kv_heads * dims.head_dim, "length of the cache");
+        attention::cached(
+            &self.pool,
+            self.isa,
+            self.kernel(products),
+            dims,
+            places,
+            qkv.host(),
+            cache.host(),
+            out.host(),
+        );
+    }
+}

@@ -1,0 +1,143 @@
+//! What is decoded row by row against a cache has the bits of the training forward over the whole sequence (M-5).
+
+use toroid_torus::job::{JobSpec, Products};
+use toroid_worker::device::{CachePlace, CachedAttention, CpuDevice};
+use toroid_worker::generate::{Finish, GenerateError, Request, Sampling, generate};
+use toroid_worker::model::{Alone, Decoder, Input, Row, whole_partition};
+
+use crate::support::{formula_params, read, spec, splitmix64, unfailing, whole};
+
+/// Samples of a micro-batch of the training forward.
+const SAMPLES: usize = 2;
+
+fn tokens(spec: &JobSpec, seed: u64) -> Vec<u32> {
+    let of = |i: u64| (splitmix64(seed ^ i) % spec.model.vocab as u64) as u32;
+    (0..(SAMPLES * spec.model.seq) as u64).map(of).collect()
+}
+
+/// `(SAMPLES, seq, vocab)`
+fn trained(spec: &JobSpec, tokens: &[u32]) -> Vec<f32> {
+    let (mut stage, _) = whole(spec, 2);
+    unfailing(stage.forward(0, Input::Tokens(tokens), Some(tokens), &mut Alone, None));
+    read(stage.device(), stage.logits(0).expect("the whole model has the head").buf)
+}
+
+fn decoder(spec: &JobSpec, sequences: usize, threads: usize) -> Decoder<CpuDevice> {
+    let params = formula_params(spec, &whole_partition(&spec.model));
+    Decoder::new(CpuDevice::new(threads), &spec.model, spec.products, &params, sequences)
+}
+
+/// Where rows are not independent they are close.
+#[track_caller]
+fn check_row(found: &[f32], expected: &[f32], what: &str) {
+    if CpuDevice::new(1).rows_are_independent() {
+        let differs = (0..found.len()).find(|&i| found[i].to_bits() != expected[i].to_bits());
+        assert_eq!(differs.map(|i| (i, found[i], expected[i])), None, "{what}");
+    } else {
+        let off = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(off < 1e-4, "{what}: off by {off}");
+    }
+}
+
+/// A model whose sequences go over several blocks of attention's queries and keys, with dims that fill no vector.
+fn long(products: Products) -> JobSpec {
+    let text = format!(
+        "steps = 1\ndata.path = \"none\"\nbatch.micro_batch = {SAMPLES}\nbatch.micro_batches = 1\n[model]\nlayers = 2\nd_model = 36\n\
+         heads = 6\nkv_heads = 3\nhead_dim = 10\nexperts = 5\nff = 28\nseq = 300\nvocab = 270\n"
+    );
+    JobSpec { products, ..toroid_torus::job::parse(&text).expect("the job is valid") }
+}
+
+#[test]
+fn decoded_rows_have_the_bits_of_the_training_forward() {
+    for spec in [spec(SAMPLES), long(Products::F32), long(Products::Bf16)] {
+        let (seq, vocab) = (spec.model.seq, spec.model.vocab);
+        let tokens = tokens(&spec, 3);
+        let expected = trained(&spec, &tokens);
+        let row = |sample: usize, sequence: usize, position: usize| Row {
+            place: CachePlace { sequence, position },
+            token: tokens[sample * seq + position],
+        };
+        let expect = |sample: usize, position: usize| &expected[(sample * seq + position) * vocab..][..vocab];
+
+        // One sequence, token by token.
+        let mut alone = decoder(&spec, 1, 1);
+        for position in 0..seq {
+            let mut logits = vec![f32::NAN; vocab];
+            alone.forward(&[row(0, 0, position)], &mut logits);
+            check_row(&logits, expect(0, position), &format!("position {position} alone"));
+        }
+        // Sixteen, each so many tokens ahead of the one before; a prompt in pieces among them.
+        let mut many = decoder(&spec, 16, 2);
+        let end = seq.min(80);
+        for step in 0..end + 16 {
+            let rows: Vec<Row> = (0..16)
+                .flat_map(|sequence| {
+                    let sample = sequence % SAMPLES;
+                    // The last reads five tokens at a time.
+                    let positions = match sequence {
+                        15 => (5 * step).min(end)..(5 * step + 5).min(end),
+                        _ => step.checked_sub(sequence).map_or(0..0, |p| p.min(end)..(p + 1).min(end)),
+                    };
+                    positions.map(move |position| (sample, sequence, position))
+                })
+                .map(|(sample, sequence, position)| row(sample, sequence, position))
+                .collect();
+            if rows.is_empty() {
+                continue;
+            }
+            let mut logits = vec![f32::NAN; rows.len() * vocab];
+            many.forward(&rows, &mut logits);
+            for (row, logits) in rows.iter().zip(logits.chunks_exact(vocab)) {
+                let CachePlace { sequence, position } = row.place;
+                check_row(logits, expect(sequence % SAMPLES, position), &format!("{row:?} among {}", rows.len()));
+            }
+        }
+    }
+}
+
+/// A text is the same alone and among others, whatever the threads, and what was said of it is it.
+#[test]
+fn texts_depend_on_their_number_alone() {
+    let spec = spec(SAMPLES);
+    let prompt: Vec<u32> =
+        b"The quick brown fox jumps over the lazy dog; pack my box with five dozen jugs".map(u32::from).to_vec();
+    let sampling = Sampling { temperature: 1.5, top_k: 100, top_p: 0.99 };
+    let texts = |samples: usize, threads: usize, stops: &[Vec<u32>], max_tokens: usize| {
+        let request = Request { prompt: &prompt, samples, max_tokens, sampling, seed: 11, stops, num_tokens: 256 };
+        let mut said = vec![Vec::new(); samples];
+        let found =
+            generate(&mut decoder(&spec, samples, threads), &request, |i, tokens| said[i].extend_from_slice(tokens));
+        let found = found.expect("the prompt fits");
+        assert!(found.iter().map(|text| &text.tokens).eq(&said));
+        found
+    };
+    let five = texts(5, 2, &[], 20);
+    assert!(five.iter().all(|text| text.tokens.len() == 20 && text.finish == Finish::Length));
+    assert!(five.iter().flat_map(|text| &text.tokens).all(|token| *token < 256));
+    assert!((1..5).all(|i| five[i] != five[0]), "samples are different texts");
+    assert_eq!(texts(1, 1, &[], 20), five[..1]);
+    assert_eq!(texts(2, 1, &[], 7)[1].tokens, five[1].tokens[..7]);
+    // The context ends it.
+    let whole = texts(1, 1, &[], 1000).remove(0);
+    assert_eq!((whole.tokens.len(), whole.finish), (spec.model.seq - prompt.len(), Finish::Context));
+    // A stop is no part of the text, and what might become one is held back.
+    let stop = whole.tokens[8..11].to_vec();
+    let at = whole.tokens.windows(3).position(|w| w == stop).expect("it is there");
+    let never = vec![whole.tokens[2], 256];
+    let stopped = texts(1, 1, &[never, stop], 1000).remove(0);
+    assert_eq!((&stopped.tokens[..], stopped.finish), (&whole.tokens[..at], Finish::Stop));
+}
+
+#[test]
+fn prompts_that_do_not_fit_are_refused() {
+    let spec = spec(SAMPLES);
+    let sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0 };
+    let run = |prompt: &[u32]| {
+        let request = Request { prompt, samples: 1, max_tokens: 1, sampling, seed: 0, stops: &[], num_tokens: 256 };
+        generate(&mut decoder(&spec, 1, 1), &request, |_, _| {})
+    };
+    assert_eq!(run(&[]), Err(GenerateError::Empty));
+    assert_eq!(run(&[0; 128]), Err(GenerateError::TooLong { found: 128, most: 128 }));
+    assert_eq!(run(&[0; 127]).map(|texts| texts[0].tokens.len()), Ok(1));
+}
