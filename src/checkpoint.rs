@@ -122,6 +122,12 @@ impl Written {
             Files::Safetensors => Ok(storage.export(step, path)?),
             Files::Hf => {
                 let written = storage.export_hf(step, path, dtype, self.shard_bytes)?;
+                if let Some(tokenizer) = storage.manifest(step)?.tokenizer {
+                    output::note(format_args!(
+                        "the tokens are not bytes: copy the tokenizer.json whose blake3 is {tokenizer} into {}",
+                        path.display()
+                    ));
+                }
                 if dtype == Dtype::Bf16 {
                     output::note(
                         "bf16 has 8 bits of mantissa: where two experts are nearly as good, a router in bf16 may choose another than the \

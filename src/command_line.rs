@@ -16,8 +16,8 @@ use tracing::Span;
 
 use crate::output::FormatArgs;
 use crate::{
-    admin, bench, calls, certs, chaos, checkpoint, daemon, dashboard, data, doctor, events, exit, explain, incidents,
-    jobs, local, output, plan, queue, scale, shell, slurm, status, submit, top, trace, workers,
+    admin, bench, calls, certs, chaos, checkpoint, daemon, dashboard, data, doctor, events, exit, explain, generate,
+    incidents, jobs, local, output, plan, queue, scale, shell, slurm, status, submit, top, trace, workers,
 };
 
 /// Trains Mixture-of-Experts language models on machines that die
@@ -73,6 +73,8 @@ enum Command {
     /// Ask for, pin, list, verify and export checkpoints
     #[command(subcommand)]
     Checkpoint(checkpoint::Command),
+    /// Generate text with a checkpoint, or with a folder of Hugging Face's
+    Generate(generate::Args),
     /// Break a job on this machine on purpose: kills and stops workers, and says whether anything was lost
     Chaos(Box<chaos::Args>),
     /// Show what the time of steps went to, from what workers wrote with --trace; writes it for chrome://tracing and Perfetto
@@ -189,6 +191,7 @@ fn dispatch(runtime: &Runtime, command: Command, log: Arc<Log>) -> Result<ExitCo
         Command::Drain(args) => runtime.block_on(workers::drain(args)),
         Command::Checkpoint(command) => checkpoint::run(runtime, command),
         Command::Chaos(args) => chaos::run(runtime, *args),
+        Command::Generate(args) => generate::run(runtime, &args),
         Command::Bench(command) => runtime.block_on(bench::run(command)),
         Command::Certs(command) => certs::run(command),
         Command::Token(command) => runtime.block_on(admin::token(command)),
@@ -355,6 +358,7 @@ mod tests {
             "toroid checkpoint list tiny-1 -o json",
             "toroid checkpoint verify path 10 -o json",
             "toroid checkpoint export 10 out.safetensors -o json",
+            "toroid generate --from hf --prompt a --max-tokens 9 --temperature 0.5 --top-p 0.9 --top-k 5 --stop x --stop y --seed 3 --samples 2 -o json",
             "toroid certs list -o json",
             "toroid token list -o json",
             "toroid audit -o json",
@@ -395,6 +399,9 @@ mod tests {
             "toroid worker --label zone=a",
             "toroid coordinator --dir d --keep-jobs 0",
             "toroid checkpoint export ten out.safetensors",
+            "toroid generate --from hf",
+            "toroid generate --prompt a --temperature -1",
+            "toroid generate --prompt a --top-p 2",
             "toroid checkpoint pin tiny-1",
             "toroid cordon",
             "toroid cordon w3 --host node-7",

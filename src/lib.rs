@@ -14,6 +14,7 @@
 //!   plan        what a job needs, before it is run
 //!   slurm       batch scripts                                           scale   many small trainings, and the laws that they follow; svg: plots
 //!   checkpoint  now, pin, list, verify, export; find: which folder is meant  client, calls, watch: gRPC   format, output
+//!   generate    text from what was trained
 //!   cluster     coordinator and workers as child processes: `local`, `chaos`, `bench` and the system tests share it
 //! ```
 //!
@@ -44,6 +45,7 @@ mod exit;
 mod explain;
 mod find;
 mod format;
+mod generate;
 #[cfg(test)]
 mod golden;
 mod incidents;

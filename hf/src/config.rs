@@ -14,7 +14,6 @@
 use serde_json::{Map, Value, json};
 use toroid_torus::model::{ModelConfig, TOP_K};
 
-use crate::bytes_tokenizer;
 use crate::dtype::Dtype;
 
 /// `model_type` of the one architecture.
@@ -26,8 +25,8 @@ fn attention_multiplier(head_dim: usize) -> f64 {
     1.0 / (head_dim as f64).sqrt()
 }
 
-/// `config.json` of `model`, whose tokens are bytes and whose tensors are saved as `dtype`. No token ends a text.
-pub fn config_json(model: &ModelConfig, dtype: Dtype) -> Value {
+/// `config.json` of `model`, whose tensors are saved as `dtype`; `pad` is the token that fills up batches. No token ends a text.
+pub fn config_json(model: &ModelConfig, dtype: Dtype, pad: Option<u32>) -> Value {
     json!({
         "architectures": [ARCHITECTURE],
         "model_type": MODEL_TYPE,
@@ -62,13 +61,13 @@ pub fn config_json(model: &ModelConfig, dtype: Dtype) -> Value {
         // Without them transformers takes 1 and 2, which are bytes of a text.
         "bos_token_id": null,
         "eos_token_id": null,
-        "pad_token_id": bytes_tokenizer::pad(model),
+        "pad_token_id": pad,
     })
 }
 
 /// `generation_config.json`
-pub fn generation_json(model: &ModelConfig) -> Value {
-    json!({ "bos_token_id": null, "eos_token_id": null, "pad_token_id": bytes_tokenizer::pad(model) })
+pub fn generation_json(pad: Option<u32>) -> Value {
+    json!({ "bos_token_id": null, "eos_token_id": null, "pad_token_id": pad })
 }
 
 /// What `config.json` says, as far as our model has it.

@@ -21,6 +21,8 @@ pub struct Options {
     pub dtype: Dtype,
     /// Tensors go into a file as long as it has no more bytes of them.
     pub shard_bytes: u64,
+    /// Tokens are bytes; else the folder has no tokenizer, since we do not have it.
+    pub has_byte_tokens: bool,
     /// What the header of each file says besides, for people: key and text.
     pub notes: Vec<(&'static str, String)>,
 }
@@ -69,13 +71,16 @@ pub fn export<E: std::error::Error + 'static>(
     for shard in &shards {
         bytes += write_shard(&staging.path.join(&shard.file), shard, options, &mut values, &mut fill)?;
     }
-    let files = [
+    let pad = bytes_tokenizer::pad(model).filter(|_| options.has_byte_tokens);
+    let mut files = vec![
         (INDEX_NAME, layout::index(&shards, options.dtype)),
-        ("config.json", config::config_json(model, options.dtype)),
-        ("generation_config.json", config::generation_json(model)),
-        ("tokenizer.json", bytes_tokenizer::tokenizer_json(model)),
-        ("tokenizer_config.json", bytes_tokenizer::tokenizer_config(model)),
+        ("config.json", config::config_json(model, options.dtype, pad)),
+        ("generation_config.json", config::generation_json(pad)),
     ];
+    if options.has_byte_tokens {
+        files.push(("tokenizer.json", bytes_tokenizer::tokenizer_json(model)));
+        files.push(("tokenizer_config.json", bytes_tokenizer::tokenizer_config(model)));
+    }
     for (name, value) in files {
         bytes += write_json(&staging.path.join(name), &value)?;
     }

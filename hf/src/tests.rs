@@ -42,7 +42,7 @@ fn fill(spec: &TensorSpec, values: &mut [f32]) -> Result<(), Infallible> {
 }
 
 fn options(dtype: Dtype, shard_bytes: u64) -> Options {
-    Options { dtype, shard_bytes, notes: vec![("step", "7".into())] }
+    Options { dtype, shard_bytes, has_byte_tokens: true, notes: vec![("step", "7".into())] }
 }
 
 /// All tensors of a folder's files, as its reader finds them: type, shape and values.
@@ -161,7 +161,9 @@ fn an_export_is_whole_or_not_there() {
 
 /// The configuration of the odd model with `changes`.
 fn changed(changes: Value) -> Map<String, Value> {
-    let Value::Object(mut config) = config_json(&odd(), Dtype::F32) else { panic!("an object") };
+    let Value::Object(mut config) = config_json(&odd(), Dtype::F32, bytes_tokenizer::pad(&odd())) else {
+        panic!("an object")
+    };
     let Value::Object(changes) = changes else { panic!("an object") };
     config.extend(changes);
     config
@@ -255,7 +257,7 @@ fn folders_that_are_none_are_told_apart_from_those_that_are_wrong() {
     std::fs::write(dir.path().join("config.json"), "{}").unwrap();
     assert_eq!(Folder::open(dir.path()), Ok(None));
     assert_eq!(Folder::open(&dir.path().join("config.json")), Ok(None));
-    let config = config_json(&odd(), Dtype::F32).to_string();
+    let config = config_json(&odd(), Dtype::F32, bytes_tokenizer::pad(&odd())).to_string();
     check_refused("[1]", None, "is not an object of JSON");
     check_refused("{\"model_type\": \"llama\"}", None, "config.json: model_type is \"llama\"");
     check_refused(&config, Some("{}"), "has no `weight_map`");

@@ -165,6 +165,10 @@ fn of_flags(args: &JobArgs, steps: u64, seed: u64, registry: Option<PathBuf>) ->
 
 /// What of the preset token files change: their vocabulary may be larger.
 fn model_for(path: &Path, args: &JobArgs) -> Result<Option<Model>> {
+    // Nobody has fetched it yet; a worker says so where the vocabulary is larger.
+    if path.to_str().is_some_and(toroid_storage::is_store) {
+        return Ok(None);
+    }
     let size = data::size_of_token_files(&SourceConfig::unnamed(path)).context("look for token files to train on")?;
     // A preset that is not known is complained of with all other keys.
     let preset = ModelConfig::preset(&args.preset).map_or(usize::MAX, |preset| preset.vocab);

@@ -94,9 +94,8 @@ pub(super) fn export_hf(
 ) -> Result<Written, ExportError<CheckpointError>> {
     let notes = vec![("job", manifest.job.name.clone()), ("step", manifest.step.to_string())];
     let source = Source::new(objects, manifest);
-    toroid_hf::export(path, &manifest.job.model, &Options { dtype, shard_bytes, notes }, |tensor, values| {
-        source.fill_whole(&tensor.name, values)
-    })
+    let options = Options { dtype, shard_bytes, has_byte_tokens: manifest.tokenizer.is_none(), notes };
+    toroid_hf::export(path, &manifest.job.model, &options, |tensor, values| source.fill_whole(&tensor.name, values))
 }
 
 /// The entries of a checkpoint by tensor.

@@ -127,6 +127,7 @@ impl TokenFiles {
         // After the files, so that this is no other hash of a file.
         hasher.update(&tokenizer);
         Ok(Tokens {
+            _local: None,
             summary: format!(
                 "{} token {}, {} tokens of {width} {} in {} documents ({}) of a vocabulary of {}, {}",
                 grouped(files.len() as u64),

@@ -13,20 +13,20 @@ use super::stream::Tokens;
 use super::{DataError, text};
 use crate::system;
 
-/// Opens the tokens of a source: of its token files, or of its text, for which a file is made in `cache_dir` if it is not there. What lies in an
-/// object store is fetched first.
+/// Opens the tokens of a source, which is fetched first where it lies in an object store: of its token files, or of its text, for which a file
+/// is made in `cache_dir` if it is not there.
 pub fn prepare(source: &SourceConfig, cache_dir: &Path, attend: &mut dyn Attend) -> Result<Tokens, DataError> {
     if system::simulated().is_some_and(|system| !system.can_see(&source.path)) {
         let cause = io::Error::from(io::ErrorKind::NotFound);
         return Err(DataError::Read { path: source.path.clone(), cause });
     }
-    // Kept until its files are open: nobody makes room for others with them.
     let local = fetch(&source.path, cache_dir, attend)?;
     let source = &SourceConfig { path: local.path().into(), ..source.clone() };
-    match TokenFiles::of(source)? {
+    let tokens = match TokenFiles::of(source)? {
         Some(files) => files.open(attend),
         None => text::prepare(source, cache_dir, attend),
-    }
+    }?;
+    Ok(Tokens { _local: Some(local), ..tokens })
 }
 
 /// How much a source has, as far as it shows without reading all of it.

@@ -8,6 +8,7 @@ use memmap2::Mmap;
 use toroid_tokens::{BYTES_TOKENIZER, read_tokens};
 
 use super::DataError;
+use super::fetch::Local;
 use super::source::LeftOut;
 use crate::checkpoint::AtomicFile;
 
@@ -23,6 +24,8 @@ pub struct Tokens {
     pub(super) left_out: Vec<LeftOut>,
     pub(super) was_cached: bool,
     pub(super) is_of_token_files: bool,
+    /// Kept as long as they are used; `None` until they are all there.
+    pub(super) _local: Option<Local>,
 }
 
 /// The tokens of one file.

@@ -172,6 +172,7 @@ fn open(path: &Path, listing: &Listing, attend: &mut dyn Attend) -> Option<Token
     let contents = Contents { num_files: header.num_files, bytes: header.num_tokens, left_out };
     let (bytes, tokens) = (HEADER_BYTES..HEADER_BYTES + tokens.len(), 0..header.num_tokens);
     Some(Tokens {
+        _local: None,
         files: vec![Mapped { map, bytes, width: TOKEN_BYTES, tokens }],
         digest: header.digest,
         tokenizer: BYTES_TOKENIZER,
