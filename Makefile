@@ -1,5 +1,7 @@
 # make demo    train a small model on this machine with a coordinator, eight workers and a spare
 #              and kill one of the workers on the way
+# make demo-data  the same on what the data pipeline made of that text: builds the pipeline, too, makes token files of code and of prose,
+#              and trains on both, mixed
 # make test    everything that must hold: formatting, lints, docs, all tests but those of the two lines below
 # make test-data  the same for the data pipeline, which is a package and a program of its own
 # make test-deploy  what is in deploy/, tried: a real Slurm whose nodes are killed, pods run as their manifests say, hosts that are unplugged, the image; as root. test-slurm: the first alone
@@ -19,7 +21,7 @@
 # make bench-dashboard   the page of a job of 2,048 places in Chromium: what it costs, and how soon it shows a death
 # make bench-allreduce   all-reduce over this machine's processes beside gloo's; installs PyTorch in .venv-bench
 
-.PHONY: demo test test-data test-deploy test-slurm soak soak-control-plane soak-chaos check fix bench bench-pytorch bench-elastic bench-fleet bench-dashboard bench-allreduce gpu-bundle gpu-check
+.PHONY: demo demo-data test test-data test-deploy test-slurm soak soak-control-plane soak-chaos check fix bench bench-pytorch bench-elastic bench-fleet bench-dashboard bench-allreduce gpu-bundle gpu-check
 
 KILLS ?= 200
 SEEDS ?= 1000000
@@ -31,6 +33,10 @@ CHAOS = target/release/toroid chaos --verify --preset $(PRESET) --kills $(KILLS)
 
 demo:
 	cargo run --release --bin toroid -- local
+
+demo-data:
+	cargo build --release -p toroid -p toroid-corpus --bin toroid --bin toroid-data
+	scripts/demo_data.sh
 
 # All is built once: what incremental builds keep for a next one would be 4 GB, and takes its time.
 test: export CARGO_INCREMENTAL = 0

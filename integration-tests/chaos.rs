@@ -3,13 +3,14 @@
 //! T-1 (fencing), T-3 (survival), T-4 (equivalence) and T-7 (places), with real processes and real signals. Random tests print their
 //! seed; `TOROID_TEST_SEED=<seed>` replays the victims (not the instants: those lie between two commits of real processes).
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use toroid_proto::Job;
-use toroid_testkit::jobs::{endless_job, text_folder};
-use toroid_testkit::{Cluster, Undisturbed, check_nothing_lost, is_whole, path, worker_of};
+use toroid_testkit::jobs::{endless_job, on_sources, text_folder};
+use toroid_testkit::{Cluster, Undisturbed, check_nothing_lost, is_whole, path, root, worker_of};
 use toroid_torus::cursor::splitmix64;
 use toroid_torus::geometry::Shape;
 use toroid_torus::holders::{backup_of, lost_shard};
@@ -39,11 +40,15 @@ fn seed() -> Result<u64> {
     Ok(seed)
 }
 
-/// Kills `num_kills` random workers at random instants, one after the other, each with a spare at hand.
 fn check_kills(ways: Ways, num_spares: usize, num_kills: usize) -> Result<()> {
-    let (seed, world, job_file) = (seed()?, shape(ways)?.world(), endless_job(ways));
+    check_kills_of(&endless_job(ways), ways, num_spares, num_kills).map(drop)
+}
+
+/// Kills `num_kills` random workers at random instants, one after the other, each with a spare at hand.
+fn check_kills_of(job_file: &str, ways: Ways, num_spares: usize, num_kills: usize) -> Result<Job> {
+    let (seed, world) = (seed()?, shape(ways)?.world());
     let mut cluster = Cluster::start(TOROID, world + num_spares, 1)?;
-    let id = cluster.submit(&job_file)?;
+    let id = cluster.submit(job_file)?;
     let mut after = 1;
     for kill in 0..num_kills {
         let is_ready = |job: &Job| {
@@ -66,7 +71,48 @@ fn check_kills(ways: Ways, num_spares: usize, num_kills: usize) -> Result<()> {
     ensure!(job.incidents.len() == num_kills, "{num_kills} kills, but {:#?}", job.incidents);
     ensure!(job.epoch == 1 + num_kills as u64, "each of {num_kills} deaths is one epoch, found {}", job.epoch);
     ensure!(cluster.dead_workers().is_empty(), "others died too: {}", cluster.logs());
-    Undisturbed::as_far_as(&cluster, &job_file, &job)?.check_same(&cluster, &job)
+    let undisturbed = Undisturbed::as_far_as(&cluster, job_file, &job)?;
+    ensure!(undisturbed.job.data_digest == job.data_digest, "the two runs were of other data");
+    undisturbed.check_same(&cluster, &job)?;
+    Ok(job)
+}
+
+/// A token file of the texts in a folder of this repository with this ending, a document each. A token is a byte and 44, so that it takes
+/// two bytes.
+fn write_tokens(folder: &str, ending: &str, to: &Path) -> Result<()> {
+    let entries = std::fs::read_dir(root().join(folder))?.map(|entry| Ok(entry?.path()));
+    let mut paths = entries.collect::<Result<Vec<_>>>()?;
+    paths.retain(|path| path.extension().is_some_and(|found| found == ending));
+    paths.sort();
+    let read = |path: &PathBuf| Ok(std::fs::read(path)?.into_iter().map(|byte| u32::from(byte) + 44).collect());
+    let documents = paths.iter().map(read).collect::<Result<Vec<Vec<u32>>>>()?;
+    let documents: Vec<&[u32]> = documents.iter().map(Vec::as_slice).collect();
+    Ok(std::fs::write(to, toroid_tokens::file_of(&documents, 300, [7; 32]))?)
+}
+
+/// T-5: the samples of several sources are mixed in one order, whatever dies; here one of them gives out on the way.
+#[test]
+fn random_kills_over_two_sources_of_token_files_cost_no_step_and_no_bit() -> Result<()> {
+    let (dir, ways) = (tempfile::tempdir()?, (1, 2, 2));
+    let (code, prose) = (dir.path().join("code"), dir.path().join("prose.tokens"));
+    std::fs::create_dir(&code)?;
+    write_tokens("torus/src", "rs", &code.join("00000.tokens"))?;
+    write_tokens("torus/src/plan", "rs", &code.join("00001.tokens"))?;
+    write_tokens("docs/decisions", "md", &prose)?;
+    // A step takes 16 samples; prose gives 8 of them until it has given 40.
+    let samples =
+        |path: &Path| -> Result<f64> { Ok(((std::fs::metadata(path)?.len() / 2) as f64 * 0.9 / 32.0).floor()) };
+    let limit = format!("weight = 1.0\nmax_epochs = {:?}", 40.0 / samples(&prose)?);
+    let sources = [("code", code.as_path(), "weight = 1.0"), ("prose", prose.as_path(), limit.as_str())];
+    let job = check_kills_of(&on_sources(&endless_job(ways), &sources), ways, 1, 3)?;
+    let inputs = job.inputs.context("the job says what it is trained on")?;
+    let given: Vec<u64> = inputs.sources.iter().map(|source| source.given).collect();
+    // It went on beyond the step that it is compared up to.
+    let num = given.iter().sum::<u64>();
+    ensure!(num % 16 == 0 && num >= 16 * job.committed_step && (37..43).contains(&given[1]), "{:?}", inputs.sources);
+    ensure!(inputs.notes.iter().any(|note| note.contains("prose has given its")), "{:?}", inputs.notes);
+    ensure!(job.validations.iter().all(|v| v.sources.len() == 2 && v.bits_per_byte == 0.0), "{:?}", job.validations);
+    Ok(())
 }
 
 #[test]

@@ -212,8 +212,13 @@ fn the_lock_file_is_part_of_the_repository() -> Result<()> {
 fn job_keys() -> Result<BTreeSet<String>> {
     let text = "steps = 1\nresume_from = \"/r/step-1\"\ndata.path = \"/t\"\ncheckpoint.path = \"/c\"\n";
     let table: toml::Table = toroid_torus::job::parse(text)?.to_toml().parse()?;
-    // It excludes `resume_from`.
-    let mut keys = BTreeSet::from(["init_from".to_owned()]);
+    // It excludes `resume_from`; sources exclude `data.path`.
+    let mut keys = BTreeSet::from(["init_from".to_owned(), "data.temperature".to_owned()]);
+    let of_source = "name = \"a\"\npath = \"/a\"\nweight = 1.0\nmax_epochs = 1.0\ntokens = 1\n";
+    let mixed: toml::Table =
+        toroid_torus::job::parse(&format!("steps = 1\n[[data.source]]\n{of_source}"))?.to_toml().parse()?;
+    let source = mixed["data"]["source"][0].as_table().context("a source is a table")?;
+    keys.extend(source.keys().map(|key| format!("data.source.{key}")));
     for (section, value) in &table {
         match value.as_table() {
             None => drop(keys.insert(section.clone())),
@@ -256,7 +261,7 @@ fn the_job_file_reference_has_no_other_key_and_no_other_default() -> Result<()> 
         if !keys.contains(key) && !stated.as_ref().is_some_and(is_taken) {
             complaints.push(format!("docs/job-file.md:{number}: there is no key `{key}`"));
         }
-        let (section, name) = key.split_once('.').unwrap_or(("", key));
+        let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
         let table = if section.is_empty() { Some(&defaults) } else { defaults.get(section).and_then(|t| t.as_table()) };
         if let (Some(stated), Some(found)) = (stated, table.and_then(|table| table.get(name))) {
             num_compared += 1;

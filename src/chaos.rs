@@ -21,7 +21,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum as _;
 use tokio::runtime::Runtime;
 use toroid_proto as proto;
-use toroid_worker::data::TokenFile;
+use toroid_worker::data;
 use toroid_worker::device::Choice;
 
 use crate::cluster::Signals;
@@ -110,7 +110,7 @@ pub fn run(runtime: &Runtime, args: Args) -> Result<ExitCode> {
         None => most_steps(args.kills, args.every_steps),
     };
     let steps = args.steps.unwrap_or(default);
-    let mut job = job::make(&args.job, steps, 0, toroid_worker::data::cargo_registry_sources())?;
+    let mut job = job::make(&args.job, steps, 0, data::cargo_registry_sources())?;
     if args.verify {
         job = pin_text(job, &args.dir)?;
     }
@@ -145,15 +145,28 @@ pub fn run(runtime: &Runtime, args: Args) -> Result<ExitCode> {
     Ok(if report.is_passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The same job on a copy of its text, so that nobody changes it between two runs that are compared.
+/// The same job on a copy of its text, so that nobody changes it between two runs that are compared. Token files are not written to once
+/// they have their name, and runs on others would be told by their digests.
 fn pin_text(job: job::LocalJob, dir: &Path) -> Result<job::LocalJob> {
-    let cannot = || format!("copy the text of {} for both runs", job.spec.data.path.display());
-    let tokens = TokenFile::prepare(&job.spec.data, &dir.join("cache"), &mut |_| {}).with_context(cannot)?;
-    let copy = dir.join("text");
-    tokens.write_text(&copy).with_context(cannot)?;
-    let copy = copy.canonicalize().with_context(cannot)?;
-    let copy = copy.to_str().context("the folder for everything that is kept must have a name in UTF-8")?.to_string();
-    job.with("data", "path", copy)?.with("data", "extensions", Vec::<String>::new())
+    let cannot = || format!("copy the text of {} for both runs", job.spec.data.in_words());
+    let (is_mixed, mut sources) = (!job.spec.data.sources.is_empty(), job.spec.data.all_sources());
+    for (n, source) in sources.iter_mut().enumerate() {
+        let tokens = data::prepare(source, &dir.join("cache"), &mut |_| {}).with_context(cannot)?;
+        if tokens.is_of_token_files() {
+            continue;
+        }
+        let copy = dir.join(if is_mixed { format!("text-{n}") } else { "text".into() });
+        tokens.write_text(&copy).with_context(cannot)?;
+        source.path = copy.canonicalize().with_context(cannot)?;
+        source.extensions = Vec::new();
+    }
+    if is_mixed {
+        let sources = toml::Value::try_from(&sources).with_context(cannot)?;
+        return job.with("data", "source", sources);
+    }
+    let copy = sources[0].path.to_str().context("the folder for everything that is kept must have a name in UTF-8")?;
+    let extensions = sources[0].extensions.clone();
+    job.with("data", "path", copy)?.with("data", "extensions", extensions)
 }
 
 fn plan_of(args: &Args, job: &job::LocalJob) -> Result<Plan> {
@@ -226,7 +239,7 @@ mod tests {
         let args = parse::<Args>(&[]);
         let made = || job::make(&args.job, 9, 0, Some(text.clone()));
         let digest = |job: &job::LocalJob| -> Result<[u8; 32]> {
-            Ok(TokenFile::prepare(&job.spec.data, &cache, &mut |_| {})?.digest())
+            Ok(data::prepare(&job.spec.data.all_sources()[0], &cache, &mut |_| {})?.digest())
         };
         let before = digest(&made()?)?;
         let pinned = pin_text(made()?, &dir.path().join("kept"))?;

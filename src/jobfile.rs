@@ -32,8 +32,15 @@ pub fn read(file: &Path) -> Result<(String, Vec<Resolved>)> {
 struct Paths {
     init_from: Option<Spanned<String>>,
     resume_from: Option<Spanned<String>>,
-    data: Table,
+    data: Data,
     checkpoint: Table,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Data {
+    path: Option<Spanned<String>>,
+    source: Vec<Table>,
 }
 
 #[derive(Default, Deserialize)]
@@ -44,6 +51,7 @@ struct Table {
 
 fn resolve(text: &str, folder: &Path) -> (String, Vec<Resolved>) {
     let Ok(paths) = toml::from_str::<Paths>(text) else { return (text.to_string(), Vec::new()) };
+    let sources = paths.data.source.into_iter().map(|source| ("data.source.path", source.path));
     let found = [
         ("init_from", paths.init_from),
         ("resume_from", paths.resume_from),
@@ -51,7 +59,7 @@ fn resolve(text: &str, folder: &Path) -> (String, Vec<Resolved>) {
         ("checkpoint.path", paths.checkpoint.path),
     ];
     let mut places: Vec<(Range<usize>, Resolved)> = Vec::new();
-    for (key, value) in found {
+    for (key, value) in found.into_iter().chain(sources) {
         let Some(value) = value else { continue };
         if let Some(to) = absolute(value.get_ref(), folder) {
             places.push((value.span(), Resolved { key, from: value.into_inner(), to }));
@@ -94,6 +102,11 @@ mod tests {
             &["init_from", "data.path", "checkpoint.path"],
         );
         check("data = { path = \"../t\" }\n", "data = { path = \"/jobs/a b/../t\" }\n", &["data.path"]);
+        check(
+            "[[data.source]]\nname = 'a'\npath = 'a'\n[[data.source]]\npath = '/b'\n[[data.source]]\npath = 'c'\n",
+            "[[data.source]]\nname = 'a'\npath = \"/jobs/a b/a\"\n[[data.source]]\npath = '/b'\n[[data.source]]\npath = \"/jobs/a b/c\"\n",
+            &["data.source.path", "data.source.path"],
+        );
         check("data.path = '''a\"b'''", "data.path = '/jobs/a b/a\"b'", &["data.path"]);
         check("data.path = '.'", "data.path = \"/jobs/a b\"", &["data.path"]);
     }

@@ -1,6 +1,8 @@
 //! `toroid plan`: what a job needs and how fast it can be, before any device is paid for. The formulas are [`toroid_torus::plan`]'s; here
 //! are the flags and the table.
 
+mod sources;
+
 use std::fmt::Write as _;
 use std::hint::black_box;
 use std::path::PathBuf;
@@ -10,10 +12,11 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 use toroid_torus::job::{self, JobSpec};
-use toroid_torus::plan::{Failures, Kind, Machine, Plan, plan};
+use toroid_torus::plan::{DataPlan, Failures, Kind, Machine, Plan, plan};
 use toroid_worker::device::{Buffer as _, CpuDevice, Device as _, Mat, MatMut};
 
 use crate::format::{bytes, count, duration, percent, rate, seconds, short_count, table};
+use crate::jobfile;
 use crate::local::{default_threads, positive};
 use crate::output::FormatArgs;
 
@@ -99,6 +102,10 @@ struct Answer<'a> {
     failures: Failures,
     #[serde(flatten)]
     plan: Plan,
+    /// `null` where no job file was given, or its data is not known here.
+    data: Option<DataPlan>,
+    /// Why it is not.
+    data_unknown: Option<String>,
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -116,7 +123,18 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let failures = Failures { mtbf_s: 3600.0 * args.mtbf_h, detect_s: args.detect_s, restore_s: args.restore_s };
     let plan = plan(&spec, &machine, &failures);
     let shape = &spec.shape;
-    let text = text(&spec, &machine, &failures, &plan);
+    let mut text = text(&spec, &machine, &failures, &plan);
+    // Flags name no data.
+    let data = args.file.is_some().then(|| sources::plan(&spec));
+    match &data {
+        Some(Ok(data)) => text.push_str(&format!("\n{}", sources::text(data))),
+        Some(Err(error)) => text.push_str(&format!("data     epochs are not known: {error:#}\n")),
+        None => {}
+    }
+    let (data, data_unknown) = match data.transpose() {
+        Ok(data) => (data, None),
+        Err(error) => (None, Some(format!("{error:#}"))),
+    };
     let answer = Answer {
         name: &spec.name,
         shape: [shape.tp(), shape.pp(), shape.dp()],
@@ -124,6 +142,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         machine,
         failures,
         plan,
+        data,
+        data_unknown,
     };
     args.format.answer(&answer, text)?;
     Ok(ExitCode::SUCCESS)
@@ -131,7 +151,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 fn spec(args: &Args) -> Result<JobSpec> {
     if let Some(file) = &args.file {
-        let text = std::fs::read_to_string(file).with_context(|| format!("read the job file {}", file.display()))?;
+        let (text, _) = jobfile::read(file)?;
         return job::parse(&text).with_context(|| format!("plan {}", file.display()));
     }
     let Args { preset, tp, pp, dp, micro_batch, micro_batches, .. } = args;
@@ -309,6 +329,55 @@ mod tests {
         assert_eq!(in_billions, [67.2, 16.7]);
         assert_eq!(of_file.1.memory, of_flags.1.memory);
         assert_eq!(of_file.1.step, of_flags.1.step);
+    }
+
+    #[test]
+    fn epochs_are_those_of_what_lies_at_the_paths() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        // 128 tokens a sample, and one that follows: 10 samples of the text.
+        std::fs::write(dir.path().join("prose.txt"), "x".repeat(10 * 128 + 1))?;
+        let tokens = toroid_tokens::file_of(&[&[7; 30 * 128 + 1]], 256, toroid_tokens::BYTES_TOKENIZER);
+        std::fs::write(dir.path().join("code.tokens"), tokens)?;
+        let file = dir.path().join("job.toml");
+        let write = |more: &str, prose: &str| {
+            let text = format!(
+                "steps = 10\nbatch.global = 8\n[data]\nvalidation = 0.0\n{more}\n[[data.source]]\nname = 'code'\npath = 'code.tokens'\n\
+                 [[data.source]]\nname = 'prose'\n{prose}\n"
+            );
+            std::fs::write(&file, text)
+        };
+        let of_file = || -> Result<(JobSpec, Result<DataPlan>)> {
+            let args: Args = parse(&[file.to_str().context("test folders have UTF-8 names")?]);
+            let spec = spec(&args)?;
+            let plan = sources::plan(&spec);
+            Ok((spec, plan))
+        };
+        let epochs = |plan: &DataPlan| plan.sources.iter().map(|s| (s.given, s.epochs)).collect::<Vec<_>>();
+        write("", "path = 'prose.txt'")?;
+        let plan = of_file()?.1?;
+        assert_eq!((epochs(&plan), plan.missing_samples), (vec![(60, 2.0), (20, 2.0)], 0));
+        write("temperature = 1e6", "path = 'prose.txt'\nmax_epochs = 2.0")?;
+        let plan = of_file()?.1?;
+        assert_eq!(epochs(&plan), [(60, 2.0), (20, 2.0)]);
+        assert_eq!(plan.sources[1].ends_in_step, Some(5));
+        assert!(
+            sources::text(&plan).contains("2.00 of at most 2, after step 5 the others have its share"),
+            "{}",
+            sources::text(&plan)
+        );
+        // By hand, where the path is on other machines.
+        write("", "path = '/none'\ntokens = 1281")?;
+        assert_eq!(epochs(&of_file()?.1?), [(60, 2.0), (20, 2.0)]);
+        write("", "path = '/none'")?;
+        let error = of_file()?.1.err().map(|e| format!("{e:#}")).unwrap_or_default();
+        assert!(
+            error.contains("count the tokens of prose; or give data.source.tokens") && error.contains("/none"),
+            "{error}"
+        );
+        write("", "path = 'prose.txt'\ntokens = 100")?;
+        let error = of_file()?.1.err().map(|e| format!("{e:#}")).unwrap_or_default();
+        assert!(error.contains("source prose has 100 tokens"), "{error}");
+        Ok(())
     }
 
     #[test]

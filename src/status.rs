@@ -196,8 +196,12 @@ fn details(job: &proto::Job, now_unix_ms: i64) -> String {
     }
     rows.extend(curve_flaws(job).map(|(figures, what)| row("curve", format!("{figures}: {what}"))));
     if let Some(v) = job.validations.last() {
-        let figures = format!("{:.4} nats per token, {:.4} bits per byte at step {}", v.ce, v.bits_per_byte, v.step);
-        rows.push(row("validation", figures));
+        // Of tokens that are no bytes it is not known.
+        let of_bytes =
+            if v.bits_per_byte == 0.0 { "".into() } else { format!(", {:.4} bits per byte", v.bits_per_byte) };
+        rows.push(row("validation", format!("{:.4} nats per token{of_bytes} at step {}", v.ce, v.step)));
+        let names = job.inputs.iter().flat_map(|inputs| &inputs.sources);
+        rows.extend(names.zip(&v.sources).map(|(source, v)| row("", format!("{:.4} of {}", v.ce, source.name))));
     }
     if let Some(c) = job.checkpoints.iter().max_by_key(|c| c.step) {
         rows.push(row("checkpoint", format!("{}, {} in {}", c.path, bytes(c.bytes), duration(c.write_s))));
@@ -225,6 +229,7 @@ fn details(job: &proto::Job, now_unix_ms: i64) -> String {
         let lines = |name: &'static str, lines: Vec<String>| {
             lines.into_iter().enumerate().map(move |(i, line)| row(if i == 0 { name } else { "" }, line))
         };
+        rows.extend(lines("sources", inputs.sources.iter().map(source).collect()));
         rows.extend(lines("left out", inputs.left_out.iter().map(left_out).collect()));
         rows.extend(lines("notes", inputs.notes.clone()));
     }
@@ -271,6 +276,13 @@ fn left_out(l: &proto::LeftOut) -> String {
     let more = if l.num_files > l.first.len() as u64 { ", ..." } else { "" };
     let files = if l.num_files == 1 { "file" } else { "files" };
     format!("{} {files}, {}: {} ({}{more})", count(l.num_files), bytes(l.bytes), l.reason, l.first.join(", "))
+}
+
+/// `code: 40.0% of the samples, 1.25 epochs of 12,345 so far (at most 4)`.
+pub fn source(s: &proto::Source) -> String {
+    let most = if s.max_epochs == 0.0 { String::new() } else { format!(" (at most {})", s.max_epochs) };
+    let (share, samples) = (percent(s.share), count(s.num_samples));
+    format!("{}: {share} of the samples, {:.2} epochs of {samples} so far{most}", s.name, s.epochs)
 }
 
 /// What the curve does not have, and what that means.
@@ -439,6 +451,14 @@ mod tests {
             summary: "3 files, 1.2 MB of text under /data".into(),
             left_out: vec![left_out],
             notes: vec!["a note".into()],
+            sources: vec![proto::Source {
+                name: "code".into(),
+                num_samples: 12_345,
+                share: 0.4,
+                epochs: 1.254,
+                max_epochs: 4.0,
+                ..Default::default()
+            }],
         };
         let text = details(&proto::Job { stragglers: vec![straggler], inputs: Some(inputs), ..running() }, NOW_UNIX_MS);
         for words in [
@@ -446,6 +466,7 @@ mod tests {
             "3 files, 1.2 MB of text under /data",
             "1,200 files, 3.0 MB: not UTF-8 text (a.bin, b.png, ...)",
             "a note",
+            "code: 40.0% of the samples, 1.25 epochs of 12,345 so far (at most 4)",
         ] {
             assert!(text.contains(words), "{words} is not in {text}");
         }

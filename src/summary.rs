@@ -4,7 +4,7 @@ use toroid_proto as proto;
 use toroid_proto::json::state_word;
 
 use crate::format::{bytes, count, duration, percent, rate, short_count, table};
-use crate::incidents;
+use crate::{incidents, status};
 
 /// Of a job with its curve.
 pub fn text(job: &proto::Job) -> String {
@@ -25,6 +25,8 @@ pub fn text(job: &proto::Job) -> String {
         rows.push(row("the last", incidents::line(last)));
     }
     rows.extend(validation(&job.validations));
+    let sources = job.inputs.iter().flat_map(|inputs| &inputs.sources).map(status::source);
+    rows.extend(sources.enumerate().map(|(i, source)| row(if i == 0 { "sources" } else { "" }, source)));
     rows.push(row("checkpoints", checkpoints(&job.checkpoints)));
     if !job.folder.is_empty() {
         rows.push(row("curve", format!("{}/curve.csv", job.folder)));
@@ -50,7 +52,10 @@ fn validation(validations: &[proto::Validation]) -> Vec<Vec<String>> {
         true => format!("{:.4} {unit} at step {}", value(first), first.step),
         false => format!("{:.4} {unit} at step {}, {:.4} at step {}", value(first), first.step, value(last), last.step),
     };
-    vec![row("validation", change("nats per token", |v| v.ce)), row("", change("bits per byte", |v| v.bits_per_byte))]
+    let of_bytes = row("", change("bits per byte", |v| v.bits_per_byte));
+    // Of tokens that are no bytes it is not known.
+    let is_known = last.bits_per_byte != 0.0;
+    std::iter::once(row("validation", change("nats per token", |v| v.ce))).chain(is_known.then_some(of_bytes)).collect()
 }
 
 fn checkpoints(checkpoints: &[proto::CheckpointInfo]) -> String {
@@ -70,7 +75,8 @@ mod tests {
     #[test]
     fn a_done_job_shows_what_it_came_to() {
         let step = |step, loss| proto::StepRecord { step, loss, tokens: 8192, step_s: 0.5, ..Default::default() };
-        let validation = |step, ce| proto::Validation { step, ce, bits_per_byte: ce / 2f64.ln(), tokens: 64 };
+        let validation =
+            |step, ce| proto::Validation { step, ce, bits_per_byte: ce / 2f64.ln(), tokens: 64, sources: Vec::new() };
         let job = proto::Job {
             id: "tiny-1".into(),
             state: proto::JobState::Done.into(),

@@ -310,6 +310,7 @@ fn whole_manifest(dp: usize) -> Manifest {
         samples: 160,
         skipped_steps: 0,
         data_digest: String::new(),
+        tokenizer: None,
         files: (0..shape.world()).map(file).collect(),
         job,
     }

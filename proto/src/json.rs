@@ -95,6 +95,22 @@ struct Inputs<'a> {
     summary: &'a str,
     left_out: Vec<LeftOut<'a>>,
     notes: &'a [String],
+    /// In the order of the job file; none where it has a path alone.
+    sources: Vec<Source<'a>>,
+}
+
+/// What a source has, and what of it the committed steps took.
+#[derive(Debug, Serialize)]
+struct Source<'a> {
+    name: &'a str,
+    num_tokens: u64,
+    /// Of one pass.
+    num_samples: u64,
+    /// Of all samples, as long as each source gives some.
+    share: f64,
+    given: u64,
+    epochs: f64,
+    max_epochs: Option<f64>,
 }
 
 /// Files that give no text, or not all of theirs.
@@ -115,7 +131,17 @@ impl<'a> From<&'a proto::Inputs> for Inputs<'a> {
             first: &l.first,
         };
         let left_out = inputs.left_out.iter().map(left_out).collect();
-        Inputs { summary: &inputs.summary, left_out, notes: &inputs.notes }
+        let source = |s: &'a proto::Source| Source {
+            name: &s.name,
+            num_tokens: s.num_tokens,
+            num_samples: s.num_samples,
+            share: s.share,
+            given: s.given,
+            epochs: s.epochs,
+            max_epochs: Some(s.max_epochs).filter(|epochs| *epochs != 0.0),
+        };
+        let sources = inputs.sources.iter().map(source).collect();
+        Inputs { summary: &inputs.summary, left_out, notes: &inputs.notes, sources }
     }
 }
 
@@ -202,7 +228,16 @@ pub struct StepRecord<'a> {
 struct Validation {
     step: u64,
     ce: f64,
-    bits_per_byte: f64,
+    /// `null` where tokens are no bytes.
+    bits_per_byte: Option<f64>,
+    tokens: u64,
+    /// In the order of `inputs.sources`; none where the job has a path alone.
+    sources: Vec<SourceValidation>,
+}
+
+#[derive(Debug, Serialize)]
+struct SourceValidation {
+    ce: f64,
     tokens: u64,
 }
 
@@ -432,7 +467,14 @@ impl<'a> From<&'a proto::StepRecord> for StepRecord<'a> {
 
 impl From<&proto::Validation> for Validation {
     fn from(v: &proto::Validation) -> Self {
-        Validation { step: v.step, ce: v.ce, bits_per_byte: v.bits_per_byte, tokens: v.tokens }
+        let source = |s: &proto::SourceValidation| SourceValidation { ce: s.ce, tokens: s.tokens };
+        Validation {
+            step: v.step,
+            ce: v.ce,
+            bits_per_byte: Some(v.bits_per_byte).filter(|bits| *bits != 0.0),
+            tokens: v.tokens,
+            sources: v.sources.iter().map(source).collect(),
+        }
     }
 }
 

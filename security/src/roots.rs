@@ -75,7 +75,8 @@ impl Roots {
     /// The error of a job whose paths cannot be looked at.
     pub fn unanswered(&self, spec: &JobSpec) -> RootError {
         let why = "the file system of this or another path of the job does not answer".into();
-        self.refusal("data.path", spec.data.path.to_string_lossy().into_owned(), why)
+        let (key, path) = spec.data.paths().into_iter().next().unwrap_or(("data.path", Path::new("")));
+        self.refusal(key, path.to_string_lossy().into_owned(), why)
     }
 
     fn refusal(&self, key: &'static str, path: String, why: String) -> RootError {
@@ -116,16 +117,13 @@ fn paths_of(spec: &JobSpec) -> Vec<(&'static str, String)> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let weights = spec.init_from.iter().filter_map(|path| std::fs::read_dir(path).ok()).flatten().flatten();
     let weights = weights.map(|entry| ("init_from", text(&entry.path())));
-    [
-        Some(("data.path", text(&spec.data.path))),
+    let data = spec.data.paths().into_iter().map(|(key, path)| (key, text(path)));
+    let others = [
         spec.checkpoint.path.clone().map(|path| ("checkpoint.path", path)),
         spec.init_from.as_deref().map(|path| ("init_from", text(path))),
         spec.resume_from.clone().map(|path| ("resume_from", path)),
-    ]
-    .into_iter()
-    .flatten()
-    .chain(weights)
-    .collect()
+    ];
+    data.chain(others.into_iter().flatten()).chain(weights).collect()
 }
 
 /// The path with all symlinks followed, as far as it exists.

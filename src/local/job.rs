@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
-use toroid_torus::job::{self, JobSpec};
+use toroid_torus::job::{self, JobSpec, SourceConfig};
+use toroid_torus::model::ModelConfig;
+use toroid_worker::data;
 
 use super::positive;
 use crate::jobfile;
@@ -13,13 +15,15 @@ use crate::jobfile;
 const DEFAULT_TEXT_BYTES: u64 = 32 << 20;
 /// Fits `tiny` and `small`, and runs of some hundred steps.
 const LEARNING_RATE: f64 = 3e-3;
+/// Rows of embedding and head are as many as tokens of the vocabulary, up to a multiple of this for each way of tensor parallelism.
+const VOCAB_MULTIPLE: usize = 64;
 /// Where both holders of a shard die together, this costs at most so many steps.
 const CHECKPOINT_INTERVAL_STEPS: u64 = 50;
 
 /// What to train: the flags that `local` and `chaos` share.
 #[derive(Debug, Clone, clap::Args)]
 pub struct JobArgs {
-    /// Text file or folder of text files to train on; default: the Rust sources in cargo's registry folder
+    /// Text file or folder of text files to train on, or token files; default: the Rust sources in cargo's registry folder
     #[arg(long, value_name = "PATH", conflicts_with = "job")]
     pub data: Option<PathBuf>,
     /// Size of the model: micro, tiny, small, medium, 1b, 67b
@@ -68,6 +72,8 @@ struct File<'a> {
     steps: u64,
     seed: u64,
     shape: Shape,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<Model>,
     optimizer: Optimizer,
     data: Data<'a>,
     checkpoint: Checkpoint,
@@ -78,6 +84,11 @@ struct Shape {
     tp: usize,
     pp: usize,
     dp: usize,
+}
+
+#[derive(Serialize)]
+struct Model {
+    vocab: usize,
 }
 
 #[derive(Serialize)]
@@ -113,7 +124,7 @@ pub fn make(args: &JobArgs, steps: u64, seed: u64, registry: Option<PathBuf>) ->
         Some(file) => format!("read the job file {}", file.display()),
         None => "make a job of these flags".to_string(),
     })?;
-    let data = data.unwrap_or_else(|| format!("training on {}", spec.data.path.display()));
+    let data = data.unwrap_or_else(|| format!("training on {}", spec.data.in_words()));
     Ok(LocalJob { toml, spec, data })
 }
 
@@ -135,16 +146,35 @@ fn of_flags(args: &JobArgs, steps: u64, seed: u64, registry: Option<PathBuf>) ->
             ((path, Some(["rs"]), Some(DEFAULT_TEXT_BYTES)), Some(words))
         }
     };
+    let model = match &args.data {
+        Some(path) => model_for(path, args)?,
+        None => None,
+    };
     let file = File {
         preset: &args.preset,
         steps,
         seed,
         shape: Shape { tp: args.tp, pp: args.pp, dp: args.dp },
+        model,
         optimizer: Optimizer { lr: LEARNING_RATE },
         data: Data { path: &data.0, extensions: data.1, max_bytes: data.2 },
         checkpoint: Checkpoint { interval_steps: CHECKPOINT_INTERVAL_STEPS },
     };
     Ok((toml::to_string(&file).context("write the job file")?, words))
+}
+
+/// What of the preset token files change: their vocabulary may be larger.
+fn model_for(path: &Path, args: &JobArgs) -> Result<Option<Model>> {
+    // Nobody has fetched it yet; a worker says so where the vocabulary is larger.
+    if path.to_str().is_some_and(toroid_storage::is_store) {
+        return Ok(None);
+    }
+    let size = data::size_of_token_files(&SourceConfig::unnamed(path)).context("look for token files to train on")?;
+    // A preset that is not known is complained of with all other keys.
+    let preset = ModelConfig::preset(&args.preset).map_or(usize::MAX, |preset| preset.vocab);
+    let vocabulary = size.map_or(0, |size| size.vocabulary as usize);
+    let vocab = vocabulary.next_multiple_of(VOCAB_MULTIPLE * args.tp);
+    Ok((vocabulary > preset).then_some(Model { vocab }))
 }
 
 #[cfg(test)]
@@ -164,6 +194,26 @@ mod tests {
         assert_eq!(job.data, format!("training on {text}"));
         assert_eq!(job::parse(&job.toml)?, job.spec);
         Ok(())
+    }
+
+    #[test]
+    fn token_files_say_how_large_the_vocabulary_is() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let vocab = |vocabulary: u32| -> Result<usize> {
+            std::fs::write(dir.path().join("a.tokens"), toroid_tokens::file_of(&[&[1, 2]], vocabulary, [7; 32]))?;
+            let text = dir.path().to_str().context("test folders have UTF-8 names")?;
+            Ok(make(&parse(&["--data", text]), 9, 5, None)?.spec.model.vocab)
+        };
+        assert_eq!((vocab(300)?, vocab(512)?, vocab(513)?, vocab(50_257)?), (512, 512, 640, 50_304));
+        std::fs::write(dir.path().join("a.tokens"), "not one")?;
+        let error = vocab_error(dir.path());
+        assert!(error.contains("a.tokens") && error.contains("it has 7 bytes"), "{error}");
+        Ok(())
+    }
+
+    fn vocab_error(path: &Path) -> String {
+        let path = path.to_string_lossy();
+        make(&parse(&["--data", &path]), 9, 5, None).err().map(|e| format!("{e:#}")).unwrap_or_default()
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub const BYTES_TOKENIZER: [u8; 32] = [0; 32];
 /// Tokens of that tokenizer.
 pub const BYTES_VOCABULARY: u32 = 256;
 const END_BYTES: u64 = 8;
+/// Tokens are looked at in pieces of this size, which holds whole tokens of each width.
+const PIECE_BYTES: usize = 4 << 20;
 
 /// Why bytes are no token file.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
@@ -178,7 +180,20 @@ impl<'a> TokenFile<'a> {
 
     /// Goes through all of it: the digests, that ends never fall, that no token is outside the vocabulary.
     pub fn check(&self) -> Result<(), TokensError> {
-        if *blake3::hash(self.tokens).as_bytes() != self.header.tokens_digest {
+        self.check_telling(&mut |_| {})
+    }
+
+    /// The same; `advance` is told again and again how many bytes of tokens have been looked at.
+    pub fn check_telling(&self, advance: &mut dyn FnMut(u64)) -> Result<(), TokensError> {
+        let (mut hasher, mut done, mut outside) = (blake3::Hasher::new(), 0, None);
+        for piece in self.tokens.chunks(PIECE_BYTES) {
+            hasher.update(piece);
+            outside =
+                outside.or_else(|| self.first_outside(piece).map(|n| (done / self.header.width as usize + n) as u64));
+            done += piece.len();
+            advance(done as u64);
+        }
+        if *hasher.finalize().as_bytes() != self.header.tokens_digest {
             return Err(TokensError::TokensDigest);
         }
         if *blake3::hash(self.ends).as_bytes() != self.header.ends_digest {
@@ -198,9 +213,19 @@ impl<'a> TokenFile<'a> {
             return Err(TokensError::Ends { document: 0, end: 0, before: 0, tokens });
         }
         let vocabulary = self.header.vocabulary;
-        match (0..tokens).map(|at| (at, self.token(at))).find(|(_, token)| *token >= vocabulary) {
-            Some((at, token)) => Err(TokensError::Token { at, token, vocabulary }),
+        match outside {
+            Some(at) => Err(TokensError::Token { at, token: self.token(at), vocabulary }),
             None => Ok(()),
+        }
+    }
+
+    /// The first token of a piece that the vocabulary has not.
+    fn first_outside(&self, piece: &[u8]) -> Option<usize> {
+        let vocabulary = self.header.vocabulary;
+        match self.header.width {
+            1 => piece.iter().position(|token| u32::from(*token) >= vocabulary),
+            2 => piece.chunks_exact(2).position(|token| u32::from(u16::from_le_bytes(field(token, 0))) >= vocabulary),
+            _ => piece.chunks_exact(4).position(|token| u32_at(token, 0) >= vocabulary),
         }
     }
 
@@ -224,6 +249,7 @@ impl<'a> TokenFile<'a> {
         low
     }
 
+    /// The token `at`, which is below their number.
     pub fn token(&self, at: u64) -> u32 {
         let at = at as usize;
         match self.header.width {
@@ -239,9 +265,44 @@ impl<'a> TokenFile<'a> {
     }
 }
 
+/// Tokens from `at` on, of a file's tokens as they lie, with `width` bytes each, into `out`.
+pub fn read_tokens(bytes: &[u8], width: u32, at: u64, out: &mut [u32]) {
+    let bytes = &bytes[at as usize * width as usize..][..out.len() * width as usize];
+    match width {
+        1 => out.iter_mut().zip(bytes).for_each(|(out, token)| *out = u32::from(*token)),
+        2 => {
+            let tokens = bytes.chunks_exact(2).map(|token| u32::from(u16::from_le_bytes(field(token, 0))));
+            out.iter_mut().zip(tokens).for_each(|(out, token)| *out = token);
+        }
+        _ => out.iter_mut().zip(bytes.chunks_exact(4)).for_each(|(out, token)| *out = u32_at(token, 0)),
+    }
+}
+
 /// Appends a token; it is below the vocabulary.
 pub fn put_token(token: u32, width: u32, bytes: &mut Vec<u8>) {
     bytes.extend(&token.to_le_bytes()[..width as usize]);
+}
+
+/// The whole file of documents that are in memory, whose tokens are below `vocabulary`.
+pub fn file_of(documents: &[&[u32]], vocabulary: u32, tokenizer: [u8; 32]) -> Vec<u8> {
+    let width = width_of(vocabulary);
+    let (mut tokens, mut ends, mut num_tokens) = (Vec::new(), Vec::new(), 0u64);
+    for document in documents {
+        document.iter().for_each(|token| put_token(*token, width, &mut tokens));
+        num_tokens += document.len() as u64;
+        ends.extend(num_tokens.to_le_bytes());
+    }
+    let header = Header {
+        width,
+        num_tokens,
+        num_documents: documents.len() as u64,
+        vocabulary,
+        tokenizer,
+        tokens_digest: *blake3::hash(&tokens).as_bytes(),
+        ends_digest: *blake3::hash(&ends).as_bytes(),
+    };
+    tokens.resize(tokens.len() + header.padding() as usize, 0);
+    [&header.to_bytes()[..], &tokens, &ends].concat()
 }
 
 fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
@@ -262,26 +323,8 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 mod tests {
     use super::*;
 
-    /// The file of these documents.
     fn file(documents: &[&[u32]], vocabulary: u32) -> Vec<u8> {
-        let width = width_of(vocabulary);
-        let (mut tokens, mut ends, mut num_tokens) = (Vec::new(), Vec::new(), 0u64);
-        for document in documents {
-            document.iter().for_each(|token| put_token(*token, width, &mut tokens));
-            num_tokens += document.len() as u64;
-            ends.extend(num_tokens.to_le_bytes());
-        }
-        let header = Header {
-            width,
-            num_tokens,
-            num_documents: documents.len() as u64,
-            vocabulary,
-            tokenizer: [7; 32],
-            tokens_digest: *blake3::hash(&tokens).as_bytes(),
-            ends_digest: *blake3::hash(&ends).as_bytes(),
-        };
-        tokens.resize(tokens.len() + header.padding() as usize, 0);
-        [&header.to_bytes()[..], &tokens, &ends].concat()
+        file_of(documents, vocabulary, [7; 32])
     }
 
     #[test]
@@ -293,8 +336,12 @@ mod tests {
             found.check().expect("whole");
             assert_eq!(found.header.num_documents, 5);
             for (n, expected) in documents.iter().enumerate() {
-                let tokens: Vec<u32> = found.document(n as u64).map(|at| found.token(at)).collect();
+                let at = found.document(n as u64);
+                let tokens: Vec<u32> = at.clone().map(|at| found.token(at)).collect();
                 assert_eq!(tokens, *expected, "document {n} of {vocabulary}");
+                let mut tokens = vec![7; expected.len()];
+                read_tokens(found.bytes(), found.header.width, at.start, &mut tokens);
+                assert_eq!(tokens, *expected, "document {n} of {vocabulary}, read at once");
             }
             assert_eq!([0, 2, 3].map(|token| found.document_of(token)), [1, 1, 3]);
         }

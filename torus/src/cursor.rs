@@ -1,6 +1,6 @@
-//! Which sample comes when (invariant T-5).
+//! Which sample of a source comes when (invariant T-5).
 //!
-//! The samples of a run are numbered `n = step * samples per step + position in the step`; number n is sample
+//! The samples of a run are numbered `n = step * samples per step + position in the step`; number n of a source is sample
 //! `permutation of pass (n / num_samples) at (n % num_samples)`. All of it is a pure function of (seed, step, global batch): how many
 //! replicas there are and who died decides which worker computes a sample, never which samples a step has.
 //!
@@ -10,9 +10,9 @@
 //! - **T-5**: within a pass no sample comes twice and none is skipped. A step that spans the end of a pass takes the rest of the one
 //!   and the start of the other, which may have a sample in common.
 //!
-//! Deliberately absent: mixing of several sources, and cryptographic strength.
+//! Deliberately absent: mixing of several sources ([`crate::mixture`]), and cryptographic strength.
 
-use crate::job::{BatchConfig, SampleOrder};
+use crate::job::SampleOrder;
 
 /// The finalizer of SplitMix64 (Steele, Lea and Flood, 2014) after one step of its counter; a bijection on `u64`.
 pub fn splitmix64(x: u64) -> u64 {
@@ -71,7 +71,7 @@ impl Permutation {
     }
 }
 
-/// The order of all samples of a run.
+/// The order of all samples of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
     seed: u64,
@@ -86,24 +86,13 @@ impl Cursor {
         Cursor { seed, num_samples, order }
     }
 
-    /// The n-th sample of the run, counted from 0.
+    /// The n-th sample, counted from 0.
     pub fn sample(&self, n: u64) -> u64 {
         let (pass, position) = (n / self.num_samples, n % self.num_samples);
         match self.order {
             SampleOrder::Sequential => position,
             SampleOrder::Shuffled => self.permutation(pass).at(position),
         }
-    }
-
-    /// Samples of micro-batch `index` (over all replicas) of a step, counted from 0. One for each of `batch.micro_batch`.
-    pub fn micro_batch(&self, step: u64, batch: &BatchConfig, index: usize) -> Vec<u64> {
-        assert!(
-            index < batch.num_micro_batches,
-            "micro-batch {index} of a step of {} micro-batches",
-            batch.num_micro_batches
-        );
-        let first = step * batch.samples() + (index * batch.micro_batch) as u64;
-        (first..first + batch.micro_batch as u64).map(|n| self.sample(n)).collect()
     }
 
     fn permutation(&self, pass: u64) -> Permutation {
@@ -135,12 +124,5 @@ mod tests {
         assert_eq!(ends, [206_095_461_066_365, 56_330_264_471_292, 157_709_438_317_405]);
         let cursor = Cursor::new(7, 6, SampleOrder::Shuffled);
         assert_eq!((0..12).map(|n| cursor.sample(n)).collect::<Vec<_>>(), [5, 0, 1, 3, 4, 2, 5, 3, 1, 0, 4, 2]);
-    }
-
-    #[test]
-    #[should_panic(expected = "micro-batch 2 of a step of 2 micro-batches")]
-    fn a_micro_batch_outside_of_the_step_is_a_bug() {
-        let batch = BatchConfig { micro_batch: 1, num_micro_batches: 2 };
-        Cursor::new(0, 5, SampleOrder::Sequential).micro_batch(0, &batch, 2);
     }
 }

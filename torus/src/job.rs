@@ -3,6 +3,8 @@
 //! [`parse`] reads TOML; [`JobSpec`] travels to the workers as JSON and is kept in the store and in manifests. Unknown keys are
 //! refused with the nearest right key; every other complaint names the key, what was found and what is possible.
 
+mod data;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +15,9 @@ use crate::model::{ModelConfig, PRESETS};
 use crate::partition::{self, PartitionError};
 use crate::pipeline::Schedule;
 use crate::schedule::OptimizerConfig;
+
+use data::DataFile;
+pub use data::{DataConfig, SOURCES_MAX, SampleOrder, SourceConfig};
 
 /// A job, complete: nothing is left to a default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -137,31 +142,6 @@ impl BatchConfig {
     pub fn of_replica(&self, dp: usize, dp_rank: usize) -> std::ops::Range<usize> {
         dp_rank * self.num_micro_batches / dp..(dp_rank + 1) * self.num_micro_batches / dp
     }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SampleOrder {
-    /// A new permutation of all samples each time through the data.
-    Shuffled,
-    /// As they lie in the data, from the start again at its end.
-    Sequential,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataConfig {
-    /// A text file or a folder of them.
-    pub path: PathBuf,
-    /// File name endings that count in a folder, without the dot; empty: every file that is UTF-8 text.
-    pub extensions: Vec<String>,
-    /// Text beyond this many bytes is left out.
-    pub max_bytes: u64,
-    pub order: SampleOrder,
-    /// Tokens between the starts of two samples; `seq` where samples are not to overlap.
-    pub stride: usize,
-    /// Share of the data, at its end, that is held out for validation.
-    pub validation: f64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -303,17 +283,6 @@ struct OptimizerFile {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct DataFile {
-    path: Option<PathBuf>,
-    extensions: Vec<String>,
-    max_bytes: Option<u64>,
-    order: Option<SampleOrder>,
-    stride: Option<usize>,
-    validation: Option<f64>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 struct EvalFile {
     interval: Option<u64>,
     micro_batches: Option<usize>,
@@ -387,15 +356,7 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
         weight_decay_final: o.weight_decay_final.unwrap_or(2.0 * weight_decay),
         clip: o.clip.unwrap_or(1.0),
     };
-    let d = file.data;
-    let data = DataConfig {
-        path: d.path.ok_or(JobError::Missing { key: "data.path", hint: "name a text file or a folder of them" })?,
-        extensions: d.extensions,
-        max_bytes: d.max_bytes.unwrap_or(1 << 40),
-        order: d.order.unwrap_or(SampleOrder::Shuffled),
-        stride: d.stride.unwrap_or(model.seq),
-        validation: d.validation.unwrap_or(0.01),
-    };
+    let data = file.data.resolve(model.seq)?;
     let redundancy = file.fault_tolerance.redundancy.unwrap_or(true);
     // Who asks for both has asked for something that cannot be; who says nothing of a replay has none without second holders.
     if !redundancy && file.fault_tolerance.replay == Some(true) {
@@ -425,7 +386,11 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
         optimizer,
         eval: EvalConfig {
             interval: file.eval.interval.unwrap_or(0),
-            num_micro_batches: file.eval.micro_batches.unwrap_or(if data.validation > 0.0 { 16 } else { 0 }),
+            // Each source has one at least.
+            num_micro_batches: file.eval.micro_batches.unwrap_or(match data.validation > 0.0 {
+                true => data.sources.len().max(16),
+                false => 0,
+            }),
         },
         data,
         checkpoint: CheckpointConfig {
@@ -491,6 +456,7 @@ impl JobSpec {
         self.check_counts()?;
         self.check_numbers()?;
         self.check_pool()?;
+        self.data.check()?;
         self.check_together()?;
         partition::check(&self.model, &self.shape)?;
         Ok(())
@@ -613,8 +579,10 @@ impl JobSpec {
             let expected = "0: there are no validations, as eval.micro_batches = 0 or there is no held-out text";
             return value("eval.interval", self.eval.interval, expected.into());
         }
-        if self.data.extensions.iter().any(|e| e.trim_start_matches('.').is_empty()) {
-            return value("data.extensions", "an empty ending", "endings of file names, as in [\"rs\", \"md\"]".into());
+        let (num, num_sources) = (self.eval.num_micro_batches, self.data.sources.len());
+        if num > 0 && num < num_sources {
+            let expected = format!("0, or at least one for each of the {num_sources} sources");
+            return value("eval.micro_batches", num, expected);
         }
         if self.eval.num_micro_batches > 0 && self.data.validation == 0.0 {
             let expected = "0, or a data.validation above 0: there is no held-out text";
@@ -670,14 +638,15 @@ impl JobSpec {
         let (mut own, mut others) = (Vec::new(), Vec::new());
         for (spec, out) in [(self, &mut own), (other, &mut others)] {
             let JobSpec { steps, products, loss, optimizer, data, .. } = spec;
-            let data = (data.order, data.stride, data.validation);
             flatten(
                 "",
                 &serde_json::json!({ "steps": steps, "products": products, "loss": loss, "optimizer": optimizer }),
                 out,
             );
-            let (order, stride, validation) = data;
+            let (order, stride, validation) = (data.order, data.stride, data.validation);
             flatten("data", &serde_json::json!({ "order": order, "stride": stride, "validation": validation }), out);
+            let shares = data.sources.iter().map(|s| (&s.name, s.weight, s.max_epochs)).collect::<Vec<_>>();
+            flatten("data", &serde_json::json!({ "temperature": data.temperature, "source": shares }), out);
         }
         let differing = own.iter().zip(&others).filter(|(a, b)| a != b);
         differing.map(|((key, a), (_, b))| format!("{key} {a} and not {b}")).collect()

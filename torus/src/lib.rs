@@ -5,7 +5,8 @@
 //!  labels   names and values that workers have and jobs ask for
 //!  model    dims, presets and tensors of the model         partition  which slice of which tensor a place holds
 //!  geometry places, groups, rows and columns of the torus  placement  which worker fills which place
-//!  collective, pipeline  schedules as data                 cursor     which sample comes when
+//!  collective, pipeline  schedules as data                 cursor     which sample of a source comes when
+//!  mixture  which sample of which source comes when        cut        what of a source is held out, samples of the rest
 //!  schedule learning rate and weight decay by step         manifest   what a checkpoint consists of
 //!  init     the first value of every weight                holders    which two places keep each shard
 //!  plan     memory, traffic, step time and goodput of a job by formulas
@@ -23,6 +24,7 @@
 
 pub mod collective;
 pub mod cursor;
+pub mod cut;
 pub mod digest;
 pub mod failpoint;
 pub mod geometry;
@@ -32,6 +34,7 @@ pub mod init;
 pub mod job;
 pub mod labels;
 pub mod manifest;
+pub mod mixture;
 pub mod model;
 pub mod owner;
 pub mod partition;

@@ -192,8 +192,11 @@ pub struct Manifest {
     pub samples: u64,
     /// Updates that were skipped because gradients were not finite; they do not count in the bias correction.
     pub skipped_steps: u64,
-    /// blake3 of the token file, hex: the same samples come only from the same tokens.
+    /// Names the tokens, hex: the same samples come only from the same tokens. Of a text it is blake3 of its bytes.
     pub data_digest: String,
+    /// blake3 of the tokenizer's file, hex; `None`: tokens are bytes, as in all older manifests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<String>,
     pub files: Vec<ShardFile>,
 }
 

@@ -11,9 +11,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use toroid_proto as proto;
+use toroid_torus::cursor::NUM_SAMPLES_MAX;
 use toroid_torus::geometry::Shape;
 use toroid_torus::ids::{Epoch, JobId, Rank, Step, WorkerId};
-use toroid_torus::job::JobSpec;
+use toroid_torus::job::{JobSpec, SOURCES_MAX};
 use toroid_torus::owner::OwnerId;
 use toroid_torus::resplit::Origin;
 
@@ -22,7 +23,7 @@ use super::clock::{Moment, Stopwatch};
 pub use super::places::Places;
 
 pub use self::incident::{Incident, Rung, SeenBy};
-pub use self::validation::{Validation, ValidationPage};
+pub use self::validation::{SourceValidation, Validation, ValidationPage};
 
 /// Version of the records. A store of another version is refused.
 pub const FORMAT: u32 = 3;
@@ -384,6 +385,17 @@ pub struct Inputs {
     pub summary: String,
     pub left_out: Vec<LeftOut>,
     pub notes: Vec<String>,
+    /// In the order of the job file; none where it has a path alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<Source>,
+}
+
+/// One of several sources that a job's samples are mixed of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    pub num_tokens: u64,
+    /// Of one pass, from 1 to [`NUM_SAMPLES_MAX`].
+    pub num_samples: u64,
 }
 
 /// Files that give no text, or not all of theirs, for one reason.
@@ -409,10 +421,15 @@ impl Inputs {
             bytes: l.bytes,
             first: texts(&l.first),
         };
+        let source = |s: &proto::Source| Source {
+            num_tokens: s.num_tokens,
+            num_samples: s.num_samples.clamp(1, NUM_SAMPLES_MAX),
+        };
         Inputs {
             summary: text(&said.summary),
             left_out: said.left_out.iter().take(MAX_ENTRIES).map(left_out).collect(),
             notes: texts(&said.notes),
+            sources: said.sources.iter().take(SOURCES_MAX).map(source).collect(),
         }
     }
 }

@@ -110,7 +110,10 @@ impl Event {
     }
 
     pub fn validation(wall_time: f64, validation: &proto::Validation) -> Event {
-        let scalars = [(VALIDATION, validation.ce), ("validation/bits_per_byte", validation.bits_per_byte)];
+        // Of tokens that are no bytes it is not known.
+        let of_bytes = Some(validation.bits_per_byte).filter(|bits| *bits != 0.0);
+        let of_bytes = of_bytes.map(|bits| ("validation/bits_per_byte", bits));
+        let scalars = std::iter::once((VALIDATION, validation.ce)).chain(of_bytes);
         Event::scalars(wall_time, validation.step, scalars.map(|(tag, value)| (tag.to_string(), value)))
     }
 

@@ -47,6 +47,16 @@ pub fn ended(endless: &str, steps: u64) -> String {
     endless.replace(&format!("steps = {ENDLESS}\n"), &format!("steps = {steps}\n"))
 }
 
+/// The same job on several sources instead of one text: `name`, path, and further keys of each.
+pub fn on_sources(job_file: &str, sources: &[(&str, &Path, &str)]) -> String {
+    let (head, tail) = job_file.split_once("[data]\n").expect("a job with a table for its data");
+    let (_, tail) = tail.split_once("[eval]\n").expect("the table for validations follows");
+    let source = |(name, at, more): &(&str, &Path, &str)| {
+        format!("[[data.source]]\nname = \"{name}\"\npath = \"{}\"\n{more}\n", path(at))
+    };
+    format!("{head}[data]\nvalidation = 0.1\n{}[eval]\n{tail}", sources.iter().map(source).collect::<String>())
+}
+
 /// `head`: keys outside of all tables, and the table of the model.
 fn job(text: &Path, (tp, pp, dp): Ways, steps: u64, head: &str) -> String {
     // One file is taken whatever its name.

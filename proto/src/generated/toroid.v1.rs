@@ -1078,6 +1078,32 @@ pub struct Inputs {
     /// of the job: what has no effect, or another than one may think
     #[prost(string, repeated, tag = "3")]
     pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// in the order of the job file; none where it has a path alone
+    #[prost(message, repeated, tag = "4")]
+    pub sources: ::prost::alloc::vec::Vec<Source>,
+}
+/// One of several sources that a job's samples are mixed of.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Source {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub num_tokens: u64,
+    /// of one pass, to train on
+    #[prost(uint64, tag = "3")]
+    pub num_samples: u64,
+    /// of the samples, as long as each source gives some
+    #[prost(double, tag = "4")]
+    pub share: f64,
+    /// samples so far
+    #[prost(uint64, tag = "5")]
+    pub given: u64,
+    /// passes so far
+    #[prost(double, tag = "6")]
+    pub epochs: f64,
+    /// passes at most; 0: no limit
+    #[prost(double, tag = "7")]
+    pub max_epochs: f64,
 }
 /// Files that give no text, or not all of theirs, for one reason.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1262,16 +1288,29 @@ pub struct StepRecord {
     #[prost(bool, tag = "18")]
     pub missing: bool,
 }
-#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Validation {
     #[prost(uint64, tag = "1")]
     pub step: u64,
     /// nats per token on held-out text
     #[prost(double, tag = "2")]
     pub ce: f64,
+    /// 0: the tokens are of a tokenizer, and no bytes
     #[prost(double, tag = "3")]
     pub bits_per_byte: f64,
     #[prost(uint64, tag = "4")]
+    pub tokens: u64,
+    /// in the order of the job file; none where it has a path alone
+    #[prost(message, repeated, tag = "5")]
+    pub sources: ::prost::alloc::vec::Vec<SourceValidation>,
+}
+/// On held-out text of one source.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct SourceValidation {
+    /// nats per token
+    #[prost(double, tag = "1")]
+    pub ce: f64,
+    #[prost(uint64, tag = "2")]
     pub tokens: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]

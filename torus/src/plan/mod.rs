@@ -3,6 +3,7 @@
 //! ```text
 //!  memory   bytes of a worker by part        work     floating-point operations of a stage's passes
 //!  traffic  bytes and messages of a step     goodput  share of the time that counts, for a failure rate
+//!  data     passes over each source
 //! ```
 //!
 //! What is counted is what the worker does today: f32 everywhere, and nothing of what goes over the links is hidden under computation
@@ -11,6 +12,7 @@
 //! Deliberately absent: what only a run can tell (caches, contention, stragglers), validation and checkpoint writes, which run beside
 //! the steps.
 
+mod data;
 mod goodput;
 mod memory;
 mod traffic;
@@ -21,6 +23,7 @@ use serde::Serialize;
 use crate::job::JobSpec;
 use crate::pipeline::{Costs, Schedule, simulate};
 
+pub use data::{DataPlan, SourcePlan, TooFewTokens, of_data};
 pub use goodput::{Failures, Goodput, daly};
 pub use memory::{Memory, memory_of_stage};
 pub use traffic::{Kind, Traffic};

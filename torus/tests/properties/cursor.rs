@@ -1,10 +1,10 @@
-//! The ledger of samples (T-5).
+//! The order of the samples of one source (T-5).
 
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 use toroid_torus::cursor::{Cursor, NUM_SAMPLES_MAX, Permutation};
-use toroid_torus::job::{BatchConfig, SampleOrder};
+use toroid_torus::job::SampleOrder;
 
 #[test]
 fn a_permutation_has_every_element_once() {
@@ -41,50 +41,27 @@ proptest! {
     }
 }
 
-/// The samples of `step`, replica by replica of `dp`.
-fn samples_of_step(cursor: &Cursor, batch: &BatchConfig, step: u64, dp: usize) -> Vec<u64> {
-    let indices = (0..dp).flat_map(|dp_rank| batch.of_replica(dp, dp_rank));
-    indices.flat_map(|index| cursor.micro_batch(step, batch, index)).collect()
-}
-
-#[test]
-fn the_samples_of_a_step_are_the_same_for_every_dp() {
-    let batch = BatchConfig { micro_batch: 3, num_micro_batches: 12 };
-    for order in [SampleOrder::Shuffled, SampleOrder::Sequential] {
-        let cursor = Cursor::new(7, 1000, order);
-        for step in [0, 1, 27, 28, 1000] {
-            let expected = samples_of_step(&cursor, &batch, step, 1);
-            assert_eq!(expected.len(), 36);
-            (2..=12).for_each(|dp| assert_eq!(samples_of_step(&cursor, &batch, step, dp), expected, "T-5: dp {dp}"));
-        }
-    }
-}
-
 #[test]
 fn a_pass_has_every_sample_once_and_the_next_another_order() {
-    // 36 samples a step do not divide 1,000: passes end within steps.
-    let batch = BatchConfig { micro_batch: 3, num_micro_batches: 12 };
     let num_samples = 1000;
-    for seed in 0..5 {
+    let order = |seed: u64| -> Vec<u64> {
         let cursor = Cursor::new(seed, num_samples, SampleOrder::Shuffled);
-        let run: Vec<u64> = (0..84).flat_map(|step| samples_of_step(&cursor, &batch, step, 4)).collect();
+        (0..3 * num_samples).map(|n| cursor.sample(n)).collect()
+    };
+    for seed in 0..5 {
+        let run = order(seed);
         let passes: Vec<&[u64]> = run.chunks_exact(num_samples as usize).collect();
-        assert_eq!(passes.len(), 3);
         for pass in &passes {
             assert_eq!(pass.iter().copied().collect::<BTreeSet<_>>(), (0..num_samples).collect(), "T-5: seed {seed}");
         }
         assert!(passes[0] != passes[1] && passes[1] != passes[2], "seed {seed}");
     }
-    assert_ne!(
-        samples_of_step(&Cursor::new(0, num_samples, SampleOrder::Shuffled), &batch, 0, 1),
-        samples_of_step(&Cursor::new(1, num_samples, SampleOrder::Shuffled), &batch, 0, 1),
-    );
+    assert_ne!(order(0), order(1));
 }
 
 #[test]
 fn sequential_samples_lie_as_in_the_data() {
-    let batch = BatchConfig { micro_batch: 2, num_micro_batches: 2 };
     let cursor = Cursor::new(3, 6, SampleOrder::Sequential);
-    let run: Vec<u64> = (0..3).flat_map(|step| samples_of_step(&cursor, &batch, step, 2)).collect();
+    let run: Vec<u64> = (0..12).map(|n| cursor.sample(n)).collect();
     assert_eq!(run, [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]);
 }

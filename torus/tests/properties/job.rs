@@ -105,6 +105,55 @@ fn every_complaint_says_what_is_possible() {
     check_error("workers.label = { a = 'x' }", "did you mean `labels`");
 }
 
+/// Two sources, with `first` among the keys of the first, and `more` in `[data]`.
+fn mixed(first: &str, more: &str) -> String {
+    format!(
+        "steps = 100\n[data]\n{more}\n[[data.source]]\nname = 'code'\npath = 'c'\n{first}\n[[data.source]]\nname = 'prose'\npath = 'p'\n"
+    )
+}
+
+#[test]
+fn sources_are_read_and_what_is_wrong_with_one_is_named() {
+    let job = parse(&mixed("max_epochs = 2.5\nextensions = ['rs']", "temperature = 2.0")).expect("a job");
+    assert_eq!((job.data.temperature, job.data.sources.len()), (Some(2.0), 2));
+    assert_eq!(job.data.sources[0].max_epochs, Some(2.5));
+    assert_eq!(job.data.in_words(), "code (c), prose (p)");
+    assert_eq!(parse(&job.to_toml()).expect("its own file"), job, "{}", job.to_toml());
+    let json = serde_json::to_string(&job).expect("a spec is JSON");
+    assert_eq!(serde_json::from_str::<JobSpec>(&json).expect("its own JSON"), job);
+    // Builds of before there were sources read the others.
+    let one = with("").expect("a job");
+    let json = serde_json::to_value(&one).expect("a spec is JSON");
+    assert!(json["data"].get("source").is_none() && json["data"].get("temperature").is_none(), "{json}");
+    assert_eq!(one.data.all_sources()[0].path, one.data.path);
+
+    let check = |first: &str, more: &str, expected: &str| {
+        let error = parse(&mixed(first, more)).map(|_| ()).expect_err(first).to_string();
+        assert!(error.contains(expected), "`{first}` `{more}`: {error}");
+    };
+    check("", "path = 't'", "`data.path` and `[[data.source]]` cannot be given together");
+    check("", "extensions = ['rs']", "each source has its own");
+    check("weight = 1.0", "", "given to 1 of 2 sources");
+    check("weight = 0.0", "", "`data.source.weight` = 0 (source `code`)");
+    check("max_epochs = 0.0", "", "`data.source.max_epochs` = 0 (source `code`)");
+    check("max_bytes = 0", "", "`data.source.max_bytes` = 0 (source `code`)");
+    check("tokens = 0", "", "`data.source.tokens` = 0 (source `code`)");
+    check("extensions = ['.']", "", "`data.source.extensions` = an empty ending");
+    check("weigth = 1.0", "", "did you mean `weight`");
+    check("", "temperature = 0.5", "`data.temperature` = 0.5 is not possible; expected 1 to");
+    check_error("data.temperature = 2.0", "several sources by [[data.source]]");
+    let both = "steps = 1\ndata.temperature = 2.0\n[[data.source]]\nname = 'a'\npath = 'a'\nweight = 1.0\n";
+    assert!(parse(both).expect_err("both").to_string().contains("either of them decides"));
+    let twice = "steps = 1\n[[data.source]]\nname = 'a'\npath = 'a'\n[[data.source]]\nname = 'a'\npath = 'b'\n";
+    assert!(parse(twice).expect_err("twice").to_string().contains("another name for each source"));
+    let odd = "steps = 1\n[[data.source]]\nname = 'a b'\npath = 'a'\n";
+    assert!(parse(odd).expect_err("odd").to_string().contains("`data.source.name` = `a b`"));
+    let few = mixed("", "") + "[eval]\nmicro_batches = 1\n";
+    assert!(parse(&few).expect_err("few").to_string().contains("at least one for each of the 2 sources"));
+    let many: String = (0..65).map(|n| format!("[[data.source]]\nname = 's{n}'\npath = 'p'\n")).collect();
+    assert!(parse(&format!("steps = 1\n{many}")).expect_err("many").to_string().contains("at most 64"));
+}
+
 /// Of keys that cannot have an effect together none is passed over in silence.
 #[test]
 fn keys_that_contradict_one_another_are_refused() {

@@ -9,6 +9,7 @@ mod geometry;
 mod init;
 mod job;
 mod manifest;
+mod mixture;
 mod partition;
 mod pipeline;
 mod placement;

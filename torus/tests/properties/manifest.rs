@@ -77,6 +77,7 @@ fn manifest() -> Manifest {
         samples,
         skipped_steps: 0,
         data_digest: String::new(),
+        tokenizer: None,
         files,
     }
 }

@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use toroid_storage::{Cache, CacheError, Fetched, Store, is_store};
 
-use super::{Attend, DataError};
+use super::DataError;
+use super::attend::Attend;
 use crate::system;
 
 /// Below the folder of the cache.
@@ -13,7 +14,7 @@ const FOLDER: &str = "objects";
 
 /// Where data can be read, as long as this is kept.
 #[derive(Debug)]
-pub struct Local {
+pub(super) struct Local {
     path: PathBuf,
     /// Nobody makes room for others with it.
     _fetched: Option<Fetched>,
@@ -26,7 +27,7 @@ impl Local {
 }
 
 /// `path` itself where it is one of this host; what is at a URL is fetched into the cache, once a host.
-pub fn fetch(path: &Path, cache_dir: &Path, attend: &mut dyn Attend) -> Result<Local, DataError> {
+pub(super) fn fetch(path: &Path, cache_dir: &Path, attend: &mut dyn Attend) -> Result<Local, DataError> {
     let url = path.to_str().filter(|url| is_store(url) && system::simulated().is_none());
     let Some(url) = url else { return Ok(Local { path: path.into(), _fetched: None }) };
     let (start, cache) = (Instant::now(), Cache::new(cache_dir.join(FOLDER), None));

@@ -1,10 +1,12 @@
-//! Text, as tokens, as samples.
+//! Text and token files, as tokens, as samples.
 //!
 //! ```text
 //!   fetch    what lies in an object store, in the cache, once a host                 -> files
-//!   source   a text file, or a folder of them in the order of their relative paths    -> one stream of bytes
-//!   tokens   the stream as a token file in the cache, made once a host, mapped        -> TokenFile
-//!   Dataset  the token file cut into a train and a validation part, and into samples  -> inputs and targets by id
+//!   source   a text file, or a folder of them in the order of their relative paths   -> one stream of bytes
+//!   text     the stream as a token file in the cache, made once a host, mapped       -> Tokens
+//!   files    token files that `toroid data run` has written, mapped                  -> Tokens
+//!   Dataset  the tokens cut into a train and a validation part, and into samples     -> inputs and targets by id
+//!   Sources  the data sets of a job, with the order of its samples over all of them
 //! ```
 //!
 //! Invariants:
@@ -13,35 +15,46 @@
 //!   same digest.
 //! - No sample of the train part has a token of the validation part.
 //!
-//! - A token file is used only after this process has found the digest of its tokens right.
-//! - What of a source gives no text is told, by reason (T-12).
+//! - A file is used only after this process has found the digest of its tokens right, and that none is outside its vocabulary.
+//! - All tokens of a job are of one tokenizer, and the model has its vocabulary.
+//! - What of a source gives no tokens is told, by reason (T-12).
 //!
-//! Deliberately absent: which sample comes when (`toroid_torus::cursor`); a tokenizer: a byte is a token, so any
-//! vocabulary of at least 256 will do.
+//! Deliberately absent: which sample comes when (`toroid_torus::mixture`); a tokenizer: a byte of text is a token, and token files have
+//! numbers.
 
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 
+mod attend;
+mod compared;
 mod dataset;
 mod fetch;
+mod files;
 mod map;
+mod prepare;
 mod source;
-mod tokens;
+mod sources;
+mod stream;
+mod text;
 
 #[cfg(test)]
 mod tests;
 
+use toroid_tokens::TokensError;
+
+pub use attend::Attend;
 pub use dataset::Dataset;
-pub use fetch::{Local, fetch};
 pub(crate) use map::map_file;
+pub use prepare::{Size, prepare, size, size_of_token_files};
 pub use source::{LeftOut, Reason};
-pub use tokens::{Attend, TokenFile};
+pub use sources::Sources;
+pub use stream::Tokens;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     #[error(
-        "cannot read the text in {}: {cause}; data.path names a text file or a folder of them, on every worker's host",
+        "cannot read the text in {}: {cause}; data.path names a text file or a folder of them, or token files, on every worker's host",
         .path.display()
     )]
     Source { path: PathBuf, cause: io::Error },
@@ -65,6 +78,31 @@ pub enum DataError {
     Ending { path: PathBuf, extensions: String },
     #[error("data.path cannot be fetched: {0}")]
     Fetch(toroid_storage::CacheError),
+    #[error(
+        "cannot use the token file {}: {cause}; have `toroid data run` write it again, or take it out of its folder",
+        .path.display()
+    )]
+    TokenFile { path: PathBuf, cause: TokensError },
+    #[error(
+        "{what} has tokens of {found}, and {other} of {expected}; a job trains on tokens of one tokenizer: make them with the same one"
+    )]
+    Tokenizers { what: String, found: String, other: String, expected: String },
+    #[error(
+        "the tokens of {source_summary} are below {vocabulary}, and model.vocab is {vocab}; set model.vocab to {vocabulary} or more"
+    )]
+    Vocabulary { source_summary: String, vocabulary: u32, vocab: usize },
+    #[error("{} has {what}; bring them together in fewer, larger ones", .path.display())]
+    TooMany { path: PathBuf, what: String },
+    #[error(
+        "max_bytes = {max_bytes} is for text, and {} has token files, which are taken whole; leave it out, and choose files by a folder of their own",
+        .path.display()
+    )]
+    NotForTokens { path: PathBuf, max_bytes: u64 },
+    #[error(
+        "the sources have {found} samples in all with their max_epochs, and the job takes {needed} ({steps} steps of {of_step}): {by_source}; \
+         lower steps, or raise max_epochs"
+    )]
+    Exhausted { found: u64, needed: u64, steps: u64, of_step: u64, by_source: String },
     #[error("nobody needs the text any more: the epoch that it was prepared for is over")]
     Over,
     #[error(

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use toroid_torus::job::DataConfig;
+use toroid_torus::job::SourceConfig;
 
 use super::DataError;
 
@@ -35,6 +35,8 @@ pub enum Reason {
     Link,
     /// A FIFO, a socket or a device.
     Special,
+    /// Beside token files.
+    NoTokens,
 }
 
 impl Reason {
@@ -46,6 +48,7 @@ impl Reason {
             Reason::MaxBytes => "beyond data.max_bytes",
             Reason::Link => "links, which are not followed",
             Reason::Special => "neither a file nor a folder",
+            Reason::NoTokens => "no token files, beside some",
         }
     }
 }
@@ -63,7 +66,7 @@ pub struct LeftOut {
 }
 
 /// Adds a file to those that are left out; files of one reason come in the order of their paths.
-fn leave_out(left_out: &mut Vec<LeftOut>, reason: Reason, relative: &Path, bytes: u64) {
+pub(super) fn leave_out(left_out: &mut Vec<LeftOut>, reason: Reason, relative: &Path, bytes: u64) {
     let at = left_out.iter().position(|l| l.reason == reason).unwrap_or_else(|| {
         left_out.push(LeftOut { reason, num_files: 0, bytes: 0, first: Vec::new() });
         left_out.len() - 1
@@ -109,7 +112,7 @@ pub(super) struct Contents {
 }
 
 impl Listing {
-    pub fn of(config: &DataConfig) -> Result<Listing, DataError> {
+    pub fn of(config: &SourceConfig) -> Result<Listing, DataError> {
         let cannot = |cause| DataError::Source { path: config.path.clone(), cause };
         let root = config.path.canonicalize().map_err(cannot)?;
         let is_folder = fs::metadata(&root).map_err(cannot)?.is_dir();
@@ -152,7 +155,7 @@ impl Listing {
     }
 
     /// Endings choose among the files of a folder. A file that is named and has none of them is a contradiction.
-    fn check_ending(&self, config: &DataConfig) -> Result<(), DataError> {
+    fn check_ending(&self, config: &SourceConfig) -> Result<(), DataError> {
         if self.has_extension(&config.path) || self.has_extension(&self.root) {
             return Ok(());
         }
@@ -335,7 +338,7 @@ fn is_text(path: &Path, buffer: &mut [u8]) -> io::Result<bool> {
     }
 }
 
-fn mega_bytes(bytes: u64) -> String {
+pub(super) fn mega_bytes(bytes: u64) -> String {
     match bytes {
         0..1_000 => format!("{bytes} bytes"),
         1_000..100_000 => format!("{:.1} kB", bytes as f64 / 1e3),
@@ -344,7 +347,7 @@ fn mega_bytes(bytes: u64) -> String {
 }
 
 /// Thousands set apart by commas.
-fn grouped(n: u64) -> String {
+pub(super) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().filter_map(|g| std::str::from_utf8(g).ok()).collect();
     groups.join(",")

@@ -5,21 +5,17 @@ use std::path::Path;
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
-use toroid_torus::job::{DataConfig, SampleOrder};
+use toroid_tokens::{BYTES_TOKENIZER, file_of};
+use toroid_torus::job::{self, JobSpec, SourceConfig};
+use toroid_torus::mixture::Drawn;
 
 use super::source::Listing;
-use super::tokens::HEADER_BYTES;
+use super::text::HEADER_BYTES;
 use super::*;
 
-fn config(path: &Path, extensions: &[&str]) -> DataConfig {
-    DataConfig {
-        path: path.into(),
-        extensions: extensions.iter().map(|e| e.to_string()).collect(),
-        max_bytes: 1 << 40,
-        order: SampleOrder::Sequential,
-        stride: 4,
-        validation: 0.0,
-    }
+fn config(path: &Path, extensions: &[&str]) -> SourceConfig {
+    let extensions = extensions.iter().map(|e| e.to_string()).collect();
+    SourceConfig { extensions, ..SourceConfig::unnamed(path) }
 }
 
 /// Writes `files` (path, contents) below a new folder, in the order given.
@@ -33,20 +29,31 @@ fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
     folder
 }
 
-fn prepare(config: &DataConfig) -> Result<TokenFile, DataError> {
+fn prepared(config: &SourceConfig) -> Result<Tokens, DataError> {
     let cache = tempfile::tempdir().unwrap();
-    TokenFile::prepare(config, cache.path(), &mut |_: u64| {})
+    prepare(config, cache.path(), &mut |_: u64| {})
 }
 
-fn check_text(config: &DataConfig, expected: &[u8]) {
-    let tokens = prepare(config).unwrap();
-    assert_eq!(String::from_utf8_lossy(tokens.tokens()), String::from_utf8_lossy(expected));
+/// All of them, as bytes.
+fn bytes(tokens: &Tokens) -> Vec<u8> {
+    read_all(tokens).into_iter().map(|token| u8::try_from(token).unwrap()).collect()
+}
+
+fn read_all(tokens: &Tokens) -> Vec<u32> {
+    let mut all = vec![0; tokens.len() as usize];
+    tokens.read(0, &mut all);
+    all
+}
+
+fn check_text(config: &SourceConfig, expected: &[u8]) {
+    let tokens = prepared(config).unwrap();
+    assert_eq!(String::from_utf8_lossy(&bytes(&tokens)), String::from_utf8_lossy(expected));
     assert_eq!(tokens.len(), expected.len() as u64);
     assert_eq!(tokens.digest(), *blake3::hash(expected).as_bytes());
 }
 
-fn check_error(config: &DataConfig, expected: &[&str]) {
-    let error = prepare(config).map(|t| t.source_summary()).unwrap_err().to_string();
+fn check_error(config: &SourceConfig, expected: &[&str]) {
+    let error = prepared(config).map(|t| t.source_summary()).unwrap_err().to_string();
     for part in expected {
         assert!(error.contains(part), "`{part}` is not in `{error}`");
     }
@@ -62,7 +69,7 @@ fn a_folder_is_read_in_the_order_of_relative_paths() {
     let mut reversed = files;
     reversed.reverse();
     let elsewhere = folder(&reversed);
-    let digest = |f: &tempfile::TempDir| prepare(&config(f.path(), &["rs"])).unwrap().digest();
+    let digest = |f: &tempfile::TempDir| prepared(&config(f.path(), &["rs"])).unwrap().digest();
     assert_eq!(digest(&text), digest(&elsewhere));
 }
 
@@ -99,7 +106,7 @@ fn one_file_is_taken_as_it_is() {
     let text = folder(&[("a.bin", b"a\0\xff")]);
     check_text(&config(&text.path().join("a.bin"), &[]), b"a\0\xff");
     assert!(
-        prepare(&config(&text.path().join("a.bin"), &[])).unwrap().source_summary().starts_with("3 bytes of text in ")
+        prepared(&config(&text.path().join("a.bin"), &[])).unwrap().source_summary().starts_with("3 bytes of text in ")
     );
 }
 
@@ -108,7 +115,7 @@ fn text_ends_at_max_bytes_exactly() {
     let text = folder(&[("a", b"123"), ("b", b"456"), ("c", b"789")]);
     let all = b"123\n456\n789";
     for max in 1..=all.len() + 1 {
-        let config = DataConfig { max_bytes: max as u64, ..config(text.path(), &[]) };
+        let config = SourceConfig { max_bytes: max as u64, ..config(text.path(), &[]) };
         check_text(&config, &all[..max.min(all.len())]);
     }
 }
@@ -127,7 +134,7 @@ fn links_are_not_followed() {
 fn the_summary_says_what_it_is_made_of() {
     let text = folder(&[("a.rs", &[b'a'; 123_456]), ("b.rs", b"b"), ("c.md", b"c")]);
     let root = text.path().canonicalize().unwrap();
-    let summary = |extensions| prepare(&config(text.path(), extensions)).unwrap().source_summary();
+    let summary = |extensions| prepared(&config(text.path(), extensions)).unwrap().source_summary();
     assert_eq!(
         summary(&["rs"]),
         format!("2 files, 123.5 kB of .rs text under {}", root.display()).replace("123.5 kB", "0.1 MB")
@@ -136,9 +143,9 @@ fn the_summary_says_what_it_is_made_of() {
 }
 
 /// Counts how often `prepare` makes the file rather than find it.
-fn prepare_counted(config: &DataConfig, cache: &Path) -> (TokenFile, usize) {
+fn prepare_counted(config: &SourceConfig, cache: &Path) -> (Tokens, usize) {
     let mut last = None;
-    let tokens = TokenFile::prepare(config, cache, &mut |bytes: u64| last = Some(bytes)).unwrap();
+    let tokens = prepare(config, cache, &mut |bytes: u64| last = Some(bytes)).unwrap();
     assert!(last.is_none_or(|last| last == tokens.len()), "progress ended at {last:?} of {}", tokens.len());
     let was_made = !tokens.was_cached();
     (tokens, usize::from(was_made))
@@ -152,17 +159,17 @@ fn a_token_file_is_made_once_and_again_when_its_source_changes() {
     let rust = config(text.path(), &["rs"]);
     assert_eq!(prepare_counted(&rust, &cache).1, 1);
     assert_eq!(prepare_counted(&rust, &cache).1, 0);
-    // The order of samples and the share held out are not of the tokens.
-    let other = DataConfig { order: SampleOrder::Shuffled, stride: 9, validation: 0.5, ..rust.clone() };
+    // The share of the samples is not of the tokens.
+    let other = SourceConfig { name: "other".into(), weight: Some(2.0), ..rust.clone() };
     assert_eq!(prepare_counted(&other, &cache).1, 0);
-    assert_eq!(prepare_counted(&DataConfig { max_bytes: 2, ..rust.clone() }, &cache).1, 1);
+    assert_eq!(prepare_counted(&SourceConfig { max_bytes: 2, ..rust.clone() }, &cache).1, 1);
     assert_eq!(prepare_counted(&config(text.path(), &["rs", "md"]), &cache).1, 1);
 
     fs::write(text.path().join("a.rs"), "world!").unwrap();
     let (tokens, made) = prepare_counted(&rust, &cache);
-    assert_eq!((tokens.tokens(), made), (&b"world!"[..], 1));
+    assert_eq!((&bytes(&tokens)[..], made), (&b"world!"[..], 1));
     fs::write(text.path().join("b.rs"), "new").unwrap();
-    assert_eq!(prepare_counted(&rust, &cache).0.tokens(), b"world!\nnew");
+    assert_eq!(bytes(&prepare_counted(&rust, &cache).0), b"world!\nnew");
     // The same size at another time is another file.
     let file = fs::File::options().write(true).open(text.path().join("b.rs")).unwrap();
     file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(5)).unwrap();
@@ -180,8 +187,8 @@ fn of_several_that_start_at_once_one_makes_the_file() {
         let start = || {
             barrier.wait();
             // Whoever waits is told of what another writes, which is more than the text.
-            let tokens = TokenFile::prepare(&config, cache.path(), &mut |_: u64| {}).unwrap();
-            assert_eq!(tokens.tokens(), [b'x'; 100_000]);
+            let tokens = prepare(&config, cache.path(), &mut |_: u64| {}).unwrap();
+            assert_eq!(bytes(&tokens), [b'x'; 100_000]);
             usize::from(!tokens.was_cached())
         };
         let threads: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
@@ -195,7 +202,7 @@ fn a_garbled_token_file_is_made_anew() {
     let text = folder(&[("a.rs", b"hello")]);
     let cache = tempfile::tempdir().unwrap();
     // The note says what is beyond it.
-    let config = DataConfig { max_bytes: 4, ..config(text.path(), &["rs"]) };
+    let config = SourceConfig { max_bytes: 4, ..config(text.path(), &["rs"]) };
     let (tokens, _) = prepare_counted(&config, cache.path());
     let digest = tokens.digest();
     drop(tokens);
@@ -244,7 +251,7 @@ impl Attend for Attended {
 
 /// A text whose token file another is about to make: it has the lock. `partial`: where it writes to.
 struct Locked {
-    config: DataConfig,
+    config: SourceConfig,
     cache: tempfile::TempDir,
     partial: std::path::PathBuf,
     _text: tempfile::TempDir,
@@ -269,7 +276,7 @@ const LONG: Duration = Duration::from_secs(600);
 fn waiting_for_another_that_makes_the_file_is_no_progress_and_ends_with_the_epoch() {
     let locked = locked();
     let mut attended = Attended { is_over: true, ..Attended::default() };
-    let result = TokenFile::prepare_within(&locked.config, locked.cache.path(), LONG, &mut attended);
+    let result = text::prepare_within(&locked.config, locked.cache.path(), LONG, &mut attended);
     assert!(matches!(result, Err(DataError::Over)), "{result:?}");
     assert_eq!((attended.num_advances, attended.waits), (0, vec![true, false]));
     drop(locked.lock);
@@ -304,8 +311,8 @@ fn what_the_other_writes_is_progress() {
     }
     let locked = locked();
     let mut other = Other { locked: &locked, seen: Vec::new() };
-    let tokens = TokenFile::prepare_within(&locked.config, locked.cache.path(), LONG, &mut other).unwrap();
-    assert_eq!((tokens.tokens(), tokens.was_cached()), (&b"hello"[..], false));
+    let tokens = text::prepare_within(&locked.config, locked.cache.path(), LONG, &mut other).unwrap();
+    assert_eq!((&bytes(&tokens)[..], tokens.was_cached()), (&b"hello"[..], false));
     // Bytes of the text follow once the file is made here.
     assert_eq!(other.seen[..3], [1, 2, 3]);
 }
@@ -315,8 +322,8 @@ fn who_has_the_lock_and_does_nothing_is_not_waited_for() {
     let locked = locked();
     let mut attended = Attended::default();
     let patience = Duration::from_millis(20);
-    let tokens = TokenFile::prepare_within(&locked.config, locked.cache.path(), patience, &mut attended).unwrap();
-    assert_eq!((tokens.tokens(), tokens.was_cached()), (&b"hello"[..], false));
+    let tokens = text::prepare_within(&locked.config, locked.cache.path(), patience, &mut attended).unwrap();
+    assert_eq!((&bytes(&tokens)[..], tokens.was_cached()), (&b"hello"[..], false));
     assert_eq!(attended.waits, [true, false]);
     drop(locked.lock);
 }
@@ -334,8 +341,8 @@ fn what_gives_no_text_is_counted_by_reason_with_the_first_names() {
     std::os::unix::fs::symlink("a.txt", text.path().join("link")).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(text.path().join("socket")).unwrap();
     let cache = tempfile::tempdir().unwrap();
-    let left_out = |config: &DataConfig| {
-        let tokens = TokenFile::prepare(config, cache.path(), &mut |_: u64| {}).unwrap();
+    let left_out = |config: &SourceConfig| {
+        let tokens = prepare(config, cache.path(), &mut |_: u64| {}).unwrap();
         let in_words = |l: &LeftOut| format!("{} {} {} {}", l.num_files, l.reason.words(), l.bytes, l.first.join(","));
         (tokens.left_out().iter().map(in_words).collect::<Vec<_>>(), tokens.was_cached())
     };
@@ -353,9 +360,9 @@ fn what_gives_no_text_is_counted_by_reason_with_the_first_names() {
     let (found, _) = left_out(&config(text.path(), &["txt"]));
     assert_eq!(found[0], "2 another ending than data.extensions 5 b.bin,c/d.bin");
     // "first", a newline and one byte of the second.
-    let (found, _) = left_out(&DataConfig { max_bytes: 7, ..config(text.path(), &["txt"]) });
+    let (found, _) = left_out(&SourceConfig { max_bytes: 7, ..config(text.path(), &["txt"]) });
     assert_eq!(found[1], "2 beyond data.max_bytes 10 e.txt,f.txt");
-    let one = DataConfig { max_bytes: 2, ..config(&text.path().join("a.txt"), &[]) };
+    let one = SourceConfig { max_bytes: 2, ..config(&text.path().join("a.txt"), &[]) };
     let (found, _) = left_out(&one);
     let root = text.path().canonicalize().unwrap();
     assert_eq!(found, [format!("1 beyond data.max_bytes 3 {}", root.join("a.txt").display())]);
@@ -376,7 +383,7 @@ fn what_a_maker_that_died_has_left_does_no_harm() {
     let config = config(text.path(), &["rs"]);
     let key = Listing::of(&config).unwrap().key().to_hex();
     fs::write(cache.path().join(format!("{key}.partial")), [1; 500]).unwrap();
-    assert_eq!(prepare_counted(&config, cache.path()).0.tokens(), b"hello");
+    assert_eq!(bytes(&prepare_counted(&config, cache.path()).0), b"hello");
     assert!(!cache.path().join(format!("{key}.partial")).exists());
 }
 
@@ -406,15 +413,21 @@ fn a_file_that_cannot_be_read_is_named_and_not_left_out() {
 fn a_cache_that_cannot_be_written_is_named() {
     let text = folder(&[("a.rs", b"hello")]);
     let cache = text.path().join("a.rs");
-    let error = TokenFile::prepare(&config(text.path(), &["rs"]), &cache, &mut |_: u64| {}).map(|_| ()).unwrap_err();
+    let error = prepare(&config(text.path(), &["rs"]), &cache, &mut |_: u64| {}).map(|_| ()).unwrap_err();
     assert!(matches!(&error, DataError::Lock { path, .. } if path.starts_with(&cache)), "{error}");
+}
+
+/// A job with one layer, and samples of `seq` tokens; `data`: keys of `[data]`.
+fn spec(seq: usize, data: &str) -> JobSpec {
+    let toml = format!("steps = 5\nbatch.global = 4\neval.micro_batches = 0\nmodel.seq = {seq}\n[data]\n{data}");
+    job::parse(&toml).unwrap_or_else(|e| panic!("{toml}: {e}"))
 }
 
 /// A text of the bytes 0, 1, 2, ... so that a token is its position.
 fn dataset(len: u8, seq: usize, stride: usize, validation: f64) -> Result<Dataset, DataError> {
     let text = folder(&[("text", &(0..len).collect::<Vec<u8>>())]);
-    let config = DataConfig { stride, validation, ..config(&text.path().join("text"), &[]) };
-    Dataset::new(Arc::new(prepare(&config).unwrap()), seq, &config)
+    let tokens = prepared(&config(&text.path().join("text"), &[])).unwrap();
+    Dataset::new(Arc::new(tokens), &spec(seq, &format!("path = 'x'\nstride = {stride}\nvalidation = {validation:?}")))
 }
 
 /// Against the definition: all starts at multiples of the stride from which seq + 1 tokens lie within the part.
@@ -471,4 +484,194 @@ fn the_registry_is_looked_for_below_cargo_home_and_then_home() {
     assert_eq!(registry_sources(Some("".into()), at("")), found(".cargo"));
     assert_eq!(registry_sources(at("none"), at("")), None);
     assert_eq!(registry_sources(None, None), None);
+}
+
+/// A token file of these documents, of a vocabulary of so many tokens of the tokenizer 7, 7, ...; one of 0 is that of bytes.
+fn token_file(documents: &[&[u32]], vocabulary: u32) -> Vec<u8> {
+    match vocabulary {
+        0 => file_of(documents, 256, BYTES_TOKENIZER),
+        _ => file_of(documents, vocabulary, [7; 32]),
+    }
+}
+
+fn sources_of(spec: &JobSpec) -> Result<Sources, DataError> {
+    let tokens = spec.data.all_sources().iter().map(prepared).collect::<Result<Vec<_>, _>>()?;
+    Sources::new(spec, &tokens.into_iter().map(Arc::new).collect::<Vec<_>>())
+}
+
+/// Documents and files follow each other without a gap, in the order of the files' names, whatever their width.
+#[test]
+fn token_files_of_each_width_are_one_stream() {
+    for vocabulary in [0, 256, 300, 65_536, 65_537, 129_280] {
+        let last = vocabulary.max(256) - 1;
+        let files = [
+            ("a.tokens", token_file(&[&[1, 2], &[], &[3]], vocabulary)),
+            ("b.tokens", token_file(&[], vocabulary)),
+            ("c.tokens", token_file(&[&[last, 0, 5, 6]], vocabulary)),
+        ];
+        let tokens = folder(&files.each_ref().map(|(name, bytes)| (*name, &bytes[..])));
+        let found = prepared(&config(tokens.path(), &[])).unwrap();
+        assert_eq!(read_all(&found), [1, 2, 3, last, 0, 5, 6], "vocabulary {vocabulary}");
+        assert_eq!((found.len(), found.vocabulary(), found.are_bytes()), (7, last + 1, vocabulary == 0));
+        for (at, len) in (0..7).flat_map(|at| (1..=7 - at).map(move |len| (at, len))) {
+            let mut part = vec![99; len];
+            found.read(at as u64, &mut part);
+            assert_eq!(part, read_all(&found)[at..at + len], "{len} from {at}");
+        }
+        let size = size(&config(tokens.path(), &[])).unwrap();
+        assert_eq!(size, Size { num_tokens: 7, vocabulary: last + 1, is_exact: true });
+        let one = prepared(&config(&tokens.path().join("c.tokens"), &["tokens"])).unwrap();
+        assert_eq!(read_all(&one), [last, 0, 5, 6]);
+        assert_ne!(one.digest(), found.digest());
+    }
+}
+
+#[test]
+fn tokens_that_are_bytes_give_the_samples_of_their_text() {
+    let text: Vec<u8> = (0..200).map(|n| (n * 7 % 251) as u8).collect();
+    let ids: Vec<u32> = text.iter().map(|byte| u32::from(*byte)).collect();
+    let file = token_file(&[&ids[..50], &ids[50..]], 0);
+    let both = folder(&[("text", &text), ("t/0.tokens", &file)]);
+    let samples = |name: &str| {
+        let spec = spec(16, &format!("path = {:?}\nvalidation = 0.25", both.path().join(name)));
+        let sources = sources_of(&spec).unwrap();
+        let (mut inputs, mut targets) = ([0; 16], [0; 16]);
+        let of = |n: u64, inputs: &mut [u32; 16], targets: &mut [u32; 16]| {
+            let Drawn { source, sample } = sources.mixture().sample(n);
+            sources.dataset(source).train_sample(sample, inputs, targets);
+            (*inputs, *targets)
+        };
+        (0..30).map(|n| of(n, &mut inputs, &mut targets)).collect::<Vec<_>>()
+    };
+    assert_eq!(samples("text"), samples("t"));
+}
+
+#[test]
+fn token_files_that_are_not_whole_are_named() {
+    let good = token_file(&[&[1, 2, 3], &[300, 4]], 400);
+    let of = |bytes: &[u8]| folder(&[("good.tokens", &good), ("t.tokens", bytes)]);
+    let check = |bytes: &[u8], expected: &str| {
+        let tokens = of(bytes);
+        check_error(&config(tokens.path(), &[]), &["t.tokens", expected, "toroid data run"]);
+    };
+    check(b"", "it has 0 bytes, the header of a token file has 168");
+    check(&good[..100], "it has 100 bytes");
+    check(&good[..good.len() - 1], "its header says 200");
+    check(&[&good[..], b"!"].concat(), "its header says 200");
+    for (at, expected) in [
+        (0, "it does not begin with `TOROIDTK`"),
+        (8, "it has version 2, 3 is read here"),
+        (20, "the digest of its header is another"),
+        (168, "the digest of its tokens is another"),
+        (190, "the digest of its ends is another"),
+    ] {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1;
+        check(&bytes, expected);
+    }
+    // By whom it was written is nothing that one can see: a token that no embedding has would be read beyond its end.
+    let mut outside = file_of(&[&[1, 2, 300]], 301, [7; 32]);
+    let mut header = toroid_tokens::Header::parse(&outside).unwrap();
+    header.vocabulary = 300;
+    outside[..toroid_tokens::HEADER_BYTES].copy_from_slice(&header.to_bytes());
+    let alone = folder(&[("t.tokens", &outside)]);
+    check_error(&config(alone.path(), &[]), &["token 2 is 300, the vocabulary has 300"]);
+    // One of this process's own, of a text.
+    let text = folder(&[("a.rs", &[b'x'; 100])]);
+    let cache = tempfile::tempdir().unwrap();
+    prepare(&config(text.path(), &[]), cache.path(), &mut |_: u64| {}).unwrap();
+    check_error(&config(cache.path(), &[]), &["it has version 2, 3 is read here"]);
+}
+
+/// What was found right once is looked at again when it has changed.
+#[test]
+fn a_token_file_that_changes_is_gone_through_again() {
+    let tokens = folder(&[("t.tokens", &token_file(&[&[1, 2, 3]], 400))]);
+    let mut advanced = 0;
+    let mut open = || {
+        prepare(&config(tokens.path(), &[]), Path::new("/nowhere"), &mut |bytes: u64| advanced = bytes)
+            .map(|tokens| (tokens.digest(), std::mem::take(&mut advanced)))
+    };
+    let (digest, first) = open().unwrap();
+    assert_eq!((first, open().unwrap()), (6, (digest, 0)));
+    let mut bytes = token_file(&[&[1, 2, 3]], 400);
+    bytes[HEADER_BYTES + 32] ^= 1;
+    fs::remove_file(tokens.path().join("t.tokens")).unwrap();
+    fs::write(tokens.path().join("t.tokens"), bytes).unwrap();
+    assert!(matches!(open(), Err(DataError::TokenFile { .. })));
+}
+
+#[test]
+fn what_does_not_fit_together_is_refused_with_both_sides() {
+    let (of_seven, bytes) = (token_file(&[&[1; 40]], 400), token_file(&[&[1; 40]], 0));
+    let more =
+        folder(&[("a/a.tokens", &of_seven), ("a/b.tokens", &bytes), ("b/a.tokens", &of_seven), ("t/t", &[b'x'; 40])]);
+    let found = prepared(&config(&more.path().join("a"), &[])).map(|_| ()).unwrap_err().to_string();
+    assert!(found.contains("b.tokens has tokens of bytes (vocabulary 256)"), "{found}");
+    assert!(found.contains("a.tokens of 0707070707070707 (vocabulary 400)"), "{found}");
+    // Over sources: token files and text.
+    let source = |name: &str| format!("[[data.source]]\nname = '{name}'\npath = {:?}\n", more.path().join(name));
+    let error =
+        sources_of(&spec(8, &format!("validation = 0.0\n{}{}", source("b"), source("t")))).map(|_| ()).unwrap_err();
+    assert!(matches!(&error, DataError::Tokenizers { found, .. } if found.contains("bytes")), "{error}");
+    // The model has no row for some of the tokens.
+    let toml = format!(
+        "steps = 5\nmodel = {{ seq = 8, vocab = 256 }}\ndata = {{ path = {:?}, validation = 0.0 }}",
+        more.path().join("b")
+    );
+    let error = sources_of(&job::parse(&toml).unwrap()).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("below 400, and model.vocab is 256; set model.vocab to 400 or more"), "{error}");
+    let limited = SourceConfig { max_bytes: 7, ..config(&more.path().join("b"), &[]) };
+    check_error(&limited, &["max_bytes = 7 is for text"]);
+    check_error(&config(&more.path().join("t"), &["tokens"]), &["no file in it ends with .tokens"]);
+    let empty = folder(&[("a.tokens", &token_file(&[&[], &[]], 400))]);
+    check_error(&config(empty.path(), &[]), &["its token files have no tokens"]);
+}
+
+/// T-12.
+#[test]
+fn what_lies_beside_token_files_is_counted() {
+    let tokens =
+        folder(&[("a.tokens", &token_file(&[&[1; 40]], 400)), ("tokenizer.json", b"{}"), ("deep/b.tokens", b"x")]);
+    std::os::unix::fs::symlink("a.tokens", tokens.path().join("link.tokens")).unwrap();
+    let found = prepared(&config(tokens.path(), &[])).unwrap();
+    let in_words = |l: &LeftOut| format!("{} {} {}", l.num_files, l.reason.words(), l.first.join(","));
+    let found: Vec<String> = found.left_out().iter().map(in_words).collect();
+    assert_eq!(
+        found,
+        ["1 links, which are not followed link.tokens", "2 no token files, beside some deep,tokenizer.json"]
+    );
+    // Where endings are asked for, it is text.
+    let text = folder(&[("a.tokens", &token_file(&[&[1; 40]], 400)), ("a.txt", b"some text")]);
+    check_text(&config(text.path(), &["txt"]), b"some text");
+}
+
+#[test]
+fn sources_are_mixed_by_weights_sizes_or_temperature() {
+    let text = |len: usize| vec![b'x'; len];
+    let data = folder(&[("a", &text(8 * 64 + 1)), ("b", &text(8 * 16 + 1))]);
+    let source = |name: &str, more: &str| {
+        format!("[[data.source]]\nname = '{name}'\npath = {:?}\n{more}\n", data.path().join(name))
+    };
+    let sources = |head: &str, a: &str, b: &str| {
+        sources_of(&spec(8, &format!("validation = 0.0\n{head}\n{}{}", source("a", a), source("b", b))))
+    };
+    let given = |found: &Sources| found.mixture().given(1000);
+    let by_size = sources("", "", "").unwrap();
+    assert_eq!((given(&by_size), by_size.num_train()), (vec![800, 200], 80));
+    assert_eq!(given(&sources("", "weight = 1.0", "weight = 3.0").unwrap()), [250, 750]);
+    assert_eq!(given(&sources("temperature = 2.0", "", "").unwrap()), [667, 333]);
+    // Shares and limits are of the digest: workers that have others take other samples.
+    let digests = [
+        by_size.digest(),
+        sources("temperature = 2.0", "", "").unwrap().digest(),
+        sources("", "max_epochs = 5.0", "").unwrap().digest(),
+    ];
+    assert!(digests[0] != digests[1] && digests[0] != digests[2], "{digests:?}");
+    // The job takes 20 samples; `b` gives its share of the first 15, and `a` what is left.
+    let limited = sources("", "", "max_epochs = 0.1875").unwrap();
+    assert_eq!((limited.mixture().ends().len(), given(&limited)[1]), (1, 3));
+    let error = sources("", "max_epochs = 0.1", "max_epochs = 0.1").map(|_| ()).unwrap_err().to_string();
+    let expected = "the sources have 7 samples in all with their max_epochs, and the job takes 20 (5 steps of 4): a has 64 samples a pass and gives at most 6";
+    assert!(error.contains(expected), "{error}");
 }

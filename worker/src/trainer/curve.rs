@@ -3,24 +3,22 @@
 
 use std::time::Instant;
 
-use toroid_proto::{StepRecord, Validation};
+use toroid_proto::{SourceValidation, StepRecord, Validation};
 use toroid_session::{Assignment, Event, HealPlan};
 use toroid_torus::ids::{Rank, Step};
 use toroid_torus::job::JobSpec;
 
 use super::emit::Emit;
 use super::history::History;
+use super::samples::Samples;
 use super::shared::Shared;
 use super::totals::Totals;
-use super::validations::{ValidationSums, Validations};
+use super::validations::{SourceSums, ValidationSums, Validations};
 use crate::comm::{CommError, LinkStats, Links, global_sum};
 use crate::system;
 
 /// Numbers of one sum over the torus: whoever takes part holds them once for each place of its row or column.
 const CHUNK: usize = 1 << 17;
-
-/// What the source says before its sums: its count of skipped steps and its validations.
-const HEAD: usize = 1 + Validations::LEN;
 
 pub(super) struct Curve {
     /// Global sums of the newest steps, and of all that no coordinator has.
@@ -133,14 +131,14 @@ impl Curve {
     }
 
     /// Keeps a validation, and reports it.
-    pub fn keep_validation(&mut self, place: &Assignment, sums: ValidationSums, emit: &Emit) {
+    pub fn keep_validation(&mut self, place: &Assignment, samples: &Samples, sums: ValidationSums, emit: &Emit) {
+        report_validation(place, samples, &sums, emit);
         self.validations.keep(sums);
-        report_validation(place, sums, emit);
     }
 
     /// A new rank 0 says what the old one may not have said.
-    pub fn report_validations(&self, place: &Assignment, emit: &Emit) {
-        self.validations.iter().for_each(|sums| report_validation(place, sums, emit));
+    pub fn report_validations(&self, place: &Assignment, samples: &Samples, emit: &Emit) {
+        self.validations.iter().for_each(|sums| report_validation(place, samples, sums, emit));
     }
 
     // -------------------------------------------------------------------------------------------------------------- healing
@@ -157,12 +155,15 @@ impl Curve {
         let spec = &place.spec;
         let len = Totals::len(&spec.model);
         let num = History::num_max(&spec.model).min(plan.step.since(plan.recorded).max(1) as usize);
-        let mut values = vec![0.0; HEAD + num * (1 + len)];
+        // Before the sums comes the count of skipped steps, and the validations.
+        let num_sources = spec.data.sources.len().max(1);
+        let head = 1 + Validations::len(num_sources);
+        let mut values = vec![0.0; head + num * (1 + len)];
         if place.rank == plan.source {
             values[0] = skipped as f64;
-            self.validations.write(&mut values[1..HEAD]);
+            self.validations.write(num_sources, &mut values[1..head]);
             let newest = self.history.since(Step::new((plan.step.get() + 1).saturating_sub(num as u64)));
-            for ((step, totals), slot) in newest.zip(values[HEAD..].chunks_exact_mut(1 + len)) {
+            for ((step, totals), slot) in newest.zip(values[head..].chunks_exact_mut(1 + len)) {
                 slot[0] = step.get() as f64;
                 slot[1..].copy_from_slice(totals.as_slice());
             }
@@ -171,10 +172,10 @@ impl Curve {
             global_sum(links, &spec.shape, chunk)?;
             shared.advance();
         }
-        let slots = values[HEAD..].chunks_exact(1 + len).filter(|slot| slot[0] > 0.0);
+        let slots = values[head..].chunks_exact(1 + len).filter(|slot| slot[0] > 0.0);
         Ok(Told {
             skipped: values[0] as u64,
-            validations: Validations::read(&values[1..HEAD]),
+            validations: Validations::read(num_sources, &values[1..head]),
             sums: slots.map(|slot| (Step::new(slot[0] as u64), Totals::from_slice(&slot[1..]))).collect(),
         })
     }
@@ -192,13 +193,16 @@ impl Curve {
     }
 }
 
-fn report_validation(place: &Assignment, ValidationSums { step, ce, tokens }: ValidationSums, emit: &Emit) {
+fn report_validation(place: &Assignment, samples: &Samples, sums: &ValidationSums, emit: &Emit) {
     if place.rank != Rank::ZERO {
         return;
     }
-    let ce = ce / tokens;
-    // Tokens are bytes.
-    let bits_per_byte = ce / std::f64::consts::LN_2;
-    let validation = Validation { step: step.get(), ce, bits_per_byte, tokens: tokens as u64 };
-    emit(place.event(Event::Validated(validation)));
+    let ce = samples.mean_loss(sums);
+    // How many bytes a token of another tokenizer stands for is not known here.
+    let bits_per_byte = if samples.tokenizer().is_none() { ce / std::f64::consts::LN_2 } else { 0.0 };
+    let source = |source: &SourceSums| SourceValidation { ce: source.mean(), tokens: source.tokens as u64 };
+    let is_mixed = !place.spec.data.sources.is_empty();
+    let sources = sums.of_sources.iter().filter(|_| is_mixed).map(source).collect();
+    let (step, tokens) = (sums.step.get(), sums.tokens() as u64);
+    emit(place.event(Event::Validated(Validation { step, ce, bits_per_byte, tokens, sources })));
 }

@@ -101,7 +101,7 @@ impl<D: Device + Clone> Job<D> {
         if (is_newcomer || behind) && shared.commit(plan.step) {
             self.write_checkpoint(emit);
         }
-        self.curve.report_validations(&self.assignment, emit);
+        self.curve.report_validations(&self.assignment, &self.samples, emit);
         Ok(())
     }
 

@@ -78,7 +78,7 @@ impl<D: Device + Clone> Job<D> {
     /// Publishes a checkpoint, see [`Checkpoints::publish`].
     pub(super) fn publish(&mut self, what: ToPublish, shared: &Arc<Shared>, emit: &Emit) {
         let by = Saver { place: &self.assignment, fence: &self.fence, emit };
-        self.checkpoints.publish(by, what, self.skipped, self.samples.data_digest(), shared);
+        self.checkpoints.publish(by, what, self.skipped, &self.samples, shared);
     }
 
     /// Whether no other worker could do better: the folder is another job's. Where this one has its state elsewhere already, it is this

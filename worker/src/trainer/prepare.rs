@@ -20,7 +20,7 @@ use super::save::Checkpoints;
 use super::workspace::{Parts, Workspace};
 use crate::checkpoint::{CheckpointError, Owned, ShardStateMut, Storage, load_initial};
 use crate::comm::Fence;
-use crate::data::Dataset;
+use crate::data::Sources;
 use crate::device::Device;
 use crate::optim::HostShard;
 
@@ -36,7 +36,7 @@ impl<D: Device + Clone> Job<D> {
         let spec = Arc::clone(&assignment.spec);
         let (rank, until) = (assignment.rank, Some((&fence, assignment.epoch)));
         let workspace = Workspace::make(device, environment, (&spec, rank), &assignment.checkpoint_root, until, warm)?;
-        let Workspace { dataset, data_digest, storage, parts, .. } = workspace;
+        let Workspace { sources, storage, parts, .. } = workspace;
         let Parts { passes, mut shards } = parts;
 
         let owned = match assignment.restore_step {
@@ -48,7 +48,7 @@ impl<D: Device + Clone> Job<D> {
             }
             _ => None,
         };
-        let source = Source::of(&assignment, owned.as_ref())?;
+        let source = Source::of(&assignment, owned.as_ref(), &sources)?;
         if let (Source::Checkpoint { manifest, storage }, Rank::ZERO) = (&source, assignment.rank)
             && let Err(error) = storage.claim(manifest.step, assignment.epoch.get())
         {
@@ -59,11 +59,11 @@ impl<D: Device + Clone> Job<D> {
                 shard.write(device, &state);
             }
         }
-        let notes = notes(&spec, &source, &dataset, &data_digest);
+        let notes = notes(&spec, &source, &sources);
         Ok(Job {
             fence,
             links: None,
-            samples: Samples::new(&spec, dataset, data_digest, notes),
+            samples: Samples::new(sources, notes),
             passes,
             shards,
             held: Held::new(assignment.held_as(), !matches!(source, Source::OtherHolders)),
@@ -95,7 +95,7 @@ enum Source<'a> {
 
 impl<'a> Source<'a> {
     /// `owned` is there where a checkpoint of this job is to be read.
-    fn of(assignment: &Assignment, owned: Option<&'a Owned>) -> Result<Source<'a>, PrepareError> {
+    fn of(assignment: &Assignment, owned: Option<&'a Owned>, sources: &Sources) -> Result<Source<'a>, PrepareError> {
         if assignment.heal {
             return Ok(Source::OtherHolders);
         }
@@ -106,7 +106,7 @@ impl<'a> Source<'a> {
         let Some(path) = &assignment.spec.resume_from else { return Ok(Source::Initial) };
         let (storage, step) = Storage::open_step(path).map_err(PrepareError::ResumePath)?;
         let manifest = Box::new(storage.manifest(step).map_err(PrepareError::ResumePath)?);
-        check_resume(&assignment.spec, path, &manifest)?;
+        check_resume(&assignment.spec, path, &manifest, sources)?;
         Ok(Source::Resumed { storage, manifest })
     }
 
@@ -184,24 +184,11 @@ fn set_aside(storage: &Owned, step: Step, error: &CheckpointError) {
 }
 
 /// What only who has read the text and what the job begins from can say.
-fn notes(spec: &JobSpec, source: &Source<'_>, dataset: &Dataset, data_digest: &[u8; 32]) -> Vec<String> {
-    let mut notes = Vec::new();
-    let (num_train, of_step) = (dataset.num_train(), spec.batch.samples());
-    if num_train < of_step {
-        notes.push(format!(
-            "the text has {num_train} samples and a step takes {of_step}: a step sees some of them more than once"
-        ));
-    }
-    let (num_held_out, of_eval) =
-        (dataset.num_validation(), (spec.eval.num_micro_batches * spec.batch.micro_batch) as u64);
-    if num_held_out < of_eval {
-        notes.push(format!(
-            "{num_held_out} samples are held out and a validation takes {of_eval}: some of them count more than once; raise data.validation or lower eval.micro_batches"
-        ));
-    }
+fn notes(spec: &JobSpec, source: &Source<'_>, sources: &Sources) -> Vec<String> {
+    let mut notes = notes_on(spec, sources);
     if let Source::Resumed { manifest, .. } = source {
         let mut differences = spec.differences(&manifest.job);
-        let digest = blake3::Hash::from_bytes(*data_digest).to_hex();
+        let digest = blake3::Hash::from_bytes(sources.digest()).to_hex();
         if manifest.data_digest != digest.as_str() {
             differences.insert(0, "other text".into());
         }
@@ -217,8 +204,45 @@ fn notes(spec: &JobSpec, source: &Source<'_>, dataset: &Dataset, data_digest: &[
     notes
 }
 
+/// What of the text, or of the sources, has another effect than one may think.
+fn notes_on(spec: &JobSpec, sources: &Sources) -> Vec<String> {
+    let mut notes = Vec::new();
+    let (num_train, of_step) = (sources.num_train(), spec.batch.samples());
+    if num_train < of_step {
+        notes.push(format!(
+            "the text has {num_train} samples and a step takes {of_step}: a step sees some of them more than once"
+        ));
+    }
+    let validated = sources.mixture().validated(spec.eval.num_micro_batches.max(sources.iter().len()));
+    for ((source, dataset), num) in sources.iter().zip(validated).filter(|_| spec.eval.num_micro_batches > 0) {
+        let (num_held_out, of_eval) = (dataset.num_validation(), (num * spec.batch.micro_batch) as u64);
+        if num_held_out < of_eval {
+            let whose = if source.name.is_empty() { String::new() } else { format!(" of {}", source.name) };
+            notes.push(format!(
+                "{num_held_out} samples{whose} are held out and a validation takes {of_eval}: some of them count more than once; raise data.validation or lower eval.micro_batches"
+            ));
+        }
+    }
+    for (source, dataset) in sources.iter() {
+        let found = dataset.tokens().len();
+        if let Some(said) = source.tokens.filter(|said| *said != found) {
+            notes.push(format!("data.source.tokens of {} is {said}, and it has {found}", source.name));
+        }
+    }
+    let needed = spec.steps * spec.batch.samples();
+    for (n, ended) in sources.mixture().ends().into_iter().filter(|(n, _)| *n < needed) {
+        let Some((source, _)) = sources.iter().nth(ended) else { continue };
+        let (step, epochs) = (n / of_step, source.max_epochs.unwrap_or(f64::INFINITY));
+        notes.push(format!(
+            "{} has given its {epochs} epochs after step {step} (sample {n}): from there on the other sources have its share",
+            source.name
+        ));
+    }
+    notes
+}
+
 /// A job goes on from a checkpoint of another job, or of this one under another shape, only where the next step would be the same.
-fn check_resume(spec: &JobSpec, path: &str, manifest: &Manifest) -> Result<(), PrepareError> {
+fn check_resume(spec: &JobSpec, path: &str, manifest: &Manifest, sources: &Sources) -> Result<(), PrepareError> {
     let differs = |what, expected: String, found: String| {
         Err(PrepareError::Resume { path: path.to_string(), what, expected, found })
     };
@@ -230,6 +254,16 @@ fn check_resume(spec: &JobSpec, path: &str, manifest: &Manifest) -> Result<(), P
     }
     if manifest.job.seed != spec.seed {
         return differs("seed", spec.seed.to_string(), manifest.job.seed.to_string());
+    }
+    // A row of the embedding means another token there.
+    let tokenizer = sources.tokenizer().map(|digest| blake3::Hash::from_bytes(digest).to_hex().to_string());
+    if manifest.tokenizer != tokenizer {
+        let in_words = |tokenizer: Option<String>| tokenizer.unwrap_or_else(|| "bytes".into());
+        return differs(
+            "the tokenizer (blake3 of its file)",
+            in_words(tokenizer),
+            in_words(manifest.tokenizer.clone()),
+        );
     }
     Ok(())
 }

@@ -36,7 +36,7 @@ pub(super) fn warm_up<D: Device + Clone>(
     });
     environment.shared.enter("idle");
     let (job_id, spent) = (&ahead.job_id, (system::now() - since));
-    let data_digest = workspace.as_ref().map_or([0; 32], |workspace| workspace.data_digest);
+    let data_digest = workspace.as_ref().map_or([0; 32], |workspace| workspace.sources.digest());
     let error = workspace.as_ref().err().cloned();
     match &error {
         None => tracing::info!("ready for a place of {job_id}, prepared in {:.0} ms", spent.as_secs_f64() * 1e3),

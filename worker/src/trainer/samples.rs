@@ -1,52 +1,64 @@
-//! The text of a job at one place: which samples a step takes, and what of the text is told to users.
+//! What a job is trained on at one place: which samples a step takes, and what is told to users.
 
-use toroid_proto::Inputs;
+use toroid_proto::{Inputs, Source};
 use toroid_session::Assignment;
-use toroid_torus::cursor::Cursor;
 use toroid_torus::ids::Step;
 use toroid_torus::job::JobSpec;
+use toroid_torus::mixture::WHOLE;
 
-use crate::data::{Dataset, LeftOut};
+use super::validations::{SourceSums, ValidationSums};
+use crate::data::{LeftOut, Sources};
 
 pub(super) struct Samples {
-    dataset: Dataset,
-    data_digest: [u8; 32],
-    cursor: Cursor,
+    sources: Sources,
     /// What of the job has no effect, or another than one may think.
     notes: Vec<String>,
 }
 
 impl Samples {
-    pub fn new(spec: &JobSpec, dataset: Dataset, data_digest: [u8; 32], notes: Vec<String>) -> Samples {
-        let cursor = Cursor::new(spec.seed, dataset.num_train(), spec.data.order);
-        Samples { dataset, data_digest, cursor, notes }
+    pub fn new(sources: Sources, notes: Vec<String>) -> Samples {
+        Samples { sources, notes }
     }
 
     /// From now on a place takes other samples than the others do. A failpoint: tests look whether that is seen.
     pub fn confuse(&mut self, spec: &JobSpec) {
-        self.cursor = Cursor::new(spec.seed + 1, self.dataset.num_train(), spec.data.order);
+        self.sources.reordered(&JobSpec { seed: spec.seed + 1, ..spec.clone() });
     }
 
     pub fn data_digest(&self) -> [u8; 32] {
-        self.data_digest
+        self.sources.digest()
+    }
+
+    /// blake3 of the tokenizer's file; `None`: a token is a byte.
+    pub fn tokenizer(&self) -> Option<[u8; 32]> {
+        self.sources.tokenizer()
     }
 
     /// What is trained on, and what of it is left out (T-12).
     pub fn told(&self) -> Inputs {
-        let text = self.dataset.text();
-        let left_out = |l: &LeftOut| toroid_proto::LeftOut {
-            reason: l.reason.words().into(),
-            num_files: l.num_files,
-            bytes: l.bytes,
-            first: l.first.clone(),
-        };
-        let left_out = text.left_out().iter().map(left_out).collect();
-        Inputs { summary: text.source_summary(), left_out, notes: self.notes.clone() }
+        let (mut summaries, mut left_out, mut sources) = (Vec::new(), Vec::new(), Vec::new());
+        for (source, dataset) in self.sources.iter() {
+            let (name, tokens) = (&source.name, dataset.tokens());
+            // A source that the job only gives a path has no name.
+            let before = if name.is_empty() { String::new() } else { format!("{name}: ") };
+            summaries.push(format!("{before}{}", tokens.source_summary()));
+            left_out.extend(tokens.left_out().iter().map(|l: &LeftOut| toroid_proto::LeftOut {
+                reason: format!("{before}{}", l.reason.words()),
+                num_files: l.num_files,
+                bytes: l.bytes,
+                first: l.first.clone(),
+            }));
+            if !name.is_empty() {
+                let (num_tokens, num_samples) = (tokens.len(), dataset.num_train());
+                sources.push(Source { name: name.clone(), num_tokens, num_samples, ..Source::default() });
+            }
+        }
+        Inputs { summary: summaries.join("; "), left_out, notes: self.notes.clone(), sources }
     }
 
     /// Samples to train on.
     pub fn num_train(&self) -> u64 {
-        self.dataset.num_train()
+        self.sources.num_train()
     }
 
     /// Inputs and targets, `(B * S)` each, of micro-batch `i` of this place's replica in step `step` (T-5).
@@ -54,19 +66,49 @@ impl Samples {
         let spec = &place.spec;
         let first = spec.batch.of_replica(spec.shape.dp(), place.place().dp).start;
         let seq = spec.model.seq;
-        for (k, id) in self.cursor.micro_batch(step.get(), &spec.batch, first + i).into_iter().enumerate() {
+        for (k, drawn) in self.sources.mixture().micro_batch(step.get(), &spec.batch, first + i).into_iter().enumerate()
+        {
             let at = k * seq..(k + 1) * seq;
-            self.dataset.train_sample(id, &mut inputs[at.clone()], &mut targets[at]);
+            self.sources.dataset(drawn.source).train_sample(drawn.sample, &mut inputs[at.clone()], &mut targets[at]);
         }
+    }
+
+    /// The source of micro-batch `index` of a validation, and which of that source's it is: those of a source follow each other.
+    pub fn validated(&self, spec: &JobSpec, mut index: usize) -> (usize, usize) {
+        for (source, num) in self.sources.mixture().validated(spec.eval.num_micro_batches).into_iter().enumerate() {
+            if index < num {
+                return (source, index);
+            }
+            index -= num;
+        }
+        unreachable!("a validation has {} micro-batches, {index} more were asked for", spec.eval.num_micro_batches)
     }
 
     /// Inputs and targets, `(B * S)` each, of micro-batch `index` of a validation.
     pub fn load_validation(&self, spec: &JobSpec, index: usize, inputs: &mut [u32], targets: &mut [u32]) {
         let (micro_batch, seq) = (spec.batch.micro_batch, spec.model.seq);
+        let (source, index) = self.validated(spec, index);
+        let dataset = self.sources.dataset(source);
         for i in 0..micro_batch {
-            let id = (index * micro_batch + i) as u64 % self.dataset.num_validation();
+            let id = (index * micro_batch + i) as u64 % dataset.num_validation();
             let at = i * seq..(i + 1) * seq;
-            self.dataset.validation_sample(id, &mut inputs[at.clone()], &mut targets[at]);
+            dataset.validation_sample(id, &mut inputs[at.clone()], &mut targets[at]);
+        }
+    }
+
+    /// A validation in which nothing is summed up yet.
+    pub fn no_sums(&self, step: Step) -> ValidationSums {
+        ValidationSums { step, of_sources: vec![SourceSums::default(); self.sources.iter().len()] }
+    }
+
+    /// Mean cross-entropy a token, each source by its share.
+    pub fn mean_loss(&self, sums: &ValidationSums) -> f64 {
+        match &sums.of_sources[..] {
+            [only] => only.mean(),
+            all => {
+                let shares = self.sources.mixture().parts().iter().map(|part| part.share as f64 / WHOLE as f64);
+                all.iter().zip(shares).map(|(source, share)| share * source.mean()).sum()
+            }
         }
     }
 }

@@ -25,6 +25,7 @@ use toroid_torus::manifest::{FORMAT, Manifest, ShardFile, Writer};
 use super::emit::{Emit, EventOf};
 use super::lane::{Lane, Waited};
 use super::publish::Publishing;
+use super::samples::Samples;
 use super::shared::Shared;
 use crate::checkpoint::{CheckpointError, Owned, ShardState, Storage};
 use crate::comm::Fence;
@@ -147,14 +148,7 @@ impl Checkpoints {
     /// Writes the manifest of a step (T-6: every shard is durable by now), then removes the checkpoints that are no longer kept. Not
     /// where this place may be another's by now (T-1): whoever has it is told to do it, and so is this one once it is connected again.
     /// `skipped`: updates until now, for a step that this place has not saved itself.
-    pub fn publish(
-        &mut self,
-        by: Saver<'_>,
-        what: ToPublish,
-        skipped: u64,
-        data_digest: [u8; 32],
-        shared: &Arc<Shared>,
-    ) {
+    pub fn publish(&mut self, by: Saver<'_>, what: ToPublish, skipped: u64, samples: &Samples, shared: &Arc<Shared>) {
         let ToPublish { step, files, remove } = what;
         let event = EventOf::new(by.place, by.emit);
         let Some(storage) = self.owned.clone() else {
@@ -171,7 +165,8 @@ impl Checkpoints {
             job: JobSpec::clone(spec),
             samples: step.get() * spec.batch.samples(),
             skipped_steps: self.skipped_at.get(&step).copied().unwrap_or(skipped),
-            data_digest: blake3::Hash::from_bytes(data_digest).to_hex().to_string(),
+            data_digest: blake3::Hash::from_bytes(samples.data_digest()).to_hex().to_string(),
+            tokenizer: samples.tokenizer().map(|digest| blake3::Hash::from_bytes(digest).to_hex().to_string()),
             files,
         };
         let (fence, shared) = (by.fence.clone(), Arc::clone(shared));

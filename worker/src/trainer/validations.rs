@@ -5,12 +5,32 @@ use std::collections::VecDeque;
 use toroid_torus::ids::Step;
 
 /// Over all places, after `step`; every place has them.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct ValidationSums {
     pub step: Step,
+    /// One at least.
+    pub of_sources: Vec<SourceSums>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct SourceSums {
     /// Cross-entropy in nats.
     pub ce: f64,
     pub tokens: f64,
+}
+
+impl SourceSums {
+    /// Nats a token.
+    pub fn mean(&self) -> f64 {
+        self.ce / self.tokens
+    }
+}
+
+impl ValidationSums {
+    /// Of all sources.
+    pub fn tokens(&self) -> f64 {
+        self.of_sources.iter().map(|source| source.tokens).sum()
+    }
 }
 
 /// What the last validations found, ascending by step, at every place: no coordinator may have heard of them when rank 0 dies.
@@ -20,8 +40,16 @@ pub(super) struct Validations(VecDeque<ValidationSums>);
 impl Validations {
     /// As many are kept.
     pub const NUM_MAX: usize = 64;
-    /// Numbers that all of them are.
-    pub const LEN: usize = 3 * Self::NUM_MAX;
+
+    /// Numbers that all of them are, for so many sources.
+    pub fn len(num_sources: usize) -> usize {
+        Self::NUM_MAX * Self::len_of_one(num_sources)
+    }
+
+    /// The step, and of each source cross-entropy and tokens.
+    fn len_of_one(num_sources: usize) -> usize {
+        1 + 2 * num_sources
+    }
 
     /// One of the same step is replaced: it was made again.
     pub fn keep(&mut self, sums: ValidationSums) {
@@ -32,21 +60,29 @@ impl Validations {
         self.0.push_back(sums);
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = ValidationSums> + '_ {
-        self.0.iter().copied()
+    pub fn iter(&self) -> impl Iterator<Item = &ValidationSums> {
+        self.0.iter()
     }
 
-    /// Into [`Self::LEN`] numbers that are 0.
-    pub fn write(&self, values: &mut [f64]) {
-        for (v, slot) in self.0.iter().zip(values.chunks_exact_mut(3)) {
-            slot.copy_from_slice(&[v.step.get() as f64, v.ce, v.tokens]);
+    /// Into [`Self::len`] numbers that are 0.
+    pub fn write(&self, num_sources: usize, values: &mut [f64]) {
+        for (v, slot) in self.0.iter().zip(values.chunks_exact_mut(Self::len_of_one(num_sources))) {
+            slot[0] = v.step.get() as f64;
+            for (source, pair) in v.of_sources.iter().zip(slot[1..].chunks_exact_mut(2)) {
+                pair.copy_from_slice(&[source.ce, source.tokens]);
+            }
         }
     }
 
-    pub fn read(values: &[f64]) -> Validations {
+    pub fn read(num_sources: usize, values: &[f64]) -> Validations {
+        // Each source is validated: none has no tokens but in a slot that nobody wrote to.
         let has_tokens = |slot: &&[f64]| slot[2] > 0.0;
-        let sums = |slot: &[f64]| ValidationSums { step: Step::new(slot[0] as u64), ce: slot[1], tokens: slot[2] };
-        Validations(values.chunks_exact(3).filter(has_tokens).map(sums).collect())
+        let source = |pair: &[f64]| SourceSums { ce: pair[0], tokens: pair[1] };
+        let sums = |slot: &[f64]| ValidationSums {
+            step: Step::new(slot[0] as u64),
+            of_sources: slot[1..].chunks_exact(2).map(source).collect(),
+        };
+        Validations(values.chunks_exact(Self::len_of_one(num_sources)).filter(has_tokens).map(sums).collect())
     }
 }
 
@@ -54,22 +90,25 @@ impl Validations {
 mod tests {
     use super::*;
 
-    fn sums(step: u64) -> ValidationSums {
-        ValidationSums { step: Step::new(step), ce: step as f64 / 4.0, tokens: 32.0 }
+    fn sums(step: u64, num_sources: usize) -> ValidationSums {
+        let source = |n: usize| SourceSums { ce: step as f64 / 4.0 + n as f64, tokens: 32.0 };
+        ValidationSums { step: Step::new(step), of_sources: (0..num_sources).map(source).collect() }
     }
 
     #[test]
     fn the_newest_validations_are_kept_and_arrive_at_a_newcomer() {
-        let mut kept = Validations::default();
-        // That of step 3 is made twice, and of step 0 it is one, too.
-        [0, 1, 2, 3, 3].into_iter().for_each(|step| kept.keep(sums(step)));
-        let passed_on = |kept: &Validations| {
-            let mut values = [0.0; Validations::LEN];
-            kept.write(&mut values);
-            Validations::read(&values).0
-        };
-        assert_eq!(passed_on(&kept), [0, 1, 2, 3].map(sums));
-        (4..=100).for_each(|step| kept.keep(sums(step)));
-        assert_eq!(passed_on(&kept), (37..=100).map(sums).collect::<Vec<_>>());
+        for num_sources in [1, 3] {
+            let mut kept = Validations::default();
+            // That of step 3 is made twice, and of step 0 it is one, too.
+            [0, 1, 2, 3, 3].into_iter().for_each(|step| kept.keep(sums(step, num_sources)));
+            let passed_on = |kept: &Validations| {
+                let mut values = vec![0.0; Validations::len(num_sources)];
+                kept.write(num_sources, &mut values);
+                Validations::read(num_sources, &values).0
+            };
+            assert_eq!(passed_on(&kept), [0, 1, 2, 3].map(|step| sums(step, num_sources)));
+            (4..=100).for_each(|step| kept.keep(sums(step, num_sources)));
+            assert_eq!(passed_on(&kept), (37..=100).map(|step| sums(step, num_sources)).collect::<Vec<_>>());
+        }
     }
 }

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use toroid_torus::ids::{Epoch, Rank, Step};
-use toroid_torus::job::{DataConfig, JobSpec};
+use toroid_torus::job::{JobSpec, SourceConfig};
 use toroid_torus::partition::partition;
 
 use super::environment::Environment;
@@ -20,16 +20,16 @@ use super::shards::Shards;
 use super::shared::{PREPARE, Shared, WAIT_FOR_TOKENS};
 use crate::checkpoint::{CheckpointError, Storage};
 use crate::comm::Fence;
-use crate::data::{self, Attend, Dataset, TokenFile};
+use crate::data::{self, Attend, DataError, Sources, Tokens};
 use crate::device::Device;
 
 pub struct Workspace<D: Device + Clone> {
     spec: Arc<JobSpec>,
     rank: Rank,
     checkpoint_root: String,
-    tokens: Arc<TokenFile>,
-    pub(super) dataset: Dataset,
-    pub(super) data_digest: [u8; 32],
+    /// Of each source.
+    tokens: Vec<Arc<Tokens>>,
+    pub(super) sources: Sources,
     pub(super) storage: Arc<Storage>,
     pub(super) parts: Parts<D>,
 }
@@ -82,19 +82,19 @@ impl<D: Device + Clone> Workspace<D> {
             Some(tokens) => tokens,
             None => {
                 let mut attends = Attends { shared: &environment.shared, fence };
-                let local = data::fetch(&spec.data.path, &environment.cache_dir, &mut attends)?;
-                let config = DataConfig { path: local.path().into(), ..spec.data.clone() };
-                let tokens = TokenFile::prepare(&config, &environment.cache_dir, &mut attends)?;
-                tell_of(&tokens);
-                Arc::new(tokens)
+                let mut prepare = |source: &SourceConfig| {
+                    let tokens = data::prepare(source, &environment.cache_dir, &mut attends)?;
+                    tell_of(&source.name, &tokens);
+                    Ok(Arc::new(tokens))
+                };
+                spec.data.all_sources().iter().map(&mut prepare).collect::<Result<Vec<_>, DataError>>()?
             }
         };
         Ok(Workspace {
             spec: Arc::clone(spec),
             rank,
             checkpoint_root: checkpoint_root.into(),
-            dataset: Dataset::new(Arc::clone(&tokens), spec.model.seq, &spec.data)?,
-            data_digest: tokens.digest(),
+            sources: Sources::new(spec, &tokens)?,
             tokens,
             storage: Arc::new(Storage::open(checkpoint_root).map_err(PrepareError::Open)?),
             parts: {
@@ -148,11 +148,13 @@ impl Attend for Attends<'_> {
 }
 
 /// The log of each worker says what it trains on and what of it is left out.
-fn tell_of(tokens: &TokenFile) {
-    let how = if tokens.was_cached() { "found in the cache and compared" } else { "read" };
-    tracing::info!("text: {}, {how}", tokens.source_summary());
+fn tell_of(name: &str, tokens: &Tokens) {
+    let how = if tokens.was_cached() { "found and compared" } else { "read" };
+    // A source that the job only gives a path has no name.
+    let what = if name.is_empty() { "text".into() } else { format!("text of {name}") };
+    tracing::info!("{what}: {}, {how}", tokens.source_summary());
     for left in tokens.left_out() {
-        let (files, what, first) = (left.num_files, left.reason.words(), left.first.join(", "));
-        tracing::warn!("text: {files} of the files are left out: {what}, {} bytes; the first: {first}", left.bytes);
+        let (files, why, first) = (left.num_files, left.reason.words(), left.first.join(", "));
+        tracing::warn!("{what}: {files} of the files are left out: {why}, {} bytes; the first: {first}", left.bytes);
     }
 }

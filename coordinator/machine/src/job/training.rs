@@ -6,7 +6,7 @@ use crate::context::Context;
 use crate::epoch::EpochPhase;
 use crate::job_context::Core;
 use crate::progress::StepSummary;
-use crate::record::{State, Validation};
+use crate::record::{SourceValidation, State, Validation};
 use crate::straggler::{Change, Work};
 use proto::coordinator_message::Body;
 use toroid_proto as proto;
@@ -224,11 +224,17 @@ impl Job {
             return;
         }
         let (epoch, ce, bits_per_byte, tokens) = (self.core.record.epoch, v.ce, v.bits_per_byte, v.tokens);
-        let found = Validation { step, epoch, ce, bits_per_byte, tokens };
+        let names = &self.core.record.spec.data.sources;
+        let source = |s: &proto::SourceValidation| SourceValidation { ce: s.ce, tokens: s.tokens };
+        let sources: Vec<SourceValidation> = v.sources.iter().take(names.len()).map(source).collect();
+        let by_source: String = names.iter().zip(&sources).map(|(n, s)| format!(", {} {:.4}", n.name, s.ce)).collect();
+        // Of tokens that are no bytes it is not known.
+        let of_bytes = if bits_per_byte == 0.0 { String::new() } else { format!(", {bits_per_byte:.4} bits a byte") };
+        let text = format!("step {step}: {ce:.4} nats a token{of_bytes}{by_source}");
+        let found = Validation { step, epoch, ce, bits_per_byte, tokens, sources };
         if self.validations.has(&found) {
             return;
         }
-        let text = format!("step {step}: {ce:.4} nats a token, {bits_per_byte:.4} bits a byte");
         self.validations.add(&mut self.core.context(cx), found);
         self.runs(cx);
         self.core.event(cx, "validation", text);

@@ -11,11 +11,13 @@ use crate::job::Job;
 use crate::keeping;
 use crate::pool::{Cordoned, Standing, Worker};
 use crate::proof::ProofStage;
-use crate::record::{Checkpoint, Event, JobRecord, LeftOut, Validation};
+use crate::record::{Checkpoint, Event, JobRecord, LeftOut, Source, SourceValidation, Validation};
 use crate::straggler::Straggler;
 use toroid_proto as proto;
 use toroid_torus::ids::{JobId, Rank, Step, WorkerId};
+use toroid_torus::job::SourceConfig;
 use toroid_torus::labels::{Labels, RESERVED};
+use toroid_torus::mixture::{Mixture, Part, WHOLE};
 
 impl Machine {
     /// The job without `last_step`, `damaged` and `curve`.
@@ -155,7 +157,7 @@ impl Machine {
             lost_s: record.lost_s + job.incidents().open_s(now.monotonic),
             lost_steps: record.lost_steps,
             damaged: String::new(),
-            inputs: Some(inputs(record)),
+            inputs: Some(inputs(record, committed)),
             stragglers: job.stragglers().named().map(|s| straggler(record, s)).collect(),
             missing_steps: progress.num_missing(),
             skipped_steps: progress.num_skipped(),
@@ -256,7 +258,7 @@ fn event(e: &Event) -> proto::Event {
 }
 
 /// With the notes on the job itself, which are known before its workers have read anything.
-fn inputs(record: &JobRecord) -> proto::Inputs {
+fn inputs(record: &JobRecord, committed: Step) -> proto::Inputs {
     let found = record.inputs.as_ref();
     let left_out = |l: &LeftOut| proto::LeftOut {
         reason: l.reason.clone(),
@@ -265,10 +267,32 @@ fn inputs(record: &JobRecord) -> proto::Inputs {
         first: l.first.clone(),
     };
     proto::Inputs {
+        sources: found.map_or_else(Vec::new, |i| sources(record, &i.sources, committed)),
         summary: found.map_or_else(String::new, |i| i.summary.clone()),
         left_out: found.map_or_else(Vec::new, |i| i.left_out.iter().map(left_out).collect()),
         notes: record.spec.notes().into_iter().chain(found.into_iter().flat_map(|i| i.notes.clone())).collect(),
     }
+}
+
+/// What each source has given of the samples of all committed steps.
+fn sources(record: &JobRecord, told: &[Source], committed: Step) -> Vec<proto::Source> {
+    let (spec, configs) = (&record.spec, &record.spec.data.sources);
+    if told.is_empty() || told.len() != configs.len() {
+        return Vec::new();
+    }
+    let mixture = Mixture::of_job(spec, &told.iter().map(|source| source.num_samples).collect::<Vec<_>>());
+    let num = committed.get() * spec.batch.samples();
+    let given = mixture.given(mixture.end().map_or(num, |end| end.min(num)));
+    let source = |(((config, told), part), given): (((&SourceConfig, &Source), &Part), u64)| proto::Source {
+        name: config.name.clone(),
+        num_tokens: told.num_tokens,
+        num_samples: told.num_samples,
+        share: part.share as f64 / WHOLE as f64,
+        given,
+        epochs: given as f64 / told.num_samples as f64,
+        max_epochs: config.max_epochs.unwrap_or(0.0),
+    };
+    configs.iter().zip(told).zip(mixture.parts()).zip(given).map(source).collect()
 }
 
 fn straggler(record: &JobRecord, s: &Straggler) -> proto::Straggler {
@@ -299,5 +323,7 @@ fn checkpoints(record: &JobRecord) -> Vec<proto::CheckpointInfo> {
 }
 
 fn validation(v: &Validation) -> proto::Validation {
-    proto::Validation { step: v.step.get(), ce: v.ce, bits_per_byte: v.bits_per_byte, tokens: v.tokens }
+    let source = |s: &SourceValidation| proto::SourceValidation { ce: s.ce, tokens: s.tokens };
+    let (step, sources) = (v.step.get(), v.sources.iter().map(source).collect());
+    proto::Validation { step, ce: v.ce, bits_per_byte: v.bits_per_byte, tokens: v.tokens, sources }
 }

@@ -10,9 +10,21 @@ pub struct Validation {
     /// Nats per token; not a number where a loss was not finite.
     #[serde(deserialize_with = "or_no_number")]
     pub ce: f64,
-    /// The same.
+    /// The same; 0 where tokens are no bytes.
     #[serde(deserialize_with = "or_no_number")]
     pub bits_per_byte: f64,
+    pub tokens: u64,
+    /// In the order of the job file; none where it has a path alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SourceValidation>,
+}
+
+/// On held-out text of one source.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SourceValidation {
+    /// Nats per token; not a number where a loss was not finite.
+    #[serde(deserialize_with = "or_no_number")]
+    pub ce: f64,
     pub tokens: u64,
 }
 

@@ -72,6 +72,7 @@ fn what_is_left_out_of_the_input_is_an_event_and_stays_in_the_status() {
         summary: "3 files, 1.2 MB of text under /data".into(),
         left_out: vec![left_out; 100],
         notes: vec!["x".repeat(10_000)],
+        sources: vec![proto::Source { num_samples: u64::MAX, ..Default::default() }; 100],
     };
     for id in ["a", "b"] {
         world.join_as(id, |w| w.inputs = Some(inputs.clone()));
@@ -87,6 +88,7 @@ fn what_is_left_out_of_the_input_is_an_event_and_stays_in_the_status() {
     let view = world.view(&job).inputs.expect("what it is trained on");
     assert_eq!((view.summary.as_str(), view.left_out[0].num_files), ("3 files, 1.2 MB of text under /data", 12));
     assert_eq!((view.left_out.len(), view.notes[1].len()), (16, 500), "what a worker says is bounded");
+    assert!(view.sources.is_empty(), "the job has none: {:?}", view.sources);
     assert!(view.notes[0].contains("warmup"), "{:?}", view.notes);
     let num_told = world.record(&job).events.iter().filter(|e| e.kind == "data.left_out").count();
     assert_eq!(num_told, 16, "told once");
@@ -119,4 +121,33 @@ fn a_job_runs_from_its_first_sealed_step_on() {
     world.heartbeats();
     world.settle();
     assert_eq!((world.record(&job).state, world.view(&job).committed_step), (State::Running, 0));
+}
+
+/// Also after a restart of the coordinator; a worker that says something else than the job has sources is not believed.
+#[test]
+fn what_each_source_has_given_is_shown() {
+    let mut world = World::new();
+    let sources = "[[data.source]]\nname = \"code\"\npath = \"/c\"\nweight = 3.0\n\
+                   [[data.source]]\nname = \"prose\"\npath = \"/p\"\nweight = 1.0\nmax_epochs = 2.0\n";
+    let job = world.submit(&job_file(2, 50, "").replace("[data]\npath = \"/data\"\n", sources));
+    let source = |num_samples| proto::Source { num_tokens: 1000, num_samples, ..Default::default() };
+    let inputs = proto::Inputs { sources: vec![source(500), source(16)], ..Default::default() };
+    for id in ["a", "b"] {
+        world.join_as(id, |w| w.inputs = Some(inputs.clone()));
+    }
+    world.settle();
+    assert_eq!(world.record(&job).spec.batch.samples(), 64);
+    let shown = |world: &World| -> Vec<(String, f64, u64, f64, f64)> {
+        let sources = world.view(&job).inputs.expect("what it is trained on").sources;
+        sources.into_iter().map(|s| (s.name, s.share, s.given, s.epochs, s.max_epochs)).collect()
+    };
+    world.train(&job, 1);
+    let of_one = [("code".into(), 0.75, 48, 0.096, 0.0), ("prose".into(), 0.25, 16, 1.0, 2.0)];
+    assert_eq!(shown(&world), of_one);
+    world.restart(|_| true);
+    world.settle();
+    assert_eq!(shown(&world), of_one);
+    world.train(&job, 9);
+    let of_ten = [("code".into(), 0.75, 608, 1.216, 0.0), ("prose".into(), 0.25, 32, 2.0, 2.0)];
+    assert_eq!(shown(&world), of_ten, "prose may give no more");
 }

@@ -110,6 +110,7 @@ fn write_shards_in(storage: &Owned, epoch: u64, step: u64, shape: Shape) -> Mani
         job,
         skipped_steps: 0,
         data_digest: String::new(),
+        tokenizer: None,
         files,
     }
 }

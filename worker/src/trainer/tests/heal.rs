@@ -206,7 +206,7 @@ impl<'a> Cluster<'a> {
                 let is_same = |known: StepRecord| known == timeless || self.is_resized && is_near(&known, &timeless);
                 assert!(known.is_none_or(is_same), "step {} was reported twice, differently", record.step);
             }
-            Event::Validated(validation) => drop(self.validations.insert((id, validation.step), *validation)),
+            Event::Validated(validation) => drop(self.validations.insert((id, validation.step), validation.clone())),
             Event::Finished { .. } => drop(self.finished.insert((event.epoch, id))),
             Event::Failed { error, corrupt_ranks, restore, .. } if *restore || !corrupt_ranks.is_empty() => {
                 self.corrupt = Some((corrupt_ranks.iter().map(|rank| rank.index()).collect(), error.clone()));
@@ -426,7 +426,7 @@ fn t4_a_new_rank_0_says_the_validations_again() {
     }
     let of = |place| {
         let of_place = cluster.validations.range((place, 0)..=(place, u64::MAX));
-        of_place.map(|((_, step), validation)| (*step, *validation)).collect::<BTreeMap<_, _>>()
+        of_place.map(|((_, step), validation)| (*step, validation.clone())).collect::<BTreeMap<_, _>>()
     };
     let (first, second) = (of(old), of(new));
     assert!(first.contains_key(&3) && first.contains_key(&6), "{first:?}");

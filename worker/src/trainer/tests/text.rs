@@ -7,7 +7,7 @@ use std::sync::mpsc::channel;
 use toroid_session::Event;
 
 use super::*;
-use crate::data::TokenFile;
+use crate::data::prepare as prepare_data;
 use crate::trainer::shared::{PREPARE, WAIT_FOR_TOKENS};
 use crate::trainer::{Emit, prepare};
 
@@ -45,7 +45,8 @@ fn t1_waiting_for_a_token_file_is_said_and_ends_with_the_epoch() {
     let (assignment, environment) = only_place(dir.path(), &text);
     let shared = Arc::clone(&environment.shared);
     // Another has the lock and is about to make the file: it is made and taken away here only for its name.
-    TokenFile::prepare(&assignment.spec.data, &environment.cache_dir, &mut |_: u64| {}).expect("make the file");
+    let source = &assignment.spec.data.all_sources()[0];
+    prepare_data(source, &environment.cache_dir, &mut |_: u64| {}).expect("make the file");
     std::fs::remove_file(cached(&environment.cache_dir, "tokens")).expect("take the file away");
     let lock = std::fs::File::open(cached(&environment.cache_dir, "lock")).expect("open the lock");
     lock.lock().expect("take the lock");

@@ -12,21 +12,21 @@
 //! Of several workers on a host the one that gets the lock makes it, the others wait and then find it. The lock only saves work:
 //! whoever sees its holder write nothing for long makes the file too, under another name, and the last rename stays.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use memmap2::Mmap;
-use toroid_torus::job::DataConfig;
+use toroid_tokens::{BYTES_TOKENIZER, BYTES_VOCABULARY};
+use toroid_torus::job::SourceConfig;
 
-use super::source::{Contents, LeftOut, Listing};
+use super::attend::Attend;
+use super::compared::{self, Identity};
+use super::source::{Contents, Listing};
+use super::stream::{Mapped, Tokens};
 use super::{DataError, map_file};
 use crate::checkpoint::AtomicFile;
-use crate::system;
 
 const MAGIC: [u8; 8] = *b"TOROIDTK";
 const VERSION: u32 = 2;
@@ -41,35 +41,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Tokens are compared with their digest in pieces of this size; each is a sign of getting on.
 const DIGEST_BYTES: usize = 4 << 20;
 
-/// Whoever has a token file prepared. A closure is told of the bytes done, and never says that it is over.
-pub trait Attend {
-    /// It gets on: so many bytes of text are read or compared.
-    fn advance(&mut self, bytes: u64);
-    /// It waits for another process that makes the same file, or waits no more.
-    fn waits(&mut self, _is_waiting: bool) {}
-    /// Nobody needs the text any more: waiting for it ends.
-    fn is_over(&self) -> bool {
-        false
-    }
-}
-
-impl<F: FnMut(u64)> Attend for F {
-    fn advance(&mut self, bytes: u64) {
-        self(bytes);
-    }
-}
-
-/// The tokens of a text source, mapped into memory.
-#[derive(Debug)]
-pub struct TokenFile {
-    /// Header and tokens.
-    map: Mmap,
-    header: Header,
-    summary: String,
-    left_out: Vec<LeftOut>,
-    was_cached: bool,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Header {
     num_tokens: u64,
@@ -79,89 +50,41 @@ struct Header {
     note_digest: [u8; 32],
 }
 
-impl TokenFile {
-    /// Opens the token file of the source that `config` names, which is made in `cache_dir` if it is not there.
-    pub fn prepare(config: &DataConfig, cache_dir: &Path, attend: &mut dyn Attend) -> Result<TokenFile, DataError> {
-        TokenFile::prepare_within(config, cache_dir, PATIENCE, attend)
-    }
+/// Opens the token file of a source that is text, which is made in `cache_dir` if it is not there.
+pub(super) fn prepare(source: &SourceConfig, cache_dir: &Path, attend: &mut dyn Attend) -> Result<Tokens, DataError> {
+    prepare_within(source, cache_dir, PATIENCE, attend)
+}
 
-    /// The same, with the patience for another that makes the file.
-    pub(super) fn prepare_within(
-        config: &DataConfig,
-        cache_dir: &Path,
-        patience: Duration,
-        attend: &mut dyn Attend,
-    ) -> Result<TokenFile, DataError> {
-        if system::simulated().is_some_and(|system| !system.can_see(&config.path)) {
-            let cause = io::Error::from(io::ErrorKind::NotFound);
-            return Err(DataError::Read { path: config.path.clone(), cause });
-        }
-        let listing = Listing::of(config)?;
-        let key = listing.key().to_hex();
-        let path = cache_dir.join(format!("{key}.tokens"));
-        if let Some(tokens) = open(&path, &listing, attend) {
-            return Ok(tokens);
-        }
-        let lock_path = cache_dir.join(format!("{key}.lock"));
-        let cannot_lock = |cause| DataError::Lock { path: lock_path.clone(), cause };
-        let lock = fs::create_dir_all(cache_dir).and_then(|()| File::create(&lock_path)).map_err(cannot_lock)?;
-        // Held to the end of this function. The file stays: whoever deleted it would let two in at once.
-        let turn = take_turn(&lock, &path, patience, attend).map_err(|e| match e {
-            Interrupted::Over => DataError::Over,
-            Interrupted::Lock(cause) => cannot_lock(cause),
-        })?;
-        if let Some(tokens) = open(&path, &listing, attend) {
-            return Ok(tokens);
-        }
-        make(&path, &listing, turn, attend)?;
-        let made = open(&path, &listing, attend).map(|tokens| TokenFile { was_cached: false, ..tokens });
-        made.ok_or_else(|| {
-            let cause = io::Error::other("the file that was just written does not read back");
-            DataError::Read { path, cause }
-        })
+/// The same, with the patience for another that makes the file.
+pub(super) fn prepare_within(
+    source: &SourceConfig,
+    cache_dir: &Path,
+    patience: Duration,
+    attend: &mut dyn Attend,
+) -> Result<Tokens, DataError> {
+    let listing = Listing::of(source)?;
+    let key = listing.key().to_hex();
+    let path = cache_dir.join(format!("{key}.tokens"));
+    if let Some(tokens) = open(&path, &listing, attend) {
+        return Ok(tokens);
     }
-
-    /// blake3 of the tokens.
-    pub fn digest(&self) -> [u8; 32] {
-        self.header.digest
+    let lock_path = cache_dir.join(format!("{key}.lock"));
+    let cannot_lock = |cause| DataError::Lock { path: lock_path.clone(), cause };
+    let lock = fs::create_dir_all(cache_dir).and_then(|()| File::create(&lock_path)).map_err(cannot_lock)?;
+    // Held to the end of this function. The file stays: whoever deleted it would let two in at once.
+    let turn = take_turn(&lock, &path, patience, attend).map_err(|e| match e {
+        Interrupted::Over => DataError::Over,
+        Interrupted::Lock(cause) => cannot_lock(cause),
+    })?;
+    if let Some(tokens) = open(&path, &listing, attend) {
+        return Ok(tokens);
     }
-
-    /// Number of tokens.
-    pub fn len(&self) -> u64 {
-        self.header.num_tokens
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// What the tokens are made of, as in `4,213 files, 31.4 MB of .rs text under /data`.
-    pub fn source_summary(&self) -> String {
-        self.summary.clone()
-    }
-
-    /// It was there already.
-    pub fn was_cached(&self) -> bool {
-        self.was_cached
-    }
-
-    /// What of the source gives no text, by reason.
-    pub fn left_out(&self) -> &[LeftOut] {
-        &self.left_out
-    }
-
-    /// Writes the tokens as a text file, which gives the same tokens. It appears whole.
-    pub fn write_text(&self, to: &Path) -> Result<(), DataError> {
-        let cannot = |cause| DataError::Cache { path: to.into(), bytes: self.len(), cause };
-        let mut file = AtomicFile::create_as(to, &to.with_extension("partial")).map_err(cannot)?;
-        file.write_all(self.tokens()).map_err(cannot)?;
-        file.commit(&[]).map_err(cannot)
-    }
-
-    /// The tokens, one byte each, (len).
-    pub(super) fn tokens(&self) -> &[u8] {
-        &self.map[HEADER_BYTES..HEADER_BYTES + self.header.num_tokens as usize]
-    }
+    make(&path, &listing, turn, attend)?;
+    let made = open(&path, &listing, attend).map(|tokens| Tokens { was_cached: false, ..tokens });
+    made.ok_or_else(|| {
+        let cause = io::Error::other("the file that was just written does not read back");
+        DataError::Read { path, cause }
+    })
 }
 
 /// Who makes the file.
@@ -221,7 +144,7 @@ fn take_turn(lock: &File, path: &Path, patience: Duration, attend: &mut dyn Atte
 }
 
 /// The token file at `path`; `None` where there is none that is whole.
-fn open(path: &Path, listing: &Listing, attend: &mut dyn Attend) -> Option<TokenFile> {
+fn open(path: &Path, listing: &Listing, attend: &mut dyn Attend) -> Option<Tokens> {
     let opened = File::open(path).and_then(|file| Ok((Identity::of(&file.metadata()?), map_file(&file)?)));
     let (identity, map) = match opened {
         Ok(opened) => opened,
@@ -243,45 +166,35 @@ fn open(path: &Path, listing: &Listing, attend: &mut dyn Attend) -> Option<Token
         return garbled("the digest of its note is another");
     }
     let Ok(left_out) = serde_json::from_slice(note) else { return garbled("its note cannot be read") };
-    if !has_digest(path, identity, tokens, &header, attend) {
+    if compared::once(path, identity, || has_digest(tokens, &header, attend)).is_err() {
         return garbled("the digest of its tokens is another");
     }
     let contents = Contents { num_files: header.num_files, bytes: header.num_tokens, left_out };
-    let (summary, left_out) = (listing.summary(&contents), listing.left_out(&contents));
-    Some(TokenFile { map, header, summary, left_out, was_cached: true })
+    let (bytes, tokens) = (HEADER_BYTES..HEADER_BYTES + tokens.len(), 0..header.num_tokens);
+    Some(Tokens {
+        _local: None,
+        files: vec![Mapped { map, bytes, width: TOKEN_BYTES, tokens }],
+        digest: header.digest,
+        tokenizer: BYTES_TOKENIZER,
+        vocabulary: BYTES_VOCABULARY,
+        summary: listing.summary(&contents),
+        left_out: listing.left_out(&contents),
+        was_cached: true,
+        is_of_token_files: false,
+    })
 }
 
-/// What tells a file from another, or from itself before it was written to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Identity([u64; 5]);
+/// The digest of the tokens is another.
+struct Garbled;
 
-impl Identity {
-    fn of(metadata: &fs::Metadata) -> Identity {
-        let changed = [metadata.ctime().cast_unsigned(), metadata.ctime_nsec().cast_unsigned()];
-        Identity([metadata.dev(), metadata.ino(), metadata.len(), changed[0], changed[1]])
-    }
-}
-
-/// Token files whose digest this process has found right.
-static COMPARED: Mutex<BTreeMap<PathBuf, Identity>> = Mutex::new(BTreeMap::new());
-
-fn has_digest(path: &Path, identity: Identity, tokens: &[u8], header: &Header, attend: &mut dyn Attend) -> bool {
-    // A thread that panicked with the lock has left the map whole: it does single inserts.
-    let compared = || COMPARED.lock().unwrap_or_else(PoisonError::into_inner);
-    if compared().get(path) == Some(&identity) {
-        return true;
-    }
+fn has_digest(tokens: &[u8], header: &Header, attend: &mut dyn Attend) -> Result<(), Garbled> {
     let (mut hasher, mut done) = (blake3::Hasher::new(), 0);
     for piece in tokens.chunks(DIGEST_BYTES) {
         hasher.update(piece);
         done += piece.len() as u64;
         attend.advance(done);
     }
-    let is_right = hasher.finalize() == blake3::Hash::from_bytes(header.digest);
-    if is_right {
-        compared().insert(path.into(), identity);
-    }
-    is_right
+    if hasher.finalize() == blake3::Hash::from_bytes(header.digest) { Ok(()) } else { Err(Garbled) }
 }
 
 fn make(path: &Path, listing: &Listing, turn: Turn, attend: &mut dyn Attend) -> Result<(), DataError> {

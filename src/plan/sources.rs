@@ -1,0 +1,58 @@
+//! How many epochs a job makes of each source: from what is at their paths here, or from `data.source.tokens`.
+
+use anyhow::{Context as _, Result, ensure};
+use toroid_torus::job::{JobSpec, SourceConfig};
+use toroid_torus::plan::{DataPlan, SourcePlan, of_data};
+use toroid_worker::data;
+
+use crate::format::{count, percent, short_count, table};
+
+/// The plan for the data; an error says what is not known, or does not fit.
+pub fn plan(spec: &JobSpec) -> Result<DataPlan> {
+    let counts = spec.data.all_sources().iter().map(|source| num_tokens(spec, source)).collect::<Result<Vec<_>>>()?;
+    Ok(of_data(spec, &counts)?)
+}
+
+/// Of a text that is a folder it is what the files may have at most: those that are no text are found by reading them.
+fn num_tokens(spec: &JobSpec, source: &SourceConfig) -> Result<u64> {
+    if let Some(tokens) = source.tokens {
+        return Ok(tokens);
+    }
+    let hint =
+        if source.name.is_empty() { String::new() } else { format!(" of {}; or give data.source.tokens", source.name) };
+    let size = data::size(source).with_context(|| format!("count the tokens{hint}"))?;
+    let (found, vocab) = (size.vocabulary, spec.model.vocab);
+    ensure!(
+        found as usize <= vocab,
+        "the tokens in {} are below {found}, and model.vocab is {vocab}; set model.vocab to {found} or more",
+        source.path.display()
+    );
+    Ok(size.num_tokens)
+}
+
+/// A row a source.
+pub fn text(plan: &DataPlan) -> String {
+    let header = ["DATA", "TOKENS", "SAMPLES A PASS", "SHARE", "SAMPLES TAKEN", "EPOCHS"];
+    let row = |source: &SourcePlan| {
+        let ends = source.ends_in_step.map(|step| format!(", after step {step} the others have its share"));
+        let most = source.max_epochs.map(|most| format!(" of at most {most}"));
+        vec![
+            if source.name.is_empty() { "data.path".into() } else { source.name.clone() },
+            short_count(source.num_tokens),
+            count(source.num_samples),
+            percent(source.share),
+            count(source.given),
+            format!("{:.2}{}{}", source.epochs, most.unwrap_or_default(), ends.unwrap_or_default()),
+        ]
+    };
+    let rows: Vec<Vec<String>> =
+        std::iter::once(header.map(String::from).to_vec()).chain(plan.sources.iter().map(row)).collect();
+    let mut text = table(&rows);
+    if plan.missing_samples > 0 {
+        let missing = count(plan.missing_samples);
+        text.push_str(&format!(
+            "this job is refused: {missing} samples are missing; lower steps, or raise max_epochs\n"
+        ));
+    }
+    text
+}
