@@ -100,7 +100,7 @@ impl Time {
     }
 
     fn is_leap(self) -> bool {
-        self.year % 4 == 0 && (self.year % 100 != 0 || self.year % 400 == 0)
+        self.year.is_multiple_of(4) && (!self.year.is_multiple_of(100) || self.year.is_multiple_of(400))
     }
 
     /// 1 to 366.
