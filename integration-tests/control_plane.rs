@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use toroid_proto::{Job, JobState};
-use toroid_testkit::jobs::{endless_job, short_job};
-use toroid_testkit::{Cluster, Etcd, Patience, Toroid, Undisturbed, is_whole};
+use toroid_testkit::jobs::{ended, endless_job, short_job};
+use toroid_testkit::{Bucket, Cluster, Etcd, Patience, Toroid, Undisturbed, assert_same_curve, is_whole};
 
 /// The binary under test, as it is shipped.
 const TOROID: Toroid = Toroid::at(env!("CARGO_BIN_EXE_toroid"));
@@ -169,4 +169,51 @@ fn t9_without_a_store_training_goes_on_and_that_is_said() -> Result<()> {
     ensure!(job.state() == JobState::Done && job.incidents.is_empty(), "{:?}", job.incidents);
     ensure!(job.missing_steps == 0, "{} steps have no record", job.missing_steps);
     Undisturbed::train(&cluster, &job_file, 400)?.check_same(&cluster, &job)
+}
+
+/// T-8, T-9, T-13: checkpoints and curve are in a bucket. Leaders die, and the bucket does for a while, which is said: every row is there in the end.
+#[test]
+fn the_curve_in_a_bucket_is_whole_whoever_leads() -> Result<()> {
+    let etcd = Etcd::start(1)?;
+    let mut bucket = Bucket::start()?;
+    let sizes = (2, 3);
+    let mut cluster = Cluster::with_coordinators_and_environment(TOROID, &etcd.urls(), sizes, &bucket.variables())?;
+    let in_bucket = |prefix: &str| {
+        let path = format!("[checkpoint]\npath = \"{}\"\n", bucket.url(prefix));
+        endless_job((1, 1, 2)).replace("keep = 100000", "keep = 3").replace("[checkpoint]\n", &path)
+    };
+    let (job_file, undisturbed) = (in_bucket("run"), in_bucket("undisturbed"));
+    let id = cluster.submit(&job_file)?;
+    gets_on(&cluster, &id, "the first steps")?;
+    let heads = |bucket: &Bucket| -> Result<Vec<String>> {
+        let names = std::fs::read_dir(bucket.folder().join("run/curve"))?;
+        let names = names.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        names.filter(|name: &Result<String>| name.as_ref().is_ok_and(|name| name.starts_with("head-"))).collect()
+    };
+    for kill in 0..2 {
+        let leader = cluster.leader()?;
+        let job =
+            cluster.wait_for(&id, "rows in the bucket", |_| heads(&bucket).is_ok_and(|heads| !heads.is_empty()))?;
+        cluster.kill_workers(&[&leader.0])?;
+        next_leader(&cluster, &leader, Instant::now())?;
+        let what = format!("steps after leader {kill} was killed");
+        cluster.wait_for(&id, &what, |now| is_whole(now) && now.committed_step > job.committed_step + 20)?;
+        cluster.start_coordinator_named(&leader.0)?;
+        if kill > 0 {
+            continue;
+        }
+        bucket.kill();
+        let job =
+            cluster.wait_for(&id, "the status to say that rows wait", |job| job.damaged.contains("wait in memory"))?;
+        let goes_on = |now: &Job| now.committed_step > job.committed_step + 20;
+        cluster.wait_for(&id, "steps without a bucket", goes_on)?;
+        bucket.start_again()?;
+        cluster.wait_for(&id, "the rows to be written", |job| job.damaged.is_empty() && job.unsaved.is_none())?;
+    }
+    let job = cluster.finish(&id)?;
+    ensure!(job.missing_steps == 0 && job.lost_steps == 0, "{} missing, {} lost", job.missing_steps, job.lost_steps);
+    ensure!(job.curve.iter().map(|r| r.step).eq(1..=job.committed_step), "the curve has gaps");
+    let undisturbed = cluster.train(&ended(&undisturbed, job.committed_step))?;
+    assert_same_curve(&undisturbed.curve, &job.curve);
+    Ok(())
 }

@@ -12,6 +12,7 @@ mod identity;
 mod leaving;
 mod local;
 mod newcomers;
+mod object_store;
 mod ownership;
 mod pool;
 mod prometheus;

@@ -25,7 +25,7 @@ pub fn quick_job(dp: usize, steps: u64, folder: &std::path::Path, interval: u64)
 /// The same, whose learning rate and weight decay do not depend on how many steps it has: one of fewer steps is the same as far as it goes. An
 /// endless one is not over before the test has done to it what it came for. A step has 16 times the work, so that a test's last look at
 /// it is not thousands of steps ago.
-fn steady_job(dp: usize, steps: u64, folder: &std::path::Path, interval: u64) -> String {
+pub fn steady_job(dp: usize, steps: u64, folder: &std::path::Path, interval: u64) -> String {
     let steady = "[optimizer]\nwarmup = 5\nfloor = 1.0\nweight_decay = 0.1\nweight_decay_final = 0.1\n";
     let (few, more) = (format!("global = {dp}\n"), format!("global = {}\n", 16 * dp));
     quick_job(dp, steps, folder, interval).replace(&few, &more) + steady

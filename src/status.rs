@@ -161,12 +161,27 @@ fn line(job: &proto::Job, now_unix_ms: i64) -> String {
         Some(c) => format!("checkpoint {} ago (step {})", duration((now_unix_ms - c.unix_ms) as f64 / 1e3), c.step),
     });
     parts.extend(curve_flaws(job).map(|(figures, _)| figures));
+    parts.extend(job.saving.as_ref().map(saving));
     parts.extend(job.unsaved.as_ref().map(|unsaved| {
         let for_s = (now_unix_ms - unsaved.since_unix_ms) as f64 / 1e3;
         format!("step {} not saved for {} ({})", unsaved.step, duration(for_s), tries(unsaved.num_tries))
     }));
     parts.extend(job.incidents.last().map(incidents::short));
     parts.join("  ")
+}
+
+/// `checkpoint 200: 61.0% of 12.4 GB, 3 of 8 places, 410.0 MB/s`
+fn saving(saving: &proto::Saving) -> String {
+    let proto::Saving { step, bytes: written, total_bytes, places_done, places, bytes_per_s } = saving;
+    let mut text = format!("checkpoint {step}: ");
+    if *total_bytes > 0 {
+        text += &format!("{} of {}, ", percent(*written as f64 / *total_bytes as f64), bytes(*total_bytes));
+    }
+    text += &format!("{places_done} of {places} places");
+    if *bytes_per_s > 0.0 {
+        text += &format!(", {}/s", bytes(*bytes_per_s as u64));
+    }
+    text
 }
 
 /// The status line, and what it is about.
@@ -368,6 +383,26 @@ mod tests {
         );
         let queued = proto::Job { id: "a-1".into(), state: proto::JobState::Queued.into(), ..Default::default() };
         assert_eq!(line(&queued, NOW_UNIX_MS), "a-1 queued  step 0/0  places 0/0  spares 0  no checkpoint");
+    }
+
+    #[test]
+    fn a_checkpoint_that_is_being_written_is_shown() {
+        let saving = proto::Saving {
+            step: 120,
+            bytes: 7_564_000_000,
+            total_bytes: 12_400_000_000,
+            places_done: 3,
+            places: 8,
+            bytes_per_s: 410e6,
+        };
+        let job = proto::Job { saving: Some(saving), ..running() };
+        let text = line(&job, NOW_UNIX_MS);
+        let expected = "checkpoint 42 s ago (step 100)  checkpoint 120: 61.0% of 12.4 GB, 3 of 8 places, 410.0 MB/s";
+        assert!(text.ends_with(expected), "{text}");
+        // All that has begun is written, and some have not said how much theirs is.
+        let saving = proto::Saving { total_bytes: 0, bytes: 0, bytes_per_s: 0.0, ..saving };
+        let job = proto::Job { saving: Some(saving), ..running() };
+        assert!(line(&job, NOW_UNIX_MS).ends_with("checkpoint 120: 3 of 8 places"));
     }
 
     #[test]

@@ -77,6 +77,8 @@ pub struct Job<'a> {
     skipped_steps: u64,
     /// `null` where the newest checkpoint that was tried is good.
     unsaved: Option<Unsaved<'a>>,
+    /// `null` where no checkpoint is being written.
+    saving: Option<Saving>,
     priority: i32,
     user: &'a str,
     /// By a user: it is given no places until it is released.
@@ -253,6 +255,16 @@ struct Checkpoint<'a> {
 }
 
 #[derive(Debug, Serialize)]
+struct Saving {
+    step: u64,
+    bytes: u64,
+    total_bytes: u64,
+    places_done: u32,
+    places: u32,
+    bytes_per_s: f64,
+}
+
+#[derive(Debug, Serialize)]
 struct Unsaved<'a> {
     step: u64,
     error: &'a str,
@@ -412,6 +424,14 @@ impl<'a> Job<'a> {
             waited_s: job.waited_s,
             pinned_steps: &job.pinned_steps,
             skipped_steps: job.skipped_steps,
+            saving: job.saving.as_ref().map(|s| Saving {
+                step: s.step,
+                bytes: s.bytes,
+                total_bytes: s.total_bytes,
+                places_done: s.places_done,
+                places: s.places,
+                bytes_per_s: s.bytes_per_s,
+            }),
             unsaved: job.unsaved.as_ref().map(|u| Unsaved {
                 step: u.step,
                 error: &u.error,

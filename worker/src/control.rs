@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use toroid_proto::worker_message::Body;
-use toroid_proto::{Heartbeat, Register};
+use toroid_proto::{Heartbeat, Register, ShardProgress};
 use toroid_security::Credentials;
 use toroid_session::client::{Client, Ending, Input};
 use toroid_session::{Action, Command, Knock, Standing, TrainerEvent};
@@ -29,6 +29,7 @@ pub(crate) use told::Told;
 use crate::comm::{CommError, Fence, MAX_PROBES, Porter, ProbeError};
 use crate::device::DeviceMemory;
 use crate::log::Log;
+use crate::system;
 use crate::trainer::{Emit, Order, Requested, Shared};
 use crate::watchdog::Stacks;
 
@@ -317,6 +318,11 @@ pub fn heartbeat(standing: Standing, shared: &Shared, memory: DeviceMemory) -> H
         memory_bytes: memory.held,
         memory_free_bytes: memory.free.unwrap_or(0),
         links: shared.links().into_iter().map(|(kind, num)| (kind.to_string(), num as u32)).collect(),
+        saving: shared.saving().map(|saving| {
+            let (bytes, total_bytes) = saving.written.bytes();
+            let for_s = (system::now() - saving.since).as_secs_f64();
+            ShardProgress { step: saving.step.get(), bytes, total_bytes, for_s }
+        }),
     }
 }
 

@@ -59,6 +59,13 @@ impl Activities {
         cx.deadlines().set(Deadline::Hang, at);
     }
 
+    /// How far the ranks say that they have written their shards of `step`.
+    pub fn saving(&self, step: Step) -> impl Iterator<Item = (Rank, proto::ShardProgress)> {
+        let of_step = move |saving: &proto::ShardProgress| saving.step == step.get();
+        let ranks = self.by_rank.iter().enumerate();
+        ranks.filter_map(move |(rank, activity)| Some((Rank::new(rank), activity.saving.filter(of_step)?)))
+    }
+
     /// A step was committed, or an epoch began: the next step has this long.
     pub fn expect_progress(&self, cx: &mut Cx<'_, '_>) {
         let limit = cx.limits().hang(cx.curve.progress().step_s());
@@ -168,10 +175,13 @@ struct Activity {
     waits_for: Vec<Rank>,
     /// Of that operation.
     progress: u64,
+    /// Of the shard that it writes.
+    saving: Option<proto::ShardProgress>,
 }
 
 impl Activity {
     fn update(&mut self, message: &proto::Heartbeat, now: Duration) {
+        self.saving = message.saving;
         if self.operation != message.operation || self.progress != message.progress {
             self.operation.clone_from(&message.operation);
             self.progress = message.progress;

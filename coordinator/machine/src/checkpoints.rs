@@ -77,6 +77,7 @@ struct Pending {
 #[derive(Debug)]
 struct Shard {
     file_json: String,
+    bytes: u64,
     write_s: f64,
 }
 
@@ -338,6 +339,34 @@ impl Checkpoints {
         }
     }
 
+    /// How far the oldest checkpoint that is being written is, of `world` places; `None`: none is. `writes`: the places that write their shards of a step.
+    pub fn saving<I: Iterator<Item = (Rank, proto::ShardProgress)>>(
+        &self,
+        writes: impl Fn(Step) -> I,
+        world: usize,
+    ) -> Option<proto::Saving> {
+        self.pending.iter().find_map(|(step, pending)| {
+            let mut saving = proto::Saving { step: step.get(), places: world as u32, ..Default::default() };
+            for shard in pending.shards.values() {
+                saving.bytes += shard.bytes;
+                saving.total_bytes += shard.bytes;
+                saving.places_done += 1;
+            }
+            // What is written is heard of before the heartbeat that does not say any more that it is being written.
+            let writes = writes(*step).filter(|(rank, _)| !pending.shards.contains_key(rank));
+            let mut has_begun = saving.places_done > 0;
+            for (_, shard) in writes {
+                has_begun = true;
+                saving.bytes = saving.bytes.saturating_add(shard.bytes);
+                saving.total_bytes = saving.total_bytes.saturating_add(shard.total_bytes);
+                if shard.for_s > 0.0 {
+                    saving.bytes_per_s += shard.bytes as f64 / shard.for_s;
+                }
+            }
+            has_begun.then_some(saving)
+        })
+    }
+
     pub fn shard_written(&mut self, cx: &mut Cx<'_, '_>, rank: Rank, message: proto::ShardWritten) -> Outcome {
         let step = Step::new(message.step);
         let Some(pending) = self.pending.get_mut(&step) else { return Outcome::Noted };
@@ -345,7 +374,8 @@ impl Checkpoints {
         let text = match file {
             Ok(file) if file.rank == rank.index() && Rank::from(message.rank) == rank => {
                 let write_s = if message.write_s.is_finite() { message.write_s.max(0.0) } else { 0.0 };
-                pending.shards.insert(rank, Shard { file_json: message.file_json, write_s });
+                let bytes = file.bytes;
+                pending.shards.insert(rank, Shard { file_json: message.file_json, bytes, write_s });
                 self.try_publish(cx, step);
                 return Outcome::Noted;
             }

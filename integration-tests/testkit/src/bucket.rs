@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{Patience, root};
 
@@ -75,6 +76,13 @@ impl Bucket {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// `Signal::STOP` has it answer nobody, `Signal::CONT` all that have asked.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let child = self.child.as_ref().context("signal a store that does not run")?;
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a process has an id")?;
+        Ok(kill_process(pid, signal)?)
     }
 
     /// Starts the process on its data, and returns when it answers.

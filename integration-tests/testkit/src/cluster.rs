@@ -97,7 +97,21 @@ impl Cluster {
         num_coordinators: usize,
         num_workers: usize,
     ) -> Result<Cluster> {
-        let mut cluster = Cluster::open(toroid, 0, 1, 5000, false, etcd)?;
+        Cluster::with_coordinators_and_environment(toroid, etcd, (num_coordinators, num_workers), &[])
+    }
+
+    /// The same, each process with these variables in its environment.
+    pub fn with_coordinators_and_environment(
+        toroid: Toroid,
+        etcd: &[String],
+        (num_coordinators, num_workers): (usize, usize),
+        environment: &[(&str, String)],
+    ) -> Result<Cluster> {
+        let mut cluster = Cluster::opened(toroid, 0, 1, |settings| {
+            settings.failure_timeout = Some(Duration::from_secs(5));
+            settings.etcd = etcd.to_vec();
+            settings.environment = environment.iter().map(|(name, value)| (name.to_string(), value.clone())).collect();
+        })?;
         for n in 2..=num_coordinators {
             cluster.start_coordinator_named(&format!("{COORDINATOR}-{n}"))?;
         }
@@ -389,9 +403,9 @@ impl Cluster {
         Ok(())
     }
 
-    /// Several coordinators share the folder of a job's checkpoints.
+    /// Several coordinators share the folder of a job's checkpoints, unless the job names a bucket.
     pub fn submit(&self, job_toml: &str) -> Result<String> {
-        if !self.children.is_shared() {
+        if !self.children.is_shared() || job_toml.contains("path = \"s3://") {
             return self.ask(async |client| client.submit(job_toml.into()).await);
         }
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);

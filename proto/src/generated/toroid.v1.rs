@@ -1062,6 +1062,9 @@ pub struct Job {
     /// how long it has waited for its places in all; time on hold left out
     #[prost(double, tag = "43")]
     pub waited_s: f64,
+    /// absent: no checkpoint is being written
+    #[prost(message, optional, tag = "45")]
+    pub saving: ::core::option::Option<Saving>,
     /// ascending; one of which no checkpoint is listed could not be read, or was given up
     #[prost(uint64, repeated, tag = "44")]
     pub pinned_steps: ::prost::alloc::vec::Vec<u64>,
@@ -1332,6 +1335,26 @@ pub struct CheckpointInfo {
     /// by `checkpoint.keep_every_steps`: it is not removed
     #[prost(bool, tag = "7")]
     pub is_for_good: bool,
+}
+/// A checkpoint that is being written.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct Saving {
+    #[prost(uint64, tag = "1")]
+    pub step: u64,
+    /// that are written
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    /// of the places that have begun
+    #[prost(uint64, tag = "3")]
+    pub total_bytes: u64,
+    /// whose shard is durable
+    #[prost(uint32, tag = "4")]
+    pub places_done: u32,
+    #[prost(uint32, tag = "5")]
+    pub places: u32,
+    /// of those that write now, together
+    #[prost(double, tag = "6")]
+    pub bytes_per_s: f64,
 }
 /// Checkpoints that failed since the newest good one.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -3500,6 +3523,24 @@ pub struct Heartbeat {
         ::prost::alloc::string::String,
         u32,
     >,
+    /// absent: it writes no shard
+    #[prost(message, optional, tag = "16")]
+    pub saving: ::core::option::Option<ShardProgress>,
+}
+/// A shard that is being written.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct ShardProgress {
+    #[prost(uint64, tag = "1")]
+    pub step: u64,
+    /// that were taken by the disk or the store, so far
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    /// of the file; 0: not known yet
+    #[prost(uint64, tag = "3")]
+    pub total_bytes: u64,
+    /// since it was begun
+    #[prost(double, tag = "4")]
+    pub for_s: f64,
 }
 /// Data read, weights made or loaded, listening for links.
 #[derive(Clone, PartialEq, ::prost::Message)]

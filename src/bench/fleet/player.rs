@@ -288,6 +288,7 @@ impl Process for Player {
             memory_free_bytes: 10 << 30,
             links: if is_started { [("tls".to_string(), 8)].into() } else { Default::default() },
             waits_for: Vec::new(),
+            saving: None,
         };
         self.count_sent(&Body::Heartbeat(heartbeat.clone()));
         heartbeat

@@ -53,7 +53,7 @@ pub use initial::load_initial;
 pub use owned::Owned;
 pub use read::ShardStateMut;
 pub use verify::{Fault, FaultKind};
-pub use write::ShardState;
+pub use write::{ShardState, Written};
 
 use objects::Objects;
 

@@ -1,6 +1,7 @@
 //! Writing a shard, and publishing a step once all its shards are there.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use toroid_torus::failpoint;
 use toroid_torus::job::JobSpec;
@@ -14,6 +15,28 @@ use crate::device::Snapshot;
 
 /// Elements that are hashed and written at once, 256 KiB: from the second-level cache of a core, where the first has left it.
 const PIECE_ELEMENTS: usize = 64 << 10;
+
+/// How much of a shard is written, for others to look at meanwhile.
+#[derive(Debug, Default)]
+pub struct Written {
+    bytes: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Written {
+    /// Bytes so far, and of the whole file; both 0 before it is begun.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.bytes.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
+    }
+
+    fn begin(&self, total: u64) {
+        self.total.store(total, Ordering::Relaxed);
+    }
+
+    fn add(&self, bytes: &[u8]) {
+        self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+    }
+}
 
 /// What a holder has of its shard.
 pub struct ShardState<'a, S> {
@@ -57,12 +80,7 @@ impl<'a, S: Snapshot> ShardState<'a, S> {
 }
 
 impl Owned {
-    /// Writes the shard of a place, the flat range `shard` of `partition`; durable when it returns. Slices that a place of a lower tp_rank
-    /// holds too, and padding, are left out.
-    ///
-    /// On a step that is complete already nothing is written where the manifest has the same bytes. Other bytes are those of another shape
-    /// or of a state that was restored meanwhile: a later epoch writes them beside, and [`Owned::publish`] says what counts.
-    /// [`CheckpointError::Exists`] where they are of the epoch that has published, or of an older one.
+    /// See [`Owned::write_shard_counted`].
     pub fn write_shard<S: Snapshot>(
         &self,
         step: u64,
@@ -70,6 +88,23 @@ impl Owned {
         partition: &Partition,
         shard: Range<usize>,
         state: ShardState<'_, S>,
+    ) -> Result<ShardFile, CheckpointError> {
+        self.write_shard_counted(step, writer, (partition, shard), state, &Written::default())
+    }
+
+    /// Writes the shard of a place, the flat range `shard` of `partition`; durable when it returns. Slices that a place of a lower tp_rank
+    /// holds too, and padding, are left out.
+    ///
+    /// On a step that is complete already nothing is written where the manifest has the same bytes. Other bytes are those of another shape
+    /// or of a state that was restored meanwhile: a later epoch writes them beside, and [`Owned::publish`] says what counts.
+    /// [`CheckpointError::Exists`] where they are of the epoch that has published, or of an older one.
+    pub fn write_shard_counted<S: Snapshot>(
+        &self,
+        step: u64,
+        writer: Writer,
+        (partition, shard): (&Partition, Range<usize>),
+        state: ShardState<'_, S>,
+        written: &Written,
     ) -> Result<ShardFile, CheckpointError> {
         assert!(shard.end <= partition.padded_len, "the shard {shard:?} ends beyond {}", partition.padded_len);
         for kind in KINDS {
@@ -87,9 +122,11 @@ impl Owned {
         }
         let file = ShardFile::name_of(&writer);
         let mut upload = self.objects.upload(&name_in(step, &file), &writer.stamp(), bytes)?;
-        upload.write(&header)?;
+        written.begin(bytes);
+        let mut write = |piece: &[u8]| upload.write(piece).map(|()| written.add(piece));
+        write(&header)?;
         for entry in &mut entries {
-            entry.digest = state.for_each_piece(entry, partition, &shard, |piece| upload.write(piece))?;
+            entry.digest = state.for_each_piece(entry, partition, &shard, &mut write)?;
         }
         // It may have become complete meanwhile, by others who took this place over while this one was stopped.
         if let Some(manifest) = self.find_manifest(step)?

@@ -70,7 +70,7 @@ impl<D: Device + Clone> Job<D> {
             committed: source.step(),
             skipped: source.skipped(),
             curve: Curve::new(source.resumed_step()),
-            checkpoints: Checkpoints::new(storage),
+            checkpoints: Checkpoints::new(storage, Arc::clone(&environment.shared)),
             assignment,
         })
     }

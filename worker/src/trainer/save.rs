@@ -47,6 +47,8 @@ pub(super) struct Checkpoints {
     publisher: Lane,
     /// Skipped updates at the checkpoints that are being written, by step.
     skipped_at: BTreeMap<Step, u64>,
+    /// Sees how far a shard is written.
+    shared: Arc<Shared>,
 }
 
 /// The place that saves, and what ends its epoch.
@@ -74,13 +76,14 @@ pub(super) struct ToPublish {
 }
 
 impl Checkpoints {
-    pub fn new(storage: Arc<Storage>) -> Checkpoints {
+    pub fn new(storage: Arc<Storage>, shared: Arc<Shared>) -> Checkpoints {
         Checkpoints {
             storage,
             owned: None,
             writer: Lane::new("checkpoint-writer"),
             publisher: Lane::new("checkpoint-publisher"),
             skipped_at: BTreeMap::new(),
+            shared,
         }
     }
 
@@ -116,18 +119,28 @@ impl Checkpoints {
         let state = shard.snapshot(device);
         let partition = Arc::clone(&shard.partition);
         let range = shard.range.clone();
-        let panicked = event.clone();
+        let panicked = (event.clone(), Arc::clone(&self.shared));
+        let shared = Arc::clone(&self.shared);
         let write = move || {
-            let start = system::now();
+            let saving = shared.begin_saving(step);
             let state = ShardState { param: &state.param, exp_avg: &state.exp_avg, exp_avg_sq: &state.exp_avg_sq };
-            event.emit(match storage.write_shard(step.get(), writer, &partition, range, state) {
+            let part = (&*partition, range);
+            let made = storage.write_shard_counted(step.get(), writer, part, state, &saving.written);
+            shared.end_saving();
+            event.emit(match made {
                 Ok(file) => {
-                    Event::ShardWritten { step, file: Box::new(file), write_s: (system::now() - start).as_secs_f64() }
+                    let write_s = (system::now() - saving.since).as_secs_f64();
+                    Event::ShardWritten { step, file: Box::new(file), write_s }
                 }
                 Err(error) => Event::CheckpointFailed { step, error: error.to_string() },
             });
         };
-        self.writer.order(write, move |error| panicked.emit(Event::CheckpointFailed { step, error }));
+        let failed = move |error| {
+            let (event, shared) = panicked;
+            shared.end_saving();
+            event.emit(Event::CheckpointFailed { step, error });
+        };
+        self.writer.order(write, failed);
     }
 
     /// Takes away what this place has written of a checkpoint that will not be published, once it is written.

@@ -1,9 +1,9 @@
 //! What a worker's trainer and its other threads see of each other: checkpoints that were asked for, and where the trainer is.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use toroid_session::AfterCheckpoint;
 use toroid_torus::ids::{Rank, Step};
@@ -11,6 +11,7 @@ use toroid_torus::ids::{Rank, Step};
 #[cfg(any(test, feature = "failpoint"))]
 use super::failpoint::Failpoints;
 use super::observe::Observer;
+use crate::checkpoint::Written;
 use crate::comm::{LinkKind, WaitsFor};
 use crate::spans::Spans;
 use crate::sync::lock;
@@ -45,6 +46,8 @@ pub struct Shared {
     connect_limit_ms: AtomicU64,
     /// After which silence the coordinator takes a worker for lost, in milliseconds; 0: it has not said it yet.
     failure_timeout_ms: AtomicU64,
+    /// The shard that is being written.
+    saving: Mutex<Option<Arc<Saving>>>,
     trace: Option<Trace>,
     spans: Spans,
     observer: Option<Box<dyn Observer>>,
@@ -56,6 +59,14 @@ pub struct Computed {
     pub num_steps: u64,
     /// Without what it waited for others.
     pub time: Duration,
+}
+
+/// A shard that is being written.
+#[derive(Debug)]
+pub struct Saving {
+    pub step: Step,
+    pub since: Instant,
+    pub written: Written,
 }
 
 /// Checkpoints that were asked for, and how far steps may go.
@@ -263,6 +274,21 @@ impl Shared {
     /// How many links of each kind the place has.
     pub fn set_links(&self, kinds: BTreeMap<LinkKind, usize>) {
         *lock(&self.links) = kinds;
+    }
+
+    pub fn saving(&self) -> Option<Arc<Saving>> {
+        lock(&self.saving).clone()
+    }
+
+    /// The shard of this step is being written from now on.
+    pub(super) fn begin_saving(&self, step: Step) -> Arc<Saving> {
+        let saving = Arc::new(Saving { step, since: system::now(), written: Written::default() });
+        *lock(&self.saving) = Some(Arc::clone(&saving));
+        saving
+    }
+
+    pub(super) fn end_saving(&self) {
+        *lock(&self.saving) = None;
     }
 
     pub fn links(&self) -> BTreeMap<LinkKind, usize> {

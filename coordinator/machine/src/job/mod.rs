@@ -268,6 +268,11 @@ impl Job {
         }
     }
 
+    /// How far the checkpoint is that is being written, for users.
+    pub fn saving(&self) -> Option<proto::Saving> {
+        self.checkpoints.saving(|step| self.activities.saving(step), self.core.world())
+    }
+
     /// What could not be saved, for users.
     pub fn unsaved(&self, now: Duration) -> Option<proto::Unsaved> {
         let Core { record, deadlines, .. } = &self.core;

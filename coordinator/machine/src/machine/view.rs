@@ -162,6 +162,7 @@ impl Machine {
             missing_steps: progress.num_missing(),
             skipped_steps: progress.num_skipped(),
             unsaved: job.unsaved(now.monotonic),
+            saving: job.saving(),
             term: self.config.term.get(),
             store_trouble: String::new(),
             priority: record.spec.priority,

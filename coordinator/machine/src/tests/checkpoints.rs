@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use toroid_proto as proto;
+use toroid_proto::worker_message::Body as FromWorker;
 use toroid_torus::ids::Step;
 
 use super::world::{LIMITS, World, job_file};
@@ -191,6 +193,30 @@ fn a_failed_write_costs_only_that_checkpoint() {
     assert_eq!(steps_saved(&world, &job), [5, 15], "the next interval");
     let leftovers = world.disk.shards.keys().any(|(_, step)| *step == 10);
     assert!(!leftovers, "the shard of a that nobody needs is removed");
+}
+
+#[test]
+fn how_far_a_checkpoint_is_written_is_shown() {
+    let (mut world, job) = running(100, "checkpoint.interval_steps = 4");
+    world.train(&job, 2);
+    assert_eq!(world.view(&job).saving, None, "it is named and not begun");
+    let beat = |world: &mut World, worker: &str, saving| {
+        let heartbeat = proto::Heartbeat { saving: Some(saving), ..world.worker(worker).heartbeat() };
+        let stream = world.worker(worker).stream.expect("it is connected");
+        world.input(Input::Message { stream, body: Box::new(FromWorker::Heartbeat(heartbeat)) });
+    };
+    let progress = |step, bytes| proto::ShardProgress { step, bytes, total_bytes: 1000, for_s: 2.0 };
+    beat(&mut world, "a", progress(4, 400));
+    beat(&mut world, "b", progress(4, 100));
+    let expected =
+        proto::Saving { step: 4, bytes: 500, total_bytes: 2000, places_done: 0, places: 2, bytes_per_s: 250.0 };
+    assert_eq!(world.view(&job).saving, Some(expected));
+    // Of a step that nobody has named nothing is said.
+    beat(&mut world, "a", progress(3, 400));
+    beat(&mut world, "b", progress(3, 400));
+    assert_eq!(world.view(&job).saving, None);
+    world.train(&job, 3);
+    assert_eq!((world.view(&job).saving, steps_saved(&world, &job)), (None, vec![4]));
 }
 
 /// Training is over: its last state is all that is left to lose.

@@ -1,0 +1,151 @@
+//! Jobs that keep their checkpoints in an S3-compatible store, which is a real process: they are those of a folder, bit for bit, also where the
+//! store is killed, stands still, or has what both holders of a shard had.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Output;
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use toroid_proto::Job;
+use toroid_testkit::jobs::ENDLESS;
+use toroid_testkit::{Bucket, Cluster, Patience, assert_same_curve, path};
+
+use crate::TOROID;
+use crate::restoring::{quick_job, steady_job};
+
+/// A cluster whose processes know the store.
+fn cluster_with(bucket: &Bucket, num_workers: usize) -> Result<Cluster> {
+    let variables = bucket.variables();
+    let environment: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    Cluster::with_environment(TOROID, num_workers, &environment)
+}
+
+/// A command of a user who knows it, too.
+fn toroid(bucket: &Bucket, args: &[&str]) -> Result<Output> {
+    Ok(TOROID.command().args(args).envs(bucket.variables()).output()?)
+}
+
+fn toroid_ok(bucket: &Bucket, args: &[&str]) -> Result<String> {
+    let output = toroid(bucket, args)?;
+    ensure!(output.status.success(), "{args:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// All parameters of a checkpoint below `root`, a folder or a URL.
+fn export(cluster: &Cluster, bucket: &Bucket, root: &str, step: u64) -> Result<Vec<u8>> {
+    let file = cluster.path().join("export.safetensors");
+    toroid_ok(bucket, &["checkpoint", "export", &step.to_string(), path(&file), "--from", root])?;
+    Ok(std::fs::read(&file)?)
+}
+
+/// T-6: each checkpoint that can be seen is whole.
+fn verify(bucket: &Bucket, root: &str) -> Result<()> {
+    let said = toroid_ok(bucket, &["checkpoint", "verify", root])?;
+    ensure!(!said.is_empty(), "nothing was verified in {root}");
+    Ok(())
+}
+
+/// Steps of which the store has any object below a prefix.
+fn steps_in(bucket: &Bucket, prefix: &str) -> Result<BTreeSet<String>> {
+    let mut steps = BTreeSet::new();
+    for entry in std::fs::read_dir(bucket.folder().join(prefix))? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // The store's own folders stay when nothing is in them any more.
+        if name.starts_with("step-") && std::fs::read_dir(entry.path())?.next().is_some() {
+            steps.insert(name);
+        }
+    }
+    Ok(steps)
+}
+
+#[test]
+fn a_job_in_a_bucket_is_that_of_a_folder() -> Result<()> {
+    let bucket = Bucket::start()?;
+    let cluster = cluster_with(&bucket, 2)?;
+    let folder = cluster.path().join("checkpoints");
+    let url = bucket.url("runs/first");
+    let there = cluster.train(&quick_job(2, 90, Path::new(&url), 20))?;
+    let here = cluster.train(&quick_job(2, 90, &folder, 20))?;
+    assert_same_curve(&here.curve, &there.curve);
+    ensure!(export(&cluster, &bucket, &url, 90)? == export(&cluster, &bucket, path(&folder), 90)?, "parameters differ");
+    verify(&bucket, &url)?;
+    // The newest three stay, as in a folder. The last removal follows the last publishing, with which the job is done.
+    let expected = BTreeSet::from(["step-60", "step-80", "step-90"].map(String::from));
+    let mut patience = Patience::new();
+    while steps_in(&bucket, "runs/first")? != expected {
+        patience.look(|| 0).with_context(|| format!("wait for {expected:?}: {:?}", steps_in(&bucket, "runs/first")))?;
+    }
+    let list = toroid_ok(&bucket, &["checkpoint", "list", &url])?;
+    ensure!(list.contains(&format!("{url}/step-80")) && list.contains(&there.id), "{list}");
+
+    // T-10: it has an owner, and who wants it is told at once.
+    let file = cluster.path().join("second.toml");
+    std::fs::write(&file, quick_job(2, 500, Path::new(&url), 20))?;
+    let refused = toroid(&bucket, &["submit", path(&file), "--coordinator", &cluster.url()])?;
+    let words = String::from_utf8_lossy(&refused.stderr);
+    ensure!(!refused.status.success() && words.contains(&there.id) && words.contains(&url), "{words}");
+
+    // Another shape goes on from there, and keeps its own beside.
+    let resume = format!("resume_from = \"{url}/step-80\"\nseed = 7\n");
+    let next = bucket.url("runs/second");
+    let resumed = cluster.train(&quick_job(1, 100, Path::new(&next), 20).replace("seed = 7\n", &resume))?;
+    ensure!(resumed.curve.first().map(|r| r.step) == Some(81), "{:?}", resumed.curve.first());
+    verify(&bucket, &next)?;
+    ensure!(
+        toroid_ok(&bucket, &["checkpoint", "list", &url])? == list,
+        "going on from a checkpoint changed its prefix"
+    );
+    Ok(())
+}
+
+/// T-6, T-12: without the store steps go on, what is not saved is said, and every checkpoint that can be seen is whole, whenever it was killed.
+#[test]
+fn steps_go_on_while_the_store_is_killed_or_stands_still() -> Result<()> {
+    let mut bucket = Bucket::start()?;
+    let cluster = cluster_with(&bucket, 2)?;
+    let url = bucket.url("run");
+    let id = cluster.submit(&quick_job(2, ENDLESS, Path::new(&url), 50).replace("keep = 3", "keep = 100000"))?;
+    cluster.wait_for(&id, "two checkpoints", |job| job.checkpoints.len() > 1)?;
+    for is_killed in [true, false] {
+        match is_killed {
+            true => bucket.kill(),
+            false => bucket.signal(Signal::STOP)?,
+        }
+        let before = cluster.wait_for(&id, "the status to say what is not saved", |job| job.unsaved.is_some())?;
+        let goes_on = |job: &Job| job.committed_step > before.committed_step + 200;
+        let job = cluster.wait_for(&id, "steps without a store", goes_on)?;
+        ensure!(job.unsaved.is_some() && job.incidents.is_empty(), "{:?}, {:?}", job.unsaved, job.incidents);
+        match is_killed {
+            true => bucket.start_again()?,
+            false => bucket.signal(Signal::CONT)?,
+        }
+        let newest = |job: &Job| job.checkpoints.last().map_or(0, |c| c.step);
+        let is_saved = |now: &Job| now.unsaved.is_none() && newest(now) > job.committed_step;
+        cluster.wait_for(&id, "a checkpoint after that", is_saved)?;
+    }
+    cluster.finish(&id)?;
+    verify(&bucket, &url)
+}
+
+/// Both holders of a shard die: the job goes on from what the store has, and ends as if nothing had been.
+#[test]
+fn both_holders_of_a_shard_die_and_the_bucket_has_it() -> Result<()> {
+    let bucket = Bucket::start()?;
+    let mut cluster = cluster_with(&bucket, 4)?;
+    let url = bucket.url("run");
+    let id = cluster.submit(&steady_job(2, ENDLESS, Path::new(&url), 20))?;
+    let job = cluster.wait_for(&id, "two checkpoints", |job| job.checkpoints.len() > 1)?;
+    let workers: Vec<&str> = job.places.iter().map(|place| place.worker_id.as_str()).collect();
+    cluster.kill_workers(&workers)?;
+    let is_restored = |job: &Job| job.incidents.iter().any(|i| i.rung == "restore" && i.resolved);
+    cluster.wait_for(&id, "the restored job's steps", is_restored)?;
+    let job = cluster.finish(&id)?;
+    let restored = job.incidents.iter().find(|i| i.rung == "restore").context("it was just seen")?;
+    ensure!(restored.resumed_step > 0 && restored.resumed_step % 20 == 0, "{restored:?}");
+    verify(&bucket, &url)?;
+    let undisturbed = cluster.train(&steady_job(2, job.committed_step, &cluster.path().join("undisturbed"), 20))?;
+    assert_same_curve(&undisturbed.curve, &job.curve);
+    Ok(())
+}
