@@ -29,6 +29,7 @@ fn job_files() {
         "steps = 3\ndata.path = \"/t\"\n",
         "name = \"x\"\npreset = \"tiny\"\nsteps = 100\nseed = 7\n[shape]\ntp = 2\npp = 2\ndp = 2\n[data]\npath = \"/t\"\nextensions = [\"rs\"]\n",
         "steps = 9\ncheckpoint.path = \"/c\"\ncheckpoint.keep = 3\ndata.path = \"/t\"\nresume_from = \"/r/step-1\"\n",
+        "steps = 9\n[data]\ntemperature = 2.0\n[[data.source]]\nname = \"a\"\npath = \"/a\"\nmax_epochs = 2.0\n[[data.source]]\nname = \"b\"\npath = \"/b\"\ntokens = 9\n",
     ];
     let mut corpus: Vec<Vec<u8>> = texts.iter().map(|text| text.as_bytes().to_vec()).collect();
     corpus.extend(texts.iter().filter_map(|text| Some(job::parse(text).ok()?.to_toml().into_bytes())));
@@ -72,8 +73,8 @@ fn all_messages() -> Vec<(&'static str, Decodes)> {
         PinCheckpointRequest, PinCheckpointResponse, PlaceInfo, Prepared, Probe,
         Probed, PublishManifest, ReadmitWorkerRequest, ReadmitWorkerResponse, RecordsMissing, Refused, Register,
         ReleaseJobRequest, RemoveJobRequest, RemoveJobResponse, ReportSteps, ResumeJobRequest, RevokeTokenRequest, Shape,
-        ShardWritten, Stacks, Start, StepAck, StepRecord, StepReport, StepsRemoved, Stop, Stopped, Straggler, SubmitJobRequest,
-        SubmitJobResponse, Token, UncordonWorkerRequest, UncordonWorkerResponse, UnpinCheckpointRequest,
+        ShardWritten, Source, SourceValidation, Stacks, Start, StepAck, StepRecord, StepReport, StepsRemoved, Stop,
+        Stopped, Straggler, SubmitJobRequest, SubmitJobResponse, Token, UncordonWorkerRequest, UncordonWorkerResponse, UnpinCheckpointRequest,
         UnpinCheckpointResponse, Unreached, UnreachedPeer, Unsaved,
         Validation, ValidationReport, WarmUp, WarmedUp, WatchJobRequest, Welcome, WorkerInfo, WorkerMessage,
     ].to_vec()

@@ -28,7 +28,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use toroid_hf::{Dtype, ExportError, Written};
+use toroid_hf::{Dtype, ExportError};
 use toroid_session::ReadFault;
 use toroid_torus::manifest::{MANIFEST_NAME, Manifest};
 use toroid_torus::owner::{OwnerId, Stamp};
@@ -186,7 +186,7 @@ impl Storage {
         folder: &Path,
         dtype: Dtype,
         shard_bytes: u64,
-    ) -> Result<Written, ExportError<CheckpointError>> {
+    ) -> Result<toroid_hf::Written, ExportError<CheckpointError>> {
         let manifest = self.manifest(step).map_err(ExportError::Tensor)?;
         read::export_hf(&*self.objects, &manifest, folder, dtype, shard_bytes)
     }

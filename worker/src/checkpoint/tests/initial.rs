@@ -216,7 +216,7 @@ fn an_export_for_hugging_face_is_initial_weights_again() {
 #[test]
 fn folders_of_hugging_face_are_taken_as_others_save_them() {
     let folder = tempfile::tempdir().unwrap();
-    let config = toroid_hf::config::config_json(&model(), toroid_hf::Dtype::F16);
+    let config = toroid_hf::config::config_json(&model(), toroid_hf::Dtype::F16, None);
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     // 1 and 2 alone are f16 of every value here.
     let f16 = |v: f32| if v < 0.0 { 0x3c00_u16 } else { 0x4000 }.to_le_bytes().to_vec();
