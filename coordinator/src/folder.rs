@@ -87,7 +87,7 @@ fn look_in_bucket(url: &str) -> Option<FolderError> {
         let owner = Owner::parse(&json).ok()?;
         return Some(FolderError::Owned { path: url.into(), owner: Box::new(owner) });
     }
-    let found = store.list_folder("", MAX_ENTRIES).ok()?.folders.into_iter().find(is_checkpoint)?;
+    let found = store.list_folder("", MAX_ENTRIES).ok()?.folders.into_iter().find(|name| is_checkpoint(name))?;
     Some(FolderError::Unowned { path: url.into(), found })
 }
 
@@ -102,7 +102,7 @@ fn owner(folder: &Path) -> io::Result<Option<Owner>> {
     Owner::parse(&json).map(Some).map_err(io::Error::other)
 }
 
-fn is_checkpoint(name: &String) -> bool {
+fn is_checkpoint(name: &str) -> bool {
     let step = name.strip_prefix("damaged-").unwrap_or(name).strip_prefix("step-");
     step.is_some_and(|step| step.parse::<u64>().is_ok())
 }
@@ -112,7 +112,7 @@ fn checkpoint_in(folder: &Path) -> Option<String> {
     let has_files =
         |name: &String| std::fs::read_dir(folder.join(name)).is_ok_and(|mut entries| entries.next().is_some());
     let entries = std::fs::read_dir(folder).ok()?.take(MAX_ENTRIES).filter_map(Result::ok);
-    entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(is_checkpoint).find(has_files)
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| is_checkpoint(name)).find(has_files)
 }
 
 #[cfg(test)]
