@@ -73,7 +73,7 @@ fn all_messages() -> Vec<(&'static str, Decodes)> {
         PinCheckpointRequest, PinCheckpointResponse, PlaceInfo, Prepared, Probe,
         Probed, PublishManifest, ReadmitWorkerRequest, ReadmitWorkerResponse, RecordsMissing, Refused, Register,
         ReleaseJobRequest, RemoveJobRequest, RemoveJobResponse, ReportSteps, ResumeJobRequest, RevokeTokenRequest, Shape,
-        ShardWritten, Source, SourceValidation, Stacks, Start, StepAck, StepRecord, StepReport, StepsRemoved, Stop,
+        Saving, ShardProgress, ShardWritten, Source, SourceValidation, Stacks, Start, StepAck, StepRecord, StepReport, StepsRemoved, Stop,
         Stopped, Straggler, SubmitJobRequest, SubmitJobResponse, Token, UncordonWorkerRequest, UncordonWorkerResponse, UnpinCheckpointRequest,
         UnpinCheckpointResponse, Unreached, UnreachedPeer, Unsaved,
         Validation, ValidationReport, WarmUp, WarmedUp, WatchJobRequest, Welcome, WorkerInfo, WorkerMessage,
