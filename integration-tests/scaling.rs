@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use toroid_testkit::jobs::text_folder;
-use toroid_testkit::{Cluster, Patience, Process};
+use toroid_testkit::{Cluster, Patience, Process, root};
 
 use crate::TOROID;
 
@@ -116,6 +116,19 @@ fn runs_of_a_known_law_give_it_back_and_predict_a_job() -> Result<()> {
     let plain: Value =
         serde_json::from_str(&TOROID.run_ok(&["plan", "--preset", "small", "--tp", "1", "-o", "json"])?)?;
     ensure!(plain.get("loss").is_none(), "{plain:#}");
+    Ok(())
+}
+
+/// The one whose figures are in docs/scaling-laws.md.
+#[test]
+fn the_study_of_the_documentation_is_one() -> Result<()> {
+    let root = root().join("docs/scaling");
+    let file = root.join("study.toml");
+    let listed = TOROID.run_ok(&["scale", file.to_str().context("name the study")?, "--dry-run", "-o", "json"])?;
+    let listed: Value = serde_json::from_str(&listed)?;
+    let names: Option<Vec<&str>> = listed.as_array().map(|all| all.iter().filter_map(|t| t["name"].as_str()).collect());
+    let seen: Vec<String> = rows(&root.join("runs.csv"));
+    ensure!(names.map(|names| names.len()) == Some(seen.len()), "{listed:#}, and its table has {seen:#?}");
     Ok(())
 }
 
