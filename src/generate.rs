@@ -14,7 +14,7 @@ use toroid_torus::job::Products;
 use toroid_torus::model::ModelConfig;
 use toroid_worker::checkpoint::{Storage, load_initial};
 use toroid_worker::device::{CachedAttention as _, CpuDevice};
-use toroid_worker::generate::{Request, Sampling, generate};
+use toroid_worker::generate::{Finish, Request, Sampling, generate};
 use toroid_worker::model::{Decoder, whole_partition};
 
 use crate::client::Connection;
@@ -99,6 +99,7 @@ pub fn run(runtime: &Runtime, args: &Args) -> Result<ExitCode> {
         Err(problems) => bail!("cannot generate with {}: {}", args.from, problems.join("; ")),
     };
     let Loaded { what, model, products, params } = loaded;
+    let seq = model.seq;
     let device = CpuDevice::new(args.threads.map_or_else(num_cores, usize::from));
     if !device.rows_are_independent() {
         output::note(
@@ -152,6 +153,11 @@ pub fn run(runtime: &Runtime, args: &Args) -> Result<ExitCode> {
     args.format.answer(&value, text)?;
     if !args.format.is_json() {
         output::note(format_args!("{num_tokens} tokens in {seconds:.1} s ({per_second:.0} a second) by {what}"));
+        if texts.iter().any(|text| text.finish == Finish::Context) {
+            output::note(format_args!(
+                "a text ends where it has, with its prompt, the {seq} tokens that the model reads at a time"
+            ));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -42,8 +42,8 @@ pub enum ExportError<E: std::error::Error + 'static> {
     NotEmpty(PathBuf),
     #[error("{} names no folder", .0.display())]
     NoName(PathBuf),
-    #[error("cannot write {}", path.display())]
-    Write { path: PathBuf, source: io::Error },
+    #[error("cannot write {}: {error}", path.display())]
+    Write { path: PathBuf, error: io::Error },
     #[error("{value} of tensor {tensor} has no finite bf16; export it as f32")]
     NotBf16 { tensor: String, value: f32 },
     /// What the caller says of its tensors.
@@ -52,7 +52,7 @@ pub enum ExportError<E: std::error::Error + 'static> {
 }
 
 fn write_error<E: std::error::Error>(path: &Path) -> impl Fn(io::Error) -> ExportError<E> + '_ {
-    |source| ExportError::Write { path: path.into(), source }
+    |error| ExportError::Write { path: path.into(), error }
 }
 
 /// Writes `model` to the folder `path`, which must be absent or empty. `fill` is asked for one tensor after the other, in the order of the model,

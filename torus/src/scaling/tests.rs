@@ -1,3 +1,5 @@
+//! A law that is known comes back from its runs, and what determines no law is refused.
+
 use super::*;
 
 /// The law that arXiv 2404.10102 finds in the runs of Chinchilla.
