@@ -60,6 +60,9 @@ fn a_study_goes_on_where_it_was() -> Result<()> {
     let before = rows(&table);
     let mut second = Process(TOROID.command().args(command).spawn()?);
     wait_for_rows(&table, before.len() + 2)?;
+    let beside = TOROID.run(&command)?;
+    let said = String::from_utf8_lossy(&beside.stderr);
+    ensure!(!beside.status.success() && said.contains("is another `toroid scale` at work"), "{said}");
     cluster.kill_coordinator()?;
     cluster.start_coordinator()?;
     wait_for_rows(&table, before.len() + 4)?;
@@ -69,6 +72,13 @@ fn a_study_goes_on_where_it_was() -> Result<()> {
     let after = rows(&table);
     ensure!(after.len() == NUM_TRAININGS, "{after:#?}");
     ensure!(before.iter().all(|row| after.contains(row)), "{before:#?} became {after:#?}");
+    let changed = folder.path().join("changed.toml");
+    fs::write(&changed, study().replace("3e-3", "4e-3"))?;
+    let to = folder.path().join("study");
+    let (changed, to) = (changed.to_str().context("name the file")?, to.to_str().context("name the folder")?);
+    let other = TOROID.run(&["scale", changed, "--to", to, "--no-hold-out", "--coordinator", &url])?;
+    let said = String::from_utf8_lossy(&other.stderr);
+    ensure!(!other.status.success() && said.contains("the study was changed") && rows(&table) == after, "{said}");
     let names: BTreeSet<&str> = after.iter().filter_map(|row| row.split(',').next()).collect();
     ensure!(names.len() == NUM_TRAININGS, "each has a row: {after:#?}");
     let jobs: Value =
@@ -152,6 +162,15 @@ fn tables_and_studies_that_are_none_are_refused() -> Result<()> {
         &["scale", "--fit", "FILE", "--no-hold-out"],
         "1 runs with 1 sizes",
     )?;
+    check(
+        "d.csv",
+        "parameters,tokens,loss\n1e6,1e9,3.0\n",
+        &["scale", "--fit", "FILE"],
+        "largest budget, which is held out",
+    )?;
+    let endless = TOROID.run(&["scale", "--fit", "/dev/zero"])?;
+    let said = String::from_utf8_lossy(&endless.stderr);
+    ensure!(said.contains("/dev/zero: it has more than"), "{said}");
     check("c.toml", "name = 'x'\n", &["scale", "FILE"], "missing field")?;
     check("laws.json", "{}", &["plan", "--law", "FILE"], "read the laws in")
 }

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -108,6 +108,21 @@ enum ExportDtype {
     Bf16,
 }
 
+/// A target among the checkpoints would be written over one of their files.
+fn refuse_within(root: &str, target: &Path) -> Result<()> {
+    let is_within = match target.to_str().filter(|target| toroid_storage::is_store(target)) {
+        Some(url) => url.strip_prefix(root).is_some_and(|rest| rest.starts_with('/')),
+        None => {
+            let absolute = std::path::absolute(target).with_context(|| format!("find {}", target.display()))?;
+            let parent = absolute.parent().unwrap_or(Path::new("/"));
+            // A folder that is not there yet has no links in its name.
+            parent.canonicalize().unwrap_or_else(|_| parent.into()).starts_with(root)
+        }
+    };
+    ensure!(!is_within, "{} lies in {root}, which is kept for checkpoints; export to another place", target.display());
+    Ok(())
+}
+
 impl Written {
     /// Returns how many bytes were written.
     fn write(&self, storage: &Storage, step: u64, path: &Path) -> Result<u64> {
@@ -115,7 +130,14 @@ impl Written {
             ExportDtype::F32 => Dtype::F32,
             ExportDtype::Bf16 => Dtype::Bf16,
         };
+        refuse_within(storage.root(), path)?;
         match self.files {
+            Files::Hf if path.to_str().is_some_and(toroid_storage::is_store) => {
+                bail!(
+                    "--format hf writes a folder of this machine, not {}; export it here and copy it there",
+                    path.display()
+                )
+            }
             Files::Safetensors if dtype != Dtype::F32 => {
                 bail!("one safetensors file has f32 alone; add --format hf for --dtype bf16")
             }

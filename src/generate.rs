@@ -19,11 +19,16 @@ use toroid_worker::model::{Decoder, whole_partition};
 
 use crate::client::Connection;
 use crate::daemon::num_cores;
+use crate::files::read_text;
 use crate::find::{self, LOCAL_DIR};
 use crate::output::{self, FormatArgs};
 
 /// A token is a byte.
 const NUM_BYTES: usize = 256;
+/// bf16 and f16.
+const MIN_ELEMENT_BYTES: u64 = 2;
+/// More than any model reads at a time.
+const MAX_PROMPT_BYTES: u64 = 64 << 20;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -165,9 +170,7 @@ pub fn run(runtime: &Runtime, args: &Args) -> Result<ExitCode> {
 fn prompt(args: &Args) -> Result<String> {
     match (&args.prompt, &args.prompt_file) {
         (Some(text), _) => Ok(text.clone()),
-        (None, Some(file)) => {
-            std::fs::read_to_string(file).with_context(|| format!("read the prompt in {}", file.display()))
-        }
+        (None, Some(file)) => read_text(file, "the prompt in", MAX_PROMPT_BYTES),
         (None, None) => bail!("give --prompt or --prompt-file"),
     }
 }
@@ -184,10 +187,40 @@ fn of_folder(path: &Path, folder: &Folder) -> Result<Loaded> {
         );
     }
     let (model, mut params) = (folder.model().clone(), Vec::new());
+    check_weights_are_there(path, &model)?;
     let partition = whole_partition(&model);
     params.resize(partition.padded_len, 0.0);
     load_initial(path, &model, &partition, &mut params)?;
     Ok(Loaded { what, model, products: Products::F32, params })
+}
+
+/// A configuration may name any dims: memory is taken for no more than the files can have.
+fn check_weights_are_there(path: &Path, model: &ModelConfig) -> Result<()> {
+    let entries = std::fs::read_dir(path).with_context(|| format!("look for the weights in {}", path.display()))?;
+    let weights =
+        entries.filter_map(Result::ok).filter(|entry| entry.path().extension().is_some_and(|e| e == "safetensors"));
+    let bytes: u64 = weights.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum();
+    let needed = num_params(model).and_then(|num| num.checked_mul(MIN_ELEMENT_BYTES));
+    if needed.is_none_or(|needed| needed > bytes) {
+        bail!(
+            "the files of weights in {} have {bytes} bytes: they cannot have the model that its config.json describes",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// Parameters, unless there are more than a number has room for.
+fn num_params(model: &ModelConfig) -> Option<u64> {
+    let product = |dims: &[usize]| dims.iter().try_fold(1u64, |all, dim| all.checked_mul(*dim as u64));
+    let (d, ff, experts) = (model.d_model, model.ff, model.experts);
+    let layer = [
+        product(&[experts, 3, d, ff])?,
+        product(&[model.heads, model.head_dim, d])?,
+        product(&[model.kv_heads, model.head_dim, d])?,
+    ];
+    let layer = layer.into_iter().try_fold(0u64, u64::checked_add)?;
+    layer.checked_mul(model.layers as u64)?.checked_add(product(&[2, model.vocab, d])?)
 }
 
 fn of_checkpoint(runtime: &Runtime, args: &Args) -> Result<Loaded> {

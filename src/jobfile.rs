@@ -11,6 +11,11 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
+use crate::files::read_text;
+
+/// Of a job file; the coordinator takes less.
+const MAX_BYTES: u64 = 4 << 20;
+
 /// A path that was replaced.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Resolved {
@@ -21,7 +26,7 @@ pub struct Resolved {
 
 /// Reads the file and resolves its paths against its folder.
 pub fn read(file: &Path) -> Result<(String, Vec<Resolved>)> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("read the job file {}", file.display()))?;
+    let text = read_text(file, "the job file", MAX_BYTES)?;
     let file = std::path::absolute(file).with_context(|| format!("find the folder of {}", file.display()))?;
     Ok(resolve(&text, file.parent().unwrap_or(Path::new("/"))))
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   local       a whole cluster of child processes of this binary      coordinator, worker   daemon; worker --restart   supervise
-//!   addresses   where this machine is dialled
+//!   addresses   where this machine is dialled                         files   what users name, within a bound
 //!   chaos       faults on such a cluster, and a verdict                 bench   figures of this machine
 //!   submit      jobfile (paths), then progress and summary (--wait)     status, events   one job, once or as it goes on
 //!   jobs        the list of jobs                                        queue   cancel, hold, release, resume
@@ -43,6 +43,7 @@ mod doctor;
 mod events;
 mod exit;
 mod explain;
+mod files;
 mod find;
 mod format;
 mod generate;

@@ -10,10 +10,11 @@ pub mod report;
 mod runs_file;
 mod study;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 use toroid_torus::scaling::{Allocation, Run, Scaling};
 
@@ -26,6 +27,7 @@ use runs_file::Measure;
 use study::Study;
 
 const RUNS: &str = "runs.csv";
+const LOCK: &str = "lock";
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -99,7 +101,17 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     }
     output::note(listing(&study));
     let folder = args.to.clone().unwrap_or_else(|| file.with_extension(""));
+    study.check_fits(!args.no_hold_out)?;
     std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    // Two that conduct one study would make each training twice.
+    let lock = folder.join(LOCK);
+    let held = File::create(&lock).with_context(|| format!("make {}", lock.display()))?;
+    if let Err(error) = held.try_lock() {
+        bail!(
+            "cannot lock {}: {error}; is another `toroid scale` at work on this study? --to names another folder",
+            lock.display()
+        );
+    }
     let outcome = conduct::conduct(&study, args.connection.access()?, &folder.join(RUNS)).await?;
     let runs = study
         .trainings
@@ -111,7 +123,13 @@ pub async fn run(args: Args) -> Result<ExitCode> {
 }
 
 fn answer(args: &Args, measure: Measure, runs: &[Run], to: Option<&Path>, failed: Vec<String>) -> Result<ExitCode> {
-    let scaling = Scaling::fit(runs, !args.no_hold_out, args.seed).context("fit the laws")?;
+    let fitting = || match args.no_hold_out {
+        true => "fit the laws",
+        false => {
+            "fit the laws to all runs but those of the largest budget, which is held out (--no-hold-out fits it, too)"
+        }
+    };
+    let scaling = Scaling::fit(runs, !args.no_hold_out, args.seed).with_context(fitting)?;
     let allocations: Vec<Allocation> = args.compute.iter().map(|c| scaling.allocate(*c)).collect();
     if let Some(folder) = to {
         report::write(folder, measure, &scaling)?;

@@ -1,6 +1,7 @@
 //! How many epochs a job makes of each source: from what is at their paths here, or from `data.source.tokens`.
 
 use anyhow::{Context as _, Result, ensure};
+use toroid_torus::cursor::NUM_SAMPLES_MAX;
 use toroid_torus::job::{JobSpec, SourceConfig};
 use toroid_torus::plan::{DataPlan, SourcePlan, of_data};
 use toroid_worker::data;
@@ -15,11 +16,22 @@ pub fn plan(spec: &JobSpec) -> Result<DataPlan> {
 
 /// Of a text that is a folder it is what the files may have at most: those that are no text are found by reading them.
 fn num_tokens(spec: &JobSpec, source: &SourceConfig) -> Result<u64> {
+    let num = found_tokens(spec, source)?;
+    ensure!(num <= NUM_SAMPLES_MAX, "{num} tokens are said to be there; a source has at most 2^48");
+    Ok(num)
+}
+
+fn found_tokens(spec: &JobSpec, source: &SourceConfig) -> Result<u64> {
     if let Some(tokens) = source.tokens {
         return Ok(tokens);
     }
     let hint =
         if source.name.is_empty() { String::new() } else { format!(" of {}; or give data.source.tokens", source.name) };
+    ensure!(
+        !source.path.to_str().is_some_and(toroid_storage::is_store),
+        "{} is not read for a plan; give its number of tokens (data.source.tokens)",
+        source.path.display()
+    );
     let size = data::size(source).with_context(|| format!("count the tokens{hint}"))?;
     let (found, vocab) = (size.vocabulary, spec.model.vocab);
     ensure!(

@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use toroid_proto as proto;
 use toroid_proto::json::{is_ended, state_word};
 use toroid_torus::job;
@@ -69,7 +69,13 @@ impl Reached {
 pub async fn conduct(study: &Study, access: Access, table: &Path) -> Result<Outcome> {
     let digests: HashMap<&str, String> = study.trainings.iter().map(|t| (t.name.as_str(), t.digest())).collect();
     let mut finished = runs_file::finished(table)?;
-    finished.retain(|f| digests.get(f.name.as_str()) == Some(&f.spec));
+    if let Some(other) = finished.iter().find(|f| digests.get(f.name.as_str()) != Some(&f.spec)) {
+        bail!(
+            "{} has {}, which this study does not make: the study was changed; move the table away, or name another folder with --to",
+            table.display(),
+            other.name
+        );
+    }
     let mut waiting: VecDeque<&Training> =
         study.trainings.iter().filter(|t| finished.iter().all(|f| f.name != t.name)).collect();
     if !finished.is_empty() {

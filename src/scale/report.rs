@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use toroid_torus::scaling::{Allocation, Best, Budget, FAR, Prediction, Scaling};
 
 use super::runs_file::Measure;
+use crate::files::read_text;
 use crate::format::{percent, short_number, table};
 use crate::svg::{Axis, Mark, Plot, Scale, Series};
 
@@ -32,9 +33,7 @@ impl Laws {
 
     pub fn read(file: &Path) -> Result<Laws> {
         let reading = || format!("read the laws in {}", file.display());
-        let size = std::fs::metadata(file).with_context(reading)?.len();
-        ensure!(size <= MAX_FILE_BYTES, "{} has {size} bytes: expected laws.json of `toroid scale`", file.display());
-        let text = std::fs::read_to_string(file).with_context(reading)?;
+        let text = read_text(file, "the laws in", MAX_FILE_BYTES)?;
         let laws: Laws = serde_json::from_str(&text).with_context(reading)?;
         ensure!(
             laws.format == FORMAT,

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use toroid_torus::scaling::Run;
 
 use super::study::Training;
+use crate::files::read_text;
 
 const MAX_FILE_BYTES: u64 = 64 << 20;
 /// Forward and backward (arXiv 2001.08361, section 2.1).
@@ -53,18 +54,8 @@ pub struct Finished {
 
 /// Runs of a file, whoever made them.
 pub fn read(file: &Path) -> Result<(Measure, Vec<Run>)> {
-    let text = read_text(file)?;
+    let text = read_text(file, "the runs in", MAX_FILE_BYTES)?;
     parse(&text).with_context(|| format!("read the runs in {}", file.display()))
-}
-
-fn read_text(file: &Path) -> Result<String> {
-    let size = std::fs::metadata(file).with_context(|| format!("read the runs in {}", file.display()))?.len();
-    ensure!(
-        size <= MAX_FILE_BYTES,
-        "{} has {size} bytes: expected a table of at most {MAX_FILE_BYTES}",
-        file.display()
-    );
-    std::fs::read_to_string(file).with_context(|| format!("read the runs in {}", file.display()))
 }
 
 fn parse(text: &str) -> Result<(Measure, Vec<Run>)> {
@@ -119,7 +110,7 @@ pub fn finished(file: &Path) -> Result<Vec<Finished>> {
     if !file.exists() {
         return Ok(Vec::new());
     }
-    let text = read_text(file)?;
+    let text = read_text(file, "the runs in", MAX_FILE_BYTES)?;
     let mut lines = text.lines();
     ensure!(
         lines.next() == Some(HEADER),

@@ -6,11 +6,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 use toml::{Table, Value};
 use toroid_torus::job::{self, JobSpec};
-use toroid_torus::scaling::{Run, operations_per_token};
+use toroid_torus::scaling::{MIN_RUNS, Run, operations_per_token};
 
+use crate::files::read_text;
 use crate::jobfile;
 
 const MAX_TRAININGS: usize = 10_000;
+const MAX_FILE_BYTES: u64 = 4 << 20;
 /// Keys of `[job]` that each training has its own of.
 const OWN_KEYS: [&str; 2] = ["name", "steps"];
 
@@ -110,8 +112,24 @@ pub struct Study {
 }
 
 impl Study {
+    /// Whether there will be runs enough for a law, without those of the largest budget where it is held out.
+    pub fn check_fits(&self, is_held_out: bool) -> Result<()> {
+        let largest = self.trainings.iter().map(|t| t.budget).fold(0.0, f64::max);
+        let num = self.trainings.iter().filter(|t| !is_held_out || t.budget < largest).count();
+        let without = if is_held_out {
+            " without the largest budget, which is held out (--no-hold-out fits it, too)"
+        } else {
+            ""
+        };
+        ensure!(
+            num >= MIN_RUNS,
+            "the study has {num} trainings{without}: a law needs {MIN_RUNS}; add budgets or sizes"
+        );
+        Ok(())
+    }
+
     pub fn read(file: &Path) -> Result<Study> {
-        let text = std::fs::read_to_string(file).with_context(|| format!("read the study {}", file.display()))?;
+        let text = read_text(file, "the study", MAX_FILE_BYTES)?;
         let absolute = std::path::absolute(file).with_context(|| format!("find the folder of {}", file.display()))?;
         let folder = absolute.parent().unwrap_or(Path::new("/"));
         parse(&text, folder).with_context(|| format!("read the study {}", file.display()))
@@ -138,6 +156,10 @@ fn parse(text: &str, folder: &Path) -> Result<Study> {
     if let Some(key) = OWN_KEYS.iter().find(|key| file.job.contains_key(**key)) {
         bail!("[job] has `{key}`: each training has its own, so take it out");
     }
+    ensure!(
+        file.job.get("checkpoint").is_none_or(|section| section.get("path").is_none()),
+        "[job] has `checkpoint.path`: a folder of checkpoints is one job's, and there are many; take it out"
+    );
     let num = [file.budgets.len(), file.size.len(), file.lr.len(), file.batch.len()];
     let num_trainings = num.iter().try_fold(1usize, |all, n| all.checked_mul(*n)).unwrap_or(usize::MAX);
     ensure!(
@@ -268,6 +290,7 @@ mod tests {
         check_refused(&STUDY.replace("[[size]]\nlayers = 2\n", "[[size]]\nexperts = 8\n"), "experts");
         check_refused(&STUDY.replace("[[size]]\nlayers = 2\n", "[[size]]\nlayer = 2\n"), "layer");
         check_refused(&STUDY.replace("preset", "steps = 5\npreset"), "[job] has `steps`");
+        check_refused(&(STUDY.to_string() + "checkpoint = { path = '/c' }\n"), "[job] has `checkpoint.path`");
         check_refused(&STUDY.replace("path = 'text'", "path = 'text', validation = 0.0"), "no validations");
         check_refused(&STUDY.replace("min_steps = 10", "min_steps = 100000000"), "no training has");
         check_refused(&STUDY.replace("[16]", "[18]"), "micro_batch");

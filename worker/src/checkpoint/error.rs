@@ -9,6 +9,8 @@ use toroid_torus::manifest::ManifestError;
 use toroid_torus::owner::Owner;
 use toroid_torus::units::clauses;
 
+use super::objects::bucket::RefusedToAll;
+
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     #[error(
@@ -104,6 +106,17 @@ impl CheckpointError {
             self,
             CheckpointError::Owned { .. } | CheckpointError::Unowned { .. } | CheckpointError::OwnerDamaged { .. }
         )
+    }
+
+    /// The store refuses this job, whichever worker asks: there is no such bucket, it may not be used, or it does not do what it must.
+    pub fn is_about_store(&self) -> bool {
+        match self {
+            CheckpointError::Root { .. } | CheckpointError::Scheme { .. } => true,
+            CheckpointError::Read { cause, .. }
+            | CheckpointError::Write { cause, .. }
+            | CheckpointError::Change { cause, .. } => cause.is::<RefusedToAll>(),
+            _ => false,
+        }
     }
 
     /// Bytes were read and are wrong.

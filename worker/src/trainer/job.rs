@@ -81,10 +81,10 @@ impl<D: Device + Clone> Job<D> {
         self.checkpoints.publish(by, what, self.skipped, &self.samples, shared);
     }
 
-    /// Whether no other worker could do better: the folder is another job's. Where this one has its state elsewhere already, it is this
+    /// Whether no other worker could do better: the folder is another job's, or the store refuses this one. Where this one has its state elsewhere already, it is this
     /// worker that sees another folder than the others.
     pub(super) fn is_refused_by(&self, error: &CheckpointError) -> bool {
         let begins = !self.assignment.heal && self.assignment.restore_step.is_none();
-        begins && error.is_about_owner()
+        begins && (error.is_about_owner() || error.is_about_store())
     }
 }

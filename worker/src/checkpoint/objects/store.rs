@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use toroid_storage::{Kind, PutNew, StorageError, Store, Upload};
 
-use super::bucket::{Failed, Listed, Sending, Service};
+use super::bucket::{Failed, Listed, RefusedToAll, Sending, Service};
 
 /// Of an object that is read whole: manifests and records.
 const MAX_WHOLE_BYTES: u64 = 512 << 20;
@@ -28,7 +28,12 @@ impl Remote {
 
 /// Whoever asked says what of.
 fn failed(error: StorageError) -> Failed {
-    error.why().into()
+    match error.kind() {
+        Kind::Bucket | Kind::Credentials | Kind::Denied | Kind::Setup | Kind::Unsupported | Kind::Url => {
+            Box::new(RefusedToAll(error.why().into()))
+        }
+        _ => error.why().into(),
+    }
 }
 
 impl Service for Remote {

@@ -1,0 +1,39 @@
+//! Files that users name, read within a bound: a device or a pipe may have no end.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+
+/// The text of `path`, which is called `what` (`the job file`); an error where it has more than `max_bytes`, or is no UTF-8.
+pub fn read_text(path: &Path, what: &str, max_bytes: u64) -> Result<String> {
+    let reading = || format!("read {what} {}", path.display());
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|file| file.take(max_bytes + 1).read_to_end(&mut bytes)).with_context(reading)?;
+    ensure!(
+        bytes.len() as u64 <= max_bytes,
+        "cannot read {what} {}: it has more than {max_bytes} bytes",
+        path.display()
+    );
+    String::from_utf8(bytes).map_err(|_| anyhow::anyhow!("it is not UTF-8 text")).with_context(reading)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_no_end_is_refused() {
+        let error = read_text(Path::new("/dev/zero"), "the table", 1000).expect_err("a refusal").to_string();
+        assert_eq!(error, "cannot read the table /dev/zero: it has more than 1000 bytes");
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("text");
+        std::fs::write(&path, [b'a'; 1000]).expect("a file");
+        assert_eq!(read_text(&path, "the table", 1000).expect("its text").len(), 1000);
+        std::fs::write(&path, [0xff]).expect("a file");
+        let error = format!("{:#}", read_text(&path, "the table", 1000).expect_err("a refusal"));
+        assert!(error.ends_with("it is not UTF-8 text"), "{error}");
+        assert!(read_text(&folder.path().join("none"), "the table", 1000).is_err());
+    }
+}
