@@ -14,7 +14,7 @@
 //! The file is open only while it is read or written: a coordinator has more jobs than it may open files. Rows that cannot be written
 //! stay in memory until they can ([`Curve::flush`]). A file that is damaged is an error of [`Curve::open`]; [`Curve::salvage`] takes
 //! the rows that can be read. Where several coordinators share a store, rows are in [`Segments`] first, and the file is the leader's copy of them: at once, or
-//! when a [`Carrier`] has brought them there.
+//! when a `Carrier` has brought them there.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};

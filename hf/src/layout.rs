@@ -2,7 +2,7 @@
 //! which file of a folder.
 //!
 //! A header is written by hand in the order of the data, so it depends on the tensors alone: writing the same twice gives the same bytes.
-//! Data starts at a multiple of [`DATA_ALIGN`].
+//! Data starts at a multiple of `DATA_ALIGN`.
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};

@@ -9,7 +9,7 @@
 //!     tokenizer.json, tokenizer_config.json   a token is a byte ------------------- bytes_tokenizer
 //! ```
 //!
-//! [`export`] writes such a folder tensor by tensor, [`Folder`] reads one. Every tensor has one counterpart of the same shape and the same
+//! [`export()`] writes such a folder tensor by tensor, [`Folder`] reads one. Every tensor has one counterpart of the same shape and the same
 //! order of elements, so that nothing is computed and the way there and back changes no bit ([decision
 //! 97](../../docs/decisions/97-hugging-face-folders.md)).
 //!

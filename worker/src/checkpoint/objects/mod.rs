@@ -89,7 +89,7 @@ pub(super) trait Objects: Debug + Send + Sync {
     /// As much at a time is asked for by whoever reads all of an object.
     fn piece_bytes(&self) -> u64;
 
-    /// Starts an object of `total` bytes by the writer of `stamp`; see [`Objects::upload`].
+    /// Starts an object of `total` bytes by the writer of `stamp`; see `upload`.
     fn begin<'a>(&'a self, name: &str, stamp: &Stamp, total: u64) -> Result<Box<dyn Target + 'a>, CheckpointError>;
 
     /// Writes a small object.
