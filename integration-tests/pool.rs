@@ -9,6 +9,8 @@ use crate::TOROID;
 
 /// Jobs that run on eight workers; `make soak` has a thousand (TOROID_POOL_JOBS).
 const NUM_JOBS: u64 = 24;
+/// Of a job that is held while it makes them: steps take milliseconds, and a hold must not come after the last.
+const NUM_HELD_STEPS: u64 = 300;
 
 /// Never fewer replicas, so that it is the undisturbed run to the bit.
 fn whole(job_file: &str, dp: usize) -> String {
@@ -55,8 +57,8 @@ fn users_hold_release_cordon_and_resume() -> Result<()> {
     let mut cluster = Cluster::start(TOROID, 3, 1)?;
     let url = cluster.url();
     let run = |command: &[&str]| TOROID.run_ok(&[command, &["--coordinator", url.as_str()]].concat());
-    let job_file = whole(&short_job((1, 1, 2), 30, ""), 2);
-    let undisturbed = Undisturbed::train(&cluster, &job_file, 30)?;
+    let job_file = whole(&short_job((1, 1, 2), NUM_HELD_STEPS, ""), 2);
+    let undisturbed = Undisturbed::train(&cluster, &job_file, NUM_HELD_STEPS)?;
     let id = cluster.submit(&job_file)?;
     run(&["hold", &id])?;
     let is_held = |job: &Job| job.state() == JobState::Queued && job.is_held;
@@ -77,9 +79,9 @@ fn users_hold_release_cordon_and_resume() -> Result<()> {
     ensure!(run(&["uncordon", &spare])?.contains("for a test"));
     let refused = TOROID.run(&["resume", &id, "--coordinator", &cluster.url()])?;
     ensure!(!refused.status.success(), "all its steps are made");
-    run(&["resume", &id, "--steps", "40"])?;
+    run(&["resume", &id, "--steps", "310"])?;
     let job = cluster.done(&id)?;
-    ensure!(job.curve.len() == 40 && has_event(&job, "job.resumed", "up to step 40 instead of 30"), "{job:#?}");
+    ensure!(job.curve.len() == 310 && has_event(&job, "job.resumed", "up to step 310 instead of 300"), "{job:#?}");
     Ok(())
 }
 

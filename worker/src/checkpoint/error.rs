@@ -9,7 +9,10 @@ use toroid_torus::manifest::ManifestError;
 use toroid_torus::owner::Owner;
 use toroid_torus::units::clauses;
 
-use super::objects::bucket::RefusedToAll;
+/// A request that is refused whoever makes it, and will be: no such bucket, no permission. In words that name the object.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct RefusedToAll(pub String);
 
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {

@@ -41,11 +41,6 @@ const DAMAGED: &str = ".damaged";
 /// Why a request failed for good, in words that name the object.
 pub(in crate::checkpoint) type Failed = Box<dyn std::error::Error + Send + Sync>;
 
-/// A request that is refused whoever makes it, and will be: no such bucket, no permission. In words that name the object.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(in crate::checkpoint) struct RefusedToAll(pub String);
-
 /// What is asked of a store. Names are below its prefix. Whatever can be tried again has been when it fails.
 pub(in crate::checkpoint) trait Service: Debug + Send + Sync {
     fn root(&self) -> &str;

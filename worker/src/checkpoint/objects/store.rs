@@ -5,7 +5,8 @@ use std::ops::Range;
 use bytes::Bytes;
 use toroid_storage::{Kind, PutNew, StorageError, Store, Upload};
 
-use super::bucket::{Failed, Listed, RefusedToAll, Sending, Service};
+use super::bucket::{Failed, Listed, Sending, Service};
+use crate::checkpoint::error::RefusedToAll;
 
 /// Of an object that is read whole: manifests and records.
 const MAX_WHOLE_BYTES: u64 = 512 << 20;
