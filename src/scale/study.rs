@@ -204,7 +204,7 @@ fn parse(text: &str, folder: &Path) -> Result<Study> {
                         spec.eval.num_micro_batches > 0,
                         "the jobs make no validations, and laws are about the loss on held-out text: set data.validation above 0, and eval.micro_batches"
                     );
-                    let num_params = spec.model.tensors().iter().map(|t| t.num_elements() as u64).sum();
+                    let num_params = spec.model.num_params();
                     study.trainings.push(Training { name, budget: *budget, toml, spec, size, num_params });
                 }
             }

@@ -4,14 +4,14 @@
 //! writes, and takes any key. `nanio` checks signatures and keeps metadata, and does as if conditions were not there.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{Patience, root};
+use crate::{Patience, free_port, root};
 
 const NAME: &str = "bucket";
 /// The one key that [`Bucket::start_strict`] takes.
@@ -37,7 +37,7 @@ impl Bucket {
     }
 
     fn open(is_strict: bool) -> Result<Bucket> {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let port = free_port()?;
         let mut bucket = Bucket { dir: tempfile::tempdir()?, port, is_strict, child: None };
         fs::create_dir_all(bucket.folder())?;
         bucket.start_again()?;
