@@ -59,7 +59,7 @@ fn steps_go_on_while_the_store_is_killed_or_stands_still() -> Result<()> {
     let mut bucket = Bucket::start()?;
     let cluster = cluster_with(&bucket, 2)?;
     let url = bucket.url("run");
-    let id = cluster.submit(&quick_job(2, ENDLESS, Path::new(&url), 50).replace("keep = 3", "keep = 100000"))?;
+    let id = cluster.submit(&steady_job(2, ENDLESS, Path::new(&url), 50).replace("keep = 3", "keep = 100000"))?;
     cluster.wait_for(&id, "two checkpoints", |job| job.checkpoints.len() > 1)?;
     for is_killed in [true, false] {
         match is_killed {
@@ -67,7 +67,7 @@ fn steps_go_on_while_the_store_is_killed_or_stands_still() -> Result<()> {
             false => bucket.signal(Signal::STOP)?,
         }
         let before = cluster.wait_for(&id, "the status to say what is not saved", |job| job.unsaved.is_some())?;
-        let goes_on = |job: &Job| job.committed_step > before.committed_step + 200;
+        let goes_on = |job: &Job| job.committed_step > before.committed_step + 100;
         let job = cluster.wait_for(&id, "steps without a store", goes_on)?;
         ensure!(job.unsaved.is_some() && job.incidents.is_empty(), "{:?}, {:?}", job.unsaved, job.incidents);
         match is_killed {
