@@ -45,7 +45,7 @@ demo-data:
 test: export CARGO_INCREMENTAL = 0
 test:
 	scripts/setup.sh
-	$(MAKE) check
+	cargo fmt --all --check
 	scripts/tests.sh
 
 test-data:
@@ -105,7 +105,7 @@ soak-chaos:
 check:
 	cargo fmt --all --check
 	cargo clippy --workspace --exclude toroid-corpus --all-targets -- -D warnings
-	cargo clippy -p toroid-failpoint -p toroid-worker --all-targets --features toroid-failpoint/failpoint,toroid-worker/gpu -- -D warnings
+	cargo clippy --workspace --exclude toroid-corpus --all-targets --features toroid-failpoint/failpoint,toroid-worker/gpu -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --exclude toroid-corpus --no-deps --document-private-items
 
 fix:
