@@ -2,6 +2,7 @@
 //!
 //! `now`, `pin` and `unpin` are for the coordinator to decide. The others read the files themselves and need no coordinator; [`crate::find`] says which files.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -10,12 +11,16 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::runtime::Runtime;
 use toroid_hf::Dtype;
+use toroid_storage::Store;
 use toroid_worker::checkpoint::Storage;
 
 use crate::client::Connection;
 use crate::find::{self, Found, LOCAL_DIR};
 use crate::format::{bytes, count, table};
 use crate::output::{self, FormatArgs};
+
+/// Of a file, at a time.
+const SEND_BYTES: usize = 1 << 20;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -66,7 +71,7 @@ pub enum Command {
     Export {
         /// The step
         step: u64,
-        /// The file to write, or s3://BUCKET/KEY; with --format hf the folder, which must be absent or empty
+        /// The file to write, or s3://BUCKET/KEY; with --format hf the folder or prefix, which must be absent or empty
         file: PathBuf,
         #[command(flatten)]
         written: Written,
@@ -132,18 +137,15 @@ impl Written {
         };
         refuse_within(storage.root(), path)?;
         match self.files {
-            Files::Hf if path.to_str().is_some_and(toroid_storage::is_store) => {
-                bail!(
-                    "--format hf writes a folder of this machine, not {}; export it here and copy it there",
-                    path.display()
-                )
-            }
             Files::Safetensors if dtype != Dtype::F32 => {
                 bail!("one safetensors file has f32 alone; add --format hf for --dtype bf16")
             }
             Files::Safetensors => Ok(storage.export(step, path)?),
             Files::Hf => {
-                let written = storage.export_hf(step, path, dtype, self.shard_bytes)?;
+                let written = match path.to_str().filter(|url| toroid_storage::is_store(url)) {
+                    Some(url) => self.write_to_store(storage, step, url, dtype)?,
+                    None => storage.export_hf(step, path, dtype, self.shard_bytes)?.bytes,
+                };
                 if let Some(tokenizer) = storage.manifest(step)?.tokenizer {
                     output::note(format_args!(
                         "the tokens are not bytes: copy the tokenizer.json whose blake3 is {tokenizer} into {}",
@@ -156,10 +158,47 @@ impl Written {
                          model that was trained",
                     );
                 }
-                Ok(written.bytes)
+                Ok(written)
             }
         }
     }
+}
+
+impl Written {
+    /// A folder of this machine (below `TMPDIR`) first, then its files as objects. `config.json`, without which nobody takes it for a model, comes last.
+    fn write_to_store(&self, storage: &Storage, step: u64, url: &str, dtype: Dtype) -> Result<u64> {
+        let store = Store::open(url)?;
+        ensure!(store.list("", 1)?.is_empty(), "there are objects below {url}; export to a prefix that has none");
+        let staging =
+            tempfile::tempdir().context("make a folder for the files before they are sent (TMPDIR says where)")?;
+        let folder = staging.path().join("model");
+        let written = storage.export_hf(step, &folder, dtype, self.shard_bytes)?;
+        let mut files: Vec<PathBuf> = Vec::new();
+        for entry in std::fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
+            files.push(entry.with_context(|| format!("list {}", folder.display()))?.path());
+        }
+        files.sort_by_key(|file| file.ends_with("config.json"));
+        for file in files {
+            send(&store, &file)?;
+        }
+        Ok(written.bytes)
+    }
+}
+
+/// A file becomes the object of its name.
+fn send(store: &Store, file: &Path) -> Result<()> {
+    let reading = || format!("read {}", file.display());
+    let name = file.file_name().and_then(|name| name.to_str()).with_context(reading)?;
+    let mut source = std::fs::File::open(file).with_context(reading)?;
+    let num_bytes = source.metadata().with_context(reading)?.len();
+    let (mut upload, mut buffer) = (store.upload(name, Some(num_bytes))?, vec![0; SEND_BYTES]);
+    loop {
+        match source.read(&mut buffer).with_context(reading)? {
+            0 => break,
+            num => upload.write(&buffer[..num])?,
+        }
+    }
+    Ok(upload.finish()?)
 }
 
 #[derive(Debug, clap::Args)]

@@ -267,8 +267,13 @@ impl Client {
     }
 
     pub async fn workers(&mut self) -> Result<Vec<proto::WorkerInfo>> {
+        Ok(self.all_workers().await?.workers)
+    }
+
+    /// Those that are connected, and those that keep places which the coordinator's store does not know.
+    pub async fn all_workers(&mut self) -> Result<proto::ListWorkersResponse> {
         let answer = self.inner.list_workers(proto::ListWorkersRequest {}).await;
-        Ok(answer.map_err(|s| explain("list the workers", &self.url, &s))?.into_inner().workers)
+        Ok(answer.map_err(|s| explain("list the workers", &self.url, &s))?.into_inner())
     }
 
     pub async fn cancel(&mut self, job: &str) -> Result<proto::Job> {

@@ -335,7 +335,7 @@ struct OfWorker(Arc<Log>);
 impl Context for OfWorker {
     fn place(&self) -> Option<Place> {
         let (standing, trace_id) = self.0.place()?;
-        let Standing { job_id, epoch, rank, committed_step } = standing;
+        let Standing { job_id, epoch, rank, committed_step, .. } = standing;
         let (job, rank) = (job_id.into(), rank.to_wire());
         Some(Place { job, epoch: epoch.get(), rank, step: committed_step.get(), trace_id })
     }

@@ -99,6 +99,10 @@ struct Loaded {
 pub fn run(runtime: &Runtime, args: &Args) -> Result<ExitCode> {
     let prompt = prompt(args)?;
     let loaded = match Folder::open(Path::new(&args.from)) {
+        Ok(Some(_)) if args.step.is_some() => bail!(
+            "{} is a folder of Hugging Face's, which is one model and has no steps; leave --step out, or name the checkpoints that it was exported from",
+            args.from
+        ),
         Ok(Some(folder)) => of_folder(Path::new(&args.from), &folder)?,
         Ok(None) => of_checkpoint(runtime, args)?,
         Err(problems) => bail!("cannot generate with {}: {}", args.from, problems.join("; ")),

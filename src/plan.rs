@@ -16,6 +16,7 @@ use toroid_torus::plan::{DataPlan, Failures, Kind, Machine, Plan, plan};
 use toroid_torus::scaling::{Allocation, Prediction, Scaling, operations_per_token};
 use toroid_worker::device::{Buffer as _, CpuDevice, Device as _, Mat, MatMut};
 
+use crate::exit::Exit;
 use crate::format::{bytes, count, duration, percent, rate, seconds, short_count, short_number, table};
 use crate::jobfile;
 use crate::local::{default_threads, positive};
@@ -202,8 +203,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         data,
         data_unknown,
     };
+    let is_refused = answer.data.as_ref().is_some_and(|data| data.missing_samples > 0);
     args.format.answer(&answer, text)?;
-    Ok(ExitCode::SUCCESS)
+    // As `toroid submit` ends with such a job.
+    Ok(if is_refused { Exit::Failed.into() } else { ExitCode::SUCCESS })
 }
 
 fn spec(args: &Args) -> Result<JobSpec> {

@@ -121,13 +121,20 @@ pub async fn workers(args: WorkersArgs) -> Result<ExitCode> {
         format.answer(&done, format_args!("{worker} is a spare again; it was put aside since {why}\n"))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let workers = client.workers().await?;
-    let text = if workers.is_empty() {
+    let proto::ListWorkersResponse { workers, apart } = client.all_workers().await?;
+    let mut text = if workers.is_empty() {
         let url = connection.coordinator.join(",");
         format!("no workers are connected; start some with `toroid worker --coordinator {url}`\n")
     } else {
         worker_table(&workers)
     };
+    text.extend(apart.iter().take(MAX_NAMED).map(|w| {
+        let proto::ApartWorker { worker_id, host, job_id, rank, committed_step, reason, .. } = w;
+        format!("{worker_id} on {host} stands apart with rank {rank} of {job_id} (step {committed_step}): {reason}\n")
+    }));
+    if apart.len() > MAX_NAMED {
+        text += &format!("{} more stand apart\n", apart.len() - MAX_NAMED);
+    }
     format.answer(&workers.iter().map(json::Worker::from).collect::<Vec<_>>(), text)?;
     Ok(ExitCode::SUCCESS)
 }

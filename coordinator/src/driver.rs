@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use toroid_proto as proto;
 use toroid_proto::coordinator_message::Body;
 use toroid_proto::worker_message::Body as FromWorker;
-use toroid_torus::ids::{JobId, Step};
+use toroid_torus::ids::{JobId, Step, Term};
 use toroid_torus::owner::OwnerId;
 use toroid_torus::units::names;
 use tracing::{Instrument as _, Span};
@@ -57,6 +57,11 @@ pub(crate) enum Ended {
     Deposed {
         reason: String,
     },
+    /// It is to lead anew, with a term beyond this one.
+    Behind {
+        beyond: Term,
+        reason: String,
+    },
 }
 
 /// What ends a driver.
@@ -64,6 +69,8 @@ pub(crate) enum Ended {
 enum Stop {
     #[error("asked to end at once")]
     AtOnce,
+    #[error("{reason}")]
+    Behind { beyond: Term, reason: String },
     #[error(transparent)]
     Error(#[from] CoordinatorError),
 }
@@ -196,6 +203,7 @@ impl Driver {
         let ended = match self.serve().await {
             Ok(ended) => ended,
             Err(Stop::AtOnce) => Ended::Asked,
+            Err(Stop::Behind { beyond, reason }) => Ended::Behind { beyond, reason },
             Err(Stop::Error(CoordinatorError::Store(StoreError::Deposed { reason }))) => Ended::Deposed { reason },
             Err(Stop::Error(error)) => return Err(error),
         };
@@ -486,6 +494,7 @@ impl Driver {
                         (job.as_str(), event.step.get(), event.epoch.get(), trace.as_deref());
                     tracing::info!(job, kind = event.kind, step, epoch, trace_id, "{}", event.text);
                 }
+                Output::LeadAnew { beyond, reason } => return Err(Stop::Behind { beyond, reason }),
                 Output::Forget { job, reason } => {
                     self.files.remove(&job);
                     self.evidence.forget(&job);

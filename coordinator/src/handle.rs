@@ -80,7 +80,7 @@ pub(crate) enum Question {
     Tokens { answer: Answer<Vec<Token>> },
     Job { job: String, answer: Answer<proto::Job> },
     Jobs { page: Page, answer: Answer<Jobs> },
-    Workers { answer: Answer<Vec<proto::WorkerInfo>> },
+    Workers { answer: Answer<proto::ListWorkersResponse> },
     Rows { job: String, from: u64, answer: Answer<Vec<proto::StepRecord>> },
     Watch { job: String, answer: Answer<watch::Receiver<()>> },
     Update { job: String, seen: Seen, answer: Answer<Update> },

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use tokio::sync::{oneshot, watch};
 use toroid_proto as proto;
+use toroid_torus::ids::Term;
 
 use crate::clock::random_number;
 use crate::config::{Config, refuse_empty};
@@ -124,10 +125,19 @@ impl Coordinator {
     async fn lead_alone(&self) -> Result<(), CoordinatorError> {
         let store_path = self.data_dir.join("coordinator.redb");
         refuse_empty(&store_path, &self.data_dir.join("jobs"))?;
-        let store = Box::new(RedbStore::open(&store_path)?);
-        match self.drive(store).await? {
-            (Ended::Asked, _) => Ok(()),
-            (Ended::Deposed { reason }, _) => Err(StoreError::Deposed { reason }.into()),
+        let mut heard = Term::default();
+        loop {
+            let store = Box::new(RedbStore::open_beyond(&store_path, heard)?);
+            // The store of this turn is closed before the next opens it.
+            match self.drive(store).await?.0 {
+                Ended::Asked => return Ok(()),
+                Ended::Deposed { reason } => return Err(StoreError::Deposed { reason }.into()),
+                Ended::Behind { beyond, reason } => {
+                    tracing::warn!("leads anew: {reason}");
+                    self.stand_by(None, 0, reason);
+                    heard = heard.max(beyond);
+                }
+            }
         }
     }
 
@@ -149,6 +159,15 @@ impl Coordinator {
                         store.resign().await;
                     }
                     return Ok(());
+                }
+                Ok((Ended::Behind { beyond, reason }, store)) => {
+                    tracing::warn!("gives up its leadership, to lead anew with a greater term: {reason}");
+                    self.stand_by(None, 0, reason);
+                    candidate.lead_beyond(beyond);
+                    if let Some(mut store) = store {
+                        store.resign().await;
+                    }
+                    continue;
                 }
                 Ok((Ended::Deposed { reason }, _)) | Err(CoordinatorError::Store(StoreError::Deposed { reason })) => {
                     tracing::warn!("this coordinator does not lead any more, training goes on: {reason}");

@@ -35,6 +35,7 @@ fn meta(secret: u8, num_jobs: u64) -> Record {
         retired: BTreeMap::new(),
         cordoned: BTreeMap::new(),
         cordoned_hosts: BTreeMap::new(),
+        forgotten: Default::default(),
     })
 }
 

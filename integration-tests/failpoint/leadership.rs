@@ -30,6 +30,7 @@ fn meta(secret: u8) -> Record {
         retired: Default::default(),
         cordoned: Default::default(),
         cordoned_hosts: Default::default(),
+        forgotten: Default::default(),
     })
 }
 

@@ -383,6 +383,8 @@ impl World {
             Output::CreateFolder { job, .. } => drop(self.curves.insert(job.to_string(), Vec::new())),
             Output::AppendCurve { job, record } => self.append(&job, *record),
             Output::AppendGap { job, from_step, through_step } => self.append_gap(&job, from_step, through_step),
+            // Only one that another has followed hears of a greater term.
+            Output::LeadAnew { reason, .. } => self.depose(self.seat, &reason),
             Output::CutCurve { job, keep } => {
                 self.env.tell(|| format!("the curve of {job} is cut after step {keep}"));
                 self.curves.entry(job.to_string()).or_default().retain(|r| r.step <= keep.get());

@@ -56,10 +56,11 @@ pub async fn checks(connection: &Connection) -> Vec<Check> {
         Err(error) => checks.push(Check::unknown("leader", format!("{error:#}"))),
     }
     checks.extend(figures(client.clone()).await);
-    let asked = async { anyhow::Ok((client.workers().await?, client.jobs(MAX_JOBS, String::new()).await?.0)) };
+    let asked = async { anyhow::Ok((client.all_workers().await?, client.jobs(MAX_JOBS, String::new()).await?.0)) };
     match asked.await {
-        Ok((workers, jobs)) => {
+        Ok((proto::ListWorkersResponse { workers, apart }, jobs)) => {
             checks.extend(of_workers(&workers));
+            checks.extend(of_apart(&apart));
             checks.push(paths(&workers, &jobs));
             checks.push(links(&jobs));
             checks.extend(of_jobs(&jobs, now_unix_ms()));
@@ -279,6 +280,13 @@ fn of_workers(workers: &[proto::WorkerInfo]) -> Vec<Check> {
         ));
     }
     checks
+}
+
+/// Workers that hold what the coordinator's store does not know.
+fn of_apart(apart: &[proto::ApartWorker]) -> Option<Check> {
+    let named = apart.iter().map(|w| format!("{} on {} (rank {} of {})", w.worker_id, w.host, w.rank, w.job_id));
+    let to_do = apart.first().map_or("", |w| w.reason.as_str());
+    found(Check::wrong, "workers apart", named.collect(), "the store that gave the workers their places", to_do)
 }
 
 /// Between which hosts bytes have gone: places of a job that trains have links to their peers.

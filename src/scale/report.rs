@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use toroid_torus::scaling::{Allocation, Best, Budget, FAR, Prediction, Scaling};
 
@@ -41,6 +41,12 @@ impl Laws {
             file.display(),
             laws.format
         );
+        if let Some(fault) = laws.scaling.fault() {
+            bail!(
+                "the laws in {} are none that `toroid scale` has written: {fault}; make the file anew",
+                file.display()
+            );
+        }
         Ok(laws)
     }
 

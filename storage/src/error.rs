@@ -83,6 +83,10 @@ fn judge(fault: &Fault) -> (Kind, String) {
             let advice = "set AWS_CA_BUNDLE to a file with the certificate of the store's CA";
             return (Kind::Setup, advice.into());
         }
+        Fault::Plain { .. } => {
+            let advice = "name it with http:// (AWS_ENDPOINT_URL), or the port where it speaks TLS";
+            return (Kind::Setup, advice.into());
+        }
         Fault::Silent(_) | Fault::Lost(_) => {
             return (Kind::Unreachable, "see what the store, or a proxy before it, says".into());
         }

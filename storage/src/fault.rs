@@ -15,6 +15,9 @@ pub(crate) enum Fault {
     /// Somebody else, or nobody we trust, is at the other end.
     #[error("{endpoint} cannot be trusted: {why}")]
     Untrusted { endpoint: String, why: String },
+    /// What is at the other end does not speak TLS.
+    #[error("{endpoint} does not speak TLS")]
+    Plain { endpoint: String },
     /// No byte moved for as long as is waited.
     #[error("no byte has moved for {} s", .0.as_secs_f32())]
     Silent(Duration),
@@ -61,7 +64,7 @@ impl Fault {
             }
             Fault::Refused { status, .. } => *status >= 500,
             Fault::Unreachable { .. } | Fault::Silent(_) | Fault::Lost(_) | Fault::Garbled(_) => true,
-            Fault::Untrusted { .. } | Fault::Odd(_) => false,
+            Fault::Untrusted { .. } | Fault::Plain { .. } | Fault::Odd(_) => false,
             Fault::Credentials { is_passing, .. } => *is_passing,
         }
     }

@@ -289,6 +289,10 @@ pub fn registers(identity: &Register, standing: Standing) -> Register {
         epoch: standing.epoch.get(),
         rank: standing.rank.to_wire(),
         committed_step: standing.committed_step.get(),
+        owner_id: standing.owner.map_or_else(Vec::new, |owner| owner.bytes().to_vec()),
+        shape: standing.shape.as_ref().map(Into::into),
+        store_id: standing.store,
+        term: standing.term.get(),
         ..identity.clone()
     }
 }

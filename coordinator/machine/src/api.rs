@@ -6,7 +6,7 @@ use super::access::{AccessError, NewToken, Token};
 use super::record::{Event, FORMAT, Record};
 use toroid_proto as proto;
 use toroid_proto::StepRecord;
-use toroid_torus::ids::{JobId, Step, WorkerId};
+use toroid_torus::ids::{JobId, Step, Term, WorkerId};
 use toroid_torus::job::JobError;
 use toroid_torus::owner::OwnerId;
 
@@ -223,6 +223,11 @@ pub enum Output {
     Event {
         job: JobId,
         event: Event,
+    },
+    /// A worker has heard a greater term of this store than this coordinator leads with: lead anew, with one beyond it (T-13).
+    LeadAnew {
+        beyond: Term,
+        reason: String,
     },
     /// The job is not kept any longer; its records went with what was persisted. Its folder stays.
     Forget {

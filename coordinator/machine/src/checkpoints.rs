@@ -63,6 +63,8 @@ pub(crate) struct Checkpoints {
     silent: BTreeSet<Rank>,
     /// Removals that rank 0 was told of with a publishing and has not answered, by the step that it publishes.
     removing: BTreeMap<Step, Vec<Step>>,
+    /// Of the last step, once it is published: nothing is published after it, so what is left of earlier ones goes with a repetition of this.
+    last_files: Option<Vec<String>>,
 }
 
 /// A step that was named.
@@ -398,10 +400,31 @@ impl Checkpoints {
             return;
         }
         let Some(pending) = self.pending.get_mut(&step).filter(is_due) else { return };
-        let files_json = pending.shards.values().map(|s| s.file_json.clone()).collect();
+        let files_json: Vec<String> = pending.shards.values().map(|s| s.file_json.clone()).collect();
+        if step == cx.total() {
+            self.last_files = Some(files_json.clone());
+        }
         pending.is_publish_sent = true;
         cx.edit().pending.entry(step).and_modify(|p| p.publishing = true);
         let removes = self.outdated_by(&cx.record, step);
+        self.send_publish(cx, step, files_json, removes);
+    }
+
+    /// The last step is published, and all places have finished: what is left of earlier ones goes now. What cannot be removed is told, and stays.
+    pub fn remove_rest(&mut self, cx: &mut Cx<'_, '_>) {
+        let total = cx.total();
+        if self.is_removing() {
+            return;
+        }
+        let Some(files_json) = self.last_files.clone() else { return };
+        self.take_all_away(cx);
+        let removes = self.outdated_by(&cx.record, total);
+        if !removes.is_empty() {
+            self.send_publish(cx, total, files_json, removes);
+        }
+    }
+
+    fn send_publish(&mut self, cx: &mut Cx<'_, '_>, step: Step, files_json: Vec<String>, removes: Vec<Step>) {
         if !removes.is_empty() {
             self.order_removal(cx, step, &removes);
             let at = cx.now() + cx.limits().checkpoint();
@@ -628,6 +651,7 @@ impl Checkpoints {
         self.silent.clear();
         // What it orders does not touch the files of the next epoch (T-1).
         self.removing.clear();
+        self.last_files = None;
         let ends = |d: &Deadline| {
             matches!(d, Deadline::Checkpoint { .. } | Deadline::HaltAgain | Deadline::Removals)
                 || !heals && *d == Deadline::CheckpointInterval
@@ -674,6 +698,7 @@ impl Checkpoints {
     pub fn removals_passed(&mut self, cx: &mut Cx<'_, '_>) {
         cx.deadlines().clear(&Deadline::Removals);
         self.removing.clear();
+        self.last_files = None;
     }
 
     /// The time to write and publish this step is over. Nobody notices otherwise who hangs once all steps are made: who was asked for the

@@ -25,6 +25,8 @@ pub(crate) enum Deadline {
     Retry { worker: WorkerId },
     /// The coordinator was started again. Workers that have not come back to their places are lost.
     Return,
+    /// Workers hold a later epoch than the store knows. The job goes on from the newest, with those that are there.
+    Later,
     /// Links were reported missing. The reports are weighed, and somebody goes or all begin again.
     Links,
     /// A place is empty and nobody takes it. The job may go on with fewer replicas.

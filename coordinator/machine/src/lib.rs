@@ -29,6 +29,8 @@
 //! - **T-9** After a restart nothing is taken from a worker that says it goes on with its place, be it in an epoch that is older by
 //!   what the coordinator had stored and not said.
 //! - **T-13** All messages to workers have the term of this coordinator ([`Config::term`]).
+//! - **T-14** No worker is told to drop what this store knows less of than the worker does: it is refused and keeps it, or the job goes on from it
+//!   (`later`).
 //!
 //! The worker's side of it: between `Register` and `Welcome` it says nothing. After a `Welcome` with `keep_going` it first says
 //! again what it had said in its epoch and what may have been lost (unacknowledged `StepReport`s in order, `Prepared`,
@@ -46,6 +48,7 @@
 //!     activity                     who hangs                     job_context, context      what a decision may look at and do
 //!     reach, fitness, readers      who is to blame (T-11)
 //!     moves, replacement           places that are moved, or wait for somebody
+//!     later                        epochs that workers know and the store does not
 //! ```
 //!
 //! A part of a job owns its fields and knows none of the others. It acts through a `JobContext`, which lets it change its own
@@ -76,6 +79,7 @@ mod incidents;
 mod job;
 mod job_context;
 mod keeping;
+mod later;
 mod limits;
 mod machine;
 mod moves;

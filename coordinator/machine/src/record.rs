@@ -34,6 +34,9 @@ pub const MAX_EVENTS: usize = 100;
 /// Incidents kept of each job.
 pub const MAX_INCIDENTS: u64 = 1000;
 
+/// Jobs that are remembered after they were taken off the list.
+pub const MAX_FORGOTTEN: usize = 256;
+
 /// Validations in one record.
 pub const VALIDATIONS_PER_PAGE: usize = 64;
 
@@ -94,6 +97,9 @@ pub struct Meta {
     /// Hosts that a user has cordoned: no worker there is given a place.
     #[serde(default)]
     pub cordoned_hosts: BTreeMap<String, Cordon>,
+    /// Jobs that were taken off the list, the newest [`MAX_FORGOTTEN`]: whoever still holds one of them is not held to know more than this store.
+    #[serde(default)]
+    pub forgotten: VecDeque<JobId>,
 }
 
 /// Why and since when a worker, or a host, is given no place.

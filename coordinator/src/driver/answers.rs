@@ -28,7 +28,11 @@ impl Driver {
             Question::Tokens { answer } => drop(answer.send(Ok(self.machine.tokens().iter().cloned().collect()))),
             Question::Job { job, answer } => drop(answer.send(self.view(&job).map_err(AskError::from))),
             Question::Jobs { page, answer } => drop(answer.send(Ok(self.list(page)))),
-            Question::Workers { answer } => drop(answer.send(Ok(self.machine.view_workers(self.clock.now())))),
+            Question::Workers { answer } => {
+                let now = self.clock.now();
+                let (workers, apart) = (self.machine.view_workers(now), self.machine.view_apart(now));
+                drop(answer.send(Ok(proto::ListWorkersResponse { workers, apart })));
+            }
             Question::Rows { job, from, answer } => drop(answer.send(self.rows(&job, from))),
             Question::Watch { job, answer } => drop(answer.send(self.watch(&job))),
             Question::Update { job, seen, answer } => drop(answer.send(self.update(&job, seen))),

@@ -65,6 +65,10 @@ impl Jobs {
     }
 
     pub async fn all_workers(&self) -> Result<Vec<proto::WorkerInfo>, AskError> {
+        Ok(self.list_of_workers().await?.workers)
+    }
+
+    async fn list_of_workers(&self) -> Result<proto::ListWorkersResponse, AskError> {
         self.leader.ask(|answer| Question::Workers { answer }).await
     }
 
@@ -463,7 +467,7 @@ impl JobService for Jobs {
         &self,
         _: Request<proto::ListWorkersRequest>,
     ) -> Result<Response<proto::ListWorkersResponse>, Status> {
-        Ok(Response::new(proto::ListWorkersResponse { workers: self.all_workers().await? }))
+        Ok(Response::new(self.list_of_workers().await?))
     }
 }
 

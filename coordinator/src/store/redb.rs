@@ -31,6 +31,11 @@ pub struct RedbStore {
 impl RedbStore {
     /// Opens the file, or makes an empty one.
     pub fn open(path: &Path) -> Result<RedbStore, StoreError> {
+        RedbStore::open_beyond(path, Term::default())
+    }
+
+    /// The same, with a term greater than `heard`: the file may be a copy from before it.
+    pub fn open_beyond(path: &Path, heard: Term) -> Result<RedbStore, StoreError> {
         let failed = |reason| StoreError::Open { path: path.into(), reason };
         let open = || {
             let database = match Database::create(path) {
@@ -41,7 +46,7 @@ impl RedbStore {
             let mut store = RedbStore { path: path.into(), database: Some(database), term: Term::default() };
             match store.database.as_mut().expect("set above").check_integrity() {
                 Ok(true) => {
-                    store.term = store.next_term().map_err(|e| failed(e.to_string()))?;
+                    store.term = store.next_term(heard).map_err(|e| failed(e.to_string()))?;
                     Ok(store)
                 }
                 // What redb could put together again need not be what was written last.
@@ -79,12 +84,12 @@ impl RedbStore {
     }
 
     /// Counts this opening.
-    fn next_term(&self) -> Result<Term, redb::Error> {
+    fn next_term(&self, heard: Term) -> Result<Term, redb::Error> {
         let transaction = self.database().begin_write()?;
         let term = {
             let mut table = transaction.open_table(TERMS)?;
             let last = table.get(TERM)?.map_or(0, |term| term.value());
-            let term = Term::new(last).next();
+            let term = Term::new(last).max(heard).next();
             table.insert(TERM, term.get())?;
             term
         };
@@ -164,6 +169,7 @@ mod tests {
             retired: BTreeMap::new(),
             cordoned: BTreeMap::new(),
             cordoned_hosts: BTreeMap::new(),
+            forgotten: Default::default(),
         })
     }
 
@@ -185,6 +191,15 @@ mod tests {
             assert_eq!(again.load().await.unwrap(), [meta(count)]);
             assert_eq!(again.tenure().term(), store.tenure().term().next());
         }
+    }
+
+    #[test]
+    fn t13_a_copy_leads_with_a_term_beyond_those_that_were_heard() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, heard) = (folder.path().join("store"), Term::new(7));
+        assert_eq!(RedbStore::open(&path).unwrap().tenure().term(), Term::new(1));
+        assert_eq!(RedbStore::open_beyond(&path, heard).unwrap().tenure().term(), Term::new(8));
+        assert_eq!(RedbStore::open_beyond(&path, heard).unwrap().tenure().term(), Term::new(9));
     }
 
     #[test]

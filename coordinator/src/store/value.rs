@@ -62,8 +62,15 @@ mod tests {
 
     fn meta() -> (Record, String) {
         let (num_jobs, retired, cordoned, cordoned_hosts) = Default::default();
-        let record =
-            Record::Meta(Meta { format: FORMAT, secret: [3; 32], num_jobs, retired, cordoned, cordoned_hosts });
+        let record = Record::Meta(Meta {
+            format: FORMAT,
+            secret: [3; 32],
+            num_jobs,
+            retired,
+            cordoned,
+            cordoned_hosts,
+            forgotten: Default::default(),
+        });
         let json = serde_json::to_string(&record).expect("a record has only string keys");
         (record, json)
     }

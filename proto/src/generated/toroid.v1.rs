@@ -926,6 +926,28 @@ pub struct ListWorkersRequest {}
 pub struct ListWorkersResponse {
     #[prost(message, repeated, tag = "1")]
     pub workers: ::prost::alloc::vec::Vec<WorkerInfo>,
+    /// that keep places which this store knows nothing of
+    #[prost(message, repeated, tag = "2")]
+    pub apart: ::prost::alloc::vec::Vec<ApartWorker>,
+}
+/// A worker with a place in a job that the coordinator's store does not know, or knows an older state of. It has no part in this cluster, keeps
+/// its state, and asks again and again.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ApartWorker {
+    #[prost(string, tag = "1")]
+    pub worker_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub host: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub job_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub epoch: u64,
+    #[prost(uint32, tag = "5")]
+    pub rank: u32,
+    #[prost(uint64, tag = "6")]
+    pub committed_step: u64,
+    #[prost(string, tag = "7")]
+    pub reason: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Shape {
@@ -3484,6 +3506,18 @@ pub struct Register {
     /// version of the arithmetic that its build does: the places of a job have one
     #[prost(uint32, tag = "23")]
     pub numerics: u32,
+    /// as the last Welcome said it: whose place it has; empty: it has heard none yet
+    #[prost(bytes = "vec", tag = "24")]
+    pub store_id: ::prost::alloc::vec::Vec<u8>,
+    /// the greatest of that store that it has heard
+    #[prost(uint64, tag = "25")]
+    pub term: u64,
+    /// of its job, as Assign said it: tells it from another job of the same id
+    #[prost(bytes = "vec", tag = "26")]
+    pub owner_id: ::prost::alloc::vec::Vec<u8>,
+    /// of its job, in that epoch
+    #[prost(message, optional, tag = "27")]
+    pub shape: ::core::option::Option<Shape>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Heartbeat {
@@ -4099,6 +4133,8 @@ pub enum RefusalKind {
     Unspecified = 0,
     /// another process has this id; it may be gone already without having been missed
     IdInUse = 1,
+    /// this store is not that of the worker's place, or an older copy of it: the worker keeps its state and asks again
+    Apart = 2,
 }
 impl RefusalKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -4109,6 +4145,7 @@ impl RefusalKind {
         match self {
             Self::Unspecified => "REFUSAL_KIND_UNSPECIFIED",
             Self::IdInUse => "REFUSAL_KIND_ID_IN_USE",
+            Self::Apart => "REFUSAL_KIND_APART",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -4116,6 +4153,7 @@ impl RefusalKind {
         match value {
             "REFUSAL_KIND_UNSPECIFIED" => Some(Self::Unspecified),
             "REFUSAL_KIND_ID_IN_USE" => Some(Self::IdInUse),
+            "REFUSAL_KIND_APART" => Some(Self::Apart),
             _ => None,
         }
     }

@@ -70,6 +70,8 @@ impl Connect {
                 Some(rustls::Error::InvalidCertificate(why)) => {
                     untrusted(format!("its certificate is not taken: {why:?}"))
                 }
+                // The first bytes of an answer in clear text are no record of TLS.
+                Some(rustls::Error::InvalidMessage(_)) => Fault::Plain { endpoint: endpoint.clone() },
                 _ => unreachable(format!("TLS: {error}")),
             }
         })?;

@@ -26,6 +26,21 @@ pub struct Law {
 }
 
 impl Law {
+    /// Which of its numbers is none that a fit gives.
+    pub(super) fn fault(&self) -> Option<String> {
+        let parts = [
+            ("size_coefficient", self.size_coefficient),
+            ("size_exponent", self.size_exponent),
+            ("token_coefficient", self.token_coefficient),
+            ("token_exponent", self.token_exponent),
+        ];
+        if !(self.irreducible.is_finite() && self.irreducible >= 0.0) {
+            return Some(format!("irreducible is {}, expected 0 or more", self.irreducible));
+        }
+        let (name, value) = parts.into_iter().find(|(_, x)| !(x.is_finite() && *x > 0.0))?;
+        Some(format!("{name} is {value}, expected a number above 0"))
+    }
+
     pub fn loss(&self, size: f64, tokens: f64) -> f64 {
         self.irreducible
             + self.size_coefficient / size.powf(self.size_exponent)

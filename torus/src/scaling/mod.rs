@@ -163,6 +163,30 @@ pub struct Allocation {
 }
 
 impl Scaling {
+    /// What is wrong with laws that were read: whoever edits them by hand may leave what predicts nonsense.
+    pub fn fault(&self) -> Option<String> {
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        let power_laws =
+            [("best_size", self.best_size), ("best_lr", self.best_lr), ("best_batch_tokens", self.best_batch_tokens)];
+        if let Some((name, value)) =
+            [("cost", self.cost), ("max_compute", self.max_compute)].iter().find(|(_, x)| !positive(*x))
+        {
+            return Some(format!("{name} is {value}, expected a number above 0"));
+        }
+        if let Some(fault) = self.law.fault() {
+            return Some(format!("law.{fault}"));
+        }
+        if let Some((i, fault)) = self.resampled.iter().enumerate().find_map(|(i, law)| Some((i, law.fault()?))) {
+            return Some(format!("resampled[{i}].{fault}"));
+        }
+        let bad = |law: &PowerLaw| !(positive(law.coefficient) && law.exponent.is_finite());
+        let (name, law) = power_laws.into_iter().find_map(|(name, law)| Some((name, law.filter(bad)?)))?;
+        Some(format!(
+            "{name} is {} * x^{}, expected a coefficient above 0 and an exponent",
+            law.coefficient, law.exponent
+        ))
+    }
+
     /// Fits all laws. With `is_held_out` the largest budget takes no part and is predicted.
     pub fn fit(runs: &[Run], is_held_out: bool, seed: u64) -> Result<Scaling, ScalingError> {
         for (index, run) in runs.iter().enumerate() {

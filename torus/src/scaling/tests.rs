@@ -180,3 +180,20 @@ fn operations_of_a_token_are_those_of_the_paper_for_its_models() {
     let experts = operations_per_token(&ModelConfig { ff: 256, ..model.clone() }) - operations_per_token(&model);
     assert_near(experts, layers * 6.0 * 3.0 * 3.0 * d * 256.0, 1e-12, "experts");
 }
+
+#[test]
+fn laws_that_were_edited_to_nonsense_are_told_by_the_number_that_is() {
+    let scaling = Scaling::fit(&runs_of(&KNOWN, 0.001), false, 0).unwrap();
+    assert_eq!(scaling.fault(), None);
+    let check = |change: fn(&mut Scaling), expected: &str| {
+        let mut edited = scaling.clone();
+        change(&mut edited);
+        let fault = edited.fault().unwrap_or_default();
+        assert!(fault.contains(expected), "{fault}");
+    };
+    check(|s| s.law.size_exponent = -0.3, "law.size_exponent is -0.3, expected a number above 0");
+    check(|s| s.law.irreducible = f64::NAN, "law.irreducible is NaN");
+    check(|s| s.max_compute = 0.0, "max_compute is 0");
+    check(|s| s.resampled[1].token_coefficient = f64::INFINITY, "resampled[1].token_coefficient is inf");
+    check(|s| s.best_lr = Some(PowerLaw { coefficient: -1.0, exponent: 0.1 }), "best_lr is -1 * x^0.1");
+}

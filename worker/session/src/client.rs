@@ -15,7 +15,8 @@
 //! ([`Client::takes_events`]), as the coordinator does not know the worker before.
 //!
 //! Where several coordinators are named, one of them leads: whoever does not says who does, and one that does not answer is left for the next. **T-13**
-//! The greatest term that was heard counts: what is said with an older one is not taken, and its stream is ended.
+//! The greatest term that was heard counts: what is said with an older one is not taken, and its stream is ended. **T-14** a place is its store's: a
+//! worker that has one takes nothing of another store, keeps its state and asks again.
 //!
 //! Times count from any origin. Deliberately absent: sockets, clocks, the words of a failed connection.
 
@@ -29,7 +30,7 @@ use std::time::Duration;
 
 use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
-use toroid_proto::{Probed, Welcome};
+use toroid_proto::{Probed, RefusalKind, Welcome};
 use toroid_torus::ids::{Epoch, Step, Term};
 
 use crate::session::{self, Session, Standing};
@@ -181,7 +182,8 @@ impl Client {
 
     /// What Register and Heartbeat say of the worker's place.
     pub fn standing(&self) -> Standing {
-        self.session.standing()
+        let (store, term) = (self.terms.store().to_vec(), self.terms.greatest());
+        Standing { store, term, ..self.session.standing() }
     }
 
     /// Whether the trainer's events are heard now. Otherwise they wait.
@@ -258,13 +260,22 @@ impl Client {
             FromCoordinator::Welcome(welcome) => Some(welcome.store_id.as_slice()),
             _ => None,
         };
+        if store.is_some_and(|store| self.has_place() && self.terms.is_another(store)) {
+            let why = "its store is another one than that which gave the place: it is new, or of another cluster";
+            return self.apart(why, now, out);
+        }
+        // Who says that its store knows less may say so with any term.
+        if let FromCoordinator::Refused(refused) = &body
+            && refused.kind() == RefusalKind::Apart
+        {
+            return self.apart(&refused.reason, now, out);
+        }
         if let Err(greatest) = self.terms.heard(store, term) {
             let (address, term, greatest) = (self.coordinators.current(), term.get(), greatest.get());
             out.extend([
                 Output::Close,
                 Output::Warn(format!(
-                    "{address} speaks with term {term} and does not lead any more: term {greatest} was heard; asks the next. If its store was \
-                     restored from an older copy, start the workers again"
+                    "{address} speaks with term {term} and does not lead any more: term {greatest} was heard; asks the next"
                 )),
             ]);
             self.coordinators.failed(None);
@@ -312,6 +323,22 @@ impl Client {
         if let Some(lasted) = self.outage.failed(Kind::IdInUse, now) {
             out.push(Output::Warn(format!("not taken since {:.0} s, tries again: {why}", lasted.as_secs_f64())));
         }
+        self.pause(self.failure_timeout.max(retry::LONGEST), now);
+    }
+
+    /// The coordinator's store knows nothing of what this worker holds, or less: the worker keeps its place, closes the stream and asks again.
+    fn apart(&mut self, why: &str, now: Duration, out: &mut Vec<Output>) {
+        out.extend([Output::Close, Output::Connected(false)]);
+        if let Some(lasted) = self.outage.failed(Kind::Apart, now) {
+            let (address, lasted, Standing { job_id, rank, committed_step, .. }) =
+                (self.coordinators.current(), lasted.as_secs_f64(), self.session.standing());
+            let keeps = match self.has_place() {
+                true => format!("keeps rank {rank} of {job_id} (step {committed_step}) and goes on; "),
+                false => String::new(),
+            };
+            out.push(Output::Warn(format!("{keeps}{address} has not taken this worker since {lasted:.0} s: {why}")));
+        }
+        self.coordinators.failed(None);
         self.pause(self.failure_timeout.max(retry::LONGEST), now);
     }
 

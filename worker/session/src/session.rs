@@ -15,8 +15,10 @@ use toroid_proto::coordinator_message::Body as FromCoordinator;
 use toroid_proto::worker_message::Body as ToCoordinator;
 use toroid_proto::{Assign, Failed, PublishManifest, RefusalKind, Stopped, WarmedUp, Welcome};
 use toroid_torus::failpoint;
-use toroid_torus::ids::{Epoch, JobId, Rank, Step};
+use toroid_torus::geometry::Shape;
+use toroid_torus::ids::{Epoch, JobId, Rank, Step, Term};
 use toroid_torus::manifest::ShardFile;
+use toroid_torus::owner::OwnerId;
 
 use crate::parse;
 use crate::work::{Work, WorkPhase};
@@ -68,6 +70,13 @@ pub struct Standing {
     pub epoch: Epoch,
     pub rank: Rank,
     pub committed_step: Step,
+    /// Of the job.
+    pub owner: Option<OwnerId>,
+    /// Of the job in this epoch.
+    pub shape: Option<Shape>,
+    /// What the worker's client adds: whose terms it counts, and the greatest that it has heard.
+    pub store: Vec<u8>,
+    pub term: Term,
 }
 
 /// See the module's diagram.
@@ -87,6 +96,9 @@ impl Session {
             epoch: w.epoch,
             rank: w.rank,
             committed_step: w.committed,
+            owner: Some(w.owner),
+            shape: Some(w.spec.shape),
+            ..Standing::default()
         })
     }
 
@@ -106,10 +118,12 @@ impl Session {
     fn heard(&mut self, message: FromCoordinator) -> Vec<Output> {
         match message {
             FromCoordinator::Welcome(welcome) => self.welcome(&welcome),
-            FromCoordinator::Refused(refused) => vec![match refused.kind() {
-                RefusalKind::IdInUse => Output::IdInUse { reason: refused.reason },
-                RefusalKind::Unspecified => Output::Refused { reason: refused.reason },
-            }],
+            FromCoordinator::Refused(refused) => match refused.kind() {
+                RefusalKind::IdInUse => vec![Output::IdInUse { reason: refused.reason }],
+                RefusalKind::Unspecified => vec![Output::Refused { reason: refused.reason }],
+                // The client has seen to it.
+                RefusalKind::Apart => Vec::new(),
+            },
             FromCoordinator::Assign(assign) => self.assign(assign),
             FromCoordinator::WarmUp(ahead) if self.work.is_none() => match parse::warm_up(ahead) {
                 Ok(ahead) => vec![Output::Act(Action::Trainer(Command::WarmUp(Box::new(ahead))))],

@@ -11,6 +11,7 @@ use toroid_proto::{
 };
 use toroid_torus::ids::{Epoch, JobId, Rank, Step};
 use toroid_torus::job::JobSpec;
+use toroid_torus::owner::OwnerId;
 
 use crate::reports::{Reports, Said};
 use crate::{Assignment, BadCheckpoint, Event, PeerAddr, ReadFault};
@@ -35,6 +36,7 @@ pub(crate) enum WorkPhase {
 #[derive(Debug)]
 pub(crate) struct Work {
     pub job_id: JobId,
+    pub owner: OwnerId,
     pub epoch: Epoch,
     pub rank: Rank,
     /// Places of the epoch.
@@ -64,6 +66,7 @@ impl Work {
         let heals = before.as_ref().filter(|_| assignment.heal).and_then(last_trained);
         Work {
             job_id: assignment.job_id.clone(),
+            owner: assignment.owner.id,
             epoch: assignment.epoch,
             rank: assignment.rank,
             world: assignment.spec.shape.world(),

@@ -14,7 +14,7 @@ const FOLDER: &str = "objects";
 
 /// Where data can be read, as long as this is kept.
 #[derive(Debug)]
-pub(super) struct Local {
+pub(crate) struct Local {
     path: PathBuf,
     /// Nobody makes room for others with it.
     _fetched: Option<Fetched>,
@@ -27,7 +27,7 @@ impl Local {
 }
 
 /// `path` itself where it is one of this host; what is at a URL is fetched into the cache, once a host.
-pub(super) fn fetch(path: &Path, cache_dir: &Path, attend: &mut dyn Attend) -> Result<Local, DataError> {
+pub(crate) fn fetch(path: &Path, cache_dir: &Path, attend: &mut dyn Attend) -> Result<Local, DataError> {
     let url = path.to_str().filter(|url| is_store(url) && system::simulated().is_none());
     let Some(url) = url else { return Ok(Local { path: path.into(), _fetched: None }) };
     let (start, cache) = (Instant::now(), Cache::new(cache_dir.join(FOLDER), None));

@@ -45,6 +45,7 @@ use toroid_tokens::TokensError;
 
 pub use attend::Attend;
 pub use dataset::Dataset;
+pub(crate) use fetch::{Local, fetch};
 pub(crate) use map::map_file;
 pub use prepare::{Size, prepare, size, size_of_token_files};
 pub use source::{LeftOut, Reason};

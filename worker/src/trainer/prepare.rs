@@ -1,6 +1,7 @@
 //! A job at one place before its first step: data, working parameters, the shard that this place holds.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use toroid_session::{Assignment, ReadFault};
@@ -17,10 +18,10 @@ use super::held::Held;
 use super::job::Job;
 use super::samples::Samples;
 use super::save::Checkpoints;
-use super::workspace::{Parts, Workspace};
+use super::workspace::{Parts, Workspace, fetch_weights};
 use crate::checkpoint::{CheckpointError, Owned, ShardStateMut, Storage, load_initial};
 use crate::comm::Fence;
-use crate::data::Sources;
+use crate::data::{Local, Sources};
 use crate::device::Device;
 use crate::optim::HostShard;
 
@@ -54,8 +55,13 @@ impl<D: Device + Clone> Job<D> {
         {
             tracing::warn!("cannot mark the checkpoint of step {} as in use: {error}", manifest.step);
         }
+        let fetched = match (&source, &spec.init_from) {
+            (Source::Initial, Some(path)) => Some(fetch_weights(environment, path, until)?),
+            _ => None,
+        };
+        let weights = fetched.as_ref().map(Local::path);
         for shard in shards.all_mut() {
-            if let Some(state) = source.load(&assignment, &shard.partition, shard.range.clone())? {
+            if let Some(state) = source.load(&assignment, weights, &shard.partition, shard.range.clone())? {
                 shard.write(device, &state);
             }
         }
@@ -134,6 +140,7 @@ impl<'a> Source<'a> {
     fn load(
         &self,
         assignment: &Assignment,
+        weights: Option<&Path>,
         partition: &Partition,
         range: Range<usize>,
     ) -> Result<Option<HostShard>, PrepareError> {
@@ -144,16 +151,21 @@ impl<'a> Source<'a> {
             Source::Resumed { storage, manifest } => {
                 load_checkpoint(storage, manifest, partition, range).map_err(PrepareError::ResumePath)
             }
-            Source::Initial => initial(&assignment.spec, partition, range),
+            Source::Initial => initial(&assignment.spec, weights, partition, range),
         };
         state.map(Some)
     }
 }
 
-/// The shard's initial weights; both moments are 0.
-fn initial(spec: &JobSpec, partition: &Partition, range: Range<usize>) -> Result<HostShard, PrepareError> {
+/// The shard's initial weights; both moments are 0. `weights`: where those of the job file are on this machine.
+fn initial(
+    spec: &JobSpec,
+    weights: Option<&Path>,
+    partition: &Partition,
+    range: Range<usize>,
+) -> Result<HostShard, PrepareError> {
     let mut params = vec![0.0; partition.padded_len];
-    match &spec.init_from {
+    match weights {
         Some(path) => load_initial(path, &spec.model, partition, &mut params).map_err(PrepareError::Initial)?,
         None => {
             for slice in &partition.slices {

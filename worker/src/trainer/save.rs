@@ -27,7 +27,7 @@ use super::lane::{Lane, Waited};
 use super::publish::Publishing;
 use super::samples::Samples;
 use super::shared::Shared;
-use crate::checkpoint::{CheckpointError, Owned, ShardState, Storage};
+use crate::checkpoint::{CheckpointError, Owned, ShardState, Storage, Written};
 use crate::comm::Fence;
 use crate::device::Device;
 use crate::optim::Shard;
@@ -75,6 +75,16 @@ pub(super) struct ToPublish {
     pub remove: Vec<Step>,
 }
 
+/// A disk or a store that is slow gets on, one that is dead does not.
+fn how_far(written: &Written) -> String {
+    match written.bytes() {
+        (0, _) => ": nothing of it was taken so far; see whether the disk or the store is there".into(),
+        (bytes, total) => {
+            format!(": {bytes} of {total} bytes were taken so far; the disk or the store is slow, or gone since")
+        }
+    }
+}
+
 impl Checkpoints {
     pub fn new(storage: Arc<Storage>, shared: Arc<Shared>) -> Checkpoints {
         Checkpoints {
@@ -105,8 +115,9 @@ impl Checkpoints {
             Waited::Over => return,
             Waited::Lasts(time) => {
                 let error = format!(
-                    "the storage is too slow: what is written of the checkpoint before takes {:.1} s so far",
-                    time.as_secs_f64()
+                    "the checkpoint before is still being written, for {:.1} s by now{}",
+                    time.as_secs_f64(),
+                    self.shared.saving().map_or_else(String::new, |saving| how_far(&saving.written))
                 );
                 return event.emit(Event::CheckpointFailed { step, error });
             }

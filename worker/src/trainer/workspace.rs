@@ -6,6 +6,7 @@
 //!
 //! Deliberately absent: state. What is in the buffers means nothing until a source or a heal has written it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use toroid_torus::ids::{Epoch, Rank, Step};
@@ -20,7 +21,7 @@ use super::shards::Shards;
 use super::shared::{PREPARE, Shared, WAIT_FOR_TOKENS};
 use crate::checkpoint::{CheckpointError, Storage};
 use crate::comm::Fence;
-use crate::data::{self, Attend, DataError, Sources, Tokens};
+use crate::data::{self, Attend, DataError, Local, Sources, Tokens};
 use crate::device::Device;
 
 pub struct Workspace<D: Device + Clone> {
@@ -124,6 +125,22 @@ impl<D: Device + Clone> Workspace<D> {
             && self.checkpoint_root == checkpoint_root
             && self.parts.passes.in_flight() == pipeline_of(spec, rank.index()).in_flight()
     }
+}
+
+/// Weights that a job begins with, on this machine: fetched where they lie in an object store.
+pub(super) fn fetch_weights(
+    environment: &Environment,
+    path: &Path,
+    fence: Option<(&Fence, Epoch)>,
+) -> Result<Local, PrepareError> {
+    let mut attends = Attends { shared: &environment.shared, fence };
+    data::fetch(path, &environment.cache_dir, &mut attends).map_err(|error| match error {
+        DataError::Fetch(error) => {
+            let problems = vec![error.to_string()];
+            PrepareError::Initial(CheckpointError::Initial { path: path.into(), problems })
+        }
+        error => error.into(),
+    })
 }
 
 /// What the text needs of the trainer while it is prepared. Reading and comparing are progress; waiting for another process that does

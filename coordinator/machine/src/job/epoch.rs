@@ -46,7 +46,7 @@ impl Job {
 
     /// Begins the next epoch if a place was lost and can be filled, or says what the job waits for.
     pub fn recover(&mut self, cx: &mut Context<'_>) {
-        if !self.core.epoch.awaited().is_empty() || !self.core.record.state.is_placed() {
+        if !self.core.epoch.awaited().is_empty() || self.awaits_later() || !self.core.record.state.is_placed() {
             return;
         }
         if self.lacks_checkpoint() {
@@ -144,7 +144,7 @@ impl Job {
     }
 
     /// The workers of the places hear that they have them.
-    fn fill_places(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn fill_places(&mut self, cx: &mut Context<'_>) {
         for (rank, worker) in self.core.record.placed() {
             if cx.pool.get(worker).and_then(|w| w.proof.as_ref()).is_some_and(Proof::has_passed) {
                 self.fitness.link(worker);

@@ -4,6 +4,7 @@
 //! one that sees several of them: it hands each message to the part that it is for, and acts on what the part decides. The files of this
 //! folder are one subject each.
 
+mod adopt;
 mod assign;
 mod candidates;
 mod checkpoint;
@@ -35,6 +36,7 @@ use crate::epoch::{EpochPhase, EpochState};
 use crate::fitness::{Fitness, Until};
 use crate::incidents::{Incidents, Sighting};
 use crate::job_context::{Core, Kept};
+use crate::later::Later;
 use crate::moves::Moves;
 use crate::progress::{Progress, StepSummary};
 use crate::reach::Reach;
@@ -68,6 +70,7 @@ pub(crate) struct Job {
     moves: Moves,
     replacement: ReplacementWait,
     assigned: Assigned,
+    later: Later,
     /// What it waits for in the queue, as it was told last.
     waits: Option<Wait>,
 }
@@ -102,6 +105,7 @@ impl Job {
             moves: Moves::default(),
             replacement: ReplacementWait::default(),
             assigned: Assigned::default(),
+            later: Later::default(),
             waits: None,
         }
     }
@@ -346,6 +350,7 @@ impl Job {
         assert!(state.is_ended(), "a job ends as done, failed or cancelled");
         self.incidents.abandoned(&mut self.core.context(cx));
         self.checkpoints.take_all_away(&mut self.core.context(cx));
+        self.release_claimants(cx, reason);
         self.free_workers(cx, reason);
         self.checkpoints.abandon(&mut self.core.context(cx), false);
         let record = self.core.record.edit(cx.out);
@@ -438,7 +443,8 @@ impl Job {
             | Deadline::Removals
             | Deadline::Checkpoint { .. } => self.checkpoints.counts(&self.core, deadline),
             Deadline::Return => !self.core.epoch.awaited().is_empty(),
-            Deadline::Links
+            Deadline::Later
+            | Deadline::Links
             | Deadline::Replacement
             | Deadline::Retry { .. }
             | Deadline::WorkerAside { .. }
@@ -465,6 +471,7 @@ impl Job {
     fn pass(&mut self, cx: &mut Context<'_>, deadline: Deadline) {
         match deadline {
             Deadline::Return => self.return_passed(cx),
+            Deadline::Later => self.adopt_later(cx),
             Deadline::Links => self.links_passed(cx),
             Deadline::Replacement => {
                 self.replacement.pass(&mut self.core.deadlines);
@@ -490,6 +497,10 @@ impl Job {
 
     fn return_passed(&mut self, cx: &mut Context<'_>) {
         self.core.deadlines.clear(&Deadline::Return);
+        if self.awaits_later() {
+            // Which places there are is not known before that is decided.
+            return;
+        }
         let limit = cx.config.limits.reconnect().as_secs_f64();
         for rank in self.core.epoch.take_awaited() {
             let why = format!("has not come back within {limit} s of the coordinator's restart");
@@ -522,6 +533,7 @@ impl Job {
         let (now, limits) = (cx.now.monotonic, cx.config.limits);
         let anew = [
             (Deadline::Return, limits.reconnect()),
+            (Deadline::Later, limits.reconnect()),
             (Deadline::Links, limits.link_grace()),
             (Deadline::Replacement, limits.replacement()),
         ];

@@ -33,6 +33,7 @@ impl Job {
     /// Bytes of the checkpoint that the epoch began from are wrong: all go on from the checkpoint before it.
     pub(super) fn checkpoint_damaged(&mut self, cx: &mut Context<'_>, rank: Rank, error: &str) {
         let step = self.core.record.restore_step;
+        let error = without_step(error, step);
         let text = format!("{} cannot read the checkpoint of step {step}: {error}", self.core.describe(rank));
         self.core.event(cx, "checkpoint.damaged", text.clone());
         self.pass_over(cx, step, &text, true);
@@ -41,7 +42,8 @@ impl Job {
 
     /// One worker cannot read the checkpoint that the epoch began from (T-11).
     pub(super) fn checkpoint_unreadable(&mut self, cx: &mut Context<'_>, rank: Rank, message: &proto::Failed) {
-        let (step, error) = (self.core.record.restore_step, &message.error);
+        let step = self.core.record.restore_step;
+        let error = without_step(&message.error, step);
         let Some(worker) = self.core.record.worker_at(rank).cloned() else { return };
         let host = cx.pool.get(&worker).map(|w| w.register.host.clone()).unwrap_or_default();
         // Whoever has prepared in this epoch has loaded it.
@@ -132,4 +134,9 @@ impl Job {
         record.leftovers.extend(unusable.into_iter().filter(|(_, u)| !u.is_damaged).map(|(step, _)| step));
         self.readers.clear();
     }
+}
+
+/// What a worker says of a checkpoint that it cannot load, without what is said here anyway.
+fn without_step(error: &str, step: Step) -> &str {
+    error.strip_prefix(&format!("cannot restore step {step}: ")).unwrap_or(error)
 }

@@ -265,7 +265,11 @@ impl Job {
     /// Done once all places have finished and the last step is saved.
     pub(super) fn try_finish(&mut self, cx: &mut Context<'_>) {
         let saved = self.core.record.last_checkpoint().is_some_and(|c| c.step == self.core.total());
-        if saved && !self.checkpoints.is_removing() && self.core.epoch.num_finished() == self.core.world() {
+        if !saved || self.core.epoch.num_finished() != self.core.world() {
+            return;
+        }
+        self.checkpoints.remove_rest(&mut self.core.context(cx));
+        if !self.checkpoints.is_removing() {
             let gap = match self.core.curve.progress().num_missing() {
                 0 => String::new(),
                 1 => "; 1 has no figures in the curve".into(),

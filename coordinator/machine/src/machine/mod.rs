@@ -1,6 +1,7 @@
 //! The machine as its driver sees it: jobs, the workers that are connected, and the order of what an input leads to.
 
 mod access;
+mod apart;
 mod cordon;
 mod drain;
 mod retention;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use toroid_torus::failpoint;
 use toroid_torus::ids::JobId;
 
+use self::apart::Apart;
 use crate::access::{Bindings, Tokens};
 use crate::api::{Change, Input, Output, RequestError, RequestId, RestoreError};
 use crate::clock::Now;
@@ -38,6 +40,7 @@ pub struct Machine {
     out: Outbox,
     /// Messages that were not taken because of T-1.
     num_stale: u64,
+    apart: Apart,
     /// Number of the next question to a spare. Answers to those of a coordinator before this one are none of its numbers.
     next_probe: u64,
 }
@@ -76,7 +79,8 @@ impl Machine {
         let meta = meta.unwrap_or_else(|| {
             out.dirty_meta = true;
             let (num_jobs, retired, cordoned, cordoned_hosts) = Default::default();
-            Meta { format: FORMAT, secret: entropy, num_jobs, retired, cordoned, cordoned_hosts }
+            let forgotten = Default::default();
+            Meta { format: FORMAT, secret: entropy, num_jobs, retired, cordoned, cordoned_hosts, forgotten }
         });
         let pool = Pool::restore(&meta);
         let mut machine = Machine {
@@ -88,6 +92,7 @@ impl Machine {
             bindings: Bindings::restore(bindings),
             out,
             num_stale: 0,
+            apart: Apart::default(),
             next_probe: first_probe(now),
         };
         for record in jobs {

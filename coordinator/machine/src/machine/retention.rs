@@ -10,7 +10,7 @@ use crate::api::{Input, Output, Reply, RequestId};
 use crate::clock::Now;
 use crate::config::Retention;
 use crate::folders::folder;
-use crate::record::State;
+use crate::record::{MAX_FORGOTTEN, State};
 
 impl Machine {
     /// A user asked. A job that has not ended is to be cancelled first.
@@ -55,6 +55,11 @@ impl Machine {
         let Some(job) = self.jobs.remove(id) else { return };
         let folder = folder(job.record(), &self.config.jobs_dir);
         let reason = format!("{reason}; {folder} stays");
+        self.meta.forgotten.push_back(id.into());
+        if self.meta.forgotten.len() > MAX_FORGOTTEN {
+            self.meta.forgotten.pop_front();
+        }
+        self.out.dirty_meta = true;
         self.out.removed.extend(job.into_keys());
         self.out.dirty.remove(id);
         self.out.dirty_incidents.retain(|(job, _)| job != id);

@@ -77,7 +77,8 @@ impl Machine {
         let retained: BTreeSet<WorkerId> = cx.pool.retained.keys().cloned().collect();
         // What only a user can end is no wait for workers.
         let queued = jobs.values().filter(|job| !job.record().state.is_ended() && !job.record().state.is_placed());
-        let queued: Vec<_> = queued.filter(|job| job.record().hold.is_none()).map(|job| job.as_queued(&cx)).collect();
+        let queued = queued.filter(|job| job.record().hold.is_none() && !job.awaits_later());
+        let queued: Vec<_> = queued.map(|job| job.as_queued(&cx)).collect();
         let placed: Vec<_> =
             jobs.values().filter(|job| job.record().state.is_placed()).map(|job| job.as_placed()).collect();
         let suited = |id: &JobId| jobs.get(id).map_or_else(BTreeSet::new, |job| job.suited(cx.pool));
@@ -122,6 +123,9 @@ impl Machine {
         for job in self.jobs.values().filter(|job| !job.record().earlier.is_empty()) {
             let id = &job.record().id;
             retained.extend(job.retained_workers(&self.pool).map(|worker| (worker, id.clone())));
+        }
+        for job in self.jobs.values() {
+            retained.extend(job.claimants().map(|worker| (worker.clone(), job.record().id.clone())));
         }
         self.pool.retained = retained;
     }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Machine;
+use super::apart::store_id;
 use crate::api::StreamId;
 use crate::cause::Cause;
 use crate::clock::Now;
@@ -129,7 +130,8 @@ impl Machine {
 
     /// In words, the other process that has the id of a worker that registers, if it is alive or may be: a host that lost its power is noticed only
     /// after the failure timeout, and after a restart of the coordinator workers have time to come back.
-    fn holder_of_id(&self, register: &proto::Register, now: Now) -> Option<String> {
+    /// Whoever holds a later epoch of its job than the store knows (`is_later`) is the one that has it now.
+    fn holder_of_id(&self, register: &proto::Register, is_later: bool, now: Now) -> Option<String> {
         let id = &register.worker_id;
         if let Some(holder) = self.pool.get(id) {
             let is_same = Process::of(&holder.register) == Process::of(register);
@@ -139,6 +141,9 @@ impl Machine {
             return (!is_same).then(|| format!("{process} has it since {since:.0} s ago, last heard {heard:.1} s ago"));
         }
         let is_awaited = |job: &&Job| {
+            if is_later && job.record().id == *register.job_id {
+                return false;
+            }
             let rank = job.record().rank_of(id);
             job.record().is_another(register) && rank.is_some_and(|rank| job.core().epoch.awaited().contains(&rank))
         };
@@ -158,7 +163,11 @@ impl Machine {
         if let Some(reason) = self.bind(&register, now) {
             return self.refuse(stream, RefusalKind::Unspecified, reason);
         }
-        if let Some(holder) = self.holder_of_id(&register, now) {
+        if let Some(reason) = self.stands_apart(&register, now) {
+            return self.refuse(stream, RefusalKind::Apart, reason);
+        }
+        let later = self.jobs.get(register.job_id.as_str()).and_then(|job| job.later_of(&register));
+        if let Some(holder) = self.holder_of_id(&register, later.is_some(), now) {
             let reason = format!(
                 "the worker id `{id}` is in use: {holder}; this is {}. Give each worker an id of its own (--id), or none: then it is made",
                 in_words(&register)
@@ -171,7 +180,8 @@ impl Machine {
             self.out.close(older, format!("{id} registered on another stream; the newer one counts"));
         }
         let since = older.map_or(now.monotonic, |(_, since)| since);
-        if self.jobs.values().any(|job| job.record().id == *register.job_id && job.record().is_another(&register)) {
+        let is_another = |job: &Job| job.record().id == *register.job_id && job.record().is_another(&register);
+        if later.is_none() && self.jobs.values().any(is_another) {
             // Its state is older than that of the process that had its id since (T-1, T-3).
             let proto::Register { job_id, epoch, rank, committed_step, .. } = proto::Register::default();
             register = proto::Register { job_id, epoch, rank, committed_step, ..register };
@@ -184,6 +194,9 @@ impl Machine {
         }
         let is_retained = jobs.values().any(|job| job.had_before(&register));
         let held = jobs.values_mut().find_map(|job| {
+            if later.is_some() && job.record().id == *register.job_id {
+                return None;
+            }
             let rank = job.record().rank_of(&id).or_else(|| job.take_back(&register))?;
             Some((job, rank))
         });
@@ -196,9 +209,10 @@ impl Machine {
         }
         let place = kept.as_ref().map(|(job, rank, _)| (job.record().id.clone(), *rank));
         let goes_on = kept.as_ref().is_some_and(|(.., claim)| *claim != Claim::Newcomer);
-        let keep_going = goes_on || kept.is_none() && is_retained;
+        let keep_going = goes_on || later.is_some() || kept.is_none() && is_retained;
         let protocol_version = protocol_with(&register).unwrap_or_default();
         let (epoch, committed) = (Epoch::new(register.epoch), Step::new(register.committed_step));
+        let job_id = register.job_id.clone();
         let (last_heard, silent_at) = (now.monotonic, now.monotonic + cx.config.limits.failure_timeout);
         let (memory_bytes, links, told) = ([0; 2], BTreeMap::new(), None);
         cx.pool.insert(Worker {
@@ -219,6 +233,9 @@ impl Machine {
             Some((job, rank, Claim::GoesOn)) => job.rejoined(&mut cx, rank, epoch, committed),
             Some((job, rank, _)) => job.returned(rank),
             None => {}
+        }
+        if let (Some(held), Some(job)) = (later, jobs.get_mut(job_id.as_str())) {
+            job.claim_later(&mut cx, id.as_str().into(), held);
         }
         self.out.unsettled = true;
         if is_new {
@@ -312,9 +329,8 @@ fn in_words(register: &proto::Register) -> String {
 
 fn welcome(config: &Config, secret: &[u8; 32], keep_going: bool) -> proto::Welcome {
     let ms = |d: Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
-    let store_id = blake3::keyed_hash(secret, b"whose terms are counted").as_bytes()[..16].to_vec();
     proto::Welcome {
-        store_id,
+        store_id: store_id(secret).to_vec(),
         heartbeat_interval_ms: ms(config.limits.heartbeat_interval),
         failure_timeout_ms: ms(config.limits.failure_timeout),
         keep_going,

@@ -612,3 +612,20 @@ fn t10_a_job_of_an_earlier_version_gets_an_owner_and_takes_its_folder_over() {
     world.restart(|_| true);
     assert_eq!((found(&world, &job), found(&world, &waiting)), (begun, not_begun));
 }
+
+/// Storage is slow: all are told to be published before the first is.
+#[test]
+fn checkpoints_that_are_overtaken_are_gone_when_the_job_ends() {
+    let mut world = World::new();
+    let job = world.submit(&job_file(2, 8, "checkpoint.interval_steps = 2\ncheckpoint.keep = 2"));
+    ["a", "b"].into_iter().for_each(|id| world.join(id));
+    world.settle();
+    while world.step(&job) {
+        // What the workers say is heard, and they hear nothing.
+        ["a", "b"].into_iter().for_each(|id| while world.deliver_from(id) {});
+    }
+    world.settle();
+    assert_eq!(world.record(&job).state, State::Done);
+    let left: Vec<u64> = world.disk.shards.keys().chain(world.disk.manifests.keys()).map(|(_, step)| *step).collect();
+    assert_eq!((left, world.record(&job).leftovers.len()), (vec![6, 8, 6, 8], 0));
+}

@@ -11,6 +11,7 @@ mod keeping;
 mod leave;
 mod lifecycle;
 mod newcomers;
+mod older_copy;
 mod queue;
 mod recovery;
 mod reports;

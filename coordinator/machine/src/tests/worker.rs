@@ -18,6 +18,7 @@ pub const STEP_S: f64 = 1.0;
 #[derive(Debug, Clone)]
 pub struct Work {
     pub job: String,
+    pub owner: Vec<u8>,
     pub epoch: u64,
     pub rank: usize,
     pub world: usize,
@@ -50,6 +51,7 @@ struct Told {
     job: String,
     epoch: u64,
     rank: u32,
+    owner: Vec<u8>,
     shape: Shape,
     total: u64,
 }
@@ -64,6 +66,10 @@ pub struct Worker {
     pub zone: String,
     pub labels: BTreeMap<String, String>,
     pub stream: Option<StreamId>,
+    /// As the last Welcome said it.
+    pub store_id: Vec<u8>,
+    /// The greatest term that it has heard.
+    pub term: u64,
     pub work: Option<Work>,
     told: Option<Told>,
     pub inbox: VecDeque<ToWorker>,
@@ -125,6 +131,8 @@ impl Worker {
             zone: String::new(),
             labels: BTreeMap::new(),
             stream: None,
+            store_id: Vec::new(),
+            term: 0,
             work: None,
             told: None,
             inbox: VecDeque::new(),
@@ -174,6 +182,8 @@ impl Worker {
             links_version: self.build.2,
             pid: self.pid,
             incarnation: self.incarnation,
+            store_id: self.store_id.clone(),
+            term: self.term,
             ..Default::default()
         };
         match &self.work {
@@ -183,6 +193,8 @@ impl Worker {
                 epoch: work.epoch,
                 rank: work.rank as u32,
                 committed_step: work.committed,
+                owner_id: work.owner.clone(),
+                shape: Some((&work.shape).into()),
                 ..register
             },
         }
@@ -222,6 +234,7 @@ impl Worker {
         match message {
             ToWorker::Welcome(m) => {
                 self.is_welcome = true;
+                self.store_id.clone_from(&m.store_id);
                 if m.keep_going {
                     self.say_again();
                 } else {
@@ -260,6 +273,7 @@ impl Worker {
                     self.report_since(m.from_step);
                 }
             }
+            ToWorker::Refused(m) if m.kind() == proto::RefusalKind::Apart => {}
             ToWorker::Refused(_) => self.work = None,
             // It has room for one place: what it holds goes first.
             ToWorker::WarmUp(_) if self.work.is_some() => {}
@@ -302,20 +316,21 @@ impl Worker {
         }
         let (job_id, epoch) = (m.job_id.clone(), m.epoch);
         let before = self.work.take().filter(|w| w.job == m.job_id);
-        let (shape, total) = match (m.since_epoch, &self.told) {
+        let (shape, total, owner) = match (m.since_epoch, &self.told) {
             (0, _) => {
                 let spec: toroid_torus::job::JobSpec = serde_json::from_str(&m.job_json).unwrap();
-                (spec.shape, spec.steps)
+                (spec.shape, spec.steps, m.owner_id.clone())
             }
             // A session keeps what it was told until it is told to stop, whatever has become of its work.
             (since, Some(told)) if (&told.job, told.epoch, told.rank) == (&m.job_id, since, m.rank) => {
-                (told.shape, told.total)
+                (told.shape, told.total, told.owner.clone())
             }
             (since, told) => panic!("what differs from epoch {since} is said to who was told {told:?}"),
         };
-        self.told = Some(Told { job: job_id.clone(), epoch, rank: m.rank, shape, total });
+        self.told = Some(Told { job: job_id.clone(), epoch, rank: m.rank, owner: owner.clone(), shape, total });
         let mut work = Work {
             job: job_id.clone(),
+            owner,
             epoch,
             rank: m.rank as usize,
             world: shape.world(),

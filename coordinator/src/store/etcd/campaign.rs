@@ -44,6 +44,8 @@ pub struct Candidate<S: Service = Members> {
     id: String,
     ttl: Duration,
     history: Option<History>,
+    /// A term that was heard elsewhere: the store may be a copy from before it.
+    heard: Term,
 }
 
 impl Candidate {
@@ -63,7 +65,13 @@ pub fn call_limit(ttl: Duration) -> Duration {
 impl<S: Service> Candidate<S> {
     /// The same, over another service.
     pub fn over(etcd: S, prefix: &str, address: String, id: String, ttl: Duration) -> Candidate<S> {
-        Candidate { etcd, prefix: Prefix(prefix.into()), address, id, ttl, history: Some(History::default()) }
+        let (prefix, history) = (Prefix(prefix.into()), Some(History::default()));
+        Candidate { etcd, prefix, address, id, ttl, history, heard: Term::default() }
+    }
+
+    /// It leads with terms greater than this one.
+    pub fn lead_beyond(&mut self, heard: Term) {
+        self.heard = self.heard.max(heard);
     }
 
     /// Waits until it leads, for as long as that takes, and tells what it sees meanwhile. May be dropped at any time: what it has begun then ends
@@ -114,7 +122,7 @@ impl<S: Service> Candidate<S> {
         let lease = self.etcd.grant(self.ttl).await?;
         let until = lease::counted(sent, self.ttl);
         let (last, head_revision) = seen.head.as_ref().map_or((Term::default(), 0), |(head, at)| (head.term, *at));
-        let term = if failpoint!(SameTerm) && last != Term::default() { last } else { last.next() };
+        let term = if failpoint!(SameTerm) && last != Term::default() { last } else { last.max(self.heard).next() };
         let leader = Leader { id: self.id.clone(), address: self.address.clone(), term };
         let head = Head { term, write: 0, id: self.id.clone() };
         let json = |value: Result<Vec<u8>, serde_json::Error>| value.expect("names and numbers are JSON");

@@ -12,6 +12,7 @@ pub(super) enum Kind {
     Unreachable,
     Lost,
     IdInUse,
+    Apart,
 }
 
 /// The time without a coordinator, and what was said of it.

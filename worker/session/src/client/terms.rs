@@ -13,6 +13,20 @@ pub(super) struct Terms {
 }
 
 impl Terms {
+    /// Whose terms are counted; empty: no Welcome was heard.
+    pub fn store(&self) -> &[u8] {
+        &self.store
+    }
+
+    pub fn greatest(&self) -> Term {
+        self.greatest
+    }
+
+    /// A Welcome of this store is one of another than those before.
+    pub fn is_another(&self, store: &[u8]) -> bool {
+        !self.store.is_empty() && self.store != store
+    }
+
     /// Something was said with this term, a Welcome where `store` is named. An error is the greater one that was heard before: what was said counts for
     /// nothing.
     pub fn heard(&mut self, store: Option<&[u8]>, term: Term) -> Result<(), Term> {

@@ -394,3 +394,40 @@ fn t13_what_an_older_term_says_is_not_taken_and_its_stream_is_ended() {
     run.check(assign(), &[]);
     run.check_deadline(100, &["open http://b:1 within Some(1s)"]);
 }
+
+#[test]
+fn t14_who_has_a_place_keeps_it_from_another_store_and_from_one_that_knows_less() {
+    let of_store = |id: u8| {
+        let Input::FromCoordinator { term, body: FromCoordinator::Welcome(welcome) } = welcome(false) else {
+            panic!("it is a Welcome")
+        };
+        let welcome = Welcome { store_id: vec![id; 16], ..welcome };
+        Input::FromCoordinator { term, body: FromCoordinator::Welcome(welcome) }
+    };
+    let mut run = Run::dialling();
+    run.check(Input::Opened, &[]);
+    run.check(of_store(1), &["connected", "limit 9000"]);
+    run.check(assign(), &["fence 1", "prepare"]);
+    let standing = run.client.standing();
+    assert_eq!((standing.store, standing.term, standing.owner.is_some()), (vec![1; 16], Term::new(1), true));
+    for said in [of_store(2), refused(RefusalKind::Apart)] {
+        run.client.handle(lost(), run.now);
+        run.now = run.client.deadline().expect("it tries again");
+        run.check(Input::Deadline, &["open"]);
+        run.check(Input::Opened, &[]);
+        let found: Vec<String> = run.client.handle(said, run.now).iter().map(name).collect();
+        assert_eq!(found[..2], ["close", "cut off"]);
+        assert!(!found.iter().any(|output| output.starts_with("drop") || output.starts_with("fence")), "{found:?}");
+        assert_eq!(run.client.standing().job_id, "j");
+    }
+    // Who has no place takes whatever store there is.
+    let mut run = Run::dialling();
+    run.check(Input::Opened, &[]);
+    run.check(of_store(1), &["connected", "limit 9000"]);
+    run.client.handle(lost(), run.now);
+    run.now = run.client.deadline().expect("it tries again");
+    run.check(Input::Deadline, &["open"]);
+    run.check(Input::Opened, &[]);
+    let found: Vec<String> = run.client.handle(of_store(2), run.now).iter().map(name).collect();
+    assert!(found.contains(&"connected".to_string()), "{found:?}");
+}
