@@ -18,7 +18,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use toroid_tokens::{BYTES_TOKENIZER, BYTES_VOCABULARY};
+use toroid_tokens::{BYTES_TOKENIZER, BYTES_VOCABULARY, Kind};
 use toroid_torus::job::SourceConfig;
 
 use super::attend::Attend;
@@ -173,8 +173,9 @@ fn open(path: &Path, listing: &Listing, attend: &mut dyn Attend) -> Option<Token
     let (bytes, tokens) = (HEADER_BYTES..HEADER_BYTES + tokens.len(), 0..header.num_tokens);
     Some(Tokens {
         _local: None,
-        files: vec![Mapped { map, bytes, width: TOKEN_BYTES, tokens }],
+        files: vec![Mapped { map, bytes, width: TOKEN_BYTES, tokens, documents: 0..0, path: path.into() }],
         digest: header.digest,
+        kind: Kind::Text,
         tokenizer: BYTES_TOKENIZER,
         vocabulary: BYTES_VOCABULARY,
         summary: listing.summary(&contents),
