@@ -165,7 +165,7 @@ fn initial(
     range: Range<usize>,
 ) -> Result<HostShard, PrepareError> {
     let mut params = vec![0.0; partition.padded_len];
-// With weights from elsewhere, a score that they have not is drawn all the same.
+    // With weights from elsewhere, a score that they have not is drawn all the same.
     let is_drawn = |tensor: &str| weights.is_none() || tensor == "score.weight";
     for slice in partition.slices.iter().filter(|slice| is_drawn(&slice.tensor)) {
         fill_initial(slice, spec.seed, &mut params[slice.offset..slice.offset + slice.len]);

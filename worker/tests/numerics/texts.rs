@@ -33,7 +33,10 @@ fn sample(texts: &[Vec<u32>], starts: &[usize]) -> (Vec<u32>, Vec<u32>, Vec<Rang
     (inputs, targets, ranges)
 }
 
-fn forward<D: Device + Clone>(stage: &mut Stage<D>, (inputs, targets, texts): &(Vec<u32>, Vec<u32>, Vec<Range<usize>>)) -> (f64, Vec<f32>) {
+fn forward<D: Device + Clone>(
+    stage: &mut Stage<D>,
+    (inputs, targets, texts): &(Vec<u32>, Vec<u32>, Vec<Range<usize>>),
+) -> (f64, Vec<f32>) {
     let feed = Feed { input: Input::Tokens(inputs), target: Some(Target::Tokens(targets)), texts: Some(texts) };
     let stats = unfailing(stage.forward_watched(0, &feed, &mut Alone, None, &mut Unwatched));
     let view = stage.logits(0).expect("logits after a forward");
