@@ -17,7 +17,7 @@ use tracing::Span;
 use crate::output::FormatArgs;
 use crate::{
     admin, bench, calls, certs, chaos, checkpoint, daemon, dashboard, data, doctor, events, exit, explain, generate,
-    incidents, jobs, local, output, plan, queue, scale, shell, slurm, status, submit, top, trace, workers,
+    incidents, jobs, local, output, plan, queue, scale, shell, simulate, slurm, status, submit, top, trace, workers,
 };
 
 /// Trains Mixture-of-Experts language models on machines that die
@@ -94,6 +94,8 @@ enum Command {
     Plan(Box<plan::Args>),
     /// Find out by many small trainings what a large one will reach: scaling laws, with intervals and plots
     Scale(Box<scale::Args>),
+    /// Simulate weeks of a job on thousands of machines that fail: goodput, what deaths cost, beside restarts from checkpoints
+    Simulate(Box<simulate::Args>),
     /// Print a batch script for Slurm
     #[command(subcommand)]
     Slurm(slurm::Command),
@@ -198,6 +200,7 @@ fn dispatch(runtime: &Runtime, command: Command, log: Arc<Log>) -> Result<ExitCo
         Command::Audit(args) => runtime.block_on(admin::audit(args)),
         Command::Plan(args) => plan::run(&args),
         Command::Scale(args) => runtime.block_on(scale::run(*args)),
+        Command::Simulate(args) => simulate::run(*args),
         Command::Slurm(command) => slurm::run(command).map(|()| ExitCode::SUCCESS),
         Command::Data(args) => data::run(&args),
         Command::Version(format) => version(format),

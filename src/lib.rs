@@ -60,6 +60,7 @@ mod progress;
 mod queue;
 mod scale;
 mod shell;
+mod simulate;
 mod slurm;
 mod status;
 mod submit;

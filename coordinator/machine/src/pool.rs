@@ -323,7 +323,12 @@ impl Pool {
 
     /// When the next deadline passes of those that no job waits for.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        self.deadlines.next(|_| true).into_iter().chain(self.crashes.next_return()).chain(self.look_at).min()
+        self.poll_deadlines().into_iter().chain(self.look_at).min()
+    }
+
+    /// The same without the silence of workers.
+    pub fn poll_deadlines(&self) -> Option<Duration> {
+        self.deadlines.next(|_| true).into_iter().chain(self.crashes.next_return()).min()
     }
 
     /// It stands out: its workers were lost again and again, and those of no other.

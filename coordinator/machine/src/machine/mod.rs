@@ -156,6 +156,11 @@ impl Machine {
         self.jobs.values().filter_map(Job::poll_timeout).chain(self.pool.poll_timeout()).min()
     }
 
+    /// The same without the silence of workers: for whoever knows that none is silent, as a simulation does.
+    pub fn poll_deadlines(&self) -> Option<Duration> {
+        self.jobs.values().filter_map(Job::poll_timeout).chain(self.pool.poll_deadlines()).min()
+    }
+
     /// The incident of a job that is not over.
     pub fn open_incident(&self, job: &str) -> Option<u64> {
         self.jobs.get(job)?.incidents().open()

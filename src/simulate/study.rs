@@ -1,0 +1,193 @@
+//! The runs of the documentation, and the part of a page that shows them.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::model::{Scenario, Settings};
+use super::report::{self, Outcome, share};
+use super::simulate;
+use crate::files::read_text;
+use crate::output;
+use crate::svg::{Axis, Plot, Scale};
+
+/// What is between these lines of a page is written anew.
+const BEGIN: &str = "<!-- toroid simulate: begin -->";
+const END: &str = "<!-- toroid simulate: end -->";
+const MAX_PAGE_BYTES: u64 = 4 << 20;
+
+const HOUR_S: f64 = 3600.0;
+const SIZES: [usize; 3] = [2048, 16_384, 131_072];
+/// One failure in so long, for all places together.
+const RATES_S: [f64; 3] = [48.0 * HOUR_S, 4.0 * HOUR_S, HOUR_S / 3.0];
+/// At the sizes: machines that fail as often as those of which 2,048 have one failure in 48 hours.
+const SAME_MACHINES_S: [f64; 2] = [6.0 * HOUR_S, 0.75 * HOUR_S];
+const INTERVALS_MIN: [f64; 5] = [1.0, 5.0, 10.0, 30.0, 60.0];
+const SPARES: [f64; 4] = [0.0, 0.005, 0.01, 0.02];
+const WEEK_DAYS: f64 = 7.0;
+const GOALS: [f64; 2] = [0.999, 0.995];
+
+/// All that the page shows.
+pub struct Study {
+    sizes: Vec<Outcome>,
+    intervals: Vec<Outcome>,
+    spares: Vec<Outcome>,
+}
+
+/// Runs all of it. `weeks`: how long the runs of the smallest size are; larger ones fail as often, and are a quarter and an eighth of that.
+pub fn run(base: &Scenario, settings: &Settings, weeks: f64) -> Result<Study> {
+    let days = |places: usize| match places {
+        ..10_000 => weeks * WEEK_DAYS,
+        10_000..100_000 => weeks * WEEK_DAYS / 4.0,
+        _ => weeks * WEEK_DAYS / 8.0,
+    };
+    let of = |places: usize, failure_every_s: f64| Scenario {
+        places,
+        spares: super::spares_of(places, 0.01),
+        failure_every_s,
+        interval_s: 600.0,
+        second_holder: true,
+        days: days(places),
+        ..base.clone()
+    };
+    let one = |scenario: Scenario| -> Result<Outcome> {
+        output::note(format_args!(
+            "{} places, one failure in {} s, {} days",
+            scenario.places, scenario.failure_every_s, scenario.days
+        ));
+        simulate(scenario, settings)
+    };
+    let mut sizes = Vec::new();
+    for places in SIZES {
+        let same = SIZES.iter().skip(1).position(|size| *size == places).map(|at| SAME_MACHINES_S[at]);
+        let mut rates: Vec<f64> = RATES_S.into_iter().chain(same).collect();
+        rates.sort_by(|a, b| b.total_cmp(a));
+        for rate in rates {
+            sizes.push(one(of(places, rate))?);
+        }
+    }
+    let mut intervals = Vec::new();
+    for minutes in INTERVALS_MIN {
+        for second_holder in [true, false] {
+            let interval_s = 60.0 * minutes;
+            intervals.push(one(Scenario { interval_s, second_holder, ..of(SIZES[0], RATES_S[1]) })?);
+        }
+    }
+    let mut spares = Vec::new();
+    for rate in [RATES_S[1], RATES_S[2]] {
+        for part in SPARES {
+            spares.push(one(Scenario { spares: super::spares_of(SIZES[0], part), ..of(SIZES[0], rate) })?);
+        }
+    }
+    Ok(Study { sizes, intervals, spares })
+}
+
+impl Study {
+    pub fn outcomes(&self) -> impl Iterator<Item = &Outcome> {
+        self.sizes.iter().chain(&self.intervals).chain(&self.spares)
+    }
+
+    fn plots(&self) -> [(&'static str, Plot); 3] {
+        let both = |o: &Outcome| (report::share(o.toroid.goodput), o.launcher.goodput);
+        let _ = both;
+        let places = |o: &Outcome| format!("{} places", crate::format::count(o.scenario.places as u64));
+        let rates = report::plot(
+            "Goodput by how often something fails",
+            Axis::new("hours between failures", Scale::Log),
+            &self.sizes,
+            |o| {
+                let hours = o.scenario.failure_every_s / HOUR_S;
+                let launcher = (format!("launcher, {}", o.scenario.places), o.launcher.goodput);
+                (hours, vec![(places(o), o.toroid.goodput), launcher])
+            },
+        );
+        let intervals = report::plot(
+            "Goodput by checkpoint interval, 2,048 places, one failure in 4 h",
+            Axis::new("minutes between checkpoints", Scale::Log),
+            &self.intervals,
+            |o| {
+                let minutes = o.scenario.interval_s / 60.0;
+                match o.scenario.second_holder {
+                    true => (minutes, vec![("second holders".into(), o.toroid.goodput)]),
+                    false => {
+                        let own = ("one holder".into(), o.toroid.goodput);
+                        (minutes, vec![own, ("launcher".into(), o.launcher.goodput)])
+                    }
+                }
+            },
+        );
+        let spares = report::plot(
+            "Goodput by spares, 2,048 places",
+            Axis::new("spares, % of places", Scale::Linear),
+            &self.spares,
+            |o| {
+                let percent = 100.0 * o.scenario.spares as f64 / o.scenario.places as f64;
+                let every = crate::format::duration(o.scenario.failure_every_s);
+                let launcher = (format!("launcher, {every}"), o.launcher.goodput);
+                (percent, vec![(format!("one failure in {every}"), o.toroid.goodput), launcher])
+            },
+        );
+        [("simulate-failures", rates), ("simulate-intervals", intervals), ("simulate-spares", spares)]
+    }
+
+    /// The part of the page, which is at `docs/scale.md`.
+    pub fn page(&self, command: &str) -> String {
+        let goals = [0, 1].map(|n| {
+            let found = self.sizes.iter().find(|o| o.scenario.places == SIZES[0] && o.scenario.failure_every_s == RATES_S[n]);
+            let seen = found.map_or(0.0, |o| o.toroid.goodput);
+            let verdict = if seen >= GOALS[n] { "reached" } else { "missed" };
+            format!("{} at one failure in {} h is {verdict}: {}", share(GOALS[n]), RATES_S[n] / HOUR_S, share(seen))
+        });
+        let by_cause: Vec<Outcome> =
+            self.sizes.iter().filter(|o| RATES_S.contains(&o.scenario.failure_every_s)).cloned().collect();
+        format!(
+            "{BEGIN}\n\nMade by `{command}`; the same bytes each time. Goals for 2,048 places: {}; {}.\n\n{}\n\
+             ![Goodput by how often something fails](images/simulate-failures.svg)\n\n\
+             What the time went to:\n\n{}\n\
+             Intervals of checkpoints, with second holders of shards and without:\n\n{}\n\
+             ![Goodput by checkpoint interval](images/simulate-intervals.svg)\n\n\
+             Spares:\n\n{}\n\
+             ![Goodput by spares](images/simulate-spares.svg)\n\n{END}",
+            goals[0],
+            goals[1],
+            report::markdown(&report::runs(&self.sizes)),
+            report::markdown(&report::times(&by_cause)),
+            report::markdown(&report::runs(&self.intervals)),
+            report::markdown(&report::runs(&self.spares)),
+        )
+    }
+
+    /// Writes the part of the page anew, and the plots beside it.
+    pub fn write(&self, page: &Path, command: &str) -> Result<()> {
+        let text = read_text(page, "the page", MAX_PAGE_BYTES)?;
+        let text = replaced(&text, &self.page(command)).with_context(|| format!("write the study into {}", page.display()))?;
+        let images = page.parent().unwrap_or(Path::new("")).join("images");
+        std::fs::create_dir_all(&images).with_context(|| format!("make {}", images.display()))?;
+        for (name, plot) in self.plots() {
+            let file = images.join(format!("{name}.svg"));
+            std::fs::write(&file, plot.render()).with_context(|| format!("write {}", file.display()))?;
+        }
+        std::fs::write(page, text).with_context(|| format!("write {}", page.display()))
+    }
+}
+
+/// `text` with what is between the marks replaced.
+fn replaced(text: &str, part: &str) -> Result<String> {
+    let found = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+    ensure!(found.is_some(), "it has no lines `{BEGIN}` and `{END}` one after the other; put them where the study belongs");
+    Ok(found.map(|(before, after)| format!("{before}{part}{after}")).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_between_the_marks_is_written_anew() {
+        let page = format!("# Scale\n\n{BEGIN}\nold\n{END}\n\nmore\n");
+        let part = format!("{BEGIN}\nnew\n{END}");
+        assert_eq!(replaced(&page, &part).ok(), Some(format!("# Scale\n\n{BEGIN}\nnew\n{END}\n\nmore\n")));
+        let error = replaced("# Scale\n", &part).expect_err("a page without marks").to_string();
+        assert!(error.contains(BEGIN) && error.contains(END), "{error}");
+    }
+}
