@@ -51,11 +51,11 @@ test:
 test-data:
 	cargo clippy -p toroid-corpus -p toroid-tokens --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc -p toroid-corpus --no-deps --document-private-items
-	cargo test -p toroid-corpus -p toroid-tokens
+	cargo --config corpus/optimized.toml test -p toroid-corpus -p toroid-tokens
 
 test-data-ray:
 	scripts/ray_venv.sh
-	cargo build -p toroid-corpus
+	cargo --config corpus/optimized.toml build -p toroid-corpus
 	.venv-ray/bin/python corpus/tests/ray_cluster.py --toroid-data target/debug/toroid-data
 
 # The test runs twice: what transformers saves after the first time is read by the second.
@@ -104,7 +104,6 @@ soak-chaos:
 
 check:
 	cargo fmt --all --check
-	cargo clippy --workspace --exclude toroid-corpus --all-targets -- -D warnings
 	cargo clippy --workspace --exclude toroid-corpus --all-targets --features toroid-failpoint/failpoint,toroid-worker/gpu -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --exclude toroid-corpus --no-deps --document-private-items
 

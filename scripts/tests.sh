@@ -18,7 +18,15 @@ since=$SECONDS
 packages=(--workspace --exclude toroid-corpus)
 # Of the same packages, so that what they depend on is not built again.
 with_failpoints=(cargo test "${packages[@]}" --features toroid-failpoint/failpoint --test failpoint --test simulation_of_failpoints --no-fail-fast)
-cargo test "${packages[@]}" --no-run || exit
+built=$(mktemp)
+linted=$(mktemp)
+trap 'rm -f "$built" "$linted"' EXIT
+# The lints look at the code with all features; what the compiler alone says of it without them counts as well.
+cargo test "${packages[@]}" --no-run 2> >(tee "$built" >&2) || exit
+if grep -q '^warning' "$built"; then
+    echo "error: the build of the tests has warnings, see above" >&2
+    status=1
+fi
 phase "the build of the tests"
 cargo test "${packages[@]}" --no-fail-fast &
 testing=$!
@@ -26,8 +34,6 @@ testing=$!
 while kill -0 "$testing" 2>/dev/null && [ -z "$(cat "/proc/$testing/task/$testing/children" 2>/dev/null)" ]; do
     sleep 1
 done
-linted=$(mktemp)
-trap 'rm -f "$linted"' EXIT
 # What is wrong with the build is said by the run below.
 (
     nice -n 19 "${with_failpoints[@]}" --no-run --quiet 2>/dev/null

@@ -133,7 +133,8 @@ impl Study {
     /// The part of the page, which is at `docs/scale.md`.
     pub fn page(&self, command: &str) -> String {
         let goals = [0, 1].map(|n| {
-            let found = self.sizes.iter().find(|o| o.scenario.places == SIZES[0] && o.scenario.failure_every_s == RATES_S[n]);
+            let found =
+                self.sizes.iter().find(|o| o.scenario.places == SIZES[0] && o.scenario.failure_every_s == RATES_S[n]);
             let seen = found.map_or(0.0, |o| o.toroid.goodput);
             let verdict = if seen >= GOALS[n] { "reached" } else { "missed" };
             format!("{} at one failure in {} h is {verdict}: {}", share(GOALS[n]), RATES_S[n] / HOUR_S, share(seen))
@@ -160,7 +161,8 @@ impl Study {
     /// Writes the part of the page anew, and the plots beside it.
     pub fn write(&self, page: &Path, command: &str) -> Result<()> {
         let text = read_text(page, "the page", MAX_PAGE_BYTES)?;
-        let text = replaced(&text, &self.page(command)).with_context(|| format!("write the study into {}", page.display()))?;
+        let text =
+            replaced(&text, &self.page(command)).with_context(|| format!("write the study into {}", page.display()))?;
         let images = page.parent().unwrap_or(Path::new("")).join("images");
         std::fs::create_dir_all(&images).with_context(|| format!("make {}", images.display()))?;
         for (name, plot) in self.plots() {
@@ -174,7 +176,10 @@ impl Study {
 /// `text` with what is between the marks replaced.
 fn replaced(text: &str, part: &str) -> Result<String> {
     let found = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
-    ensure!(found.is_some(), "it has no lines `{BEGIN}` and `{END}` one after the other; put them where the study belongs");
+    ensure!(
+        found.is_some(),
+        "it has no lines `{BEGIN}` and `{END}` one after the other; put them where the study belongs"
+    );
     Ok(found.map(|(before, after)| format!("{before}{part}{after}")).unwrap_or_default())
 }
 
