@@ -16,6 +16,7 @@ use crate::client::Connection;
 use crate::find::{self, Found, LOCAL_DIR};
 use crate::format::{bytes, count, table};
 use crate::output::{self, FormatArgs};
+use crate::words;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -92,6 +93,9 @@ pub struct Written {
     /// Bytes of tensors in each file, with --format hf
     #[arg(long, value_name = "BYTES", default_value_t = 4 << 30, value_parser = clap::value_parser!(u64).range(1..))]
     shard_bytes: u64,
+    /// A folder whose tokenizer and chat template come along, with --format hf; default: the folder of the job's init_from
+    #[arg(long, value_name = "FOLDER")]
+    words_from: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -141,12 +145,18 @@ impl Written {
             Files::Safetensors if dtype != Dtype::F32 => {
                 bail!("one safetensors file has f32 alone; add --format hf for --dtype bf16")
             }
+            Files::Safetensors if self.words_from.is_some() => {
+                bail!("one safetensors file has no tokenizer beside it; add --format hf for --words-from")
+            }
             Files::Safetensors => Ok(storage.export(step, path)?),
             Files::Hf => {
-                let written = storage.export_hf(step, path, dtype, self.shard_bytes)?;
-                if let Some(tokenizer) = storage.manifest(step)?.tokenizer {
+                let manifest = storage.manifest(step)?;
+                let carried = words::carried(&manifest, self.words_from.as_deref())?;
+                let has_tokenizer = carried.iter().any(|(name, _)| name == words::TOKENIZER);
+                let written = storage.export_hf(step, path, dtype, self.shard_bytes, carried)?;
+                if let Some(tokenizer) = manifest.tokenizer.filter(|_| !has_tokenizer) {
                     output::note(format_args!(
-                        "the tokens are not bytes: copy the tokenizer.json whose blake3 is {tokenizer} into {}",
+                        "the tokens are not bytes: name the folder of the tokenizer.json whose blake3 is {tokenizer} with --words-from, or copy it into {}",
                         path.display()
                     ));
                 }

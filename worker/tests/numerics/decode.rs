@@ -1,7 +1,9 @@
 //! What is decoded row by row against a cache has the bits of the training forward over the whole sequence (M-5).
 
+use std::collections::BTreeMap;
+
 use toroid_torus::job::{JobSpec, Products};
-use toroid_worker::device::{CachePlace, CachedAttention, CpuDevice};
+use toroid_worker::device::{CachePlace, CpuDevice};
 use toroid_worker::generate::{Finish, GenerateError, Request, Sampling, generate};
 use toroid_worker::model::{Alone, Decoder, Input, Row, whole_partition};
 
@@ -24,18 +26,18 @@ fn trained(spec: &JobSpec, tokens: &[u32]) -> Vec<f32> {
 
 fn decoder(spec: &JobSpec, sequences: usize, threads: usize) -> Decoder<CpuDevice> {
     let params = formula_params(spec, &whole_partition(&spec.model));
-    Decoder::new(CpuDevice::new(threads), &spec.model, spec.products, &params, sequences)
+    Decoder::new(CpuDevice::for_generation(threads), &spec.model, spec.products, &params, sequences)
 }
 
-/// Where rows are not independent they are close.
+/// Where products are others than those of training they are close: rounding to bf16 makes more of it.
 #[track_caller]
 fn check_row(found: &[f32], expected: &[f32], what: &str) {
-    if CpuDevice::new(1).rows_are_independent() {
+    if CpuDevice::for_generation(1).has_bits_of_training() {
         let differs = (0..found.len()).find(|&i| found[i].to_bits() != expected[i].to_bits());
         assert_eq!(differs.map(|i| (i, found[i], expected[i])), None, "{what}");
     } else {
         let off = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(off < 1e-4, "{what}: off by {off}");
+        assert!(off < 2e-3, "{what}: off by {off}");
     }
 }
 
@@ -67,6 +69,15 @@ fn decoded_rows_have_the_bits_of_the_training_forward() {
             alone.forward(&[row(0, 0, position)], &mut logits);
             check_row(&logits, expect(0, position), &format!("position {position} alone"));
         }
+        // What a row has alone it has among others, on any processor.
+        let mut rows_alone = decoder(&spec, 2, 1);
+        let mut of_rows = |sample: usize, position: usize, expected: &mut BTreeMap<(usize, usize), Vec<f32>>| {
+            let mut logits = vec![f32::NAN; vocab];
+            rows_alone.forward(&[row(sample, sample, position)], &mut logits);
+            expected.insert((sample, position), logits);
+        };
+        let mut found_alone = BTreeMap::new();
+        (0..seq.min(80)).for_each(|p| (0..SAMPLES).for_each(|sample| of_rows(sample, p, &mut found_alone)));
         // Sixteen, each so many tokens ahead of the one before; a prompt in pieces among them.
         let mut many = decoder(&spec, 16, 2);
         let end = seq.min(80);
@@ -91,6 +102,8 @@ fn decoded_rows_have_the_bits_of_the_training_forward() {
             for (row, logits) in rows.iter().zip(logits.chunks_exact(vocab)) {
                 let CachePlace { sequence, position } = row.place;
                 check_row(logits, expect(sequence % SAMPLES, position), &format!("{row:?} among {}", rows.len()));
+                let alone = &found_alone[&(sequence % SAMPLES, position)];
+                assert!(logits.iter().zip(alone).all(|(a, b)| a.to_bits() == b.to_bits()), "{row:?} among others");
             }
         }
     }
