@@ -105,7 +105,7 @@ fn the_openai_package_is_served() -> Result<()> {
     let said = String::from_utf8_lossy(&output.stdout).to_string() + &String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "the client failed: {said}");
 
-    // Of two that hang up, one streams and one waits for all of it: neither is computed to its end.
+    // One that hangs up streams, and one waits for all of it: they are not computed to their end.
     let abandoned = server.figure("toroid_serve_abandoned_total")?;
     for stream in ["true", "false"] {
         let body = format!("{{\"prompt\":\"a\",\"max_tokens\":250,\"n\":16,\"stream\":{stream}}}");
@@ -113,7 +113,8 @@ fn the_openai_package_is_served() -> Result<()> {
         if stream == "true" {
             asked.read_exact(&mut [0; 64])?;
         } else {
-            while server.figure("toroid_serve_running")? == 0.0 {}
+            let before = server.figure("toroid_serve_generated_tokens_total")?;
+            while server.figure("toroid_serve_generated_tokens_total")? == before {}
         }
     }
     while server.figure("toroid_serve_running")? + server.figure("toroid_serve_waiting")? > 0.0 {}

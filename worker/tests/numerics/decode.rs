@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use toroid_torus::job::{JobSpec, Products};
 use toroid_worker::device::{CachePlace, CpuDevice};
-use toroid_worker::generate::{Finish, GenerateError, Request, Sampling, generate};
+use toroid_worker::generate::{Batch, Ended, Finish, GenerateError, Listener, Request, Sampling, Sequence, generate};
 use toroid_worker::model::{Alone, Decoder, Input, Row, whole_partition};
 
 use crate::support::{formula_params, read, spec, splitmix64, unfailing, whole};
@@ -140,6 +140,77 @@ fn texts_depend_on_their_number_alone() {
     let never = vec![whole.tokens[2], 256];
     let stopped = texts(1, 1, &[never, stop], 1000).remove(0);
     assert_eq!((&stopped.tokens[..], stopped.finish), (&whole.tokens[..at], Finish::Stop));
+}
+
+/// Hears tokens, and has enough after some of them.
+struct Hearing {
+    number: usize,
+    tokens: Vec<u32>,
+    gone_after: usize,
+}
+
+impl Listener for Hearing {
+    fn token(&mut self, token: u32, _logits: &[f32]) -> Option<Finish> {
+        self.tokens.push(token);
+        None
+    }
+
+    fn is_gone(&self) -> bool {
+        self.tokens.len() >= self.gone_after
+    }
+}
+
+/// Sequences of many lengths, with beginnings in common, at few places: some leave early, others come, and each has the tokens that it has alone (G-1).
+#[test]
+fn a_text_is_the_same_whoever_comes_and_goes() {
+    let spec = spec(SAMPLES);
+    let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 };
+    let sequences: Vec<Sequence> = (0..20)
+        .map(|i| {
+            let beginning =
+                if i % 3 == 0 { "a beginning that several of them have in common, so that it is copied; " } else { "" };
+            let prompt = format!("{beginning}{}", "other words ".repeat(i % 4 + 1)).bytes().map(u32::from).collect();
+            Sequence {
+                prompt,
+                sample: i as u64 % 2,
+                seed: 3,
+                sampling,
+                max_tokens: 3 + i % 7,
+                scores_prompt: i % 5 == 4,
+            }
+        })
+        .collect();
+    let mut decoder = decoder(&spec, 3, 2);
+    let mut batch = Batch::new(3, decoder.max_tokens(), 256);
+    let mut waiting = sequences.iter().enumerate();
+    let mut num_ended = 0;
+    loop {
+        while batch.num_free() > 0
+            && let Some((number, sequence)) = waiting.next()
+        {
+            let gone_after = if number % 6 == 5 { 2 } else { usize::MAX };
+            batch.join(sequence.clone(), Hearing { number, tokens: Vec::new(), gone_after });
+        }
+        if batch.is_idle() {
+            break;
+        }
+        for Ended { listener, result } in batch.step(&mut decoder) {
+            let sequence = &sequences[listener.number];
+            let mut alone = self::decoder(&spec, 1, 1);
+            let mut only = Batch::new(1, alone.max_tokens(), 256);
+            only.join(sequence.clone(), Hearing { number: 0, tokens: Vec::new(), gone_after: usize::MAX });
+            let ended = loop {
+                if let Some(ended) = only.step(&mut alone).pop() {
+                    break ended;
+                }
+            };
+            assert_eq!((listener.tokens, &result), (ended.listener.tokens, &ended.result), "{sequence:?}");
+            assert_eq!(result, Ok(Finish::Length));
+            num_ended += 1;
+        }
+    }
+    // Three had enough before.
+    assert_eq!(num_ended, 17);
 }
 
 #[test]
