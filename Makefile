@@ -5,7 +5,8 @@
 # make test    everything that must hold: formatting, lints, docs, all tests but those of the two lines below
 # make test-data  the same for the data pipeline, which is a package and a program of its own
 # make test-data-ray  its tasks on a local cluster of Ray whose raylets and workers are killed; installs Ray in .venv-ray, 330 MB
-# make test-peers  what we write and compute beside transformers; installs it with PyTorch in .venv-peers (some gigabytes)
+# make test-peers  what we write and compute beside transformers, and what lm-eval and garak get of `toroid serve`; installs them with PyTorch in
+#              .venv-peers (some gigabytes) and .venv-clients
 # make test-deploy  what is in deploy/, tried: a real Slurm whose nodes are killed, pods run as their manifests say, hosts that are unplugged, the image; as root. test-slurm: the first alone
 # make soak    a million simulated clusters (SEEDS=...: more; takes hours), then soak-control-plane and soak-chaos
 # make soak-chaos  hundreds of kills at four shapes, pairs of workers together with the coordinator, and workers that are stopped, each
@@ -66,6 +67,9 @@ test-peers:
 	.venv-peers/bin/python scripts/check_transformers.py target/peers
 	TOROID_HF_FOLDERS=$(CURDIR)/target/peers cargo test -p toroid-worker --test numerics hf::
 	.venv-peers/bin/python scripts/record_chat_templates.py
+	scripts/clients_venv.sh
+	cargo build -p toroid-serve
+	.venv-clients/bin/python scripts/check_clients.py target/debug/toroid-serve target/peers/tiny
 
 test-deploy:
 	scripts/setup.sh --deploy

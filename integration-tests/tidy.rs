@@ -51,7 +51,8 @@ const MAX_LINES: usize = 800;
 /// An `unsafe` is justified within so many lines before it.
 const SAFETY_LINES: usize = 8;
 /// What is made by tools.
-const SKIPPED_FOLDERS: [&str; 7] = ["target", ".git", ".venv", ".venv-bench", ".venv-peers", ".toroid", "generated"];
+const SKIPPED_FOLDERS: [&str; 8] =
+    ["target", ".git", ".venv", ".venv-bench", ".venv-clients", ".venv-peers", ".toroid", "generated"];
 
 /// Files of this repository with these endings, by their path from its root, sorted.
 fn files(endings: &[&str]) -> Result<Vec<(String, String)>> {

@@ -17,6 +17,8 @@ packages=(
     kubernetes-validate
     # Object stores that speak S3: one heeds conditions of writes, one checks signatures.
     localbucket==1.2.1 nanio==0.1.7
+    # The client that programs talk to language models with.
+    openai==3.57.0
 )
 
 have_venv() {
@@ -24,7 +26,7 @@ have_venv() {
 }
 
 is_complete() {
-    [ -x .venv/bin/python ] && .venv/bin/python -c 'import numpy, safetensors, grpc, grpc_reflection, google.protobuf, playwright.sync_api, axe_playwright_python, tensorboard, kubernetes_validate, localbucket, nanio' 2>/dev/null &&
+    [ -x .venv/bin/python ] && .venv/bin/python -c 'import numpy, safetensors, grpc, grpc_reflection, google.protobuf, playwright.sync_api, axe_playwright_python, tensorboard, kubernetes_validate, localbucket, nanio, openai' 2>/dev/null &&
         [ -x .venv/bin/helm ] && [ -x .venv/bin/kubectl ] &&
         compgen -G '.venv/lib/python*/site-packages/nvidia/*/lib/libnvrtc.so.*' >/dev/null
 }

@@ -18,6 +18,7 @@ use crate::client::Connection;
 use crate::find::{self, Found, LOCAL_DIR};
 use crate::format::{bytes, count, table};
 use crate::output::{self, FormatArgs};
+use crate::words;
 
 /// Of a file, at a time.
 const SEND_BYTES: usize = 1 << 20;
@@ -97,6 +98,9 @@ pub struct Written {
     /// Bytes of tensors in each file, with --format hf
     #[arg(long, value_name = "BYTES", default_value_t = 4 << 30, value_parser = clap::value_parser!(u64).range(1..))]
     shard_bytes: u64,
+    /// A folder whose tokenizer and chat template come along, with --format hf; default: the folder of the job's init_from
+    #[arg(long, value_name = "FOLDER")]
+    words_from: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -140,15 +144,21 @@ impl Written {
             Files::Safetensors if dtype != Dtype::F32 => {
                 bail!("one safetensors file has f32 alone; add --format hf for --dtype bf16")
             }
+            Files::Safetensors if self.words_from.is_some() => {
+                bail!("one safetensors file has no tokenizer beside it; add --format hf for --words-from")
+            }
             Files::Safetensors => Ok(storage.export(step, path)?),
             Files::Hf => {
+                let manifest = storage.manifest(step)?;
+                let carried = words::carried(&manifest, self.words_from.as_deref())?;
+                let has_tokenizer = carried.iter().any(|(name, _)| name == words::TOKENIZER);
                 let written = match path.to_str().filter(|url| toroid_storage::is_store(url)) {
-                    Some(url) => self.write_to_store(storage, step, url, dtype)?,
-                    None => storage.export_hf(step, path, dtype, self.shard_bytes)?.bytes,
+                    Some(url) => self.write_to_store(storage, step, url, dtype, carried)?,
+                    None => storage.export_hf(step, path, dtype, self.shard_bytes, carried)?.bytes,
                 };
-                if let Some(tokenizer) = storage.manifest(step)?.tokenizer {
+                if let Some(tokenizer) = manifest.tokenizer.filter(|_| !has_tokenizer) {
                     output::note(format_args!(
-                        "the tokens are not bytes: copy the tokenizer.json whose blake3 is {tokenizer} into {}",
+                        "the tokens are not bytes: name the folder of the tokenizer.json whose blake3 is {tokenizer} with --words-from, or copy it into {}",
                         path.display()
                     ));
                 }
@@ -166,13 +176,20 @@ impl Written {
 
 impl Written {
     /// A folder of this machine (below `TMPDIR`) first, then its files as objects. `config.json`, without which nobody takes it for a model, comes last.
-    fn write_to_store(&self, storage: &Storage, step: u64, url: &str, dtype: Dtype) -> Result<u64> {
+    fn write_to_store(
+        &self,
+        storage: &Storage,
+        step: u64,
+        url: &str,
+        dtype: Dtype,
+        carried: Vec<(String, Vec<u8>)>,
+    ) -> Result<u64> {
         let store = Store::open(url)?;
         ensure!(store.list("", 1)?.is_empty(), "there are objects below {url}; export to a prefix that has none");
         let staging =
             tempfile::tempdir().context("make a folder for the files before they are sent (TMPDIR says where)")?;
         let folder = staging.path().join("model");
-        let written = storage.export_hf(step, &folder, dtype, self.shard_bytes)?;
+        let written = storage.export_hf(step, &folder, dtype, self.shard_bytes, carried)?;
         let mut files: Vec<PathBuf> = Vec::new();
         for entry in std::fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
             files.push(entry.with_context(|| format!("list {}", folder.display()))?.path());

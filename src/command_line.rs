@@ -3,6 +3,7 @@
 //! Standard output has what was asked for, standard error what is said beside it. Exit codes are [`crate::exit`]'s.
 
 use std::ffi::OsString;
+use std::iter;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -16,8 +17,9 @@ use tracing::Span;
 
 use crate::output::FormatArgs;
 use crate::{
-    admin, bench, calls, certs, chaos, checkpoint, daemon, dashboard, data, doctor, events, exit, explain, generate,
-    incidents, jobs, local, output, plan, queue, scale, shell, simulate, slurm, status, submit, top, trace, workers,
+    admin, bench, calls, certs, chaos, checkpoint, companion, daemon, dashboard, doctor, events, exit, explain,
+    generate, incidents, jobs, local, output, plan, queue, scale, shell, simulate, slurm, status, submit, top, trace,
+    workers,
 };
 
 /// Trains Mixture-of-Experts language models on machines that die
@@ -101,7 +103,13 @@ enum Command {
     Slurm(slurm::Command),
     /// Make text to train on from raw documents, each removal explained: `toroid data --help`
     #[command(disable_help_flag = true)]
-    Data(data::Args),
+    Data(companion::Args),
+    /// Serve a model over HTTP as OpenAI does: `toroid serve --help`
+    #[command(disable_help_flag = true)]
+    Serve(companion::Args),
+    /// Ask a model what it should not answer, and report: `toroid redteam --help`
+    #[command(disable_help_flag = true)]
+    Redteam(companion::Args),
     /// Show the versions of program, protocol and checkpoint format
     Version(FormatArgs),
     /// Print completions for a shell
@@ -202,7 +210,9 @@ fn dispatch(runtime: &Runtime, command: Command, log: Arc<Log>) -> Result<ExitCo
         Command::Scale(args) => runtime.block_on(scale::run(*args)),
         Command::Simulate(args) => simulate::run(*args),
         Command::Slurm(command) => slurm::run(command).map(|()| ExitCode::SUCCESS),
-        Command::Data(args) => data::run(&args),
+        Command::Data(args) => companion::DATA.run(args.arguments),
+        Command::Serve(args) => companion::SERVE.run(iter::once("serve".into()).chain(args.arguments)),
+        Command::Redteam(args) => companion::SERVE.run(iter::once("redteam".into()).chain(args.arguments)),
         Command::Version(format) => version(format),
         Command::Completions(args) => shell::completions(Cli::command(), &args),
         Command::Man(args) => shell::man(Cli::command(), &args),

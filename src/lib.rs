@@ -14,12 +14,15 @@
 //!   plan        what a job needs, before it is run
 //!   slurm       batch scripts                                           scale   many small trainings, and the laws that they follow; svg: plots
 //!   checkpoint  now, pin, list, verify, export; find: which folder is meant  client, calls, watch: gRPC   format, output
-//!   generate    text from what was trained
+//!   generate    text from what was trained                              model_source  which model a command means, and its weights
+//!   words       tokenizer and chat template of a folder, which come along with an export
+//!   companion   programs of their own: `toroid data`, `toroid serve`, `toroid redteam`
 //!   cluster     coordinator and workers as child processes: `local`, `chaos`, `bench` and the system tests share it
 //! ```
 //!
 //! It is a library so that tests run the same clusters as users ([`cluster`]), and so that a second binary, `toroid-failpoint`, is the same
-//! program with the feature `failpoint`. No other program is meant to depend on it.
+//! program with the feature `failpoint`. Of other
+//! programs `toroid-serve` alone depends on it: it finds models and answers as the commands here do.
 //!
 //! Deliberately absent: decisions about jobs; they are the coordinator's.
 
@@ -36,17 +39,17 @@ mod checkpoint;
 pub mod client;
 pub mod cluster;
 mod command_line;
+mod companion;
 mod daemon;
 mod dashboard;
-mod data;
 mod doctor;
 mod events;
 mod exit;
 mod explain;
-mod files;
+pub mod files;
 mod find;
 mod format;
-mod generate;
+pub mod generate;
 #[cfg(test)]
 mod golden;
 mod incidents;
@@ -54,7 +57,8 @@ mod jobfile;
 mod jobs;
 mod links;
 mod local;
-mod output;
+pub mod model_source;
+pub mod output;
 mod plan;
 mod progress;
 mod queue;
@@ -70,6 +74,7 @@ mod svg;
 mod top;
 mod trace;
 mod watch;
+mod words;
 mod workers;
 
 pub use command_line::run;

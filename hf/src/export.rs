@@ -4,7 +4,6 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
 use toroid_torus::model::{ModelConfig, TensorSpec};
 
 use crate::dtype::{Dtype, bf16_of_f32};
@@ -23,6 +22,8 @@ pub struct Options {
     pub shard_bytes: u64,
     /// Tokens are bytes; else the folder has no tokenizer, since we do not have it.
     pub has_byte_tokens: bool,
+    /// Files that come along as they are, name and bytes: a tokenizer, a chat template. They take the place of what would be written.
+    pub carried: Vec<(String, Vec<u8>)>,
     /// What the header of each file says besides, for people: key and text.
     pub notes: Vec<(&'static str, String)>,
 }
@@ -88,8 +89,12 @@ pub fn export<E: std::error::Error + 'static>(
         files.push(("tokenizer.json", bytes_tokenizer::tokenizer_json(model)));
         files.push(("tokenizer_config.json", bytes_tokenizer::tokenizer_config(model)));
     }
+    files.retain(|(name, _)| options.carried.iter().all(|(carried, _)| carried != name));
     for (name, value) in files {
-        bytes += write_json(&staging.path.join(name), &value)?;
+        bytes += write_file(&staging.path.join(name), format!("{value:#}\n").as_bytes())?;
+    }
+    for (name, content) in &options.carried {
+        bytes += write_file(&staging.path.join(name), content)?;
     }
     staging.commit(path)?;
     Ok(Written { num_files: shards.len(), bytes })
@@ -157,12 +162,11 @@ fn write_values<E: std::error::Error>(
 }
 
 /// Returns the bytes of the file.
-fn write_json<E: std::error::Error>(path: &Path, value: &Value) -> Result<u64, ExportError<E>> {
+fn write_file<E: std::error::Error>(path: &Path, content: &[u8]) -> Result<u64, ExportError<E>> {
     let cannot = write_error(path);
-    let text = format!("{value:#}\n");
     let mut file = File::create_new(path).map_err(&cannot)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(&cannot)?;
-    Ok(text.len() as u64)
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(&cannot)?;
+    Ok(content.len() as u64)
 }
 
 /// A folder that nobody takes for an export yet; dropped before [`Staging::commit`], nothing of it remains.

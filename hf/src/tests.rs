@@ -43,7 +43,7 @@ fn fill(spec: &TensorSpec, values: &mut [f32]) -> Result<(), Infallible> {
 }
 
 fn options(dtype: Dtype, shard_bytes: u64) -> Options {
-    Options { dtype, shard_bytes, has_byte_tokens: true, notes: vec![("step", "7".into())] }
+    Options { dtype, shard_bytes, has_byte_tokens: true, carried: Vec::new(), notes: vec![("step", "7".into())] }
 }
 
 /// All tensors of a folder's files, as its reader finds them: type, shape and values.

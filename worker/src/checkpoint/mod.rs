@@ -186,9 +186,10 @@ impl Storage {
         folder: &Path,
         dtype: Dtype,
         shard_bytes: u64,
+        carried: Vec<(String, Vec<u8>)>,
     ) -> Result<toroid_hf::Written, ExportError<CheckpointError>> {
         let manifest = self.manifest(step).map_err(ExportError::Tensor)?;
-        read::export_hf(&*self.objects, &manifest, folder, dtype, shard_bytes)
+        read::export_hf(&*self.objects, &manifest, folder, dtype, shard_bytes, carried)
     }
 }
 

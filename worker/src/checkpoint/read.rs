@@ -91,10 +91,11 @@ pub(super) fn export_hf(
     path: &Path,
     dtype: Dtype,
     shard_bytes: u64,
+    carried: Vec<(String, Vec<u8>)>,
 ) -> Result<Written, ExportError<CheckpointError>> {
     let notes = vec![("job", manifest.job.name.clone()), ("step", manifest.step.to_string())];
     let source = Source::new(objects, manifest);
-    let options = Options { dtype, shard_bytes, has_byte_tokens: manifest.tokenizer.is_none(), notes };
+    let options = Options { dtype, shard_bytes, has_byte_tokens: manifest.tokenizer.is_none(), carried, notes };
     toroid_hf::export(path, &manifest.job.model, &options, |tensor, values| source.fill_whole(&tensor.name, values))
 }
 

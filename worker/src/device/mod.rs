@@ -654,7 +654,7 @@ pub trait Device: Send + Sync + Sized + 'static {
 }
 
 /// A device that text is generated on.
-pub trait CachedAttention: Device {
+pub trait CachedAttention: Device + Clone {
     /// A row of any operation's result has the same bits whatever other rows there are, and however many.
     fn rows_are_independent(&self) -> bool;
 

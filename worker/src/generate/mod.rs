@@ -5,19 +5,21 @@
 //!                         ^------------------------------------'
 //! ```
 //!
-//! All samples of a prompt are decoded side by side; each is the text that it would be alone (`sample`, and M-5 of the model).
+//! `batch` decodes any sequences side by side; each is the text that it would be alone (`sample`, and M-5 of the model). [`generate`] is that for the
+//! samples of one prompt.
 //!
-//! Deliberately absent: text (a token is a number), TP and PP, several prompts at a time.
+//! Deliberately absent: text (a token is a number), TP and PP.
 
+mod batch;
 mod sample;
 
-use crate::device::{CachePlace, CachedAttention};
-use crate::model::{Decoder, Row};
+use std::cell::RefCell;
 
+use crate::device::CachedAttention;
+use crate::model::Decoder;
+
+pub use batch::{Batch, Ended, Listener, Sequence};
 pub use sample::{Key, Sampling};
-
-/// Rows of a prompt that are computed at a time.
-const PIECE: usize = 64;
 
 /// What is to be generated.
 #[derive(Debug, Clone, PartialEq)]
@@ -84,105 +86,61 @@ pub enum GenerateError {
 pub fn generate<D: CachedAttention>(
     decoder: &mut Decoder<D>,
     request: &Request<'_>,
-    mut said: impl FnMut(usize, &[u32]),
+    said: impl FnMut(usize, &[u32]),
 ) -> Result<Vec<Text>, GenerateError> {
-    let Request { prompt, samples, max_tokens, .. } = *request;
-    if prompt.is_empty() {
-        return Err(GenerateError::Empty);
+    let Request { prompt, samples, max_tokens, sampling, seed, num_tokens, stops } = *request;
+    let mut batch = Batch::new(samples, decoder.max_tokens(), num_tokens);
+    let said = &RefCell::new(said);
+    for sample in 0..samples {
+        let sequence =
+            Sequence { prompt: prompt.into(), sample: sample as u64, seed, sampling, max_tokens, scores_prompt: false };
+        batch.check(&sequence)?;
+        let said = move |tokens: &[u32]| said.borrow_mut()(sample, tokens);
+        batch.join(sequence, Writing { sample, stops, said, tokens: Vec::new(), num_said: 0 });
     }
-    let most = decoder.max_tokens();
-    if prompt.len() >= most {
-        return Err(GenerateError::TooLong { found: prompt.len(), most });
-    }
-    let first = read_prompt(decoder, prompt, samples);
-    let mut texts: Vec<Writing> = (0..samples).map(|i| Writing::new(request, i)).collect();
-    let vocab = first.len();
-    let mut logits = first.repeat(samples);
-    for position in prompt.len().. {
-        let going: Vec<usize> = (0..samples).filter(|i| texts[*i].finish.is_none()).collect();
-        for (i, logits) in going.iter().zip(logits.chunks_exact(vocab)) {
-            let (text, at_end) = (&mut texts[*i], position + 1 == most);
-            let logits = &logits[..request.num_tokens.min(vocab)];
-            let token = sample::next(logits, request.sampling, text.key, position);
-            text.push(token.ok_or(GenerateError::NotFinite { position })?, request);
-            if text.finish.is_none() && text.tokens.len() >= max_tokens {
-                text.finish = Some(Finish::Length);
-            }
-            if text.finish.is_none() && at_end {
-                text.finish = Some(Finish::Context);
-            }
-            text.say(request, |tokens| said(*i, tokens));
+    let empty = || Text { tokens: Vec::new(), finish: Finish::Length };
+    let mut texts: Vec<Text> = (0..samples).map(|_| empty()).collect();
+    while !batch.is_idle() {
+        for Ended { mut listener, result } in batch.step(decoder) {
+            let finish = result?;
+            listener.say(true);
+            texts[listener.sample] = Text { tokens: listener.tokens, finish };
         }
-        let rows: Vec<Row> = going
-            .into_iter()
-            .filter(|i| texts[*i].finish.is_none())
-            .filter_map(|i| Some(Row { place: CachePlace { sequence: i, position }, token: *texts[i].tokens.last()? }))
-            .collect();
-        if rows.is_empty() {
-            break;
-        }
-        logits.resize(rows.len() * vocab, 0.0);
-        decoder.forward(&rows, &mut logits);
     }
-    Ok(texts
-        .into_iter()
-        .map(|text| Text { tokens: text.tokens, finish: text.finish.unwrap_or(Finish::Context) })
-        .collect())
-}
-
-/// Puts the prompt into the cache of so many sequences; the logits of its last token.
-fn read_prompt<D: CachedAttention>(decoder: &mut Decoder<D>, prompt: &[u32], samples: usize) -> Vec<f32> {
-    let vocab = decoder.vocab();
-    let mut logits = Vec::new();
-    for (piece, tokens) in prompt.chunks(PIECE).enumerate() {
-        let place = |i: usize| CachePlace { sequence: 0, position: piece * PIECE + i };
-        let rows: Vec<Row> =
-            tokens.iter().enumerate().map(|(i, token)| Row { place: place(i), token: *token }).collect();
-        logits.resize(rows.len() * vocab, 0.0);
-        decoder.forward(&rows, &mut logits);
-    }
-    (1..samples).for_each(|sequence| decoder.copy_sequence(0, sequence, prompt.len()));
-    logits.split_off(logits.len() - vocab)
+    Ok(texts)
 }
 
 /// A text on its way.
-struct Writing {
-    key: Key,
+struct Writing<'a, F> {
+    sample: usize,
+    stops: &'a [Vec<u32>],
+    said: F,
     tokens: Vec<u32>,
     num_said: usize,
-    finish: Option<Finish>,
 }
 
-impl Writing {
-    fn new(request: &Request<'_>, sample: usize) -> Writing {
-        let key = Key::new(request.seed, request.prompt, sample as u64);
-        let finish = (request.max_tokens == 0).then_some(Finish::Length);
-        Writing { key, tokens: Vec::new(), num_said: 0, finish }
-    }
-
-    fn push(&mut self, token: u32, request: &Request<'_>) {
+impl<F: FnMut(&[u32])> Listener for Writing<'_, F> {
+    fn token(&mut self, token: u32, _logits: &[f32]) -> Option<Finish> {
         self.tokens.push(token);
-        let stop =
-            request.stops.iter().filter(|stop| !stop.is_empty() && self.tokens.ends_with(stop)).map(Vec::len).max();
+        let ends_with = |stop: &&Vec<u32>| !stop.is_empty() && self.tokens.ends_with(stop);
+        let stop = self.stops.iter().filter(ends_with).map(Vec::len).max();
         if let Some(len) = stop {
             self.tokens.truncate(self.tokens.len() - len);
-            self.finish = Some(Finish::Stop);
         }
+        self.say(stop.is_some());
+        stop.map(|_| Finish::Stop)
     }
+}
 
-    /// Tells `said` what is certain and was not told.
-    fn say(&mut self, request: &Request<'_>, said: impl FnOnce(&[u32])) {
+impl<F: FnMut(&[u32])> Writing<'_, F> {
+    /// Tells what is certain and was not told.
+    fn say(&mut self, is_end: bool) {
         let is_start = |stop: &Vec<u32>, len: &usize| *len < stop.len() && self.tokens.ends_with(&stop[..*len]);
-        let held = match self.finish {
-            Some(_) => 0,
-            None => {
-                let of = |stop: &Vec<u32>| (1..stop.len()).rev().find(|len| is_start(stop, len)).unwrap_or(0);
-                request.stops.iter().map(of).max().unwrap_or(0)
-            }
-        };
+        let of = |stop: &Vec<u32>| (1..stop.len()).rev().find(|len| is_start(stop, len)).unwrap_or(0);
+        let held = if is_end { 0 } else { self.stops.iter().map(of).max().unwrap_or(0) };
         let certain = self.tokens.len() - held;
         if certain > self.num_said {
-            said(&self.tokens[self.num_said..certain]);
+            (self.said)(&self.tokens[self.num_said..certain]);
             self.num_said = certain;
         }
     }

@@ -14,6 +14,8 @@
 //!
 //! Deliberately absent: TP and PP, which token comes next.
 
+use std::collections::BTreeMap;
+
 use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::job::Products;
 use toroid_torus::model::ModelConfig;
@@ -23,7 +25,7 @@ use super::block::{Context, Scratch};
 use super::layout::Layout;
 use super::tp::Alone;
 use super::{attention, head, moe};
-use crate::device::{AttentionDims, Buffer, CachePlace, CachedAttention, Device};
+use crate::device::{Buffer, CachePlace, CachedAttention, Device};
 
 /// A token of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +33,9 @@ pub struct Row {
     pub place: CachePlace,
     pub token: u32,
 }
+
+/// Numbers of rows whose buffers are kept.
+const MAX_WORKSPACES: usize = 32;
 
 /// Buffers for one number of rows.
 struct Workspace<D: Device> {
@@ -41,7 +46,6 @@ struct Workspace<D: Device> {
     x: [D::Buf; 2],
     attention: attention::Saved<D>,
     moe: moe::Saved<D>,
-    head: head::Saved<D>,
     scratch: Scratch<D>,
     /// `(rows, head_dim)`: cosines, then sines of each row's position.
     rope: D::Buf,
@@ -49,19 +53,47 @@ struct Workspace<D: Device> {
 
 impl<D: Device> Workspace<D> {
     fn new(device: &D, whole: &Layout, rows: usize) -> Workspace<D> {
-        let attention = AttentionDims { batch: 1, seq: rows, ..whole.attention };
-        let layout = Layout { attention, ..whole.clone() };
+        let layout = whole.of_rows(rows);
         Workspace {
             ids: device.alloc_ids(rows),
             x: [(); 2].map(|()| device.alloc(rows * layout.d)),
             attention: attention::Saved::new(device, &layout),
             moe: moe::Saved::new(device, &layout),
-            head: head::Saved::new(device, &layout),
             scratch: Scratch::new(device, &layout),
             rope: device.alloc(rows * layout.attention.head_dim),
             layout,
         }
     }
+}
+
+/// Buffers for the end of one number of rows: those whose logits are wanted.
+struct Ends<D: Device> {
+    layout: Layout,
+    /// Which rows.
+    ids: D::Ids,
+    /// `(ends, d)`: the residual stream.
+    x: D::Buf,
+    head: head::Saved<D>,
+}
+
+impl<D: Device> Ends<D> {
+    fn new(device: &D, whole: &Layout, ends: usize) -> Ends<D> {
+        let layout = whole.of_rows(ends);
+        Ends {
+            ids: device.alloc_ids(ends),
+            x: device.alloc(ends * layout.d),
+            head: head::Saved::new(device, &layout),
+            layout,
+        }
+    }
+}
+
+/// What is kept of one number, made where it is not there.
+fn kept<T>(all: &mut BTreeMap<usize, T>, number: usize, make: impl FnOnce() -> T) -> &mut T {
+    if all.len() >= MAX_WORKSPACES && !all.contains_key(&number) {
+        all.clear();
+    }
+    all.entry(number).or_insert_with(make)
 }
 
 /// The whole model with a cache of keys and values.
@@ -75,8 +107,9 @@ pub struct Decoder<D: CachedAttention> {
     caches: Vec<D::Buf>,
     /// `(seq, head_dim)`
     rope: Vec<f32>,
-    /// Of the last number of rows.
-    workspace: Option<Workspace<D>>,
+    /// By their number of rows.
+    workspaces: BTreeMap<usize, Workspace<D>>,
+    ends: BTreeMap<usize, Ends<D>>,
 }
 
 /// The partition of a model that is on one place.
@@ -98,12 +131,25 @@ impl<D: CachedAttention> Decoder<D> {
         let caches = layout.layers.iter().map(|_| device.alloc(cache_len)).collect();
         let mut own = device.alloc(params.len());
         device.write(own.all_mut(), params);
-        Decoder { rope: layout.rope_table(), params: own, caches, workspace: None, layout, device }
+        Decoder {
+            rope: layout.rope_table(),
+            params: own,
+            caches,
+            workspaces: BTreeMap::new(),
+            ends: BTreeMap::new(),
+            layout,
+            device,
+        }
     }
 
     /// Tokens that a sequence can have.
     pub fn max_tokens(&self) -> usize {
         self.layout.attention.seq
+    }
+
+    /// Sequences that it has room for.
+    pub fn sequences(&self) -> usize {
+        self.layout.attention.batch
     }
 
     /// Tokens of the vocabulary.
@@ -127,19 +173,27 @@ impl<D: CachedAttention> Decoder<D> {
     /// The logits of `rows`, `(rows, vocab)`, into `logits`. Rows of a sequence come in ascending order, and all positions before them are in the
     /// cache, or come before them here. Each token is below the model's vocabulary.
     pub fn forward(&mut self, rows: &[Row], logits: &mut [f32]) {
-        let Decoder { device, layout, params, caches, rope, workspace } = self;
+        let all: Vec<usize> = (0..rows.len()).collect();
+        self.forward_some(rows, &all, logits);
+    }
+
+    /// As [`Decoder::forward`], with the logits of the rows `wanted` alone, `(wanted, vocab)`.
+    pub fn forward_some(&mut self, rows: &[Row], wanted: &[usize], logits: &mut [f32]) {
+        let device = self.device.clone();
+        device.enter(|| self.compute(rows, wanted, logits));
+    }
+
+    fn compute(&mut self, rows: &[Row], wanted: &[usize], logits: &mut [f32]) {
+        let Decoder { device, layout, params, caches, rope, workspaces, ends } = self;
         let n = rows.len();
-        assert!(n > 0 && logits.len() == n * layout.vocab_size, "logits of {n} rows");
+        assert!(n > 0 && logits.len() == wanted.len() * layout.vocab_size, "logits of {} rows", wanted.len());
         let dims = layout.attention;
         for row in rows {
             let CachePlace { sequence, position } = row.place;
             assert!(sequence < dims.batch && position < dims.seq, "{row:?} is outside of {dims:?}");
             assert!((row.token as usize) < layout.vocab_size, "{row:?} is outside of the vocabulary");
         }
-        if workspace.as_ref().is_none_or(|w| w.layout.tokens() != n) {
-            *workspace = Some(Workspace::new(device, layout, n));
-        }
-        let Some(work) = workspace else { unreachable!("it was just made") };
+        let work = kept(workspaces, n, || Workspace::new(device, layout, n));
         let tokens: Vec<u32> = rows.iter().map(|row| row.token).collect();
         device.write_ids(&mut work.ids, &tokens);
         let table: Vec<f32> =
@@ -149,7 +203,7 @@ impl<D: CachedAttention> Decoder<D> {
 
         let embedding = layout.embedding.clone().expect("the whole model has the embedding");
         device.embedding(layout.d, &work.ids, 0, params.view(embedding), work.x[0].all_mut());
-        let Workspace { layout: of_rows, x, attention, moe, head, scratch, rope, .. } = work;
+        let Workspace { layout: of_rows, x, attention, moe, scratch, rope, .. } = work;
         let [x, x_out] = x;
         let mut context = Context { device, layout: of_rows, params, rope, rows: None, scratch, tp: &mut Alone };
         for (ranges, cache) in layout.layers.iter().zip(caches) {
@@ -159,8 +213,17 @@ impl<D: CachedAttention> Decoder<D> {
             let Ok(()) = moe::forward(&mut context, ranges, moe, x_out);
             std::mem::swap(x, x_out);
         }
+        if wanted.is_empty() {
+            return;
+        }
+        let end = kept(ends, wanted.len(), || Ends::new(device, layout, wanted.len()));
+        let ids: Vec<u32> = wanted.iter().map(|row| *row as u32).collect();
+        device.write_ids(&mut end.ids, &ids);
+        // A row of the stream by its number is what an embedding is of a table.
+        device.embedding(layout.d, &end.ids, 0, x.all(), end.x.all_mut());
         let ranges = layout.head.as_ref().expect("the whole model has the head");
-        head::logits(&mut context, ranges, head, x);
-        device.read(head.logits.all(), logits);
+        let mut context = Context { layout: &end.layout, ..context };
+        head::logits(&mut context, ranges, &mut end.head, &end.x);
+        device.read(end.head.logits.all(), logits);
     }
 }

@@ -165,6 +165,12 @@ impl Layout {
         self.attention.tokens()
     }
 
+    /// The same for so many rows, whatever sequences they are of.
+    pub fn of_rows(&self, rows: usize) -> Layout {
+        let attention = AttentionDims { batch: 1, seq: rows, ..self.attention };
+        Layout { attention, ..self.clone() }
+    }
+
     /// Elements of both operands of the largest product of a stage, forward and backward, the experts' apart.
     pub fn largest_operands(&self) -> usize {
         let tokens = self.tokens();

@@ -1,8 +1,10 @@
 //! What is decoded row by row against a cache has the bits of the training forward over the whole sequence (M-5).
 
+use std::collections::BTreeMap;
+
 use toroid_torus::job::{JobSpec, Products};
-use toroid_worker::device::{CachePlace, CachedAttention, CpuDevice};
-use toroid_worker::generate::{Finish, GenerateError, Request, Sampling, generate};
+use toroid_worker::device::{CachePlace, CpuDevice};
+use toroid_worker::generate::{Batch, Ended, Finish, GenerateError, Listener, Request, Sampling, Sequence, generate};
 use toroid_worker::model::{Alone, Decoder, Input, Row, whole_partition};
 
 use crate::support::{formula_params, read, spec, splitmix64, unfailing, whole};
@@ -24,18 +26,18 @@ fn trained(spec: &JobSpec, tokens: &[u32]) -> Vec<f32> {
 
 fn decoder(spec: &JobSpec, sequences: usize, threads: usize) -> Decoder<CpuDevice> {
     let params = formula_params(spec, &whole_partition(&spec.model));
-    Decoder::new(CpuDevice::new(threads), &spec.model, spec.products, &params, sequences)
+    Decoder::new(CpuDevice::for_generation(threads), &spec.model, spec.products, &params, sequences)
 }
 
-/// Where rows are not independent they are close.
+/// Where products are others than those of training they are close: rounding to bf16 makes more of it.
 #[track_caller]
 fn check_row(found: &[f32], expected: &[f32], what: &str) {
-    if CpuDevice::new(1).rows_are_independent() {
+    if CpuDevice::for_generation(1).has_bits_of_training() {
         let differs = (0..found.len()).find(|&i| found[i].to_bits() != expected[i].to_bits());
         assert_eq!(differs.map(|i| (i, found[i], expected[i])), None, "{what}");
     } else {
         let off = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(off < 1e-4, "{what}: off by {off}");
+        assert!(off < 2e-3, "{what}: off by {off}");
     }
 }
 
@@ -67,6 +69,15 @@ fn decoded_rows_have_the_bits_of_the_training_forward() {
             alone.forward(&[row(0, 0, position)], &mut logits);
             check_row(&logits, expect(0, position), &format!("position {position} alone"));
         }
+        // What a row has alone it has among others, on any processor.
+        let mut rows_alone = decoder(&spec, 2, 1);
+        let mut of_rows = |sample: usize, position: usize, expected: &mut BTreeMap<(usize, usize), Vec<f32>>| {
+            let mut logits = vec![f32::NAN; vocab];
+            rows_alone.forward(&[row(sample, sample, position)], &mut logits);
+            expected.insert((sample, position), logits);
+        };
+        let mut found_alone = BTreeMap::new();
+        (0..seq.min(80)).for_each(|p| (0..SAMPLES).for_each(|sample| of_rows(sample, p, &mut found_alone)));
         // Sixteen, each so many tokens ahead of the one before; a prompt in pieces among them.
         let mut many = decoder(&spec, 16, 2);
         let end = seq.min(80);
@@ -91,6 +102,8 @@ fn decoded_rows_have_the_bits_of_the_training_forward() {
             for (row, logits) in rows.iter().zip(logits.chunks_exact(vocab)) {
                 let CachePlace { sequence, position } = row.place;
                 check_row(logits, expect(sequence % SAMPLES, position), &format!("{row:?} among {}", rows.len()));
+                let alone = &found_alone[&(sequence % SAMPLES, position)];
+                assert!(logits.iter().zip(alone).all(|(a, b)| a.to_bits() == b.to_bits()), "{row:?} among others");
             }
         }
     }
@@ -127,6 +140,77 @@ fn texts_depend_on_their_number_alone() {
     let never = vec![whole.tokens[2], 256];
     let stopped = texts(1, 1, &[never, stop], 1000).remove(0);
     assert_eq!((&stopped.tokens[..], stopped.finish), (&whole.tokens[..at], Finish::Stop));
+}
+
+/// Hears tokens, and has enough after some of them.
+struct Hearing {
+    number: usize,
+    tokens: Vec<u32>,
+    gone_after: usize,
+}
+
+impl Listener for Hearing {
+    fn token(&mut self, token: u32, _logits: &[f32]) -> Option<Finish> {
+        self.tokens.push(token);
+        None
+    }
+
+    fn is_gone(&self) -> bool {
+        self.tokens.len() >= self.gone_after
+    }
+}
+
+/// Sequences of many lengths, with beginnings in common, at few places: some leave early, others come, and each has the tokens that it has alone (G-1).
+#[test]
+fn a_text_is_the_same_whoever_comes_and_goes() {
+    let spec = spec(SAMPLES);
+    let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 };
+    let sequences: Vec<Sequence> = (0..20)
+        .map(|i| {
+            let beginning =
+                if i % 3 == 0 { "a beginning that several of them have in common, so that it is copied; " } else { "" };
+            let prompt = format!("{beginning}{}", "other words ".repeat(i % 4 + 1)).bytes().map(u32::from).collect();
+            Sequence {
+                prompt,
+                sample: i as u64 % 2,
+                seed: 3,
+                sampling,
+                max_tokens: 3 + i % 7,
+                scores_prompt: i % 5 == 4,
+            }
+        })
+        .collect();
+    let mut decoder = decoder(&spec, 3, 2);
+    let mut batch = Batch::new(3, decoder.max_tokens(), 256);
+    let mut waiting = sequences.iter().enumerate();
+    let mut num_ended = 0;
+    loop {
+        while batch.num_free() > 0
+            && let Some((number, sequence)) = waiting.next()
+        {
+            let gone_after = if number % 6 == 5 { 2 } else { usize::MAX };
+            batch.join(sequence.clone(), Hearing { number, tokens: Vec::new(), gone_after });
+        }
+        if batch.is_idle() {
+            break;
+        }
+        for Ended { listener, result } in batch.step(&mut decoder) {
+            let sequence = &sequences[listener.number];
+            let mut alone = self::decoder(&spec, 1, 1);
+            let mut only = Batch::new(1, alone.max_tokens(), 256);
+            only.join(sequence.clone(), Hearing { number: 0, tokens: Vec::new(), gone_after: usize::MAX });
+            let ended = loop {
+                if let Some(ended) = only.step(&mut alone).pop() {
+                    break ended;
+                }
+            };
+            assert_eq!((listener.tokens, &result), (ended.listener.tokens, &ended.result), "{sequence:?}");
+            assert_eq!(result, Ok(Finish::Length));
+            num_ended += 1;
+        }
+    }
+    // Three had enough before.
+    assert_eq!(num_ended, 17);
 }
 
 #[test]

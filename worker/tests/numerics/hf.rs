@@ -61,7 +61,8 @@ fn logits(spec: &JobSpec, tokens: &[u32]) -> Vec<f32> {
 
 fn write_folder(path: &Path, spec: &JobSpec, dtype: Dtype) {
     let specs = spec.model.tensors();
-    let options = Options { dtype, shard_bytes: 1 << 20, has_byte_tokens: true, notes: Vec::new() };
+    let options =
+        Options { dtype, shard_bytes: 1 << 20, has_byte_tokens: true, carried: Vec::new(), notes: Vec::new() };
     let fill = |tensor: &toroid_torus::model::TensorSpec, values: &mut [f32]| -> Result<(), Infallible> {
         let t = specs.iter().position(|x| x.name == tensor.name).expect("a tensor of the model");
         (0..).zip(values).for_each(|(i, x)| *x = formula_weight(t, i, tensor.shape.len()));

@@ -193,7 +193,7 @@ fn a_weight_that_is_no_finite_number_is_refused_with_its_tensor() {
 /// Exports step 10, a checkpoint of four places, as a folder of Hugging Face's.
 fn export_hf(storage: &Storage, folder: &Path, dtype: toroid_hf::Dtype) -> std::path::PathBuf {
     let path = folder.join("hf");
-    storage.export_hf(10, &path, dtype, 4_000).unwrap();
+    storage.export_hf(10, &path, dtype, 4_000, Vec::new()).unwrap();
     path
 }
 

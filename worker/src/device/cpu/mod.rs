@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   mod      storage and the trait                 pool    threads, blocks of rows
-//!   matmul   products on all threads  ->  product  one of them on one thread  ->  avx512, or the `gemm-f32` crate
+//!   matmul   products on all threads  ->  product  one of them on one thread  ->  avx512, by_rows, or the `gemm-f32` crate
 //!   attention, layers, moe, loss, vector           the operations
 //!   simd     loops per instruction set, exp
 //! ```
@@ -23,6 +23,7 @@ use super::*;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod by_rows;
 mod layers;
 mod loss;
 mod matmul;
@@ -137,12 +138,25 @@ pub struct CpuDevice {
     pool: Arc<Pool>,
     isa: Isa,
     allocated: Arc<AtomicU64>,
+    /// See [`CpuDevice::for_generation`].
+    by_rows: bool,
 }
 
 impl CpuDevice {
     /// A device with this many threads, at least 1. With one, everything runs on the caller's.
     pub fn new(threads: usize) -> CpuDevice {
-        CpuDevice { pool: Arc::new(Pool::new(threads)), isa: Isa::detect(), allocated: Arc::default() }
+        CpuDevice { pool: Arc::new(Pool::new(threads)), isa: Isa::detect(), allocated: Arc::default(), by_rows: false }
+    }
+
+    /// A device whose rows are independent on any processor: without AVX-512 it has products of its own, whose bits are not those of training. It
+    /// computes forwards alone.
+    pub fn for_generation(threads: usize) -> CpuDevice {
+        CpuDevice { by_rows: true, ..CpuDevice::new(threads) }
+    }
+
+    /// What is generated has the logits of the training forward, to the bit.
+    pub fn has_bits_of_training(&self) -> bool {
+        self.isa.has_avx512()
     }
 
     pub fn threads(&self) -> usize {
@@ -150,7 +164,8 @@ impl CpuDevice {
     }
 
     fn kernel(&self, products: Products) -> Kernel {
-        Kernel::new(self.isa, products)
+        let kernel = Kernel::new(self.isa, products);
+        if self.by_rows { kernel.for_rows() } else { kernel }
     }
 
     /// Digest of products whose sums are long enough for `gemm` to cut them by the machine's caches and instruction
@@ -169,7 +184,7 @@ impl CpuDevice {
             for products in [Products::F32, Products::Bf16] {
                 for (a, b) in [by_row, by_depth] {
                     let mut c = vec![0.0; m * n];
-                    matmul::matmul(&self.pool, self.kernel(products), 1.0, a, b, 0.0, &mut c);
+                    matmul::matmul(&self.pool, Kernel::new(self.isa, products), 1.0, a, b, 0.0, &mut c);
                     hasher.update(bytemuck::cast_slice(&c));
                 }
             }
@@ -190,7 +205,8 @@ impl Device for CpuDevice {
     fn fingerprint(&self) -> String {
         let isa = format!("{:?}", self.isa.level()).to_lowercase();
         let numerics = toroid_proto::build().numerics;
-        format!("cpu-{}-{isa}-numerics-{numerics}-products-{}", std::env::consts::ARCH, self.probe())
+        let rows = if self.by_rows && !self.has_bits_of_training() { "-by-rows" } else { "" };
+        format!("cpu-{}-{isa}-numerics-{numerics}-products-{}{rows}", std::env::consts::ARCH, self.probe())
     }
 
     /// The pages of the whole process that are in memory, as Linux says; 0 elsewhere.

@@ -4,6 +4,7 @@
 //!   F32    AVX-512: `avx512`                       else the `gemm-f32` crate
 //!   Tf32   as F32: no CPU has it
 //!   Bf16   AVX-512 with BF16: `avx512`             else the operands are rounded and go the way of F32
+//!   for generation, without AVX-512: `by_rows`
 //! ```
 //!
 //! `avx512` adds the terms of an element of the result in an order that depends on the product's depth alone, so a caller may cut the
@@ -16,6 +17,7 @@ use std::cell::RefCell;
 
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
+use super::by_rows;
 use super::operand::Operand;
 use super::simd::Isa;
 use crate::device::Products;
@@ -25,16 +27,23 @@ use crate::device::Products;
 pub struct Kernel {
     isa: Isa,
     products: Products,
+    /// Without AVX-512 products are computed row by row.
+    by_rows: bool,
 }
 
 impl Kernel {
     pub fn new(isa: Isa, products: Products) -> Kernel {
-        Kernel { isa, products }
+        Kernel { isa, products, by_rows: false }
+    }
+
+    /// For forwards of which a row must have the same bits whatever other rows there are.
+    pub fn for_rows(self) -> Kernel {
+        Kernel { by_rows: true, ..self }
     }
 
     /// The result is the same however it is cut into tiles.
     pub fn any_cut(self) -> bool {
-        self.isa.has_avx512()
+        self.isa.has_avx512() || self.by_rows
     }
 }
 
@@ -67,6 +76,9 @@ pub unsafe fn product(
     }
     // SAFETY: as above.
     match kernel.products {
+        Products::F32 | Products::Tf32 if kernel.by_rows => unsafe {
+            by_rows::product(kernel.isa, alpha, a, b, beta, c, c_stride)
+        },
         Products::F32 | Products::Tf32 => unsafe { portable(alpha, a, b, beta, c, c_stride) },
         Products::Bf16 => {
             let f32 = Kernel { products: Products::F32, ..kernel };
@@ -180,8 +192,12 @@ mod tests {
         let (a, b) = (values(m * depth, 1), values(depth * n, 2));
         let by_row = (Operand::new(&a, m, depth), Operand::new(&b, n, depth).t());
         let by_depth = (Operand::new(&a, depth, m).t(), Operand::new(&b, depth, n));
-        for kernel in BOTH.map(|products| Kernel::new(Isa::detect(), products)) {
-            for (a, b) in [by_row, by_depth].into_iter().filter(|_| kernel.any_cut()) {
+        let kernels = BOTH.map(|products| Kernel::new(Isa::detect(), products));
+        for kernel in kernels.into_iter().chain(kernels.map(Kernel::for_rows)) {
+            // What is for rows knows no operands that lie along the columns of `a`, which forwards have not.
+            let plain = (by_row.0, Operand::new(&b, depth, n));
+            let operands = if kernel.by_rows { [by_row, plain] } else { [by_row, by_depth] };
+            for (a, b) in operands.into_iter().filter(|_| kernel.any_cut()) {
                 let whole = in_tiles(kernel, a, b, m, n);
                 for (rows, cols) in [(1, n), (m, 1), (13, 32), (30, 40)] {
                     assert!(in_tiles(kernel, a, b, rows, cols) == whole, "{kernel:?} in tiles of ({rows}, {cols})");
@@ -198,6 +214,9 @@ mod tests {
         let best = in_tiles(Kernel::new(Isa::detect(), Products::Bf16), a, b, m, n);
         let rounded = in_tiles(Kernel::new(Isa::detect().less_bf16(), Products::Bf16), a, b, m, n);
         let exact = in_tiles(Kernel::new(Isa::detect(), Products::F32), a, b, m, n);
+        let rows = in_tiles(Kernel::new(Isa::detect(), Products::F32).for_rows(), a, b, m, n);
+        let off = rows.iter().zip(&exact).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+        assert!(off < 1e-4, "row by row off by {off}");
         let distance = |x: &[f32]| x.iter().zip(&rounded).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
         assert!(distance(&best) < 1e-4, "off by {}", distance(&best));
         assert!(distance(&exact) > 1e-3, "operands are rounded");

@@ -1,0 +1,167 @@
+//! A model with all that is needed to talk to it: weights, tokens, chat template, which tokens end a text.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use toroid::files::read_text;
+use toroid::model_source::{ModelArgs, ModelSource, TokensOf};
+use toroid_chat::{Chat, ChatError, Limits, Template, Time};
+use toroid_torus::model::ModelConfig;
+use toroid_worker::model::whole_partition;
+
+use crate::tokens::{Tokens, special_tokens};
+
+/// Files beside the weights have a few KB.
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
+const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
+pub const TEMPLATE_NAME: &str = "chat_template.jinja";
+
+/// The flags that name a model, its tokenizer and its template.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The tokenizer.json of a checkpoint whose tokens are not bytes
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// A chat template (Jinja) instead of the one in the model's folder
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+}
+
+/// A model that was found, with its words but without its weights.
+pub struct Model {
+    pub source: ModelSource,
+    pub tokens: Arc<Tokens>,
+    pub chat: Option<ChatTemplate>,
+    /// A text ends before any of these tokens.
+    pub ends: Vec<u32>,
+    /// `tokenizer_config.json`, as far as it is known.
+    pub tokenizer_config: Value,
+}
+
+/// A template with what it came from.
+pub struct ChatTemplate {
+    pub text: String,
+    template: Template,
+    /// Names and JSON of `bos_token` and the like.
+    variables: Vec<(String, String)>,
+}
+
+impl ChatTemplate {
+    /// The text that the assistant goes on from; `messages` is JSON.
+    pub fn render(&self, messages: &str, now: Time) -> Result<String, ChatError> {
+        let variables: Vec<(&str, &str)> = self.variables.iter().map(|(name, json)| (&**name, &**json)).collect();
+        let chat = Chat { messages, add_generation_prompt: true, variables: &variables, now, ..Chat::default() };
+        Ok(self.template.render(&chat)?.text)
+    }
+}
+
+impl Model {
+    pub fn open(runtime: &Runtime, args: &Args) -> Result<Model> {
+        let source = ModelSource::open(runtime, &args.model)?;
+        Model::of(source, args.tokenizer.as_deref(), args.chat_template.as_deref())
+    }
+
+    /// With a tokenizer and a chat template instead of the model's own, where they are named.
+    pub fn of(source: ModelSource, tokenizer: Option<&Path>, template: Option<&Path>) -> Result<Model> {
+        let tokens = Arc::new(tokens(&source, tokenizer)?);
+        let config = |name: &str| source.folder().map_or(Ok(Value::Null), |folder| read_json(&folder.join(name)));
+        let (tokenizer_config, generation) = (config("tokenizer_config.json")?, config("generation_config.json")?);
+        let chat = chat_template(&source, template, &tokenizer_config)?;
+        let ends = ends(&generation, &tokenizer_config, &tokens);
+        ensure!(
+            !matches!(*tokens, Tokens::Bytes) || source.model.vocab >= tokens.num_tokens(),
+            "the model of {} has {} tokens, which cannot be bytes; give --tokenizer",
+            source.what,
+            source.model.vocab
+        );
+        Ok(Model { source, tokens, chat, ends, tokenizer_config })
+    }
+
+    pub fn config(&self) -> &ModelConfig {
+        &self.source.model
+    }
+
+    /// Tokens from this one on never come, and may not be in prompts.
+    pub fn num_tokens(&self) -> usize {
+        self.tokens.num_tokens().min(self.source.model.vocab)
+    }
+}
+
+/// Hexadecimal blake3 of parameters in f32, in the order of the model: the same for a checkpoint and what was exported of it.
+pub fn digest(model: &ModelConfig, params: &[f32]) -> String {
+    blake3::hash(bytemuck::cast_slice(&params[..whole_partition(model).len])).to_hex().to_string()
+}
+
+fn tokens(source: &ModelSource, named: Option<&Path>) -> Result<Tokens> {
+    match (&source.tokens, named) {
+        (TokensOf::Bytes, None) => Ok(Tokens::Bytes),
+        (TokensOf::Bytes, Some(path)) => {
+            bail!("the tokens of {} are bytes; leave --tokenizer {} out", source.what, path.display())
+        }
+        (TokensOf::Folder, named) => match (source.folder(), named) {
+            (_, Some(path)) => Tokens::open(path),
+            (Some(folder), None) => Tokens::open(&folder.join("tokenizer.json")),
+            (None, None) => bail!("{} has no folder for its tokenizer", source.what),
+        },
+        (TokensOf::Digest(digest), None) => bail!(
+            "the tokens of {} are those of the tokenizer {digest} (blake3 of its file); name that file with --tokenizer",
+            source.what
+        ),
+        (TokensOf::Digest(digest), Some(path)) => {
+            let tokens = Tokens::open(path)?;
+            let found = tokens.digest().unwrap_or_default();
+            ensure!(
+                found == digest,
+                "the tokens of {} are those of the tokenizer {digest}; {} has the blake3 {found}",
+                source.what,
+                path.display()
+            );
+            Ok(tokens)
+        }
+    }
+}
+
+/// The template that is named, else that of the folder, in a file of its own or within its `tokenizer_config.json`.
+fn chat_template(source: &ModelSource, named: Option<&Path>, config: &Value) -> Result<Option<ChatTemplate>> {
+    let own = source.folder().map(|folder| folder.join(TEMPLATE_NAME)).filter(|path| path.exists());
+    let (text, what) = match (named.map(Path::to_path_buf).or(own), config["chat_template"].as_str()) {
+        (Some(path), _) => (read_text(&path, "the chat template", MAX_TEMPLATE_BYTES)?, path.display().to_string()),
+        (None, Some(text)) => (text.to_string(), format!("the tokenizer_config.json of {}", source.what)),
+        (None, None) => return Ok(None),
+    };
+    let template = Template::parse(&text, Limits::default()).with_context(|| format!("read {what}"))?;
+    let variables = special_tokens(config).into_iter().map(|(name, text)| (name, json!(text).to_string())).collect();
+    Ok(Some(ChatTemplate { text, template, variables }))
+}
+
+/// What `generation_config.json` says, else the end of the tokenizer's configuration.
+fn ends(generation: &Value, tokenizer: &Value, tokens: &Tokens) -> Vec<u32> {
+    let id = |value: &Value| u32::try_from(value.as_u64()?).ok();
+    let named = match &generation["eos_token_id"] {
+        Value::Array(ids) => ids.iter().filter_map(id).collect(),
+        one => id(one).into_iter().collect::<Vec<_>>(),
+    };
+    if !named.is_empty() {
+        return named;
+    }
+    special_tokens(tokenizer).get("eos_token").and_then(|text| tokens.id_of(text)).into_iter().collect()
+}
+
+/// `null`: there is no such file.
+fn read_json(path: &Path) -> Result<Value> {
+    let mut text = String::new();
+    let what = || format!("read {}", path.display());
+    let file = match File::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Value::Null),
+        file => file.with_context(what)?,
+    };
+    file.take(MAX_CONFIG_BYTES).read_to_string(&mut text).with_context(what)?;
+    serde_json::from_str(&text).with_context(what)
+}

@@ -1,0 +1,171 @@
+//! A server as its users run it: the `openai` package of Python and plain requests against a folder that was exported, and a report of red-teaming.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use toroid_hf::{Dtype, Options, export};
+use toroid_testkit::{Process, path, root};
+use toroid_torus::model::{ModelConfig, TensorSpec};
+
+const TOKEN: &str = "s3cret-of-the-test";
+/// What templates of ChatML make of messages.
+const TEMPLATE: &str = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '\n' }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}";
+
+/// A small model with weights by a formula, in a folder of Hugging Face's.
+fn folder(at: &Path) -> Result<()> {
+    let mut model = ModelConfig::preset("micro").context("a preset")?;
+    (model.seq, model.vocab) = (256, 260);
+    let options = Options {
+        dtype: Dtype::F32,
+        shard_bytes: 1 << 30,
+        has_byte_tokens: true,
+        carried: Vec::new(),
+        notes: Vec::new(),
+    };
+    let mut state = 7_u64;
+    let fill = |tensor: &TensorSpec, values: &mut [f32]| {
+        for value in values.iter_mut() {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let uniform = (state >> 40) as f32 / (1 << 24) as f32 - 0.5;
+            *value = if tensor.shape.len() == 1 { 1.0 } else { 0.3 * uniform };
+        }
+        Ok::<_, std::convert::Infallible>(())
+    };
+    export(at, &model, &options, fill)?;
+    std::fs::write(at.join("chat_template.jinja"), TEMPLATE)?;
+    Ok(())
+}
+
+fn toroid_serve(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_toroid-serve"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+/// A server and where it listens.
+struct Server {
+    process: Process,
+    address: String,
+}
+
+impl Server {
+    fn start(folder: &Path, args: &[&str]) -> Result<Server> {
+        let mut command = toroid_serve(&["serve", "--from", path(folder), "--name", "m", "--listen", "127.0.0.1:0"]);
+        command.args(args).env("TOROID_SERVE_TOKEN", TOKEN).stdout(Stdio::piped());
+        let mut process = Process(command.spawn().context("start the server")?);
+        let mut line = String::new();
+        BufReader::new(process.0.stdout.take().context("its output")?).read_line(&mut line)?;
+        let address = line.split("http://").nth(1).and_then(|rest| rest.split('/').next());
+        let address = address.with_context(|| format!("no address in `{line}`"))?.to_string();
+        Ok(Server { process, address })
+    }
+
+    fn send(&self, method: &str, path: &str, body: &str) -> Result<TcpStream> {
+        let mut stream = TcpStream::connect(&self.address)?;
+        let len = body.len();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {len}\r\n\r\n{body}"
+        )?;
+        Ok(stream)
+    }
+
+    fn ask(&self, method: &str, path: &str, body: &str) -> Result<String> {
+        let mut answer = String::new();
+        self.send(method, path, body)?.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
+    fn figure(&self, name: &str) -> Result<f64> {
+        let page = self.ask("GET", "/metrics", "")?;
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(line.with_context(|| format!("no {name} in {page}"))?.trim().parse()?)
+    }
+}
+
+fn python() -> Result<std::path::PathBuf> {
+    let python = root().join(".venv/bin/python");
+    ensure!(python.exists(), "{} is missing: run scripts/setup.sh (make test does)", python.display());
+    Ok(python)
+}
+
+/// One server answers the client that most programs use, refuses what is wrong, forgets who hangs up, and ends when all is answered.
+#[test]
+fn the_openai_package_is_served() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let model = dir.path().join("model");
+    folder(&model)?;
+    let mut server = Server::start(&model, &["--places", "16", "--waiting", "40"])?;
+    let script = root().join("serve/tests/openai_client.py");
+    let output = Command::new(python()?).arg(script).args([&server.address, TOKEN]).output()?;
+    let said = String::from_utf8_lossy(&output.stdout).to_string() + &String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "the client failed: {said}");
+
+    // One that hangs up streams, and one waits for all of it: they are not computed to their end.
+    let abandoned = server.figure("toroid_serve_abandoned_total")?;
+    for stream in ["true", "false"] {
+        let body = format!("{{\"prompt\":\"a\",\"max_tokens\":250,\"n\":16,\"stream\":{stream}}}");
+        let mut asked = server.send("POST", "/v1/completions", &body)?;
+        if stream == "true" {
+            asked.read_exact(&mut [0; 64])?;
+        } else {
+            let before = server.figure("toroid_serve_generated_tokens_total")?;
+            while server.figure("toroid_serve_generated_tokens_total")? == before {}
+        }
+    }
+    while server.figure("toroid_serve_running")? + server.figure("toroid_serve_waiting")? > 0.0 {}
+    ensure!(server.figure("toroid_serve_abandoned_total")? > abandoned, "nothing was abandoned");
+
+    // What is on its way at SIGTERM is answered.
+    let mut last = server.send("POST", "/v1/completions", "{\"prompt\":\"a\",\"max_tokens\":200,\"stream\":true}")?;
+    last.read_exact(&mut [0; 64])?;
+    let pid = server.process.0.id().to_string();
+    ensure!(Command::new("kill").arg(&pid).status()?.success(), "kill {pid}");
+    let mut rest = String::new();
+    last.read_to_string(&mut rest)?;
+    ensure!(rest.contains("data: [DONE]"), "the stream was cut: {rest}");
+    ensure!(server.process.0.wait()?.success(), "the server failed");
+    Ok(())
+}
+
+/// The same bytes whatever the threads, and a page beside another.
+#[test]
+fn a_report_is_the_same_bytes_again() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (model, probes) = (dir.path().join("model"), dir.path().join("probes.toml"));
+    folder(&model)?;
+    let long = "x".repeat(300);
+    std::fs::write(
+        &probes,
+        format!(
+            "[[category]]\nname = \"<b>\"\nabout = \"a\"\nprompts = [\"one\", \"two\", \"{long}\"]\n[[category.detector]]\nname = \"vowel\"\npatterns = \
+             ['[aeiou]']\n[[category.detector]]\nname = \"no-refusal\"\nexpects_refusal = true\n"
+        ),
+    )?;
+    let report = |out: &str, threads: &str| -> Result<String> {
+        let out = dir.path().join(out);
+        let flags = ["--max-tokens", "40", "--samples", "5", "--threads", threads, "--out", path(&out)];
+        let mut command = toroid_serve(&["redteam", "run", "--from", path(&model), "--probes", path(&probes)]);
+        let output = command.args(flags).output()?;
+        ensure!(output.status.success(), "redteam failed: {}", String::from_utf8_lossy(&output.stderr));
+        let mut json = String::new();
+        File::open(out.join("report.json"))?.read_to_string(&mut json)?;
+        Ok(json)
+    };
+    let (first, second) = (report("first", "1")?, report("second", "2")?);
+    assert_eq!(first, second);
+    let value: serde_json::Value = serde_json::from_str(&first)?;
+    assert_eq!((&value["categories"][0]["attempts"], &value["categories"][0]["too_long"]), (&10.into(), &5.into()));
+    assert_eq!(value["detectors"]["no-refusal"]["attempts"], 10);
+    let page = dir.path().join("compare.html");
+    let [first, second] = ["first", "second"].map(|out| dir.path().join(out).join("report.json"));
+    let output = toroid_serve(&["redteam", "compare", path(&first), path(&second), "--out", path(&page)]).output()?;
+    ensure!(output.status.success(), "compare failed: {}", String::from_utf8_lossy(&output.stderr));
+    let html = std::fs::read_to_string(&page)?;
+    ensure!(html.contains("&lt;b&gt;") && !html.contains("<b>") && html.contains("within the intervals"), "{html}");
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! Which model a command means, and its weights: a folder of Hugging Face's, or a checkpoint of wherever [`crate::find`] looks.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tokio::runtime::Runtime;
+use toroid_hf::Folder;
+use toroid_torus::job::Products;
+use toroid_torus::manifest::Manifest;
+use toroid_torus::model::ModelConfig;
+use toroid_worker::checkpoint::{Storage, load_initial};
+use toroid_worker::model::whole_partition;
+
+use crate::client::Connection;
+use crate::find::{self, LOCAL_DIR};
+
+/// bf16 and f16.
+const MIN_ELEMENT_BYTES: u64 = 2;
+
+/// The flags that name a model.
+#[derive(Debug, clap::Args)]
+pub struct ModelArgs {
+    /// A folder that was exported with --format hf; or a folder of checkpoints, one checkpoint's folder, the folder of a job, of a coordinator or
+    /// of `toroid local`; or a job's id
+    #[arg(long, value_name = "PATH_OR_JOB", default_value = LOCAL_DIR)]
+    pub from: String,
+    /// Step of the checkpoint; default: the newest
+    #[arg(long, value_name = "N")]
+    pub step: Option<u64>,
+    #[command(flatten)]
+    pub connection: Connection,
+}
+
+/// What the tokens of a model are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokensOf {
+    Bytes,
+    /// Those of the `tokenizer.json` in the model's own folder.
+    Folder,
+    /// Those of a tokenizer that the checkpoint does not have: hexadecimal blake3 of its file.
+    Digest(String),
+}
+
+enum Place {
+    Folder(PathBuf),
+    Checkpoint(Storage, Box<Manifest>),
+}
+
+/// A model that was found and not read yet.
+pub struct ModelSource {
+    /// For messages.
+    pub what: String,
+    pub model: ModelConfig,
+    pub products: Products,
+    pub tokens: TokensOf,
+    place: Place,
+}
+
+impl ModelSource {
+    pub fn open(runtime: &Runtime, args: &ModelArgs) -> Result<ModelSource> {
+        match Folder::open(Path::new(&args.from)) {
+            Ok(Some(_)) if args.step.is_some() => bail!(
+                "{} is a folder of Hugging Face's, which is one model and has no steps; leave --step out, or name the checkpoints that it was exported from",
+                args.from
+            ),
+            Ok(Some(folder)) => ModelSource::of_folder(Path::new(&args.from), &folder),
+            Ok(None) => ModelSource::of_checkpoint(runtime, args),
+            Err(problems) => bail!("cannot generate with {}: {}", args.from, problems.join("; ")),
+        }
+    }
+
+    /// The folder of Hugging Face's that it is; `None`: a checkpoint.
+    pub fn folder(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Folder(path) => Some(path),
+            Place::Checkpoint(..) => None,
+        }
+    }
+
+    /// All parameters, as [`whole_partition`] lays them out.
+    pub fn params(&self) -> Result<Vec<f32>> {
+        let partition = whole_partition(&self.model);
+        match &self.place {
+            Place::Folder(path) => {
+                check_weights_are_there(path, &self.model)?;
+                let mut params = vec![0.0; partition.padded_len];
+                load_initial(path, &self.model, &partition, &mut params)?;
+                Ok(params)
+            }
+            Place::Checkpoint(storage, manifest) => {
+                storage.load_params(manifest, &partition).with_context(|| format!("read {}", self.what))
+            }
+        }
+    }
+
+    fn of_folder(path: &Path, folder: &Folder) -> Result<ModelSource> {
+        let tokens = match folder.has_byte_tokens().map_err(anyhow::Error::msg)? {
+            Some(false) => TokensOf::Folder,
+            _ => TokensOf::Bytes,
+        };
+        let (what, model) = (path.display().to_string(), folder.model().clone());
+        Ok(ModelSource { what, model, products: Products::F32, tokens, place: Place::Folder(path.into()) })
+    }
+
+    fn of_checkpoint(runtime: &Runtime, args: &ModelArgs) -> Result<ModelSource> {
+        let found = runtime.block_on(find::checkpoints(&args.from, &args.connection))?;
+        let storage = Storage::open(&found.root).with_context(|| format!("open {}", found.what))?;
+        let step = match (args.step, found.step) {
+            (Some(asked), Some(named)) if asked != named => {
+                bail!(
+                    "the folder is that of step {named}, and step {asked} is asked for; name the folder that has all of them, {}",
+                    found.root
+                )
+            }
+            (asked, named) => asked.or(named),
+        };
+        let newest = || storage.steps().map(|steps| steps.last().copied());
+        let step =
+            step.map_or_else(newest, |step| Ok(Some(step))).with_context(|| format!("look for {}", found.what))?;
+        let Some(step) = step else { bail!("there is no complete checkpoint in {}", storage.root()) };
+        let what = format!("step {step} of {}", found.what);
+        let manifest = storage.manifest(step).with_context(|| format!("read {what}"))?;
+        let tokens = manifest.tokenizer.as_ref().map_or(TokensOf::Bytes, |digest| TokensOf::Digest(digest.to_string()));
+        let (model, products) = (manifest.job.model.clone(), manifest.job.products);
+        ensure!(
+            model.output.is_tokens(),
+            "{what} has a reward model, which gives scores and no tokens; name one of kind pretrain or sft"
+        );
+        Ok(ModelSource { what, model, products, tokens, place: Place::Checkpoint(storage, Box::new(manifest)) })
+    }
+}
+
+/// A configuration may name any dims: memory is taken for no more than the files can have.
+fn check_weights_are_there(path: &Path, model: &ModelConfig) -> Result<()> {
+    let entries = std::fs::read_dir(path).with_context(|| format!("look for the weights in {}", path.display()))?;
+    let weights =
+        entries.filter_map(Result::ok).filter(|entry| entry.path().extension().is_some_and(|e| e == "safetensors"));
+    let bytes: u64 = weights.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum();
+    let needed = num_params(model).and_then(|num| num.checked_mul(MIN_ELEMENT_BYTES));
+    if needed.is_none_or(|needed| needed > bytes) {
+        bail!(
+            "the files of weights in {} have {bytes} bytes: they cannot have the model that its config.json describes",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// Parameters, unless there are more than a number has room for.
+fn num_params(model: &ModelConfig) -> Option<u64> {
+    let product = |dims: &[usize]| dims.iter().try_fold(1u64, |all, dim| all.checked_mul(*dim as u64));
+    let (d, ff, experts) = (model.d_model, model.ff, model.experts);
+    let layer = [
+        product(&[experts, 3, d, ff])?,
+        product(&[model.heads, model.head_dim, d])?,
+        product(&[model.kv_heads, model.head_dim, d])?,
+    ];
+    let layer = layer.into_iter().try_fold(0u64, u64::checked_add)?;
+    layer.checked_mul(model.layers as u64)?.checked_add(product(&[2, model.vocab, d])?)
+}
