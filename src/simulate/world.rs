@@ -13,7 +13,7 @@
 //!   empty, all who live are heard at each of the machine's deadlines.
 //! - **Checkpoints** that a later one replaces before anything fails. They are counted, and so is the time that they take from steps; only the last of
 //!   a quiet time is named, written and published.
-//! - **Messages on their way**, and the sessions of workers: what all places say of an epoch arrives at a time.
+//! - **Messages on their way**, the sessions of workers, and where others are in what they are told: what all places say of an epoch arrives at a time.
 //!
 //! Of a worker's computing only its time is known. A failure breaks the step in which it comes; all survivors hold the step before.
 
@@ -180,19 +180,30 @@ fn config(model: &Model) -> Config {
     }
 }
 
-/// Runs it to its end.
+/// Runs it to its end, with failures that its seed draws.
 pub fn run(model: Model) -> Result<Account> {
-    let mut world = World::new(model)?;
+    let s = &model.scenario;
+    let num_workers = model.num_workers();
+    // Spares fail as often as places do.
+    let every = Duration::from_secs_f64(s.failure_every_s * s.places as f64 / num_workers as f64);
+    let drawn = failures(num_workers, every, &model.settings.mix, model.end(), s.seed);
+    run_with(model, drawn)
+}
+
+/// Runs it to its end, with these failures.
+pub fn run_with(model: Model, failures: Vec<Failure>) -> Result<Account> {
+    let mut world = World::new(model, failures)?;
     world.begin()?;
     world.run()?;
     Ok(world.account)
 }
 
 impl World {
-    fn new(model: Model) -> Result<World> {
+    fn new(model: Model, failures: Vec<Failure>) -> Result<World> {
         let now = Now { monotonic: Duration::ZERO, unix_ms: 1, boot: Boot(0) };
         let restored = Machine::restore(config(&model), Vec::new(), BTreeMap::new(), [1; 32], now);
         let (machine, _) = restored.context("start the coordinator's machine")?;
+        let machine = machine.without_peers();
         let fresh = Worker { health: Health::Up, incarnation: 1, stream: None, place: None, held: None };
         let shape = model.spec.shape;
         let epoch = Epoch {
@@ -209,7 +220,7 @@ impl World {
             now: Duration::ZERO,
             queue: BTreeMap::new(),
             num_queued: 0,
-            failures: Vec::new(),
+            failures,
             workers: vec![fresh; model.num_workers()],
             streams: Vec::new(),
             answers: Vec::new(),
@@ -596,11 +607,6 @@ impl World {
     fn begin_failing(&mut self) {
         self.account = Account::default();
         self.origin = Some(self.now);
-        let s = &self.model.scenario;
-        let num_workers = self.model.num_workers();
-        // Spares fail as often as places do.
-        let every = Duration::from_secs_f64(s.failure_every_s * s.places as f64 / num_workers as f64);
-        self.failures = failures(num_workers, every, &self.model.settings.mix, self.model.end(), s.seed);
         for number in 0..self.failures.len() {
             self.after(self.failures[number].at, Event::Fails(number));
         }

@@ -71,7 +71,7 @@ pub enum ShapeError {
 }
 
 /// The most places that a job may have.
-pub const MAX_PLACES: usize = 1 << 16;
+pub const MAX_PLACES: usize = 1 << 17;
 
 impl Shape {
     /// `dx` and `dy` are chosen as near to square as divides, the longer side along the row.

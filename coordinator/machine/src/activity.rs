@@ -24,6 +24,8 @@ const PREPARES: [&str; 2] = ["prepare", "wait for token file"];
 #[derive(Debug, Default)]
 pub(crate) struct Activities {
     by_rank: Vec<Activity>,
+    /// Of them, those that validate: asked for with every step, so it is not looked through.
+    num_validating: usize,
 }
 
 impl Section for Activities {
@@ -46,11 +48,14 @@ pub(crate) enum Hanging {
 impl Activities {
     /// An epoch begins with these many places: nobody has said yet what it does.
     pub fn begin(&mut self, world: usize) {
-        self.by_rank = vec![Activity::default(); world];
+        (self.by_rank, self.num_validating) = (vec![Activity::default(); world], 0);
     }
 
     pub fn heard(&mut self, rank: Rank, message: &proto::Heartbeat, now: Duration) {
-        self.by_rank[rank.index()].update(message, now);
+        let activity = &mut self.by_rank[rank.index()];
+        self.num_validating -= usize::from(activity.validates());
+        activity.update(message, now);
+        self.num_validating += usize::from(activity.validates());
     }
 
     /// An epoch begins: whoever does not turn to it has this long, what it computes in the older one included.
@@ -71,8 +76,7 @@ impl Activities {
         let limit = cx.limits().hang(cx.curve.progress().step_s());
         // The first step of an epoch heals and connects, and a validation comes between two steps.
         let is_first = cx.committed() == cx.epoch.base_step();
-        let validates = self.by_rank.iter().any(|a| a.operation.contains("valid"));
-        let limit = if is_first || validates { 2 * limit } else { limit };
+        let limit = if is_first || self.num_validating > 0 { 2 * limit } else { limit };
         // Who is missing is reported before anyone is taken to hang.
         let limit = if is_first { limit.saturating_add(cx.limits().connect()) } else { limit };
         let at = cx.now() + limit;
@@ -188,6 +192,10 @@ impl Activity {
             self.since = now;
         }
         self.waits_for = message.waits_for.iter().map(|r| Rank::from(*r)).collect();
+    }
+
+    fn validates(&self) -> bool {
+        self.operation.contains("valid")
     }
 
     /// Who has not said in this epoch what it does may do anything.

@@ -58,4 +58,6 @@ pub(crate) struct Context<'a> {
     pub config: &'a Config,
     pub secret: &'a [u8; 32],
     pub now: Now,
+    /// Workers are told where those are that they have links with.
+    pub names_peers: bool,
 }

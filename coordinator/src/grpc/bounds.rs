@@ -11,7 +11,7 @@ const MAX_EXPERTS: usize = 1 << 20;
 /// What carries links.
 const MAX_LINK_KINDS: usize = 16;
 /// Ranks that are named together.
-const MAX_RANKS: usize = 1 << 16;
+const MAX_RANKS: usize = 1 << 17;
 const MAX_HELD: usize = 16;
 /// Checkpoints whose removal is reported together: far more than are ordered.
 const MAX_STEPS: usize = 1 << 16;

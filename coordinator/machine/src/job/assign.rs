@@ -63,12 +63,13 @@ impl Job {
         let Some(worker) = record.worker_at(rank) else { return };
         let knows = |since: &Epoch| cx.pool.get(worker).is_some_and(|w| w.was_told(&record.id, *since, rank));
         let rank_on_wire = rank.to_wire();
+        let named = |peers: &dyn Fn() -> Vec<proto::Peer>| if cx.names_peers { peers() } else { Vec::new() };
         let assign = match self.assigned.since().filter(knows) {
             Some(since) => proto::Assign {
                 rank: rank_on_wire,
                 since_epoch: since.get(),
                 job_json: String::new(),
-                peers: self.assigned.changed_of(&record.shape, rank),
+                peers: named(&|| self.assigned.changed_of(&record.shape, rank)),
                 job_id: all.job_id.clone(),
                 link_key: all.link_key.clone(),
                 checkpoint_root: all.checkpoint_root.clone(),
@@ -76,7 +77,8 @@ impl Job {
                 ..*all
             },
             None => {
-                proto::Assign { rank: rank_on_wire, peers: self.assigned.peers_of(&record.shape, rank), ..all.clone() }
+                let peers = named(&|| self.assigned.peers_of(&record.shape, rank));
+                proto::Assign { rank: rank_on_wire, peers, ..all.clone() }
             }
         };
         cx.pool.tell_place(worker, &record.id, record.epoch, rank);

@@ -28,6 +28,10 @@ const MAX_NAMED: usize = 8;
 impl Job {
     pub fn leaving(&self) -> BTreeSet<Rank> {
         let record = &self.core.record;
+        // Asked for with every step, and mostly nobody is to end.
+        if record.draining.is_empty() {
+            return BTreeSet::new();
+        }
         record.placed().filter(|(_, worker)| record.draining.contains(*worker)).map(|(rank, _)| rank).collect()
     }
 
