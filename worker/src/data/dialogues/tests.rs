@@ -99,7 +99,7 @@ fn t5_packing_is_a_function_of_the_data_and_the_seed() {
         samples
     };
     let samples = plan();
-    assert!(samples.len() < 45, "{} samples of 60 dialogues", samples.len());
+    assert!(samples.len() < 50, "{} samples of 60 dialogues", samples.len());
     assert_eq!(samples, plan());
 }
 
@@ -111,10 +111,8 @@ fn a_pair_is_two_texts() {
         (tokens.clone(), (0..tokens.len()).map(|i| i >= 2).collect::<Vec<bool>>())
     };
     let (chosen, rejected) = (answer(3, 10), answer(7, 20));
-    let pairs: Vec<([Document<'_>; 2], f32)> = vec![
-        ([(&chosen.0, &chosen.1), (&rejected.0, &rejected.1)], 0.5),
-        ([(&rejected.0, &rejected.1), (&chosen.0, &chosen.1)], 0.0),
-    ];
+    let [c, r]: [Document<'_>; 2] = [(&chosen.0[..], &chosen.1[..]), (&rejected.0[..], &rejected.1[..])];
+    let pairs = [([c, r], 0.5), ([r, c], 0.0)];
     let (sources, spec) = sources("reward", &preferences_file_of(&pairs, 256, BYTES_TOKENIZER), "").expect("pairs");
     let mut batch = Batch::new(&spec);
     batch.clear();
