@@ -50,7 +50,24 @@ fn a_job_in_a_bucket_is_that_of_a_folder() -> Result<()> {
     let here = cluster.train(&quick_job(2, 90, &folder, 20))?;
     assert_same_curve(&here.curve, &there.curve);
     ensure!(export(&cluster, &bucket, &url, 90)? == export(&cluster, &bucket, path(&folder), 90)?, "parameters differ");
-    verify(&bucket, &url)
+    verify(&bucket, &url)?;
+
+    // Others begin with what is there: in another shape, and with the weights as Hugging Face's tools have them.
+    let other = |what: &str| Path::new(&bucket.url("runs")).join(what);
+    let resumed = format!("resume_from = \"{url}/step-80\"\n{}", quick_job(1, 90, &other("resumed"), 20));
+    let resumed = cluster.train(&resumed.replace("global = 1", "global = 2"))?;
+    ensure!(resumed.curve.first().is_some_and(|row| row.step == 81), "it goes on from step 80");
+    let folder = bucket.url("runs/model");
+    toroid_ok(&bucket, &["checkpoint", "export", "90", &folder, "--from", &url, "--format", "hf"])?;
+    let begun = format!("init_from = \"{folder}\"\n{}", quick_job(2, 1, &other("begun"), 20));
+    let (begun, last) = (cluster.train(&begun)?, &there.curve[there.curve.len() - 1]);
+    let (found, before) = (begun.curve[0].loss, there.curve[0].loss);
+    ensure!(found < before, "it begins with loss {found}: that job began with {before} and ended with {}", last.loss);
+    let again = bucket.variables();
+    let again =
+        TOROID.command().args(["checkpoint", "export", "90", &folder, "--from", &url, "--format", "hf"]).envs(again);
+    ensure!(!again.output()?.status.success(), "an export never goes over another");
+    Ok(())
 }
 
 /// T-6, T-12: without the store steps go on, what is not saved is said, and every checkpoint that can be seen is whole, whenever it was killed.

@@ -356,6 +356,10 @@ impl World {
             if is_of_curve && self.coordinator.as_ref().is_some_and(|c| c.term < self.env.term) {
                 return self.depose(self.seat, "its curves are written with a newer term");
             }
+            // Only one that another has followed hears of a greater term.
+            if let Output::LeadAnew { reason, .. } = &output {
+                return self.depose(self.seat, reason);
+            }
             let is_written = matches!(output, Output::Persist(_)) && self.are_several();
             self.execute_one(output);
             if let Some(coordinator) = self.coordinator.as_mut().filter(|_| is_written) {
@@ -383,8 +387,7 @@ impl World {
             Output::CreateFolder { job, .. } => drop(self.curves.insert(job.to_string(), Vec::new())),
             Output::AppendCurve { job, record } => self.append(&job, *record),
             Output::AppendGap { job, from_step, through_step } => self.append_gap(&job, from_step, through_step),
-            // Only one that another has followed hears of a greater term.
-            Output::LeadAnew { reason, .. } => self.depose(self.seat, &reason),
+            Output::LeadAnew { .. } => unreachable!("it is the last that is done"),
             Output::CutCurve { job, keep } => {
                 self.env.tell(|| format!("the curve of {job} is cut after step {keep}"));
                 self.curves.entry(job.to_string()).or_default().retain(|r| r.step <= keep.get());

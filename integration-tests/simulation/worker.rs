@@ -204,6 +204,10 @@ impl Worker {
             epoch: standing.epoch.get(),
             rank: standing.rank.to_wire(),
             committed_step: standing.committed_step.get(),
+            store_id: standing.store,
+            term: standing.term.get(),
+            owner_id: standing.owner.map_or_else(Vec::new, |owner| owner.bytes().to_vec()),
+            shape: standing.shape.as_ref().map(Into::into),
             ..Default::default()
         };
         self.send(ToCoordinator::Register(register), env);
