@@ -2,6 +2,8 @@
 //!
 //! Standard output has what was asked for, standard error what is said beside it. Exit codes: 0, 1 (failed), 2 (wrong use).
 
+mod command_chat;
+
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,7 +23,7 @@ use toroid_corpus::report::grouped;
 use toroid_corpus::runs::Scratch;
 use toroid_corpus::stage::Watch;
 use toroid_corpus::{explain, plan, read, run};
-use toroid_tokens::{BYTES_TOKENIZER, TokenFile};
+use toroid_tokens::{BYTES_TOKENIZER, Kind, TokenFile};
 
 /// From raw documents to text that is trained on, each removal explained
 #[derive(Debug, Parser)]
@@ -47,6 +49,8 @@ enum Command {
     Perplexity(PerplexityArgs),
     /// Train or try a model that finds names, for the stage `pii`
     Ner(NerArgs),
+    /// Make token files for post-training from rows of messages, or of preferences
+    Chat(Box<command_chat::ChatArgs>),
     /// Check a token file and say what it has, or print a document of it
     Tokens(TokensArgs),
 }
@@ -329,6 +333,7 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Lm(args) => train(&args)?,
         Command::Perplexity(args) => perplexity(&args)?,
         Command::Ner(args) => names(&args.command)?,
+        Command::Chat(args) => command_chat::chat(&args)?,
         Command::Tokens(args) => tokens(&args)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -547,8 +552,14 @@ fn tokens(args: &TokensArgs) -> Result<()> {
         };
         let (num_tokens, num_documents) = (grouped(header.num_tokens), grouped(header.num_documents));
         let (width, vocabulary) = (header.width, grouped(u64::from(header.vocabulary)));
+        let num_trained = (0..header.num_tokens).filter(|at| file.is_trained(*at)).count() as u64;
+        let of_kind = match header.kind {
+            Kind::Text => "text".to_owned(),
+            Kind::Dialogues => format!("dialogues, {} tokens trained", grouped(num_trained)),
+            Kind::Preferences => format!("{} preferences, {} tokens trained", grouped(header.num_pairs()), grouped(num_trained)),
+        };
         return print(&format!(
-            "{path}: whole; {num_documents} documents, {num_tokens} tokens of {width} bytes, vocabulary {vocabulary}, tokenizer {tokenizer}\n"
+            "{path}: whole; {of_kind}; {num_documents} documents, {num_tokens} tokens of {width} bytes, vocabulary {vocabulary}, tokenizer {tokenizer}\n"
         ));
     };
     anyhow::ensure!(document < header.num_documents, "{path}: has {} documents, the first is 0", header.num_documents);
