@@ -160,7 +160,11 @@ pub fn chat(args: &ChatArgs) -> Result<()> {
     progress.end();
     progress.bar.finish_and_clear();
     let seconds = start.elapsed().as_secs_f64();
-    progress.line(&format!("{} rows in {seconds:.1} s: {:.0} rows/s", grouped(report.rows), report.rows as f64 / seconds.max(1e-6)));
+    progress.line(&format!(
+        "{} rows in {seconds:.1} s: {:.0} rows/s",
+        grouped(report.rows),
+        report.rows as f64 / seconds.max(1e-6)
+    ));
     if args.output == "json" {
         return print(&(serde_json::to_string_pretty(&report)? + "\n"));
     }

@@ -556,7 +556,9 @@ fn tokens(args: &TokensArgs) -> Result<()> {
         let of_kind = match header.kind {
             Kind::Text => "text".to_owned(),
             Kind::Dialogues => format!("dialogues, {} tokens trained", grouped(num_trained)),
-            Kind::Preferences => format!("{} preferences, {} tokens trained", grouped(header.num_pairs()), grouped(num_trained)),
+            Kind::Preferences => {
+                format!("{} preferences, {} tokens trained", grouped(header.num_pairs()), grouped(num_trained))
+            }
         };
         return print(&format!(
             "{path}: whole; {of_kind}; {num_documents} documents, {num_tokens} tokens of {width} bytes, vocabulary {vocabulary}, tokenizer {tokenizer}\n"

@@ -103,7 +103,9 @@ impl Maker {
         let put_before = maker.tokens.put_before();
         let bos = is_control(0).filter(|first| Some(*first) == maker.bos_of_settings() || put_before.is_some());
         if let Some(token) = put_before.filter(|_| is_control(0).is_none()) {
-            notes.push(format!("the tokenizer puts {token} before texts, and the template does not: dialogues begin without it"));
+            notes.push(format!(
+                "the tokenizer puts {token} before texts, and the template does not: dialogues begin without it"
+            ));
         }
         if let Err(refusal) = maker.dialogues.dialogue(&two, None, maker.how.turns) {
             let what = "dialogues of several answers are refused with this template";
@@ -217,7 +219,10 @@ impl Maker {
         let kept = self.num_kept(&examples[0]);
         let from = longest - max + kept;
         if from >= start {
-            return Err(Refusal::new(Reason::TooLong, format!("an answer of {} tokens has no room in {max}", longest - start)));
+            return Err(Refusal::new(
+                Reason::TooLong,
+                format!("an answer of {} tokens has no room in {max}", longest - start),
+            ));
         }
         examples.iter_mut().for_each(|example| *example = without(example, kept..from));
         Ok((examples, true))

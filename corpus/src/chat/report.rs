@@ -84,7 +84,9 @@ impl Report {
             row("left out", "to balance lengths", self.unbalanced);
         }
         row("used", &self.kind, self.used);
-        for (what, num) in [("prompt cut in front", self.cut_prompts), ("special tokens in contents, as text", self.injected)] {
+        for (what, num) in
+            [("prompt cut in front", self.cut_prompts), ("special tokens in contents, as text", self.injected)]
+        {
             if num > 0 {
                 row("  of these", what, num);
             }
@@ -99,8 +101,13 @@ impl Report {
         text.push('\n');
         text.push_str(&align(&files));
         let Means { tokenizer, vocabulary, template, trained_by, end_of_turn, end_of_turn_text, .. } = &self.means;
-        text.push_str(&format!("\ntokenizer {tokenizer}, vocabulary {}; template: {template}\n", grouped(u64::from(*vocabulary))));
-        text.push_str(&format!("trained by {trained_by}; a turn ends with token {end_of_turn} ({end_of_turn_text:?})\n"));
+        text.push_str(&format!(
+            "\ntokenizer {tokenizer}, vocabulary {}; template: {template}\n",
+            grouped(u64::from(*vocabulary))
+        ));
+        text.push_str(&format!(
+            "trained by {trained_by}; a turn ends with token {end_of_turn} ({end_of_turn_text:?})\n"
+        ));
         if self.cut_messages > 0 {
             text.push_str(&format!("{} messages behind the last answers were left out\n", grouped(self.cut_messages)));
         }
@@ -108,8 +115,12 @@ impl Report {
             let right = |lengths: Lengths| format!("{:.1}%", lengths.accuracy_of_longer() * 100.0);
             let (before, after) = (right(balance.before), right(balance.after));
             text.push_str(&match balance.is_asked_for {
-                true => format!("the longer answer is the chosen one in {before} of pairs before balancing, in {after} now\n"),
-                false => format!("the longer answer is the chosen one in {before} of pairs; --balance-length makes it half\n"),
+                true => format!(
+                    "the longer answer is the chosen one in {before} of pairs before balancing, in {after} now\n"
+                ),
+                false => format!(
+                    "the longer answer is the chosen one in {before} of pairs; --balance-length makes it half\n"
+                ),
             });
         }
         self.notes.iter().for_each(|note| text.push_str(&format!("note: {note}\n")));

@@ -226,7 +226,9 @@ pub fn read(line: &[u8], margins: Margins) -> Usable<Row> {
             messages.extend([Message::of("user", &asked), Message::of(ASSISTANT, &output)]);
             dialogue(messages, tools)
         }
-        _ if fields.chosen.is_some() != fields.rejected.is_some() => Err(unknown("one of `chosen` and `rejected` alone")),
+        _ if fields.chosen.is_some() != fields.rejected.is_some() => {
+            Err(unknown("one of `chosen` and `rejected` alone"))
+        }
         _ => Err(unknown(
             "expected `messages`, or `prompt` and `response` (or `completion`), or `instruction` and `output`, or `chosen` and `rejected`",
         )),
@@ -259,7 +261,10 @@ fn spoken(raw: &RawValue, role: &str, field: &str) -> Usable<Vec<Message>> {
 
 fn dialogue(mut messages: Vec<Message>, tools: Option<String>) -> Usable<Row> {
     let Some(last) = messages.iter().rposition(Message::is_answer) else {
-        return Err(Refusal::new(Reason::NoAssistantTurn, format!("{} messages, none of the assistant", messages.len())));
+        return Err(Refusal::new(
+            Reason::NoAssistantTurn,
+            format!("{} messages, none of the assistant", messages.len()),
+        ));
     };
     let num_cut = messages.len() - last - 1;
     messages.truncate(last + 1);
@@ -279,9 +284,9 @@ fn pair(prompt: Option<&RawValue>, chosen: &RawValue, rejected: &RawValue) -> Us
     let prompt = prompt.map(|prompt| spoken(prompt, "user", "prompt")).transpose()?;
     let [chosen, rejected] = [(chosen, "chosen"), (rejected, "rejected")].map(|(raw, field)| {
         let messages = spoken(raw, ASSISTANT, field)?;
-        let (answer, before) = messages.split_last().ok_or_else(|| {
-            Refusal::new(Reason::NoAssistantTurn, format!("`{field}` has no messages"))
-        })?;
+        let (answer, before) = messages
+            .split_last()
+            .ok_or_else(|| Refusal::new(Reason::NoAssistantTurn, format!("`{field}` has no messages")))?;
         if !answer.is_answer() {
             let found = format!("`{field}` ends with a message of `{}`", answer.role);
             return Err(Refusal::new(Reason::NoAssistantTurn, found));

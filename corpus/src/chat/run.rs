@@ -181,7 +181,9 @@ fn write(options: &Options, maker: &Maker, folder: &Path, watch: &dyn Watch) -> 
             break;
         }
         let tasks: Vec<&[RowLine]> = batch.chunks(TASK_ROWS).collect();
-        let made = map_tasks(options.num_threads, &tasks, |lines| Ok(lines.iter().map(|line| make(maker, line)).collect::<Vec<_>>()))?;
+        let made = map_tasks(options.num_threads, &tasks, |lines| {
+            Ok(lines.iter().map(|line| make(maker, line)).collect::<Vec<_>>())
+        })?;
         for (line, made) in batch.iter().zip(made.into_iter().flatten()) {
             report.rows += 1;
             match made {
@@ -221,7 +223,11 @@ fn begin(options: &Options, maker: &Maker) -> Report {
     let (tokens, dialogues, how) = (&maker.tokens, &maker.dialogues, &maker.how);
     let means = Means {
         tokenizer: options.tokenizer.clone(),
-        tokenizer_digest: if tokens.is_bytes() { String::new() } else { blake3::Hash::from_bytes(tokens.digest).to_hex().to_string() },
+        tokenizer_digest: if tokens.is_bytes() {
+            String::new()
+        } else {
+            blake3::Hash::from_bytes(tokens.digest).to_hex().to_string()
+        },
         vocabulary: tokens.vocabulary,
         template: dialogues.name.clone(),
         template_digest: blake3::hash(dialogues.source.as_bytes()).to_hex().to_string(),

@@ -168,7 +168,10 @@ impl Dialogues {
             let with = if n + 1 == messages.len() { whole.text.clone() } else { self.text(&asked, n + 1, false)?.text };
             if !with.starts_with(&before) || !whole.text.starts_with(&with) {
                 let what = format!("the template renders what is before message {} otherwise than with it", n + 1);
-                return Err(Refusal::new(Reason::Ambiguous, what + "; take --turns last, or mark it with {% generation %}"));
+                return Err(Refusal::new(
+                    Reason::Ambiguous,
+                    what + "; take --turns last, or mark it with {% generation %}",
+                ));
             }
             trained.push(before.len()..with.len());
         }
@@ -268,7 +271,8 @@ fn any_of(mut words: Vec<String>) -> Result<Option<Regex>> {
     let pattern: Vec<String> = words.iter().map(|word| regex::escape(word)).collect();
     // Words of a file that was read: they may be many, and are no patterns.
     let regex = regex::RegexBuilder::new(&pattern.join("|")).size_limit(MAX_REGEX_BYTES).build();
-    let cannot = |error| Error::Config(format!("the tokenizer's {} added tokens cannot be looked for: {error}", words.len()));
+    let cannot =
+        |error| Error::Config(format!("the tokenizer's {} added tokens cannot be looked for: {error}", words.len()));
     regex.map(Some).map_err(cannot)
 }
 

@@ -95,7 +95,9 @@ impl ChatTokens {
     pub fn load(path: &Path, content_tokens: &[String]) -> Result<ChatTokens> {
         if path.as_os_str() == BYTES {
             if let Some(token) = content_tokens.first() {
-                return Err(Error::Config(format!("--content-token {token}: bytes have no such tokens; name a --tokenizer")));
+                return Err(Error::Config(format!(
+                    "--content-token {token}: bytes have no such tokens; name a --tokenizer"
+                )));
             }
             let (digest, vocabulary) = (BYTES_TOKENIZER, BYTES_VOCABULARY);
             return Ok(ChatTokens { file: None, vocabulary, digest, variables: Vec::new(), template: None });
@@ -169,7 +171,9 @@ impl ChatTokens {
             let bytes: Vec<u8> = tokens.iter().map(|token| *token as u8).collect();
             return Ok(String::from_utf8_lossy(&bytes).into_owned());
         };
-        file.tokenizer.decode(tokens, false).map_err(|error| wrong(&file.path, format!("cannot decode tokens: {error}")))
+        file.tokenizer
+            .decode(tokens, false)
+            .map_err(|error| wrong(&file.path, format!("cannot decode tokens: {error}")))
     }
 }
 

@@ -79,7 +79,10 @@ fn documents(place: &Place, split: &str) -> (Vec<Document>, Vec<f32>) {
         Document { tokens, trained }
     };
     assert_eq!(file.header.kind == Kind::Preferences, file.header.num_pairs() > 0);
-    ((0..file.header.num_documents).map(document).collect(), (0..file.header.num_pairs()).map(|n| file.pair(n).margin).collect())
+    (
+        (0..file.header.num_documents).map(document).collect(),
+        (0..file.header.num_pairs()).map(|n| file.pair(n).margin).collect(),
+    )
 }
 
 fn refused(place: &Place) -> Vec<Refused> {

@@ -68,7 +68,8 @@ fn rows_of_one_prompt_are_held_out_together() {
     place.write("rows.jsonl", lines(&rows));
     chat(&place, &["--held-out", "0.2"]);
     let prompts = |split: &str| -> BTreeSet<Vec<u32>> {
-        let prompt = |d: &super::Document| d.tokens[..d.trained.iter().position(|t| *t).expect("a trained token")].to_vec();
+        let prompt =
+            |d: &super::Document| d.tokens[..d.trained.iter().position(|t| *t).expect("a trained token")].to_vec();
         documents(&place, split).0.iter().map(prompt).collect()
     };
     let (train, held_out) = (prompts("train"), prompts("held-out"));
@@ -130,7 +131,8 @@ fn too_many_refused_rows_end_the_command_and_nothing_of_others_is_replaced() {
 #[test]
 fn a_preview_shows_what_is_trained_and_writes_nothing() {
     let place = Place::empty();
-    let rows = [json!({"messages": []}), json!({"messages": turn("Hi\u{1b}[2J", "Ho")}), json!({"messages": turn("a", "b")})];
+    let rows =
+        [json!({"messages": []}), json!({"messages": turn("Hi\u{1b}[2J", "Ho")}), json!({"messages": turn("a", "b")})];
     place.write("rows.jsonl", lines(&rows));
     let output = place.output(&["chat", "rows.jsonl", "--preview", "1"]);
     let found = String::from_utf8_lossy(&output.stdout);
