@@ -93,6 +93,12 @@ fn text_of(parts: &[Value]) -> Usable<String> {
     parts.iter().map(text).collect()
 }
 
+/// All texts in a value of JSON, for `look`; names of fields are texts, too.
+pub fn texts_in(json: &str, look: &mut dyn FnMut(&str)) -> Usable<()> {
+    texts_of(&serde_json::from_str(json).map_err(broken)?, look);
+    Ok(())
+}
+
 fn texts_of(value: &Value, look: &mut dyn FnMut(&str)) {
     match value {
         Value::String(text) => look(text),

@@ -14,7 +14,7 @@ use regex::Regex;
 use toroid_chat::{BYTES, CHATML, Chat, ChatError, Limits, Rendered, Template, Time};
 
 use crate::chat::refusal::{Reason, Refusal, Usable};
-use crate::chat::row::Message;
+use crate::chat::row::{Message, texts_in};
 use crate::chat::tokenizer::{ChatTokens, Guarded, read_settings, template_of};
 use crate::error::{Error, Result};
 
@@ -91,10 +91,14 @@ impl Dialogues {
     }
 
     fn asked(&self, messages: &[Message], tools: Option<&str>) -> Usable<Asked> {
-        let mut is_marked = tools.is_some_and(|tools| self.has_control(tools));
+        let mut is_in_tools = false;
+        if let Some(tools) = tools {
+            texts_in(tools, &mut |text| is_in_tools |= self.has_control(text) || text.contains(MARK))?;
+        }
+        let mut is_marked = false;
         messages.iter().for_each(|message| message.texts(&mut |text| is_marked |= self.has_control(text)));
         let json = |messages: &[Message]| messages.iter().map(|message| message.json.clone()).collect();
-        if !is_marked {
+        if !is_marked && !is_in_tools {
             return Ok(Asked { messages: json(messages), tools: tools.map(str::to_owned), is_marked });
         }
         let refuse = |what: &str| Err(Refusal::new(Reason::SpecialInContent, what));
@@ -103,7 +107,7 @@ impl Dialogues {
         }
         let mut has_mark = false;
         messages.iter().for_each(|message| message.texts(&mut |text| has_mark |= text.contains(MARK)));
-        if has_mark || tools.is_some_and(|tools| tools.contains(MARK) || self.has_control(tools)) {
+        if has_mark || is_in_tools {
             return refuse("a token that only the template may write is in the tools, or stands beside U+F8FD");
         }
         let marked: Usable<Vec<Message>> =

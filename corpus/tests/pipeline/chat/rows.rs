@@ -305,7 +305,8 @@ fn changed_rows_are_read_or_refused() {
     let message = json!({"role": "user", "content": "a\u{e9}", "tool_calls": [{"x": 1.5}]});
     let rows = [
         json!({"messages": two(vec![message], turn("b", "c")), "tools": [1]}).to_string(),
-        json!({"prompt": "p", "chosen": "a", "rejected": turn("p", "b"), "margin": 0.25, "score_chosen": 1}).to_string(),
+        json!({"prompt": "p", "chosen": "a", "rejected": turn("p", "b"), "margin": 0.25, "score_chosen": 1})
+            .to_string(),
     ];
     let (mut num_read, mut num_refused) = (0, 0);
     for seed in 0..20_000u64 {
@@ -321,7 +322,9 @@ fn changed_rows_are_read_or_refused() {
             }
         }
         match row::read(&line, Margins::Given) {
-            Ok(Row::Dialogue { messages, .. }) => assert!(messages.last().expect("a message").is_answer(), "seed {seed}"),
+            Ok(Row::Dialogue { messages, .. }) => {
+                assert!(messages.last().expect("a message").is_answer(), "seed {seed}")
+            }
             Ok(Row::Preference { answers: [chosen, rejected], margin, .. }) => {
                 assert!(chosen != rejected && margin.is_finite(), "seed {seed}");
             }
