@@ -1,5 +1,7 @@
 //! From a line to tokens that are trained on: what is cut, and which of it is held out.
 
+use std::ops::Range;
+
 use crate::chat::refusal::{Reason, Refusal, Usable};
 use crate::chat::row::{self, Margins, Message, Row};
 use crate::chat::template::{Dialogues, Turns};
@@ -101,15 +103,26 @@ impl Maker {
         let end = end.ok_or_else(|| fails(Refusal::new(Reason::Untrained, "no token of the answer is trained")))?;
         let mut notes = Vec::new();
         let put_before = maker.tokens.put_before();
-        let bos = is_control(0).filter(|first| Some(*first) == maker.bos_of_settings() || put_before.is_some());
-        if let Some(token) = put_before.filter(|_| is_control(0).is_none()) {
-            notes.push(format!(
-                "the tokenizer puts {token} before texts, and the template does not: dialogues begin without it"
-            ));
+        let first_of = |name: &String| maker.tokens.id(name);
+        let firsts = [maker.bos_of_settings(), put_before.as_ref().and_then(first_of)];
+        let bos = is_control(0).filter(|first| firsts.contains(&Some(*first)));
+        if let Some(token) = put_before.filter(|_| bos.is_none()) {
+            let what = "before texts, and the template does not: dialogues begin without it";
+            notes.push(format!("the tokenizer puts {token} {what}"));
         }
-        if let Err(refusal) = maker.dialogues.dialogue(&two, None, maker.how.turns) {
-            let what = "dialogues of several answers are refused with this template";
-            notes.push(format!("{what}: {} ({})", refusal.detail, refusal.reason));
+        match maker.dialogues.dialogue(&two, None, maker.how.turns) {
+            Ok(found) => {
+                let ends = |range: &&Range<usize>| found.control.iter().any(|control| control.end == range.end);
+                let num = found.trained.iter().filter(ends).count();
+                if maker.how.turns == Turns::All && num < 2 {
+                    let what = "of two answers it trains the end of the turn of one";
+                    return Err(fails(Refusal::new(Reason::NoEndOfTurn, what)));
+                }
+            }
+            Err(refusal) => {
+                let what = "dialogues of several answers are refused with this template";
+                notes.push(format!("{what}: {} ({})", refusal.detail, refusal.reason));
+            }
         }
         (maker.bos, maker.end, maker.notes) = (bos, end, notes);
         Ok(maker)
@@ -229,7 +242,7 @@ impl Maker {
     }
 }
 
-fn without(example: &Example, range: std::ops::Range<usize>) -> Example {
+fn without(example: &Example, range: Range<usize>) -> Example {
     Example {
         tokens: [&example.tokens[..range.start], &example.tokens[range.end..]].concat(),
         trained: [&example.trained[..range.start], &example.trained[range.end..]].concat(),

@@ -64,7 +64,8 @@ impl Message {
     }
 
     fn has_words(&self) -> bool {
-        !self.content.trim().is_empty() || self.value.get("tool_calls").is_some_and(|calls| calls.is_array())
+        !self.content.trim().is_empty()
+            || self.value.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty())
     }
 
     /// The object, changed by `change` in each of its texts; as it came if none of them changes.

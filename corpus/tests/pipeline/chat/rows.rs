@@ -65,7 +65,7 @@ fn each_row_that_cannot_be_used_is_named_with_its_reason() {
         ("other-kind", json!({"prompt": "a", "chosen": "b", "rejected": "c"}).to_string().into()),
         (
             "template-refuses",
-            json!({"messages": [user, {"role": "assistant", "content": null, "tool_calls": []}]}).to_string().into(),
+            json!({"messages": [user, {"role": "assistant", "content": null, "tool_calls": [7]}]}).to_string().into(),
         ),
     ];
     let good = answers(json!("Ho"));
