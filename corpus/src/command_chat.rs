@@ -16,7 +16,7 @@ use toroid_corpus::chat::template::{Dialogues, Turns};
 use toroid_corpus::chat::tokenizer::ChatTokens;
 use toroid_corpus::report::grouped;
 
-use crate::{Progress, print};
+use crate::progress::{Progress, print};
 
 #[derive(Debug, Args)]
 pub struct ChatArgs {

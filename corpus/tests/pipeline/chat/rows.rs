@@ -173,11 +173,8 @@ fn the_end_of_each_turn_is_trained_and_what_users_write_is_no_special_token() {
         let output = place.output(&arguments);
         assert_eq!(String::from_utf8_lossy(&output.stdout), format!("<s>{expected}\n"));
     }
-    // Merges are those of the whole text.
-    let the_of = [256, 259, 258];
-    assert!(
-        found[0].tokens.windows(2).any(|pair| pair == [260, 258]) || the_of.iter().all(|t| found[0].tokens.contains(t))
-    );
+    // ` of` and ` the`: merges of the tokenizer.
+    assert!(found[0].tokens.windows(2).any(|pair| pair == [260, 258]));
     chat(&place, &["--tokenizer", "model", "--content-token", "<think>"]);
     assert_eq!(documents(&place, "train").0[1].tokens.iter().filter(|token| **token == 264).count(), 2);
 }
@@ -274,7 +271,7 @@ fn long_rows_are_dropped_cut_in_front_or_end_the_command() {
     // No half of an answer is trained: what was left of the first one went, too.
     assert_eq!(ends[1], "\u{1}user\u{2}r\u{3}\u{1}assistant\u{2}[second\u{3}]");
     let found = complaint(&place, &["--max-tokens", "100", "--too-long", "fail"]);
-    assert!(found.contains("rows.jsonl: line 1: 180 tokens, at most 100 are taken"), "{found}");
+    assert!(found.contains("rows.jsonl: line 1: 179 tokens, at most 100 are taken"), "{found}");
 }
 
 #[test]
