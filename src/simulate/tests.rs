@@ -99,7 +99,12 @@ fn without_failures_only_checkpoints_cost_anything() {
         assert_eq!((found.counts.lost_steps, found.counts.restores), (0, 0));
     }
     let apart = toroid.counts.checkpoints.abs_diff(launcher.counts.checkpoints);
-    assert!(apart <= 4, "checkpoints that are skipped are counted: {} and {}", toroid.counts.checkpoints, launcher.counts.checkpoints);
+    assert!(
+        apart <= 4,
+        "checkpoints that are skipped are counted: {} and {}",
+        toroid.counts.checkpoints,
+        launcher.counts.checkpoints
+    );
 }
 
 /// Daly's formula for exponential failures: see `toroid_torus::plan`.
