@@ -85,7 +85,7 @@ fn one_seed_gives_the_same_account_and_another_another() {
 
 #[test]
 fn without_failures_only_checkpoints_cost_anything() {
-    let settings = Settings { copy_bytes_per_s: 1e9, ..settings() };
+    let settings = Settings { copy_bytes_per_s: 1e9, storage_bytes_per_s: 1e12, ..settings() };
     let scenario = Scenario { failure_every_s: 1e9, ..scenario() };
     let at_hand = model(scenario.clone(), settings.clone());
     let (toroid, launcher) = (run(scenario, settings), launcher::run(&at_hand));
