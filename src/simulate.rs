@@ -9,6 +9,7 @@
 //! ```
 
 mod account;
+mod compare;
 mod fleet;
 mod launcher;
 mod model;
@@ -30,9 +31,10 @@ use crate::exit::wrong_use;
 use crate::format::table;
 use crate::local::positive;
 use crate::output::FormatArgs;
-use fleet::{Kind, Mix, WORKERS_OF_A_HOST};
+use compare::{simulate, spares_of};
+use fleet::{Kind, Mix};
 use model::{Model, Scenario, Settings};
-use report::{Outcome, Summary};
+use report::Outcome;
 
 /// Scenarios of one command, at most.
 const MAX_SCENARIOS: usize = 1000;
@@ -158,20 +160,6 @@ fn time(text: &str) -> Result<f64, String> {
         Ok(seconds) if (1.0..=1e9).contains(&seconds) => Ok(seconds),
         _ => Err("expected a time from 1s to 11574d".into()),
     }
-}
-
-/// Workers without a place for so many places: whole hosts.
-fn spares_of(places: usize, part: f64) -> usize {
-    ((places as f64 * part).ceil() as usize).next_multiple_of(WORKERS_OF_A_HOST)
-}
-
-/// Runs one scenario, and the launcher beside it.
-fn simulate(scenario: Scenario, settings: &Settings) -> Result<Outcome> {
-    let model = Model::new(scenario.clone(), settings.clone())?;
-    let launcher = Summary::from(&launcher::run(&model));
-    let step_s = model.step.as_secs_f64();
-    let toroid = world::run(model).context("simulate Toroid")?;
-    Ok(Outcome { scenario, step_s, toroid: Summary::from(&toroid), launcher })
 }
 
 /// What `-o json` prints.

@@ -94,9 +94,7 @@ impl Model {
     pub fn new(scenario: Scenario, settings: Settings) -> Result<Model> {
         let Scenario { places, spares, tp, pp, .. } = scenario;
         let num = tp.checked_mul(pp).filter(|n| *n > 0 && places > 0).ok_or_else(|| {
-            wrong_use(format!(
-                "cannot simulate {places} places with tp {tp} and pp {pp}: expected at least 1 of each"
-            ))
+            wrong_use(format!("cannot simulate {places} places with tp {tp} and pp {pp}: expected at least 1 of each"))
         })?;
         let refused = |why: String| wrong_use(format!("cannot simulate {places} places: {why}"));
         if places % num != 0 {

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::compare::{simulate, spares_of};
 use super::model::{Scenario, Settings};
 use super::report::{self, Outcome, share};
-use super::simulate;
 use crate::files::read_text;
 use crate::output;
 use crate::svg::{Axis, Plot, Scale};
@@ -36,7 +36,7 @@ pub struct Study {
 pub fn run(base: &Scenario, settings: &Settings, sizes: &[usize], num_failures: f64) -> Result<Study> {
     let of = |places: usize, failure_every_s: f64| Scenario {
         places,
-        spares: super::spares_of(places, 0.01),
+        spares: spares_of(places, 0.01),
         failure_every_s,
         interval_s: 600.0,
         second_holder: true,
@@ -66,7 +66,7 @@ pub fn run(base: &Scenario, settings: &Settings, sizes: &[usize], num_failures: 
     let mut spares = Vec::new();
     for rate in [RATES_S[1], RATES_S[2]] {
         for part in SPARES {
-            spares.push(one(Scenario { spares: super::spares_of(PLACES, part), ..of(PLACES, rate) })?);
+            spares.push(one(Scenario { spares: spares_of(PLACES, part), ..of(PLACES, rate) })?);
         }
     }
     Ok(Study { sizes: by_size, intervals, spares })
@@ -149,7 +149,8 @@ impl Study {
     /// Writes the part of the page anew, and the plots beside it.
     pub fn write(&self, page: &Path, command: &str) -> Result<()> {
         let text = read_text(page, "the page", MAX_PAGE_BYTES)?;
-        let text = replaced(&text, &self.page(command)).with_context(|| format!("write the study into {}", page.display()))?;
+        let text =
+            replaced(&text, &self.page(command)).with_context(|| format!("write the study into {}", page.display()))?;
         let images = page.parent().unwrap_or(Path::new("")).join("images");
         std::fs::create_dir_all(&images).with_context(|| format!("make {}", images.display()))?;
         for (name, plot) in self.plots() {
@@ -163,7 +164,10 @@ impl Study {
 /// `text` with what is between the marks replaced.
 fn replaced(text: &str, part: &str) -> Result<String> {
     let found = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
-    ensure!(found.is_some(), "it has no lines `{BEGIN}` and `{END}` one after the other; put them where the study belongs");
+    ensure!(
+        found.is_some(),
+        "it has no lines `{BEGIN}` and `{END}` one after the other; put them where the study belongs"
+    );
     Ok(found.map(|(before, after)| format!("{before}{part}{after}")).unwrap_or_default())
 }
 

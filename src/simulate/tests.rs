@@ -98,8 +98,16 @@ fn without_failures_only_checkpoints_cost_anything() {
         assert!((copies / each - found.counts.checkpoints as f64).abs() < 1.5, "{copies} s of {each} s each");
         assert_eq!((found.counts.lost_steps, found.counts.restores), (0, 0));
     }
-    let apart = toroid.counts.checkpoints.abs_diff(launcher.counts.checkpoints);
-    assert!(apart <= 4, "checkpoints that are skipped are counted: {} and {}", toroid.counts.checkpoints, launcher.counts.checkpoints);
+}
+
+/// What comes to nobody ends a quiet time, so that every checkpoint is named, written and published.
+#[test]
+fn a_quiet_time_that_is_skipped_is_as_one_that_is_not() {
+    let nobody: Vec<(f64, Kind, Range<usize>)> = (1..288).map(|n| (300.0 * f64::from(n), Kind::Worker, 0..0)).collect();
+    let (skipped, made) = (run_with(scenario(), &[]), run_with(scenario(), &nobody));
+    let apart = skipped.counts.checkpoints.abs_diff(made.counts.checkpoints);
+    assert!(apart <= 1 && made.counts.checkpoints > 100, "{skipped:?} and {made:?}");
+    assert!((skipped.goodput() - made.goodput()).abs() < 1e-4, "{skipped:?} and {made:?}");
 }
 
 /// Daly's formula for exponential failures: see `toroid_torus::plan`.

@@ -25,7 +25,9 @@ use proto::coordinator_message::Body as ToWorker;
 use proto::worker_message::Body as FromWorker;
 use toroid_machine::clock::Boot;
 use toroid_machine::record::State;
-use toroid_machine::{Config, Input, Limits, Machine, Now, Output, Policy, Reply, RequestId, Retention, StreamId, Submission};
+use toroid_machine::{
+    Config, Input, Limits, Machine, Now, Output, Policy, Reply, RequestId, Retention, StreamId, Submission,
+};
 use toroid_proto as proto;
 use toroid_torus::geometry::Shape;
 use toroid_torus::ids::Term;
@@ -48,18 +50,36 @@ const MAX_IDLE: u64 = 1_000_000;
 enum Event {
     Fails(usize),
     /// The coordinator sees that a stream has ended.
-    Closed { worker: usize, incarnation: u32 },
+    Closed {
+        worker: usize,
+        incarnation: u32,
+    },
     /// All places have reported what they hold.
-    Reported { epoch: u64 },
+    Reported {
+        epoch: u64,
+    },
     /// All places hold the state, and make the next step.
-    Healed { epoch: u64 },
+    Healed {
+        epoch: u64,
+    },
     /// All shards of a step are durable.
-    Written { epoch: u64, step: u64 },
-    Repaired { workers: Vec<(usize, u32)> },
+    Written {
+        epoch: u64,
+        step: u64,
+    },
+    Repaired {
+        workers: Vec<(usize, u32)>,
+    },
     /// A slow worker and its peers say how long they compute.
-    Compared { worker: usize, incarnation: u32 },
+    Compared {
+        worker: usize,
+        incarnation: u32,
+    },
     /// The operator acts on a slow worker.
-    Drained { worker: usize, incarnation: u32 },
+    Drained {
+        worker: usize,
+        incarnation: u32,
+    },
     /// The operator has a job go on that has ended.
     Resumed,
 }
@@ -359,7 +379,15 @@ impl World {
         };
         let committed_step = if self.workers[worker].held.is_some() { self.committed } else { 0 };
         let operation = operation.into();
-        proto::Heartbeat { job_id: self.job.clone(), epoch, committed_step, operation, waits_for, progress, ..Default::default() }
+        proto::Heartbeat {
+            job_id: self.job.clone(),
+            epoch,
+            committed_step,
+            operation,
+            waits_for,
+            progress,
+            ..Default::default()
+        }
     }
 
     // ------------------------------------------------------------------------------------------------------------- messages
@@ -521,8 +549,7 @@ impl World {
         self.interrupt(if heals { Cause::Decide } else { Cause::Restore });
         self.skipped = None;
         let members = vec![usize::MAX; shape.world()];
-        self.epoch =
-            Epoch { number, shape, heals, members, pulls: false, is_started: false, named: BTreeSet::new() };
+        self.epoch = Epoch { number, shape, heals, members, pulls: false, is_started: false, named: BTreeSet::new() };
         self.after(delay, Event::Reported { epoch: number });
     }
 
@@ -763,8 +790,7 @@ impl World {
             self.closed(*worker)?;
             let incarnation = incarnation + 1;
             self.slow.remove(worker);
-            self.workers[*worker] =
-                Worker { health: Health::Up, incarnation, stream: None, place: None, held: None };
+            self.workers[*worker] = Worker { health: Health::Up, incarnation, stream: None, place: None, held: None };
             self.registers(*worker);
         }
         self.settle()
