@@ -121,8 +121,8 @@ fn the_launcher_is_what_the_formula_says() {
         repair_s: [600.0; 3],
         ..settings()
     };
-    for (failure_every_s, interval_s) in [(1200.0, 600.0), (4.0 * HOUR_S, 1800.0)] {
-        let days = 3000.0 * failure_every_s / 86_400.0;
+    for (failure_every_s, interval_s, num_failures) in [(1200.0, 600.0, 2000.0), (4.0 * HOUR_S, 1800.0, 200.0)] {
+        let days = num_failures * failure_every_s / 86_400.0;
         let at_hand = model(Scenario { failure_every_s, interval_s, days, spares: 64, ..scenario() }, settings.clone());
         let restart_s = settings.notice_s + at_hand.launch().as_secs_f64();
         let expected = daly(1.0 / failure_every_s, interval_s, restart_s);
