@@ -336,6 +336,8 @@ mod tests {
             "toroid bench recovery --kills 20 --shape 2,2,2 --shape 1,1,4 -o json",
             "toroid plan",
             "toroid plan job.toml --mtbf-h 1000 --link-gbps 25 -o json",
+            "toroid simulate --places 2048,16384 --failure-every 48h,20min --spares 0,0.5 --interval 1min --second-holder yes,no --days 2 -o json",
+            "toroid simulate --study docs/scale.md --num-failures 5",
             "toroid plan --preset 1b --tp 2 --pp 2 --dp 2 --micro-batches 16 --measured",
             "toroid worker --restart --devices cuda:0,cuda:1 --listen fd00::1 --rack-map racks",
             "toroid worker --interface eth0,10.0.0.0/8 --listen 0.0.0.0:7071",
@@ -432,6 +434,11 @@ mod tests {
             "toroid bench recovery --shape 2,2",
             "toroid plan job.toml --tp 2",
             "toroid plan --mtbf-h 0",
+            "toroid simulate --places 0",
+            "toroid simulate --failure-every -4h",
+            "toroid simulate --failure-every 4",
+            "toroid simulate --spares -1",
+            "toroid simulate --study docs/scale.md --days 3",
             "toroid plan --measured --device-tflops 3",
         ] {
             check(line, false);

@@ -9,6 +9,7 @@
 //! ```
 
 mod account;
+mod compare;
 mod fleet;
 mod launcher;
 mod model;
@@ -30,9 +31,10 @@ use crate::exit::wrong_use;
 use crate::format::table;
 use crate::local::positive;
 use crate::output::FormatArgs;
-use fleet::{Kind, Mix, WORKERS_OF_A_HOST};
+use compare::{simulate, spares_of};
+use fleet::{Kind, Mix};
 use model::{Model, Scenario, Settings};
-use report::{Outcome, Summary};
+use report::Outcome;
 
 /// Scenarios of one command, at most.
 const MAX_SCENARIOS: usize = 1000;
@@ -61,11 +63,11 @@ pub struct Args {
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
     /// Run the study of the documentation instead and write its tables into this page, between its two marks, and its plots into images beside it
-    #[arg(long, value_name = "PAGE", conflicts_with_all = ["places", "failure_every", "spares", "interval", "second_holder", "days"])]
+    #[arg(long, value_name = "PAGE", conflicts_with_all = ["failure_every", "spares", "interval", "second_holder", "days"])]
     study: Option<PathBuf>,
-    /// Weeks of the study's runs of 2,048 places; those of larger jobs are shorter
-    #[arg(long, default_value_t = 4.0, value_name = "WEEKS", requires = "study", value_parser = above_zero)]
-    weeks: f64,
+    /// Failures of each run of the study, on average: so long it is
+    #[arg(long, default_value_t = 100.0, value_name = "N", requires = "study", value_parser = above_zero)]
+    num_failures: f64,
     #[command(flatten)]
     assumed: Assumed,
     #[command(flatten)]
@@ -160,20 +162,6 @@ fn time(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Workers without a place for so many places: whole hosts.
-fn spares_of(places: usize, part: f64) -> usize {
-    ((places as f64 * part).ceil() as usize).next_multiple_of(WORKERS_OF_A_HOST)
-}
-
-/// Runs one scenario, and the launcher beside it.
-fn simulate(scenario: Scenario, settings: &Settings) -> Result<Outcome> {
-    let model = Model::new(scenario.clone(), settings.clone())?;
-    let launcher = Summary::from(&launcher::run(&model));
-    let step_s = model.step.as_secs_f64();
-    let toroid = world::run(model).context("simulate Toroid")?;
-    Ok(Outcome { scenario, step_s, toroid: Summary::from(&toroid), launcher })
-}
-
 /// What `-o json` prints.
 #[derive(Debug, Serialize)]
 struct Answer<'a> {
@@ -257,8 +245,15 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let (settings, scenarios) = (args.settings()?, args.scenarios()?);
     if let Some(page) = &args.study {
         let base = scenarios.first().context("there is a scenario of the defaults")?;
-        let study = study::run(base, &settings, args.weeks)?;
-        let command = format!("toroid simulate --study {} --weeks {} --seed {}", page.display(), args.weeks, args.seed);
+        let study = study::run(base, &settings, &args.places, args.num_failures)?;
+        let places: Vec<String> = args.places.iter().map(usize::to_string).collect();
+        let command = format!(
+            "toroid simulate --study {} --places {} --num-failures {} --seed {}",
+            page.display(),
+            places.join(","),
+            args.num_failures,
+            args.seed
+        );
         study.write(page, &command)?;
         let runs: Vec<&Outcome> = study.outcomes().collect();
         let text = format!("the study is in {}\n", page.display());

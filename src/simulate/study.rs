@@ -4,9 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::compare::{simulate, spares_of};
 use super::model::{Scenario, Settings};
 use super::report::{self, Outcome, share};
-use super::simulate;
 use crate::files::read_text;
 use crate::output;
 use crate::svg::{Axis, Plot, Scale};
@@ -17,14 +17,12 @@ const END: &str = "<!-- toroid simulate: end -->";
 const MAX_PAGE_BYTES: u64 = 4 << 20;
 
 const HOUR_S: f64 = 3600.0;
-const SIZES: [usize; 3] = [2048, 16_384, 131_072];
+/// Of intervals and spares, and the size that goals are about.
+const PLACES: usize = 2048;
 /// One failure in so long, for all places together.
 const RATES_S: [f64; 3] = [48.0 * HOUR_S, 4.0 * HOUR_S, HOUR_S / 3.0];
-/// At the sizes: machines that fail as often as those of which 2,048 have one failure in 48 hours.
-const SAME_MACHINES_S: [f64; 2] = [6.0 * HOUR_S, 0.75 * HOUR_S];
 const INTERVALS_MIN: [f64; 5] = [1.0, 5.0, 10.0, 30.0, 60.0];
 const SPARES: [f64; 4] = [0.0, 0.005, 0.01, 0.02];
-const WEEK_DAYS: f64 = 7.0;
 const GOALS: [f64; 2] = [0.999, 0.995];
 
 /// All that the page shows.
@@ -34,52 +32,44 @@ pub struct Study {
     spares: Vec<Outcome>,
 }
 
-/// Runs all of it. `weeks`: how long the runs of the smallest size are; larger ones fail as often, and are a quarter and an eighth of that.
-pub fn run(base: &Scenario, settings: &Settings, weeks: f64) -> Result<Study> {
-    let days = |places: usize| match places {
-        ..10_000 => weeks * WEEK_DAYS,
-        10_000..100_000 => weeks * WEEK_DAYS / 4.0,
-        _ => weeks * WEEK_DAYS / 8.0,
-    };
+/// Runs all of it, for jobs of these sizes. Each run is so long that it has `num_failures` on average.
+pub fn run(base: &Scenario, settings: &Settings, sizes: &[usize], num_failures: f64) -> Result<Study> {
     let of = |places: usize, failure_every_s: f64| Scenario {
         places,
-        spares: super::spares_of(places, 0.01),
+        spares: spares_of(places, 0.01),
         failure_every_s,
         interval_s: 600.0,
         second_holder: true,
-        days: days(places),
+        days: num_failures * failure_every_s / (24.0 * HOUR_S),
         ..base.clone()
     };
     let one = |scenario: Scenario| -> Result<Outcome> {
         output::note(format_args!(
-            "{} places, one failure in {} s, {} days",
+            "{} places, one failure in {} s, {:.2} days",
             scenario.places, scenario.failure_every_s, scenario.days
         ));
         simulate(scenario, settings)
     };
-    let mut sizes = Vec::new();
-    for places in SIZES {
-        let same = SIZES.iter().skip(1).position(|size| *size == places).map(|at| SAME_MACHINES_S[at]);
-        let mut rates: Vec<f64> = RATES_S.into_iter().chain(same).collect();
-        rates.sort_by(|a, b| b.total_cmp(a));
-        for rate in rates {
-            sizes.push(one(of(places, rate))?);
+    let mut by_size = Vec::new();
+    for places in sizes {
+        for rate in RATES_S {
+            by_size.push(one(of(*places, rate))?);
         }
     }
     let mut intervals = Vec::new();
     for minutes in INTERVALS_MIN {
         for second_holder in [true, false] {
             let interval_s = 60.0 * minutes;
-            intervals.push(one(Scenario { interval_s, second_holder, ..of(SIZES[0], RATES_S[1]) })?);
+            intervals.push(one(Scenario { interval_s, second_holder, ..of(PLACES, RATES_S[1]) })?);
         }
     }
     let mut spares = Vec::new();
     for rate in [RATES_S[1], RATES_S[2]] {
         for part in SPARES {
-            spares.push(one(Scenario { spares: super::spares_of(SIZES[0], part), ..of(SIZES[0], rate) })?);
+            spares.push(one(Scenario { spares: spares_of(PLACES, part), ..of(PLACES, rate) })?);
         }
     }
-    Ok(Study { sizes, intervals, spares })
+    Ok(Study { sizes: by_size, intervals, spares })
 }
 
 impl Study {
@@ -88,8 +78,6 @@ impl Study {
     }
 
     fn plots(&self) -> [(&'static str, Plot); 3] {
-        let both = |o: &Outcome| (report::share(o.toroid.goodput), o.launcher.goodput);
-        let _ = both;
         let places = |o: &Outcome| format!("{} places", crate::format::count(o.scenario.places as u64));
         let rates = report::plot(
             "Goodput by how often something fails",
@@ -133,14 +121,14 @@ impl Study {
     /// The part of the page, which is at `docs/scale.md`.
     pub fn page(&self, command: &str) -> String {
         let goals = [0, 1].map(|n| {
-            let found =
-                self.sizes.iter().find(|o| o.scenario.places == SIZES[0] && o.scenario.failure_every_s == RATES_S[n]);
-            let seen = found.map_or(0.0, |o| o.toroid.goodput);
-            let verdict = if seen >= GOALS[n] { "reached" } else { "missed" };
-            format!("{} at one failure in {} h is {verdict}: {}", share(GOALS[n]), RATES_S[n] / HOUR_S, share(seen))
+            let is_it = |o: &&Outcome| o.scenario.places == PLACES && o.scenario.failure_every_s == RATES_S[n];
+            let what = format!("{} at one failure in {} h", share(GOALS[n]), RATES_S[n] / HOUR_S);
+            match self.sizes.iter().find(is_it).map(|o| o.toroid.goodput) {
+                Some(seen) if seen >= GOALS[n] => format!("{what} is reached with {}", share(seen)),
+                Some(seen) => format!("{what} is missed with {}", share(seen)),
+                None => format!("{what} was not simulated"),
+            }
         });
-        let by_cause: Vec<Outcome> =
-            self.sizes.iter().filter(|o| RATES_S.contains(&o.scenario.failure_every_s)).cloned().collect();
         format!(
             "{BEGIN}\n\nMade by `{command}`; the same bytes each time. Goals for 2,048 places: {}; {}.\n\n{}\n\
              ![Goodput by how often something fails](images/simulate-failures.svg)\n\n\
@@ -152,7 +140,7 @@ impl Study {
             goals[0],
             goals[1],
             report::markdown(&report::runs(&self.sizes)),
-            report::markdown(&report::times(&by_cause)),
+            report::markdown(&report::times(&self.sizes)),
             report::markdown(&report::runs(&self.intervals)),
             report::markdown(&report::runs(&self.spares)),
         )

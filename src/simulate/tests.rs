@@ -85,7 +85,7 @@ fn one_seed_gives_the_same_account_and_another_another() {
 
 #[test]
 fn without_failures_only_checkpoints_cost_anything() {
-    let settings = Settings { copy_bytes_per_s: 1e9, ..settings() };
+    let settings = Settings { copy_bytes_per_s: 1e9, storage_bytes_per_s: 1e12, ..settings() };
     let scenario = Scenario { failure_every_s: 1e9, ..scenario() };
     let at_hand = model(scenario.clone(), settings.clone());
     let (toroid, launcher) = (run(scenario, settings), launcher::run(&at_hand));
@@ -98,13 +98,16 @@ fn without_failures_only_checkpoints_cost_anything() {
         assert!((copies / each - found.counts.checkpoints as f64).abs() < 1.5, "{copies} s of {each} s each");
         assert_eq!((found.counts.lost_steps, found.counts.restores), (0, 0));
     }
-    let apart = toroid.counts.checkpoints.abs_diff(launcher.counts.checkpoints);
-    assert!(
-        apart <= 4,
-        "checkpoints that are skipped are counted: {} and {}",
-        toroid.counts.checkpoints,
-        launcher.counts.checkpoints
-    );
+}
+
+/// What comes to nobody ends a quiet time, so that every checkpoint is named, written and published.
+#[test]
+fn a_quiet_time_that_is_skipped_is_as_one_that_is_not() {
+    let nobody: Vec<(f64, Kind, Range<usize>)> = (1..288).map(|n| (300.0 * f64::from(n), Kind::Worker, 0..0)).collect();
+    let (skipped, made) = (run_with(scenario(), &[]), run_with(scenario(), &nobody));
+    let apart = skipped.counts.checkpoints.abs_diff(made.counts.checkpoints);
+    assert!(apart <= 1 && made.counts.checkpoints > 100, "{skipped:?} and {made:?}");
+    assert!((skipped.goodput() - made.goodput()).abs() < 1e-4, "{skipped:?} and {made:?}");
 }
 
 /// Daly's formula for exponential failures: see `toroid_torus::plan`.
@@ -118,8 +121,8 @@ fn the_launcher_is_what_the_formula_says() {
         repair_s: [600.0; 3],
         ..settings()
     };
-    for (failure_every_s, interval_s) in [(1200.0, 600.0), (4.0 * HOUR_S, 1800.0)] {
-        let days = 3000.0 * failure_every_s / 86_400.0;
+    for (failure_every_s, interval_s, num_failures) in [(1200.0, 600.0, 2000.0), (4.0 * HOUR_S, 1800.0, 200.0)] {
+        let days = num_failures * failure_every_s / 86_400.0;
         let at_hand = model(Scenario { failure_every_s, interval_s, days, spares: 64, ..scenario() }, settings.clone());
         let restart_s = settings.notice_s + at_hand.launch().as_secs_f64();
         let expected = daly(1.0 / failure_every_s, interval_s, restart_s);
