@@ -22,6 +22,8 @@ use crate::words;
 
 /// Of a file, at a time.
 const SEND_BYTES: usize = 1 << 20;
+/// Below a prefix: more than these are not looked at.
+const MAX_OBJECTS: usize = 1 << 20;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -185,7 +187,10 @@ impl Written {
         carried: Vec<(String, Vec<u8>)>,
     ) -> Result<u64> {
         let store = Store::open(url)?;
-        ensure!(store.list("", 1)?.is_empty(), "there are objects below {url}; export to a prefix that has none");
+        ensure!(
+            store.list("", MAX_OBJECTS)?.is_empty(),
+            "there are objects below {url}; export to a prefix that has none"
+        );
         let staging =
             tempfile::tempdir().context("make a folder for the files before they are sent (TMPDIR says where)")?;
         let folder = staging.path().join("model");
