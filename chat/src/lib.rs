@@ -28,6 +28,12 @@ mod time;
 
 pub use time::Time;
 
+/// A template for tokenizers with the tokens of ChatML, `<|im_start|>` and `<|im_end|>`. It marks what is trained.
+pub const CHATML: &str = include_str!("chatml.jinja");
+/// A template for tokens that are bytes: ASCII's own marks for the start of a heading (1) and of a text (2), and the end of a text (3), which
+/// ends each turn. It marks what is trained.
+pub const BYTES: &str = include_str!("bytes.jinja");
+
 /// A template has a few KB; the largest that are published some 30.
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 /// The one template of an environment.
@@ -137,6 +143,11 @@ impl Template {
         environment.add_function(generation::FUNCTION, generation::marked);
         environment.add_template_owned(NAME, generation::as_calls(source)).map_err(|e| told(&e))?;
         Ok(Template { environment, source: source.into(), limits })
+    }
+
+    /// Whether it has a `{% generation %}`.
+    pub fn marks_trained(&self) -> bool {
+        generation::as_calls(&self.source) != self.source
     }
 
     /// The text of a chat.
