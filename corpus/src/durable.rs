@@ -113,6 +113,18 @@ pub fn remove_folder(path: &Path) -> Result<()> {
     }
 }
 
+/// An output appears whole, in the place of a former one. Killed on the way, it is made again.
+pub fn publish(unfinished: &Path, out: &Path) -> Result<()> {
+    let name = out.file_name().map_or_else(|| "out".into(), |name| name.to_string_lossy().into_owned());
+    let old = out.with_file_name(name + ".old");
+    if out.exists() {
+        remove_folder(&old)?;
+        fs::rename(out, &old).at("rename", out)?;
+    }
+    fs::rename(unfinished, out).at("rename into place", unfinished)?;
+    remove_folder(&old)
+}
+
 /// Holds a folder or a step; the system lets go of it when the process ends, however it does.
 pub struct Lock {
     _file: File,

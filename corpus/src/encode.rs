@@ -89,21 +89,8 @@ impl Tokens {
 
     /// A file as the library `tokenizers` writes it.
     pub fn open(path: &Path) -> Result<Tokens> {
-        let wrong = |what: String| Error::Config(format!("{}: {what}", path.display()));
-        let text = std::fs::read(path).at("read", path)?;
-        let mut tokenizer =
-            Tokenizer::from_bytes(&text).map_err(|error| wrong(format!("cannot be read as a tokenizer: {error}")))?;
-        let dropout = serde_json::from_slice::<serde_json::Value>(&text)
-            .ok()
-            .and_then(|value| value["model"]["dropout"].as_f64());
-        if dropout.is_some_and(|share| share > 0.0) {
-            return Err(wrong("model.dropout makes other tokens each time; set it to null".into()));
-        }
-        tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(|error| wrong(error.to_string()))?;
-        let highest = tokenizer.get_vocab(true).into_values().max();
-        let vocabulary =
-            highest.and_then(|id| id.checked_add(1)).ok_or_else(|| wrong("its vocabulary is empty".into()))?;
+        let (tokenizer, text) = open_tokenizer(path)?;
+        let vocabulary = vocabulary_of(&tokenizer, path)?;
         let digest = *blake3::hash(&text).as_bytes();
         Ok(Tokens { tokenizer: Some(tokenizer), path: path.to_owned(), vocabulary, digest, end: None })
     }
@@ -145,6 +132,29 @@ impl Tokens {
             }
         }
     }
+}
+
+/// A tokenizer that makes the same tokens each time, all of them and no others; and its file.
+pub(crate) fn open_tokenizer(path: &Path) -> Result<(Tokenizer, Vec<u8>)> {
+    let wrong = |what: String| Error::Config(format!("{}: {what}", path.display()));
+    let text = std::fs::read(path).at("read", path)?;
+    let mut tokenizer =
+        Tokenizer::from_bytes(&text).map_err(|error| wrong(format!("cannot be read as a tokenizer: {error}")))?;
+    let dropout =
+        serde_json::from_slice::<serde_json::Value>(&text).ok().and_then(|value| value["model"]["dropout"].as_f64());
+    if dropout.is_some_and(|share| share > 0.0) {
+        return Err(wrong("model.dropout makes other tokens each time; set it to null".into()));
+    }
+    tokenizer.with_padding(None);
+    tokenizer.with_truncation(None).map_err(|error| wrong(error.to_string()))?;
+    Ok((tokenizer, text))
+}
+
+/// One more than the highest token.
+pub(crate) fn vocabulary_of(tokenizer: &Tokenizer, path: &Path) -> Result<u32> {
+    let highest = tokenizer.get_vocab(true).into_values().max();
+    let empty = || Error::Config(format!("{}: its vocabulary is empty", path.display()));
+    highest.and_then(|id| id.checked_add(1)).ok_or_else(empty)
 }
 
 /// Cuts a long text behind its last line end within the limit, or its last space, or where a character ends.

@@ -22,6 +22,11 @@ pub enum Error {
         list.display()
     )]
     TooManyBad { bad: u64, total: u64, share: f64, list: PathBuf },
+    #[error(
+        "{refused} of {total} rows cannot be used ({reasons}), more than --max-refused = {share} allows; see {}, mend them or raise the share",
+        list.display()
+    )]
+    TooManyRefused { refused: u64, total: u64, share: f64, reasons: String, list: PathBuf },
     #[error("{what} needs {needed_mib} MiB and --memory leaves {there_mib} MiB for it; give it more")]
     Memory { what: &'static str, needed_mib: u64, there_mib: u64 },
     #[error(

@@ -25,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod chat;
 pub mod config;
 pub mod contamination;
 pub mod doc;

@@ -2,16 +2,16 @@
 //!
 //! Standard output has what was asked for, standard error what is said beside it. Exit codes: 0, 1 (failed), 2 (wrong use).
 
-use std::io::{IsTerminal as _, Write as _};
+mod command_chat;
+mod progress;
+
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use toroid_corpus::config::{BYTES, Output, Pipeline, Stage};
 use toroid_corpus::encode::Tokens;
 use toroid_corpus::lm::{Model, train::Trainer};
@@ -19,9 +19,10 @@ use toroid_corpus::ner::{self, Entity, conll};
 use toroid_corpus::plan::{How, Outcome, Plan};
 use toroid_corpus::report::grouped;
 use toroid_corpus::runs::Scratch;
-use toroid_corpus::stage::Watch;
 use toroid_corpus::{explain, plan, read, run};
-use toroid_tokens::{BYTES_TOKENIZER, TokenFile};
+use toroid_tokens::{BYTES_TOKENIZER, Kind, TokenFile};
+
+use crate::progress::{Progress, print};
 
 /// From raw documents to text that is trained on, each removal explained
 #[derive(Debug, Parser)]
@@ -47,6 +48,8 @@ enum Command {
     Perplexity(PerplexityArgs),
     /// Train or try a model that finds names, for the stage `pii`
     Ner(NerArgs),
+    /// Make token files for post-training from rows of messages, or of preferences
+    Chat(Box<command_chat::ChatArgs>),
     /// Check a token file and say what it has, or print a document of it
     Tokens(TokensArgs),
 }
@@ -242,70 +245,6 @@ fn bytes(text: &str) -> Result<u64, String> {
     found.ok_or_else(|| "expected a number of bytes, as in 512M or 2G".into())
 }
 
-/// Bars on a terminal, lines elsewhere.
-struct Progress {
-    bar: ProgressBar,
-    is_terminal: bool,
-    phase: Mutex<Option<(String, Instant)>>,
-    num_bytes: AtomicU64,
-}
-
-impl Progress {
-    fn new() -> Result<Progress> {
-        let is_terminal = std::io::stderr().is_terminal();
-        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-        let style = "{msg:40} {bar:30} {pos}/{len} {elapsed} left {eta}";
-        bar.set_style(ProgressStyle::with_template(style).context("a template of ours is wrong")?);
-        Ok(Progress { bar, is_terminal, phase: Mutex::default(), num_bytes: AtomicU64::new(0) })
-    }
-
-    /// A line about the phase that is over.
-    fn end(&self) {
-        let phase = self.phase.lock().expect("nothing panics while it holds this").take();
-        let num_bytes = self.num_bytes.swap(0, Ordering::Relaxed);
-        if let Some((what, start)) = phase {
-            let seconds = start.elapsed().as_secs_f64();
-            let mega = num_bytes as f64 / 1e6;
-            let rate = if num_bytes > 0 {
-                format!(", {mega:.1} MB at {:.1} MB/s", mega / seconds.max(1e-6))
-            } else {
-                String::new()
-            };
-            self.line(&format!("{what}: {seconds:.2} s{rate}"));
-        }
-    }
-
-    fn line(&self, text: &str) {
-        if self.is_terminal {
-            self.bar.println(text);
-        } else {
-            // Whoever is gone needs no words.
-            let _ = writeln!(std::io::stderr(), "{text}");
-        }
-    }
-}
-
-impl Watch for Progress {
-    fn begin(&self, what: &str, num_steps: u64) {
-        self.end();
-        self.bar.set_message(what.to_owned());
-        self.bar.set_length(num_steps);
-        self.bar.set_position(0);
-        self.bar.reset_eta();
-        *self.phase.lock().expect("nothing panics while it holds this") = Some((what.to_owned(), Instant::now()));
-    }
-
-    fn step(&self, bytes: u64) {
-        self.num_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.bar.inc(1);
-    }
-
-    fn note(&self, text: &str) {
-        self.end();
-        self.line(text);
-    }
-}
-
 fn main() -> ExitCode {
     match execute(Cli::parse().command) {
         Ok(code) => code,
@@ -314,10 +253,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn print(text: &str) -> Result<()> {
-    std::io::stdout().write_all(text.as_bytes()).context("write to standard output")
 }
 
 fn execute(command: Command) -> Result<ExitCode> {
@@ -329,6 +264,7 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Lm(args) => train(&args)?,
         Command::Perplexity(args) => perplexity(&args)?,
         Command::Ner(args) => names(&args.command)?,
+        Command::Chat(args) => command_chat::chat(&args)?,
         Command::Tokens(args) => tokens(&args)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -547,8 +483,16 @@ fn tokens(args: &TokensArgs) -> Result<()> {
         };
         let (num_tokens, num_documents) = (grouped(header.num_tokens), grouped(header.num_documents));
         let (width, vocabulary) = (header.width, grouped(u64::from(header.vocabulary)));
+        let num_trained = (0..header.num_tokens).filter(|at| file.is_trained(*at)).count() as u64;
+        let of_kind = match header.kind {
+            Kind::Text => "text".to_owned(),
+            Kind::Dialogues => format!("dialogues, {} tokens trained", grouped(num_trained)),
+            Kind::Preferences => {
+                format!("{} preferences, {} tokens trained", grouped(header.num_pairs()), grouped(num_trained))
+            }
+        };
         return print(&format!(
-            "{path}: whole; {num_documents} documents, {num_tokens} tokens of {width} bytes, vocabulary {vocabulary}, tokenizer {tokenizer}\n"
+            "{path}: whole; {of_kind}; {num_documents} documents, {num_tokens} tokens of {width} bytes, vocabulary {vocabulary}, tokenizer {tokenizer}\n"
         ));
     };
     anyhow::ensure!(document < header.num_documents, "{path}: has {} documents, the first is 0", header.num_documents);

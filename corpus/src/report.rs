@@ -137,7 +137,7 @@ impl Report {
 }
 
 /// Columns; the first two to the left.
-fn align(rows: &[Vec<String>]) -> String {
+pub(crate) fn align(rows: &[Vec<String>]) -> String {
     let num = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |n: usize| rows.iter().filter_map(|row| row.get(n)).map(|cell| cell.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..num).map(width).collect();
@@ -162,7 +162,7 @@ pub fn grouped(n: u64) -> String {
     groups.join(",")
 }
 
-fn percent(part: u64, of: u64) -> String {
+pub(crate) fn percent(part: u64, of: u64) -> String {
     format!("{:.2}%", if of == 0 { 0.0 } else { part as f64 / of as f64 * 100.0 })
 }
 

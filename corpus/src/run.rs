@@ -433,7 +433,7 @@ impl<'a> Run<'a> {
                 (0..written.shards.len()).map(|n| out.join(format!("ledger/.kept-{n:05}"))).collect();
             write::join(&kept, &out.join("ledger/kept.jsonl"))?;
             report::save(&report, out)?;
-            publish(out, to)?;
+            durable::publish(out, to)?;
         }
         durable::write(&self.done_path(), self.layout.digest.as_bytes())?;
         // Names with a dot are ours: marks, and parts of what was joined.
@@ -460,17 +460,6 @@ fn check_output(pipeline: &Pipeline) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-/// The output appears whole. Killed on the way, the step is done again.
-fn publish(unfinished: &Path, out: &Path) -> Result<()> {
-    let old = out.with_file_name(format!("{}.old", file_name(out)));
-    if out.exists() {
-        durable::remove_folder(&old)?;
-        std::fs::rename(out, &old).at("rename", out)?;
-    }
-    std::fs::rename(unfinished, out).at("rename into place", unfinished)?;
-    durable::remove_folder(&old)
 }
 
 fn remove_files(folder: &Path, is_needless: &dyn Fn(&str) -> bool) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Whole pipelines, by the program that users run, on texts that are made from seeds.
 
+mod chat;
 mod damage;
 mod duplicates;
 mod plans;
