@@ -63,9 +63,8 @@ fn a_job_in_a_bucket_is_that_of_a_folder() -> Result<()> {
     let (begun, last) = (cluster.train(&begun)?, &there.curve[there.curve.len() - 1]);
     let (found, before) = (begun.curve[0].loss, there.curve[0].loss);
     ensure!(found < before, "it begins with loss {found}: that job began with {before} and ended with {}", last.loss);
-    let again = bucket.variables();
-    let again =
-        TOROID.command().args(["checkpoint", "export", "90", &folder, "--from", &url, "--format", "hf"]).envs(again);
+    let mut again = TOROID.command();
+    again.args(["checkpoint", "export", "90", &folder, "--from", &url, "--format", "hf"]).envs(bucket.variables());
     ensure!(!again.output()?.status.success(), "an export never goes over another");
     Ok(())
 }

@@ -208,7 +208,7 @@ fn what_cannot_be_written_is_kept_and_written_later() {
 #[test]
 fn reading_is_bounded_by_bytes_and_gives_at_least_one_row() {
     let (_folder, curve) = filled(9);
-    let bytes = format(&record(1)).len();
+    let bytes = format(Columns::Plain, &record(1)).len();
     assert_eq!(steps(&curve.read(1, 9, 0).unwrap()), [1]);
     assert_eq!(steps(&curve.read(2, 9, bytes * 3 + bytes / 2).unwrap()), [2, 3, 4]);
 }
