@@ -108,7 +108,8 @@ soak-chaos:
 
 check:
 	cargo fmt --all --check
-	cargo clippy --workspace --exclude toroid-corpus --all-targets --features toroid-failpoint/failpoint,toroid-worker/gpu -- -D warnings
+	cargo clippy --workspace --exclude toroid-corpus --all-targets -- -D warnings
+	cargo clippy --workspace --exclude toroid-corpus --lib --test failpoint --test simulation_of_failpoints --test numerics --features toroid-failpoint/failpoint,toroid-worker/gpu -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --exclude toroid-corpus --no-deps --document-private-items
 
 fix:
