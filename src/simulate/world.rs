@@ -369,7 +369,7 @@ impl World {
         let Some(Place { epoch, rank }) = self.workers[worker].place else { return proto::Heartbeat::default() };
         let hangs = |w: &usize| self.workers[*w].health == Health::Hangs;
         // Whoever hangs was in the middle of a step, and the others wait for it.
-        let hung = self.epoch.members.iter().position(|w| hangs(w));
+        let hung = self.epoch.members.iter().position(hangs);
         let (operation, waits_for, progress) = match hung {
             Some(at) if at == rank => ("forward", Vec::new(), 0),
             Some(at) if self.epoch.is_started => ("reduce-scatter", vec![at as u32], 0),
