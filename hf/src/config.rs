@@ -12,7 +12,7 @@
 //! What is not in a file has the default of transformers 5.23, as it has for whoever loads the file there.
 
 use serde_json::{Map, Value, json};
-use toroid_torus::model::{ModelConfig, TOP_K};
+use toroid_torus::model::{ModelConfig, Output, TOP_K};
 
 use crate::dtype::Dtype;
 
@@ -97,6 +97,7 @@ pub fn describe(config: &Map<String, Value>) -> Result<Described, Vec<String>> {
         vocab: keys.count("vocab_size", 32_000),
         rope_theta: keys.rope_theta(),
         norm_eps: keys.number("rms_norm_eps", 1e-6),
+        output: Output::Tokens,
     };
     keys.expect_count("num_experts_per_tok", TOP_K, 2, "each token goes to as many experts");
     let why = "every token goes through one shared expert as wide as a routed one";

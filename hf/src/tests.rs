@@ -26,6 +26,7 @@ fn odd() -> ModelConfig {
         vocab: 270,
         rope_theta: 5_000.0,
         norm_eps: 2e-5,
+        output: Default::default(),
     }
 }
 

@@ -162,6 +162,9 @@ impl Device for ToyDevice {
     fn sum_of_squares(&self, x: In<'_>) -> f64 {
         self.cpu.sum_of_squares(x)
     }
+    fn keep_rows(&self, rows: &Box<[u32]>, num_rows: usize, y: Out<'_>) {
+        self.cpu.keep_rows(rows, num_rows, y);
+    }
     fn all_finite(&self, x: In<'_>) -> bool {
         self.cpu.all_finite(x)
     }
@@ -216,7 +219,15 @@ impl Device for ToyDevice {
         let hash = Hash::of("rope").number(u64::from(turn == Turn::Back)).view(table);
         hash.floats(values_mut(qkv.reborrow())).fill(qkv);
     }
-    fn attention(&self, _: Products, _: &AttentionDims, qkv: In<'_>, out: Out<'_>, lse: Out<'_>) {
+    fn attention(
+        &self,
+        _: Products,
+        _: &AttentionDims,
+        _: Option<&Box<[u32]>>,
+        qkv: In<'_>,
+        out: Out<'_>,
+        lse: Out<'_>,
+    ) {
         let hash = Hash::of("attention").view(qkv);
         hash.fill(out);
         hash.number(1).fill(lse);
@@ -225,6 +236,7 @@ impl Device for ToyDevice {
         &self,
         _: Products,
         _: &AttentionDims,
+        _: Option<&Box<[u32]>>,
         qkv: In<'_>,
         out: In<'_>,
         lse: In<'_>,
@@ -234,7 +246,7 @@ impl Device for ToyDevice {
         Hash::of("attention back").view(qkv).view(out).view(lse).view(dout).fill(dqkv);
     }
 
-    fn route(&self, logits: In<'_>, routing: &mut Routing<Self>) {
+    fn route(&self, _: Option<Kept<'_, Self>>, logits: In<'_>, routing: &mut Routing<Self>) {
         let hash = Hash::of("route").view(logits);
         let experts = routing.experts as u64;
         routing.counts.fill(0);

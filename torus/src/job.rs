@@ -4,6 +4,7 @@
 //! refused with the nearest right key; every other complaint names the key, what was found and what is possible.
 
 mod data;
+mod kind;
 
 use std::path::PathBuf;
 
@@ -11,19 +12,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::geometry::{Shape, ShapeError};
 use crate::labels::{self, LabelError, Labels};
-use crate::model::{ModelConfig, PRESETS};
+use crate::model::{ModelConfig, Output, PRESETS};
 use crate::partition::{self, PartitionError};
 use crate::pipeline::Schedule;
 use crate::schedule::OptimizerConfig;
 
 use data::DataFile;
 pub use data::{DataConfig, SOURCES_MAX, SampleOrder, SourceConfig};
+pub use kind::{JobKind, RewardConfig};
 
 /// A job, complete: nothing is left to a default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobSpec {
     pub name: String,
+    /// Manifests of before there was a choice have none.
+    #[serde(default, skip_serializing_if = "JobKind::is_pretrain")]
+    pub kind: JobKind,
     /// Optimizer updates.
     pub steps: u64,
     pub seed: u64,
@@ -45,6 +50,8 @@ pub struct JobSpec {
     pub shape: Shape,
     pub model: ModelConfig,
     pub loss: LossConfig,
+    #[serde(default, skip_serializing_if = "RewardConfig::is_default")]
+    pub reward: RewardConfig,
     pub batch: BatchConfig,
     /// Manifests of before there was a choice have none.
     #[serde(default)]
@@ -204,6 +211,7 @@ impl From<PartitionError> for JobError {
 #[serde(deny_unknown_fields, default)]
 struct File {
     name: Option<String>,
+    kind: JobKind,
     preset: Option<String>,
     steps: Option<u64>,
     seed: u64,
@@ -216,6 +224,7 @@ struct File {
     shape: ShapeFile,
     model: ModelFile,
     loss: LossFile,
+    reward: RewardConfig,
     batch: BatchFile,
     pipeline: PipelineConfig,
     optimizer: OptimizerFile,
@@ -250,6 +259,7 @@ struct ModelFile {
     vocab: Option<usize>,
     rope_theta: Option<f64>,
     norm_eps: Option<f64>,
+    output: Option<Output>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -329,6 +339,7 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
         vocab: m.vocab.unwrap_or(base.vocab),
         rope_theta: m.rope_theta.unwrap_or(base.rope_theta),
         norm_eps: m.norm_eps.unwrap_or(base.norm_eps),
+        output: m.output.unwrap_or(file.kind.output()),
     };
     let s = file.shape;
     let (tp, pp, dp) = (s.tp.unwrap_or(1), s.pp.unwrap_or(1), s.dp.unwrap_or(1));
@@ -368,6 +379,7 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
     }
     let spec = JobSpec {
         name: file.name.unwrap_or_else(|| preset.to_string()),
+        kind: file.kind,
         steps,
         seed: file.seed,
         exact: file.exact,
@@ -381,6 +393,7 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
             z_coef: file.loss.z_coef.unwrap_or(1e-3),
             balance_coef: file.loss.balance_coef.unwrap_or(1e-2),
         },
+        reward: file.reward,
         batch,
         pipeline: file.pipeline,
         optimizer,
@@ -458,6 +471,7 @@ impl JobSpec {
         self.check_pool()?;
         self.data.check()?;
         self.check_together()?;
+        self.check_kind()?;
         partition::check(&self.model, &self.shape)?;
         Ok(())
     }
@@ -637,14 +651,15 @@ impl JobSpec {
     pub fn differences(&self, other: &JobSpec) -> Vec<String> {
         let (mut own, mut others) = (Vec::new(), Vec::new());
         for (spec, out) in [(self, &mut own), (other, &mut others)] {
-            let JobSpec { steps, products, loss, optimizer, data, .. } = spec;
-            flatten(
-                "",
-                &serde_json::json!({ "steps": steps, "products": products, "loss": loss, "optimizer": optimizer }),
-                out,
-            );
-            let (order, stride, validation) = (data.order, data.stride, data.validation);
-            flatten("data", &serde_json::json!({ "order": order, "stride": stride, "validation": validation }), out);
+            let JobSpec { kind, steps, products, loss, reward, optimizer, data, .. } = spec;
+            let whole = serde_json::json!({
+                "kind": kind, "steps": steps, "products": products, "loss": loss, "reward": reward, "optimizer": optimizer
+            });
+            flatten("", &whole, out);
+            let (order, stride, validation, packing) = (data.order, data.stride, data.validation, data.packing);
+            let of_data =
+                serde_json::json!({ "order": order, "stride": stride, "validation": validation, "packing": packing });
+            flatten("data", &of_data, out);
             let shares = data.sources.iter().map(|s| (&s.name, s.weight, s.max_epochs)).collect::<Vec<_>>();
             flatten("data", &serde_json::json!({ "temperature": data.temperature, "source": shares }), out);
         }
@@ -675,6 +690,8 @@ fn flatten(key: &str, value: &serde_json::Value, out: &mut Vec<(String, String)>
 #[derive(Serialize)]
 struct Written<'a> {
     name: &'a str,
+    #[serde(skip_serializing_if = "JobKind::is_pretrain")]
+    kind: JobKind,
     steps: u64,
     seed: u64,
     exact: bool,
@@ -688,6 +705,8 @@ struct Written<'a> {
     shape: Shape,
     model: &'a ModelConfig,
     loss: &'a LossConfig,
+    #[serde(skip_serializing_if = "RewardConfig::is_default")]
+    reward: &'a RewardConfig,
     batch: WrittenBatch,
     pipeline: PipelineConfig,
     optimizer: &'a OptimizerConfig,
@@ -714,6 +733,7 @@ impl<'a> From<&'a JobSpec> for Written<'a> {
     fn from(s: &'a JobSpec) -> Self {
         Written {
             name: &s.name,
+            kind: s.kind,
             steps: s.steps,
             seed: s.seed,
             exact: s.exact,
@@ -725,6 +745,7 @@ impl<'a> From<&'a JobSpec> for Written<'a> {
             shape: s.shape,
             model: &s.model,
             loss: &s.loss,
+            reward: &s.reward,
             batch: WrittenBatch {
                 micro_batch: s.batch.micro_batch,
                 global: s.batch.micro_batch * s.batch.num_micro_batches,

@@ -20,6 +20,26 @@ pub struct ModelConfig {
     /// Base of the rotary embedding.
     pub rope_theta: f64,
     pub norm_eps: f64,
+    /// Manifests of before there was a choice have none.
+    #[serde(default, skip_serializing_if = "Output::is_tokens")]
+    pub output: Output,
+}
+
+/// What a model ends with, behind its last norm.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Output {
+    /// A logit for each token of the vocabulary: `head.weight (vocab, d)`.
+    #[default]
+    Tokens,
+    /// One number for a text, at its last token: `score.weight (1, d)`, without a bias.
+    Score,
+}
+
+impl Output {
+    pub const fn is_tokens(&self) -> bool {
+        matches!(self, Output::Tokens)
+    }
 }
 
 /// How a tensor's first values are drawn; they depend on (seed, tensor name, element index) alone.
@@ -79,6 +99,7 @@ impl ModelConfig {
             vocab,
             rope_theta: 10_000.0,
             norm_eps: 1e-6,
+            output: Output::Tokens,
         })
     }
 
@@ -105,7 +126,11 @@ impl ModelConfig {
             push(format!("blocks.{l}.moe.shared2.weight"), vec![d, ff], residual);
         }
         push("norm.weight".into(), vec![d], Init::One);
-        push("head.weight".into(), vec![self.vocab, d], normal);
+        match self.output {
+            Output::Tokens => push("head.weight".into(), vec![self.vocab, d], normal),
+            // Of this size scores begin near 0 (Stiennon et al. 2020, "Learning to summarize from human feedback").
+            Output::Score => push("score.weight".into(), vec![1, d], Init::Normal(1.0 / (d as f64 + 1.0).sqrt())),
+        }
         out
     }
 

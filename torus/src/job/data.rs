@@ -37,6 +37,9 @@ pub struct DataConfig {
     pub stride: usize,
     /// Share of the data, at its end, that is held out for validation; of each source, where there are several.
     pub validation: f64,
+    /// Several dialogues share a sample; each has positions and attention of its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub packing: bool,
     /// Shares follow the sizes of the sources, to the power of one over this; `None`: the weights, or the sizes themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f64>,
@@ -86,6 +89,7 @@ pub(super) struct DataFile {
     order: Option<SampleOrder>,
     stride: Option<usize>,
     validation: Option<f64>,
+    packing: bool,
     temperature: Option<f64>,
     source: Vec<SourceConfig>,
 }
@@ -104,6 +108,7 @@ impl DataFile {
             order: self.order.unwrap_or(SampleOrder::Shuffled),
             stride: self.stride.unwrap_or(seq),
             validation: self.validation.unwrap_or(0.01),
+            packing: self.packing,
             temperature: self.temperature,
             sources: self.source,
         })

@@ -173,6 +173,7 @@ fn operations_of_a_token_are_those_of_the_paper_for_its_models() {
         vocab: 1000,
         rope_theta: 1e4,
         norm_eps: 1e-6,
+        output: Default::default(),
     };
     let attention = layers * (24.0 * d * d + 12.0 * d * seq);
     assert_near(operations_per_token(&model) - 6.0 * layers * 2.0 * d, attention, 1e-12, "attention");

@@ -39,8 +39,11 @@ use crate::comm::nccl::DeviceComm;
 /// Experts of one token, as [`toroid_torus::model::TOP_K`].
 pub const TOP_K: usize = toroid_torus::model::TOP_K;
 
-/// Row of an assignment whose expert is on another TP rank, see [`Groups::positions`].
+/// Row of an assignment whose expert is on another TP rank, see [`Groups::positions`]; expert of a token that is none, see [`Kept`].
 pub const NOWHERE: u32 = u32::MAX;
+
+/// Texts that share a sample begin at multiples of so many rows: at a tile of every attention's queries and of its keys.
+pub const TEXT_ALIGN: usize = 64;
 
 /// f32 storage on a device.
 pub trait Buffer: Sized + Send {
@@ -206,10 +209,27 @@ pub enum Turn {
     Back,
 }
 
+/// Which rows of a micro-batch are tokens, where some are padding.
+pub struct Kept<'a, D: Device> {
+    /// `(N)`: [`NOWHERE`] at a row that is no token.
+    pub rows: &'a D::Ids,
+    /// Rows that are tokens.
+    pub num: usize,
+}
+
+impl<D: Device> Clone for Kept<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<D: Device> Copy for Kept<'_, D> {}
+
 /// What the router decided for the tokens of a micro-batch; `N` tokens, `E` experts (all of them, whatever the TP
 /// rank).
 pub struct Routing<D: Device> {
     pub tokens: usize,
+    /// Those that count: all but padding.
+    pub num_kept: usize,
     pub experts: usize,
     /// `(N, E)`: softmax over all experts.
     pub probs: D::Buf,
@@ -230,6 +250,7 @@ impl<D: Device> Routing<D> {
         assert!(experts >= TOP_K, "{experts} experts, each token goes to {TOP_K}");
         Routing {
             tokens,
+            num_kept: tokens,
             experts,
             probs: device.alloc(tokens * experts),
             lse: device.alloc(tokens),
@@ -274,7 +295,7 @@ impl<D: Device> Groups<D> {
 /// rank pass 0.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RouterLoss {
-    /// Of `mean over tokens of lse^2`.
+    /// Of `mean over kept tokens of lse^2`.
     pub z: f32,
     /// Of `E * sum_e f_e P_e`.
     pub balance: f32,
@@ -407,6 +428,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn sum(&self, x: View<'_, Self::Buf>) -> f64;
     /// Sum of squares in f64.
     fn sum_of_squares(&self, x: View<'_, Self::Buf>) -> f64;
+    /// Rows of `y (N, w)` where `rows (N)` is [`NOWHERE`] become zeros, whatever was there.
+    fn keep_rows(&self, rows: &Self::Ids, num_rows: usize, y: ViewMut<'_, Self::Buf>);
     /// No infinity and no NaN.
     fn all_finite(&self, x: View<'_, Self::Buf>) -> bool;
 
@@ -522,10 +545,15 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn rope(&self, dims: &AttentionDims, turn: Turn, table: View<'_, Self::Buf>, qkv: ViewMut<'_, Self::Buf>);
     /// `out = softmax(q k^T / sqrt(head_dim), causal) v`; `qkv (N, row_len)`, `out (N, heads * head_dim)`, and the
     /// log-sum-exp of the scores, `lse (batch, heads, seq)`, all that the backward needs besides.
+    ///
+    /// `bounds (2, N)` says of each row where in its sample the text begins that it is of, and where the next one does: multiples of
+    /// [`TEXT_ALIGN`], or the sample's end. A query sees its own text alone, and has the bits that it has where that text begins a sample.
+    /// `None`: each sample is one text.
     fn attention(
         &self,
         products: Products,
         dims: &AttentionDims,
+        bounds: Option<&Self::Ids>,
         qkv: View<'_, Self::Buf>,
         out: ViewMut<'_, Self::Buf>,
         lse: ViewMut<'_, Self::Buf>,
@@ -535,6 +563,7 @@ pub trait Device: Send + Sync + Sized + 'static {
         &self,
         products: Products,
         dims: &AttentionDims,
+        bounds: Option<&Self::Ids>,
         qkv: View<'_, Self::Buf>,
         out: View<'_, Self::Buf>,
         lse: View<'_, Self::Buf>,
@@ -544,10 +573,11 @@ pub trait Device: Send + Sync + Sized + 'static {
 
     // ------------------------------------------------------------ mixture of experts
 
-    /// Chooses experts from `logits (N, E)`.
-    fn route(&self, logits: View<'_, Self::Buf>, routing: &mut Routing<Self>);
+    /// Chooses experts from `logits (N, E)`. Rows that are not `kept` (`None`: all are) go to no expert ([`NOWHERE`]), and count nowhere: their
+    /// `probs`, `lse` and `weights` are zeros.
+    fn route(&self, kept: Option<Kept<'_, Self>>, logits: View<'_, Self::Buf>, routing: &mut Routing<Self>);
     /// `dlogits (N, E)` from `dweights (R)` (gradient of each row's weight; rows of other ranks count as 0) and the
-    /// router's own losses.
+    /// router's own losses; zeros at rows that were not kept.
     fn route_backward(
         &self,
         routing: &Routing<Self>,

@@ -13,7 +13,7 @@ use super::operand::Operand;
 use super::pool::{Disjoint, Pool};
 use super::product::{Kernel, product};
 use super::simd::{self, Isa, multiversion};
-use crate::device::{AttentionDims, CachePlace};
+use crate::device::{AttentionDims, CachePlace, TEXT_ALIGN};
 
 /// Queries of a tile.
 const QUERIES: usize = 64;
@@ -21,6 +21,22 @@ const QUERIES: usize = 64;
 const KEYS: usize = 128;
 
 type Tile = [f32; QUERIES * KEYS];
+
+const _: () = assert!(TEXT_ALIGN.is_multiple_of(QUERIES), "a text begins with a tile of queries");
+
+/// Dims, and which text of its sample each row is of; see [`crate::device::Device::attention`].
+#[derive(Clone, Copy)]
+pub struct Texts<'a> {
+    pub dims: &'a AttentionDims,
+    pub bounds: Option<&'a [u32]>,
+}
+
+impl Texts<'_> {
+    /// The first row of the sample that row `row` of the micro-batch sees.
+    fn start(&self, row: usize) -> usize {
+        self.bounds.map_or(0, |bounds| bounds[row] as usize)
+    }
+}
 
 /// Where the parts of one (sample, query head) lie in the rows of `qkv` and of the output.
 #[derive(Clone, Copy)]
@@ -65,10 +81,10 @@ impl Head {
     }
 }
 
-/// Blocks of keys that the queries `first..first + num` see, `(first key, number of keys)`.
-fn key_blocks(first: usize, num: usize) -> impl Iterator<Item = (usize, usize)> {
+/// Blocks of keys that the queries `first..first + num` of a text see that begins at `start`, `(first key, number of keys)`.
+fn key_blocks(start: usize, first: usize, num: usize) -> impl Iterator<Item = (usize, usize)> {
     let end = first + num;
-    (0..end).step_by(KEYS).map(move |key| (key, KEYS.min(end - key)))
+    (start..end).step_by(KEYS).map(move |key| (key, KEYS.min(end - key)))
 }
 
 /// Keys of the block at `key` that query `query` sees.
@@ -80,11 +96,12 @@ pub fn forward(
     pool: &Pool,
     isa: Isa,
     kernel: Kernel,
-    dims: &AttentionDims,
+    texts: Texts<'_>,
     qkv: &[f32],
     out: &mut [f32],
     lse: &mut [f32],
 ) {
+    let dims = texts.dims;
     let blocks = dims.seq.div_ceil(QUERIES);
     let tasks = dims.batch * dims.heads * blocks;
     let work = tasks * QUERIES * dims.seq * dims.head_dim;
@@ -99,6 +116,7 @@ pub fn forward(
         let lse = unsafe { lse.range(head.lse + first..head.lse + first + num) };
         let (row_len, out_len) = (dims.row_len(), dims.out_len());
         let sees = Sees {
+            start: texts.start(head.row + first),
             first,
             q: head.block(dims, qkv, row_len, head.q, first, num),
             k: head.block(dims, qkv, row_len, head.k, 0, first + num),
@@ -111,6 +129,8 @@ pub fn forward(
 /// Queries of one head, one after the other, and all keys and values that the last of them sees.
 #[derive(Clone, Copy)]
 struct Sees<'a> {
+    /// Keys before it are of another text.
+    start: usize,
     /// Position of the first query.
     first: usize,
     /// `(queries, head_dim)`
@@ -131,27 +151,27 @@ fn forward_block(
     out: &Disjoint<'_>,
     lse: &mut [f32],
 ) {
-    let Sees { first, q, k, v } = sees;
+    let Sees { start, first, q, k, v } = sees;
     let (num, head_dim) = (lse.len(), q.cols);
     let scale = 1.0 / (head_dim as f32).sqrt();
     let mut scores: Tile = [0.0; QUERIES * KEYS];
     let (mut max, mut sum) = ([f32::NEG_INFINITY; QUERIES], [0.0_f32; QUERIES]);
     let out_row = |r: usize| to + r * out_len;
-    for (key, keys) in key_blocks(first, num) {
+    for (key, keys) in key_blocks(start, first, num) {
         let (k, v) = (k.rows(key..key + keys), v.rows(key..key + keys));
         // SAFETY: the tile has `QUERIES` rows of `KEYS` and is this task's own.
         unsafe { product(kernel, scale, q, k.t(), 0.0, scores.as_mut_ptr(), KEYS) };
         for r in 0..num {
             let row = &mut scores[r * KEYS..r * KEYS + keys];
             let rescale = online_softmax(isa, row, visible(first + r, key, keys), &mut max[r], &mut sum[r]);
-            if key > 0 {
+            if key > start {
                 // SAFETY: this task's own part of the output.
                 scale_row(isa, rescale, unsafe { out.range(out_row(r)..out_row(r) + head_dim) });
             }
         }
         let p = Operand { data: &scores, rows: num, cols: keys, row_stride: KEYS, col_stride: 1 };
         // SAFETY: these queries' columns of the output are this task's own.
-        unsafe { product(kernel, 1.0, p, v, if key > 0 { 1.0 } else { 0.0 }, out.at(out_row(0)), out_len) };
+        unsafe { product(kernel, 1.0, p, v, if key > start { 1.0 } else { 0.0 }, out.at(out_row(0)), out_len) };
     }
     for r in 0..num {
         // SAFETY: as above.
@@ -194,7 +214,7 @@ pub fn cached(
             col_stride: 1,
         };
         let q = Operand::new(&qkv[row * row_len + head * head_dim..][..head_dim], 1, head_dim);
-        let sees = Sees { first: position, q, k: of_cache(kv), v: of_cache(dims.kv_heads + kv) };
+        let sees = Sees { start: 0, first: position, q, k: of_cache(kv), v: of_cache(dims.kv_heads + kv) };
         forward_block(isa, kernel, sees, row * out_len + head * head_dim, out_len, &out, &mut [0.0]);
     });
 }
@@ -234,7 +254,8 @@ pub struct Backward<'a> {
     pub dout: &'a [f32],
 }
 
-pub fn backward(pool: &Pool, isa: Isa, kernel: Kernel, dims: &AttentionDims, saved: Backward<'_>, dqkv: &mut [f32]) {
+pub fn backward(pool: &Pool, isa: Isa, kernel: Kernel, texts: Texts<'_>, saved: Backward<'_>, dqkv: &mut [f32]) {
+    let dims = texts.dims;
     let tasks = dims.batch * dims.kv_heads;
     let group = dims.heads / dims.kv_heads;
     let (row_len, head_dim) = (dims.row_len(), dims.head_dim);
@@ -251,7 +272,7 @@ pub fn backward(pool: &Pool, isa: Isa, kernel: Kernel, dims: &AttentionDims, sav
         }
         for head in kv * group..(kv + 1) * group {
             for query in (0..dims.seq).step_by(QUERIES) {
-                backward_block(isa, kernel, dims, Head::new(dims, sample, head), saved, query, &dqkv);
+                backward_block(isa, kernel, texts, Head::new(dims, sample, head), saved, query, &dqkv);
             }
         }
     });
@@ -262,12 +283,13 @@ pub fn backward(pool: &Pool, isa: Isa, kernel: Kernel, dims: &AttentionDims, sav
 fn backward_block(
     isa: Isa,
     kernel: Kernel,
-    dims: &AttentionDims,
+    texts: Texts<'_>,
     head: Head,
     saved: Backward<'_>,
     first: usize,
     dqkv: &Disjoint<'_>,
 ) {
+    let (dims, start) = (texts.dims, texts.start(head.row + first));
     let num = QUERIES.min(dims.seq - first);
     let (row_len, out_len) = (dims.row_len(), dims.out_len());
     let scale = 1.0 / (dims.head_dim as f32).sqrt();
@@ -281,7 +303,7 @@ fn backward_block(
         *delta = dot(isa, &out.data[row.clone()], &dout.data[row]);
     }
     let at = |row: usize, col: usize| dqkv.at((head.row + row) * row_len + col);
-    for (key, keys) in key_blocks(first, num) {
+    for (key, keys) in key_blocks(start, first, num) {
         let k = head.block(dims, saved.qkv, row_len, head.k, key, keys);
         let v = head.block(dims, saved.qkv, row_len, head.v, key, keys);
         // SAFETY: the tiles have `QUERIES` rows of `KEYS` and are this task's own.
@@ -296,7 +318,7 @@ fn backward_block(
             softmax_backward(isa, seen, lse, delta[r], scale, &mut p[row.clone()], &mut ds[row]);
         }
         let tile = |data| Operand { data, rows: num, cols: keys, row_stride: KEYS, col_stride: 1 };
-        let add = if key > 0 { 1.0 } else { 0.0 };
+        let add = if key > start { 1.0 } else { 0.0 };
         // SAFETY: the columns of this query head and of its key/value head are this task's own, for all rows of the
         // sample.
         unsafe {

@@ -280,6 +280,10 @@ impl Device for CpuDevice {
         vector::sum_of_squares(&self.pool, self.isa, x.host())
     }
 
+    fn keep_rows(&self, rows: &Box<[u32]>, num_rows: usize, y: ViewMut<'_, HostBuf>) {
+        vector::keep_rows(&rows[..num_rows], y.host());
+    }
+
     fn all_finite(&self, x: View<'_, HostBuf>) -> bool {
         vector::all_finite(&self.pool, self.isa, x.host())
     }
@@ -418,6 +422,7 @@ impl Device for CpuDevice {
         &self,
         products: Products,
         dims: &AttentionDims,
+        bounds: Option<&Box<[u32]>>,
         qkv: View<'_, HostBuf>,
         out: ViewMut<'_, HostBuf>,
         lse: ViewMut<'_, HostBuf>,
@@ -428,13 +433,15 @@ impl Device for CpuDevice {
             (dims.tokens() * dims.out_len(), dims.tokens() * dims.heads),
             "lengths of outputs"
         );
-        attention::forward(&self.pool, self.isa, self.kernel(products), dims, qkv.host(), out.host(), lse.host());
+        let of = attention::Texts { dims, bounds: bounds.map(|bounds| &**bounds) };
+        attention::forward(&self.pool, self.isa, self.kernel(products), of, qkv.host(), out.host(), lse.host());
     }
 
     fn attention_backward(
         &self,
         products: Products,
         dims: &AttentionDims,
+        bounds: Option<&Box<[u32]>>,
         qkv: View<'_, HostBuf>,
         out: View<'_, HostBuf>,
         lse: View<'_, HostBuf>,
@@ -443,10 +450,13 @@ impl Device for CpuDevice {
     ) {
         assert_eq!((qkv.len, dqkv.len), (dims.tokens() * dims.row_len(), qkv.len), "lengths of qkv and dqkv");
         let saved = attention::Backward { qkv: qkv.host(), out: out.host(), lse: lse.host(), dout: dout.host() };
-        attention::backward(&self.pool, self.isa, self.kernel(products), dims, saved, dqkv.host());
+        let of = attention::Texts { dims, bounds: bounds.map(|bounds| &**bounds) };
+        attention::backward(&self.pool, self.isa, self.kernel(products), of, saved, dqkv.host());
     }
 
-    fn route(&self, logits: View<'_, HostBuf>, routing: &mut Routing<Self>) {
+    fn route(&self, kept: Option<Kept<'_, Self>>, logits: View<'_, HostBuf>, routing: &mut Routing<Self>) {
+        routing.num_kept = kept.map_or(routing.tokens, |kept| kept.num);
+        let kept = kept.map(|kept| &kept.rows[..routing.tokens]);
         let to = moe::Choice {
             probs: routing.probs.as_mut_slice(),
             lse: routing.lse.as_mut_slice(),
@@ -455,7 +465,7 @@ impl Device for CpuDevice {
             counts: &mut routing.counts,
             prob_sums: routing.prob_sums.as_mut_slice(),
         };
-        moe::route(&self.pool, self.isa, routing.experts, logits.host(), to);
+        moe::route(&self.pool, self.isa, routing.experts, kept, logits.host(), to);
     }
 
     fn route_backward(
@@ -468,6 +478,7 @@ impl Device for CpuDevice {
     ) {
         let saved = moe::RouteBackward {
             experts: routing.experts,
+            num_kept: routing.num_kept,
             probs: routing.probs.as_slice(),
             lse: routing.lse.as_slice(),
             chosen: &routing.chosen,

@@ -14,15 +14,24 @@ pub struct Choice<'a> {
     pub prob_sums: &'a mut [f32],
 }
 
-/// Chooses experts from `logits (N, E)`.
-pub fn route(pool: &Pool, isa: Isa, experts: usize, logits: &[f32], to: Choice<'_>) {
+/// Chooses experts from `logits (N, E)`; `kept (N)` is [`NOWHERE`] at rows that are no token.
+pub fn route(pool: &Pool, isa: Isa, experts: usize, kept: Option<&[u32]>, logits: &[f32], to: Choice<'_>) {
     let Choice { probs, lse, chosen, weights, counts, prob_sums } = to;
     pool.rows(lse.len(), [(&mut *probs, experts), (lse, 1)], |rows, [probs, lse]| {
         softmax_rows(isa, experts, &logits[rows.start * experts..rows.end * experts], probs, lse);
+        if let Some(kept) = kept {
+            super::vector::keep_rows(&kept[rows.clone()], probs);
+            super::vector::keep_rows(&kept[rows], lse);
+        }
     });
     counts.fill(0);
     let outputs = chosen.chunks_exact_mut(TOP_K).zip(weights.chunks_exact_mut(TOP_K));
-    for (logits, (chosen, weights)) in logits.chunks_exact(experts).zip(outputs) {
+    for (n, (logits, (chosen, weights))) in logits.chunks_exact(experts).zip(outputs).enumerate() {
+        if kept.is_some_and(|kept| kept[n] == NOWHERE) {
+            chosen.fill(NOWHERE);
+            weights.fill(0.0);
+            continue;
+        }
         let [first, second] = two_largest(logits);
         let weight = simd::sigmoid(logits[first] - logits[second]);
         weights.copy_from_slice(&[weight, 1.0 - weight]);
@@ -79,6 +88,7 @@ multiversion! {
 #[derive(Clone, Copy)]
 pub struct RouteBackward<'a> {
     pub experts: usize,
+    pub num_kept: usize,
     pub probs: &'a [f32],
     pub lse: &'a [f32],
     pub chosen: &'a [u32],
@@ -92,11 +102,16 @@ pub struct RouteBackward<'a> {
 
 pub fn route_backward(pool: &Pool, isa: Isa, loss: RouterLoss, saved: RouteBackward<'_>, dlogits: &mut [f32]) {
     let (experts, tokens) = (saved.experts, saved.lse.len());
-    let z = 2.0 * loss.z / tokens as f32;
-    let balance = loss.balance * experts as f32 / tokens as f32;
-    let share = 1.0 / (tokens * TOP_K) as f32;
+    let num_kept = saved.num_kept.max(1);
+    let z = 2.0 * loss.z / num_kept as f32;
+    let balance = loss.balance * experts as f32 / num_kept as f32;
+    let share = 1.0 / (num_kept * TOP_K) as f32;
     pool.rows(tokens, [(dlogits, experts)], |rows, [dlogits]| {
         for (n, dlogits) in rows.zip(dlogits.chunks_exact_mut(experts)) {
+            if saved.chosen[n * TOP_K] == NOWHERE {
+                dlogits.fill(0.0);
+                continue;
+            }
             let probs = &saved.probs[n * experts..(n + 1) * experts];
             loss_row(isa, z * saved.lse[n], balance, share, saved.counts, probs, dlogits);
             let pair = n * TOP_K..(n + 1) * TOP_K;

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::pool::Pool;
 use super::simd::{Isa, LANES, multiversion};
-use crate::device::{AdamW, Digest};
+use crate::device::{AdamW, Digest, NOWHERE};
 
 /// Parts that a sum is cut into at most; their number depends on the length alone.
 const PARTS: usize = 64;
@@ -15,6 +15,16 @@ const MIN_PART: usize = 4096;
 const DIGEST_PART: usize = 256 * 1024;
 /// Elements of a chunk of an elementwise loop.
 const CHUNK: usize = 16 * 1024;
+
+/// Rows of `y (N, w)` where `rows (N)` is [`NOWHERE`] become zeros.
+pub fn keep_rows(rows: &[u32], y: &mut [f32]) {
+    let width = y.len() / rows.len().max(1);
+    for (row, y) in rows.iter().zip(y.chunks_exact_mut(width.max(1))) {
+        if *row == NOWHERE {
+            y.fill(0.0);
+        }
+    }
+}
 
 multiversion! {
     fn sum_part(x: &[f32]) -> f64 {

@@ -138,6 +138,7 @@ pub const SOURCES: &[Source] = &[
             "add",
             "add_assign",
             "scale",
+            "keep_rows",
             "sum_parts",
             "sum_final",
             "not_finite",

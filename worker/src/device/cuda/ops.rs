@@ -47,6 +47,11 @@ fn u32s<const N: usize>(dims: [usize; N]) -> [Arg; N] {
     dims.map(|d| Arg::U32(narrow(d)))
 }
 
+/// A pointer that may be none.
+fn optional<R: Runtime>(ids: Option<&CudaIds<R>>) -> Arg {
+    ids.map_or(Arg::Ptr(0), CudaIds::arg)
+}
+
 /// The kernel for heads of this many dims: the family's name, `f32` or `bf16`, and the dims that it was compiled for.
 fn attention_kernel(family: Family, products: Products, head_dim: usize) -> (&'static str, usize) {
     assert!(
@@ -344,6 +349,11 @@ impl<R: Runtime> Device for CudaDevice<R> {
         self.sum_in_f64(x, true)
     }
 
+    fn keep_rows(&self, rows: &CudaIds<R>, num_rows: usize, y: ViewMut<'_, CudaBuf<R>>) {
+        let [width] = u32s([y.len / num_rows.max(1)]);
+        self.launch("keep_rows", per_block(num_rows, 128), &[rows.arg(), y.arg(), width]);
+    }
+
     fn all_finite(&self, x: View<'_, CudaBuf<R>>) -> bool {
         let mut scratch = self.scratch(&[4]);
         let flag = scratch.take(4);
@@ -552,6 +562,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         &self,
         products: Products,
         dims: &AttentionDims,
+        bounds: Option<&CudaIds<R>>,
         qkv: View<'_, CudaBuf<R>>,
         out: ViewMut<'_, CudaBuf<R>>,
         lse: ViewMut<'_, CudaBuf<R>>,
@@ -560,13 +571,15 @@ impl<R: Runtime> Device for CudaDevice<R> {
         let expected = (tokens * dims.row_len(), tokens * dims.out_len(), tokens * dims.heads);
         assert_eq!((qkv.len, out.len, lse.len), expected, "lengths of qkv, out and lse");
         let (kernel, launch) = attention_launch(Family::Forward, products, dims);
-        self.launch(kernel, launch, &[&[qkv.arg(), out.arg(), lse.arg()][..], &Self::attention_dims(dims)].concat());
+        let args = [qkv.arg(), out.arg(), lse.arg(), optional(bounds)];
+        self.launch(kernel, launch, &[&args[..], &Self::attention_dims(dims)].concat());
     }
 
     fn attention_backward(
         &self,
         products: Products,
         dims: &AttentionDims,
+        bounds: Option<&CudaIds<R>>,
         qkv: View<'_, CudaBuf<R>>,
         out: View<'_, CudaBuf<R>>,
         lse: View<'_, CudaBuf<R>>,
@@ -582,12 +595,13 @@ impl<R: Runtime> Device for CudaDevice<R> {
         self.launch("attention_delta", warps(num), &args);
         for family in [Family::Dkv, Family::Dq] {
             let (kernel, launch) = attention_launch(family, products, dims);
-            let saved = [qkv.arg(), lse.arg(), delta, dout.arg(), dqkv.arg()];
+            let saved = [qkv.arg(), lse.arg(), delta, dout.arg(), dqkv.arg(), optional(bounds)];
             self.launch(kernel, launch, &[&saved[..], &Self::attention_dims(dims)].concat());
         }
     }
 
-    fn route(&self, logits: View<'_, CudaBuf<R>>, routing: &mut Routing<Self>) {
+    fn route(&self, kept: Option<Kept<'_, Self>>, logits: View<'_, CudaBuf<R>>, routing: &mut Routing<Self>) {
+        routing.num_kept = kept.map_or(routing.tokens, |kept| kept.num);
         let (num_tokens, num_experts) = (routing.tokens, routing.experts);
         assert_eq!(logits.len, num_tokens * num_experts, "length of the logits");
         let parts = num_tokens.div_ceil(ROUTE_TOKENS);
@@ -599,7 +613,8 @@ impl<R: Runtime> Device for CudaDevice<R> {
         let shared_bytes = 4 * ROUTE_WARPS * num_experts;
         let launch = Launch { grid: [narrow(parts), 1, 1], threads: 32 * ROUTE_WARPS as u32, shared_bytes };
         let choice = [routing.probs.arg(), routing.lse.arg(), routing.chosen.arg(), routing.weights.arg()];
-        let args = [&[logits.arg()][..], &choice, &[routing.counts.arg(), prob_parts, tokens_each, tokens, experts]];
+        let kept = optional(kept.map(|kept| kept.rows));
+        let args = [&[logits.arg(), kept][..], &choice, &[routing.counts.arg(), prob_parts, tokens_each, tokens, experts]];
         self.launch("route", launch, &args.concat());
         self.sum_rows(prob_parts, parts, routing.prob_sums.arg(), num_experts, false);
     }
@@ -612,10 +627,10 @@ impl<R: Runtime> Device for CudaDevice<R> {
         dweights: View<'_, CudaBuf<R>>,
         dlogits: ViewMut<'_, CudaBuf<R>>,
     ) {
-        let tokens = routing.tokens as f32;
-        let z = Arg::F32(2.0 * loss.z / tokens);
-        let balance = Arg::F32(loss.balance * routing.experts as f32 / tokens);
-        let share = Arg::F32(1.0 / (routing.tokens * TOP_K) as f32);
+        let num_kept = routing.num_kept.max(1);
+        let z = Arg::F32(2.0 * loss.z / num_kept as f32);
+        let balance = Arg::F32(loss.balance * routing.experts as f32 / num_kept as f32);
+        let share = Arg::F32(1.0 / (num_kept * TOP_K) as f32);
         let saved = [routing.probs.arg(), routing.lse.arg(), routing.chosen.arg(), routing.weights.arg()];
         let rows = [routing.counts.arg(), groups.positions.arg(), dweights.arg(), dlogits.arg()];
         let args = [&saved[..], &rows, &[z, balance, share], &u32s([routing.tokens, routing.experts])].concat();

@@ -287,7 +287,10 @@ impl Emulator {
         assert!(launch.threads.is_multiple_of(32) && launch.threads <= 1024, "{kernel}: {launch:?}");
         let kind = |arg: &Arg| match arg {
             Arg::Ptr(ptr) => {
-                self.check(*ptr, 1);
+                // An argument that may be none is 0.
+                if *ptr != 0 {
+                    self.check(*ptr, 1);
+                }
                 'p'
             }
             Arg::U64(_) => 'l',

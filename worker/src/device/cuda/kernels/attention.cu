@@ -42,7 +42,8 @@ KERNEL attention_delta(const float* out, const float* dout, float* delta, u32 ba
 }
 
 template <int MOST>
-DEVICE void forward(const float* qkv, float* out, float* lse, u32 seq, u32 heads, u32 kv_heads, u32 dim, float scale) {
+DEVICE void forward(const float* qkv, float* out, float* lse, const u32* bounds, u32 seq, u32 heads, u32 kv_heads, u32 dim,
+                    float scale) {
     DYNAMIC_SHARED(float, shared);
     u32 width = dim + 1;
     float *qs = shared, *ks = qs + ROWS * width, *vs = ks + ROWS * width, *ps = vs + ROWS * width;
@@ -51,7 +52,7 @@ DEVICE void forward(const float* qkv, float* out, float* lse, u32 seq, u32 heads
     Head head = head_of(qkv, blockIdx.z, blockIdx.y, seq, heads, kv_heads, dim);
     load_rows(qs, head.q, head.row_len, first, seq, dim);
     float sums[MOST / 8] = {}, max = minus_infinity(), sum = 0;
-    for (u32 key0 = 0; key0 <= first; key0 += ROWS) {
+    for (u32 key0 = text_start(bounds, blockIdx.z, seq, first); key0 <= first; key0 += ROWS) {
         __syncthreads();
         load_rows(ks, head.k, head.row_len, key0, seq, dim);
         load_rows(vs, head.v, head.row_len, key0, seq, dim);
@@ -92,8 +93,8 @@ DEVICE void forward(const float* qkv, float* out, float* lse, u32 seq, u32 heads
 }
 
 template <int MOST>
-DEVICE void backward_q(const float* qkv, const float* lse, const float* delta, const float* dout, float* dqkv, u32 seq, u32 heads,
-                       u32 kv_heads, u32 dim, float scale) {
+DEVICE void backward_q(const float* qkv, const float* lse, const float* delta, const float* dout, float* dqkv, const u32* bounds,
+                       u32 seq, u32 heads, u32 kv_heads, u32 dim, float scale) {
     DYNAMIC_SHARED(float, shared);
     u32 width = dim + 1;
     float *qs = shared, *os = qs + ROWS * width, *ks = os + ROWS * width, *vs = ks + ROWS * width, *ds = vs + ROWS * width;
@@ -103,7 +104,7 @@ DEVICE void backward_q(const float* qkv, const float* lse, const float* delta, c
     load_rows(os, dout + head.first_out, head.out_len, first, seq, dim);
     float log_sum = query < seq ? lse[head.first_lse + query] : 0.0f, mean = query < seq ? delta[head.first_lse + query] : 0.0f;
     float sums[MOST / 8] = {};
-    for (u32 key0 = 0; key0 <= first; key0 += ROWS) {
+    for (u32 key0 = text_start(bounds, blockIdx.z, seq, first); key0 <= first; key0 += ROWS) {
         __syncthreads();
         load_rows(ks, head.k, head.row_len, key0, seq, dim);
         load_rows(vs, head.v, head.row_len, key0, seq, dim);
@@ -139,17 +140,18 @@ DEVICE void backward_q(const float* qkv, const float* lse, const float* delta, c
 
 // Grid (tiles of keys, kv_heads, batch): the query heads of a key/value head one after the other.
 template <int MOST>
-DEVICE void backward_kv(const float* qkv, const float* lse, const float* delta, const float* dout, float* dqkv, u32 seq, u32 heads,
-                        u32 kv_heads, u32 dim, float scale) {
+DEVICE void backward_kv(const float* qkv, const float* lse, const float* delta, const float* dout, float* dqkv, const u32* bounds,
+                        u32 seq, u32 heads, u32 kv_heads, u32 dim, float scale) {
     DYNAMIC_SHARED(float, shared);
     u32 width = dim + 1;
     float *ks = shared, *vs = ks + ROWS * width, *qs = vs + ROWS * width, *os = qs + ROWS * width;
     float *ps = os + ROWS * width, *ds = ps + ROWS * (ROWS + 1);
     u32 first = blockIdx.x * ROWS, r = threadIdx.x / 8, c = threadIdx.x % 8, key = first + r, group = heads / kv_heads;
+    u32 end = text_end(bounds, blockIdx.z, seq, first);
     float dk[MOST / 8] = {}, dv[MOST / 8] = {};
     for (u32 h = blockIdx.y * group; h < (blockIdx.y + 1) * group; h++) {
         Head head = head_of(qkv, blockIdx.z, h, seq, heads, kv_heads, dim);
-        for (u32 query0 = first; query0 < seq; query0 += ROWS) {
+        for (u32 query0 = first; query0 < end; query0 += ROWS) {
             __syncthreads();
             if (h == blockIdx.y * group && query0 == first) {
                 load_rows(ks, head.k, head.row_len, first, seq, dim);
@@ -196,18 +198,19 @@ DEVICE void backward_kv(const float* qkv, const float* lse, const float* delta, 
     }
 }
 
+#define BACKWARD const float *qkv, const float *lse, const float *delta, const float *dout, float *dqkv, const u32 *bounds
+#define DIMS u32 seq, u32 heads, u32 kv_heads, u32 dim, float scale
+
 // For heads of up to `most` dims.
 #define ATTENTION(most)                                                                                                               \
-    LAUNCH(256) attention_f32_##most(const float* qkv, float* out, float* lse, u32 seq, u32 heads, u32 kv_heads, u32 dim, float scale) {   \
-        forward<most>(qkv, out, lse, seq, heads, kv_heads, dim, scale);                                                               \
+    LAUNCH(256) attention_f32_##most(const float* qkv, float* out, float* lse, const u32* bounds, DIMS) {                             \
+        forward<most>(qkv, out, lse, bounds, seq, heads, kv_heads, dim, scale);                                                       \
     }                                                                                                                                 \
-    LAUNCH(256) attention_dq_f32_##most(const float* qkv, const float* lse, const float* delta, const float* dout, float* dqkv, u32 seq,   \
-                                   u32 heads, u32 kv_heads, u32 dim, float scale) {                                                   \
-        backward_q<most>(qkv, lse, delta, dout, dqkv, seq, heads, kv_heads, dim, scale);                                              \
+    LAUNCH(256) attention_dq_f32_##most(BACKWARD, DIMS) {                                                                             \
+        backward_q<most>(qkv, lse, delta, dout, dqkv, bounds, seq, heads, kv_heads, dim, scale);                                      \
     }                                                                                                                                 \
-    LAUNCH(256) attention_dkv_f32_##most(const float* qkv, const float* lse, const float* delta, const float* dout, float* dqkv, u32 seq,  \
-                                    u32 heads, u32 kv_heads, u32 dim, float scale) {                                                  \
-        backward_kv<most>(qkv, lse, delta, dout, dqkv, seq, heads, kv_heads, dim, scale);                                             \
+    LAUNCH(256) attention_dkv_f32_##most(BACKWARD, DIMS) {                                                                            \
+        backward_kv<most>(qkv, lse, delta, dout, dqkv, bounds, seq, heads, kv_heads, dim, scale);                                     \
     }
 
 ATTENTION(64)

@@ -19,3 +19,10 @@ DEVICE Head head_of(const float* qkv, u32 sample, u32 head, u32 seq, u32 heads, 
             sample * seq * out_len + head * dim,
             ((u64)sample * heads + head) * seq};
 }
+
+// `bounds (2, N)`, or null, says of each row where in its sample its text begins, and where the next one does; a tile is of one text.
+DEVICE u32 text_start(const u32* bounds, u32 sample, u32 seq, u32 row) { return bounds ? bounds[sample * seq + row] : 0; }
+
+DEVICE u32 text_end(const u32* bounds, u32 sample, u32 seq, u32 row) {
+    return bounds ? bounds[(gridDim.z + sample) * seq + row] : seq;
+}

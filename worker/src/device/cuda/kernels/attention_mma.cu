@@ -67,7 +67,8 @@ DEVICE float quad_sum(float v) {
 }
 
 template <int D>
-DEVICE void forward(const float* qkv, float* out, float* lse, u32 seq, u32 heads, u32 kv_heads, u32 dim, float scale) {
+DEVICE void forward(const float* qkv, float* out, float* lse, const u32* bounds, u32 seq, u32 heads, u32 kv_heads, u32 dim,
+                    float scale) {
     DYNAMIC_SHARED(u32, shared);
     u32 *ks = shared, *vs = ks + 64 * STRIDE_OF(D);
     u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -82,7 +83,7 @@ DEVICE void forward(const float* qkv, float* out, float* lse, u32 seq, u32 heads
 
     float sums[D / 8][4] = {}, max0 = minus_infinity(), max1 = max0, sum0 = 0, sum1 = 0;
     float to_log2 = scale * LOG2_E;
-    for (u32 key0 = 0; key0 <= first; key0 += 64) {
+    for (u32 key0 = text_start(bounds, blockIdx.z, seq, first); key0 <= first; key0 += 64) {
         __syncthreads();
         load_rows<64, D>(ks, head.k, head.row_len, key0, seq, dim);
         load_columns<64, D>(vs, head.v, head.row_len, key0, seq, dim);
@@ -136,8 +137,8 @@ DEVICE void forward(const float* qkv, float* out, float* lse, u32 seq, u32 heads
 }
 
 template <int D>
-DEVICE void backward_q(const float* qkv, const float* lse, const float* delta, const float* dout, float* dqkv, u32 seq, u32 heads,
-                       u32 kv_heads, u32 dim, float scale) {
+DEVICE void backward_q(const float* qkv, const float* lse, const float* delta, const float* dout, float* dqkv, const u32* bounds,
+                       u32 seq, u32 heads, u32 kv_heads, u32 dim, float scale) {
     DYNAMIC_SHARED(u32, shared);
     const int tile = 64 * STRIDE_OF(D);
     u32 *qs = shared, *os = qs + tile, *ks = os + tile, *vs = ks + tile, *k_columns = vs + tile;
@@ -149,7 +150,7 @@ DEVICE void backward_q(const float* qkv, const float* lse, const float* delta, c
     float lse0 = row0 < seq ? lse[head.first_lse + row0] : 0.0f, lse1 = row1 < seq ? lse[head.first_lse + row1] : 0.0f;
     float delta0 = row0 < seq ? delta[head.first_lse + row0] : 0.0f, delta1 = row1 < seq ? delta[head.first_lse + row1] : 0.0f;
     float sums[D / 8][4] = {}, to_log2 = scale * LOG2_E;
-    for (u32 key0 = 0; key0 <= first; key0 += 64) {
+    for (u32 key0 = text_start(bounds, blockIdx.z, seq, first); key0 <= first; key0 += 64) {
         __syncthreads();
         load_rows<64, D>(ks, head.k, head.row_len, key0, seq, dim);
         load_rows<64, D>(vs, head.v, head.row_len, key0, seq, dim);
@@ -183,20 +184,21 @@ DEVICE void backward_q(const float* qkv, const float* lse, const float* delta, c
 }
 
 template <int D>
-DEVICE void backward_kv(const float* qkv, const float* lse, const float* delta, const float* dout, float* dqkv, u32 seq, u32 heads,
-                        u32 kv_heads, u32 dim, float scale) {
+DEVICE void backward_kv(const float* qkv, const float* lse, const float* delta, const float* dout, float* dqkv, const u32* bounds,
+                        u32 seq, u32 heads, u32 kv_heads, u32 dim, float scale) {
     DYNAMIC_SHARED(u32, shared);
     u32 *ks = shared, *vs = ks + 64 * STRIDE_OF(D), *qs = vs + 64 * STRIDE_OF(D), *os = qs + 32 * STRIDE_OF(D);
     u32 *q_columns = os + 32 * STRIDE_OF(D), *o_columns = q_columns + D * STRIDE_OF(32);
     u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     u32 first = blockIdx.x * 64, key_row = first + warp * 16 + g, group = heads / kv_heads;
+    u32 end = text_end(bounds, blockIdx.z, seq, first);
     float dk[D / 8][4] = {}, dv[D / 8][4] = {}, to_log2 = scale * LOG2_E;
     Head head = head_of(qkv, blockIdx.z, blockIdx.y * group, seq, heads, kv_heads, dim);
     load_rows<64, D>(ks, head.k, head.row_len, first, seq, dim);
     load_rows<64, D>(vs, head.v, head.row_len, first, seq, dim);
     for (u32 h = blockIdx.y * group; h < (blockIdx.y + 1) * group; h++) {
         head = head_of(qkv, blockIdx.z, h, seq, heads, kv_heads, dim);
-        for (u32 query0 = first; query0 < seq; query0 += 32) {
+        for (u32 query0 = first; query0 < end; query0 += 32) {
             __syncthreads();
             load_rows<32, D>(qs, head.q, head.row_len, query0, seq, dim);
             load_rows<32, D>(os, dout + head.first_out, head.out_len, query0, seq, dim);
@@ -237,17 +239,18 @@ DEVICE void backward_kv(const float* qkv, const float* lse, const float* delta, 
     store_rows<D>(dqkv + (head.v - qkv), head.row_len, first + warp * 16, seq, dim, dv, 1.0f, 1.0f);
 }
 
+#define BACKWARD const float *qkv, const float *lse, const float *delta, const float *dout, float *dqkv, const u32 *bounds
+#define DIMS u32 seq, u32 heads, u32 kv_heads, u32 dim, float scale
+
 #define ATTENTION(d)                                                                                                                  \
-    LAUNCH(128) attention_bf16_##d(const float* qkv, float* out, float* lse, u32 seq, u32 heads, u32 kv_heads, u32 dim, float scale) {        \
-        forward<d>(qkv, out, lse, seq, heads, kv_heads, dim, scale);                                                                  \
+    LAUNCH(128) attention_bf16_##d(const float* qkv, float* out, float* lse, const u32* bounds, DIMS) {                               \
+        forward<d>(qkv, out, lse, bounds, seq, heads, kv_heads, dim, scale);                                                          \
     }                                                                                                                                 \
-    LAUNCH(128) attention_dq_bf16_##d(const float* qkv, const float* lse, const float* delta, const float* dout, float* dqkv, u32 seq,        \
-                              u32 heads, u32 kv_heads, u32 dim, float scale) {                                                        \
-        backward_q<d>(qkv, lse, delta, dout, dqkv, seq, heads, kv_heads, dim, scale);                                                 \
+    LAUNCH(128) attention_dq_bf16_##d(BACKWARD, DIMS) {                                                                               \
+        backward_q<d>(qkv, lse, delta, dout, dqkv, bounds, seq, heads, kv_heads, dim, scale);                                         \
     }                                                                                                                                 \
-    LAUNCH(128) attention_dkv_bf16_##d(const float* qkv, const float* lse, const float* delta, const float* dout, float* dqkv, u32 seq,       \
-                               u32 heads, u32 kv_heads, u32 dim, float scale) {                                                       \
-        backward_kv<d>(qkv, lse, delta, dout, dqkv, seq, heads, kv_heads, dim, scale);                                                \
+    LAUNCH(128) attention_dkv_bf16_##d(BACKWARD, DIMS) {                                                                              \
+        backward_kv<d>(qkv, lse, delta, dout, dqkv, bounds, seq, heads, kv_heads, dim, scale);                                        \
     }
 
 ATTENTION(32)

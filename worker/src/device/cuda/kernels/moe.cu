@@ -24,8 +24,9 @@ DEVICE void merge(Candidate& first, Candidate& second, Candidate other_first, Ca
 
 // Softmax, log-sum-exp, the two largest, their weights, and this block's counts and sums of probabilities, in one pass over
 // `logits (N, E)`. A warp a token; a block has `tokens_each` tokens, its warps take turns. `probs (N, E)`, `lse (N)`,
-// `chosen, weights (N, TOP_K)`, `counts (E)` zeros before, `prob_parts (blocks, E)`. Shared: `(warps, E)` floats.
-KERNEL route(const float* logits, float* probs, float* lse, u32* chosen, float* weights, u32* counts, float* prob_parts,
+// `chosen, weights (N, TOP_K)`, `counts (E)` zeros before, `prob_parts (blocks, E)`. Shared: `(warps, E)` floats. `kept (N)`, or null, is
+// NOWHERE at rows that are no token: they go nowhere and count nowhere.
+KERNEL route(const float* logits, const u32* kept, float* probs, float* lse, u32* chosen, float* weights, u32* counts, float* prob_parts,
              u32 tokens_each, u32 tokens, u32 experts) {
     DYNAMIC_SHARED(float, sums);
     u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
@@ -34,6 +35,15 @@ KERNEL route(const float* logits, float* probs, float* lse, u32* chosen, float* 
     u32 first_token = blockIdx.x * tokens_each;
     u32 end = first_token + tokens_each < tokens ? first_token + tokens_each : tokens;
     for (u32 n = first_token + warp; n < end; n += warps) {
+        if (kept && kept[n] == NOWHERE) {
+            for (u32 e = lane; e < experts; e += 32) probs[(u64)n * experts + e] = 0;
+            if (lane == 0) lse[n] = 0;
+            if (lane < TOP_K) {
+                chosen[(u64)n * TOP_K + lane] = NOWHERE;
+                weights[(u64)n * TOP_K + lane] = 0;
+            }
+            continue;
+        }
         const float* row = logits + (u64)n * experts;
         Candidate first = {minus_infinity(), NOWHERE}, second = first;
         for (u32 e = lane; e < experts; e += 32) merge(first, second, {row[e], e}, {minus_infinity(), NOWHERE});

@@ -18,6 +18,13 @@ KERNEL scale(float alpha, float* y, u64 n) {
     if (INDEX < n) y[INDEX] *= alpha;
 }
 
+// A block a row: rows of `y (N, width)` where `rows (N)` is NOWHERE become zeros, whatever was there.
+KERNEL keep_rows(const u32* rows, float* y, u32 width) {
+    u64 n = blockIdx.x;
+    if (rows[n] != NOWHERE) return;
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) y[n * width + i] = 0;
+}
+
 // `parts (blocks)`: sums of `chunk` elements each, of their squares if `squares`.
 KERNEL sum_parts(const float* x, double* parts, u32 squares, u32 chunk, u64 n) {
     __shared__ double shared[32];
