@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use tokenizers::Tokenizer;
-use toroid_tokens::{BYTES_TOKENIZER, BYTES_VOCABULARY, HEADER_BYTES, Header, put_token, width_of};
+use toroid_tokens::{BYTES_TOKENIZER, BYTES_VOCABULARY, HEADER_BYTES, Header, Kind, put_token, width_of};
 
 use crate::config::{BYTES, Output, Pipeline, Shape};
 use crate::doc::{Doc, char_boundary};
@@ -194,6 +194,7 @@ impl<'a> TokenWriter<'a> {
     pub fn finish(mut self, lens: impl Iterator<Item = Result<u64>>) -> Result<u64> {
         let width = self.tokens.width();
         let mut header = Header {
+            kind: Kind::Text,
             width,
             num_tokens: self.num_tokens,
             num_documents: 0,
@@ -201,6 +202,8 @@ impl<'a> TokenWriter<'a> {
             tokenizer: self.tokens.digest,
             tokens_digest: *self.hasher.finalize().as_bytes(),
             ends_digest: [0; 32],
+            trained_digest: [0; 32],
+            margins_digest: [0; 32],
         };
         self.file.put(&vec![0; header.padding() as usize])?;
         let (mut ends, mut end) = (blake3::Hasher::new(), 0u64);

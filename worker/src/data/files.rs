@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use toroid_tokens::{HEADER_BYTES, Header, TokenFile, TokensError};
+use toroid_tokens::{HEADER_BYTES, HEADER_BYTES_MAX, Header, Kind, TokenFile, TokensError};
 use toroid_torus::job::SourceConfig;
 
 use super::attend::Attend;
@@ -82,11 +82,12 @@ impl TokenFiles {
     pub fn count(&self) -> Result<(u64, Header), DataError> {
         let (mut first, mut num_tokens) = (None, 0_u64);
         for path in &self.paths {
-            let mut head = Vec::with_capacity(HEADER_BYTES);
+            let mut head = Vec::with_capacity(HEADER_BYTES_MAX);
             let cannot = |cause| DataError::Read { path: path.clone(), cause };
             let file = File::open(path).map_err(cannot)?;
-            io::Read::read_to_end(&mut io::Read::take(file, HEADER_BYTES as u64), &mut head).map_err(cannot)?;
+            io::Read::read_to_end(&mut io::Read::take(file, HEADER_BYTES_MAX as u64), &mut head).map_err(cannot)?;
             let header = Header::parse(&head).map_err(|cause| damaged(path, cause))?;
+            header.expect(Kind::Text).map_err(|cause| damaged(path, cause))?;
             num_tokens = num_tokens.saturating_add(header.num_tokens);
             self.check_alike(path, &header, first.get_or_insert(header))?;
         }
@@ -103,22 +104,26 @@ impl TokenFiles {
             let metadata = file.metadata().map_err(cannot)?;
             // An empty file cannot be mapped.
             if metadata.len() < HEADER_BYTES as u64 {
-                return Err(damaged(path, TokensError::Short { found: metadata.len() as usize }));
+                return Err(damaged(
+                    path,
+                    TokensError::Short { found: metadata.len() as usize, expected: HEADER_BYTES },
+                ));
             }
             let map = map_file(&file).map_err(cannot)?;
             let whole = TokenFile::new(&map).map_err(|cause| damaged(path, cause))?;
             let header = whole.header;
+            header.expect(Kind::Text).map_err(|cause| damaged(path, cause))?;
             self.check_alike(path, &header, first.get_or_insert(header))?;
             let check = || whole.check_telling(&mut |bytes| attend.advance(done + bytes));
             compared::once(path, Identity::of(&metadata), check).map_err(|cause| damaged(path, cause))?;
-            let len = whole.bytes().len();
+            let (start, len) = (header.num_bytes(), whole.bytes().len());
             done += len as u64;
             hasher.update(&header.num_tokens.to_le_bytes());
             hasher.update(&header.tokens_digest);
             // Files of fewer than 2^64 bytes each, of which there are a few thousand at most: an overflow takes as many disks.
             let tokens = num_tokens..num_tokens.saturating_add(header.num_tokens);
             (num_tokens, num_documents) = (tokens.end, num_documents.saturating_add(header.num_documents));
-            files.push(Mapped { bytes: HEADER_BYTES..HEADER_BYTES + len, width: header.width, tokens, map });
+            files.push(Mapped { bytes: start..start + len, width: header.width, tokens, map });
         }
         let Header { tokenizer, vocabulary, width, .. } = first.expect("a file at least");
         if num_tokens == 0 {

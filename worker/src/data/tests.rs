@@ -560,7 +560,7 @@ fn token_files_that_are_not_whole_are_named() {
     check(&[&good[..], b"!"].concat(), "its header says 200");
     for (at, expected) in [
         (0, "it does not begin with `TOROIDTK`"),
-        (8, "it has version 2, 3 is read here"),
+        (8, "it has version 2, 3 and 4 are read here"),
         (20, "the digest of its header is another"),
         (168, "the digest of its tokens is another"),
         (190, "the digest of its ends is another"),
@@ -576,11 +576,14 @@ fn token_files_that_are_not_whole_are_named() {
     outside[..toroid_tokens::HEADER_BYTES].copy_from_slice(&header.to_bytes());
     let alone = folder(&[("t.tokens", &outside)]);
     check_error(&config(alone.path(), &[]), &["token 2 is 300, the vocabulary has 300"]);
+    // Dialogues are no text: what users say in them would be trained on, too.
+    let dialogues = toroid_tokens::dialogues_file_of(&[(&[1, 2], &[false, true])], 256, BYTES_TOKENIZER);
+    check(&dialogues, "it has dialogues, and text is wanted here; dialogues are for supervised fine-tuning");
     // One of this process's own, of a text.
     let text = folder(&[("a.rs", &[b'x'; 100])]);
     let cache = tempfile::tempdir().unwrap();
     prepare(&config(text.path(), &[]), cache.path(), &mut |_: u64| {}).unwrap();
-    check_error(&config(cache.path(), &[]), &["it has version 2, 3 is read here"]);
+    check_error(&config(cache.path(), &[]), &["it has version 2, 3 and 4 are read here"]);
 }
 
 /// What was found right once is looked at again when it has changed.
