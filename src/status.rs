@@ -184,6 +184,20 @@ fn saving(saving: &proto::Saving) -> String {
     text
 }
 
+/// Of the last step of a job that trains on dialogues or preferences.
+fn taught(last: &proto::StepRecord) -> Option<String> {
+    match (last.trained_tokens, last.pairs) {
+        (Some(0), _) => Some("no token of the last step is trained: it has no loss but the routers'".into()),
+        (Some(trained), _) => Some(format!("loss over {trained} trained tokens of {} in the last step", last.tokens)),
+        (None, 0) => None,
+        (None, pairs) => {
+            let (correct, ties) = (last.correct, last.ties);
+            let accuracy = 100.0 * correct as f64 / pairs as f64;
+            Some(format!("accuracy {accuracy:.1}%: {correct} of {pairs} pairs in the last step, {ties} ties besides"))
+        }
+    }
+}
+
 /// The status line, and what it is about.
 fn details(job: &proto::Job, now_unix_ms: i64) -> String {
     let row = |name: &str, value: String| vec![format!("  {name}"), value];
@@ -209,12 +223,14 @@ fn details(job: &proto::Job, now_unix_ms: i64) -> String {
         let loss = format!("{:.4} at first, {:.4} now; gradient norm {:.3}", job.first_loss, last.loss, last.grad_norm);
         rows.push(row("loss", loss));
     }
+    rows.extend(job.last_step.iter().filter_map(taught).map(|what| row("learned", what)));
     rows.extend(curve_flaws(job).map(|(figures, what)| row("curve", format!("{figures}: {what}"))));
     if let Some(v) = job.validations.last() {
         // Of tokens that are no bytes it is not known.
         let of_bytes =
             if v.bits_per_byte == 0.0 { "".into() } else { format!(", {:.4} bits per byte", v.bits_per_byte) };
-        rows.push(row("validation", format!("{:.4} nats per token{of_bytes} at step {}", v.ce, v.step)));
+        let of = if job.last_step.as_ref().is_some_and(|last| last.pairs > 0) { "pair" } else { "token" };
+        rows.push(row("validation", format!("{:.4} nats per {of}{of_bytes} at step {}", v.ce, v.step)));
         let names = job.inputs.iter().flat_map(|inputs| &inputs.sources);
         rows.extend(names.zip(&v.sources).map(|(source, v)| row("", format!("{:.4} of {}", v.ce, source.name))));
     }

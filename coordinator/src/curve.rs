@@ -6,7 +6,7 @@
 //! 1,5.55,5.54,17.2,1.01,2.5,0.001,0.1,4096,812.5,5.04,false,1,"510 514;509 515"
 //! ```
 //!
-//! Numbers are written so that they read back to the same bits. `expert_load` has the layers apart by `;`, their experts by a space.
+//! Jobs of other kinds than pre-training have four columns more, see `row`. Numbers are written so that they read back to the same bits. `expert_load` has the layers apart by `;`, their experts by a space.
 //! A step of which nobody has the figures any more has a row with its number and nothing else (T-12).
 //! A row is durable when [`Curve::append`] returns; a row that was torn by a crash is cut off when the file is opened. In memory
 //! are the places of the rows and the last one, so a long run costs 32 bytes a step.
@@ -32,7 +32,7 @@ use crate::segments::{Found, Segments, SegmentsError};
 
 mod row;
 
-use row::{HEADER, format, parse};
+use row::{Columns, format, parse};
 
 pub const FILE_NAME: &str = "curve.csv";
 /// Of a line; a report of a step, which becomes one, has at most 16 MiB.
@@ -81,6 +81,7 @@ struct Row {
 #[derive(Debug)]
 pub struct Curve {
     path: PathBuf,
+    columns: Columns,
     /// Ascending by step.
     rows: Vec<Row>,
     /// Where the next row comes.
@@ -97,6 +98,7 @@ pub struct Curve {
 /// What a file has, whatever is wrong with it.
 #[derive(Default)]
 struct Scan {
+    columns: Columns,
     rows: Vec<(Row, StepSummary)>,
     last: Option<StepRecord>,
     /// Behind the last row before the first fault.
@@ -131,7 +133,7 @@ impl Curve {
         };
         let len = file.metadata().map_err(|e| failed("reading", e))?.len();
         // A file that ends within its header holds no step yet.
-        if len <= HEADER.len() as u64 {
+        if len <= Columns::Plain.header().len() as u64 {
             curve.is_longer = len > 0;
             curve.flush()?;
             return Ok((curve, Vec::new()));
@@ -152,6 +154,7 @@ impl Curve {
     pub fn empty(folder: &Path) -> Curve {
         Curve {
             path: folder.join(FILE_NAME),
+            columns: Columns::default(),
             rows: Vec::new(),
             end: 0,
             is_longer: false,
@@ -166,10 +169,9 @@ impl Curve {
     pub fn copy_from(segments: &Segments, found: &Found, folder: &Path) -> Result<(), CurveError> {
         let (path, new) = (folder.join(FILE_NAME), folder.join(format!("{FILE_NAME}.new")));
         let copy = || {
-            let mut file = BufWriter::new(File::create(&new)?);
-            writeln!(file, "{HEADER}")?;
+            let mut file = BehindHeader { file: BufWriter::new(File::create(&new)?), head: Some(Vec::new()) };
             segments.copy(found, &mut file)?;
-            file.flush()?;
+            file.finish()?;
             std::fs::rename(&new, &path)
         };
         copy().map_err(|error| CurveError::Io { what: "copying the curve to", path, error })
@@ -189,7 +191,7 @@ impl Curve {
     pub fn replace_in(&self, segments: &mut Segments) -> Result<(), CurveError> {
         let failed = |error| CurveError::Io { what: "reading", path: self.path.clone(), error };
         let mut file = File::open(&self.path).map_err(failed)?;
-        file.seek(SeekFrom::Start(HEADER.len() as u64 + 1)).map_err(failed)?;
+        file.seek(SeekFrom::Start(self.columns.header().len() as u64 + 1)).map_err(failed)?;
         Ok(segments.replace(&mut BufReader::new(file), &self.path)?)
     }
 
@@ -222,14 +224,15 @@ impl Curve {
         };
         let new = self.path.with_file_name(format!("{FILE_NAME}.new"));
         let mut file = File::create(&new).map_err(|e| failed("making", &new, e))?;
-        file.write_all(format!("{HEADER}\n").as_bytes()).map_err(|e| failed("writing", &new, e))?;
-        let mut end = HEADER.len() as u64 + 1;
+        let header = self.columns.header();
+        file.write_all(format!("{header}\n").as_bytes()).map_err(|e| failed("writing", &new, e))?;
+        let mut end = header.len() as u64 + 1;
         let mut rows = Vec::with_capacity(self.rows.len());
         /// Rows that are in memory at a time.
         const CHUNK: usize = 1000;
         for (index, chunk) in self.rows.chunks(CHUNK).enumerate() {
             for record in self.read_rows(index * CHUNK, chunk)? {
-                let text = format(&record);
+                let text = format(self.columns, &record);
                 file.write_all(text.as_bytes()).map_err(|e| failed("writing", &new, e))?;
                 rows.push(Row { step: record.step, offset: end, bytes: text.len() as u64 });
                 end += text.len() as u64;
@@ -245,7 +248,7 @@ impl Curve {
     }
 
     fn take(&mut self, scan: Scan) -> Vec<StepSummary> {
-        (self.end, self.last) = (scan.end, scan.last);
+        (self.columns, self.end, self.last) = (scan.columns, scan.end, scan.last);
         let (rows, summaries) = scan.rows.into_iter().unzip();
         self.rows = rows;
         summaries
@@ -274,12 +277,14 @@ impl Curve {
             offset += bytes;
             let text = str::from_utf8(&line).ok().and_then(|l| l.strip_suffix('\n'));
             if scan.num_lines == 1 {
-                if text != Some(HEADER) {
-                    scan.fault = Some(CurveError::Header { path: self.path.clone() });
+                let columns = text.and_then(Columns::of_header);
+                match columns {
+                    Some(columns) => scan.columns = columns,
+                    None => scan.fault = Some(CurveError::Header { path: self.path.clone() }),
                 }
                 scan.end = offset;
                 // Of a file without a header the first line may be a row.
-                if text == Some(HEADER) || line.starts_with(b"step,") {
+                if columns.is_some() || line.starts_with(b"step,") {
                     continue;
                 }
             }
@@ -320,7 +325,11 @@ impl Curve {
     pub fn push(&mut self, record: &StepRecord) {
         let before = self.newest_step();
         assert!(record.step > before, "step {} cannot follow step {before}", record.step);
-        let row = format(record);
+        if before == 0 && !record.missing && Columns::of_record(record) != self.columns {
+            // Only the first row says which columns there are: the file has none yet, and begins anew.
+            (self.columns, self.end, self.is_longer) = (Columns::of_record(record), 0, true);
+        }
+        let row = format(self.columns, record);
         self.unwritten_bytes += row.len();
         self.unwritten.push_back(record.clone());
         if !record.missing {
@@ -349,7 +358,7 @@ impl Curve {
     /// Drops the rows after step `keep`.
     pub fn cut(&mut self, keep: u64) -> Result<(), CurveError> {
         self.unwritten.retain(|r| r.step <= keep);
-        self.unwritten_bytes = self.unwritten.iter().map(|r| format(r).len()).sum();
+        self.unwritten_bytes = self.unwritten.iter().map(|r| format(self.columns, r).len()).sum();
         match &mut self.shared {
             Some(Shared::Here(segments)) => segments.cut(keep),
             Some(Shared::Carried(carrier)) => carrier.cut(keep),
@@ -385,9 +394,9 @@ impl Curve {
 
     /// Writes rows up to step `newest`.
     fn write_through(&mut self, newest: u64) -> Result<(), CurveError> {
-        let mut text = if self.end == 0 { format!("{HEADER}\n") } else { String::new() };
+        let mut text = if self.end == 0 { format!("{}\n", self.columns.header()) } else { String::new() };
         let num = self.unwritten.partition_point(|r| r.step <= newest);
-        let formatted: Vec<(u64, String)> = self.unwritten.iter().take(num).map(|r| (r.step, format(r))).collect();
+        let formatted: Vec<(u64, String)> = self.unwritten.iter().take(num).map(|r| (r.step, format(self.columns, r))).collect();
         let (mut end, mut rows) = (self.end + text.len() as u64, Vec::new());
         for (step, row) in &formatted {
             rows.push(Row { step: *step, offset: end, bytes: row.len() as u64 });
@@ -453,7 +462,7 @@ impl Curve {
         let mut records = self.read_rows(first, &wanted)?;
         if first + wanted.len() == self.rows.len() {
             let rest = self.unwritten.iter().filter(|r| r.step >= from).take(max_rows - records.len());
-            records.extend(rest.take_while(|r| is_within(format(r).len() as u64)).cloned());
+            records.extend(rest.take_while(|r| is_within(format(self.columns, r).len() as u64)).cloned());
         }
         Ok(records)
     }
@@ -482,6 +491,45 @@ impl Curve {
     /// The newest with figures.
     pub fn last(&self) -> Option<&StepRecord> {
         self.last.as_ref()
+    }
+}
+
+/// Writes rows behind the header that the first of them asks for.
+struct BehindHeader {
+    file: BufWriter<File>,
+    /// The beginning of the first row, until all of it is there.
+    head: Option<Vec<u8>>,
+}
+
+impl BehindHeader {
+    fn finish(mut self) -> io::Result<()> {
+        if let Some(head) = self.head.take() {
+            self.begin(&head)?;
+        }
+        self.file.flush()
+    }
+
+    fn begin(&mut self, head: &[u8]) -> io::Result<()> {
+        let first = String::from_utf8_lossy(head);
+        let columns = Columns::of_row(first.lines().next().unwrap_or_default());
+        writeln!(self.file, "{}", columns.header())?;
+        self.file.write_all(head)
+    }
+}
+
+impl io::Write for BehindHeader {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Some(mut head) = self.head.take() else { return self.file.write(bytes) };
+        head.extend(bytes);
+        match head.contains(&b'\n') {
+            true => self.begin(&head)?,
+            false => self.head = Some(head),
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 }
 

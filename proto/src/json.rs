@@ -224,6 +224,11 @@ pub struct StepRecord<'a> {
     exposed_s: f64,
     epoch: u64,
     missing: bool,
+    /// `null` but of kind sft.
+    trained_tokens: Option<u64>,
+    pairs: u64,
+    correct: u64,
+    ties: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -481,6 +486,10 @@ impl<'a> From<&'a proto::StepRecord> for StepRecord<'a> {
             exposed_s: r.exposed_s,
             epoch: r.epoch,
             missing: r.missing,
+            trained_tokens: r.trained_tokens,
+            pairs: r.pairs,
+            correct: r.correct,
+            ties: r.ties,
         }
     }
 }

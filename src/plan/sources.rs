@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use toroid_torus::cursor::NUM_SAMPLES_MAX;
-use toroid_torus::job::{JobSpec, SourceConfig};
+use toroid_torus::job::{JobKind, JobSpec, SourceConfig};
 use toroid_torus::plan::{DataPlan, SourcePlan, of_data};
 use toroid_worker::data;
 
@@ -22,7 +22,8 @@ fn num_tokens(spec: &JobSpec, source: &SourceConfig) -> Result<u64> {
 }
 
 fn found_tokens(spec: &JobSpec, source: &SourceConfig) -> Result<u64> {
-    if let Some(tokens) = source.tokens {
+    // Of dialogues and pairs it is their number that counts.
+    if let Some(tokens) = source.tokens.filter(|_| spec.kind.is_pretrain()) {
         return Ok(tokens);
     }
     let hint =
@@ -39,7 +40,10 @@ fn found_tokens(spec: &JobSpec, source: &SourceConfig) -> Result<u64> {
         "the tokens in {} are below {found}, and model.vocab is {vocab}; set model.vocab to {found} or more",
         source.path.display()
     );
-    Ok(size.num_tokens)
+    Ok(match spec.kind {
+        JobKind::Pretrain => size.num_tokens,
+        JobKind::Sft | JobKind::Reward => size.num_documents / spec.kind.texts_of_sample() as u64,
+    })
 }
 
 /// A row a source.

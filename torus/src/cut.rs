@@ -25,7 +25,12 @@ impl Cut {
         Cut { train: 0..border, validation: border..num_tokens, seq: seq as u64, stride: stride as u64 }
     }
 
-    /// Of one source of a job.
+    /// Of `num` documents, each of which is a sample; the last are held out.
+    pub fn of_documents(num: u64, validation: f64) -> Cut {
+        Cut { seq: 0, ..Cut::new(num, 1, 1, validation) }
+    }
+
+    /// Of one source of a job, which has so many tokens.
     pub fn of_job(spec: &JobSpec, num_tokens: u64) -> Cut {
         Cut::new(num_tokens, spec.model.seq, spec.data.stride, spec.data.validation)
     }

@@ -1,4 +1,6 @@
 //! A row of a curve as text, and read back to the same bits.
+//!
+//! Curves of jobs that train on dialogues or preferences have four columns more; which ones a file has is in its first line.
 
 use std::fmt::Write as _;
 
@@ -7,22 +9,68 @@ use toroid_torus::ids::Step;
 
 use crate::machine::missing_record;
 
-pub const HEADER: &str = "step,loss,ce,z_loss,balance_loss,grad_norm,lr,weight_decay,tokens,tokens_per_s,step_s,skipped,epoch,hidden_s,exposed_s,expert_load";
-const NUM_PLAIN_COLUMNS: usize = 15;
+/// The columns of a file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Columns {
+    #[default]
+    Plain,
+    /// With `trained_tokens,pairs,correct,ties` before the load of the experts.
+    Texts,
+}
 
-pub fn format(r: &StepRecord) -> String {
+const PLAIN: &str = "step,loss,ce,z_loss,balance_loss,grad_norm,lr,weight_decay,tokens,tokens_per_s,step_s,skipped,epoch,hidden_s,exposed_s,expert_load";
+const TEXTS: &str = "step,loss,ce,z_loss,balance_loss,grad_norm,lr,weight_decay,tokens,tokens_per_s,step_s,skipped,epoch,hidden_s,exposed_s,trained_tokens,pairs,correct,ties,expert_load";
+const NUM_PLAIN_COLUMNS: usize = 15;
+const NUM_TEXTS_COLUMNS: usize = 19;
+
+impl Columns {
+    pub fn header(self) -> &'static str {
+        match self {
+            Columns::Plain => PLAIN,
+            Columns::Texts => TEXTS,
+        }
+    }
+
+    /// Of a file that begins with this line.
+    pub fn of_header(line: &str) -> Option<Columns> {
+        [Columns::Plain, Columns::Texts].into_iter().find(|columns| columns.header() == line)
+    }
+
+    /// Of a file whose first row this is.
+    pub fn of_record(r: &StepRecord) -> Columns {
+        if r.trained_tokens.is_some() || r.pairs > 0 { Columns::Texts } else { Columns::Plain }
+    }
+
+    /// Of a file whose first row is this line.
+    pub fn of_row(line: &str) -> Columns {
+        let num = line.split_once(",\"").map_or(0, |(plain, _)| plain.split(',').count());
+        if num == NUM_TEXTS_COLUMNS { Columns::Texts } else { Columns::Plain }
+    }
+
+    /// Columns before the last.
+    fn num(self) -> usize {
+        match self {
+            Columns::Plain => NUM_PLAIN_COLUMNS,
+            Columns::Texts => NUM_TEXTS_COLUMNS,
+        }
+    }
+}
+
+pub fn format(columns: Columns, r: &StepRecord) -> String {
     if r.missing {
-        return format_missing(r.step);
+        return format_missing(columns, r.step);
     }
     let mut row = format!("{},{},{},{},{},{}", r.step, r.loss, r.ce, r.z_loss, r.balance_loss, r.grad_norm);
-    let columns = (r.lr, r.weight_decay, r.tokens, r.tokens_per_s, r.step_s, r.skipped, r.epoch);
-    let (lr, weight_decay, tokens, tokens_per_s, step_s, skipped, epoch) = columns;
+    let plain = (r.lr, r.weight_decay, r.tokens, r.tokens_per_s, r.step_s, r.skipped, r.epoch);
+    let (lr, weight_decay, tokens, tokens_per_s, step_s, skipped, epoch) = plain;
     let (hidden_s, exposed_s) = (r.hidden_s, r.exposed_s);
-    let written = write!(
-        row,
-        ",{lr},{weight_decay},{tokens},{tokens_per_s},{step_s},{skipped},{epoch},{hidden_s},{exposed_s},\""
-    );
-    written.expect("a string takes everything");
+    let mut add = |text: std::fmt::Arguments<'_>| row.write_fmt(text).expect("a string takes everything");
+    add(format_args!(",{lr},{weight_decay},{tokens},{tokens_per_s},{step_s},{skipped},{epoch},{hidden_s},{exposed_s}"));
+    if columns == Columns::Texts {
+        let trained = r.trained_tokens.map_or_else(String::new, |num| num.to_string());
+        add(format_args!(",{trained},{},{},{}", r.pairs, r.correct, r.ties));
+    }
+    row.push_str(",\"");
     let num_experts = r.expert_load.len() / (r.num_layers as usize).max(1);
     for (i, load) in r.expert_load.iter().enumerate() {
         let separator = match i {
@@ -36,17 +84,22 @@ pub fn format(r: &StepRecord) -> String {
     row
 }
 
-fn format_missing(step: u64) -> String {
-    format!("{step}{},\"\"\n", ",".repeat(NUM_PLAIN_COLUMNS - 1))
+fn format_missing(columns: Columns, step: u64) -> String {
+    format!("{step}{},\"\"\n", ",".repeat(columns.num() - 1))
 }
 
 pub fn parse(line: &str) -> Result<StepRecord, String> {
     let (plain, load) = line.split_once(",\"").ok_or("it has no quoted last column")?;
     let load = load.strip_suffix('"').ok_or("its last column does not end with a quote")?;
     let columns: Vec<&str> = plain.split(',').collect();
-    if columns.len() != NUM_PLAIN_COLUMNS {
-        return Err(format!("it has {} columns before the last, expected {NUM_PLAIN_COLUMNS}", columns.len()));
-    }
+    let of_texts = match columns.len() {
+        NUM_PLAIN_COLUMNS => ["", "0", "0", "0"],
+        NUM_TEXTS_COLUMNS => [columns[15], columns[16], columns[17], columns[18]],
+        found => {
+            let expected = format!("{NUM_PLAIN_COLUMNS} or {NUM_TEXTS_COLUMNS}");
+            return Err(format!("it has {found} columns before the last, expected {expected}"));
+        }
+    };
     if load.is_empty() && columns[1..].iter().all(|c| c.is_empty()) {
         return Ok(missing_record(Step::new(number(columns[0], "step")?)));
     }
@@ -72,6 +125,10 @@ pub fn parse(line: &str) -> Result<StepRecord, String> {
         expert_load: expert_load?,
         num_layers: layers.len() as u32,
         missing: false,
+        trained_tokens: Some(of_texts[0]).filter(|t| !t.is_empty()).map(|t| number(t, "trained_tokens")).transpose()?,
+        pairs: number(of_texts[1], "pairs")?,
+        correct: number(of_texts[2], "correct")?,
+        ties: number(of_texts[3], "ties")?,
     })
 }
 

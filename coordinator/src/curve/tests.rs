@@ -21,7 +21,7 @@ fn record(step: u64) -> StepRecord {
         exposed_s: 1e-9,
         expert_load: (0..6).map(|e| e * step).collect(),
         num_layers: 3,
-        missing: false,
+        ..StepRecord::default()
     }
 }
 
@@ -58,8 +58,28 @@ fn the_file_is_what_the_readme_says() {
     curve.append(&none).unwrap();
     let text = std::fs::read_to_string(folder.path().join(FILE_NAME)).unwrap();
     let rows = "1,5.5,0,0,0,0,0,0,0,0,0,false,0,0,0,\"1 2;3 4\"\n2,0,0,0,0,0,0,0,0,0,0,false,0,0,0,\"\"\n";
-    assert_eq!(text, format!("{HEADER}\n{rows}"));
+    assert_eq!(text, format!("{}\n{rows}", Columns::Plain.header()));
     assert_eq!(curve.read(1, 2, usize::MAX).unwrap(), [plain, none]);
+}
+
+/// The first row says which columns there are, and a file that is copied from segments has the same.
+#[test]
+fn curves_of_dialogues_and_preferences_have_columns_of_their_own() {
+    for (trained_tokens, pairs) in [(Some(812), 0), (Some(0), 0), (None, 16)] {
+        let record = |step| StepRecord { trained_tokens, pairs, correct: pairs / 2, ties: pairs / 4, ..record(step) };
+        let (folder, mut curve) = filled(0);
+        (1..=3).for_each(|step| curve.append(&record(step)).unwrap());
+        let text = std::fs::read_to_string(folder.path().join(FILE_NAME)).unwrap();
+        assert!(text.starts_with("step,") && text.contains(",exposed_s,trained_tokens,pairs,correct,ties,expert_load\n"));
+        let (again, _) = Curve::open(folder.path()).unwrap();
+        assert_eq!(again.read(0, 9, usize::MAX).unwrap(), (1..=3).map(record).collect::<Vec<_>>());
+        let copy = folder.path().join("copy");
+        let mut file = BehindHeader { file: BufWriter::new(File::create(&copy).unwrap()), head: Some(Vec::new()) };
+        let rows = text.split_once('\n').unwrap().1.as_bytes();
+        rows.chunks(7).for_each(|piece| file.write_all(piece).unwrap());
+        file.finish().unwrap();
+        assert_eq!(std::fs::read_to_string(copy).unwrap(), text);
+    }
 }
 
 #[test]
@@ -206,7 +226,7 @@ fn what_can_be_read_of_a_damaged_file_is_taken_and_the_file_is_kept() {
         (swapped, vec![1, 2, 3, 4, 5]),
         (nuls, vec![1, 2, 4, 5]),
         (twice, vec![1, 2, 4, 5]),
-        (good.replacen(HEADER, "", 1), vec![1, 2, 3, 4, 5]),
+        (good.replacen(Columns::Plain.header(), "", 1), vec![1, 2, 3, 4, 5]),
     ];
     for (number, (damaged, expected)) in cases.into_iter().enumerate() {
         std::fs::write(&path, &damaged).unwrap();

@@ -106,7 +106,10 @@ impl Event {
             (EPOCH, record.epoch as f64),
         ];
         let scalars = scalars.into_iter().map(|(tag, value)| (tag.to_string(), value));
-        Event::scalars(wall_time, record.step, scalars.chain(imbalances(record)))
+        let of_trained = record.trained_tokens.map(|num| ("train/trained_tokens".to_string(), num as f64));
+        let accuracy = (record.pairs > 0).then(|| record.correct as f64 / record.pairs as f64);
+        let accuracy = accuracy.map(|accuracy| ("train/accuracy".to_string(), accuracy));
+        Event::scalars(wall_time, record.step, scalars.chain(of_trained).chain(accuracy).chain(imbalances(record)))
     }
 
     pub fn validation(wall_time: f64, validation: &proto::Validation) -> Event {

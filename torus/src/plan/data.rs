@@ -45,11 +45,15 @@ pub struct TooFewTokens {
     seq: usize,
 }
 
-/// For sources that have so many tokens, in the order of [`crate::job::DataConfig::all_sources`].
+/// For sources that have so many tokens, or dialogues or pairs, in the order of [`crate::job::DataConfig::all_sources`].
 pub fn of_data(spec: &JobSpec, num_tokens: &[u64]) -> Result<DataPlan, TooFewTokens> {
     let sources = spec.data.all_sources();
     assert_eq!(sources.len(), num_tokens.len(), "each source has its number of tokens");
-    let samples: Vec<u64> = num_tokens.iter().map(|num| Cut::of_job(spec, *num).num_train()).collect();
+    let cut = |num: &u64| match spec.kind.is_pretrain() {
+        true => Cut::of_job(spec, *num),
+        false => Cut::of_documents(*num, spec.data.validation),
+    };
+    let samples: Vec<u64> = num_tokens.iter().map(|num| cut(num).num_train()).collect();
     if let Some(n) = samples.iter().position(|num| *num == 0) {
         let (source_name, num_tokens) = (sources[n].name.clone(), num_tokens[n]);
         return Err(TooFewTokens { source_name, num_tokens, seq: spec.model.seq });

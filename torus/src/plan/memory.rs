@@ -151,8 +151,14 @@ fn kept_elements(dims: &Dims) -> usize {
 /// Tokens, the head's part, and the residual stream at `num_x` points.
 fn ends_elements(dims: &Dims, part: &Part, num_x: usize) -> usize {
     let n = dims.tokens();
-    let head = if part.has_head { n * (1 + 1 + dims.d + dims.vocab + 1 + 3 + 3 * dims.tp + 1) } else { 0 };
-    n + num_x * n * dims.d + head
+    let head = match (part.has_head, dims.has_tokens) {
+        (false, _) => 0,
+        (true, true) => n * (1 + 1 + dims.d + dims.vocab + 1 + 3 + 3 * dims.tp + 1),
+        (true, false) => dims.batch * (3 + 4 * dims.d),
+    };
+    // Which rows are tokens; where texts share samples, their bounds and positions.
+    let rows = if dims.has_texts { n } else { 0 } + if dims.is_packed { n * (2 + dims.head_dim) } else { 0 };
+    rows + n + num_x * n * dims.d + head
 }
 
 /// What is kept of a layer between forward and backward.

@@ -13,7 +13,7 @@ use crate::pipeline::Costs;
 /// Dims of one TP rank's share and of a micro-batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dims {
-    /// Samples of a micro-batch.
+    /// Rows of tokens in a micro-batch.
     pub batch: usize,
     pub seq: usize,
     pub d: usize,
@@ -24,16 +24,22 @@ pub struct Dims {
     /// All routed experts.
     pub experts: usize,
     pub ff: usize,
-    /// This rank's rows of the vocabulary.
+    /// This rank's rows of the head: of the vocabulary, or none where the model gives a score.
     pub vocab: usize,
+    /// Samples are texts with padding, several in one where they are packed.
+    pub has_texts: bool,
+    pub is_packed: bool,
+    /// The model gives tokens, and no score.
+    pub has_tokens: bool,
     pub tp: usize,
 }
 
 impl Dims {
     pub fn new(spec: &JobSpec) -> Dims {
         let (model, tp) = (&spec.model, spec.shape.tp());
+        let has_tokens = model.output.is_tokens();
         Dims {
-            batch: spec.batch.micro_batch,
+            batch: spec.rows_of_micro_batch(),
             seq: model.seq,
             d: model.d_model,
             heads: model.heads / tp,
@@ -41,7 +47,10 @@ impl Dims {
             head_dim: model.head_dim,
             experts: model.experts,
             ff: model.ff,
-            vocab: model.vocab / tp,
+            vocab: if has_tokens { model.vocab / tp } else { 0 },
+            has_texts: !spec.kind.is_pretrain(),
+            is_packed: spec.data.packing,
+            has_tokens,
             tp,
         }
     }

@@ -21,6 +21,9 @@ use crate::data::map_file;
 /// Fills the flat parameters of `partition`, (padded_len), from the file `path` or from all `*.safetensors` in the
 /// folder `path`. All tensors of `model` are checked, also those of other partitions: places of a job agree on whether
 /// the files will do. Padding becomes zero. After an error the parameters are undefined.
+///
+/// A model that gives a score begins from one that gives tokens: the head of that one is passed over, and where the files have no
+/// [`SCORE`] what `params` has of it stays.
 pub fn load_initial(
     path: &Path,
     model: &ModelConfig,
@@ -57,7 +60,8 @@ pub fn load_initial(
         return Err(refuse(problems));
     }
     for slice in &partition.slices {
-        let view = &found[&weights.name_of(&slice.tensor)];
+        // Whoever asks has drawn it.
+        let Some(view) = found.get(&weights.name_of(&slice.tensor)) else { continue };
         let dtype = dtype_of(view).expect("other types were refused");
         let mut bad = None;
         for (local, global, len) in slice.slice.runs(&slice.global_shape) {
@@ -76,6 +80,10 @@ pub fn load_initial(
     params[partition.len..].fill(0.0);
     Ok(())
 }
+
+/// What only a model has that gives a score, and what it has in place of.
+const SCORE: &str = "score.weight";
+const HEAD: &str = "head.weight";
 
 /// How files name the model's tensors.
 enum Weights {
@@ -134,6 +142,7 @@ impl Weights {
         for spec in model.tensors() {
             let name = self.name_of(&spec.name);
             match found.get(&name) {
+                None if spec.name == SCORE => {}
                 None => problems.push(format!("tensor {name} is missing, expected with the shape {:?}", spec.shape)),
                 Some(view) => {
                     let (shape, dtype) = (view.shape(), view.dtype());
@@ -146,6 +155,9 @@ impl Weights {
                 }
             }
             names.insert(name);
+        }
+        if !model.output.is_tokens() {
+            names.insert(self.name_of(HEAD));
         }
         let others = || found.keys().filter(|name| !names.contains(*name) && !self.is_ignored(name));
         problems.extend(others().map(|name| format!("tensor {name} is not one of this model")));

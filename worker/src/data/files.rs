@@ -78,20 +78,20 @@ impl TokenFiles {
         Ok(Some(TokenFiles { root, paths, left_out }))
     }
 
-    /// Tokens by what the files say of themselves. Nothing else of them is looked at.
-    pub fn count(&self) -> Result<(u64, Header), DataError> {
-        let (mut first, mut num_tokens) = (None, 0_u64);
+    /// Tokens and documents by what the files say of themselves. Nothing else of them is looked at.
+    pub fn count(&self) -> Result<(u64, u64, Header), DataError> {
+        let (mut first, mut num_tokens, mut num_documents) = (None, 0_u64, 0_u64);
         for path in &self.paths {
             let mut head = Vec::with_capacity(HEADER_BYTES_MAX);
             let cannot = |cause| DataError::Read { path: path.clone(), cause };
             let file = File::open(path).map_err(cannot)?;
             io::Read::read_to_end(&mut io::Read::take(file, HEADER_BYTES_MAX as u64), &mut head).map_err(cannot)?;
             let header = Header::parse(&head).map_err(|cause| damaged(path, cause))?;
-            header.expect(Kind::Text).map_err(|cause| damaged(path, cause))?;
             num_tokens = num_tokens.saturating_add(header.num_tokens);
+            num_documents = num_documents.saturating_add(header.num_documents);
             self.check_alike(path, &header, first.get_or_insert(header))?;
         }
-        Ok((num_tokens, first.expect("a file at least")))
+        Ok((num_tokens, num_documents, first.expect("a file at least")))
     }
 
     /// Opens all of them. Each is gone through once in the life of the process.
@@ -112,7 +112,6 @@ impl TokenFiles {
             let map = map_file(&file).map_err(cannot)?;
             let whole = TokenFile::new(&map).map_err(|cause| damaged(path, cause))?;
             let header = whole.header;
-            header.expect(Kind::Text).map_err(|cause| damaged(path, cause))?;
             self.check_alike(path, &header, first.get_or_insert(header))?;
             let check = || whole.check_telling(&mut |bytes| attend.advance(done + bytes));
             compared::once(path, Identity::of(&metadata), check).map_err(|cause| damaged(path, cause))?;
@@ -120,12 +119,20 @@ impl TokenFiles {
             done += len as u64;
             hasher.update(&header.num_tokens.to_le_bytes());
             hasher.update(&header.tokens_digest);
+            if header.kind != Kind::Text {
+                // Where samples begin and what of them is trained is theirs, too.
+                [header.ends_digest, header.trained_digest, header.margins_digest].iter().for_each(|d| {
+                    hasher.update(d);
+                });
+            }
             // Files of fewer than 2^64 bytes each, of which there are a few thousand at most: an overflow takes as many disks.
             let tokens = num_tokens..num_tokens.saturating_add(header.num_tokens);
-            (num_tokens, num_documents) = (tokens.end, num_documents.saturating_add(header.num_documents));
-            files.push(Mapped { bytes: start..start + len, width: header.width, tokens, map });
+            let documents = num_documents..num_documents.saturating_add(header.num_documents);
+            (num_tokens, num_documents) = (tokens.end, documents.end);
+            let (bytes, path) = (start..start + len, path.clone());
+            files.push(Mapped { bytes, width: header.width, tokens, documents, path, map });
         }
-        let Header { tokenizer, vocabulary, width, .. } = first.expect("a file at least");
+        let Header { kind, tokenizer, vocabulary, width, .. } = first.expect("a file at least");
         if num_tokens == 0 {
             return Err(DataError::NoText { path: self.root.clone(), what: "its token files have no tokens".into() });
         }
@@ -146,6 +153,7 @@ impl TokenFiles {
             ),
             files,
             digest: *hasher.finalize().as_bytes(),
+            kind,
             tokenizer,
             vocabulary,
             left_out: self.left_out.clone(),
@@ -155,6 +163,7 @@ impl TokenFiles {
     }
 
     fn check_alike(&self, path: &Path, found: &Header, first: &Header) -> Result<(), DataError> {
+        found.expect(first.kind).map_err(|cause| damaged(path, cause))?;
         if (found.tokenizer, found.vocabulary) == (first.tokenizer, first.vocabulary) {
             return Ok(());
         }

@@ -5,6 +5,7 @@
 //!   source   a text file, or a folder of them in the order of their relative paths   -> one stream of bytes
 //!   text     the stream as a token file in the cache, made once a host, mapped       -> Tokens
 //!   files    token files that `toroid data run` has written, mapped                  -> Tokens
+//!   Dialogues  documents, each or several of them a sample, with what of them is trained
 //!   Dataset  the tokens cut into a train and a validation part, and into samples     -> inputs and targets by id
 //!   Sources  the data sets of a job, with the order of its samples over all of them
 //! ```
@@ -27,8 +28,10 @@ use std::io;
 use std::path::PathBuf;
 
 mod attend;
+mod batch;
 mod compared;
 mod dataset;
+mod dialogues;
 mod fetch;
 mod files;
 mod map;
@@ -41,9 +44,11 @@ mod text;
 #[cfg(test)]
 mod tests;
 
-use toroid_tokens::TokensError;
+use toroid_tokens::{Kind, TokensError};
+use toroid_torus::job::JobKind;
 
 pub use attend::Attend;
+pub use batch::Batch;
 pub use dataset::Dataset;
 pub(crate) use map::map_file;
 pub use prepare::{Size, prepare, size, size_of_token_files};
@@ -103,6 +108,20 @@ pub enum DataError {
          lower steps, or raise max_epochs"
     )]
     Exhausted { found: u64, needed: u64, steps: u64, of_step: u64, by_source: String },
+    #[error(
+        "kind = \"{}\" of the job trains on {expected}, and {source_summary} has {found}; {}",
+        .kind.name(),
+        if *expected == Kind::Text { "leave kind out of the job file only for text" } else { "`toroid data chat` makes such files" }
+    )]
+    Kind { kind: JobKind, expected: Kind, found: Kind, source_summary: String },
+    #[error(
+        "document {document} of {} has {found} tokens, and with model.seq = {seq} at most {most} fit in a sample; \
+         raise model.seq, or make the file again with a lower --max-tokens",
+        .path.display()
+    )]
+    TooLong { path: PathBuf, document: u64, found: u64, most: u64, seq: usize },
+    #[error("too few for {part}: {source_summary} gives {found} samples in all; give more, or change data.validation")]
+    TooFew { part: &'static str, found: u64, source_summary: String },
     #[error("nobody needs the text any more: the epoch that it was prepared for is over")]
     Over,
     #[error(

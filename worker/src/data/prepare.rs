@@ -33,6 +33,8 @@ pub fn prepare(source: &SourceConfig, cache_dir: &Path, attend: &mut dyn Attend)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
     pub num_tokens: u64,
+    /// 0 of text, where nobody has counted them.
+    pub num_documents: u64,
     pub vocabulary: u32,
     /// Its files say so. A text may have less: what is in its files decides.
     pub is_exact: bool,
@@ -44,12 +46,12 @@ pub fn size(source: &SourceConfig) -> Result<Size, DataError> {
         return Ok(size);
     }
     let num_tokens = Listing::of(source)?.bytes_at_most();
-    Ok(Size { num_tokens, vocabulary: toroid_tokens::BYTES_VOCABULARY, is_exact: false })
+    Ok(Size { num_tokens, num_documents: 0, vocabulary: toroid_tokens::BYTES_VOCABULARY, is_exact: false })
 }
 
 /// The same, of token files alone, of which it takes the headers; `None`: it is text.
 pub fn size_of_token_files(source: &SourceConfig) -> Result<Option<Size>, DataError> {
     let Some(files) = TokenFiles::of(source)? else { return Ok(None) };
-    let (num_tokens, header) = files.count()?;
-    Ok(Some(Size { num_tokens, vocabulary: header.vocabulary, is_exact: true }))
+    let (num_tokens, num_documents, header) = files.count()?;
+    Ok(Some(Size { num_tokens, num_documents, vocabulary: header.vocabulary, is_exact: true }))
 }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use toroid_torus::job::{JobSpec, SourceConfig};
+use toroid_tokens::Kind;
+use toroid_torus::job::{JobKind, JobSpec, SourceConfig};
 use toroid_torus::mixture::{Mixture, Part};
 
 use super::DataError;
@@ -26,6 +27,7 @@ impl Sources {
         let configs = spec.data.all_sources();
         assert_eq!(configs.len(), tokens.len(), "each source has its tokens");
         for found in tokens {
+            check_kind(spec.kind, found)?;
             check_alike(found, &tokens[0])?;
             // Embedding and head have a row for each token.
             if found.vocabulary() as usize > spec.model.vocab {
@@ -93,6 +95,16 @@ impl Sources {
 
 fn mixture(spec: &JobSpec, datasets: &[Dataset]) -> Mixture {
     Mixture::of_job(spec, &datasets.iter().map(Dataset::num_train).collect::<Vec<_>>())
+}
+
+fn check_kind(kind: JobKind, tokens: &Tokens) -> Result<(), DataError> {
+    let expected = match kind {
+        JobKind::Pretrain => Kind::Text,
+        JobKind::Sft => Kind::Dialogues,
+        JobKind::Reward => Kind::Preferences,
+    };
+    let (found, source_summary) = (tokens.kind(), tokens.source_summary());
+    if found == expected { Ok(()) } else { Err(DataError::Kind { kind, expected, found, source_summary }) }
 }
 
 fn check_alike(found: &Tokens, first: &Tokens) -> Result<(), DataError> {

@@ -2,10 +2,10 @@
 
 use std::io::Write as _;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
-use toroid_tokens::{BYTES_TOKENIZER, read_tokens};
+use toroid_tokens::{BYTES_TOKENIZER, Kind, read_tokens};
 
 use super::DataError;
 use super::fetch::Local;
@@ -18,6 +18,7 @@ use crate::checkpoint::AtomicFile;
 pub struct Tokens {
     pub(super) files: Vec<Mapped>,
     pub(super) digest: [u8; 32],
+    pub(super) kind: Kind,
     pub(super) tokenizer: [u8; 32],
     pub(super) vocabulary: u32,
     pub(super) summary: String,
@@ -38,12 +39,20 @@ pub(super) struct Mapped {
     pub width: u32,
     /// Which tokens of the stream they are.
     pub tokens: Range<u64>,
+    /// Which documents, of a file that has such.
+    pub documents: Range<u64>,
+    pub path: PathBuf,
 }
 
 impl Tokens {
     /// Names all tokens, and what they mean: the same digest, the same samples.
     pub fn digest(&self) -> [u8; 32] {
         self.digest
+    }
+
+    /// Text, dialogues or preferences.
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// blake3 of the tokenizer's file; zeros where a token is a byte.
@@ -93,7 +102,7 @@ impl Tokens {
     pub fn read(&self, mut at: u64, mut out: &mut [u32]) {
         let mut file = self.files.partition_point(|file| file.tokens.end <= at);
         while !out.is_empty() {
-            let Mapped { map, bytes, width, tokens } = &self.files[file];
+            let Mapped { map, bytes, width, tokens, .. } = &self.files[file];
             let num = usize::try_from(tokens.end - at).map_or(out.len(), |left| left.min(out.len()));
             let (now, rest) = out.split_at_mut(num);
             read_tokens(&map[bytes.clone()], *width, at - tokens.start, now);

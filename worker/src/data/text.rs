@@ -173,8 +173,9 @@ fn open(path: &Path, listing: &Listing, attend: &mut dyn Attend) -> Option<Token
     let (bytes, tokens) = (HEADER_BYTES..HEADER_BYTES + tokens.len(), 0..header.num_tokens);
     Some(Tokens {
         _local: None,
-        files: vec![Mapped { map, bytes, width: TOKEN_BYTES, tokens }],
+        files: vec![Mapped { map, bytes, width: TOKEN_BYTES, tokens, documents: 0..0, path: path.into() }],
         digest: header.digest,
+        kind: Kind::Text,
         tokenizer: BYTES_TOKENIZER,
         vocabulary: BYTES_VOCABULARY,
         summary: listing.summary(&contents),

@@ -41,8 +41,9 @@ pub(super) fn activations<D: Device, T>(
     x: &D::Buf,
 ) {
     projections(context, ranges, saved, x);
-    let Context { device, layout, .. } = context;
-    device.attention(layout.products, &layout.attention, saved.qkv.all(), saved.out.all_mut(), saved.lse.all_mut());
+    let Context { device, layout, rows, .. } = context;
+    let (bounds, out, lse) = (rows.and_then(|rows| rows.bounds()), saved.out.all_mut(), saved.lse.all_mut());
+    device.attention(layout.products, &layout.attention, bounds, saved.qkv.all(), out, lse);
 }
 
 /// From `x (N, d)` to queries, keys and values.
@@ -52,12 +53,22 @@ pub(super) fn projections<D: Device, T>(
     saved: &mut Saved<D>,
     x: &D::Buf,
 ) {
-    let Context { device, layout, params, rope, .. } = context;
-    let (tokens, dims) = (layout.tokens(), &layout.attention);
+    let (dims, rope) = turned_by(context);
+    let Context { device, layout, params, .. } = context;
+    let tokens = layout.tokens();
     let weight = |range: &std::ops::Range<usize>| params.view(range.clone());
     device.rms_norm(layout.norm_eps, x.all(), weight(&ranges.norm1), saved.h.all_mut(), saved.inv_rms.all_mut());
     linear(*device, layout.products, tokens, saved.h.all(), weight(&ranges.wqkv), saved.qkv.all_mut());
-    device.rope(dims, Turn::Forward, rope.all(), saved.qkv.all_mut());
+    device.rope(&dims, Turn::Forward, rope.all(), saved.qkv.all_mut());
+}
+
+/// What turns queries and keys: the table of positions for samples of `seq` rows; where positions are those of texts, one row for each.
+fn turned_by<'a, D: Device, T>(context: &Context<'a, D, T>) -> (AttentionDims, &'a D::Buf) {
+    let dims = context.layout.attention;
+    match context.rows.and_then(|rows| rows.rope()) {
+        Some(of_rows) => (AttentionDims { batch: 1, seq: dims.tokens(), ..dims }, of_rows),
+        None => (dims, context.rope),
+    }
 }
 
 /// Puts keys and values of rows at `places` into `cache`, and attends from each row to its sequence up to itself; `dims` are those of the cache.
@@ -136,13 +147,15 @@ impl<D: Device> Kept<D> {
 
 /// Leaves the part of the gradient of `norm1(x)` in `scratch.partial`; `scratch.dx` is that of `x_mid`.
 pub(super) fn backward_products<D: Device, T>(context: &mut Context<'_, D, T>, ranges: &LayerRanges, saved: &Saved<D>) {
-    let Context { device, layout, params, rope, scratch, .. } = context;
+    let (turned, rope) = turned_by(context);
+    let Context { device, layout, params, rows, scratch, .. } = context;
     let (tokens, dims) = (layout.tokens(), &layout.attention);
     let weight = |range: &std::ops::Range<usize>| params.view(range.clone());
     linear_dx(*device, layout.products, tokens, scratch.dx.all(), weight(&ranges.wo), 0.0, scratch.dout.all_mut());
     let (out, lse, dout) = (saved.out.all(), saved.lse.all(), scratch.dout.all());
-    device.attention_backward(layout.products, dims, saved.qkv.all(), out, lse, dout, scratch.dqkv.all_mut());
-    device.rope(dims, Turn::Back, rope.all(), scratch.dqkv.all_mut());
+    let bounds = rows.and_then(|rows| rows.bounds());
+    device.attention_backward(layout.products, dims, bounds, saved.qkv.all(), out, lse, dout, scratch.dqkv.all_mut());
+    device.rope(&turned, Turn::Back, rope.all(), scratch.dqkv.all_mut());
     linear_dx(
         *device,
         layout.products,

@@ -3,6 +3,7 @@
 use crate::device::{Device, Mat, MatMut, Products, View, ViewMut};
 
 use super::layout::Layout;
+use super::rows::Rows;
 use super::tp::TpComm;
 
 /// Buffers that live for one operation or half a layer. `N` tokens, `R = N * TOP_K` rows, widths as in [`Layout`].
@@ -62,6 +63,8 @@ pub(super) struct Context<'a, D: Device, T> {
     pub params: &'a mut D::Buf,
     /// Cosines and sines, `(seq, head_dim)`.
     pub rope: &'a D::Buf,
+    /// Which rows are tokens, where some are not.
+    pub rows: Option<&'a Rows<D>>,
     pub scratch: &'a mut Scratch<D>,
     pub tp: &'a mut T,
 }

@@ -151,7 +151,7 @@ impl<D: CachedAttention> Decoder<D> {
         device.embedding(layout.d, &work.ids, 0, params.view(embedding), work.x[0].all_mut());
         let Workspace { layout: of_rows, x, attention, moe, head, scratch, rope, .. } = work;
         let [x, x_out] = x;
-        let mut context = Context { device, layout: of_rows, params, rope, scratch, tp: &mut Alone };
+        let mut context = Context { device, layout: of_rows, params, rope, rows: None, scratch, tp: &mut Alone };
         for (ranges, cache) in layout.layers.iter().zip(caches) {
             attention::projections(&mut context, ranges, attention, x);
             attention::attend_cached(&context, attention, &dims, &places, cache);

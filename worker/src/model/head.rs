@@ -42,7 +42,7 @@ impl<D: Device> Saved<D> {
     }
 }
 
-/// Sum of the cross-entropy over the tokens; `x (N, d)`.
+/// Sum of the cross-entropy over the tokens that are trained; `x (N, d)`.
 pub(super) fn forward<D: Device, T: TpComm>(
     context: &mut Context<'_, D, T>,
     ranges: &HeadRanges,
@@ -58,6 +58,9 @@ pub(super) fn forward<D: Device, T: TpComm>(
     } else {
         tp.all_gather_on(*device, stats, all_stats)?;
         device.cross_entropy_combine(all_stats.all(), lse.all_mut(), losses.all_mut());
+    }
+    if layout.has_texts {
+        device.keep_rows(targets, layout.tokens(), losses.all_mut());
     }
     Ok(device.sum(losses.all()))
 }
@@ -76,7 +79,7 @@ pub(super) fn logits<D: Device, T>(
     linear(*device, layout.products, layout.tokens(), h.all(), params.view(ranges.head.clone()), logits.all_mut());
 }
 
-/// Leaves the gradient of `x` in `scratch.dx`; `scale` multiplies the loss. The gradient of the norm's weights is a by-product.
+/// Leaves the gradient of `x` in `scratch.dx`; `scale` multiplies the loss of each token. The gradient of the norm's weights is a by-product.
 pub(super) fn backward_input<D: Device, T: TpComm>(
     context: &mut Context<'_, D, T>,
     ranges: &HeadRanges,
@@ -87,8 +90,11 @@ pub(super) fn backward_input<D: Device, T: TpComm>(
 ) -> Result<(), T::Error> {
     let Context { device, layout, params, scratch, tp, .. } = context;
     let tokens = layout.tokens();
-    let (first_row, scale) = (layout.vocab.start, scale / tokens as f32);
+    let first_row = layout.vocab.start;
     device.cross_entropy_backward(&saved.targets, first_row, scale, saved.lse.all(), saved.logits.all_mut());
+    if layout.has_texts {
+        device.keep_rows(&saved.targets, tokens, saved.logits.all_mut());
+    }
     let head = params.view(ranges.head.clone());
     linear_dx(*device, layout.products, tokens, saved.logits.all(), head, 0.0, scratch.partial.all_mut());
     sum_over_tp(*device, &mut scratch.partial, *tp)?;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::job::JobSpec;
-use toroid_torus::model::ModelConfig;
+use toroid_torus::model::{ModelConfig, Output};
 use toroid_torus::partition::{self, Partition};
 
 use crate::device::{AttentionDims, Products};
@@ -51,7 +51,7 @@ impl LayerRanges {
 pub(super) struct HeadRanges {
     /// `(d)`
     pub norm: Range<usize>,
-    /// `(vocab_local, d)`
+    /// `(vocab_local, d)`, or of a score `(1, d)`.
     pub head: Range<usize>,
 }
 
@@ -83,6 +83,13 @@ pub(super) struct Layout {
     pub rope_theta: f64,
     pub z_coef: f64,
     pub balance_coef: f64,
+    /// Of pairs: see [`super::score`].
+    pub center_coef: f64,
+    pub output: Output,
+    /// Samples are texts with padding behind them, see [`super::rows`].
+    pub has_texts: bool,
+    /// Several of them share a sample.
+    pub is_packed: bool,
     pub tp: usize,
     pub tp_rank: usize,
     pub layers: Vec<LayerRanges>,
@@ -94,8 +101,15 @@ pub(super) struct Layout {
 
 impl Layout {
     pub fn new(spec: &JobSpec, shape: &Shape, place: Place, partition: &Partition) -> Layout {
-        let layout = Layout::of(&spec.model, spec.products, spec.batch.micro_batch, shape, place, partition);
-        Layout { z_coef: spec.loss.z_coef, balance_coef: spec.loss.balance_coef, ..layout }
+        let layout = Layout::of(&spec.model, spec.products, spec.rows_of_micro_batch(), shape, place, partition);
+        Layout {
+            z_coef: spec.loss.z_coef,
+            balance_coef: spec.loss.balance_coef,
+            center_coef: spec.reward.center_coef,
+            has_texts: !spec.kind.is_pretrain(),
+            is_packed: spec.data.packing,
+            ..layout
+        }
     }
 
     /// `batch` samples at a time, and a router without losses of its own.
@@ -131,12 +145,18 @@ impl Layout {
             rope_theta: model.rope_theta,
             z_coef: 0.0,
             balance_coef: 0.0,
+            center_coef: 0.0,
+            output: model.output,
+            has_texts: false,
+            is_packed: false,
             tp,
             tp_rank: place.tp,
             layers: partition.layers.clone().map(|layer| layer_ranges(partition, layer)).collect(),
             embedding: range("emb.weight"),
-            head: has_head
-                .then(|| HeadRanges { norm: need(partition, "norm.weight"), head: need(partition, "head.weight") }),
+            head: has_head.then(|| HeadRanges {
+                norm: need(partition, "norm.weight"),
+                head: need(partition, if model.output.is_tokens() { "head.weight" } else { "score.weight" }),
+            }),
         }
     }
 
@@ -152,7 +172,7 @@ impl Layout {
             let tensors = [tokens * input, input * output, tokens * output];
             tensors.iter().sum::<usize>() - tensors.iter().min().copied().unwrap_or(0)
         };
-        let head = if self.head.is_some() { linear(self.d, self.vocab.len()) } else { 0 };
+        let head = if self.head.is_some() && self.output.is_tokens() { linear(self.d, self.vocab.len()) } else { 0 };
         let attention = linear(self.d, self.attention.row_len()).max(linear(self.attention.out_len(), self.d));
         let shared = linear(self.d, 2 * self.ff_local).max(linear(self.ff_local, self.d));
         head.max(attention).max(shared)

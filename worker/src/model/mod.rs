@@ -11,7 +11,9 @@
 //! | file | what |
 //! |---|---|
 //! | `stage` | [`Stage`]: parameters, gradients, the slots of the micro-batches in flight |
-//! | `attention`, `moe`, `head` | forward and backward of each part, side by side, with what is saved between them |
+//! | `attention`, `moe`, `head`, `score` | forward and backward of each part, side by side, with what is saved between them |
+//! | `end` | which of `head` and `score` the model ends with |
+//! | `rows` | which rows are tokens, and of which text, where samples are dialogues or answers |
 //! | `decode` | [`Decoder`]: any rows against cached keys and values, for generation |
 //! | `layout` | dims of this place's share, and where its tensors lie in the flat buffers |
 //! | `block` | scratch, and linear layers |
@@ -32,16 +34,21 @@
 mod attention;
 mod block;
 mod decode;
+mod end;
 mod head;
 mod layout;
 mod moe;
+mod rows;
+mod score;
 mod stage;
 mod tp;
 mod watch;
 
 pub use decode::{Decoder, Row, whole_partition};
+pub use end::{EndStats, Target};
 pub use layout::largest_operands;
 pub use moe::RouterStats;
-pub use stage::{Allocated, Input, MicroBatchStats, Stage};
+pub use score::PairStats;
+pub use stage::{Allocated, Feed, Input, LossScale, MicroBatchStats, Stage};
 pub use tp::{Alone, TpComm, all_gather_through_host, all_reduce_through_host};
 pub use watch::{Unwatched, Watch};

@@ -15,7 +15,7 @@ use super::tp::TpComm;
 /// The router's own losses of one layer and micro-batch, without their coefficients.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct RouterStats {
-    /// Mean over the tokens of `logsumexp(logits)^2`.
+    /// Mean over the tokens, padding left out, of `logsumexp(logits)^2`.
     pub z: f64,
     /// `E * sum_e f_e P_e`
     pub balance: f64,
@@ -54,7 +54,7 @@ impl<D: Device> Saved<D> {
     /// The router's losses of this micro-batch, and the assignments by expert into `counts (E)`. `prob_sums (E)` is
     /// scratch.
     pub fn stats(&self, device: &D, counts: &mut [u32], prob_sums: &mut [f32]) -> RouterStats {
-        let (tokens, experts) = (self.routing.tokens as f64, self.routing.experts as f64);
+        let (tokens, experts) = (self.routing.num_kept.max(1) as f64, self.routing.experts as f64);
         device.read_ids(&self.routing.counts, counts);
         device.read(self.routing.prob_sums.all(), prob_sums);
         let shared: f64 = counts.iter().zip(prob_sums).map(|(count, sum)| f64::from(*count) * f64::from(*sum)).sum();
@@ -68,13 +68,13 @@ impl<D: Device> Saved<D> {
 /// From `saved.x` to all that the backward needs. It is the same bits whenever it runs, the experts that tokens go to included, and sums
 /// nothing over the TP group.
 pub(super) fn activations<D: Device, T>(context: &mut Context<'_, D, T>, ranges: &LayerRanges, saved: &mut Saved<D>) {
-    let Context { device, layout, params, scratch, .. } = context;
+    let Context { device, layout, params, rows, scratch, .. } = context;
     let tokens = layout.tokens();
     let weight = |range: &std::ops::Range<usize>| params.view(range.clone());
     let Saved { x, inv_rms, h, routing, groups, gate_up, shared_gate_up } = saved;
     device.rms_norm(layout.norm_eps, x.all(), weight(&ranges.norm2), h.all_mut(), inv_rms.all_mut());
     linear(*device, Products::F32, tokens, h.all(), weight(&ranges.router), scratch.logits.all_mut());
-    device.route(scratch.logits.all(), routing);
+    device.route(rows.map(|rows| rows.kept()), scratch.logits.all(), routing);
     device.group(routing, groups);
     linear(*device, layout.products, tokens, h.all(), weight(&ranges.shared13), shared_gate_up.all_mut());
     device.gather_rows(groups, h.all(), scratch.rows.all_mut());

@@ -1,18 +1,23 @@
 //! The layers of one (tp, pp) place, and their activations.
 
+use std::ops::Range;
+
 use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::job::JobSpec;
 use toroid_torus::partition::Partition;
 use toroid_torus::pipeline::{InFlight, Schedule};
 
-use crate::device::{Buffer, Device, View};
+use crate::device::{Buffer, Device, NOWHERE, View};
 
 use super::block::{Context, Scratch, sum_over_tp};
+use super::end::{self, EndStats, Target};
 use super::layout::Layout;
 use super::moe::RouterStats;
+use super::rows::Rows;
+use super::score::PairStats;
 use super::tp::{Alone, TpComm};
 use super::watch::{Unwatched, Watch};
-use super::{attention, head, moe};
+use super::{attention, moe};
 
 /// What a stage is fed with.
 #[derive(Debug, Clone, Copy)]
@@ -23,16 +28,51 @@ pub enum Input<'a> {
     Activations(&'a [f32]),
 }
 
+/// A micro-batch as a stage takes it.
+#[derive(Debug, Clone, Copy)]
+pub struct Feed<'a> {
+    pub input: Input<'a>,
+    /// On the last stage.
+    pub target: Option<Target<'a>>,
+    /// Rows of each text, ascending, where samples are texts with padding behind them; `None` in pre-training.
+    pub texts: Option<&'a [Range<usize>]>,
+}
+
+impl<'a> Feed<'a> {
+    /// Of pre-training: every row is a token that is trained.
+    pub fn text(input: Input<'a>, targets: Option<&'a [u32]>) -> Feed<'a> {
+        Feed { input, target: targets.map(Target::Tokens), texts: None }
+    }
+}
+
+/// What the losses of a micro-batch are multiplied by in its gradient.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LossScale {
+    /// Of each token that is trained, or of each pair.
+    pub each: f32,
+    /// Of the micro-batch's losses of routers.
+    pub routers: f32,
+}
+
+impl LossScale {
+    /// Of a mean over `tokens` tokens.
+    pub fn mean(scale: f32, tokens: usize) -> LossScale {
+        LossScale { each: scale / tokens as f32, routers: scale }
+    }
+}
+
 /// The loss terms of one micro-batch that arise in a stage. The loss is `ce + z_coef * z + balance_coef * balance` over
 /// all stages.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct MicroBatchStats {
-    /// Mean over the tokens of the cross-entropy; 0 but on the last stage.
+    /// Mean over the tokens of the cross-entropy, or where samples are texts the sum over those that are trained; 0 but on the last stage.
     pub ce: f64,
     /// Sum over the stage's layers, as [`RouterStats::z`].
     pub z: f64,
     /// Sum over the stage's layers, as [`RouterStats::balance`].
     pub balance: f64,
+    /// On the last stage of a reward model.
+    pub pairs: PairStats,
 }
 
 /// One layer's activations: a slot's own, or those of the layer that is at work.
@@ -85,8 +125,10 @@ struct Slot<D: Device> {
     mids: Vec<D::Buf>,
     /// By layer. With [`Keeps::Inputs`] only between the two parts of a split backward, lent by the stage.
     layers: Vec<LayerSaved<D>>,
+    /// Where samples are texts.
+    rows: Option<Rows<D>>,
     /// On the last stage.
-    head: Option<head::Saved<D>>,
+    head: Option<end::Saved<D>>,
     /// `(layers, E)`: assignments.
     counts: Vec<u32>,
     /// `(layers)`
@@ -104,7 +146,8 @@ impl<D: Device> Slot<D> {
             x: residual(if keeps == Keeps::Nothing { 2 } else { num_layers + 1 }),
             mids: residual(if keeps == Keeps::Inputs { num_layers } else { 0 }),
             layers: (0..if keeps == Keeps::Activations { num_layers } else { 0 }).map(layer).collect(),
-            head: layout.head.as_ref().map(|_| head::Saved::new(device, layout)),
+            rows: layout.has_texts.then(|| Rows::new(device, layout)),
+            head: layout.head.as_ref().map(|_| end::Saved::new(device, layout)),
             counts: vec![0; layout.layers.len() * layout.experts],
             router: vec![RouterStats::default(); layout.layers.len()],
         }
@@ -163,6 +206,8 @@ pub struct Stage<D: Device> {
     grads: D::Buf,
     /// `(seq, head_dim)`
     rope: D::Buf,
+    /// The same on the host.
+    rope_table: Vec<f32>,
     scratch: Scratch<D>,
     in_flight: InFlight,
     allocated: Allocated,
@@ -210,12 +255,14 @@ impl<D: Device> Stage<D> {
         let activation_bytes = since();
         let scratch = Scratch::new(&device, &layout);
         let mut rope = device.alloc(layout.attention.seq * layout.attention.head_dim);
-        device.write(rope.all_mut(), &layout.rope_table());
+        let rope_table = layout.rope_table();
+        device.write(rope.all_mut(), &rope_table);
         device.reserve_scratch(layout.products, layout.largest_operands());
         Stage {
             params,
             grads,
             rope,
+            rope_table,
             allocated: Allocated { parameter_bytes, gradient_bytes, activation_bytes, scratch_bytes: since() },
             scratch,
             slots,
@@ -297,7 +344,10 @@ impl<D: Device> Stage<D> {
     /// On the last stage, between a slot's forward and its backward: the logits, `(B * S, vocab_local)`.
     pub fn logits(&self, slot: usize) -> Option<View<'_, D::Buf>> {
         let slot = &self.slots[slot];
-        slot.head.as_ref().filter(|_| slot.state == State::Forward).map(|head| head.logits.all())
+        match slot.head.as_ref().filter(|_| slot.state == State::Forward)? {
+            end::Saved::Head(head) => Some(head.logits.all()),
+            end::Saved::Score(_) => None,
+        }
     }
 
     /// Forward of one micro-batch into `slot`. The first stage takes tokens, the last takes targets `(B, S)`, all but
@@ -314,7 +364,7 @@ impl<D: Device> Stage<D> {
         tp: &mut T,
         output: Option<&mut [f32]>,
     ) -> Result<MicroBatchStats, T::Error> {
-        self.forward_watched(slot, input, targets, tp, output, &mut Unwatched)
+        self.forward_watched(slot, &Feed::text(input, targets), tp, output, &mut Unwatched)
     }
 
     /// [`Stage::forward`] that says before which parameters are needed.
@@ -325,20 +375,23 @@ impl<D: Device> Stage<D> {
     pub fn forward_watched<T: TpComm>(
         &mut self,
         slot: usize,
-        input: Input<'_>,
-        targets: Option<&[u32]>,
+        feed: &Feed<'_>,
         tp: &mut T,
         output: Option<&mut [f32]>,
         watch: &mut impl Watch<D, T>,
     ) -> Result<MicroBatchStats, T::Error> {
-        let Stage { device, layout, params, rope, scratch, slots, work, prob_sums, .. } = self;
+        let Stage { device, layout, params, rope, rope_table, scratch, slots, work, prob_sums, .. } = self;
         let slot = &mut slots[slot];
         assert_eq!(slot.state, State::Free, "the slot's micro-batch has not had its backward");
-        let mut context = Context { device, layout, params: params.current(), rope, scratch, tp };
-        let ce = slot_forward(&mut context, slot, work, prob_sums, input, targets, output, watch)?;
+        let rows = set_rows(device, layout, slot, feed, rope_table);
+        let mut context = Context { device, layout, params: params.current(), rope, rows: rows.as_ref(), scratch, tp };
+        let stats = slot_forward(&mut context, slot, work, prob_sums, feed, output, watch);
+        slot.rows = rows;
+        let EndStats { ce, pairs } = stats?;
         slot.state = State::Forward;
         let (z, balance) = slot.router.iter().fold((0.0, 0.0), |(z, b), s| (z + s.z, b + s.balance));
-        Ok(MicroBatchStats { ce: ce / layout.tokens() as f64, z, balance })
+        let ce = if layout.has_texts { ce } else { ce / layout.tokens() as f64 };
+        Ok(MicroBatchStats { ce, z, balance, pairs })
     }
 
     /// Forward of one micro-batch of which nothing is kept; arguments as in [`Stage::forward`]. Returns the *sum* of
@@ -354,9 +407,26 @@ impl<D: Device> Stage<D> {
         tp: &mut T,
         output: Option<&mut [f32]>,
     ) -> Result<f64, T::Error> {
-        let Stage { device, layout, params, rope, scratch, evaluation, work, prob_sums, .. } = self;
-        let mut context = Context { device, layout, params: params.current(), rope, scratch, tp };
-        slot_forward(&mut context, evaluation, work, prob_sums, input, targets, output, &mut Unwatched)
+        Ok(self.evaluate_feed(&Feed::text(input, targets), tp, output)?.ce)
+    }
+
+    /// The same of any kind of job.
+    ///
+    /// # Errors
+    ///
+    /// What the TP group says.
+    pub fn evaluate_feed<T: TpComm>(
+        &mut self,
+        feed: &Feed<'_>,
+        tp: &mut T,
+        output: Option<&mut [f32]>,
+    ) -> Result<EndStats, T::Error> {
+        let Stage { device, layout, params, rope, rope_table, scratch, evaluation, work, prob_sums, .. } = self;
+        let rows = set_rows(device, layout, evaluation, feed, rope_table);
+        let mut context = Context { device, layout, params: params.current(), rope, rows: rows.as_ref(), scratch, tp };
+        let stats = slot_forward(&mut context, evaluation, work, prob_sums, feed, output, &mut Unwatched);
+        evaluation.rows = rows;
+        stats
     }
 
     /// Backward of the micro-batch in `slot`, which is then free: adds to the gradients. `scale` multiplies every term
@@ -374,6 +444,7 @@ impl<D: Device> Stage<D> {
         tp: &mut T,
         grad_input: Option<&mut [f32]>,
     ) -> Result<(), T::Error> {
+        let scale = LossScale::mean(scale, self.layout.tokens());
         self.backward_watched(slot, grad_output, scale, tp, grad_input, &mut Unwatched)
     }
 
@@ -386,7 +457,7 @@ impl<D: Device> Stage<D> {
         &mut self,
         slot: usize,
         grad_output: Option<&[f32]>,
-        scale: f32,
+        scale: LossScale,
         tp: &mut T,
         grad_input: Option<&mut [f32]>,
         watch: &mut impl Watch<D, T>,
@@ -404,7 +475,7 @@ impl<D: Device> Stage<D> {
         &mut self,
         slot: usize,
         grad_output: Option<&[f32]>,
-        scale: f32,
+        scale: LossScale,
         tp: &mut T,
         grad_input: Option<&mut [f32]>,
     ) -> Result<(), T::Error> {
@@ -432,9 +503,9 @@ impl<D: Device> Stage<D> {
         let slot = &mut slots[slot];
         assert_eq!(slot.state, State::BackwardInput, "the first part of the slot's backward has not run");
         slot.state = State::Free;
-        let mut context = Context { device, layout, params: params.current(), rope, scratch, tp };
+        let mut context = Context { device, layout, params: params.current(), rope, rows: None, scratch, tp };
         if let (Some(ranges), Some(saved)) = (&layout.head, &slot.head) {
-            head::backward_weight(&mut context, ranges, saved, grads);
+            end::backward_weight(&mut context, ranges, saved, grads);
             watch.after_grads(context.tp, grads, ranges.all().start)?;
         }
         for (ranges, saved) in layout.layers.iter().zip(&mut slot.layers).rev() {
@@ -461,7 +532,7 @@ impl<D: Device> Stage<D> {
         slot: usize,
         part: Part,
         grad_output: Option<&[f32]>,
-        scale: f32,
+        scale: LossScale,
         tp: &mut T,
         grad_input: Option<&mut [f32]>,
         watch: &mut impl Watch<D, T>,
@@ -470,15 +541,18 @@ impl<D: Device> Stage<D> {
         let slot = &mut slots[slot];
         assert_eq!(slot.state, State::Forward, "the slot holds no micro-batch whose backward may run");
         slot.state = State::Free;
-        let mut context = Context { device, layout, params: params.current(), rope, scratch, tp };
+        let rows = slot.rows.take();
+        let mut context = Context { device, layout, params: params.current(), rope, rows: rows.as_ref(), scratch: &mut *scratch, tp: &mut *tp };
         if part == Part::Input && slot.layers.is_empty() {
             slot.layers = lent.pop().expect("as many as the schedule has between the two parts of their backward");
         }
-        slot_backward(&mut context, slot, work, part, scale, grad_output, grads, watch)?;
+        let done = slot_backward(&mut context, slot, work, part, scale, grad_output, grads, watch);
+        slot.rows = rows;
+        done?;
         if part == Part::Input {
             slot.state = State::BackwardInput;
         }
-        let dx = &context.scratch.dx;
+        let dx = &scratch.dx;
         match (&layout.embedding, grad_input) {
             (Some(table), None) => {
                 let table = grads.view_mut(table.clone());
@@ -488,7 +562,7 @@ impl<D: Device> Stage<D> {
             _ => panic!("a stage has either the embedding or a grad_input"),
         }
         device.submit();
-        if part == Part::Whole { watch.after_grads(context.tp, grads, 0) } else { Ok(()) }
+        if part == Part::Whole { watch.after_grads(tp, grads, 0) } else { Ok(()) }
     }
 
     /// Gives back most of its memory, all that grows with the model or with the micro-batches in flight: only to be replaced by another.
@@ -515,23 +589,39 @@ fn give_back<D: Device>(slot: &mut Slot<D>, lent: &mut Vec<Vec<LayerSaved<D>>>) 
     }
 }
 
-/// Returns the sum of the cross-entropy over the tokens.
+/// Which rows of the slot's micro-batch are tokens; taken out of the slot, to be put back.
+fn set_rows<D: Device>(
+    device: &D,
+    layout: &Layout,
+    slot: &mut Slot<D>,
+    feed: &Feed<'_>,
+    rope_table: &[f32],
+) -> Option<Rows<D>> {
+    let mut rows = slot.rows.take();
+    match (&mut rows, feed.texts) {
+        (Some(rows), Some(texts)) => rows.set(device, &layout.attention, texts, rope_table),
+        (None, None) => {}
+        (rows, _) => panic!("a job of texts is fed with them, and no other; it is one: {}", rows.is_some()),
+    }
+    rows
+}
+
+/// Returns the losses of the last stage.
 fn slot_forward<D: Device, T: TpComm>(
     context: &mut Context<'_, D, T>,
     slot: &mut Slot<D>,
     work: &mut LayerSaved<D>,
     prob_sums: &mut [f32],
-    input: Input<'_>,
-    targets: Option<&[u32]>,
+    feed: &Feed<'_>,
     output: Option<&mut [f32]>,
     watch: &mut impl Watch<D, T>,
-) -> Result<f64, T::Error> {
+) -> Result<EndStats, T::Error> {
     let (device, layout) = (context.device, context.layout);
     assert_eq!((context.tp.size(), context.tp.rank()), (layout.tp, layout.tp_rank), "the TP group is not the stage's");
     if let Some(table) = &layout.embedding {
         watch.before_params(context.tp, context.params, table.clone())?;
     }
-    slot_input(context, slot, input)?;
+    slot_input(context, slot, feed.input)?;
     for (l, ranges) in layout.layers.iter().enumerate() {
         let (x, x_out) = Slot::<D>::x_of(&mut slot.x, l);
         let saved = slot.layers.get_mut(l).unwrap_or(work);
@@ -552,16 +642,17 @@ fn slot_forward<D: Device, T: TpComm>(
         (0..layout.layers.len()).for_each(|l| slot.read_stats(layout, device, l, work, prob_sums));
     }
     let x = &slot.x[layout.layers.len() % slot.x.len()];
-    match (&layout.head, &mut slot.head, targets, output) {
-        (Some(ranges), Some(saved), Some(targets), None) => {
-            check_ids(layout, targets, "target");
-            device.write_ids(&mut saved.targets, targets);
+    match (&layout.head, &mut slot.head, feed.target, output) {
+        (Some(ranges), Some(saved), Some(target), None) => {
+            if let Target::Tokens(targets) = target {
+                check_ids(layout, targets, "target");
+            }
             watch.before_params(context.tp, context.params, ranges.all())?;
-            head::forward(context, ranges, saved, x)
+            end::forward(context, ranges, saved, target, feed.texts.unwrap_or_default(), x)
         }
         (None, None, None, Some(output)) => {
             device.read(x.all(), output);
-            Ok(0.0)
+            Ok(EndStats::default())
         }
         _ => panic!("a stage has either the head and targets or an output"),
     }
@@ -601,7 +692,8 @@ fn slot_input<D: Device, T: TpComm>(
 
 fn check_ids(layout: &Layout, ids: &[u32], what: &str) {
     assert_eq!(ids.len(), layout.tokens(), "{what}s of a micro-batch");
-    let largest = ids.iter().max().copied().unwrap_or(0);
+    let is_token = |id: &&u32| !(layout.has_texts && **id == NOWHERE);
+    let largest = ids.iter().filter(is_token).max().copied().unwrap_or(0);
     assert!(
         (largest as usize) < layout.vocab_size,
         "{what} {largest} is outside of a vocabulary of {}",
@@ -625,7 +717,7 @@ fn slot_backward<D: Device, T: TpComm>(
     slot: &mut Slot<D>,
     work: &mut LayerSaved<D>,
     part: Part,
-    scale: f32,
+    scale: LossScale,
     grad_output: Option<&[f32]>,
     grads: &mut D::Buf,
     watch: &mut impl Watch<D, T>,
@@ -634,9 +726,9 @@ fn slot_backward<D: Device, T: TpComm>(
     let Slot { x, mids, layers, head, .. } = slot;
     match (&layout.head, head, grad_output) {
         (Some(ranges), Some(saved), None) => {
-            head::backward_input(context, ranges, saved, scale, &x[layout.layers.len()], grads)?;
+            end::backward_input(context, ranges, saved, scale.each, &x[layout.layers.len()], grads)?;
             if part == Part::Whole {
-                head::backward_weight(context, ranges, saved, grads);
+                end::backward_weight(context, ranges, saved, grads);
                 watch.after_grads(context.tp, grads, ranges.all().start)?;
             }
         }
@@ -654,11 +746,11 @@ fn slot_backward<D: Device, T: TpComm>(
         }
         if let Some((_, kept)) = &mut kept {
             kept.exchange(context.scratch);
-            moe::backward_products(context, ranges, moe, scale);
+            moe::backward_products(context, ranges, moe, scale.routers);
             kept.keep(device, context.scratch);
             context.tp.progress()?;
         } else {
-            moe::backward_products(context, ranges, moe, scale);
+            moe::backward_products(context, ranges, moe, scale.routers);
             context.tp.progress()?;
             moe::backward_weight(context, ranges, moe, grads);
         }

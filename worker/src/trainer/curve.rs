@@ -69,7 +69,7 @@ impl Curve {
             StepRecord { step_s, tokens_per_s: record.tokens as f64 / step_s, ..record }
         });
         self.since = system::now();
-        self.history.push(step, totals, History::num_max(&place.spec.model));
+        self.history.push(step, totals, History::num_max(&place.spec));
         record
     }
 
@@ -153,8 +153,8 @@ impl Curve {
         skipped: u64,
     ) -> Result<Told, CommError> {
         let spec = &place.spec;
-        let len = Totals::len(&spec.model);
-        let num = History::num_max(&spec.model).min(plan.step.since(plan.recorded).max(1) as usize);
+        let len = Totals::len(spec);
+        let num = History::num_max(spec).min(plan.step.since(plan.recorded).max(1) as usize);
         // Before the sums comes the count of skipped steps, and the validations.
         let num_sources = spec.data.sources.len().max(1);
         let head = 1 + Validations::len(num_sources);
@@ -199,7 +199,8 @@ fn report_validation(place: &Assignment, samples: &Samples, sums: &ValidationSum
     }
     let ce = samples.mean_loss(sums);
     // How many bytes a token of another tokenizer stands for is not known here.
-    let bits_per_byte = if samples.tokenizer().is_none() { ce / std::f64::consts::LN_2 } else { 0.0 };
+    let has_bytes = samples.tokenizer().is_none() && place.spec.model.output.is_tokens();
+    let bits_per_byte = if has_bytes { ce / std::f64::consts::LN_2 } else { 0.0 };
     let source = |source: &SourceSums| SourceValidation { ce: source.mean(), tokens: source.tokens as u64 };
     let is_mixed = !place.spec.data.sources.is_empty();
     let sources = sums.of_sources.iter().filter(|_| is_mixed).map(source).collect();

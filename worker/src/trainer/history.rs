@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use toroid_torus::failpoint;
 use toroid_torus::ids::Step;
-use toroid_torus::model::ModelConfig;
+use toroid_torus::job::JobSpec;
 
 use super::totals::Totals;
 
@@ -27,12 +27,12 @@ pub(super) struct History {
 }
 
 impl History {
-    /// As many steps as a worker keeps of this model.
-    pub fn num_max(model: &ModelConfig) -> usize {
+    /// As many steps as a worker keeps of this job.
+    pub fn num_max(spec: &JobSpec) -> usize {
         if failpoint!(FewSums) {
             return 4;
         }
-        (BYTES_MAX / (8 * Totals::len(model) + OVERHEAD_BYTES)).max(1)
+        (BYTES_MAX / (8 * Totals::len(spec) + OVERHEAD_BYTES)).max(1)
     }
 
     /// What the sums say that a coordinator has is not needed any more.

@@ -14,8 +14,9 @@ use super::shards::Shards;
 use super::shared::Shared;
 use super::totals::Sums;
 use crate::comm::{Channel, CommError, Fence, Group, Links, TpGroup, Transfer};
+use crate::data::Batch;
 use crate::device::{Buffer, Device, View};
-use crate::model::{Allocated, Input, Stage};
+use crate::model::{Allocated, EndStats, LossScale, Stage};
 use crate::optim::Shard;
 
 pub(super) struct Passes<D: Device> {
@@ -28,9 +29,9 @@ pub(super) struct Passes<D: Device> {
 
 /// Host buffers of a step, allocated once.
 struct Buffers {
-    /// `(B * S)` each.
-    inputs: Vec<u32>,
-    targets: Vec<u32>,
+    batch: Batch,
+    /// Of the step that is made.
+    scale: LossScale,
     /// `(B * S, d)` each: what comes from and goes to the neighbouring stages.
     received: Vec<f32>,
     sent: Vec<f32>,
@@ -86,8 +87,8 @@ impl<D: Device + Clone> Passes<D> {
             Stage::new(device.clone(), spec, &spec.shape, spec.shape.place(rank), partition, pipeline.in_flight());
         let activation = stage.activation_len();
         let buffers = Buffers {
-            inputs: vec![0; spec.batch.micro_batch * spec.model.seq],
-            targets: vec![0; spec.batch.micro_batch * spec.model.seq],
+            batch: Batch::new(spec),
+            scale: LossScale { each: 0.0, routers: 0.0 },
             received: vec![0.0; activation],
             sent: vec![0.0; activation],
             scratch: Vec::new(),
@@ -186,6 +187,7 @@ impl<D: Device + Clone> Passes<D> {
     ) -> Result<Sums, CommError> {
         self.stage.zero_grads();
         self.buffers.expert_load.fill(0);
+        self.buffers.scale = at.samples.scale_of(&at.place.spec, at.committed);
         let mut sums = Sums::default();
         let pipeline = self.pipeline.clone();
         let last = pipeline.actions().len().checked_sub(1);
@@ -227,7 +229,7 @@ impl<D: Device + Clone> Passes<D> {
     ) -> Result<(), CommError> {
         shared.enter("forward");
         let (slot, b) = (self.slot(i), &mut self.buffers);
-        at.samples.load_train(at.place, at.committed, i, &mut b.inputs, &mut b.targets);
+        at.samples.load_train(at.place, at.committed, i, &mut b.batch);
         let neighbours = Neighbours::of(at.place);
         if let Some(previous) = neighbours.previous {
             receive(links, previous, Channel::Forward, &mut b.received)?;
@@ -235,18 +237,18 @@ impl<D: Device + Clone> Passes<D> {
         let spec = &at.place.spec;
         let layers = stage_layers(spec.model.layers, spec.shape.pp(), at.place.place().pp);
         let mut tp = TpGroup::new(links, &self.tp, &mut b.scratch);
-        let input =
-            if neighbours.previous.is_some() { Input::Activations(&b.received) } else { Input::Tokens(&b.inputs) };
-        let targets = neighbours.next.is_none().then_some(b.targets.as_slice());
+        let received = neighbours.previous.map(|_| b.received.as_slice());
+        let feed = b.batch.feed(received, neighbours.next.is_none());
         let output = neighbours.next.is_some().then_some(b.sent.as_mut_slice());
         let device = self.stage.device().clone();
         let mut watch = self.overlap.gathering(&device);
-        let stats = self.stage.forward_watched(slot, input, targets, &mut tp, output, &mut watch)?;
+        let stats = self.stage.forward_watched(slot, &feed, &mut tp, output, &mut watch)?;
         let load = &mut b.expert_load[layers.start * spec.model.experts..layers.end * spec.model.experts];
         load.iter_mut().zip(self.stage.expert_counts(slot)).for_each(|(sum, count)| *sum += u64::from(*count));
-        sums.ce += stats.ce;
-        sums.z += stats.z;
-        sums.balance += stats.balance;
+        sums.add(&stats);
+        if neighbours.next.is_none() {
+            sums.count(&b.batch);
+        }
         if let Some(next) = neighbours.next {
             send(links, next, Channel::Forward, &self.buffers.sent)?;
             shared.enter("stage-transfer");
@@ -269,7 +271,7 @@ impl<D: Device + Clone> Passes<D> {
         if let Some(next) = next {
             receive(links, next, Channel::Backward, &mut b.received)?;
         }
-        let scale = 1.0 / place.spec.batch.num_micro_batches as f32;
+        let scale = b.scale;
         let device = self.stage.device().clone();
         let mut tp = TpGroup::new(links, &self.tp, &mut b.scratch);
         let grad_output = next.is_some().then_some(b.received.as_slice());
@@ -291,8 +293,8 @@ impl<D: Device + Clone> Passes<D> {
         i % self.stage.in_flight().micro_batches
     }
 
-    /// Forward only of micro-batch `index` of a validation: `[sum of the cross-entropy over its tokens, tokens]` at one place of the last
-    /// stage, zeros elsewhere.
+    /// Forward only of micro-batch `index` of a validation: `[sum of the loss over its tokens, tokens]`, or over its pairs, at one place of the
+    /// last stage, zeros elsewhere.
     pub fn evaluate(
         &mut self,
         links: &mut Links,
@@ -301,21 +303,24 @@ impl<D: Device + Clone> Passes<D> {
         index: usize,
     ) -> Result<[f64; 2], CommError> {
         let b = &mut self.buffers;
-        samples.load_validation(&place.spec, index, &mut b.inputs, &mut b.targets);
+        samples.load_validation(&place.spec, index, &mut b.batch);
         let neighbours = Neighbours::of(place);
         if let Some(previous) = neighbours.previous {
             receive(links, previous, Channel::Eval, &mut b.received)?;
         }
         let mut tp = TpGroup::new(links, &self.tp, &mut b.scratch);
-        let input =
-            if neighbours.previous.is_some() { Input::Activations(&b.received) } else { Input::Tokens(&b.inputs) };
-        let targets = neighbours.next.is_none().then_some(b.targets.as_slice());
+        let received = neighbours.previous.map(|_| b.received.as_slice());
+        let feed = b.batch.feed(received, neighbours.next.is_none());
         let output = neighbours.next.is_some().then_some(b.sent.as_mut_slice());
-        let ce = self.stage.evaluate(input, targets, &mut tp, output)?;
+        let EndStats { ce, pairs } = self.stage.evaluate_feed(&feed, &mut tp, output)?;
         if let Some(next) = neighbours.next {
             send(links, next, Channel::Eval, &self.buffers.sent)?;
         }
         let speaks = neighbours.next.is_none() && place.place().tp == 0;
-        Ok(if speaks { [ce, self.buffers.targets.len() as f64] } else { [0.0; 2] })
+        Ok(match speaks {
+            true if pairs.num > 0 => [pairs.loss, pairs.num as f64],
+            true => [ce, self.buffers.batch.num_trained() as f64],
+            false => [0.0; 2],
+        })
     }
 }

@@ -153,13 +153,13 @@ impl<'a> Source<'a> {
 /// The shard's initial weights; both moments are 0.
 fn initial(spec: &JobSpec, partition: &Partition, range: Range<usize>) -> Result<HostShard, PrepareError> {
     let mut params = vec![0.0; partition.padded_len];
-    match &spec.init_from {
-        Some(path) => load_initial(path, &spec.model, partition, &mut params).map_err(PrepareError::Initial)?,
-        None => {
-            for slice in &partition.slices {
-                fill_initial(slice, spec.seed, &mut params[slice.offset..slice.offset + slice.len]);
-            }
-        }
+    // With weights from elsewhere, a score that they have not is drawn all the same.
+    let is_drawn = |tensor: &str| spec.init_from.is_none() || tensor == "score.weight";
+    for slice in partition.slices.iter().filter(|slice| is_drawn(&slice.tensor)) {
+        fill_initial(slice, spec.seed, &mut params[slice.offset..slice.offset + slice.len]);
+    }
+    if let Some(path) = &spec.init_from {
+        load_initial(path, &spec.model, partition, &mut params).map_err(PrepareError::Initial)?;
     }
     let mut shard = HostShard::zeros(range.len());
     shard.param.copy_from_slice(&params[range]);
@@ -246,6 +246,9 @@ fn check_resume(spec: &JobSpec, path: &str, manifest: &Manifest, sources: &Sourc
     let differs = |what, expected: String, found: String| {
         Err(PrepareError::Resume { path: path.to_string(), what, expected, found })
     };
+    if manifest.job.kind != spec.kind {
+        return differs("kind", spec.kind.name().into(), manifest.job.kind.name().into());
+    }
     if manifest.job.model != spec.model {
         return differs("the model", format!("{:?}", spec.model), format!("{:?}", manifest.job.model));
     }

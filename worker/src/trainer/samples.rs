@@ -3,11 +3,12 @@
 use toroid_proto::{Inputs, Source};
 use toroid_session::Assignment;
 use toroid_torus::ids::Step;
-use toroid_torus::job::JobSpec;
+use toroid_torus::job::{JobKind, JobSpec};
 use toroid_torus::mixture::WHOLE;
 
 use super::validations::{SourceSums, ValidationSums};
-use crate::data::{LeftOut, Sources};
+use crate::data::{Batch, LeftOut, Sources};
+use crate::model::LossScale;
 
 pub(super) struct Samples {
     sources: Sources,
@@ -61,16 +62,42 @@ impl Samples {
         self.sources.num_train()
     }
 
-    /// Inputs and targets, `(B * S)` each, of micro-batch `i` of this place's replica in step `step` (T-5).
-    pub fn load_train(&self, place: &Assignment, step: Step, i: usize, inputs: &mut [u32], targets: &mut [u32]) {
+    /// Micro-batch `i` of this place's replica in step `step` (T-5).
+    pub fn load_train(&self, place: &Assignment, step: Step, i: usize, batch: &mut Batch) {
         let spec = &place.spec;
         let first = spec.batch.of_replica(spec.shape.dp(), place.place().dp).start;
-        let seq = spec.model.seq;
-        for (k, drawn) in self.sources.mixture().micro_batch(step.get(), &spec.batch, first + i).into_iter().enumerate()
-        {
-            let at = k * seq..(k + 1) * seq;
-            self.sources.dataset(drawn.source).train_sample(drawn.sample, &mut inputs[at.clone()], &mut targets[at]);
+        batch.clear();
+        let drawn = self.sources.mixture().micro_batch(step.get(), &spec.batch, first + i);
+        for (at, drawn) in drawn.into_iter().enumerate() {
+            self.sources.dataset(drawn.source).train_sample(drawn.sample, at, batch);
         }
+    }
+
+    /// What the losses of a step are divided by, over all replicas: they follow from the data (T-5), so nobody has to ask the others.
+    pub fn scale_of(&self, spec: &JobSpec, step: Step) -> LossScale {
+        let routers = 1.0 / spec.batch.num_micro_batches as f32;
+        match spec.kind {
+            JobKind::Pretrain => LossScale::mean(routers, spec.rows_of_micro_batch() * spec.model.seq),
+            JobKind::Sft => {
+                let each = match self.num_trained(spec, step) {
+                    // There is no cross-entropy, and so no gradient of one.
+                    0 => 0.0,
+                    num => (1.0 / num as f64) as f32,
+                };
+                LossScale { each, routers }
+            }
+            JobKind::Reward => LossScale { each: (1.0 / spec.batch.samples() as f64) as f32, routers },
+        }
+    }
+
+    /// Tokens of a step whose cross-entropy counts, over all replicas.
+    fn num_trained(&self, spec: &JobSpec, step: Step) -> u64 {
+        let (mixture, num) = (self.sources.mixture(), spec.batch.samples());
+        let of_sample = |n: u64| {
+            let drawn = mixture.sample(step.get() * num + n);
+            self.sources.dataset(drawn.source).num_trained(drawn.sample)
+        };
+        (0..num).map(of_sample).sum()
     }
 
     /// The source of micro-batch `index` of a validation, and which of that source's it is: those of a source follow each other.
@@ -84,15 +111,15 @@ impl Samples {
         unreachable!("a validation has {} micro-batches, {index} more were asked for", spec.eval.num_micro_batches)
     }
 
-    /// Inputs and targets, `(B * S)` each, of micro-batch `index` of a validation.
-    pub fn load_validation(&self, spec: &JobSpec, index: usize, inputs: &mut [u32], targets: &mut [u32]) {
-        let (micro_batch, seq) = (spec.batch.micro_batch, spec.model.seq);
+    /// Micro-batch `index` of a validation.
+    pub fn load_validation(&self, spec: &JobSpec, index: usize, batch: &mut Batch) {
+        let micro_batch = spec.batch.micro_batch;
         let (source, index) = self.validated(spec, index);
         let dataset = self.sources.dataset(source);
-        for i in 0..micro_batch {
-            let id = (index * micro_batch + i) as u64 % dataset.num_validation();
-            let at = i * seq..(i + 1) * seq;
-            dataset.validation_sample(id, &mut inputs[at.clone()], &mut targets[at]);
+        batch.clear();
+        for at in 0..micro_batch {
+            let id = (index * micro_batch + at) as u64 % dataset.num_validation();
+            dataset.validation_sample(id, at, batch);
         }
     }
 

@@ -77,7 +77,7 @@ impl<D: Device + Clone> Job<D> {
     fn totals(&self, sums: &Sums, recorded: Step) -> Totals {
         let own = self.shards.own();
         let squares = own.grad_sum_of_squares(self.passes.device(), self.passes.grads_of(own));
-        let mut totals = Totals::new(&self.assignment.spec.model, squares, self.shards.saw_corruption());
+        let mut totals = Totals::new(&self.assignment.spec, squares, self.shards.saw_corruption());
         if self.assignment.rank == Rank::ZERO {
             totals.set_recorded(recorded);
         }

@@ -3,20 +3,63 @@
 use toroid_proto::StepRecord;
 use toroid_session::Assignment;
 use toroid_torus::ids::Step;
-use toroid_torus::model::ModelConfig;
+use toroid_torus::job::{JobKind, JobSpec};
+
+use crate::data::Batch;
+use crate::model::{MicroBatchStats, PairStats};
 
 /// Sums over this place's micro-batches; with those of all places they make the step's record.
 #[derive(Debug, Default)]
 pub(super) struct Sums {
+    /// Of means over tokens; where samples are texts, over the tokens that are trained.
     pub ce: f64,
     pub z: f64,
     pub balance: f64,
+    /// Of a reward model.
+    pairs: PairStats,
+    /// On the last stage: tokens without padding, and those that are trained.
+    tokens: u64,
+    trained: u64,
+}
+
+impl Sums {
+    pub fn add(&mut self, stats: &MicroBatchStats) {
+        self.ce += stats.ce;
+        self.z += stats.z;
+        self.balance += stats.balance;
+        self.pairs += stats.pairs;
+    }
+
+    /// Once for each micro-batch that [`Sums::add`] has, on the last stage.
+    pub fn count(&mut self, batch: &Batch) {
+        self.tokens += batch.num_tokens();
+        self.trained += batch.num_trained();
+    }
 }
 
 /// What is summed over the whole torus at the commit point: `[squared gradient norm, ce, z, balance, places that saw corruption,
-/// step up to which the coordinator has the records, expert load (layers, experts)]`.
+/// step up to which the coordinator has the records, expert load (layers, experts)]`; where samples are texts, [`OF_TEXTS`] numbers more.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Totals(Vec<f64>);
+
+/// What the totals say of texts; zeros in pre-training.
+#[derive(Default)]
+struct OfTexts {
+    tokens: f64,
+    trained: f64,
+    pairs: f64,
+    pair_loss: f64,
+    center: f64,
+    correct: f64,
+    ties: f64,
+}
+
+impl OfTexts {
+    fn read(values: &[f64]) -> OfTexts {
+        let [tokens, trained, pairs, pair_loss, center, correct, ties] = *values else { return OfTexts::default() };
+        OfTexts { tokens, trained, pairs, pair_loss, center, correct, ties }
+    }
+}
 
 const SQUARES: usize = 0;
 const CE: usize = 1;
@@ -25,15 +68,19 @@ const BALANCE: usize = 3;
 const CORRUPT: usize = 4;
 const RECORDED: usize = 5;
 const LOAD: usize = 6;
+/// `[tokens, trained tokens, pairs, loss of pairs, centring loss of pairs, correct pairs, ties]`
+const OF_TEXTS: usize = 7;
 
 impl Totals {
-    pub fn len(model: &ModelConfig) -> usize {
-        LOAD + model.layers * model.experts
+    /// Pre-training has none of texts: its sums stay what they were, to the bit.
+    pub fn len(spec: &JobSpec) -> usize {
+        let of_texts = if spec.kind.is_pretrain() { 0 } else { OF_TEXTS };
+        LOAD + spec.model.layers * spec.model.experts + of_texts
     }
 
     /// What one place adds: its part of the squared gradient norm, and whether it saw corruption.
-    pub fn new(model: &ModelConfig, squares: f64, saw_corruption: bool) -> Totals {
-        let mut totals = Totals(vec![0.0; Totals::len(model)]);
+    pub fn new(spec: &JobSpec, squares: f64, saw_corruption: bool) -> Totals {
+        let mut totals = Totals(vec![0.0; Totals::len(spec)]);
         totals.0[SQUARES] = squares;
         totals.0[CORRUPT] = f64::from(u8::from(saw_corruption));
         totals
@@ -50,6 +97,10 @@ impl Totals {
         for (total, load) in self.0[LOAD..].iter_mut().zip(expert_load) {
             *total = *load as f64;
         }
+        let PairStats { loss, center, correct, ties, num } = sums.pairs;
+        let counts = [sums.tokens, sums.trained, num].map(|n| n as f64);
+        let of_texts = counts.into_iter().chain([loss, center, correct as f64, ties as f64]);
+        self.0[LOAD + expert_load.len()..].iter_mut().zip(of_texts).for_each(|(total, sum)| *total = sum);
     }
 
     pub fn from_slice(values: &[f64]) -> Totals {
@@ -78,11 +129,24 @@ impl Totals {
     pub fn record(&self, assignment: &Assignment, step: Step) -> StepRecord {
         let spec = &assignment.spec;
         let (t, total) = (step.get() - 1, spec.steps);
+        let num_load = spec.model.layers * spec.model.experts;
         let mean = |i: usize| self.0[i] / spec.batch.num_micro_batches as f64;
-        let (ce, z_loss, balance_loss) = (mean(CE), mean(Z), mean(BALANCE));
+        let (z_loss, balance_loss) = (mean(Z), mean(BALANCE));
+        let of_texts = OfTexts::read(&self.0[LOAD + num_load..]);
+        // A step without a token to train on has no loss, and not one that is no number.
+        let (ce, center) = match spec.kind {
+            JobKind::Pretrain => (mean(CE), 0.0),
+            JobKind::Sft => (self.0[CE] / of_texts.trained.max(1.0), 0.0),
+            JobKind::Reward => (of_texts.pair_loss / of_texts.pairs, of_texts.center / of_texts.pairs),
+        };
+        let loss = ce + spec.loss.z_coef * z_loss + spec.loss.balance_coef * balance_loss;
+        let tokens = match spec.kind {
+            JobKind::Pretrain => spec.batch.samples() * spec.model.seq as u64,
+            JobKind::Sft | JobKind::Reward => of_texts.tokens as u64,
+        };
         StepRecord {
             step: step.get(),
-            loss: ce + spec.loss.z_coef * z_loss + spec.loss.balance_coef * balance_loss,
+            loss: loss + spec.reward.center_coef * center,
             ce,
             z_loss,
             balance_loss,
@@ -90,8 +154,12 @@ impl Totals {
             lr: spec.optimizer.lr_at(t, total),
             weight_decay: spec.optimizer.weight_decay_at(t, total),
             tokens_per_s: 0.0,
-            tokens: spec.batch.samples() * spec.model.seq as u64,
-            expert_load: self.0[LOAD..].iter().map(|n| *n as u64).collect(),
+            tokens,
+            trained_tokens: (spec.kind == JobKind::Sft).then_some(of_texts.trained as u64),
+            pairs: of_texts.pairs as u64,
+            correct: of_texts.correct as u64,
+            ties: of_texts.ties as u64,
+            expert_load: self.0[LOAD..LOAD + num_load].iter().map(|n| *n as u64).collect(),
             num_layers: spec.model.layers as u32,
             skipped: !self.norm().is_finite(),
             step_s: 0.0,

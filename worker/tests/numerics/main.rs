@@ -16,3 +16,4 @@ mod parallel;
 mod reference;
 mod streams;
 mod support;
+mod texts;

@@ -74,6 +74,8 @@ export function figures(node, job) {
     ['Tokens a second', job.tokens_per_s > 0 ? count(job.tokens_per_s) : '-'],
     ['Goodput', job.started_unix_ms ? percent(job.goodput) : '-'],
     ['Time left', job.eta_s > 0 ? duration(job.eta_s) : '-'],
+    ...(last?.trained_tokens != null ? [['Trained tokens', `${count(last.trained_tokens)} of ${count(last.tokens)}`]] : []),
+    ...(last?.pairs ? [['Accuracy', `${percent(last.correct / last.pairs)}, ${count(last.ties)} ties of ${count(last.pairs)}`]] : []),
     ['Gradient norm', last ? figure(last.grad_norm) : '-'],
     ['Exposed communication', exposed],
     ['Places alive', `${job.places_alive}, ${job.spares} spare`],

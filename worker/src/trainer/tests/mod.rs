@@ -23,6 +23,7 @@ mod heal;
 mod publish;
 mod replay;
 mod schedules;
+mod teach;
 mod text;
 mod work;
 

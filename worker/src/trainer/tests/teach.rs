@@ -1,0 +1,172 @@
+//! Fine-tuning on dialogues and a reward model give the figures of an independent implementation (`bench/peers/teach.py`) on every shape, which
+//! knows neither padding nor samples that are shared.
+
+use toroid_proto::StepRecord;
+use toroid_tokens::{BYTES_TOKENIZER, Document, dialogues_file_of, preferences_file_of};
+
+use super::*;
+
+const SHAPES: [(usize, usize, usize); 4] = [(1, 1, 1), (2, 1, 2), (1, 2, 2), (2, 2, 1)];
+
+fn reference() -> Value {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/teach.json");
+    serde_json::from_str(&std::fs::read_to_string(file).expect("the figures are in the repository"))
+        .expect("valid JSON")
+}
+
+/// The tokens of the sentence from `at` on, again and again.
+fn tokens(sentence: &str, at: usize, num: usize) -> Vec<u32> {
+    sentence.bytes().cycle().skip(at % sentence.len()).take(num).map(u32::from).collect()
+}
+
+fn lengths(figures: &Value) -> Vec<usize> {
+    figures["lengths"].as_array().expect("lengths").iter().map(|n| n.as_u64().expect("a number") as usize).collect()
+}
+
+/// Turns of nine tokens, every other one an answer's.
+fn dialogues(sentence: &str, lengths: &[usize]) -> Vec<u8> {
+    let one = |(b, num): (usize, &usize)| {
+        let trained: Vec<bool> = (0..*num).map(|j| j > 0 && (j / 9 + b) % 2 == 1).collect();
+        (tokens(sentence, 7 * b, *num), trained)
+    };
+    let all: Vec<(Vec<u32>, Vec<bool>)> = lengths.iter().enumerate().map(one).collect();
+    let documents: Vec<Document<'_>> = all.iter().map(|(tokens, trained)| (&tokens[..], &trained[..])).collect();
+    dialogues_file_of(&documents, 256, BYTES_TOKENIZER)
+}
+
+/// Of each pair the tokens of the prompt, of the chosen and of the rejected answer.
+fn pairs(sentence: &str, figures: &Value) -> Vec<u8> {
+    let mut all = Vec::new();
+    for (b, (lengths, margin)) in
+        figures["lengths"].as_array().expect("lengths").iter().zip(figures["margins"].as_array().expect("margins")).enumerate()
+    {
+        let [prompt, chosen, rejected] = [0, 1, 2].map(|i| lengths[i].as_u64().expect("a length") as usize);
+        let answer = |at: usize, num: usize| {
+            let whole = [tokens(sentence, 7 * b, prompt), tokens(sentence, at, num)].concat();
+            let trained: Vec<bool> = (0..whole.len()).map(|j| j >= prompt).collect();
+            (whole, trained)
+        };
+        let margin = margin.as_f64().expect("a margin") as f32;
+        all.push((answer(31 + b, chosen), answer(57 + 2 * b, rejected), margin));
+    }
+    let documents: Vec<([Document<'_>; 2], f32)> =
+        all.iter().map(|(c, r, margin)| ([(&c.0[..], &c.1[..]), (&r.0[..], &r.1[..])], *margin)).collect();
+    preferences_file_of(&documents, 256, BYTES_TOKENIZER)
+}
+
+/// The formula weights; of a model that gives a score it has the place of the head.
+fn weights(figures: &Value, dir: &Path, has_score: bool) -> PathBuf {
+    let mut tensors: Vec<(String, Vec<usize>)> = serde_json::from_value(figures["tensors"].clone()).expect("tensors");
+    let head = tensors.last_mut().expect("the head");
+    if has_score {
+        *head = ("score.weight".into(), vec![1, head.1[1]]);
+    }
+    let file = dir.join(format!("formula-{has_score}.safetensors"));
+    formula::write_weights(&tensors, &file).expect("write the weights");
+    file
+}
+
+struct Taught {
+    dir: tempfile::TempDir,
+    data: PathBuf,
+    weights: PathBuf,
+    keys: String,
+    figures: Value,
+}
+
+impl Taught {
+    fn new(what: &str) -> Taught {
+        let (tiny, figures) = (figures(), reference()[what].clone());
+        let sentence = tiny["text"].as_str().expect("text");
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let bytes = if what == "reward" { pairs(sentence, &figures) } else { dialogues(sentence, &lengths(&figures)) };
+        let data = dir.path().join("data.tokens");
+        std::fs::write(&data, bytes).expect("write the data");
+        let (kind, more) = match what {
+            "reward" => ("reward", "[reward]\ncenter_coef = 0.01\n"),
+            _ => ("sft", ""),
+        };
+        let keys = format!("kind = {kind:?}\n{more}");
+        Taught { data, weights: weights(&tiny, dir.path(), what == "reward"), keys, figures, dir }
+    }
+
+    fn spec(&self, (tp, pp, dp): (usize, usize, usize), batch: &str, data: &str) -> JobSpec {
+        let Taught { data: path, weights, keys, .. } = self;
+        let (kind, more) = keys.split_once('\n').expect("the kind");
+        job::parse(&format!(
+            "{kind}\nsteps = 10\ninit_from = {weights:?}\n{more}[shape]\ntp = {tp}\npp = {pp}\ndp = {dp}\n[batch]\n{batch}\n\
+             [optimizer]\nlr = 1e-3\nwarmup = 4\nweight_decay_final = 0.1\n\
+             [data]\npath = {path:?}\norder = \"sequential\"\nvalidation = 0.0\n{data}"
+        ))
+        .expect("a valid job")
+    }
+
+    /// Ten steps, as rank 0 records them.
+    fn train(&self, spec: &JobSpec) -> Vec<StepRecord> {
+        let of_places = each_place(spec, self.dir.path(), |mut job, links, environment| {
+            let mut records = Vec::new();
+            for _ in 0..10 {
+                records.extend(job.step(links, &environment.shared).expect("make a step"));
+                job.passes.start_gather(links, &environment.shared, job.shards.own()).expect("gather the parameters");
+            }
+            job.passes.finish_gather(links).expect("gather the parameters");
+            links.flush().expect("send what others wait for");
+            records
+        });
+        of_places.into_iter().flatten().collect()
+    }
+
+    fn check(&self, what: &str, curve: &[StepRecord], num: impl Fn(&StepRecord) -> u64) {
+        let train = self.figures["train"].as_array().expect("figures");
+        assert_eq!(curve.len(), train.len(), "{what}");
+        for (record, expected) in curve.iter().zip(train) {
+            let number = |key: &str| expected[key].as_f64().unwrap_or_else(|| panic!("{key} is in the figures"));
+            for (key, found) in [
+                ("loss", record.loss),
+                ("ce", record.ce),
+                ("z", record.z_loss),
+                ("lb", record.balance_loss),
+                ("gnorm", record.grad_norm),
+            ] {
+                check_close(&format!("{what}, step {}, {key}", record.step), found, number(key), 1e-5);
+            }
+            assert_eq!(num(record) as f64, number("num"), "{what}, step {}", record.step);
+        }
+    }
+}
+
+#[test]
+fn fine_tuning_meets_the_reference_on_every_shape() {
+    let taught = Taught::new("sft");
+    for shape in SHAPES {
+        let curve = taught.train(&taught.spec(shape, "micro_batch = 2\nglobal = 4", ""));
+        taught.check(&format!("{shape:?}"), &curve, |record| record.trained_tokens.expect("a number of trained tokens"));
+        assert!(curve.iter().all(|record| record.tokens == (128 + 76 + 99 + 40)), "padding is no token");
+    }
+}
+
+/// Eight dialogues in four samples, whichever share one.
+#[test]
+fn packed_dialogues_meet_the_reference_on_every_shape() {
+    let taught = Taught::new("packed");
+    for shape in [(1, 1, 1), (2, 1, 1), (2, 2, 1)] {
+        let curve = taught.train(&taught.spec(shape, "micro_batch = 4\nglobal = 4", "packing = true\n"));
+        taught.check(&format!("{shape:?}"), &curve, |record| record.trained_tokens.expect("a number of trained tokens"));
+    }
+    // The second replica takes the same dialogues in the next pass.
+    let curve = taught.train(&taught.spec((1, 1, 2), "micro_batch = 4\nglobal = 8", "packing = true\n"));
+    taught.check("(1, 1, 2)", &curve, |record| record.trained_tokens.expect("a number of trained tokens") / 2);
+}
+
+#[test]
+fn a_reward_model_meets_the_reference_on_every_shape() {
+    let taught = Taught::new("reward");
+    for shape in SHAPES {
+        let curve = taught.train(&taught.spec(shape, "micro_batch = 2\nglobal = 4", ""));
+        taught.check(&format!("{shape:?}"), &curve, |record| record.pairs);
+        let correct: Vec<u64> = curve.iter().map(|record| record.correct).collect();
+        let expected: Vec<u64> =
+            taught.figures["train"].as_array().expect("figures").iter().map(|step| step["correct"].as_u64().expect("a number")).collect();
+        assert_eq!(correct, expected, "{shape:?}");
+    }
+}
