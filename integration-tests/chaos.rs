@@ -115,6 +115,34 @@ fn random_kills_over_two_sources_of_token_files_cost_no_step_and_no_bit() -> Res
     Ok(())
 }
 
+/// Dialogues of the lines of this repository's sources, of which the second half is trained.
+fn write_dialogues(to: &Path) -> Result<()> {
+    let text = std::fs::read(root().join("torus/src/job.rs"))?;
+    let lines: Vec<Vec<u32>> = text
+        .split(|byte| *byte == b'\n')
+        .filter(|line| line.len() > 3)
+        .map(|line| line.iter().take(33).map(|byte| u32::from(*byte)).collect())
+        .collect();
+    let trained: Vec<Vec<bool>> =
+        lines.iter().map(|line| (0..line.len()).map(|at| at >= line.len() / 2).collect()).collect();
+    let documents: Vec<toroid_tokens::Document<'_>> =
+        lines.iter().zip(&trained).map(|(line, trained)| (&line[..], &trained[..])).collect();
+    Ok(std::fs::write(to, toroid_tokens::dialogues_file_of(&documents, 256, toroid_tokens::BYTES_TOKENIZER))?)
+}
+
+/// Fine-tuning goes through the same step, and has a loss and samples of its own.
+#[test]
+fn random_kills_while_a_model_is_taught_cost_no_step_and_no_bit() -> Result<()> {
+    let (dir, ways) = (tempfile::tempdir()?, (2, 1, 2));
+    let file = dir.path().join("dialogues.tokens");
+    write_dialogues(&file)?;
+    let data = format!("path = \"{}\"\nextensions = [\"rs\"]\n", path(&text_folder()));
+    let taught = format!("path = \"{}\"\n", path(&file));
+    let job = check_kills_of(&format!("kind = \"sft\"\n{}", endless_job(ways).replace(&data, &taught)), ways, 1, 3)?;
+    ensure!(job.curve.iter().all(|step| step.trained_tokens.is_some_and(|num| num > 0 && num < step.tokens)));
+    Ok(())
+}
+
 #[test]
 fn random_kills_at_2_2_2_cost_no_step_and_no_bit() -> Result<()> {
     check_kills((2, 2, 2), 2, 6)

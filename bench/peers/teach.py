@@ -137,7 +137,7 @@ def run(names, shapes, has_score, micro_batches, sums_of):
             group["lr"] = lr_at(t, 1e-3, 4, STEPS)
         optimizer.step()
         row = {"loss": loss, "ce": ce, "z": z, "lb": balance, "gnorm": norm}
-        row = {key: float(value) for key, value in row.items()} | {"num": num}
+        row = {key: float(value.detach()) for key, value in row.items()} | {"num": num}
         if has_score:
             row["correct"] = sum(s[4]["correct"] for s in sums)
         train.append(row)

@@ -209,12 +209,12 @@ impl Bench {
         // Half of the scores are masked.
         let product = 2.0 * (tokens * dims.heads * dims.seq * dims.head_dim) as f64 / 2.0;
         self.row("attention", tokens * (row + out), 2.0 * product, |device| {
-            device.attention(self.products, &dims, qkv.all(), o.all_mut(), lse.all_mut());
+            device.attention(self.products, &dims, None, qkv.all(), o.all_mut(), lse.all_mut());
         });
         let (dout, mut dqkv) = (self.filled(tokens * out), self.device.alloc(tokens * row));
         self.row("attention_backward", tokens * (2 * row + 2 * out), 5.0 * product, |device| {
             let (o, lse, dout) = (o.all(), lse.all(), dout.all());
-            device.attention_backward(self.products, &dims, qkv.all(), o, lse, dout, dqkv.all_mut());
+            device.attention_backward(self.products, &dims, None, qkv.all(), o, lse, dout, dqkv.all_mut());
         });
     }
 
@@ -225,7 +225,7 @@ impl Bench {
         let logits = self.filled(tokens * experts);
         let (mut routing, mut groups) =
             (Routing::new(device, tokens, experts), Groups::new(device, tokens, 0..experts));
-        self.row("route", 2 * tokens * experts, 0.0, |device| device.route(logits.all(), &mut routing));
+        self.row("route", 2 * tokens * experts, 0.0, |device| device.route(None, logits.all(), &mut routing));
         self.row("group", 3 * rows, 0.0, |device| device.group(&routing, &mut groups));
         let (x, mut gathered) = (self.filled(tokens * d), self.device.alloc(rows * d));
         self.row("gather_rows", 2 * rows * d, 0.0, |device| device.gather_rows(&groups, x.all(), gathered.all_mut()));

@@ -65,7 +65,7 @@ impl Batch {
         Feed {
             input: received.map_or(Input::Tokens(&self.inputs), Input::Activations),
             target: is_last.then_some(target),
-            texts: self.has_texts.then_some(&self.texts),
+            texts: self.has_texts.then_some(self.texts.as_slice()),
         }
     }
 }

@@ -234,3 +234,6 @@ impl Len for Range<u64> {
         self.end - self.start
     }
 }
+
+#[cfg(test)]
+mod tests;

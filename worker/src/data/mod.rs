@@ -110,8 +110,7 @@ pub enum DataError {
     Exhausted { found: u64, needed: u64, steps: u64, of_step: u64, by_source: String },
     #[error(
         "kind = \"{}\" of the job trains on {expected}, and {source_summary} has {found}; {}",
-        .kind.name(),
-        if *expected == Kind::Text { "leave kind out of the job file only for text" } else { "`toroid data chat` makes such files" }
+        .kind.name(), from_where(.expected)
     )]
     Kind { kind: JobKind, expected: Kind, found: Kind, source_summary: String },
     #[error(
@@ -140,6 +139,13 @@ pub enum DataError {
         .path.display()
     )]
     Cache { path: PathBuf, bytes: u64, cause: io::Error },
+}
+
+fn from_where(expected: &Kind) -> &'static str {
+    match expected {
+        Kind::Text => "give the kind that the data are for",
+        Kind::Dialogues | Kind::Preferences => "`toroid data chat` makes such files",
+    }
 }
 
 /// The sources of the crates that cargo has fetched on this machine, a text that every Rust developer has; `None` where

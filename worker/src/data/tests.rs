@@ -443,12 +443,13 @@ fn samples_are_cut_by_stride_and_never_leave_their_part() {
             let starts: Vec<u32> = part.clone().step_by(stride).filter(|s| s + (seq as u32) < part.end).collect();
             assert_eq!(num_samples, starts.len() as u64, "{len} {seq} {stride} {validation}");
             for (id, start) in starts.into_iter().enumerate() {
-                let (mut inputs, mut targets) = (vec![999; seq], vec![999; seq]);
+                let mut batch = Batch::new(&spec(seq, "path = 'x'"));
                 if is_validation {
-                    dataset.validation_sample(id as u64, &mut inputs, &mut targets);
+                    dataset.validation_sample(id as u64, 0, &mut batch);
                 } else {
-                    dataset.train_sample(id as u64, &mut inputs, &mut targets);
+                    dataset.train_sample(id as u64, 0, &mut batch);
                 }
+                let (inputs, targets) = (&batch.inputs[..seq], &batch.targets[..seq]);
                 assert!(inputs.iter().copied().eq(start..start + seq as u32), "{inputs:?} of {id}");
                 assert!(targets.iter().copied().eq(start + 1..start + 1 + seq as u32), "{targets:?} of {id}");
             }
@@ -471,7 +472,7 @@ fn too_little_text_is_refused() {
 #[test]
 #[should_panic(expected = "sample 3 of 3")]
 fn a_sample_that_is_not_there_is_a_bug() {
-    dataset(30, 8, 8, 0.0).unwrap().train_sample(3, &mut [0; 8], &mut [0; 8]);
+    dataset(30, 8, 8, 0.0).unwrap().train_sample(3, 0, &mut Batch::new(&spec(8, "path = 'x'")));
 }
 
 #[test]
@@ -519,7 +520,7 @@ fn token_files_of_each_width_are_one_stream() {
             assert_eq!(part, read_all(&found)[at..at + len], "{len} from {at}");
         }
         let size = size(&config(tokens.path(), &[])).unwrap();
-        assert_eq!(size, Size { num_tokens: 7, vocabulary: last + 1, is_exact: true });
+        assert_eq!(size, Size { num_tokens: 7, num_documents: 4, vocabulary: last + 1, is_exact: true });
         let one = prepared(&config(&tokens.path().join("c.tokens"), &["tokens"])).unwrap();
         assert_eq!(read_all(&one), [last, 0, 5, 6]);
         assert_ne!(one.digest(), found.digest());
@@ -535,13 +536,13 @@ fn tokens_that_are_bytes_give_the_samples_of_their_text() {
     let samples = |name: &str| {
         let spec = spec(16, &format!("path = {:?}\nvalidation = 0.25", both.path().join(name)));
         let sources = sources_of(&spec).unwrap();
-        let (mut inputs, mut targets) = ([0; 16], [0; 16]);
-        let of = |n: u64, inputs: &mut [u32; 16], targets: &mut [u32; 16]| {
+        let mut batch = Batch::new(&spec);
+        let mut of = |n: u64| {
             let Drawn { source, sample } = sources.mixture().sample(n);
-            sources.dataset(source).train_sample(sample, inputs, targets);
-            (*inputs, *targets)
+            sources.dataset(source).train_sample(sample, 0, &mut batch);
+            (batch.inputs[..16].to_vec(), batch.targets[..16].to_vec())
         };
-        (0..30).map(|n| of(n, &mut inputs, &mut targets)).collect::<Vec<_>>()
+        (0..30).map(&mut of).collect::<Vec<_>>()
     };
     assert_eq!(samples("text"), samples("t"));
 }
@@ -578,7 +579,8 @@ fn token_files_that_are_not_whole_are_named() {
     check_error(&config(alone.path(), &[]), &["token 2 is 300, the vocabulary has 300"]);
     // Dialogues are no text: what users say in them would be trained on, too.
     let dialogues = toroid_tokens::dialogues_file_of(&[(&[1, 2], &[false, true])], 256, BYTES_TOKENIZER);
-    check(&dialogues, "it has dialogues, and text is wanted here; dialogues are for supervised fine-tuning");
+    let mixed = folder(&[("a.tokens", &good), ("b.tokens", &dialogues)]);
+    check_error(&config(mixed.path(), &[]), &["it has dialogues, and text is wanted here", "supervised fine-tuning"]);
     // One of this process's own, of a text.
     let text = folder(&[("a.rs", &[b'x'; 100])]);
     let cache = tempfile::tempdir().unwrap();

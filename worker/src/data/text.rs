@@ -18,7 +18,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use toroid_tokens::{BYTES_TOKENIZER, BYTES_VOCABULARY};
+use toroid_tokens::{BYTES_TOKENIZER, BYTES_VOCABULARY, Kind};
 use toroid_torus::job::SourceConfig;
 
 use super::attend::Attend;

@@ -33,7 +33,7 @@ pub(super) struct Saved<D: Device> {
     x: D::Buf,
     /// `(T)`
     inv_rms: D::Buf,
-    /// `(T, d)`; the backward leaves its gradient in `x`'s room of the scratch.
+    /// `(T, d)`: `norm(x)`
     h: D::Buf,
     /// `(T)`; the backward leaves their gradient here.
     scores: D::Buf,

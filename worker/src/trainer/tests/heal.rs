@@ -219,7 +219,7 @@ impl<'a> Cluster<'a> {
 
     /// Waits until the worker of `rank` says that it has committed `step`, in this epoch and after what the epoch began with: then
     /// all have taken part in a step, and newcomers have their shards.
-    fn wait_for(&mut self, rank: usize, step: u64) {
+    pub fn wait_for(&mut self, rank: usize, step: u64) {
         loop {
             let (id, event) = self.next();
             let is_it =

@@ -170,3 +170,34 @@ fn a_reward_model_meets_the_reference_on_every_shape() {
         assert_eq!(correct, expected, "{shape:?}");
     }
 }
+
+/// T-4: whoever dies in a step, and whenever: losses, trained tokens and accuracies are those of the undisturbed run. Most dialogues are packed.
+#[test]
+fn t4_deaths_while_a_model_is_taught_leave_no_trace() {
+    let (tiny, figures) = (figures(), reference());
+    let sentence = tiny["text"].as_str().expect("text");
+    for (kind, data) in [("sft", "packing = true\n"), ("reward", "")] {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let file = dir.path().join("data.tokens");
+        let lengths: Vec<usize> = (0..40).map(|n| 12 + n * 29 % 110).collect();
+        let bytes = if kind == "reward" { pairs(sentence, &figures["reward"]) } else { dialogues(sentence, &lengths) };
+        std::fs::write(&file, bytes).expect("write the data");
+        for (tp, pp, dp) in [(2, 1, 2), (1, 2, 2)] {
+            let spec = job::parse(&format!(
+                "kind = {kind:?}\nsteps = 10\nseed = 3\n[model]\nlayers = 2\nd_model = 32\nhead_dim = 8\nff = 32\nseq = 128\n\
+                 [shape]\ntp = {tp}\npp = {pp}\ndp = {dp}\n[batch]\nmicro_batch = 1\nglobal = 4\n\
+                 [optimizer]\nlr = 3e-3\nwarmup = 2\n[data]\npath = {file:?}\nvalidation = 0.25\n{data}\
+                 [eval]\nmicro_batches = 4\ninterval = 3\n",
+            ))
+            .expect("a valid job");
+            let undisturbed = heal::Cluster::start(&spec, dir.path()).finish();
+            assert_eq!(undisturbed.len(), 10);
+            let mut cluster = heal::Cluster::start(&spec, dir.path());
+            for rank in 0..4 {
+                cluster.wait_for((rank + 1) % 4, 1 + 2 * rank as u64);
+                cluster.replace(&[rank].into());
+            }
+            assert_eq!(cluster.finish(), undisturbed, "{kind} at {:?}", spec.shape);
+        }
+    }
+}

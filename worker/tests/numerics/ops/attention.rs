@@ -107,12 +107,12 @@ fn check_attention<D: Device>(device: &D, products: Products, dims: AttentionDim
     // Old contents must not matter.
     let lens = [dims.tokens() * dims.out_len(), dims.tokens() * dims.heads, qkv.len()];
     let [mut out, mut lse, mut dqkv] = lens.map(|len| upload(device, &vec![f64::NAN; len]));
-    device.attention(products, &dims, qkv_buf.all(), out.all_mut(), lse.all_mut());
+    device.attention(products, &dims, None, qkv_buf.all(), out.all_mut(), lse.all_mut());
     let (expected_out, expected_lse) = forward(&dims, &qkv);
     check("out", &download(device, &out), &expected_out, tolerance);
     check("lse", &download(device, &lse), &expected_lse, tolerance);
     let (saved_out, saved_lse) = (out.all(), lse.all());
-    device.attention_backward(products, &dims, qkv_buf.all(), saved_out, saved_lse, dout_buf.all(), dqkv.all_mut());
+    device.attention_backward(products, &dims, None, qkv_buf.all(), saved_out, saved_lse, dout_buf.all(), dqkv.all_mut());
     check("dqkv", &download(device, &dqkv), &backward(&dims, &qkv, &dout), 2.5 * tolerance);
 }
 

@@ -26,7 +26,7 @@ fn routed<D: Device>(
 ) -> (Routing<D>, Groups<D>) {
     let tokens = logits.len() / experts;
     let (mut routing, mut groups) = (Routing::new(device, tokens, experts), Groups::new(device, tokens, local));
-    device.route(upload(device, logits).all(), &mut routing);
+    device.route(None, upload(device, logits).all(), &mut routing);
     device.group(&routing, &mut groups);
     (routing, groups)
 }
