@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 use tokio::runtime::Runtime;
 use toroid_hf::Folder;
@@ -246,6 +246,7 @@ fn of_checkpoint(runtime: &Runtime, args: &Args) -> Result<Loaded> {
         );
     }
     let (model, products) = (manifest.job.model.clone(), manifest.job.products);
+    ensure!(model.output.is_tokens(), "{what} has a reward model, which gives scores and no tokens; name one of kind pretrain or sft");
     let params = storage.load_params(&manifest, &whole_partition(&model)).with_context(|| format!("read {what}"))?;
     Ok(Loaded { what, model, products, params })
 }

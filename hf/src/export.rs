@@ -40,6 +40,8 @@ pub struct Written {
 pub enum ExportError<E: std::error::Error + 'static> {
     #[error("{} is there already and not empty; name a folder that is not there", .0.display())]
     NotEmpty(PathBuf),
+    #[error("the model gives a score of a text, and transformers has no class for that; export it without `--format hf`, under our names")]
+    Score,
     #[error("{} names no folder", .0.display())]
     NoName(PathBuf),
     #[error("cannot write {}: {error}", path.display())]
@@ -63,6 +65,9 @@ pub fn export<E: std::error::Error + 'static>(
     options: &Options,
     mut fill: impl FnMut(&TensorSpec, &mut [f32]) -> Result<(), E>,
 ) -> Result<Written, ExportError<E>> {
+    if !model.output.is_tokens() {
+        return Err(ExportError::Score);
+    }
     check_absent_or_empty(path)?;
     let staging = Staging::create(path)?;
     let shards = layout::shards(model, options.dtype, options.shard_bytes);

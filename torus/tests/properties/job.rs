@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use toroid_torus::job::{JobError, JobSpec, SampleOrder, parse};
+use toroid_torus::job::{JobError, JobKind, JobSpec, SampleOrder, parse};
 use toroid_torus::model::{ModelConfig, PRESETS};
 
 /// `toml` on top of the least that a job needs; a table may follow.
@@ -38,6 +38,31 @@ fn values_override_the_preset() {
     assert_eq!(job.batch.num_micro_batches, 12);
     let job = with("shape.dp = 2\nbatch = { micro_batch = 2, micro_batches = 3, global = 12 }").expect("they agree");
     assert_eq!(job.batch.samples(), 12);
+}
+
+/// What a kind decides, and what does not go with it.
+#[test]
+fn kinds_of_jobs_are_read_written_and_checked() {
+    assert!(!with("").expect("a job").to_toml().contains("kind"), "a job of pre-training is written as it always was");
+    for toml in ["kind = 'sft'", "kind = 'sft'\ndata.packing = true", "kind = 'reward'\nreward.center_coef = 0.01"] {
+        let job = with(toml).expect("a job");
+        assert_eq!(parse(&job.to_toml()).as_ref(), Ok(&job), "{}", job.to_toml());
+        let json = serde_json::to_string(&job).expect("a job is JSON");
+        assert_eq!(serde_json::from_str::<JobSpec>(&json).expect("read it back"), job);
+        let last = job.model.tensors().pop().expect("the last tensor");
+        match job.kind {
+            JobKind::Reward => assert_eq!((last.name.as_str(), &last.shape[..]), ("score.weight", &[1, 128][..])),
+            _ => assert_eq!((last.name.as_str(), &last.shape[..]), ("head.weight", &[512, 128][..])),
+        }
+    }
+    assert_eq!(with("kind = 'reward'").expect("a job").rows_of_micro_batch(), 8, "a pair is two texts");
+    check_error("kind = 'ppo'", "unknown variant `ppo`, expected one of `pretrain`, `sft`, `reward`");
+    check_error("data.packing = true", "`data.packing` = true is not possible; expected false");
+    check_error("kind = 'reward'\ndata.packing = true", "has no dialogues to pack");
+    check_error("kind = 'sft'\nreward.center_coef = 0.1", "has no pairs");
+    check_error("kind = 'reward'\nreward.center_coef = -0.1", "at least 0");
+    check_error("kind = 'sft'\ndata.stride = 7", "has a document a text");
+    check_error("model.output = 'score'", "that of kind = \"pretrain\"");
 }
 
 #[test]

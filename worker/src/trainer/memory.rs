@@ -90,6 +90,8 @@ mod tests {
             "shape.dp = 4\nfault_tolerance.replay = false",
             "shape.dp = 4\nfault_tolerance.redundancy = false",
             "shape = { tp = 2, pp = 2, dp = 2 }\nrecompute = true",
+            "kind = 'sft'\ndata.packing = true\nshape.pp = 2",
+            "kind = 'reward'\nshape.pp = 2",
         ] {
             let spec = job::parse(&format!("steps = 1\ndata.path = 'text'\n{keys}")).expect("a job");
             for rank in [0, spec.shape.world() - 1] {
