@@ -246,7 +246,10 @@ fn of_checkpoint(runtime: &Runtime, args: &Args) -> Result<Loaded> {
         );
     }
     let (model, products) = (manifest.job.model.clone(), manifest.job.products);
-    ensure!(model.output.is_tokens(), "{what} has a reward model, which gives scores and no tokens; name one of kind pretrain or sft");
+    ensure!(
+        model.output.is_tokens(),
+        "{what} has a reward model, which gives scores and no tokens; name one of kind pretrain or sft"
+    );
     let params = storage.load_params(&manifest, &whole_partition(&model)).with_context(|| format!("read {what}"))?;
     Ok(Loaded { what, model, products, params })
 }

@@ -396,7 +396,8 @@ impl Curve {
     fn write_through(&mut self, newest: u64) -> Result<(), CurveError> {
         let mut text = if self.end == 0 { format!("{}\n", self.columns.header()) } else { String::new() };
         let num = self.unwritten.partition_point(|r| r.step <= newest);
-        let formatted: Vec<(u64, String)> = self.unwritten.iter().take(num).map(|r| (r.step, format(self.columns, r))).collect();
+        let formatted: Vec<(u64, String)> =
+            self.unwritten.iter().take(num).map(|r| (r.step, format(self.columns, r))).collect();
         let (mut end, mut rows) = (self.end + text.len() as u64, Vec::new());
         for (step, row) in &formatted {
             rows.push(Row { step: *step, offset: end, bytes: row.len() as u64 });

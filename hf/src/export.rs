@@ -40,7 +40,9 @@ pub struct Written {
 pub enum ExportError<E: std::error::Error + 'static> {
     #[error("{} is there already and not empty; name a folder that is not there", .0.display())]
     NotEmpty(PathBuf),
-    #[error("the model gives a score of a text, and transformers has no class for that; export it without `--format hf`, under our names")]
+    #[error(
+        "the model gives a score of a text, and transformers has no class for that; export it without `--format hf`, under our names"
+    )]
     Score,
     #[error("{} names no folder", .0.display())]
     NoName(PathBuf),

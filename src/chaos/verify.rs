@@ -78,6 +78,13 @@ fn step_difference(expected: &proto::StepRecord, found: &proto::StepRecord) -> O
             "step {step}: (step, tokens, skipped) are {found:?}, {expected:?} in the undisturbed run"
         ));
     }
+    let taught = |r: &proto::StepRecord| (r.trained_tokens, r.pairs, r.correct, r.ties);
+    if taught(expected) != taught(found) {
+        let (expected, found) = (taught(expected), taught(found));
+        return Some(format!(
+            "step {step}: (trained tokens, pairs, correct, ties) are {found:?}, {expected:?} in the undisturbed run"
+        ));
+    }
     (expected.expert_load != found.expert_load).then(|| format!("step {step}: the load of the experts differs"))
 }
 
@@ -130,6 +137,7 @@ mod tests {
         check(|c| (c[1].epoch, c[1].step_s, c[1].tokens_per_s) = (7, 0.5, 9.0), None);
         check(|c| c[1].loss = f64::from_bits(c[1].loss.to_bits() + 1), Some("step 2: the loss is"));
         check(|c| c[2].grad_norm = -0.0, Some("step 3: the gradient norm"));
+        check(|c| c[2].correct = 1, Some("step 3: (trained tokens, pairs, correct, ties) are (None, 0, 1, 0)"));
         check(|c| c[2].expert_load[1] = 5, Some("step 3: the load of the experts"));
         check(|c| c[0].skipped = true, Some("step 1: (step, tokens, skipped)"));
         check(|c| drop(c.remove(1)), Some("step 2: (step, tokens, skipped)"));

@@ -70,7 +70,9 @@ fn curves_of_dialogues_and_preferences_have_columns_of_their_own() {
         let (folder, mut curve) = filled(0);
         (1..=3).for_each(|step| curve.append(&record(step)).unwrap());
         let text = std::fs::read_to_string(folder.path().join(FILE_NAME)).unwrap();
-        assert!(text.starts_with("step,") && text.contains(",exposed_s,trained_tokens,pairs,correct,ties,expert_load\n"));
+        assert!(
+            text.starts_with("step,") && text.contains(",exposed_s,trained_tokens,pairs,correct,ties,expert_load\n")
+        );
         let (again, _) = Curve::open(folder.path()).unwrap();
         assert_eq!(again.read(0, 9, usize::MAX).unwrap(), (1..=3).map(record).collect::<Vec<_>>());
         let copy = folder.path().join("copy");

@@ -82,8 +82,14 @@ fn check(dims: &AttentionDims, texts: &[Range<usize>], is_packed: bool) {
     let mut end = 0;
     for text in texts {
         let is_within = text.start >= end && text.end <= (text.start / dims.seq + 1) * dims.seq;
-        assert!(is_within && text.end <= dims.tokens(), "the text {text:?} is not within a sample of {dims:?}, or not behind {end}");
-        assert!((text.start % dims.seq).is_multiple_of(align), "the text {text:?} does not begin at a multiple of {align}");
+        assert!(
+            is_within && text.end <= dims.tokens(),
+            "the text {text:?} is not within a sample of {dims:?}, or not behind {end}"
+        );
+        assert!(
+            (text.start % dims.seq).is_multiple_of(align),
+            "the text {text:?} does not begin at a multiple of {align}"
+        );
         end = text.end;
     }
 }

@@ -542,7 +542,15 @@ impl<D: Device> Stage<D> {
         assert_eq!(slot.state, State::Forward, "the slot holds no micro-batch whose backward may run");
         slot.state = State::Free;
         let rows = slot.rows.take();
-        let mut context = Context { device, layout, params: params.current(), rope, rows: rows.as_ref(), scratch: &mut *scratch, tp: &mut *tp };
+        let mut context = Context {
+            device,
+            layout,
+            params: params.current(),
+            rope,
+            rows: rows.as_ref(),
+            scratch: &mut *scratch,
+            tp: &mut *tp,
+        };
         if part == Part::Input && slot.layers.is_empty() {
             slot.layers = lent.pop().expect("as many as the schedule has between the two parts of their backward");
         }

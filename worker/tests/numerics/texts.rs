@@ -6,7 +6,7 @@ use toroid_torus::job::{JobSpec, Products};
 use toroid_worker::device::{Buffer, CpuDevice, Device, NOWHERE};
 use toroid_worker::model::{Alone, Feed, Input, LossScale, Stage, Target, Unwatched};
 
-use crate::support::{read, spec, unfailing, whole_on};
+use crate::support::{read, unfailing, whole_on};
 
 /// The reference's model with longer samples, so that texts go over several tiles of attention.
 fn job(keys: &str, products: Products, recompute: bool) -> JobSpec {
@@ -33,7 +33,10 @@ fn sample(texts: &[Vec<u32>], starts: &[usize]) -> (Vec<u32>, Vec<u32>, Vec<Rang
     (inputs, targets, ranges)
 }
 
-fn forward<D: Device + Clone>(stage: &mut Stage<D>, (inputs, targets, texts): &(Vec<u32>, Vec<u32>, Vec<Range<usize>>)) -> (f64, Vec<f32>) {
+fn forward<D: Device + Clone>(
+    stage: &mut Stage<D>,
+    (inputs, targets, texts): &(Vec<u32>, Vec<u32>, Vec<Range<usize>>),
+) -> (f64, Vec<f32>) {
     let feed = Feed { input: Input::Tokens(inputs), target: Some(Target::Tokens(targets)), texts: Some(texts) };
     let stats = unfailing(stage.forward_watched(0, &feed, &mut Alone, None, &mut Unwatched));
     let view = stage.logits(0).expect("logits after a forward");
@@ -85,12 +88,11 @@ fn packed_on_emulated_cuda() {
 fn gradients_of_packed_texts_agree_on_both_devices() {
     let texts = [tokens(100, 1), tokens(41, 2), tokens(129, 3)];
     let job = job("packing = true\n", Products::F32, false);
-    let gradients = |ce: f64, grads: Vec<f32>| (ce, grads);
     let on_cpu = {
         let (mut stage, _) = whole_on(&CpuDevice::new(2), &job);
         let (ce, _) = forward(&mut stage, &sample(&texts, &[0, 128, 192]));
         backward(&mut stage, LossScale { each: 1.0 / 267.0, routers: 1.0 });
-        gradients(ce, read(stage.device(), stage.grads()))
+        (ce, read(stage.device(), stage.grads()))
     };
     let (mut stage, _) = whole_on(&crate::emulator::device(), &job);
     let (ce, _) = forward(&mut stage, &sample(&texts, &[0, 128, 192]));
@@ -154,5 +156,4 @@ fn rows_are_dropped_whatever_is_in_them<D: Device + Clone>(device: &D) {
 fn rows_are_dropped_on_both_devices() {
     rows_are_dropped_whatever_is_in_them(&CpuDevice::new(1));
     rows_are_dropped_whatever_is_in_them(&crate::emulator::device());
-    assert_eq!(spec(1).kind, toroid_torus::job::JobKind::Pretrain, "a job of no kind is of pre-training");
 }

@@ -60,7 +60,10 @@ fn a_sample_is_a_dialogue_from_its_first_token() {
 fn a_row_that_is_too_long_and_data_of_another_kind_are_refused() {
     let error = |kind: &str, bytes: &[u8], keys: &str| sources(kind, bytes, keys).err().expect("an error").to_string();
     let long = error("sft", &dialogues(&[6, 194]), "");
-    assert!(long.contains("document 1 of ") && long.contains("has 194 tokens") && long.contains("at most 193"), "{long}");
+    assert!(
+        long.contains("document 1 of ") && long.contains("has 194 tokens") && long.contains("at most 193"),
+        "{long}"
+    );
     let text = toroid_tokens::file_of(&[&[1, 2, 3]], 256, BYTES_TOKENIZER);
     let other = error("sft", &text, "");
     assert!(other.contains("trains on dialogues") && other.contains("has text"), "{other}");
@@ -81,7 +84,11 @@ fn t5_packing_is_a_function_of_the_data_and_the_seed() {
         for id in 0..dataset.num_train() {
             batch.clear();
             dataset.train_sample(id, 0, &mut batch);
-            assert!(batch.texts.iter().all(|text| text.start % TEXT_ALIGN == 0 && text.end <= 192), "{:?}", batch.texts);
+            assert!(
+                batch.texts.iter().all(|text| text.start % TEXT_ALIGN == 0 && text.end <= 192),
+                "{:?}",
+                batch.texts
+            );
             assert!(batch.texts.windows(2).all(|pair| pair[0].end <= pair[1].start), "{:?}", batch.texts);
             assert_eq!(batch.num_trained(), dataset.num_trained(id));
             (tokens, trained) = (tokens + batch.num_tokens(), trained + batch.num_trained());
@@ -92,7 +99,7 @@ fn t5_packing_is_a_function_of_the_data_and_the_seed() {
         samples
     };
     let samples = plan();
-    assert!(samples.len() < 45, "{} samples of 60 dialogues", samples.len());
+    assert!(samples.len() < 50, "{} samples of 60 dialogues", samples.len());
     assert_eq!(samples, plan());
 }
 
@@ -104,8 +111,8 @@ fn a_pair_is_two_texts() {
         (tokens.clone(), (0..tokens.len()).map(|i| i >= 2).collect::<Vec<bool>>())
     };
     let (chosen, rejected) = (answer(3, 10), answer(7, 20));
-    let pairs: Vec<([Document<'_>; 2], f32)> =
-        vec![([(&chosen.0, &chosen.1), (&rejected.0, &rejected.1)], 0.5), ([(&rejected.0, &rejected.1), (&chosen.0, &chosen.1)], 0.0)];
+    let [c, r]: [Document<'_>; 2] = [(&chosen.0[..], &chosen.1[..]), (&rejected.0[..], &rejected.1[..])];
+    let pairs = [([c, r], 0.5), ([r, c], 0.0)];
     let (sources, spec) = sources("reward", &preferences_file_of(&pairs, 256, BYTES_TOKENIZER), "").expect("pairs");
     let mut batch = Batch::new(&spec);
     batch.clear();

@@ -92,15 +92,7 @@ fn visible(query: usize, key: usize, keys: usize) -> usize {
     (query + 1).saturating_sub(key).min(keys)
 }
 
-pub fn forward(
-    pool: &Pool,
-    isa: Isa,
-    kernel: Kernel,
-    texts: Texts<'_>,
-    qkv: &[f32],
-    out: &mut [f32],
-    lse: &mut [f32],
-) {
+pub fn forward(pool: &Pool, isa: Isa, kernel: Kernel, texts: Texts<'_>, qkv: &[f32], out: &mut [f32], lse: &mut [f32]) {
     let dims = texts.dims;
     let blocks = dims.seq.div_ceil(QUERIES);
     let tasks = dims.batch * dims.heads * blocks;

@@ -614,7 +614,8 @@ impl<R: Runtime> Device for CudaDevice<R> {
         let launch = Launch { grid: [narrow(parts), 1, 1], threads: 32 * ROUTE_WARPS as u32, shared_bytes };
         let choice = [routing.probs.arg(), routing.lse.arg(), routing.chosen.arg(), routing.weights.arg()];
         let kept = optional(kept.map(|kept| kept.rows));
-        let args = [&[logits.arg(), kept][..], &choice, &[routing.counts.arg(), prob_parts, tokens_each, tokens, experts]];
+        let args =
+            [&[logits.arg(), kept][..], &choice, &[routing.counts.arg(), prob_parts, tokens_each, tokens, experts]];
         self.launch("route", launch, &args.concat());
         self.sum_rows(prob_parts, parts, routing.prob_sums.arg(), num_experts, false);
     }

@@ -37,8 +37,12 @@ fn dialogues(sentence: &str, lengths: &[usize]) -> Vec<u8> {
 /// Of each pair the tokens of the prompt, of the chosen and of the rejected answer.
 fn pairs(sentence: &str, figures: &Value) -> Vec<u8> {
     let mut all = Vec::new();
-    for (b, (lengths, margin)) in
-        figures["lengths"].as_array().expect("lengths").iter().zip(figures["margins"].as_array().expect("margins")).enumerate()
+    for (b, (lengths, margin)) in figures["lengths"]
+        .as_array()
+        .expect("lengths")
+        .iter()
+        .zip(figures["margins"].as_array().expect("margins"))
+        .enumerate()
     {
         let [prompt, chosen, rejected] = [0, 1, 2].map(|i| lengths[i].as_u64().expect("a length") as usize);
         let answer = |at: usize, num: usize| {
@@ -140,7 +144,8 @@ fn fine_tuning_meets_the_reference_on_every_shape() {
     let taught = Taught::new("sft");
     for shape in SHAPES {
         let curve = taught.train(&taught.spec(shape, "micro_batch = 2\nglobal = 4", ""));
-        taught.check(&format!("{shape:?}"), &curve, |record| record.trained_tokens.expect("a number of trained tokens"));
+        taught
+            .check(&format!("{shape:?}"), &curve, |record| record.trained_tokens.expect("a number of trained tokens"));
         assert!(curve.iter().all(|record| record.tokens == (128 + 76 + 99 + 40)), "padding is no token");
     }
 }
@@ -151,7 +156,8 @@ fn packed_dialogues_meet_the_reference_on_every_shape() {
     let taught = Taught::new("packed");
     for shape in [(1, 1, 1), (2, 1, 1), (2, 2, 1)] {
         let curve = taught.train(&taught.spec(shape, "micro_batch = 4\nglobal = 4", "packing = true\n"));
-        taught.check(&format!("{shape:?}"), &curve, |record| record.trained_tokens.expect("a number of trained tokens"));
+        taught
+            .check(&format!("{shape:?}"), &curve, |record| record.trained_tokens.expect("a number of trained tokens"));
     }
     // The second replica takes the same dialogues in the next pass.
     let curve = taught.train(&taught.spec((1, 1, 2), "micro_batch = 4\nglobal = 8", "packing = true\n"));
@@ -165,8 +171,12 @@ fn a_reward_model_meets_the_reference_on_every_shape() {
         let curve = taught.train(&taught.spec(shape, "micro_batch = 2\nglobal = 4", ""));
         taught.check(&format!("{shape:?}"), &curve, |record| record.pairs);
         let correct: Vec<u64> = curve.iter().map(|record| record.correct).collect();
-        let expected: Vec<u64> =
-            taught.figures["train"].as_array().expect("figures").iter().map(|step| step["correct"].as_u64().expect("a number")).collect();
+        let expected: Vec<u64> = taught.figures["train"]
+            .as_array()
+            .expect("figures")
+            .iter()
+            .map(|step| step["correct"].as_u64().expect("a number"))
+            .collect();
         assert_eq!(correct, expected, "{shape:?}");
     }
 }

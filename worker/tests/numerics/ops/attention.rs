@@ -112,7 +112,16 @@ fn check_attention<D: Device>(device: &D, products: Products, dims: AttentionDim
     check("out", &download(device, &out), &expected_out, tolerance);
     check("lse", &download(device, &lse), &expected_lse, tolerance);
     let (saved_out, saved_lse) = (out.all(), lse.all());
-    device.attention_backward(products, &dims, None, qkv_buf.all(), saved_out, saved_lse, dout_buf.all(), dqkv.all_mut());
+    device.attention_backward(
+        products,
+        &dims,
+        None,
+        qkv_buf.all(),
+        saved_out,
+        saved_lse,
+        dout_buf.all(),
+        dqkv.all_mut(),
+    );
     check("dqkv", &download(device, &dqkv), &backward(&dims, &qkv, &dout), 2.5 * tolerance);
 }
 
