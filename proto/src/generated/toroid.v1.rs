@@ -1250,7 +1250,7 @@ pub struct StepRecord {
     /// ce + coefficients * (z, balance)
     #[prost(double, tag = "2")]
     pub loss: f64,
-    /// nats per token
+    /// nats per token that is trained; of kind reward, per pair
     #[prost(double, tag = "3")]
     pub ce: f64,
     /// sum over layers of mean logsumexp^2
