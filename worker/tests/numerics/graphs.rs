@@ -6,7 +6,7 @@ use toroid_torus::job::{JobSpec, Products, parse};
 use toroid_torus::pipeline::Schedule;
 use toroid_worker::device::cuda::{GraphCounts, Runtime};
 use toroid_worker::device::{Buffer, CudaDevice, Device};
-use toroid_worker::model::{Alone, Input, Stage, TpComm};
+use toroid_worker::model::{Alone, Input, LossScale, Stage, TpComm};
 
 use crate::emulator::{self, Emulator};
 use crate::support::*;
@@ -28,7 +28,7 @@ fn micro_batches<R: Runtime>(device: &CudaDevice<R>, spec: &JobSpec, split: bool
             unfailing(stage.backward(slot, None, 0.5, &mut Alone, None));
             continue;
         }
-        unfailing(stage.backward_input(slot, None, 0.5, &mut Alone, None));
+        unfailing(stage.backward_input(slot, None, LossScale::mean(0.5, tokens.len()), &mut Alone, None));
         if i > 0 {
             stage.backward_weight((i - 1) % 2);
         }
