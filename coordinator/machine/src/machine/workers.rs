@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Machine;
-use super::apart::store_id;
+use crate::apart::store_id;
 use crate::api::StreamId;
 use crate::cause::Cause;
 use crate::clock::Now;
