@@ -62,7 +62,7 @@ macro_rules! messages {
 #[rustfmt::skip]
 fn all_messages() -> Vec<(&'static str, Decodes)> {
     messages![
-        Assign, CancelJobRequest, CheckpointAt, CheckpointInfo, CheckpointJobRequest, CheckpointJobResponse,
+        ApartWorker, Assign, CancelJobRequest, CheckpointAt, CheckpointInfo, CheckpointJobRequest, CheckpointJobResponse,
         CheckpointMissed, CoordinatorMessage, CordonWorkerRequest, CordonWorkerResponse, CreateTokenRequest,
         CreateTokenResponse, CurvePiece, DrainWorkerRequest, DrainWorkerResponse, DropCheckpoint, Event, Evidence, Failed,
         Finished, ForgetWorkerRequest, ForgetWorkerResponse, GetAuditRequest, GetAuditResponse, GetCurveRequest,

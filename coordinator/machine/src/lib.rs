@@ -60,6 +60,7 @@
 
 pub mod access;
 mod activity;
+mod apart;
 mod api;
 mod assigned;
 mod cause;

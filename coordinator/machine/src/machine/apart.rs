@@ -11,61 +11,25 @@
 //! So nobody is. Workers that have no place join whatever store there is. Deliberately absent: workers that do not say whose place they have (of
 //! an earlier version); they drop what they are told to.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
-
 use super::Machine;
+use crate::apart::store_id;
 use crate::api::Output;
 use crate::clock::Now;
 use toroid_proto as proto;
-use toroid_torus::ids::{Epoch, Term, WorkerId};
+use toroid_torus::ids::{Epoch, Term};
 
 /// So many terms are not led in the life of a store: whoever says more has not heard them.
 const MAX_TERMS_AHEAD: u64 = 1 << 20;
-/// Workers that are shown.
-const MAX_SHOWN: usize = 10_000;
 /// Of the failure timeout: who has not asked again for so long is gone.
 const SHOWN_FOR: u32 = 4;
-
-/// Whose terms and places are counted: the same as long as the store is.
-pub(super) fn store_id(secret: &[u8; 32]) -> [u8; 16] {
-    let mut id = [0; 16];
-    id.copy_from_slice(&blake3::keyed_hash(secret, b"whose terms are counted").as_bytes()[..16]);
-    id
-}
-
-/// Those who were refused for it, and when they asked last.
-#[derive(Debug, Default)]
-pub(super) struct Apart {
-    workers: BTreeMap<WorkerId, (proto::ApartWorker, Duration)>,
-}
-
-impl Apart {
-    fn insert(&mut self, register: &proto::Register, reason: &str, now: Duration) {
-        let id = WorkerId::from(register.worker_id.as_str());
-        if self.workers.len() >= MAX_SHOWN && !self.workers.contains_key(&id) {
-            return;
-        }
-        let worker = proto::ApartWorker {
-            worker_id: register.worker_id.clone(),
-            host: register.host.clone(),
-            job_id: register.job_id.clone(),
-            epoch: register.epoch,
-            rank: register.rank,
-            committed_step: register.committed_step,
-            reason: reason.into(),
-        };
-        self.workers.insert(id, (worker, now));
-    }
-}
 
 impl Machine {
     /// Why a worker that registers keeps what it holds and has no part here, if so.
     pub(super) fn stands_apart(&mut self, register: &proto::Register, now: Now) -> Option<String> {
         let limit = self.config.limits.failure_timeout * SHOWN_FOR;
-        self.apart.workers.retain(|_, (_, asked_at)| now.monotonic.saturating_sub(*asked_at) < limit);
+        self.apart.forget_before(now.monotonic.saturating_sub(limit));
         let Some(reason) = self.knows_less_than(register) else {
-            self.apart.workers.remove(register.worker_id.as_str());
+            self.apart.remove(&register.worker_id);
             return None;
         };
         if !register.job_id.is_empty() {
@@ -135,7 +99,6 @@ impl Machine {
     /// For users: who keeps what this store does not know.
     pub fn view_apart(&self, now: Now) -> Vec<proto::ApartWorker> {
         let limit = self.config.limits.failure_timeout * SHOWN_FOR;
-        let is_there = |asked_at: Duration| now.monotonic.saturating_sub(asked_at) < limit;
-        self.apart.workers.values().filter(|(_, at)| is_there(*at)).map(|(worker, _)| worker.clone()).collect()
+        self.apart.since(now.monotonic.saturating_sub(limit)).cloned().collect()
     }
 }

@@ -17,8 +17,8 @@ use std::time::Duration;
 use toroid_torus::failpoint;
 use toroid_torus::ids::JobId;
 
-use self::apart::Apart;
 use crate::access::{Bindings, Tokens};
+use crate::apart::Apart;
 use crate::api::{Change, Input, Output, RequestError, RequestId, RestoreError};
 use crate::clock::Now;
 use crate::config::Config;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Machine;
-use super::apart::store_id;
+use crate::apart::store_id;
 use crate::api::StreamId;
 use crate::cause::Cause;
 use crate::clock::Now;
@@ -29,6 +29,9 @@ const MAX_NAME_BYTES: usize = 256;
 /// Of what binds a worker id to whoever registers it first.
 const SECRET_BYTES: usize = 32;
 
+/// Of a store, and of whose a job's checkpoints are.
+const MAX_ID_BYTES: usize = 16;
+
 impl Config {
     /// Why a worker may not join, if so.
     fn refusal(&self, register: &proto::Register) -> Option<String> {
@@ -46,6 +49,12 @@ impl Config {
         if register.secret.len() != SECRET_BYTES {
             let found = register.secret.len();
             return Some(format!("the worker registers with a secret of {found} bytes, expected {SECRET_BYTES}"));
+        }
+        let num_bytes = register.store_id.len().max(register.owner_id.len());
+        if num_bytes > MAX_ID_BYTES {
+            return Some(format!(
+                "the worker names a store or an owner with {num_bytes} bytes, expected at most {MAX_ID_BYTES}: it is not of this version"
+            ));
         }
         // Digests compare in constant time.
         let is_known = |token: &String| blake3::hash(token.as_bytes()) == blake3::hash(register.token.as_bytes());
