@@ -31,7 +31,7 @@ fn threads_compression_files_and_deaths_change_no_byte() {
         "--held-out",
         "0.1",
         "--max-tokens",
-        "400",
+        "180",
         "--too-long",
         "cut",
         "--max-refused",
