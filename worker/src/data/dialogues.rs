@@ -101,7 +101,9 @@ impl Dialogues {
             return Part::Packed(Arc::new([]));
         }
         let order = Cursor::new(spec.seed, num, SampleOrder::Shuffled);
-        let (mut samples, mut open): (Vec<Vec<(u64, usize)>>, Vec<(usize, usize)>) = (Vec::new(), Vec::new());
+        // Dialogues with the rows that they begin at; then samples that still have room, and the rows that are taken.
+        let mut samples: Vec<Vec<(u64, usize)>> = Vec::new();
+        let mut open: Vec<(usize, usize)> = Vec::new();
         for n in 0..num {
             let dialogue = range.start + order.sample(n);
             let rows = self.rows(dialogue);
