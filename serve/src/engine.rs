@@ -167,7 +167,7 @@ impl Engine {
         let taken = |waiting: usize| (waiting + num <= most).then_some(waiting + num);
         let is_taken = self.shared.num_waiting.fetch_update(Ordering::SeqCst, Ordering::SeqCst, taken);
         is_taken.map_err(|_| Refused::Busy)?;
-        tasks.into_iter().try_for_each(|task| self.tasks.send(task)).map_err(|_| Refused::Gone)
+        tasks.into_iter().try_for_each(|task| self.tasks.send(task).map_err(|_| Refused::Gone))
     }
 
     pub fn num_waiting(&self) -> usize {

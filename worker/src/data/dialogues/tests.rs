@@ -58,7 +58,8 @@ fn a_sample_is_a_dialogue_from_its_first_token() {
 
 #[test]
 fn a_row_that_is_too_long_and_data_of_another_kind_are_refused() {
-    let error = |kind: &str, bytes: &[u8], keys: &str| sources(kind, bytes, keys).err().expect("an error").to_string();
+    let error =
+        |kind: &str, bytes: &[u8], keys: &str| sources(kind, bytes, keys).map(drop).expect_err("an error").to_string();
     let long = error("sft", &dialogues(&[6, 194]), "");
     assert!(
         long.contains("document 1 of ") && long.contains("has 194 tokens") && long.contains("at most 193"),
