@@ -288,7 +288,7 @@ fn a_drained_worker_gives_its_place_away_and_no_step() -> Result<()> {
 /// `toroid chaos` comes to the same verdict, and its exit code says so.
 #[test]
 fn chaos_verifies_and_reports() -> Result<()> {
-    let report = chaos(&["--tp", "1", "--pp", "1", "--dp", "2", "--steps", "60", "--kills", "2", "--spares", "1"])?;
+    let report = chaos(&["--preset", "micro", "--tp", "1", "--pp", "1", "--dp", "2", "--kills", "2", "--spares", "1"])?;
     ensure!(report["faults"].as_array().is_some_and(|faults| faults.len() == 2), "{report:#}");
     ensure!(report["recovery_s"]["median"].as_f64().is_some_and(|s| s > 0.0), "{report:#}");
     Ok(())
@@ -297,7 +297,7 @@ fn chaos_verifies_and_reports() -> Result<()> {
 /// T-3, T-8: two workers at the same moment, and the coordinator while they are replaced, twice.
 #[test]
 fn pairs_and_the_coordinator_die_and_no_step_is_lost() -> Result<()> {
-    let shape = ["--tp", "1", "--pp", "1", "--dp", "4", "--steps", "40", "--spares", "2"];
+    let shape = ["--preset", "micro", "--tp", "1", "--pp", "1", "--dp", "4", "--spares", "2"];
     let report = chaos(&[&shape[..], &["--kills", "4", "--at-once", "2", "--coordinator"]].concat())?;
     ensure!(report["faults"].as_array().is_some_and(|faults| faults.len() == 4), "{report:#}");
     assert_eq!(report["coordinator_kills"], 2, "{report:#}");

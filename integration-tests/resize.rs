@@ -76,11 +76,6 @@ fn check_curve(expected: &[StepRecord], found: &[StepRecord], shrink: &Incident)
     Ok(())
 }
 
-#[test]
-fn four_replicas_become_three_and_four_again() -> Result<()> {
-    check((1, 1, 4), 1, 0)
-}
-
 /// dp = 1: the copies are at the neighbours along the torus, and the mate of the dead one is a spare.
 #[test]
 fn two_replicas_of_two_become_one_and_two_again() -> Result<()> {

@@ -49,7 +49,7 @@ pub enum CacheError {
     Io { action: &'static str, path: PathBuf, cause: io::Error },
     #[error("there is nothing at {url}: neither an object of this name nor any below it")]
     Nothing { url: String },
-    #[error("{url} has {num_bytes} bytes, and the cache in {} may take {max_bytes}; raise its bound, or take less data", .folder.display())]
+    #[error("{url} has {num_bytes} bytes, and the cache in {} has room for {max_bytes} (a tenth of a file system stays free); make room there, or take less data", .folder.display())]
     TooLarge { url: String, num_bytes: u64, max_bytes: u64, folder: PathBuf },
     #[error("the cache in {} has no room for the {num_bytes} bytes of {url}: what else is in it ({in_use} bytes) is in use", .folder.display())]
     Full { url: String, num_bytes: u64, in_use: u64, folder: PathBuf },
