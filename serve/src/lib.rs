@@ -88,3 +88,10 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Generate(args) => generating::run(&runtime, *args),
     }
 }
+
+#[test]
+fn the_command_line_is_one() {
+    use clap::CommandFactory as _;
+
+    Cli::command().debug_assert();
+}

@@ -23,7 +23,7 @@ pub const TEMPLATE_NAME: &str = "chat_template.jinja";
 
 /// The flags that name a model, its tokenizer and its template.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct ServedArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// The tokenizer.json of a checkpoint whose tokens are not bytes
@@ -63,7 +63,7 @@ impl ChatTemplate {
 }
 
 impl Model {
-    pub fn open(runtime: &Runtime, args: &Args) -> Result<Model> {
+    pub fn open(runtime: &Runtime, args: &ServedArgs) -> Result<Model> {
         let source = ModelSource::open(runtime, &args.model)?;
         Model::of(source, args.tokenizer.as_deref(), args.chat_template.as_deref())
     }

@@ -23,7 +23,7 @@ const MAX_TOKEN_BYTES: u64 = 4096;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    model: model::Args,
+    model: model::ServedArgs,
     /// Where it listens; port 0: any that is free
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8000")]
     listen: SocketAddr,

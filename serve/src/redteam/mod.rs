@@ -59,7 +59,7 @@ pub enum Command {
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    model: model::Args,
+    model: model::ServedArgs,
     /// File with prompts by category; may be given several times. Default: a small set of Toroid's own
     #[arg(long, value_name = "FILE")]
     probes: Vec<PathBuf>,

@@ -254,8 +254,10 @@ fn what_is_in_flight_when_an_epoch_ends_is_given_up(kind: LinkKind) {
         flat[rank * len / 3..(rank + 1) * len / 3].fill(value);
         start_all_gather(links, &group(rank), Channel::Dp, flat)
     };
+    let up = Barrier::new(3);
     on_every_rank(&before, |rank, node| {
         let mut links = node.establish(plan(&before, rank, 1)).unwrap();
+        up.wait();
         if rank == 2 {
             // Gives some of its part and dies.
             gather(&mut links, 0.5).unwrap();
