@@ -47,22 +47,23 @@ fn t1_to_t9_hold_whatever_happens() {
 
 /// Seeds that have shown what few others do: tried first. All others are tried where they do not show it any more.
 #[cfg(feature = "failpoint")]
-const KNOWN: [(Failpoint, u64); 15] = [
+const KNOWN: [(Failpoint, u64); 16] = [
+    (Failpoint::KeepRemoved, 869),
     (Failpoint::MachineTakesOldEpoch, 59),
-    (Failpoint::GoOnFromLowest, 31),
+    (Failpoint::GoOnFromLowest, 226),
     (Failpoint::CloseByLateRecord, 310),
-    (Failpoint::TakeAnyStep, 31),
-    (Failpoint::BlameTheInnocent, 477),
+    (Failpoint::TakeAnyStep, 22),
+    (Failpoint::BlameTheInnocent, 1504),
     (Failpoint::ShrinkBelowMinDp, 244),
-    (Failpoint::ForgetCordons, 26),
-    (Failpoint::WriteWithoutLeading, 204),
+    (Failpoint::ForgetCordons, 19),
+    (Failpoint::WriteWithoutLeading, 52),
     (Failpoint::DecideAfterDeadline, 28),
-    (Failpoint::TakeStaleRead, 36),
+    (Failpoint::TakeStaleRead, 26),
     (Failpoint::TakeOldTerm, 116),
-    (Failpoint::SessionTakesOldEpoch, 32),
-    (Failpoint::SkipHealCommit, 31),
-    (Failpoint::ReplaceManifest, 143),
-    (Failpoint::FewSums, 25),
+    (Failpoint::SessionTakesOldEpoch, 17),
+    (Failpoint::SkipHealCommit, 226),
+    (Failpoint::ReplaceManifest, 154),
+    (Failpoint::FewSums, 2),
 ];
 
 #[cfg(feature = "failpoint")]

@@ -101,13 +101,6 @@ pub fn stage() -> Rc<Stage> {
     STAGE.with(|stage| stage.borrow().clone()).expect("a simulation runs on this thread")
 }
 
-/// The stage that is set, which is taken down.
-pub fn take() -> Option<Rc<Stage>> {
-    let stage = STAGE.with(|stage| stage.borrow().clone());
-    set(None);
-    stage
-}
-
 /// Sets the stage for a simulation on this thread, or takes it down.
 pub fn set(stage: Option<Rc<Stage>>) {
     system::play(stage.clone().map(|stage| stage as Rc<dyn System>));
