@@ -1,4 +1,4 @@
-//! Which model a command means, and its weights: a folder of Hugging Face's, or a checkpoint of wherever [`crate::find`] looks.
+//! Which model a command means, and its weights: a folder of Hugging Face's, or a checkpoint of wherever `toroid` commands look.
 
 use std::path::{Path, PathBuf};
 

@@ -23,7 +23,7 @@ use crate::data::map_file;
 /// the files will do. Padding becomes zero. After an error the parameters are undefined.
 ///
 /// A model that gives a score begins from one that gives tokens: the head of that one is passed over, and where the files have no
-/// [`SCORE`] what `params` has of it stays.
+/// `SCORE` what `params` has of it stays.
 pub fn load_initial(
     path: &Path,
     model: &ModelConfig,
