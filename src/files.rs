@@ -1,22 +1,42 @@
 //! Files that users name, read within a bound: a device or a pipe may have no end.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, ErrorKind, Read as _};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
 /// The text of `path`, which is called `what` (`the job file`); an error where it has more than `max_bytes`, or is no UTF-8.
 pub fn read_text(path: &Path, what: &str, max_bytes: u64) -> Result<String> {
+    let bytes = read_bytes(path, what, max_bytes)?;
     let reading = || format!("read {what} {}", path.display());
+    String::from_utf8(bytes).map_err(|_| anyhow::anyhow!("it is not UTF-8 text")).with_context(reading)
+}
+
+/// All of `path`; an error where it has more than `max_bytes`.
+pub fn read_bytes(path: &Path, what: &str, max_bytes: u64) -> Result<Vec<u8>> {
+    read_opened(File::open(path), path, what, max_bytes)
+}
+
+/// The same; `None`: there is no such file.
+pub fn read_if_there(path: &Path, what: &str, max_bytes: u64) -> Result<Option<Vec<u8>>> {
+    match File::open(path) {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+        opened => read_opened(opened, path, what, max_bytes).map(Some),
+    }
+}
+
+fn read_opened(opened: io::Result<File>, path: &Path, what: &str, max_bytes: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(max_bytes + 1).read_to_end(&mut bytes)).with_context(reading)?;
+    opened
+        .and_then(|file| file.take(max_bytes + 1).read_to_end(&mut bytes))
+        .with_context(|| format!("read {what} {}", path.display()))?;
     ensure!(
         bytes.len() as u64 <= max_bytes,
         "cannot read {what} {}: it has more than {max_bytes} bytes",
         path.display()
     );
-    String::from_utf8(bytes).map_err(|_| anyhow::anyhow!("it is not UTF-8 text")).with_context(reading)
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -34,6 +54,10 @@ mod tests {
         std::fs::write(&path, [0xff]).expect("a file");
         let error = format!("{:#}", read_text(&path, "the table", 1000).expect_err("a refusal"));
         assert!(error.ends_with("it is not UTF-8 text"), "{error}");
-        assert!(read_text(&folder.path().join("none"), "the table", 1000).is_err());
+        let none = folder.path().join("none");
+        assert!(read_text(&none, "the table", 1000).is_err());
+        assert_eq!(read_if_there(&none, "the table", 1000).expect("nothing"), None);
+        assert_eq!(read_if_there(&path.join("in a file"), "the table", 1000).expect("nothing"), None);
+        assert!(read_if_there(Path::new("/dev/zero"), "the table", 1000).is_err());
     }
 }

@@ -78,6 +78,11 @@ pub fn share(text: &str) -> Result<f64, String> {
     number(text, |p| (0.0..=1.0).contains(&p), "0 to 1")
 }
 
+/// What generates, with so many threads; without a number one a core.
+pub fn device(threads: Option<u16>) -> CpuDevice {
+    CpuDevice::for_generation(threads.map_or_else(num_cores, usize::from))
+}
+
 pub fn run(runtime: &Runtime, args: &Args) -> Result<ExitCode> {
     let source = ModelSource::open(runtime, &args.model)?;
     if source.tokens != TokensOf::Bytes || args.tokenizer.is_some() {
@@ -144,7 +149,7 @@ impl Args {
     }
 
     pub fn device(&self) -> CpuDevice {
-        let device = CpuDevice::for_generation(self.threads.map_or_else(num_cores, usize::from));
+        let device = device(self.threads);
         if !device.has_bits_of_training() {
             output::note(
                 "this processor has no AVX-512: logits differ by rounding from those of training, and a text may be another than where it has",

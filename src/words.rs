@@ -1,11 +1,11 @@
 //! What a model's folder has for text, the tokenizer and the chat template, which come along with an export.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read as _};
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use toroid_torus::manifest::Manifest;
+
+use crate::files::read_if_there;
 
 pub const TOKENIZER: &str = "tokenizer.json";
 const TEMPLATE: &str = "chat_template.jinja";
@@ -21,12 +21,12 @@ pub fn carried(manifest: &Manifest, named: Option<&Path>) -> Result<Vec<(String,
     let Some(folder) = named.or(manifest.job.init_from.as_deref()) else { return Ok(Vec::new()) };
     let mut files = Vec::new();
     if let Some(expected) = &manifest.tokenizer {
-        let tokenizer = read(&folder.join(TOKENIZER))?;
+        let tokenizer = read(folder, TOKENIZER)?;
         let found = tokenizer.as_deref().map(|bytes| blake3::hash(bytes).to_hex().to_string());
         if found.as_ref() == Some(expected) {
             files.extend(tokenizer.map(|bytes| (TOKENIZER.to_string(), bytes)));
             for name in BESIDE {
-                files.extend(read(&folder.join(name))?.map(|bytes| (name.to_string(), bytes)));
+                files.extend(read(folder, name)?.map(|bytes| (name.to_string(), bytes)));
             }
         } else {
             let found = found.map_or_else(|| "none".into(), |digest| format!("one with the blake3 {digest}"));
@@ -38,7 +38,7 @@ pub fn carried(manifest: &Manifest, named: Option<&Path>) -> Result<Vec<(String,
             return Ok(Vec::new());
         }
     }
-    files.extend(read(&folder.join(TEMPLATE))?.map(|bytes| (TEMPLATE.to_string(), bytes)));
+    files.extend(read(folder, TEMPLATE)?.map(|bytes| (TEMPLATE.to_string(), bytes)));
     ensure!(
         named.is_none() || !files.is_empty(),
         "{} has neither a {TOKENIZER} nor a {TEMPLATE} that could come along",
@@ -47,15 +47,6 @@ pub fn carried(manifest: &Manifest, named: Option<&Path>) -> Result<Vec<(String,
     Ok(files)
 }
 
-/// `None`: there is no such file.
-fn read(path: &Path) -> Result<Option<Vec<u8>>> {
-    let reading = || format!("read {}", path.display());
-    let file = match File::open(path) {
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
-        file => file.with_context(reading)?,
-    };
-    let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).with_context(reading)?;
-    ensure!(bytes.len() as u64 <= MAX_FILE_BYTES, "{} has more than {MAX_FILE_BYTES} bytes", path.display());
-    Ok(Some(bytes))
+fn read(folder: &Path, name: &str) -> Result<Option<Vec<u8>>> {
+    read_if_there(&folder.join(name), "the file", MAX_FILE_BYTES)
 }

@@ -99,6 +99,12 @@ pub enum ChatError {
     Json { name: String, what: String },
 }
 
+/// Names and texts of the tokens that a `tokenizer_config.json` names, which templates take for variables: `bos_token`, `eos_token` and the like.
+pub fn special_tokens(config: &serde_json::Value) -> impl Iterator<Item = (&str, &str)> {
+    let named = config.as_object().into_iter().flatten().filter(|(name, _)| name.ends_with("_token"));
+    named.filter_map(|(name, value)| Some((name.as_str(), value.as_str().or_else(|| value.get("content")?.as_str())?)))
+}
+
 fn at(line: &Option<usize>) -> String {
     line.map_or_else(String::new, |line| format!(" in line {line}"))
 }

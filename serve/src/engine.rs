@@ -159,8 +159,7 @@ impl Engine {
     /// All of `tasks` or none of them are taken.
     pub fn submit(&self, tasks: Vec<Task>) -> Result<(), Refused> {
         let (num, most) = (tasks.len(), self.room.waiting);
-        let batch: Batch<Speaker> = Batch::new(0, self.room.context, 0);
-        tasks.iter().try_for_each(|task| batch.check(&task.sequence)).map_err(Refused::Prompt)?;
+        tasks.iter().try_for_each(|task| task.sequence.check(self.room.context)).map_err(Refused::Prompt)?;
         if num > most {
             return Err(Refused::TooMany { found: num, most });
         }

@@ -1,20 +1,18 @@
 //! A model with all that is needed to talk to it: weights, tokens, chat template, which tokens end a text.
 
-use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
-use toroid::files::read_text;
+use toroid::files::{read_if_there, read_text};
 use toroid::model_source::{ModelArgs, ModelSource, TokensOf};
-use toroid_chat::{Chat, ChatError, Limits, Template, Time};
+use toroid_chat::{Chat, ChatError, Limits, Template, Time, special_tokens};
 use toroid_torus::model::ModelConfig;
 use toroid_worker::model::whole_partition;
 
-use crate::tokens::{Tokens, special_tokens};
+use crate::tokens::Tokens;
 
 /// Files beside the weights have a few KB.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
@@ -137,7 +135,7 @@ fn chat_template(source: &ModelSource, named: Option<&Path>, config: &Value) -> 
         (None, None) => return Ok(None),
     };
     let template = Template::parse(&text, Limits::default()).with_context(|| format!("read {what}"))?;
-    let variables = special_tokens(config).into_iter().map(|(name, text)| (name, json!(text).to_string())).collect();
+    let variables = special_tokens(config).map(|(name, text)| (name.into(), json!(text).to_string())).collect();
     Ok(Some(ChatTemplate { text, template, variables }))
 }
 
@@ -151,17 +149,12 @@ fn ends(generation: &Value, tokenizer: &Value, tokens: &Tokens) -> Vec<u32> {
     if !named.is_empty() {
         return named;
     }
-    special_tokens(tokenizer).get("eos_token").and_then(|text| tokens.id_of(text)).into_iter().collect()
+    let end = special_tokens(tokenizer).find(|(name, _)| *name == "eos_token");
+    end.and_then(|(_, text)| tokens.id_of(text)).into_iter().collect()
 }
 
 /// `null`: there is no such file.
 fn read_json(path: &Path) -> Result<Value> {
-    let mut text = String::new();
-    let what = || format!("read {}", path.display());
-    let file = match File::open(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Value::Null),
-        file => file.with_context(what)?,
-    };
-    file.take(MAX_CONFIG_BYTES).read_to_string(&mut text).with_context(what)?;
-    serde_json::from_str(&text).with_context(what)
+    let Some(bytes) = read_if_there(path, "the configuration", MAX_CONFIG_BYTES)? else { return Ok(Value::Null) };
+    serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))
 }

@@ -10,9 +10,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use toroid::files::read_text;
-use toroid::output;
+use toroid::{generate, output};
 use toroid_torus::units;
-use toroid_worker::device::CpuDevice;
 
 use crate::engine::{Engine, Room};
 use crate::http::{Limits, Served, router, serve};
@@ -65,11 +64,6 @@ pub struct Args {
     threads: Option<u16>,
 }
 
-/// Compute threads, where none are named.
-pub fn num_threads(named: Option<u16>) -> usize {
-    named.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
-}
-
 pub fn run(runtime: &Runtime, args: &Args) -> Result<ExitCode> {
     let token = token(args)?;
     ensure!(
@@ -89,7 +83,7 @@ pub fn run(runtime: &Runtime, args: &Args) -> Result<ExitCode> {
     );
     let name = args.name.clone().unwrap_or_else(|| name_of(&args.model.model.from));
     let room = Room { places: args.places.into(), waiting: args.waiting as usize, context };
-    let device = CpuDevice::for_generation(num_threads(args.threads));
+    let device = generate::device(args.threads);
     if !device.has_bits_of_training() {
         output::note("this processor has no AVX-512: logits differ by rounding from those of training");
     }

@@ -1,13 +1,11 @@
 //! Text to tokens and back: tokens are bytes, or those of a `tokenizer.json`.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail};
 use tokenizers::Tokenizer;
+use toroid::files::read_bytes;
 use toroid::generate::Characters;
 
 /// Bytes, and the ids of their tokens.
@@ -34,10 +32,8 @@ pub struct TokenizerFile {
 impl Tokens {
     /// Reads a file as the library `tokenizers` writes it.
     pub fn open(path: &Path) -> Result<Tokens> {
-        let mut bytes = Vec::new();
+        let bytes = read_bytes(path, "the tokenizer", MAX_FILE_BYTES)?;
         let what = || format!("read the tokenizer {}", path.display());
-        File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)).with_context(what)?;
-        ensure!(bytes.len() as u64 <= MAX_FILE_BYTES, "{} has more than {MAX_FILE_BYTES} bytes", path.display());
         let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|error| anyhow!("{error}")).with_context(what)?;
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| anyhow!("{error}")).with_context(what)?;
@@ -157,13 +153,6 @@ impl Stream {
         self.num_told = self.ids.len();
         all.get(before.len()..).unwrap_or_default().into()
     }
-}
-
-/// Special tokens that a `tokenizer_config.json` names, by what it calls them: `bos_token`, `eos_token` and the like.
-pub fn special_tokens(config: &serde_json::Value) -> BTreeMap<String, String> {
-    let named = config.as_object().into_iter().flatten().filter(|(name, _)| name.ends_with("_token"));
-    let text = |value: &serde_json::Value| Some(value.as_str().or(value["content"].as_str())?.to_string());
-    named.filter_map(|(name, value)| Some((name.clone(), text(value)?))).collect()
 }
 
 #[cfg(test)]

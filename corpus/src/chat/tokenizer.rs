@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tokenizers::Tokenizer;
+use toroid_chat::special_tokens;
 use toroid_tokens::{BYTES_TOKENIZER, BYTES_VOCABULARY};
 
 use crate::chat::refusal::{Reason, Refusal, Usable};
@@ -286,11 +287,8 @@ fn settings(folder: &Path) -> Result<Settings> {
         Some(text) => serde_json::from_str(&text).map_err(|error| wrong(&path, error))?,
         None => Value::Null,
     };
-    let token = |(name, value): (&String, &Value)| {
-        let text = value.as_str().or_else(|| value.get("content")?.as_str())?;
-        name.ends_with("_token").then(|| (name.clone(), Value::from(text).to_string()))
-    };
-    let variables = config.as_object().map_or_else(Vec::new, |fields| fields.iter().filter_map(token).collect());
+    let variables =
+        special_tokens(&config).map(|(name, text)| (name.to_owned(), Value::from(text).to_string())).collect();
     let of_file = read_settings(&folder.join("chat_template.jinja"))?;
     Ok((variables, of_file.or_else(|| template_of(&config))))
 }

@@ -23,13 +23,12 @@ use tokio::sync::mpsc;
 use toroid::files::read_text;
 use toroid::output;
 use toroid_chat::Time;
-use toroid_worker::device::{CpuDevice, Device as _};
+use toroid_worker::device::Device as _;
 use toroid_worker::generate::{Finish, Sampling, Sequence};
 
 use crate::engine::{Engine, Event, Refused, Room, Task};
 use crate::generating::refusal;
 use crate::model::{self, Model};
-use crate::serving::num_threads;
 use detect::Detector;
 use probes::{OWN, Probes};
 use report::{Attempt, Category, FORMAT, Report, shares};
@@ -159,7 +158,7 @@ impl Args {
 
     fn ask(&self, runtime: &Runtime, probes: &Probes) -> Result<Report> {
         let model = Model::open(runtime, &self.model)?;
-        let (context, device) = (model.config().seq, CpuDevice::for_generation(num_threads(self.threads)));
+        let (context, device) = (model.config().seq, toroid::generate::device(self.threads));
         let fingerprint = device.fingerprint();
         let samples = u64::from(self.samples);
         let mut questions = Vec::new();

@@ -40,6 +40,19 @@ pub struct Sequence {
     pub scores_prompt: bool,
 }
 
+impl Sequence {
+    /// Whether it can be read and written at all, where a sequence has up to `most` tokens.
+    pub fn check(&self, most: usize) -> Result<(), GenerateError> {
+        match self.prompt.len() {
+            0 => Err(GenerateError::Empty),
+            found if found > most || (found == most && self.max_tokens > 0) => {
+                Err(GenerateError::TooLong { found, most })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Who is told of a sequence.
 pub trait Listener {
     /// `logits (vocab)` behind the prompt's token at `position`; only where [`Sequence::scores_prompt`] asks for it.
@@ -111,21 +124,9 @@ impl<L: Listener> Batch<L> {
         self.num_free() == self.places.len()
     }
 
-    /// Whether a sequence can be read and written at all.
-    pub fn check(&self, sequence: &Sequence) -> Result<(), GenerateError> {
-        let (found, most) = (sequence.prompt.len(), self.most);
-        match found {
-            0 => Err(GenerateError::Empty),
-            found if found > most || (found == most && sequence.max_tokens > 0) => {
-                Err(GenerateError::TooLong { found, most })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Gives `sequence`, which [`Batch::check`] found good, a place; there must be a free one.
+    /// Gives `sequence`, which [`Sequence::check`] found good, a place; there must be a free one.
     pub fn join(&mut self, sequence: Sequence, listener: L) {
-        assert!(self.check(&sequence).is_ok(), "a sequence that was checked");
+        assert!(sequence.check(self.most).is_ok(), "a sequence that was checked");
         self.turn += 1;
         let key = Key::new(sequence.seed, &sequence.prompt, sequence.sample);
         let free = self.places.iter_mut().filter(|place| place.work.is_none());

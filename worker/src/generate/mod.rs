@@ -89,12 +89,13 @@ pub fn generate<D: CachedAttention>(
     said: impl FnMut(usize, &[u32]),
 ) -> Result<Vec<Text>, GenerateError> {
     let Request { prompt, samples, max_tokens, sampling, seed, num_tokens, stops } = *request;
-    let mut batch = Batch::new(samples, decoder.max_tokens(), num_tokens);
+    let most = decoder.max_tokens();
+    let mut batch = Batch::new(samples, most, num_tokens);
     let said = &RefCell::new(said);
     for sample in 0..samples {
         let sequence =
             Sequence { prompt: prompt.into(), sample: sample as u64, seed, sampling, max_tokens, scores_prompt: false };
-        batch.check(&sequence)?;
+        sequence.check(most)?;
         let said = move |tokens: &[u32]| said.borrow_mut()(sample, tokens);
         batch.join(sequence, Writing { sample, stops, said, tokens: Vec::new(), num_said: 0 });
     }
