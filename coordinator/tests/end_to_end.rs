@@ -144,6 +144,7 @@ impl Worker {
             bytes: 10,
             digest: String::new(),
             entries: Vec::new(),
+            kl_coef: None,
         };
         self.say(FromWorker::ShardWritten(proto::ShardWritten {
             job_id: self.assign.job_id.clone(),

@@ -299,7 +299,7 @@ fn whole_manifest(dp: usize) -> Manifest {
             bytes += entry.bytes();
         }
         let writer = Writer { epoch: 3, rank, world: shape.world(), owner };
-        ShardFile { file: ShardFile::name_of(&writer), rank, bytes, digest: String::new(), entries }
+        ShardFile { file: ShardFile::name_of(&writer), rank, bytes, digest: String::new(), entries, kl_coef: None }
     };
     Manifest {
         format: FORMAT,

@@ -33,6 +33,7 @@ fn stream(seed: u64, tensor: &str) -> u64 {
 fn value(init: Init, stream: u64, element: u64) -> f32 {
     match init {
         Init::One => 1.0,
+        Init::Zero => 0.0,
         Init::Normal(std) => (std * normal(stream.wrapping_add(element))) as f32,
     }
 }

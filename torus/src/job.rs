@@ -5,6 +5,7 @@
 
 mod data;
 mod kind;
+mod ppo;
 
 use std::path::PathBuf;
 
@@ -20,6 +21,7 @@ use crate::schedule::OptimizerConfig;
 use data::DataFile;
 pub use data::{DataConfig, SOURCES_MAX, SampleOrder, SourceConfig};
 pub use kind::{JobKind, RewardConfig};
+pub use ppo::{Form, PpoConfig};
 
 /// A job, complete: nothing is left to a default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -52,6 +54,9 @@ pub struct JobSpec {
     pub loss: LossConfig,
     #[serde(default, skip_serializing_if = "RewardConfig::is_default")]
     pub reward: RewardConfig,
+    /// Of jobs of that kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ppo: Option<PpoConfig>,
     pub batch: BatchConfig,
     /// Manifests of before there was a choice have none.
     #[serde(default)]
@@ -225,6 +230,7 @@ struct File {
     model: ModelFile,
     loss: LossFile,
     reward: RewardConfig,
+    ppo: Option<PpoConfig>,
     batch: BatchFile,
     pipeline: PipelineConfig,
     optimizer: OptimizerFile,
@@ -367,7 +373,7 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
         weight_decay_final: o.weight_decay_final.unwrap_or(2.0 * weight_decay),
         clip: o.clip.unwrap_or(1.0),
     };
-    let data = file.data.resolve(model.seq)?;
+    let data = file.data.resolve(file.kind, model.seq)?;
     let redundancy = file.fault_tolerance.redundancy.unwrap_or(true);
     // Who asks for both has asked for something that cannot be; who says nothing of a replay has none without second holders.
     if !redundancy && file.fault_tolerance.replay == Some(true) {
@@ -394,6 +400,7 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
             balance_coef: file.loss.balance_coef.unwrap_or(1e-2),
         },
         reward: file.reward,
+        ppo: file.ppo,
         batch,
         pipeline: file.pipeline,
         optimizer,
@@ -401,8 +408,8 @@ fn resolve(file: File) -> Result<JobSpec, JobError> {
             interval: file.eval.interval.unwrap_or(0),
             // Each source has one at least.
             num_micro_batches: file.eval.micro_batches.unwrap_or(match data.validation > 0.0 {
-                true => data.sources.len().max(16),
-                false => 0,
+                true if file.kind != JobKind::Ppo => data.sources.len().max(16),
+                _ => 0,
             }),
         },
         data,
@@ -651,9 +658,9 @@ impl JobSpec {
     pub fn differences(&self, other: &JobSpec) -> Vec<String> {
         let (mut own, mut others) = (Vec::new(), Vec::new());
         for (spec, out) in [(self, &mut own), (other, &mut others)] {
-            let JobSpec { kind, steps, products, loss, reward, optimizer, data, .. } = spec;
+            let JobSpec { kind, steps, products, loss, reward, ppo, optimizer, data, .. } = spec;
             let whole = serde_json::json!({
-                "kind": kind, "steps": steps, "products": products, "loss": loss, "reward": reward, "optimizer": optimizer
+                "kind": kind, "steps": steps, "products": products, "loss": loss, "reward": reward, "ppo": ppo, "optimizer": optimizer
             });
             flatten("", &whole, out);
             let (order, stride, validation, packing) = (data.order, data.stride, data.validation, data.packing);
@@ -707,6 +714,8 @@ struct Written<'a> {
     loss: &'a LossConfig,
     #[serde(skip_serializing_if = "RewardConfig::is_default")]
     reward: &'a RewardConfig,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ppo: &'a Option<PpoConfig>,
     batch: WrittenBatch,
     pipeline: PipelineConfig,
     optimizer: &'a OptimizerConfig,
@@ -746,6 +755,7 @@ impl<'a> From<&'a JobSpec> for Written<'a> {
             model: &s.model,
             loss: &s.loss,
             reward: &s.reward,
+            ppo: &s.ppo,
             batch: WrittenBatch {
                 micro_batch: s.batch.micro_batch,
                 global: s.batch.micro_batch * s.batch.num_micro_batches,

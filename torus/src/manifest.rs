@@ -113,6 +113,9 @@ pub struct ShardFile {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub digest: String,
     pub entries: Vec<Entry>,
+    /// Of a job of kind `ppo`: what a nat of divergence costs from this step on, which follows from all iterations before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl_coef: Option<f64>,
 }
 
 /// Who writes a file.

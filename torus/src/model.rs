@@ -34,11 +34,18 @@ pub enum Output {
     Tokens,
     /// One number for a text, at its last token: `score.weight (1, d)`, without a bias.
     Score,
+    /// Both at each token: logits, and what is still to be expected of the text, `value.weight (1, d)`, without a bias.
+    Policy,
 }
 
 impl Output {
     pub const fn is_tokens(&self) -> bool {
         matches!(self, Output::Tokens)
+    }
+
+    /// It ends with logits, whatever else.
+    pub const fn has_logits(&self) -> bool {
+        matches!(self, Output::Tokens | Output::Policy)
     }
 }
 
@@ -48,6 +55,7 @@ pub enum Init {
     /// Normal with mean 0 and this standard deviation.
     Normal(f64),
     One,
+    Zero,
 }
 
 /// One tensor of the whole model, before any split.
@@ -130,6 +138,11 @@ impl ModelConfig {
             Output::Tokens => push("head.weight".into(), vec![self.vocab, d], normal),
             // Of this size scores begin near 0 (Stiennon et al. 2020, "Learning to summarize from human feedback").
             Output::Score => push("score.weight".into(), vec![1, d], Init::Normal(1.0 / (d as f64 + 1.0).sqrt())),
+            Output::Policy => {
+                push("head.weight".into(), vec![self.vocab, d], normal);
+                // Nothing is expected of a text before something was seen.
+                push("value.weight".into(), vec![1, d], Init::Zero);
+            }
         }
         out
     }

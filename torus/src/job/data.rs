@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{JobError, TOML_MAX, value};
+use super::{JobError, JobKind, TOML_MAX, value};
 
 /// Sources of one job.
 pub const SOURCES_MAX: usize = 64;
@@ -96,7 +96,7 @@ pub(super) struct DataFile {
 
 impl DataFile {
     /// With every default filled in, for samples of `seq` tokens.
-    pub fn resolve(self, seq: usize) -> Result<DataConfig, JobError> {
+    pub fn resolve(self, kind: JobKind, seq: usize) -> Result<DataConfig, JobError> {
         if self.path.is_none() && self.source.is_empty() {
             let hint = "name a text file or a folder of them, or token files; or several sources by [[data.source]]";
             return Err(JobError::Missing { key: "data.path", hint });
@@ -107,7 +107,8 @@ impl DataFile {
             max_bytes: self.max_bytes.unwrap_or_else(all_bytes),
             order: self.order.unwrap_or(SampleOrder::Shuffled),
             stride: self.stride.unwrap_or(seq),
-            validation: self.validation.unwrap_or(0.01),
+            // A policy is not validated on answers of others.
+            validation: self.validation.unwrap_or(if kind == JobKind::Ppo { 0.0 } else { 0.01 }),
             packing: self.packing,
             temperature: self.temperature,
             sources: self.source,

@@ -16,6 +16,8 @@ pub enum JobKind {
     Sft,
     /// Pairs of answers (a reward model): a score, higher for the answer that was preferred.
     Reward,
+    /// The model's own answers to prompts: more of those that are worth more ([`super::PpoConfig`]).
+    Ppo,
 }
 
 impl JobKind {
@@ -29,6 +31,7 @@ impl JobKind {
             JobKind::Pretrain => "pretrain",
             JobKind::Sft => "sft",
             JobKind::Reward => "reward",
+            JobKind::Ppo => "ppo",
         }
     }
 
@@ -37,13 +40,14 @@ impl JobKind {
         match self {
             JobKind::Pretrain | JobKind::Sft => Output::Tokens,
             JobKind::Reward => Output::Score,
+            JobKind::Ppo => Output::Policy,
         }
     }
 
     /// Texts that a sample is made of: of a pair, both answers.
     pub const fn texts_of_sample(self) -> usize {
         match self {
-            JobKind::Pretrain | JobKind::Sft => 1,
+            JobKind::Pretrain | JobKind::Sft | JobKind::Ppo => 1,
             JobKind::Reward => 2,
         }
     }
@@ -88,6 +92,6 @@ impl JobSpec {
         if !self.kind.is_pretrain() && self.data.stride != self.model.seq {
             return value("data.stride", self.data.stride, format!("none: kind = \"{kind}\" has a document a text"));
         }
-        Ok(())
+        self.check_ppo()
     }
 }

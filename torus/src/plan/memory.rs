@@ -158,7 +158,9 @@ fn ends_elements(dims: &Dims, part: &Part, num_x: usize) -> usize {
     };
     // Which rows are tokens; where texts share samples, their bounds and positions.
     let rows = if dims.has_texts { n } else { 0 } + if dims.is_packed { n * (2 + dims.head_dim) } else { 0 };
-    rows + n + num_x * n * dims.d + head
+    // Values, weights of rows and gradients of values.
+    let values = if part.has_head && dims.has_values { 3 * n } else { 0 };
+    rows + n + num_x * n * dims.d + head + values
 }
 
 /// What is kept of a layer between forward and backward.

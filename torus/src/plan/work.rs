@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::job::JobSpec;
-use crate::model::{ModelConfig, TOP_K};
+use crate::model::{ModelConfig, Output, TOP_K};
 use crate::partition::{kv_heads, stage_layers};
 use crate::pipeline::Costs;
 
@@ -31,13 +31,15 @@ pub struct Dims {
     pub is_packed: bool,
     /// The model gives tokens, and no score.
     pub has_tokens: bool,
+    /// And a value beside each.
+    pub has_values: bool,
     pub tp: usize,
 }
 
 impl Dims {
     pub fn new(spec: &JobSpec) -> Dims {
         let (model, tp) = (&spec.model, spec.shape.tp());
-        let has_tokens = model.output.is_tokens();
+        let has_tokens = model.output.has_logits();
         Dims {
             batch: spec.rows_of_micro_batch(),
             seq: model.seq,
@@ -51,6 +53,7 @@ impl Dims {
             has_texts: !spec.kind.is_pretrain(),
             is_packed: spec.data.packing,
             has_tokens,
+            has_values: model.output == Output::Policy,
             tp,
         }
     }

@@ -44,7 +44,8 @@ fn values_override_the_preset() {
 #[test]
 fn kinds_of_jobs_are_read_written_and_checked() {
     assert!(!with("").expect("a job").to_toml().contains("kind"), "a job of pre-training is written as it always was");
-    for toml in ["kind = 'sft'", "kind = 'sft'\ndata.packing = true", "kind = 'reward'\nreward.center_coef = 0.01"] {
+    let ppo = "kind = 'ppo'\nsteps = 40\nppo = { stop_token = 0, form = { tokens = [48, 49] } }";
+    for toml in ["kind = 'sft'", "kind = 'sft'\ndata.packing = true", "kind = 'reward'\nreward.center_coef = 0.01", ppo] {
         let job = with(toml).expect("a job");
         assert_eq!(parse(&job.to_toml()).as_ref(), Ok(&job), "{}", job.to_toml());
         let json = serde_json::to_string(&job).expect("a job is JSON");
@@ -52,11 +53,12 @@ fn kinds_of_jobs_are_read_written_and_checked() {
         let last = job.model.tensors().pop().expect("the last tensor");
         match job.kind {
             JobKind::Reward => assert_eq!((last.name.as_str(), &last.shape[..]), ("score.weight", &[1, 128][..])),
+            JobKind::Ppo => assert_eq!((last.name.as_str(), &last.shape[..]), ("value.weight", &[1, 128][..])),
             _ => assert_eq!((last.name.as_str(), &last.shape[..]), ("head.weight", &[512, 128][..])),
         }
     }
     assert_eq!(with("kind = 'reward'").expect("a job").rows_of_micro_batch(), 8, "a pair is two texts");
-    check_error("kind = 'ppo'", "unknown variant `ppo`, expected one of `pretrain`, `sft`, `reward`");
+    check_error("kind = 'grpo'", "unknown variant `grpo`, expected one of `pretrain`, `sft`, `reward`, `ppo`");
     check_error("data.packing = true", "`data.packing` = true is not possible; expected false");
     check_error("kind = 'reward'\ndata.packing = true", "has no dialogues to pack");
     check_error("kind = 'sft'\nreward.center_coef = 0.1", "has no pairs");

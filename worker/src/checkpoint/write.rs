@@ -135,7 +135,7 @@ impl Owned {
             return Ok(written);
         }
         upload.finish()?;
-        Ok(ShardFile { file, rank: writer.rank, bytes, digest: String::new(), entries })
+        Ok(ShardFile { file, rank: writer.rank, bytes, digest: String::new(), entries, kl_coef: None })
     }
 
     /// What the manifest of a complete step says of this shard; `None` where it is to be written beside.

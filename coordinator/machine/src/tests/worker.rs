@@ -535,6 +535,7 @@ impl Worker {
             bytes: 10,
             digest: String::new(),
             entries: Vec::new(),
+            kl_coef: None,
         };
         let body = proto::ShardWritten {
             job_id: work.job.clone(),
