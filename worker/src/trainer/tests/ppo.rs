@@ -1,0 +1,165 @@
+//! Proximal policy optimization: rollouts and updates at places that are connected, and that die.
+
+use std::collections::BTreeMap;
+
+use toroid_proto::{PolicyStep, StepRecord};
+use toroid_tokens::{BYTES_TOKENIZER, Document, dialogues_file_of};
+use toroid_torus::ids::Step;
+
+use super::*;
+
+/// Dialogues of two to nine tokens, then an answer of digits that ends with a zero byte.
+fn dialogues_of_digits() -> Vec<u8> {
+    let one = |n: usize| {
+        let prompt: Vec<u32> = (0..2 + n * 5 % 8).map(|j| 97 + ((n * 7 + j * 3) % 26) as u32).collect();
+        let answer: Vec<u32> = (0..1 + n % 4).map(|j| 48 + ((n + j) % 10) as u32).chain([0]).collect();
+        let trained: Vec<bool> = prompt.iter().map(|_| false).chain(answer.iter().map(|_| true)).collect();
+        ([prompt, answer].concat(), trained)
+    };
+    let all: Vec<(Vec<u32>, Vec<bool>)> = (0..48).map(one).collect();
+    let documents: Vec<Document<'_>> = all.iter().map(|(tokens, trained)| (&tokens[..], &trained[..])).collect();
+    dialogues_file_of(&documents, 256, BYTES_TOKENIZER)
+}
+
+const MODEL: &str =
+    "layers = 2\nd_model = 32\nhead_dim = 8\nff = 32\nseq = 24\nvocab = 256\nexperts = 4\nkv_heads = 4\n";
+const PPO: &str = "epochs = 2\nminibatches = 2\nmax_tokens = 8\nstop_token = 0\nside_by_side = 3\nkl_target = 0.5\nkl_horizon = 40.0\n\
+                   form = { tokens = [48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 101, 102, 103], max = 7 }\n";
+
+/// `keys` are of the whole file.
+fn policy_job((tp, pp, dp): (usize, usize, usize), dir: &Path, steps: u64, keys: &str, ppo: &str) -> JobSpec {
+    let file = dir.join("prompts.tokens");
+    std::fs::write(&file, dialogues_of_digits()).expect("write the data");
+    job::parse(&format!(
+        "kind = \"ppo\"\nsteps = {steps}\nseed = 3\n{keys}[model]\n{MODEL}[shape]\ntp = {tp}\npp = {pp}\ndp = {dp}\n\
+         [batch]\nmicro_batch = 2\nglobal = 8\n[optimizer]\nlr = 1e-2\nwarmup = 2\n[data]\npath = {file:?}\n[ppo]\n{PPO}{ppo}"
+    ))
+    .expect("a valid job")
+}
+
+fn train(spec: &JobSpec, dir: &Path, steps: u64) -> Vec<StepRecord> {
+    let of_places = each_place(spec, dir, move |mut job, links, environment| {
+        let mut records = Vec::new();
+        for _ in 0..steps {
+            records.extend(job.step(links, &environment.shared).expect("make a step"));
+            job.passes.start_gather(links, &environment.shared, job.shards.own()).expect("gather the parameters");
+        }
+        job.passes.finish_gather(links).expect("gather the parameters");
+        links.flush().expect("send what others wait for");
+        records
+    });
+    of_places.into_iter().flatten().collect()
+}
+
+fn policy_of(record: &StepRecord) -> PolicyStep {
+    record.policy.expect("a step of a policy")
+}
+
+/// P-1, and what must be so at the start: nothing has diverged yet, and nothing is clipped.
+#[test]
+fn at_the_first_minibatch_the_ratio_is_one_and_at_the_start_the_divergence_is_nothing() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    for shape in [(1, 1, 1), (2, 1, 2), (1, 2, 2), (2, 2, 1), (4, 1, 1), (1, 1, 3)] {
+        let spec = policy_job(shape, dir.path(), 12, "", "");
+        let curve = train(&spec, dir.path(), 12);
+        assert_eq!(curve.len(), 12, "{shape:?}");
+        for (n, record) in curve.iter().enumerate() {
+            let policy = policy_of(record);
+            // The first pass has two minibatches, of which the second is after an update.
+            if n % 4 == 0 {
+                let found = (policy.mean_ratio, policy.approx_kl, policy.clip_fraction);
+                assert_eq!(found, (1.0, 0.0, 0.0), "{shape:?}, step {}", record.step);
+            }
+            assert!(policy.answer_tokens >= 1.0 && policy.answer_tokens <= 8.0, "{policy:?}");
+            assert!(record.loss.is_finite() && record.grad_norm > 0.0 && !record.skipped, "{record:?}");
+            let num = record.trained_tokens.expect("the answers' tokens");
+            assert!(num >= 8 && num <= 64, "{shape:?}: {num} tokens of eight answers");
+        }
+        assert_eq!(policy_of(&curve[0]).kl, 0.0, "{shape:?}");
+        assert!(policy_of(&curve[1]).mean_ratio != 1.0 && policy_of(&curve[4]).kl != 0.0, "{shape:?}: it learns");
+        // Below the target at first, the coefficient falls by a fifth of 16 / 40; it is that of the whole iteration.
+        let coefs: Vec<f64> = curve.iter().map(|record| policy_of(record).kl_coef).collect();
+        assert_eq!(coefs[..4], [0.05; 4], "{shape:?}");
+        assert!((coefs[4] - 0.05 * (1.0 - 0.2 * 0.4)).abs() < 1e-15 && coefs[4..8] == [coefs[4]; 4], "{coefs:?}");
+    }
+}
+
+/// What is written does not depend on how the model is split, as far as sums in another order give the same choice; on the same shape it is the
+/// same bits.
+#[test]
+fn answers_are_the_same_on_every_shape_and_in_every_run() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let figures = |shape, keys: &str| {
+        let spec = policy_job(shape, dir.path(), 4, "", keys);
+        train(&spec, dir.path(), 1)
+            .iter()
+            .map(policy_of)
+            .map(|p| (p.score, p.answer_tokens, p.stopped))
+            .collect::<Vec<_>>()
+    };
+    let alone = figures((1, 1, 1), "");
+    for shape in [(2, 1, 1), (4, 1, 1), (1, 2, 1), (2, 2, 1), (1, 1, 2), (1, 2, 2)] {
+        assert_eq!(figures(shape, ""), alone, "{shape:?}");
+    }
+    let spec = policy_job((2, 1, 2), dir.path(), 8, "", "");
+    let without_times = |curve: Vec<StepRecord>| {
+        let plain = |r: StepRecord| StepRecord { step_s: 0.0, tokens_per_s: 0.0, hidden_s: 0.0, exposed_s: 0.0, ..r };
+        curve.into_iter().map(plain).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        without_times(train(&spec, dir.path(), 8)),
+        without_times(train(&spec, dir.path(), 8)),
+        "the same run twice"
+    );
+}
+
+/// P-2: each prompt of a pass over the data is answered once, whichever replica has it.
+#[test]
+fn every_prompt_is_answered_once() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    for shape in [(1, 1, 1), (1, 1, 3), (1, 2, 2)] {
+        let spec = policy_job(shape, dir.path(), 12, "", "");
+        // Three iterations of sixteen answers: all 48 dialogues.
+        let spec_of_place = spec.clone();
+        let all = each_place(&spec, dir.path(), move |mut job, links, environment| {
+            let (spec, mut prompts) = (&spec_of_place, Vec::new());
+            job.passes.finish_gather(links).expect("gather the parameters");
+            for first in [0, 4, 8] {
+                job.committed = Step::new(first);
+                let answers = job.write_answers(links, &environment.shared, spec).expect("write the answers");
+                prompts.extend(answers.into_iter().map(|answer| (first, answer.number, answer.prompt)));
+            }
+            links.flush().expect("send what others wait for");
+            (job.assignment.place(), prompts)
+        });
+        let of_last = all.into_iter().filter(|(place, _)| place.pp + 1 == spec.shape.pp());
+        let mut prompts: Vec<(u64, u64, Vec<u32>)> = of_last.flat_map(|(_, prompts)| prompts).collect();
+        prompts.sort();
+        assert_eq!(prompts.len(), 48, "{shape:?}");
+        let mut texts: BTreeMap<Vec<u32>, usize> = BTreeMap::new();
+        prompts.into_iter().for_each(|(.., text)| *texts.entry(text).or_default() += 1);
+        let mut expected: BTreeMap<Vec<u32>, usize> = BTreeMap::new();
+        (0..48)
+            .map(|n: usize| (0..2 + n * 5 % 8).map(|j| 97 + ((n * 7 + j * 3) % 26) as u32).collect())
+            .for_each(|text: Vec<u32>| *expected.entry(text).or_default() += 1);
+        assert_eq!(texts, expected, "{shape:?}");
+    }
+}
+
+/// T-4: whoever dies, in a rollout, between minibatches or after the last: the curve is that of the undisturbed run.
+#[test]
+fn t4_deaths_while_a_policy_is_optimized_leave_no_trace() {
+    for shape in [(2, 1, 2), (1, 2, 2)] {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let spec = policy_job(shape, dir.path(), 16, "", "");
+        let undisturbed = heal::Cluster::start(&spec, dir.path()).finish();
+        assert_eq!(undisturbed.len(), 16);
+        let mut cluster = heal::Cluster::start(&spec, dir.path());
+        // The second iteration begins with step 5.
+        for (rank, step) in [(0, 1), (1, 4), (2, 6), (3, 7), (0, 12)] {
+            cluster.wait_for((rank + 1) % 4, step);
+            cluster.replace(&[rank].into());
+        }
+        assert_eq!(cluster.finish(), undisturbed, "{shape:?}");
+    }
+}
