@@ -163,3 +163,71 @@ fn t4_deaths_while_a_policy_is_optimized_leave_no_trace() {
         assert_eq!(cluster.finish(), undisturbed, "{shape:?}");
     }
 }
+
+/// Dialogues with one of 26 letters, answered by digits where `is_digits` says so, else by letters.
+fn questions(num: usize, is_digits: impl Fn(usize) -> bool) -> Vec<u8> {
+    let one = |n: usize| {
+        let prompt = [65 + (n % 26) as u32, 63];
+        let first = if is_digits(n) { 48 } else { 97 };
+        let answer: Vec<u32> = (0..2).map(|j| first + ((n * 3 + j) % 10) as u32).chain([0]).collect();
+        ([&prompt[..], &answer].concat(), [&[false; 2][..], &[true; 3]].concat())
+    };
+    let all: Vec<(Vec<u32>, Vec<bool>)> = (0..num).map(one).collect();
+    let documents: Vec<Document<'_>> = all.iter().map(|(tokens, trained)| (&tokens[..], &trained[..])).collect();
+    dialogues_file_of(&documents, 256, BYTES_TOKENIZER)
+}
+
+type Weights = Vec<(String, Vec<usize>, Vec<u8>)>;
+
+/// Of the only place of a job, by tensor.
+fn weights_of(job: &Job<CpuDevice>) -> Weights {
+    let (device, own) = (job.passes.device(), job.shards.own());
+    let mut values = vec![0.0; own.range.len()];
+    device.read(own.param.all(), &mut values);
+    let bytes = |range: std::ops::Range<usize>| bytemuck::cast_slice(&values[range]).to_vec();
+    let slices = own.partition.slices.iter();
+    slices.map(|s| (s.tensor.clone(), s.shape.clone(), bytes(s.offset..s.offset + s.len))).collect()
+}
+
+fn write_weights(weights: &Weights, to: &Path) {
+    let views = weights.iter().map(|(name, shape, bytes)| {
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes);
+        (name, view.expect("a tensor"))
+    });
+    safetensors::serialize_to_file(views, None, to).expect("write the weights");
+}
+
+/// One in eight answers of the model that it begins with is of digits; what is rewarded becomes the rule, and the divergence stays bounded.
+#[test]
+fn a_policy_learns_the_form_that_is_rewarded() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let (data, base) = (dir.path().join("sft.tokens"), dir.path().join("base.safetensors"));
+    std::fs::write(&data, questions(208, |n| n % 8 == 3)).expect("write the data");
+    let taught = job::parse(&format!(
+        "kind = \"sft\"\nsteps = 160\n[model]\n{MODEL}[batch]\nmicro_batch = 8\nglobal = 16\n[optimizer]\nlr = 1e-2\nwarmup = 10\n\
+         [data]\npath = {data:?}\nvalidation = 0.0\n"
+    ))
+    .expect("a valid job");
+    let steps = taught.steps;
+    let weights = each_place(&taught, dir.path(), move |mut job, links, environment| {
+        for _ in 0..steps {
+            job.step(links, &environment.shared).expect("make a step");
+            job.passes.start_gather(links, &environment.shared, job.shards.own()).expect("gather the parameters");
+        }
+        weights_of(&job)
+    });
+    write_weights(&weights[0], &base);
+    let spec = job::parse(&format!(
+        "kind = \"ppo\"\nsteps = 120\ninit_from = {base:?}\n[model]\n{MODEL}[batch]\nmicro_batch = 8\nglobal = 32\n\
+         [optimizer]\nlr = 2e-3\nwarmup = 4\nweight_decay = 0.0\n[data]\npath = {data:?}\n\
+         [ppo]\nepochs = 4\nmax_tokens = 6\nstop_token = 0\nside_by_side = 32\ntemperature = 1.0\n\
+         form = {{ tokens = [48, 49, 50, 51, 52, 53, 54, 55, 56, 57] }}\n"
+    ))
+    .expect("a valid job");
+    let curve = train(&spec, dir.path(), spec.steps);
+    let scores: Vec<f64> = curve.iter().map(|record| policy_of(record).score).collect();
+    let last = policy_of(curve.last().expect("steps"));
+    assert!(scores[0] < 0.2, "{scores:?}");
+    assert!(last.score > 0.8 && last.stopped > 0.9, "{scores:?}, {last:?}");
+    assert!(last.kl > 0.0 && last.kl < 8.0, "{last:?}");
+}
