@@ -430,10 +430,6 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn sum_of_squares(&self, x: View<'_, Self::Buf>) -> f64;
     /// Rows of `y (N, w)` where `rows (N)` is [`NOWHERE`] become zeros, whatever was there.
     fn keep_rows(&self, rows: &Self::Ids, num_rows: usize, y: ViewMut<'_, Self::Buf>);
-    /// TEMP
-    fn scale_rows(&self, _by: View<'_, Self::Buf>, _y: ViewMut<'_, Self::Buf>) {
-        unimplemented!()
-    }
     /// No infinity and no NaN.
     fn all_finite(&self, x: View<'_, Self::Buf>) -> bool;
 

@@ -46,6 +46,8 @@ struct Workspace<D: Device> {
     /// Attention has one sample of as many tokens as there are rows.
     layout: Layout,
     ids: D::Ids,
+    /// `(2, rows)`: as [`CachePlace::ids`].
+    places: D::Ids,
     /// `(rows, d)` each: the residual stream.
     x: [D::Buf; 2],
     attention: attention::Saved<D>,
@@ -60,6 +62,7 @@ impl<D: Device> Workspace<D> {
         let layout = whole.of_rows(rows);
         Workspace {
             ids: device.alloc_ids(rows),
+            places: device.alloc_ids(2 * rows),
             x: [(); 2].map(|()| device.alloc(rows * layout.d)),
             attention: attention::Saved::new(device, &layout),
             moe: moe::Saved::new(device, &layout),
@@ -221,8 +224,9 @@ impl<D: CachedAttention> StageDecoder<D> {
         let table: Vec<f32> =
             rows.iter().flat_map(|row| &rope[row.place.position * dims.head_dim..][..dims.head_dim]).copied().collect();
         device.write(work.rope.all_mut(), &table);
-        let places: Vec<CachePlace> = rows.iter().map(|row| row.place).collect();
-        let Workspace { layout: of_rows, ids, x, attention, moe, scratch, rope } = work;
+        let of_rows: Vec<CachePlace> = rows.iter().map(|row| row.place).collect();
+        device.write_ids(&mut work.places, &CachePlace::ids(&of_rows));
+        let Workspace { layout: of_rows, ids, places, x, attention, moe, scratch, rope } = work;
         let [x, x_out] = x;
         match (input, &layout.embedding) {
             (DecodeInput::Tokens, Some(embedding)) => {
@@ -238,7 +242,7 @@ impl<D: CachedAttention> StageDecoder<D> {
         let mut context = Context { device, layout: of_rows, params, rope, rows: None, scratch, tp };
         for (ranges, cache) in layout.layers.iter().zip(caches) {
             attention::projections(&mut context, ranges, attention, x);
-            attention::attend_cached(&context, attention, &dims, &places, cache);
+            attention::attend_cached(&context, attention, &dims, places, cache);
             attention::output(&mut context, ranges, attention, x, &mut moe.x)?;
             moe::forward(&mut context, ranges, moe, x_out)?;
             std::mem::swap(x, x_out);
