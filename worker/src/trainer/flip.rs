@@ -2,7 +2,7 @@
 
 use super::job::Job;
 use super::shared::Shared;
-use crate::device::{Buffer, CachedAttention, Device};
+use crate::device::{Buffer, CachedAttention};
 
 impl<D: CachedAttention> Job<D> {
     pub(super) fn flip_a_bit(&mut self, shared: &Shared, is_before_update: bool) {

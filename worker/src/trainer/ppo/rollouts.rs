@@ -199,6 +199,12 @@ impl Rollouts {
         self.figures
     }
 
+    /// An answer, and the score that the reward model gives it.
+    #[cfg(test)]
+    pub fn text(&self, number: u64) -> (Vec<u32>, f64) {
+        (self.answer(number).tokens(), self.answer(number).score())
+    }
+
     fn answer(&self, number: u64) -> Numbers<'_> {
         let stride = HEAD + OF_TOKEN * self.max_tokens;
         Numbers { values: &self.numbers[number as usize * stride..][..stride], max_tokens: self.max_tokens }
@@ -310,5 +316,113 @@ fn whiten(lessons: &mut [Lesson]) {
     };
     for lesson in lessons {
         lesson.advantages.iter_mut().for_each(|a| *a = (*a - mean) * factor);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn near(found: &[f64], expected: &[f64]) {
+        let close = found.len() == expected.len() && found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12);
+        assert!(close, "{found:?}, expected {expected:?}");
+    }
+
+    /// By hand: three tokens, beta 0.1, gamma 1, lambda 0.5.
+    #[test]
+    fn rewards_advantages_and_returns_of_an_answer_by_hand() {
+        let rewards = rewards(&[-1.0, -2.0, -0.5], &[-1.5, -1.0, -0.5], 0.1, 2.0);
+        near(&rewards, &[-0.05, 0.1, 2.0]);
+        let found = lesson(&rewards, &[0.5, 1.0, 1.5], 1.0, 0.5);
+        // d = -0.05 + 1 - 0.5, 0.1 + 1.5 - 1, 2 - 1.5
+        near(&found.advantages, &[0.45 + 0.5 * 0.85, 0.6 + 0.5 * 0.5, 0.5]);
+        near(&found.returns, &[0.5 + 0.875, 1.0 + 0.85, 2.0]);
+        // With a discount of 0.5, each value behind counts half.
+        near(&lesson(&rewards, &[0.5, 1.0, 1.5], 0.5, 0.0).advantages, &[-0.05, -0.15, 0.5]);
+    }
+
+    #[test]
+    fn whitening_is_over_all_tokens_and_one_alone_has_no_deviation() {
+        let of = |advantages: &[f64]| Lesson { advantages: advantages.to_vec(), returns: Vec::new() };
+        let mut lessons = [of(&[1.0]), of(&[]), of(&[2.0, 3.0])];
+        whiten(&mut lessons);
+        let one = 1.0 / (1.0_f64 + 1e-8).sqrt();
+        near(&lessons[0].advantages, &[-one]);
+        near(&lessons[2].advantages, &[0.0, one]);
+        let mut alone = [of(&[7.0])];
+        whiten(&mut alone);
+        near(&alone[0].advantages, &[0.0]);
+        whiten(&mut [of(&[])]);
+        let mut equal = [of(&[7.0, 7.0])];
+        whiten(&mut equal);
+        near(&equal[0].advantages, &[0.0, 0.0]);
+    }
+
+    const L: usize = 3;
+
+    fn spec(keys: &str) -> JobSpec {
+        toroid_torus::job::parse(&format!(
+            "kind = 'ppo'\nsteps = 8\ndata.path = 'x'\nbatch = {{ micro_batch = 1, global = 2 }}\n[ppo]\nstop_token = 9\nepochs = 2\n\
+             max_tokens = {L}\nminibatches = 2\n{keys}"
+        ))
+        .expect("a job")
+    }
+
+    fn answer(
+        number: u64,
+        tokens: &[u32],
+        logps: &[f32],
+        reference: &[f32],
+        score: f32,
+        numbers: &mut [f64],
+        spec: &JobSpec,
+    ) {
+        let has_stop = tokens.last() == Some(&9);
+        let answer = Answer { number, prompt: vec![1], tokens: tokens.to_vec(), has_stop };
+        let values = vec![0.0; tokens.len()];
+        let said = Said { logps: logps.to_vec(), values, reference: reference.to_vec(), score };
+        Rollouts::put(spec, numbers, &answer, &said);
+    }
+
+    /// The score is on the stop token, whatever room is behind it; who has none is worth less; forms and models add up.
+    #[test]
+    fn scores_are_at_the_last_token_and_figures_are_means_over_answers() {
+        let spec = spec(
+            "kl_coef = 0.5\nreward_model = 'r'\nreward_mean = 1.0\nreward_std = 2.0\nform = { tokens = [7, 8], max = 1 }\n",
+        );
+        let mut numbers = vec![0.0; Rollouts::len(&spec)];
+        answer(0, &[7, 9], &[-1.0, -2.0], &[-1.0, -1.0], 5.0, &mut numbers, &spec);
+        answer(1, &[7, 8, 7], &[-1.0; 3], &[-1.0; 3], 1.0, &mut numbers, &spec);
+        answer(2, &[9], &[-3.0], &[-1.0], 1.0, &mut numbers, &spec);
+        answer(3, &[8, 9], &[-1.0; 2], &[-1.0; 2], -1.0, &mut numbers, &spec);
+        let found = Rollouts::new(&spec, Step::ZERO, 0.5, numbers);
+        // Scores: (5 - 1) / 2 + 1; 0 - 1; 0; (-1 - 1) / 2 + 1.
+        let scores = [3.0, -1.0, 0.0, 0.0];
+        let figures = found.figures();
+        near(&[figures.score, figures.kl, figures.tokens, figures.stopped], &[0.5, -0.75, 2.0, 0.75]);
+        near(&[figures.entropy], &[(3.0 + 3.0 + 3.0 + 2.0) / 8.0]);
+        // Values are 0, lambda 0.95: the return of the last token is its reward.
+        let last: Vec<f64> = found.lessons.iter().map(|l| *l.returns.last().expect("a token")).collect();
+        near(&last, &[scores[0] + 0.5, scores[1], scores[2] + 1.0, scores[3]]);
+        assert_eq!(found.lessons.iter().map(|l| l.returns.len()).collect::<Vec<_>>(), [2, 3, 1, 2]);
+    }
+
+    /// Each pass has every answer once; the first in the order in which they were scored.
+    #[test]
+    fn a_pass_takes_each_answer_once() {
+        let spec = spec("form = { tokens = [7] }\n");
+        for first in [0, 4] {
+            let found = Rollouts::new(&spec, Step::new(first), 0.5, vec![0.0; Rollouts::len(&spec)]);
+            let pass = |n: u64| {
+                (0..2).flat_map(|k| found.minibatch(&spec, Step::new(first + 2 * n + k))).collect::<Vec<u64>>()
+            };
+            assert_eq!(pass(0), [0, 1, 2, 3]);
+            let mut second = pass(1);
+            second.sort_unstable();
+            assert_eq!(second, [0, 1, 2, 3]);
+        }
+        // Answers without a token are nothing to learn from, and no fault.
+        let none = Rollouts::new(&spec, Step::ZERO, 0.5, vec![0.0; Rollouts::len(&spec)]);
+        assert_eq!((none.num_trained(&spec, Step::ZERO), none.figures().entropy), (0, 0.0));
     }
 }

@@ -46,7 +46,7 @@ impl Writing {
 
 impl<D: CachedAttention> Job<D> {
     /// The answers of this replica, in the order of their micro-batches.
-    pub(super) fn write_answers(
+    pub(in crate::trainer) fn write_answers(
         &mut self,
         links: &mut Links,
         shared: &Shared,
