@@ -42,6 +42,8 @@ struct Workspace<D: Device> {
     /// Attention has one sample of as many tokens as there are rows.
     layout: Layout,
     ids: D::Ids,
+    /// `(2, rows)`: as [`CachePlace::ids`].
+    places: D::Ids,
     /// `(rows, d)` each: the residual stream.
     x: [D::Buf; 2],
     attention: attention::Saved<D>,
@@ -56,6 +58,7 @@ impl<D: Device> Workspace<D> {
         let layout = whole.of_rows(rows);
         Workspace {
             ids: device.alloc_ids(rows),
+            places: device.alloc_ids(2 * rows),
             x: [(); 2].map(|()| device.alloc(rows * layout.d)),
             attention: attention::Saved::new(device, &layout),
             moe: moe::Saved::new(device, &layout),
@@ -200,15 +203,16 @@ impl<D: CachedAttention> Decoder<D> {
             rows.iter().flat_map(|row| &rope[row.place.position * dims.head_dim..][..dims.head_dim]).copied().collect();
         device.write(work.rope.all_mut(), &table);
         let places: Vec<CachePlace> = rows.iter().map(|row| row.place).collect();
+        device.write_ids(&mut work.places, &CachePlace::ids(&places));
 
         let embedding = layout.embedding.clone().expect("the whole model has the embedding");
         device.embedding(layout.d, &work.ids, 0, params.view(embedding), work.x[0].all_mut());
-        let Workspace { layout: of_rows, x, attention, moe, scratch, rope, .. } = work;
+        let Workspace { layout: of_rows, places, x, attention, moe, scratch, rope, .. } = work;
         let [x, x_out] = x;
         let mut context = Context { device, layout: of_rows, params, rope, rows: None, scratch, tp: &mut Alone };
         for (ranges, cache) in layout.layers.iter().zip(caches) {
             attention::projections(&mut context, ranges, attention, x);
-            attention::attend_cached(&context, attention, &dims, &places, cache);
+            attention::attend_cached(&context, attention, &dims, places, cache);
             let Ok(()) = attention::output(&mut context, ranges, attention, x, &mut moe.x);
             let Ok(()) = moe::forward(&mut context, ranges, moe, x_out);
             std::mem::swap(x, x_out);
