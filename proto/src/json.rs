@@ -229,6 +229,23 @@ pub struct StepRecord<'a> {
     pairs: u64,
     correct: u64,
     ties: u64,
+    /// `null` but of kind ppo.
+    policy: Option<PolicyStep>,
+}
+
+#[derive(Debug, Serialize)]
+struct PolicyStep {
+    policy_loss: f64,
+    value_loss: f64,
+    clip_fraction: f64,
+    approx_kl: f64,
+    mean_ratio: f64,
+    score: f64,
+    kl: f64,
+    kl_coef: f64,
+    answer_tokens: f64,
+    stopped: f64,
+    entropy: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -490,6 +507,25 @@ impl<'a> From<&'a proto::StepRecord> for StepRecord<'a> {
             pairs: r.pairs,
             correct: r.correct,
             ties: r.ties,
+            policy: r.policy.as_ref().map(PolicyStep::from),
+        }
+    }
+}
+
+impl From<&proto::PolicyStep> for PolicyStep {
+    fn from(p: &proto::PolicyStep) -> Self {
+        PolicyStep {
+            policy_loss: p.policy_loss,
+            value_loss: p.value_loss,
+            clip_fraction: p.clip_fraction,
+            approx_kl: p.approx_kl,
+            mean_ratio: p.mean_ratio,
+            score: p.score,
+            kl: p.kl,
+            kl_coef: p.kl_coef,
+            answer_tokens: p.answer_tokens,
+            stopped: p.stopped,
+            entropy: p.entropy,
         }
     }
 }
@@ -612,6 +648,7 @@ mod tests {
             grad_norm: f64::NAN,
             expert_load: vec![1, 2, 3, 4, 5, 6],
             num_layers: 2,
+            policy: Some(proto::PolicyStep { score: 0.1 + 0.2, kl: f64::NAN, ..Default::default() }),
             ..Default::default()
         }
     }
@@ -637,6 +674,11 @@ mod tests {
             value["curve"][0].as_object().expect("a step is an object").keys().cloned().collect();
         found.sort();
         assert_eq!(found, set);
+
+        let policy = value["curve"][0]["policy"].as_object().expect("what a policy has is an object");
+        let mut found: Vec<String> = policy.keys().cloned().collect();
+        found.sort();
+        assert_eq!(found, prost_names("PolicyStep"));
     }
 
     /// Field names of a message as the descriptor has them, sorted.
@@ -658,6 +700,9 @@ mod tests {
         let last = &value["last_step"];
         assert_eq!(last["loss"].as_f64().map(f64::to_bits), Some((0.1 + 0.2f64).to_bits()));
         assert!(last["grad_norm"].is_null());
+        let policy = &last["policy"];
+        assert_eq!(policy["score"].as_f64().map(f64::to_bits), Some((0.1 + 0.2f64).to_bits()));
+        assert!(policy["kl"].is_null());
         assert_eq!(last["expert_load"], serde_json::json!([[1, 2, 3], [4, 5, 6]]));
         assert!(value.get("curve").is_none());
     }

@@ -1322,6 +1322,44 @@ pub struct StepRecord {
     pub correct: u64,
     #[prost(uint64, tag = "22")]
     pub ties: u64,
+    /// of kind ppo, where ce is policy_loss and trained_tokens are those of answers
+    #[prost(message, optional, tag = "23")]
+    pub policy: ::core::option::Option<PolicyStep>,
+}
+/// Of kind ppo. The first five are means over the answer tokens of the step; the others are of the rollouts of the step's iteration.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct PolicyStep {
+    #[prost(double, tag = "1")]
+    pub policy_loss: f64,
+    #[prost(double, tag = "2")]
+    pub value_loss: f64,
+    /// share of tokens whose ratio is clipped
+    #[prost(double, tag = "3")]
+    pub clip_fraction: f64,
+    /// nats: mean of old minus new log-probability
+    #[prost(double, tag = "4")]
+    pub approx_kl: f64,
+    /// of new to old probability
+    #[prost(double, tag = "5")]
+    pub mean_ratio: f64,
+    /// mean of answers, penalties included
+    #[prost(double, tag = "6")]
+    pub score: f64,
+    /// nats an answer, to the reference, mean
+    #[prost(double, tag = "7")]
+    pub kl: f64,
+    /// of this iteration
+    #[prost(double, tag = "8")]
+    pub kl_coef: f64,
+    /// mean, the stop token included
+    #[prost(double, tag = "9")]
+    pub answer_tokens: f64,
+    /// share of answers that end with the stop token
+    #[prost(double, tag = "10")]
+    pub stopped: f64,
+    /// nats a token: mean of minus the log-probability of what was sampled
+    #[prost(double, tag = "11")]
+    pub entropy: f64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Validation {

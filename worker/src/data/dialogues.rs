@@ -86,7 +86,7 @@ impl Dialogues {
     /// A dialogue is never cut: whoever made the file has decided what becomes of long ones.
     fn check_lengths(&self) -> Result<(), DataError> {
         // Of a dialogue the last token is a target alone.
-        let most = self.seq as u64 + u64::from(self.kind == JobKind::Sft);
+        let most = self.seq as u64 + u64::from(self.kind != JobKind::Reward);
         let too_long = |n: &u64| self.tokens.document(*n).1.len() > most;
         let Some(document) = (0..self.tokens.num_documents()).find(too_long) else { return Ok(()) };
         let (path, found) = (self.tokens.path_of(document), self.tokens.document(document).1.len());
@@ -156,7 +156,9 @@ impl Dialogues {
         for (number, row) in sample {
             match self.kind {
                 JobKind::Reward => self.load_pair(*number, at, batch),
-                JobKind::Sft | JobKind::Pretrain => self.load_dialogue(*number, at * self.seq + row, batch),
+                JobKind::Sft | JobKind::Ppo | JobKind::Pretrain => {
+                    self.load_dialogue(*number, at * self.seq + row, batch)
+                }
             }
         }
     }

@@ -100,7 +100,7 @@ fn mixture(spec: &JobSpec, datasets: &[Dataset]) -> Mixture {
 fn check_kind(kind: JobKind, tokens: &Tokens) -> Result<(), DataError> {
     let expected = match kind {
         JobKind::Pretrain => Kind::Text,
-        JobKind::Sft => Kind::Dialogues,
+        JobKind::Sft | JobKind::Ppo => Kind::Dialogues,
         JobKind::Reward => Kind::Preferences,
     };
     let (found, source_summary) = (tokens.kind(), tokens.source_summary());

@@ -159,6 +159,7 @@ impl Totals {
             pairs: of_texts.pairs as u64,
             correct: of_texts.correct as u64,
             ties: of_texts.ties as u64,
+            policy: None,
             expert_load: self.0[LOAD..LOAD + num_load].iter().map(|n| *n as u64).collect(),
             num_layers: spec.model.layers as u32,
             skipped: !self.norm().is_finite(),
