@@ -7,7 +7,7 @@ use tokio::runtime::Runtime;
 use toroid_hf::Folder;
 use toroid_torus::job::Products;
 use toroid_torus::manifest::Manifest;
-use toroid_torus::model::ModelConfig;
+use toroid_torus::model::{ModelConfig, Output};
 use toroid_worker::checkpoint::{Storage, load_initial};
 use toroid_worker::model::whole_partition;
 
@@ -121,11 +121,13 @@ impl ModelSource {
         let what = format!("step {step} of {}", found.what);
         let manifest = storage.manifest(step).with_context(|| format!("read {what}"))?;
         let tokens = manifest.tokenizer.as_ref().map_or(TokensOf::Bytes, |digest| TokensOf::Digest(digest.to_string()));
-        let (model, products) = (manifest.job.model.clone(), manifest.job.products);
+        let products = manifest.job.products;
         ensure!(
-            model.output.is_tokens(),
-            "{what} has a reward model, which gives scores and no tokens; name one of kind pretrain or sft"
+            manifest.job.model.output.has_logits(),
+            "{what} has a reward model, which gives scores and no tokens; name one of kind pretrain, sft or ppo"
         );
+        // What a policy expects of a text is of no use once it is trained.
+        let model = ModelConfig { output: Output::Tokens, ..manifest.job.model.clone() };
         Ok(ModelSource { what, model, products, tokens, place: Place::Checkpoint(storage, Box::new(manifest)) })
     }
 }

@@ -70,7 +70,7 @@ fn all_messages() -> Vec<(&'static str, Decodes)> {
         JobUpdate, KeptStep, Kill, KillWorkerRequest, KillWorkerResponse,
         Leaving, LeftOut, ListJobsRequest, ListJobsResponse, ListTokensRequest, ListTokensResponse,
         ListWorkersRequest, ListWorkersResponse, LogLines, ManifestPublished, Origin, Peer, PeerLost,
-        PinCheckpointRequest, PinCheckpointResponse, PlaceInfo, Prepared, Probe,
+        PinCheckpointRequest, PinCheckpointResponse, PlaceInfo, PolicyStep, Prepared, Probe,
         Probed, PublishManifest, ReadmitWorkerRequest, ReadmitWorkerResponse, RecordsMissing, Refused, Register,
         ReleaseJobRequest, RemoveJobRequest, RemoveJobResponse, ReportSteps, ResumeJobRequest, RevokeTokenRequest, Saving, Shape,
         ShardProgress, ShardWritten, Source, SourceValidation, Stacks, Start, StepAck, StepRecord, StepReport, StepsRemoved, Stop,

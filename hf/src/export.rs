@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use toroid_torus::model::{ModelConfig, TensorSpec};
+use toroid_torus::model::{ModelConfig, Output, TensorSpec};
 
 use crate::dtype::{Dtype, bf16_of_f32};
 use crate::layout::{self, INDEX_NAME, Shard};
@@ -61,16 +61,17 @@ fn write_error<E: std::error::Error>(path: &Path) -> impl Fn(io::Error) -> Expor
 }
 
 /// Writes `model` to the folder `path`, which must be absent or empty. `fill` is asked for one tensor after the other, in the order of the model,
-/// and fills all its elements. After an error nothing is left (H-1).
+/// and fills all its elements. Of a policy its values are left out, which transformers has no class for. After an error nothing is left (H-1).
 pub fn export<E: std::error::Error + 'static>(
     path: &Path,
     model: &ModelConfig,
     options: &Options,
     mut fill: impl FnMut(&TensorSpec, &mut [f32]) -> Result<(), E>,
 ) -> Result<Written, ExportError<E>> {
-    if !model.output.is_tokens() {
+    if !model.output.has_logits() {
         return Err(ExportError::Score);
     }
+    let model = &ModelConfig { output: Output::Tokens, ..model.clone() };
     check_absent_or_empty(path)?;
     let staging = Staging::create(path)?;
     let shards = layout::shards(model, options.dtype, options.shard_bytes);

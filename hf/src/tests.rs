@@ -6,7 +6,7 @@ use std::path::Path;
 
 use safetensors::SafeTensors;
 use serde_json::{Map, Value, json};
-use toroid_torus::model::{ModelConfig, TensorSpec};
+use toroid_torus::model::{ModelConfig, Output, TensorSpec};
 
 use super::*;
 use crate::config::{config_json, describe};
@@ -91,6 +91,25 @@ fn what_is_written_is_read_back_to_the_bit() {
         let rounded = |x| f32::from_bits(u32::from(dtype::bf16_of_f32(x).unwrap()) << 16);
         check_round_trip(&model, &options(Dtype::Bf16, 10_000), rounded);
     }
+}
+
+/// Without its values, byte for byte.
+#[test]
+fn an_export_of_a_policy_is_that_of_its_tokens_part() {
+    let dir = tempfile::tempdir().unwrap();
+    let policy = ModelConfig { output: Output::Policy, ..odd() };
+    let files = ["policy", "tokens"].map(|name| dir.path().join(name));
+    for (path, model) in files.iter().zip([&policy, &odd()]) {
+        export(path, model, &options(Dtype::F32, 20_000), fill).unwrap();
+    }
+    let content = |path: &Path| -> BTreeMap<_, _> {
+        let entries = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap());
+        entries.map(|entry| (entry.file_name(), std::fs::read(entry.path()).unwrap())).collect()
+    };
+    assert_eq!(content(&files[0]), content(&files[1]));
+    let score = ModelConfig { output: Output::Score, ..odd() };
+    let refused = export(&dir.path().join("score"), &score, &options(Dtype::F32, 20_000), fill);
+    assert!(matches!(refused, Err(ExportError::Score)), "{refused:?}");
 }
 
 #[test]

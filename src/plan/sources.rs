@@ -42,7 +42,7 @@ fn found_tokens(spec: &JobSpec, source: &SourceConfig) -> Result<u64> {
     );
     Ok(match spec.kind {
         JobKind::Pretrain => size.num_tokens,
-        JobKind::Sft | JobKind::Reward => size.num_documents / spec.kind.texts_of_sample() as u64,
+        JobKind::Sft | JobKind::Reward | JobKind::Ppo => size.num_documents / spec.kind.texts_of_sample() as u64,
     })
 }
 

@@ -1,10 +1,11 @@
 //! A row of a curve as text, and read back to the same bits.
 //!
-//! Curves of jobs that train on dialogues or preferences have four columns more; which ones a file has is in its first line.
+//! Curves of jobs that train on dialogues or preferences have four columns more, those of policies eleven besides; which ones a file has is in
+//! its first line.
 
 use std::fmt::Write as _;
 
-use toroid_proto::StepRecord;
+use toroid_proto::{PolicyStep, StepRecord};
 use toroid_torus::ids::Step;
 
 use crate::machine::missing_record;
@@ -16,35 +17,46 @@ pub enum Columns {
     Plain,
     /// With `trained_tokens,pairs,correct,ties` before the load of the experts.
     Texts,
+    /// With what a [`PolicyStep`] has behind those.
+    Policy,
 }
 
 const PLAIN: &str = "step,loss,ce,z_loss,balance_loss,grad_norm,lr,weight_decay,tokens,tokens_per_s,step_s,skipped,epoch,hidden_s,exposed_s,expert_load";
 const TEXTS: &str = "step,loss,ce,z_loss,balance_loss,grad_norm,lr,weight_decay,tokens,tokens_per_s,step_s,skipped,epoch,hidden_s,exposed_s,trained_tokens,pairs,correct,ties,expert_load";
+const POLICY: &str = "step,loss,ce,z_loss,balance_loss,grad_norm,lr,weight_decay,tokens,tokens_per_s,step_s,skipped,epoch,hidden_s,exposed_s,trained_tokens,pairs,correct,ties,policy_loss,value_loss,clip_fraction,approx_kl,mean_ratio,score,kl,kl_coef,answer_tokens,stopped,entropy,expert_load";
 const NUM_PLAIN_COLUMNS: usize = 15;
 const NUM_TEXTS_COLUMNS: usize = 19;
+const NUM_POLICY_COLUMNS: usize = 30;
 
 impl Columns {
+    const ALL: [Columns; 3] = [Columns::Plain, Columns::Texts, Columns::Policy];
+
     pub fn header(self) -> &'static str {
         match self {
             Columns::Plain => PLAIN,
             Columns::Texts => TEXTS,
+            Columns::Policy => POLICY,
         }
     }
 
     /// Of a file that begins with this line.
     pub fn of_header(line: &str) -> Option<Columns> {
-        [Columns::Plain, Columns::Texts].into_iter().find(|columns| columns.header() == line)
+        Columns::ALL.into_iter().find(|columns| columns.header() == line)
     }
 
     /// Of a file whose first row this is.
     pub fn of_record(r: &StepRecord) -> Columns {
-        if r.trained_tokens.is_some() || r.pairs > 0 { Columns::Texts } else { Columns::Plain }
+        match r.policy {
+            Some(_) => Columns::Policy,
+            None if r.trained_tokens.is_some() || r.pairs > 0 => Columns::Texts,
+            None => Columns::Plain,
+        }
     }
 
     /// Of a file whose first row is this line.
     pub fn of_row(line: &str) -> Columns {
         let num = line.split_once(",\"").map_or(0, |(plain, _)| plain.split(',').count());
-        if num == NUM_TEXTS_COLUMNS { Columns::Texts } else { Columns::Plain }
+        Columns::ALL.into_iter().find(|columns| columns.num() == num).unwrap_or_default()
     }
 
     /// Columns before the last.
@@ -52,6 +64,7 @@ impl Columns {
         match self {
             Columns::Plain => NUM_PLAIN_COLUMNS,
             Columns::Texts => NUM_TEXTS_COLUMNS,
+            Columns::Policy => NUM_POLICY_COLUMNS,
         }
     }
 }
@@ -66,9 +79,15 @@ pub fn format(columns: Columns, r: &StepRecord) -> String {
     let (hidden_s, exposed_s) = (r.hidden_s, r.exposed_s);
     let mut add = |text: std::fmt::Arguments<'_>| row.write_fmt(text).expect("a string takes everything");
     add(format_args!(",{lr},{weight_decay},{tokens},{tokens_per_s},{step_s},{skipped},{epoch},{hidden_s},{exposed_s}"));
-    if columns == Columns::Texts {
+    if columns != Columns::Plain {
         let trained = r.trained_tokens.map_or_else(String::new, |num| num.to_string());
         add(format_args!(",{trained},{},{},{}", r.pairs, r.correct, r.ties));
+    }
+    if columns == Columns::Policy {
+        match &r.policy {
+            Some(policy) => figures(policy).into_iter().for_each(|(_, figure)| add(format_args!(",{figure}"))),
+            None => add(format_args!("{}", ",".repeat(NUM_POLICY_COLUMNS - NUM_TEXTS_COLUMNS))),
+        }
     }
     row.push_str(",\"");
     let num_experts = r.expert_load.len() / (r.num_layers as usize).max(1);
@@ -88,15 +107,71 @@ fn format_missing(columns: Columns, step: u64) -> String {
     format!("{step}{},\"\"\n", ",".repeat(columns.num() - 1))
 }
 
+/// In the order of the columns.
+fn figures(p: &PolicyStep) -> [(&'static str, f64); NUM_POLICY_COLUMNS - NUM_TEXTS_COLUMNS] {
+    [
+        ("policy_loss", p.policy_loss),
+        ("value_loss", p.value_loss),
+        ("clip_fraction", p.clip_fraction),
+        ("approx_kl", p.approx_kl),
+        ("mean_ratio", p.mean_ratio),
+        ("score", p.score),
+        ("kl", p.kl),
+        ("kl_coef", p.kl_coef),
+        ("answer_tokens", p.answer_tokens),
+        ("stopped", p.stopped),
+        ("entropy", p.entropy),
+    ]
+}
+
+/// `None` where all are empty.
+fn parse_policy(columns: &[&str]) -> Result<Option<PolicyStep>, String> {
+    if columns.iter().all(|c| c.is_empty()) {
+        return Ok(None);
+    }
+    let names = figures(&PolicyStep::default()).map(|(name, _)| name);
+    let values =
+        columns.iter().zip(names).map(|(column, name)| number(column, name)).collect::<Result<Vec<f64>, _>>()?;
+    let [
+        policy_loss,
+        value_loss,
+        clip_fraction,
+        approx_kl,
+        mean_ratio,
+        score,
+        kl,
+        kl_coef,
+        answer_tokens,
+        stopped,
+        entropy,
+    ] = values[..]
+    else {
+        return Err(format!("it has {} columns of a policy", values.len()));
+    };
+    Ok(Some(PolicyStep {
+        policy_loss,
+        value_loss,
+        clip_fraction,
+        approx_kl,
+        mean_ratio,
+        score,
+        kl,
+        kl_coef,
+        answer_tokens,
+        stopped,
+        entropy,
+    }))
+}
+
 pub fn parse(line: &str) -> Result<StepRecord, String> {
     let (plain, load) = line.split_once(",\"").ok_or("it has no quoted last column")?;
     let load = load.strip_suffix('"').ok_or("its last column does not end with a quote")?;
     let columns: Vec<&str> = plain.split(',').collect();
     let of_texts = match columns.len() {
         NUM_PLAIN_COLUMNS => ["", "0", "0", "0"],
-        NUM_TEXTS_COLUMNS => [columns[15], columns[16], columns[17], columns[18]],
+        NUM_TEXTS_COLUMNS | NUM_POLICY_COLUMNS => [columns[15], columns[16], columns[17], columns[18]],
         found => {
-            let expected = format!("{NUM_PLAIN_COLUMNS} or {NUM_TEXTS_COLUMNS}");
+            let expected = format!("{NUM_PLAIN_COLUMNS}, {NUM_TEXTS_COLUMNS} or {NUM_POLICY_COLUMNS}");
             return Err(format!("it has {found} columns before the last, expected {expected}"));
         }
     };
@@ -129,6 +204,7 @@ pub fn parse(line: &str) -> Result<StepRecord, String> {
         pairs: number(of_texts[1], "pairs")?,
         correct: number(of_texts[2], "correct")?,
         ties: number(of_texts[3], "ties")?,
+        policy: parse_policy(columns.get(NUM_TEXTS_COLUMNS..).unwrap_or_default())?,
     })
 }
 
