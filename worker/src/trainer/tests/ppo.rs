@@ -8,10 +8,15 @@ use toroid_torus::ids::Step;
 
 use super::*;
 
-/// Dialogues of two to nine tokens, then an answer of digits that ends with a zero byte.
+/// Two to nine tokens, the first always the same.
+fn prompt_of(n: usize) -> Vec<u32> {
+    std::iter::once(64).chain((0..1 + n * 5 % 8).map(|j| 97 + ((n * 7 + j * 3) % 26) as u32)).collect()
+}
+
+/// Prompts, each with an answer of digits that ends with a zero byte.
 fn dialogues_of_digits() -> Vec<u8> {
     let one = |n: usize| {
-        let prompt: Vec<u32> = (0..2 + n * 5 % 8).map(|j| 97 + ((n * 7 + j * 3) % 26) as u32).collect();
+        let prompt = prompt_of(n);
         let answer: Vec<u32> = (0..1 + n % 4).map(|j| 48 + ((n + j) % 10) as u32).chain([0]).collect();
         let trained: Vec<bool> = prompt.iter().map(|_| false).chain(answer.iter().map(|_| true)).collect();
         ([prompt, answer].concat(), trained)
@@ -138,9 +143,7 @@ fn every_prompt_is_answered_once() {
         let mut texts: BTreeMap<Vec<u32>, usize> = BTreeMap::new();
         prompts.into_iter().for_each(|(.., text)| *texts.entry(text).or_default() += 1);
         let mut expected: BTreeMap<Vec<u32>, usize> = BTreeMap::new();
-        (0..48)
-            .map(|n: usize| (0..2 + n * 5 % 8).map(|j| 97 + ((n * 7 + j * 3) % 26) as u32).collect())
-            .for_each(|text: Vec<u32>| *expected.entry(text).or_default() += 1);
+        (0..48).map(prompt_of).for_each(|text| *expected.entry(text).or_default() += 1);
         assert_eq!(texts, expected, "{shape:?}");
     }
 }
@@ -254,7 +257,8 @@ fn answers_are_judged_as_the_reward_model_does() {
         .expect("a valid job")
     };
     // Some texts, so that there are weights at all.
-    write_pairs(&vec![(vec![65, 66, 48, 0], vec![false, false, true, true]); 32]);
+    let some: Vec<_> = (0..32).map(|n| (vec![65, 66, 48 + n % 2, 0], vec![false, false, true, true])).collect();
+    write_pairs(&some);
     write_weights(&each_place(&reward_job(""), dir.path(), |job, _, _| weights_of(&job))[0], &weights);
     let judged = |shape| {
         let spec = policy_job(shape, dir.path(), 4, "", &format!("reward_model = {weights:?}\n"));
@@ -267,8 +271,9 @@ fn answers_are_judged_as_the_reward_model_does() {
                 .map(|n| {
                     let prompt = job.samples.prompt(&spec, Step::ZERO, n);
                     let (answer, score) = policy.text(n);
-                    let trained = [vec![false; prompt.len()], vec![true; answer.len()]].concat();
-                    (([prompt, answer].concat(), trained), score)
+                    let text = [prompt, answer].concat();
+                    let trained = (0..text.len()).map(|at| at > 0).collect();
+                    ((text, trained), score)
                 })
                 .collect::<Vec<_>>()
         });
