@@ -41,7 +41,7 @@ impl Sources {
         let datasets: Vec<Dataset> =
             tokens.iter().map(|tokens| Dataset::new(Arc::clone(tokens), spec)).collect::<Result<_, _>>()?;
         let mixture = mixture(spec, &datasets);
-        let needed = spec.steps * spec.batch.samples();
+        let needed = spec.samples_needed();
         if let Some(found) = mixture.end().filter(|found| *found < needed) {
             let most = |part: &Part| part.num_max.unwrap_or(u64::MAX);
             let one = |(config, part): (&SourceConfig, &Part)| {
