@@ -39,6 +39,14 @@ struct Paths {
     resume_from: Option<Spanned<String>>,
     data: Data,
     checkpoint: Table,
+    ppo: Ppo,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Ppo {
+    reference: Option<Spanned<String>>,
+    reward_model: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -63,6 +71,8 @@ pub fn resolve(text: &str, folder: &Path) -> (String, Vec<Resolved>) {
         ("resume_from", paths.resume_from),
         ("data.path", paths.data.path),
         ("checkpoint.path", paths.checkpoint.path),
+        ("ppo.reference", paths.ppo.reference),
+        ("ppo.reward_model", paths.ppo.reward_model),
     ];
     let mut places: Vec<(Range<usize>, Resolved)> = Vec::new();
     for (key, value) in found.into_iter().chain(sources) {

@@ -79,7 +79,11 @@ impl Hash {
     }
 
     fn fill(self, y: Out<'_>) {
-        values_mut(y).iter_mut().enumerate().for_each(|(i, y)| *y = (self.at(i) & 15) as f32);
+        self.fill_values(values_mut(y));
+    }
+
+    fn fill_values(self, y: &mut [f32]) {
+        y.iter_mut().enumerate().for_each(|(i, y)| *y = (self.at(i) & 15) as f32);
     }
 
     fn accumulate(self, y: Out<'_>) {
@@ -164,6 +168,10 @@ impl Device for ToyDevice {
     }
     fn keep_rows(&self, rows: &Box<[u32]>, num_rows: usize, y: Out<'_>) {
         self.cpu.keep_rows(rows, num_rows, y);
+    }
+    fn scale_rows(&self, by: In<'_>, mut y: Out<'_>) {
+        let hash = Hash::of("scale rows").view(by);
+        hash.floats(values_mut(y.reborrow())).fill(y);
     }
     fn all_finite(&self, x: In<'_>) -> bool {
         self.cpu.all_finite(x)
@@ -321,5 +329,37 @@ impl Device for ToyDevice {
     fn cross_entropy_backward(&self, targets: &Box<[u32]>, first_row: usize, _: f32, lse: In<'_>, mut logits: Out<'_>) {
         let hash = Hash::of("loss back").ids(targets).number(first_row as u64).view(lse);
         hash.floats(values_mut(logits.reborrow())).fill(logits);
+    }
+}
+
+impl CachedAttention for ToyDevice {
+    /// Most operations hash all rows at once.
+    fn rows_are_independent(&self) -> bool {
+        false
+    }
+
+    /// Of each row its queries, and what is in the cache of its sequence up to itself: what lies after it, of whom soever, is not seen.
+    fn cached_attention(
+        &self,
+        _: Products,
+        dims: &AttentionDims,
+        places: &Box<[u32]>,
+        qkv: In<'_>,
+        cache: Out<'_>,
+        out: Out<'_>,
+    ) {
+        let (queries, kv_len) = (dims.out_len(), 2 * dims.kv_heads * dims.head_dim);
+        let rows = values(qkv).chunks_exact(dims.row_len());
+        let (sequences, positions) = places.split_at(rows.len());
+        let first = |row: usize| sequences[row] as usize * dims.seq * kv_len;
+        let end = |row: usize| first(row) + (positions[row] as usize + 1) * kv_len;
+        let cache = values_mut(cache);
+        for (i, row) in rows.clone().enumerate() {
+            cache[end(i) - kv_len..end(i)].copy_from_slice(&row[queries..]);
+        }
+        for (i, (row, out)) in rows.zip(values_mut(out).chunks_exact_mut(queries)).enumerate() {
+            let hash = Hash::of("cached attention").floats(&row[..queries]).floats(&cache[first(i)..end(i)]);
+            hash.fill_values(out);
+        }
     }
 }

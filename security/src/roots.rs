@@ -115,15 +115,17 @@ impl Roots {
 /// What a job names, with the files of a folder of initial weights: each may be a symlink.
 fn paths_of(spec: &JobSpec) -> Vec<(&'static str, String)> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
-    let weights = spec.init_from.iter().filter_map(|path| std::fs::read_dir(path).ok()).flatten().flatten();
-    let weights = weights.map(|entry| ("init_from", text(&entry.path())));
+    let files = |(key, path): (&'static str, &Path)| {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        entries.map(|entry| (key, text(&entry.path()))).collect::<Vec<_>>()
+    };
+    let of_weights = |(key, path): (&'static str, &Path)| [vec![(key, text(path))], files((key, path))].concat();
     let data = spec.data.paths().into_iter().map(|(key, path)| (key, text(path)));
     let others = [
         spec.checkpoint.path.clone().map(|path| ("checkpoint.path", path)),
-        spec.init_from.as_deref().map(|path| ("init_from", text(path))),
         spec.resume_from.clone().map(|path| ("resume_from", path)),
     ];
-    data.chain(others.into_iter().flatten()).chain(weights).collect()
+    data.chain(others.into_iter().flatten()).chain(spec.weights().into_iter().flat_map(of_weights)).collect()
 }
 
 /// The path with all symlinks followed, as far as it exists.

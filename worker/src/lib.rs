@@ -47,7 +47,7 @@ use comm::{CommError, LinkChoice, Listener, check_advertised};
 use control::{Control, ControlError, Inbox, JobFence, Told, Trained};
 use device::choice::{DeviceError, Selected};
 use device::cuda::{Graphs, Nccl, Runtime};
-use device::{Choice, Device};
+use device::{CachedAttention, Choice};
 use log::Log;
 use spans::Spans;
 use trace::Trace;
@@ -173,7 +173,7 @@ pub async fn run(config: Config, asked: watch::Receiver<u32>) -> Result<(), Work
 }
 
 /// Runs a worker on `device`, which users know by `name`.
-async fn run_on<D: Device + Clone>(
+async fn run_on<D: CachedAttention>(
     device: D,
     name: String,
     config: Config,

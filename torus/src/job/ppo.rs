@@ -9,7 +9,7 @@
 //! agree; where they do not, the key says whose it is.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +67,9 @@ pub struct PpoConfig {
     /// Sequences that a replica writes side by side.
     #[serde(default = "side_by_side")]
     pub side_by_side: usize,
+    /// Weights of what the policy is to stay near, as `init_from`; those that the job begins with where it is `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<PathBuf>,
     /// An export of a job of kind `reward`, whose score an answer has; of the same model but for what it ends with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reward_model: Option<PathBuf>,
@@ -175,6 +178,17 @@ impl JobSpec {
         self.ppo.as_ref().map_or(0, |ppo| ppo.minibatches * self.batch.samples())
     }
 
+    /// Weights from elsewhere that the job names, with their keys.
+    pub fn weights(&self) -> Vec<(&'static str, &Path)> {
+        let ppo = self.ppo.as_ref();
+        let named = [
+            ("init_from", self.init_from.as_deref()),
+            ("ppo.reference", ppo.and_then(|ppo| ppo.reference.as_deref())),
+            ("ppo.reward_model", ppo.and_then(|ppo| ppo.reward_model.as_deref())),
+        ];
+        named.into_iter().filter_map(|(key, path)| Some((key, path?))).collect()
+    }
+
     /// Samples of the data that the job takes in all.
     pub fn samples_needed(&self) -> u64 {
         self.samples_of(self.steps)
@@ -210,6 +224,10 @@ impl JobSpec {
             return value("[ppo]", "given", format!("none: kind = \"{kind}\" makes no rollouts"));
         }
         ppo.check_numbers()?;
+        if self.resume_from.is_some() && ppo.reference.is_none() {
+            let hint = "a job that resumes another begins beyond the reference: name the init_from of that one";
+            return Err(JobError::Missing { key: "ppo.reference", hint });
+        }
         for (key, found, highest) in [
             ("ppo.epochs", ppo.epochs, STEPS_MAX),
             ("ppo.minibatches", ppo.minibatches, STEPS_MAX),

@@ -22,8 +22,8 @@ use crate::data::map_file;
 /// folder `path`. All tensors of `model` are checked, also those of other partitions: places of a job agree on whether
 /// the files will do. Padding becomes zero. After an error the parameters are undefined.
 ///
-/// A model that gives a score begins from one that gives tokens: the head of that one is passed over, and where the files have no
-/// `SCORE` what `params` has of it stays.
+/// A model begins from one that ends otherwise, as a reward model from one that gives tokens: what it has not of the ends is passed over, and
+/// what `params` has of [`DRAWN_BESIDES`] stays where the files have none.
 pub fn load_initial(
     path: &Path,
     model: &ModelConfig,
@@ -81,9 +81,10 @@ pub fn load_initial(
     Ok(())
 }
 
-/// What only a model has that gives a score, and what it has in place of.
-const SCORE: &str = "score.weight";
-const HEAD: &str = "head.weight";
+/// What files may have that are of a model which ends otherwise: it is passed over.
+const ENDS: [&str; 3] = ["head.weight", "score.weight", "value.weight"];
+/// Of those, what a model has that files need not have.
+pub const DRAWN_BESIDES: [&str; 2] = ["score.weight", "value.weight"];
 
 /// How files name the model's tensors.
 enum Weights {
@@ -142,7 +143,7 @@ impl Weights {
         for spec in model.tensors() {
             let name = self.name_of(&spec.name);
             match found.get(&name) {
-                None if spec.name == SCORE => {}
+                None if DRAWN_BESIDES.contains(&spec.name.as_str()) => {}
                 None => problems.push(format!("tensor {name} is missing, expected with the shape {:?}", spec.shape)),
                 Some(view) => {
                     let (shape, dtype) = (view.shape(), view.dtype());
@@ -156,9 +157,7 @@ impl Weights {
             }
             names.insert(name);
         }
-        if !model.output.is_tokens() {
-            names.insert(self.name_of(HEAD));
-        }
+        names.extend(ENDS.map(|name| self.name_of(name)));
         let others = || found.keys().filter(|name| !names.contains(*name) && !self.is_ignored(name));
         problems.extend(others().map(|name| format!("tensor {name} is not one of this model")));
         if found.keys().any(|name| name.starts_with("param/")) {

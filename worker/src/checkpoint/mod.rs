@@ -49,7 +49,7 @@ mod tests;
 
 pub(crate) use durable::AtomicFile;
 pub use error::CheckpointError;
-pub use initial::load_initial;
+pub use initial::{DRAWN_BESIDES, load_initial};
 pub use owned::Owned;
 pub use read::ShardStateMut;
 pub use verify::{Fault, FaultKind};

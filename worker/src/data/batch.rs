@@ -5,7 +5,7 @@ use std::ops::Range;
 use toroid_torus::job::JobSpec;
 
 use crate::device::NOWHERE;
-use crate::model::{Feed, Input, Target};
+use crate::model::{AnswerRows, Feed, Input, Target};
 
 /// Samples as a stage takes them, `B` rows of `S` tokens.
 #[derive(Debug, Clone)]
@@ -18,8 +18,33 @@ pub struct Batch {
     pub texts: Vec<Range<usize>>,
     /// `(B / 2)`, of pairs: by how much the chosen answer is to be better.
     pub margins: Vec<f32>,
+    /// Of a policy's own answers.
+    pub answers: Answers,
     has_texts: bool,
     has_pairs: bool,
+}
+
+/// What was said of the tokens of answers when they were sampled, `(B, S)` each, at the rows of their targets.
+#[derive(Debug, Clone, Default)]
+pub struct Answers {
+    pub logps: Vec<f32>,
+    pub values: Vec<f32>,
+    pub advantages: Vec<f32>,
+    pub returns: Vec<f32>,
+    /// These are here.
+    pub are_set: bool,
+}
+
+impl Answers {
+    fn zeros(rows: usize) -> Answers {
+        let zeros = || vec![0.0; rows];
+        Answers { logps: zeros(), values: zeros(), advantages: zeros(), returns: zeros(), are_set: false }
+    }
+
+    fn rows<'a>(&'a self, targets: &'a [u32]) -> AnswerRows<'a> {
+        let Answers { logps, values, advantages, returns, .. } = self;
+        AnswerRows { targets, old_logps: logps, old_values: values, advantages, returns }
+    }
 }
 
 impl Batch {
@@ -31,8 +56,12 @@ impl Batch {
             targets: vec![0; rows],
             texts: Vec::new(),
             margins: Vec::new(),
+            answers: match spec.ppo {
+                Some(_) => Answers::zeros(rows),
+                None => Answers::default(),
+            },
             has_texts: !spec.kind.is_pretrain(),
-            has_pairs: !spec.model.output.is_tokens(),
+            has_pairs: !spec.model.output.has_logits(),
         }
     }
 
@@ -40,6 +69,7 @@ impl Batch {
     pub fn clear(&mut self) {
         self.texts.clear();
         self.margins.clear();
+        self.answers.are_set = false;
         if self.has_texts {
             self.inputs.fill(0);
             self.targets.fill(NOWHERE);
@@ -61,7 +91,11 @@ impl Batch {
 
     /// For a stage; `received (B * S, d)` comes from the one before, where there is one.
     pub fn feed<'a>(&'a self, received: Option<&'a [f32]>, is_last: bool) -> Feed<'a> {
-        let target = if self.has_pairs { Target::Margins(&self.margins) } else { Target::Tokens(&self.targets) };
+        let target = match self.has_pairs {
+            true => Target::Margins(&self.margins),
+            false if self.answers.are_set => Target::Answers(self.answers.rows(&self.targets)),
+            false => Target::Tokens(&self.targets),
+        };
         Feed {
             input: received.map_or(Input::Tokens(&self.inputs), Input::Activations),
             target: is_last.then_some(target),

@@ -59,6 +59,14 @@ impl Dataset {
         }
     }
 
+    /// What is answered of sample `id` of the train part.
+    pub fn prompt(&self, id: u64) -> Vec<u32> {
+        match self {
+            Dataset::Text(_) => panic!("text has no prompts"),
+            Dataset::Documents(documents) => documents.prompt(id),
+        }
+    }
+
     /// Sample `id` of the validation part, as [`Dataset::train_sample`].
     pub fn validation_sample(&self, id: u64, at: usize, batch: &mut Batch) {
         match self {

@@ -86,7 +86,7 @@ impl Dialogues {
     /// A dialogue is never cut: whoever made the file has decided what becomes of long ones.
     fn check_lengths(&self) -> Result<(), DataError> {
         // Of a dialogue the last token is a target alone.
-        let most = self.seq as u64 + u64::from(self.kind != JobKind::Reward);
+        let most = self.seq as u64 + u64::from(matches!(self.kind, JobKind::Sft | JobKind::Ppo));
         let too_long = |n: &u64| self.tokens.document(*n).1.len() > most;
         let Some(document) = (0..self.tokens.num_documents()).find(too_long) else { return Ok(()) };
         let (path, found) = (self.tokens.path_of(document), self.tokens.document(document).1.len());
@@ -156,7 +156,7 @@ impl Dialogues {
         for (number, row) in sample {
             match self.kind {
                 JobKind::Reward => self.load_pair(*number, at, batch),
-                JobKind::Sft | JobKind::Ppo | JobKind::Pretrain => {
+                JobKind::Sft | JobKind::Pretrain | JobKind::Ppo => {
                     self.load_dialogue(*number, at * self.seq + row, batch)
                 }
             }
@@ -182,6 +182,22 @@ impl Dialogues {
             batch.texts.push(rows);
         }
         batch.margins.push(self.tokens.margin(pair));
+    }
+
+    /// What sample `id` of the train part has before its last answer. At least one token, and one fewer than a sample holds.
+    pub fn prompt(&self, id: u64) -> Vec<u32> {
+        let (number, _) = self.train.sample(id)[0];
+        let (file, tokens) = self.tokens.document(number);
+        let mut end = tokens.end;
+        // A document has an answer, and a token before it: whoever made the file has seen to it.
+        while end > tokens.start + 1 && !file.is_trained(end - 1) {
+            end -= 1;
+        }
+        while end > tokens.start + 1 && file.is_trained(end - 1) {
+            end -= 1;
+        }
+        let most = tokens.start + self.seq as u64 - 1;
+        (tokens.start..end.min(most)).map(|at| file.token(at)).collect()
     }
 
     /// Tokens of sample `id` of the train part whose cross-entropy counts.

@@ -201,6 +201,14 @@ pub struct CachePlace {
     pub position: usize,
 }
 
+impl CachePlace {
+    /// `(2, places)`, as [`CachedAttention::cached_attention`] takes them.
+    pub fn ids(places: &[CachePlace]) -> Vec<u32> {
+        let id = |n: usize| u32::try_from(n).unwrap_or_else(|_| panic!("{n} of a cache; ids count to 2^32"));
+        places.iter().map(|place| id(place.sequence)).chain(places.iter().map(|place| id(place.position))).collect()
+    }
+}
+
 /// Which way [`Device::rope`] turns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turn {
@@ -430,6 +438,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn sum_of_squares(&self, x: View<'_, Self::Buf>) -> f64;
     /// Rows of `y (N, w)` where `rows (N)` is [`NOWHERE`] become zeros, whatever was there.
     fn keep_rows(&self, rows: &Self::Ids, num_rows: usize, y: ViewMut<'_, Self::Buf>);
+    /// `y[n] *= by[n]`; `by (N)`, `y (N, w)`.
+    fn scale_rows(&self, by: View<'_, Self::Buf>, y: ViewMut<'_, Self::Buf>);
     /// No infinity and no NaN.
     fn all_finite(&self, x: View<'_, Self::Buf>) -> bool;
 
@@ -658,14 +668,15 @@ pub trait CachedAttention: Device + Clone {
     /// A row of any operation's result has the same bits whatever other rows there are, and however many.
     fn rows_are_independent(&self) -> bool;
 
-    /// For each row `i` puts the keys and values of `qkv (N, row_len)` into `cache (batch, seq, 2 * kv_heads * head_dim)` at `places[i]`, and leaves in
-    /// `out (N, heads * head_dim)` what its queries see of its sequence up to itself: as [`Device::attention`], to the bit where rows are
-    /// independent. `dims` are those of the cache.
+    /// Puts the keys and values of each row of `qkv (N, row_len)` into `cache (batch, seq, 2 * kv_heads * head_dim)`, then leaves in
+    /// `out (N, heads * head_dim)` what the row's queries see of its sequence up to itself: as [`Device::attention`], to the bit where rows are
+    /// independent. Row `i` is at position `places[1][i]` of sequence `places[0][i]`, `places (2, N)`; no two are at the same. `dims` are those
+    /// of the cache.
     fn cached_attention(
         &self,
         products: Products,
         dims: &AttentionDims,
-        places: &[CachePlace],
+        places: &Self::Ids,
         qkv: View<'_, Self::Buf>,
         cache: ViewMut<'_, Self::Buf>,
         out: ViewMut<'_, Self::Buf>,

@@ -11,7 +11,7 @@
 //! Deliberately absent: text (a token is a number), TP and PP.
 
 mod batch;
-mod sample;
+pub(crate) mod sample;
 
 use std::cell::RefCell;
 

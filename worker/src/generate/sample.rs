@@ -70,6 +70,24 @@ pub fn next(logits: &[f32], sampling: Sampling, key: Key, position: usize) -> Op
     best(&mut tokens.into_iter())
 }
 
+/// The token among `first ..` that would come at `position` if no others could, with its score; `None`: there is none, or a logit is no number. Of the
+/// best of several ranges the one with the largest score comes, the lowest token where two have it: as [`next`] of all, without `top_k` and `top_p`.
+pub(crate) fn best(logits: &[f32], first: usize, temperature: f64, key: Key, position: usize) -> Option<(f64, u32)> {
+    if logits.iter().any(|x| x.is_nan()) {
+        return None;
+    }
+    let scored = logits.iter().enumerate().map(|(i, logit)| {
+        let token = first + i;
+        (f64::from(*logit) / temperature + key.gumbel(position, token), token as u32)
+    });
+    scored.reduce(better)
+}
+
+/// The one that comes of two, of which `other` has the larger token.
+pub(crate) fn better(best: (f64, u32), other: (f64, u32)) -> (f64, u32) {
+    if other.0 > best.0 { other } else { best }
+}
+
 /// How many of `tokens`, likeliest first, have `top_p` of the probability of all of them; at least one.
 fn nucleus(tokens: &[usize], logits: &[f32], sampling: Sampling) -> usize {
     let largest = tokens.first().map_or(0.0, |token| f64::from(logits[*token]));
@@ -127,6 +145,22 @@ mod tests {
         assert_eq!(never(&counts(&logits, Sampling { top_p: 0.0, ..ANY }, 500)), [0, 2, 3]);
         assert_eq!(counts(&logits, Sampling { temperature: 0.0, ..ANY }, 9), [0, 9, 0, 0]);
         assert_eq!(next(&[1.0, f32::NAN], ANY, Key::new(0, &[], 0), 0), None);
+    }
+
+    /// Ranks of a TP group have a part of the vocabulary each.
+    #[test]
+    fn the_best_of_parts_is_the_one_of_all() {
+        let logits: Vec<f32> = (0..24_u32).map(|i| (i * 7 % 5) as f32 * 0.5).collect();
+        for (position, temperature) in (0..40).flat_map(|p| [(p, 0.7), (p, 1.0)]) {
+            let key = Key::new(3, &[9], 4);
+            let parts = [0..9, 9..10, 10..24].map(|part| {
+                let first = part.start;
+                best(&logits[part], first, temperature, key, position).expect("numbers")
+            });
+            let found = parts.into_iter().reduce(better).map(|(_, token)| token);
+            assert_eq!(found, next(&logits, Sampling { temperature, ..ANY }, key, position));
+        }
+        assert_eq!(best(&[f32::NAN], 0, 1.0, Key::new(0, &[], 0), 0), None);
     }
 
     /// What is generated today must be what is generated tomorrow.

@@ -1,6 +1,6 @@
 //! The attention half of a layer: `x_mid = x + wo attention(wqkv norm1(x))`.
 
-use crate::device::{AttentionDims, Buffer, CachePlace, CachedAttention, Device, Turn};
+use crate::device::{AttentionDims, Buffer, CachedAttention, Device, Turn};
 
 use super::block::{Context, Scratch, linear, linear_dw, linear_dx, sum_over_tp};
 use super::layout::{LayerRanges, Layout};
@@ -71,12 +71,12 @@ fn turned_by<'a, D: Device, T>(context: &Context<'a, D, T>) -> (AttentionDims, &
     }
 }
 
-/// Puts keys and values of rows at `places` into `cache`, and attends from each row to its sequence up to itself; `dims` are those of the cache.
+/// Puts keys and values of rows at `places (2, N)` into `cache`, and attends from each row to its sequence up to itself; `dims` are those of the cache.
 pub(super) fn attend_cached<D: CachedAttention, T>(
     context: &Context<'_, D, T>,
     saved: &mut Saved<D>,
     dims: &AttentionDims,
-    places: &[CachePlace],
+    places: &D::Ids,
     cache: &mut D::Buf,
 ) {
     let Saved { qkv, out, .. } = saved;

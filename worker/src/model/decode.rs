@@ -12,18 +12,22 @@
 //! where the device's products are the same however they are cut ([`CachedAttention::rows_are_independent`]). All that a layer does to a
 //! row but attention is the training's own code, with as many tokens as there are rows; attention adds the same keys in the same order.
 //!
-//! Deliberately absent: TP and PP, which token comes next.
+//! A [`StageDecoder`] is that of the layers of one (tp, pp) place: rows come in as tokens or as the residual stream, and leave as that or as this
+//! rank's part of the logits. A [`Decoder`] is the whole model in one place, with parameters of its own.
+//!
+//! Deliberately absent: which token comes next.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use toroid_torus::geometry::{Place, Shape};
 use toroid_torus::job::Products;
 use toroid_torus::model::ModelConfig;
 use toroid_torus::partition::{self, Partition};
 
-use super::block::{Context, Scratch};
+use super::block::{Context, Scratch, sum_over_tp};
 use super::layout::Layout;
-use super::tp::Alone;
+use super::tp::{Alone, TpComm};
 use super::{attention, head, moe};
 use crate::device::{Buffer, CachePlace, CachedAttention, Device};
 
@@ -42,6 +46,8 @@ struct Workspace<D: Device> {
     /// Attention has one sample of as many tokens as there are rows.
     layout: Layout,
     ids: D::Ids,
+    /// `(2, rows)`: as [`CachePlace::ids`].
+    places: D::Ids,
     /// `(rows, d)` each: the residual stream.
     x: [D::Buf; 2],
     attention: attention::Saved<D>,
@@ -56,6 +62,7 @@ impl<D: Device> Workspace<D> {
         let layout = whole.of_rows(rows);
         Workspace {
             ids: device.alloc_ids(rows),
+            places: device.alloc_ids(2 * rows),
             x: [(); 2].map(|()| device.alloc(rows * layout.d)),
             attention: attention::Saved::new(device, &layout),
             moe: moe::Saved::new(device, &layout),
@@ -96,13 +103,35 @@ fn kept<T>(all: &mut BTreeMap<usize, T>, number: usize, make: impl FnOnce() -> T
     all.entry(number).or_insert_with(make)
 }
 
-/// The whole model with a cache of keys and values.
-pub struct Decoder<D: CachedAttention> {
+/// The partition of a model that is on one place.
+pub fn whole_partition(model: &ModelConfig) -> Partition {
+    let shape = Shape::new(1, 1, 1).expect("one place is a shape");
+    partition::partition(model, &shape, 0, 0)
+}
+
+/// What goes into a stage, for some rows.
+#[derive(Debug, Clone, Copy)]
+pub enum DecodeInput<'a> {
+    /// Of the first stage: the rows' own tokens.
+    Tokens,
+    /// `(rows, d)`: the residual stream, of every other.
+    Activations(&'a [f32]),
+}
+
+/// What comes out of it.
+#[derive(Debug)]
+pub enum DecodeOutput<'a> {
+    /// `(rows, d)`: the residual stream, of every stage but the last.
+    Activations(&'a mut [f32]),
+    /// Of the last: the logits of the rows that are wanted, `(wanted, vocab_local)`.
+    Logits { wanted: &'a [usize], logits: &'a mut [f32] },
+}
+
+/// The layers of one (tp, pp) place with a cache of keys and values. The parameters are somebody else's.
+pub struct StageDecoder<D: CachedAttention> {
     device: D,
     /// `batch` sequences of up to `seq` tokens.
     layout: Layout,
-    /// `(len)`
-    params: D::Buf,
     /// By layer, `(sequences, seq, 2 * kv_heads * head_dim)`: keys, then values of each token.
     caches: Vec<D::Buf>,
     /// `(seq, head_dim)`
@@ -112,28 +141,22 @@ pub struct Decoder<D: CachedAttention> {
     ends: BTreeMap<usize, Ends<D>>,
 }
 
-/// The partition of a model that is on one place.
-pub fn whole_partition(model: &ModelConfig) -> Partition {
-    let shape = Shape::new(1, 1, 1).expect("one place is a shape");
-    partition::partition(model, &shape, 0, 0)
-}
-
-impl<D: CachedAttention> Decoder<D> {
-    /// A decoder of `sequences` sequences of up to `model.seq` tokens. `params (padded_len)` is laid out as [`whole_partition`] says.
-    pub fn new(device: D, model: &ModelConfig, products: Products, params: &[f32], sequences: usize) -> Decoder<D> {
-        let shape = Shape::new(1, 1, 1).expect("one place is a shape");
-        let partition = whole_partition(model);
-        assert_eq!(params.len(), partition.padded_len, "params do not have the length of the partition");
-        let place = Place { tp: 0, pp: 0, dp: 0 };
-        let layout = Layout::of(model, products, sequences, &shape, place, &partition);
+impl<D: CachedAttention> StageDecoder<D> {
+    /// Of `sequences` sequences of up to `model.seq` tokens; `partition` is that of `place`.
+    pub fn new(
+        device: D,
+        model: &ModelConfig,
+        products: Products,
+        (shape, place): (&Shape, Place),
+        partition: &Partition,
+        sequences: usize,
+    ) -> StageDecoder<D> {
+        let layout = Layout::of(model, products, sequences, shape, place, partition);
         let dims = &layout.attention;
         let cache_len = dims.tokens() * 2 * dims.kv_heads * dims.head_dim;
         let caches = layout.layers.iter().map(|_| device.alloc(cache_len)).collect();
-        let mut own = device.alloc(params.len());
-        device.write(own.all_mut(), params);
-        Decoder {
+        StageDecoder {
             rope: layout.rope_table(),
-            params: own,
             caches,
             workspaces: BTreeMap::new(),
             ends: BTreeMap::new(),
@@ -152,14 +175,18 @@ impl<D: CachedAttention> Decoder<D> {
         self.layout.attention.batch
     }
 
-    /// Tokens of the vocabulary.
-    pub fn vocab(&self) -> usize {
-        self.layout.vocab_size
+    /// Tokens of the vocabulary, and those whose logits this rank has.
+    pub fn vocab(&self) -> (usize, Range<usize>) {
+        (self.layout.vocab_size, self.layout.vocab.clone())
     }
 
-    /// The first `tokens` of sequence `to` become those of sequence `from`.
-    pub fn copy_sequence(&mut self, from: usize, to: usize, tokens: usize) {
-        let Decoder { device, layout, caches, .. } = self;
+    /// Width of the residual stream.
+    pub fn width(&self) -> usize {
+        self.layout.d
+    }
+
+    fn copy_sequence(&mut self, from: usize, to: usize, tokens: usize) {
+        let StageDecoder { device, layout, caches, .. } = self;
         let dims = &layout.attention;
         let row_len = 2 * dims.kv_heads * dims.head_dim;
         let range = |sequence: usize| sequence * dims.seq * row_len..(sequence * dims.seq + tokens) * row_len;
@@ -170,23 +197,23 @@ impl<D: CachedAttention> Decoder<D> {
         }
     }
 
-    /// The logits of `rows`, `(rows, vocab)`, into `logits`. Rows of a sequence come in ascending order, and all positions before them are in the
-    /// cache, or come before them here. Each token is below the model's vocabulary.
-    pub fn forward(&mut self, rows: &[Row], logits: &mut [f32]) {
-        let all: Vec<usize> = (0..rows.len()).collect();
-        self.forward_some(rows, &all, logits);
-    }
-
-    /// As [`Decoder::forward`], with the logits of the rows `wanted` alone, `(wanted, vocab)`.
-    pub fn forward_some(&mut self, rows: &[Row], wanted: &[usize], logits: &mut [f32]) {
-        let device = self.device.clone();
-        device.enter(|| self.compute(rows, wanted, logits));
-    }
-
-    fn compute(&mut self, rows: &[Row], wanted: &[usize], logits: &mut [f32]) {
-        let Decoder { device, layout, params, caches, rope, workspaces, ends } = self;
+    /// `rows` through the layers, by the flat `params (padded_len)` of the stage. Rows of a sequence come in ascending order, and all positions before
+    /// them are in the cache, or come before them here. Each token is below the model's vocabulary.
+    ///
+    /// # Errors
+    ///
+    /// What the TP group says; what the cache has of these rows then means nothing.
+    pub fn forward<T: TpComm>(
+        &mut self,
+        params: &mut D::Buf,
+        rows: &[Row],
+        input: DecodeInput<'_>,
+        tp: &mut T,
+        output: DecodeOutput<'_>,
+    ) -> Result<(), T::Error> {
+        let StageDecoder { device, layout, caches, rope, workspaces, ends } = self;
         let n = rows.len();
-        assert!(n > 0 && logits.len() == wanted.len() * layout.vocab_size, "logits of {} rows", wanted.len());
+        assert!(n > 0, "a forward of no row");
         let dims = layout.attention;
         for row in rows {
             let CachePlace { sequence, position } = row.place;
@@ -194,36 +221,106 @@ impl<D: CachedAttention> Decoder<D> {
             assert!((row.token as usize) < layout.vocab_size, "{row:?} is outside of the vocabulary");
         }
         let work = kept(workspaces, n, || Workspace::new(device, layout, n));
-        let tokens: Vec<u32> = rows.iter().map(|row| row.token).collect();
-        device.write_ids(&mut work.ids, &tokens);
         let table: Vec<f32> =
             rows.iter().flat_map(|row| &rope[row.place.position * dims.head_dim..][..dims.head_dim]).copied().collect();
         device.write(work.rope.all_mut(), &table);
-        let places: Vec<CachePlace> = rows.iter().map(|row| row.place).collect();
-
-        let embedding = layout.embedding.clone().expect("the whole model has the embedding");
-        device.embedding(layout.d, &work.ids, 0, params.view(embedding), work.x[0].all_mut());
-        let Workspace { layout: of_rows, x, attention, moe, scratch, rope, .. } = work;
+        let of_rows: Vec<CachePlace> = rows.iter().map(|row| row.place).collect();
+        device.write_ids(&mut work.places, &CachePlace::ids(&of_rows));
+        let Workspace { layout: of_rows, ids, places, x, attention, moe, scratch, rope } = work;
         let [x, x_out] = x;
-        let mut context = Context { device, layout: of_rows, params, rope, rows: None, scratch, tp: &mut Alone };
+        match (input, &layout.embedding) {
+            (DecodeInput::Tokens, Some(embedding)) => {
+                let tokens: Vec<u32> = rows.iter().map(|row| row.token).collect();
+                device.write_ids(ids, &tokens);
+                let table = params.view(embedding.clone());
+                device.embedding(layout.d, ids, layout.vocab.start, table, x.all_mut());
+                sum_over_tp(device, x, tp)?;
+            }
+            (DecodeInput::Activations(values), None) => device.write(x.all_mut(), values),
+            (input, embedding) => panic!("a stage takes tokens where it has the embedding: {input:?}, {embedding:?}"),
+        }
+        let mut context = Context { device, layout: of_rows, params, rope, rows: None, scratch, tp };
         for (ranges, cache) in layout.layers.iter().zip(caches) {
             attention::projections(&mut context, ranges, attention, x);
-            attention::attend_cached(&context, attention, &dims, &places, cache);
-            let Ok(()) = attention::output(&mut context, ranges, attention, x, &mut moe.x);
-            let Ok(()) = moe::forward(&mut context, ranges, moe, x_out);
+            attention::attend_cached(&context, attention, &dims, places, cache);
+            attention::output(&mut context, ranges, attention, x, &mut moe.x)?;
+            moe::forward(&mut context, ranges, moe, x_out)?;
             std::mem::swap(x, x_out);
         }
-        if wanted.is_empty() {
-            return;
-        }
+        let (wanted, logits) = match output {
+            DecodeOutput::Activations(values) => {
+                device.read(x.all(), values);
+                return Ok(());
+            }
+            DecodeOutput::Logits { wanted: [], .. } => return Ok(()),
+            DecodeOutput::Logits { wanted, logits } => (wanted, logits),
+        };
+        assert_eq!(logits.len(), wanted.len() * layout.vocab.len(), "logits of {} rows", wanted.len());
         let end = kept(ends, wanted.len(), || Ends::new(device, layout, wanted.len()));
         let ids: Vec<u32> = wanted.iter().map(|row| *row as u32).collect();
         device.write_ids(&mut end.ids, &ids);
         // A row of the stream by its number is what an embedding is of a table.
         device.embedding(layout.d, &end.ids, 0, x.all(), end.x.all_mut());
-        let ranges = layout.head.as_ref().expect("the whole model has the head");
+        let ranges = layout.head.as_ref().expect("a stage without an output of its own has the head");
         let mut context = Context { layout: &end.layout, ..context };
         head::logits(&mut context, ranges, &mut end.head, &end.x);
         device.read(end.head.logits.all(), logits);
+        Ok(())
+    }
+}
+
+/// The whole model with a cache of keys and values.
+pub struct Decoder<D: CachedAttention> {
+    stage: StageDecoder<D>,
+    /// `(len)`
+    params: D::Buf,
+}
+
+impl<D: CachedAttention> Decoder<D> {
+    /// A decoder of `sequences` sequences of up to `model.seq` tokens. `params (padded_len)` is laid out as [`whole_partition`] says.
+    pub fn new(device: D, model: &ModelConfig, products: Products, params: &[f32], sequences: usize) -> Decoder<D> {
+        let shape = Shape::new(1, 1, 1).expect("one place is a shape");
+        let partition = whole_partition(model);
+        assert_eq!(params.len(), partition.padded_len, "params do not have the length of the partition");
+        let mut own = device.alloc(params.len());
+        device.write(own.all_mut(), params);
+        let at = (&shape, Place { tp: 0, pp: 0, dp: 0 });
+        Decoder { stage: StageDecoder::new(device, model, products, at, &partition, sequences), params: own }
+    }
+
+    /// Tokens that a sequence can have.
+    pub fn max_tokens(&self) -> usize {
+        self.stage.max_tokens()
+    }
+
+    /// Sequences that it has room for.
+    pub fn sequences(&self) -> usize {
+        self.stage.sequences()
+    }
+
+    /// Tokens of the vocabulary.
+    pub fn vocab(&self) -> usize {
+        self.stage.vocab().0
+    }
+
+    /// The first `tokens` of sequence `to` become those of sequence `from`.
+    pub fn copy_sequence(&mut self, from: usize, to: usize, tokens: usize) {
+        self.stage.copy_sequence(from, to, tokens);
+    }
+
+    /// The logits of `rows`, `(rows, vocab)`, into `logits`; which rows may come: see [`StageDecoder::forward`].
+    pub fn forward(&mut self, rows: &[Row], logits: &mut [f32]) {
+        let all: Vec<usize> = (0..rows.len()).collect();
+        self.forward_some(rows, &all, logits);
+    }
+
+    /// As [`Decoder::forward`], with the logits of the rows `wanted` alone, `(wanted, vocab)`.
+    pub fn forward_some(&mut self, rows: &[Row], wanted: &[usize], logits: &mut [f32]) {
+        let device = self.stage.device.clone();
+        let Decoder { stage, params } = self;
+        device.enter(|| {
+            let output = DecodeOutput::Logits { wanted, logits };
+            let Ok(()) = stage.forward(params, rows, DecodeInput::Tokens, &mut Alone, output);
+        });
     }
 }

@@ -1,4 +1,4 @@
-//! What the last stage ends with: logits and the cross-entropy of their tokens, or a score of each text.
+//! What the last stage ends with: logits and the cross-entropy of their tokens, a score of each text, or both, as a policy does.
 
 use std::ops::Range;
 
@@ -8,9 +8,10 @@ use crate::device::Device;
 
 use super::block::Context;
 use super::layout::{HeadRanges, Layout};
+use super::policy::{AnswerRows, PolicyStats};
 use super::score::PairStats;
 use super::tp::TpComm;
-use super::{head, score};
+use super::{head, policy, score};
 
 /// What the last stage compares with.
 #[derive(Debug, Clone, Copy)]
@@ -19,12 +20,15 @@ pub enum Target<'a> {
     Tokens(&'a [u32]),
     /// `(B / 2)`: by how much the first text of each pair is to be better than the second.
     Margins(&'a [f32]),
+    /// A policy's own answers. With [`Target::Tokens`] it only says their log-probabilities and values.
+    Answers(AnswerRows<'a>),
 }
 
 /// What the backward needs of one micro-batch.
 pub(super) enum Saved<D: Device> {
     Head(head::Saved<D>),
     Score(score::Saved<D>),
+    Policy(policy::Saved<D>),
 }
 
 /// The losses of a micro-batch, summed up.
@@ -34,6 +38,8 @@ pub struct EndStats {
     pub ce: f64,
     /// Of a reward model.
     pub pairs: PairStats,
+    /// Of a policy.
+    pub policy: PolicyStats,
 }
 
 impl<D: Device> Saved<D> {
@@ -41,6 +47,7 @@ impl<D: Device> Saved<D> {
         match layout.output {
             Output::Tokens => Saved::Head(head::Saved::new(device, layout)),
             Output::Score => Saved::Score(score::Saved::new(device, layout)),
+            Output::Policy => Saved::Policy(policy::Saved::new(device, layout)),
         }
     }
 }
@@ -57,14 +64,24 @@ pub(super) fn forward<D: Device, T: TpComm>(
     match (saved, target) {
         (Saved::Head(saved), Target::Tokens(targets)) => {
             context.device.write_ids(&mut saved.targets, targets);
-            Ok(EndStats { ce: head::forward(context, ranges, saved, x)?, pairs: PairStats::default() })
+            Ok(EndStats { ce: head::forward(context, ranges, saved, x)?, ..EndStats::default() })
         }
         (Saved::Score(saved), Target::Margins(margins)) => {
             let last: Vec<u32> = texts.iter().map(|text| (text.end - 1) as u32).collect();
-            Ok(EndStats { ce: 0.0, pairs: score::forward(context, ranges, saved, &last, margins, x) })
+            Ok(EndStats { pairs: score::forward(context, ranges, saved, &last, margins, x), ..EndStats::default() })
         }
-        (Saved::Head(_), _) => panic!("a head takes targets, found margins"),
-        (Saved::Score(_), _) => panic!("a score takes margins, found targets"),
+        (Saved::Policy(saved), Target::Tokens(targets)) => {
+            policy::forward(context, ranges, saved, targets, x)?;
+            Ok(EndStats::default())
+        }
+        (Saved::Policy(saved), Target::Answers(rows)) => {
+            policy::forward(context, ranges, saved, rows.targets, x)?;
+            let stats = policy::loss(saved, &context.layout.policy, &rows);
+            Ok(EndStats { policy: stats, ..EndStats::default() })
+        }
+        (Saved::Head(_), other) => panic!("a head takes targets, found {other:?}"),
+        (Saved::Score(_), other) => panic!("a score takes margins, found {other:?}"),
+        (Saved::Policy(_), other) => panic!("a policy takes targets or answers, found {other:?}"),
     }
 }
 
@@ -83,6 +100,7 @@ pub(super) fn backward_input<D: Device, T: TpComm>(
             score::backward_input(context, ranges, saved, scale, grads);
             Ok(())
         }
+        Saved::Policy(saved) => policy::backward_input(context, ranges, saved, scale, x, grads),
     }
 }
 
@@ -96,5 +114,6 @@ pub(super) fn backward_weight<D: Device, T>(
     match saved {
         Saved::Head(saved) => head::backward_weight(context, ranges, saved, grads),
         Saved::Score(saved) => score::backward_weight(context, ranges, saved, grads),
+        Saved::Policy(saved) => policy::backward_weight(context, ranges, saved, grads),
     }
 }

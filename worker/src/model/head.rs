@@ -13,7 +13,7 @@ pub(super) struct Saved<D: Device> {
     /// `(N)`
     inv_rms: D::Buf,
     /// `(N, d)`
-    h: D::Buf,
+    pub h: D::Buf,
     /// `(N, vocab_local)`; the backward leaves their gradient here.
     pub logits: D::Buf,
     /// `(N)`: log-sum-exp over the whole vocabulary.
@@ -23,7 +23,7 @@ pub(super) struct Saved<D: Device> {
     /// `(tp, N, 3)`
     all_stats: D::Buf,
     /// `(N)`
-    losses: D::Buf,
+    pub losses: D::Buf,
 }
 
 impl<D: Device> Saved<D> {
@@ -50,6 +50,15 @@ pub(super) fn forward<D: Device, T: TpComm>(
     x: &D::Buf,
 ) -> Result<f64, T::Error> {
     self::logits(context, ranges, saved, x);
+    cross_entropy(context, saved)?;
+    Ok(context.device.sum(saved.losses.all()))
+}
+
+/// From `saved.logits` to `saved.losses`.
+pub(super) fn cross_entropy<D: Device, T: TpComm>(
+    context: &mut Context<'_, D, T>,
+    saved: &mut Saved<D>,
+) -> Result<(), T::Error> {
     let Context { device, layout, tp, .. } = context;
     let Saved { targets, logits, lse, stats, all_stats, losses, .. } = saved;
     device.cross_entropy_local(targets, layout.vocab.start, logits.all(), stats.all_mut());
@@ -62,7 +71,7 @@ pub(super) fn forward<D: Device, T: TpComm>(
     if layout.has_texts {
         device.keep_rows(targets, layout.tokens(), losses.all_mut());
     }
-    Ok(device.sum(losses.all()))
+    Ok(())
 }
 
 /// From `x (N, d)` to `saved.logits`.
@@ -88,16 +97,44 @@ pub(super) fn backward_input<D: Device, T: TpComm>(
     x: &D::Buf,
     grads: &mut D::Buf,
 ) -> Result<(), T::Error> {
-    let Context { device, layout, params, scratch, tp, .. } = context;
-    let tokens = layout.tokens();
+    backward_cross_entropy(context, saved, scale);
+    backward_logits(context, ranges, saved)?;
+    backward_norm(context, ranges, saved, x, grads);
+    Ok(())
+}
+
+/// From `saved.logits` to their gradient, in the same place.
+pub(super) fn backward_cross_entropy<D: Device, T>(context: &mut Context<'_, D, T>, saved: &mut Saved<D>, scale: f32) {
+    let Context { device, layout, .. } = context;
     let first_row = layout.vocab.start;
     device.cross_entropy_backward(&saved.targets, first_row, scale, saved.lse.all(), saved.logits.all_mut());
     if layout.has_texts {
-        device.keep_rows(&saved.targets, tokens, saved.logits.all_mut());
+        device.keep_rows(&saved.targets, layout.tokens(), saved.logits.all_mut());
     }
+}
+
+/// From the gradient of the logits to that of `h`, in `scratch.partial`.
+pub(super) fn backward_logits<D: Device, T: TpComm>(
+    context: &mut Context<'_, D, T>,
+    ranges: &HeadRanges,
+    saved: &Saved<D>,
+) -> Result<(), T::Error> {
+    let Context { device, layout, params, scratch, tp, .. } = context;
     let head = params.view(ranges.head.clone());
-    linear_dx(*device, layout.products, tokens, saved.logits.all(), head, 0.0, scratch.partial.all_mut());
-    sum_over_tp(*device, &mut scratch.partial, *tp)?;
+    let partial = &mut scratch.partial;
+    linear_dx(*device, layout.products, layout.tokens(), saved.logits.all(), head, 0.0, partial.all_mut());
+    sum_over_tp(*device, partial, *tp)
+}
+
+/// From the gradient of `h`, in `scratch.partial`, to that of `x`, in `scratch.dx`.
+pub(super) fn backward_norm<D: Device, T>(
+    context: &mut Context<'_, D, T>,
+    ranges: &HeadRanges,
+    saved: &Saved<D>,
+    x: &D::Buf,
+    grads: &mut D::Buf,
+) {
+    let Context { device, params, scratch, .. } = context;
     device.fill(scratch.dx.all_mut(), 0.0);
     device.rms_norm_backward(
         x.all(),
@@ -107,7 +144,6 @@ pub(super) fn backward_input<D: Device, T: TpComm>(
         scratch.dx.all_mut(),
         grads.view_mut(ranges.norm.clone()),
     );
-    Ok(())
 }
 
 /// Adds to the gradient of the head, after [`backward_input`].

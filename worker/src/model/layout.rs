@@ -7,6 +7,7 @@ use toroid_torus::job::JobSpec;
 use toroid_torus::model::{ModelConfig, Output};
 use toroid_torus::partition::{self, Partition};
 
+use super::policy::PolicyLoss;
 use crate::device::{AttentionDims, Products};
 
 /// Ranges of one layer's tensors in the flat buffer of parameters, and of their gradients in that of gradients.
@@ -53,11 +54,13 @@ pub(super) struct HeadRanges {
     pub norm: Range<usize>,
     /// `(vocab_local, d)`, or of a score `(1, d)`.
     pub head: Range<usize>,
+    /// `(1, d)`, of a policy; it lies behind the head.
+    pub value: Option<Range<usize>>,
 }
 
 impl HeadRanges {
     pub fn all(&self) -> Range<usize> {
-        self.norm.start..self.head.end
+        self.norm.start..self.value.as_ref().map_or(self.head.end, |value| value.end)
     }
 }
 
@@ -85,6 +88,8 @@ pub(super) struct Layout {
     pub balance_coef: f64,
     /// Of pairs: see [`super::score`].
     pub center_coef: f64,
+    /// Of a policy: see [`super::policy`].
+    pub policy: PolicyLoss,
     pub output: Output,
     /// Samples are texts with padding behind them, see [`super::rows`].
     pub has_texts: bool,
@@ -106,6 +111,7 @@ impl Layout {
             z_coef: spec.loss.z_coef,
             balance_coef: spec.loss.balance_coef,
             center_coef: spec.reward.center_coef,
+            policy: spec.ppo.as_ref().map_or(PolicyLoss::NONE, PolicyLoss::of),
             has_texts: !spec.kind.is_pretrain(),
             is_packed: spec.data.packing,
             ..layout
@@ -146,6 +152,7 @@ impl Layout {
             z_coef: 0.0,
             balance_coef: 0.0,
             center_coef: 0.0,
+            policy: PolicyLoss::NONE,
             output: model.output,
             has_texts: false,
             is_packed: false,
@@ -155,7 +162,8 @@ impl Layout {
             embedding: range("emb.weight"),
             head: has_head.then(|| HeadRanges {
                 norm: need(partition, "norm.weight"),
-                head: need(partition, if model.output.is_tokens() { "head.weight" } else { "score.weight" }),
+                head: need(partition, if model.output.has_logits() { "head.weight" } else { "score.weight" }),
+                value: range("value.weight"),
             }),
         }
     }
@@ -178,7 +186,7 @@ impl Layout {
             let tensors = [tokens * input, input * output, tokens * output];
             tensors.iter().sum::<usize>() - tensors.iter().min().copied().unwrap_or(0)
         };
-        let head = if self.head.is_some() && self.output.is_tokens() { linear(self.d, self.vocab.len()) } else { 0 };
+        let head = if self.head.is_some() && self.output.has_logits() { linear(self.d, self.vocab.len()) } else { 0 };
         let attention = linear(self.d, self.attention.row_len()).max(linear(self.attention.out_len(), self.d));
         let shared = linear(self.d, 2 * self.ff_local).max(linear(self.ff_local, self.d));
         head.max(attention).max(shared)

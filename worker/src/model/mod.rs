@@ -11,10 +11,10 @@
 //! | file | what |
 //! |---|---|
 //! | `stage` | [`Stage`]: parameters, gradients, the slots of the micro-batches in flight |
-//! | `attention`, `moe`, `head`, `score` | forward and backward of each part, side by side, with what is saved between them |
-//! | `end` | which of `head` and `score` the model ends with |
+//! | `attention`, `moe`, `head`, `score`, `policy` | forward and backward of each part, side by side, with what is saved between them |
+//! | `end` | which of `head`, `score` and `policy` the model ends with |
 //! | `rows` | which rows are tokens, and of which text, where samples are dialogues or answers |
-//! | `decode` | [`Decoder`]: any rows against cached keys and values, for generation |
+//! | `decode` | [`StageDecoder`], [`Decoder`]: any rows against cached keys and values, for generation |
 //! | `layout` | dims of this place's share, and where its tensors lie in the flat buffers |
 //! | `block` | scratch, and linear layers |
 //! | `tp` | [`TpComm`]: what is asked of the TP group |
@@ -38,17 +38,19 @@ mod end;
 mod head;
 mod layout;
 mod moe;
+mod policy;
 mod rows;
 mod score;
 mod stage;
 mod tp;
 mod watch;
 
-pub use decode::{Decoder, Row, whole_partition};
+pub use decode::{DecodeInput, DecodeOutput, Decoder, Row, StageDecoder, whole_partition};
 pub use end::{EndStats, Target};
 pub use layout::largest_operands;
 pub use moe::RouterStats;
+pub use policy::{AnswerRows, PolicyLoss, PolicyStats};
 pub use score::PairStats;
-pub use stage::{Allocated, Feed, Input, LossScale, MicroBatchStats, Stage};
+pub use stage::{Allocated, Feed, Frozen, Input, LossScale, MicroBatchStats, Stage};
 pub use tp::{Alone, TpComm, all_gather_through_host, all_reduce_through_host};
 pub use watch::{Unwatched, Watch};

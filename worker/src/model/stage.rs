@@ -13,6 +13,7 @@ use super::block::{Context, Scratch, sum_over_tp};
 use super::end::{self, EndStats, Target};
 use super::layout::Layout;
 use super::moe::RouterStats;
+use super::policy::{AnswerRows, PolicyStats};
 use super::rows::Rows;
 use super::score::PairStats;
 use super::tp::{Alone, TpComm};
@@ -73,6 +74,8 @@ pub struct MicroBatchStats {
     pub balance: f64,
     /// On the last stage of a reward model.
     pub pairs: PairStats,
+    /// On the last stage of a policy.
+    pub policy: PolicyStats,
 }
 
 /// One layer's activations: a slot's own, or those of the layer that is at work.
@@ -182,6 +185,23 @@ struct Params<D: Device> {
     own: D::Buf,
     /// The master weights, where a place has all of them.
     lent: Option<D::Buf>,
+}
+
+/// Parameters of another model of the same shape, which nobody changes.
+pub struct Frozen<D: Device> {
+    params: Params<D>,
+}
+
+impl<D: Device> Frozen<D> {
+    /// `padded_len` zeros.
+    pub fn new(device: &D, padded_len: usize) -> Frozen<D> {
+        Frozen { params: Params { own: device.alloc(padded_len), lent: None } }
+    }
+
+    /// `values (padded_len)`, laid out as the stage's partition says.
+    pub fn write(&mut self, device: &D, values: &[f32]) {
+        device.write(self.params.own.all_mut(), values);
+    }
 }
 
 impl<D: Device> Params<D> {
@@ -346,8 +366,28 @@ impl<D: Device> Stage<D> {
         let slot = &self.slots[slot];
         match slot.head.as_ref().filter(|_| slot.state == State::Forward)? {
             end::Saved::Head(head) => Some(head.logits.all()),
+            end::Saved::Policy(policy) => Some(policy.head.logits.all()),
             end::Saved::Score(_) => None,
         }
+    }
+
+    /// On the last stage of a policy, after an evaluation: the log-probabilities of its targets, 0 where there is none, and the values of all rows,
+    /// `(B * S)` each.
+    pub fn evaluated_rows(&self) -> Option<(&[f32], &[f32])> {
+        match self.evaluation.head.as_ref()? {
+            end::Saved::Policy(policy) => Some((&policy.logps, &policy.row_values)),
+            end::Saved::Head(_) | end::Saved::Score(_) => None,
+        }
+    }
+
+    /// The working parameters are `other`, and those are here, until both are exchanged again.
+    pub fn exchange_params(&mut self, other: &mut Frozen<D>) {
+        std::mem::swap(&mut self.params, &mut other.params);
+    }
+
+    /// The working parameters for another that reads them, as a decoder does.
+    pub fn working_params(&mut self) -> &mut D::Buf {
+        self.params.current()
     }
 
     /// Forward of one micro-batch into `slot`. The first stage takes tokens, the last takes targets `(B, S)`, all but
@@ -387,11 +427,11 @@ impl<D: Device> Stage<D> {
         let mut context = Context { device, layout, params: params.current(), rope, rows: rows.as_ref(), scratch, tp };
         let stats = slot_forward(&mut context, slot, work, prob_sums, feed, output, watch);
         slot.rows = rows;
-        let EndStats { ce, pairs } = stats?;
+        let EndStats { ce, pairs, policy } = stats?;
         slot.state = State::Forward;
         let (z, balance) = slot.router.iter().fold((0.0, 0.0), |(z, b), s| (z + s.z, b + s.balance));
         let ce = if layout.has_texts { ce } else { ce / layout.tokens() as f64 };
-        Ok(MicroBatchStats { ce, z, balance, pairs })
+        Ok(MicroBatchStats { ce, z, balance, pairs, policy })
     }
 
     /// Forward of one micro-batch of which nothing is kept; arguments as in [`Stage::forward`]. Returns the *sum* of
@@ -652,7 +692,7 @@ fn slot_forward<D: Device, T: TpComm>(
     let x = &slot.x[layout.layers.len() % slot.x.len()];
     match (&layout.head, &mut slot.head, feed.target, output) {
         (Some(ranges), Some(saved), Some(target), None) => {
-            if let Target::Tokens(targets) = target {
+            if let Target::Tokens(targets) | Target::Answers(AnswerRows { targets, .. }) = target {
                 check_ids(layout, targets, "target");
             }
             watch.before_params(context.tp, context.params, ranges.all())?;

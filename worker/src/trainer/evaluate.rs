@@ -6,9 +6,9 @@ use super::emit::Emit;
 use super::job::Job;
 use super::shared::Shared;
 use crate::comm::{CommError, Links, global_sum};
-use crate::device::Device;
+use crate::device::CachedAttention;
 
-impl<D: Device + Clone> Job<D> {
+impl<D: CachedAttention> Job<D> {
     /// Mean cross-entropy over the validation micro-batches, by source; rank 0 reports it.
     pub(super) fn validate(&mut self, links: &mut Links, shared: &Shared, emit: &Emit) -> Result<(), CommError> {
         let spec = Arc::clone(&self.assignment.spec);

@@ -2,9 +2,9 @@
 
 use super::job::Job;
 use super::shared::Shared;
-use crate::device::{Buffer, Device};
+use crate::device::{Buffer, CachedAttention};
 
-impl<D: Device + Clone> Job<D> {
+impl<D: CachedAttention> Job<D> {
     pub(super) fn flip_a_bit(&mut self, shared: &Shared, is_before_update: bool) {
         let step = self.committed.after(u64::from(is_before_update));
         let Some(part) = shared.failpoints.flips(step.get(), is_before_update) else { return };

@@ -24,10 +24,10 @@ use super::observe::Deed;
 use super::shared::Shared;
 use super::totals::Totals;
 use crate::comm::{Channel, Links, Transfer};
-use crate::device::Device;
+use crate::device::CachedAttention;
 use crate::optim::Shard;
 
-impl<D: Device + Clone> Job<D> {
+impl<D: CachedAttention> Job<D> {
     /// Whether this place's state is worth keeping for `next`.
     pub(super) fn can_heal(&self, next: &Assignment) -> bool {
         let own = &self.assignment;
@@ -74,6 +74,7 @@ impl<D: Device + Clone> Job<D> {
             self.show_state(shared);
             emit(self.assignment.event(Event::Committed { step: plan.step, record: None }));
         }
+        self.tell_rollouts(links, shared, (plan.source, plan.step), is_newcomer)?;
         // Whatever was sealed beyond is made again, and so is a validation of this step: some have finished it, a newcomer has not, and
         // all must take part.
         self.shards.unseal();

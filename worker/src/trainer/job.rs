@@ -9,22 +9,27 @@ use super::curve::Curve;
 use super::emit::Emit;
 use super::held::Held;
 use super::passes::Passes;
+use super::ppo::{ModelSources, Models, Policy};
 use super::samples::Samples;
 use super::save::{Checkpoints, SavedStep, Saver, ToPublish};
 use super::shards::Shards;
 use super::shared::Shared;
 use crate::checkpoint::CheckpointError;
 use crate::comm::{Fence, Links};
-use crate::device::Device;
+use crate::device::CachedAttention;
 
 /// A job at one place.
-pub struct Job<D: Device + Clone> {
+pub struct Job<D: CachedAttention> {
     pub(super) assignment: Assignment,
     /// Ends the waits of an epoch that is over.
     pub(super) fence: Fence,
     /// Kept from epoch to epoch.
     pub(super) links: Option<Links>,
     pub(super) samples: Samples,
+    /// What a job of kind ppo has besides, with the memory for it, and where what is in that came from.
+    pub(super) policy: Option<Policy>,
+    pub(super) models: Option<Models<D>>,
+    pub(super) model_sources: Option<ModelSources>,
     pub(super) passes: Passes<D>,
     pub(super) shards: Shards<D>,
     pub(super) held: Held<D>,
@@ -36,7 +41,7 @@ pub struct Job<D: Device + Clone> {
     pub(super) checkpoints: Checkpoints,
 }
 
-impl<D: Device + Clone> Job<D> {
+impl<D: CachedAttention> Job<D> {
     /// What this place holds.
     pub(super) fn report(&self) -> Event {
         Event::Prepared {
@@ -71,7 +76,8 @@ impl<D: Device + Clone> Job<D> {
     /// Writes this place's shard of the committed state in the background.
     pub(super) fn write_checkpoint(&mut self, emit: &Emit) {
         let by = Saver { place: &self.assignment, fence: &self.fence, emit };
-        let of = SavedStep { step: self.committed, skipped: self.skipped };
+        let kl_coef = self.policy.as_ref().map(Policy::kl_coef);
+        let of = SavedStep { step: self.committed, skipped: self.skipped, kl_coef };
         self.checkpoints.write(by, of, self.passes.device(), self.shards.own());
     }
 

@@ -34,6 +34,7 @@ mod observe;
 mod orders;
 mod overlap;
 mod passes;
+mod ppo;
 mod prepare;
 mod publish;
 mod ready;
@@ -56,7 +57,7 @@ use std::sync::mpsc::Receiver;
 
 use toroid_session::Command;
 
-use crate::device::Device;
+use crate::device::CachedAttention;
 
 pub use emit::Emit;
 pub use environment::Environment;
@@ -73,7 +74,7 @@ use train::train;
 use workspace::Workspace;
 
 /// Runs until the channel of orders closes. `emit` is called from this thread and, for checkpoints, from the threads of `save`.
-pub fn run<D: Device + Clone>(device: &D, environment: &Environment, orders: Receiver<Order>, emit: &Emit) {
+pub fn run<D: CachedAttention>(device: &D, environment: &Environment, orders: Receiver<Order>, emit: &Emit) {
     let mut inbox = Inbox::new(orders);
     let mut job: Option<Job<D>> = None;
     let mut warm: Option<Workspace<D>> = None;

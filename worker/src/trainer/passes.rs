@@ -9,14 +9,15 @@ use toroid_torus::partition::{Partition, stage_layers};
 use toroid_torus::pipeline::{Action, InFlight, Pass, Pipeline};
 
 use super::overlap::Overlap;
+use super::ppo::Rollouts;
 use super::samples::Samples;
 use super::shards::Shards;
 use super::shared::Shared;
 use super::totals::Sums;
 use crate::comm::{Channel, CommError, Fence, Group, Links, TpGroup, Transfer};
 use crate::data::Batch;
-use crate::device::{Buffer, Device, View};
-use crate::model::{Allocated, EndStats, LossScale, Stage};
+use crate::device::{Buffer, CachedAttention, Device, View};
+use crate::model::{Allocated, DecodeInput, DecodeOutput, EndStats, Frozen, LossScale, Row, Stage, StageDecoder};
 use crate::optim::Shard;
 
 pub(super) struct Passes<D: Device> {
@@ -45,8 +46,30 @@ pub(super) struct StepAt<'a> {
     pub place: &'a Assignment,
     pub fence: &'a Fence,
     pub samples: &'a Samples,
+    /// What a policy learns from.
+    pub rollouts: Option<&'a Rollouts>,
     /// Updates before it.
     pub committed: Step,
+}
+
+impl StepAt<'_> {
+    /// Micro-batch `i` of this place's replica.
+    fn load(&self, i: usize, batch: &mut Batch) {
+        let spec = &self.place.spec;
+        match self.rollouts {
+            None => self.samples.load_train(self.place, self.committed, i, batch),
+            Some(rollouts) => {
+                let first = spec.batch.of_replica(spec.shape.dp(), self.place.place().dp).start;
+                rollouts.load(self.samples, spec, self.committed, first + i, batch);
+            }
+        }
+    }
+
+    /// What the losses are divided by, over all replicas.
+    fn scale(&self) -> LossScale {
+        let num_trained = self.rollouts.map(|rollouts| rollouts.num_trained(&self.place.spec, self.committed));
+        self.samples.scale_of(&self.place.spec, self.committed, num_trained)
+    }
 }
 
 /// Ranks of the neighbouring stages.
@@ -187,7 +210,7 @@ impl<D: Device + Clone> Passes<D> {
     ) -> Result<Sums, CommError> {
         self.stage.zero_grads();
         self.buffers.expert_load.fill(0);
-        self.buffers.scale = at.samples.scale_of(&at.place.spec, at.committed);
+        self.buffers.scale = at.scale();
         let mut sums = Sums::default();
         let pipeline = self.pipeline.clone();
         let last = pipeline.actions().len().checked_sub(1);
@@ -229,7 +252,7 @@ impl<D: Device + Clone> Passes<D> {
     ) -> Result<(), CommError> {
         shared.enter("forward");
         let (slot, b) = (self.slot(i), &mut self.buffers);
-        at.samples.load_train(at.place, at.committed, i, &mut b.batch);
+        at.load(i, &mut b.batch);
         let neighbours = Neighbours::of(at.place);
         if let Some(previous) = neighbours.previous {
             receive(links, previous, Channel::Forward, &mut b.received)?;
@@ -302,9 +325,20 @@ impl<D: Device + Clone> Passes<D> {
         samples: &Samples,
         index: usize,
     ) -> Result<[f64; 2], CommError> {
-        let b = &mut self.buffers;
-        samples.load_validation(&place.spec, index, &mut b.batch);
+        samples.load_validation(&place.spec, index, &mut self.buffers.batch);
+        let EndStats { ce, pairs, .. } = self.evaluate_batch(links, place)?;
         let neighbours = Neighbours::of(place);
+        let speaks = neighbours.next.is_none() && place.place().tp == 0;
+        Ok(match speaks {
+            true if pairs.num > 0 => [pairs.loss, pairs.num as f64],
+            true => [ce, self.buffers.batch.num_trained() as f64],
+            false => [0.0; 2],
+        })
+    }
+
+    /// Forward only of the micro-batch in the host buffers.
+    fn evaluate_batch(&mut self, links: &mut Links, place: &Assignment) -> Result<EndStats, CommError> {
+        let (b, neighbours) = (&mut self.buffers, Neighbours::of(place));
         if let Some(previous) = neighbours.previous {
             receive(links, previous, Channel::Eval, &mut b.received)?;
         }
@@ -312,15 +346,62 @@ impl<D: Device + Clone> Passes<D> {
         let received = neighbours.previous.map(|_| b.received.as_slice());
         let feed = b.batch.feed(received, neighbours.next.is_none());
         let output = neighbours.next.is_some().then_some(b.sent.as_mut_slice());
-        let EndStats { ce, pairs } = self.stage.evaluate_feed(&feed, &mut tp, output)?;
+        let stats = self.stage.evaluate_feed(&feed, &mut tp, output)?;
         if let Some(next) = neighbours.next {
             send(links, next, Channel::Eval, &self.buffers.sent)?;
         }
-        let speaks = neighbours.next.is_none() && place.place().tp == 0;
-        Ok(match speaks {
-            true if pairs.num > 0 => [pairs.loss, pairs.num as f64],
-            true => [ce, self.buffers.batch.num_trained() as f64],
-            false => [0.0; 2],
-        })
+        Ok(stats)
+    }
+
+    /// Forward only of what `fill` puts into a micro-batch of a policy: log-probabilities of its targets and values of all its rows, on the last stage.
+    pub fn evaluate_rows(
+        &mut self,
+        links: &mut Links,
+        place: &Assignment,
+        fill: impl FnOnce(&mut Batch),
+    ) -> Result<Option<(&[f32], &[f32])>, CommError> {
+        fill(&mut self.buffers.batch);
+        self.evaluate_batch(links, place)?;
+        Ok(self.stage.evaluated_rows())
+    }
+
+    /// See [`Stage::exchange_params`].
+    pub fn exchange_params(&mut self, other: &mut Frozen<D>) {
+        self.stage.exchange_params(other);
+    }
+}
+
+impl<D: CachedAttention> Passes<D> {
+    /// Forward of `rows` by what is in the decoder's cache, over the stages: `logits (wanted, vocab_local)` on the last one.
+    pub fn decode(
+        &mut self,
+        links: &mut Links,
+        place: &Assignment,
+        decoder: &mut StageDecoder<D>,
+        rows: &[Row],
+        wanted: &[usize],
+        logits: &mut Vec<f32>,
+    ) -> Result<(), CommError> {
+        let (neighbours, len) = (Neighbours::of(place), rows.len() * decoder.width());
+        let mut received = vec![0.0; if neighbours.previous.is_some() { len } else { 0 }];
+        if let Some(previous) = neighbours.previous {
+            receive(links, previous, Channel::Eval, &mut received)?;
+        }
+        let input = neighbours.previous.map_or(DecodeInput::Tokens, |_| DecodeInput::Activations(&received));
+        let mut sent = vec![0.0; if neighbours.next.is_some() { len } else { 0 }];
+        let output = match neighbours.next {
+            Some(_) => DecodeOutput::Activations(&mut sent),
+            None => {
+                logits.resize(wanted.len() * decoder.vocab().1.len(), 0.0);
+                DecodeOutput::Logits { wanted, logits }
+            }
+        };
+        let mut tp = TpGroup::new(links, &self.tp, &mut self.buffers.scratch);
+        let stage = &mut self.stage;
+        decoder.forward(stage.working_params(), rows, input, &mut tp, output)?;
+        match neighbours.next {
+            Some(next) => send(links, next, Channel::Eval, &sent),
+            None => Ok(()),
+        }
     }
 }

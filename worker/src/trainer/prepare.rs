@@ -16,16 +16,17 @@ use super::environment::Environment;
 use super::error::PrepareError;
 use super::held::Held;
 use super::job::Job;
+use super::ppo::{ModelSources, Policy};
 use super::samples::Samples;
 use super::save::Checkpoints;
 use super::workspace::{Parts, Workspace, fetch_weights};
-use crate::checkpoint::{CheckpointError, Owned, ShardStateMut, Storage, load_initial};
+use crate::checkpoint::{CheckpointError, DRAWN_BESIDES, Owned, ShardStateMut, Storage, load_initial};
 use crate::comm::Fence;
 use crate::data::{Local, Sources};
-use crate::device::Device;
+use crate::device::CachedAttention;
 use crate::optim::HostShard;
 
-impl<D: Device + Clone> Job<D> {
+impl<D: CachedAttention> Job<D> {
     /// `warm` is what was made ready before the place was known.
     pub fn prepare(
         device: &D,
@@ -38,7 +39,7 @@ impl<D: Device + Clone> Job<D> {
         let (rank, until) = (assignment.rank, Some((&fence, assignment.epoch)));
         let workspace = Workspace::make(device, environment, (&spec, rank), &assignment.checkpoint_root, until, warm)?;
         let Workspace { sources, storage, parts, .. } = workspace;
-        let Parts { passes, mut shards } = parts;
+        let Parts { passes, mut shards, mut models } = parts;
 
         let owned = match assignment.restore_step {
             Some(step) if !assignment.heal => {
@@ -65,11 +66,26 @@ impl<D: Device + Clone> Job<D> {
                 shard.write(device, &state);
             }
         }
+        let model_sources = match &spec.ppo {
+            Some(ppo) => {
+                let fetch = |path: &Path| fetch_weights(environment, path, until).map(Arc::new);
+                let reference = ppo.reference.as_deref().or(spec.init_from.as_deref());
+                let (reference, reward) = (reference.map(fetch), ppo.reward_model.as_deref().map(fetch));
+                Some(ModelSources { reference: reference.transpose()?, reward: reward.transpose()? })
+            }
+            None => None,
+        };
+        if let (Some(models), Some(sources)) = (&mut models, &model_sources) {
+            models.load(device, &spec, rank.index(), sources).map_err(PrepareError::Initial)?;
+        }
         let notes = notes(&spec, &source, &sources);
         Ok(Job {
             fence,
             links: None,
             samples: Samples::new(sources, notes),
+            policy: Policy::new(&spec, source.kl_coef()),
+            models,
+            model_sources,
             passes,
             shards,
             held: Held::new(assignment.held_as(), !matches!(source, Source::OtherHolders)),
@@ -131,6 +147,11 @@ impl<'a> Source<'a> {
         self.manifest().map_or(0, |m| m.skipped_steps)
     }
 
+    /// Of a job of kind ppo.
+    fn kl_coef(&self) -> Option<f64> {
+        self.manifest().and_then(|m| m.files.first()?.kl_coef)
+    }
+
     /// A job that resumes another's checkpoint does not validate that step again.
     fn resumed_step(&self) -> Option<Step> {
         matches!(self, Source::Resumed { .. }).then(|| self.step())
@@ -164,18 +185,28 @@ fn initial(
     partition: &Partition,
     range: Range<usize>,
 ) -> Result<HostShard, PrepareError> {
+    let params = initial_params(spec, weights, partition).map_err(PrepareError::Initial)?;
+    let mut shard = HostShard::zeros(range.len());
+    shard.param.copy_from_slice(&params[range]);
+    Ok(shard)
+}
+
+/// The flat weights of a partition, `(padded_len)`, as the job begins with them: from `weights`, or drawn from the seed.
+pub(super) fn initial_params(
+    spec: &JobSpec,
+    weights: Option<&Path>,
+    partition: &Partition,
+) -> Result<Vec<f32>, CheckpointError> {
     let mut params = vec![0.0; partition.padded_len];
-    // With weights from elsewhere, a score that they have not is drawn all the same.
-    let is_drawn = |tensor: &str| weights.is_none() || tensor == "score.weight";
+    // With weights from elsewhere, a score or values that they have not are drawn all the same.
+    let is_drawn = |tensor: &str| weights.is_none() || DRAWN_BESIDES.contains(&tensor);
     for slice in partition.slices.iter().filter(|slice| is_drawn(&slice.tensor)) {
         fill_initial(slice, spec.seed, &mut params[slice.offset..slice.offset + slice.len]);
     }
     if let Some(path) = weights {
-        load_initial(path, &spec.model, partition, &mut params).map_err(PrepareError::Initial)?;
+        load_initial(path, &spec.model, partition, &mut params)?;
     }
-    let mut shard = HostShard::zeros(range.len());
-    shard.param.copy_from_slice(&params[range]);
-    Ok(shard)
+    Ok(params)
 }
 
 /// The error of a checkpoint of this job that could not be loaded. `manifest_read`: it came after that.
@@ -263,6 +294,11 @@ fn check_resume(spec: &JobSpec, path: &str, manifest: &Manifest, sources: &Sourc
     }
     if manifest.job.model != spec.model {
         return differs("the model", format!("{:?}", spec.model), format!("{:?}", manifest.job.model));
+    }
+    let of_iteration = spec.steps_of_iteration();
+    if !manifest.step.is_multiple_of(of_iteration) {
+        let expected = format!("a multiple of ppo.epochs * ppo.minibatches = {of_iteration}");
+        return differs("its step", expected, manifest.step.to_string());
     }
     if manifest.job.batch.samples() != spec.batch.samples() {
         return differs("batch.global", spec.batch.samples().to_string(), manifest.job.batch.samples().to_string());

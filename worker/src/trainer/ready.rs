@@ -9,11 +9,11 @@ use super::job::Job;
 use super::shared::PREPARE;
 use super::workspace::Workspace;
 use crate::comm::Fence;
-use crate::device::Device;
+use crate::device::CachedAttention;
 use crate::system;
 
 /// Makes what a place needs, and says whether this worker can fill one.
-pub(super) fn warm_up<D: Device + Clone>(
+pub(super) fn warm_up<D: CachedAttention>(
     device: &D,
     environment: &Environment,
     ahead: &WarmUp,
@@ -48,7 +48,7 @@ pub(super) fn warm_up<D: Device + Clone>(
 }
 
 /// Prepares a place, and reports that it is ready or why it is not.
-pub(super) fn prepare<D: Device + Clone>(
+pub(super) fn prepare<D: CachedAttention>(
     device: &D,
     environment: &Environment,
     assignment: Assignment,

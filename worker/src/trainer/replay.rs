@@ -24,7 +24,7 @@ use super::job::Job;
 use super::kept::Vote;
 use super::shared::Shared;
 use crate::comm::{CommError, Links, global_sum};
-use crate::device::Device;
+use crate::device::CachedAttention;
 
 /// Of one shard whose copies differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +56,7 @@ fn verdict(shape: &Shape, ballots: &[Ballot]) -> Result<BTreeSet<usize>, String>
     Ok(wrong)
 }
 
-impl<D: Device + Clone> Job<D> {
+impl<D: CachedAttention> Job<D> {
     /// Somebody saw copies that differ: everybody replays the last update of both its shards and tells all others. The error that ends
     /// this epoch; it has words where this place saw it.
     pub(super) fn replay(&mut self, links: &mut Links, shared: &Shared) -> Result<StepError, CommError> {

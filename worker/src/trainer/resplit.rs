@@ -26,7 +26,7 @@ use super::job::Job;
 use super::shared::Shared;
 use super::workspace::Parts;
 use crate::comm::{Channel, Links, Transfer, global_sum};
-use crate::device::Device;
+use crate::device::{CachedAttention, Device};
 use crate::optim::Shard;
 
 fn moves_of(assignment: &Assignment, origin: &Origin) -> Result<Vec<Move>, Lost> {
@@ -47,7 +47,7 @@ pub(super) fn peers(assignment: &Assignment, origin: &Origin) -> BTreeSet<usize>
     ends.collect()
 }
 
-impl<D: Device + Clone> Job<D> {
+impl<D: CachedAttention> Job<D> {
     /// Turns to the one state that the plan goes on from; what else this place holds is given up.
     pub(super) fn turn_to(&mut self, plan: &HealPlan) -> Result<(), StepError> {
         let target = self.assignment.held_as();
@@ -62,7 +62,7 @@ impl<D: Device + Clone> Job<D> {
             self.held.set_has_state(false);
             self.curve.forget_steps();
             if self.held.made_for() != target {
-                self.remake();
+                self.remake()?;
             }
             return Ok(());
         };
@@ -77,7 +77,7 @@ impl<D: Device + Clone> Job<D> {
         };
         self.held.set_has_state(false);
         if wanted == target {
-            self.remake();
+            self.remake()?;
             self.shards.put(earlier.own, earlier.guarded);
             self.held.set_has_state(true);
         } else {
@@ -88,7 +88,7 @@ impl<D: Device + Clone> Job<D> {
 
     /// Makes the parts of this place anew, for the place of the assignment and without state; returns the shards that were there. All else
     /// is given back first: a device holds both splits of the shards for a while, and not both of everything.
-    fn remake(&mut self) -> Earlier<D> {
+    fn remake(&mut self) -> Result<Earlier<D>, StepError> {
         let device = self.passes.device().clone();
         self.passes.give_up();
         let guarded = self.shards.give_up_all_but_state();
@@ -97,22 +97,27 @@ impl<D: Device + Clone> Job<D> {
             "memory: {} of shards as they were split before stay until all places have the new ones",
             units::bytes(12 * kept_elements as u64)
         );
-        let parts = Parts::new(&device, &self.assignment.spec, self.assignment.rank.index());
-        let Parts { passes, shards } = parts;
+        self.models = None;
+        let (spec, rank) = (&self.assignment.spec, self.assignment.rank.index());
+        let Parts { passes, shards, mut models } = Parts::new(&device, spec, rank);
+        if let (Some(models), Some(sources)) = (&mut models, &self.model_sources) {
+            models.load(&device, spec, rank, sources).map_err(|error| corrupt(error.to_string()))?;
+        }
+        self.models = models;
         let own = std::mem::replace(&mut self.shards, shards).into_own();
         self.passes = passes;
         let held_as = self.held.remade_for(self.assignment.held_as());
-        Earlier { held_as, own, guarded }
+        Ok(Earlier { held_as, own, guarded })
     }
 
     /// Puts both shards of this place together. What it has as it was split before stays, see [`Job::give_up_earlier`].
     pub(super) fn resplit(&mut self, links: &mut Links, shared: &Shared, origin: &Origin) -> Result<(), StepError> {
         shared.enter("resplit");
         if self.held.has_state() {
-            let earlier = self.remake();
+            let earlier = self.remake()?;
             self.held.keep(earlier);
         } else if self.held.made_for() != self.assignment.held_as() {
-            self.remake();
+            self.remake()?;
         }
         let moves = moves_of(&self.assignment, origin).map_err(|lost| corrupt(lost.to_string()))?;
         self.exchange(links, &moves)

@@ -73,13 +73,21 @@ impl Samples {
         }
     }
 
+    /// What answer `number` of the iteration that begins with step `first` answers (T-5).
+    pub fn prompt(&self, spec: &JobSpec, first: Step, number: u64) -> Vec<u32> {
+        let n = first.get() / spec.steps_of_iteration() * spec.answers_of_iteration() + number;
+        let drawn = self.sources.mixture().sample(n);
+        self.sources.dataset(drawn.source).prompt(drawn.sample)
+    }
+
     /// What the losses of a step are divided by, over all replicas: they follow from the data (T-5), so nobody has to ask the others.
-    pub fn scale_of(&self, spec: &JobSpec, step: Step) -> LossScale {
+    /// `num_trained`: the answers' tokens that a policy learns from.
+    pub fn scale_of(&self, spec: &JobSpec, step: Step, num_trained: Option<u64>) -> LossScale {
         let routers = 1.0 / spec.batch.num_micro_batches as f32;
         match spec.kind {
             JobKind::Pretrain => LossScale::mean(routers, spec.rows_of_micro_batch() * spec.model.seq),
-            JobKind::Sft => {
-                let each = match self.num_trained(spec, step) {
+            JobKind::Sft | JobKind::Ppo => {
+                let each = match num_trained.unwrap_or_else(|| self.num_trained(spec, step)) {
                     // There is no cross-entropy, and so no gradient of one.
                     0 => 0.0,
                     num => (1.0 / num as f64) as f32,

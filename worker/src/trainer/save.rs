@@ -65,6 +65,8 @@ pub(super) struct SavedStep {
     pub step: Step,
     /// Updates that were skipped until then.
     pub skipped: u64,
+    /// Of a job of kind ppo, see [`ShardFile::kl_coef`].
+    pub kl_coef: Option<f64>,
 }
 
 /// What rank 0 is to publish.
@@ -140,6 +142,7 @@ impl Checkpoints {
             shared.end_saving();
             event.emit(match made {
                 Ok(file) => {
+                    let file = ShardFile { kl_coef: of.kl_coef, ..file };
                     let write_s = (system::now() - saving.since).as_secs_f64();
                     Event::ShardWritten { step, file: Box::new(file), write_s }
                 }

@@ -5,10 +5,10 @@ use toroid_torus::ids::Step;
 use super::job::Job;
 use super::observe::{Deed, Shown};
 use super::shared::Shared;
-use crate::device::{Buffer, Device};
+use crate::device::{Buffer, CachedAttention, Device};
 use crate::optim::{HostShard, Shard};
 
-impl<D: Device + Clone> Job<D> {
+impl<D: CachedAttention> Job<D> {
     pub(super) fn show(&self, shared: &Shared, step: Step, deed: Deed) {
         if let Some(observer) = shared.observer() {
             observer.saw(&self.assignment, step, deed);

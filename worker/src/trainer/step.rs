@@ -18,20 +18,22 @@ use super::error::StepError;
 use super::job::Job;
 use super::observe::Deed;
 use super::passes::StepAt;
+use super::ppo::Policy;
 use super::shards::Sealing;
 use super::shared::Shared;
 use super::totals::{Sums, Totals};
 use crate::comm::{CommError, Links, global_sum_with};
-use crate::device::Device;
+use crate::device::CachedAttention;
 use crate::optim::UpdateAt;
 use crate::system;
 
-impl<D: Device + Clone> Job<D> {
+impl<D: CachedAttention> Job<D> {
     /// Makes update `self.committed`; on return it is committed. The record is that of rank 0.
     pub(super) fn step(&mut self, links: &mut Links, shared: &Shared) -> Result<Option<StepRecord>, StepError> {
         let (begin, waited) = (system::now(), links.stats().wait);
         self.shards.unseal();
         shared.set_sealed(Step::ZERO);
+        self.roll_out(links, shared)?;
         let sums = self.accumulate(links, shared)?;
         self.seal(links, shared)?;
         shared.set_sealed(self.committed.next());
@@ -58,8 +60,9 @@ impl<D: Device + Clone> Job<D> {
 
     /// Forward and backward of all micro-batches; on return this place holds the summed gradient of its shard.
     pub(super) fn accumulate(&mut self, links: &mut Links, shared: &Shared) -> Result<Sums, CommError> {
-        let Job { assignment: place, fence, samples, passes, shards, committed, .. } = self;
-        passes.accumulate(links, shared, &StepAt { place, fence, samples, committed: *committed }, shards)
+        let Job { assignment: place, fence, samples, policy, passes, shards, committed, .. } = self;
+        let rollouts = policy.as_ref().and_then(Policy::rollouts);
+        passes.accumulate(links, shared, &StepAt { place, fence, samples, rollouts, committed: *committed }, shards)
     }
 
     fn seal(&mut self, links: &mut Links, shared: &Shared) -> Result<(), CommError> {
@@ -80,6 +83,9 @@ impl<D: Device + Clone> Job<D> {
         let mut totals = Totals::new(&self.assignment.spec, squares, self.shards.saw_corruption());
         if self.assignment.rank == Rank::ZERO {
             totals.set_recorded(recorded);
+            if let Some(rollouts) = self.policy.as_ref().and_then(Policy::rollouts) {
+                totals.set_rollouts(rollouts);
+            }
         }
         // TP ranks see the same losses: one of them speaks.
         if self.assignment.place().tp == 0 {
@@ -101,6 +107,9 @@ impl<D: Device + Clone> Job<D> {
             self.skipped += 1;
         }
         self.committed = self.committed.next();
+        if let Some(policy) = &mut self.policy {
+            policy.commit(&spec, self.committed);
+        }
         self.shards.unseal();
         self.curve.commit(&self.assignment, self.committed, totals)
     }

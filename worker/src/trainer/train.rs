@@ -19,13 +19,13 @@ use super::shared::Shared;
 use super::{memory, resplit};
 use crate::comm::nccl::{self, agree};
 use crate::comm::{CommError, LinkPlan, Links, peers_of};
-use crate::device::Device;
+use crate::device::CachedAttention;
 
 /// Whoever halts looks this often whether it may go on.
 const HALT_LOOK: Duration = Duration::from_millis(10);
 
 /// Connects, heals where the epoch asks for it, and makes steps until the job is finished, its epoch is over or a peer is lost.
-pub(super) fn train<D: Device + Clone>(
+pub(super) fn train<D: CachedAttention>(
     job: &mut Job<D>,
     heal: Option<&HealPlan>,
     environment: &Environment,
@@ -75,7 +75,7 @@ pub(super) fn train<D: Device + Clone>(
 }
 
 /// Makes the links that the epoch needs, and where there are GPUs their communicators.
-pub(super) fn connect<D: Device + Clone>(
+pub(super) fn connect<D: CachedAttention>(
     job: &Job<D>,
     heal: Option<&HealPlan>,
     links: &mut Option<Links>,
@@ -114,7 +114,7 @@ pub(super) fn connect<D: Device + Clone>(
     Ok(())
 }
 
-impl<D: Device + Clone> Job<D> {
+impl<D: CachedAttention> Job<D> {
     fn steps(
         &mut self,
         links: &mut Links,

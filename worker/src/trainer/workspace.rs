@@ -17,14 +17,15 @@ use super::environment::Environment;
 use super::error::PrepareError;
 use super::memory;
 use super::passes::{Passes, pipeline_of};
+use super::ppo::Models;
 use super::shards::Shards;
 use super::shared::{PREPARE, Shared, WAIT_FOR_TOKENS};
 use crate::checkpoint::{CheckpointError, Storage};
 use crate::comm::Fence;
 use crate::data::{self, Attend, DataError, Local, Sources, Tokens};
-use crate::device::Device;
+use crate::device::CachedAttention;
 
-pub struct Workspace<D: Device + Clone> {
+pub struct Workspace<D: CachedAttention> {
     spec: Arc<JobSpec>,
     rank: Rank,
     checkpoint_root: String,
@@ -36,12 +37,14 @@ pub struct Workspace<D: Device + Clone> {
 }
 
 /// What of a job is made for one place of one shape.
-pub(super) struct Parts<D: Device> {
+pub(super) struct Parts<D: CachedAttention> {
     pub passes: Passes<D>,
     pub shards: Shards<D>,
+    /// Of a job of kind ppo.
+    pub models: Option<Models<D>>,
 }
 
-impl<D: Device + Clone> Parts<D> {
+impl<D: CachedAttention> Parts<D> {
     /// For the place of `rank`.
     pub fn new(device: &D, spec: &JobSpec, rank: usize) -> Parts<D> {
         let place = spec.shape.place(rank);
@@ -50,17 +53,19 @@ impl<D: Device + Clone> Parts<D> {
         let before = device.allocated_bytes();
         let shards = Shards::new(device, spec, rank, &partition);
         let optimizer_bytes = device.allocated_bytes() - before;
+        let models = Models::new(device, spec, rank, &partition);
         tracing::info!("memory: {}", memory::report(spec, rank, passes.allocated(), optimizer_bytes));
-        Parts { passes, shards }
+        Parts { passes, shards, models }
     }
 
     /// For another place of the same (tp, pp) coordinate, with as many micro-batches in flight.
     fn move_to(self, device: &D, spec: &JobSpec, rank: usize) -> Parts<D> {
-        Parts { passes: self.passes.move_to(spec, rank), shards: self.shards.move_to(device, spec, rank) }
+        let (passes, shards) = (self.passes.move_to(spec, rank), self.shards.move_to(device, spec, rank));
+        Parts { passes, shards, models: self.models }
     }
 }
 
-impl<D: Device + Clone> Workspace<D> {
+impl<D: CachedAttention> Workspace<D> {
     /// Makes the workspace of the place of `rank`, and reuses as much of `used` as fits. `fence` is that of the place's epoch, where there
     /// is one.
     pub fn make(

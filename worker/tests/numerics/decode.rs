@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use toroid_torus::job::{JobSpec, Products};
-use toroid_worker::device::{CachePlace, CpuDevice};
+use toroid_worker::device::{CachePlace, CachedAttention, CpuDevice, Device};
 use toroid_worker::generate::{Batch, Ended, Finish, GenerateError, Listener, Request, Sampling, Sequence, generate};
 use toroid_worker::model::{Alone, Decoder, Input, Row, whole_partition};
 
@@ -25,8 +25,12 @@ fn trained(spec: &JobSpec, tokens: &[u32]) -> Vec<f32> {
 }
 
 fn decoder(spec: &JobSpec, sequences: usize, threads: usize) -> Decoder<CpuDevice> {
+    decoder_on(CpuDevice::for_generation(threads), spec, sequences)
+}
+
+fn decoder_on<D: CachedAttention>(device: D, spec: &JobSpec, sequences: usize) -> Decoder<D> {
     let params = formula_params(spec, &whole_partition(&spec.model));
-    Decoder::new(CpuDevice::for_generation(threads), &spec.model, spec.products, &params, sequences)
+    Decoder::new(device, &spec.model, spec.products, &params, sequences)
 }
 
 /// Where products are others than those of training they are close: rounding to bf16 makes more of it.
@@ -105,6 +109,34 @@ fn decoded_rows_have_the_bits_of_the_training_forward() {
                 let alone = &found_alone[&(sequence % SAMPLES, position)];
                 assert!(logits.iter().zip(alone).all(|(a, b)| a.to_bits() == b.to_bits()), "{row:?} among others");
             }
+        }
+    }
+}
+
+/// A prompt in pieces and other sequences beside it on emulated CUDA: the logits are those of the CPU, and what is there for some number of
+/// rows is enough for the next call with as many.
+#[test]
+fn a_gpu_decodes_what_the_cpu_does() {
+    for (spec, tolerance) in [(long(Products::F32), 1e-5), (long(Products::Bf16), 2e-3)] {
+        let tokens = tokens(&spec, 3);
+        let row = |sequence: usize, position: usize| Row {
+            place: CachePlace { sequence, position },
+            token: tokens[(sequence % SAMPLES) * spec.model.seq + position],
+        };
+        let (device, vocab) = (crate::emulator::device(), spec.model.vocab);
+        let (mut on_gpu, mut on_cpu) = (decoder_on(device.clone(), &spec, 3), decoder(&spec, 3, 2));
+        let mut allocated = 0;
+        for step in 0..6 {
+            // Sequence 2 reads eleven tokens at a time.
+            let prompt = (11 * step..11 * step + 11).map(|position| row(2, position));
+            let rows: Vec<Row> = [row(0, step), row(1, step)].into_iter().chain(prompt).collect();
+            let [mut found, mut expected] = [f32::NAN; 2].map(|value| vec![value; rows.len() * vocab]);
+            on_gpu.forward(&rows, &mut found);
+            on_cpu.forward(&rows, &mut expected);
+            let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(off < tolerance, "{:?}, step {step}: off by {off}", spec.products);
+            let before = std::mem::replace(&mut allocated, device.allocated_bytes());
+            assert!(step == 0 || allocated == before, "step {step} allocated {} bytes", allocated - before);
         }
     }
 }

@@ -13,7 +13,7 @@ use super::operand::Operand;
 use super::pool::{Disjoint, Pool};
 use super::product::{Kernel, product};
 use super::simd::{self, Isa, multiversion};
-use crate::device::{AttentionDims, CachePlace, TEXT_ALIGN};
+use crate::device::{AttentionDims, TEXT_ALIGN};
 
 /// Queries of a tile.
 const QUERIES: usize = 64;
@@ -180,23 +180,25 @@ pub fn cached(
     isa: Isa,
     kernel: Kernel,
     dims: &AttentionDims,
-    places: &[CachePlace],
+    places: &[u32],
     qkv: &[f32],
     cache: &mut [f32],
     out: &mut [f32],
 ) {
     let (head_dim, row_len, out_len) = (dims.head_dim, dims.row_len(), dims.out_len());
     let (kv_start, kv_len) = (dims.heads * head_dim, 2 * dims.kv_heads * head_dim);
-    for (place, row) in places.iter().zip(qkv.chunks_exact(row_len)) {
-        let at = (place.sequence * dims.seq + place.position) * kv_len;
+    let num = places.len() / 2;
+    let (sequences, positions) = places.split_at(num);
+    for ((sequence, position), row) in sequences.iter().zip(positions).zip(qkv.chunks_exact(row_len)) {
+        let at = (*sequence as usize * dims.seq + *position as usize) * kv_len;
         cache[at..at + kv_len].copy_from_slice(&row[kv_start..]);
     }
     let cache = &*cache;
-    let longest = places.iter().map(|place| place.position + 1).max().unwrap_or(0);
+    let longest = positions.iter().map(|position| *position as usize + 1).max().unwrap_or(0);
     let out = Disjoint::new(out);
-    pool.each(places.len() * dims.heads, places.len() * dims.heads * longest * head_dim * 2, |task| {
+    pool.each(num * dims.heads, num * dims.heads * longest * head_dim * 2, |task| {
         let (row, head) = (task / dims.heads, task % dims.heads);
-        let CachePlace { sequence, position } = places[row];
+        let (sequence, position) = (sequences[row] as usize, positions[row] as usize);
         let kv = head / (dims.heads / dims.kv_heads);
         let of_cache = |col: usize| Operand {
             data: &cache[sequence * dims.seq * kv_len + col * head_dim..],

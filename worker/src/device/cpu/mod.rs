@@ -300,6 +300,11 @@ impl Device for CpuDevice {
         vector::keep_rows(&rows[..num_rows], y.host());
     }
 
+    fn scale_rows(&self, by: View<'_, HostBuf>, y: ViewMut<'_, HostBuf>) {
+        assert!(y.len.is_multiple_of(by.len.max(1)), "{} elements are no {} rows", y.len, by.len);
+        vector::scale_rows(&self.pool, self.isa, by.host(), y.host());
+    }
+
     fn all_finite(&self, x: View<'_, HostBuf>) -> bool {
         vector::all_finite(&self.pool, self.isa, x.host())
     }
@@ -611,12 +616,12 @@ impl CachedAttention for CpuDevice {
         &self,
         products: Products,
         dims: &AttentionDims,
-        places: &[CachePlace],
+        places: &Box<[u32]>,
         qkv: View<'_, HostBuf>,
         cache: ViewMut<'_, HostBuf>,
         out: ViewMut<'_, HostBuf>,
     ) {
-        let n = places.len();
+        let n = qkv.len / dims.row_len();
         assert_eq!((qkv.len, out.len), (n * dims.row_len(), n * dims.out_len()), "lengths of qkv and out");
         assert_eq!(cache.len, dims.tokens() * 2 * dims.kv_heads * dims.head_dim, "length of the cache");
         attention::cached(
@@ -624,7 +629,7 @@ impl CachedAttention for CpuDevice {
             self.isa,
             self.kernel(products),
             dims,
-            places,
+            &places[..2 * n],
             qkv.host(),
             cache.host(),
             out.host(),

@@ -26,6 +26,16 @@ pub fn keep_rows(rows: &[u32], y: &mut [f32]) {
     }
 }
 
+/// `y[n] *= by[n]`; `by (N)`, `y (N, w)`.
+pub fn scale_rows(pool: &Pool, isa: Isa, by: &[f32], y: &mut [f32]) {
+    let width = y.len() / by.len().max(1);
+    pool.rows(by.len(), [(y, width)], |range, [y]| {
+        for (by, y) in by[range].iter().zip(y.chunks_exact_mut(width.max(1))) {
+            scale_chunk(isa, *by, y);
+        }
+    });
+}
+
 multiversion! {
     fn sum_part(x: &[f32]) -> f64 {
         lanes_f64(x, |v| v)

@@ -63,6 +63,9 @@ fn attention_kernel(family: Family, products: Products, head_dim: usize) -> (&'s
         (Family::Forward, true, 0..=32) => ("attention_bf16_32", 32),
         (Family::Forward, true, 33..=64) => ("attention_bf16_64", 64),
         (Family::Forward, true, 65..=128) => ("attention_bf16_128", 128),
+        (Family::Cached { .. }, true, 0..=32) => ("attention_cached_bf16_32", 32),
+        (Family::Cached { .. }, true, 33..=64) => ("attention_cached_bf16_64", 64),
+        (Family::Cached { .. }, true, 65..=128) => ("attention_cached_bf16_128", 128),
         (Family::Dq, true, 0..=32) => ("attention_dq_bf16_32", 32),
         (Family::Dq, true, 33..=64) => ("attention_dq_bf16_64", 64),
         (Family::Dq, true, 65..=128) => ("attention_dq_bf16_128", 128),
@@ -72,6 +75,9 @@ fn attention_kernel(family: Family, products: Products, head_dim: usize) -> (&'s
         (Family::Forward, _, 0..=64) => ("attention_f32_64", 0),
         (Family::Forward, _, 65..=128) => ("attention_f32_128", 0),
         (Family::Forward, ..) => ("attention_f32_256", 0),
+        (Family::Cached { .. }, _, 0..=64) => ("attention_cached_f32_64", 0),
+        (Family::Cached { .. }, _, 65..=128) => ("attention_cached_f32_128", 0),
+        (Family::Cached { .. }, ..) => ("attention_cached_f32_256", 0),
         (Family::Dq, _, 0..=64) => ("attention_dq_f32_64", 0),
         (Family::Dq, _, 65..=128) => ("attention_dq_f32_128", 0),
         (Family::Dq, ..) => ("attention_dq_f32_256", 0),
@@ -84,19 +90,23 @@ fn attention_kernel(family: Family, products: Products, head_dim: usize) -> (&'s
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Family {
     Forward,
+    /// Of so many rows against a cache.
+    Cached {
+        rows: usize,
+    },
     Dq,
     Dkv,
 }
 
-/// The launch of an attention kernel: its grid is `(tiles, heads or kv_heads, batch)`.
+/// The launch of an attention kernel: its grid is `(tiles, heads or kv_heads, batch)`; of rows against a cache, where a tile is of query heads
+/// that share a key/value head, `(rows, kv_heads, tiles)`.
 fn attention_launch(family: Family, products: Products, dims: &AttentionDims) -> (&'static str, Launch) {
     let (kernel, rounded) = attention_kernel(family, products, dims.head_dim);
-    let heads = if family == Family::Dkv { dims.kv_heads } else { dims.heads };
     let (tile, threads, words) = if rounded > 0 {
         let stride = |n: usize| n / 2 + 4;
         let (rows, columns) = (64 * stride(rounded), rounded * stride(64));
         let words = match family {
-            Family::Forward => rows + columns,
+            Family::Forward | Family::Cached { .. } => rows + columns,
             Family::Dq => 4 * rows + columns,
             Family::Dkv => 2 * rows + 2 * 32 * stride(rounded) + 2 * rounded * stride(32),
         };
@@ -104,13 +114,19 @@ fn attention_launch(family: Family, products: Products, dims: &AttentionDims) ->
     } else {
         let (rows, square) = (32 * (dims.head_dim + 1), 32 * 33);
         let words = match family {
-            Family::Forward => 3 * rows + square,
+            Family::Forward | Family::Cached { .. } => 3 * rows + square,
             Family::Dq => 4 * rows + square,
             Family::Dkv => 4 * rows + 2 * square,
         };
         (32, 256, words)
     };
-    let grid = [blocks(dims.seq, tile), narrow(heads), narrow(dims.batch)];
+    let (tiles, [heads, kv_heads, batch]) =
+        (blocks(dims.seq, tile), [dims.heads, dims.kv_heads, dims.batch].map(narrow));
+    let grid = match family {
+        Family::Forward | Family::Dq => [tiles, heads, batch],
+        Family::Dkv => [tiles, kv_heads, batch],
+        Family::Cached { rows } => [narrow(rows), kv_heads, blocks(dims.heads / dims.kv_heads, tile)],
+    };
     (kernel, Launch { grid, threads, shared_bytes: 4 * words })
 }
 
@@ -352,6 +368,13 @@ impl<R: Runtime> Device for CudaDevice<R> {
     fn keep_rows(&self, rows: &CudaIds<R>, num_rows: usize, y: ViewMut<'_, CudaBuf<R>>) {
         let [width] = u32s([y.len / num_rows.max(1)]);
         self.launch("keep_rows", per_block(num_rows, 128), &[rows.arg(), y.arg(), width]);
+    }
+
+    fn scale_rows(&self, by: View<'_, CudaBuf<R>>, y: ViewMut<'_, CudaBuf<R>>) {
+        let num_rows = by.len;
+        assert!(y.len.is_multiple_of(num_rows.max(1)), "{} elements are no {num_rows} rows", y.len);
+        let [width] = u32s([y.len / num_rows.max(1)]);
+        self.launch("scale_rows", per_block(num_rows, 128), &[by.arg(), y.arg(), width]);
     }
 
     fn all_finite(&self, x: View<'_, CudaBuf<R>>) -> bool {
@@ -748,5 +771,34 @@ impl<R: Runtime> Device for CudaDevice<R> {
         let [first_row, rows] = u32s([first_row, logits.len / tokens]);
         let args = [targets.arg(), lse.arg(), logits.arg(), Arg::F32(scale), first_row, rows];
         self.launch("cross_entropy_backward", per_block(tokens, THREADS), &args);
+    }
+}
+
+impl<R: Runtime> CachedAttention for CudaDevice<R> {
+    /// The library chooses how to multiply by the number of rows.
+    fn rows_are_independent(&self) -> bool {
+        false
+    }
+
+    fn cached_attention(
+        &self,
+        products: Products,
+        dims: &AttentionDims,
+        places: &CudaIds<R>,
+        qkv: View<'_, CudaBuf<R>>,
+        cache: ViewMut<'_, CudaBuf<R>>,
+        out: ViewMut<'_, CudaBuf<R>>,
+    ) {
+        let rows = qkv.len / dims.row_len();
+        assert_eq!((qkv.len, out.len), (rows * dims.row_len(), rows * dims.out_len()), "lengths of qkv and out");
+        assert_eq!(cache.len, dims.tokens() * 2 * dims.kv_heads * dims.head_dim, "length of the cache");
+        assert!(2 * rows <= places.len, "places of {rows} rows in {} ids", places.len);
+        let [seq, heads, kv_heads, head_dim, scale] = Self::attention_dims(dims);
+        let args = [qkv.arg(), places.arg(), cache.arg(), seq, heads, kv_heads, head_dim];
+        self.launch("cache_rows", per_block(rows, 128), &args);
+        // A kernel begins when the one before is done, so what all rows bring is there.
+        let (kernel, launch) = attention_launch(Family::Cached { rows }, products, dims);
+        let args = [qkv.arg(), cache.arg(), places.arg(), out.arg(), seq, heads, kv_heads, head_dim, scale];
+        self.launch(kernel, launch, &args);
     }
 }

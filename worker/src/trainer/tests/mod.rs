@@ -20,6 +20,7 @@ use crate::device::{Buffer, CpuDevice, Device};
 
 mod halt;
 mod heal;
+mod ppo;
 mod publish;
 mod replay;
 mod schedules;

@@ -1,6 +1,6 @@
 //! Causal attention with grouped key/value heads.
 
-use toroid_worker::device::{AttentionDims, Buffer, Device};
+use toroid_worker::device::{AttentionDims, Buffer, CachePlace, CachedAttention, Device};
 
 use super::*;
 
@@ -164,5 +164,93 @@ pub fn wide_heads<D: Device>(device: &D) {
         let dims = AttentionDims { batch: 2, seq: 70, heads: 3, kv_heads: 1, head_dim };
         check_attention(device, Products::F32, dims, 2e-6);
         check_attention(device, Products::Bf16, dims, 1e-2);
+    }
+}
+
+/// All rows of `qkv` against a cache, in calls of so many rows, and what [`Device::attention`] gives for them: `(out, attention's out)`. Sample
+/// `i` is sequence `batch - 1 - i`, and the samples' rows come in turns.
+fn cached<D: CachedAttention>(
+    device: &D,
+    products: Products,
+    dims: &AttentionDims,
+    qkv: &[f64],
+    calls: &[usize],
+) -> [Vec<f32>; 2] {
+    let (row_len, out_len, kv_len) = (dims.row_len(), dims.out_len(), 2 * dims.kv_heads * dims.head_dim);
+    let mut rows: Vec<(usize, usize)> =
+        (0..dims.seq).flat_map(|position| (0..dims.batch).map(move |sample| (sample, position))).collect();
+    // Of the first half of the positions all those of one sample, then all those of the next.
+    rows[..dims.batch * (dims.seq / 2)].sort();
+    // Old contents must not matter.
+    let mut cache = upload(device, &vec![f64::NAN; dims.tokens() * kv_len]);
+    let mut found = vec![f32::NAN; dims.tokens() * out_len];
+    let (mut calls, mut rest) = (calls.iter().cycle(), &rows[..]);
+    while !rest.is_empty() {
+        let (now, later) = rest.split_at(calls.next().expect("calls without end").to_owned().min(rest.len()));
+        let places: Vec<CachePlace> = now
+            .iter()
+            .map(|(sample, position)| CachePlace { sequence: dims.batch - 1 - sample, position: *position })
+            .collect();
+        let of_row = |(sample, position): &(usize, usize)| (sample * dims.seq + position) * row_len;
+        let of_call: Vec<f64> = now.iter().flat_map(|row| &qkv[of_row(row)..][..row_len]).copied().collect();
+        let (of_call, places) = (upload(device, &of_call), upload_ids(device, &CachePlace::ids(&places)));
+        let mut out = upload(device, &vec![f64::NAN; now.len() * out_len]);
+        let allocated = device.allocated_bytes();
+        device.cached_attention(products, dims, &places, of_call.all(), cache.all_mut(), out.all_mut());
+        assert_eq!(device.allocated_bytes(), allocated, "an operation allocates nothing (D-2)");
+        for ((sample, position), out) in now.iter().zip(download(device, &out).chunks_exact(out_len)) {
+            found[(sample * dims.seq + position) * out_len..][..out_len].copy_from_slice(out);
+        }
+        rest = later;
+    }
+    let in_cache = download(device, &cache);
+    for (sample, in_cache) in (0..dims.batch).rev().zip(in_cache.chunks_exact(dims.seq * kv_len)) {
+        let rows = &qkv[sample * dims.seq * row_len..][..dims.seq * row_len];
+        let expected: Vec<f64> = rows.chunks_exact(row_len).flat_map(|row| &row[row_len - kv_len..]).copied().collect();
+        check("the cache", in_cache, &expected, 0.0);
+    }
+    let (qkv, lens) = (upload(device, qkv), [dims.tokens() * out_len, dims.tokens() * dims.heads]);
+    let [mut out, mut lse] = lens.map(|len| device.alloc(len));
+    device.attention(products, dims, None, qkv.all(), out.all_mut(), lse.all_mut());
+    [found, download(device, &out)]
+}
+
+/// Calls of one row of a sequence, of many rows of it, and of rows of several, in any order.
+const CALLS: [usize; 4] = [1, 7, 64, 3];
+
+/// One query head a key/value head, several, and more than a tile has rows; heads of any width.
+const CACHED: [AttentionDims; 4] = [
+    AttentionDims { batch: 3, seq: 70, heads: 4, kv_heads: 2, head_dim: 10 },
+    AttentionDims { batch: 2, seq: 140, heads: 2, kv_heads: 2, head_dim: 32 },
+    AttentionDims { batch: 2, seq: 66, heads: 6, kv_heads: 2, head_dim: 80 },
+    AttentionDims { batch: 1, seq: 34, heads: 66, kv_heads: 1, head_dim: 8 },
+];
+
+pub fn rows_against_a_cache<D: CachedAttention>(device: &D) {
+    let wide = [128, 200].map(|head_dim| AttentionDims { batch: 1, seq: 40, heads: 3, kv_heads: 1, head_dim });
+    for dims in CACHED.into_iter().chain(wide) {
+        let (qkv, _) = example(&dims);
+        for (products, tolerance) in [(Products::F32, 2e-6), (Products::Bf16, 1e-2)] {
+            let [found, attention] = cached(device, products, &dims, &qkv, &CALLS);
+            check("out", &found, &forward(&dims, &qkv).0, tolerance);
+            assert!(!device.rows_are_independent() || same_bits(&found, &attention), "{products:?} {dims:?}");
+        }
+    }
+}
+
+fn same_bits(a: &[f32], b: &[f32]) -> bool {
+    a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}
+
+/// The kernels of both are the same code, which goes over a row's keys in the same order.
+#[test]
+fn the_kernels_against_a_cache_add_up_as_those_of_attention_do() {
+    for device in [crate::emulator::device(), crate::emulator::backwards()] {
+        for dims in CACHED {
+            for products in [Products::F32, Products::Bf16] {
+                let [found, attention] = cached(&device, products, &dims, &example(&dims).0, &CALLS);
+                assert!(same_bits(&found, &attention), "{products:?} {dims:?}");
+            }
+        }
     }
 }

@@ -29,12 +29,12 @@ macro_rules! device_tests {
 macro_rules! all_operations {
     ($device:ident: $new:expr) => {
         device_tests! { $device: $new =>
-            vector::elementwise_and_sums, vector::finite_values, vector::digest_of_bits, vector::host_access, vector::snapshots_stay, vector::shared_buffers_part_when_one_changes, vector::adamw_follows_its_formula,
+            vector::elementwise_and_sums, vector::rows_are_scaled, vector::finite_values, vector::digest_of_bits, vector::host_access, vector::snapshots_stay, vector::shared_buffers_part_when_one_changes, vector::adamw_follows_its_formula,
             products::matmul_of_any_shape, products::matmul_of_parts_of_buffers, products::grouped_products, products::tf32_is_near,
             layers::embedding_of_a_part_of_the_vocabulary, layers::rms_norm_and_its_gradient,
             layers::rope_turns_and_turns_back, layers::swiglu_and_its_gradient,
             attention::naive_backward_is_the_derivative, attention::short, attention::longer_than_a_tile,
-            attention::one_head, attention::of_bf16, attention::wide_heads,
+            attention::one_head, attention::of_bf16, attention::wide_heads, attention::rows_against_a_cache,
             moe::router_chooses_and_weighs, moe::ties_go_to_the_lower_expert, moe::nan_logits_stay_in_range,
             moe::router_gradient, moe::groups_are_sorted_and_stable, moe::rows_go_out_and_come_back,
             moe::routed_swiglu_and_its_gradient,

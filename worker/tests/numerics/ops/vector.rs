@@ -27,6 +27,21 @@ pub fn elementwise_and_sums<D: Device>(device: &D) {
     assert_eq!(device.sum(a.view(7..7)), 0.0, "sum of nothing");
 }
 
+/// Each by its own factor, in a part of a buffer that others lie around; some rows of a large matrix go to each thread.
+pub fn rows_are_scaled<D: Device>(device: &D) {
+    for (rows, width) in [(1, 1), (3, 5), (700, 129)] {
+        let (mut by, y) = (values(20, rows), values(21, rows * width + 2));
+        by[rows / 2] = 0.0;
+        let (by_buf, mut found) = (upload(device, &by), upload(device, &y));
+        device.scale_rows(by_buf.all(), found.view_mut(1..1 + rows * width));
+        let of = |i: usize| if (1..=rows * width).contains(&i) { by[(i - 1) / width] } else { 1.0 };
+        let expected: Vec<f64> = y.iter().enumerate().map(|(i, y)| y * of(i)).collect();
+        check("rows that are scaled", &download(device, &found), &expected, 1e-7);
+    }
+    let (none, mut nothing) = (device.alloc(0), device.alloc(0));
+    device.scale_rows(none.all(), nothing.all_mut());
+}
+
 pub fn finite_values<D: Device>(device: &D) {
     let mut buf = upload(device, &values(3, LEN));
     assert!(device.all_finite(buf.all()));

@@ -41,26 +41,24 @@ KERNEL attention_delta(const float* out, const float* dout, float* delta, u32 ba
     if (threadIdx.x % 32 == 0) delta[(token / seq * heads + head) * seq + token % seq] = sum;
 }
 
+// Of the query in row `threadIdx.x / 8` of a tile, which sees the keys up to `seen`: `sums` of the values, to be divided by `sum`; `max` is
+// the largest score.
 template <int MOST>
-DEVICE void forward(const float* qkv, float* out, float* lse, const u32* bounds, u32 seq, u32 heads, u32 kv_heads, u32 dim,
-                    float scale) {
+DEVICE void attend(const Tile& tile, u32 seen, u32 dim, float scale, float* sums, float& max, float& sum) {
     DYNAMIC_SHARED(float, shared);
     u32 width = dim + 1;
     float *qs = shared, *ks = qs + ROWS * width, *vs = ks + ROWS * width, *ps = vs + ROWS * width;
-    // The last tiles see the most keys: they go first.
-    u32 first = (gridDim.x - 1 - blockIdx.x) * ROWS, r = threadIdx.x / 8, c = threadIdx.x % 8, query = first + r;
-    Head head = head_of(qkv, blockIdx.z, blockIdx.y, seq, heads, kv_heads, dim);
-    load_rows(qs, head.q, head.row_len, first, seq, dim);
-    float sums[MOST / 8] = {}, max = minus_infinity(), sum = 0;
-    for (u32 key0 = text_start(bounds, blockIdx.z, seq, first); key0 <= first; key0 += ROWS) {
+    u32 r = threadIdx.x / 8, c = threadIdx.x % 8;
+    load_rows(qs, tile.q, tile.q_len, tile.first, tile.num_queries, dim);
+    for (u32 key0 = tile.start; key0 <= tile.last; key0 += ROWS) {
         __syncthreads();
-        load_rows(ks, head.k, head.row_len, key0, seq, dim);
-        load_rows(vs, head.v, head.row_len, key0, seq, dim);
+        load_rows(ks, tile.k, tile.kv_len, key0, tile.num_keys, dim);
+        load_rows(vs, tile.v, tile.kv_len, key0, tile.num_keys, dim);
         __syncthreads();
         float scores[4], found = max;
         for (int j = 0; j < 4; j++) {
             u32 key = c + 8 * j;
-            scores[j] = key0 + key <= query ? scale * row_dot(qs + r * width, ks + key * width, dim) : minus_infinity();
+            scores[j] = key0 + key <= seen ? scale * row_dot(qs + r * width, ks + key * width, dim) : minus_infinity();
             found = larger(found, scores[j]);
         }
         found = row_max(found);
@@ -84,12 +82,46 @@ DEVICE void forward(const float* qkv, float* out, float* lse, const u32* bounds,
         }
         __syncwarp();
     }
+}
+
+template <int MOST>
+DEVICE void forward(const float* qkv, float* out, float* lse, const u32* bounds, u32 seq, u32 heads, u32 kv_heads, u32 dim,
+                    float scale) {
+    // The last tiles see the most keys: they go first.
+    u32 first = (gridDim.x - 1 - blockIdx.x) * ROWS, c = threadIdx.x % 8, query = first + threadIdx.x / 8;
+    Head head = head_of(qkv, blockIdx.z, blockIdx.y, seq, heads, kv_heads, dim);
+    Tile tile = {head.q, head.k, head.v, head.row_len, head.row_len, first, seq, text_start(bounds, blockIdx.z, seq, first), first, seq};
+    float sums[MOST / 8] = {}, max = minus_infinity(), sum = 0;
+    attend<MOST>(tile, query, dim, scale, sums, max, sum);
     if (query >= seq) return;
 #pragma unroll
     for (int i = 0; i < MOST / 8; i++) {
         if (c + 8 * i < dim) out[head.first_out + query * head.out_len + c + 8 * i] = sums[i] / sum;
     }
     if (c == 0) lse[head.first_lse + query] = max + logf(sum);
+}
+
+// A block a row: its keys and values go to its place in `cache (batch, seq, 2 * kv_heads * dim)`; `places (2, rows)`.
+KERNEL cache_rows(const float* qkv, const u32* places, float* cache, u32 seq, u32 heads, u32 kv_heads, u32 dim) {
+    u64 row_len = (u64)(heads + 2 * kv_heads) * dim, kv_len = (u64)2 * kv_heads * dim;
+    const float* from = qkv + blockIdx.x * row_len + heads * dim;
+    float* to = cache + ((u64)places[blockIdx.x] * seq + places[gridDim.x + blockIdx.x]) * kv_len;
+    for (u32 i = threadIdx.x; i < kv_len; i += blockDim.x) to[i] = from[i];
+}
+
+template <int MOST>
+DEVICE void cached(const float* qkv, const float* cache, const u32* places, float* out, u32 seq, u32 heads, u32 kv_heads, u32 dim,
+                   float scale) {
+    u32 first = blockIdx.z * ROWS, c = threadIdx.x % 8, query = first + threadIdx.x / 8;
+    Tile tile = cached_tile(qkv, cache, places, first, seq, heads, kv_heads, dim);
+    float sums[MOST / 8] = {}, max = minus_infinity(), sum = 0;
+    attend<MOST>(tile, tile.last, dim, scale, sums, max, sum);
+    if (query >= tile.num_queries) return;
+    float* to = out + cached_out(heads, kv_heads, dim) + query * dim;
+#pragma unroll
+    for (int i = 0; i < MOST / 8; i++) {
+        if (c + 8 * i < dim) to[c + 8 * i] = sums[i] / sum;
+    }
 }
 
 template <int MOST>
@@ -205,6 +237,9 @@ DEVICE void backward_kv(const float* qkv, const float* lse, const float* delta, 
 #define ATTENTION(most)                                                                                                               \
     LAUNCH(256) attention_f32_##most(const float* qkv, float* out, float* lse, const u32* bounds, DIMS) {                             \
         forward<most>(qkv, out, lse, bounds, seq, heads, kv_heads, dim, scale);                                                       \
+    }                                                                                                                                 \
+    LAUNCH(256) attention_cached_f32_##most(const float* qkv, const float* cache, const u32* places, float* out, DIMS) {              \
+        cached<most>(qkv, cache, places, out, seq, heads, kv_heads, dim, scale);                                                      \
     }                                                                                                                                 \
     LAUNCH(256) attention_dq_f32_##most(BACKWARD, DIMS) {                                                                             \
         backward_q<most>(qkv, lse, delta, dout, dqkv, bounds, seq, heads, kv_heads, dim, scale);                                      \

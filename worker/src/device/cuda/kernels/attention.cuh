@@ -1,5 +1,5 @@
-// What both kinds of attention begin with: where a head lies in `qkv`. A row of it has the query heads, then the key heads, then the value
-// heads of one token.
+// What both kinds of attention begin with: where a head lies in `qkv`, or in a cache. A row of `qkv` has the query heads, then the key heads,
+// then the value heads of one token; a row of a cache the key heads, then the value heads.
 
 // Where the parts of one (sample, query head) lie.
 struct Head {
@@ -25,4 +25,28 @@ DEVICE u32 text_start(const u32* bounds, u32 sample, u32 seq, u32 row) { return 
 
 DEVICE u32 text_end(const u32* bounds, u32 sample, u32 seq, u32 row) {
     return bounds ? bounds[(gridDim.z + sample) * seq + row] : seq;
+}
+
+// Queries side by side, and the keys and values that they see: rows of `q_len` and of `kv_len` elements.
+struct Tile {
+    const float *q, *k, *v;
+    u64 q_len, kv_len;
+    // Its first query, and how many there are.
+    u32 first, num_queries;
+    // Tiles of keys from `start` to the one with key `last` are looked at, and there are `num_keys`.
+    u32 start, last, num_keys;
+};
+
+// The query heads of row `blockIdx.x` of `qkv` that share key/value head `blockIdx.y`, from the `first` of them on: all of them see their
+// sequence up to `last`. `cache (batch, seq, 2 * kv_heads * dim)`, `places (2, rows)`; grid (rows, kv_heads, tiles of query heads).
+DEVICE Tile cached_tile(const float* qkv, const float* cache, const u32* places, u32 first, u32 seq, u32 heads, u32 kv_heads, u32 dim) {
+    u32 group = heads / kv_heads, position = places[gridDim.x + blockIdx.x];
+    u64 row_len = (u64)(heads + 2 * kv_heads) * dim, kv_len = (u64)2 * kv_heads * dim;
+    const float* k = cache + places[blockIdx.x] * seq * kv_len + blockIdx.y * dim;
+    return {qkv + blockIdx.x * row_len + blockIdx.y * group * dim, k, k + kv_heads * dim, dim, kv_len, first, group, 0, position, position + 1};
+}
+
+// Where the result of the first query head of a `cached_tile` begins in `out (rows, heads * dim)`.
+DEVICE u64 cached_out(u32 heads, u32 kv_heads, u32 dim) {
+    return ((u64)blockIdx.x * heads + blockIdx.y * (heads / kv_heads)) * dim;
 }

@@ -3,6 +3,7 @@
 // past `dim` is zeros. Fragments are laid out as in `mma_bf16`: g = lane / 4 is a row, t = lane % 4 a pair of columns.
 //
 //   forward, dq: a block has 64 queries of a head and goes over the keys by 64, up to the diagonal; grid (tiles, heads, batch)
+//   cached:      the same, where the queries are those heads of a token that share a key/value head
 //   dkv:         a block has 64 keys of a key/value head and goes over its query heads and their queries by 32, from the
 //                diagonal on; grid (tiles, kv_heads, batch). Nobody else adds to these keys, so the order is fixed.
 
@@ -66,27 +67,30 @@ DEVICE float quad_sum(float v) {
     return v + __shfl_xor_sync(0xffffffffu, v, 2);
 }
 
+// Of two queries, in rows g and g + 8 of a warp's 16: the largest score so far, in units of log 2, and the sum of what is relative to it.
+struct Softmax {
+    float max0, max1, sum0, sum1;
+};
+
+// Of a tile's 64 queries, of which a thread's two see the keys up to `seen0` and `seen1`: `sums` of the values, to be divided by those of
+// the softmax.
 template <int D>
-DEVICE void forward(const float* qkv, float* out, float* lse, const u32* bounds, u32 seq, u32 heads, u32 kv_heads, u32 dim,
-                    float scale) {
+DEVICE Softmax attend(const Tile& tile, u32 seen0, u32 seen1, u32 dim, float scale, float (*sums)[4]) {
     DYNAMIC_SHARED(u32, shared);
     u32 *ks = shared, *vs = ks + 64 * STRIDE_OF(D);
-    u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    // The last tiles see the most keys: they go first.
-    u32 first = (gridDim.x - 1 - blockIdx.x) * 64, row0 = first + warp * 16 + g, row1 = row0 + 8;
-    Head head = head_of(qkv, blockIdx.z, blockIdx.y, seq, heads, kv_heads, dim);
-    load_rows<64, D>(ks, head.q, head.row_len, first, seq, dim);
+    u32 warp = threadIdx.x / 32, t = threadIdx.x % 4;
+    load_rows<64, D>(ks, tile.q, tile.q_len, tile.first, tile.num_queries, dim);
     __syncthreads();
     u32 q[D / 16][4];
 #pragma unroll
     for (int i = 0; i < D / 16; i++) load_fragment(q[i], ks, STRIDE_OF(D), warp * 16, i * 8);
 
-    float sums[D / 8][4] = {}, max0 = minus_infinity(), max1 = max0, sum0 = 0, sum1 = 0;
+    float max0 = minus_infinity(), max1 = max0, sum0 = 0, sum1 = 0;
     float to_log2 = scale * LOG2_E;
-    for (u32 key0 = text_start(bounds, blockIdx.z, seq, first); key0 <= first; key0 += 64) {
+    for (u32 key0 = tile.start; key0 <= tile.last; key0 += 64) {
         __syncthreads();
-        load_rows<64, D>(ks, head.k, head.row_len, key0, seq, dim);
-        load_columns<64, D>(vs, head.v, head.row_len, key0, seq, dim);
+        load_rows<64, D>(ks, tile.k, tile.kv_len, key0, tile.num_keys, dim);
+        load_columns<64, D>(vs, tile.v, tile.kv_len, key0, tile.num_keys, dim);
         __syncthreads();
         float s[8][4] = {};
 #pragma unroll
@@ -97,7 +101,7 @@ DEVICE void forward(const float* qkv, float* out, float* lse, const u32* bounds,
 #pragma unroll
             for (int k = 0; k < 4; k++) {
                 u32 key = key0 + j * 8 + 2 * t + k % 2;
-                bool visible = key <= (k < 2 ? row0 : row1);
+                bool visible = key <= (k < 2 ? seen0 : seen1);
                 s[j][k] = visible ? s[j][k] * to_log2 : minus_infinity();
                 if (k < 2) found0 = larger(found0, s[j][k]);
                 else found1 = larger(found1, s[j][k]);
@@ -131,9 +135,33 @@ DEVICE void forward(const float* qkv, float* out, float* lse, const u32* bounds,
             mma_row<D / 8>(sums, p, vs, STRIDE_OF(64), i * 8);
         }
     }
-    store_rows<D>(out + head.first_out, head.out_len, first + warp * 16, seq, dim, sums, 1.0f / sum0, 1.0f / sum1);
-    if (t == 0 && row0 < seq) lse[head.first_lse + row0] = max0 / LOG2_E + logf(sum0);
-    if (t == 0 && row1 < seq) lse[head.first_lse + row1] = max1 / LOG2_E + logf(sum1);
+    return {max0, max1, sum0, sum1};
+}
+
+template <int D>
+DEVICE void forward(const float* qkv, float* out, float* lse, const u32* bounds, u32 seq, u32 heads, u32 kv_heads, u32 dim,
+                    float scale) {
+    u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    // The last tiles see the most keys: they go first.
+    u32 first = (gridDim.x - 1 - blockIdx.x) * 64, row0 = first + warp * 16 + g, row1 = row0 + 8;
+    Head head = head_of(qkv, blockIdx.z, blockIdx.y, seq, heads, kv_heads, dim);
+    Tile tile = {head.q, head.k, head.v, head.row_len, head.row_len, first, seq, text_start(bounds, blockIdx.z, seq, first), first, seq};
+    float sums[D / 8][4] = {};
+    Softmax s = attend<D>(tile, row0, row1, dim, scale, sums);
+    store_rows<D>(out + head.first_out, head.out_len, first + warp * 16, seq, dim, sums, 1.0f / s.sum0, 1.0f / s.sum1);
+    if (t == 0 && row0 < seq) lse[head.first_lse + row0] = s.max0 / LOG2_E + logf(s.sum0);
+    if (t == 0 && row1 < seq) lse[head.first_lse + row1] = s.max1 / LOG2_E + logf(s.sum1);
+}
+
+template <int D>
+DEVICE void cached(const float* qkv, const float* cache, const u32* places, float* out, u32 seq, u32 heads, u32 kv_heads, u32 dim,
+                   float scale) {
+    u32 first = blockIdx.z * 64;
+    Tile tile = cached_tile(qkv, cache, places, first, seq, heads, kv_heads, dim);
+    float sums[D / 8][4] = {};
+    Softmax s = attend<D>(tile, tile.last, tile.last, dim, scale, sums);
+    float* to = out + cached_out(heads, kv_heads, dim);
+    store_rows<D>(to, dim, first + threadIdx.x / 32 * 16, tile.num_queries, dim, sums, 1.0f / s.sum0, 1.0f / s.sum1);
 }
 
 template <int D>
@@ -245,6 +273,9 @@ DEVICE void backward_kv(const float* qkv, const float* lse, const float* delta, 
 #define ATTENTION(d)                                                                                                                  \
     LAUNCH(128) attention_bf16_##d(const float* qkv, float* out, float* lse, const u32* bounds, DIMS) {                               \
         forward<d>(qkv, out, lse, bounds, seq, heads, kv_heads, dim, scale);                                                          \
+    }                                                                                                                                 \
+    LAUNCH(128) attention_cached_bf16_##d(const float* qkv, const float* cache, const u32* places, float* out, DIMS) {                \
+        cached<d>(qkv, cache, places, out, seq, heads, kv_heads, dim, scale);                                                         \
     }                                                                                                                                 \
     LAUNCH(128) attention_dq_bf16_##d(BACKWARD, DIMS) {                                                                               \
         backward_q<d>(qkv, lse, delta, dout, dqkv, bounds, seq, heads, kv_heads, dim, scale);                                         \

@@ -25,6 +25,12 @@ KERNEL keep_rows(const u32* rows, float* y, u32 width) {
     for (u32 i = threadIdx.x; i < width; i += blockDim.x) y[n * width + i] = 0;
 }
 
+// A block a row: row `n` of `y (N, width)` times `by[n]`.
+KERNEL scale_rows(const float* by, float* y, u32 width) {
+    u64 n = blockIdx.x;
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) y[n * width + i] *= by[n];
+}
+
 // `parts (blocks)`: sums of `chunk` elements each, of their squares if `squares`.
 KERNEL sum_parts(const float* x, double* parts, u32 squares, u32 chunk, u64 n) {
     __shared__ double shared[32];
