@@ -27,7 +27,7 @@ const MAX_OBJECTS: usize = 1 << 20;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Ask a running job for a checkpoint; prints the step whose state will be saved
+    /// Ask a running job for a checkpoint; prints the step whose state will be saved. Of a job of kind ppo that is the end of an iteration
     Now {
         /// The job's id, as `toroid jobs` lists it
         job: String,

@@ -147,6 +147,7 @@ fn line(job: &proto::Job, now_unix_ms: i64) -> String {
     }
     if let Some(last) = &job.last_step {
         parts.push(format!("loss {:.4}", last.loss));
+        parts.extend(last.policy.iter().map(|p| format!("score {:.4}  KL {:.3}", p.score, p.kl)));
         parts.push(format!("{} tokens/s", rate(job.tokens_per_s)));
         parts.push(format!("goodput {}", percent(job.goodput)));
     }
@@ -184,8 +185,21 @@ fn saving(saving: &proto::Saving) -> String {
     text
 }
 
-/// Of the last step of a job that trains on dialogues or preferences.
+/// What the answers of a policy are worth, and how far it went for that.
+pub fn policy(p: &proto::PolicyStep) -> String {
+    let (score, kl, kl_coef, answer_tokens) = (p.score, p.kl, p.kl_coef, p.answer_tokens);
+    let (clipped, stopped) = (percent(p.clip_fraction), percent(p.stopped));
+    format!(
+        "score {score:.4}; KL {kl:.3} nats an answer (coefficient {kl_coef:.4}); {clipped} of the tokens clipped; {answer_tokens:.1} tokens \
+         an answer, {stopped} stop"
+    )
+}
+
+/// Of the last step of a job that trains on dialogues, preferences or answers of its own.
 fn taught(last: &proto::StepRecord) -> Option<String> {
+    if let Some(p) = &last.policy {
+        return Some(policy(p));
+    }
     match (last.trained_tokens, last.pairs) {
         (Some(0), _) => Some("no token of the last step is trained: it has no loss but the routers'".into()),
         (Some(trained), _) => Some(format!("loss over {trained} trained tokens of {} in the last step", last.tokens)),
@@ -419,6 +433,34 @@ mod tests {
         let saving = proto::Saving { total_bytes: 0, bytes: 0, bytes_per_s: 0.0, ..saving };
         let job = proto::Job { saving: Some(saving), ..running() };
         assert!(line(&job, NOW_UNIX_MS).ends_with("checkpoint 120: 3 of 8 places"));
+    }
+
+    #[test]
+    fn what_each_kind_learned_is_shown() {
+        let check = |record: proto::StepRecord, in_line: &str, in_details: &str| {
+            let job = proto::Job { last_step: Some(record), ..running() };
+            let (line, details) = (line(&job, NOW_UNIX_MS), details(&job, NOW_UNIX_MS));
+            assert!(line.contains(in_line) && details.contains(in_details), "{line}\n{details}");
+        };
+        let record = || proto::StepRecord { loss: 0.25, tokens: 100, ..Default::default() };
+        let policy = proto::PolicyStep {
+            score: 0.8125,
+            kl: 1.23456,
+            kl_coef: 0.05,
+            clip_fraction: 0.125,
+            answer_tokens: 17.25,
+            stopped: 0.9375,
+            ..Default::default()
+        };
+        check(
+            proto::StepRecord { policy: Some(policy), trained_tokens: Some(60), ..record() },
+            "loss 0.2500  score 0.8125  KL 1.235  ",
+            "score 0.8125; KL 1.235 nats an answer (coefficient 0.0500); 12.5% of the tokens clipped; 17.2 tokens an answer, 93.8% stop",
+        );
+        let trained = proto::StepRecord { trained_tokens: Some(60), ..record() };
+        check(trained, "loss 0.2500  13,412", "loss over 60 trained tokens of 100 in the last step");
+        let pairs = proto::StepRecord { pairs: 8, correct: 6, ties: 1, ..record() };
+        check(pairs, "loss 0.2500  13,412", "accuracy 75.0%: 6 of 8 pairs in the last step, 1 ties besides");
     }
 
     #[test]

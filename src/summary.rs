@@ -17,6 +17,12 @@ pub fn text(job: &proto::Job) -> String {
     if let (Some(first), Some(last)) = (known().next(), known().next_back()) {
         let losses = format!("{:.4} at step {}, {:.4} at step {}", first.loss, first.step, last.loss, last.step);
         rows.push(row("loss", losses));
+        if let (Some(before), Some(after)) = (&first.policy, &last.policy) {
+            let scores =
+                format!("{:.4} at step {}, {:.4} at step {}", before.score, first.step, after.score, last.step);
+            rows.push(row("score", scores));
+            rows.push(row("policy", status::policy(after)));
+        }
         rows.push(row("speed", speed(known())));
         rows.push(row("goodput", format!("{} of the time went into steps that count", percent(job.goodput))));
     }
@@ -107,6 +113,18 @@ mod tests {
              checkpoints  1 kept, the newest of step 2, 27.1 MB: /r/checkpoints/step-2\n\
              curve        /r/curve.csv\n"
         );
+    }
+
+    #[test]
+    fn a_policy_shows_what_its_answers_were_worth() {
+        let policy =
+            |score| proto::PolicyStep { score, kl: 2.0, answer_tokens: 12.0, stopped: 1.0, ..Default::default() };
+        let step =
+            |step, score| proto::StepRecord { step, step_s: 0.5, policy: Some(policy(score)), ..Default::default() };
+        let job = proto::Job { curve: vec![step(1, 0.125), step(2, 0.5), step(3, 0.875)], ..Default::default() };
+        let text = text(&job);
+        assert!(text.contains("score        0.1250 at step 1, 0.8750 at step 3\n"), "{text}");
+        assert!(text.contains("policy       score 0.8750; KL 2.000 nats an answer"), "{text}");
     }
 
     #[test]

@@ -230,22 +230,7 @@ pub struct StepRecord<'a> {
     correct: u64,
     ties: u64,
     /// `null` but of kind ppo.
-    policy: Option<PolicyStep>,
-}
-
-#[derive(Debug, Serialize)]
-struct PolicyStep {
-    policy_loss: f64,
-    value_loss: f64,
-    clip_fraction: f64,
-    approx_kl: f64,
-    mean_ratio: f64,
-    score: f64,
-    kl: f64,
-    kl_coef: f64,
-    answer_tokens: f64,
-    stopped: f64,
-    entropy: f64,
+    policy: Option<BTreeMap<&'static str, f64>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -507,25 +492,7 @@ impl<'a> From<&'a proto::StepRecord> for StepRecord<'a> {
             pairs: r.pairs,
             correct: r.correct,
             ties: r.ties,
-            policy: r.policy.as_ref().map(PolicyStep::from),
-        }
-    }
-}
-
-impl From<&proto::PolicyStep> for PolicyStep {
-    fn from(p: &proto::PolicyStep) -> Self {
-        PolicyStep {
-            policy_loss: p.policy_loss,
-            value_loss: p.value_loss,
-            clip_fraction: p.clip_fraction,
-            approx_kl: p.approx_kl,
-            mean_ratio: p.mean_ratio,
-            score: p.score,
-            kl: p.kl,
-            kl_coef: p.kl_coef,
-            answer_tokens: p.answer_tokens,
-            stopped: p.stopped,
-            entropy: p.entropy,
+            policy: r.policy.as_ref().map(|policy| policy.figures().into()),
         }
     }
 }

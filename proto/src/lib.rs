@@ -12,6 +12,7 @@ pub use generated::*;
 mod build;
 pub mod json;
 pub mod limits;
+mod policy;
 mod role;
 mod shape;
 mod subject;

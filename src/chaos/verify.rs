@@ -85,7 +85,27 @@ fn step_difference(expected: &proto::StepRecord, found: &proto::StepRecord) -> O
             "step {step}: (trained tokens, pairs, correct, ties) are {found:?}, {expected:?} in the undisturbed run"
         ));
     }
+    if let Some(difference) = policy_difference(expected, found) {
+        return Some(difference);
+    }
     (expected.expert_load != found.expert_load).then(|| format!("step {step}: the load of the experts differs"))
+}
+
+/// All that a policy says of itself, to the bit.
+fn policy_difference(expected: &proto::StepRecord, found: &proto::StepRecord) -> Option<String> {
+    let step = expected.step;
+    let (expected, found) = match (&expected.policy, &found.policy) {
+        (Some(expected), Some(found)) => (expected.figures(), found.figures()),
+        (None, None) => return None,
+        (Some(_), None) => {
+            return Some(format!("step {step}: it has no figures of a policy, and some in the undisturbed run"));
+        }
+        (None, Some(_)) => {
+            return Some(format!("step {step}: it has figures of a policy, and none in the undisturbed run"));
+        }
+    };
+    let differing = expected.into_iter().zip(found).find(|((_, e), (_, f))| e.to_bits() != f.to_bits());
+    differing.map(|((name, e), (_, f))| format!("step {step}: {name} is {f:e}, {e:e} in the undisturbed run"))
 }
 
 /// What must be equal to the bit; speeds and epochs may differ.
@@ -118,7 +138,8 @@ mod tests {
     use super::*;
 
     fn curve() -> Vec<proto::StepRecord> {
-        let step = |step| proto::StepRecord { step, loss: 2.5, expert_load: vec![3, 4], ..Default::default() };
+        let policy = Some(proto::PolicyStep { kl: 0.5, ..Default::default() });
+        let step = |step| proto::StepRecord { step, loss: 2.5, expert_load: vec![3, 4], policy, ..Default::default() };
         (1..=3).map(step).collect()
     }
 
@@ -138,6 +159,13 @@ mod tests {
         check(|c| c[1].loss = f64::from_bits(c[1].loss.to_bits() + 1), Some("step 2: the loss is"));
         check(|c| c[2].grad_norm = -0.0, Some("step 3: the gradient norm"));
         check(|c| c[2].correct = 1, Some("step 3: (trained tokens, pairs, correct, ties) are (None, 0, 1, 0)"));
+        check(
+            |c| {
+                c[1].policy = Some(proto::PolicyStep { kl: f64::from_bits(0.5f64.to_bits() + 1), ..Default::default() })
+            },
+            Some("step 2: kl is 5.000000000000001e-1, 5e-1 in the undisturbed run"),
+        );
+        check(|c| c[0].policy = None, Some("step 1: it has no figures of a policy"));
         check(|c| c[2].expert_load[1] = 5, Some("step 3: the load of the experts"));
         check(|c| c[0].skipped = true, Some("step 1: (step, tokens, skipped)"));
         check(|c| drop(c.remove(1)), Some("step 2: (step, tokens, skipped)"));

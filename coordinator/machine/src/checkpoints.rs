@@ -18,8 +18,10 @@
 //! The checkpoint of the last step is tried again until it is published, see [`super::unsaved`].
 //!
 //! - **T-12** A multiple of `interval_steps` is saved at that very step, or an event says that it is not, and why.
-//! - If workers are to end, nobody can take their places, and they hold the only copies of a shard, then the next step is saved and no step is
-//!   made beyond it: all *halt* there. If that checkpoint fails it is tried again at the same step, whose state does not change any more.
+//! - **T-15** Of a job of kind ppo only ends of iterations are named (`JobSpec::steps_of_iteration`): `steps` and `interval_steps` are multiples
+//!   by the job's checks, and every other step is one by [`free_step`].
+//! - If workers are to end, nobody can take their places, and they hold the only copies of a shard, then the next step that can be
+//!   saved is, and no step is made beyond it: all *halt* there. If that checkpoint fails it is tried again at the same step, whose state does not change any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -262,8 +264,9 @@ impl Checkpoints {
             return;
         }
         self.wanted = None;
-        let near = cx.record.pending.keys().copied().find(|s| *s <= committed.after(margin));
-        let step = near.unwrap_or_else(|| free_step(&cx.record, committed.after(margin), total));
+        let free = free_step(&cx.record, committed.after(margin), total);
+        let near = cx.record.pending.keys().copied().find(|s| *s <= free);
+        let step = near.unwrap_or(free);
         if step < total && near.is_none() {
             self.name(cx, step, why);
         }
@@ -737,10 +740,13 @@ fn checkpoint_at(record: &JobRecord, step: Step) -> Body {
     Body::CheckpointAt(proto::CheckpointAt { job_id, epoch, step: step.get(), halt })
 }
 
-/// The first step from `from` on, up to the last, that has no leftovers: one with leftovers may have a manifest that nobody heard of, and its
-/// files stay as they are until they are removed.
+/// The first step from `from` on, up to the last, whose state can be saved (T-15) and that has no leftovers: one with leftovers may have a
+/// manifest that nobody heard of, and its files stay as they are until they are removed.
 fn free_step(record: &JobRecord, from: Step, total: Step) -> Step {
-    from.through(total).find(|step| !record.leftovers.contains(step)).unwrap_or(total)
+    let of_iteration = record.spec.steps_of_iteration();
+    let iterations = from.get().div_ceil(of_iteration)..=total.get() / of_iteration;
+    let mut ends = iterations.map(|n| Step::new(n * of_iteration));
+    ends.find(|step| !record.leftovers.contains(step)).unwrap_or(total)
 }
 
 /// T-12: multiples of `interval_steps` that will not be saved any more.

@@ -85,7 +85,7 @@ pub fn format(columns: Columns, r: &StepRecord) -> String {
     }
     if columns == Columns::Policy {
         match &r.policy {
-            Some(policy) => figures(policy).into_iter().for_each(|(_, figure)| add(format_args!(",{figure}"))),
+            Some(policy) => policy.figures().into_iter().for_each(|(_, figure)| add(format_args!(",{figure}"))),
             None => add(format_args!("{}", ",".repeat(NUM_POLICY_COLUMNS - NUM_TEXTS_COLUMNS))),
         }
     }
@@ -107,60 +107,16 @@ fn format_missing(columns: Columns, step: u64) -> String {
     format!("{step}{},\"\"\n", ",".repeat(columns.num() - 1))
 }
 
-/// In the order of the columns.
-fn figures(p: &PolicyStep) -> [(&'static str, f64); NUM_POLICY_COLUMNS - NUM_TEXTS_COLUMNS] {
-    [
-        ("policy_loss", p.policy_loss),
-        ("value_loss", p.value_loss),
-        ("clip_fraction", p.clip_fraction),
-        ("approx_kl", p.approx_kl),
-        ("mean_ratio", p.mean_ratio),
-        ("score", p.score),
-        ("kl", p.kl),
-        ("kl_coef", p.kl_coef),
-        ("answer_tokens", p.answer_tokens),
-        ("stopped", p.stopped),
-        ("entropy", p.entropy),
-    ]
-}
-
 /// `None` where all are empty.
 fn parse_policy(columns: &[&str]) -> Result<Option<PolicyStep>, String> {
     if columns.iter().all(|c| c.is_empty()) {
         return Ok(None);
     }
-    let names = figures(&PolicyStep::default()).map(|(name, _)| name);
-    let values =
-        columns.iter().zip(names).map(|(column, name)| number(column, name)).collect::<Result<Vec<f64>, _>>()?;
-    let [
-        policy_loss,
-        value_loss,
-        clip_fraction,
-        approx_kl,
-        mean_ratio,
-        score,
-        kl,
-        kl_coef,
-        answer_tokens,
-        stopped,
-        entropy,
-    ] = values[..]
-    else {
-        return Err(format!("it has {} columns of a policy", values.len()));
-    };
-    Ok(Some(PolicyStep {
-        policy_loss,
-        value_loss,
-        clip_fraction,
-        approx_kl,
-        mean_ratio,
-        score,
-        kl,
-        kl_coef,
-        answer_tokens,
-        stopped,
-        entropy,
-    }))
+    let mut figures = PolicyStep::default().figures();
+    for ((name, figure), column) in figures.iter_mut().zip(columns) {
+        *figure = number(column, name)?;
+    }
+    Ok(Some(PolicyStep::of_figures(figures.map(|(_, figure)| figure))))
 }
 
 pub fn parse(line: &str) -> Result<StepRecord, String> {

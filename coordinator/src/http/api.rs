@@ -1,5 +1,7 @@
 //! The calls of `JobService` as JSON: requests are paths and queries, answers are those of `-o json`.
 
+use std::collections::BTreeMap;
+
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -89,6 +91,9 @@ pub(super) struct Columns {
     hidden_s: Vec<f64>,
     exposed_s: Vec<f64>,
     epoch: Vec<u64>,
+    /// Of kind ppo: its figures by name, as long as the others.
+    #[serde(flatten)]
+    policy: BTreeMap<&'static str, Vec<f64>>,
 }
 
 impl Columns {
@@ -112,7 +117,17 @@ impl Columns {
             self.hidden_s.push(step.hidden_s);
             self.exposed_s.push(step.exposed_s);
             self.epoch.push(step.epoch);
+            self.push_policy(step.policy.as_ref());
         }
+    }
+
+    /// A step without such figures has none among those that have.
+    fn push_policy(&mut self, policy: Option<&proto::PolicyStep>) {
+        let before = self.step.len() - 1;
+        for (name, figure) in policy.iter().flat_map(|policy| policy.figures()) {
+            self.policy.entry(name).or_insert_with(|| vec![f64::NAN; before]).push(figure);
+        }
+        self.policy.values_mut().for_each(|column| column.resize(before + 1, f64::NAN));
     }
 }
 
@@ -150,4 +165,22 @@ pub(super) async fn kill(
 ) -> Answer {
     let answer = http.jobs.kill_worker(request(caller, proto::KillWorkerRequest { worker_id })).await?.into_inner();
     Ok(Json(serde_json::json!({ "job_id": answer.job_id })).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_of_a_policy_are_there_where_there_is_one_and_as_long_as_the_others() {
+        let step = |step, policy| proto::StepRecord { step, policy, ..Default::default() };
+        let plain = serde_json::to_value(Columns::of(&[step(1, None)])).expect("columns have names");
+        assert!(plain.get("score").is_none() && plain["step"] == serde_json::json!([1]), "{plain}");
+        let policy = Some(proto::PolicyStep { score: 0.75, kl: f64::INFINITY, ..Default::default() });
+        let steps = [step(1, None), step(2, policy), step(3, None), step(4, policy)];
+        let found = serde_json::to_value(Columns::of(&steps)).expect("columns have names");
+        assert_eq!(found["score"], serde_json::json!([null, 0.75, null, 0.75]));
+        assert_eq!(found["kl"], serde_json::json!([null, null, null, null]), "what is not finite");
+        assert_eq!(found["answer_tokens"], serde_json::json!([null, 0.0, null, 0.0]));
+    }
 }

@@ -156,6 +156,33 @@ fn page(
         &last(|s| s.grad_norm),
     );
     of_jobs("toroid_job_learning_rate", gauge, "Learning rate of the newest step.", &last(|s| s.lr));
+    let policy = |value: fn(&proto::PolicyStep) -> f64| {
+        move |job: &proto::Job| job.last_step.as_ref()?.policy.as_ref().map(value)
+    };
+    of_jobs(
+        "toroid_job_policy_score",
+        gauge,
+        "Mean score of the answers that the newest step is made of, penalties included.",
+        &policy(|p| p.score),
+    );
+    of_jobs(
+        "toroid_job_policy_kl_nats",
+        gauge,
+        "Divergence of these answers from the reference, for each answer.",
+        &policy(|p| p.kl),
+    );
+    of_jobs(
+        "toroid_job_policy_clip_ratio",
+        gauge,
+        "Share of the tokens of the newest step whose ratio is clipped.",
+        &policy(|p| p.clip_fraction),
+    );
+    of_jobs(
+        "toroid_job_policy_answer_tokens",
+        gauge,
+        "Mean tokens of the answers that the newest step is made of.",
+        &policy(|p| p.answer_tokens),
+    );
     of_jobs("toroid_job_step_duration_seconds", gauge, "Wall time of the newest step.", &last(|s| s.step_s));
     of_jobs(
         "toroid_job_communication_hidden_seconds",
@@ -259,7 +286,8 @@ mod tests {
     #[test]
     fn a_page_has_jobs_that_go_on_and_escapes_what_it_quotes() {
         let leader = proto::GetLeaderResponse { leads: true, term: 3, ..Default::default() };
-        let step = proto::StepRecord { step: 7, loss: 2.5, grad_norm: f64::NAN, ..Default::default() };
+        let policy = Some(proto::PolicyStep { score: 0.75, kl: 1.5, ..Default::default() });
+        let step = proto::StepRecord { step: 7, loss: 2.5, grad_norm: f64::NAN, policy, ..Default::default() };
         let running = proto::Job {
             id: "a\"b\\c".into(),
             state: proto::JobState::Running.into(),
@@ -281,6 +309,8 @@ mod tests {
             r#"toroid_job_committed_steps_total{job_id="a\"b\\c"} 7"#,
             r#"toroid_job_loss{job_id="a\"b\\c"} 2.5"#,
             r#"toroid_job_gradient_norm{job_id="a\"b\\c"} NaN"#,
+            r#"toroid_job_policy_score{job_id="a\"b\\c"} 0.75"#,
+            r#"toroid_job_policy_kl_nats{job_id="a\"b\\c"} 1.5"#,
             "toroid_coordinator_term 3",
             r#"toroid_job_slowest_place_rank{job_id="a\"b\\c",position="1"} 2"#,
             r#"toroid_job_slowest_place_compute_seconds{job_id="a\"b\\c",position="3"} 0.5"#,

@@ -109,7 +109,10 @@ impl Event {
         let of_trained = record.trained_tokens.map(|num| ("train/trained_tokens".to_string(), num as f64));
         let accuracy = (record.pairs > 0).then(|| record.correct as f64 / record.pairs as f64);
         let accuracy = accuracy.map(|accuracy| ("train/accuracy".to_string(), accuracy));
-        Event::scalars(wall_time, record.step, scalars.chain(of_trained).chain(accuracy).chain(imbalances(record)))
+        let policy = record.policy.iter().flat_map(|policy| policy.figures());
+        let policy = policy.map(|(name, figure)| (format!("train/{name}"), figure));
+        let taught = of_trained.into_iter().chain(accuracy).chain(policy);
+        Event::scalars(wall_time, record.step, scalars.chain(taught).chain(imbalances(record)))
     }
 
     pub fn validation(wall_time: f64, validation: &proto::Validation) -> Event {
@@ -207,6 +210,17 @@ mod tests {
         assert_eq!((event.scalar(LOSS), event.scalar(EPOCH)), (Some(2.5), Some(3.0)));
         let none = Event::step(0.0, &proto::StepRecord::default());
         assert_eq!(none.scalar("expert_load/layer_00_max_over_mean"), None);
+    }
+
+    #[test]
+    fn a_policy_has_its_figures_by_their_names() {
+        let policy =
+            proto::PolicyStep { score: 0.75, kl: 1.5, kl_coef: 0.0625, answer_tokens: 9.5, ..Default::default() };
+        let event = Event::step(0.0, &proto::StepRecord { policy: Some(policy), ..record() });
+        let found = ["score", "kl", "kl_coef", "answer_tokens", "clip_fraction", "entropy", "value_loss"]
+            .map(|name| event.scalar(&format!("train/{name}")));
+        assert_eq!(found, [0.75, 1.5, 0.0625, 9.5, 0.0, 0.0, 0.0].map(Some));
+        assert_eq!(Event::step(0.0, &record()).scalar("train/score"), None);
     }
 
     /// By TensorFlow's own writer.

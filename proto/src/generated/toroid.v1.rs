@@ -798,7 +798,7 @@ pub struct CheckpointJobRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CheckpointJobResponse {
-    /// the step whose state will be saved
+    /// the step whose state will be saved; of kind ppo the end of an iteration
     #[prost(uint64, tag = "1")]
     pub step: u64,
 }
@@ -1928,7 +1928,7 @@ pub mod job_service_client {
                 .insert(GrpcMethod::new("toroid.v1.JobService", "RemoveJob"));
             self.inner.unary(req, path, codec).await
         }
-        /// Asks for a checkpoint at the next step that all workers can still hear of.
+        /// Asks for a checkpoint at the next step that all workers can still hear of; of a job of kind ppo, at the end of an iteration.
         pub async fn checkpoint_job(
             &mut self,
             request: impl tonic::IntoRequest<super::CheckpointJobRequest>,
@@ -2317,7 +2317,7 @@ pub mod job_service_server {
             tonic::Response<super::RemoveJobResponse>,
             tonic::Status,
         >;
-        /// Asks for a checkpoint at the next step that all workers can still hear of.
+        /// Asks for a checkpoint at the next step that all workers can still hear of; of a job of kind ppo, at the end of an iteration.
         async fn checkpoint_job(
             &self,
             request: tonic::Request<super::CheckpointJobRequest>,

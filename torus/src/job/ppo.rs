@@ -191,8 +191,23 @@ impl JobSpec {
 
     /// Samples of the data that the job takes in all.
     pub fn samples_needed(&self) -> u64 {
-        let of_pass = self.steps * self.batch.samples();
-        self.ppo.as_ref().map_or(of_pass, |ppo| of_pass.div_ceil(ppo.epochs))
+        self.samples_of(self.steps)
+    }
+
+    /// Samples of the data that the first `steps` steps take: of an iteration all prompts are taken at its first step.
+    pub fn samples_of(&self, steps: u64) -> u64 {
+        match &self.ppo {
+            Some(ppo) => steps.div_ceil(ppo.steps()) * self.answers_of_iteration(),
+            None => steps * self.batch.samples(),
+        }
+    }
+
+    /// The step that takes sample `sample`, both from 0.
+    pub fn step_of_sample(&self, sample: u64) -> u64 {
+        match &self.ppo {
+            Some(ppo) => sample / self.answers_of_iteration() * ppo.steps(),
+            None => sample / self.batch.samples(),
+        }
     }
 
     pub(super) fn check_ppo(&self) -> Result<(), JobError> {

@@ -59,7 +59,7 @@ pub fn of_data(spec: &JobSpec, num_tokens: &[u64]) -> Result<DataPlan, TooFewTok
         return Err(TooFewTokens { source_name, num_tokens, seq: spec.model.seq });
     }
     let mixture = Mixture::of_job(spec, &samples);
-    let wanted = spec.steps * spec.batch.samples();
+    let wanted = spec.samples_needed();
     let taken = mixture.end().map_or(wanted, |end| end.min(wanted));
     let (given, ends) = (mixture.given(taken), mixture.ends());
     let source = |n: usize| SourcePlan {
@@ -73,7 +73,7 @@ pub fn of_data(spec: &JobSpec, num_tokens: &[u64]) -> Result<DataPlan, TooFewTok
         ends_in_step: ends
             .iter()
             .find(|(at, of)| *of == n && *at < taken)
-            .map(|(at, _)| (at - 1) / spec.batch.samples() + 1),
+            .map(|(at, _)| spec.step_of_sample(at - 1) + 1),
     };
     Ok(DataPlan { sources: (0..sources.len()).map(source).collect(), missing_samples: wanted - taken })
 }

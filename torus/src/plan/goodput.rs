@@ -60,7 +60,9 @@ pub(super) fn of_job(
     let shards_s = 2.0 * 12.0 * longest.unwrap_or(0) as f64 / machine.link_bytes_per_s;
     let recovery_s = failures.detect_s + shards_s + gather_s;
     let of_steps = spec.checkpoint.interval_steps as f64 * step_s;
-    let intervals = [spec.checkpoint.interval_s, of_steps].into_iter().filter(|s| *s > 0.0);
+    // What is due within an iteration of a policy waits for its end.
+    let iteration_s = spec.steps_of_iteration() as f64 * step_s;
+    let intervals = [spec.checkpoint.interval_s, of_steps].into_iter().filter(|s| *s > 0.0).map(|s| s.max(iteration_s));
     // A job that saves only at its end loses everything.
     let checkpoint_interval_s = intervals.reduce(f64::min).unwrap_or(spec.steps as f64 * step_s);
     // Two others hold the shards of a dead worker; each dies within the recovery by this chance.

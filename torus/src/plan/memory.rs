@@ -37,6 +37,10 @@ pub struct Memory {
     pub replay: u64,
     /// The own shard as it was committed, where a checkpoint of it is not written when the next update comes.
     pub checkpoint: u64,
+    /// Parameters of models that are asked and not trained: of a policy the reference, and the reward model where there is one.
+    pub frozen: u64,
+    /// Keys and values of the answers that a policy writes side by side.
+    pub cache: u64,
     /// What lives for one operation, host buffers of transfers and sums.
     pub scratch: u64,
     /// Of the scratch, what is in host memory whatever the device.
@@ -60,9 +64,10 @@ impl Memory {
         self.shard + self.second_shard + self.replay
     }
 
-    /// Each part by its name, in the order in which it is printed.
-    pub fn parts(&self) -> [(&'static str, u64); 9] {
-        [
+    /// Each part by its name, in the order in which it is printed. What only a policy has is left out where there is none of it.
+    pub fn parts(&self) -> Vec<(&'static str, u64)> {
+        let of_policy = [("frozen models", self.frozen), ("cache of generation", self.cache)];
+        let mut parts = vec![
             ("parameters", self.parameters),
             ("gradients", self.gradients),
             ("optimizer shard", self.shard),
@@ -70,9 +75,10 @@ impl Memory {
             ("replay of an update", self.replay),
             ("unwritten checkpoint", self.checkpoint),
             ("activations", self.activations),
-            ("scratch", self.scratch),
-            ("links", self.links),
-        ]
+        ];
+        parts.extend(of_policy.into_iter().filter(|(_, bytes)| *bytes > 0));
+        parts.extend([("scratch", self.scratch), ("links", self.links)]);
+        parts
     }
 }
 
@@ -119,10 +125,24 @@ pub(super) fn of_stage(spec: &JobSpec, dims: &Dims, schedule: Schedule, stage: u
         replay,
         checkpoint: STATE_BYTES * own.shard_len as u64,
         activations,
+        frozen: frozen_bytes(spec, &own),
+        cache: cache_bytes(spec, dims, own.layers.len()),
         scratch: scratch_bytes(dims) + host,
         host,
         links: SHARED_LINK_BYTES * within_host + STREAM_LINK_BYTES * elsewhere,
     }
+}
+
+/// Whole partitions: every place asks them in every iteration.
+fn frozen_bytes(spec: &JobSpec, own: &Partition) -> u64 {
+    let num_models = spec.ppo.as_ref().map_or(0, |ppo| 1 + u64::from(ppo.reward_model.is_some()));
+    num_models * 4 * own.padded_len as u64
+}
+
+/// Keys and values of as many sequences as are written side by side, each of `seq` tokens.
+fn cache_bytes(spec: &JobSpec, dims: &Dims, num_layers: usize) -> u64 {
+    let side_by_side = spec.ppo.as_ref().map_or(0, |ppo| ppo.side_by_side);
+    4 * (num_layers * side_by_side * dims.seq * 2 * dims.kv_heads * dims.head_dim) as u64
 }
 
 /// The partition whose shard `rank` keeps a copy of.

@@ -44,7 +44,7 @@ fn values_override_the_preset() {
 #[test]
 fn kinds_of_jobs_are_read_written_and_checked() {
     assert!(!with("").expect("a job").to_toml().contains("kind"), "a job of pre-training is written as it always was");
-    let ppo = "kind = 'ppo'\nsteps = 40\nppo = { stop_token = 0, form = { tokens = [48, 49] } }";
+    let ppo = "kind = 'ppo'\nppo = { stop_token = 0, form = { tokens = [48, 49] } }";
     for toml in ["kind = 'sft'", "kind = 'sft'\ndata.packing = true", "kind = 'reward'\nreward.center_coef = 0.01", ppo]
     {
         let job = with(toml).expect("a job");

@@ -14,6 +14,7 @@ mod partition;
 mod pipeline;
 mod placement;
 mod plan;
+mod ppo;
 mod resplit;
 mod rounds;
 

@@ -60,6 +60,24 @@ fn memory_is_what_one_counts_by_hand() {
     assert_eq!(memory[0].total(), of_all + memory[0].activations + memory[0].scratch + memory[0].links);
 }
 
+/// Of the partitions above; keys and values of 16 sequences of 128 tokens are 2 * 32 numbers of one of two TP ranks, in 2 layers.
+#[test]
+fn a_policy_needs_room_for_models_that_it_asks_and_for_its_answers() {
+    let policy = "kind = 'ppo'\nppo = { stop_token = 0, form.tokens = [1] }";
+    let memory = &planned(&format!("{policy}\n{CUBE}")).memory;
+    assert_eq!(memory[0].frozen, memory[0].parameters, "the reference");
+    assert_eq!(memory[0].cache, 4 * 2 * 16 * 128 * 64);
+    let of = |name| memory[0].parts().into_iter().find(|(found, _)| *found == name).map(|(_, bytes)| bytes);
+    assert_eq!(of("frozen models"), Some(memory[0].frozen));
+    assert_eq!(of("cache of generation"), Some(memory[0].cache));
+    assert_eq!(memory[0].device_bytes(), memory[0].total() - memory[0].host - memory[0].links);
+    let scored = "kind = 'ppo'\nppo = { stop_token = 0, reward_model = 'r', side_by_side = 4 }";
+    let both = &planned(&format!("{scored}\n{CUBE}")).memory;
+    assert_eq!((both[1].frozen, both[1].cache), (2 * both[1].parameters, memory[1].cache / 4));
+    let sft = &planned(&format!("kind = 'sft'\n{CUBE}")).memory[0];
+    assert_eq!((sft.frozen, sft.cache, sft.parts().len()), (0, 0, 9));
+}
+
 #[test]
 fn traffic_is_what_the_formulas_of_the_design_give() {
     let of = |plan: &Plan, kind: Kind| {
@@ -137,6 +155,9 @@ fn goodput_is_dalys_formula() {
     let goodput = plan(&job(keys), &Machine { flops: 4e14, ..IDEAL }, &FAILURES).goodput;
     assert!((goodput.failures_per_day - 2048.0 * 86_400.0 / 1e8).abs() < 1e-9);
     assert_eq!((goodput.recovery_s, goodput.checkpoint_interval_s), (5.0, 600.0));
+    // Checkpoints of a policy are an iteration apart at least.
+    let policy = planned("kind = 'ppo'\ncheckpoint.interval_s = 1e-3\nppo = { stop_token = 0, form.tokens = [1] }");
+    assert_eq!(policy.goodput.checkpoint_interval_s, 4.0 * policy.step.total);
     let without = daly(2048.0 / 1e8, 600.0, 125.0);
     assert!((goodput.without_redundancy - without).abs() < 1e-12);
     assert!(1.0 - goodput.with_redundancy < 0.1 * (1.0 - without), "{goodput:?}");

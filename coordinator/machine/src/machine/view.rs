@@ -282,7 +282,7 @@ fn sources(record: &JobRecord, told: &[Source], committed: Step) -> Vec<proto::S
         return Vec::new();
     }
     let mixture = Mixture::of_job(spec, &told.iter().map(|source| source.num_samples).collect::<Vec<_>>());
-    let num = committed.get() * spec.batch.samples();
+    let num = spec.samples_of(committed.get());
     let given = mixture.given(mixture.end().map_or(num, |end| end.min(num)));
     let source = |(((config, told), part), given): (((&SourceConfig, &Source), &Part), u64)| proto::Source {
         name: config.name.clone(),

@@ -6,7 +6,7 @@ use toroid_proto as proto;
 use toroid_proto::worker_message::Body as FromWorker;
 use toroid_torus::ids::Step;
 
-use super::world::{LIMITS, World, job_file};
+use super::world::{LIMITS, POLICY, World, job_file};
 use crate::record::{Record, State};
 use crate::{Input, Reply, RequestError, RequestId, Submission};
 
@@ -628,4 +628,71 @@ fn checkpoints_that_are_overtaken_are_gone_when_the_job_ends() {
     assert_eq!(world.record(&job).state, State::Done);
     let left: Vec<u64> = world.disk.shards.keys().chain(world.disk.manifests.keys()).map(|(_, step)| *step).collect();
     assert_eq!((left, world.record(&job).leftovers.len()), (vec![6, 8, 6, 8], 0));
+}
+
+/// What was rolled out is in no checkpoint: only ends of iterations can be gone on from.
+#[test]
+fn t15_of_a_policy_only_ends_of_iterations_are_saved() {
+    let (mut world, job) = running(80, POLICY);
+    let request = ask(&mut world, &job);
+    assert_eq!(world.replies[&request], Ok(Reply::Checkpoint { step: Step::new(8) }));
+    world.train(&job, 3);
+    let same = ask(&mut world, &job);
+    assert_eq!(world.replies[&same], Ok(Reply::Checkpoint { step: Step::new(8) }), "it is named once");
+    world.train(&job, 3);
+    // Step 7 is committed: step 8 was named long ago, so that all have heard of it.
+    let near = ask(&mut world, &job);
+    assert_eq!(world.replies[&near], Ok(Reply::Checkpoint { step: Step::new(8) }));
+    world.train(&job, 8);
+    let next = ask(&mut world, &job);
+    assert_eq!(world.replies[&next], Ok(Reply::Checkpoint { step: Step::new(24) }), "not all may hear of 16 in time");
+    world.train(&job, 10);
+    assert_eq!(steps_saved(&world, &job), [8, 24]);
+    world.train(&job, 47);
+    let last = ask(&mut world, &job);
+    assert_eq!(world.replies[&last], Ok(Reply::Checkpoint { step: Step::new(80) }));
+    world.train(&job, 8);
+    assert_eq!((world.record(&job).state, steps_saved(&world, &job)), (State::Done, vec![8, 24, 80]));
+}
+
+#[test]
+fn of_a_policy_the_end_of_an_iteration_comes_after_the_time_or_the_steps_between_checkpoints() {
+    let (mut world, job) = running(800, &format!("{POLICY}\ncheckpoint.interval_s = 30\ncheckpoint.keep = 100"));
+    for _ in 0..100 {
+        world.pass(Duration::from_secs(1));
+        world.train(&job, 1);
+    }
+    let saved = steps_saved(&world, &job);
+    assert!(saved.len() == 3 && saved.iter().all(|step| step % 8 == 0), "{saved:?}");
+    let (mut world, job) = running(64, &format!("{POLICY}\ncheckpoint.interval_steps = 16"));
+    world.train(&job, 15);
+    assert_eq!(steps_saved(&world, &job), [16]);
+    world.train(&job, 48);
+    assert_eq!((world.record(&job).state, steps_saved(&world, &job)), (State::Done, vec![32, 48, 64]));
+}
+
+#[test]
+fn of_a_policy_what_was_named_too_late_is_named_again_for_the_end_of_a_later_iteration() {
+    let (mut world, job) = running(80, POLICY);
+    world.train(&job, 4);
+    let request = ask(&mut world, &job);
+    assert_eq!(world.replies[&request], Ok(Reply::Checkpoint { step: Step::new(8) }));
+    for _ in 0..4 {
+        world.step(&job);
+    }
+    world.settle();
+    assert!(
+        world.has_event(&job, "checkpoint.late", "had committed step 9 before it heard of it"),
+        "{:?}",
+        world.story
+    );
+    let pending: Vec<u64> = world.record(&job).pending.keys().map(|s| s.get()).collect();
+    assert_eq!(pending, [16, 80]);
+    // The next coordinator knows of it.
+    world.restart(|_| true);
+    world.settle();
+    let again = ask(&mut world, &job);
+    assert_eq!(world.replies[&again], Ok(Reply::Checkpoint { step: Step::new(16) }));
+    world.train(&job, 8);
+    assert_eq!(steps_saved(&world, &job), [16]);
 }

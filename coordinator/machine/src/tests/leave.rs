@@ -5,7 +5,7 @@ use std::time::Duration;
 use proto::worker_message::Body as FromWorker;
 use toroid_proto as proto;
 
-use super::world::{LIMITS, World, job_file};
+use super::world::{LIMITS, POLICY, World, job_file};
 use crate::record::State;
 use crate::{Input, Reply};
 
@@ -170,6 +170,45 @@ fn it_goes_on_after_a_restart_of_the_coordinator() {
         assert_eq!(saved, Some(5), "they halt where they were told to: {:?}", world.story);
         check_goes_on(&mut world, &job, 2);
     }
+}
+
+/// Its rollouts go with the workers: they end when the steps that are made of them are.
+#[test]
+fn workers_of_a_policy_leave_at_the_end_of_an_iteration() {
+    for restarts in [false, true] {
+        let (mut world, job) = running(2, POLICY);
+        leave(&mut world, &["a", "b"]);
+        assert!(
+            world.has_event(&job, "job.halting", "step 8 is saved and no step is made beyond it"),
+            "{:?}",
+            world.story
+        );
+        world.train(&job, 2);
+        if restarts {
+            world.restart(|_| true);
+            world.settle();
+        }
+        assert_eq!((world.record(&job).state, world.curves[&job].len()), (State::Running, 6), "{:?}", world.story);
+        world.train(&job, 9);
+        let saved = world.record(&job).last_checkpoint().map(|c| c.step.get());
+        assert_eq!((saved, world.curves[&job].len()), (Some(8), 8), "{:?}", world.story);
+        check_goes_on(&mut world, &job, 2);
+    }
+}
+
+#[test]
+fn workers_of_a_policy_that_were_beyond_the_end_of_an_iteration_leave_at_the_next() {
+    let (mut world, job) = running(2, POLICY);
+    world.train(&job, 3);
+    leave(&mut world, &["a", "b"]);
+    assert!(world.has_event(&job, "job.halting", "step 8 is saved"), "{:?}", world.story);
+    world.step(&job);
+    world.step(&job);
+    world.settle();
+    assert!(world.has_event(&job, "checkpoint.late", "had committed step 9"), "{:?}", world.story);
+    world.train(&job, 12);
+    assert_eq!(world.record(&job).last_checkpoint().map(|c| c.step.get()), Some(16));
+    check_goes_on(&mut world, &job, 2);
 }
 
 #[test]

@@ -678,6 +678,9 @@ fn check_succession(old: &JobRecord, new: &JobRecord) {
 }
 
 /// A job of `dp` places. Its shape can be said in `more`, with a `dp` of 0.
+/// Keys of a policy whose iterations have 2 passes of 4 steps.
+pub const POLICY: &str = "kind = 'ppo'\nppo = { epochs = 2, minibatches = 4, stop_token = 0, form.tokens = [1] }";
+
 pub fn job_file(dp: usize, steps: u64, more: &str) -> String {
     let shape = if dp == 0 { String::new() } else { format!("shape.dp = {dp}\n") };
     format!("name = \"demo\"\nsteps = {steps}\n{shape}{more}\n[data]\npath = \"/data\"\n")

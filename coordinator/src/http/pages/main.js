@@ -8,6 +8,9 @@ import * as panels from './panels.js';
 
 const $ = (id) => document.getElementById(id);
 const METRICS = { loss: 'loss', ce: 'cross-entropy', z_loss: 'z-loss', balance_loss: 'balance loss', grad_norm: 'gradient norm', lr: 'learning rate', tokens_per_s: 'tokens a second', step_s: 'step time' };
+// Of a policy alone.
+const POLICY_METRICS = { score: 'score of answers', kl: 'KL to the reference', clip_fraction: 'clip fraction', answer_tokens: 'tokens of an answer', stopped: 'answers that stop', entropy: 'entropy', value_loss: 'value loss', approx_kl: 'KL of a step', mean_ratio: 'mean ratio', kl_coef: 'KL coefficient' };
+const WORDS = { ...METRICS, ...POLICY_METRICS };
 // Steps that a page holds; more of the past are in curve.csv.
 const MAX_STEPS = 20000;
 const MAX_EVENTS = 200;
@@ -38,7 +41,7 @@ function at(step) {
 const curveChart = new Chart($('curve'), $('curve-read'), (step) => {
   const i = at(step);
   if (i < 0) return `step ${count(step)}: no figures`;
-  const value = (name) => `${METRICS[name]} ${figure(state.curve[name][i])}`;
+  const value = (name) => `${WORDS[name]} ${figure(state.curve[name]?.[i] ?? null)}`;
   const validation = state.job?.validations.find((v) => v.step === step);
   return [`step ${count(step)}`, value($('metric').value), ...['loss', 'lr', 'grad_norm'].filter((n) => n !== $('metric').value).map(value),
     validation ? `validation ${figure(validation.ce)}` : null].filter(Boolean).join(', ');
@@ -82,12 +85,22 @@ legend($('legend'), STATES.map((s) => [s, s]));
 legend($('time-legend'), [['whole step', 'faint-curve'], ['exposed communication', 'other']]);
 legend($('phases'), [['detect', 'dead'], ['fence', 'straggling'], ['decide', 'waiting'], ['heal', 'healing'], ['redo', 'accent']]);
 
+// What can be chosen is what the curve has.
+function drawMetrics() {
+  const words = state.curve?.score ? WORDS : METRICS;
+  panels.show($('metric'), Object.keys(words).join(), () => {
+    const chosen = $('metric').value;
+    return Object.entries(words).map(([name, text]) => new Option(text, name, false, name === chosen));
+  });
+}
+
 function drawCurve() {
+  drawMetrics();
   const { curve, job, other } = state;
   const metric = $('metric').value, weight = Number($('smoothing').value);
   const lines = [], points = [], marks = [];
   const add = (of, name, faint) => {
-    if (!of?.step.length) return;
+    if (!of?.step.length || !of[metric]) return;
     if (weight > 0) lines.push({ steps: of.step, values: of[metric], colour: colour('faint-curve'), width: 1 });
     lines.push({ steps: of.step, values: smooth(of[metric], weight), colour: colour(name), width: faint ? 1.2 : 1.8 });
   };
@@ -101,7 +114,7 @@ function drawCurve() {
   curveChart.set({ lines, points, marks, log: $('log').checked });
   const last = curve?.step.length ? curve.step.length - 1 : -1;
   $('curve').setAttribute('aria-label', last < 0 ? 'no step yet'
-    : [`${METRICS[metric]} over ${count(curve.step.length)} steps, ${count(curve.step[0])} to ${count(curve.step[last])}: from ${figure(curve[metric][0])} to ${figure(curve[metric][last])}`,
+    : [`${WORDS[metric]} over ${count(curve.step.length)} steps, ${count(curve.step[0])} to ${count(curve.step[last])}: from ${figure(curve[metric][0])} to ${figure(curve[metric][last])}`,
       weight > 0 ? 'smoothed' : null, other?.step.length ? `beside ${$('compare').value}` : null].filter(Boolean).join(', '));
   timeChart.set({ area: true, lines: curve ? [
     { steps: curve.step, values: curve.step_s, colour: colour('faint-curve') },
@@ -141,7 +154,7 @@ function draw() {
   panels.events($('events'), state.events);
 }
 
-for (const [name, words] of Object.entries(METRICS)) $('metric').append(new Option(words, name));
+drawMetrics();
 for (const id of ['metric', 'smoothing', 'log', 'marks']) $(id).addEventListener('input', changed);
 $('workers-details').addEventListener('toggle', changed);
 $('compare').addEventListener('change', async () => {
@@ -154,14 +167,16 @@ $('compare').addEventListener('change', async () => {
 // ------------------------------------------------------------------------------------------------------------ what comes in
 
 function append(curve, more) {
-  if (!curve) return more;
+  if (!curve?.step.length) return more;
   if (!more.step.length) return curve;
   // Steps that were taken back come again.
   let kept = curve.step.length;
   while (kept > 0 && curve.step[kept - 1] >= more.step[0]) kept -= 1;
-  for (const name of Object.keys(curve)) {
+  // Steps without figures of a policy have no such columns.
+  for (const name of new Set([...Object.keys(curve), ...Object.keys(more)])) {
+    curve[name] ??= Array(kept).fill(null);
     curve[name].length = kept;
-    curve[name].push(...more[name]);
+    curve[name].push(...(more[name] ?? Array(more.step.length).fill(null)));
     if (curve[name].length > MAX_STEPS) curve[name].splice(0, curve[name].length - MAX_STEPS);
   }
   return curve;

@@ -63,6 +63,13 @@ export function workers(node, list) {
   table(node, ['Worker', 'Host', 'Device', 'Place', 'Silent for', 'Computes a step', 'Memory', 'Why not placed'], rows);
 }
 
+const policy = (p) => [
+  ['Score of answers', figure(p.score)],
+  ['KL to the reference', `${figure(p.kl)} nats an answer, coefficient ${figure(p.kl_coef)}`],
+  ['Clipped', p.clip_fraction === null ? '-' : percent(p.clip_fraction)],
+  ['Tokens of an answer', `${figure(p.answer_tokens)}${p.stopped === null ? '' : `, ${percent(p.stopped)} stop`}`],
+];
+
 export function figures(node, job) {
   const last = job.last_step;
   const exposed = last && last.step_s > 0 ? percent(last.exposed_s / last.step_s) : '-';
@@ -76,6 +83,7 @@ export function figures(node, job) {
     ['Time left', job.eta_s > 0 ? duration(job.eta_s) : '-'],
     ...(last?.trained_tokens != null ? [['Trained tokens', `${count(last.trained_tokens)} of ${count(last.tokens)}`]] : []),
     ...(last?.pairs ? [['Accuracy', `${percent(last.correct / last.pairs)}, ${count(last.ties)} ties of ${count(last.pairs)}`]] : []),
+    ...(last?.policy ? policy(last.policy) : []),
     ['Gradient norm', last ? figure(last.grad_norm) : '-'],
     ['Exposed communication', exposed],
     ['Places alive', `${job.places_alive}, ${job.spares} spare`],
