@@ -4,9 +4,9 @@
 use toroid_simulation::NUM_SEEDS;
 #[cfg(feature = "failpoint")]
 use toroid_simulation::may_show;
-#[cfg(not(feature = "failpoint"))]
-use toroid_simulation::run_seeds;
 use toroid_simulation::{End, Outcome, replay, simulate, variable};
+#[cfg(not(feature = "failpoint"))]
+use toroid_simulation::{POLICIES, run_seeds};
 #[cfg(feature = "failpoint")]
 use toroid_torus::failpoint::Failpoint;
 
@@ -27,7 +27,7 @@ fn t1_to_t9_hold_whatever_happens() {
         return;
     }
     let num = variable("TOROID_SEEDS").unwrap_or(NUM_TRIED);
-    let tally = run_seeds(num);
+    let tally = run_seeds(0..num);
     if let Some(seed) = tally.violation {
         panic!("{}", replay(seed, None));
     }
@@ -101,6 +101,27 @@ fn t12_a_forgetful_session_costs_no_record() {
         let Outcome { end, .. } = simulate(seed, broken, false);
         assert!(!matches!(end, End::Violation(_)), "{}", replay(seed, broken));
     }
+}
+
+/// Seeds of jobs that optimize policies.
+#[cfg(not(feature = "failpoint"))]
+const NUM_POLICIES: u64 = 120;
+
+/// Whoever dies in a rollout, between minibatches or at the end of an iteration: nothing is lost, and all is that of the undisturbed run.
+#[cfg(not(feature = "failpoint"))]
+#[test]
+fn t1_to_t9_hold_where_a_policy_is_optimized() {
+    let num = variable("TOROID_SEEDS").unwrap_or(NUM_POLICIES).min(10_000);
+    let tally = run_seeds(POLICIES..POLICIES + num);
+    if let Some(seed) = tally.violation {
+        panic!("{}", replay(seed, None));
+    }
+    println!("incidents: {:?}, {} done, given up: {:#?}", tally.rungs, tally.num_done, tally.given_up);
+    for rung in ["spare", "restart", "restore"] {
+        let times = tally.rungs.get(rung).copied().unwrap_or(0);
+        assert!(times * 20 > num, "{rung} is hardly tried: {:?}", tally.rungs);
+    }
+    assert!(tally.given_up.values().sum::<u64>() * 10 <= num, "too many jobs are given up: {:#?}", tally.given_up);
 }
 
 #[cfg(not(feature = "failpoint"))]

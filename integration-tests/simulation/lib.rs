@@ -37,6 +37,7 @@ mod worker;
 mod world;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -49,6 +50,9 @@ use world::World;
 
 /// Within five minutes on two cores.
 pub const NUM_SEEDS: u64 = 2_000;
+
+/// Seeds from here on have jobs that optimize policies (kind ppo), which make rollouts at the first step of each iteration.
+pub const POLICIES: u64 = 1 << 40;
 
 /// A number of the environment.
 pub fn variable(name: &str) -> Option<u64> {
@@ -109,14 +113,14 @@ pub struct Tally {
     pub violation: Option<u64>,
 }
 
-/// The first `num` seeds, on all cores.
-pub fn run_seeds(num: u64) -> Tally {
-    let next = AtomicU64::new(0);
+/// These seeds, on all cores.
+pub fn run_seeds(seeds: Range<u64>) -> Tally {
+    let next = AtomicU64::new(seeds.start);
     let work = || {
         let mut tally = Tally::default();
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= num {
+            if seed >= seeds.end {
                 return tally;
             }
             let Outcome { end, rungs, num_taken_over, .. } = simulate(seed, None, false);
@@ -129,7 +133,7 @@ pub fn run_seeds(num: u64) -> Tally {
                     *tally.given_up.entry(reason).or_default() += 1;
                 }
                 End::Violation(_) => {
-                    next.store(num, Ordering::Relaxed);
+                    next.store(seeds.end, Ordering::Relaxed);
                     tally.violation = Some(seed);
                     return tally;
                 }

@@ -13,13 +13,13 @@ static KNOWN: Mutex<BTreeMap<String, (u64, Arc<Reference>)>> = Mutex::new(BTreeM
 
 /// Of a job like this one, at least as long. What of a job changes no bits is left out: steps, checkpoints, redundancy.
 pub fn of(spec: &JobSpec) -> Arc<Reference> {
-    let key = format!("{} {} {:?}", spec.seed, spec.shape, spec.batch);
+    let key = format!("{} {} {:?} {:?}", spec.seed, spec.shape, spec.batch, spec.ppo);
     let find = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
     if let Some((_, reference)) = find().filter(|(steps, _)| *steps >= spec.steps) {
         return reference;
     }
     // A little longer, so that few are made.
-    let steps = if spec.steps <= 12 { 12 } else { spec.steps.next_multiple_of(100) };
+    let steps = if spec.steps <= 12 { 12 } else { spec.steps.next_multiple_of(100 * spec.steps_of_iteration()) };
     // On a thread of its own, on which nothing is played and nothing goes wrong on purpose.
     let made = std::thread::scope(|scope| scope.spawn(|| make(spec, steps)).join());
     let reference = Arc::new(made.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));

@@ -140,6 +140,14 @@ impl Scenario {
         }
     }
 
+    /// All jobs optimize policies: of two steps an iteration, or of three.
+    pub fn optimize_policies(&mut self) {
+        let all = self.jobs.iter_mut().chain(self.later.iter_mut().map(|(_, file)| file));
+        for (n, file) in all.enumerate() {
+            *file = policy_job(file, 2 + n as u64 % 2);
+        }
+    }
+
     pub fn host_of(&self, n: usize) -> String {
         format!("host-{}", n / self.per_host)
     }
@@ -166,6 +174,27 @@ fn job_file(name: &str, shape: (usize, usize, usize), steps: u64, priority: i32,
         2 * dp,
         crate::text::folder().join("text"),
     )
+}
+
+/// The same job on prompts. Its shape stays: what a replica writes depends on what else it writes, as on the toy device rows are not independent.
+fn policy_job(file: &str, epochs: u64) -> String {
+    let plain = toroid_torus::job::parse(file).expect("a job");
+    let whole = |steps: u64| steps.next_multiple_of(epochs);
+    let prompts = crate::text::folder().join("prompts.tokens");
+    let ppo = format!(
+        "kind = \"ppo\"\nsteps = {epochs}\n[data]\npath = {prompts:?}\n[ppo]\nepochs = {epochs}\nmax_tokens = 3\nstop_token = 7\nside_by_side = 2\n\
+         kl_target = 1.0\nkl_horizon = 20.0\nform = {{ tokens = [1, 2, 3] }}\n"
+    );
+    let policy = toroid_torus::job::parse(&ppo).expect("a job");
+    let mut spec = plain.clone();
+    (spec.kind, spec.ppo, spec.data, spec.eval) = (policy.kind, policy.ppo, policy.data, policy.eval);
+    spec.model = toroid_torus::model::ModelConfig { seq: 6, output: policy.model.output, ..plain.model };
+    spec.data.stride = spec.model.seq;
+    spec.steps = whole(spec.steps);
+    spec.checkpoint.interval_steps = whole(spec.checkpoint.interval_steps);
+    spec.checkpoint.keep_every_steps = whole(spec.checkpoint.keep_every_steps);
+    spec.fault_tolerance.min_dp = spec.shape.dp();
+    spec.to_toml()
 }
 
 /// Reasons for which a coordinator may give a job up when too much goes wrong at one place.

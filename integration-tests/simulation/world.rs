@@ -216,6 +216,9 @@ impl World {
         let mut random = Random::new(seed);
         let mut scenario = Scenario::draw(&mut random);
         scenario.has_pins = pins::has_pins(seed);
+        if seed >= crate::POLICIES {
+            scenario.optimize_policies();
+        }
         World::of(scenario, random, tells)
     }
 

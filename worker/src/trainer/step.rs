@@ -34,6 +34,14 @@ impl<D: CachedAttention> Job<D> {
         self.shards.unseal();
         shared.set_sealed(Step::ZERO);
         self.roll_out(links, shared)?;
+        let record = self.update(links, shared)?;
+        // What the links did is waiting, also where it moved data: that takes as long as the other side does.
+        shared.computed_step((system::now() - begin).saturating_sub(links.stats().wait - waited));
+        Ok(record)
+    }
+
+    /// The step itself, from what is there to be learned.
+    pub(super) fn update(&mut self, links: &mut Links, shared: &Shared) -> Result<Option<StepRecord>, StepError> {
         let sums = self.accumulate(links, shared)?;
         self.seal(links, shared)?;
         shared.set_sealed(self.committed.next());
@@ -53,8 +61,6 @@ impl<D: CachedAttention> Job<D> {
         let record = self.curve.with_moved(record, links.stats());
         #[cfg(any(test, feature = "failpoint"))]
         self.flip_a_bit(shared, false);
-        // What the links did is waiting, also where it moved data: that takes as long as the other side does.
-        shared.computed_step((system::now() - begin).saturating_sub(links.stats().wait - waited));
         Ok(record)
     }
 

@@ -40,6 +40,8 @@ use crate::comm::{CommError, Links, global_sum};
 use crate::device::CachedAttention;
 
 pub(super) use models::{ModelSources, Models};
+#[cfg(test)]
+pub(super) use rollouts::{Answer, Said};
 pub(super) use rollouts::{Figures, Rollouts};
 
 /// Numbers of one sum over the torus: whoever takes part holds them once for each place of its row or column.
@@ -67,6 +69,11 @@ impl Policy {
 
     pub fn rollouts(&self) -> Option<&Rollouts> {
         self.rollouts.as_ref()
+    }
+
+    #[cfg(test)]
+    pub fn set_rollouts(&mut self, rollouts: Rollouts) {
+        self.rollouts = Some(rollouts);
     }
 
     /// `committed` is a new step.

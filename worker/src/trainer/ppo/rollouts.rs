@@ -36,7 +36,7 @@ pub(in crate::trainer) struct Answer {
 
 /// What a model says of an answer, by its tokens.
 #[derive(Debug, Default)]
-pub(super) struct Said {
+pub(in crate::trainer) struct Said {
     pub logps: Vec<f32>,
     pub values: Vec<f32>,
     pub reference: Vec<f32>,
@@ -129,7 +129,7 @@ impl Rollouts {
     }
 
     /// Puts an answer, of which nothing is there yet, into the numbers.
-    pub(super) fn put(spec: &JobSpec, numbers: &mut [f64], answer: &Answer, said: &Said) {
+    pub(in crate::trainer) fn put(spec: &JobSpec, numbers: &mut [f64], answer: &Answer, said: &Said) {
         let ppo = config(spec);
         let own = &mut numbers[answer.number as usize * stride(ppo)..][..stride(ppo)];
         own[..HEAD].copy_from_slice(&[
@@ -203,6 +203,13 @@ impl Rollouts {
     #[cfg(test)]
     pub fn text(&self, number: u64) -> (Vec<u32>, f64) {
         (self.answer(number).tokens(), self.answer(number).score())
+    }
+
+    /// Advantages, whitened, and returns of an answer.
+    #[cfg(test)]
+    pub fn lesson(&self, number: u64) -> (&[f64], &[f64]) {
+        let Lesson { advantages, returns } = &self.lessons[number as usize];
+        (advantages, returns)
     }
 
     fn answer(&self, number: u64) -> Numbers<'_> {

@@ -21,7 +21,7 @@ enum Judge {
 
 impl<D: CachedAttention> Job<D> {
     /// Puts `answers`, those of this replica, into `numbers`, at one of its places; the others leave them zeros.
-    pub(super) fn score_answers(
+    pub(in crate::trainer) fn score_answers(
         &mut self,
         links: &mut Links,
         shared: &Shared,

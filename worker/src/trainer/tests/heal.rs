@@ -249,7 +249,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// The workers of these ranks die, and all go on with so many replicas; new workers take the places that are empty then.
-    fn resize(&mut self, ranks: &BTreeSet<usize>, dp: usize) {
+    pub fn resize(&mut self, ranks: &BTreeSet<usize>, dp: usize) {
         self.kill(ranks);
         self.is_resized = true;
         let from = self.spec.shape;

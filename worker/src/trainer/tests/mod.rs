@@ -14,7 +14,7 @@ use toroid_torus::job::{self, JobSpec};
 use toroid_torus::owner::{Owner, OwnerId};
 
 use super::train::connect;
-use super::{Environment, Job, Shared};
+use super::{Environment, Job, Shared, ppo as ppo_of_job};
 use crate::comm::{Fence, LinkChoice, Links, Listener};
 use crate::device::{Buffer, CpuDevice, Device};
 

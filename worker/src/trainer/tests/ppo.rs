@@ -1,11 +1,13 @@
 //! Proximal policy optimization: rollouts and updates at places that are connected, and that die.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use toroid_proto::{PolicyStep, StepRecord};
 use toroid_tokens::{BYTES_TOKENIZER, Document, dialogues_file_of};
 use toroid_torus::ids::Step;
 
+use super::ppo_of_job::{Answer, Rollouts, Said};
 use super::*;
 
 /// Two to nine tokens, the first always the same.
@@ -86,6 +88,41 @@ fn at_the_first_minibatch_the_ratio_is_one_and_at_the_start_the_divergence_is_no
         let coefs: Vec<f64> = curve.iter().map(|record| policy_of(record).kl_coef).collect();
         assert_eq!(coefs[..4], [0.05; 4], "{shape:?}");
         assert!((coefs[4] - 0.05 * (1.0 - 0.2 * 0.4)).abs() < 1e-15 && coefs[4..8] == [coefs[4]; 4], "{coefs:?}");
+    }
+}
+
+/// Split backwards, activations that are made again, bf16 products: each has the same first ratio, and learns.
+#[test]
+fn a_policy_has_every_way_to_compute_a_step() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let plain = train(&policy_job((1, 2, 1), dir.path(), 4, "", ""), dir.path(), 4);
+    for keys in ["recompute = true\n", "pipeline = { schedule = 'zero-bubble' }\n", "products = 'bf16'\n"] {
+        let curve = train(&policy_job((1, 2, 1), dir.path(), 4, keys, ""), dir.path(), 4);
+        assert_eq!(policy_of(&curve[0]).mean_ratio, 1.0, "{keys}");
+        let losses = |curve: &[StepRecord]| curve.iter().map(|record| record.loss).collect::<Vec<_>>();
+        assert_eq!(losses(&curve) == losses(&plain), !keys.contains("bf16"), "{keys}: {:?}", losses(&curve));
+    }
+}
+
+/// Fewer replicas and more again, within an iteration: the answers stay, and the steps are those of the undisturbed run but for the order of sums.
+#[test]
+fn rollouts_outlive_another_number_of_replicas() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let spec = policy_job((1, 1, 2), dir.path(), 12, "", "");
+    let undisturbed = heal::Cluster::start(&spec, dir.path()).finish();
+    let mut cluster = heal::Cluster::start(&spec, dir.path());
+    cluster.wait_for(0, 5);
+    cluster.resize(&[1].into(), 1);
+    cluster.wait_for(0, 7);
+    cluster.resize(&[].into(), 2);
+    let curve = cluster.finish();
+    assert_eq!(curve.len(), undisturbed.len());
+    for (step, record) in &curve {
+        let (found, expected) = (policy_of(record), policy_of(&undisturbed[step]));
+        if *step <= 8 {
+            assert_eq!((found.score, found.answer_tokens), (expected.score, expected.answer_tokens), "step {step}");
+            assert!((record.loss - undisturbed[step].loss).abs() < 1e-3, "step {step}: {record:?}");
+        }
     }
 }
 
@@ -294,6 +331,206 @@ fn answers_are_judged_as_the_reward_model_does() {
         for ((text, score), (expected, of)) in judged(shape).iter().zip(&alone) {
             assert_eq!(text, expected, "{shape:?}");
             assert!((score - of).abs() < 1e-4, "{shape:?}: {score} instead of {of}");
+        }
+    }
+}
+
+/// What `bench/peers/ppo.py` has.
+static REFERENCE: LazyLock<Value> = LazyLock::new(|| {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/ppo.json");
+    serde_json::from_str(&std::fs::read_to_string(file).expect("the figures are in the repository"))
+        .expect("valid JSON")
+});
+
+const REFERENCE_SHAPES: [(usize, usize, usize); 4] = [(1, 1, 1), (2, 1, 2), (1, 2, 2), (2, 2, 1)];
+
+/// Numbers of answer `n`.
+fn of_answer(key: &str, n: usize) -> Vec<f64> {
+    serde_json::from_value(REFERENCE[key][n].clone()).unwrap_or_else(|_| panic!("numbers of {key}"))
+}
+
+fn reference_answer(n: usize) -> Answer {
+    let text: Vec<u32> = serde_json::from_value(REFERENCE["texts"][n].clone()).expect("a text");
+    let (prompt, tokens) = text.split_at(REFERENCE["prompts"][n].as_u64().expect("a length") as usize);
+    let has_stop = REFERENCE["stopped"][n].as_bool().expect("whether it has one");
+    Answer { number: n as u64, prompt: prompt.to_vec(), tokens: tokens.to_vec(), has_stop }
+}
+
+/// The four answers with what was said of them when they were sampled.
+fn reference_rollouts(spec: &JobSpec, first: Step) -> Rollouts {
+    let mut numbers = vec![0.0; Rollouts::len(spec)];
+    for n in 0..4 {
+        let of = |key: &str| of_answer(key, n).into_iter().map(|x| x as f32).collect();
+        let score = REFERENCE["scores"][n].as_f64().expect("a score") as f32;
+        let said = Said { logps: of("old_logp"), values: of("old_value"), reference: of("ref_logp"), score };
+        Rollouts::put(spec, &mut numbers, &reference_answer(n), &said);
+    }
+    Rollouts::new(spec, first, 0.05, numbers)
+}
+
+/// Weights of two or more dims times `factor`, rounded to f32.
+fn scaled(from: &Path, factor: f64, to: &Path) {
+    let bytes = std::fs::read(from).expect("read the weights");
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("weights");
+    let scaled = |shape: &[usize], data: &[u8]| -> Vec<u8> {
+        let factor = if shape.len() >= 2 { factor } else { 1.0 };
+        let values = data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes")));
+        values.flat_map(|x| ((f64::from(x) * factor) as f32).to_le_bytes()).collect()
+    };
+    let all =
+        tensors.iter().map(|(name, view)| (name.into(), view.shape().to_vec(), scaled(view.shape(), view.data())));
+    write_weights(&all.collect(), to);
+}
+
+/// A job whose data are the four texts, and whose weights are the formula's.
+fn reference_job((tp, pp, dp): (usize, usize, usize), dir: &Path) -> JobSpec {
+    let tiny = figures();
+    let (data, weights, reference) =
+        (dir.join("four.tokens"), dir.join("policy.safetensors"), dir.join("reference.safetensors"));
+    let texts: Vec<(Vec<u32>, Vec<bool>)> = (0..4)
+        .map(|n| {
+            let Answer { prompt, tokens, .. } = reference_answer(n);
+            let trained = [vec![false; prompt.len()], vec![true; tokens.len()]].concat();
+            ([prompt, tokens].concat(), trained)
+        })
+        .collect();
+    let documents: Vec<Document<'_>> = texts.iter().map(|(tokens, trained)| (&tokens[..], &trained[..])).collect();
+    std::fs::write(&data, dialogues_file_of(&documents, 256, BYTES_TOKENIZER)).expect("write the data");
+    let mut tensors: Vec<(String, Vec<usize>)> = serde_json::from_value(tiny["tensors"].clone()).expect("tensors");
+    tensors.push(("value.weight".into(), vec![1, tensors.last().expect("the head").1[1]]));
+    formula::write_weights(&tensors, &weights).expect("write the weights");
+    scaled(&weights, REFERENCE["reference_factor"].as_f64().expect("a factor"), &reference);
+    // A reward model is named so that scores count; what it would say is in the figures.
+    let mut of_reward = tensors;
+    of_reward.truncate(of_reward.len() - 2);
+    of_reward.push(("score.weight".into(), vec![1, 128]));
+    let reward = dir.join("reward.safetensors");
+    formula::write_weights(&of_reward, &reward).expect("write the weights");
+    job::parse(&format!(
+        "kind = \"ppo\"\nsteps = 10\ninit_from = {weights:?}\n[shape]\ntp = {tp}\npp = {pp}\ndp = {dp}\n\
+         [batch]\nmicro_batch = 2\nglobal = 4\n[optimizer]\nlr = 1e-3\nwarmup = 4\nweight_decay_final = 0.1\n\
+         [data]\npath = {data:?}\norder = \"sequential\"\n\
+         [ppo]\nepochs = 1\nmax_tokens = 20\nstop_token = 0\nreference = {reference:?}\nreward_model = {reward:?}\n"
+    ))
+    .expect("a valid job")
+}
+
+#[test]
+fn advantages_and_returns_meet_the_reference() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let found = reference_rollouts(&reference_job((1, 1, 1), dir.path()), Step::ZERO);
+    for n in 0..4 {
+        let (advantages, returns) = found.lesson(n as u64);
+        for (what, found) in [("whitened", advantages), ("returns", returns)] {
+            let expected = of_answer(what, n);
+            assert_eq!(found.len(), expected.len(), "{what} of answer {n}");
+            for (a, b) in found.iter().zip(expected) {
+                assert!((a - b).abs() < 1e-5, "{what} of answer {n}: {a} instead of {b}");
+            }
+        }
+    }
+    let kl = |n| of_answer("old_logp", n).iter().zip(of_answer("ref_logp", n)).map(|(a, b)| a - b).sum::<f64>();
+    assert!((found.figures().kl - (0..4).map(kl).sum::<f64>() / 4.0).abs() < 1e-5, "{:?}", found.figures());
+}
+
+#[test]
+fn what_is_said_of_answers_meets_the_reference_on_every_shape() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    for shape in REFERENCE_SHAPES {
+        let spec = reference_job(shape, dir.path());
+        let all = each_place(&spec, dir.path(), |mut job, links, environment| {
+            let spec = Arc::clone(&job.assignment.spec);
+            let (shape, dp) = (spec.shape, job.assignment.place().dp);
+            let own: Vec<Answer> = if shape.dp() == 1 {
+                (0..4).map(reference_answer).collect()
+            } else {
+                (2 * dp..2 * dp + 2).map(reference_answer).collect()
+            };
+            let mut numbers = vec![0.0; Rollouts::len(&spec)];
+            job.passes.finish_gather(links).expect("gather the parameters");
+            job.score_answers(links, &environment.shared, &spec, &own, &mut numbers).expect("score the answers");
+            links.flush().expect("send what others wait for");
+            numbers
+        });
+        let numbers: Vec<f64> = (0..all[0].len()).map(|i| all.iter().map(|place| place[i]).sum()).collect();
+        for (n, of) in numbers.chunks_exact(3 + 4 * 20).enumerate() {
+            for (part, what) in [(1, "logp"), (2, "value"), (3, "ref_logp")] {
+                for (found, expected) in of[3 + part * 20..].iter().zip(of_answer(what, n)) {
+                    assert!(
+                        (found - expected).abs() < 1e-5 * expected.abs().max(1.0),
+                        "{shape:?}, {what} of {n}: {found}, {expected}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Losses, gradients of every tensor, and four updates.
+#[test]
+fn a_policy_meets_the_reference_on_every_shape() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    for shape in REFERENCE_SHAPES {
+        let spec = reference_job(shape, dir.path());
+        let of_places = each_place(&spec, dir.path(), |mut job, links, environment| {
+            let spec = Arc::clone(&job.assignment.spec);
+            let policy = job.policy.as_mut().expect("a policy");
+            policy.set_rollouts(reference_rollouts(&spec, Step::ZERO));
+            super::of_place(job, links, environment)
+        });
+        let mut squares: BTreeMap<String, f64> = BTreeMap::new();
+        for (tensor, found) in of_places.iter().flat_map(|place| &place.squares) {
+            *squares.entry(tensor.clone()).or_default() += found;
+        }
+        let expected = REFERENCE["gradients"].as_object().expect("gradients");
+        assert_eq!(squares.len(), expected.len(), "{shape:?}: not every tensor has a gradient");
+        for (tensor, expected) in expected {
+            let what = format!("{shape:?} gradient of {tensor}");
+            let norm = expected["norm"].as_f64().expect("a norm");
+            check_close(&what, squares[tensor].sqrt(), norm, 1e-5);
+            for first in of_places.iter().filter_map(|place| place.first.get(tensor)) {
+                for (i, found) in first.iter().enumerate() {
+                    let expected = expected["first"][i].as_f64().expect("an element");
+                    assert!((found - expected).abs() <= 1e-5 * norm, "{what} [{i}]: {found}, expected {expected}");
+                }
+            }
+        }
+        let curve = each_place(&spec, dir.path(), |mut job, links, environment| {
+            let spec = Arc::clone(&job.assignment.spec);
+            let mut records = Vec::new();
+            for step in 0..4 {
+                job.policy.as_mut().expect("a policy").set_rollouts(reference_rollouts(&spec, Step::new(step)));
+                records.extend(job.update(links, &environment.shared).expect("make a step"));
+                job.passes.start_gather(links, &environment.shared, job.shards.own()).expect("gather the parameters");
+            }
+            job.passes.finish_gather(links).expect("gather the parameters");
+            links.flush().expect("send what others wait for");
+            records
+        })
+        .concat();
+        let updates = REFERENCE["updates"].as_array().expect("updates");
+        assert_eq!(curve.len(), updates.len());
+        for (record, expected) in curve.iter().zip(updates) {
+            let policy = policy_of(record);
+            for (key, found, tolerance) in [
+                ("loss", record.loss, 1e-5),
+                ("policy_loss", policy.policy_loss, 1e-5),
+                ("value_loss", policy.value_loss, 1e-5),
+                ("z", record.z_loss, 1e-4),
+                ("lb", record.balance_loss, 1e-4),
+                ("clipped", policy.clip_fraction, 1e-12),
+                ("approx_kl", policy.approx_kl, 1e-5),
+                ("mean_ratio", policy.mean_ratio, 1e-5),
+                ("gnorm", record.grad_norm, 1e-4),
+            ] {
+                let number = expected[key].as_f64().unwrap_or_else(|| panic!("{key} is in the figures"));
+                let off = (found - number).abs();
+                assert!(
+                    off <= tolerance * number.abs().max(1.0),
+                    "{shape:?}, step {}, {key}: {found}, {number}",
+                    record.step
+                );
+            }
         }
     }
 }
