@@ -220,13 +220,25 @@ fn job_keys() -> Result<BTreeSet<String>> {
         toroid_torus::job::parse(&format!("steps = 1\n[[data.source]]\n{of_source}"))?.to_toml().parse()?;
     let source = mixed["data"]["source"][0].as_table().context("a source is a table")?;
     keys.extend(source.keys().map(|key| format!("data.source.{key}")));
-    for (section, value) in &table {
-        match value.as_table() {
-            None => drop(keys.insert(section.clone())),
-            Some(inner) => keys.extend(inner.keys().map(|key| format!("{section}.{key}"))),
-        }
+    // Of its kind alone; an answer is worth something by either of these.
+    let of_policy = format!("{POLICY}ppo.reward_model = \"/r\"\nppo.reference = \"/m\"\nppo.kl_target = 6.0\n");
+    let policy: toml::Table = toroid_torus::job::parse(&of_policy)?.to_toml().parse()?;
+    for (section, value) in table.iter().chain(policy.iter().filter(|(section, _)| *section == "ppo")) {
+        insert_keys(section, value, &mut keys);
     }
     Ok(keys)
+}
+
+/// The least job of kind ppo.
+const POLICY: &str = "steps = 4\nkind = \"ppo\"\ndata.path = \"/t\"\nppo.stop_token = 0\nppo.form.tokens = [1]\n";
+
+/// `key`, and the keys of the table that it is: `ppo.form`, `ppo.form.min`. Sections themselves are no keys.
+fn insert_keys(key: &str, value: &toml::Value, keys: &mut BTreeSet<String>) {
+    let inner = value.as_table();
+    if inner.is_none() || key.contains('.') {
+        keys.insert(key.to_owned());
+    }
+    inner.into_iter().flatten().for_each(|(name, value)| insert_keys(&format!("{key}.{name}"), value, keys));
 }
 
 #[test]
@@ -253,7 +265,9 @@ fn is_same(a: &toml::Value, b: &toml::Value) -> bool {
 fn the_job_file_reference_has_no_other_key_and_no_other_default() -> Result<()> {
     const LEAST: &str = "steps = 1\ndata.path = \"/t\"\n";
     let (keys, mut complaints, mut num_compared) = (job_keys()?, Vec::new(), 0);
-    let defaults: toml::Table = toroid_torus::job::parse(LEAST)?.to_toml().parse()?;
+    let mut defaults: toml::Table = toroid_torus::job::parse(LEAST)?.to_toml().parse()?;
+    let policy: toml::Table = toroid_torus::job::parse(POLICY)?.to_toml().parse()?;
+    defaults.extend(policy.into_iter().filter(|(section, _)| section == "ppo"));
     let reference = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/job-file.md"))?;
     for (number, line) in (1..).zip(reference.lines()) {
         let Some((key, rest)) = line.strip_prefix("| `").and_then(|rest| rest.split_once("` | ")) else { continue };
@@ -263,8 +277,10 @@ fn the_job_file_reference_has_no_other_key_and_no_other_default() -> Result<()> 
             complaints.push(format!("docs/job-file.md:{number}: there is no key `{key}`"));
         }
         let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
-        let table = if section.is_empty() { Some(&defaults) } else { defaults.get(section).and_then(|t| t.as_table()) };
-        if let (Some(stated), Some(found)) = (stated, table.and_then(|table| table.get(name))) {
+        let inner = |table: Option<&'_ toml::Table>, name: &str| table?.get(name)?.as_table().cloned();
+        let sections = section.split('.').filter(|section| !section.is_empty());
+        let table = sections.fold(Some(defaults.clone()), |table, section| inner(table.as_ref(), section));
+        if let (Some(stated), Some(found)) = (stated, table.as_ref().and_then(|table| table.get(name))) {
             num_compared += 1;
             if !is_same(&stated, found) {
                 complaints.push(format!("docs/job-file.md:{number}: the default of `{key}` is {found}, not {stated}"));

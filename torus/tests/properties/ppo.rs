@@ -34,6 +34,7 @@ fn the_least_policy_has_every_default() {
         value_coef: 0.1,
         no_stop_penalty: 1.0,
         side_by_side: 16,
+        reference: None,
         reward_model: None,
         reward_mean: 0.0,
         reward_std: 1.0,
@@ -131,6 +132,10 @@ fn what_is_missing_or_belongs_to_another_kind_is_named() {
     check("kind = 'ppo'\nppo = { stop_token = 512, form.tokens = [48] }", "a token below model.vocab = 512");
     check("kind = 'sft'\nppo = { stop_token = 10, form.tokens = [48] }", "kind = \"sft\" makes no rollouts");
     check("kind = 'ppo'\ndata.packing = true\nppo = { stop_token = 10, form.tokens = [48] }", "data.packing");
+    let other = "kind = 'ppo'\nresume_from = '/r/step-4'\nppo = { stop_token = 10, form.tokens = [48] }";
+    check(other, "name the init_from of that one");
+    let named = other.replace("stop_token", "reference = 'base', stop_token");
+    assert!(parse(&format!("steps = 40\ndata.path = 'text'\n{named}")).is_ok(), "{named}");
     check("kind = 'ppo'\nreward.center_coef = 0.1\nppo = { stop_token = 10, form.tokens = [48] }", "has no pairs");
 }
 

@@ -36,6 +36,13 @@ fn kinds(memory: &Memory) -> [(&'static str, u64); 6] {
     ]
 }
 
+/// And what only a policy needs, by the names of the plan.
+fn of_policy(memory: &Memory) -> impl Iterator<Item = (&'static str, u64)> {
+    [("frozen models", memory.frozen), ("cache of generation", memory.cache)]
+        .into_iter()
+        .filter(|(_, bytes)| *bytes > 0)
+}
+
 /// Takes all device memory that the place of `rank` needs, or says why it cannot.
 pub fn reserve_memory<D: Device>(device: &D, spec: &JobSpec, rank: usize) -> Result<(), MemoryError> {
     let place = spec.shape.place(rank);
@@ -49,7 +56,8 @@ pub fn reserve_memory<D: Device>(device: &D, spec: &JobSpec, rank: usize) -> Res
         staging_bytes: [partition.padded_len, partition.shard_len].map(|len| 4 * len as u64),
     };
     device.reserve_memory(&needs).map_err(|missing| {
-        let parts = kinds(&memory).map(|(kind, bytes)| format!("{kind} {}", units::bytes(bytes)));
+        let parts = kinds(&memory).into_iter().chain(of_policy(&memory));
+        let parts: Vec<String> = parts.map(|(kind, bytes)| format!("{kind} {}", units::bytes(bytes))).collect();
         MemoryError { stage: place.pp, parts: parts.join(", "), missing }
     })
 }
@@ -66,11 +74,13 @@ pub(super) fn report(spec: &JobSpec, rank: usize, stage: Allocated, optimizer_by
     // An unwritten checkpoint takes its part when there is one.
     let taken =
         [stage.parameter_bytes, stage.gradient_bytes, optimizer_bytes, stage.activation_bytes, stage.scratch_bytes, 0];
-    let planned = kinds(&memory_of_stage(spec, spec.shape.place(rank).pp));
-    let of = |((kind, planned), taken): (&(&str, u64), &u64)| {
-        format!("{kind} {} of {} planned", units::bytes(*taken), units::bytes(*planned))
-    };
-    planned.iter().zip(&taken).map(of).collect::<Vec<_>>().join(", ")
+    let memory = memory_of_stage(spec, spec.shape.place(rank).pp);
+    let of_kinds = kinds(&memory)
+        .into_iter()
+        .zip(taken)
+        .map(|((kind, planned), taken)| format!("{kind} {} of {} planned", units::bytes(taken), units::bytes(planned)));
+    let of_policy = of_policy(&memory).map(|(kind, planned)| format!("{kind} {} planned", units::bytes(planned)));
+    of_kinds.chain(of_policy).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -92,8 +102,10 @@ mod tests {
             "shape = { tp = 2, pp = 2, dp = 2 }\nrecompute = true",
             "kind = 'sft'\ndata.packing = true\nshape.pp = 2",
             "kind = 'reward'\nshape.pp = 2",
+            "kind = 'ppo'\nppo = { stop_token = 0, form.tokens = [1] }",
+            "kind = 'ppo'\nppo = { stop_token = 0, reward_model = 'r', side_by_side = 5 }\nshape = { tp = 2, pp = 2 }",
         ] {
-            let spec = job::parse(&format!("steps = 1\ndata.path = 'text'\n{keys}")).expect("a job");
+            let spec = job::parse(&format!("steps = 4\ndata.path = 'text'\n{keys}")).expect("a job");
             for rank in [0, spec.shape.world() - 1] {
                 let device = CpuDevice::new(1);
                 let parts = Parts::new(&device, &spec, rank);
