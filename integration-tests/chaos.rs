@@ -130,16 +130,90 @@ fn write_dialogues(to: &Path) -> Result<()> {
     Ok(std::fs::write(to, toroid_tokens::dialogues_file_of(&documents, 256, toroid_tokens::BYTES_TOKENIZER))?)
 }
 
+/// An endless job of this kind on dialogues or pairs of lines. `more` follows the table of checkpoints.
+fn taught_job(kind: &str, ways: Ways, data: &Path, more: &str) -> String {
+    let text = format!("path = \"{}\"\nextensions = [\"rs\"]\n", path(&text_folder()));
+    let taught = format!("path = \"{}\"\n", path(data));
+    format!("kind = \"{kind}\"\n{}{more}", endless_job(ways).replace(&text, &taught))
+}
+
+/// Two passes of two minibatches: an iteration has four steps. Checkpoints are at ends of iterations.
+fn policy_job(ways: Ways, data: &Path) -> String {
+    let ppo = "[ppo]\nepochs = 2\nminibatches = 2\nmax_tokens = 6\nstop_token = 10\nside_by_side = 8\nkl_target = 0.2\nkl_horizon = 100.0\n\
+               form = { tokens = [32, 97, 101, 111, 116] }\n";
+    taught_job("ppo", ways, data, ppo)
+        .replace("validation = 0.1\n", "")
+        .replace("[eval]\nmicro_batches = 4\ninterval = 10\n", "")
+        .replace("interval_steps = 10", "interval_steps = 12")
+}
+
+/// The first half of each line as a prompt, with what follows it as the answer that is preferred to what follows the line before.
+fn write_pairs(to: &Path) -> Result<()> {
+    let text = std::fs::read(root().join("torus/src/job.rs"))?;
+    let tokens = |bytes: &[u8]| bytes.iter().map(|byte| u32::from(*byte)).collect::<Vec<u32>>();
+    let lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').filter(|line| line.len() > 16).collect();
+    let halves: Vec<[Vec<u32>; 2]> = lines.iter().map(|line| [tokens(&line[..8]), tokens(&line[8..16])]).collect();
+    let with = |prompt: &[u32], answer: &[u32]| {
+        let trained: Vec<bool> = (0..prompt.len() + answer.len()).map(|at| at >= prompt.len()).collect();
+        ([prompt, answer].concat(), trained)
+    };
+    let pairs: Vec<_> = halves
+        .windows(2)
+        .filter(|two| two[0][1] != two[1][1])
+        .map(|two| (with(&two[1][0], &two[1][1]), with(&two[1][0], &two[0][1])))
+        .collect();
+    let documents: Vec<([toroid_tokens::Document<'_>; 2], f32)> = pairs
+        .iter()
+        .map(|(chosen, other)| ([(&chosen.0[..], &chosen.1[..]), (&other.0[..], &other.1[..])], 0.0))
+        .collect();
+    Ok(std::fs::write(to, toroid_tokens::preferences_file_of(&documents, 256, toroid_tokens::BYTES_TOKENIZER))?)
+}
+
 /// Fine-tuning goes through the same step, and has a loss and samples of its own.
 #[test]
 fn random_kills_while_a_model_is_taught_cost_no_step_and_no_bit() -> Result<()> {
     let (dir, ways) = (tempfile::tempdir()?, (2, 1, 2));
     let file = dir.path().join("dialogues.tokens");
     write_dialogues(&file)?;
-    let data = format!("path = \"{}\"\nextensions = [\"rs\"]\n", path(&text_folder()));
-    let taught = format!("path = \"{}\"\n", path(&file));
-    let job = check_kills_of(&format!("kind = \"sft\"\n{}", endless_job(ways).replace(&data, &taught)), ways, 1, 3)?;
+    let job = check_kills_of(&taught_job("sft", ways, &file, ""), ways, 1, 3)?;
     ensure!(job.curve.iter().all(|step| step.trained_tokens.is_some_and(|num| num > 0 && num < step.tokens)));
+    Ok(())
+}
+
+/// A policy writes answers at the first step of each iteration, and what was said of them then is in memory alone.
+#[test]
+fn random_kills_while_a_policy_is_optimized_cost_no_step_and_no_bit() -> Result<()> {
+    let (dir, ways) = (tempfile::tempdir()?, (1, 2, 2));
+    let file = dir.path().join("prompts.tokens");
+    write_dialogues(&file)?;
+    let job = check_kills_of(&policy_job(ways, &file), ways, 1, 3)?;
+    for (n, step) in job.curve.iter().enumerate() {
+        let policy = step.policy.context("a step of a policy says so")?;
+        ensure!(n % 4 != 0 || policy.mean_ratio == 1.0, "step {}: {policy:?}", step.step);
+    }
+    ensure!(job.checkpoints.iter().all(|c| c.step % 4 == 0), "{:?}", job.checkpoints);
+    Ok(())
+}
+
+/// `TOROID_TAUGHT_KILLS=50`: so many at two shapes of each kind; without it the tests above are all.
+#[test]
+fn many_kills_of_each_kind_that_teaches() -> Result<()> {
+    let Ok(text) = std::env::var("TOROID_TAUGHT_KILLS") else { return Ok(()) };
+    let num = text.parse().with_context(|| format!("read TOROID_TAUGHT_KILLS = {text}"))?;
+    let dir = tempfile::tempdir()?;
+    let (dialogues, pairs) = (dir.path().join("dialogues.tokens"), dir.path().join("pairs.tokens"));
+    write_dialogues(&dialogues)?;
+    write_pairs(&pairs)?;
+    for ways in [(2, 1, 2), (1, 2, 2)] {
+        for (kind, job) in [
+            ("sft", taught_job("sft", ways, &dialogues, "")),
+            ("reward", taught_job("reward", ways, &pairs, "")),
+            ("ppo", policy_job(ways, &dialogues)),
+        ] {
+            let job = check_kills_of(&job, ways, 1, num)?;
+            println!("{kind} at {ways:?}: {num} kills, {} steps, as undisturbed to the bit", job.committed_step);
+        }
+    }
     Ok(())
 }
 
