@@ -100,7 +100,7 @@ soak-control-plane:
 	TOROID_POOL_JOBS=1000 cargo test --release --test system pool::many_small_jobs -- --nocapture
 
 soak-taught:
-	TOROID_TAUGHT_KILLS=50 cargo test --test system chaos::many_kills_of_each_kind -- --nocapture
+	TOROID_TAUGHT_KILLS=50 cargo test --test system chaos::random_kills_while -- --nocapture --test-threads 1
 
 soak-chaos:
 	cargo build --release --bin toroid
