@@ -195,6 +195,12 @@ pub fn policy(p: &proto::PolicyStep) -> String {
     )
 }
 
+/// Pairs of a validation that a reward model ranks right: a tie is none, and not wrong either.
+pub fn accuracy(v: &proto::Validation) -> String {
+    let share = 100.0 * v.correct as f64 / v.tokens.max(1) as f64;
+    format!("{share:.1}% of {} pairs right, {} tied", v.tokens, v.ties)
+}
+
 /// Of the last step of a job that trains on dialogues, preferences or answers of its own.
 fn taught(last: &proto::StepRecord) -> Option<String> {
     if let Some(p) = &last.policy {
@@ -243,8 +249,9 @@ fn details(job: &proto::Job, now_unix_ms: i64) -> String {
         // Of tokens that are no bytes it is not known.
         let of_bytes =
             if v.bits_per_byte == 0.0 { "".into() } else { format!(", {:.4} bits per byte", v.bits_per_byte) };
-        let of = if job.last_step.as_ref().is_some_and(|last| last.pairs > 0) { "pair" } else { "token" };
-        rows.push(row("validation", format!("{:.4} nats per {of}{of_bytes} at step {}", v.ce, v.step)));
+        let has_pairs = job.last_step.as_ref().is_some_and(|last| last.pairs > 0);
+        let (of, right) = if has_pairs { ("pair", format!(", {}", accuracy(v))) } else { ("token", String::new()) };
+        rows.push(row("validation", format!("{:.4} nats per {of}{of_bytes}{right} at step {}", v.ce, v.step)));
         let names = job.inputs.iter().flat_map(|inputs| &inputs.sources);
         rows.extend(names.zip(&v.sources).map(|(source, v)| row("", format!("{:.4} of {}", v.ce, source.name))));
     }

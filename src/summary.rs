@@ -61,6 +61,9 @@ fn validation(validations: &[proto::Validation]) -> Vec<Vec<String>> {
     let of_bytes = row("", change("bits per byte", |v| v.bits_per_byte));
     // Of tokens that are no bytes it is not known.
     let is_known = last.bits_per_byte != 0.0;
+    if last.correct + last.ties > 0 {
+        return vec![row("validation", change("nats per pair", |v| v.ce)), row("", status::accuracy(last))];
+    }
     std::iter::once(row("validation", change("nats per token", |v| v.ce))).chain(is_known.then_some(of_bytes)).collect()
 }
 
@@ -82,7 +85,7 @@ mod tests {
     fn a_done_job_shows_what_it_came_to() {
         let step = |step, loss| proto::StepRecord { step, loss, tokens: 8192, step_s: 0.5, ..Default::default() };
         let validation =
-            |step, ce| proto::Validation { step, ce, bits_per_byte: ce / 2f64.ln(), tokens: 64, sources: Vec::new() };
+            |step, ce| proto::Validation { step, ce, bits_per_byte: ce / 2f64.ln(), tokens: 64, ..Default::default() };
         let job = proto::Job {
             id: "tiny-1".into(),
             state: proto::JobState::Done.into(),

@@ -242,6 +242,9 @@ struct Validation {
     tokens: u64,
     /// In the order of `inputs.sources`; none where the job has a path alone.
     sources: Vec<SourceValidation>,
+    /// Of pairs, which `tokens` counts for kind reward.
+    correct: u64,
+    ties: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -506,6 +509,8 @@ impl From<&proto::Validation> for Validation {
             bits_per_byte: Some(v.bits_per_byte).filter(|bits| *bits != 0.0),
             tokens: v.tokens,
             sources: v.sources.iter().map(source).collect(),
+            correct: v.correct,
+            ties: v.ties,
         }
     }
 }

@@ -119,7 +119,9 @@ impl Event {
         // Of tokens that are no bytes it is not known.
         let of_bytes = Some(validation.bits_per_byte).filter(|bits| *bits != 0.0);
         let of_bytes = of_bytes.map(|bits| ("validation/bits_per_byte", bits));
-        let scalars = std::iter::once((VALIDATION, validation.ce)).chain(of_bytes);
+        let has_pairs = validation.correct + validation.ties > 0;
+        let accuracy = has_pairs.then(|| ("validation/accuracy", validation.correct as f64 / validation.tokens as f64));
+        let scalars = std::iter::once((VALIDATION, validation.ce)).chain(of_bytes).chain(accuracy);
         Event::scalars(wall_time, validation.step, scalars.map(|(tag, value)| (tag.to_string(), value)))
     }
 

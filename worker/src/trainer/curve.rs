@@ -205,5 +205,6 @@ fn report_validation(place: &Assignment, samples: &Samples, sums: &ValidationSum
     let is_mixed = !place.spec.data.sources.is_empty();
     let sources = sums.of_sources.iter().filter(|_| is_mixed).map(source).collect();
     let (step, tokens) = (sums.step.get(), sums.tokens() as u64);
-    emit(place.event(Event::Validated(Validation { step, ce, bits_per_byte, tokens, sources })));
+    let [correct, ties] = sums.pairs().map(|num| num as u64);
+    emit(place.event(Event::Validated(Validation { step, ce, bits_per_byte, tokens, sources, correct, ties })));
 }

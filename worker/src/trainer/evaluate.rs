@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::emit::Emit;
 use super::job::Job;
 use super::shared::Shared;
+use super::validations::SourceSums;
 use crate::comm::{CommError, Links, global_sum};
 use crate::device::CachedAttention;
 
@@ -21,16 +22,12 @@ impl<D: CachedAttention> Job<D> {
         let mut sums = self.samples.no_sums(self.committed);
         let (dp, dp_rank) = (spec.shape.dp(), self.assignment.place().dp);
         for index in dp_rank * num_micro_batches / dp..(dp_rank + 1) * num_micro_batches / dp {
-            let [ce, tokens] = self.passes.evaluate(links, &self.assignment, &self.samples, index)?;
-            let sums = &mut sums.of_sources[self.samples.validated(&spec, index).0];
-            sums.ce += ce;
-            sums.tokens += tokens;
+            let found = self.passes.evaluate(links, &self.assignment, &self.samples, index)?;
+            sums.of_sources[self.samples.validated(&spec, index).0] += found;
         }
-        let mut values: Vec<f64> = sums.of_sources.iter().flat_map(|source| [source.ce, source.tokens]).collect();
+        let mut values: Vec<f64> = sums.of_sources.iter().flat_map(|source| source.to_array()).collect();
         global_sum(links, &spec.shape, &mut values)?;
-        for (source, pair) in sums.of_sources.iter_mut().zip(values.chunks_exact(2)) {
-            (source.ce, source.tokens) = (pair[0], pair[1]);
-        }
+        sums.of_sources = values.as_chunks().0.iter().copied().map(SourceSums::from_array).collect();
         self.curve.keep_validation(&self.assignment, &self.samples, sums, emit);
         Ok(())
     }

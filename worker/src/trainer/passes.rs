@@ -14,10 +14,13 @@ use super::samples::Samples;
 use super::shards::Shards;
 use super::shared::Shared;
 use super::totals::Sums;
+use super::validations::SourceSums;
 use crate::comm::{Channel, CommError, Fence, Group, Links, TpGroup, Transfer};
 use crate::data::Batch;
 use crate::device::{Buffer, CachedAttention, Device, View};
-use crate::model::{Allocated, DecodeInput, DecodeOutput, EndStats, Frozen, LossScale, Row, Stage, StageDecoder};
+use crate::model::{
+    Allocated, DecodeInput, DecodeOutput, EndStats, Frozen, LossScale, PairStats, Row, Stage, StageDecoder,
+};
 use crate::optim::Shard;
 
 pub(super) struct Passes<D: Device> {
@@ -316,23 +319,22 @@ impl<D: Device + Clone> Passes<D> {
         i % self.stage.in_flight().micro_batches
     }
 
-    /// Forward only of micro-batch `index` of a validation: `[sum of the loss over its tokens, tokens]`, or over its pairs, at one place of the
-    /// last stage, zeros elsewhere.
+    /// Forward only of micro-batch `index` of a validation: sums over its tokens, or its pairs, at one place of the last stage, zeros elsewhere.
     pub fn evaluate(
         &mut self,
         links: &mut Links,
         place: &Assignment,
         samples: &Samples,
         index: usize,
-    ) -> Result<[f64; 2], CommError> {
+    ) -> Result<SourceSums, CommError> {
         samples.load_validation(&place.spec, index, &mut self.buffers.batch);
         let EndStats { ce, pairs, .. } = self.evaluate_batch(links, place)?;
-        let neighbours = Neighbours::of(place);
-        let speaks = neighbours.next.is_none() && place.place().tp == 0;
+        let speaks = Neighbours::of(place).next.is_none() && place.place().tp == 0;
+        let PairStats { loss, correct, ties, num, .. } = pairs;
         Ok(match speaks {
-            true if pairs.num > 0 => [pairs.loss, pairs.num as f64],
-            true => [ce, self.buffers.batch.num_trained() as f64],
-            false => [0.0; 2],
+            true if num > 0 => SourceSums::from_array([loss, num as f64, correct as f64, ties as f64]),
+            true => SourceSums { ce, tokens: self.buffers.batch.num_trained() as f64, ..SourceSums::default() },
+            false => SourceSums::default(),
         })
     }
 

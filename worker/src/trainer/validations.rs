@@ -1,6 +1,7 @@
 //! What the last validations found.
 
 use std::collections::VecDeque;
+use std::ops::AddAssign;
 
 use toroid_torus::ids::Step;
 
@@ -17,12 +18,35 @@ pub(super) struct SourceSums {
     /// Cross-entropy in nats.
     pub ce: f64,
     pub tokens: f64,
+    /// Of pairs: those whose chosen answer has the higher score, and those where both have the same.
+    pub correct: f64,
+    pub ties: f64,
 }
 
+/// Numbers of a source.
+pub(super) const OF_SOURCE: usize = 4;
+
 impl SourceSums {
+    pub fn from_array([ce, tokens, correct, ties]: [f64; OF_SOURCE]) -> SourceSums {
+        SourceSums { ce, tokens, correct, ties }
+    }
+
+    pub fn to_array(self) -> [f64; OF_SOURCE] {
+        [self.ce, self.tokens, self.correct, self.ties]
+    }
+
     /// Nats a token.
     pub fn mean(&self) -> f64 {
         self.ce / self.tokens
+    }
+}
+
+impl AddAssign for SourceSums {
+    fn add_assign(&mut self, other: SourceSums) {
+        self.ce += other.ce;
+        self.tokens += other.tokens;
+        self.correct += other.correct;
+        self.ties += other.ties;
     }
 }
 
@@ -30,6 +54,12 @@ impl ValidationSums {
     /// Of all sources.
     pub fn tokens(&self) -> f64 {
         self.of_sources.iter().map(|source| source.tokens).sum()
+    }
+
+    /// Correct pairs and ties of all sources.
+    pub fn pairs(&self) -> [f64; 2] {
+        let sum = |of: fn(&SourceSums) -> f64| self.of_sources.iter().map(of).sum();
+        [sum(|source| source.correct), sum(|source| source.ties)]
     }
 }
 
@@ -46,9 +76,9 @@ impl Validations {
         Self::NUM_MAX * Self::len_of_one(num_sources)
     }
 
-    /// The step, and of each source cross-entropy and tokens.
+    /// The step, and the numbers of each source.
     fn len_of_one(num_sources: usize) -> usize {
-        1 + 2 * num_sources
+        1 + OF_SOURCE * num_sources
     }
 
     /// One of the same step is replaced: it was made again.
@@ -68,8 +98,8 @@ impl Validations {
     pub fn write(&self, num_sources: usize, values: &mut [f64]) {
         for (v, slot) in self.0.iter().zip(values.chunks_exact_mut(Self::len_of_one(num_sources))) {
             slot[0] = v.step.get() as f64;
-            for (source, pair) in v.of_sources.iter().zip(slot[1..].chunks_exact_mut(2)) {
-                pair.copy_from_slice(&[source.ce, source.tokens]);
+            for (source, own) in v.of_sources.iter().zip(slot[1..].chunks_exact_mut(OF_SOURCE)) {
+                own.copy_from_slice(&source.to_array());
             }
         }
     }
@@ -77,10 +107,9 @@ impl Validations {
     pub fn read(num_sources: usize, values: &[f64]) -> Validations {
         // Each source is validated: none has no tokens but in a slot that nobody wrote to.
         let has_tokens = |slot: &&[f64]| slot[2] > 0.0;
-        let source = |pair: &[f64]| SourceSums { ce: pair[0], tokens: pair[1] };
         let sums = |slot: &[f64]| ValidationSums {
             step: Step::new(slot[0] as u64),
-            of_sources: slot[1..].chunks_exact(2).map(source).collect(),
+            of_sources: slot[1..].as_chunks().0.iter().copied().map(SourceSums::from_array).collect(),
         };
         Validations(values.chunks_exact(Self::len_of_one(num_sources)).filter(has_tokens).map(sums).collect())
     }
@@ -91,7 +120,7 @@ mod tests {
     use super::*;
 
     fn sums(step: u64, num_sources: usize) -> ValidationSums {
-        let source = |n: usize| SourceSums { ce: step as f64 / 4.0 + n as f64, tokens: 32.0 };
+        let source = |n: usize| SourceSums { ce: step as f64 / 4.0 + n as f64, tokens: 32.0, correct: 7.0, ties: 1.0 };
         ValidationSums { step: Step::new(step), of_sources: (0..num_sources).map(source).collect() }
     }
 

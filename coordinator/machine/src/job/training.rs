@@ -12,6 +12,7 @@ use proto::coordinator_message::Body;
 use toroid_proto as proto;
 use toroid_torus::failpoint;
 use toroid_torus::ids::{Rank, Step};
+use toroid_torus::job::JobKind;
 
 impl Job {
     /// Steps are being committed, or something else shows that all ranks work together: the job runs.
@@ -230,8 +231,14 @@ impl Job {
         let by_source: String = names.iter().zip(&sources).map(|(n, s)| format!(", {} {:.4}", n.name, s.ce)).collect();
         // Of tokens that are no bytes it is not known.
         let of_bytes = if bits_per_byte == 0.0 { String::new() } else { format!(", {bits_per_byte:.4} bits a byte") };
-        let text = format!("step {step}: {ce:.4} nats a token{of_bytes}{by_source}");
-        let found = Validation { step, epoch, ce, bits_per_byte, tokens, sources };
+        let (correct, ties) = (v.correct, v.ties);
+        let text = match self.core.record.spec.kind {
+            JobKind::Reward => {
+                format!("step {step}: {ce:.4} nats a pair, {correct} of {tokens} pairs right, {ties} ties{by_source}")
+            }
+            _ => format!("step {step}: {ce:.4} nats a token{of_bytes}{by_source}"),
+        };
+        let found = Validation { step, epoch, ce, bits_per_byte, tokens, sources, correct, ties };
         if self.validations.has(&found) {
             return;
         }

@@ -326,5 +326,6 @@ fn checkpoints(record: &JobRecord) -> Vec<proto::CheckpointInfo> {
 fn validation(v: &Validation) -> proto::Validation {
     let source = |s: &SourceValidation| proto::SourceValidation { ce: s.ce, tokens: s.tokens };
     let (step, sources) = (v.step.get(), v.sources.iter().map(source).collect());
-    proto::Validation { step, ce: v.ce, bits_per_byte: v.bits_per_byte, tokens: v.tokens, sources }
+    let Validation { ce, bits_per_byte, tokens, correct, ties, .. } = *v;
+    proto::Validation { step, ce, bits_per_byte, tokens, sources, correct, ties }
 }

@@ -17,6 +17,15 @@ pub struct Validation {
     /// In the order of the job file; none where it has a path alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<SourceValidation>,
+    /// Of a reward model, whose tokens are pairs: those that it ranks right, and ties.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub correct: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub ties: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// On held-out text of one source.

@@ -23,7 +23,7 @@ fn running(dp: usize, more: &str) -> (World, String) {
 
 fn found(step: u64) -> proto::Validation {
     let ce = 5.0 - step as f64 * 1e-6;
-    proto::Validation { step, ce, bits_per_byte: ce / 2f64.ln(), tokens: 64, sources: Vec::new() }
+    proto::Validation { step, ce, bits_per_byte: ce / 2f64.ln(), tokens: 64, ..Default::default() }
 }
 
 /// Rank 0 says it; how many outputs that has.
@@ -145,7 +145,8 @@ fn those_of_an_older_store_are_taken_over_and_the_oldest_go() {
     let num = MAX_VALIDATION_PAGES * VALIDATIONS_PER_PAGE;
     let older = |step: u64| {
         let proto::Validation { ce, bits_per_byte, tokens, .. } = found(step);
-        Validation { step: Step::new(step), epoch: Epoch::new(1), ce, bits_per_byte, tokens, sources: Vec::new() }
+        let (step, epoch) = (Step::new(step), Epoch::new(1));
+        Validation { step, epoch, ce, bits_per_byte, tokens, sources: Vec::new(), correct: 0, ties: 0 }
     };
     let key = format!("job/{job}");
     let Some(Record::Job(record)) = world.store.get_mut(&key) else { panic!("it is stored") };

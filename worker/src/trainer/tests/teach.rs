@@ -220,3 +220,50 @@ fn t4_deaths_while_a_model_is_taught_leave_no_trace() {
         }
     }
 }
+
+/// Answers of the same length, of which those with digits are preferred: what holds of the pairs that are learned from holds of those that are held
+/// out, and ties are counted apart.
+#[test]
+fn a_reward_model_ranks_pairs_that_it_has_not_seen() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let file = dir.path().join("pairs.tokens");
+    let answer = |n: usize, first: u32| {
+        let prompt = (0..4).map(|j| 65 + ((n * 7 + j * 5) % 26) as u32);
+        let tokens: Vec<u32> = prompt.chain((0..6).map(|j| first + ((n * 3 + j * j) % 10) as u32)).collect();
+        let trained: Vec<bool> = (0..tokens.len()).map(|j| j >= 4).collect();
+        (tokens, trained)
+    };
+    let all: Vec<_> = (0..160).map(|n| (answer(n, 48), answer(n, 97))).collect();
+    let documents: Vec<([Document<'_>; 2], f32)> =
+        all.iter().map(|(c, r)| ([(&c.0[..], &c.1[..]), (&r.0[..], &r.1[..])], 0.0)).collect();
+    std::fs::write(&file, preferences_file_of(&documents, 256, BYTES_TOKENIZER)).expect("write the data");
+    let spec = job::parse(&format!(
+        "kind = \"reward\"\nsteps = 60\nseed = 3\n[model]\nlayers = 2\nd_model = 32\nhead_dim = 8\nff = 32\nseq = 16\n[shape]\ndp = 2\n\
+         [batch]\nmicro_batch = 4\nglobal = 16\n[optimizer]\nlr = 3e-3\nwarmup = 4\n[data]\npath = {file:?}\nvalidation = 0.25\n\
+         [eval]\nmicro_batches = 10\n",
+    ))
+    .expect("a valid job");
+    let of_places = each_place(&spec, dir.path(), |mut job, links, environment| {
+        let held_out = |job: &mut Job<CpuDevice>, links: &mut Links| {
+            job.passes.finish_gather(links).expect("gather the parameters");
+            let place = job.assignment.clone();
+            let evaluated = (0..10).map(|i| job.passes.evaluate(links, &place, &job.samples, i).expect("evaluate"));
+            evaluated
+                .map(|sums| [sums.tokens, sums.correct, sums.ties])
+                .fold([0.0; 3], |a, b| [a[0] + b[0], a[1] + b[1], a[2] + b[2]])
+        };
+        let before = held_out(&mut job, links);
+        for _ in 0..60 {
+            job.step(links, &environment.shared).expect("make a step");
+            job.passes.start_gather(links, &environment.shared, job.shards.own()).expect("gather the parameters");
+        }
+        let after = held_out(&mut job, links);
+        links.flush().expect("send what others wait for");
+        (before, after)
+    });
+    let (before, after) = of_places[0];
+    assert_eq!(of_places[1], of_places[0], "both replicas rank the same pairs");
+    assert_eq!((before[0], after[0]), (40.0, 40.0), "all pairs that are held out");
+    assert!(before[1] + before[2] <= 40.0 && before[1] < 36.0, "{before:?}: it knows nothing yet");
+    assert!(after[1] >= 39.0, "{after:?}");
+}
