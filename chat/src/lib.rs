@@ -105,6 +105,14 @@ pub fn special_tokens(config: &serde_json::Value) -> impl Iterator<Item = (&str,
     named.filter_map(|(name, value)| Some((name.as_str(), value.as_str().or_else(|| value.get("content")?.as_str())?)))
 }
 
+/// The template of a `tokenizer_config.json`, or the default one of several.
+pub fn template_of(config: &serde_json::Value) -> Option<&str> {
+    let template = config.get("chat_template")?;
+    let is_default = |named: &&serde_json::Value| named.get("name").and_then(|name| name.as_str()) == Some("default");
+    let of_list = || template.as_array()?.iter().find(is_default)?.get("template")?.as_str();
+    template.as_str().or_else(of_list)
+}
+
 fn at(line: &Option<usize>) -> String {
     line.map_or_else(String::new, |line| format!(" in line {line}"))
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use toroid::files::{read_if_there, read_text};
 use toroid::model_source::{ModelArgs, ModelSource, TokensOf};
-use toroid_chat::{Chat, ChatError, Limits, Template, Time, special_tokens};
+use toroid_chat::{Chat, ChatError, Limits, Template, Time, special_tokens, template_of};
 use toroid_torus::model::ModelConfig;
 use toroid_worker::model::whole_partition;
 
@@ -129,7 +129,7 @@ fn tokens(source: &ModelSource, named: Option<&Path>) -> Result<Tokens> {
 /// The template that is named, else that of the folder, in a file of its own or within its `tokenizer_config.json`.
 fn chat_template(source: &ModelSource, named: Option<&Path>, config: &Value) -> Result<Option<ChatTemplate>> {
     let own = source.folder().map(|folder| folder.join(TEMPLATE_NAME)).filter(|path| path.exists());
-    let (text, what) = match (named.map(Path::to_path_buf).or(own), config["chat_template"].as_str()) {
+    let (text, what) = match (named.map(Path::to_path_buf).or(own), template_of(config)) {
         (Some(path), _) => (read_text(&path, "the chat template", MAX_TEMPLATE_BYTES)?, path.display().to_string()),
         (None, Some(text)) => (text.to_string(), format!("the tokenizer_config.json of {}", source.what)),
         (None, None) => return Ok(None),

@@ -34,6 +34,12 @@ impl Tokens {
     pub fn open(path: &Path) -> Result<Tokens> {
         let bytes = read_bytes(path, "the tokenizer", MAX_FILE_BYTES)?;
         let what = || format!("read the tokenizer {}", path.display());
+        // S-1: the same text is the same tokens each time.
+        let settings: Option<serde_json::Value> = serde_json::from_slice(&bytes).ok();
+        let dropout = settings.as_ref().and_then(|value| value["model"]["dropout"].as_f64());
+        if dropout.is_some_and(|share| share > 0.0) {
+            bail!("model.dropout of {} makes other tokens each time; set it to null", path.display());
+        }
         let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|error| anyhow!("{error}")).with_context(what)?;
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| anyhow!("{error}")).with_context(what)?;

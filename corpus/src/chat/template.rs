@@ -11,11 +11,11 @@ use std::ops::Range;
 use std::path::Path;
 
 use regex::Regex;
-use toroid_chat::{BYTES, CHATML, Chat, ChatError, Limits, Rendered, Template, Time};
+use toroid_chat::{BYTES, CHATML, Chat, ChatError, Limits, Rendered, Template, Time, template_of};
 
 use crate::chat::refusal::{Reason, Refusal, Usable};
 use crate::chat::row::{Message, texts_in};
-use crate::chat::tokenizer::{ChatTokens, Guarded, read_settings, template_of};
+use crate::chat::tokenizer::{ChatTokens, Guarded, read_settings};
 use crate::error::{Error, Result};
 
 /// Put into what users wrote; a row that has it and needs it is refused.
@@ -287,6 +287,7 @@ fn of_file(path: &Path) -> Result<String> {
     if path.extension().is_none_or(|ending| ending != "json") {
         return Ok(text);
     }
-    let config = serde_json::from_str(&text).map_err(|error| Error::Config(format!("{}: {error}", path.display())))?;
-    template_of(&config).ok_or_else(|| Error::Config(format!("{}: it has no chat_template", path.display())))
+    let config: serde_json::Value = serde_json::from_str(&text).map_err(|error| Error::Config(format!("{}: {error}", path.display())))?;
+    let template = template_of(&config).map(str::to_owned);
+    template.ok_or_else(|| Error::Config(format!("{}: it has no chat_template", path.display())))
 }

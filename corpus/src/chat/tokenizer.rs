@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tokenizers::Tokenizer;
-use toroid_chat::special_tokens;
+use toroid_chat::{special_tokens, template_of};
 use toroid_tokens::{BYTES_TOKENIZER, BYTES_VOCABULARY};
 
 use crate::chat::refusal::{Reason, Refusal, Usable};
@@ -290,15 +290,7 @@ fn settings(folder: &Path) -> Result<Settings> {
     let variables =
         special_tokens(&config).map(|(name, text)| (name.to_owned(), Value::from(text).to_string())).collect();
     let of_file = read_settings(&folder.join("chat_template.jinja"))?;
-    Ok((variables, of_file.or_else(|| template_of(&config))))
-}
-
-/// The template of a `tokenizer_config.json`, or the default one of several.
-pub fn template_of(config: &Value) -> Option<String> {
-    let template = config.get("chat_template")?;
-    let is_default = |named: &&Value| named.get("name").and_then(Value::as_str) == Some("default");
-    let of_list = || template.as_array()?.iter().find(is_default)?.get("template")?.as_str();
-    template.as_str().or_else(of_list).map(str::to_owned)
+    Ok((variables, of_file.or_else(|| template_of(&config).map(str::to_owned))))
 }
 
 /// A file that need not be there.
