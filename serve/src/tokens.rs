@@ -201,4 +201,17 @@ mod tests {
         assert!(error("/no/such/file").contains("read the tokenizer /no/such/file"));
         assert!(error("/proc/self/cmdline").contains("read the tokenizer /proc/self/cmdline"));
     }
+
+    #[test]
+    fn a_tokenizer_that_draws_its_tokens_is_refused() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("tokenizer.json");
+        let model = toroid_torus::model::ModelConfig::preset("tiny").context("a preset")?;
+        let mut settings = toroid_hf::bytes_tokenizer::tokenizer_json(&model);
+        settings["model"]["dropout"] = 0.1.into();
+        std::fs::write(&path, settings.to_string())?;
+        let error = format!("{:#}", Tokens::open(&path).err().context("an error")?);
+        assert!(error.contains("model.dropout of") && error.contains("set it to null"), "{error}");
+        Ok(())
+    }
 }
