@@ -11,6 +11,7 @@
 # make soak    a million simulated clusters (SEEDS=...: more; takes hours), then soak-control-plane and soak-chaos
 # make soak-chaos  hundreds of kills at four shapes, pairs of workers together with the coordinator, and workers that are stopped, each
 #              compared to the bit with an undisturbed run; some minutes each on two cores (KILLS=20: one), PRESET=tiny: a larger model
+# make soak-taught  50 kills while a model is fine-tuned, a reward model learns and a policy is optimized, at two shapes each
 # make soak-control-plane  50 coordinators that lead are killed, 10 leaders of etcd, and 20 together with a worker; a thousand jobs queue
 #              and run on eight workers
 # make check   the part of it that needs no running; writes no source file
@@ -25,7 +26,7 @@
 # make bench-dashboard   the page of a job of 2,048 places in Chromium: what it costs, and how soon it shows a death
 # make bench-allreduce   all-reduce over this machine's processes beside gloo's; installs PyTorch in .venv-bench
 
-.PHONY: demo demo-data test test-data test-data-ray test-peers bench-data test-deploy test-slurm soak soak-control-plane soak-chaos check fix bench bench-pytorch bench-elastic bench-fleet bench-dashboard bench-allreduce gpu-bundle gpu-check
+.PHONY: demo demo-data test test-data test-data-ray test-peers bench-data test-deploy test-slurm soak soak-control-plane soak-chaos soak-taught check fix bench bench-pytorch bench-elastic bench-fleet bench-dashboard bench-allreduce gpu-bundle gpu-check
 
 KILLS ?= 200
 SEEDS ?= 1000000
@@ -91,11 +92,15 @@ soak:
 	TOROID_SEEDS=$(SEEDS) cargo test -p toroid-failpoint --features failpoint --test simulation_of_failpoints
 	$(MAKE) soak-control-plane
 	$(MAKE) soak-chaos
+	$(MAKE) soak-taught
 
 soak-control-plane:
 	TOROID_KILLS=50 cargo test --release --test control_plane -- --nocapture
 	TOROID_STORE_KILLS=500 cargo test --release -p toroid-coordinator --test store crashes -- --nocapture
 	TOROID_POOL_JOBS=1000 cargo test --release --test system pool::many_small_jobs -- --nocapture
+
+soak-taught:
+	TOROID_TAUGHT_KILLS=50 cargo test --test system chaos::random_kills_while -- --nocapture --test-threads 1
 
 soak-chaos:
 	cargo build --release --bin toroid

@@ -130,16 +130,104 @@ fn write_dialogues(to: &Path) -> Result<()> {
     Ok(std::fs::write(to, toroid_tokens::dialogues_file_of(&documents, 256, toroid_tokens::BYTES_TOKENIZER))?)
 }
 
+/// An endless job of this kind on dialogues or pairs of lines. `more` follows the table of checkpoints.
+fn taught_job(kind: &str, ways: Ways, data: &Path, more: &str) -> String {
+    let text = format!("path = \"{}\"\nextensions = [\"rs\"]\n", path(&text_folder()));
+    let taught = format!("path = \"{}\"\n", path(data));
+    format!("kind = \"{kind}\"\n{}{more}", endless_job(ways).replace(&text, &taught))
+}
+
+/// Two passes of two minibatches: an iteration has four steps. Checkpoints are at ends of iterations.
+fn policy_job(ways: Ways, data: &Path) -> String {
+    let ppo = "[ppo]\nepochs = 2\nminibatches = 2\nmax_tokens = 6\nstop_token = 10\nside_by_side = 8\nkl_target = 0.2\nkl_horizon = 100.0\n\
+               form = { tokens = [32, 97, 101, 111, 116] }\n";
+    taught_job("ppo", ways, data, ppo)
+        .replace("validation = 0.1\n", "")
+        .replace("[eval]\nmicro_batches = 4\ninterval = 10\n", "")
+        .replace("interval_steps = 10", "interval_steps = 12")
+}
+
+/// The first half of each line as a prompt, with what follows it as the answer that is preferred to what follows the line before.
+fn write_pairs(to: &Path) -> Result<()> {
+    let text = std::fs::read(root().join("torus/src/job.rs"))?;
+    let tokens = |bytes: &[u8]| bytes.iter().map(|byte| u32::from(*byte)).collect::<Vec<u32>>();
+    let lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').filter(|line| line.len() > 16).collect();
+    let halves: Vec<[Vec<u32>; 2]> = lines.iter().map(|line| [tokens(&line[..8]), tokens(&line[8..16])]).collect();
+    let with = |prompt: &[u32], answer: &[u32]| {
+        let trained: Vec<bool> = (0..prompt.len() + answer.len()).map(|at| at >= prompt.len()).collect();
+        ([prompt, answer].concat(), trained)
+    };
+    let pairs: Vec<_> = halves
+        .windows(2)
+        .filter(|two| two[0][1] != two[1][1])
+        .map(|two| (with(&two[1][0], &two[1][1]), with(&two[1][0], &two[0][1])))
+        .collect();
+    let documents: Vec<([toroid_tokens::Document<'_>; 2], f32)> = pairs
+        .iter()
+        .map(|(chosen, other)| ([(&chosen.0[..], &chosen.1[..]), (&other.0[..], &other.1[..])], 0.0))
+        .collect();
+    Ok(std::fs::write(to, toroid_tokens::preferences_file_of(&documents, 256, toroid_tokens::BYTES_TOKENIZER))?)
+}
+
+/// Kills and shapes of the tests below: three at this shape, or `TOROID_TAUGHT_KILLS` at both.
+fn taught_kills(ways: Ways) -> Result<(usize, Vec<Ways>)> {
+    match std::env::var("TOROID_TAUGHT_KILLS") {
+        Ok(text) => {
+            let num = text.parse().with_context(|| format!("read TOROID_TAUGHT_KILLS = {text}"))?;
+            Ok((num, vec![(2, 1, 2), (1, 2, 2)]))
+        }
+        Err(_) => Ok((3, vec![ways])),
+    }
+}
+
+/// Kills workers of a job of this kind, and says how often.
+fn check_taught_kills(ways: Ways, kind: &str, job_file: impl Fn(Ways) -> String) -> Result<Vec<Job>> {
+    let (num, shapes) = taught_kills(ways)?;
+    let mut jobs = Vec::new();
+    for ways in shapes {
+        let job = check_kills_of(&job_file(ways), ways, 1, num)?;
+        println!("{kind} at {ways:?}: {num} kills, {} steps, as undisturbed to the bit", job.committed_step);
+        jobs.push(job);
+    }
+    Ok(jobs)
+}
+
 /// Fine-tuning goes through the same step, and has a loss and samples of its own.
 #[test]
 fn random_kills_while_a_model_is_taught_cost_no_step_and_no_bit() -> Result<()> {
-    let (dir, ways) = (tempfile::tempdir()?, (2, 1, 2));
+    let dir = tempfile::tempdir()?;
     let file = dir.path().join("dialogues.tokens");
     write_dialogues(&file)?;
-    let data = format!("path = \"{}\"\nextensions = [\"rs\"]\n", path(&text_folder()));
-    let taught = format!("path = \"{}\"\n", path(&file));
-    let job = check_kills_of(&format!("kind = \"sft\"\n{}", endless_job(ways).replace(&data, &taught)), ways, 1, 3)?;
-    ensure!(job.curve.iter().all(|step| step.trained_tokens.is_some_and(|num| num > 0 && num < step.tokens)));
+    for job in check_taught_kills((2, 1, 2), "sft", |ways| taught_job("sft", ways, &file, ""))? {
+        ensure!(job.curve.iter().all(|step| step.trained_tokens.is_some_and(|num| num > 0 && num < step.tokens)));
+    }
+    Ok(())
+}
+
+#[test]
+fn random_kills_while_a_reward_model_learns_cost_no_step_and_no_bit() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("pairs.tokens");
+    write_pairs(&file)?;
+    for job in check_taught_kills((2, 1, 2), "reward", |ways| taught_job("reward", ways, &file, ""))? {
+        ensure!(job.curve.iter().all(|step| step.pairs == 16));
+    }
+    Ok(())
+}
+
+/// A policy writes answers at the first step of each iteration, and what was said of them then is in memory alone.
+#[test]
+fn random_kills_while_a_policy_is_optimized_cost_no_step_and_no_bit() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("prompts.tokens");
+    write_dialogues(&file)?;
+    for job in check_taught_kills((1, 2, 2), "ppo", |ways| policy_job(ways, &file))? {
+        for (n, step) in job.curve.iter().enumerate() {
+            let policy = step.policy.context("a step of a policy says so")?;
+            ensure!(n % 4 != 0 || policy.mean_ratio == 1.0, "step {}: {policy:?}", step.step);
+        }
+        ensure!(job.checkpoints.iter().all(|c| c.step % 4 == 0), "{:?}", job.checkpoints);
+    }
     Ok(())
 }
 

@@ -86,6 +86,9 @@ pub fn simulate(seed: u64, broken: Option<Failpoint>, tells: bool) -> Outcome {
 /// Whether a seed comes by what is broken: where one coordinator leads alone nobody asks for what is of leadership, and where there is one job nobody
 /// for what is of a pool.
 pub fn may_show(seed: u64, broken: Failpoint) -> bool {
+    if Failpoint::OF_POLICIES.contains(&broken) {
+        return seed >= POLICIES;
+    }
     if broken == Failpoint::RemovePinned {
         return pins::has_pins(seed);
     }

@@ -47,6 +47,8 @@ impl World {
         survivors.into_iter().find_map(|(rank, worker)| match new.worker_at(rank) {
             now if now == Some(worker) => None,
             Some(taker) if displaced.contains(worker.as_str()) => self.wrong_exchange(new, rank, worker, taker),
+            // Whoever had its place back was lost in the same decision.
+            None if displaced.contains(worker.as_str()) && !gone.is_disjoint(&named(&["worker.draining"])) => None,
             now => Some(format!("T-7: rank {rank} of {id} was {worker}'s, which is there, and is {now:?}'s")),
         })
     }

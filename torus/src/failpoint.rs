@@ -96,6 +96,13 @@ pub enum Failpoint {
     FewSums,
     /// T-12: a newcomer does not take the older global sums.
     SkipOlderSums,
+    // --------------------------------------------------------------------------------------------------------------- policies
+    /// T-4: who fills a place within an iteration begins it with the coefficient that the job began with.
+    StaleKlCoef,
+    /// T-4: after a checkpoint the coefficient is the one that the job began with.
+    ForgetKlCoef,
+    /// T-15: a checkpoint is made at any step of an iteration.
+    SaveWithinIteration,
 }
 
 impl Failpoint {
@@ -145,6 +152,10 @@ impl Failpoint {
         Failpoint::SameTerm,
         Failpoint::TakeOldTerm,
     ];
+
+    /// Of jobs that optimize policies.
+    pub const OF_POLICIES: [Failpoint; 3] =
+        [Failpoint::StaleKlCoef, Failpoint::ForgetKlCoef, Failpoint::SaveWithinIteration];
 
     /// And where these lead a pool of several jobs.
     pub const OF_POOLS_LED_IN_TURN: [Failpoint; 2] = [Failpoint::StoreJobByJob, Failpoint::KeepRemoved];

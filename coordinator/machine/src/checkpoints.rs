@@ -743,7 +743,7 @@ fn checkpoint_at(record: &JobRecord, step: Step) -> Body {
 /// The first step from `from` on, up to the last, whose state can be saved (T-15) and that has no leftovers: one with leftovers may have a
 /// manifest that nobody heard of, and its files stay as they are until they are removed.
 fn free_step(record: &JobRecord, from: Step, total: Step) -> Step {
-    let of_iteration = record.spec.steps_of_iteration();
+    let of_iteration = if failpoint!(SaveWithinIteration) { 1 } else { record.spec.steps_of_iteration() };
     let iterations = from.get().div_ceil(of_iteration)..=total.get() / of_iteration;
     let mut ends = iterations.map(|n| Step::new(n * of_iteration));
     ends.find(|step| !record.leftovers.contains(step)).unwrap_or(total)

@@ -668,6 +668,11 @@ pub trait CachedAttention: Device + Clone {
     /// A row of any operation's result has the same bits whatever other rows there are, and however many.
     fn rows_are_independent(&self) -> bool;
 
+    /// The same device with independent rows in forwards, where it can have them.
+    fn by_rows(&self) -> Self {
+        self.clone()
+    }
+
     /// Puts the keys and values of each row of `qkv (N, row_len)` into `cache (batch, seq, 2 * kv_heads * head_dim)`, then leaves in
     /// `out (N, heads * head_dim)` what the row's queries see of its sequence up to itself: as [`Device::attention`], to the bit where rows are
     /// independent. Row `i` is at position `places[1][i]` of sequence `places[0][i]`, `places (2, N)`; no two are at the same. `dims` are those

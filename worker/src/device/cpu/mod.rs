@@ -612,6 +612,10 @@ impl CachedAttention for CpuDevice {
         self.kernel(Products::F32).any_cut()
     }
 
+    fn by_rows(&self) -> CpuDevice {
+        CpuDevice { by_rows: true, ..self.clone() }
+    }
+
     fn cached_attention(
         &self,
         products: Products,

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   ops       the operations: shapes to launches          runtime   what they need of a driver, as a trait
+//!   attention its kernels; against a cache                launch    launches over elements and rows
 //!   device    the device and its buffers                   shared    what keeps them alive
 //!   gpu       the driver, through cudarc                   products  cuBLASLt
 //!   compile   kernels/*.cu by NVRTC, cached on disk         kernels   their sources and names
@@ -30,12 +31,14 @@
 #![allow(unsafe_code)]
 
 mod arena;
+mod attention;
 mod block;
 mod call;
 pub mod compile;
 mod device;
 mod gpu;
 pub mod kernels;
+mod launch;
 pub mod nccl;
 mod ops;
 mod products;

@@ -4,16 +4,16 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::attention::{Family, attention_launch, dims_of};
 use super::device::{CudaBuf, CudaDevice, CudaIds, CudaSnapshot, blocks, narrow};
 use super::kernels;
+use super::launch::{THREADS, flat, per_block, u32s, warps};
 use super::products::WORKSPACE_BYTES;
 use super::queue::Op;
 use super::runtime::{Arg, DevicePtr, Factor, Launch, Product, Runtime, Stream};
 use crate::device::*;
 use crate::sync::lock;
 
-/// Threads of a block that goes through elements or rows.
-const THREADS: u32 = 256;
 /// Elements that a block of `sum_parts` adds.
 const SUM_CHUNK: usize = 16 * 1024;
 /// Most blocks of `digest`: enough for every multiprocessor several times over.
@@ -26,108 +26,10 @@ const ROUTE_WARPS: usize = 8;
 /// Tiles of own products: f32, and those on tensor cores.
 const TILE_F32: usize = 64;
 const TILE_MMA: usize = 128;
-/// Most dims of a head.
-const MOST_HEAD_DIM: usize = 256;
-
-pub(super) fn flat(n: usize) -> Launch {
-    per_block(n.div_ceil(THREADS as usize), THREADS)
-}
-
-/// `n` blocks.
-fn per_block(n: usize, threads: u32) -> Launch {
-    Launch { grid: [narrow(n), 1, 1], threads, shared_bytes: 0 }
-}
-
-/// A warp for each of `n` rows.
-fn warps(n: usize) -> Launch {
-    flat(n * 32)
-}
-
-fn u32s<const N: usize>(dims: [usize; N]) -> [Arg; N] {
-    dims.map(|d| Arg::U32(narrow(d)))
-}
 
 /// A pointer that may be none.
 fn optional<R: Runtime>(ids: Option<&CudaIds<R>>) -> Arg {
     ids.map_or(Arg::Ptr(0), CudaIds::arg)
-}
-
-/// The kernel for heads of this many dims: the family's name, `f32` or `bf16`, and the dims that it was compiled for.
-fn attention_kernel(family: Family, products: Products, head_dim: usize) -> (&'static str, usize) {
-    assert!(
-        head_dim <= MOST_HEAD_DIM,
-        "the CUDA device has attention for up to {MOST_HEAD_DIM} dims of a head, found {head_dim}"
-    );
-    let bf16 = products == Products::Bf16;
-    match (family, bf16, head_dim) {
-        (Family::Forward, true, 0..=32) => ("attention_bf16_32", 32),
-        (Family::Forward, true, 33..=64) => ("attention_bf16_64", 64),
-        (Family::Forward, true, 65..=128) => ("attention_bf16_128", 128),
-        (Family::Cached { .. }, true, 0..=32) => ("attention_cached_bf16_32", 32),
-        (Family::Cached { .. }, true, 33..=64) => ("attention_cached_bf16_64", 64),
-        (Family::Cached { .. }, true, 65..=128) => ("attention_cached_bf16_128", 128),
-        (Family::Dq, true, 0..=32) => ("attention_dq_bf16_32", 32),
-        (Family::Dq, true, 33..=64) => ("attention_dq_bf16_64", 64),
-        (Family::Dq, true, 65..=128) => ("attention_dq_bf16_128", 128),
-        (Family::Dkv, true, 0..=32) => ("attention_dkv_bf16_32", 32),
-        (Family::Dkv, true, 33..=64) => ("attention_dkv_bf16_64", 64),
-        (Family::Dkv, true, 65..=128) => ("attention_dkv_bf16_128", 128),
-        (Family::Forward, _, 0..=64) => ("attention_f32_64", 0),
-        (Family::Forward, _, 65..=128) => ("attention_f32_128", 0),
-        (Family::Forward, ..) => ("attention_f32_256", 0),
-        (Family::Cached { .. }, _, 0..=64) => ("attention_cached_f32_64", 0),
-        (Family::Cached { .. }, _, 65..=128) => ("attention_cached_f32_128", 0),
-        (Family::Cached { .. }, ..) => ("attention_cached_f32_256", 0),
-        (Family::Dq, _, 0..=64) => ("attention_dq_f32_64", 0),
-        (Family::Dq, _, 65..=128) => ("attention_dq_f32_128", 0),
-        (Family::Dq, ..) => ("attention_dq_f32_256", 0),
-        (Family::Dkv, _, 0..=64) => ("attention_dkv_f32_64", 0),
-        (Family::Dkv, _, 65..=128) => ("attention_dkv_f32_128", 0),
-        (Family::Dkv, ..) => ("attention_dkv_f32_256", 0),
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Family {
-    Forward,
-    /// Of so many rows against a cache.
-    Cached {
-        rows: usize,
-    },
-    Dq,
-    Dkv,
-}
-
-/// The launch of an attention kernel: its grid is `(tiles, heads or kv_heads, batch)`; of rows against a cache, where a tile is of query heads
-/// that share a key/value head, `(rows, kv_heads, tiles)`.
-fn attention_launch(family: Family, products: Products, dims: &AttentionDims) -> (&'static str, Launch) {
-    let (kernel, rounded) = attention_kernel(family, products, dims.head_dim);
-    let (tile, threads, words) = if rounded > 0 {
-        let stride = |n: usize| n / 2 + 4;
-        let (rows, columns) = (64 * stride(rounded), rounded * stride(64));
-        let words = match family {
-            Family::Forward | Family::Cached { .. } => rows + columns,
-            Family::Dq => 4 * rows + columns,
-            Family::Dkv => 2 * rows + 2 * 32 * stride(rounded) + 2 * rounded * stride(32),
-        };
-        (64, 128, words)
-    } else {
-        let (rows, square) = (32 * (dims.head_dim + 1), 32 * 33);
-        let words = match family {
-            Family::Forward | Family::Cached { .. } => 3 * rows + square,
-            Family::Dq => 4 * rows + square,
-            Family::Dkv => 4 * rows + 2 * square,
-        };
-        (32, 256, words)
-    };
-    let (tiles, [heads, kv_heads, batch]) =
-        (blocks(dims.seq, tile), [dims.heads, dims.kv_heads, dims.batch].map(narrow));
-    let grid = match family {
-        Family::Forward | Family::Dq => [tiles, heads, batch],
-        Family::Dkv => [tiles, kv_heads, batch],
-        Family::Cached { rows } => [narrow(rows), kv_heads, blocks(dims.heads / dims.kv_heads, tile)],
-    };
-    (kernel, Launch { grid, threads, shared_bytes: 4 * words })
 }
 
 impl<R: Runtime> CudaDevice<R> {
@@ -239,11 +141,6 @@ impl<R: Runtime> CudaDevice<R> {
 
     fn check_norm(x: &View<'_, CudaBuf<R>>, w: &View<'_, CudaBuf<R>>, tokens: usize, others: [usize; 2]) {
         assert_eq!((x.len, others), (tokens * w.len, [x.len; 2]), "lengths of the rows of a norm");
-    }
-
-    fn attention_dims(dims: &AttentionDims) -> [Arg; 5] {
-        let [seq, heads, kv_heads, head_dim] = u32s([dims.seq, dims.heads, dims.kv_heads, dims.head_dim]);
-        [seq, heads, kv_heads, head_dim, Arg::F32(1.0 / (dims.head_dim as f32).sqrt())]
     }
 }
 
@@ -595,7 +492,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         assert_eq!((qkv.len, out.len, lse.len), expected, "lengths of qkv, out and lse");
         let (kernel, launch) = attention_launch(Family::Forward, products, dims);
         let args = [qkv.arg(), out.arg(), lse.arg(), optional(bounds)];
-        self.launch(kernel, launch, &[&args[..], &Self::attention_dims(dims)].concat());
+        self.launch(kernel, launch, &[&args[..], &dims_of(dims)].concat());
     }
 
     fn attention_backward(
@@ -619,7 +516,7 @@ impl<R: Runtime> Device for CudaDevice<R> {
         for family in [Family::Dkv, Family::Dq] {
             let (kernel, launch) = attention_launch(family, products, dims);
             let saved = [qkv.arg(), lse.arg(), delta, dout.arg(), dqkv.arg(), optional(bounds)];
-            self.launch(kernel, launch, &[&saved[..], &Self::attention_dims(dims)].concat());
+            self.launch(kernel, launch, &[&saved[..], &dims_of(dims)].concat());
         }
     }
 
@@ -771,34 +668,5 @@ impl<R: Runtime> Device for CudaDevice<R> {
         let [first_row, rows] = u32s([first_row, logits.len / tokens]);
         let args = [targets.arg(), lse.arg(), logits.arg(), Arg::F32(scale), first_row, rows];
         self.launch("cross_entropy_backward", per_block(tokens, THREADS), &args);
-    }
-}
-
-impl<R: Runtime> CachedAttention for CudaDevice<R> {
-    /// The library chooses how to multiply by the number of rows.
-    fn rows_are_independent(&self) -> bool {
-        false
-    }
-
-    fn cached_attention(
-        &self,
-        products: Products,
-        dims: &AttentionDims,
-        places: &CudaIds<R>,
-        qkv: View<'_, CudaBuf<R>>,
-        cache: ViewMut<'_, CudaBuf<R>>,
-        out: ViewMut<'_, CudaBuf<R>>,
-    ) {
-        let rows = qkv.len / dims.row_len();
-        assert_eq!((qkv.len, out.len), (rows * dims.row_len(), rows * dims.out_len()), "lengths of qkv and out");
-        assert_eq!(cache.len, dims.tokens() * 2 * dims.kv_heads * dims.head_dim, "length of the cache");
-        assert!(2 * rows <= places.len, "places of {rows} rows in {} ids", places.len);
-        let [seq, heads, kv_heads, head_dim, scale] = Self::attention_dims(dims);
-        let args = [qkv.arg(), places.arg(), cache.arg(), seq, heads, kv_heads, head_dim];
-        self.launch("cache_rows", per_block(rows, 128), &args);
-        // A kernel begins when the one before is done, so what all rows bring is there.
-        let (kernel, launch) = attention_launch(Family::Cached { rows }, products, dims);
-        let args = [qkv.arg(), cache.arg(), places.arg(), out.arg(), seq, heads, kv_heads, head_dim, scale];
-        self.launch(kernel, launch, &args);
     }
 }

@@ -30,7 +30,8 @@ mod write;
 use std::sync::Arc;
 
 use toroid_session::Assignment;
-use toroid_torus::ids::Step;
+use toroid_torus::failpoint;
+use toroid_torus::ids::{Rank, Step};
 use toroid_torus::job::{JobSpec, PpoConfig};
 
 use super::error::StepError;
@@ -60,7 +61,8 @@ impl Policy {
     /// `None` for other kinds. `kl_coef`: what a checkpoint says.
     pub fn new(spec: &JobSpec, kl_coef: Option<f64>) -> Option<Policy> {
         let ppo = spec.ppo.as_ref()?;
-        Some(Policy { kl_coef: kl_coef.unwrap_or(ppo.kl_coef), rollouts: None })
+        let kl_coef = kl_coef.filter(|_| !failpoint!(ForgetKlCoef)).unwrap_or(ppo.kl_coef);
+        Some(Policy { kl_coef, rollouts: None })
     }
 
     pub fn kl_coef(&self) -> f64 {
@@ -129,7 +131,7 @@ impl<D: CachedAttention> Job<D> {
         &mut self,
         links: &mut Links,
         shared: &Shared,
-        (source, step): (toroid_torus::ids::Rank, Step),
+        (source, step): (Rank, Step),
         is_newcomer: bool,
     ) -> Result<(), StepError> {
         let spec = Arc::clone(&self.assignment.spec);
@@ -148,6 +150,9 @@ impl<D: CachedAttention> Job<D> {
             shared.advance();
         }
         if is_newcomer {
+            if failpoint!(StaleKlCoef) {
+                told[0] = config(&spec).kl_coef;
+            }
             policy.kl_coef = told[0];
             let first = Step::new(step.get() - within);
             policy.rollouts = (within > 0).then(|| Rollouts::new(&spec, first, told[0], told.split_off(1)));

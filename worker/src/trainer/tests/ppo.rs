@@ -143,6 +143,13 @@ fn answers_are_the_same_on_every_shape_and_in_every_run() {
     for shape in [(2, 1, 1), (4, 1, 1), (1, 2, 1), (2, 2, 1), (1, 1, 2), (1, 2, 2)] {
         assert_eq!(figures(shape, ""), alone, "{shape:?}");
     }
+    for num in [1, 2, 16] {
+        let spec = policy_job((2, 1, 1), dir.path(), 4, "", "");
+        let spec = JobSpec { ppo: spec.ppo.clone().map(|ppo| job::PpoConfig { side_by_side: num, ..ppo }), ..spec };
+        let curve = train(&spec, dir.path(), 1);
+        let found = curve.iter().map(policy_of).map(|p| (p.score, p.answer_tokens, p.stopped));
+        assert_eq!(found.collect::<Vec<_>>(), alone, "{num} side by side");
+    }
     let spec = policy_job((2, 1, 2), dir.path(), 8, "", "");
     let without_times = |curve: Vec<StepRecord>| {
         let plain = |r: StepRecord| StepRecord { step_s: 0.0, tokens_per_s: 0.0, hidden_s: 0.0, exposed_s: 0.0, ..r };

@@ -191,7 +191,7 @@ impl Nccl for Device {
     unsafe fn add(&self, stream: Stream, x: DevicePtr, y: DevicePtr, n: usize) {
         let args = [Arg::Ptr(x), Arg::Ptr(y), Arg::U64(n as u64)];
         // SAFETY: the caller's promise, and the kernel's arguments.
-        unsafe { self.launch_on(stream, "add_assign", super::super::ops::flat(n), &args) };
+        unsafe { self.launch_on(stream, "add_assign", super::super::launch::flat(n), &args) };
     }
 }
 
