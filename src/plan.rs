@@ -373,7 +373,8 @@ mod tests {
         let failures = Failures { mtbf_s: 1e8, detect_s: 5.0, restore_s: 120.0 };
         let plan = plan(&spec, &machine, &failures);
         let text = text(&spec, &machine, &failures, &plan);
-        for part in ["MEMORY OF A WORKER", "TRAFFIC", "1f1b", "zero-bubble", "goodput  "] {
+        let of_policy = spec.ppo.iter().flat_map(|_| ["frozen models", "cache of generation"]);
+        for part in ["MEMORY OF A WORKER", "TRAFFIC", "1f1b", "zero-bubble", "goodput  "].into_iter().chain(of_policy) {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         (spec, plan)
@@ -389,6 +390,17 @@ mod tests {
         assert_eq!(in_billions, [67.2, 16.7]);
         assert_eq!(of_file.1.memory, of_flags.1.memory);
         assert_eq!(of_file.1.step, of_flags.1.step);
+    }
+
+    /// Prompts are taken once an iteration, and not once a step; models that are only asked need memory, too.
+    #[test]
+    fn a_policy_is_planned_by_its_iterations() {
+        let (spec, plan) = planned(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/ppo.toml"));
+        assert_eq!((spec.steps_of_iteration(), spec.samples_needed()), (8, 50 * 64));
+        let names: Vec<&str> = plan.memory[0].parts().into_iter().map(|(name, _)| name).collect();
+        assert!(names.contains(&"frozen models") && names.contains(&"cache of generation"), "{names:?}");
+        let data = toroid_torus::plan::of_data(&spec, &[1000]).expect("a plan");
+        assert_eq!((data.sources[0].given, data.sources[0].epochs, data.missing_samples), (3200, 3.2, 0));
     }
 
     #[test]

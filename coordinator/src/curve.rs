@@ -307,6 +307,10 @@ impl Curve {
             }
             before = before.max(record.step);
             let row = Row { step: record.step, offset: start, bytes };
+            // Where the first line does not say it, the first row shows which columns there are.
+            if let (true, Some(CurveError::Header { .. })) = (scan.rows.is_empty(), &scan.fault) {
+                scan.columns = text.map_or(scan.columns, Columns::of_row);
+            }
             scan.rows.push((row, StepSummary::from(&record)));
             if scan.fault.is_none() {
                 scan.end = offset;

@@ -224,7 +224,7 @@ pub struct StepRecord<'a> {
     exposed_s: f64,
     epoch: u64,
     missing: bool,
-    /// `null` but of kind sft.
+    /// `null` but of kinds sft and ppo.
     trained_tokens: Option<u64>,
     pairs: u64,
     correct: u64,

@@ -115,6 +115,11 @@ fn the_curve_of_a_policy_has_columns_of_its_own() {
     assert_eq!((rows[0].clone(), rows[3].clone()), (record(1), record(4)));
     assert_eq!(rows[0].policy.map(|p| p.policy_loss.to_bits()), Some((-0.0f64).to_bits()));
     assert!(rows[1].missing && rows[1].policy.is_none() && rows[2].missing);
+    // Of a file whose header is gone the rows say what it was.
+    std::fs::write(folder.path().join(FILE_NAME), text.replacen(Columns::Policy.header(), "", 1)).unwrap();
+    let mut salvage = Curve::salvage(folder.path()).unwrap();
+    salvage.curve.rewrite().unwrap();
+    assert_eq!(std::fs::read_to_string(folder.path().join(FILE_NAME)).unwrap(), text);
     // Nothing is made up of a row that says nothing of a policy, and one of which a part is gone is refused.
     let none = StepRecord { policy: None, ..record(5) };
     assert_eq!(parse(format(Columns::Policy, &none).trim_end()), Ok(none));

@@ -1312,7 +1312,7 @@ pub struct StepRecord {
     /// The step was committed, and nobody has its figures any more: all of them are NaN here, and empty in curve.csv.
     #[prost(bool, tag = "18")]
     pub missing: bool,
-    /// Of kind sft: the tokens that ce is the mean over; of all kinds but pretrain, tokens has no padding.
+    /// Of kinds sft and ppo: the tokens that ce is the mean over; of all kinds but pretrain, tokens has no padding.
     #[prost(uint64, optional, tag = "19")]
     pub trained_tokens: ::core::option::Option<u64>,
     /// Of kind reward: pairs of the step, those whose chosen answer has the higher score, and those where both have the same.

@@ -175,7 +175,7 @@ impl JobSpec {
 
     /// Answers of an iteration.
     pub fn answers_of_iteration(&self) -> u64 {
-        self.ppo.as_ref().map_or(0, |ppo| ppo.minibatches * self.batch.samples())
+        self.ppo.as_ref().map_or(0, |ppo| ppo.minibatches.saturating_mul(self.batch.samples()))
     }
 
     /// Weights from elsewhere that the job names, with their keys.

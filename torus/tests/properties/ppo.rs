@@ -86,6 +86,9 @@ fn every_check_says_what_is_possible() {
         "batch.global = 1048576",
         "`ppo` = 230686720 numbers an iteration is not possible; expected at most 67108864",
     );
+    let huge = "kind = 'ppo'\nsteps = 4096\ndata.path = 'text'\nbatch = { micro_batch = 16777216, micro_batches = 4294967296 }";
+    let huge = format!("{huge}\n[ppo]\nepochs = 1\nminibatches = 4096\nstop_token = 0\nform.tokens = [1]");
+    assert!(parse(&huge).is_err(), "more answers than a number has room for");
     for (key, expected) in [
         ("temperature", "a positive number"),
         ("kl_target", "a positive number"),
