@@ -101,7 +101,7 @@ impl Bucket {
         let what = match self.service.heeds_conditions() {
             Ok(true) => return Ok(()),
             Ok(false) => "the store takes a second object of one name under `If-None-Match: *`, so two jobs could have one folder; use a store that \
-                          heeds conditions of writes"
+                          heeds conditions of writes, or a folder"
                 .into(),
             Err(error) => return Err(cannot_read(self.root().into(), error)),
         };

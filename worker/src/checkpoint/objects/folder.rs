@@ -34,7 +34,7 @@ impl Folder {
         let bad = |what: String| CheckpointError::Root { root: folder.display().to_string(), what };
         let path = resolve(folder).map_err(|e| bad(e.to_string()))?;
         if path.exists() && !path.is_dir() {
-            return Err(bad("it is a file".into()));
+            return Err(bad("it is a file; give the path of a folder".into()));
         }
         Ok(Folder { root: path.display().to_string(), path })
     }

@@ -33,7 +33,7 @@ pub(super) const DAMAGED_PREFIX: &str = "damaged-";
 /// Opens what a root names, a folder's path, a `file://` URL or an `s3://` URL. Nothing is made before the first write.
 pub(super) fn open(root: &str) -> Result<Arc<dyn Objects>, CheckpointError> {
     if root.is_empty() {
-        return Err(CheckpointError::Root { root: root.into(), what: "the path is empty".into() });
+        return Err(CheckpointError::Root { root: root.into(), what: "the path is empty; give a folder's path, a file:// URL or an s3:// URL".into() });
     }
     let path = match root.split_once("://") {
         None => root,
@@ -44,7 +44,7 @@ pub(super) fn open(root: &str) -> Result<Arc<dyn Objects>, CheckpointError> {
         }
         Some(("s3", _)) if system::simulated().is_none() => {
             let store = store::Remote::open(root);
-            let store = store.map_err(|e| CheckpointError::Root { root: root.into(), what: e.to_string() })?;
+            let store = store.map_err(|e| CheckpointError::Root { root: root.into(), what: e.why().into() })?;
             return Ok(Arc::new(bucket::Bucket::new(Box::new(store))));
         }
         Some(("s3", path)) => path,

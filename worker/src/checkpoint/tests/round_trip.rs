@@ -213,11 +213,14 @@ fn a_root_is_a_folder_path_or_a_file_url() {
         ("gs://bucket/run", "the scheme `gs` is not supported; give a folder's path, a file:// URL or an s3:// URL"),
         ("file://host/run", "needs an absolute path"),
         ("", "the path is empty"),
-        (file.to_str().unwrap(), "it is a file"),
+        (file.to_str().unwrap(), "it is a file; give the path of a folder"),
+        ("s3://no bucket/run", "\"no bucket\" is not the name of a bucket; expected s3://BUCKET/PREFIX"),
     ]);
     for (root, expected) in cases {
         let error = Storage::open(root).unwrap_err().to_string();
         assert!(error.contains(expected), "`{root}` gave `{error}`");
+        assert!(error.matches("; ").count() <= 1, "advice stands twice: {error}");
+        assert!(root.is_empty() || error.matches(root).count() == 1, "it is named twice: {error}");
     }
     assert!(matches!(Storage::open_step("run/checkpoints"), Err(CheckpointError::StepPath { .. })));
 }
