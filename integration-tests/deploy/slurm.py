@@ -329,16 +329,17 @@ def main():
     parser.add_argument("--toroid", required=True, type=pathlib.Path)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--keep", action="store_true", help="keep the folder")
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=list(PARTS))
+    # A default is compared with the choices as a whole.
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=[], metavar="PART")
     args = parser.parse_args()
     missing = is_there()
     if missing:
-        sys.exit(f"{', '.join(missing)} not found; scripts/setup.sh --slurm installs Slurm")
+        sys.exit(f"{', '.join(missing)} not found; scripts/setup.sh --deploy installs Slurm")
     folder = tempfile.mkdtemp(prefix="toroid-slurm-")
     try:
         with Slurm(pathlib.Path(folder) / "slurm", 10) as slurm:
             trial = Trial(args.toroid.resolve(), slurm, folder, args.steps)
-            for part in args.parts:
+            for part in args.parts or PARTS:
                 PARTS[part](trial)
     finally:
         if args.keep:
