@@ -237,6 +237,7 @@ def test_batch_host(trial):
     state = trial.slurm.job_state(allocation.number)
     workers = sum(b"--die-with-parent" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
                   for node in trial.slurm.nodes[1:] for pid in trial.slurm.processes(node))
+    assert workers == len(trial.slurm.nodes) - 2, f"{workers} workers are left on the other nodes of the allocation"
     trial.slurm.run("scancel", allocation.number, check=False)
     wait("its end", lambda: not any(trial.slurm.processes(node) for node in trial.slurm.nodes), look=lambda: trial.slurm.run("squeue"))
     trial.slurm.boot("n1")
