@@ -33,7 +33,10 @@ pub(super) const DAMAGED_PREFIX: &str = "damaged-";
 /// Opens what a root names, a folder's path, a `file://` URL or an `s3://` URL. Nothing is made before the first write.
 pub(super) fn open(root: &str) -> Result<Arc<dyn Objects>, CheckpointError> {
     if root.is_empty() {
-        return Err(CheckpointError::Root { root: root.into(), what: "the path is empty; give a folder's path, a file:// URL or an s3:// URL".into() });
+        return Err(CheckpointError::Root {
+            root: root.into(),
+            what: "the path is empty; give a folder's path, a file:// URL or an s3:// URL".into(),
+        });
     }
     let path = match root.split_once("://") {
         None => root,
