@@ -19,9 +19,6 @@ use toroid_torus::owner::{OWNER_NAME, OwnerId, Stamp};
 use super::{Aside, DAMAGED_PREFIX, Objects, Target, cannot_change, cannot_read};
 use crate::checkpoint::{AtomicFile, CheckpointError};
 
-/// What a reader of a whole file asks for at a time.
-const PIECE_BYTES: u64 = 8 << 20;
-
 #[derive(Debug)]
 pub(super) struct Folder {
     /// Absolute; need not exist yet.
@@ -168,10 +165,6 @@ impl Objects for Folder {
             io::ErrorKind::NotFound => CheckpointError::Missing { file: self.display(name) },
             _ => cannot_read(self.display(name), e),
         })
-    }
-
-    fn piece_bytes(&self) -> u64 {
-        PIECE_BYTES
     }
 
     fn begin<'a>(&'a self, name: &str, stamp: &Stamp, total: u64) -> Result<Box<dyn Target + 'a>, CheckpointError> {

@@ -59,6 +59,12 @@ pub(super) fn open(root: &str) -> Result<Arc<dyn Objects>, CheckpointError> {
     })
 }
 
+/// What is read at a time by whoever reads more.
+const PIECE_BYTES: u64 = 8 << 20;
+
+/// Whom the pieces of an object are shown to; an error of theirs ends it.
+pub(super) type Shown<'a> = dyn FnMut(Bytes) -> Result<(), CheckpointError> + 'a;
+
 /// Names are those of objects below the root, `step-<n>/<file>` or `<file>`; a `folder` is a `step-<n>`.
 pub(super) trait Objects: Debug + Send + Sync {
     /// The root in messages, and as it is opened again.
@@ -89,8 +95,13 @@ pub(super) trait Objects: Debug + Send + Sync {
     /// Exactly the bytes `range`.
     fn read_range(&self, name: &str, range: Range<u64>) -> Result<Bytes, CheckpointError>;
 
-    /// As much at a time is asked for by whoever reads all of an object.
-    fn piece_bytes(&self) -> u64;
+    /// Shows the bytes `range` to `f`, piece by piece in their order.
+    fn for_each_piece(&self, name: &str, range: Range<u64>, f: &mut Shown<'_>) -> Result<(), CheckpointError> {
+        for start in range.clone().step_by(PIECE_BYTES as usize) {
+            f(self.read_range(name, start..range.end.min(start + PIECE_BYTES))?)?;
+        }
+        Ok(())
+    }
 
     /// Starts an object of `total` bytes by the writer of `stamp`; see `upload`.
     fn begin<'a>(&'a self, name: &str, stamp: &Stamp, total: u64) -> Result<Box<dyn Target + 'a>, CheckpointError>;
