@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::hash::{BuildHasher as _, RandomState};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use toroid_torus::owner::{OWNER_NAME, OwnerId, Stamp};
 
-use super::{Aside, DAMAGED_PREFIX, Objects, Target, cannot_change, cannot_read};
+use super::{Aside, DAMAGED_PREFIX, MAX_WHOLE_BYTES, Objects, Target, cannot_change, cannot_read};
 use crate::checkpoint::{AtomicFile, CheckpointError};
 
 #[derive(Debug)]
@@ -143,7 +143,19 @@ impl Objects for Folder {
     }
 
     fn read(&self, name: &str) -> Result<Option<Bytes>, CheckpointError> {
-        match fs::read(self.path.join(name)) {
+        let read = || {
+            let file = File::open(self.path.join(name))?;
+            let (len, mut bytes) = (file.metadata()?.len(), Vec::new());
+            // A device has no length, and no end.
+            if len <= MAX_WHOLE_BYTES {
+                file.take(MAX_WHOLE_BYTES + 1).read_to_end(&mut bytes)?;
+            }
+            match len.max(bytes.len() as u64) <= MAX_WHOLE_BYTES {
+                true => Ok(bytes),
+                false => Err(io::Error::other(format!("it has more than {MAX_WHOLE_BYTES} bytes"))),
+            }
+        };
+        match read() {
             Ok(bytes) => Ok(Some(bytes.into())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(cannot_read(self.display(name), e)),

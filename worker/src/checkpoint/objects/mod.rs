@@ -59,6 +59,8 @@ pub(super) fn open(root: &str) -> Result<Arc<dyn Objects>, CheckpointError> {
     })
 }
 
+/// Of an object that is read whole: manifests and records.
+const MAX_WHOLE_BYTES: u64 = 512 << 20;
 /// What is read at a time by whoever reads more.
 const PIECE_BYTES: u64 = 8 << 20;
 

@@ -226,6 +226,17 @@ fn a_root_is_a_folder_path_or_a_file_url() {
 }
 
 #[test]
+fn a_manifest_without_bound_is_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = open(folder.path().to_str().unwrap());
+    write(&storage, 10, shape(1, 1, 1));
+    let manifest = folder.path().join(name_in(10, MANIFEST_NAME));
+    std::fs::File::options().write(true).open(manifest).unwrap().set_len(1 << 40).unwrap();
+    let error = storage.manifest(10).unwrap_err().to_string();
+    assert!(error.ends_with("it has more than 536870912 bytes"), "{error}");
+}
+
+#[test]
 fn a_checkpoint_of_another_model_is_refused() {
     in_each(|_, storage| {
         let manifest = write(&storage, 10, shape(1, 1, 1));
