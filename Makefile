@@ -24,9 +24,10 @@
 # make bench-data   the data pipeline beside datatrove, text-dedup, rensa, datasketch and presidio; installs them in .venv-bench-data and -text-dedup
 # make bench-fleet   one coordinator with 256, 2,048 and 8,192 workers whose trainers are played: what it costs, and how soon deaths are decided
 # make bench-dashboard   the page of a job of 2,048 places in Chromium: what it costs, and how soon it shows a death
+# make bench-storage   a checkpoint of 1 GB goes to an S3-compatible store on this machine, beside the same with its own client; installs boto3 in .venv
 # make bench-allreduce   all-reduce over this machine's processes beside gloo's; installs PyTorch in .venv-bench
 
-.PHONY: demo demo-data test test-data test-data-ray test-peers bench-data test-deploy test-slurm soak soak-control-plane soak-chaos soak-taught check fix bench bench-pytorch bench-elastic bench-fleet bench-dashboard bench-allreduce gpu-bundle gpu-check
+.PHONY: demo demo-data test test-data test-data-ray test-peers bench-data test-deploy test-slurm soak soak-control-plane soak-chaos soak-taught check fix bench bench-pytorch bench-elastic bench-fleet bench-dashboard bench-storage bench-allreduce gpu-bundle gpu-check
 
 KILLS ?= 200
 SEEDS ?= 1000000
@@ -159,6 +160,12 @@ bench-dashboard:
 	scripts/setup.sh
 	cargo build --release --bin toroid
 	.venv/bin/python bench/dashboard.py --toroid target/release/toroid
+
+bench-storage:
+	scripts/setup.sh
+	.venv/bin/python -c 'import boto3' 2>/dev/null || .venv/bin/python -m pip install --quiet --disable-pip-version-check boto3
+	cargo build --release --bin toroid
+	.venv/bin/python bench/storage.py --toroid target/release/toroid
 
 bench-allreduce:
 	scripts/bench_venv.sh

@@ -34,11 +34,14 @@ use toroid_worker::log::Log;
 use crate::access::{CredentialArgs, LocalRole};
 use crate::addresses::{self, Said, Wanted};
 use crate::client;
+use crate::files::read_text;
 use crate::output;
 use crate::supervise;
 
 /// How the line begins that a coordinator prints once it listens; the address follows.
 pub const LISTENS_ON: &str = "listens on ";
+/// Of the map of all hosts to their racks.
+const MAX_RACKS_BYTES: u64 = 16 << 20;
 /// In a job of Slurm, SIGTERMs that come within so long are one request.
 const SLURM_REPEATS: Duration = Duration::from_secs(5);
 
@@ -411,8 +414,7 @@ pub async fn worker(args: WorkerArgs, log: Arc<Log>) -> Result<ExitCode> {
     let rack = match args.rack_map {
         None => args.rack,
         Some(file) => {
-            let map =
-                std::fs::read_to_string(&file).with_context(|| format!("read the racks in {}", file.display()))?;
+            let map = read_text(&file, "the racks in", MAX_RACKS_BYTES)?;
             rack_of(&map, &host).with_context(|| format!("read the racks in {}", file.display()))?.unwrap_or(args.rack)
         }
     };

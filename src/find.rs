@@ -18,6 +18,8 @@ use toroid_worker::checkpoint::Storage;
 
 use crate::client::Connection;
 use crate::exit::not_found;
+use crate::files::read_text;
+use crate::jobfile;
 
 /// Where `toroid local` keeps everything, unless told otherwise.
 pub const LOCAL_DIR: &str = ".toroid";
@@ -124,7 +126,7 @@ fn by_path(text: &str) -> Result<Found> {
 
 fn of_job_folder(folder: &Path) -> Result<Found> {
     let file = folder.join(JOB_FILE);
-    let toml = std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+    let toml = read_text(&file, "the job file", jobfile::MAX_BYTES)?;
     let folder = folder.canonicalize().with_context(|| format!("find {}", folder.display()))?;
     let root = root_of_job(&toml, &folder.to_string_lossy()).with_context(|| format!("read {}", file.display()))?;
     let job = folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());

@@ -14,7 +14,7 @@ use toml::Spanned;
 use crate::files::read_text;
 
 /// Of a job file; the coordinator takes less.
-const MAX_BYTES: u64 = 4 << 20;
+pub const MAX_BYTES: u64 = 4 << 20;
 
 /// A path that was replaced.
 #[derive(Debug, PartialEq, Eq, Serialize)]

@@ -11,6 +11,8 @@ use clap::Subcommand;
 use toroid_torus::job;
 use toroid_worker::device::Choice;
 
+use crate::files::read_text;
+use crate::jobfile;
 use crate::local::positive;
 use crate::output;
 
@@ -211,7 +213,7 @@ pub fn run(command: Command) -> Result<()> {
     let script = match command {
         Command::Allocation { mut shape, job, dir } => {
             if let Some(file) = &job {
-                let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+                let text = read_text(file, "the job file", jobfile::MAX_BYTES)?;
                 let spec = job::parse(&text).with_context(|| format!("read {}", file.display()))?;
                 (shape.tp, shape.pp, shape.dp) = (spec.shape.tp(), spec.shape.pp(), spec.shape.dp());
             }

@@ -28,8 +28,12 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use toroid_worker::trace::{Kind, Span};
 
+use crate::files::read_text;
 use crate::format::table;
 use crate::output::{self, FormatArgs};
+
+/// Of the spans of one worker: its first steps.
+const MAX_FILE_BYTES: u64 = 256 << 20;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -154,7 +158,7 @@ pub fn read(folder: &Path) -> Result<Vec<Span>> {
         if path.extension().is_none_or(|ending| ending != "jsonl") {
             continue;
         }
-        let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let text = read_text(&path, "the spans in", MAX_FILE_BYTES)?;
         for (number, line) in (1..).zip(text.lines()) {
             let at = || format!("line {number} of {} is no span of a trace", path.display());
             spans.push(serde_json::from_str::<Span>(line).with_context(at)?);

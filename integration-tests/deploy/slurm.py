@@ -237,6 +237,7 @@ def test_batch_host(trial):
     state = trial.slurm.job_state(allocation.number)
     workers = sum(b"--die-with-parent" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
                   for node in trial.slurm.nodes[1:] for pid in trial.slurm.processes(node))
+    assert workers == len(trial.slurm.nodes) - 2, f"{workers} workers are left on the other nodes of the allocation"
     trial.slurm.run("scancel", allocation.number, check=False)
     wait("its end", lambda: not any(trial.slurm.processes(node) for node in trial.slurm.nodes), look=lambda: trial.slurm.run("squeue"))
     trial.slurm.boot("n1")
@@ -329,16 +330,17 @@ def main():
     parser.add_argument("--toroid", required=True, type=pathlib.Path)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--keep", action="store_true", help="keep the folder")
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=list(PARTS))
+    # A default is compared with the choices as a whole.
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=[], metavar="PART")
     args = parser.parse_args()
     missing = is_there()
     if missing:
-        sys.exit(f"{', '.join(missing)} not found; scripts/setup.sh --slurm installs Slurm")
+        sys.exit(f"{', '.join(missing)} not found; scripts/setup.sh --deploy installs Slurm")
     folder = tempfile.mkdtemp(prefix="toroid-slurm-")
     try:
         with Slurm(pathlib.Path(folder) / "slurm", 10) as slurm:
             trial = Trial(args.toroid.resolve(), slurm, folder, args.steps)
-            for part in args.parts:
+            for part in args.parts or PARTS:
                 PARTS[part](trial)
     finally:
         if args.keep:

@@ -49,6 +49,15 @@ SlurmdParameters=config_overrides
 """
 
 
+def send(number, pids):
+    """A signal to those that there still are."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass
+
+
 def free_ports(num):
     """So many ports that nobody has now."""
     sockets = [socket.socket() for _ in range(num)]
@@ -121,26 +130,29 @@ class Slurm:
         self.start(node, ["slurmd", "-D", "-N", node])
 
     def power_off(self, node):
-        """Kills all processes of a node until there are none."""
+        """Kills all processes of a node until there are none. All are stopped before the first is killed: of a node without power nobody reports another's
+        end, and no `srun` cancels its step because the script is gone."""
+        daemon = self.daemons.get(node)
         while True:
-            processes = self.processes(node)
-            daemon = self.daemons.get(node)
-            if daemon is not None and daemon.poll() is None:
-                # Before what it started, or it would report their end.
-                processes.insert(0, daemon.pid)
-            if not processes:
+            stopped = set()
+            while True:
+                running = set(self.processes(node)) - stopped
+                if daemon is not None and daemon.poll() is None:
+                    running |= {daemon.pid} - stopped
+                if not running:
+                    break
+                send(signal.SIGSTOP, running)
+                stopped |= running
+            if not stopped:
                 return
-            for pid in processes:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
+            # Children first: a group without a parent is continued, and hung up.
+            send(signal.SIGKILL, sorted(stopped, reverse=True))
             if daemon is not None:
                 daemon.wait()
 
     def processes(self, node):
-        """Processes of jobs on a node: step daemons first, as their children's ends are theirs to report."""
-        daemons, others = [], []
+        """Processes of jobs on a node."""
+        found = []
         for entry in pathlib.Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
@@ -155,10 +167,10 @@ class Slurm:
             if command[0].startswith(b"slurmstepd") or command[0].endswith(b"slurmstepd"):
                 # They name the step, not the node: found by the slurmd's spool folder of the node that they log to.
                 if self.node_of_stepd(entry) == node:
-                    daemons.append(int(entry.name))
+                    found.append(int(entry.name))
             elif f"SLURMD_NODENAME={node}".encode() in environ:
-                others.append(int(entry.name))
-        return daemons + others
+                found.append(int(entry.name))
+        return found
 
     def node_of_stepd(self, entry):
         for fd in (entry / "fd").iterdir():

@@ -156,18 +156,33 @@ impl Client {
     }
 
     pub fn patience(&self, action: &'static str, name: &str) -> Patience {
-        let at = self.endpoint.as_ref().map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
-        Patience::new(self.timing, action, format!("{}{at}", self.location.url_of(name)))
+        Patience::new(self.timing, action, self.name_in_full(name))
     }
 
-    /// Whether the bucket is there and may be listed.
-    pub async fn check(&self) -> Result<(), StorageError> {
+    fn name_in_full(&self, name: &str) -> String {
+        let at = self.endpoint.as_ref().map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
+        format!("{}{at}", self.location.url_of(name))
+    }
+
+    /// Whether the bucket is there and may be listed. Ends within `patience`, with what was met last.
+    pub async fn check(&self, patience: Duration) -> Result<(), StorageError> {
+        let name = self.name_in_full("");
+        match tokio::time::timeout(patience, self.look(Timing { patience, ..self.timing })).await {
+            Ok(looked) => looked,
+            Err(_) => {
+                let what = format!("it has not answered within {} s", patience.as_secs_f32());
+                Err(StorageError::new(Kind::Unreachable, "open", &name, what))
+            }
+        }
+    }
+
+    async fn look(&self, timing: Timing) -> Result<(), StorageError> {
         let key = self.location.key("")?;
         let look = || async {
             let options = PaginatedListOptions { max_keys: Some(1), ..PaginatedListOptions::default() };
             self.s3.list_paginated(Some(key.as_ref()), options).await.map_err(Fault::from)
         };
-        self.patience("open", "").until(look).await.map(drop)
+        Patience::new(timing, "open", self.name_in_full("")).until(look).await.map(drop)
     }
 
     /// Writes an object, in the place of any that is there.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use hyper_util::client::proxy::matcher::Matcher;
@@ -106,15 +108,18 @@ impl Environment {
 /// The settings of `profile` in a file of AWS's form; `None` where the file or the profile is not there.
 pub(crate) fn read_profile(path: &Path, profile: &str) -> Result<Option<BTreeMap<String, String>>, String> {
     let cannot = |e: std::io::Error| format!("{} cannot be read: {e}", path.display());
-    match std::fs::metadata(path) {
+    let file = match File::open(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(cannot(e)),
-        Ok(meta) if meta.len() > FILE_BYTES_MAX => {
-            return Err(format!("{} has {} bytes; expected at most {FILE_BYTES_MAX}", path.display(), meta.len()));
-        }
-        Ok(_) => {}
+        opened => opened.map_err(cannot)?,
+    };
+    let mut bytes = Vec::new();
+    // A device or a pipe has no size.
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(cannot)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(format!("{} has more than {FILE_BYTES_MAX} bytes", path.display()));
     }
-    Ok(profile_in(&std::fs::read_to_string(path).map_err(cannot)?, profile))
+    let text = String::from_utf8(bytes).map_err(|_| format!("{} is not UTF-8 text", path.display()))?;
+    Ok(profile_in(&text, profile))
 }
 
 /// Sections `[name]` or `[profile name]`, lines `key = value`; lines that begin with a space belong to a setting that we do not read.
@@ -146,6 +151,9 @@ mod tests {
         assert_eq!((default["aws_access_key_id"].as_str(), default["aws_secret_access_key"].as_str()), ("A", "b=c"));
         assert_eq!(profile_in(text, "ours").unwrap()["region"], "eu-west-1");
         assert_eq!(profile_in(text, "theirs"), None);
+        let endless = read_profile(Path::new("/dev/zero"), "default");
+        assert_eq!(endless, Err(format!("/dev/zero has more than {FILE_BYTES_MAX} bytes")));
+        assert_eq!(read_profile(Path::new("/none"), "default"), Ok(None));
     }
 
     #[test]

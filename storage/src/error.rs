@@ -60,7 +60,9 @@ impl StorageError {
     /// `tried` is how often, and for how long, where it was more than once.
     pub(crate) fn of(fault: &Fault, action: &'static str, url: &str, tried: Option<(u32, Duration)>) -> StorageError {
         let (kind, advice) = judge(fault);
-        let mut what = fault.to_string();
+        let url = without_endpoint(url, fault);
+        // A store's own sentence may go on.
+        let mut what = fault.to_string().trim_end_matches('.').to_string();
         if let Some((attempts, time)) = tried {
             what += &format!(" (attempt {attempts}, over {:.0} s)", time.as_secs_f32());
         }
@@ -69,6 +71,12 @@ impl StorageError {
         }
         StorageError::new(kind, action, url, what)
     }
+}
+
+/// `URL at ENDPOINT` beside the words of a fault, which may name the endpoint themselves.
+pub(crate) fn without_endpoint<'a>(url: &'a str, fault: &Fault) -> &'a str {
+    let named = fault.endpoint().and_then(|endpoint| url.strip_suffix(endpoint)?.strip_suffix(" at "));
+    named.unwrap_or(url)
 }
 
 /// What kind of trouble a fault is, and what to do about it; nothing where the fault says it.

@@ -36,6 +36,16 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
+    /// What its words name.
+    pub fn endpoint(&self) -> Option<&str> {
+        match self {
+            Fault::Unreachable { endpoint, .. } | Fault::Untrusted { endpoint, .. } | Fault::Plain { endpoint } => {
+                Some(endpoint)
+            }
+            _ => None,
+        }
+    }
+
     pub fn is_status(&self, expected: u16) -> bool {
         matches!(self, Fault::Refused { status, .. } if *status == expected)
     }

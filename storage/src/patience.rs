@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use crate::error::StorageError;
+use crate::error::{StorageError, without_endpoint};
 use crate::fault::Fault;
 
 /// Pauses between attempts, without jitter: from the first, doubled up to the last.
@@ -68,11 +68,12 @@ impl Patience {
         if lasted + pause > self.timing.patience {
             return Err(self.error(&fault));
         }
+        let url = without_endpoint(&self.url, &fault);
         if self.num_attempts == 1 {
             let patience = self.timing.patience.as_secs();
-            warn!("storage: cannot {} {}: {fault}; tried again for up to {patience} s", self.action, self.url);
+            warn!("storage: cannot {} {url}: {fault}; tried again for up to {patience} s", self.action);
         } else {
-            debug!("storage: cannot {} {}: {fault}; next attempt in {pause:?}", self.action, self.url);
+            debug!("storage: cannot {} {url}: {fault}; next attempt in {pause:?}", self.action);
         }
         tokio::time::sleep(pause).await;
         Ok(())

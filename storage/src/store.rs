@@ -68,16 +68,7 @@ impl Store {
     /// Whether the bucket is there and may be listed; for those who start something, within `patience`.
     pub fn check(&self, patience: Duration) -> Result<(), StorageError> {
         let client = Arc::clone(&self.client);
-        let late = StorageError::new(
-            Kind::Unreachable,
-            "open",
-            &self.url_of(""),
-            format!("it has not answered within {} s", patience.as_secs_f32()),
-        );
-        self.wait(async move {
-            let asked = tokio::time::timeout(patience, client.check()).await;
-            asked.unwrap_or(Err(late))
-        })
+        self.wait(async move { client.check(patience).await })
     }
 
     /// Writes an object, in the place of any that is there.

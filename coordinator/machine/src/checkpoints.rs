@@ -236,11 +236,8 @@ impl Checkpoints {
         let passed = if at_start { committed.previous().unwrap_or_default() } else { committed }.get() / interval;
         let first = cx.record.named_to.get() / interval + 1;
         let multiple = |n: u64| Step::new(n * interval);
-        let is_missing = |record: &JobRecord, step: Step| {
-            !record.pending.contains_key(&step) && record.checkpoints.iter().all(|c| c.step != step)
-        };
-        let skipped = (first..=passed).map(multiple).filter(|step| is_missing(&cx.record, *step)).collect();
-        say_skipped(cx, skipped, at_start);
+        let skipped = multiples(&cx.record, cx.record.named_to, multiple(passed));
+        say_skipped(cx, skipped, if at_start { Skipped::Ended } else { Skipped::Late });
         let num_ahead = cx.record.pending.range(committed.next()..).filter(|(_, p)| p.why == Why::Steps).count();
         let last = cx.total().previous().unwrap_or_default().get() / interval;
         let next = (first.max(passed + 1)..=last).take(MAX_MULTIPLES.saturating_sub(num_ahead)).map(multiple);
@@ -669,6 +666,21 @@ impl Checkpoints {
         }
     }
 
+    /// The same where the record is an older copy, and workers have committed `highest`: what it had named up to there may have been published
+    /// since. Nobody removes that but a user.
+    pub fn abandon_copy(&mut self, cx: &mut Cx<'_, '_>, highest: Step) {
+        let leftovers = cx.record.leftovers.clone();
+        self.abandon(cx, true);
+        let named_to = cx.record.named_to;
+        let fields = cx.edit();
+        *fields.leftovers = leftovers;
+        // The state that all begin with can still be saved.
+        let passed = highest.previous().unwrap_or_default();
+        *fields.named_to = named_to.max(passed);
+        let unknown = multiples(&cx.record, named_to, passed);
+        say_skipped(cx, unknown, Skipped::Unknown);
+    }
+
     // ----------------------------------------------------------------------------------------------------------------- time
 
     /// Whether a deadline of checkpoints counts at the moment.
@@ -749,17 +761,43 @@ fn free_step(record: &JobRecord, from: Step, total: Step) -> Step {
     ends.find(|step| !record.leftovers.contains(step)).unwrap_or(total)
 }
 
+/// Multiples of `interval_steps` after `from` and up to `to` that are neither named nor recorded.
+fn multiples(record: &JobRecord, from: Step, to: Step) -> Vec<Step> {
+    let interval = record.spec.checkpoint.interval_steps;
+    let Some(first) = from.get().checked_div(interval) else { return Vec::new() };
+    (first + 1..=to.get() / interval)
+        .map(|n| Step::new(n * interval))
+        .filter(|step| is_missing(record, *step))
+        .collect()
+}
+
+fn is_missing(record: &JobRecord, step: Step) -> bool {
+    !record.pending.contains_key(&step) && record.checkpoints.iter().all(|c| c.step != step)
+}
+
+/// Why a multiple is not saved.
+#[derive(Debug, Clone, Copy)]
+enum Skipped {
+    Ended,
+    Late,
+    /// It may be.
+    Unknown,
+}
+
 /// T-12: multiples of `interval_steps` that will not be saved any more.
-fn say_skipped(cx: &mut Cx<'_, '_>, steps: Vec<Step>, at_start: bool) {
+fn say_skipped(cx: &mut Cx<'_, '_>, steps: Vec<Step>, skipped: Skipped) {
     let (Some(first), Some(last)) = (steps.first(), steps.last()) else { return };
-    let which = match steps.len() {
-        1 => format!("step {first} is"),
-        n => format!("{n} steps from {first} to {last} are"),
+    let (which, is) = match steps.len() {
+        1 => (format!("step {first}"), "is"),
+        n => (format!("{n} steps from {first} to {last}"), "are"),
     };
-    let why = match at_start {
-        true => "the epoch ended before all shards were written",
-        false => "they were committed before the workers could be told",
+    let (saved, why) = match skipped {
+        Skipped::Ended => (format!("{is} not saved"), "the epoch ended before all shards were written"),
+        Skipped::Late => (format!("{is} not saved"), "they were committed before the workers could be told"),
+        Skipped::Unknown => {
+            ("may be saved".into(), "this store is older and does not know; what is in the folder stays there")
+        }
     };
     let interval = cx.record.spec.checkpoint.interval_steps;
-    cx.event("checkpoint.skipped", format!("{which} not saved, a multiple of interval_steps = {interval}: {why}"));
+    cx.event("checkpoint.skipped", format!("{which} {saved}, a multiple of interval_steps = {interval}: {why}"));
 }

@@ -20,7 +20,8 @@ pub enum CheckpointError {
         "cannot keep checkpoints in `{root}`: the scheme `{scheme}` is not supported; give a folder's path, a file:// URL or an s3:// URL"
     )]
     Scheme { root: String, scheme: String },
-    #[error("cannot keep checkpoints in `{root}`: {what}; give a folder's path, a file:// URL or an s3:// URL")]
+    /// `what` says what to do, too.
+    #[error("cannot keep checkpoints in `{root}`: {what}")]
     Root { root: String, what: String },
     #[error(
         "`{path}` is not the folder of a checkpoint; expected a path that ends with step-<n>, as `toroid checkpoint list` \

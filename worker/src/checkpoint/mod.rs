@@ -98,7 +98,7 @@ impl Storage {
         let result = self.objects.write(&name, &stamp, written).and_then(|()| match self.objects.read(&name)? {
             Some(read) if read == written => Ok(()),
             _ => {
-                let what = "a file that was just written is not read back".into();
+                let what = "a file that was just written is not read back; use another folder (checkpoint.path)".into();
                 Err(CheckpointError::Root { root: self.root.clone(), what })
             }
         });

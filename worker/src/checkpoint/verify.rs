@@ -93,14 +93,13 @@ impl Storage {
         let mut part = parts.next();
         let (mut of_part, mut of_file) = (blake3::Hasher::new(), blake3::Hasher::new());
         let mut faults = Vec::new();
-        let piece = self.objects.piece_bytes();
-        for start in (0..file.bytes).step_by(piece as usize) {
-            let end = file.bytes.min(start + piece);
-            let chunk = self.objects.read_range(&name_in(step, &file.file), start..end)?;
+        let mut position = 0;
+        self.objects.for_each_piece(&name_in(step, &file.file), 0..file.bytes, &mut |chunk| {
             if !file.digest.is_empty() {
                 of_file.update(&chunk);
             }
-            let mut position = start;
+            let start = position;
+            let end = start + chunk.len() as u64;
             while let Some(p) = part.as_ref().filter(|_| position < end) {
                 let upto = p.bytes.end.min(end);
                 of_part.update(&chunk[(position - start) as usize..(upto - start) as usize]);
@@ -111,7 +110,8 @@ impl Storage {
                     part = parts.next();
                 }
             }
-        }
+            Ok(())
+        })?;
         let found = of_file.finalize().to_hex();
         if faults.is_empty() && !file.digest.is_empty() && found.as_str() != file.digest {
             let what = format!("the file has the digest {found}, expected {}; its entries match theirs", file.digest);

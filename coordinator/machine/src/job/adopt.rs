@@ -7,7 +7,7 @@
 //!
 //! What the places hold they say when they have prepared ([`crate::recovery::resume`]), so nothing is believed that is not checked there. A job with one
 //! copy of its state goes on in the very epoch, where all its places are there. What the copy lacks besides (checkpoints, incidents, rows of the curve)
-//! is not made up.
+//! is not made up, and checkpoints that it lacks are not removed.
 
 use super::Job;
 use crate::clock::Stopwatch;
@@ -108,7 +108,8 @@ impl Job {
         if self.core.record.state == State::Queued {
             self.stops_waiting(cx);
         }
-        self.checkpoints.abandon(&mut self.core.context(cx), true);
+        let highest = found.committed.iter().copied().max().unwrap_or_default();
+        self.checkpoints.abandon_copy(&mut self.core.context(cx), highest);
         let record = self.core.record.edit(cx.out);
         record.epoch = found.epoch;
         record.shape = found.shape;
@@ -124,7 +125,6 @@ impl Job {
             record.started_unix_ms = cx.now.unix_ms;
             record.trained = Some(Stopwatch::start(cx.now));
         }
-        let highest = found.committed.iter().copied().max().unwrap_or_default();
         record.high_step = record.high_step.max(highest);
         let (kept, committed) = (self.core.curve.progress().last_step(), found.committed.clone());
         self.core.epoch = EpochState::restore(EpochPhase::Waiting, kept.min(highest), committed, Default::default());

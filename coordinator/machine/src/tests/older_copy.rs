@@ -44,6 +44,19 @@ fn the_job_goes_on_from_the_later_epoch_that_its_workers_hold() {
     assert_eq!(world.curves[&job].len(), 20);
 }
 
+/// It had named step 4 before it was taken, and cannot know whether that was published.
+#[test]
+fn what_was_published_since_the_copy_stays() {
+    let (mut world, job, copy) = replaced_since(2, "checkpoint = { interval_steps = 2, keep = 2 }");
+    let on_disk = |world: &World| world.disk.manifests.keys().map(|(_, step)| *step).collect::<Vec<_>>();
+    assert_eq!(on_disk(&world), [2, 4]);
+    start_on(&mut world, copy, |_| true);
+    let words = "step 4 may be saved, a multiple of interval_steps = 2: this store is older and does not know";
+    assert!(world.has_event(&job, "checkpoint.skipped", words), "{:?}", world.record(&job).events);
+    world.train(&job, 9);
+    assert_eq!(on_disk(&world), [4, 12, 14], "the user's to remove");
+}
+
 #[test]
 fn nothing_is_decided_before_the_others_of_that_epoch_had_time_to_come() {
     let (mut world, job, copy) = replaced_since(2, "");

@@ -20,16 +20,15 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 
 use bytes::Bytes;
 use toroid_torus::manifest::MANIFEST_NAME;
 use toroid_torus::owner::{OwnerId, Stamp};
 
-use super::{Aside, Objects, Target, cannot_change, cannot_read};
+use super::{Aside, Objects, PIECE_BYTES, Shown, Target, cannot_change, cannot_read};
 use crate::checkpoint::CheckpointError;
 
-/// Of one request for bytes of an object.
-const GET_BYTES: u64 = 8 << 20;
 /// Such requests of one reader on their way at a time.
 const MAX_GETS: usize = 8;
 /// Small requests on their way at a time.
@@ -101,11 +100,21 @@ impl Bucket {
         let what = match self.service.heeds_conditions() {
             Ok(true) => return Ok(()),
             Ok(false) => "the store takes a second object of one name under `If-None-Match: *`, so two jobs could have one folder; use a store that \
-                          heeds conditions of writes"
+                          heeds conditions of writes, or a folder"
                 .into(),
             Err(error) => return Err(cannot_read(self.root().into(), error)),
         };
         Err(CheckpointError::Root { root: self.root().into(), what })
+    }
+
+    /// Exactly the bytes `range`, by one request.
+    fn get(&self, name: &str, range: Range<u64>) -> Result<Bytes, CheckpointError> {
+        match self.service.get_range(name, range.clone()) {
+            Ok(Some(bytes)) if bytes.len() as u64 == range.end - range.start => Ok(bytes),
+            Ok(Some(bytes)) => Err(cannot_read(self.display(name), format!("{} bytes at {range:?}", bytes.len()))),
+            Ok(None) => Err(CheckpointError::Missing { file: self.display(name) }),
+            Err(e) => Err(cannot_read(self.display(name), e)),
+        }
     }
 
     fn list(&self, folder: &str) -> Result<Listed, CheckpointError> {
@@ -155,30 +164,46 @@ impl Objects for Bucket {
     }
 
     fn read_range(&self, name: &str, range: Range<u64>) -> Result<Bytes, CheckpointError> {
-        let get = |part: &Range<u64>| match self.service.get_range(name, part.clone()) {
-            Ok(Some(bytes)) if bytes.len() as u64 == part.end - part.start => Ok(bytes),
-            Ok(Some(bytes)) => Err(cannot_read(self.display(name), format!("{} bytes at {part:?}", bytes.len()))),
-            Ok(None) => Err(CheckpointError::Missing { file: self.display(name) }),
-            Err(e) => Err(cannot_read(self.display(name), e)),
-        };
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        if range.end - range.start <= GET_BYTES {
-            return get(&range);
+        if range.end - range.start <= PIECE_BYTES {
+            return self.get(name, range);
         }
-        let starts = range.clone().step_by(GET_BYTES as usize);
-        let parts: Vec<Range<u64>> = starts.map(|start| start..range.end.min(start + GET_BYTES)).collect();
-        // What is on its way at a time is bounded, besides all that was asked for.
         let mut whole = Vec::with_capacity((range.end - range.start) as usize);
-        for some in parts.chunks(MAX_GETS) {
-            at_once(some, MAX_GETS, get)?.iter().for_each(|bytes| whole.extend_from_slice(bytes));
-        }
+        self.for_each_piece(name, range, &mut |bytes| {
+            whole.extend_from_slice(&bytes);
+            Ok(())
+        })?;
         Ok(whole.into())
     }
 
-    fn piece_bytes(&self) -> u64 {
-        GET_BYTES * MAX_GETS as u64
+    /// Several are on their way while one is looked at.
+    fn for_each_piece(&self, name: &str, range: Range<u64>, f: &mut Shown<'_>) -> Result<(), CheckpointError> {
+        let starts = range.clone().step_by(PIECE_BYTES as usize);
+        let pieces: Vec<Range<u64>> = starts.map(|start| start..range.end.min(start + PIECE_BYTES)).collect();
+        let num_readers = pieces.len().min(MAX_GETS);
+        std::thread::scope(|scope| {
+            // Each reader has every so-manieth piece, and holds it until it is wanted.
+            let read = |reader: usize| {
+                let (done, wanted) = mpsc::sync_channel(0);
+                let pieces = pieces.iter().skip(reader).step_by(num_readers);
+                scope.spawn(move || {
+                    for piece in pieces {
+                        if done.send(self.get(name, piece.clone())).is_err() {
+                            return;
+                        }
+                    }
+                });
+                wanted
+            };
+            let readers: Vec<_> = (0..num_readers).map(read).collect();
+            for index in 0..pieces.len() {
+                let piece = readers[index % num_readers].recv();
+                f(piece.expect("a reader ends when it has sent all its pieces, and does not panic")?)?;
+            }
+            Ok(())
+        })
     }
 
     fn begin<'a>(&'a self, name: &str, _: &Stamp, total: u64) -> Result<Box<dyn Target + 'a>, CheckpointError> {

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::hash::{BuildHasher as _, RandomState};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -16,11 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use toroid_torus::owner::{OWNER_NAME, OwnerId, Stamp};
 
-use super::{Aside, DAMAGED_PREFIX, Objects, Target, cannot_change, cannot_read};
+use super::{Aside, DAMAGED_PREFIX, MAX_WHOLE_BYTES, Objects, Target, cannot_change, cannot_read};
 use crate::checkpoint::{AtomicFile, CheckpointError};
-
-/// What a reader of a whole file asks for at a time.
-const PIECE_BYTES: u64 = 8 << 20;
 
 #[derive(Debug)]
 pub(super) struct Folder {
@@ -34,7 +31,7 @@ impl Folder {
         let bad = |what: String| CheckpointError::Root { root: folder.display().to_string(), what };
         let path = resolve(folder).map_err(|e| bad(e.to_string()))?;
         if path.exists() && !path.is_dir() {
-            return Err(bad("it is a file".into()));
+            return Err(bad("it is a file; give the path of a folder".into()));
         }
         Ok(Folder { root: path.display().to_string(), path })
     }
@@ -146,7 +143,19 @@ impl Objects for Folder {
     }
 
     fn read(&self, name: &str) -> Result<Option<Bytes>, CheckpointError> {
-        match fs::read(self.path.join(name)) {
+        let read = || {
+            let file = File::open(self.path.join(name))?;
+            let (len, mut bytes) = (file.metadata()?.len(), Vec::new());
+            // A device has no length, and no end.
+            if len <= MAX_WHOLE_BYTES {
+                file.take(MAX_WHOLE_BYTES + 1).read_to_end(&mut bytes)?;
+            }
+            match len.max(bytes.len() as u64) <= MAX_WHOLE_BYTES {
+                true => Ok(bytes),
+                false => Err(io::Error::other(format!("it has more than {MAX_WHOLE_BYTES} bytes"))),
+            }
+        };
+        match read() {
             Ok(bytes) => Ok(Some(bytes.into())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(cannot_read(self.display(name), e)),
@@ -168,10 +177,6 @@ impl Objects for Folder {
             io::ErrorKind::NotFound => CheckpointError::Missing { file: self.display(name) },
             _ => cannot_read(self.display(name), e),
         })
-    }
-
-    fn piece_bytes(&self) -> u64 {
-        PIECE_BYTES
     }
 
     fn begin<'a>(&'a self, name: &str, stamp: &Stamp, total: u64) -> Result<Box<dyn Target + 'a>, CheckpointError> {

@@ -33,7 +33,10 @@ pub(super) const DAMAGED_PREFIX: &str = "damaged-";
 /// Opens what a root names, a folder's path, a `file://` URL or an `s3://` URL. Nothing is made before the first write.
 pub(super) fn open(root: &str) -> Result<Arc<dyn Objects>, CheckpointError> {
     if root.is_empty() {
-        return Err(CheckpointError::Root { root: root.into(), what: "the path is empty".into() });
+        return Err(CheckpointError::Root {
+            root: root.into(),
+            what: "the path is empty; give a folder's path, a file:// URL or an s3:// URL".into(),
+        });
     }
     let path = match root.split_once("://") {
         None => root,
@@ -44,7 +47,7 @@ pub(super) fn open(root: &str) -> Result<Arc<dyn Objects>, CheckpointError> {
         }
         Some(("s3", _)) if system::simulated().is_none() => {
             let store = store::Remote::open(root);
-            let store = store.map_err(|e| CheckpointError::Root { root: root.into(), what: e.to_string() })?;
+            let store = store.map_err(|e| CheckpointError::Root { root: root.into(), what: e.why().into() })?;
             return Ok(Arc::new(bucket::Bucket::new(Box::new(store))));
         }
         Some(("s3", path)) => path,
@@ -55,6 +58,14 @@ pub(super) fn open(root: &str) -> Result<Arc<dyn Objects>, CheckpointError> {
         None => Arc::new(folder::Folder::open(Path::new(path))?),
     })
 }
+
+/// Of an object that is read whole: manifests and records.
+const MAX_WHOLE_BYTES: u64 = 512 << 20;
+/// What is read at a time by whoever reads more.
+const PIECE_BYTES: u64 = 8 << 20;
+
+/// Whom the pieces of an object are shown to; an error of theirs ends it.
+pub(super) type Shown<'a> = dyn FnMut(Bytes) -> Result<(), CheckpointError> + 'a;
 
 /// Names are those of objects below the root, `step-<n>/<file>` or `<file>`; a `folder` is a `step-<n>`.
 pub(super) trait Objects: Debug + Send + Sync {
@@ -86,8 +97,13 @@ pub(super) trait Objects: Debug + Send + Sync {
     /// Exactly the bytes `range`.
     fn read_range(&self, name: &str, range: Range<u64>) -> Result<Bytes, CheckpointError>;
 
-    /// As much at a time is asked for by whoever reads all of an object.
-    fn piece_bytes(&self) -> u64;
+    /// Shows the bytes `range` to `f`, piece by piece in their order.
+    fn for_each_piece(&self, name: &str, range: Range<u64>, f: &mut Shown<'_>) -> Result<(), CheckpointError> {
+        for start in range.clone().step_by(PIECE_BYTES as usize) {
+            f(self.read_range(name, start..range.end.min(start + PIECE_BYTES))?)?;
+        }
+        Ok(())
+    }
 
     /// Starts an object of `total` bytes by the writer of `stamp`; see `upload`.
     fn begin<'a>(&'a self, name: &str, stamp: &Stamp, total: u64) -> Result<Box<dyn Target + 'a>, CheckpointError>;

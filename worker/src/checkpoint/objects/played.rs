@@ -66,10 +66,6 @@ impl Objects for Played {
         Ok(whole.slice(range.start as usize..range.end as usize))
     }
 
-    fn piece_bytes(&self) -> u64 {
-        8 << 20
-    }
-
     fn begin<'a>(&'a self, name: &str, _: &Stamp, _: u64) -> Result<Box<dyn Target + 'a>, CheckpointError> {
         Ok(Box::new(Writing { to: self, name: name.into(), all: Vec::new() }))
     }

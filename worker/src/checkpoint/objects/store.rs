@@ -5,11 +5,10 @@ use std::ops::Range;
 use bytes::Bytes;
 use toroid_storage::{Kind, PutNew, StorageError, Store, Upload};
 
+use super::MAX_WHOLE_BYTES;
 use super::bucket::{Failed, Listed, Sending, Service};
 use crate::checkpoint::error::RefusedToAll;
 
-/// Of an object that is read whole: manifests and records.
-const MAX_WHOLE_BYTES: u64 = 512 << 20;
 /// Names in a folder, or folders.
 const MAX_NAMES: usize = 1 << 20;
 

@@ -129,4 +129,11 @@ fn a_range_of_any_length_is_read_whole_or_not_at_all() {
     assert!(matches!(beyond, CheckpointError::Read { .. }), "{beyond}");
     let missing = storage.objects.read_range("none", 0..(20 << 20)).unwrap_err();
     assert!(matches!(missing, CheckpointError::Missing { .. }), "{missing}");
+    // Who looks at pieces may have seen enough.
+    let mut num_seen = 0;
+    let stopped = storage.objects.for_each_piece("large", 0..(20 << 20), &mut |_| {
+        num_seen += 1;
+        Err(CheckpointError::Missing { file: "enough".into() })
+    });
+    assert!(matches!(stopped, Err(CheckpointError::Missing { file }) if file == "enough") && num_seen == 1);
 }

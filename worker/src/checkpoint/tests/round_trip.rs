@@ -213,13 +213,27 @@ fn a_root_is_a_folder_path_or_a_file_url() {
         ("gs://bucket/run", "the scheme `gs` is not supported; give a folder's path, a file:// URL or an s3:// URL"),
         ("file://host/run", "needs an absolute path"),
         ("", "the path is empty"),
-        (file.to_str().unwrap(), "it is a file"),
+        (file.to_str().unwrap(), "it is a file; give the path of a folder"),
+        ("s3://no bucket/run", "\"no bucket\" is not the name of a bucket; expected s3://BUCKET/PREFIX"),
     ]);
     for (root, expected) in cases {
         let error = Storage::open(root).unwrap_err().to_string();
         assert!(error.contains(expected), "`{root}` gave `{error}`");
+        assert!(error.matches("; ").count() <= 1, "advice stands twice: {error}");
+        assert!(root.is_empty() || error.matches(root).count() == 1, "it is named twice: {error}");
     }
     assert!(matches!(Storage::open_step("run/checkpoints"), Err(CheckpointError::StepPath { .. })));
+}
+
+#[test]
+fn a_manifest_without_bound_is_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = open(folder.path().to_str().unwrap());
+    write(&storage, 10, shape(1, 1, 1));
+    let manifest = folder.path().join(name_in(10, MANIFEST_NAME));
+    std::fs::File::options().write(true).open(manifest).unwrap().set_len(1 << 40).unwrap();
+    let error = storage.manifest(10).unwrap_err().to_string();
+    assert!(error.ends_with("it has more than 536870912 bytes"), "{error}");
 }
 
 #[test]
