@@ -1376,6 +1376,11 @@ pub struct Validation {
     /// in the order of the job file; none where it has a path alone
     #[prost(message, repeated, tag = "5")]
     pub sources: ::prost::alloc::vec::Vec<SourceValidation>,
+    /// Of kind reward, whose tokens are pairs: those whose chosen answer has the higher score, and those where both have the same.
+    #[prost(uint64, tag = "6")]
+    pub correct: u64,
+    #[prost(uint64, tag = "7")]
+    pub ties: u64,
 }
 /// On held-out text of one source.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
