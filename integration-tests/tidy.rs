@@ -277,9 +277,8 @@ fn the_job_file_reference_has_no_other_key_and_no_other_default() -> Result<()> 
             complaints.push(format!("docs/job-file.md:{number}: there is no key `{key}`"));
         }
         let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
-        let inner = |table: Option<&'_ toml::Table>, name: &str| table?.get(name)?.as_table().cloned();
-        let sections = section.split('.').filter(|section| !section.is_empty());
-        let table = sections.fold(Some(defaults.clone()), |table, section| inner(table.as_ref(), section));
+        let mut sections = section.split('.').filter(|section| !section.is_empty());
+        let table = sections.try_fold(defaults.clone(), |table, section| table.get(section)?.as_table().cloned());
         if let (Some(stated), Some(found)) = (stated, table.as_ref().and_then(|table| table.get(name))) {
             num_compared += 1;
             if !is_same(&stated, found) {
