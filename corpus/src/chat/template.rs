@@ -287,7 +287,8 @@ fn of_file(path: &Path) -> Result<String> {
     if path.extension().is_none_or(|ending| ending != "json") {
         return Ok(text);
     }
-    let config: serde_json::Value = serde_json::from_str(&text).map_err(|error| Error::Config(format!("{}: {error}", path.display())))?;
+    let config: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| Error::Config(format!("{}: {error}", path.display())))?;
     let template = template_of(&config).map(str::to_owned);
     template.ok_or_else(|| Error::Config(format!("{}: it has no chat_template", path.display())))
 }

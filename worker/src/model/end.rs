@@ -8,7 +8,7 @@ use crate::device::Device;
 
 use super::block::Context;
 use super::layout::{HeadRanges, Layout};
-use super::policy::{AnswerRows, PolicyStats};
+use super::policy_loss::{AnswerRows, PolicyStats};
 use super::score::PairStats;
 use super::tp::TpComm;
 use super::{head, policy, score};

@@ -7,7 +7,7 @@ use toroid_torus::job::JobSpec;
 use toroid_torus::model::{ModelConfig, Output};
 use toroid_torus::partition::{self, Partition};
 
-use super::policy::PolicyLoss;
+use super::policy_loss::PolicyLoss;
 use crate::device::{AttentionDims, Products};
 
 /// Ranges of one layer's tensors in the flat buffer of parameters, and of their gradients in that of gradients.
@@ -88,7 +88,7 @@ pub(super) struct Layout {
     pub balance_coef: f64,
     /// Of pairs: see [`super::score`].
     pub center_coef: f64,
-    /// Of a policy: see [`super::policy`].
+    /// Of a policy: see [`super::policy_loss`].
     pub policy: PolicyLoss,
     pub output: Output,
     /// Samples are texts with padding behind them, see [`super::rows`].

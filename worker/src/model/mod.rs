@@ -12,6 +12,8 @@
 //! |---|---|
 //! | `stage` | [`Stage`]: parameters, gradients, the slots of the micro-batches in flight |
 //! | `attention`, `moe`, `head`, `score`, `policy` | forward and backward of each part, side by side, with what is saved between them |
+//! | `params` | parameters of a stage, lent ones, and [`Frozen`] ones of other models |
+//! | `policy_loss` | what a policy loses at a token of an answer, a pure function |
 //! | `end` | which of `head`, `score` and `policy` the model ends with |
 //! | `rows` | which rows are tokens, and of which text, where samples are dialogues or answers |
 //! | `decode` | [`StageDecoder`], [`Decoder`]: any rows against cached keys and values, for generation |
@@ -38,7 +40,9 @@ mod end;
 mod head;
 mod layout;
 mod moe;
+mod params;
 mod policy;
+mod policy_loss;
 mod rows;
 mod score;
 mod stage;
@@ -49,8 +53,10 @@ pub use decode::{DecodeInput, DecodeOutput, Decoder, Row, StageDecoder, whole_pa
 pub use end::{EndStats, Target};
 pub use layout::largest_operands;
 pub use moe::RouterStats;
-pub use policy::{AnswerRows, PolicyLoss, PolicyStats};
+pub use params::Frozen;
+pub use policy::EvaluatedRows;
+pub use policy_loss::{AnswerRows, PolicyLoss, PolicyStats};
 pub use score::PairStats;
-pub use stage::{Allocated, Feed, Frozen, Input, LossScale, MicroBatchStats, Stage};
+pub use stage::{Allocated, Feed, Input, LossScale, MicroBatchStats, Stage};
 pub use tp::{Alone, TpComm, all_gather_through_host, all_reduce_through_host};
 pub use watch::{Unwatched, Watch};

@@ -13,7 +13,9 @@ use super::block::{Context, Scratch, sum_over_tp};
 use super::end::{self, EndStats, Target};
 use super::layout::Layout;
 use super::moe::RouterStats;
-use super::policy::{AnswerRows, PolicyStats};
+use super::params::{Frozen, Params};
+use super::policy::{EvaluatedRows, Saved};
+use super::policy_loss::{AnswerRows, PolicyStats};
 use super::rows::Rows;
 use super::score::PairStats;
 use super::tp::{Alone, TpComm};
@@ -179,37 +181,6 @@ pub struct Allocated {
     pub scratch_bytes: u64,
 }
 
-/// Working parameters.
-struct Params<D: Device> {
-    /// Not touched, and so without memory on a CPU, as long as others are lent.
-    own: D::Buf,
-    /// The master weights, where a place has all of them.
-    lent: Option<D::Buf>,
-}
-
-/// Parameters of another model of the same shape, which nobody changes.
-pub struct Frozen<D: Device> {
-    params: Params<D>,
-}
-
-impl<D: Device> Frozen<D> {
-    /// `padded_len` zeros.
-    pub fn new(device: &D, padded_len: usize) -> Frozen<D> {
-        Frozen { params: Params { own: device.alloc(padded_len), lent: None } }
-    }
-
-    /// `values (padded_len)`, laid out as the stage's partition says.
-    pub fn write(&mut self, device: &D, values: &[f32]) {
-        device.write(self.params.own.all_mut(), values);
-    }
-}
-
-impl<D: Device> Params<D> {
-    fn current(&mut self) -> &mut D::Buf {
-        self.lent.as_mut().unwrap_or(&mut self.own)
-    }
-}
-
 /// The layers of one (tp, pp) place: parameters, gradients, and the activations of the micro-batches in flight.
 ///
 /// Parameters and gradients are one flat buffer each, laid out as [`Partition`] says. Every buffer is allocated by
@@ -371,18 +342,17 @@ impl<D: Device> Stage<D> {
         }
     }
 
-    /// On the last stage of a policy, after an evaluation: the log-probabilities of its targets, 0 where there is none, and the values of all rows,
-    /// `(B * S)` each.
-    pub fn evaluated_rows(&self) -> Option<(&[f32], &[f32])> {
+    /// On the last stage of a policy, after an evaluation.
+    pub fn evaluated_rows(&self) -> Option<EvaluatedRows<'_>> {
         match self.evaluation.head.as_ref()? {
-            end::Saved::Policy(policy) => Some((&policy.logps, &policy.row_values)),
+            end::Saved::Policy(Saved { logps, row_values: values, .. }) => Some(EvaluatedRows { logps, values }),
             end::Saved::Head(_) | end::Saved::Score(_) => None,
         }
     }
 
     /// The working parameters are `other`, and those are here, until both are exchanged again.
     pub fn exchange_params(&mut self, other: &mut Frozen<D>) {
-        std::mem::swap(&mut self.params, &mut other.params);
+        other.exchange(&mut self.params);
     }
 
     /// The working parameters for another that reads them, as a decoder does.

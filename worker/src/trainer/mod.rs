@@ -26,6 +26,7 @@ mod heal;
 mod held;
 mod history;
 mod holders;
+mod initial;
 mod job;
 mod kept;
 mod lane;

@@ -9,7 +9,7 @@ use toroid_torus::partition::{Partition, stage_layers};
 use toroid_torus::pipeline::{Action, InFlight, Pass, Pipeline};
 
 use super::overlap::Overlap;
-use super::ppo::Rollouts;
+use super::ppo::rollouts::Rollouts;
 use super::samples::Samples;
 use super::shards::Shards;
 use super::shared::Shared;
@@ -19,7 +19,8 @@ use crate::comm::{Channel, CommError, Fence, Group, Links, TpGroup, Transfer};
 use crate::data::Batch;
 use crate::device::{Buffer, CachedAttention, Device, View};
 use crate::model::{
-    Allocated, DecodeInput, DecodeOutput, EndStats, Frozen, LossScale, PairStats, Row, Stage, StageDecoder,
+    Allocated, DecodeInput, DecodeOutput, EndStats, EvaluatedRows, Frozen, LossScale, PairStats, Row, Stage,
+    StageDecoder,
 };
 use crate::optim::Shard;
 
@@ -355,13 +356,13 @@ impl<D: Device + Clone> Passes<D> {
         Ok(stats)
     }
 
-    /// Forward only of what `fill` puts into a micro-batch of a policy: log-probabilities of its targets and values of all its rows, on the last stage.
+    /// Forward only of what `fill` puts into a micro-batch of a policy: what it says of the rows, on the last stage.
     pub fn evaluate_rows(
         &mut self,
         links: &mut Links,
         place: &Assignment,
         fill: impl FnOnce(&mut Batch),
-    ) -> Result<Option<(&[f32], &[f32])>, CommError> {
+    ) -> Result<Option<EvaluatedRows<'_>>, CommError> {
         fill(&mut self.buffers.batch);
         self.evaluate_batch(links, place)?;
         Ok(self.stage.evaluated_rows())

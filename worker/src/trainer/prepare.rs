@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use toroid_session::{Assignment, ReadFault};
 use toroid_torus::ids::{Rank, Step};
-use toroid_torus::init::fill_initial;
 use toroid_torus::job::JobSpec;
 use toroid_torus::manifest::Manifest;
 use toroid_torus::partition::Partition;
@@ -15,12 +14,14 @@ use super::curve::Curve;
 use super::environment::Environment;
 use super::error::PrepareError;
 use super::held::Held;
+use super::initial::initial_params;
 use super::job::Job;
-use super::ppo::{ModelSources, Policy};
+use super::ppo::models::ModelSources;
+use super::ppo::state::Policy;
 use super::samples::Samples;
 use super::save::Checkpoints;
 use super::workspace::{Parts, Workspace, fetch_weights};
-use crate::checkpoint::{CheckpointError, DRAWN_BESIDES, Owned, ShardStateMut, Storage, load_initial};
+use crate::checkpoint::{CheckpointError, Owned, ShardStateMut, Storage};
 use crate::comm::Fence;
 use crate::data::{Local, Sources};
 use crate::device::CachedAttention;
@@ -191,24 +192,6 @@ fn initial(
     Ok(shard)
 }
 
-/// The flat weights of a partition, `(padded_len)`, as the job begins with them: from `weights`, or drawn from the seed.
-pub(super) fn initial_params(
-    spec: &JobSpec,
-    weights: Option<&Path>,
-    partition: &Partition,
-) -> Result<Vec<f32>, CheckpointError> {
-    let mut params = vec![0.0; partition.padded_len];
-    // With weights from elsewhere, a score or values that they have not are drawn all the same.
-    let is_drawn = |tensor: &str| weights.is_none() || DRAWN_BESIDES.contains(&tensor);
-    for slice in partition.slices.iter().filter(|slice| is_drawn(&slice.tensor)) {
-        fill_initial(slice, spec.seed, &mut params[slice.offset..slice.offset + slice.len]);
-    }
-    if let Some(path) = weights {
-        load_initial(path, &spec.model, partition, &mut params)?;
-    }
-    Ok(params)
-}
-
 /// The error of a checkpoint of this job that could not be loaded. `manifest_read`: it came after that.
 fn not_loaded(storage: &Owned, step: Step, error: CheckpointError, manifest_read: bool) -> PrepareError {
     let fault = storage.read_fault(step.get(), &error, manifest_read);
@@ -272,10 +255,10 @@ fn notes_on(spec: &JobSpec, sources: &Sources) -> Vec<String> {
             notes.push(format!("data.source.tokens of {} is {said}, and it has {found}", source.name));
         }
     }
-    let needed = spec.steps * spec.batch.samples();
+    let needed = spec.samples_needed();
     for (n, ended) in sources.mixture().ends().into_iter().filter(|(n, _)| *n < needed) {
         let Some((source, _)) = sources.iter().nth(ended) else { continue };
-        let (step, epochs) = (n / of_step, source.max_epochs.unwrap_or(f64::INFINITY));
+        let (step, epochs) = (spec.step_of_sample(n), source.max_epochs.unwrap_or(f64::INFINITY));
         notes.push(format!(
             "{} has given its {epochs} epochs after step {step} (sample {n}): from there on the other sources have its share",
             source.name

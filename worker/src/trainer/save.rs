@@ -190,7 +190,7 @@ impl Checkpoints {
             epoch: by.place.epoch.get(),
             shape: spec.shape,
             job: JobSpec::clone(spec),
-            samples: step.get() * spec.batch.samples(),
+            samples: spec.samples_of(step.get()),
             skipped_steps: self.skipped_at.get(&step).copied().unwrap_or(skipped),
             data_digest: blake3::Hash::from_bytes(samples.data_digest()).to_hex().to_string(),
             tokenizer: samples.tokenizer().map(|digest| blake3::Hash::from_bytes(digest).to_hex().to_string()),

@@ -18,7 +18,7 @@ use super::error::StepError;
 use super::job::Job;
 use super::observe::Deed;
 use super::passes::StepAt;
-use super::ppo::Policy;
+use super::ppo::state::Policy;
 use super::shards::Sealing;
 use super::shared::Shared;
 use super::totals::{Sums, Totals};

@@ -5,7 +5,7 @@ use toroid_session::Assignment;
 use toroid_torus::ids::Step;
 use toroid_torus::job::{JobKind, JobSpec};
 
-use super::ppo::{Figures, Rollouts};
+use super::ppo::rollouts::{Figures, Rollouts};
 use crate::data::Batch;
 use crate::model::{MicroBatchStats, PairStats, PolicyStats};
 

@@ -17,7 +17,7 @@ use super::environment::Environment;
 use super::error::PrepareError;
 use super::memory;
 use super::passes::{Passes, pipeline_of};
-use super::ppo::Models;
+use super::ppo::models::Models;
 use super::shards::Shards;
 use super::shared::{PREPARE, Shared, WAIT_FOR_TOKENS};
 use crate::checkpoint::{CheckpointError, Storage};

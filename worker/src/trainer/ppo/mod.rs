@@ -17,22 +17,26 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `state` | the rollouts of an iteration at a place, and what goes on from one to the next |
 //! | `rollouts` | the numbers of an iteration, and what follows from them: advantages, returns, figures |
 //! | `write` | answers, token by token, over the stages and the TP group |
 //! | `score` | what the policy, the reference and the reward model say of them |
 //! | `models` | parameters of the reference and of the reward model at a place |
 
-mod models;
-mod rollouts;
+mod config;
+pub(super) mod models;
+pub(super) mod rollouts;
 mod score;
+pub(super) mod state;
 mod write;
 
 use std::sync::Arc;
 
-use toroid_session::Assignment;
 use toroid_torus::failpoint;
 use toroid_torus::ids::{Rank, Step};
-use toroid_torus::job::{JobSpec, PpoConfig};
+
+use config::config;
+use rollouts::Rollouts;
 
 use super::error::StepError;
 use super::job::Job;
@@ -40,64 +44,8 @@ use super::shared::Shared;
 use crate::comm::{CommError, Links, global_sum};
 use crate::device::CachedAttention;
 
-pub(super) use models::{ModelSources, Models};
-#[cfg(test)]
-pub(super) use rollouts::{Answer, Said};
-pub(super) use rollouts::{Figures, Rollouts};
-
 /// Numbers of one sum over the torus: whoever takes part holds them once for each place of its row or column.
 const CHUNK: usize = 1 << 17;
-
-/// Rollouts of an iteration, and what goes on from one to the next.
-#[derive(Debug)]
-pub(super) struct Policy {
-    /// What a nat of divergence costs in the iteration that begins next.
-    kl_coef: f64,
-    /// From the first step of an iteration to its last commit.
-    rollouts: Option<Rollouts>,
-}
-
-impl Policy {
-    /// `None` for other kinds. `kl_coef`: what a checkpoint says.
-    pub fn new(spec: &JobSpec, kl_coef: Option<f64>) -> Option<Policy> {
-        let ppo = spec.ppo.as_ref()?;
-        let kl_coef = kl_coef.filter(|_| !failpoint!(ForgetKlCoef)).unwrap_or(ppo.kl_coef);
-        Some(Policy { kl_coef, rollouts: None })
-    }
-
-    pub fn kl_coef(&self) -> f64 {
-        self.kl_coef
-    }
-
-    pub fn rollouts(&self) -> Option<&Rollouts> {
-        self.rollouts.as_ref()
-    }
-
-    #[cfg(test)]
-    pub fn set_rollouts(&mut self, rollouts: Rollouts) {
-        self.rollouts = Some(rollouts);
-    }
-
-    /// `committed` is a new step.
-    pub fn commit(&mut self, spec: &JobSpec, committed: Step) {
-        if committed.get().is_multiple_of(spec.steps_of_iteration())
-            && let Some(rollouts) = self.rollouts.take()
-        {
-            self.kl_coef = rollouts.next_kl_coef();
-        }
-    }
-
-    /// Whatever a step has begun that nobody committed is made again.
-    pub fn drop_uncommitted(&mut self, spec: &JobSpec, committed: Step) {
-        if committed.get().is_multiple_of(spec.steps_of_iteration()) {
-            self.rollouts = None;
-        }
-    }
-}
-
-fn config(spec: &JobSpec) -> &PpoConfig {
-    spec.ppo.as_ref().expect("a job of kind ppo has its keys")
-}
 
 impl<D: CachedAttention> Job<D> {
     /// Makes the rollouts of the iteration that begins with the next step, where one does. On return every place has all of them.
@@ -159,13 +107,4 @@ impl<D: CachedAttention> Job<D> {
         }
         Ok(())
     }
-}
-
-/// Answers of the replica of a place, by the micro-batches in which its first pass has them: numbers within the iteration.
-fn of_replica(place: &Assignment) -> Vec<Vec<u64>> {
-    let spec = &place.spec;
-    let (num, size) = (spec.batch.num_micro_batches as u64, spec.batch.micro_batch as u64);
-    let own = spec.batch.of_replica(spec.shape.dp(), place.place().dp);
-    let micro_batches = (0..config(spec).minibatches).flat_map(|m| own.clone().map(move |i| m * num + i as u64));
-    micro_batches.map(|i| (i * size..(i + 1) * size).collect()).collect()
 }

@@ -6,12 +6,12 @@ use toroid_torus::job::JobSpec;
 use toroid_torus::model::{ModelConfig, Output};
 use toroid_torus::partition::{Partition, partition};
 
-use super::config;
+use super::config::config;
 use crate::checkpoint::{CheckpointError, load_initial};
 use crate::data::Local;
 use crate::device::CachedAttention;
 use crate::model::{Frozen, StageDecoder};
-use crate::trainer::prepare::initial_params;
+use crate::trainer::initial::initial_params;
 
 /// What the tensors are called that a reward model has for a policy's values.
 const SCORE: &str = "score.weight";

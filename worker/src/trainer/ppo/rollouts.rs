@@ -14,7 +14,7 @@ use toroid_torus::cursor::{Cursor, splitmix64};
 use toroid_torus::ids::Step;
 use toroid_torus::job::{JobSpec, PpoConfig, SampleOrder};
 
-use super::config;
+use super::config::config;
 use crate::data::Batch;
 use crate::trainer::samples::Samples;
 

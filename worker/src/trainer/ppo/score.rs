@@ -4,10 +4,11 @@
 
 use toroid_torus::job::JobSpec;
 
-use super::config;
+use super::config::config;
 use super::rollouts::{Answer, Rollouts, Said, load_text};
 use crate::comm::{CommError, Links};
 use crate::device::CachedAttention;
+use crate::model::EvaluatedRows;
 use crate::trainer::job::Job;
 use crate::trainer::shared::Shared;
 
@@ -80,7 +81,7 @@ impl<D: CachedAttention> Job<D> {
             };
             let heard = passes.evaluate_rows(links, assignment, fill)?;
             shared.advance();
-            let Some((logps, values)) = heard else { continue };
+            let Some(EvaluatedRows { logps, values }) = heard else { continue };
             for (said, rows) in said.iter_mut().zip(rows) {
                 match judge {
                     Judge::Policy => {

@@ -12,8 +12,8 @@
 use toroid_torus::ids::Step;
 use toroid_torus::job::JobSpec;
 
+use super::config::{config, of_replica};
 use super::rollouts::Answer;
-use super::{config, of_replica};
 use crate::comm::{Channel, CommError, Links, Transfer, all_gather_f64};
 use crate::device::{CachePlace, CachedAttention};
 use crate::generate::Key;

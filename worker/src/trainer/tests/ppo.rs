@@ -7,7 +7,7 @@ use toroid_proto::{PolicyStep, StepRecord};
 use toroid_tokens::{BYTES_TOKENIZER, Document, dialogues_file_of};
 use toroid_torus::ids::Step;
 
-use super::ppo_of_job::{Answer, Rollouts, Said};
+use super::ppo_of_job::rollouts::{Answer, Rollouts, Said};
 use super::*;
 
 /// Two to nine tokens, the first always the same.
@@ -80,7 +80,7 @@ fn at_the_first_minibatch_the_ratio_is_one_and_at_the_start_the_divergence_is_no
             assert!(policy.answer_tokens >= 1.0 && policy.answer_tokens <= 8.0, "{policy:?}");
             assert!(record.loss.is_finite() && record.grad_norm > 0.0 && !record.skipped, "{record:?}");
             let num = record.trained_tokens.expect("the answers' tokens");
-            assert!(num >= 8 && num <= 64, "{shape:?}: {num} tokens of eight answers");
+            assert!((8..=64).contains(&num), "{shape:?}: {num} tokens of eight answers");
         }
         assert_eq!(policy_of(&curve[0]).kl, 0.0, "{shape:?}");
         assert!(policy_of(&curve[1]).mean_ratio != 1.0 && policy_of(&curve[4]).kl != 0.0, "{shape:?}: it learns");
@@ -276,6 +276,10 @@ fn a_policy_learns_the_form_that_is_rewarded() {
     // Of three iterations each.
     let mean = |scores: &[f64]| scores.iter().sum::<f64>() / scores.len() as f64;
     let (before, after) = (mean(&scores[..12]), mean(&scores[scores.len() - 12..]));
+    for record in curve.iter().step_by(4) {
+        let PolicyStep { score, kl, stopped, answer_tokens, .. } = policy_of(record);
+        println!("step {}: score {score:.3}, kl {kl:.3}, stopped {stopped:.2}, {answer_tokens:.1} tokens", record.step);
+    }
     assert!(before < 0.2 && after > 0.8, "from {before} to {after}: {scores:?}");
     assert!(last.stopped > 0.9 && last.kl > 0.0 && last.kl < 8.0, "{last:?}");
 }
