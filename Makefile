@@ -60,16 +60,18 @@ test-data-ray:
 	cargo --config corpus/optimized.toml build -p toroid-corpus
 	.venv-ray/bin/python corpus/tests/ray_cluster.py --toroid-data target/debug/toroid-data
 
-# The test runs twice: what transformers saves after the first time is read by the second.
+# The test runs twice: what transformers saves after the first time is read by the second. All commands but those of cargo and pip have a time
+# after which they fail; the whole workspace is named, as there `make test` has built it already.
+HF_TEST = TOROID_HF_FOLDERS=$(CURDIR)/target/peers cargo test --workspace --exclude toroid-corpus --test numerics hf::
 test-peers:
 	scripts/peers_venv.sh
 	rm -rf target/peers && mkdir -p target/peers
-	TOROID_HF_FOLDERS=$(CURDIR)/target/peers cargo test -p toroid-worker --test numerics hf::
-	.venv-peers/bin/python scripts/check_transformers.py target/peers
-	TOROID_HF_FOLDERS=$(CURDIR)/target/peers cargo test -p toroid-worker --test numerics hf::
-	.venv-peers/bin/python scripts/record_chat_templates.py
+	$(HF_TEST)
+	timeout 600 .venv-peers/bin/python scripts/check_transformers.py target/peers
+	$(HF_TEST)
+	timeout 600 .venv-peers/bin/python scripts/record_chat_templates.py
 	scripts/clients_venv.sh
-	cargo build -p toroid-serve
+	cargo build --workspace --exclude toroid-corpus --bin toroid-serve
 	.venv-clients/bin/python scripts/check_clients.py target/debug/toroid-serve target/peers/tiny
 
 test-deploy:
