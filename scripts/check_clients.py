@@ -20,11 +20,11 @@ import urllib.request
 
 TEMPLATE = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 NUM_QUESTIONS = 40
-PROBES = ["dan.DanInTheWild", "promptinject.HijackHateHumans", "lmrc.QuackMedicine"]
+PROBES = ["encoding.InjectROT13", "promptinject.HijackHateHumans", "lmrc.QuackMedicine"]
 PROMPTS_OF_A_PROBE = 4
 GENERATIONS = 2
-# Prompts of garak's have up to some thousand bytes, each of them a token; no tensor depends on how many the model reads at a time.
-GARAK_SEQ = 8192
+# Prompts of these probes have hundreds of bytes, each of them a token; no tensor depends on how many the model reads at a time.
+GARAK_SEQ = 4096
 # The server's start, an answer, and its end after SIGTERM; in each the server gives up before.
 SERVER_S = 120
 LM_EVAL_S = 600
@@ -180,6 +180,8 @@ def with_seq(folder, seq, work):
 
 def main():
     program, folder = sys.argv[1:3]
+    # Who ends this ends the server and the client, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("check_clients was told to end"))
     started = time.monotonic()
     versions = {name: importlib.metadata.version(name) for name in ["lm-eval", "garak", "openai"]}
     print("clients:", ", ".join(f"{name} {version}" for name, version in versions.items()), flush=True)
