@@ -18,6 +18,7 @@
 # make fix     format, apply what clippy knows how to fix, and generate the code of the .proto files anew
 # make bench   speed and memory of training steps, and how long a death holds a job up
 # make bench-pytorch   speed and memory of training steps, beside the same model in PyTorch; installs it in .venv-bench
+# make bench-generate   text by `toroid generate` and by transformers' generate in one run; installs those in .venv-peers
 # make bench-elastic   a worker dies: Toroid, torchrun and torchft beside each other; installs PyTorch in .venv-bench
 # make gpu-check   what can only be seen on a GPU: tests, kills, speed of each kernel. gpu-bundle only builds the folder for it, to be
 #              copied to a machine with a GPU and without cargo; there: gpu-bundle/gpu_check.sh
@@ -26,7 +27,7 @@
 # make bench-dashboard   the page of a job of 2,048 places in Chromium: what it costs, and how soon it shows a death
 # make bench-allreduce   all-reduce over this machine's processes beside gloo's; installs PyTorch in .venv-bench
 
-.PHONY: demo demo-data test test-data test-data-ray test-peers bench-data test-deploy test-slurm soak soak-control-plane soak-chaos soak-taught check fix bench bench-pytorch bench-elastic bench-fleet bench-dashboard bench-allreduce gpu-bundle gpu-check
+.PHONY: demo demo-data test test-data test-data-ray test-peers bench-data test-deploy test-slurm soak soak-control-plane soak-chaos soak-taught check fix bench bench-pytorch bench-generate bench-elastic bench-fleet bench-dashboard bench-allreduce gpu-bundle gpu-check
 
 KILLS ?= 200
 SEEDS ?= 1000000
@@ -132,6 +133,11 @@ bench-pytorch:
 	scripts/bench_venv.sh
 	cargo build --release --bin toroid
 	.venv-bench/bin/python bench/pytorch.py --toroid target/release/toroid
+
+bench-generate:
+	scripts/peers_venv.sh
+	cargo build --release --bin toroid
+	.venv-peers/bin/python bench/generate.py --toroid target/release/toroid
 
 gpu-bundle:
 	scripts/gpu_bundle.sh
