@@ -18,6 +18,7 @@
 # make fix     format, apply what clippy knows how to fix, and generate the code of the .proto files anew
 # make bench   speed and memory of training steps, and how long a death holds a job up
 # make bench-pytorch   speed and memory of training steps, beside the same model in PyTorch; installs it in .venv-bench
+# make bench-generate   text by `toroid generate` and by transformers' generate in one run; installs those in .venv-peers
 # make bench-elastic   a worker dies: Toroid, torchrun and torchft beside each other; installs PyTorch in .venv-bench
 # make gpu-check   what can only be seen on a GPU: tests, kills, speed of each kernel. gpu-bundle only builds the folder for it, to be
 #              copied to a machine with a GPU and without cargo; there: gpu-bundle/gpu_check.sh
@@ -27,7 +28,7 @@
 # make bench-storage   a checkpoint of 1 GB goes to an S3-compatible store on this machine, beside the same with its own client; installs boto3 in .venv
 # make bench-allreduce   all-reduce over this machine's processes beside gloo's; installs PyTorch in .venv-bench
 
-.PHONY: demo demo-data test test-data test-data-ray test-peers bench-data test-deploy test-slurm soak soak-control-plane soak-chaos soak-taught check fix bench bench-pytorch bench-elastic bench-fleet bench-dashboard bench-storage bench-allreduce gpu-bundle gpu-check
+.PHONY: demo demo-data test test-data test-data-ray test-peers bench-data test-deploy test-slurm soak soak-control-plane soak-chaos soak-taught check fix bench bench-pytorch bench-generate bench-elastic bench-fleet bench-dashboard bench-storage bench-allreduce gpu-bundle gpu-check
 
 KILLS ?= 200
 SEEDS ?= 1000000
@@ -61,16 +62,18 @@ test-data-ray:
 	cargo --config corpus/optimized.toml build -p toroid-corpus
 	.venv-ray/bin/python corpus/tests/ray_cluster.py --toroid-data target/debug/toroid-data
 
-# The test runs twice: what transformers saves after the first time is read by the second.
+# The test runs twice: what transformers saves after the first time is read by the second. All commands but those of cargo and pip have a time
+# after which they fail; the whole workspace is named, as there `make test` has built it already.
+HF_TEST = TOROID_HF_FOLDERS=$(CURDIR)/target/peers cargo test --workspace --exclude toroid-corpus --test numerics hf::
 test-peers:
 	scripts/peers_venv.sh
 	rm -rf target/peers && mkdir -p target/peers
-	TOROID_HF_FOLDERS=$(CURDIR)/target/peers cargo test -p toroid-worker --test numerics hf::
-	.venv-peers/bin/python scripts/check_transformers.py target/peers
-	TOROID_HF_FOLDERS=$(CURDIR)/target/peers cargo test -p toroid-worker --test numerics hf::
-	.venv-peers/bin/python scripts/record_chat_templates.py
+	$(HF_TEST)
+	timeout 600 .venv-peers/bin/python scripts/check_transformers.py target/peers
+	$(HF_TEST)
+	timeout 600 .venv-peers/bin/python scripts/record_chat_templates.py
 	scripts/clients_venv.sh
-	cargo build -p toroid-serve
+	cargo build --workspace --exclude toroid-corpus --bin toroid-serve
 	.venv-clients/bin/python scripts/check_clients.py target/debug/toroid-serve target/peers/tiny
 
 test-deploy:
@@ -131,6 +134,11 @@ bench-pytorch:
 	scripts/bench_venv.sh
 	cargo build --release --bin toroid
 	.venv-bench/bin/python bench/pytorch.py --toroid target/release/toroid
+
+bench-generate:
+	scripts/peers_venv.sh
+	cargo build --release --bin toroid
+	.venv-peers/bin/python bench/generate.py --toroid target/release/toroid
 
 gpu-bundle:
 	scripts/gpu_bundle.sh

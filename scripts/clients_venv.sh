@@ -6,11 +6,11 @@ cd "$(dirname "$0")/.."
 
 packages=(lm-eval==0.4.13 tenacity tiktoken aiohttp "openai>=2,<3")
 # garak's own list brings PyTorch and clients of a dozen services; these are what it imports for a server of OpenAI's API.
-garak_needs=(nltk jsonpath-ng cmd2==2.4.3 mikeshardmind-base2048 colorama ecoji jinja2 jsonschema langdetect lorem markdown mistune pillow platformdirs psutil python-magic rapidfuzz
+garak_needs=(backoff nltk jsonpath-ng cmd2==2.4.3 mikeshardmind-base2048 colorama ecoji jinja2 jsonschema langdetect lorem markdown mistune pillow platformdirs psutil python-magic rapidfuzz
     requests stdlibs tomli tqdm websockets wn==0.9.5 xdg-base-dirs zalgolib)
 
 is_complete() {
-    [ -x .venv-clients/bin/python ] && .venv-clients/bin/python -c 'import lm_eval.models.openai_completions, garak.cli' 2>/dev/null
+    [ -x .venv-clients/bin/python ] && .venv-clients/bin/python -c 'import lm_eval.models.openai_completions, garak.cli, garak.generators.openai' 2>/dev/null
 }
 
 is_complete && exit 0
