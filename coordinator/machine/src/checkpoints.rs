@@ -30,6 +30,7 @@ use super::api::{Reply, RequestId};
 use super::deadlines::Deadline;
 use super::job_context::{Core, JobContext, Section};
 use super::keeping;
+use super::naming::{Skipped, checkpoint_at, free_step, is_missing, multiples};
 use super::record::{Checkpoint, JobRecord, PendingRecord, Unsaved, Why};
 use super::unsaved::{self, Retry};
 use proto::coordinator_message::Body;
@@ -744,44 +745,6 @@ impl Checkpoints {
         }
         Outcome::Failed { step, text, hang }
     }
-}
-
-fn checkpoint_at(record: &JobRecord, step: Step) -> Body {
-    let halt = record.pending.get(&step).is_some_and(|p| p.halts);
-    let (job_id, epoch) = (record.id.to_string(), record.epoch.get());
-    Body::CheckpointAt(proto::CheckpointAt { job_id, epoch, step: step.get(), halt })
-}
-
-/// The first step from `from` on, up to the last, whose state can be saved (T-15) and that has no leftovers: one with leftovers may have a
-/// manifest that nobody heard of, and its files stay as they are until they are removed.
-fn free_step(record: &JobRecord, from: Step, total: Step) -> Step {
-    let of_iteration = if failpoint!(SaveWithinIteration) { 1 } else { record.spec.steps_of_iteration() };
-    let iterations = from.get().div_ceil(of_iteration)..=total.get() / of_iteration;
-    let mut ends = iterations.map(|n| Step::new(n * of_iteration));
-    ends.find(|step| !record.leftovers.contains(step)).unwrap_or(total)
-}
-
-/// Multiples of `interval_steps` after `from` and up to `to` that are neither named nor recorded.
-fn multiples(record: &JobRecord, from: Step, to: Step) -> Vec<Step> {
-    let interval = record.spec.checkpoint.interval_steps;
-    let Some(first) = from.get().checked_div(interval) else { return Vec::new() };
-    (first + 1..=to.get() / interval)
-        .map(|n| Step::new(n * interval))
-        .filter(|step| is_missing(record, *step))
-        .collect()
-}
-
-fn is_missing(record: &JobRecord, step: Step) -> bool {
-    !record.pending.contains_key(&step) && record.checkpoints.iter().all(|c| c.step != step)
-}
-
-/// Why a multiple is not saved.
-#[derive(Debug, Clone, Copy)]
-enum Skipped {
-    Ended,
-    Late,
-    /// It may be.
-    Unknown,
 }
 
 /// T-12: multiples of `interval_steps` that will not be saved any more.

@@ -84,6 +84,7 @@ mod later;
 mod limits;
 mod machine;
 mod moves;
+mod naming;
 mod places;
 mod pool;
 mod progress;
