@@ -101,7 +101,8 @@ say "trains $job; toroid status $job --coordinator $TOROID_COORDINATOR --credent
 setsid $TOROID status --watch "$job" >"$TOROID_DIR/logs/status.log" 2>&1 &
 watch=$!
 # `wait` is interrupted by a signal.
-while [ -z "$stop" ] && kill -0 $watch 2>/dev/null; do wait $watch; code=$?; done
+while [ -z "$stop" ] && kill -0 $watch 2>/dev/null; do wait $watch; done
+if [ -z "$stop" ]; then wait $watch; code=$?; fi
 
 # Whatever the reason: workers leave in good order, which saves the job where it is not done. scancel --signal reaches the steps alone; a SIGTERM
 # to srun would have them killed at once.

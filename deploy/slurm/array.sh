@@ -33,8 +33,11 @@ $TOROID worker --restart --devices "$TOROID_DEVICES" --host "$node" "${roots[@]}
 worker=$!
 # Once: a second signal would end it at once.
 trap 'kill -TERM $worker 2>/dev/null; trap "" TERM' TERM
-while kill -0 $worker 2>/dev/null; do wait $worker; code=$?; done
-[ "${code:-0}" = 0 ] && exit 0
+# A signal interrupts `wait`; the code of a worker that has ended already is kept for it.
+while kill -0 $worker 2>/dev/null; do wait $worker; done
+wait $worker
+code=$?
+[ $code = 0 ] && exit 0
 
 # It starts its worker again by itself, so an end with another code is the node's or the command line's fault. Within a minute such a node would
 # take all tasks of the array.

@@ -81,7 +81,8 @@ class Trial:
         return path
 
     def sbatch(self, script, *flags, **variables):
-        env = dict(self.slurm.env, TOROID=str(self.toroid), TOROID_ROOTS=str(ROOT)) | variables
+        # Caches of nodes go with the folder.
+        env = dict(self.slurm.env, TOROID=str(self.toroid), TOROID_ROOTS=str(ROOT), TMPDIR=str(self.folder)) | variables
         done = subprocess.run(["sbatch", "--parsable", *flags, str(script)], env=env, cwd=self.folder, text=True, capture_output=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
