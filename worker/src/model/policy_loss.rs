@@ -33,7 +33,7 @@ impl PolicyLoss {
 /// What the rows of a micro-batch are compared with, `(B, S)` each; numbers mean nothing where no target is.
 #[derive(Debug, Clone, Copy)]
 pub struct AnswerRows<'a> {
-    /// The answers' tokens, at the rows before them; [`NOWHERE`] elsewhere.
+    /// The answers' tokens, at the rows before them; [`NOWHERE`](crate::device::NOWHERE) elsewhere.
     pub targets: &'a [u32],
     pub old_logps: &'a [f32],
     pub old_values: &'a [f32],
