@@ -68,6 +68,12 @@ class Trial:
         self.job_file.write_text(JOB.format(steps=steps, data=ROOT / "torus/src"))
         self.undisturbed = None
 
+    def longer(self, factor):
+        """The same trial with a job of so many times the steps."""
+        folder = self.folder / f"times-{factor}"
+        folder.mkdir()
+        return Trial(self.toroid, self.slurm, folder, factor * self.steps)
+
     def run(self, *command, check=True, timeout=120, env=None):
         done = subprocess.run([str(self.toroid), *map(str, command)], text=True, capture_output=True, timeout=timeout,
                               env=env or clean_environment(), cwd=self.folder)
@@ -212,6 +218,8 @@ def kill_workers(trial, node):
 
 def test_limit(trial):
     """The time limit: workers leave in good order before, the Slurm job queues itself again and goes on from the saved step."""
+    # Slurm looks at time limits twice a minute: the job has to last until then, on a quick machine, too.
+    trial = trial.longer(4)
     allocation = trial.allocation("limit", "--time=1", "--signal=B:TERM@50")
     allocation.wait_for_step(5)
     wait("the job to be queued again", lambda: trial.slurm.job_state(allocation.number) == "PENDING",
