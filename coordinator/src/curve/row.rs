@@ -21,9 +21,21 @@ pub enum Columns {
     Policy,
 }
 
-const PLAIN: &str = "step,loss,ce,z_loss,balance_loss,grad_norm,lr,weight_decay,tokens,tokens_per_s,step_s,skipped,epoch,hidden_s,exposed_s,expert_load";
-const TEXTS: &str = "step,loss,ce,z_loss,balance_loss,grad_norm,lr,weight_decay,tokens,tokens_per_s,step_s,skipped,epoch,hidden_s,exposed_s,trained_tokens,pairs,correct,ties,expert_load";
-const POLICY: &str = "step,loss,ce,z_loss,balance_loss,grad_norm,lr,weight_decay,tokens,tokens_per_s,step_s,skipped,epoch,hidden_s,exposed_s,trained_tokens,pairs,correct,ties,policy_loss,value_loss,clip_fraction,approx_kl,mean_ratio,score,kl,kl_coef,answer_tokens,stopped,entropy,expert_load";
+/// What all have before the load of the experts, and what some have behind that.
+macro_rules! columns {
+    () => {
+        "step,loss,ce,z_loss,balance_loss,grad_norm,lr,weight_decay,tokens,tokens_per_s,step_s,skipped,epoch,hidden_s,exposed_s"
+    };
+    (texts) => {
+        concat!(columns!(), ",trained_tokens,pairs,correct,ties")
+    };
+    (policy) => {
+        concat!(columns!(texts), ",policy_loss,value_loss,clip_fraction,approx_kl,mean_ratio,score,kl,kl_coef,answer_tokens,stopped,entropy")
+    };
+}
+const PLAIN: &str = concat!(columns!(), ",expert_load");
+const TEXTS: &str = concat!(columns!(texts), ",expert_load");
+const POLICY: &str = concat!(columns!(policy), ",expert_load");
 const NUM_PLAIN_COLUMNS: usize = 15;
 const NUM_TEXTS_COLUMNS: usize = 19;
 const NUM_POLICY_COLUMNS: usize = 30;

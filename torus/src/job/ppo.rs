@@ -47,7 +47,7 @@ pub struct PpoConfig {
     #[serde(default = "kl_horizon")]
     pub kl_horizon: f64,
     /// Discount of a token; 1 in both.
-    #[serde(default = "gamma")]
+    #[serde(default = "unit")]
     pub gamma: f64,
     /// Of generalized advantages (Schulman et al. 2015); 0.95 in both.
     #[serde(default = "lambda")]
@@ -62,7 +62,7 @@ pub struct PpoConfig {
     #[serde(default = "value_coef")]
     pub value_coef: f64,
     /// Taken off the score of an answer that was cut before its stop token; 1 in TRL's examples.
-    #[serde(default = "no_stop_penalty")]
+    #[serde(default = "unit")]
     pub no_stop_penalty: f64,
     /// Sequences that a replica writes side by side.
     #[serde(default = "side_by_side")]
@@ -76,7 +76,7 @@ pub struct PpoConfig {
     /// Taken off that score, which is then divided by `reward_std`: mean and deviation of the scores of good answers make them of one size.
     #[serde(default)]
     pub reward_mean: f64,
-    #[serde(default = "gamma")]
+    #[serde(default = "unit")]
     pub reward_std: f64,
     /// What an answer has to look like, which is worth 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -128,7 +128,7 @@ fn kl_coef() -> f64 {
 fn kl_horizon() -> f64 {
     10_000.0
 }
-fn gamma() -> f64 {
+fn unit() -> f64 {
     1.0
 }
 fn lambda() -> f64 {
@@ -139,9 +139,6 @@ fn clip() -> f64 {
 }
 fn value_coef() -> f64 {
     0.1
-}
-fn no_stop_penalty() -> f64 {
-    1.0
 }
 fn side_by_side() -> usize {
     16

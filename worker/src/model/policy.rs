@@ -2,9 +2,8 @@
 //! `norm(x)`.
 //!
 //! The loss of a token is that of [`super::policy_loss`], with the log-probability of the softmax of the logits over the temperature, from which
-//! tokens are sampled. It is minus the cross-entropy of the row, so the policy's
-//! gradient is that of a cross-entropy with a weight for each row: the host computes weights and the values' gradients from two numbers a row.
-//! All ranks of a TP group compute the same bits of values and their gradients.
+//! tokens are sampled. It is minus the cross-entropy of the row, so the policy's gradient is that of a cross-entropy with a weight for each row:
+//! the host computes weights and the values' gradients from two numbers a row. All ranks of a TP group compute the same bits of values and their gradients.
 
 use crate::device::{Buffer, Device, NOWHERE};
 

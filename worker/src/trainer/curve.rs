@@ -10,15 +10,13 @@ use toroid_torus::job::JobSpec;
 
 use super::emit::Emit;
 use super::history::History;
+use super::long_sum::long_sum;
 use super::samples::Samples;
 use super::shared::Shared;
 use super::totals::Totals;
 use super::validations::{SourceSums, ValidationSums, Validations};
-use crate::comm::{CommError, LinkStats, Links, global_sum};
+use crate::comm::{CommError, LinkStats, Links};
 use crate::system;
-
-/// Numbers of one sum over the torus: whoever takes part holds them once for each place of its row or column.
-const CHUNK: usize = 1 << 17;
 
 pub(super) struct Curve {
     /// Global sums of the newest steps, and of all that no coordinator has.
@@ -168,10 +166,7 @@ impl Curve {
                 slot[1..].copy_from_slice(totals.as_slice());
             }
         }
-        for chunk in values.chunks_mut(CHUNK) {
-            global_sum(links, &spec.shape, chunk)?;
-            shared.advance();
-        }
+        long_sum(links, shared, &spec.shape, &mut values)?;
         let slots = values[head..].chunks_exact(1 + len).filter(|slot| slot[0] > 0.0);
         Ok(Told {
             skipped: values[0] as u64,

@@ -30,6 +30,7 @@ mod initial;
 mod job;
 mod kept;
 mod lane;
+mod long_sum;
 pub mod memory;
 mod observe;
 mod orders;

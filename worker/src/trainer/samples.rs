@@ -75,8 +75,7 @@ impl Samples {
 
     /// What answer `number` of the iteration that begins with step `first` answers (T-5).
     pub fn prompt(&self, spec: &JobSpec, first: Step, number: u64) -> Vec<u32> {
-        let n = first.get() / spec.steps_of_iteration() * spec.answers_of_iteration() + number;
-        let drawn = self.sources.mixture().sample(n);
+        let drawn = self.sources.mixture().sample(spec.samples_of(first.get()) + number);
         self.sources.dataset(drawn.source).prompt(drawn.sample)
     }
 

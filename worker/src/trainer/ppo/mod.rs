@@ -40,12 +40,10 @@ use rollouts::Rollouts;
 
 use super::error::StepError;
 use super::job::Job;
+use super::long_sum::long_sum;
 use super::shared::Shared;
-use crate::comm::{CommError, Links, global_sum};
+use crate::comm::{CommError, Links};
 use crate::device::CachedAttention;
-
-/// Numbers of one sum over the torus: whoever takes part holds them once for each place of its row or column.
-const CHUNK: usize = 1 << 17;
 
 impl<D: CachedAttention> Job<D> {
     /// Makes the rollouts of the iteration that begins with the next step, where one does. On return every place has all of them.
@@ -64,10 +62,7 @@ impl<D: CachedAttention> Job<D> {
         let mut numbers = vec![0.0; Rollouts::len(&spec)];
         self.score_answers(links, shared, &spec, &answers, &mut numbers)?;
         shared.enter("share rollouts");
-        for chunk in numbers.chunks_mut(CHUNK) {
-            global_sum(links, &spec.shape, chunk)?;
-            shared.advance();
-        }
+        long_sum(links, shared, &spec.shape, &mut numbers)?;
         if let Some(policy) = &mut self.policy {
             policy.rollouts = Some(Rollouts::new(&spec, first, kl_coef, numbers));
         }
@@ -93,10 +88,7 @@ impl<D: CachedAttention> Job<D> {
                 told[1..].copy_from_slice(rollouts.numbers());
             }
         }
-        for chunk in told.chunks_mut(CHUNK) {
-            global_sum(links, &spec.shape, chunk)?;
-            shared.advance();
-        }
+        long_sum(links, shared, &spec.shape, &mut told)?;
         if is_newcomer {
             if failpoint!(StaleKlCoef) {
                 told[0] = config(&spec).kl_coef;

@@ -77,8 +77,8 @@ pub(in crate::trainer) struct Rollouts {
 }
 
 /// Numbers of one answer.
-fn stride(ppo: &PpoConfig) -> usize {
-    HEAD + OF_TOKEN * ppo.max_tokens
+fn stride(max_tokens: usize) -> usize {
+    HEAD + OF_TOKEN * max_tokens
 }
 
 /// One answer in the numbers.
@@ -125,13 +125,13 @@ impl<'a> Numbers<'a> {
 impl Rollouts {
     /// Numbers of an iteration of this job.
     pub fn len(spec: &JobSpec) -> usize {
-        spec.answers_of_iteration() as usize * stride(config(spec))
+        spec.answers_of_iteration() as usize * stride(config(spec).max_tokens)
     }
 
     /// Puts an answer, of which nothing is there yet, into the numbers.
     pub(in crate::trainer) fn put(spec: &JobSpec, numbers: &mut [f64], answer: &Answer, said: &Said) {
         let ppo = config(spec);
-        let own = &mut numbers[answer.number as usize * stride(ppo)..][..stride(ppo)];
+        let own = &mut numbers[answer.number as usize * stride(ppo.max_tokens)..][..stride(ppo.max_tokens)];
         own[..HEAD].copy_from_slice(&[
             answer.tokens.len() as f64,
             f64::from(u8::from(answer.has_stop)),
@@ -152,7 +152,9 @@ impl Rollouts {
     pub fn new(spec: &JobSpec, first: Step, kl_coef: f64, numbers: Vec<f64>) -> Rollouts {
         let ppo = config(spec);
         assert_eq!(numbers.len(), Rollouts::len(spec), "the numbers of an iteration");
-        let all = || numbers.chunks_exact(stride(ppo)).map(|values| Numbers { values, max_tokens: ppo.max_tokens });
+        let all = || {
+            numbers.chunks_exact(stride(ppo.max_tokens)).map(|values| Numbers { values, max_tokens: ppo.max_tokens })
+        };
         let mut figures = Figures::default();
         let mut lessons: Vec<Lesson> = Vec::new();
         for answer in all() {
@@ -213,37 +215,35 @@ impl Rollouts {
     }
 
     fn answer(&self, number: u64) -> Numbers<'_> {
-        let stride = HEAD + OF_TOKEN * self.max_tokens;
+        let stride = stride(self.max_tokens);
         Numbers { values: &self.numbers[number as usize * stride..][..stride], max_tokens: self.max_tokens }
     }
 
     /// Answers of step `step`, in their order. The first pass takes them as they were scored (P-1), each other in an order of its own.
-    fn minibatch(&self, spec: &JobSpec, step: Step) -> Vec<u64> {
+    fn minibatch(&self, spec: &JobSpec, step: Step) -> impl Iterator<Item = u64> {
         let (num, of_step) = (self.lessons.len() as u64, spec.batch.samples());
-        let (pass, at) = {
-            let k = step.get() - self.first.get();
-            (k / config(spec).minibatches, k % config(spec).minibatches)
-        };
+        let (k, minibatches) = (step.get() - self.first.get(), config(spec).minibatches);
+        let (pass, at) = (k / minibatches, k % minibatches);
         let seed = splitmix64(spec.seed ^ splitmix64(self.first.get()).wrapping_add(pass));
         let order = if pass == 0 { SampleOrder::Sequential } else { SampleOrder::Shuffled };
         let order = Cursor::new(seed, num, order);
-        (at * of_step..(at + 1) * of_step).map(|n| order.sample(n)).collect()
+        (at * of_step..(at + 1) * of_step).map(move |n| order.sample(n))
     }
 
     /// Tokens that step `step` learns from, over all replicas.
     pub fn num_trained(&self, spec: &JobSpec, step: Step) -> u64 {
-        self.minibatch(spec, step).into_iter().map(|n| self.answer(n).num_tokens() as u64).sum()
+        self.minibatch(spec, step).map(|n| self.answer(n).num_tokens() as u64).sum()
     }
 
     /// Micro-batch `i` of all of step `step`.
     pub fn load(&self, samples: &Samples, spec: &JobSpec, step: Step, i: usize, batch: &mut Batch) {
         batch.clear();
         let size = spec.batch.micro_batch;
-        for (at, number) in self.minibatch(spec, step)[i * size..(i + 1) * size].iter().enumerate() {
-            let prompt = samples.prompt(spec, self.first, *number);
-            let answer = self.answer(*number);
+        for (at, number) in self.minibatch(spec, step).skip(i * size).take(size).enumerate() {
+            let prompt = samples.prompt(spec, self.first, number);
+            let answer = self.answer(number);
             let rows = load_text(batch, spec, at, &prompt, &answer.tokens(), false);
-            let lesson = &self.lessons[*number as usize];
+            let lesson = &self.lessons[number as usize];
             for (t, row) in rows.enumerate() {
                 let answers = &mut batch.answers;
                 answers.logps[row] = answer.logps()[t] as f32;

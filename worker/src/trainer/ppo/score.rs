@@ -7,6 +7,7 @@ use toroid_torus::job::JobSpec;
 use super::config::config;
 use super::rollouts::{Answer, Rollouts, Said, load_text};
 use crate::comm::{CommError, Links};
+use crate::data::Batch;
 use crate::device::CachedAttention;
 use crate::model::EvaluatedRows;
 use crate::trainer::job::Job;
@@ -72,7 +73,7 @@ impl<D: CachedAttention> Job<D> {
             let Job { passes, assignment, fence, .. } = self;
             fence.check(assignment.epoch)?;
             let mut rows = Vec::with_capacity(size);
-            let fill = |batch: &mut crate::data::Batch| {
+            let fill = |batch: &mut Batch| {
                 batch.clear();
                 for (at, answer) in answers.iter().enumerate() {
                     let with_last = judge == Judge::Reward;

@@ -53,7 +53,7 @@ impl<D: CachedAttention> Job<D> {
         spec: &JobSpec,
     ) -> Result<Vec<Answer>, CommError> {
         let (ppo, first) = (config(spec), self.committed);
-        let numbers: Vec<u64> = of_replica(&self.assignment).concat();
+        let numbers = of_replica(&self.assignment);
         let mut answers = Vec::with_capacity(numbers.len());
         for numbers in numbers.chunks(ppo.side_by_side) {
             let mut writing: Vec<Writing> = numbers.iter().map(|number| self.begin(spec, first, *number)).collect();
@@ -78,9 +78,8 @@ impl<D: CachedAttention> Job<D> {
 
     fn begin(&self, spec: &JobSpec, first: Step, number: u64) -> Writing {
         let prompt = self.samples.prompt(spec, first, number);
-        let in_run = first.get() / spec.steps_of_iteration() * spec.answers_of_iteration() + number;
         let room = config(spec).max_tokens.min(spec.model.seq - prompt.len());
-        let key = Key::new(spec.seed, &prompt, in_run);
+        let key = Key::new(spec.seed, &prompt, spec.samples_of(first.get()) + number);
         Writing { answer: Answer { number, prompt, tokens: Vec::new(), has_stop: false }, key, room }
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use toroid_proto::StepRecord;
 use toroid_session::{Assignment, Claim, PeerAddr};
 use toroid_testkit::formula::{self, SHAPES};
 use toroid_torus::geometry::Shape;
@@ -119,6 +120,21 @@ fn each_place<R: Send + 'static>(
     // A link that closes is a lost peer for whoever still looks at it.
     let ended: Vec<(R, Links)> = threads.into_iter().map(|thread| thread.join().expect("a place failed")).collect();
     ended.into_iter().map(|(of_place, _)| of_place).collect()
+}
+
+/// The first `steps` steps of a job, as rank 0 records them.
+fn train(spec: &JobSpec, dir: &Path, steps: u64) -> Vec<StepRecord> {
+    let of_places = each_place(spec, dir, move |mut job, links, environment| {
+        let mut records = Vec::new();
+        for _ in 0..steps {
+            records.extend(job.step(links, &environment.shared).expect("make a step"));
+            job.passes.start_gather(links, &environment.shared, job.shards.own()).expect("gather the parameters");
+        }
+        job.passes.finish_gather(links).expect("gather the parameters");
+        links.flush().expect("send what others wait for");
+        records
+    });
+    of_places.into_iter().flatten().collect()
 }
 
 fn connected(assignment: Assignment, environment: &Environment) -> (Job<CpuDevice>, Links) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use toroid_proto::{PolicyStep, StepRecord};
+use toroid_proto::PolicyStep;
 use toroid_tokens::{BYTES_TOKENIZER, Document, dialogues_file_of};
 use toroid_torus::ids::Step;
 
@@ -42,20 +42,6 @@ fn policy_job((tp, pp, dp): (usize, usize, usize), dir: &Path, steps: u64, keys:
          [batch]\nmicro_batch = 2\nglobal = 8\n[optimizer]\nlr = 1e-2\nwarmup = 2\n[data]\npath = {file:?}\n[ppo]\n{PPO}{ppo}"
     ))
     .expect("a valid job")
-}
-
-fn train(spec: &JobSpec, dir: &Path, steps: u64) -> Vec<StepRecord> {
-    let of_places = each_place(spec, dir, move |mut job, links, environment| {
-        let mut records = Vec::new();
-        for _ in 0..steps {
-            records.extend(job.step(links, &environment.shared).expect("make a step"));
-            job.passes.start_gather(links, &environment.shared, job.shards.own()).expect("gather the parameters");
-        }
-        job.passes.finish_gather(links).expect("gather the parameters");
-        links.flush().expect("send what others wait for");
-        records
-    });
-    of_places.into_iter().flatten().collect()
 }
 
 fn policy_of(record: &StepRecord) -> PolicyStep {

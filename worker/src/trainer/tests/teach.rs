@@ -1,7 +1,6 @@
 //! Fine-tuning on dialogues and a reward model give the figures of an independent implementation (`bench/peers/teach.py`) on every shape, which
 //! knows neither padding nor samples that are shared.
 
-use toroid_proto::StepRecord;
 use toroid_tokens::{BYTES_TOKENIZER, Document, dialogues_file_of, preferences_file_of};
 
 use super::*;
@@ -107,17 +106,7 @@ impl Taught {
 
     /// Ten steps, as rank 0 records them.
     fn train(&self, spec: &JobSpec) -> Vec<StepRecord> {
-        let of_places = each_place(spec, self.dir.path(), |mut job, links, environment| {
-            let mut records = Vec::new();
-            for _ in 0..10 {
-                records.extend(job.step(links, &environment.shared).expect("make a step"));
-                job.passes.start_gather(links, &environment.shared, job.shards.own()).expect("gather the parameters");
-            }
-            job.passes.finish_gather(links).expect("gather the parameters");
-            links.flush().expect("send what others wait for");
-            records
-        });
-        of_places.into_iter().flatten().collect()
+        train(spec, self.dir.path(), 10)
     }
 
     fn check(&self, what: &str, curve: &[StepRecord], num: impl Fn(&StepRecord) -> u64) {
